@@ -1,0 +1,97 @@
+/* adamw.c: global gradient norm, clipping and AdamW, each one pass over memory. */
+#include "cpu.h"
+
+#include "simd.h"
+
+#include <math.h>
+
+enum { BLOCK = 1 << 15 };
+
+size_t cpu_adamw_workspace(const gpt_shape *shape, int n_threads) {
+    (void)n_threads;
+    return shape->training ? sizeof(double) * (size_t)cpu_div_up(shape->n_params, BLOCK) : 0;
+}
+
+typedef struct adamw_args {
+    float *w, *m, *v;
+    const float *grads;
+    double *sums; /* of squares, a block each */
+    const gpt_segment *segments;
+    int n_segments;
+    int64_t n;
+    float lr, beta1, beta2, eps, decay, grad_scale, correction1, correction2;
+} adamw_args;
+
+static void square_sums(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const adamw_args *a = p;
+    for (int64_t block = begin; block < end; block++) {
+        const float *g = a->grads + block * BLOCK;
+        int size = (int)(a->n - block * BLOCK < BLOCK ? a->n - block * BLOCK : BLOCK);
+        vf sum[4] = {{0}};
+        int i = 0;
+        for (; i + 4 * LANES <= size; i += 4 * LANES)
+            for (int j = 0; j < 4; j++) {
+                vf x = vf_load(g + i + j * LANES);
+                sum[j] += x * x;
+            }
+        double total = vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+        for (; i < size; i++) total += (double)g[i] * g[i];
+        a->sums[block] = total;
+    }
+}
+
+void cpu_grad_norm(gpt_ctx *ctx, float *norm, const float *grads, int64_t n) {
+    adamw_args args = {.grads = grads, .sums = ctx->workspace, .n = n};
+    int64_t blocks = cpu_div_up(n, BLOCK);
+    cpu_parallel(ctx, square_sums, &args, blocks, 4);
+    double total = 0;
+    for (int64_t i = 0; i < blocks; i++) total += args.sums[i];
+    *norm = (float)sqrt(total);
+}
+
+/* m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
+ * w -= lr decay w;  w -= lr (m / correction1) / (sqrt(v / correction2) + eps) */
+static void adamw_run(const adamw_args *a, int64_t begin, int64_t end, float decay) {
+    float keep = 1.0f - a->lr * decay, rate = a->lr / a->correction1;
+    float root = 1.0f / sqrtf(a->correction2);
+    float *w = a->w + begin, *m = a->m + begin, *v = a->v + begin;
+    const float *grads = a->grads + begin;
+    int size = (int)(end - begin);
+    FOR_LANES(i, k, size) {
+        vf g = vf_get(grads + i, k) * a->grad_scale;
+        vf m1 = vf_get(m + i, k) * a->beta1 + g * (1.0f - a->beta1);
+        vf v1 = vf_get(v + i, k) * a->beta2 + g * g * (1.0f - a->beta2);
+        vf w1 = vf_get(w + i, k) * keep - rate * (m1 / (vf_sqrt(v1) * root + a->eps));
+        vf_put(m + i, m1, k);
+        vf_put(v + i, v1, k);
+        vf_put(w + i, w1, k);
+    }
+}
+
+/* Numbers begin to end - 1 of the parameter buffer, segment by segment. */
+static void adamw_numbers(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const adamw_args *a = p;
+    for (int i = 0; i < a->n_segments; i++) {
+        int64_t first = a->segments[i].offset, last = first + a->segments[i].size;
+        first = first > begin ? first : begin;
+        last = last < end ? last : end;
+        if (first < last) adamw_run(a, first, last, a->segments[i].decay ? a->decay : 0);
+    }
+}
+
+void cpu_adamw_update(gpt_ctx *ctx, float *w, float *m, float *v, const float *grads,
+                      const float *norm, gpt_adamw adamw, int64_t step,
+                      const gpt_segment *segments, int n_segments) {
+    if (!isfinite(*norm) || n_segments == 0) return;
+    float scale = adamw.grad_clip > 0 ? adamw.grad_clip / (*norm + 1e-6f) : 1;
+    const gpt_segment *last = &segments[n_segments - 1];
+    adamw_args args = {.w = w, .m = m, .v = v, .grads = grads, .segments = segments,
+                       .n_segments = n_segments, .lr = adamw.lr, .beta1 = adamw.beta1,
+                       .beta2 = adamw.beta2, .eps = adamw.eps, .decay = adamw.weight_decay,
+                       .grad_scale = scale < 1 ? scale : 1,
+                       .correction1 = (float)(1 - pow(adamw.beta1, (double)step)),
+                       .correction2 = (float)(1 - pow(adamw.beta2, (double)step))};
+    cpu_parallel(ctx, adamw_numbers, &args, last->offset + last->size, BLOCK);
+}

@@ -1,0 +1,269 @@
+/* attention.c: causal attention in tiles of queries and keys, forward, backward and decode. */
+#include "cpu.h"
+
+#include "blas.h"
+#include "simd.h"
+
+#include <math.h>
+
+/* A tile of probabilities, TILE_Q x TILE_K floats, stays in the second-level cache. */
+enum { TILE_Q = 64, TILE_K = 256 };
+
+/* Per thread: S and dS tiles, and for each query of a tile its maximum, sum and delta. */
+static size_t thread_floats(void) { return 2 * TILE_Q * TILE_K + 4 * TILE_Q; }
+
+size_t cpu_attention_workspace(const gpt_shape *shape, int n_threads) {
+    (void)shape;
+    return sizeof(float) * thread_floats() * (size_t)n_threads;
+}
+
+typedef struct scratch {
+    float *s, *ds, *max, *sum, *delta;
+} scratch;
+
+static scratch thread_scratch(gpt_ctx *ctx, int thread) {
+    float *p = (float *)ctx->workspace + thread_floats() * (size_t)thread;
+    return (scratch){p, p + TILE_Q * TILE_K, p + 2 * TILE_Q * TILE_K,
+                     p + 2 * TILE_Q * TILE_K + TILE_Q, p + 2 * TILE_Q * TILE_K + 2 * TILE_Q};
+}
+
+typedef struct attention_args {
+    gpt_ctx *ctx;
+    float *out, *lse_out, *dqkv, *cache_k, *cache_v;
+    const float *qkv, *out_in, *dout, *lse;
+    const int32_t *seqs, *positions;
+    gpt_dropout dropout;
+    int B, T, NH, NKV, HS, n_ctx, n_tiles;
+    float scale;
+} attention_args;
+
+/* Queries q0 to q0 + nq - 1 of one head; their keys and values start at position 0. */
+typedef struct query_tile {
+    float *out; /* rows ldo apart */
+    float *lse; /* (nq) or NULL */
+    const float *q, *k, *v;
+    int ldo, ldq, ldk, ldv;
+    int q0, nq;
+    uint64_t index; /* of the probability (q0, key 0), for dropout */
+    int T;          /* distance of two rows of probabilities in that index */
+} query_tile;
+
+/* Dropout of the probabilities s (nq, nk), whose first element has this index. */
+static void drop_tile(float *s, int nq, int nk, gpt_dropout dropout, uint64_t index, int T) {
+    if (dropout.p <= 0) return;
+    for (int r = 0; r < nq; r++)
+        for (int j = 0; j < nk; j++)
+            s[r * TILE_K + j] *= dropout_factor(dropout, index + (uint64_t)r * (uint64_t)T + j);
+}
+
+/* One row of scores becomes exponentials relative to the running maximum. valid: how many of its
+ * nk keys the row may see. Returns the factor by which what was summed before must shrink. */
+static float softmax_row(float *s, int valid, int nk, float scale, float *max, float *sum) {
+    vf biggest = vf_set(-INFINITY);
+    FOR_LANES(j, k, valid) {
+        vf x = vf_get(s + j, k);
+        if (k < LANES) { /* the lanes past the end must not win */
+            float tail[LANES];
+            for (int i = 0; i < LANES; i++) tail[i] = i < k ? s[j + i] : -INFINITY;
+            x = vf_load(tail);
+        }
+        biggest = vf_max(biggest, x);
+    }
+    float m = vf_max_lane(biggest) * scale;
+    m = m > *max ? m : *max;
+    vf total = {0};
+    FOR_LANES(j, k, valid) {
+        vf e = vf_exp(vf_get(s + j, k) * scale - m);
+        vf_put(s + j, e, k);
+        total += k < LANES ? vf_load_n(s + j, k) : e;
+    }
+    for (int j = valid; j < nk; j++) s[j] = 0;
+    float shrink = expf(*max - m);
+    *sum = *sum * shrink + vf_sum(total);
+    *max = m;
+    return shrink;
+}
+
+static void forward_tile(const attention_args *a, const query_tile *t, scratch w) {
+    int HS = a->HS, n_keys = t->q0 + t->nq;
+    for (int r = 0; r < t->nq; r++) {
+        w.max[r] = -INFINITY;
+        w.sum[r] = 0;
+        memset(t->out + (int64_t)r * t->ldo, 0, sizeof(float) * (size_t)HS);
+    }
+    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+        int nk = cpu_min(TILE_K, n_keys - k0);
+        gemm_nt(t->nq, nk, HS, 1, t->q, t->ldq, t->k + (int64_t)k0 * t->ldk, t->ldk, 0, w.s,
+                TILE_K);
+        for (int r = 0; r < t->nq; r++) {
+            int valid = cpu_min(nk, cpu_max(0, t->q0 + r + 1 - k0));
+            float *s = w.s + r * TILE_K;
+            if (valid == 0) { /* a block of keys that lies after this query */
+                memset(s, 0, sizeof(float) * (size_t)nk);
+                continue;
+            }
+            float shrink = softmax_row(s, valid, nk, a->scale, &w.max[r], &w.sum[r]);
+            float *out = t->out + (int64_t)r * t->ldo;
+            if (k0 > 0 && shrink != 1)
+                FOR_LANES(c, k, HS) vf_put(out + c, vf_get(out + c, k) * shrink, k);
+        }
+        drop_tile(w.s, t->nq, nk, a->dropout, t->index + (uint64_t)k0, t->T);
+        gemm_nn(t->nq, HS, nk, 1, w.s, TILE_K, t->v + (int64_t)k0 * t->ldv, t->ldv, 1, t->out,
+                t->ldo);
+    }
+    for (int r = 0; r < t->nq; r++) {
+        float *out = t->out + (int64_t)r * t->ldo, inverse = 1 / w.sum[r];
+        FOR_LANES(c, k, HS) vf_put(out + c, vf_get(out + c, k) * inverse, k);
+        if (t->lse) t->lse[r] = w.max[r] + logf(w.sum[r]);
+    }
+}
+
+/* Item i is a (b, query tile, head); late tiles, which see most keys, go first. */
+static void attention_forward_tiles(void *p, int thread, int64_t begin, int64_t end) {
+    const attention_args *a = p;
+    int HS = a->HS, T = a->T, NH = a->NH, stride = (NH + 2 * a->NKV) * HS;
+    for (int64_t i = begin; i < end; i++) {
+        int h = (int)(i % NH), b = (int)(i / NH % a->B);
+        int q0 = (a->n_tiles - 1 - (int)(i / NH / a->B)) * TILE_Q;
+        int kv = h / (NH / a->NKV);
+        const float *qkv = a->qkv + (int64_t)b * T * stride;
+        query_tile t = {
+            .out = a->out + ((int64_t)b * T + q0) * NH * HS + h * HS,
+            .lse = a->lse_out ? a->lse_out + ((int64_t)b * NH + h) * T + q0 : NULL,
+            .q = qkv + (int64_t)q0 * stride + h * HS,
+            .k = qkv + (NH + kv) * HS,
+            .v = qkv + (NH + a->NKV + kv) * HS,
+            .ldo = NH * HS, .ldq = stride, .ldk = stride, .ldv = stride,
+            .q0 = q0, .nq = cpu_min(TILE_Q, T - q0),
+            .index = (((uint64_t)b * NH + h) * T + q0) * T, .T = T,
+        };
+        forward_tile(a, &t, thread_scratch(a->ctx, thread));
+    }
+}
+
+void cpu_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv, gpt_dropout dropout,
+                           int B, int T, int NH, int NKV, int HS) {
+    attention_args args = {.ctx = ctx, .out = out, .lse_out = lse, .qkv = qkv, .dropout = dropout,
+                           .B = B, .T = T, .NH = NH, .NKV = NKV, .HS = HS,
+                           .n_tiles = (int)cpu_div_up(T, TILE_Q), .scale = 1 / sqrtf((float)HS)};
+    cpu_parallel(ctx, attention_forward_tiles, &args, (int64_t)B * NH * args.n_tiles, 1);
+}
+
+/* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row; s and ds (holding dp) in place. */
+static void backward_rows(const attention_args *a, scratch w, const float *lse, int q0, int nq,
+                          int k0, int nk) {
+    for (int r = 0; r < nq; r++) {
+        float *s = w.s + r * TILE_K, *ds = w.ds + r * TILE_K;
+        int valid = cpu_min(nk, cpu_max(0, q0 + r + 1 - k0));
+        FOR_LANES(j, k, valid) {
+            vf prob = vf_exp(vf_get(s + j, k) * a->scale - lse[r]);
+            vf_put(ds + j, prob * (vf_get(ds + j, k) - w.delta[r]) * a->scale, k);
+            vf_put(s + j, prob, k);
+        }
+        for (int j = valid; j < nk; j++) s[j] = ds[j] = 0;
+    }
+}
+
+/* One head's gradients for one tile of queries: dq =, dk +=, dv +=. */
+static void backward_tile(const attention_args *a, int b, int h, int q0, scratch w) {
+    int HS = a->HS, T = a->T, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, ldo = NH * HS;
+    int kv = h / (NH / a->NKV), nq = cpu_min(TILE_Q, T - q0), n_keys = q0 + nq;
+    int64_t base = (int64_t)b * T * stride, key = (NH + kv) * HS, value = key + a->NKV * HS;
+    const float *q = a->qkv + base + (int64_t)q0 * stride + h * HS;
+    const float *out = a->out_in + ((int64_t)b * T + q0) * ldo + h * HS;
+    const float *dout = a->dout + ((int64_t)b * T + q0) * ldo + h * HS;
+    const float *lse = a->lse + ((int64_t)b * NH + h) * T + q0;
+    float *dq = a->dqkv + base + (int64_t)q0 * stride + h * HS;
+
+    for (int r = 0; r < nq; r++) { /* delta = sum_j p_j dp_j, which is dout . out */
+        vf sum = {0};
+        FOR_LANES(c, k, HS)
+            sum += vf_get(dout + (int64_t)r * ldo + c, k) * vf_get(out + (int64_t)r * ldo + c, k);
+        w.delta[r] = vf_sum(sum);
+    }
+    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+        int nk = cpu_min(TILE_K, n_keys - k0);
+        int64_t keys = base + (int64_t)k0 * stride;
+        const float *k = a->qkv + keys + key, *v = a->qkv + keys + value;
+        uint64_t index = (((uint64_t)b * NH + h) * T + q0) * T + k0;
+        gemm_nt(nq, nk, HS, 1, q, stride, k, stride, 0, w.s, TILE_K);       /* s = q k^T */
+        gemm_nt(nq, nk, HS, 1, dout, ldo, v, stride, 0, w.ds, TILE_K);      /* dp = dout v^T */
+        drop_tile(w.ds, nq, nk, a->dropout, index, T);
+        backward_rows(a, w, lse, q0, nq, k0, nk);
+        drop_tile(w.s, nq, nk, a->dropout, index, T);
+        gemm_tn(nk, HS, nq, 1, w.s, TILE_K, dout, ldo, 1, a->dqkv + keys + value, stride);
+        gemm_tn(nk, HS, nq, 1, w.ds, TILE_K, q, stride, 1, a->dqkv + keys + key, stride);
+        gemm_nn(nq, HS, nk, 1, w.ds, TILE_K, k, stride, k0 > 0, dq, stride);
+    }
+}
+
+/* Item i is a (b, key head): all the queries that read these keys, so that dk and dv have one writer. */
+static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t end) {
+    const attention_args *a = p;
+    int HS = a->HS, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, group = NH / a->NKV;
+    for (int64_t i = begin; i < end; i++) {
+        int kv = (int)(i % a->NKV), b = (int)(i / a->NKV);
+        for (int t = 0; t < a->T; t++) {
+            float *dk = a->dqkv + ((int64_t)b * a->T + t) * stride + (NH + kv) * HS;
+            memset(dk, 0, sizeof(float) * (size_t)HS);
+            memset(dk + a->NKV * HS, 0, sizeof(float) * (size_t)HS);
+        }
+        for (int h = kv * group; h < (kv + 1) * group; h++)
+            for (int q0 = 0; q0 < a->T; q0 += TILE_Q)
+                backward_tile(a, b, h, q0, thread_scratch(a->ctx, thread));
+    }
+}
+
+void cpu_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act *qkv,
+                            const act *out, const float *lse, gpt_dropout dropout, int B, int T,
+                            int NH, int NKV, int HS) {
+    attention_args args = {.ctx = ctx, .dqkv = dqkv, .dout = dout, .qkv = qkv, .out_in = out,
+                           .lse = lse, .dropout = dropout, .B = B, .T = T, .NH = NH, .NKV = NKV,
+                           .HS = HS, .scale = 1 / sqrtf((float)HS)};
+    cpu_parallel(ctx, attention_backward_heads, &args, (int64_t)B * NKV, 1);
+}
+
+static void store_rows(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const attention_args *a = p;
+    size_t bytes = sizeof(float) * (size_t)a->HS;
+    for (int64_t n = begin; n < end; n++) {
+        const float *k = a->qkv + (n * (a->NH + 2 * a->NKV) + a->NH) * a->HS;
+        for (int kv = 0; kv < a->NKV; kv++, k += a->HS) {
+            int64_t row = ((int64_t)a->seqs[n] * a->NKV + kv) * a->n_ctx + a->positions[n];
+            memcpy(a->cache_k + row * a->HS, k, bytes);
+            memcpy(a->cache_v + row * a->HS, k + a->NKV * a->HS, bytes);
+        }
+    }
+}
+
+/* Item h is a query head. Rows that follow each other in one sequence share a tile. */
+static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
+    const attention_args *a = p;
+    int HS = a->HS, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, N = a->B;
+    for (int64_t h = begin; h < end; h++) {
+        int64_t kv = h / (NH / a->NKV);
+        for (int n = 0, nq; n < N; n += nq) {
+            for (nq = 1; nq < TILE_Q && n + nq < N && a->seqs[n + nq] == a->seqs[n] &&
+                         a->positions[n + nq] == a->positions[n] + nq;)
+                nq++;
+            int64_t rows = ((int64_t)a->seqs[n] * a->NKV + kv) * a->n_ctx * HS;
+            query_tile t = {.out = a->out + ((int64_t)n * NH + h) * HS,
+                            .q = a->qkv + (int64_t)n * stride + h * HS,
+                            .k = a->cache_k + rows, .v = a->cache_v + rows,
+                            .ldo = NH * HS, .ldq = stride, .ldk = HS, .ldv = HS,
+                            .q0 = a->positions[n], .nq = nq};
+            forward_tile(a, &t, thread_scratch(a->ctx, thread));
+        }
+    }
+}
+
+void cpu_attention_decode(gpt_ctx *ctx, act *out, act *cache_k, act *cache_v, const act *qkv,
+                          const int32_t *seqs, const int32_t *positions, int N, int n_ctx, int NH,
+                          int NKV, int HS) {
+    attention_args args = {.ctx = ctx, .out = out, .cache_k = cache_k, .cache_v = cache_v,
+                           .qkv = qkv, .seqs = seqs, .positions = positions, .B = N, .NH = NH,
+                           .NKV = NKV, .HS = HS, .n_ctx = n_ctx, .scale = 1 / sqrtf((float)HS)};
+    cpu_parallel(ctx, store_rows, &args, N, 16);
+    cpu_parallel(ctx, decode_heads, &args, NH, 1);
+}

@@ -1,0 +1,108 @@
+/* cpu.h: what the files of the CPU backend share.
+ *
+ * Every file here but context.c is compiled once for each instruction-set level (see
+ * CMakeLists.txt), with CPU_LEVEL set to its name. The names below therefore carry the level, so
+ * that the copies live in one library; the sources, and readers, see only the plain name. */
+#ifndef CPU_H
+#define CPU_H
+
+#include "ops.h"
+
+#define CPU_JOIN2(level, name) cpu_##level##_##name
+#define CPU_JOIN(level, name)  CPU_JOIN2(level, name)
+#define CPU_NAME(name)         CPU_JOIN(CPU_LEVEL, name)
+
+#define cpu_embedding_forward      CPU_NAME(embedding_forward)
+#define cpu_embedding_backward     CPU_NAME(embedding_backward)
+#define cpu_dropout_forward        CPU_NAME(dropout_forward)
+#define cpu_residual_norm_forward  CPU_NAME(residual_norm_forward)
+#define cpu_residual_norm_backward CPU_NAME(residual_norm_backward)
+#define cpu_norm_workspace         CPU_NAME(norm_workspace)
+#define cpu_linear_forward         CPU_NAME(linear_forward)
+#define cpu_linear_backward        CPU_NAME(linear_backward)
+#define cpu_head_forward           CPU_NAME(head_forward)
+#define cpu_linear_workspace       CPU_NAME(linear_workspace)
+#define cpu_product                CPU_NAME(product)
+#define cpu_rope_forward           CPU_NAME(rope_forward)
+#define cpu_rope_backward          CPU_NAME(rope_backward)
+#define cpu_attention_forward      CPU_NAME(attention_forward)
+#define cpu_attention_backward     CPU_NAME(attention_backward)
+#define cpu_attention_decode       CPU_NAME(attention_decode)
+#define cpu_attention_workspace    CPU_NAME(attention_workspace)
+#define cpu_classifier_forward     CPU_NAME(classifier_forward)
+#define cpu_classifier_backward    CPU_NAME(classifier_backward)
+#define cpu_loss_workspace         CPU_NAME(loss_workspace)
+#define cpu_grad_norm              CPU_NAME(grad_norm)
+#define cpu_adamw_update           CPU_NAME(adamw_update)
+#define cpu_adamw_workspace        CPU_NAME(adamw_workspace)
+#define cpu_ops                    CPU_NAME(ops)
+
+embedding_forward_fn cpu_embedding_forward;
+embedding_backward_fn cpu_embedding_backward;
+dropout_forward_fn cpu_dropout_forward;
+residual_norm_forward_fn cpu_residual_norm_forward;
+residual_norm_backward_fn cpu_residual_norm_backward;
+linear_forward_fn cpu_linear_forward;
+linear_backward_fn cpu_linear_backward;
+head_forward_fn cpu_head_forward;
+rope_forward_fn cpu_rope_forward;
+rope_backward_fn cpu_rope_backward;
+attention_forward_fn cpu_attention_forward;
+attention_backward_fn cpu_attention_backward;
+attention_decode_fn cpu_attention_decode;
+classifier_forward_fn cpu_classifier_forward;
+classifier_backward_fn cpu_classifier_backward;
+grad_norm_fn cpu_grad_norm;
+adamw_update_fn cpu_adamw_update;
+
+/* Bytes of workspace that the ops of one file need at most; an op lays it out itself. */
+typedef size_t cpu_workspace_fn(const gpt_shape *shape, int n_threads);
+cpu_workspace_fn cpu_norm_workspace;
+cpu_workspace_fn cpu_linear_workspace;
+cpu_workspace_fn cpu_attention_workspace;
+cpu_workspace_fn cpu_loss_workspace;
+cpu_workspace_fn cpu_adamw_workspace;
+
+/* ---- context.c ---- */
+
+typedef struct cpu_pool cpu_pool;
+
+struct gpt_ctx {
+    int n_threads;
+    cpu_pool *pool; /* NULL with one thread */
+    void *workspace;
+};
+
+/* One piece of work: items begin to end - 1, on thread `thread` (0 is the caller). */
+typedef void cpu_task_fn(void *args, int thread, int64_t begin, int64_t end);
+
+/* Runs the task over items 0 to n - 1, at most `grain` at a time. Threads take the next piece as
+ * they get free, so a task may write only what belongs to its items (and its thread's scratch);
+ * then the result does not depend on who ran what. */
+void cpu_parallel(gpt_ctx *ctx, cpu_task_fn *task, void *args, int64_t n, int64_t grain);
+
+int cpu_ctx_create(gpt_ctx **out, int n_threads);
+void cpu_ctx_free(gpt_ctx *ctx);
+int cpu_ctx_threads(const gpt_ctx *ctx);
+void cpu_ctx_set_workspace(gpt_ctx *ctx, void *workspace);
+int cpu_sync(gpt_ctx *ctx);
+void *cpu_buffer_alloc(gpt_ctx *ctx, size_t bytes);
+void cpu_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);
+void cpu_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
+void cpu_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes);
+void cpu_zero(gpt_ctx *ctx, void *device, size_t bytes);
+
+/* ---- small helpers ---- */
+
+static inline int cpu_min(int a, int b) { return a < b ? a : b; }
+static inline int cpu_max(int a, int b) { return a > b ? a : b; }
+static inline int64_t cpu_div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t cpu_round_up(int64_t a, int64_t b) { return cpu_div_up(a, b) * b; }
+
+/* Pieces for n items when there should be a few for each thread, and none smaller than `least`. */
+static inline int64_t cpu_grain(const gpt_ctx *ctx, int64_t n, int64_t least) {
+    int64_t grain = cpu_div_up(n, 4 * (int64_t)ctx->n_threads);
+    return grain > least ? grain : least;
+}
+
+#endif

@@ -1,0 +1,111 @@
+/* loss.c: the output head fused with softmax cross-entropy, over chunks of rows. */
+#include "product.h"
+#include "simd.h"
+
+#include <math.h>
+
+/* Larger chunks read and write dwte less often; smaller ones need less workspace. */
+enum { CHUNK_BYTES = 96 << 20, MIN_CHUNK_ROWS = 64 };
+
+static int logits_stride(int V) { return (int)cpu_round_up(V, 16); }
+
+/* Chunks of about the same number of rows, as many as the bound asks for. */
+static int most_rows(int V) {
+    return cpu_max(CHUNK_BYTES / (int)sizeof(float) / logits_stride(V), MIN_CHUNK_ROWS);
+}
+
+static int chunk_rows(int N, int V) {
+    int n_chunks = (int)cpu_div_up(N, most_rows(V));
+    return cpu_min(most_rows(V), (int)cpu_round_up(cpu_div_up(N, n_chunks), 8));
+}
+
+size_t cpu_loss_workspace(const gpt_shape *shape, int n_threads) {
+    (void)n_threads;
+    return sizeof(float) * (size_t)cpu_min(shape->N, most_rows(shape->V)) *
+           (size_t)logits_stride(shape->V);
+}
+
+typedef struct loss_args {
+    float *logits, *losses; /* of the chunk */
+    const int32_t *targets;
+    float scale; /* of the gradient */
+    int V, stride, gradient;
+} loss_args;
+
+static float row_max(const float *x, int V) {
+    vf biggest = vf_set(x[0]);
+    int v = 0;
+    for (; v + LANES <= V; v += LANES) biggest = vf_max(biggest, vf_load(x + v));
+    float m = vf_max_lane(biggest);
+    for (; v < V; v++) m = x[v] > m ? x[v] : m;
+    return m;
+}
+
+/* The loss of each row; with gradient, its logits become scale (softmax - onehot). */
+static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const loss_args *a = p;
+    for (int64_t n = begin; n < end; n++) {
+        float *x = a->logits + n * a->stride;
+        int target = a->targets[n];
+        if (target < 0) {
+            a->losses[n] = 0;
+            if (a->gradient) memset(x, 0, sizeof(float) * (size_t)a->V);
+            continue;
+        }
+        float max = row_max(x, a->V), picked = x[target] - max;
+        vf sum = {0};
+        FOR_LANES(v, k, a->V) {
+            vf e = vf_exp(vf_get(x + v, k) - max);
+            if (a->gradient) vf_put(x + v, e, k);
+            if (k < LANES) {
+                float tail[LANES];
+                vf_store(tail, e);
+                e = vf_load_n(tail, k);
+            }
+            sum += e;
+        }
+        float total = vf_sum(sum);
+        a->losses[n] = logf(total) - picked;
+        if (!a->gradient) continue;
+        float factor = a->scale / total;
+        FOR_LANES(v, k, a->V) vf_put(x + v, vf_get(x + v, k) * factor, k);
+        x[target] -= a->scale;
+    }
+}
+
+static void classifier(gpt_ctx *ctx, float *losses, float *dx, float *dwte, const float *x,
+                       const float *wte, const int32_t *targets, float scale, int N, int C,
+                       int V) {
+    int rows = chunk_rows(N, V), stride = logits_stride(V);
+    float *logits = ctx->workspace;
+    for (int row = 0; row < N; row += rows) {
+        int n = cpu_min(rows, N - row);
+        const float *x_chunk = x + (int64_t)row * C;
+        product head = {.kind = PRODUCT_NT, .out = logits, .a = x_chunk, .b = wte, .lda = C,
+                        .ldb = C, .ldo = stride, .M = n, .N = V, .K = C};
+        cpu_product(ctx, &head);
+        loss_args args = {logits, losses + row, targets + row, scale, V, stride, dx != NULL};
+        cpu_parallel(ctx, softmax_rows, &args, n, cpu_grain(ctx, n, 1));
+        if (!dx) continue;
+        product dinput = {.kind = PRODUCT_NN, .out = dx + (int64_t)row * C, .a = logits, .b = wte,
+                          .lda = stride, .ldb = C, .ldo = C, .M = n, .N = C, .K = V};
+        cpu_product(ctx, &dinput);
+        product dweight = {.kind = PRODUCT_TN, .out = dwte, .a = logits, .b = x_chunk,
+                           .lda = stride, .ldb = C, .ldo = C, .M = V, .N = C, .K = n};
+        cpu_product(ctx, &dweight);
+    }
+}
+
+void cpu_classifier_forward(gpt_ctx *ctx, float *losses, const act *x, const weight *wte,
+                            const int32_t *targets, int N, int C, int V, int Vp) {
+    (void)Vp;
+    classifier(ctx, losses, NULL, NULL, x, wte, targets, 0, N, C, V);
+}
+
+void cpu_classifier_backward(gpt_ctx *ctx, float *losses, act *dx, float *dwte, const act *x,
+                             const weight *wte, const int32_t *targets, float scale, int N, int C,
+                             int V, int Vp) {
+    (void)Vp;
+    classifier(ctx, losses, dx, dwte, x, wte, targets, scale, N, C, V);
+}

@@ -1,0 +1,126 @@
+/* simd.h: a vector of floats as wide as the level allows, and the few operations on it that C does
+ * not spell. Arithmetic, comparison and conversion are the compiler's vector extensions, so that
+ * `a * b + c` is a fused multiply-add where the level has one. */
+#ifndef CPU_SIMD_H
+#define CPU_SIMD_H
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+enum { LANES = 16 };
+#elif defined(__AVX2__)
+#include <immintrin.h>
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
+
+typedef float vf __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t vi __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+static inline vf vf_set(float x) { return x - (vf){0}; }
+
+static inline vf vf_load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+
+/* The first n lanes (n <= LANES); the others are zero, or left alone in memory. */
+static inline vf vf_load_n(const float *p, int n) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+    vf v = {0};
+    for (int i = 0; i < n; i++) v[i] = p[i];
+    return v;
+#endif
+}
+
+static inline void vf_store_n(float *p, vf v, int n) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
+    for (int i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
+
+static inline vf vf_select(vi mask, vf yes, vf no) {
+    return (vf)(((vi)yes & mask) | ((vi)no & ~mask));
+}
+
+static inline vf vf_max(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return vf_select(a > b, a, b);
+#endif
+}
+
+static inline vf vf_sqrt(vf x) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+    return (vf)_mm256_sqrt_ps((__m256)x);
+#else
+    for (int i = 0; i < LANES; i++) x[i] = __builtin_sqrtf(x[i]);
+    return x;
+#endif
+}
+
+/* Sums in a fixed tree, so the result depends on nothing but the numbers and LANES. */
+static inline float vf_sum(vf v) {
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
+}
+
+static inline float vf_max_lane(vf v) {
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
+    return v[0];
+}
+
+/* e^x within 2 ulp, and exactly 0 below -87.3: 2^n times a polynomial on [-ln2/2, ln2/2] (the
+ * coefficients are those of a degree-6 minimax fit). NaN stays NaN. */
+static inline vf vf_exp(vf x) {
+    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    vf clamped = vf_select(x > 88.0f, vf_set(88.0f), vf_select(x < -87.3f, vf_set(-87.3f), x));
+    vf n = clamped * 1.44269504f + shift;
+    vi exponent = ((vi)n) << 23; /* n's low bits hold the integer */
+    n -= shift;
+    vf r = clamped - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vf p = r * 1.3981999507e-3f + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * r) * r + r + 1.0f;
+    vf y = (vf)((vi)p + exponent);
+    return vf_select(x < -87.3f, vf_set(0.0f), y);
+}
+
+static inline vf vf_sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
+
+/* The loop every elementwise op is made of: full vectors, then the rest with n < LANES. The body
+ * sees i and n; load and store through vf_get and vf_put. */
+#define FOR_LANES(i, n, size)                                                                      \
+    for (int i = 0, n = LANES; i < (size) && ((n = (size) - i < LANES ? (size) - i : LANES), 1);   \
+         i += LANES)
+
+static inline vf vf_get(const float *p, int n) {
+    return n == LANES ? vf_load(p) : vf_load_n(p, n);
+}
+
+static inline void vf_put(float *p, vf v, int n) {
+    if (n == LANES) vf_store(p, v);
+    else vf_store_n(p, v, n);
+}
+
+#endif

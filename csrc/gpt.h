@@ -1,0 +1,238 @@
+/* gpt.h: the whole C interface of libgpt.so.
+ *
+ * A model is created from a configuration, trained with backward and update, read and written
+ * parameter by parameter, and sampled from through a session (which owns a KV cache).
+ *
+ *     gpt_config config;
+ *     gpt_config_preset("tiny", &config);
+ *     gpt_options options = {.training = 1, .max_batch = 8, .max_seq = 128};
+ *     gpt_model *model;
+ *     if (gpt_model_create(&config, &options, &model) != GPT_OK) puts(gpt_last_error());
+ *     gpt_model_init(model, 42);
+ *     for (int step = 0; step < 1000; step++) {
+ *         gpt_model_backward(model, inputs, targets, 8, 128, 1.0f, &loss);
+ *         gpt_model_update(model, &adamw, &grad_norm);
+ *     }
+ *     gpt_model_free(model);
+ *
+ * Rules that hold for every function:
+ *  - A function that can fail returns GPT_OK or a GPT_ERR code, and has then changed nothing. The
+ *    sentence that says why is gpt_last_error(), one per calling thread, valid until that thread's
+ *    next failing call.
+ *  - A handle is used by one thread at a time. Different handles are independent.
+ *  - All memory is allocated when a handle is created; gpt_plan_memory says how much beforehand.
+ *  - Arrays are row-major and belong to the caller. Sizes in comments use B (batch), T (time),
+ *    V (vocab_size), C (n_embd).
+ *
+ * The region between the two fences is plain declarations: the Python package reads it as its
+ * binding, so that this header is the only place where the interface is written down. */
+#ifndef GPT_H
+#define GPT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
+/* ==== binding: begin ==== */
+
+/* Changes whenever a declaration below changes its meaning; gpt_abi_version() returns the library's. */
+#define GPT_ABI_VERSION 1
+
+enum gpt_status {
+    GPT_OK = 0,
+    GPT_ERR_ARGUMENT = 1, /* a value is out of range, or arguments contradict each other */
+    GPT_ERR_MEMORY = 2,   /* an allocation of the planned size failed */
+    GPT_ERR_DEVICE = 3,   /* the device is missing, unsupported or failed */
+    GPT_ERR_NUMERIC = 4,  /* a loss or a logit is not finite */
+};
+
+enum gpt_device { GPT_DEVICE_CPU = 0, GPT_DEVICE_CUDA = 1 };
+
+enum gpt_dtype { GPT_DTYPE_FP32 = 0, GPT_DTYPE_BF16 = 1 };
+
+enum gpt_norm {
+    GPT_NORM_LAYERNORM = 0, /* (x - mean) / sqrt(var + eps): Ba et al. 2016 */
+    GPT_NORM_RMSNORM = 1,   /* x / sqrt(mean(x^2) + eps): Zhang and Sennrich 2019 */
+};
+
+enum gpt_pos {
+    GPT_POS_LEARNED = 0,   /* a table of block_size rows, added to the token embedding */
+    GPT_POS_ROPE = 1,      /* rotary, channels (i, i + HS/2) of each head: Su et al. 2021, as in Llama weights */
+    GPT_POS_ROPE_WIDE = 2, /* rotary, channels (2i, 2i + 1), frequency index i over the whole width */
+};
+
+enum gpt_activation {
+    GPT_ACT_NONE = 0,
+    GPT_ACT_GELU = 1,   /* tanh approximation: Hendrycks and Gimpel 2016 */
+    GPT_ACT_SWISH = 2,  /* x * sigmoid(x) */
+    GPT_ACT_SWIGLU = 3, /* swish(gate) * up: Shazeer 2020; the first layer then has 2 n_ff outputs */
+};
+
+/* The shape of a model. Every family (byte, gpt2, llama) is a point in this space. */
+typedef struct gpt_config {
+    int32_t vocab_size; /* V */
+    int32_t block_size; /* the longest sequence */
+    int32_t n_layer;
+    int32_t n_head;     /* divides n_embd */
+    int32_t n_kv_head;  /* divides n_head; fewer means grouped queries (Ainslie et al. 2023) */
+    int32_t n_embd;     /* C */
+    int32_t n_ff;       /* hidden width of the feed-forward layer */
+    int32_t norm;       /* enum gpt_norm */
+    int32_t norm_weight; /* 1: norms have a learned scale (and, for LayerNorm with bias, a shift) */
+    int32_t pos;        /* enum gpt_pos */
+    int32_t activation; /* enum gpt_activation, not NONE */
+    int32_t bias;       /* 1: linear layers and LayerNorms have a bias */
+    int32_t tied;       /* 1: the output head is the token embedding */
+    float norm_eps;
+    float rope_theta;   /* base of the rotary frequencies; unused with learned positions */
+} gpt_config;
+
+typedef struct gpt_options {
+    int32_t device;    /* enum gpt_device */
+    int32_t dtype;     /* enum gpt_dtype */
+    int32_t n_threads; /* 0: one for each core this process may use */
+    int32_t training;  /* 1: also allocate gradients and optimizer state */
+    int32_t max_batch; /* largest B of logits, loss and backward; 0: none of them will be called */
+    int32_t max_seq;   /* largest T of the same; 0: block_size */
+    float dropout;     /* probability, in backward only; 0 <= dropout < 1 */
+    uint64_t seed;     /* of dropout */
+} gpt_options;
+
+/* What a model will need, before anything is allocated. Bytes are exact. */
+typedef struct gpt_plan {
+    int64_t n_params;     /* learned numbers, tied ones once, without padding rows */
+    uint64_t param_bytes;
+    uint64_t grad_bytes;
+    uint64_t optimizer_bytes;
+    uint64_t activation_bytes;
+    uint64_t workspace_bytes;
+    uint64_t total_bytes;
+    double forward_flops_per_token; /* at T = max_seq, causal attention counted once, not twice */
+    double train_flops_per_token;   /* three times that: forward, and two products in backward */
+} gpt_plan;
+
+/* One parameter tensor. Linear weights are (out, in). */
+typedef struct gpt_param {
+    char name[64];    /* such as "h.0.attn.qkv.weight" */
+    int32_t n_dim;    /* 1 or 2 */
+    int32_t decay;    /* 1: AdamW's weight decay applies (matrices, not norms and biases) */
+    int64_t shape[2]; /* shape[1] is 1 where n_dim is 1 */
+    int64_t size;     /* shape[0] * shape[1] */
+} gpt_param;
+
+/* AdamW: Loshchilov and Hutter 2019, with PyTorch's conventions. */
+typedef struct gpt_adamw {
+    float lr;
+    float beta1;
+    float beta2;
+    float eps;
+    float weight_decay;
+    float grad_clip; /* largest global gradient norm; 0: no clipping */
+} gpt_adamw;
+
+/* How the next token is drawn. Filters apply in the order top_k, top_p, min_p after the temperature. */
+typedef struct gpt_sampling {
+    float temperature; /* 0: the most likely token */
+    int32_t top_k;     /* keep the k most likely; 0: all */
+    float top_p;       /* keep the fewest tokens with this much probability; 1: all */
+    float min_p;       /* drop tokens less likely than min_p times the most likely; 0: none */
+    uint64_t seed;
+} gpt_sampling;
+
+/* What gpt_model_read and gpt_model_write reach of each parameter. */
+enum gpt_tensor {
+    GPT_TENSOR_VALUE = 0,
+    GPT_TENSOR_GRAD = 1,
+    GPT_TENSOR_MOMENT1 = 2,
+    GPT_TENSOR_MOMENT2 = 3,
+};
+
+typedef struct gpt_model gpt_model;
+typedef struct gpt_session gpt_session;
+
+/* ---- library ---- */
+
+int gpt_abi_version(void);
+const char *gpt_version(void);
+/* The calling thread's last error, one sentence without a newline; "" when there was none. */
+const char *gpt_last_error(void);
+/* The CPU's instruction-set level in use ("portable", "avx2", "avx512"); GPTC_CPU_LEVEL caps it. */
+const char *gpt_cpu_level(void);
+/* Cores this process may run on. */
+int gpt_cpu_count(void);
+
+/* ---- configuration ---- */
+
+/* The name of the i-th preset, NULL past the last. */
+const char *gpt_preset_name(int i);
+int gpt_config_preset(const char *name, gpt_config *out);
+/* GPT_OK when a model of this shape can exist; else gpt_last_error() names the field. */
+int gpt_config_check(const gpt_config *config);
+/* The number of parameter tensors, and the i-th of them; a model of this shape has the same. */
+int gpt_config_param_count(const gpt_config *config);
+int gpt_config_param(const gpt_config *config, int i, gpt_param *out);
+int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_plan *out);
+
+/* ---- model ---- */
+
+/* Parameters are zero until gpt_model_init or gpt_model_write. */
+int gpt_model_create(const gpt_config *config, const gpt_options *options, gpt_model **out);
+void gpt_model_free(gpt_model *model); /* NULL is harmless; free its sessions first */
+/* Random weights as GPT-2's: normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). */
+int gpt_model_init(gpt_model *model, uint64_t seed);
+int gpt_model_threads(const gpt_model *model);
+
+/* Copy parameter i out of, or into, the model; n is its size in numbers. */
+int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n);
+int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n);
+
+/* logits (B, T, V) of tokens (B, T). */
+int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, float *logits);
+/* Mean cross-entropy in nats over the targets (B, T) that are not -1. losses (B, T) may be NULL. */
+int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
+                   float *loss, float *losses);
+/* The same loss, and its gradient times scale added to the gradients (which start from zero after
+ * an update). With k calls before one update, scale is 1/k. */
+int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
+                       float scale, float *loss);
+int gpt_model_zero_grads(gpt_model *model);
+/* Clips and applies the gradients. grad_norm is the norm before clipping. When it is not finite
+ * nothing is applied and GPT_ERR_NUMERIC is returned. */
+int gpt_model_update(gpt_model *model, const gpt_adamw *adamw, float *grad_norm);
+/* Updates done so far: AdamW's bias correction and dropout depend on it. */
+int64_t gpt_model_step(const gpt_model *model);
+int gpt_model_set_step(gpt_model *model, int64_t step);
+
+/* ---- session: decoding with a KV cache ---- */
+
+/* Room for n_seq sequences of at most n_ctx tokens each (0: block_size). */
+int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, gpt_session **out);
+void gpt_session_free(gpt_session *session);
+/* Bytes that a session of this size allocates. */
+int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, uint64_t *out);
+/* Appends n tokens, tokens[i] to sequence seqs[i]; tokens of one sequence stand together. logits
+ * (number of sequences in the call, V) receives each sequence's last row, in order of appearance. */
+int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_t *seqs, int n,
+                       float *logits);
+/* Tokens held for a sequence, or -1 for a sequence that does not exist. */
+int gpt_session_length(const gpt_session *session, int seq);
+/* Forgets all but the first length tokens of a sequence. */
+int gpt_session_rewind(gpt_session *session, int seq, int length);
+
+/* ---- sampling ---- */
+
+/* Draws a token from logits (V). The draw is a function of (seed, position): the same text again. */
+int gpt_sample(const float *logits, int32_t vocab_size, const gpt_sampling *sampling,
+               uint64_t position, int32_t *token);
+
+/* ==== binding: end ==== */
+
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,90 @@
+/* acts.c: one plan of every buffer that a forward and backward pass touches. */
+#include "model.h"
+
+#include <string.h>
+
+/* Hands out places in the arena, 64 bytes apart at least; counts when there is no arena. */
+typedef struct planner {
+    char *base;
+    size_t used, act_bytes;
+} planner;
+
+static void *take(planner *p, bool wanted, int64_t count, size_t element) {
+    if (!wanted || count == 0) return NULL;
+    void *place = p->base ? p->base + p->used : NULL;
+    p->used += ((size_t)count * element + 63) / 64 * 64;
+    return place;
+}
+
+static act *take_acts(planner *p, bool wanted, int64_t rows, int64_t width) {
+    return take(p, wanted, rows * width, p->act_bytes);
+}
+
+static float *take_floats(planner *p, bool wanted, int64_t rows, int64_t width) {
+    return take(p, wanted, rows * width, sizeof(float));
+}
+
+static int32_t *take_ints(planner *p, bool wanted, int64_t count) {
+    return take(p, wanted, count, sizeof(int32_t));
+}
+
+static void plan_layer(planner *p, const gpt_config *c, const acts_shape *s, layer_acts *a) {
+    int64_t N = s->N, C = c->n_embd;
+    bool training = s->training;
+    a->resid_1 = take_acts(p, true, N, C);
+    /* Without backward, the residual stream is one buffer updated in place, and so are the norms. */
+    a->resid_2 = training ? take_acts(p, true, N, C) : a->resid_1;
+    a->norm_1 = take_acts(p, true, N, C);
+    a->norm_2 = training ? take_acts(p, true, N, C) : a->norm_1;
+    a->stats_1 = take_floats(p, training, N, 2);
+    a->stats_2 = take_floats(p, training, N, 2);
+    a->qkv = take_acts(p, true, N, qkv_size(c));
+    a->att = take_acts(p, true, N, C);
+    a->lse = take_floats(p, training, N, c->n_head);
+    a->fc_pre = take_acts(p, training, N, fc_size(c));
+    a->fc = take_acts(p, true, N, c->n_ff);
+}
+
+static void plan_layers(planner *p, const gpt_config *c, const acts_shape *s, layer_acts *layers) {
+    layer_acts shared = {0};
+    int64_t cache = (int64_t)s->n_seq * c->n_kv_head * s->n_ctx * head_size(c);
+    for (int l = 0; l < c->n_layer; l++) {
+        if (s->training || l == 0) plan_layer(p, c, s, &shared);
+        shared.cache_k = take_acts(p, true, cache, 1);
+        shared.cache_v = take_acts(p, true, cache, 1);
+        if (layers) layers[l] = shared;
+    }
+}
+
+size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, char *base,
+                 acts *out) {
+    planner p = {base, 0, ops->act_bytes};
+    int64_t N = s->N, C = c->n_embd;
+    bool training = s->training, session = s->n_seq > 0;
+    layer_acts *layers = out->layers;
+    memset(out, 0, sizeof *out);
+    out->layers = layers;
+    if (N == 0) return 0;
+
+    out->tokens = take_ints(&p, true, N);
+    out->targets = take_ints(&p, !session, N);
+    out->positions = take_ints(&p, session, N);
+    out->seqs = take_ints(&p, session, N);
+    out->losses = take_floats(&p, !session, N, 1);
+    out->branch = take_acts(&p, true, N, C);
+    plan_layers(&p, c, s, layers);
+    /* Without backward the stream of the layers is also the stream of the final norm. */
+    out->resid_f = training ? take_acts(&p, true, N, C) : layers ? layers[0].resid_1 : NULL;
+    out->norm_f = training ? take_acts(&p, true, N, C) : layers ? layers[0].norm_1 : NULL;
+    out->stats_f = take_floats(&p, training, N, 2);
+    out->logit_rows = s->logit_rows;
+    out->logits = take_floats(&p, true, s->logit_rows, c->vocab_size);
+
+    out->dresid = take_acts(&p, training, N, C);
+    out->dbranch = s->dropout ? take_acts(&p, training, N, C) : out->dresid;
+    out->dnorm = take_acts(&p, training, N, C);
+    out->dqkv = take_acts(&p, training, N, qkv_size(c));
+    out->datt = take_acts(&p, training, N, C);
+    out->dfc = take_acts(&p, training, N, fc_size(c));
+    return p.used;
+}

@@ -1,0 +1,120 @@
+/* config.c: presets, and what makes a configuration possible. */
+#include "error.h"
+#include "model.h"
+
+#include <math.h>
+#include <string.h>
+
+#define GPT2(layers, heads, width)                                                                 \
+    {50257, 1024, layers, heads, heads, width, 4 * width, GPT_NORM_LAYERNORM, 1, GPT_POS_LEARNED, \
+     GPT_ACT_GELU, 1, 1, 1e-5f, 0}
+#define LLAMA(vocab, block, layers, heads, width, ff)                                              \
+    {vocab, block, layers, heads, heads, width, ff, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE,            \
+     GPT_ACT_SWIGLU, 0, 1, 1e-5f, 10000}
+
+/* vocab, block, layers, heads, kv heads, width, ff, norm, its weight, positions, activation, bias,
+ * tied, eps, theta. The llama sizes are llama2.c's; byte is the published markusheimerl/gpt. */
+static const struct {
+    const char *name;
+    gpt_config config;
+} presets[] = {
+    {"tiny", LLAMA(256, 256, 4, 4, 160, 432)},
+    {"byte",
+     {256, 1024, 16, 8, 8, 512, 1024, GPT_NORM_RMSNORM, 0, GPT_POS_ROPE_WIDE, GPT_ACT_SWISH, 0, 1,
+      1e-6f, 10000}},
+    {"gpt2", GPT2(12, 12, 768)},
+    {"gpt2-medium", GPT2(24, 16, 1024)},
+    {"gpt2-large", GPT2(36, 20, 1280)},
+    {"gpt2-xl", GPT2(48, 25, 1600)},
+    {"llama-15m", LLAMA(32000, 256, 6, 6, 288, 768)},
+    {"llama-42m", LLAMA(32000, 1024, 8, 8, 512, 1376)},
+    {"llama-110m", LLAMA(32000, 1024, 12, 12, 768, 2048)},
+};
+enum { N_PRESETS = sizeof presets / sizeof *presets };
+
+const char *gpt_preset_name(int i) {
+    return i >= 0 && i < N_PRESETS ? presets[i].name : NULL;
+}
+
+int gpt_config_preset(const char *name, gpt_config *out) {
+    if (!name || !out) return fail(GPT_ERR_ARGUMENT, "gpt_config_preset: NULL argument");
+    for (int i = 0; i < N_PRESETS; i++) {
+        if (strcmp(name, presets[i].name)) continue;
+        *out = presets[i].config;
+        return GPT_OK;
+    }
+    return fail(GPT_ERR_ARGUMENT,
+                "there is no preset '%s'; there are tiny, byte, gpt2, gpt2-medium, gpt2-large, "
+                "gpt2-xl, llama-15m, llama-42m, llama-110m",
+                name);
+}
+
+/* Bounds far above any small GPT, and low enough that no product of two of them overflows. */
+enum { MAX_VOCAB = 1 << 24, MAX_BLOCK = 1 << 20, MAX_LAYERS = 1 << 12, MAX_WIDTH = 1 << 16 };
+
+static int check_range(const char *field, int64_t value, int64_t least, int64_t most) {
+    if (value >= least && value <= most) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "%s is %lld; it must lie between %lld and %lld", field,
+                (long long)value, (long long)least, (long long)most);
+}
+
+int gpt_config_check(const gpt_config *c) {
+    if (!c) return fail(GPT_ERR_ARGUMENT, "gpt_config_check: config is NULL");
+    TRY(check_range("vocab_size", c->vocab_size, 1, MAX_VOCAB));
+    TRY(check_range("block_size", c->block_size, 1, MAX_BLOCK));
+    TRY(check_range("n_layer", c->n_layer, 1, MAX_LAYERS));
+    TRY(check_range("n_embd", c->n_embd, 1, MAX_WIDTH));
+    TRY(check_range("n_head", c->n_head, 1, c->n_embd));
+    TRY(check_range("n_kv_head", c->n_kv_head, 1, c->n_head));
+    TRY(check_range("n_ff", c->n_ff, 1, 8 * MAX_WIDTH));
+    TRY(check_range("norm", c->norm, GPT_NORM_LAYERNORM, GPT_NORM_RMSNORM));
+    TRY(check_range("norm_weight", c->norm_weight, 0, 1));
+    TRY(check_range("pos", c->pos, GPT_POS_LEARNED, GPT_POS_ROPE_WIDE));
+    TRY(check_range("activation", c->activation, GPT_ACT_GELU, GPT_ACT_SWIGLU));
+    TRY(check_range("bias", c->bias, 0, 1));
+    TRY(check_range("tied", c->tied, 0, 1));
+    if (c->n_embd % c->n_head)
+        return fail(GPT_ERR_ARGUMENT, "n_head %d does not divide n_embd %d", c->n_head, c->n_embd);
+    if (c->n_head % c->n_kv_head)
+        return fail(GPT_ERR_ARGUMENT, "n_kv_head %d does not divide n_head %d", c->n_kv_head,
+                    c->n_head);
+    if (!(c->norm_eps >= 0 && c->norm_eps < 1))
+        return fail(GPT_ERR_ARGUMENT, "norm_eps is %g; it must lie between 0 and 1", c->norm_eps);
+    if (c->pos == GPT_POS_LEARNED) return GPT_OK;
+    if (!(c->rope_theta > 1 && isfinite(c->rope_theta)))
+        return fail(GPT_ERR_ARGUMENT, "rope_theta is %g; it must be above 1", c->rope_theta);
+    if (head_size(c) % 2)
+        return fail(GPT_ERR_ARGUMENT,
+                    "rotary positions turn pairs of channels: the head size n_embd / n_head = %d "
+                    "must be even",
+                    head_size(c));
+    if (c->pos == GPT_POS_ROPE_WIDE && c->n_kv_head != c->n_head)
+        return fail(GPT_ERR_ARGUMENT,
+                    "rotary positions over the whole width need n_kv_head equal to n_head");
+    return GPT_OK;
+}
+
+double forward_flops_per_token(const gpt_config *c, int T) {
+    double C = c->n_embd;
+    double layer = C * qkv_size(c) + C * C + C * fc_size(c) + C * c->n_ff;
+    /* Query-key and probability-value products are 2 T C each, half of which causality spares. */
+    return 2 * (c->n_layer * layer + C * c->vocab_size) + c->n_layer * 2.0 * T * C;
+}
+
+/* RoPE's tables do not depend on weights, so they are made once and kept with the model. */
+static int rope_pairs(const gpt_config *c) {
+    if (c->pos == GPT_POS_LEARNED) return 0;
+    return c->pos == GPT_POS_ROPE ? head_size(c) / 2 : c->n_embd / 2;
+}
+
+int64_t rope_table_size(const gpt_config *c) { return (int64_t)c->block_size * rope_pairs(c) * 2; }
+
+void rope_table(const gpt_config *c, float *out) {
+    int pairs = rope_pairs(c);
+    for (int t = 0; t < c->block_size; t++)
+        for (int i = 0; i < pairs; i++, out += 2) {
+            double angle = t * pow(c->rope_theta, -(double)i / pairs);
+            out[0] = (float)cos(angle);
+            out[1] = (float)sin(angle);
+        }
+}

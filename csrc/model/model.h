@@ -1,0 +1,193 @@
+/* model.h: what the files of model/ share. The model is written once, over the op table of ops.h:
+ * nothing here names a device or a dtype. */
+#ifndef MODEL_H
+#define MODEL_H
+
+#include "ops.h"
+
+#include <stdbool.h>
+
+/* ---- config.c ---- */
+
+static inline int head_size(const gpt_config *c) { return c->n_embd / c->n_head; }
+static inline int qkv_size(const gpt_config *c) {
+    return (c->n_head + 2 * c->n_kv_head) * head_size(c);
+}
+/* Outputs of the first feed-forward layer: SwiGLU has a gate and an up for each hidden channel. */
+static inline int fc_size(const gpt_config *c) {
+    return c->activation == GPT_ACT_SWIGLU ? 2 * c->n_ff : c->n_ff;
+}
+/* Vp: rows of the embedding table in memory. Padding rows are zero and stay zero. */
+static inline int padded_vocab_size(const gpt_config *c) { return (c->vocab_size + 63) / 64 * 64; }
+
+double forward_flops_per_token(const gpt_config *c, int T);
+
+/* ---- params.c ---- */
+
+/* Where the parameters of a layer, or of the whole model, start; the gradients have the same view.
+ * A tensor that this configuration does not have is NULL. */
+typedef struct layer_view {
+    float *norm_1_w, *norm_1_b;        /* (C) */
+    weight *qkv_w;                     /* (QKV, C) */
+    float *qkv_b;                      /* (QKV) */
+    weight *att_proj_w;                /* (C, C) */
+    float *att_proj_b;                 /* (C) */
+    float *norm_2_w, *norm_2_b;        /* (C) */
+    weight *fc_w;                      /* (F or 2 F, C) */
+    float *fc_b;                       /* (F or 2 F) */
+    weight *mlp_proj_w;                /* (C, F) */
+    float *mlp_proj_b;                 /* (C) */
+} layer_view;
+
+typedef struct params_view {
+    weight *wte;             /* (Vp, C) */
+    weight *wpe;             /* (block_size, C) */
+    float *norm_f_w, *norm_f_b; /* (C) */
+    weight *head;            /* (Vp, C); wte where tied */
+    layer_view *layers;      /* (L) */
+} params_view;
+
+/* One tensor of the parameter buffer. */
+typedef struct param_slot {
+    gpt_param info;
+    int64_t offset, stored; /* in numbers; stored counts padding rows too */
+    float init_std;
+    bool init_ones;
+} param_slot;
+
+typedef struct params_layout {
+    param_slot *slots;
+    gpt_segment *segments;
+    int n_slots;
+    int64_t n_stored; /* numbers in the buffer, padding included */
+    int64_t n_params; /* learned numbers */
+} params_layout;
+
+int params_count(const gpt_config *c);
+/* The i-th tensor; false past the last. */
+bool params_slot(const gpt_config *c, int i, param_slot *out);
+int params_layout_create(const gpt_config *c, params_layout *out);
+void params_layout_free(params_layout *layout);
+/* Points view (whose layers have room for n_layer) into a buffer laid out so. */
+void params_view_set(const gpt_config *c, const params_layout *layout, float *buffer,
+                     params_view *view);
+/* Values of one tensor, as stored. A function of (seed, tensor, element). */
+void params_init(const param_slot *slot, int i, uint64_t seed, float *out);
+
+/* ---- acts.c ---- */
+
+/* The activations of one layer that backward reads again. */
+typedef struct layer_acts {
+    act *resid_1;    /* (N, C) the residual stream as norm 1 reads it */
+    act *norm_1;     /* (N, C) */
+    float *stats_1;  /* (N, 2) */
+    act *qkv;        /* (N, QKV), rotated in place */
+    act *att;        /* (N, C) */
+    float *lse;      /* (B, NH, T) */
+    act *resid_2;    /* (N, C) the residual stream as norm 2 reads it */
+    act *norm_2;     /* (N, C) */
+    float *stats_2;  /* (N, 2) */
+    act *fc_pre;     /* (N, F or 2 F) */
+    act *fc;         /* (N, F) */
+    act *cache_k;    /* (n_seq, NKV, n_ctx, HS) */
+    act *cache_v;    /* the same */
+} layer_acts;
+
+/* Every buffer of a forward and backward pass. Without training all layers share one set, and the
+ * gradients are absent; without a session there is no cache. */
+typedef struct acts {
+    int32_t *tokens, *targets, *positions, *seqs; /* (N) */
+    float *losses;                                /* (N) */
+    act *branch;    /* (N, C) what is about to join the residual stream */
+    act *resid_f;   /* (N, C) as the final norm reads it */
+    act *norm_f;    /* (N, C) */
+    float *stats_f; /* (N, 2) */
+    float *logits;  /* (logit_rows, V) */
+    int logit_rows;
+    /* gradients, used by one layer after the other */
+    act *dresid;  /* (N, C) of the residual stream, growing as backward goes down */
+    act *dbranch; /* (N, C) of a branch; dresid itself without dropout */
+    act *dnorm;   /* (N, C) */
+    act *dqkv;    /* (N, QKV) */
+    act *datt;    /* (N, C) */
+    act *dfc;     /* (N, F or 2 F) */
+    layer_acts *layers; /* (L) */
+} acts;
+
+/* What a set of activations is for. */
+typedef struct acts_shape {
+    int N, T; /* rows, and the longest sequence */
+    bool training, dropout;
+    int n_seq, n_ctx; /* of the cache; 0: none */
+    int logit_rows;
+} acts_shape;
+
+/* Lays the buffers out from base (NULL: only counts). layers of out must have room for L, or be
+ * NULL when counting. Returns the bytes. */
+size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *shape, char *base,
+                 acts *out);
+
+/* ---- the model ---- */
+
+struct gpt_model {
+    gpt_config config;
+    gpt_options options; /* with 0s replaced by what they stand for */
+    const gpt_ops *ops;
+    gpt_ctx *ctx;
+    params_layout layout;
+
+    void *arena; /* one allocation: everything below */
+    size_t arena_bytes;
+    float *params, *grads, *moment1, *moment2; /* (n_stored) each */
+    float *grad_norm;                          /* (1) */
+    float *rope;                               /* the table of rope.c, or NULL */
+    void *workspace;
+    acts acts;
+    params_view w, dw;
+
+    int64_t step;     /* updates done */
+    int64_t n_micro;  /* backward calls since the last update */
+    bool grads_stale; /* the next backward starts from zero */
+};
+
+struct gpt_session {
+    gpt_model *model;
+    void *arena;
+    size_t arena_bytes;
+    void *workspace;
+    acts acts;
+    int n_seq, n_ctx, max_rows;
+    int32_t *length;    /* (n_seq) tokens in the cache */
+    int32_t *positions; /* (max_rows) of the rows of a step */
+};
+
+/* The rows that go through the model together. */
+typedef struct batch {
+    int B, T, N; /* N = B T, or the rows of a decoding step */
+    gpt_session *session; /* NULL: B sequences of T; else rows with positions and seqs */
+    bool training;        /* dropout, and what backward needs */
+} batch;
+
+/* ---- forward.c, backward.c, decode.c, optim.c ---- */
+
+/* From acts.tokens to acts.norm_f. */
+void model_forward(gpt_model *m, const acts *a, const batch *x);
+/* From acts.targets to the gradients of every parameter, and acts.losses. */
+void model_backward(gpt_model *m, const acts *a, const batch *x, float scale);
+/* The dropout of one site in this step and micro-step: site 0 is the embedding. */
+enum { SITE_ATTENTION, SITE_ATT_PROJ, SITE_MLP_PROJ, SITES_PER_LAYER };
+gpt_dropout dropout_at(const gpt_model *m, const batch *x, int layer, int site);
+gpt_dropout dropout_embedding(const gpt_model *m, const batch *x);
+
+/* The number of rows that a session of this size takes at once. */
+int session_max_rows(int n_seq, int n_ctx);
+size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_session *s);
+void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, int n, float *logits);
+
+void model_update(gpt_model *m, const gpt_adamw *adamw);
+
+/* Fills the table of rope.c on the host. */
+int64_t rope_table_size(const gpt_config *c);
+void rope_table(const gpt_config *c, float *out);
+
+#endif

@@ -1,0 +1,184 @@
+/* params.c: the one table of parameters, from which follow their names, places, shapes, initial
+ * values and weight decay. To add a parameter, add a line. */
+#include "error.h"
+#include "model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum dim { ONE, WIDTH, QKV, FF, FC, VOCAB, BLOCK } dim;
+typedef enum init { ZEROS, ONES, NORMAL, RESIDUAL } init; /* RESIDUAL: normal / sqrt(2 L) */
+typedef enum place { FIRST, LAYER, LAST } place;
+typedef enum when { ALWAYS, LEARNED_POS, NORM_WEIGHT, NORM_BIAS, BIAS, UNTIED } when;
+
+#define MODEL_FIELD(field) offsetof(params_view, field)
+#define LAYER_FIELD(field) offsetof(layer_view, field)
+
+static const struct row {
+    place place;
+    const char *name;
+    size_t field;
+    dim rows, cols;
+    init init;
+    when when;
+} table[] = {
+    {FIRST, "wte.weight", MODEL_FIELD(wte), VOCAB, WIDTH, NORMAL, ALWAYS},
+    {FIRST, "wpe.weight", MODEL_FIELD(wpe), BLOCK, WIDTH, NORMAL, LEARNED_POS},
+    {LAYER, "norm_1.weight", LAYER_FIELD(norm_1_w), WIDTH, ONE, ONES, NORM_WEIGHT},
+    {LAYER, "norm_1.bias", LAYER_FIELD(norm_1_b), WIDTH, ONE, ZEROS, NORM_BIAS},
+    {LAYER, "attn.qkv.weight", LAYER_FIELD(qkv_w), QKV, WIDTH, NORMAL, ALWAYS},
+    {LAYER, "attn.qkv.bias", LAYER_FIELD(qkv_b), QKV, ONE, ZEROS, BIAS},
+    {LAYER, "attn.proj.weight", LAYER_FIELD(att_proj_w), WIDTH, WIDTH, RESIDUAL, ALWAYS},
+    {LAYER, "attn.proj.bias", LAYER_FIELD(att_proj_b), WIDTH, ONE, ZEROS, BIAS},
+    {LAYER, "norm_2.weight", LAYER_FIELD(norm_2_w), WIDTH, ONE, ONES, NORM_WEIGHT},
+    {LAYER, "norm_2.bias", LAYER_FIELD(norm_2_b), WIDTH, ONE, ZEROS, NORM_BIAS},
+    {LAYER, "mlp.fc.weight", LAYER_FIELD(fc_w), FC, WIDTH, NORMAL, ALWAYS},
+    {LAYER, "mlp.fc.bias", LAYER_FIELD(fc_b), FC, ONE, ZEROS, BIAS},
+    {LAYER, "mlp.proj.weight", LAYER_FIELD(mlp_proj_w), WIDTH, FF, RESIDUAL, ALWAYS},
+    {LAYER, "mlp.proj.bias", LAYER_FIELD(mlp_proj_b), WIDTH, ONE, ZEROS, BIAS},
+    {LAST, "norm_f.weight", MODEL_FIELD(norm_f_w), WIDTH, ONE, ONES, NORM_WEIGHT},
+    {LAST, "norm_f.bias", MODEL_FIELD(norm_f_b), WIDTH, ONE, ZEROS, NORM_BIAS},
+    {LAST, "lm_head.weight", MODEL_FIELD(head), VOCAB, WIDTH, NORMAL, UNTIED},
+};
+enum { N_ROWS = sizeof table / sizeof *table, ALIGN = 16 /* numbers: a cache line */ };
+
+static bool present(const gpt_config *c, when when) {
+    switch (when) {
+    case ALWAYS: return true;
+    case LEARNED_POS: return c->pos == GPT_POS_LEARNED;
+    case NORM_WEIGHT: return c->norm_weight;
+    case NORM_BIAS: return c->norm_weight && c->bias && c->norm == GPT_NORM_LAYERNORM;
+    case BIAS: return c->bias;
+    case UNTIED: return !c->tied;
+    }
+    return false;
+}
+
+static int64_t extent(const gpt_config *c, dim dim) {
+    switch (dim) {
+    case ONE: return 1;
+    case WIDTH: return c->n_embd;
+    case QKV: return qkv_size(c);
+    case FF: return c->n_ff;
+    case FC: return fc_size(c);
+    case VOCAB: return c->vocab_size;
+    case BLOCK: return c->block_size;
+    }
+    return 0;
+}
+
+/* Walks the tensors in their order: FIRST, the layers, LAST. Returns the row of the i-th and its
+ * layer (-1 outside layers), NULL past the end. */
+static const struct row *row_at(const gpt_config *c, int i, int *layer) {
+    for (int place = FIRST; place <= LAST; place++) {
+        int n_layers = place == LAYER ? c->n_layer : 1;
+        int per_layer = 0;
+        for (int r = 0; r < N_ROWS; r++)
+            per_layer += (int)table[r].place == place && present(c, table[r].when);
+        if (i >= n_layers * per_layer) {
+            i -= n_layers * per_layer;
+            continue;
+        }
+        *layer = place == LAYER ? i / per_layer : -1;
+        i %= per_layer;
+        for (int r = 0; r < N_ROWS; r++)
+            if ((int)table[r].place == place && present(c, table[r].when) && i-- == 0)
+                return &table[r];
+    }
+    return NULL;
+}
+
+bool params_slot(const gpt_config *c, int i, param_slot *out) {
+    int layer;
+    const struct row *row = i < 0 ? NULL : row_at(c, i, &layer);
+    if (!row) return false;
+    memset(out, 0, sizeof *out);
+    gpt_param *info = &out->info;
+    if (layer >= 0) snprintf(info->name, sizeof info->name, "h.%d.%s", layer, row->name);
+    else snprintf(info->name, sizeof info->name, "%s", row->name);
+    info->shape[0] = extent(c, row->rows);
+    info->shape[1] = extent(c, row->cols);
+    info->n_dim = row->cols == ONE ? 1 : 2;
+    info->decay = info->n_dim == 2;
+    info->size = info->shape[0] * info->shape[1];
+    int64_t rows = row->rows == VOCAB ? padded_vocab_size(c) : info->shape[0];
+    out->stored = rows * info->shape[1];
+    out->init_ones = row->init == ONES;
+    if (row->init == NORMAL) out->init_std = 0.02f;
+    if (row->init == RESIDUAL) out->init_std = 0.02f / sqrtf(2.0f * (float)c->n_layer);
+    return true;
+}
+
+int params_count(const gpt_config *c) {
+    int n = 0;
+    for (int r = 0; r < N_ROWS; r++)
+        if (present(c, table[r].when)) n += table[r].place == LAYER ? c->n_layer : 1;
+    return n;
+}
+
+int params_layout_create(const gpt_config *c, params_layout *out) {
+    memset(out, 0, sizeof *out);
+    out->n_slots = params_count(c);
+    out->slots = calloc((size_t)out->n_slots, sizeof *out->slots);
+    out->segments = calloc((size_t)out->n_slots, sizeof *out->segments);
+    if (!out->slots || !out->segments) {
+        params_layout_free(out);
+        return fail(GPT_ERR_MEMORY, "no memory for the parameter table");
+    }
+    for (int i = 0; i < out->n_slots; i++) {
+        param_slot *slot = &out->slots[i];
+        params_slot(c, i, slot);
+        slot->offset = out->n_stored;
+        out->segments[i] = (gpt_segment){slot->offset, slot->stored, slot->info.decay};
+        out->n_params += slot->info.size;
+        out->n_stored += (slot->stored + ALIGN - 1) / ALIGN * ALIGN;
+    }
+    return GPT_OK;
+}
+
+void params_layout_free(params_layout *layout) {
+    free(layout->slots);
+    free(layout->segments);
+    memset(layout, 0, sizeof *layout);
+}
+
+void params_view_set(const gpt_config *c, const params_layout *layout, float *buffer,
+                     params_view *view) {
+    layer_view *layers = view->layers;
+    memset(view, 0, sizeof *view);
+    memset(layers, 0, sizeof *layers * (size_t)c->n_layer);
+    view->layers = layers;
+    for (int i = 0; i < layout->n_slots; i++) {
+        int layer = -1;
+        const struct row *row = row_at(c, i, &layer);
+        char *base = layer >= 0 ? (char *)&layers[layer] : (char *)view;
+        void *p = buffer + layout->slots[i].offset;
+        memcpy(base + row->field, &p, sizeof p);
+    }
+    if (c->tied) view->head = view->wte;
+}
+
+/* 64 well-mixed bits from a counter (SplitMix64: Steele, Lea and Flood 2014). */
+static uint64_t mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+/* Normal numbers in pairs by Box and Muller 1958. */
+void params_init(const param_slot *slot, int i, uint64_t seed, float *out) {
+    memset(out, 0, sizeof(float) * (size_t)slot->stored);
+    uint64_t key = mix(seed) ^ mix((uint64_t)i + 1);
+    for (int64_t j = 0; j < slot->info.size; j++) {
+        if (slot->init_ones) out[j] = 1;
+        if (slot->init_std == 0 || j % 2) continue;
+        uint64_t bits = mix(key + (uint64_t)j);
+        double radius = sqrt(-2 * log(((double)(bits >> 32) + 1) * 0x1p-32));
+        double angle = 6.283185307179586 * (double)(bits & 0xffffffffu) * 0x1p-32;
+        out[j] = (float)(slot->init_std * radius * cos(angle));
+        if (j + 1 < slot->info.size) out[j + 1] = (float)(slot->init_std * radius * sin(angle));
+    }
+}
