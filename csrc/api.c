@@ -11,9 +11,13 @@
 #define GPTC_VERSION "0"
 #endif
 
-int gpt_abi_version(void) { return GPT_ABI_VERSION; }
+int gpt_abi_version(void) {
+    return GPT_ABI_VERSION;
+}
 
-const char *gpt_version(void) { return GPTC_VERSION; }
+const char *gpt_version(void) {
+    return GPTC_VERSION;
+}
 
 #define REQUIRE(pointer)                                                                           \
     do {                                                                                           \
@@ -65,18 +69,31 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
 static acts_shape model_acts_shape(const gpt_config *c, const gpt_options *o) {
     int N = o->max_batch * o->max_seq;
     (void)c;
-    return (acts_shape){.N = N, .T = o->max_seq, .training = o->training,
-                        .dropout = o->dropout > 0, .logit_rows = N < LOGIT_ROWS ? N : LOGIT_ROWS};
+    return (acts_shape){.N = N,
+                        .T = o->max_seq,
+                        .training = o->training,
+                        .dropout = o->dropout > 0,
+                        .logit_rows = N < LOGIT_ROWS ? N : LOGIT_ROWS};
 }
 
 static gpt_shape model_shape(const gpt_config *c, const gpt_options *o, int64_t n_stored) {
-    return (gpt_shape){.N = o->max_batch * o->max_seq, .T = o->max_seq, .C = c->n_embd,
-                       .V = c->vocab_size, .Vp = padded_vocab_size(c), .NH = c->n_head,
-                       .NKV = c->n_kv_head, .HS = head_size(c), .F = c->n_ff,
-                       .activation = c->activation, .training = o->training, .n_params = n_stored};
+    return (gpt_shape){.N = o->max_batch * o->max_seq,
+                       .T = o->max_seq,
+                       .C = c->n_embd,
+                       .V = c->vocab_size,
+                       .Vp = padded_vocab_size(c),
+                       .NH = c->n_head,
+                       .NKV = c->n_kv_head,
+                       .HS = head_size(c),
+                       .F = c->n_ff,
+                       .activation = c->activation,
+                       .training = o->training,
+                       .n_params = n_stored};
 }
 
-static size_t align_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
+static size_t align_up(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
 
 /* Sizes of the parts of the arena, in the order in which they stand in it. */
 typedef struct arena_plan {
@@ -220,7 +237,9 @@ void gpt_model_free(gpt_model *m) {
     free(m);
 }
 
-int gpt_model_threads(const gpt_model *m) { return m ? m->ops->ctx_threads(m->ctx) : 0; }
+int gpt_model_threads(const gpt_model *m) {
+    return m ? m->ops->ctx_threads(m->ctx) : 0;
+}
 
 int gpt_model_init(gpt_model *model, uint64_t seed) {
     REQUIRE(model);
@@ -276,12 +295,14 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
     return model->ops->sync(model->ctx);
 }
 
-int64_t gpt_model_step(const gpt_model *model) { return model ? model->step : -1; }
+int64_t gpt_model_step(const gpt_model *model) {
+    return model ? model->step : -1;
+}
 
 int gpt_model_set_step(gpt_model *model, int64_t step) {
     REQUIRE(model);
-    if (step < 0) return fail(GPT_ERR_ARGUMENT, "step is %lld; it must be 0 or above",
-                              (long long)step);
+    if (step < 0)
+        return fail(GPT_ERR_ARGUMENT, "step is %lld; it must be 0 or above", (long long)step);
     model->step = step;
     return GPT_OK;
 }
@@ -419,11 +440,9 @@ static int check_adamw(const gpt_adamw *a) {
     if (!(a->eps >= 0 && isfinite(a->eps)))
         return fail(GPT_ERR_ARGUMENT, "eps is %g; it must be 0 or above", a->eps);
     if (!(a->weight_decay >= 0 && isfinite(a->weight_decay)))
-        return fail(GPT_ERR_ARGUMENT, "weight_decay is %g; it must be 0 or above",
-                    a->weight_decay);
+        return fail(GPT_ERR_ARGUMENT, "weight_decay is %g; it must be 0 or above", a->weight_decay);
     if (!(a->grad_clip >= 0 && isfinite(a->grad_clip)))
-        return fail(GPT_ERR_ARGUMENT, "grad_clip is %g; it must be 0 (off) or above",
-                    a->grad_clip);
+        return fail(GPT_ERR_ARGUMENT, "grad_clip is %g; it must be 0 (off) or above", a->grad_clip);
     return GPT_OK;
 }
 

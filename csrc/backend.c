@@ -17,7 +17,9 @@ typedef struct cpu_level {
     int (*supported)(void);
 } cpu_level;
 
-static int always(void) { return 1; }
+static int always(void) {
+    return 1;
+}
 
 #ifdef GPTC_X86
 static int has_avx2(void) {
@@ -50,7 +52,9 @@ static const cpu_level *best_level(void) {
     return &levels[N_LEVELS - 1];
 }
 
-const char *gpt_cpu_level(void) { return best_level()->name; }
+const char *gpt_cpu_level(void) {
+    return best_level()->name;
+}
 
 const gpt_ops *backend_ops_at(int i) {
     for (int j = 0; j < N_LEVELS; j++)

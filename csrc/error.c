@@ -13,4 +13,6 @@ int fail(int status, const char *format, ...) {
     return status;
 }
 
-const char *gpt_last_error(void) { return last_error; }
+const char *gpt_last_error(void) {
+    return last_error;
+}

@@ -39,7 +39,7 @@ extern "C" {
 
 /* ==== binding: begin ==== */
 
-/* Changes whenever a declaration below changes its meaning; gpt_abi_version() returns the library's. */
+/* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
 #define GPT_ABI_VERSION 1
 
 enum gpt_status {
@@ -60,16 +60,19 @@ enum gpt_norm {
 };
 
 enum gpt_pos {
-    GPT_POS_LEARNED = 0,   /* a table of block_size rows, added to the token embedding */
-    GPT_POS_ROPE = 1,      /* rotary, channels (i, i + HS/2) of each head: Su et al. 2021, as in Llama weights */
-    GPT_POS_ROPE_WIDE = 2, /* rotary, channels (2i, 2i + 1), frequency index i over the whole width */
+    GPT_POS_LEARNED = 0, /* a table of block_size rows, added to the token embedding */
+    GPT_POS_ROPE =
+        1, /* rotary, channels (i, i + HS/2) of each head: Su et al. 2021, as in Llama weights */
+    GPT_POS_ROPE_WIDE =
+        2, /* rotary, channels (2i, 2i + 1), frequency index i over the whole width */
 };
 
 enum gpt_activation {
     GPT_ACT_NONE = 0,
-    GPT_ACT_GELU = 1,   /* tanh approximation: Hendrycks and Gimpel 2016 */
-    GPT_ACT_SWISH = 2,  /* x * sigmoid(x) */
-    GPT_ACT_SWIGLU = 3, /* swish(gate) * up: Shazeer 2020; the first layer then has 2 n_ff outputs */
+    GPT_ACT_GELU = 1,  /* tanh approximation: Hendrycks and Gimpel 2016 */
+    GPT_ACT_SWISH = 2, /* x * sigmoid(x) */
+    GPT_ACT_SWIGLU =
+        3, /* swish(gate) * up: Shazeer 2020; the first layer then has 2 n_ff outputs */
 };
 
 /* The shape of a model. Every family (byte, gpt2, llama) is a point in this space. */
@@ -77,18 +80,18 @@ typedef struct gpt_config {
     int32_t vocab_size; /* V */
     int32_t block_size; /* the longest sequence */
     int32_t n_layer;
-    int32_t n_head;     /* divides n_embd */
-    int32_t n_kv_head;  /* divides n_head; fewer means grouped queries (Ainslie et al. 2023) */
-    int32_t n_embd;     /* C */
-    int32_t n_ff;       /* hidden width of the feed-forward layer */
-    int32_t norm;       /* enum gpt_norm */
+    int32_t n_head;      /* divides n_embd */
+    int32_t n_kv_head;   /* divides n_head; fewer means grouped queries (Ainslie et al. 2023) */
+    int32_t n_embd;      /* C */
+    int32_t n_ff;        /* hidden width of the feed-forward layer */
+    int32_t norm;        /* enum gpt_norm */
     int32_t norm_weight; /* 1: norms have a learned scale (and, for LayerNorm with bias, a shift) */
-    int32_t pos;        /* enum gpt_pos */
-    int32_t activation; /* enum gpt_activation, not NONE */
-    int32_t bias;       /* 1: linear layers and LayerNorms have a bias */
-    int32_t tied;       /* 1: the output head is the token embedding */
+    int32_t pos;         /* enum gpt_pos */
+    int32_t activation;  /* enum gpt_activation, not NONE */
+    int32_t bias;        /* 1: linear layers and LayerNorms have a bias */
+    int32_t tied;        /* 1: the output head is the token embedding */
     float norm_eps;
-    float rope_theta;   /* base of the rotary frequencies; unused with learned positions */
+    float rope_theta; /* base of the rotary frequencies; unused with learned positions */
 } gpt_config;
 
 typedef struct gpt_options {
@@ -104,7 +107,7 @@ typedef struct gpt_options {
 
 /* What a model will need, before anything is allocated. Bytes are exact. */
 typedef struct gpt_plan {
-    int64_t n_params;     /* learned numbers, tied ones once, without padding rows */
+    int64_t n_params; /* learned numbers, tied ones once, without padding rows */
     uint64_t param_bytes;
     uint64_t grad_bytes;
     uint64_t optimizer_bytes;
@@ -134,7 +137,7 @@ typedef struct gpt_adamw {
     float grad_clip; /* largest global gradient norm; 0: no clipping */
 } gpt_adamw;
 
-/* How the next token is drawn. Filters apply in the order top_k, top_p, min_p after the temperature. */
+/* How the next token is drawn: temperature, then the filters top_k, top_p, min_p in this order. */
 typedef struct gpt_sampling {
     float temperature; /* 0: the most likely token */
     int32_t top_k;     /* keep the k most likely; 0: all */
@@ -197,8 +200,8 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
                    float *loss, float *losses);
 /* The same loss, and its gradient times scale added to the gradients (which start from zero after
  * an update). With k calls before one update, scale is 1/k. */
-int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
-                       float scale, float *loss);
+int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
+                       int T, float scale, float *loss);
 int gpt_model_zero_grads(gpt_model *model);
 /* Clips and applies the gradients. grad_norm is the norm before clipping. When it is not finite
  * nothing is applied and GPT_ERR_NUMERIC is returned. */
@@ -215,7 +218,7 @@ void gpt_session_free(gpt_session *session);
 /* Bytes that a session of this size allocates. */
 int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, uint64_t *out);
 /* Appends n tokens, tokens[i] to sequence seqs[i]; tokens of one sequence stand together. logits
- * (number of sequences in the call, V) receives each sequence's last row, in order of appearance. */
+ * (number of sequences in the call, V) receives the last row of each, in order of appearance. */
 int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_t *seqs, int n,
                        float *logits);
 /* Tokens held for a sequence, or -1 for a sequence that does not exist. */
@@ -225,7 +228,7 @@ int gpt_session_rewind(gpt_session *session, int seq, int length);
 
 /* ---- sampling ---- */
 
-/* Draws a token from logits (V). The draw is a function of (seed, position): the same text again. */
+/* Draws a token from logits (V). The draw is a function of (seed, position). */
 int gpt_sample(const float *logits, int32_t vocab_size, const gpt_sampling *sampling,
                uint64_t position, int32_t *token);
 

@@ -9,7 +9,7 @@
  *     N    rows, usually B T         NH   n_head
  *     C    n_embd                    NKV  n_kv_head (NKV divides NH)
  *     F    n_ff                      HS   head size, C / NH
- *     L    n_layer                   QKV  (NH + 2 NKV) HS, the width of packed queries, keys, values
+ *     L    n_layer                   QKV  (NH + 2 NKV) HS, packed queries, keys, values
  *
  * Conventions
  *  - Arguments: context, outputs, inputs, sizes. Tensors are row-major and do not overlap, unless a
@@ -74,7 +74,7 @@ typedef void embedding_backward_fn(gpt_ctx *ctx, float *dwte /* (Vp, C) */,
 
 /* ---- dropout.c ---- */
 
-/* In place: x = dropout(x), over n numbers. Its own gradient: dx = dropout(dx) with the same key. */
+/* In place: x = dropout(x), over n numbers; and its gradient, dx = dropout(dx), the same key. */
 typedef void dropout_forward_fn(gpt_ctx *ctx, act *x, int64_t n, gpt_dropout dropout);
 typedef dropout_forward_fn dropout_backward_fn;
 
@@ -83,7 +83,7 @@ typedef dropout_forward_fn dropout_backward_fn;
 /* The residual stream and the norm that reads it, in one pass (resid_out may be resid):
  *     resid_out = resid + dropout(branch);  out = norm(resid_out)
  * With branch NULL, out = norm(resid) and resid_out is not touched. stats keeps (mean, 1/std) of
- * each row for backward (mean is 0 for RMSNorm); NULL where there will be none. w, b may be NULL. */
+ * each row for backward (mean is 0 for RMSNorm); NULL where there is none. w and b may be NULL. */
 typedef void residual_norm_forward_fn(gpt_ctx *ctx, act *resid_out /* (N, C) */,
                                       act *out /* (N, C) */, float *stats /* (N, 2) or NULL */,
                                       const act *resid /* (N, C) */,
@@ -160,8 +160,8 @@ typedef void attention_decode_fn(gpt_ctx *ctx, act *out /* (N, NH HS) */,
 
 /* losses[n] = -log softmax(x[n] wte^T)[targets[n]]; 0 where targets[n] is -1. Works through the
  * rows in chunks: neither logits nor probabilities of all rows ever exist. */
-typedef void classifier_forward_fn(gpt_ctx *ctx, float *losses /* (N) */,
-                                   const act *x /* (N, C) */, const weight *wte /* (Vp, C) */,
+typedef void classifier_forward_fn(gpt_ctx *ctx, float *losses /* (N) */, const act *x /* (N, C) */,
+                                   const weight *wte /* (Vp, C) */,
                                    const int32_t *targets /* (N) */, int N, int C, int V, int Vp);
 /* The same losses and, while a chunk's logits are there, their gradient: dx =, dwte +=, both of
  * scale * sum(losses). So a training step calls this one only. */

@@ -58,7 +58,7 @@ static void adamw_run(const adamw_args *a, int64_t begin, int64_t end, float dec
     float *w = a->w + begin, *m = a->m + begin, *v = a->v + begin;
     const float *grads = a->grads + begin;
     int size = (int)(end - begin);
-    FOR_LANES(i, k, size) {
+    FOR_LANES (i, k, size) {
         vf g = vf_get(grads + i, k) * a->grad_scale;
         vf m1 = vf_get(m + i, k) * a->beta1 + g * (1.0f - a->beta1);
         vf v1 = vf_get(v + i, k) * a->beta2 + g * g * (1.0f - a->beta2);
@@ -82,14 +82,22 @@ static void adamw_numbers(void *p, int thread, int64_t begin, int64_t end) {
 }
 
 void cpu_adamw_update(gpt_ctx *ctx, float *w, float *m, float *v, const float *grads,
-                      const float *norm, gpt_adamw adamw, int64_t step,
-                      const gpt_segment *segments, int n_segments) {
+                      const float *norm, gpt_adamw adamw, int64_t step, const gpt_segment *segments,
+                      int n_segments) {
     if (!isfinite(*norm) || n_segments == 0) return;
     float scale = adamw.grad_clip > 0 ? adamw.grad_clip / (*norm + 1e-6f) : 1;
     const gpt_segment *last = &segments[n_segments - 1];
-    adamw_args args = {.w = w, .m = m, .v = v, .grads = grads, .segments = segments,
-                       .n_segments = n_segments, .lr = adamw.lr, .beta1 = adamw.beta1,
-                       .beta2 = adamw.beta2, .eps = adamw.eps, .decay = adamw.weight_decay,
+    adamw_args args = {.w = w,
+                       .m = m,
+                       .v = v,
+                       .grads = grads,
+                       .segments = segments,
+                       .n_segments = n_segments,
+                       .lr = adamw.lr,
+                       .beta1 = adamw.beta1,
+                       .beta2 = adamw.beta2,
+                       .eps = adamw.eps,
+                       .decay = adamw.weight_decay,
                        .grad_scale = scale < 1 ? scale : 1,
                        .correction1 = (float)(1 - pow(adamw.beta1, (double)step)),
                        .correction2 = (float)(1 - pow(adamw.beta2, (double)step))};

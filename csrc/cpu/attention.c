@@ -10,7 +10,9 @@
 enum { TILE_Q = 64, TILE_K = 256 };
 
 /* Per thread: S and dS tiles, and for each query of a tile its maximum, sum and delta. */
-static size_t thread_floats(void) { return 2 * TILE_Q * TILE_K + 4 * TILE_Q; }
+static size_t thread_floats(void) {
+    return 2 * TILE_Q * TILE_K + 4 * TILE_Q;
+}
 
 size_t cpu_attention_workspace(const gpt_shape *shape, int n_threads) {
     (void)shape;
@@ -60,7 +62,7 @@ static void drop_tile(float *s, int nq, int nk, gpt_dropout dropout, uint64_t in
  * nk keys the row may see. Returns the factor by which what was summed before must shrink. */
 static float softmax_row(float *s, int valid, int nk, float scale, float *max, float *sum) {
     vf biggest = vf_set(-INFINITY);
-    FOR_LANES(j, k, valid) {
+    FOR_LANES (j, k, valid) {
         vf x = vf_get(s + j, k);
         if (k < LANES) { /* the lanes past the end must not win */
             float tail[LANES];
@@ -72,7 +74,7 @@ static float softmax_row(float *s, int valid, int nk, float scale, float *max, f
     float m = vf_max_lane(biggest) * scale;
     m = m > *max ? m : *max;
     vf total = {0};
-    FOR_LANES(j, k, valid) {
+    FOR_LANES (j, k, valid) {
         vf e = vf_exp(vf_get(s + j, k) * scale - m);
         vf_put(s + j, e, k);
         total += k < LANES ? vf_load_n(s + j, k) : e;
@@ -105,7 +107,7 @@ static void forward_tile(const attention_args *a, const query_tile *t, scratch w
             float shrink = softmax_row(s, valid, nk, a->scale, &w.max[r], &w.sum[r]);
             float *out = t->out + (int64_t)r * t->ldo;
             if (k0 > 0 && shrink != 1)
-                FOR_LANES(c, k, HS) vf_put(out + c, vf_get(out + c, k) * shrink, k);
+                FOR_LANES (c, k, HS) vf_put(out + c, vf_get(out + c, k) * shrink, k);
         }
         drop_tile(w.s, t->nq, nk, a->dropout, t->index + (uint64_t)k0, t->T);
         gemm_nn(t->nq, HS, nk, 1, w.s, TILE_K, t->v + (int64_t)k0 * t->ldv, t->ldv, 1, t->out,
@@ -113,7 +115,7 @@ static void forward_tile(const attention_args *a, const query_tile *t, scratch w
     }
     for (int r = 0; r < t->nq; r++) {
         float *out = t->out + (int64_t)r * t->ldo, inverse = 1 / w.sum[r];
-        FOR_LANES(c, k, HS) vf_put(out + c, vf_get(out + c, k) * inverse, k);
+        FOR_LANES (c, k, HS) vf_put(out + c, vf_get(out + c, k) * inverse, k);
         if (t->lse) t->lse[r] = w.max[r] + logf(w.sum[r]);
     }
 }
@@ -133,9 +135,14 @@ static void attention_forward_tiles(void *p, int thread, int64_t begin, int64_t 
             .q = qkv + (int64_t)q0 * stride + h * HS,
             .k = qkv + (NH + kv) * HS,
             .v = qkv + (NH + a->NKV + kv) * HS,
-            .ldo = NH * HS, .ldq = stride, .ldk = stride, .ldv = stride,
-            .q0 = q0, .nq = cpu_min(TILE_Q, T - q0),
-            .index = (((uint64_t)b * NH + h) * T + q0) * T, .T = T,
+            .ldo = NH * HS,
+            .ldq = stride,
+            .ldk = stride,
+            .ldv = stride,
+            .q0 = q0,
+            .nq = cpu_min(TILE_Q, T - q0),
+            .index = (((uint64_t)b * NH + h) * T + q0) * T,
+            .T = T,
         };
         forward_tile(a, &t, thread_scratch(a->ctx, thread));
     }
@@ -143,19 +150,28 @@ static void attention_forward_tiles(void *p, int thread, int64_t begin, int64_t 
 
 void cpu_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv, gpt_dropout dropout,
                            int B, int T, int NH, int NKV, int HS) {
-    attention_args args = {.ctx = ctx, .out = out, .lse_out = lse, .qkv = qkv, .dropout = dropout,
-                           .B = B, .T = T, .NH = NH, .NKV = NKV, .HS = HS,
-                           .n_tiles = (int)cpu_div_up(T, TILE_Q), .scale = 1 / sqrtf((float)HS)};
+    attention_args args = {.ctx = ctx,
+                           .out = out,
+                           .lse_out = lse,
+                           .qkv = qkv,
+                           .dropout = dropout,
+                           .B = B,
+                           .T = T,
+                           .NH = NH,
+                           .NKV = NKV,
+                           .HS = HS,
+                           .n_tiles = (int)cpu_div_up(T, TILE_Q),
+                           .scale = 1 / sqrtf((float)HS)};
     cpu_parallel(ctx, attention_forward_tiles, &args, (int64_t)B * NH * args.n_tiles, 1);
 }
 
-/* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row; s and ds (holding dp) in place. */
+/* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row. In place: ds held dp. */
 static void backward_rows(const attention_args *a, scratch w, const float *lse, int q0, int nq,
                           int k0, int nk) {
     for (int r = 0; r < nq; r++) {
         float *s = w.s + r * TILE_K, *ds = w.ds + r * TILE_K;
         int valid = cpu_min(nk, cpu_max(0, q0 + r + 1 - k0));
-        FOR_LANES(j, k, valid) {
+        FOR_LANES (j, k, valid) {
             vf prob = vf_exp(vf_get(s + j, k) * a->scale - lse[r]);
             vf_put(ds + j, prob * (vf_get(ds + j, k) - w.delta[r]) * a->scale, k);
             vf_put(s + j, prob, k);
@@ -177,7 +193,7 @@ static void backward_tile(const attention_args *a, int b, int h, int q0, scratch
 
     for (int r = 0; r < nq; r++) { /* delta = sum_j p_j dp_j, which is dout . out */
         vf sum = {0};
-        FOR_LANES(c, k, HS)
+        FOR_LANES (c, k, HS)
             sum += vf_get(dout + (int64_t)r * ldo + c, k) * vf_get(out + (int64_t)r * ldo + c, k);
         w.delta[r] = vf_sum(sum);
     }
@@ -186,8 +202,8 @@ static void backward_tile(const attention_args *a, int b, int h, int q0, scratch
         int64_t keys = base + (int64_t)k0 * stride;
         const float *k = a->qkv + keys + key, *v = a->qkv + keys + value;
         uint64_t index = (((uint64_t)b * NH + h) * T + q0) * T + k0;
-        gemm_nt(nq, nk, HS, 1, q, stride, k, stride, 0, w.s, TILE_K);       /* s = q k^T */
-        gemm_nt(nq, nk, HS, 1, dout, ldo, v, stride, 0, w.ds, TILE_K);      /* dp = dout v^T */
+        gemm_nt(nq, nk, HS, 1, q, stride, k, stride, 0, w.s, TILE_K);  /* s = q k^T */
+        gemm_nt(nq, nk, HS, 1, dout, ldo, v, stride, 0, w.ds, TILE_K); /* dp = dout v^T */
         drop_tile(w.ds, nq, nk, a->dropout, index, T);
         backward_rows(a, w, lse, q0, nq, k0, nk);
         drop_tile(w.s, nq, nk, a->dropout, index, T);
@@ -197,7 +213,7 @@ static void backward_tile(const attention_args *a, int b, int h, int q0, scratch
     }
 }
 
-/* Item i is a (b, key head): all the queries that read these keys, so that dk and dv have one writer. */
+/* Item i is a (b, key head): all queries of these keys, so that dk, dv have one writer. */
 static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t end) {
     const attention_args *a = p;
     int HS = a->HS, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, group = NH / a->NKV;
@@ -217,9 +233,19 @@ static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t
 void cpu_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act *qkv,
                             const act *out, const float *lse, gpt_dropout dropout, int B, int T,
                             int NH, int NKV, int HS) {
-    attention_args args = {.ctx = ctx, .dqkv = dqkv, .dout = dout, .qkv = qkv, .out_in = out,
-                           .lse = lse, .dropout = dropout, .B = B, .T = T, .NH = NH, .NKV = NKV,
-                           .HS = HS, .scale = 1 / sqrtf((float)HS)};
+    attention_args args = {.ctx = ctx,
+                           .dqkv = dqkv,
+                           .dout = dout,
+                           .qkv = qkv,
+                           .out_in = out,
+                           .lse = lse,
+                           .dropout = dropout,
+                           .B = B,
+                           .T = T,
+                           .NH = NH,
+                           .NKV = NKV,
+                           .HS = HS,
+                           .scale = 1 / sqrtf((float)HS)};
     cpu_parallel(ctx, attention_backward_heads, &args, (int64_t)B * NKV, 1);
 }
 
@@ -250,9 +276,14 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
             int64_t rows = ((int64_t)a->seqs[n] * a->NKV + kv) * a->n_ctx * HS;
             query_tile t = {.out = a->out + ((int64_t)n * NH + h) * HS,
                             .q = a->qkv + (int64_t)n * stride + h * HS,
-                            .k = a->cache_k + rows, .v = a->cache_v + rows,
-                            .ldo = NH * HS, .ldq = stride, .ldk = HS, .ldv = HS,
-                            .q0 = a->positions[n], .nq = nq};
+                            .k = a->cache_k + rows,
+                            .v = a->cache_v + rows,
+                            .ldo = NH * HS,
+                            .ldq = stride,
+                            .ldk = HS,
+                            .ldv = HS,
+                            .q0 = a->positions[n],
+                            .nq = nq};
             forward_tile(a, &t, thread_scratch(a->ctx, thread));
         }
     }
@@ -261,9 +292,19 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
 void cpu_attention_decode(gpt_ctx *ctx, act *out, act *cache_k, act *cache_v, const act *qkv,
                           const int32_t *seqs, const int32_t *positions, int N, int n_ctx, int NH,
                           int NKV, int HS) {
-    attention_args args = {.ctx = ctx, .out = out, .cache_k = cache_k, .cache_v = cache_v,
-                           .qkv = qkv, .seqs = seqs, .positions = positions, .B = N, .NH = NH,
-                           .NKV = NKV, .HS = HS, .n_ctx = n_ctx, .scale = 1 / sqrtf((float)HS)};
+    attention_args args = {.ctx = ctx,
+                           .out = out,
+                           .cache_k = cache_k,
+                           .cache_v = cache_v,
+                           .qkv = qkv,
+                           .seqs = seqs,
+                           .positions = positions,
+                           .B = N,
+                           .NH = NH,
+                           .NKV = NKV,
+                           .HS = HS,
+                           .n_ctx = n_ctx,
+                           .scale = 1 / sqrtf((float)HS)};
     cpu_parallel(ctx, store_rows, &args, N, 16);
     cpu_parallel(ctx, decode_heads, &args, NH, 1);
 }

@@ -12,7 +12,9 @@ void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float
                  const float *a, int lda, const float *b, int ldb, float beta, float *c, int ldc);
 void openblas_set_num_threads(int n);
 
-static inline void blas_use_one_thread(void) { openblas_set_num_threads(1); }
+static inline void blas_use_one_thread(void) {
+    openblas_set_num_threads(1);
+}
 
 enum { BLAS_ROW_MAJOR = 101, BLAS_N = 111, BLAS_T = 112 };
 

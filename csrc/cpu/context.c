@@ -49,8 +49,7 @@ typedef struct worker_args {
 
 static void take_pieces(cpu_pool *pool, int thread) {
     for (;;) {
-        int64_t begin =
-            atomic_fetch_add_explicit(&pool->next, pool->grain, memory_order_relaxed);
+        int64_t begin = atomic_fetch_add_explicit(&pool->next, pool->grain, memory_order_relaxed);
         if (begin >= pool->n) return;
         int64_t end = begin + pool->grain < pool->n ? begin + pool->grain : pool->n;
         pool->task(pool->args, thread, begin, end);
@@ -110,8 +109,10 @@ void cpu_parallel(gpt_ctx *ctx, cpu_task_fn *task, void *args, int64_t n, int64_
     publish(pool);
     take_pieces(pool, 0);
     for (int i = 0; atomic_load_explicit(&pool->n_running, memory_order_acquire) > 0; i++) {
-        if (i < SPIN) cpu_relax();
-        else sched_yield(); /* more threads than cores: let the others finish */
+        if (i < SPIN)
+            cpu_relax();
+        else
+            sched_yield(); /* more threads than cores: let the others finish */
     }
 }
 
@@ -178,9 +179,13 @@ void cpu_ctx_free(gpt_ctx *ctx) {
     free(ctx);
 }
 
-int cpu_ctx_threads(const gpt_ctx *ctx) { return ctx->n_threads; }
+int cpu_ctx_threads(const gpt_ctx *ctx) {
+    return ctx->n_threads;
+}
 
-void cpu_ctx_set_workspace(gpt_ctx *ctx, void *workspace) { ctx->workspace = workspace; }
+void cpu_ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
+    ctx->workspace = workspace;
+}
 
 int cpu_sync(gpt_ctx *ctx) {
     (void)ctx;

@@ -94,10 +94,18 @@ void cpu_zero(gpt_ctx *ctx, void *device, size_t bytes);
 
 /* ---- small helpers ---- */
 
-static inline int cpu_min(int a, int b) { return a < b ? a : b; }
-static inline int cpu_max(int a, int b) { return a > b ? a : b; }
-static inline int64_t cpu_div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static inline int64_t cpu_round_up(int64_t a, int64_t b) { return cpu_div_up(a, b) * b; }
+static inline int cpu_min(int a, int b) {
+    return a < b ? a : b;
+}
+static inline int cpu_max(int a, int b) {
+    return a > b ? a : b;
+}
+static inline int64_t cpu_div_up(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+static inline int64_t cpu_round_up(int64_t a, int64_t b) {
+    return cpu_div_up(a, b) * b;
+}
 
 /* Pieces for n items when there should be a few for each thread, and none smaller than `least`. */
 static inline int64_t cpu_grain(const gpt_ctx *ctx, int64_t n, int64_t least) {

@@ -1,4 +1,4 @@
-/* dropout.c: dropout of a whole tensor in place. Its own mirror: the mask is a function of the key. */
+/* dropout.c: dropout of a whole tensor in place. Its own mirror, since the key makes the mask. */
 #include "cpu.h"
 
 typedef struct dropout_args {

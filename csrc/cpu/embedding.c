@@ -22,14 +22,20 @@ static void embedding_forward_rows(void *p, int thread, int64_t begin, int64_t e
         }
         int64_t t = a->positions ? a->positions[n] : n % a->T;
         const float *wpe = a->wpe + t * a->C;
-        FOR_LANES(c, k, a->C) vf_put(out + c, vf_get(wte + c, k) + vf_get(wpe + c, k), k);
+        FOR_LANES (c, k, a->C) vf_put(out + c, vf_get(wte + c, k) + vf_get(wpe + c, k), k);
     }
 }
 
 void cpu_embedding_forward(gpt_ctx *ctx, act *out, const int32_t *tokens, const int32_t *positions,
                            const weight *wte, const weight *wpe, int N, int T, int C) {
-    embedding_args args = {.out = out, .tokens = tokens, .positions = positions, .wte = wte,
-                           .wpe = wpe, .N = N, .T = T, .C = C};
+    embedding_args args = {.out = out,
+                           .tokens = tokens,
+                           .positions = positions,
+                           .wte = wte,
+                           .wpe = wpe,
+                           .N = N,
+                           .T = T,
+                           .C = C};
     cpu_parallel(ctx, embedding_forward_rows, &args, N, cpu_grain(ctx, N, 16));
 }
 
@@ -42,16 +48,16 @@ static void embedding_backward_channels(void *p, int thread, int64_t begin, int6
     for (int n = 0; n < a->N; n++) {
         const float *dout = a->dout + (int64_t)n * a->C + begin;
         float *dwte = a->dwte + (int64_t)a->tokens[n] * a->C + begin;
-        FOR_LANES(c, k, width) vf_put(dwte + c, vf_get(dwte + c, k) + vf_get(dout + c, k), k);
+        FOR_LANES (c, k, width) vf_put(dwte + c, vf_get(dwte + c, k) + vf_get(dout + c, k), k);
         if (!a->dwpe) continue;
         float *dwpe = a->dwpe + (int64_t)(n % a->T) * a->C + begin;
-        FOR_LANES(c, k, width) vf_put(dwpe + c, vf_get(dwpe + c, k) + vf_get(dout + c, k), k);
+        FOR_LANES (c, k, width) vf_put(dwpe + c, vf_get(dwpe + c, k) + vf_get(dout + c, k), k);
     }
 }
 
 void cpu_embedding_backward(gpt_ctx *ctx, float *dwte, float *dwpe, const act *dout,
                             const int32_t *tokens, int N, int T, int C) {
-    embedding_args args = {.dwte = dwte, .dwpe = dwpe, .dout = dout, .tokens = tokens, .N = N,
-                           .T = T, .C = C};
+    embedding_args args = {
+        .dwte = dwte, .dwpe = dwpe, .dout = dout, .tokens = tokens, .N = N, .T = T, .C = C};
     cpu_parallel(ctx, embedding_backward_channels, &args, C, 64);
 }

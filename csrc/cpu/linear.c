@@ -18,9 +18,9 @@ static void forward_epilogue(void *p, int row, int rows, int col, int cols) {
         float *out = a->out + (int64_t)r * a->width + col;
         if (a->b) {
             const float *b = a->b + col;
-            FOR_LANES(c, k, cols) vf_put(pre + c, vf_get(pre + c, k) + vf_get(b + c, k), k);
+            FOR_LANES (c, k, cols) vf_put(pre + c, vf_get(pre + c, k) + vf_get(b + c, k), k);
             if (twin)
-                FOR_LANES(c, k, cols)
+                FOR_LANES (c, k, cols)
                     vf_put(pre + twin + c, vf_get(pre + twin + c, k) + vf_get(b + twin + c, k), k);
         }
         if (a->activation != GPT_ACT_NONE)
@@ -34,10 +34,19 @@ void cpu_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const w
     /* Without a place for pre, the product goes where it does no harm: into out, or, twice as wide
      * for SwiGLU, into the workspace. */
     float *y = activation == GPT_ACT_NONE ? out : pre ? pre : swiglu ? ctx->workspace : out;
-    linear_args args = {.out = out, .pre = y, .b = b, .activation = activation, .N = N,
-                        .width = OC};
-    product p = {.kind = PRODUCT_NT, .out = y, .a = in, .b = w, .lda = IC, .ldb = IC,
-                 .ldo = swiglu ? 2 * OC : OC, .M = N, .N = OC, .K = IC, .twin = swiglu ? OC : 0};
+    linear_args args = {
+        .out = out, .pre = y, .b = b, .activation = activation, .N = N, .width = OC};
+    product p = {.kind = PRODUCT_NT,
+                 .out = y,
+                 .a = in,
+                 .b = w,
+                 .lda = IC,
+                 .ldb = IC,
+                 .ldo = swiglu ? 2 * OC : OC,
+                 .M = N,
+                 .N = OC,
+                 .K = IC,
+                 .twin = swiglu ? OC : 0};
     if (b || activation != GPT_ACT_NONE) {
         p.epilogue = forward_epilogue;
         p.epilogue_args = &args;
@@ -72,7 +81,7 @@ static void bias_columns(void *p, int thread, int64_t begin, int64_t end) {
     for (int r = 0; r < a->N; r++) {
         const float *dout = a->dout + (int64_t)r * a->width + begin;
         float *db = a->db + begin;
-        FOR_LANES(c, k, cols) vf_put(db + c, vf_get(db + c, k) + vf_get(dout + c, k), k);
+        FOR_LANES (c, k, cols) vf_put(db + c, vf_get(db + c, k) + vf_get(dout + c, k), k);
     }
 }
 
@@ -81,16 +90,32 @@ void cpu_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act
                          int IC, int OC) {
     int ldi = activation == GPT_ACT_SWIGLU ? 2 * IC : IC;
     linear_args args = {.din = din, .pre_in = pre, .activation = activation, .N = N, .width = IC};
-    product dinput = {.kind = PRODUCT_NN, .out = din, .a = dout, .b = w, .lda = OC, .ldb = IC,
-                      .ldo = ldi, .M = N, .N = IC, .K = OC};
+    product dinput = {.kind = PRODUCT_NN,
+                      .out = din,
+                      .a = dout,
+                      .b = w,
+                      .lda = OC,
+                      .ldb = IC,
+                      .ldo = ldi,
+                      .M = N,
+                      .N = IC,
+                      .K = OC};
     if (activation != GPT_ACT_NONE) {
         dinput.epilogue = input_epilogue;
         dinput.epilogue_args = &args;
     }
     cpu_product(ctx, &dinput);
 
-    product dweight = {.kind = PRODUCT_TN, .out = dw, .a = dout, .b = in, .lda = OC, .ldb = IC,
-                       .ldo = IC, .M = OC, .N = IC, .K = N};
+    product dweight = {.kind = PRODUCT_TN,
+                       .out = dw,
+                       .a = dout,
+                       .b = in,
+                       .lda = OC,
+                       .ldb = IC,
+                       .ldo = IC,
+                       .M = OC,
+                       .N = IC,
+                       .K = N};
     cpu_product(ctx, &dweight);
 
     if (db) {
@@ -102,7 +127,15 @@ void cpu_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act
 void cpu_head_forward(gpt_ctx *ctx, float *logits, const act *x, const weight *wte, int N, int C,
                       int V, int Vp) {
     (void)Vp;
-    product p = {.kind = PRODUCT_NT, .out = logits, .a = x, .b = wte, .lda = C, .ldb = C,
-                 .ldo = V, .M = N, .N = V, .K = C};
+    product p = {.kind = PRODUCT_NT,
+                 .out = logits,
+                 .a = x,
+                 .b = wte,
+                 .lda = C,
+                 .ldb = C,
+                 .ldo = V,
+                 .M = N,
+                 .N = V,
+                 .K = C};
     cpu_product(ctx, &p);
 }

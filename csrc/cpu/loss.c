@@ -7,7 +7,9 @@
 /* Larger chunks read and write dwte less often; smaller ones need less workspace. */
 enum { CHUNK_BYTES = 96 << 20, MIN_CHUNK_ROWS = 64 };
 
-static int logits_stride(int V) { return (int)cpu_round_up(V, 16); }
+static int logits_stride(int V) {
+    return (int)cpu_round_up(V, 16);
+}
 
 /* Chunks of about the same number of rows, as many as the bound asks for. */
 static int most_rows(int V) {
@@ -55,7 +57,7 @@ static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
         }
         float max = row_max(x, a->V), picked = x[target] - max;
         vf sum = {0};
-        FOR_LANES(v, k, a->V) {
+        FOR_LANES (v, k, a->V) {
             vf e = vf_exp(vf_get(x + v, k) - max);
             if (a->gradient) vf_put(x + v, e, k);
             if (k < LANES) {
@@ -69,30 +71,53 @@ static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
         a->losses[n] = logf(total) - picked;
         if (!a->gradient) continue;
         float factor = a->scale / total;
-        FOR_LANES(v, k, a->V) vf_put(x + v, vf_get(x + v, k) * factor, k);
+        FOR_LANES (v, k, a->V) vf_put(x + v, vf_get(x + v, k) * factor, k);
         x[target] -= a->scale;
     }
 }
 
 static void classifier(gpt_ctx *ctx, float *losses, float *dx, float *dwte, const float *x,
-                       const float *wte, const int32_t *targets, float scale, int N, int C,
-                       int V) {
+                       const float *wte, const int32_t *targets, float scale, int N, int C, int V) {
     int rows = chunk_rows(N, V), stride = logits_stride(V);
     float *logits = ctx->workspace;
     for (int row = 0; row < N; row += rows) {
         int n = cpu_min(rows, N - row);
         const float *x_chunk = x + (int64_t)row * C;
-        product head = {.kind = PRODUCT_NT, .out = logits, .a = x_chunk, .b = wte, .lda = C,
-                        .ldb = C, .ldo = stride, .M = n, .N = V, .K = C};
+        product head = {.kind = PRODUCT_NT,
+                        .out = logits,
+                        .a = x_chunk,
+                        .b = wte,
+                        .lda = C,
+                        .ldb = C,
+                        .ldo = stride,
+                        .M = n,
+                        .N = V,
+                        .K = C};
         cpu_product(ctx, &head);
         loss_args args = {logits, losses + row, targets + row, scale, V, stride, dx != NULL};
         cpu_parallel(ctx, softmax_rows, &args, n, cpu_grain(ctx, n, 1));
         if (!dx) continue;
-        product dinput = {.kind = PRODUCT_NN, .out = dx + (int64_t)row * C, .a = logits, .b = wte,
-                          .lda = stride, .ldb = C, .ldo = C, .M = n, .N = C, .K = V};
+        product dinput = {.kind = PRODUCT_NN,
+                          .out = dx + (int64_t)row * C,
+                          .a = logits,
+                          .b = wte,
+                          .lda = stride,
+                          .ldb = C,
+                          .ldo = C,
+                          .M = n,
+                          .N = C,
+                          .K = V};
         cpu_product(ctx, &dinput);
-        product dweight = {.kind = PRODUCT_TN, .out = dwte, .a = logits, .b = x_chunk,
-                           .lda = stride, .ldb = C, .ldo = C, .M = V, .N = C, .K = n};
+        product dweight = {.kind = PRODUCT_TN,
+                           .out = dwte,
+                           .a = logits,
+                           .b = x_chunk,
+                           .lda = stride,
+                           .ldb = C,
+                           .ldo = C,
+                           .M = V,
+                           .N = C,
+                           .K = n};
         cpu_product(ctx, &dweight);
     }
 }

@@ -1,4 +1,4 @@
-/* norm.c: residual add, dropout of the branch, and LayerNorm or RMSNorm, in one pass over the row. */
+/* norm.c: residual add, dropout of the branch, and LayerNorm or RMSNorm, one row at a time. */
 #include "cpu.h"
 
 #include "simd.h"
@@ -34,7 +34,7 @@ static void residual_row(float *sum, const float *resid, const float *branch, gp
             sum[c] = resid[c] + branch[c] * dropout_factor(dropout, (uint64_t)(row * C + c));
         return;
     }
-    FOR_LANES(c, k, C) vf_put(sum + c, vf_get(resid + c, k) + vf_get(branch + c, k), k);
+    FOR_LANES (c, k, C) vf_put(sum + c, vf_get(resid + c, k) + vf_get(branch + c, k), k);
 }
 
 static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
@@ -52,11 +52,11 @@ static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
         float mean = 0;
         if (a->norm == GPT_NORM_LAYERNORM) {
             vf s = {0};
-            FOR_LANES(c, k, C) s += vf_get(x + c, k);
+            FOR_LANES (c, k, C) s += vf_get(x + c, k);
             mean = vf_sum(s) / (float)C;
         }
         vf s = {0};
-        FOR_LANES(c, k, C) {
+        FOR_LANES (c, k, C) {
             vf d = vf_get(x + c, k) - mean;
             if (k < LANES) { /* the lanes past the end hold 0 - mean */
                 float tail[LANES];
@@ -66,7 +66,7 @@ static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
             s += d * d;
         }
         float rstd = 1.0f / sqrtf(vf_sum(s) / (float)C + a->eps);
-        FOR_LANES(c, k, C) {
+        FOR_LANES (c, k, C) {
             vf y = (vf_get(x + c, k) - mean) * rstd;
             if (a->w) y *= vf_get(a->w + c, k);
             if (a->b) y += vf_get(a->b + c, k);
@@ -82,9 +82,18 @@ static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
 void cpu_residual_norm_forward(gpt_ctx *ctx, act *resid_out, act *out, float *stats,
                                const act *resid, const act *branch, const float *w, const float *b,
                                gpt_dropout dropout, int norm, float eps, int N, int C) {
-    norm_args args = {.resid_out = resid_out, .out = out, .stats_out = stats, .resid = resid,
-                      .branch = branch, .w = w, .b = b, .dropout = dropout, .norm = norm,
-                      .eps = eps, .N = N, .C = C};
+    norm_args args = {.resid_out = resid_out,
+                      .out = out,
+                      .stats_out = stats,
+                      .resid = resid,
+                      .branch = branch,
+                      .w = w,
+                      .b = b,
+                      .dropout = dropout,
+                      .norm = norm,
+                      .eps = eps,
+                      .N = N,
+                      .C = C};
     cpu_parallel(ctx, norm_forward_rows, &args, N, cpu_grain(ctx, N, 4));
 }
 
@@ -96,7 +105,7 @@ static void norm_backward_row(const norm_args *a, int64_t row, float *dw, float 
     float *dx = a->dresid + row * C;
     float mean = a->stats[2 * row], rstd = a->stats[2 * row + 1];
     vf sum_g = {0}, sum_gh = {0};
-    FOR_LANES(c, k, C) {
+    FOR_LANES (c, k, C) {
         vf d = vf_get(dout + c, k);
         vf h = (vf_get(x + c, k) - mean) * rstd;
         vf g = a->w ? d * vf_get(a->w + c, k) : d;
@@ -107,7 +116,7 @@ static void norm_backward_row(const norm_args *a, int64_t row, float *dw, float 
     }
     float mean_g = a->norm == GPT_NORM_LAYERNORM ? vf_sum(sum_g) / (float)C : 0;
     float mean_gh = vf_sum(sum_gh) / (float)C;
-    FOR_LANES(c, k, C) {
+    FOR_LANES (c, k, C) {
         vf d = vf_get(dout + c, k);
         vf h = (vf_get(x + c, k) - mean) * rstd;
         vf g = a->w ? d * vf_get(a->w + c, k) : d;
@@ -147,9 +156,19 @@ static void norm_add_blocks(void *p, int thread, int64_t begin, int64_t end) {
 void cpu_residual_norm_backward(gpt_ctx *ctx, act *dresid, act *dbranch, float *dw, float *db,
                                 const act *dout, const act *resid, const float *stats,
                                 const float *w, gpt_dropout dropout, int norm, int N, int C) {
-    norm_args args = {.dresid = dresid, .dbranch = dbranch, .dw = dw, .db = db, .dout = dout,
-                      .resid = resid, .stats = stats, .w = w, .dropout = dropout, .norm = norm,
-                      .partial = ctx->workspace, .N = N, .C = C,
+    norm_args args = {.dresid = dresid,
+                      .dbranch = dbranch,
+                      .dw = dw,
+                      .db = db,
+                      .dout = dout,
+                      .resid = resid,
+                      .stats = stats,
+                      .w = w,
+                      .dropout = dropout,
+                      .norm = norm,
+                      .partial = ctx->workspace,
+                      .N = N,
+                      .C = C,
                       .n_blocks = (int)cpu_div_up(N, block_rows(N))};
     cpu_parallel(ctx, norm_backward_blocks, &args, args.n_blocks, 1);
     if (dw || db) cpu_parallel(ctx, norm_add_blocks, &args, C, 256);

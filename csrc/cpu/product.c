@@ -56,7 +56,7 @@ __attribute__((always_inline)) static inline void few_rows(const product *p, int
     for (int col = begin; col < end; col++) {
         const float *b = p->b + (int64_t)col * p->ldb;
         vf sum[FEW_ROWS] = {{0}};
-        FOR_LANES(k, n, p->K) {
+        FOR_LANES (k, n, p->K) {
             vf x = vf_get(b + k, n);
             for (int m = 0; m < M; m++) sum[m] += x * vf_get(p->a + (int64_t)m * p->lda + k, n);
         }
@@ -66,12 +66,24 @@ __attribute__((always_inline)) static inline void few_rows(const product *p, int
 
 static void product_few_rows(const product *p, int begin, int end) {
     switch (p->M) {
-    case 1: few_rows(p, 1, begin, end); break;
-    case 2: few_rows(p, 2, begin, end); break;
-    case 3: few_rows(p, 3, begin, end); break;
-    case 4: few_rows(p, 4, begin, end); break;
-    case 5: few_rows(p, 5, begin, end); break;
-    default: few_rows(p, FEW_ROWS, begin, end); break;
+    case 1:
+        few_rows(p, 1, begin, end);
+        break;
+    case 2:
+        few_rows(p, 2, begin, end);
+        break;
+    case 3:
+        few_rows(p, 3, begin, end);
+        break;
+    case 4:
+        few_rows(p, 4, begin, end);
+        break;
+    case 5:
+        few_rows(p, 5, begin, end);
+        break;
+    default:
+        few_rows(p, FEW_ROWS, begin, end);
+        break;
     }
 }
 
@@ -88,9 +100,12 @@ static product_tiles split(const product *p, int n_threads) {
     int n_rows = (int)cpu_div_up(p->M, TILE), n_cols = (int)cpu_div_up(p->N, TILE);
     while (n_rows * n_cols < 4 * n_threads) {
         int tall = p->M / n_rows, wide = p->N / n_cols;
-        if (tall >= wide && tall >= 2 * MIN_TILE) n_rows *= 2;
-        else if (wide >= 2 * MIN_TILE) n_cols *= 2;
-        else break;
+        if (tall >= wide && tall >= 2 * MIN_TILE)
+            n_rows *= 2;
+        else if (wide >= 2 * MIN_TILE)
+            n_cols *= 2;
+        else
+            break;
     }
     product_tiles tiles = {.p = p};
     tiles.rows = (int)cpu_round_up(cpu_div_up(p->M, n_rows), 8);

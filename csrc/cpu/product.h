@@ -20,7 +20,7 @@ typedef struct product {
     const float *a, *b;
     int lda, ldb, ldo;
     int M, N, K;
-    int twin; /* NT only: when not 0, columns twin + j of out come with columns j (SwiGLU's halves) */
+    int twin; /* NT only, 0: none. Columns twin + j come with columns j: the halves of SwiGLU */
     product_epilogue_fn *epilogue; /* or NULL */
     void *epilogue_args;
 } product;

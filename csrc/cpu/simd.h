@@ -20,7 +20,9 @@ enum { LANES = 4 };
 typedef float vf __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t vi __attribute__((vector_size(LANES * sizeof(int32_t))));
 
-static inline vf vf_set(float x) { return x - (vf){0}; }
+static inline vf vf_set(float x) {
+    return x - (vf){0};
+}
 
 static inline vf vf_load(const float *p) {
     vf v;
@@ -28,7 +30,9 @@ static inline vf vf_load(const float *p) {
     return v;
 }
 
-static inline void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+static inline void vf_store(float *p, vf v) {
+    memcpy(p, &v, sizeof v);
+}
 
 /* The first n lanes (n <= LANES); the others are zero, or left alone in memory. */
 static inline vf vf_load_n(const float *p, int n) {
@@ -106,7 +110,9 @@ static inline vf vf_exp(vf x) {
     return vf_select(x < -87.3f, vf_set(0.0f), y);
 }
 
-static inline vf vf_sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
+static inline vf vf_sigmoid(vf x) {
+    return 1.0f / (1.0f + vf_exp(-x));
+}
 
 /* The loop every elementwise op is made of: full vectors, then the rest with n < LANES. The body
  * sees i and n; load and store through vf_get and vf_put. */
@@ -119,8 +125,10 @@ static inline vf vf_get(const float *p, int n) {
 }
 
 static inline void vf_put(float *p, vf v, int n) {
-    if (n == LANES) vf_store(p, v);
-    else vf_store_n(p, v, n);
+    if (n == LANES)
+        vf_store(p, v);
+    else
+        vf_store_n(p, v, n);
 }
 
 #endif

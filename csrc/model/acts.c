@@ -32,7 +32,7 @@ static void plan_layer(planner *p, const gpt_config *c, const acts_shape *s, lay
     int64_t N = s->N, C = c->n_embd;
     bool training = s->training;
     a->resid_1 = take_acts(p, true, N, C);
-    /* Without backward, the residual stream is one buffer updated in place, and so are the norms. */
+    /* Without backward, the residual stream is one buffer, in place, and so is the norm. */
     a->resid_2 = training ? take_acts(p, true, N, C) : a->resid_1;
     a->norm_1 = take_acts(p, true, N, C);
     a->norm_2 = training ? take_acts(p, true, N, C) : a->norm_1;

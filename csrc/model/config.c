@@ -6,11 +6,11 @@
 #include <string.h>
 
 #define GPT2(layers, heads, width)                                                                 \
-    {50257, 1024, layers, heads, heads, width, 4 * width, GPT_NORM_LAYERNORM, 1, GPT_POS_LEARNED, \
-     GPT_ACT_GELU, 1, 1, 1e-5f, 0}
+    {50257,           1024,         layers, heads, heads, width, 4 * width, GPT_NORM_LAYERNORM, 1, \
+     GPT_POS_LEARNED, GPT_ACT_GELU, 1,      1,     1e-5f, 0}
 #define LLAMA(vocab, block, layers, heads, width, ff)                                              \
-    {vocab, block, layers, heads, heads, width, ff, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE,            \
-     GPT_ACT_SWIGLU, 0, 1, 1e-5f, 10000}
+    {vocab, block,        layers,         heads, heads, width, ff,   GPT_NORM_RMSNORM,             \
+     1,     GPT_POS_ROPE, GPT_ACT_SWIGLU, 0,     1,     1e-5f, 10000}
 
 /* vocab, block, layers, heads, kv heads, width, ff, norm, its weight, positions, activation, bias,
  * tied, eps, theta. The llama sizes are llama2.c's; byte is the published markusheimerl/gpt. */
@@ -107,7 +107,9 @@ static int rope_pairs(const gpt_config *c) {
     return c->pos == GPT_POS_ROPE ? head_size(c) / 2 : c->n_embd / 2;
 }
 
-int64_t rope_table_size(const gpt_config *c) { return (int64_t)c->block_size * rope_pairs(c) * 2; }
+int64_t rope_table_size(const gpt_config *c) {
+    return (int64_t)c->block_size * rope_pairs(c) * 2;
+}
 
 void rope_table(const gpt_config *c, float *out) {
     int pairs = rope_pairs(c);

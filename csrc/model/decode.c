@@ -13,16 +13,22 @@ int session_max_rows(int n_seq, int n_ctx) {
 
 static gpt_shape session_shape(const gpt_model *m, int rows, int n_ctx) {
     const gpt_config *c = &m->config;
-    return (gpt_shape){.N = rows, .T = n_ctx, .C = c->n_embd, .V = c->vocab_size,
-                       .Vp = padded_vocab_size(c), .NH = c->n_head, .NKV = c->n_kv_head,
-                       .HS = head_size(c), .F = c->n_ff, .activation = c->activation};
+    return (gpt_shape){.N = rows,
+                       .T = n_ctx,
+                       .C = c->n_embd,
+                       .V = c->vocab_size,
+                       .Vp = padded_vocab_size(c),
+                       .NH = c->n_head,
+                       .NKV = c->n_kv_head,
+                       .HS = head_size(c),
+                       .F = c->n_ff,
+                       .activation = c->activation};
 }
 
 size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_session *s) {
     acts none = {0};
     int rows = session_max_rows(n_seq, n_ctx);
-    acts_shape shape = {.N = rows, .T = n_ctx, .n_seq = n_seq, .n_ctx = n_ctx,
-                        .logit_rows = n_seq};
+    acts_shape shape = {.N = rows, .T = n_ctx, .n_seq = n_seq, .n_ctx = n_ctx, .logit_rows = n_seq};
     size_t bytes = acts_plan(&m->config, m->ops, &shape, base, s ? &s->acts : &none);
     if (s) s->workspace = base + bytes;
     gpt_shape extent = session_shape(m, rows, n_ctx);
@@ -55,7 +61,7 @@ static int session_rows(gpt_session *s, const int32_t *tokens, const int32_t *se
     batch x = {.B = n, .T = 1, .N = n, .session = s};
     model_forward(m, &s->acts, &x);
 
-    /* Neighbouring last rows go through the head together: in plain decoding that is all of them. */
+    /* Neighbouring last rows go through the head together: all of them in plain decoding. */
     for (int i = 0; i < n;) {
         int first = i;
         while (i < n && (i + 1 < n ? seqs[i + 1] != seqs[i] : !more_follow)) i++;

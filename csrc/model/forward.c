@@ -15,7 +15,9 @@ static gpt_dropout dropout_site(const gpt_model *m, const batch *x, int site) {
     return dropout;
 }
 
-gpt_dropout dropout_embedding(const gpt_model *m, const batch *x) { return dropout_site(m, x, 0); }
+gpt_dropout dropout_embedding(const gpt_model *m, const batch *x) {
+    return dropout_site(m, x, 0);
+}
 
 gpt_dropout dropout_at(const gpt_model *m, const batch *x, int layer, int site) {
     return dropout_site(m, x, 1 + layer * SITES_PER_LAYER + site);
@@ -38,8 +40,8 @@ static void norm(gpt_model *m, const batch *x, act *resid_out, act *out, float *
                                   c->norm, c->norm_eps, x->N, c->n_embd);
 }
 
-static void linear(gpt_model *m, const batch *x, act *out, act *pre, const act *in,
-                   const weight *w, const float *b, int activation, int IC, int OC) {
+static void linear(gpt_model *m, const batch *x, act *out, act *pre, const act *in, const weight *w,
+                   const float *b, int activation, int IC, int OC) {
     m->ops->linear_forward(m->ctx, out, pre, in, w, b, activation, x->N, IC, OC);
 }
 

@@ -9,7 +9,9 @@
 
 /* ---- config.c ---- */
 
-static inline int head_size(const gpt_config *c) { return c->n_embd / c->n_head; }
+static inline int head_size(const gpt_config *c) {
+    return c->n_embd / c->n_head;
+}
 static inline int qkv_size(const gpt_config *c) {
     return (c->n_head + 2 * c->n_kv_head) * head_size(c);
 }
@@ -18,7 +20,9 @@ static inline int fc_size(const gpt_config *c) {
     return c->activation == GPT_ACT_SWIGLU ? 2 * c->n_ff : c->n_ff;
 }
 /* Vp: rows of the embedding table in memory. Padding rows are zero and stay zero. */
-static inline int padded_vocab_size(const gpt_config *c) { return (c->vocab_size + 63) / 64 * 64; }
+static inline int padded_vocab_size(const gpt_config *c) {
+    return (c->vocab_size + 63) / 64 * 64;
+}
 
 double forward_flops_per_token(const gpt_config *c, int T);
 
@@ -27,24 +31,24 @@ double forward_flops_per_token(const gpt_config *c, int T);
 /* Where the parameters of a layer, or of the whole model, start; the gradients have the same view.
  * A tensor that this configuration does not have is NULL. */
 typedef struct layer_view {
-    float *norm_1_w, *norm_1_b;        /* (C) */
-    weight *qkv_w;                     /* (QKV, C) */
-    float *qkv_b;                      /* (QKV) */
-    weight *att_proj_w;                /* (C, C) */
-    float *att_proj_b;                 /* (C) */
-    float *norm_2_w, *norm_2_b;        /* (C) */
-    weight *fc_w;                      /* (F or 2 F, C) */
-    float *fc_b;                       /* (F or 2 F) */
-    weight *mlp_proj_w;                /* (C, F) */
-    float *mlp_proj_b;                 /* (C) */
+    float *norm_1_w, *norm_1_b; /* (C) */
+    weight *qkv_w;              /* (QKV, C) */
+    float *qkv_b;               /* (QKV) */
+    weight *att_proj_w;         /* (C, C) */
+    float *att_proj_b;          /* (C) */
+    float *norm_2_w, *norm_2_b; /* (C) */
+    weight *fc_w;               /* (F or 2 F, C) */
+    float *fc_b;                /* (F or 2 F) */
+    weight *mlp_proj_w;         /* (C, F) */
+    float *mlp_proj_b;          /* (C) */
 } layer_view;
 
 typedef struct params_view {
-    weight *wte;             /* (Vp, C) */
-    weight *wpe;             /* (block_size, C) */
+    weight *wte;                /* (Vp, C) */
+    weight *wpe;                /* (block_size, C) */
     float *norm_f_w, *norm_f_b; /* (C) */
-    weight *head;            /* (Vp, C); wte where tied */
-    layer_view *layers;      /* (L) */
+    weight *head;               /* (Vp, C); wte where tied */
+    layer_view *layers;         /* (L) */
 } params_view;
 
 /* One tensor of the parameter buffer. */
@@ -78,19 +82,19 @@ void params_init(const param_slot *slot, int i, uint64_t seed, float *out);
 
 /* The activations of one layer that backward reads again. */
 typedef struct layer_acts {
-    act *resid_1;    /* (N, C) the residual stream as norm 1 reads it */
-    act *norm_1;     /* (N, C) */
-    float *stats_1;  /* (N, 2) */
-    act *qkv;        /* (N, QKV), rotated in place */
-    act *att;        /* (N, C) */
-    float *lse;      /* (B, NH, T) */
-    act *resid_2;    /* (N, C) the residual stream as norm 2 reads it */
-    act *norm_2;     /* (N, C) */
-    float *stats_2;  /* (N, 2) */
-    act *fc_pre;     /* (N, F or 2 F) */
-    act *fc;         /* (N, F) */
-    act *cache_k;    /* (n_seq, NKV, n_ctx, HS) */
-    act *cache_v;    /* the same */
+    act *resid_1;   /* (N, C) the residual stream as norm 1 reads it */
+    act *norm_1;    /* (N, C) */
+    float *stats_1; /* (N, 2) */
+    act *qkv;       /* (N, QKV), rotated in place */
+    act *att;       /* (N, C) */
+    float *lse;     /* (B, NH, T) */
+    act *resid_2;   /* (N, C) the residual stream as norm 2 reads it */
+    act *norm_2;    /* (N, C) */
+    float *stats_2; /* (N, 2) */
+    act *fc_pre;    /* (N, F or 2 F) */
+    act *fc;        /* (N, F) */
+    act *cache_k;   /* (n_seq, NKV, n_ctx, HS) */
+    act *cache_v;   /* the same */
 } layer_acts;
 
 /* Every buffer of a forward and backward pass. Without training all layers share one set, and the
@@ -105,12 +109,12 @@ typedef struct acts {
     float *logits;  /* (logit_rows, V) */
     int logit_rows;
     /* gradients, used by one layer after the other */
-    act *dresid;  /* (N, C) of the residual stream, growing as backward goes down */
-    act *dbranch; /* (N, C) of a branch; dresid itself without dropout */
-    act *dnorm;   /* (N, C) */
-    act *dqkv;    /* (N, QKV) */
-    act *datt;    /* (N, C) */
-    act *dfc;     /* (N, F or 2 F) */
+    act *dresid;        /* (N, C) of the residual stream, growing as backward goes down */
+    act *dbranch;       /* (N, C) of a branch; dresid itself without dropout */
+    act *dnorm;         /* (N, C) */
+    act *dqkv;          /* (N, QKV) */
+    act *datt;          /* (N, C) */
+    act *dfc;           /* (N, F or 2 F) */
     layer_acts *layers; /* (L) */
 } acts;
 
@@ -163,7 +167,7 @@ struct gpt_session {
 
 /* The rows that go through the model together. */
 typedef struct batch {
-    int B, T, N; /* N = B T, or the rows of a decoding step */
+    int B, T, N;          /* N = B T, or the rows of a decoding step */
     gpt_session *session; /* NULL: B sequences of T; else rows with positions and seqs */
     bool training;        /* dropout, and what backward needs */
 } batch;

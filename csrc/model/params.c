@@ -46,25 +46,38 @@ enum { N_ROWS = sizeof table / sizeof *table, ALIGN = 16 /* numbers: a cache lin
 
 static bool present(const gpt_config *c, when when) {
     switch (when) {
-    case ALWAYS: return true;
-    case LEARNED_POS: return c->pos == GPT_POS_LEARNED;
-    case NORM_WEIGHT: return c->norm_weight;
-    case NORM_BIAS: return c->norm_weight && c->bias && c->norm == GPT_NORM_LAYERNORM;
-    case BIAS: return c->bias;
-    case UNTIED: return !c->tied;
+    case ALWAYS:
+        return true;
+    case LEARNED_POS:
+        return c->pos == GPT_POS_LEARNED;
+    case NORM_WEIGHT:
+        return c->norm_weight;
+    case NORM_BIAS:
+        return c->norm_weight && c->bias && c->norm == GPT_NORM_LAYERNORM;
+    case BIAS:
+        return c->bias;
+    case UNTIED:
+        return !c->tied;
     }
     return false;
 }
 
 static int64_t extent(const gpt_config *c, dim dim) {
     switch (dim) {
-    case ONE: return 1;
-    case WIDTH: return c->n_embd;
-    case QKV: return qkv_size(c);
-    case FF: return c->n_ff;
-    case FC: return fc_size(c);
-    case VOCAB: return c->vocab_size;
-    case BLOCK: return c->block_size;
+    case ONE:
+        return 1;
+    case WIDTH:
+        return c->n_embd;
+    case QKV:
+        return qkv_size(c);
+    case FF:
+        return c->n_ff;
+    case FC:
+        return fc_size(c);
+    case VOCAB:
+        return c->vocab_size;
+    case BLOCK:
+        return c->block_size;
     }
     return 0;
 }
@@ -96,8 +109,10 @@ bool params_slot(const gpt_config *c, int i, param_slot *out) {
     if (!row) return false;
     memset(out, 0, sizeof *out);
     gpt_param *info = &out->info;
-    if (layer >= 0) snprintf(info->name, sizeof info->name, "h.%d.%s", layer, row->name);
-    else snprintf(info->name, sizeof info->name, "%s", row->name);
+    if (layer >= 0)
+        snprintf(info->name, sizeof info->name, "h.%d.%s", layer, row->name);
+    else
+        snprintf(info->name, sizeof info->name, "%s", row->name);
     info->shape[0] = extent(c, row->rows);
     info->shape[1] = extent(c, row->cols);
     info->n_dim = row->cols == ONE ? 1 : 2;

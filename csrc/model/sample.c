@@ -80,7 +80,8 @@ int gpt_sample(const float *logits, int32_t vocab_size, const gpt_sampling *samp
 
     double total;
     int32_t n = filter(c, vocab_size, sampling, &total);
-    uint64_t key = (uint64_t)dropout_bits(sampling->seed, 1) << 32 | dropout_bits(sampling->seed, 2);
+    uint64_t key =
+        (uint64_t)dropout_bits(sampling->seed, 1) << 32 | dropout_bits(sampling->seed, 2);
     double u = ((double)dropout_bits(key, position) + 0.5) * 0x1p-32 * total;
     int32_t i = 0;
     for (; i < n - 1; i++) {
