@@ -1,0 +1,148 @@
+"""What PyTorch and transformers say of small random models: the source of the golden files.
+
+A case names a Hugging Face class and its sizes; weights and batches come from numpy's RandomState,
+whose stream is frozen, so that a golden file needs to hold results only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+STEPS = 10
+ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+GRAD_CLIP = 1.0
+
+Array = npt.NDArray[Any]
+
+
+class Case(NamedTuple):
+    """A model of Hugging Face's class `kind`, and the extent of its batches."""
+
+    name: str
+    kind: str
+    config: dict[str, Any]  # of config.json
+    B: int
+    T: int
+
+
+def _gpt2(**sizes: int) -> dict[str, Any]:
+    return {"model_type": "gpt2", "vocab_size": 97, "n_inner": None, **sizes}
+
+
+def _llama(**sizes: Any) -> dict[str, Any]:
+    return {"model_type": "llama", "vocab_size": 101, "rms_norm_eps": 1e-5, **sizes}
+
+
+CASES = [
+    Case("gpt2", "gpt2", _gpt2(n_positions=24, n_embd=48, n_layer=3, n_head=4), 3, 17),
+    # Longer than one tile of queries, with a head size that is no multiple of a vector.
+    Case("gpt2-long", "gpt2", _gpt2(n_positions=160, n_embd=30, n_layer=2, n_head=3), 1, 131),
+    Case(
+        "llama",
+        "llama",
+        _llama(
+            max_position_embeddings=32,
+            hidden_size=48,
+            intermediate_size=80,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            tie_word_embeddings=False,
+        ),
+        2,
+        19,
+    ),
+    Case(
+        "llama-tied",
+        "llama",
+        _llama(
+            max_position_embeddings=96,
+            hidden_size=40,
+            intermediate_size=56,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            tie_word_embeddings=True,
+        ),
+        1,
+        71,
+    ),
+]
+
+
+def batches(case: Case) -> Array:
+    """Tokens (STEPS, B, T + 1) of every training step."""
+    random = np.random.RandomState(1234)
+    return random.randint(0, case.config["vocab_size"], (STEPS, case.B, case.T + 1))
+
+
+def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Random weights for tensors of these names and shapes, large enough that all of them matter."""
+    random = np.random.RandomState(4321)
+    out = {}
+    for name in sorted(shapes):
+        values = random.standard_normal(shapes[name])
+        is_norm = len(shapes[name]) == 1 and name.endswith("weight")
+        out[name] = (1 + 0.2 * values if is_norm else 0.15 * values).astype(np.float32)
+    return out
+
+
+def run(case: Case) -> dict[str, Array]:
+    """logits (B, T, V), loss, `grad.<name>` of the first batch, and the losses of STEPS updates."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    classes = {"gpt2": (GPT2Config, GPT2LMHeadModel), "llama": (LlamaConfig, LlamaForCausalLM)}
+    config_class, model_class = classes[case.kind]
+    settings = {k: v for k, v in case.config.items() if k != "model_type"}
+    dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = config_class(**settings, **(dropouts if case.kind == "gpt2" else {}))
+    config._attn_implementation = "eager"
+    model = model_class(config).double()
+    model.train()
+
+    named = dict(model.named_parameters())
+    values = weights({name: tuple(p.shape) for name, p in named.items()})
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(torch.from_numpy(values[name]))
+    matrices = [p for p in named.values() if p.dim() == 2]
+    vectors = [p for p in named.values() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": ADAMW["weight_decay"]},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=ADAMW["lr"],
+        betas=(ADAMW["beta1"], ADAMW["beta2"]),
+        eps=ADAMW["eps"],
+    )
+
+    out: dict[str, Array] = {}
+    losses = []
+    for step, tokens in enumerate(torch.from_numpy(batches(case))):
+        logits = model(tokens[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            out["logits"] = logits.detach().numpy().astype(np.float32)
+            for name, parameter in named.items():
+                assert parameter.grad is not None
+                out[f"grad.{name}"] = parameter.grad.numpy().astype(np.float32)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+        optimizer.step()
+        losses.append(loss.item())
+    out["losses"] = np.array(losses)
+    return out
+
+
+def golden_path(case: Case) -> Path:
+    """Where the results of a case are kept."""
+    return GOLDEN / f"{case.name}.npz"
