@@ -1,0 +1,48 @@
+"""gpt.h is the truth: what it declares is what libgpt.so exports, and what Python binds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from gptc import _lib
+
+
+def exported(kind: str) -> set[str]:
+    """Names of the library's dynamic symbols of these nm types."""
+    if not shutil.which("nm"):
+        pytest.skip("needs nm, from binutils")
+    out = subprocess.run(
+        ["nm", "-D", "--defined-only", str(_lib.find_library()[0])],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    rows = [line.split() for line in out.splitlines()]
+    return {name for _, found, name in rows if found in kind}
+
+
+def test_exports_are_the_header_and_nothing_else() -> None:
+    text = re.sub(r"/\*.*?\*/", "", _lib.find_library()[1].read_text(), flags=re.DOTALL)
+    declared = set(re.findall(r"^[\w ]+?[ *](gpt_\w+)\(", text, re.MULTILINE))
+    assert len(declared) > 20
+    assert exported("T") == declared
+
+
+def test_no_data_is_exported() -> None:
+    assert not exported("BDRV")
+
+
+def test_every_declared_function_can_be_called_from_python() -> None:
+    lib = _lib.load().lib
+    for name in exported("T"):
+        assert callable(getattr(lib, name))
+
+
+def test_versions_agree() -> None:
+    library, header = _lib.find_library()
+    assert _lib.load().path == library
+    assert _lib.load().lib.gpt_abi_version() == _lib.abi_version(header.read_text())

@@ -1,0 +1,95 @@
+"""Includes and imports point only downward, and csrc/ keeps the rules of a library."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What the files of a folder (or one file) may include of ours, besides their own folder.
+C_FLOORS = {
+    "csrc/gpt.h": set(),
+    "csrc/error.h": {"gpt.h"},
+    "csrc/error.c": {"error.h"},
+    "csrc/ops.h": {"gpt.h"},
+    "csrc/backend.h": {"ops.h"},
+    "csrc/backend.c": {"backend.h", "error.h"},
+    "csrc/api.c": {"backend.h", "error.h", "model/model.h"},
+    "csrc/model": {"gpt.h", "ops.h", "error.h"},
+    "csrc/cpu": {"gpt.h", "ops.h", "error.h"},
+    "csrc/cuda": {"gpt.h", "ops.h", "error.h"},
+}
+
+# Each module's floor; it may import from the same floor or one below.
+PYTHON_FLOORS = {
+    "errors": 0,
+    "_lib": 1,
+    "config": 2,
+    "model": 3,
+    "stories": 3,
+    "tokenizer": 3,
+    "data": 5,
+    "formats": 5,
+    "checkpoint": 5,
+    "sampling": 5,
+    "progress": 5,
+    "train": 6,
+    "bench": 6,
+    "cli": 7,
+}
+
+# Model.load and Model.save are what a person guesses first; they hand over to the floor above.
+PYTHON_EXCEPTIONS = {("model", "checkpoint")}
+
+C_FILES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".c", ".h", ".cu", ".cuh"})
+PYTHON_FILES = sorted((ROOT / "python" / "gptc").rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", C_FILES, ids=relative)
+def test_includes_point_downward(path: Path) -> None:
+    name = relative(path)
+    allowed = C_FLOORS.get(name) if name in C_FLOORS else C_FLOORS.get(relative(path.parent))
+    assert allowed is not None, f"{name} has no floor: add it to C_FLOORS"
+    for included in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.MULTILINE):
+        own = path.parent.name != "csrc" and (path.parent / included).is_file()
+        assert own or included in allowed, f"{name} includes {included}"
+
+
+@pytest.mark.parametrize("path", C_FILES, ids=relative)
+def test_a_library_does_not_print_or_exit(path: Path) -> None:
+    text = re.sub(r"/\*.*?\*/|\"(\\.|[^\"\\])*\"", "", path.read_text(), flags=re.DOTALL)
+    found = re.findall(r"\b(exit|_exit|abort|assert|printf|fprintf|puts|perror)\s*\(", text)
+    assert not found, f"{relative(path)} calls {found}"
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=relative)
+def test_imports_point_downward(path: Path) -> None:
+    module = path.relative_to(ROOT / "python" / "gptc").parts[0].removesuffix(".py")
+    if module in {"__init__", "__main__"}:
+        return
+    assert module in PYTHON_FLOORS, f"{module} has no floor: add it to PYTHON_FLOORS"
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)}: relative import"
+            base = node.module or ""
+            names = [f"{base}.{alias.name}" for alias in node.names] if base == "gptc" else [base]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] != "gptc" or len(parts) == 1 or parts[1] == "__version__":
+                continue
+            if (module, parts[1]) in PYTHON_EXCEPTIONS:
+                continue
+            assert PYTHON_FLOORS[parts[1]] <= PYTHON_FLOORS[module], (
+                f"{relative(path)} imports {name}"
+            )
