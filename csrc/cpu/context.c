@@ -19,23 +19,23 @@
 #define cpu_relax() ((void)0)
 #endif
 
-/* How long a thread polls before it sleeps: about the time between two ops of a training step, so
- * that threads stay awake within a step and sleep while Python prepares the next batch. */
+/* How long a thread polls before it sleeps or lets others run: about the time between two ops of a
+ * training step, so that threads stay awake within a step and sleep while Python prepares the next
+ * batch. */
 enum { SPIN = 20000 };
 
 struct cpu_pool {
     pthread_t *threads;
-    int n_workers; /* besides the caller */
     int n_started;
 
-    /* The current job, written by the caller before generation moves on. */
-    cpu_task_fn *task;
-    void *args;
-    int64_t n, grain;
-    _Atomic int64_t next;
+    /* The current job. A thread may read these while the next job is being written; what it read
+     * counts only if it then wins a ticket, and while a job is being written none can be won. */
+    _Atomic(cpu_task_fn *) task;
+    _Atomic(void *) args;
+    _Atomic int64_t n, grain;
 
-    _Atomic unsigned generation; /* of jobs */
-    _Atomic int n_running;       /* workers that have not finished the current job */
+    _Atomic uint64_t ticket; /* generation << 32 | the next piece to take */
+    _Atomic int64_t n_done;  /* pieces of the current job that are finished */
     _Atomic int n_sleeping;
     _Atomic int stop;
     pthread_mutex_t mutex;
@@ -47,50 +47,81 @@ typedef struct worker_args {
     int thread;
 } worker_args;
 
-static void take_pieces(cpu_pool *pool, int thread) {
-    for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&pool->next, pool->grain, memory_order_relaxed);
-        if (begin >= pool->n) return;
-        int64_t end = begin + pool->grain < pool->n ? begin + pool->grain : pool->n;
-        pool->task(pool->args, thread, begin, end);
+static uint32_t generation_of(uint64_t ticket) {
+    return (uint32_t)(ticket >> 32);
+}
+
+/* Takes pieces of one generation until there are none. The caller waits for finished pieces, not
+ * for threads: one that the system does not run in time takes nothing and holds up nobody. */
+static void take_pieces(cpu_pool *pool, int thread, uint32_t generation) {
+    uint64_t ticket = atomic_load(&pool->ticket);
+    while (generation_of(ticket) == generation) {
+        cpu_task_fn *task = atomic_load_explicit(&pool->task, memory_order_relaxed);
+        void *args = atomic_load_explicit(&pool->args, memory_order_relaxed);
+        int64_t n = atomic_load_explicit(&pool->n, memory_order_relaxed);
+        int64_t grain = atomic_load_explicit(&pool->grain, memory_order_relaxed);
+        int64_t begin = (int64_t)(uint32_t)ticket * grain;
+        if (begin >= n) return;
+        if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket + 1)) continue;
+        task(args, thread, begin, begin + grain < n ? begin + grain : n);
+        atomic_fetch_add_explicit(&pool->n_done, 1, memory_order_release);
+        ticket = atomic_load(&pool->ticket);
     }
 }
 
-/* Waits until the generation is no longer `seen`: polls for a while, then sleeps. */
-static void wait_for_job(cpu_pool *pool, unsigned seen) {
-    for (int i = 0; i < SPIN; i++) {
-        if (atomic_load_explicit(&pool->generation, memory_order_acquire) != seen) return;
+/* One turn of a waiting loop: polls at first, then gives the core to whoever needs it. */
+static void wait_a_moment(int turn) {
+    if (turn % 64 == 63 && turn > SPIN / 10)
+        sched_yield();
+    else
         cpu_relax();
+}
+
+/* Waits for a generation other than `seen` and returns it: polls for a while, then sleeps. */
+static uint32_t wait_for_job(cpu_pool *pool, uint32_t seen) {
+    uint32_t generation;
+    for (int i = 0; i < SPIN; i++) {
+        generation = generation_of(atomic_load(&pool->ticket));
+        if (generation != seen) return generation;
+        wait_a_moment(i);
     }
     pthread_mutex_lock(&pool->mutex);
     atomic_fetch_add(&pool->n_sleeping, 1);
-    while (atomic_load(&pool->generation) == seen) pthread_cond_wait(&pool->wake, &pool->mutex);
+    while ((generation = generation_of(atomic_load(&pool->ticket))) == seen)
+        pthread_cond_wait(&pool->wake, &pool->mutex);
     atomic_fetch_sub(&pool->n_sleeping, 1);
     pthread_mutex_unlock(&pool->mutex);
+    return generation;
 }
 
 static void *worker(void *p) {
     worker_args args = *(worker_args *)p;
     free(p);
-    unsigned seen = 0;
-    for (;;) {
-        wait_for_job(args.pool, seen);
-        seen++;
+    for (uint32_t generation = 0;;) {
+        generation = wait_for_job(args.pool, generation);
         if (atomic_load(&args.pool->stop)) return NULL;
-        take_pieces(args.pool, args.thread);
-        atomic_fetch_sub_explicit(&args.pool->n_running, 1, memory_order_release);
+        take_pieces(args.pool, args.thread, generation);
     }
 }
 
-static void publish(cpu_pool *pool) {
-    /* Sequentially consistent on both sides: either the sleeper sees the new generation, or we see
-     * the sleeper. */
-    atomic_fetch_add(&pool->generation, 1);
+/* Before the next job is written: no ticket of the last one can be won any more, not even by a
+ * thread that read it long ago. */
+static void close_job(cpu_pool *pool) {
+    uint64_t generation = generation_of(atomic_load(&pool->ticket));
+    atomic_store(&pool->ticket, generation << 32 | UINT32_MAX);
+}
+
+/* Starts the next generation and returns it. Sequentially consistent on both sides: either a thread
+ * on its way to sleep sees the new generation, or we see that it sleeps. */
+static uint32_t publish(cpu_pool *pool) {
+    uint32_t generation = generation_of(atomic_load(&pool->ticket)) + 1;
+    atomic_store(&pool->ticket, (uint64_t)generation << 32);
     if (atomic_load(&pool->n_sleeping) > 0) {
         pthread_mutex_lock(&pool->mutex);
         pthread_cond_broadcast(&pool->wake);
         pthread_mutex_unlock(&pool->mutex);
     }
+    return generation;
 }
 
 void cpu_parallel(gpt_ctx *ctx, cpu_task_fn *task, void *args, int64_t n, int64_t grain) {
@@ -100,20 +131,16 @@ void cpu_parallel(gpt_ctx *ctx, cpu_task_fn *task, void *args, int64_t n, int64_
         for (int64_t i = 0; i < n; i += grain) task(args, 0, i, i + grain < n ? i + grain : n);
         return;
     }
-    pool->task = task;
-    pool->args = args;
-    pool->n = n;
-    pool->grain = grain;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->n_running, pool->n_workers, memory_order_relaxed);
-    publish(pool);
-    take_pieces(pool, 0);
-    for (int i = 0; atomic_load_explicit(&pool->n_running, memory_order_acquire) > 0; i++) {
-        if (i < SPIN)
-            cpu_relax();
-        else
-            sched_yield(); /* more threads than cores: let the others finish */
-    }
+    close_job(pool);
+    atomic_store_explicit(&pool->task, task, memory_order_relaxed);
+    atomic_store_explicit(&pool->args, args, memory_order_relaxed);
+    atomic_store_explicit(&pool->n, n, memory_order_relaxed);
+    atomic_store_explicit(&pool->grain, grain, memory_order_relaxed);
+    atomic_store_explicit(&pool->n_done, 0, memory_order_relaxed);
+    take_pieces(pool, 0, publish(pool));
+    int64_t n_pieces = cpu_div_up(n, grain);
+    for (int i = 0; atomic_load_explicit(&pool->n_done, memory_order_acquire) < n_pieces; i++)
+        wait_a_moment(i < SPIN ? i : i % SPIN + SPIN);
 }
 
 static void pool_free(cpu_pool *pool) {
@@ -143,7 +170,6 @@ static int pool_create(cpu_pool **out, int n_workers) {
         }
         pool->n_started++;
     }
-    pool->n_workers = n_workers;
     if (pool->n_started < n_workers) {
         pool_free(pool);
         return fail(GPT_ERR_MEMORY, "could not start %d threads; try fewer", n_workers + 1);
