@@ -1,0 +1,171 @@
+"""`gptc prepare`: text to token shards."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gptc.cli.params import COUNT, SIZE
+from gptc.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from gptc.data import Dataset
+    from gptc.tokenizer import Progress
+
+_EPILOG = """\b
+Examples:
+  gptc prepare stories --out data/stories
+  gptc prepare shakespeare --tokenizer char --out data/shakespeare
+  gptc prepare books/ notes.txt --tokenizer gpt2 --out data/books
+  zcat dump.gz | gptc prepare - --val-tokens 1M --out data/dump
+"""
+
+
+@click.command("prepare", epilog=_EPILOG)
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1)
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder for the dataset.",
+)
+@click.option(
+    "--tokenizer",
+    default="bytes",
+    show_default=True,
+    metavar="KIND",
+    help="bytes, char or gpt2, or the folder of a dataset or checkpoint to use its tokenizer.",
+)
+@click.option(
+    "--val-fraction",
+    type=float,
+    default=0.1,
+    show_default=True,
+    metavar="FRACTION",
+    help="Part of the text, at its end, to validate on.",
+)
+@click.option("--val-tokens", type=SIZE, metavar="N", help="Validate on the last N tokens instead.")
+@click.option(
+    "--shard-tokens",
+    type=COUNT,
+    default="100M",
+    show_default=True,
+    metavar="N",
+    help="Tokens in a file.",
+)
+@click.option(
+    "--jobs", type=COUNT, default=1, show_default=True, metavar="N", help="Threads that encode."
+)
+@click.option(
+    "--stories-bytes",
+    type=COUNT,
+    default="5M",
+    show_default=True,
+    metavar="N",
+    help="Size of the text named stories.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Chooses the text named stories."
+)
+@click.option("--force", is_flag=True, help="Replace the dataset that DIR holds.")
+@click.option("--json", "as_json", is_flag=True, help="Print dataset.json instead of a summary.")
+@click.pass_context
+def prepare_command(
+    ctx: click.Context,
+    sources: tuple[str, ...],
+    out: Path,
+    tokenizer: str,
+    val_fraction: float,
+    val_tokens: int | None,
+    shard_tokens: int,
+    jobs: int,
+    stories_bytes: int,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Turn text into a dataset to train on.
+
+    SOURCE is a file, a folder (every file below it), a glob, - for standard input, an http(s) URL,
+    or a known dataset: stories (built in, the default) or shakespeare (downloaded). Several are
+    joined in order. The text is cut at <|endoftext|>, where it has it, to keep whole documents
+    together in one split. Sizes take suffixes: 64K, 2M, 1G.
+    """
+    explicit = click.core.ParameterSource.COMMANDLINE
+    if val_tokens is not None and ctx.get_parameter_source("val_fraction") is explicit:
+        raise UsageError("--val-fraction and --val-tokens exclude each other: give one of them")
+    from gptc.data import prepare
+
+    with progress_bars() as progress:
+        dataset = prepare(
+            sources or ("stories",),
+            out,
+            tokenizer=tokenizer,
+            val_fraction=val_fraction,
+            val_tokens=val_tokens,
+            shard_tokens=shard_tokens,
+            jobs=jobs,
+            force=force,
+            stories_bytes=stories_bytes,
+            seed=seed,
+            progress=progress,
+        )
+    click.echo(json.dumps(dataset.meta, indent=2) if as_json else _summary(dataset))
+
+
+def _summary(dataset: Dataset) -> str:
+    splits = [split for split in ("train", "val") if dataset.n_tokens(split)]
+    width = max(len(f"{dataset.n_tokens(split):,}") for split in splits)
+    lines = []
+    for source in dataset.meta["sources"]:
+        name = "standard input" if source["source"] == "-" else source["source"]
+        lines.append(f"read   {name}: {source['bytes']:,} bytes")
+    lines.append(f"tokens {dataset.tokenizer.kind}, a vocabulary of {dataset.vocab_size:,}")
+    for split in splits:
+        n_shards = len(dataset.shards(split))
+        lines.append(
+            f"{split:<6} {dataset.n_tokens(split):>{width},} tokens, "
+            f"{dataset.bytes_per_token(split):.2f} bytes per token, "
+            f"{n_shards} shard{'' if n_shards == 1 else 's'}"
+        )
+    was = "is already there" if dataset.already_there else "is written"
+    lines.append(f"The dataset {was}: {dataset.folder}")
+    lines.append(f"Next: gptc train --data {shlex.quote(str(dataset.folder))}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress | None]:
+    """A progress callback that draws a bar for each action on standard error, if a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(action: str, n_done: int, n_bytes: int | None) -> None:
+            if action not in tasks:
+                tasks[action] = bars.add_task(action, total=n_bytes)
+            bars.update(tasks[action], completed=n_done, total=n_bytes)
+
+        yield progress

@@ -1,0 +1,123 @@
+"""The command `gptc prepare`, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from gptc.cli.params import COUNT, SizeParam
+from gptc.cli.prepare import prepare_command
+from gptc.data import Dataset
+from gptc.errors import GptcError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("Once upon a time.\n" * 100)
+
+
+def run(*arguments: str, given: str | bytes | None = None) -> Result:
+    result = CliRunner().invoke(prepare_command, arguments, input=given)
+    if isinstance(result.exception, Exception):
+        raise result.exception  # which `gptc` turns into an exit code
+    return result
+
+
+def test_the_summary_says_what_to_type_next() -> None:
+    result = run("text.txt", "--out", "my data")
+    assert result.output.splitlines() == [
+        "read   text.txt: 1,800 bytes",
+        "tokens bytes, a vocabulary of 256",
+        "train  1,620 tokens, 1.00 bytes per token, 1 shard",
+        "val      180 tokens, 1.00 bytes per token, 1 shard",
+        "The dataset is written: my data",
+        "Next: gptc train --data 'my data'",
+    ]
+    assert "The dataset is already there: my data" in run("text.txt", "--out", "my data").output
+
+
+def test_json_is_the_content_of_the_file() -> None:
+    result = run("text.txt", "--out", "data", "--json")
+    assert json.loads(result.output) == json.loads(Path("data/dataset.json").read_text())
+
+
+def test_options_reach_the_dataset() -> None:
+    run("text.txt", "--out", "data", "--tokenizer", "char", "--shard-tokens", "1K")
+    dataset = Dataset.open("data")
+    assert dataset.tokenizer.kind == "char"
+    assert [len(dataset.shard("train", i)) for i in range(2)] == [1000, 620]
+    run("text.txt", "--out", "data", "--val-tokens", "0.3K", "--jobs", "2", "--force")
+    assert Dataset.open("data").n_tokens("val") == 300
+    run("text.txt", "--out", "data", "--val-fraction", "0", "--force")
+    assert "val" not in run("text.txt", "--out", "data", "--val-fraction", "0").output
+
+
+def test_standard_input_is_a_source() -> None:
+    result = run("-", "--out", "data", given=b"\xff" * 50)
+    assert "read   standard input: 50 bytes" in result.output
+    assert Dataset.open("data").n_tokens("train") == 45
+
+
+def test_stories_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def corpus(n_bytes: int, seed: int = 0) -> list[bytes]:
+        given.append((n_bytes, seed))
+        return [b"story\n<|endoftext|>\n"] * 10
+
+    monkeypatch.setattr("gptc.stories.corpus", corpus)
+    assert "read   stories: 200 bytes" in run("--out", "a").output
+    run("--out", "b", "--stories-bytes", "2M", "--seed", "3")
+    assert given == [(5_000_000, 0), (2_000_000, 3)]
+
+
+def test_mistakes_are_told() -> None:
+    assert run("text.txt").exit_code == 2  # no --out
+    assert run("text.txt", "--out", "x", "--val-tokens", "many").exit_code == 2
+    with pytest.raises(UsageError, match="exclude"):
+        run("text.txt", "--out", "x", "--val-tokens", "3", "--val-fraction", "0.1")
+    with pytest.raises(UsageError, match="bytes, char, gpt2"):
+        run("text.txt", "--out", "x", "--tokenizer", "words")
+    with pytest.raises(GptcError, match=r"none\.txt"):
+        run("none.txt", "--out", "x")
+    assert not Path("x").exists()
+
+
+def test_the_help_has_examples() -> None:
+    help = run("--help").output
+    assert "gptc prepare shakespeare --tokenizer char --out data/shakespeare" in help
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("300", 300),
+        ("64K", 64_000),
+        ("64k", 64_000),
+        ("64Ki", 65_536),
+        ("2M", 2_000_000),
+        ("1.5M", 1_500_000),
+        ("1G", 1_000_000_000),
+        ("0.1T", 100_000_000_000),
+        ("9007199254740993", 9_007_199_254_740_993),  # no float in between
+    ],
+)
+def test_sizes_have_suffixes(text: str, size: int) -> None:
+    assert SizeParam().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1.5", "0.0001K", "1KB", "1e3", "٣", "1 000"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        SizeParam().convert(text, None, None)
+
+
+def test_a_size_has_a_least_value() -> None:
+    with pytest.raises(click.BadParameter, match="less than 1"):
+        COUNT.convert("0", None, None)
