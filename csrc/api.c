@@ -291,6 +291,10 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
     REQUIRE(values);
     float *place = NULL;
     TRY(find_tensor(model, i, tensor, n, &place));
+    if (tensor == GPT_TENSOR_GRAD) {
+        if (model->grads_stale) TRY(gpt_model_zero_grads(model));
+        if (model->n_micro == 0) model->n_micro = 1; /* there is something to apply */
+    }
     model->ops->upload(model->ctx, place, values, sizeof(float) * (size_t)n);
     return model->ops->sync(model->ctx);
 }

@@ -47,7 +47,7 @@ enum gpt_status {
     GPT_ERR_ARGUMENT = 1, /* a value is out of range, or arguments contradict each other */
     GPT_ERR_MEMORY = 2,   /* an allocation of the planned size failed */
     GPT_ERR_DEVICE = 3,   /* the device is missing, unsupported or failed */
-    GPT_ERR_NUMERIC = 4,  /* a loss or a logit is not finite */
+    GPT_ERR_NUMERIC = 4,  /* a gradient norm, or a logit to sample from, is not finite */
 };
 
 enum gpt_device { GPT_DEVICE_CPU = 0, GPT_DEVICE_CUDA = 1 };
@@ -175,7 +175,7 @@ const char *gpt_preset_name(int i);
 int gpt_config_preset(const char *name, gpt_config *out);
 /* GPT_OK when a model of this shape can exist; else gpt_last_error() names the field. */
 int gpt_config_check(const gpt_config *config);
-/* The number of parameter tensors, and the i-th of them; a model of this shape has the same. */
+/* The number of parameter tensors (-1 for an impossible shape), and the i-th of them. */
 int gpt_config_param_count(const gpt_config *config);
 int gpt_config_param(const gpt_config *config, int i, gpt_param *out);
 int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_plan *out);
@@ -189,7 +189,8 @@ void gpt_model_free(gpt_model *model); /* NULL is harmless; free its sessions fi
 int gpt_model_init(gpt_model *model, uint64_t seed);
 int gpt_model_threads(const gpt_model *model);
 
-/* Copy parameter i out of, or into, the model; n is its size in numbers. */
+/* Copy parameter i out of, or into, the model; n is its size in numbers. Gradients may be written
+ * too, in place of a backward: the first one written after an update sets all others to zero. */
 int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n);
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n);
 
@@ -198,13 +199,13 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
 /* Mean cross-entropy in nats over the targets (B, T) that are not -1. losses (B, T) may be NULL. */
 int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
                    float *loss, float *losses);
-/* The same loss, and its gradient times scale added to the gradients (which start from zero after
- * an update). With k calls before one update, scale is 1/k. */
+/* The same loss, and its gradient times scale added to the gradients. The first call after an update
+ * starts from zero (until then the old ones can be read). With k calls a step, scale is 1/k. */
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss);
 int gpt_model_zero_grads(gpt_model *model);
 /* Clips and applies the gradients. grad_norm is the norm before clipping. When it is not finite
- * nothing is applied and GPT_ERR_NUMERIC is returned. */
+ * GPT_ERR_NUMERIC is returned, the gradients are dropped and everything else is as it was. */
 int gpt_model_update(gpt_model *model, const gpt_adamw *adamw, float *grad_norm);
 /* Updates done so far: AdamW's bias correction and dropout depend on it. */
 int64_t gpt_model_step(const gpt_model *model);

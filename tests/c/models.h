@@ -1,0 +1,191 @@
+/* models.h: what the tests of gpt.h share: tiny models of each family, the places where they run,
+ * and reading and writing of whole parameter sets. */
+#ifndef GPTC_MODELS_H
+#define GPTC_MODELS_H
+
+#include "testing.h"
+
+typedef struct family {
+    const char *name;
+    gpt_config config;
+} family;
+
+/* vocab, block, layers, heads, kv heads, width, ff, norm, its weight, positions, activation, bias,
+ * tied, eps, theta. The last two are nobody's family: they cross the options in other ways. */
+static const family families[] = {
+    {"gpt2",
+     {61, 24, 2, 2, 2, 20, 33, GPT_NORM_LAYERNORM, 1, GPT_POS_LEARNED, GPT_ACT_GELU, 1, 1, 1e-5f,
+      0}},
+    {"llama",
+     {67, 24, 2, 4, 2, 24, 21, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU, 0, 0, 1e-5f,
+      10000}},
+    {"byte",
+     {53, 24, 2, 3, 3, 18, 29, GPT_NORM_RMSNORM, 0, GPT_POS_ROPE_WIDE, GPT_ACT_SWISH, 0, 1, 1e-6f,
+      10000}},
+    {"crossed",
+     {65, 24, 1, 3, 1, 15, 7, GPT_NORM_LAYERNORM, 0, GPT_POS_LEARNED, GPT_ACT_SWIGLU, 1, 0, 1e-5f,
+      0}},
+    {"crossed again",
+     {64, 24, 3, 2, 1, 8, 11, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_GELU, 1, 1, 1e-3f, 100}},
+};
+
+/* ---- where models run ---- */
+
+static const struct place {
+    const char *name;
+    int device, dtype, threads;
+    const char *level; /* of the CPU */
+} places[] = {
+    {"cpu fp32 portable, 1 thread", GPT_DEVICE_CPU, GPT_DTYPE_FP32, 1, "portable"},
+    {"cpu fp32 portable, 2 threads", GPT_DEVICE_CPU, GPT_DTYPE_FP32, 2, "portable"},
+    {"cpu fp32 avx2, 1 thread", GPT_DEVICE_CPU, GPT_DTYPE_FP32, 1, "avx2"},
+    {"cpu fp32 avx2, 2 threads", GPT_DEVICE_CPU, GPT_DTYPE_FP32, 2, "avx2"},
+    {"cpu fp32 avx512, 1 thread", GPT_DEVICE_CPU, GPT_DTYPE_FP32, 1, "avx512"},
+    {"cpu fp32 avx512, 2 threads", GPT_DEVICE_CPU, GPT_DTYPE_FP32, 2, "avx512"},
+    {"cpu bf16", GPT_DEVICE_CPU, GPT_DTYPE_BF16, 2, NULL},
+    {"cuda fp32", GPT_DEVICE_CUDA, GPT_DTYPE_FP32, 1, NULL},
+    {"cuda bf16", GPT_DEVICE_CUDA, GPT_DTYPE_BF16, 1, NULL},
+};
+
+static struct {
+    int at;
+    gpt_options options; /* for gpt_model_create at this place, with the sizes to be filled in */
+} place;
+
+/* True where this machine has such a place. */
+static inline int place_exists(int i) {
+    if (places[i].level) {
+        setenv("GPTC_CPU_LEVEL", places[i].level, 1);
+        return strcmp(gpt_cpu_level(), places[i].level) == 0;
+    }
+    gpt_options options = {.device = places[i].device, .dtype = places[i].dtype};
+    gpt_model *model = NULL;
+    int status = gpt_model_create(&families[0].config, &options, &model);
+    gpt_model_free(model);
+    return status == GPT_OK;
+}
+
+static inline void place_begin(void) {
+    place.at = -1;
+}
+
+static inline int place_next(void) {
+    while (++place.at < TEST_COUNT(places)) {
+        if (!place_exists(place.at)) continue;
+        place.options = (gpt_options){.device = places[place.at].device,
+                                      .dtype = places[place.at].dtype,
+                                      .n_threads = places[place.at].threads};
+        test.target = places[place.at].name;
+        test.act_bytes = places[place.at].dtype == GPT_DTYPE_BF16 ? 2 : 4;
+        return 1;
+    }
+    unsetenv("GPTC_CPU_LEVEL");
+    test.target = NULL;
+    test.act_bytes = 4;
+    return 0;
+}
+/* Runs what follows for each device, dtype and level of this machine. Do not leave it by break. */
+#define EACH_PLACE for (place_begin(); place_next();)
+
+/* How many families to run here. More threads change how the ops share their work, not what a model
+ * makes of them, and where there are fewer cores than threads they are slow. */
+static inline int families_here(void) {
+    return places[place.at].threads > 1 ? 2 : TEST_COUNT(families);
+}
+
+/* ---- models ---- */
+
+static inline void expect_ok(int status, const char *file, int line) {
+    test.n_checks++;
+    if (status != GPT_OK) test_fail(file, line, "failed with %d: %s", status, gpt_last_error());
+}
+#define EXPECT_OK(call) expect_ok(call, __FILE__, __LINE__)
+
+/* A model for max_batch sequences of max_seq tokens at the current place; ends the program where it
+ * cannot be had, since nothing could be tested. */
+static inline gpt_model *new_model(const gpt_config *config, int training, int max_batch,
+                                   int max_seq, float dropout) {
+    gpt_options options = place.options;
+    options.training = training;
+    options.max_batch = max_batch;
+    options.max_seq = max_seq;
+    options.dropout = dropout;
+    options.seed = 12345;
+    gpt_model *model = NULL;
+    EXPECT_OK(gpt_model_create(config, &options, &model));
+    if (!model) exit(test_summary("no model"));
+    return model;
+}
+
+enum { MAX_PARAMS = 64 };
+
+/* Numbers of every parameter of a model: values, gradients or moments. */
+typedef struct param_set {
+    int n;
+    gpt_param info[MAX_PARAMS];
+    float *x[MAX_PARAMS];
+} param_set;
+
+static inline param_set read_params(gpt_model *model, const gpt_config *config, int tensor) {
+    param_set set = {.n = gpt_config_param_count(config)};
+    EXPECT(set.n > 0 && set.n <= MAX_PARAMS);
+    for (int i = 0; i < set.n; i++) {
+        EXPECT_OK(gpt_config_param(config, i, &set.info[i]));
+        set.x[i] = host_floats(set.info[i].size);
+        EXPECT_OK(gpt_model_read(model, i, tensor, set.x[i], set.info[i].size));
+    }
+    return set;
+}
+
+static inline void write_params(gpt_model *model, const param_set *set, int tensor) {
+    for (int i = 0; i < set->n; i++) {
+        EXPECT_OK(gpt_model_write(model, i, tensor, set->x[i], set->info[i].size));
+    }
+}
+
+static inline double *doubles_of(const float *x, int64_t n) {
+    double *copy = host_zeros(n);
+    for (int64_t i = 0; i < n; i++) copy[i] = x[i];
+    return copy;
+}
+
+/* The same bits in each parameter. */
+static inline int same_params(const param_set *a, const param_set *b) {
+    for (int i = 0; i < a->n; i++) {
+        if (memcmp(a->x[i], b->x[i], (size_t)a->info[i].size * sizeof(float))) return 0;
+    }
+    return a->n == b->n;
+}
+
+/* Values large enough that every path through the model matters: vectors around 1 or 0, matrices
+ * of about 1/sqrt(columns). */
+static inline void write_random_params(gpt_model *model, const gpt_config *config) {
+    for (int i = 0; i < gpt_config_param_count(config); i++) {
+        gpt_param info;
+        EXPECT_OK(gpt_config_param(config, i, &info));
+        float *x = host_floats(info.size);
+        int is_scale = info.n_dim == 1 && strstr(info.name, "norm") && strstr(info.name, "weight");
+        double spread = info.n_dim == 1 ? 0.3 : 0.8 / sqrt((double)info.shape[1]);
+        for (int64_t k = 0; k < info.size; k++) {
+            x[k] = (float)round_act(is_scale + spread * random_normal());
+        }
+        EXPECT_OK(gpt_model_write(model, i, GPT_TENSOR_VALUE, x, info.size));
+    }
+}
+
+/* Targets with one row in five ignored, but never the first. */
+static inline int32_t *random_targets(int n, int below) {
+    int32_t *targets = random_ints(n, below);
+    for (int i = 1; i < n; i++) {
+        if (i % 5 == 2) targets[i] = -1;
+    }
+    return targets;
+}
+
+static inline int count_targets(const int32_t *targets, int n) {
+    int count = 0;
+    for (int i = 0; i < n; i++) count += targets[i] != -1;
+    return count;
+}
+
+#endif

@@ -1,0 +1,197 @@
+/* reference_model.h: the whole transformer in float64, out of the layers of reference.h. */
+#ifndef GPTC_REFERENCE_MODEL_H
+#define GPTC_REFERENCE_MODEL_H
+
+#include "models.h"
+#include "reference.h"
+
+typedef struct ref_layer {
+    double *resid_1, *norm_1, *stats_1, *qkv, *p, *lse, *att;
+    double *resid_2, *norm_2, *stats_2, *pre, *fc;
+} ref_layer;
+
+typedef struct ref_model {
+    gpt_config c;
+    int n_params, HS, QKV, FC; /* FC: outputs of the first feed-forward layer */
+    gpt_param info[MAX_PARAMS];
+    double *value[MAX_PARAMS], *grad[MAX_PARAMS];
+
+    int B, T, N;
+    const int32_t *tokens, *targets;
+    ref_layer layers[4];
+    double *rope, *resid_f, *norm_f, *stats_f, *branch, *logits, *losses;
+    double loss; /* the mean over targets that count */
+} ref_model;
+
+static inline int ref_find(const ref_model *m, int layer, const char *name) {
+    char full[80];
+    if (layer < 0)
+        snprintf(full, sizeof full, "%s", name);
+    else
+        snprintf(full, sizeof full, "h.%d.%s", layer, name);
+    for (int i = 0; i < m->n_params; i++) {
+        if (!strcmp(m->info[i].name, full)) return i;
+    }
+    return -1;
+}
+
+/* A parameter by name, NULL where this configuration has none. */
+static inline double *ref_param(const ref_model *m, int layer, const char *name) {
+    int i = ref_find(m, layer, name);
+    return i < 0 ? NULL : m->value[i];
+}
+static inline double *ref_grad(const ref_model *m, int layer, const char *name) {
+    int i = ref_find(m, layer, name);
+    return i < 0 ? NULL : m->grad[i];
+}
+
+static inline double *ref_head(const ref_model *m, int grad) {
+    const char *name = m->c.tied ? "wte.weight" : "lm_head.weight";
+    return grad ? ref_grad(m, -1, name) : ref_param(m, -1, name);
+}
+
+static inline void ref_model_allocate(ref_model *m) {
+    int N = m->N, C = m->c.n_embd;
+    m->resid_f = host_zeros(N * C), m->norm_f = host_zeros(N * C), m->stats_f = host_zeros(2 * N);
+    m->branch = host_zeros(N * C);
+    m->logits = host_zeros(N * m->c.vocab_size), m->losses = host_zeros(N);
+    for (int l = 0; l < m->c.n_layer; l++) {
+        ref_layer *a = &m->layers[l];
+        a->resid_1 = host_zeros(N * C), a->norm_1 = host_zeros(N * C);
+        a->stats_1 = host_zeros(2 * N), a->qkv = host_zeros(N * m->QKV);
+        a->p = host_zeros(N * m->c.n_head * m->T), a->lse = host_zeros(N * m->c.n_head);
+        a->att = host_zeros(N * C), a->resid_2 = host_zeros(N * C);
+        a->norm_2 = host_zeros(N * C), a->stats_2 = host_zeros(2 * N);
+        a->pre = host_zeros(N * m->FC), a->fc = host_zeros(N * m->c.n_ff);
+    }
+}
+
+/* A float64 copy of a model's parameters, with zero gradients, for B sequences of T tokens. */
+static inline ref_model ref_model_of(gpt_model *model, const gpt_config *config,
+                                     const int32_t *tokens, const int32_t *targets, int B, int T) {
+    ref_model m = {.c = *config, .B = B, .T = T, .N = B * T, .tokens = tokens, .targets = targets};
+    m.HS = config->n_embd / config->n_head;
+    m.QKV = (config->n_head + 2 * config->n_kv_head) * m.HS;
+    m.FC = ref_activation_width(config->activation, config->n_ff);
+    EXPECT(config->n_layer <= TEST_COUNT(m.layers));
+    param_set values = read_params(model, config, GPT_TENSOR_VALUE);
+    m.n_params = values.n;
+    for (int i = 0; i < values.n; i++) {
+        m.info[i] = values.info[i];
+        m.value[i] = doubles_of(values.x[i], values.info[i].size);
+        m.grad[i] = host_zeros(values.info[i].size);
+    }
+    if (config->pos != GPT_POS_LEARNED) {
+        m.rope = host_zeros((int64_t)T * config->n_embd);
+        ref_rope_table(m.rope, config->pos, config->rope_theta, T, m.HS, config->n_embd);
+    }
+    ref_model_allocate(&m);
+    return m;
+}
+
+/* ---- forward ---- */
+
+static inline void ref_linear(const ref_model *m, double *out, const double *in, int layer,
+                              const char *w, const char *b, int IC, int OC) {
+    ref_linear_forward(out, in, ref_param(m, layer, w), ref_param(m, layer, b), m->N, IC, OC);
+}
+
+static inline void ref_norm(const ref_model *m, double *out, double *stats, const double *in,
+                            int layer, const char *w, const char *b) {
+    ref_norm_forward(out, stats, in, ref_param(m, layer, w), ref_param(m, layer, b), m->c.norm,
+                     m->c.norm_eps, m->N, m->c.n_embd);
+}
+
+static inline void ref_rotate(const ref_model *m, double *qkv, int sign) {
+    if (m->c.pos == GPT_POS_LEARNED) return;
+    ref_rope(qkv, m->rope, NULL, m->c.pos, sign, m->N, m->T, m->c.n_head, m->c.n_kv_head, m->HS);
+}
+
+static inline void ref_add(double *out, const double *a, const double *b, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = a[i] + b[i];
+}
+
+/* resid_1 to what leaves the layer. */
+static inline void ref_layer_forward(const ref_model *m, int l, double *out) {
+    const ref_layer *a = &m->layers[l];
+    int C = m->c.n_embd, F = m->c.n_ff;
+    gpt_dropout none = {0};
+    ref_norm(m, a->norm_1, a->stats_1, a->resid_1, l, "norm_1.weight", "norm_1.bias");
+    ref_linear(m, a->qkv, a->norm_1, l, "attn.qkv.weight", "attn.qkv.bias", C, m->QKV);
+    ref_rotate(m, a->qkv, 1);
+    ref_attention_forward(a->att, a->lse, a->p, a->qkv, none, m->B, m->T, m->c.n_head,
+                          m->c.n_kv_head, m->HS);
+    ref_linear(m, m->branch, a->att, l, "attn.proj.weight", "attn.proj.bias", C, C);
+    ref_add(a->resid_2, a->resid_1, m->branch, (int64_t)m->N * C);
+    ref_norm(m, a->norm_2, a->stats_2, a->resid_2, l, "norm_2.weight", "norm_2.bias");
+    ref_linear(m, a->pre, a->norm_2, l, "mlp.fc.weight", "mlp.fc.bias", C, m->FC);
+    ref_activation_forward(a->fc, a->pre, m->c.activation, m->N, F);
+    ref_linear(m, m->branch, a->fc, l, "mlp.proj.weight", "mlp.proj.bias", F, C);
+    ref_add(out, a->resid_2, m->branch, (int64_t)m->N * C);
+}
+
+static inline double ref_model_forward(void *pointer) {
+    ref_model *m = pointer;
+    int C = m->c.n_embd, V = m->c.vocab_size, L = m->c.n_layer;
+    ref_embedding_forward(m->layers[0].resid_1, m->tokens, NULL, ref_param(m, -1, "wte.weight"),
+                          ref_param(m, -1, "wpe.weight"), m->N, m->T, C);
+    for (int l = 0; l < L; l++) {
+        ref_layer_forward(m, l, l + 1 < L ? m->layers[l + 1].resid_1 : m->resid_f);
+    }
+    ref_norm(m, m->norm_f, m->stats_f, m->resid_f, -1, "norm_f.weight", "norm_f.bias");
+    ref_linear_forward(m->logits, m->norm_f, ref_head(m, 0), NULL, m->N, C, V);
+    ref_classifier(m->losses, NULL, NULL, m->norm_f, ref_head(m, 0), m->targets, 1.0, m->N, C, V);
+    m->loss = 0.0;
+    for (int n = 0; n < m->N; n++) m->loss += m->losses[n] / count_targets(m->targets, m->N);
+    return m->loss;
+}
+
+/* ---- backward ---- */
+
+static inline double *ref_linear_back(const ref_model *m, const double *dout, const double *in,
+                                      int layer, const char *w, const char *b, int IC, int OC) {
+    double *din = host_zeros((int64_t)m->N * IC);
+    ref_linear_backward(din, ref_grad(m, layer, w), ref_grad(m, layer, b), dout, in,
+                        ref_param(m, layer, w), m->N, IC, OC);
+    return din;
+}
+
+static inline void ref_norm_back(const ref_model *m, double *dresid, const double *dout,
+                                 const double *in, const double *stats, int layer, const char *w,
+                                 const char *b) {
+    ref_norm_backward(dresid, ref_grad(m, layer, w), ref_grad(m, layer, b), dout, in, stats,
+                      ref_param(m, layer, w), m->c.norm, m->N, m->c.n_embd);
+}
+
+static inline void ref_layer_backward(const ref_model *m, int l, double *dresid) {
+    const ref_layer *a = &m->layers[l];
+    int C = m->c.n_embd, F = m->c.n_ff;
+    gpt_dropout none = {0};
+    double *dpre = host_zeros((int64_t)m->N * m->FC), *dqkv = host_zeros((int64_t)m->N * m->QKV);
+    double *dfc = ref_linear_back(m, dresid, a->fc, l, "mlp.proj.weight", "mlp.proj.bias", F, C);
+    ref_activation_backward(dpre, dfc, a->pre, m->c.activation, m->N, F);
+    double *dnorm =
+        ref_linear_back(m, dpre, a->norm_2, l, "mlp.fc.weight", "mlp.fc.bias", C, m->FC);
+    ref_norm_back(m, dresid, dnorm, a->resid_2, a->stats_2, l, "norm_2.weight", "norm_2.bias");
+    double *datt =
+        ref_linear_back(m, dresid, a->att, l, "attn.proj.weight", "attn.proj.bias", C, C);
+    ref_attention_backward(dqkv, datt, a->p, a->qkv, none, m->B, m->T, m->c.n_head, m->c.n_kv_head,
+                           m->HS);
+    ref_rotate(m, dqkv, -1);
+    dnorm = ref_linear_back(m, dqkv, a->norm_1, l, "attn.qkv.weight", "attn.qkv.bias", C, m->QKV);
+    ref_norm_back(m, dresid, dnorm, a->resid_1, a->stats_1, l, "norm_1.weight", "norm_1.bias");
+}
+
+/* Adds scale times the gradient of the mean loss; after ref_model_forward. */
+static inline void ref_model_backward(ref_model *m, double scale) {
+    int C = m->c.n_embd, n_valid = count_targets(m->targets, m->N);
+    double *dnorm = host_zeros((int64_t)m->N * C), *dresid = host_zeros((int64_t)m->N * C);
+    ref_classifier(m->losses, dnorm, ref_head(m, 1), m->norm_f, ref_head(m, 0), m->targets,
+                   scale / n_valid, m->N, C, m->c.vocab_size);
+    ref_norm_back(m, dresid, dnorm, m->resid_f, m->stats_f, -1, "norm_f.weight", "norm_f.bias");
+    for (int l = m->c.n_layer - 1; l >= 0; l--) ref_layer_backward(m, l, dresid);
+    ref_embedding_backward(ref_grad(m, -1, "wte.weight"), ref_grad(m, -1, "wpe.weight"), dresid,
+                           m->tokens, m->N, m->T, C);
+}
+
+#endif

@@ -1,0 +1,217 @@
+/* grad_norm, adamw_update. */
+#include "testing.h"
+
+#include "reference.h"
+
+static gpt_shape shape_of(int64_t n) {
+    return (gpt_shape){.N = 1,
+                       .T = 1,
+                       .C = 1,
+                       .V = 2,
+                       .Vp = 2,
+                       .NH = 1,
+                       .NKV = 1,
+                       .HS = 1,
+                       .F = 1,
+                       .activation = GPT_ACT_GELU,
+                       .training = 1,
+                       .n_params = n};
+}
+
+static const int64_t norm_sizes[] = {1, 3, 1000, 100003};
+
+static void test_norm(void) {
+    for (int i = 0; i < TEST_COUNT(norm_sizes); i++) {
+        int64_t n = norm_sizes[i];
+        test_case("n=%lld", (long long)n);
+        double *grads = random_f32(n, 1e-3), want = ref_grad_norm(grads, n);
+        gpt_shape shape = shape_of(n);
+        EACH_BACKEND {
+            void *norm = device_f32(NULL, 1);
+            test_workspace(&shape);
+            test.ops->grad_norm(test.ctx, norm, device_f32(grads, n), n);
+            EXPECT_CLOSE("norm", read_f32(norm, 1), &want, 1, 1, 1e-6);
+        }
+    }
+}
+
+/* Wherever it stands, a gradient that is not finite shows. */
+static void test_norm_not_finite(void) {
+    static const double spoilers[] = {NAN, INFINITY, -INFINITY};
+    for (int i = 0; i < TEST_COUNT(norm_sizes) * 9; i++) {
+        int64_t n = norm_sizes[i / 9], at = (n - 1) * (i % 3) / 2;
+        double spoiler = spoilers[i / 3 % 3];
+        test_case("n=%lld, %g at %lld", (long long)n, spoiler, (long long)at);
+        double *grads = random_f32(n, 1e-3);
+        grads[at] = spoiler;
+        gpt_shape shape = shape_of(n);
+        EACH_BACKEND {
+            void *norm = device_f32(NULL, 1);
+            test_workspace(&shape);
+            test.ops->grad_norm(test.ctx, norm, device_f32(grads, n), n);
+            EXPECT(!isfinite(read_f32(norm, 1)[0]));
+        }
+    }
+}
+
+/* Matrices and vectors by turns, with gaps that belong to no segment, as padding does. */
+static int make_segments(gpt_segment *segments, int64_t n) {
+    int count = 0;
+    for (int64_t at = 0; at < n;) {
+        int64_t size = 1 + random_below(n > 100 ? 700 : 3);
+        if (size > n - at) size = n - at;
+        segments[count] = (gpt_segment){at, size, count % 2 == 0};
+        at += size + (count % 3 == 2 ? 5 : 0);
+        if (++count == 64) break;
+    }
+    return count;
+}
+
+typedef struct setup {
+    gpt_adamw adamw;
+    int64_t first_step;
+    double grad_scale;
+} setup;
+
+enum { STEPS = 10 };
+
+typedef struct problem {
+    double *w, *m, *v, *grads[STEPS], norms[STEPS];
+    double *want_w, *want_m, *want_v;
+    gpt_segment segments[64];
+    int n_segments;
+    int64_t n;
+} problem;
+
+/* Training goes on from step first_step with moments that are already there, but for the first. */
+static problem make_problem(int64_t n, setup s) {
+    problem p = {.n = n, .w = random_f32(n, 0.1)};
+    p.m = s.first_step > 1 ? random_f32(n, s.grad_scale) : host_zeros(n);
+    p.v = s.first_step > 1 ? random_f32(n, s.grad_scale) : host_zeros(n);
+    for (int64_t i = 0; i < n; i++) p.v[i] = (float)(p.v[i] * p.v[i]);
+    p.n_segments = make_segments(p.segments, n);
+    p.want_w = host_copy(p.w, n);
+    p.want_m = host_copy(p.m, n);
+    p.want_v = host_copy(p.v, n);
+    for (int k = 0; k < STEPS; k++) {
+        p.grads[k] = random_f32(n, s.grad_scale);
+        p.norms[k] = (float)ref_grad_norm(p.grads[k], n);
+        ref_adamw(p.want_w, p.want_m, p.want_v, p.grads[k], p.norms[k], s.adamw, s.first_step + k,
+                  p.segments, p.n_segments);
+    }
+    return p;
+}
+
+static double *difference(const double *a, const double *b, int64_t n) {
+    double *d = host_zeros(n);
+    for (int64_t i = 0; i < n; i++) d[i] = a[i] - b[i];
+    return d;
+}
+
+static void expect_gaps_kept(const problem *p, const double *got, const double *before) {
+    for (int s = 0; s < p->n_segments; s++) {
+        int64_t from = p->segments[s].offset + p->segments[s].size;
+        int64_t to = s + 1 < p->n_segments ? p->segments[s + 1].offset : p->n;
+        EXPECT_SAME("what no segment names", got + from, before + from, to - from);
+    }
+}
+
+static void check_updates(int64_t n, setup s) {
+    test_case("n=%lld step=%lld lr=%g decay=%g clip=%g eps=%g grads=%g", (long long)n,
+              (long long)s.first_step, s.adamw.lr, s.adamw.weight_decay, s.adamw.grad_clip,
+              s.adamw.eps, s.grad_scale);
+    problem p = make_problem(n, s);
+    double *want = difference(p.want_w, p.w, n);
+    gpt_shape shape = shape_of(n);
+    EACH_BACKEND {
+        void *w = device_f32(p.w, n), *m = device_f32(p.m, n), *v = device_f32(p.v, n);
+        test_workspace(&shape);
+        for (int k = 0; k < STEPS; k++) {
+            test.ops->adamw_update(test.ctx, w, m, v, device_f32(p.grads[k], n),
+                                   device_f32(&p.norms[k], 1), s.adamw, s.first_step + k,
+                                   p.segments, p.n_segments);
+        }
+        double *got = read_f32(w, n), *got_m = read_f32(m, n), *got_v = read_f32(v, n);
+        EXPECT_CLOSE("m", got_m, p.want_m, 1, n, 2e-6);
+        EXPECT_CLOSE("v", got_v, p.want_v, 1, n, 2e-6);
+        /* Weights near 0.1 are kept to 4e-9 a step, and ten steps move them by a few lr. */
+        EXPECT_CLOSE("w moved by", difference(got, p.w, n), want, 1, n, 1e-5);
+        expect_gaps_kept(&p, got, p.w);
+        expect_gaps_kept(&p, got_m, p.m);
+        expect_gaps_kept(&p, got_v, p.v);
+    }
+}
+
+static void test_updates(void) {
+    static const int64_t sizes[] = {1, 3, 65, 1000, 10007};
+    static const setup setups[] = {
+        {{1e-2f, 0.9f, 0.999f, 1e-8f, 0.0f, 0.0f}, 1, 1e-2},
+        {{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f}, 1, 1e-6},
+        {{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f}, 1, 30.0},
+        {{1e-2f, 0.8f, 0.99f, 1e-3f, 0.5f, 0.5f}, 1, 1e-3}, /* eps as large as the gradients */
+        {{1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, 1.0f}, 1000, 1.0},
+        {{1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, 1.0f}, 5000000000, 1.0},
+        {{1e-2f, 0.0f, 0.0f, 1e-8f, 0.0f, 0.0f}, 1, 1.0}, /* no memory: the sign of the gradient */
+    };
+    for (int i = 0; i < TEST_COUNT(sizes); i++) {
+        for (int k = 0; k < TEST_COUNT(setups); k++) check_updates(sizes[i], setups[k]);
+    }
+}
+
+/* PyTorch adds 1e-6 to the norm, which a norm of 2e-3 shows. Adam's step forgets the scale of the
+ * gradients, so this one reads the moments. */
+static void test_clip_of_small_norm(void) {
+    setup s = {{1e-2f, 0.9f, 0.999f, 1e-8f, 0.0f, 1e-3f}, 1, 1e-4};
+    check_updates(401, s);
+}
+
+static void test_not_finite(void) {
+    static const double norms[] = {NAN, INFINITY};
+    enum { n = 1003 };
+    for (int k = 0; k < 2; k++) {
+        for (int clip = 0; clip < 2; clip++) {
+            test_case("norm=%g clip=%d", norms[k], clip);
+            gpt_adamw adamw = {1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, (float)clip};
+            gpt_segment segment = {0, n, 1};
+            double *w = random_f32(n, 1.0), *m = random_f32(n, 1.0), *v = host_copy(w, n);
+            for (int i = 0; i < n; i++) v[i] = fabs(v[i]);
+            double *grads = random_f32(n, 1.0);
+            grads[17] = norms[k];
+            gpt_shape shape = shape_of(n);
+            EACH_BACKEND {
+                void *device_w = device_f32(w, n), *device_m = device_f32(m, n);
+                void *device_v = device_f32(v, n);
+                test_workspace(&shape);
+                test.ops->adamw_update(test.ctx, device_w, device_m, device_v, device_f32(grads, n),
+                                       device_f32(&norms[k], 1), adamw, 3, &segment, 1);
+                EXPECT_SAME("w", read_f32(device_w, n), w, n);
+                EXPECT_SAME("m", read_f32(device_m, n), m, n);
+                EXPECT_SAME("v", read_f32(device_v, n), v, n);
+            }
+        }
+    }
+}
+
+/* What has no gradient and no decay stays where it is, whatever eps: 0 / (0 + eps). */
+static void test_zero_gradients(void) {
+    enum { n = 70 };
+    test_case("n=%d", n);
+    gpt_adamw adamw = {1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, 1.0f};
+    gpt_segment segments[] = {{0, 33, 0}, {33, n - 33, 1}};
+    double *w = random_f32(n, 1.0), *zeros = host_zeros(n), *want = host_copy(w, n);
+    for (int i = 33; i < n; i++) want[i] *= 1.0 - (double)adamw.lr * adamw.weight_decay;
+    gpt_shape shape = shape_of(n);
+    EACH_BACKEND {
+        void *device_w = device_f32(w, n);
+        test_workspace(&shape);
+        test.ops->adamw_update(test.ctx, device_w, device_f32(zeros, n), device_f32(zeros, n),
+                               device_f32(zeros, n), device_f32(zeros, 1), adamw, 1, segments, 2);
+        double *got = read_f32(device_w, n);
+        EXPECT_SAME("without decay", got, w, 33);
+        EXPECT_CLOSE("with decay", got, want, 1, n, 2e-7);
+    }
+}
+
+TEST_OPS_MAIN({"norm", test_norm}, {"norm, not finite", test_norm_not_finite},
+              {"updates", test_updates}, {"clip of a small norm", test_clip_of_small_norm},
+              {"not finite", test_not_finite}, {"zero gradients", test_zero_gradients})

@@ -1,0 +1,333 @@
+/* attention_forward, attention_backward, attention_decode. */
+#include "testing.h"
+
+#include "reference.h"
+
+typedef struct sizes {
+    int B, T, NH, NKV, HS;
+} sizes;
+
+/* Every T near the border of a tile, every way to group heads, every size of head. */
+static const sizes cases[] = {
+    {1, 1, 1, 1, 2},   {2, 1, 2, 2, 6},    {3, 2, 4, 2, 16},   {1, 5, 6, 1, 20},
+    {2, 5, 3, 3, 64},  {1, 63, 3, 3, 2},   {2, 63, 4, 2, 6},   {1, 64, 2, 2, 16},
+    {1, 64, 6, 1, 20}, {1, 65, 1, 1, 128}, {3, 65, 4, 2, 6},   {1, 129, 2, 2, 20},
+    {1, 129, 6, 1, 2}, {2, 130, 4, 2, 16}, {1, 130, 1, 1, 64}, {1, 31, 3, 1, 33},
+    {1, 257, 1, 1, 6}, {5, 17, 3, 3, 7},   {1, 330, 2, 1, 4},  {2, 300, 2, 2, 5},
+};
+
+static int64_t row_size(sizes s) {
+    return (int64_t)(s.NH + 2 * s.NKV) * s.HS;
+}
+static int64_t qkv_size(sizes s) {
+    return s.B * s.T * row_size(s);
+}
+static int64_t out_size(sizes s) {
+    return (int64_t)s.B * s.T * s.NH * s.HS;
+}
+static int64_t lse_size(sizes s) {
+    return (int64_t)s.B * s.NH * s.T;
+}
+
+static gpt_shape shape_of(sizes s, int training) {
+    return (gpt_shape){.N = s.B * s.T,
+                       .T = s.T,
+                       .C = s.NH * s.HS,
+                       .V = 2,
+                       .Vp = 2,
+                       .NH = s.NH,
+                       .NKV = s.NKV,
+                       .HS = s.HS,
+                       .F = s.HS,
+                       .activation = GPT_ACT_GELU,
+                       .training = training,
+                       .n_params = 1};
+}
+
+typedef struct answer {
+    double *qkv, *dout;
+    double *p, *lse, *out, *dqkv;
+} answer;
+
+static answer answer_of(sizes s, const double *qkv, gpt_dropout dropout) {
+    answer a = {.qkv = host_copy(qkv, qkv_size(s)), .dout = random_act(out_size(s), 1.0)};
+    a.p = host_zeros(lse_size(s) * s.T);
+    a.lse = host_zeros(lse_size(s));
+    a.out = host_zeros(out_size(s));
+    a.dqkv = host_zeros(qkv_size(s));
+    ref_attention_forward(a.out, a.lse, a.p, a.qkv, dropout, s.B, s.T, s.NH, s.NKV, s.HS);
+    ref_attention_backward(a.dqkv, a.dout, a.p, a.qkv, dropout, s.B, s.T, s.NH, s.NKV, s.HS);
+    return a;
+}
+
+static void check_forward(sizes s, const answer *a, gpt_dropout dropout, int keep_lse, double tol) {
+    gpt_shape shape = shape_of(s, keep_lse);
+    void *out = device_act(NULL, out_size(s));
+    void *lse = keep_lse ? device_f32(NULL, lse_size(s)) : NULL;
+    test_workspace(&shape);
+    test.ops->attention_forward(test.ctx, out, lse, device_act(a->qkv, qkv_size(s)), dropout, s.B,
+                                s.T, s.NH, s.NKV, s.HS);
+    EXPECT_CLOSE("out", read_act(out, out_size(s)), a->out, s.B * s.T, s.NH * s.HS, test_tol(tol));
+    if (lse) {
+        EXPECT_CLOSE("lse", read_f32(lse, lse_size(s)), a->lse, s.B * s.NH, s.T, test_tol(tol));
+    }
+}
+
+/* Each head's row is compared by its own size, for gradients of queries, keys and values differ. */
+static void expect_dqkv(sizes s, const double *got, const double *want, double tol) {
+    int64_t rows = (int64_t)s.B * s.T * (s.NH + 2 * s.NKV);
+    /* backward is given out in the element type, and takes from it a mean that nearly cancels. */
+    EXPECT_CLOSE("dqkv, by heads", got, want, rows, s.HS, test_tols(tol, fmax(0.1, 60 * tol)));
+}
+
+static void check_backward(sizes s, const answer *a, gpt_dropout dropout, double tol) {
+    gpt_shape shape = shape_of(s, 1);
+    void *dqkv = device_act(NULL, qkv_size(s));
+    test_workspace(&shape);
+    test.ops->attention_backward(test.ctx, dqkv, device_act(a->dout, out_size(s)),
+                                 device_act(a->qkv, qkv_size(s)), device_act(a->out, out_size(s)),
+                                 device_f32(a->lse, lse_size(s)), dropout, s.B, s.T, s.NH, s.NKV,
+                                 s.HS);
+    expect_dqkv(s, read_act(dqkv, qkv_size(s)), a->dqkv, tol);
+}
+
+static void check(sizes s, float p, const double *qkv, double tol, double grad_tol) {
+    gpt_dropout dropout = {p, 0x51ed2701 + (uint64_t)s.T};
+    answer a = answer_of(s, qkv, dropout);
+    EACH_BACKEND {
+        if (p == 0.0f) check_forward(s, &a, dropout, 0, tol);
+        check_forward(s, &a, dropout, 1, tol);
+        check_backward(s, &a, dropout, grad_tol);
+    }
+}
+
+static void name_case(sizes s, double p, const char *what) {
+    test_case("B=%d T=%d NH=%d NKV=%d HS=%d p=%g%s", s.B, s.T, s.NH, s.NKV, s.HS, p, what);
+}
+
+static void test_attention(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        name_case(cases[i], 0.0, "");
+        check(cases[i], 0.0f, random_act(qkv_size(cases[i]), 1.0), 5e-6, 1e-5);
+    }
+}
+
+static void test_dropout(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        float p = i % 2 ? 0.1f : 0.6f;
+        name_case(cases[i], p, "");
+        check(cases[i], p, random_act(qkv_size(cases[i]), 1.0), 5e-6, 1e-5);
+    }
+}
+
+/* Scores of several hundred, of both signs: exponentials overflow unless the maximum is taken off.
+ * A score of 500 is known to 500 * 2^-24, which its exponential shows as a relative error. */
+static void test_large_scores(void) {
+    sizes s = {2, 70, 4, 2, 16};
+    name_case(s, 0.0, " large scores");
+    double *qkv = random_act(qkv_size(s), 1.0);
+    for (int64_t i = 0; i < qkv_size(s); i++) {
+        if (i % row_size(s) < (s.NH + s.NKV) * s.HS) qkv[i] = round_act(10.0 * qkv[i]);
+    }
+    check(s, 0.0f, qkv, 2e-4, 4e-4);
+}
+
+/* Keys whose scores rise with their position, by more than exp can hold from one tile to the next,
+ * so that the running maximum moves in every tile; and ones whose scores fall, so that the first
+ * tile has nearly all. The gradient of a query is a sum of keys up to 80 whose factors cancel, and
+ * these are known to 270 * 2^-24. */
+static void test_trend(void) {
+    for (int sign = -1; sign <= 1; sign += 2) {
+        sizes s = {1, 330, 2, 1, 6};
+        name_case(s, 0.0, sign > 0 ? " rising" : " falling");
+        double *qkv = random_act(qkv_size(s), 0.5);
+        for (int t = 0; t < s.T; t++) {
+            double *row = qkv + t * row_size(s);
+            for (int h = 0; h < s.NH; h++) row[h * s.HS] = round_act(sign * 8.0);
+            row[s.NH * s.HS] = round_act(0.25 * t);
+        }
+        check(s, 0.0f, qkv, 1e-4, 5e-3);
+    }
+}
+
+/* What stands after a position must not reach it: whatever the last row of each sequence holds, the
+ * rows before it are what they were. */
+static void test_causal(void) {
+    sizes s = {2, 67, 4, 2, 16};
+    name_case(s, 0.0, " last row changed");
+    gpt_dropout none = {0};
+    int width = s.NH * s.HS;
+    answer a = answer_of(s, random_act(qkv_size(s), 1.0), none);
+    double *changed = host_copy(a.qkv, qkv_size(s));
+    for (int b = 1; b <= s.B; b++) {
+        double *last = changed + (b * s.T - 1) * row_size(s);
+        for (int i = 0; i < row_size(s); i++) last[i] = 1024.0;
+    }
+    gpt_shape shape = shape_of(s, 0);
+    EACH_BACKEND {
+        void *out = device_act(NULL, out_size(s));
+        test_workspace(&shape);
+        test.ops->attention_forward(test.ctx, out, NULL, device_act(changed, qkv_size(s)), none,
+                                    s.B, s.T, s.NH, s.NKV, s.HS);
+        double *got = read_act(out, out_size(s));
+        for (int b = 0; b < s.B; b++) {
+            int64_t first = (int64_t)b * s.T * width;
+            EXPECT_CLOSE("rows before the last", got + first, a.out + first, s.T - 1, width,
+                         test_tol(5e-6));
+        }
+    }
+}
+
+/* ---- decode ---- */
+
+/* A schedule decodes the B sequences of an answer to the end: each call takes some of them, in some
+ * order, and of each a chunk of its next rows. */
+typedef struct call {
+    int32_t *seqs, *positions;
+    int N;
+} call;
+
+/* Chunks of 1 to most rows of sequences that are taken in a random order, some of them left out. */
+static call next_call(sizes s, int *lengths, int most) {
+    call c = {host_ints(s.B * most), host_ints(s.B * most), 0};
+    int first = random_below(s.B), step = random_below(2) ? 1 : s.B - 1;
+    for (int k = 0; k < s.B; k++) {
+        int seq = (first + k * step) % s.B, rows = 1 + random_below(most);
+        if (k > 0 && random_below(3) == 0) continue;
+        for (; rows > 0 && lengths[seq] < s.T; rows--) {
+            c.seqs[c.N] = seq;
+            c.positions[c.N++] = lengths[seq]++;
+        }
+    }
+    return c;
+}
+
+static int all_done(sizes s, const int *lengths) {
+    for (int b = 0; b < s.B; b++) {
+        if (lengths[b] < s.T) return 0;
+    }
+    return 1;
+}
+
+/* Copies the rows that a call takes out of a (B, T, width) tensor. */
+static double *take_rows(sizes s, call c, const double *x, int64_t width) {
+    double *rows = host_zeros(c.N * width);
+    for (int n = 0; n < c.N; n++) {
+        const double *row = x + ((int64_t)c.seqs[n] * s.T + c.positions[n]) * width;
+        memcpy(rows + n * width, row, (size_t)width * sizeof *rows);
+    }
+    return rows;
+}
+
+/* The caches of n_seq slots, of which sequence b of the answer has slot slots[b]; the others belong
+ * to nobody. What is not yet written is NaN, which must never be read. */
+typedef struct caches {
+    void *k, *v;
+    double *empty;
+    int32_t *slots;
+    int64_t size;
+    int n_seq, n_ctx;
+} caches;
+
+static caches new_caches(sizes s, int n_ctx) {
+    caches c = {.n_seq = s.B + 2, .n_ctx = n_ctx, .slots = host_ints(s.B)};
+    c.size = (int64_t)c.n_seq * s.NKV * n_ctx * s.HS;
+    c.empty = host_zeros(c.size);
+    for (int64_t i = 0; i < c.size; i++) c.empty[i] = NAN;
+    for (int b = 0; b < s.B; b++) c.slots[b] = c.n_seq - 1 - b;
+    return c;
+}
+
+/* What a cache must hold: keys (part 0) or values (part 1) of the first lengths[b] rows of each
+ * sequence b, and what was there before everywhere else. */
+static double *want_cache(sizes s, const caches *c, const double *qkv, const int *lengths,
+                          int part) {
+    double *cache = host_copy(c->empty, c->size);
+    for (int b = 0; b < s.B; b++) {
+        for (int h = 0; h < s.NKV; h++) {
+            for (int t = 0; t < lengths[b]; t++) {
+                int64_t from = (b * s.T + t) * row_size(s) + (s.NH + part * s.NKV + h) * s.HS;
+                int64_t to = ((int64_t)(c->slots[b] * s.NKV + h) * c->n_ctx + t) * s.HS;
+                memcpy(cache + to, qkv + from, (size_t)s.HS * sizeof *cache);
+            }
+        }
+    }
+    return cache;
+}
+
+static void decode_call(sizes s, const answer *a, const caches *c, call step) {
+    int width = s.NH * s.HS, N = step.N;
+    double *want = take_rows(s, step, a->out, width);
+    double *rows = take_rows(s, step, a->qkv, row_size(s));
+    for (int n = 0; n < N; n++) step.seqs[n] = c->slots[step.seqs[n]];
+    void *out = device_act(NULL, (int64_t)N * width);
+    test.ops->attention_decode(test.ctx, out, c->k, c->v, device_act(rows, N * row_size(s)),
+                               device_i32(step.seqs, N), device_i32(step.positions, N), N, c->n_ctx,
+                               s.NH, s.NKV, s.HS);
+    EXPECT_CLOSE("out", read_act(out, (int64_t)N * width), want, N, width, test_tol(5e-6));
+}
+
+static void check_decode(sizes s, int most, int n_ctx) {
+    test_case("decode B=%d T=%d NH=%d NKV=%d HS=%d chunk=%d n_ctx=%d", s.B, s.T, s.NH, s.NKV, s.HS,
+              most, n_ctx);
+    answer a = answer_of(s, random_act(qkv_size(s), 1.0), (gpt_dropout){0});
+    caches c = new_caches(s, n_ctx);
+    gpt_shape shape = shape_of(s, 0);
+    shape.N = s.B * most, shape.T = n_ctx;
+    uint64_t counter = test.counter;
+    EACH_BACKEND {
+        int *lengths = host_ints(s.B);
+        test.counter = counter; /* the same schedule for all */
+        c.k = device_act(NULL, c.size), c.v = device_act(NULL, c.size);
+        test_workspace(&shape);
+        for (int k = 0; !all_done(s, lengths); k++) {
+            call step = next_call(s, lengths, most);
+            if (step.N > 0) decode_call(s, &a, &c, step);
+            if (k % 7 && !all_done(s, lengths)) continue;
+            EXPECT_SAME("cache_k", read_act(c.k, c.size), want_cache(s, &c, a.qkv, lengths, 0),
+                        c.size);
+            EXPECT_SAME("cache_v", read_act(c.v, c.size), want_cache(s, &c, a.qkv, lengths, 1),
+                        c.size);
+        }
+    }
+}
+
+static void test_decode(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        sizes s = cases[i];
+        check_decode(s, s.T > 100 ? s.T : 70, s.T + i % 3);
+        if (s.T < 10) check_decode(s, 1, s.T + 1);
+    }
+    check_decode((sizes){3, 65, 4, 2, 6}, 9, 65);
+    check_decode((sizes){1, 70, 2, 1, 20}, 1, 71);
+    check_decode((sizes){4, 19, 3, 3, 16}, 3, 300);
+    check_decode((sizes){2, 330, 2, 1, 6}, 100, 331);
+}
+
+typedef struct state {
+    double *qkv, *dout, *out, *lse, *p;
+    gpt_dropout dropout;
+    sizes s;
+} state;
+
+static double loss_of(void *pointer) {
+    state *a = pointer;
+    sizes s = a->s;
+    ref_attention_forward(a->out, a->lse, a->p, a->qkv, a->dropout, s.B, s.T, s.NH, s.NKV, s.HS);
+    return test_dot(a->out, a->dout, out_size(s));
+}
+
+static void test_reference(void) {
+    sizes s = {2, 5, 4, 2, 3};
+    for (int k = 0; k < 2; k++) {
+        gpt_dropout dropout = {k ? 0.4f : 0.0f, 99};
+        name_case(s, dropout.p, "");
+        answer a = answer_of(s, random_f32(qkv_size(s), 1.0), dropout);
+        state p = {a.qkv, a.dout, a.out, a.lse, a.p, dropout, s};
+        EXPECT_GRADIENT("dqkv", loss_of, &p, p.qkv, a.dqkv, qkv_size(s));
+    }
+}
+
+TEST_OPS_MAIN({"reference", test_reference}, {"attention", test_attention},
+              {"attention, dropout", test_dropout}, {"large scores", test_large_scores},
+              {"trend", test_trend}, {"causal", test_causal}, {"decode", test_decode})

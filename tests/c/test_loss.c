@@ -1,0 +1,254 @@
+/* classifier_forward, classifier_backward. */
+#include "testing.h"
+
+#include "reference.h"
+
+typedef struct sizes {
+    int N, C, V, Vp;
+} sizes;
+
+static const sizes cases[] = {
+    {1, 1, 2, 2},     {1, 3, 2, 64},      {3, 5, 7, 64},      {7, 33, 65, 128},
+    {65, 65, 65, 66}, {65, 96, 256, 256}, {7, 128, 300, 320}, {1, 33, 300, 384},
+    {130, 5, 7, 8},   {257, 3, 65, 80},   {3, 129, 257, 272}, {513, 2, 2, 3},
+};
+
+static gpt_shape shape_of(sizes s, int training) {
+    return (gpt_shape){.N = s.N,
+                       .T = s.N,
+                       .C = s.C,
+                       .V = s.V,
+                       .Vp = s.Vp,
+                       .NH = 1,
+                       .NKV = 1,
+                       .HS = s.C,
+                       .F = s.C,
+                       .activation = GPT_ACT_GELU,
+                       .training = training,
+                       .n_params = (int64_t)s.Vp * s.C};
+}
+
+/* Rows of wte past V hold numbers that would win every softmax they took part in. */
+static double *random_wte(sizes s, double scale) {
+    double *wte = random_act((int64_t)s.Vp * s.C, scale);
+    for (int64_t i = (int64_t)s.V * s.C; i < (int64_t)s.Vp * s.C; i++) wte[i] = 1024.0;
+    return wte;
+}
+
+/* Every third target is ignored, or all of them, or none. */
+static int32_t *random_targets(sizes s, int ignored) {
+    int32_t *targets = random_ints(s.N, s.V);
+    for (int n = 0; n < s.N; n++) {
+        if (ignored == 2 || (ignored == 1 && n % 3 == 1)) targets[n] = -1;
+    }
+    return targets;
+}
+
+static void check_zero_where_ignored(sizes s, const int32_t *targets, const double *losses,
+                                     const double *dx) {
+    for (int n = 0; n < s.N; n++) {
+        if (targets[n] != -1) continue;
+        EXPECT(losses[n] == 0.0);
+        for (int c = 0; dx && c < s.C; c++) EXPECT(dx[n * s.C + c] == 0.0);
+    }
+}
+
+static void check_forward(sizes s, const double *x, const double *wte, const int32_t *targets,
+                          const double *want) {
+    gpt_shape shape = shape_of(s, 0);
+    EACH_BACKEND {
+        void *losses = device_f32(NULL, s.N);
+        test_workspace(&shape);
+        test.ops->classifier_forward(test.ctx, losses, device_act(x, (int64_t)s.N * s.C),
+                                     device_act(wte, (int64_t)s.Vp * s.C), device_i32(targets, s.N),
+                                     s.N, s.C, s.V, s.Vp);
+        double *got = read_f32(losses, s.N);
+        EXPECT_CLOSE("losses", got, want, 1, s.N, test_tol(1e-5));
+        check_zero_where_ignored(s, targets, got, NULL);
+    }
+}
+
+static void check_backward(sizes s, const double *x, const double *wte, const int32_t *targets,
+                           double scale) {
+    int64_t x_size = (int64_t)s.N * s.C, wte_size = (int64_t)s.Vp * s.C, used = (int64_t)s.V * s.C;
+    double *dwte = random_f32(wte_size, fabs(scale)), *want_dwte = host_copy(dwte, wte_size);
+    double *want_dx = host_zeros(x_size), *want = host_zeros(s.N);
+    ref_classifier(want, want_dx, want_dwte, x, wte, targets, scale, s.N, s.C, s.V);
+    gpt_shape shape = shape_of(s, 1);
+    EACH_BACKEND {
+        void *losses = device_f32(NULL, s.N), *dx = device_act(NULL, x_size);
+        void *device_dwte = device_f32(dwte, wte_size);
+        test_workspace(&shape);
+        test.ops->classifier_backward(test.ctx, losses, dx, device_dwte, device_act(x, x_size),
+                                      device_act(wte, wte_size), device_i32(targets, s.N),
+                                      (float)scale, s.N, s.C, s.V, s.Vp);
+        double *got = read_f32(losses, s.N), *got_dx = read_act(dx, x_size);
+        EXPECT_CLOSE("losses", got, want, 1, s.N, test_tol(1e-5));
+        EXPECT_CLOSE("dx", got_dx, want_dx, s.N, s.C, test_tol(2e-5));
+        check_zero_where_ignored(s, targets, got, got_dx);
+        got = read_f32(device_dwte, wte_size);
+        EXPECT_CLOSE("dwte", got, want_dwte, s.V, s.C, test_tol(2e-5));
+        EXPECT_SAME("dwte, padding rows", got + used, dwte + used, wte_size - used);
+    }
+}
+
+static void check(sizes s, int ignored, double scale, double wte_scale) {
+    test_case("N=%d C=%d V=%d Vp=%d ignored=%d scale=%g wte=%g", s.N, s.C, s.V, s.Vp, ignored,
+              scale, wte_scale);
+    double *x = random_act((int64_t)s.N * s.C, 1.0), *wte = random_wte(s, wte_scale);
+    int32_t *targets = random_targets(s, ignored);
+    double *want = host_zeros(s.N);
+    ref_classifier(want, NULL, NULL, x, wte, targets, 1.0, s.N, s.C, s.V);
+    check_forward(s, x, wte, targets, want);
+    check_backward(s, x, wte, targets, scale);
+}
+
+static void test_classifier(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        check(cases[i], i % 2, 1.0 / 16, 1.0 / sqrt(cases[i].C));
+        check(cases[i], 1 - i % 2, 1.0, 1.0 / sqrt(cases[i].C));
+    }
+    check((sizes){7, 33, 65, 128}, 2, 1.0, 1.0);
+    check((sizes){7, 33, 65, 128}, 0, 0.0, 1.0);
+    check((sizes){7, 33, 65, 128}, 1, -2.0, 1.0);
+}
+
+/* Logits near +-80, whose exponentials float32 can hold one by one but whose ratio it cannot, and
+ * past +-1000, which it can hold in no way. */
+static void test_large_logits(void) {
+    static const double sizes_of_logits[] = {80.0, 1000.0};
+    for (int k = 0; k < 2; k++) {
+        sizes s = {7, 2, 65, 128};
+        test_case("logits of +-%g", sizes_of_logits[k]);
+        double *x = host_zeros(s.N * s.C), *wte = random_wte(s, 1.0);
+        for (int i = 0; i < s.N * s.C; i++) x[i] = sizes_of_logits[k] * (i % 3 == 0 ? -1 : 1);
+        for (int v = 0; v < s.V; v++) {
+            wte[2 * v] = v % 2 ? 1.0 : -1.0;
+            wte[2 * v + 1] = round_act(v / 1024.0);
+        }
+        int32_t *targets = random_targets(s, 1);
+        double *want = host_zeros(s.N);
+        ref_classifier(want, NULL, NULL, x, wte, targets, 1.0, s.N, s.C, s.V);
+        check_forward(s, x, wte, targets, want);
+        check_backward(s, x, wte, targets, 0.5);
+    }
+}
+
+/* Forward, then backward, with one number of x or wte spoiled: which losses must not be finite? */
+static void check_not_finite(sizes s, const double *x, const double *wte, int all_rows, int row) {
+    int32_t *targets = random_targets(s, 0);
+    gpt_shape shape = shape_of(s, 1);
+    EACH_BACKEND {
+        for (int backward = 0; backward < 2; backward++) {
+            void *losses = device_f32(NULL, s.N), *dx = device_act(NULL, (int64_t)s.N * s.C);
+            void *dwte = device_f32(wte, (int64_t)s.Vp * s.C);
+            void *device_x = device_act(x, (int64_t)s.N * s.C);
+            void *device_wte = device_act(wte, (int64_t)s.Vp * s.C);
+            void *device_targets = device_i32(targets, s.N);
+            test_workspace(&shape);
+            if (backward) {
+                test.ops->classifier_backward(test.ctx, losses, dx, dwte, device_x, device_wte,
+                                              device_targets, 1.0f, s.N, s.C, s.V, s.Vp);
+            } else {
+                test.ops->classifier_forward(test.ctx, losses, device_x, device_wte, device_targets,
+                                             s.N, s.C, s.V, s.Vp);
+            }
+            double *got = read_f32(losses, s.N);
+            for (int n = 0; n < s.N; n++) EXPECT(isfinite(got[n]) == !(all_rows || n == row));
+        }
+    }
+}
+
+/* A row that is not a number has a loss that is not one, and spoils no other row; a token whose
+ * logits are none spoils all, wherever it stands. */
+static void test_not_finite(void) {
+    static const double spoilers[] = {NAN, INFINITY};
+    static const int tokens[] = {0, 3, 37, 64};
+    sizes s = {5, 33, 65, 80};
+    for (int k = 0; k < 2; k++) {
+        test_case("a row with %g", spoilers[k]);
+        double *x = random_act((int64_t)s.N * s.C, 1.0), *wte = random_wte(s, 1.0);
+        x[2 * s.C + 7] = spoilers[k];
+        check_not_finite(s, x, wte, 0, 2);
+    }
+    for (int k = 0; k < TEST_COUNT(tokens); k++) {
+        test_case("token %d with NaN", tokens[k]);
+        double *x = random_act((int64_t)s.N * s.C, 1.0), *wte = random_wte(s, 1.0);
+        wte[tokens[k] * s.C + 7] = NAN;
+        check_not_finite(s, x, wte, 1, 0);
+    }
+}
+
+/* As many logits as no backend holds at once. It costs a hundred megabytes, so it runs once for a
+ * device: the chunks are cut alike at every level of a CPU. All logits are 0 but one in each row,
+ * so the answer needs no sum over them; the op's own, of equal numbers, rounds in one direction. */
+static void test_chunks(void) {
+    sizes s = {70, 2, 400000, 400064};
+    test_case("N=%d V=%d", s.N, s.V);
+    double *x = host_zeros(s.N * s.C), *wte = host_zeros((int64_t)s.Vp * s.C);
+    double *dwte = host_zeros((int64_t)s.Vp * s.C), *want = host_zeros(s.N);
+    int32_t *targets = host_ints(s.N);
+    const int hot = 123456;
+    wte[2 * hot] = 1.0;
+    for (int n = 0; n < s.N; n++) {
+        x[2 * n] = round_act(n / 16.0); /* the hot token's logit */
+        targets[n] = n % 3 == 0 ? hot : n * 5000;
+        want[n] = log(s.V - 1 + exp(x[2 * n])) - (n % 3 == 0 ? x[2 * n] : 0.0);
+    }
+    gpt_shape shape = shape_of(s, 1);
+    int done = 0;
+    EACH_BACKEND {
+        if (test.threads < 2 || (done && test_on_cpu())) continue;
+        done = 1;
+        void *losses = device_f32(NULL, s.N), *dx = device_act(NULL, s.N * s.C);
+        void *device_dwte = device_f32(dwte, (int64_t)s.Vp * s.C);
+        test_workspace(&shape);
+        test.ops->classifier_backward(test.ctx, losses, dx, device_dwte, device_act(x, s.N * s.C),
+                                      device_act(wte, (int64_t)s.Vp * s.C),
+                                      device_i32(targets, s.N), 1.0f, s.N, s.C, s.V, s.Vp);
+        EXPECT_CLOSE("losses", read_f32(losses, s.N), want, 1, s.N, test_tol(2e-4));
+        double *got = read_act(dx, s.N * s.C), *got_dwte = read_f32(device_dwte, 2 * s.V),
+               sum = 0.0;
+        for (int n = 0; n < s.N; n++) {
+            double p = exp(x[2 * n]) / (s.V - 1 + exp(x[2 * n])), dlogit = p - (n % 3 == 0);
+            EXPECT_NEAR("dx", got[2 * n], dlogit, test_tol(1e-3));
+            sum += dlogit * x[2 * n];
+        }
+        EXPECT_NEAR("dwte of the hot token", got_dwte[2 * hot], sum, test_tol(1e-3) * fabs(sum));
+    }
+}
+
+typedef struct state {
+    double *x, *wte, *losses;
+    int32_t *targets;
+    double scale;
+    sizes s;
+} state;
+
+static double loss_of(void *pointer) {
+    state *p = pointer;
+    ref_classifier(p->losses, NULL, NULL, p->x, p->wte, p->targets, p->scale, p->s.N, p->s.C,
+                   p->s.V);
+    double sum = 0.0;
+    for (int n = 0; n < p->s.N; n++) sum += p->scale * p->losses[n];
+    return sum;
+}
+
+static void test_reference(void) {
+    sizes s = {4, 3, 7, 7};
+    test_case("N=%d C=%d V=%d", s.N, s.C, s.V);
+    state p = {random_f32(s.N * s.C, 1.0),
+               random_f32(s.V * s.C, 1.0),
+               host_zeros(s.N),
+               random_targets(s, 1),
+               0.25,
+               s};
+    double *dx = host_zeros(s.N * s.C), *dwte = host_zeros(s.V * s.C);
+    ref_classifier(p.losses, dx, dwte, p.x, p.wte, p.targets, p.scale, s.N, s.C, s.V);
+    EXPECT_GRADIENT("dx", loss_of, &p, p.x, dx, s.N * s.C);
+    EXPECT_GRADIENT("dwte", loss_of, &p, p.wte, dwte, s.V * s.C);
+}
+
+TEST_OPS_MAIN({"reference", test_reference}, {"classifier", test_classifier},
+              {"large logits", test_large_logits}, {"not finite", test_not_finite},
+              {"chunks", test_chunks})

@@ -1,0 +1,607 @@
+/* testing.h: what the C tests share. Include it first.
+ *
+ * A test program is a list of entries. An entry computes inputs and a float64 answer (reference.h),
+ * then runs the op in an EACH_BACKEND loop and compares:
+ *
+ *     test_case("N=%d C=%d", N, C);
+ *     double *x = random_act((int64_t)N * C, 1.0);
+ *     ... the answer, in float64 ...
+ *     EACH_BACKEND {
+ *         void *out = device_act(NULL, (int64_t)N * C);
+ *         test_workspace(&shape);
+ *         test.ops->some_op(test.ctx, out, device_act(x, (int64_t)N * C), N, C);
+ *         EXPECT_CLOSE("out", read_act(out, (int64_t)N * C), want, N, C, test_tol(1e-5));
+ *     }
+ *
+ * The loop visits every table of backend_ops_at() with 1, 2 and 3 threads, and each of them twice:
+ * the second visit starts from other garbage in the workspace and must repeat every compared number
+ * bit for bit. Entries run once for each element size that a table has, because inputs are rounded
+ * to that type before the answer is computed.
+ *
+ * All data moves through buffer_alloc, upload and download, so that nothing here knows a device.
+ * Device buffers carry a guard of NaNs, so that a stray write is seen and a stray read spoils the
+ * result; under AddressSanitizer the guard of a CPU buffer may not be touched at all. */
+#ifndef GPTC_TESTING_H
+#define GPTC_TESTING_H
+
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L
+#endif
+
+#include "backend.h"
+#include "ops.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+enum { TEST_PASSES = 1 }; /* whether an op repeats itself is another build's question */
+#else
+enum { TEST_PASSES = 2 };
+#define ASAN_POISON_MEMORY_REGION(data, bytes)   ((void)(data), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(data, bytes) ((void)(data), (void)(bytes))
+#endif
+
+enum {
+    TEST_GUARD_BYTES = 64,
+    TEST_MAX_TABLES = 16,
+    TEST_MAX_THREADS = 3,
+    TEST_FAILURES_SHOWN = 12,
+    TEST_GARBAGE = 0xff, /* four of these bytes are a NaN as float32, two are one as bfloat16 */
+};
+
+typedef struct test_block {
+    struct test_block *next;
+    size_t bytes; /* without the guard */
+    void *data;
+} test_block;
+
+/* The program's state. Tests read ops, ctx, threads and act_bytes. */
+static struct {
+    const gpt_ops *ops; /* NULL outside an EACH_BACKEND loop */
+    gpt_ctx *ctx;
+    int threads;
+    size_t act_bytes; /* of the entry that runs: 4 is float32, 2 is bfloat16 */
+
+    const gpt_ops *tables[TEST_MAX_TABLES];
+    gpt_ctx *contexts[TEST_MAX_TABLES][TEST_MAX_THREADS];
+    int n_tables;
+    int visit; /* counts (table, threads, pass) in an EACH_BACKEND loop; -1 outside */
+
+    test_block *host, *device;
+    test_block *recorded, **recorded_at; /* what pass 0 compared, in order; the cursor of pass 1 */
+    uint64_t counter;                    /* of the random inputs; starts again with each case */
+
+    const char *entry;
+    const char *target; /* where a test of gpt.h runs: see models.h */
+    char sizes[200];
+    long n_checks, n_failures;
+} test;
+
+/* ---- failures ---- */
+
+static inline const char *test_basename(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+__attribute__((format(printf, 3, 4))) static inline void test_fail(const char *file, int line,
+                                                                   const char *format, ...) {
+    if (++test.n_failures > TEST_FAILURES_SHOWN) return;
+    fprintf(stderr, "%s:%d: %s", test_basename(file), line, test.entry ? test.entry : "");
+    if (test.sizes[0]) fprintf(stderr, " [%s]", test.sizes);
+    if (test.ops) fprintf(stderr, " [%s, %d threads]", test.ops->name, test.threads);
+    if (test.target) fprintf(stderr, " [%s]", test.target);
+    fprintf(stderr, ": ");
+    va_list args;
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+}
+
+static inline void test_expect(int ok, const char *file, int line, const char *text) {
+    test.n_checks++;
+    if (!ok) test_fail(file, line, "not true: %s", text);
+}
+#define EXPECT(condition) test_expect(!!(condition), __FILE__, __LINE__, #condition)
+
+/* ---- host memory: lives until the next test_case ---- */
+
+static inline void *test_alloc(test_block **list, size_t bytes) {
+    test_block *block = malloc(sizeof *block);
+    void *data = malloc(bytes ? bytes : 1);
+    if (!block || !data) {
+        fprintf(stderr, "out of memory\n");
+        exit(2);
+    }
+    *block = (test_block){.next = *list, .bytes = bytes, .data = data};
+    *list = block;
+    return data;
+}
+
+static inline void test_free_list(test_block **list) {
+    while (*list) {
+        test_block *block = *list;
+        *list = block->next;
+        free(block->data);
+        free(block);
+    }
+}
+
+/* n numbers, zero. */
+static inline double *host_zeros(int64_t n) {
+    double *x = test_alloc(&test.host, (size_t)n * sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = 0.0;
+    return x;
+}
+
+static inline double *host_copy(const double *x, int64_t n) {
+    double *copy = test_alloc(&test.host, (size_t)n * sizeof *copy);
+    memcpy(copy, x, (size_t)n * sizeof *copy);
+    return copy;
+}
+
+static inline int32_t *host_ints(int64_t n) {
+    int32_t *x = test_alloc(&test.host, (size_t)n * sizeof *x);
+    memset(x, 0, (size_t)n * sizeof *x);
+    return x;
+}
+
+static inline float *host_floats(int64_t n) {
+    float *x = test_alloc(&test.host, (size_t)n * sizeof *x);
+    memset(x, 0, (size_t)n * sizeof *x);
+    return x;
+}
+
+/* Starts a case: names its sizes for messages, frees the last one's memory, restarts the inputs. */
+__attribute__((format(printf, 1, 2))) static inline void test_case(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(test.sizes, sizeof test.sizes, format, args);
+    va_end(args);
+    test_free_list(&test.host);
+    test.counter = 0;
+}
+
+/* ---- random inputs, from a counter ---- */
+
+/* Another mixer than dropout_bits, so that inputs and dropout decisions are unrelated (the 64-bit
+ * finaliser of MurmurHash3: Appleby 2011). */
+static inline uint64_t random_bits(void) {
+    uint64_t z = ++test.counter * 0xd1342543de82ef95ull;
+    z = (z ^ (z >> 33)) * 0xff51afd7ed558ccdull;
+    z = (z ^ (z >> 33)) * 0xc4ceb9fe1a85ec53ull;
+    return z ^ (z >> 33);
+}
+
+/* In [0, 1). */
+static inline double random_uniform(void) {
+    return (double)(random_bits() >> 11) * 0x1p-53;
+}
+
+static inline int random_below(int n) {
+    return (int)(random_uniform() * n);
+}
+
+/* Standard normal: Box and Muller 1958. */
+static inline double random_normal(void) {
+    double radius = sqrt(-2.0 * log(1.0 - random_uniform()));
+    return radius * cos(6.283185307179586 * random_uniform());
+}
+
+static inline float float_of_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline uint32_t bits_of_float(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* Rounds to the nearest bfloat16, ties to even. */
+static inline uint16_t bf16_of_float(float x) {
+    uint32_t bits = bits_of_float(x);
+    if (isnan(x)) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static inline float float_of_bf16(uint16_t x) {
+    return float_of_bits((uint32_t)x << 16);
+}
+
+/* x as the entry's element type holds it. */
+static inline double round_act(double x) {
+    return test.act_bytes == 4 ? (float)x : float_of_bf16(bf16_of_float((float)x));
+}
+
+static inline double *random_f32(int64_t n, double scale) {
+    double *x = host_zeros(n);
+    for (int64_t i = 0; i < n; i++) x[i] = (float)(scale * random_normal());
+    return x;
+}
+
+static inline double *random_act(int64_t n, double scale) {
+    double *x = host_zeros(n);
+    for (int64_t i = 0; i < n; i++) x[i] = round_act(scale * random_normal());
+    return x;
+}
+
+static inline int32_t *random_ints(int64_t n, int below) {
+    int32_t *x = host_ints(n);
+    for (int64_t i = 0; i < n; i++) x[i] = random_below(below);
+    return x;
+}
+
+/* The tolerance of a comparison, by element type. A bfloat16 has 8 bits, and an op may round what
+ * it holds between two products once more. */
+static inline double test_tols(double fp32, double bf16) {
+    return test.act_bytes == 4 ? fp32 : bf16;
+}
+static inline double test_tol(double fp32) {
+    return test_tols(fp32, 2e-2);
+}
+
+/* ---- device memory: lives for one visit of EACH_BACKEND ---- */
+
+static inline int test_on_cpu(void) {
+    return strncmp(test.ops->name, "cpu", 3) == 0;
+}
+
+static inline void *test_device_alloc(size_t bytes, int garbage) {
+    size_t room = bytes + TEST_GUARD_BYTES;
+    void *data = test.ops->buffer_alloc(test.ctx, room);
+    test_block *block = malloc(sizeof *block);
+    unsigned char *fill = malloc(room ? room : 1);
+    if (!data || !block || !fill) {
+        fprintf(stderr, "no device memory for %zu bytes\n", room);
+        exit(2);
+    }
+    memset(fill, garbage, bytes);
+    memset(fill + bytes, TEST_GARBAGE, room - bytes);
+    test.ops->upload(test.ctx, data, fill, room);
+    free(fill);
+    if (test_on_cpu()) ASAN_POISON_MEMORY_REGION((char *)data + bytes, room - bytes);
+    *block = (test_block){.next = test.device, .bytes = bytes, .data = data};
+    test.device = block;
+    return data;
+}
+
+static inline void test_check_guard(const test_block *block) {
+    size_t room = block->bytes + TEST_GUARD_BYTES;
+    unsigned char *bytes = malloc(room ? room : 1);
+    if (!bytes) exit(2);
+    if (test_on_cpu()) {
+        ASAN_UNPOISON_MEMORY_REGION((char *)block->data + block->bytes, room - block->bytes);
+    }
+    test.ops->download(test.ctx, bytes, block->data, room);
+    for (size_t i = block->bytes; i < room; i++) {
+        if (bytes[i] == TEST_GARBAGE) continue;
+        test_fail(__FILE__, __LINE__, "a buffer of %zu bytes was written past its end, at byte %zu",
+                  block->bytes, i);
+        break;
+    }
+    free(bytes);
+}
+
+static inline void test_free_device(void) {
+    while (test.device) {
+        test_block *block = test.device;
+        test_check_guard(block);
+        test.ops->buffer_free(test.ctx, block->data, block->bytes + TEST_GUARD_BYTES);
+        test.device = block->next;
+        free(block);
+    }
+}
+
+/* Each device_* uploads n numbers; NULL fills with NaNs, for outputs that an op must overwrite. */
+static inline void *device_f32(const double *values, int64_t n) {
+    void *data = test_device_alloc((size_t)n * 4, TEST_GARBAGE);
+    if (!values) return data;
+    float *host = malloc((size_t)n * 4 + 1);
+    if (!host) exit(2);
+    for (int64_t i = 0; i < n; i++) host[i] = (float)values[i];
+    test.ops->upload(test.ctx, data, host, (size_t)n * 4);
+    free(host);
+    return data;
+}
+
+static inline void *device_act(const double *values, int64_t n) {
+    if (test.ops->act_bytes == 4) return device_f32(values, n);
+    void *data = test_device_alloc((size_t)n * 2, TEST_GARBAGE);
+    if (!values) return data;
+    uint16_t *host = malloc((size_t)n * 2 + 1);
+    if (!host) exit(2);
+    for (int64_t i = 0; i < n; i++) host[i] = bf16_of_float((float)values[i]);
+    test.ops->upload(test.ctx, data, host, (size_t)n * 2);
+    free(host);
+    return data;
+}
+
+static inline void *device_i32(const int32_t *values, int64_t n) {
+    void *data = test_device_alloc((size_t)n * 4, TEST_GARBAGE);
+    test.ops->upload(test.ctx, data, values, (size_t)n * 4);
+    return data;
+}
+
+static inline double *read_f32(const void *device, int64_t n) {
+    EXPECT(test.ops->sync(test.ctx) == GPT_OK);
+    float *host = host_floats(n);
+    test.ops->download(test.ctx, host, device, (size_t)n * 4);
+    double *x = host_zeros(n);
+    for (int64_t i = 0; i < n; i++) x[i] = host[i];
+    return x;
+}
+
+static inline double *read_act(const void *device, int64_t n) {
+    if (test.ops->act_bytes == 4) return read_f32(device, n);
+    EXPECT(test.ops->sync(test.ctx) == GPT_OK);
+    uint16_t *host = test_alloc(&test.host, (size_t)n * 2);
+    test.ops->download(test.ctx, host, device, (size_t)n * 2);
+    double *x = host_zeros(n);
+    for (int64_t i = 0; i < n; i++) x[i] = float_of_bf16(host[i]);
+    return x;
+}
+
+/* Exactly the workspace that ops on this shape ask for, full of garbage. */
+static inline void test_workspace(const gpt_shape *shape) {
+    size_t bytes = test.ops->workspace_bytes(test.ctx, shape);
+    int garbage = test.visit % TEST_PASSES ? 0x3f : TEST_GARBAGE;
+    void *workspace = bytes ? test_device_alloc(bytes, garbage) : NULL;
+    test.ops->ctx_set_workspace(test.ctx, workspace);
+}
+
+/* ---- comparisons ---- */
+
+/* In pass 0 keeps what an EACH_BACKEND loop compared; in pass 1 the same call must see the same
+ * bits. The conversion to double is exact, so comparing doubles compares bits. */
+static inline void test_repeat(const char *file, int line, const char *what, const double *got,
+                               int64_t n) {
+    if (test.visit < 0) return;
+    size_t bytes = (size_t)n * sizeof *got;
+    if (test.visit % TEST_PASSES == 0) {
+        test_block **end = test.recorded_at;
+        memcpy(test_alloc(end, bytes), got, bytes);
+        test.recorded_at = &(*end)->next;
+        return;
+    }
+    const test_block *block = *test.recorded_at;
+    test.n_checks++;
+    if (!block || block->bytes != bytes || memcmp(block->data, got, bytes) != 0) {
+        test_fail(file, line, "%s: the same call gave other bits the second time", what);
+    }
+    if (block) test.recorded_at = &(*test.recorded_at)->next;
+}
+
+static inline double test_row_max(const double *x, int64_t n) {
+    double max = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        if (isfinite(x[i])) max = fmax(max, fabs(x[i]));
+    }
+    return max;
+}
+
+/* How far got is from want, in parts of scale; numbers that are not finite must be the same. */
+static inline double test_error(double got, double want, double scale) {
+    if (isnan(want) || isinf(want))
+        return (isnan(want) && isnan(got)) || got == want ? 0 : INFINITY;
+    if (!isfinite(got)) return INFINITY;
+    return fabs(got - want) / scale;
+}
+
+/* Errors are relative to a norm: the largest number of the row, or a tenth of the largest of all
+ * where that is more, since a row can be nothing but what is left of cancelled terms. */
+static inline void test_close(const char *file, int line, const char *what, const double *got,
+                              const double *want, int64_t rows, int64_t cols, double tol) {
+    test.n_checks++;
+    double all = test_row_max(want, rows * cols), worst = -1.0;
+    int64_t at = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        double scale = fmax(test_row_max(want + r * cols, cols), 0.1 * all) + 1e-30;
+        for (int64_t i = r * cols; i < (r + 1) * cols; i++) {
+            double error = test_error(got[i], want[i], scale);
+            if (error <= worst) continue;
+            worst = error;
+            at = i;
+        }
+    }
+    if (!(worst <= tol)) {
+        test_fail(file, line,
+                  "%s at [%lld, %lld] of %lld x %lld: got %.9g, want %.9g, error %.2e > %.0e", what,
+                  (long long)(at / cols), (long long)(at % cols), (long long)rows, (long long)cols,
+                  got[at], want[at], worst, tol);
+    }
+    test_repeat(file, line, what, got, rows * cols);
+}
+#define EXPECT_CLOSE(what, got, want, rows, cols, tol)                                             \
+    test_close(__FILE__, __LINE__, what, got, want, rows, cols, tol)
+
+/* The same numbers: for what an op must leave alone, and for zeros that must be zeros. */
+static inline void test_same(const char *file, int line, const char *what, const double *got,
+                             const double *want, int64_t n) {
+    test.n_checks++;
+    for (int64_t i = 0; i < n; i++) {
+        if (test_error(got[i], want[i], 1e-300) == 0.0) continue;
+        test_fail(file, line, "%s at %lld of %lld: got %.9g, want exactly %.9g", what, (long long)i,
+                  (long long)n, got[i], want[i]);
+        break;
+    }
+    test_repeat(file, line, what, got, n);
+}
+#define EXPECT_SAME(what, got, want, n) test_same(__FILE__, __LINE__, what, got, want, n)
+
+static inline void test_near(const char *file, int line, const char *what, double got, double want,
+                             double margin) {
+    test.n_checks++;
+    if (fabs(got - want) <= margin) return;
+    test_fail(file, line, "%s: got %.9g, want %.9g +- %.3g", what, got, want, margin);
+}
+#define EXPECT_NEAR(what, got, want, margin) test_near(__FILE__, __LINE__, what, got, want, margin)
+
+/* ---- finite differences ---- */
+
+typedef double test_loss_fn(void *state);
+
+/* Compares <dx, r> for a random direction r with (loss(x + h r) - loss(x - h r)) / 2h. In float64
+ * with h = 1e-5 truncation and rounding both stay near 1e-10 of the loss. The margin is relative to
+ * the norm of dx, since <dx, r> itself can be small by chance. */
+static inline void test_gradient(const char *file, int line, const char *what, test_loss_fn *loss,
+                                 void *state, double *x, const double *dx, int64_t n) {
+    const double h = 1e-5;
+    double *r = host_zeros(n), *saved = host_copy(x, n);
+    double want = 0.0, norm = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        r[i] = random_normal();
+        want += dx[i] * r[i];
+        norm += dx[i] * dx[i];
+    }
+    for (int64_t i = 0; i < n; i++) x[i] = saved[i] + h * r[i];
+    double up = loss(state);
+    for (int64_t i = 0; i < n; i++) x[i] = saved[i] - h * r[i];
+    double down = loss(state);
+    memcpy(x, saved, (size_t)n * sizeof *x);
+    test_near(file, line, what, (up - down) / (2 * h), want, 1e-6 * sqrt(norm) + 1e-9);
+}
+#define EXPECT_GRADIENT(what, loss, state, x, dx, n)                                               \
+    test_gradient(__FILE__, __LINE__, what, loss, state, x, dx, n)
+
+/* sum a_i b_i: the loss whose gradient with respect to a is b. */
+static inline double test_dot(const double *a, const double *b, int64_t n) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* ---- the loop over backends ---- */
+
+static inline void test_backend_begin(void) {
+    test.visit = -1;
+    test.ops = NULL;
+}
+
+static inline void test_backend_leave(void) {
+    if (!test.ops) return;
+    EXPECT(test.ops->sync(test.ctx) == GPT_OK);
+    test_free_device();
+    test.ops->ctx_set_workspace(test.ctx, NULL);
+    test.ops = NULL;
+}
+
+static inline int test_backend_next(void) {
+    test_backend_leave();
+    for (test.visit++;; test.visit += TEST_PASSES * TEST_MAX_THREADS) {
+        int table = test.visit / (TEST_PASSES * TEST_MAX_THREADS);
+        if (table >= test.n_tables) break;
+        if (test.tables[table]->act_bytes != test.act_bytes) continue;
+        test.threads = test.visit / TEST_PASSES % TEST_MAX_THREADS + 1;
+        test.ops = test.tables[table];
+        test.ctx = test.contexts[table][test.threads - 1];
+        if (test.visit % TEST_PASSES == 0) test_free_list(&test.recorded);
+        test.recorded_at = &test.recorded;
+        return 1;
+    }
+    test_free_list(&test.recorded);
+    test.visit = -1;
+    return 0;
+}
+/* Runs what follows for each table, thread count and pass. Do not leave it with break. */
+#define EACH_BACKEND for (test_backend_begin(); test_backend_next();)
+
+/* ---- main ---- */
+
+typedef struct test_entry {
+    const char *name;
+    void (*run)(void);
+} test_entry;
+
+static inline void test_open_tables(void) {
+    for (int i = 0; i < TEST_MAX_TABLES && backend_ops_at(i); i++) {
+        const gpt_ops *ops = backend_ops_at(i);
+        test.tables[test.n_tables++] = ops;
+        for (int n = 1; n <= TEST_MAX_THREADS; n++) {
+            gpt_ctx **ctx = &test.contexts[i][n - 1];
+            EXPECT(ops->ctx_create(ctx, n) == GPT_OK);
+            EXPECT(ops->ctx_threads(*ctx) >= 1);
+        }
+    }
+    EXPECT(test.n_tables > 0);
+}
+
+static inline void test_close_tables(void) {
+    for (int i = 0; i < test.n_tables; i++) {
+        for (int n = 0; n < TEST_MAX_THREADS; n++) test.tables[i]->ctx_free(test.contexts[i][n]);
+    }
+}
+
+static inline int test_has_act_bytes(size_t act_bytes) {
+    for (int i = 0; i < test.n_tables; i++) {
+        if (test.tables[i]->act_bytes == act_bytes) return 1;
+    }
+    return 0;
+}
+
+static inline void test_run_entries(const test_entry *entries, int n, const char *only) {
+    for (int i = 0; i < n; i++) {
+        if (only && !strstr(entries[i].name, only)) continue;
+        test.entry = entries[i].name;
+        test_case("%s", "");
+        entries[i].run();
+    }
+    test_case("%s", "");
+    test.entry = NULL;
+}
+
+static inline int test_summary(const char *program) {
+    if (test.n_failures > TEST_FAILURES_SHOWN) {
+        fprintf(stderr, "... and %ld more\n", test.n_failures - TEST_FAILURES_SHOWN);
+    }
+    printf("%s: %ld checks, %ld failed", test_basename(program), test.n_checks, test.n_failures);
+    for (int i = 0; i < test.n_tables; i++) {
+        printf("%s%s", i ? ", " : " (", test.tables[i]->name);
+    }
+    puts(test.n_tables ? ")" : "");
+    return test.n_failures ? 1 : 0;
+}
+
+/* Tests of ops: once for each element size that some table has. An argument runs only the entries
+ * whose name contains it. */
+static inline int test_main_ops(const test_entry *entries, int n, int argc, char **argv) {
+    static const size_t act_bytes[] = {4, 2};
+    test_open_tables();
+    for (int i = 0; i < 2; i++) {
+        test.act_bytes = act_bytes[i];
+        if (test_has_act_bytes(act_bytes[i])) {
+            test_run_entries(entries, n, argc > 1 ? argv[1] : NULL);
+        }
+    }
+    test_close_tables();
+    return test_summary(argv[0]);
+}
+
+/* Tests of gpt.h: once. */
+static inline int test_main_api(const test_entry *entries, int n, int argc, char **argv) {
+    test.act_bytes = 4;
+    test.visit = -1;
+    test_run_entries(entries, n, argc > 1 ? argv[1] : NULL);
+    return test_summary(argv[0]);
+}
+
+#define TEST_ENTRIES_MAIN(run, ...)                                                                \
+    int main(int argc, char **argv) {                                                              \
+        static const test_entry entries[] = {__VA_ARGS__};                                         \
+        return run(entries, (int)(sizeof entries / sizeof *entries), argc, argv);                  \
+    }
+#define TEST_OPS_MAIN(...) TEST_ENTRIES_MAIN(test_main_ops, __VA_ARGS__)
+#define TEST_API_MAIN(...) TEST_ENTRIES_MAIN(test_main_api, __VA_ARGS__)
+
+#define TEST_COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+#endif
