@@ -1,0 +1,195 @@
+"""The built-in text `stories`: short children's stories told from the grammar in data/stories.
+
+data/stories/README.md describes the grammar. The only source of chance is `random.Random.random`:
+its numbers for a seed are the same on every Python version, those of `choice` need not be.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+SEPARATOR = "\n<|endoftext|>\n"
+
+_BARE_ARTICLE = re.compile(r"\b([Aa])(?= (?!uni|use|once|one\b)(?:[aeiou]|hour))")
+
+_Fill = Callable[["_Tale"], str]
+
+
+class _Row(NamedTuple):
+    source: str  # its text and its fields as written
+    fill: _Fill
+    fields: tuple[tuple[str, _Fill], ...]
+    alias: str  # the section that a row such as "{girl}" stands for, else ""
+
+
+_Sections = dict[str, list[_Row]]
+
+
+class _Plot(NamedTuple):
+    name: str
+    binds: list[tuple[str, str]]  # a slot, and the section that it is drawn from
+    orders: list[list[str]]  # "beat?" is told half of the time, "/" starts a new paragraph
+    sections: _Sections  # the plot's own, which hide shared ones of the same name
+
+
+class _Grammar(NamedTuple):
+    sections: _Sections
+    plots: list[_Plot]
+
+
+class _Tale:
+    """One story while it is told: what its slots hold and which rows it has used."""
+
+    def __init__(self, grammar: _Grammar, plot: _Plot, rng: Callable[[], float]) -> None:
+        self.shared, self.plot, self.rng = grammar.sections, plot, rng
+        self.used: set[int] = set()
+        self.bound: dict[str, str] = {}
+        for slot, section in plot.binds:
+            row = self.pick(section)
+            while row.alias and row.alias not in self.bound:
+                row = self.pick(row.alias)
+            self.bound[slot] = row.fill(self)
+            for field, fill in row.fields:
+                self.bound[f"{slot}.{field}"] = value = fill(self)
+                if slot == "hero":
+                    self.bound[field] = value
+
+    def pick(self, section: str) -> _Row:
+        """A row that this story has not used yet, or any row once all are used."""
+        rows = self.plot.sections.get(section) or self.shared.get(section)
+        if not rows:
+            raise KeyError(f"plot {self.plot.name!r} has no section or slot {section!r}")
+        at = int(self.rng() * len(rows))
+        row = next((row for row in rows[at:] + rows[:at] if id(row) not in self.used), rows[at])
+        self.used.add(id(row))
+        return row
+
+    def slot(self, name: str) -> str:
+        return self.bound.get(name) or self.pick(name).fill(self)
+
+    def tell(self) -> str:
+        text = gap = ""
+        for beat in self.plot.orders[int(self.rng() * len(self.plot.orders))]:
+            if beat == "/":
+                gap = "\n"
+            elif not beat.endswith("?") or self.rng() < 0.5:
+                text += gap + self.slot(beat.rstrip("?"))
+                gap = " "
+        return _BARE_ARTICLE.sub(r"\1n", text)
+
+
+def _pieces(text: str, mark: str) -> list[str]:
+    """`text` cut at every `mark` that stands outside braces."""
+    pieces = []
+    depth = start = 0
+    for i, char in enumerate(text):
+        depth += (char == "{") - (char == "}")
+        if depth == 0 and i >= start and text.startswith(mark, i):
+            pieces.append(text[start:i])
+            start = i + len(mark)
+    return [*pieces, text[start:]]
+
+
+def _brace(body: str) -> _Fill:
+    """What fills `{body}`: one of several texts, or a slot (`{Slot}` with a capital)."""
+    choices = _pieces(body, "|")
+    if len(choices) > 1:
+        fills = [_compile(choice) for choice in choices]
+        return lambda tale: fills[int(tale.rng() * len(fills))](tale)
+    name = body[:1].lower() + body[1:]
+    if name == body:
+        return lambda tale: tale.slot(name)
+
+    def capital(tale: _Tale) -> str:
+        text = tale.slot(name)
+        return text[:1].upper() + text[1:]
+
+    return capital
+
+
+def _compile(text: str) -> _Fill:
+    """What writes `text` with its braces filled."""
+    parts: list[str | _Fill] = []
+    depth = start = 0
+    for i, char in enumerate(text):
+        depth += (char == "{") - (char == "}")
+        if char == "{" and depth == 1:
+            parts.append(text[start:i])
+            start = i + 1
+        elif char == "}" and depth == 0:
+            parts.append(_brace(text[start:i]))
+            start = i + 1
+    if not parts:
+        return lambda tale: text
+    parts.append(text[start:])
+    return lambda tale: "".join([part if isinstance(part, str) else part(tale) for part in parts])
+
+
+def _parse(text: str) -> _Grammar:
+    grammar = _Grammar({}, [])
+    plot = _Plot("", [], [], {})
+    rows: list[_Row] | None = None  # the open section; a plot's head has none
+    fixed: list[tuple[str, str]] = []
+    columns: list[str] = []
+    for line in map(str.strip, text.splitlines()):
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("[plot "):
+            plot = _Plot(line[6:-1], [], [], {})
+            grammar.plots.append(plot)
+            rows = None
+        elif line.startswith("["):
+            name, _, heading = line[1:-1].partition(":")
+            sections = plot.sections if name.startswith(".") else grammar.sections
+            rows = sections[name.removeprefix(".")] = []
+            words = [word.partition("=") for word in heading.split()]
+            fixed = [(field, value) for field, equals, value in words if equals]
+            columns = [field for field, equals, _ in words if not equals]
+        elif rows is not None:
+            first, *values = _pieces(line, " | ") if columns else [line]
+            fields = [*fixed, *zip(columns, values, strict=True)]
+            alias = re.fullmatch(r"\{([a-z-]+)\}", first)
+            compiled = tuple((field, _compile(value)) for field, value in fields)
+            texts = " | ".join([first, *(value for _, value in fields)])
+            rows.append(_Row(texts, _compile(first), compiled, alias[1] if alias else ""))
+        elif line.startswith(">"):
+            plot.orders.append(line[1:].split())
+        else:
+            slot, _, section = line.partition(" = ")
+            plot.binds.append((slot, section))
+    return grammar
+
+
+@lru_cache
+def _grammar() -> _Grammar:
+    source = Path(__file__).resolve().parents[2] / "data" / "stories"
+    installed = resources.files(__package__) / "data" / "stories" if __package__ else source
+    folder = installed if installed.is_dir() else source
+    files = {file.name: file for file in folder.iterdir() if file.name.endswith(".txt")}
+    return _parse("\n".join(files[name].read_text("ascii") for name in sorted(files)))
+
+
+def stories(seed: int = 0) -> Iterator[str]:
+    """Stories without end, the same ones for the same seed."""
+    grammar = _grammar()
+    rng = random.Random(seed).random
+    while True:
+        plot = grammar.plots[int(rng() * len(grammar.plots))]
+        yield _Tale(grammar, plot, rng).tell()
+
+
+def corpus(n_bytes: int, seed: int = 0) -> Iterator[bytes]:
+    """Whole stories, each followed by SEPARATOR, until at least `n_bytes` have been given."""
+    given = 0
+    for story in stories(seed):
+        if given >= n_bytes:
+            return
+        piece = (story + SEPARATOR).encode("ascii")
+        given += len(piece)
+        yield piece
