@@ -40,16 +40,17 @@ from gptc.errors import GptcError, UsageError
 from gptc.tokenizer import (
     END_OF_TEXT,
     FILE_NAME,
-    KINDS,
     ByteTokenizer,
     CharTokenizer,
     Progress,
     Tokenizer,
     Tokens,
     Utf8Decoder,
+    bpe_size,
     cache_folder,
     character_cut,
     download,
+    is_spec,
     load_tokenizer,
     make_tokenizer,
     write_file,
@@ -678,9 +679,11 @@ def prepare(
     out = Path(out)
     report = progress or (lambda action, n_done, n_bytes: None)
     _check_options(sources, val_fraction, val_tokens, shard_tokens, jobs, stories_bytes)
-    given = None if tokenizer == "char" else make_tokenizer(tokenizer)
+    # A tokenizer that learns from the text is made when the text has been read once.
+    learns = tokenizer == "char" or bpe_size(tokenizer) is not None
+    given = None if learns else make_tokenizer(tokenizer)
     options: dict[str, Any] = {
-        "tokenizer": tokenizer if given is None or tokenizer in KINDS else given.fingerprint(),
+        "tokenizer": given.fingerprint() if given and not is_spec(tokenizer) else tokenizer,
         "val_fraction": val_fraction,
         "val_tokens": val_tokens,
         "shard_tokens": shard_tokens,
@@ -717,8 +720,11 @@ def prepare(
             if same != [(s["bytes"], s["sha256"]) for s in found]:
                 raise _occupied(out)
             return _already_there(out)
+        if given is None and tokenizer != "char":
+            report("training the tokenizer", 0, None)
+            given = make_tokenizer(tokenizer, text.read(0, text.n_bytes))
         chosen = given or CharTokenizer(scan.characters)
-        if tokenizer in ("bytes", "char"):
+        if is_spec(tokenizer) and tokenizer != "gpt2":
             chosen.start = _start(chosen, scan.marked)
         begin = text.n_bytes
         if val_tokens is None:
@@ -780,7 +786,9 @@ def resolve_dataset(
         except OSError as e:
             raise GptcError(f"cannot read {path}: {e.strerror}") from None
     kind = tokenizer
-    if tokenizer not in KINDS:
+    if is_spec(tokenizer):
+        kind = tokenizer.split(":")[0]
+    else:
         given = make_tokenizer(tokenizer)
         kind, key["tokenizer"] = given.kind, given.fingerprint()
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
@@ -866,6 +874,8 @@ def _already_there(out: Path) -> Dataset:
 def _start(tokenizer: Tokenizer, marked: bool) -> str:
     """What begins a document in a text whose end-of-text marks, if any, are plain characters."""
     start = f"{END_OF_TEXT}\n" if marked else "\n"
+    if tokenizer.end_of_text is not None and marked:
+        return END_OF_TEXT
     if isinstance(tokenizer, CharTokenizer) and "\n" not in tokenizer.characters:
         return END_OF_TEXT if marked else tokenizer.characters[0]
     return start

@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, the characters of a text, or GPT-2's byte-pair encoding.
+"""Text to token ids and back: bytes, characters, GPT-2's byte-pair encoding or one's own.
 
     tokenizer = make_tokenizer("bytes")
     tokens = tokenizer.encode("Once upon a time")  # int32 (T,)
@@ -37,7 +37,7 @@ TokensLike: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Called as progress(what is being done, bytes done, bytes in all if known)."""
 
-KINDS = ("bytes", "char", "gpt2")
+KINDS = ("bytes", "char", "gpt2", "bpe")
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "gptc_tokenizer.json"
 _FILE_VERSION = 1
@@ -47,6 +47,8 @@ _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/voc
 _GPT2_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 _GPT2_FILE = hashlib.sha1(_GPT2_URL.encode()).hexdigest()  # its name in tiktoken's cache
 _GPT2_END_OF_TEXT = 50256
+_BPE_VOCAB_SIZE = 2048  # of "bpe" without a size
+_BPE_TRAIN_BYTES = 64 << 20  # more text than this does not change which pairs are frequent
 # How GPT-2 cuts text into the pieces that merges apply to.
 _GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -225,15 +227,39 @@ class CharTokenizer(Tokenizer):
         return {"kind": self.kind, "characters": "".join(self.characters)}
 
 
-class Gpt2Tokenizer(Tokenizer):
-    """GPT-2's byte-pair encoding. The vocabulary is fetched when it is first needed."""
+class BpeTokenizer(Tokenizer):
+    """Byte-pair encoding (Sennrich et al. 2016) of bytes, as GPT-2 does it: it takes any text.
 
-    kind = "gpt2"
-    vocab_size = 50257
-    end_of_text = _GPT2_END_OF_TEXT
+    Ids 0 to 255 are the bytes, the merged pieces follow in the order in which they are made, and
+    the last id is <|endoftext|>.
+    """
 
-    def __init__(self, start: str = END_OF_TEXT) -> None:
+    kind = "bpe"
+
+    def __init__(self, merged: Sequence[bytes], start: str = END_OF_TEXT) -> None:
+        self.merged = list(merged)
+        self.vocab_size = 256 + len(self.merged) + 1
+        self.end_of_text = self.vocab_size - 1
         self.start = start
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> BpeTokenizer:
+        """The tokenizer that learns its pieces from `text`: the most frequent pairs, one by one."""
+        from tokenizers import Tokenizer as Trained
+        from tokenizers import models, pre_tokenizers, trainers
+
+        trained = Trained(models.BPE())
+        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        trained.train_from_iterator(text.split(END_OF_TEXT), trainer)
+        ids = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+        byte_of = _byte_characters()
+        pieces = [bytes(byte_of[char] for char in piece) for piece, _ in ids]
+        return cls([piece for piece in pieces if len(piece) > 1])
 
     def encode(self, text: str) -> Tokens:
         tokens = self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
@@ -256,34 +282,60 @@ class Gpt2Tokenizer(Tokenizer):
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
-        """tiktoken's encoder. GptcError when the vocabulary cannot be had."""
+        """tiktoken's encoder."""
         try:
             import tiktoken
         except ImportError:
             raise GptcError(
-                "the gpt2 tokenizer needs tiktoken: pip install tiktoken, or use --tokenizer bytes"
+                f"the {self.kind} tokenizer needs tiktoken: pip install tiktoken, or use "
+                "--tokenizer bytes"
             ) from None
         return tiktoken.Encoding(
-            "gpt2",
+            self.kind,
             pat_str=_GPT2_PATTERN,
             mergeable_ranks={piece: rank for rank, piece in enumerate(self.pieces[:-1])},
-            special_tokens={END_OF_TEXT: _GPT2_END_OF_TEXT},
+            special_tokens={END_OF_TEXT: self.vocab_size - 1},
             explicit_n_vocab=self.vocab_size,
         )
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
+        return [*(bytes([i]) for i in range(256)), *self.merged, END_OF_TEXT.encode()]
+
+    def mapping(self) -> dict[str, Any]:
+        # Latin-1 writes every byte as the character of the same number.
+        return {"kind": self.kind, "merged": [piece.decode("latin-1") for piece in self.merged]}
+
+
+class Gpt2Tokenizer(BpeTokenizer):
+    """GPT-2's byte-pair encoding. The vocabulary is fetched when it is first needed."""
+
+    kind = "gpt2"
+    vocab_size = 50257
+    end_of_text = _GPT2_END_OF_TEXT
+
+    def __init__(self, start: str = END_OF_TEXT) -> None:
+        self.start = start
+
+    @cached_property
+    def pieces(self) -> Sequence[bytes]:
         merges = _gpt2_vocabulary().decode().split("\n")[1:-1]
-        # The file writes bytes as characters that can be seen: those that can be seen stand for
-        # themselves and come first; the others are numbered from 256.
-        visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-        hidden = [b for b in range(256) if b not in visible]
-        byte_of = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+        byte_of = _byte_characters()
         merged = [bytes(byte_of[char] for char in merge if char != " ") for merge in merges]
-        return [*(bytes([b]) for b in visible + hidden), *merged, END_OF_TEXT.encode()]
+        return [*(bytes([b]) for b in byte_of.values()), *merged, END_OF_TEXT.encode()]
 
     def mapping(self) -> dict[str, Any]:
         return {"kind": self.kind, "vocab_bpe_sha256": _GPT2_SHA256}
+
+
+def _byte_characters() -> dict[str, int]:
+    """The characters by which GPT-2's files write bytes, in the order of its ids.
+
+    Bytes that can be seen stand for themselves and come first; the others are numbered from 256.
+    """
+    visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    hidden = [b for b in range(256) if b not in visible]
+    return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
 def _gpt2_vocabulary() -> bytes:
@@ -317,30 +369,55 @@ def _gpt2_vocabulary() -> bytes:
     return data
 
 
-def make_tokenizer(kind: str, text_iter: Iterable[bytes] | None = None) -> Tokenizer:
-    """A tokenizer of a kind in KINDS, or the one saved in the file or folder `kind`.
+def is_spec(name: str) -> bool:
+    """Whether `name` says how a tokenizer is made, rather than where one lies."""
+    return name in KINDS or bpe_size(name) is not None
 
-    "char" takes its characters from `text_iter`, UTF-8 in blocks cut anywhere. UsageError for an
-    unknown kind, GptcError when the text is no UTF-8 or the GPT-2 vocabulary cannot be had.
+
+def bpe_size(name: str) -> int | None:
+    """The vocabulary size that "bpe" or "bpe:SIZE" asks for; None for any other name."""
+    if name == "bpe":
+        return _BPE_VOCAB_SIZE
+    if not name.startswith("bpe:"):
+        return None
+    size = name.removeprefix("bpe:")
+    # Every byte, one merged piece and the end of text.
+    if not (size.isdecimal() and 258 <= int(size) <= 1 << 20):
+        raise UsageError(f"--tokenizer {name}: the vocabulary size must be a number from 258 on")
+    return int(size)
+
+
+def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Tokenizer:
+    """A tokenizer of a kind in KINDS ("bpe:SIZE" too), or that in the file or folder `name`.
+
+    "char" takes its characters from `text_iter`, UTF-8 in blocks cut anywhere, and "bpe" its pieces
+    (from its beginning, when there is very much). UsageError for an unknown name, GptcError when
+    the text is no UTF-8 or the GPT-2 vocabulary cannot be had.
     """
-    if kind == "bytes":
+    if name == "bytes":
         return ByteTokenizer()
-    if kind == "char":
+    if name == "char":
         characters: set[str] = set()
         decoder = Utf8Decoder()
         for block in text_iter or ():
             characters.update(decoder.push(block))
         decoder.finish()
         return CharTokenizer(characters)
-    if kind == "gpt2":
+    if name == "gpt2":
         gpt2 = Gpt2Tokenizer()
         _ = gpt2.encoding  # so that a missing vocabulary is found now
         return gpt2
-    if Path(kind).exists():
-        return load_tokenizer(Path(kind))
+    size = bpe_size(name)
+    if size is not None:
+        data = bytearray()
+        for block in text_iter or ():
+            data += block[: _BPE_TRAIN_BYTES - len(data)]
+        return BpeTokenizer.train(decode_utf8(bytes(data[: character_cut(data)])), size)
+    if Path(name).exists():
+        return load_tokenizer(Path(name))
     raise UsageError(
-        f"unknown tokenizer {kind!r}: choose {', '.join(KINDS)}, or the folder of a dataset or "
-        "checkpoint to use its tokenizer"
+        f"unknown tokenizer {name!r}: choose {', '.join(KINDS)}, bpe:SIZE, or the folder of a "
+        "dataset or checkpoint to use its tokenizer"
     )
 
 
@@ -383,7 +460,21 @@ def _from_json(saved: dict[str, Any]) -> Tokenizer | None:
         return CharTokenizer(characters, start)
     if kind == "gpt2":
         return Gpt2Tokenizer(start)
+    if kind == "bpe":
+        return _bpe_from_json(saved.get("merged"), start)
     return None
+
+
+def _bpe_from_json(merged: Any, start: str) -> Tokenizer | None:
+    if not isinstance(merged, list) or not all(isinstance(piece, str) for piece in merged):
+        return None
+    try:
+        pieces = [piece.encode("latin-1") for piece in merged]
+    except UnicodeEncodeError:
+        return None
+    if len(set(pieces)) < len(pieces) or any(len(piece) < 2 for piece in pieces):
+        return None
+    return BpeTokenizer(pieces, start)
 
 
 class StreamDecoder:

@@ -14,6 +14,7 @@ import pytest
 from gptc import tokenizer as module
 from gptc.errors import GptcError, UsageError
 from gptc.tokenizer import (
+    BpeTokenizer,
     ByteTokenizer,
     CharTokenizer,
     Gpt2Tokenizer,
@@ -345,3 +346,58 @@ def test_a_failed_write_leaves_the_old_file(
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- a byte-pair encoding of one's own ----
+
+TEXT = "the cat and the hat sat on the mat. " * 20 + "<|endoftext|>" + "Ünïcödé, the end.\n"
+
+
+@pytest.fixture
+def bpe() -> BpeTokenizer:
+    pytest.importorskip("tokenizers")
+    tokenizer = make_tokenizer("bpe:280", [TEXT.encode()])
+    assert isinstance(tokenizer, BpeTokenizer)
+    return tokenizer
+
+
+def test_bpe_learns_frequent_pieces_and_has_the_size_asked_for(bpe: BpeTokenizer) -> None:
+    assert bpe.vocab_size == 280 == len(bpe.pieces)
+    assert b" the" in bpe.pieces
+    assert len(bpe.encode("the cat and the hat")) <= 7
+    assert make_tokenizer("bpe:5000", [b"aaaa"]).vocab_size < 300  # no more pairs than there are
+
+
+def test_bpe_expresses_any_text_and_never_merges_across_documents(bpe: BpeTokenizer) -> None:
+    for text in (TEXT, "", "\n\n  x", "漢字 🙂 \x00", "zebra"):
+        assert bpe.decode(bpe.encode(text)) == text
+    assert list(bpe.encode("<|endoftext|>")) == [bpe.end_of_text] == [279]
+    assert not any(b"endoftext" in piece for piece in bpe.merged)
+
+
+def test_bpe_cut_changes_no_token(bpe: BpeTokenizer) -> None:
+    data = TEXT.encode()
+    whole = list(bpe.encode_bytes(data))
+    for end in range(1, len(data), 37):
+        cut = bpe.cut(data[:end])
+        parts = [bpe.encode_bytes(data[:cut]), bpe.encode_bytes(data[cut:])]
+        assert [token for part in parts for token in part] == whole
+
+
+def test_bpe_is_saved_and_refuses_altered_files(bpe: BpeTokenizer, tmp_path: Path) -> None:
+    bpe.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.fingerprint() == bpe.fingerprint()
+    assert list(again.encode(TEXT)) == list(bpe.encode(TEXT))
+    file = tmp_path / "gptc_tokenizer.json"
+    saved = json.loads(file.read_text())
+    for merged in (saved["merged"][::-1], [*saved["merged"], "a"], ["\u0100b"], "ab", [1]):
+        file.write_text(json.dumps({**saved, "merged": merged}))
+        with pytest.raises(GptcError, match="altered"):
+            load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bpe:257", "bpe:x", "bpe:", "bpe:-3", "bpe:99999999"])
+def test_bpe_needs_a_sensible_size(name: str) -> None:
+    with pytest.raises(UsageError, match="vocabulary size"):
+        make_tokenizer(name, [b"text"])

@@ -43,7 +43,8 @@ Examples:
     default="bytes",
     show_default=True,
     metavar="KIND",
-    help="bytes, char or gpt2, or the folder of a dataset or checkpoint to use its tokenizer.",
+    help="bytes, char, gpt2, bpe:SIZE (learned from the text), or the folder of a dataset or "
+    "checkpoint, whose tokenizer is then used.",
 )
 @click.option(
     "--val-fraction",
