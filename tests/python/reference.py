@@ -83,7 +83,7 @@ def batches(case: Case) -> Array:
 
 
 def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Random weights for tensors of these names and shapes, large enough that all of them matter."""
+    """Random weights for these tensors, large enough that every one of them matters."""
     random = np.random.RandomState(4321)
     out = {}
     for name in sorted(shapes):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import reference
 
+import reference
 from gptc import AdamW, Model
 from gptc.config import GPTConfig
 from gptc.formats import hf

@@ -1,0 +1,458 @@
+"""A checkpoint is a folder: the model, its tokenizer and what training needs to go on.
+
+    config.json            the model's shape, as Hugging Face's gpt2 or llama where that fits
+    model.safetensors      the weights, under the names of that class
+    gptc_tokenizer.json    the tokenizer
+    trainer.json           step, options and loader position; only in a run's checkpoints
+    optimizer.safetensors  AdamW's moments; likewise
+    checksums.json         size and SHA-256 of every other file
+
+It is written beside its place, flushed to disk and renamed, so it appears whole or not at all.
+A run folder holds checkpoints named ckpt-STEP. A Hugging Face folder is a checkpoint too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gptc
+from gptc import tokenizer as tokenizers
+from gptc.errors import GptcError
+from gptc.formats import TensorFile, hf, tensor_chunks
+from gptc.model import Model
+from gptc.tokenizer import Tokenizer
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+TRAINER = "trainer.json"
+CHECKSUMS = "checksums.json"
+
+ROOT = Path("runs")  # where runs are that are not told otherwise
+
+VERSION = 1  # of trainer.json and checksums.json
+MOMENTS = {"m": "moment1", "v": "moment2"}
+_HASH_BLOCK = 1 << 22
+
+logger = logging.getLogger("gptc")
+
+
+class Checkpoint:
+    """A checkpoint folder that has been found: its sizes are right, its weights not read yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / CONFIG).is_file():
+            raise GptcError(f"{path} is no checkpoint: it has no {CONFIG}")
+        self._recorded = _read_checksums(path)
+        problem = _size_problem(path, self._recorded)
+        if problem:
+            raise GptcError(problem + _way_out(path))
+        self._verify(CONFIG)
+        self.config = hf.config_from_json(_read_json(path / CONFIG), str(path / CONFIG))
+
+    @property
+    def step(self) -> int | None:
+        """Training steps that made it; None for a model that was not trained by gptc."""
+        trainer = self.trainer()
+        return None if trainer is None else int(trainer["step"])
+
+    def trainer(self) -> dict[str, Any] | None:
+        """What trainer.json says, or None where there is none."""
+        file = self.path / TRAINER
+        if not file.is_file():
+            return None
+        self._verify(TRAINER)
+        data = _read_json(file)
+        _check_version(data, file)
+        return data
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer inside; GPT-2's own for a GPT-2 model that comes without a file of ours."""
+        if (self.path / tokenizers.FILE_NAME).is_file():
+            self._verify(tokenizers.FILE_NAME)
+            return tokenizers.load_tokenizer(self.path)
+        gpt2 = tokenizers.Gpt2Tokenizer
+        if hf.model_type(self.config) == "gpt2" and self.config.vocab_size >= gpt2.vocab_size:
+            return tokenizers.make_tokenizer("gpt2")
+        raise GptcError(
+            f"{self.path} has no {tokenizers.FILE_NAME}; copy that file from the dataset "
+            "it was trained on"
+        )
+
+    def model(self, **options: Any) -> Model:
+        """The model with its weights. `options` are those of Model.create, but for inference."""
+        model = Model.create(
+            self.config, **{"training": False, "max_batch": 1, **options}, init=False
+        )
+        try:
+            self.load_into(model)
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+    def load_into(self, model: Model) -> None:
+        """Gives the weights to a model of the same shape."""
+        if not (self.path / WEIGHTS).is_file():
+            raise GptcError(_no_weights(self.path))
+        self._verify(WEIGHTS)
+        tensors = TensorFile(self.path / WEIGHTS)
+        hf.import_tensors(self.config, tensors, str(tensors.path), model.set)
+
+    def restore_optimizer(self, model: Model) -> None:
+        """Gives `model` the moments and the step count that were saved with it."""
+        trainer = self.trainer()
+        if trainer is None or not (self.path / OPTIMIZER).is_file():
+            raise GptcError(
+                f"{self.path} holds no optimizer state; start a new run from it with "
+                f"--init-from {self.path}"
+            )
+        self._verify(OPTIMIZER)
+        tensors = TensorFile(self.path / OPTIMIZER)
+        for name, shape, _ in self.config.parameters():
+            for prefix, moment in MOMENTS.items():
+                stored = f"{prefix}.{name}"
+                if tensors.shapes.get(stored) != shape:
+                    raise GptcError(f"{tensors.path} lacks {stored} with the shape {shape}")
+                model.write(name, moment, tensors.read(stored))
+        model.step = trainer["step"]
+
+    def verify(self) -> list[str]:
+        """Checks the SHA-256 of every file; returns their names."""
+        for name in self._recorded:
+            self._verify(name)
+        return list(self._recorded)
+
+    def _verify(self, name: str) -> None:
+        recorded = self._recorded.get(name)
+        if recorded is not None and _sha256(self.path / name) != recorded["sha256"]:
+            raise GptcError(
+                f"{self.path / name} was altered or damaged: its checksum is wrong"
+                + _way_out(self.path)
+            )
+
+
+# ---- finding ----
+
+
+def open_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> Checkpoint:
+    """The checkpoint that `find_checkpoint` finds, opened."""
+    return Checkpoint(find_checkpoint(path, root))
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder, or of a run's newest checkpoint."""
+    return open_checkpoint(path).tokenizer()
+
+
+def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> Path:
+    """The folder itself if it is a checkpoint, else the newest whole checkpoint of that run.
+
+    With no path, the newest of all runs under `root`.
+    """
+    if path is None:
+        runs = [run for run in _folders(Path(root)) if list_checkpoints(run)]
+        if not runs:
+            raise GptcError(f"there is no checkpoint under {root}/; make one with: gptc train")
+        newest = max(runs, key=lambda run: list_checkpoints(run)[-1].stat().st_mtime_ns)
+        return find_checkpoint(newest)
+
+    folder = Path(path)
+    if folder.is_file():
+        raise GptcError(f"{folder} is a file; give the folder of a checkpoint or a run")
+    if not folder.exists():
+        raise GptcError(f"{folder} does not exist; train a model with: gptc train --out {folder}")
+    if (folder / CONFIG).is_file():
+        return folder
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        raise GptcError(f"{folder} holds no checkpoint: neither {CONFIG} nor folders ckpt-STEP")
+    problems: list[str] = []
+    for checkpoint in reversed(checkpoints):
+        problem = _run_problem(checkpoint)
+        if problem is None:
+            for skipped in problems:
+                logger.warning("warning: %s; using %s", skipped, checkpoint)
+            return checkpoint
+        problems.append(problem)
+    raise GptcError(f"{folder} holds no whole checkpoint: {problems[0]}")
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    found = [f for f in _folders(run) if re.fullmatch(r"ckpt-\d+", f.name)]
+    return sorted(found, key=step_of)
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder name of a run's checkpoint after `step` steps."""
+    return f"ckpt-{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a name that `checkpoint_name` made."""
+    return int(checkpoint.name.removeprefix("ckpt-"))
+
+
+# ---- writing ----
+
+
+def save(
+    path: str | Path,
+    model: Model,
+    *,
+    tokenizer: Tokenizer | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> None:
+    """Writes a checkpoint folder; with `trainer`, what training needs to go on too.
+
+    On any failure nothing is left behind and what was there is untouched; a full disk is a
+    GptcError that says so. `replace` allows a folder of that name to exist.
+    """
+    path = Path(path)
+    if path.exists() and not replace:
+        raise GptcError(f"{path} exists already; choose another name or remove it")
+    config = model.config
+    end_of_text = tokenizer.end_of_text if tokenizer else None
+    n_tensors = 1 if trainer is None else 3
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(path) as folder:
+            _write(folder / CONFIG, [_json(hf.config_to_json(config, end_of_text))])
+            file_parts = {part.name: part for part in hf.parts(config)}
+            _write(
+                folder / WEIGHTS,
+                tensor_chunks(
+                    {name: part.shape for name, part in file_parts.items()},
+                    lambda name: hf.export_tensor(
+                        file_parts[name], model.get(file_parts[name].ours)
+                    ),
+                ),
+            )
+            if tokenizer is not None:
+                tokenizer.save(folder)
+            if trainer is not None:
+                stamp = {"version": VERSION, "gptc_version": gptc.__version__}
+                _write(folder / TRAINER, [_json({**stamp, **trainer})])
+                _write(folder / OPTIMIZER, _optimizer_chunks(model))
+            files = sorted(folder.iterdir())
+            sums = {f.name: {"size": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+            _write(folder / CHECKSUMS, [_json({"version": VERSION, "files": sums})])
+            _sync_folder(folder)
+            _rename(folder, path)
+    except OSError as error:
+        needed = 4 * n_tensors * model.plan.n_params
+        raise GptcError(f"cannot save {path}: {_explain(error, path, needed)}") from error
+
+
+def discard(checkpoint: Path) -> None:
+    """Removes a checkpoint; like writing, this happens at one moment."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.tmp-old-{os.getpid()}")
+    checkpoint.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def clean_up(parent: Path) -> None:
+    """Removes the temporary folders that writers which are gone have left in `parent`."""
+    for folder in parent.glob(".*.tmp-*"):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            # Its writer holds this lock for as long as it lives.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A locked folder beside `path`, which is gone afterwards unless it was renamed."""
+    clean_up(path.parent)
+    folder = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _rename(folder: Path, path: Path) -> None:
+    """Puts the finished folder in its place."""
+    if path.exists():
+        # A folder cannot be renamed onto one that holds files: the old one steps aside first, and
+        # returns if the new one cannot take its place.
+        aside = folder.with_name(f".{path.name}.tmp-old-{os.getpid()}")
+        path.rename(aside)
+        try:
+            folder.rename(path)
+        except BaseException:
+            aside.rename(path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        folder.rename(path)
+    _sync_folder(path.parent)
+
+
+def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    with path.open("xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _optimizer_chunks(model: Model) -> Iterator[bytes | memoryview]:
+    shapes = {
+        f"{prefix}.{name}": shape
+        for name, shape, _ in model.config.parameters()
+        for prefix in MOMENTS
+    }
+
+    def read(stored: str) -> Any:
+        prefix, _, name = stored.partition(".")
+        return model.read(name, MOMENTS[prefix])
+
+    return tensor_chunks(shapes, read)
+
+
+def _explain(error: OSError, path: Path, needed: int) -> str:
+    reason = (error.strerror or str(error)).lower()
+    parent = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
+    try:
+        free = shutil.disk_usage(parent).free
+    except OSError:
+        return reason
+    if free < 2 * needed:
+        return f"{reason} (it takes {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free)"
+    return reason
+
+
+# ---- reading ----
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise GptcError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise GptcError(f"{path} is damaged: it is no JSON" + _way_out(path.parent)) from None
+    if not isinstance(data, dict):
+        raise GptcError(f"{path} is damaged: it is no JSON object" + _way_out(path.parent))
+    return data
+
+
+def _check_version(data: Mapping[str, Any], file: Path) -> None:
+    version = data.get("version")
+    if version != VERSION:
+        raise GptcError(
+            f"{file} has version {version}, this gptc reads {VERSION}: "
+            "upgrade with pip install -U gptc"
+        )
+
+
+def _read_checksums(path: Path) -> dict[str, dict[str, Any]]:
+    """What checksums.json records by file name; nothing for a folder without one."""
+    file = path / CHECKSUMS
+    if not file.is_file():
+        return {}
+    data = _read_json(file)
+    _check_version(data, file)
+    files = data.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(record, dict) and "size" in record and "sha256" in record and "/" not in name
+        for name, record in files.items()
+    ):
+        raise GptcError(f"{file} is damaged" + _way_out(path))
+    return files
+
+
+def _size_problem(path: Path, recorded: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What is wrong with the files' sizes, at no cost but a look at each."""
+    for name, record in recorded.items():
+        file = path / name
+        if not file.is_file():
+            return f"{file} is missing"
+        found, expected = file.stat().st_size, record["size"]
+        if found != expected:
+            what = "is truncated" if found < expected else "has grown"
+            return f"{file} {what}: {expected:,} bytes expected, {found:,} found"
+    if not (path / CONFIG).is_file():
+        return f"{path / CONFIG} is missing"
+    return None
+
+
+def _run_problem(checkpoint: Path) -> str | None:
+    """What is wrong with a run's checkpoint, which always has its checksums."""
+    if not (checkpoint / CHECKSUMS).is_file():
+        return f"{checkpoint / CHECKSUMS} is missing"
+    try:
+        return _size_problem(checkpoint, _read_checksums(checkpoint))
+    except GptcError as error:
+        return str(error)
+
+
+def _way_out(path: Path) -> str:
+    """The end of an error about a damaged checkpoint: what to do instead."""
+    if re.fullmatch(r"ckpt-\d+", path.name):
+        for other in reversed(list_checkpoints(path.parent)):
+            if other.name != path.name and (other / CHECKSUMS).is_file():
+                return f"; use {other} instead"
+    return "; copy it again from its source"
+
+
+def _no_weights(path: Path) -> str:
+    if (path / f"{WEIGHTS}.index.json").is_file():
+        return f"{path} holds weights in several files; gptc reads a single {WEIGHTS}"
+    pickled = sorted(f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
+    if pickled:
+        return f"{path} holds pickled weights ({pickled[0]}); gptc reads only {WEIGHTS}"
+    return f"{path} has no {WEIGHTS}"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_HASH_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise GptcError(f"cannot read {path}: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [f for f in parent.iterdir() if f.is_dir()] if parent.is_dir() else []

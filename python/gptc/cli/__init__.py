@@ -1,0 +1,162 @@
+"""The command line: `gptc COMMAND`. A command's module is imported when it is used."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from gptc import __version__
+from gptc.errors import GptcError, UsageError
+
+# Name: module, attribute, one line of help. The text stands here so that `gptc --help` is quick.
+COMMANDS = {
+    "prepare": ("gptc.cli.prepare", "prepare_command", "Turn any text into token shards."),
+    "train": ("gptc.cli.train", "train_command", "Train a model, resume a run, or fine-tune."),
+    "infer": ("gptc.cli.infer", "infer_command", "Write text with a trained model."),
+    "info": ("gptc.cli.info", "info_command", "Show what a run, checkpoint or dataset holds."),
+}
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are the table above."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they are used."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """An unknown command's error names the closest one."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(COMMANDS)}"
+            ctx.fail(f"no command {name!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, row[2]) for name, row in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    click.echo(f"gptc {__version__}")
+    from gptc import _lib
+
+    try:
+        lib = _lib.load()
+        click.echo(
+            f"libgpt.so {_lib.version()}, ABI {lib.lib.gpt_abi_version()}, "
+            f"CPU level {_lib.cpu_level()}, {lib.path}"
+        )
+    except GptcError as error:
+        click.echo(f"libgpt.so: {error}")
+    ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings=CONTEXT,
+    invoke_without_command=True,
+    epilog="Start with: gptc train, then: gptc infer. Every command has --help with examples.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the versions of the package and its library.",
+)
+@click.option("--debug", is_flag=True, help="Show where an error comes from (a traceback).")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Train, fine-tune and run small GPTs without PyTorch."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        ctx.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    # --debug may also stand after the command, where a user adds it to the line that failed.
+    debug = "--debug" in args
+    if debug:
+        args = ["--debug", *(arg for arg in args if arg != "--debug")]
+    try:
+        sys.exit(run(args, debug))
+    except BrokenPipeError:
+        # The reader has gone, as `head` does. Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def run(args: list[str], debug: bool = False) -> int:
+    """Runs the command line and returns the exit code."""
+    try:
+        result: Any = cli.main(args=args, prog_name="gptc", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as exit:
+        return int(exit.exit_code)
+    except click.ClickException as error:
+        if debug:
+            raise
+        _print_error(error.format_message(), error)
+        return 2 if isinstance(error, click.UsageError) else 1
+    except GptcError as error:
+        if debug:
+            raise
+        _print_error(str(error))
+        return 2 if isinstance(error, UsageError) else 1
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        raise
+    except MemoryError:
+        if debug:
+            raise
+        _print_error("out of memory; try a smaller --batch-size, --seq-len or model")
+        return 1
+    except OSError as error:
+        if debug:
+            raise
+        _print_error(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        _print_error(
+            f"unexpected {type(error).__name__}: {error}; please report it with the output of "
+            "the same command and --debug"
+        )
+        return 1
+
+
+def _print_error(message: str, error: click.ClickException | None = None) -> None:
+    click.echo(f"gptc: error: {message}", err=True)
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        click.echo(f"see: {error.ctx.command_path} --help", err=True)

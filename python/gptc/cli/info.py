@@ -1,0 +1,258 @@
+"""`gptc info`: what a run, a checkpoint, a dataset or a token shard holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gptc.errors import GptcError
+
+if TYPE_CHECKING:
+    from gptc.checkpoint import Checkpoint
+
+_EPILOG = """\b
+Examples:
+  gptc info runs/tiny-stories
+  gptc info runs/tiny-stories/ckpt-001000 --json
+  gptc info data/books
+  gptc info data/books/val_000000.bin
+"""
+
+
+@click.command("info", epilog=_EPILOG)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def info_command(path: Path, as_json: bool) -> None:
+    """Show what PATH holds: a run, a checkpoint, a Hugging Face model, a dataset or a shard."""
+    found = describe(path)
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else _table(found))
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What is at `path`, as plain values; "kind" says what it is."""
+    from gptc.checkpoint import CONFIG, list_checkpoints
+    from gptc.data import DATASET_FILE, Dataset
+
+    if not path.exists():
+        raise GptcError(f"{path} does not exist; name a run, a checkpoint, a dataset or a shard")
+    if path.is_file():
+        return _describe_file(path)
+    if (path / CONFIG).is_file():
+        return {"kind": "checkpoint", **_describe_checkpoint(path)}
+    if (path / DATASET_FILE).is_file():
+        return {"kind": "dataset", **Dataset.open(path).describe()}
+    if list_checkpoints(path) or (path / "metrics.jsonl").is_file():
+        return {"kind": "run", **_describe_run(path)}
+    raise GptcError(f"{path} is no run, checkpoint or dataset; make one with gptc train or prepare")
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        from gptc.formats import TensorFile
+
+        shapes = TensorFile(path).shapes
+        return {"kind": "safetensors", "path": str(path), "tensors": dict(shapes.items())}
+    from gptc.data import read_shard
+
+    tokens = read_shard(path)
+    return {
+        "kind": "shard",
+        "path": str(path),
+        "tokens": len(tokens),
+        "bytes_per_number": tokens.dtype.itemsize,
+        "largest_token": int(tokens.max()) if len(tokens) else None,
+        "first_tokens": tokens[:16].tolist(),
+    }
+
+
+def _describe_run(path: Path) -> dict[str, Any]:
+    from gptc.checkpoint import find_checkpoint, list_checkpoints
+
+    names = [folder.name for folder in list_checkpoints(path)]
+    run: dict[str, Any] = {"path": str(path), "checkpoints": names}
+    lines = _metrics(path / "metrics.jsonl")
+    if lines:
+        run["last_metrics"] = lines[-1]
+        evaluations = [line for line in lines if "val_loss" in line]
+        if evaluations:
+            run["last_evaluation"] = evaluations[-1]
+    if names:
+        run["newest"] = _describe_checkpoint(find_checkpoint(path))
+    return run
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break  # a line that is being written
+    return lines
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    from gptc.checkpoint import Checkpoint
+    from gptc.formats import hf
+
+    checkpoint = Checkpoint(path)
+    config = checkpoint.config
+    parts: dict[str, int] = {}
+    for name, shape, _ in config.parameters():
+        size = 1
+        for n in shape:
+            size *= n
+        part = _part(name)
+        parts[part] = parts.get(part, 0) + size
+    described: dict[str, Any] = {
+        "path": str(path),
+        "family": config.family,
+        "format": hf.model_type(config),
+        "parameters": sum(parts.values()),
+        "parameters_by_part": parts,
+        "config": config.to_dict(),
+        "tokenizer": _tokenizer(checkpoint),
+        "files": {f.name: f.stat().st_size for f in sorted(path.iterdir()) if f.is_file()},
+    }
+    trainer = checkpoint.trainer()
+    if trainer is not None:
+        names = ("step", "tokens", "elapsed_s", "evaluation", "best_val_loss", "gptc_version")
+        described["training"] = {name: trainer[name] for name in names}
+        described["training"]["data"] = trainer["options"]["data"]
+        described["training"]["steps"] = trainer["options"]["steps"]
+    return described
+
+
+def _part(name: str) -> str:
+    for part, mark in (("attention", ".attn."), ("feed-forward", ".mlp.")):
+        if mark in name:
+            return part
+    names = {"wte": "token embedding", "wpe": "position embedding", "lm_head": "output head"}
+    return names.get(name.split(".")[0], "norms")
+
+
+def _tokenizer(checkpoint: Checkpoint) -> str | None:
+    try:
+        tokenizer = checkpoint.tokenizer()
+    except GptcError:
+        return None
+    return f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens"
+
+
+# ---- tables ----
+
+
+def _table(found: dict[str, Any]) -> str:
+    rows: list[tuple[str, str]] = []
+    kind = found["kind"]
+    if kind == "run":
+        last = found["checkpoints"][-1] if found["checkpoints"] else "none yet"
+        rows.append(("run", found["path"]))
+        rows.append(("checkpoints", f"{len(found['checkpoints'])}, newest {last}"))
+        if "last_metrics" in found:
+            rows.append(("last step", _metrics_line(found["last_metrics"])))
+        if "newest" in found:
+            rows += _checkpoint_rows(found["newest"])
+    elif kind == "checkpoint":
+        rows.append(("checkpoint", found["path"]))
+        rows += _checkpoint_rows(found)
+    elif kind == "dataset":
+        rows = _dataset_rows(found)
+    elif kind == "shard":
+        rows = [
+            ("shard", found["path"]),
+            ("tokens", f"{found['tokens']:,} of {found['bytes_per_number']} bytes each"),
+            ("largest", str(found["largest_token"])),
+            ("first", " ".join(map(str, found["first_tokens"]))),
+        ]
+    else:
+        rows = [("safetensors", found["path"])]
+        rows += [(name, " x ".join(map(str, shape))) for name, shape in found["tensors"].items()]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _metrics_line(line: dict[str, Any]) -> str:
+    from gptc.progress import duration
+
+    return (
+        f"{line['step']:,}, {line['tokens']:,} tokens, {duration(line['elapsed_s'])}, "
+        f"train loss {line['train_loss']:.4f}"
+    )
+
+
+def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    from gptc.progress import amount, plural
+
+    config, total = found["config"], found["parameters"]
+    heads = plural(config["n_head"], "head")
+    if config["n_kv_head"] != config["n_head"]:
+        heads += f" ({config['n_kv_head']} for keys and values)"
+    names = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "gptc": "gptc's own"}
+    rows = [
+        ("family", f"{found['family']}, stored as {names[found['format']]}"),
+        (
+            "shape",
+            f"{plural(config['n_layer'], 'layer')}, {heads}, width {config['n_embd']}, "
+            f"feed-forward {config['n_ff']}, context {config['block_size']}",
+        ),
+        (
+            "layers",
+            f"{config['norm']}, {config['pos']} positions, {config['activation']}, "
+            f"{'biases' if config['bias'] else 'no biases'}, "
+            f"{'tied' if config['tied'] else 'untied'} output head",
+        ),
+        ("vocabulary", f"{config['vocab_size']:,} ({found['tokenizer'] or 'no tokenizer'})"),
+    ]
+    if "training" in found:
+        training = found["training"]
+        rows.append(
+            (
+                "training",
+                f"step {training['step']:,} of {training['steps']:,}, "
+                f"{training['tokens']:,} tokens of {training['data']}",
+            )
+        )
+        if training["evaluation"]:
+            evaluation = training["evaluation"]
+            rows.append(
+                (
+                    "evaluation",
+                    f"loss {evaluation['val_loss']:.4f}, {evaluation['val_bpb']:.3f} bits per "
+                    f"byte; best loss {training['best_val_loss']:.4f}",
+                )
+            )
+    rows.append(("parameters", f"{total:,}"))
+    rows += [
+        (f"  {part}", f"{size:>{len(f'{total:,}')},}  {size / total:6.1%}")
+        for part, size in found["parameters_by_part"].items()
+    ]
+    rows.append(("files", amount(sum(found["files"].values()))))
+    rows += [(f"  {name}", amount(size)) for name, size in found["files"].items()]
+    return rows
+
+
+def _dataset_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    from gptc.progress import plural
+
+    rows = [
+        ("dataset", found["folder"]),
+        ("made by", found["created_by"]),
+        ("sources", ", ".join(source["source"] for source in found["sources"])),
+        ("tokenizer", f"{found['tokenizer']}, {found['vocab_size']:,} tokens"),
+    ]
+    for split, part in found["splits"].items():
+        shards = plural(part["shards"], "shard")
+        rows += [
+            (
+                split,
+                f"{part['tokens']:,} tokens in {shards}, "
+                f"{part['bytes_per_token']:.2f} bytes per token",
+            ),
+            ("  uses", f"{part['vocab_used']:,} different tokens"),
+            ("  begins", json.dumps(part["sample"][:120], ensure_ascii=False)),
+        ]
+    return rows

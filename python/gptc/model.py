@@ -1,0 +1,515 @@
+"""A model: its parameters, its training step, its logits, and sessions that decode with a KV cache.
+
+B is the batch, T the time, V the vocabulary. Arrays that come in are checked and converted only
+where nothing is lost; arrays that go out are fresh copies. A model is used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc import _lib
+from gptc.config import GPTConfig
+from gptc.errors import EngineError, GptcError, UsageError
+
+if TYPE_CHECKING:
+    from gptc.tokenizer import Tokenizer
+
+FloatArray = npt.NDArray[np.float32]
+TokenArray = npt.NDArray[np.int32]
+
+DEVICES = ("cpu", "cuda")
+DTYPES = ("fp32", "bf16")
+
+
+class StepResult(NamedTuple):
+    """What a training step reports: the loss before it (nats), and the gradient's global norm."""
+
+    loss: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """The optimizer's settings for one update, with PyTorch's conventions."""
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0  # largest global gradient norm; 0: no clipping
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model needs, known before anything is allocated. Bytes are exact."""
+
+    n_params: int  # learned numbers, tied ones once
+    param_bytes: int
+    grad_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    workspace_bytes: int
+    total_bytes: int
+    forward_flops_per_token: float  # at T = max_seq
+    train_flops_per_token: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is held: where, how precisely, and for what sizes.
+
+    `device` is "auto", "cpu" or "cuda"; `dtype` is "auto", "fp32" or "bf16" (mixed precision:
+    master weights stay fp32). `threads` 0 means one for each core, `max_seq` None the block size.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    training: bool = True
+    max_batch: int = 8
+    max_seq: int | None = None
+    dropout: float = 0.0
+    seed: int = 0
+
+    def resolved(self) -> Options:
+        """The same with "auto" replaced by what this machine has."""
+        for value, known in ((self.device, DEVICES), (self.dtype, DTYPES)):
+            if value != "auto" and value not in known:
+                raise UsageError(f"{value!r} is not one of auto, {', '.join(known)}")
+        devices = ("cuda", "cpu") if self.device == "auto" else (self.device,)
+        # bf16 is what a GPU is fast at; on the CPU fp32 is the choice that always works.
+        pairs = [
+            (device, dtype)
+            for device in devices
+            for dtype in (("bf16", "fp32") if device == "cuda" else ("fp32",))
+        ]
+        if self.dtype != "auto":
+            pairs = [(device, self.dtype) for device in devices]
+        # The last pair is not tried out: when it fails, the engine's own message is the best one.
+        device, dtype = next((pair for pair in pairs[:-1] if _works(*pair)), pairs[-1])
+        return replace(self, device=device, dtype=dtype)
+
+    def to_c(self) -> Any:
+        """A gpt_options *; "auto" must be resolved."""
+        lib = _lib.load().lib
+        return _lib.new_struct(
+            "gpt_options",
+            device=getattr(lib, f"GPT_DEVICE_{self.device.upper()}"),
+            dtype=getattr(lib, f"GPT_DTYPE_{self.dtype.upper()}"),
+            n_threads=self.threads,
+            training=int(self.training),
+            max_batch=self.max_batch,
+            max_seq=self.max_seq or 0,
+            dropout=self.dropout,
+            seed=self.seed,
+        )
+
+
+class Model:
+    """A GPT on a device, made by `create` or `load`. It closes itself; twice is harmless."""
+
+    def __init__(self, config: GPTConfig, options: Options) -> None:
+        """Allocates a model whose parameters are zero; `create` and `load` fill them."""
+        ffi, lib, _ = _lib.load()
+        config.check()
+        self.config = config
+        self.options = options.resolved()
+        self.plan = plan_for(config, self.options)
+        out = ffi.new("gpt_model **")
+        _lib.call("gpt_model_create", config.to_c(), self.options.to_c(), out)
+        self._handle = ffi.gc(out[0], lib.gpt_model_free)
+        self._closed = False
+        self._parameters = {p.name: (i, p.shape) for i, p in enumerate(config.parameters())}
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+    @classmethod
+    def create(
+        cls,
+        config: GPTConfig,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int = 0,
+        training: bool = True,
+        max_batch: int = 8,
+        max_seq: int | None = None,
+        dropout: float = 0.0,
+        seed: int = 0,
+        init: bool = True,
+    ) -> Model:
+        """A new model with random weights drawn from `seed`; without `init` they are zero.
+
+        `max_batch` and `max_seq` bound the batches that logits, loss and backward will be given.
+        """
+        options = Options(device, dtype, threads, training, max_batch, max_seq, dropout, seed)
+        model = cls(config, options)
+        if init:
+            model.init(seed)
+        return model
+
+    @classmethod
+    def load(cls, path: str | Path, **options: Any) -> Model:
+        """The model of a checkpoint, of a run's newest checkpoint, or of a Hugging Face folder.
+
+        `options` are those of `create`. Without any, the model serves `session`, not training.
+        """
+        # checkpoint.py stands above this file; only this convenience and `save` reach up to it.
+        from gptc.checkpoint import open_checkpoint
+
+        return open_checkpoint(path).model(**options)
+
+    def save(self, path: str | Path, tokenizer: Tokenizer | None = None) -> None:
+        """Writes a checkpoint folder, which must not exist yet; it appears whole or not at all."""
+        from gptc.checkpoint import save
+
+        save(path, self, tokenizer=tokenizer)
+
+    def init(self, seed: int = 0) -> None:
+        """Random weights, as GPT-2's; the same for the same seed."""
+        _lib.call("gpt_model_init", self._open(), seed)
+
+    # ---- parameters ----
+
+    def parameters(self) -> dict[str, FloatArray]:
+        """A copy of every parameter by name; linear weights are (out, in)."""
+        return {name: self.get(name) for name in self._parameters}
+
+    def gradients(self) -> dict[str, FloatArray]:
+        """A copy of the gradient of every parameter by name."""
+        return {name: self.read(name, "grad") for name in self._parameters}
+
+    def get(self, name: str) -> FloatArray:
+        """A copy of one parameter."""
+        return self.read(name, "value")
+
+    def set(self, name: str, values: npt.ArrayLike) -> None:
+        """Replaces one parameter by an array of its shape."""
+        self.write(name, "value", values)
+
+    def read(self, name: str, tensor: str) -> FloatArray:
+        """A copy of a parameter's "value", "grad", "moment1" or "moment2"."""
+        index, shape = self._find(name)
+        out = np.empty(shape, np.float32)
+        handle, which = self._open(), self._tensor(tensor)
+        _lib.call("gpt_model_read", handle, index, which, _floats(out), out.size)
+        return out
+
+    def write(self, name: str, tensor: str, values: npt.ArrayLike) -> None:
+        """Replaces a parameter's "value", "grad", "moment1" or "moment2"."""
+        index, shape = self._find(name)
+        array = np.asarray(values)
+        if array.shape != shape:
+            raise GptcError(f"{name} has the shape {shape}, not {array.shape}")
+        if not np.can_cast(array.dtype, np.float32, "safe"):
+            raise GptcError(f"{name} takes float32, not {array.dtype}; use .astype('float32')")
+        array = np.ascontiguousarray(array, np.float32)
+        handle, which = self._open(), self._tensor(tensor)
+        _lib.call("gpt_model_write", handle, index, which, _floats(array), array.size)
+
+    # ---- training and evaluation ----
+
+    def train_step(
+        self,
+        inputs: npt.ArrayLike | Sequence[npt.ArrayLike],
+        targets: npt.ArrayLike | Sequence[npt.ArrayLike],
+        *,
+        lr: float,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        grad_clip: float = 1.0,
+    ) -> StepResult:
+        """One optimizer step on tokens (B, T) and their successors (B, T), or on lists of them.
+
+        A list holds micro-batches: their gradients are averaged before the update.
+        """
+        batches = _micro_batches(inputs, "inputs")
+        wanted = _micro_batches(targets, "targets")
+        if len(batches) != len(wanted):
+            raise GptcError(f"{len(batches)} micro-batches of inputs, {len(wanted)} of targets")
+        # One number for each micro-batch; summed in double precision, in order, so that the
+        # reported loss is as reproducible as the step.
+        scale = 1.0 / len(batches)
+        loss = sum(self.backward(x, y, scale) for x, y in zip(batches, wanted, strict=True)) * scale
+        norm = self.update(AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip))
+        return StepResult(loss, norm)
+
+    def backward(self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float = 1.0) -> float:
+        """Adds `scale` times the loss's gradient to the gradients; returns the loss, in nats."""
+        x, y = _pair(inputs, targets)
+        loss = self._ffi.new("float *")
+        _lib.call("gpt_model_backward", self._open(), _ints(x), _ints(y), *x.shape, scale, loss)
+        return float(loss[0])
+
+    def update(self, adamw: AdamW) -> float:
+        """Clips and applies the gradients; returns their norm before clipping."""
+        settings = _lib.new_struct("gpt_adamw", **vars(adamw))
+        norm = self._ffi.new("float *")
+        _lib.call("gpt_model_update", self._open(), settings, norm)
+        return float(norm[0])
+
+    def zero_gradients(self) -> None:
+        """Forgets the gradients gathered since the last update."""
+        _lib.call("gpt_model_zero_grads", self._open())
+
+    def loss(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> float:
+        """Mean cross-entropy in nats over the targets (B, T) that are not -1."""
+        x, y = _pair(inputs, targets)
+        loss = self._ffi.new("float *")
+        _lib.call(
+            "gpt_model_loss", self._open(), _ints(x), _ints(y), *x.shape, loss, self._ffi.NULL
+        )
+        return float(loss[0])
+
+    def losses(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> FloatArray:
+        """Cross-entropy in nats at every position: (B, T); 0 where the target is -1."""
+        x, y = _pair(inputs, targets)
+        out = np.empty(x.shape, np.float32)
+        mean = self._ffi.new("float *")
+        _lib.call("gpt_model_loss", self._open(), _ints(x), _ints(y), *x.shape, mean, _floats(out))
+        return out
+
+    def logits(self, tokens: npt.ArrayLike) -> FloatArray:
+        """Logits (B, T, V) of tokens (B, T)."""
+        x = _tokens(tokens, "tokens")
+        out = np.empty((*x.shape, self.config.vocab_size), np.float32)
+        _lib.call("gpt_model_logits", self._open(), _ints(x), *x.shape, _floats(out))
+        return out
+
+    def session(self, n_seq: int = 1, n_ctx: int | None = None) -> Session:
+        """A KV cache for `n_seq` sequences of at most `n_ctx` tokens (None: the block size)."""
+        session = Session(self, n_seq, n_ctx)
+        self._sessions.add(session)
+        return session
+
+    # ---- state ----
+
+    @property
+    def step(self) -> int:
+        """Updates done so far; AdamW's bias correction and dropout depend on it."""
+        return int(self._lib.gpt_model_step(self._open()))
+
+    @step.setter
+    def step(self, value: int) -> None:
+        _lib.call("gpt_model_set_step", self._open(), value)
+
+    @property
+    def device(self) -> str:
+        """Where it computes: "cpu" or "cuda"."""
+        return self.options.device
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in: "fp32" or "bf16"."""
+        return self.options.dtype
+
+    @property
+    def threads(self) -> int:
+        """Threads that the model computes with."""
+        return int(self._lib.gpt_model_threads(self._open()))
+
+    def close(self) -> None:
+        """Frees the model and its sessions."""
+        if self._closed:
+            return
+        for session in list(self._sessions):
+            session.close()
+        self._closed = True
+        self._ffi.release(self._handle)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.device}, {self.dtype}"
+        return f"<gptc.Model {self.config.family}, {self.plan.n_params:,} parameters, {state}>"
+
+    @property
+    def _ffi(self) -> Any:
+        return _lib.load().ffi
+
+    @property
+    def _lib(self) -> Any:
+        return _lib.load().lib
+
+    def _open(self) -> Any:
+        if self._closed:
+            raise GptcError("this model is closed; create or load another")
+        return self._handle
+
+    def _find(self, name: str) -> tuple[int, tuple[int, ...]]:
+        if name not in self._parameters:
+            known = ", ".join(list(self._parameters)[:3])
+            raise GptcError(f"no parameter {name!r}; their names are like {known}")
+        return self._parameters[name]
+
+    def _tensor(self, name: str) -> int:
+        constant = f"GPT_TENSOR_{name.upper()}"
+        if not hasattr(self._lib, constant):
+            raise GptcError(f"no tensor {name!r}; there are value, grad, moment1 and moment2")
+        return int(getattr(self._lib, constant))
+
+
+class Session:
+    """Sequences being decoded, with their KV cache. Made by `Model.session`."""
+
+    def __init__(self, model: Model, n_seq: int = 1, n_ctx: int | None = None) -> None:
+        ffi, lib, _ = _lib.load()
+        out = ffi.new("gpt_session **")
+        handle = model._open()
+        _lib.call("gpt_session_create", handle, n_seq, n_ctx or 0, out)
+
+        # The session must go before its model: its destructor keeps the model's handle alive.
+        def free(session: Any, _model: Any = handle) -> None:
+            lib.gpt_session_free(session)
+
+        self._handle = ffi.gc(out[0], free)
+        self._model = model
+        self._closed = False
+        self.n_seq = n_seq
+        self.n_ctx = n_ctx or model.config.block_size
+
+    def decode(self, tokens: npt.ArrayLike, seq: int | npt.ArrayLike = 0) -> FloatArray:
+        """Appends tokens (N,) and returns the logits that follow.
+
+        With one sequence number, all tokens belong to it and the logits are (V,). With an array
+        (N,) of them, one for each token, tokens of a sequence stand together and the logits are
+        (number of sequences, V), in order of appearance.
+        """
+        ids = _tokens(tokens, "tokens", n_dim=1)
+        single = isinstance(seq, int | np.integer)
+        seqs = np.full_like(ids, seq) if single else _tokens(seq, "seq", n_dim=1)
+        if seqs.shape != ids.shape:
+            raise GptcError(f"{len(ids)} tokens, but {len(seqs)} sequence numbers")
+        # Tokens of a sequence stand together: a new sequence starts wherever the number changes.
+        n_rows = 1 + int(np.count_nonzero(np.diff(seqs)))
+        out = np.empty((n_rows, self._model.config.vocab_size), np.float32)
+        _lib.call(
+            "gpt_session_decode", self._open(), _ints(ids), _ints(seqs), len(ids), _floats(out)
+        )
+        return out[0] if single else out
+
+    def length(self, seq: int = 0) -> int:
+        """Tokens held for a sequence."""
+        length = int(_lib.load().lib.gpt_session_length(self._open(), seq))
+        if length < 0:
+            raise GptcError(f"no sequence {seq}; this session has {self.n_seq}")
+        return length
+
+    def rewind(self, seq: int = 0, length: int = 0) -> None:
+        """Forgets all but the first `length` tokens of a sequence."""
+        _lib.call("gpt_session_rewind", self._open(), seq, length)
+
+    def close(self) -> None:
+        """Frees the session; twice is harmless."""
+        if not self._closed:
+            self._closed = True
+            _lib.load().ffi.release(self._handle)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> Any:
+        self._model._open()
+        if self._closed:
+            raise GptcError("this session is closed; ask the model for another")
+        return self._handle
+
+
+def plan_for(config: GPTConfig, options: Options | None = None) -> Plan:
+    """What a model of this shape will need, without allocating anything."""
+    config.check()
+    out = _lib.load().ffi.new("gpt_plan *")
+    settings = (options or Options()).resolved().to_c()
+    _lib.call("gpt_plan_memory", config.to_c(), settings, out)
+    return Plan(**{field.name: getattr(out, field.name) for field in fields(Plan)})
+
+
+def session_bytes(model: Model, n_seq: int = 1, n_ctx: int | None = None) -> int:
+    """Bytes that a session of this size allocates."""
+    out = _lib.load().ffi.new("uint64_t *")
+    _lib.call("gpt_session_bytes", model._open(), n_seq, n_ctx or 0, out)
+    return int(out[0])
+
+
+@lru_cache(maxsize=4)
+def _works(device: str, dtype: str) -> bool:
+    """Whether the smallest of models can be created there."""
+    config = GPTConfig(
+        vocab_size=8, block_size=8, n_layer=1, n_head=1, n_kv_head=1, n_embd=8, n_ff=8,
+        norm="rmsnorm", norm_weight=True, pos="rope", activation="swish", bias=False, tied=True,
+        norm_eps=1e-5, rope_theta=1e4,
+    )  # fmt: skip
+    try:
+        Model(config, Options(device, dtype, training=False, max_batch=1)).close()
+    except EngineError:
+        return False
+    return True
+
+
+def _tokens(values: npt.ArrayLike, what: str, n_dim: int = 2) -> TokenArray:
+    """Contiguous int32, or a GptcError; nothing is rounded or wrapped."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise GptcError(f"{what} must be whole numbers, not {array.dtype}")
+    if array.ndim != n_dim or array.size == 0:
+        wanted = "(B, T)" if n_dim == 2 else "(N,)"
+        raise GptcError(f"{what} must have the shape {wanted}, not {array.shape}")
+    ids = np.ascontiguousarray(array, np.int32)
+    if array.dtype != np.int32 and not np.array_equal(ids, array):
+        raise GptcError(f"{what} hold {array.max()}, which no vocabulary has")
+    return ids
+
+
+def _pair(inputs: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[TokenArray, TokenArray]:
+    x, y = _tokens(inputs, "inputs"), _tokens(targets, "targets")
+    if x.shape != y.shape:
+        raise GptcError(f"inputs have the shape {x.shape}, targets {y.shape}")
+    return x, y
+
+
+def _micro_batches(
+    values: npt.ArrayLike | Sequence[npt.ArrayLike], what: str
+) -> list[npt.ArrayLike]:
+    if isinstance(values, list | tuple):
+        if not values:
+            raise GptcError(f"{what} hold no micro-batch")
+        if np.ndim(values[0]) == 2:
+            return list(values)
+    return [values]  # type: ignore[list-item]
+
+
+def _floats(array: FloatArray) -> Any:
+    return _lib.load().ffi.from_buffer("float[]", array)
+
+
+def _ints(array: TokenArray) -> Any:
+    return _lib.load().ffi.from_buffer("int32_t[]", array)

@@ -1,0 +1,1066 @@
+"""Training: from scratch, resumed, or fine-tuned.
+
+    summary = train({"data": "stories", "preset": "tiny", "steps": 500})
+
+What happens at a step is a function of the step alone: its learning rate, its batches (the loader's
+position), whether it is evaluated, sampled or saved. So a run that is interrupted and resumed ends
+with the same weights, bit for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO, get_type_hints
+
+import numpy as np
+
+import gptc
+from gptc import _lib, checkpoint
+from gptc.checkpoint import ROOT, Checkpoint, find_checkpoint
+from gptc.config import GPTConfig, presets
+from gptc.data import KNOWN_DATASETS, SPLITS, Dataset, Loader, eval_batches, resolve_dataset
+from gptc.errors import EngineError, GptcError, UsageError
+from gptc.model import DEVICES, DTYPES, Model, Options, Plan, plan_for, session_bytes
+from gptc.progress import Meter, PlainProgress, Progress, Report, amount, count, plural
+from gptc.progress import step_label as label
+from gptc.sampling import Generation, Sampling, prompt_tokens
+from gptc.tokenizer import Tokenizer
+
+METRICS = "metrics.jsonl"
+CONFIG_FILE = "config.toml"
+SCHEDULES = ("cosine", "linear", "wsd", "constant")
+SAMPLE_TOKENS = 300
+SAMPLE_TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Every training option; the names are those of the command line."""
+
+    data: str = "stories"
+    tokenizer: str | None = None  # for data not prepared yet; None: see default_tokenizer
+    out: str | None = None  # None: a new folder under runs/
+    preset: str = "tiny"
+    init_from: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    seed: int = 1337
+
+    steps: int | None = None  # of these four limits the first one reached ends the run
+    tokens: int | None = None
+    epochs: float | None = None
+    minutes: float | None = None
+
+    batch_size: int = 8
+    seq_len: int = 256
+    grad_accum: int = 1
+    lr: float = 6e-4
+    min_lr: float | None = None  # None: a tenth of lr
+    warmup_steps: int | None = None  # None: the preset's, but at most a tenth of the run
+    schedule: str = "cosine"
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    grad_clip: float = 1.0
+    dropout: float = 0.0
+    optimizer: str = "adamw"
+
+    eval_every: int = 250
+    eval_batches: int = 20  # 0: the whole validation split
+    sample_every: int = 0  # 0: only at the end
+    save_every: int | None = None  # None: with every evaluation
+    keep_last: int = 2  # 0: all
+
+    n_layer: int | None = None
+    n_head: int | None = None
+    n_kv_head: int | None = None
+    n_embd: int | None = None
+    n_ff: int | None = None
+    bias: bool | None = None
+
+    def check(self) -> None:
+        """Raises UsageError for a value outside its range."""
+        choices = (
+            ("device", self.device, ("auto", *DEVICES)),
+            ("dtype", self.dtype, ("auto", *DTYPES)),
+            ("schedule", self.schedule, SCHEDULES),
+            ("optimizer", self.optimizer, ("adamw",)),
+        )
+        for name, value, known in choices:
+            if value not in known:
+                raise UsageError(f"--{name} is {value!r}, not one of {', '.join(known)}")
+        positive = ("batch_size", "seq_len", "grad_accum", "lr", "eps", "eval_every")
+        optional = ("steps", "tokens", "epochs", "minutes", "save_every")
+        for name in (*positive, *optional):
+            number = getattr(self, name)
+            if number is not None and not 0 < number < math.inf:
+                raise UsageError(f"--{_spelled(name)} is {number}; it must be above 0")
+        for name in (
+            *("threads", "seed", "min_lr", "warmup_steps", "weight_decay", "grad_clip"),
+            *("eval_batches", "sample_every", "keep_last"),
+        ):
+            number = getattr(self, name)
+            if number is not None and not 0 <= number < math.inf:
+                raise UsageError(f"--{_spelled(name)} is {number}; it must be 0 or more")
+        for name in ("beta1", "beta2", "dropout"):
+            number = getattr(self, name)
+            if not 0 <= number < 1:
+                raise UsageError(f"--{name} is {number}; it must be at least 0 and below 1")
+        if self.min_lr is not None and self.min_lr > self.lr:
+            raise UsageError(f"--min-lr is {self.min_lr}, above --lr, which is {self.lr}")
+
+
+SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", "bias")
+LIMITS = ("steps", "tokens", "epochs", "minutes")
+# What a resumed run must share with its beginning: the model, and the stream of batches.
+FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)
+
+# Training defaults by preset, and those of --init-from.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "batch_size": 16,
+        "seq_len": 256,
+        "steps": 1000,
+        "lr": 3e-3,
+        "warmup_steps": 50,
+        "beta2": 0.99,
+    },
+    "byte": {
+        "batch_size": 15,
+        "seq_len": 1024,
+        "steps": 20_000,
+        "lr": 1e-4,
+        "warmup_steps": 100,
+        "weight_decay": 0.01,
+        "beta2": 0.999,
+    },
+    "gpt2": {
+        "batch_size": 4,
+        "seq_len": 1024,
+        "grad_accum": 16,
+        "steps": 20_000,
+        "lr": 6e-4,
+        "warmup_steps": 700,
+    },
+    "llama": {
+        "batch_size": 8,
+        "seq_len": 512,
+        "grad_accum": 4,
+        "steps": 20_000,
+        "lr": 5e-4,
+        "warmup_steps": 500,
+    },
+    "init-from": {
+        "batch_size": 4,
+        "seq_len": 512,
+        "steps": 500,
+        "lr": 1e-4,
+        "warmup_steps": 20,
+        "eval_every": 100,
+    },
+}
+OTHER_DEFAULTS: dict[str, Any] = {"steps": 5000, "warmup_steps": 200}
+
+
+def default_tokenizer(options: TrainOptions) -> str:
+    """The tokenizer for data that is not prepared yet: bytes, which take anything.
+
+    The stories are text that we know, and a small model writes words sooner with pieces of words.
+    """
+    return "bpe:2048" if options.data == "stories" and options.preset != "byte" else "bytes"
+
+
+def defaults_for(preset: str) -> dict[str, Any]:
+    """The training defaults of a preset: its own, else those of the family it is named after."""
+    family = preset.split("-")[0]
+    return {**OTHER_DEFAULTS, **DEFAULTS.get(preset, DEFAULTS.get(family, {}))}
+
+
+@dataclass
+class Summary:
+    """How a run ended. Rates and times are of this process; `elapsed_s` is of the whole run."""
+
+    out: str
+    checkpoint: str | None
+    finished: bool  # all its steps are done
+    step: int
+    steps: int
+    tokens: int
+    n_params: int
+    train_loss: float | None  # smoothed over the last steps
+    val_loss: float | None
+    val_bpb: float | None
+    best_val_loss: float | None
+    elapsed_s: float
+    tokens_per_s: float | None
+    mfu: float | None
+    matrix_peak_flops: float | None
+    device: str
+    dtype: str
+    threads: int
+    resident_before_bytes: int
+    engine_bytes: int
+    peak_resident_bytes: int
+    planned_peak_bytes: int  # resident_before_bytes + engine_bytes + the sampling session
+    sample: str | None = None
+    signal: int | None = None  # the signal that ended it early
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def train(
+    given: Mapping[str, Any],
+    *,
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
+    on_step: Callable[[int, Model], None] | None = None,
+) -> Summary:
+    """Trains with the options in `given`; what it lacks comes from the preset's defaults.
+
+    With `resume`, a run folder or its newest checkpoint, the run there continues, and `given` holds
+    only what shall change. `on_step(step, model)` is called after every step. SIGINT and SIGTERM
+    end the run early, saved, with `Summary.signal` set.
+    """
+    show = progress or PlainProgress()
+    try:
+        base = None if resume is None else _resumable(resume)
+        options = resumed_options(base, given) if base else new_options(given)
+        with Run(options, base, show) as run:
+            return run.train(on_step)
+    finally:
+        show.close()
+
+
+# ---- options ----
+
+
+def new_options(given: Mapping[str, Any]) -> TrainOptions:
+    """The options of a new run."""
+    _check_types(given)
+    if given.get("init_from") is not None:
+        for name in ("preset", *SHAPE):
+            if given.get(name) is not None:
+                raise UsageError(
+                    f"--{_spelled(name)} cannot be given with --init-from: the checkpoint "
+                    "decides the model's shape"
+                )
+        defaults = defaults_for("init-from")
+    else:
+        preset = given.get("preset", TrainOptions.preset)
+        if preset not in presets():
+            close = difflib.get_close_matches(str(preset), presets(), n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(presets())}"
+            raise UsageError(f"no preset {preset!r}{hint}")
+        defaults = defaults_for(preset)
+    if any(given.get(name) is not None for name in LIMITS):
+        defaults["steps"] = None
+    defaults["warmup_steps"] = None  # chosen when the number of steps is known
+    options = TrainOptions(**{**defaults, **given})
+    options.check()
+    return options
+
+
+def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
+    """The options of a run that continues: the stored ones, changed where that is possible."""
+    _check_types(given)
+    trainer = base.trainer()
+    assert trainer is not None
+    stored = dict(trainer["options"])
+    unknown = set(stored) - {field.name for field in fields(TrainOptions)}
+    if unknown:
+        raise GptcError(
+            f"{base.path} has options that this gptc does not know ({', '.join(sorted(unknown))}): "
+            "upgrade with pip install -U gptc"
+        )
+    for name in FIXED:
+        before = getattr(base.config, name) if name in SHAPE else stored[name]
+        if name in given and given[name] != before:
+            raise UsageError(
+                f"--{_spelled(name)} cannot change on --resume (it was {before}); "
+                f"start a new run, if you like from its weights: --init-from {base.path}"
+            )
+    out = base.path.parent
+    if given.get("out") is not None and Path(given["out"]).resolve() != out.resolve():
+        raise UsageError(f"--out cannot be given with --resume: the run goes on in {out}")
+    if any(given.get(name) is not None for name in LIMITS):
+        stored = {**stored, **dict.fromkeys(LIMITS)}
+    options = TrainOptions(**{**stored, **given, "out": str(out)})
+    options.check()
+    return options
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The options in a TOML file; its keys are the command line's names, with - or _."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no valid TOML: {error}") from None
+    given = {key.replace("-", "_"): value for key, value in data.items()}
+    try:
+        _check_types(given)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return given
+
+
+def to_toml(options: TrainOptions) -> str:
+    """The options as `read_toml` reads them; unset ones are left out."""
+    lines = []
+    for name, value in asdict(options).items():
+        if value is not None and name != "out":
+            # TOML writes text, numbers and booleans as JSON does.
+            lines.append(f"{_spelled(name)} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
+
+
+def _spelled(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _check_types(given: Mapping[str, Any]) -> None:
+    """Raises UsageError for an unknown name or a value of the wrong type."""
+    hints = get_type_hints(TrainOptions)
+    for name, value in given.items():
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            hint = f"; did you mean {_spelled(close[0])}?" if close else ""
+            raise UsageError(f"no option {_spelled(name)!r}{hint}")
+        wanted = hints[name]
+        accepted = getattr(wanted, "__args__", (wanted,))
+        is_bool = isinstance(value, bool)
+        if is_bool and bool in accepted:
+            continue
+        if not is_bool and isinstance(value, accepted):
+            continue
+        if not is_bool and isinstance(value, int) and float in accepted:
+            continue
+        kinds = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        kind = next(kinds[t] for t in accepted if t in kinds)
+        raise UsageError(f"{_spelled(name)} is {value!r}; it must be {kind}")
+
+
+def _resumable(path: str | Path) -> Checkpoint:
+    """The newest checkpoint of the run at `path`."""
+    folder = find_checkpoint(path)
+    base = Checkpoint(folder)
+    if base.trainer() is None:
+        raise GptcError(
+            f"{folder} is a model, not a training run; fine-tune it with --init-from {folder}"
+        )
+    newest = find_checkpoint(folder.parent)
+    if newest != folder:
+        raise UsageError(
+            f"{folder} is not the newest checkpoint of its run, {newest.name} is; resume the run "
+            f"with --resume {folder.parent}, or branch off with --init-from {folder}"
+        )
+    return base
+
+
+# ---- the schedule ----
+
+
+def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
+    """The learning rate of a step (counted from 0) of `steps`: warm-up, then the schedule.
+
+    The first step without warm-up has the full rate, the last one `min_lr` ("constant": the full
+    rate). "wsd" stays at the full rate and falls linearly over the last fifth.
+    """
+    lr, warmup = options.lr, options.warmup_steps or 0
+    low = lr / 10 if options.min_lr is None else options.min_lr
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    if options.schedule == "constant":
+        return lr
+    last = steps - 1
+    begin = max(warmup, last - max(1, steps // 5)) if options.schedule == "wsd" else warmup
+    done = min(1.0, max(0.0, (step - begin) / max(1, last - begin)))
+    if options.schedule == "cosine":
+        return low + 0.5 * (1 + math.cos(math.pi * done)) * (lr - low)
+    return lr + (low - lr) * done
+
+
+# ---- the run ----
+
+
+class Run:
+    """One training run in its folder."""
+
+    def __init__(self, options: TrainOptions, base: Checkpoint | None, show: Progress) -> None:
+        self.options = options
+        self.show = show
+        self.base = base
+        self.step = 0
+        self.tokens = 0
+        self.elapsed_s = 0.0
+        self.best_val_loss: float | None = None
+        self.evaluation: dict[str, float] = {}  # the last one
+        self.saved: Path | None = None
+        self._metrics: TextIO | None = None
+        # What the weights come from: nothing, this run's own checkpoint, or another model.
+        initial = None
+        if base is None and options.init_from is not None:
+            initial = Checkpoint(find_checkpoint(options.init_from))
+        chosen = self._choose_folder()
+        self.dataset = self._open_dataset(base or initial)
+        self.tokenizer: Tokenizer = self.dataset.tokenizer
+        config = self._shape(base or initial)
+        if options.seq_len > config.block_size:
+            show.note(f"note: --seq-len is lowered to the model's context of {config.block_size}")
+            self._change(seq_len=config.block_size)
+        options = self.options
+        self.loader = Loader(
+            self.dataset, "train", options.batch_size, options.seq_len, options.seed
+        )
+        self.has_val = self.dataset.n_tokens("val") > options.seq_len
+        self.tokens_per_step = options.batch_size * options.seq_len * options.grad_accum
+
+        self.model = self._create_model(config)
+        try:
+            if base is not None:
+                self._restore(base)
+            elif initial is not None:
+                initial.load_into(self.model)
+            else:
+                self.model.init(options.seed)
+            self.steps = self._count_steps()
+            self._settle()
+            self.out = self._make_folder(chosen)
+            self._print_header(initial)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the model and lets go of the run's folder."""
+        self.model.close()
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+    def train(self, on_step: Callable[[int, Model], None] | None = None) -> Summary:
+        """Runs the remaining steps."""
+        options, meter = self.options, Meter()
+        deadline = math.inf if self._budget_s is None else time.monotonic() + self._budget_s
+        first, begin = self.step, time.perf_counter()
+        elapsed_before, trained_s = self.elapsed_s, 0.0
+        if self.step >= self.steps:
+            self.show.note(
+                f"the run has done its {self.steps:,} steps; train on with "
+                f"gptc train --resume {self.out} --steps {2 * self.steps}"
+            )
+        sample = None
+        self.show.start(self.step, self.steps)
+        with _signals() as signals:
+            while self.step < self.steps:
+                started = time.perf_counter()
+                record = self._do_step()
+                step_s = time.perf_counter() - started
+                trained_s += step_s
+                meter.add(record["train_loss"], step_s)
+                self.elapsed_s = elapsed_before + time.perf_counter() - begin
+                rate = self.tokens_per_step / step_s
+                record["elapsed_s"] = round(self.elapsed_s, 3)
+                record["tokens_per_s"] = round(rate, 1)
+                record["mfu"] = self._mfu(rate)
+                self.show.update(self._report(meter, record["lr"]))
+
+                last = self.step == self.steps
+                if self.has_val and (self.step % options.eval_every == 0 or last):
+                    record |= self._evaluate()
+                self._write_metrics(record)
+                if on_step is not None:
+                    on_step(self.step, self.model)
+                if options.sample_every and self.step % options.sample_every == 0 and not last:
+                    self.show.note(f"sample at step {self.step}:\n{self._sample()}\n")
+                stop = signals.received is not None or time.monotonic() >= deadline
+                if last or stop or self.step % (options.save_every or options.eval_every) == 0:
+                    self._save()
+                if stop:
+                    break
+        self.show.close()
+        finished = self.step >= self.steps
+        if self.step > first and signals.received is None:
+            sample = self._sample()
+        pace = (self.step - first) * self.tokens_per_step / trained_s if trained_s else None
+        session = session_bytes(self.model, 1, self._sample_context())
+        return Summary(
+            out=str(self.out),
+            checkpoint=str(self.saved) if self.saved else None,
+            finished=finished,
+            step=self.step,
+            steps=self.steps,
+            tokens=self.tokens,
+            n_params=self.plan.n_params,
+            train_loss=meter.loss if self.step > first else None,
+            val_loss=self.evaluation.get("val_loss"),
+            val_bpb=self.evaluation.get("val_bpb"),
+            best_val_loss=self.best_val_loss,
+            elapsed_s=self.elapsed_s,
+            tokens_per_s=pace,
+            mfu=self._mfu(pace) if pace else None,
+            matrix_peak_flops=self.peak_flops,
+            device=self.model.device,
+            dtype=self.model.dtype,
+            threads=self.model.threads,
+            resident_before_bytes=self.resident_before,
+            engine_bytes=self.plan.total_bytes,
+            peak_resident_bytes=peak_resident_bytes(),
+            planned_peak_bytes=self.resident_before + self.plan.total_bytes + session,
+            sample=sample,
+            signal=signals.received,
+            options=asdict(self.options),
+        )
+
+    # ---- setting up ----
+
+    def _change(self, **changes: Any) -> TrainOptions:
+        self.options = TrainOptions(**{**asdict(self.options), **changes})
+        return self.options
+
+    def _open_dataset(self, known: Checkpoint | None) -> Dataset:
+        """Opens the data, prepared with the tokenizer of the checkpoint that we go on from."""
+        options = self.options
+        kind = options.tokenizer
+        own = _own_tokenizer(known) if known is not None else None
+        if known is not None and own is not None and (kind is None or known is self.base):
+            kind = _tokenizer_argument(own, known)
+        noted: set[str] = set()
+
+        def report(action: str, n_done: int, n_bytes: int | None) -> None:
+            if action not in noted:
+                noted.add(action)
+                self.show.note(f"preparing {options.data}: {action}")
+
+        dataset = resolve_dataset(options.data, kind or default_tokenizer(options), progress=report)
+        if known is not None:
+            _check_vocabulary(known, own, dataset)
+        return dataset
+
+    def _shape(self, known: Checkpoint | None) -> GPTConfig:
+        if known is not None:
+            return known.config
+        options = self.options
+        changed = {name: getattr(options, name) for name in SHAPE}
+        config = GPTConfig.preset(
+            options.preset,
+            vocab_size=self.dataset.vocab_size,
+            block_size=options.seq_len,
+            **{name: value for name, value in changed.items() if value is not None},
+        )
+        config.check()
+        return config
+
+    def _create_model(self, config: GPTConfig) -> Model:
+        """The model, without weights yet; also measures what it is compared with."""
+        options = self.options
+        threads = options.threads
+        if self.base is not None and not threads:
+            # Sums are taken in an order that depends on the number of threads.
+            trainer = self.base.trainer()
+            assert trainer is not None
+            threads = min(trainer["threads"], _lib.cpu_count())
+        settings = Options(
+            options.device,
+            options.dtype,
+            threads,
+            training=True,
+            max_batch=options.batch_size,
+            max_seq=options.seq_len,
+            dropout=options.dropout,
+            seed=options.seed,
+        ).resolved()
+        # Measured before the model exists, so that NumPy's buffers count as "before".
+        self.peak_flops = matrix_peak() if settings.device == "cpu" else None
+        self.plan: Plan = plan_for(config, settings)
+        _check_memory(self.plan, settings.device, options)
+        self.resident_before = resident_bytes()
+        try:
+            return Model(config, settings)
+        except EngineError as error:
+            if error.status == _lib.GPT_ERR_MEMORY:
+                raise GptcError(f"{error}; lower --batch-size or --seq-len") from error
+            raise
+
+    def _restore(self, base: Checkpoint) -> None:
+        """Takes up the run where its checkpoint left it."""
+        trainer = base.trainer()
+        assert trainer is not None
+        base.load_into(self.model)
+        base.restore_optimizer(self.model)
+        self.step = trainer["step"]
+        self.tokens = trainer["tokens"]
+        self.elapsed_s = trainer["elapsed_s"]
+        self.loader.position = trainer["loader_position"]
+        self.best_val_loss = trainer["best_val_loss"]
+        self.evaluation = trainer["evaluation"]
+        self.saved = base.path
+        for name, value in self._circumstances().items():
+            if trainer[name] != value:
+                changed = f"{_spelled(name)} was {trainer[name]} and is {value} now"
+                if name == "data_sha256":
+                    changed = f"{self.options.data} has changed"
+                self.show.note(
+                    f"note: {changed}, so the result will not be the same to the last bit as "
+                    "without the interruption"
+                )
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to end with the same bits."""
+        splits = self.dataset.meta["splits"]
+        shards = [shard["sha256"] for split in SPLITS for shard in splits[split]["shards"]]
+        return {
+            "threads": self.model.threads,
+            "device": self.model.device,
+            "dtype": self.model.dtype,
+            "cpu_level": _lib.cpu_level(),
+            "data_sha256": hashlib.sha256(" ".join(shards).encode()).hexdigest(),
+        }
+
+    def _count_steps(self) -> int:
+        """The steps of the whole run: the first of its limits that is reached."""
+        options, limits = self.options, []
+        self._budget_s = None if options.minutes is None else options.minutes * 60
+        if options.steps is not None:
+            limits.append(options.steps)
+        remaining = []
+        if options.tokens is not None:
+            remaining.append((options.tokens - self.tokens) / self.tokens_per_step)
+        if options.epochs is not None:
+            tokens = options.epochs * self.dataset.n_tokens("train")
+            remaining.append((tokens - self.tokens) / self.tokens_per_step)
+        if self._budget_s is not None:
+            # Fixed now, so that the schedule stays a function of the step. The rest of the time is
+            # for updates, evaluations and saving.
+            remaining.append(0.9 * self._budget_s / self._time_step())
+        limits += [self.step + max(0, math.ceil(n)) for n in remaining]
+        return max(1, min(limits))
+
+    def _settle(self) -> None:
+        """Replaces options that depend on the data or the machine by what they turned out to be."""
+        options = self.options
+        changes = dict.fromkeys(LIMITS) | {"steps": self.steps, "tokenizer": self.tokenizer.kind}
+        if options.warmup_steps is None:
+            table = defaults_for("init-from" if options.init_from else options.preset)
+            changes["warmup_steps"] = min(int(table["warmup_steps"]), self.steps // 10)
+        # A run may be resumed from elsewhere: paths become absolute.
+        if options.data not in KNOWN_DATASETS:
+            changes["data"] = str(Path(options.data).resolve())
+        if options.init_from is not None:
+            changes["init_from"] = str(Path(options.init_from).resolve())
+        self._change(**changes)
+
+    def _time_step(self) -> float:
+        """Seconds that a step takes, from a few whose gradients are thrown away."""
+        x, y = self.loader.next()
+        self.loader.position -= len(x)
+        self.model.backward(x, y)
+        begin = time.perf_counter()
+        for _ in range(2):
+            self.model.backward(x, y)
+        seconds = (time.perf_counter() - begin) / 2
+        self.model.zero_gradients()
+        return max(seconds * self.options.grad_accum, 1e-6)
+
+    def _choose_folder(self) -> Path | None:
+        """The run's folder; None for a new one under runs/."""
+        if self.base is not None:
+            return self.base.path.parent
+        if self.options.out is None:
+            return None
+        out = Path(self.options.out)
+        # One that ended before its first checkpoint is worth nothing; its metrics are begun anew.
+        if checkpoint.list_checkpoints(out):
+            raise UsageError(
+                f"{out} holds a run already; continue it with --resume {out}, or choose "
+                "another --out"
+            )
+        return out
+
+    def _make_folder(self, chosen: Path | None) -> Path:
+        """Makes the folder, and opens metrics.jsonl after the lines of the steps done."""
+        try:
+            if chosen is not None:
+                chosen.mkdir(parents=True, exist_ok=True)
+            out = chosen or _new_folder(ROOT / default_name(self.options))
+            file = (out / METRICS).open("a+", encoding="utf-8")
+        except OSError as error:
+            raise GptcError(
+                f"cannot make {error.filename}: {error.strerror}; choose another folder with --out"
+            ) from error
+        self._metrics = file
+        try:
+            # Held until the run ends: two processes must not train into the same folder.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GptcError(
+                f"another gptc train is writing to {out}; wait for it or stop it first"
+            ) from None
+        file.seek(0)
+        file.truncate(sum(len(line.encode()) for line in _lines_until(file, self.step)))
+        checkpoint.clean_up(out)
+        (out / CONFIG_FILE).write_text(to_toml(self.options), "utf-8")
+        return out
+
+    def _print_header(self, initial: Checkpoint | None) -> None:
+        options, config, plan, data = self.options, self.model.config, self.plan, self.dataset
+        origin = options.preset
+        if initial is not None:
+            origin = f"from {initial.path}"
+        where = self.model.device
+        if where == "cpu":
+            where += f" ({_lib.cpu_level()}), {plural(self.model.threads, 'thread')}"
+        where += f", {self.model.dtype}"
+        if self.peak_flops is not None:
+            where += f"; matrix peak {self.peak_flops / 1e9:,.0f} GFLOP/s (NumPy fp32, measured)"
+        parts = ", ".join(
+            f"{name} {amount(getattr(plan, f'{key}_bytes'))}"
+            for name, key in (
+                ("weights", "param"),
+                ("gradients", "grad"),
+                ("optimizer", "optimizer"),
+                ("activations", "activation"),
+                ("workspace", "workspace"),
+            )
+        )
+        accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
+        total = self.steps * self.tokens_per_step
+        n_train = data.n_tokens("train")
+        begin = f"from {self.step:,} to {self.steps:,}" if self.step else f"{self.steps:,}"
+        lines = (
+            f"gptc {gptc.__version__}: {'resuming' if self.base else 'training'} in {self.out}",
+            f"  model   {origin} ({config.family}), {plan.n_params:,} parameters: "
+            f"{plural(config.n_layer, 'layer')}, {plural(config.n_head, 'head')}, "
+            f"width {config.n_embd}, context {config.block_size}",
+            f"  data    {options.data}: {n_train:,} training tokens, "
+            f"{data.n_tokens('val'):,} for validation, {self.tokenizer.kind} tokenizer",
+            f"  device  {where}",
+            f"  memory  {amount(plan.total_bytes)} for the engine, "
+            f"{amount(self.resident_before)} resident before",
+            f"          ({parts})",
+            f"  steps   {begin} of {options.batch_size} x {options.seq_len}{accum} tokens: "
+            f"{count(total)} tokens, {total / n_train:.2g} epochs",
+        )
+        for line in lines:
+            self.show.note(line)
+        if not self.has_val:
+            self.show.note(
+                f"note: the validation split has {data.n_tokens('val'):,} tokens, fewer than "
+                f"--seq-len {options.seq_len}, so there are no evaluations"
+            )
+
+    # ---- steps ----
+
+    def _do_step(self) -> dict[str, Any]:
+        options = self.options
+        lr = learning_rate(self.step, self.steps, options)
+        batches = [self.loader.next() for _ in range(options.grad_accum)]
+        try:
+            result = self.model.train_step(
+                [x for x, _ in batches],
+                [y for _, y in batches],
+                lr=lr,
+                beta1=options.beta1,
+                beta2=options.beta2,
+                eps=options.eps,
+                weight_decay=options.weight_decay,
+                grad_clip=options.grad_clip,
+            )
+            diverged = not math.isfinite(result.loss)
+        except EngineError as error:
+            if error.status != _lib.GPT_ERR_NUMERIC:
+                raise
+            diverged = True
+        if diverged:
+            way_on = (
+                f"the last checkpoint is {self.saved}; go on from it with "
+                f"gptc train --resume {self.out} --lr {options.lr / 3:.2g}"
+                if self.saved
+                else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
+            )
+            raise GptcError(f"the loss is not finite at step {self.step + 1}; {way_on}")
+        self.step += 1
+        self.tokens += self.tokens_per_step
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "elapsed_s": 0.0,  # the caller's, as are the next two; here for the order
+            "train_loss": _short(result.loss),
+            "lr": _short(lr),
+            "grad_norm": _short(result.grad_norm),
+        }
+
+    def _evaluate(self) -> dict[str, float]:
+        """The loss over the validation split, in nats per token and in bits per byte."""
+        options = self.options
+        total, n = 0.0, 0
+        n_batches = options.eval_batches or None
+        for x, y in eval_batches(
+            self.dataset, "val", options.batch_size, options.seq_len, n_batches
+        ):
+            total += self.model.loss(x, y) * x.size
+            n += x.size
+        loss = total / n
+        bpb = bits_per_byte(loss, self.dataset, "val")
+        if self.best_val_loss is None or loss < self.best_val_loss:
+            self.best_val_loss = loss
+        self.evaluation = {"val_loss": _short(loss), "val_bpb": _short(bpb)}
+        self.show.note(f"{label(self.step, self.steps)}  val loss {loss:.4f}  val bpb {bpb:.3f}")
+        return self.evaluation
+
+    def _sample_context(self) -> int:
+        n_prompt = len(prompt_tokens(self.tokenizer, ""))
+        return min(self.model.config.block_size, n_prompt + SAMPLE_TOKENS - 1)
+
+    def _sample(self) -> str:
+        generation = Generation(
+            self.model,
+            self.tokenizer,
+            "",
+            max_tokens=SAMPLE_TOKENS,
+            sampling=Sampling(temperature=SAMPLE_TEMPERATURE, seed=self.options.seed),
+        )
+        return "".join(piece for _, piece in generation).strip()
+
+    def _save(self) -> None:
+        path = self.out / checkpoint.checkpoint_name(self.step)
+        if self.saved == path:
+            return
+        trainer = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "loader_position": self.loader.position,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "best_val_loss": self.best_val_loss,
+            "evaluation": self.evaluation,
+            "tokenizer_fingerprint": self.tokenizer.fingerprint(),
+            **self._circumstances(),
+            "config": self.model.config.to_dict(),
+            "options": asdict(self.options),
+        }
+        assert self._metrics is not None
+        try:
+            os.fsync(self._metrics.fileno())
+            # A folder of this name can only be damaged: a run resumes from its newest whole one.
+            checkpoint.save(
+                path, self.model, tokenizer=self.tokenizer, trainer=trainer, replace=True
+            )
+        except (GptcError, OSError) as error:
+            kept = (
+                f"{self.saved} is intact: make room, then gptc train --resume {self.out}"
+                if self.saved
+                else "no checkpoint was saved yet"
+            )
+            raise GptcError(f"{error}; {kept}") from error
+        self.saved = path
+        if self.options.keep_last:
+            for old in checkpoint.list_checkpoints(self.out)[: -self.options.keep_last]:
+                checkpoint.discard(old)
+
+    def _write_metrics(self, record: Mapping[str, Any]) -> None:
+        assert self._metrics is not None
+        try:
+            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise GptcError(
+                f"cannot write {self.out / METRICS}: {error.strerror}; make room, then "
+                f"gptc train --resume {self.out}"
+            ) from error
+
+    def _mfu(self, tokens_per_s: float) -> float | None:
+        """The share of the machine's peak that the model's arithmetic reaches."""
+        if self.peak_flops is None:
+            return None
+        return round(self.plan.train_flops_per_token * tokens_per_s / self.peak_flops, 4)
+
+    def _report(self, meter: Meter, lr: float) -> Report:
+        rate = self.tokens_per_step / meter.step_s
+        return Report(
+            step=self.step,
+            steps=self.steps,
+            loss=meter.loss,
+            bpb=bits_per_byte(meter.loss, self.dataset, "train"),
+            lr=lr,
+            tokens_per_s=rate,
+            mfu=self._mfu(rate),
+            left_s=(self.steps - self.step) * meter.step_s,
+        )
+
+
+# ---- fine-tuning ----
+
+
+def _own_tokenizer(known: Checkpoint) -> Tokenizer | None:
+    try:
+        return known.tokenizer()
+    except GptcError:
+        return None
+
+
+def _tokenizer_argument(own: Tokenizer, known: Checkpoint) -> str:
+    """What names a checkpoint's tokenizer where one is asked for."""
+    return own.kind if own.kind in ("bytes", "gpt2") else str(known.path)
+
+
+def _check_vocabulary(known: Checkpoint, own: Tokenizer | None, dataset: Dataset) -> None:
+    """A model must go on with the tokenizer that it was taught."""
+    theirs = dataset.tokenizer
+    if own is not None and own.fingerprint() != theirs.fingerprint():
+        raise GptcError(
+            f"{known.path} was made with the {own.kind} tokenizer ({own.vocab_size:,} tokens), "
+            f"{dataset.folder} with {theirs.kind} ({theirs.vocab_size:,}); prepare the text again "
+            f"with: gptc prepare SOURCE --out DIR --tokenizer {_tokenizer_argument(own, known)}"
+        )
+    if dataset.vocab_size > known.config.vocab_size:
+        raise GptcError(
+            f"{dataset.folder} has a vocabulary of {dataset.vocab_size:,} ({theirs.kind} "
+            f"tokenizer), {known.path} one of {known.config.vocab_size:,}; prepare the text with "
+            "the model's tokenizer"
+        )
+
+
+# ---- folders ----
+
+
+def default_name(options: TrainOptions) -> str:
+    """The name of a run's folder under runs/: what is trained, and on what."""
+    data = options.data
+    dataset = data if data in KNOWN_DATASETS else Path(data).resolve().stem
+    what = options.preset
+    if options.init_from is not None:
+        base = find_checkpoint(options.init_from).resolve()
+        what = base.parent.name if base.name.startswith("ckpt-") else base.name
+    return f"{what}-{dataset}"
+
+
+def _new_folder(path: Path) -> Path:
+    """Makes a folder of this name, or with -2, -3, ... after it."""
+    number = 1
+    while True:
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _lines_until(file: TextIO, step: int) -> Iterator[str]:
+    """The whole lines of metrics.jsonl up to a step."""
+    for line in file:
+        try:
+            if not line.endswith("\n") or json.loads(line)["step"] > step:
+                return
+        except (ValueError, KeyError, TypeError):
+            return
+        yield line
+
+
+# ---- measures ----
+
+
+def bits_per_byte(loss: float, dataset: Dataset, split: str) -> float:
+    """A loss in nats per token as bits per byte of the split's text."""
+    return loss / math.log(2) / dataset.bytes_per_token(split)
+
+
+def matrix_peak(seconds: float = 0.2) -> float:
+    """The machine's fp32 matrix-product rate in FLOP/s: NumPy's best of a few, all cores."""
+    n = 1024
+    a = np.full((n, n), 0.5, np.float32)
+    out = np.empty_like(a)
+    best, begin = math.inf, time.perf_counter()
+    while best == math.inf or time.perf_counter() - begin < seconds:
+        started = time.perf_counter()
+        np.matmul(a, a, out=out)
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def peak_resident_bytes() -> int:
+    """The most memory of this process that has been in RAM."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _check_memory(plan: Plan, device: str, options: TrainOptions) -> None:
+    """Says that a model cannot fit before the system ends the process for it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable")) * 1024
+    except (OSError, StopIteration, ValueError, IndexError):
+        return
+    if device == "cpu" and plan.total_bytes > available:
+        raise GptcError(
+            f"training needs {amount(plan.total_bytes)} and {amount(available)} are free; lower "
+            f"--batch-size (now {options.batch_size}) or --seq-len (now {options.seq_len})"
+        )
+
+
+def _short(value: float) -> float:
+    """The shortest decimal that is still this float32."""
+    return float(f"{value:.9g}")
+
+
+# ---- interruptions ----
+
+
+class _Received:
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+
+@contextmanager
+def _signals() -> Iterator[_Received]:
+    """Notes the first SIGINT or SIGTERM instead of dying; the second one works as usual."""
+    state = _Received()
+    if threading.current_thread() is not threading.main_thread():
+        yield state  # Python delivers signals to the main thread only
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        state.received = number
+        for other, before in previous.items():
+            signal.signal(other, before)
+        # Not through the progress display, which this may be in the middle of.
+        os.write(2, b"\nstopping after this step; once more to abort at once\n")
+
+    previous = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield state
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)

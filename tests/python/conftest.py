@@ -1,0 +1,121 @@
+"""What several test files share: small shapes, a small dataset, and the command line in-process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from gptc.config import GPTConfig
+from gptc.model import Model
+
+# One of each family, with what is special about it: GPT-2's Conv1D and biases, Llama's grouped
+# queries and untied head, and a shape that no Hugging Face class describes.
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"preset": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32},
+    "llama": {
+        "preset": "llama-15m",
+        "n_layer": 2,
+        "n_head": 4,
+        "n_kv_head": 2,
+        "n_embd": 32,
+        "n_ff": 40,
+        "tied": False,
+    },
+    "byte": {"preset": "byte", "n_layer": 2, "n_head": 2, "n_embd": 32},
+}
+
+WORDS = ["the", "a", "king", "fox", "bear", "ran", "sat", "saw", "under", "tree", "and", ",", ".\n"]
+
+
+def make_config(family: str = "byte", **changes: Any) -> GPTConfig:
+    """A small shape of a family, with a vocabulary of bytes and a context of 48."""
+    shape = {"vocab_size": 256, "block_size": 48, **SHAPES[family], **changes}
+    return GPTConfig.preset(shape.pop("preset"), **shape)
+
+
+class Ran(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def config() -> Callable[..., GPTConfig]:
+    """config(family, **changes) is a small shape."""
+    return make_config
+
+
+@pytest.fixture
+def model() -> Model:
+    """A small model to train."""
+    return Model.create(make_config(), threads=1, max_batch=4, max_seq=16, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("GPTC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 20 kB that a small model can learn something of."""
+    rng = random.Random(5)
+    path = tmp_path_factory.mktemp("text") / "fable.txt"
+    path.write_text(" ".join(rng.choice(WORDS) for _ in range(6000))[:20_000])
+    return path
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same text as a prepared dataset."""
+    from gptc.data import prepare
+
+    folder = tmp_path_factory.mktemp("data") / "fable"
+    prepare([str(text_file)], folder, tokenizer="bytes")
+    return folder
+
+
+@pytest.fixture
+def options(dataset_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """Training options for a run of a second: a model of 20,000 parameters, 8 steps."""
+    return {
+        "data": str(dataset_folder),
+        "out": str(tmp_path / "run"),
+        "preset": "tiny",
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 32,
+        "n_ff": 48,
+        "batch_size": 2,
+        "seq_len": 16,
+        "steps": 8,
+        "eval_every": 4,
+        "eval_batches": 2,
+        "threads": 2,
+    }
+
+
+@pytest.fixture
+def gptc(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """gptc("train", "--steps", 8) runs a command in this process."""
+    from gptc.cli import run
+
+    def call(*args: object) -> Ran:
+        capsys.readouterr()
+        code = run([str(arg) for arg in args])
+        return Ran(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def arguments(options: dict[str, Any]) -> list[str]:
+    """`options` as the command line spells them."""
+    return [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", str(v))]

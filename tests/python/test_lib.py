@@ -1,0 +1,167 @@
+"""Finding, declaring and opening the library, and turning its statuses into exceptions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gptc import _lib
+from gptc.config import GPTConfig, presets
+from gptc.errors import EngineError, GptcError, UsageError
+
+
+@pytest.fixture
+def _reload() -> Iterator[None]:
+    """Lets a test open the library anew, and leaves the usual one behind."""
+    _lib.load.cache_clear()
+    yield
+    _lib.load.cache_clear()
+
+
+def test_declarations_are_the_fenced_region_without_comments() -> None:
+    header = """
+        int before(void);
+        /* ==== binding: begin ==== */
+        #define GPT_ABI_VERSION 7
+        int f(int a); /* says /* no more */
+        /* several
+           lines */ int g(void);
+        /* ==== binding: end ==== */
+        int after(void);
+    """
+    assert _lib.declarations(header).split() == ["int", "f(int", "a);", "int", "g(void);"]
+
+
+def test_abi_version_is_read_from_the_header() -> None:
+    assert _lib.abi_version("#define GPT_ABI_VERSION 7\n") == 7
+    with pytest.raises(GptcError, match="GPT_ABI_VERSION"):
+        _lib.abi_version("int f(void);")
+
+
+@pytest.mark.usefixtures("_reload")
+def test_another_abi_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = _lib.find_library()[1].read_text()
+    number = _lib.abi_version(header)
+    old = tmp_path / "gpt.h"
+    old.write_text(header.replace(f"GPT_ABI_VERSION {number}", "GPT_ABI_VERSION 999"))
+    monkeypatch.setenv("GPTC_HEADER", str(old))
+    with pytest.raises(GptcError, match=rf"ABI version {number}, but .* describes 999"):
+        _lib.load()
+
+
+@pytest.mark.usefixtures("_reload")
+def test_a_missing_library_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTC_LIBRARY", str(tmp_path / "libgpt.so"))
+    with pytest.raises(GptcError, match=r"GPTC_LIBRARY names .* which does not exist"):
+        _lib.load()
+    monkeypatch.delenv("GPTC_LIBRARY")
+    monkeypatch.setattr("gptc.__path__", [str(tmp_path)])
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(GptcError, match="pip install"):
+        _lib.load()
+
+
+@pytest.mark.usefixtures("_reload")
+def test_a_damaged_library_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = _lib.find_library()[1]
+    (tmp_path / "libgpt.so").write_bytes(b"not a library")
+    monkeypatch.setenv("GPTC_LIBRARY", str(tmp_path / "libgpt.so"))
+    monkeypatch.setenv("GPTC_HEADER", str(header))
+    with pytest.raises(GptcError, match="does not load"):
+        _lib.load()
+
+
+def test_a_failed_call_carries_the_engines_sentence_and_status() -> None:
+    struct = _lib.load().ffi.new("gpt_config *")
+    with pytest.raises(EngineError, match="vocab_size is 0") as caught:
+        _lib.call("gpt_config_check", struct)
+    assert caught.value.status == _lib.GPT_ERR_ARGUMENT
+
+
+def test_values_that_c_cannot_hold_are_errors_of_ours() -> None:
+    with pytest.raises(GptcError, match="seed is -1"):
+        _lib.new_struct("gpt_options", seed=-1)
+    with pytest.raises(GptcError, match="n_head is 4294967296"):
+        GPTConfig.preset("tiny", n_head=2**32).check()
+    with pytest.raises(GptcError, match="gpt_config_param"):
+        _lib.call("gpt_config_param", GPTConfig.preset("tiny").to_c(), 2**40, _lib.load().ffi.NULL)
+
+
+def test_statuses_are_the_headers() -> None:
+    lib = _lib.load().lib
+    for name in ("GPT_OK", "GPT_ERR_ARGUMENT", "GPT_ERR_MEMORY", "GPT_ERR_DEVICE"):
+        assert getattr(_lib, name) == getattr(lib, name)
+    assert lib.GPT_ERR_NUMERIC == _lib.GPT_ERR_NUMERIC
+
+
+def test_importing_the_package_loads_neither_numpy_nor_the_library() -> None:
+    code = "import sys, gptc, gptc.cli; print({'numpy', 'cffi', 'rich'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout.strip() == "set()"
+
+
+# ---- configurations ----
+
+
+def test_every_preset_can_exist_and_survives_a_dictionary() -> None:
+    assert {"tiny", "byte", "gpt2"} <= set(presets())
+    for name in presets():
+        config = GPTConfig.preset(name)
+        config.check()
+        assert GPTConfig.from_dict(config.to_dict()) == config
+        assert GPTConfig._from_c(config.to_c()) == config
+
+
+def test_preset_floats_are_the_decimals_that_were_meant() -> None:
+    assert GPTConfig.preset("gpt2").norm_eps == 1e-5
+    assert GPTConfig.preset("byte").norm_eps == 1e-6
+
+
+def test_an_overridden_width_takes_the_feed_forward_layer_along() -> None:
+    assert GPTConfig.preset("gpt2", n_embd=96).n_ff == 384
+    base = GPTConfig.preset("tiny")
+    scaled = GPTConfig.preset("tiny", n_embd=96)
+    assert scaled.n_ff % 8 == 0
+    assert abs(scaled.n_ff - 96 * base.n_ff / base.n_embd) <= 4
+    assert GPTConfig.preset("tiny", n_embd=96, n_ff=100).n_ff == 100
+    assert GPTConfig.preset("gpt2", n_head=6).n_kv_head == 6
+
+
+def test_parameters_are_named_and_shaped() -> None:
+    config = GPTConfig.preset("llama-15m", n_embd=32, n_head=4, n_kv_head=2, n_ff=40, n_layer=1)
+    by_name = {name: (shape, decay) for name, shape, decay in config.parameters()}
+    assert by_name["h.0.attn.qkv.weight"] == ((8 * (4 + 2 * 2), 32), True)
+    assert by_name["h.0.mlp.fc.weight"] == ((80, 32), True)
+    assert by_name["norm_f.weight"] == ((32,), False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_heads": 4}, "no field 'n_heads'; did you mean 'n_head'"),
+        ({"n_head": None}, "n_head is None, not a whole number"),
+        ({"n_head": True}, "n_head is True, not a whole number"),
+        ({"bias": 1}, "bias is 1, not true or false"),
+        ({"norm_eps": "small"}, "norm_eps is 'small', not a number"),
+        ({"pos": "alibi"}, "pos is 'alibi', not one of learned, rope, rope_wide"),
+    ],
+)
+def test_a_wrong_dictionary_names_the_field(change: dict[str, object], message: str) -> None:
+    data = {**GPTConfig.preset("tiny").to_dict(), **change}
+    with pytest.raises(UsageError, match=message):
+        GPTConfig.from_dict(data)
+
+
+def test_impossible_shapes_and_unknown_presets_are_usage_errors() -> None:
+    with pytest.raises(UsageError, match="n_head 3 does not divide n_embd 160"):
+        GPTConfig.preset("tiny", n_head=3).check()
+    with pytest.raises(UsageError, match="did you mean 'gpt2'"):
+        GPTConfig.preset("gtp2")
+    with pytest.raises(UsageError, match="the model's n_layer is missing"):
+        GPTConfig.from_dict({"vocab_size": 256, "block_size": 8})

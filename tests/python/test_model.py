@@ -1,0 +1,318 @@
+"""The Python face of a model: arrays, errors, lifetimes, and that its pieces agree."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptc.config import GPTConfig
+from gptc.errors import EngineError, GptcError, UsageError
+from gptc.model import AdamW, Model, Options, plan_for, session_bytes
+
+Config = Callable[..., GPTConfig]
+
+
+def batch(B: int = 2, T: int = 12, seed: int = 0) -> tuple[Any, Any]:
+    tokens = np.random.default_rng(seed).integers(0, 256, (B, T + 1), dtype=np.int32)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def test_weights_are_a_function_of_the_seed(config: Config) -> None:
+    options = {"threads": 1, "max_batch": 1, "training": False}
+    a, b, c = (Model.create(config(), seed=seed, **options) for seed in (1, 1, 2))
+    zero = Model.create(config(), init=False, **options)
+    name = "h.0.attn.qkv.weight"
+    assert np.array_equal(a.get(name), b.get(name))
+    assert not np.array_equal(a.get(name), c.get(name))
+    assert not zero.get(name).any()
+    assert a.get(name).std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_parameters_can_be_read_and_replaced(model: Model) -> None:
+    shapes = {name: shape for name, shape, _ in model.config.parameters()}
+    assert {name: values.shape for name, values in model.parameters().items()} == shapes
+    assert sum(values.size for values in model.parameters().values()) == model.plan.n_params
+    new = np.random.default_rng(1).normal(size=(256, 32)).astype(np.float32)
+    model.set("wte.weight", new)
+    assert np.array_equal(model.get("wte.weight"), new)
+    model.set("wte.weight", new.T.copy().T)  # not contiguous
+    assert np.array_equal(model.get("wte.weight"), new)
+    model.set("wte.weight", new.astype(np.float16))
+    assert np.array_equal(model.get("wte.weight"), new.astype(np.float16))
+
+
+def test_a_copy_stays_a_copy(model: Model) -> None:
+    copy = model.get("wte.weight")
+    before = copy.copy()
+    copy[:] = 7
+    assert np.array_equal(model.get("wte.weight"), before)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((256, 32)), "takes float32, not float64"),
+        (np.zeros((32, 256), np.float32), r"has the shape \(256, 32\), not \(32, 256\)"),
+        (np.zeros(256 * 32, np.float32), r"not \(8192,\)"),
+    ],
+)
+def test_a_wrong_array_is_refused(model: Model, values: Any, message: str) -> None:
+    before = model.get("wte.weight")
+    with pytest.raises(GptcError, match=message):
+        model.set("wte.weight", values)
+    assert np.array_equal(model.get("wte.weight"), before)
+
+
+def test_unknown_names_are_refused(model: Model) -> None:
+    with pytest.raises(GptcError, match=r"no parameter 'wte'; .* like wte.weight"):
+        model.get("wte")
+    with pytest.raises(GptcError, match="no tensor 'velocity'"):
+        model.read("wte.weight", "velocity")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "byte"])
+def test_training_learns_a_batch_by_heart(config: Config, family: str) -> None:
+    x, y = batch()
+    with Model.create(config(family), threads=1, max_batch=2, max_seq=12) as model:
+        before = model.loss(x, y)
+        assert before == pytest.approx(np.log(256), abs=0.2)
+        first = model.train_step(x, y, lr=1e-2)
+        assert first.loss == pytest.approx(before, abs=1e-5)
+        assert first.grad_norm > 0
+        for _ in range(30):
+            model.train_step(x, y, lr=1e-2)
+        assert model.step == 31
+        assert model.loss(x, y) < before / 3
+
+
+def test_loss_losses_and_logits_agree(model: Model) -> None:
+    x, y = batch()
+    y = y.copy()
+    y[0, :3] = -1
+    logits = model.logits(x).astype(np.float64)
+    assert logits.shape == (2, 12, 256)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(logp, np.maximum(y, 0)[..., None], -1)[..., 0]
+    counted = y >= 0
+    losses = model.losses(x, y)
+    assert losses.shape == x.shape
+    assert np.allclose(losses[counted], expected[counted], atol=1e-5)
+    assert not losses[~counted].any()
+    assert model.loss(x, y) == pytest.approx(expected[counted].mean(), abs=1e-5)
+
+
+def test_micro_batches_average_to_the_whole_batch(config: Config) -> None:
+    x, y = batch(B=4)
+    options = {"threads": 1, "max_batch": 4, "max_seq": 12, "seed": 5}
+    whole, parts = Model.create(config(), **options), Model.create(config(), **options)
+    a = whole.train_step(x, y, lr=1e-3)
+    b = parts.train_step([x[:2], x[2:]], [y[:2], y[2:]], lr=1e-3)
+    assert b.loss == pytest.approx(a.loss, rel=1e-5)
+    assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4)
+    # Looked at through the moments: the update itself divides by tiny numbers.
+    name = "h.1.mlp.fc.weight"
+    first = whole.read(name, "moment1")
+    assert np.allclose(first, parts.read(name, "moment1"), atol=1e-3 * np.abs(first).max())
+
+
+def test_backward_adds_and_update_starts_afresh(model: Model) -> None:
+    x, y = batch()
+    model.backward(x, y)
+    once = model.gradients()
+    model.backward(x, y)
+    for name, values in model.gradients().items():
+        assert np.allclose(values, 2 * once[name], atol=1e-6), name
+    model.zero_gradients()
+    assert not any(values.any() for values in model.gradients().values())
+    model.backward(x, y, scale=0.5)
+    assert np.allclose(model.gradients()["wte.weight"], 0.5 * once["wte.weight"], atol=1e-7)
+    norm = np.sqrt(sum(float((v.astype(np.float64) ** 2).sum()) for v in once.values()))
+    assert model.update(AdamW(lr=0.0)) == pytest.approx(norm / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint16, np.uint8])
+def test_tokens_of_any_integer_type_mean_the_same(model: Model, kind: Any) -> None:
+    x, y = batch()
+    assert model.loss(x.astype(kind), y.astype(kind)) == model.loss(x, y)
+    assert model.loss(x.tolist(), np.asfortranarray(y)) == model.loss(x, y)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((2, 12)), "inputs must be whole numbers, not float64"),
+        (np.zeros(12, np.int32), r"inputs must have the shape \(B, T\), not \(12,\)"),
+        (np.zeros((2, 0), np.int32), r"not \(2, 0\)"),
+        (np.full((2, 12), 2**40), "inputs hold 1099511627776"),
+        (np.full((2, 12), 256, np.int32), "token 0 is 256; the vocabulary is 0 to 255"),
+        (np.full((2, 12), -1, np.int32), "token 0 is -1"),
+        (np.zeros((5, 12), np.int32), "batch size 5; the model was created for 1 to 4"),
+        (np.zeros((2, 17), np.int32), "sequence length 17; the model was created for 1 to 16"),
+    ],
+)
+def test_wrong_tokens_are_refused(model: Model, x: Any, message: str) -> None:
+    y = np.zeros(x.shape, np.int32)
+    with pytest.raises(GptcError, match=message):
+        model.loss(x, y)
+
+
+def test_unequal_batches_are_refused(model: Model) -> None:
+    x, y = batch()
+    with pytest.raises(GptcError, match=r"inputs have the shape \(2, 12\), targets \(2, 11\)"):
+        model.backward(x, y[:, :-1])
+    with pytest.raises(GptcError, match="2 micro-batches of inputs, 1 of targets"):
+        model.train_step([x, x], [y], lr=1e-3)
+    with pytest.raises(GptcError, match="no micro-batch"):
+        model.train_step([], [], lr=1e-3)
+
+
+def test_training_needs_a_training_model(config: Config) -> None:
+    x, y = batch()
+    with Model.create(config(), training=False, threads=1) as model:
+        with pytest.raises(EngineError, match="created without training"):
+            model.train_step(x, y, lr=1e-3)
+        with pytest.raises(EngineError, match="created without training"):
+            model.gradients()
+
+
+# ---- sessions ----
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "byte"])
+def test_a_session_gives_the_logits_of_the_whole(config: Config, family: str) -> None:
+    x, _ = batch(B=2, T=12)
+    with Model.create(config(family), threads=2, max_batch=2, max_seq=12) as model:
+        expected = model.logits(x)
+        with model.session(n_seq=2) as session:
+            first = session.decode(x[0, :5])  # several tokens at once
+            assert np.allclose(first, expected[0, 4], atol=1e-4)
+            for t in range(5, 12):  # then one by one
+                assert np.allclose(session.decode(x[0, t : t + 1]), expected[0, t], atol=1e-4)
+            both = session.decode(x[1, :12], np.full(12, 1))
+            assert both.shape == (1, 256)
+            assert np.allclose(both[0], expected[1, 11], atol=1e-4)
+            assert [session.length(0), session.length(1)] == [12, 12]
+            session.rewind(0, 6)
+            again = session.decode(x[:, 6], [0, 1])
+            assert np.allclose(again[0], expected[0, 6], atol=1e-4)
+            assert [session.length(0), session.length(1)] == [7, 13]
+
+
+def test_session_errors(model: Model) -> None:
+    with pytest.raises(EngineError, match="n_ctx is 49"):
+        model.session(1, 49)
+    session = model.session(2, 8)
+    with pytest.raises(EngineError, match="sequence 2"):
+        session.decode([1, 2], 2)
+    with pytest.raises(GptcError, match="no sequence 5; this session has 2"):
+        session.length(5)
+    with pytest.raises(GptcError, match="3 tokens, but 2 sequence numbers"):
+        session.decode([1, 2, 3], [0, 1])
+    with pytest.raises(EngineError, match="do not stand together"):
+        session.decode([1, 2, 3], [0, 1, 0])
+    with pytest.raises(EngineError, match="sequence 0"):
+        session.decode(np.zeros(9, np.int32))
+    assert session.length(0) == 0
+    assert session_bytes(model, 2, 8) > 0
+
+
+# ---- lifetimes ----
+
+
+def test_closing_twice_is_harmless_and_use_afterwards_an_error(config: Config) -> None:
+    model = Model.create(config(), threads=1, max_batch=1)
+    session = model.session()
+    model.close()
+    model.close()
+    session.close()
+    assert "closed" in repr(model)
+    for use in (
+        lambda: model.get("wte.weight"),
+        lambda: model.step,
+        lambda: model.session(),
+        lambda: session.decode([1]),
+        lambda: session.length(),
+    ):
+        with pytest.raises(GptcError, match="is closed"):
+            use()
+
+
+def test_a_session_keeps_its_model_alive(config: Config) -> None:
+    session = Model.create(config(), threads=1, max_batch=0, training=False).session()
+    gc.collect()
+    assert session.decode([1, 2]).shape == (256,)
+
+
+def test_models_that_are_forgotten_give_their_memory_back(config: Config) -> None:
+    from gptc.train import resident_bytes
+
+    def use() -> None:
+        model = Model.create(config(n_embd=128), threads=1, max_batch=4)
+        model.train_step(*batch(), lr=1e-3)
+        model.session().decode([1])
+
+    use()
+    gc.collect()
+    before = resident_bytes()
+    for _ in range(20):
+        use()
+    gc.collect()
+    size = plan_for(config(n_embd=128), Options(threads=1, max_batch=4)).total_bytes
+    assert resident_bytes() - before < 5 * size
+
+
+# ---- options and plans ----
+
+
+def test_a_plan_is_what_a_model_gets(config: Config) -> None:
+    options = Options(device="cpu", dtype="fp32", threads=1, max_batch=4, max_seq=16)
+    plan = plan_for(config("gpt2"), options)
+    with Model.create(config("gpt2"), device="cpu", threads=1, max_batch=4, max_seq=16) as model:
+        assert model.plan == plan
+        assert (model.device, model.dtype, model.threads) == ("cpu", "fp32", 1)
+    assert plan.total_bytes == (
+        plan.param_bytes
+        + plan.grad_bytes
+        + plan.optimizer_bytes
+        + plan.activation_bytes
+        + plan.workspace_bytes
+    )
+    assert plan.train_flops_per_token == pytest.approx(3 * plan.forward_flops_per_token)
+    assert plan_for(config("gpt2"), Options(training=False)).grad_bytes == 0
+
+
+def test_wrong_options_are_refused(config: Config) -> None:
+    with pytest.raises(UsageError, match="'gpu' is not one of auto, cpu, cuda"):
+        Model.create(config(), device="gpu")
+    with pytest.raises(EngineError, match="dropout is 1"):
+        Model.create(config(), dropout=1.0)
+    with pytest.raises(GptcError, match="seed is -1"):
+        Model.create(config(), seed=-1)
+    with pytest.raises(UsageError, match="does not divide"):
+        Model.create(config(n_head=3))
+
+
+def test_auto_falls_back_to_what_works(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptc.model._works", lambda device, dtype: False)
+    assert Options().resolved() == Options(device="cpu", dtype="fp32")
+    monkeypatch.setattr("gptc.model._works", lambda *pair: pair == ("cuda", "fp32"))
+    assert Options().resolved() == Options(device="cuda", dtype="fp32")
+    assert Options(device="cpu").resolved() == Options(device="cpu", dtype="fp32")
+    assert Options(dtype="bf16").resolved() == Options(device="cpu", dtype="bf16")
+
+
+def test_save_and_load(config: Config, tmp_path: Path) -> None:
+    x, y = batch()
+    with Model.create(config("llama"), threads=1, max_batch=2, max_seq=12, seed=9) as model:
+        expected = model.loss(x, y)
+        model.save(tmp_path / "saved")
+        with pytest.raises(GptcError, match="exists already"):
+            model.save(tmp_path / "saved")
+    with Model.load(tmp_path / "saved", threads=1, max_batch=2) as again:
+        assert again.config == config("llama")
+        assert again.loss(x, y) == pytest.approx(expected, abs=1e-6)
