@@ -39,7 +39,7 @@ from gptc.model import DEVICES, DTYPES, Model, Options, Plan, plan_for, session_
 from gptc.progress import Meter, PlainProgress, Progress, Report, amount, count, plural
 from gptc.progress import step_label as label
 from gptc.sampling import Generation, Sampling, prompt_tokens
-from gptc.tokenizer import Tokenizer
+from gptc.tokenizer import KINDS, Tokenizer
 
 METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.toml"
@@ -547,11 +547,14 @@ class Run:
 
     def _open_dataset(self, known: Checkpoint | None) -> Dataset:
         """Opens the data, prepared with the tokenizer of the checkpoint that we go on from."""
-        options = self.options
-        kind = options.tokenizer
+        options, name = self.options, self.options.tokenizer
         own = _own_tokenizer(known) if known is not None else None
-        if known is not None and own is not None and (kind is None or known is self.base):
-            kind = _tokenizer_argument(own, known)
+        own_name = _tokenizer_argument(own, known) if own and known else None
+        if name is None:
+            name = own_name or default_tokenizer(options)
+        elif self.base is not None and not _is_kind(name):
+            # The folder that it came from may be gone; the checkpoint has it.
+            name = own_name or name
         noted: set[str] = set()
 
         def report(action: str, n_done: int, n_bytes: int | None) -> None:
@@ -559,7 +562,12 @@ class Run:
                 noted.add(action)
                 self.show.note(f"preparing {options.data}: {action}")
 
-        dataset = resolve_dataset(options.data, kind or default_tokenizer(options), progress=report)
+        dataset = resolve_dataset(options.data, name, progress=report)
+        if self.base is not None and own and own_name and not _same(own, dataset):
+            # The text has changed, and with it the tokenizer that is learned from it.
+            dataset = resolve_dataset(options.data, own_name, progress=report)
+        if self.base is None:
+            self._change(tokenizer=name if _is_kind(name) else str(Path(name).resolve()))
         if known is not None:
             _check_vocabulary(known, own, dataset)
         return dataset
@@ -666,7 +674,7 @@ class Run:
     def _settle(self) -> None:
         """Replaces options that depend on the data or the machine by what they turned out to be."""
         options = self.options
-        changes = dict.fromkeys(LIMITS) | {"steps": self.steps, "tokenizer": self.tokenizer.kind}
+        changes = dict.fromkeys(LIMITS) | {"steps": self.steps}
         if options.warmup_steps is None:
             table = defaults_for("init-from" if options.init_from else options.preset)
             changes["warmup_steps"] = min(int(table["warmup_steps"]), self.steps // 10)
@@ -930,10 +938,19 @@ def _tokenizer_argument(own: Tokenizer, known: Checkpoint) -> str:
     return own.kind if own.kind in ("bytes", "gpt2") else str(known.path)
 
 
+def _is_kind(name: str) -> bool:
+    """Whether a tokenizer is named by its kind, such as bpe:2048, and not by where it is."""
+    return name.partition(":")[0] in KINDS
+
+
+def _same(own: Tokenizer, dataset: Dataset) -> bool:
+    return own.fingerprint() == dataset.tokenizer.fingerprint()
+
+
 def _check_vocabulary(known: Checkpoint, own: Tokenizer | None, dataset: Dataset) -> None:
     """A model must go on with the tokenizer that it was taught."""
     theirs = dataset.tokenizer
-    if own is not None and own.fingerprint() != theirs.fingerprint():
+    if own is not None and not _same(own, dataset):
         raise GptcError(
             f"{known.path} was made with the {own.kind} tokenizer ({own.vocab_size:,} tokens), "
             f"{dataset.folder} with {theirs.kind} ({theirs.vocab_size:,}); prepare the text again "

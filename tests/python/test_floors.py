@@ -39,6 +39,7 @@ PYTHON_FLOORS = {
     "progress": 5,
     "train": 6,
     "bench": 6,
+    "bench_torch": 6,
     "cli": 7,
 }
 

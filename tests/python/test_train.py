@@ -539,6 +539,26 @@ def test_text_is_cut_with_the_models_own_tokenizer(
     assert tokenizers[0].fingerprint() == tokenizers[1].fingerprint()
 
 
+@pytest.mark.parametrize("tokenizer", ["char", "bpe:300"])
+def test_a_learned_tokenizer_goes_with_the_run(
+    options: Options, text_file: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    text = tmp_path / "text"
+    shutil.copy(text_file, text)
+    first = train({**options, "data": str(text), "tokenizer": tokenizer})
+    assert read_toml(Path(first.out) / "config.toml")["tokenizer"] == tokenizer
+    caches = list((Path(os.environ["GPTC_CACHE"]) / "datasets").glob("text-*"))
+    own = Checkpoint(find_checkpoint(first.out)).tokenizer().fingerprint()
+    train({"steps": 9}, resume=first.out)
+    # Nothing is prepared a second time.
+    assert list((Path(os.environ["GPTC_CACHE"]) / "datasets").glob("text-*")) == caches
+    with pytest.raises(UsageError, match=f"--tokenizer cannot change .* was {tokenizer}"):
+        train({"tokenizer": "bytes"}, resume=first.out)
+    text.write_text(text.read_text().replace("king", "bear"))
+    train({"steps": 10}, resume=first.out)
+    assert Checkpoint(find_checkpoint(first.out)).tokenizer().fingerprint() == own
+
+
 def test_a_hugging_face_model_with_too_few_tokens(options: Options, tmp_path: Path) -> None:
     shape = GPTConfig.preset("gpt2", vocab_size=100, n_layer=1, n_head=1, n_embd=8, block_size=16)
     with Model.create(shape, threads=1) as model:

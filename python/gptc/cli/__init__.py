@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("gptc.cli.train", "train_command", "Train a model, resume a run, or fine-tune."),
     "infer": ("gptc.cli.infer", "infer_command", "Write text with a trained model."),
     "info": ("gptc.cli.info", "info_command", "Show what a run, checkpoint or dataset holds."),
+    "bench": ("gptc.cli.bench", "bench_command", "Measure how fast this machine trains."),
 }
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
