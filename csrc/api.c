@@ -147,6 +147,7 @@ int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_pl
     if (status == GPT_OK) {
         arena_plan p = plan_arena(config, &o, ops, ctx, layout.n_stored);
         fill_plan(config, &o, &p, layout.n_params, out);
+        out->library_bytes = ops->thread_library_bytes * (size_t)ops->ctx_threads(ctx);
         ops->ctx_free(ctx);
     }
     params_layout_free(&layout);

@@ -105,7 +105,7 @@ typedef struct gpt_options {
     uint64_t seed;     /* of dropout */
 } gpt_options;
 
-/* What a model will need, before anything is allocated. Bytes are exact. */
+/* What a model will need, before anything is allocated. Bytes are exact, but for library_bytes. */
 typedef struct gpt_plan {
     int64_t n_params; /* learned numbers, tied ones once, without padding rows */
     uint64_t param_bytes;
@@ -113,7 +113,8 @@ typedef struct gpt_plan {
     uint64_t optimizer_bytes;
     uint64_t activation_bytes;
     uint64_t workspace_bytes;
-    uint64_t total_bytes;
+    uint64_t total_bytes;           /* of the parts above: one allocation */
+    uint64_t library_bytes;         /* what the matrix library keeps besides, as measured */
     double forward_flops_per_token; /* at T = max_seq, causal attention counted once, not twice */
     double train_flops_per_token;   /* three times that: forward, and two products in backward */
 } gpt_plan;

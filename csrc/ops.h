@@ -186,8 +186,9 @@ typedef void adamw_update_fn(gpt_ctx *ctx, float *w, float *m, float *v,
 /* ---- context.c, table.c ---- */
 
 typedef struct gpt_ops {
-    const char *name; /* such as "cpu fp32 avx512" */
-    size_t act_bytes; /* one element of act */
+    const char *name;            /* such as "cpu fp32 avx512" */
+    size_t act_bytes;            /* one element of act */
+    size_t thread_library_bytes; /* what the matrix library keeps for each thread, as measured */
 
     int (*ctx_create)(gpt_ctx **out, int n_threads);
     void (*ctx_free)(gpt_ctx *ctx);

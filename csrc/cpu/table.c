@@ -20,6 +20,7 @@ extern const gpt_ops cpu_ops;
 const gpt_ops cpu_ops = {
     .name = "cpu fp32 " CPU_STRING(CPU_LEVEL),
     .act_bytes = sizeof(float),
+    .thread_library_bytes = 2 << 20, /* OpenBLAS's packing buffers, as far as tiles touch them */
     .ctx_create = cpu_ctx_create,
     .ctx_free = cpu_ctx_free,
     .ctx_threads = cpu_ctx_threads,

@@ -42,7 +42,7 @@ ROOT = Path("runs")  # where runs are that are not told otherwise
 
 VERSION = 1  # of trainer.json and checksums.json
 MOMENTS = {"m": "moment1", "v": "moment2"}
-_HASH_BLOCK = 1 << 22
+_HASH_BLOCK = 1 << 18  # no more memory than this, however large the file
 
 logger = logging.getLogger("gptc")
 

@@ -60,7 +60,8 @@ class Plan:
     optimizer_bytes: int
     activation_bytes: int
     workspace_bytes: int
-    total_bytes: int
+    total_bytes: int  # of the parts above: one allocation
+    library_bytes: int  # what the matrix library keeps besides, as measured
     forward_flops_per_token: float  # at T = max_seq
     train_flops_per_token: float
 

@@ -135,12 +135,15 @@ FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SH
 # Training defaults by preset, and those of --init-from.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "tiny": {
-        "batch_size": 16,
-        "seq_len": 256,
-        "steps": 1000,
-        "lr": 3e-3,
-        "warmup_steps": 50,
+        # Small and often: within a minute the number of updates matters more than their size.
+        "batch_size": 4,
+        "seq_len": 160,
+        "steps": 4500,
+        "lr": 8e-3,
+        "warmup_steps": 100,
         "beta2": 0.99,
+        "eval_every": 750,
+        "eval_batches": 60,
     },
     "byte": {
         "batch_size": 15,
@@ -218,7 +221,7 @@ class Summary:
     resident_before_bytes: int
     engine_bytes: int
     peak_resident_bytes: int
-    planned_peak_bytes: int  # resident_before_bytes + engine_bytes + the sampling session
+    planned_peak_bytes: int  # resident before, engine, matrix library, session, mapped data
     sample: str | None = None
     signal: int | None = None  # the signal that ended it early
     options: dict[str, Any] = field(default_factory=dict)
@@ -533,11 +536,22 @@ class Run:
             resident_before_bytes=self.resident_before,
             engine_bytes=self.plan.total_bytes,
             peak_resident_bytes=peak_resident_bytes(),
-            planned_peak_bytes=self.resident_before + self.plan.total_bytes + session,
+            planned_peak_bytes=self._planned_bytes(session),
             sample=sample,
             signal=signals.received,
             options=asdict(self.options),
         )
+
+    def _planned_bytes(self, session: int) -> int:
+        """The most memory that this process should have had in RAM."""
+        splits = self.dataset.meta["splits"].values()
+        shards = [shard["file"] for split in splits for shard in split["shards"]]
+        mapped = sum((self.dataset.folder / shard).stat().st_size for shard in shards)
+        # The kernel maps the pages of a shard around those that are read.
+        n_read = 2 * self.step * self.options.batch_size * self.options.grad_accum
+        mapped = min(mapped, n_read * (64 << 10))
+        engine = self.plan.total_bytes + self.plan.library_bytes
+        return self.resident_before + engine + session + mapped
 
     # ---- setting up ----
 

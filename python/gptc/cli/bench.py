@@ -17,7 +17,7 @@ Examples:
 """
 
 
-@click.group("bench")
+@click.group("bench", epilog="\b\nExample:\n  gptc bench train --against torch")
 def bench_command() -> None:
     """Measure speed."""
 
@@ -63,6 +63,7 @@ def bench_train_command(
     from gptc.model import Options
 
     changes: dict[str, Any] = {
+        "block_size": seq_len,
         "vocab_size": vocab_size,
         "n_layer": n_layer,
         "n_head": n_head,
