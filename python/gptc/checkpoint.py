@@ -318,6 +318,7 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     with path.open("xb") as file:
         for chunk in chunks:
             file.write(chunk)
+            del chunk  # a tensor: it must be gone before the next one is read
         file.flush()
         os.fsync(file.fileno())
 

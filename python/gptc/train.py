@@ -221,7 +221,7 @@ class Summary:
     resident_before_bytes: int
     engine_bytes: int
     peak_resident_bytes: int
-    planned_peak_bytes: int  # resident before, engine, matrix library, session, mapped data
+    planned_peak_bytes: int  # before, engine, matrix library, sampling or saving, mapped data
     sample: str | None = None
     signal: int | None = None  # the signal that ended it early
     options: dict[str, Any] = field(default_factory=dict)
@@ -551,7 +551,8 @@ class Run:
         n_read = 2 * self.step * self.options.batch_size * self.options.grad_accum
         mapped = min(mapped, n_read * (64 << 10))
         engine = self.plan.total_bytes + self.plan.library_bytes
-        return self.resident_before + engine + session + mapped
+        saving: int = 4 * max(math.prod(shape) for _, shape, _ in self.model.config.parameters())
+        return self.resident_before + engine + max(session, saving) + mapped
 
     # ---- setting up ----
 

@@ -25,6 +25,7 @@ from gptc.errors import GptcError, UsageError
 from gptc.model import Model
 from gptc.tokenizer import make_tokenizer
 from gptc.train import (
+    DEFAULTS,
     TrainOptions,
     learning_rate,
     matrix_peak,
@@ -377,7 +378,7 @@ def test_schedules_of_short_runs_stay_finite() -> None:
 
 def test_a_short_run_has_a_short_warm_up(options: Options) -> None:
     train({**options, "steps": 20})
-    assert metrics(options["out"])[1]["lr"] == pytest.approx(3e-3)
+    assert metrics(options["out"])[1]["lr"] == pytest.approx(new_options({}).lr)
     stored = Checkpoint(find_checkpoint(options["out"])).trainer()
     assert stored is not None
     assert stored["options"]["warmup_steps"] == 2
@@ -470,7 +471,11 @@ def test_the_run_writes_a_config_that_repeats_it(options: Options, tmp_path: Pat
 
 def test_preset_defaults_and_what_overrides_them() -> None:
     tiny = new_options({})
-    assert (tiny.batch_size, tiny.seq_len, tiny.steps, tiny.lr) == (16, 256, 1000, 3e-3)
+    assert {name: getattr(tiny, name) for name in DEFAULTS["tiny"]} == {
+        **DEFAULTS["tiny"],
+        "warmup_steps": None,  # chosen when the number of steps is known
+    }
+    assert new_options({"lr": 1e-4}).lr == 1e-4
     assert new_options({"preset": "gpt2-medium"}).lr == 6e-4
     assert new_options({"tokens": 1000}).steps is None
     assert new_options({"beta2": 0.9, "preset": "byte"}).beta2 == 0.9

@@ -17,7 +17,7 @@ Examples:
 """
 
 
-@click.group("bench", epilog="\b\nExample:\n  gptc bench train --against torch")
+@click.group("bench", epilog="\b\nExamples:\n  gptc bench train --against torch")
 def bench_command() -> None:
     """Measure speed."""
 

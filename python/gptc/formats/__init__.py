@@ -69,6 +69,7 @@ def tensor_chunks(
         values = np.asarray(read(name), "<f4", order="C")
         assert values.shape == shape, name
         yield values.reshape(-1).view(np.uint8).data
+        del values  # before the next one is read: two may be too many
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
