@@ -546,12 +546,13 @@ class Run:
         """The most memory that this process should have had in RAM."""
         splits = self.dataset.meta["splits"].values()
         shards = [shard["file"] for split in splits for shard in split["shards"]]
-        mapped = sum((self.dataset.folder / shard).stat().st_size for shard in shards)
+        mapped: int = sum((self.dataset.folder / shard).stat().st_size for shard in shards)
         # The kernel maps the pages of a shard around those that are read.
         n_read = 2 * self.step * self.options.batch_size * self.options.grad_accum
         mapped = min(mapped, n_read * (64 << 10))
         engine = self.plan.total_bytes + self.plan.library_bytes
-        saving: int = 4 * max(math.prod(shape) for _, shape, _ in self.model.config.parameters())
+        shapes = [shape for _, shape, _ in self.model.config.parameters()]
+        saving = 4 * max(int(math.prod(shape)) for shape in shapes)  # one tensor at a time
         return self.resident_before + engine + max(session, saving) + mapped
 
     # ---- setting up ----
