@@ -2,6 +2,7 @@
 #include "product.h"
 
 #include "blas.h"
+#include "kernel.h"
 #include "simd.h"
 
 /* Large enough that packing, which BLAS does anew for each tile, is a small share of the work;
@@ -17,7 +18,35 @@ typedef struct product_tiles {
     int n_cols;     /* tiles side by side */
 } product_tiles;
 
-static void product_tile(const product *p, int row, int rows, int col, int cols) {
+/* Where our own kernel beats BLAS. With narrower vectors it does not: measured. */
+static int is_small(const product *p) {
+    if (LANES < 16) return 0;
+    if (p->kind == PRODUCT_NT && p->K > KERNEL_MOST_K) return 0;
+    return (int64_t)p->N * p->K <= KERNEL_MOST_B;
+}
+
+/* A tile by our own kernel: see kernel.h. */
+static void small_tile(const product *p, int row, int rows, int col, int cols) {
+    kernel_operands o = {
+        .c = p->out + (int64_t)row * p->ldo + col, .ldb = p->ldb, .ldc = p->ldo, .K = p->K};
+    int by_column = p->kind == PRODUCT_TN;
+    o.a = by_column ? p->a + row : p->a + (int64_t)row * p->lda;
+    o.a_row = by_column ? 1 : p->lda;
+    o.a_k = by_column ? p->lda : 1;
+    if (p->kind != PRODUCT_NT) {
+        o.b = p->b + col;
+        kernel_product(o, rows, cols, by_column);
+        return;
+    }
+    o.b = p->b + (int64_t)col * p->ldb;
+    kernel_product_nt(o, rows, cols);
+    if (!p->twin) return;
+    o.b += (int64_t)p->twin * p->ldb;
+    o.c += p->twin;
+    kernel_product_nt(o, rows, cols);
+}
+
+static void blas_tile(const product *p, int row, int rows, int col, int cols) {
     float *out = p->out + (int64_t)row * p->ldo + col;
     switch (p->kind) {
     case PRODUCT_NT: {
@@ -37,6 +66,13 @@ static void product_tile(const product *p, int row, int rows, int col, int cols)
         gemm_tn(rows, cols, p->K, 1, p->a + row, p->lda, p->b + col, p->ldb, 1, out, p->ldo);
         break;
     }
+}
+
+static void product_tile(const product *p, int row, int rows, int col, int cols) {
+    if (is_small(p))
+        small_tile(p, row, rows, col, cols);
+    else
+        blas_tile(p, row, rows, col, cols);
     if (p->epilogue) p->epilogue(p->epilogue_args, row, rows, col, cols);
 }
 
