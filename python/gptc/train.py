@@ -45,7 +45,7 @@ METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.toml"
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
 SAMPLE_TOKENS = 300
-SAMPLE_TEMPERATURE = 0.7
+SAMPLE_TEMPERATURE = 0.5
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         # Small and often: within a minute the number of updates matters more than their size.
         "batch_size": 4,
         "seq_len": 160,
-        "steps": 4500,
+        "steps": 5500,
         "lr": 8e-3,
         "warmup_steps": 100,
         "beta2": 0.99,
