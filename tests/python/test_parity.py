@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,20 @@ def test_ten_updates_give_the_same_losses(case: reference.Case, source: str) -> 
             got.append(model.backward(tokens[:, :-1], tokens[:, 1:]))
             model.update(adamw)
     np.testing.assert_allclose(got, want, rtol=TOLERANCE)
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(not HAVE_TORCH, reason="needs torch and transformers")
+@pytest.mark.parametrize("case", reference.CASES, ids=lambda case: case.name)
+def test_a_saved_model_loads_in_transformers(case: reference.Case, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokens = reference.batches(case)[0].astype(np.int32)[:, :-1]
+    with make_model(case) as model:
+        model.save(tmp_path / "model")
+        ours = model.logits(tokens)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        logits = theirs(torch.from_numpy(tokens).long()).logits.numpy()
+    assert error(ours, logits) < TOLERANCE
