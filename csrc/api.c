@@ -77,18 +77,12 @@ static acts_shape model_acts_shape(const gpt_config *c, const gpt_options *o) {
 }
 
 static gpt_shape model_shape(const gpt_config *c, const gpt_options *o, int64_t n_stored) {
-    return (gpt_shape){.N = o->max_batch * o->max_seq,
-                       .T = o->max_seq,
-                       .C = c->n_embd,
-                       .V = c->vocab_size,
-                       .Vp = padded_vocab_size(c),
-                       .NH = c->n_head,
-                       .NKV = c->n_kv_head,
-                       .HS = head_size(c),
-                       .F = c->n_ff,
-                       .activation = c->activation,
-                       .training = o->training,
-                       .n_params = n_stored};
+    gpt_shape shape = config_shape(c);
+    shape.N = o->max_batch * o->max_seq;
+    shape.T = o->max_seq;
+    shape.training = o->training;
+    shape.n_params = n_stored;
+    return shape;
 }
 
 static size_t align_up(size_t bytes) {

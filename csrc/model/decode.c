@@ -12,17 +12,10 @@ int session_max_rows(int n_seq, int n_ctx) {
 }
 
 static gpt_shape session_shape(const gpt_model *m, int rows, int n_ctx) {
-    const gpt_config *c = &m->config;
-    return (gpt_shape){.N = rows,
-                       .T = n_ctx,
-                       .C = c->n_embd,
-                       .V = c->vocab_size,
-                       .Vp = padded_vocab_size(c),
-                       .NH = c->n_head,
-                       .NKV = c->n_kv_head,
-                       .HS = head_size(c),
-                       .F = c->n_ff,
-                       .activation = c->activation};
+    gpt_shape shape = config_shape(&m->config);
+    shape.N = rows;
+    shape.T = n_ctx;
+    return shape;
 }
 
 size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_session *s) {

@@ -24,6 +24,18 @@ static inline int padded_vocab_size(const gpt_config *c) {
     return (c->vocab_size + 63) / 64 * 64;
 }
 
+/* What of a backend's shape the configuration alone decides; the caller adds rows and purpose. */
+static inline gpt_shape config_shape(const gpt_config *c) {
+    return (gpt_shape){.C = c->n_embd,
+                       .V = c->vocab_size,
+                       .Vp = padded_vocab_size(c),
+                       .NH = c->n_head,
+                       .NKV = c->n_kv_head,
+                       .HS = head_size(c),
+                       .F = c->n_ff,
+                       .activation = c->activation};
+}
+
 double forward_flops_per_token(const gpt_config *c, int T);
 
 /* ---- params.c ---- */

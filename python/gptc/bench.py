@@ -133,10 +133,7 @@ def _torch_step(config: GPTConfig, name: str, threads: int, inputs: Any, targets
     try:
         import torch
     except ImportError:
-        raise GptcError(
-            "comparing with PyTorch needs it: pip install 'gptc[parity]' (for the CPU only: "
-            "pip install torch --index-url https://download.pytorch.org/whl/cpu)"
-        ) from None
+        raise GptcError("comparing with PyTorch needs it: pip install 'gptc[parity]'") from None
     from gptc.bench_torch import make_step
 
     torch.set_num_threads(threads)
