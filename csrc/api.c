@@ -91,23 +91,25 @@ static size_t align_up(size_t bytes) {
 
 /* Sizes of the parts of the arena, in the order in which they stand in it. */
 typedef struct arena_plan {
-    size_t params, grads, moments, rope, norm, acts, workspace, total;
+    size_t params, packed, grads, moments, rope, norm, acts, workspace, total;
 } arena_plan;
 
 static arena_plan plan_arena(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
-                             const gpt_ctx *ctx, int64_t n_stored) {
+                             const gpt_ctx *ctx, params_layout *layout) {
     arena_plan p = {0};
+    int64_t n_stored = layout->n_stored;
     acts none = {0};
     acts_shape shape = model_acts_shape(c, o);
     gpt_shape extent = model_shape(c, o, n_stored);
     p.params = align_up((size_t)n_stored * sizeof(float));
+    p.packed = params_plan_packed(c, ops, o->training, NULL, layout);
     p.grads = o->training ? p.params : 0;
     p.moments = o->training ? 2 * p.params : 0;
     p.rope = align_up((size_t)rope_table_size(c) * sizeof(float));
     p.norm = 64;
     p.acts = acts_plan(c, ops, &shape, NULL, &none);
     p.workspace = extent.N ? align_up(ops->workspace_bytes(ctx, &extent)) : 0;
-    p.total = p.params + p.grads + p.moments + p.rope + p.norm + p.acts + p.workspace;
+    p.total = p.params + p.packed + p.grads + p.moments + p.rope + p.norm + p.acts + p.workspace;
     return p;
 }
 
@@ -115,7 +117,7 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
                       int64_t n_params, gpt_plan *out) {
     *out = (gpt_plan){
         .n_params = n_params,
-        .param_bytes = p->params,
+        .param_bytes = p->params + p->packed,
         .grad_bytes = p->grads,
         .optimizer_bytes = p->moments,
         .activation_bytes = p->acts + p->rope + p->norm,
@@ -139,7 +141,7 @@ int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_pl
     TRY(params_layout_create(config, &layout));
     int status = ops->ctx_create(&ctx, o.n_threads);
     if (status == GPT_OK) {
-        arena_plan p = plan_arena(config, &o, ops, ctx, layout.n_stored);
+        arena_plan p = plan_arena(config, &o, ops, ctx, &layout);
         fill_plan(config, &o, &p, layout.n_params, out);
         out->library_bytes = ops->thread_library_bytes * (size_t)ops->ctx_threads(ctx);
         ops->ctx_free(ctx);
@@ -151,7 +153,7 @@ int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_pl
 /* ---- model ---- */
 
 static int allocate_arena(gpt_model *m) {
-    arena_plan p = plan_arena(&m->config, &m->options, m->ops, m->ctx, m->layout.n_stored);
+    arena_plan p = plan_arena(&m->config, &m->options, m->ops, m->ctx, &m->layout);
     m->arena_bytes = p.total;
     m->arena = m->ops->buffer_alloc(m->ctx, p.total);
     if (!m->arena)
@@ -162,6 +164,7 @@ static int allocate_arena(gpt_model *m) {
                     m->options.max_seq);
     char *at = m->arena;
     m->params = (float *)at, at += p.params;
+    params_plan_packed(&m->config, m->ops, m->options.training, at, &m->layout), at += p.packed;
     if (m->options.training) {
         m->grads = (float *)at, at += p.grads;
         m->moment1 = (float *)at, at += p.moments / 2;
@@ -172,8 +175,9 @@ static int allocate_arena(gpt_model *m) {
     acts_shape shape = model_acts_shape(&m->config, &m->options);
     acts_plan(&m->config, m->ops, &shape, at, &m->acts), at += p.acts;
     m->workspace = at;
-    params_view_set(&m->config, &m->layout, m->params, &m->w);
-    if (m->options.training) params_view_set(&m->config, &m->layout, m->grads, &m->dw);
+    m->pack_stale = true;
+    params_view_set(&m->config, &m->layout, m->params, true, &m->w);
+    if (m->options.training) params_view_set(&m->config, &m->layout, m->grads, false, &m->dw);
     return GPT_OK;
 }
 
@@ -239,6 +243,7 @@ int gpt_model_threads(const gpt_model *m) {
 int gpt_model_init(gpt_model *model, uint64_t seed) {
     REQUIRE(model);
     int64_t most = 0;
+    model->pack_stale = true;
     for (int i = 0; i < model->layout.n_slots; i++)
         if (model->layout.slots[i].stored > most) most = model->layout.slots[i].stored;
     float *values = malloc(sizeof(float) * (size_t)most);
@@ -291,6 +296,7 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
         if (model->n_micro == 0) model->n_micro = 1; /* there is something to apply */
     }
     model->ops->upload(model->ctx, place, values, sizeof(float) * (size_t)n);
+    if (tensor == GPT_TENSOR_VALUE) model->pack_stale = true;
     return model->ops->sync(model->ctx);
 }
 
@@ -342,6 +348,7 @@ static int check_targets(const gpt_model *m, const int32_t *targets, int N, int 
 static void set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int N) {
     size_t bytes = sizeof(int32_t) * (size_t)N;
     m->ops->ctx_set_workspace(m->ctx, m->workspace);
+    model_pack(m);
     m->ops->upload(m->ctx, m->acts.tokens, tokens, bytes);
     if (targets) m->ops->upload(m->ctx, m->acts.targets, targets, bytes);
 }

@@ -164,8 +164,13 @@ int gpt_abi_version(void);
 const char *gpt_version(void);
 /* The calling thread's last error, one sentence without a newline; "" when there was none. */
 const char *gpt_last_error(void);
-/* The CPU's instruction-set level in use ("portable", "avx2", "avx512"); GPTC_CPU_LEVEL caps it. */
+/* The CPU's instruction-set level in use: "portable", "avx2", "avx512", "avx512bf16" or "amx".
+ * GPTC_CPU_LEVEL caps it. */
 const char *gpt_cpu_level(void);
+/* 1 where that level multiplies bf16 as such, so that GPT_DTYPE_BF16 is the faster dtype. */
+int gpt_cpu_has_bf16(void);
+/* One line where the CPU could do more than the system lets it; else "". */
+const char *gpt_cpu_notice(void);
 /* Cores this process may run on. */
 int gpt_cpu_count(void);
 

@@ -32,7 +32,7 @@ typedef struct gpt_ctx gpt_ctx;
 /* Element types that depend on the backend's dtype. `float` and `int32_t` are what they say.
  * `const` belongs to what is pointed at; the types are void so that model/ cannot index them. */
 typedef void act;    /* activations and their gradients */
-typedef void weight; /* weights as the products read them */
+typedef void weight; /* weights as the products read them: packed, or the parameters themselves */
 
 /* A dropout site. Element i is dropped where uniform(key, i) < p, and scaled by 1/(1-p) elsewhere;
  * backward asks for the same elements again, so that no mask is ever stored. p = 0: nothing. */
@@ -50,21 +50,24 @@ typedef struct gpt_shape {
     int64_t n_params; /* numbers in the parameter buffer, padding included */
 } gpt_shape;
 
-/* A run of the parameter buffer that AdamW treats alike. */
+/* One tensor of the parameter buffer, as the optimizer sees it. */
 typedef struct gpt_segment {
-    int64_t offset, size;
+    int64_t offset, size; /* size = rows cols */
     int32_t decay;
+    int32_t rows, cols;
+    int32_t parts;  /* rows come in this many equal parts, whose outputs stand side by side */
+    weight *packed; /* where the products' form of it is kept; NULL: there is none */
 } gpt_segment;
 
 /* ---- embedding.c ---- */
 
-/* out[n] = wte[tokens[n]] + wpe[position of n]. positions NULL: row n stands at n % T. wpe NULL:
- * no learned positions. */
+/* out[n] = wte[tokens[n]] + wpe[position of n], from the float32 parameters. positions NULL: row n
+ * stands at n % T. wpe NULL: no learned positions. */
 typedef void embedding_forward_fn(gpt_ctx *ctx, act *out /* (N, C) */,
                                   const int32_t *tokens /* (N) */,
                                   const int32_t *positions /* (N) or NULL */,
-                                  const weight *wte /* (Vp, C) */,
-                                  const weight *wpe /* (block_size, C) or NULL */, int N, int T,
+                                  const float *wte /* (Vp, C) */,
+                                  const float *wpe /* (block_size, C) or NULL */, int N, int T,
                                   int C);
 /* dwte +=, dwpe +=. The order of additions is fixed, so the result is deterministic. */
 typedef void embedding_backward_fn(gpt_ctx *ctx, float *dwte /* (Vp, C) */,
@@ -171,13 +174,23 @@ typedef void classifier_backward_fn(gpt_ctx *ctx, float *losses /* (N) */, act *
                                     const int32_t *targets /* (N) */, float scale, int N, int C,
                                     int V, int Vp);
 
+/* ---- weights.c ---- */
+
+/* Bytes of the products' form of a matrix (rows, cols); 0 where products read the parameters as
+ * they are. Without training it leaves out what only backward reads. */
+typedef size_t weights_bytes_fn(int rows, int cols, int parts, int training);
+/* Makes that form, of every segment that has a place for it. */
+typedef void weights_pack_fn(gpt_ctx *ctx, const float *w /* (n_params) */,
+                             const gpt_segment *segments, int n_segments, int training);
+
 /* ---- adamw.c ---- */
 
 /* norm = sqrt(sum of squares) of n gradients, in a fixed order. */
 typedef void grad_norm_fn(gpt_ctx *ctx, float *norm /* (1) */, const float *grads /* (n) */,
                           int64_t n);
-/* One AdamW update, step counted from 1: w, m, v in place. Gradients are scaled by
- * grad_clip / norm where norm exceeds it. Nothing is changed where norm is not finite. */
+/* One AdamW update, step counted from 1: w, m, v in place, and the packed form of each segment
+ * that has one, in the same pass. Gradients are scaled by grad_clip / norm where norm exceeds it.
+ * Nothing is changed where norm is not finite. */
 typedef void adamw_update_fn(gpt_ctx *ctx, float *w, float *m, float *v,
                              const float *grads /* each (n_params) */, const float *norm /* (1) */,
                              gpt_adamw adamw, int64_t step, const gpt_segment *segments,
@@ -222,6 +235,8 @@ typedef struct gpt_ops {
     attention_decode_fn *attention_decode;
     classifier_forward_fn *classifier_forward;
     classifier_backward_fn *classifier_backward;
+    weights_bytes_fn *weights_bytes;
+    weights_pack_fn *weights_pack;
     grad_norm_fn *grad_norm;
     adamw_update_fn *adamw_update;
 } gpt_ops;

@@ -1,5 +1,5 @@
-/* activation.h: the nonlinearities, one row at a time. They are not ops of their own: linear.c
- * applies them to a tile of its product while the tile is in cache. */
+/* activation.h: the nonlinearities, a vector at a time. They are not ops of their own: linear.c
+ * applies them to a tile of its product while that is in cache. */
 #ifndef CPU_ACTIVATION_H
 #define CPU_ACTIVATION_H
 
@@ -29,37 +29,21 @@ static inline vf swish_slope(vf x) {
     return s * (1.0f + x * (1.0f - s));
 }
 
-/* out = activation(pre) over one row; up is the second half of SwiGLU's input, else unused. */
-static inline void activation_forward(float *out, const float *pre, const float *up, int activation,
-                                      int size) {
-    FOR_LANES (i, n, size) {
-        vf x = vf_get(pre + i, n);
-        if (activation == GPT_ACT_GELU)
-            x = gelu(x);
-        else if (activation == GPT_ACT_SWISH)
-            x = swish(x);
-        else if (activation == GPT_ACT_SWIGLU)
-            x = swish(x) * vf_get(up + i, n);
-        vf_put(out + i, x, n);
-    }
+/* activation(x); up is the second half of SwiGLU's input, else unused. */
+static inline vf activation_forward(int activation, vf x, vf up) {
+    if (activation == GPT_ACT_GELU) return gelu(x);
+    if (activation == GPT_ACT_SWISH) return swish(x);
+    if (activation == GPT_ACT_SWIGLU) return swish(x) * up;
+    return x;
 }
 
-/* dpre (and dup) = dout through the activation; dpre may be dout. */
-static inline void activation_backward(float *dpre, float *dup, const float *dout, const float *pre,
-                                       const float *up, int activation, int size) {
-    FOR_LANES (i, n, size) {
-        vf x = vf_get(pre + i, n);
-        vf d = vf_get(dout + i, n);
-        if (activation == GPT_ACT_GELU)
-            d *= gelu_slope(x);
-        else if (activation == GPT_ACT_SWISH)
-            d *= swish_slope(x);
-        else if (activation == GPT_ACT_SWIGLU) {
-            vf_put(dup + i, d * swish(x), n);
-            d *= vf_get(up + i, n) * swish_slope(x);
-        }
-        vf_put(dpre + i, d, n);
-    }
+/* d times the activation's slope at x; for SwiGLU dup = d times the slope in up. */
+static inline vf activation_backward(int activation, vf d, vf x, vf up, vf *dup) {
+    if (activation == GPT_ACT_GELU) return d * gelu_slope(x);
+    if (activation == GPT_ACT_SWISH) return d * swish_slope(x);
+    if (activation != GPT_ACT_SWIGLU) return d;
+    *dup = d * swish(x);
+    return d * up * swish_slope(x);
 }
 
 #endif

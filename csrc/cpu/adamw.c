@@ -7,6 +7,25 @@
 
 enum { BLOCK = 1 << 15 };
 
+#ifdef CPU_BF16
+#include "weights_bf16.h"
+
+static int packs_in_passing(const gpt_segment *s) {
+    return cpu_strips_are_whole(s);
+}
+
+/* What does not divide into strips is packed afterwards. */
+static void pack_the_rest(gpt_ctx *ctx, const float *w, const gpt_segment *segments, int n) {
+    for (int i = 0; i < n; i++)
+        if (!packs_in_passing(&segments[i])) cpu_weights_pack(ctx, w, &segments[i], 1, 1);
+}
+#else
+enum { STRIP = 1 };
+#define packs_in_passing(s)                          0
+#define cpu_pack_strip(s, w, strip, training)        ((void)0)
+#define pack_the_rest(ctx, w, segments, n_segments)  ((void)0)
+#endif
+
 size_t cpu_adamw_workspace(const gpt_shape *shape, int n_threads) {
     (void)n_threads;
     return shape->training ? sizeof(double) * (size_t)cpu_div_up(shape->n_params, BLOCK) : 0;
@@ -69,24 +88,36 @@ static void adamw_run(const adamw_args *a, int64_t begin, int64_t end, float dec
     }
 }
 
-/* Numbers begin to end - 1 of the parameter buffer, segment by segment. */
-static void adamw_numbers(void *p, int thread, int64_t begin, int64_t end) {
+/* Pieces of a segment: blocks of numbers, or strips of rows where the strip is packed in passing. */
+static int64_t pieces(const gpt_segment *s) {
+    return packs_in_passing(s) ? s->rows / STRIP : cpu_div_up(s->size, BLOCK);
+}
+
+static void adamw_piece(const adamw_args *a, const gpt_segment *s, int64_t piece) {
+    int64_t size = packs_in_passing(s) ? (int64_t)STRIP * s->cols : BLOCK, first = piece * size;
+    int64_t last = first + size < s->size ? first + size : s->size;
+    adamw_run(a, s->offset + first, s->offset + last, s->decay ? a->decay : 0);
+    if (packs_in_passing(s)) cpu_pack_strip(s, a->w + s->offset, piece, 1);
+}
+
+/* Pieces begin to end - 1, counted through the segments. */
+static void adamw_pieces(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const adamw_args *a = p;
-    for (int i = 0; i < a->n_segments; i++) {
-        int64_t first = a->segments[i].offset, last = first + a->segments[i].size;
-        first = first > begin ? first : begin;
-        last = last < end ? last : end;
-        if (first < last) adamw_run(a, first, last, a->segments[i].decay ? a->decay : 0);
+    for (int i = 0; i < a->n_segments && end > 0; i++) {
+        int64_t n = pieces(&a->segments[i]);
+        for (int64_t piece = begin > 0 ? begin : 0; piece < n && piece < end; piece++)
+            adamw_piece(a, &a->segments[i], piece);
+        begin -= n;
+        end -= n;
     }
 }
 
 void cpu_adamw_update(gpt_ctx *ctx, float *w, float *m, float *v, const float *grads,
                       const float *norm, gpt_adamw adamw, int64_t step, const gpt_segment *segments,
                       int n_segments) {
-    if (!isfinite(*norm) || n_segments == 0) return;
+    if (!isfinite(*norm)) return;
     float scale = adamw.grad_clip > 0 ? adamw.grad_clip / (*norm + 1e-6f) : 1;
-    const gpt_segment *last = &segments[n_segments - 1];
     adamw_args args = {.w = w,
                        .m = m,
                        .v = v,
@@ -101,5 +132,8 @@ void cpu_adamw_update(gpt_ctx *ctx, float *w, float *m, float *v, const float *g
                        .grad_scale = scale < 1 ? scale : 1,
                        .correction1 = (float)(1 - pow(adamw.beta1, (double)step)),
                        .correction2 = (float)(1 - pow(adamw.beta2, (double)step))};
-    cpu_parallel(ctx, adamw_numbers, &args, last->offset + last->size, BLOCK);
+    int64_t n = 0;
+    for (int i = 0; i < n_segments; i++) n += pieces(&segments[i]);
+    cpu_parallel(ctx, adamw_pieces, &args, n, 2);
+    pack_the_rest(ctx, w, segments, n_segments);
 }

@@ -1,10 +1,8 @@
-/* attention.c: causal attention in tiles of queries and keys, forward, backward and decode. */
+/* attention.c: causal attention in fp32, in tiles of queries and keys: forward, backward, decode. */
 #include "cpu.h"
 
 #include "blas.h"
-#include "simd.h"
-
-#include <math.h>
+#include "softmax.h"
 
 /* A tile of probabilities, TILE_Q x TILE_K floats, stays in the second-level cache. */
 enum { TILE_Q = 64, TILE_K = 256 };
@@ -56,34 +54,6 @@ static void drop_tile(float *s, int nq, int nk, gpt_dropout dropout, uint64_t in
     for (int r = 0; r < nq; r++)
         for (int j = 0; j < nk; j++)
             s[r * TILE_K + j] *= dropout_factor(dropout, index + (uint64_t)r * (uint64_t)T + j);
-}
-
-/* One row of scores becomes exponentials relative to the running maximum. valid: how many of its
- * nk keys the row may see. Returns the factor by which what was summed before must shrink. */
-static float softmax_row(float *s, int valid, int nk, float scale, float *max, float *sum) {
-    vf biggest = vf_set(-INFINITY);
-    FOR_LANES (j, k, valid) {
-        vf x = vf_get(s + j, k);
-        if (k < LANES) { /* the lanes past the end must not win */
-            float tail[LANES];
-            for (int i = 0; i < LANES; i++) tail[i] = i < k ? s[j + i] : -INFINITY;
-            x = vf_load(tail);
-        }
-        biggest = vf_max(biggest, x);
-    }
-    float m = vf_max_lane(biggest) * scale;
-    m = m > *max ? m : *max;
-    vf total = {0};
-    FOR_LANES (j, k, valid) {
-        vf e = vf_exp(vf_get(s + j, k) * scale - m);
-        vf_put(s + j, e, k);
-        total += k < LANES ? vf_load_n(s + j, k) : e;
-    }
-    for (int j = valid; j < nk; j++) s[j] = 0;
-    float shrink = expf(*max - m);
-    *sum = *sum * shrink + vf_sum(total);
-    *max = m;
-    return shrink;
 }
 
 static void forward_tile(const attention_args *a, const query_tile *t, scratch w) {

@@ -209,10 +209,6 @@ int cpu_ctx_threads(const gpt_ctx *ctx) {
     return ctx->n_threads;
 }
 
-void cpu_ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
-    ctx->workspace = workspace;
-}
-
 int cpu_sync(gpt_ctx *ctx) {
     (void)ctx;
     return GPT_OK;

@@ -1,16 +1,24 @@
 /* cpu.h: what the files of the CPU backend share.
  *
- * Every file here but context.c is compiled once for each instruction-set level (see
- * CMakeLists.txt), with CPU_LEVEL set to its name. The names below therefore carry the level, so
- * that the copies live in one library; the sources, and readers, see only the plain name. */
+ * Every file here but context.c is compiled once for each table of ops (see CMakeLists.txt): a
+ * dtype, CPU_DTYPE, at an instruction-set level, CPU_LEVEL. The names below therefore carry both,
+ * so that the copies live in one library; the sources, and readers, see only the plain name. Where
+ * the two dtypes share no code, a file ending in _bf16 stands beside its fp32 twin. */
 #ifndef CPU_H
 #define CPU_H
 
 #include "ops.h"
 
-#define CPU_JOIN2(level, name) cpu_##level##_##name
-#define CPU_JOIN(level, name)  CPU_JOIN2(level, name)
-#define CPU_NAME(name)         CPU_JOIN(CPU_LEVEL, name)
+#define CPU_JOIN2(dtype, level, name) cpu_##dtype##_##level##_##name
+#define CPU_JOIN(dtype, level, name)  CPU_JOIN2(dtype, level, name)
+#define CPU_NAME(name)                CPU_JOIN(CPU_DTYPE, CPU_LEVEL, name)
+
+/* One activation, as this table stores it. Arithmetic is float32 in either. */
+#ifdef CPU_BF16
+typedef uint16_t elem;
+#else
+typedef float elem;
+#endif
 
 #define cpu_embedding_forward      CPU_NAME(embedding_forward)
 #define cpu_embedding_backward     CPU_NAME(embedding_backward)
@@ -23,6 +31,9 @@
 #define cpu_head_forward           CPU_NAME(head_forward)
 #define cpu_linear_workspace       CPU_NAME(linear_workspace)
 #define cpu_product                CPU_NAME(product)
+#define cpu_product_workspace      CPU_NAME(product_workspace)
+#define cpu_pack_operand           CPU_NAME(pack_operand)
+#define cpu_packed_operand_bytes   CPU_NAME(packed_operand_bytes)
 #define cpu_rope_forward           CPU_NAME(rope_forward)
 #define cpu_rope_backward          CPU_NAME(rope_backward)
 #define cpu_attention_forward      CPU_NAME(attention_forward)
@@ -32,6 +43,8 @@
 #define cpu_classifier_forward     CPU_NAME(classifier_forward)
 #define cpu_classifier_backward    CPU_NAME(classifier_backward)
 #define cpu_loss_workspace         CPU_NAME(loss_workspace)
+#define cpu_weights_bytes          CPU_NAME(weights_bytes)
+#define cpu_weights_pack           CPU_NAME(weights_pack)
 #define cpu_grad_norm              CPU_NAME(grad_norm)
 #define cpu_adamw_update           CPU_NAME(adamw_update)
 #define cpu_adamw_workspace        CPU_NAME(adamw_workspace)
@@ -52,6 +65,8 @@ attention_backward_fn cpu_attention_backward;
 attention_decode_fn cpu_attention_decode;
 classifier_forward_fn cpu_classifier_forward;
 classifier_backward_fn cpu_classifier_backward;
+weights_bytes_fn cpu_weights_bytes;
+weights_pack_fn cpu_weights_pack;
 grad_norm_fn cpu_grad_norm;
 adamw_update_fn cpu_adamw_update;
 
@@ -70,8 +85,20 @@ typedef struct cpu_pool cpu_pool;
 struct gpt_ctx {
     int n_threads;
     cpu_pool *pool; /* NULL with one thread */
-    void *workspace;
+    void *workspace; /* shared by the threads of an op */
+    void *scratch;   /* n_threads x CPU_SCRATCH */
 };
+
+/* What each thread has to itself within an op, a whole number of pages. */
+#ifdef CPU_BF16
+enum { CPU_SCRATCH = 512 << 10 };
+#else
+enum { CPU_SCRATCH = 0 };
+#endif
+
+static inline void *cpu_scratch(const gpt_ctx *ctx, int thread) {
+    return (char *)ctx->scratch + (size_t)thread * CPU_SCRATCH;
+}
 
 /* One piece of work: items begin to end - 1, on thread `thread` (0 is the caller). */
 typedef void cpu_task_fn(void *args, int thread, int64_t begin, int64_t end);
@@ -84,7 +111,6 @@ void cpu_parallel(gpt_ctx *ctx, cpu_task_fn *task, void *args, int64_t n, int64_
 int cpu_ctx_create(gpt_ctx **out, int n_threads);
 void cpu_ctx_free(gpt_ctx *ctx);
 int cpu_ctx_threads(const gpt_ctx *ctx);
-void cpu_ctx_set_workspace(gpt_ctx *ctx, void *workspace);
 int cpu_sync(gpt_ctx *ctx);
 void *cpu_buffer_alloc(gpt_ctx *ctx, size_t bytes);
 void cpu_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);

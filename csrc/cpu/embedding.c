@@ -4,8 +4,10 @@
 #include "simd.h"
 
 typedef struct embedding_args {
-    float *out, *dwte, *dwpe;
-    const float *wte, *wpe, *dout;
+    elem *out;
+    float *dwte, *dwpe;
+    const float *wte, *wpe;
+    const elem *dout;
     const int32_t *tokens, *positions;
     int N, T, C;
 } embedding_args;
@@ -14,10 +16,10 @@ static void embedding_forward_rows(void *p, int thread, int64_t begin, int64_t e
     (void)thread;
     const embedding_args *a = p;
     for (int64_t n = begin; n < end; n++) {
-        float *out = a->out + n * a->C;
+        elem *out = a->out + n * a->C;
         const float *wte = a->wte + (int64_t)a->tokens[n] * a->C;
         if (!a->wpe) {
-            memcpy(out, wte, sizeof(float) * (size_t)a->C);
+            FOR_LANES (c, k, a->C) vf_put(out + c, vf_get(wte + c, k), k);
             continue;
         }
         int64_t t = a->positions ? a->positions[n] : n % a->T;
@@ -27,7 +29,7 @@ static void embedding_forward_rows(void *p, int thread, int64_t begin, int64_t e
 }
 
 void cpu_embedding_forward(gpt_ctx *ctx, act *out, const int32_t *tokens, const int32_t *positions,
-                           const weight *wte, const weight *wpe, int N, int T, int C) {
+                           const float *wte, const float *wpe, int N, int T, int C) {
     embedding_args args = {.out = out,
                            .tokens = tokens,
                            .positions = positions,
@@ -46,7 +48,7 @@ static void embedding_backward_channels(void *p, int thread, int64_t begin, int6
     const embedding_args *a = p;
     int width = (int)(end - begin);
     for (int n = 0; n < a->N; n++) {
-        const float *dout = a->dout + (int64_t)n * a->C + begin;
+        const elem *dout = a->dout + (int64_t)n * a->C + begin;
         float *dwte = a->dwte + (int64_t)a->tokens[n] * a->C + begin;
         FOR_LANES (c, k, width) vf_put(dwte + c, vf_get(dwte + c, k) + vf_get(dout + c, k), k);
         if (!a->dwpe) continue;

@@ -3,43 +3,78 @@
 #include "product.h"
 
 typedef struct linear_args {
-    float *out, *pre, *din, *db;
-    const float *b, *pre_in, *dout;
-    int activation, N, width; /* width of out, or of din: one half of pre for SwiGLU */
+    elem *out, *pre, *din;
+    const elem *pre_in;
+    const float *b;
+    int activation, width; /* of out, or of din: one half of pre for SwiGLU */
 } linear_args;
 
-/* pre = product + b, out = activation(pre); in place when pre is out. */
-static void forward_epilogue(void *p, int row, int rows, int col, int cols) {
+/* pre = y + b, out = activation(pre). */
+static void forward_epilogue(void *p, const float *y, const float *y_twin, int ldy, int row,
+                             int rows, int col, int cols) {
     const linear_args *a = p;
     int twin = a->activation == GPT_ACT_SWIGLU ? a->width : 0;
-    int stride = a->width + twin;
-    for (int r = row; r < row + rows; r++) {
-        float *pre = a->pre + (int64_t)r * stride + col;
-        float *out = a->out + (int64_t)r * a->width + col;
-        if (a->b) {
-            const float *b = a->b + col;
-            FOR_LANES (c, k, cols) vf_put(pre + c, vf_get(pre + c, k) + vf_get(b + c, k), k);
-            if (twin)
-                FOR_LANES (c, k, cols)
-                    vf_put(pre + twin + c, vf_get(pre + twin + c, k) + vf_get(b + twin + c, k), k);
+    for (int r = 0; r < rows; r++, y += ldy, y_twin += ldy) {
+        elem *out = a->out + (int64_t)(row + r) * a->width + col;
+        elem *pre = a->pre ? a->pre + (int64_t)(row + r) * (a->width + twin) + col : NULL;
+        FOR_LANES (c, k, cols) {
+            vf x = vf_get(y + c, k), up = {0};
+            if (a->b) x += vf_get(a->b + col + c, k);
+            if (twin) {
+                up = vf_get(y_twin + c, k);
+                if (a->b) up += vf_get(a->b + twin + col + c, k);
+                if (pre) vf_put(pre + twin + c, up, k);
+            }
+            if (pre) vf_put(pre + c, x, k);
+            vf_put(out + c, activation_forward(a->activation, x, up), k);
         }
-        if (a->activation != GPT_ACT_NONE)
-            activation_forward(out, pre, pre + twin, a->activation, cols);
     }
+}
+
+/* din = y through the activation; for SwiGLU, y fills the gates and the ups. */
+static void input_epilogue(void *p, const float *y, const float *y_twin, int ldy, int row, int rows,
+                           int col, int cols) {
+    (void)y_twin;
+    const linear_args *a = p;
+    int twin = a->activation == GPT_ACT_SWIGLU ? a->width : 0;
+    int64_t stride = a->width + twin;
+    for (int r = 0; r < rows; r++, y += ldy) {
+        elem *din = a->din + (row + r) * stride + col;
+        const elem *pre = a->pre_in ? a->pre_in + (row + r) * stride + col : NULL;
+        FOR_LANES (c, k, cols) {
+            vf d = vf_get(y + c, k), dup = {0};
+            if (pre) {
+                vf up = twin ? vf_get(pre + twin + c, k) : dup;
+                d = activation_backward(a->activation, d, vf_get(pre + c, k), up, &dup);
+            }
+            if (twin) vf_put(din + twin + c, dup, k);
+            vf_put(din + c, d, k);
+        }
+    }
+}
+
+/* fp32 has the product where its result will be, and then needs no epilogue but to change it. For
+ * SwiGLU without a place for pre, that is twice as wide and lies in the workspace. */
+static float *forward_target(gpt_ctx *ctx, elem *out, elem *pre, int activation) {
+#ifdef CPU_BF16
+    (void)ctx, (void)out, (void)pre, (void)activation;
+    return NULL;
+#else
+    if (activation == GPT_ACT_NONE) return out;
+    if (pre) return pre;
+    return activation == GPT_ACT_SWIGLU ? ctx->workspace : out;
+#endif
 }
 
 void cpu_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const weight *w,
                         const float *b, int activation, int N, int IC, int OC) {
     int swiglu = activation == GPT_ACT_SWIGLU;
-    /* Without a place for pre, the product goes where it does no harm: into out, or, twice as wide
-     * for SwiGLU, into the workspace. */
-    float *y = activation == GPT_ACT_NONE ? out : pre ? pre : swiglu ? ctx->workspace : out;
-    linear_args args = {
-        .out = out, .pre = y, .b = b, .activation = activation, .N = N, .width = OC};
+    if (activation == GPT_ACT_NONE) pre = NULL;
+    linear_args args = {.out = out, .pre = pre, .b = b, .activation = activation, .width = OC};
     product p = {.kind = PRODUCT_NT,
-                 .out = y,
+                 .out = forward_target(ctx, out, pre, activation),
                  .a = in,
-                 .b = w,
+                 .w = w,
                  .lda = IC,
                  .ldb = IC,
                  .ldo = swiglu ? 2 * OC : OC,
@@ -47,60 +82,31 @@ void cpu_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const w
                  .N = OC,
                  .K = IC,
                  .twin = swiglu ? OC : 0};
-    if (b || activation != GPT_ACT_NONE) {
+    if (!p.out || b || activation != GPT_ACT_NONE) {
         p.epilogue = forward_epilogue;
         p.epilogue_args = &args;
     }
     cpu_product(ctx, &p);
 }
 
-size_t cpu_linear_workspace(const gpt_shape *shape, int n_threads) {
-    (void)n_threads;
-    return shape->activation == GPT_ACT_SWIGLU
-               ? sizeof(float) * 2 * (size_t)shape->N * (size_t)shape->F
-               : 0;
-}
-
-/* din (in place, in its first half for SwiGLU) becomes the gradient of pre. */
-static void input_epilogue(void *p, int row, int rows, int col, int cols) {
-    const linear_args *a = p;
-    int twin = a->activation == GPT_ACT_SWIGLU ? a->width : 0;
-    int stride = a->width + twin;
-    for (int r = row; r < row + rows; r++) {
-        float *din = a->din + (int64_t)r * stride + col;
-        const float *pre = a->pre_in + (int64_t)r * stride + col;
-        activation_backward(din, din + twin, din, pre, pre + twin, a->activation, cols);
-    }
-}
-
-/* db += column sums of dout, for the columns of one piece. */
-static void bias_columns(void *p, int thread, int64_t begin, int64_t end) {
-    (void)thread;
-    const linear_args *a = p;
-    int cols = (int)(end - begin);
-    for (int r = 0; r < a->N; r++) {
-        const float *dout = a->dout + (int64_t)r * a->width + begin;
-        float *db = a->db + begin;
-        FOR_LANES (c, k, cols) vf_put(db + c, vf_get(db + c, k) + vf_get(dout + c, k), k);
-    }
-}
-
 void cpu_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act *dout,
                          const act *in, const weight *w, const act *pre, int activation, int N,
                          int IC, int OC) {
-    int ldi = activation == GPT_ACT_SWIGLU ? 2 * IC : IC;
-    linear_args args = {.din = din, .pre_in = pre, .activation = activation, .N = N, .width = IC};
+    linear_args args = {.din = din, .activation = activation, .width = IC};
+    if (activation != GPT_ACT_NONE) args.pre_in = pre;
     product dinput = {.kind = PRODUCT_NN,
-                      .out = din,
                       .a = dout,
-                      .b = w,
+                      .w = w,
                       .lda = OC,
                       .ldb = IC,
-                      .ldo = ldi,
+                      .ldo = activation == GPT_ACT_SWIGLU ? 2 * IC : IC,
                       .M = N,
                       .N = IC,
                       .K = OC};
-    if (activation != GPT_ACT_NONE) {
+#ifndef CPU_BF16
+    dinput.out = din;
+#endif
+    if (!dinput.out || activation != GPT_ACT_NONE) {
         dinput.epilogue = input_epilogue;
         dinput.epilogue_args = &args;
     }
@@ -108,6 +114,7 @@ void cpu_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act
 
     product dweight = {.kind = PRODUCT_TN,
                        .out = dw,
+                       .sums = db,
                        .a = dout,
                        .b = in,
                        .lda = OC,
@@ -117,11 +124,18 @@ void cpu_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act
                        .N = IC,
                        .K = N};
     cpu_product(ctx, &dweight);
+}
 
-    if (db) {
-        linear_args bias = {.db = db, .dout = dout, .N = N, .width = OC};
-        cpu_parallel(ctx, bias_columns, &bias, OC, 64);
-    }
+size_t cpu_linear_workspace(const gpt_shape *shape, int n_threads) {
+    (void)n_threads;
+    int fc = shape->activation == GPT_ACT_SWIGLU ? 2 * shape->F : shape->F;
+    size_t twice = 0, most = 0;
+#ifndef CPU_BF16
+    if (shape->activation == GPT_ACT_SWIGLU) twice = sizeof(float) * (size_t)shape->N * (size_t)fc;
+#endif
+    int widest = cpu_max(cpu_max(fc, (shape->NH + 2 * shape->NKV) * shape->HS), shape->C);
+    if (shape->training) most = cpu_product_workspace(widest, shape->N);
+    return twice > most ? twice : most;
 }
 
 void cpu_head_forward(gpt_ctx *ctx, float *logits, const act *x, const weight *wte, int N, int C,
@@ -130,7 +144,7 @@ void cpu_head_forward(gpt_ctx *ctx, float *logits, const act *x, const weight *w
     product p = {.kind = PRODUCT_NT,
                  .out = logits,
                  .a = x,
-                 .b = wte,
+                 .w = wte,
                  .lda = C,
                  .ldb = C,
                  .ldo = V,

@@ -19,22 +19,23 @@ size_t cpu_norm_workspace(const gpt_shape *shape, int n_threads) {
 }
 
 typedef struct norm_args {
-    float *resid_out, *out, *stats_out, *dresid, *dbranch, *partial, *dw, *db;
-    const float *resid, *branch, *w, *b, *dout, *stats;
+    elem *resid_out, *out, *dresid, *dbranch;
+    const elem *resid, *branch, *dout;
+    float *stats_out, *partial, *dw, *db;
+    const float *w, *b, *stats;
     gpt_dropout dropout;
     int norm, N, C, n_blocks;
     float eps;
 } norm_args;
 
 /* sum = resid + dropout(branch), one row. */
-static void residual_row(float *sum, const float *resid, const float *branch, gpt_dropout dropout,
+static void residual_row(elem *sum, const elem *resid, const elem *branch, gpt_dropout dropout,
                          int64_t row, int C) {
-    if (dropout.p > 0) {
-        for (int c = 0; c < C; c++)
-            sum[c] = resid[c] + branch[c] * dropout_factor(dropout, (uint64_t)(row * C + c));
-        return;
+    FOR_LANES (c, k, C) {
+        vf x = vf_get(branch + c, k);
+        if (dropout.p > 0) x *= dropout_lanes(dropout, (uint64_t)(row * C + c));
+        vf_put(sum + c, vf_get(resid + c, k) + x, k);
     }
-    FOR_LANES (c, k, C) vf_put(sum + c, vf_get(resid + c, k) + vf_get(branch + c, k), k);
 }
 
 static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
@@ -42,10 +43,10 @@ static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
     const norm_args *a = p;
     int C = a->C;
     for (int64_t row = begin; row < end; row++) {
-        const float *x = a->resid + row * C;
-        float *out = a->out + row * C;
+        const elem *x = a->resid + row * C;
+        elem *out = a->out + row * C;
         if (a->branch) {
-            float *sum = a->resid_out + row * C;
+            elem *sum = a->resid_out + row * C;
             residual_row(sum, x, a->branch + row * C, a->dropout, row, C);
             x = sum;
         }
@@ -101,8 +102,8 @@ void cpu_residual_norm_forward(gpt_ctx *ctx, act *resid_out, act *out, float *st
  * mean(g) term. */
 static void norm_backward_row(const norm_args *a, int64_t row, float *dw, float *db) {
     int C = a->C;
-    const float *x = a->resid + row * C, *dout = a->dout + row * C;
-    float *dx = a->dresid + row * C;
+    const elem *x = a->resid + row * C, *dout = a->dout + row * C;
+    elem *dx = a->dresid + row * C;
     float mean = a->stats[2 * row], rstd = a->stats[2 * row + 1];
     vf sum_g = {0}, sum_gh = {0};
     FOR_LANES (c, k, C) {
@@ -123,9 +124,10 @@ static void norm_backward_row(const norm_args *a, int64_t row, float *dw, float 
         vf_put(dx + c, vf_get(dx + c, k) + rstd * (g - mean_g - h * mean_gh), k);
     }
     if (a->dbranch) {
-        float *dbranch = a->dbranch + row * C;
-        for (int c = 0; c < C; c++)
-            dbranch[c] = dx[c] * dropout_factor(a->dropout, (uint64_t)(row * C + c));
+        elem *dbranch = a->dbranch + row * C;
+        FOR_LANES (c, k, C)
+            vf_put(dbranch + c,
+                   vf_get(dx + c, k) * dropout_lanes(a->dropout, (uint64_t)(row * C + c)), k);
     }
 }
 

@@ -1,8 +1,8 @@
-/* product.c: see product.h. */
+/* product.c: products in fp32, see product.h. */
 #include "product.h"
 
 #include "blas.h"
-#include "kernel.h"
+#include "kernel_fp32.h"
 #include "simd.h"
 
 /* Large enough that packing, which BLAS does anew for each tile, is a small share of the work;
@@ -25,7 +25,11 @@ static int is_small(const product *p) {
     return (int64_t)p->N * p->K <= KERNEL_MOST_B;
 }
 
-/* A tile by our own kernel: see kernel.h. */
+static const float *operand_b(const product *p) {
+    return p->kind == PRODUCT_TN ? p->b : p->w;
+}
+
+/* A tile by our own kernel: see kernel_fp32.h. */
 static void small_tile(const product *p, int row, int rows, int col, int cols) {
     kernel_operands o = {
         .c = p->out + (int64_t)row * p->ldo + col, .ldb = p->ldb, .ldc = p->ldo, .K = p->K};
@@ -34,11 +38,11 @@ static void small_tile(const product *p, int row, int rows, int col, int cols) {
     o.a_row = by_column ? 1 : p->lda;
     o.a_k = by_column ? p->lda : 1;
     if (p->kind != PRODUCT_NT) {
-        o.b = p->b + col;
+        o.b = operand_b(p) + col;
         kernel_product(o, rows, cols, by_column);
         return;
     }
-    o.b = p->b + (int64_t)col * p->ldb;
+    o.b = operand_b(p) + (int64_t)col * p->ldb;
     kernel_product_nt(o, rows, cols);
     if (!p->twin) return;
     o.b += (int64_t)p->twin * p->ldb;
@@ -51,7 +55,7 @@ static void blas_tile(const product *p, int row, int rows, int col, int cols) {
     switch (p->kind) {
     case PRODUCT_NT: {
         const float *a = p->a + (int64_t)row * p->lda;
-        const float *b = p->b + (int64_t)col * p->ldb;
+        const float *b = operand_b(p) + (int64_t)col * p->ldb;
         gemm_nt(rows, cols, p->K, 1, a, p->lda, b, p->ldb, 0, out, p->ldo);
         if (p->twin)
             gemm_nt(rows, cols, p->K, 1, a, p->lda, b + (int64_t)p->twin * p->ldb, p->ldb, 0,
@@ -59,13 +63,19 @@ static void blas_tile(const product *p, int row, int rows, int col, int cols) {
         break;
     }
     case PRODUCT_NN:
-        gemm_nn(rows, cols, p->K, 1, p->a + (int64_t)row * p->lda, p->lda, p->b + col, p->ldb, 0,
-                out, p->ldo);
+        gemm_nn(rows, cols, p->K, 1, p->a + (int64_t)row * p->lda, p->lda, operand_b(p) + col,
+                p->ldb, 0, out, p->ldo);
         break;
     case PRODUCT_TN:
-        gemm_tn(rows, cols, p->K, 1, p->a + row, p->lda, p->b + col, p->ldb, 1, out, p->ldo);
+        gemm_tn(rows, cols, p->K, 1, p->a + row, p->lda, operand_b(p) + col, p->ldb, 1, out,
+                p->ldo);
         break;
     }
+}
+
+static void run_epilogue(const product *p, int row, int rows, int col, int cols) {
+    const float *y = p->out + (int64_t)row * p->ldo + col;
+    p->epilogue(p->epilogue_args, y, y + p->twin, p->ldo, row, rows, col, cols);
 }
 
 static void product_tile(const product *p, int row, int rows, int col, int cols) {
@@ -73,7 +83,7 @@ static void product_tile(const product *p, int row, int rows, int col, int cols)
         small_tile(p, row, rows, col, cols);
     else
         blas_tile(p, row, rows, col, cols);
-    if (p->epilogue) p->epilogue(p->epilogue_args, row, rows, col, cols);
+    if (p->epilogue) run_epilogue(p, row, rows, col, cols);
 }
 
 static void product_run_tiles(void *args, int thread, int64_t begin, int64_t end) {
@@ -90,7 +100,7 @@ static void product_run_tiles(void *args, int thread, int64_t begin, int64_t end
 __attribute__((always_inline)) static inline void few_rows(const product *p, int M, int begin,
                                                            int end) {
     for (int col = begin; col < end; col++) {
-        const float *b = p->b + (int64_t)col * p->ldb;
+        const float *b = operand_b(p) + (int64_t)col * p->ldb;
         vf sum[FEW_ROWS] = {{0}};
         FOR_LANES (k, n, p->K) {
             vf x = vf_get(b + k, n);
@@ -128,7 +138,7 @@ static void product_run_few_rows(void *args, int thread, int64_t begin, int64_t 
     const product *p = args;
     product_few_rows(p, (int)begin, (int)end);
     if (p->twin) product_few_rows(p, (int)begin + p->twin, (int)end + p->twin);
-    if (p->epilogue) p->epilogue(p->epilogue_args, 0, p->M, (int)begin, (int)(end - begin));
+    if (p->epilogue) run_epilogue(p, 0, p->M, (int)begin, (int)(end - begin));
 }
 
 /* Tiles of about the same size, and enough of them for the threads to end together. */
@@ -150,7 +160,25 @@ static product_tiles split(const product *p, int n_threads) {
     return tiles;
 }
 
+/* sums += column sums of a, for the columns of one piece. */
+static void product_sum_columns(void *args, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const product *p = args;
+    int cols = (int)(end - begin);
+    float *sums = p->sums + begin;
+    for (int k = 0; k < p->K; k++) {
+        const float *a = p->a + (int64_t)k * p->lda + begin;
+        FOR_LANES (c, n, cols) vf_put(sums + c, vf_get(sums + c, n) + vf_get(a + c, n), n);
+    }
+}
+
+size_t cpu_product_workspace(int N, int K) {
+    (void)N, (void)K;
+    return 0;
+}
+
 void cpu_product(gpt_ctx *ctx, product *p) {
+    if (p->sums) cpu_parallel(ctx, product_sum_columns, p, p->M, 64);
     if (p->kind == PRODUCT_NT && p->M <= FEW_ROWS) {
         cpu_parallel(ctx, product_run_few_rows, p, p->N, cpu_grain(ctx, p->N, 32));
         return;

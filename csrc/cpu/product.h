@@ -1,30 +1,51 @@
-/* product.h: the matrix product that linear.c and loss.c are made of: tiles shared out over the
- * threads, each by single-threaded BLAS, each followed by an epilogue while it is in cache. */
+/* product.h: the matrix product that linear.c and the head are made of: tiles shared out over the
+ * threads, each piece followed by an epilogue while it is in cache.
+ *
+ * product.c is fp32: operands as they lie in memory, BLAS or kernel_fp32.h for a tile.
+ * product_bf16.c reads b packed (pack.h), by the kernels of kernel_bf16.h and kernel_amx.h. */
 #ifndef CPU_PRODUCT_H
 #define CPU_PRODUCT_H
 
 #include "cpu.h"
+#include "simd.h"
 
 typedef enum product_kind {
-    PRODUCT_NT, /* out (M, N) = a (M, K) b (N, K)^T:   forward */
-    PRODUCT_NN, /* out (M, N) = a (M, K) b (K, N):     gradient of the input */
-    PRODUCT_TN, /* out (M, N) += a (K, M)^T b (K, N):  gradient of the weight, a sum over rows */
+    PRODUCT_NT, /* y (M, N) = a (M, K) w (N, K)^T:    forward */
+    PRODUCT_NN, /* y (M, N) = a (M, K) w (K, N):      gradient of the input */
+    PRODUCT_TN, /* out (M, N) += a (K, M)^T b (K, N): gradient of the weight, a sum over rows */
 } product_kind;
 
-/* What happens to a tile of out: rows row to row + rows - 1, likewise columns. */
-typedef void product_epilogue_fn(void *args, int row, int rows, int col, int cols);
+/* What happens to rows row to row + rows - 1, and likewise columns, of the product: y holds them,
+ * ldy numbers from row to row. y_twin holds the columns `twin` further on. */
+typedef void product_epilogue_fn(void *args, const float *y, const float *y_twin, int ldy, int row,
+                                 int rows, int col, int cols);
 
 typedef struct product {
     product_kind kind;
-    float *out;
-    const float *a, *b;
+    float *out; /* where y goes. bf16: NULL where only the epilogue reads y. fp32: the epilogue may
+                 * overwrite it in place */
+    float *sums; /* TN only, or NULL: (M) += the sums of a over its K rows */
+    const elem *a, *b;
+    const weight *w; /* NT and NN, in the products' form */
+    const bf16 *panels; /* TN in bf16: b, where cpu_pack_operand packed it; NULL: to be packed */
     int lda, ldb, ldo;
     int M, N, K;
+    int first, rows; /* NN in bf16: w has `rows` rows, of which K from `first` on count. 0: all K */
+    int add;         /* NN in bf16: out += y */
     int twin; /* NT only, 0: none. Columns twin + j come with columns j: the halves of SwiGLU */
-    product_epilogue_fn *epilogue; /* or NULL */
+    product_epilogue_fn *epilogue; /* or NULL; NT and NN */
     void *epilogue_args;
 } product;
 
 void cpu_product(gpt_ctx *ctx, product *p);
+
+/* What a product of kind TN of this size needs of the workspace. */
+size_t cpu_product_workspace(int N, int K);
+
+#ifdef CPU_BF16
+/* b (K, N) in panels for products of kind TN, and the bytes that takes. */
+void cpu_pack_operand(gpt_ctx *ctx, bf16 *out, const bf16 *b, int ldb, int N, int K);
+size_t cpu_packed_operand_bytes(int N, int K);
+#endif
 
 #endif

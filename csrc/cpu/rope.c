@@ -1,8 +1,10 @@
 /* rope.c: rotary position embedding, in place on the packed queries and keys. */
 #include "cpu.h"
 
+#include "simd.h"
+
 typedef struct rope_args {
-    float *qkv;
+    elem *qkv;
     const float *table;
     const int32_t *positions;
     float sign; /* 1 rotates forward, -1 back */
@@ -10,25 +12,25 @@ typedef struct rope_args {
 } rope_args;
 
 /* Channels (i, i + HS/2) of each head, the same angles for every head. */
-static void rotate_heads(float *x, const float *table, float sign, int n_heads, int HS) {
+static void rotate_heads(elem *x, const float *table, float sign, int n_heads, int HS) {
     int half = HS / 2;
     for (int h = 0; h < n_heads; h++, x += HS) {
         for (int i = 0; i < half; i++) {
             float c = table[2 * i], s = sign * table[2 * i + 1];
-            float a = x[i], b = x[i + half];
-            x[i] = a * c - b * s;
-            x[i + half] = a * s + b * c;
+            float a = to_float(x[i]), b = to_float(x[i + half]);
+            x[i] = to_elem(a * c - b * s);
+            x[i + half] = to_elem(a * s + b * c);
         }
     }
 }
 
 /* Channels (2i, 2i + 1) over the whole width. */
-static void rotate_wide(float *x, const float *table, float sign, int width) {
+static void rotate_wide(elem *x, const float *table, float sign, int width) {
     for (int i = 0; i < width; i += 2) {
         float c = table[i], s = sign * table[i + 1];
-        float a = x[i], b = x[i + 1];
-        x[i] = a * c - b * s;
-        x[i + 1] = a * s + b * c;
+        float a = to_float(x[i]), b = to_float(x[i + 1]);
+        x[i] = to_elem(a * c - b * s);
+        x[i + 1] = to_elem(a * s + b * c);
     }
 }
 
@@ -38,7 +40,7 @@ static void rope_rows(void *p, int thread, int64_t begin, int64_t end) {
     int width = a->NH * a->HS, stride = (a->NH + 2 * a->NKV) * a->HS;
     int64_t pairs = a->pos == GPT_POS_ROPE ? a->HS / 2 : width / 2;
     for (int64_t n = begin; n < end; n++) {
-        float *q = a->qkv + n * stride, *k = q + width;
+        elem *q = a->qkv + n * stride, *k = q + width;
         int64_t t = a->positions ? a->positions[n] : n % a->T;
         const float *table = a->table + t * pairs * 2;
         if (a->pos == GPT_POS_ROPE) {

@@ -4,7 +4,8 @@
 #ifndef CPU_SIMD_H
 #define CPU_SIMD_H
 
-#include <stdint.h>
+#include "ops.h"
+
 #include <string.h>
 
 #if defined(__AVX512F__)
@@ -19,6 +20,11 @@ enum { LANES = 4 };
 
 typedef float vf __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t vi __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef uint32_t vu __attribute__((vector_size(LANES * sizeof(uint32_t))));
+typedef uint16_t vh __attribute__((vector_size(LANES * sizeof(uint16_t))));
+
+/* The upper half of a float32, rounded to nearest even. */
+typedef uint16_t bf16;
 
 static inline vf vf_set(float x) {
     return x - (vf){0};
@@ -114,21 +120,110 @@ static inline vf vf_sigmoid(vf x) {
     return 1.0f / (1.0f + vf_exp(-x));
 }
 
+/* The factors that dropout multiplies elements i, i + 1, … by. */
+static inline vf dropout_lanes(gpt_dropout dropout, uint64_t i) {
+    float factors[LANES];
+    for (int j = 0; j < LANES; j++) factors[j] = dropout_factor(dropout, i + (uint64_t)j);
+    return vf_load(factors);
+}
+
+/* ---- bf16 ---- */
+
+static inline float bf16_float(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline bf16 bf16_round(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x != x) return (bf16)(bits >> 16 | 0x40);
+    return (bf16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static inline vf vf_from_bf16(vh x) {
+    return (vf)(__builtin_convertvector(x, vu) << 16);
+}
+
+static inline vh vf_to_bf16(vf x) {
+#if defined(__AVX512BF16__)
+    return (vh)_mm512_cvtneps_pbh((__m512)x);
+#else
+    vu bits = (vu)x;
+    vu rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    vu nan = (vu)(x != x);
+    return __builtin_convertvector((rounded & ~nan) | ((bits >> 16 | 0x40) & nan), vh);
+#endif
+}
+
+static inline vh vh_load_n(const bf16 *p, int n) {
+#if defined(__AVX512F__)
+    return (vh)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+#else
+    vh v = {0};
+    for (int i = 0; i < n; i++) v[i] = p[i];
+    return v;
+#endif
+}
+
+static inline void vh_store_n(bf16 *p, vh v, int n) {
+#if defined(__AVX512F__)
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)v);
+#else
+    for (int i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
+
+/* ---- loops over memory ---- */
+
 /* The loop every elementwise op is made of: full vectors, then the rest with n < LANES. The body
  * sees i and n; load and store through vf_get and vf_put. */
 #define FOR_LANES(i, n, size)                                                                      \
     for (int i = 0, n = LANES; i < (size) && ((n = (size) - i < LANES ? (size) - i : LANES), 1);   \
          i += LANES)
 
-static inline vf vf_get(const float *p, int n) {
+static inline vf vf_get_f32(const float *p, int n) {
     return n == LANES ? vf_load(p) : vf_load_n(p, n);
 }
 
-static inline void vf_put(float *p, vf v, int n) {
+static inline void vf_put_f32(float *p, vf v, int n) {
     if (n == LANES)
         vf_store(p, v);
     else
         vf_store_n(p, v, n);
 }
+
+static inline vf vf_get_bf16(const bf16 *p, int n) {
+    vh v;
+    if (n == LANES)
+        memcpy(&v, p, sizeof v);
+    else
+        v = vh_load_n(p, n);
+    return vf_from_bf16(v);
+}
+
+static inline void vf_put_bf16(bf16 *p, vf v, int n) {
+    vh h = vf_to_bf16(v);
+    if (n == LANES)
+        memcpy(p, &h, sizeof h);
+    else
+        vh_store_n(p, h, n);
+}
+
+/* One number of the table's type. */
+#ifdef CPU_BF16
+#define to_float(x) bf16_float(x)
+#define to_elem(x)  bf16_round(x)
+#else
+#define to_float(x) (x)
+#define to_elem(x)  (x)
+#endif
+
+/* n numbers of either type, as floats in registers. */
+#define vf_get(p, n)                                                                               \
+    _Generic((p), const bf16 *: vf_get_bf16, bf16 *: vf_get_bf16, default: vf_get_f32)(p, n)
+#define vf_put(p, v, n) _Generic((p), bf16 *: vf_put_bf16, default: vf_put_f32)(p, v, n)
 
 #endif

@@ -1,4 +1,4 @@
-/* table.c: the CPU backend's table of ops, one for each instruction-set level. */
+/* table.c: the CPU backend's table of ops, one for each dtype and instruction-set level. */
 #include "cpu.h"
 
 #define CPU_STRING2(x) #x
@@ -13,19 +13,26 @@ static size_t workspace_bytes(const gpt_ctx *ctx, const gpt_shape *shape) {
         size_t bytes = needs[i](shape, ctx->n_threads);
         most = bytes > most ? bytes : most;
     }
-    return most;
+    return most + CPU_SCRATCH * (size_t)ctx->n_threads;
+}
+
+static void ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
+    ctx->scratch = workspace;
+    ctx->workspace = workspace ? (char *)workspace + CPU_SCRATCH * (size_t)ctx->n_threads : NULL;
 }
 
 extern const gpt_ops cpu_ops;
 const gpt_ops cpu_ops = {
-    .name = "cpu fp32 " CPU_STRING(CPU_LEVEL),
-    .act_bytes = sizeof(float),
+    .name = "cpu " CPU_STRING(CPU_DTYPE) " " CPU_STRING(CPU_LEVEL),
+    .act_bytes = sizeof(elem),
+#ifndef CPU_BF16
     .thread_library_bytes = 2 << 20, /* OpenBLAS's packing buffers, as far as tiles touch them */
+#endif
     .ctx_create = cpu_ctx_create,
     .ctx_free = cpu_ctx_free,
     .ctx_threads = cpu_ctx_threads,
     .workspace_bytes = workspace_bytes,
-    .ctx_set_workspace = cpu_ctx_set_workspace,
+    .ctx_set_workspace = ctx_set_workspace,
     .sync = cpu_sync,
     .buffer_alloc = cpu_buffer_alloc,
     .buffer_free = cpu_buffer_free,
@@ -48,6 +55,8 @@ const gpt_ops cpu_ops = {
     .attention_decode = cpu_attention_decode,
     .classifier_forward = cpu_classifier_forward,
     .classifier_backward = cpu_classifier_backward,
+    .weights_bytes = cpu_weights_bytes,
+    .weights_pack = cpu_weights_pack,
     .grad_norm = cpu_grad_norm,
     .adamw_update = cpu_adamw_update,
 };

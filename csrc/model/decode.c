@@ -72,6 +72,7 @@ void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, in
                   float *logits) {
     gpt_model *m = s->model;
     m->ops->ctx_set_workspace(m->ctx, s->workspace);
+    model_pack(m);
     int n_logits = 0;
     for (int i = 0; i < n; i += s->max_rows) {
         int rows = n - i < s->max_rows ? n - i : s->max_rows;

@@ -56,10 +56,10 @@ typedef struct layer_view {
 } layer_view;
 
 typedef struct params_view {
-    weight *wte;                /* (Vp, C) */
-    weight *wpe;                /* (block_size, C) */
+    float *wte;                 /* (Vp, C) */
+    float *wpe;                 /* (block_size, C) */
     float *norm_f_w, *norm_f_b; /* (C) */
-    weight *head;               /* (Vp, C); wte where tied */
+    weight *head;               /* (Vp, C); of wte where tied */
     layer_view *layers;         /* (L) */
 } params_view;
 
@@ -84,8 +84,13 @@ int params_count(const gpt_config *c);
 bool params_slot(const gpt_config *c, int i, param_slot *out);
 int params_layout_create(const gpt_config *c, params_layout *out);
 void params_layout_free(params_layout *layout);
-/* Points view (whose layers have room for n_layer) into a buffer laid out so. */
-void params_view_set(const gpt_config *c, const params_layout *layout, float *buffer,
+/* Gives the matrices of products their places for the packed form, from base on (NULL: only
+ * counts). Returns the bytes: 0 where products read the parameters themselves. */
+size_t params_plan_packed(const gpt_config *c, const gpt_ops *ops, bool training, char *base,
+                          params_layout *layout);
+/* Points view (whose layers have room for n_layer) into a buffer laid out so; products to the
+ * packed form where `packed`, else they read the buffer too. */
+void params_view_set(const gpt_config *c, const params_layout *layout, float *buffer, bool packed,
                      params_view *view);
 /* Values of one tensor, as stored. A function of (seed, tensor, element). */
 void params_init(const param_slot *slot, int i, uint64_t seed, float *out);
@@ -160,6 +165,7 @@ struct gpt_model {
     void *workspace;
     acts acts;
     params_view w, dw;
+    bool pack_stale; /* parameters were written since they were packed */
 
     int64_t step;     /* updates done */
     int64_t n_micro;  /* backward calls since the last update */
@@ -186,6 +192,8 @@ typedef struct batch {
 
 /* ---- forward.c, backward.c, decode.c, optim.c ---- */
 
+/* Brings the packed weights up to date with the parameters, where those were written. */
+void model_pack(gpt_model *m);
 /* From acts.tokens to acts.norm_f. */
 void model_forward(gpt_model *m, const acts *a, const batch *x);
 /* From acts.targets to the gradients of every parameter, and acts.losses. */

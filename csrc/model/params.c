@@ -146,7 +146,13 @@ int params_layout_create(const gpt_config *c, params_layout *out) {
         param_slot *slot = &out->slots[i];
         params_slot(c, i, slot);
         slot->offset = out->n_stored;
-        out->segments[i] = (gpt_segment){slot->offset, slot->stored, slot->info.decay};
+        int cols = slot->info.n_dim == 2 ? (int)slot->info.shape[1] : 1;
+        out->segments[i] = (gpt_segment){.offset = slot->offset,
+                                         .size = slot->stored,
+                                         .decay = slot->info.decay,
+                                         .rows = (int)(slot->stored / cols),
+                                         .cols = cols,
+                                         .parts = 1};
         out->n_params += slot->info.size;
         out->n_stored += (slot->stored + ALIGN - 1) / ALIGN * ALIGN;
     }
@@ -159,7 +165,30 @@ void params_layout_free(params_layout *layout) {
     memset(layout, 0, sizeof *layout);
 }
 
-void params_view_set(const gpt_config *c, const params_layout *layout, float *buffer,
+/* Whether a product reads it: every matrix but the positions, and wte where the head is another. */
+static bool is_product(const gpt_config *c, const struct row *row) {
+    if (row->cols == ONE || row->rows == BLOCK) return false;
+    return row->place != FIRST || c->tied;
+}
+
+size_t params_plan_packed(const gpt_config *c, const gpt_ops *ops, bool training, char *base,
+                          params_layout *layout) {
+    size_t used = 0;
+    for (int i = 0; i < layout->n_slots; i++) {
+        int layer = -1;
+        const struct row *row = row_at(c, i, &layer);
+        gpt_segment *s = &layout->segments[i];
+        if (!is_product(c, row)) continue;
+        /* The gates and ups of SwiGLU are read in pairs. */
+        s->parts = row->rows == FC && c->activation == GPT_ACT_SWIGLU ? 2 : 1;
+        size_t bytes = ops->weights_bytes(s->rows, s->cols, s->parts, training);
+        if (base && bytes) s->packed = base + used;
+        used += (bytes + 63) / 64 * 64;
+    }
+    return used;
+}
+
+void params_view_set(const gpt_config *c, const params_layout *layout, float *buffer, bool packed,
                      params_view *view) {
     layer_view *layers = view->layers;
     memset(view, 0, sizeof *view);
@@ -169,10 +198,12 @@ void params_view_set(const gpt_config *c, const params_layout *layout, float *bu
         int layer = -1;
         const struct row *row = row_at(c, i, &layer);
         char *base = layer >= 0 ? (char *)&layers[layer] : (char *)view;
-        void *p = buffer + layout->slots[i].offset;
-        memcpy(base + row->field, &p, sizeof p);
+        void *p = buffer + layout->slots[i].offset, *products = layout->segments[i].packed;
+        if (!packed || !products) products = p;
+        bool is_wte = row->field == MODEL_FIELD(wte) && row->place == FIRST;
+        memcpy(base + row->field, is_wte || !is_product(c, row) ? &p : &products, sizeof p);
+        if (is_wte) view->head = products; /* lm_head, which comes later, where there is one */
     }
-    if (c->tied) view->head = view->wte;
 }
 
 /* 64 well-mixed bits from a counter (SplitMix64: Steele, Lea and Flood 2014). */

@@ -42,7 +42,13 @@ static const struct place {
     {"cpu fp32 avx2, 2 threads", GPT_DEVICE_CPU, GPT_DTYPE_FP32, 2, "avx2"},
     {"cpu fp32 avx512, 1 thread", GPT_DEVICE_CPU, GPT_DTYPE_FP32, 1, "avx512"},
     {"cpu fp32 avx512, 2 threads", GPT_DEVICE_CPU, GPT_DTYPE_FP32, 2, "avx512"},
-    {"cpu bf16", GPT_DEVICE_CPU, GPT_DTYPE_BF16, 2, NULL},
+    {"cpu bf16 portable, 2 threads", GPT_DEVICE_CPU, GPT_DTYPE_BF16, 2, "portable"},
+    {"cpu bf16 avx2, 1 thread", GPT_DEVICE_CPU, GPT_DTYPE_BF16, 1, "avx2"},
+    {"cpu bf16 avx512, 2 threads", GPT_DEVICE_CPU, GPT_DTYPE_BF16, 2, "avx512"},
+    {"cpu bf16 avx512bf16, 1 thread", GPT_DEVICE_CPU, GPT_DTYPE_BF16, 1, "avx512bf16"},
+    {"cpu bf16 avx512bf16, 2 threads", GPT_DEVICE_CPU, GPT_DTYPE_BF16, 2, "avx512bf16"},
+    {"cpu bf16 amx, 1 thread", GPT_DEVICE_CPU, GPT_DTYPE_BF16, 1, "amx"},
+    {"cpu bf16 amx, 2 threads", GPT_DEVICE_CPU, GPT_DTYPE_BF16, 2, "amx"},
     {"cuda fp32", GPT_DEVICE_CUDA, GPT_DTYPE_FP32, 1, NULL},
     {"cuda bf16", GPT_DEVICE_CUDA, GPT_DTYPE_BF16, 1, NULL},
 };
@@ -58,6 +64,7 @@ static inline int place_exists(int i) {
         setenv("GPTC_CPU_LEVEL", places[i].level, 1);
         return strcmp(gpt_cpu_level(), places[i].level) == 0;
     }
+    unsetenv("GPTC_CPU_LEVEL");
     gpt_options options = {.device = places[i].device, .dtype = places[i].dtype};
     gpt_model *model = NULL;
     int status = gpt_model_create(&families[0].config, &options, &model);

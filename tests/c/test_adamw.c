@@ -60,7 +60,7 @@ static int make_segments(gpt_segment *segments, int64_t n) {
     for (int64_t at = 0; at < n;) {
         int64_t size = 1 + random_below(n > 100 ? 700 : 3);
         if (size > n - at) size = n - at;
-        segments[count] = (gpt_segment){at, size, count % 2 == 0};
+        segments[count] = (gpt_segment){.offset = at, .size = size, .decay = count % 2 == 0};
         at += size + (count % 3 == 2 ? 5 : 0);
         if (++count == 64) break;
     }
@@ -172,7 +172,7 @@ static void test_not_finite(void) {
         for (int clip = 0; clip < 2; clip++) {
             test_case("norm=%g clip=%d", norms[k], clip);
             gpt_adamw adamw = {1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, (float)clip};
-            gpt_segment segment = {0, n, 1};
+            gpt_segment segment = {.size = n, .decay = 1};
             double *w = random_f32(n, 1.0), *m = random_f32(n, 1.0), *v = host_copy(w, n);
             for (int i = 0; i < n; i++) v[i] = fabs(v[i]);
             double *grads = random_f32(n, 1.0);
@@ -197,7 +197,7 @@ static void test_zero_gradients(void) {
     enum { n = 70 };
     test_case("n=%d", n);
     gpt_adamw adamw = {1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, 1.0f};
-    gpt_segment segments[] = {{0, 33, 0}, {33, n - 33, 1}};
+    gpt_segment segments[] = {{.size = 33}, {.offset = 33, .size = n - 33, .decay = 1}};
     double *w = random_f32(n, 1.0), *zeros = host_zeros(n), *want = host_copy(w, n);
     for (int i = 33; i < n; i++) want[i] *= 1.0 - (double)adamw.lr * adamw.weight_decay;
     gpt_shape shape = shape_of(n);

@@ -43,8 +43,8 @@ static void check_forward(sizes s, int use_positions, int use_wpe) {
         test_workspace(&shape);
         test.ops->embedding_forward(
             test.ctx, out, device_i32(tokens, N), positions ? device_i32(positions, N) : NULL,
-            device_act(wte, (int64_t)Vp * s.C),
-            wpe ? device_act(wpe, (int64_t)block_size * s.C) : NULL, N, s.T, s.C);
+            device_f32(wte, (int64_t)Vp * s.C),
+            wpe ? device_f32(wpe, (int64_t)block_size * s.C) : NULL, N, s.T, s.C);
         EXPECT_CLOSE("out", read_act(out, (int64_t)N * s.C), want, N, s.C, test_tol(1e-6));
     }
 }

@@ -58,7 +58,7 @@ static void check_forward(sizes s, int activation, int use_b) {
             void *pre = training && keeps_pre ? device_act(NULL, pre_size) : NULL;
             test_workspace(&shape);
             test.ops->linear_forward(test.ctx, out, pre, device_act(in, (int64_t)s.N * s.IC),
-                                     device_act(w, (int64_t)width * s.IC),
+                                     device_weight(w, width, s.IC, width / s.OC),
                                      b ? device_f32(b, width) : NULL, activation, s.N, s.IC, s.OC);
             EXPECT_CLOSE("out", read_act(out, out_size), want, s.N, s.OC, test_tol(5e-6));
             if (pre) {
@@ -100,10 +100,10 @@ static void test_activation_range(void) {
             void *out = device_act(NULL, N), *pre = device_act(NULL, N * width);
             void *din = device_act(NULL, N * width);
             test_workspace(&shape);
-            test.ops->linear_forward(test.ctx, out, pre, device_act(in, N), device_act(w, width),
-                                     NULL, activation, N, 1, 1);
+            test.ops->linear_forward(test.ctx, out, pre, device_act(in, N),
+                                     device_weight(w, width, 1, width), NULL, activation, N, 1, 1);
             test.ops->linear_backward(test.ctx, din, device_f32(one, 1), NULL, device_act(dout, N),
-                                      out, device_act(one, 1), pre, activation, N, 1, 1);
+                                      out, device_weight(one, 1, 1, 1), pre, activation, N, 1, 1);
             EXPECT_CLOSE("out", read_act(out, N), want, N, 1, test_tol(2e-5));
             EXPECT_CLOSE("dpre", read_act(din, N * width), dy, N, width, test_tol(2e-5));
         }
@@ -131,7 +131,7 @@ static void check_backward(sizes s, int activation, int use_db) {
         void *device_db = db ? device_f32(db, s.OC) : NULL;
         test_workspace(&shape);
         test.ops->linear_backward(test.ctx, din, device_dw, device_db, device_act(dout, out_size),
-                                  device_act(in, in_size), device_act(w, w_size),
+                                  device_act(in, in_size), device_weight(w, s.OC, s.IC, 1),
                                   has_pre ? device_act(pre, din_size) : NULL, activation, s.N, s.IC,
                                   s.OC);
         EXPECT_CLOSE("din", read_act(din, din_size), want, s.N, width, test_tol(1e-5));
@@ -171,7 +171,7 @@ static void check_head(int N, int C, int V, int Vp) {
         void *logits = device_f32(NULL, size);
         test_workspace(&shape);
         test.ops->head_forward(test.ctx, logits, device_act(x, (int64_t)N * C),
-                               device_act(wte, (int64_t)Vp * C), N, C, V, Vp);
+                               device_weight(wte, Vp, C, 1), N, C, V, Vp);
         EXPECT_CLOSE("logits", read_f32(logits, size), want, N, V, test_tol(5e-6));
     }
 }

@@ -60,7 +60,7 @@ static void check_forward(sizes s, const double *x, const double *wte, const int
         void *losses = device_f32(NULL, s.N);
         test_workspace(&shape);
         test.ops->classifier_forward(test.ctx, losses, device_act(x, (int64_t)s.N * s.C),
-                                     device_act(wte, (int64_t)s.Vp * s.C), device_i32(targets, s.N),
+                                     device_weight(wte, s.Vp, s.C, 1), device_i32(targets, s.N),
                                      s.N, s.C, s.V, s.Vp);
         double *got = read_f32(losses, s.N);
         EXPECT_CLOSE("losses", got, want, 1, s.N, test_tol(1e-5));
@@ -80,7 +80,7 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
         void *device_dwte = device_f32(dwte, wte_size);
         test_workspace(&shape);
         test.ops->classifier_backward(test.ctx, losses, dx, device_dwte, device_act(x, x_size),
-                                      device_act(wte, wte_size), device_i32(targets, s.N),
+                                      device_weight(wte, s.Vp, s.C, 1), device_i32(targets, s.N),
                                       (float)scale, s.N, s.C, s.V, s.Vp);
         double *got = read_f32(losses, s.N), *got_dx = read_act(dx, x_size);
         EXPECT_CLOSE("losses", got, want, 1, s.N, test_tol(1e-5));
@@ -143,7 +143,7 @@ static void check_not_finite(sizes s, const double *x, const double *wte, int al
             void *losses = device_f32(NULL, s.N), *dx = device_act(NULL, (int64_t)s.N * s.C);
             void *dwte = device_f32(wte, (int64_t)s.Vp * s.C);
             void *device_x = device_act(x, (int64_t)s.N * s.C);
-            void *device_wte = device_act(wte, (int64_t)s.Vp * s.C);
+            void *device_wte = device_weight(wte, s.Vp, s.C, 1);
             void *device_targets = device_i32(targets, s.N);
             test_workspace(&shape);
             if (backward) {
@@ -204,7 +204,7 @@ static void test_chunks(void) {
         void *device_dwte = device_f32(dwte, (int64_t)s.Vp * s.C);
         test_workspace(&shape);
         test.ops->classifier_backward(test.ctx, losses, dx, device_dwte, device_act(x, s.N * s.C),
-                                      device_act(wte, (int64_t)s.Vp * s.C),
+                                      device_weight(wte, s.Vp, s.C, 1),
                                       device_i32(targets, s.N), 1.0f, s.N, s.C, s.V, s.Vp);
         EXPECT_CLOSE("losses", read_f32(losses, s.N), want, 1, s.N, test_tol(2e-4));
         double *got = read_act(dx, s.N * s.C), *got_dwte = read_f32(device_dwte, 2 * s.V),

@@ -332,6 +332,21 @@ static inline void *device_i32(const int32_t *values, int64_t n) {
     return data;
 }
 
+/* A weight matrix as the products of this table read it: all that backward needs too. */
+static inline void *device_weight(const double *values, int rows, int cols, int parts) {
+    int64_t n = (int64_t)rows * cols;
+    size_t bytes = test.ops->weights_bytes(rows, cols, parts, 1);
+    void *params = device_f32(values, n);
+    if (bytes == 0) return params;
+    gpt_segment segment = {.size = n,
+                           .rows = rows,
+                           .cols = cols,
+                           .parts = parts,
+                           .packed = test_device_alloc(bytes, TEST_GARBAGE)};
+    test.ops->weights_pack(test.ctx, params, &segment, 1, 1);
+    return segment.packed;
+}
+
 static inline double *read_f32(const void *device, int64_t n) {
     EXPECT(test.ops->sync(test.ctx) == GPT_OK);
     float *host = host_floats(n);

@@ -1,0 +1,443 @@
+/* attention_bf16.c: causal attention in bf16 with float32 scores and sums: forward, backward,
+ * decode. Tiles as in attention.c; every product of a tile is a row-major operand times a packed one
+ * (pack.h), so keys and values are packed once for all queries of a head. */
+#include "kernel.h"
+#include "softmax.h"
+
+enum { TILE_Q = 64, TILE_K = 256 };
+
+/* Sizes of one head, and what of them is rounded up to whole panels. */
+typedef struct head_shape {
+    int T, HS, T16, HS16;
+} head_shape;
+
+static head_shape shape_of(int T, int HS) {
+    return (head_shape){T, HS, (int)cpu_round_up(T, PANEL), (int)cpu_round_up(HS, PANEL)};
+}
+
+/* What a thread needs for one head. */
+typedef struct buffers {
+    bf16 *keys;            /* k as rows, transposed: (HS, T) in panels of 16 keys */
+    bf16 *values;          /* v as columns: (T, HS) in panels of 16 channels */
+    float *s;              /* (TILE_Q, TILE_K) scores, then probabilities */
+    float *sum_q;          /* (TILE_Q, HS16) out of a tile, or dq */
+    float *max, *sum;      /* (TILE_Q) */
+    bf16 *p;               /* (TILE_Q, TILE_K) probabilities, or ds */
+    bf16 *values_rows;     /* backward: v as rows, transposed: (HS, T) in panels of 16 keys */
+    bf16 *keys_columns;    /* k as columns: (T, HS) in panels of 16 channels */
+    float *ds;             /* (TILE_Q, TILE_K) */
+    bf16 *p_panels;        /* (TILE_Q, TILE_K) in panels of 16 keys */
+    bf16 *ds_panels;       /* the same */
+    bf16 *q_turned;        /* (HS, TILE_Q) */
+    bf16 *dout_turned;     /* (HS, TILE_Q) */
+    float *dk_turned;      /* (HS, T16) */
+    float *dv_turned;      /* (HS, T16) */
+} buffers;
+
+static void *take(char **at, size_t *used, int64_t bytes) {
+    size_t size = (size_t)cpu_round_up(bytes, 64);
+    void *place = *at ? *at + *used : NULL;
+    *used += size;
+    return place;
+}
+
+/* Lays the buffers out from `at`, or only counts where that is NULL. Returns the bytes. */
+static size_t lay_out(buffers *b, char *at, head_shape h, int training) {
+    size_t used = 0;
+    int64_t f = sizeof(float), e = sizeof(bf16), tile = TILE_Q * TILE_K;
+    int64_t rows = h.T16 * pack_pairs(h.HS) * PAIR, columns = h.HS16 * pack_pairs(h.T) * PAIR;
+    b->keys = take(&at, &used, e * rows);
+    b->values = take(&at, &used, e * columns);
+    b->s = take(&at, &used, f * tile);
+    b->sum_q = take(&at, &used, f * TILE_Q * h.HS16);
+    b->max = take(&at, &used, f * TILE_Q);
+    b->sum = take(&at, &used, f * TILE_Q);
+    b->p = take(&at, &used, e * tile);
+    if (!training) return used;
+    b->values_rows = take(&at, &used, e * rows);
+    b->keys_columns = take(&at, &used, e * columns);
+    b->ds = take(&at, &used, f * tile);
+    b->p_panels = take(&at, &used, e * tile);
+    b->ds_panels = take(&at, &used, e * tile);
+    b->q_turned = take(&at, &used, e * h.HS * TILE_Q);
+    b->dout_turned = take(&at, &used, e * h.HS * TILE_Q);
+    b->dk_turned = take(&at, &used, f * h.HS * h.T16);
+    b->dv_turned = take(&at, &used, f * h.HS * h.T16);
+    return used;
+}
+
+size_t cpu_attention_workspace(const gpt_shape *shape, int n_threads) {
+    buffers none;
+    size_t bytes = lay_out(&none, NULL, shape_of(shape->T, shape->HS), shape->training);
+    return bytes * (size_t)n_threads;
+}
+
+typedef struct attention_args {
+    gpt_ctx *ctx;
+    bf16 *out, *dqkv, *cache_k, *cache_v;
+    float *lse_out;
+    const bf16 *qkv, *out_in, *dout;
+    const float *lse;
+    const int32_t *seqs, *positions;
+    gpt_dropout dropout;
+    int B, T, NH, NKV, n_ctx;
+    head_shape head;
+    int training;
+    float scale;
+} attention_args;
+
+static buffers thread_buffers(const attention_args *a, int thread) {
+    buffers b;
+    size_t bytes = lay_out(&b, NULL, a->head, a->training);
+    lay_out(&b, (char *)a->ctx->workspace + bytes * (size_t)thread, a->head, a->training);
+    return b;
+}
+
+/* (n, HS) rows x, ldx apart, as columns: their transpose in panels. */
+static void pack_keys(bf16 *out, const bf16 *x, int64_t ldx, int n, int HS) {
+    for (int t = 0; t < n; t += PANEL)
+        pack_transposed((pair *)(out + t / PANEL * pack_panel_size(HS)), x + t * ldx, ldx,
+                        cpu_min(PANEL, n - t), HS);
+}
+
+/* c (rows, n columns) = a (rows, K) b, or c += a b, over any number of panels of b. */
+static void multiply(float *c, int64_t ldc, const bf16 *a, int64_t lda, const bf16 *b,
+                     int64_t panel, int rows, int n, int K, int add) {
+    for (int col = 0; col < n; col += GROUP * PANEL) {
+        kernel_operands o = {.a = a,
+                             .b = b + col / PANEL * panel,
+                             .c = c + col,
+                             .lda = lda,
+                             .panel = panel,
+                             .ldc = ldc,
+                             .K = K};
+        kernel_product(o, rows, (int)pack_panels(cpu_min(GROUP * PANEL, n - col)), add);
+    }
+}
+
+/* Dropout of nq x nk numbers, whose first element has this index and whose rows are T apart. */
+static void drop_tile(float *s, int nq, int nk, gpt_dropout dropout, uint64_t index, int T) {
+    if (dropout.p <= 0) return;
+    for (int r = 0; r < nq; r++, s += TILE_K, index += (uint64_t)T)
+        FOR_LANES (j, k, nk)
+            vf_put(s + j, vf_get(s + j, k) * dropout_lanes(dropout, index + (uint64_t)j), k);
+}
+
+static void round_row(bf16 *out, const float *x, float factor, int n) {
+    FOR_LANES (c, k, n) vf_put(out + c, vf_get(x + c, k) * factor, k);
+}
+
+/* Queries q0 to q0 + nq - 1 of one head, whose keys and values are packed in w. */
+typedef struct query_tile {
+    bf16 *out; /* rows ldo apart */
+    float *lse; /* (nq) or NULL */
+    const bf16 *q;
+    int64_t ldo, ldq;
+    int q0, nq;
+    uint64_t index; /* of the probability (q0, key 0), for dropout */
+} query_tile;
+
+static void forward_tile(const attention_args *a, const query_tile *t, buffers *w) {
+    int HS = a->head.HS, HS16 = a->head.HS16, n_keys = t->q0 + t->nq;
+    for (int r = 0; r < t->nq; r++) {
+        w->max[r] = -INFINITY;
+        w->sum[r] = 0;
+    }
+    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+        int nk = cpu_min(TILE_K, n_keys - k0);
+        multiply(w->s, TILE_K, t->q, t->ldq, w->keys + k0 / PANEL * pack_panel_size(HS),
+                 pack_panel_size(HS), t->nq, nk, HS, 0);
+        for (int r = 0; r < t->nq; r++) {
+            int valid = cpu_min(nk, cpu_max(0, t->q0 + r + 1 - k0));
+            float *s = w->s + r * TILE_K, *sum = w->sum_q + (int64_t)r * HS16;
+            if (valid == 0) { /* a block of keys that lies after this query */
+                memset(s, 0, sizeof(float) * (size_t)nk);
+                continue;
+            }
+            float shrink = softmax_row(s, valid, nk, a->scale, &w->max[r], &w->sum[r]);
+            if (k0 > 0 && shrink != 1)
+                FOR_LANES (c, k, HS16) vf_put(sum + c, vf_get(sum + c, k) * shrink, k);
+        }
+        drop_tile(w->s, t->nq, nk, a->dropout, t->index + (uint64_t)k0, a->T);
+        for (int r = 0; r < t->nq; r++) round_row(w->p + r * TILE_K, w->s + r * TILE_K, 1, nk);
+        multiply(w->sum_q, HS16, w->p, TILE_K, w->values + (int64_t)k0 * PANEL,
+                 pack_panel_size(a->head.T), t->nq, HS, nk, k0 > 0);
+    }
+    for (int r = 0; r < t->nq; r++) {
+        round_row(t->out + r * t->ldo, w->sum_q + (int64_t)r * HS16, 1 / w->sum[r], HS);
+        if (t->lse) t->lse[r] = w->max[r] + logf(w->sum[r]);
+    }
+}
+
+/* Item i is a (b, key head): its keys are packed once for all queries of the group. */
+static void attention_forward_heads(void *p, int thread, int64_t begin, int64_t end) {
+    const attention_args *a = p;
+    int HS = a->head.HS, T = a->T, NH = a->NH, group = NH / a->NKV;
+    int64_t stride = (int64_t)(NH + 2 * a->NKV) * HS;
+    buffers w = thread_buffers(a, thread);
+    kernel_begin();
+    for (int64_t i = begin; i < end; i++) {
+        int kv = (int)(i % a->NKV), b = (int)(i / a->NKV);
+        const bf16 *qkv = a->qkv + b * T * stride, *k = qkv + (NH + kv) * HS;
+        pack_keys(w.keys, k, stride, T, HS);
+        pack_columns(w.values, pack_panel_size(T), k + a->NKV * HS, stride, HS, T);
+        for (int h = kv * group; h < (kv + 1) * group; h++) {
+            for (int q0 = 0; q0 < T; q0 += TILE_Q) {
+                int64_t row = ((int64_t)b * NH + h) * T + q0;
+                query_tile t = {.out = a->out + ((int64_t)b * T + q0) * NH * HS + h * HS,
+                                .lse = a->lse_out ? a->lse_out + row : NULL,
+                                .q = qkv + q0 * stride + h * HS,
+                                .ldo = (int64_t)NH * HS,
+                                .ldq = stride,
+                                .q0 = q0,
+                                .nq = cpu_min(TILE_Q, T - q0),
+                                .index = (uint64_t)row * (uint64_t)T};
+                forward_tile(a, &t, &w);
+            }
+        }
+    }
+    kernel_end();
+}
+
+void cpu_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv, gpt_dropout dropout,
+                           int B, int T, int NH, int NKV, int HS) {
+    attention_args args = {.ctx = ctx,
+                           .out = out,
+                           .lse_out = lse,
+                           .qkv = qkv,
+                           .dropout = dropout,
+                           .B = B,
+                           .T = T,
+                           .NH = NH,
+                           .NKV = NKV,
+                           .head = shape_of(T, HS),
+                           .scale = 1 / sqrtf((float)HS)};
+    cpu_parallel(ctx, attention_forward_heads, &args, (int64_t)B * NKV, 1);
+}
+
+/* ---- backward ---- */
+
+/* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row; the columns up to nk16 are 0
+ * where a query may not look. In place: ds held dp. w->sum is delta. */
+static void backward_rows(const attention_args *a, buffers *w, const float *lse, int q0, int nq,
+                          int k0, int nk16) {
+    for (int r = 0; r < nq; r++) {
+        float *s = w->s + r * TILE_K, *ds = w->ds + r * TILE_K;
+        int valid = cpu_min(nk16, cpu_max(0, q0 + r + 1 - k0));
+        FOR_LANES (j, k, valid) {
+            vf prob = vf_exp(vf_get(s + j, k) * a->scale - lse[r]);
+            vf_put(ds + j, prob * (vf_get(ds + j, k) - w->sum[r]) * a->scale, k);
+            vf_put(s + j, prob, k);
+        }
+        for (int j = valid; j < nk16; j++) s[j] = ds[j] = 0;
+    }
+}
+
+/* x (nq, nk16) as b of a product over queries. */
+static void pack_tile(bf16 *out, const float *x, int nq, int nk16) {
+    for (int r = 0; r < nq; r += PAIR, x += PAIR * TILE_K, out += PANEL * PAIR) {
+        for (int col = 0; col < nk16; col += PANEL) {
+            bf16 upper[PANEL], lower[PANEL] = {0};
+            round_row(upper, x + col, 1, PANEL);
+            if (r + 1 < nq) round_row(lower, x + TILE_K + col, 1, PANEL);
+            interleave_rows((pair *)(out + col / PANEL * pack_panel_size(TILE_Q)), upper, lower,
+                            PANEL);
+        }
+    }
+}
+
+/* One head's gradients for one tile of queries: dq =, dk +=, dv +=. */
+static void backward_tile(const attention_args *a, int b, int h, int q0, buffers *w) {
+    int HS = a->head.HS, HS16 = a->head.HS16, T = a->T, T16 = a->head.T16, NH = a->NH;
+    int nq = cpu_min(TILE_Q, T - q0), n_keys = q0 + nq;
+    int64_t stride = (int64_t)(NH + 2 * a->NKV) * HS, ldo = (int64_t)NH * HS;
+    int64_t row = (int64_t)b * T + q0, panel = pack_panel_size(HS);
+    const bf16 *q = a->qkv + row * stride + h * HS;
+    const bf16 *out = a->out_in + row * ldo + h * HS, *dout = a->dout + row * ldo + h * HS;
+    const float *lse = a->lse + ((int64_t)b * NH + h) * T + q0;
+    bf16 *dq = a->dqkv + row * stride + h * HS;
+
+    for (int r = 0; r < nq; r++) { /* delta = sum_j p_j dp_j, which is dout . out */
+        vf sum = {0};
+        FOR_LANES (c, k, HS) sum += vf_get(dout + r * ldo + c, k) * vf_get(out + r * ldo + c, k);
+        w->sum[r] = vf_sum(sum);
+    }
+    transpose_columns(w->q_turned, TILE_Q, q, stride, HS, nq);
+    transpose_columns(w->dout_turned, TILE_Q, dout, ldo, HS, nq);
+    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+        int nk = cpu_min(TILE_K, n_keys - k0), nk16 = (int)cpu_round_up(nk, PANEL);
+        uint64_t index = (((uint64_t)b * NH + h) * T + q0) * T + k0;
+        const bf16 *keys = w->keys + k0 / PANEL * panel;
+        const bf16 *values = w->values_rows + k0 / PANEL * panel;
+        multiply(w->s, TILE_K, q, stride, keys, panel, nq, nk, HS, 0);       /* s = q k^T */
+        multiply(w->ds, TILE_K, dout, ldo, values, panel, nq, nk, HS, 0);    /* dp = dout v^T */
+        drop_tile(w->ds, nq, nk, a->dropout, index, T);
+        backward_rows(a, w, lse, q0, nq, k0, nk16);
+        drop_tile(w->s, nq, nk, a->dropout, index, T);
+        pack_tile(w->p_panels, w->s, nq, nk16);
+        pack_tile(w->ds_panels, w->ds, nq, nk16);
+        for (int r = 0; r < nq; r++) round_row(w->p + r * TILE_K, w->ds + r * TILE_K, 1, nk);
+        multiply(w->dv_turned + k0, T16, w->dout_turned, TILE_Q, w->p_panels,
+                 pack_panel_size(TILE_Q), HS, nk, nq, 1); /* dv^T += dout^T p */
+        multiply(w->dk_turned + k0, T16, w->q_turned, TILE_Q, w->ds_panels,
+                 pack_panel_size(TILE_Q), HS, nk, nq, 1); /* dk^T += q^T ds */
+        multiply(w->sum_q, HS16, w->p, TILE_K, w->keys_columns + (int64_t)k0 * PANEL,
+                 pack_panel_size(T), nq, HS, nk, k0 > 0); /* dq += ds k */
+    }
+    for (int r = 0; r < nq; r++) round_row(dq + r * stride, w->sum_q + (int64_t)r * HS16, 1, HS);
+}
+
+/* out (T, HS) rows, ldo apart, = the transpose of x (HS, T16). */
+static void store_turned(bf16 *out, int64_t ldo, const float *x, head_shape h) {
+    for (int t = 0; t < h.T; t += PANEL) {
+        for (int c = 0; c < h.HS; c += PANEL) {
+            pair block[PANEL][PANEL] = {{0}}, turned[PANEL][PANEL];
+            int rows = cpu_min(PANEL, h.HS - c);
+            for (int r = 0; r < rows; r++)
+                memcpy(block[r], x + (int64_t)(c + r) * h.T16 + t, sizeof block[r]);
+            transpose_pairs(turned[0], PANEL, block[0], PANEL);
+            for (int r = 0; r < cpu_min(PANEL, h.T - t); r++)
+                round_row(out + (t + r) * ldo + c, (const float *)turned[r], 1, rows);
+        }
+    }
+}
+
+/* Item i is a (b, key head): all queries of these keys, so that dk, dv have one writer. */
+static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t end) {
+    const attention_args *a = p;
+    int HS = a->head.HS, T = a->T, NH = a->NH, group = NH / a->NKV;
+    int64_t stride = (int64_t)(NH + 2 * a->NKV) * HS;
+    size_t turned_bytes = sizeof(float) * (size_t)HS * (size_t)a->head.T16;
+    buffers w = thread_buffers(a, thread);
+    kernel_begin();
+    for (int64_t i = begin; i < end; i++) {
+        int kv = (int)(i % a->NKV), b = (int)(i / a->NKV);
+        int64_t key = b * T * stride + (NH + kv) * HS, value = key + a->NKV * HS;
+        pack_keys(w.keys, a->qkv + key, stride, T, HS);
+        pack_keys(w.values_rows, a->qkv + value, stride, T, HS);
+        pack_columns(w.keys_columns, pack_panel_size(T), a->qkv + key, stride, HS, T);
+        memset(w.dk_turned, 0, turned_bytes);
+        memset(w.dv_turned, 0, turned_bytes);
+        for (int h = kv * group; h < (kv + 1) * group; h++)
+            for (int q0 = 0; q0 < T; q0 += TILE_Q) backward_tile(a, b, h, q0, &w);
+        store_turned(a->dqkv + key, stride, w.dk_turned, a->head);
+        store_turned(a->dqkv + value, stride, w.dv_turned, a->head);
+    }
+    kernel_end();
+}
+
+void cpu_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act *qkv,
+                            const act *out, const float *lse, gpt_dropout dropout, int B, int T,
+                            int NH, int NKV, int HS) {
+    attention_args args = {.ctx = ctx,
+                           .dqkv = dqkv,
+                           .dout = dout,
+                           .qkv = qkv,
+                           .out_in = out,
+                           .lse = lse,
+                           .dropout = dropout,
+                           .B = B,
+                           .T = T,
+                           .NH = NH,
+                           .NKV = NKV,
+                           .head = shape_of(T, HS),
+                           .training = 1,
+                           .scale = 1 / sqrtf((float)HS)};
+    cpu_parallel(ctx, attention_backward_heads, &args, (int64_t)B * NKV, 1);
+}
+
+/* ---- decode ---- */
+
+static void store_rows(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const attention_args *a = p;
+    int HS = a->head.HS;
+    size_t bytes = sizeof(bf16) * (size_t)HS;
+    for (int64_t n = begin; n < end; n++) {
+        const bf16 *k = a->qkv + (n * (a->NH + 2 * a->NKV) + a->NH) * HS;
+        for (int kv = 0; kv < a->NKV; kv++, k += HS) {
+            int64_t row = ((int64_t)a->seqs[n] * a->NKV + kv) * a->n_ctx + a->positions[n];
+            memcpy(a->cache_k + row * HS, k, bytes);
+            memcpy(a->cache_v + row * HS, k + a->NKV * HS, bytes);
+        }
+    }
+}
+
+/* One query: its keys are read once, so packing them would not pay. */
+static void decode_query(const attention_args *a, const query_tile *t, const bf16 *k,
+                         const bf16 *v, buffers *w) {
+    int HS = a->head.HS, n_keys = t->q0 + 1;
+    float max = -INFINITY, sum = 0;
+    memset(w->sum_q, 0, sizeof(float) * (size_t)HS);
+    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+        int nk = cpu_min(TILE_K, n_keys - k0);
+        for (int j = 0; j < nk; j++) {
+            vf dot = {0};
+            const bf16 *key = k + (int64_t)(k0 + j) * HS;
+            FOR_LANES (c, n, HS) dot += vf_get(t->q + c, n) * vf_get(key + c, n);
+            w->s[j] = vf_sum(dot);
+        }
+        float shrink = softmax_row(w->s, nk, nk, a->scale, &max, &sum);
+        FOR_LANES (c, n, HS) {
+            vf out = vf_get(w->sum_q + c, n) * shrink;
+            const bf16 *value = v + (int64_t)k0 * HS + c;
+            for (int j = 0; j < nk; j++) out += w->s[j] * vf_get(value + (int64_t)j * HS, n);
+            vf_put(w->sum_q + c, out, n);
+        }
+    }
+    round_row(t->out, w->sum_q, 1 / sum, HS);
+}
+
+/* Item h is a query head. Rows that follow each other in one sequence share a tile. */
+static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
+    const attention_args *a = p;
+    int HS = a->head.HS, NH = a->NH, N = a->B;
+    int64_t stride = (int64_t)(NH + 2 * a->NKV) * HS;
+    buffers w = thread_buffers(a, thread);
+    kernel_begin();
+    for (int64_t h = begin; h < end; h++) {
+        int64_t kv = h / (NH / a->NKV);
+        for (int n = 0, nq; n < N; n += nq) {
+            for (nq = 1; nq < TILE_Q && n + nq < N && a->seqs[n + nq] == a->seqs[n] &&
+                         a->positions[n + nq] == a->positions[n] + nq;)
+                nq++;
+            int64_t rows = ((int64_t)a->seqs[n] * a->NKV + kv) * a->n_ctx * HS;
+            query_tile t = {.out = a->out + ((int64_t)n * NH + h) * HS,
+                            .q = a->qkv + n * stride + h * HS,
+                            .ldo = (int64_t)NH * HS,
+                            .ldq = stride,
+                            .q0 = a->positions[n],
+                            .nq = nq};
+            const bf16 *k = a->cache_k + rows, *v = a->cache_v + rows;
+            if (nq == 1) {
+                decode_query(a, &t, k, v, &w);
+                continue;
+            }
+            pack_keys(w.keys, k, HS, t.q0 + nq, HS);
+            pack_columns(w.values, pack_panel_size(a->T), v, HS, HS, t.q0 + nq);
+            forward_tile(a, &t, &w);
+        }
+    }
+    kernel_end();
+}
+
+void cpu_attention_decode(gpt_ctx *ctx, act *out, act *cache_k, act *cache_v, const act *qkv,
+                          const int32_t *seqs, const int32_t *positions, int N, int n_ctx, int NH,
+                          int NKV, int HS) {
+    attention_args args = {.ctx = ctx,
+                           .out = out,
+                           .cache_k = cache_k,
+                           .cache_v = cache_v,
+                           .qkv = qkv,
+                           .seqs = seqs,
+                           .positions = positions,
+                           .B = N,
+                           .T = n_ctx,
+                           .NH = NH,
+                           .NKV = NKV,
+                           .n_ctx = n_ctx,
+                           .head = shape_of(n_ctx, HS),
+                           .scale = 1 / sqrtf((float)HS)};
+    cpu_parallel(ctx, store_rows, &args, N, 16);
+    cpu_parallel(ctx, decode_heads, &args, NH, 1);
+}

@@ -1,0 +1,219 @@
+/* loss_bf16.c: the output head fused with softmax cross-entropy in bf16, over chunks of rows.
+ *
+ * The head's epilogue has logits in float32 and in cache, so it is there that they become
+ * exponentials: each relative to the largest of its row within 32 columns, which is kept in float32
+ * with the sum. What is stored in bf16 is thus between 0 and 1, and one factor for 32 columns makes
+ * a gradient of it. The loss itself is of float32 logits. */
+#include "product.h"
+#include "softmax.h"
+
+/* Larger chunks read and write wte and dwte less often; smaller ones need less workspace. SLICE
+ * columns of a chunk become a gradient and are used up while they are in cache. */
+enum { CHUNK_BYTES = 112 << 20, MIN_CHUNK_ROWS = 64, BLOCK = 32, SLICE = 2048 };
+
+static int most_rows(int Vp) {
+    return cpu_max(CHUNK_BYTES / (int)sizeof(bf16) / Vp, MIN_CHUNK_ROWS);
+}
+
+/* Chunks of about the same number of rows, as many as the bound asks for. */
+static int chunk_rows(int N, int Vp) {
+    int n_chunks = (int)cpu_div_up(N, most_rows(Vp));
+    return cpu_min(most_rows(Vp), (int)cpu_round_up(cpu_div_up(N, n_chunks), 8));
+}
+
+typedef struct loss_args {
+    /* of the chunk; the workspace holds them in this order */
+    bf16 *dlogits;      /* (n, Vp): exponentials, then gradients */
+    float *max, *sum;   /* (n, Vp / BLOCK); max becomes the factor of each block */
+    float *picked;      /* (n) the target's logit */
+    float *dx;          /* (n, C) */
+    bf16 *x_panels;
+    float *losses;
+    const int32_t *targets;
+    bf16 *dx_out;
+    float scale; /* of the gradient */
+    int C, V, Vp, n_blocks, gradient;
+    int slice, slice_end; /* columns */
+} loss_args;
+
+static size_t lay_out(loss_args *a, char *base, int rows) {
+    int64_t blocks = (int64_t)rows * a->n_blocks;
+    const int64_t bytes[] = {a->gradient ? (int64_t)sizeof(bf16) * rows * a->Vp : 0,
+                             (int64_t)sizeof(float) * blocks,
+                             (int64_t)sizeof(float) * blocks,
+                             (int64_t)sizeof(float) * rows,
+                             a->gradient ? (int64_t)sizeof(float) * rows * a->C : 0,
+                             a->gradient ? (int64_t)cpu_packed_operand_bytes(a->C, rows) : 0};
+    void *places[sizeof bytes / sizeof *bytes];
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
+        places[i] = base ? base + used : NULL;
+        used += (size_t)cpu_round_up(bytes[i], 64);
+    }
+    a->dlogits = places[0];
+    a->max = places[1];
+    a->sum = places[2];
+    a->picked = places[3];
+    a->dx = places[4];
+    a->x_panels = places[5];
+    return used;
+}
+
+size_t cpu_loss_workspace(const gpt_shape *shape, int n_threads) {
+    (void)n_threads;
+    loss_args a = {.C = shape->C,
+                   .Vp = shape->Vp,
+                   .n_blocks = (int)cpu_div_up(shape->Vp, BLOCK),
+                   .gradient = shape->training};
+    return lay_out(&a, NULL, cpu_min(shape->N, most_rows(shape->Vp)));
+}
+
+/* Logits y become exponentials; columns start at a multiple of BLOCK. */
+static void exponentials(void *p, const float *y, const float *y_twin, int ldy, int row, int rows,
+                         int col, int cols) {
+    (void)y_twin;
+    const loss_args *a = p;
+    for (int r = row; r < row + rows; r++, y += ldy) {
+        int64_t block = (int64_t)r * a->n_blocks + col / BLOCK;
+        int target = a->targets[r] - col;
+        if (target >= 0 && target < cols) a->picked[r] = y[target];
+        vf biggest = vf_set(-INFINITY), sum = {0};
+        FOR_LANES (c, k, cols)
+            biggest = vf_max(biggest, vf_first(vf_get(y + c, k), k, -INFINITY));
+        float max = vf_max_lane(biggest);
+        FOR_LANES (c, k, cols) {
+            vf e = vf_first(vf_exp(vf_get(y + c, k) - max), k, 0);
+            if (a->gradient) vf_put(a->dlogits + (int64_t)r * a->Vp + col + c, e, k);
+            sum += e;
+        }
+        a->max[block] = max;
+        a->sum[block] = vf_sum(sum);
+    }
+}
+
+/* The loss of each row from its blocks; with gradient, max becomes scale exp(max) / total. */
+static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const loss_args *a = p;
+    int used = (int)cpu_div_up(a->V, BLOCK);
+    for (int64_t n = begin; n < end; n++) {
+        float *max = a->max + n * a->n_blocks, *sum = a->sum + n * a->n_blocks;
+        int known = a->targets[n] >= 0;
+        float m = -INFINITY, total = 0;
+        for (int b = 0; b < used; b++) m = max[b] > m ? max[b] : m;
+        vf totals = {0};
+        FOR_LANES (b, k, used) {
+            vf shrink = vf_first(vf_exp(vf_get(max + b, k) - m), k, 0);
+            totals += shrink * vf_get(sum + b, k);
+            vf_put(max + b, shrink, k);
+        }
+        total = vf_sum(totals);
+        a->losses[n] = known ? m + logf(total) - a->picked[n] : 0;
+        float factor = known ? a->scale / total : 0;
+        FOR_LANES (b, k, used) vf_put(max + b, vf_get(max + b, k) * factor, k);
+        for (int b = used; b < a->n_blocks; b++) max[b] = 0;
+        if (a->gradient)
+            memset(a->dlogits + n * a->Vp + a->V, 0, sizeof(bf16) * (size_t)(a->Vp - a->V));
+    }
+}
+
+/* The columns of a slice: scale (softmax - onehot). */
+static void gradient_rows(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const loss_args *a = p;
+    for (int64_t n = begin; n < end; n++) {
+        bf16 *x = a->dlogits + n * a->Vp;
+        const float *factor = a->max + n * a->n_blocks;
+        int target = a->targets[n], here = target >= a->slice && target < a->slice_end;
+        float at_target = here ? bf16_float(x[target]) * factor[target / BLOCK] - a->scale : 0;
+        for (int c = a->slice; c < a->slice_end; c += BLOCK) {
+            float f = factor[c / BLOCK];
+            int width = cpu_min(BLOCK, a->slice_end - c);
+            FOR_LANES (i, k, width) vf_put(x + c + i, vf_get(x + c + i, k) * f, k);
+        }
+        if (here) x[target] = bf16_round(at_target);
+    }
+}
+
+static void store_dx(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const loss_args *a = p;
+    for (int64_t n = begin; n < end; n++)
+        FOR_LANES (c, k, a->C)
+            vf_put(a->dx_out + n * a->C + c, vf_get(a->dx + n * a->C + c, k), k);
+}
+
+static void chunk_gradients(gpt_ctx *ctx, loss_args *a, float *dwte, const bf16 *x,
+                            const weight *wte, int n) {
+    cpu_pack_operand(ctx, a->x_panels, x, a->C, a->C, n);
+    for (a->slice = 0; a->slice < a->Vp; a->slice = a->slice_end) {
+        a->slice_end = cpu_min(a->slice + SLICE, a->Vp);
+        cpu_parallel(ctx, gradient_rows, a, n, cpu_grain(ctx, n, 4));
+        product dinput = {.kind = PRODUCT_NN,
+                          .out = a->dx,
+                          .a = a->dlogits + a->slice,
+                          .w = wte,
+                          .lda = a->Vp,
+                          .ldo = a->C,
+                          .M = n,
+                          .N = a->C,
+                          .K = a->slice_end - a->slice,
+                          .first = a->slice,
+                          .rows = a->Vp,
+                          .add = a->slice > 0};
+        cpu_product(ctx, &dinput);
+        product dweight = {.kind = PRODUCT_TN,
+                           .out = dwte + (int64_t)a->slice * a->C,
+                           .a = a->dlogits + a->slice,
+                           .panels = a->x_panels,
+                           .lda = a->Vp,
+                           .ldo = a->C,
+                           .M = cpu_min(a->slice_end, a->V) - a->slice,
+                           .N = a->C,
+                           .K = n};
+        if (dweight.M > 0) cpu_product(ctx, &dweight);
+    }
+    cpu_parallel(ctx, store_dx, a, n, cpu_grain(ctx, n, 16));
+}
+
+static void classifier(gpt_ctx *ctx, float *losses, bf16 *dx, float *dwte, const bf16 *x,
+                       const weight *wte, const int32_t *targets, float scale, int N, int C, int V,
+                       int Vp) {
+    int rows = cpu_min(N, chunk_rows(N, Vp));
+    loss_args a = {.C = C,
+                   .V = V,
+                   .Vp = Vp,
+                   .n_blocks = (int)cpu_div_up(Vp, BLOCK),
+                   .scale = scale,
+                   .gradient = dx != NULL};
+    lay_out(&a, ctx->workspace, rows);
+    for (int row = 0; row < N; row += rows) {
+        int n = cpu_min(rows, N - row);
+        a.losses = losses + row;
+        a.targets = targets + row;
+        a.dx_out = dx ? dx + (int64_t)row * C : NULL;
+        product head = {.kind = PRODUCT_NT,
+                        .a = x + (int64_t)row * C,
+                        .w = wte,
+                        .lda = C,
+                        .M = n,
+                        .N = V,
+                        .K = C,
+                        .epilogue = exponentials,
+                        .epilogue_args = &a};
+        cpu_product(ctx, &head);
+        cpu_parallel(ctx, finish_rows, &a, n, cpu_grain(ctx, n, 4));
+        if (dx) chunk_gradients(ctx, &a, dwte, x + (int64_t)row * C, wte, n);
+    }
+}
+
+void cpu_classifier_forward(gpt_ctx *ctx, float *losses, const act *x, const weight *wte,
+                            const int32_t *targets, int N, int C, int V, int Vp) {
+    classifier(ctx, losses, NULL, NULL, x, wte, targets, 0, N, C, V, Vp);
+}
+
+void cpu_classifier_backward(gpt_ctx *ctx, float *losses, act *dx, float *dwte, const act *x,
+                             const weight *wte, const int32_t *targets, float scale, int N, int C,
+                             int V, int Vp) {
+    classifier(ctx, losses, dx, dwte, x, wte, targets, scale, N, C, V, Vp);
+}

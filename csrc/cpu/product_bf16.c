@@ -1,0 +1,203 @@
+/* product_bf16.c: products in bf16 with float32 sums, see product.h. */
+#include "kernel.h"
+#include "product.h"
+
+/* A tile's share of b stays in the second-level cache while the rows of a pass by; sums of one call
+ * of the kernel, TILE_ROWS x 32 of them, in the first. */
+enum { ROWS = 96, COLS = 256, LEAST_COLS = 64, GROUP_COLS = GROUP * PANEL };
+/* Terms of a sum that are taken at once, so that the group of panels stays in cache for all rows of
+ * a tile. Sums of more wait in a tile of float32. */
+enum { TERMS = 1024, MOST_TERMS = TERMS + TERMS / 2 };
+/* Rows of a weight gradient's operands that are packed at once. */
+enum { CHUNK = 2 * TERMS };
+
+static int terms_at_once(int K) {
+    return K <= MOST_TERMS ? K : TERMS;
+}
+
+typedef struct product_tiles {
+    gpt_ctx *ctx;
+    const product *p;
+    const bf16 *b; /* in panels */
+    int64_t panel;
+    int rows, cols, n_rows; /* of a tile; tiles below one another */
+    int first, K;           /* TN: the rows of this chunk */
+} product_tiles;
+
+/* What a tile leaves of its scratch: the sums of the kernel, with room for a twin. */
+static void store_or_add(const product *p, const float *y, int64_t ldy, int row, int rows, int col,
+                         int cols) {
+    for (int r = 0; r < rows; r++, y += ldy) {
+        float *out = p->out + (int64_t)(row + r) * p->ldo + col;
+        FOR_LANES (c, k, cols) {
+            vf x = vf_get(y + c, k);
+            vf_put(out + c, p->kind == PRODUCT_TN || p->add ? vf_get(out + c, k) + x : x, k);
+        }
+    }
+}
+
+/* One tile of NT or NN. */
+static void multiply_tile(const product_tiles *t, float *sums, int row, int rows, int col,
+                          int cols) {
+    const product *p = t->p;
+    int step = terms_at_once(p->K), split = step < p->K;
+    int64_t ldc = split ? COLS : GROUP_COLS, twin_sums = ROWS * ldc;
+    int64_t twin_panels = p->twin ? pack_panels(p->N) * t->panel : 0;
+    for (int k = 0; k < p->K; k += step) {
+        int terms = cpu_min(step, p->K - k);
+        for (int c = col; c < col + cols; c += GROUP_COLS) {
+            int n = cpu_min(GROUP_COLS, col + cols - c);
+            float *y = split ? sums + (c - col) : sums;
+            kernel_operands o = {.a = p->a + (int64_t)row * p->lda + k,
+                                 .b = t->b + c / PANEL * t->panel + (int64_t)k * PANEL,
+                                 .c = y,
+                                 .lda = p->lda,
+                                 .panel = t->panel,
+                                 .ldc = ldc,
+                                 .K = terms};
+            kernel_product(o, rows, (int)pack_panels(n), k > 0);
+            if (p->twin) {
+                o.b += twin_panels;
+                o.c += twin_sums;
+                kernel_product(o, rows, (int)pack_panels(n), k > 0);
+            }
+            if (k + terms < p->K) continue;
+            if (p->epilogue)
+                p->epilogue(p->epilogue_args, y, y + twin_sums, (int)ldc, row, rows, c, n);
+            else
+                store_or_add(p, y, ldc, row, rows, c, n);
+        }
+    }
+}
+
+/* One tile of TN: columns of a become rows first. */
+static void gradient_tile(const product_tiles *t, float *sums, bf16 *turned, int row, int rows,
+                          int col, int cols) {
+    const product *p = t->p;
+    for (int k = 0; k < t->K; k += TERMS) {
+        int terms = cpu_min(TERMS, t->K - k), stride = (int)cpu_round_up(terms, PAIR);
+        const bf16 *a = p->a + (int64_t)(t->first + k) * p->lda + row;
+        transpose_columns(turned, stride, a, p->lda, rows, terms);
+        for (int r = 0; p->sums && col == 0 && r < rows; r++) {
+            vf sum = {0};
+            FOR_LANES (i, n, terms) sum += vf_get(turned + (int64_t)r * stride + i, n);
+            p->sums[row + r] += vf_sum(sum);
+        }
+        for (int c = col; c < col + cols; c += GROUP_COLS) {
+            int n = cpu_min(GROUP_COLS, col + cols - c);
+            kernel_operands o = {.a = turned,
+                                 .b = t->b + c / PANEL * t->panel + (int64_t)k * PANEL,
+                                 .c = sums,
+                                 .lda = stride,
+                                 .panel = t->panel,
+                                 .ldc = GROUP_COLS,
+                                 .K = terms};
+            kernel_product(o, rows, (int)pack_panels(n), 0);
+            store_or_add(p, sums, GROUP_COLS, row, rows, c, n);
+        }
+    }
+}
+
+/* A thread's scratch: sums of a tile and of its twin, then a's columns as rows. */
+enum { SUMS = 2 * ROWS * COLS };
+_Static_assert(SUMS * sizeof(float) + ROWS * TERMS * sizeof(bf16) <= CPU_SCRATCH, "scratch");
+
+static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
+    const product_tiles *t = args;
+    const product *p = t->p;
+    float *sums = cpu_scratch(t->ctx, thread);
+    kernel_begin();
+    for (int64_t i = begin; i < end; i++) {
+        int row = (int)(i % t->n_rows) * t->rows, col = (int)(i / t->n_rows) * t->cols;
+        int rows = cpu_min(t->rows, p->M - row), cols = cpu_min(t->cols, p->N - col);
+        if (p->kind == PRODUCT_TN)
+            gradient_tile(t, sums, (bf16 *)(sums + SUMS), row, rows, col, cols);
+        else
+            multiply_tile(t, sums, row, rows, col, cols);
+    }
+    kernel_end();
+}
+
+/* Tiles of about the same size, and enough of them for the threads to end together. */
+static int64_t split(product_tiles *t, int n_threads, int most_cols) {
+    const product *p = t->p;
+    int n_rows = (int)cpu_div_up(p->M, ROWS), n_cols = (int)cpu_div_up(p->N, most_cols);
+    while (n_rows * n_cols < 4 * n_threads) {
+        if (p->N / n_cols >= 2 * LEAST_COLS)
+            n_cols *= 2;
+        else if (p->M / n_rows >= 2 * GROUP_COLS)
+            n_rows *= 2;
+        else
+            break;
+    }
+    t->rows = cpu_min(ROWS, (int)cpu_round_up(cpu_div_up(p->M, n_rows), 16));
+    t->cols = cpu_min(most_cols, (int)cpu_round_up(cpu_div_up(p->N, n_cols), GROUP_COLS));
+    t->n_rows = (int)cpu_div_up(p->M, t->rows);
+    return t->n_rows * cpu_div_up(p->N, t->cols);
+}
+
+static void multiply(gpt_ctx *ctx, const product *p) {
+    product_tiles t = {.ctx = ctx, .p = p, .b = p->w, .panel = pack_panel_size(p->K)};
+    if (p->kind == PRODUCT_NN) {
+        int rows = p->rows ? p->rows : p->K;
+        t.panel = pack_panel_size(rows);
+        t.b += pack_forward_size(rows, p->N) + (int64_t)p->first * PANEL;
+    }
+    int64_t n_tiles = split(&t, ctx->n_threads, COLS);
+    cpu_parallel(ctx, run_tiles, &t, n_tiles, 1);
+}
+
+/* ---- weight gradients ---- */
+
+/* From panel to panel of an operand: not a power of two, which would crowd few sets of the cache. */
+static int64_t operand_panel(int K) {
+    return pack_panel_size(K) + PANEL * PAIR;
+}
+
+size_t cpu_packed_operand_bytes(int N, int K) {
+    return sizeof(bf16) * (size_t)(pack_panels(N) * operand_panel(K));
+}
+
+size_t cpu_product_workspace(int N, int K) {
+    return cpu_packed_operand_bytes(N, cpu_min(K, CHUNK));
+}
+
+typedef struct pack_args {
+    bf16 *out;
+    const bf16 *b;
+    int ldb, N, K;
+} pack_args;
+
+static void pack_groups(void *args, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const pack_args *a = args;
+    int col = (int)begin * GROUP_COLS, last = cpu_min((int)end * GROUP_COLS, a->N);
+    int64_t panel = operand_panel(a->K);
+    pack_columns(a->out + col / PANEL * panel, panel, a->b + col, a->ldb, last - col, a->K);
+}
+
+void cpu_pack_operand(gpt_ctx *ctx, bf16 *out, const bf16 *b, int ldb, int N, int K) {
+    pack_args args = {out, b, ldb, N, K};
+    cpu_parallel(ctx, pack_groups, &args, cpu_div_up(N, GROUP_COLS), 2);
+}
+
+static void add_gradient(gpt_ctx *ctx, const product *p) {
+    product_tiles t = {.ctx = ctx, .p = p, .b = p->panels ? p->panels : ctx->workspace};
+    int64_t n_tiles = split(&t, ctx->n_threads, p->N);
+    int chunk = p->panels ? p->K : CHUNK;
+    for (t.first = 0; t.first < p->K; t.first += chunk) {
+        t.K = cpu_min(chunk, p->K - t.first);
+        t.panel = operand_panel(t.K);
+        if (!p->panels)
+            cpu_pack_operand(ctx, ctx->workspace, p->b + (int64_t)t.first * p->ldb, p->ldb, p->N,
+                             t.K);
+        cpu_parallel(ctx, run_tiles, &t, n_tiles, 1);
+    }
+}
+
+void cpu_product(gpt_ctx *ctx, product *p) {
+    if (p->kind == PRODUCT_TN)
+        add_gradient(ctx, p);
+    else
+        multiply(ctx, p);
+}

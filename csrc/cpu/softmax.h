@@ -1,0 +1,36 @@
+/* softmax.h: rows of scores in attention, shared by attention.c and attention_bf16.c. */
+#ifndef CPU_SOFTMAX_H
+#define CPU_SOFTMAX_H
+
+#include "simd.h"
+
+#include <math.h>
+
+/* v where lane < n, else `other`. */
+static inline vf vf_first(vf v, int n, float other) {
+    vi lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return vf_select(lane < n, v, vf_set(other));
+}
+
+/* The first `valid` of nk scores become exponentials relative to the running maximum, the others 0.
+ * Returns the factor by which what was summed before must shrink. */
+static inline float softmax_row(float *s, int valid, int nk, float scale, float *max, float *sum) {
+    vf biggest = vf_set(-INFINITY);
+    FOR_LANES (j, k, valid) biggest = vf_max(biggest, vf_first(vf_get(s + j, k), k, -INFINITY));
+    float m = vf_max_lane(biggest) * scale;
+    m = m > *max ? m : *max;
+    vf total = {0};
+    FOR_LANES (j, k, valid) {
+        vf e = vf_first(vf_exp(vf_get(s + j, k) * scale - m), k, 0);
+        vf_put(s + j, e, k);
+        total += e;
+    }
+    for (int j = valid; j < nk; j++) s[j] = 0;
+    float shrink = expf(*max - m);
+    *sum = *sum * shrink + vf_sum(total);
+    *max = m;
+    return shrink;
+}
+
+#endif

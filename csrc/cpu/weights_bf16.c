@@ -1,0 +1,94 @@
+/* weights_bf16.c: weight matrices rounded to bf16 and packed, as pack.h describes. */
+#include "weights_bf16.h"
+
+size_t cpu_weights_bytes(int rows, int cols, int parts, int training) {
+    (void)parts; /* pack_forward_size has room for any number up to two */
+    int64_t size = pack_forward_size(rows, cols);
+    if (training) size += pack_backward_size(rows, cols);
+    return (size_t)size * sizeof(bf16);
+}
+
+/* Rows row to row + rows - 1 (16 at most) of w: as one panel of the forward form, and as their
+ * pairs of the backward form; either may be NULL. */
+static void pack_rows(const gpt_segment *s, const float *w, int row, int rows, bf16 *panel,
+                      bf16 *backward) {
+    enum { WIDTH = 2 * PANEL };
+    for (int col = 0; col < s->cols; col += WIDTH) {
+        bf16 block[PANEL][WIDTH] = {{0}};
+        int n = cpu_min(WIDTH, s->cols - col);
+        for (int r = 0; r < rows; r++) {
+            const float *from = w + (int64_t)(row + r) * s->cols + col;
+            FOR_LANES (c, k, n) vf_put(block[r] + c, vf_get(from + c, k), k);
+        }
+        if (panel) {
+            pair turned[PANEL][PANEL];
+            transpose_pairs(turned[0], PANEL, (const pair *)block, PANEL);
+            memcpy(panel + (int64_t)col * PANEL, turned,
+                   sizeof turned[0] * (size_t)pack_pairs(n));
+        }
+        for (int c = 0; backward && c < n; c += PANEL) {
+            int64_t first = (col + c) / PANEL * pack_panel_size(s->rows) + (int64_t)row * PANEL;
+            for (int r = 0; r < rows; r += PAIR)
+                interleave_rows((pair *)(backward + first + r * PANEL), block[r] + c,
+                                block[r + 1] + c, PANEL);
+        }
+    }
+}
+
+static bf16 *backward_form(const gpt_segment *s, int training) {
+    return training ? (bf16 *)s->packed + pack_forward_size(s->rows, s->cols) : NULL;
+}
+
+/* Panel i of the forward form, counted over all parts: where it is, and which rows it has. */
+static bf16 *forward_panel(const gpt_segment *s, int64_t i, int *row, int *rows) {
+    int part_rows = s->rows / s->parts, per_part = (int)pack_panels(part_rows);
+    int part = (int)i / per_part, in_part = (int)i % per_part * PANEL;
+    *row = part * part_rows + in_part;
+    *rows = cpu_min(PANEL, part_rows - in_part);
+    return (bf16 *)s->packed + i * pack_panel_size(s->cols);
+}
+
+int cpu_strips_are_whole(const gpt_segment *s) {
+    return s->packed && s->rows / s->parts % PANEL == 0;
+}
+
+void cpu_pack_strip(const gpt_segment *s, const float *w, int64_t strip, int training) {
+    int row, rows;
+    bf16 *panel = forward_panel(s, strip, &row, &rows);
+    pack_rows(s, w, row, rows, panel, backward_form(s, training));
+}
+
+typedef struct pack_args {
+    const gpt_segment *s;
+    const float *w;
+    int training;
+} pack_args;
+
+static void pack_strips(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const pack_args *a = p;
+    for (int64_t i = begin; i < end; i++) cpu_pack_strip(a->s, a->w, i, a->training);
+}
+
+/* Parts that end inside a panel: forward and backward cut the rows at different places. */
+static void pack_ragged(const gpt_segment *s, const float *w, int training) {
+    int row, rows, n_panels = s->parts * (int)pack_panels(s->rows / s->parts);
+    for (int i = 0; i < n_panels; i++) {
+        bf16 *panel = forward_panel(s, i, &row, &rows);
+        pack_rows(s, w, row, rows, panel, NULL);
+    }
+    for (row = 0; training && row < s->rows; row += PANEL)
+        pack_rows(s, w, row, cpu_min(PANEL, s->rows - row), NULL, backward_form(s, training));
+}
+
+void cpu_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *segments, int n_segments,
+                      int training) {
+    for (int i = 0; i < n_segments; i++) {
+        const gpt_segment *s = &segments[i];
+        pack_args args = {s, w + s->offset, training};
+        if (cpu_strips_are_whole(s))
+            cpu_parallel(ctx, pack_strips, &args, s->rows / PANEL, 4);
+        else if (s->packed)
+            pack_ragged(s, args.w, training);
+    }
+}
