@@ -2,6 +2,7 @@
 #include "backend.h"
 #include "error.h"
 #include "model/model.h"
+#include "profile.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -309,6 +310,35 @@ int gpt_model_set_step(gpt_model *model, int64_t step) {
     if (step < 0)
         return fail(GPT_ERR_ARGUMENT, "step is %lld; it must be 0 or above", (long long)step);
     model->step = step;
+    return GPT_OK;
+}
+
+/* ---- measuring ---- */
+
+int gpt_model_peak(gpt_model *model, double *flops, double *bytes) {
+    REQUIRE(model);
+    REQUIRE(flops);
+    if (!model->ops->peak(model->ctx, flops, bytes))
+        return fail(GPT_ERR_MEMORY, "no memory to measure memory with");
+    return GPT_OK;
+}
+
+int gpt_model_profile(gpt_model *model, int on) {
+    REQUIRE(model);
+    if (model->profiled) profile_free(model->ctx, &model->ops, &model->ctx);
+    model->profiled = false;
+    if (on) {
+        TRY(profile_create(model->ops, model->ctx, &model->ops, &model->ctx));
+        model->profiled = true;
+    }
+    return GPT_OK;
+}
+
+int gpt_model_profile_read(const gpt_model *model, int i, gpt_op_time *out) {
+    REQUIRE(model);
+    REQUIRE(out);
+    if (!model->profiled || !profile_read(model->ctx, i, out))
+        return fail(GPT_ERR_ARGUMENT, "there is no timed op %d", i);
     return GPT_OK;
 }
 

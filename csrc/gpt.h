@@ -155,6 +155,15 @@ enum gpt_tensor {
     GPT_TENSOR_MOMENT2 = 3,
 };
 
+/* What one kind of call has cost so far: an op of csrc/ops.h at one shape. */
+typedef struct gpt_op_time {
+    char name[48]; /* such as "linear_forward 768 x 3072" */
+    int64_t calls;
+    double seconds;
+    double flops; /* of its products, two for each multiply-add */
+    double bytes; /* that must at least be read and written */
+} gpt_op_time;
+
 typedef struct gpt_model gpt_model;
 typedef struct gpt_session gpt_session;
 
@@ -216,6 +225,17 @@ int gpt_model_update(gpt_model *model, const gpt_adamw *adamw, float *grad_norm)
 /* Updates done so far: AdamW's bias correction and dropout depend on it. */
 int64_t gpt_model_step(const gpt_model *model);
 int gpt_model_set_step(gpt_model *model, int64_t step);
+
+/* ---- measuring ---- */
+
+/* What this machine reaches in the model's dtype and on its threads: operations a second of
+ * multiply-adds in registers, and bytes a second (read and written) of copying memory, for which
+ * it takes 128 MB for a moment; bytes may be NULL. */
+int gpt_model_peak(gpt_model *model, double *flops, double *bytes);
+/* From now on (on: 1), or no longer (0), every op is timed. Turning it on starts from nothing. */
+int gpt_model_profile(gpt_model *model, int on);
+/* The i-th kind of call timed so far; GPT_ERR_ARGUMENT past the last. */
+int gpt_model_profile_read(const gpt_model *model, int i, gpt_op_time *out);
 
 /* ---- session: decoding with a KV cache ---- */
 

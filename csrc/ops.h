@@ -206,6 +206,9 @@ typedef struct gpt_ops {
     int (*ctx_create)(gpt_ctx **out, int n_threads);
     void (*ctx_free)(gpt_ctx *ctx);
     int (*ctx_threads)(const gpt_ctx *ctx);
+    /* Measures multiply-adds (two operations each) and, unless bytes is NULL, bytes copied (read and
+     * written) a second; 0 where there is no memory for it. */
+    int (*peak)(gpt_ctx *ctx, double *flops, double *bytes);
     /* Bytes of workspace that ops on this shape need, and the workspace itself. */
     size_t (*workspace_bytes)(const gpt_ctx *ctx, const gpt_shape *shape);
     void (*ctx_set_workspace)(gpt_ctx *ctx, void *workspace);

@@ -45,6 +45,7 @@ typedef float elem;
 #define cpu_loss_workspace         CPU_NAME(loss_workspace)
 #define cpu_weights_bytes          CPU_NAME(weights_bytes)
 #define cpu_weights_pack           CPU_NAME(weights_pack)
+#define cpu_peak                   CPU_NAME(peak)
 #define cpu_grad_norm              CPU_NAME(grad_norm)
 #define cpu_adamw_update           CPU_NAME(adamw_update)
 #define cpu_adamw_workspace        CPU_NAME(adamw_workspace)
@@ -69,6 +70,7 @@ weights_bytes_fn cpu_weights_bytes;
 weights_pack_fn cpu_weights_pack;
 grad_norm_fn cpu_grad_norm;
 adamw_update_fn cpu_adamw_update;
+int cpu_peak(gpt_ctx *ctx, double *flops, double *bytes);
 
 /* Bytes of workspace that the ops of one file need at most; an op lays it out itself. */
 typedef size_t cpu_workspace_fn(const gpt_shape *shape, int n_threads);

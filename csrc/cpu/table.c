@@ -31,6 +31,7 @@ const gpt_ops cpu_ops = {
     .ctx_create = cpu_ctx_create,
     .ctx_free = cpu_ctx_free,
     .ctx_threads = cpu_ctx_threads,
+    .peak = cpu_peak,
     .workspace_bytes = workspace_bytes,
     .ctx_set_workspace = ctx_set_workspace,
     .sync = cpu_sync,

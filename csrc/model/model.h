@@ -155,6 +155,7 @@ struct gpt_model {
     gpt_options options; /* with 0s replaced by what they stand for */
     const gpt_ops *ops;
     gpt_ctx *ctx;
+    bool profiled; /* ops and ctx are those of profile.c */
     params_layout layout;
 
     void *arena; /* one allocation: everything below */

@@ -174,7 +174,7 @@ def version() -> str:
 
 
 def cpu_level() -> str:
-    """The CPU's instruction-set level in use: "portable", "avx2" or "avx512"."""
+    """The CPU's instruction-set level in use: "portable", "avx2", "avx512", "avx512bf16", "amx"."""
     ffi, lib, _ = load()
     return str(ffi.string(lib.gpt_cpu_level()).decode())
 

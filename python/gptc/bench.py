@@ -16,8 +16,7 @@ import numpy as np
 
 from gptc.config import GPTConfig
 from gptc.errors import GptcError, UsageError
-from gptc.model import Model, Options
-from gptc.train import matrix_peak
+from gptc.model import Model, Options, TokenArray
 
 # PyTorch's ways to run the same step, as the best of which we are compared.
 TORCH_VARIANTS = ("torch fp32", "torch bf16", "torch fp32 compiled", "torch bf16 compiled")
@@ -49,23 +48,20 @@ def bench_train(
 ) -> dict[str, Any]:
     """Times training steps of (max_batch, max_seq) tokens: ours, and each variant in `against`.
 
-    Returns plain data: what was run, `results` (ours first) and, on the CPU, `peak_flops`, the
-    machine's fp32 matrix rate as NumPy reaches it.
+    Returns plain data: what was run, `results` (ours first) and `peak_flops`, what the machine's
+    multiply-adds reach in that dtype.
     """
     unknown = set(against) - set(TORCH_VARIANTS)
     if unknown:
         raise UsageError(f"unknown contender {unknown.pop()!r}; known: {', '.join(TORCH_VARIANTS)}")
     options = options.resolved()
-    B, T = options.max_batch, options.max_seq or config.block_size
-    random = np.random.default_rng(options.seed)
-    tokens = random.integers(0, config.vocab_size, (B, T + 1)).astype(np.int32)
-    inputs, targets = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
-    peak = matrix_peak() if options.device == "cpu" else None
+    inputs, targets = _batch(config, options)
+    B, T = inputs.shape
     with Model.create(config, **asdict(options)) as model:
         contenders: dict[str, Step] = {
             "gptc": lambda: model.train_step(inputs, targets, lr=1e-4).loss
         }
-        threads = model.threads
+        threads, peak = model.threads, model.peak_flops()
         for name in against:
             contenders[name] = _torch_step(config, name, threads, inputs, targets)
         times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -114,9 +110,85 @@ def table(bench: dict[str, Any]) -> str:
             f"{row['name']:22}{row['step_ms']:10.1f}{row['tokens_per_s']:11,.0f}"
             f"{flops / 1e9:10.0f}{row['spread']:8.2f}{ratio:>10}"
         )
-    if bench["peak_flops"]:
-        lines.append(f"matrix peak (NumPy fp32): {bench['peak_flops'] / 1e9:.0f} GFLOP/s")
+    lines.append(f"{bench['dtype']} peak: {bench['peak_flops'] / 1e9:,.0f} GFLOP/s, measured")
     return "\n".join(lines)
+
+
+def bench_ops(config: GPTConfig, options: Options, *, steps: int = 5) -> dict[str, Any]:
+    """Times every op of training steps as they run, with their rates and shares of the peaks.
+
+    Returns plain data: what was run, the machine's `peak_flops` and `peak_bytes`, and `ops`, the
+    costliest first; of each the time for one step.
+    """
+    options = options.resolved()
+    inputs, targets = _batch(config, options)
+    with Model.create(config, **asdict(options)) as model:
+        for _ in range(2):
+            model.train_step(inputs, targets, lr=1e-4)
+        begin = time.perf_counter()
+        with model.profile() as times:
+            for _ in range(steps):
+                model.train_step(inputs, targets, lr=1e-4)
+        seconds = time.perf_counter() - begin
+        peak_flops, peak_bytes = model.peak_flops(), model.peak_bytes()
+        threads = model.threads
+    ops = []
+    for op in sorted(times, key=lambda op: -op.seconds):
+        rates = {"flops_per_s": op.flops / op.seconds, "bytes_per_s": op.bytes / op.seconds}
+        ops.append({
+            "name": op.name,
+            "calls": op.calls / steps,
+            "ms": op.seconds / steps * 1e3,
+            "share": op.seconds / seconds,
+            **rates,
+            "of_peak_flops": rates["flops_per_s"] / peak_flops,
+            "of_peak_bytes": rates["bytes_per_s"] / peak_bytes,
+        })  # fmt: skip
+    return {
+        "config": config.to_dict(),
+        "batch_size": inputs.shape[0],
+        "seq_len": inputs.shape[1],
+        "device": options.device,
+        "dtype": options.dtype,
+        "threads": threads,
+        "steps": steps,
+        "step_ms": seconds / steps * 1e3,
+        "peak_flops": peak_flops,
+        "peak_bytes": peak_bytes,
+        "ops": ops,
+    }
+
+
+def ops_table(bench: dict[str, Any]) -> str:
+    """The result of `bench_ops` as lines to read."""
+    lines = [
+        f"B {bench['batch_size']}, T {bench['seq_len']}, {bench['device']} {bench['dtype']}, "
+        f"{bench['threads']} threads; mean of {bench['steps']} steps of {bench['step_ms']:.1f} ms",
+        f"{'':34}{'calls':>6}{'ms/step':>10}{'share':>7}{'GFLOP/s':>10}{'of peak':>9}"
+        f"{'GB/s':>8}{'of peak':>9}",
+    ]
+    for op in bench["ops"]:
+        products = f"{op['flops_per_s'] / 1e9:10.0f}{op['of_peak_flops']:9.0%}"
+        lines.append(
+            f"{op['name']:34}{op['calls']:6.0f}{op['ms']:10.3f}{op['share']:7.1%}"
+            f"{products if op['flops_per_s'] else '':19}"
+            f"{op['bytes_per_s'] / 1e9:8.1f}{op['of_peak_bytes']:9.0%}"
+        )
+    rest = bench["step_ms"] - sum(op["ms"] for op in bench["ops"])
+    lines.append(f"{'outside ops':40}{rest:10.3f}{rest / bench['step_ms']:7.1%}")
+    lines.append(
+        f"peaks, measured: {bench['peak_flops'] / 1e9:,.0f} GFLOP/s in {bench['dtype']}; "
+        f"{bench['peak_bytes'] / 1e9:.1f} GB/s copying memory (what lies in cache can be faster)"
+    )
+    return "\n".join(lines)
+
+
+def _batch(config: GPTConfig, options: Options) -> tuple[TokenArray, TokenArray]:
+    """Random inputs and targets, (B, T) each."""
+    B, T = options.max_batch, options.max_seq or config.block_size
+    random = np.random.default_rng(options.seed)
+    tokens = random.integers(0, config.vocab_size, (B, T + 1)).astype(np.int32)
+    return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
 
 
 def _result(name: str, times: dict[str, list[float]], n_tokens: int, loss: float) -> Result:

@@ -7,7 +7,8 @@ where nothing is lost; arrays that go out are fresh copies. A model is used by o
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -67,15 +68,27 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class OpTime:
+    """What one kind of call cost: an op at one shape, summed over its calls."""
+
+    name: str
+    calls: int
+    seconds: float
+    flops: float  # of its products
+    bytes: float  # that must at least be read and written
+
+
+@dataclass(frozen=True)
 class Options:
     """How a model is held: where, how precisely, and for what sizes.
 
-    `device` is "auto", "cpu" or "cuda"; `dtype` is "auto", "fp32" or "bf16" (mixed precision:
-    master weights stay fp32). `threads` 0 means one for each core, `max_seq` None the block size.
+    `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
+    stay fp32) or "auto": bf16 on a GPU, and for training on a CPU that multiplies it as such.
+    `threads` 0 means one for each core, `max_seq` None the block size.
     """
 
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: str = "fp32"
     threads: int = 0
     training: bool = True
     max_batch: int = 8
@@ -89,12 +102,9 @@ class Options:
             if value != "auto" and value not in known:
                 raise UsageError(f"{value!r} is not one of auto, {', '.join(known)}")
         devices = ("cuda", "cpu") if self.device == "auto" else (self.device,)
-        # bf16 is what a GPU is fast at; on the CPU fp32 is the choice that always works.
-        pairs = [
-            (device, dtype)
-            for device in devices
-            for dtype in (("bf16", "fp32") if device == "cuda" else ("fp32",))
-        ]
+        fast = bool(_lib.load().lib.gpt_cpu_has_bf16()) and self.training
+        dtypes = {"cuda": ("bf16", "fp32"), "cpu": ("bf16" if fast else "fp32",)}
+        pairs = [(device, dtype) for device in devices for dtype in dtypes[device]]
         if self.dtype != "auto":
             pairs = [(device, self.dtype) for device in devices]
         # The last pair is not tried out: when it fails, the engine's own message is the best one.
@@ -140,7 +150,7 @@ class Model:
         config: GPTConfig,
         *,
         device: str = "auto",
-        dtype: str = "auto",
+        dtype: str = "fp32",
         threads: int = 0,
         training: bool = True,
         max_batch: int = 8,
@@ -320,6 +330,32 @@ class Model:
     def threads(self) -> int:
         """Threads that the model computes with."""
         return int(self._lib.gpt_model_threads(self._open()))
+
+    def peak_flops(self) -> float:
+        """Operations a second that this machine's multiply-adds reach in this dtype, measured."""
+        flops = self._ffi.new("double *")
+        _lib.call("gpt_model_peak", self._open(), flops, self._ffi.NULL)
+        return float(flops[0])
+
+    def peak_bytes(self) -> float:
+        """Bytes a second, read and written, that copying memory reaches, measured."""
+        flops, copied = self._ffi.new("double *"), self._ffi.new("double *")
+        _lib.call("gpt_model_peak", self._open(), flops, copied)
+        return float(copied[0])
+
+    @contextmanager
+    def profile(self) -> Iterator[list[OpTime]]:
+        """Times every op within the block; the list is there when the block has ended."""
+        times: list[OpTime] = []
+        _lib.call("gpt_model_profile", self._open(), 1)
+        try:
+            yield times
+            out = self._ffi.new("gpt_op_time *")
+            while not self._lib.gpt_model_profile_read(self._open(), len(times), out):
+                name = self._ffi.string(out.name).decode()
+                times.append(OpTime(name, out.calls, out.seconds, out.flops, out.bytes))
+        finally:
+            _lib.call("gpt_model_profile", self._open(), 0)
 
     def close(self) -> None:
         """Frees the model and its sessions."""

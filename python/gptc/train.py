@@ -214,7 +214,7 @@ class Summary:
     elapsed_s: float
     tokens_per_s: float | None
     mfu: float | None
-    matrix_peak_flops: float | None
+    peak_flops: float
     device: str
     dtype: str
     threads: int
@@ -529,7 +529,7 @@ class Run:
             elapsed_s=self.elapsed_s,
             tokens_per_s=pace,
             mfu=self._mfu(pace) if pace else None,
-            matrix_peak_flops=self.peak_flops,
+            peak_flops=self.peak_flops,
             device=self.model.device,
             dtype=self.model.dtype,
             threads=self.model.threads,
@@ -621,13 +621,13 @@ class Run:
             dropout=options.dropout,
             seed=options.seed,
         ).resolved()
-        # Measured before the model exists, so that NumPy's buffers count as "before".
-        self.peak_flops = matrix_peak() if settings.device == "cpu" else None
         self.plan: Plan = plan_for(config, settings)
         _check_memory(self.plan, settings.device, options)
         self.resident_before = resident_bytes()
         try:
-            return Model(config, settings)
+            model = Model(config, settings)
+            self.peak_flops = model.peak_flops()
+            return model
         except EngineError as error:
             if error.status == _lib.GPT_ERR_MEMORY:
                 raise GptcError(f"{error}; lower --batch-size or --seq-len") from error
@@ -762,8 +762,7 @@ class Run:
         if where == "cpu":
             where += f" ({_lib.cpu_level()}), {plural(self.model.threads, 'thread')}"
         where += f", {self.model.dtype}"
-        if self.peak_flops is not None:
-            where += f"; matrix peak {self.peak_flops / 1e9:,.0f} GFLOP/s (NumPy fp32, measured)"
+        where += f"; peak {self.peak_flops / 1e9:,.0f} GFLOP/s, measured"
         parts = ", ".join(
             f"{name} {amount(getattr(plan, f'{key}_bytes'))}"
             for name, key in (
@@ -919,10 +918,8 @@ class Run:
                 f"gptc train --resume {self.out}"
             ) from error
 
-    def _mfu(self, tokens_per_s: float) -> float | None:
+    def _mfu(self, tokens_per_s: float) -> float:
         """The share of the machine's peak that the model's arithmetic reaches."""
-        if self.peak_flops is None:
-            return None
         return round(self.plan.train_flops_per_token * tokens_per_s / self.peak_flops, 4)
 
     def _report(self, meter: Meter, lr: float) -> Report:
@@ -1023,19 +1020,6 @@ def _lines_until(file: TextIO, step: int) -> Iterator[str]:
 def bits_per_byte(loss: float, dataset: Dataset, split: str) -> float:
     """A loss in nats per token as bits per byte of the split's text."""
     return loss / math.log(2) / dataset.bytes_per_token(split)
-
-
-def matrix_peak(seconds: float = 0.2) -> float:
-    """The machine's fp32 matrix-product rate in FLOP/s: NumPy's best of a few, all cores."""
-    n = 1024
-    a = np.full((n, n), 0.5, np.float32)
-    out = np.empty_like(a)
-    best, begin = math.inf, time.perf_counter()
-    while best == math.inf or time.perf_counter() - begin < seconds:
-        started = time.perf_counter()
-        np.matmul(a, a, out=out)
-        best = min(best, time.perf_counter() - started)
-    return 2 * n**3 / best
 
 
 def resident_bytes() -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gptc import _lib
 from gptc.config import GPTConfig
 from gptc.errors import EngineError, GptcError, UsageError
 from gptc.model import AdamW, Model, Options, plan_for, session_bytes
@@ -299,10 +301,14 @@ def test_wrong_options_are_refused(config: Config) -> None:
 
 def test_auto_falls_back_to_what_works(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptc.model._works", lambda device, dtype: False)
+    fast = "bf16" if _lib.load().lib.gpt_cpu_has_bf16() else "fp32"
     assert Options().resolved() == Options(device="cpu", dtype="fp32")
+    assert Options(dtype="auto").resolved() == Options(device="cpu", dtype=fast)
+    reading = Options(dtype="auto", training=False)
+    assert reading.resolved() == replace(reading, device="cpu", dtype="fp32")
     monkeypatch.setattr("gptc.model._works", lambda *pair: pair == ("cuda", "fp32"))
-    assert Options().resolved() == Options(device="cuda", dtype="fp32")
-    assert Options(device="cpu").resolved() == Options(device="cpu", dtype="fp32")
+    assert Options(dtype="auto").resolved() == Options(device="cuda", dtype="fp32")
+    assert Options("cpu", "auto").resolved() == Options(device="cpu", dtype=fast)
     assert Options(dtype="bf16").resolved() == Options(device="cpu", dtype="bf16")
 
 

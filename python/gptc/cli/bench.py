@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
 
 import click
 
 from gptc.cli.params import COUNT, SIZE
+from gptc.config import GPTConfig
 
 _EPILOG = """\b
 Examples:
@@ -17,22 +18,69 @@ Examples:
 """
 
 
+_EPILOG_OPS = """\b
+Examples:
+  gptc bench ops                                    GPT-2 124M, 4 x 256 tokens
+  gptc bench ops --dtype fp32 --n-layer 4 --n-embd 128 --n-head 4 --vocab-size 65
+"""
+
+_OPTIONS = [
+    click.option("--preset", default="gpt2", show_default=True, metavar="NAME", help="Shape."),
+    click.option("--batch-size", type=COUNT, default=4, show_default=True, metavar="N"),
+    click.option("--seq-len", type=COUNT, default=256, show_default=True, metavar="N"),
+    click.option("--vocab-size", type=COUNT, metavar="N", help="Vocabulary.  [by preset]"),
+    click.option("--n-layer", type=COUNT, metavar="N", help="Layers.  [by preset]"),
+    click.option("--n-head", type=COUNT, metavar="N", help="Attention heads.  [by preset]"),
+    click.option("--n-embd", type=COUNT, metavar="N", help="Width.  [by preset]"),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu"),
+    click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto"),
+    click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core."),
+]
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what is to be measured."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _config(preset: str, seq_len: int, **changes: int | None) -> GPTConfig:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return GPTConfig.preset(preset, block_size=seq_len, **given)
+
+
 @click.group("bench", epilog="\b\nExamples:\n  gptc bench train --against torch")
 def bench_command() -> None:
     """Measure speed."""
 
 
+@bench_command.command("ops", epilog=_EPILOG_OPS)
+@_with_options
+@click.option("--steps", type=COUNT, default=5, show_default=True, help="Steps to take.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def bench_ops_command(
+    preset: str,
+    batch_size: int,
+    seq_len: int,
+    device: str,
+    dtype: str,
+    threads: int,
+    steps: int,
+    as_json: bool,
+    **shape: int | None,
+) -> None:
+    """Time every layer of training steps: its rate, and its share of what the machine can do."""
+    from gptc import bench
+    from gptc.model import Options
+
+    options = Options(device, dtype, threads, max_batch=batch_size, max_seq=seq_len)
+    result = bench.bench_ops(_config(preset, seq_len, **shape), options, steps=steps)
+    click.echo(json.dumps(result, indent=2) if as_json else bench.ops_table(result))
+
+
 @bench_command.command("train", epilog=_EPILOG)
-@click.option("--preset", default="gpt2", show_default=True, metavar="NAME", help="Model shape.")
-@click.option("--batch-size", type=COUNT, default=4, show_default=True, metavar="N")
-@click.option("--seq-len", type=COUNT, default=256, show_default=True, metavar="N")
-@click.option("--vocab-size", type=COUNT, metavar="N", help="Vocabulary.  [by preset]")
-@click.option("--n-layer", type=COUNT, metavar="N", help="Layers.  [by preset]")
-@click.option("--n-head", type=COUNT, metavar="N", help="Attention heads.  [by preset]")
-@click.option("--n-embd", type=COUNT, metavar="N", help="Width.  [by preset]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu")
-@click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto")
-@click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
+@_with_options
 @click.option("--turns", type=COUNT, default=5, show_default=True, metavar="N")
 @click.option("--steps", type=COUNT, default=2, show_default=True, help="Steps in a turn.")
 @click.option(
@@ -45,10 +93,6 @@ def bench_train_command(
     preset: str,
     batch_size: int,
     seq_len: int,
-    vocab_size: int | None,
-    n_layer: int | None,
-    n_head: int | None,
-    n_embd: int | None,
     device: str,
     dtype: str,
     threads: int,
@@ -56,27 +100,19 @@ def bench_train_command(
     steps: int,
     against: str | None,
     as_json: bool,
+    **shape: int | None,
 ) -> None:
     """Time training steps on random tokens: median over turns, and ratios turn by turn."""
     from gptc import bench
-    from gptc.config import GPTConfig
     from gptc.model import Options
 
-    changes: dict[str, Any] = {
-        "block_size": seq_len,
-        "vocab_size": vocab_size,
-        "n_layer": n_layer,
-        "n_head": n_head,
-        "n_embd": n_embd,
-    }
-    config = GPTConfig.preset(preset, **{k: v for k, v in changes.items() if v is not None})
     variants = {
         None: (),
         "torch": bench.TORCH_VARIANTS[:1],
         "torch-all": bench.TORCH_VARIANTS,
     }[against]
     result = bench.bench_train(
-        config,
+        _config(preset, seq_len, **shape),
         Options(device, dtype, threads, max_batch=batch_size, max_seq=seq_len),
         turns=turns,
         steps=steps,

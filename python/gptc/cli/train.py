@@ -177,7 +177,7 @@ def _print_summary(summary: Summary) -> None:
         done += f", val loss {summary.val_loss:.4f}, {summary.val_bpb:.3f} bits per byte"
     click.echo(done, err=True)
     if summary.tokens_per_s is not None:
-        mfu = "" if summary.mfu is None else f", {summary.mfu:.0%} of the matrix peak"
+        mfu = "" if summary.mfu is None else f", {summary.mfu:.0%} of the {summary.dtype} peak"
         click.echo(
             f"{summary.tokens_per_s:,.0f} tokens/s{mfu}; peak memory "
             f"{amount(summary.peak_resident_bytes)}, "
