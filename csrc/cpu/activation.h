@@ -42,8 +42,9 @@ static inline vf activation_backward(int activation, vf d, vf x, vf up, vf *dup)
     if (activation == GPT_ACT_GELU) return d * gelu_slope(x);
     if (activation == GPT_ACT_SWISH) return d * swish_slope(x);
     if (activation != GPT_ACT_SWIGLU) return d;
-    *dup = d * swish(x);
-    return d * up * swish_slope(x);
+    vf s = vf_sigmoid(x);
+    *dup = d * x * s;
+    return d * up * (s * (1.0f + x * (1.0f - s)));
 }
 
 #endif

@@ -9,11 +9,11 @@ typedef struct linear_args {
     int activation, width; /* of out, or of din: one half of pre for SwiGLU */
 } linear_args;
 
-/* pre = y + b, out = activation(pre). */
-static void forward_epilogue(void *p, const float *y, const float *y_twin, int ldy, int row,
-                             int rows, int col, int cols) {
-    const linear_args *a = p;
-    int twin = a->activation == GPT_ACT_SWIGLU ? a->width : 0;
+/* pre = y + b, out = activation(pre). The activation is a constant where this is inlined. */
+__attribute__((always_inline)) static inline void
+activate_tile(const linear_args *a, int activation, const float *y, const float *y_twin, int ldy,
+              int row, int rows, int col, int cols) {
+    int twin = activation == GPT_ACT_SWIGLU ? a->width : 0;
     for (int r = 0; r < rows; r++, y += ldy, y_twin += ldy) {
         elem *out = a->out + (int64_t)(row + r) * a->width + col;
         elem *pre = a->pre ? a->pre + (int64_t)(row + r) * (a->width + twin) + col : NULL;
@@ -26,30 +26,68 @@ static void forward_epilogue(void *p, const float *y, const float *y_twin, int l
                 if (pre) vf_put(pre + twin + c, up, k);
             }
             if (pre) vf_put(pre + c, x, k);
-            vf_put(out + c, activation_forward(a->activation, x, up), k);
+            vf_put(out + c, activation_forward(activation, x, up), k);
         }
     }
 }
 
+static void forward_epilogue(void *p, const float *y, const float *y_twin, int ldy, int row,
+                             int rows, int col, int cols) {
+    const linear_args *a = p;
+    switch (a->activation) {
+    case GPT_ACT_GELU:
+        activate_tile(a, GPT_ACT_GELU, y, y_twin, ldy, row, rows, col, cols);
+        break;
+    case GPT_ACT_SWISH:
+        activate_tile(a, GPT_ACT_SWISH, y, y_twin, ldy, row, rows, col, cols);
+        break;
+    case GPT_ACT_SWIGLU:
+        activate_tile(a, GPT_ACT_SWIGLU, y, y_twin, ldy, row, rows, col, cols);
+        break;
+    default:
+        activate_tile(a, GPT_ACT_NONE, y, y_twin, ldy, row, rows, col, cols);
+        break;
+    }
+}
+
 /* din = y through the activation; for SwiGLU, y fills the gates and the ups. */
+__attribute__((always_inline)) static inline void
+deactivate_tile(const linear_args *a, int activation, const float *y, int ldy, int row, int rows,
+                int col, int cols) {
+    int twin = activation == GPT_ACT_SWIGLU ? a->width : 0;
+    int64_t stride = a->width + twin;
+    for (int r = 0; r < rows; r++, y += ldy) {
+        elem *din = a->din + (row + r) * stride + col;
+        const elem *pre = NULL;
+        if (activation != GPT_ACT_NONE) pre = a->pre_in + (row + r) * stride + col;
+        FOR_LANES (c, k, cols) {
+            vf d = vf_get(y + c, k), up = {0}, dup = {0};
+            if (twin) up = vf_get(pre + twin + c, k);
+            if (activation != GPT_ACT_NONE)
+                d = activation_backward(activation, d, vf_get(pre + c, k), up, &dup);
+            if (twin) vf_put(din + twin + c, dup, k);
+            vf_put(din + c, d, k);
+        }
+    }
+}
+
 static void input_epilogue(void *p, const float *y, const float *y_twin, int ldy, int row, int rows,
                            int col, int cols) {
     (void)y_twin;
     const linear_args *a = p;
-    int twin = a->activation == GPT_ACT_SWIGLU ? a->width : 0;
-    int64_t stride = a->width + twin;
-    for (int r = 0; r < rows; r++, y += ldy) {
-        elem *din = a->din + (row + r) * stride + col;
-        const elem *pre = a->pre_in ? a->pre_in + (row + r) * stride + col : NULL;
-        FOR_LANES (c, k, cols) {
-            vf d = vf_get(y + c, k), dup = {0};
-            if (pre) {
-                vf up = twin ? vf_get(pre + twin + c, k) : dup;
-                d = activation_backward(a->activation, d, vf_get(pre + c, k), up, &dup);
-            }
-            if (twin) vf_put(din + twin + c, dup, k);
-            vf_put(din + c, d, k);
-        }
+    switch (a->activation) {
+    case GPT_ACT_GELU:
+        deactivate_tile(a, GPT_ACT_GELU, y, ldy, row, rows, col, cols);
+        break;
+    case GPT_ACT_SWISH:
+        deactivate_tile(a, GPT_ACT_SWISH, y, ldy, row, rows, col, cols);
+        break;
+    case GPT_ACT_SWIGLU:
+        deactivate_tile(a, GPT_ACT_SWIGLU, y, ldy, row, rows, col, cols);
+        break;
+    default:
+        deactivate_tile(a, GPT_ACT_NONE, y, ldy, row, rows, col, cols);
+        break;
     }
 }
 
@@ -92,8 +130,7 @@ void cpu_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const w
 void cpu_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act *dout,
                          const act *in, const weight *w, const act *pre, int activation, int N,
                          int IC, int OC) {
-    linear_args args = {.din = din, .activation = activation, .width = IC};
-    if (activation != GPT_ACT_NONE) args.pre_in = pre;
+    linear_args args = {.din = din, .pre_in = pre, .activation = activation, .width = IC};
     product dinput = {.kind = PRODUCT_NN,
                       .a = dout,
                       .w = w,

@@ -77,13 +77,14 @@ static void exponentials(void *p, const float *y, const float *y_twin, int ldy, 
         int64_t block = (int64_t)r * a->n_blocks + col / BLOCK;
         int target = a->targets[r] - col;
         if (target >= 0 && target < cols) a->picked[r] = y[target];
+        bf16 *e_out = a->gradient ? a->dlogits + (int64_t)r * a->Vp + col : NULL;
         vf biggest = vf_set(-INFINITY), sum = {0};
         FOR_LANES (c, k, cols)
             biggest = vf_max(biggest, vf_first(vf_get(y + c, k), k, -INFINITY));
         float max = vf_max_lane(biggest);
         FOR_LANES (c, k, cols) {
             vf e = vf_first(vf_exp(vf_get(y + c, k) - max), k, 0);
-            if (a->gradient) vf_put(a->dlogits + (int64_t)r * a->Vp + col + c, e, k);
+            if (e_out) vf_put(e_out + c, e, k);
             sum += e;
         }
         a->max[block] = max;

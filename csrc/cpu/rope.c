@@ -14,12 +14,18 @@ typedef struct rope_args {
 /* Channels (i, i + HS/2) of each head, the same angles for every head. */
 static void rotate_heads(elem *x, const float *table, float sign, int n_heads, int HS) {
     int half = HS / 2;
-    for (int h = 0; h < n_heads; h++, x += HS) {
-        for (int i = 0; i < half; i++) {
-            float c = table[2 * i], s = sign * table[2 * i + 1];
-            float a = to_float(x[i]), b = to_float(x[i + half]);
-            x[i] = to_elem(a * c - b * s);
-            x[i + half] = to_elem(a * s + b * c);
+    FOR_LANES (i, k, half) {
+        float cosines[LANES] = {0}, sines[LANES] = {0};
+        for (int j = 0; j < k; j++) {
+            cosines[j] = table[2 * (i + j)];
+            sines[j] = sign * table[2 * (i + j) + 1];
+        }
+        vf c = vf_load(cosines), s = vf_load(sines);
+        for (int h = 0; h < n_heads; h++) {
+            elem *low = x + h * HS + i, *high = low + half;
+            vf a = vf_get(low, k), b = vf_get(high, k);
+            vf_put(low, a * c - b * s, k);
+            vf_put(high, a * s + b * c, k);
         }
     }
 }

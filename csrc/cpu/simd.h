@@ -86,38 +86,87 @@ static inline vf vf_sqrt(vf x) {
 
 /* Sums in a fixed tree, so the result depends on nothing but the numbers and LANES. */
 static inline float vf_sum(vf v) {
+#if defined(__AVX512F__)
+    __m256 lower = _mm512_castps512_ps256((__m512)v);
+    __m256 upper = _mm512_extractf32x8_ps((__m512)v, 1);
+    __m256 eight = _mm256_add_ps(lower, upper);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
     for (int half = LANES / 2; half > 0; half /= 2)
         for (int i = 0; i < half; i++) v[i] += v[i + half];
     return v[0];
+#endif
 }
 
 static inline float vf_max_lane(vf v) {
+#if defined(__AVX512F__)
+    __m256 eight = _mm256_max_ps(_mm512_castps512_ps256((__m512)v),
+                                 _mm512_extractf32x8_ps((__m512)v, 1));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+#else
     for (int half = LANES / 2; half > 0; half /= 2)
         for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
     return v[0];
+#endif
 }
 
 /* e^x within 2 ulp, and exactly 0 below -87.3: 2^n times a polynomial on [-ln2/2, ln2/2] (the
  * coefficients are those of a degree-6 minimax fit). NaN stays NaN. */
 static inline vf vf_exp(vf x) {
+#if defined(__AVX512F__)
+    __mmask16 zero = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.3f), _CMP_LT_OQ);
+    vf top = (vf)_mm512_min_ps(_mm512_set1_ps(88.0f), (__m512)x); /* the second, where one is NaN */
+    vf n = (vf)_mm512_roundscale_ps((__m512)(top * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
+    vf r = top - n * 0.693359375f + n * 2.12194440e-4f;
+#else
     const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     vf clamped = vf_select(x > 88.0f, vf_set(88.0f), vf_select(x < -87.3f, vf_set(-87.3f), x));
     vf n = clamped * 1.44269504f + shift;
     vi exponent = ((vi)n) << 23; /* n's low bits hold the integer */
     n -= shift;
-    vf r = clamped - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
+    vf r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+#endif
     vf p = r * 1.3981999507e-3f + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = (p * r) * r + r + 1.0f;
+    p = (p * r) * r + (r + 1.0f);
+#if defined(__AVX512F__)
+    return (vf)_mm512_maskz_scalef_ps(~zero, (__m512)p, (__m512)n);
+#else
     vf y = (vf)((vi)p + exponent);
     return vf_select(x < -87.3f, vf_set(0.0f), y);
+#endif
+}
+
+/* 1 / x within 2 ulp, for x from 1 to the largest float. */
+static inline vf vf_reciprocal(vf x) {
+#if defined(__AVX512F__)
+    vf y = (vf)_mm512_rcp14_ps((__m512)x);
+    return y * (2.0f - x * y);
+#else
+    return 1.0f / x;
+#endif
 }
 
 static inline vf vf_sigmoid(vf x) {
-    return 1.0f / (1.0f + vf_exp(-x));
+    return vf_reciprocal(1.0f + vf_exp(-x));
+}
+
+/* The lanes below n, n > 0, of v; `other` in the rest. */
+static inline vf vf_first(vf v, int n, float other) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_mask_mov_ps(_mm512_set1_ps(other), (__mmask16)((1u << n) - 1), (__m512)v);
+#else
+    if (n == LANES) return v;
+    vi lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return vf_select(lane < n, v, vf_set(other));
+#endif
 }
 
 /* The factors that dropout multiplies elements i, i + 1, … by. */

@@ -6,13 +6,6 @@
 
 #include <math.h>
 
-/* v where lane < n, else `other`. */
-static inline vf vf_first(vf v, int n, float other) {
-    vi lane;
-    for (int i = 0; i < LANES; i++) lane[i] = i;
-    return vf_select(lane < n, v, vf_set(other));
-}
-
 /* The first `valid` of nk scores become exponentials relative to the running maximum, the others 0.
  * Returns the factor by which what was summed before must shrink. */
 static inline float softmax_row(float *s, int valid, int nk, float scale, float *max, float *sum) {
