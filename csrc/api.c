@@ -61,6 +61,8 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (out->n_threads < 0 || out->n_threads > MAX_THREADS)
         return fail(GPT_ERR_ARGUMENT, "n_threads is %d; it must lie between 0 and %d",
                     out->n_threads, MAX_THREADS);
+    if (out->pin_threads != 0 && out->pin_threads != 1)
+        return fail(GPT_ERR_ARGUMENT, "pin_threads is %d; it must be 0 or 1", out->pin_threads);
     if (!(out->dropout >= 0 && out->dropout < 1))
         return fail(GPT_ERR_ARGUMENT, "dropout is %g; it must be at least 0 and below 1",
                     out->dropout);
@@ -140,7 +142,7 @@ int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_pl
     TRY(check_options(config, options, &o));
     TRY(backend_ops(o.device, o.dtype, &ops));
     TRY(params_layout_create(config, &layout));
-    int status = ops->ctx_create(&ctx, o.n_threads);
+    int status = ops->ctx_create(&ctx, o.n_threads, 0);
     if (status == GPT_OK) {
         arena_plan p = plan_arena(config, &o, ops, ctx, &layout);
         fill_plan(config, &o, &p, layout.n_params, out);
@@ -196,7 +198,7 @@ static int upload_rope(gpt_model *m) {
 static int create_parts(gpt_model *m) {
     size_t L = (size_t)m->config.n_layer;
     TRY(backend_ops(m->options.device, m->options.dtype, &m->ops));
-    TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads));
+    TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads, m->options.pin_threads));
     TRY(params_layout_create(&m->config, &m->layout));
     m->acts.layers = calloc(L, sizeof *m->acts.layers);
     m->w.layers = calloc(L, sizeof *m->w.layers);

@@ -30,16 +30,16 @@ static int always(void) {
 }
 
 #ifdef GPTC_X86
-static int has_avx2(void) {
+__attribute__((unused)) static int has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-static int has_avx512(void) {
+__attribute__((unused)) static int has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-static int has_avx512bf16(void) {
+__attribute__((unused)) static int has_avx512bf16(void) {
     return has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 
@@ -60,17 +60,23 @@ static int kernel_grants_amx(void) {
 #endif
 }
 
-static int has_amx(void) {
+__attribute__((unused)) static int has_amx(void) {
     return has_avx512bf16() && cpu_has_amx() && kernel_grants_amx();
 }
 #endif
 
 /* Best first. */
 static const cpu_level levels[] = {
-#ifdef GPTC_X86
+#ifdef GPTC_HAS_AMX
     {"amx", {NULL, &cpu_bf16_amx_ops}, has_amx},
+#endif
+#ifdef GPTC_HAS_AVX512BF16
     {"avx512bf16", {NULL, &cpu_bf16_avx512bf16_ops}, has_avx512bf16},
+#endif
+#ifdef GPTC_HAS_AVX512
     {"avx512", {&cpu_fp32_avx512_ops, &cpu_bf16_avx512_ops}, has_avx512},
+#endif
+#ifdef GPTC_HAS_AVX2
     {"avx2", {&cpu_fp32_avx2_ops, &cpu_bf16_avx2_ops}, has_avx2},
 #endif
     {"portable", {&cpu_fp32_portable_ops, &cpu_bf16_portable_ops}, always},
@@ -98,19 +104,27 @@ int gpt_cpu_has_bf16(void) {
 }
 
 const char *gpt_cpu_notice(void) {
-#ifdef GPTC_X86
-    if (has_avx512() && cpu_has_amx() && !kernel_grants_amx())
+#ifdef GPTC_HAS_AMX
+    if (has_avx512bf16() && cpu_has_amx() && !kernel_grants_amx())
         return "this CPU has AMX, but the system does not let programs use it; going on without";
 #endif
     return "";
 }
 
-const gpt_ops *backend_ops_at(int i) {
+static const gpt_ops *table_at(int i, int supported) {
     for (int j = 0; j < N_LEVELS; j++)
         for (int dtype = 0; dtype < N_DTYPES; dtype++)
-            if (levels[j].ops[dtype] && levels[j].supported() && i-- == 0)
+            if (levels[j].ops[dtype] && !levels[j].supported() == !supported && i-- == 0)
                 return levels[j].ops[dtype];
     return NULL;
+}
+
+const gpt_ops *backend_ops_at(int i) {
+    return table_at(i, 1);
+}
+
+const gpt_ops *backend_missing_at(int i) {
+    return table_at(i, 0);
 }
 
 int backend_ops(int device, int dtype, const gpt_ops **out) {

@@ -95,10 +95,11 @@ typedef struct gpt_config {
 } gpt_config;
 
 typedef struct gpt_options {
-    int32_t device;    /* enum gpt_device */
-    int32_t dtype;     /* enum gpt_dtype */
-    int32_t n_threads; /* 0: one for each core this process may use */
-    int32_t training;  /* 1: also allocate gradients and optimizer state */
+    int32_t device;      /* enum gpt_device */
+    int32_t dtype;       /* enum gpt_dtype */
+    int32_t n_threads;   /* 0: one for each core this process may use */
+    int32_t pin_threads; /* 1: the library's own threads each stay on one core */
+    int32_t training;    /* 1: also allocate gradients and optimizer state */
     int32_t max_batch; /* largest B of logits, loss and backward; 0: none of them will be called */
     int32_t max_seq;   /* largest T of the same; 0: block_size */
     float dropout;     /* probability, in backward only; 0 <= dropout < 1 */

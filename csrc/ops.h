@@ -203,7 +203,7 @@ typedef struct gpt_ops {
     size_t act_bytes;            /* one element of act */
     size_t thread_library_bytes; /* what the matrix library keeps for each thread, as measured */
 
-    int (*ctx_create)(gpt_ctx **out, int n_threads);
+    int (*ctx_create)(gpt_ctx **out, int n_threads, int pin); /* pin: see gpt_options */
     void (*ctx_free)(gpt_ctx *ctx);
     int (*ctx_threads)(const gpt_ctx *ctx);
     /* Measures multiply-adds (two operations each) and, unless bytes is NULL, bytes copied (read and

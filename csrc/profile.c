@@ -70,7 +70,8 @@ static void profile_embedding_backward(gpt_ctx *p, float *dwte, float *dwpe, con
                                        const int32_t *tokens, int N, int T, int C) {
     double begin = now(p), size = (double)N * C;
     p->ops->embedding_backward(p->inner, dwte, dwpe, dout, tokens, N, T, C);
-    record(p, "embedding_backward", 0, 0, begin, 0, acts(p, size) + floats(dwpe ? 4 * size : 2 * size));
+    record(p, "embedding_backward", 0, 0, begin, 0,
+           acts(p, size) + floats(dwpe ? 4 * size : 2 * size));
 }
 
 static void profile_dropout_forward(gpt_ctx *p, act *x, int64_t n, gpt_dropout dropout) {
@@ -113,8 +114,7 @@ static void profile_linear_backward(gpt_ctx *p, act *din, float *dw, float *db, 
     double begin = now(p), width = activation == GPT_ACT_SWIGLU ? 2.0 * IC : IC;
     p->ops->linear_backward(p->inner, din, dw, db, dout, in, w, pre, activation, N, IC, OC);
     record(p, "linear_backward", IC, OC, begin, 4.0 * N * IC * OC,
-           acts(p, (double)N * (OC + IC + 2 * width) + (double)IC * OC) +
-               floats(2.0 * IC * OC));
+           acts(p, (double)N * (OC + IC + 2 * width) + (double)IC * OC) + floats(2.0 * IC * OC));
 }
 
 static void profile_head_forward(gpt_ctx *p, float *logits, const act *x, const weight *wte, int N,
@@ -153,8 +153,8 @@ static void profile_attention_forward(gpt_ctx *p, act *out, float *lse, const ac
 }
 
 static void profile_attention_backward(gpt_ctx *p, act *dqkv, const act *dout, const act *qkv,
-                                       const act *out, const float *lse, gpt_dropout dropout,
-                                       int B, int T, int NH, int NKV, int HS) {
+                                       const act *out, const float *lse, gpt_dropout dropout, int B,
+                                       int T, int NH, int NKV, int HS) {
     double begin = now(p);
     p->ops->attention_backward(p->inner, dqkv, dout, qkv, out, lse, dropout, B, T, NH, NKV, HS);
     record(p, "attention_backward", 0, 0, begin, attention_flops(5, B, T, NH, HS),

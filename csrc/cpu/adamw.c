@@ -21,9 +21,9 @@ static void pack_the_rest(gpt_ctx *ctx, const float *w, const gpt_segment *segme
 }
 #else
 enum { STRIP = 1 };
-#define packs_in_passing(s)                          0
-#define cpu_pack_strip(s, w, strip, training)        ((void)0)
-#define pack_the_rest(ctx, w, segments, n_segments)  ((void)0)
+#define packs_in_passing(s)                         0
+#define cpu_pack_strip(s, w, strip, training)       ((void)0)
+#define pack_the_rest(ctx, w, segments, n_segments) ((void)0)
 #endif
 
 size_t cpu_adamw_workspace(const gpt_shape *shape, int n_threads) {

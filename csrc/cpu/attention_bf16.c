@@ -17,21 +17,21 @@ static head_shape shape_of(int T, int HS) {
 
 /* What a thread needs for one head. */
 typedef struct buffers {
-    bf16 *keys;            /* k as rows, transposed: (HS, T) in panels of 16 keys */
-    bf16 *values;          /* v as columns: (T, HS) in panels of 16 channels */
-    float *s;              /* (TILE_Q, TILE_K) scores, then probabilities */
-    float *sum_q;          /* (TILE_Q, HS16) out of a tile, or dq */
-    float *max, *sum;      /* (TILE_Q) */
-    bf16 *p;               /* (TILE_Q, TILE_K) probabilities, or ds */
-    bf16 *values_rows;     /* backward: v as rows, transposed: (HS, T) in panels of 16 keys */
-    bf16 *keys_columns;    /* k as columns: (T, HS) in panels of 16 channels */
-    float *ds;             /* (TILE_Q, TILE_K) */
-    bf16 *p_panels;        /* (TILE_Q, TILE_K) in panels of 16 keys */
-    bf16 *ds_panels;       /* the same */
-    bf16 *q_turned;        /* (HS, TILE_Q) */
-    bf16 *dout_turned;     /* (HS, TILE_Q) */
-    float *dk_turned;      /* (HS, T16) */
-    float *dv_turned;      /* (HS, T16) */
+    bf16 *keys;         /* k as rows, transposed: (HS, T) in panels of 16 keys */
+    bf16 *values;       /* v as columns: (T, HS) in panels of 16 channels */
+    float *s;           /* (TILE_Q, TILE_K) scores, then probabilities */
+    float *sum_q;       /* (TILE_Q, HS16) out of a tile, or dq */
+    float *max, *sum;   /* (TILE_Q) */
+    bf16 *p;            /* (TILE_Q, TILE_K) probabilities, or ds */
+    bf16 *values_rows;  /* backward: v as rows, transposed: (HS, T) in panels of 16 keys */
+    bf16 *keys_columns; /* k as columns: (T, HS) in panels of 16 channels */
+    float *ds;          /* (TILE_Q, TILE_K) */
+    bf16 *p_panels;     /* (TILE_Q, TILE_K) in panels of 16 keys */
+    bf16 *ds_panels;    /* the same */
+    bf16 *q_turned;     /* (HS, TILE_Q) */
+    bf16 *dout_turned;  /* (HS, TILE_Q) */
+    float *dk_turned;   /* (HS, T16) */
+    float *dv_turned;   /* (HS, T16) */
 } buffers;
 
 static void *take(char **at, size_t *used, int64_t bytes) {
@@ -129,7 +129,7 @@ static void round_row(bf16 *out, const float *x, float factor, int n) {
 
 /* Queries q0 to q0 + nq - 1 of one head, whose keys and values are packed in w. */
 typedef struct query_tile {
-    bf16 *out; /* rows ldo apart */
+    bf16 *out;  /* rows ldo apart */
     float *lse; /* (nq) or NULL */
     const bf16 *q;
     int64_t ldo, ldq;
@@ -269,8 +269,8 @@ static void backward_tile(const attention_args *a, int b, int h, int q0, buffers
         uint64_t index = (((uint64_t)b * NH + h) * T + q0) * T + k0;
         const bf16 *keys = w->keys + k0 / PANEL * panel;
         const bf16 *values = w->values_rows + k0 / PANEL * panel;
-        multiply(w->s, TILE_K, q, stride, keys, panel, nq, nk, HS, 0);       /* s = q k^T */
-        multiply(w->ds, TILE_K, dout, ldo, values, panel, nq, nk, HS, 0);    /* dp = dout v^T */
+        multiply(w->s, TILE_K, q, stride, keys, panel, nq, nk, HS, 0);    /* s = q k^T */
+        multiply(w->ds, TILE_K, dout, ldo, values, panel, nq, nk, HS, 0); /* dp = dout v^T */
         drop_tile(w->ds, nq, nk, a->dropout, index, T);
         backward_rows(a, w, lse, q0, nq, k0, nk16);
         drop_tile(w->s, nq, nk, a->dropout, index, T);
@@ -279,8 +279,8 @@ static void backward_tile(const attention_args *a, int b, int h, int q0, buffers
         for (int r = 0; r < nq; r++) round_row(w->p + r * TILE_K, w->ds + r * TILE_K, 1, nk);
         multiply(w->dv_turned + k0, T16, w->dout_turned, TILE_Q, w->p_panels,
                  pack_panel_size(TILE_Q), HS, nk, nq, 1); /* dv^T += dout^T p */
-        multiply(w->dk_turned + k0, T16, w->q_turned, TILE_Q, w->ds_panels,
-                 pack_panel_size(TILE_Q), HS, nk, nq, 1); /* dk^T += q^T ds */
+        multiply(w->dk_turned + k0, T16, w->q_turned, TILE_Q, w->ds_panels, pack_panel_size(TILE_Q),
+                 HS, nk, nq, 1); /* dk^T += q^T ds */
         multiply(w->sum_q, HS16, w->p, TILE_K, w->keys_columns + (int64_t)k0 * PANEL,
                  pack_panel_size(T), nq, HS, nk, k0 > 0); /* dq += ds k */
     }
@@ -364,8 +364,8 @@ static void store_rows(void *p, int thread, int64_t begin, int64_t end) {
 }
 
 /* One query: its keys are read once, so packing them would not pay. */
-static void decode_query(const attention_args *a, const query_tile *t, const bf16 *k,
-                         const bf16 *v, buffers *w) {
+static void decode_query(const attention_args *a, const query_tile *t, const bf16 *k, const bf16 *v,
+                         buffers *w) {
     int HS = a->head.HS, n_keys = t->q0 + 1;
     float max = -INFINITY, sum = 0;
     memset(w->sum_q, 0, sizeof(float) * (size_t)HS);

@@ -154,7 +154,21 @@ static void pool_free(cpu_pool *pool) {
     free(pool);
 }
 
-static int pool_create(cpu_pool **out, int n_workers) {
+/* Keeps a thread on the i-th core that this process may use; where there are fewer, it is left free.
+ * The caller of the pool is thread 0, and whoever made it may move it. */
+static void pin_thread(pthread_t thread, int i) {
+    cpu_set_t allowed, one;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed) || i-- > 0) continue;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        pthread_setaffinity_np(thread, sizeof one, &one);
+        return;
+    }
+}
+
+static int pool_create(cpu_pool **out, int n_workers, int pin) {
     cpu_pool *pool = calloc(1, sizeof *pool);
     if (!pool) return fail(GPT_ERR_MEMORY, "no memory for the thread pool");
     pthread_mutex_init(&pool->mutex, NULL);
@@ -168,6 +182,7 @@ static int pool_create(cpu_pool **out, int n_workers) {
             free(args);
             break;
         }
+        if (pin) pin_thread(pool->threads[i], i + 1);
         pool->n_started++;
     }
     if (pool->n_started < n_workers) {
@@ -185,11 +200,11 @@ int gpt_cpu_count(void) {
     return n > 0 ? (int)n : 1;
 }
 
-int cpu_ctx_create(gpt_ctx **out, int n_threads) {
+int cpu_ctx_create(gpt_ctx **out, int n_threads, int pin) {
     gpt_ctx *ctx = calloc(1, sizeof *ctx);
     if (!ctx) return fail(GPT_ERR_MEMORY, "no memory for the context");
     ctx->n_threads = n_threads > 0 ? n_threads : gpt_cpu_count();
-    int status = ctx->n_threads > 1 ? pool_create(&ctx->pool, ctx->n_threads - 1) : GPT_OK;
+    int status = ctx->n_threads > 1 ? pool_create(&ctx->pool, ctx->n_threads - 1, pin) : GPT_OK;
     if (status != GPT_OK) {
         free(ctx);
         return status;

@@ -86,7 +86,7 @@ typedef struct cpu_pool cpu_pool;
 
 struct gpt_ctx {
     int n_threads;
-    cpu_pool *pool; /* NULL with one thread */
+    cpu_pool *pool;  /* NULL with one thread */
     void *workspace; /* shared by the threads of an op */
     void *scratch;   /* n_threads x CPU_SCRATCH */
 };
@@ -110,7 +110,7 @@ typedef void cpu_task_fn(void *args, int thread, int64_t begin, int64_t end);
  * then the result does not depend on who ran what. */
 void cpu_parallel(gpt_ctx *ctx, cpu_task_fn *task, void *args, int64_t n, int64_t grain);
 
-int cpu_ctx_create(gpt_ctx **out, int n_threads);
+int cpu_ctx_create(gpt_ctx **out, int n_threads, int pin);
 void cpu_ctx_free(gpt_ctx *ctx);
 int cpu_ctx_threads(const gpt_ctx *ctx);
 int cpu_sync(gpt_ctx *ctx);

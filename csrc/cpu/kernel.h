@@ -5,13 +5,13 @@
 
 #ifdef CPU_AMX
 #include "kernel_amx.h"
-#define kernel_begin()                     tiles_begin()
-#define kernel_end()                       tiles_end()
+#define kernel_begin()                       tiles_begin()
+#define kernel_end()                         tiles_end()
 #define kernel_product(o, rows, panels, add) kernel_tiles(o, rows, panels, add)
 #else
 #include "kernel_bf16.h"
-#define kernel_begin()                     ((void)0)
-#define kernel_end()                       ((void)0)
+#define kernel_begin()                       ((void)0)
+#define kernel_end()                         ((void)0)
 #define kernel_product(o, rows, panels, add) kernel_vectors(o, rows, panels, add)
 #endif
 

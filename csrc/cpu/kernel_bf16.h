@@ -16,10 +16,12 @@ typedef struct kernel_operands {
 } kernel_operands;
 
 enum {
-    GROUP = 2,                /* panels that a call of kernel_product may span */
-    VECTORS = PANEL / LANES,  /* of one panel */
+    GROUP = 2,               /* panels that a call of kernel_product may span */
+    VECTORS = PANEL / LANES, /* of one panel */
     BAND_PANELS = LANES == 16 ? 2 : 1,
-    BAND = LANES == 16 ? 12 : LANES == 8 ? 4 : 2, /* rows whose sums fit the registers */
+    BAND = LANES == 16  ? 12
+           : LANES == 8 ? 4
+                        : 2, /* rows whose sums fit the registers */
 };
 
 #if defined(__AVX512BF16__)
@@ -87,9 +89,9 @@ __attribute__((always_inline)) static inline void kernel_band(const kernel_opera
     if (o->K % PAIR) { /* the last one has no partner */
         for (int m = 0; m < M; m++)
             for (int v = 0; v < n; v++)
-                sum[m][v] = pairs_dot(
-                    sum[m][v], pairs_set(o->a[m * o->lda + o->K - 1]),
-                    pairs_load(b + v / VECTORS * o->panel + v % VECTORS * LANES * PAIR));
+                sum[m][v] =
+                    pairs_dot(sum[m][v], pairs_set(o->a[m * o->lda + o->K - 1]),
+                              pairs_load(b + v / VECTORS * o->panel + v % VECTORS * LANES * PAIR));
     }
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {

@@ -10,9 +10,11 @@ typedef struct linear_args {
 } linear_args;
 
 /* pre = y + b, out = activation(pre). The activation is a constant where this is inlined. */
-__attribute__((always_inline)) static inline void
-activate_tile(const linear_args *a, int activation, const float *y, const float *y_twin, int ldy,
-              int row, int rows, int col, int cols) {
+__attribute__((always_inline)) static inline void activate_tile(const linear_args *a,
+                                                                int activation, const float *y,
+                                                                const float *y_twin, int ldy,
+                                                                int row, int rows, int col,
+                                                                int cols) {
     int twin = activation == GPT_ACT_SWIGLU ? a->width : 0;
     for (int r = 0; r < rows; r++, y += ldy, y_twin += ldy) {
         elem *out = a->out + (int64_t)(row + r) * a->width + col;
@@ -51,9 +53,10 @@ static void forward_epilogue(void *p, const float *y, const float *y_twin, int l
 }
 
 /* din = y through the activation; for SwiGLU, y fills the gates and the ups. */
-__attribute__((always_inline)) static inline void
-deactivate_tile(const linear_args *a, int activation, const float *y, int ldy, int row, int rows,
-                int col, int cols) {
+__attribute__((always_inline)) static inline void deactivate_tile(const linear_args *a,
+                                                                  int activation, const float *y,
+                                                                  int ldy, int row, int rows,
+                                                                  int col, int cols) {
     int twin = activation == GPT_ACT_SWIGLU ? a->width : 0;
     int64_t stride = a->width + twin;
     for (int r = 0; r < rows; r++, y += ldy) {

@@ -23,10 +23,10 @@ static int chunk_rows(int N, int Vp) {
 
 typedef struct loss_args {
     /* of the chunk; the workspace holds them in this order */
-    bf16 *dlogits;      /* (n, Vp): exponentials, then gradients */
-    float *max, *sum;   /* (n, Vp / BLOCK); max becomes the factor of each block */
-    float *picked;      /* (n) the target's logit */
-    float *dx;          /* (n, C) */
+    bf16 *dlogits;    /* (n, Vp): exponentials, then gradients */
+    float *max, *sum; /* (n, Vp / BLOCK); max becomes the factor of each block */
+    float *picked;    /* (n) the target's logit */
+    float *dx;        /* (n, C) */
     bf16 *x_panels;
     float *losses;
     const int32_t *targets;
@@ -79,8 +79,7 @@ static void exponentials(void *p, const float *y, const float *y_twin, int ldy, 
         if (target >= 0 && target < cols) a->picked[r] = y[target];
         bf16 *e_out = a->gradient ? a->dlogits + (int64_t)r * a->Vp + col : NULL;
         vf biggest = vf_set(-INFINITY), sum = {0};
-        FOR_LANES (c, k, cols)
-            biggest = vf_max(biggest, vf_first(vf_get(y + c, k), k, -INFINITY));
+        FOR_LANES (c, k, cols) biggest = vf_max(biggest, vf_first(vf_get(y + c, k), k, -INFINITY));
         float max = vf_max_lane(biggest);
         FOR_LANES (c, k, cols) {
             vf e = vf_first(vf_exp(vf_get(y + c, k) - max), k, 0);
@@ -140,8 +139,7 @@ static void store_dx(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const loss_args *a = p;
     for (int64_t n = begin; n < end; n++)
-        FOR_LANES (c, k, a->C)
-            vf_put(a->dx_out + n * a->C + c, vf_get(a->dx + n * a->C + c, k), k);
+        FOR_LANES (c, k, a->C) vf_put(a->dx_out + n * a->C + c, vf_get(a->dx + n * a->C + c, k), k);
 }
 
 static void chunk_gradients(gpt_ctx *ctx, loss_args *a, float *dwte, const bf16 *x,

@@ -103,8 +103,7 @@ static inline void pack_transposed(pair *out, const bf16 *x, int64_t ldx, int ro
     int i = 0;
     for (; rows == PANEL && (i + PANEL) * PAIR <= K; i += PANEL) {
         pair block[PANEL][PANEL];
-        for (int j = 0; j < PANEL; j++)
-            memcpy(block[j], x + j * ldx + i * PAIR, sizeof block[j]);
+        for (int j = 0; j < PANEL; j++) memcpy(block[j], x + j * ldx + i * PAIR, sizeof block[j]);
         transpose_pairs(out + (int64_t)i * PANEL, PANEL, block[0], PANEL);
     }
     for (; i * PAIR < K; i++) {

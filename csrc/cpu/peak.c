@@ -32,6 +32,7 @@ static float multiply_rounds(void) {
     tile_zero(1);
     tile_zero(2);
     tile_zero(3);
+    tiles_sync();
     tile_load(4, zeros, 64);
     tile_load(5, zeros, 64);
     tile_load(6, zeros, 64);
@@ -106,8 +107,8 @@ static double best_seconds(gpt_ctx *ctx, cpu_task_fn *task, peak_args *args, int
 
 int cpu_peak(gpt_ctx *ctx, double *flops, double *bytes) {
     int64_t pieces = 4 * (int64_t)ctx->n_threads;
-    *flops = (double)pieces * ROUNDS * round_flops /
-             best_seconds(ctx, multiply_task, NULL, pieces, 1);
+    *flops =
+        (double)pieces * ROUNDS * round_flops / best_seconds(ctx, multiply_task, NULL, pieces, 1);
     if (!bytes) return 1;
     char *memory = cpu_buffer_alloc(ctx, 2 * (size_t)COPY_BYTES);
     if (!memory) return 0;

@@ -22,11 +22,11 @@ typedef void product_epilogue_fn(void *args, const float *y, const float *y_twin
 
 typedef struct product {
     product_kind kind;
-    float *out; /* where y goes. bf16: NULL where only the epilogue reads y. fp32: the epilogue may
+    float *out;  /* where y goes. bf16: NULL where only the epilogue reads y. fp32: the epilogue may
                  * overwrite it in place */
     float *sums; /* TN only, or NULL: (M) += the sums of a over its K rows */
     const elem *a, *b;
-    const weight *w; /* NT and NN, in the products' form */
+    const weight *w;    /* NT and NN, in the products' form */
     const bf16 *panels; /* TN in bf16: b, where cpu_pack_operand packed it; NULL: to be packed */
     int lda, ldb, ldo;
     int M, N, K;

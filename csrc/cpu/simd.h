@@ -102,8 +102,8 @@ static inline float vf_sum(vf v) {
 
 static inline float vf_max_lane(vf v) {
 #if defined(__AVX512F__)
-    __m256 eight = _mm256_max_ps(_mm512_castps512_ps256((__m512)v),
-                                 _mm512_extractf32x8_ps((__m512)v, 1));
+    __m256 eight =
+        _mm256_max_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
     __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));

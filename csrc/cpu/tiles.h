@@ -14,6 +14,7 @@ static _Thread_local unsigned char emulated_tiles[8][16][64];
 
 #define tiles_begin() memset(emulated_tiles, 0, sizeof emulated_tiles)
 #define tiles_end()   ((void)0)
+#define tiles_sync()  ((void)0)
 #define tile_zero(t)  memset(emulated_tiles[t], 0, sizeof emulated_tiles[t])
 
 static inline void tile_load(int t, const void *p, int64_t stride_bytes) {
@@ -50,6 +51,10 @@ static inline void tile_dot(int sum, int a, int b) {
 
 #include <immintrin.h>
 
+/* The compiler does not know that tile instructions read memory: stores to what they will read must
+ * come before this. */
+#define tiles_sync() __asm__ volatile("" ::: "memory")
+
 /* Eight tiles of full size: palette 1 of the "TILECFG" layout, Intel SDM volume 1, chapter 18. */
 static inline void tiles_begin(void) {
     struct {
@@ -61,14 +66,15 @@ static inline void tiles_begin(void) {
         config.row_bytes[t] = 64;
         config.rows[t] = 16;
     }
+    tiles_sync();
     _tile_loadconfig(&config);
 }
 
-#define tiles_end()                 _tile_release()
-#define tile_zero(t)                _tile_zero(t)
-#define tile_load(t, p, stride)     _tile_loadd(t, p, (size_t)(stride))
-#define tile_store(t, p, stride)    _tile_stored(t, p, (size_t)(stride))
-#define tile_dot(sum, a, b)         _tile_dpbf16ps(sum, a, b)
+#define tiles_end()              _tile_release()
+#define tile_zero(t)             _tile_zero(t)
+#define tile_load(t, p, stride)  _tile_loadd(t, p, (size_t)(stride))
+#define tile_store(t, p, stride) _tile_stored(t, p, (size_t)(stride))
+#define tile_dot(sum, a, b)      _tile_dpbf16ps(sum, a, b)
 
 #endif
 #endif

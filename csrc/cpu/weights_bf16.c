@@ -23,8 +23,7 @@ static void pack_rows(const gpt_segment *s, const float *w, int row, int rows, b
         if (panel) {
             pair turned[PANEL][PANEL];
             transpose_pairs(turned[0], PANEL, (const pair *)block, PANEL);
-            memcpy(panel + (int64_t)col * PANEL, turned,
-                   sizeof turned[0] * (size_t)pack_pairs(n));
+            memcpy(panel + (int64_t)col * PANEL, turned, sizeof turned[0] * (size_t)pack_pairs(n));
         }
         for (int c = 0; backward && c < n; c += PANEL) {
             int64_t first = (col + c) / PANEL * pack_panel_size(s->rows) + (int64_t)row * PANEL;

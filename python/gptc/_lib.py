@@ -179,6 +179,12 @@ def cpu_level() -> str:
     return str(ffi.string(lib.gpt_cpu_level()).decode())
 
 
+def cpu_notice() -> str:
+    """One line where the CPU could do more than the system lets it; else ""."""
+    ffi, lib, _ = load()
+    return str(ffi.string(lib.gpt_cpu_notice()).decode())
+
+
 def cpu_count() -> int:
     """Cores that this process may run on."""
     return int(load().lib.gpt_cpu_count())

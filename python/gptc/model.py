@@ -84,7 +84,8 @@ class Options:
 
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
     stay fp32) or "auto": bf16 on a GPU, and for training on a CPU that multiplies it as such.
-    `threads` 0 means one for each core, `max_seq` None the block size.
+    `threads` 0 means one for each core, `pin` keeps each of them there, `max_seq` None the block
+    size.
     """
 
     device: str = "auto"
@@ -95,6 +96,7 @@ class Options:
     max_seq: int | None = None
     dropout: float = 0.0
     seed: int = 0
+    pin: bool = False
 
     def resolved(self) -> Options:
         """The same with "auto" replaced by what this machine has."""
@@ -119,6 +121,7 @@ class Options:
             device=getattr(lib, f"GPT_DEVICE_{self.device.upper()}"),
             dtype=getattr(lib, f"GPT_DTYPE_{self.dtype.upper()}"),
             n_threads=self.threads,
+            pin_threads=int(self.pin),
             training=int(self.training),
             max_batch=self.max_batch,
             max_seq=self.max_seq or 0,
@@ -157,13 +160,14 @@ class Model:
         max_seq: int | None = None,
         dropout: float = 0.0,
         seed: int = 0,
+        pin: bool = False,
         init: bool = True,
     ) -> Model:
         """A new model with random weights drawn from `seed`; without `init` they are zero.
 
         `max_batch` and `max_seq` bound the batches that logits, loss and backward will be given.
         """
-        options = Options(device, dtype, threads, training, max_batch, max_seq, dropout, seed)
+        options = Options(device, dtype, threads, training, max_batch, max_seq, dropout, seed, pin)
         model = cls(config, options)
         if init:
             model.init(seed)

@@ -27,8 +27,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, get_type_hints
 
-import numpy as np
-
 import gptc
 from gptc import _lib, checkpoint
 from gptc.checkpoint import ROOT, Checkpoint, find_checkpoint
@@ -60,6 +58,7 @@ class TrainOptions:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
+    pin: bool = False
     seed: int = 1337
 
     steps: int | None = None  # of these four limits the first one reached ends the run
@@ -126,6 +125,8 @@ class TrainOptions:
         if self.min_lr is not None and self.min_lr > self.lr:
             raise UsageError(f"--min-lr is {self.min_lr}, above --lr, which is {self.lr}")
 
+
+PEAK_EVERY_S = 5.0  # between two looks at what the machine can do
 
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", "bias")
 LIMITS = ("steps", "tokens", "epochs", "minutes")
@@ -490,6 +491,7 @@ class Run:
                 meter.add(record["train_loss"], step_s)
                 self.elapsed_s = elapsed_before + time.perf_counter() - begin
                 rate = self.tokens_per_step / step_s
+                self._measure_peak()
                 record["elapsed_s"] = round(self.elapsed_s, 3)
                 record["tokens_per_s"] = round(rate, 1)
                 record["mfu"] = self._mfu(rate)
@@ -605,28 +607,31 @@ class Run:
     def _create_model(self, config: GPTConfig) -> Model:
         """The model, without weights yet; also measures what it is compared with."""
         options = self.options
-        threads = options.threads
-        if self.base is not None and not threads:
-            # Sums are taken in an order that depends on the number of threads.
+        threads, dtype = options.threads, options.dtype
+        if self.base is not None:
+            # The same bits as without a stop: sums are taken in an order that depends on the number
+            # of threads, and rounded to the dtype.
             trainer = self.base.trainer()
             assert trainer is not None
-            threads = min(trainer["threads"], _lib.cpu_count())
+            threads = threads or min(trainer["threads"], _lib.cpu_count())
+            dtype = trainer["dtype"] if dtype == "auto" else dtype
         settings = Options(
             options.device,
-            options.dtype,
+            dtype,
             threads,
             training=True,
             max_batch=options.batch_size,
             max_seq=options.seq_len,
             dropout=options.dropout,
             seed=options.seed,
+            pin=options.pin,
         ).resolved()
         self.plan: Plan = plan_for(config, settings)
         _check_memory(self.plan, settings.device, options)
         self.resident_before = resident_bytes()
         try:
             model = Model(config, settings)
-            self.peak_flops = model.peak_flops()
+            self.peak_flops, self._peak_at = model.peak_flops(), time.monotonic()
             return model
         except EngineError as error:
             if error.status == _lib.GPT_ERR_MEMORY:
@@ -793,6 +798,8 @@ class Run:
         )
         for line in lines:
             self.show.note(line)
+        if self.model.device == "cpu" and (notice := _lib.cpu_notice()):
+            self.show.note(f"note: {notice}")
         if not self.has_val:
             self.show.note(
                 f"note: the validation split has {data.n_tokens('val'):,} tokens, fewer than "
@@ -917,6 +924,12 @@ class Run:
                 f"cannot write {self.out / METRICS}: {error.strerror}; make room, then "
                 f"gptc train --resume {self.out}"
             ) from error
+
+    def _measure_peak(self) -> None:
+        """Now and then, since a shared machine is not always as fast as at the start."""
+        if time.monotonic() - self._peak_at > PEAK_EVERY_S:
+            self.peak_flops = max(self.peak_flops, self.model.peak_flops())
+            self._peak_at = time.monotonic()
 
     def _mfu(self, tokens_per_s: float) -> float:
         """The share of the machine's peak that the model's arithmetic reaches."""

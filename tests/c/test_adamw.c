@@ -212,6 +212,46 @@ static void test_zero_gradients(void) {
     }
 }
 
-TEST_OPS_MAIN({"norm", test_norm}, {"norm, not finite", test_norm_not_finite},
-              {"updates", test_updates}, {"clip of a small norm", test_clip_of_small_norm},
-              {"not finite", test_not_finite}, {"zero gradients", test_zero_gradients})
+/* What an update packs in passing is what packing the updated weights gives, bit for bit. */
+static void check_packing(int rows, int cols, int parts) {
+    test_case("rows=%d cols=%d parts=%d", rows, cols, parts);
+    int64_t n = (int64_t)rows * cols;
+    gpt_adamw adamw = {1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, 1.0f};
+    double *w = random_f32(n, 1.0), *grads = random_f32(n, 1.0), *zeros = host_zeros(n);
+    double norm = 1.0;
+    gpt_shape shape = shape_of(n);
+    EACH_BACKEND {
+        size_t bytes = test.ops->weights_bytes(rows, cols, parts, 1);
+        if (bytes == 0) continue;
+        void *device_w = device_f32(w, n);
+        gpt_segment segment = {.size = n, .rows = rows, .cols = cols, .parts = parts};
+        gpt_segment again = segment;
+        segment.packed = test_device_alloc(bytes, 0);
+        again.packed = test_device_alloc(bytes, 0);
+        test_workspace(&shape);
+        test.ops->weights_pack(test.ctx, device_w, &segment, 1, 1);
+        test.ops->adamw_update(test.ctx, device_w, device_f32(zeros, n), device_f32(zeros, n),
+                               device_f32(grads, n), device_f32(&norm, 1), adamw, 1, &segment, 1);
+        test.ops->weights_pack(test.ctx, device_w, &again, 1, 1);
+        int64_t count = (int64_t)bytes / 2;
+        double *got = read_act(segment.packed, count);
+        EXPECT_SAME("packed weights", got, read_act(again.packed, count), count);
+        double largest = 0;
+        for (int64_t i = 0; i < count; i++) largest = fmax(largest, fabs(got[i]));
+        EXPECT(largest > 0);
+    }
+}
+
+static void test_packing(void) {
+    check_packing(16, 5, 1);
+    check_packing(64, 33, 1);
+    check_packing(96, 40, 2); /* each part divides into strips */
+    check_packing(7, 3, 1);
+    check_packing(42, 17, 2); /* neither does */
+    check_packing(48, 32, 2); /* 24 rows a part: ragged */
+}
+
+TEST_OPS_MAIN({"norm", test_norm}, {"packing in passing", test_packing},
+              {"norm, not finite", test_norm_not_finite}, {"updates", test_updates},
+              {"clip of a small norm", test_clip_of_small_norm}, {"not finite", test_not_finite},
+              {"zero gradients", test_zero_gradients})

@@ -204,8 +204,8 @@ static void test_chunks(void) {
         void *device_dwte = device_f32(dwte, (int64_t)s.Vp * s.C);
         test_workspace(&shape);
         test.ops->classifier_backward(test.ctx, losses, dx, device_dwte, device_act(x, s.N * s.C),
-                                      device_weight(wte, s.Vp, s.C, 1),
-                                      device_i32(targets, s.N), 1.0f, s.N, s.C, s.V, s.Vp);
+                                      device_weight(wte, s.Vp, s.C, 1), device_i32(targets, s.N),
+                                      1.0f, s.N, s.C, s.V, s.Vp);
         EXPECT_CLOSE("losses", read_f32(losses, s.N), want, 1, s.N, test_tol(2e-4));
         double *got = read_act(dx, s.N * s.C), *got_dwte = read_f32(device_dwte, 2 * s.V),
                sum = 0.0;

@@ -19,7 +19,7 @@ static long stress(int n_threads) {
     static int seen[MOST];
     long wrong = 0;
     gpt_ctx *ctx;
-    if (cpu_ctx_create(&ctx, n_threads) != GPT_OK) return 1;
+    if (cpu_ctx_create(&ctx, n_threads, 0) != GPT_OK) return 1;
     for (int round = 0; round < ROUNDS; round++) {
         int n = 1 + round * 7 % MOST, grain = 1 + round % 5;
         memset(seen, 0, sizeof seen);

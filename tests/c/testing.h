@@ -13,7 +13,8 @@
  *         EXPECT_CLOSE("out", read_act(out, (int64_t)N * C), want, N, C, test_tol(1e-5));
  *     }
  *
- * The loop visits every table of backend_ops_at() with 1, 2 and 3 threads, and each of them twice:
+ * The loop visits every table of backend_ops_at() (those whose name contains GPTC_TEST_TABLES, where
+ * that is set) with 1, 2 and 3 threads, and each of them twice:
  * the second visit starts from other garbage in the workspace and must repeat every compared number
  * bit for bit. Entries run once for each element size that a table has, because inputs are rounded
  * to that type before the answer is computed.
@@ -538,14 +539,16 @@ typedef struct test_entry {
 } test_entry;
 
 static inline void test_open_tables(void) {
-    for (int i = 0; i < TEST_MAX_TABLES && backend_ops_at(i); i++) {
+    const char *only = getenv("GPTC_TEST_TABLES");
+    for (int i = 0; test.n_tables < TEST_MAX_TABLES && backend_ops_at(i); i++) {
         const gpt_ops *ops = backend_ops_at(i);
-        test.tables[test.n_tables++] = ops;
+        if (only && !strstr(ops->name, only)) continue;
         for (int n = 1; n <= TEST_MAX_THREADS; n++) {
-            gpt_ctx **ctx = &test.contexts[i][n - 1];
-            EXPECT(ops->ctx_create(ctx, n) == GPT_OK);
+            gpt_ctx **ctx = &test.contexts[test.n_tables][n - 1];
+            EXPECT(ops->ctx_create(ctx, n, n == 2) == GPT_OK);
             EXPECT(ops->ctx_threads(*ctx) >= 1);
         }
+        test.tables[test.n_tables++] = ops;
     }
     EXPECT(test.n_tables > 0);
 }
@@ -581,6 +584,9 @@ static inline int test_summary(const char *program) {
     printf("%s: %ld checks, %ld failed", test_basename(program), test.n_checks, test.n_failures);
     for (int i = 0; i < test.n_tables; i++) {
         printf("%s%s", i ? ", " : " (", test.tables[i]->name);
+    }
+    for (int i = 0; test.n_tables && backend_missing_at(i); i++) {
+        printf("%s%s", i ? ", " : "; skipped, not on this CPU: ", backend_missing_at(i)->name);
     }
     puts(test.n_tables ? ")" : "");
     return test.n_failures ? 1 : 0;

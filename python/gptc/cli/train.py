@@ -107,6 +107,8 @@ class SectionedCommand(click.Command):
             names = [name.replace("-", "_") for name, *_ in rows]
             if "n_ff" in names:
                 names.append("bias")
+            if "threads" in names:
+                names.append("pin")
             with formatter.section(section):
                 formatter.write_dl([record for name in names if (record := records.pop(name))])
         with formatter.section("Other options"):
@@ -125,6 +127,7 @@ def _all_options(command: Any) -> Any:
 @click.command("train", cls=SectionedCommand, epilog=_EPILOG)
 @_all_options
 @click.option("--bias/--no-bias", default=None, help="Biases in linear layers and LayerNorms.")
+@click.option("--pin/--no-pin", default=None, help="Keep each thread on one core.  [no]")
 @click.option(
     "--resume",
     is_flag=False,
