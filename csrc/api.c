@@ -344,6 +344,15 @@ int gpt_model_profile_read(const gpt_model *model, int i, gpt_op_time *out) {
     return GPT_OK;
 }
 
+int gpt_model_profile_busy(const gpt_model *model, int thread, double *seconds) {
+    REQUIRE(model);
+    REQUIRE(seconds);
+    if (!model->profiled || thread < 0 || thread >= model->ops->ctx_threads(model->ctx))
+        return fail(GPT_ERR_ARGUMENT, "there is no timed thread %d", thread);
+    *seconds = model->ops->ctx_busy_seconds(model->ctx, thread);
+    return GPT_OK;
+}
+
 /* ---- batches ---- */
 
 static int check_batch(const gpt_model *m, int B, int T) {

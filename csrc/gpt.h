@@ -237,6 +237,8 @@ int gpt_model_peak(gpt_model *model, double *flops, double *bytes);
 int gpt_model_profile(gpt_model *model, int on);
 /* The i-th kind of call timed so far; GPT_ERR_ARGUMENT past the last. */
 int gpt_model_profile_read(const gpt_model *model, int i, gpt_op_time *out);
+/* Seconds that one of the model's threads has been at work since then. */
+int gpt_model_profile_busy(const gpt_model *model, int thread, double *seconds);
 
 /* ---- session: decoding with a KV cache ---- */
 

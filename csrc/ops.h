@@ -113,7 +113,8 @@ typedef void linear_forward_fn(gpt_ctx *ctx, act *out /* (N, OC) */, act *pre, c
                                const float *b /* (OC) or NULL */, int activation, int N, int IC,
                                int OC);
 /* din =, dw +=, db +=. When the layer's input is itself activation(pre), din is the gradient of pre
- * (for SwiGLU din is then (N, 2 IC)); with activation NONE it is the gradient of in. */
+ * (for SwiGLU din is then (N, 2 IC)); with activation NONE it is the gradient of in. Tables that
+ * make activations anew take in NULL where there is a pre. */
 typedef void linear_backward_fn(gpt_ctx *ctx, act *din /* (N, IC) */, float *dw /* (OC, IC) */,
                                 float *db /* (OC) or NULL */, const act *dout /* (N, OC) */,
                                 const act *in /* (N, IC) */, const weight *w /* (OC, IC) */,
@@ -201,11 +202,15 @@ typedef void adamw_update_fn(gpt_ctx *ctx, float *w, float *m, float *v,
 typedef struct gpt_ops {
     const char *name;            /* such as "cpu fp32 avx512" */
     size_t act_bytes;            /* one element of act */
+    int makes_activations;       /* 1: linear_backward needs no in where it has pre */
     size_t thread_library_bytes; /* what the matrix library keeps for each thread, as measured */
 
     int (*ctx_create)(gpt_ctx **out, int n_threads, int pin); /* pin: see gpt_options */
     void (*ctx_free)(gpt_ctx *ctx);
     int (*ctx_threads)(const gpt_ctx *ctx);
+    /* From now on, or no longer, adds up how long each thread is at work, from 0; and that time. */
+    void (*ctx_measure)(gpt_ctx *ctx, int on);
+    double (*ctx_busy_seconds)(const gpt_ctx *ctx, int thread);
     /* Measures multiply-adds (two operations each) and, unless bytes is NULL, bytes copied (read and
      * written) a second; 0 where there is no memory for it. */
     int (*peak)(gpt_ctx *ctx, double *flops, double *bytes);

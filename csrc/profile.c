@@ -229,6 +229,12 @@ static void profile_free_ctx(gpt_ctx *p) {
 static int profile_threads(const gpt_ctx *p) {
     return p->ops->ctx_threads(p->inner);
 }
+static void profile_measure(gpt_ctx *p, int on) {
+    p->ops->ctx_measure(p->inner, on);
+}
+static double profile_busy_seconds(const gpt_ctx *p, int thread) {
+    return p->ops->ctx_busy_seconds(p->inner, thread);
+}
 static int profile_peak(gpt_ctx *p, double *flops, double *bytes) {
     return p->ops->peak(p->inner, flops, bytes);
 }
@@ -262,6 +268,8 @@ int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const gpt_ops **out_ops, gp
     p->table = *ops;
     p->table.ctx_free = profile_free_ctx;
     p->table.ctx_threads = profile_threads;
+    p->table.ctx_measure = profile_measure;
+    p->table.ctx_busy_seconds = profile_busy_seconds;
     p->table.peak = profile_peak;
     p->table.workspace_bytes = profile_workspace_bytes;
     p->table.ctx_set_workspace = profile_set_workspace;
@@ -290,12 +298,14 @@ int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const gpt_ops **out_ops, gp
     p->table.weights_pack = profile_weights_pack;
     p->table.grad_norm = profile_grad_norm;
     p->table.adamw_update = profile_adamw_update;
+    ops->ctx_measure(ctx, 1);
     *out_ops = &p->table;
     *out_ctx = p;
     return GPT_OK;
 }
 
 void profile_free(gpt_ctx *profile, const gpt_ops **ops, gpt_ctx **ctx) {
+    profile->ops->ctx_measure(profile->inner, 0);
     *ops = profile->ops;
     *ctx = profile->inner;
     free(profile);

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -25,6 +26,7 @@
 enum { SPIN = 20000 };
 
 struct cpu_pool {
+    const gpt_ctx *ctx;
     pthread_t *threads;
     int n_started;
 
@@ -51,6 +53,23 @@ static uint32_t generation_of(uint64_t ticket) {
     return (uint32_t)(ticket >> 32);
 }
 
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void run_piece(const gpt_ctx *ctx, cpu_task_fn *task, void *args, int thread, int64_t begin,
+                      int64_t end) {
+    if (!ctx->busy) {
+        task(args, thread, begin, end);
+        return;
+    }
+    double started = seconds_now();
+    task(args, thread, begin, end);
+    ctx->busy[thread] += seconds_now() - started;
+}
+
 /* Takes pieces of one generation until there are none. The caller waits for finished pieces, not
  * for threads: one that the system does not run in time takes nothing and holds up nobody. */
 static void take_pieces(cpu_pool *pool, int thread, uint32_t generation) {
@@ -63,7 +82,7 @@ static void take_pieces(cpu_pool *pool, int thread, uint32_t generation) {
         int64_t begin = (int64_t)(uint32_t)ticket * grain;
         if (begin >= n) return;
         if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket + 1)) continue;
-        task(args, thread, begin, begin + grain < n ? begin + grain : n);
+        run_piece(pool->ctx, task, args, thread, begin, begin + grain < n ? begin + grain : n);
         atomic_fetch_add_explicit(&pool->n_done, 1, memory_order_release);
         ticket = atomic_load(&pool->ticket);
     }
@@ -128,7 +147,8 @@ void cpu_parallel(gpt_ctx *ctx, cpu_task_fn *task, void *args, int64_t n, int64_
     cpu_pool *pool = ctx->pool;
     if (n <= 0) return;
     if (!pool || n <= grain) {
-        for (int64_t i = 0; i < n; i += grain) task(args, 0, i, i + grain < n ? i + grain : n);
+        for (int64_t i = 0; i < n; i += grain)
+            run_piece(ctx, task, args, 0, i, i + grain < n ? i + grain : n);
         return;
     }
     close_job(pool);
@@ -168,9 +188,11 @@ static void pin_thread(pthread_t thread, int i) {
     }
 }
 
-static int pool_create(cpu_pool **out, int n_workers, int pin) {
+static int pool_create(cpu_pool **out, const gpt_ctx *ctx, int pin) {
+    int n_workers = ctx->n_threads - 1;
     cpu_pool *pool = calloc(1, sizeof *pool);
     if (!pool) return fail(GPT_ERR_MEMORY, "no memory for the thread pool");
+    pool->ctx = ctx;
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pool->threads = calloc((size_t)n_workers, sizeof *pool->threads);
@@ -204,8 +226,11 @@ int cpu_ctx_create(gpt_ctx **out, int n_threads, int pin) {
     gpt_ctx *ctx = calloc(1, sizeof *ctx);
     if (!ctx) return fail(GPT_ERR_MEMORY, "no memory for the context");
     ctx->n_threads = n_threads > 0 ? n_threads : gpt_cpu_count();
-    int status = ctx->n_threads > 1 ? pool_create(&ctx->pool, ctx->n_threads - 1, pin) : GPT_OK;
+    ctx->busy_memory = calloc((size_t)ctx->n_threads, sizeof *ctx->busy_memory);
+    int status = ctx->busy_memory ? GPT_OK : fail(GPT_ERR_MEMORY, "no memory for the context");
+    if (status == GPT_OK && ctx->n_threads > 1) status = pool_create(&ctx->pool, ctx, pin);
     if (status != GPT_OK) {
+        free(ctx->busy_memory);
         free(ctx);
         return status;
     }
@@ -217,7 +242,18 @@ int cpu_ctx_create(gpt_ctx **out, int n_threads, int pin) {
 void cpu_ctx_free(gpt_ctx *ctx) {
     if (!ctx) return;
     pool_free(ctx->pool);
+    free(ctx->busy_memory);
     free(ctx);
+}
+
+/* Between two ops no thread is at work, and none looks at this before it has taken a piece. */
+void cpu_ctx_measure(gpt_ctx *ctx, int on) {
+    memset(ctx->busy_memory, 0, sizeof(double) * (size_t)ctx->n_threads);
+    ctx->busy = on ? ctx->busy_memory : NULL;
+}
+
+double cpu_ctx_busy_seconds(const gpt_ctx *ctx, int thread) {
+    return thread >= 0 && thread < ctx->n_threads ? ctx->busy_memory[thread] : 0;
 }
 
 int cpu_ctx_threads(const gpt_ctx *ctx) {

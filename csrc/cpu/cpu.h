@@ -86,7 +86,9 @@ typedef struct cpu_pool cpu_pool;
 
 struct gpt_ctx {
     int n_threads;
-    cpu_pool *pool;  /* NULL with one thread */
+    cpu_pool *pool; /* NULL with one thread */
+    double *busy;   /* (n_threads) seconds at work, while they are measured; else NULL */
+    double *busy_memory;
     void *workspace; /* shared by the threads of an op */
     void *scratch;   /* n_threads x CPU_SCRATCH */
 };
@@ -113,6 +115,8 @@ void cpu_parallel(gpt_ctx *ctx, cpu_task_fn *task, void *args, int64_t n, int64_
 int cpu_ctx_create(gpt_ctx **out, int n_threads, int pin);
 void cpu_ctx_free(gpt_ctx *ctx);
 int cpu_ctx_threads(const gpt_ctx *ctx);
+void cpu_ctx_measure(gpt_ctx *ctx, int on);
+double cpu_ctx_busy_seconds(const gpt_ctx *ctx, int thread);
 int cpu_sync(gpt_ctx *ctx);
 void *cpu_buffer_alloc(gpt_ctx *ctx, size_t bytes);
 void cpu_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);

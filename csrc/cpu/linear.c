@@ -157,6 +157,8 @@ void cpu_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act
                        .sums = db,
                        .a = dout,
                        .b = in,
+                       .activation = in ? GPT_ACT_NONE : activation,
+                       .pre = pre,
                        .lda = OC,
                        .ldb = IC,
                        .ldo = IC,

@@ -1,4 +1,5 @@
 /* product_bf16.c: products in bf16 with float32 sums, see product.h. */
+#include "activation.h"
 #include "kernel.h"
 #include "product.h"
 
@@ -166,19 +167,59 @@ typedef struct pack_args {
     bf16 *out;
     const bf16 *b;
     int ldb, N, K;
+    int activation; /* unless NONE, of b, whose rows then hold N gates and, for SwiGLU, N ups */
 } pack_args;
+
+/* Up to PANEL columns of one row of activation(pre). */
+static void activate_row(bf16 *out, const bf16 *pre, int twin, int activation, int n) {
+    FOR_LANES (c, k, n) {
+        vf up = {0};
+        if (activation == GPT_ACT_SWIGLU) up = vf_get(pre + twin + c, k);
+        vf_put(out + c, activation_forward(activation, vf_get(pre + c, k), up), k);
+    }
+}
+
+/* As pack_columns, of activation(b). */
+static void pack_activated(const pack_args *a, int col, int last) {
+    int64_t panel = operand_panel(a->K);
+    for (int k = 0; k < a->K; k += PAIR) {
+        const bf16 *pre = a->b + (int64_t)k * a->ldb;
+        for (int c = col; c < last; c += PANEL) {
+            int n = cpu_min(PANEL, last - c);
+            bf16 upper[PANEL], lower[PANEL] = {0};
+            activate_row(upper, pre + c, a->N, a->activation, n);
+            if (k + 1 < a->K) activate_row(lower, pre + a->ldb + c, a->N, a->activation, n);
+            bf16 *out = a->out + c / PANEL * panel + (int64_t)k * PANEL;
+            interleave_rows((pair *)out, upper, lower, n);
+        }
+    }
+}
 
 static void pack_groups(void *args, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const pack_args *a = args;
     int col = (int)begin * GROUP_COLS, last = cpu_min((int)end * GROUP_COLS, a->N);
     int64_t panel = operand_panel(a->K);
-    pack_columns(a->out + col / PANEL * panel, panel, a->b + col, a->ldb, last - col, a->K);
+    if (a->activation == GPT_ACT_NONE)
+        pack_columns(a->out + col / PANEL * panel, panel, a->b + col, a->ldb, last - col, a->K);
+    else
+        pack_activated(a, col, last);
 }
 
 void cpu_pack_operand(gpt_ctx *ctx, bf16 *out, const bf16 *b, int ldb, int N, int K) {
-    pack_args args = {out, b, ldb, N, K};
+    pack_args args = {out, b, ldb, N, K, GPT_ACT_NONE};
     cpu_parallel(ctx, pack_groups, &args, cpu_div_up(N, GROUP_COLS), 2);
+}
+
+/* Rows first to first + K - 1 of b, into the workspace. */
+static void pack_chunk(gpt_ctx *ctx, const product *p, int first, int K) {
+    pack_args args = {ctx->workspace, p->b, p->ldb, p->N, K, p->activation};
+    if (p->activation != GPT_ACT_NONE) {
+        args.b = p->pre;
+        args.ldb = p->activation == GPT_ACT_SWIGLU ? 2 * p->N : p->N;
+    }
+    args.b += (int64_t)first * args.ldb;
+    cpu_parallel(ctx, pack_groups, &args, cpu_div_up(p->N, GROUP_COLS), 2);
 }
 
 static void add_gradient(gpt_ctx *ctx, const product *p) {
@@ -188,9 +229,7 @@ static void add_gradient(gpt_ctx *ctx, const product *p) {
     for (t.first = 0; t.first < p->K; t.first += chunk) {
         t.K = cpu_min(chunk, p->K - t.first);
         t.panel = operand_panel(t.K);
-        if (!p->panels)
-            cpu_pack_operand(ctx, ctx->workspace, p->b + (int64_t)t.first * p->ldb, p->ldb, p->N,
-                             t.K);
+        if (!p->panels) pack_chunk(ctx, p, t.first, t.K);
         cpu_parallel(ctx, run_tiles, &t, n_tiles, 1);
     }
 }

@@ -25,12 +25,16 @@ extern const gpt_ops cpu_ops;
 const gpt_ops cpu_ops = {
     .name = "cpu " CPU_STRING(CPU_DTYPE) " " CPU_STRING(CPU_LEVEL),
     .act_bytes = sizeof(elem),
-#ifndef CPU_BF16
+#ifdef CPU_BF16
+    .makes_activations = 1,
+#else
     .thread_library_bytes = 2 << 20, /* OpenBLAS's packing buffers, as far as tiles touch them */
 #endif
     .ctx_create = cpu_ctx_create,
     .ctx_free = cpu_ctx_free,
     .ctx_threads = cpu_ctx_threads,
+    .ctx_measure = cpu_ctx_measure,
+    .ctx_busy_seconds = cpu_ctx_busy_seconds,
     .peak = cpu_peak,
     .workspace_bytes = workspace_bytes,
     .ctx_set_workspace = ctx_set_workspace,

@@ -42,14 +42,16 @@ static void plan_layer(planner *p, const gpt_config *c, const acts_shape *s, lay
     a->att = take_acts(p, true, N, C);
     a->lse = take_floats(p, training, N, c->n_head);
     a->fc_pre = take_acts(p, training, N, fc_size(c));
-    a->fc = take_acts(p, true, N, c->n_ff);
 }
 
-static void plan_layers(planner *p, const gpt_config *c, const acts_shape *s, layer_acts *layers) {
+static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, const acts_shape *s,
+                        layer_acts *layers) {
+    bool keep_fc = s->training && !ops->makes_activations;
     layer_acts shared = {0};
     int64_t cache = (int64_t)s->n_seq * c->n_kv_head * s->n_ctx * head_size(c);
     for (int l = 0; l < c->n_layer; l++) {
         if (s->training || l == 0) plan_layer(p, c, s, &shared);
+        if (keep_fc || l == 0) shared.fc = take_acts(p, true, s->N, c->n_ff);
         shared.cache_k = take_acts(p, true, cache, 1);
         shared.cache_v = take_acts(p, true, cache, 1);
         if (layers) layers[l] = shared;
@@ -72,7 +74,7 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->seqs = take_ints(&p, session, N);
     out->losses = take_floats(&p, !session, N, 1);
     out->branch = take_acts(&p, true, N, C);
-    plan_layers(&p, c, s, layers);
+    plan_layers(&p, c, ops, s, layers);
     /* Without backward the stream of the layers is also the stream of the final norm. */
     out->resid_f = training ? take_acts(&p, true, N, C) : layers ? layers[0].resid_1 : NULL;
     out->norm_f = training ? take_acts(&p, true, N, C) : layers ? layers[0].norm_1 : NULL;

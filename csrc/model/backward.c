@@ -53,8 +53,9 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
         const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
         const layer_acts *la = &a->layers[l];
 
-        linear_backward(m, x, a->dfc, dw->mlp_proj_w, dw->mlp_proj_b, a->dbranch, la->fc,
-                        w->mlp_proj_w, la->fc_pre, c->activation, F, C);
+        const act *fc = m->ops->makes_activations ? NULL : la->fc;
+        linear_backward(m, x, a->dfc, dw->mlp_proj_w, dw->mlp_proj_b, a->dbranch, fc, w->mlp_proj_w,
+                        la->fc_pre, c->activation, F, C);
         linear_backward(m, x, a->dnorm, dw->fc_w, dw->fc_b, a->dfc, la->norm_2, w->fc_w, NULL,
                         GPT_ACT_NONE, C, fc_size(c));
         norm_backward(m, a, x, dw->norm_2_w, dw->norm_2_b, la->resid_2, la->stats_2, w->norm_2_w,

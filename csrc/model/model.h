@@ -109,7 +109,7 @@ typedef struct layer_acts {
     act *norm_2;    /* (N, C) */
     float *stats_2; /* (N, 2) */
     act *fc_pre;    /* (N, F or 2 F) */
-    act *fc;        /* (N, F) */
+    act *fc;        /* (N, F); shared by all layers where backward makes it anew */
     act *cache_k;   /* (n_seq, NKV, n_ctx, HS) */
     act *cache_v;   /* the same */
 } layer_acts;

@@ -126,14 +126,15 @@ def bench_ops(config: GPTConfig, options: Options, *, steps: int = 5) -> dict[st
         for _ in range(2):
             model.train_step(inputs, targets, lr=1e-4)
         begin = time.perf_counter()
-        with model.profile() as times:
+        with model.profile() as profile:
             for _ in range(steps):
                 model.train_step(inputs, targets, lr=1e-4)
         seconds = time.perf_counter() - begin
         peak_flops, peak_bytes = model.peak_flops(), model.peak_bytes()
         threads = model.threads
     ops = []
-    for op in sorted(times, key=lambda op: -op.seconds):
+    in_ops = sum(op.seconds for op in profile.ops)
+    for op in sorted(profile.ops, key=lambda op: -op.seconds):
         rates = {"flops_per_s": op.flops / op.seconds, "bytes_per_s": op.bytes / op.seconds}
         ops.append({
             "name": op.name,
@@ -155,6 +156,7 @@ def bench_ops(config: GPTConfig, options: Options, *, steps: int = 5) -> dict[st
         "step_ms": seconds / steps * 1e3,
         "peak_flops": peak_flops,
         "peak_bytes": peak_bytes,
+        "busy": [busy / in_ops for busy in profile.busy_s],
         "ops": ops,
     }
 
@@ -176,6 +178,8 @@ def ops_table(bench: dict[str, Any]) -> str:
         )
     rest = bench["step_ms"] - sum(op["ms"] for op in bench["ops"])
     lines.append(f"{'outside ops':40}{rest:10.3f}{rest / bench['step_ms']:7.1%}")
+    busy = ", ".join(f"{share:.1%}" for share in bench["busy"])
+    lines.append(f"threads at work in ops: {busy} of the time")
     lines.append(
         f"peaks, measured: {bench['peak_flops'] / 1e9:,.0f} GFLOP/s in {bench['dtype']}; "
         f"{bench['peak_bytes'] / 1e9:.1f} GB/s copying memory (what lies in cache can be faster)"

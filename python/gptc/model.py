@@ -78,6 +78,13 @@ class OpTime:
     bytes: float  # that must at least be read and written
 
 
+class Profile(NamedTuple):
+    """Where the time of a block went: by op, and how long each thread was at work."""
+
+    ops: list[OpTime]
+    busy_s: list[float]
+
+
 @dataclass(frozen=True)
 class Options:
     """How a model is held: where, how precisely, and for what sizes.
@@ -348,16 +355,19 @@ class Model:
         return float(copied[0])
 
     @contextmanager
-    def profile(self) -> Iterator[list[OpTime]]:
-        """Times every op within the block; the list is there when the block has ended."""
-        times: list[OpTime] = []
+    def profile(self) -> Iterator[Profile]:
+        """Times every op within the block; the profile is filled when the block has ended."""
+        profile = Profile([], [])
         _lib.call("gpt_model_profile", self._open(), 1)
         try:
-            yield times
-            out = self._ffi.new("gpt_op_time *")
-            while not self._lib.gpt_model_profile_read(self._open(), len(times), out):
+            yield profile
+            out, seconds = self._ffi.new("gpt_op_time *"), self._ffi.new("double *")
+            while not self._lib.gpt_model_profile_read(self._open(), len(profile.ops), out):
                 name = self._ffi.string(out.name).decode()
-                times.append(OpTime(name, out.calls, out.seconds, out.flops, out.bytes))
+                profile.ops.append(OpTime(name, out.calls, out.seconds, out.flops, out.bytes))
+            for thread in range(self.threads):
+                _lib.call("gpt_model_profile_busy", self._open(), thread, seconds)
+                profile.busy_s.append(float(seconds[0]))
         finally:
             _lib.call("gpt_model_profile", self._open(), 0)
 

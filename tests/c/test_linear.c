@@ -137,6 +137,12 @@ static void check_backward(sizes s, int activation, int use_db) {
         EXPECT_CLOSE("din", read_act(din, din_size), want, s.N, width, test_tol(1e-5));
         EXPECT_CLOSE("dw", read_f32(device_dw, w_size), want_dw, s.OC, s.IC, test_tol(1e-5));
         if (db) EXPECT_CLOSE("db", read_f32(device_db, s.OC), want_db, 1, s.OC, test_tol(1e-5));
+        if (!has_pre || !test.ops->makes_activations) continue;
+        void *again = device_f32(dw, w_size); /* with the layer's input made anew from pre */
+        test.ops->linear_backward(test.ctx, device_act(NULL, din_size), again, NULL,
+                                  device_act(dout, out_size), NULL, device_weight(w, s.OC, s.IC, 1),
+                                  device_act(pre, din_size), activation, s.N, s.IC, s.OC);
+        EXPECT_CLOSE("dw", read_f32(again, w_size), want_dw, s.OC, s.IC, test_tol(1e-5));
     }
 }
 

@@ -1,0 +1,73 @@
+/* Measuring: a profiled model computes the same bits, and says where the time went. */
+#define _POSIX_C_SOURCE 200809L
+#include "models.h"
+
+static void step(gpt_model *model, const int32_t *tokens, const int32_t *targets, float *loss) {
+    gpt_adamw adamw = {1e-2f, 0.9f, 0.99f, 1e-8f, 0.1f, 1.0f};
+    EXPECT_OK(gpt_model_backward(model, tokens, targets, 2, 7, 1.0f, loss));
+    EXPECT_OK(gpt_model_update(model, &adamw, NULL));
+}
+
+static void test_profile(void) {
+    EACH_PLACE {
+        for (int f = 0; f < families_here(); f++) {
+            const gpt_config *c = &families[f].config;
+            test_case("%s", families[f].name);
+            int32_t *tokens = random_ints(14, c->vocab_size);
+            int32_t *targets = random_ints(14, c->vocab_size);
+            gpt_model *model = new_model(c, 1, 2, 0, 0.1f), *plain = new_model(c, 1, 2, 0, 0.1f);
+            EXPECT_OK(gpt_model_init(model, 5));
+            EXPECT_OK(gpt_model_init(plain, 5));
+            gpt_op_time op;
+            double busy = -1, total = 0;
+            EXPECT(gpt_model_profile_read(model, 0, &op) == GPT_ERR_ARGUMENT);
+            EXPECT(gpt_model_profile_busy(model, 0, &busy) == GPT_ERR_ARGUMENT);
+            for (int round = 0; round < 2; round++) {
+                float loss[2];
+                EXPECT_OK(gpt_model_profile(model, 1));
+                step(model, tokens, targets, &loss[0]);
+                step(plain, tokens, targets, &loss[1]);
+                EXPECT(loss[0] == loss[1]);
+            }
+            int n = 0, n_linear = 0, found = 0;
+            for (; gpt_model_profile_read(model, n, &op) == GPT_OK; n++) {
+                EXPECT(op.calls > 0 && op.seconds >= 0 && op.flops >= 0 && op.bytes > 0);
+                total += op.seconds;
+                if (strncmp(op.name, "linear_", 7) == 0) n_linear += (int)op.calls;
+                found |= strncmp(op.name, "classifier_backward", 19) == 0 && op.calls == 1;
+            }
+            EXPECT(n > 8 && found);
+            EXPECT(n_linear == 8 * c->n_layer); /* of the second round alone */
+            double sum = 0;
+            for (int thread = 0; thread < gpt_model_threads(model); thread++) {
+                EXPECT_OK(gpt_model_profile_busy(model, thread, &busy));
+                EXPECT(busy >= 0);
+                sum += busy;
+            }
+            EXPECT(sum > 0);
+            EXPECT(total > 0);
+            EXPECT(gpt_model_profile_busy(model, gpt_model_threads(model), &busy) ==
+                   GPT_ERR_ARGUMENT);
+            EXPECT_OK(gpt_model_profile(model, 0));
+            EXPECT(gpt_model_profile_read(model, 0, &op) == GPT_ERR_ARGUMENT);
+            EXPECT_OK(gpt_model_profile(model, 1)); /* freed while it is on */
+            gpt_model_free(model);
+            gpt_model_free(plain);
+        }
+    }
+}
+
+static void test_peak(void) {
+    EACH_PLACE {
+        gpt_model *model = new_model(&families[0].config, 0, 1, 0, 0.0f);
+        double flops = 0, bytes = 0;
+        EXPECT_OK(gpt_model_peak(model, &flops, NULL));
+        EXPECT(flops > 1e8 && flops < 1e16);
+        EXPECT_OK(gpt_model_peak(model, &flops, &bytes));
+        EXPECT(bytes > 1e7 && bytes < 1e14);
+        EXPECT(gpt_model_peak(model, NULL, &bytes) == GPT_ERR_ARGUMENT);
+        gpt_model_free(model);
+    }
+}
+
+TEST_API_MAIN({"profile", test_profile}, {"peak", test_peak})

@@ -1,0 +1,40 @@
+"""`gptc bench`: what it measures is there and adds up. How fast anything is, it does not ask."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from gptc.cli import cli
+
+TINY = ["--preset", "tiny", "--batch-size", "2", "--seq-len", "16", "--steps", "1"]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_ops_add_up_to_the_step(dtype: str) -> None:
+    result = CliRunner().invoke(cli, ["bench", "ops", *TINY, "--dtype", dtype, "--json"])
+    assert result.exit_code == 0, result.output
+    bench = json.loads(result.stdout)
+    assert bench["dtype"] == dtype
+    names = {op["name"].split()[0] for op in bench["ops"]}
+    assert {"linear_forward", "linear_backward", "attention_backward", "adamw_update"} <= names
+    assert 0 < sum(op["ms"] for op in bench["ops"]) <= bench["step_ms"]
+    assert all(0 < busy <= 1.01 for busy in bench["busy"])
+    assert bench["peak_flops"] > 0 and bench["peak_bytes"] > 0
+
+
+def test_ops_as_a_table() -> None:
+    result = CliRunner().invoke(cli, ["bench", "ops", *TINY])
+    assert result.exit_code == 0, result.output
+    assert "linear_backward 192 x 64" in result.stdout
+    assert "threads at work in ops" in result.stdout
+
+
+def test_train_reports_a_rate() -> None:
+    result = CliRunner().invoke(cli, ["bench", "train", *TINY, "--turns", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    bench = json.loads(result.stdout)
+    assert [row["name"] for row in bench["results"]] == ["gptc"]
+    assert bench["results"][0]["tokens_per_s"] > 0
