@@ -21,8 +21,10 @@ def test_ops_add_up_to_the_step(dtype: str) -> None:
     names = {op["name"].split()[0] for op in bench["ops"]}
     assert {"linear_forward", "linear_backward", "attention_backward", "adamw_update"} <= names
     assert 0 < sum(op["ms"] for op in bench["ops"]) <= bench["step_ms"]
-    assert all(0 < busy <= 1.01 for busy in bench["busy"])
-    assert bench["peak_flops"] > 0 and bench["peak_bytes"] > 0
+    assert bench["busy"][0] > 0
+    assert all(0 <= busy <= 1.01 for busy in bench["busy"])
+    assert bench["peak_flops"] > 0
+    assert bench["peak_bytes"] > 0
 
 
 def test_ops_as_a_table() -> None:
