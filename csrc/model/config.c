@@ -18,7 +18,7 @@ static const struct {
     const char *name;
     gpt_config config;
 } presets[] = {
-    {"tiny", LLAMA(2048, 160, 4, 4, 64, 192)},
+    {"tiny", LLAMA(2048, 160, 4, 3, 96, 256)},
     {"byte",
      {256, 1024, 16, 8, 8, 512, 1024, GPT_NORM_RMSNORM, 0, GPT_POS_ROPE_WIDE, GPT_ACT_SWISH, 0, 1,
       1e-6f, 10000}},

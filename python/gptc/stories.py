@@ -2,19 +2,24 @@
 
 data/stories/README.md describes the grammar. The only source of chance is `random.Random.random`:
 its numbers for a seed are the same on every Python version, those of `choice` need not be.
+
+The stories come from a small world: some of the themes, and the same people whenever a plot is told
+again. That is what a tiny model learns to tell within a minute. The wide world has every theme, and
+people drawn anew for each story.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 SEPARATOR = "\n<|endoftext|>\n"
+SMALL_WORLD = ("lost", "mend", "surprise", "weather")  # its themes
 
 _BARE_ARTICLE = re.compile(r"\b([Aa])(?= (?!uni|use|once|one\b)(?:[aeiou]|hour))")
 
@@ -32,6 +37,7 @@ _Sections = dict[str, list[_Row]]
 
 
 class _Plot(NamedTuple):
+    theme: str
     name: str
     binds: list[tuple[str, str]]  # a slot, and the section that it is drawn from
     orders: list[list[str]]  # "beat?" is told half of the time, "/" starts a new paragraph
@@ -46,11 +52,19 @@ class _Grammar(NamedTuple):
 class _Tale:
     """One story while it is told: what its slots hold and which rows it has used."""
 
-    def __init__(self, grammar: _Grammar, plot: _Plot, rng: Callable[[], float]) -> None:
-        self.shared, self.plot, self.rng = grammar.sections, plot, rng
+    def __init__(
+        self,
+        grammar: _Grammar,
+        plot: _Plot,
+        rng: Callable[[], float],
+        casting: Callable[[], float] | None = None,
+    ) -> None:
+        """`casting` draws the people, where that is not left to `rng` too."""
+        self.shared, self.plot = grammar.sections, plot
         self.used: set[int] = set()
         self.bound: dict[str, str] = {}
         for slot, section in plot.binds:
+            self.rng = casting if casting and self.has_people(section) else rng
             row = self.pick(section)
             while row.alias and row.alias not in self.bound:
                 row = self.pick(row.alias)
@@ -59,12 +73,25 @@ class _Tale:
                 self.bound[f"{slot}.{field}"] = value = fill(self)
                 if slot == "hero":
                     self.bound[field] = value
+        self.rng = rng
 
-    def pick(self, section: str) -> _Row:
-        """A row that this story has not used yet, or any row once all are used."""
+    def rows(self, section: str) -> list[_Row]:
         rows = self.plot.sections.get(section) or self.shared.get(section)
         if not rows:
             raise KeyError(f"plot {self.plot.name!r} has no section or slot {section!r}")
+        return rows
+
+    def has_people(self, section: str) -> bool:
+        """Whether a row of the section, or of one that a row stands for, is a he or a she."""
+        return any(
+            any(field == "he" for field, _ in row.fields)
+            or (row.alias != "" and row.alias not in self.bound and self.has_people(row.alias))
+            for row in self.rows(section)
+        )
+
+    def pick(self, section: str) -> _Row:
+        """A row that this story has not used yet, or any row once all are used."""
+        rows = self.rows(section)
         at = int(self.rng() * len(rows))
         row = next((row for row in rows[at:] + rows[:at] if id(row) not in self.used), rows[at])
         self.used.add(id(row))
@@ -131,23 +158,26 @@ def _compile(text: str) -> _Fill:
     return lambda tale: "".join([part if isinstance(part, str) else part(tale) for part in parts])
 
 
-def _parse(text: str) -> _Grammar:
+def _parse(files: Iterable[tuple[str, str]]) -> _Grammar:
+    """The grammar in files, each a name and its text; the name of `plots-THEME.txt` counts."""
     grammar = _Grammar({}, [])
-    plot = _Plot("", [], [], {})
+    plot = _Plot("", "", [], [], {})
     rows: list[_Row] | None = None  # the open section; a plot's head has none
     fixed: list[tuple[str, str]] = []
     columns: list[str] = []
-    for line in map(str.strip, text.splitlines()):
+    lines = ((name, line.strip()) for name, text in files for line in text.splitlines())
+    for name, line in lines:
         if not line or line.startswith("#"):
             continue
         if line.startswith("[plot "):
-            plot = _Plot(line[6:-1], [], [], {})
+            theme = name.removeprefix("plots-").removesuffix(".txt")
+            plot = _Plot(theme, line[6:-1], [], [], {})
             grammar.plots.append(plot)
             rows = None
         elif line.startswith("["):
-            name, _, heading = line[1:-1].partition(":")
-            sections = plot.sections if name.startswith(".") else grammar.sections
-            rows = sections[name.removeprefix(".")] = []
+            section, _, heading = line[1:-1].partition(":")
+            sections = plot.sections if section.startswith(".") else grammar.sections
+            rows = sections[section.removeprefix(".")] = []
             words = [word.partition("=") for word in heading.split()]
             fixed = [(field, value) for field, equals, value in words if equals]
             columns = [field for field, equals, _ in words if not equals]
@@ -172,22 +202,24 @@ def _grammar() -> _Grammar:
     installed = resources.files(__package__) / "data" / "stories" if __package__ else source
     folder = installed if installed.is_dir() else source
     files = {file.name: file for file in folder.iterdir() if file.name.endswith(".txt")}
-    return _parse("\n".join(files[name].read_text("ascii") for name in sorted(files)))
+    return _parse((name, files[name].read_text("ascii")) for name in sorted(files))
 
 
-def stories(seed: int = 0) -> Iterator[str]:
-    """Stories without end, the same ones for the same seed."""
+def stories(seed: int = 0, *, wide: bool = False) -> Iterator[str]:
+    """Stories of the small world, or of the wide one: without end, the same for the same seed."""
     grammar = _grammar()
+    plots = [plot for plot in grammar.plots if wide or plot.theme in SMALL_WORLD]
     rng = random.Random(seed).random
     while True:
-        plot = grammar.plots[int(rng() * len(grammar.plots))]
-        yield _Tale(grammar, plot, rng).tell()
+        plot = plots[int(rng() * len(plots))]
+        casting = None if wide else random.Random(f"people of {plot.name}").random
+        yield _Tale(grammar, plot, rng, casting).tell()
 
 
-def corpus(n_bytes: int, seed: int = 0) -> Iterator[bytes]:
+def corpus(n_bytes: int, seed: int = 0, *, wide: bool = False) -> Iterator[bytes]:
     """Whole stories, each followed by SEPARATOR, until at least `n_bytes` have been given."""
     given = 0
-    for story in stories(seed):
+    for story in stories(seed, wide=wide):
         if given >= n_bytes:
             return
         piece = (story + SEPARATOR).encode("ascii")

@@ -30,7 +30,7 @@ def test_ops_add_up_to_the_step(dtype: str) -> None:
 def test_ops_as_a_table() -> None:
     result = CliRunner().invoke(cli, ["bench", "ops", *TINY])
     assert result.exit_code == 0, result.output
-    assert "linear_backward 192 x 64" in result.stdout
+    assert "linear_backward 256 x 96" in result.stdout
     assert "threads at work in ops" in result.stdout
 
 

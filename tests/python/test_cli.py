@@ -108,7 +108,7 @@ def test_version_without_a_library_says_so(gptc: Gptc, monkeypatch: pytest.Monke
         (["train", "--steps", "few"], 2, "'few' is no size"),
         (["train", "--preset", "tinny"], 2, "did you mean tiny?"),
         (["train", "--data", "nowhere"], 1, "no dataset 'nowhere'"),
-        (["train", "--n-head", "3"], 2, "n_head 3 does not divide n_embd 64"),
+        (["train", "--n-head", "5"], 2, "n_head 5 does not divide n_embd 96"),
         (["train", "--resume", "--init-from", "x"], 2, "exclude each other"),
         (["train", "--resume"], 1, "there is no checkpoint under runs/"),
         (["train", "--config", "nowhere.toml"], 2, "cannot read nowhere.toml"),

@@ -159,8 +159,8 @@ def test_a_wrong_dictionary_names_the_field(change: dict[str, object], message: 
 
 
 def test_impossible_shapes_and_unknown_presets_are_usage_errors() -> None:
-    with pytest.raises(UsageError, match="n_head 3 does not divide n_embd 64"):
-        GPTConfig.preset("tiny", n_head=3).check()
+    with pytest.raises(UsageError, match="n_head 5 does not divide n_embd 96"):
+        GPTConfig.preset("tiny", n_head=5).check()
     with pytest.raises(UsageError, match="did you mean 'gpt2'"):
         GPTConfig.preset("gtp2")
     with pytest.raises(UsageError, match="the model's n_layer is missing"):

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -30,7 +30,7 @@ class Told(NamedTuple):
 
 @pytest.fixture(scope="module")
 def told() -> Told:
-    """5 MB of stories, and the plot of each."""
+    """5 MB of stories from the wide world, and the plot of each."""
     plots: list[str] = []
     tell = module._Tale.tell
 
@@ -40,7 +40,7 @@ def told() -> Told:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module._Tale, "tell", spy)
-        text = b"".join(corpus(N_BYTES)).decode("ascii")
+        text = b"".join(corpus(N_BYTES, wide=True)).decode("ascii")
     texts = text.split(SEPARATOR)[:-1]
     return Told(plots[: len(texts)], texts)
 
@@ -56,11 +56,47 @@ def sentences(text: str) -> int:
     return len(re.findall(r"[.!?](?=\s[A-Z.!?,]|\s*$)", spoken))
 
 
-def test_the_same_text_everywhere() -> None:
-    text = b"".join(corpus(100_000))[:100_000]
-    assert hashlib.sha256(text).hexdigest() == (
-        "da9da470ba0c3922776304a6fa1274ef7958134846143846a71e018f334d7356"
+@pytest.mark.parametrize(
+    ("wide", "digest"),
+    [
+        (False, "e3c43c9efdb05186b1542c8e9e87cebf708b9157444dc67d17f545809868a60d"),
+        (True, "da9da470ba0c3922776304a6fa1274ef7958134846143846a71e018f334d7356"),
+    ],
+)
+def test_the_same_text_everywhere(wide: bool, digest: str) -> None:
+    text = b"".join(corpus(100_000, wide=wide))[:100_000]
+    assert hashlib.sha256(text).hexdigest() == digest
+
+
+def test_a_small_world_has_the_same_people_in_every_telling() -> None:
+    small = [plot for plot in GRAMMAR.plots if plot.theme in module.SMALL_WORLD]
+    assert {plot.theme for plot in small} == set(module.SMALL_WORLD)
+    assert 25 <= len(small) < len(GRAMMAR.plots)
+    casts: dict[str, set[tuple[str, ...]]] = {}
+    things: dict[str, set[tuple[str, ...]]] = {}
+    init = module._Tale.__init__
+
+    def spy(tale: module._Tale, *args: Any) -> None:
+        init(tale, *args)
+        people = [slot for slot, _ in tale.plot.binds if f"{slot}.he" in tale.bound]
+        others = [slot for slot, _ in tale.plot.binds if slot not in people]
+        casts.setdefault(tale.plot.name, set()).add(tuple(tale.bound[slot] for slot in people))
+        things.setdefault(tale.plot.name, set()).add(tuple(tale.bound[slot] for slot in others))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module._Tale, "__init__", spy)
+        told = list(islice(stories(4), 3_000))
+    assert len(set(told)) == len(told)
+    assert set(casts) == {plot.name for plot in small}
+    assert all(len(cast) == 1 for cast in casts.values())
+    assert max(len(thing) for thing in things.values()) > 3
+    heroes = Counter(
+        module._Tale(
+            GRAMMAR, plot, random.random, random.Random(f"people of {plot.name}").random
+        ).bound["he"]
+        for plot in small
     )
+    assert 0.4 <= heroes["she"] / heroes.total() <= 0.6
 
 
 def test_a_seed_is_repeatable_and_seeds_differ() -> None:
