@@ -9,6 +9,9 @@ enum { ROWS = 96, COLS = 256, LEAST_COLS = 64, GROUP_COLS = GROUP * PANEL };
 /* Terms of a sum that are taken at once, so that the group of panels stays in cache for all rows of
  * a tile. Sums of more wait in a tile of float32. */
 enum { TERMS = 1024, MOST_TERMS = TERMS + TERMS / 2 };
+/* Between rows or panels that are laid out here: their distance should not be a power of two, which
+ * would crowd few sets of the cache. */
+enum { PAD = PANEL * PAIR };
 /* Rows of a weight gradient's operands that are packed at once. */
 enum { CHUNK = 2 * TERMS };
 
@@ -76,7 +79,7 @@ static void gradient_tile(const product_tiles *t, float *sums, bf16 *turned, int
                           int col, int cols) {
     const product *p = t->p;
     for (int k = 0; k < t->K; k += TERMS) {
-        int terms = cpu_min(TERMS, t->K - k), stride = (int)cpu_round_up(terms, PAIR);
+        int terms = cpu_min(TERMS, t->K - k), stride = (int)cpu_round_up(terms, PAIR) + PAD;
         const bf16 *a = p->a + (int64_t)(t->first + k) * p->lda + row;
         transpose_columns(turned, stride, a, p->lda, rows, terms);
         for (int r = 0; p->sums && col == 0 && r < rows; r++) {
@@ -101,7 +104,8 @@ static void gradient_tile(const product_tiles *t, float *sums, bf16 *turned, int
 
 /* A thread's scratch: sums of a tile and of its twin, then a's columns as rows. */
 enum { SUMS = 2 * ROWS * COLS };
-_Static_assert(SUMS * sizeof(float) + ROWS * TERMS * sizeof(bf16) <= CPU_SCRATCH, "scratch");
+_Static_assert(SUMS * sizeof(float) + ROWS * (TERMS + PAD) * sizeof(bf16) <= CPU_SCRATCH,
+               "scratch");
 
 static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
     const product_tiles *t = args;
@@ -150,9 +154,9 @@ static void multiply(gpt_ctx *ctx, const product *p) {
 
 /* ---- weight gradients ---- */
 
-/* From panel to panel of an operand: not a power of two, which would crowd few sets of the cache. */
+/* From panel to panel of an operand. */
 static int64_t operand_panel(int K) {
-    return pack_panel_size(K) + PANEL * PAIR;
+    return pack_panel_size(K) + PAD;
 }
 
 size_t cpu_packed_operand_bytes(int N, int K) {

@@ -16,7 +16,7 @@ import numpy as np
 
 from gptc.config import GPTConfig
 from gptc.errors import GptcError, UsageError
-from gptc.model import Model, Options, TokenArray
+from gptc.model import Model, OpTime, Options, TokenArray
 
 # PyTorch's ways to run the same step, as the best of which we are compared.
 TORCH_VARIANTS = ("torch fp32", "torch bf16", "torch fp32 compiled", "torch bf16 compiled")
@@ -110,41 +110,57 @@ def table(bench: dict[str, Any]) -> str:
             f"{row['name']:22}{row['step_ms']:10.1f}{row['tokens_per_s']:11,.0f}"
             f"{flops / 1e9:10.0f}{row['spread']:8.2f}{ratio:>10}"
         )
+    rivals = bench["results"][1:]
+    if len(rivals) > 1:
+        best = min(rivals, key=lambda row: row["ratio"])
+        lines.append(f"beside the best of PyTorch, {best['name']}: {best['ratio']:.2f} x")
     lines.append(f"{bench['dtype']} peak: {bench['peak_flops'] / 1e9:,.0f} GFLOP/s, measured")
     return "\n".join(lines)
 
 
-def bench_ops(config: GPTConfig, options: Options, *, steps: int = 5) -> dict[str, Any]:
+def bench_ops(
+    config: GPTConfig, options: Options, *, steps: int = 5, against_torch: bool = False
+) -> dict[str, Any]:
     """Times every op of training steps as they run, with their rates and shares of the peaks.
 
+    With `against_torch`, PyTorch multiplies matrices of the linear layers' shapes in the same dtype
+    between the steps, without their biases and activations, which ours include.
+
     Returns plain data: what was run, the machine's `peak_flops` and `peak_bytes`, and `ops`, the
-    costliest first; of each the time for one step.
+    costliest first; of each the time for one step, and `torch_ratio`, PyTorch's time over ours.
     """
     options = options.resolved()
     inputs, targets = _batch(config, options)
+    ops: dict[str, list[OpTime]] = {}
+    theirs: dict[str, list[float]] = {}
+    seconds = peak_flops = peak_bytes = 0.0
     with Model.create(config, **asdict(options)) as model:
-        for _ in range(2):
-            model.train_step(inputs, targets, lr=1e-4)
-        begin = time.perf_counter()
-        with model.profile() as profile:
-            for _ in range(steps):
+        products: dict[str, Callable[[], object]] = {}
+        busy = [0.0] * model.threads
+        for turn in range(-2, steps):  # two to warm up
+            begin = time.perf_counter()
+            with model.profile() as profile:
                 model.train_step(inputs, targets, lr=1e-4)
-        seconds = time.perf_counter() - begin
-        peak_flops, peak_bytes = model.peak_flops(), model.peak_bytes()
+            step_s = time.perf_counter() - begin
+            if turn < 0:
+                continue
+            if against_torch and not products:
+                names = [op.name for op in profile.ops if op.name.startswith("linear_")]
+                products = _torch_products(names, inputs.size, options.dtype, model.threads)
+            seconds += step_s
+            peak_flops = max(peak_flops, model.peak_flops())  # of a machine that others use too
+            peak_bytes = max(peak_bytes, model.peak_bytes())
+            busy = [a + b for a, b in zip(busy, profile.busy_s, strict=True)]
+            for op in profile.ops:
+                ops.setdefault(op.name, []).append(op)
+            for name, product in products.items():
+                theirs.setdefault(name, []).append(_best_of_two(product))
         threads = model.threads
-    ops = []
-    in_ops = sum(op.seconds for op in profile.ops)
-    for op in sorted(profile.ops, key=lambda op: -op.seconds):
-        rates = {"flops_per_s": op.flops / op.seconds, "bytes_per_s": op.bytes / op.seconds}
-        ops.append({
-            "name": op.name,
-            "calls": op.calls / steps,
-            "ms": op.seconds / steps * 1e3,
-            "share": op.seconds / seconds,
-            **rates,
-            "of_peak_flops": rates["flops_per_s"] / peak_flops,
-            "of_peak_bytes": rates["bytes_per_s"] / peak_bytes,
-        })  # fmt: skip
+    rows = [
+        _op_row(name, times, theirs.get(name), steps, seconds, peak_flops, peak_bytes)
+        for name, times in ops.items()
+    ]
+    in_ops = sum(row["ms"] for row in rows) * steps / 1e3
     return {
         "config": config.to_dict(),
         "batch_size": inputs.shape[0],
@@ -156,18 +172,58 @@ def bench_ops(config: GPTConfig, options: Options, *, steps: int = 5) -> dict[st
         "step_ms": seconds / steps * 1e3,
         "peak_flops": peak_flops,
         "peak_bytes": peak_bytes,
-        "busy": [busy / in_ops for busy in profile.busy_s],
-        "ops": ops,
+        "busy": [thread / in_ops for thread in busy],
+        "ops": sorted(rows, key=lambda row: -row["ms"]),
     }
+
+
+def _op_row(
+    name: str,
+    times: list[OpTime],
+    theirs: list[float] | None,
+    steps: int,
+    step_s: float,
+    peak_flops: float,
+    peak_bytes: float,
+) -> dict[str, Any]:
+    """One op summed over the steps, beside PyTorch's seconds for one call of it."""
+    seconds = sum(op.seconds for op in times)
+    flops_per_s = sum(op.flops for op in times) / seconds
+    bytes_per_s = sum(op.bytes for op in times) / seconds
+    ratio = None
+    if theirs:
+        pairs = zip(theirs, times, strict=True)
+        ratio = statistics.median(torch_s * op.calls / op.seconds for torch_s, op in pairs)
+    return {
+        "name": name,
+        "calls": sum(op.calls for op in times) / steps,
+        "ms": seconds / steps * 1e3,
+        "share": seconds / step_s,
+        "flops_per_s": flops_per_s,
+        "bytes_per_s": bytes_per_s,
+        "of_peak_flops": flops_per_s / peak_flops,
+        "of_peak_bytes": bytes_per_s / peak_bytes,
+        "torch_ratio": ratio,
+    }
+
+
+def _best_of_two(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def ops_table(bench: dict[str, Any]) -> str:
     """The result of `bench_ops` as lines to read."""
+    with_torch = any(op["torch_ratio"] for op in bench["ops"])
     lines = [
         f"B {bench['batch_size']}, T {bench['seq_len']}, {bench['device']} {bench['dtype']}, "
         f"{bench['threads']} threads; mean of {bench['steps']} steps of {bench['step_ms']:.1f} ms",
         f"{'':34}{'calls':>6}{'ms/step':>10}{'share':>7}{'GFLOP/s':>10}{'of peak':>9}"
-        f"{'GB/s':>8}{'of peak':>9}",
+        f"{'GB/s':>8}{'of peak':>9}{'torch/gptc' if with_torch else '':>12}",
     ]
     for op in bench["ops"]:
         products = f"{op['flops_per_s'] / 1e9:10.0f}{op['of_peak_flops']:9.0%}"
@@ -175,6 +231,7 @@ def ops_table(bench: dict[str, Any]) -> str:
             f"{op['name']:34}{op['calls']:6.0f}{op['ms']:10.3f}{op['share']:7.1%}"
             f"{products if op['flops_per_s'] else '':19}"
             f"{op['bytes_per_s'] / 1e9:8.1f}{op['of_peak_bytes']:9.0%}"
+            + (f"{op['torch_ratio']:10.2f} x" if op["torch_ratio"] else "")
         )
     rest = bench["step_ms"] - sum(op["ms"] for op in bench["ops"])
     lines.append(f"{'outside ops':40}{rest:10.3f}{rest / bench['step_ms']:7.1%}")
@@ -204,15 +261,34 @@ def _result(name: str, times: dict[str, list[float]], n_tokens: int, loss: float
     return Result(name, step_s * 1e3, n_tokens / step_s, max(own) / min(own), loss, ratio)
 
 
-def _torch_step(config: GPTConfig, name: str, threads: int, inputs: Any, targets: Any) -> Step:
-    """The same step in PyTorch, written as nanoGPT writes it."""
+def _torch_products(
+    names: list[str], rows: int, dtype: str, threads: int
+) -> dict[str, Callable[[], object]]:
+    """PyTorch's products of these ops, once warm."""
+    torch = _import_torch(threads)
+    from gptc.bench_torch import make_product
+
+    with torch.no_grad():
+        products = {name: make_product(name, rows, bf16=dtype == "bf16") for name in names}
+        for product in products.values():
+            product()
+    return products
+
+
+def _import_torch(threads: int) -> Any:
     try:
         import torch
     except ImportError:
         raise GptcError("comparing with PyTorch needs it: pip install 'gptc[parity]'") from None
+    torch.set_num_threads(threads)
+    return torch
+
+
+def _torch_step(config: GPTConfig, name: str, threads: int, inputs: Any, targets: Any) -> Step:
+    """The same step in PyTorch, written as nanoGPT writes it."""
+    _import_torch(threads)
     from gptc.bench_torch import make_step
 
-    torch.set_num_threads(threads)
     step: Step = make_step(
         config, inputs, targets, bf16="bf16" in name, compiled="compiled" in name
     )

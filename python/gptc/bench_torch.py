@@ -100,6 +100,17 @@ def rotate(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=3)
 
 
+def make_product(name: str, rows: int, *, bf16: bool):
+    """The products of an op such as "linear_forward 768 x 3072": forward, or both of backward."""
+    op, n_in, _, n_out = name.split()
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    x, dy = torch.randn(rows, int(n_in), dtype=dtype), torch.randn(rows, int(n_out), dtype=dtype)
+    w = torch.randn(int(n_out), int(n_in), dtype=dtype)
+    if op == "linear_forward":
+        return lambda: torch.nn.functional.linear(x, w)
+    return lambda: (dy @ w, dy.T @ x)
+
+
 def make_step(config: GPTConfig, inputs, targets, *, bf16: bool, compiled: bool):
     """A training step on this batch: forward, backward, clipping at 1, AdamW."""
     if config.pos == "rope_wide":

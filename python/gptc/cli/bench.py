@@ -21,6 +21,7 @@ Examples:
 _EPILOG_OPS = """\b
 Examples:
   gptc bench ops                                    GPT-2 124M, 4 x 256 tokens
+  gptc bench ops --against torch                    beside its products of the same shapes
   gptc bench ops --dtype fp32 --n-layer 4 --n-embd 128 --n-head 4 --vocab-size 65
 """
 
@@ -58,6 +59,7 @@ def bench_command() -> None:
 @bench_command.command("ops", epilog=_EPILOG_OPS)
 @_with_options
 @click.option("--steps", type=COUNT, default=5, show_default=True, help="Steps to take.")
+@click.option("--against", type=click.Choice(["torch"]), help="Its products of the same shapes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_ops_command(
     preset: str,
@@ -67,6 +69,7 @@ def bench_ops_command(
     dtype: str,
     threads: int,
     steps: int,
+    against: str | None,
     as_json: bool,
     **shape: int | None,
 ) -> None:
@@ -75,7 +78,9 @@ def bench_ops_command(
     from gptc.model import Options
 
     options = Options(device, dtype, threads, max_batch=batch_size, max_seq=seq_len)
-    result = bench.bench_ops(_config(preset, seq_len, **shape), options, steps=steps)
+    result = bench.bench_ops(
+        _config(preset, seq_len, **shape), options, steps=steps, against_torch=against is not None
+    )
     click.echo(json.dumps(result, indent=2) if as_json else bench.ops_table(result))
 
 
