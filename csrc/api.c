@@ -468,11 +468,12 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     int N = B * T, n_valid;
     TRY(check_tokens(model, "token", tokens, N, 0));
     TRY(check_targets(model, targets, N, &n_valid));
-    if (model->grads_stale) TRY(gpt_model_zero_grads(model));
+    if (model->grads_stale) model->n_micro = 0;
     set_tokens(model, tokens, targets, N);
-    batch x = {.B = B, .T = T, .N = N, .training = true};
+    batch x = {.B = B, .T = T, .N = N, .training = true, .first = model->grads_stale};
     model_forward(model, &model->acts, &x);
     model_backward(model, &model->acts, &x, scale / (float)n_valid);
+    model->grads_stale = false;
     model->n_micro++;
     return mean_loss(model, N, n_valid, loss, NULL);
 }

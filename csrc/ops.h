@@ -15,7 +15,8 @@
  *  - Arguments: context, outputs, inputs, sizes. Tensors are row-major and do not overlap, unless a
  *    comment says "in place".
  *  - `d` + name is the gradient of the loss with respect to name. Each backward says whether it
- *    writes (dx =) or adds (dw +=). Weight gradients always add, so that micro-batches accumulate.
+ *    writes (dx =) or adds (dw +=). Weight gradients add, so that micro-batches accumulate; those of
+ *    products write where `add` is 0, which spares the first micro-batch clearing and reading them.
  *  - Sizes were validated by the caller: ops cannot fail. A device's error is remembered on the
  *    context and reported by its sync.
  *  - An op is a function of its arguments alone: the same inputs give the same bits for a given
@@ -54,6 +55,7 @@ typedef struct gpt_shape {
 typedef struct gpt_segment {
     int64_t offset, size; /* size = rows cols */
     int32_t decay;
+    int32_t product; /* its gradient comes from a product, and needs no clearing before one */
     int32_t rows, cols;
     int32_t parts;  /* rows come in this many equal parts, whose outputs stand side by side */
     weight *packed; /* where the products' form of it is kept; NULL: there is none */
@@ -112,13 +114,13 @@ typedef void linear_forward_fn(gpt_ctx *ctx, act *out /* (N, OC) */, act *pre, c
                                /* (N, IC) */ const weight *w /* (OC, IC) */,
                                const float *b /* (OC) or NULL */, int activation, int N, int IC,
                                int OC);
-/* din =, dw +=, db +=. When the layer's input is itself activation(pre), din is the gradient of pre
+/* din =, dw += (or = without add), db +=. When the layer's input is itself activation(pre), din is the gradient of pre
  * (for SwiGLU din is then (N, 2 IC)); with activation NONE it is the gradient of in. Tables that
  * make activations anew take in NULL where there is a pre. */
 typedef void linear_backward_fn(gpt_ctx *ctx, act *din /* (N, IC) */, float *dw /* (OC, IC) */,
                                 float *db /* (OC) or NULL */, const act *dout /* (N, OC) */,
                                 const act *in /* (N, IC) */, const weight *w /* (OC, IC) */,
-                                const act *pre, int activation, int N, int IC, int OC);
+                                const act *pre, int activation, int add, int N, int IC, int OC);
 /* logits = x wte^T in float32, the first V rows of wte only. */
 typedef void head_forward_fn(gpt_ctx *ctx, float *logits /* (N, V) */, const act *x /* (N, C) */,
                              const weight *wte /* (Vp, C) */, int N, int C, int V, int Vp);
@@ -167,13 +169,13 @@ typedef void attention_decode_fn(gpt_ctx *ctx, act *out /* (N, NH HS) */,
 typedef void classifier_forward_fn(gpt_ctx *ctx, float *losses /* (N) */, const act *x /* (N, C) */,
                                    const weight *wte /* (Vp, C) */,
                                    const int32_t *targets /* (N) */, int N, int C, int V, int Vp);
-/* The same losses and, while a chunk's logits are there, their gradient: dx =, dwte +=, both of
- * scale * sum(losses). So a training step calls this one only. */
+/* The same losses and, while a chunk's logits are there, their gradient: dx =, dwte += (or, without
+ * add, = for its first V rows), both of scale * sum(losses). A training step calls this one only. */
 typedef void classifier_backward_fn(gpt_ctx *ctx, float *losses /* (N) */, act *dx /* (N, C) */,
                                     float *dwte /* (Vp, C) */, const act *x /* (N, C) */,
                                     const weight *wte /* (Vp, C) */,
-                                    const int32_t *targets /* (N) */, float scale, int N, int C,
-                                    int V, int Vp);
+                                    const int32_t *targets /* (N) */, float scale, int add, int N,
+                                    int C, int V, int Vp);
 
 /* ---- weights.c ---- */
 

@@ -110,11 +110,12 @@ static void profile_linear_forward(gpt_ctx *p, act *out, act *pre, const act *in
 
 static void profile_linear_backward(gpt_ctx *p, act *din, float *dw, float *db, const act *dout,
                                     const act *in, const weight *w, const act *pre, int activation,
-                                    int N, int IC, int OC) {
+                                    int add, int N, int IC, int OC) {
     double begin = now(p), width = activation == GPT_ACT_SWIGLU ? 2.0 * IC : IC;
-    p->ops->linear_backward(p->inner, din, dw, db, dout, in, w, pre, activation, N, IC, OC);
+    p->ops->linear_backward(p->inner, din, dw, db, dout, in, w, pre, activation, add, N, IC, OC);
     record(p, "linear_backward", IC, OC, begin, 4.0 * N * IC * OC,
-           acts(p, (double)N * (OC + IC + 2 * width) + (double)IC * OC) + floats(2.0 * IC * OC));
+           acts(p, (double)N * (OC + IC + 2 * width) + (double)IC * OC) +
+               floats((add ? 2.0 : 1.0) * IC * OC));
 }
 
 static void profile_head_forward(gpt_ctx *p, float *logits, const act *x, const weight *wte, int N,
@@ -181,11 +182,12 @@ static void profile_classifier_forward(gpt_ctx *p, float *losses, const act *x, 
 
 static void profile_classifier_backward(gpt_ctx *p, float *losses, act *dx, float *dwte,
                                         const act *x, const weight *wte, const int32_t *targets,
-                                        float scale, int N, int C, int V, int Vp) {
+                                        float scale, int add, int N, int C, int V, int Vp) {
     double begin = now(p);
-    p->ops->classifier_backward(p->inner, losses, dx, dwte, x, wte, targets, scale, N, C, V, Vp);
+    p->ops->classifier_backward(p->inner, losses, dx, dwte, x, wte, targets, scale, add, N, C, V,
+                                Vp);
     record(p, "classifier_backward", C, V, begin, 6.0 * N * C * V,
-           acts(p, (double)C * (2 * N + V)) + floats(2.0 * C * V));
+           acts(p, (double)C * (2 * N + V)) + floats((add ? 2.0 : 1.0) * C * V));
 }
 
 static void profile_zero(gpt_ctx *p, void *device, size_t bytes) {

@@ -131,8 +131,8 @@ void cpu_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const w
 }
 
 void cpu_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act *dout,
-                         const act *in, const weight *w, const act *pre, int activation, int N,
-                         int IC, int OC) {
+                         const act *in, const weight *w, const act *pre, int activation, int add,
+                         int N, int IC, int OC) {
     linear_args args = {.din = din, .pre_in = pre, .activation = activation, .width = IC};
     product dinput = {.kind = PRODUCT_NN,
                       .a = dout,
@@ -154,6 +154,7 @@ void cpu_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act
 
     product dweight = {.kind = PRODUCT_TN,
                        .out = dw,
+                       .add = add,
                        .sums = db,
                        .a = dout,
                        .b = in,

@@ -77,7 +77,8 @@ static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
 }
 
 static void classifier(gpt_ctx *ctx, float *losses, float *dx, float *dwte, const float *x,
-                       const float *wte, const int32_t *targets, float scale, int N, int C, int V) {
+                       const float *wte, const int32_t *targets, float scale, int add, int N, int C,
+                       int V) {
     int rows = chunk_rows(N, V), stride = logits_stride(V);
     float *logits = ctx->workspace;
     for (int row = 0; row < N; row += rows) {
@@ -110,6 +111,7 @@ static void classifier(gpt_ctx *ctx, float *losses, float *dx, float *dwte, cons
         cpu_product(ctx, &dinput);
         product dweight = {.kind = PRODUCT_TN,
                            .out = dwte,
+                           .add = add || row > 0,
                            .a = logits,
                            .b = x_chunk,
                            .lda = stride,
@@ -125,12 +127,12 @@ static void classifier(gpt_ctx *ctx, float *losses, float *dx, float *dwte, cons
 void cpu_classifier_forward(gpt_ctx *ctx, float *losses, const act *x, const weight *wte,
                             const int32_t *targets, int N, int C, int V, int Vp) {
     (void)Vp;
-    classifier(ctx, losses, NULL, NULL, x, wte, targets, 0, N, C, V);
+    classifier(ctx, losses, NULL, NULL, x, wte, targets, 0, 0, N, C, V);
 }
 
 void cpu_classifier_backward(gpt_ctx *ctx, float *losses, act *dx, float *dwte, const act *x,
-                             const weight *wte, const int32_t *targets, float scale, int N, int C,
-                             int V, int Vp) {
+                             const weight *wte, const int32_t *targets, float scale, int add, int N,
+                             int C, int V, int Vp) {
     (void)Vp;
-    classifier(ctx, losses, dx, dwte, x, wte, targets, scale, N, C, V);
+    classifier(ctx, losses, dx, dwte, x, wte, targets, scale, add, N, C, V);
 }

@@ -143,7 +143,7 @@ static void store_dx(void *p, int thread, int64_t begin, int64_t end) {
 }
 
 static void chunk_gradients(gpt_ctx *ctx, loss_args *a, float *dwte, const bf16 *x,
-                            const weight *wte, int n) {
+                            const weight *wte, int add, int n) {
     cpu_pack_operand(ctx, a->x_panels, x, a->C, a->C, n);
     for (a->slice = 0; a->slice < a->Vp; a->slice = a->slice_end) {
         a->slice_end = cpu_min(a->slice + SLICE, a->Vp);
@@ -163,6 +163,7 @@ static void chunk_gradients(gpt_ctx *ctx, loss_args *a, float *dwte, const bf16 
         cpu_product(ctx, &dinput);
         product dweight = {.kind = PRODUCT_TN,
                            .out = dwte + (int64_t)a->slice * a->C,
+                           .add = add,
                            .a = a->dlogits + a->slice,
                            .panels = a->x_panels,
                            .lda = a->Vp,
@@ -176,8 +177,8 @@ static void chunk_gradients(gpt_ctx *ctx, loss_args *a, float *dwte, const bf16 
 }
 
 static void classifier(gpt_ctx *ctx, float *losses, bf16 *dx, float *dwte, const bf16 *x,
-                       const weight *wte, const int32_t *targets, float scale, int N, int C, int V,
-                       int Vp) {
+                       const weight *wte, const int32_t *targets, float scale, int add, int N,
+                       int C, int V, int Vp) {
     int rows = cpu_min(N, chunk_rows(N, Vp));
     loss_args a = {.C = C,
                    .V = V,
@@ -202,17 +203,17 @@ static void classifier(gpt_ctx *ctx, float *losses, bf16 *dx, float *dwte, const
                         .epilogue_args = &a};
         cpu_product(ctx, &head);
         cpu_parallel(ctx, finish_rows, &a, n, cpu_grain(ctx, n, 4));
-        if (dx) chunk_gradients(ctx, &a, dwte, x + (int64_t)row * C, wte, n);
+        if (dx) chunk_gradients(ctx, &a, dwte, x + (int64_t)row * C, wte, add || row > 0, n);
     }
 }
 
 void cpu_classifier_forward(gpt_ctx *ctx, float *losses, const act *x, const weight *wte,
                             const int32_t *targets, int N, int C, int V, int Vp) {
-    classifier(ctx, losses, NULL, NULL, x, wte, targets, 0, N, C, V, Vp);
+    classifier(ctx, losses, NULL, NULL, x, wte, targets, 0, 0, N, C, V, Vp);
 }
 
 void cpu_classifier_backward(gpt_ctx *ctx, float *losses, act *dx, float *dwte, const act *x,
-                             const weight *wte, const int32_t *targets, float scale, int N, int C,
-                             int V, int Vp) {
-    classifier(ctx, losses, dx, dwte, x, wte, targets, scale, N, C, V, Vp);
+                             const weight *wte, const int32_t *targets, float scale, int add, int N,
+                             int C, int V, int Vp) {
+    classifier(ctx, losses, dx, dwte, x, wte, targets, scale, add, N, C, V, Vp);
 }

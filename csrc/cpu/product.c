@@ -39,7 +39,7 @@ static void small_tile(const product *p, int row, int rows, int col, int cols) {
     o.a_k = by_column ? p->lda : 1;
     if (p->kind != PRODUCT_NT) {
         o.b = operand_b(p) + col;
-        kernel_product(o, rows, cols, by_column);
+        kernel_product(o, rows, cols, p->add);
         return;
     }
     o.b = operand_b(p) + (int64_t)col * p->ldb;
@@ -67,8 +67,8 @@ static void blas_tile(const product *p, int row, int rows, int col, int cols) {
                 p->ldb, 0, out, p->ldo);
         break;
     case PRODUCT_TN:
-        gemm_tn(rows, cols, p->K, 1, p->a + row, p->lda, operand_b(p) + col, p->ldb, 1, out,
-                p->ldo);
+        gemm_tn(rows, cols, p->K, 1, p->a + row, p->lda, operand_b(p) + col, p->ldb, p->add ? 1 : 0,
+                out, p->ldo);
         break;
     }
 }

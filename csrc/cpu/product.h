@@ -12,7 +12,7 @@
 typedef enum product_kind {
     PRODUCT_NT, /* y (M, N) = a (M, K) w (N, K)^T:    forward */
     PRODUCT_NN, /* y (M, N) = a (M, K) w (K, N):      gradient of the input */
-    PRODUCT_TN, /* out (M, N) += a (K, M)^T b (K, N): gradient of the weight, a sum over rows */
+    PRODUCT_TN, /* out (M, N) = a (K, M)^T b (K, N):  gradient of the weight, a sum over rows */
 } product_kind;
 
 /* What happens to rows row to row + rows - 1, and likewise columns, of the product: y holds them,
@@ -33,7 +33,7 @@ typedef struct product {
     int lda, ldb, ldo;
     int M, N, K;
     int first, rows; /* NN in bf16: w has `rows` rows, of which K from `first` on count. 0: all K */
-    int add;         /* NN in bf16: out += y */
+    int add;         /* out += y: TN, and NN in bf16 */
     int twin; /* NT only, 0: none. Columns twin + j come with columns j: the halves of SwiGLU */
     product_epilogue_fn *epilogue; /* or NULL; NT and NN */
     void *epilogue_args;

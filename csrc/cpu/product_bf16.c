@@ -28,14 +28,14 @@ typedef struct product_tiles {
     int first, K;           /* TN: the rows of this chunk */
 } product_tiles;
 
-/* What a tile leaves of its scratch: the sums of the kernel, with room for a twin. */
-static void store_or_add(const product *p, const float *y, int64_t ldy, int row, int rows, int col,
-                         int cols) {
+/* Sums of the kernel go where they belong. */
+static void store(const product *p, const float *y, int64_t ldy, int add, int row, int rows,
+                  int col, int cols) {
     for (int r = 0; r < rows; r++, y += ldy) {
         float *out = p->out + (int64_t)(row + r) * p->ldo + col;
         FOR_LANES (c, k, cols) {
             vf x = vf_get(y + c, k);
-            vf_put(out + c, p->kind == PRODUCT_TN || p->add ? vf_get(out + c, k) + x : x, k);
+            vf_put(out + c, add ? vf_get(out + c, k) + x : x, k);
         }
     }
 }
@@ -69,7 +69,7 @@ static void multiply_tile(const product_tiles *t, float *sums, int row, int rows
             if (p->epilogue)
                 p->epilogue(p->epilogue_args, y, y + twin_sums, (int)ldc, row, rows, c, n);
             else
-                store_or_add(p, y, ldc, row, rows, c, n);
+                store(p, y, ldc, p->add, row, rows, c, n);
         }
     }
 }
@@ -97,7 +97,7 @@ static void gradient_tile(const product_tiles *t, float *sums, bf16 *turned, int
                                  .ldc = GROUP_COLS,
                                  .K = terms};
             kernel_product(o, rows, (int)pack_panels(n), 0);
-            store_or_add(p, sums, GROUP_COLS, row, rows, c, n);
+            store(p, sums, GROUP_COLS, p->add || t->first + k > 0, row, rows, c, n);
         }
     }
 }

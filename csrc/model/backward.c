@@ -14,7 +14,8 @@ static void norm_backward(gpt_model *m, const acts *a, const batch *x, float *dw
 static void linear_backward(gpt_model *m, const batch *x, act *din, weight *dw, float *db,
                             const act *dout, const act *in, const weight *w, const act *pre,
                             int activation, int IC, int OC) {
-    m->ops->linear_backward(m->ctx, din, dw, db, dout, in, w, pre, activation, x->N, IC, OC);
+    m->ops->linear_backward(m->ctx, din, dw, db, dout, in, w, pre, activation, !x->first, x->N, IC,
+                            OC);
 }
 
 static void rope_backward(gpt_model *m, const acts *a, const batch *x) {
@@ -39,12 +40,23 @@ static void embedding_backward(gpt_model *m, const acts *a, const batch *x) {
                                c->n_embd);
 }
 
+/* What products do not overwrite. */
+static void zero_added_gradients(gpt_model *m) {
+    for (int i = 0; i < m->layout.n_slots; i++) {
+        const gpt_segment *s = &m->layout.segments[i];
+        if (!s->product)
+            m->ops->zero(m->ctx, m->grads + s->offset, sizeof(float) * (size_t)s->size);
+    }
+}
+
 void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
     const gpt_config *c = &m->config;
     int C = c->n_embd, F = c->n_ff, L = c->n_layer;
 
+    if (x->first) zero_added_gradients(m);
     m->ops->classifier_backward(m->ctx, a->losses, a->dnorm, m->dw.head, a->norm_f, m->w.head,
-                                a->targets, scale, x->N, C, c->vocab_size, padded_vocab_size(c));
+                                a->targets, scale, !x->first, x->N, C, c->vocab_size,
+                                padded_vocab_size(c));
     m->ops->zero(m->ctx, a->dresid, (size_t)x->N * (size_t)C * m->ops->act_bytes);
     norm_backward(m, a, x, m->dw.norm_f_w, m->dw.norm_f_b, a->resid_f, a->stats_f, m->w.norm_f_w,
                   dropout_at(m, x, L - 1, SITE_MLP_PROJ));

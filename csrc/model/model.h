@@ -189,6 +189,7 @@ typedef struct batch {
     int B, T, N;          /* N = B T, or the rows of a decoding step */
     gpt_session *session; /* NULL: B sequences of T; else rows with positions and seqs */
     bool training;        /* dropout, and what backward needs */
+    bool first;           /* its gradients replace what is in the buffer */
 } batch;
 
 /* ---- forward.c, backward.c, decode.c, optim.c ---- */

@@ -180,6 +180,7 @@ size_t params_plan_packed(const gpt_config *c, const gpt_ops *ops, bool training
         gpt_segment *s = &layout->segments[i];
         if (!is_product(c, row)) continue;
         /* The gates and ups of SwiGLU are read in pairs. */
+        s->product = 1;
         s->parts = row->rows == FC && c->activation == GPT_ACT_SWIGLU ? 2 : 1;
         size_t bytes = ops->weights_bytes(s->rows, s->cols, s->parts, training);
         if (base && bytes) s->packed = base + used;

@@ -81,7 +81,7 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
         test_workspace(&shape);
         test.ops->classifier_backward(test.ctx, losses, dx, device_dwte, device_act(x, x_size),
                                       device_weight(wte, s.Vp, s.C, 1), device_i32(targets, s.N),
-                                      (float)scale, s.N, s.C, s.V, s.Vp);
+                                      (float)scale, 1, s.N, s.C, s.V, s.Vp);
         double *got = read_f32(losses, s.N), *got_dx = read_act(dx, x_size);
         EXPECT_CLOSE("losses", got, want, 1, s.N, test_tol(1e-5));
         EXPECT_CLOSE("dx", got_dx, want_dx, s.N, s.C, test_tol(2e-5));
@@ -89,6 +89,14 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
         got = read_f32(device_dwte, wte_size);
         EXPECT_CLOSE("dwte", got, want_dwte, s.V, s.C, test_tol(2e-5));
         EXPECT_SAME("dwte, padding rows", got + used, dwte + used, wte_size - used);
+
+        device_dwte = device_f32(NULL, wte_size); /* not to be read */
+        test.ops->classifier_backward(test.ctx, losses, dx, device_dwte, device_act(x, x_size),
+                                      device_weight(wte, s.Vp, s.C, 1), device_i32(targets, s.N),
+                                      (float)scale, 0, s.N, s.C, s.V, s.Vp);
+        got = read_f32(device_dwte, used);
+        for (int64_t i = 0; i < used; i++) got[i] += dwte[i];
+        EXPECT_CLOSE("dwte =", got, want_dwte, s.V, s.C, test_tol(2e-5));
     }
 }
 
@@ -148,7 +156,7 @@ static void check_not_finite(sizes s, const double *x, const double *wte, int al
             test_workspace(&shape);
             if (backward) {
                 test.ops->classifier_backward(test.ctx, losses, dx, dwte, device_x, device_wte,
-                                              device_targets, 1.0f, s.N, s.C, s.V, s.Vp);
+                                              device_targets, 1.0f, 1, s.N, s.C, s.V, s.Vp);
             } else {
                 test.ops->classifier_forward(test.ctx, losses, device_x, device_wte, device_targets,
                                              s.N, s.C, s.V, s.Vp);
@@ -205,7 +213,7 @@ static void test_chunks(void) {
         test_workspace(&shape);
         test.ops->classifier_backward(test.ctx, losses, dx, device_dwte, device_act(x, s.N * s.C),
                                       device_weight(wte, s.Vp, s.C, 1), device_i32(targets, s.N),
-                                      1.0f, s.N, s.C, s.V, s.Vp);
+                                      1.0f, 1, s.N, s.C, s.V, s.Vp);
         EXPECT_CLOSE("losses", read_f32(losses, s.N), want, 1, s.N, test_tol(2e-4));
         double *got = read_act(dx, s.N * s.C), *got_dwte = read_f32(device_dwte, 2 * s.V),
                sum = 0.0;
