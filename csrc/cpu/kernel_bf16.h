@@ -67,22 +67,23 @@ __attribute__((always_inline)) static inline void kernel_band(const kernel_opera
                                                               int panels, int add) {
     vf sum[BAND][BAND_PANELS * VECTORS];
     int n = panels * VECTORS;
-#pragma GCC unroll 16
-    for (int m = 0; m < M; m++)
-#pragma GCC unroll 8
+    UNROLL
+    for (int m = 0; m < M; m++) {
+        UNROLL
         for (int v = 0; v < n; v++) sum[m][v] = vf_set(0);
+    }
     const bf16 *b = o->b;
     for (int k = 0; k + 1 < o->K; k += PAIR, b += PANEL * PAIR) {
         pairs column[BAND_PANELS * VECTORS];
-#pragma GCC unroll 8
+        UNROLL
         for (int v = 0; v < n; v++)
             column[v] = pairs_load(b + v / VECTORS * o->panel + v % VECTORS * LANES * PAIR);
-#pragma GCC unroll 16
+        UNROLL
         for (int m = 0; m < M; m++) {
             pair x;
             memcpy(&x, o->a + m * o->lda + k, sizeof x);
             pairs row = pairs_set(x);
-#pragma GCC unroll 8
+            UNROLL
             for (int v = 0; v < n; v++) sum[m][v] = pairs_dot(sum[m][v], row, column[v]);
         }
     }
@@ -93,10 +94,10 @@ __attribute__((always_inline)) static inline void kernel_band(const kernel_opera
                     pairs_dot(sum[m][v], pairs_set(o->a[m * o->lda + o->K - 1]),
                               pairs_load(b + v / VECTORS * o->panel + v % VECTORS * LANES * PAIR));
     }
-#pragma GCC unroll 16
+    UNROLL
     for (int m = 0; m < M; m++) {
         float *c = o->c + m * o->ldc;
-#pragma GCC unroll 8
+        UNROLL
         for (int v = 0; v < n; v++) {
             if (add) sum[m][v] += vf_load(c + v * LANES);
             vf_store(c + v * LANES, sum[m][v]);

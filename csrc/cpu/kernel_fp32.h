@@ -24,19 +24,19 @@ typedef struct kernel_operands {
 __attribute__((always_inline)) static inline void kernel_band(const kernel_operands *o, int M,
                                                               int n0, int n1, int add) {
     vf sum[BAND][2];
-#pragma GCC unroll 16
+    UNROLL
     for (int m = 0; m < M; m++) sum[m][0] = sum[m][1] = vf_set(0);
     const float *a = o->a, *b = o->b;
     for (int k = 0; k < o->K; k++, a += o->a_k, b += o->ldb) {
         vf b0 = vf_get(b, n0), b1 = n1 == LANES ? vf_load(b + LANES) : vf_load_n(b + LANES, n1);
-#pragma GCC unroll 16
+        UNROLL
         for (int m = 0; m < M; m++) {
             vf x = vf_set(a[(int64_t)m * o->a_row]);
             sum[m][0] += x * b0;
             sum[m][1] += x * b1;
         }
     }
-#pragma GCC unroll 16
+    UNROLL
     for (int m = 0; m < M; m++) {
         float *c = o->c + (int64_t)m * o->ldc;
         if (add) {

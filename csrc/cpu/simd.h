@@ -225,6 +225,13 @@ static inline void vh_store_n(bf16 *p, vh v, int n) {
 #endif
 }
 
+/* Before a loop of few and constant rounds, whose arrays can then live in registers. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* ---- loops over memory ---- */
 
 /* The loop every elementwise op is made of: full vectors, then the rest with n < LANES. The body
