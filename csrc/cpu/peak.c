@@ -54,8 +54,10 @@ static float multiply_rounds(void) {
     vf sum[SUMS];
     for (int i = 0; i < SUMS; i++) sum[i] = vf_set((float)i); /* no two alike, or one would do */
     pairs x = pairs_set(0x3f803f80);
-    for (int n = 0; n < ROUNDS; n++) UNROLL
-    for (int i = 0; i < SUMS; i++) sum[i] = pairs_dot(sum[i], x, x);
+    for (int n = 0; n < ROUNDS; n++) {
+        UNROLL
+        for (int i = 0; i < SUMS; i++) sum[i] = pairs_dot(sum[i], x, x);
+    }
     for (int i = 1; i < SUMS; i++) sum[0] += sum[i];
     return vf_sum(sum[0]);
 }
@@ -65,8 +67,10 @@ static const double round_flops = SUMS * 2.0 * LANES;
 static float multiply_rounds(void) {
     vf sum[SUMS], x = vf_set(0.5f), y = vf_set(1);
     for (int i = 0; i < SUMS; i++) sum[i] = vf_set((float)i); /* no two alike, or one would do */
-    for (int n = 0; n < ROUNDS; n++) UNROLL
-    for (int i = 0; i < SUMS; i++) sum[i] = sum[i] * x + y;
+    for (int n = 0; n < ROUNDS; n++) {
+        UNROLL
+        for (int i = 0; i < SUMS; i++) sum[i] = sum[i] * x + y;
+    }
     for (int i = 1; i < SUMS; i++) sum[0] += sum[i];
     return vf_sum(sum[0]);
 }
