@@ -4,7 +4,7 @@
 #include "product.h"
 
 /* A tile's share of b stays in the second-level cache while the rows of a pass by; sums of one call
- * of the kernel, TILE_ROWS x 32 of them, in the first. */
+ * of the kernel, ROWS x GROUP_COLS of them, in the first. */
 enum { ROWS = 96, COLS = 256, LEAST_COLS = 64, GROUP_COLS = GROUP * PANEL };
 /* Terms of a sum that are taken at once, so that the group of panels stays in cache for all rows of
  * a tile. Sums of more wait in a tile of float32. */

@@ -70,7 +70,7 @@ def test_every_command_has_help_with_an_example(gptc: Gptc, name: str) -> None:
 def test_train_help_names_every_option(gptc: Gptc) -> None:
     from dataclasses import fields
 
-    from gptc.train import TrainOptions
+    from gptc.options import TrainOptions
 
     text = gptc("train", "--help").out
     for field in fields(TrainOptions):

@@ -39,6 +39,7 @@ PYTHON_FLOORS = {
     "checkpoint": 5,
     "sampling": 5,
     "progress": 5,
+    "options": 5,
     "train": 6,
     "bench": 6,
     "bench_torch": 6,

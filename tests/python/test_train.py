@@ -22,16 +22,16 @@ from gptc.checkpoint import Checkpoint, find_checkpoint
 from gptc.config import GPTConfig
 from gptc.errors import GptcError, UsageError
 from gptc.model import Model
-from gptc.tokenizer import make_tokenizer
-from gptc.train import (
+from gptc.options import (
     DEFAULTS,
     TrainOptions,
     learning_rate,
     new_options,
     read_toml,
     to_toml,
-    train,
 )
+from gptc.tokenizer import make_tokenizer
+from gptc.train import train
 
 Options = dict[str, Any]
 

@@ -154,8 +154,9 @@ def train_command(
     if resume is not None and values["init_from"] is not None:
         raise UsageError("--resume and --init-from exclude each other: continue, or start anew")
     from gptc.checkpoint import find_checkpoint
+    from gptc.options import read_toml
     from gptc.progress import make_progress
-    from gptc.train import read_toml, train
+    from gptc.train import train
 
     given = {} if config is None else read_toml(config)
     given |= {name: value for name, value in values.items() if value is not None}
