@@ -1,0 +1,110 @@
+"""Token shards in llm.c's format: a header of 256 int32, then uint16 or uint32 tokens."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc.errors import GptcError
+
+Shard: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
+
+HEADER_BYTES = 1024  # 256 int32
+_Format: TypeAlias = tuple[int, int, np.dtype[np.unsignedinteger[Any]]]  # magic, version, token
+_NARROW: _Format = (20240520, 1, np.dtype("<u2"))
+_WIDE: _Format = (20240801, 7, np.dtype("<u4"))
+MAX_SHARD_TOKENS = 2**31 - 1  # the count in the header is an int32
+
+
+def shard_format(vocab_size: int) -> _Format:
+    return _NARROW if vocab_size <= 65536 else _WIDE
+
+
+class ShardFile:
+    """A shard while it is written: tokens are appended, and the header is filled in at the end."""
+
+    def __init__(self, path: Path, vocab_size: int) -> None:
+        self.path = path
+        self.n_tokens = 0
+        self._format = shard_format(vocab_size)
+        self._file = path.open("xb")
+        self._file.write(bytes(HEADER_BYTES))
+
+    def append(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
+        self._file.write(tokens.astype(self._format[2]).data)
+        self.n_tokens += len(tokens)
+
+    def close(self) -> None:
+        """Completes the file and flushes it to disk."""
+        header = np.zeros(256, dtype="<i4")
+        header[:3] = *self._format[:2], self.n_tokens
+        with self._file as file:
+            file.seek(0)
+            file.write(header.data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def abandon(self) -> None:
+        """Closes a file that will not be completed; harmless after close."""
+        self._file.close()
+
+
+def write_shard(path: Path, tokens: npt.ArrayLike, vocab_size: int) -> None:
+    """Writes `tokens` (N,) as one shard, whole or not at all.
+
+    GptcError when an id is outside [0, vocab_size), or when there are more than 2^31 - 1 tokens.
+    """
+    ids = np.asarray(tokens).reshape(-1)
+    if len(ids) > MAX_SHARD_TOKENS:
+        raise GptcError(f"{len(ids)} tokens are too many for one shard: write several")
+    if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
+        raise GptcError(
+            f"cannot write {path}: the tokens {ids.min()} to {ids.max()} do not fit a vocabulary "
+            f"of {vocab_size}"
+        )
+    path = Path(path)
+    shard = ShardFile(path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial"), vocab_size)
+    try:
+        shard.append(ids)
+        shard.close()
+        shard.path.replace(path)
+    finally:
+        shard.abandon()
+        shard.path.unlink(missing_ok=True)
+
+
+def read_shard(path: Path) -> Shard:
+    """The tokens of a shard, uint16 or uint32 (N,), mapped from the file and read-only.
+
+    GptcError names the file and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            header = np.frombuffer(file.read(HEADER_BYTES), dtype=np.uint8)
+            n_bytes = os.fstat(file.fileno()).st_size
+    except OSError as e:
+        raise GptcError(f"cannot read the shard {path}: {e.strerror}") from None
+    if len(header) < HEADER_BYTES:
+        raise GptcError(f"{path} is no token shard: it has {n_bytes} bytes, fewer than a header")
+    magic, version, n_tokens = (int(n) for n in header.view("<i4")[:3])
+    formats = {known: (number, dtype) for known, number, dtype in (_NARROW, _WIDE)}
+    if magic not in formats:
+        raise GptcError(f"{path} is no token shard: it begins with {magic}, not with {_NARROW[0]}")
+    number, dtype = formats[magic]
+    if version != number:
+        raise GptcError(f"{path} is a token shard of version {version}; only {number} is known")
+    expected = HEADER_BYTES + n_tokens * dtype.itemsize
+    if n_tokens < 0 or n_bytes != expected:
+        raise GptcError(
+            f"{path} is damaged: its header promises {n_tokens} tokens, {expected} bytes, and it "
+            f"has {n_bytes} bytes: copy it again, or prepare the dataset again"
+        )
+    if n_tokens == 0:
+        return np.zeros(0, dtype=dtype)
+    return np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,)).view(np.ndarray)
