@@ -9,10 +9,10 @@ The parts: `sources` (where bytes come from), `prepare` (bytes to shards), `shar
 """
 
 from gptc.dataset import DATASET_FILE, SPLITS, Dataset
+from gptc.known import KNOWN_DATASETS
 from gptc.loader import Batch, Loader, Order, eval_batches
 from gptc.prepare import SHARD_TOKENS, STORIES_BYTES, prepare, resolve_dataset
 from gptc.shards import Shard, read_shard, write_shard
-from gptc.sources import KNOWN_DATASETS
 
 __all__ = [
     "DATASET_FILE",

@@ -6,15 +6,16 @@ the rest is whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from bisect import bisect_right
+from collections import OrderedDict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gptc.download import file_sha256
 from gptc.errors import GptcError
 from gptc.shards import HEADER_BYTES, Shard, read_shard, shard_format
 from gptc.tokenizer import FILE_NAME, Progress, Tokenizer, Tokens, load_tokenizer
@@ -23,7 +24,7 @@ SPLITS = ("train", "val")
 DATASET_FILE = "dataset.json"
 DATASET_VERSION = 1
 
-BLOCK_BYTES = 1 << 20  # read at a time
+_MAX_OPEN = 256  # shards mapped at a time: a process may not map any number of files
 
 
 class Dataset:
@@ -43,7 +44,8 @@ class Dataset:
         self.tokenizer = tokenizer
         self.vocab_size = int(meta["vocab_size"])
         self.already_there = False
-        self._open: dict[tuple[str, int], Shard] = {}
+        self._open: OrderedDict[tuple[str, int], Shard] = OrderedDict()  # the latest used last
+        self._checked: set[tuple[str, int]] = set()
         self._begins = {
             split: [
                 0,
@@ -121,9 +123,12 @@ class Dataset:
         They are compared with vocab_size at the first call; GptcError names a shard that fails.
         """
         tokens = self._open.get((split, i))
-        if tokens is None:
-            path = self.shards(split)[i]
-            tokens = read_shard(path)
+        if tokens is not None:
+            self._open.move_to_end((split, i))
+            return tokens
+        path = self.folder / self.meta["splits"][split]["shards"][i]["file"]
+        tokens = read_shard(path)
+        if (split, i) not in self._checked:
             if len(tokens) and self.vocab_size <= np.iinfo(tokens.dtype).max:
                 largest = int(tokens.max())
                 if largest >= self.vocab_size:
@@ -131,7 +136,10 @@ class Dataset:
                         f"the shard {path} holds token {largest}, outside the vocabulary of "
                         f"{self.vocab_size}: prepare the dataset again with --force"
                     )
-            self._open[split, i] = tokens
+            self._checked.add((split, i))
+        self._open[split, i] = tokens
+        if len(self._open) > _MAX_OPEN:
+            self._open.popitem(last=False)
         return tokens
 
     def read(self, split: str, begin: int, out: Tokens) -> None:
@@ -218,11 +226,3 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
             "pip install --upgrade gptc"
         )
     return meta
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gptc.download import file_sha256
 from gptc.errors import GptcError
 
 Shard: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
@@ -26,28 +28,39 @@ def shard_format(vocab_size: int) -> _Format:
 
 
 class ShardFile:
-    """A shard while it is written: tokens are appended, and the header is filled in at the end."""
+    """A shard while it is written: tokens are appended, and the header is completed at the end."""
 
-    def __init__(self, path: Path, vocab_size: int) -> None:
+    def __init__(self, path: Path, vocab_size: int, n_planned: int = 0) -> None:
+        """`n_planned` tokens are expected; with just as many the checksum costs no second look."""
         self.path = path
         self.n_tokens = 0
+        self._n_planned = n_planned
         self._format = shard_format(vocab_size)
-        self._file = path.open("xb")
-        self._file.write(bytes(HEADER_BYTES))
+        self._digest = hashlib.sha256(self._header(n_planned))
+        self._file = path.open("wb")
+        self._file.write(self._header(n_planned))
+
+    def _header(self, n_tokens: int) -> bytes:
+        header = np.zeros(256, dtype="<i4")
+        header[:3] = *self._format[:2], n_tokens
+        return header.tobytes()
 
     def append(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
-        self._file.write(tokens.astype(self._format[2]).data)
+        """Writes tokens (n,)."""
+        data = tokens.astype(self._format[2], copy=False).data
+        self._file.write(data)
+        self._digest.update(data)
         self.n_tokens += len(tokens)
 
-    def close(self) -> None:
-        """Completes the file and flushes it to disk."""
-        header = np.zeros(256, dtype="<i4")
-        header[:3] = *self._format[:2], self.n_tokens
+    def close(self) -> str:
+        """Completes the file; returns its SHA-256 in hex."""
         with self._file as file:
-            file.seek(0)
-            file.write(header.data)
-            file.flush()
-            os.fsync(file.fileno())
+            if self.n_tokens != self._n_planned:
+                file.seek(0)
+                file.write(self._header(self.n_tokens))
+        if self.n_tokens == self._n_planned:
+            return self._digest.hexdigest()
+        return file_sha256(self.path)
 
     def abandon(self) -> None:
         """Closes a file that will not be completed; harmless after close."""
@@ -68,11 +81,14 @@ def write_shard(path: Path, tokens: npt.ArrayLike, vocab_size: int) -> None:
             f"of {vocab_size}"
         )
     path = Path(path)
-    shard = ShardFile(path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial"), vocab_size)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    shard = ShardFile(partial, vocab_size, len(ids))
     try:
         shard.append(ids)
         shard.close()
-        shard.path.replace(path)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
     finally:
         shard.abandon()
         shard.path.unlink(missing_ok=True)

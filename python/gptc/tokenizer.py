@@ -13,20 +13,20 @@ import codecs
 import hashlib
 import json
 import os
+import re
 import secrets
 import tempfile
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from gptc.download import Progress as Progress
+from gptc.download import download
 from gptc.errors import GptcError, UsageError
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 Tokens: TypeAlias = npt.NDArray[np.int32]
 TokensLike: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
-Progress: TypeAlias = Callable[[str, int, int | None], None]
-"""Called as progress(what is being done, bytes done, bytes in all if known)."""
-
 KINDS = ("bytes", "char", "gpt2", "bpe")
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "gptc_tokenizer.json"
@@ -70,6 +67,31 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_bytes(self, data: bytes) -> Tokens:
         """The tokens of raw bytes, int32 (T,). GptcError names the offset of what is no text."""
+
+    def encode_raw(self, data: bytes) -> Tokens:
+        """As `encode_bytes`, but bytes that are no UTF-8 become tokens of single bytes."""
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = data.decode("utf-8", "surrogateescape")
+        else:
+            return self.encode(text)
+        if self.byte_ids is None:
+            raise GptcError(f"the {self.kind} tokenizer has no tokens for single bytes")
+        parts = []
+        for i, part in enumerate(re.split("([\udc80-\udcff]+)", text)):
+            strays = np.frombuffer(part.encode("utf-8", "surrogateescape"), dtype=np.uint8)
+            parts.append(self.byte_ids[strays] if i % 2 else self.encode(part))
+        return np.concatenate(parts)
+
+    @cached_property
+    def byte_ids(self) -> Tokens | None:
+        """The token of each byte (256,), -1 for an ASCII byte without one; None: there are none."""
+        ids = np.full(256, -1, dtype=np.int32)
+        for token, piece in reversed(list(enumerate(self.pieces))):
+            if len(piece) == 1:
+                ids[piece[0]] = token
+        return None if (ids[128:] < 0).any() else ids
 
     @abstractmethod
     def cut(self, data: bytes | bytearray) -> int:
@@ -156,6 +178,9 @@ class ByteTokenizer(Tokenizer):
 
     def encode_bytes(self, data: bytes) -> Tokens:
         return np.frombuffer(data, dtype=np.uint8).astype(np.int32)
+
+    def encode_raw(self, data: bytes) -> Tokens:
+        return self.encode_bytes(data)
 
     def cut(self, data: bytes | bytearray) -> int:
         return len(data)
@@ -353,7 +378,9 @@ def _gpt2_vocabulary() -> bytes:
     target = (named or [own])[0] / _GPT2_FILE
     try:
         with tempfile.TemporaryDirectory() as work:
-            download(_GPT2_URL, Path(work, _GPT2_FILE), sha256=_GPT2_SHA256, timeout_s=10)
+            download(
+                _GPT2_URL, Path(work, _GPT2_FILE), sha256=_GPT2_SHA256, timeout_s=10, attempts=2
+            )
             data = Path(work, _GPT2_FILE).read_bytes()
     except (GptcError, OSError):
         raise GptcError(
@@ -561,47 +588,3 @@ def write_file(path: Path, data: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def download(
-    url: str,
-    path: Path,
-    *,
-    sha256: str | None = None,
-    progress: Progress | None = None,
-    timeout_s: float = 30,
-) -> None:
-    """Downloads `url` to `path`. GptcError says why it failed; `path` is then incomplete.
-
-    `timeout_s` is how long the server may stay silent.
-    """
-    digest = hashlib.sha256()
-    n_done = 0
-    request = urllib.request.Request(url, headers={"User-Agent": "gptc"})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as reply, path.open("wb") as file:
-            length = reply.headers.get("Content-Length")
-            n_bytes = int(length) if length else None
-            while block := reply.read(1 << 20):
-                file.write(block)
-                digest.update(block)
-                n_done += len(block)
-                if progress:
-                    progress(f"downloading {url}", n_done, n_bytes)
-    except urllib.error.HTTPError as e:
-        raise _download_error(url, f"HTTP {e.code} {e.reason}") from None
-    except urllib.error.URLError as e:
-        raise _download_error(url, str(getattr(e.reason, "strerror", None) or e.reason)) from None
-    except (HTTPException, TimeoutError, ConnectionError, ValueError) as e:
-        raise _download_error(url, str(e) or type(e).__name__) from None
-    if n_bytes is not None and n_done < n_bytes:
-        raise _download_error(url, f"the connection ended after {n_done} of {n_bytes} bytes")
-    if sha256 is not None and digest.hexdigest() != sha256:
-        raise _download_error(url, "its content is not the expected one (wrong SHA-256)")
-
-
-def _download_error(url: str, why: str) -> GptcError:
-    return GptcError(
-        f"cannot download {url} ({why}): check the address and the network, or download it by "
-        "other means and give the file's path"
-    )

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc import loader, sources
+from gptc import download as downloads
+from gptc import known, loader, readers, sources
 from gptc import prepare as preparation
 from gptc.data import Dataset, Loader, eval_batches, prepare, read_shard, resolve_dataset
 from gptc.data import write_shard as write_shard
@@ -54,7 +55,7 @@ def text_of(dataset: Dataset, split: str) -> bytes:
 
 def set_block(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
     """Lets text be read in blocks of `n_bytes`."""
-    for module in (sources, preparation):
+    for module in (readers, sources, preparation):
         monkeypatch.setattr(module, "BLOCK_BYTES", n_bytes)
 
 
@@ -175,7 +176,7 @@ def test_characters_are_split_by_position(
         ("a|" + "b" * 99, 0.01, "a"),  # at least one document each
         ("a|b", 0.99, "a"),
         ("|aa|bb", 0.5, "|aa"),  # a mark at the beginning separates nothing
-        ("a|b|c|\n", 0.34, "a"),  # nor does one at the end
+        ("a|b|c|\n", 0.34, "a|b"),  # nor does one at the end
         ("0123456789|\n", 0.5, "01234567890123456789"[:12]),  # one document: by position
     ],
 )
@@ -358,7 +359,9 @@ def test_a_url_is_downloaded_once(tmp_path: Path, server: str) -> None:
 def test_a_failed_download_says_why(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sources._DOWNLOADS, "shakespeare", (f"{server}/text", "0" * 64))
+    monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0.0)
+    altered = known.Known("none", known.RemoteFile(f"{server}/text", 8, "0" * 64))
+    monkeypatch.setitem(known._KNOWN, "shakespeare", altered)
     for source, why in [
         (f"{server}/missing", "HTTP 404"),
         (f"{server}/short", "after 8 of 99 bytes"),
@@ -517,7 +520,9 @@ def test_a_crash_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     prepare([source], out)
 
     def fail(path: Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device", str(path))
+        if path.name == "dataset.json":
+            raise OSError(28, "No space left on device", str(path))
+        path.write_bytes(data)
 
     with monkeypatch.context() as context:
         context.setattr(preparation, "write_file", fail)
