@@ -36,7 +36,15 @@ from gptc.download import file_sha256
 from gptc.errors import GptcError, UsageError
 from gptc.known import KNOWN_DATASETS, licence
 from gptc.readers import BLOCK_BYTES, Errors, Reading
-from gptc.shards import HEADER_BYTES, MAX_SHARD_TOKENS, Shard, ShardFile, read_shard, shard_format
+from gptc.shards import (
+    HEADER_BYTES,
+    MAX_SHARD_TOKENS,
+    Digest,
+    Shard,
+    ShardFile,
+    read_shard,
+    shard_format,
+)
 from gptc.sources import Gathering, Text, gather, is_remote, is_url, url_file
 from gptc.stories import SEPARATOR
 from gptc.tokenizer import (
@@ -365,11 +373,21 @@ class _Job:
         write_file(self._journal, b"".join(json.dumps(line).encode() + b"\n" for line in done))
         ranges = {"train": (0, val_begin), "val": (val_begin, text.n_bytes)}
         splits: dict[str, dict[str, Any]] = {}
-        with self._journal.open("a") as journal, ThreadPoolExecutor(self.jobs) as pool:
+        with (
+            self._journal.open("a") as journal,
+            ThreadPoolExecutor(self.jobs) as pool,
+            ThreadPoolExecutor(1) as hashing,
+        ):
             for split, (begin, end) in ranges.items():
                 before = [line for line in done if line["split"] == split]
                 writer = _SplitWriter(
-                    folder, split, tokenizer, options["shard_tokens"], before, journal.write
+                    folder,
+                    split,
+                    tokenizer,
+                    options["shard_tokens"],
+                    before,
+                    journal.write,
+                    hashing,
                 )
                 try:
                     at, skip = begin, 0
@@ -546,27 +564,6 @@ def _locked(out: Path) -> Iterator[None]:
 # ---- the first reading ----
 
 
-class _Digest:
-    """SHA-256 computed by a thread of its own while the caller goes on."""
-
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
-        self._digest = hashlib.sha256()
-        self._pending: Future[None] | None = None
-
-    def update(self, block: bytes) -> None:
-        self._wait()
-        self._pending = self._pool.submit(self._digest.update, block)
-
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-
-    def hexdigest(self) -> str:
-        self._wait()
-        return self._digest.hexdigest()
-
-
 def _scan(
     text: Text,
     source_of: Sequence[int],
@@ -587,7 +584,7 @@ def _scan(
     n_done, file_begin = 0, 0
     last_border, last_mark = 0, -1
     with ThreadPoolExecutor(1) as pool:
-        digests = [_Digest(pool) for _ in range(max(source_of) + 1)]
+        digests = [Digest(pool) for _ in range(max(source_of) + 1)]
         scan.sizes = [0] * len(digests)
         for i, block in text.documents():
             if not block:
@@ -741,8 +738,10 @@ class _SplitWriter:
         shard_tokens: int,
         done: Sequence[dict[str, Any]],
         log: Callable[[str], object],
+        pool: ThreadPoolExecutor | None = None,
     ) -> None:
-        """`done` are the lines of the shards that are there already."""
+        """`done` are the lines of the shards that are there already; `pool` computes checksums."""
+        self._pool = pool
         self._folder = folder
         self._split = split
         self._vocab_size = tokenizer.vocab_size
@@ -756,7 +755,7 @@ class _SplitWriter:
         while skip < len(piece.tokens):
             if self._shard is None:
                 path = self._folder / f"{self._split}_{len(self._shards):06d}.bin"
-                self._shard = ShardFile(path, self._vocab_size, self._shard_tokens)
+                self._shard = ShardFile(path, self._vocab_size, self._shard_tokens, self._pool)
             some = piece.tokens[skip : skip + self._shard_tokens - self._shard.n_tokens]
             self._shard.append(some)
             skip += len(some)

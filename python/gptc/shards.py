@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,16 +28,52 @@ def shard_format(vocab_size: int) -> _Format:
     return _NARROW if vocab_size <= 65536 else _WIDE
 
 
+class Digest:
+    """SHA-256, computed by a thread of `pool` while the caller goes on, if there is one."""
+
+    def __init__(self, pool: ThreadPoolExecutor | None = None) -> None:
+        self._pool = pool
+        self._digest = hashlib.sha256()
+        self._pending: Future[None] | None = None
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Takes more bytes, which must not change until the next call."""
+        self._wait()
+        if self._pool is None:
+            self._digest.update(data)
+        else:
+            self._pending = self._pool.submit(self._digest.update, data)
+
+    def hexdigest(self) -> str:
+        """The digest of what was taken so far."""
+        self._wait()
+        return self._digest.hexdigest()
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+
+
 class ShardFile:
     """A shard while it is written: tokens are appended, and the header is completed at the end."""
 
-    def __init__(self, path: Path, vocab_size: int, n_planned: int = 0) -> None:
-        """`n_planned` tokens are expected; with just as many the checksum costs no second look."""
+    def __init__(
+        self,
+        path: Path,
+        vocab_size: int,
+        n_planned: int = 0,
+        pool: ThreadPoolExecutor | None = None,
+    ) -> None:
+        """`n_planned` tokens are expected: with just as many the file is not read again to sum it.
+
+        A thread of `pool` computes the checksum.
+        """
         self.path = path
         self.n_tokens = 0
         self._n_planned = n_planned
         self._format = shard_format(vocab_size)
-        self._digest = hashlib.sha256(self._header(n_planned))
+        self._digest = Digest(pool)
+        self._digest.update(self._header(n_planned))
         self._file = path.open("wb")
         self._file.write(self._header(n_planned))
 

@@ -18,7 +18,7 @@ import secrets
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 Tokens: TypeAlias = npt.NDArray[np.int32]
 TokensLike: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
-KINDS = ("bytes", "char", "gpt2", "bpe")
+ENCODINGS = ("r50k_base", "p50k_base", "cl100k_base", "o200k_base")  # of tiktoken
+KINDS = ("bytes", "char", "gpt2", "bpe", *ENCODINGS)
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "gptc_tokenizer.json"
 _FILE_VERSION = 1
@@ -282,7 +283,7 @@ class BpeTokenizer(Tokenizer):
         )
         trained.train_from_iterator(text.split(END_OF_TEXT), trainer)
         ids = sorted(trained.get_vocab().items(), key=lambda item: item[1])
-        byte_of = _byte_characters()
+        byte_of = byte_characters()
         pieces = [bytes(byte_of[char] for char in piece) for piece, _ in ids]
         return cls([piece for piece in pieces if len(piece) > 1])
 
@@ -345,7 +346,7 @@ class Gpt2Tokenizer(BpeTokenizer):
     @cached_property
     def pieces(self) -> Sequence[bytes]:
         merges = _gpt2_vocabulary().decode().split("\n")[1:-1]
-        byte_of = _byte_characters()
+        byte_of = byte_characters()
         merged = [bytes(byte_of[char] for char in merge if char != " ") for merge in merges]
         return [*(bytes([b]) for b in byte_of.values()), *merged, END_OF_TEXT.encode()]
 
@@ -353,7 +354,8 @@ class Gpt2Tokenizer(BpeTokenizer):
         return {"kind": self.kind, "vocab_bpe_sha256": _GPT2_SHA256}
 
 
-def _byte_characters() -> dict[str, int]:
+@cache
+def byte_characters() -> dict[str, int]:
     """The characters by which GPT-2's files write bytes, in the order of its ids.
 
     Bytes that can be seen stand for themselves and come first; the others are numbered from 256.
@@ -417,6 +419,7 @@ def bpe_size(name: str) -> int | None:
 def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Tokenizer:
     """A tokenizer of a kind in KINDS ("bpe:SIZE" too), or that in the file or folder `name`.
 
+    A file is one of ours, a tokenizer.json of Hugging Face, or a SentencePiece .model.
     "char" takes its characters from `text_iter`, UTF-8 in blocks cut anywhere, and "bpe" its pieces
     (from its beginning, when there is very much). UsageError for an unknown name, GptcError when
     the text is no UTF-8 or the GPT-2 vocabulary cannot be had.
@@ -440,11 +443,21 @@ def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Token
         for block in text_iter or ():
             data += block[: _BPE_TRAIN_BYTES - len(data)]
         return BpeTokenizer.train(decode_utf8(bytes(data[: character_cut(data)])), size)
-    if Path(name).exists():
-        return load_tokenizer(Path(name))
+    if name in ENCODINGS:
+        from gptc.pretrained import TiktokenTokenizer
+
+        return TiktokenTokenizer.named(name)
+    if (path := Path(name)).exists():
+        from gptc.pretrained import read_file
+
+        if not path.is_dir() or not (path / FILE_NAME).exists():
+            theirs = read_file(path)
+            if theirs is not None:
+                return theirs
+        return load_tokenizer(path)
     raise UsageError(
-        f"unknown tokenizer {name!r}: choose {', '.join(KINDS)}, bpe:SIZE, or the folder of a "
-        "dataset or checkpoint to use its tokenizer"
+        f"unknown tokenizer {name!r}: choose {', '.join(KINDS)}, bpe:SIZE, a tokenizer.json or "
+        ".model, or the folder of a dataset or checkpoint to use its tokenizer"
     )
 
 
@@ -489,7 +502,9 @@ def _from_json(saved: dict[str, Any]) -> Tokenizer | None:
         return Gpt2Tokenizer(start)
     if kind == "bpe":
         return _bpe_from_json(saved.get("merged"), start)
-    return None
+    from gptc.pretrained import from_json
+
+    return from_json(saved, start)
 
 
 def _bpe_from_json(merged: Any, start: str) -> Tokenizer | None:

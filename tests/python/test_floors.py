@@ -35,6 +35,7 @@ PYTHON_FLOORS = {
     "stories": 3,
     "download": 2,
     "tokenizer": 3,
+    "pretrained": 3,
     "known": 4,
     "readers": 4,
     "shards": 4,
