@@ -35,7 +35,7 @@ from gptc.dataset import DATASET_FILE, DATASET_VERSION, SPLITS, Dataset, read_me
 from gptc.download import file_sha256
 from gptc.errors import GptcError, UsageError
 from gptc.known import KNOWN_DATASETS, licence
-from gptc.readers import BLOCK_BYTES, Errors, Reading
+from gptc.readers import BLOCK_BYTES, Errors, Reading, check_utf8
 from gptc.shards import (
     HEADER_BYTES,
     MAX_SHARD_TOKENS,
@@ -344,7 +344,8 @@ class _Job:
             chosen = CharTokenizer(scan.characters)
         elif chosen is None:
             self.report("training the tokenizer", 0, None)
-            chosen = make_tokenizer(self.tokenizer, text.read(0, text.n_bytes))
+            characters = check_utf8(text.read(0, text.n_bytes), text.where, "replace")
+            chosen = make_tokenizer(self.tokenizer, characters)
         if self.tokenizer in ("bytes", "char") or bpe_size(self.tokenizer) is not None:
             chosen.start = _start(chosen, scan.marked)
         chosen.save(folder)

@@ -62,7 +62,7 @@ def members(path: Path, name: str, reading: Reading) -> Iterator[Member]:
     """
     with path.open("rb") as file:
         if is_plain(name, reading):
-            yield name, _blocks(file)
+            yield name, _blocks(file, name)
         elif name.lower().endswith(".parquet"):
             yield name, _parquet_rows(path, name, reading)
         elif name.lower().endswith(".zip"):
@@ -98,7 +98,7 @@ def _inner(file: IO[bytes], name: str, lower: str, reading: Reading) -> Iterator
             f"{name} cannot be read inside another file: unpack it first, and give the folder"
         )
     else:
-        yield name, _blocks(file)
+        yield name, _blocks(file, name)
 
 
 # ---- compression and archives ----
@@ -126,9 +126,10 @@ class _Unpacked(io.RawIOBase):
         return n
 
 
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    while block := file.read(BLOCK_BYTES):
-        yield block
+def _blocks(file: IO[bytes], name: str) -> Iterator[bytes]:
+    with _named(name):
+        while block := file.read(BLOCK_BYTES):
+            yield block
 
 
 @contextmanager
@@ -162,7 +163,7 @@ def _unpack(file: IO[bytes], name: str, suffix: str) -> Iterator[bytes]:
     opener = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}[suffix]
     with _named(name):
         packed = opener(fileobj=file) if suffix == ".gz" else opener(file)
-        yield from _blocks(packed)
+        yield from _blocks(packed, name)
 
 
 def _unpack_zstd(file: IO[bytes], name: str) -> Iterator[bytes]:

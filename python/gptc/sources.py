@@ -77,8 +77,7 @@ def gather(source: str, how: Gathering) -> list[Part]:
         return [_spool(corpus(*how.stories), how, source, "writing stories", how.stories[0])]
     if source in KNOWN_DATASETS:
         paths = fetch(source, how.progress, how.notify)
-        single = len(paths) == 1
-        return [Part.of(path, source if single else f"{source}/{path.name}") for path in paths]
+        return [Part.of(path, f"{source}/{path.name}") for path in paths]
     if is_url(source):
         path = url_file(source)
         if not path.is_file():
