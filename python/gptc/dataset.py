@@ -7,6 +7,7 @@ the rest is whole.
 from __future__ import annotations
 
 import json
+import os
 from bisect import bisect_right
 from collections import OrderedDict
 from itertools import accumulate
@@ -83,10 +84,11 @@ class Dataset:
             itemsize = shard_format(dataset.vocab_size)[2].itemsize
             for split in SPLITS:
                 for shard in meta["splits"][split]["shards"]:
-                    path = folder / shard["file"]
-                    if not path.is_file():
-                        raise GptcError(f"the shard {path} is missing: {again}")
-                    n_bytes = path.stat().st_size
+                    path = f"{folder}/{shard['file']}"  # no Path: there may be very many
+                    try:
+                        n_bytes = os.stat(path).st_size  # noqa: PTH116
+                    except FileNotFoundError:
+                        raise GptcError(f"the shard {path} is missing: {again}") from None
                     expected = HEADER_BYTES + shard["tokens"] * itemsize
                     if n_bytes != expected:
                         raise GptcError(
