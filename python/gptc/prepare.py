@@ -35,7 +35,7 @@ from gptc.dataset import DATASET_FILE, DATASET_VERSION, SPLITS, Dataset, read_me
 from gptc.download import file_sha256
 from gptc.errors import GptcError, UsageError
 from gptc.known import KNOWN_DATASETS, licence
-from gptc.readers import BLOCK_BYTES, Errors, Reading, check_utf8
+from gptc.readers import Errors, Reading, check_utf8
 from gptc.shards import (
     HEADER_BYTES,
     MAX_SHARD_TOKENS,
@@ -67,6 +67,7 @@ from gptc.tokenizer import (
 SHARD_TOKENS = 100_000_000
 STORIES_BYTES = 5_000_000
 
+BLOCK_BYTES = 1 << 18  # text that is encoded at a time; more would not stay in the cache
 _LONGEST_RUN_BYTES = 4 << 20  # text without a place to cut that is still encoded in one piece
 _MAX_BORDERS = 1 << 20  # of documents that are remembered; of more, every second one, and so on
 _WORK = ".partial"
