@@ -13,20 +13,20 @@ import codecs
 import hashlib
 import json
 import os
+import re
 import secrets
 import tempfile
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
-from http.client import HTTPException
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from gptc.download import Progress as Progress
+from gptc.download import download
 from gptc.errors import GptcError, UsageError
 
 if TYPE_CHECKING:
@@ -34,10 +34,8 @@ if TYPE_CHECKING:
 
 Tokens: TypeAlias = npt.NDArray[np.int32]
 TokensLike: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
-Progress: TypeAlias = Callable[[str, int, int | None], None]
-"""Called as progress(what is being done, bytes done, bytes in all if known)."""
-
-KINDS = ("bytes", "char", "gpt2", "bpe")
+ENCODINGS = ("r50k_base", "p50k_base", "cl100k_base", "o200k_base")  # of tiktoken
+KINDS = ("bytes", "char", "gpt2", "bpe", *ENCODINGS)
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "gptc_tokenizer.json"
 _FILE_VERSION = 1
@@ -70,6 +68,31 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_bytes(self, data: bytes) -> Tokens:
         """The tokens of raw bytes, int32 (T,). GptcError names the offset of what is no text."""
+
+    def encode_raw(self, data: bytes) -> Tokens:
+        """As `encode_bytes`, but bytes that are no UTF-8 become tokens of single bytes."""
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = data.decode("utf-8", "surrogateescape")
+        else:
+            return self.encode(text)
+        if self.byte_ids is None:
+            raise GptcError(f"the {self.kind} tokenizer has no tokens for single bytes")
+        parts = []
+        for i, part in enumerate(re.split("([\udc80-\udcff]+)", text)):
+            strays = np.frombuffer(part.encode("utf-8", "surrogateescape"), dtype=np.uint8)
+            parts.append(self.byte_ids[strays] if i % 2 else self.encode(part))
+        return np.concatenate(parts)
+
+    @cached_property
+    def byte_ids(self) -> Tokens | None:
+        """The token of each byte (256,), -1 for an ASCII byte without one; None: there are none."""
+        ids = np.full(256, -1, dtype=np.int32)
+        for token, piece in reversed(list(enumerate(self.pieces))):
+            if len(piece) == 1:
+                ids[piece[0]] = token
+        return None if (ids[128:] < 0).any() else ids
 
     @abstractmethod
     def cut(self, data: bytes | bytearray) -> int:
@@ -156,6 +179,9 @@ class ByteTokenizer(Tokenizer):
 
     def encode_bytes(self, data: bytes) -> Tokens:
         return np.frombuffer(data, dtype=np.uint8).astype(np.int32)
+
+    def encode_raw(self, data: bytes) -> Tokens:
+        return self.encode_bytes(data)
 
     def cut(self, data: bytes | bytearray) -> int:
         return len(data)
@@ -257,7 +283,7 @@ class BpeTokenizer(Tokenizer):
         )
         trained.train_from_iterator(text.split(END_OF_TEXT), trainer)
         ids = sorted(trained.get_vocab().items(), key=lambda item: item[1])
-        byte_of = _byte_characters()
+        byte_of = byte_characters()
         pieces = [bytes(byte_of[char] for char in piece) for piece, _ in ids]
         return cls([piece for piece in pieces if len(piece) > 1])
 
@@ -320,7 +346,7 @@ class Gpt2Tokenizer(BpeTokenizer):
     @cached_property
     def pieces(self) -> Sequence[bytes]:
         merges = _gpt2_vocabulary().decode().split("\n")[1:-1]
-        byte_of = _byte_characters()
+        byte_of = byte_characters()
         merged = [bytes(byte_of[char] for char in merge if char != " ") for merge in merges]
         return [*(bytes([b]) for b in byte_of.values()), *merged, END_OF_TEXT.encode()]
 
@@ -328,7 +354,8 @@ class Gpt2Tokenizer(BpeTokenizer):
         return {"kind": self.kind, "vocab_bpe_sha256": _GPT2_SHA256}
 
 
-def _byte_characters() -> dict[str, int]:
+@cache
+def byte_characters() -> dict[str, int]:
     """The characters by which GPT-2's files write bytes, in the order of its ids.
 
     Bytes that can be seen stand for themselves and come first; the others are numbered from 256.
@@ -353,7 +380,9 @@ def _gpt2_vocabulary() -> bytes:
     target = (named or [own])[0] / _GPT2_FILE
     try:
         with tempfile.TemporaryDirectory() as work:
-            download(_GPT2_URL, Path(work, _GPT2_FILE), sha256=_GPT2_SHA256, timeout_s=10)
+            download(
+                _GPT2_URL, Path(work, _GPT2_FILE), sha256=_GPT2_SHA256, timeout_s=10, attempts=2
+            )
             data = Path(work, _GPT2_FILE).read_bytes()
     except (GptcError, OSError):
         raise GptcError(
@@ -390,6 +419,7 @@ def bpe_size(name: str) -> int | None:
 def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Tokenizer:
     """A tokenizer of a kind in KINDS ("bpe:SIZE" too), or that in the file or folder `name`.
 
+    A file is one of ours, a tokenizer.json of Hugging Face, or a SentencePiece .model.
     "char" takes its characters from `text_iter`, UTF-8 in blocks cut anywhere, and "bpe" its pieces
     (from its beginning, when there is very much). UsageError for an unknown name, GptcError when
     the text is no UTF-8 or the GPT-2 vocabulary cannot be had.
@@ -413,11 +443,21 @@ def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Token
         for block in text_iter or ():
             data += block[: _BPE_TRAIN_BYTES - len(data)]
         return BpeTokenizer.train(decode_utf8(bytes(data[: character_cut(data)])), size)
-    if Path(name).exists():
-        return load_tokenizer(Path(name))
+    if name in ENCODINGS:
+        from gptc.pretrained import TiktokenTokenizer
+
+        return TiktokenTokenizer.named(name)
+    if (path := Path(name)).exists():
+        from gptc.pretrained import read_file
+
+        if not path.is_dir() or not (path / FILE_NAME).exists():
+            theirs = read_file(path)
+            if theirs is not None:
+                return theirs
+        return load_tokenizer(path)
     raise UsageError(
-        f"unknown tokenizer {name!r}: choose {', '.join(KINDS)}, bpe:SIZE, or the folder of a "
-        "dataset or checkpoint to use its tokenizer"
+        f"unknown tokenizer {name!r}: choose {', '.join(KINDS)}, bpe:SIZE, a tokenizer.json or "
+        ".model, or the folder of a dataset or checkpoint to use its tokenizer"
     )
 
 
@@ -462,7 +502,9 @@ def _from_json(saved: dict[str, Any]) -> Tokenizer | None:
         return Gpt2Tokenizer(start)
     if kind == "bpe":
         return _bpe_from_json(saved.get("merged"), start)
-    return None
+    from gptc.pretrained import from_json
+
+    return from_json(saved, start)
 
 
 def _bpe_from_json(merged: Any, start: str) -> Tokenizer | None:
@@ -561,47 +603,3 @@ def write_file(path: Path, data: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def download(
-    url: str,
-    path: Path,
-    *,
-    sha256: str | None = None,
-    progress: Progress | None = None,
-    timeout_s: float = 30,
-) -> None:
-    """Downloads `url` to `path`. GptcError says why it failed; `path` is then incomplete.
-
-    `timeout_s` is how long the server may stay silent.
-    """
-    digest = hashlib.sha256()
-    n_done = 0
-    request = urllib.request.Request(url, headers={"User-Agent": "gptc"})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as reply, path.open("wb") as file:
-            length = reply.headers.get("Content-Length")
-            n_bytes = int(length) if length else None
-            while block := reply.read(1 << 20):
-                file.write(block)
-                digest.update(block)
-                n_done += len(block)
-                if progress:
-                    progress(f"downloading {url}", n_done, n_bytes)
-    except urllib.error.HTTPError as e:
-        raise _download_error(url, f"HTTP {e.code} {e.reason}") from None
-    except urllib.error.URLError as e:
-        raise _download_error(url, str(getattr(e.reason, "strerror", None) or e.reason)) from None
-    except (HTTPException, TimeoutError, ConnectionError, ValueError) as e:
-        raise _download_error(url, str(e) or type(e).__name__) from None
-    if n_bytes is not None and n_done < n_bytes:
-        raise _download_error(url, f"the connection ended after {n_done} of {n_bytes} bytes")
-    if sha256 is not None and digest.hexdigest() != sha256:
-        raise _download_error(url, "its content is not the expected one (wrong SHA-256)")
-
-
-def _download_error(url: str, why: str) -> GptcError:
-    return GptcError(
-        f"cannot download {url} ({why}): check the address and the network, or download it by "
-        "other means and give the file's path"
-    )

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc import data as module
+from gptc import download as downloads
+from gptc import known, loader, readers, sources
+from gptc import prepare as preparation
 from gptc.data import Dataset, Loader, eval_batches, prepare, read_shard, resolve_dataset
 from gptc.data import write_shard as write_shard
 from gptc.errors import GptcError, UsageError
@@ -49,6 +51,12 @@ def tokens_of(dataset: Dataset, split: str) -> list[int]:
 
 def text_of(dataset: Dataset, split: str) -> bytes:
     return dataset.tokenizer.decode_bytes(tokens_of(dataset, split))
+
+
+def set_block(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
+    """Lets text be read in blocks of `n_bytes`."""
+    for module in (readers, sources, preparation):
+        monkeypatch.setattr(module, "BLOCK_BYTES", n_bytes)
 
 
 def counting(folder: Path, n: int, **options: Any) -> Dataset:
@@ -147,7 +155,7 @@ def test_bytes_are_split_by_position(tmp_path: Path) -> None:
 def test_characters_are_split_by_position(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, fraction: float
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+    set_block(monkeypatch, block)
     text = MIXED.replace("<|endoftext|>", "é") * 3
     dataset = prepare(
         [text_file(tmp_path, text)], tmp_path / "out", tokenizer="char", val_fraction=fraction
@@ -168,7 +176,7 @@ def test_characters_are_split_by_position(
         ("a|" + "b" * 99, 0.01, "a"),  # at least one document each
         ("a|b", 0.99, "a"),
         ("|aa|bb", 0.5, "|aa"),  # a mark at the beginning separates nothing
-        ("a|b|c|\n", 0.34, "a"),  # nor does one at the end
+        ("a|b|c|\n", 0.34, "a|b"),  # nor does one at the end
         ("0123456789|\n", 0.5, "01234567890123456789"[:12]),  # one document: by position
     ],
 )
@@ -180,7 +188,7 @@ def test_documents_are_kept_whole(
     fraction: float,
     train: str,
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+    set_block(monkeypatch, block)
     text, train = (s.replace("|", "<|endoftext|>") for s in (text, train))
     dataset = prepare([text_file(tmp_path, text)], tmp_path / "out", val_fraction=fraction)
     assert dataset.tokenizer.start == "<|endoftext|>\n"
@@ -196,7 +204,7 @@ def test_documents_are_kept_whole(
 def test_val_tokens_counts_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, n_val: int
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 64)
+    set_block(monkeypatch, 64)
     text = "one two, three\n" * 100
     dataset = prepare(
         [text_file(tmp_path, text)], tmp_path / "out", tokenizer=kind, val_tokens=n_val
@@ -231,7 +239,7 @@ def test_the_start_of_a_char_dataset_can_be_encoded(tmp_path: Path, text: str, s
 def test_gpt2_in_blocks_equals_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, jobs: int
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+    set_block(monkeypatch, block)
     text = nasty_text(random.Random(4), 5000)
     dataset = prepare(
         [text_file(tmp_path, text)], tmp_path / "out", tokenizer="gpt2", val_tokens=0, jobs=jobs
@@ -244,8 +252,8 @@ def test_gpt2_in_blocks_equals_the_whole(
 def test_a_run_without_a_border_is_cut_at_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 10)
-    monkeypatch.setattr(module, "_LONGEST_RUN_BYTES", 50)
+    set_block(monkeypatch, 10)
+    monkeypatch.setattr(preparation, "_LONGEST_RUN_BYTES", 50)
     text = "東" * 1000
     dataset = prepare([text_file(tmp_path, text)], tmp_path / "out", tokenizer="gpt2")
     assert (text_of(dataset, "train") + text_of(dataset, "val")).decode() == text
@@ -267,7 +275,7 @@ def test_shakespeare_has_the_published_number_of_tokens(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 1 << 16)
+    set_block(monkeypatch, 1 << 16)
     source = text_file(tmp_path, "the quick brown fox\n" * 400_000)  # 8 MB
     tracemalloc.start()
     try:
@@ -351,7 +359,9 @@ def test_a_url_is_downloaded_once(tmp_path: Path, server: str) -> None:
 def test_a_failed_download_says_why(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(module._DOWNLOADS, "shakespeare", (f"{server}/text", "0" * 64))
+    monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0.0)
+    altered = known.Known("none", known.RemoteFile(f"{server}/text", 8, "0" * 64))
+    monkeypatch.setitem(known._KNOWN, "shakespeare", altered)
     for source, why in [
         (f"{server}/missing", "HTTP 404"),
         (f"{server}/short", "after 8 of 99 bytes"),
@@ -409,7 +419,7 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
 def test_a_file_that_is_no_utf8_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tail: bytes, block: int
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+    set_block(monkeypatch, block)
     good = text_file(tmp_path, "äöü", "good.txt")
     bad = text_file(tmp_path, "éa".encode() + tail, "bad.txt")
     with pytest.raises(GptcError, match=r"bad\.txt: byte 3 .*--tokenizer bytes"):
@@ -510,10 +520,12 @@ def test_a_crash_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     prepare([source], out)
 
     def fail(path: Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device", str(path))
+        if path.name == "dataset.json":
+            raise OSError(28, "No space left on device", str(path))
+        path.write_bytes(data)
 
     with monkeypatch.context() as context:
-        context.setattr(module, "write_file", fail)
+        context.setattr(preparation, "write_file", fail)
         with pytest.raises(GptcError, match=r"dataset\.json: No space left"):
             prepare([source], out, force=True, shard_tokens=100)
     with pytest.raises(GptcError, match=r"holds no dataset\.json"):
@@ -687,14 +699,14 @@ def test_sequential_order_goes_round(tmp_path: Path) -> None:
 def test_the_shuffle_is_a_permutation(n: int) -> None:
     x = np.arange(n, dtype=np.uint64)
     for key in range(5):
-        out = module._permute(x, n, np.full(n, key, dtype=np.uint64))
+        out = loader._permute(x, n, np.full(n, key, dtype=np.uint64))
         assert sorted(out.tolist()) == list(range(n))
 
 
 def test_the_shuffle_is_even() -> None:
     n, n_keys = 20, 20_000
-    keys = module._mix(np.arange(n_keys, dtype=np.uint64), 1)
-    places = np.stack([module._permute(np.full(n_keys, i, np.uint64), n, keys) for i in range(n)])
+    keys = loader._mix(np.arange(n_keys, dtype=np.uint64), 1)
+    places = np.stack([loader._permute(np.full(n_keys, i, np.uint64), n, keys) for i in range(n)])
     counts = np.array([np.bincount(row.astype(int), minlength=n) for row in places])
     expected = n_keys / n
     # Chi-square with (n - 1)^2 degrees of freedom: mean 361, deviation 27.
@@ -705,7 +717,7 @@ def test_the_shuffle_is_even() -> None:
 
 def test_a_huge_corpus_needs_no_table() -> None:
     n = 10**12
-    out = module._permute(np.arange(1000, dtype=np.uint64), n, np.full(1000, 9, np.uint64))
+    out = loader._permute(np.arange(1000, dtype=np.uint64), n, np.full(1000, 9, np.uint64))
     assert len(set(out.tolist())) == 1000
     assert out.max() < n
     assert out.std() == pytest.approx(n / 12**0.5, rel=0.1)

@@ -1,4 +1,4 @@
-"""`gptc prepare`: text to token shards."""
+"""`gptc prepare`: any bytes to token shards."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from gptc.data import Dataset
+    from gptc.readers import Errors
     from gptc.tokenizer import Progress
 
 _EPILOG = """\b
@@ -25,6 +26,8 @@ Examples:
   gptc prepare stories --out data/stories
   gptc prepare shakespeare --tokenizer char --out data/shakespeare
   gptc prepare books/ notes.txt --tokenizer gpt2 --out data/books
+  gptc prepare crawl.jsonl.zst --text-field content --train-bpe 8192 --out data/crawl
+  gptc prepare src/ --include '*.py' --exclude 'test_*' --out data/code
   zcat dump.gz | gptc prepare - --val-tokens 1M --out data/dump
 """
 
@@ -43,8 +46,38 @@ Examples:
     default="bytes",
     show_default=True,
     metavar="KIND",
-    help="bytes, char, gpt2, bpe:SIZE (learned from the text), or the folder of a dataset or "
-    "checkpoint, whose tokenizer is then used.",
+    help="bytes, char, gpt2 or another encoding of tiktoken, a tokenizer.json, a SentencePiece "
+    ".model, or the folder of a dataset or checkpoint, whose tokenizer is then used.",
+)
+@click.option(
+    "--train-bpe",
+    type=COUNT,
+    metavar="V",
+    help="Learn a byte-pair encoding of V tokens from the text instead.",
+)
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Take only such files of a folder. May be repeated.",
+)
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="Leave out such files. May be repeated."
+)
+@click.option(
+    "--text-field",
+    default="text",
+    show_default=True,
+    metavar="NAME",
+    help="The field or column with the text of .jsonl, .csv, .tsv and .parquet.",
+)
+@click.option("--raw", is_flag=True, help="Take files as they are: unpack nothing, read no rows.")
+@click.option(
+    "--errors",
+    type=click.Choice(["strict", "replace", "bytes"]),
+    default="strict",
+    show_default=True,
+    help="What becomes of bytes that are no UTF-8, where the tokenizer needs text.",
 )
 @click.option(
     "--val-fraction",
@@ -52,7 +85,7 @@ Examples:
     default=0.1,
     show_default=True,
     metavar="FRACTION",
-    help="Part of the text, at its end, to validate on.",
+    help="Part of the text, at its end, to validate on; whole documents, if there are several.",
 )
 @click.option("--val-tokens", type=SIZE, metavar="N", help="Validate on the last N tokens instead.")
 @click.option(
@@ -63,9 +96,7 @@ Examples:
     metavar="N",
     help="Tokens in a file.",
 )
-@click.option(
-    "--jobs", type=COUNT, default=1, show_default=True, metavar="N", help="Threads that encode."
-)
+@click.option("--jobs", type=COUNT, metavar="N", help="Threads that encode.  [default: one a core]")
 @click.option(
     "--stories-bytes",
     type=COUNT,
@@ -85,25 +116,38 @@ def prepare_command(
     sources: tuple[str, ...],
     out: Path,
     tokenizer: str,
+    train_bpe: int | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    text_field: str,
+    raw: bool,
+    errors: Errors,
     val_fraction: float,
     val_tokens: int | None,
     shard_tokens: int,
-    jobs: int,
+    jobs: int | None,
     stories_bytes: int,
     seed: int,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Turn text into a dataset to train on.
+    """Turn any bytes into a dataset to train on.
 
     SOURCE is a file, a folder (every file below it), a glob, - for standard input, an http(s) URL,
-    or a known dataset: stories (built in, the default) or shakespeare (downloaded). Several are
-    joined in order. The text is cut at <|endoftext|>, where it has it, to keep whole documents
-    together in one split. Sizes take suffixes: 64K, 2M, 1G.
+    or a known dataset: stories (built in, the default), shakespeare, tinystories, openwebtext,
+    fineweb-10b or fineweb-edu-10b (downloaded). Several are joined in order. Compressed files and
+    archives (.gz .bz2 .xz .zst .zip .tar) are unpacked; .jsonl, .csv, .tsv and .parquet give a
+    document a row. Documents (files, rows, what <|endoftext|> separates) stay whole in one split.
+    Killed and run again, it goes on after the last finished shard. Sizes take suffixes: 64K, 2M,
+    1G.
     """
     explicit = click.core.ParameterSource.COMMANDLINE
     if val_tokens is not None and ctx.get_parameter_source("val_fraction") is explicit:
         raise UsageError("--val-fraction and --val-tokens exclude each other: give one of them")
+    if train_bpe is not None:
+        if ctx.get_parameter_source("tokenizer") is explicit:
+            raise UsageError("--tokenizer and --train-bpe exclude each other: give one of them")
+        tokenizer = f"bpe:{train_bpe}"
     from gptc.data import prepare
 
     with progress_bars() as progress:
@@ -118,7 +162,13 @@ def prepare_command(
             force=force,
             stories_bytes=stories_bytes,
             seed=seed,
+            include=include,
+            exclude=exclude,
+            text_field=text_field,
+            errors=errors,
+            raw=raw,
             progress=progress,
+            notify=lambda line: click.echo(line, err=True),
         )
     click.echo(json.dumps(dataset.meta, indent=2) if as_json else _summary(dataset))
 
@@ -129,7 +179,10 @@ def _summary(dataset: Dataset) -> str:
     lines = []
     for source in dataset.meta["sources"]:
         name = "standard input" if source["source"] == "-" else source["source"]
-        lines.append(f"read   {name}: {source['bytes']:,} bytes")
+        lines.append(
+            f"read   {name}: {source['bytes']:,} bytes"
+            + (f", licence {source['licence']}" if "licence" in source else "")
+        )
     lines.append(f"tokens {dataset.tokenizer.kind}, a vocabulary of {dataset.vocab_size:,}")
     for split in splits:
         n_shards = len(dataset.shards(split))

@@ -1,0 +1,879 @@
+"""Text to a dataset on disk: deterministic, in bounded memory, and restartable.
+
+    dataset = prepare(["book.txt"], Path("data/book"), tokenizer="gpt2")
+
+The text is read twice. The first reading finds out what decides about the rest (sizes, checksums,
+where documents begin, which characters occur), the second one encodes. Until the dataset is
+finished it grows in `OUT/.partial`, with a journal of the finished shards: the same command goes on
+after the last of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc import __version__
+from gptc.dataset import DATASET_FILE, DATASET_VERSION, SPLITS, Dataset, read_meta
+from gptc.download import file_sha256
+from gptc.errors import GptcError, UsageError
+from gptc.known import KNOWN_DATASETS, licence
+from gptc.readers import Errors, Reading, check_utf8
+from gptc.shards import (
+    HEADER_BYTES,
+    MAX_SHARD_TOKENS,
+    Digest,
+    Shard,
+    ShardFile,
+    read_shard,
+    shard_format,
+)
+from gptc.sources import Gathering, Text, gather, is_remote, is_url, url_file
+from gptc.stories import SEPARATOR
+from gptc.tokenizer import (
+    END_OF_TEXT,
+    FILE_NAME,
+    ByteTokenizer,
+    CharTokenizer,
+    Progress,
+    Tokenizer,
+    Utf8Decoder,
+    bpe_size,
+    cache_folder,
+    character_cut,
+    is_spec,
+    load_tokenizer,
+    make_tokenizer,
+    write_file,
+)
+
+SHARD_TOKENS = 100_000_000
+STORIES_BYTES = 5_000_000
+
+BLOCK_BYTES = 1 << 18  # text that is encoded at a time; more would not stay in the cache
+_LONGEST_RUN_BYTES = 4 << 20  # text without a place to cut that is still encoded in one piece
+_MAX_BORDERS = 1 << 20  # of documents that are remembered; of more, every second one, and so on
+_WORK = ".partial"
+
+
+@dataclass
+class _Scan:
+    """What the first reading of a text finds out."""
+
+    sizes: list[int] = field(default_factory=list)  # of each source in bytes of text
+    sha256: list[str] = field(default_factory=list)  # of each source
+    marked: bool = False  # END_OF_TEXT occurs
+    borders: _Borders = field(default_factory=lambda: _Borders())
+    characters: list[str] = field(default_factory=list)  # that occur, for a new char tokenizer
+    n_characters: int = 0
+    blocks: list[tuple[int, int]] = field(default_factory=list)  # (first byte, characters before)
+
+
+class _Borders:
+    """The bytes at which documents begin, but the first: all of them, or evenly thinned out."""
+
+    def __init__(self) -> None:
+        self.kept = array("q")
+        self._stride = 1
+        self._n_seen = 0
+
+    def add(self, at: int) -> None:
+        if self._n_seen % self._stride == 0:
+            self.kept.append(at)
+            if len(self.kept) > _MAX_BORDERS:
+                self.kept = self.kept[::2]
+                self._stride *= 2
+        self._n_seen += 1
+
+    def nearest(self, at: float) -> int:
+        """The border next to a byte."""
+        i = bisect_right(self.kept, at)
+        return min(self.kept[max(0, i - 1) : i + 1], key=lambda border: abs(border - at))
+
+
+def prepare(
+    sources: Sequence[str],
+    out: Path,
+    *,
+    tokenizer: str = "bytes",
+    val_fraction: float = 0.1,
+    val_tokens: int | None = None,
+    shard_tokens: int = SHARD_TOKENS,
+    jobs: int | None = None,
+    force: bool = False,
+    stories_bytes: int = STORIES_BYTES,
+    seed: int = 0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    text_field: str = "text",
+    errors: Errors = "strict",
+    raw: bool = False,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Dataset:
+    """Turns text into a dataset at `out`, which appears complete or not at all.
+
+    `sources` are files, folders (every file below, sorted, that the globs `include` and `exclude`
+    leave), globs, "-" (standard input), URLs, or names in KNOWN_DATASETS; they are joined in order.
+    `tokenizer` is as in `make_tokenizer`. Files are unpacked, and rows give their `text_field`, as
+    `readers` describes, unless `raw`. `errors` says what becomes of bytes that are no UTF-8 where
+    the tokenizer needs text: refused, replaced, or kept as tokens of single bytes.
+
+    Documents are files, rows, and what <|endoftext|> separates. The end of the text becomes the
+    validation split: the last `val_tokens` tokens, else the last documents that make up
+    `val_fraction` of the bytes, else (one document) that fraction of its bytes (with the bytes
+    tokenizer) or characters. `stories_bytes` and `seed` choose the text of "stories". `jobs`
+    threads encode (None: one a core); the result does not depend on their number.
+
+    Where `out` already holds just this dataset it is returned as it is, with `already_there` set;
+    where an earlier call was cut off, this one goes on. UsageError for options out of range;
+    GptcError for sources that are missing, empty, damaged or no UTF-8, and for an `out` that holds
+    anything else, without `force`.
+    """
+    out = Path(out)
+    jobs = jobs if jobs is not None else len(os.sched_getaffinity(0))
+    _check_options(sources, val_fraction, val_tokens, shard_tokens, jobs, stories_bytes)
+    # A tokenizer that learns from the text is made when the text has been read once.
+    learns = tokenizer == "char" or bpe_size(tokenizer) is not None
+    given = None if learns else make_tokenizer(tokenizer)
+    if errors == "bytes" and (tokenizer == "char" or (given and given.byte_ids is None)):
+        raise UsageError(
+            f"the tokenizer {tokenizer} has no tokens for single bytes: choose --errors replace, "
+            "or another --tokenizer"
+        )
+    options: dict[str, Any] = {
+        "tokenizer": given.fingerprint() if given and not is_spec(tokenizer) else tokenizer,
+        "val_fraction": val_fraction,
+        "val_tokens": val_tokens,
+        "shard_tokens": shard_tokens,
+        "include": list(include),
+        "exclude": list(exclude),
+        "text_field": text_field,
+        "errors": errors,
+        "raw": raw,
+    }
+    if "stories" in sources:
+        options["stories"] = _stories_options(stories_bytes, seed)
+
+    existed = out.exists()
+    work = out / _WORK
+    try:
+        there = None if force else _dataset_at(out)
+        if there and there["options"] != options:
+            raise _occupied(out)
+        remote = all(is_remote(source) for source in sources)
+        if there and remote and [source["source"] for source in there["sources"]] == list(sources):
+            return _already_there(out)  # without downloading it again to compare
+        with _locked(out):
+            job = _Job(
+                out,
+                sources,
+                options,
+                tokenizer,
+                given,
+                errors,
+                jobs,
+                force,
+                progress or (lambda action, n_done, n_bytes: None),
+            )
+            how = Gathering(
+                out,
+                work / "spool",
+                include,
+                exclude,
+                (stories_bytes, seed),
+                job.report,
+                notify or (lambda line: None),
+            )
+            reading = Reading(text_field, raw)
+            try:
+                same = job.run(how, reading, there)
+            finally:
+                job.clean()
+        if same:
+            return _already_there(out)
+    except OSError as e:
+        where = f"{e.filename}: " if e.filename else ""
+        kept = "; the same command goes on after the finished shards" if work.exists() else ""
+        raise GptcError(
+            f"cannot prepare {out}: {where}{e.strerror or e}; check the path, its permissions and "
+            f"the free space{kept}"
+        ) from e
+    finally:
+        if not existed and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+    return Dataset.open(out)
+
+
+class _Job:
+    """One preparation, in the folder where it grows."""
+
+    def __init__(
+        self,
+        out: Path,
+        sources: Sequence[str],
+        options: dict[str, Any],
+        tokenizer: str,
+        given: Tokenizer | None,
+        errors: Errors,
+        jobs: int,
+        force: bool,
+        report: Progress,
+    ) -> None:
+        self.out = out
+        self.work = out / _WORK
+        self.sources = sources
+        self.options = options
+        self.tokenizer = tokenizer
+        self.given = given
+        self.errors: Errors = "bytes" if isinstance(given, ByteTokenizer) else errors
+        self.jobs = jobs
+        self.force = force
+        self.report = report
+        self._plan = self.work / "plan.json"
+        self._journal = self.work / "journal.jsonl"
+        self.finished = False
+
+    def run(self, how: Gathering, reading: Reading, there: dict[str, Any] | None) -> bool:
+        """Prepares. True when the dataset `there` turned out to be the one that is wanted."""
+        shutil.rmtree(how.spool, ignore_errors=True)
+        how.spool.mkdir(parents=True)
+        gathered = []
+        for source in self.sources:
+            parts = gather(source, how)
+            if not sum(part.n_bytes for part in parts):
+                raise _empty(source)
+            gathered.append(parts)
+        parts = [part for parts in gathered for part in parts]
+        reading, between = self._marks(reading)
+        text = Text(parts, reading, self.errors, between)
+        source_of = [i for i, some in enumerate(gathered) for _ in some]
+        scan = _scan(text, source_of, self.given, self.tokenizer == "char", self.report)
+        found = []
+        for source, n_bytes, sha256 in zip(self.sources, scan.sizes, scan.sha256, strict=True):
+            if not n_bytes:
+                raise _empty(source)
+            found.append({"source": source, "bytes": n_bytes, "sha256": sha256})
+            if terms := licence(source):
+                found[-1]["licence"] = terms
+        if there:
+            same = [(s["bytes"], s["sha256"]) for s in there["sources"]]
+            if same != [(s["bytes"], s["sha256"]) for s in found]:
+                raise _occupied(self.out)
+            return True
+        self._go_on_or_begin({"options": self.options, "sources": found})
+        chosen = self._chosen(text, scan)
+        begin = text.n_bytes
+        if self.options["val_tokens"] is None:
+            begin = _val_begin(
+                text, scan, self.options["val_fraction"], isinstance(chosen, ByteTokenizer)
+            )
+        splits = self._encode(text, chosen, begin)
+        text.check_unchanged()
+        meta = {
+            "version": DATASET_VERSION,
+            "sources": found,
+            "tokenizer": {"kind": chosen.kind, "fingerprint": chosen.fingerprint()},
+            "vocab_size": chosen.vocab_size,
+            "splits": splits,
+            "options": self.options,
+            "created_by": f"gptc {__version__}",
+        }
+        _install(self.work / "dataset", self.out, meta)
+        self.finished = True
+        return False
+
+    def clean(self) -> None:
+        """Removes what is of no more use: everything, unless finished shards wait for the rest."""
+        if self.finished or not self._journal_lines():
+            shutil.rmtree(self.work, ignore_errors=True)
+        if self.finished:
+            for source in filter(is_url, self.sources):
+                url_file(source).unlink(missing_ok=True)
+
+    def _marks(self, reading: Reading) -> tuple[Reading, bytes]:
+        """How rows and files are told apart in the text."""
+        given = self.given
+        mark = END_OF_TEXT.encode()
+        if bpe_size(self.tokenizer) is not None or (given and given.end_of_text is not None):
+            return Reading(reading.text_field, reading.raw, before_row=mark), mark
+        # As plain characters, in the way of the text named stories.
+        return Reading(reading.text_field, reading.raw, after_row=SEPARATOR.encode()), b""
+
+    def _go_on_or_begin(self, plan: dict[str, Any]) -> None:
+        """Keeps what an unfinished preparation of the same has done. GptcError for another's."""
+        try:
+            old = json.loads(self._plan.read_bytes())
+        except (OSError, ValueError):
+            old = None
+        if old != plan:
+            if old is not None and self._journal_lines() and not self.force:
+                raise GptcError(
+                    f"{self.out} holds an unfinished dataset made of other sources or with other "
+                    "options: choose another --out, or discard it with --force"
+                )
+            for path in (self._plan, self._journal):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(self.work / "dataset", ignore_errors=True)
+            write_file(self._plan, json.dumps(plan).encode())
+        (self.work / "dataset").mkdir(exist_ok=True)
+
+    def _chosen(self, text: Text, scan: _Scan) -> Tokenizer:
+        """The tokenizer, which is stored with the shards."""
+        folder = self.work / "dataset"
+        if (folder / FILE_NAME).is_file():
+            return load_tokenizer(folder)
+        chosen = self.given
+        if chosen is None and self.tokenizer == "char":
+            chosen = CharTokenizer(scan.characters)
+        elif chosen is None:
+            self.report("training the tokenizer", 0, None)
+            characters = check_utf8(text.read(0, text.n_bytes), text.where, "replace")
+            chosen = make_tokenizer(self.tokenizer, characters)
+        if self.tokenizer in ("bytes", "char") or bpe_size(self.tokenizer) is not None:
+            chosen.start = _start(chosen, scan.marked)
+        chosen.save(folder)
+        return chosen
+
+    def _journal_lines(self) -> list[dict[str, Any]]:
+        """The lines of the journal; one that was cut off and all after it are left out."""
+        lines = []
+        try:
+            for line in self._journal.read_text().splitlines(keepends=True):
+                if line.endswith("\n"):
+                    lines.append(json.loads(line))
+        except (OSError, ValueError):
+            pass
+        return lines
+
+    def _encode(self, text: Text, tokenizer: Tokenizer, val_begin: int) -> dict[str, Any]:
+        """Writes the shards of both splits; returns what dataset.json says about them."""
+        options = self.options
+        folder = self.work / "dataset"
+        done = _intact(folder, self._journal_lines(), tokenizer)
+        wanted = {line["file"] for line in done}
+        for path in folder.glob("*.bin"):
+            if path.name not in wanted:
+                path.unlink()
+        write_file(self._journal, b"".join(json.dumps(line).encode() + b"\n" for line in done))
+        ranges = {"train": (0, val_begin), "val": (val_begin, text.n_bytes)}
+        splits: dict[str, dict[str, Any]] = {}
+        with (
+            self._journal.open("a") as journal,
+            ThreadPoolExecutor(self.jobs) as pool,
+            ThreadPoolExecutor(1) as hashing,
+        ):
+            for split, (begin, end) in ranges.items():
+                before = [line for line in done if line["split"] == split]
+                writer = _SplitWriter(
+                    folder,
+                    split,
+                    tokenizer,
+                    options["shard_tokens"],
+                    before,
+                    journal.write,
+                    hashing,
+                )
+                try:
+                    at, skip = begin, 0
+                    if before:
+                        at, skip = before[-1]["at"], before[-1]["skip"]
+                    for piece in _encoded(text, tokenizer, self.errors, at, end, self.jobs, pool):
+                        writer.append(piece, skip)
+                        skip = 0
+                        journal.flush()
+                        self.report("encoding", piece.end, text.n_bytes)
+                    splits[split] = {"bytes": end - begin, "shards": writer.finish(end)}
+                    journal.flush()
+                finally:
+                    writer.abandon()
+        n_all = sum(_count(splits[split]) for split in SPLITS)
+        n_val = _count(splits["val"]) if options["val_tokens"] is None else options["val_tokens"]
+        if n_val >= n_all:
+            self._journal.unlink()  # the same command would not do better
+            raise GptcError(
+                f"of {n_all} tokens none would be left to train on: prepare more text, or choose "
+                "a smaller --val-tokens or --val-fraction"
+            )
+        if options["val_tokens"] is not None:
+            splits = _move_tail(folder, splits["train"], options, tokenizer)
+        return {split: {"tokens": _count(splits[split]), **splits[split]} for split in SPLITS}
+
+
+def resolve_dataset(
+    name_or_path: str,
+    tokenizer: str = "bytes",
+    *,
+    stories_bytes: int = STORIES_BYTES,
+    seed: int = 0,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The dataset of that name: a prepared folder, a name in KNOWN_DATASETS, or a file of text.
+
+    The latter two are prepared with `tokenizer` into the user's cache at first use. A prepared
+    folder keeps the tokenizer it has. GptcError when there is nothing of that name.
+    """
+    path = Path(name_or_path)
+    if path.is_dir() and (name_or_path not in KNOWN_DATASETS or (path / DATASET_FILE).exists()):
+        return Dataset.open(path)
+    key: dict[str, Any] = {"version": DATASET_VERSION, "tokenizer": tokenizer}
+    if name_or_path == "stories":
+        key["stories"] = _stories_options(stories_bytes, seed)
+    elif name_or_path not in KNOWN_DATASETS:
+        if not path.is_file():
+            raise GptcError(
+                f"no dataset {name_or_path!r}: name a folder made by gptc prepare, a text file, or "
+                f"one of {', '.join(KNOWN_DATASETS)}"
+            )
+        try:
+            key["sha256"] = file_sha256(path)
+        except OSError as e:
+            raise GptcError(f"cannot read {path}: {e.strerror}") from None
+    kind = tokenizer
+    if is_spec(tokenizer):
+        kind = tokenizer.split(":")[0]
+    else:
+        given = make_tokenizer(tokenizer)
+        kind, key["tokenizer"] = given.kind, given.fingerprint()
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    stem = re.sub(r"[^\w.-]", "_", path.stem)
+    out = cache_folder() / "datasets" / f"{stem}-{kind}-{digest}"
+    try:
+        return Dataset.open(out)
+    except GptcError:  # not there yet, or damaged: the cache is ours to repair
+        return prepare(
+            [name_or_path],
+            out,
+            tokenizer=tokenizer,
+            force=out.exists(),
+            jobs=jobs,
+            stories_bytes=stories_bytes,
+            seed=seed,
+            progress=progress,
+        )
+
+
+def _check_options(
+    sources: Sequence[str],
+    val_fraction: float,
+    val_tokens: int | None,
+    shard_tokens: int,
+    jobs: int,
+    stories_bytes: int,
+) -> None:
+    if not sources:
+        raise UsageError(f"name a SOURCE: a file, a folder, a URL, {' or '.join(KNOWN_DATASETS)}")
+    if not 0 <= val_fraction < 1:
+        raise UsageError(f"--val-fraction {val_fraction} must be at least 0 and less than 1")
+    if val_tokens is not None and val_tokens < 0:
+        raise UsageError(f"--val-tokens {val_tokens} must be at least 0")
+    if not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
+        raise UsageError(f"--shard-tokens {shard_tokens} must be from 1 to {MAX_SHARD_TOKENS}")
+    if jobs < 1 or stories_bytes < 1:
+        raise UsageError("--jobs and --stories-bytes must be at least 1")
+
+
+def _stories_options(n_bytes: int, seed: int) -> dict[str, Any]:
+    """What determines the text of "stories": its size, its seed, and what it is drawn from."""
+    from gptc import stories
+
+    module = Path(stories.__file__)
+    folders = (module.parent / "data" / "stories", module.parents[2] / "data" / "stories")
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    digest = hashlib.sha256()
+    for path in [module, *sorted(folder.glob("*.txt"))]:
+        digest.update(path.read_bytes())
+    return {"bytes": n_bytes, "seed": seed, "grammar_sha256": digest.hexdigest()}
+
+
+def _dataset_at(out: Path) -> dict[str, Any] | None:
+    """The dataset.json at `out`, None where a dataset may be written."""
+    if out.exists() and not out.is_dir():
+        raise GptcError(f"{out} is a file: choose another --out")
+    meta = read_meta(out)
+    if meta is None and out.is_dir() and any(not p.name.startswith(".") for p in out.iterdir()):
+        raise GptcError(
+            f"{out} holds other files: choose another --out, or write among them with --force"
+        )
+    return meta
+
+
+def _occupied(out: Path) -> GptcError:
+    return GptcError(
+        f"{out} already holds a dataset made of other sources or with other options: choose "
+        "another --out, or replace it with --force"
+    )
+
+
+def _already_there(out: Path) -> Dataset:
+    dataset = Dataset.open(out)
+    dataset.already_there = True
+    return dataset
+
+
+def _start(tokenizer: Tokenizer, marked: bool) -> str:
+    """What begins a document in a text whose end-of-text marks, if any, are plain characters."""
+    start = f"{END_OF_TEXT}\n" if marked else "\n"
+    if tokenizer.end_of_text is not None and marked:
+        return END_OF_TEXT
+    if isinstance(tokenizer, CharTokenizer) and "\n" not in tokenizer.characters:
+        return END_OF_TEXT if marked else tokenizer.characters[0]
+    return start
+
+
+def _count(split: dict[str, Any]) -> int:
+    """The tokens of a split."""
+    return sum(shard["tokens"] for shard in split["shards"])
+
+
+def _empty(source: str) -> GptcError:
+    return GptcError(f"the source {source} is empty: name one that holds text")
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Holds the folder `out`, which is made where it is missing, against other processes."""
+    while True:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if out.exists() and os.path.samestat(os.fstat(descriptor), out.stat()):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+# ---- the first reading ----
+
+
+def _scan(
+    text: Text,
+    source_of: Sequence[int],
+    given: Tokenizer | None,
+    collects: bool,
+    report: Progress,
+) -> _Scan:
+    """Reads the text once. `source_of` has the source of each part.
+
+    `collects`: the characters that occur are needed. GptcError where a char tokenizer refuses one.
+    """
+    scan = _Scan()
+    mark = END_OF_TEXT.encode()
+    known = np.zeros(sys.maxunicode + 1, dtype=np.bool_)  # code points that occur
+    decoder = Utf8Decoder() if collects or isinstance(given, CharTokenizer) else None
+    by_character = not isinstance(given, ByteTokenizer)
+    tail = b""  # of the block before: a mark may lie across the border
+    n_done, file_begin = 0, 0
+    last_border, last_mark = 0, -1
+    with ThreadPoolExecutor(1) as pool:
+        digests = [Digest(pool) for _ in range(max(source_of) + 1)]
+        scan.sizes = [0] * len(digests)
+        for i, block in text.documents():
+            if not block:
+                file_begin = n_done
+                if last_border < n_done:  # nothing separates files but the border itself
+                    scan.borders.add(n_done)
+                    last_border = n_done
+                continue
+            digests[source_of[i]].update(block)
+            scan.sizes[source_of[i]] += len(block)
+            window = tail + block
+            first = n_done - len(tail)
+            found = window.find(mark)
+            while found >= 0:
+                last_mark = first + found
+                scan.marked = True
+                if last_border < last_mark:  # a mark at the very beginning separates nothing
+                    scan.borders.add(last_mark)
+                    last_border = last_mark
+                found = window.find(mark, found + len(mark))
+            tail = window[-(len(mark) - 1) :]
+            if by_character:
+                scan.blocks.append((n_done, scan.n_characters))
+                scan.n_characters += int(np.count_nonzero(_begins_character(block)))
+            if decoder is not None:
+                begin = decoder.n_done
+                characters = decoder.push(block)
+                if collects:
+                    known[np.frombuffer(characters.encode("utf-32-le"), dtype="<u4")] = True
+                elif isinstance(given, CharTokenizer):
+                    at = given.unknown(characters)
+                    if at is not None:
+                        offset = begin + len(characters[:at].encode()) - file_begin
+                        name = text.parts[i].name
+                        raise GptcError(f"{name}: byte {offset}: {given.refusal(characters[at])}")
+            n_done += len(block)
+            report("reading", n_done, text.n_bytes_known)
+        scan.sha256 = [digest.hexdigest() for digest in digests]
+    scan.characters = [chr(code) for code in np.flatnonzero(known)]
+    # Nor does a mark at the very end.
+    kept = scan.borders.kept
+    if kept and kept[-1] == last_mark:
+        rest = text.read(last_mark + len(mark), text.n_bytes)
+        if not any(block.strip() for block in rest):
+            kept.pop()
+    return scan
+
+
+def _begins_character(block: bytes) -> npt.NDArray[np.bool_]:
+    """Which bytes of UTF-8 text are the first of a character."""
+    begins: npt.NDArray[np.bool_] = np.frombuffer(block, dtype=np.uint8) & 0xC0 != 0x80
+    return begins
+
+
+def _val_begin(text: Text, scan: _Scan, val_fraction: float, by_byte: bool) -> int:
+    """The byte at which the last `val_fraction` of the text begins."""
+    if val_fraction == 0:
+        return text.n_bytes
+    if scan.borders.kept:
+        return scan.borders.nearest(text.n_bytes * (1 - val_fraction))
+    if by_byte:
+        return int(text.n_bytes * (1 - val_fraction))
+    n_train = int(scan.n_characters * (1 - val_fraction))
+    if n_train == scan.n_characters:
+        return text.n_bytes
+    first, n_before = scan.blocks[
+        bisect_right(scan.blocks, n_train, key=lambda block: block[1]) - 1
+    ]
+    for block in text.read(first, text.n_bytes):
+        begins = np.flatnonzero(_begins_character(block))
+        if n_train - n_before < len(begins):
+            return first + int(begins[n_train - n_before])
+        first, n_before = first + len(block), n_before + len(begins)
+    return text.n_bytes
+
+
+# ---- the second reading ----
+
+
+class _Piece(NamedTuple):
+    """Tokens (n,) of the bytes [begin, end) of the text, as shards store them."""
+
+    begin: int
+    end: int
+    tokens: Shard
+
+
+def _encoded(
+    text: Text,
+    tokenizer: Tokenizer,
+    errors: Errors,
+    begin: int,
+    end: int,
+    jobs: int,
+    pool: ThreadPoolExecutor,
+) -> Iterator[_Piece]:
+    """The tokens of the bytes [begin, end), in order, by `jobs` threads of the pool."""
+    dtype = shard_format(tokenizer.vocab_size)[2]
+    encode = tokenizer.encode_bytes if errors != "bytes" else tokenizer.encode_raw
+
+    def work(at: int, data: bytes) -> _Piece:
+        return _Piece(at, at + len(data), encode(data).astype(dtype))
+
+    waiting: deque[Future[_Piece]] = deque()
+    for data in _pieces(text.read(begin, end), tokenizer):
+        waiting.append(pool.submit(work, begin, data))
+        begin += len(data)
+        if len(waiting) > 2 * jobs:  # bounds what is in memory
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _pieces(blocks: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[bytes]:
+    """The same bytes, cut where the tokens on both sides do not depend on each other.
+
+    Where a piece ends depends on the bytes from its beginning on and on nothing else, so that
+    reading may begin again with any piece.
+    """
+    pending = bytearray()
+    n_wanted = BLOCK_BYTES
+    for block in blocks:
+        pending += block
+        while len(pending) >= n_wanted:
+            window = pending[:n_wanted]
+            cut = tokenizer.cut(window)
+            if not cut and n_wanted >= _LONGEST_RUN_BYTES:
+                cut = character_cut(window)  # rather a token border too many than no memory left
+            if cut:
+                yield bytes(pending[:cut])
+                del pending[:cut]
+                n_wanted = BLOCK_BYTES
+            else:
+                n_wanted *= 2
+    if pending:
+        yield bytes(pending)
+
+
+class _SplitWriter:
+    """Writes the shards of a split, `shard_tokens` in each but the last, and a journal of them.
+
+    A line of the journal also says where encoding goes on after its shard: `at` the byte at which a
+    piece begins, of whose tokens the first `skip` are already written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        tokenizer: Tokenizer,
+        shard_tokens: int,
+        done: Sequence[dict[str, Any]],
+        log: Callable[[str], object],
+        pool: ThreadPoolExecutor | None = None,
+    ) -> None:
+        """`done` are the lines of the shards that are there already; `pool` computes checksums."""
+        self._pool = pool
+        self._folder = folder
+        self._split = split
+        self._vocab_size = tokenizer.vocab_size
+        self._shard_tokens = shard_tokens
+        self._log = log
+        self._shards = [_entry(line) for line in done]
+        self._shard: ShardFile | None = None
+
+    def append(self, piece: _Piece, skip: int = 0) -> None:
+        """Writes the tokens of a piece, without the first `skip`."""
+        while skip < len(piece.tokens):
+            if self._shard is None:
+                path = self._folder / f"{self._split}_{len(self._shards):06d}.bin"
+                self._shard = ShardFile(path, self._vocab_size, self._shard_tokens, self._pool)
+            some = piece.tokens[skip : skip + self._shard_tokens - self._shard.n_tokens]
+            self._shard.append(some)
+            skip += len(some)
+            if self._shard.n_tokens == self._shard_tokens:
+                self._close(piece.begin, skip)
+
+    def _close(self, at: int, skip: int) -> None:
+        assert self._shard is not None
+        line = {
+            "split": self._split,
+            "file": self._shard.path.name,
+            "tokens": self._shard.n_tokens,
+            "sha256": self._shard.close(),
+            "at": at,
+            "skip": skip,
+        }
+        self._shard = None
+        self._shards.append(_entry(line))
+        self._log(json.dumps(line) + "\n")
+
+    def finish(self, end: int) -> list[dict[str, Any]]:
+        """Completes the last shard; returns what dataset.json says about all. `end` is a byte."""
+        if self._shard is not None:
+            self._close(end, 0)
+        return self._shards
+
+    def abandon(self) -> None:
+        """Closes what an error has left open."""
+        if self._shard is not None:
+            self._shard.abandon()
+
+
+def _entry(line: dict[str, Any]) -> dict[str, Any]:
+    """What dataset.json says about a shard."""
+    return {key: line[key] for key in ("file", "tokens", "sha256")}
+
+
+def _intact(
+    folder: Path, lines: Sequence[dict[str, Any]], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """The lines of a journal up to the first whose shard is not what was written."""
+    itemsize = shard_format(tokenizer.vocab_size)[2].itemsize
+    intact = []
+    for line in lines:
+        path = folder / line["file"]
+        n_bytes = HEADER_BYTES + line["tokens"] * itemsize
+        if not path.is_file() or path.stat().st_size != n_bytes:
+            break
+        if file_sha256(path) != line["sha256"]:
+            break
+        intact.append(line)
+    return intact
+
+
+def _move_tail(
+    folder: Path, train: dict[str, Any], options: dict[str, Any], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Makes the last `val_tokens` tokens of the train split the val split."""
+    n_train = _count(train) - options["val_tokens"]
+    n_bytes = 0
+    val = _SplitWriter(folder, "val", tokenizer, options["shard_tokens"], [], lambda line: None)
+    kept, begin = [], 0
+    for shard in train["shards"]:
+        path = folder / shard["file"]
+        cut = min(max(0, n_train - begin), shard["tokens"])  # tokens that stay
+        tokens = read_shard(path)
+        for first in range(cut, shard["tokens"], BLOCK_BYTES):
+            some = tokens[first : min(first + BLOCK_BYTES, shard["tokens"])]
+            n_bytes += tokenizer.count_bytes(some)
+            val.append(_Piece(0, 0, some))
+        if cut == shard["tokens"]:
+            kept.append(shard)
+        elif cut:
+            fewer = ShardFile(path.with_suffix(".cut"), tokenizer.vocab_size, cut)
+            for first in range(0, cut, BLOCK_BYTES):
+                fewer.append(tokens[first : min(first + BLOCK_BYTES, cut)])
+            kept.append({**shard, "tokens": cut, "sha256": fewer.close()})
+        begin += shard["tokens"]
+    moved = val.finish(0)
+    # Only now that the tail is safe may its shards go: without them the journal is not believed.
+    for shard in train["shards"][len(kept) :]:
+        (folder / shard["file"]).unlink()
+    for path in folder.glob("*.cut"):
+        path.replace(path.with_suffix(".bin"))
+    return {
+        "train": {"bytes": max(0, train["bytes"] - n_bytes), "shards": kept},
+        "val": {"bytes": n_bytes, "shards": moved},
+    }
+
+
+# ---- the end ----
+
+
+def _install(built: Path, out: Path, meta: dict[str, Any]) -> None:
+    """Moves a finished dataset to its place; dataset.json leaves first and arrives last."""
+    description = (json.dumps(meta, indent=2) + "\n").encode()
+    there = out / DATASET_FILE
+    if there.exists() and there.read_bytes() != description:
+        # Where it is the same, another process was faster, and may be in use of the files.
+        there.unlink()
+    os.sync()  # every shard, in one go: there may be very many
+    for path in built.iterdir():
+        path.replace(out / path.name)
+    wanted = {shard["file"] for split in meta["splits"].values() for shard in split["shards"]}
+    for path in out.glob("*.bin"):
+        if re.fullmatch(r"(train|val)_\d{6}\.bin", path.name) and path.name not in wanted:
+            path.unlink()
+    _sync_folder(out)
+    write_file(there, description)
+    _sync_folder(out)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flushes the names of the files in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,170 @@
+"""Tokenizers of others: the ids of their own libraries, stored whole, cut without harm."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from gptc.data import prepare
+from gptc.errors import GptcError
+from gptc.pretrained import TiktokenTokenizer
+from gptc.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from test_tokenizer import assert_cut_is_exact, gpt2_folder, nasty_text, needs_gpt2
+
+LLAMA = Path(__file__).parents[3] / "shared" / "data" / "llama2-tokenizer.model"
+# cl100k_base's: the strictest of tiktoken's patterns about where text may be cut.
+PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+TEXT = "the cat sat on the mat, and the hat.\n" * 20
+
+
+def byte_level(folder: Path, end: str = "<|endoftext|>") -> Path:
+    """A small tokenizer.json of GPT-2's sort."""
+    tokenizers = pytest.importorskip("tokenizers")
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[end],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator([TEXT], trainer)
+    trained.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def small_tiktoken() -> TiktokenTokenizer:
+    ranked = [bytes([i]) for i in range(256)]
+    ranked += [b"th", b"the", b" the", b"at", b".\n", b"\n\n", b"12", b"..", b".\n\n"]
+    return TiktokenTokenizer("small", PATTERN, ranked, {"<|endoftext|>": 270, "<|fim|>": 271})
+
+
+@pytest.fixture(params=["tiktoken", "byte_level", "llama"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
+    if request.param == "tiktoken":
+        return small_tiktoken()
+    if request.param == "byte_level":
+        return make_tokenizer(str(byte_level(tmp_path)))
+    pytest.importorskip("sentencepiece")
+    if not LLAMA.is_file():
+        pytest.skip("no llama2-tokenizer.model")
+    return make_tokenizer(str(LLAMA))
+
+
+def test_it_is_stored_whole(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "stored"
+    folder.mkdir()
+    tokenizer.save(folder)
+    again = load_tokenizer(folder)
+    assert again.to_json() == tokenizer.to_json()
+    assert again.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+    saved = json.loads((folder / "gptc_tokenizer.json").read_text())
+    for change in ({"kind": "bytes"}, {"vocab_size": 3}, {"fingerprint": "0"}):
+        (folder / "gptc_tokenizer.json").write_text(json.dumps(saved | change))
+        with pytest.raises(GptcError, match="altered"):
+            load_tokenizer(folder)
+
+
+def test_text_comes_back(tokenizer: Tokenizer) -> None:
+    for text in (TEXT, "Naïve café, 東京 😀 don't\n\n  Zoë's 12345\tx"):
+        assert tokenizer.decode(tokenizer.encode(text)).removeprefix(" ") == text
+    assert len(tokenizer.pieces) == tokenizer.vocab_size
+    end = tokenizer.end_of_text
+    tokens = tokenizer.encode("the<|endoftext|>the").tolist()
+    assert tokens.count(end) == 1
+    assert tokens.index(end) == len(tokens) // 2
+
+
+def test_bytes_that_are_no_text_become_tokens_of_bytes(tokenizer: Tokenizer) -> None:
+    data = b"the \xff\xfe cat \xe6\x9d"
+    assert tokenizer.decode_bytes(tokenizer.encode_raw(data)).strip() == data
+    with pytest.raises(GptcError, match="byte 4 "):
+        tokenizer.encode_bytes(data)
+
+
+def test_cuts_change_no_token(tokenizer: Tokenizer) -> None:
+    rng = random.Random(2)
+    words = ["the", "at", " ", " ", "12", "...", "é", "Zo", ",", "'s"]
+    if tokenizer.kind == "small":
+        words += ["\n", "\t", "\r\n", "\u3000", "  "]
+    n_cuts = 0
+    for _ in range(100):
+        text = "x" + "".join(rng.choice(words) for _ in range(12))
+        text = " ".join(text.split(" ")) if tokenizer.kind == "small" else " ".join(text.split())
+        n_cuts += assert_cut_is_exact(tokenizer, text.encode())
+    assert n_cuts > 100
+
+
+def test_the_ids_are_those_of_the_library(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    path = byte_level(tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    ours = make_tokenizer(str(path))
+    assert ours.encode(TEXT).tolist() == theirs.encode(TEXT).ids
+    assert make_tokenizer(str(tmp_path)).fingerprint() == ours.fingerprint()  # its folder will do
+
+
+@pytest.mark.skipif(not LLAMA.is_file(), reason="no llama2-tokenizer.model")
+def test_llama_2_agrees_with_sentencepiece() -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(LLAMA))
+    ours = make_tokenizer(str(LLAMA))
+    assert (ours.vocab_size, ours.end_of_text) == (32000, 2)
+    for text in (TEXT, "Once upon a time", "東京 😀\n\n x"):
+        assert ours.encode(text).tolist() == theirs.encode(text)
+
+
+@needs_gpt2
+def test_an_encoding_of_tiktoken_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tiktoken
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_folder()))
+    theirs = tiktoken.get_encoding("gpt2")  # the only one that needs no network here
+    monkeypatch.setattr(tiktoken, "get_encoding", {"r50k_base": theirs}.__getitem__)
+    ours = make_tokenizer("r50k_base")
+    text = nasty_text(random.Random(3), 400)
+    assert ours.encode(text).tolist() == theirs.encode(text, allowed_special="all")
+    assert ours.vocab_size == theirs.n_vocab
+
+
+def test_an_encoding_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import requests
+    import tiktoken
+
+    def fail(name: str) -> None:
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", fail)
+    with pytest.raises(GptcError, match=r"cl100k_base .*TIKTOKEN_CACHE_DIR"):
+        make_tokenizer("cl100k_base")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    (tmp_path / "a.model").write_bytes(b"no model")
+    with pytest.raises(GptcError, match=r"a\.model is no SentencePiece model"):
+        make_tokenizer(str(tmp_path / "a.model"))
+    (tmp_path / "b.json").write_text('{"model": {"type": "Words"}}')
+    with pytest.raises(GptcError, match=r"b\.json is no tokenizer\.json"):
+        make_tokenizer(str(tmp_path / "b.json"))
+
+
+def test_a_dataset_is_made_with_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    tokenizer.save(given)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"the cat {i}"}) + "\n" for i in range(20)))
+    dataset = prepare([str(rows)], tmp_path / "out", tokenizer=str(given))
+    tokens = [int(t) for split in ("train", "val") for t in dataset.shard(split, 0)]
+    assert tokens[0] == tokenizer.end_of_text  # a document starts with it, as in llm.c
+    assert tokens.count(tokenizer.end_of_text) == 20
+    assert dataset.shard("val", 0)[0] == tokenizer.end_of_text
+    assert dataset.tokenizer.fingerprint() == tokenizer.fingerprint()

@@ -1,0 +1,263 @@
+"""Killed at any moment, run again, the same bytes; and the same bytes whatever --jobs is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptc import prepare as preparation
+from gptc import shards
+from gptc.data import Dataset, Loader, prepare
+from gptc.errors import GptcError
+
+WORDS = ["the", "king", "Zoë", "東京", "ran.\n", "\n\n", "a" * 50, "<|endoftext|>", "12345", "  "]
+
+
+def text(n_words: int, seed: int = 1) -> str:
+    rng = random.Random(seed)
+    return " ".join(rng.choice(WORDS) for _ in range(n_words))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours catches it."""
+
+
+def prepare_killed(n_writes: int, *args: Any, **kwargs: Any) -> Dataset | None:
+    """Prepares, and dies at the `n_writes`-th block of a shard; None when it died."""
+    really, count = shards.ShardFile.append, 0
+
+    def append(self: shards.ShardFile, tokens: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > n_writes:
+            raise Killed
+        really(self, tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards.ShardFile, "append", append)
+        try:
+            return prepare(*args, **kwargs)
+        except Killed:
+            return None
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("gptc.readers", "gptc.sources", "gptc.prepare"):
+        monkeypatch.setattr(f"{module}.BLOCK_BYTES", 512)
+    monkeypatch.setattr(preparation, "_LONGEST_RUN_BYTES", 1024)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"tokenizer": "bytes"},
+    {"tokenizer": "char", "val_fraction": 0.3},
+    {"tokenizer": "bpe:300"},
+    {"tokenizer": "bpe:300", "val_tokens": 2500},
+    {"tokenizer": "bytes", "val_tokens": 1},
+]
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("name", ["text.txt", "text.txt.gz", "rows.jsonl"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_an_interrupted_preparation_goes_on(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    data = text(3000).encode()
+    if name == "rows.jsonl":
+        data = "".join(json.dumps({"text": text(9, i)}) + "\n" for i in range(300)).encode()
+    source = tmp_path / name
+    source.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    options = {**options, "shard_tokens": 300}
+    whole = files(prepare([str(source)], tmp_path / "whole", jobs=1, **options).folder)
+    assert len(whole) > 6
+    out = tmp_path / "out"
+    rng = random.Random(name)
+    journal = out / ".partial" / "journal.jsonl"
+    n_finished = []
+    while prepare_killed(rng.randint(5, 30), [str(source)], out, jobs=3, **options) is None:
+        n_finished.append(len(journal.read_text().splitlines()) if journal.exists() else 0)
+        assert len(n_finished) < 100
+    assert n_finished[-1] > 2
+    if "val_tokens" not in options:  # whose tail is taken from shards that were finished
+        assert n_finished == sorted(n_finished)
+    assert files(out) == whole
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
+    source = tmp_path / "text"
+    source.write_text(text(3000))
+    whole = files(prepare([str(source)], tmp_path / "whole", shard_tokens=1000).folder)
+    out = tmp_path / "out"
+    assert prepare_killed(20, [str(source)], out, shard_tokens=1000) is None
+    shard = out / ".partial" / "dataset" / "train_000001.bin"
+    raw = bytearray(shard.read_bytes())
+    raw[1500] ^= 1
+    shard.write_bytes(raw)
+    with (out / ".partial" / "journal.jsonl").open("a") as journal:
+        journal.write('{"split": "tr')  # a line that was being written
+    prepare([str(source)], out, shard_tokens=1000)
+    assert files(out) == whole
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_unfinished_work_of_another_kind_is_not_thrown_away(tmp_path: Path) -> None:
+    source = tmp_path / "text"
+    source.write_text(text(3000))
+    out = tmp_path / "out"
+    assert prepare_killed(20, [str(source)], out, shard_tokens=1000) is None
+    with pytest.raises(GptcError, match=r"unfinished dataset .*--force"):
+        prepare([str(source)], out, shard_tokens=999)
+    with pytest.raises(GptcError, match=r"no dataset\.json"):
+        Dataset.open(out)
+    dataset = prepare([str(source)], out, shard_tokens=999, force=True)
+    assert not (out / ".partial").exists()
+    dataset.verify()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_full_disk_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "text"
+    source.write_text(text(3000))
+    whole = files(prepare([str(source)], tmp_path / "whole", shard_tokens=1000).folder)
+    really, count = shards.ShardFile.append, 0
+
+    def full(self: shards.ShardFile, tokens: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > 20:
+            raise OSError(28, "No space left on device")
+        really(self, tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.ShardFile, "append", full)
+        with pytest.raises(GptcError, match=r"No space left .*the same command goes on"):
+            prepare([str(source)], tmp_path / "out", shard_tokens=1000)
+    prepare([str(source)], tmp_path / "out", shard_tokens=1000)
+    assert files(tmp_path / "out") == whole
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "text"
+    source.write_text(text(300))
+    really = preparation._move_tail
+
+    def meddle(*args: Any) -> dict[str, Any]:
+        source.write_text(text(300, seed=2))
+        return really(*args)
+
+    monkeypatch.setattr(preparation, "_move_tail", meddle)
+    with pytest.raises(GptcError, match="changed while it was read"):
+        prepare([str(source)], tmp_path / "out", val_tokens=10)
+    with pytest.raises(GptcError):
+        Dataset.open(tmp_path / "out")
+
+
+def spawn(source: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "gptc", "prepare", str(source), "--out", str(out)]
+    return subprocess.Popen(
+        [*command, "--shard-tokens", "20K", "--jobs", "2", "--train-bpe", "300"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+def test_killed_by_the_system(tmp_path: Path) -> None:
+    source = tmp_path / "text"
+    source.write_text(text(200_000))
+    process = spawn(source, tmp_path / "whole")
+    assert process.wait(60) == 0, process.communicate()
+    out = tmp_path / "out"
+    journal = out / ".partial" / "journal.jsonl"
+    n_killed = 0
+    for n_shards in (1, 4, 8):
+        process = spawn(source, out)
+        while process.poll() is None:
+            if journal.exists() and journal.read_bytes().count(b"\n") >= n_shards:
+                os.kill(process.pid, signal.SIGKILL)
+                n_killed += process.wait(60) == -signal.SIGKILL
+            time.sleep(0.001)
+        process.communicate()
+    process = spawn(source, out)
+    assert process.wait(60) == 0, process.communicate()
+    process.communicate()
+    assert n_killed > 0
+    assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_jobs_change_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "text"
+    source.write_text(text(5000))
+    options = {"tokenizer": "bpe:400", "shard_tokens": 999}
+    made = [
+        files(prepare([str(source)], tmp_path / str(jobs), jobs=jobs, **options).folder)
+        for jobs in (1, 2, 7, None)
+    ]
+    assert all(other == made[0] for other in made[1:])
+
+
+# ---- extremes ----
+
+
+def test_a_dataset_of_one_token(tmp_path: Path) -> None:
+    source = tmp_path / "one"
+    source.write_bytes(b"x")
+    dataset = prepare([str(source)], tmp_path / "out", val_fraction=0)
+    assert dataset.n_tokens("train") == 1
+    assert dataset.shard("train", 0).tolist() == [ord("x")]
+    assert dataset.describe()["splits"]["train"]["sample"] == "x"
+
+
+def test_more_shards_than_files_may_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    n = 3000
+    source = tmp_path / "text"
+    source.write_bytes(bytes(i % 251 for i in range(n)))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr("gptc.dataset._MAX_OPEN", 16)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limit[1]))
+    try:
+        dataset = prepare([str(source)], tmp_path / "out", val_fraction=0, shard_tokens=1)
+        assert len(dataset.shards("train")) == n
+        everything = np.empty(n, dtype=np.int32)
+        dataset.read("train", 0, everything)
+        assert everything.tolist() == [i % 251 for i in range(n)]
+        x, y = Loader(dataset, "train", 4, 100, seed=1).next()
+        assert ((x + 1) % 251 == y).all()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def test_documents_without_number_take_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "_MAX_BORDERS", 16)
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"text": "row"}\n' * 1000)
+    dataset = prepare([str(source)], tmp_path / "out", val_fraction=0.25)
+    assert dataset.n_tokens("val") / (1000 * 18) == pytest.approx(0.25, abs=1 / 16)
+    assert dataset.tokenizer.decode_bytes(dataset.shard("val", 0)[:14]) == b"<|endoftext|>\n"
