@@ -75,17 +75,18 @@ _KNOWN = {
         files=(r".*\.parquet",),
     ),
 }
-KNOWN_DATASETS = ("stories", *_KNOWN)
+STORIES = ("stories", "stories-wide")  # written here: see stories.py
+KNOWN_DATASETS = (*STORIES, *_KNOWN)
 
 
 def licence(name: str) -> str | None:
     """The licence of a known dataset, None for any other source."""
     known = _KNOWN.get(name)
-    return _STORIES_LICENCE if name == "stories" else known.licence if known else None
+    return _STORIES_LICENCE if name in STORIES else known.licence if known else None
 
 
 def remote_files(name: str) -> list[RemoteFile]:
-    """The files of a known dataset other than "stories". GptcError when its list cannot be had."""
+    """The files of a dataset that is not written here. GptcError when its list cannot be had."""
     known = _KNOWN[name]
     if known.file is not None:
         return [known.file]

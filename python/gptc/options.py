@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 from gptc.checkpoint import Checkpoint
 from gptc.config import presets
 from gptc.errors import GptcError, UsageError
+from gptc.known import STORIES
 from gptc.model import DEVICES, DTYPES
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
@@ -163,7 +164,7 @@ def default_tokenizer(options: TrainOptions) -> str:
 
     The stories are text that we know, and a small model writes words sooner with pieces of words.
     """
-    return "bpe:2048" if options.data == "stories" and options.preset != "byte" else "bytes"
+    return "bpe:2048" if options.data in STORIES and options.preset != "byte" else "bytes"
 
 
 def defaults_for(preset: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from gptc import __version__
 from gptc.dataset import DATASET_FILE, DATASET_VERSION, SPLITS, Dataset, read_meta
 from gptc.download import file_sha256
 from gptc.errors import GptcError, UsageError
-from gptc.known import KNOWN_DATASETS, licence
+from gptc.known import KNOWN_DATASETS, STORIES, licence
 from gptc.readers import Errors, Reading, check_utf8
 from gptc.shards import (
     HEADER_BYTES,
@@ -169,7 +169,7 @@ def prepare(
         "errors": errors,
         "raw": raw,
     }
-    if "stories" in sources:
+    if any(source in STORIES for source in sources):
         options["stories"] = _stories_options(stories_bytes, seed)
 
     existed = out.exists()
@@ -435,7 +435,7 @@ def resolve_dataset(
     if path.is_dir() and (name_or_path not in KNOWN_DATASETS or (path / DATASET_FILE).exists()):
         return Dataset.open(path)
     key: dict[str, Any] = {"version": DATASET_VERSION, "tokenizer": tokenizer}
-    if name_or_path == "stories":
+    if name_or_path in STORIES:
         key["stories"] = _stories_options(stories_bytes, seed)
     elif name_or_path not in KNOWN_DATASETS:
         if not path.is_file():

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from gptc.download import Progress, download
 from gptc.errors import GptcError
-from gptc.known import KNOWN_DATASETS, fetch
+from gptc.known import KNOWN_DATASETS, STORIES, fetch
 from gptc.readers import BLOCK_BYTES, Errors, Reading, check_utf8, is_plain, members
 from gptc.tokenizer import cache_folder
 
@@ -71,10 +71,12 @@ class Gathering:
 
 def gather(source: str, how: Gathering) -> list[Part]:
     """The files of a source. GptcError when there are none, or when some cannot be read."""
-    if source == "stories":
+    if source in STORIES:
         from gptc.stories import corpus
 
-        return [_spool(corpus(*how.stories), how, source, "writing stories", how.stories[0])]
+        n_bytes, seed = how.stories
+        texts = corpus(n_bytes, seed, wide=source == "stories-wide")
+        return [_spool(texts, how, source, "writing stories", n_bytes)]
     if source in KNOWN_DATASETS:
         paths = fetch(source, how.progress, how.notify)
         return [Part.of(path, f"{source}/{path.name}") for path in paths]

@@ -373,7 +373,7 @@ def test_a_failed_download_says_why(
         assert not (tmp_path / "out").exists()
 
 
-def fake_stories(n_bytes: int, seed: int = 0) -> Iterator[bytes]:
+def fake_stories(n_bytes: int, seed: int = 0, *, wide: bool = False) -> Iterator[bytes]:
     for i in range(-(-n_bytes // 100)):
         yield f"Story {seed} {i:04}".encode().ljust(85, b".") + b"\n<|endoftext|>\n"
 
@@ -793,7 +793,7 @@ def test_a_text_file_is_prepared_by_content(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(GptcError, match="stories, shakespeare"):
+    with pytest.raises(GptcError, match="stories, stories-wide, shakespeare"):
         resolve_dataset("novels")
     with pytest.raises(GptcError, match=r"holds no dataset\.json"):
         resolve_dataset(str(tmp_path))

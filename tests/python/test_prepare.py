@@ -66,7 +66,7 @@ def test_standard_input_is_a_source() -> None:
 def test_stories_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
 
-    def corpus(n_bytes: int, seed: int = 0) -> list[bytes]:
+    def corpus(n_bytes: int, seed: int = 0, *, wide: bool) -> list[bytes]:
         given.append((n_bytes, seed))
         return [b"story\n<|endoftext|>\n"] * 10
 
