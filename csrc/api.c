@@ -205,6 +205,9 @@ static int create_parts(gpt_model *m) {
     m->dw.layers = calloc(L, sizeof *m->dw.layers);
     if (!m->acts.layers || !m->w.layers || !m->dw.layers)
         return fail(GPT_ERR_MEMORY, "no memory for the model's tables");
+    size_t rows = (size_t)m->options.max_batch * (size_t)m->options.max_seq;
+    m->host_losses = malloc(sizeof(float) * (rows ? rows : 1));
+    if (!m->host_losses) return fail(GPT_ERR_MEMORY, "no memory for the losses of a batch");
     TRY(allocate_arena(m));
     return upload_rope(m);
 }
@@ -233,6 +236,7 @@ void gpt_model_free(gpt_model *m) {
     if (m->ctx && m->arena) m->ops->buffer_free(m->ctx, m->arena, m->arena_bytes);
     if (m->ctx) m->ops->ctx_free(m->ctx);
     params_layout_free(&m->layout);
+    free(m->host_losses);
     free(m->acts.layers);
     free(m->w.layers);
     free(m->dw.layers);
@@ -396,14 +400,12 @@ static void set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targe
 
 /* The mean of acts.losses over the targets that count. */
 static int mean_loss(gpt_model *m, int N, int n_valid, float *loss, float *losses) {
-    float *host = losses ? losses : malloc(sizeof(float) * (size_t)N);
-    if (!host) return fail(GPT_ERR_MEMORY, "no memory for %d losses", N);
+    float *host = losses ? losses : m->host_losses;
     m->ops->download(m->ctx, host, m->acts.losses, sizeof(float) * (size_t)N);
     int status = m->ops->sync(m->ctx);
     double sum = 0;
     for (int i = 0; i < N; i++) sum += host[i];
     if (loss) *loss = (float)(sum / n_valid);
-    if (!losses) free(host);
     return status;
 }
 

@@ -51,7 +51,7 @@ static int cpu_has_amx(void) {
 
 /* Linux saves tile registers only for processes that ask: 18 is XFEATURE_XTILEDATA. Asking again is
  * harmless. */
-static int kernel_grants_amx(void) {
+static int request_amx(void) {
 #if defined(__linux__) && defined(SYS_arch_prctl)
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
@@ -61,7 +61,7 @@ static int kernel_grants_amx(void) {
 }
 
 __attribute__((unused)) static int has_amx(void) {
-    return has_avx512bf16() && cpu_has_amx() && kernel_grants_amx();
+    return has_avx512bf16() && cpu_has_amx() && request_amx();
 }
 #endif
 
@@ -105,7 +105,9 @@ int gpt_cpu_has_bf16(void) {
 
 const char *gpt_cpu_notice(void) {
 #ifdef GPTC_HAS_AMX
-    if (has_avx512bf16() && cpu_has_amx() && !kernel_grants_amx())
+    const char *cap = getenv("GPTC_CPU_LEVEL");
+    if (cap && strcmp(cap, "amx")) return ""; /* nobody asked for it */
+    if (has_avx512bf16() && cpu_has_amx() && !request_amx())
         return "this CPU has AMX, but the system does not let programs use it; going on without";
 #endif
     return "";

@@ -166,7 +166,12 @@ static void profile_attention_decode(gpt_ctx *p, act *out, act *cache_k, act *ca
                                      const act *qkv, const int32_t *seqs, const int32_t *positions,
                                      int N, int n_ctx, int NH, int NKV, int HS) {
     double begin = now(p), keys = 0;
-    for (int n = 0; n < N; n++) keys += positions[n] + 1;
+    int32_t some[64]; /* positions are the device's */
+    for (int n = 0, count; n < N; n += count) {
+        count = N - n < 64 ? N - n : 64;
+        p->ops->download(p->inner, some, positions + n, sizeof *some * (size_t)count);
+        for (int i = 0; i < count; i++) keys += some[i] + 1;
+    }
     p->ops->attention_decode(p->inner, out, cache_k, cache_v, qkv, seqs, positions, N, n_ctx, NH,
                              NKV, HS);
     record(p, "attention_decode", 0, 0, begin, 4.0 * keys * NH * HS,

@@ -297,8 +297,11 @@ static void store_turned(bf16 *out, int64_t ldo, const float *x, head_shape h) {
             for (int r = 0; r < rows; r++)
                 memcpy(block[r], x + (int64_t)(c + r) * h.T16 + t, sizeof block[r]);
             transpose_pairs(turned[0], PANEL, block[0], PANEL);
-            for (int r = 0; r < cpu_min(PANEL, h.T - t); r++)
-                round_row(out + (t + r) * ldo + c, (const float *)turned[r], 1, rows);
+            for (int r = 0; r < cpu_min(PANEL, h.T - t); r++) {
+                float row[PANEL];
+                memcpy(row, turned[r], sizeof row);
+                round_row(out + (t + r) * ldo + c, row, 1, rows);
+            }
         }
     }
 }

@@ -44,6 +44,8 @@ struct cpu_pool {
     pthread_cond_t wake;
 };
 
+#define CLOSED UINT32_MAX /* the piece of a ticket while a job is being written: none */
+
 typedef struct worker_args {
     cpu_pool *pool;
     int thread;
@@ -80,7 +82,7 @@ static void take_pieces(cpu_pool *pool, int thread, uint32_t generation) {
         int64_t n = atomic_load_explicit(&pool->n, memory_order_relaxed);
         int64_t grain = atomic_load_explicit(&pool->grain, memory_order_relaxed);
         int64_t begin = (int64_t)(uint32_t)ticket * grain;
-        if (begin >= n) return;
+        if (begin >= n || (uint32_t)ticket == CLOSED) return;
         if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket + 1)) continue;
         run_piece(pool->ctx, task, args, thread, begin, begin + grain < n ? begin + grain : n);
         atomic_fetch_add_explicit(&pool->n_done, 1, memory_order_release);
@@ -127,7 +129,7 @@ static void *worker(void *p) {
  * thread that read it long ago. */
 static void close_job(cpu_pool *pool) {
     uint64_t generation = generation_of(atomic_load(&pool->ticket));
-    atomic_store(&pool->ticket, generation << 32 | UINT32_MAX);
+    atomic_store(&pool->ticket, generation << 32 | CLOSED);
 }
 
 /* Starts the next generation and returns it. Sequentially consistent on both sides: either a thread

@@ -11,14 +11,16 @@
  * columns of a chunk become a gradient and are used up while they are in cache. */
 enum { CHUNK_BYTES = 112 << 20, MIN_CHUNK_ROWS = 64, BLOCK = 32, SLICE = 2048 };
 
-static int most_rows(int Vp) {
-    return cpu_max(CHUNK_BYTES / (int)sizeof(bf16) / Vp, MIN_CHUNK_ROWS);
+/* A row has its logits, its dx and its packed x. */
+static int most_rows(int C, int Vp) {
+    int64_t row_bytes = (int64_t)sizeof(bf16) * (Vp + C) + (int64_t)sizeof(float) * C;
+    return cpu_max((int)(CHUNK_BYTES / row_bytes), MIN_CHUNK_ROWS);
 }
 
 /* Chunks of about the same number of rows, as many as the bound asks for. */
-static int chunk_rows(int N, int Vp) {
-    int n_chunks = (int)cpu_div_up(N, most_rows(Vp));
-    return cpu_min(most_rows(Vp), (int)cpu_round_up(cpu_div_up(N, n_chunks), 8));
+static int chunk_rows(int N, int C, int Vp) {
+    int most = most_rows(C, Vp), n_chunks = (int)cpu_div_up(N, most);
+    return cpu_min(most, (int)cpu_round_up(cpu_div_up(N, n_chunks), 8));
 }
 
 typedef struct loss_args {
@@ -65,7 +67,7 @@ size_t cpu_loss_workspace(const gpt_shape *shape, int n_threads) {
                    .Vp = shape->Vp,
                    .n_blocks = (int)cpu_div_up(shape->Vp, BLOCK),
                    .gradient = shape->training};
-    return lay_out(&a, NULL, cpu_min(shape->N, most_rows(shape->Vp)));
+    return lay_out(&a, NULL, cpu_min(shape->N, most_rows(shape->C, shape->Vp)));
 }
 
 /* Logits y become exponentials; columns start at a multiple of BLOCK. */
@@ -179,7 +181,7 @@ static void chunk_gradients(gpt_ctx *ctx, loss_args *a, float *dwte, const bf16 
 static void classifier(gpt_ctx *ctx, float *losses, bf16 *dx, float *dwte, const bf16 *x,
                        const weight *wte, const int32_t *targets, float scale, int add, int N,
                        int C, int V, int Vp) {
-    int rows = cpu_min(N, chunk_rows(N, Vp));
+    int rows = cpu_min(N, chunk_rows(N, C, Vp));
     loss_args a = {.C = C,
                    .V = V,
                    .Vp = Vp,

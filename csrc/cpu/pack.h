@@ -38,8 +38,8 @@ static inline int64_t pack_backward_size(int rows, int cols) {
 
 /* ---- rows to columns ---- */
 
-/* Pairs of 16-bit numbers, one pair a lane. */
-typedef uint32_t pair;
+/* Two 16-bit numbers, or one float32 that is moved like them. */
+typedef uint32_t __attribute__((may_alias)) pair;
 
 /* out[j] = row j of the transpose of 16 x 16 pairs: out[j][i] = in[i][j]. Rows of `in` stand
  * in_stride pairs apart, those of `out` out_stride. */

@@ -23,7 +23,8 @@ typedef int32_t vi __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef uint32_t vu __attribute__((vector_size(LANES * sizeof(uint32_t))));
 typedef uint16_t vh __attribute__((vector_size(LANES * sizeof(uint16_t))));
 
-/* The upper half of a float32, rounded to nearest even. */
+/* The upper half of a float32, rounded to nearest even (the instructions of AVX-512 BF16 and AMX
+ * take subnormal numbers as zero). */
 typedef uint16_t bf16;
 
 static inline vf vf_set(float x) {
@@ -139,7 +140,7 @@ static inline vf vf_exp(vf x) {
     return (vf)_mm512_maskz_scalef_ps(~zero, (__m512)p, (__m512)n);
 #else
     vf y = (vf)((vi)p + exponent);
-    return vf_select(x < -87.3f, vf_set(0.0f), y);
+    return vf_select(x != x, x, vf_select(x < -87.3f, vf_set(0.0f), y));
 #endif
 }
 

@@ -166,7 +166,8 @@ struct gpt_model {
     void *workspace;
     acts acts;
     params_view w, dw;
-    bool pack_stale; /* parameters were written since they were packed */
+    float *host_losses; /* (max_batch max_seq) on the host, or NULL without batches */
+    bool pack_stale;    /* parameters were written since they were packed */
 
     int64_t step;     /* updates done */
     int64_t n_micro;  /* backward calls since the last update */

@@ -520,7 +520,11 @@ class Run:
         )
         for line in lines:
             self.show.note(line)
-        if self.model.device == "cpu" and (notice := _lib.cpu_notice()):
+        if (
+            self.model.dtype == "bf16"
+            and self.model.device == "cpu"
+            and (notice := _lib.cpu_notice())
+        ):
             self.show.note(f"note: {notice}")
         if not self.has_val:
             self.show.note(
