@@ -105,7 +105,7 @@ static arena_plan plan_arena(const gpt_config *c, const gpt_options *o, const gp
     acts_shape shape = model_acts_shape(c, o);
     gpt_shape extent = model_shape(c, o, n_stored);
     p.params = align_up((size_t)n_stored * sizeof(float));
-    p.packed = params_plan_packed(c, ops, o->training, NULL, layout);
+    p.packed = params_plan_packed(ops, o->training, NULL, layout);
     p.grads = o->training ? p.params : 0;
     p.moments = o->training ? 2 * p.params : 0;
     p.rope = align_up((size_t)rope_table_size(c) * sizeof(float));
@@ -167,7 +167,7 @@ static int allocate_arena(gpt_model *m) {
                     m->options.max_seq);
     char *at = m->arena;
     m->params = (float *)at, at += p.params;
-    params_plan_packed(&m->config, m->ops, m->options.training, at, &m->layout), at += p.packed;
+    params_plan_packed(m->ops, m->options.training, at, &m->layout), at += p.packed;
     if (m->options.training) {
         m->grads = (float *)at, at += p.grads;
         m->moment1 = (float *)at, at += p.moments / 2;

@@ -1,30 +1,10 @@
 /* adamw.c: global gradient norm, clipping and AdamW, each one pass over memory. */
-#include "cpu.h"
-
 #include "simd.h"
+#include "weights.h"
 
 #include <math.h>
 
 enum { BLOCK = 1 << 15 };
-
-#ifdef CPU_BF16
-#include "weights_bf16.h"
-
-static int packs_in_passing(const gpt_segment *s) {
-    return cpu_strips_are_whole(s);
-}
-
-/* What does not divide into strips is packed afterwards. */
-static void pack_the_rest(gpt_ctx *ctx, const float *w, const gpt_segment *segments, int n) {
-    for (int i = 0; i < n; i++)
-        if (!packs_in_passing(&segments[i])) cpu_weights_pack(ctx, w, &segments[i], 1, 1);
-}
-#else
-enum { STRIP = 1 };
-#define packs_in_passing(s)                         0
-#define cpu_pack_strip(s, w, strip, training)       ((void)0)
-#define pack_the_rest(ctx, w, segments, n_segments) ((void)0)
-#endif
 
 size_t cpu_adamw_workspace(const gpt_shape *shape, int n_threads) {
     (void)n_threads;
@@ -90,14 +70,14 @@ static void adamw_run(const adamw_args *a, int64_t begin, int64_t end, float dec
 
 /* Pieces of a segment: blocks of numbers, or strips of rows where the strip is packed in passing. */
 static int64_t pieces(const gpt_segment *s) {
-    return packs_in_passing(s) ? s->rows / STRIP : cpu_div_up(s->size, BLOCK);
+    return cpu_strips_are_whole(s) ? s->rows / STRIP : cpu_div_up(s->size, BLOCK);
 }
 
 static void adamw_piece(const adamw_args *a, const gpt_segment *s, int64_t piece) {
-    int64_t size = packs_in_passing(s) ? (int64_t)STRIP * s->cols : BLOCK, first = piece * size;
+    int64_t size = cpu_strips_are_whole(s) ? (int64_t)STRIP * s->cols : BLOCK, first = piece * size;
     int64_t last = first + size < s->size ? first + size : s->size;
     adamw_run(a, s->offset + first, s->offset + last, s->decay ? a->decay : 0);
-    if (packs_in_passing(s)) cpu_pack_strip(s, a->w + s->offset, piece, 1);
+    if (cpu_strips_are_whole(s)) cpu_pack_strip(s, a->w + s->offset, piece, 1);
 }
 
 /* Pieces begin to end - 1, counted through the segments. */
@@ -135,5 +115,6 @@ void cpu_adamw_update(gpt_ctx *ctx, float *w, float *m, float *v, const float *g
     int64_t n = 0;
     for (int i = 0; i < n_segments; i++) n += pieces(&segments[i]);
     cpu_parallel(ctx, adamw_pieces, &args, n, 2);
-    pack_the_rest(ctx, w, segments, n_segments);
+    for (int i = 0; i < n_segments; i++) /* what does not divide into strips */
+        if (!cpu_strips_are_whole(&segments[i])) cpu_weights_pack(ctx, w, &segments[i], 1, 1);
 }

@@ -55,7 +55,7 @@ static uint32_t generation_of(uint64_t ticket) {
     return (uint32_t)(ticket >> 32);
 }
 
-static double seconds_now(void) {
+double cpu_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -67,9 +67,9 @@ static void run_piece(const gpt_ctx *ctx, cpu_task_fn *task, void *args, int thr
         task(args, thread, begin, end);
         return;
     }
-    double started = seconds_now();
+    double started = cpu_seconds();
     task(args, thread, begin, end);
-    ctx->busy[thread] += seconds_now() - started;
+    ctx->busy[thread] += cpu_seconds() - started;
 }
 
 /* Takes pieces of one generation until there are none. The caller waits for finished pieces, not

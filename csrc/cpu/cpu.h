@@ -115,6 +115,8 @@ void cpu_parallel(gpt_ctx *ctx, cpu_task_fn *task, void *args, int64_t n, int64_
 int cpu_ctx_create(gpt_ctx **out, int n_threads, int pin);
 void cpu_ctx_free(gpt_ctx *ctx);
 int cpu_ctx_threads(const gpt_ctx *ctx);
+/* Seconds of a clock that only goes forward. */
+double cpu_seconds(void);
 void cpu_ctx_measure(gpt_ctx *ctx, int on);
 double cpu_ctx_busy_seconds(const gpt_ctx *ctx, int thread);
 int cpu_sync(gpt_ctx *ctx);

@@ -1,5 +1,4 @@
 /* peak.c: what this level's multiplications and this machine's memory reach, to compare with. */
-#define _POSIX_C_SOURCE 200809L
 #include "cpu.h"
 
 #ifdef CPU_BF16
@@ -8,16 +7,8 @@
 #include "simd.h"
 #endif
 
-#include <time.h>
-
 /* The best of several short runs: others may be using the machine. */
 enum { RUNS = 8, ROUNDS = 1 << 16, SUMS = 12, COPY_BYTES = 64 << 20, COPY_GRAIN = 1 << 20 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ROUNDS products of registers with registers, into sums enough to hide their latency. Returns what
  * keeps the compiler from leaving them out. */
@@ -99,9 +90,9 @@ static double best_seconds(gpt_ctx *ctx, cpu_task_fn *task, peak_args *args, int
                            int64_t grain) {
     double best = 1e30;
     for (int run = 0; run < RUNS; run++) {
-        double begin = now();
+        double begin = cpu_seconds();
         cpu_parallel(ctx, task, args, n, grain);
-        double seconds = now() - begin;
+        double seconds = cpu_seconds() - begin;
         best = seconds < best ? seconds : best;
     }
     return best;

@@ -28,8 +28,10 @@ typedef struct product {
     const elem *a, *b;
     const weight *w;    /* NT and NN, in the products' form */
     const bf16 *panels; /* TN in bf16: b, where cpu_pack_operand packed it; NULL: to be packed */
-    int activation; /* TN in bf16, unless NONE: b (K, N) is activation(pre), made as it is packed; */
-    const elem *pre; /* (K, N), or (K, 2 N) for SwiGLU */
+    /* TN in bf16: with an activation, b (K, N) is activation(pre) and made as it is packed; pre is
+     * (K, N), or (K, 2 N) for SwiGLU. */
+    int activation;
+    const elem *pre;
     int lda, ldb, ldo;
     int M, N, K;
     int first, rows; /* NN in bf16: w has `rows` rows, of which K from `first` on count. 0: all K */

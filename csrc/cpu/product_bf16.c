@@ -5,7 +5,7 @@
 
 /* A tile's share of b stays in the second-level cache while the rows of a pass by; sums of one call
  * of the kernel, ROWS x GROUP_COLS of them, in the first. */
-enum { ROWS = 96, COLS = 256, LEAST_COLS = 64, GROUP_COLS = GROUP * PANEL };
+enum { ROWS = 96, COLS = 256, LEAST_ROWS = 32, LEAST_COLS = 64, GROUP_COLS = GROUP * PANEL };
 /* Terms of a sum that are taken at once, so that the group of panels stays in cache for all rows of
  * a tile. Sums of more wait in a tile of float32. */
 enum { TERMS = 1024, MOST_TERMS = TERMS + TERMS / 2 };
@@ -44,14 +44,14 @@ static void store(const product *p, const float *y, int64_t ldy, int add, int ro
 static void multiply_tile(const product_tiles *t, float *sums, int row, int rows, int col,
                           int cols) {
     const product *p = t->p;
-    int step = terms_at_once(p->K), split = step < p->K;
-    int64_t ldc = split ? COLS : GROUP_COLS, twin_sums = ROWS * ldc;
+    int step = terms_at_once(p->K), in_steps = step < p->K;
+    int64_t ldc = in_steps ? COLS : GROUP_COLS, twin_sums = ROWS * ldc;
     int64_t twin_panels = p->twin ? pack_panels(p->N) * t->panel : 0;
     for (int k = 0; k < p->K; k += step) {
         int terms = cpu_min(step, p->K - k);
         for (int c = col; c < col + cols; c += GROUP_COLS) {
             int n = cpu_min(GROUP_COLS, col + cols - c);
-            float *y = split ? sums + (c - col) : sums;
+            float *y = in_steps ? sums + (c - col) : sums;
             kernel_operands o = {.a = p->a + (int64_t)row * p->lda + k,
                                  .b = t->b + c / PANEL * t->panel + (int64_t)k * PANEL,
                                  .c = y,
@@ -130,7 +130,7 @@ static int64_t split(product_tiles *t, int n_threads, int most_cols) {
     while (n_rows * n_cols < 4 * n_threads) {
         if (p->N / n_cols >= 2 * LEAST_COLS)
             n_cols *= 2;
-        else if (p->M / n_rows >= 2 * GROUP_COLS)
+        else if (p->M / n_rows >= 2 * LEAST_ROWS)
             n_rows *= 2;
         else
             break;

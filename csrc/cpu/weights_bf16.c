@@ -1,5 +1,8 @@
 /* weights_bf16.c: weight matrices rounded to bf16 and packed, as pack.h describes. */
-#include "weights_bf16.h"
+#include "pack.h"
+#include "weights.h"
+
+_Static_assert((int)STRIP == (int)PANEL, "a strip is a panel");
 
 size_t cpu_weights_bytes(int rows, int cols, int parts, int training) {
     (void)parts; /* pack_forward_size has room for any number up to two */
@@ -9,7 +12,7 @@ size_t cpu_weights_bytes(int rows, int cols, int parts, int training) {
 }
 
 /* Rows row to row + rows - 1 (16 at most) of w: as one panel of the forward form, and as their
- * pairs of the backward form; either may be NULL. */
+ * pairs of the backward form; either may be NULL. What rows or columns lack is zero in block. */
 static void pack_rows(const gpt_segment *s, const float *w, int row, int rows, bf16 *panel,
                       bf16 *backward) {
     enum { WIDTH = 2 * PANEL };

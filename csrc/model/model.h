@@ -86,8 +86,7 @@ int params_layout_create(const gpt_config *c, params_layout *out);
 void params_layout_free(params_layout *layout);
 /* Gives the matrices of products their places for the packed form, from base on (NULL: only
  * counts). Returns the bytes: 0 where products read the parameters themselves. */
-size_t params_plan_packed(const gpt_config *c, const gpt_ops *ops, bool training, char *base,
-                          params_layout *layout);
+size_t params_plan_packed(const gpt_ops *ops, bool training, char *base, params_layout *layout);
 /* Points view (whose layers have room for n_layer) into a buffer laid out so; products to the
  * packed form where `packed`, else they read the buffer too. */
 void params_view_set(const gpt_config *c, const params_layout *layout, float *buffer, bool packed,
@@ -166,7 +165,7 @@ struct gpt_model {
     void *workspace;
     acts acts;
     params_view w, dw;
-    float *host_losses; /* (max_batch max_seq) on the host, or NULL without batches */
+    float *host_losses; /* (max_batch max_seq) on the host */
     bool pack_stale;    /* parameters were written since they were packed */
 
     int64_t step;     /* updates done */

@@ -133,6 +133,12 @@ int params_count(const gpt_config *c) {
     return n;
 }
 
+/* Whether a product reads it: every matrix but the positions, and wte where the head is another. */
+static bool is_product(const gpt_config *c, const struct row *row) {
+    if (row->cols == ONE || row->rows == BLOCK) return false;
+    return row->place != FIRST || c->tied;
+}
+
 int params_layout_create(const gpt_config *c, params_layout *out) {
     memset(out, 0, sizeof *out);
     out->n_slots = params_count(c);
@@ -146,13 +152,19 @@ int params_layout_create(const gpt_config *c, params_layout *out) {
         param_slot *slot = &out->slots[i];
         params_slot(c, i, slot);
         slot->offset = out->n_stored;
+        int layer = -1;
+        const struct row *row = row_at(c, i, &layer);
         int cols = slot->info.n_dim == 2 ? (int)slot->info.shape[1] : 1;
         out->segments[i] = (gpt_segment){.offset = slot->offset,
                                          .size = slot->stored,
                                          .decay = slot->info.decay,
+                                         .product = is_product(c, row),
                                          .rows = (int)(slot->stored / cols),
                                          .cols = cols,
                                          .parts = 1};
+        /* The gates and ups of SwiGLU are read in pairs. */
+        if (row->rows == FC && row->cols != ONE && c->activation == GPT_ACT_SWIGLU)
+            out->segments[i].parts = 2;
         out->n_params += slot->info.size;
         out->n_stored += (slot->stored + ALIGN - 1) / ALIGN * ALIGN;
     }
@@ -165,23 +177,11 @@ void params_layout_free(params_layout *layout) {
     memset(layout, 0, sizeof *layout);
 }
 
-/* Whether a product reads it: every matrix but the positions, and wte where the head is another. */
-static bool is_product(const gpt_config *c, const struct row *row) {
-    if (row->cols == ONE || row->rows == BLOCK) return false;
-    return row->place != FIRST || c->tied;
-}
-
-size_t params_plan_packed(const gpt_config *c, const gpt_ops *ops, bool training, char *base,
-                          params_layout *layout) {
+size_t params_plan_packed(const gpt_ops *ops, bool training, char *base, params_layout *layout) {
     size_t used = 0;
     for (int i = 0; i < layout->n_slots; i++) {
-        int layer = -1;
-        const struct row *row = row_at(c, i, &layer);
         gpt_segment *s = &layout->segments[i];
-        if (!is_product(c, row)) continue;
-        /* The gates and ups of SwiGLU are read in pairs. */
-        s->product = 1;
-        s->parts = row->rows == FC && c->activation == GPT_ACT_SWIGLU ? 2 : 1;
+        if (!s->product) continue;
         size_t bytes = ops->weights_bytes(s->rows, s->cols, s->parts, training);
         if (base && bytes) s->packed = base + used;
         used += (bytes + 63) / 64 * 64;
@@ -202,7 +202,8 @@ void params_view_set(const gpt_config *c, const params_layout *layout, float *bu
         void *p = buffer + layout->slots[i].offset, *products = layout->segments[i].packed;
         if (!packed || !products) products = p;
         bool is_wte = row->field == MODEL_FIELD(wte) && row->place == FIRST;
-        memcpy(base + row->field, is_wte || !is_product(c, row) ? &p : &products, sizeof p);
+        memcpy(base + row->field, is_wte || !layout->segments[i].product ? &p : &products,
+               sizeof p);
         if (is_wte) view->head = products; /* lm_head, which comes later, where there is one */
     }
 }

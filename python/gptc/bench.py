@@ -77,6 +77,7 @@ def bench_train(
                 for _ in range(steps):
                     losses[name] = step()
                 times[name].append((time.perf_counter() - begin) / steps)
+            peak = max(peak, model.peak_flops())  # of a machine that others use too
         plan = model.plan
     results = [_result(name, times, B * T, losses[name]) for name in contenders]
     return {
