@@ -2,6 +2,7 @@
 #include "cpu.h"
 
 #include "blas.h"
+#include "cache.h"
 #include "softmax.h"
 
 /* A tile of probabilities, TILE_Q x TILE_K floats, stays in the second-level cache. */
@@ -29,11 +30,11 @@ static scratch thread_scratch(gpt_ctx *ctx, int thread) {
 
 typedef struct attention_args {
     gpt_ctx *ctx;
-    float *out, *lse_out, *dqkv, *cache_k, *cache_v;
+    float *out, *lse_out, *dqkv;
     const float *qkv, *out_in, *dout, *lse;
-    const int32_t *seqs, *positions;
+    cache_args cache; /* of decode */
     gpt_dropout dropout;
-    int B, T, NH, NKV, HS, n_ctx, n_tiles;
+    int B, T, NH, NKV, HS, n_tiles;
     float scale;
 } attention_args;
 
@@ -219,40 +220,23 @@ void cpu_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act 
     cpu_parallel(ctx, attention_backward_heads, &args, (int64_t)B * NKV, 1);
 }
 
-static void store_rows(void *p, int thread, int64_t begin, int64_t end) {
-    (void)thread;
-    const attention_args *a = p;
-    size_t bytes = sizeof(float) * (size_t)a->HS;
-    for (int64_t n = begin; n < end; n++) {
-        const float *k = a->qkv + (n * (a->NH + 2 * a->NKV) + a->NH) * a->HS;
-        for (int kv = 0; kv < a->NKV; kv++, k += a->HS) {
-            int64_t row = ((int64_t)a->seqs[n] * a->NKV + kv) * a->n_ctx + a->positions[n];
-            memcpy(a->cache_k + row * a->HS, k, bytes);
-            memcpy(a->cache_v + row * a->HS, k + a->NKV * a->HS, bytes);
-        }
-    }
-}
-
 /* Item h is a query head. Rows that follow each other in one sequence share a tile. */
 static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
     const attention_args *a = p;
     int HS = a->HS, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, N = a->B;
     for (int64_t h = begin; h < end; h++) {
-        int64_t kv = h / (NH / a->NKV);
         for (int n = 0, nq; n < N; n += nq) {
-            for (nq = 1; nq < TILE_Q && n + nq < N && a->seqs[n + nq] == a->seqs[n] &&
-                         a->positions[n + nq] == a->positions[n] + nq;)
-                nq++;
-            int64_t rows = ((int64_t)a->seqs[n] * a->NKV + kv) * a->n_ctx * HS;
+            nq = cache_run(&a->cache, n, N, TILE_Q);
+            int64_t rows = cache_begin(&a->cache, n, h / (NH / a->NKV));
             query_tile t = {.out = a->out + ((int64_t)n * NH + h) * HS,
                             .q = a->qkv + (int64_t)n * stride + h * HS,
-                            .k = a->cache_k + rows,
-                            .v = a->cache_v + rows,
+                            .k = a->cache.k + rows,
+                            .v = a->cache.v + rows,
                             .ldo = NH * HS,
                             .ldq = stride,
                             .ldk = HS,
                             .ldv = HS,
-                            .q0 = a->positions[n],
+                            .q0 = a->cache.positions[n],
                             .nq = nq};
             forward_tile(a, &t, thread_scratch(a->ctx, thread));
         }
@@ -264,17 +248,13 @@ void cpu_attention_decode(gpt_ctx *ctx, act *out, act *cache_k, act *cache_v, co
                           int NKV, int HS) {
     attention_args args = {.ctx = ctx,
                            .out = out,
-                           .cache_k = cache_k,
-                           .cache_v = cache_v,
                            .qkv = qkv,
-                           .seqs = seqs,
-                           .positions = positions,
+                           .cache = {cache_k, cache_v, qkv, seqs, positions, NH, NKV, HS, n_ctx},
                            .B = N,
                            .NH = NH,
                            .NKV = NKV,
                            .HS = HS,
-                           .n_ctx = n_ctx,
                            .scale = 1 / sqrtf((float)HS)};
-    cpu_parallel(ctx, store_rows, &args, N, 16);
+    cpu_parallel(ctx, cache_store_rows, &args.cache, N, 16);
     cpu_parallel(ctx, decode_heads, &args, NH, 1);
 }

@@ -1,6 +1,7 @@
 /* attention_bf16.c: causal attention in bf16 with float32 scores and sums: forward, backward,
  * decode. Tiles as in attention.c; every product of a tile is a row-major operand times a packed one
  * (pack.h), so keys and values are packed once for all queries of a head. */
+#include "cache.h"
 #include "kernel.h"
 #include "softmax.h"
 
@@ -75,13 +76,13 @@ size_t cpu_attention_workspace(const gpt_shape *shape, int n_threads) {
 
 typedef struct attention_args {
     gpt_ctx *ctx;
-    bf16 *out, *dqkv, *cache_k, *cache_v;
+    bf16 *out, *dqkv;
     float *lse_out;
     const bf16 *qkv, *out_in, *dout;
     const float *lse;
-    const int32_t *seqs, *positions;
+    cache_args cache; /* of decode */
     gpt_dropout dropout;
-    int B, T, NH, NKV, n_ctx;
+    int B, T, NH, NKV;
     head_shape head;
     int training;
     float scale;
@@ -352,21 +353,6 @@ void cpu_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act 
 
 /* ---- decode ---- */
 
-static void store_rows(void *p, int thread, int64_t begin, int64_t end) {
-    (void)thread;
-    const attention_args *a = p;
-    int HS = a->head.HS;
-    size_t bytes = sizeof(bf16) * (size_t)HS;
-    for (int64_t n = begin; n < end; n++) {
-        const bf16 *k = a->qkv + (n * (a->NH + 2 * a->NKV) + a->NH) * HS;
-        for (int kv = 0; kv < a->NKV; kv++, k += HS) {
-            int64_t row = ((int64_t)a->seqs[n] * a->NKV + kv) * a->n_ctx + a->positions[n];
-            memcpy(a->cache_k + row * HS, k, bytes);
-            memcpy(a->cache_v + row * HS, k + a->NKV * HS, bytes);
-        }
-    }
-}
-
 /* One query: its keys are read once, so packing them would not pay. */
 static void decode_query(const attention_args *a, const query_tile *t, const bf16 *k, const bf16 *v,
                          buffers *w) {
@@ -392,7 +378,7 @@ static void decode_query(const attention_args *a, const query_tile *t, const bf1
     round_row(t->out, w->sum_q, 1 / sum, HS);
 }
 
-/* Item h is a query head. Rows that follow each other in one sequence share a tile. */
+/* Item h is a query head. Rows that follow each other in one sequence share its packed keys. */
 static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
     const attention_args *a = p;
     int HS = a->head.HS, NH = a->NH, N = a->B;
@@ -400,26 +386,26 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
     buffers w = thread_buffers(a, thread);
     kernel_begin();
     for (int64_t h = begin; h < end; h++) {
-        int64_t kv = h / (NH / a->NKV);
-        for (int n = 0, nq; n < N; n += nq) {
-            for (nq = 1; nq < TILE_Q && n + nq < N && a->seqs[n + nq] == a->seqs[n] &&
-                         a->positions[n + nq] == a->positions[n] + nq;)
-                nq++;
-            int64_t rows = ((int64_t)a->seqs[n] * a->NKV + kv) * a->n_ctx * HS;
-            query_tile t = {.out = a->out + ((int64_t)n * NH + h) * HS,
-                            .q = a->qkv + n * stride + h * HS,
-                            .ldo = (int64_t)NH * HS,
-                            .ldq = stride,
-                            .q0 = a->positions[n],
-                            .nq = nq};
-            const bf16 *k = a->cache_k + rows, *v = a->cache_v + rows;
-            if (nq == 1) {
-                decode_query(a, &t, k, v, &w);
-                continue;
+        for (int n = 0, run; n < N; n += run) {
+            run = cache_run(&a->cache, n, N, N);
+            int64_t rows = cache_begin(&a->cache, n, h / (NH / a->NKV));
+            int position = a->cache.positions[n];
+            const bf16 *k = a->cache.k + rows, *v = a->cache.v + rows;
+            query_tile t = {.ldo = (int64_t)NH * HS, .ldq = stride};
+            if (run > 1) {
+                pack_keys(w.keys, k, HS, position + run, HS);
+                pack_columns(w.values, pack_panel_size(a->T), v, HS, HS, position + run);
             }
-            pack_keys(w.keys, k, HS, t.q0 + nq, HS);
-            pack_columns(w.values, pack_panel_size(a->T), v, HS, HS, t.q0 + nq);
-            forward_tile(a, &t, &w);
+            for (int r = 0; r < run; r += TILE_Q) {
+                t.out = a->out + ((int64_t)(n + r) * NH + h) * HS;
+                t.q = a->qkv + (n + r) * stride + h * HS;
+                t.q0 = position + r;
+                t.nq = cpu_min(TILE_Q, run - r);
+                if (run > 1)
+                    forward_tile(a, &t, &w);
+                else
+                    decode_query(a, &t, k, v, &w);
+            }
         }
     }
     kernel_end();
@@ -430,18 +416,14 @@ void cpu_attention_decode(gpt_ctx *ctx, act *out, act *cache_k, act *cache_v, co
                           int NKV, int HS) {
     attention_args args = {.ctx = ctx,
                            .out = out,
-                           .cache_k = cache_k,
-                           .cache_v = cache_v,
                            .qkv = qkv,
-                           .seqs = seqs,
-                           .positions = positions,
+                           .cache = {cache_k, cache_v, qkv, seqs, positions, NH, NKV, HS, n_ctx},
                            .B = N,
                            .T = n_ctx,
                            .NH = NH,
                            .NKV = NKV,
-                           .n_ctx = n_ctx,
                            .head = shape_of(n_ctx, HS),
                            .scale = 1 / sqrtf((float)HS)};
-    cpu_parallel(ctx, store_rows, &args, N, 16);
+    cpu_parallel(ctx, cache_store_rows, &args.cache, N, 16);
     cpu_parallel(ctx, decode_heads, &args, NH, 1);
 }
