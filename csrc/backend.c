@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "backend.h"
 
+#include "cuda_device.h"
 #include "error.h"
 
 #include <stdlib.h>
@@ -16,6 +17,10 @@ extern const gpt_ops cpu_fp32_portable_ops, cpu_bf16_portable_ops;
 extern const gpt_ops cpu_fp32_avx2_ops, cpu_fp32_avx512_ops;
 extern const gpt_ops cpu_bf16_avx2_ops, cpu_bf16_avx512_ops, cpu_bf16_avx512bf16_ops;
 extern const gpt_ops cpu_bf16_amx_ops;
+#endif
+#ifdef GPTC_HAS_CUDA
+extern const gpt_ops cuda_fp32_ops, cuda_bf16_ops;
+static const gpt_ops *const cuda_ops[] = {&cuda_fp32_ops, &cuda_bf16_ops}; /* by enum gpt_dtype */
 #endif
 
 /* An instruction-set level of the CPU, and its tables by dtype: NULL where another level's will do. */
@@ -114,6 +119,12 @@ const char *gpt_cpu_notice(void) {
 }
 
 static const gpt_ops *table_at(int i, int supported) {
+#ifdef GPTC_HAS_CUDA
+    if (!(cuda_check() == GPT_OK) == !supported) {
+        if (i < N_DTYPES) return cuda_ops[i];
+        i -= N_DTYPES;
+    }
+#endif
     for (int j = 0; j < N_LEVELS; j++)
         for (int dtype = 0; dtype < N_DTYPES; dtype++)
             if (levels[j].ops[dtype] && !levels[j].supported() == !supported && i-- == 0)
@@ -130,11 +141,21 @@ const gpt_ops *backend_missing_at(int i) {
 }
 
 int backend_ops(int device, int dtype, const gpt_ops **out) {
-    if (device == GPT_DEVICE_CUDA)
-        return fail(GPT_ERR_DEVICE, "this build of gptc has no CUDA backend; use --device cpu");
-    if (device != GPT_DEVICE_CPU) return fail(GPT_ERR_ARGUMENT, "unknown device %d", device);
+    if (device != GPT_DEVICE_CPU && device != GPT_DEVICE_CUDA)
+        return fail(GPT_ERR_ARGUMENT, "unknown device %d", device);
     if (dtype != GPT_DTYPE_FP32 && dtype != GPT_DTYPE_BF16)
         return fail(GPT_ERR_ARGUMENT, "unknown dtype %d", dtype);
+    if (device == GPT_DEVICE_CUDA) {
+#ifdef GPTC_HAS_CUDA
+        TRY(cuda_check());
+        *out = cuda_ops[dtype];
+        return GPT_OK;
+#else
+        return fail(GPT_ERR_DEVICE,
+                    "this build of gptc has no CUDA backend (nvcc or cuBLAS was not found when it "
+                    "was built); use --device cpu");
+#endif
+    }
     *out = best_level(dtype)->ops[dtype];
     return GPT_OK;
 }

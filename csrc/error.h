@@ -7,7 +7,11 @@
 
 /* Remembers the sentence for this thread and returns status, so that callers write
  * `return fail(GPT_ERR_ARGUMENT, "n_head %d does not divide n_embd %d", ...)`. */
-int fail(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+#ifdef __cplusplus
+extern "C"
+#endif
+    int
+    fail(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Leaves the function with the status of a call that failed. */
 #define TRY(call)                                                                                  \

@@ -27,6 +27,13 @@
 
 #include "gpt.h"
 
+/* Functions here that a device's compiler must have on both sides. */
+#ifdef __CUDACC__
+#define GPT_EVERYWHERE __host__ __device__
+#else
+#define GPT_EVERYWHERE
+#endif
+
 /* The device, its threads or streams, its workspace. Each backend defines its own. */
 typedef struct gpt_ctx gpt_ctx;
 
@@ -75,7 +82,7 @@ typedef void embedding_forward_fn(gpt_ctx *ctx, act *out /* (N, C) */,
 typedef void embedding_backward_fn(gpt_ctx *ctx, float *dwte /* (Vp, C) */,
                                    float *dwpe /* (block_size, C) or NULL */,
                                    const act *dout /* (N, C) */, const int32_t *tokens /* (N) */,
-                                   int N, int T, int C);
+                                   int N, int T, int C, int V);
 
 /* ---- dropout.c ---- */
 
@@ -253,7 +260,7 @@ typedef struct gpt_ops {
 
 /* The dropout decision, the same on every backend: 32 bits from (key, i), a hash of the counter
  * (the finaliser of Steele, Lea and Flood's SplitMix, 2014, folded to 32 bits). */
-static inline uint32_t dropout_bits(uint64_t key, uint64_t i) {
+GPT_EVERYWHERE static inline uint32_t dropout_bits(uint64_t key, uint64_t i) {
     uint64_t z = key + i * 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
@@ -261,7 +268,7 @@ static inline uint32_t dropout_bits(uint64_t key, uint64_t i) {
 }
 
 /* The factor that dropout multiplies element i by: 0, or 1/(1-p). */
-static inline float dropout_factor(gpt_dropout dropout, uint64_t i) {
+GPT_EVERYWHERE static inline float dropout_factor(gpt_dropout dropout, uint64_t i) {
     float u = (float)(dropout_bits(dropout.key, i) >> 8) * 0x1p-24f;
     return u < dropout.p ? 0.0f : 1.0f / (1.0f - dropout.p);
 }

@@ -67,9 +67,9 @@ static void profile_embedding_forward(gpt_ctx *p, act *out, const int32_t *token
 }
 
 static void profile_embedding_backward(gpt_ctx *p, float *dwte, float *dwpe, const act *dout,
-                                       const int32_t *tokens, int N, int T, int C) {
+                                       const int32_t *tokens, int N, int T, int C, int V) {
     double begin = now(p), size = (double)N * C;
-    p->ops->embedding_backward(p->inner, dwte, dwpe, dout, tokens, N, T, C);
+    p->ops->embedding_backward(p->inner, dwte, dwpe, dout, tokens, N, T, C, V);
     record(p, "embedding_backward", 0, 0, begin, 0,
            acts(p, size) + floats(dwpe ? 4 * size : 2 * size));
 }

@@ -58,7 +58,8 @@ static void embedding_backward_channels(void *p, int thread, int64_t begin, int6
 }
 
 void cpu_embedding_backward(gpt_ctx *ctx, float *dwte, float *dwpe, const act *dout,
-                            const int32_t *tokens, int N, int T, int C) {
+                            const int32_t *tokens, int N, int T, int C, int V) {
+    (void)V;
     embedding_args args = {
         .dwte = dwte, .dwpe = dwpe, .dout = dout, .tokens = tokens, .N = N, .T = T, .C = C};
     cpu_parallel(ctx, embedding_backward_channels, &args, C, 64);

@@ -37,7 +37,7 @@ static void embedding_backward(gpt_model *m, const acts *a, const batch *x) {
     const gpt_config *c = &m->config;
     m->ops->dropout_backward(m->ctx, a->dresid, (int64_t)x->N * c->n_embd, dropout_embedding(m, x));
     m->ops->embedding_backward(m->ctx, m->dw.wte, m->dw.wpe, a->dresid, a->tokens, x->N, x->T,
-                               c->n_embd);
+                               c->n_embd, c->vocab_size);
 }
 
 /* What products do not overwrite. */

@@ -75,7 +75,7 @@ static void check_backward(sizes s, int use_wpe) {
         test_workspace(&shape);
         test.ops->embedding_backward(test.ctx, device_dwte, device_dwpe,
                                      device_act(dout, (int64_t)N * s.C), device_i32(tokens, N), N,
-                                     s.T, s.C);
+                                     s.T, s.C, s.V);
         double *got = read_f32(device_dwte, wte_size);
         EXPECT_CLOSE("dwte", got, want_dwte, Vp, s.C, test_tol(3e-6));
         EXPECT_SAME("dwte, padding rows", got + (int64_t)s.V * s.C, dwte + (int64_t)s.V * s.C,

@@ -513,17 +513,19 @@ static inline void test_backend_leave(void) {
 
 static inline int test_backend_next(void) {
     test_backend_leave();
-    for (test.visit++;; test.visit += TEST_PASSES * TEST_MAX_THREADS) {
+    for (test.visit++;; test.visit++) {
         int table = test.visit / (TEST_PASSES * TEST_MAX_THREADS);
         if (table >= test.n_tables) break;
         if (test.tables[table]->act_bytes != test.act_bytes) continue;
-        test.threads = test.visit / TEST_PASSES % TEST_MAX_THREADS + 1;
         test.ops = test.tables[table];
+        test.threads = test.visit / TEST_PASSES % TEST_MAX_THREADS + 1;
+        if (test.threads > 1 && !test_on_cpu()) continue; /* threads are the CPU's */
         test.ctx = test.contexts[table][test.threads - 1];
         if (test.visit % TEST_PASSES == 0) test_free_list(&test.recorded);
         test.recorded_at = &test.recorded;
         return 1;
     }
+    test.ops = NULL;
     test_free_list(&test.recorded);
     test.visit = -1;
     return 0;

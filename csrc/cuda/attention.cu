@@ -1,0 +1,304 @@
+/* attention.cu: causal attention without tensor cores, for float32 and for heads that
+ * attention_bf16.cu has no tiles for; and decoding. A warp has a query (or, for gradients of keys
+ * and values, a key), and its lanes share WARP keys (or queries) at a time. */
+#include "attention.h"
+
+#include <math.h>
+
+enum { WARPS = 4, THREADS = WARPS * WARP };
+
+/* What a warp keeps in shared memory: two rows of HS numbers, two sums of as many, and one number
+ * for each lane, twice. */
+typedef struct warp_memory {
+    float *row_1, *row_2, *sum_1, *sum_2, *lane_1, *lane_2;
+} warp_memory;
+
+static inline size_t shared_bytes(int HS) {
+    return sizeof(float) * WARPS * (4 * (size_t)HS + 2 * WARP);
+}
+
+static __device__ inline warp_memory memory_of_warp(int HS) {
+    float *base = shared_memory<float>() + (threadIdx.x / WARP) * (4 * HS + 2 * WARP);
+    warp_memory m = {base,          base + HS,     base + 2 * HS,
+                     base + 3 * HS, base + 4 * HS, base + 4 * HS + WARP};
+    return m;
+}
+
+static __device__ inline void load_row(float *to, const elem *from, int HS) {
+    for (int s = (int)threadIdx.x % WARP; s < HS; s += WARP) to[s] = to_float(from[s]);
+}
+
+static __device__ inline float dot(const float *a, const elem *b, int HS) {
+    float sum = 0;
+    for (int s = 0; s < HS; s++) sum += a[s] * to_float(b[s]);
+    return sum;
+}
+
+/* ---- forward ---- */
+
+/* A softmax under way: the maximum so far, and the sum of exponentials relative to it. */
+typedef struct online {
+    float max, sum;
+} online;
+
+/* Takes in keys first to first + WARP - 1, those below end, whose rows are `stride` apart. q is in
+ * row_1, the weighted sum of values in sum_1. factor multiplies this lane's probability. */
+static __device__ inline online attend(warp_memory m, online o, const elem *k, const elem *v,
+                                       int64_t stride, int first, int end, float scale,
+                                       float factor, int HS) {
+    int lane = (int)threadIdx.x % WARP, key = first + lane, n = least<int>(WARP, end - first);
+    float score = key < end ? scale * dot(m.row_1, k + key * stride, HS) : -INFINITY;
+    float max = fmaxf(o.max, warp_max(score)), p = key < end ? expf(score - max) : 0;
+    float shrink = o.sum > 0 ? expf(o.max - max) : 0;
+    o.sum = o.sum * shrink + warp_sum(p);
+    o.max = max;
+    m.lane_1[lane] = p * factor;
+    __syncwarp();
+    for (int s = lane; s < HS; s += WARP) {
+        float sum = m.sum_1[s] * shrink;
+        for (int j = 0; j < n; j++) sum += m.lane_1[j] * to_float(v[(first + j) * stride + s]);
+        m.sum_1[s] = sum;
+    }
+    __syncwarp();
+    return o;
+}
+
+static __global__ void attention_forward_kernel(elem *out, float *lse, const elem *qkv,
+                                                gpt_dropout dropout, float scale,
+                                                attention_shape a) {
+    int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP; /* of (B, NH, T) */
+    if (row >= (int64_t)a.B * a.NH * a.T) return;
+    int i = (int)(row % a.T), h = (int)(row / a.T % a.NH), b = (int)(row / a.T / a.NH);
+    int lane = (int)threadIdx.x % WARP;
+    warp_memory m = memory_of_warp(a.HS);
+    load_row(m.row_1, qkv + query_at(a, b, i, h), a.HS);
+    for (int s = lane; s < a.HS; s += WARP) m.sum_1[s] = 0;
+    __syncwarp();
+    online o = {-INFINITY, 0};
+    const elem *k = qkv + key_at(a, b, 0, h), *v = qkv + value_at(a, b, 0, h);
+    for (int first = 0; first <= i; first += WARP) {
+        float factor = 1;
+        if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(row * a.T + first + lane));
+        o = attend(m, o, k, v, row_stride(a), first, i + 1, scale, factor, a.HS);
+    }
+    elem *to = out + out_at(a, b, i, h);
+    for (int s = lane; s < a.HS; s += WARP) to[s] = from_float<elem>(m.sum_1[s] / o.sum);
+    if (lse && lane == 0) lse[row] = o.max + logf(o.sum);
+}
+
+static void warps_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv, gpt_dropout dropout,
+                          attention_shape a) {
+    launch(ctx, attention_forward_kernel, dim3((unsigned)div_up((int64_t)a.B * a.NH * a.T, WARPS)),
+           THREADS, shared_bytes(a.HS), out, lse, qkv, dropout, attention_scale(a), a);
+}
+
+/* ---- backward ---- */
+
+/* delta of a row is <dout, out>: what the softmax's gradient takes from each dp. */
+static __global__ void attention_delta_kernel(float *delta /* (B, NH, T) */, const elem *dout,
+                                              const elem *out, attention_shape a) {
+    int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP;
+    if (row >= (int64_t)a.B * a.NH * a.T) return;
+    int i = (int)(row % a.T), h = (int)(row / a.T % a.NH), b = (int)(row / a.T / a.NH);
+    int64_t at = out_at(a, b, i, h);
+    float sum = 0;
+    for (int s = (int)threadIdx.x % WARP; s < a.HS; s += WARP)
+        sum += to_float(dout[at + s]) * to_float(out[at + s]);
+    sum = warp_sum(sum);
+    if (threadIdx.x % WARP == 0) delta[row] = sum;
+}
+
+static void attention_delta(gpt_ctx *ctx, float *delta, const elem *dout, const elem *out,
+                            attention_shape a) {
+    launch(ctx, attention_delta_kernel, dim3((unsigned)div_up((int64_t)a.B * a.NH * a.T, WARPS)),
+           THREADS, 0, delta, dout, out, a);
+}
+
+typedef struct backward_args {
+    elem *dqkv;
+    const elem *dout, *qkv;
+    const float *lse, *delta; /* (B, NH, T) */
+    gpt_dropout dropout;
+    float scale;
+    attention_shape shape;
+} backward_args;
+
+/* The probability of a pair from its score, and the gradient of the score. p is with its dropout. */
+static __device__ inline float score_gradient(const backward_args &a, int64_t row, int j,
+                                              float score, float dp, float *p) {
+    float probability = expf(score - a.lse[row]), factor = 1;
+    if (a.dropout.p > 0) factor = dropout_factor(a.dropout, (uint64_t)(row * a.shape.T + j));
+    *p = probability * factor;
+    return probability * (dp * factor - a.delta[row]) * a.scale;
+}
+
+/* A warp a query: dq. */
+static __global__ void attention_backward_queries_kernel(backward_args args) {
+    attention_shape a = args.shape;
+    int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP, stride = row_stride(a);
+    if (row >= (int64_t)a.B * a.NH * a.T) return;
+    int i = (int)(row % a.T), h = (int)(row / a.T % a.NH), b = (int)(row / a.T / a.NH);
+    int lane = (int)threadIdx.x % WARP;
+    warp_memory m = memory_of_warp(a.HS);
+    load_row(m.row_1, args.qkv + query_at(a, b, i, h), a.HS);
+    load_row(m.row_2, args.dout + out_at(a, b, i, h), a.HS);
+    for (int s = lane; s < a.HS; s += WARP) m.sum_1[s] = 0;
+    __syncwarp();
+    const elem *k = args.qkv + key_at(a, b, 0, h), *v = args.qkv + value_at(a, b, 0, h);
+    for (int first = 0; first <= i; first += WARP) {
+        int j = first + lane, n = least<int>(WARP, i + 1 - first);
+        float ds = 0, p;
+        if (j <= i)
+            ds = score_gradient(args, row, j, args.scale * dot(m.row_1, k + j * stride, a.HS),
+                                dot(m.row_2, v + j * stride, a.HS), &p);
+        m.lane_1[lane] = ds;
+        __syncwarp();
+        for (int s = lane; s < a.HS; s += WARP)
+            for (int t = 0; t < n; t++)
+                m.sum_1[s] += m.lane_1[t] * to_float(k[(first + t) * stride + s]);
+        __syncwarp();
+    }
+    elem *dq = args.dqkv + query_at(a, b, i, h);
+    for (int s = lane; s < a.HS; s += WARP) dq[s] = from_float<elem>(m.sum_1[s]);
+}
+
+/* A warp a key: dk and dv, over all query heads that read it. */
+static __global__ void attention_backward_keys_kernel(backward_args args) {
+    attention_shape a = args.shape;
+    int64_t task = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP, stride = row_stride(a);
+    if (task >= (int64_t)a.B * a.NKV * a.T) return;
+    int j = (int)(task % a.T), group = a.NH / a.NKV, lane = (int)threadIdx.x % WARP;
+    int h0 = (int)(task / a.T % a.NKV) * group, b = (int)(task / a.T / a.NKV);
+    warp_memory m = memory_of_warp(a.HS);
+    load_row(m.row_1, args.qkv + key_at(a, b, j, h0), a.HS);
+    load_row(m.row_2, args.qkv + value_at(a, b, j, h0), a.HS);
+    for (int s = lane; s < a.HS; s += WARP) m.sum_1[s] = m.sum_2[s] = 0;
+    __syncwarp();
+    for (int h = h0; h < h0 + group; h++) {
+        const elem *q = args.qkv + query_at(a, b, 0, h), *dout = args.dout + out_at(a, b, 0, h);
+        int64_t out_stride = (int64_t)a.NH * a.HS, row0 = ((int64_t)b * a.NH + h) * a.T;
+        for (int first = j; first < a.T; first += WARP) {
+            int i = first + lane, n = least<int>(WARP, a.T - first);
+            float ds = 0, p = 0;
+            if (i < a.T)
+                ds = score_gradient(args, row0 + i, j,
+                                    args.scale * dot(m.row_1, q + i * stride, a.HS),
+                                    dot(m.row_2, dout + i * out_stride, a.HS), &p);
+            m.lane_1[lane] = ds;
+            m.lane_2[lane] = p;
+            __syncwarp();
+            for (int s = lane; s < a.HS; s += WARP)
+                for (int t = 0; t < n; t++) {
+                    m.sum_1[s] += m.lane_1[t] * to_float(q[(first + t) * stride + s]);
+                    m.sum_2[s] += m.lane_2[t] * to_float(dout[(first + t) * out_stride + s]);
+                }
+            __syncwarp();
+        }
+    }
+    elem *dk = args.dqkv + key_at(a, b, j, h0), *dv = args.dqkv + value_at(a, b, j, h0);
+    for (int s = lane; s < a.HS; s += WARP) {
+        dk[s] = from_float<elem>(m.sum_1[s]);
+        dv[s] = from_float<elem>(m.sum_2[s]);
+    }
+}
+
+static void warps_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const elem *qkv,
+                           const float *lse, const float *delta, gpt_dropout dropout,
+                           attention_shape a) {
+    backward_args args = {dqkv, dout, qkv, lse, delta, dropout, attention_scale(a), a};
+    size_t bytes = shared_bytes(a.HS);
+    launch(ctx, attention_backward_queries_kernel,
+           dim3((unsigned)div_up((int64_t)a.B * a.NH * a.T, WARPS)), THREADS, bytes, args);
+    launch(ctx, attention_backward_keys_kernel,
+           dim3((unsigned)div_up((int64_t)a.B * a.NKV * a.T, WARPS)), THREADS, bytes, args);
+}
+
+/* ---- the ops ---- */
+
+size_t cuda_attention_workspace(const gpt_shape *shape) {
+    return shape->training ? align_up(sizeof(float) * (size_t)shape->N * (size_t)shape->NH) : 0;
+}
+
+void cuda_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv, gpt_dropout dropout,
+                            int B, int T, int NH, int NKV, int HS) {
+    attention_shape a = {B, T, NH, NKV, HS};
+#ifdef CUDA_BF16
+    if (attention_tiles_forward(ctx, (elem *)out, lse, (const elem *)qkv, dropout, a)) return;
+#endif
+    warps_forward(ctx, (elem *)out, lse, (const elem *)qkv, dropout, a);
+}
+
+void cuda_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act *qkv,
+                             const act *out, const float *lse, gpt_dropout dropout, int B, int T,
+                             int NH, int NKV, int HS) {
+    attention_shape a = {B, T, NH, NKV, HS};
+    float *delta = (float *)ctx->workspace;
+    attention_delta(ctx, delta, (const elem *)dout, (const elem *)out, a);
+#ifdef CUDA_BF16
+    if (attention_tiles_backward(ctx, (elem *)dqkv, (const elem *)dout, (const elem *)qkv, lse,
+                                 delta, dropout, a))
+        return;
+#endif
+    warps_backward(ctx, (elem *)dqkv, (const elem *)dout, (const elem *)qkv, lse, delta, dropout,
+                   a);
+}
+
+/* ---- decoding ---- */
+
+static __global__ void store_cache_kernel(elem *cache_k, elem *cache_v, const elem *qkv,
+                                          const int32_t *seqs, const int32_t *positions, int N,
+                                          int n_ctx, int NH, int NKV, int HS) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; /* of (N, NKV, HS) */
+    if (i >= (int64_t)N * NKV * HS) return;
+    int s = (int)(i % HS), h = (int)(i / HS % NKV), n = (int)(i / HS / NKV);
+    const elem *row = qkv + (int64_t)n * (NH + 2 * NKV) * HS + (int64_t)(NH + h) * HS + s;
+    int64_t at = (((int64_t)seqs[n] * NKV + h) * n_ctx + positions[n]) * HS + s;
+    cache_k[at] = row[0];
+    cache_v[at] = row[(int64_t)NKV * HS];
+}
+
+/* A block for each row and query head: its warps take turns at the keys and then join. */
+static __global__ void attention_decode_kernel(elem *out, const elem *cache_k, const elem *cache_v,
+                                               const elem *qkv, const int32_t *seqs,
+                                               const int32_t *positions, float scale, int n_ctx,
+                                               int NH, int NKV, int HS) {
+    int h = (int)(blockIdx.x % NH), n = (int)(blockIdx.x / NH), end = positions[n] + 1;
+    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
+    int64_t start = ((int64_t)seqs[n] * NKV + h / (NH / NKV)) * n_ctx * HS;
+    warp_memory m = memory_of_warp(HS);
+    load_row(m.row_1, qkv + (int64_t)n * (NH + 2 * NKV) * HS + h * HS, HS);
+    for (int s = lane; s < HS; s += WARP) m.sum_1[s] = 0;
+    __syncwarp();
+    online o = {-INFINITY, 0};
+    for (int first = warp * WARP; first < end; first += THREADS)
+        o = attend(m, o, cache_k + start, cache_v + start, HS, first, end, scale, 1, HS);
+    if (lane == 0) {
+        m.lane_1[0] = o.max;
+        m.lane_2[0] = o.sum;
+    }
+    __syncthreads();
+    const float *base = shared_memory<float>();
+    int64_t stride = 4 * HS + 2 * WARP; /* between the warps' memories */
+    float max = -INFINITY, sum = 0, weights[WARPS];
+    for (int w = 0; w < WARPS; w++) max = fmaxf(max, base[w * stride + 4 * HS]);
+    for (int w = 0; w < WARPS; w++) {
+        weights[w] = expf(base[w * stride + 4 * HS] - max);
+        sum += weights[w] * base[w * stride + 4 * HS + WARP];
+    }
+    for (int s = (int)threadIdx.x; s < HS; s += THREADS) {
+        float x = 0;
+        for (int w = 0; w < WARPS; w++) x += weights[w] * base[w * stride + 2 * HS + s];
+        out[((int64_t)n * NH + h) * HS + s] = from_float<elem>(x / sum);
+    }
+}
+
+void cuda_attention_decode(gpt_ctx *ctx, act *out, act *cache_k, act *cache_v, const act *qkv,
+                           const int32_t *seqs, const int32_t *positions, int N, int n_ctx, int NH,
+                           int NKV, int HS) {
+    int64_t n = (int64_t)N * NKV * HS;
+    launch(ctx, store_cache_kernel, dim3((unsigned)div_up(n, THREADS)), THREADS, 0, (elem *)cache_k,
+           (elem *)cache_v, (const elem *)qkv, seqs, positions, N, n_ctx, NH, NKV, HS);
+    launch(ctx, attention_decode_kernel, dim3((unsigned)(N * NH)), THREADS, shared_bytes(HS),
+           (elem *)out, (const elem *)cache_k, (const elem *)cache_v, (const elem *)qkv, seqs,
+           positions, 1.0f / sqrtf((float)HS), n_ctx, NH, NKV, HS);
+}

@@ -1,0 +1,44 @@
+/* attention.h: the shape of attention, and where its rows stand. */
+#ifndef CUDA_ATTENTION_H
+#define CUDA_ATTENTION_H
+
+#include "cuda.h"
+
+#include <math.h>
+
+typedef struct attention_shape {
+    int B, T, NH, NKV, HS;
+} attention_shape;
+
+/* Query head h reads key head h / (NH / NKV). Offsets of row t of sequence b in qkv (B, T, QKV). */
+static __host__ __device__ inline int64_t row_stride(attention_shape a) {
+    return (int64_t)(a.NH + 2 * a.NKV) * a.HS;
+}
+static __host__ __device__ inline int64_t query_at(attention_shape a, int b, int t, int h) {
+    return ((int64_t)b * a.T + t) * row_stride(a) + (int64_t)h * a.HS;
+}
+static __host__ __device__ inline int64_t key_at(attention_shape a, int b, int t, int h) {
+    return query_at(a, b, t, a.NH + h / (a.NH / a.NKV));
+}
+static __host__ __device__ inline int64_t value_at(attention_shape a, int b, int t, int h) {
+    return query_at(a, b, t, a.NH + a.NKV + h / (a.NH / a.NKV));
+}
+/* In out and dout (B, T, NH HS). */
+static __host__ __device__ inline int64_t out_at(attention_shape a, int b, int t, int h) {
+    return (((int64_t)b * a.T + t) * a.NH + h) * a.HS;
+}
+static inline float attention_scale(attention_shape a) {
+    return 1.0f / sqrtf((float)a.HS);
+}
+
+#ifdef CUDA_BF16
+/* attention_bf16.cu: on tensor cores; 0 where it has no tiles for this size of head. delta (B, NH, T)
+ * is <dout, out> of each row. */
+int attention_tiles_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv,
+                            gpt_dropout dropout, attention_shape a);
+int attention_tiles_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const elem *qkv,
+                             const float *lse, const float *delta, gpt_dropout dropout,
+                             attention_shape a);
+#endif
+
+#endif

@@ -1,0 +1,144 @@
+/* context.cu: the device, its stream and memory; once for both dtypes. */
+#define CUDA_DTYPE any
+#include "product.h"
+
+#include "cuda_device.h"
+#include "error.h"
+
+#include <stdlib.h>
+
+/* ---- the device ---- */
+
+enum { LEAST_CAPABILITY = 80 }; /* bf16 on tensor cores, asynchronous copies */
+
+/* One sentence for why there is no device; GPT_OK where there is one. */
+static int check_driver(void) {
+    int n = 0, driver = 0, runtime = 0;
+    cudaError_t error = cudaGetDeviceCount(&n);
+    if (error == cudaSuccess && n > 0) return GPT_OK;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (driver == 0) return fail(GPT_ERR_DEVICE, "no NVIDIA driver is installed; use --device cpu");
+    if (error == cudaErrorInsufficientDriver)
+        return fail(GPT_ERR_DEVICE,
+                    "the NVIDIA driver serves CUDA up to %d.%d, and this build needs %d.%d: update "
+                    "the driver, or use --device cpu",
+                    driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (error == cudaErrorNoDevice || error == cudaSuccess)
+        return fail(GPT_ERR_DEVICE, "the NVIDIA driver sees no GPU; use --device cpu");
+    return fail(GPT_ERR_DEVICE, "CUDA does not start: %s; use --device cpu",
+                cudaGetErrorString(error));
+}
+
+static __global__ void probe_kernel(void) {}
+
+/* Whether this build's kernels run on the device: sizes, PTX and all. */
+static int check_device(int device) {
+    int major = 0, minor = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    cudaFuncAttributes unused;
+    if (10 * major + minor < LEAST_CAPABILITY)
+        return fail(GPT_ERR_DEVICE,
+                    "this GPU has compute capability %d.%d; gptc needs %d.%d or later, or --device "
+                    "cpu",
+                    major, minor, LEAST_CAPABILITY / 10, LEAST_CAPABILITY % 10);
+    if (cudaFuncGetAttributes(&unused, (const void *)probe_kernel) != cudaSuccess)
+        return fail(GPT_ERR_DEVICE,
+                    "this build of gptc has no kernels for compute capability %d.%d: build it on "
+                    "this machine, or use --device cpu",
+                    major, minor);
+    return GPT_OK;
+}
+
+int cuda_check(void) {
+    TRY(check_driver());
+    return check_device(0);
+}
+
+/* ---- the context ---- */
+
+int cuda_ctx_create(gpt_ctx **out, int n_threads, int pin) {
+    (void)n_threads, (void)pin;
+    TRY(cuda_check());
+    gpt_ctx *ctx = (gpt_ctx *)calloc(1, sizeof *ctx);
+    if (!ctx) return fail(GPT_ERR_MEMORY, "no memory for the device's context");
+    int status = cuda_products_open(&ctx->products);
+    cudaError_t error = status == GPT_OK ? cudaSetDevice(ctx->device) : cudaSuccess;
+    if (status == GPT_OK && error == cudaSuccess) error = cudaStreamCreate(&ctx->stream);
+    if (error != cudaSuccess)
+        status = fail(GPT_ERR_DEVICE, "CUDA does not start: %s", cudaGetErrorString(error));
+    if (status != GPT_OK) {
+        cuda_ctx_free(ctx);
+        return status;
+    }
+    *out = ctx;
+    return GPT_OK;
+}
+
+void cuda_ctx_free(gpt_ctx *ctx) {
+    if (!ctx) return;
+    if (ctx->stream) {
+        cudaStreamSynchronize(ctx->stream);
+        cudaStreamDestroy(ctx->stream);
+    }
+    cuda_products_close(ctx->products);
+    free(ctx);
+}
+
+/* The host's threads: the one that starts the kernels. */
+int cuda_ctx_threads(const gpt_ctx *ctx) {
+    (void)ctx;
+    return 1;
+}
+
+void cuda_ctx_measure(gpt_ctx *ctx, int on) {
+    (void)ctx, (void)on;
+}
+
+double cuda_ctx_busy_seconds(const gpt_ctx *ctx, int thread) {
+    (void)ctx, (void)thread;
+    return 0;
+}
+
+int cuda_sync(gpt_ctx *ctx) {
+    cuda_remember(ctx, cudaStreamSynchronize(ctx->stream));
+    cudaError_t error = ctx->error;
+    ctx->error = cudaSuccess;
+    if (error == cudaSuccess) return GPT_OK;
+    if (error == cudaErrorNotSupported)
+        return fail(GPT_ERR_DEVICE, "cuBLASLt refused a matrix product of the model");
+    return fail(GPT_ERR_DEVICE, "the GPU failed: %s", cudaGetErrorString(error));
+}
+
+/* ---- memory ---- */
+
+void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes) {
+    void *buffer = NULL;
+    if (cudaMalloc(&buffer, bytes ? bytes : 1) != cudaSuccess) {
+        cudaGetLastError(); /* it is answered here */
+        return NULL;
+    }
+    cuda_zero(ctx, buffer, bytes);
+    return buffer;
+}
+
+void cuda_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes) {
+    (void)bytes;
+    cuda_remember(ctx, cudaStreamSynchronize(ctx->stream));
+    cuda_remember(ctx, cudaFree(buffer));
+}
+
+/* The host's memory is ordinary: the copy has left it, or filled it, when these return. */
+void cuda_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes) {
+    cuda_remember(ctx, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, ctx->stream));
+}
+
+void cuda_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes) {
+    cuda_remember(ctx, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, ctx->stream));
+    cuda_remember(ctx, cudaStreamSynchronize(ctx->stream));
+}
+
+void cuda_zero(gpt_ctx *ctx, void *device, size_t bytes) {
+    cuda_remember(ctx, cudaMemsetAsync(device, 0, bytes, ctx->stream));
+}

@@ -1,0 +1,210 @@
+/* cuda.h: what the files of the CUDA backend share.
+ *
+ * Every file here but context.cu, product.cu and graph.cu is compiled once for each dtype
+ * (CUDA_DTYPE: see CMakeLists.txt), so that `elem` and the names below are that dtype's, as in
+ * cpu/cpu.h. Files that end in _bf16 exist for bf16 alone.
+ *
+ * The same sources also compile as C++ for the host: tests/cuda/emulate.h runs each thread of a block
+ * as a fiber, so that every layer is tested where there is no GPU. For that, kernels are started
+ * by `launch` alone, dynamic shared memory comes from `shared_memory`, and instructions that C++
+ * cannot say stand behind the names of instructions.h. */
+#ifndef CUDA_H
+#define CUDA_H
+
+#include "ops.h"
+
+#ifdef GPTC_EMULATE_CUDA
+#include "emulate.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#endif
+
+#define CUDA_JOIN2(dtype, name) cuda_##dtype##_##name
+#define CUDA_JOIN(dtype, name)  CUDA_JOIN2(dtype, name)
+#define CUDA_NAME(name)         CUDA_JOIN(CUDA_DTYPE, name)
+
+/* One activation, and one weight as products read it. Arithmetic is float32 in either. */
+#ifdef CUDA_BF16
+typedef __nv_bfloat16 elem;
+#else
+typedef float elem;
+#endif
+
+#define cuda_embedding_forward      CUDA_NAME(embedding_forward)
+#define cuda_embedding_backward     CUDA_NAME(embedding_backward)
+#define cuda_embedding_workspace    CUDA_NAME(embedding_workspace)
+#define cuda_dropout_forward        CUDA_NAME(dropout_forward)
+#define cuda_residual_norm_forward  CUDA_NAME(residual_norm_forward)
+#define cuda_residual_norm_backward CUDA_NAME(residual_norm_backward)
+#define cuda_norm_workspace         CUDA_NAME(norm_workspace)
+#define cuda_linear_forward         CUDA_NAME(linear_forward)
+#define cuda_linear_backward        CUDA_NAME(linear_backward)
+#define cuda_head_forward           CUDA_NAME(head_forward)
+#define cuda_linear_workspace       CUDA_NAME(linear_workspace)
+#define cuda_rope_forward           CUDA_NAME(rope_forward)
+#define cuda_rope_backward          CUDA_NAME(rope_backward)
+#define cuda_attention_forward      CUDA_NAME(attention_forward)
+#define cuda_attention_backward     CUDA_NAME(attention_backward)
+#define cuda_attention_decode       CUDA_NAME(attention_decode)
+#define cuda_attention_workspace    CUDA_NAME(attention_workspace)
+#define cuda_classifier_forward     CUDA_NAME(classifier_forward)
+#define cuda_classifier_backward    CUDA_NAME(classifier_backward)
+#define cuda_loss_workspace         CUDA_NAME(loss_workspace)
+#define cuda_weights_bytes          CUDA_NAME(weights_bytes)
+#define cuda_weights_pack           CUDA_NAME(weights_pack)
+#define cuda_grad_norm              CUDA_NAME(grad_norm)
+#define cuda_adamw_update           CUDA_NAME(adamw_update)
+#define cuda_adamw_workspace        CUDA_NAME(adamw_workspace)
+#define cuda_peak                   CUDA_NAME(peak)
+#define cuda_ops                    CUDA_NAME(ops)
+
+extern "C" {
+embedding_forward_fn cuda_embedding_forward;
+embedding_backward_fn cuda_embedding_backward;
+dropout_forward_fn cuda_dropout_forward;
+residual_norm_forward_fn cuda_residual_norm_forward;
+residual_norm_backward_fn cuda_residual_norm_backward;
+linear_forward_fn cuda_linear_forward;
+linear_backward_fn cuda_linear_backward;
+head_forward_fn cuda_head_forward;
+rope_forward_fn cuda_rope_forward;
+rope_backward_fn cuda_rope_backward;
+attention_forward_fn cuda_attention_forward;
+attention_backward_fn cuda_attention_backward;
+attention_decode_fn cuda_attention_decode;
+classifier_forward_fn cuda_classifier_forward;
+classifier_backward_fn cuda_classifier_backward;
+weights_bytes_fn cuda_weights_bytes;
+weights_pack_fn cuda_weights_pack;
+grad_norm_fn cuda_grad_norm;
+adamw_update_fn cuda_adamw_update;
+int cuda_peak(gpt_ctx *ctx, double *flops, double *bytes);
+extern const gpt_ops cuda_ops;
+}
+
+/* Bytes of workspace that the ops of one file need at most; an op lays it out itself. */
+typedef size_t cuda_workspace_fn(const gpt_shape *shape);
+cuda_workspace_fn cuda_embedding_workspace;
+cuda_workspace_fn cuda_norm_workspace;
+cuda_workspace_fn cuda_linear_workspace;
+cuda_workspace_fn cuda_attention_workspace;
+cuda_workspace_fn cuda_loss_workspace;
+cuda_workspace_fn cuda_adamw_workspace;
+
+/* ---- context.cu ---- */
+
+typedef struct cuda_library cuda_library; /* cuBLASLt, and its plans: product.cu */
+
+struct gpt_ctx {
+    cudaStream_t stream;
+    int device;
+    cudaError_t error; /* the first that happened; sync reports it */
+    cuda_library *products;
+    void *workspace;
+};
+
+int cuda_ctx_create(gpt_ctx **out, int n_threads, int pin);
+void cuda_ctx_free(gpt_ctx *ctx);
+int cuda_ctx_threads(const gpt_ctx *ctx);
+void cuda_ctx_measure(gpt_ctx *ctx, int on);
+double cuda_ctx_busy_seconds(const gpt_ctx *ctx, int thread);
+int cuda_sync(gpt_ctx *ctx);
+void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes);
+void cuda_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);
+void cuda_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
+void cuda_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes);
+void cuda_zero(gpt_ctx *ctx, void *device, size_t bytes);
+
+/* Remembers an error, unless there was one before. */
+static inline void cuda_remember(gpt_ctx *ctx, cudaError_t error) {
+    if (ctx->error == cudaSuccess) ctx->error = error;
+}
+
+/* ---- starting kernels ---- */
+
+enum { WARP = 32, DEFAULT_SHARED_BYTES = 48 << 10 };
+
+#ifndef GPTC_EMULATE_CUDA
+template <typename... P, typename... A>
+static void launch(gpt_ctx *ctx, void (*kernel)(P...), dim3 grid, int threads, size_t shared_bytes,
+                   A... args) {
+    if (shared_bytes > DEFAULT_SHARED_BYTES)
+        cuda_remember(ctx, cudaFuncSetAttribute((const void *)kernel,
+                                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                (int)shared_bytes));
+    kernel<<<grid, threads, shared_bytes, ctx->stream>>>((P)args...);
+    cuda_remember(ctx, cudaGetLastError());
+}
+
+/* The block's dynamic shared memory. */
+template <typename T> static __device__ inline T *shared_memory() {
+    extern __shared__ __align__(128) unsigned char dynamic_shared[];
+    return (T *)dynamic_shared;
+}
+#endif
+
+/* ---- small helpers ---- */
+
+template <typename T> static __host__ __device__ inline T least(T a, T b) {
+    return a < b ? a : b;
+}
+template <typename T> static __host__ __device__ inline T most(T a, T b) {
+    return a > b ? a : b;
+}
+static __host__ __device__ inline int64_t div_up(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+static inline size_t align_up(size_t bytes) {
+    return (bytes + 255) / 256 * 256;
+}
+
+static __device__ inline float to_float(float x) {
+    return x;
+}
+static __device__ inline float to_float(__nv_bfloat16 x) {
+    return __bfloat162float(x);
+}
+template <typename T> static __device__ inline T from_float(float x);
+template <> __device__ inline float from_float<float>(float x) {
+    return x;
+}
+template <> __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    return __float2bfloat16(x);
+}
+
+/* W neighbours, read and written as one where that is 16 bytes; more are several of those. Kernels
+ * take W as a parameter: PACK where a row has a multiple of it, else 1. */
+enum { PACK = 16 / sizeof(elem) };
+
+template <typename T, int W> struct alignas(sizeof(T) * W < 16 ? sizeof(T) * W : 16) packed {
+    T x[W];
+};
+
+template <int W, typename T> static __device__ inline void load(float (&x)[W], const T *from) {
+    packed<T, W> p = *(const packed<T, W> *)from;
+#pragma unroll
+    for (int i = 0; i < W; i++) x[i] = to_float(p.x[i]);
+}
+
+template <int W, typename T> static __device__ inline void store(T *to, const float (&x)[W]) {
+    packed<T, W> p;
+#pragma unroll
+    for (int i = 0; i < W; i++) p.x[i] = from_float<T>(x[i]);
+    *(packed<T, W> *)to = p;
+}
+
+/* All lanes of a warp receive the sum, or the largest, always added in the same order. */
+static __device__ inline float warp_sum(float x) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+    return x;
+}
+static __device__ inline float warp_max(float x) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2)
+        x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
+    return x;
+}
+
+#endif

@@ -1,0 +1,191 @@
+/* embedding.cu: token and position embedding.
+ *
+ * The gradient of a token's row is a sum over all rows that hold the token, in their order, so that
+ * it is always the same: rows are first sorted by token with a stable counting sort (ranks within
+ * chunks, then places of chunks), and each token's rows are then added by one block. */
+#include "cuda.h"
+
+enum { THREADS = 256, WARPS = THREADS / WARP, CHUNK = 1024, SCAN_THREADS = 1024 };
+
+template <int W>
+static __global__ void embedding_forward_kernel(elem *out /* (N, C) */, const int32_t *tokens,
+                                                const int32_t *positions, const float *wte,
+                                                const float *wpe, int N, int T, int C) {
+    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
+    if (i >= (int64_t)N * C) return;
+    int n = (int)(i / C), c = (int)(i % C);
+    float x[W], position[W];
+    load(x, wte + (int64_t)tokens[n] * C + c);
+    if (wpe) {
+        int t = positions ? positions[n] : n % T;
+        load(position, wpe + (int64_t)t * C + c);
+#pragma unroll
+        for (int k = 0; k < W; k++) x[k] += position[k];
+    }
+    store(out + i, x);
+}
+
+void cuda_embedding_forward(gpt_ctx *ctx, act *out, const int32_t *tokens, const int32_t *positions,
+                            const float *wte, const float *wpe, int N, int T, int C) {
+    int W = C % PACK == 0 ? PACK : 1;
+    dim3 grid((unsigned)div_up((int64_t)N * C, THREADS * W));
+    launch(ctx, W == 1 ? embedding_forward_kernel<1> : embedding_forward_kernel<PACK>, grid,
+           THREADS, 0, (elem *)out, tokens, positions, wte, wpe, N, T, C);
+}
+
+/* ---- backward ---- */
+
+/* Where the sort keeps what it finds. Chunk k holds rows k CHUNK and on. */
+typedef struct sorting {
+    int32_t *counts; /* (n_chunks, V) rows of a token in a chunk; then in all chunks before it */
+    int32_t *begins; /* (V + 1) where a token's rows start in order; the last is N */
+    int32_t *ranks;  /* (N) rows of the same token earlier in the chunk */
+    int32_t *order;  /* (N) rows by token, then by row */
+} sorting;
+
+static size_t lay_out(sorting *s, char *base, int N, int V) {
+    size_t counts = align_up(sizeof(int32_t) * (size_t)div_up(N, CHUNK) * (size_t)V);
+    size_t begins = align_up(sizeof(int32_t) * ((size_t)V + 1));
+    size_t rows = align_up(sizeof(int32_t) * (size_t)N);
+    s->counts = (int32_t *)base;
+    s->begins = (int32_t *)(base + counts);
+    s->ranks = (int32_t *)(base + counts + begins);
+    s->order = (int32_t *)(base + counts + begins + rows);
+    return counts + begins + 2 * rows;
+}
+
+size_t cuda_embedding_workspace(const gpt_shape *shape) {
+    sorting s;
+    return shape->training ? lay_out(&s, NULL, shape->N, shape->V) : 0;
+}
+
+/* A block a chunk, a thread a row. The last row of a token knows how many there are. */
+static __global__ void count_tokens_kernel(sorting s, const int32_t *tokens, int N, int V) {
+    int32_t *chunk = shared_memory<int32_t>();
+    int i = (int)threadIdx.x, n = (int)blockIdx.x * CHUNK + i;
+    int token = n < N ? tokens[n] : -1, rank = 0, last = 1;
+    chunk[i] = token;
+    __syncthreads();
+    for (int j = 0; j < CHUNK; j++) {
+        int same = chunk[j] == token;
+        rank += same && j < i;
+        last &= !(same && j > i);
+    }
+    if (n >= N) return;
+    s.ranks[n] = rank;
+    if (last) s.counts[(int64_t)blockIdx.x * V + token] = rank + 1;
+}
+
+/* A thread a token: counts become the number of rows in earlier chunks, begins the sum. */
+static __global__ void sum_chunks_kernel(sorting s, int n_chunks, int V) {
+    int token = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (token >= V) return;
+    int32_t sum = 0;
+    for (int k = 0; k < n_chunks; k++) {
+        int32_t *count = &s.counts[(int64_t)k * V + token], before = sum;
+        sum += *count;
+        *count = before;
+    }
+    s.begins[token] = sum;
+}
+
+/* One block: begins become running sums. Each thread has a run of tokens. */
+static __global__ void scan_tokens_kernel(sorting s, int V) {
+    int32_t *sums = shared_memory<int32_t>();
+    int i = (int)threadIdx.x, run = (int)div_up(V, SCAN_THREADS);
+    int first = least(i * run, V), end = least(first + run, V);
+    int32_t sum = 0;
+    for (int v = first; v < end; v++) sum += s.begins[v];
+    sums[i] = sum;
+    __syncthreads();
+    for (int step = 1; step < SCAN_THREADS; step *= 2) {
+        int32_t before = i >= step ? sums[i - step] : 0;
+        __syncthreads();
+        sums[i] += before;
+        __syncthreads();
+    }
+    int32_t at = sums[i] - sum;
+    for (int v = first; v < end; v++) {
+        int32_t count = s.begins[v];
+        s.begins[v] = at;
+        at += count;
+    }
+    if (i == SCAN_THREADS - 1) s.begins[V] = sums[i];
+}
+
+static __global__ void order_rows_kernel(sorting s, const int32_t *tokens, int N, int V) {
+    int n = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (n >= N) return;
+    int token = tokens[n];
+    s.order[s.begins[token] + s.counts[(int64_t)(n / CHUNK) * V + token] + s.ranks[n]] = n;
+}
+
+/* A block for each token and strip of WARP * W channels; its warps take turns at the rows. */
+template <int W>
+static __global__ void embedding_backward_kernel(float *dwte, const elem *dout, sorting s, int C) {
+    int token = (int)blockIdx.x, lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
+    int c = (int)(blockIdx.y * WARP + lane) * W, first = s.begins[token], end = s.begins[token + 1];
+    if (first == end) return;
+    float *sums = shared_memory<float>() + (warp * WARP + lane) * W; /* (WARPS, WARP W) */
+    float sum[W] = {}, x[W];
+    if (c < C)
+        for (int r = first + warp; r < end; r += WARPS) {
+            load(x, dout + (int64_t)s.order[r] * C + c);
+#pragma unroll
+            for (int k = 0; k < W; k++) sum[k] += x[k];
+        }
+#pragma unroll
+    for (int k = 0; k < W; k++) sums[k] = sum[k];
+    __syncthreads();
+    if (warp > 0 || c >= C) return;
+    float *dw = dwte + (int64_t)token * C + c;
+    load(x, dw);
+    for (int other = 0; other < least<int>(WARPS, end - first); other++)
+#pragma unroll
+        for (int k = 0; k < W; k++) x[k] += sums[other * WARP * W + k];
+    store(dw, x);
+}
+
+template <int W>
+static __global__ void position_backward_kernel(float *dwpe, const elem *dout, int N, int T,
+                                                int C) {
+    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
+    if (i >= (int64_t)T * C) return;
+    float sum[W], x[W];
+    load(sum, dwpe + i);
+    for (int64_t at = i; at < (int64_t)N * C; at += (int64_t)T * C) {
+        load(x, dout + at);
+#pragma unroll
+        for (int k = 0; k < W; k++) sum[k] += x[k];
+    }
+    store(dwpe + i, sum);
+}
+
+template <int W>
+static void backward(gpt_ctx *ctx, float *dwte, float *dwpe, const elem *dout, sorting s, int N,
+                     int T, int C, int V) {
+    dim3 grid((unsigned)V, (unsigned)div_up(C, WARP * W));
+    launch(ctx, embedding_backward_kernel<W>, grid, THREADS, sizeof(float) * THREADS * W, dwte,
+           dout, s, C);
+    if (dwpe)
+        launch(ctx, position_backward_kernel<W>,
+               dim3((unsigned)div_up((int64_t)T * C, THREADS * W)), THREADS, 0, dwpe, dout, N, T,
+               C);
+}
+
+void cuda_embedding_backward(gpt_ctx *ctx, float *dwte, float *dwpe, const act *dout,
+                             const int32_t *tokens, int N, int T, int C, int V) {
+    sorting s;
+    int n_chunks = (int)div_up(N, CHUNK);
+    lay_out(&s, (char *)ctx->workspace, N, V);
+    cuda_zero(ctx, s.counts, sizeof(int32_t) * (size_t)n_chunks * (size_t)V);
+    launch(ctx, count_tokens_kernel, dim3((unsigned)n_chunks), CHUNK, sizeof(int32_t) * CHUNK, s,
+           tokens, N, V);
+    launch(ctx, sum_chunks_kernel, dim3((unsigned)div_up(V, THREADS)), THREADS, 0, s, n_chunks, V);
+    launch(ctx, scan_tokens_kernel, dim3(1), SCAN_THREADS, sizeof(int32_t) * SCAN_THREADS, s, V);
+    launch(ctx, order_rows_kernel, dim3((unsigned)div_up(N, THREADS)), THREADS, 0, s, tokens, N, V);
+    if (C % PACK == 0)
+        backward<PACK>(ctx, dwte, dwpe, (const elem *)dout, s, N, T, C, V);
+    else
+        backward<1>(ctx, dwte, dwpe, (const elem *)dout, s, N, T, C, V);
+}

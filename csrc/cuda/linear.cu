@@ -1,0 +1,219 @@
+/* linear.cu: linear layers with their bias and activation, and the output head. The products are
+ * cuBLASLt's, with bias and GELU in its epilogue where it offers that; the kernels here do the
+ * rest. */
+#include "activation.h"
+#include "columns.h"
+#include "product.h"
+
+enum { THREADS = 256 };
+
+#ifdef CUDA_BF16
+enum { IS_BF16 = 1 };
+#else
+enum { IS_BF16 = 0 };
+#endif
+
+/* The workspace of this file: a product that no output has room for, and one of the other two. */
+typedef struct linear_memory {
+    elem *product; /* (N, F), or (N, 2 F) for SwiGLU */
+    elem *bias;    /* in the products' type */
+    float *partial;
+} linear_memory;
+
+static size_t lay_out(linear_memory *m, char *base, size_t product_numbers, size_t bias_numbers) {
+    size_t product_bytes = align_up(sizeof(elem) * product_numbers);
+    m->product = (elem *)base;
+    m->bias = (elem *)(base + product_bytes);
+    m->partial = (float *)(base + product_bytes);
+    return product_bytes +
+           most(align_up(sizeof(elem) * bias_numbers), column_bytes(1, (int)bias_numbers));
+}
+
+static size_t product_numbers(int activation, int N, int F) {
+    return activation == GPT_ACT_SWIGLU ? 2 * (size_t)N * (size_t)F : 0;
+}
+
+size_t cuda_linear_workspace(const gpt_shape *s) {
+    linear_memory m;
+    int qkv = (s->NH + 2 * s->NKV) * s->HS;
+    size_t widest = (size_t)most(most(qkv, s->C), 2 * s->F);
+    return lay_out(&m, NULL, product_numbers(s->activation, s->N, s->F), widest);
+}
+
+static inline dim3 grid_of(int64_t n) {
+    return dim3((unsigned)div_up(n, THREADS));
+}
+
+/* ---- forward ---- */
+
+static __global__ void bias_kernel(elem *out, const float *b, int n) {
+    int i = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (i < n) out[i] = from_float<elem>(b[i]);
+}
+
+typedef struct activation_args {
+    elem *out;      /* (N, F) */
+    elem *pre;      /* (N, F or 2 F): y with its bias; NULL where it is not kept */
+    const elem *y;  /* the same shape */
+    const float *b; /* NULL where y has it already */
+    int activation, N, F;
+} activation_args;
+
+static __global__ void activation_forward_kernel(activation_args a) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= (int64_t)a.N * a.F) return;
+    int twin = a.activation == GPT_ACT_SWIGLU ? a.F : 0, f = (int)(i % a.F);
+    int64_t at = i / a.F * (a.F + twin) + f;
+    float x = to_float(a.y[at]), up = twin ? to_float(a.y[at + twin]) : 0;
+    if (a.b) {
+        x += a.b[f];
+        up += a.b[f + twin];
+    }
+    if (a.pre) {
+        a.pre[at] = from_float<elem>(x);
+        if (twin) a.pre[at + twin] = from_float<elem>(up);
+    }
+    a.out[i] = from_float<elem>(activation_forward(a.activation, x, up));
+}
+
+void cuda_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const weight *w,
+                         const float *b, int activation, int N, int IC, int OC) {
+    int swiglu = activation == GPT_ACT_SWIGLU, width = swiglu ? 2 * OC : OC;
+    linear_memory m;
+    lay_out(&m, (char *)ctx->workspace, product_numbers(activation, N, OC), 0);
+    if (activation == GPT_ACT_NONE) pre = NULL;
+    const void *bias = b;
+    if (b && IS_BF16) {
+        launch(ctx, bias_kernel, grid_of(width), THREADS, 0, m.bias, b, width);
+        bias = m.bias;
+    }
+    product p = {.kind = PRODUCT_NT,
+                 .bf16 = IS_BF16,
+                 .M = N,
+                 .N = width,
+                 .K = IC,
+                 .lda = IC,
+                 .ldb = IC,
+                 .ldo = width,
+                 .out = out,
+                 .a = in,
+                 .b = w,
+                 .bias = bias,
+                 .pre = pre};
+    if (activation == GPT_ACT_GELU) {
+        p.epilogue = EPILOGUE_GELU;
+        if (cuda_product(ctx, &p)) return;
+    }
+    p.out = pre ? pre : swiglu ? m.product : out;
+    p.pre = NULL;
+    p.epilogue = EPILOGUE_BIAS;
+    int has_bias = b && cuda_product(ctx, &p);
+    if (!has_bias) {
+        p.bias = NULL;
+        p.epilogue = EPILOGUE_NONE;
+        cuda_product(ctx, &p);
+    }
+    activation_args a = {
+        (elem *)out, (elem *)pre, (const elem *)p.out, has_bias ? NULL : b, activation, N, OC};
+    if (a.b || activation != GPT_ACT_NONE)
+        launch(ctx, activation_forward_kernel, grid_of((int64_t)N * OC), THREADS, 0, a);
+}
+
+void cuda_head_forward(gpt_ctx *ctx, float *logits, const act *x, const weight *wte, int N, int C,
+                       int V, int Vp) {
+    (void)Vp;
+    product p = {.kind = PRODUCT_NT,
+                 .bf16 = IS_BF16,
+                 .float_out = 1,
+                 .M = N,
+                 .N = V,
+                 .K = C,
+                 .lda = C,
+                 .ldb = C,
+                 .ldo = V,
+                 .out = logits,
+                 .a = x,
+                 .b = wte};
+    cuda_product(ctx, &p);
+}
+
+/* ---- backward ---- */
+
+typedef struct activation_backward_args {
+    elem *din;        /* (N, F or 2 F) */
+    const elem *dout; /* (N, F); may be din */
+    const elem *pre;  /* (N, F or 2 F) */
+    int activation, N, F;
+} activation_backward_args;
+
+static __global__ void activation_backward_kernel(activation_backward_args a) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= (int64_t)a.N * a.F) return;
+    int twin = a.activation == GPT_ACT_SWIGLU ? a.F : 0;
+    int64_t at = i / a.F * (a.F + twin) + i % a.F;
+    float up = twin ? to_float(a.pre[at + twin]) : 0, dup = 0;
+    float d = activation_backward(a.activation, to_float(a.dout[i]), to_float(a.pre[at]), up, &dup);
+    a.din[at] = from_float<elem>(d);
+    if (twin) a.din[at + twin] = from_float<elem>(dup);
+}
+
+static __global__ void bias_backward_kernel(float *partial, const elem *dout, int N, int OC) {
+    sum_chunk<1>(partial, N, OC, [=](int row, int c, float(&sum)[1]) {
+        sum[0] += to_float(dout[(int64_t)row * OC + c]);
+    });
+}
+
+void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act *dout,
+                          const act *in, const weight *w, const act *pre, int activation, int add,
+                          int N, int IC, int OC) {
+    int swiglu = activation == GPT_ACT_SWIGLU;
+    linear_memory m;
+    lay_out(&m, (char *)ctx->workspace, product_numbers(activation, N, IC), 0);
+    product dinput = {.kind = PRODUCT_NN,
+                      .bf16 = IS_BF16,
+                      .M = N,
+                      .N = IC,
+                      .K = OC,
+                      .lda = OC,
+                      .ldb = IC,
+                      .ldo = IC,
+                      .out = swiglu ? m.product : din,
+                      .a = dout,
+                      .b = w};
+    int done = 0;
+    if (activation == GPT_ACT_GELU) {
+        dinput.epilogue = EPILOGUE_GELU_BACKWARD;
+        dinput.pre = (void *)pre;
+        done = cuda_product(ctx, &dinput);
+    }
+    if (!done) {
+        dinput.epilogue = EPILOGUE_NONE;
+        dinput.pre = NULL;
+        cuda_product(ctx, &dinput);
+        activation_backward_args a = {
+            (elem *)din, (const elem *)dinput.out, (const elem *)pre, activation, N, IC};
+        if (activation != GPT_ACT_NONE)
+            launch(ctx, activation_backward_kernel, grid_of((int64_t)N * IC), THREADS, 0, a);
+    }
+
+    product dweight = {.kind = PRODUCT_TN,
+                       .bf16 = IS_BF16,
+                       .float_out = 1,
+                       .add = add,
+                       .M = OC,
+                       .N = IC,
+                       .K = N,
+                       .lda = OC,
+                       .ldb = IC,
+                       .ldo = IC,
+                       .out = dw,
+                       .a = dout,
+                       .b = in};
+    cuda_product(ctx, &dweight);
+
+    if (!db) return;
+    int n_chunks = column_chunks(N);
+    launch(ctx, bias_backward_kernel, dim3((unsigned)div_up(OC, WARP), (unsigned)n_chunks),
+           COLUMN_THREADS, column_shared_bytes<1>(), m.partial, (const elem *)dout, N, OC);
+    add_chunks<1>(ctx, {{db}}, m.partial, n_chunks, OC);
+}

@@ -1,0 +1,155 @@
+/* loss.cu: the output head fused with softmax cross-entropy, over chunks of rows: a chunk's logits
+ * become its gradient in place. */
+#include "product.h"
+
+enum { THREADS = 512, WARPS = THREADS / WARP, MIN_CHUNK_ROWS = 128 };
+/* Larger chunks read and write dwte less often; smaller ones need less workspace. */
+#define CHUNK_BYTES ((size_t)512 << 20)
+
+#ifdef CUDA_BF16
+enum { IS_BF16 = 1 };
+#else
+enum { IS_BF16 = 0 };
+#endif
+
+static int chunk_rows(int N, int Vp) {
+    int rows = (int)least<size_t>(CHUNK_BYTES / (sizeof(elem) * (size_t)Vp), (size_t)1 << 30);
+    return least(N, most(rows / MIN_CHUNK_ROWS, 1) * MIN_CHUNK_ROWS);
+}
+
+size_t cuda_loss_workspace(const gpt_shape *shape) {
+    return align_up(sizeof(elem) * (size_t)chunk_rows(shape->N, shape->Vp) * (size_t)shape->Vp);
+}
+
+/* A running maximum, and the sum of exponentials relative to it. */
+typedef struct softmax_state {
+    float max, sum;
+} softmax_state;
+
+static __device__ inline softmax_state merge(softmax_state a, softmax_state b) {
+    float max = fmaxf(a.max, b.max);
+    softmax_state none = {-INFINITY, a.sum + b.sum}; /* nothing seen, or only NaN */
+    if (max == -INFINITY) return none;
+    softmax_state both = {max, a.sum * expf(a.max - max) + b.sum * expf(b.max - max)};
+    return both;
+}
+
+static __device__ inline softmax_state merge_warp(softmax_state s) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) {
+        softmax_state other = {__shfl_xor_sync(~0u, s.max, offset),
+                               __shfl_xor_sync(~0u, s.sum, offset)};
+        /* Both lanes of a pair merge in the same order, so that all end with the same bits. */
+        s = threadIdx.x & (unsigned)offset ? merge(other, s) : merge(s, other);
+    }
+    return s;
+}
+
+/* A block a row. gradient: logits become scale (softmax - onehot), and 0 in the padding. */
+template <int W>
+static __global__ void classifier_kernel(float *losses, elem *logits /* (n, Vp) */,
+                                         const int32_t *targets, float scale, int gradient, int V,
+                                         int Vp) {
+    int row = (int)blockIdx.x, target = targets[row], thread = (int)threadIdx.x;
+    elem *x = logits + (int64_t)row * Vp;
+    softmax_state *warps = shared_memory<softmax_state>(); /* (WARPS) */
+    softmax_state s = {-INFINITY, 0};
+    for (int v = thread * W; v < V; v += THREADS * W) {
+        float y[W], biggest = s.max;
+        load(y, x + v);
+#pragma unroll
+        for (int k = 0; k < W; k++)
+            if (v + k < V) biggest = fmaxf(biggest, y[k]);
+        float sum = s.max == -INFINITY ? 0 : s.sum * expf(s.max - biggest);
+#pragma unroll
+        for (int k = 0; k < W; k++)
+            if (v + k < V) sum += expf(y[k] - biggest);
+        s.max = biggest;
+        s.sum = sum;
+    }
+    s = merge_warp(s);
+    if (thread % WARP == 0) warps[thread / WARP] = s;
+    __syncthreads();
+    s = warps[0];
+    for (int w = 1; w < WARPS; w++) s = merge(s, warps[w]);
+    if (thread == 0) losses[row] = target < 0 ? 0 : s.max + logf(s.sum) - to_float(x[target]);
+    if (!gradient) return;
+    __syncthreads(); /* thread 0 has read its logit */
+    float factor = target < 0 ? 0 : scale / s.sum;
+    for (int v = thread * W; v < Vp; v += THREADS * W) {
+        float y[W];
+        load(y, x + v);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            float p = v + k < V && target >= 0 ? expf(y[k] - s.max) * factor : 0;
+            y[k] = v + k == target ? p - scale : p;
+        }
+        store(x + v, y);
+    }
+}
+
+static void classifier(gpt_ctx *ctx, float *losses, elem *dx, float *dwte, const elem *x,
+                       const elem *wte, const int32_t *targets, float scale, int add, int N, int C,
+                       int V, int Vp) {
+    elem *logits = (elem *)ctx->workspace;
+    int rows = chunk_rows(N, Vp);
+    for (int row = 0; row < N; row += rows) {
+        int n = least(rows, N - row);
+        const elem *x_chunk = x + (int64_t)row * C;
+        product head = {.kind = PRODUCT_NT,
+                        .bf16 = IS_BF16,
+                        .M = n,
+                        .N = Vp,
+                        .K = C,
+                        .lda = C,
+                        .ldb = C,
+                        .ldo = Vp,
+                        .out = logits,
+                        .a = x_chunk,
+                        .b = wte};
+        cuda_product(ctx, &head);
+        launch(ctx, Vp % PACK == 0 ? classifier_kernel<PACK> : classifier_kernel<1>,
+               dim3((unsigned)n), THREADS, sizeof(softmax_state) * WARPS, losses + row, logits,
+               targets + row, scale, dx != NULL, V, Vp);
+        if (!dx) continue;
+        product dinput = {.kind = PRODUCT_NN,
+                          .bf16 = IS_BF16,
+                          .M = n,
+                          .N = C,
+                          .K = Vp,
+                          .lda = Vp,
+                          .ldb = C,
+                          .ldo = C,
+                          .out = dx + (int64_t)row * C,
+                          .a = logits,
+                          .b = wte};
+        cuda_product(ctx, &dinput);
+        product dweight = {.kind = PRODUCT_TN,
+                           .bf16 = IS_BF16,
+                           .float_out = 1,
+                           .add = add || row > 0,
+                           .M = V,
+                           .N = C,
+                           .K = n,
+                           .lda = Vp,
+                           .ldb = C,
+                           .ldo = C,
+                           .out = dwte,
+                           .a = logits,
+                           .b = x_chunk};
+        cuda_product(ctx, &dweight);
+    }
+}
+
+void cuda_classifier_forward(gpt_ctx *ctx, float *losses, const act *x, const weight *wte,
+                             const int32_t *targets, int N, int C, int V, int Vp) {
+    classifier(ctx, losses, NULL, NULL, (const elem *)x, (const elem *)wte, targets, 0, 0, N, C, V,
+               Vp);
+}
+
+void cuda_classifier_backward(gpt_ctx *ctx, float *losses, act *dx, float *dwte, const act *x,
+                              const weight *wte, const int32_t *targets, float scale, int add,
+                              int N, int C, int V, int Vp) {
+    classifier(ctx, losses, (elem *)dx, dwte, (const elem *)x, (const elem *)wte, targets, scale,
+               add, N, C, V, Vp);
+}

@@ -1,0 +1,186 @@
+/* norm.cu: residual add, dropout of the branch, and LayerNorm or RMSNorm. A warp has a row; what it
+ * reads a second time is still in the cache. */
+#include "columns.h"
+
+enum { THREADS = 256, WARPS = THREADS / WARP };
+
+static inline dim3 row_grid(int N) {
+    return dim3((unsigned)div_up(N, WARPS));
+}
+
+typedef struct norm_forward_args {
+    elem *resid_out, *out;      /* (N, C) */
+    float *stats;               /* (N, 2) or NULL */
+    const elem *resid, *branch; /* (N, C) */
+    const float *w, *b;         /* (C) or NULL */
+    gpt_dropout dropout;
+    int norm, N, C;
+    float eps;
+} norm_forward_args;
+
+/* resid_out = resid + dropout(branch), W channels of it, as they are stored. */
+template <int W>
+static __device__ inline void add_branch(float (&x)[W], const norm_forward_args &a, int64_t at) {
+    float branch[W];
+    load(branch, a.branch + at);
+    if (a.dropout.p > 0)
+#pragma unroll
+        for (int k = 0; k < W; k++) branch[k] *= dropout_factor(a.dropout, (uint64_t)(at + k));
+#pragma unroll
+    for (int k = 0; k < W; k++) x[k] = to_float(from_float<elem>(x[k] + branch[k]));
+    store(a.resid_out + at, x);
+}
+
+template <int W> static __global__ void residual_norm_forward_kernel(norm_forward_args a) {
+    int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    if (row >= a.N) return;
+    int64_t start = (int64_t)row * a.C;
+    const elem *sum = a.branch ? a.resid_out : a.resid;
+    float x[W], mean = 0, square = 0;
+    for (int c = lane * W; c < a.C; c += WARP * W) {
+        load(x, a.resid + start + c);
+        if (a.branch) add_branch(x, a, start + c);
+#pragma unroll
+        for (int k = 0; k < W; k++) mean += x[k];
+    }
+    mean = a.norm == GPT_NORM_LAYERNORM ? warp_sum(mean) / (float)a.C : 0;
+    for (int c = lane * W; c < a.C; c += WARP * W) {
+        load(x, sum + start + c);
+#pragma unroll
+        for (int k = 0; k < W; k++) square += (x[k] - mean) * (x[k] - mean);
+    }
+    float rstd = 1.0f / sqrtf(warp_sum(square) / (float)a.C + a.eps);
+    for (int c = lane * W; c < a.C; c += WARP * W) {
+        float w[W], b[W];
+        load(x, sum + start + c);
+        if (a.w) load(w, a.w + c);
+        if (a.b) load(b, a.b + c);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            x[k] = (x[k] - mean) * rstd;
+            if (a.w) x[k] *= w[k];
+            if (a.b) x[k] += b[k];
+        }
+        store(a.out + start + c, x);
+    }
+    if (a.stats && lane == 0) {
+        a.stats[2 * row] = mean;
+        a.stats[2 * row + 1] = rstd;
+    }
+}
+
+void cuda_residual_norm_forward(gpt_ctx *ctx, act *resid_out, act *out, float *stats,
+                                const act *resid, const act *branch, const float *w, const float *b,
+                                gpt_dropout dropout, int norm, float eps, int N, int C) {
+    norm_forward_args a = {(elem *)resid_out,
+                           (elem *)out,
+                           stats,
+                           (const elem *)resid,
+                           (const elem *)branch,
+                           w,
+                           b,
+                           dropout,
+                           norm,
+                           N,
+                           C,
+                           eps};
+    launch(ctx,
+           C % PACK == 0 ? residual_norm_forward_kernel<PACK> : residual_norm_forward_kernel<1>,
+           row_grid(N), THREADS, 0, a);
+}
+
+/* ---- backward ---- */
+
+typedef struct norm_backward_args {
+    elem *dresid, *dbranch;   /* (N, C) */
+    const elem *dout, *resid; /* (N, C) */
+    const float *stats;       /* (N, 2) */
+    const float *w;           /* (C) or NULL */
+    gpt_dropout dropout;
+    int norm, N, C;
+} norm_backward_args;
+
+size_t cuda_norm_workspace(const gpt_shape *shape) {
+    return shape->training ? column_bytes(2, shape->C) : 0;
+}
+
+/* g = dout w and h = (x - mean) rstd, W channels of them. */
+template <int W>
+static __device__ inline void gradient_terms(float (&g)[W], float (&h)[W],
+                                             const norm_backward_args &a, int row, int c,
+                                             float mean, float rstd) {
+    float w[W];
+    load(g, a.dout + (int64_t)row * a.C + c);
+    load(h, a.resid + (int64_t)row * a.C + c);
+    if (a.w) load(w, a.w + c);
+#pragma unroll
+    for (int k = 0; k < W; k++) {
+        if (a.w) g[k] *= w[k];
+        h[k] = (h[k] - mean) * rstd;
+    }
+}
+
+/* dresid += rstd (g - mean(g) - h mean(g h)); RMSNorm has no mean(g) term. */
+template <int W> static __global__ void residual_norm_backward_kernel(norm_backward_args a) {
+    int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    if (row >= a.N) return;
+    float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
+    float g[W], h[W], sum_g = 0, sum_gh = 0;
+    for (int c = lane * W; c < a.C; c += WARP * W) {
+        gradient_terms(g, h, a, row, c, mean, rstd);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            sum_g += g[k];
+            sum_gh += g[k] * h[k];
+        }
+    }
+    float mean_g = a.norm == GPT_NORM_LAYERNORM ? warp_sum(sum_g) / (float)a.C : 0;
+    float mean_gh = warp_sum(sum_gh) / (float)a.C;
+    for (int c = lane * W; c < a.C; c += WARP * W) {
+        int64_t at = (int64_t)row * a.C + c;
+        float dx[W];
+        gradient_terms(g, h, a, row, c, mean, rstd);
+        load(dx, a.dresid + at);
+#pragma unroll
+        for (int k = 0; k < W; k++)
+            dx[k] = to_float(from_float<elem>(dx[k] + rstd * (g[k] - mean_g - h[k] * mean_gh)));
+        store(a.dresid + at, dx);
+        if (!a.dbranch) continue;
+#pragma unroll
+        for (int k = 0; k < W; k++) dx[k] *= dropout_factor(a.dropout, (uint64_t)(at + k));
+        store(a.dbranch + at, dx);
+    }
+}
+
+static __global__ void norm_weights_backward_kernel(float *partial, norm_backward_args a) {
+    sum_chunk<2>(partial, a.N, a.C, [=](int row, int c, float(&sum)[2]) {
+        float d = to_float(a.dout[(int64_t)row * a.C + c]);
+        float x = to_float(a.resid[(int64_t)row * a.C + c]);
+        sum[0] += d * (x - a.stats[2 * row]) * a.stats[2 * row + 1];
+        sum[1] += d;
+    });
+}
+
+void cuda_residual_norm_backward(gpt_ctx *ctx, act *dresid, act *dbranch, float *dw, float *db,
+                                 const act *dout, const act *resid, const float *stats,
+                                 const float *w, gpt_dropout dropout, int norm, int N, int C) {
+    norm_backward_args a = {(elem *)dresid,
+                            (elem *)dbranch,
+                            (const elem *)dout,
+                            (const elem *)resid,
+                            stats,
+                            w,
+                            dropout,
+                            norm,
+                            N,
+                            C};
+    launch(ctx,
+           C % PACK == 0 ? residual_norm_backward_kernel<PACK> : residual_norm_backward_kernel<1>,
+           row_grid(N), THREADS, 0, a);
+    if (!dw && !db) return;
+    float *partial = (float *)ctx->workspace;
+    int n_chunks = column_chunks(N);
+    launch(ctx, norm_weights_backward_kernel, dim3((unsigned)div_up(C, WARP), (unsigned)n_chunks),
+           COLUMN_THREADS, column_shared_bytes<2>(), partial, a);
+    add_chunks<2>(ctx, {{dw, db}}, partial, n_chunks, C);
+}

@@ -1,0 +1,228 @@
+/* product.cu: cuBLASLt, found at run time, so that libgpt.so loads where there is none. */
+#include "product.h"
+
+#include "error.h"
+
+#include <cublasLt.h>
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the library ---- */
+
+#define FUNCTIONS(use)                                                                             \
+    use(Create) use(Destroy) use(Matmul) use(MatmulAlgoGetHeuristic) use(MatmulDescCreate)         \
+        use(MatmulDescDestroy) use(MatmulDescSetAttribute) use(MatrixLayoutCreate)                 \
+            use(MatrixLayoutDestroy) use(MatmulPreferenceCreate) use(MatmulPreferenceDestroy)      \
+                use(MatmulPreferenceSetAttribute)
+
+/* A product at one shape: all that is needed to run it again. */
+typedef struct plan {
+    product key; /* with pointers replaced by how they are aligned */
+    int usable;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, out;
+    cublasLtMatmulAlgo_t algo;
+} plan;
+
+enum { MAX_PLANS = 256 };
+
+struct cuda_library {
+    void *handle;
+    cublasLtHandle_t lt;
+    void *workspace; /* on the device */
+#define DECLARE(name) decltype(&cublasLt##name) name;
+    FUNCTIONS(DECLARE)
+#undef DECLARE
+    int tf32, n_plans, next; /* next: which plan makes room for a new one */
+    plan plans[MAX_PLANS];
+};
+
+#define STRING2(x) #x
+#define STRING(x)  STRING2(x)
+#define SONAME     "libcublasLt.so." STRING(CUBLAS_VER_MAJOR)
+
+/* By the dynamic linker's rules, which find what the process has loaded already; then the toolkit. */
+static void *open_library(void) {
+    static const char *const names[] = {
+        SONAME, "/usr/local/cuda/lib64/" SONAME,
+        "/usr/local/cuda-" STRING(CUBLAS_VER_MAJOR) "/lib64/" SONAME};
+    for (const char *name : names)
+        if (void *handle = dlopen(name, RTLD_NOW | RTLD_LOCAL)) return handle;
+    return NULL;
+}
+
+int cuda_products_open(cuda_library **out) {
+    cuda_library *l = (cuda_library *)calloc(1, sizeof *l);
+    if (!l) return fail(GPT_ERR_MEMORY, "no memory for the table of matrix products");
+    const char *tf32 = getenv("GPTC_TF32");
+    l->tf32 = tf32 && strcmp(tf32, "0");
+    l->handle = open_library();
+    int found = l->handle != NULL;
+#define FIND(name)                                                                                 \
+    found = found && (l->name = (decltype(l->name))dlsym(l->handle, "cublasLt" #name));
+    FUNCTIONS(FIND)
+#undef FIND
+    if (!found || l->Create(&l->lt) != CUBLAS_STATUS_SUCCESS) {
+        int there = l->handle != NULL;
+        l->lt = NULL;
+        cuda_products_close(l);
+        return fail(GPT_ERR_DEVICE,
+                    there ? "%s was found but cannot be used; try: pip install 'gptc[cuda]'"
+                          : "%s was not found; install it with: pip install 'gptc[cuda]'",
+                    SONAME);
+    }
+    if (cudaMalloc(&l->workspace, PRODUCT_WORKSPACE) != cudaSuccess) {
+        cudaGetLastError(); /* it is answered here */
+        cuda_products_close(l);
+        return fail(GPT_ERR_MEMORY, "the GPU has no %d MB left for cuBLASLt",
+                    PRODUCT_WORKSPACE >> 20);
+    }
+    *out = l;
+    return GPT_OK;
+}
+
+static void close_plan(cuda_library *l, plan *p) {
+    if (p->a) l->MatrixLayoutDestroy(p->a);
+    if (p->b) l->MatrixLayoutDestroy(p->b);
+    if (p->out) l->MatrixLayoutDestroy(p->out);
+    if (p->desc) l->MatmulDescDestroy(p->desc);
+    *p = plan();
+}
+
+void cuda_products_close(cuda_library *l) {
+    if (!l) return;
+    for (int i = 0; i < l->n_plans; i++) close_plan(l, &l->plans[i]);
+    if (l->workspace) cudaFree(l->workspace);
+    if (l->lt) l->Destroy(l->lt);
+    if (l->handle) dlclose(l->handle);
+    free(l);
+}
+
+/* ---- plans ---- */
+
+/* How a pointer is aligned, as far as it matters; NULL stays NULL. */
+static void *alignment(const void *p) {
+    uintptr_t address = (uintptr_t)p;
+    for (uintptr_t bytes = 16; p && bytes > 1; bytes /= 2)
+        if (address % bytes == 0) return (void *)bytes;
+    return NULL;
+}
+
+static product key_of(const product *p) {
+    product key = *p;
+    key.out = alignment(p->out);
+    key.a = alignment(p->a);
+    key.b = alignment(p->b);
+    key.bias = alignment(p->bias);
+    key.pre = alignment(p->pre);
+    return key;
+}
+
+static cublasLtEpilogue_t epilogue_of(const product *p) {
+    switch (p->epilogue) {
+    case EPILOGUE_BIAS:
+        return CUBLASLT_EPILOGUE_BIAS;
+    case EPILOGUE_GELU:
+        if (p->pre) return p->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+        return p->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
+    case EPILOGUE_GELU_BACKWARD:
+        return CUBLASLT_EPILOGUE_DGELU;
+    default:
+        return CUBLASLT_EPILOGUE_DEFAULT;
+    }
+}
+
+/* cuBLASLt's matrices are column-major: it computes out^T (N, M) from b and a in exchanged roles. */
+static int describe(cuda_library *l, plan *plan, const product *p) {
+    cudaDataType_t type = p->bf16 ? CUDA_R_16BF : CUDA_R_32F;
+    cudaDataType_t out_type = p->float_out ? CUDA_R_32F : type;
+    cublasComputeType_t compute =
+        !p->bf16 && l->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+    cublasOperation_t first = p->kind == PRODUCT_NT ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasOperation_t second = p->kind == PRODUCT_TN ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = epilogue_of(p);
+    uint64_t M = (uint64_t)p->M, N = (uint64_t)p->N, K = (uint64_t)p->K;
+    int bad = l->MatmulDescCreate(&plan->desc, compute, CUDA_R_32F);
+    if (bad) return 0;
+#define SET(attribute, value)                                                                      \
+    bad |= l->MatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_##attribute, &(value),       \
+                                     sizeof(value))
+    SET(TRANSA, first);
+    SET(TRANSB, second);
+    SET(EPILOGUE, epilogue);
+    if (p->bias) SET(BIAS_DATA_TYPE, type);
+    if (p->pre) {
+        int64_t ld = p->N;
+        SET(EPILOGUE_AUX_LD, ld);
+    }
+    bad |= first == CUBLAS_OP_T ? l->MatrixLayoutCreate(&plan->a, type, K, N, p->ldb)
+                                : l->MatrixLayoutCreate(&plan->a, type, N, K, p->ldb);
+    bad |= second == CUBLAS_OP_T ? l->MatrixLayoutCreate(&plan->b, type, M, K, p->lda)
+                                 : l->MatrixLayoutCreate(&plan->b, type, K, M, p->lda);
+    bad |= l->MatrixLayoutCreate(&plan->out, out_type, N, M, p->ldo);
+    return !bad;
+}
+
+/* The addresses that the description, rather than the call, carries. */
+static int set_addresses(cuda_library *l, plan *plan, const product *p) {
+    int bad = 0;
+    if (p->bias) SET(BIAS_POINTER, p->bias);
+    if (p->pre) SET(EPILOGUE_AUX_POINTER, p->pre);
+    return !bad;
+}
+#undef SET
+
+/* The library's first choice for this shape. */
+static int choose(cuda_library *l, plan *plan, const product *p) {
+    cublasLtMatmulPreference_t preference;
+    cublasLtMatmulHeuristicResult_t result;
+    size_t workspace = PRODUCT_WORKSPACE;
+    int n_found = 0;
+    if (l->MatmulPreferenceCreate(&preference) != CUBLAS_STATUS_SUCCESS) return 0;
+    int bad = l->MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                              &workspace, sizeof workspace);
+    const struct {
+        cublasLtMatmulPreferenceAttributes_t which;
+        const void *pointer;
+    } operands[] = {{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, p->b},
+                    {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, p->a},
+                    {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, p->out},
+                    {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, p->out}};
+    for (const auto &operand : operands) {
+        uint32_t bytes = (uint32_t)(uintptr_t)alignment(operand.pointer);
+        bad |= l->MatmulPreferenceSetAttribute(preference, operand.which, &bytes, sizeof bytes);
+    }
+    if (!bad)
+        bad = l->MatmulAlgoGetHeuristic(l->lt, plan->desc, plan->a, plan->b, plan->out, plan->out,
+                                        preference, 1, &result, &n_found);
+    l->MatmulPreferenceDestroy(preference);
+    if (bad || n_found == 0) return 0;
+    plan->algo = result.algo;
+    return 1;
+}
+
+static plan *plan_for(cuda_library *l, const product *p) {
+    product key = key_of(p);
+    for (int i = 0; i < l->n_plans; i++)
+        if (l->plans[i].key == key) return &l->plans[i];
+    int i = l->n_plans < MAX_PLANS ? l->n_plans++ : l->next++ % MAX_PLANS;
+    plan *made = &l->plans[i];
+    close_plan(l, made);
+    made->key = key;
+    made->usable = describe(l, made, p) && set_addresses(l, made, p) && choose(l, made, p);
+    return made;
+}
+
+int cuda_product(gpt_ctx *ctx, const product *p) {
+    cuda_library *l = ctx->products;
+    if (p->pre && p->N % 8) return 0; /* the library wants its rows aligned */
+    plan *plan = plan_for(l, p);
+    float one = 1, zero = 0;
+    int done = plan->usable && set_addresses(l, plan, p) &&
+               l->Matmul(l->lt, plan->desc, &one, p->b, plan->a, p->a, plan->b,
+                         p->add ? &one : &zero, p->out, plan->out, p->out, plan->out, &plan->algo,
+                         l->workspace, PRODUCT_WORKSPACE, ctx->stream) == CUBLAS_STATUS_SUCCESS;
+    if (!done && p->epilogue == EPILOGUE_NONE) cuda_remember(ctx, cudaErrorNotSupported);
+    return done;
+}

@@ -1,0 +1,37 @@
+/* weights.cu: the form in which products read weights: bf16 in the same places. fp32 reads the
+ * parameters themselves. */
+#include "cuda.h"
+
+#ifdef CUDA_BF16
+enum { THREADS = 256 };
+
+static __global__ void weights_pack_kernel(elem *packed, const float *w, int64_t n) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) packed[i] = from_float<elem>(w[i]);
+}
+#endif
+
+size_t cuda_weights_bytes(int rows, int cols, int parts, int training) {
+    (void)parts, (void)training;
+#ifdef CUDA_BF16
+    return sizeof(elem) * (size_t)rows * (size_t)cols;
+#else
+    (void)rows, (void)cols;
+    return 0;
+#endif
+}
+
+void cuda_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *segments, int n_segments,
+                       int training) {
+    (void)training;
+#ifdef CUDA_BF16
+    for (int i = 0; i < n_segments; i++) {
+        const gpt_segment *s = &segments[i];
+        if (s->packed)
+            launch(ctx, weights_pack_kernel, dim3((unsigned)div_up(s->size, THREADS)), THREADS, 0,
+                   (elem *)s->packed, w + s->offset, s->size);
+    }
+#else
+    (void)ctx, (void)w, (void)segments, (void)n_segments;
+#endif
+}

@@ -1,0 +1,230 @@
+/* emulate.cpp: blocks and fibers. A fiber is entered once with makecontext and from then on left and
+ * resumed with setjmp and longjmp, which ask nothing of the kernel. */
+#undef _FORTIFY_SOURCE
+#include "emulate.h"
+
+#include <setjmp.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <mutex>
+#include <vector>
+
+dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+namespace {
+
+enum {
+    MAX_THREADS = 1024,
+    MAX_WARPS = MAX_THREADS / EMULATED_LANES,
+    MAX_GRID_YZ = 65535,
+    STACK_BYTES = 128 << 10,
+    MAX_SHARED_BYTES = 227 << 10,
+};
+
+/* A group of threads that wait for each other. */
+struct barrier {
+    int alive, arrived;
+    long turn;
+};
+
+struct copy {
+    void *to;
+    const void *from;
+    int group;
+};
+
+struct fiber {
+    ucontext_t start;
+    jmp_buf at;
+    bool made, done;
+    const barrier *waits; /* until its turn is over; NULL: it can go on */
+    long turn;
+    std::vector<copy> copies;
+    int groups; /* committed so far */
+};
+
+struct warp_slots {
+    unsigned char given[2][EMULATED_LANES * EMULATED_SLOT_BYTES];
+    long turn;
+};
+
+fiber fibers[MAX_THREADS];
+warp_slots slots[MAX_WARPS];
+barrier block, warps[MAX_WARPS];
+long turns[MAX_THREADS]; /* exchanges a lane has made */
+ucontext_t scheduler_start;
+jmp_buf scheduler;
+int current;
+long progress; /* counts arrivals, releases and ends */
+const std::function<void()> *body;
+unsigned char *stacks;
+alignas(128) unsigned char shared[MAX_SHARED_BYTES];
+bool reversed;
+std::mutex device; /* one launch at a time, whoever starts it */
+
+void give_way() {
+    if (!_setjmp(fibers[current].at)) _longjmp(scheduler, 1);
+}
+
+void release_if_all(barrier &b) {
+    if (b.alive && b.arrived == b.alive) {
+        b.arrived = 0;
+        b.turn++;
+        progress++;
+    }
+}
+
+void wait(barrier &b) {
+    fiber &f = fibers[current];
+    f.waits = &b;
+    f.turn = b.turn;
+    b.arrived++;
+    progress++;
+    release_if_all(b);
+    if (b.turn == f.turn) give_way();
+    f.waits = NULL;
+}
+
+void end_thread() {
+    fiber &f = fibers[current];
+    for (const copy &c : f.copies)
+        (void)c, emulate_die("a thread ends before its copies have arrived");
+    f.done = true;
+    progress++;
+    barrier &warp = warps[current / EMULATED_LANES];
+    block.alive--, warp.alive--;
+    if (warp.arrived) emulate_die("a lane ends while its warp works together");
+    release_if_all(block);
+}
+
+/* A fiber serves one thread after another: making one anew asks something of the kernel. */
+void fiber_main() {
+    for (;;) {
+        (*body)();
+        end_thread();
+        give_way();
+    }
+}
+
+void resume(int i) {
+    current = i;
+    threadIdx = dim3((unsigned)i);
+    if (_setjmp(scheduler)) return;
+    fiber &f = fibers[i];
+    if (f.made) _longjmp(f.at, 1);
+    f.made = true;
+    getcontext(&f.start);
+    f.start.uc_stack = {stacks + (size_t)i * STACK_BYTES, 0, STACK_BYTES};
+    f.start.uc_link = NULL;
+    makecontext(&f.start, fiber_main, 0);
+    swapcontext(&scheduler_start, &f.start);
+}
+
+void run_block(int n_threads, size_t shared_bytes) {
+    memset(shared, 0xff, shared_bytes);
+    block = {n_threads, 0, 0};
+    for (int w = 0; w * EMULATED_LANES < n_threads; w++) {
+        int lanes = n_threads - w * EMULATED_LANES;
+        warps[w] = {lanes < EMULATED_LANES ? lanes : EMULATED_LANES, 0, 0};
+    }
+    for (int i = 0; i < n_threads; i++) {
+        fiber &f = fibers[i];
+        f.done = false;
+        f.waits = NULL;
+        f.copies.clear();
+        f.groups = 0;
+        turns[i] = 0;
+    }
+    while (block.alive > 0) {
+        long before = progress;
+        for (int k = 0; k < n_threads; k++) {
+            int i = reversed ? n_threads - 1 - k : k;
+            const fiber &f = fibers[i];
+            if (!f.done && !(f.waits && f.waits->turn == f.turn)) resume(i);
+        }
+        if (progress == before) emulate_die("the threads of a block wait for each other for ever");
+    }
+}
+
+} // namespace
+
+void emulate_die(const char *what) {
+    fprintf(stderr, "emulated CUDA: %s (block %u %u %u, thread %d)\n", what, blockIdx.x, blockIdx.y,
+            blockIdx.z, current);
+    abort();
+}
+
+void emulate_launch(dim3 grid, int n_threads, size_t shared_bytes,
+                    const std::function<void()> &run) {
+    if (n_threads < 1 || n_threads > MAX_THREADS || shared_bytes > MAX_SHARED_BYTES || !grid.x ||
+        !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > MAX_GRID_YZ || grid.z > MAX_GRID_YZ)
+        emulate_die("a launch that no device accepts");
+    std::lock_guard<std::mutex> lock(device);
+    if (!stacks) {
+        void *memory = mmap(NULL, (size_t)MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED) emulate_die("no memory for stacks");
+        stacks = (unsigned char *)memory;
+    }
+    body = &run;
+    gridDim = grid;
+    blockDim = dim3((unsigned)n_threads);
+    reversed = !reversed;
+    int64_t n_blocks = (int64_t)grid.x * grid.y * grid.z;
+    for (int64_t k = 0; k < n_blocks; k++) {
+        int64_t i = reversed ? n_blocks - 1 - k : k;
+        blockIdx = dim3((unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y),
+                        (unsigned)(i / grid.x / grid.y));
+        run_block(n_threads, shared_bytes);
+    }
+}
+
+void *emulate_shared_memory() {
+    return shared;
+}
+
+void __syncthreads() {
+    wait(block);
+}
+
+void __syncwarp() {
+    wait(warps[current / EMULATED_LANES]);
+}
+
+const unsigned char *emulate_exchange(const void *mine, size_t bytes) {
+    int w = current / EMULATED_LANES, lane = current % EMULATED_LANES;
+    if (warps[w].alive < EMULATED_LANES && (int)blockDim.x - w * EMULATED_LANES >= EMULATED_LANES)
+        emulate_die("a warp works together without all its lanes");
+    /* Two sets in turn: a lane that is ahead cannot overwrite what another has yet to read. */
+    unsigned char *given = slots[w].given[turns[current]++ % 2];
+    if (bytes > EMULATED_SLOT_BYTES) emulate_die("an exchange of more than a slot");
+    memcpy(given + lane * EMULATED_SLOT_BYTES, mine, bytes);
+    wait(warps[w]);
+    return given;
+}
+
+void emulate_copy_async(void *to, const void *from) {
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) emulate_die("a misaligned asynchronous copy");
+    fibers[current].copies.push_back({to, from, fibers[current].groups});
+}
+
+void emulate_copy_commit() {
+    fibers[current].groups++;
+}
+
+void emulate_copy_wait(int n) {
+    fiber &f = fibers[current];
+    std::vector<copy> later;
+    for (const copy &c : f.copies) {
+        if (c.group >= f.groups - n) {
+            later.push_back(c);
+        } else if (c.from) {
+            memcpy(c.to, c.from, 16);
+        } else {
+            memset(c.to, 0, 16);
+        }
+    }
+    f.copies = later;
+}

@@ -1,0 +1,191 @@
+/* emulate.h: enough of CUDA to run csrc/cuda/ on the host, for tests.
+ *
+ * The .cu files compile as C++ against this header in place of CUDA's. A launch runs its blocks one
+ * after the other; the threads of a block are fibers, which give way to each other at barriers and
+ * at whatever a warp does together. It is not fast, and not meant to be. It is strict:
+ *
+ *  - Every other launch runs its blocks, and the threads of each, in reverse, so that a result that
+ *    depends on their order differs between two runs, which the tests compare bit by bit.
+ *  - Shared memory holds NaNs when a block begins.
+ *  - An asynchronous copy arrives when it is waited for, and no earlier.
+ *  - Threads that wait for each other for ever, a warp that works together without all its lanes,
+ *    misaligned vectors and impossible launches end the program with a message. */
+#ifndef EMULATE_H
+#define EMULATE_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <functional>
+
+/* ---- the language ---- */
+
+#define __global__
+#define __device__
+#define __host__
+#define __restrict__ __restrict
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __forceinline__ inline
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+struct alignas(8) float2 {
+    float x, y;
+};
+
+/* Of the fiber that runs. */
+extern dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+void __syncthreads();
+void __syncwarp();
+
+/* ---- what lanes of a warp do together ---- */
+
+enum { EMULATED_LANES = 32, EMULATED_SLOT_BYTES = 64 };
+
+[[noreturn]] void emulate_die(const char *what);
+
+/* Every lane gives up to EMULATED_SLOT_BYTES, and sees what all of them gave: (lanes, slot bytes),
+ * until its warp's next exchange. */
+const unsigned char *emulate_exchange(const void *mine, size_t bytes);
+
+template <typename T> static inline T emulate_shuffle(unsigned mask, T x, int from) {
+    if (mask != ~0u) emulate_die("a shuffle among some lanes of a warp");
+    T got;
+    memcpy(&got, emulate_exchange(&x, sizeof x) + from * EMULATED_SLOT_BYTES, sizeof got);
+    return got;
+}
+template <typename T> static inline T __shfl_sync(unsigned mask, T x, int lane) {
+    return emulate_shuffle(mask, x, lane % EMULATED_LANES);
+}
+template <typename T> static inline T __shfl_xor_sync(unsigned mask, T x, int offset) {
+    return emulate_shuffle(mask, x, (int)threadIdx.x % EMULATED_LANES ^ offset);
+}
+
+/* ---- asynchronous copies of 16 bytes: zeros where there is no source ---- */
+
+void emulate_copy_async(void *shared, const void *global);
+void emulate_copy_commit();
+/* Waits until at most n of the groups committed last are under way. */
+void emulate_copy_wait(int n);
+
+/* ---- bfloat16 ---- */
+
+struct __nv_bfloat16 {
+    uint16_t bits;
+};
+
+static inline float __bfloat162float(__nv_bfloat16 x) {
+    uint32_t bits = (uint32_t)x.bits << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+/* To the nearest, ties to even. */
+static inline __nv_bfloat16 __float2bfloat16(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    if (f != f) return {(uint16_t)(bits >> 16 | 0x40)};
+    return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+/* ---- the runtime ---- */
+
+typedef enum cudaError_t {
+    cudaSuccess,
+    cudaErrorMemoryAllocation,
+    cudaErrorInsufficientDriver,
+    cudaErrorNoDevice,
+    cudaErrorNotSupported,
+} cudaError_t;
+typedef struct emulated_stream *cudaStream_t;
+typedef enum cudaMemcpyKind {
+    cudaMemcpyHostToDevice,
+    cudaMemcpyDeviceToHost,
+    cudaMemcpyDeviceToDevice
+} cudaMemcpyKind;
+typedef struct cudaFuncAttributes {
+    int unused;
+} cudaFuncAttributes;
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
+
+static inline cudaError_t cudaGetDeviceCount(int *n) {
+    *n = 1;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaDriverGetVersion(int *version) {
+    *version = 13000;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaRuntimeGetVersion(int *version) {
+    return cudaDriverGetVersion(version);
+}
+static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 0;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, const void *) {
+    return cudaSuccess;
+}
+static inline const char *cudaGetErrorString(cudaError_t) {
+    return "an emulated error";
+}
+static inline cudaError_t cudaGetLastError() {
+    return cudaSuccess;
+}
+static inline cudaError_t cudaSetDevice(int) {
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamCreate(cudaStream_t *stream) {
+    *stream = (cudaStream_t)stream;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamDestroy(cudaStream_t) {
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMalloc(void **out, size_t bytes) {
+    *out = aligned_alloc(256, (bytes + 255) / 256 * 256);
+    return *out ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+static inline cudaError_t cudaFree(void *p) {
+    free(p);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind,
+                                          cudaStream_t) {
+    memcpy(to, from, bytes);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) {
+    memset(to, value, bytes);
+    return cudaSuccess;
+}
+
+/* ---- launches ---- */
+
+void emulate_launch(dim3 grid, int threads, size_t shared_bytes, const std::function<void()> &run);
+void *emulate_shared_memory();
+
+struct gpt_ctx;
+template <typename... P, typename... A>
+static void launch(gpt_ctx *, void (*kernel)(P...), dim3 grid, int threads, size_t shared_bytes,
+                   A... args) {
+    emulate_launch(grid, threads, shared_bytes, [=] { kernel((P)args...); });
+}
+
+template <typename T> static inline T *shared_memory() {
+    return (T *)emulate_shared_memory();
+}
+
+#endif
