@@ -459,6 +459,20 @@ int gpt_model_zero_grads(gpt_model *model) {
     return model->ops->sync(model->ctx);
 }
 
+/* Dropout is another one in each step, so that there would be nothing to replay. */
+static void forward_backward(gpt_model *m, const batch *x, float scale) {
+    const gpt_ops *ops = m->ops;
+    int32_t scale_bits;
+    memcpy(&scale_bits, &scale, sizeof scale_bits);
+    const int64_t key[] = {(int64_t)(intptr_t)m->arena, x->B, x->T, x->first, scale_bits};
+    bool replays = ops->replay_begin && m->options.dropout == 0;
+    if (replays && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
+    do {
+        model_forward(m, &m->acts, x);
+        model_backward(m, &m->acts, x, scale);
+    } while (replays && !ops->replay_end(m->ctx));
+}
+
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss) {
     REQUIRE(model);
@@ -473,8 +487,7 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     if (model->grads_stale) model->n_micro = 0;
     set_tokens(model, tokens, targets, N);
     batch x = {.B = B, .T = T, .N = N, .training = true, .first = model->grads_stale};
-    model_forward(model, &model->acts, &x);
-    model_backward(model, &model->acts, &x, scale / (float)n_valid);
+    forward_backward(model, &x, scale / (float)n_valid);
     model->grads_stale = false;
     model->n_micro++;
     return mean_loss(model, N, n_valid, loss, NULL);

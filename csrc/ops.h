@@ -223,6 +223,11 @@ typedef struct gpt_ops {
     /* Measures multiply-adds (two operations each) and, unless bytes is NULL, bytes copied (read and
      * written) a second; 0 where there is no memory for it. */
     int (*peak)(gpt_ctx *ctx, double *flops, double *bytes);
+    /* Running a sequence of ops again in one go; NULL where there is nothing to gain. Ops are run
+     * between `begin`, unless that has run them and returns 1, and `end`, and again where `end`
+     * returns 0. The same key (n numbers) must mean the same ops with the same arguments. */
+    int (*replay_begin)(gpt_ctx *ctx, const int64_t *key, int n);
+    int (*replay_end)(gpt_ctx *ctx);
     /* Bytes of workspace that ops on this shape need, and the workspace itself. */
     size_t (*workspace_bytes)(const gpt_ctx *ctx, const gpt_shape *shape);
     void (*ctx_set_workspace)(gpt_ctx *ctx, void *workspace);

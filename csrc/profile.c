@@ -273,6 +273,7 @@ int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const gpt_ops **out_ops, gp
     p->ops = ops;
     p->inner = ctx;
     p->table = *ops;
+    p->table.replay_begin = NULL; /* each op is to be seen */
     p->table.ctx_free = profile_free_ctx;
     p->table.ctx_threads = profile_threads;
     p->table.ctx_measure = profile_measure;

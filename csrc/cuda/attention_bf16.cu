@@ -1,11 +1,437 @@
-/* attention_bf16.cu: causal attention on tensor cores. */
+/* attention_bf16.cu: causal attention on tensor cores, in the tiles of Dao 2023 (FlashAttention-2).
+ *
+ * A block has TILE rows (queries, or for dk and dv keys) in shared memory and goes through the other
+ * side tile by tile, the next one arriving while it works. A warp has 16 of the rows. Every product
+ * is one of two: `product_rows` with the rows of a tile (scores, dp), or `product_columns` with its
+ * columns (out, dq, dk, dv), whose left side are scores that stay in registers.
+ *
+ * Backward makes dq in one kernel, and dk and dv in another, so that each number is summed by one
+ * thread, in one order. D is the size of a head, rounded up to what a kernel exists for. */
 #include "attention.h"
+#include "instructions.h"
 
-int attention_tiles_forward(gpt_ctx *, elem *, float *, const elem *, gpt_dropout,
-                            attention_shape) {
-    return 0;
+enum { TILE = 64, WARPS = TILE / 16, THREADS = WARPS * WARP, STAGES = 2 };
+
+static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+
+/* Rows of a tile are 16 bytes longer than D, so that eight of them lie in different banks. */
+template <int D> static constexpr int STRIDE = D + 8;
+
+/* ---- tiles and operands ---- */
+
+/* Rows of HS numbers, `stride` apart, into a tile (rows, STRIDE<D>): zeros past `there` rows and past
+ * HS. Asynchronously where rows are aligned. */
+template <int D>
+static __device__ inline void load_tile(elem *tile, const elem *from, int64_t stride, int rows,
+                                        int there, int HS) {
+    enum { CHUNKS = D / 8 };
+    for (int i = (int)threadIdx.x; i < rows * CHUNKS; i += THREADS) {
+        int row = i / CHUNKS, col = i % CHUNKS * 8;
+        elem *to = tile + row * STRIDE<D> + col;
+        const elem *at = from + row * stride + col;
+        bool here = row < there && col < HS;
+        if (HS % 8 == 0) {
+            copy_async(to, here ? at : from, here);
+        } else {
+            for (int k = 0; k < 8; k++)
+                to[k] = here && col + k < HS ? at[k] : from_float<elem>(0.0f);
+        }
+    }
 }
-int attention_tiles_backward(gpt_ctx *, elem *, const elem *, const elem *, const float *,
-                             const float *, gpt_dropout, attention_shape) {
-    return 0;
+
+/* 16 rows of a tile as the left side of products over D. */
+template <int D> struct operand {
+    uint32_t r[D / 16][4];
+};
+
+template <int D> static __device__ inline void load_operand(operand<D> &a, const elem *rows) {
+    int lane = (int)threadIdx.x % WARP;
+    const elem *at = rows + (lane % 16) * STRIDE<D> + lane / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) load_matrices(a.r[k], at + 16 * k);
+}
+
+/* s (16, 8 N) = a tile^T: column n is the product with row n. */
+template <int D, int N>
+static __device__ inline void product_rows(float (&s)[N][4], const operand<D> &a,
+                                           const elem *tile) {
+    int lane = (int)threadIdx.x % WARP;
+    const elem *at = tile + (lane / 16 * 8 + lane % 8) * STRIDE<D> + lane / 8 % 2 * 8;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[n][e] = 0;
+#pragma unroll
+    for (int k = 0; k < D / 16; k++)
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            uint32_t b[4];
+            load_matrices(b, at + n * 8 * STRIDE<D> + 16 * k);
+            multiply_add(s[n], a.r[k], b[0], b[1]);
+            multiply_add(s[n + 1], a.r[k], b[2], b[3]);
+        }
+}
+
+/* out (16, D) += s tile, s (16, 8 N) in bf16: row n of the tile has weight s[., n]. */
+template <int D, int N>
+static __device__ inline void product_columns(float (&out)[D / 8][4], const float (&s)[N][4],
+                                              const elem *tile) {
+    int lane = (int)threadIdx.x % WARP;
+    const elem *at = tile + lane % 16 * STRIDE<D> + lane / 16 * 8;
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+        uint32_t a[4] = {pair_of(s[n][0], s[n][1]), pair_of(s[n][2], s[n][3]),
+                         pair_of(s[n + 1][0], s[n + 1][1]), pair_of(s[n + 1][2], s[n + 1][3])};
+#pragma unroll
+        for (int d = 0; d < D / 8; d += 2) {
+            uint32_t b[4];
+            load_matrices_transposed(b, at + n * 8 * STRIDE<D> + 8 * d);
+            multiply_add(out[d], a, b[0], b[1]);
+            multiply_add(out[d + 1], a, b[2], b[3]);
+        }
+    }
+}
+
+/* Where number e of column group n of a lane's 16 rows stands. */
+static __device__ inline int row_of(int e) {
+    return (int)threadIdx.x % WARP / 4 + e / 2 * 8;
+}
+static __device__ inline int col_of(int n, int e) {
+    return n * 8 + (int)threadIdx.x % 4 * 2 + e % 2;
+}
+
+/* Rows of x times factor, to rows of HS numbers `stride` apart, `there` of them. */
+template <int D>
+static __device__ inline void store_rows(elem *to, int64_t stride, const float (&x)[D / 8][4],
+                                         const float (&factor)[2], int there, int HS) {
+#pragma unroll
+    for (int d = 0; d < D / 8; d++)
+#pragma unroll
+        for (int e = 0; e < 4; e += 2) {
+            int row = row_of(e), col = col_of(d, 0);
+            if (row >= there) continue;
+            elem *at = to + row * stride + col;
+            float low = x[d][e] * factor[e / 2], high = x[d][e + 1] * factor[e / 2];
+            if (HS % 2 == 0) {
+                if (col < HS) *(uint32_t *)at = pair_of(low, high);
+            } else {
+                if (col < HS) at[0] = from_float<elem>(low);
+                if (col + 1 < HS) at[1] = from_float<elem>(high);
+            }
+        }
+}
+
+/* Over the four lanes that share a row. */
+static __device__ inline float row_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+static __device__ inline float row_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+/* ---- forward ---- */
+
+typedef struct tiles_args {
+    elem *out, *dqkv;
+    float *lse_out; /* or NULL */
+    const elem *qkv, *dout;
+    const float *lse, *delta; /* (B, NH, T) */
+    gpt_dropout dropout;
+    float scale;
+    attention_shape shape;
+} tiles_args;
+
+/* Blocks with more tiles to go through come first, so that none is left alone at the end. */
+static __device__ inline int longest_first(int n_tiles, int n_heads) {
+    return n_tiles - 1 - (int)blockIdx.x / n_heads;
+}
+
+template <int D>
+static __global__ void __launch_bounds__(THREADS) attention_forward_kernel(tiles_args args) {
+    enum { N = TILE / 8 };
+    attention_shape a = args.shape;
+    int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
+    int q_tile = longest_first((int)div_up(a.T, TILE), n_heads), warp = (int)threadIdx.x / WARP;
+    int first_q = q_tile * TILE, row0 = first_q + warp * 16;
+    elem *q = shared_memory<elem>(), *k = q + TILE * STRIDE<D>, *v = k + STAGES * TILE * STRIDE<D>;
+    int64_t stride = row_stride(a);
+
+    auto fetch = [&](int tile, int stage) {
+        int key = tile * TILE, at = stage * TILE * STRIDE<D>;
+        load_tile<D>(k + at, args.qkv + key_at(a, b, key, h), stride, TILE, a.T - key, a.HS);
+        load_tile<D>(v + at, args.qkv + value_at(a, b, key, h), stride, TILE, a.T - key, a.HS);
+    };
+    load_tile<D>(q, args.qkv + query_at(a, b, first_q, h), stride, TILE, a.T - first_q, a.HS);
+    fetch(0, 0);
+    copy_commit();
+
+    operand<D> queries;
+    float out[D / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    float scale = args.scale * LOG2E; /* so that exp is exp2 */
+    for (int tile = 0; tile <= q_tile; tile++) {
+        if (tile < q_tile) fetch(tile + 1, (tile + 1) % STAGES);
+        copy_commit();
+        copy_wait<1>();
+        __syncthreads();
+        if (tile == 0) load_operand(queries, q + warp * 16 * STRIDE<D>);
+        int at = tile % STAGES * TILE * STRIDE<D>;
+        float s[N][4];
+        product_rows(s, queries, k + at);
+
+        float new_max[2] = {max[0], max[1]};
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                bool seen = tile < q_tile || tile * TILE + col_of(n, e) <= row0 + row_of(e);
+                s[n][e] = seen ? s[n][e] * scale : -INFINITY;
+                new_max[e / 2] = fmaxf(new_max[e / 2], s[n][e]);
+            }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            new_max[r] = row_max(new_max[r]);
+            float shrink = exp2f(max[r] - new_max[r]);
+            max[r] = new_max[r];
+            sum[r] *= shrink;
+#pragma unroll
+            for (int d = 0; d < D / 8; d++) {
+                out[d][2 * r] *= shrink;
+                out[d][2 * r + 1] *= shrink;
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                s[n][e] = exp2f(s[n][e] - max[e / 2]);
+                sum[e / 2] += s[n][e];
+                if (args.dropout.p > 0) {
+                    int64_t i = (int64_t)head * a.T + row0 + row_of(e);
+                    s[n][e] *= dropout_factor(args.dropout,
+                                              (uint64_t)(i * a.T + tile * TILE + col_of(n, e)));
+                }
+            }
+        product_columns<D>(out, s, v + at);
+        __syncthreads(); /* before this stage is filled again */
+    }
+
+    float inverse[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        sum[r] = row_sum(sum[r]);
+        inverse[r] = 1.0f / sum[r];
+        int row = row0 + row_of(2 * r);
+        if (args.lse_out && threadIdx.x % 4 == 0 && row < a.T)
+            args.lse_out[(int64_t)head * a.T + row] = (max[r] + log2f(sum[r])) * LN2;
+    }
+    store_rows<D>(args.out + out_at(a, b, row0, h), (int64_t)a.NH * a.HS, out, inverse, a.T - row0,
+                  a.HS);
+}
+
+/* ---- backward ---- */
+
+/* From scores to probabilities with their dropout (p), and from the gradients of those (dp) to the
+ * gradients of scores, before the scale. lse is in powers of two. i is the query's number among
+ * (B, NH, T). */
+static __device__ inline void score_gradient(float &p, float &dp, bool seen, float scale, float lse,
+                                             float delta, gpt_dropout dropout, int64_t i, int key,
+                                             int T) {
+    float probability = seen ? exp2f(p * scale - lse) : 0, factor = 1;
+    if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(i * T + key));
+    p = probability * factor;
+    dp = probability * (dp * factor - delta);
+}
+
+/* dq: a block has queries, and goes through keys. */
+template <int D, int KEYS>
+static __global__ void __launch_bounds__(THREADS)
+    attention_backward_queries_kernel(tiles_args args) {
+    enum { N = KEYS / 8 };
+    attention_shape a = args.shape;
+    int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
+    int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
+    int warp = (int)threadIdx.x / WARP, row0 = first_q + warp * 16;
+    int n_tiles = (int)div_up(least(first_q + TILE, a.T), KEYS);
+    elem *q = shared_memory<elem>(), *dout = q + TILE * STRIDE<D>, *k = dout + TILE * STRIDE<D>;
+    elem *v = k + STAGES * KEYS * STRIDE<D>;
+    int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
+
+    auto fetch = [&](int tile, int stage) {
+        int key = tile * KEYS, at = stage * KEYS * STRIDE<D>;
+        load_tile<D>(k + at, args.qkv + key_at(a, b, key, h), stride, KEYS, a.T - key, a.HS);
+        load_tile<D>(v + at, args.qkv + value_at(a, b, key, h), stride, KEYS, a.T - key, a.HS);
+    };
+    load_tile<D>(q, args.qkv + query_at(a, b, first_q, h), stride, TILE, a.T - first_q, a.HS);
+    load_tile<D>(dout, args.dout + out_at(a, b, first_q, h), out_stride, TILE, a.T - first_q, a.HS);
+    fetch(0, 0);
+    copy_commit();
+
+    operand<D> queries, douts;
+    float dq[D / 8][4] = {}, lse[2], delta[2], scale = args.scale * LOG2E;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int row = row0 + row_of(2 * r);
+        lse[r] = row < a.T ? args.lse[(int64_t)head * a.T + row] * LOG2E : INFINITY;
+        delta[r] = row < a.T ? args.delta[(int64_t)head * a.T + row] : 0;
+    }
+    for (int tile = 0; tile < n_tiles; tile++) {
+        if (tile + 1 < n_tiles) fetch(tile + 1, (tile + 1) % STAGES);
+        copy_commit();
+        copy_wait<1>();
+        __syncthreads();
+        if (tile == 0) {
+            load_operand(queries, q + warp * 16 * STRIDE<D>);
+            load_operand(douts, dout + warp * 16 * STRIDE<D>);
+        }
+        int at = tile % STAGES * KEYS * STRIDE<D>;
+        float p[N][4], ds[N][4];
+        product_rows(p, queries, k + at);
+        product_rows(ds, douts, v + at);
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int key = tile * KEYS + col_of(n, e), row = row0 + row_of(e);
+                score_gradient(p[n][e], ds[n][e], key <= row, scale, lse[e / 2], delta[e / 2],
+                               args.dropout, (int64_t)head * a.T + row, key, a.T);
+            }
+        product_columns<D>(dq, ds, k + at);
+        __syncthreads();
+    }
+    const float factor[2] = {args.scale, args.scale};
+    store_rows<D>(args.dqkv + query_at(a, b, row0, h), stride, dq, factor, a.T - row0, a.HS);
+}
+
+/* dk and dv: a block has keys, and goes through the queries of every head that reads them. Scores
+ * are transposed here: rows are keys. */
+template <int D, int QUERIES>
+static __global__ void __launch_bounds__(THREADS) attention_backward_keys_kernel(tiles_args args) {
+    enum { N = QUERIES / 8 };
+    attention_shape a = args.shape;
+    int n_heads = a.B * a.NKV, b = (int)blockIdx.x % n_heads / a.NKV, group = a.NH / a.NKV;
+    int h0 = (int)blockIdx.x % a.NKV * group, warp = (int)threadIdx.x / WARP;
+    int first_key = (int)blockIdx.x / n_heads * TILE, row0 = first_key + warp * 16;
+    int first_tile = first_key / QUERIES, per_head = (int)div_up(a.T, QUERIES) - first_tile;
+    elem *k = shared_memory<elem>(), *v = k + TILE * STRIDE<D>, *q = v + TILE * STRIDE<D>;
+    elem *dout = q + STAGES * QUERIES * STRIDE<D>;
+    float *lse = (float *)(dout + STAGES * QUERIES * STRIDE<D>), *delta = lse + STAGES * QUERIES;
+    int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
+
+    auto fetch = [&](int step, int stage) {
+        int h = h0 + step / per_head, query = (first_tile + step % per_head) * QUERIES;
+        int at = stage * QUERIES * STRIDE<D>, there = a.T - query;
+        load_tile<D>(q + at, args.qkv + query_at(a, b, query, h), stride, QUERIES, there, a.HS);
+        load_tile<D>(dout + at, args.dout + out_at(a, b, query, h), out_stride, QUERIES, there,
+                     a.HS);
+        for (int i = (int)threadIdx.x; i < QUERIES; i += THREADS) {
+            int64_t row = ((int64_t)b * a.NH + h) * a.T + query + i;
+            lse[stage * QUERIES + i] = i < there ? args.lse[row] * LOG2E : INFINITY;
+            delta[stage * QUERIES + i] = i < there ? args.delta[row] : 0;
+        }
+    };
+    load_tile<D>(k, args.qkv + key_at(a, b, first_key, h0), stride, TILE, a.T - first_key, a.HS);
+    load_tile<D>(v, args.qkv + value_at(a, b, first_key, h0), stride, TILE, a.T - first_key, a.HS);
+    fetch(0, 0);
+    copy_commit();
+
+    operand<D> keys, values;
+    float dk[D / 8][4] = {}, dv[D / 8][4] = {}, scale = args.scale * LOG2E;
+    for (int step = 0; step < group * per_head; step++) {
+        if (step + 1 < group * per_head) fetch(step + 1, (step + 1) % STAGES);
+        copy_commit();
+        copy_wait<1>();
+        __syncthreads();
+        /* Large heads leave no registers to keep both. */
+        if (step == 0) load_operand(keys, k + warp * 16 * STRIDE<D>);
+        if (step == 0 || D > 64) load_operand(values, v + warp * 16 * STRIDE<D>);
+        int stage = step % STAGES, at = stage * QUERIES * STRIDE<D>;
+        int query0 = (first_tile + step % per_head) * QUERIES, h = h0 + step / per_head;
+        float p[N][4], ds[N][4];
+        product_rows(p, keys, q + at);
+        product_rows(ds, values, dout + at);
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int col = col_of(n, e), query = query0 + col, key = row0 + row_of(e);
+                score_gradient(p[n][e], ds[n][e], key <= query, scale, lse[stage * QUERIES + col],
+                               delta[stage * QUERIES + col], args.dropout,
+                               ((int64_t)b * a.NH + h) * a.T + query, key, a.T);
+            }
+        product_columns<D>(dv, p, dout + at);
+        product_columns<D>(dk, ds, q + at);
+        __syncthreads();
+    }
+    const float factor[2] = {args.scale, args.scale}, one[2] = {1, 1};
+    store_rows<D>(args.dqkv + key_at(a, b, row0, h0), stride, dk, factor, a.T - row0, a.HS);
+    store_rows<D>(args.dqkv + value_at(a, b, row0, h0), stride, dv, one, a.T - row0, a.HS);
+}
+
+/* ---- starting them: with tiles of the other side as large as registers allow ---- */
+
+/* Of `fixed` tiles that stay, and of two that come in stages, with `other` rows each. */
+template <int D> static inline size_t tile_bytes(int fixed, int other) {
+    return sizeof(elem) * STRIDE<D> * (size_t)(fixed * TILE + 2 * STAGES * other);
+}
+
+template <int D> static void forward(gpt_ctx *ctx, tiles_args args) {
+    attention_shape a = args.shape;
+    dim3 grid((unsigned)(div_up(a.T, TILE) * a.B * a.NH));
+    launch(ctx, attention_forward_kernel<D>, grid, THREADS, tile_bytes<D>(1, TILE), args);
+}
+
+template <int D, int KEYS, int QUERIES> static void backward(gpt_ctx *ctx, tiles_args args) {
+    attention_shape a = args.shape;
+    unsigned n_tiles = (unsigned)div_up(a.T, TILE);
+    launch(ctx, attention_backward_queries_kernel<D, KEYS>, dim3(n_tiles * a.B * a.NH), THREADS,
+           tile_bytes<D>(2, KEYS), args);
+    launch(ctx, attention_backward_keys_kernel<D, QUERIES>, dim3(n_tiles * a.B * a.NKV), THREADS,
+           tile_bytes<D>(2, QUERIES) + sizeof(float) * 2 * STAGES * QUERIES, args);
+}
+
+int attention_tiles_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv,
+                            gpt_dropout dropout, attention_shape a) {
+    tiles_args args = {.out = out,
+                       .dqkv = NULL,
+                       .lse_out = lse,
+                       .qkv = qkv,
+                       .dout = NULL,
+                       .lse = NULL,
+                       .delta = NULL,
+                       .dropout = dropout,
+                       .scale = attention_scale(a),
+                       .shape = a};
+    if (a.HS > 128) return 0;
+    if (a.HS > 64)
+        forward<128>(ctx, args);
+    else if (a.HS > 32)
+        forward<64>(ctx, args);
+    else
+        forward<32>(ctx, args);
+    return 1;
+}
+
+int attention_tiles_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const elem *qkv,
+                             const float *lse, const float *delta, gpt_dropout dropout,
+                             attention_shape a) {
+    tiles_args args = {.out = NULL,
+                       .dqkv = dqkv,
+                       .lse_out = NULL,
+                       .qkv = qkv,
+                       .dout = dout,
+                       .lse = lse,
+                       .delta = delta,
+                       .dropout = dropout,
+                       .scale = attention_scale(a),
+                       .shape = a};
+    if (a.HS > 128) return 0;
+    if (a.HS > 64)
+        backward<128, 32, 32>(ctx, args);
+    else if (a.HS > 32)
+        backward<64, 64, 32>(ctx, args);
+    else
+        backward<32, 64, 64>(ctx, args);
+    return 1;
 }

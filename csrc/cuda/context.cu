@@ -18,14 +18,18 @@ static int check_driver(void) {
     if (error == cudaSuccess && n > 0) return GPT_OK;
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
-    if (driver == 0) return fail(GPT_ERR_DEVICE, "no NVIDIA driver is installed; use --device cpu");
-    if (error == cudaErrorInsufficientDriver)
+    if (driver == 0)
         return fail(GPT_ERR_DEVICE,
-                    "the NVIDIA driver serves CUDA up to %d.%d, and this build needs %d.%d: update "
-                    "the driver, or use --device cpu",
-                    driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+                    "CUDA needs an NVIDIA driver, and none is installed; use --device cpu");
+    if (error == cudaErrorInsufficientDriver)
+        return fail(
+            GPT_ERR_DEVICE,
+            "this NVIDIA driver serves CUDA up to %d.%d, and this build needs %d.%d: update "
+            "the driver, or use --device cpu",
+            driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     if (error == cudaErrorNoDevice || error == cudaSuccess)
-        return fail(GPT_ERR_DEVICE, "the NVIDIA driver sees no GPU; use --device cpu");
+        return fail(GPT_ERR_DEVICE,
+                    "CUDA finds no GPU, though there is a driver; use --device cpu");
     return fail(GPT_ERR_DEVICE, "CUDA does not start: %s; use --device cpu",
                 cudaGetErrorString(error));
 }
@@ -64,6 +68,7 @@ int cuda_ctx_create(gpt_ctx **out, int n_threads, int pin) {
     gpt_ctx *ctx = (gpt_ctx *)calloc(1, sizeof *ctx);
     if (!ctx) return fail(GPT_ERR_MEMORY, "no memory for the device's context");
     int status = cuda_products_open(&ctx->products);
+    if (status == GPT_OK) status = cuda_graphs_open(&ctx->graphs);
     cudaError_t error = status == GPT_OK ? cudaSetDevice(ctx->device) : cudaSuccess;
     if (status == GPT_OK && error == cudaSuccess) error = cudaStreamCreate(&ctx->stream);
     if (error != cudaSuccess)
@@ -82,6 +87,7 @@ void cuda_ctx_free(gpt_ctx *ctx) {
         cudaStreamSynchronize(ctx->stream);
         cudaStreamDestroy(ctx->stream);
     }
+    cuda_graphs_close(ctx->graphs);
     cuda_products_close(ctx->products);
     free(ctx);
 }

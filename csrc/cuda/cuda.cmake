@@ -42,7 +42,7 @@ find_package(CUDAToolkit REQUIRED)
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
 set(cuda_shared ${cuda_sources})
-list(FILTER cuda_shared INCLUDE REGEX "/(context|product)\\.cu$")
+list(FILTER cuda_shared INCLUDE REGEX "/(context|graph|product)\\.cu$")
 list(REMOVE_ITEM cuda_sources ${cuda_shared})
 set(cuda_fp32 ${cuda_sources})
 list(FILTER cuda_fp32 EXCLUDE REGEX "_bf16\\.cu$")

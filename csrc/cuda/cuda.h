@@ -95,12 +95,14 @@ cuda_workspace_fn cuda_adamw_workspace;
 /* ---- context.cu ---- */
 
 typedef struct cuda_library cuda_library; /* cuBLASLt, and its plans: product.cu */
+typedef struct cuda_graphs cuda_graphs;   /* recorded sequences of ops: graph.cu */
 
 struct gpt_ctx {
     cudaStream_t stream;
     int device;
     cudaError_t error; /* the first that happened; sync reports it */
     cuda_library *products;
+    cuda_graphs *graphs;
     void *workspace;
 };
 
@@ -115,6 +117,13 @@ void cuda_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);
 void cuda_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
 void cuda_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes);
 void cuda_zero(gpt_ctx *ctx, void *device, size_t bytes);
+
+/* ---- graph.cu ---- */
+
+int cuda_graphs_open(cuda_graphs **out);
+void cuda_graphs_close(cuda_graphs *graphs);
+int cuda_replay_begin(gpt_ctx *ctx, const int64_t *key, int n);
+int cuda_replay_end(gpt_ctx *ctx);
 
 /* Remembers an error, unless there was one before. */
 static inline void cuda_remember(gpt_ctx *ctx, cudaError_t error) {

@@ -41,20 +41,9 @@ static void head(gpt_session *s, int first, int n, int out_row) {
                          padded_vocab_size(c));
 }
 
-/* At most max_rows tokens. last[i]: row i is the last of its sequence in the call. */
-static int session_rows(gpt_session *s, const int32_t *tokens, const int32_t *seqs, int n,
-                        bool more_follow, int out_row) {
-    gpt_model *m = s->model;
-    const gpt_ops *ops = m->ops;
-    size_t bytes = sizeof(int32_t) * (size_t)n;
-    for (int i = 0; i < n; i++) s->positions[i] = s->length[seqs[i]]++;
-    ops->upload(m->ctx, s->acts.tokens, tokens, bytes);
-    ops->upload(m->ctx, s->acts.seqs, seqs, bytes);
-    ops->upload(m->ctx, s->acts.positions, s->positions, bytes);
-    batch x = {.B = n, .T = 1, .N = n, .session = s};
-    model_forward(m, &s->acts, &x);
-
-    /* Neighbouring last rows go through the head together: all of them in plain decoding. */
+/* The logits of each sequence's last row, as the rows of the step's output from out_row on; returns
+ * where they end. Neighbours go through the head together: all of them in plain decoding. */
+static int heads(gpt_session *s, const int32_t *seqs, int n, bool more_follow, int out_row) {
     for (int i = 0; i < n;) {
         int first = i;
         while (i < n && (i + 1 < n ? seqs[i + 1] != seqs[i] : !more_follow)) i++;
@@ -66,6 +55,30 @@ static int session_rows(gpt_session *s, const int32_t *tokens, const int32_t *se
         }
     }
     return out_row;
+}
+
+/* At most max_rows tokens. */
+static int session_rows(gpt_session *s, const int32_t *tokens, const int32_t *seqs, int n,
+                        bool more_follow, int out_row) {
+    gpt_model *m = s->model;
+    const gpt_ops *ops = m->ops;
+    size_t bytes = sizeof(int32_t) * (size_t)n;
+    for (int i = 0; i < n; i++) s->positions[i] = s->length[seqs[i]]++;
+    ops->upload(m->ctx, s->acts.tokens, tokens, bytes);
+    ops->upload(m->ctx, s->acts.seqs, seqs, bytes);
+    ops->upload(m->ctx, s->acts.positions, s->positions, bytes);
+    batch x = {.B = n, .T = 1, .N = n, .session = s};
+    bool one_each = !more_follow; /* plain decoding: a token for each sequence */
+    for (int i = 1; i < n; i++) one_each &= seqs[i] != seqs[i - 1];
+    const int64_t key[] = {(int64_t)(intptr_t)s->arena, s->n_seq, s->n_ctx, n, out_row};
+    bool replays = one_each && ops->replay_begin;
+    if (replays && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return out_row + n;
+    int end;
+    do {
+        model_forward(m, &s->acts, &x);
+        end = heads(s, seqs, n, more_follow, out_row);
+    } while (replays && !ops->replay_end(m->ctx));
+    return end;
 }
 
 void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, int n,

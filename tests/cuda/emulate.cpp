@@ -228,3 +228,96 @@ void emulate_copy_wait(int n) {
     }
     f.copies = later;
 }
+
+namespace {
+
+float half_of(uint32_t pair, int high) {
+    return __bfloat162float({(uint16_t)(high ? pair >> 16 : pair)});
+}
+
+} // namespace
+
+/* Register i of a holds rows lane / 4 (+ 8 where i is odd) and columns lane % 4 * 2 (+ 8 where i > 1)
+ * of a; register i of b holds rows lane % 4 * 2 (+ 8 for the second) and column lane / 4 of b. */
+void emulate_multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    const unsigned char *given = emulate_exchange(mine, sizeof mine);
+    int lane = current % EMULATED_LANES;
+    for (int e = 0; e < 4; e++) {
+        int row = lane / 4, col = lane % 4 * 2 + e % 2;
+        for (int k = 0; k < 16; k++) {
+            uint32_t pair_a, pair_b;
+            int from_a = row * 4 + k % 8 / 2, from_b = col * 4 + k % 8 / 2;
+            memcpy(&pair_a, given + from_a * EMULATED_SLOT_BYTES + 4 * (e / 2 + k / 8 * 2),
+                   sizeof pair_a);
+            memcpy(&pair_b, given + from_b * EMULATED_SLOT_BYTES + 4 * (4 + k / 8), sizeof pair_b);
+            d[e] += half_of(pair_a, k % 2) * half_of(pair_b, k % 2);
+        }
+    }
+}
+
+void emulate_load_matrices(uint32_t (&r)[4], const __nv_bfloat16 *row, bool transposed) {
+    if ((uintptr_t)row % 16) emulate_die("a misaligned row of a matrix");
+    const unsigned char *given = emulate_exchange(row, 16);
+    int lane = current % EMULATED_LANES, i = lane / 4, j = lane % 4 * 2;
+    for (int m = 0; m < 4; m++) {
+        uint16_t pair[2];
+        for (int k = 0; k < 2; k++) {
+            int from = transposed ? j + k : i, at = transposed ? i : j + k;
+            memcpy(&pair[k], given + (m * 8 + from) * EMULATED_SLOT_BYTES + 2 * at, 2);
+        }
+        r[m] = pair[0] | (uint32_t)pair[1] << 16;
+    }
+}
+
+/* ---- graphs: lists of what was asked for ---- */
+
+struct emulated_graph {
+    std::vector<std::function<void()>> all;
+};
+
+static thread_local emulated_graph *recording;
+static long graph_launches;
+
+void emulate_enqueue(const std::function<void()> &what) {
+    if (recording)
+        recording->all.push_back(what);
+    else
+        what();
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    recording = new emulated_graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *out) {
+    *out = recording;
+    recording = NULL;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long) {
+    *out = new emulated_graph(*graph);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+    graph_launches++;
+    for (const std::function<void()> &what : graph->all) what();
+    return cudaSuccess;
+}
+
+long emulate_graph_launches(void) {
+    return graph_launches;
+}

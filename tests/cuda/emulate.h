@@ -97,6 +97,11 @@ static inline __nv_bfloat16 __float2bfloat16(float f) {
     return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+/* ---- tensor cores: see csrc/cuda/instructions.h ---- */
+
+void emulate_multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void emulate_load_matrices(uint32_t (&r)[4], const __nv_bfloat16 *row, bool transposed);
+
 /* ---- the runtime ---- */
 
 typedef enum cudaError_t {
@@ -107,6 +112,8 @@ typedef enum cudaError_t {
     cudaErrorNotSupported,
 } cudaError_t;
 typedef struct emulated_stream *cudaStream_t;
+typedef struct emulated_graph *cudaGraph_t, *cudaGraphExec_t;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
 typedef enum cudaMemcpyKind {
     cudaMemcpyHostToDevice,
     cudaMemcpyDeviceToHost,
@@ -154,6 +161,18 @@ static inline cudaError_t cudaStreamDestroy(cudaStream_t) {
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
     return cudaSuccess;
 }
+
+/* Does it now, or, where a stream is being recorded, when that is replayed. */
+void emulate_enqueue(const std::function<void()> &what);
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode);
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *, cudaGraph_t, unsigned long long);
+cudaError_t cudaGraphDestroy(cudaGraph_t);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
+/* Launches of graphs so far, for tests. */
+extern "C" long emulate_graph_launches(void);
+
 static inline cudaError_t cudaMalloc(void **out, size_t bytes) {
     *out = aligned_alloc(256, (bytes + 255) / 256 * 256);
     return *out ? cudaSuccess : cudaErrorMemoryAllocation;
@@ -164,11 +183,11 @@ static inline cudaError_t cudaFree(void *p) {
 }
 static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind,
                                           cudaStream_t) {
-    memcpy(to, from, bytes);
+    emulate_enqueue([=] { memcpy(to, from, bytes); });
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) {
-    memset(to, value, bytes);
+    emulate_enqueue([=] { memset(to, value, bytes); });
     return cudaSuccess;
 }
 
@@ -181,7 +200,8 @@ struct gpt_ctx;
 template <typename... P, typename... A>
 static void launch(gpt_ctx *, void (*kernel)(P...), dim3 grid, int threads, size_t shared_bytes,
                    A... args) {
-    emulate_launch(grid, threads, shared_bytes, [=] { kernel((P)args...); });
+    emulate_enqueue(
+        [=] { emulate_launch(grid, threads, shared_bytes, [=] { kernel((P)args...); }); });
 }
 
 template <typename T> static inline T *shared_memory() {

@@ -39,9 +39,7 @@ static float dot(const product *p, int m, int n) {
     return sum;
 }
 
-/* As the library, it has the epilogues only for rows that are aligned. */
-int cuda_product(gpt_ctx *, const product *p) {
-    if (p->epilogue != EPILOGUE_NONE && p->N % 8) return 0;
+static void multiply(const product *p) {
     for (int m = 0; m < p->M; m++)
         for (int n = 0; n < p->N; n++) {
             int64_t at = (int64_t)m * p->ldo + n, pre = (int64_t)m * p->N + n;
@@ -56,5 +54,11 @@ int cuda_product(gpt_ctx *, const product *p) {
             if (p->add) y += get(p->out, p->bf16 && !p->float_out, at);
             put(p->out, p->bf16 && !p->float_out, at, y);
         }
+}
+
+/* As the library, it has the epilogues only for rows that are aligned. */
+int cuda_product(gpt_ctx *, const product *p) {
+    if (p->epilogue != EPILOGUE_NONE && p->N % 8) return 0;
+    emulate_enqueue([p = *p] { multiply(&p); });
     return 1;
 }
