@@ -56,6 +56,8 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (out->max_batch < 0 || (int64_t)out->max_batch * out->max_seq > MAX_ROWS)
         return fail(GPT_ERR_ARGUMENT, "max_batch is %d; it must be 0 or above, and at most %lld",
                     out->max_batch, (long long)(MAX_ROWS / out->max_seq));
+    if (out->training && (out->dtype == GPT_DTYPE_INT8 || out->dtype == GPT_DTYPE_INT4))
+        return fail(GPT_ERR_ARGUMENT, "quantized weights cannot be trained: use fp32 or bf16");
     if (out->training && out->max_batch == 0)
         return fail(GPT_ERR_ARGUMENT, "max_batch is 0; training needs at least 1");
     if (out->n_threads < 0 || out->n_threads > MAX_THREADS)

@@ -12,21 +12,34 @@
 #include <unistd.h>
 #endif
 
-extern const gpt_ops cpu_fp32_portable_ops, cpu_bf16_portable_ops;
+/* A level's tables by enum gpt_dtype. */
+#define DECLARE_BF16(level)                                                                        \
+    extern const gpt_ops cpu_bf16_##level##_ops, cpu_int8_##level##_ops, cpu_int4_##level##_ops
+#define DECLARE(level)                                                                             \
+    extern const gpt_ops cpu_fp32_##level##_ops;                                                   \
+    DECLARE_BF16(level)
+#define TABLES_BF16(level)                                                                         \
+    {NULL, &cpu_bf16_##level##_ops, &cpu_int8_##level##_ops, &cpu_int4_##level##_ops}
+#define TABLES(level)                                                                              \
+    {&cpu_fp32_##level##_ops, &cpu_bf16_##level##_ops, &cpu_int8_##level##_ops,                    \
+     &cpu_int4_##level##_ops}
+DECLARE(portable);
 #ifdef GPTC_X86
-extern const gpt_ops cpu_fp32_avx2_ops, cpu_fp32_avx512_ops;
-extern const gpt_ops cpu_bf16_avx2_ops, cpu_bf16_avx512_ops, cpu_bf16_avx512bf16_ops;
-extern const gpt_ops cpu_bf16_amx_ops;
+DECLARE(avx2);
+DECLARE(avx512);
+DECLARE_BF16(avx512bf16);
+DECLARE_BF16(amx);
 #endif
 #ifdef GPTC_HAS_CUDA
 extern const gpt_ops cuda_fp32_ops, cuda_bf16_ops;
-static const gpt_ops *const cuda_ops[] = {&cuda_fp32_ops, &cuda_bf16_ops}; /* by enum gpt_dtype */
+static const gpt_ops *const cuda_ops[] = {&cuda_fp32_ops, &cuda_bf16_ops};
+enum { N_CUDA_DTYPES = sizeof cuda_ops / sizeof *cuda_ops };
 #endif
 
-/* An instruction-set level of the CPU, and its tables by dtype: NULL where another level's will do. */
+/* An instruction-set level of the CPU, and its tables: NULL where another level's will do. */
 typedef struct cpu_level {
     const char *name;
-    const gpt_ops *ops[2]; /* by enum gpt_dtype */
+    const gpt_ops *ops[GPT_DTYPE_INT4 + 1];
     int (*supported)(void);
 } cpu_level;
 
@@ -45,7 +58,8 @@ __attribute__((unused)) static int has_avx512(void) {
 }
 
 __attribute__((unused)) static int has_avx512bf16(void) {
-    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+    return has_avx512() && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("avx512vnni");
 }
 
 /* Leaf 7 of CPUID: EDX bit 24 is AMX-TILE, bit 22 AMX-BF16 (Intel SDM volume 2A). */
@@ -73,20 +87,20 @@ __attribute__((unused)) static int has_amx(void) {
 /* Best first. */
 static const cpu_level levels[] = {
 #ifdef GPTC_HAS_AMX
-    {"amx", {NULL, &cpu_bf16_amx_ops}, has_amx},
+    {"amx", TABLES_BF16(amx), has_amx},
 #endif
 #ifdef GPTC_HAS_AVX512BF16
-    {"avx512bf16", {NULL, &cpu_bf16_avx512bf16_ops}, has_avx512bf16},
+    {"avx512bf16", TABLES_BF16(avx512bf16), has_avx512bf16},
 #endif
 #ifdef GPTC_HAS_AVX512
-    {"avx512", {&cpu_fp32_avx512_ops, &cpu_bf16_avx512_ops}, has_avx512},
+    {"avx512", TABLES(avx512), has_avx512},
 #endif
 #ifdef GPTC_HAS_AVX2
-    {"avx2", {&cpu_fp32_avx2_ops, &cpu_bf16_avx2_ops}, has_avx2},
+    {"avx2", TABLES(avx2), has_avx2},
 #endif
-    {"portable", {&cpu_fp32_portable_ops, &cpu_bf16_portable_ops}, always},
+    {"portable", TABLES(portable), always},
 };
-enum { N_LEVELS = sizeof levels / sizeof *levels, N_DTYPES = 2 };
+enum { N_LEVELS = sizeof levels / sizeof *levels, N_DTYPES = GPT_DTYPE_INT4 + 1 };
 
 /* The best level for a dtype that the CPU has, no better than GPTC_CPU_LEVEL where that names one. */
 static const cpu_level *best_level(int dtype) {
@@ -121,8 +135,8 @@ const char *gpt_cpu_notice(void) {
 static const gpt_ops *table_at(int i, int supported) {
 #ifdef GPTC_HAS_CUDA
     if (!(cuda_check() == GPT_OK) == !supported) {
-        if (i < N_DTYPES) return cuda_ops[i];
-        i -= N_DTYPES;
+        if (i < N_CUDA_DTYPES) return cuda_ops[i];
+        i -= N_CUDA_DTYPES;
     }
 #endif
     for (int j = 0; j < N_LEVELS; j++)
@@ -143,11 +157,14 @@ const gpt_ops *backend_missing_at(int i) {
 int backend_ops(int device, int dtype, const gpt_ops **out) {
     if (device != GPT_DEVICE_CPU && device != GPT_DEVICE_CUDA)
         return fail(GPT_ERR_ARGUMENT, "unknown device %d", device);
-    if (dtype != GPT_DTYPE_FP32 && dtype != GPT_DTYPE_BF16)
+    if (dtype < GPT_DTYPE_FP32 || dtype > GPT_DTYPE_INT4)
         return fail(GPT_ERR_ARGUMENT, "unknown dtype %d", dtype);
     if (device == GPT_DEVICE_CUDA) {
 #ifdef GPTC_HAS_CUDA
         TRY(cuda_check());
+        if (dtype >= N_CUDA_DTYPES)
+            return fail(GPT_ERR_ARGUMENT,
+                        "quantized weights run on the CPU only; use bf16 on a GPU");
         *out = cuda_ops[dtype];
         return GPT_OK;
 #else

@@ -52,7 +52,14 @@ enum gpt_status {
 
 enum gpt_device { GPT_DEVICE_CPU = 0, GPT_DEVICE_CUDA = 1 };
 
-enum gpt_dtype { GPT_DTYPE_FP32 = 0, GPT_DTYPE_BF16 = 1 };
+enum gpt_dtype {
+    GPT_DTYPE_FP32 = 0,
+    GPT_DTYPE_BF16 = 1, /* float32 parameters; products of bf16 with float32 sums */
+    /* Matrices rounded to 8 or 4 bits in groups of 32 with a scale each, and bf16 activations; not
+     * for training, and on the CPU only. */
+    GPT_DTYPE_INT8 = 2,
+    GPT_DTYPE_INT4 = 3,
+};
 
 enum gpt_norm {
     GPT_NORM_LAYERNORM = 0, /* (x - mean) / sqrt(var + eps): Ba et al. 2016 */

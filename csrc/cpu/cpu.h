@@ -13,6 +13,14 @@
 #define CPU_JOIN(dtype, level, name)  CPU_JOIN2(dtype, level, name)
 #define CPU_NAME(name)                CPU_JOIN(CPU_DTYPE, CPU_LEVEL, name)
 
+/* Quantized tables (CPU_QUANT: bits of a weight) have bf16 activations, and take from the bf16 table
+ * all functions that see no weights. */
+#ifdef CPU_QUANT
+#define CPU_ACTS_NAME(name) CPU_JOIN(bf16, CPU_LEVEL, name)
+#else
+#define CPU_ACTS_NAME(name) CPU_NAME(name)
+#endif
+
 /* One activation, as this table stores it. Arithmetic is float32 in either. */
 #ifdef CPU_BF16
 typedef uint16_t elem;
@@ -20,12 +28,12 @@ typedef uint16_t elem;
 typedef float elem;
 #endif
 
-#define cpu_embedding_forward      CPU_NAME(embedding_forward)
-#define cpu_embedding_backward     CPU_NAME(embedding_backward)
-#define cpu_dropout_forward        CPU_NAME(dropout_forward)
-#define cpu_residual_norm_forward  CPU_NAME(residual_norm_forward)
-#define cpu_residual_norm_backward CPU_NAME(residual_norm_backward)
-#define cpu_norm_workspace         CPU_NAME(norm_workspace)
+#define cpu_embedding_forward      CPU_ACTS_NAME(embedding_forward)
+#define cpu_embedding_backward     CPU_ACTS_NAME(embedding_backward)
+#define cpu_dropout_forward        CPU_ACTS_NAME(dropout_forward)
+#define cpu_residual_norm_forward  CPU_ACTS_NAME(residual_norm_forward)
+#define cpu_residual_norm_backward CPU_ACTS_NAME(residual_norm_backward)
+#define cpu_norm_workspace         CPU_ACTS_NAME(norm_workspace)
 #define cpu_linear_forward         CPU_NAME(linear_forward)
 #define cpu_linear_backward        CPU_NAME(linear_backward)
 #define cpu_head_forward           CPU_NAME(head_forward)
@@ -34,21 +42,21 @@ typedef float elem;
 #define cpu_product_workspace      CPU_NAME(product_workspace)
 #define cpu_pack_operand           CPU_NAME(pack_operand)
 #define cpu_packed_operand_bytes   CPU_NAME(packed_operand_bytes)
-#define cpu_rope_forward           CPU_NAME(rope_forward)
-#define cpu_rope_backward          CPU_NAME(rope_backward)
-#define cpu_attention_forward      CPU_NAME(attention_forward)
-#define cpu_attention_backward     CPU_NAME(attention_backward)
-#define cpu_attention_decode       CPU_NAME(attention_decode)
-#define cpu_attention_workspace    CPU_NAME(attention_workspace)
+#define cpu_rope_forward           CPU_ACTS_NAME(rope_forward)
+#define cpu_rope_backward          CPU_ACTS_NAME(rope_backward)
+#define cpu_attention_forward      CPU_ACTS_NAME(attention_forward)
+#define cpu_attention_backward     CPU_ACTS_NAME(attention_backward)
+#define cpu_attention_decode       CPU_ACTS_NAME(attention_decode)
+#define cpu_attention_workspace    CPU_ACTS_NAME(attention_workspace)
 #define cpu_classifier_forward     CPU_NAME(classifier_forward)
 #define cpu_classifier_backward    CPU_NAME(classifier_backward)
 #define cpu_loss_workspace         CPU_NAME(loss_workspace)
 #define cpu_weights_bytes          CPU_NAME(weights_bytes)
 #define cpu_weights_pack           CPU_NAME(weights_pack)
-#define cpu_peak                   CPU_NAME(peak)
-#define cpu_grad_norm              CPU_NAME(grad_norm)
-#define cpu_adamw_update           CPU_NAME(adamw_update)
-#define cpu_adamw_workspace        CPU_NAME(adamw_workspace)
+#define cpu_peak                   CPU_ACTS_NAME(peak)
+#define cpu_grad_norm              CPU_ACTS_NAME(grad_norm)
+#define cpu_adamw_update           CPU_ACTS_NAME(adamw_update)
+#define cpu_adamw_workspace        CPU_ACTS_NAME(adamw_workspace)
 #define cpu_ops                    CPU_NAME(ops)
 
 embedding_forward_fn cpu_embedding_forward;

@@ -29,7 +29,7 @@ FloatArray = npt.NDArray[np.float32]
 TokenArray = npt.NDArray[np.int32]
 
 DEVICES = ("cpu", "cuda")
-DTYPES = ("fp32", "bf16")
+DTYPES = ("fp32", "bf16", "int8", "int4")  # the first two can be trained
 
 
 class StepResult(NamedTuple):
@@ -90,9 +90,8 @@ class Options:
     """How a model is held: where, how precisely, and for what sizes.
 
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
-    stay fp32) or "auto": bf16 on a GPU, and for training on a CPU that multiplies it as such.
-    `threads` 0 means one for each core, `pin` keeps each of them there, `max_seq` None the block
-    size.
+    stay fp32), "int8" or "int4" (weights rounded in groups of 32, on the CPU, not for training) or
+    "auto": bf16 on a GPU, and for training on a CPU that multiplies it as such. 0 means one for each core, `pin` keeps each of them there, `max_seq` None the block size.
     """
 
     device: str = "auto"

@@ -76,7 +76,7 @@ class TrainOptions:
         """Raises UsageError for a value outside its range."""
         choices = (
             ("device", self.device, ("auto", *DEVICES)),
-            ("dtype", self.dtype, ("auto", *DTYPES)),
+            ("dtype", self.dtype, ("auto", *DTYPES[:2])),
             ("schedule", self.schedule, SCHEDULES),
             ("optimizer", self.optimizer, ("adamw",)),
         )

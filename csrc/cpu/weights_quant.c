@@ -1,0 +1,120 @@
+/* weights_quant.c: weight matrices rounded to 8 or 4 bits, as quant.h describes. */
+#include "quant.h"
+
+#include <math.h>
+
+enum { LARGEST = CPU_QUANT == 8 ? 127 : 7 };
+
+size_t cpu_weights_bytes(int rows, int cols, int parts, int training) {
+    (void)training;
+    int64_t panels = parts * quant_panels(rows / parts);
+    return (size_t)(panels * quant_panel_bytes(cols));
+}
+
+/* A group of one row: numbers with zeros past its end, and what they become. */
+typedef struct group {
+    float x[QUANT_GROUP];
+    int32_t q[QUANT_GROUP]; /* -LARGEST - 1 to LARGEST */
+} group;
+
+/* Up to the next bf16, so that nothing grows past the largest integer. */
+static float scale_above(float x) {
+    float scale = bf16_float(bf16_round(x));
+    return fabsf(scale) < fabsf(x) ? bf16_float((bf16)(bf16_round(x) + 1)) : scale;
+}
+
+/* q for this scale, and the sum of squared errors. */
+static float round_group(group *g, float scale) {
+    vf error = {0}, inverse = vf_set(scale != 0 ? 1 / scale : 0);
+    for (int i = 0; i < QUANT_GROUP; i += LANES) {
+        const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+        vf x = vf_load(g->x + i), n = x * inverse + shift - shift;
+        n = vf_max(-vf_max(-n, vf_set(-(float)LARGEST)),
+                   vf_set(-(float)LARGEST - (CPU_QUANT == 4)));
+        vf d = x - n * scale;
+        error += d * d;
+        vi q = __builtin_convertvector(n, vi);
+        memcpy(g->q + i, &q, sizeof q);
+    }
+    return vf_sum(error);
+}
+
+/* The scale that costs least. With 8 bits the one that fits the largest number; with 4 it is worth
+ * trying others, and the sign that gives the largest number the longer side. */
+static float choose_scale(group *g) {
+    float extreme = 0;
+    for (int i = 0; i < QUANT_GROUP; i++)
+        if (fabsf(g->x[i]) > fabsf(extreme)) extreme = g->x[i];
+    if (CPU_QUANT == 8) {
+        float scale = scale_above(fabsf(extreme) / LARGEST);
+        round_group(g, scale);
+        return scale;
+    }
+    float best = 0, least = INFINITY;
+    static const float divisors[] = {-8.8f, -8.4f, -8,   -7.6f, -7.2f, -6.8f,
+                                     -6.4f, -6,    6.4f, 7,     7.6f};
+    for (size_t i = 0; i < sizeof divisors / sizeof *divisors; i++) {
+        float scale = bf16_float(bf16_round(extreme / divisors[i]));
+        float error = round_group(g, scale);
+        if (error < least) {
+            least = error;
+            best = scale;
+        }
+    }
+    round_group(g, best);
+    return best;
+}
+
+/* Column j of group `at` of a panel. */
+static void put_group(uint8_t *chunks, const group *g, int j) {
+    for (int k = 0; k < QUANT_GROUP; k++) {
+        int quad = k / QUAD, h = k % QUAD, u = g->q[k] + ZERO;
+        if (CPU_QUANT == 8)
+            chunks[quad * CHUNK_BYTES + j * QUAD + h] = (uint8_t)u;
+        else if (quad < CHUNKS)
+            chunks[quad * CHUNK_BYTES + j * QUAD + h] |= (uint8_t)u;
+        else
+            chunks[(quad - CHUNKS) * CHUNK_BYTES + j * QUAD + h] |= (uint8_t)(u << 4);
+    }
+}
+
+typedef struct pack_args {
+    const gpt_segment *s;
+    const float *w; /* (rows, cols) */
+} pack_args;
+
+static void pack_panels(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const pack_args *a = p;
+    const gpt_segment *s = a->s;
+    int part_rows = s->rows / s->parts, per_part = (int)quant_panels(part_rows), K = s->cols;
+    for (int64_t i = begin; i < end; i++) {
+        uint8_t *panel = (uint8_t *)s->packed + i * quant_panel_bytes(K);
+        bf16 *scales = (bf16 *)(panel + quant_scales_at(K));
+        int in_part = (int)i % per_part * PANEL, first = (int)i / per_part * part_rows + in_part;
+        memset(panel, 0, (size_t)quant_panel_bytes(K));
+        for (int k = 0; k < K; k += QUANT_GROUP)
+            for (int j = 0; j < PANEL; j++) {
+                group g = {{0}, {0}};
+                float scale = 0;
+                if (in_part + j < part_rows) {
+                    memcpy(g.x, a->w + (int64_t)(first + j) * K + k,
+                           sizeof(float) * (size_t)cpu_min(QUANT_GROUP, K - k));
+                    scale = choose_scale(&g);
+                }
+                put_group(panel + k / QUANT_GROUP * CHUNKS * CHUNK_BYTES, &g, j);
+                scales[k / QUANT_GROUP * PANEL + j] = bf16_round(scale);
+            }
+    }
+}
+
+void cpu_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *segments, int n_segments,
+                      int training) {
+    (void)training;
+    for (int i = 0; i < n_segments; i++) {
+        const gpt_segment *s = &segments[i];
+        pack_args args = {s, w + s->offset};
+        if (s->packed)
+            cpu_parallel(ctx, pack_panels, &args, s->parts * quant_panels(s->rows / s->parts), 4);
+    }
+}

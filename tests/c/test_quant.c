@@ -1,0 +1,143 @@
+/* linear_forward, head_forward and classifier_forward with weights of 8 and 4 bits. */
+#define TEST_QUANTIZED 1
+#include "testing.h"
+
+#include "reference.h"
+
+enum { GROUP = 32 };
+
+typedef struct sizes {
+    int N, IC, OC;
+} sizes;
+
+/* Odd, around a group of terms, a panel of outputs, a band and a tile of rows, and more terms than
+ * are taken at once. */
+static const sizes cases[] = {
+    {1, 1, 1},   {1, 33, 5},   {2, 32, 16},   {3, 65, 17},   {4, 31, 33},  {5, 64, 31},
+    {7, 96, 48}, {1, 256, 65}, {49, 40, 300}, {130, 70, 20}, {2, 4133, 9}, {6, 4096, 600},
+};
+static const int activations[] = {GPT_ACT_NONE, GPT_ACT_GELU, GPT_ACT_SWISH, GPT_ACT_SWIGLU};
+
+static int largest(void) {
+    return strstr(test.ops->name, "int8") ? 127 : 8;
+}
+
+/* Numbers that rounding leaves as they are: in each group of each row, multiples of a power of two
+ * up to `most` of them, which one (negative, for 4 bits hold +8 nowhere) reaches. */
+static double *exact_numbers(int rows, int cols, int most) {
+    double *x = host_zeros((int64_t)rows * cols);
+    for (int64_t i = 0; i < (int64_t)rows * cols; i++) {
+        double scale = ldexp(1.0, -random_below(3) - 5);
+        int last = (int)(i % cols) + GROUP < cols ? GROUP : cols - (int)(i % cols);
+        if (i % cols % GROUP) continue;
+        for (int k = 0; k < last; k++) x[i + k] = scale * (random_below(2 * most - 1) - most + 1);
+        x[i + random_below(last)] = -scale * most;
+    }
+    return x;
+}
+
+static gpt_shape shape_of(sizes s, int activation) {
+    return (gpt_shape){.N = s.N,
+                       .T = s.N,
+                       .C = s.IC > s.OC ? s.IC : s.OC,
+                       .V = s.OC,
+                       .Vp = s.OC,
+                       .NH = 1,
+                       .NKV = 1,
+                       .HS = s.IC,
+                       .F = s.IC > s.OC ? s.IC : s.OC,
+                       .activation = activation,
+                       .n_params = 1};
+}
+
+/* Activations are bf16, which holds every integer up to 127 of them. */
+static void check_exact(sizes s, int activation) {
+    int width = ref_activation_width(activation, s.OC);
+    int64_t in_size = (int64_t)s.N * s.IC, out_size = (int64_t)s.N * s.OC;
+    test_case("N=%d IC=%d OC=%d activation=%d", s.N, s.IC, s.OC, activation);
+    double *in = exact_numbers(s.N, s.IC, 127), *b = random_f32(width, 1.0);
+    double *w[2] = {exact_numbers(width, s.IC, 8), exact_numbers(width, s.IC, 127)};
+    double *y[2] = {host_zeros((int64_t)s.N * width), host_zeros((int64_t)s.N * width)};
+    double *want = host_zeros(out_size);
+    for (int k = 0; k < 2; k++) ref_linear_forward(y[k], in, w[k], b, s.N, s.IC, width);
+    gpt_shape shape = shape_of(s, activation);
+    EACH_BACKEND {
+        int k = largest() == 127;
+        void *out = device_act(NULL, out_size);
+        ref_activation_forward(want, y[k], activation, s.N, s.OC);
+        test_workspace(&shape);
+        test.ops->linear_forward(test.ctx, out, NULL, device_act(in, in_size),
+                                 device_weight(w[k], width, s.IC, width / s.OC),
+                                 device_f32(b, width), activation, s.N, s.IC, s.OC);
+        EXPECT_CLOSE("out", read_act(out, out_size), want, s.N, s.OC, 4e-3); /* bf16 */
+    }
+}
+
+static void test_linear(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++)
+        for (int a = 0; a < TEST_COUNT(activations); a++) check_exact(cases[i], activations[a]);
+}
+
+/* Logits and losses are float32: nothing is rounded on the way. */
+static void test_head(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        sizes s = cases[i];
+        int64_t in_size = (int64_t)s.N * s.IC;
+        test_case("N=%d C=%d V=%d", s.N, s.IC, s.OC);
+        double *in = exact_numbers(s.N, s.IC, 127);
+        double *w[2] = {exact_numbers(s.OC, s.IC, 8), exact_numbers(s.OC, s.IC, 127)};
+        int32_t *targets = random_ints(s.N, s.OC);
+        targets[s.N / 2] = -1;
+        double *logits[2], *losses[2];
+        for (int k = 0; k < 2; k++) {
+            /* So that the softmax is none of a single logit. */
+            double unit = ldexp(1.0, -2 - (int)ceil(log2(sqrt(s.IC))));
+            for (int64_t j = 0; j < (int64_t)s.OC * s.IC; j++) w[k][j] *= unit;
+            logits[k] = host_zeros((int64_t)s.N * s.OC);
+            losses[k] = host_zeros(s.N);
+            ref_linear_forward(logits[k], in, w[k], NULL, s.N, s.IC, s.OC);
+            ref_classifier(losses[k], NULL, NULL, in, w[k], targets, 1.0, s.N, s.IC, s.OC);
+        }
+        gpt_shape shape = shape_of(s, GPT_ACT_GELU);
+        EACH_BACKEND {
+            int k = largest() == 127;
+            void *out = device_f32(NULL, (int64_t)s.N * s.OC), *lost = device_f32(NULL, s.N);
+            void *x = device_act(in, in_size), *wte = device_weight(w[k], s.OC, s.IC, 1);
+            test_workspace(&shape);
+            test.ops->head_forward(test.ctx, out, x, wte, s.N, s.IC, s.OC, s.OC);
+            test.ops->classifier_forward(test.ctx, lost, x, wte, device_i32(targets, s.N), s.N,
+                                         s.IC, s.OC, s.OC);
+            double *got = read_f32(out, (int64_t)s.N * s.OC);
+            EXPECT_CLOSE("logits", got, logits[k], s.N, s.OC, 2e-6);
+            EXPECT_CLOSE("losses", read_f32(lost, s.N), losses[k], 1, s.N, 1e-5);
+        }
+    }
+}
+
+/* What is left of normally distributed weights, read back with unit vectors. The uniform error of a
+ * group's scale s is s / sqrt(12); its largest number is about 2.1 sigma of 32. */
+static void test_quality(void) {
+    enum { ROWS = 64, COLS = 96 };
+    test_case("%d x %d normal weights", ROWS, COLS);
+    double *w = random_f32(ROWS * COLS, 1.0), *unit = host_zeros(COLS * COLS);
+    for (int i = 0; i < COLS; i++) unit[i * COLS + i] = 1.0;
+    gpt_shape shape = shape_of((sizes){COLS, COLS, ROWS}, GPT_ACT_GELU);
+    EACH_BACKEND {
+        void *out = device_f32(NULL, COLS * ROWS);
+        test_workspace(&shape);
+        test.ops->head_forward(test.ctx, out, device_act(unit, COLS * COLS),
+                               device_weight(w, ROWS, COLS, 1), COLS, COLS, ROWS, ROWS);
+        double *got = read_f32(out, COLS * ROWS), error = 0, all = 0;
+        for (int r = 0; r < ROWS; r++)
+            for (int c = 0; c < COLS; c++) {
+                double d = got[c * ROWS + r] - w[r * COLS + c];
+                error += d * d;
+                all += w[r * COLS + c] * w[r * COLS + c];
+            }
+        double relative = sqrt(error / all), bound = largest() == 127 ? 0.006 : 0.085;
+        EXPECT(relative < bound);
+        EXPECT(relative > bound / 4); /* they are rounded */
+    }
+}
+
+TEST_OPS_MAIN({"linear", test_linear}, {"head", test_head}, {"quality", test_quality})
