@@ -23,46 +23,21 @@ static float scale_above(float x) {
     return fabsf(scale) < fabsf(x) ? bf16_float((bf16)(bf16_round(x) + 1)) : scale;
 }
 
-/* q for this scale, and the sum of squared errors. */
-static float round_group(group *g, float scale) {
-    vf error = {0}, inverse = vf_set(scale != 0 ? 1 / scale : 0);
-    for (int i = 0; i < QUANT_GROUP; i += LANES) {
-        const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-        vf x = vf_load(g->x + i), n = x * inverse + shift - shift;
-        n = vf_max(-vf_max(-n, vf_set(-(float)LARGEST)),
-                   vf_set(-(float)LARGEST - (CPU_QUANT == 4)));
-        vf d = x - n * scale;
-        error += d * d;
-        vi q = __builtin_convertvector(n, vi);
-        memcpy(g->q + i, &q, sizeof q);
-    }
-    return vf_sum(error);
-}
-
-/* The scale that costs least. With 8 bits the one that fits the largest number; with 4 it is worth
- * trying others, and the sign that gives the largest number the longer side. */
-static float choose_scale(group *g) {
+/* q, and the scale: the largest number becomes the largest integer, with 4 bits that of the longer
+ * side. (Searching for the scale with the least error made no model better that was tried.) */
+static float round_group(group *g) {
+    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     float extreme = 0;
     for (int i = 0; i < QUANT_GROUP; i++)
         if (fabsf(g->x[i]) > fabsf(extreme)) extreme = g->x[i];
-    if (CPU_QUANT == 8) {
-        float scale = scale_above(fabsf(extreme) / LARGEST);
-        round_group(g, scale);
-        return scale;
+    float scale = scale_above(CPU_QUANT == 8 ? extreme / LARGEST : extreme / -(LARGEST + 1));
+    vf inverse = vf_set(scale != 0 ? 1 / scale : 0);
+    for (int i = 0; i < QUANT_GROUP; i += LANES) {
+        vf n = vf_load(g->x + i) * inverse + shift - shift;
+        vi q = __builtin_convertvector(-vf_max(-n, vf_set(-(float)LARGEST)), vi);
+        memcpy(g->q + i, &q, sizeof q);
     }
-    float best = 0, least = INFINITY;
-    static const float divisors[] = {-8.8f, -8.4f, -8,   -7.6f, -7.2f, -6.8f,
-                                     -6.4f, -6,    6.4f, 7,     7.6f};
-    for (size_t i = 0; i < sizeof divisors / sizeof *divisors; i++) {
-        float scale = bf16_float(bf16_round(extreme / divisors[i]));
-        float error = round_group(g, scale);
-        if (error < least) {
-            least = error;
-            best = scale;
-        }
-    }
-    round_group(g, best);
-    return best;
+    return scale;
 }
 
 /* Column j of group `at` of a panel. */
@@ -100,7 +75,7 @@ static void pack_panels(void *p, int thread, int64_t begin, int64_t end) {
                 if (in_part + j < part_rows) {
                     memcpy(g.x, a->w + (int64_t)(first + j) * K + k,
                            sizeof(float) * (size_t)cpu_min(QUANT_GROUP, K - k));
-                    scale = choose_scale(&g);
+                    scale = round_group(&g);
                 }
                 put_group(panel + k / QUANT_GROUP * CHUNKS * CHUNK_BYTES, &g, j);
                 scales[k / QUANT_GROUP * PANEL + j] = bf16_round(scale);

@@ -91,7 +91,8 @@ class Options:
 
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
     stay fp32), "int8" or "int4" (weights rounded in groups of 32, on the CPU, not for training) or
-    "auto": bf16 on a GPU, and for training on a CPU that multiplies it as such. 0 means one for each core, `pin` keeps each of them there, `max_seq` None the block size.
+    "auto": bf16 on a GPU, and for training on a CPU that multiplies it as such. `threads` 0 means
+    one for each core, `pin` keeps each of them there, `max_seq` None the block size.
     """
 
     device: str = "auto"

@@ -29,8 +29,9 @@ import gptc
 from gptc import _lib, checkpoint
 from gptc.checkpoint import ROOT, Checkpoint, find_checkpoint
 from gptc.config import GPTConfig
-from gptc.data import KNOWN_DATASETS, SPLITS, Dataset, Loader, eval_batches, resolve_dataset
+from gptc.data import KNOWN_DATASETS, SPLITS, Dataset, Loader, resolve_dataset
 from gptc.errors import EngineError, GptcError, UsageError
+from gptc.evaluate import bits_per_byte, evaluate
 from gptc.model import Model, Options, Plan, plan_for, session_bytes
 from gptc.options import (
     LIMITS,
@@ -576,15 +577,14 @@ class Run:
     def _evaluate(self) -> dict[str, float]:
         """The loss over the validation split, in nats per token and in bits per byte."""
         options = self.options
-        total, n = 0.0, 0
-        n_batches = options.eval_batches or None
-        for x, y in eval_batches(
-            self.dataset, "val", options.batch_size, options.seq_len, n_batches
-        ):
-            total += self.model.loss(x, y) * x.size
-            n += x.size
-        loss = total / n
-        bpb = bits_per_byte(loss, self.dataset, "val")
+        result = evaluate(
+            self.model,
+            self.dataset,
+            batch_size=options.batch_size,
+            seq_len=options.seq_len,
+            n_batches=options.eval_batches or None,
+        )
+        loss, bpb = result.loss, result.bpb
         if self.best_val_loss is None or loss < self.best_val_loss:
             self.best_val_loss = loss
         self.evaluation = {"val_loss": _short(loss), "val_bpb": _short(bpb)}
@@ -754,11 +754,6 @@ def _lines_until(file: TextIO, step: int) -> Iterator[str]:
 
 
 # ---- measures ----
-
-
-def bits_per_byte(loss: float, dataset: Dataset, split: str) -> float:
-    """A loss in nats per token as bits per byte of the split's text."""
-    return loss / math.log(2) / dataset.bytes_per_token(split)
 
 
 def resident_bytes() -> int:

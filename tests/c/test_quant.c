@@ -134,7 +134,7 @@ static void test_quality(void) {
                 error += d * d;
                 all += w[r * COLS + c] * w[r * COLS + c];
             }
-        double relative = sqrt(error / all), bound = largest() == 127 ? 0.006 : 0.085;
+        double relative = sqrt(error / all), bound = largest() == 127 ? 0.006 : 0.095;
         EXPECT(relative < bound);
         EXPECT(relative > bound / 4); /* they are rounded */
     }

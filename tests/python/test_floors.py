@@ -49,6 +49,7 @@ PYTHON_FLOORS = {
     "formats": 5,
     "checkpoint": 5,
     "sampling": 5,
+    "evaluate": 5,
     "progress": 5,
     "options": 5,
     "train": 6,

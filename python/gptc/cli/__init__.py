@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": ("gptc.cli.prepare", "prepare_command", "Turn any text into token shards."),
     "train": ("gptc.cli.train", "train_command", "Train a model, resume a run, or fine-tune."),
     "infer": ("gptc.cli.infer", "infer_command", "Write text with a trained model."),
+    "eval": ("gptc.cli.evaluate", "eval_command", "Measure how well a model predicts a text."),
     "info": ("gptc.cli.info", "info_command", "Show what a run, checkpoint or dataset holds."),
     "bench": ("gptc.cli.bench", "bench_command", "Measure how fast this machine trains."),
 }

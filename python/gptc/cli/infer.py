@@ -46,6 +46,9 @@ _WHY = {
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto")
+@click.option(
+    "--quantize", type=click.Choice(["int8", "int4"]), help="Round the weights: faster, on the CPU."
+)
 @click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
 @click.option("--json", "as_json", is_flag=True, help="Print the samples as one JSON object.")
 def infer_command(
@@ -62,6 +65,7 @@ def infer_command(
     stop: tuple[str, ...],
     device: str,
     dtype: str,
+    quantize: str | None,
     threads: int,
     as_json: bool,
 ) -> None:
@@ -82,6 +86,8 @@ def infer_command(
     sampling.check()
     checkpoint = open_checkpoint(model)
     tokenizer = checkpoint.tokenizer()
+    if quantize:
+        device, dtype = "cpu" if device == "auto" else device, quantize
     # Only a session computes here: no room for batches is needed.
     options = {"device": device, "dtype": dtype, "threads": threads, "max_batch": 0}
     with checkpoint.model(**options) as gpt:

@@ -1,0 +1,135 @@
+"""`gptc eval`: how well a model predicts a dataset, and what rounding its weights costs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gptc.cli.params import COUNT, SIZE
+from gptc.errors import GptcError
+
+if TYPE_CHECKING:
+    from gptc.checkpoint import Checkpoint
+    from gptc.dataset import Dataset
+
+_EPILOG = """\b
+Examples:
+  gptc eval                                         the newest run, on the data it was trained on
+  gptc eval -m runs/tiny-book --data data/other
+  gptc eval --quantize int8 --quantize int4         what rounding the weights costs
+"""
+
+
+@click.command("eval", epilog=_EPILOG)
+@click.option("-m", "--model", metavar="PATH", help="Checkpoint, run or HF folder.  [the newest]")
+@click.option("--data", metavar="DIR", help="Dataset, or text.  [what the model was trained on]")
+@click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True)
+@click.option("--batch-size", type=COUNT, default=8, show_default=True, metavar="N")
+@click.option("--seq-len", type=COUNT, metavar="N", help="Tokens of a window.  [block size]")
+@click.option("--batches", type=COUNT, metavar="N", help="Batches, spread evenly.  [all]")
+@click.option(
+    "--quantize",
+    multiple=True,
+    type=click.Choice(["int8", "int4"]),
+    help="Also with weights rounded so; may be repeated.",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto")
+@click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def eval_command(
+    model: str | None,
+    data: str | None,
+    split: str,
+    batch_size: int,
+    seq_len: int | None,
+    batches: int | None,
+    quantize: tuple[str, ...],
+    device: str,
+    dtype: str,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Measure a model's loss on a dataset.
+
+    The text is cut into windows that do not overlap; the first token of each is predicted from
+    nothing but the window's begin. Bits per byte compare models with different tokenizers.
+    """
+    from gptc.checkpoint import open_checkpoint
+    from gptc.evaluate import evaluate
+
+    checkpoint = open_checkpoint(model)
+    dataset = _dataset(checkpoint, data)
+    rows: list[dict[str, Any]] = []
+    for kind in (dtype, *dict.fromkeys(quantize)):
+        place = "cpu" if kind.startswith("int") else device
+        options = {"device": place, "dtype": kind, "threads": threads, "max_batch": batch_size}
+        with checkpoint.model(**options) as gpt:
+            result = evaluate(
+                gpt,
+                dataset,
+                split,
+                batch_size=batch_size,
+                seq_len=seq_len,
+                n_batches=batches,
+                progress=_progress(as_json, gpt.dtype),
+            )
+            rows.append(
+                {
+                    "dtype": gpt.dtype,
+                    "loss": result.loss,
+                    "perplexity": result.perplexity,
+                    "bpb": result.bpb,
+                    "tokens": result.tokens,
+                    "cost": result.bpb / rows[0]["bpb"] - 1 if rows else 0.0,
+                }
+            )
+    if as_json:
+        answer = {"model": str(checkpoint.path), "data": str(dataset.folder), "split": split}
+        click.echo(json.dumps({**answer, "results": rows}, indent=2))
+        return
+    tokens = f"{rows[0]['tokens']:,} tokens"
+    click.echo(f"{checkpoint.path} on {dataset.folder} ({split}, {tokens})")
+    for row in rows:
+        cost = f"  {row['cost']:+.2%}" if row is not rows[0] else ""
+        click.echo(
+            f"  {row['dtype']:<5} loss {row['loss']:.4f}  perplexity {row['perplexity']:.3f}  "
+            f"bits per byte {row['bpb']:.4f}{cost}"
+        )
+
+
+def _dataset(checkpoint: Checkpoint, data: str | None) -> Dataset:
+    """The data by name or, without one, that of the checkpoint's run; with the model's tokens."""
+    from gptc.data import resolve_dataset
+
+    trainer = checkpoint.trainer()
+    if data is None:
+        if trainer is None:
+            raise GptcError(f"{checkpoint.path} was not trained by gptc: name its --data")
+        data = str(trainer["options"]["data"])
+    own = checkpoint.tokenizer()
+    kinds = ("bytes", "gpt2")
+    dataset = resolve_dataset(data, own.kind if own.kind in kinds else str(checkpoint.path))
+    if dataset.tokenizer.fingerprint() != own.fingerprint():
+        theirs = dataset.tokenizer
+        raise GptcError(
+            f"{checkpoint.path} was made with the {own.kind} tokenizer ({own.vocab_size:,} "
+            f"tokens), {dataset.folder} with {theirs.kind} ({theirs.vocab_size:,}); prepare the "
+            f"text with: gptc prepare SOURCE --out DIR --tokenizer {checkpoint.path}"
+        )
+    return dataset
+
+
+def _progress(quiet: bool, dtype: str) -> Any:
+    """A line that counts on a terminal; nothing elsewhere."""
+    shown = sys.stderr.isatty() and not quiet
+
+    def show(done: int, total: int) -> None:
+        if shown:
+            end = "\r\x1b[K" if done == total else ""
+            click.echo(f"\r{dtype}: {done:,} of {total:,} tokens{end}", nl=False, err=True)
+
+    return show

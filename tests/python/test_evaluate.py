@@ -1,0 +1,101 @@
+"""gptc eval: the loss that training reports, in every precision; models with rounded weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptc import Model
+from gptc.data import Dataset
+from gptc.errors import GptcError
+from gptc.evaluate import evaluate
+from gptc.sampling import generate
+
+Gptc = Callable[..., Any]
+
+
+@pytest.fixture
+def run(gptc: Gptc, arguments: list[str], options: dict[str, Any]) -> Path:
+    """A run of a few steps."""
+    assert gptc("train", *arguments).code == 0
+    return Path(options["out"])
+
+
+def test_eval_is_what_training_reported(gptc: Gptc, run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "val_loss" in line][-1]
+    batch = json.loads((run / f"ckpt-{last['step']:06d}" / "trainer.json").read_text())["options"]
+    ran = gptc(
+        "eval", "-m", run, "--seq-len", batch["seq_len"], "--batch-size", batch["batch_size"],
+        "--batches", batch["eval_batches"] or 10**6, "--json",
+    )  # fmt: skip
+    result = json.loads(ran.out)["results"][0]
+    assert result["loss"] == pytest.approx(last["val_loss"], rel=2e-3)  # bf16 there, fp32 here
+    assert result["bpb"] == pytest.approx(last["val_bpb"], rel=2e-3)
+    assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
+
+
+def test_rounded_weights_cost_little(gptc: Gptc, run: Path) -> None:
+    ran = gptc("eval", "-m", run, "--quantize", "int8", "--quantize", "int4", "--json")
+    rows = json.loads(ran.out)["results"]
+    assert [row["dtype"] for row in rows][1:] == ["int8", "int4"]
+    assert abs(rows[1]["cost"]) < 0.01
+    assert abs(rows[2]["cost"]) < 0.1
+    assert rows[1]["loss"] != rows[0]["loss"]
+    plain = gptc("eval", "-m", run, "--quantize", "int8").out
+    assert "int8" in plain
+    assert "%" in plain
+
+
+def test_another_tokenizers_data_is_refused(gptc: Gptc, run: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a tale of another kind\n" * 200)
+    assert gptc("prepare", text, "--out", tmp_path / "d", "--tokenizer", "char").code == 0
+    ran = gptc("eval", "-m", run, "--data", tmp_path / "d")
+    assert ran.code == 1
+    assert "tokenizer" in ran.err
+    assert "gptc prepare" in ran.err
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_model_with_rounded_weights_writes(dtype: str, run: Path) -> None:
+    from gptc.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(run)
+    with checkpoint.model(dtype=dtype, device="cpu") as model:
+        texts = generate(model, checkpoint.tokenizer(), "the", max_tokens=8, num_samples=2)
+        assert len(texts) == 2
+        again = generate(model, checkpoint.tokenizer(), "the", max_tokens=8, num_samples=2)
+        assert texts == again
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_decoding_step_by_step_equals_the_whole(dtype: str, config: Callable[..., Any]) -> None:
+    shape = config("llama", n_embd=64, n_head=2, n_kv_head=2)
+    with Model.create(shape, dtype=dtype, training=False, max_batch=1, device="cpu") as model:
+        tokens = np.arange(12, dtype=np.int32)[None] % shape.vocab_size
+        whole = model.logits(tokens)[0]
+        with model.session() as session:
+            steps = np.stack([session.decode([token]) for token in tokens[0]])
+    assert np.abs(whole - steps).max() <= 0.03 * np.abs(whole).max()  # bf16 on the way
+
+
+def test_rounded_weights_are_not_trained(config: Callable[..., Any]) -> None:
+    with pytest.raises(GptcError, match="cannot be trained"):
+        Model.create(config(), dtype="int8", device="cpu")
+
+
+def test_the_mean_is_over_tokens(model: Model, dataset_folder: Path) -> None:
+    dataset = Dataset.open(dataset_folder)
+    seen: list[tuple[int, int]] = []
+    result = evaluate(model, dataset, batch_size=3, seq_len=16, progress=lambda *n: seen.append(n))
+    assert seen[-1] == (result.tokens, result.tokens)
+    alone = evaluate(model, dataset, batch_size=1, seq_len=16)
+    assert result.tokens == alone.tokens
+    assert result.loss == pytest.approx(alone.loss, rel=1e-5)
