@@ -94,7 +94,10 @@ class GPTConfig:
             elif field.type == "float":
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     raise UsageError(f"{field.name} is {value!r}, not a number")
-                value = float(value)
+                try:
+                    value = float(value)
+                except OverflowError:
+                    raise UsageError(f"{field.name} is too large a number") from None
             elif field.type == "bool":
                 if not isinstance(value, bool):
                     raise UsageError(f"{field.name} is {value!r}, not true or false")

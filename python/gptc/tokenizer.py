@@ -48,7 +48,7 @@ _GPT2_END_OF_TEXT = 50256
 _BPE_VOCAB_SIZE = 2048  # of "bpe" without a size
 _BPE_TRAIN_BYTES = 64 << 20  # more text than this does not change which pairs are frequent
 # How GPT-2 cuts text into the pieces that merges apply to.
-_GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class Tokenizer(ABC):
@@ -318,7 +318,7 @@ class BpeTokenizer(Tokenizer):
             ) from None
         return tiktoken.Encoding(
             self.kind,
-            pat_str=_GPT2_PATTERN,
+            pat_str=GPT2_PATTERN,
             mergeable_ranks={piece: rank for rank, piece in enumerate(self.pieces[:-1])},
             special_tokens={END_OF_TEXT: self.vocab_size - 1},
             explicit_n_vocab=self.vocab_size,
@@ -474,7 +474,7 @@ def load_tokenizer(folder_or_file: Path) -> Tokenizer:
         ) from None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise GptcError(
             f"{path} is truncated or is no tokenizer file: copy it again from its source"
         ) from None

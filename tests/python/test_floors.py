@@ -49,6 +49,7 @@ PYTHON_FLOORS = {
     "sampling": 5,
     "progress": 5,
     "options": 5,
+    "interchange": 6,
     "train": 6,
     "bench": 6,
     "bench_torch": 6,

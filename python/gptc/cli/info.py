@@ -118,7 +118,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         "files": {f.name: f.stat().st_size for f in sorted(path.iterdir()) if f.is_file()},
     }
     trainer = checkpoint.trainer()
-    if trainer is not None:
+    if trainer is not None and "options" in trainer:
         names = ("step", "tokens", "elapsed_s", "evaluation", "best_val_loss", "gptc_version")
         described["training"] = {name: trainer[name] for name in names}
         described["training"]["data"] = trainer["options"]["data"]
