@@ -32,8 +32,8 @@ import gptc
 from gptc import formats, pretrained
 from gptc import tokenizer as tokenizers
 from gptc.errors import GptcError
-from gptc.formats import TensorFile, hf, tensor_chunks
-from gptc.formats.binary import parse_json
+from gptc.formats import TensorFile, hf, hub, tensor_chunks
+from gptc.formats.binary import is_plain_name, parse_json
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.numbers import F32, Codec
 from gptc.formats.safetensors import INDEX, open_tensors
@@ -185,7 +185,12 @@ class Checkpoint(Source):
 
 
 def open_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> Source:
-    """The model at `path`: a checkpoint, a run's newest one, or a model in another format."""
+    """The model at `path`: a checkpoint, a run's newest one, or a model in another format.
+
+    What is no path may be the name of a model of the Hugging Face hub, which is then downloaded.
+    """
+    if path is not None and not Path(path).exists() and hub.is_name(str(path)):
+        return Checkpoint(hub.fetch(str(path)))
     if path is not None and formats.is_foreign(Path(path)):
         return formats.open_model(Path(path))
     return Checkpoint(find_checkpoint(path, root))
@@ -441,7 +446,7 @@ def _read_checksums(path: Path) -> dict[str, dict[str, Any]]:
         isinstance(record, dict)
         and type(record.get("size")) is int
         and isinstance(record.get("sha256"), str)
-        and Path(name).name == name
+        and is_plain_name(name)
         for name, record in files.items()
     ):
         raise GptcError(f"{file} is damaged" + _way_out(path))

@@ -75,7 +75,7 @@ class TiktokenTokenizer(PretrainedTokenizer):
         self.pattern = pattern
         self.ranked = list(ranked)
         self.special = special
-        self.vocab_size = max(len(self.ranked) - 1, *special.values()) + 1
+        self.vocab_size = max([len(self.ranked) - 1, *special.values()]) + 1
         self.end_of_text = special.get(END_OF_TEXT)
         self.start = start
 

@@ -82,7 +82,13 @@ def open_model(path: Path, **assumed: Any) -> Source:
         from gptc.formats.heimerl import HeimerlModel
 
         return HeimerlModel(path, **assumed)
-    raise GptcError(f"{path}: {kind} is not supported yet")
+    if kind == "openai":
+        from gptc.formats.openai_tf import OpenaiModel
+
+        return OpenaiModel(path)
+    from gptc.formats.nanogpt import NanogptModel
+
+    return NanogptModel(path)
 
 
 def _is_openai(path: Path) -> bool:

@@ -120,6 +120,12 @@ def read_json(path: Path, unique: bool = False) -> dict[str, Any]:
     return data
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a name from a file can only be that of a file in the same folder."""
+    plain = name.isprintable() and "\\" not in name and len(name.encode()) < 256
+    return plain and name not in ("", ".", "..") and Path(name).name == name
+
+
 class _TwinError(Exception):
     """A name stands twice in a JSON object."""
 

@@ -147,7 +147,8 @@ def _product(
     scales: FloatArray, quanta: npt.NDArray[np.int8], shape: tuple[int, ...]
 ) -> FloatArray:
     """Each block's scale times its integers."""
-    return (scales * quanta.astype(np.float32)).reshape(shape)
+    with np.errstate(over="ignore"):
+        return (scales * quanta.astype(np.float32)).reshape(shape)
 
 
 def _check_finite(scales: npt.NDArray[Any]) -> None:

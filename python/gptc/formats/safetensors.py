@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.errors import GptcError
-from gptc.formats.binary import Binary, parse_json, read_json
+from gptc.formats.binary import Binary, is_plain_name, parse_json, read_json
 from gptc.formats.numbers import BF16, F16, F32, F64, Bytes, Codec
 from gptc.formats.source import Entry, TensorTable
 
@@ -125,7 +125,7 @@ def _shard(index: Path, name: str) -> Path:
     In that cache, folders of a snapshot hold links into the folder of all contents.
     """
     folder = index.parent
-    if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
+    if not is_plain_name(name):
         raise GptcError(f"{index}: weight_map names {name!r}, which is no plain file name")
     path = folder / name
     allowed = [folder.resolve()]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.config import GPTConfig
-from gptc.errors import GptcError, UsageError
+from gptc.errors import GptcError
 from gptc.formats.binary import Binary
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.numbers import Codec
@@ -136,7 +136,7 @@ def checked(config: Mapping[str, Any], where: str) -> GPTConfig:
     try:
         made = GPTConfig.from_dict(config)
         made.check()
-    except UsageError as error:
+    except GptcError as error:
         raise GptcError(f"{where}: {error}") from error
     return made
 

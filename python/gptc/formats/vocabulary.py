@@ -440,9 +440,11 @@ def to_llama2c(tokenizer: Tokenizer) -> tuple[list[bytes], list[float]]:
 
 def from_llama2c(pieces: list[bytes], scores: Sequence[float], where: str) -> Tokenizer:
     """The tokenizer that a tokenizer.bin was made from."""
+    n = len(pieces)
+    while n and not pieces[n - 1]:  # padding
+        n -= 1
+    pieces, scores = pieces[:n], scores[:n]
     if pieces[:3] != [b"<unk>", b"\n<s>\n", b"\n</s>\n"]:
-        while pieces and not pieces[-1]:  # padding
-            pieces = pieces[:-1]
         end = END_OF_TEXT.encode()
         return from_pieces(pieces, pieces.index(end) if end in pieces else None, where)
     try:
