@@ -2,7 +2,7 @@
 
     config.json            the model's shape, as Hugging Face's gpt2 or llama where that fits
     model.safetensors      the weights, under the names of that class
-    gptc_tokenizer.json    the tokenizer
+    gptc_tokenizer.json    the tokenizer; beside it, where a class of Hugging Face fits, its files
     trainer.json           step, options and loader position; only in a run's checkpoints
     optimizer.safetensors  AdamW's moments; likewise
     checksums.json         size and SHA-256 of every other file
@@ -32,7 +32,7 @@ import gptc
 from gptc import formats, pretrained
 from gptc import tokenizer as tokenizers
 from gptc.errors import GptcError
-from gptc.formats import TensorFile, hf, hub, tensor_chunks
+from gptc.formats import TensorFile, hf, hub, tensor_chunks, vocabulary
 from gptc.formats.binary import is_plain_name, parse_json
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.numbers import F32, Codec
@@ -289,6 +289,10 @@ def save(
             )
             if tokenizer is not None:
                 tokenizer.save(folder)
+                if hf.model_type(config) != "gptc":  # so that AutoTokenizer reads it too
+                    theirs = vocabulary.hf_files(tokenizer, config.block_size)
+                    for name, content in theirs.items():
+                        _write(folder / name, [content])
             if trainer is not None:
                 stamp = {"version": VERSION, "gptc_version": gptc.__version__}
                 _write(folder / TRAINER, [_json({**stamp, **trainer})])

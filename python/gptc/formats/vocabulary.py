@@ -302,6 +302,34 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
+def _scored_definition(vocabulary: Scored) -> dict[str, Any]:
+    """The content of a tokenizer.json of a scored vocabulary."""
+    pieces, scores, types, add_space = vocabulary
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    special = {p: i for p, i in ids.items() if types[i] in (UNKNOWN, CONTROL)}
+    # A piece may come of any two that make it up; what has the highest score is merged first.
+    pairs = []
+    for i in sorted(range(len(pieces)), key=lambda i: -scores[i]):
+        piece = pieces[i] if types[i] == NORMAL else ""
+        cuts = [(piece[:k], piece[k:]) for k in range(1, len(piece))]
+        known = [(a, b) for a, b in cuts if a in ids and b in ids]
+        pairs += [[a, b] for a, b in sorted(known, key=lambda cut: (ids[cut[0]], ids[cut[1]]))]
+    prepend = [{"type": "Prepend", "prepend": _SPACE}] if add_space else []
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if add_space else []
+    decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]
+    unknown = next((p for p, i in ids.items() if types[i] == UNKNOWN), None)
+    model = {**_bpe(ids, pairs), "byte_fallback": True, "fuse_unk": True, "unk_token": unknown}
+    return {
+        **_shell(special),
+        "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model,
+    }
+
+
 # ---- Hugging Face's files ----
 
 
@@ -313,8 +341,10 @@ def hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     files = {}
     if isinstance(tokenizer, SentencePieceTokenizer):
-        config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "unk_token": "<unk>"}
+        weighted = scored(tokenizer)
+        assert weighted is not None
         files["tokenizer.model"] = tokenizer.proto
+        files["tokenizer.json"] = _dump(_scored_definition(weighted))
     elif isinstance(tokenizer, HuggingFaceTokenizer):
         files["tokenizer.json"] = tokenizer.mapping()["definition"].encode()
     elif isinstance(tokenizer, CharTokenizer):
@@ -328,8 +358,6 @@ def hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
         files["tokenizer.json"] = _dump(_definition(vocabulary))
     if end is not None:
         config |= {"bos_token": end, "eos_token": end}
-    if "legacy" in config:
-        config["bos_token"] = "<s>"
     config |= {"model_max_length": block_size, "clean_up_tokenization_spaces": False}
     files["tokenizer_config.json"] = _dump(config)
     return files
