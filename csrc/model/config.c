@@ -58,6 +58,22 @@ static int check_range(const char *field, int64_t value, int64_t least, int64_t 
                 (long long)value, (long long)least, (long long)most);
 }
 
+static int check_rope_scaling(const gpt_config *c) {
+    TRY(check_range("rope_scaling", c->rope_scaling, GPT_ROPE_NONE, GPT_ROPE_LLAMA3));
+    if (c->rope_scaling == GPT_ROPE_NONE) return GPT_OK;
+    if (c->pos != GPT_POS_ROPE)
+        return fail(GPT_ERR_ARGUMENT, "rope_scaling needs rotary positions within heads");
+    if (!(c->rope_factor >= 1 && isfinite(c->rope_factor)))
+        return fail(GPT_ERR_ARGUMENT, "rope_factor is %g; it must be at least 1", c->rope_factor);
+    if (c->rope_scaling == GPT_ROPE_LINEAR) return GPT_OK;
+    if (!(c->rope_low_freq > 0 && c->rope_high_freq > c->rope_low_freq &&
+          isfinite(c->rope_high_freq)))
+        return fail(GPT_ERR_ARGUMENT,
+                    "rope_low_freq is %g and rope_high_freq %g; they must be above 0 and rise",
+                    c->rope_low_freq, c->rope_high_freq);
+    return check_range("rope_original", c->rope_original, 1, MAX_BLOCK);
+}
+
 int gpt_config_check(const gpt_config *c) {
     if (!c) return fail(GPT_ERR_ARGUMENT, "gpt_config_check: config is NULL");
     TRY(check_range("vocab_size", c->vocab_size, 1, MAX_VOCAB));
@@ -80,6 +96,7 @@ int gpt_config_check(const gpt_config *c) {
                     c->n_head);
     if (!(c->norm_eps >= 0 && c->norm_eps < 1))
         return fail(GPT_ERR_ARGUMENT, "norm_eps is %g; it must lie between 0 and 1", c->norm_eps);
+    TRY(check_rope_scaling(c));
     if (c->pos == GPT_POS_LEARNED) return GPT_OK;
     if (!(c->rope_theta > 1 && isfinite(c->rope_theta)))
         return fail(GPT_ERR_ARGUMENT, "rope_theta is %g; it must be above 1", c->rope_theta);
@@ -111,11 +128,22 @@ int64_t rope_table_size(const gpt_config *c) {
     return (int64_t)c->block_size * rope_pairs(c) * 2;
 }
 
+/* Radians a position of the i-th pair. */
+static double rope_frequency(const gpt_config *c, int i, int pairs) {
+    double frequency = pow(c->rope_theta, -(double)i / pairs);
+    if (c->rope_scaling == GPT_ROPE_NONE) return frequency;
+    if (c->rope_scaling == GPT_ROPE_LINEAR) return frequency / c->rope_factor;
+    double turns = c->rope_original * frequency / (2 * 3.141592653589793);
+    double kept = (turns - c->rope_low_freq) / (c->rope_high_freq - c->rope_low_freq);
+    kept = fmin(fmax(kept, 0), 1);
+    return (1 - kept) * frequency / c->rope_factor + kept * frequency;
+}
+
 void rope_table(const gpt_config *c, float *out) {
     int pairs = rope_pairs(c);
     for (int t = 0; t < c->block_size; t++)
         for (int i = 0; i < pairs; i++, out += 2) {
-            double angle = t * pow(c->rope_theta, -(double)i / pairs);
+            double angle = t * rope_frequency(c, i, pairs);
             out[0] = (float)cos(angle);
             out[1] = (float)sin(angle);
         }

@@ -138,6 +138,22 @@ def test_a_model_goes_only_where_it_can(config: Config, tmp_path: Path) -> None:
         export_model(byte, "heimerl", tmp_path / "out", dtype="q8_0")
 
 
+@pytest.mark.parametrize("kind", ["linear", "llama3"])
+def test_scaled_rotary_frequencies_go_into_gguf(config: Config, tmp_path: Path, kind: str) -> None:
+    values = {"rope_scaling": kind, "rope_factor": 8.0}
+    if kind == "llama3":
+        values |= {"rope_low_freq": 1.0, "rope_high_freq": 4.0, "rope_original": 32}
+    source = make(config("llama", **values), folder=tmp_path / "source")
+    plain = make(config("llama"), folder=tmp_path / "plain")
+    assert export_model(source, "gguf", tmp_path / "m.gguf").largest_difference == 0
+    assert open_model(tmp_path / "m.gguf").config == source.config
+    tokens = np.arange(40)[None]
+    with source.model(threads=1) as one, plain.model(threads=1) as other:
+        assert np.abs(one.logits(tokens) - other.logits(tokens)).max() > 1e-3
+    with pytest.raises(GptcError, match="its rotary frequencies are scaled"):
+        export_model(source, "llama2.c", tmp_path / "m.bin")
+
+
 # ---- Hugging Face folders in several files ----
 
 

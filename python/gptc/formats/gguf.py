@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import gptc
+from gptc.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats import hf, layout, vocabulary
 from gptc.formats.binary import UINT32, UINT64, Binary
 from gptc.formats.layout import Naming, Part, Placement
-from gptc.formats.numbers import BF16, F16, F32, F64, Q4_0, Q8_0, Codec
+from gptc.formats.numbers import BF16, F16, F32, F64, Q4_0, Q8_0, Codec, FloatArray
 from gptc.formats.source import Entry, Source, TensorTable, checked
 from gptc.tokenizer import Tokenizer
 
@@ -78,6 +79,10 @@ _LLAMA = Naming(
     ),
     paired=True,
 )
+# What each rotary frequency is divided by, where Llama 3's are lowered. The file does not say how
+# that was computed; published models have one of these original contexts, and factors of 1 and 4.
+_FREQUENCIES = "rope_freqs.weight"
+_LLAMA3_ORIGINALS = tuple(1 << n for n in range(13, 4, -1))
 _NAMINGS = {"gpt2": _GPT2, "llama": _LLAMA}
 
 
@@ -113,7 +118,8 @@ class GgufModel(Source):
     @cached_property
     def placement(self) -> Placement:
         def ignored(name: str) -> bool:
-            return name == "output.weight" and self.config.tied
+            tied_head = name == "output.weight" and self.config.tied
+            return tied_head or name == _FREQUENCIES
 
         where = str(self.path)
         return Placement(self.config, self.parts(), self.tensors, where, ignored=ignored)
@@ -185,7 +191,28 @@ class GgufModel(Source):
             "bias": False,
             "norm_eps": self._float("llama.attention.layer_norm_rms_epsilon", 1e-5),
             "rope_theta": self._float("llama.rope.freq_base", 10000.0),
+            **self._scaling(values["n_embd"] // n_head),
         }
+
+    def _scaling(self, head_size: int) -> dict[str, Any]:
+        """How rotary frequencies are lowered: all by a factor, or each by one of rope_freqs."""
+        if _FREQUENCIES not in self._table.entries:
+            if self.metadata.get("llama.rope.scaling.type", "none") == "none":
+                return {}
+            factor = self._float("llama.rope.scaling.factor", 1.0)
+            return {"rope_scaling": "linear", "rope_factor": factor}
+        stored = self._table.read(_FREQUENCIES)
+        theta = self._float("llama.rope.freq_base", 10000.0)
+        for original in _LLAMA3_ORIGINALS:
+            values: dict[str, Any] = {"rope_factor": float(f"{stored.max():.7g}")}
+            values |= {"rope_low_freq": 1.0, "rope_high_freq": 4.0, "rope_original": original}
+            expected = _divisors(theta, head_size, **values)
+            if stored.shape == expected.shape and np.allclose(stored, expected, rtol=1e-4):
+                return {"rope_scaling": "llama3", **values}
+        raise GptcError(
+            f"{self.path}: {_FREQUENCIES} is not as in Llama 3 with an original context of one of "
+            f"{', '.join(map(str, _LLAMA3_ORIGINALS))}: import the model from its original folder"
+        )
 
     def _refuse_other_llamas(self, head_size: int) -> None:
         """GptcError where keys ask for what our Llama does not compute."""
@@ -194,8 +221,8 @@ class GgufModel(Source):
         if n_rotated != head_size:
             raise GptcError(f"{self.path}: llama.rope.dimension_count is {n_rotated!r}, and only "
                             f"the head size {head_size} is supported")  # fmt: skip
-        if scaling != "none" or "rope_freqs.weight" in self._table.entries:
-            raise GptcError(f"{self.path}: rope scaling is not supported yet")
+        if scaling not in ("none", "linear"):
+            raise GptcError(f"{self.path}: llama.rope.scaling.type {scaling!r} is not supported")
         if self.metadata.get("llama.expert_count", 0):
             raise GptcError(f"{self.path}: llama.expert_count: experts are not supported")
 
@@ -342,6 +369,21 @@ def _read_info(file: Binary, name: str) -> tuple[Codec, tuple[int, ...], int]:
     return codec, shape, offset
 
 
+def _divisors(
+    theta: float,
+    head_size: int,
+    rope_factor: float,
+    rope_original: int,
+    rope_low_freq: float,
+    rope_high_freq: float,
+) -> FloatArray:
+    """What Llama 3's frequencies (HS/2) are divided by, as in csrc/model/config.c."""
+    half = head_size // 2
+    turns = rope_original * theta ** (-np.arange(half) / half) / (2 * np.pi)
+    kept = np.clip((turns - rope_low_freq) / (rope_high_freq - rope_low_freq), 0, 1)
+    return (1 / ((1 - kept) / rope_factor + kept)).astype(np.float32)
+
+
 # ---- writing ----
 
 
@@ -364,6 +406,9 @@ def model_chunks(
         found = vocabulary.to_gguf(tokenizer, config.vocab_size)
         values |= {f"tokenizer.ggml.{key}": value for key, value in found.items()}
     slots = [(part, _codec_for(part, wanted)) for part in layout.parts(config, _NAMINGS[family])]
+    if config.rope_scaling == "llama3":
+        half = config.head_size // 2
+        slots.append((Part(_FREQUENCIES, "", (half,), slice(0, half)), F32))
     header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(slots), len(values)))
     for key, value in values.items():
         header += _string(key) + _value(value)
@@ -375,8 +420,16 @@ def model_chunks(
         offset += -(-codec.n_bytes(part.shape) // ALIGNMENT) * ALIGNMENT
     yield bytes(header) + bytes(-len(header) % ALIGNMENT)
     for part, codec in slots:
-        yield codec.encode(layout.export_tensor(part, source.read(part.ours)))
+        if part.name == _FREQUENCIES:
+            yield codec.encode(_divisors(config.rope_theta, config.head_size, **_llama3(config)))
+        else:
+            yield codec.encode(layout.export_tensor(part, source.read(part.ours)))
         yield bytes(-codec.n_bytes(part.shape) % ALIGNMENT)
+
+
+def _llama3(config: GPTConfig) -> dict[str, Any]:
+    names = ("rope_factor", "rope_original", "rope_low_freq", "rope_high_freq")
+    return {name: getattr(config, name) for name in names}
 
 
 def _codec_for(part: Part, wanted: Codec) -> Codec:
@@ -403,6 +456,9 @@ def _metadata(source: Source, family: str, codec: Codec) -> dict[str, Any]:
     if family == "gpt2":
         values["gpt2.attention.layer_norm_epsilon"] = config.norm_eps
         return values
+    if config.rope_scaling == "linear":
+        values["llama.rope.scaling.type"] = "linear"
+        values["llama.rope.scaling.factor"] = config.rope_factor
     return values | {
         "llama.attention.head_count_kv": config.n_kv_head,
         "llama.attention.layer_norm_rms_epsilon": config.norm_eps,

@@ -147,10 +147,46 @@ def config_to_json(
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
+        **_scaling_to_json(config),
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
     }
+
+
+# Ours and theirs, of each way in which rotary frequencies are lowered.
+_SCALING = {"none": {}, "linear": {"rope_factor": "factor"}}
+_SCALING["llama3"] = {
+    **_SCALING["linear"],
+    "rope_low_freq": "low_freq_factor",
+    "rope_high_freq": "high_freq_factor",
+    "rope_original": "original_max_position_embeddings",
+}
+
+
+def _scaling_to_json(config: GPTConfig) -> dict[str, Any]:
+    kind = config.rope_scaling
+    if kind == "none":
+        return {}
+    values = {theirs: getattr(config, ours) for ours, theirs in _SCALING[kind].items()}
+    return {"rope_scaling": {"rope_type": kind, **values}}
+
+
+def _scaling_from_json(rope: Any, where: str) -> dict[str, Any]:
+    """`rope` is rope_scaling, or rope_parameters of newer files."""
+    if not isinstance(rope, dict):
+        raise GptcError(f"{where}: rope_scaling {rope!r} is not supported")
+    kind = rope.get("rope_type", rope.get("type", "default" if "factor" not in rope else None))
+    kind = "none" if kind == "default" else kind
+    if not isinstance(kind, str) or kind not in _SCALING:
+        raise GptcError(
+            f"{where}: rope_scaling with rope_type {kind!r} is not supported, only linear, llama3"
+        )
+    missing = [theirs for theirs in _SCALING[kind].values() if theirs not in rope]
+    if missing:
+        raise GptcError(f"{where}: rope_scaling lacks {missing[0]}")
+    values = {ours: rope[theirs] for ours, theirs in _SCALING[kind].items()}
+    return {"rope_scaling": kind, **values}
 
 
 def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
@@ -208,11 +244,8 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
         only("hidden_act", "silu")
         only("attention_bias", False)
         only("mlp_bias", False)
-        only("rope_scaling", None)
-        rope = data.get("rope_parameters")  # where newer files keep the base
+        rope = data.get("rope_parameters")  # where newer files keep the base and the scaling
         rope = rope if isinstance(rope, dict) else {}
-        if rope.get("rope_type", "default") != "default":
-            raise GptcError(f"{where}: rope_type {rope['rope_type']!r} is not supported")
         n_embd, n_head = need("hidden_size"), need("num_attention_heads")
         only("head_dim", n_embd // n_head, None)
         values |= {
@@ -230,5 +263,6 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
             "tied": data.get("tie_word_embeddings", False),
             "norm_eps": data.get("rms_norm_eps", 1e-6),
             "rope_theta": rope.get("rope_theta", data.get("rope_theta", 10000.0)),
+            **_scaling_from_json(data.get("rope_scaling") or rope, where),
         }
     return checked(values, where)

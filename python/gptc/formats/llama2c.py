@@ -217,6 +217,8 @@ def why_not(config: GPTConfig) -> str | None:
         return f"norm_eps is {config.norm_eps:g}, and llama2.c's {_NORM_EPS:g}"
     if config.rope_theta != _THETA:
         return f"rope_theta is {config.rope_theta:g}, and llama2.c's {_THETA:g}"
+    if config.rope_scaling != "none":
+        return "its rotary frequencies are scaled, and llama2.c's are not"
     return None
 
 
