@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gptc import checkpoint, formats
 from gptc.checkpoint import CONFIG, Checkpoint, list_checkpoints
-from gptc.data import DATASET_FILE, SPLITS, Dataset, read_shard
+from gptc.data import DATASET_FILE, SPLITS, Dataset, is_shard, read_shard
 from gptc.errors import GptcError, UsageError
 from gptc.formats import gguf, heimerl, llama2c, llmc, vocabulary
 from gptc.formats.binary import write_whole
@@ -264,12 +264,12 @@ def _verify_file(path: Path) -> tuple[str, list[str]]:
         for name in tensors.entries:
             check_finite(tensors.read(name), f"{path}: {name}")
         return "safetensors", [f"{len(tensors.entries)} tensors, every number finite"]
-    with path.open("rb") as file:
-        magic = int.from_bytes(file.read(4), "little")
-    if magic in (20240520, 20240801):
+    if is_shard(path):
         tokens = read_shard(path)
         largest = int(tokens.max()) if len(tokens) else 0
         return "shard", [f"{len(tokens):,} tokens, the largest {largest:,}"]
+    with path.open("rb") as file:
+        magic = int.from_bytes(file.read(4), "little")
     if magic == llmc.TOKENIZER_MAGIC:
         return "llm.c tokenizer", [f"{llmc.read_tokenizer(path).vocab_size:,} tokens"]
     if magic == llmc.STATE_MAGIC:

@@ -286,6 +286,8 @@ def test_the_three_commands(config: Config, tmp_path: Path, gptc: Gptc) -> None:
     ran = gptc("import", file, "--out", tmp_path / "again")
     assert (ran.code, ran.out) == (0, f"{file} (gguf) is now the checkpoint {tmp_path / 'again'}\n")
     assert "SHA-256" in gptc("verify", tmp_path / "again").out
+    assert "a file of gguf" in gptc("info", file).out
+    assert json.loads(gptc("info", file, "--json").out)["parameters"] == 30_368
     assert gptc("infer", "-m", file, "-p", "x", "--max-tokens", 3).out.startswith("x")
 
     data = bytearray(file.read_bytes())
@@ -323,7 +325,7 @@ def test_detection_names_what_is_no_model(config: Config, tmp_path: Path) -> Non
     with pytest.raises(GptcError, match=r"m_tokenizer\.bin is a tokenizer of llm\.c, not a model"):
         detect(tmp_path / "m_tokenizer.bin")
     (tmp_path / "text").write_text("Once upon a time there was a file that is no model")
-    with pytest.raises(GptcError, match=r"text is no whole model of a known kind"):
+    with pytest.raises(GptcError, match=r"text is no token shard and no whole model"):
         detect(tmp_path / "text")
     with pytest.raises(GptcError, match=r"holds weights only; give its folder"):
         detect(tmp_path / "source" / "model.safetensors")

@@ -54,9 +54,9 @@ def detect(path: Path) -> str:
     if path.suffix == ".safetensors":
         raise GptcError(f"{path} holds weights only; give its folder, with the config.json")
     raise GptcError(
-        f"{path} is no whole model of a known kind: neither the magic number of gguf, llm.c or "
-        f"llama2.c at byte 0, nor the {file.size:,} bytes that sizes there would promise; formats: "
-        f"Hugging Face folders, {', '.join(FORMATS)}"
+        f"{path} is no token shard and no whole model of a known kind: it has neither a magic "
+        f"number at byte 0 nor the size, {file.size:,} bytes, that sizes there would promise; "
+        f"formats: Hugging Face folders, {', '.join(FORMATS)}"
     )
 
 
