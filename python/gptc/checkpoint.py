@@ -97,7 +97,7 @@ class Checkpoint(Source):
                     return tokenizers.load_tokenizer(self.path)
                 theirs = pretrained.read_file(self.path / name)
                 if theirs is not None:
-                    return theirs
+                    return vocabulary.simplest(theirs, str(self.path / name))
         gpt2 = tokenizers.Gpt2Tokenizer
         if hf.model_type(self.config) == "gpt2" and self.config.vocab_size >= gpt2.vocab_size:
             return tokenizers.make_tokenizer("gpt2")

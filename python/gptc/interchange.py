@@ -68,7 +68,8 @@ def import_model(
     """
     source = open_source(path, **assumed)
     if tokenizer is None:
-        tokenizer = _own_tokenizer(source)
+        tokenizer, notes = _own_tokenizer(source)
+        source.notes += notes
     elif tokenizer.vocab_size > source.config.vocab_size:
         raise UsageError(
             f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} tokens, and "
@@ -121,8 +122,8 @@ def export_model(
     path = Path(out)
     if path.exists() and not replace:
         raise UsageError(f"{path} exists already; choose another name, or replace it with --force")
-    report = Report(path, to, dtype, [path])
-    tokenizer = _own_tokenizer(source)
+    tokenizer, notes = _own_tokenizer(source)
+    report = Report(path, to, dtype, [path], list(notes))
     if to == "hf":
         checkpoint.save(path, source, tokenizer=tokenizer, replace=replace, codec=_HF[dtype])
     else:
@@ -209,12 +210,12 @@ def _prompt(vocab_size: int, n: int) -> npt.NDArray[np.int32]:
     return (np.arange(n, dtype=np.int64) * 7919 % vocab_size).astype(np.int32)
 
 
-def _own_tokenizer(source: Source) -> Tokenizer | None:
+def _own_tokenizer(source: Source) -> tuple[Tokenizer | None, tuple[str, ...]]:
+    """A model's tokenizer; where there is none, a note that says so."""
     try:
-        return source.tokenizer()
+        return source.tokenizer(), ()
     except GptcError as error:
-        source.notes += (f"without a tokenizer: {error}",)
-        return None
+        return None, (f"without a tokenizer: {error}",)
 
 
 # ---- verify ----

@@ -10,6 +10,7 @@ A tokenizer is saved as `gptc_tokenizer.json` in the folder of a dataset or a ch
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import json
 import os
@@ -363,6 +364,18 @@ def byte_characters() -> dict[str, int]:
     visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     hidden = [b for b in range(256) if b not in visible]
     return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+def is_gpt2_vocabulary(data: bytes) -> bool:
+    """Whether this is GPT-2's list of merges; it is then kept in our cache for the next time."""
+    if hashlib.sha256(data).hexdigest() != _GPT2_SHA256:
+        return False
+    target = cache_folder() / "tiktoken" / _GPT2_FILE
+    if not target.exists():
+        with contextlib.suppress(OSError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_file(target, data)
+    return True
 
 
 def _gpt2_vocabulary() -> bytes:

@@ -344,6 +344,7 @@ def test_ours_reads_what_the_package_gguf_writes(config: Config, tmp_path: Path)
     writer.add_token_merges(["t h"])
     names = {"norm_1": "attn_norm", "norm_2": "ffn_norm", "attn.proj": "attn_output"}
     names["mlp.proj"] = "ffn_down"
+    q4_0 = gguf.GGMLQuantizationType.Q4_0
 
     def pairs(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
         """As llama.cpp's converter permutes queries and keys."""
@@ -359,7 +360,9 @@ def test_ours_reads_what_the_package_gguf_writes(config: Config, tmp_path: Path)
         qkv, fc = source.read(f"h.{i}.attn.qkv.weight"), source.read(f"h.{i}.mlp.fc.weight")
         writer.add_tensor(f"blk.{i}.attn_q.weight", pairs(qkv[:32], 4))
         writer.add_tensor(f"blk.{i}.attn_k.weight", pairs(qkv[32:48], 2))
-        writer.add_tensor(f"blk.{i}.attn_v.weight", qkv[48:])
+        writer.add_tensor(
+            f"blk.{i}.attn_v.weight", gguf.quants.quantize(qkv[48:], q4_0), raw_dtype=q4_0
+        )
         writer.add_tensor(f"blk.{i}.ffn_gate.weight", fc[:40].astype(np.float16))
         writer.add_tensor(f"blk.{i}.ffn_up.weight", fc[40:])
     writer.write_header_to_file()
@@ -372,6 +375,11 @@ def test_ours_reads_what_the_package_gguf_writes(config: Config, tmp_path: Path)
         expected = source.read(name)
         if name.endswith("mlp.fc.weight"):
             expected = np.concatenate([expected[:40].astype(np.float16), expected[40:]])
+        if name.endswith("attn.qkv.weight"):
+            packed = gguf.quants.quantize(expected[48:], q4_0)
+            values = gguf.quants.dequantize(packed, q4_0)
+            assert 0 < np.abs(values - expected[48:]).max() < 0.3
+            expected = np.concatenate([expected[:48], values])
         assert np.array_equal(ours.read(name), expected), name
     with pytest.raises(GptcError, match=r"has 257 tokens, and a model of 256"):
         ours.tokenizer()
@@ -407,6 +415,26 @@ def test_tokenizers_go_through_gguf(
     export_model(source, "llama2.c", tmp_path / "m.bin")
     third = open_model(tmp_path / "m.bin").tokenizer()
     assert third.encode(text[0]).tolist() == tokenizer.encode(text[0]).tolist()
+
+
+def test_gpt2s_tokenizer_is_known_by_its_merges(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published folders hold a tokenizer.json; datasets are made with our "gpt2"."""
+    if gpt2_folder() is None:
+        pytest.skip("no GPT-2 vocabulary")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_folder()))
+    tokenizer = make_tokenizer("gpt2")
+    shape = config("gpt2", vocab_size=50257)
+    source = make(shape, "gpt2", tmp_path / "source")
+    for name in ("gptc_tokenizer.json", "checksums.json"):
+        (source.path / name).unlink()
+    # With nothing but that file: its merges go into our own cache.
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setenv("GPTC_CACHE", str(tmp_path / "cache"))
+    again = Checkpoint(source.path).tokenizer()
+    assert again.kind == "gpt2"
+    assert again.encode("Hello world").tolist() == tokenizer.encode("Hello world").tolist()
 
 
 # ---- OpenAI's folders ----

@@ -116,10 +116,6 @@ class LlmcModel(Source):
             return vocabulary.gpt2()
         return super().tokenizer()
 
-    def padding(self) -> FloatArray:
-        """The rows of the embedding that no token has; they should be zero."""
-        return self._table.read("wte.weight")[self.config.vocab_size :]
-
 
 def read_header(file: Binary, magic: int, what: str) -> int:
     """The version of a file of llm.c with this magic number."""

@@ -26,6 +26,7 @@ from gptc.tokenizer import (
     Gpt2Tokenizer,
     Tokenizer,
     byte_characters,
+    is_gpt2_vocabulary,
     make_tokenizer,
 )
 
@@ -88,7 +89,7 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
     if plain and not special and ranked == single:
         return ByteTokenizer()
     if plain and special == {END_OF_TEXT: len(pieces) - 1}:
-        if len(pieces) == GPT2_SIZE and pieces == list(gpt2().pieces):
+        if len(pieces) == GPT2_SIZE and is_gpt2_vocabulary(_vocab_bpe(vocabulary)):
             return gpt2()
         if ranked[:256] == single and all(len(piece) > 1 for piece in ranked[256:]):
             return BpeTokenizer(ranked[256:])
@@ -101,6 +102,16 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
         return TiktokenTokenizer("byte-level", pattern, ranked, special)
     definition = json.dumps(_definition(vocabulary), ensure_ascii=False)
     return HuggingFaceTokenizer(definition, where=where)
+
+
+def simplest(tokenizer: Tokenizer, where: str) -> Tokenizer:
+    """One of our own tokenizers where it is the same, so that datasets made with it fit."""
+    try:
+        vocabulary = byte_level(tokenizer)
+        same = from_byte_level(vocabulary, where) if vocabulary else tokenizer
+    except (GptcError, KeyError, ValueError):
+        return tokenizer
+    return same if isinstance(same, ByteTokenizer | BpeTokenizer) else tokenizer
 
 
 def from_pieces(pieces: list[bytes], end_of_text: int | None, where: str) -> Tokenizer:
@@ -133,6 +144,12 @@ def _last_merge(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
         i = joined.index(min(joined))
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts[0], parts[1]
+
+
+def _vocab_bpe(vocabulary: ByteLevel) -> bytes:
+    """The file vocab.bpe of a vocabulary."""
+    lines = [f"{to_characters(a)} {to_characters(b)}\n" for a, b in merges_of(vocabulary)]
+    return ("#version: 0.2\n" + "".join(lines)).encode()
 
 
 def to_characters(piece: bytes) -> str:
