@@ -193,8 +193,8 @@ class Placement:
         """One of our parameters. It may be a view of the file: it is not to be written to."""
         shape, placed = self._shapes[ours], self._placed[ours]
         part, name = placed[0]
-        if len(placed) == 1 and part.shape == shape and not (part.transposed or part.heads):
-            return self._tensors.read(name)
+        if len(placed) == 1 and not (part.transposed or part.heads):
+            return self._tensors.read(name)[: shape[0]]  # without padding
         out = np.empty(shape, np.float32)
         for part, name in placed:
             import_tensor(part, self._tensors.read(name), out)

@@ -57,7 +57,7 @@ class Float(Codec):
 
     def encode(self, values: FloatArray) -> memoryview:
         with np.errstate(over="ignore"):
-            return _bytes(values.astype(self.dtype))
+            return _bytes(values.astype(self.dtype, copy=False))
 
 
 class BFloat16(Codec):

@@ -80,7 +80,8 @@ def byte_level(tokenizer: Tokenizer) -> ByteLevel | None:
 def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
     """The tokenizer of these pieces: one of ours where it is the same. GptcError names `where`."""
     pieces, special, pattern, merges = vocabulary
-    ranked = [p for i, p in enumerate(pieces) if i not in set(special.values())]
+    others = set(special.values())
+    ranked = [p for i, p in enumerate(pieces) if i not in others]
     if len(set(ranked)) < len(ranked):
         raise GptcError(f"{where} has a token twice")
     in_order = merges is None or [a + b for a, b in merges] == ranked[len(ranked) - len(merges) :]
@@ -93,10 +94,10 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
             return gpt2()
         if ranked[:256] == single and all(len(piece) > 1 for piece in ranked[256:]):
             return BpeTokenizer(ranked[256:])
-    missing = [i for i in range(256) if single[i] not in set(ranked[:256])]
+    missing = sorted(set(single) - set(ranked))
     if missing:
         raise GptcError(
-            f"{where} has no token for the byte {missing[0]}: give one with --tokenizer"
+            f"{where} has no token for the byte {missing[0][0]}: give one with --tokenizer"
         )
     if in_order and pieces[: len(ranked)] == ranked:
         return TiktokenTokenizer("byte-level", pattern, ranked, special)
