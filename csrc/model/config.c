@@ -5,15 +5,17 @@
 #include <math.h>
 #include <string.h>
 
+#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0
 #define GPT2(layers, heads, width)                                                                 \
     {50257,           1024,         layers, heads, heads, width, 4 * width, GPT_NORM_LAYERNORM, 1, \
-     GPT_POS_LEARNED, GPT_ACT_GELU, 1,      1,     1e-5f, 0}
+     GPT_POS_LEARNED, GPT_ACT_GELU, 1,      1,     1e-5f, 0,     NO_SCALING}
 #define LLAMA(vocab, block, layers, heads, width, ff)                                              \
-    {vocab, block,        layers,         heads, heads, width, ff,   GPT_NORM_RMSNORM,             \
-     1,     GPT_POS_ROPE, GPT_ACT_SWIGLU, 0,     1,     1e-5f, 10000}
+    {vocab, block,        layers,         heads, heads, width, ff,    GPT_NORM_RMSNORM,            \
+     1,     GPT_POS_ROPE, GPT_ACT_SWIGLU, 0,     1,     1e-5f, 10000, NO_SCALING}
 
 /* vocab, block, layers, heads, kv heads, width, ff, norm, its weight, positions, activation, bias,
- * tied, eps, theta. The llama sizes are llama2.c's; byte is the published markusheimerl/gpt. */
+ * tied, eps, theta, scaling. The llama sizes are llama2.c's; byte is the published
+ * markusheimerl/gpt. */
 static const struct {
     const char *name;
     gpt_config config;
@@ -21,7 +23,7 @@ static const struct {
     {"tiny", LLAMA(2048, 160, 4, 3, 96, 256)},
     {"byte",
      {256, 1024, 16, 8, 8, 512, 1024, GPT_NORM_RMSNORM, 0, GPT_POS_ROPE_WIDE, GPT_ACT_SWISH, 0, 1,
-      1e-6f, 10000}},
+      1e-6f, 10000, NO_SCALING}},
     {"gpt2", GPT2(12, 12, 768)},
     {"gpt2-medium", GPT2(24, 16, 1024)},
     {"gpt2-large", GPT2(36, 20, 1280)},

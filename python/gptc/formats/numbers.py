@@ -66,8 +66,9 @@ class BFloat16(Codec):
     block_bytes = 2
 
     def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
-        halves = raw.view("<u2").reshape(shape)
-        return (halves.astype(np.uint32) << 16).view(np.float32)
+        wide = raw.view("<u2").reshape(shape).astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
 
     def encode(self, values: FloatArray) -> memoryview:
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
