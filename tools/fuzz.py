@@ -29,12 +29,12 @@ import numpy as np
 
 from gptc.checkpoint import open_checkpoint
 from gptc.config import GPTConfig
-from gptc.data import read_shard, write_shard
+from gptc.data import prepare, read_shard, write_shard
 from gptc.errors import GptcError
 from gptc.formats import TensorFile, llmc, openai_tf, tensor_chunks
 from gptc.formats.binary import write_whole
 from gptc.formats.source import Source
-from gptc.interchange import export_model
+from gptc.interchange import export_model, verify
 from gptc.model import Model
 from gptc.tokenizer import load_tokenizer, make_tokenizer
 
@@ -70,12 +70,13 @@ def small_model(folder: Path, family: str, tokenizer: str = "bytes") -> Path:
     return path
 
 
-def read_model(path: Path) -> None:
+def read_model(path: Path, tokenizer: bool = True) -> None:
     """Reads all of a model."""
     source = open_checkpoint(path)
     for name, _, _ in source.config.parameters():
         source.read(name)
-    source.tokenizer()
+    if tokenizer:
+        source.tokenizer()
 
 
 def targets(folder: Path) -> dict[str, Target]:
@@ -83,7 +84,8 @@ def targets(folder: Path) -> dict[str, Target]:
     found = {}
 
     def model(name: str, file: Path, path: Path | None = None) -> None:
-        found[name] = Target(file, lambda: read_model(path or file))
+        has_tokenizer = not name.startswith("openai")  # only GPT-2's own, of its own size
+        found[name] = Target(file, lambda: read_model(path or file, has_tokenizer))
 
     exports = [
         ("gguf", "gguf", "gpt2", {}),
@@ -106,6 +108,11 @@ def targets(folder: Path) -> dict[str, Target]:
         if name != "checksums.json":
             (path / "checksums.json").unlink()
         model(name, path / name, path)
+    dataset = folder / "dataset"
+    text = folder / "text.txt"
+    text.write_text("the cat sat on the mat. " * 40)
+    prepare([str(text)], dataset, tokenizer="bytes")
+    found["dataset.json"] = Target(dataset / "dataset.json", lambda: verify(dataset))
     shard = folder / "shard.bin"
     write_shard(shard, np.arange(500) % 256, 256)
     found["shard"] = Target(shard, lambda: read_shard(shard))

@@ -217,7 +217,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
         return None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         meta = None
     keys = {"version", "sources", "tokenizer", "vocab_size", "splits", "options", "created_by"}
     if not isinstance(meta, dict) or not meta.keys() >= keys:

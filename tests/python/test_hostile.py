@@ -32,7 +32,7 @@ NAMES = [
     "gguf", "gguf-q8_0", "llm.c", "llm.c-tokenizer", "llama2.c-v0", "llama2.c-v0-tokenizer",
     "llama2.c-v1", "llama2.c-v2", "heimerl", "model.safetensors", "config.json",
     "gptc_tokenizer.json", "checksums.json", "shard", "debug-state", "tokenizer",
-    "openai", "openai-index", "openai-hparams", "sharded-index",
+    "dataset.json", "openai", "openai-index", "openai-hparams", "sharded-index",
 ]  # fmt: skip
 
 
@@ -43,6 +43,11 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_format_is_a_target(targets: dict[str, Any]) -> None:
     assert set(targets) >= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_whole_is_read(targets: dict[str, Any], name: str) -> None:
+    targets[name].read()
 
 
 @pytest.mark.parametrize("name", NAMES)
