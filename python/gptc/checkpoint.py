@@ -290,8 +290,7 @@ def save(
             if tokenizer is not None:
                 tokenizer.save(folder)
                 if hf.model_type(config) != "gptc":  # so that AutoTokenizer reads it too
-                    theirs = vocabulary.hf_files(tokenizer, config.block_size)
-                    for name, content in theirs.items():
+                    for name, content in _hf_files(tokenizer, config.block_size).items():
                         _write(folder / name, [content])
             if trainer is not None:
                 stamp = {"version": VERSION, "gptc_version": gptc.__version__}
@@ -306,6 +305,14 @@ def save(
         n_numbers = sum(math.prod(shape) for _, shape, _ in config.parameters())
         needed = 4 * (1 if trainer is None else 3) * n_numbers
         raise GptcError(f"cannot save {path}: {_explain(error, path, needed)}") from error
+
+
+def _hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
+    try:
+        return vocabulary.hf_files(tokenizer, block_size)
+    except GptcError as error:
+        logger.warning("warning: without a tokenizer.json: %s", error)
+        return {}
 
 
 def discard(checkpoint: Path) -> None:

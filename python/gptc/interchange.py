@@ -23,7 +23,7 @@ from gptc.checkpoint import CONFIG, Checkpoint, list_checkpoints
 from gptc.data import DATASET_FILE, SPLITS, Dataset, is_shard, read_shard
 from gptc.errors import GptcError, UsageError
 from gptc.formats import gguf, heimerl, llama2c, llmc, vocabulary
-from gptc.formats.binary import write_whole
+from gptc.formats.binary import Binary, write_whole
 from gptc.formats.numbers import BF16, F16, F32, Codec
 from gptc.formats.safetensors import TensorFile
 from gptc.formats.source import Source, check_finite
@@ -269,8 +269,7 @@ def _verify_file(path: Path) -> tuple[str, list[str]]:
         tokens = read_shard(path)
         largest = int(tokens.max()) if len(tokens) else 0
         return "shard", [f"{len(tokens):,} tokens, the largest {largest:,}"]
-    with path.open("rb") as file:
-        magic = int.from_bytes(file.read(4), "little")
+    magic = int.from_bytes(Binary(path).view[:4], "little")
     if magic == llmc.TOKENIZER_MAGIC:
         return "llm.c tokenizer", [f"{llmc.read_tokenizer(path).vocab_size:,} tokens"]
     if magic == llmc.STATE_MAGIC:

@@ -133,6 +133,8 @@ def write_shard(path: Path, tokens: npt.ArrayLike, vocab_size: int) -> None:
 
 def is_shard(path: Path) -> bool:
     """Whether a file begins as a shard does."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
     with path.open("rb") as file:
         magic = int.from_bytes(file.read(4), "little")
     return magic in (_NARROW[0], _WIDE[0])

@@ -18,8 +18,9 @@ import pytest
 
 from gptc.checkpoint import open_checkpoint
 from gptc.errors import GptcError
-from gptc.formats import TensorFile, open_model
+from gptc.formats import TensorFile, llmc, open_model, vocabulary
 from gptc.formats.binary import parse_json
+from gptc.interchange import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("fuzz", ROOT / "tools" / "fuzz.py")
@@ -283,6 +284,22 @@ def test_json_nested_a_thousand_deep(targets: dict[str, Any], value: str) -> Non
         parse_json(b'{"a', "it")
 
 
+def test_tokens_so_long_that_merging_them_takes_minutes(tmp_path: Path) -> None:
+    header = np.zeros(256, "<u4")
+    pieces = [bytes([i]) for i in range(256)]
+    rng = np.random.default_rng(0)
+    pieces += [rng.integers(97, 99, 255).astype(np.uint8).tobytes() for _ in range(50_000)]
+    pieces += [b"<|endoftext|>"]
+    header[:4] = 20240328, 2, len(pieces), len(pieces) - 1
+    path = tmp_path / "t.bin"
+    path.write_bytes(header.tobytes() + b"".join(bytes([len(p)]) + p for p in pieces))
+    begin = time.perf_counter()
+    tokenizer = llmc.read_tokenizer(path)
+    with pytest.raises(GptcError, match="too long to find their merges"):
+        vocabulary.to_gguf(tokenizer, tokenizer.vocab_size)
+    assert time.perf_counter() - begin < 5
+
+
 # ---- what is no file ----
 
 
@@ -294,6 +311,8 @@ def test_what_is_no_regular_file(tmp_path: Path, make: Callable[[Path], None]) -
         open_checkpoint(path)
     with pytest.raises(GptcError, match=r"is no file|cannot read"):
         open_model(path)
+    with pytest.raises(GptcError):
+        verify(path)
 
 
 def test_a_config_that_promises_more_than_the_weights_allocates_nothing(

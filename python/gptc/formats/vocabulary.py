@@ -8,6 +8,7 @@ and put together here; `llmc`, `llama2c`, `gguf` and `hf` only write them down.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from gptc.tokenizer import (
 )
 
 GPT2_SIZE = Gpt2Tokenizer.vocab_size
+_GPT2_PIECES = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"  # SHA-256
+_MAX_MERGING = 1 << 25  # steps, some times what the largest vocabularies take
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
 # Sorts of pieces, by the numbers that SentencePiece and GGUF share.
@@ -90,7 +93,9 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
     if plain and not special and ranked == single:
         return ByteTokenizer()
     if plain and special == {END_OF_TEXT: len(pieces) - 1}:
-        if len(pieces) == GPT2_SIZE and is_gpt2_vocabulary(_vocab_bpe(vocabulary)):
+        if hashlib.sha256(b"\0".join(pieces)).hexdigest() == _GPT2_PIECES and is_gpt2_vocabulary(
+            _vocab_bpe(vocabulary)
+        ):
             return gpt2()
         if ranked[:256] == single and all(len(piece) > 1 for piece in ranked[256:]):
             return BpeTokenizer(ranked[256:])
@@ -129,11 +134,16 @@ def from_pieces(pieces: list[bytes], end_of_text: int | None, where: str) -> Tok
 
 
 def merges_of(vocabulary: ByteLevel) -> list[tuple[bytes, bytes]]:
-    """The pair of pieces that each longer piece is merged from, in order."""
+    """The pair of pieces that each longer piece is merged from, in order.
+
+    GptcError where the pieces are so long that finding these would take minutes.
+    """
     if vocabulary.merges is not None:
         return vocabulary.merges
     others = set(vocabulary.special.values())
     ranks = {piece: i for i, piece in enumerate(vocabulary.pieces) if i not in others and piece}
+    if sum(len(piece) ** 2 for piece in ranks) > _MAX_MERGING:
+        raise GptcError("the vocabulary has tokens that are too long to find their merges")
     return [_last_merge(piece, ranks) for piece in ranks if len(piece) > 1]
 
 
@@ -216,7 +226,8 @@ def _of_definition(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
     """The vocabulary of a tokenizer.json of this sort, where its pattern is one that we know."""
     saved = json.loads(tokenizer.mapping()["definition"])
     cut = json.dumps(saved.get("pre_tokenizer") or {})
-    if saved["model"].get("type") != "BPE" or "ByteLevel" not in cut:
+    plain = saved.get("normalizer") is None and '"add_prefix_space": true' not in cut
+    if saved["model"].get("type") != "BPE" or "ByteLevel" not in cut or not plain:
         return None
     pattern = GPT2_PATTERN
     if '"Split"' in cut or '"Digits"' in cut:
@@ -226,9 +237,12 @@ def _of_definition(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
         pattern = known[0]
     special = {entry["content"]: entry["id"] for entry in saved.get("added_tokens") or ()}
     merges = []
-    for merge in saved["model"]["merges"]:
-        first, second = merge.split(" ") if isinstance(merge, str) else merge
-        merges.append((to_bytes(first), to_bytes(second)))
+    try:
+        for merge in saved["model"]["merges"]:
+            first, second = merge.split(" ") if isinstance(merge, str) else merge
+            merges.append((to_bytes(first), to_bytes(second)))
+    except ValueError:
+        return None
     return ByteLevel(list(tokenizer.pieces), special, pattern, merges)
 
 
@@ -353,7 +367,10 @@ def _scored_definition(vocabulary: Scored) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
-    """The files from which AutoTokenizer makes the same tokenizer; none where there are none."""
+    """The files from which AutoTokenizer makes the same tokenizer; none where there are none.
+
+    GptcError as `merges_of`.
+    """
     last = tokenizer.end_of_text
     end = None if last is None else tokenizer.pieces[last].decode("utf-8", "replace")
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
