@@ -425,7 +425,7 @@ class Run:
         # A run may be resumed from elsewhere: paths become absolute.
         if options.data not in KNOWN_DATASETS:
             changes["data"] = str(Path(options.data).resolve())
-        if options.init_from is not None:
+        if options.init_from is not None and Path(options.init_from).exists():
             changes["init_from"] = str(Path(options.init_from).resolve())
         self._change(**changes)
 
@@ -733,9 +733,11 @@ def default_name(options: TrainOptions) -> str:
     dataset = data if data in KNOWN_DATASETS else Path(data).resolve().stem
     what = options.preset
     if options.init_from is not None:
-        base = open_checkpoint(options.init_from).path.resolve()
-        what = base.parent.name if base.name.startswith("ckpt-") else base.name
-        what = base.stem if base.is_file() else what
+        what = Path(options.init_from).name
+        if Path(options.init_from).exists():  # else it is a model of the hub
+            base = open_checkpoint(options.init_from).path.resolve()
+            what = base.parent.name if base.name.startswith("ckpt-") else base.name
+            what = base.stem if base.is_file() else what
     return f"{what}-{dataset}"
 
 

@@ -567,7 +567,15 @@ def test_a_model_by_its_name_on_the_hub(config: Config, tmp_path: Path) -> None:
         )  # fmt: skip
 
     try:
-        ran = run("import", "owner/tiny", "--out", "got", "--tokenizer", "bytes")
+        ran = run("infer", "-m", "owner/tiny", "-p", "Once", "--max-tokens", "3")
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.startswith("Once")
+        (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 100)
+        sizes = ("--steps", "1", "--batch-size", "1", "--seq-len", "16", "--eval-batches", "1")
+        ran = run("train", "--init-from", "owner/tiny", "--data", "text.txt", *sizes)
+        assert ran.returncode == 0, ran.stderr
+        assert "saved runs/tiny-text/ckpt-000001" in ran.stderr
+        ran = run("import", "owner/tiny", "--out", "got")
         assert ran.returncode == 0, ran.stderr
         assert np.array_equal(
             Checkpoint(tmp_path / "got").read("wte.weight"), Checkpoint(folder).read("wte.weight")

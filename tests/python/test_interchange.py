@@ -319,6 +319,20 @@ def test_verify_looks_at_datasets_and_runs(dataset_folder: Path, gptc: Gptc) -> 
     assert (ran.code, ran.out) == (1, "")
 
 
+def test_verify_looks_at_every_checkpoint_of_a_run(config: Config, tmp_path: Path) -> None:
+    for step in (3, 6):
+        make(config(), folder=tmp_path / "run" / f"ckpt-{step:06}")
+    found = verify(tmp_path / "run")
+    assert found["format"] == "run"
+    assert "ckpt-000003: model.safetensors: its SHA-256 is right" in found["checks"]
+    weights = tmp_path / "run" / "ckpt-000003" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(GptcError, match=r"ckpt-000003/model\.safetensors was altered or damaged"):
+        verify(tmp_path / "run")
+
+
 def test_detection_names_what_is_no_model(config: Config, tmp_path: Path) -> None:
     source = make(config("gpt2"), folder=tmp_path / "source")
     export_model(source, "llm.c", tmp_path / "m.bin")

@@ -13,7 +13,7 @@ from gptc.errors import GptcError
 
 # Weights in safetensors, what describes them, and tokenizers; no weights of other kinds.
 _FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
-          "tokenizer.model"]  # fmt: skip
+          "tokenizer.model", "gptc_tokenizer.json"]  # fmt: skip
 
 
 def is_name(name: str) -> bool:
