@@ -32,10 +32,15 @@ _GROUPED = {"preset": "llama-15m", "n_head": 4, "n_kv_head": 2, "tied": False}
 SHAPES = {
     "gpt2": {"preset": "gpt2", "n_head": 4, "n_embd": 64},
     "llama": {**_GROUPED, "n_embd": 64, "n_ff": 96},
-    "llama-linear": {**_GROUPED, "n_embd": 128, "n_ff": 96, "rope_scaling": "linear",
-                     "rope_factor": 3.0},
+    "llama-linear": {
+        **_GROUPED,
+        "n_embd": 128,
+        "n_ff": 96,
+        "rope_scaling": "linear",
+        "rope_factor": 3.0,
+    },
     "llama3": {**_GROUPED, "n_embd": 128, "n_ff": 96, "rope_scaling": "llama3", **_LLAMA3},
-}  # fmt: skip
+}
 
 
 def random_model(folder: Path, name: str, tokenizer_name: str) -> Source:
@@ -79,13 +84,16 @@ def compare(source: Source, gguf: Path, text: str, n_tokens: int) -> bool:
             theirs.eval([token])
             logits = session.decode(np.array([token], np.int32))
     agreed = first is None or closest < 2 * largest
+    if first is None:
+        text_found = f"the same for {len(tokens) - len(prompt)} tokens"
+    else:
+        same = "the same" if agreed else "DIFFERS"
+        text_found = f"{same} up to token {first}, where our best logits are {closest:.2g} apart"
     print(
-        f"{source.path.name}: tokens of the text {'the same' if same_ids else 'DIFFER'}; greedy "
-        + (f"the same for {len(tokens) - len(prompt)} tokens" if first is None else
-           f"{'the same' if agreed else 'DIFFERS'} up to token {first}, where our two best logits "
-           f"are {closest:.2g} apart")
-        + f"; logits differ by at most {largest:.2g}", flush=True,
-    )  # fmt: skip
+        f"{source.path.name}: tokens of the text {'the same' if same_ids else 'DIFFER'}; "
+        f"greedy {text_found}; logits differ by at most {largest:.2g}",
+        flush=True,
+    )
     return agreed and same_ids
 
 

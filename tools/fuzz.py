@@ -118,9 +118,12 @@ def targets(folder: Path) -> dict[str, Target]:
     found["shard"] = Target(shard, lambda: read_shard(shard))
     state = folder / "llm.c" / "model_debug_state.bin"
     export_model(
-        open_checkpoint(folder / "gpt2"), "llm.c", folder / "llm.c" / "model.bin",
-        debug_state=True, replace=True,
-    )  # fmt: skip
+        open_checkpoint(folder / "gpt2"),
+        "llm.c",
+        folder / "llm.c" / "model.bin",
+        debug_state=True,
+        replace=True,
+    )
     config = open_checkpoint(folder / "gpt2").config
     found["debug-state"] = Target(
         state, lambda: llmc.DebugState(state, config).gradient("wte.weight")
@@ -302,8 +305,9 @@ def _swap(random: random.Random, out: bytearray, at: int) -> None:
     other = random.randrange(max(1, len(out) - size))
     if at + size <= len(out):
         out[at : at + size], out[other : other + size] = (
-            out[other : other + size], out[at : at + size],
-        )  # fmt: skip
+            out[other : other + size],
+            out[at : at + size],
+        )
 
 
 _ACCIDENTS = [_flip, _number, _number, _nudge, _cut, _remove, _repeat, _word, _swap]

@@ -244,8 +244,11 @@ def _verify_folder(path: Path) -> tuple[str, list[str]]:
         return source.format, _verify_model(source)
     saved = list_checkpoints(path)
     if saved:
-        checks = [f"{folder.name}: {line}" for folder in saved
-                  for line in _verify_model(Checkpoint(folder))]  # fmt: skip
+        checks = [
+            f"{folder.name}: {line}"
+            for folder in saved
+            for line in _verify_model(Checkpoint(folder))
+        ]
         return "run", checks
     raise GptcError(f"{path} holds no model, run or dataset; name a file or folder that does")
 

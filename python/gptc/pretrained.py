@@ -235,8 +235,11 @@ class SentencePieceTokenizer(PretrainedTokenizer):
         ids = list(range(self.vocab_size))
         model = self._model
         sorts = [
-            (2, model.is_unknown), (3, model.is_control), (5, model.is_unused), (6, model.is_byte)
-        ]  # fmt: skip
+            (2, model.is_unknown),
+            (3, model.is_control),
+            (5, model.is_unused),
+            (6, model.is_byte),
+        ]
         types = [next((n for n, holds in sorts if holds(i)), 1) for i in ids]
         return list(model.id_to_piece(ids)), list(model.get_score(ids)), types
 

@@ -33,10 +33,18 @@ Examples:
 
 @click.command("import", epilog=_IMPORT_EPILOG)
 @click.argument("path")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="CKPT",
-              help="Folder for the checkpoint.")  # fmt: skip
-@click.option("--tokenizer", metavar="KIND",
-              help="Where the file has none: bytes, gpt2, a tokenizer.json, a .model.")  # fmt: skip
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="CKPT",
+    help="Folder for the checkpoint.",
+)
+@click.option(
+    "--tokenizer",
+    metavar="KIND",
+    help="Where the file has none: bytes, gpt2, a tokenizer.json, a .model.",
+)
 @click.option("--n-head", type=COUNT, metavar="N", help="Heads of a markusheimerl/gpt.  [8]")
 @click.option("--seq-len", type=COUNT, metavar="N", help="Its longest sequence.  [1024]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was imported as JSON.")
@@ -73,14 +81,23 @@ def import_command(
 
 @click.command("export", epilog=_EXPORT_EPILOG)
 @click.option("-m", "--model", metavar="PATH", help="Any model that gptc reads.  [the newest]")
-@click.option("--to", required=True, metavar="FORMAT",
-              help="hf, gguf, llm.c, llama2.c or heimerl.")  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="PATH",
-              help="The file, or for hf the folder.")  # fmt: skip
-@click.option("--dtype", metavar="DTYPE",
-              help="fp32, fp16, bf16, q8_0 (gguf) or int8 (llama2.c).  [fp32]")  # fmt: skip
-@click.option("--file-version", type=click.IntRange(0, 2), metavar="N",
-              help="Of llama2.c: 0 for its run, 2 (int8) for its runq.  [by --dtype]")  # fmt: skip
+@click.option("--to", required=True, metavar="FORMAT", help="hf, gguf, llm.c, llama2.c or heimerl.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The file, or for hf the folder.",
+)
+@click.option(
+    "--dtype", metavar="DTYPE", help="fp32, fp16, bf16, q8_0 (gguf) or int8 (llama2.c).  [fp32]"
+)
+@click.option(
+    "--file-version",
+    type=click.IntRange(0, 2),
+    metavar="N",
+    help="Of llama2.c: 0 for its run, 2 (int8) for its runq.  [by --dtype]",
+)
 @click.option("--debug-state", is_flag=True, help="Also write llm.c's debug state.")
 @click.option("--force", is_flag=True, help="Replace what is at PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -119,10 +136,14 @@ def export_command(
         return
     for file in report.files:
         click.echo(f"wrote {file}")
-    agree = "are the same" if not report.largest_difference else (
-        f"differ by at most {report.largest_difference:.2g} "
-        f"({report.relative_difference:.2g} of their norm)"
-    )  # fmt: skip
+    agree = (
+        "are the same"
+        if not report.largest_difference
+        else (
+            f"differ by at most {report.largest_difference:.2g} "
+            f"({report.relative_difference:.2g} of their norm)"
+        )
+    )
     click.echo(f"read back: logits of {report.prompt_tokens} tokens {agree}")
 
 

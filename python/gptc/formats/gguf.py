@@ -219,8 +219,10 @@ class GgufModel(Source):
         n_rotated = self.metadata.get("llama.rope.dimension_count", head_size)
         scaling = self.metadata.get("llama.rope.scaling.type", "none")
         if n_rotated != head_size:
-            raise GptcError(f"{self.path}: llama.rope.dimension_count is {n_rotated!r}, and only "
-                            f"the head size {head_size} is supported")  # fmt: skip
+            raise GptcError(
+                f"{self.path}: llama.rope.dimension_count is {n_rotated!r}, and only "
+                f"the head size {head_size} is supported"
+            )
         if scaling not in ("none", "linear"):
             raise GptcError(f"{self.path}: llama.rope.scaling.type {scaling!r} is not supported")
         if self.metadata.get("llama.expert_count", 0):
@@ -333,18 +335,22 @@ def _read_tensors(file: Binary, n_tensors: int, alignment: int) -> dict[str, Ent
         entry = entries[name] = Entry(codec, shape, start + offset)
         if offset % alignment or entry.end > file.size:
             raise file.damaged(
-                name, f"and its {codec.n_bytes(shape):,} bytes are not aligned, or lie past the "
-                f"end of the file at {file.size:,}", entry.offset,
-            )  # fmt: skip
+                name,
+                f"and its {codec.n_bytes(shape):,} bytes are not aligned, or lie past the "
+                f"end of the file at {file.size:,}",
+                entry.offset,
+            )
     end = start
     for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
         if entry.offset != -(-end // alignment) * alignment:
-            raise file.damaged(name, f"leaves a gap or overlaps: {end:,} ends the one before it",
-                               entry.offset)  # fmt: skip
+            raise file.damaged(
+                name, f"leaves a gap or overlaps: {end:,} ends the one before it", entry.offset
+            )
         end = entry.end
     if file.size > -(-end // alignment) * alignment:
-        raise file.damaged("the end of the tensors", f"is followed by {file.size - end:,} bytes",
-                           end)  # fmt: skip
+        raise file.damaged(
+            "the end of the tensors", f"is followed by {file.size - end:,} bytes", end
+        )
     return entries
 
 
@@ -396,8 +402,10 @@ def model_chunks(
     """
     config, family = source.config, hf.model_type(source.config)
     if family not in _NAMINGS:
-        raise GptcError(f"llama.cpp computes no model of the {config.family} family without "
-                        "biases or learned norms; export it with --to hf")  # fmt: skip
+        raise GptcError(
+            f"llama.cpp computes no model of the {config.family} family without "
+            "biases or learned norms; export it with --to hf"
+        )
     wanted = CODECS[dtype]
     values = _metadata(source, family, wanted)
     if tokenizer is None:

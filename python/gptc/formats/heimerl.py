@@ -125,8 +125,9 @@ class HeimerlModel(Source):
         if len(set(steps.values())) == 1:
             self.optimizer_step = next(iter(steps.values()))
         else:
-            self.notes += ("its parts have made different numbers of steps: their moments are "
-                           "left out",)  # fmt: skip
+            self.notes += (
+                "its parts have made different numbers of steps: their moments are left out",
+            )
 
     @property
     def tensors(self) -> TensorTable:
@@ -213,8 +214,9 @@ def model_chunks(source: Source) -> Iterator[bytes | memoryview]:
     config = source.config
     refusal = why_not(config)
     if refusal:
-        raise GptcError(f"markusheimerl/gpt computes one sort of model: {refusal}; "
-                        "export it with --to hf")  # fmt: skip
+        raise GptcError(
+            f"markusheimerl/gpt computes one sort of model: {refusal}; export it with --to hf"
+        )
     step = source.optimizer_step
     for field in _walk(config):
         if isinstance(field, _Number):

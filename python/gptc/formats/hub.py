@@ -12,8 +12,14 @@ from pathlib import Path
 from gptc.errors import GptcError
 
 # Weights in safetensors, what describes them, and tokenizers; no weights of other kinds.
-_FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
-          "tokenizer.model", "gptc_tokenizer.json"]  # fmt: skip
+_FILES = [
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "gptc_tokenizer.json",
+]
 
 
 def is_name(name: str) -> bool:

@@ -76,9 +76,11 @@ class Llama2cModel(Source):
         slots = _slots(self.config, self.version, group)
         entries, end = laid_out(slots, start)
         check_size(
-            file, end, f"{self.config.n_layer} layers of width {self.config.n_embd}, version "
+            file,
+            end,
+            f"{self.config.n_layer} layers of width {self.config.n_embd}, version "
             f"{self.version} of llama2.c",
-        )  # fmt: skip
+        )
         unread = {name: entries.pop(name) for name in _TABLES if name in entries}
         self.unread = TensorTable(file, unread)
         self._table = TensorTable(file, entries)
@@ -165,8 +167,10 @@ def _slots(
         if version == 2 and len(part.shape) == 2:
             codec = Int8Groups(group)
             if not codec.fits(part.shape):
-                raise GptcError(f"{part.name} of shape {part.shape} is no number of whole groups "
-                                f"of group_size {group}")  # fmt: skip
+                raise GptcError(
+                    f"{part.name} of shape {part.shape} is no number of whole groups "
+                    f"of group_size {group}"
+                )
         yield part.name, codec, part.shape
         if version == 0 and part.name == "norm":
             for name in _TABLES:

@@ -85,8 +85,9 @@ class OpenaiModel(Source):
         for name, info in self._bundle.items():
             entry = self._table.entries[name]
             if crc32c(self._table.file.raw(entry.offset, entry.end - entry.offset)) != info.crc:
-                raise self._table.file.damaged(name, "has another checksum than the index says",
-                                               entry.offset)  # fmt: skip
+                raise self._table.file.damaged(
+                    name, "has another checksum than the index says", entry.offset
+                )
         return [*found, f"{len(self._bundle)} checksums are right"]
 
 
@@ -139,8 +140,9 @@ def _table(file: Binary, bundle: dict[str, _Info], index: Path) -> TensorTable:
             )
         end = entry.end
     if end != file.size:
-        raise file.damaged("the end of the tensors", f"is followed by {file.size - end:,} bytes",
-                           end)  # fmt: skip
+        raise file.damaged(
+            "the end of the tensors", f"is followed by {file.size - end:,} bytes", end
+        )
     return TensorTable(file, entries)
 
 

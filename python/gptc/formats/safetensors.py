@@ -153,8 +153,9 @@ def _read_header(file: Binary) -> dict[str, Entry]:
     end = start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].end)):
         if entry.offset != end:
-            raise file.damaged(name, f"leaves a gap or overlaps: {end:,} ends the one before it",
-                               entry.offset)  # fmt: skip
+            raise file.damaged(
+                name, f"leaves a gap or overlaps: {end:,} ends the one before it", entry.offset
+            )
         end = entry.end
     if end < size:
         raise file.damaged("the end of the tensors", f"is followed by {size - end:,} bytes", end)

@@ -410,40 +410,58 @@ def to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
     llama.cpp takes the size of the vocabulary from here, so that unused tokens fill it up.
     """
-    pad = [f"[PAD{i}]" for i in range(tokenizer.vocab_size, vocab_size)]
-    unused = [UNUSED] * len(pad)
-    values: dict[str, Any]
     level, weighted = byte_level(tokenizer), scored(tokenizer)
     if level is not None:
-        pre = next((name for name, p in _PATTERNS.items() if p == level.pattern), None)
-        if pre is None:
-            raise GptcError(
-                f"llama.cpp has no name for the pattern of the {tokenizer.kind} tokenizer"
-            )
-        special = set(level.special.values())
-        tokens = [
-            p.decode() if i in special else to_characters(p) for i, p in enumerate(level.pieces)
-        ]
-        types = [CONTROL if i in special else NORMAL for i in range(len(tokens))]
-        merges = [f"{to_characters(a)} {to_characters(b)}" for a, b in merges_of(level)]
-        values = {"model": "gpt2", "pre": pre, "tokens": tokens + pad}
-        values |= {"token_type": types + unused, "merges": merges, "add_bos_token": False}
-        if tokenizer.end_of_text is not None:
-            values["bos_token_id"] = tokenizer.end_of_text
+        values = _byte_level_to_gguf(level, tokenizer)
     elif weighted is not None:
-        pieces, scores, types, add_space = weighted
-        names = {name: i for i, name in enumerate(pieces[:1000])}
-        values = {"model": "llama", "pre": "default", "tokens": pieces + pad}
-        values |= {"scores": scores + [0.0] * len(pad), "token_type": types + unused}
-        values |= {"add_space_prefix": add_space, "add_bos_token": "<s>" in names}
-        if "<s>" in names:
-            values["bos_token_id"] = names["<s>"]
-        if UNKNOWN in types:
-            values["unknown_token_id"] = types.index(UNKNOWN)
+        values = _scored_to_gguf(weighted)
     else:
         raise GptcError(f"llama.cpp has no tokenizer like {tokenizer.kind}")
+    pad = range(len(values["tokens"]), vocab_size)
+    values["tokens"] += [f"[PAD{i}]" for i in pad]
+    values["token_type"] += [UNUSED] * len(pad)
+    if "scores" in values:
+        values["scores"] += [0.0] * len(pad)
     if tokenizer.end_of_text is not None:
         values["eos_token_id"] = tokenizer.end_of_text
+    return values
+
+
+def _byte_level_to_gguf(level: ByteLevel, tokenizer: Tokenizer) -> dict[str, Any]:
+    pre = next((name for name, p in _PATTERNS.items() if p == level.pattern), None)
+    if pre is None:
+        raise GptcError(f"llama.cpp has no name for the pattern of the {tokenizer.kind} tokenizer")
+    special = set(level.special.values())
+    pieces = list(enumerate(level.pieces))
+    values = {
+        "model": "gpt2",
+        "pre": pre,
+        "tokens": [p.decode() if i in special else to_characters(p) for i, p in pieces],
+        "token_type": [CONTROL if i in special else NORMAL for i, _ in pieces],
+        "merges": [f"{to_characters(a)} {to_characters(b)}" for a, b in merges_of(level)],
+        "add_bos_token": False,
+    }
+    if tokenizer.end_of_text is not None:
+        values["bos_token_id"] = tokenizer.end_of_text
+    return values
+
+
+def _scored_to_gguf(weighted: Scored) -> dict[str, Any]:
+    pieces, scores, types, add_space = weighted
+    names = {name: i for i, name in enumerate(pieces[:1000])}
+    values = {
+        "model": "llama",
+        "pre": "default",
+        "tokens": list(pieces),
+        "scores": list(scores),
+        "token_type": list(types),
+        "add_space_prefix": add_space,
+        "add_bos_token": "<s>" in names,
+    }
+    if "<s>" in names:
+        values["bos_token_id"] = names["<s>"]
+    if UNKNOWN in types:
+        values["unknown_token_id"] = types.index(UNKNOWN)
     return values
 
 
