@@ -188,6 +188,25 @@ def test_gguf_files_that_lie(tmp_path: Path, content: bytes, message: str) -> No
     assert str(path) in str(caught.value)
 
 
+def test_strings_without_end_are_walked_through_in_a_moment(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    strings = key("k", 9, struct.pack("<IQ", 8, 1 << 21) + bytes(8 << 21))
+    path.write_bytes(
+        gguf([strings, strings.replace(b"k", b"l", 1)], [tensor("a", (8,))], DATA[:32])
+    )
+    begin = time.perf_counter()
+    with pytest.raises(GptcError, match=r"architecture is None"):
+        open_model(path)
+    assert time.perf_counter() - begin < 5
+    path.write_bytes(gguf([strings, *(strings.replace(b"k", b"%c" % c, 1) for c in b"lm")], [b""]))
+    with pytest.raises(GptcError, match=r"number of strings at byte .* is 6,291,456"):
+        open_model(path)
+    short = key("k", 9, struct.pack("<IQ", 8, 3) + text("a") + text("b") + bytes(7))
+    path.write_bytes(gguf([short], [b""])[: 24 + len(short)])
+    with pytest.raises(GptcError, match=r"string 2 of k at byte 67 ends past"):
+        open_model(path)
+
+
 def test_scales_that_are_not_finite(targets: dict[str, Any]) -> None:
     for name, scale, width in (("gguf-q8_0", b"\x00\x7e", 2), ("llama2.c-v2", b"\0\0\xc0\x7f", 4)):
         target = targets[name]

@@ -68,6 +68,16 @@ class Binary:
         layout = struct.Struct(f"<{count}{code}")
         return layout.unpack(self.take(layout.size, field))
 
+    def skip_strings(self, count: int, field: str) -> None:
+        """Goes past strings that begin with their length as 8 bytes."""
+        at, size, length = self.at, self.size, struct.Struct("<Q")
+        for i in range(count):
+            if at + 8 <= size:
+                at += 8 + length.unpack_from(self.view, at)[0]
+            if at > size or at == self.at:
+                raise self.damaged(f"string {i} of {field}", "ends past the end of the file")
+            self.at = at
+
     def raw(self, offset: int, n_bytes: int) -> npt.NDArray[np.uint8]:
         """Bytes that have been found to lie within the file."""
         return np.frombuffer(self.view[offset : offset + n_bytes], np.uint8)

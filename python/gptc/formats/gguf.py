@@ -285,12 +285,16 @@ def _text(file: Binary, field: str, most: int | None = None) -> str:
 def _read_metadata(file: Binary, n_keys: int) -> dict[str, Any]:
     """Values by key; arrays are looked over and left where they are."""
     found: dict[str, Any] = {}
+    n_strings = 0
     for i in range(n_keys):
         at = file.at
         key = _text(file, f"key {i}", _MAX_KEY)
         if key in found:
             raise file.damaged(f"key {i}", f"is {key!r} a second time", at)
-        found[key] = _read_value(file, key)
+        value = found[key] = _read_value(file, key)
+        if isinstance(value, _Array) and value.kind == _STRING:
+            n_strings += value.length
+            file.within("the number of strings", n_strings, 0, _MAX_STRINGS, at)
     return found
 
 
@@ -305,8 +309,7 @@ def _read_value(file: Binary, key: str) -> Any:
     array = _Array(kind, count, file.at)
     if kind == _STRING:
         file.within(f"count of {key}", count, 0, _MAX_STRINGS, at + 8)
-        for i in range(count):
-            file.take(file.number(UINT64, f"length {i} of {key}"), f"string {i} of {key}")
+        file.skip_strings(count, key)
     elif kind in _CODES:
         file.take(count * struct.calcsize(f"<{_CODES[kind]}"), key)
     else:

@@ -29,7 +29,7 @@ _TABLE_MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48  # two handles of at most 20 bytes, padding, the magic number
 _TRAILER = 5  # after each block: compression and checksum
 _CODECS: dict[int, Codec] = {1: F32, 2: F64, 14: BF16, 19: F16}  # tensorflow/core/framework/types
-_MAX_INDEX = 64 << 20
+_MAX_INDEX = 4 << 20  # a hundred times that of the largest GPT-2
 _MAX_VARINT = 10
 
 _NAMES = {"norm_1": "ln_1", "norm_2": "ln_2", "norm_f": "ln_f"}
@@ -177,9 +177,13 @@ def _read_index(path: Path) -> dict[str, _Info]:
     footer.handle("metaindex")
     blocks = footer.handle("index")
     found: dict[str, _Info] = {}
-    previous = None
+    previous, end = None, 0
     for _, value in _entries(file, blocks):
-        for key, entry in _entries(file, _Fields(file, *value).handle("data block")):
+        block = _Fields(file, *value).handle("data block")
+        if block.offset < end:  # else one block could be read over and over
+            raise file.damaged("data block", f"at {block.offset:,} is out of order", value[0])
+        end = block.offset + block.size
+        for key, entry in _entries(file, block):
             if previous is not None and key <= previous:
                 raise file.damaged(f"key {key!r}", "is out of order", entry[0])
             previous = key
