@@ -23,6 +23,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -106,10 +107,28 @@ class Checkpoint(Source):
             "it was trained on"
         )
 
+    def read(self, name: str) -> FloatArray:
+        _ = self._weights_are_whole
+        return super().read(name)
+
+    @cached_property
+    def _weights_are_whole(self) -> bool:
+        self._verify(WEIGHTS)
+        return True
+
+    def load_into(self, model: Model) -> None:
+        """Gives the weights to a model; their checksum is computed meanwhile."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            whole = pool.submit(lambda: self._weights_are_whole)
+            try:
+                for name, _, _ in self.config.parameters():
+                    model.set(name, self.placement.read(name))
+            finally:
+                whole.result()  # says more than what a damaged file made of the above
+
     @cached_property
     def tensors(self) -> Tensors:
-        """The weights, in one file or several."""
-        self._verify(WEIGHTS)
+        """The weights as they are stored, in one file or several."""
         found = open_tensors(self.path)
         if found is None:
             raise GptcError(_no_weights(self.path))
@@ -120,9 +139,12 @@ class Checkpoint(Source):
 
     @cached_property
     def placement(self) -> Placement:
-        tensors = self.tensors
         where = INDEX if (self.path / INDEX).is_file() else WEIGHTS
-        return hf.place(self.config, tensors, str(self.path / where))
+        try:
+            return hf.place(self.config, self.tensors, str(self.path / where))
+        except GptcError:
+            _ = self._weights_are_whole  # says more, where they are not
+            raise
 
     @property
     def optimizer_step(self) -> int | None:  # type: ignore[override]

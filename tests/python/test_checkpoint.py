@@ -359,6 +359,7 @@ def load_all(folder: Path) -> None:
         ("model.safetensors", lambda b: b[:-10], "is truncated: {n} bytes expected, {m} found"),
         ("model.safetensors", lambda b: b + b"x", "has grown: {n} bytes expected"),
         ("model.safetensors", lambda b: b[:-1] + b"\x77", "was altered or damaged"),
+        ("model.safetensors", lambda b: b"\xff" + b[1:], "was altered or damaged"),
         ("optimizer.safetensors", lambda b: b[:-1] + b"\x77", "was altered or damaged"),
         ("trainer.json", lambda b: b.replace(b"6", b"7", 1), "was altered or damaged"),
         ("gptc_tokenizer.json", lambda b: b.replace(b"bytes", b"chars"), "altered or damaged"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,21 @@ def test_a_tensor_that_no_index_lists(in_shards: Path) -> None:
     path.write_text(json.dumps(index))
     with pytest.raises(GptcError, match=r"weight_map does not list lm_head\.weight of model-"):
         open_checkpoint(in_shards).check()
+
+
+@pytest.mark.parametrize(("to", "dtype"), [("llm.c", "fp32"), ("llm.c", "bf16"), ("gguf", "bf16")])
+def test_importing_takes_little_more_than_its_largest_tensor(
+    config: Config, tmp_path: Path, to: str, dtype: str
+) -> None:
+    shape = config("gpt2", vocab_size=20_000, n_embd=64)
+    source = make(shape, "", tmp_path / "source")
+    export_model(source, to, tmp_path / "model.bin", dtype=dtype)
+    tracemalloc.start()
+    import_model(tmp_path / "model.bin", tmp_path / "again")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    largest = 4 * 20_000 * 64
+    assert peak < 1.2 * largest + 1_000_000
 
 
 # ---- the optimizer's state ----
