@@ -20,10 +20,11 @@ import pytest
 from gptc.checkpoint import Checkpoint
 from gptc.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.formats import llmc, open_model
+from gptc.formats import llmc, open_model, vocabulary
 from gptc.formats.numbers import BF16, F16, Q4_0, Q8_0, Int8Groups
 from gptc.formats.openai_tf import crc32c
 from gptc.interchange import export_model, verify
+from gptc.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer import BpeTokenizer, make_tokenizer
 from test_hostile import fuzz
 from test_interchange import make
@@ -415,6 +416,21 @@ def test_tokenizers_go_through_gguf(
     export_model(source, "llama2.c", tmp_path / "m.bin")
     third = open_model(tmp_path / "m.bin").tokenizer()
     assert third.encode(text[0]).tolist() == tokenizer.encode(text[0]).tolist()
+
+
+def test_a_tokenizer_json_of_llama_2s_sort_goes_through_gguf() -> None:
+    """As TinyLlama publishes it: pieces of text, and bytes for what they lack."""
+    pytest.importorskip("sentencepiece")
+    if not LLAMA_TOKENIZER.is_file():
+        pytest.skip("no llama2-tokenizer.model")
+    theirs = make_tokenizer(str(LLAMA_TOKENIZER))
+    definition = vocabulary.hf_files(theirs, 48)["tokenizer.json"].decode()
+    ours = HuggingFaceTokenizer(definition)
+    again = vocabulary.from_gguf(vocabulary.to_gguf(ours, 32_000), "it")
+    for text in ("Once upon a time, 東京 😀", "  the cat\n\nsat", "don't 123"):
+        expected = theirs.encode(text).tolist()
+        assert ours.encode(text).tolist() == expected
+        assert again.encode(text).tolist() == expected
 
 
 def test_gpt2s_tokenizer_is_known_by_its_merges(

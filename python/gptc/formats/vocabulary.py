@@ -276,8 +276,13 @@ def scored(tokenizer: Tokenizer) -> Scored | None:
         for text, i in (texts | added).items():
             pieces[i] = text
         types = [_type_of(piece, piece in added) for piece in pieces]
-        # Its ids are in the order in which its pieces are merged.
-        return Scored(pieces, [-float(i) for i in range(len(pieces))], types, tokenizer.adds_space)
+        # What its merges make first has the highest score.
+        rank: dict[str, int] = {}
+        for i, merge in enumerate(saved["model"]["merges"]):
+            made = "".join(merge.split(" ")) if isinstance(merge, str) else "".join(merge)
+            rank.setdefault(made, i)
+        scores = [-float(rank.get(piece, len(rank))) for piece in pieces]
+        return Scored(pieces, scores, types, tokenizer.adds_space)
     return None
 
 
