@@ -12,6 +12,7 @@ the file's size (and 16 MB), or more than 5 seconds.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import random
 import struct
@@ -31,11 +32,12 @@ from gptc.checkpoint import open_checkpoint
 from gptc.config import GPTConfig
 from gptc.data import prepare, read_shard, write_shard
 from gptc.errors import GptcError
-from gptc.formats import TensorFile, llmc, openai_tf, tensor_chunks
+from gptc.formats import TensorFile, llmc, openai_tf, tensor_chunks, vocabulary
 from gptc.formats.binary import write_whole
 from gptc.formats.source import Source
 from gptc.interchange import export_model, verify
 from gptc.model import Model
+from gptc.pretrained import SentencePieceTokenizer
 from gptc.tokenizer import load_tokenizer, make_tokenizer
 
 MAX_SECONDS = 5.0
@@ -108,6 +110,14 @@ def targets(folder: Path) -> dict[str, Target]:
         if name != "checksums.json":
             (path / "checksums.json").unlink()
         model(name, path / name, path)
+    theirs = small_model(folder / "theirs", "llama")
+    (theirs / "gptc_tokenizer.json").unlink()
+    (theirs / "checksums.json").unlink()
+    model("tokenizer.json", theirs / "tokenizer.json", theirs)
+    if importlib.util.find_spec("sentencepiece"):
+        path = small_model(folder / "sentencepiece", "llama") / "tokenizer.model"
+        path.write_bytes(_sentencepiece_model())
+        found["tokenizer.model"] = Target(path, lambda: make_tokenizer(str(path)).pieces)
     dataset = folder / "dataset"
     text = folder / "text.txt"
     text.write_text("the cat sat on the mat. " * 40)
@@ -132,6 +142,18 @@ def targets(folder: Path) -> dict[str, Target]:
     tokenizer = small_model(folder / "tokenizer", "byte") / "gptc_tokenizer.json"
     found["tokenizer"] = Target(tokenizer, lambda: load_tokenizer(tokenizer))
     return found
+
+
+def _sentencepiece_model() -> bytes:
+    """A tokenizer.model of a few hundred pieces, such as Llama 2's."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    kinds = [vocabulary.UNKNOWN, *[vocabulary.CONTROL] * 2, *[vocabulary.BYTE] * 256]
+    learned = ["\u2581", "a", "t", "h", "th", "\u2581th"]
+    kinds += [vocabulary.NORMAL] * len(learned)
+    scores = [-float(i) for i in range(len(kinds))]
+    made = vocabulary.from_scored(vocabulary.Scored(pieces + learned, scores, kinds), "fuzz.py")
+    assert isinstance(made, SentencePieceTokenizer)
+    return made.proto
 
 
 def _folders(folder: Path, model: Callable[..., None]) -> None:

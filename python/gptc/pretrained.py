@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -213,7 +214,9 @@ class SentencePieceTokenizer(PretrainedTokenizer):
                 sentencepiece.SentencePieceProcessor(model_proto=model)
             )
             self.vocab_size: int = self._model.vocab_size()
-        except RuntimeError:
+            self._texts: list[str] = self._model.id_to_piece(list(range(self.vocab_size)))
+            first = self._model.encode("a", out_type=str)
+        except (RuntimeError, UnicodeError):
             raise GptcError(
                 f"{where} is no SentencePiece model: copy it again from its source"
             ) from None
@@ -221,7 +224,6 @@ class SentencePieceTokenizer(PretrainedTokenizer):
         end = self._model.eos_id()
         self.end_of_text = end if end >= 0 else None
         self.start = start or (END_OF_TEXT if self.end_of_text is not None else "\n")
-        first = self._model.encode("a", out_type=str)
         self.adds_space = bool(first) and first[0].startswith(_SPACE)
 
     def _encode(self, text: str) -> Sequence[int]:
@@ -241,14 +243,13 @@ class SentencePieceTokenizer(PretrainedTokenizer):
             (6, model.is_byte),
         ]
         types = [next((n for n, holds in sorts if holds(i)), 1) for i in ids]
-        return list(model.id_to_piece(ids)), list(model.get_score(ids)), types
+        return list(self._texts), list(model.get_score(ids)), types
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
-        ids = range(self.vocab_size)
         return [
             piece.encode() if self._model.is_control(i) else _read_sentencepiece(piece)
-            for i, piece in zip(ids, self._model.id_to_piece(list(ids)), strict=True)
+            for i, piece in enumerate(self._texts)
         ]
 
     def mapping(self) -> dict[str, Any]:
@@ -263,7 +264,7 @@ def _read_byte_level(piece: str) -> bytes:
 
 def _read_sentencepiece(piece: str) -> bytes:
     """The bytes that a piece of a SentencePiece vocabulary stands for."""
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+    if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece):
         return bytes([int(piece[3:5], 16)])
     return piece.replace(_SPACE, " ").encode()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -301,7 +302,7 @@ def _type_of(piece: str, added: bool) -> int:
         return CONTROL
     if not piece:
         return UNUSED
-    return BYTE if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">") else NORMAL
+    return BYTE if re.fullmatch("<0x[0-9A-F]{2}>", piece) else NORMAL
 
 
 def _model_proto(vocabulary: Scored) -> bytes:
