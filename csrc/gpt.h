@@ -40,7 +40,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 1
+#define GPT_ABI_VERSION 2
 
 enum gpt_status {
     GPT_OK = 0,
@@ -82,6 +82,13 @@ enum gpt_activation {
         3, /* swish(gate) * up: Shazeer 2020; the first layer then has 2 n_ff outputs */
 };
 
+/* How rotary frequencies are lowered for sequences longer than a model was first trained on. */
+enum gpt_rope_scaling {
+    GPT_ROPE_NONE = 0,
+    GPT_ROPE_LINEAR = 1, /* all divided by rope_factor: Chen et al. 2023 */
+    GPT_ROPE_LLAMA3 = 2, /* the slow ones only, those in between by less: Llama 3.1 */
+};
+
 /* The shape of a model. Every family (byte, gpt2, llama) is a point in this space. */
 typedef struct gpt_config {
     int32_t vocab_size; /* V */
@@ -98,7 +105,12 @@ typedef struct gpt_config {
     int32_t bias;        /* 1: linear layers and LayerNorms have a bias */
     int32_t tied;        /* 1: the output head is the token embedding */
     float norm_eps;
-    float rope_theta; /* base of the rotary frequencies; unused with learned positions */
+    float rope_theta;      /* base of the rotary frequencies; unused with learned positions */
+    int32_t rope_scaling;  /* enum gpt_rope_scaling; NONE unless pos is GPT_POS_ROPE */
+    float rope_factor;     /* at least 1; this and what follows is unused where it has no part */
+    float rope_low_freq;   /* LLAMA3: turns within rope_original below which all of it applies, */
+    float rope_high_freq;  /* and above which nothing does; greater than rope_low_freq */
+    int32_t rope_original; /* LLAMA3: the longest sequence before the frequencies were lowered */
 } gpt_config;
 
 typedef struct gpt_options {

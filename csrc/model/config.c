@@ -5,15 +5,17 @@
 #include <math.h>
 #include <string.h>
 
+#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0
 #define GPT2(layers, heads, width)                                                                 \
     {50257,           1024,         layers, heads, heads, width, 4 * width, GPT_NORM_LAYERNORM, 1, \
-     GPT_POS_LEARNED, GPT_ACT_GELU, 1,      1,     1e-5f, 0}
+     GPT_POS_LEARNED, GPT_ACT_GELU, 1,      1,     1e-5f, 0,     NO_SCALING}
 #define LLAMA(vocab, block, layers, heads, width, ff)                                              \
-    {vocab, block,        layers,         heads, heads, width, ff,   GPT_NORM_RMSNORM,             \
-     1,     GPT_POS_ROPE, GPT_ACT_SWIGLU, 0,     1,     1e-5f, 10000}
+    {vocab, block,        layers,         heads, heads, width, ff,    GPT_NORM_RMSNORM,            \
+     1,     GPT_POS_ROPE, GPT_ACT_SWIGLU, 0,     1,     1e-5f, 10000, NO_SCALING}
 
 /* vocab, block, layers, heads, kv heads, width, ff, norm, its weight, positions, activation, bias,
- * tied, eps, theta. The llama sizes are llama2.c's; byte is the published markusheimerl/gpt. */
+ * tied, eps, theta, scaling. The llama sizes are llama2.c's; byte is the published
+ * markusheimerl/gpt. */
 static const struct {
     const char *name;
     gpt_config config;
@@ -21,7 +23,7 @@ static const struct {
     {"tiny", LLAMA(2048, 160, 4, 3, 96, 256)},
     {"byte",
      {256, 1024, 16, 8, 8, 512, 1024, GPT_NORM_RMSNORM, 0, GPT_POS_ROPE_WIDE, GPT_ACT_SWISH, 0, 1,
-      1e-6f, 10000}},
+      1e-6f, 10000, NO_SCALING}},
     {"gpt2", GPT2(12, 12, 768)},
     {"gpt2-medium", GPT2(24, 16, 1024)},
     {"gpt2-large", GPT2(36, 20, 1280)},
@@ -58,6 +60,22 @@ static int check_range(const char *field, int64_t value, int64_t least, int64_t 
                 (long long)value, (long long)least, (long long)most);
 }
 
+static int check_rope_scaling(const gpt_config *c) {
+    TRY(check_range("rope_scaling", c->rope_scaling, GPT_ROPE_NONE, GPT_ROPE_LLAMA3));
+    if (c->rope_scaling == GPT_ROPE_NONE) return GPT_OK;
+    if (c->pos != GPT_POS_ROPE)
+        return fail(GPT_ERR_ARGUMENT, "rope_scaling needs rotary positions within heads");
+    if (!(c->rope_factor >= 1 && isfinite(c->rope_factor)))
+        return fail(GPT_ERR_ARGUMENT, "rope_factor is %g; it must be at least 1", c->rope_factor);
+    if (c->rope_scaling == GPT_ROPE_LINEAR) return GPT_OK;
+    if (!(c->rope_low_freq > 0 && c->rope_high_freq > c->rope_low_freq &&
+          isfinite(c->rope_high_freq)))
+        return fail(GPT_ERR_ARGUMENT,
+                    "rope_low_freq is %g and rope_high_freq %g; they must be above 0 and rise",
+                    c->rope_low_freq, c->rope_high_freq);
+    return check_range("rope_original", c->rope_original, 1, MAX_BLOCK);
+}
+
 int gpt_config_check(const gpt_config *c) {
     if (!c) return fail(GPT_ERR_ARGUMENT, "gpt_config_check: config is NULL");
     TRY(check_range("vocab_size", c->vocab_size, 1, MAX_VOCAB));
@@ -80,6 +98,7 @@ int gpt_config_check(const gpt_config *c) {
                     c->n_head);
     if (!(c->norm_eps >= 0 && c->norm_eps < 1))
         return fail(GPT_ERR_ARGUMENT, "norm_eps is %g; it must lie between 0 and 1", c->norm_eps);
+    TRY(check_rope_scaling(c));
     if (c->pos == GPT_POS_LEARNED) return GPT_OK;
     if (!(c->rope_theta > 1 && isfinite(c->rope_theta)))
         return fail(GPT_ERR_ARGUMENT, "rope_theta is %g; it must be above 1", c->rope_theta);
@@ -111,11 +130,22 @@ int64_t rope_table_size(const gpt_config *c) {
     return (int64_t)c->block_size * rope_pairs(c) * 2;
 }
 
+/* Radians a position of the i-th pair. */
+static double rope_frequency(const gpt_config *c, int i, int pairs) {
+    double frequency = pow(c->rope_theta, -(double)i / pairs);
+    if (c->rope_scaling == GPT_ROPE_NONE) return frequency;
+    if (c->rope_scaling == GPT_ROPE_LINEAR) return frequency / c->rope_factor;
+    double turns = c->rope_original * frequency / (2 * 3.141592653589793);
+    double kept = (turns - c->rope_low_freq) / (c->rope_high_freq - c->rope_low_freq);
+    kept = fmin(fmax(kept, 0), 1);
+    return (1 - kept) * frequency / c->rope_factor + kept * frequency;
+}
+
 void rope_table(const gpt_config *c, float *out) {
     int pairs = rope_pairs(c);
     for (int t = 0; t < c->block_size; t++)
         for (int i = 0; i < pairs; i++, out += 2) {
-            double angle = t * pow(c->rope_theta, -(double)i / pairs);
+            double angle = t * rope_frequency(c, i, pairs);
             out[0] = (float)cos(angle);
             out[1] = (float)sin(angle);
         }

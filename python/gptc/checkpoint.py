@@ -2,13 +2,14 @@
 
     config.json            the model's shape, as Hugging Face's gpt2 or llama where that fits
     model.safetensors      the weights, under the names of that class
-    gptc_tokenizer.json    the tokenizer
+    gptc_tokenizer.json    the tokenizer; beside it, where a class of Hugging Face fits, its files
     trainer.json           step, options and loader position; only in a run's checkpoints
     optimizer.safetensors  AdamW's moments; likewise
     checksums.json         size and SHA-256 of every other file
 
 It is written beside its place, flushed to disk and renamed, so it appears whole or not at all.
-A run folder holds checkpoints named ckpt-STEP. A Hugging Face folder is a checkpoint too.
+A run folder holds checkpoints named ckpt-STEP. A Hugging Face folder is a checkpoint too, and a
+model in a format of others (gptc.formats) can stand wherever one is read.
 """
 
 from __future__ import annotations
@@ -17,18 +18,27 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import gptc
+from gptc import formats, pretrained
 from gptc import tokenizer as tokenizers
 from gptc.errors import GptcError
-from gptc.formats import TensorFile, hf, tensor_chunks
+from gptc.formats import TensorFile, hf, hub, tensor_chunks, vocabulary
+from gptc.formats.binary import is_plain_name, parse_json
+from gptc.formats.layout import Part, Placement, Tensors
+from gptc.formats.numbers import F32, Codec
+from gptc.formats.safetensors import INDEX, open_tensors
+from gptc.formats.source import FloatArray, Source, check_finite
 from gptc.model import Model
 from gptc.tokenizer import Tokenizer
 
@@ -47,8 +57,10 @@ _HASH_BLOCK = 1 << 18  # no more memory than this, however large the file
 logger = logging.getLogger("gptc")
 
 
-class Checkpoint:
+class Checkpoint(Source):
     """A checkpoint folder that has been found: its sizes are right, its weights not read yet."""
+
+    format = "hf"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,10 +90,15 @@ class Checkpoint:
         return data
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer inside; GPT-2's own for a GPT-2 model that comes without a file of ours."""
-        if (self.path / tokenizers.FILE_NAME).is_file():
-            self._verify(tokenizers.FILE_NAME)
-            return tokenizers.load_tokenizer(self.path)
+        """The tokenizer inside, ours or theirs; GPT-2's own for a GPT-2 model without a file."""
+        for name in (tokenizers.FILE_NAME, *pretrained.FILES):
+            if (self.path / name).is_file():
+                self._verify(name)
+                if name == tokenizers.FILE_NAME:
+                    return tokenizers.load_tokenizer(self.path)
+                theirs = pretrained.read_file(self.path / name)
+                if theirs is not None:
+                    return vocabulary.simplest(theirs, str(self.path / name))
         gpt2 = tokenizers.Gpt2Tokenizer
         if hf.model_type(self.config) == "gpt2" and self.config.vocab_size >= gpt2.vocab_size:
             return tokenizers.make_tokenizer("gpt2")
@@ -90,25 +107,59 @@ class Checkpoint:
             "it was trained on"
         )
 
-    def model(self, **options: Any) -> Model:
-        """The model with its weights. `options` are those of Model.create, but for inference."""
-        model = Model.create(
-            self.config, **{"training": False, "max_batch": 1, **options}, init=False
-        )
-        try:
-            self.load_into(model)
-        except BaseException:
-            model.close()
-            raise
-        return model
+    def read(self, name: str) -> FloatArray:
+        _ = self._weights_are_whole
+        return super().read(name)
+
+    @cached_property
+    def _weights_are_whole(self) -> bool:
+        self._verify(WEIGHTS)
+        return True
 
     def load_into(self, model: Model) -> None:
-        """Gives the weights to a model of the same shape."""
-        if not (self.path / WEIGHTS).is_file():
+        """Gives the weights to a model; their checksum is computed meanwhile."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            whole = pool.submit(lambda: self._weights_are_whole)
+            try:
+                for name, _, _ in self.config.parameters():
+                    model.set(name, self.placement.read(name))
+            finally:
+                whole.result()  # says more than what a damaged file made of the above
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """The weights as they are stored, in one file or several."""
+        found = open_tensors(self.path)
+        if found is None:
             raise GptcError(_no_weights(self.path))
-        self._verify(WEIGHTS)
-        tensors = TensorFile(self.path / WEIGHTS)
-        hf.import_tensors(self.config, tensors, str(tensors.path), model.set)
+        return found
+
+    def parts(self) -> list[Part]:
+        return hf.parts(self.config)
+
+    @cached_property
+    def placement(self) -> Placement:
+        where = INDEX if (self.path / INDEX).is_file() else WEIGHTS
+        try:
+            return hf.place(self.config, self.tensors, str(self.path / where))
+        except GptcError:
+            _ = self._weights_are_whole  # says more, where they are not
+            raise
+
+    @property
+    def optimizer_step(self) -> int | None:  # type: ignore[override]
+        return self.step if (self.path / OPTIMIZER).is_file() else None
+
+    def read_moment(self, name: str, moment: str) -> FloatArray:
+        tensors, stored = self._moments, f"{moment}.{name}"
+        if stored not in tensors.shapes:
+            raise GptcError(f"{tensors.path} lacks {stored}")
+        return tensors.read(stored)
+
+    @cached_property
+    def _moments(self) -> TensorFile:
+        self._verify(OPTIMIZER)
+        return TensorFile(self.path / OPTIMIZER)
 
     def restore_optimizer(self, model: Model) -> None:
         """Gives `model` the moments and the step count that were saved with it."""
@@ -118,8 +169,7 @@ class Checkpoint:
                 f"{self.path} holds no optimizer state; start a new run from it with "
                 f"--init-from {self.path}"
             )
-        self._verify(OPTIMIZER)
-        tensors = TensorFile(self.path / OPTIMIZER)
+        tensors = self._moments
         for name, shape, _ in self.config.parameters():
             for prefix, moment in MOMENTS.items():
                 stored = f"{prefix}.{name}"
@@ -127,6 +177,16 @@ class Checkpoint:
                     raise GptcError(f"{tensors.path} lacks {stored} with the shape {shape}")
                 model.write(name, moment, tensors.read(stored))
         model.step = trainer["step"]
+
+    def check(self) -> list[str]:
+        """Checks every file's SHA-256 and every number; returns what was found in order."""
+        found = [f"{name}: its SHA-256 is right" for name in self.verify()]
+        found += super().check()
+        if self.optimizer_step is not None:
+            for name in self._moments.shapes:
+                check_finite(self._moments.read(name), f"{self._moments.path}: {name}")
+            found.append(f"{len(self._moments.shapes)} moments, every number finite")
+        return found
 
     def verify(self) -> list[str]:
         """Checks the SHA-256 of every file; returns their names."""
@@ -146,8 +206,15 @@ class Checkpoint:
 # ---- finding ----
 
 
-def open_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> Checkpoint:
-    """The checkpoint that `find_checkpoint` finds, opened."""
+def open_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> Source:
+    """The model at `path`: a checkpoint, a run's newest one, or a model in another format.
+
+    What is no path may be the name of a model of the Hugging Face hub, which is then downloaded.
+    """
+    if path is not None and not Path(path).exists() and hub.is_name(str(path)):
+        return Checkpoint(hub.fetch(str(path)))
+    if path is not None and formats.is_foreign(Path(path)):
+        return formats.open_model(Path(path))
     return Checkpoint(find_checkpoint(path, root))
 
 
@@ -210,39 +277,43 @@ def step_of(checkpoint: Path) -> int:
 
 def save(
     path: str | Path,
-    model: Model,
+    model: Model | Source,
     *,
     tokenizer: Tokenizer | None = None,
     trainer: Mapping[str, Any] | None = None,
     replace: bool = False,
+    codec: Codec = F32,
 ) -> None:
     """Writes a checkpoint folder; with `trainer`, what training needs to go on too.
 
-    On any failure nothing is left behind and what was there is untouched; a full disk is a
-    GptcError that says so. `replace` allows a folder of that name to exist.
+    A model of another format is copied a tensor at a time. On any failure nothing is left behind
+    and what was there is untouched; a full disk is a GptcError that says so. `replace` allows a
+    folder of that name to exist, `codec` stores other numbers than float32.
     """
     path = Path(path)
     if path.exists() and not replace:
         raise GptcError(f"{path} exists already; choose another name or remove it")
     config = model.config
     end_of_text = tokenizer.end_of_text if tokenizer else None
-    n_tensors = 1 if trainer is None else 3
+    read = model.get if isinstance(model, Model) else model.read
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as folder:
-            _write(folder / CONFIG, [_json(hf.config_to_json(config, end_of_text))])
+            _write(folder / CONFIG, [_json(hf.config_to_json(config, end_of_text, codec))])
             file_parts = {part.name: part for part in hf.parts(config)}
             _write(
                 folder / WEIGHTS,
                 tensor_chunks(
                     {name: part.shape for name, part in file_parts.items()},
-                    lambda name: hf.export_tensor(
-                        file_parts[name], model.get(file_parts[name].ours)
-                    ),
+                    lambda name: hf.export_tensor(file_parts[name], read(file_parts[name].ours)),
+                    codec,
                 ),
             )
             if tokenizer is not None:
                 tokenizer.save(folder)
+                if hf.model_type(config) != "gptc":  # so that AutoTokenizer reads it too
+                    for name, content in _hf_files(tokenizer, config.block_size).items():
+                        _write(folder / name, [content])
             if trainer is not None:
                 stamp = {"version": VERSION, "gptc_version": gptc.__version__}
                 _write(folder / TRAINER, [_json({**stamp, **trainer})])
@@ -253,8 +324,17 @@ def save(
             _sync_folder(folder)
             _rename(folder, path)
     except OSError as error:
-        needed = 4 * n_tensors * model.plan.n_params
+        n_numbers = sum(math.prod(shape) for _, shape, _ in config.parameters())
+        needed = 4 * (1 if trainer is None else 3) * n_numbers
         raise GptcError(f"cannot save {path}: {_explain(error, path, needed)}") from error
+
+
+def _hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
+    try:
+        return vocabulary.hf_files(tokenizer, block_size)
+    except GptcError as error:
+        logger.warning("warning: without a tokenizer.json: %s", error)
+        return {}
 
 
 def discard(checkpoint: Path) -> None:
@@ -331,7 +411,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _optimizer_chunks(model: Model) -> Iterator[bytes | memoryview]:
+def _optimizer_chunks(model: Model | Source) -> Iterator[bytes | memoryview]:
     shapes = {
         f"{prefix}.{name}": shape
         for name, shape, _ in model.config.parameters()
@@ -340,6 +420,8 @@ def _optimizer_chunks(model: Model) -> Iterator[bytes | memoryview]:
 
     def read(stored: str) -> Any:
         prefix, _, name = stored.partition(".")
+        if isinstance(model, Source):
+            return model.read_moment(name, prefix)
         return model.read(name, MOMENTS[prefix])
 
     return tensor_chunks(shapes, read)
@@ -366,10 +448,10 @@ def _json(data: Mapping[str, Any]) -> bytes:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_bytes())
+        data = parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise GptcError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
+    except GptcError:
         raise GptcError(f"{path} is damaged: it is no JSON" + _way_out(path.parent)) from None
     if not isinstance(data, dict):
         raise GptcError(f"{path} is damaged: it is no JSON object" + _way_out(path.parent))
@@ -394,7 +476,10 @@ def _read_checksums(path: Path) -> dict[str, dict[str, Any]]:
     _check_version(data, file)
     files = data.get("files")
     if not isinstance(files, dict) or not all(
-        isinstance(record, dict) and "size" in record and "sha256" in record and "/" not in name
+        isinstance(record, dict)
+        and type(record.get("size")) is int
+        and isinstance(record.get("sha256"), str)
+        and is_plain_name(name)
         for name, record in files.items()
     ):
         raise GptcError(f"{file} is damaged" + _way_out(path))
@@ -436,8 +521,6 @@ def _way_out(path: Path) -> str:
 
 
 def _no_weights(path: Path) -> str:
-    if (path / f"{WEIGHTS}.index.json").is_file():
-        return f"{path} holds weights in several files; gptc reads a single {WEIGHTS}"
     pickled = sorted(f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
     if pickled:
         return f"{path} holds pickled weights ({pickled[0]}); gptc reads only {WEIGHTS}"

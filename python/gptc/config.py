@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,13 +14,18 @@ from gptc.errors import EngineError, UsageError
 Norm = Literal["layernorm", "rmsnorm"]
 Pos = Literal["learned", "rope", "rope_wide"]
 Activation = Literal["gelu", "swish", "swiglu"]
+RopeScaling = Literal["none", "linear", "llama3"]
 
 # Fields that are enums in C: their values here, and the prefix of the C names.
 _ENUMS: dict[str, tuple[tuple[str, ...], str]] = {
     "norm": (get_args(Norm), "GPT_NORM_"),
     "pos": (get_args(Pos), "GPT_POS_"),
     "activation": (get_args(Activation), "GPT_ACT_"),
+    "rope_scaling": (get_args(RopeScaling), "GPT_ROPE_"),
 }
+
+
+_SCALING = ("rope_scaling", "rope_factor", "rope_low_freq", "rope_high_freq", "rope_original")
 
 
 class Parameter(NamedTuple):
@@ -50,6 +55,12 @@ class GPTConfig:
     tied: bool  # the output head is the token embedding
     norm_eps: float
     rope_theta: float
+    # How rotary frequencies are lowered for longer sequences; what has no part in it is 0.
+    rope_scaling: RopeScaling = "none"
+    rope_factor: float = 0.0
+    rope_low_freq: float = 0.0
+    rope_high_freq: float = 0.0
+    rope_original: int = 0
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:
@@ -85,6 +96,8 @@ class GPTConfig:
         values: dict[str, Any] = {}
         for field in fields(cls):
             if field.name not in data:
+                if field.default is not MISSING:
+                    continue
                 raise UsageError(f"the model's {field.name} is missing")
             value = data[field.name]
             if field.name in _ENUMS:
@@ -94,7 +107,10 @@ class GPTConfig:
             elif field.type == "float":
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     raise UsageError(f"{field.name} is {value!r}, not a number")
-                value = float(value)
+                try:
+                    value = float(value)
+                except OverflowError:
+                    raise UsageError(f"{field.name} is too large a number") from None
             elif field.type == "bool":
                 if not isinstance(value, bool):
                     raise UsageError(f"{field.name} is {value!r}, not true or false")
@@ -104,8 +120,11 @@ class GPTConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON. Scaling of rotary frequencies is left out where there is none."""
+        values = asdict(self)
+        if self.rope_scaling == "none":
+            values = {k: v for k, v in values.items() if k not in _SCALING}
+        return values
 
     def check(self) -> None:
         """Raises UsageError, naming the field, when no model of this shape can exist."""

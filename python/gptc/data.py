@@ -12,7 +12,7 @@ from gptc.dataset import DATASET_FILE, SPLITS, Dataset
 from gptc.known import KNOWN_DATASETS
 from gptc.loader import Batch, Loader, Order, eval_batches
 from gptc.prepare import SHARD_TOKENS, STORIES_BYTES, prepare, resolve_dataset
-from gptc.shards import Shard, read_shard, write_shard
+from gptc.shards import Shard, is_shard, read_shard, write_shard
 
 __all__ = [
     "DATASET_FILE",
@@ -26,6 +26,7 @@ __all__ = [
     "Order",
     "Shard",
     "eval_batches",
+    "is_shard",
     "prepare",
     "read_shard",
     "resolve_dataset",

@@ -84,6 +84,8 @@ class Dataset:
             itemsize = shard_format(dataset.vocab_size)[2].itemsize
             for split in SPLITS:
                 for shard in meta["splits"][split]["shards"]:
+                    if not isinstance(shard["sha256"], str) or "/" in shard["file"]:
+                        raise ValueError
                     path = f"{folder}/{shard['file']}"  # no Path: there may be very many
                     try:
                         n_bytes = os.stat(path).st_size  # noqa: PTH116
@@ -96,7 +98,7 @@ class Dataset:
                         )
         except OSError as e:
             raise GptcError(f"cannot read {e.filename}: {e.strerror}") from None
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise GptcError(
                 f"{folder / DATASET_FILE} was altered or is incomplete: {again}"
             ) from None
@@ -217,7 +219,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
         return None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         meta = None
     keys = {"version", "sources", "tokenizer", "vocab_size", "splits", "options", "created_by"}
     if not isinstance(meta, dict) or not meta.keys() >= keys:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # What the vocabularies of others call the token that ends a text.
 _ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
+FILES = ("tokenizer.json", "tokenizer.model")  # in a Hugging Face folder
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
 
@@ -74,7 +76,7 @@ class TiktokenTokenizer(PretrainedTokenizer):
         self.pattern = pattern
         self.ranked = list(ranked)
         self.special = special
-        self.vocab_size = max(len(self.ranked) - 1, *special.values()) + 1
+        self.vocab_size = max([len(self.ranked) - 1, *special.values()]) + 1
         self.end_of_text = special.get(END_OF_TEXT)
         self.start = start
 
@@ -157,7 +159,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         self._pieces = self._read_pieces(where)
         # Such as "▁the" for a "the" that begins a text: see _encode.
         ids = self._tokenizer.encode("a", add_special_tokens=False).ids
-        self._adds_space = b"".join(self._pieces[i] for i in ids).startswith(b" ")
+        self.adds_space = b"".join(self._pieces[i] for i in ids).startswith(b" ")
 
     def _read_pieces(self, where: str) -> list[bytes]:
         model = json.dumps(json.loads(self._definition).get("decoder") or {})
@@ -183,7 +185,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
     def _encode(self, text: str) -> Sequence[int]:
         # A space that the tokenizer itself adds before a text is not added to one of its own: so a
         # text may be cut before a space.
-        text = text[1:] if self._adds_space and text.startswith(" ") else text
+        text = text[1:] if self.adds_space and text.startswith(" ") else text
         encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids: list[int] = encoded[0].ids
         return ids
@@ -212,33 +214,46 @@ class SentencePieceTokenizer(PretrainedTokenizer):
                 sentencepiece.SentencePieceProcessor(model_proto=model)
             )
             self.vocab_size: int = self._model.vocab_size()
-        except RuntimeError:
+            self._texts: list[str] = self._model.id_to_piece(list(range(self.vocab_size)))
+            first = self._model.encode("a", out_type=str)
+        except (RuntimeError, UnicodeError):
             raise GptcError(
                 f"{where} is no SentencePiece model: copy it again from its source"
             ) from None
-        self._proto = model
+        self.proto = model
         end = self._model.eos_id()
         self.end_of_text = end if end >= 0 else None
         self.start = start or (END_OF_TEXT if self.end_of_text is not None else "\n")
-        first = self._model.encode("a", out_type=str)
-        self._adds_space = bool(first) and first[0].startswith(_SPACE)
+        self.adds_space = bool(first) and first[0].startswith(_SPACE)
 
     def _encode(self, text: str) -> Sequence[int]:
         # As in HuggingFaceTokenizer.
-        text = text[1:] if self._adds_space and text.startswith(" ") else text
+        text = text[1:] if self.adds_space and text.startswith(" ") else text
         ids: list[int] = self._model.encode(text)
         return ids
 
+    def scored_pieces(self) -> tuple[list[str], list[float], list[int]]:
+        """Texts, scores and sorts of all pieces: the sorts are numbered as in its proto."""
+        ids = list(range(self.vocab_size))
+        model = self._model
+        sorts = [
+            (2, model.is_unknown),
+            (3, model.is_control),
+            (5, model.is_unused),
+            (6, model.is_byte),
+        ]
+        types = [next((n for n, holds in sorts if holds(i)), 1) for i in ids]
+        return list(self._texts), list(model.get_score(ids)), types
+
     @cached_property
     def pieces(self) -> Sequence[bytes]:
-        ids = range(self.vocab_size)
         return [
             piece.encode() if self._model.is_control(i) else _read_sentencepiece(piece)
-            for i, piece in zip(ids, self._model.id_to_piece(list(ids)), strict=True)
+            for i, piece in enumerate(self._texts)
         ]
 
     def mapping(self) -> dict[str, Any]:
-        return {"kind": self.kind, "model": base64.b64encode(self._proto).decode()}
+        return {"kind": self.kind, "model": base64.b64encode(self.proto).decode()}
 
 
 def _read_byte_level(piece: str) -> bytes:
@@ -249,7 +264,7 @@ def _read_byte_level(piece: str) -> bytes:
 
 def _read_sentencepiece(piece: str) -> bytes:
     """The bytes that a piece of a SentencePiece vocabulary stands for."""
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+    if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece):
         return bytes([int(piece[3:5], 16)])
     return piece.replace(_SPACE, " ").encode()
 
@@ -268,7 +283,7 @@ def read_file(path: Path) -> Tokenizer | None:
     GptcError when it is damaged.
     """
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "tokenizer.model")]
+        found = [path / name for name in FILES]
         path = next((file for file in found if file.is_file()), path)
     if not path.is_file():
         return None
@@ -280,7 +295,7 @@ def read_file(path: Path) -> Tokenizer | None:
         return SentencePieceTokenizer(data, where=str(path))
     try:
         saved = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
         return None

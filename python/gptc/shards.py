@@ -131,6 +131,15 @@ def write_shard(path: Path, tokens: npt.ArrayLike, vocab_size: int) -> None:
         shard.path.unlink(missing_ok=True)
 
 
+def is_shard(path: Path) -> bool:
+    """Whether a file begins as a shard does."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
+    with path.open("rb") as file:
+        magic = int.from_bytes(file.read(4), "little")
+    return magic in (_NARROW[0], _WIDE[0])
+
+
 def read_shard(path: Path) -> Shard:
     """The tokens of a shard, uint16 or uint32 (N,), mapped from the file and read-only.
 

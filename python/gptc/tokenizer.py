@@ -10,6 +10,7 @@ A tokenizer is saved as `gptc_tokenizer.json` in the folder of a dataset or a ch
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import json
 import os
@@ -48,7 +49,7 @@ _GPT2_END_OF_TEXT = 50256
 _BPE_VOCAB_SIZE = 2048  # of "bpe" without a size
 _BPE_TRAIN_BYTES = 64 << 20  # more text than this does not change which pairs are frequent
 # How GPT-2 cuts text into the pieces that merges apply to.
-_GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class Tokenizer(ABC):
@@ -318,7 +319,7 @@ class BpeTokenizer(Tokenizer):
             ) from None
         return tiktoken.Encoding(
             self.kind,
-            pat_str=_GPT2_PATTERN,
+            pat_str=GPT2_PATTERN,
             mergeable_ranks={piece: rank for rank, piece in enumerate(self.pieces[:-1])},
             special_tokens={END_OF_TEXT: self.vocab_size - 1},
             explicit_n_vocab=self.vocab_size,
@@ -363,6 +364,18 @@ def byte_characters() -> dict[str, int]:
     visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     hidden = [b for b in range(256) if b not in visible]
     return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+def is_gpt2_vocabulary(data: bytes) -> bool:
+    """Whether this is GPT-2's list of merges; it is then kept in our cache for the next time."""
+    if hashlib.sha256(data).hexdigest() != _GPT2_SHA256:
+        return False
+    target = cache_folder() / "tiktoken" / _GPT2_FILE
+    if not target.exists():
+        with contextlib.suppress(OSError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_file(target, data)
+    return True
 
 
 def _gpt2_vocabulary() -> bytes:
@@ -474,7 +487,7 @@ def load_tokenizer(folder_or_file: Path) -> Tokenizer:
         ) from None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise GptcError(
             f"{path} is truncated or is no tokenizer file: copy it again from its source"
         ) from None

@@ -27,11 +27,12 @@ from typing import Any, TextIO
 
 import gptc
 from gptc import _lib, checkpoint
-from gptc.checkpoint import ROOT, Checkpoint, find_checkpoint
+from gptc.checkpoint import ROOT, Checkpoint, find_checkpoint, open_checkpoint
 from gptc.config import GPTConfig
 from gptc.data import KNOWN_DATASETS, SPLITS, Dataset, Loader, resolve_dataset
 from gptc.errors import EngineError, GptcError, UsageError
 from gptc.evaluate import bits_per_byte, evaluate
+from gptc.formats import Source
 from gptc.model import Model, Options, Plan, plan_for, session_bytes
 from gptc.options import (
     LIMITS,
@@ -115,7 +116,7 @@ def _resumable(path: str | Path) -> Checkpoint:
     """The newest checkpoint of the run at `path`."""
     folder = find_checkpoint(path)
     base = Checkpoint(folder)
-    if base.trainer() is None:
+    if "options" not in (base.trainer() or {}):
         raise GptcError(
             f"{folder} is a model, not a training run; fine-tune it with --init-from {folder}"
         )
@@ -146,9 +147,9 @@ class Run:
         self.saved: Path | None = None
         self._metrics: TextIO | None = None
         # What the weights come from: nothing, this run's own checkpoint, or another model.
-        initial = None
+        initial: Source | None = None
         if base is None and options.init_from is not None:
-            initial = Checkpoint(find_checkpoint(options.init_from))
+            initial = open_checkpoint(options.init_from)
         chosen = self._choose_folder()
         self.dataset = self._open_dataset(base or initial)
         self.tokenizer: Tokenizer = self.dataset.tokenizer
@@ -286,7 +287,7 @@ class Run:
         self.options = TrainOptions(**{**asdict(self.options), **changes})
         return self.options
 
-    def _open_dataset(self, known: Checkpoint | None) -> Dataset:
+    def _open_dataset(self, known: Source | None) -> Dataset:
         """Opens the data, prepared with the tokenizer of the checkpoint that we go on from."""
         options, name = self.options, self.options.tokenizer
         own = _own_tokenizer(known) if known is not None else None
@@ -313,7 +314,7 @@ class Run:
             _check_vocabulary(known, own, dataset)
         return dataset
 
-    def _shape(self, known: Checkpoint | None) -> GPTConfig:
+    def _shape(self, known: Source | None) -> GPTConfig:
         if known is not None:
             return known.config
         options = self.options
@@ -425,7 +426,7 @@ class Run:
         # A run may be resumed from elsewhere: paths become absolute.
         if options.data not in KNOWN_DATASETS:
             changes["data"] = str(Path(options.data).resolve())
-        if options.init_from is not None:
+        if options.init_from is not None and Path(options.init_from).exists():
             changes["init_from"] = str(Path(options.init_from).resolve())
         self._change(**changes)
 
@@ -481,7 +482,7 @@ class Run:
         (out / CONFIG_FILE).write_text(to_toml(self.options), "utf-8")
         return out
 
-    def _print_header(self, initial: Checkpoint | None) -> None:
+    def _print_header(self, initial: Source | None) -> None:
         options, config, plan, data = self.options, self.model.config, self.plan, self.dataset
         origin = options.preset
         if initial is not None:
@@ -678,16 +679,23 @@ class Run:
 # ---- fine-tuning ----
 
 
-def _own_tokenizer(known: Checkpoint) -> Tokenizer | None:
+def _own_tokenizer(known: Source) -> Tokenizer | None:
     try:
         return known.tokenizer()
     except GptcError:
         return None
 
 
-def _tokenizer_argument(own: Tokenizer, known: Checkpoint) -> str:
+def _tokenizer_argument(own: Tokenizer, known: Source) -> str:
     """What names a checkpoint's tokenizer where one is asked for."""
-    return own.kind if own.kind in ("bytes", "gpt2") else str(known.path)
+    if own.kind in ("bytes", "gpt2"):
+        return own.kind
+    if known.path.is_file():
+        raise GptcError(
+            f"{known.path} has a tokenizer of its own: make a checkpoint of it first with: "
+            f"gptc import {known.path} --out CKPT"
+        )
+    return str(known.path)
 
 
 def _is_kind(name: str) -> bool:
@@ -699,7 +707,7 @@ def _same(own: Tokenizer, dataset: Dataset) -> bool:
     return own.fingerprint() == dataset.tokenizer.fingerprint()
 
 
-def _check_vocabulary(known: Checkpoint, own: Tokenizer | None, dataset: Dataset) -> None:
+def _check_vocabulary(known: Source, own: Tokenizer | None, dataset: Dataset) -> None:
     """A model must go on with the tokenizer that it was taught."""
     theirs = dataset.tokenizer
     if own is not None and not _same(own, dataset):
@@ -725,8 +733,11 @@ def default_name(options: TrainOptions) -> str:
     dataset = data if data in KNOWN_DATASETS else Path(data).resolve().stem
     what = options.preset
     if options.init_from is not None:
-        base = find_checkpoint(options.init_from).resolve()
-        what = base.parent.name if base.name.startswith("ckpt-") else base.name
+        what = Path(options.init_from).name
+        if Path(options.init_from).exists():  # else it is a model of the hub
+            base = open_checkpoint(options.init_from).path.resolve()
+            what = base.parent.name if base.name.startswith("ckpt-") else base.name
+            what = base.stem if base.is_file() else what
     return f"{what}-{dataset}"
 
 

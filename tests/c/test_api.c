@@ -118,6 +118,8 @@ static const bad_int bad_ints[] = {
     INT_FIELD(activation, 4),
     INT_FIELD(bias, 2),
     INT_FIELD(tied, -1),
+    INT_FIELD(rope_scaling, 3),
+    INT_FIELD(rope_scaling, -1),
 };
 
 /* A config with one thing wrong: every function that takes a config names it, and says no more. */
@@ -161,6 +163,30 @@ static void test_config_floats(void) {
         config.pos = GPT_POS_LEARNED; /* where it is not used, it is not looked at */
         EXPECT_OK(gpt_config_check(&config));
     }
+}
+
+static void test_config_rope_scaling(void) {
+    static const float factors[] = {0.0f, 0.99f, -8.0f, NAN, INFINITY};
+    static const float highs[] = {0.0f, 1.0f, -4.0f, NAN, INFINITY};
+    static const int32_t originals[] = {0, -1, INT_MAX};
+    gpt_config good = families[1].config, config;
+    good.rope_scaling = GPT_ROPE_LLAMA3, good.rope_factor = 8, good.rope_original = 32;
+    good.rope_low_freq = 1, good.rope_high_freq = 4;
+    test_case("rope scaling");
+    EXPECT_OK(gpt_config_check(&good));
+    for (int i = 0; i < TEST_COUNT(factors); i++) {
+        config = good, config.rope_factor = factors[i], check_bad_config(&config, "rope_factor");
+        config = good, config.rope_high_freq = highs[i];
+        check_bad_config(&config, "rope_high_freq");
+    }
+    config = good, config.rope_low_freq = 0, check_bad_config(&config, "rope_low_freq");
+    for (int i = 0; i < TEST_COUNT(originals); i++) {
+        config = good, config.rope_original = originals[i];
+        check_bad_config(&config, "rope_original");
+        config.rope_scaling = GPT_ROPE_LINEAR; /* where it is not used, it is not looked at */
+        EXPECT_OK(gpt_config_check(&config));
+    }
+    config = good, config.pos = GPT_POS_LEARNED, check_bad_config(&config, "rope_scaling");
 }
 
 /* Fields that are right one by one and contradict each other. */
@@ -261,9 +287,26 @@ static void test_threads(void) {
 
 /* The largest model that a configuration can describe is larger than any address space. */
 static void test_too_large(void) {
-    gpt_config c = {
-        1 << 24,      1, 4096, 1,     1,   65536, 524288, GPT_NORM_LAYERNORM, 1, GPT_POS_LEARNED,
-        GPT_ACT_GELU, 1, 0,    1e-5f, 0.0f};
+    gpt_config c = {1 << 24,
+                    1,
+                    4096,
+                    1,
+                    1,
+                    65536,
+                    524288,
+                    GPT_NORM_LAYERNORM,
+                    1,
+                    GPT_POS_LEARNED,
+                    GPT_ACT_GELU,
+                    1,
+                    0,
+                    1e-5f,
+                    0.0f,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0};
     gpt_options options = {.n_threads = 1, .training = 1, .max_batch = 1};
     gpt_model *model = NULL;
     gpt_plan plan = {0};
@@ -652,6 +695,7 @@ static void test_session_rewind(void) {
 
 TEST_API_MAIN({"library", test_library}, {"last error", test_last_error}, {"presets", test_presets},
               {"config, integers", test_config_ints}, {"config, floats", test_config_floats},
+              {"config, rope scaling", test_config_rope_scaling},
               {"config, contradictions", test_config_contradictions},
               {"parameter table", test_param_table}, {"options", test_options}, {"cuda", test_cuda},
               {"threads", test_threads}, {"too large", test_too_large}, {"tokens", test_tokens},

@@ -59,7 +59,8 @@ def model() -> Model:
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or fills the user's cache."""
+    """No test reads or fills the user's cache, or asks the hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("GPTC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

@@ -73,6 +73,45 @@ CASES = [
         1,
         71,
     ),
+    # Rotary frequencies as Llama 3.1 lowers them: of 8 pairs some are kept, some changed in part.
+    Case(
+        "llama3",
+        "llama",
+        _llama(
+            max_position_embeddings=128,
+            hidden_size=64,
+            intermediate_size=72,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            rope_scaling={
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        ),
+        1,
+        90,
+    ),
+    Case(
+        "llama-linear",
+        "llama",
+        _llama(
+            max_position_embeddings=64,
+            hidden_size=32,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            tie_word_embeddings=False,
+            rope_scaling={"rope_type": "linear", "factor": 2.5},
+        ),
+        1,
+        40,
+    ),
 ]
 
 

@@ -52,6 +52,7 @@ PYTHON_FLOORS = {
     "evaluate": 5,
     "progress": 5,
     "options": 5,
+    "interchange": 6,
     "train": 6,
     "bench": 6,
     "bench_torch": 6,

@@ -120,3 +120,53 @@ def test_a_saved_model_loads_in_transformers(case: reference.Case, tmp_path: Pat
     with torch.no_grad():
         logits = theirs(torch.from_numpy(tokens).long()).logits.numpy()
     assert error(ours, logits) < TOLERANCE
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(not HAVE_TORCH, reason="needs torch and transformers")
+@pytest.mark.parametrize("case", reference.CASES, ids=lambda case: case.name)
+def test_what_transformers_saves_in_several_files_loads_here(
+    case: reference.Case, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {key: value for key, value in case.config.items() if key != "model_type"}
+    torch.manual_seed(0)
+    shape = AutoConfig.for_model(case.kind, **settings, initializer_range=0.3)
+    theirs = AutoModelForCausalLM.from_config(shape).eval()
+    theirs.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
+    tokens = reference.batches(case)[0].astype(np.int32)[:, :-1]
+    with Model.load(tmp_path / "model", max_batch=case.B, max_seq=case.T) as model:
+        ours = model.logits(tokens)
+    with torch.no_grad():
+        logits = theirs(torch.from_numpy(tokens).long()).logits.numpy()
+    assert error(ours, logits) < TOLERANCE
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(not HAVE_TORCH, reason="needs torch and transformers")
+@pytest.mark.parametrize("case", reference.CASES, ids=lambda case: case.name)
+def test_greedy_text_is_the_same_for_200_tokens(case: reference.Case, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    longer = {"n_positions" if case.kind == "gpt2" else "max_position_embeddings": 256}
+    case = case._replace(config={**case.config, **longer}, T=8)
+    prompt = reference.batches(case)[0, 0, :8].astype(np.int32)
+    with make_model(case._replace(B=1, T=256)) as model:
+        model.save(tmp_path / "model")
+        session = model.session(1, 256)
+        tokens = prompt.tolist()
+        logits = session.decode(prompt)
+        for _ in range(200):
+            tokens.append(int(np.argmax(logits)))
+            logits = session.decode(np.array(tokens[-1:], np.int32))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        expected = theirs.generate(
+            torch.from_numpy(prompt[None]).long(), do_sample=False, max_new_tokens=200,
+            min_new_tokens=200, pad_token_id=0,
+        )  # fmt: skip
+    assert tokens == expected[0].tolist()

@@ -10,7 +10,7 @@ import pytest
 
 from gptc.data import prepare
 from gptc.errors import GptcError
-from gptc.pretrained import TiktokenTokenizer
+from gptc.pretrained import TiktokenTokenizer, _read_sentencepiece
 from gptc.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from test_tokenizer import assert_cut_is_exact, gpt2_folder, nasty_text, needs_gpt2
 
@@ -146,11 +146,21 @@ def test_an_encoding_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch)
         make_tokenizer("cl100k_base")
 
 
+def test_pieces_that_only_look_like_bytes() -> None:
+    assert _read_sentencepiece("<0x0A>") == b"\n"
+    for piece in ("<0xZZ>", "<0x+1>", "<0x1>"):
+        assert _read_sentencepiece(piece) == piece.encode()
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     pytest.importorskip("sentencepiece")
     (tmp_path / "a.model").write_bytes(b"no model")
     with pytest.raises(GptcError, match=r"a\.model is no SentencePiece model"):
         make_tokenizer(str(tmp_path / "a.model"))
+    for content in (b"", b"\n\x03\n\x01\xff"):
+        (tmp_path / "a.model").write_bytes(content)
+        with pytest.raises(GptcError, match=r"a\.model is no SentencePiece model"):
+            make_tokenizer(str(tmp_path / "a.model"))
     (tmp_path / "b.json").write_text('{"model": {"type": "Words"}}')
     with pytest.raises(GptcError, match=r"b\.json is no tokenizer\.json"):
         make_tokenizer(str(tmp_path / "b.json"))

@@ -21,6 +21,9 @@ COMMANDS = {
     "infer": ("gptc.cli.infer", "infer_command", "Write text with a trained model."),
     "eval": ("gptc.cli.evaluate", "eval_command", "Measure how well a model predicts a text."),
     "info": ("gptc.cli.info", "info_command", "Show what a run, checkpoint or dataset holds."),
+    "import": ("gptc.cli.interchange", "import_command", "Make a checkpoint of others' models."),
+    "export": ("gptc.cli.interchange", "export_command", "Write a model in others' formats."),
+    "verify": ("gptc.cli.interchange", "verify_command", "Check that a file or folder is whole."),
     "bench": ("gptc.cli.bench", "bench_command", "Measure how fast this machine trains."),
 }
 

@@ -12,8 +12,8 @@ from gptc.cli.params import COUNT, SIZE
 from gptc.errors import GptcError
 
 if TYPE_CHECKING:
-    from gptc.checkpoint import Checkpoint
     from gptc.dataset import Dataset
+    from gptc.formats import Source
 
 _EPILOG = """\b
 Examples:
@@ -101,11 +101,12 @@ def eval_command(
         )
 
 
-def _dataset(checkpoint: Checkpoint, data: str | None) -> Dataset:
+def _dataset(checkpoint: Source, data: str | None) -> Dataset:
     """The data by name or, without one, that of the checkpoint's run; with the model's tokens."""
+    from gptc.checkpoint import Checkpoint
     from gptc.data import resolve_dataset
 
-    trainer = checkpoint.trainer()
+    trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
     if data is None:
         if trainer is None:
             raise GptcError(f"{checkpoint.path} was not trained by gptc: name its --data")

@@ -20,7 +20,8 @@ _EPILOG = """\b
 Examples:
   gptc infer -p "Once upon a time"                  the newest model under runs/
   gptc infer -m runs/tiny-stories --temperature 0 --max-tokens 100
-  gptc infer -m gpt2/ --prompt-file question.txt --num-samples 3 --json
+  gptc infer -m gpt2 -p "Alan Turing theorized that"    downloads it, if there is no such folder
+  gptc infer -m stories15M.bin --prompt-file question.txt --num-samples 3 --json
   echo "The king" | gptc infer -m runs/tiny-shakespeare
 """
 
@@ -31,7 +32,7 @@ _WHY = {
 
 
 @click.command("infer", epilog=_EPILOG)
-@click.option("-m", "--model", metavar="PATH", help="Checkpoint, run or HF folder.  [the newest]")
+@click.option("-m", "--model", metavar="PATH", help="Any model.  [the newest]")
 @click.option("-p", "--prompt", metavar="TEXT", help="Text to continue.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), metavar="FILE", help="- : stdin.")
 @click.option("--temperature", type=float, default=0.7, show_default=True, help="0: greedy.")

@@ -11,7 +11,7 @@ import click
 from gptc.errors import GptcError
 
 if TYPE_CHECKING:
-    from gptc.checkpoint import Checkpoint
+    from gptc.formats import Source
 
 _EPILOG = """\b
 Examples:
@@ -19,6 +19,7 @@ Examples:
   gptc info runs/tiny-stories/ckpt-001000 --json
   gptc info data/books
   gptc info data/books/val_000000.bin
+  gptc info stories15M.bin
 """
 
 
@@ -26,7 +27,7 @@ Examples:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def info_command(path: Path, as_json: bool) -> None:
-    """Show what PATH holds: a run, a checkpoint, a Hugging Face model, a dataset or a shard."""
+    """Show what PATH holds: a run, a checkpoint, a model in any format, a dataset or a shard."""
     found = describe(path)
     click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else _table(found))
 
@@ -35,6 +36,7 @@ def describe(path: Path) -> dict[str, Any]:
     """What is at `path`, as plain values; "kind" says what it is."""
     from gptc.checkpoint import CONFIG, list_checkpoints
     from gptc.data import DATASET_FILE, Dataset
+    from gptc.formats import is_foreign, open_model
 
     if not path.exists():
         raise GptcError(f"{path} does not exist; name a run, a checkpoint, a dataset or a shard")
@@ -42,6 +44,8 @@ def describe(path: Path) -> dict[str, Any]:
         return _describe_file(path)
     if (path / CONFIG).is_file():
         return {"kind": "checkpoint", **_describe_checkpoint(path)}
+    if is_foreign(path):
+        return {"kind": "model", **_describe_model(open_model(path))}
     if (path / DATASET_FILE).is_file():
         return {"kind": "dataset", **Dataset.open(path).describe()}
     if list_checkpoints(path) or (path / "metrics.jsonl").is_file():
@@ -55,8 +59,11 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
         shapes = TensorFile(path).shapes
         return {"kind": "safetensors", "path": str(path), "tensors": dict(shapes.items())}
-    from gptc.data import read_shard
+    from gptc.data import is_shard, read_shard
+    from gptc.formats import open_model
 
+    if not is_shard(path):
+        return {"kind": "model", **_describe_model(open_model(path))}
     tokens = read_shard(path)
     return {
         "kind": "shard",
@@ -99,7 +106,20 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     from gptc.formats import hf
 
     checkpoint = Checkpoint(path)
-    config = checkpoint.config
+    described = _describe_model(checkpoint)
+    described["format"] = hf.model_type(checkpoint.config)
+    trainer = checkpoint.trainer()
+    if trainer is not None and "options" in trainer:
+        names = ("step", "tokens", "elapsed_s", "evaluation", "best_val_loss", "gptc_version")
+        described["training"] = {name: trainer[name] for name in names}
+        described["training"]["data"] = trainer["options"]["data"]
+        described["training"]["steps"] = trainer["options"]["steps"]
+    return described
+
+
+def _describe_model(source: Source) -> dict[str, Any]:
+    """What is known of a model in any format."""
+    config, path = source.config, source.path
     parts: dict[str, int] = {}
     for name, shape, _ in config.parameters():
         size = 1
@@ -107,23 +127,17 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
             size *= n
         part = _part(name)
         parts[part] = parts.get(part, 0) + size
-    described: dict[str, Any] = {
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {
         "path": str(path),
         "family": config.family,
-        "format": hf.model_type(config),
+        "format": source.format,
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
         "config": config.to_dict(),
-        "tokenizer": _tokenizer(checkpoint),
-        "files": {f.name: f.stat().st_size for f in sorted(path.iterdir()) if f.is_file()},
+        "tokenizer": _tokenizer(source),
+        "files": {f.name: f.stat().st_size for f in files if f.is_file()},
     }
-    trainer = checkpoint.trainer()
-    if trainer is not None:
-        names = ("step", "tokens", "elapsed_s", "evaluation", "best_val_loss", "gptc_version")
-        described["training"] = {name: trainer[name] for name in names}
-        described["training"]["data"] = trainer["options"]["data"]
-        described["training"]["steps"] = trainer["options"]["steps"]
-    return described
 
 
 def _part(name: str) -> str:
@@ -134,9 +148,9 @@ def _part(name: str) -> str:
     return names.get(name.split(".")[0], "norms")
 
 
-def _tokenizer(checkpoint: Checkpoint) -> str | None:
+def _tokenizer(source: Source) -> str | None:
     try:
-        tokenizer = checkpoint.tokenizer()
+        tokenizer = source.tokenizer()
     except GptcError:
         return None
     return f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens"
@@ -156,8 +170,8 @@ def _table(found: dict[str, Any]) -> str:
             rows.append(("last step", _metrics_line(found["last_metrics"])))
         if "newest" in found:
             rows += _checkpoint_rows(found["newest"])
-    elif kind == "checkpoint":
-        rows.append(("checkpoint", found["path"]))
+    elif kind in ("checkpoint", "model"):
+        rows.append((kind, found["path"]))
         rows += _checkpoint_rows(found)
     elif kind == "dataset":
         rows = _dataset_rows(found)
@@ -192,8 +206,9 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     if config["n_kv_head"] != config["n_head"]:
         heads += f" ({config['n_kv_head']} for keys and values)"
     names = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "gptc": "gptc's own"}
+    stored = names.get(found["format"], f"a file of {found['format']}")
     rows = [
-        ("family", f"{found['family']}, stored as {names[found['format']]}"),
+        ("family", f"{found['family']}, stored as {stored}"),
         (
             "shape",
             f"{plural(config['n_layer'], 'layer')}, {heads}, width {config['n_embd']}, "

@@ -45,7 +45,7 @@ _OPTIONS: dict[str, list[tuple[str, Any, str, str]]] = {
         ),
         ("preset", str, "NAME", "Shape and training defaults.  [tiny]"),
         ("out", str, "DIR", "Folder of the run.  [runs/PRESET-DATA]"),
-        ("init-from", str, "PATH", "Fine-tune a checkpoint, run or Hugging Face folder."),
+        ("init-from", str, "PATH", "Fine-tune a model: a checkpoint, run, folder or file."),
         ("seed", SIZE, "N", "Of weights, batches, dropout and samples.  [1337]"),
     ],
     "Where": [

@@ -1,99 +1,95 @@
-"""Model files of other programs, and the safetensors container that they and checkpoints share.
+"""Models in the formats of other programs, each in a module of its own, behind one interface.
 
-The container is an 8-byte little-endian length, that many bytes of JSON (name to dtype, shape and
-offsets), and the tensors. It is read and written here a tensor at a time, so that a checkpoint
-costs the memory of its largest tensor and not a second copy of the model; NumPy has no bfloat16,
-which many published models use, so it is widened here too.
+    source = open_model(Path("stories15M.bin"))    # whatever it is
+    source.config, source.read("wte.weight"), source.tokenizer(), source.model()
+
+A module reads its format with a class derived from `Source` and writes it with `model_chunks`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from gptc.errors import GptcError
+from gptc.formats.safetensors import TensorFile, tensor_chunks
+from gptc.formats.source import Source
 
-FloatArray = npt.NDArray[np.float32]
+__all__ = ["Source", "TensorFile", "detect", "is_foreign", "open_model", "tensor_chunks"]
 
-_DTYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
-_MAX_HEADER = 100_000_000  # what the safetensors library allows
-
-
-class TensorFile:
-    """A safetensors file: `shapes` by name, and `read(name)` as float32."""
-
-    def __init__(self, path: Path) -> None:
-        """Reads the header; a damaged one is a GptcError."""
-        self.path = path
-        self._start, self._header = _read_header(path)
-        self.shapes = {name: tuple(entry["shape"]) for name, entry in self._header.items()}
-
-    def read(self, name: str) -> FloatArray:
-        """One tensor, widened or narrowed to float32."""
-        entry = self._header[name]
-        kind = entry["dtype"]
-        if kind not in _DTYPES:
-            raise GptcError(f"{self.path}: {name} holds {kind}, not floating-point numbers")
-        begin, end = entry["data_offsets"]
-        shape = self.shapes[name]
-        dtype = np.dtype(_DTYPES[kind])
-        count = int(np.prod(shape, dtype=np.int64))
-        if end - begin != count * dtype.itemsize:
-            raise GptcError(f"{self.path}: {name} does not have the size of its shape {shape}")
-        values = np.fromfile(self.path, dtype, count, offset=self._start + begin).reshape(shape)
-        if kind == "BF16":
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32, copy=False)
+FORMATS = ("gguf", "llm.c", "llama2.c", "heimerl", "openai", "nanogpt")
+"""What `detect` can find; a Hugging Face folder is a checkpoint of our own."""
 
 
-def tensor_chunks(
-    shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], FloatArray]
-) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file of float32 tensors; each is read when its turn comes."""
-    # Readers of PyTorch models ask for this mark.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + 4 * int(np.prod(shape, dtype=np.int64))
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    yield len(text).to_bytes(8, "little") + text
-    for name, shape in shapes.items():
-        values = np.asarray(read(name), "<f4", order="C")
-        assert values.shape == shape, name
-        yield values.reshape(-1).view(np.uint8).data
-        del values  # before the next one is read: two may be too many
+def is_foreign(path: Path) -> bool:
+    """Whether a model of another program may stand at `path`, rather than a folder of ours."""
+    return path.is_file() or _is_openai(path)
 
 
-def _read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Where the tensors start, and the header; every offset lies within the file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise GptcError(f"{path} is not a whole safetensors file ({size:,} bytes)")
-        text = file.read(length)
-    start = 8 + length
-    try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        for entry in header.values():
-            begin, end = entry["data_offsets"]
-            if not (isinstance(entry["dtype"], str) and 0 <= begin <= end):
-                raise ValueError
-            if any(type(n) is not int or n < 0 for n in [*entry["shape"], begin, end]):
-                raise ValueError
-            if start + end > size:
-                raise GptcError(
-                    f"{path} is truncated: {start + end:,} bytes expected, {size:,} found"
-                )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise GptcError(f"{path} has a damaged safetensors header") from None
-    return start, header
+def detect(path: Path) -> str:
+    """The format of a model: one of FORMATS. GptcError when there is none, or of no known kind."""
+    from gptc.formats import gguf, heimerl, llama2c, llmc
+    from gptc.formats.binary import Binary
+
+    if _is_openai(path):
+        return "openai"
+    file = Binary(path)
+    begin = bytes(file.view[:8])
+    if begin[:4] == gguf.MAGIC:
+        return "gguf"
+    if begin[:4] == b"PK\x03\x04" or begin[:2] == b"\x80\x02":
+        return "nanogpt"
+    number = struct.unpack("<i", begin[:4])[0] if len(begin) >= 4 else 0
+    others = {llmc.STATE_MAGIC: "a debug state", llmc.TOKENIZER_MAGIC: "a tokenizer"}
+    others |= {20240520: "a token shard", 20240801: "a token shard"}
+    if number in others:
+        raise GptcError(f"{path} is {others[number]} of llm.c, not a model; give its model file")
+    if number == llmc.MODEL_MAGIC:
+        return "llm.c"
+    if number == llama2c.MAGIC or llama2c.looks_like(file):
+        return "llama2.c"
+    if heimerl.looks_like(file):
+        return "heimerl"
+    if path.suffix == ".safetensors":
+        raise GptcError(f"{path} holds weights only; give its folder, with the config.json")
+    raise GptcError(
+        f"{path} is no token shard and no whole model of a known kind: it has neither a magic "
+        f"number at byte 0 nor the size, {file.size:,} bytes, that sizes there would promise; "
+        f"formats: Hugging Face folders, {', '.join(FORMATS)}"
+    )
+
+
+def open_model(path: Path, **assumed: Any) -> Source:
+    """The model of another program at `path`.
+
+    `assumed` are n_head and block_size for the format that does not store them (heimerl).
+    """
+    kind = detect(path)
+    if kind == "gguf":
+        from gptc.formats.gguf import GgufModel
+
+        return GgufModel(path)
+    if kind == "llm.c":
+        from gptc.formats.llmc import LlmcModel
+
+        return LlmcModel(path)
+    if kind == "llama2.c":
+        from gptc.formats.llama2c import Llama2cModel
+
+        return Llama2cModel(path)
+    if kind == "heimerl":
+        from gptc.formats.heimerl import HeimerlModel
+
+        return HeimerlModel(path, **assumed)
+    if kind == "openai":
+        from gptc.formats.openai_tf import OpenaiModel
+
+        return OpenaiModel(path)
+    from gptc.formats.nanogpt import NanogptModel
+
+    return NanogptModel(path)
+
+
+def _is_openai(path: Path) -> bool:
+    return (path / "hparams.json").is_file()

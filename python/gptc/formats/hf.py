@@ -8,64 +8,54 @@ A model that neither class describes is written under our own names, with model_
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gptc.config import GPTConfig
-from gptc.errors import GptcError, UsageError
+from gptc.errors import GptcError
+from gptc.formats import layout
+from gptc.formats.layout import Naming, Part, Placement, Tensors
+from gptc.formats.layout import export_tensor as export_tensor
+from gptc.formats.numbers import F32, Codec
+from gptc.formats.source import checked
 
 FloatArray = npt.NDArray[np.float32]
+
+_TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 # Raised when a reader of an older gptc would misunderstand a "gptc" config.json.
 VERSION = 1
 
-
-class Part(NamedTuple):
-    """A tensor of the file, and the rows of our parameter that it holds."""
-
-    name: str
-    ours: str
-    shape: tuple[int, ...]  # in the file
-    rows: slice
-    transposed: bool
-
-
-class Tensors(Protocol):
-    """Named tensors to read: a safetensors file, or several as one."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-
-    def read(self, name: str) -> FloatArray: ...
-
-
-_GPT2 = {
-    "norm_1": "ln_1",
-    "norm_2": "ln_2",
-    "attn.qkv": "attn.c_attn",
-    "attn.proj": "attn.c_proj",
-    "mlp.fc": "mlp.c_fc",
-    "mlp.proj": "mlp.c_proj",
-}
-_GPT2_OUTSIDE = {
+GPT2_STEMS = {
+    "norm_1": "transformer.h.{}.ln_1",
+    "norm_2": "transformer.h.{}.ln_2",
+    "attn.qkv": "transformer.h.{}.attn.c_attn",
+    "attn.proj": "transformer.h.{}.attn.c_proj",
+    "mlp.fc": "transformer.h.{}.mlp.c_fc",
+    "mlp.proj": "transformer.h.{}.mlp.c_proj",
     "wte": "transformer.wte",
     "wpe": "transformer.wpe",
     "norm_f": "transformer.ln_f",
     "lm_head": "lm_head",
 }
-_LLAMA = {
-    "norm_1": ("input_layernorm",),
-    "norm_2": ("post_attention_layernorm",),
-    "attn.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attn.proj": ("self_attn.o_proj",),
-    "mlp.fc": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.proj": ("mlp.down_proj",),
+_LLAMA_STEMS: dict[str, str | tuple[str, ...]] = {
+    "norm_1": "model.layers.{}.input_layernorm",
+    "norm_2": "model.layers.{}.post_attention_layernorm",
+    "attn.qkv": tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+    "attn.proj": "model.layers.{}.self_attn.o_proj",
+    "mlp.fc": ("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"),
+    "mlp.proj": "model.layers.{}.mlp.down_proj",
+    "wte": "model.embed_tokens",
+    "norm_f": "model.norm",
+    "lm_head": "lm_head",
 }
-_LLAMA_OUTSIDE = {"wte": "model.embed_tokens", "norm_f": "model.norm", "lm_head": "lm_head"}
+_NAMINGS = {
+    "gpt2": Naming(layout.with_leaves(GPT2_STEMS), conv1d=True),
+    "llama": Naming(layout.with_leaves(_LLAMA_STEMS)),
+}
 
 # Tables that some published files carry although they are computed.
 _IGNORED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
@@ -80,40 +70,25 @@ def model_type(config: GPTConfig) -> str:
 
 def parts(config: GPTConfig) -> list[Part]:
     """The tensors of this model's file, in order, with where they stand in ours."""
-    kind = model_type(config)
-    found = []
-    for name, shape, _ in config.parameters():
-        if kind == "gptc":
-            found.append(Part(name, name, shape, slice(0, shape[0]), False))
-            continue
-        stem, _, leaf = name.rpartition(".")
-        layer = re.match(r"h\.(\d+)\.(.*)", stem)
-        if kind == "gpt2":
-            theirs = f"transformer.h.{layer[1]}.{_GPT2[layer[2]]}" if layer else _GPT2_OUTSIDE[stem]
-            turned = layer is not None and len(shape) == 2
-            file_shape = shape[::-1] if turned else shape
-            part = Part(f"{theirs}.{leaf}", name, file_shape, slice(0, shape[0]), turned)
-            found.append(part)
-        elif not layer:
-            whole = slice(0, shape[0])
-            found.append(Part(f"{_LLAMA_OUTSIDE[stem]}.{leaf}", name, shape, whole, False))
-        else:
-            start = 0
-            several = _LLAMA[layer[2]]
-            kv = config.n_kv_head * config.head_size
-            sizes = {1: [shape[0]], 2: [config.n_ff] * 2, 3: [shape[0] - 2 * kv, kv, kv]}
-            for theirs, size in zip(several, sizes[len(several)], strict=True):
-                rows = slice(start, start + size)
-                full = f"model.layers.{layer[1]}.{theirs}.{leaf}"
-                found.append(Part(full, name, (size, *shape[1:]), rows, False))
-                start += size
-    return found
+    naming = _NAMINGS.get(model_type(config))
+    if naming is not None:
+        return layout.parts(config, naming)
+    return [Part(name, name, shape, slice(0, shape[0])) for name, shape, _ in config.parameters()]
 
 
-def export_tensor(part: Part, parameter: FloatArray) -> FloatArray:
-    """The file's tensor, from our whole parameter."""
-    rows = parameter[part.rows]
-    return np.ascontiguousarray(rows.T) if part.transposed else rows
+def place(config: GPTConfig, tensors: Tensors, where: str) -> Placement:
+    """A file's tensors matched with our parameters."""
+    # Some published GPT-2 files hold the bare transformer: names without their first part.
+    aliases = {}
+    for prefix in ("transformer.", "model."):
+        aliases.update({prefix + name: name for name in tensors.shapes})
+    aliases = {theirs: name for theirs, name in aliases.items() if theirs not in tensors.shapes}
+
+    def ignored(name: str) -> bool:
+        tied_head = config.tied and name == "lm_head.weight"
+        return tied_head or _IGNORED.search(name) is not None
+
+    return Placement(config, parts(config), tensors, where, aliases, ignored)
 
 
 def import_tensors(
@@ -123,37 +98,15 @@ def import_tensors(
 
     A tensor that is missing, has another shape, or belongs to no parameter is a GptcError.
     """
-    shapes = dict(tensors.shapes)
-    # Some published GPT-2 files hold the bare transformer: names without their first part.
-    stored = {name: name for name in shapes}
-    for prefix in ("transformer.", "model."):
-        stored.update({prefix + name: name for name in shapes if prefix + name not in stored})
-
-    by_parameter: dict[str, list[Part]] = defaultdict(list)
-    used = set()
-    for part in parts(config):
-        name = stored.get(part.name)
-        if name is None:
-            raise GptcError(f"{where} lacks the tensor {part.name}")
-        if shapes[name] != part.shape:
-            raise GptcError(f"{where}: {name} has the shape {shapes[name]}, not {part.shape}")
-        used.add(name)
-        by_parameter[part.ours].append(part)
-    for name in shapes:
-        tied_head = config.tied and name == "lm_head.weight"
-        if name not in used and not tied_head and not _IGNORED.search(name):
-            raise GptcError(f"{where} holds {name}, which the model of its config.json lacks")
-
-    for parameter, shape, _ in config.parameters():
-        values = np.empty(shape, np.float32)
-        for part in by_parameter[parameter]:
-            tensor = tensors.read(stored[part.name])
-            values[part.rows] = tensor.T if part.transposed else tensor
-        store(parameter, values)
+    placed = place(config, tensors, where)
+    for name, _, _ in config.parameters():
+        store(name, placed.read(name))
 
 
-def config_to_json(config: GPTConfig, end_of_text: int | None = None) -> dict[str, Any]:
-    """The config.json of this model."""
+def config_to_json(
+    config: GPTConfig, end_of_text: int | None = None, codec: Codec = F32
+) -> dict[str, Any]:
+    """The config.json of this model, whose tensors are stored with `codec`."""
     kind = model_type(config)
     if kind == "gptc":
         return {"model_type": "gptc", "gptc_config_version": VERSION, **config.to_dict()}
@@ -163,7 +116,7 @@ def config_to_json(config: GPTConfig, end_of_text: int | None = None) -> dict[st
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "tie_word_embeddings": config.tied,
-        "torch_dtype": "float32",
+        "torch_dtype": _TORCH_DTYPES[codec.name],
         "use_cache": True,
     }
     if kind == "gpt2":
@@ -194,10 +147,46 @@ def config_to_json(config: GPTConfig, end_of_text: int | None = None) -> dict[st
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
+        **_scaling_to_json(config),
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
     }
+
+
+# Ours and theirs, of each way in which rotary frequencies are lowered.
+_SCALING = {"none": {}, "linear": {"rope_factor": "factor"}}
+_SCALING["llama3"] = {
+    **_SCALING["linear"],
+    "rope_low_freq": "low_freq_factor",
+    "rope_high_freq": "high_freq_factor",
+    "rope_original": "original_max_position_embeddings",
+}
+
+
+def _scaling_to_json(config: GPTConfig) -> dict[str, Any]:
+    kind = config.rope_scaling
+    if kind == "none":
+        return {}
+    values = {theirs: getattr(config, ours) for ours, theirs in _SCALING[kind].items()}
+    return {"rope_scaling": {"rope_type": kind, **values}}
+
+
+def _scaling_from_json(rope: Any, where: str) -> dict[str, Any]:
+    """`rope` is rope_scaling, or rope_parameters of newer files."""
+    if not isinstance(rope, dict):
+        raise GptcError(f"{where}: rope_scaling {rope!r} is not supported")
+    kind = rope.get("rope_type", rope.get("type", "default" if "factor" not in rope else None))
+    kind = "none" if kind == "default" else kind
+    if not isinstance(kind, str) or kind not in _SCALING:
+        raise GptcError(
+            f"{where}: rope_scaling with rope_type {kind!r} is not supported, only linear, llama3"
+        )
+    missing = [theirs for theirs in _SCALING[kind].values() if theirs not in rope]
+    if missing:
+        raise GptcError(f"{where}: rope_scaling lacks {missing[0]}")
+    values = {ours: rope[theirs] for ours, theirs in _SCALING[kind].items()}
+    return {"rope_scaling": kind, **values}
 
 
 def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
@@ -211,7 +200,7 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
                 "upgrade with pip install -U gptc"
             )
         known = {"model_type", "gptc_config_version"}
-        return _valid({k: v for k, v in data.items() if k not in known}, where)
+        return checked({k: v for k, v in data.items() if k not in known}, where)
     if kind not in ("gpt2", "llama"):
         raise GptcError(f"{where}: model_type {kind!r} is not one of gpt2, llama, gptc")
 
@@ -255,11 +244,8 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
         only("hidden_act", "silu")
         only("attention_bias", False)
         only("mlp_bias", False)
-        only("rope_scaling", None)
-        rope = data.get("rope_parameters")  # where newer files keep the base
+        rope = data.get("rope_parameters")  # where newer files keep the base and the scaling
         rope = rope if isinstance(rope, dict) else {}
-        if rope.get("rope_type", "default") != "default":
-            raise GptcError(f"{where}: rope_type {rope['rope_type']!r} is not supported")
         n_embd, n_head = need("hidden_size"), need("num_attention_heads")
         only("head_dim", n_embd // n_head, None)
         values |= {
@@ -277,14 +263,6 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
             "tied": data.get("tie_word_embeddings", False),
             "norm_eps": data.get("rms_norm_eps", 1e-6),
             "rope_theta": rope.get("rope_theta", data.get("rope_theta", 10000.0)),
+            **_scaling_from_json(data.get("rope_scaling") or rope, where),
         }
-    return _valid(values, where)
-
-
-def _valid(values: Mapping[str, Any], where: str) -> GPTConfig:
-    try:
-        config = GPTConfig.from_dict(values)
-        config.check()
-    except UsageError as error:
-        raise GptcError(f"{where}: {error}") from error
-    return config
+    return checked(values, where)

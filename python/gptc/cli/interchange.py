@@ -1,0 +1,167 @@
+"""`gptc import`, `gptc export` and `gptc verify`: models in the formats of other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from gptc.cli.params import COUNT
+
+_IMPORT_EPILOG = """\b
+Examples:
+  gptc import stories15M.bin --out stories
+  gptc import gpt2_124M.bin --out gpt2 && gptc infer -m gpt2 -p "Alan Turing"
+  gptc import model.gguf --out model
+  gptc import _gpt.bin --out bytes --n-head 8 --seq-len 1024
+"""
+_EXPORT_EPILOG = """\b
+Examples:
+  gptc export -m runs/tiny-stories --to gguf --dtype q8_0 --out stories.gguf
+  gptc export -m runs/tiny-stories --to llama2.c --out stories.bin
+  gptc export -m gpt2 --to llm.c --dtype bf16 --out gpt2_124M_bf16.bin
+  gptc export -m runs/tiny-stories --to hf --out stories-hf
+"""
+_VERIFY_EPILOG = """\b
+Examples:
+  gptc verify runs/tiny-stories
+  gptc verify stories.gguf
+  gptc verify data/books --json
+"""
+
+
+@click.command("import", epilog=_IMPORT_EPILOG)
+@click.argument("path")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="CKPT",
+    help="Folder for the checkpoint.",
+)
+@click.option(
+    "--tokenizer",
+    metavar="KIND",
+    help="Where the file has none: bytes, gpt2, a tokenizer.json, a .model.",
+)
+@click.option("--n-head", type=COUNT, metavar="N", help="Heads of a markusheimerl/gpt.  [8]")
+@click.option("--seq-len", type=COUNT, metavar="N", help="Its longest sequence.  [1024]")
+@click.option("--json", "as_json", is_flag=True, help="Print what was imported as JSON.")
+def import_command(
+    path: str,
+    out: Path,
+    tokenizer: str | None,
+    n_head: int | None,
+    seq_len: int | None,
+    as_json: bool,
+) -> None:
+    """Make a checkpoint of the model at PATH.
+
+    The format is detected: a Hugging Face folder or hub name, GGUF, llm.c, llama2.c,
+    markusheimerl/gpt, an OpenAI GPT-2 folder, nanoGPT's ckpt.pt.
+    """
+    from gptc.interchange import import_model
+    from gptc.tokenizer import make_tokenizer
+
+    assumed = {"n_head": n_head, "block_size": seq_len}
+    given = {name: value for name, value in assumed.items() if value is not None}
+    chosen = make_tokenizer(tokenizer) if tokenizer is not None else None
+    source = import_model(path, out, chosen, **given)
+    for note in source.notes:
+        click.echo(f"note: {note}", err=True)
+    if as_json:
+        config = source.config.to_dict()
+        found = {"path": path, "format": source.format, "checkpoint": str(out), "config": config}
+        click.echo(json.dumps({**found, "optimizer_step": source.optimizer_step}, indent=2))
+        return
+    click.echo(f"{path} ({source.format}) is now the checkpoint {out}")
+    click.echo(f"next: gptc infer -m {out}", err=True)
+
+
+@click.command("export", epilog=_EXPORT_EPILOG)
+@click.option("-m", "--model", metavar="PATH", help="Any model that gptc reads.  [the newest]")
+@click.option("--to", required=True, metavar="FORMAT", help="hf, gguf, llm.c, llama2.c or heimerl.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The file, or for hf the folder.",
+)
+@click.option(
+    "--dtype", metavar="DTYPE", help="fp32, fp16, bf16, q8_0 (gguf) or int8 (llama2.c).  [fp32]"
+)
+@click.option(
+    "--file-version",
+    type=click.IntRange(0, 2),
+    metavar="N",
+    help="Of llama2.c: 0 for its run, 2 (int8) for its runq.  [by --dtype]",
+)
+@click.option("--debug-state", is_flag=True, help="Also write llm.c's debug state.")
+@click.option("--force", is_flag=True, help="Replace what is at PATH.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def export_command(
+    model: str | None,
+    to: str,
+    out: Path,
+    dtype: str | None,
+    file_version: int | None,
+    debug_state: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write a model in the format of another program.
+
+    The file is read back, and its logits for a fixed prompt are compared with the source's. A
+    tokenizer goes into the file (gguf), the folder (hf) or a file beside it.
+    """
+    from gptc.checkpoint import open_checkpoint
+    from gptc.interchange import export_model
+
+    report = export_model(
+        open_checkpoint(model),
+        to,
+        out,
+        dtype=dtype,
+        version=file_version,
+        debug_state=debug_state,
+        replace=force,
+    )
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)
+    if as_json:
+        values = {**vars(report), "path": str(out), "files": [str(file) for file in report.files]}
+        click.echo(json.dumps(values, indent=2))
+        return
+    for file in report.files:
+        click.echo(f"wrote {file}")
+    agree = (
+        "are the same"
+        if not report.largest_difference
+        else (
+            f"differ by at most {report.largest_difference:.2g} "
+            f"({report.relative_difference:.2g} of their norm)"
+        )
+    )
+    click.echo(f"read back: logits of {report.prompt_tokens} tokens {agree}")
+
+
+@click.command("verify", epilog=_VERIFY_EPILOG)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
+def verify_command(path: Path, as_json: bool) -> None:
+    """Check that what is at PATH is whole: structure, bounds, finite numbers, checksums.
+
+    PATH is a model in any known format, a checkpoint, a run, a dataset, a shard or a tokenizer of
+    llm.c. The exit code is 1 when something is wrong.
+    """
+    from gptc.interchange import verify
+
+    found = verify(path)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    click.echo(f"{path}: {found['format']}, nothing wrong")
+    for line in found["checks"]:
+        click.echo(f"  {line}")

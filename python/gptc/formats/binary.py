@@ -1,0 +1,168 @@
+"""Files from strangers: mapped, read within their bounds only, and written whole or not at all.
+
+Whatever a file says about itself is compared with its size before it is believed, and an error
+names the file, the field and the byte where it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import secrets
+import stat
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc.errors import GptcError
+
+MAX_ITEMS = 500_000  # values in a JSON text: some times what the largest model's header holds
+INT32 = "i"  # codes of `struct`, for Binary.number
+UINT32 = "I"
+UINT64 = "Q"
+
+
+class Binary:
+    """A file mapped into memory and read from `at` on; nothing is copied before it is used."""
+
+    def __init__(self, path: Path) -> None:
+        """GptcError when it cannot be read or is no regular file."""
+        self.path = path
+        self.at = 0
+        try:
+            # A pipe or a device would be waited for.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise GptcError(f"{path} is no file; give the path of a model file")
+                self.size = status.st_size
+                data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if self.size else b""
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise GptcError(f"cannot read {path}: {error.strerror}") from None
+        self.view = memoryview(data)
+
+    def take(self, n_bytes: int, field: str) -> memoryview:
+        """The next bytes. GptcError when the file ends before."""
+        begin = self.at
+        if n_bytes < 0 or n_bytes > self.size - begin:
+            raise self.damaged(
+                field, f"takes {n_bytes:,} bytes, and the file has {self.size - begin:,} more"
+            )
+        self.at = begin + n_bytes
+        return self.view[begin : self.at]
+
+    def number(self, code: str, field: str) -> Any:
+        """The next number: `code` is a letter of the module struct."""
+        return self.numbers(code, 1, field)[0]
+
+    def numbers(self, code: str, count: int, field: str) -> tuple[Any, ...]:
+        """The next `count` numbers."""
+        layout = struct.Struct(f"<{count}{code}")
+        return layout.unpack(self.take(layout.size, field))
+
+    def skip_strings(self, count: int, field: str) -> None:
+        """Goes past strings that begin with their length as 8 bytes."""
+        at, size, length = self.at, self.size, struct.Struct("<Q")
+        for i in range(count):
+            if at + 8 <= size:
+                at += 8 + length.unpack_from(self.view, at)[0]
+            if at > size or at == self.at:
+                raise self.damaged(f"string {i} of {field}", "ends past the end of the file")
+            self.at = at
+
+    def raw(self, offset: int, n_bytes: int) -> npt.NDArray[np.uint8]:
+        """Bytes that have been found to lie within the file."""
+        return np.frombuffer(self.view[offset : offset + n_bytes], np.uint8)
+
+    def damaged(self, field: str, why: str, offset: int | None = None) -> GptcError:
+        """The error about a field, at `offset` or else where reading stands."""
+        at = self.at if offset is None else offset
+        return GptcError(
+            f"{self.path}: {field} at byte {at:,} {why}; copy the file again from its source"
+        )
+
+    def within(self, field: str, value: int, least: int, most: int, offset: int) -> int:
+        """`value` if it lies in a range."""
+        if not least <= value <= most:
+            why = f"is {value:,}; it must lie between {least:,} and {most:,}"
+            raise self.damaged(field, why, offset)
+        return value
+
+    def end(self) -> None:
+        """GptcError when there is more in the file than was read."""
+        if self.at != self.size:
+            raise self.damaged("the end", f"is followed by {self.size - self.at:,} bytes more")
+
+
+def parse_json(text: bytes | memoryview, where: str, unique: bool = False) -> Any:
+    """The value of a JSON text from a stranger: GptcError for all that json.loads can fail with.
+
+    `unique` refuses objects in which a name stands twice.
+    """
+    data = bytes(text)
+    again = "copy it again from its source"
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_ITEMS:
+        raise GptcError(f"{where} holds more than {MAX_ITEMS:,} values, as no model's does")
+    try:
+        return json.loads(data, object_pairs_hook=_without_twins if unique else None)
+    except _TwinError as error:
+        raise GptcError(f"{where} names {str(error)!r} twice; {again}") from None
+    except RecursionError:
+        raise GptcError(f"{where} is damaged: its JSON is nested too deep; {again}") from None
+    except ValueError as error:
+        at = getattr(error, "pos", getattr(error, "start", 0))
+        raise GptcError(f"{where} is damaged: no JSON from byte {at:,} on; {again}") from None
+
+
+def read_json(path: Path, unique: bool = False) -> dict[str, Any]:
+    """The JSON object in a file."""
+    data = parse_json(Binary(path).view, str(path), unique)
+    if not isinstance(data, dict):
+        raise GptcError(f"{path} is damaged: it is no JSON object; copy it again from its source")
+    return data
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name from a file can only be that of a file in the same folder."""
+    plain = name.isprintable() and "\\" not in name and len(name.encode()) < 256
+    return plain and name not in ("", ".", "..") and Path(name).name == name
+
+
+class _TwinError(Exception):
+    """A name stands twice in a JSON object."""
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _TwinError(name)
+        found[name] = value
+    return found
+
+
+def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Writes a file that appears whole or not at all. GptcError when the disk does not take it."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("xb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+                del chunk  # a tensor: it must be gone before the next one is read
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise GptcError(f"cannot write {path}: {reason}") from None
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,505 @@
+"""GGUF, the files of llama.cpp (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+
+Metadata by key, a table of tensors, then their bytes, aligned. Shapes are written innermost axis
+first; a matrix is (out, in) as ours. Llama's rotary channels are paired.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import gptc
+from gptc.config import GPTConfig
+from gptc.errors import GptcError
+from gptc.formats import hf, layout, vocabulary
+from gptc.formats.binary import UINT32, UINT64, Binary
+from gptc.formats.layout import Naming, Part, Placement
+from gptc.formats.numbers import BF16, F16, F32, F64, Q4_0, Q8_0, Codec, FloatArray
+from gptc.formats.source import Entry, Source, TensorTable, checked
+from gptc.tokenizer import Tokenizer
+
+MAGIC = b"GGUF"
+VERSION = 3
+ALIGNMENT = 32
+CODECS: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16, "q8_0": Q8_0}
+
+# Numbers of ggml's types; those that we do not read are named in errors.
+_CODEC_OF: dict[int, Codec] = {0: F32, 1: F16, 2: Q4_0, 8: Q8_0, 28: F64, 30: BF16}
+_NUMBER_OF = {codec: number for number, codec in _CODEC_OF.items()}
+_UNREAD = {3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K"}
+_UNREAD |= {14: "Q6_K", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64"}
+_FILE_TYPE = {F32: 0, F16: 1, Q8_0: 7, BF16: 32}  # general.file_type: "mostly" of such a type
+
+# Codes of the module struct for the types of metadata; 8 is a string, 9 an array.
+_CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+
+# Far more than any model has, and few enough to be walked through in a moment.
+_MAX_TENSORS = 1 << 17
+_MAX_KEYS = 1 << 16
+_MAX_KEY = (1 << 16) - 1
+_MAX_TENSOR_NAME = 64
+_MAX_STRINGS = 1 << 22
+
+_GPT2 = Naming(
+    layout.with_leaves(
+        {
+            "norm_1": "blk.{}.attn_norm",
+            "norm_2": "blk.{}.ffn_norm",
+            "attn.qkv": "blk.{}.attn_qkv",
+            "attn.proj": "blk.{}.attn_output",
+            "mlp.fc": "blk.{}.ffn_up",
+            "mlp.proj": "blk.{}.ffn_down",
+            "wte": "token_embd",
+            "wpe": "position_embd",
+            "norm_f": "output_norm",
+            "lm_head": "output",
+        }
+    )
+)
+_LLAMA = Naming(
+    layout.with_leaves(
+        {
+            "norm_1": "blk.{}.attn_norm",
+            "norm_2": "blk.{}.ffn_norm",
+            "attn.qkv": ("blk.{}.attn_q", "blk.{}.attn_k", "blk.{}.attn_v"),
+            "attn.proj": "blk.{}.attn_output",
+            "mlp.fc": ("blk.{}.ffn_gate", "blk.{}.ffn_up"),
+            "mlp.proj": "blk.{}.ffn_down",
+            "wte": "token_embd",
+            "norm_f": "output_norm",
+            "lm_head": "output",
+        }
+    ),
+    paired=True,
+)
+# What each rotary frequency is divided by, where Llama 3's are lowered. The file does not say how
+# that was computed; published models have one of these original contexts, and factors of 1 and 4.
+_FREQUENCIES = "rope_freqs.weight"
+_LLAMA3_ORIGINALS = tuple(1 << n for n in range(13, 4, -1))
+_NAMINGS = {"gpt2": _GPT2, "llama": _LLAMA}
+
+
+class _Array(NamedTuple):
+    """An array of the metadata that has been walked through, but not been read."""
+
+    kind: int
+    length: int
+    offset: int
+
+
+class GgufModel(Source):
+    """A GGUF file of a GPT-2 or Llama."""
+
+    format = "gguf"
+
+    def __init__(self, path: Path) -> None:
+        """GptcError when the file is damaged, or holds another kind of model."""
+        self.path = path
+        self._file = file = Binary(path)
+        n_tensors, n_keys = _read_header(file)
+        self.metadata = _read_metadata(file, n_keys)
+        self._table = TensorTable(file, _read_tensors(file, n_tensors, self._alignment()))
+        self.config = checked(self._config(), f"{path}: its metadata")
+
+    @property
+    def tensors(self) -> TensorTable:
+        return self._table
+
+    def parts(self) -> list[Part]:
+        return layout.parts(self.config, _NAMINGS[hf.model_type(self.config)])
+
+    @cached_property
+    def placement(self) -> Placement:
+        def ignored(name: str) -> bool:
+            tied_head = name == "output.weight" and self.config.tied
+            return tied_head or name == _FREQUENCIES
+
+        where = str(self.path)
+        return Placement(self.config, self.parts(), self.tensors, where, ignored=ignored)
+
+    def tokenizer(self) -> Tokenizer:
+        values = {
+            key.removeprefix("tokenizer.ggml."): self._strings_or_numbers(value)
+            for key, value in self.metadata.items()
+            if key.startswith("tokenizer.ggml.")
+        }
+        tokenizer = vocabulary.from_gguf(values, str(self.path))
+        if tokenizer.vocab_size > self.config.vocab_size:
+            raise GptcError(
+                f"{self.path} has {tokenizer.vocab_size:,} tokens, and a model of "
+                f"{self.config.vocab_size:,}: give another tokenizer with --tokenizer KIND"
+            )
+        return tokenizer
+
+    def _strings_or_numbers(self, value: Any) -> Any:
+        """The value of a key: arrays as lists."""
+        if not isinstance(value, _Array):
+            return value
+        file, (kind, count, file.at) = self._file, value
+        if kind == _STRING:
+            return [_text(file, f"string {i} of an array") for i in range(count)]
+        return list(file.numbers(_CODES[kind], count, "an array"))
+
+    def _alignment(self) -> int:
+        found = self.metadata.get("general.alignment", ALIGNMENT)
+        if type(found) is not int or not 1 <= found <= 1 << 20 or found & (found - 1):
+            raise GptcError(f"{self.path}: general.alignment is {found!r}, not a power of two")
+        return found
+
+    def _config(self) -> dict[str, Any]:
+        family = self.metadata.get("general.architecture")
+        if family not in _NAMINGS:
+            raise GptcError(
+                f"{self.path}: general.architecture is {family!r}, not one of gpt2, llama"
+            )
+        embedding = self._table.entries.get("token_embd.weight")
+        if embedding is None or len(embedding.shape) != 2:
+            raise GptcError(f"{self.path} lacks the tensor token_embd.weight")
+        n_head = self._size(f"{family}.attention.head_count")
+        values = {
+            "vocab_size": embedding.shape[0],
+            "block_size": self._size(f"{family}.context_length"),
+            "n_layer": self._size(f"{family}.block_count"),
+            "n_head": n_head,
+            "n_kv_head": self._size(f"{family}.attention.head_count_kv", n_head),
+            "n_embd": self._size(f"{family}.embedding_length"),
+            "n_ff": self._size(f"{family}.feed_forward_length"),
+            "norm_weight": True,
+            "tied": self._is_tied(),
+        }
+        if family == "gpt2":
+            return values | {
+                "norm": "layernorm",
+                "pos": "learned",
+                "activation": "gelu",
+                "bias": True,
+                "norm_eps": self._float("gpt2.attention.layer_norm_epsilon", 1e-5),
+                "rope_theta": 0.0,
+            }
+        self._refuse_other_llamas(values["n_embd"] // n_head)
+        return values | {
+            "norm": "rmsnorm",
+            "pos": "rope",
+            "activation": "swiglu",
+            "bias": False,
+            "norm_eps": self._float("llama.attention.layer_norm_rms_epsilon", 1e-5),
+            "rope_theta": self._float("llama.rope.freq_base", 10000.0),
+            **self._scaling(values["n_embd"] // n_head),
+        }
+
+    def _scaling(self, head_size: int) -> dict[str, Any]:
+        """How rotary frequencies are lowered: all by a factor, or each by one of rope_freqs."""
+        if _FREQUENCIES not in self._table.entries:
+            if self.metadata.get("llama.rope.scaling.type", "none") == "none":
+                return {}
+            factor = self._float("llama.rope.scaling.factor", 1.0)
+            return {"rope_scaling": "linear", "rope_factor": factor}
+        stored = self._table.read(_FREQUENCIES)
+        theta = self._float("llama.rope.freq_base", 10000.0)
+        for original in _LLAMA3_ORIGINALS:
+            values: dict[str, Any] = {"rope_factor": float(f"{stored.max():.7g}")}
+            values |= {"rope_low_freq": 1.0, "rope_high_freq": 4.0, "rope_original": original}
+            expected = _divisors(theta, head_size, **values)
+            if stored.shape == expected.shape and np.allclose(stored, expected, rtol=1e-4):
+                return {"rope_scaling": "llama3", **values}
+        raise GptcError(
+            f"{self.path}: {_FREQUENCIES} is not as in Llama 3 with an original context of one of "
+            f"{', '.join(map(str, _LLAMA3_ORIGINALS))}: import the model from its original folder"
+        )
+
+    def _refuse_other_llamas(self, head_size: int) -> None:
+        """GptcError where keys ask for what our Llama does not compute."""
+        n_rotated = self.metadata.get("llama.rope.dimension_count", head_size)
+        scaling = self.metadata.get("llama.rope.scaling.type", "none")
+        if n_rotated != head_size:
+            raise GptcError(
+                f"{self.path}: llama.rope.dimension_count is {n_rotated!r}, and only "
+                f"the head size {head_size} is supported"
+            )
+        if scaling not in ("none", "linear"):
+            raise GptcError(f"{self.path}: llama.rope.scaling.type {scaling!r} is not supported")
+        if self.metadata.get("llama.expert_count", 0):
+            raise GptcError(f"{self.path}: llama.expert_count: experts are not supported")
+
+    def _size(self, key: str, default: int | None = None) -> int:
+        value = self.metadata.get(key, default)
+        if type(value) is not int or value < 1:
+            raise GptcError(f"{self.path}: {key} is {value!r}, not a whole number above 0")
+        return value
+
+    def _float(self, key: str, default: float) -> float:
+        value = self.metadata.get(key, default)
+        if not isinstance(value, float):
+            raise GptcError(f"{self.path}: {key} is {value!r}, not a number")
+        return float(f"{value:.7g}")  # 1e-05, where the float32 reads 9.99999974e-06
+
+    def _is_tied(self) -> bool:
+        """Whether the head is the embedding: not stored, or stored as the same bytes."""
+        entries = self._table.entries
+        head, embedding = entries.get("output.weight"), entries["token_embd.weight"]
+        if head is None:
+            return True
+        if head[:2] != embedding[:2]:
+            return False
+        n_bytes = head.end - head.offset
+        return np.array_equal(
+            self._file.raw(head.offset, n_bytes), self._file.raw(embedding.offset, n_bytes)
+        )
+
+
+# ---- reading ----
+
+
+def _read_header(file: Binary) -> tuple[int, int]:
+    """The numbers of tensors and of keys."""
+    if bytes(file.take(4, "magic")) != MAGIC:
+        raise file.damaged("magic", "is not GGUF", 0)
+    version = file.number(UINT32, "version")
+    if version not in (2, VERSION):
+        raise file.damaged("version", f"is {version}; versions 2 and {VERSION} are known", 4)
+    n_tensors, n_keys = file.numbers(UINT64, 2, "the counts")
+    file.within("the number of tensors", n_tensors, 1, _MAX_TENSORS, 8)
+    file.within("the number of keys", n_keys, 1, _MAX_KEYS, 16)
+    return n_tensors, n_keys
+
+
+def _text(file: Binary, field: str, most: int | None = None) -> str:
+    """The next string: its length, then UTF-8."""
+    at = file.at
+    length = file.number(UINT64, f"length of {field}")
+    if most is not None:
+        file.within(f"length of {field}", length, 1, most, at)
+    try:
+        return bytes(file.take(length, field)).decode()
+    except UnicodeDecodeError:
+        raise file.damaged(field, "is no UTF-8 text", at + 8) from None
+
+
+def _read_metadata(file: Binary, n_keys: int) -> dict[str, Any]:
+    """Values by key; arrays are looked over and left where they are."""
+    found: dict[str, Any] = {}
+    n_strings = 0
+    for i in range(n_keys):
+        at = file.at
+        key = _text(file, f"key {i}", _MAX_KEY)
+        if key in found:
+            raise file.damaged(f"key {i}", f"is {key!r} a second time", at)
+        value = found[key] = _read_value(file, key)
+        if isinstance(value, _Array) and value.kind == _STRING:
+            n_strings += value.length
+            file.within("the number of strings", n_strings, 0, _MAX_STRINGS, at)
+    return found
+
+
+def _read_value(file: Binary, key: str) -> Any:
+    at = file.at
+    kind = file.number(UINT32, f"type of {key}")
+    if kind == _STRING:
+        return _text(file, key)
+    if kind != _ARRAY:
+        return _scalar(file, key, kind, at)
+    kind, count = file.number(UINT32, f"type of {key}"), file.number(UINT64, f"count of {key}")
+    array = _Array(kind, count, file.at)
+    if kind == _STRING:
+        file.within(f"count of {key}", count, 0, _MAX_STRINGS, at + 8)
+        file.skip_strings(count, key)
+    elif kind in _CODES:
+        file.take(count * struct.calcsize(f"<{_CODES[kind]}"), key)
+    else:
+        raise file.damaged(f"type of {key}", f"is an array of type {kind}", at + 4)
+    return array
+
+
+def _scalar(file: Binary, key: str, kind: int, at: int) -> Any:
+    if kind not in _CODES:
+        raise file.damaged(f"type of {key}", f"is {kind}, which GGUF has not", at)
+    return file.number(_CODES[kind], key)
+
+
+def _read_tensors(file: Binary, n_tensors: int, alignment: int) -> dict[str, Entry]:
+    """The tensors; they follow one another, each aligned, to the end of the file."""
+    listed: dict[str, tuple[Codec, tuple[int, ...], int]] = {}
+    for i in range(n_tensors):
+        at = file.at
+        name = _text(file, f"name of tensor {i}", _MAX_TENSOR_NAME)
+        if name in listed:
+            raise file.damaged(f"name of tensor {i}", f"is {name} a second time", at)
+        listed[name] = _read_info(file, name)
+    start = -(-file.at // alignment) * alignment
+    entries = {}
+    for name, (codec, shape, offset) in listed.items():
+        entry = entries[name] = Entry(codec, shape, start + offset)
+        if offset % alignment or entry.end > file.size:
+            raise file.damaged(
+                name,
+                f"and its {codec.n_bytes(shape):,} bytes are not aligned, or lie past the "
+                f"end of the file at {file.size:,}",
+                entry.offset,
+            )
+    end = start
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+        if entry.offset != -(-end // alignment) * alignment:
+            raise file.damaged(
+                name, f"leaves a gap or overlaps: {end:,} ends the one before it", entry.offset
+            )
+        end = entry.end
+    if file.size > -(-end // alignment) * alignment:
+        raise file.damaged(
+            "the end of the tensors", f"is followed by {file.size - end:,} bytes", end
+        )
+    return entries
+
+
+def _read_info(file: Binary, name: str) -> tuple[Codec, tuple[int, ...], int]:
+    """Codec, shape and offset of a tensor, from its line in the table."""
+    at = file.at
+    n_dim = file.within(f"axes of {name}", file.number(UINT32, f"axes of {name}"), 1, 4, at)
+    sizes = file.numbers(UINT64, n_dim, f"shape of {name}")
+    for size in sizes:
+        file.within(f"shape of {name}", size, 1, 1 << 40, at + 4)
+    at = file.at
+    kind, offset = file.number(UINT32, f"type of {name}"), file.number(UINT64, f"offset of {name}")
+    if kind not in _CODEC_OF:
+        what = _UNREAD.get(kind, "unknown")
+        raise GptcError(
+            f"{file.path}: type of {name} at byte {at:,} is {kind} ({what}); gptc reads F32, F16, "
+            "BF16, Q8_0 and Q4_0: quantize the model to one of them"
+        )
+    codec, shape = _CODEC_OF[kind], tuple(reversed(sizes))
+    if not codec.fits(shape):
+        raise file.damaged(f"shape of {name}", f"is {shape}, no whole blocks of {codec.name}", at)
+    return codec, shape, offset
+
+
+def _divisors(
+    theta: float,
+    head_size: int,
+    rope_factor: float,
+    rope_original: int,
+    rope_low_freq: float,
+    rope_high_freq: float,
+) -> FloatArray:
+    """What Llama 3's frequencies (HS/2) are divided by, as in csrc/model/config.c."""
+    half = head_size // 2
+    turns = rope_original * theta ** (-np.arange(half) / half) / (2 * np.pi)
+    kept = np.clip((turns - rope_low_freq) / (rope_high_freq - rope_low_freq), 0, 1)
+    return (1 / ((1 - kept) / rope_factor + kept)).astype(np.float32)
+
+
+# ---- writing ----
+
+
+def model_chunks(
+    source: Source, tokenizer: Tokenizer | None, dtype: str = "fp32"
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a GGUF file. GptcError for a model or tokenizer that llama.cpp has not.
+
+    As there, vectors and positions stay float32, and so do matrices whose rows are no whole blocks.
+    """
+    config, family = source.config, hf.model_type(source.config)
+    if family not in _NAMINGS:
+        raise GptcError(
+            f"llama.cpp computes no model of the {config.family} family without "
+            "biases or learned norms; export it with --to hf"
+        )
+    wanted = CODECS[dtype]
+    values = _metadata(source, family, wanted)
+    if tokenizer is None:
+        values["tokenizer.ggml.model"] = "no_vocab"
+    else:
+        found = vocabulary.to_gguf(tokenizer, config.vocab_size)
+        values |= {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+    slots = [(part, _codec_for(part, wanted)) for part in layout.parts(config, _NAMINGS[family])]
+    if config.rope_scaling == "llama3":
+        half = config.head_size // 2
+        slots.append((Part(_FREQUENCIES, "", (half,), slice(0, half)), F32))
+    header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(slots), len(values)))
+    for key, value in values.items():
+        header += _string(key) + _value(value)
+    offset = 0
+    for part, codec in slots:
+        header += _string(part.name) + struct.pack("<I", len(part.shape))
+        header += struct.pack(f"<{len(part.shape)}Q", *reversed(part.shape))
+        header += struct.pack("<IQ", _NUMBER_OF[codec], offset)
+        offset += -(-codec.n_bytes(part.shape) // ALIGNMENT) * ALIGNMENT
+    yield bytes(header) + bytes(-len(header) % ALIGNMENT)
+    for part, codec in slots:
+        if part.name == _FREQUENCIES:
+            yield codec.encode(_divisors(config.rope_theta, config.head_size, **_llama3(config)))
+        else:
+            yield codec.encode(layout.export_tensor(part, source.read(part.ours)))
+        yield bytes(-codec.n_bytes(part.shape) % ALIGNMENT)
+
+
+def _llama3(config: GPTConfig) -> dict[str, Any]:
+    names = ("rope_factor", "rope_original", "rope_low_freq", "rope_high_freq")
+    return {name: getattr(config, name) for name in names}
+
+
+def _codec_for(part: Part, wanted: Codec) -> Codec:
+    vector = len(part.shape) == 1 or part.name == "position_embd.weight"
+    return F32 if vector or not wanted.fits(part.shape) else wanted
+
+
+def _metadata(source: Source, family: str, codec: Codec) -> dict[str, Any]:
+    config = source.config
+    values: dict[str, Any] = {
+        "general.architecture": family,
+        "general.name": source.path.name,
+        "general.file_type": _FILE_TYPE[codec],
+        "general.alignment": ALIGNMENT,
+        "general.quantization_version": 2,
+        "gptc.version": gptc.__version__,
+        f"{family}.context_length": config.block_size,
+        f"{family}.embedding_length": config.n_embd,
+        f"{family}.block_count": config.n_layer,
+        f"{family}.feed_forward_length": config.n_ff,
+        f"{family}.attention.head_count": config.n_head,
+        f"{family}.vocab_size": config.vocab_size,
+    }
+    if family == "gpt2":
+        values["gpt2.attention.layer_norm_epsilon"] = config.norm_eps
+        return values
+    if config.rope_scaling == "linear":
+        values["llama.rope.scaling.type"] = "linear"
+        values["llama.rope.scaling.factor"] = config.rope_factor
+    return values | {
+        "llama.attention.head_count_kv": config.n_kv_head,
+        "llama.attention.layer_norm_rms_epsilon": config.norm_eps,
+        "llama.rope.dimension_count": config.head_size,
+        "llama.rope.freq_base": config.rope_theta,
+    }
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: Any) -> bytes:
+    """A value with its type: whole numbers are uint32, others float32, lists are of one type."""
+    if isinstance(value, list):
+        kind, _ = _typed(value[0] if value else "")
+        data = b"".join(_typed(item)[1] for item in value)
+        # Sorts of tokens are int32 in llama.cpp's own files.
+        kind = 5 if kind == 4 else kind
+        return struct.pack("<IIQ", _ARRAY, kind, len(value)) + data
+    kind, data = _typed(value)
+    return struct.pack("<I", kind) + data
+
+
+def _typed(value: Any) -> tuple[int, bytes]:
+    if isinstance(value, bool):
+        return _BOOL, struct.pack("<?", value)
+    if isinstance(value, int):
+        return 4, struct.pack("<I", value)
+    if isinstance(value, float):
+        return 6, struct.pack("<f", value)
+    return _STRING, _string(value)

@@ -1,0 +1,55 @@
+"""Models by their names on the Hugging Face hub, through its own client (huggingface_hub).
+
+Files come into the hub's cache, where other programs find them too; the client resumes what was cut
+off and compares checksums. HF_ENDPOINT names another server, HF_HUB_OFFLINE forbids asking any.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gptc.errors import GptcError
+
+# Weights in safetensors, what describes them, and tokenizers; no weights of other kinds.
+_FILES = [
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "gptc_tokenizer.json",
+]
+
+
+def is_name(name: str) -> bool:
+    """Whether this can be the name of a model of the hub: NAME or OWNER/NAME."""
+    return re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def fetch(name: str) -> Path:
+    """The folder of a model in the cache, after downloading what is missing.
+
+    GptcError when there is no such model, no network, or no client.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise GptcError(
+            f"{name} does not exist here; to download a model of that name from the Hugging Face "
+            "hub: pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
+    except errors.RepositoryNotFoundError:
+        why = "the hub knows no such model, or it asks for a login"
+    except errors.LocalEntryNotFoundError:
+        why = "it is not in the cache, and the hub cannot be reached"
+    except errors.HfHubHTTPError as error:
+        why = str(error).splitlines()[0]
+    except OSError as error:
+        why = error.strerror or str(error).splitlines()[0]
+    except ValueError as error:
+        why = str(error).splitlines()[0]
+    raise GptcError(f"{name} does not exist here, and cannot be downloaded by that name: {why}")

@@ -1,0 +1,213 @@
+"""Where a file's tensors stand in ours: the conversions of convention, each of them here and once.
+
+Our linear weights are (out, in); query, key and value rows are one matrix, and so are SwiGLU's gate
+and up rows; rotary channels i and i + HS/2 of a head turn together. Others differ in four ways:
+
+- Conv1D: matrices of layers are (in, out);
+- split rows: a tensor for each of query, key and value, or of gate and up;
+- pairs: rotary channels 2i and 2i + 1 turn together, so that rows of queries and keys are permuted;
+- padding: rows of zeros after those of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc.config import GPTConfig
+from gptc.errors import GptcError
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Part(NamedTuple):
+    """A tensor of a file, and the rows of our parameter that it holds."""
+
+    name: str
+    ours: str
+    shape: tuple[int, ...]  # in the file
+    rows: slice
+    transposed: bool = False
+    heads: int = 0  # so many heads, in each of which rotary channels are paired in the file
+
+
+class Tensors(Protocol):
+    """Named tensors to read, as float32."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, name: str) -> FloatArray: ...
+
+
+class Naming(NamedTuple):
+    """How a format names and cuts our parameters.
+
+    `names` goes from a parameter without its layer ("attn.qkv.weight") to the file's tensors, in
+    which {} stands for the layer.
+    """
+
+    names: Mapping[str, tuple[str, ...]]
+    conv1d: bool = False
+    conv1d_lead: tuple[int, ...] = ()  # axes of 1 before those of such a matrix
+    paired: bool = False
+
+
+def with_leaves(
+    stems: Mapping[str, str] | Mapping[str, str | tuple[str, ...]],
+    leaves: Iterable[str] = ("weight", "bias"),
+) -> dict[str, tuple[str, ...]]:
+    """Names of weights and biases, where theirs end as ours do."""
+    several = {ours: (t,) if isinstance(t, str) else t for ours, t in stems.items()}
+    return {
+        f"{ours}.{leaf}": tuple(f"{name}.{leaf}" for name in names)
+        for ours, names in several.items()
+        for leaf in leaves
+    }
+
+
+def parts(config: GPTConfig, naming: Naming, padded_vocab: int = 0) -> list[Part]:
+    """The tensors that a format keeps this model in, in the order of our parameters."""
+    found = []
+    for ours, shape, _ in config.parameters():
+        layer = re.match(r"h\.(\d+)\.(.*)", ours)
+        names = naming.names.get(layer[2] if layer else ours)
+        if names is None:
+            raise GptcError(f"this format has no place for {ours}")
+        start = 0
+        for name, size, heads in zip(names, *_cuts(config, names, shape[0]), strict=True):
+            rows = slice(start, start + size)
+            start += size
+            full = name.format(layer[1]) if layer else name
+            file_shape = (size, *shape[1:])
+            turned = naming.conv1d and layer is not None and len(shape) == 2
+            if turned:
+                file_shape = (*naming.conv1d_lead, *file_shape[::-1])
+            elif ours in ("wte.weight", "lm_head.weight") and padded_vocab:
+                file_shape = (padded_vocab, *shape[1:])
+            heads = heads if naming.paired else 0
+            found.append(Part(full, ours, file_shape, rows, turned, heads))
+    return found
+
+
+def _cuts(config: GPTConfig, names: tuple[str, ...], n_rows: int) -> tuple[list[int], list[int]]:
+    """Rows of each of a parameter's tensors, and the heads in them that are rotated."""
+    if len(names) == 1:
+        return [n_rows], [0]
+    if len(names) == 2:  # gate and up
+        return [config.n_ff] * 2, [0, 0]
+    kv = config.n_kv_head * config.head_size
+    return [n_rows - 2 * kv, kv, kv], [config.n_head, config.n_kv_head, 0]
+
+
+# ---- ours to theirs ----
+
+
+def export_tensor(part: Part, parameter: FloatArray) -> FloatArray:
+    """The file's tensor, from our whole parameter."""
+    values = parameter[part.rows]
+    if part.heads:
+        values = halves_to_pairs(values, part.heads)
+    if part.transposed:
+        values = values.T
+    elif values.shape[0] < part.shape[0]:
+        padding = np.zeros((part.shape[0] - values.shape[0], *values.shape[1:]), np.float32)
+        values = np.concatenate([values, padding])
+    return np.ascontiguousarray(values).reshape(part.shape)
+
+
+def halves_to_pairs(rows: FloatArray, heads: int) -> FloatArray:
+    """Rows i and i + HS/2 of each head become 2i and 2i + 1."""
+    pairs: FloatArray = rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2)
+    return pairs.reshape(rows.shape)
+
+
+# ---- theirs to ours ----
+
+
+def import_tensor(part: Part, tensor: FloatArray, out: FloatArray) -> None:
+    """Puts the file's tensor into its rows of our parameter."""
+    n_rows = part.rows.stop - part.rows.start
+    values = tensor.reshape(part.shape[-out.ndim :])
+    if part.transposed:
+        _transpose(values, out[part.rows])
+        return
+    values = values[:n_rows]
+    out[part.rows] = pairs_to_halves(values, part.heads) if part.heads else values
+
+
+def pairs_to_halves(rows: FloatArray, heads: int) -> FloatArray:
+    """Rows 2i and 2i + 1 of each head become i and i + HS/2."""
+    halves: FloatArray = rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2)
+    return halves.reshape(rows.shape)
+
+
+def _transpose(values: FloatArray, out: FloatArray) -> None:
+    """out = values.T, in blocks that stay in cache."""
+    step = 64
+    for i in range(0, values.shape[0], step):
+        out[:, i : i + step] = values[i : i + step].T
+
+
+class Placement:
+    """The tensors of a file, matched with the parameters of a model."""
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        file_parts: Iterable[Part],
+        tensors: Tensors,
+        where: str,
+        aliases: Mapping[str, str] | None = None,
+        ignored: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        """`aliases` gives the names in the file where they differ from those of the parts.
+
+        A tensor that is missing, has another shape, or belongs to no parameter is a GptcError.
+        """
+        self._tensors = tensors
+        self._shapes = {name: shape for name, shape, _ in config.parameters()}
+        self._placed: dict[str, list[tuple[Part, str]]] = {name: [] for name in self._shapes}
+        self.names: list[str] = []  # of the tensors that the model is made of, in the file
+        shapes, used = tensors.shapes, set()
+        for part in file_parts:
+            name = (aliases or {}).get(part.name, part.name)
+            if name not in shapes:
+                raise GptcError(f"{where} lacks the tensor {part.name}")
+            if tuple(shapes[name]) != part.shape:
+                raise GptcError(
+                    f"{where}: {name} has the shape {tuple(shapes[name])}, not {part.shape}"
+                )
+            used.add(name)
+            self.names.append(name)
+            self._placed[part.ours].append((part, name))
+        for name in shapes:
+            if name not in used and not ignored(name):
+                raise GptcError(f"{where} holds {name}, which its model lacks")
+
+    def read(self, ours: str) -> FloatArray:
+        """One of our parameters. It may be a view of the file: it is not to be written to."""
+        shape, placed = self._shapes[ours], self._placed[ours]
+        part, name = placed[0]
+        if len(placed) == 1 and not (part.transposed or part.heads):
+            return self._tensors.read(name)[: shape[0]]  # without padding
+        out = np.empty(shape, np.float32)
+        for part, name in placed:
+            import_tensor(part, self._tensors.read(name), out)
+        return out
+
+
+# ---- the order of tensors in a file ----
+
+
+def in_order(file_parts: Iterable[Part], order: Sequence[str]) -> list[Part]:
+    """The parts as `order` names them, {} standing for the layer; all layers of one in turn."""
+    return sorted(file_parts, key=lambda part: order.index(_kind(part.name)))
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".{}.", name, count=1)

@@ -1,0 +1,269 @@
+"""llama2.c's files (https://github.com/karpathy/llama2.c): versions 0, 1 and 2, and its tokenizer.
+
+Version 0 has no magic number: seven int32 and float32 tensors. Versions 1 (float32) and 2 (int8 in
+groups) begin with "ak42" and have a header of 256 bytes. Rotary channels are paired.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from gptc.config import GPTConfig
+from gptc.errors import GptcError
+from gptc.formats import layout, vocabulary
+from gptc.formats.binary import INT32, UINT32, Binary
+from gptc.formats.layout import Naming, Part
+from gptc.formats.numbers import F32, Codec, FloatArray, Int8Groups
+from gptc.formats.source import Source, TensorTable, check_size, checked, laid_out
+from gptc.tokenizer import Tokenizer
+
+MAGIC = 0x616B3432
+VERSIONS = (0, 1, 2)
+GROUP = 64  # of version 2, where the widths allow it
+_HEADER_BYTES = 256
+_SIZES = ["dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"]
+# What the program computes with, and no file says.
+_NORM_EPS = 1e-5
+_THETA = 10000.0
+
+_NAMING = Naming(
+    {
+        "wte.weight": ("tok_embeddings",),
+        "norm_1.weight": ("layers.{}.attention_norm",),
+        "attn.qkv.weight": ("layers.{}.wq", "layers.{}.wk", "layers.{}.wv"),
+        "attn.proj.weight": ("layers.{}.wo",),
+        "norm_2.weight": ("layers.{}.ffn_norm",),
+        "mlp.fc.weight": ("layers.{}.w1", "layers.{}.w3"),
+        "mlp.proj.weight": ("layers.{}.w2",),
+        "norm_f.weight": ("norm",),
+        "lm_head.weight": ("output",),
+    },
+    paired=True,
+)
+_NORMS = ["layers.{}.attention_norm", "layers.{}.ffn_norm", "norm"]
+_MATRICES = [f"layers.{{}}.{name}" for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")]
+_ORDERS = {
+    0: [
+        "tok_embeddings",
+        "layers.{}.attention_norm",
+        *_MATRICES[:4],
+        "layers.{}.ffn_norm",
+        *_MATRICES[4:],
+        "norm",
+        "output",
+    ],
+    1: [*_NORMS, "tok_embeddings", *_MATRICES, "output"],
+    2: [*_NORMS, "tok_embeddings", *_MATRICES, "output"],
+}
+_TABLES = ("freq_cis_real", "freq_cis_imag")  # version 0 has a place for them; nobody reads it
+
+
+class Llama2cModel(Source):
+    """A model file of any version."""
+
+    format = "llama2.c"
+
+    def __init__(self, path: Path) -> None:
+        """GptcError when the file is damaged or of another kind."""
+        self.path = path
+        file = Binary(path)
+        self.version, start, self.config, group = _read_header(file)
+        slots = _slots(self.config, self.version, group)
+        entries, end = laid_out(slots, start)
+        check_size(
+            file,
+            end,
+            f"{self.config.n_layer} layers of width {self.config.n_embd}, version "
+            f"{self.version} of llama2.c",
+        )
+        unread = {name: entries.pop(name) for name in _TABLES if name in entries}
+        self.unread = TensorTable(file, unread)
+        self._table = TensorTable(file, entries)
+
+    @property
+    def tensors(self) -> TensorTable:
+        return self._table
+
+    def parts(self) -> list[Part]:
+        return layout.parts(self.config, _NAMING)
+
+    def tokenizer(self) -> Tokenizer:
+        """The one in a tokenizer.bin beside the model."""
+        for name in (f"{self.path.stem}_tokenizer.bin", "tokenizer.bin"):
+            if (self.path.parent / name).is_file():
+                return read_tokenizer(self.path.parent / name, self.config.vocab_size)
+        return super().tokenizer()
+
+
+def looks_like(file: Binary) -> bool:
+    """Whether a file without a magic number can be version 0: it has just the promised size."""
+    file.at = 0
+    try:
+        config = _config(file, file.numbers(INT32, 7, "the sizes"), None)
+        return laid_out(_slots(config, 0, 0), 28)[1] == file.size
+    except GptcError:
+        return False
+
+
+def _read_header(file: Binary) -> tuple[int, int, GPTConfig, int]:
+    """Version, where the tensors begin, config, group size (of version 2)."""
+    file.at = 0
+    if file.number(UINT32, "magic") != MAGIC:
+        file.at = 0
+        return 0, 28, _config(file, file.numbers(INT32, 7, "the sizes"), None), 0
+    version = file.number(INT32, "version")
+    if version not in (1, 2):
+        raise file.damaged("version", f"is {version}; versions 1 and 2 are known", 4)
+    sizes = file.numbers(INT32, 7, "the sizes")
+    tied = file.within("the flag of a tied classifier", file.number("B", "flag"), 0, 1, 36)
+    config = _config(file, sizes, bool(tied))
+    group = 0
+    if version == 2:
+        group = file.within("group_size", file.number(INT32, "group_size"), 1, 1 << 20, 37)
+    file.at = 0
+    file.take(_HEADER_BYTES, "the header")
+    return version, _HEADER_BYTES, config, group
+
+
+def _config(file: Binary, sizes: tuple[int, ...], tied: bool | None) -> GPTConfig:
+    """`tied` None: it is said by the sign of the vocabulary's size."""
+    named = dict(zip(_SIZES, sizes, strict=True))
+    vocab_size = named["vocab_size"]
+    if tied is None:
+        tied, vocab_size = vocab_size > 0, abs(vocab_size)
+    return checked(
+        {
+            "vocab_size": vocab_size,
+            "block_size": named["seq_len"],
+            "n_layer": named["n_layers"],
+            "n_head": named["n_heads"],
+            "n_kv_head": named["n_kv_heads"],
+            "n_embd": named["dim"],
+            "n_ff": named["hidden_dim"],
+            "norm": "rmsnorm",
+            "norm_weight": True,
+            "pos": "rope",
+            "activation": "swiglu",
+            "bias": False,
+            "tied": tied,
+            "norm_eps": _NORM_EPS,
+            "rope_theta": _THETA,
+        },
+        f"{file.path}: the sizes at byte {file.at - 28}",
+    )
+
+
+def _slots(
+    config: GPTConfig, version: int, group: int
+) -> Iterator[tuple[str, Codec, tuple[int, ...]]]:
+    """The tensors in their order."""
+    for part in layout.in_order(layout.parts(config, _NAMING), _ORDERS[version]):
+        codec: Codec = F32
+        if version == 2 and len(part.shape) == 2:
+            codec = Int8Groups(group)
+            if not codec.fits(part.shape):
+                raise GptcError(
+                    f"{part.name} of shape {part.shape} is no number of whole groups "
+                    f"of group_size {group}"
+                )
+        yield part.name, codec, part.shape
+        if version == 0 and part.name == "norm":
+            for name in _TABLES:
+                yield name, F32, (config.block_size, config.head_size // 2)
+
+
+# ---- writing ----
+
+
+def model_chunks(source: Source, version: int = 1) -> Iterator[bytes | memoryview]:
+    """The bytes of a model file. GptcError for a model that is no Llama as llama2.c computes it."""
+    config = source.config
+    refusal = why_not(config)
+    if refusal:
+        raise GptcError(f"llama2.c computes Llama only: {refusal}; export it with --to hf or gguf")
+    vocab_size = config.vocab_size if version or config.tied else -config.vocab_size
+    sizes = struct.pack(
+        "<7i",
+        config.n_embd,
+        config.n_ff,
+        config.n_layer,
+        config.n_head,
+        config.n_kv_head,
+        vocab_size,
+        config.block_size,
+    )
+    group = group_size(config) if version == 2 else 0
+    if version == 0:
+        yield sizes
+    else:
+        header = struct.pack("<Ii", MAGIC, version) + sizes + bytes([config.tied])
+        header += struct.pack("<i", group) if version == 2 else b""
+        yield header.ljust(_HEADER_BYTES, b"\0")
+    by_name = {part.name: part for part in layout.parts(config, _NAMING)}
+    for name, codec, _ in _slots(config, version, group):
+        if name in _TABLES:
+            yield F32.encode(_rotations(config)[_TABLES.index(name)])
+        else:
+            part = by_name[name]
+            yield codec.encode(layout.export_tensor(part, source.read(part.ours)))
+
+
+def why_not(config: GPTConfig) -> str | None:
+    """Why llama2.c cannot compute this model; None where it can."""
+    if config.family != "llama":
+        return f"this is a model of the {config.family} family"
+    if abs(config.norm_eps - _NORM_EPS) > 1e-9:
+        return f"norm_eps is {config.norm_eps:g}, and llama2.c's {_NORM_EPS:g}"
+    if config.rope_theta != _THETA:
+        return f"rope_theta is {config.rope_theta:g}, and llama2.c's {_THETA:g}"
+    if config.rope_scaling != "none":
+        return "its rotary frequencies are scaled, and llama2.c's are not"
+    return None
+
+
+def group_size(config: GPTConfig) -> int:
+    """The largest group up to GROUP that divides the rows of every matrix."""
+    return math.gcd(GROUP, config.n_embd, config.n_ff)
+
+
+def _rotations(config: GPTConfig) -> tuple[FloatArray, FloatArray]:
+    """Cosines and sines of RoPE's angles: (T, HS/2) each."""
+    half = config.head_size // 2
+    frequencies = _THETA ** (-np.arange(half) / half)
+    angles = np.outer(np.arange(config.block_size), frequencies)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+# ---- tokenizer ----
+
+
+def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer in a tokenizer.bin, whose number of tokens the model knows."""
+    file = Binary(path)
+    longest = file.number(INT32, "max_token_length")
+    pieces, scores = [], []
+    for i in range(vocab_size):
+        at = file.at
+        scores.append(file.number("f", f"score of token {i}"))
+        if not math.isfinite(scores[-1]):
+            raise file.damaged(f"score of token {i}", f"is {scores[-1]}", at)
+        length = file.number(INT32, f"length of token {i}")
+        file.within(f"length of token {i}", length, 0, max(longest, 0), at + 4)
+        pieces.append(bytes(file.take(length, f"token {i}")))
+    file.end()
+    return vocabulary.from_llama2c(pieces, scores, str(path))
+
+
+def tokenizer_chunks(tokenizer: Tokenizer, vocab_size: int) -> Iterator[bytes]:
+    """The bytes of a tokenizer.bin for a model of this vocabulary."""
+    pieces, scores = vocabulary.to_llama2c(tokenizer)
+    pieces += [b""] * (vocab_size - len(pieces))
+    scores += [0.0] * (vocab_size - len(scores))
+    yield struct.pack("<i", max(map(len, pieces)))
+    for piece, score in zip(pieces, scores, strict=True):
+        yield struct.pack("<fi", score, len(piece)) + piece

@@ -1,0 +1,113 @@
+"""nanoGPT's ckpt.pt (https://github.com/karpathy/nanoGPT), through PyTorch where it is installed.
+
+The file is a pickle. gptc unpickles nothing: torch.load with weights_only=True builds tensors and
+plain values only, and runs no code from the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptc.errors import GptcError
+from gptc.formats import hf, layout, vocabulary
+from gptc.formats.layout import FloatArray, Naming, Part, Placement
+from gptc.formats.source import Source, checked
+from gptc.tokenizer import Tokenizer
+
+_NAMING = Naming(layout.with_leaves(hf.GPT2_STEMS))
+_COMPILED = "_orig_mod."  # before each name, when the model had been compiled
+_PADDED_GPT2 = 50304  # nanoGPT rounds GPT-2's vocabulary up to a multiple of 64
+
+
+class _Tensors:
+    """The tensors of a state dictionary of PyTorch, mapped from the file."""
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        self._found = found
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+
+    def read(self, name: str) -> FloatArray:
+        """One tensor, as float32."""
+        return np.asarray(self._found[name].float().numpy())
+
+
+class NanogptModel(Source):
+    """A ckpt.pt."""
+
+    format = "nanogpt"
+    notes = (
+        "nanoGPT computes GELU exactly, gptc by GPT-2's tanh formula: logits differ by some 1e-3",
+    )
+
+    def __init__(self, path: Path) -> None:
+        """GptcError when PyTorch is missing or refuses the file, or it is no such checkpoint."""
+        self.path = path
+        saved = _load(path)
+        arguments, weights = saved.get("model_args"), saved.get("model")
+        if not isinstance(arguments, dict) or not isinstance(weights, dict):
+            raise GptcError(f"{path} lacks model_args and model: it is no checkpoint of nanoGPT")
+        if not all(isinstance(n, str) and hasattr(t, "shape") for n, t in weights.items()):
+            raise GptcError(f"{path}: model holds more than tensors")
+        names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
+        sizes = {name: arguments.get(name) for name in names}
+        if not isinstance(sizes["n_embd"], int):
+            raise GptcError(f"{path}: model_args: n_embd is {sizes['n_embd']!r}")
+        values = {
+            **sizes,
+            "n_kv_head": sizes["n_head"],
+            "n_ff": 4 * sizes["n_embd"],
+            "norm": "layernorm",
+            "norm_weight": True,
+            "pos": "learned",
+            "activation": "gelu",
+            "tied": True,
+            "norm_eps": 1e-5,
+            "rope_theta": 0.0,
+        }
+        self.config = checked(values, f"{path}: model_args")
+        self._tensors = _Tensors({n.removeprefix(_COMPILED): t for n, t in weights.items()})
+
+    @property
+    def tensors(self) -> _Tensors:
+        return self._tensors
+
+    def parts(self) -> list[Part]:
+        return layout.parts(self.config, _NAMING)
+
+    @cached_property
+    def placement(self) -> Placement:
+        # The head is the embedding; older files carry the mask of attention.
+        def ignored(name: str) -> bool:
+            return name == "lm_head.weight" or name.endswith(".attn.bias")
+
+        return Placement(self.config, self.parts(), self.tensors, str(self.path), ignored=ignored)
+
+    def tokenizer(self) -> Tokenizer:
+        """GPT-2's where the vocabulary is its; nanoGPT keeps any other in a pickle beside."""
+        if self.config.vocab_size in (vocabulary.GPT2_SIZE, _PADDED_GPT2):
+            return vocabulary.gpt2()
+        return super().tokenizer()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """What is in the file: tensors and plain values."""
+    try:
+        import torch
+    except ImportError:
+        raise GptcError(
+            f"{path} is a pickle, which only PyTorch reads safely: pip install torch, or convert "
+            "it where PyTorch is"
+        ) from None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged archive makes PyTorch raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise GptcError(f"{path}: PyTorch does not load it ({lines[0][:200]})") from None
+    if not isinstance(saved, dict):
+        raise GptcError(f"{path} holds no dictionary: it is no checkpoint of nanoGPT")
+    return saved

@@ -1,0 +1,178 @@
+"""How files write numbers: floats of four widths, and integers that share a scale.
+
+A codec turns bytes into float32 and back. Where rounding is needed it is to the nearest, ties to
+even, as processors do; quantized blocks follow ggml (https://github.com/ggml-org/ggml).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+
+class Codec:
+    """Numbers in a row of bytes, in blocks of `block` numbers that take `block_bytes` each."""
+
+    block = 1
+    block_bytes = 4
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether rows of this shape are whole blocks."""
+        return self.block == 1 or (len(shape) > 0 and shape[-1] % self.block == 0)
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor; Python's integers do not overflow."""
+        return math.prod(shape) // self.block * self.block_bytes
+
+    def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
+        """float32 of this shape. ValueError for a scale that is not finite."""
+        raise NotImplementedError
+
+    def encode(self, values: FloatArray) -> memoryview:
+        """The bytes of `values`."""
+        raise NotImplementedError
+
+
+class Float(Codec):
+    """IEEE numbers. Nothing is copied where they are float32 already."""
+
+    def __init__(self, name: str, dtype: str) -> None:
+        super().__init__(name)
+        self.dtype = np.dtype(dtype)
+        self.block_bytes = self.dtype.itemsize
+
+    def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
+        with np.errstate(over="ignore"):
+            values = raw.view(self.dtype).reshape(shape).astype(np.float32, copy=False)
+        return np.require(values, requirements=["C", "A"])
+
+    def encode(self, values: FloatArray) -> memoryview:
+        with np.errstate(over="ignore"):
+            return _bytes(values.astype(self.dtype, copy=False))
+
+
+class BFloat16(Codec):
+    """The upper halves of float32."""
+
+    block_bytes = 2
+
+    def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
+        wide = raw.view("<u2").reshape(shape).astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+
+    def encode(self, values: FloatArray) -> memoryview:
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        rounded = (bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))) >> 16
+        quiet = bits >> 16 | 0x40  # rounding could turn NaN into infinity
+        return _bytes(np.where(np.isnan(values), quiet, rounded).astype("<u2"))
+
+
+class Q8(Codec):
+    """ggml's Q8_0: 32 int8 after the float16 that they are multiples of."""
+
+    block = 32
+    block_bytes = 34
+
+    def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
+        blocks = raw.reshape(-1, 34)
+        quanta = blocks[:, 2:].view(np.int8)
+        return _product(_scales(blocks), quanta, shape)
+
+    def encode(self, values: FloatArray) -> memoryview:
+        quanta, scales = _quantize(values, 32)
+        halves = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
+        return _bytes(np.hstack([halves, quanta.view(np.uint8)]))
+
+
+class Q4(Codec):
+    """ggml's Q4_0: 32 numbers from -8 to 7 after their float16; the first half in low nibbles."""
+
+    block = 32
+    block_bytes = 18
+
+    def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
+        blocks = raw.reshape(-1, 18)
+        nibbles = np.hstack([blocks[:, 2:] & 15, blocks[:, 2:] >> 4]).astype(np.int8)
+        return _product(_scales(blocks), nibbles - np.int8(8), shape)
+
+
+class Int8Groups(Codec):
+    """llama2.c's version 2: all int8 of a tensor, then a float32 for each group of them."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__(f"int8 in groups of {group}")
+        self.block = group
+        self.block_bytes = group + 4
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return math.prod(shape) % self.block == 0  # groups may cross rows
+
+    def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
+        n = math.prod(shape)
+        quanta = raw[:n].view(np.int8).reshape(-1, self.block)
+        scales = raw[n:].view("<f4").reshape(-1, 1)
+        _check_finite(scales)
+        return _product(scales, quanta, shape)
+
+    def encode(self, values: FloatArray) -> memoryview:
+        quanta, scales = _quantize(values, self.block, half_to_even=True)
+        return _bytes(np.concatenate([quanta.reshape(-1).view(np.uint8), scales.view(np.uint8)]))
+
+
+F32 = Float("F32", "<f4")
+F64 = Float("F64", "<f8")
+F16 = Float("F16", "<f2")
+BF16 = BFloat16("BF16")
+Q8_0 = Q8("Q8_0")
+Q4_0 = Q4("Q4_0")
+
+
+def _scales(blocks: Bytes) -> FloatArray:
+    """The float16 that begin blocks, as a column."""
+    scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+    _check_finite(scales)
+    return scales
+
+
+def _product(
+    scales: FloatArray, quanta: npt.NDArray[np.int8], shape: tuple[int, ...]
+) -> FloatArray:
+    """Each block's scale times its integers."""
+    with np.errstate(over="ignore"):
+        return (scales * quanta.astype(np.float32)).reshape(shape)
+
+
+def _check_finite(scales: npt.NDArray[Any]) -> None:
+    if not np.isfinite(scales).all():
+        raise ValueError(f"scale {int(np.argmin(np.isfinite(scales)))} is not finite")
+
+
+def _quantize(
+    values: FloatArray, group: int, half_to_even: bool = False
+) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """int8 (n, group) and their scales (n,): the largest of a group becomes 127."""
+    rows = values.reshape(-1, group)
+    scales = (np.abs(rows).max(axis=1) / np.float32(127)).astype(np.float32)
+    if half_to_even:  # as torch.round does
+        with np.errstate(divide="ignore", invalid="ignore"):
+            quanta = np.rint(np.where(scales[:, None] > 0, rows / scales[:, None], 0))
+    else:  # as C's roundf of a product with the reciprocal
+        with np.errstate(divide="ignore"):
+            inverse = np.where(scales > 0, np.float32(1) / scales, np.float32(0))
+        scaled = rows * inverse[:, None]
+        quanta = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
+    return np.clip(quanta, -127, 127).astype(np.int8), scales
+
+
+def _bytes(values: npt.NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

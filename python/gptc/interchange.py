@@ -1,0 +1,306 @@
+"""Models into our checkpoints and out of them, and a close look at any file.
+
+    import_model("stories15M.bin", "stories")
+    export_model(open_checkpoint("stories"), "gguf", "stories.gguf", dtype="q8_0")
+    verify("stories.gguf")
+
+What is written appears whole or not at all. An export is read back and must compute what its source
+does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc import checkpoint, formats
+from gptc.checkpoint import CONFIG, Checkpoint, list_checkpoints
+from gptc.data import DATASET_FILE, SPLITS, Dataset, is_shard, read_shard
+from gptc.errors import GptcError, UsageError
+from gptc.formats import gguf, heimerl, llama2c, llmc, vocabulary
+from gptc.formats.binary import Binary, write_whole
+from gptc.formats.numbers import BF16, F16, F32, Codec
+from gptc.formats.safetensors import TensorFile
+from gptc.formats.source import Source, check_finite
+from gptc.tokenizer import Tokenizer
+
+_HF: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16}
+DTYPES = {
+    "hf": tuple(_HF),
+    "gguf": tuple(gguf.CODECS),
+    "llm.c": tuple(llmc.CODECS),
+    "llama2.c": ("fp32", "int8"),
+    "heimerl": ("fp32",),
+}
+"""What each format that we write can hold; the first is the default."""
+_PROMPT_TOKENS = 16
+
+
+@dataclass
+class Report:
+    """What an export wrote, and how far its logits are from the source's."""
+
+    path: Path
+    format: str
+    dtype: str
+    files: list[Path]
+    notes: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    largest_difference: float = 0.0  # of logits
+    relative_difference: float = 0.0  # norm of the differences over norm of the logits
+
+
+def import_model(
+    path: str | Path,
+    out: str | Path,
+    tokenizer: Tokenizer | None = None,
+    **assumed: int,
+) -> Source:
+    """Writes the model at `path`, in whatever format, as a checkpoint folder; returns the source.
+
+    `assumed` are n_head and block_size for the format that does not store them. AdamW's moments
+    come along where the file holds them.
+    """
+    source = open_source(path, **assumed)
+    if tokenizer is None:
+        tokenizer, notes = _own_tokenizer(source)
+        source.notes += notes
+    elif tokenizer.vocab_size > source.config.vocab_size:
+        raise UsageError(
+            f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} tokens, and "
+            f"{source.path} a vocabulary of {source.config.vocab_size:,}; choose another"
+        )
+    step = source.optimizer_step
+    trainer = None if step is None else {"step": step, "imported_from": source.format}
+    checkpoint.save(out, source, tokenizer=tokenizer, trainer=trainer)
+    return source
+
+
+def open_source(path: str | Path, **assumed: int) -> Source:
+    """The model at `path`. UsageError where something is assumed that the file says itself."""
+    if not assumed:
+        return checkpoint.open_checkpoint(path)
+    kind = formats.detect(Path(path)) if formats.is_foreign(Path(path)) else "hf"
+    if kind != "heimerl":
+        raise UsageError(f"{path} ({kind}) says itself how many heads and positions it has")
+    return formats.open_model(Path(path), **assumed)
+
+
+def export_model(
+    source: Source,
+    to: str,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    version: int | None = None,
+    debug_state: bool = False,
+    replace: bool = False,
+) -> Report:
+    """Writes a model in the format `to`, reads it back and compares what both compute.
+
+    `version` is that of llama2.c (0: what its `run` reads), `debug_state` adds llm.c's file for
+    its own test. GptcError when the format cannot hold the model.
+    """
+    if to not in DTYPES:
+        raise UsageError(f"no format {to!r}; known: {', '.join(DTYPES)}")
+    dtype = dtype or DTYPES[to][0]
+    if dtype not in DTYPES[to]:
+        raise UsageError(f"{to} holds {', '.join(DTYPES[to])}, not {dtype}")
+    if version is not None and to != "llama2.c":
+        raise UsageError(f"{to} is written in one version: leave out --file-version")
+    if debug_state and to != "llm.c":
+        raise UsageError(f"{to} has no debug state: leave out --debug-state")
+    if to == "llama2.c":
+        version = (2 if dtype == "int8" else 0) if version is None else version
+        if (version == 2) != (dtype == "int8"):
+            raise UsageError(f"llama2.c's version {version} does not hold {dtype}")
+    path = Path(out)
+    if path.exists() and not replace:
+        raise UsageError(f"{path} exists already; choose another name, or replace it with --force")
+    tokenizer, notes = _own_tokenizer(source)
+    report = Report(path, to, dtype, [path], list(notes))
+    if to == "hf":
+        checkpoint.save(path, source, tokenizer=tokenizer, replace=replace, codec=_HF[dtype])
+    else:
+        write_whole(path, _chunks(source, to, dtype, version, tokenizer, report))
+        _write_companions(source, to, tokenizer, debug_state, report)
+    _compare(source, report)
+    return report
+
+
+def _chunks(
+    source: Source,
+    to: str,
+    dtype: str,
+    version: int | None,
+    tokenizer: Tokenizer | None,
+    report: Report,
+) -> Iterator[bytes | memoryview]:
+    """The bytes of the model file."""
+    if to == "llm.c":
+        return llmc.model_chunks(source, dtype)
+    if to == "llama2.c":
+        return llama2c.model_chunks(source, version or 0)
+    if to == "heimerl":
+        return heimerl.model_chunks(source)
+    if tokenizer is not None:
+        try:
+            vocabulary.to_gguf(tokenizer, source.config.vocab_size)
+        except GptcError as error:
+            report.notes.append(f"without a tokenizer: {error}")
+            tokenizer = None
+    return gguf.model_chunks(source, tokenizer, dtype)
+
+
+def _write_companions(
+    source: Source, to: str, tokenizer: Tokenizer | None, debug_state: bool, report: Report
+) -> None:
+    """The files that the programs want beside the model."""
+    path = report.path
+
+    def write(name: str, chunks: Iterable[bytes | memoryview]) -> None:
+        beside = path.with_name(f"{path.stem}_{name}.bin")
+        write_whole(beside, chunks)
+        report.files.append(beside)
+
+    if tokenizer is not None and to == "llm.c":
+        write("tokenizer", llmc.tokenizer_chunks(tokenizer))
+    if tokenizer is not None and to == "llama2.c":
+        write("tokenizer", llama2c.tokenizer_chunks(tokenizer, source.config.vocab_size))
+    if debug_state:
+        B, T = 4, min(64, source.config.block_size)
+        tokens = _prompt(source.config.vocab_size, B * T + 1)
+        with source.model(training=True, max_batch=B, max_seq=T) as model:
+            inputs, targets = tokens[:-1].reshape(B, T), tokens[1:].reshape(B, T)
+            write("debug_state", llmc.state_chunks(model, inputs, targets))
+
+
+def _compare(source: Source, report: Report) -> None:
+    """Reads the file back. GptcError, and the file is gone, when it is not the same model."""
+    assumed = {}
+    if report.format == "heimerl":
+        assumed = {"n_head": source.config.n_head, "block_size": source.config.block_size}
+    n = min(_PROMPT_TOKENS, source.config.block_size)
+    prompt = _prompt(source.config.vocab_size, n)[None]
+    logits = []
+    for side in (source, open_source(report.path, **assumed)):
+        with side.model(dtype="fp32", max_batch=1, max_seq=n) as model:
+            logits.append(model.logits(prompt).astype(np.float64))
+    ours, theirs = logits
+    report.prompt_tokens = n
+    report.largest_difference = float(np.abs(theirs - ours).max())
+    report.relative_difference = float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours))
+    if report.dtype == "fp32" and np.isfinite(ours).all() and report.largest_difference:
+        for file in report.files:
+            if file.is_file():
+                file.unlink()
+        raise GptcError(
+            f"{report.path} was removed: read back, its logits differ by "
+            f"{report.largest_difference:g}; this is an error of gptc, please report it"
+        )
+
+
+def _prompt(vocab_size: int, n: int) -> npt.NDArray[np.int32]:
+    """The same tokens each time, spread over the vocabulary."""
+    return (np.arange(n, dtype=np.int64) * 7919 % vocab_size).astype(np.int32)
+
+
+def _own_tokenizer(source: Source) -> tuple[Tokenizer | None, tuple[str, ...]]:
+    """A model's tokenizer; where there is none, a note that says so."""
+    try:
+        return source.tokenizer(), ()
+    except GptcError as error:
+        return None, (f"without a tokenizer: {error}",)
+
+
+# ---- verify ----
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """Reads all of a model, dataset, shard or tokenizer file. GptcError says what is wrong.
+
+    Returns the path, the format, and what was checked.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise GptcError(f"{path} does not exist; name a model, checkpoint, dataset or shard")
+    kind, checks = _verify_folder(path) if path.is_dir() else _verify_file(path)
+    return {"path": str(path), "format": kind, "checks": checks}
+
+
+def _verify_folder(path: Path) -> tuple[str, list[str]]:
+    if (path / DATASET_FILE).is_file():
+        dataset = Dataset.open(path)
+        dataset.verify()
+        n_shards = sum(len(dataset.shards(split)) for split in SPLITS)
+        return "dataset", [f"{n_shards} shards: SHA-256 right, every token in the vocabulary"]
+    if (path / CONFIG).is_file() or formats.is_foreign(path):
+        source = checkpoint.open_checkpoint(path)
+        return source.format, _verify_model(source)
+    saved = list_checkpoints(path)
+    if saved:
+        checks = [
+            f"{folder.name}: {line}"
+            for folder in saved
+            for line in _verify_model(Checkpoint(folder))
+        ]
+        return "run", checks
+    raise GptcError(f"{path} holds no model, run or dataset; name a file or folder that does")
+
+
+def _verify_model(source: Source) -> list[str]:
+    checks = source.check()
+    try:
+        tokenizer = source.tokenizer()
+    except GptcError as error:
+        return [*checks, f"no tokenizer: {error}"]
+    return [*checks, f"{tokenizer.kind} tokenizer, {tokenizer.vocab_size:,} tokens"]
+
+
+def _verify_file(path: Path) -> tuple[str, list[str]]:
+    if path.suffix == ".safetensors":
+        tensors = TensorFile(path)
+        for name in tensors.entries:
+            check_finite(tensors.read(name), f"{path}: {name}")
+        return "safetensors", [f"{len(tensors.entries)} tensors, every number finite"]
+    if is_shard(path):
+        tokens = read_shard(path)
+        largest = int(tokens.max()) if len(tokens) else 0
+        return "shard", [f"{len(tokens):,} tokens, the largest {largest:,}"]
+    magic = int.from_bytes(Binary(path).view[:4], "little")
+    if magic == llmc.TOKENIZER_MAGIC:
+        return "llm.c tokenizer", [f"{llmc.read_tokenizer(path).vocab_size:,} tokens"]
+    if magic == llmc.STATE_MAGIC:
+        return "llm.c debug state", _verify_state(path)
+    source = formats.open_model(path)
+    return source.format, _verify_model(source)
+
+
+def _verify_state(path: Path) -> list[str]:
+    """What a debug state says must be what the model beside it computes."""
+    model_file = path.with_name(path.name.replace("_debug_state", ""))
+    if model_file == path or not model_file.is_file():
+        raise GptcError(f"{path} is checked with its model: put {model_file.name} beside it")
+    source = llmc.LlmcModel(model_file)
+    state = llmc.DebugState(path, source.config)
+    inputs, targets = state.tokens("inputs"), state.tokens("targets")
+    B, T = inputs.shape
+    with source.model(training=True, max_batch=B, max_seq=T) as model:
+        differences = {
+            "logits": float(np.abs(model.logits(inputs) - state.logits).max()),
+            "loss": abs(model.backward(inputs, targets) - state.loss),
+            "gradients": max(
+                float(np.abs(model.read(name, "grad") - state.gradient(name)).max())
+                for name, _, _ in source.config.parameters()
+            ),
+        }
+    # llm.c's own test allows as much.
+    for what, difference in differences.items():
+        if not difference <= 1e-2:
+            raise GptcError(f"{path}: {what} differ by {difference:g} from those of {model_file}")
+    return [f"{what} differ by at most {d:.2g}" for what, d in differences.items()]

@@ -1,0 +1,56 @@
+"""A checkpoint's tokenizer as AutoTokenizer reads it: the same ids, and the text comes back."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from conftest import make_config
+from gptc.checkpoint import Checkpoint
+from gptc.model import Model
+from gptc.tokenizer import make_tokenizer
+from test_pretrained import LLAMA, byte_level, small_tiktoken
+from test_tokenizer import gpt2_folder
+
+TEXT = "the cat sat on the mat, and the hat.\nthe cat  ran\n\n" * 5
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers"),
+]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "char", "bpe", "gpt2", "tiktoken", "json", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_auto_tokenizer_reads_a_checkpoint(
+    tmp_path: Path, kind: str, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if kind == "gpt2":
+        if gpt2_folder() is None:
+            pytest.skip("no GPT-2 vocabulary")
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_folder()))
+    if kind == "llama" and not LLAMA.is_file():
+        pytest.skip("no llama2-tokenizer.model")
+    if kind == "tiktoken":
+        tokenizer = small_tiktoken()
+    else:
+        spec = {"bpe": "bpe:300", "llama": str(LLAMA)}.get(kind, kind)
+        spec = str(byte_level(tmp_path)) if kind == "json" else spec
+        tokenizer = make_tokenizer(spec, [TEXT.encode()])
+    config = make_config(family, vocab_size=tokenizer.vocab_size)
+    with Model.create(config, threads=1) as model:
+        model.save(tmp_path / "model", tokenizer)
+    Checkpoint(tmp_path / "model").verify()
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
+    ids = theirs.encode(TEXT, add_special_tokens=False)
+    assert ids == tokenizer.encode(TEXT).tolist()
+    assert theirs.decode(ids) == TEXT
+    if tokenizer.end_of_text is not None:
+        assert theirs.eos_token_id == tokenizer.end_of_text
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.vocab_size == (
+        tokenizer.vocab_size
+    )

@@ -1,0 +1,126 @@
+"""Our GGUF files in llama.cpp: greedy text, logits and tokens beside ours.
+
+    pip install llama-cpp-python    # compiles for some minutes
+    python tools/compare_llama_cpp.py                      # small random models of each sort
+    python tools/compare_llama_cpp.py -m runs/tiny-stories --prompt "Once upon a time"
+
+Greedy texts of float32 files must be the same; a step at which our two best logits are closer than
+llama.cpp's rounding is named instead. Other dtypes are not compared: llama.cpp rounds activations
+too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from gptc.checkpoint import open_checkpoint
+from gptc.config import GPTConfig
+from gptc.errors import GptcError
+from gptc.formats.source import Source
+from gptc.interchange import export_model
+from gptc.model import Model
+from gptc.tokenizer import make_tokenizer
+
+TEXT = "the cat sat on the mat, and the hat.\nDon't 123 panic!"
+_LLAMA3 = {"rope_factor": 8.0, "rope_low_freq": 1.0, "rope_high_freq": 4.0, "rope_original": 64}
+_GROUPED = {"preset": "llama-15m", "n_head": 4, "n_kv_head": 2, "tied": False}
+SHAPES = {
+    "gpt2": {"preset": "gpt2", "n_head": 4, "n_embd": 64},
+    "llama": {**_GROUPED, "n_embd": 64, "n_ff": 96},
+    "llama-linear": {
+        **_GROUPED,
+        "n_embd": 128,
+        "n_ff": 96,
+        "rope_scaling": "linear",
+        "rope_factor": 3.0,
+    },
+    "llama3": {**_GROUPED, "n_embd": 128, "n_ff": 96, "rope_scaling": "llama3", **_LLAMA3},
+}
+
+
+def random_model(folder: Path, name: str, tokenizer_name: str) -> Source:
+    """A model whose logits are far enough apart to be told from rounding."""
+    tokenizer = make_tokenizer(tokenizer_name, [TEXT.encode() * 50])
+    shape = {"vocab_size": tokenizer.vocab_size, "block_size": 256, "n_layer": 2, **SHAPES[name]}
+    config = GPTConfig.preset(str(shape.pop("preset")), **shape)
+    rng = np.random.default_rng(11)
+    with Model.create(config, training=False) as model:
+        for parameter, size, decay in config.parameters():
+            values = rng.normal(0, 0.2, size) if decay else rng.normal(1, 0.3, size)
+            model.set(parameter, values.astype(np.float32))
+        model.save(folder / f"{name}-{tokenizer_name.replace(':', '')}", tokenizer)
+    return open_checkpoint(folder / f"{name}-{tokenizer_name.replace(':', '')}")
+
+
+def compare(source: Source, gguf: Path, text: str, n_tokens: int) -> bool:
+    """Prints how far two programs agree on one file; True where they should."""
+    import llama_cpp
+
+    export_model(source, "gguf", gguf, replace=True)
+    ours = open_checkpoint(gguf)
+    prompt = ours.tokenizer().encode(text).tolist()
+    n_ctx = min(len(prompt) + n_tokens, ours.config.block_size)
+    exact = {"type_k": 0, "type_v": 0}  # its cache of keys and values is else float16
+    theirs = llama_cpp.Llama(str(gguf), n_ctx=n_ctx, verbose=False, logits_all=True, **exact)
+    same_ids = theirs.tokenize(text.encode(), add_bos=False, special=False) == prompt
+    tokens, largest, closest, first = list(prompt), 0.0, np.inf, None
+    with ours.model(max_batch=0) as model:
+        session = model.session(1, n_ctx)
+        logits = session.decode(np.array(prompt, np.int32))
+        theirs.eval(prompt)
+        while len(tokens) < n_ctx:
+            other = np.array(theirs.scores[theirs.n_tokens - 1])
+            largest = max(largest, float(np.abs(other - logits).max()))
+            second, best = np.sort(logits)[-2:]
+            token = int(np.argmax(logits))
+            if token != int(np.argmax(other)) and first is None:
+                first, closest = len(tokens) - len(prompt), float(best - second)
+            tokens.append(token)
+            theirs.eval([token])
+            logits = session.decode(np.array([token], np.int32))
+    agreed = first is None or closest < 2 * largest
+    if first is None:
+        text_found = f"the same for {len(tokens) - len(prompt)} tokens"
+    else:
+        same = "the same" if agreed else "DIFFERS"
+        text_found = f"{same} up to token {first}, where our best logits are {closest:.2g} apart"
+    print(
+        f"{source.path.name}: tokens of the text {'the same' if same_ids else 'DIFFER'}; "
+        f"greedy {text_found}; logits differ by at most {largest:.2g}",
+        flush=True,
+    )
+    return agreed and same_ids
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("-m", "--model", help="a model that gptc reads; else random ones")
+    parser.add_argument("--prompt", default=TEXT)
+    parser.add_argument("--tokens", type=int, default=200)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            if options.model:
+                sources = [open_checkpoint(options.model)]
+            else:
+                pairs = [(shape, kind) for shape in SHAPES for kind in ("bytes", "bpe:300")]
+                sources = [random_model(folder, *pair) for pair in pairs]
+            results = [
+                compare(source, folder / "model.gguf", options.prompt, options.tokens)
+                for source in sources
+            ]
+        except (GptcError, ImportError) as error:
+            print(f"compare_llama_cpp: {error}", file=sys.stderr)
+            return 1
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
