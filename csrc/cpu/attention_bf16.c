@@ -353,27 +353,47 @@ void cpu_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act 
 
 /* ---- decode ---- */
 
+/* sum (HS) = shrink sum + p v: v has n rows. Four vectors of channels at a time, so that one sum need
+ * not wait for another. */
+static void add_values(float *sum, float shrink, const float *p, const bf16 *v, int n, int HS) {
+    enum { AT_ONCE = 4 };
+    int c = 0;
+    for (; c + AT_ONCE * LANES <= HS; c += AT_ONCE * LANES) {
+        vf out[AT_ONCE];
+        UNROLL
+        for (int i = 0; i < AT_ONCE; i++) out[i] = vf_load(sum + c + i * LANES) * shrink;
+        for (int j = 0; j < n; j++) {
+            const bf16 *row = v + (int64_t)j * HS + c;
+            UNROLL
+            for (int i = 0; i < AT_ONCE; i++) out[i] += p[j] * vf_get(row + i * LANES, LANES);
+        }
+        UNROLL
+        for (int i = 0; i < AT_ONCE; i++) vf_store(sum + c + i * LANES, out[i]);
+    }
+    FOR_LANES (i, k, HS - c) {
+        vf out = vf_get(sum + c + i, k) * shrink;
+        for (int j = 0; j < n; j++) out += p[j] * vf_get(v + (int64_t)j * HS + c + i, k);
+        vf_put(sum + c + i, out, k);
+    }
+}
+
 /* One query: its keys are read once, so packing them would not pay. */
 static void decode_query(const attention_args *a, const query_tile *t, const bf16 *k, const bf16 *v,
                          buffers *w) {
     int HS = a->head.HS, n_keys = t->q0 + 1;
-    float max = -INFINITY, sum = 0;
+    float max = -INFINITY, sum = 0, *q = w->sum_q + a->head.HS16; /* the next row of sum_q */
     memset(w->sum_q, 0, sizeof(float) * (size_t)HS);
+    FOR_LANES (c, n, HS) vf_put(q + c, vf_get(t->q + c, n), n);
     for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
         for (int j = 0; j < nk; j++) {
             vf dot = {0};
             const bf16 *key = k + (int64_t)(k0 + j) * HS;
-            FOR_LANES (c, n, HS) dot += vf_get(t->q + c, n) * vf_get(key + c, n);
+            FOR_LANES (c, n, HS) dot += vf_get(q + c, n) * vf_get(key + c, n);
             w->s[j] = vf_sum(dot);
         }
         float shrink = softmax_row(w->s, nk, nk, a->scale, &max, &sum);
-        FOR_LANES (c, n, HS) {
-            vf out = vf_get(w->sum_q + c, n) * shrink;
-            const bf16 *value = v + (int64_t)k0 * HS + c;
-            for (int j = 0; j < nk; j++) out += w->s[j] * vf_get(value + (int64_t)j * HS, n);
-            vf_put(w->sum_q + c, out, n);
-        }
+        add_values(w->sum_q, shrink, w->s, v + (int64_t)k0 * HS, nk, HS);
     }
     round_row(t->out, w->sum_q, 1 / sum, HS);
 }
