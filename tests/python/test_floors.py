@@ -56,7 +56,8 @@ PYTHON_FLOORS = {
     "train": 6,
     "bench": 6,
     "bench_torch": 6,
-    "cli": 7,
+    "bench_infer": 7,
+    "cli": 8,
 }
 
 # Model.load and Model.save are what a person guesses first; they hand over to the floor above.

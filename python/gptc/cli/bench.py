@@ -125,3 +125,54 @@ def bench_train_command(
         report=lambda text: click.echo(text, err=True) if not as_json else None,
     )
     click.echo(json.dumps(result, indent=2) if as_json else bench.table(result))
+
+
+_EPILOG_INFER = """\b
+Examples:
+  gptc bench infer                                  GPT-2 124M, in every dtype
+  gptc bench infer --against llama.cpp --against transformers
+  gptc bench infer --preset llama-15m --dtype int8 --json
+"""
+
+
+@bench_command.command("infer", epilog=_EPILOG_INFER)
+@click.option("--preset", default="gpt2", show_default=True, metavar="NAME", help="Shape.")
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(["fp32", "bf16", "int8", "int4"]),
+    help="May be repeated.  [all]",
+)
+@click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
+@click.option("--turns", type=COUNT, default=5, show_default=True, metavar="N")
+@click.option("--prompt-tokens", type=COUNT, default=512, show_default=True, metavar="N")
+@click.option(
+    "--against",
+    multiple=True,
+    type=click.Choice(["llama.cpp", "transformers"]),
+    help="Beside it, with the same weights; may be repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def bench_infer_command(
+    preset: str,
+    dtypes: tuple[str, ...],
+    threads: int,
+    turns: int,
+    prompt_tokens: int,
+    against: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Time decoding and prompts of a random model on the CPU, turn by turn."""
+    from gptc import bench_infer
+
+    result = bench_infer.bench_infer(
+        GPTConfig.preset(preset),
+        dtypes or ("fp32", "bf16", "int8", "int4"),
+        against=against,
+        threads=threads,
+        turns=turns,
+        n_prompt=prompt_tokens,
+        report=lambda text: click.echo(text, err=True) if not as_json else None,
+    )
+    click.echo(json.dumps(result, indent=2) if as_json else bench_infer.table(result))

@@ -1,0 +1,229 @@
+"""How fast this machine decodes: one sequence, many, and prompts; beside other programs.
+
+Every contender holds the same random model, and they take turns, so that a machine that others use
+too slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from gptc.config import GPTConfig
+from gptc.errors import GptcError
+from gptc.model import Model, Session
+
+RIVALS = ("llama.cpp", "transformers")
+BATCH = 16
+_STEPS = {1: 24, BATCH: 6}  # of a turn, by sequences
+_BEGIN = 64  # tokens that a sequence holds when its decoding is timed
+
+
+class Contender(Protocol):
+    """A program with the model loaded. Each method returns seconds."""
+
+    name: str
+
+    def decode(self, n_seq: int, steps: int) -> float:
+        """A token more for each of n_seq sequences, `steps` times."""
+        ...
+
+    def prefill(self, n: int) -> float:
+        """A prompt of n tokens, alone."""
+        ...
+
+
+class Ours:
+    """gptc, in one dtype."""
+
+    def __init__(self, config: GPTConfig, weights: Model, dtype: str, threads: int) -> None:
+        self.name = f"gptc {dtype}"
+        self.model = Model.create(
+            config, device="cpu", dtype=dtype, threads=threads, training=False, max_batch=0,
+            init=False,
+        )  # fmt: skip
+        for name, _, _ in config.parameters():
+            self.model.set(name, weights.get(name))
+        self._sessions: dict[int, Session] = {}
+
+    def _session(self, n_seq: int, begin: int) -> Session:
+        session = self._sessions.setdefault(n_seq, self.model.session(n_seq))
+        for seq in range(n_seq):
+            session.rewind(seq, 0)
+            if begin:
+                session.decode(np.arange(begin) % self.model.config.vocab_size, seq)
+        return session
+
+    def decode(self, n_seq: int, steps: int) -> float:
+        session = self._session(n_seq, _BEGIN)
+        tokens, seqs = np.full(n_seq, 5, np.int32), np.arange(n_seq, dtype=np.int32)
+        begin = time.perf_counter()
+        for _ in range(steps):
+            session.decode(tokens, seqs)
+        return time.perf_counter() - begin
+
+    def prefill(self, n: int) -> float:
+        session = self._session(1, 0)
+        tokens = np.arange(n) % self.model.config.vocab_size
+        begin = time.perf_counter()
+        session.decode(tokens)
+        return time.perf_counter() - begin
+
+
+class LlamaCpp:
+    """llama.cpp, through llama-cpp-python, with our GGUF file of the model."""
+
+    def __init__(self, file: Path, dtype: str, threads: int) -> None:
+        from llama_cpp import Llama
+
+        self.name = f"llama.cpp {dtype}"
+        self._llama = Llama(
+            str(file), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
+
+    def decode(self, n_seq: int, steps: int) -> float:
+        """One sequence; its Python package has no way to more."""
+        if n_seq > 1:
+            return float("nan")
+        self._llama.reset()
+        self._llama.eval(list(range(_BEGIN)))
+        begin = time.perf_counter()
+        for _ in range(steps):
+            self._llama.eval([5])
+        return time.perf_counter() - begin
+
+    def prefill(self, n: int) -> float:
+        self._llama.reset()
+        begin = time.perf_counter()
+        self._llama.eval([i % 1000 for i in range(n)])
+        return time.perf_counter() - begin
+
+
+class Transformers:
+    """GPT-2 or Llama of transformers, from our folder of the model."""
+
+    def __init__(self, folder: Path, dtype: str, threads: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(threads)
+        self.name = f"transformers {dtype}"
+        self._torch = torch
+        kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+        self._model.eval()
+
+    def _run(self, tokens: Any, past: Any) -> Any:
+        with self._torch.no_grad():
+            return self._model(tokens, past_key_values=past, use_cache=True).past_key_values
+
+    def decode(self, n_seq: int, steps: int) -> float:
+        past = self._run(self._torch.arange(_BEGIN).repeat(n_seq, 1), None)
+        token = self._torch.full((n_seq, 1), 5)
+        begin = time.perf_counter()
+        for _ in range(steps):
+            past = self._run(token, past)
+        return time.perf_counter() - begin
+
+    def prefill(self, n: int) -> float:
+        begin = time.perf_counter()
+        self._run(self._torch.arange(n).remainder(1000)[None], None)
+        return time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender: tokens a second, medians over turns; None where it has no such thing."""
+
+    name: str
+    decode: float
+    decode_batch: float | None
+    prefill: float
+
+
+def bench_infer(
+    config: GPTConfig,
+    dtypes: Sequence[str] = ("fp32", "bf16", "int8", "int4"),
+    *,
+    against: Sequence[str] = (),
+    threads: int = 0,
+    turns: int = 5,
+    n_prompt: int = 512,
+    report: Callable[[str], object] = lambda text: None,
+) -> dict[str, Any]:
+    """Times decoding (one sequence, and BATCH), and a prompt, of a random model in each dtype."""
+    n_prompt = min(n_prompt, config.block_size)
+    with (
+        tempfile.TemporaryDirectory(prefix="gptc-bench-") as folder,
+        Model.create(config, device="cpu", training=False, max_batch=0, threads=threads) as weights,
+    ):
+        contenders: list[Contender] = [Ours(config, weights, d, threads) for d in dtypes]
+        contenders += _rivals(against, weights, Path(folder), weights.threads)
+        times: dict[str, list[tuple[float, float, float]]] = {c.name: [] for c in contenders}
+        for turn in range(-1, turns):  # the first one is not counted
+            for c in contenders:
+                report(f"turn {turn + 1} of {turns}: {c.name}")
+                took = [c.decode(n, steps) / steps for n, steps in _STEPS.items()]
+                if turn >= 0:
+                    times[c.name].append((took[0], took[1], c.prefill(n_prompt)))
+        copied = max(weights.peak_bytes() for _ in range(3))
+        return {
+            "config": config.to_dict(),
+            "threads": weights.threads,
+            "turns": turns,
+            "batch": BATCH,
+            "n_prompt": n_prompt,
+            "copy_bytes_per_s": copied,
+            "results": [asdict(_row(name, took, n_prompt)) for name, took in times.items()],
+        }
+
+
+def _rivals(
+    names: Sequence[str], weights: Model, folder: Path, threads: int
+) -> list[LlamaCpp | Transformers]:
+    from gptc.checkpoint import open_checkpoint
+    from gptc.interchange import export_model
+
+    found: list[LlamaCpp | Transformers] = []
+    if names:
+        weights.save(folder / "model")
+    for name in names:
+        try:
+            if name == "transformers":
+                found += [Transformers(folder / "model", d, threads) for d in ("fp32", "bf16")]
+                continue
+            source = open_checkpoint(folder / "model")
+            for dtype in ("fp32", "bf16", "q8_0"):
+                file = folder / f"{dtype}.gguf"
+                export_model(source, "gguf", file, dtype=dtype)
+                found.append(LlamaCpp(file, dtype, threads))
+        except ImportError as error:
+            package = "llama-cpp-python" if name == "llama.cpp" else "torch transformers"
+            raise GptcError(f"{name} is not installed; try: pip install {package}") from error
+    return found
+
+
+def _row(name: str, times: list[tuple[float, float, float]], n_prompt: int) -> Row:
+    one, many, prompt = (statistics.median(column) for column in zip(*times, strict=True))
+    return Row(name, 1 / one, BATCH / many if many == many else None, n_prompt / prompt)
+
+
+def table(bench: dict[str, Any]) -> str:
+    """The result of `bench_infer` as lines to read."""
+    batch = f"batch {bench['batch']}"
+    prompt = f"prompt of {bench['n_prompt']}"
+    lines = [
+        f"tokens a second, {bench['threads']} threads, median of {bench['turns']} turns",
+        f"{'':20}{'batch 1':>10}{batch:>10}{prompt:>16}",
+    ]
+    for row in bench["results"]:
+        many = "" if row["decode_batch"] is None else f"{row['decode_batch']:,.0f}"
+        lines.append(f"{row['name']:20}{row['decode']:10,.1f}{many:>10}{row['prefill']:16,.0f}")
+    return "\n".join(lines)
