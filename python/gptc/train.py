@@ -146,6 +146,7 @@ class Run:
         self.evaluation: dict[str, float] = {}  # the last one
         self.saved: Path | None = None
         self._metrics: TextIO | None = None
+        Options(options.device).resolved()  # before anything is prepared for a device in vain
         # What the weights come from: nothing, this run's own checkpoint, or another model.
         initial: Source | None = None
         if base is None and options.init_from is not None:
