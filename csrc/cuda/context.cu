@@ -5,8 +5,8 @@
 #include "cuda_device.h"
 #include "error.h"
 
+#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* ---- the device ---- */
 
@@ -70,7 +70,7 @@ int cuda_info(gpt_device_info *out) {
     if (error != cudaSuccess)
         return fail(GPT_ERR_DEVICE, "CUDA does not start: %s; use --device cpu",
                     cudaGetErrorString(error));
-    strncpy(out->name, device.name, sizeof out->name - 1);
+    snprintf(out->name, sizeof out->name, "%.*s", (int)sizeof out->name - 1, device.name);
     out->major = device.major;
     out->minor = device.minor;
     out->multiprocessors = device.multiProcessorCount;

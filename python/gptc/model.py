@@ -110,6 +110,8 @@ class Options:
             if value != "auto" and value not in known:
                 raise UsageError(f"{value!r} is not one of auto, {', '.join(known)}")
         device, dtype = self.device, self.dtype
+        if device == "auto" and dtype in DTYPES[2:]:
+            device = "cpu"  # the only place for quantized weights
         problem = None if device == "cpu" else _lib.gpu().problem
         if device == "cuda" and problem:
             raise EngineError(problem, _lib.GPT_ERR_DEVICE)
