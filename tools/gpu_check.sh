@@ -65,11 +65,12 @@ step() {
     rc=$?
     cat "$work/$name.json" "$work/$name.err" >>"$log"
     local detail
-    detail=$($describe "$name" 2>/dev/null)
+    detail=$($describe "$name" 2>/dev/null | tr -s '\n' ' ' | sed 's/ $//')
     if [ $rc -ne 0 ]; then
         state=FAILED
         [ $rc -ne 124 ] || detail="stopped after $limit s"
-        [ -n "$detail" ] || detail=$(grep -v '^ *$' "$work/$name.err" | tail -n1 | tr '|\\' '/ ')
+        ! grep -q '^gpt_bench: ' "$work/$name.err" || detail=$(tail -n1 "$work/$name.err")
+        [ -n "$detail" ] || detail=$(tail -n1 "$work/$name.err" | tr '|\\' '/ ')
         detail="exit code $rc; $detail"
     fi
     report "$name" $state $((SECONDS - begin)) "$detail"
@@ -83,22 +84,22 @@ skip() {
 # ---- details of the table, from a step's output ----
 
 field() { # NAME FIELD: a number or text of its JSON, the first of that name
-    sed -n "s/.*\"$2\": \"\{0,1\}\([^,\"}]*\).*/\1/p" "$work/$1.json" | head -n1
+    sed -n -e "s/.*\"$2\": \"\([^\"]*\)\".*/\1/p" -e "s/.*\"$2\": \([^\",}]*\)[,}].*/\1/p" \
+        "$work/$1.json" | head -n1
 }
-nothing() { :; }
 of_info() {
-    field "$1" problem
+    local problem
+    problem=$(field "$1" problem)
+    [ -z "$problem" ] || { echo "$problem" && return; }
     echo "$(field "$1" gpu), compute capability $(field "$1" capability), cuBLASLt $(field "$1" products)"
 }
 of_build() {
-    grep -c 'Building CUDA object' "$work/$1.json" | sed 's/$/ CUDA objects/'
+    echo "$(grep -c 'Building .* object' "$work/$1.json") objects"
 }
 of_spills() { tail -n1 "$work/$1.json"; }
 of_tests() { grep -E 'tests passed|tests failed' "$work/$1.json"; }
 of_parity() {
-    local worst
-    worst=$(grep -c '"ok": true}' "$work/$1.json")
-    echo "$worst of 6 curves within bounds: $(sed -n 's/.*"family": "\([^"]*\)", "dtype": "\([^"]*\)", "mean_difference": \([^,]*\), "allowed": \([^,]*\),.*/\1 \2 \3 of \4/p' "$work/$1.json" | paste -sd';')"
+    echo "$(grep -c '"family".*"ok": true}' "$work/$1.json") of 6 curves within bounds: $(sed -n 's/.*"family": "\([^"]*\)", "dtype": "\([^"]*\)", "mean_difference": \([^,]*\), "allowed": \([^,]*\),.*/\1 \2 \3 of \4/p' "$work/$1.json" | paste -sd, | sed 's/,/, /g')"
 }
 of_repeat() { echo "$(grep -c '"repeats_bit_for_bit": true' "$work/parity.json") of 6 runs repeat bit for bit"; }
 of_train() {
@@ -137,25 +138,24 @@ names=(adamw attention dropout embedding linear loss norm rope model device)
 if [ "$EMULATE" = 1 ]; then
     configure+=(-DGPTC_CUDA=OFF -DGPTC_EMULATE_CUDA=ON -DGPTC_CPU_LEVEL=portable)
     prefix=emulated_ bench=$BUILD/tests/cuda/emulated_gpt_bench
-    names=(norm device)
+    names=(norm device) clean=()
 else
-    # The compiler's report is wanted from every file, so the build begins from nothing.
-    configure+=(-DGPTC_CUDA=ON -DGPTC_PTXAS_INFO=ON)
+    # From nothing, since the compiler's report is wanted from every file.
+    configure+=(-DGPTC_CUDA=ON -DGPTC_PTXAS_INFO=ON) clean=(--clean-first)
     prefix='' bench=$BUILD/gpt_bench
-    rm -rf "$BUILD"
 fi
 tests=("${names[@]/#/${prefix}test_}")
 
 build() {
-    "${configure[@]}" && cmake --build "$BUILD" -j "$JOBS" --target "${prefix}gpt_bench" "${tests[@]}"
+    "${configure[@]}" &&
+        cmake --build "$BUILD" -j "$JOBS" "${clean[@]}" --target "${prefix}gpt_bench" "${tests[@]}"
 }
-export -f build 2>/dev/null
 
 # ---- the work ----
 
 export GPTC_TEST_TABLES=cuda
 pattern="^($(IFS='|' && echo "${tests[*]}"))\$"
-printf '%s\n' "cd '$PWD'" "$(declare -p configure BUILD JOBS prefix tests)" "$(declare -f build)" build >"$work/build.sh"
+printf '%s\n' "cd '$PWD'" "$(declare -p configure clean BUILD JOBS prefix tests)" "$(declare -f build)" build >"$work/build.sh"
 
 if step build 200 of_build bash "$work/build.sh"; then
     step info 30 of_info "$bench" info
@@ -202,7 +202,8 @@ fi
 
 # ---- the results ----
 
-title="GPU check: $(field info gpu)"
+gpu=$(field info gpu 2>/dev/null)
+title="GPU check: ${gpu:-no GPU}"
 [ "$EMULATE" != 1 ] || title="Emulated on the host: no figure here is a GPU's"
 commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
 driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null || echo none)
