@@ -40,6 +40,7 @@ PACKAGES = (
 # The largest relative errors: of the loss, of the gradient (all of it, as a vector) and of the loss
 # after STEPS updates. bf16 keeps 8 bits, so one rounding is up to 0.4 %.
 TOLERANCES = {"fp32": (1e-5, 1e-4, 1e-4), "bf16": (1e-3, 2e-2, 2e-3)}
+QUANTIZED_TOLERANCES = {"int8": 2e-2, "int4": 2e-1}  # of the logits, as a vector
 DIFFERENCES_TOLERANCE = 2e-2  # of the derivative along the gradient, by float32 losses
 STEPS, LEARNING_RATE = 10, 3e-3
 
@@ -165,6 +166,8 @@ def self_test() -> Iterator[Check]:
         yield _check(f"{family}, cpu fp32", partial(_by_itself, family))
         for device, dtype in places:
             yield _check(f"{family}, {device} {dtype}", partial(_compared, family, device, dtype))
+        for dtype in QUANTIZED_TOLERANCES:
+            yield _check(f"{family}, cpu {dtype}", partial(_quantized, family, dtype))
 
 
 def _check(name: str, run: Callable[[], str]) -> Check:
@@ -212,6 +215,19 @@ def _compared(family: str, device: str, dtype: str) -> str:
     return _judge(trace, dict(zip(names, zip(errors, limits, strict=True), strict=True)))
 
 
+def _quantized(family: str, dtype: str) -> str:
+    """Logits of rounded weights, which cannot be trained, against those of float32 ones."""
+    x, _ = _batch()
+    with _model(family, "cpu", dtype) as model, _model(family, "cpu", "fp32") as reference:
+        got, want = model.logits(x), reference.logits(x)
+    error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+    limit = QUANTIZED_TOLERANCES[dtype]
+    words = f"logits off by {error:.1e} of {limit:.0e}"
+    if not error <= limit:
+        raise GptcError(words)
+    return words
+
+
 def _judge(trace: Trace, errors: dict[str, tuple[float, float]]) -> str:
     """The errors in words, each with its limit; a GptcError where one is above it, or is NaN."""
     words = ", ".join(
@@ -241,7 +257,15 @@ def _model(family: str, device: str, dtype: str) -> Model:
     small = {"vocab_size": 256, "block_size": LENGTH, "n_layer": 2, "n_head": 4, "n_embd": 32}
     shape = {**small, **SHAPES[family]}
     config = GPTConfig.preset(shape.pop("preset"), **shape)
-    return Model.create(config, device=device, dtype=dtype, max_batch=BATCH, max_seq=LENGTH, seed=1)
+    return Model.create(
+        config,
+        device=device,
+        dtype=dtype,
+        training=dtype in TOLERANCES,
+        max_batch=BATCH,
+        max_seq=LENGTH,
+        seed=1,
+    )
 
 
 def _batch() -> tuple[TokenArray, TokenArray]:

@@ -49,8 +49,9 @@ def test_it_describes_the_machine_and_passes_where_all_is_well(gptc: Gptc) -> No
     assert report["library"]["cores"] == _lib.cpu_count()
     assert report["library"]["path"] == str(_lib.load().path)
     assert bool(report["gpu"]["problem"]) == (_lib.gpu().problem is not None)
-    devices = ["cpu"] if _lib.gpu().problem else ["cpu", "cuda"]
-    places = [f"{device} {dtype}" for device in devices for dtype in ("fp32", "bf16")]
+    places = ["cpu fp32", "cpu bf16"]
+    places += [] if _lib.gpu().problem else ["cuda fp32", "cuda bf16"]
+    places += ["cpu int8", "cpu int4"]
     names = [check["name"] for check in report["checks"]]
     assert names == ["libgpt.so", *(f"{f}, {p}" for f in ("gpt2", "llama", "byte") for p in places)]
     assert all(check["detail"] for check in report["checks"])
@@ -63,7 +64,7 @@ def test_as_text(gptc: Gptc, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran.code == 0
     assert "  GPU           none: there is no GPU here\n" in ran.out
     assert "  no-such-thing not installed: pip install hope (for nothing)\n" in ran.out
-    assert ran.out.count("\nPASS") == 7
+    assert ran.out.count("\nPASS") == 13
     assert "FAIL" not in ran.out
     assert "all is well" in ran.out
 
@@ -87,7 +88,14 @@ def test_a_place_that_computes_something_else_fails(
     assert (ran.code, report["ok"]) == (1, False)
     assert failed(report) == {f"{family}, cpu bf16" for family in doctor.SHAPES}
     assert all(word in check["detail"] for check in report["checks"] if not check["ok"])
-    assert "3 of 7 checks failed" in doctor.table(report)
+    assert "3 of 13 checks failed" in doctor.table(report)
+
+
+@pytest.mark.usefixtures("_without_gpu")
+def test_quantized_weights_that_are_too_coarse_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "QUANTIZED_TOLERANCES", {"int4": 2e-3})
+    report = doctor.examine()
+    assert failed(report) == {f"{family}, cpu int4" for family in doctor.SHAPES}
 
 
 @pytest.mark.usefixtures("_without_gpu")
