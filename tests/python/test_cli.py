@@ -178,7 +178,7 @@ def test_an_interrupt_is_130(gptc: Gptc, monkeypatch: pytest.MonkeyPatch) -> Non
     assert gptc("info", "x").code == 130
 
 
-@pytest.mark.parametrize("command", ["train", "infer", "bench train", "bench ops"])
+@pytest.mark.parametrize("command", ["train", "infer", "eval", "bench train", "bench ops"])
 def test_a_missing_gpu_is_one_sentence(
     gptc: Gptc, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
@@ -189,9 +189,11 @@ def test_a_missing_gpu_is_one_sentence(
     arguments = command.split()
     if command == "train":
         arguments += ["--data", str(dataset_folder), "--out", "run"]
-    if command == "infer":
+    if command in ("infer", "eval"):
         Model.create(GPTConfig.preset("tiny", vocab_size=256)).save("m", make_tokenizer("bytes"))
         arguments += ["-m", "m"]
+    if command == "eval":
+        arguments += ["--data", str(dataset_folder)]
     ran = gptc(*arguments, "--device", "cuda")
     assert (ran.code, ran.out, ran.err) == (1, "", f"gptc: error: {problem}\n")
     assert problem.endswith(("--device cpu", "pip install 'gptc[cuda]'"))
