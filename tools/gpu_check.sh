@@ -163,7 +163,7 @@ if step build 200 of_build bash "$work/build.sh"; then
         sizes=(--steps 5 --batch 2 --seq 16 --width 32 --layers 1)
         skip spills "there is no ptxas in an emulation"
     else
-        sizes=(--steps 100 --batch 8 --seq 128 --width 128 --layers 4)
+        sizes=(--steps 100 --batch 8 --seq 128 --width 256 --layers 4)
         cp "$work/build.json" "$work/build.log"
         if [ -n "$PYTHON" ]; then
             step spills 20 of_spills "$PYTHON" tools/check_spills.py "$work/build.log"
