@@ -335,7 +335,7 @@ static int compare(const text *t, const char *family, const char *dtype, const o
     double allowed = SMALL;
     if (!strcmp(dtype, "bf16")) {
         outcome rounded = train_on(t, &config, "cpu", "bf16");
-        allowed += 2 * distance(&rounded, reference);
+        allowed = 3 * SMALL + 2 * distance(&rounded, reference); /* few steps vary by chance */
         forget(&rounded);
     }
     double apart = distance(&got, reference);
