@@ -5,6 +5,7 @@
 #include "profile.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -157,16 +158,42 @@ int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_pl
 
 /* ---- model ---- */
 
+/* The largest batch with which the model would fit into so many bytes; 0 where none does. */
+static int largest_batch(gpt_model *m, size_t bytes) {
+    int fits = 0, fails = m->options.max_batch;
+    while (fails - fits > 1) {
+        gpt_options o = m->options;
+        o.max_batch = fits + (fails - fits) / 2;
+        arena_plan p = plan_arena(&m->config, &o, m->ops, m->ctx, &m->layout);
+        *(p.total <= bytes ? &fits : &fails) = o.max_batch;
+    }
+    return fits;
+}
+
+static int out_of_memory(gpt_model *m, const arena_plan *p) {
+    const gpt_options *o = &m->options;
+    char free_now[64] = "", way_on[64] = "try a smaller batch";
+    if (m->ops->memory_free) {
+        size_t bytes = m->ops->memory_free();
+        int batch = largest_batch(m, bytes - bytes / 64); /* no device gives its very last pages */
+        snprintf(free_now, sizeof free_now, " and %.2f GB are free", (double)bytes * 1e-9);
+        if (batch > 0)
+            snprintf(way_on, sizeof way_on, "the largest batch that fits is %d", batch);
+        else
+            snprintf(way_on, sizeof way_on, "take a smaller model, or --device cpu");
+    }
+    return fail(GPT_ERR_MEMORY,
+                "not enough memory: the model needs %.2f GB (%.2f GB of it for a batch of %d x %d "
+                "tokens)%s; %s",
+                (double)p->total * 1e-9, (double)(p->acts + p->workspace) * 1e-9, o->max_batch,
+                o->max_seq, free_now, way_on);
+}
+
 static int allocate_arena(gpt_model *m) {
     arena_plan p = plan_arena(&m->config, &m->options, m->ops, m->ctx, &m->layout);
     m->arena_bytes = p.total;
     m->arena = m->ops->buffer_alloc(m->ctx, p.total);
-    if (!m->arena)
-        return fail(GPT_ERR_MEMORY,
-                    "not enough memory: the model needs %.2f GB (%.2f GB of it activations of "
-                    "%d x %d tokens); try a smaller batch",
-                    (double)p.total * 1e-9, (double)p.acts * 1e-9, m->options.max_batch,
-                    m->options.max_seq);
+    if (!m->arena) return out_of_memory(m, &p);
     char *at = m->arena;
     m->params = (float *)at, at += p.params;
     params_plan_packed(m->ops, m->options.training, at, &m->layout), at += p.packed;

@@ -132,6 +132,23 @@ const char *gpt_cpu_notice(void) {
     return "";
 }
 
+#ifndef GPTC_HAS_CUDA
+static int built_without_cuda(void) {
+    return fail(GPT_ERR_DEVICE, "this build of gptc has no CUDA backend (nvcc or cuBLAS was not "
+                                "found when it was built); use --device cpu");
+}
+#endif
+
+int gpt_cuda_info(gpt_device_info *out) {
+    if (!out) return fail(GPT_ERR_ARGUMENT, "gpt_cuda_info: out is NULL");
+    *out = (gpt_device_info){0};
+#ifdef GPTC_HAS_CUDA
+    return cuda_info(out);
+#else
+    return built_without_cuda();
+#endif
+}
+
 static const gpt_ops *table_at(int i, int supported) {
 #ifdef GPTC_HAS_CUDA
     if (!(cuda_check() == GPT_OK) == !supported) {
@@ -168,9 +185,7 @@ int backend_ops(int device, int dtype, const gpt_ops **out) {
         *out = cuda_ops[dtype];
         return GPT_OK;
 #else
-        return fail(GPT_ERR_DEVICE,
-                    "this build of gptc has no CUDA backend (nvcc or cuBLAS was not found when it "
-                    "was built); use --device cpu");
+        return built_without_cuda();
 #endif
     }
     *out = best_level(dtype)->ops[dtype];

@@ -184,6 +184,18 @@ typedef struct gpt_op_time {
     double bytes; /* that must at least be read and written */
 } gpt_op_time;
 
+/* A GPU, and what computes on it. CUDA's versions are 1000 major + 10 minor, 0: not installed. */
+typedef struct gpt_device_info {
+    char name[128];
+    char products[512];   /* version and file of the matrix library, cuBLASLt */
+    int32_t major, minor; /* compute capability */
+    int32_t multiprocessors;
+    int32_t driver;  /* the newest CUDA that the driver serves */
+    int32_t runtime; /* the CUDA that this library is built with */
+    uint64_t memory_bytes;
+    uint64_t free_bytes;
+} gpt_device_info;
+
 typedef struct gpt_model gpt_model;
 typedef struct gpt_session gpt_session;
 
@@ -202,6 +214,9 @@ int gpt_cpu_has_bf16(void);
 const char *gpt_cpu_notice(void);
 /* Cores this process may run on. */
 int gpt_cpu_count(void);
+/* GPT_OK where GPT_DEVICE_CUDA works; else gpt_last_error() says what is missing. What was found
+ * until then is in out either way: with a name but no products, only cuBLASLt is missing. */
+int gpt_cuda_info(gpt_device_info *out);
 
 /* ---- configuration ---- */
 

@@ -234,6 +234,8 @@ typedef struct gpt_ops {
     /* Waits for all ops; a device's remembered error. */
     int (*sync)(gpt_ctx *ctx);
 
+    /* Bytes that buffer_alloc has left to give; NULL where that is not known. */
+    size_t (*memory_free)(void);
     /* Device memory, zero-filled, aligned to 64 bytes or better; NULL when there is none. */
     void *(*buffer_alloc)(gpt_ctx *ctx, size_t bytes);
     void (*buffer_free)(gpt_ctx *ctx, void *buffer, size_t bytes);

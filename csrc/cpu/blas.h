@@ -2,6 +2,10 @@
 #ifndef CPU_BLAS_H
 #define CPU_BLAS_H
 
+#ifdef GPTC_NO_OPENBLAS
+#include "plain_blas.h"
+#else
+
 /* The PyPI wheel scipy-openblas32 prefixes its symbols, so as not to meet another OpenBLAS. */
 #ifdef GPTC_OPENBLAS_PREFIX
 #define cblas_sgemm              scipy_cblas_sgemm
@@ -36,4 +40,5 @@ static inline void gemm_tn(int m, int n, int k, float alpha, const float *a, int
     cblas_sgemm(BLAS_ROW_MAJOR, BLAS_T, BLAS_N, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
+#endif
 #endif

@@ -432,6 +432,6 @@ int attention_tiles_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const e
     else if (a.HS > 32)
         backward<64, 64, 32>(ctx, args);
     else
-        backward<32, 64, 64>(ctx, args);
+        backward<32, 64, 32>(ctx, args);
     return 1;
 }

@@ -5,6 +5,7 @@
 #include "cuda_device.h"
 #include "error.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 /* ---- the device ---- */
@@ -58,6 +59,25 @@ static int check_device(int device) {
 int cuda_check(void) {
     TRY(check_driver());
     return check_device(0);
+}
+
+int cuda_info(gpt_device_info *out) {
+    cudaDeviceProp device;
+    cudaDriverGetVersion(&out->driver);
+    cudaRuntimeGetVersion(&out->runtime);
+    TRY(check_driver());
+    cudaError_t error = cudaGetDeviceProperties(&device, 0);
+    if (error != cudaSuccess)
+        return fail(GPT_ERR_DEVICE, "CUDA does not start: %s; use --device cpu",
+                    cudaGetErrorString(error));
+    snprintf(out->name, sizeof out->name, "%.*s", (int)sizeof out->name - 1, device.name);
+    out->major = device.major;
+    out->minor = device.minor;
+    out->multiprocessors = device.multiProcessorCount;
+    out->memory_bytes = device.totalGlobalMem;
+    out->free_bytes = cuda_memory_free();
+    TRY(check_device(0));
+    return cuda_products_describe(out->products, sizeof out->products);
 }
 
 /* ---- the context ---- */
@@ -118,6 +138,13 @@ int cuda_sync(gpt_ctx *ctx) {
 }
 
 /* ---- memory ---- */
+
+size_t cuda_memory_free(void) {
+    size_t free = 0, total = 0;
+    if (cudaMemGetInfo(&free, &total) == cudaSuccess) return free;
+    cudaGetLastError(); /* it is answered here */
+    return 0;
+}
 
 void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes) {
     void *buffer = NULL;

@@ -5,6 +5,7 @@
 
 #include <cublasLt.h>
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -52,6 +53,27 @@ static void *open_library(void) {
     return NULL;
 }
 
+static int missing_library(int found) {
+    return fail(GPT_ERR_DEVICE,
+                found ? "%s was found but cannot be used; try: pip install 'gptc[cuda]'"
+                      : "%s was not found; install it with: pip install 'gptc[cuda]'",
+                SONAME);
+}
+
+int cuda_products_describe(char *out, size_t size) {
+    void *handle = open_library();
+    if (!handle) return missing_library(0);
+    auto version = (decltype(&cublasLtGetVersion))dlsym(handle, "cublasLtGetVersion");
+    Dl_info file = {};
+    int found = version && dladdr((void *)version, &file);
+    size_t number = found ? version() : 0; /* as CUBLAS_VERSION */
+    if (found)
+        snprintf(out, size, "%zu.%zu.%zu, %s", number / 10000, number / 100 % 100, number % 100,
+                 file.dli_fname);
+    dlclose(handle);
+    return found ? GPT_OK : missing_library(1);
+}
+
 int cuda_products_open(cuda_library **out) {
     cuda_library *l = (cuda_library *)calloc(1, sizeof *l);
     if (!l) return fail(GPT_ERR_MEMORY, "no memory for the table of matrix products");
@@ -67,10 +89,7 @@ int cuda_products_open(cuda_library **out) {
         int there = l->handle != NULL;
         l->lt = NULL;
         cuda_products_close(l);
-        return fail(GPT_ERR_DEVICE,
-                    there ? "%s was found but cannot be used; try: pip install 'gptc[cuda]'"
-                          : "%s was not found; install it with: pip install 'gptc[cuda]'",
-                    SONAME);
+        return missing_library(there);
     }
     if (cudaMalloc(&l->workspace, PRODUCT_WORKSPACE) != cudaSuccess) {
         cudaGetLastError(); /* it is answered here */

@@ -40,5 +40,7 @@ enum { PRODUCT_WORKSPACE = 32 << 20 };
 /* Opening it gives a status, with its sentence. */
 int cuda_products_open(cuda_library **out);
 void cuda_products_close(cuda_library *library);
+/* The version and the file that would be opened, as text. */
+int cuda_products_describe(char *out, size_t size);
 
 #endif

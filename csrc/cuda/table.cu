@@ -95,6 +95,7 @@ const gpt_ops cuda_ops = {
     .workspace_bytes = workspace_bytes,
     .ctx_set_workspace = ctx_set_workspace,
     .sync = cuda_sync,
+    .memory_free = cuda_memory_free,
     .buffer_alloc = cuda_buffer_alloc,
     .buffer_free = cuda_buffer_free,
     .upload = cuda_upload,

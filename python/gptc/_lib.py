@@ -10,6 +10,7 @@ import os
 import re
 import sysconfig
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,3 +189,81 @@ def cpu_notice() -> str:
 def cpu_count() -> int:
     """Cores that this process may run on."""
     return int(load().lib.gpt_cpu_count())
+
+
+# ---- GPUs ----
+
+
+class Gpu(NamedTuple):
+    """What `--device cuda` finds; `problem` is the sentence that says why it does not work."""
+
+    problem: str | None
+    name: str
+    capability: str  # such as "9.0"
+    multiprocessors: int
+    driver: str  # the newest CUDA that the driver serves, such as "13.0"; "" without one
+    runtime: str  # the CUDA that the library is built with
+    products: str  # version and file of cuBLASLt
+    memory_bytes: int
+    free_bytes: int
+
+
+@lru_cache(maxsize=1)
+def gpu() -> Gpu:
+    """The GPU, looked at once. A cuBLASLt from PyPI is loaded where there is no other."""
+    found = _look_for_gpu()
+    if found.problem and found.name and not found.products and load_cublas(found.runtime):
+        found = _look_for_gpu()
+    return found
+
+
+def load_cublas(runtime: str) -> Path | None:
+    """Loads cuBLASLt from the wheel nvidia-cublas, if there is one for this version of CUDA.
+
+    The engine asks the dynamic linker for it by name, and the linker knows what is loaded.
+    """
+    file = find_cublas(runtime)
+    if file is None:
+        return None
+    ffi = load().ffi
+    try:
+        # Never closed: models come and go.
+        _preloaded.append(ffi.dlopen(str(file), ffi.RTLD_NOW | ffi.RTLD_GLOBAL))
+    except OSError:
+        return None
+    return file
+
+
+def find_cublas(runtime: str) -> Path | None:
+    """cuBLASLt in one of the folders where the wheel nvidia-cublas has put it."""
+    major = runtime.partition(".")[0]
+    package = find_spec("nvidia")
+    folders = (package.submodule_search_locations or ()) if package else ()
+    for folder in folders:
+        for inner in (f"cu{major}/lib", "cublas/lib"):
+            file = Path(folder, inner, f"libcublasLt.so.{major}")
+            if file.is_file():
+                return file
+    return None
+
+
+def _look_for_gpu() -> Gpu:
+    ffi, lib, _ = load()
+    info = ffi.new("gpt_device_info *")
+    status = lib.gpt_cuda_info(info)
+    return Gpu(
+        problem=None if status == GPT_OK else ffi.string(lib.gpt_last_error()).decode(),
+        name=ffi.string(info.name).decode(),
+        capability=f"{info.major}.{info.minor}" if info.major else "",
+        multiprocessors=info.multiprocessors,
+        driver=_cuda_version(info.driver),
+        runtime=_cuda_version(info.runtime),
+        products=ffi.string(info.products).decode(errors="replace"),
+        memory_bytes=info.memory_bytes,
+        free_bytes=info.free_bytes,
+    )
+
+
+def _cuda_version(number: int) -> str:
+    """13000 is "13.0"."""
+    return f"{number // 1000}.{number % 1000 // 10}" if number else ""

@@ -63,7 +63,7 @@ def bench_train(
         }
         threads, peak = model.threads, model.peak_flops()
         for name in against:
-            contenders[name] = _torch_step(config, name, threads, inputs, targets)
+            contenders[name] = _torch_step(config, name, options.device, threads, inputs, targets)
         times: dict[str, list[float]] = {name: [] for name in contenders}
         losses: dict[str, float] = {}
         for name, step in contenders.items():
@@ -147,7 +147,7 @@ def bench_ops(
                 continue
             if against_torch and not products:
                 names = [op.name for op in profile.ops if op.name.startswith("linear_")]
-                products = _torch_products(names, inputs.size, options.dtype, model.threads)
+                products = _torch_products(names, inputs.size, options, model.threads)
             seconds += step_s
             peak_flops = max(peak_flops, model.peak_flops())  # of a machine that others use too
             peak_bytes = max(peak_bytes, model.peak_bytes())
@@ -263,34 +263,42 @@ def _result(name: str, times: dict[str, list[float]], n_tokens: int, loss: float
 
 
 def _torch_products(
-    names: list[str], rows: int, dtype: str, threads: int
+    names: list[str], rows: int, options: Options, threads: int
 ) -> dict[str, Callable[[], object]]:
     """PyTorch's products of these ops, once warm."""
-    torch = _import_torch(threads)
+    torch = _import_torch(options.device, threads)
     from gptc.bench_torch import make_product
 
     with torch.no_grad():
-        products = {name: make_product(name, rows, bf16=dtype == "bf16") for name in names}
+        products = {
+            name: make_product(name, rows, options.device, bf16=options.dtype == "bf16")
+            for name in names
+        }
         for product in products.values():
             product()
     return products
 
 
-def _import_torch(threads: int) -> Any:
+def _import_torch(device: str, threads: int) -> Any:
     try:
         import torch
     except ImportError:
         raise GptcError("comparing with PyTorch needs it: pip install 'gptc[parity]'") from None
-    torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise GptcError("this PyTorch uses no GPU; compare with it on --device cpu")
+    if device == "cpu":
+        torch.set_num_threads(threads)
     return torch
 
 
-def _torch_step(config: GPTConfig, name: str, threads: int, inputs: Any, targets: Any) -> Step:
+def _torch_step(
+    config: GPTConfig, name: str, device: str, threads: int, inputs: Any, targets: Any
+) -> Step:
     """The same step in PyTorch, written as nanoGPT writes it."""
-    _import_torch(threads)
+    _import_torch(device, threads)
     from gptc.bench_torch import make_step
 
     step: Step = make_step(
-        config, inputs, targets, bf16="bf16" in name, compiled="compiled" in name
+        config, inputs, targets, device, bf16="bf16" in name, compiled="compiled" in name
     )
     return step

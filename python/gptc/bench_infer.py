@@ -117,8 +117,8 @@ class Transformers:
         self.name = f"transformers {dtype}"
         self._torch = torch
         kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
-        self._model.eval()
+        loader: Any = AutoModelForCausalLM
+        self._model = loader.from_pretrained(folder, dtype=kind).eval()
 
     def _run(self, tokens: Any, past: Any) -> Any:
         with self._torch.no_grad():

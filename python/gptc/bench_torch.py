@@ -100,30 +100,39 @@ def rotate(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=3)
 
 
-def make_product(name: str, rows: int, *, bf16: bool):
+def make_product(name: str, rows: int, device: str, *, bf16: bool):
     """The products of an op such as "linear_forward 768 x 3072": forward, or both of backward."""
-    op, n_in, _, n_out = name.split()
+    op, n_in, n_out = name.split()[0], int(name.split()[1]), int(name.split()[3])
     dtype = torch.bfloat16 if bf16 else torch.float32
-    x, dy = torch.randn(rows, int(n_in), dtype=dtype), torch.randn(rows, int(n_out), dtype=dtype)
-    w = torch.randn(int(n_out), int(n_in), dtype=dtype)
-    if op == "linear_forward":
-        return lambda: torch.nn.functional.linear(x, w)
-    return lambda: (dy @ w, dy.T @ x)
+    x, dy, w = (
+        torch.randn(shape, dtype=dtype, device=device)
+        for shape in ((rows, n_in), (rows, n_out), (n_out, n_in))
+    )
+
+    def product() -> None:
+        if op == "linear_forward":
+            torch.nn.functional.linear(x, w)
+        else:
+            dy @ w, dy.T @ x
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return product
 
 
-def make_step(config: GPTConfig, inputs, targets, *, bf16: bool, compiled: bool):
+def make_step(config: GPTConfig, inputs, targets, device: str, *, bf16: bool, compiled: bool):
     """A training step on this batch: forward, backward, clipping at 1, AdamW."""
     if config.pos == "rope_wide":
         raise UsageError("the comparison with PyTorch covers the gpt2 and llama families")
-    model = GPT(config)
+    model = GPT(config).to(device)
     run = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
-    x, y = torch.from_numpy(inputs).long(), torch.from_numpy(targets).long()
+    x, y = (torch.from_numpy(batch).long().to(device) for batch in (inputs, targets))
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             loss = run(x, y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

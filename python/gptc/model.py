@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -106,18 +105,21 @@ class Options:
     pin: bool = False
 
     def resolved(self) -> Options:
-        """The same with "auto" replaced by what this machine has."""
+        """The same with "auto" replaced by what this machine has; EngineError without a GPU."""
         for value, known in ((self.device, DEVICES), (self.dtype, DTYPES)):
             if value != "auto" and value not in known:
                 raise UsageError(f"{value!r} is not one of auto, {', '.join(known)}")
-        devices = ("cuda", "cpu") if self.device == "auto" else (self.device,)
-        fast = bool(_lib.load().lib.gpt_cpu_has_bf16()) and self.training
-        dtypes = {"cuda": ("bf16", "fp32"), "cpu": ("bf16" if fast else "fp32",)}
-        pairs = [(device, dtype) for device in devices for dtype in dtypes[device]]
-        if self.dtype != "auto":
-            pairs = [(device, self.dtype) for device in devices]
-        # The last pair is not tried out: when it fails, the engine's own message is the best one.
-        device, dtype = next((pair for pair in pairs[:-1] if _works(*pair)), pairs[-1])
+        device, dtype = self.device, self.dtype
+        if device == "auto" and dtype in DTYPES[2:]:
+            device = "cpu"  # the only place for quantized weights
+        problem = None if device == "cpu" else _lib.gpu().problem
+        if device == "cuda" and problem:
+            raise EngineError(problem, _lib.GPT_ERR_DEVICE)
+        if device == "auto":
+            device = "cpu" if problem else "cuda"
+        if dtype == "auto":
+            fast = bool(_lib.load().lib.gpt_cpu_has_bf16()) and self.training
+            dtype = "bf16" if device == "cuda" or fast else "fp32"
         return replace(self, device=device, dtype=dtype)
 
     def to_c(self) -> Any:
@@ -509,21 +511,6 @@ def session_bytes(model: Model, n_seq: int = 1, n_ctx: int | None = None) -> int
     out = _lib.load().ffi.new("uint64_t *")
     _lib.call("gpt_session_bytes", model._open(), n_seq, n_ctx or 0, out)
     return int(out[0])
-
-
-@lru_cache(maxsize=4)
-def _works(device: str, dtype: str) -> bool:
-    """Whether the smallest of models can be created there."""
-    config = GPTConfig(
-        vocab_size=8, block_size=8, n_layer=1, n_head=1, n_kv_head=1, n_embd=8, n_ff=8,
-        norm="rmsnorm", norm_weight=True, pos="rope", activation="swish", bias=False, tied=True,
-        norm_eps=1e-5, rope_theta=1e4,
-    )  # fmt: skip
-    try:
-        Model(config, Options(device, dtype, training=False, max_batch=1)).close()
-    except EngineError:
-        return False
-    return True
 
 
 def _tokens(values: npt.ArrayLike, what: str, n_dim: int = 2) -> TokenArray:

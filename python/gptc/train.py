@@ -146,6 +146,7 @@ class Run:
         self.evaluation: dict[str, float] = {}  # the last one
         self.saved: Path | None = None
         self._metrics: TextIO | None = None
+        Options(options.device).resolved()  # before anything is prepared for a device in vain
         # What the weights come from: nothing, this run's own checkpoint, or another model.
         initial: Source | None = None
         if base is None and options.init_from is not None:
@@ -277,6 +278,8 @@ class Run:
         n_read = 2 * self.step * self.options.batch_size * self.options.grad_accum
         mapped = min(mapped, n_read * (64 << 10))
         engine = self.plan.total_bytes + self.plan.library_bytes
+        if self.model.device != "cpu":
+            engine = session = 0  # they have memory of their own
         shapes = [shape for _, shape, _ in self.model.config.parameters()]
         saving = 4 * max(int(math.prod(shape)) for shape in shapes)  # one tensor at a time
         return self.resident_before + engine + max(session, saving) + mapped
@@ -490,6 +493,8 @@ class Run:
         where = self.model.device
         if where == "cpu":
             where += f" ({_lib.cpu_level()}), {plural(self.model.threads, 'thread')}"
+        else:
+            where += f" ({_lib.gpu().name})"
         where += f", {self.model.dtype}"
         where += f"; peak {self.peak_flops / 1e9:,.0f} GFLOP/s, measured"
         parts = ", ".join(

@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <atomic>
 #include <functional>
 
 /* ---- the language ---- */
@@ -119,6 +120,11 @@ typedef enum cudaMemcpyKind {
     cudaMemcpyDeviceToHost,
     cudaMemcpyDeviceToDevice
 } cudaMemcpyKind;
+typedef struct cudaDeviceProp {
+    char name[256];
+    size_t totalGlobalMem;
+    int major, minor, multiProcessorCount;
+} cudaDeviceProp;
 typedef struct cudaFuncAttributes {
     int unused;
 } cudaFuncAttributes;
@@ -173,12 +179,37 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
 /* Launches of graphs so far, for tests. */
 extern "C" long emulate_graph_launches(void);
 
+/* The device has little memory, so that tests can run out of it. A buffer's size stands before it. */
+enum { EMULATED_BYTES = 256 << 20, EMULATED_ALIGNMENT = 256 };
+inline std::atomic<size_t> emulated_bytes_used;
+
+static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
+    *total = EMULATED_BYTES;
+    *free = EMULATED_BYTES - emulated_bytes_used;
+    return cudaSuccess;
+}
 static inline cudaError_t cudaMalloc(void **out, size_t bytes) {
-    *out = aligned_alloc(256, (bytes + 255) / 256 * 256);
-    return *out ? cudaSuccess : cudaErrorMemoryAllocation;
+    bytes = (bytes / EMULATED_ALIGNMENT + 2) * EMULATED_ALIGNMENT;
+    size_t used = emulated_bytes_used.fetch_add(bytes);
+    size_t *block = NULL;
+    if (bytes <= EMULATED_BYTES - used) block = (size_t *)aligned_alloc(EMULATED_ALIGNMENT, bytes);
+    if (!block) {
+        emulated_bytes_used -= bytes;
+        return cudaErrorMemoryAllocation;
+    }
+    *block = bytes;
+    *out = (char *)block + EMULATED_ALIGNMENT;
+    return cudaSuccess;
 }
 static inline cudaError_t cudaFree(void *p) {
-    free(p);
+    if (!p) return cudaSuccess;
+    size_t *block = (size_t *)((char *)p - EMULATED_ALIGNMENT);
+    emulated_bytes_used -= *block;
+    free(block);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *device, int) {
+    *device = {"emulated", EMULATED_BYTES, 8, 0, 1};
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind,

@@ -5,6 +5,8 @@
 #include "activation.h"
 #include "error.h"
 
+#include <stdio.h>
+
 struct cuda_library {
     int unused;
 };
@@ -16,6 +18,11 @@ int cuda_products_open(cuda_library **out) {
 
 void cuda_products_close(cuda_library *library) {
     free(library);
+}
+
+int cuda_products_describe(char *out, size_t size) {
+    snprintf(out, size, "a plain product");
+    return GPT_OK;
 }
 
 static float get(const void *x, int bf16, int64_t i) {

@@ -17,8 +17,12 @@ import click
 import pytest
 
 import gptc as package
+from gptc import _lib
 from gptc.cli import COMMANDS, cli
+from gptc.config import GPTConfig
 from gptc.errors import GptcError
+from gptc.model import Model
+from gptc.tokenizer import make_tokenizer
 
 Gptc = Callable[..., Any]
 
@@ -172,6 +176,28 @@ def test_an_interrupt_is_130(gptc: Gptc, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("gptc.cli.info.describe", interrupted)
     assert gptc("info", "x").code == 130
+
+
+@pytest.mark.parametrize("command", ["train", "infer", "eval", "bench train", "bench ops"])
+def test_a_missing_gpu_is_one_sentence(
+    gptc: Gptc, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    problem = _lib.gpu().problem
+    if problem is None:
+        pytest.skip("this machine has a GPU")
+    monkeypatch.chdir(tmp_path)
+    arguments = command.split()
+    if command == "train":
+        arguments += ["--data", str(dataset_folder), "--out", "run"]
+    if command in ("infer", "eval"):
+        Model.create(GPTConfig.preset("tiny", vocab_size=256)).save("m", make_tokenizer("bytes"))
+        arguments += ["-m", "m"]
+    if command == "eval":
+        arguments += ["--data", str(dataset_folder)]
+    ran = gptc(*arguments, "--device", "cuda")
+    assert (ran.code, ran.out, ran.err) == (1, "", f"gptc: error: {problem}\n")
+    assert problem.endswith(("--device cpu", "pip install 'gptc[cuda]'"))
+    assert not Path("run").exists()
 
 
 # ---- train, infer, info ----

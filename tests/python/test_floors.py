@@ -17,14 +17,14 @@ C_FLOORS = {
     "csrc/error.c": {"error.h"},
     "csrc/ops.h": {"gpt.h"},
     "csrc/backend.h": {"ops.h"},
+    "csrc/cuda_device.h": {"gpt.h"},
     "csrc/backend.c": {"backend.h", "cuda_device.h", "error.h"},
     "csrc/profile.h": {"ops.h"},
     "csrc/profile.c": {"profile.h", "error.h"},
     "csrc/api.c": {"backend.h", "error.h", "model/model.h", "profile.h"},
     "csrc/model": {"gpt.h", "ops.h", "error.h"},
     "csrc/cpu": {"gpt.h", "ops.h", "error.h"},
-    "csrc/cuda_device.h": set(),
-    # emulate.h stands in for the headers of CUDA in tests.
+    # emulate.h stands for CUDA's own headers where tests compile the kernels for the host.
     "csrc/cuda": {"gpt.h", "ops.h", "error.h", "cuda_device.h", "emulate.h"},
 }
 
@@ -56,6 +56,7 @@ PYTHON_FLOORS = {
     "train": 6,
     "bench": 6,
     "bench_torch": 6,
+    "doctor": 6,
     "bench_infer": 7,
     "cli": 8,
 }
@@ -71,14 +72,46 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def wrong_includes(path: Path, text: str) -> list[str]:
+    """What a file of csrc/ with this text includes and may not."""
+    name, folder = relative(path), relative(path.parent)
+    allowed = C_FLOORS.get(name, C_FLOORS.get(folder))
+    assert allowed is not None, f"{name} has no floor: add it to C_FLOORS"
+    wrong = []
+    for quote, included in re.findall(r'^\s*#\s*include\s+(["<])([^">]+)', text, re.MULTILINE):
+        if quote == "<":
+            fine = folder == "csrc/cuda" or not re.match("cuda|cublas|nv|mma", included)
+        else:
+            beside = folder != "csrc" and "/" not in included
+            fine = included in allowed or (beside and (path.parent / included).is_file())
+        if not fine:
+            wrong.append(included)
+    return wrong
+
+
 @pytest.mark.parametrize("path", C_FILES, ids=relative)
 def test_includes_point_downward(path: Path) -> None:
-    name = relative(path)
-    allowed = C_FLOORS.get(name) if name in C_FLOORS else C_FLOORS.get(relative(path.parent))
-    assert allowed is not None, f"{name} has no floor: add it to C_FLOORS"
-    for included in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.MULTILINE):
-        own = path.parent.name != "csrc" and (path.parent / included).is_file()
-        assert own or included in allowed, f"{name} includes {included}"
+    assert not wrong_includes(path, path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "included"),
+    [
+        ("csrc/cuda/norm.cu", '"model/model.h"'),
+        ("csrc/cuda/norm.cu", '"../model/model.h"'),
+        ("csrc/cuda/norm.cu", '"../cpu/simd.h"'),
+        ("csrc/cuda/norm.cu", '"backend.h"'),
+        ("csrc/cpu/norm.c", '"../cuda/product.h"'),
+        ("csrc/cpu/norm.c", '"cuda_device.h"'),
+        ("csrc/cpu/norm.c", "<cuda_runtime.h>"),
+        ("csrc/model/forward.c", '"cuda/cuda.h"'),
+        ("csrc/model/forward.c", "<cublasLt.h>"),
+        ("csrc/api.c", '"cuda_device.h"'),
+        ("csrc/api.c", "<cuda_bf16.h>"),
+    ],
+)
+def test_an_include_that_points_up_or_across_is_seen(name: str, included: str) -> None:
+    assert wrong_includes(ROOT / name, f"#include {included}\n") == [included[1:-1]]
 
 
 @pytest.mark.parametrize("path", C_FILES, ids=relative)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -104,6 +106,83 @@ def test_importing_the_package_loads_neither_numpy_nor_the_library() -> None:
     code = "import sys, gptc, gptc.cli; print({'numpy', 'cffi', 'rich'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert out.stdout.strip() == "set()"
+
+
+# ---- GPUs ----
+
+
+def gpu_info(status: int, sentence: str = "", **fields: object) -> Any:
+    """A library that answers gpt_cuda_info so."""
+    ffi = _lib.load().ffi
+
+    class Fake:
+        def gpt_cuda_info(self, info: Any) -> int:
+            for name, value in fields.items():
+                setattr(info, name, value)
+            return status
+
+        def gpt_last_error(self) -> Any:
+            return ffi.new("char[]", sentence.encode())
+
+    return _lib.Library(ffi, Fake(), Path())
+
+
+def test_without_a_gpu_the_problem_is_one_sentence_and_the_wheel_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = gpu_info(_lib.GPT_ERR_DEVICE, "no NVIDIA driver is installed", runtime=13000)
+    monkeypatch.setattr(_lib, "load", lambda: library)
+    monkeypatch.setattr(_lib, "load_cublas", lambda runtime: pytest.fail("loaded in vain"))
+    gpu = _lib.gpu.__wrapped__()
+    assert gpu.problem == "no NVIDIA driver is installed"
+    assert (gpu.name, gpu.driver, gpu.runtime) == ("", "", "13.0")
+
+
+def test_a_gpu_without_cublas_is_looked_at_again_with_the_wheel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = {"name": b"a card", "major": 9, "runtime": 13020, "driver": 12080}
+    found = [
+        gpu_info(_lib.GPT_ERR_DEVICE, "libcublasLt.so.13 was not found", **card),
+        gpu_info(_lib.GPT_OK, **card, products=b"13.1.0, somewhere"),
+    ]
+    asked: list[str] = []
+    monkeypatch.setattr(_lib, "load", lambda: found[len(asked)])
+    monkeypatch.setattr(_lib, "load_cublas", lambda runtime: asked.append(runtime) or Path("it"))
+    gpu = _lib.gpu.__wrapped__()
+    assert asked == ["13.2"]
+    assert gpu.problem is None
+    assert (gpu.products, gpu.capability, gpu.driver) == ("13.1.0, somewhere", "9.0", "12.8")
+
+
+@pytest.mark.parametrize("folder", ["cu13/lib", "cublas/lib"])
+def test_the_wheel_of_cublas_is_found_in_either_of_its_folders(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        _lib, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    )
+    assert _lib.find_cublas("13.0") is None
+    file = tmp_path / folder / "libcublasLt.so.13"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"not a library")
+    assert _lib.find_cublas("13.0") == file
+    assert _lib.find_cublas("12.8") is None
+    assert _lib.load_cublas("13.0") is None  # it does not load, and that is all
+    assert _lib.load_cublas("12.8") is None
+
+
+def test_what_is_loaded_from_the_wheel_is_then_found_by_name() -> None:
+    runtime = _lib.gpu().runtime or "13.0"
+    if _lib.find_cublas(runtime) is None:
+        pytest.skip("needs nvidia-cublas: pip install 'gptc[cuda]'")
+    name = f"libcublasLt.so.{runtime.partition('.')[0]}"
+    code = (
+        "import ctypes; from gptc import _lib; "
+        f"assert _lib.load_cublas({runtime!r}); ctypes.CDLL({name!r}); print('found')"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout == "found\n"
 
 
 # ---- configurations ----

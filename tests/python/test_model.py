@@ -300,16 +300,21 @@ def test_wrong_options_are_refused(config: Config) -> None:
 
 
 def test_auto_falls_back_to_what_works(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptc.model._works", lambda device, dtype: False)
+    gpu = _lib.Gpu("there is none", "", "", 0, "", "13.0", "", 0, 0)
+    monkeypatch.setattr(_lib, "gpu", lambda: gpu)
     fast = "bf16" if _lib.load().lib.gpt_cpu_has_bf16() else "fp32"
     assert Options().resolved() == Options(device="cpu", dtype="fp32")
     assert Options(dtype="auto").resolved() == Options(device="cpu", dtype=fast)
     reading = Options(dtype="auto", training=False)
     assert reading.resolved() == replace(reading, device="cpu", dtype="fp32")
-    monkeypatch.setattr("gptc.model._works", lambda *pair: pair == ("cuda", "fp32"))
-    assert Options(dtype="auto").resolved() == Options(device="cuda", dtype="fp32")
-    assert Options("cpu", "auto").resolved() == Options(device="cpu", dtype=fast)
     assert Options(dtype="bf16").resolved() == Options(device="cpu", dtype="bf16")
+    with pytest.raises(EngineError, match="there is none"):
+        Options("cuda").resolved()
+    monkeypatch.setattr(_lib, "gpu", lambda: gpu._replace(problem=None))
+    assert Options(dtype="auto").resolved() == Options(device="cuda", dtype="bf16")
+    assert replace(reading).resolved() == replace(reading, device="cuda", dtype="bf16")
+    assert Options().resolved() == Options(device="cuda", dtype="fp32")
+    assert Options("cpu", "auto").resolved() == Options(device="cpu", dtype=fast)
 
 
 def test_save_and_load(config: Config, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "export": ("gptc.cli.interchange", "export_command", "Write a model in others' formats."),
     "verify": ("gptc.cli.interchange", "verify_command", "Check that a file or folder is whole."),
     "bench": ("gptc.cli.bench", "bench_command", "Measure how fast this machine trains."),
+    "doctor": ("gptc.cli.doctor", "doctor_command", "Check what works on this machine."),
 }
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

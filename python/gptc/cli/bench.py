@@ -33,7 +33,7 @@ _OPTIONS = [
     click.option("--n-layer", type=COUNT, metavar="N", help="Layers.  [by preset]"),
     click.option("--n-head", type=COUNT, metavar="N", help="Attention heads.  [by preset]"),
     click.option("--n-embd", type=COUNT, metavar="N", help="Width.  [by preset]"),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu"),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
     click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto"),
     click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core."),
 ]

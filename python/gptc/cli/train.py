@@ -182,12 +182,16 @@ def _print_summary(summary: Summary) -> None:
     click.echo(done, err=True)
     if summary.tokens_per_s is not None:
         mfu = "" if summary.mfu is None else f", {summary.mfu:.0%} of the {summary.dtype} peak"
-        click.echo(
-            f"{summary.tokens_per_s:,.0f} tokens/s{mfu}; peak memory "
-            f"{amount(summary.peak_resident_bytes)}, "
-            f"{amount(summary.planned_peak_bytes)} planned (engine and resident before)",
-            err=True,
+        memory = (
+            f"peak memory {amount(summary.peak_resident_bytes)}, "
+            f"{amount(summary.planned_peak_bytes)} planned (engine and resident before)"
         )
+        if summary.device != "cpu":
+            memory = (
+                f"{amount(summary.engine_bytes)} of the GPU's memory, "
+                f"{amount(summary.peak_resident_bytes)} of the host's"
+            )
+        click.echo(f"{summary.tokens_per_s:,.0f} tokens/s{mfu}; {memory}", err=True)
     if summary.checkpoint is None:
         return
     click.echo(f"saved {summary.checkpoint}", err=True)

@@ -1,0 +1,64 @@
+"""tools/check_spills.py reads what ptxas -v says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_spills.py"
+
+STEP = "[1/9] Building CUDA object CMakeFiles/cuda_{dtype}.dir/csrc/cuda/{file}.cu.o\n"
+KERNEL = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z11norm_kernelILi8ELi64EEv9norm_args' for 'sm_{arch}'
+ptxas info    : Function properties for _Z11norm_kernelILi8ELi64EEv9norm_args
+    {stack} bytes stack frame, {spill} bytes spill stores, {spill} bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, {stack} bytes cumulative stack size
+"""
+HOT = ("attention_bf16", "norm", "loss", "adamw")
+
+
+def log(stack: int = 0, spill: int = 0, file: str = "norm", dtype: str = "bf16") -> str:
+    """A build in which one kernel of one file is like that, and all others are well."""
+    text = "".join(
+        STEP.format(dtype="bf16", file=name) + KERNEL.format(arch=80, stack=0, spill=0)
+        for name in HOT
+    )
+    return (
+        text
+        + STEP.format(dtype=dtype, file=file)
+        + KERNEL.format(arch=90, stack=stack, spill=spill)
+    )
+
+
+def run(tmp_path: Path, text: str) -> tuple[int, str]:
+    (tmp_path / "log").write_text(text)
+    done = subprocess.run(
+        [sys.executable, TOOL, tmp_path / "log"], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout
+
+
+def test_all_is_well(tmp_path: Path) -> None:
+    code, out = run(tmp_path, log())
+    assert code == 0
+    assert out.endswith("5 hot kernels, 0 of them spill\n")
+    assert "sm_90    norm: norm_kernel<8, 64>, 40 registers\n" in out
+
+
+def test_a_spill_and_a_stack_are_failures(tmp_path: Path) -> None:
+    code, out = run(tmp_path, log(stack=8, spill=4))
+    assert code == 1
+    assert "SPILLS sm_90    norm: norm_kernel<8, 64>, 40 registers, 8 B of stack, 8 B spill" in out
+    assert run(tmp_path, log(stack=16))[0] == 1
+
+
+def test_other_kernels_may(tmp_path: Path) -> None:
+    assert run(tmp_path, log(stack=8, spill=4, file="rope"))[0] == 0
+    assert run(tmp_path, log(stack=8, spill=4, dtype="fp32"))[0] == 0
+
+
+def test_a_log_without_kernels_proves_nothing(tmp_path: Path) -> None:
+    code, out = run(tmp_path, "ninja: no work to do.\n")
+    assert code == 1
+    assert "no kernels of adamw, attention_bf16, loss, norm" in out

@@ -1,0 +1,77 @@
+"""Reads what a build with -DGPTC_PTXAS_INFO=ON has printed, and fails where a hot kernel spills.
+
+    cmake -S . -B build/cuda -G Ninja -DGPTC_CUDA=ON -DGPTC_PTXAS_INFO=ON
+    cmake --build build/cuda | tee build.log; python3 tools/check_spills.py build.log
+
+Registers that do not suffice go to a thread's stack, in slow memory; so do arrays that are indexed
+by what only the run knows. A kernel of the files below may do neither.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+HOT = ("attention_bf16", "norm", "loss", "adamw")
+
+
+class Kernel(NamedTuple):
+    """One kernel compiled for one architecture."""
+
+    file: str
+    name: str
+    arch: str
+    stack_bytes: int
+    spill_bytes: int
+    registers: int
+
+
+def kernels(log: str) -> list[Kernel]:
+    """Every kernel in the log of a build, in order."""
+    found, file, name, arch, stack, spill = [], "", "", "", 0, 0
+    for line in log.splitlines():
+        if m := re.search(r"Building CUDA object .*?(\w+)\.dir/.*?(\w+)\.cu\.o", line):
+            file = m[2] if m[1].endswith("bf16") or m[1].endswith("device") else f"{m[2]} (fp32)"
+        elif m := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
+            name, arch = readable(m[1]), m[2]
+        elif m := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) byt", line):
+            stack, spill = int(m[1]), int(m[2]) + int(m[3])
+        elif name and (m := re.search(r"Used (\d+) registers", line)):
+            found.append(Kernel(file, name, arch, stack, spill, int(m[1])))
+            name = ""
+    return found
+
+
+def readable(mangled: str) -> str:
+    """Such as norm_kernel<8>, of a mangled name; good enough to find it in its file."""
+    name = re.search(r"\d([a-z]\w*?_kernel)(I\w*?E(?=v))?", mangled)
+    if not name:
+        return mangled
+    numbers = ", ".join(re.findall(r"L[a-z](\d+)E", name[2] or ""))
+    return f"{name[1]}<{numbers}>" if numbers else name[1]
+
+
+def main() -> int:
+    """Prints the hot kernels; 1 where one spills, or where the log has none."""
+    if len(sys.argv) != 2:
+        print("usage: python3 tools/check_spills.py BUILD_LOG", file=sys.stderr)
+        return 2
+    hot = [k for k in kernels(Path(sys.argv[1]).read_text("utf-8")) if k.file in HOT]
+    missing = sorted(set(HOT) - {k.file for k in hot})
+    for k in hot:
+        spills = k.stack_bytes or k.spill_bytes
+        print(
+            f"{'SPILLS' if spills else 'ok':7}{k.arch:9}{k.file}: {k.name}, {k.registers} registers"
+            + (f", {k.stack_bytes} B of stack, {k.spill_bytes} B spilled" if spills else "")
+        )
+    if missing:
+        print(f"the log has no kernels of {', '.join(missing)}: build from nothing, with ptxas -v")
+    n = sum(bool(k.stack_bytes or k.spill_bytes) for k in hot)
+    print(f"{len(hot)} hot kernels, {n} of them spill")
+    return 1 if n or missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

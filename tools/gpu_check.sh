@@ -1,0 +1,224 @@
+#!/usr/bin/env bash
+# Builds gptc for this machine's GPU, checks it, and measures it: in under eight minutes, without the
+# network, and without Python packages.
+#
+#     tools/gpu_check.sh                      everything; the results lie in gpu_check/
+#     OUT=/tmp/out tools/gpu_check.sh         the results lie in /tmp/out
+#     TEXT=book.txt tools/gpu_check.sh        compares training on this text; by default, the stories'
+#     EMULATE=1 tools/gpu_check.sh            no GPU: tries this script on emulated kernels
+#
+# A step that fails does not stop the next one; the exit code is 1 if one did. What comes out is
+# gpu_check.md (the table that is also printed), gpu_check.json and gpu_check.log.
+#
+# OpenBLAS is used where the Python package scipy-openblas32 is installed; else the CPU, which serves
+# as reference only, multiplies plainly (-DGPTC_OPENBLAS=OFF). cuBLASLt is taken from the toolkit, or
+# from the Python package nvidia-cublas.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+EMULATE=${EMULATE:-0}
+BUILD=${BUILD:-build/gpu_check}
+OUT=${OUT:-gpu_check}
+LIMIT_S=${LIMIT_S:-470} # for everything together
+JOBS=$(nproc)
+PYTHON=$(command -v python3 || true)
+
+mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+log="$OUT/gpu_check.log"
+: >"$log"
+rows=() steps=() n_failed=0
+
+if [ -z "${TEXT:-}" ]; then
+    TEXT=$work/text
+    cat data/stories/*.txt docs/*.md >"$TEXT"
+fi
+
+# ---- steps ----
+
+# report NAME STATE SECONDS DETAIL: a row of the table, and an object of the JSON file. The step's
+# own JSON, where its output is that, stands in $work/NAME.json.
+report() {
+    local json=null
+    if [ -s "$work/$1.json" ] && [[ $(head -c1 "$work/$1.json")$(tail -c2 "$work/$1.json") == "{}"* ]]; then
+        json=$(cat "$work/$1.json")
+    fi
+    rows+=("| $1 | $2 | $3 s | $4 |")
+    steps+=("{\"name\": \"$1\", \"state\": \"$2\", \"seconds\": $3, \"detail\": \"${4//\"/\'}\", \"result\": $json}")
+    [ "$2" != FAILED ] || n_failed=$((n_failed + 1))
+    printf '%-14s %-8s %4s s  %s\n' "$1" "$2" "$3" "$4" >&2
+}
+
+# step NAME SECONDS DESCRIBE COMMAND...: runs it, for no longer than that and than what is left;
+# DESCRIBE NAME then prints the detail for the table.
+step() {
+    local name=$1 limit=$2 describe=$3 begin=$SECONDS state=ok rc left=$((LIMIT_S - SECONDS))
+    shift 3
+    if [ "$left" -lt 5 ]; then
+        report "$name" FAILED 0 "no time was left"
+        return 1
+    fi
+    [ "$limit" -le "$left" ] || limit=$left
+    printf '\n==== %s: %s\n' "$name" "$*" >>"$log"
+    timeout -k 5 "$limit" "$@" >"$work/$name.json" 2>"$work/$name.err"
+    rc=$?
+    cat "$work/$name.json" "$work/$name.err" >>"$log"
+    local detail
+    detail=$($describe "$name" 2>/dev/null | tr -s '\n' ' ' | sed 's/ $//')
+    if [ $rc -ne 0 ]; then
+        state=FAILED
+        [ $rc -ne 124 ] || detail="stopped after $limit s"
+        ! grep -q '^gpt_bench: ' "$work/$name.err" || detail=$(tail -n1 "$work/$name.err")
+        [ -n "$detail" ] || detail=$(tail -n1 "$work/$name.err" | tr '|\\' '/ ')
+        detail="exit code $rc; $detail"
+    fi
+    report "$name" $state $((SECONDS - begin)) "$detail"
+    return $rc
+}
+
+skip() {
+    report "$1" skipped 0 "$2"
+}
+
+# ---- details of the table, from a step's output ----
+
+field() { # NAME FIELD: a number or text of its JSON, the first of that name
+    sed -n -e "s/.*\"$2\": \"\([^\"]*\)\".*/\1/p" -e "s/.*\"$2\": \([^\",}]*\)[,}].*/\1/p" \
+        "$work/$1.json" | head -n1
+}
+of_info() {
+    local problem
+    problem=$(field "$1" problem)
+    [ -z "$problem" ] || { echo "$problem" && return; }
+    echo "$(field "$1" gpu), compute capability $(field "$1" capability), cuBLASLt $(field "$1" products)"
+}
+of_build() {
+    echo "$(grep -c 'Building .* object' "$work/$1.json") objects"
+}
+of_spills() { tail -n1 "$work/$1.json"; }
+of_tests() { grep -E 'tests passed|tests failed' "$work/$1.json"; }
+of_parity() {
+    echo "$(grep -c '"family".*"ok": true}' "$work/$1.json") of 6 curves within bounds: $(sed -n 's/.*"family": "\([^"]*\)", "dtype": "\([^"]*\)", "mean_difference": \([^,]*\), "allowed": \([^,]*\),.*/\1 \2 \3 of \4/p' "$work/$1.json" | paste -sd, | sed 's/,/, /g')"
+}
+of_repeat() { echo "$(grep -c '"repeats_bit_for_bit": true' "$work/parity.json") of 6 runs repeat bit for bit"; }
+of_train() {
+    echo "$(field "$1" tokens_per_s) tokens/s, $(field "$1" step_ms) ms a step, MFU $(field "$1" mfu)," \
+        "$(field "$1" of_peak) of the measured $(field "$1" peak_tflops) TFLOP/s," \
+        "$(($(field "$1" memory_bytes) / 1000000)) MB"
+}
+of_decode() {
+    echo "$(field "$1" tokens_per_s) tokens/s, $(field "$1" step_ms) ms a step"
+}
+of_sanitizer() { grep -h 'ERROR SUMMARY\|RACECHECK SUMMARY' "$work/$1".* | tail -n1 | tr -d '='; }
+
+# ---- what there is ----
+
+# Where the dynamic linker does not know cuBLASLt, the folder of the Python package that has it.
+find_cublas() {
+    ldconfig -p 2>/dev/null | grep -q libcublasLt && return
+    [ -n "$PYTHON" ] || return
+    "$PYTHON" - <<'END'
+from pathlib import Path
+try:
+    import nvidia
+    print(next(str(f.parent) for p in nvidia.__path__ for f in Path(p).glob("*/lib/libcublasLt.so.*")))
+except (ImportError, StopIteration):
+    pass
+END
+}
+cublas=$(find_cublas)
+[ -z "$cublas" ] || export LD_LIBRARY_PATH="$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+
+configure=(cmake -S . -B "$BUILD" -DGPTC_TESTS=ON)
+[ -z "$PYTHON" ] || configure+=("-DPython_EXECUTABLE=$PYTHON")
+command -v ninja >/dev/null && configure+=(-G Ninja)
+[ -n "$PYTHON" ] && "$PYTHON" -c 'import scipy_openblas32' 2>/dev/null || configure+=(-DGPTC_OPENBLAS=OFF)
+names=(adamw attention dropout embedding linear loss norm rope model device)
+if [ "$EMULATE" = 1 ]; then
+    configure+=(-DGPTC_CUDA=OFF -DGPTC_EMULATE_CUDA=ON -DGPTC_CPU_LEVEL=portable)
+    prefix=emulated_ bench=$BUILD/tests/cuda/emulated_gpt_bench
+    names=(norm device) clean=()
+else
+    # From nothing, since the compiler's report is wanted from every file.
+    configure+=(-DGPTC_CUDA=ON -DGPTC_PTXAS_INFO=ON) clean=(--clean-first)
+    prefix='' bench=$BUILD/gpt_bench
+fi
+tests=("${names[@]/#/${prefix}test_}")
+
+build() {
+    "${configure[@]}" &&
+        cmake --build "$BUILD" -j "$JOBS" "${clean[@]}" --target "${prefix}gpt_bench" "${tests[@]}"
+}
+
+# ---- the work ----
+
+export GPTC_TEST_TABLES=cuda
+pattern="^($(IFS='|' && echo "${tests[*]}"))\$"
+printf '%s\n' "cd '$PWD'" "$(declare -p configure clean BUILD JOBS prefix tests)" "$(declare -f build)" build >"$work/build.sh"
+
+if step build 200 of_build bash "$work/build.sh"; then
+    step info 30 of_info "$bench" info
+    if [ "$EMULATE" = 1 ]; then
+        sizes=(--steps 5 --batch 2 --seq 16 --width 32 --layers 1)
+        skip spills "there is no ptxas in an emulation"
+    else
+        sizes=(--steps 100 --batch 8 --seq 128 --width 256 --layers 4)
+        cp "$work/build.json" "$work/build.log"
+        if [ -n "$PYTHON" ]; then
+            step spills 20 of_spills "$PYTHON" tools/check_spills.py "$work/build.log"
+        else
+            skip spills "there is no python3"
+        fi
+    fi
+    step parity 120 of_parity "$bench" parity --text "$TEXT" "${sizes[@]}"
+    step repeat 10 of_repeat bash -c \
+        "[ \$(grep -c '\"repeats_bit_for_bit\": true' '$work/parity.json') = 6 ]"
+    if [ "$EMULATE" = 1 ]; then
+        step train_fp32 60 of_train "$bench" train --preset tiny --dtype fp32 --batch 1 --seq 8 --steps 1 --warmup 1
+        step decode_1 60 of_decode "$bench" decode --preset tiny --tokens 1 --batch 1 --warmup 1
+    else
+        step gpt2_bf16 60 of_train "$bench" train --preset gpt2 --batch 64 --seq 1024 --ops 1
+        step byte_bf16 60 of_train "$bench" train --preset byte --batch 64 --seq 1024 --ops 1
+        step gpt2_fp32 60 of_train "$bench" train --preset gpt2 --dtype fp32 --batch 8 --seq 1024 --steps 10
+        step gpt2_tf32 60 of_train env GPTC_TF32=1 \
+            "$bench" train --preset gpt2 --dtype fp32 --batch 8 --seq 1024 --steps 10
+        step decode_1 40 of_decode "$bench" decode --preset gpt2 --batch 1
+        step decode_64 40 of_decode "$bench" decode --preset gpt2 --batch 64
+    fi
+    step tests 150 of_tests ctest --test-dir "$BUILD" -R "$pattern" -j 4 --output-on-failure
+    for tool in memcheck racecheck initcheck; do
+        if [ "$EMULATE" = 1 ]; then
+            skip $tool "compute-sanitizer needs a GPU"
+        elif ! command -v compute-sanitizer >/dev/null; then
+            skip $tool "compute-sanitizer is not installed"
+        else
+            # Every kernel of each family in both dtypes, at sizes that are no multiples of tiles.
+            step $tool 75 of_sanitizer compute-sanitizer --tool $tool --error-exitcode 9 \
+                "$bench" parity --text "$TEXT" --steps 2 --batch 2 --seq 67 --width 256 --layers 1
+        fi
+    done
+fi
+
+# ---- the results ----
+
+gpu=$(field info gpu 2>/dev/null)
+title="GPU check: ${gpu:-no GPU}"
+[ "$EMULATE" != 1 ] || title="Emulated on the host: no figure here is a GPU's"
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null || echo none)
+nvcc=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+{
+    printf '# %s\n\n' "$title"
+    printf 'commit %s, %s, driver %s, nvcc %s, %s cores\n\n' "$commit" "$(date -u +%F)" "$driver" "${nvcc:-none}" "$JOBS"
+    printf '| step | state | time | result |\n| --- | --- | --- | --- |\n'
+    printf '%s\n' "${rows[@]}"
+    printf '\n%s of %s steps failed, in %s s\n' "$n_failed" "${#rows[@]}" "$SECONDS"
+} | tee "$OUT/gpu_check.md"
+{
+    printf '{"title": "%s", "commit": "%s", "date": "%s", "driver": "%s", "nvcc": "%s", "emulated": %s,\n"failed": %s, "seconds": %s, "steps": [\n' \
+        "$title" "$commit" "$(date -u +%FT%TZ)" "$driver" "$nvcc" "$([ "$EMULATE" = 1 ] && echo true || echo false)" "$n_failed" "$SECONDS"
+    (IFS=, && printf '%s' "${steps[*]/#/$'\n'}")
+    printf ']}\n'
+} >"$OUT/gpu_check.json"
+[ "$n_failed" = 0 ]
