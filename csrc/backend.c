@@ -31,9 +31,9 @@ DECLARE_BF16(avx512bf16);
 DECLARE_BF16(amx);
 #endif
 #ifdef GPTC_HAS_CUDA
-extern const gpt_ops cuda_fp32_ops, cuda_bf16_ops;
-static const gpt_ops *const cuda_ops[] = {&cuda_fp32_ops, &cuda_bf16_ops};
-enum { N_CUDA_DTYPES = sizeof cuda_ops / sizeof *cuda_ops };
+extern const gpt_ops cuda_fp32_ops, cuda_bf16_ops, cuda_int8_ops, cuda_int4_ops;
+static const gpt_ops *const cuda_ops[] = {&cuda_fp32_ops, &cuda_bf16_ops, &cuda_int8_ops,
+                                          &cuda_int4_ops};
 #endif
 
 /* An instruction-set level of the CPU, and its tables: NULL where another level's will do. */
@@ -152,8 +152,8 @@ int gpt_cuda_info(gpt_device_info *out) {
 static const gpt_ops *table_at(int i, int supported) {
 #ifdef GPTC_HAS_CUDA
     if (!(cuda_check() == GPT_OK) == !supported) {
-        if (i < N_CUDA_DTYPES) return cuda_ops[i];
-        i -= N_CUDA_DTYPES;
+        if (i < N_DTYPES) return cuda_ops[i];
+        i -= N_DTYPES;
     }
 #endif
     for (int j = 0; j < N_LEVELS; j++)
@@ -179,9 +179,6 @@ int backend_ops(int device, int dtype, const gpt_ops **out) {
     if (device == GPT_DEVICE_CUDA) {
 #ifdef GPTC_HAS_CUDA
         TRY(cuda_check());
-        if (dtype >= N_CUDA_DTYPES)
-            return fail(GPT_ERR_ARGUMENT,
-                        "quantized weights run on the CPU only; use bf16 on a GPU");
         *out = cuda_ops[dtype];
         return GPT_OK;
 #else

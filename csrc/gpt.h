@@ -56,7 +56,7 @@ enum gpt_dtype {
     GPT_DTYPE_FP32 = 0,
     GPT_DTYPE_BF16 = 1, /* float32 parameters; products of bf16 with float32 sums */
     /* Matrices rounded to 8 or 4 bits in groups of 32 with a scale each, and bf16 activations; not
-     * for training, and on the CPU only. */
+     * for training. */
     GPT_DTYPE_INT8 = 2,
     GPT_DTYPE_INT4 = 3,
 };

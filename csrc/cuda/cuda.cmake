@@ -44,6 +44,8 @@ file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
 set(cuda_shared ${cuda_sources})
 list(FILTER cuda_shared INCLUDE REGEX "/(context|graph|product)\\.cu$")
 list(REMOVE_ITEM cuda_sources ${cuda_shared})
+list(FILTER cuda_sources EXCLUDE REGEX "_quant\\.cu$")
+set(cuda_quant csrc/cuda/linear.cu csrc/cuda/loss.cu csrc/cuda/table.cu csrc/cuda/weights_quant.cu)
 set(cuda_fp32 ${cuda_sources})
 list(FILTER cuda_fp32 EXCLUDE REGEX "_bf16\\.cu$")
 
@@ -64,6 +66,12 @@ add_cuda(cuda_fp32 ${cuda_fp32})
 target_compile_definitions(cuda_fp32 PRIVATE CUDA_DTYPE=fp32 CUDA_FP32)
 add_cuda(cuda_bf16 ${cuda_sources})
 target_compile_definitions(cuda_bf16 PRIVATE CUDA_DTYPE=bf16 CUDA_BF16)
+
+foreach(bits 8 4)
+  add_cuda(cuda_int${bits} ${cuda_quant})
+  target_compile_definitions(cuda_int${bits} PRIVATE CUDA_DTYPE=int${bits} CUDA_BF16
+    CUDA_QUANT=${bits})
+endforeach()
 
 target_compile_definitions(gpt_objects PRIVATE GPTC_HAS_CUDA)
 target_link_libraries(gpt_objects PUBLIC CUDA::cudart_static ${CMAKE_DL_LIBS} rt)

@@ -24,6 +24,14 @@
 #define CUDA_JOIN(dtype, name)  CUDA_JOIN2(dtype, name)
 #define CUDA_NAME(name)         CUDA_JOIN(CUDA_DTYPE, name)
 
+/* As on the CPU, quantized tables (CUDA_QUANT: bits of a weight) take from the bf16 table all
+ * functions that see no weights. */
+#ifdef CUDA_QUANT
+#define CUDA_ACTS_NAME(name) CUDA_JOIN(bf16, name)
+#else
+#define CUDA_ACTS_NAME(name) CUDA_NAME(name)
+#endif
+
 /* One activation, and one weight as products read it. Arithmetic is float32 in either. */
 #ifdef CUDA_BF16
 typedef __nv_bfloat16 elem;
@@ -31,31 +39,31 @@ typedef __nv_bfloat16 elem;
 typedef float elem;
 #endif
 
-#define cuda_embedding_forward      CUDA_NAME(embedding_forward)
-#define cuda_embedding_backward     CUDA_NAME(embedding_backward)
-#define cuda_embedding_workspace    CUDA_NAME(embedding_workspace)
-#define cuda_dropout_forward        CUDA_NAME(dropout_forward)
-#define cuda_residual_norm_forward  CUDA_NAME(residual_norm_forward)
-#define cuda_residual_norm_backward CUDA_NAME(residual_norm_backward)
-#define cuda_norm_workspace         CUDA_NAME(norm_workspace)
+#define cuda_embedding_forward      CUDA_ACTS_NAME(embedding_forward)
+#define cuda_embedding_backward     CUDA_ACTS_NAME(embedding_backward)
+#define cuda_embedding_workspace    CUDA_ACTS_NAME(embedding_workspace)
+#define cuda_dropout_forward        CUDA_ACTS_NAME(dropout_forward)
+#define cuda_residual_norm_forward  CUDA_ACTS_NAME(residual_norm_forward)
+#define cuda_residual_norm_backward CUDA_ACTS_NAME(residual_norm_backward)
+#define cuda_norm_workspace         CUDA_ACTS_NAME(norm_workspace)
 #define cuda_linear_forward         CUDA_NAME(linear_forward)
 #define cuda_linear_backward        CUDA_NAME(linear_backward)
 #define cuda_head_forward           CUDA_NAME(head_forward)
 #define cuda_linear_workspace       CUDA_NAME(linear_workspace)
-#define cuda_rope_forward           CUDA_NAME(rope_forward)
-#define cuda_rope_backward          CUDA_NAME(rope_backward)
-#define cuda_attention_forward      CUDA_NAME(attention_forward)
-#define cuda_attention_backward     CUDA_NAME(attention_backward)
-#define cuda_attention_decode       CUDA_NAME(attention_decode)
-#define cuda_attention_workspace    CUDA_NAME(attention_workspace)
+#define cuda_rope_forward           CUDA_ACTS_NAME(rope_forward)
+#define cuda_rope_backward          CUDA_ACTS_NAME(rope_backward)
+#define cuda_attention_forward      CUDA_ACTS_NAME(attention_forward)
+#define cuda_attention_backward     CUDA_ACTS_NAME(attention_backward)
+#define cuda_attention_decode       CUDA_ACTS_NAME(attention_decode)
+#define cuda_attention_workspace    CUDA_ACTS_NAME(attention_workspace)
 #define cuda_classifier_forward     CUDA_NAME(classifier_forward)
 #define cuda_classifier_backward    CUDA_NAME(classifier_backward)
 #define cuda_loss_workspace         CUDA_NAME(loss_workspace)
 #define cuda_weights_bytes          CUDA_NAME(weights_bytes)
 #define cuda_weights_pack           CUDA_NAME(weights_pack)
-#define cuda_grad_norm              CUDA_NAME(grad_norm)
-#define cuda_adamw_update           CUDA_NAME(adamw_update)
-#define cuda_adamw_workspace        CUDA_NAME(adamw_workspace)
+#define cuda_grad_norm              CUDA_ACTS_NAME(grad_norm)
+#define cuda_adamw_update           CUDA_ACTS_NAME(adamw_update)
+#define cuda_adamw_workspace        CUDA_ACTS_NAME(adamw_workspace)
 #define cuda_peak                   CUDA_NAME(peak)
 #define cuda_ops                    CUDA_NAME(ops)
 

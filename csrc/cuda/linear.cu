@@ -4,6 +4,9 @@
 #include "activation.h"
 #include "columns.h"
 #include "product.h"
+#ifdef CUDA_QUANT
+#include "quant.h"
+#endif
 
 enum { THREADS = 256 };
 
@@ -13,20 +16,43 @@ enum { IS_BF16 = 1 };
 enum { IS_BF16 = 0 };
 #endif
 
-/* The workspace of this file: a product that no output has room for, and one of the other two. */
+/* The workspace of this file: quantized weights as bf16 again, a product that no output has room for,
+ * and one of the other two. */
 typedef struct linear_memory {
+    elem *weights; /* (OC, IC) */
     elem *product; /* (N, F), or (N, 2 F) for SwiGLU */
     elem *bias;    /* in the products' type */
     float *partial;
 } linear_memory;
 
-static size_t lay_out(linear_memory *m, char *base, size_t product_numbers, size_t bias_numbers) {
-    size_t product_bytes = align_up(sizeof(elem) * product_numbers);
-    m->product = (elem *)base;
-    m->bias = (elem *)(base + product_bytes);
-    m->partial = (float *)(base + product_bytes);
-    return product_bytes +
-           most(align_up(sizeof(elem) * bias_numbers), column_bytes(1, (int)bias_numbers));
+static size_t lay_out(linear_memory *m, char *base, size_t weights, size_t product, size_t bias) {
+    size_t product_at = align_up(sizeof(elem) * weights);
+    size_t bias_at = product_at + align_up(sizeof(elem) * product);
+    m->weights = (elem *)base;
+    m->product = (elem *)(base + product_at);
+    m->bias = (elem *)(base + bias_at);
+    m->partial = (float *)(base + bias_at);
+    return bias_at + most(align_up(sizeof(elem) * bias), column_bytes(1, (int)bias));
+}
+
+/* Numbers of a matrix that has to be made bf16 again. */
+static size_t weight_numbers(int rows, int cols) {
+#ifdef CUDA_QUANT
+    return (size_t)rows * (size_t)cols;
+#else
+    (void)rows, (void)cols;
+    return 0;
+#endif
+}
+
+/* cuda_product of kind NT with weights in this table's form. */
+static int weight_product(gpt_ctx *ctx, const product *p, elem *room) {
+#ifdef CUDA_QUANT
+    return cuda_quant_product(ctx, p, room);
+#else
+    (void)room;
+    return cuda_product(ctx, p);
+#endif
 }
 
 static size_t product_numbers(int activation, int N, int F) {
@@ -36,8 +62,9 @@ static size_t product_numbers(int activation, int N, int F) {
 size_t cuda_linear_workspace(const gpt_shape *s) {
     linear_memory m;
     int qkv = (s->NH + 2 * s->NKV) * s->HS;
-    size_t widest = (size_t)most(most(qkv, s->C), 2 * s->F);
-    return lay_out(&m, NULL, product_numbers(s->activation, s->N, s->F), widest);
+    int widest = most(most(qkv, s->C), 2 * s->F);
+    return lay_out(&m, NULL, weight_numbers(most(widest, s->Vp), s->C),
+                   product_numbers(s->activation, s->N, s->F), (size_t)widest);
 }
 
 static inline dim3 grid_of(int64_t n) {
@@ -80,7 +107,8 @@ void cuda_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const 
                          const float *b, int activation, int N, int IC, int OC) {
     int swiglu = activation == GPT_ACT_SWIGLU, width = swiglu ? 2 * OC : OC;
     linear_memory m;
-    lay_out(&m, (char *)ctx->workspace, product_numbers(activation, N, OC), 0);
+    lay_out(&m, (char *)ctx->workspace, weight_numbers(width, IC),
+            product_numbers(activation, N, OC), 0);
     if (activation == GPT_ACT_NONE) pre = NULL;
     const void *bias = b;
     if (b && IS_BF16) {
@@ -102,16 +130,16 @@ void cuda_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const 
                  .pre = pre};
     if (activation == GPT_ACT_GELU) {
         p.epilogue = EPILOGUE_GELU;
-        if (cuda_product(ctx, &p)) return;
+        if (weight_product(ctx, &p, m.weights)) return;
     }
     p.out = pre ? pre : swiglu ? m.product : out;
     p.pre = NULL;
     p.epilogue = EPILOGUE_BIAS;
-    int has_bias = b && cuda_product(ctx, &p);
+    int has_bias = b && weight_product(ctx, &p, m.weights);
     if (!has_bias) {
         p.bias = NULL;
         p.epilogue = EPILOGUE_NONE;
-        cuda_product(ctx, &p);
+        weight_product(ctx, &p, m.weights);
     }
     activation_args a = {
         (elem *)out, (elem *)pre, (const elem *)p.out, has_bias ? NULL : b, activation, N, OC};
@@ -134,7 +162,7 @@ void cuda_head_forward(gpt_ctx *ctx, float *logits, const act *x, const weight *
                  .out = logits,
                  .a = x,
                  .b = wte};
-    cuda_product(ctx, &p);
+    weight_product(ctx, &p, (elem *)ctx->workspace);
 }
 
 /* ---- backward ---- */
@@ -168,7 +196,7 @@ void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const ac
                           int N, int IC, int OC) {
     int swiglu = activation == GPT_ACT_SWIGLU;
     linear_memory m;
-    lay_out(&m, (char *)ctx->workspace, product_numbers(activation, N, IC), 0);
+    lay_out(&m, (char *)ctx->workspace, 0, product_numbers(activation, N, IC), 0);
     product dinput = {.kind = PRODUCT_NN,
                       .bf16 = IS_BF16,
                       .M = N,

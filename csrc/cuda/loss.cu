@@ -1,6 +1,9 @@
 /* loss.cu: the output head fused with softmax cross-entropy, over chunks of rows: a chunk's logits
  * become its gradient in place. */
 #include "product.h"
+#ifdef CUDA_QUANT
+#include "quant.h"
+#endif
 
 enum { THREADS = 512, WARPS = THREADS / WARP, MIN_CHUNK_ROWS = 128 };
 /* Larger chunks read and write dwte less often; smaller ones need less workspace. */
@@ -17,8 +20,17 @@ static int chunk_rows(int N, int Vp) {
     return least(N, most(rows / MIN_CHUNK_ROWS, 1) * MIN_CHUNK_ROWS);
 }
 
+static size_t logits_bytes(int N, int Vp) {
+    return align_up(sizeof(elem) * (size_t)chunk_rows(N, Vp) * (size_t)Vp);
+}
+
+/* Logits, and quantized weights as bf16 again. */
 size_t cuda_loss_workspace(const gpt_shape *shape) {
-    return align_up(sizeof(elem) * (size_t)chunk_rows(shape->N, shape->Vp) * (size_t)shape->Vp);
+    size_t bytes = logits_bytes(shape->N, shape->Vp);
+#ifdef CUDA_QUANT
+    bytes += align_up(sizeof(elem) * (size_t)shape->Vp * (size_t)shape->C);
+#endif
+    return bytes;
 }
 
 /* A running maximum, and the sum of exponentials relative to it. */
@@ -107,7 +119,11 @@ static void classifier(gpt_ctx *ctx, float *losses, elem *dx, float *dwte, const
                         .out = logits,
                         .a = x_chunk,
                         .b = wte};
+#ifdef CUDA_QUANT
+        cuda_quant_product(ctx, &head, (elem *)((char *)logits + logits_bytes(N, Vp)));
+#else
         cuda_product(ctx, &head);
+#endif
         launch(ctx, Vp % PACK == 0 ? classifier_kernel<PACK> : classifier_kernel<1>,
                dim3((unsigned)n), THREADS, sizeof(softmax_state) * WARPS, losses + row, logits,
                targets + row, scale, dx != NULL, V, Vp);

@@ -89,7 +89,7 @@ class Options:
     """How a model is held: where, how precisely, and for what sizes.
 
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
-    stay fp32), "int8" or "int4" (weights rounded in groups of 32, on the CPU, not for training) or
+    stay fp32), "int8" or "int4" (weights rounded in groups of 32, not for training) or
     "auto": bf16 on a GPU, and for training on a CPU that multiplies it as such. `threads` 0 means
     one for each core, `pin` keeps each of them there, `max_seq` None the block size.
     """
@@ -111,7 +111,7 @@ class Options:
                 raise UsageError(f"{value!r} is not one of auto, {', '.join(known)}")
         device, dtype = self.device, self.dtype
         if device == "auto" and dtype in DTYPES[2:]:
-            device = "cpu"  # the only place for quantized weights
+            device = "cpu"  # where quantized weights have been measured
         problem = None if device == "cpu" else _lib.gpu().problem
         if device == "cuda" and problem:
             raise EngineError(problem, _lib.GPT_ERR_DEVICE)

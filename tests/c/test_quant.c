@@ -69,7 +69,9 @@ static void check_exact(sizes s, int activation) {
         test.ops->linear_forward(test.ctx, out, NULL, device_act(in, in_size),
                                  device_weight(w[k], width, s.IC, width / s.OC),
                                  device_f32(b, width), activation, s.N, s.IC, s.OC);
-        EXPECT_CLOSE("out", read_act(out, out_size), want, s.N, s.OC, 4e-3); /* bf16 */
+        /* One rounding to bf16; where bias and activation are a kernel of their own, another before
+         * it, and two where gates meet ups. */
+        EXPECT_CLOSE("out", read_act(out, out_size), want, s.N, s.OC, test_on_cpu() ? 4e-3 : 12e-3);
     }
 }
 
@@ -78,7 +80,7 @@ static void test_linear(void) {
         for (int a = 0; a < TEST_COUNT(activations); a++) check_exact(cases[i], activations[a]);
 }
 
-/* Logits and losses are float32: nothing is rounded on the way. */
+/* Logits are float32: nothing is rounded on the way. */
 static void test_head(void) {
     for (int i = 0; i < TEST_COUNT(cases); i++) {
         sizes s = cases[i];
@@ -109,7 +111,9 @@ static void test_head(void) {
                                          s.IC, s.OC, s.OC);
             double *got = read_f32(out, (int64_t)s.N * s.OC);
             EXPECT_CLOSE("logits", got, logits[k], s.N, s.OC, 2e-6);
-            EXPECT_CLOSE("losses", read_f32(lost, s.N), losses[k], 1, s.N, 1e-5);
+            /* A GPU stores a chunk's logits, which are about as large as the losses, in bf16. */
+            EXPECT_CLOSE("losses", read_f32(lost, s.N), losses[k], 1, s.N,
+                         test_on_cpu() ? 1e-5 : 4e-3);
         }
     }
 }
