@@ -45,7 +45,8 @@ set(cuda_shared ${cuda_sources})
 list(FILTER cuda_shared INCLUDE REGEX "/(context|graph|product)\\.cu$")
 list(REMOVE_ITEM cuda_sources ${cuda_shared})
 list(FILTER cuda_sources EXCLUDE REGEX "_quant\\.cu$")
-set(cuda_quant csrc/cuda/linear.cu csrc/cuda/loss.cu csrc/cuda/table.cu csrc/cuda/weights_quant.cu)
+set(cuda_quant csrc/cuda/linear.cu csrc/cuda/loss.cu csrc/cuda/table.cu
+  csrc/cuda/product_quant.cu csrc/cuda/weights_quant.cu)
 set(cuda_fp32 ${cuda_sources})
 list(FILTER cuda_fp32 EXCLUDE REGEX "_bf16\\.cu$")
 

@@ -1,7 +1,7 @@
 /* cuda.h: what the files of the CUDA backend share.
  *
  * Every file here but context.cu, product.cu and graph.cu is compiled once for each dtype
- * (CUDA_DTYPE: see CMakeLists.txt), so that `elem` and the names below are that dtype's, as in
+ * (CUDA_DTYPE: see cuda.cmake), so that `elem` and the names below are that dtype's, as in
  * cpu/cpu.h. Files that end in _bf16 exist for bf16 alone.
  *
  * The same sources also compile as C++ for the host: tests/cuda/emulate.h runs each thread of a block
@@ -64,7 +64,7 @@ typedef float elem;
 #define cuda_grad_norm              CUDA_ACTS_NAME(grad_norm)
 #define cuda_adamw_update           CUDA_ACTS_NAME(adamw_update)
 #define cuda_adamw_workspace        CUDA_ACTS_NAME(adamw_workspace)
-#define cuda_peak                   CUDA_NAME(peak)
+#define cuda_peak                   CUDA_ACTS_NAME(peak)
 #define cuda_ops                    CUDA_NAME(ops)
 
 extern "C" {

@@ -3,18 +3,9 @@
  * rest. */
 #include "activation.h"
 #include "columns.h"
-#include "product.h"
-#ifdef CUDA_QUANT
-#include "quant.h"
-#endif
+#include "weights.h"
 
 enum { THREADS = 256 };
-
-#ifdef CUDA_BF16
-enum { IS_BF16 = 1 };
-#else
-enum { IS_BF16 = 0 };
-#endif
 
 /* The workspace of this file: quantized weights as bf16 again, a product that no output has room for,
  * and one of the other two. */
@@ -33,26 +24,6 @@ static size_t lay_out(linear_memory *m, char *base, size_t weights, size_t produ
     m->bias = (elem *)(base + bias_at);
     m->partial = (float *)(base + bias_at);
     return bias_at + most(align_up(sizeof(elem) * bias), column_bytes(1, (int)bias));
-}
-
-/* Numbers of a matrix that has to be made bf16 again. */
-static size_t weight_numbers(int rows, int cols) {
-#ifdef CUDA_QUANT
-    return (size_t)rows * (size_t)cols;
-#else
-    (void)rows, (void)cols;
-    return 0;
-#endif
-}
-
-/* cuda_product of kind NT with weights in this table's form. */
-static int weight_product(gpt_ctx *ctx, const product *p, elem *room) {
-#ifdef CUDA_QUANT
-    return cuda_quant_product(ctx, p, room);
-#else
-    (void)room;
-    return cuda_product(ctx, p);
-#endif
 }
 
 static size_t product_numbers(int activation, int N, int F) {

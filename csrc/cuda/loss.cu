@@ -1,19 +1,10 @@
 /* loss.cu: the output head fused with softmax cross-entropy, over chunks of rows: a chunk's logits
  * become its gradient in place. */
-#include "product.h"
-#ifdef CUDA_QUANT
-#include "quant.h"
-#endif
+#include "weights.h"
 
 enum { THREADS = 512, WARPS = THREADS / WARP, MIN_CHUNK_ROWS = 128 };
 /* Larger chunks read and write dwte less often; smaller ones need less workspace. */
 #define CHUNK_BYTES ((size_t)512 << 20)
-
-#ifdef CUDA_BF16
-enum { IS_BF16 = 1 };
-#else
-enum { IS_BF16 = 0 };
-#endif
 
 static int chunk_rows(int N, int Vp) {
     int rows = (int)least<size_t>(CHUNK_BYTES / (sizeof(elem) * (size_t)Vp), (size_t)1 << 30);
@@ -26,11 +17,8 @@ static size_t logits_bytes(int N, int Vp) {
 
 /* Logits, and quantized weights as bf16 again. */
 size_t cuda_loss_workspace(const gpt_shape *shape) {
-    size_t bytes = logits_bytes(shape->N, shape->Vp);
-#ifdef CUDA_QUANT
-    bytes += align_up(sizeof(elem) * (size_t)shape->Vp * (size_t)shape->C);
-#endif
-    return bytes;
+    return logits_bytes(shape->N, shape->Vp) +
+           align_up(sizeof(elem) * weight_numbers(shape->Vp, shape->C));
 }
 
 /* A running maximum, and the sum of exponentials relative to it. */
@@ -119,11 +107,7 @@ static void classifier(gpt_ctx *ctx, float *losses, elem *dx, float *dwte, const
                         .out = logits,
                         .a = x_chunk,
                         .b = wte};
-#ifdef CUDA_QUANT
-        cuda_quant_product(ctx, &head, (elem *)((char *)logits + logits_bytes(N, Vp)));
-#else
-        cuda_product(ctx, &head);
-#endif
+        weight_product(ctx, &head, (elem *)((char *)logits + logits_bytes(N, Vp)));
         launch(ctx, Vp % PACK == 0 ? classifier_kernel<PACK> : classifier_kernel<1>,
                dim3((unsigned)n), THREADS, sizeof(softmax_state) * WARPS, losses + row, logits,
                targets + row, scale, dx != NULL, V, Vp);

@@ -4,6 +4,12 @@
 
 #include "cuda.h"
 
+#ifdef CUDA_BF16
+enum { IS_BF16 = 1 };
+#else
+enum { IS_BF16 = 0 };
+#endif
+
 enum product_kind {
     PRODUCT_NT, /* out = a b^T: a (M, K), b (N, K) */
     PRODUCT_NN, /* out = a b:   a (M, K), b (K, N) */

@@ -20,7 +20,6 @@ from gptc.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.model import Model, Session
 
-RIVALS = ("llama.cpp", "transformers")
 BATCH = 16
 _STEPS = {1: 24, BATCH: 6}  # of a turn, by sequences
 _BEGIN = 64  # tokens that a sequence holds when its decoding is timed
@@ -54,7 +53,9 @@ class Ours:
         self._sessions: dict[int, Session] = {}
 
     def _session(self, n_seq: int, begin: int) -> Session:
-        session = self._sessions.setdefault(n_seq, self.model.session(n_seq))
+        if n_seq not in self._sessions:
+            self._sessions[n_seq] = self.model.session(n_seq)
+        session = self._sessions[n_seq]
         for seq in range(n_seq):
             session.rewind(seq, 0)
             if begin:
@@ -80,12 +81,12 @@ class Ours:
 class LlamaCpp:
     """llama.cpp, through llama-cpp-python, with our GGUF file of the model."""
 
-    def __init__(self, file: Path, dtype: str, threads: int) -> None:
+    def __init__(self, file: Path, dtype: str, threads: int, n_ctx: int) -> None:
         from llama_cpp import Llama
 
         self.name = f"llama.cpp {dtype}"
         self._llama = Llama(
-            str(file), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False
+            str(file), n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, verbose=False
         )
 
     def decode(self, n_seq: int, steps: int) -> float:
@@ -173,14 +174,12 @@ def bench_infer(
                 took = [c.decode(n, steps) / steps for n, steps in _STEPS.items()]
                 if turn >= 0:
                     times[c.name].append((took[0], took[1], c.prefill(n_prompt)))
-        copied = max(weights.peak_bytes() for _ in range(3))
         return {
             "config": config.to_dict(),
             "threads": weights.threads,
             "turns": turns,
             "batch": BATCH,
             "n_prompt": n_prompt,
-            "copy_bytes_per_s": copied,
             "results": [asdict(_row(name, took, n_prompt)) for name, took in times.items()],
         }
 
@@ -203,7 +202,7 @@ def _rivals(
             for dtype in ("fp32", "bf16", "q8_0"):
                 file = folder / f"{dtype}.gguf"
                 export_model(source, "gguf", file, dtype=dtype)
-                found.append(LlamaCpp(file, dtype, threads))
+                found.append(LlamaCpp(file, dtype, threads, weights.config.block_size))
         except ImportError as error:
             package = "llama-cpp-python" if name == "llama.cpp" else "torch transformers"
             raise GptcError(f"{name} is not installed; try: pip install {package}") from error

@@ -294,7 +294,7 @@ class Run:
         """Opens the data, prepared with the tokenizer of the checkpoint that we go on from."""
         options, name = self.options, self.options.tokenizer
         own = _own_tokenizer(known) if known is not None else None
-        own_name = _tokenizer_argument(own, known) if own and known else None
+        own_name = tokenizer_argument(own, known) if own and known else None
         if name is None:
             name = own_name or default_tokenizer(options)
         elif self.base is not None and not _is_kind(name):
@@ -314,7 +314,7 @@ class Run:
         if self.base is None:
             self._change(tokenizer=name if _is_kind(name) else str(Path(name).resolve()))
         if known is not None:
-            _check_vocabulary(known, own, dataset)
+            check_vocabulary(known, own, dataset)
         return dataset
 
     def _shape(self, known: Source | None) -> GPTConfig:
@@ -691,7 +691,7 @@ def _own_tokenizer(known: Source) -> Tokenizer | None:
         return None
 
 
-def _tokenizer_argument(own: Tokenizer, known: Source) -> str:
+def tokenizer_argument(own: Tokenizer, known: Source) -> str:
     """What names a checkpoint's tokenizer where one is asked for."""
     if own.kind in ("bytes", "gpt2"):
         return own.kind
@@ -712,14 +712,14 @@ def _same(own: Tokenizer, dataset: Dataset) -> bool:
     return own.fingerprint() == dataset.tokenizer.fingerprint()
 
 
-def _check_vocabulary(known: Source, own: Tokenizer | None, dataset: Dataset) -> None:
+def check_vocabulary(known: Source, own: Tokenizer | None, dataset: Dataset) -> None:
     """A model must go on with the tokenizer that it was taught."""
     theirs = dataset.tokenizer
     if own is not None and not _same(own, dataset):
         raise GptcError(
             f"{known.path} was made with the {own.kind} tokenizer ({own.vocab_size:,} tokens), "
             f"{dataset.folder} with {theirs.kind} ({theirs.vocab_size:,}); prepare the text again "
-            f"with: gptc prepare SOURCE --out DIR --tokenizer {_tokenizer_argument(own, known)}"
+            f"with: gptc prepare SOURCE --out DIR --tokenizer {tokenizer_argument(own, known)}"
         )
     if dataset.vocab_size > known.config.vocab_size:
         raise GptcError(

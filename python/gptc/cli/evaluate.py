@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,8 +56,8 @@ def eval_command(
 ) -> None:
     """Measure a model's loss on a dataset.
 
-    The text is cut into windows that do not overlap; the first token of each is predicted from
-    nothing but the window's begin. Bits per byte compare models with different tokenizers.
+    The text is cut into windows that do not overlap; a token is predicted from those before it in
+    its window. Bits per byte compare models with different tokenizers.
     """
     from gptc.checkpoint import open_checkpoint
     from gptc.evaluate import evaluate
@@ -65,8 +66,7 @@ def eval_command(
     dataset = _dataset(checkpoint, data)
     rows: list[dict[str, Any]] = []
     for kind in (dtype, *dict.fromkeys(quantize)):
-        place = "cpu" if kind.startswith("int") else device
-        options = {"device": place, "dtype": kind, "threads": threads, "max_batch": batch_size}
+        options = {"device": device, "dtype": kind, "threads": threads, "max_batch": batch_size}
         with checkpoint.model(**options) as gpt:
             result = evaluate(
                 gpt,
@@ -105,6 +105,7 @@ def _dataset(checkpoint: Source, data: str | None) -> Dataset:
     """The data by name or, without one, that of the checkpoint's run; with the model's tokens."""
     from gptc.checkpoint import Checkpoint
     from gptc.data import resolve_dataset
+    from gptc.train import check_vocabulary, tokenizer_argument
 
     trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
     if data is None:
@@ -112,15 +113,10 @@ def _dataset(checkpoint: Source, data: str | None) -> Dataset:
             raise GptcError(f"{checkpoint.path} was not trained by gptc: name its --data")
         data = str(trainer["options"]["data"])
     own = checkpoint.tokenizer()
-    kinds = ("bytes", "gpt2")
-    dataset = resolve_dataset(data, own.kind if own.kind in kinds else str(checkpoint.path))
-    if dataset.tokenizer.fingerprint() != own.fingerprint():
-        theirs = dataset.tokenizer
-        raise GptcError(
-            f"{checkpoint.path} was made with the {own.kind} tokenizer ({own.vocab_size:,} "
-            f"tokens), {dataset.folder} with {theirs.kind} ({theirs.vocab_size:,}); prepare the "
-            f"text with: gptc prepare SOURCE --out DIR --tokenizer {checkpoint.path}"
-        )
+    # A prepared folder keeps the tokenizer that it has.
+    wanted = own.kind if Path(data).is_dir() else tokenizer_argument(own, checkpoint)
+    dataset = resolve_dataset(data, wanted)
+    check_vocabulary(checkpoint, own, dataset)
     return dataset
 
 

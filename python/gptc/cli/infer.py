@@ -47,9 +47,7 @@ _WHY = {
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto")
-@click.option(
-    "--quantize", type=click.Choice(["int8", "int4"]), help="Round the weights: faster, on the CPU."
-)
+@click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Round the weights: faster.")
 @click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
 @click.option("--json", "as_json", is_flag=True, help="Print the samples as one JSON object.")
 def infer_command(
@@ -87,10 +85,8 @@ def infer_command(
     sampling.check()
     checkpoint = open_checkpoint(model)
     tokenizer = checkpoint.tokenizer()
-    if quantize:
-        device, dtype = "cpu" if device == "auto" else device, quantize
     # Only a session computes here: no room for batches is needed.
-    options = {"device": device, "dtype": dtype, "threads": threads, "max_batch": 0}
+    options = {"device": device, "dtype": quantize or dtype, "threads": threads, "max_batch": 0}
     with checkpoint.model(**options) as gpt:
         generation = Generation(
             gpt,

@@ -7,6 +7,7 @@ even, as processors do; quantized blocks follow ggml (https://github.com/ggml-or
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ FloatArray = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 
-class Codec:
+class Codec(ABC):
     """Numbers in a row of bytes, in blocks of `block` numbers that take `block_bytes` each."""
 
     block = 1
@@ -33,12 +34,12 @@ class Codec:
         """Bytes of a tensor; Python's integers do not overflow."""
         return math.prod(shape) // self.block * self.block_bytes
 
+    @abstractmethod
     def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
         """float32 of this shape. ValueError for a scale that is not finite."""
-        raise NotImplementedError
 
     def encode(self, values: FloatArray) -> memoryview:
-        """The bytes of `values`."""
+        """The bytes of `values`, where the format is one that we write."""
         raise NotImplementedError
 
 

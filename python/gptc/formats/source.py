@@ -6,6 +6,7 @@ Every format has a class that finds these in its file. What reads models (`gptc 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +60,7 @@ class TensorTable:
             raise self.file.damaged(name, f"cannot be read: {error}", offset) from None
 
 
-class Source:
+class Source(ABC):
     """A model in some format. Subclasses set `path` and `config`, and find the tensors."""
 
     format = ""
@@ -71,13 +72,13 @@ class Source:
     """Updates that AdamW's moments have seen, where the file holds them."""
 
     @property
+    @abstractmethod
     def tensors(self) -> Tensors:
         """The tensors as they are stored."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self) -> list[Part]:
         """Which tensors the model needs, and where they stand in its parameters."""
-        raise NotImplementedError
 
     @cached_property
     def placement(self) -> Placement:

@@ -1,0 +1,77 @@
+/* product_quant.cu: products with weights of 8 or 4 bits, see quant.h. */
+#include "quant.h"
+
+enum { THREADS = 256, WARPS = THREADS / WARP, FEW_ROWS = 8 };
+
+/* The weights as the bf16 table has them. A thread a group. */
+static __global__ void unpack_kernel(elem *to, const uint8_t *w, int rows, int K) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, G = quant_groups(K);
+    if (i >= rows * G) return;
+    int row = (int)(i / G), first = (int)(i % G) * QUANT_GROUP;
+    float q[QUANT_GROUP], scale = to_float(((const elem *)(w + quant_scales_at(rows, K)))[i]);
+    unpack_group(q, w + i * QUANT_BYTES);
+#pragma unroll
+    for (int k = 0; k < QUANT_GROUP; k++)
+        if (first + k < K) to[(int64_t)row * K + first + k] = from_float<elem>(scale * q[k]);
+}
+
+/* A warp an output, a lane a group at a time, for all M rows of a. */
+template <typename T>
+static __global__ void quant_product_kernel(T *out, const elem *a, const uint8_t *w, int M, int N,
+                                            int K, int lda, int ldo) {
+    int n = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    if (n >= N) return;
+    int64_t G = quant_groups(K);
+    const elem *scales = (const elem *)(w + quant_scales_at(N, K));
+    float sum[FEW_ROWS] = {};
+    for (int64_t g = lane; g < G; g += WARP) {
+        float q[QUANT_GROUP], scale = to_float(scales[n * G + g]);
+        unpack_group(q, w + (n * G + g) * QUANT_BYTES);
+        for (int m = 0; m < M; m++) {
+            const elem *x = a + (int64_t)m * lda + g * QUANT_GROUP;
+            float dot = 0;
+            if (K % QUANT_GROUP == 0 && lda % PACK == 0) {
+#pragma unroll
+                for (int k = 0; k < QUANT_GROUP; k += PACK) {
+                    float v[PACK];
+                    load(v, x + k);
+#pragma unroll
+                    for (int i = 0; i < PACK; i++) dot += q[k + i] * v[i];
+                }
+            } else {
+#pragma unroll
+                for (int k = 0; k < QUANT_GROUP; k++)
+                    if (g * QUANT_GROUP + k < K) dot += q[k] * to_float(x[k]);
+            }
+#pragma unroll
+            for (int i = 0; i < FEW_ROWS; i++)
+                if (i == m) sum[i] += scale * dot; /* so that sums stay in registers */
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < FEW_ROWS; m++) {
+        float total = warp_sum(sum[m]);
+        if (m < M && lane == 0) out[(int64_t)m * ldo + n] = from_float<T>(total);
+    }
+}
+
+int cuda_quant_product(gpt_ctx *ctx, const product *p, elem *room) {
+    const uint8_t *w = (const uint8_t *)p->b;
+    const elem *a = (const elem *)p->a;
+    dim3 outputs((unsigned)div_up(p->N, WARPS));
+    if (p->M > FEW_ROWS) {
+        product whole = *p;
+        launch(ctx, unpack_kernel, dim3((unsigned)div_up(p->N * quant_groups(p->K), THREADS)),
+               THREADS, 0, room, w, p->N, p->K);
+        whole.b = room;
+        return cuda_product(ctx, &whole);
+    }
+    if (p->epilogue != EPILOGUE_NONE) return 0;
+    if (p->float_out)
+        launch(ctx, quant_product_kernel<float>, outputs, THREADS, 0, (float *)p->out, a, w, p->M,
+               p->N, p->K, p->lda, p->ldo);
+    else
+        launch(ctx, quant_product_kernel<elem>, outputs, THREADS, 0, (elem *)p->out, a, w, p->M,
+               p->N, p->K, p->lda, p->ldo);
+    return 1;
+}

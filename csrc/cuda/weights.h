@@ -1,0 +1,30 @@
+/* weights.h: products with weights in the form of this table: float32 parameters, bf16, or quantized. */
+#ifndef CUDA_WEIGHTS_H
+#define CUDA_WEIGHTS_H
+
+#include "product.h"
+#ifdef CUDA_QUANT
+#include "quant.h"
+#endif
+
+/* Numbers of room that products with a weight need, to make it bf16 again. */
+static inline size_t weight_numbers(int rows, int cols) {
+#ifdef CUDA_QUANT
+    return (size_t)rows * (size_t)cols;
+#else
+    (void)rows, (void)cols;
+    return 0;
+#endif
+}
+
+/* cuda_product of kind NT with p->b in this table's form. */
+static inline int weight_product(gpt_ctx *ctx, const product *p, elem *room) {
+#ifdef CUDA_QUANT
+    return cuda_quant_product(ctx, p, room);
+#else
+    (void)room;
+    return cuda_product(ctx, p);
+#endif
+}
+
+#endif
