@@ -7,6 +7,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -190,6 +191,16 @@ static void pin_thread(pthread_t thread, int i) {
     }
 }
 
+/* The library's threads take no signals that the program would handle: those are its own threads'
+ * business. Faults stay where they happen. */
+static void block_signals(sigset_t *before) {
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+    sigset_t all;
+    sigfillset(&all);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&all, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &all, before);
+}
+
 static int pool_create(cpu_pool **out, const gpt_ctx *ctx, int pin) {
     int n_workers = ctx->n_threads - 1;
     cpu_pool *pool = calloc(1, sizeof *pool);
@@ -198,6 +209,8 @@ static int pool_create(cpu_pool **out, const gpt_ctx *ctx, int pin) {
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pool->threads = calloc((size_t)n_workers, sizeof *pool->threads);
+    sigset_t before;
+    block_signals(&before);
     for (int i = 0; pool->threads && i < n_workers; i++) {
         worker_args *args = malloc(sizeof *args);
         if (!args) break;
@@ -209,6 +222,7 @@ static int pool_create(cpu_pool **out, const gpt_ctx *ctx, int pin) {
         if (pin) pin_thread(pool->threads[i], i + 1);
         pool->n_started++;
     }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (pool->n_started < n_workers) {
         pool_free(pool);
         return fail(GPT_ERR_MEMORY, "could not start %d threads; try fewer", n_workers + 1);

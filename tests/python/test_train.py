@@ -245,8 +245,8 @@ def test_sigterm_saves(options: Options) -> None:
 
 def test_a_second_interrupt_aborts_at_once(options: Options) -> None:
     def stop(step: int, model: Model) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         train(options, on_step=stop)
