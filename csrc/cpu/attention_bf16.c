@@ -377,23 +377,52 @@ static void add_values(float *sum, float shrink, const float *p, const bf16 *v, 
     }
 }
 
+/* sum += the products of LANES pairs. */
+static inline vf add_pairs(vf sum, const bf16 *a, const bf16 *b) {
+#if defined(__AVX512BF16__)
+    __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+#else
+    sum += vf_get(a, LANES) * vf_get(b, LANES);
+    return sum + vf_get(a + LANES, LANES) * vf_get(b + LANES, LANES);
+#endif
+}
+
+static inline vf dot_lanes(const bf16 *a, const bf16 *b, int n) {
+    vf sum = {0};
+    int c = 0;
+    for (; c + 2 * LANES <= n; c += 2 * LANES) sum = add_pairs(sum, a + c, b + c);
+    FOR_LANES (i, m, n - c) sum += vf_get(a + c + i, m) * vf_get(b + c + i, m);
+    return sum;
+}
+
+/* s (n) = q k^T, and the lines of v that will be read next are asked for. */
+static void dot_keys(float *s, const bf16 *q, const bf16 *k, const bf16 *v, int n, int HS) {
+    enum { LINE = 64 / sizeof(bf16) };
+    vf sums[LANES];
+    for (int j0 = 0; j0 < n; j0 += LANES) {
+        int keys = cpu_min(LANES, n - j0);
+        for (int j = 0; j < keys; j++, k += HS, v += HS) {
+            sums[j] = dot_lanes(q, k, HS);
+            for (int c = 0; c < HS; c += LINE) __builtin_prefetch(v + c);
+        }
+        for (int j = keys; j < LANES; j++) sums[j] = (vf){0};
+        vf_store(s + j0, vf_sums(sums));
+    }
+}
+
 /* One query: its keys are read once, so packing them would not pay. */
 static void decode_query(const attention_args *a, const query_tile *t, const bf16 *k, const bf16 *v,
                          buffers *w) {
     int HS = a->head.HS, n_keys = t->q0 + 1;
-    float max = -INFINITY, sum = 0, *q = w->sum_q + a->head.HS16; /* the next row of sum_q */
+    float max = -INFINITY, sum = 0;
     memset(w->sum_q, 0, sizeof(float) * (size_t)HS);
-    FOR_LANES (c, n, HS) vf_put(q + c, vf_get(t->q + c, n), n);
     for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
-        for (int j = 0; j < nk; j++) {
-            vf dot = {0};
-            const bf16 *key = k + (int64_t)(k0 + j) * HS;
-            FOR_LANES (c, n, HS) dot += vf_get(q + c, n) * vf_get(key + c, n);
-            w->s[j] = vf_sum(dot);
-        }
+        const bf16 *values = v + (int64_t)k0 * HS;
+        dot_keys(w->s, t->q, k + (int64_t)k0 * HS, values, nk, HS);
         float shrink = softmax_row(w->s, nk, nk, a->scale, &max, &sum);
-        add_values(w->sum_q, shrink, w->s, v + (int64_t)k0 * HS, nk, HS);
+        add_values(w->sum_q, shrink, w->s, values, nk, HS);
     }
     round_row(t->out, w->sum_q, 1 / sum, HS);
 }

@@ -12,7 +12,7 @@ enum {
     BAND_PANELS = LANES == 16 ? 2 : 1,
 };
 
-/* Rows of `a`, rounded by groups. */
+/* Rows of `a`, rounded by groups. The few rows of decoding are rounded once for all tiles. */
 typedef struct rounded_rows {
     int8_t q[ROWS][TERMS];
     float scale[ROWS][TERMS / QUANT_GROUP];
@@ -26,27 +26,37 @@ typedef struct tile_memory {
 } tile_memory;
 _Static_assert(sizeof(tile_memory) <= CPU_SCRATCH, "scratch");
 
-static void round_row(rounded_rows *out, int row, const bf16 *a, int K) {
-    for (int k = 0; k < K; k += QUANT_GROUP) {
-        float x[QUANT_GROUP] = {0};
-        int n = cpu_min(QUANT_GROUP, K - k);
-        vf biggest = {0};
-        FOR_LANES (i, m, n) {
-            vf v = vf_get(a + k + i, m);
-            vf_put(x + i, v, m);
-            biggest = vf_max(biggest, vf_max(v, -v));
-        }
-        float scale = vf_max_lane(biggest) / 127, inverse = scale > 0 ? 1 / scale : 0;
-        int32_t sum = 0;
-        int8_t *q = &out->q[row][k];
-        for (int i = 0; i < QUANT_GROUP; i++) {
-            int32_t value = (int32_t)(x[i] * inverse + (x[i] < 0 ? -0.5f : 0.5f));
-            q[i] = (int8_t)value;
-            sum += value;
-        }
-        out->scale[row][k / QUANT_GROUP] = scale;
-        out->offset[row][k / QUANT_GROUP] = -ZERO * sum;
+/* One group of n numbers. */
+static void round_group(rounded_rows *out, int row, int k, const bf16 *a, int n) {
+    enum { N = QUANT_GROUP / LANES };
+    vf x[N], biggest = {0};
+    UNROLL
+    for (int i = 0; i < N; i++) {
+        int m = cpu_max(0, cpu_min(LANES, n - i * LANES));
+        x[i] = vf_get(a + i * LANES, m);
+        biggest = vf_max(biggest, vf_max(x[i], -x[i]));
     }
+    float scale = vf_max_lane(biggest) / 127, inverse = scale > 0 ? 1 / scale : 0;
+    vi sum = {0};
+    UNROLL
+    for (int i = 0; i < N; i++) {
+        vf scaled = x[i] * inverse;
+        vi q = __builtin_convertvector(scaled + vf_select(scaled < 0, vf_set(-0.5f), vf_set(0.5f)),
+                                       vi);
+        vc bytes = __builtin_convertvector(q, vc);
+        memcpy(&out->q[row][k + i * LANES], &bytes, sizeof bytes);
+        sum += q;
+    }
+    int32_t total = 0;
+    for (int i = 0; i < LANES; i++) total += sum[i];
+    out->scale[row][k / QUANT_GROUP] = scale;
+    out->offset[row][k / QUANT_GROUP] = -ZERO * total;
+}
+
+static void round_row(rounded_rows *out, int row, const bf16 *a, int K) {
+    int k = 0;
+    for (; k + QUANT_GROUP <= K; k += QUANT_GROUP) round_group(out, row, k, a + k, QUANT_GROUP);
+    if (k < K) round_group(out, row, k, a + k, K - k);
 }
 
 /* What the kernel reads of the weights: a panel's groups from some term on, and its scales. */
@@ -122,12 +132,13 @@ __attribute__((always_inline)) static inline void quant_bands(float *c, const ro
 typedef struct product_tiles {
     gpt_ctx *ctx;
     const product *p;
+    rounded_rows *all;      /* every row, rounded beforehand; NULL: each tile rounds its own */
     int rows, cols, n_rows; /* of a tile; tiles below one another */
 } product_tiles;
 
 /* sums (rows, cols) += the terms k to k + terms - 1, of columns from col on. */
-static void multiply(tile_memory *m, int half, const product *p, int rows, int col, int cols, int k,
-                     int terms) {
+static void multiply(tile_memory *m, const rounded_rows *a, int half, const product *p, int rows,
+                     int col, int cols, int k, int terms) {
     int64_t size = quant_panel_bytes(p->K), skip = k / QUANT_GROUP;
     for (int c = 0; c < cols; c += BAND_PANELS * PANEL) {
         panel_part b[BAND_PANELS];
@@ -140,9 +151,9 @@ static void multiply(tile_memory *m, int half, const product *p, int rows, int c
         }
         int n_groups = (int)quant_groups(terms);
         if (panels == BAND_PANELS)
-            quant_bands(&m->sums[half][0][c], &m->rows, rows, b, n_groups, BAND_PANELS);
+            quant_bands(&m->sums[half][0][c], a, rows, b, n_groups, BAND_PANELS);
         else
-            quant_bands(&m->sums[half][0][c], &m->rows, rows, b, n_groups, 1);
+            quant_bands(&m->sums[half][0][c], a, rows, b, n_groups, 1);
     }
 }
 
@@ -164,10 +175,10 @@ static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
             memset(m->sums[half], 0, sizeof m->sums[0][0] * (size_t)rows);
         for (int k = 0; k < p->K; k += TERMS) {
             int terms = cpu_min(TERMS, p->K - k);
-            for (int r = 0; r < rows; r++)
+            for (int r = 0; r < rows && !t->all; r++)
                 round_row(&m->rows, r, p->a + (int64_t)(row + r) * p->lda + k, terms);
             for (int half = 0; half < (p->twin ? 2 : 1); half++)
-                multiply(m, half, p, rows, col, cols, k, terms);
+                multiply(m, t->all ? t->all : &m->rows, half, p, rows, col, cols, k, terms);
         }
         for (int c = 0; c < cols; c += BLOCK) {
             int n = cpu_min(BLOCK, cols - c);
@@ -180,11 +191,23 @@ static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
     }
 }
 
+static void round_rows(void *args, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const product_tiles *t = args;
+    const product *p = t->p;
+    for (int64_t row = begin; row < end; row++)
+        round_row(t->all, (int)row, p->a + row * p->lda, p->K);
+}
+
 void cpu_product(gpt_ctx *ctx, product *p) {
-    product_tiles t = {ctx, p, ROWS, COLS, 0};
+    product_tiles t = {.ctx = ctx, .p = p, .rows = ROWS, .cols = COLS};
     if (p->kind != PRODUCT_NT) return; /* api.c trains no such model */
     t.n_rows = (int)cpu_div_up(p->M, ROWS);
     t.rows = (int)cpu_div_up(p->M, t.n_rows);
+    if (p->M <= ROWS && p->K <= TERMS) {
+        t.all = &((tile_memory *)cpu_scratch(ctx, 0))->rows;
+        cpu_parallel(ctx, round_rows, &t, p->M, 4);
+    }
     while (t.cols > 2 * BLOCK && t.n_rows * cpu_div_up(p->N, t.cols) < 8 * ctx->n_threads)
         t.cols /= 2;
     cpu_parallel(ctx, run_tiles, &t, t.n_rows * cpu_div_up(p->N, t.cols), 1);

@@ -21,6 +21,7 @@ enum { LANES = 4 };
 typedef float vf __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t vi __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef uint32_t vu __attribute__((vector_size(LANES * sizeof(uint32_t))));
+typedef int8_t vc __attribute__((vector_size(LANES)));
 typedef uint16_t vh __attribute__((vector_size(LANES * sizeof(uint16_t))));
 
 /* The upper half of a float32, rounded to nearest even (the instructions of AVX-512 BF16 and AMX
@@ -98,6 +99,32 @@ static inline float vf_sum(vf v) {
     for (int half = LANES / 2; half > 0; half /= 2)
         for (int i = 0; i < half; i++) v[i] += v[i + half];
     return v[0];
+#endif
+}
+
+/* The sums of LANES vectors, in order. */
+static inline vf vf_sums(const vf *v) {
+#if defined(__AVX512F__)
+    __m512 x[LANES];
+    for (int i = 0; i < LANES; i++) x[i] = (__m512)v[i];
+    /* Within each 128 bits: pairs of vectors, then fours; then quarters of the vectors. */
+    for (int i = 0; i < LANES; i += 2)
+        x[i] =
+            _mm512_add_ps(_mm512_unpacklo_ps(x[i], x[i + 1]), _mm512_unpackhi_ps(x[i], x[i + 1]));
+    for (int i = 0; i < LANES; i += 4) {
+        __m512d a = _mm512_castps_pd(x[i]), b = _mm512_castps_pd(x[i + 2]);
+        x[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    for (int i = 0; i < LANES; i += 8)
+        x[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[i], x[i + 4], 0x88),
+                             _mm512_shuffle_f32x4(x[i], x[i + 4], 0xdd));
+    return (vf)_mm512_add_ps(_mm512_shuffle_f32x4(x[0], x[8], 0x88),
+                             _mm512_shuffle_f32x4(x[0], x[8], 0xdd));
+#else
+    vf sums;
+    for (int i = 0; i < LANES; i++) sums[i] = vf_sum(v[i]);
+    return sums;
 #endif
 }
 
