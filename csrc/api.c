@@ -173,14 +173,15 @@ static int largest_batch(gpt_model *m, size_t bytes) {
 static int out_of_memory(gpt_model *m, const arena_plan *p) {
     const gpt_options *o = &m->options;
     char free_now[64] = "", way_on[64] = "try a smaller batch";
-    if (m->ops->memory_free) {
-        size_t bytes = m->ops->memory_free();
+    size_t bytes = m->ops->memory_free();
+    if (bytes < SIZE_MAX) {
         int batch = largest_batch(m, bytes - bytes / 64); /* no device gives its very last pages */
         snprintf(free_now, sizeof free_now, " and %.2f GB are free", (double)bytes * 1e-9);
         if (batch > 0)
             snprintf(way_on, sizeof way_on, "the largest batch that fits is %d", batch);
         else
-            snprintf(way_on, sizeof way_on, "take a smaller model, or --device cpu");
+            snprintf(way_on, sizeof way_on, "take a smaller model%s",
+                     o->device == GPT_DEVICE_CPU ? "" : ", or --device cpu");
     }
     return fail(GPT_ERR_MEMORY,
                 "not enough memory: the model needs %.2f GB (%.2f GB of it for a batch of %d x %d "
@@ -585,6 +586,19 @@ int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, uint64_t *ou
     return GPT_OK;
 }
 
+static int session_out_of_memory(const gpt_session *s) {
+    double need = (double)s->arena_bytes * 1e-9;
+    size_t bytes = s->model->ops->memory_free();
+    char missing[64] = "";
+    if (bytes < s->arena_bytes)
+        snprintf(missing, sizeof missing, ", %.2f GB more than are free",
+                 need - (double)bytes * 1e-9);
+    return fail(GPT_ERR_MEMORY,
+                "not enough memory: a session of %d sequences of %d tokens needs %.2f GB%s; take "
+                "fewer of them, or shorter ones",
+                s->n_seq, s->n_ctx, need, missing);
+}
+
 static int create_session_parts(gpt_session *s) {
     gpt_model *m = s->model;
     s->max_rows = session_max_rows(s->n_seq, s->n_ctx);
@@ -595,10 +609,7 @@ static int create_session_parts(gpt_session *s) {
         return fail(GPT_ERR_MEMORY, "no memory for the session's tables");
     s->arena_bytes = session_plan(m, s->n_seq, s->n_ctx, NULL, NULL);
     s->arena = m->ops->buffer_alloc(m->ctx, s->arena_bytes);
-    if (!s->arena)
-        return fail(GPT_ERR_MEMORY,
-                    "not enough memory: a session of %d sequences of %d tokens needs %.2f GB",
-                    s->n_seq, s->n_ctx, (double)s->arena_bytes * 1e-9);
+    if (!s->arena) return session_out_of_memory(s);
     session_plan(m, s->n_seq, s->n_ctx, s->arena, s);
     return GPT_OK;
 }
@@ -651,16 +662,18 @@ static int check_step(const gpt_session *s, const int32_t *seqs, int n) {
     return GPT_OK;
 }
 
-int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_t *seqs, int n,
-                       float *logits) {
+int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
+                       const uint8_t *want, int n, float *logits) {
     REQUIRE(session);
     REQUIRE(tokens);
     REQUIRE(seqs);
-    REQUIRE(logits);
+    bool some = !want;
+    for (int i = 0; want && i < n; i++) some |= want[i];
+    if (some) REQUIRE(logits);
     if (n < 1) return fail(GPT_ERR_ARGUMENT, "a step needs at least 1 token, not %d", n);
     TRY(check_tokens(session->model, "token", tokens, n, 0));
     TRY(check_step(session, seqs, n));
-    session_step(session, tokens, seqs, n, logits);
+    session_step(session, tokens, seqs, want, n, logits);
     return session->model->ops->sync(session->model->ctx);
 }
 
@@ -669,11 +682,25 @@ int gpt_session_length(const gpt_session *session, int seq) {
     return session->length[seq];
 }
 
+static int check_seq(const gpt_session *s, int seq) {
+    if (seq >= 0 && seq < s->n_seq) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "there is no sequence %d; the session holds %d", seq, s->n_seq);
+}
+
+int gpt_session_fork(gpt_session *session, int from, int to, int length) {
+    REQUIRE(session);
+    TRY(check_seq(session, from));
+    TRY(check_seq(session, to));
+    if (length < 0 || length > session->length[from])
+        return fail(GPT_ERR_ARGUMENT, "sequence %d holds %d tokens; %d of them cannot be copied",
+                    from, session->length[from], length);
+    session_fork(session, from, to, length);
+    return session->model->ops->sync(session->model->ctx);
+}
+
 int gpt_session_rewind(gpt_session *session, int seq, int length) {
     REQUIRE(session);
-    if (seq < 0 || seq >= session->n_seq)
-        return fail(GPT_ERR_ARGUMENT, "there is no sequence %d; the session holds %d", seq,
-                    session->n_seq);
+    TRY(check_seq(session, seq));
     if (length < 0 || length > session->length[seq])
         return fail(GPT_ERR_ARGUMENT, "sequence %d holds %d tokens; it cannot be rewound to %d",
                     seq, session->length[seq], length);

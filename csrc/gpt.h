@@ -40,7 +40,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 2
+#define GPT_ABI_VERSION 3
 
 enum gpt_status {
     GPT_OK = 0,
@@ -158,12 +158,27 @@ typedef struct gpt_adamw {
     float grad_clip; /* largest global gradient norm; 0: no clipping */
 } gpt_adamw;
 
-/* How the next token is drawn: temperature, then the filters top_k, top_p, min_p in this order. */
+/* A number added to one token's logit; -INFINITY: the token is never drawn. */
+typedef struct gpt_bias {
+    int32_t token;
+    float value;
+} gpt_bias;
+
+/* How the next token is drawn, in this order: biases, penalties (for tokens of the history),
+ * temperature, and the filters, each of what the one before has left. All 0 but for
+ * repetition_penalty, typical_p and top_p, which are 1: the most likely token. */
 typedef struct gpt_sampling {
-    float temperature; /* 0: the most likely token */
-    int32_t top_k;     /* keep the k most likely; 0: all */
-    float top_p;       /* keep the fewest tokens with this much probability; 1: all */
-    float min_p;       /* drop tokens less likely than min_p times the most likely; 0: none */
+    const gpt_bias *bias; /* (n_bias) or NULL */
+    int32_t n_bias;
+    float repetition_penalty; /* divides logits above 0 and multiplies others: Keskar et al. 2019 */
+    float presence_penalty;   /* is taken off the logit, */
+    float frequency_penalty;  /* and this as often as the token appears */
+    float temperature;        /* 0: the most likely token */
+    int32_t top_k;            /* keep the k most likely; 0: all */
+    float typical_p; /* keep those whose surprise is nearest to what is expected, with this much
+                      * probability: Meister et al. 2023; 1: all */
+    float top_p;     /* keep the fewest tokens with this much probability: Holtzman et al. 2020 */
+    float min_p;     /* drop tokens less likely than min_p times the most likely; 0: none */
     uint64_t seed;
 } gpt_sampling;
 
@@ -282,19 +297,27 @@ void gpt_session_free(gpt_session *session);
 /* Bytes that a session of this size allocates. */
 int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, uint64_t *out);
 /* Appends n tokens, tokens[i] to sequence seqs[i]; tokens of one sequence stand together. logits
- * (number of sequences in the call, V) receives the last row of each, in order of appearance. */
-int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_t *seqs, int n,
-                       float *logits);
+ * (number wanted, V) receives, in order, what follows each token i with want[i] != 0; want NULL: the
+ * last of each sequence. logits may be NULL where none is wanted. */
+int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
+                       const uint8_t *want, int n, float *logits);
 /* Tokens held for a sequence, or -1 for a sequence that does not exist. */
 int gpt_session_length(const gpt_session *session, int seq);
 /* Forgets all but the first length tokens of a sequence. */
 int gpt_session_rewind(gpt_session *session, int seq, int length);
+/* Sequence `to` becomes a copy of the first length tokens of `from`; what it held is forgotten. */
+int gpt_session_fork(gpt_session *session, int from, int to, int length);
 
 /* ---- sampling ---- */
 
-/* Draws a token from logits (V). The draw is a function of (seed, position). */
+/* Draws a token from logits (V). Chance enters by (seed, position) alone. history (n_history), which
+ * penalties look at, may be NULL; tokens outside the vocabulary count for nothing there. */
 int gpt_sample(const float *logits, int32_t vocab_size, const gpt_sampling *sampling,
-               uint64_t position, int32_t *token);
+               const int32_t *history, int32_t n_history, uint64_t position, int32_t *token);
+/* log softmax of logits (V), without bias, penalty or temperature: of token, in *logprob (NULL: not
+ * wanted), and of the n_top most likely, in falling order. */
+int gpt_logprobs(const float *logits, int32_t vocab_size, int32_t token, float *logprob,
+                 int32_t n_top, int32_t *top_tokens, float *top_logprobs);
 
 /* ==== binding: end ==== */
 

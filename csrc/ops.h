@@ -234,13 +234,14 @@ typedef struct gpt_ops {
     /* Waits for all ops; a device's remembered error. */
     int (*sync)(gpt_ctx *ctx);
 
-    /* Bytes that buffer_alloc has left to give; NULL where that is not known. */
+    /* Bytes that buffer_alloc has left to give; SIZE_MAX where that is not known. */
     size_t (*memory_free)(void);
     /* Device memory, zero-filled, aligned to 64 bytes or better; NULL when there is none. */
     void *(*buffer_alloc)(gpt_ctx *ctx, size_t bytes);
     void (*buffer_free)(gpt_ctx *ctx, void *buffer, size_t bytes);
     void (*upload)(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
     void (*download)(gpt_ctx *ctx, void *host, const void *device, size_t bytes);
+    void (*copy)(gpt_ctx *ctx, void *to, const void *from, size_t bytes); /* within the device */
     void (*zero)(gpt_ctx *ctx, void *device, size_t bytes);
 
     embedding_forward_fn *embedding_forward;

@@ -263,6 +263,9 @@ static void profile_free_buffer(gpt_ctx *p, void *buffer, size_t bytes) {
 static void profile_upload(gpt_ctx *p, void *device, const void *host, size_t bytes) {
     p->ops->upload(p->inner, device, host, bytes);
 }
+static void profile_copy(gpt_ctx *p, void *to, const void *from, size_t bytes) {
+    p->ops->copy(p->inner, to, from, bytes);
+}
 static void profile_download(gpt_ctx *p, void *host, const void *device, size_t bytes) {
     p->ops->download(p->inner, host, device, bytes);
 }
@@ -286,6 +289,7 @@ int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const gpt_ops **out_ops, gp
     p->table.buffer_free = profile_free_buffer;
     p->table.upload = profile_upload;
     p->table.download = profile_download;
+    p->table.copy = profile_copy;
     p->table.zero = profile_zero;
     p->table.embedding_forward = profile_embedding_forward;
     p->table.embedding_backward = profile_embedding_backward;

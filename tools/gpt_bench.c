@@ -207,12 +207,12 @@ static int run_decode(void) {
     int32_t *seqs = allocate((size_t)n * PROMPT, sizeof *seqs);
     float *logits = allocate((size_t)n * (size_t)config.vocab_size, sizeof *logits);
     for (int i = 0; i < n * PROMPT; i++) seqs[i] = i / PROMPT;
-    must(gpt_session_decode(session, tokens, seqs, n * PROMPT, logits));
+    must(gpt_session_decode(session, tokens, seqs, NULL, n * PROMPT, logits));
     for (int i = 0; i < n; i++) seqs[i] = i;
     double *times = allocate((size_t)set.tokens, sizeof *times);
     for (int i = -set.warmup; i < set.tokens; i++) {
         double begin = seconds();
-        must(gpt_session_decode(session, tokens, seqs, n, logits));
+        must(gpt_session_decode(session, tokens, seqs, NULL, n, logits));
         if (i >= 0) times[i] = seconds() - begin;
     }
     double step_s = median(times, set.tokens);

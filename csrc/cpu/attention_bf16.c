@@ -353,6 +353,10 @@ void cpu_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act 
 
 /* ---- decode ---- */
 
+/* So many rows of a sequence go one by one, which gives each what it would get alone: the rows of a
+ * draft in speculative decoding are judged as they will be again. */
+enum { FEW_ROWS = 16 };
+
 /* sum (HS) = shrink sum + p v: v has n rows. Four vectors of channels at a time, so that one sum need
  * not wait for another. */
 static void add_values(float *sum, float shrink, const float *p, const bf16 *v, int n, int HS) {
@@ -411,7 +415,7 @@ static void dot_keys(float *s, const bf16 *q, const bf16 *k, const bf16 *v, int 
     }
 }
 
-/* One query: its keys are read once, so packing them would not pay. */
+/* One query: its keys are read too few times for packing to pay. */
 static void decode_query(const attention_args *a, const query_tile *t, const bf16 *k, const bf16 *v,
                          buffers *w) {
     int HS = a->head.HS, n_keys = t->q0 + 1;
@@ -441,16 +445,16 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
             int position = a->cache.positions[n];
             const bf16 *k = a->cache.k + rows, *v = a->cache.v + rows;
             query_tile t = {.ldo = (int64_t)NH * HS, .ldq = stride};
-            if (run > 1) {
+            if (run > FEW_ROWS) {
                 pack_keys(w.keys, k, HS, position + run, HS);
                 pack_columns(w.values, pack_panel_size(a->T), v, HS, HS, position + run);
             }
-            for (int r = 0; r < run; r += TILE_Q) {
+            for (int r = 0; r < run; r += t.nq) {
                 t.out = a->out + ((int64_t)(n + r) * NH + h) * HS;
                 t.q = a->qkv + (n + r) * stride + h * HS;
                 t.q0 = position + r;
-                t.nq = cpu_min(TILE_Q, run - r);
-                if (run > 1)
+                t.nq = run > FEW_ROWS ? cpu_min(TILE_Q, run - r) : 1;
+                if (run > FEW_ROWS)
                     forward_tile(a, &t, &w);
                 else
                     decode_query(a, &t, k, v, &w);

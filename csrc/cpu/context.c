@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -25,6 +26,9 @@
  * training step, so that threads stay awake within a step and sleep while Python prepares the next
  * batch. */
 enum { SPIN = 20000 };
+
+/* Below this many bytes nobody asks whether there is memory for a buffer. */
+enum { SMALL_BUFFER = 64 << 20 };
 
 struct cpu_pool {
     const gpt_ctx *ctx;
@@ -281,9 +285,22 @@ int cpu_sync(gpt_ctx *ctx) {
     return GPT_OK;
 }
 
+/* What Linux believes can be had without swapping; without limit where it does not say. */
+size_t cpu_memory_free(void) {
+    unsigned long long kilobytes = 0;
+    char line[128];
+    FILE *file = fopen("/proc/meminfo", "r");
+    while (file && kilobytes == 0 && fgets(line, sizeof line, file))
+        sscanf(line, "MemAvailable: %llu kB", &kilobytes);
+    if (file) fclose(file);
+    return kilobytes ? (size_t)kilobytes << 10 : SIZE_MAX;
+}
+
 /* Straight from the kernel: zeroed, touched only as it is used, in huge pages where it can. */
 void *cpu_buffer_alloc(gpt_ctx *ctx, size_t bytes) {
     (void)ctx;
+    /* The kernel promises more than it has, and would end the process when it is used. */
+    if (bytes > SMALL_BUFFER && bytes > cpu_memory_free()) return NULL;
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return NULL;
     madvise(p, bytes, MADV_HUGEPAGE);
@@ -303,6 +320,11 @@ void cpu_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes) {
 void cpu_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes) {
     (void)ctx;
     memcpy(host, device, bytes);
+}
+
+void cpu_copy(gpt_ctx *ctx, void *to, const void *from, size_t bytes) {
+    (void)ctx;
+    memcpy(to, from, bytes);
 }
 
 static void zero_task(void *args, int thread, int64_t begin, int64_t end) {

@@ -172,6 +172,10 @@ void cuda_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes) {
     cuda_remember(ctx, cudaStreamSynchronize(ctx->stream));
 }
 
+void cuda_copy(gpt_ctx *ctx, void *to, const void *from, size_t bytes) {
+    cuda_remember(ctx, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, ctx->stream));
+}
+
 void cuda_zero(gpt_ctx *ctx, void *device, size_t bytes) {
     cuda_remember(ctx, cudaMemsetAsync(device, 0, bytes, ctx->stream));
 }

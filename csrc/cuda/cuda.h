@@ -125,6 +125,7 @@ void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes);
 void cuda_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);
 void cuda_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
 void cuda_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes);
+void cuda_copy(gpt_ctx *ctx, void *to, const void *from, size_t bytes);
 void cuda_zero(gpt_ctx *ctx, void *device, size_t bytes);
 
 /* ---- graph.cu ---- */

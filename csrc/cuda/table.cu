@@ -39,6 +39,7 @@ const gpt_ops cuda_ops = {
     .buffer_free = cuda_buffer_free,
     .upload = cuda_upload,
     .download = cuda_download,
+    .copy = cuda_copy,
     .zero = cuda_zero,
     .embedding_forward = cuda_embedding_forward,
     .embedding_backward = cuda_embedding_backward,

@@ -5,6 +5,9 @@
 /* A prompt goes through in pieces of this many rows: enough to keep the products efficient, few
  * enough that activations stay small beside the cache. */
 enum { PREFILL_ROWS = 256 };
+/* At least so many rows of logits are made at once, as a draft's are that speculative decoding
+ * checks, so that the head's weights are read once for them. */
+enum { LOGIT_ROWS = 16 };
 
 int session_max_rows(int n_seq, int n_ctx) {
     int rows = n_ctx < PREFILL_ROWS ? n_ctx : PREFILL_ROWS;
@@ -21,7 +24,9 @@ static gpt_shape session_shape(const gpt_model *m, int rows, int n_ctx) {
 size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_session *s) {
     acts none = {0};
     int rows = session_max_rows(n_seq, n_ctx);
-    acts_shape shape = {.N = rows, .T = n_ctx, .n_seq = n_seq, .n_ctx = n_ctx, .logit_rows = n_seq};
+    int few = rows < LOGIT_ROWS ? rows : LOGIT_ROWS, logit_rows = n_seq > few ? n_seq : few;
+    acts_shape shape = {
+        .N = rows, .T = n_ctx, .n_seq = n_seq, .n_ctx = n_ctx, .logit_rows = logit_rows};
     size_t bytes = acts_plan(&m->config, m->ops, &shape, base, s ? &s->acts : &none);
     if (s) s->workspace = base + bytes;
     gpt_shape extent = session_shape(m, rows, n_ctx);
@@ -32,66 +37,104 @@ static const act *row_of(const gpt_model *m, const act *x, int row) {
     return (const char *)x + (size_t)row * (size_t)m->config.n_embd * m->ops->act_bytes;
 }
 
-/* The logits of rows first to first + n - 1, as the next rows of the step's output. */
-static void head(gpt_session *s, int first, int n, int out_row) {
+/* What a step was asked for, and where its logits go. */
+typedef struct step {
+    const int32_t *tokens, *seqs; /* (n) */
+    const uint8_t *want;          /* (n), NULL: the last of each sequence */
+    int n;
+    float *logits; /* where the next row goes on the host */
+    int held;      /* rows that wait on the device */
+} step;
+
+static bool wanted(const step *t, int i) {
+    if (t->want) return t->want[i];
+    return i + 1 == t->n || t->seqs[i + 1] != t->seqs[i];
+}
+
+static void deliver(gpt_session *s, step *t) {
+    const gpt_model *m = s->model;
+    int64_t size = (int64_t)t->held * m->config.vocab_size;
+    if (size == 0) return;
+    m->ops->download(m->ctx, t->logits, s->acts.logits, sizeof(float) * (size_t)size);
+    t->logits += size;
+    t->held = 0;
+}
+
+/* The logits of n rows of the final norm, from `first` on. */
+static void head(gpt_session *s, step *t, int first, int n) {
     const gpt_model *m = s->model;
     const gpt_config *c = &m->config;
-    m->ops->head_forward(m->ctx, s->acts.logits + (int64_t)out_row * c->vocab_size,
-                         row_of(m, s->acts.norm_f, first), m->w.head, n, c->n_embd, c->vocab_size,
-                         padded_vocab_size(c));
-}
-
-/* The logits of each sequence's last row, as the rows of the step's output from out_row on; returns
- * where they end. Neighbours go through the head together: all of them in plain decoding. */
-static int heads(gpt_session *s, const int32_t *seqs, int n, bool more_follow, int out_row) {
-    for (int i = 0; i < n;) {
-        int first = i;
-        while (i < n && (i + 1 < n ? seqs[i + 1] != seqs[i] : !more_follow)) i++;
-        if (i > first) {
-            head(s, first, i - first, out_row);
-            out_row += i - first;
-        } else {
-            i++;
-        }
+    for (int rows; n > 0; first += rows, n -= rows, t->held += rows) {
+        if (t->held == s->acts.logit_rows) deliver(s, t);
+        rows = s->acts.logit_rows - t->held < n ? s->acts.logit_rows - t->held : n;
+        m->ops->head_forward(m->ctx, s->acts.logits + (int64_t)t->held * c->vocab_size,
+                             row_of(m, s->acts.norm_f, first), m->w.head, rows, c->n_embd,
+                             c->vocab_size, padded_vocab_size(c));
     }
-    return out_row;
 }
 
-/* At most max_rows tokens. */
-static int session_rows(gpt_session *s, const int32_t *tokens, const int32_t *seqs, int n,
-                        bool more_follow, int out_row) {
+/* Neighbours among the wanted rows go through the head together: all of them in plain decoding. */
+static void heads(gpt_session *s, step *t, int begin, int n) {
+    for (int i = 0, first; i < n; i++) {
+        for (first = i; i < n && wanted(t, begin + i);) i++;
+        head(s, t, first, i - first);
+    }
+}
+
+/* Plain decoding: one token for each of some sequences, whose logits are all wanted. */
+static bool one_each(const step *t) {
+    for (int i = 0; i < t->n; i++)
+        if (!wanted(t, i) || (i > 0 && t->seqs[i] == t->seqs[i - 1])) return false;
+    return true;
+}
+
+/* Tokens begin to begin + n - 1 of the step, at most max_rows. */
+static void session_rows(gpt_session *s, step *t, int begin, int n) {
     gpt_model *m = s->model;
     const gpt_ops *ops = m->ops;
+    const int32_t *seqs = t->seqs + begin;
     size_t bytes = sizeof(int32_t) * (size_t)n;
     for (int i = 0; i < n; i++) s->positions[i] = s->length[seqs[i]]++;
-    ops->upload(m->ctx, s->acts.tokens, tokens, bytes);
+    ops->upload(m->ctx, s->acts.tokens, t->tokens + begin, bytes);
     ops->upload(m->ctx, s->acts.seqs, seqs, bytes);
     ops->upload(m->ctx, s->acts.positions, s->positions, bytes);
     batch x = {.B = n, .T = 1, .N = n, .session = s};
-    bool one_each = !more_follow; /* plain decoding: a token for each sequence */
-    for (int i = 1; i < n; i++) one_each &= seqs[i] != seqs[i - 1];
-    const int64_t key[] = {(int64_t)(intptr_t)s->arena, s->n_seq, s->n_ctx, n, out_row};
-    bool replays = one_each && ops->replay_begin;
-    if (replays && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return out_row + n;
-    int end;
+    const int64_t key[] = {(int64_t)(intptr_t)s->arena, s->n_seq, s->n_ctx, n};
+    bool replays = ops->replay_begin && n == t->n && one_each(t);
+    if (replays && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) {
+        t->held = n;
+        return;
+    }
     do {
+        t->held = replays ? 0 : t->held;
         model_forward(m, &s->acts, &x);
-        end = heads(s, seqs, n, more_follow, out_row);
+        heads(s, t, begin, n);
     } while (replays && !ops->replay_end(m->ctx));
-    return end;
 }
 
-void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, int n,
-                  float *logits) {
+void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
+                  int n, float *logits) {
     gpt_model *m = s->model;
+    step t = {.tokens = tokens, .seqs = seqs, .want = want, .n = n, .logits = logits};
     m->ops->ctx_set_workspace(m->ctx, s->workspace);
     model_pack(m);
-    int n_logits = 0;
-    for (int i = 0; i < n; i += s->max_rows) {
-        int rows = n - i < s->max_rows ? n - i : s->max_rows;
-        bool more = i + rows < n && seqs[i + rows] == seqs[i + rows - 1];
-        n_logits = session_rows(s, tokens + i, seqs + i, rows, more, n_logits);
+    for (int i = 0; i < n; i += s->max_rows)
+        session_rows(s, &t, i, n - i < s->max_rows ? n - i : s->max_rows);
+    deliver(s, &t);
+}
+
+void session_fork(gpt_session *s, int from, int to, int length) {
+    const gpt_model *m = s->model;
+    const gpt_config *c = &m->config;
+    size_t row = (size_t)head_size(c) * m->ops->act_bytes, sequence = row * (size_t)s->n_ctx;
+    s->length[to] = length;
+    if (from == to || length == 0) return;
+    for (int l = 0; l < c->n_layer; l++) {
+        char *caches[] = {(char *)s->acts.layers[l].cache_k, (char *)s->acts.layers[l].cache_v};
+        for (int i = 0; i < 2; i++)
+            for (int h = 0; h < c->n_kv_head; h++)
+                m->ops->copy(m->ctx, caches[i] + sequence * (size_t)(to * c->n_kv_head + h),
+                             caches[i] + sequence * (size_t)(from * c->n_kv_head + h),
+                             row * (size_t)length);
     }
-    m->ops->download(m->ctx, logits, s->acts.logits,
-                     sizeof(float) * (size_t)n_logits * (size_t)m->config.vocab_size);
 }

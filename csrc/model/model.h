@@ -208,7 +208,9 @@ gpt_dropout dropout_embedding(const gpt_model *m, const batch *x);
 /* The number of rows that a session of this size takes at once. */
 int session_max_rows(int n_seq, int n_ctx);
 size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_session *s);
-void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, int n, float *logits);
+void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
+                  int n, float *logits);
+void session_fork(gpt_session *s, int from, int to, int length);
 
 void model_update(gpt_model *m, const gpt_adamw *adamw);
 

@@ -356,7 +356,7 @@ static fixture new_fixture(const char *what) {
     EXPECT_OK(gpt_model_backward(f.model, f.tokens, f.targets, B, T, 1.0f, &loss));
     EXPECT_OK(gpt_session_create(f.model, N_SEQ, N_CTX, &f.session));
     static const int32_t seqs[] = {2, 2, 2, 0};
-    EXPECT_OK(gpt_session_decode(f.session, f.tokens, seqs, 4, logits));
+    EXPECT_OK(gpt_session_decode(f.session, f.tokens, seqs, NULL, 4, logits));
     for (int i = 0; i < 4; i++) f.params[i] = read_params(f.model, f.c, i);
     f.logits = logits_of(&f);
     return f;
@@ -382,7 +382,7 @@ static void free_fixture(fixture *f) {
     expect_unchanged(f);
     float *logits = host_floats(V), norm = NAN, loss = NAN;
     static const int32_t seqs[] = {2, 2};
-    EXPECT_OK(gpt_session_decode(f->session, f->tokens + 3, seqs, 2, logits));
+    EXPECT_OK(gpt_session_decode(f->session, f->tokens + 3, seqs, NULL, 2, logits));
     EXPECT_CLOSE("logits after refusals", doubles_of(logits, V), f->logits + 4 * V, 1, V, 2e-5);
     EXPECT_OK(gpt_model_update(f->model, &adamw, &norm));
     EXPECT(isfinite(norm) && norm > 0.0f);
@@ -506,7 +506,7 @@ static void test_null_model(void) {
     EXPECT_REFUSED(gpt_model_set_step(NULL, 1), "NULL");
     EXPECT_REFUSED(gpt_session_create(NULL, 1, 1, &session), "NULL");
     EXPECT_REFUSED(gpt_session_bytes(NULL, 1, 1, &bytes), "NULL");
-    EXPECT_REFUSED(gpt_session_decode(NULL, tokens, tokens, 1, x), "NULL");
+    EXPECT_REFUSED(gpt_session_decode(NULL, tokens, tokens, NULL, 1, x), "NULL");
     EXPECT_REFUSED(gpt_session_rewind(NULL, 0, 0), "NULL");
     EXPECT(gpt_session_length(NULL, 0) == -1);
     EXPECT(session == NULL);
@@ -647,7 +647,7 @@ static void refuse_decode(const fixture *f, const int32_t *tokens, const int32_t
                           const char *word) {
     float *logits = host_floats((int64_t)N_SEQ * f->c->vocab_size);
     logits[0] = 77.0f;
-    EXPECT_REFUSED(gpt_session_decode(f->session, tokens, seqs, n, logits), word);
+    EXPECT_REFUSED(gpt_session_decode(f->session, tokens, seqs, NULL, n, logits), word);
     EXPECT(logits[0] == 77.0f);
     expect_unchanged(f);
 }
@@ -660,7 +660,9 @@ static void test_session_decode(void) {
     refuse_decode(&f, tokens, zeros, -3, "token");
     refuse_decode(&f, NULL, zeros, 1, "NULL");
     refuse_decode(&f, tokens, NULL, 1, "NULL");
-    EXPECT_REFUSED(gpt_session_decode(f.session, tokens, zeros, 1, NULL), "NULL");
+    EXPECT_REFUSED(gpt_session_decode(f.session, tokens, zeros, NULL, 1, NULL), "NULL");
+    EXPECT_REFUSED(gpt_session_decode(f.session, tokens, zeros, (uint8_t[]){0, 1}, 2, NULL),
+                   "NULL");
 
     /* Sequence 0 holds one token of eight, sequence 2 three. */
     refuse_decode(&f, tokens, zeros, N_CTX, "sequence 0");
@@ -693,6 +695,19 @@ static void test_session_rewind(void) {
     free_fixture(&f);
 }
 
+static void test_session_fork(void) {
+    fixture f = new_fixture("fork");
+    EXPECT_REFUSED(gpt_session_fork(NULL, 2, 1, 0), "NULL");
+    EXPECT_REFUSED(gpt_session_fork(f.session, -1, 1, 0), "sequence -1");
+    EXPECT_REFUSED(gpt_session_fork(f.session, 2, N_SEQ, 0), "sequence 3");
+    EXPECT_REFUSED(gpt_session_fork(f.session, 2, 1, 4), "sequence 2 holds 3 tokens");
+    EXPECT_REFUSED(gpt_session_fork(f.session, 2, 1, -1), "sequence 2");
+    EXPECT_OK(gpt_session_fork(f.session, 2, 1, 3));
+    EXPECT(gpt_session_length(f.session, 1) == 3);
+    EXPECT_OK(gpt_session_fork(f.session, 2, 1, 0));
+    free_fixture(&f);
+}
+
 TEST_API_MAIN({"library", test_library}, {"last error", test_last_error}, {"presets", test_presets},
               {"config, integers", test_config_ints}, {"config, floats", test_config_floats},
               {"config, rope scaling", test_config_rope_scaling},
@@ -706,4 +721,5 @@ TEST_API_MAIN({"library", test_library}, {"last error", test_last_error}, {"pres
               {"update, not finite", test_update_not_finite},
               {"without training", test_without_training},
               {"without batches", test_without_batches}, {"session sizes", test_session_sizes},
-              {"decode", test_session_decode}, {"rewind", test_session_rewind})
+              {"decode", test_session_decode}, {"rewind", test_session_rewind},
+              {"fork", test_session_fork})

@@ -584,26 +584,29 @@ static texts new_texts(gpt_model *model, const gpt_config *c, int n_seq, int n_c
 }
 
 /* Appends the next counts[s] tokens of each sequence s, in the order given, and compares the logits
- * of the last of each with those of the whole text. */
+ * with those of the whole text: after the last of each, or after every third, all, or none of them. */
 static void decode(texts *t, const int *order, const int *counts, int n_order) {
-    int n = 0, n_logits = 0, V = t->c->vocab_size;
+    int n = 0, n_logits = 0, V = t->c->vocab_size, which = random_below(4);
     int32_t *tokens = host_ints(t->n_seq * t->n_ctx), *seqs = host_ints(t->n_seq * t->n_ctx);
-    double *want = host_zeros((int64_t)t->n_seq * V);
+    uint8_t *wanted = (uint8_t *)host_ints(t->n_seq * t->n_ctx);
+    double *want = host_zeros((int64_t)t->n_seq * t->n_ctx * V);
     for (int k = 0; k < n_order; k++) {
         int s = order[k];
         for (int i = 0; i < counts[k]; i++, n++) {
+            const double *row = t->want + ((int64_t)s * t->n_ctx + t->lengths[s]) * V;
             seqs[n] = s;
             tokens[n] = t->tokens[s * t->n_ctx + t->lengths[s]++];
+            wanted[n] = which == 1 ? n % 3 == 0 : which == 2 ? 255 : 0;
+            if (which == 0 ? i + 1 == counts[k] : wanted[n])
+                memcpy(want + (int64_t)n_logits++ * V, row, (size_t)V * sizeof *row);
         }
-        if (counts[k] == 0) continue;
-        const double *row = t->want + ((int64_t)s * t->n_ctx + t->lengths[s] - 1) * V;
-        memcpy(want + (int64_t)n_logits++ * V, row, (size_t)V * sizeof *row);
     }
     if (n == 0) return;
-    float *logits = host_floats((int64_t)n_logits * V);
-    EXPECT_OK(gpt_session_decode(t->session, tokens, seqs, n, logits));
-    EXPECT_CLOSE("logits", doubles_of(logits, (int64_t)n_logits * V), want, n_logits, V,
-                 test_tols(2e-5, 0.1));
+    float *logits = n_logits ? host_floats((int64_t)n_logits * V) : NULL;
+    EXPECT_OK(gpt_session_decode(t->session, tokens, seqs, which ? wanted : NULL, n, logits));
+    if (n_logits > 0)
+        EXPECT_CLOSE("logits", doubles_of(logits, (int64_t)n_logits * V), want, n_logits, V,
+                     test_tols(2e-5, 0.1));
     for (int s = 0; s < t->n_seq; s++) EXPECT(gpt_session_length(t->session, s) == t->lengths[s]);
 }
 
@@ -644,6 +647,23 @@ static void check_rewind(texts *t) {
     rewind_to(t, 0, t->n_ctx);
 }
 
+/* A copy of any length goes on as its original does, and then its own way, and so does the
+ * original. */
+static void check_fork(texts *t) {
+    int n_ctx = t->n_ctx, V = t->c->vocab_size;
+    static const int lengths[] = {0, 1, 7, 20};
+    for (int k = 0; k < TEST_COUNT(lengths); k++) {
+        int length = lengths[k], from = k % t->n_seq, to = (k + 1) % t->n_seq;
+        EXPECT_OK(gpt_session_fork(t->session, from, to, length));
+        EXPECT_OK(gpt_session_fork(t->session, from, from, length));
+        t->lengths[from] = t->lengths[to] = length;
+        memcpy(t->tokens + to * n_ctx, t->tokens + from * n_ctx, sizeof(int32_t) * (size_t)length);
+        for (int i = length; i < n_ctx; i++) t->tokens[to * n_ctx + i] = random_below(V);
+        t->want = read_logits(t->model, t->c, t->tokens, t->n_seq, n_ctx);
+        decode_ragged(t, 4);
+    }
+}
+
 static void test_sessions(void) {
     enum { N_SEQ = 3, N_CTX = 21 };
     EACH_PLACE {
@@ -657,6 +677,7 @@ static void test_sessions(void) {
                 texts t = new_texts(model, c, N_SEQ, N_CTX);
                 decode_ragged(&t, pieces[k]);
                 check_rewind(&t);
+                check_fork(&t);
                 gpt_session_free(t.session);
                 gpt_model_free(model);
             }
@@ -821,19 +842,20 @@ static void test_preset_sizes(void) {
 }
 
 static void test_session_bytes(void) {
+    enum { N_CTX = 16 }; /* with which buffers are whole numbers of 64 bytes */
     EACH_PLACE {
         const gpt_config *c = &families[1].config;
         test_case("%s", families[1].name);
         gpt_model *model = new_model(c, 0, 0, 0, 0.0f);
         uint64_t one = 0, two = 0, whole = 0, block = 0;
-        EXPECT_OK(gpt_session_bytes(model, 1, 12, &one));
-        EXPECT_OK(gpt_session_bytes(model, 2, 12, &two));
+        EXPECT_OK(gpt_session_bytes(model, 1, N_CTX, &one));
+        EXPECT_OK(gpt_session_bytes(model, 2, N_CTX, &two));
         EXPECT_OK(gpt_session_bytes(model, 2, 0, &whole));
         EXPECT_OK(gpt_session_bytes(model, 2, c->block_size, &block));
         uint64_t row =
             2 * test.act_bytes * (uint64_t)(c->n_layer * c->n_kv_head * (c->n_embd / c->n_head));
-        EXPECT(one >= 12 * row);
-        EXPECT(two >= one + 12 * row);
+        EXPECT(one >= N_CTX * row);
+        EXPECT(two >= one + N_CTX * row);
         EXPECT(whole == block && whole > two);
         gpt_model_free(model);
     }

@@ -6,11 +6,22 @@
 enum { DRAWS = 100000, MAX_VOCAB = 300 };
 
 /* With everything off: softmax of the logits. */
-static const gpt_sampling plain = {1.0f, 0, 1.0f, 0.0f, 1};
+#define PLAIN .repetition_penalty = 1, .temperature = 1, .typical_p = 1, .top_p = 1, .seed = 1
+static const gpt_sampling plain = {PLAIN};
+
+static gpt_sampling filters(float temperature, int top_k, float top_p, float min_p, uint64_t seed) {
+    return (gpt_sampling){.repetition_penalty = 1,
+                          .temperature = temperature,
+                          .top_k = top_k,
+                          .typical_p = 1,
+                          .top_p = top_p,
+                          .min_p = min_p,
+                          .seed = seed};
+}
 
 static int32_t draw(const float *logits, int V, const gpt_sampling *s, uint64_t position) {
     int32_t token = -1;
-    int status = gpt_sample(logits, V, s, position, &token);
+    int status = gpt_sample(logits, V, s, NULL, 0, position, &token);
     test.n_checks++;
     if (status != GPT_OK) test_fail(__FILE__, __LINE__, "status %d: %s", status, gpt_last_error());
     if (token >= 0 && token < V) return token;
@@ -18,31 +29,58 @@ static int32_t draw(const float *logits, int V, const gpt_sampling *s, uint64_t 
     return 0;
 }
 
-/* The distribution, by the definition of each filter: tokens in falling order of probability, cut
- * at top_k, renormalised, cut where top_p is reached, cut below min_p of the first, and
- * renormalised. */
+typedef struct weighed {
+    double p;    /* relative to the most likely of all */
+    double rank; /* tokens are kept in rising order of it */
+    int token;
+} weighed;
+
+static int by_rank(const void *a, const void *b) {
+    const weighed *x = a, *y = b;
+    if (x->rank != y->rank) return x->rank < y->rank ? -1 : 1;
+    return x->token - y->token;
+}
+
+static double sum_of(const weighed *w, int n) {
+    double sum = 0.0;
+    for (int i = 0; i < n; i++) sum += w[i].p;
+    return sum;
+}
+
+/* The first of n, by rank, that have this share of the probability. */
+static int keep_share(weighed *w, int n, double share) {
+    double total = sum_of(w, n), reached = 0.0;
+    qsort(w, (size_t)n, sizeof *w, by_rank);
+    for (int i = 0; i < n; i++) {
+        reached += w[i].p / total;
+        if (reached >= share) return i + 1;
+    }
+    return n;
+}
+
+/* The distribution, by the definition of each filter in turn. */
 static void exact(double *p, const float *logits, int V, const gpt_sampling *s) {
-    int order[MAX_VOCAB], n = V;
-    double weight[MAX_VOCAB], sum = 0.0, reached = 0.0;
-    for (int i = 0; i < V; i++) {
-        int k = i;
-        for (; k > 0 && logits[order[k - 1]] < logits[i]; k--) order[k] = order[k - 1];
-        order[k] = i;
-    }
+    weighed w[MAX_VOCAB];
+    int n = V, kept = 0;
+    double top = logits[0];
+    for (int i = 1; i < V; i++) top = logits[i] > top ? logits[i] : top;
+    for (int i = 0; i < V; i++)
+        w[i] = (weighed){exp((logits[i] - top) / s->temperature), -logits[i], i};
+    qsort(w, (size_t)n, sizeof *w, by_rank);
     if (s->top_k > 0 && s->top_k < n) n = s->top_k;
-    for (int k = 0; k < n; k++) {
-        weight[k] = exp(((double)logits[order[k]] - logits[order[0]]) / s->temperature);
-        sum += weight[k];
+    if (s->typical_p < 1) {
+        double total = sum_of(w, n), expected = 0.0;
+        for (int i = 0; i < n; i++) expected -= w[i].p / total * log(w[i].p / total);
+        for (int i = 0; i < n; i++) w[i].rank = fabs(-log(w[i].p / total) - expected);
+        n = keep_share(w, n, s->typical_p);
+        for (int i = 0; i < n; i++) w[i].rank = -logits[w[i].token];
     }
-    for (int k = 0; k < n; k++) {
-        reached += weight[k] / sum;
-        if (reached >= s->top_p) n = k + 1;
-    }
-    while (n > 1 && weight[n - 1] < s->min_p * weight[0]) n--;
-    sum = 0.0;
-    for (int k = 0; k < n; k++) sum += weight[k];
+    if (s->top_p < 1) n = keep_share(w, n, s->top_p);
+    qsort(w, (size_t)n, sizeof *w, by_rank);
+    for (int i = 0; i < n; i++)
+        if (w[i].p >= s->min_p * w[0].p) w[kept++] = w[i];
     for (int i = 0; i < V; i++) p[i] = 0.0;
-    for (int k = 0; k < n; k++) p[order[k]] = weight[k] / sum;
+    for (int i = 0; i < kept; i++) p[w[i].token] = w[i].p / sum_of(w, kept);
 }
 
 /* The value that chi-squared with df degrees of freedom exceeds with probability 3e-7, at five
@@ -81,8 +119,8 @@ static void expect_distribution(const int64_t *counts, const double *p, int n_ce
 }
 
 static void check_distribution(const float *logits, int V, gpt_sampling s, int64_t draws) {
-    test_case("V=%d temperature=%g top_k=%d top_p=%g min_p=%g seed=%llu", V, s.temperature, s.top_k,
-              s.top_p, s.min_p, (unsigned long long)s.seed);
+    test_case("V=%d temperature=%g top_k=%d typical_p=%g top_p=%g min_p=%g seed=%llu", V,
+              s.temperature, s.top_k, s.typical_p, s.top_p, s.min_p, (unsigned long long)s.seed);
     int64_t counts[MAX_VOCAB] = {0};
     double p[MAX_VOCAB];
     exact(p, logits, V, &s);
@@ -90,18 +128,122 @@ static void check_distribution(const float *logits, int V, gpt_sampling s, int64
     expect_distribution(counts, p, V, draws);
 }
 
+static void expect_always(const float *logits, int V, gpt_sampling s, int want) {
+    for (uint64_t i = 0; i < 1000; i++) EXPECT(draw(logits, V, &s, i) == want);
+}
+
+static void expect_refused(const float *logits, int V, const gpt_sampling *s, int status,
+                           const char *word) {
+    int32_t token = 77;
+    int got = gpt_sample(logits, V, s, NULL, 0, 0, &token);
+    test.n_checks++;
+    if (got != status) test_fail(__FILE__, __LINE__, "%s: status %d, want %d", word, got, status);
+    if (!strstr(gpt_last_error(), word)) {
+        test_fail(__FILE__, __LINE__, "'%s' does not say %s", gpt_last_error(), word);
+    }
+    EXPECT(token == 77);
+}
+
 static void test_distribution(void) {
     static const float logits[] = {0.3f, -1.2f, 2.1f, 1.4f, -0.5f, 0.9f, -3.0f};
-    static const gpt_sampling settings[] = {
-        {1.0f, 0, 1.0f, 0.0f, 1},   {1.0f, 0, 1.0f, 0.0f, 2},          {0.5f, 0, 1.0f, 0.0f, 3},
-        {2.0f, 0, 1.0f, 0.0f, 4},   {1.0f, 3, 1.0f, 0.0f, 5},          {1.0f, 7, 1.0f, 0.0f, 6},
-        {1.0f, 100, 1.0f, 0.0f, 7}, {1.0f, 0, 0.7f, 0.0f, 8},          {1.0f, 0, 0.9f, 0.0f, 9},
-        {1.0f, 0, 1.0f, 0.1f, 10},  {1.0f, 0, 1.0f, 0.5f, 11},         {1.0f, 4, 0.8f, 0.0f, 12},
-        {0.8f, 5, 0.95f, 0.2f, 13}, {3.0f, 0, 0.6f, 0.4f, 14},         {1.0f, 2, 0.75f, 0.0f, 15},
-        {1.0f, 0, 1.0f, 0.0f, 0},   {1.0f, 0, 1.0f, 0.0f, UINT64_MAX},
+    const gpt_sampling settings[] = {
+        filters(1.0f, 0, 1.0f, 0.0f, 1),          filters(1.0f, 0, 1.0f, 0.0f, 2),
+        filters(0.5f, 0, 1.0f, 0.0f, 3),          filters(2.0f, 0, 1.0f, 0.0f, 4),
+        filters(1.0f, 3, 1.0f, 0.0f, 5),          filters(1.0f, 7, 1.0f, 0.0f, 6),
+        filters(1.0f, 100, 1.0f, 0.0f, 7),        filters(1.0f, 0, 0.7f, 0.0f, 8),
+        filters(1.0f, 0, 0.9f, 0.0f, 9),          filters(1.0f, 0, 1.0f, 0.1f, 10),
+        filters(1.0f, 0, 1.0f, 0.5f, 11),         filters(1.0f, 4, 0.8f, 0.0f, 12),
+        filters(0.8f, 5, 0.95f, 0.2f, 13),        filters(3.0f, 0, 0.6f, 0.4f, 14),
+        filters(1.0f, 2, 0.75f, 0.0f, 15),        filters(1.0f, 0, 1.0f, 0.0f, 0),
+        filters(1.0f, 0, 1.0f, 0.0f, UINT64_MAX),
     };
     for (int i = 0; i < TEST_COUNT(settings); i++)
         check_distribution(logits, 7, settings[i], DRAWS);
+}
+
+static void test_typical(void) {
+    static const float logits[] = {0.3f, -1.2f, 2.1f, 1.4f, -0.5f, 0.9f, -3.0f};
+    static const float shares[] = {0.05f, 0.3f, 0.5f, 0.8f, 0.95f, 0.999f};
+    for (int i = 0; i < TEST_COUNT(shares); i++) {
+        gpt_sampling s = filters(1, 0, 1, 0, (uint64_t)i);
+        s.typical_p = shares[i];
+        check_distribution(logits, 7, s, DRAWS);
+        s.temperature = 1.7f, s.top_k = 5, s.top_p = 0.8f, s.min_p = 0.3f;
+        check_distribution(logits, 7, s, DRAWS);
+    }
+    /* Where one token is nearly certain, it is the typical one. */
+    static const float sure[] = {0, 9, 0, 0};
+    gpt_sampling s = plain;
+    s.typical_p = 0.5f;
+    expect_always(sure, 4, s, 1);
+}
+
+/* Biases and penalties are what they say of the logits: a draw with them is one from other logits. */
+static void test_bias_and_penalties(void) {
+    enum { V = 7 };
+    static const float logits[V] = {0.3f, -1.2f, 2.1f, 1.4f, -0.5f, 0.9f, -3.0f};
+    static const gpt_bias bias[] = {{3, -INFINITY}, {6, 4.5f}, {0, -0.25f}, {0, -0.25f}};
+    static const int32_t history[] = {2, 5, 2, -7, 2, 1, 300};
+    static const int times[V] = {0, 1, 3, 0, 0, 1, 0};
+    gpt_sampling s = filters(0.9f, 0, 0.95f, 0, 7), like = s;
+    s.bias = bias, s.n_bias = TEST_COUNT(bias);
+    s.repetition_penalty = 1.3f, s.presence_penalty = 0.2f, s.frequency_penalty = 0.15f;
+    float changed[V] = {-0.2f, -1.2f, 2.1f, -1e30f, -0.5f, 0.9f, 1.5f};
+    for (int i = 0; i < V; i++) {
+        if (times[i] == 0) continue;
+        changed[i] = changed[i] > 0 ? changed[i] / 1.3f : changed[i] * 1.3f;
+        changed[i] -= 0.2f + 0.15f * (float)times[i];
+    }
+    test_case("bias and penalties");
+    int64_t counts[V] = {0};
+    double p[V];
+    exact(p, changed, V, &like);
+    for (uint64_t i = 0; i < DRAWS; i++) {
+        int32_t token = -1;
+        EXPECT(gpt_sample(logits, V, &s, history, TEST_COUNT(history), i, &token) == GPT_OK);
+        if (token >= 0 && token < V) counts[token]++;
+    }
+    expect_distribution(counts, p, V, DRAWS);
+
+    int32_t token = 77;
+    s.temperature = 0, s.frequency_penalty = 5;
+    EXPECT(gpt_sample(logits, V, &s, history, TEST_COUNT(history), 0, &token) == GPT_OK);
+    EXPECT(token == 6);
+    gpt_bias none[V];
+    for (int i = 0; i < V; i++) none[i] = (gpt_bias){i, -INFINITY};
+    s = plain, s.bias = none, s.n_bias = V;
+    expect_refused(logits, V, &s, GPT_ERR_ARGUMENT, "no token");
+    s.n_bias = V - 1;
+    expect_always(logits, V, s, V - 1);
+}
+
+static void test_logprobs(void) {
+    enum { TOP = 5 };
+    float logits[MAX_VOCAB], logprob, top[TOP];
+    int32_t tokens[TOP];
+    double p[MAX_VOCAB];
+    test_case("log-probabilities");
+    for (int i = 0; i < MAX_VOCAB; i++) logits[i] = (float)(3.0 * random_normal() - 50.0);
+    logits[17] = logits[23] = 10.0f;
+    exact(p, logits, MAX_VOCAB, &plain);
+    for (int i = 0; i < MAX_VOCAB; i++) {
+        EXPECT(gpt_logprobs(logits, MAX_VOCAB, i, &logprob, TOP, tokens, top) == GPT_OK);
+        EXPECT_NEAR("log-probability", logprob, log(p[i]), 1e-5 * (1 + fabs(log(p[i]))));
+    }
+    EXPECT(tokens[0] == 17 && tokens[1] == 23 && top[0] == top[1]);
+    for (int k = 0; k < TOP; k++) {
+        int larger = 0;
+        for (int i = 0; i < MAX_VOCAB; i++) larger += logits[i] > logits[tokens[k]];
+        EXPECT(larger == (k == 1 ? 0 : k));
+        EXPECT_NEAR("of the first", top[k], log(p[tokens[k]]), 1e-4);
+    }
+    EXPECT(gpt_logprobs(logits, 3, 0, NULL, 3, tokens, top) == GPT_OK);
+    EXPECT(gpt_logprobs(logits, 3, 3, &logprob, 0, NULL, NULL) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_logprobs(logits, 3, -1, &logprob, 0, NULL, NULL) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_logprobs(logits, 3, 0, NULL, 4, tokens, top) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_logprobs(NULL, 3, 0, &logprob, 0, NULL, NULL) == GPT_ERR_ARGUMENT);
+    logits[1] = NAN;
+    EXPECT(gpt_logprobs(logits, 3, 0, &logprob, 0, NULL, NULL) == GPT_ERR_NUMERIC);
 }
 
 /* Wide vocabularies, unsorted, with a long tail. */
@@ -110,8 +252,8 @@ static void test_wide(void) {
     test_case("%s", "");
     for (int i = 0; i < MAX_VOCAB; i++) logits[i] = (float)(2.0 * random_normal());
     check_distribution(logits, MAX_VOCAB, plain, DRAWS / 5);
-    check_distribution(logits, MAX_VOCAB, (gpt_sampling){0.7f, 40, 0.9f, 0.02f, 21}, DRAWS / 5);
-    check_distribution(logits, 257, (gpt_sampling){1.3f, 0, 0.95f, 0.0f, 22}, DRAWS / 5);
+    check_distribution(logits, MAX_VOCAB, filters(0.7f, 40, 0.9f, 0.02f, 21), DRAWS / 5);
+    check_distribution(logits, 257, filters(1.3f, 0, 0.95f, 0.0f, 22), DRAWS / 5);
 }
 
 static void test_equal_logits(void) {
@@ -126,31 +268,27 @@ static void test_equal_logits(void) {
     EXPECT(n == 2);
 }
 
-static void expect_always(const float *logits, int V, gpt_sampling s, int want) {
-    for (uint64_t i = 0; i < 1000; i++) EXPECT(draw(logits, V, &s, i) == want);
-}
-
 /* Every way to leave only the most likely token. */
 static void test_most_likely(void) {
     static const float logits[] = {0.3f, -1.2f, 2.0f, 2.1f, -0.5f};
     test_case("the most likely");
-    expect_always(logits, 5, (gpt_sampling){0.0f, 0, 1.0f, 0.0f, 1}, 3);
-    expect_always(logits, 5, (gpt_sampling){0.0f, 3, 0.9f, 0.1f, 1}, 3);
-    expect_always(logits, 5, (gpt_sampling){1.0f, 1, 1.0f, 0.0f, 1}, 3);
-    expect_always(logits, 5, (gpt_sampling){1.0f, 0, 1e-6f, 0.0f, 1}, 3);
-    expect_always(logits, 5, (gpt_sampling){1.0f, 0, 1.0f, 1.0f, 1}, 3);
-    expect_always(logits, 5, (gpt_sampling){1e-30f, 0, 1.0f, 0.0f, 1}, 3);
-    expect_always(logits, 1, (gpt_sampling){1.0f, 0, 1.0f, 0.0f, 1}, 0);
+    expect_always(logits, 5, filters(0.0f, 0, 1.0f, 0.0f, 1), 3);
+    expect_always(logits, 5, filters(0.0f, 3, 0.9f, 0.1f, 1), 3);
+    expect_always(logits, 5, filters(1.0f, 1, 1.0f, 0.0f, 1), 3);
+    expect_always(logits, 5, filters(1.0f, 0, 1e-6f, 0.0f, 1), 3);
+    expect_always(logits, 5, filters(1.0f, 0, 1.0f, 1.0f, 1), 3);
+    expect_always(logits, 5, filters(1e-30f, 0, 1.0f, 0.0f, 1), 3);
+    expect_always(logits, 1, filters(1.0f, 0, 1.0f, 0.0f, 1), 0);
     static const float far[] = {-3e38f, 1e4f, -1e4f, 3e38f, 0.0f};
     expect_always(far, 5, plain, 3);
     static const float last[] = {-3.0f, -2.0f, -1.0f};
-    expect_always(last, 3, (gpt_sampling){0.0f, 0, 1.0f, 0.0f, 1}, 2);
+    expect_always(last, 3, filters(0.0f, 0, 1.0f, 0.0f, 1), 2);
 }
 
 /* A temperature without bound leaves no difference between tokens. */
 static void test_hot(void) {
     static const float logits[] = {-50.0f, 3.0f, 80.0f};
-    check_distribution(logits, 3, (gpt_sampling){1e30f, 0, 1.0f, 0.0f, 5}, DRAWS);
+    check_distribution(logits, 3, filters(1e30f, 0, 1.0f, 0.0f, 5), DRAWS);
 }
 
 /* A draw depends on the seed and the position and on nothing that was drawn before. */
@@ -198,18 +336,6 @@ static void test_independent(void) {
     expect_distribution(by_seed, p, 16, DRAWS);
 }
 
-static void expect_refused(const float *logits, int V, const gpt_sampling *s, int status,
-                           const char *word) {
-    int32_t token = 77;
-    int got = gpt_sample(logits, V, s, 0, &token);
-    test.n_checks++;
-    if (got != status) test_fail(__FILE__, __LINE__, "%s: status %d, want %d", word, got, status);
-    if (!strstr(gpt_last_error(), word)) {
-        test_fail(__FILE__, __LINE__, "'%s' does not say %s", gpt_last_error(), word);
-    }
-    EXPECT(token == 77);
-}
-
 static void test_not_finite(void) {
     static const float spoilers[] = {NAN, INFINITY, -INFINITY};
     for (int k = 0; k < 9; k++) {
@@ -225,34 +351,48 @@ static void test_not_finite(void) {
 
 static void test_refusals(void) {
     static const float logits[] = {0.5f, 0.25f, 0.125f};
-    static const struct {
+    const struct {
         gpt_sampling s;
         const char *word;
     } bad[] = {
-        {{-1.0f, 0, 1.0f, 0.0f, 1}, "temperature"},
-        {{NAN, 0, 1.0f, 0.0f, 1}, "temperature"},
-        {{INFINITY, 0, 1.0f, 0.0f, 1}, "temperature"},
-        {{1.0f, -1, 1.0f, 0.0f, 1}, "top_k"},
-        {{1.0f, 0, -0.1f, 0.0f, 1}, "top_p"},
-        {{1.0f, 0, 1.1f, 0.0f, 1}, "top_p"},
-        {{1.0f, 0, NAN, 0.0f, 1}, "top_p"},
-        {{1.0f, 0, 1.0f, -0.1f, 1}, "min_p"},
-        {{1.0f, 0, 1.0f, 1.1f, 1}, "min_p"},
-        {{1.0f, 0, 1.0f, NAN, 1}, "min_p"},
+        {filters(-1.0f, 0, 1.0f, 0.0f, 1), "temperature"},
+        {filters(NAN, 0, 1.0f, 0.0f, 1), "temperature"},
+        {filters(INFINITY, 0, 1.0f, 0.0f, 1), "temperature"},
+        {filters(1.0f, -1, 1.0f, 0.0f, 1), "top_k"},
+        {filters(1.0f, 0, -0.1f, 0.0f, 1), "top_p"},
+        {filters(1.0f, 0, 1.1f, 0.0f, 1), "top_p"},
+        {filters(1.0f, 0, NAN, 0.0f, 1), "top_p"},
+        {filters(1.0f, 0, 1.0f, -0.1f, 1), "min_p"},
+        {filters(1.0f, 0, 1.0f, 1.1f, 1), "min_p"},
+        {filters(1.0f, 0, 1.0f, NAN, 1), "min_p"},
     };
     for (int i = 0; i < TEST_COUNT(bad); i++) {
         test_case("bad setting %d", i);
         expect_refused(logits, 3, &bad[i].s, GPT_ERR_ARGUMENT, bad[i].word);
     }
+    gpt_sampling s = plain;
+    test_case("bad penalties and biases");
+    s.typical_p = 0, expect_refused(logits, 3, &s, GPT_ERR_ARGUMENT, "typical_p");
+    s = plain, s.repetition_penalty = 0;
+    expect_refused(logits, 3, &s, GPT_ERR_ARGUMENT, "repetition_penalty");
+    s = plain, s.presence_penalty = NAN;
+    expect_refused(logits, 3, &s, GPT_ERR_ARGUMENT, "penalty");
+    static const gpt_bias outside[] = {{3, 1}}, endless[] = {{2, INFINITY}};
+    s = plain, s.n_bias = 1;
+    expect_refused(logits, 3, &s, GPT_ERR_ARGUMENT, "NULL");
+    s.bias = outside, expect_refused(logits, 3, &s, GPT_ERR_ARGUMENT, "token 3");
+    s.bias = endless, expect_refused(logits, 3, &s, GPT_ERR_ARGUMENT, "token 2");
     test_case("bad arguments");
     expect_refused(logits, 0, &plain, GPT_ERR_ARGUMENT, "vocab_size");
     expect_refused(logits, -5, &plain, GPT_ERR_ARGUMENT, "vocab_size");
     expect_refused(NULL, 3, &plain, GPT_ERR_ARGUMENT, "NULL");
     expect_refused(logits, 3, NULL, GPT_ERR_ARGUMENT, "NULL");
-    EXPECT(gpt_sample(logits, 3, &plain, 0, NULL) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_sample(logits, 3, &plain, NULL, 0, 0, NULL) == GPT_ERR_ARGUMENT);
 }
 
-TEST_API_MAIN({"distribution", test_distribution}, {"wide", test_wide},
-              {"equal logits", test_equal_logits}, {"most likely", test_most_likely},
-              {"hot", test_hot}, {"repeatable", test_repeatable}, {"independent", test_independent},
-              {"not finite", test_not_finite}, {"refusals", test_refusals})
+TEST_API_MAIN({"distribution", test_distribution}, {"typical", test_typical},
+              {"bias and penalties", test_bias_and_penalties}, {"log-probabilities", test_logprobs},
+              {"wide", test_wide}, {"equal logits", test_equal_logits},
+              {"most likely", test_most_likely}, {"hot", test_hot}, {"repeatable", test_repeatable},
+              {"independent", test_independent}, {"not finite", test_not_finite},
+              {"refusals", test_refusals})

@@ -25,7 +25,7 @@ static run run_of(const gpt_config *config, float dropout) {
     EXPECT_OK(gpt_session_create(model, B, 0, &session));
     for (int t = 0; t < STEPS; t++) {
         const int32_t next[B] = {tokens[t], tokens[T + t]}, seqs[B] = {0, 1};
-        EXPECT_OK(gpt_session_decode(session, next, seqs, B, r.last));
+        EXPECT_OK(gpt_session_decode(session, next, seqs, NULL, B, r.last));
     }
     gpt_session_free(session);
     gpt_model_free(model);
