@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from gptc.checkpoint import load_tokenizer
     from gptc.config import GPTConfig
     from gptc.data import resolve_dataset
+    from gptc.generation import generate, stream
     from gptc.model import AdamW, Model, Options, Plan, Session, StepResult
-    from gptc.sampling import generate, stream
     from gptc.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -35,10 +35,10 @@ _LAZY = {
     "Session": "model",
     "StepResult": "model",
     "Tokenizer": "tokenizer",
-    "generate": "sampling",
+    "generate": "generation",
     "load_tokenizer": "checkpoint",
     "resolve_dataset": "data",
-    "stream": "sampling",
+    "stream": "generation",
 }
 
 __all__ = [

@@ -442,25 +442,41 @@ class Session:
         self.n_seq = n_seq
         self.n_ctx = n_ctx or model.config.block_size
 
-    def decode(self, tokens: npt.ArrayLike, seq: int | npt.ArrayLike = 0) -> FloatArray:
+    def decode(
+        self,
+        tokens: npt.ArrayLike,
+        seq: int | npt.ArrayLike = 0,
+        want: npt.ArrayLike | None = None,
+    ) -> FloatArray:
         """Appends tokens (N,) and returns the logits that follow.
 
         With one sequence number, all tokens belong to it and the logits are (V,). With an array
         (N,) of them, one for each token, tokens of a sequence stand together and the logits are
-        (number of sequences, V), in order of appearance.
+        (number of sequences, V), in order of appearance. With `want` (N,) they are (number of
+        true ones, V) instead: what follows each token i where want[i] is true.
         """
         ids = _tokens(tokens, "tokens", n_dim=1)
         single = isinstance(seq, int | np.integer)
         seqs = np.full_like(ids, seq) if single else _tokens(seq, "seq", n_dim=1)
         if seqs.shape != ids.shape:
             raise GptcError(f"{len(ids)} tokens, but {len(seqs)} sequence numbers")
-        # Tokens of a sequence stand together: a new sequence starts wherever the number changes.
-        n_rows = 1 + int(np.count_nonzero(np.diff(seqs)))
+        flags, flags_in_c = None, self._ffi.NULL
+        if want is None:
+            # Tokens of a sequence stand together: another starts wherever the number changes.
+            n_rows = 1 + int(np.count_nonzero(np.diff(seqs)))
+        else:
+            flags = np.ascontiguousarray(want, bool)
+            if flags.shape != ids.shape:
+                raise GptcError(f"{len(ids)} tokens, but want has the shape {flags.shape}")
+            n_rows = int(np.count_nonzero(flags))
+            flags_in_c = self._ffi.from_buffer("uint8_t[]", flags)
         out = np.empty((n_rows, self._model.config.vocab_size), np.float32)
+        logits = _floats(out) if n_rows else self._ffi.NULL
         _lib.call(
-            "gpt_session_decode", self._open(), _ints(ids), _ints(seqs), len(ids), _floats(out)
-        )
-        return out[0] if single else out
+            "gpt_session_decode", self._open(), _ints(ids), _ints(seqs), flags_in_c, len(ids),
+            logits,
+        )  # fmt: skip
+        return out[0] if single and want is None else out
 
     def length(self, seq: int = 0) -> int:
         """Tokens held for a sequence."""
@@ -472,6 +488,11 @@ class Session:
     def rewind(self, seq: int = 0, length: int = 0) -> None:
         """Forgets all but the first `length` tokens of a sequence."""
         _lib.call("gpt_session_rewind", self._open(), seq, length)
+
+    def fork(self, seq: int, to: int, length: int | None = None) -> None:
+        """Makes sequence `to` a copy of the first `length` tokens of `seq`; None: of all."""
+        n = self.length(seq) if length is None else length
+        _lib.call("gpt_session_fork", self._open(), seq, to, n)
 
     def close(self) -> None:
         """Frees the session; twice is harmless."""
@@ -489,6 +510,10 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def _ffi(self) -> Any:
+        return _lib.load().ffi
 
     def _open(self) -> Any:
         self._model._open()

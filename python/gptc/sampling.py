@@ -1,63 +1,124 @@
-"""Text from a model: one sample piece by piece, or several at once.
-
-The token at position p of sample i is drawn with (seed + i, p), so the same call writes the same
-text. A sample ends at an end-of-text token, before a stop string, after max_tokens, or where the
-model's context is full.
-"""
+"""The next token: how it is drawn from logits, how likely it was, and where a text ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from gptc import _lib
-from gptc.errors import GptcError, UsageError
-from gptc.model import FloatArray, Model
-from gptc.tokenizer import StreamDecoder, Tokenizer
+from gptc.errors import UsageError
+from gptc.model import FloatArray
 
-if TYPE_CHECKING:
-    from gptc.tokenizer import Tokens
-
-Finish = Literal["stop", "length", "context"]
 DEFAULT_STOP = ("<|endoftext|>",)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. The filters apply after the temperature, in this order."""
+    """How the next token is drawn.
+
+    Biases and penalties change the logits; then come the temperature and the filters: top_k,
+    typical_p, top_p, min_p, each of what the one before has left.
+    """
 
     temperature: float = 0.7  # 0: always the most likely token
     top_k: int = 0  # keep the k most likely; 0: all
     top_p: float = 1.0  # keep the fewest tokens with this much probability; 1: all
     min_p: float = 0.0  # drop tokens less likely than min_p times the most likely; 0: none
     seed: int = 0
+    typical_p: float = 1.0  # keep the most typical with this much probability; 1: all
+    repetition_penalty: float = 1.0  # divides the logits of tokens that were there; 1: none
+    presence_penalty: float = 0.0  # is taken off their logits
+    frequency_penalty: float = 0.0  # the same, as often as they were there
+    penalty_last_n: int = 64  # how many tokens, prompt included, penalties look back; 0: all
+    bias: tuple[tuple[int, float], ...] = ()  # (token, number added to its logit; -inf: never)
 
     def check(self) -> None:
         """Raises UsageError for a value outside its range."""
+        finite = "a finite number"
+        presence, frequency = self.presence_penalty, self.frequency_penalty
         ranges = (
-            ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
+            ("temperature", self.temperature, 0 <= self.temperature < np.inf, "0 (greedy) or more"),
             ("top-k", self.top_k, self.top_k >= 0, "0 (all) or more"),
             ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min-p", self.min_p, 0 <= self.min_p < 1, "at least 0 and below 1"),
             ("seed", self.seed, 0 <= self.seed < 2**63, "0 or more"),
+            ("typical-p", self.typical_p, 0 < self.typical_p <= 1, "above 0 and at most 1"),
+            (
+                "repetition-penalty",
+                self.repetition_penalty,
+                0 < self.repetition_penalty < np.inf,
+                "above 0 (1: none)",
+            ),
+            ("presence-penalty", presence, np.isfinite(presence), finite),
+            ("frequency-penalty", frequency, np.isfinite(frequency), finite),
+            ("penalty-last-n", self.penalty_last_n, self.penalty_last_n >= 0, "0 (all) or more"),
         )
         for name, value, valid, wanted in ranges:
             if not valid:
                 raise UsageError(f"{name} is {value}; it must be {wanted}")
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether a draw depends on the tokens before it otherwise than through the logits."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1, 0, 0)
 
-def sample_token(logits: FloatArray, sampling: Sampling, position: int, vocab_size: int) -> int:
-    """Draws a token below `vocab_size` from logits (V,); a function of (seed, position)."""
+
+@lru_cache(maxsize=1024)
+def _settings(sampling: Sampling) -> tuple[Any, Any]:
+    """gpt_sampling, and the array that it points to."""
+    bias = _lib.load().ffi.new("gpt_bias[]", [list(pair) for pair in sampling.bias])
+    names = {field.name for field in fields(Sampling)} - {"penalty_last_n", "bias"}
+    struct = _lib.new_struct("gpt_sampling", **{name: getattr(sampling, name) for name in names})
+    struct.bias, struct.n_bias = bias, len(sampling.bias)
+    return struct, bias
+
+
+def sample_token(
+    logits: FloatArray,
+    sampling: Sampling,
+    position: int,
+    vocab_size: int,
+    history: Sequence[int] = (),
+) -> int:
+    """Draws a token below `vocab_size` from logits (V,).
+
+    Chance enters by (seed, position) alone; penalties look at the end of `history`.
+    """
     ffi = _lib.load().ffi
     token = ffi.new("int32_t *")
-    settings = _lib.new_struct("gpt_sampling", **vars(sampling))
+    settings, _ = _settings(sampling)
     row = ffi.from_buffer("float[]", np.ascontiguousarray(logits, np.float32))
+    past = history[-sampling.penalty_last_n :] if sampling.looks_back else ()
     size = min(vocab_size, len(logits))
-    _lib.call("gpt_sample", row, size, settings, position, token)
+    seen = ffi.new("int32_t[]", list(past))
+    _lib.call("gpt_sample", row, size, settings, seen, len(past), position, token)
     return int(token[0])
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token, the logarithm of its probability, and the most likely ones in its place."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def token_logprob(logits: FloatArray, token: int, top: int, vocab_size: int) -> TokenLogprob:
+    """Of a token below `vocab_size`, by logits (V,) as the model gives them: no temperature."""
+    ffi = _lib.load().ffi
+    size = min(vocab_size, len(logits))
+    n = min(top, size)
+    row = ffi.from_buffer("float[]", np.ascontiguousarray(logits, np.float32))
+    logprob, tokens, logprobs = ffi.new("float *"), ffi.new("int32_t[]", n), ffi.new("float[]", n)
+    _lib.call("gpt_logprobs", row, size, token, logprob, n, tokens, logprobs)
+    best = tuple((int(tokens[i]), float(logprobs[i])) for i in range(n))
+    return TokenLogprob(token, float(logprob[0]), best)
 
 
 class StopFilter:
@@ -89,170 +150,6 @@ class StopFilter:
         """What was held back, now that nothing follows."""
         out, self._held = self._held, ""
         return out
-
-
-class Sample:
-    """One text while it grows. `finish` says why it ended; None while it goes on."""
-
-    def __init__(
-        self, index: int, sampling: Sampling, tokenizer: Tokenizer, stop: Sequence[str]
-    ) -> None:
-        self.index = index
-        self.text = ""
-        self.tokens: list[int] = []
-        self.finish: Finish | None = None
-        self._sampling = replace(sampling, seed=sampling.seed + index)
-        self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer)
-        self._filter = StopFilter(stop)
-
-    def advance(self, logits: FloatArray, position: int, room: int, max_tokens: int) -> str:
-        """Draws the token at `position` and returns the text that it completes.
-
-        `room` is how many positions are left in the context, this one included.
-        """
-        token = sample_token(logits, self._sampling, position, self._tokenizer.vocab_size)
-        piece = ""
-        if token == self._tokenizer.end_of_text:
-            self.finish = "stop"
-        else:
-            self.tokens.append(token)
-            piece = self._filter.push(self._decoder.push(token))
-            if self._filter.stopped:
-                self.finish = "stop"
-            elif len(self.tokens) >= max_tokens:
-                self.finish = "length"
-            elif room <= 1:
-                self.finish = "context"
-        if self.finish and not self._filter.stopped:
-            piece += self._filter.push(self._decoder.flush()) + self._filter.flush()
-        self.text += piece
-        return piece
-
-
-class Generation:
-    """Samples of one prompt, decoded together. Iterate to get (sample index, piece of text).
-
-    `samples` holds what has been written so far; `n_prompt` is the prompt's length in tokens.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        tokenizer: Tokenizer,
-        prompt: str,
-        *,
-        max_tokens: int = 256,
-        sampling: Sampling | None = None,
-        num_samples: int = 1,
-        stop: Sequence[str] = DEFAULT_STOP,
-    ) -> None:
-        sampling = sampling or Sampling()
-        sampling.check()
-        if num_samples < 1:
-            raise UsageError(f"num-samples is {num_samples}; it must be at least 1")
-        if max_tokens < 1:
-            raise UsageError(f"max-tokens is {max_tokens}; it must be at least 1")
-        block_size = model.config.block_size
-        tokens = prompt_tokens(tokenizer, prompt)
-        if len(tokens) > block_size:
-            raise GptcError(
-                f"the prompt has {len(tokens):,} tokens, more than the model's context of "
-                f"{block_size:,}; shorten it"
-            )
-        if int(tokens.max()) >= model.config.vocab_size:
-            raise GptcError(
-                f"the prompt holds token {tokens.max()}, outside the model's vocabulary of "
-                f"{model.config.vocab_size}; use the tokenizer that the model was trained with"
-            )
-        self.n_prompt = len(tokens)
-        self.samples = [Sample(i, sampling, tokenizer, stop) for i in range(num_samples)]
-        self._pieces = self._run(model, tokens, max_tokens)
-
-    def __iter__(self) -> Iterator[tuple[int, str]]:
-        return self._pieces
-
-    def _run(self, model: Model, prompt: Tokens, max_tokens: int) -> Iterator[tuple[int, str]]:
-        # The last token drawn is never fed back, so a full context holds one more than is decoded.
-        n_ctx = min(model.config.block_size, len(prompt) + max_tokens - 1)
-        position = len(prompt)
-        with model.session(len(self.samples), n_ctx) as session:
-            alive = self.samples
-            tokens = np.tile(prompt, len(alive))
-            while True:
-                seqs = np.repeat(
-                    np.array([s.index for s in alive], np.int32), len(tokens) // len(alive)
-                )
-                logits = session.decode(tokens, seqs)
-                room = model.config.block_size + 1 - position
-                for sample, row in zip(alive, logits, strict=True):
-                    piece = sample.advance(row, position, room, max_tokens)
-                    if piece:
-                        yield sample.index, piece
-                alive = [sample for sample in alive if sample.finish is None]
-                if not alive:
-                    return
-                tokens = np.array([sample.tokens[-1] for sample in alive], np.int32)
-                position += 1
-
-
-def stream(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompt: str = "",
-    *,
-    max_tokens: int = 256,
-    temperature: float = 0.7,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    seed: int = 0,
-    stop: Sequence[str] = DEFAULT_STOP,
-) -> Iterator[str]:
-    """The continuation of `prompt`, in pieces as they come.
-
-    Without a prompt, a document begins. Raises GptcError when the prompt is longer than the
-    model's context; a text that reaches the context's end stops there.
-    """
-    sampling = Sampling(temperature, top_k, top_p, min_p, seed)
-    generation = Generation(
-        model, tokenizer, prompt, max_tokens=max_tokens, sampling=sampling, stop=stop
-    )
-    return (piece for _, piece in generation)
-
-
-def generate(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompt: str = "",
-    *,
-    max_tokens: int = 256,
-    temperature: float = 0.7,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    seed: int = 0,
-    num_samples: int = 1,
-    stop: Sequence[str] = DEFAULT_STOP,
-) -> list[str]:
-    """`num_samples` continuations of `prompt`, decoded together; sample i uses `seed + i`."""
-    generation = Generation(
-        model,
-        tokenizer,
-        prompt,
-        max_tokens=max_tokens,
-        sampling=Sampling(temperature, top_k, top_p, min_p, seed),
-        num_samples=num_samples,
-        stop=stop,
-    )
-    for _ in generation:
-        pass
-    return [sample.text for sample in generation.samples]
-
-
-def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> Tokens:
-    """The tokens of a prompt; with none, those that begin a document."""
-    return tokenizer.encode(prompt or tokenizer.start)
 
 
 def _overlap(text: str, word: str) -> int:

@@ -33,6 +33,7 @@ from gptc.data import KNOWN_DATASETS, SPLITS, Dataset, Loader, resolve_dataset
 from gptc.errors import EngineError, GptcError, UsageError
 from gptc.evaluate import bits_per_byte, evaluate
 from gptc.formats import Source
+from gptc.generation import Generation, prompt_tokens
 from gptc.model import Model, Options, Plan, plan_for, session_bytes
 from gptc.options import (
     LIMITS,
@@ -48,7 +49,7 @@ from gptc.options import (
 )
 from gptc.progress import Meter, PlainProgress, Progress, Report, amount, count, plural
 from gptc.progress import step_label as label
-from gptc.sampling import Generation, Sampling, prompt_tokens
+from gptc.sampling import Sampling
 from gptc.tokenizer import KINDS, Tokenizer
 
 METRICS = "metrics.jsonl"

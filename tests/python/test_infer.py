@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import gptc.sampling as sampling_module
+import gptc.generation as generation_module
 from gptc.config import GPTConfig
 from gptc.errors import GptcError, UsageError
+from gptc.generation import Generation, generate, stream
 from gptc.model import Model
-from gptc.sampling import Generation, Sampling, StopFilter, generate, sample_token, stream
+from gptc.sampling import Sampling, StopFilter, sample_token
 from gptc.tokenizer import Tokenizer, make_tokenizer
 
 Config = Callable[..., GPTConfig]
@@ -42,10 +43,12 @@ class Script:
     """Replaces the sampler: says the given bytes, whatever the model thinks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, text: bytes, n_prompt: int) -> None:
-        def token(logits: Any, sampling: Sampling, position: int, vocab_size: int) -> int:
+        def token(
+            logits: Any, sampling: Sampling, position: int, vocab_size: int, history: Any
+        ) -> int:
             return text[(position - n_prompt) % len(text)]
 
-        monkeypatch.setattr(sampling_module, "sample_token", token)
+        monkeypatch.setattr(generation_module, "sample_token", token)
 
 
 # ---- drawing ----
@@ -134,13 +137,13 @@ def test_samples_may_end_at_different_times(
 ) -> None:
     real = sample_token
 
-    def token(logits: Any, sampling: Sampling, position: int, vocab_size: int) -> int:
+    def token(logits: Any, sampling: Sampling, position: int, vocab_size: int, history: Any) -> int:
         if sampling.seed % 2 and position == 5:
             return ord("#")
-        token = real(logits, sampling, position, vocab_size)
+        token = real(logits, sampling, position, vocab_size, history)
         return ord("+") if token == ord("#") else token
 
-    monkeypatch.setattr(sampling_module, "sample_token", token)
+    monkeypatch.setattr(generation_module, "sample_token", token)
     options: dict[str, Any] = {"max_tokens": 12, "stop": ("#",)}
     generation = Generation(
         writer, tokenizer, "abc", num_samples=4, sampling=Sampling(seed=0), **options

@@ -14,7 +14,7 @@ from gptc.cli.params import COUNT, SIZE
 from gptc.errors import GptcError, UsageError
 
 if TYPE_CHECKING:
-    from gptc.sampling import Generation
+    from gptc.generation import Generation
 
 _EPILOG = """\b
 Examples:
@@ -79,7 +79,8 @@ def infer_command(
 
         seed = secrets.randbits(31)
     from gptc.checkpoint import open_checkpoint
-    from gptc.sampling import DEFAULT_STOP, Generation, Sampling
+    from gptc.generation import Generation
+    from gptc.sampling import DEFAULT_STOP, Sampling
 
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
     sampling.check()

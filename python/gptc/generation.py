@@ -1,0 +1,400 @@
+"""Texts from a model: one or many prompts, one or many samples of each, decoded together.
+
+    request = make_request(model, tokenizer, "Once upon a time", num_samples=3)
+    decoder = Decoder(model, tokenizer, n_seq=3)
+    for sample, piece in decoder.run(request.samples(tokenizer)):
+        print(sample.index, piece)
+
+The token at position p of sample i is drawn with (seed + i, p), so the same call writes the same
+text, whatever is decoded beside it. A sample ends at an end-of-text token, before a stop string,
+after max_tokens, or where the model's context is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from gptc.errors import GptcError, UsageError
+from gptc.sampling import (
+    DEFAULT_STOP,
+    Sampling,
+    StopFilter,
+    TokenLogprob,
+    sample_token,
+    token_logprob,
+)
+from gptc.tokenizer import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from gptc.model import FloatArray, Model, Session
+
+Finish = Literal["stop", "length", "context"]
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt, and how it is to be continued. Made by `make_request`."""
+
+    prompt: list[int]
+    sampling: Sampling
+    max_tokens: int
+    num_samples: int
+    stop: tuple[str, ...]
+    logprobs: int | None  # None: not wanted; else how many of the most likely tokens to list
+    context_shift: bool
+
+    def samples(self, tokenizer: Tokenizer) -> list[Sample]:
+        """The texts that this asks for, not begun yet."""
+        return [Sample(i, self, tokenizer) for i in range(self.num_samples)]
+
+
+def make_request(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    num_samples: int = 1,
+    stop: Sequence[str] = DEFAULT_STOP,
+    logprobs: int | None = None,
+    context_shift: bool = False,
+) -> Request:
+    """Checks everything. Without a prompt, a document begins."""
+    sampling = sampling or Sampling()
+    sampling.check()
+    if num_samples < 1:
+        raise UsageError(f"num-samples is {num_samples}; it must be at least 1")
+    if max_tokens < 1:
+        raise UsageError(f"max-tokens is {max_tokens}; it must be at least 1")
+    if logprobs is not None and logprobs < 0:
+        raise UsageError(f"logprobs is {logprobs}; it must be 0 or more")
+    StopFilter(stop)
+    for token, _ in sampling.bias:
+        if not 0 <= token < tokenizer.vocab_size:
+            raise UsageError(
+                f"a bias is for token {token}; the vocabulary has {tokenizer.vocab_size}"
+            )
+    tokens = prompt_tokens(tokenizer, prompt)
+    if len(tokens) > model.config.block_size:
+        raise GptcError(
+            f"the prompt has {len(tokens):,} tokens, more than the model's context of "
+            f"{model.config.block_size:,}; shorten it"
+        )
+    if max(tokens) >= model.config.vocab_size:
+        raise GptcError(
+            f"the prompt holds token {max(tokens)}, outside the model's vocabulary of "
+            f"{model.config.vocab_size}; use the tokenizer that the model was trained with"
+        )
+    return Request(tokens, sampling, max_tokens, num_samples, tuple(stop), logprobs, context_shift)
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The tokens of a prompt; with none, those that begin a document."""
+    return [int(token) for token in tokenizer.encode(prompt or tokenizer.start)]
+
+
+class Sample:
+    """One text while it grows. `finish` says why it ended; None while it goes on."""
+
+    def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
+        self.index = index
+        self.request = request
+        self.sampling = replace(request.sampling, seed=request.sampling.seed + index)
+        self.text = ""
+        self.sequence = list(request.prompt)
+        """Prompt and continuation."""
+        self.logprobs: list[TokenLogprob] = []
+        self.finish: Finish | None = None
+        self._tokenizer = tokenizer
+        self._decoder = StreamDecoder(tokenizer)
+        self._filter = StopFilter(request.stop)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The continuation."""
+        return self.sequence[len(self.request.prompt) :]
+
+    @property
+    def n_tokens(self) -> int:
+        """The continuation's length."""
+        return len(self.sequence) - len(self.request.prompt)
+
+    def draw(self, logits: FloatArray) -> int:
+        """The token that follows."""
+        position, size = len(self.sequence), self._tokenizer.vocab_size
+        return sample_token(logits, self.sampling, position, size, self.sequence)
+
+    def advance(self, logits: FloatArray, block_size: int) -> str:
+        """Draws the next token and returns the text that it completes."""
+        token = self.draw(logits)
+        if self.request.logprobs is not None:
+            wanted = self.request.logprobs
+            self.logprobs.append(token_logprob(logits, token, wanted, self._tokenizer.vocab_size))
+        return self.append(token, block_size)
+
+    def append(self, token: int, block_size: int) -> str:
+        """Takes in the next token and returns the text that it completes."""
+        piece = ""
+        if token == self._tokenizer.end_of_text:
+            self.finish = "stop"
+        else:
+            self.sequence.append(token)
+            piece = self._filter.push(self._decoder.push(token))
+            if self._filter.stopped:
+                self.finish = "stop"
+            elif self.n_tokens >= self.request.max_tokens:
+                self.finish = "length"
+            elif len(self.sequence) > block_size and not self.request.context_shift:
+                self.finish = "context"
+        if self.finish and not self._filter.stopped:
+            piece += self._filter.push(self._decoder.flush()) + self._filter.flush()
+        self.text += piece
+        return piece
+
+
+class Draft(Protocol):
+    """Guesses how a text goes on, for the model to check several tokens at once."""
+
+    def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
+        """At most `most` tokens that may follow, perhaps none. A slot has one sample at a time."""
+        ...
+
+    def learn(self, n_guessed: int, n_right: int) -> None:
+        """How many of the tokens guessed came true."""
+        ...
+
+
+@dataclass
+class _Slot:
+    """A sequence of the session."""
+
+    index: int
+    sample: Sample | None = None
+    begin: int = 0  # where in the sample's sequence the cache begins
+    prompt_of: Request | None = None  # whose prompt the cache begins with
+
+
+@dataclass(eq=False)
+class _Prompt:
+    """What follows a prompt, kept while samples of it wait to begin."""
+
+    logits: FloatArray
+    n_waiting: int
+
+
+class Decoder:
+    """Decodes up to n_seq samples at a time; where one ends, the next begins.
+
+    A prompt with several samples is computed once. Where the cache is full, a request with
+    context_shift goes on from the newer half of the context, computed anew as if it were all.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        n_seq: int = 1,
+        n_ctx: int | None = None,
+        draft: Draft | None = None,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._n_seq = n_seq
+        self._n_ctx = n_ctx or model.config.block_size
+        self._draft = draft
+        self._slots = [_Slot(i) for i in range(n_seq)]
+        self._prompts: dict[Request, _Prompt] = {}
+
+    def run(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, str]]:
+        """Yields pieces of text as they come, and each sample, perhaps with "", when it ends."""
+        waiting = iter(samples)
+        coming = next(waiting, None)
+        with self._model.session(self._n_seq, self._n_ctx) as session:
+            while True:
+                while coming and (slot := self._place(coming)):
+                    yield from self._begin(session, slot, coming)
+                    coming = next(waiting, None)
+                active = [slot for slot in self._slots if slot.sample]
+                if active:
+                    yield from self._step(session, active)
+                elif not coming:
+                    return
+
+    def _place(self, sample: Sample) -> _Slot | None:
+        """Where the sample may begin now; at best where its prompt is in the cache."""
+        request = sample.request
+        beginning = any(
+            slot.sample and slot.sample.request is request and slot.prompt_of is None
+            for slot in self._slots
+        )
+        if beginning and sample.index > 0 and request not in self._prompts:
+            return None  # its prompt is about to be computed
+        free = [slot for slot in self._slots if not slot.sample]
+        return min(free, key=lambda slot: slot.prompt_of is not request, default=None)
+
+    def _begin(self, session: Session, slot: _Slot, sample: Sample) -> Iterator[tuple[Sample, str]]:
+        request, known = sample.request, self._prompts.get(sample.request)
+        source = next((s for s in self._slots if s.prompt_of is request), None)
+        slot.sample, slot.begin = sample, 0
+        if known:
+            known.n_waiting -= 1
+            if known.n_waiting == 0:
+                del self._prompts[request]
+        if known and source:
+            session.fork(source.index, slot.index, len(request.prompt))
+            slot.prompt_of = request
+            yield from self._advance(slot, known.logits)
+        else:
+            session.rewind(slot.index, 0)
+            slot.prompt_of = None
+
+    def _advance(self, slot: _Slot, logits: FloatArray) -> Iterator[tuple[Sample, str]]:
+        sample = slot.sample
+        assert sample
+        piece = sample.advance(logits, self._model.config.block_size)
+        if sample.finish:
+            slot.sample = None
+        if piece or sample.finish:
+            yield sample, piece
+
+    def _feed(self, session: Session, slot: _Slot, sample: Sample) -> list[int]:
+        """The tokens of the sample that are not in the cache yet."""
+        if len(sample.sequence) - slot.begin > self._n_ctx:
+            session.rewind(slot.index, 0)
+            slot.begin = len(sample.sequence) - max(1, self._n_ctx // 2)
+            slot.prompt_of = None
+        return sample.sequence[slot.begin + session.length(slot.index) :]
+
+    def _guess(self, slot: _Slot, sample: Sample, feed: list[int]) -> list[int]:
+        room = self._n_ctx - (len(sample.sequence) - slot.begin)
+        most = min(room, sample.request.max_tokens - sample.n_tokens - 1)
+        if not self._draft or len(feed) != 1 or most < 1:
+            return []
+        return self._draft.guess(slot.index, sample, most)
+
+    def _step(self, session: Session, active: list[_Slot]) -> Iterator[tuple[Sample, str]]:
+        tokens: list[int] = []
+        seqs: list[int] = []
+        want: list[bool] = []
+        guesses: list[list[int]] = []
+        for slot in active:
+            assert slot.sample
+            feed = self._feed(session, slot, slot.sample)
+            guess = self._guess(slot, slot.sample, feed)
+            tokens += feed + guess
+            seqs += [slot.index] * (len(feed) + len(guess))
+            want += [False] * (len(feed) - 1) + [True] * (1 + len(guess))
+            guesses.append(guess)
+        logits = session.decode(np.array(tokens, np.int32), np.array(seqs, np.int32), want)
+        row = 0
+        for slot, guess in zip(active, guesses, strict=True):
+            yield from self._check(session, slot, guess, logits[row : row + 1 + len(guess)])
+            row += 1 + len(guess)
+
+    def _check(
+        self, session: Session, slot: _Slot, guess: list[int], logits: FloatArray
+    ) -> Iterator[tuple[Sample, str]]:
+        """Draws as if token had followed token, for as long as the guesses come true.
+
+        So a draft changes how fast a text comes, and nothing else.
+        """
+        sample = slot.sample
+        assert sample
+        self._remember_prompt(slot, sample, logits[0])
+        n_right = 0
+        for i in range(len(logits)):
+            yield from self._advance(slot, logits[i])
+            if sample.finish or i == len(guess) or sample.sequence[-1] != guess[i]:
+                break
+            n_right += 1
+        if self._draft and guess:
+            self._draft.learn(len(guess), n_right)
+            if not sample.finish:
+                session.rewind(slot.index, len(sample.sequence) - 1 - slot.begin)
+
+    def _remember_prompt(self, slot: _Slot, sample: Sample, logits: FloatArray) -> None:
+        """When the first sample of a request has its prompt computed, for the others."""
+        request = sample.request
+        if sample.n_tokens == 0 and slot.begin == 0 and slot.prompt_of is None:
+            slot.prompt_of = request
+            others = request.num_samples - sample.index - 1
+            if others and request not in self._prompts:
+                self._prompts[request] = _Prompt(logits.copy(), others)
+
+
+class Generation:
+    """Samples of one prompt, decoded together. Iterate to get (sample index, piece of text).
+
+    `samples` holds what has been written so far; `n_prompt` is the prompt's length in tokens.
+    Options are those of `make_request`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        prompt: str,
+        draft: Draft | None = None,
+        **options: Any,
+    ) -> None:
+        request = make_request(model, tokenizer, prompt, **options)
+        # The last token drawn is never fed back, so a full context holds one more than is decoded.
+        n_ctx = min(model.config.block_size, len(request.prompt) + request.max_tokens - 1)
+        self.n_prompt = len(request.prompt)
+        self.samples = request.samples(tokenizer)
+        decoder = Decoder(model, tokenizer, len(self.samples), n_ctx, draft)
+        self._pieces = decoder.run(self.samples)
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return ((sample.index, piece) for sample, piece in self._pieces if piece)
+
+
+def stream(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    *,
+    max_tokens: int = 256,
+    stop: Sequence[str] = DEFAULT_STOP,
+    context_shift: bool = False,
+    draft: Draft | None = None,
+    **sampling: Any,
+) -> Iterator[str]:
+    """The continuation of `prompt`, in pieces as they come; `sampling` are fields of Sampling.
+
+    Without a prompt, a document begins. Raises GptcError when the prompt is longer than the
+    model's context; a text that reaches the context's end stops there, unless context_shift lets
+    it go on from the newer half of it.
+    """
+    generation = Generation(
+        model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=Sampling(**sampling),
+        stop=stop, context_shift=context_shift,
+    )  # fmt: skip
+    return (piece for _, piece in generation)
+
+
+def generate(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    *,
+    max_tokens: int = 256,
+    num_samples: int = 1,
+    stop: Sequence[str] = DEFAULT_STOP,
+    context_shift: bool = False,
+    draft: Draft | None = None,
+    **sampling: Any,
+) -> list[str]:
+    """`num_samples` continuations of `prompt`, decoded together; sample i uses `seed + i`."""
+    generation = Generation(
+        model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=Sampling(**sampling),
+        num_samples=num_samples, stop=stop, context_shift=context_shift,
+    )  # fmt: skip
+    for _ in generation:
+        pass
+    return [sample.text for sample in generation.samples]
