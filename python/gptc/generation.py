@@ -160,6 +160,9 @@ class Sample:
 class Draft(Protocol):
     """Guesses how a text goes on, for the model to check several tokens at once."""
 
+    n_guessed: int
+    n_right: int
+
     def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
         """At most `most` tokens that may follow, perhaps none. A slot has one sample at a time."""
         ...
@@ -327,6 +330,16 @@ class Decoder:
                 self._prompts[request] = _Prompt(logits.copy(), others)
 
 
+def start(
+    model: Model, tokenizer: Tokenizer, request: Request, draft: Draft | None = None
+) -> tuple[list[Sample], Iterator[tuple[Sample, str]]]:
+    """The samples of one request, and the pieces of text by which they grow as one iterates."""
+    # The last token drawn is never fed back, so a full context holds one more than is decoded.
+    n_ctx = min(model.config.block_size, len(request.prompt) + request.max_tokens - 1)
+    samples = request.samples(tokenizer)
+    return samples, Decoder(model, tokenizer, len(samples), n_ctx, draft).run(samples)
+
+
 class Generation:
     """Samples of one prompt, decoded together. Iterate to get (sample index, piece of text).
 
@@ -343,12 +356,8 @@ class Generation:
         **options: Any,
     ) -> None:
         request = make_request(model, tokenizer, prompt, **options)
-        # The last token drawn is never fed back, so a full context holds one more than is decoded.
-        n_ctx = min(model.config.block_size, len(request.prompt) + request.max_tokens - 1)
         self.n_prompt = len(request.prompt)
-        self.samples = request.samples(tokenizer)
-        decoder = Decoder(model, tokenizer, len(self.samples), n_ctx, draft)
-        self._pieces = decoder.run(self.samples)
+        self.samples, self._pieces = start(model, tokenizer, request, draft)
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         return ((sample.index, piece) for sample, piece in self._pieces if piece)

@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptc.cli.params import COUNT, SIZE
+from gptc.cli.params import COUNT, SIZE, TokenBias
 from gptc.errors import GptcError, UsageError
 
 if TYPE_CHECKING:
-    from gptc.generation import Generation
+    from gptc.formats import Source
+    from gptc.generation import Draft, Request, Sample
+    from gptc.model import Model
+    from gptc.tokenizer import Tokenizer
 
 _EPILOG = """\b
 Examples:
   gptc infer -p "Once upon a time"                  the newest model under runs/
+  gptc infer                                        asks for prompts; an empty one goes on
   gptc infer -m runs/tiny-stories --temperature 0 --max-tokens 100
   gptc infer -m gpt2 -p "Alan Turing theorized that"    downloads it, if there is no such folder
   gptc infer -m stories15M.bin --prompt-file question.txt --num-samples 3 --json
+  gptc infer --prompts questions.jsonl > answers.jsonl
   echo "The king" | gptc infer -m runs/tiny-shakespeare
 """
 
@@ -35,108 +42,292 @@ _WHY = {
 @click.option("-m", "--model", metavar="PATH", help="Any model.  [the newest]")
 @click.option("-p", "--prompt", metavar="TEXT", help="Text to continue.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), metavar="FILE", help="- : stdin.")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), metavar="FILE",
+    help='Many, one JSON a line: {"prompt": …}. Texts come as such lines.  - : stdin.',
+)  # fmt: skip
 @click.option("--temperature", type=float, default=0.7, show_default=True, help="0: greedy.")
 @click.option("--top-k", type=SIZE, default=0, metavar="N", help="Keep the N likeliest; 0: all.")
 @click.option("--top-p", type=float, default=1.0, help="Keep this much probability; 1: all.")
 @click.option("--min-p", type=float, default=0.0, help="Drop below this share of the likeliest.")
+@click.option("--typical-p", type=float, default=1.0, help="Keep the most typical; 1: all.")
+@click.option("--repetition-penalty", type=float, default=1.0, help="Divides logits.  1: none.")
+@click.option(
+    "--presence-penalty", type=float, default=0.0, help="Off the logit of what was there."
+)
+@click.option("--frequency-penalty", type=float, default=0.0, help="The same, for each time.")
+@click.option(
+    "--penalty-last-n", type=SIZE, default=64, show_default=True, metavar="N",
+    help="Tokens that penalties look back; 0: all.",
+)  # fmt: skip
+@click.option(
+    "--logit-bias", "bias", type=TokenBias(), multiple=True, metavar="ID=X",
+    help="Add X to a token's logit; -inf: never. May be repeated.",
+)  # fmt: skip
+@click.option("--beams", type=COUNT, metavar="N", help="The likeliest text, by N beams.")
 @click.option("--max-tokens", type=COUNT, default=256, show_default=True, metavar="N")
 @click.option("--num-samples", type=COUNT, default=1, show_default=True, metavar="N")
 @click.option("--seed", type=SIZE, metavar="N", help="The same text again.  [random]")
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="End before it; may be repeated.  [<|endoftext|>]"
 )
+@click.option(
+    "--context-shift", is_flag=True,
+    help="Where the context is full, go on from its newer half.",
+)  # fmt: skip
+@click.option(
+    "--draft", metavar="PATH",
+    help="A small model that guesses ahead: the same text, sooner.  ngram: the text itself does.",
+)  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto")
 @click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Round the weights: faster.")
 @click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
+@click.option(
+    "--batch-size", type=COUNT, default=16, show_default=True, metavar="N",
+    help="Texts decoded at a time, with --prompts.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the samples as one JSON object.")
+@click.option("--logprobs", type=SIZE, metavar="N", help="In JSON: each token's, and the N best.")
+@click.option(
+    "--raw", is_flag=True, help="Write the bytes and nothing else, for models of no text."
+)
 def infer_command(
     model: str | None,
     prompt: str | None,
     prompt_file: Path | None,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    max_tokens: int,
-    num_samples: int,
+    prompts: Path | None,
     seed: int | None,
     stop: tuple[str, ...],
+    beams: int | None,
+    draft: str | None,
     device: str,
     dtype: str,
     quantize: str | None,
     threads: int,
+    batch_size: int,
     as_json: bool,
+    raw: bool,
+    max_tokens: int,
+    num_samples: int,
+    logprobs: int | None,
+    context_shift: bool,
+    **sampling: Any,
 ) -> None:
     """Continue a text with a trained model.
 
-    The prompt comes from -p, --prompt-file or standard input; without one, the model begins a
-    document. The text goes to standard output, everything else to standard error.
+    The prompt comes from -p, --prompt-file or standard input. Without one, a terminal is asked for
+    prompts, and elsewhere the model begins a document. The text goes to standard output, everything
+    else to standard error.
     """
-    text = _read_prompt(prompt, prompt_file)
+    _check_outputs(as_json, raw, prompts, num_samples, logprobs, beams, draft, stop)
+    given = {"-p": prompt, "--prompt-file": prompt_file, "--prompts": prompts}
+    _exclusive(*(name for name, value in given.items() if value is not None))
+    asks = not (any(v is not None for v in given.values()) or as_json or raw) and _is_terminal()
+    text = "" if prompts or asks else _read_prompt(prompt, prompt_file)
     if seed is None:
         import secrets
 
         seed = secrets.randbits(31)
     from gptc.checkpoint import open_checkpoint
-    from gptc.generation import Generation
     from gptc.sampling import DEFAULT_STOP, Sampling
 
-    sampling = Sampling(temperature, top_k, top_p, min_p, seed)
-    sampling.check()
+    settings = Sampling(seed=seed, **sampling)
+    settings.check()
+    options: dict[str, Any] = {
+        "sampling": settings,
+        "max_tokens": max_tokens,
+        "num_samples": num_samples,
+        "stop": stop or (() if raw else DEFAULT_STOP),
+        "logprobs": logprobs,
+        "context_shift": context_shift,
+    }
     checkpoint = open_checkpoint(model)
     tokenizer = checkpoint.tokenizer()
     # Only a session computes here: no room for batches is needed.
-    options = {"device": device, "dtype": quantize or dtype, "threads": threads, "max_batch": 0}
-    with checkpoint.model(**options) as gpt:
-        generation = Generation(
-            gpt,
-            tokenizer,
-            text,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            num_samples=num_samples,
-            stop=stop or DEFAULT_STOP,
-        )
+    loading = {"device": device, "threads": threads, "max_batch": 0}
+    with ExitStack() as stack:
+        gpt = stack.enter_context(checkpoint.model(dtype=quantize or dtype, **loading))
+        writer = _Writer(gpt, tokenizer, checkpoint, options, beams)
+        if draft:
+            n_seq = batch_size if prompts else num_samples
+            writer.draft = _open_draft(
+                stack, draft, gpt, tokenizer, n_seq, {"dtype": dtype, **loading}
+            )
+        if prompts:
+            from gptc.cli.prompts import answer
+
+            answer(prompts, gpt, tokenizer, options, batch_size, writer.draft)
+        elif asks:
+            from gptc.cli.interactive import converse
+
+            converse(writer.write)
+        elif as_json:
+            writer.print_json(text)
+        elif raw:
+            writer.write_raw(text)
+        else:
+            writer.write(text, echo=True)
+
+
+def _check_outputs(
+    as_json: bool,
+    raw: bool,
+    prompts: Path | None,
+    num_samples: int,
+    logprobs: int | None,
+    beams: int | None,
+    draft: str | None,
+    stop: tuple[str, ...],
+) -> None:
+    _exclusive(*(["--json"] if as_json else []), *(["--raw"] if raw else []),
+               *(["--prompts"] if prompts else []))  # fmt: skip
+    if logprobs is not None and not (as_json or prompts):
+        raise UsageError("--logprobs are part of JSON: add --json, or use --prompts")
+    if raw and num_samples > 1:
+        raise UsageError("--raw writes one sample and nothing else; leave out --num-samples")
+    if raw and stop:
+        raise UsageError("--raw is for models of no text, and has no stop strings")
+    for name, given in (("--draft", draft), ("--prompts", prompts), ("--raw", raw)):
+        if beams and given:
+            raise UsageError(f"--beams and {name} exclude each other")
+
+
+def _exclusive(*names: str) -> None:
+    if len(names) > 1:
+        raise UsageError(f"{' and '.join(names)} exclude each other: give one of them")
+
+
+def _open_draft(
+    stack: ExitStack,
+    name: str,
+    gpt: Model,
+    tokenizer: Tokenizer,
+    n_seq: int,
+    loading: dict[str, Any],
+) -> Draft:
+    from gptc.speculative import ModelDraft, NgramDraft, check_draft
+
+    if name == "ngram":
+        return NgramDraft()
+    from gptc.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(name)
+    small = stack.enter_context(checkpoint.model(**loading))
+    check_draft(gpt, tokenizer, small, checkpoint.tokenizer())
+    return ModelDraft(small, tokenizer, n_seq)
+
+
+class _Writer:
+    """Continues prompts, and says how that went."""
+
+    def __init__(
+        self,
+        gpt: Model,
+        tokenizer: Tokenizer,
+        checkpoint: Source,
+        options: dict[str, Any],
+        beams: int | None,
+    ) -> None:
+        self.draft: Draft | None = None
+        self._gpt = gpt
+        self._tokenizer = tokenizer
+        self._path = checkpoint.path
+        self._options = options
+        self._beams = beams
+
+    def write(self, prompt: str, echo: bool = False) -> str:
+        """Prints the texts as they come, after the prompt with `echo`; returns the first one."""
+        request = self._request(prompt)
         begin = time.perf_counter()
+        if self._beams:
+            samples = [sample for sample, _ in self._search(request)]
+            pieces: Iterator[Any] = iter(())
+        else:
+            samples, pieces = self._start(request)
         try:
-            if as_json:
-                for _ in generation:
-                    pass
-            else:
-                _stream(text, generation)
+            _stream(prompt if echo else "", samples, pieces)
         except KeyboardInterrupt:
             click.echo()  # ends the line that was being written
-            raise
-        seconds = time.perf_counter() - begin
-    n_tokens = sum(len(sample.tokens) for sample in generation.samples)
-    if as_json:
+            if echo:
+                raise
+            return samples[0].text
+        self._tell(samples, time.perf_counter() - begin)
+        return samples[0].text
+
+    def write_raw(self, prompt: str) -> None:
+        """The bytes of prompt and continuation, unchanged."""
+        out = sys.stdout.buffer
+        out.write(prompt.encode("utf-8", "surrogateescape"))
+        _, pieces = self._start(self._request(prompt))
+        written = 0
+        for sample, _ in pieces:
+            tokens = sample.tokens
+            out.write(self._tokenizer.decode_bytes(tokens[written:]))
+            out.flush()
+            written = len(tokens)
+
+    def print_json(self, prompt: str) -> None:
+        """One object with every sample."""
+        from gptc.cli.prompts import sample_json
+
+        request = self._request(prompt)
+        begin = time.perf_counter()
+        scores: list[float] = []
+        if self._beams:
+            found = self._search(request)
+            samples, scores = [sample for sample, _ in found], [score for _, score in found]
+        else:
+            samples, pieces = self._start(request)
+            for _ in pieces:
+                pass
+        n_tokens = sum(sample.n_tokens for sample in samples)
+        listed = [sample_json(sample, self._tokenizer) for sample in samples]
+        for entry, score in zip(listed, scores, strict=False):
+            entry["score"] = round(score, 6)
         result = {
-            "model": str(checkpoint.path),
-            "prompt": text,
-            "prompt_tokens": generation.n_prompt,
-            "seed": seed,
-            "samples": [
-                {"text": s.text, "tokens": len(s.tokens), "finish": s.finish}
-                for s in generation.samples
-            ],
-            "tokens_per_s": round(n_tokens / seconds, 1),
+            "model": str(self._path),
+            "prompt": prompt,
+            "prompt_tokens": len(request.prompt),
+            "seed": request.sampling.seed,
+            "samples": listed,
+            "tokens_per_s": round(n_tokens / (time.perf_counter() - begin), 1),
         }
         click.echo(json.dumps(result, indent=2, ensure_ascii=False))
-        return
-    if sys.stderr.isatty():
-        reasons = {_WHY[s.finish] for s in generation.samples if s.finish in _WHY}
+
+    def _request(self, prompt: str) -> Request:
+        from gptc.generation import make_request
+
+        return make_request(self._gpt, self._tokenizer, prompt, **self._options)
+
+    def _start(self, request: Request) -> tuple[list[Sample], Iterator[tuple[Sample, str]]]:
+        from gptc.generation import start
+
+        return start(self._gpt, self._tokenizer, request, self.draft)
+
+    def _search(self, request: Request) -> list[tuple[Sample, float]]:
+        from gptc.beam import beam_search
+
+        assert self._beams
+        return beam_search(self._gpt, self._tokenizer, request, self._beams)
+
+    def _tell(self, samples: list[Sample], seconds: float) -> None:
+        if not sys.stderr.isatty():
+            return
+        n_tokens = sum(sample.n_tokens for sample in samples)
+        reasons = {_WHY[s.finish] for s in samples if s.finish in _WHY}
         why = f"; {', '.join(sorted(reasons))}" if reasons else ""
+        guessed = ""
+        if self.draft and self.draft.n_guessed:
+            guessed = f", {self.draft.n_right} of {self.draft.n_guessed} guessed"
         click.echo(
-            f"{checkpoint.path}: {n_tokens} tokens, {n_tokens / seconds:,.0f} tokens/s, "
-            f"seed {seed}{why}",
+            f"{self._path}: {n_tokens} tokens{guessed}, {n_tokens / seconds:,.0f} tokens/s, "
+            f"seed {samples[0].request.sampling.seed}{why}",
             err=True,
         )
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:
-    if prompt is not None and file is not None:
-        raise UsageError("-p and --prompt-file exclude each other: give one of them")
     if prompt is not None:
         return prompt
     stdin = file is not None and str(file) == "-"
@@ -163,17 +354,20 @@ def _is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def _stream(prompt: str, generation: Generation) -> None:
+def _is_terminal() -> bool:
+    """Whether somebody sits there who can be asked."""
+    return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())
+
+
+def _stream(prompt: str, samples: list[Sample], pieces: Iterator[Any]) -> None:
     """Prints the samples in order: the first one not finished as it comes, the others later.
 
     They are decoded together, so their pieces arrive interleaved.
     """
-    samples = generation.samples
     several = len(samples) > 1
     printed = [0] * len(samples)
     current = 0
     _begin(prompt, 0, several)
-    pieces: Any = iter(generation)
     while current < len(samples):
         sample = samples[current]
         new = sample.text[printed[current] :]

@@ -9,8 +9,9 @@ import click
 
 if TYPE_CHECKING:
     _IntParam = click.ParamType[int]
+    _BiasParam = click.ParamType[tuple[int, float]]
 else:
-    _IntParam = click.ParamType  # which older versions of click cannot subscript
+    _IntParam = _BiasParam = click.ParamType  # which older versions of click cannot subscript
 
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY_FACTORS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -46,3 +47,23 @@ class SizeParam(_IntParam):
 
 SIZE = SizeParam()
 COUNT = SizeParam(min=1)
+
+
+class TokenBias(_BiasParam):
+    """A token's id and a number, such as 50256=-inf."""
+
+    name = "bias"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, float]:
+        if isinstance(value, tuple):
+            return value
+        token, _, number = str(value).partition("=")
+        try:
+            bias = (int(token), float(number))
+        except ValueError:
+            self.fail(f"{value!r} is no token with a number, such as 50256=-inf", param, ctx)
+        if not bias[1] < float("inf"):
+            self.fail(f"{number} is no finite number, and not -inf", param, ctx)
+        return bias

@@ -1,0 +1,304 @@
+"""`gptc infer` beyond one prompt: JSON lines, log-probabilities, raw bytes, drafts, a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptc.cli.interactive import converse
+from gptc.config import GPTConfig
+from gptc.errors import EngineError, GptcError
+from gptc.generation import Generation, generate
+from gptc.model import Model
+from gptc.sampling import Sampling
+from gptc.tokenizer import Tokenizer, make_tokenizer
+
+Config = Callable[..., GPTConfig]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return make_tokenizer("bytes")
+
+
+@pytest.fixture
+def writer(config: Config) -> Any:
+    with Model.create(config(), threads=1, training=False, max_batch=1, seed=2) as model:
+        rng = np.random.default_rng(3)
+        for name, shape, _ in model.config.parameters():
+            model.set(name, rng.normal(0, 0.3, shape).astype(np.float32))
+        yield model
+
+
+@pytest.fixture
+def saved(writer: Model, tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    writer.save(tmp_path / "saved", tokenizer)
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def infer(gptc: Callable[..., Any], saved: Path) -> Callable[..., Any]:
+    return lambda *arguments: gptc("infer", "-m", saved, "--dtype", "fp32", "--seed", 4, *arguments)
+
+
+# ---- many prompts ----
+
+
+def test_prompts_come_back_in_order_with_their_texts(
+    infer: Callable[..., Any], writer: Model, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    lines: list[Any] = [
+        {"prompt": "Once", "max_tokens": 12, "id": "a"},
+        "just a text",
+        {"prompt": "short", "max_tokens": 2, "num_samples": 3, "note": {"kept": [1, "é"]}},
+        {"prompt": "own", "temperature": 0, "seed": 77, "max_tokens": 9},
+        {"prompt": ""},
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n\n".join(json.dumps(line) for line in lines) + "\n")
+    ran = infer("--prompts", file, "--max-tokens", 5, "--batch-size", 2)
+    assert (ran.code, ran.err) == (0, "")
+    answers = [json.loads(line) for line in ran.out.splitlines()]
+    seeds = [4, 5, 6, 77, 10]
+    for line, answer, seed in zip(lines, answers, seeds, strict=True):
+        given = {"prompt": line} if isinstance(line, str) else line
+        samples = answer.pop("samples")
+        assert answer == given
+        expected = generate(
+            writer, tokenizer, given["prompt"], max_tokens=given.get("max_tokens", 5), seed=seed,
+            num_samples=given.get("num_samples", 1), temperature=given.get("temperature", 0.7),
+        )  # fmt: skip
+        assert [s["text"] for s in samples] == expected
+        assert {s["finish"] for s in samples} == {"length"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ('{"text": "x"}', 'no "prompt"'),
+        ('{"prompt": 5}', 'no "prompt"'),
+        ('{"prompt": "x", "max_tokens": "many"}', "max_tokens is 'many'; it must be a int"),
+        ('{"prompt": "x", "top_p": 7}', "top-p is 7"),
+        ('{"prompt": "x", "num_samples": 0}', "num-samples is 0"),
+        ('{"prompt": "x", "stop": [1]}', "stop must be a list of texts"),
+        (json.dumps({"prompt": "x" * 60}), "the prompt has 60 tokens"),
+    ],
+)
+def test_a_bad_line_stops_no_other(
+    infer: Callable[..., Any], tmp_path: Path, line: str, message: str
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f'{{"prompt": "a"}}\n{line}\n{{"prompt": "b"}}\n')
+    ran = infer("--prompts", file, "--max-tokens", 3)
+    assert ran.code == 1
+    assert "1 of 3 prompts failed" in ran.err
+    first, bad, last = [json.loads(answer) for answer in ran.out.splitlines()]
+    assert [len(answer["samples"]) for answer in (first, last)] == [1, 1]
+    assert message in bad["error"]
+    assert "samples" not in bad
+
+
+def test_prompts_that_cannot_be_read(infer: Callable[..., Any], tmp_path: Path) -> None:
+    ran = infer("--prompts", tmp_path / "nowhere")
+    assert (ran.code, ran.out) == (1, "")
+    assert "cannot read the prompts" in ran.err
+    (tmp_path / "binary").write_bytes(b'{"prompt": "\xff"}\n')
+    assert "it is no UTF-8" in infer("--prompts", tmp_path / "binary").err
+
+
+# ---- what is printed ----
+
+
+def test_json_with_log_probabilities(infer: Callable[..., Any]) -> None:
+    ran = infer("-p", "a", "--max-tokens", 4, "--json", "--logprobs", 2)
+    (sample,) = json.loads(ran.out)["samples"]
+    assert len(sample["logprobs"]) == sample["tokens"] == 4
+    for entry in sample["logprobs"]:
+        assert entry["logprob"] <= entry["top"][0]["logprob"] <= 0
+        assert len(entry["top"]) == 2
+        assert set(entry) == {"id", "token", "logprob", "top"}
+
+
+def test_raw_bytes_are_nothing_but_bytes(
+    saved: Path, writer: Model, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    generation = Generation(
+        writer, tokenizer, "\udcff\n", max_tokens=30, sampling=Sampling(2.0, seed=4), stop=()
+    )
+    assert list(generation)
+    (tmp_path / "prompt").write_bytes(b"\xff\n\n")  # of which the last is the file's
+    command = [
+        sys.executable, "-m", "gptc", "infer", "-m", saved, "--prompt-file", tmp_path / "prompt",
+        "--raw", "--max-tokens", "30", "--temperature", "2", "--seed", "4", "--dtype", "fp32",
+    ]  # fmt: skip
+    ran = subprocess.run([str(part) for part in command], capture_output=True, check=True)
+    assert ran.stdout == b"\xff\n" + bytes(generation.samples[0].tokens)
+
+
+def test_beams_are_listed_best_first(infer: Callable[..., Any]) -> None:
+    common = ("-p", "On", "--max-tokens", 6, "--beams", 4)
+    samples = json.loads(infer(*common, "--num-samples", 3, "--json").out)["samples"]
+    scores = [sample["score"] for sample in samples]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert infer(*common).out == f"On{samples[0]['text']}\n"
+
+
+def test_a_draft_writes_the_same(infer: Callable[..., Any], saved: Path) -> None:
+    common = ("-p", "Once", "--max-tokens", 30)
+    plain = infer(*common).out
+    assert infer(*common, "--draft", saved).out == plain
+    assert infer(*common, "--draft", "ngram").out == plain
+
+
+def test_a_context_that_shifts(infer: Callable[..., Any]) -> None:
+    common = ("-p", "Once", "--max-tokens", 100, "--json")
+    assert json.loads(infer(*common).out)["samples"][0]["finish"] == "context"
+    shifted = json.loads(infer(*common, "--context-shift").out)["samples"][0]
+    assert (shifted["finish"], shifted["tokens"]) == ("length", 100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "x", "--prompts", "y"], "-p and --prompts exclude each other"),
+        (["--json", "--raw"], "--json and --raw exclude each other"),
+        (["-p", "x", "--logprobs", "2"], "--logprobs are part of JSON"),
+        (["-p", "x", "--raw", "--num-samples", "2"], "--raw writes one sample"),
+        (["-p", "x", "--raw", "--stop", "y"], "has no stop strings"),
+        (["-p", "x", "--beams", "2", "--draft", "ngram"], "--beams and --draft exclude"),
+        (["-p", "x", "--beams", "2", "--num-samples", "3"], "2 beams cannot give 3 samples"),
+        (["-p", "x", "--logit-bias", "5"], "no token with a number"),
+        (["-p", "x", "--logit-bias", "5=inf"], "no finite number"),
+        (["-p", "x", "--logit-bias", "999=1"], "token 999; the vocabulary has 256"),
+        (["-p", "x", "--typical-p", "0"], "typical-p is 0.0"),
+        (["-p", "x", "--repetition-penalty", "0"], "repetition-penalty is 0.0"),
+        (["-p", "x", "--presence-penalty", "nan"], "presence-penalty is nan"),
+    ],
+)
+def test_contradictions_are_refused(
+    infer: Callable[..., Any], arguments: list[str], message: str
+) -> None:
+    ran = infer(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
+
+
+def test_a_session_that_does_not_fit(writer: Model) -> None:
+    with pytest.raises(EngineError, match=r"needs .* GB, .* GB more than are free; take fewer"):
+        writer.session(5_000_000)
+
+
+# ---- a terminal ----
+
+
+class Terminal:
+    """`gptc infer` in a terminal of its own."""
+
+    def __init__(self, saved: Path, home: Path, *arguments: str) -> None:
+        pty = pytest.importorskip("pty")
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which may be ignored here
+            os.environ["XDG_STATE_HOME"] = str(home)
+            os.environ["TERM"] = "dumb"
+            command = [sys.executable, "-m", "gptc", "infer", "-m", str(saved), "--seed", "4",
+                       "--dtype", "fp32", "--temperature", "0", *arguments]  # fmt: skip
+            os.execv(sys.executable, command)
+        self.seen = ""
+
+    def until(self, text: str, seconds: float = 30) -> str:
+        """Everything up to and with `text`, as it is shown next."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
+            if select.select([self.fd], [], [], 0.1)[0]:
+                try:
+                    self.seen += os.read(self.fd, 4096).decode(errors="replace")
+                except OSError:
+                    assert text in self.seen, f"it ended: {self.seen!r}"
+        at = self.seen.index(text) + len(text)
+        shown, self.seen = self.seen[:at], self.seen[at:]
+        return shown.replace("\r\n", "\n")
+
+    def type(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def end(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_a_conversation(saved: Path, tmp_path: Path) -> None:
+    terminal = Terminal(saved, tmp_path, "--max-tokens", "8")
+    terminal.until("Ctrl-D ends.")
+    for typed in ("On\n", "\n", "\n"):  # an empty line goes on
+        terminal.until(">>> ")
+        terminal.type(typed)
+        assert "8 tokens" in terminal.until("tokens/s")
+    terminal.until(">>> ")
+    terminal.type("two\\\n")
+    terminal.until("... ")
+    terminal.type("lines\n")
+    assert "8 tokens" in terminal.until("tokens/s")
+    terminal.until(">>> ")
+    terminal.type("y" * 60 + "\n")
+    terminal.until("error: the prompt has 60 tokens")
+    terminal.until(">>> ")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    assert "On" in (tmp_path / "gptc" / "history").read_text()
+
+
+def test_an_empty_prompt_goes_on_from_the_last_text(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    typed = iter(["", "one\\", "two", "", "three", ""])
+    asked: list[str] = []
+
+    def line(prompt: str) -> str:
+        return next(typed, None) or _end(typed)
+
+    def _end(rest: Iterator[str]) -> str:
+        if len(asked) == 5:
+            raise EOFError
+        return ""
+
+    def write(prompt: str) -> str:
+        asked.append(prompt)
+        if prompt == "three":
+            raise GptcError("too long")
+        return f"<{len(asked)}>"
+
+    monkeypatch.setattr("builtins.input", line)
+    converse(write)
+    assert asked == ["", "one\ntwo", "one\ntwo<2>", "three", "three"]
+
+
+def test_an_interrupt_stops_the_text_and_not_the_program(saved: Path, tmp_path: Path) -> None:
+    terminal = Terminal(saved, tmp_path, "--max-tokens", "1000000", "--context-shift")
+    terminal.until(">>> ")
+    terminal.type("half a line")
+    terminal.until("half a line")
+    time.sleep(0.3)  # a person's pause: Python overlooks what comes before it waits
+    terminal.type("\x03")
+    terminal.until(">>> ")
+    terminal.type("On\n")
+    time.sleep(0.5)
+    os.kill(terminal.pid, signal.SIGINT)
+    terminal.until(">>> ")
+    terminal.type("\x04")
+    assert terminal.end() == 0
