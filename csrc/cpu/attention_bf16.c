@@ -357,9 +357,17 @@ void cpu_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act 
  * draft in speculative decoding are judged as they will be again. */
 enum { FEW_ROWS = 16 };
 
+/* Asks for the lines of n numbers: what is read here is in no cache, and too short for the hardware
+ * to see what comes. */
+static inline void ask_for(const bf16 *x, int n) {
+    enum { LINE = 64 / sizeof(bf16) };
+    for (int i = 0; i < n; i += LINE) __builtin_prefetch(x + i);
+}
+
 /* sum (HS) = shrink sum + p v: v has n rows. Four vectors of channels at a time, so that one sum need
- * not wait for another. */
-static void add_values(float *sum, float shrink, const float *p, const bf16 *v, int n, int HS) {
+ * not wait for another. Asks for as many rows of `next`, which is read next. */
+static void add_values(float *sum, float shrink, const float *p, const bf16 *v, int n, int HS,
+                       const bf16 *next) {
     enum { AT_ONCE = 4 };
     int c = 0;
     for (; c + AT_ONCE * LANES <= HS; c += AT_ONCE * LANES) {
@@ -368,6 +376,7 @@ static void add_values(float *sum, float shrink, const float *p, const bf16 *v, 
         for (int i = 0; i < AT_ONCE; i++) out[i] = vf_load(sum + c + i * LANES) * shrink;
         for (int j = 0; j < n; j++) {
             const bf16 *row = v + (int64_t)j * HS + c;
+            ask_for(next + (int64_t)j * HS + c, AT_ONCE * LANES);
             UNROLL
             for (int i = 0; i < AT_ONCE; i++) out[i] += p[j] * vf_get(row + i * LANES, LANES);
         }
@@ -400,15 +409,14 @@ static inline vf dot_lanes(const bf16 *a, const bf16 *b, int n) {
     return sum;
 }
 
-/* s (n) = q k^T, and the lines of v that will be read next are asked for. */
-static void dot_keys(float *s, const bf16 *q, const bf16 *k, const bf16 *v, int n, int HS) {
-    enum { LINE = 64 / sizeof(bf16) };
+/* s (n) = q k^T. Asks for as many rows of `next`. */
+static void dot_keys(float *s, const bf16 *q, const bf16 *k, int n, int HS, const bf16 *next) {
     vf sums[LANES];
     for (int j0 = 0; j0 < n; j0 += LANES) {
         int keys = cpu_min(LANES, n - j0);
-        for (int j = 0; j < keys; j++, k += HS, v += HS) {
+        for (int j = 0; j < keys; j++, k += HS, next += HS) {
             sums[j] = dot_lanes(q, k, HS);
-            for (int c = 0; c < HS; c += LINE) __builtin_prefetch(v + c);
+            ask_for(next, HS);
         }
         for (int j = keys; j < LANES; j++) sums[j] = (vf){0};
         vf_store(s + j0, vf_sums(sums));
@@ -417,16 +425,17 @@ static void dot_keys(float *s, const bf16 *q, const bf16 *k, const bf16 *v, int 
 
 /* One query: its keys are read too few times for packing to pay. */
 static void decode_query(const attention_args *a, const query_tile *t, const bf16 *k, const bf16 *v,
-                         buffers *w) {
+                         const bf16 *next, buffers *w) {
     int HS = a->head.HS, n_keys = t->q0 + 1;
     float max = -INFINITY, sum = 0;
     memset(w->sum_q, 0, sizeof(float) * (size_t)HS);
     for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
-        const bf16 *values = v + (int64_t)k0 * HS;
-        dot_keys(w->s, t->q, k + (int64_t)k0 * HS, values, nk, HS);
+        const bf16 *keys = k + (int64_t)k0 * HS, *values = v + (int64_t)k0 * HS;
+        dot_keys(w->s, t->q, keys, nk, HS, values);
         float shrink = softmax_row(w->s, nk, nk, a->scale, &max, &sum);
-        add_values(w->sum_q, shrink, w->s, values, nk, HS);
+        add_values(w->sum_q, shrink, w->s, values, nk, HS,
+                   k0 + nk < n_keys ? keys + (int64_t)nk * HS : next);
     }
     round_row(t->out, w->sum_q, 1 / sum, HS);
 }
@@ -444,6 +453,8 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
             int64_t rows = cache_begin(&a->cache, n, h / (NH / a->NKV));
             int position = a->cache.positions[n];
             const bf16 *k = a->cache.k + rows, *v = a->cache.v + rows;
+            const bf16 *next = k;
+            if (n + run < N) next = a->cache.k + cache_begin(&a->cache, n + run, h / (NH / a->NKV));
             query_tile t = {.ldo = (int64_t)NH * HS, .ldq = stride};
             if (run > FEW_ROWS) {
                 pack_keys(w.keys, k, HS, position + run, HS);
@@ -457,7 +468,7 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
                 if (run > FEW_ROWS)
                     forward_tile(a, &t, &w);
                 else
-                    decode_query(a, &t, k, v, &w);
+                    decode_query(a, &t, k, v, next, &w);
             }
         }
     }

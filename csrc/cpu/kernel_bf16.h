@@ -16,6 +16,7 @@ typedef struct kernel_operands {
 } kernel_operands;
 
 enum {
+    AHEAD = 24,              /* lines of a panel that are asked for before they are read */
     GROUP = 2,               /* panels that a call of kernel_product may span */
     VECTORS = PANEL / LANES, /* of one panel */
     BAND_PANELS = LANES == 16 ? 2 : 1,
@@ -78,6 +79,8 @@ __attribute__((always_inline)) static inline void kernel_band(const kernel_opera
         UNROLL
         for (int v = 0; v < n; v++)
             column[v] = pairs_load(b + v / VECTORS * o->panel + v % VECTORS * LANES * PAIR);
+        for (int v = 0; v < panels; v++) /* with few rows, panels come from memory */
+            __builtin_prefetch(b + v * o->panel + AHEAD * PANEL * PAIR);
         UNROLL
         for (int m = 0; m < M; m++) {
             pair x;
