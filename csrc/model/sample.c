@@ -106,14 +106,36 @@ static bool before(const float *key, int32_t a, int32_t b) {
     return key[a] != key[b] ? key[a] > key[b] : a < b;
 }
 
-static void sift(int32_t *c, int32_t n, int32_t i, const float *key) {
+/* Heaps with the first, or the last, on top. */
+enum { FIRST = 0, LAST = 1 };
+
+static bool above(const float *key, int32_t a, int32_t b, int top) {
+    return top == FIRST ? before(key, a, b) : before(key, b, a);
+}
+
+static void sift(int32_t *c, int32_t n, int32_t i, const float *key, int top) {
     int32_t token = c[i];
     for (int32_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && before(key, c[child + 1], c[child])) child++;
-        if (!before(key, c[child], token)) break;
+        if (child + 1 < n && above(key, c[child + 1], c[child], top)) child++;
+        if (!above(key, c[child], token, top)) break;
         c[i] = c[child];
     }
     c[i] = token;
+}
+
+static void make_heap(int32_t *c, int32_t n, const float *key, int top) {
+    for (int32_t i = n / 2 - 1; i >= 0; i--) sift(c, n, i, key, top);
+}
+
+/* Brings the first `most` of n candidates to the front, in no order: the last of those so far gives
+ * way to whatever comes before it. */
+static void take_first(int32_t *c, int32_t n, const float *key, int32_t most) {
+    make_heap(c, most, key, LAST);
+    for (int32_t i = most; i < n; i++) {
+        if (!before(key, c[i], c[0])) continue;
+        c[0] = c[i];
+        sift(c, most, 0, key, LAST);
+    }
 }
 
 static double sum_of(const int32_t *c, int32_t n, const float *p) {
@@ -126,14 +148,15 @@ static double sum_of(const int32_t *c, int32_t n, const float *p) {
  * the chances p (NULL: not asked). Returns how many. */
 static int32_t keep_first(int32_t *c, int32_t n, const float *key, int32_t most, const float *p,
                           double mass) {
-    int32_t left = n, kept;
     double sum = 0;
-    for (int32_t i = n / 2 - 1; i >= 0; i--) sift(c, n, i, key);
-    while (left > 0 && n - left < most && (left == n || sum < mass)) {
+    if (most < n) take_first(c, n, key, most), n = most;
+    int32_t left = n, kept;
+    make_heap(c, n, key, FIRST);
+    while (left > 0 && (left == n || sum < mass)) {
         int32_t first = c[0];
         if (p) sum += p[first];
         c[0] = c[--left];
-        sift(c, left, 0, key);
+        sift(c, left, 0, key, FIRST);
         c[left] = first; /* from the end on, in falling order */
     }
     kept = n - left;
