@@ -90,7 +90,7 @@ def import_command(
     help="The file, or for hf the folder.",
 )
 @click.option(
-    "--dtype", metavar="DTYPE", help="fp32, fp16, bf16, q8_0 (gguf) or int8 (llama2.c).  [fp32]"
+    "--dtype", metavar="DTYPE", help="fp32, fp16, bf16; q8_0, q4_0 (gguf); int8 (llama2.c).  [fp32]"
 )
 @click.option(
     "--file-version",

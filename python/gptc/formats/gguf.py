@@ -27,14 +27,15 @@ from gptc.tokenizer import Tokenizer
 MAGIC = b"GGUF"
 VERSION = 3
 ALIGNMENT = 32
-CODECS: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16, "q8_0": Q8_0}
+CODECS: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0}
 
 # Numbers of ggml's types; those that we do not read are named in errors.
 _CODEC_OF: dict[int, Codec] = {0: F32, 1: F16, 2: Q4_0, 8: Q8_0, 28: F64, 30: BF16}
 _NUMBER_OF = {codec: number for number, codec in _CODEC_OF.items()}
 _UNREAD = {3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K"}
 _UNREAD |= {14: "Q6_K", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64"}
-_FILE_TYPE = {F32: 0, F16: 1, Q8_0: 7, BF16: 32}  # general.file_type: "mostly" of such a type
+# general.file_type: "mostly" of such a type
+_FILE_TYPE = {F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, BF16: 32}
 
 # Codes of the module struct for the types of metadata; 8 is a string, 9 an array.
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
