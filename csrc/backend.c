@@ -62,10 +62,11 @@ __attribute__((unused)) static int has_avx512bf16(void) {
            __builtin_cpu_supports("avx512vnni");
 }
 
-/* Leaf 7 of CPUID: EDX bit 24 is AMX-TILE, bit 22 AMX-BF16 (Intel SDM volume 2A). */
+/* Leaf 7 of CPUID: EDX bit 24 is AMX-TILE, 22 AMX-BF16, 25 AMX-INT8 (Intel SDM volume 2A). */
 static int cpu_has_amx(void) {
     unsigned a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) && (d >> 22 & 1);
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) && (d >> 22 & 1) &&
+           (d >> 25 & 1);
 }
 
 /* Linux saves tile registers only for processes that ask: 18 is XFEATURE_XTILEDATA. Asking again is

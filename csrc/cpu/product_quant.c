@@ -1,23 +1,9 @@
 /* product_quant.c: products with weights of 8 or 4 bits, see quant.h. There is only the forward one:
  * such weights are not trained. */
+#include "kernel_quant.h"
 #include "product.h"
-#include "quant.h"
 
-#include <math.h>
-
-/* A tile: its rows are rounded once, and its sums wait until all terms are in. */
-enum { ROWS = 48, COLS = 256, TERMS = 4096, BLOCK = 32 /* columns of an epilogue */ };
-enum {
-    BAND = LANES == 16 ? 4 : 1, /* rows whose sums fit the registers */
-    BAND_PANELS = LANES == 16 ? 2 : 1,
-};
-
-/* Rows of `a`, rounded by groups. The few rows of decoding are rounded once for all tiles. */
-typedef struct rounded_rows {
-    int8_t q[ROWS][TERMS];
-    float scale[ROWS][TERMS / QUANT_GROUP];
-    int32_t offset[ROWS][TERMS / QUANT_GROUP]; /* -ZERO times the sum of q */
-} rounded_rows;
+enum { BLOCK = 32 /* columns of an epilogue */ };
 
 /* A thread's scratch. */
 typedef struct tile_memory {
@@ -25,109 +11,6 @@ typedef struct tile_memory {
     rounded_rows rows;
 } tile_memory;
 _Static_assert(sizeof(tile_memory) <= CPU_SCRATCH, "scratch");
-
-/* One group of n numbers. */
-static void round_group(rounded_rows *out, int row, int k, const bf16 *a, int n) {
-    enum { N = QUANT_GROUP / LANES };
-    vf x[N], biggest = {0};
-    UNROLL
-    for (int i = 0; i < N; i++) {
-        int m = cpu_max(0, cpu_min(LANES, n - i * LANES));
-        x[i] = vf_get(a + i * LANES, m);
-        biggest = vf_max(biggest, vf_max(x[i], -x[i]));
-    }
-    float scale = vf_max_lane(biggest) / 127, inverse = scale > 0 ? 1 / scale : 0;
-    vi sum = {0};
-    UNROLL
-    for (int i = 0; i < N; i++) {
-        vf scaled = x[i] * inverse;
-        vi q = __builtin_convertvector(scaled + vf_select(scaled < 0, vf_set(-0.5f), vf_set(0.5f)),
-                                       vi);
-        vc bytes = __builtin_convertvector(q, vc);
-        memcpy(&out->q[row][k + i * LANES], &bytes, sizeof bytes);
-        sum += q;
-    }
-    int32_t total = 0;
-    for (int i = 0; i < LANES; i++) total += sum[i];
-    out->scale[row][k / QUANT_GROUP] = scale;
-    out->offset[row][k / QUANT_GROUP] = -ZERO * total;
-}
-
-static void round_row(rounded_rows *out, int row, const bf16 *a, int K) {
-    int k = 0;
-    for (; k + QUANT_GROUP <= K; k += QUANT_GROUP) round_group(out, row, k, a + k, QUANT_GROUP);
-    if (k < K) round_group(out, row, k, a + k, K - k);
-}
-
-/* What the kernel reads of the weights: a panel's groups from some term on, and its scales. */
-typedef struct panel_part {
-    const uint8_t *chunks;
-    const bf16 *scales;
-} panel_part;
-
-/* c (M rows, `panels` panels) += a b over n_groups groups. M and panels are constants where this is
- * inlined. */
-__attribute__((always_inline)) static inline void quant_band(float *c, const rounded_rows *a,
-                                                             int row, const panel_part *b,
-                                                             int n_groups, int M, int panels) {
-    vf total[BAND][BAND_PANELS * VECTORS];
-    int n = panels * VECTORS;
-    UNROLL
-    for (int m = 0; m < M; m++) {
-        UNROLL
-        for (int v = 0; v < n; v++) total[m][v] = vf_load(c + m * COLS + v * LANES);
-    }
-    for (int g = 0; g < n_groups; g++) {
-        vi sum[BAND][BAND_PANELS * VECTORS];
-        UNROLL
-        for (int m = 0; m < M; m++) {
-            UNROLL
-            for (int v = 0; v < n; v++)
-                sum[m][v] = (vi){0} + (SUM_IS_OFFSET ? a->offset[row + m][g] : 0);
-        }
-        for (int i = 0; i < CHUNKS; i++) {
-            vb u[BAND_PANELS * VECTORS];
-            UNROLL
-            for (int v = 0; v < n; v++)
-                u[v] = vb_load(b[v / VECTORS].chunks + (g * CHUNKS + i) * CHUNK_BYTES +
-                               v % VECTORS * LANES * QUAD);
-            UNROLL
-            for (int m = 0; m < M; m++) {
-                const int8_t *q = &a->q[row + m][g * QUANT_GROUP + i * QUAD];
-                int32_t quad;
-                memcpy(&quad, q, sizeof quad);
-                UNROLL
-                for (int v = 0; v < n; v++) sum[m][v] = quad_dot(sum[m][v], vb_lower(u[v]), quad);
-                if (CPU_QUANT == 8) continue;
-                memcpy(&quad, q + CHUNKS * QUAD, sizeof quad);
-                UNROLL
-                for (int v = 0; v < n; v++) sum[m][v] = quad_dot(sum[m][v], vb_upper(u[v]), quad);
-            }
-        }
-        UNROLL
-        for (int v = 0; v < n; v++) {
-            vf scale = vf_get(b[v / VECTORS].scales + g * PANEL + v % VECTORS * LANES, LANES);
-            UNROLL
-            for (int m = 0; m < M; m++)
-                total[m][v] +=
-                    __builtin_convertvector(sum[m][v], vf) * (scale * a->scale[row + m][g]);
-        }
-    }
-    UNROLL
-    for (int m = 0; m < M; m++) {
-        UNROLL
-        for (int v = 0; v < n; v++) vf_store(c + m * COLS + v * LANES, total[m][v]);
-    }
-}
-
-__attribute__((always_inline)) static inline void quant_bands(float *c, const rounded_rows *a,
-                                                              int rows, const panel_part *b,
-                                                              int n_groups, int panels) {
-    int row = 0;
-    for (; BAND > 1 && row + BAND <= rows; row += BAND)
-        quant_band(c + row * COLS, a, row, b, n_groups, BAND, panels);
-    for (; row < rows; row++) quant_band(c + row * COLS, a, row, b, n_groups, 1, panels);
-}
 
 typedef struct product_tiles {
     gpt_ctx *ctx;
@@ -168,6 +51,7 @@ static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
     const product_tiles *t = args;
     const product *p = t->p;
     tile_memory *m = cpu_scratch(t->ctx, thread);
+    kernel_begin();
     for (int64_t i = begin; i < end; i++) {
         int row = (int)(i % t->n_rows) * t->rows, col = (int)(i / t->n_rows) * t->cols;
         int rows = cpu_min(t->rows, p->M - row), cols = cpu_min(t->cols, p->N - col);
@@ -189,6 +73,7 @@ static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
                 store(p, y, row, rows, col + c, n);
         }
     }
+    kernel_end();
 }
 
 static void round_rows(void *args, int thread, int64_t begin, int64_t end) {
