@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from gptc import download as downloads
-from gptc import known, loader, readers, sources
+from gptc import encode, known, loader, readers, sources
 from gptc import prepare as preparation
 from gptc.data import Dataset, Loader, eval_batches, prepare, read_shard, resolve_dataset
 from gptc.data import write_shard as write_shard
@@ -55,7 +55,7 @@ def text_of(dataset: Dataset, split: str) -> bytes:
 
 def set_block(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
     """Lets text be read in blocks of `n_bytes`."""
-    for module in (readers, sources, preparation):
+    for module in (readers, sources, encode):
         monkeypatch.setattr(module, "BLOCK_BYTES", n_bytes)
 
 
@@ -253,7 +253,7 @@ def test_a_run_without_a_border_is_cut_at_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_block(monkeypatch, 10)
-    monkeypatch.setattr(preparation, "_LONGEST_RUN_BYTES", 50)
+    monkeypatch.setattr(encode, "_LONGEST_RUN_BYTES", 50)
     text = "東" * 1000
     dataset = prepare([text_file(tmp_path, text)], tmp_path / "out", tokenizer="gpt2")
     assert (text_of(dataset, "train") + text_of(dataset, "val")).decode() == text
