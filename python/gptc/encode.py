@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gptc.download import file_sha256
 from gptc.readers import Errors
 from gptc.shards import HEADER_BYTES, Shard, ShardFile, read_shard, shard_format
 from gptc.sources import Text
-from gptc.tokenizer import Tokenizer, character_cut
+from gptc.tokenizer import ByteTokenizer, Tokenizer, character_cut
 
 BLOCK_BYTES = 1 << 18  # text that is encoded at a time; more would not stay in the cache
 _LONGEST_RUN_BYTES = 4 << 20  # text without a place to cut that is still encoded in one piece
@@ -38,9 +41,18 @@ def encode_text(
 ) -> Iterator[Piece]:
     """The tokens of the bytes [begin, end), in order, by `jobs` threads of the pool."""
     dtype = shard_format(tokenizer.vocab_size)[2]
-    encode = tokenizer.encode_bytes if errors != "bytes" else tokenizer.encode_raw
+    if isinstance(tokenizer, ByteTokenizer):
+        # Handing blocks to another thread would take longer than what it had to do.
+        for block in text.read(begin, end):
+            yield Piece(begin, begin + len(block), np.frombuffer(block, np.uint8).astype(dtype))
+            begin += len(block)
+        return
+    own = threading.local()
 
     def work(at: int, data: bytes) -> Piece:
+        if not hasattr(own, "tokenizer"):
+            own.tokenizer = tokenizer.twin()
+        encode = own.tokenizer.encode_raw if errors == "bytes" else own.tokenizer.encode_bytes
         return Piece(at, at + len(data), encode(data).astype(dtype))
 
     waiting: deque[Future[Piece]] = deque()
@@ -59,23 +71,25 @@ def _pieces(blocks: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[bytes]:
     Where a piece ends depends on the bytes from its beginning on and on nothing else, so that
     reading may begin again with any piece.
     """
-    pending = bytearray()
+    pending = b""
     n_wanted = BLOCK_BYTES
     for block in blocks:
         pending += block
-        while len(pending) >= n_wanted:
-            window = pending[:n_wanted]
+        at = 0  # up to here `pending` was given out
+        while len(pending) - at >= n_wanted:
+            window = pending[at : at + n_wanted]
             cut = tokenizer.cut(window)
             if not cut and n_wanted >= _LONGEST_RUN_BYTES:
                 cut = character_cut(window)  # rather a token border too many than no memory left
             if cut:
-                yield bytes(pending[:cut])
-                del pending[:cut]
+                yield window[:cut]
+                at += cut
                 n_wanted = BLOCK_BYTES
             else:
                 n_wanted *= 2
+        pending = pending[at:]
     if pending:
-        yield bytes(pending)
+        yield pending
 
 
 class SplitWriter:
@@ -94,9 +108,14 @@ class SplitWriter:
         done: Sequence[dict[str, Any]],
         log: Callable[[str], object],
         pool: ThreadPoolExecutor | None = None,
+        n_expected: int | None = None,
     ) -> None:
-        """`done` are the lines of the shards that are there already; `pool` computes checksums."""
+        """`done` are the lines of the shards that are there already; `pool` computes checksums.
+
+        `n_expected` tokens will be appended, where this is known: see ShardFile.
+        """
         self._pool = pool
+        self._n_expected = n_expected
         self._folder = folder
         self._split = split
         self._vocab_size = tokenizer.vocab_size
@@ -110,10 +129,15 @@ class SplitWriter:
         while skip < len(piece.tokens):
             if self._shard is None:
                 path = self._folder / f"{self._split}_{len(self._shards):06d}.bin"
-                self._shard = ShardFile(path, self._vocab_size, self._shard_tokens, self._pool)
+                n_planned = self._shard_tokens
+                if self._n_expected is not None:
+                    n_planned = min(n_planned, self._n_expected)
+                self._shard = ShardFile(path, self._vocab_size, n_planned, self._pool)
             some = piece.tokens[skip : skip + self._shard_tokens - self._shard.n_tokens]
             self._shard.append(some)
             skip += len(some)
+            if self._n_expected is not None:
+                self._n_expected -= len(some)
             if self._shard.n_tokens == self._shard_tokens:
                 self._close(piece.begin, skip)
 

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gptc import __version__
 from gptc.dataset import DATASET_FILE, DATASET_VERSION, SPLITS, Dataset, read_meta
 from gptc.download import file_sha256
@@ -54,6 +56,7 @@ SHARD_TOKENS = 100_000_000
 STORIES_BYTES = 5_000_000
 
 _WORK = ".partial"
+_LARGE_BYTES = 16 << 20  # many blocks
 
 
 def prepare(
@@ -201,6 +204,9 @@ class _Job:
 
     def run(self, how: Gathering, reading: Reading, there: dict[str, Any] | None) -> bool:
         """Prepares. True when the dataset `there` turned out to be the one that is wanted."""
+        # Having seen this freed, the C library keeps the memory of blocks for those that follow.
+        # It would ask the kernel for each, which takes as long as all that is done to the bytes.
+        np.empty(_LARGE_BYTES, dtype=np.uint8)
         shutil.rmtree(how.spool, ignore_errors=True)
         how.spool.mkdir(parents=True)
         gathered = []
@@ -330,6 +336,9 @@ class _Job:
         ):
             for split, (begin, end) in ranges.items():
                 before = [line for line in done if line["split"] == split]
+                at, skip = begin, 0
+                if before:
+                    at, skip = before[-1]["at"], before[-1]["skip"]
                 writer = SplitWriter(
                     folder,
                     split,
@@ -338,11 +347,9 @@ class _Job:
                     before,
                     journal.write,
                     hashing,
+                    end - at - skip if isinstance(tokenizer, ByteTokenizer) else None,
                 )
                 try:
-                    at, skip = begin, 0
-                    if before:
-                        at, skip = before[-1]["at"], before[-1]["skip"]
                     for piece in encode_text(
                         text, tokenizer, self.errors, at, end, self.jobs, pool
                     ):

@@ -220,6 +220,17 @@ def test_jobs_change_nothing(tmp_path: Path) -> None:
 # ---- extremes ----
 
 
+def test_a_checksum_is_that_of_the_file(tmp_path: Path) -> None:
+    source = tmp_path / "text"
+    source.write_text(text(3000))
+    for tokenizer in ("bytes", "char"):  # the number of tokens is known beforehand, or is not
+        dataset = prepare(
+            [str(source)], tmp_path / tokenizer, tokenizer=tokenizer, shard_tokens=999
+        )
+        assert dataset.meta["splits"]["train"]["shards"][-1]["tokens"] < 999
+        dataset.verify()
+
+
 def test_a_dataset_of_one_token(tmp_path: Path) -> None:
     source = tmp_path / "one"
     source.write_bytes(b"x")
