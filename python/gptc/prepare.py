@@ -29,7 +29,7 @@ from gptc.dataset import DATASET_FILE, DATASET_VERSION, SPLITS, Dataset, read_me
 from gptc.download import file_sha256
 from gptc.encode import SplitWriter, count_tokens, encode_text, intact, move_tail
 from gptc.errors import GptcError, UsageError
-from gptc.known import KNOWN_DATASETS, STORIES, licence
+from gptc.known import KNOWN_DATASETS, STORIES, licence, validates
 from gptc.readers import Errors, Reading, check_utf8
 from gptc.scan import Scan, scan_text, val_begin
 from gptc.shards import (
@@ -54,6 +54,7 @@ from gptc.tokenizer import (
 
 SHARD_TOKENS = 100_000_000
 STORIES_BYTES = 5_000_000
+VAL_FRACTION = 0.1
 
 _WORK = ".partial"
 _LARGE_BYTES = 16 << 20  # many blocks
@@ -64,7 +65,7 @@ def prepare(
     out: Path,
     *,
     tokenizer: str = "bytes",
-    val_fraction: float = 0.1,
+    val_fraction: float | None = None,
     val_tokens: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
     jobs: int | None = None,
@@ -90,7 +91,9 @@ def prepare(
     Documents are files, rows, and what <|endoftext|> separates. The end of the text becomes the
     validation split: the last `val_tokens` tokens, else the last documents that make up
     `val_fraction` of the bytes, else (one document) that fraction of its bytes (with the bytes
-    tokenizer) or characters. `stories_bytes` and `seed` choose the text of "stories". `jobs`
+    tokenizer) or characters. Without either, the files that known datasets set apart to validate
+    go to the end and are the split; where there are none, `val_fraction` is VAL_FRACTION.
+    `stories_bytes` and `seed` choose the text of "stories". `jobs`
     threads encode (None: one a core); the result does not depend on their number.
 
     Where `out` already holds just this dataset it is returned as it is, with `already_there` set;
@@ -100,6 +103,8 @@ def prepare(
     """
     out = Path(out)
     jobs = jobs if jobs is not None else len(os.sched_getaffinity(0))
+    if val_fraction is None and (val_tokens is not None or not any(map(validates, sources))):
+        val_fraction = VAL_FRACTION
     _check_options(sources, val_fraction, val_tokens, shard_tokens, jobs, stories_bytes)
     # A tokenizer that learns from the text is made when the text has been read once.
     learns = tokenizer == "char" or bpe_size(tokenizer) is not None
@@ -215,10 +220,15 @@ class _Job:
             if not sum(part.n_bytes for part in parts):
                 raise _empty(source)
             gathered.append(parts)
-        parts = [part for parts in gathered for part in parts]
+        numbered = [(i, part) for i, parts in enumerate(gathered) for part in parts]
+        n_train = len(numbered)  # parts before those that are set apart
+        if self.options["val_fraction"] is None:
+            apart = [p for p in numbered if validates(self.sources[p[0]], p[1].path.name)]
+            numbered = [p for p in numbered if p not in apart] + apart
+            n_train -= len(apart)
         reading, between = self._marks(reading)
-        text = Text(parts, reading, self.errors, between)
-        source_of = [i for i, some in enumerate(gathered) for _ in some]
+        text = Text([part for _, part in numbered], reading, self.errors, between)
+        source_of = [i for i, _ in numbered]
         scan = scan_text(text, source_of, self.given, self.tokenizer == "char", self.report)
         found = []
         for source, n_bytes, sha256 in zip(self.sources, scan.sizes, scan.sha256, strict=True):
@@ -234,8 +244,8 @@ class _Job:
             return True
         self._go_on_or_begin({"options": self.options, "sources": found})
         chosen = self._chosen(text, scan)
-        begin = text.n_bytes
-        if self.options["val_tokens"] is None:
+        begin = text.begin(n_train)
+        if self.options["val_tokens"] is None and self.options["val_fraction"] is not None:
             begin = val_begin(
                 text, scan, self.options["val_fraction"], isinstance(chosen, ByteTokenizer)
             )
@@ -394,6 +404,8 @@ def resolve_dataset(
     if path.is_dir() and (name_or_path not in KNOWN_DATASETS or (path / DATASET_FILE).exists()):
         return Dataset.open(path)
     key: dict[str, Any] = {"version": DATASET_VERSION, "tokenizer": tokenizer}
+    if validates(name_or_path):
+        key["split"] = "its own"
     if name_or_path in STORIES:
         key["stories"] = _stories_options(stories_bytes, seed)
     elif name_or_path not in KNOWN_DATASETS:
@@ -432,7 +444,7 @@ def resolve_dataset(
 
 def _check_options(
     sources: Sequence[str],
-    val_fraction: float,
+    val_fraction: float | None,
     val_tokens: int | None,
     shard_tokens: int,
     jobs: int,
@@ -440,7 +452,7 @@ def _check_options(
 ) -> None:
     if not sources:
         raise UsageError(f"name a SOURCE: a file, a folder, a URL, {' or '.join(KNOWN_DATASETS)}")
-    if not 0 <= val_fraction < 1:
+    if val_fraction is not None and not 0 <= val_fraction < 1:
         raise UsageError(f"--val-fraction {val_fraction} must be at least 0 and less than 1")
     if val_tokens is not None and val_tokens < 0:
         raise UsageError(f"--val-tokens {val_tokens} must be at least 0")
