@@ -5,7 +5,7 @@
     gptc_tokenizer.json    the tokenizer; beside it, where a class of Hugging Face fits, its files
     trainer.json           step, options and loader position; only in a run's checkpoints
     optimizer.safetensors  AdamW's moments; likewise
-    checksums.json         size and SHA-256 of every other file
+    checksums.json         size and SHA-256 of every other file, and of its blocks if it is large
 
 It is written beside its place, flushed to disk and renamed, so it appears whole or not at all.
 A run folder holds checkpoints named ckpt-STEP. A Hugging Face folder is a checkpoint too, and a
@@ -22,6 +22,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,7 +53,8 @@ ROOT = Path("runs")  # where runs are that are not told otherwise
 
 VERSION = 1  # of trainer.json and checksums.json
 MOMENTS = {"m": "moment1", "v": "moment2"}
-_HASH_BLOCK = 1 << 18  # no more memory than this, however large the file
+_HASH_BYTES = 1 << 18  # no more memory than this, however large the file
+_BLOCK_BYTES = 1 << 24  # of a large file, each with a SHA-256 of its own
 
 logger = logging.getLogger("gptc")
 
@@ -190,17 +192,29 @@ class Checkpoint(Source):
 
     def verify(self) -> list[str]:
         """Checks the SHA-256 of every file; returns their names."""
-        for name in self._recorded:
-            self._verify(name)
+        for name, recorded in self._recorded.items():
+            if _sha256(self.path / name) != recorded["sha256"]:
+                raise self._altered(name)
         return list(self._recorded)
 
     def _verify(self, name: str) -> None:
+        """Checks a file before it is used, by its blocks where they were recorded."""
         recorded = self._recorded.get(name)
-        if recorded is not None and _sha256(self.path / name) != recorded["sha256"]:
-            raise GptcError(
-                f"{self.path / name} was altered or damaged: its checksum is wrong"
-                + _way_out(self.path)
-            )
+        if recorded is None:
+            return
+        path = self.path / name
+        if recorded.get("block_bytes") == _BLOCK_BYTES:
+            same = _block_sums(path) == recorded.get("blocks")
+        else:
+            same = _sha256(path) == recorded["sha256"]
+        if not same:
+            raise self._altered(name)
+
+    def _altered(self, name: str) -> GptcError:
+        return GptcError(
+            f"{self.path / name} was altered or damaged: its checksum is wrong"
+            + _way_out(self.path)
+        )
 
 
 # ---- finding ----
@@ -318,8 +332,7 @@ def save(
                 stamp = {"version": VERSION, "gptc_version": gptc.__version__}
                 _write(folder / TRAINER, [_json({**stamp, **trainer})])
                 _write(folder / OPTIMIZER, _optimizer_chunks(model))
-            files = sorted(folder.iterdir())
-            sums = {f.name: {"size": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+            sums = {file.name: _record(file) for file in sorted(folder.iterdir())}
             _write(folder / CHECKSUMS, [_json({"version": VERSION, "files": sums})])
             _sync_folder(folder)
             _rename(folder, path)
@@ -527,12 +540,30 @@ def _no_weights(path: Path) -> str:
     return f"{path} has no {WEIGHTS}"
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _record(path: Path) -> dict[str, Any]:
+    """What checksums.json says about a file."""
+    record: dict[str, Any] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    if record["size"] > _BLOCK_BYTES:
+        record |= {"block_bytes": _BLOCK_BYTES, "blocks": _block_sums(path)}
+    return record
+
+
+def _block_sums(path: Path) -> list[str]:
+    """The SHA-256 of each block of a file: the one of the whole cannot be computed by threads."""
+    begins = range(0, path.stat().st_size, _BLOCK_BYTES)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(lambda begin: _sha256(path, begin, _BLOCK_BYTES), begins))
+
+
+def _sha256(path: Path, begin: int = 0, n_bytes: int = sys.maxsize) -> str:
+    """The SHA-256 of a file, or of at most `n_bytes` of it from `begin` on."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASH_BYTES))
     try:
-        with path.open("rb") as file:
-            while block := file.read(_HASH_BLOCK):
-                digest.update(block)
+        with path.open("rb", buffering=0) as file:
+            file.seek(begin)
+            while n := file.readinto(buffer[:n_bytes]):
+                digest.update(buffer[:n])
+                n_bytes -= n
     except OSError as error:
         raise GptcError(f"cannot read {path}: {error.strerror}") from None
     return digest.hexdigest()

@@ -4,8 +4,9 @@
     loader = Loader(dataset, "train", batch_size=12, seq_len=64, seed=1)
     inputs, targets = loader.next()  # int32 (B, T) each
 
-The parts: `sources` (where bytes come from), `prepare` (bytes to shards), `shards` (the files),
-`dataset` (a folder of them), `loader` (batches). This module gathers their public names.
+The parts: `sources` (where bytes come from), `prepare` (bytes to shards; it reads them twice, with
+`scan` and `encode`), `shards` (the files), `dataset` (a folder of them), `loader` (batches). This
+module gathers their public names.
 """
 
 from gptc.dataset import DATASET_FILE, SPLITS, Dataset

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Dataset:
         self.tokenizer = tokenizer
         self.vocab_size = int(meta["vocab_size"])
         self.already_there = False
+        self._lock = Lock()
         self._open: OrderedDict[tuple[str, int], Shard] = OrderedDict()  # the latest used last
         self._checked: set[tuple[str, int]] = set()
         self._begins = {
@@ -126,6 +128,10 @@ class Dataset:
 
         They are compared with vocab_size at the first call; GptcError names a shard that fails.
         """
+        with self._lock:  # training reads in a thread of its own
+            return self._opened(split, i)
+
+    def _opened(self, split: str, i: int) -> Shard:
         tokens = self._open.get((split, i))
         if tokens is not None:
             self._open.move_to_end((split, i))

@@ -27,8 +27,8 @@ class RemoteFile:
 class Known:
     """A dataset that is known by name: one file, or files of a repository of the Hugging Face hub.
 
-    `files` is a pattern of paths in the repository, in whose order they are read (the text that
-    validates comes last).
+    `files` are patterns of paths in the repository, in whose order they are read; `validation` is
+    the pattern of those that the dataset itself sets apart to validate on, if it does.
     """
 
     licence: str
@@ -37,6 +37,7 @@ class Known:
     revision: str = "main"
     folder: str = ""
     files: tuple[str, ...] = ()
+    validation: str | None = None
 
 
 _STORIES_LICENCE = "MIT, as gptc itself"
@@ -54,6 +55,7 @@ _KNOWN = {
         "CDLA-Sharing-1.0",
         repository="roneneldan/TinyStories",
         files=(r"TinyStoriesV2-GPT4-train\.txt", r"TinyStoriesV2-GPT4-valid\.txt"),
+        validation=r"TinyStoriesV2-GPT4-valid\.txt",
     ),
     "openwebtext": Known(
         "CC0-1.0",
@@ -83,6 +85,14 @@ def licence(name: str) -> str | None:
     """The licence of a known dataset, None for any other source."""
     known = _KNOWN.get(name)
     return _STORIES_LICENCE if name in STORIES else known.licence if known else None
+
+
+def validates(source: str, file: str | None = None) -> bool:
+    """Whether the file (None: any file) of a source is what its dataset sets apart to validate."""
+    known = _KNOWN.get(source)
+    if known is None or known.validation is None:
+        return False
+    return file is None or re.fullmatch(known.validation, file) is not None
 
 
 def remote_files(name: str) -> list[RemoteFile]:

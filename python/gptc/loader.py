@@ -6,7 +6,10 @@ Letters in shapes: B is batch_size, T is seq_len, N the number of tokens of a sp
 from __future__ import annotations
 
 import math
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -29,10 +32,13 @@ class Loader:
     In "random" order an epoch starts at a random offset below 2 T, cuts the split into windows of T
     tokens from there on, and visits each once, shuffled. In "sequential" order windows follow each
     other from the start of the split. A new epoch begins when the windows are used up.
+
+    While the caller works with a batch, a thread draws the `n_ahead` that follow it. `close` ends
+    the thread; so does the end of the loader.
     """
 
     position: int
-    """Sequences drawn so far. Set it to go on from there."""
+    """Sequences given out so far. Set it to go on from there."""
     n_windows: int
     """Sequences in an epoch."""
 
@@ -44,6 +50,7 @@ class Loader:
         seq_len: int,
         seed: int = 0,
         order: Order = "random",
+        n_ahead: int = 1,
     ) -> None:
         """GptcError when the split has fewer than seq_len + 1 tokens."""
         if batch_size < 1 or seq_len < 1:
@@ -67,13 +74,44 @@ class Loader:
         else:
             self.n_windows = (n_tokens - 1) // seq_len
         self._n_offsets = n_tokens - self.n_windows * seq_len
+        self._n_ahead = n_ahead
+        self._ahead: deque[tuple[int, Future[Batch]]] = deque()  # by position
+        self._thread: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
         self._chunk = -1
         self._starts: list[int] = []
 
     def next(self) -> Batch:
         """The next inputs and targets, int32 (B, T) each; targets are one token further on."""
-        starts = [self._start(self.position + b) for b in range(self.batch_size)]
+        if self._process != os.getpid():  # a fork has the loader, but not its thread
+            self._process = os.getpid()
+            self._thread = None
+            self._ahead.clear()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "gptc-loader")
+        if self._ahead and self._ahead[0][0] != self.position:
+            self._forget()
+        while len(self._ahead) <= self._n_ahead:
+            position = self.position + len(self._ahead) * self.batch_size
+            self._ahead.append((position, self._thread.submit(self._draw, position)))
+        batch = self._ahead.popleft()[1].result()
         self.position += self.batch_size
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread, which `next` would begin again."""
+        self._forget()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+    def _forget(self) -> None:
+        for _, batch in self._ahead:
+            batch.cancel()
+        self._ahead.clear()
+
+    def _draw(self, position: int) -> Batch:
+        starts = [self._start(position + b) for b in range(self.batch_size)]
         return _batch(self.dataset, self.split, starts, self.seq_len)
 
     def _start(self, position: int) -> int:

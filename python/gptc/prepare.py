@@ -16,34 +16,24 @@ import json
 import os
 import re
 import shutil
-import sys
-from array import array
-from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gptc import __version__
 from gptc.dataset import DATASET_FILE, DATASET_VERSION, SPLITS, Dataset, read_meta
 from gptc.download import file_sha256
+from gptc.encode import SplitWriter, count_tokens, encode_text, intact, move_tail
 from gptc.errors import GptcError, UsageError
-from gptc.known import KNOWN_DATASETS, STORIES, licence
+from gptc.known import KNOWN_DATASETS, STORIES, licence, validates
 from gptc.readers import Errors, Reading, check_utf8
+from gptc.scan import Scan, scan_text, val_begin
 from gptc.shards import (
-    HEADER_BYTES,
     MAX_SHARD_TOKENS,
-    Digest,
-    Shard,
-    ShardFile,
-    read_shard,
-    shard_format,
 )
 from gptc.sources import Gathering, Text, gather, is_remote, is_url, url_file
 from gptc.stories import SEPARATOR
@@ -54,10 +44,8 @@ from gptc.tokenizer import (
     CharTokenizer,
     Progress,
     Tokenizer,
-    Utf8Decoder,
     bpe_size,
     cache_folder,
-    character_cut,
     is_spec,
     load_tokenizer,
     make_tokenizer,
@@ -66,46 +54,10 @@ from gptc.tokenizer import (
 
 SHARD_TOKENS = 100_000_000
 STORIES_BYTES = 5_000_000
+VAL_FRACTION = 0.1
 
-BLOCK_BYTES = 1 << 18  # text that is encoded at a time; more would not stay in the cache
-_LONGEST_RUN_BYTES = 4 << 20  # text without a place to cut that is still encoded in one piece
-_MAX_BORDERS = 1 << 20  # of documents that are remembered; of more, every second one, and so on
 _WORK = ".partial"
-
-
-@dataclass
-class _Scan:
-    """What the first reading of a text finds out."""
-
-    sizes: list[int] = field(default_factory=list)  # of each source in bytes of text
-    sha256: list[str] = field(default_factory=list)  # of each source
-    marked: bool = False  # END_OF_TEXT occurs
-    borders: _Borders = field(default_factory=lambda: _Borders())
-    characters: list[str] = field(default_factory=list)  # that occur, for a new char tokenizer
-    n_characters: int = 0
-    blocks: list[tuple[int, int]] = field(default_factory=list)  # (first byte, characters before)
-
-
-class _Borders:
-    """The bytes at which documents begin, but the first: all of them, or evenly thinned out."""
-
-    def __init__(self) -> None:
-        self.kept = array("q")
-        self._stride = 1
-        self._n_seen = 0
-
-    def add(self, at: int) -> None:
-        if self._n_seen % self._stride == 0:
-            self.kept.append(at)
-            if len(self.kept) > _MAX_BORDERS:
-                self.kept = self.kept[::2]
-                self._stride *= 2
-        self._n_seen += 1
-
-    def nearest(self, at: float) -> int:
-        """The border next to a byte."""
-        i = bisect_right(self.kept, at)
-        return min(self.kept[max(0, i - 1) : i + 1], key=lambda border: abs(border - at))
+_LARGE_BYTES = 16 << 20  # many blocks
 
 
 def prepare(
@@ -113,7 +65,7 @@ def prepare(
     out: Path,
     *,
     tokenizer: str = "bytes",
-    val_fraction: float = 0.1,
+    val_fraction: float | None = None,
     val_tokens: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
     jobs: int | None = None,
@@ -139,7 +91,9 @@ def prepare(
     Documents are files, rows, and what <|endoftext|> separates. The end of the text becomes the
     validation split: the last `val_tokens` tokens, else the last documents that make up
     `val_fraction` of the bytes, else (one document) that fraction of its bytes (with the bytes
-    tokenizer) or characters. `stories_bytes` and `seed` choose the text of "stories". `jobs`
+    tokenizer) or characters. Without either, the files that known datasets set apart to validate
+    go to the end and are the split; where there are none, `val_fraction` is VAL_FRACTION.
+    `stories_bytes` and `seed` choose the text of "stories". `jobs`
     threads encode (None: one a core); the result does not depend on their number.
 
     Where `out` already holds just this dataset it is returned as it is, with `already_there` set;
@@ -149,6 +103,8 @@ def prepare(
     """
     out = Path(out)
     jobs = jobs if jobs is not None else len(os.sched_getaffinity(0))
+    if val_fraction is None and (val_tokens is not None or not any(map(validates, sources))):
+        val_fraction = VAL_FRACTION
     _check_options(sources, val_fraction, val_tokens, shard_tokens, jobs, stories_bytes)
     # A tokenizer that learns from the text is made when the text has been read once.
     learns = tokenizer == "char" or bpe_size(tokenizer) is not None
@@ -253,6 +209,9 @@ class _Job:
 
     def run(self, how: Gathering, reading: Reading, there: dict[str, Any] | None) -> bool:
         """Prepares. True when the dataset `there` turned out to be the one that is wanted."""
+        # Having seen this freed, the C library keeps the memory of blocks for those that follow.
+        # It would ask the kernel for each, which takes as long as all that is done to the bytes.
+        np.empty(_LARGE_BYTES, dtype=np.uint8)
         shutil.rmtree(how.spool, ignore_errors=True)
         how.spool.mkdir(parents=True)
         gathered = []
@@ -261,11 +220,16 @@ class _Job:
             if not sum(part.n_bytes for part in parts):
                 raise _empty(source)
             gathered.append(parts)
-        parts = [part for parts in gathered for part in parts]
+        numbered = [(i, part) for i, parts in enumerate(gathered) for part in parts]
+        n_train = len(numbered)  # parts before those that are set apart
+        if self.options["val_fraction"] is None:
+            apart = [p for p in numbered if validates(self.sources[p[0]], p[1].path.name)]
+            numbered = [p for p in numbered if p not in apart] + apart
+            n_train -= len(apart)
         reading, between = self._marks(reading)
-        text = Text(parts, reading, self.errors, between)
-        source_of = [i for i, some in enumerate(gathered) for _ in some]
-        scan = _scan(text, source_of, self.given, self.tokenizer == "char", self.report)
+        text = Text([part for _, part in numbered], reading, self.errors, between)
+        source_of = [i for i, _ in numbered]
+        scan = scan_text(text, source_of, self.given, self.tokenizer == "char", self.report)
         found = []
         for source, n_bytes, sha256 in zip(self.sources, scan.sizes, scan.sha256, strict=True):
             if not n_bytes:
@@ -280,9 +244,9 @@ class _Job:
             return True
         self._go_on_or_begin({"options": self.options, "sources": found})
         chosen = self._chosen(text, scan)
-        begin = text.n_bytes
-        if self.options["val_tokens"] is None:
-            begin = _val_begin(
+        begin = text.begin(n_train)
+        if self.options["val_tokens"] is None and self.options["val_fraction"] is not None:
+            begin = val_begin(
                 text, scan, self.options["val_fraction"], isinstance(chosen, ByteTokenizer)
             )
         splits = self._encode(text, chosen, begin)
@@ -335,7 +299,7 @@ class _Job:
             write_file(self._plan, json.dumps(plan).encode())
         (self.work / "dataset").mkdir(exist_ok=True)
 
-    def _chosen(self, text: Text, scan: _Scan) -> Tokenizer:
+    def _chosen(self, text: Text, scan: Scan) -> Tokenizer:
         """The tokenizer, which is stored with the shards."""
         folder = self.work / "dataset"
         if (folder / FILE_NAME).is_file():
@@ -367,7 +331,7 @@ class _Job:
         """Writes the shards of both splits; returns what dataset.json says about them."""
         options = self.options
         folder = self.work / "dataset"
-        done = _intact(folder, self._journal_lines(), tokenizer)
+        done = intact(folder, self._journal_lines(), tokenizer)
         wanted = {line["file"] for line in done}
         for path in folder.glob("*.bin"):
             if path.name not in wanted:
@@ -382,7 +346,10 @@ class _Job:
         ):
             for split, (begin, end) in ranges.items():
                 before = [line for line in done if line["split"] == split]
-                writer = _SplitWriter(
+                at, skip = begin, 0
+                if before:
+                    at, skip = before[-1]["at"], before[-1]["skip"]
+                writer = SplitWriter(
                     folder,
                     split,
                     tokenizer,
@@ -390,12 +357,12 @@ class _Job:
                     before,
                     journal.write,
                     hashing,
+                    end - at - skip if isinstance(tokenizer, ByteTokenizer) else None,
                 )
                 try:
-                    at, skip = begin, 0
-                    if before:
-                        at, skip = before[-1]["at"], before[-1]["skip"]
-                    for piece in _encoded(text, tokenizer, self.errors, at, end, self.jobs, pool):
+                    for piece in encode_text(
+                        text, tokenizer, self.errors, at, end, self.jobs, pool
+                    ):
                         writer.append(piece, skip)
                         skip = 0
                         journal.flush()
@@ -404,8 +371,10 @@ class _Job:
                     journal.flush()
                 finally:
                     writer.abandon()
-        n_all = sum(_count(splits[split]) for split in SPLITS)
-        n_val = _count(splits["val"]) if options["val_tokens"] is None else options["val_tokens"]
+        n_all = sum(count_tokens(splits[split]) for split in SPLITS)
+        n_val = (
+            count_tokens(splits["val"]) if options["val_tokens"] is None else options["val_tokens"]
+        )
         if n_val >= n_all:
             self._journal.unlink()  # the same command would not do better
             raise GptcError(
@@ -413,8 +382,8 @@ class _Job:
                 "a smaller --val-tokens or --val-fraction"
             )
         if options["val_tokens"] is not None:
-            splits = _move_tail(folder, splits["train"], options, tokenizer)
-        return {split: {"tokens": _count(splits[split]), **splits[split]} for split in SPLITS}
+            splits = move_tail(folder, splits["train"], options, tokenizer)
+        return {split: {"tokens": count_tokens(splits[split]), **splits[split]} for split in SPLITS}
 
 
 def resolve_dataset(
@@ -435,6 +404,8 @@ def resolve_dataset(
     if path.is_dir() and (name_or_path not in KNOWN_DATASETS or (path / DATASET_FILE).exists()):
         return Dataset.open(path)
     key: dict[str, Any] = {"version": DATASET_VERSION, "tokenizer": tokenizer}
+    if validates(name_or_path):
+        key["split"] = "its own"
     if name_or_path in STORIES:
         key["stories"] = _stories_options(stories_bytes, seed)
     elif name_or_path not in KNOWN_DATASETS:
@@ -473,7 +444,7 @@ def resolve_dataset(
 
 def _check_options(
     sources: Sequence[str],
-    val_fraction: float,
+    val_fraction: float | None,
     val_tokens: int | None,
     shard_tokens: int,
     jobs: int,
@@ -481,7 +452,7 @@ def _check_options(
 ) -> None:
     if not sources:
         raise UsageError(f"name a SOURCE: a file, a folder, a URL, {' or '.join(KNOWN_DATASETS)}")
-    if not 0 <= val_fraction < 1:
+    if val_fraction is not None and not 0 <= val_fraction < 1:
         raise UsageError(f"--val-fraction {val_fraction} must be at least 0 and less than 1")
     if val_tokens is not None and val_tokens < 0:
         raise UsageError(f"--val-tokens {val_tokens} must be at least 0")
@@ -539,11 +510,6 @@ def _start(tokenizer: Tokenizer, marked: bool) -> str:
     return start
 
 
-def _count(split: dict[str, Any]) -> int:
-    """The tokens of a split."""
-    return sum(shard["tokens"] for shard in split["shards"])
-
-
 def _empty(source: str) -> GptcError:
     return GptcError(f"the source {source} is empty: name one that holds text")
 
@@ -561,294 +527,6 @@ def _locked(out: Path) -> Iterator[None]:
                 return
         finally:
             os.close(descriptor)
-
-
-# ---- the first reading ----
-
-
-def _scan(
-    text: Text,
-    source_of: Sequence[int],
-    given: Tokenizer | None,
-    collects: bool,
-    report: Progress,
-) -> _Scan:
-    """Reads the text once. `source_of` has the source of each part.
-
-    `collects`: the characters that occur are needed. GptcError where a char tokenizer refuses one.
-    """
-    scan = _Scan()
-    mark = END_OF_TEXT.encode()
-    known = np.zeros(sys.maxunicode + 1, dtype=np.bool_)  # code points that occur
-    decoder = Utf8Decoder() if collects or isinstance(given, CharTokenizer) else None
-    by_character = not isinstance(given, ByteTokenizer)
-    tail = b""  # of the block before: a mark may lie across the border
-    n_done, file_begin = 0, 0
-    last_border, last_mark = 0, -1
-    with ThreadPoolExecutor(1) as pool:
-        digests = [Digest(pool) for _ in range(max(source_of) + 1)]
-        scan.sizes = [0] * len(digests)
-        for i, block in text.documents():
-            if not block:
-                file_begin = n_done
-                if last_border < n_done:  # nothing separates files but the border itself
-                    scan.borders.add(n_done)
-                    last_border = n_done
-                continue
-            digests[source_of[i]].update(block)
-            scan.sizes[source_of[i]] += len(block)
-            window = tail + block
-            first = n_done - len(tail)
-            found = window.find(mark)
-            while found >= 0:
-                last_mark = first + found
-                scan.marked = True
-                if last_border < last_mark:  # a mark at the very beginning separates nothing
-                    scan.borders.add(last_mark)
-                    last_border = last_mark
-                found = window.find(mark, found + len(mark))
-            tail = window[-(len(mark) - 1) :]
-            if by_character:
-                scan.blocks.append((n_done, scan.n_characters))
-                scan.n_characters += int(np.count_nonzero(_begins_character(block)))
-            if decoder is not None:
-                begin = decoder.n_done
-                characters = decoder.push(block)
-                if collects:
-                    known[np.frombuffer(characters.encode("utf-32-le"), dtype="<u4")] = True
-                elif isinstance(given, CharTokenizer):
-                    at = given.unknown(characters)
-                    if at is not None:
-                        offset = begin + len(characters[:at].encode()) - file_begin
-                        name = text.parts[i].name
-                        raise GptcError(f"{name}: byte {offset}: {given.refusal(characters[at])}")
-            n_done += len(block)
-            report("reading", n_done, text.n_bytes_known)
-        scan.sha256 = [digest.hexdigest() for digest in digests]
-    scan.characters = [chr(code) for code in np.flatnonzero(known)]
-    # Nor does a mark at the very end.
-    kept = scan.borders.kept
-    if kept and kept[-1] == last_mark:
-        rest = text.read(last_mark + len(mark), text.n_bytes)
-        if not any(block.strip() for block in rest):
-            kept.pop()
-    return scan
-
-
-def _begins_character(block: bytes) -> npt.NDArray[np.bool_]:
-    """Which bytes of UTF-8 text are the first of a character."""
-    begins: npt.NDArray[np.bool_] = np.frombuffer(block, dtype=np.uint8) & 0xC0 != 0x80
-    return begins
-
-
-def _val_begin(text: Text, scan: _Scan, val_fraction: float, by_byte: bool) -> int:
-    """The byte at which the last `val_fraction` of the text begins."""
-    if val_fraction == 0:
-        return text.n_bytes
-    if scan.borders.kept:
-        return scan.borders.nearest(text.n_bytes * (1 - val_fraction))
-    if by_byte:
-        return int(text.n_bytes * (1 - val_fraction))
-    n_train = int(scan.n_characters * (1 - val_fraction))
-    if n_train == scan.n_characters:
-        return text.n_bytes
-    first, n_before = scan.blocks[
-        bisect_right(scan.blocks, n_train, key=lambda block: block[1]) - 1
-    ]
-    for block in text.read(first, text.n_bytes):
-        begins = np.flatnonzero(_begins_character(block))
-        if n_train - n_before < len(begins):
-            return first + int(begins[n_train - n_before])
-        first, n_before = first + len(block), n_before + len(begins)
-    return text.n_bytes
-
-
-# ---- the second reading ----
-
-
-class _Piece(NamedTuple):
-    """Tokens (n,) of the bytes [begin, end) of the text, as shards store them."""
-
-    begin: int
-    end: int
-    tokens: Shard
-
-
-def _encoded(
-    text: Text,
-    tokenizer: Tokenizer,
-    errors: Errors,
-    begin: int,
-    end: int,
-    jobs: int,
-    pool: ThreadPoolExecutor,
-) -> Iterator[_Piece]:
-    """The tokens of the bytes [begin, end), in order, by `jobs` threads of the pool."""
-    dtype = shard_format(tokenizer.vocab_size)[2]
-    encode = tokenizer.encode_bytes if errors != "bytes" else tokenizer.encode_raw
-
-    def work(at: int, data: bytes) -> _Piece:
-        return _Piece(at, at + len(data), encode(data).astype(dtype))
-
-    waiting: deque[Future[_Piece]] = deque()
-    for data in _pieces(text.read(begin, end), tokenizer):
-        waiting.append(pool.submit(work, begin, data))
-        begin += len(data)
-        if len(waiting) > 2 * jobs:  # bounds what is in memory
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _pieces(blocks: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[bytes]:
-    """The same bytes, cut where the tokens on both sides do not depend on each other.
-
-    Where a piece ends depends on the bytes from its beginning on and on nothing else, so that
-    reading may begin again with any piece.
-    """
-    pending = bytearray()
-    n_wanted = BLOCK_BYTES
-    for block in blocks:
-        pending += block
-        while len(pending) >= n_wanted:
-            window = pending[:n_wanted]
-            cut = tokenizer.cut(window)
-            if not cut and n_wanted >= _LONGEST_RUN_BYTES:
-                cut = character_cut(window)  # rather a token border too many than no memory left
-            if cut:
-                yield bytes(pending[:cut])
-                del pending[:cut]
-                n_wanted = BLOCK_BYTES
-            else:
-                n_wanted *= 2
-    if pending:
-        yield bytes(pending)
-
-
-class _SplitWriter:
-    """Writes the shards of a split, `shard_tokens` in each but the last, and a journal of them.
-
-    A line of the journal also says where encoding goes on after its shard: `at` the byte at which a
-    piece begins, of whose tokens the first `skip` are already written.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        split: str,
-        tokenizer: Tokenizer,
-        shard_tokens: int,
-        done: Sequence[dict[str, Any]],
-        log: Callable[[str], object],
-        pool: ThreadPoolExecutor | None = None,
-    ) -> None:
-        """`done` are the lines of the shards that are there already; `pool` computes checksums."""
-        self._pool = pool
-        self._folder = folder
-        self._split = split
-        self._vocab_size = tokenizer.vocab_size
-        self._shard_tokens = shard_tokens
-        self._log = log
-        self._shards = [_entry(line) for line in done]
-        self._shard: ShardFile | None = None
-
-    def append(self, piece: _Piece, skip: int = 0) -> None:
-        """Writes the tokens of a piece, without the first `skip`."""
-        while skip < len(piece.tokens):
-            if self._shard is None:
-                path = self._folder / f"{self._split}_{len(self._shards):06d}.bin"
-                self._shard = ShardFile(path, self._vocab_size, self._shard_tokens, self._pool)
-            some = piece.tokens[skip : skip + self._shard_tokens - self._shard.n_tokens]
-            self._shard.append(some)
-            skip += len(some)
-            if self._shard.n_tokens == self._shard_tokens:
-                self._close(piece.begin, skip)
-
-    def _close(self, at: int, skip: int) -> None:
-        assert self._shard is not None
-        line = {
-            "split": self._split,
-            "file": self._shard.path.name,
-            "tokens": self._shard.n_tokens,
-            "sha256": self._shard.close(),
-            "at": at,
-            "skip": skip,
-        }
-        self._shard = None
-        self._shards.append(_entry(line))
-        self._log(json.dumps(line) + "\n")
-
-    def finish(self, end: int) -> list[dict[str, Any]]:
-        """Completes the last shard; returns what dataset.json says about all. `end` is a byte."""
-        if self._shard is not None:
-            self._close(end, 0)
-        return self._shards
-
-    def abandon(self) -> None:
-        """Closes what an error has left open."""
-        if self._shard is not None:
-            self._shard.abandon()
-
-
-def _entry(line: dict[str, Any]) -> dict[str, Any]:
-    """What dataset.json says about a shard."""
-    return {key: line[key] for key in ("file", "tokens", "sha256")}
-
-
-def _intact(
-    folder: Path, lines: Sequence[dict[str, Any]], tokenizer: Tokenizer
-) -> list[dict[str, Any]]:
-    """The lines of a journal up to the first whose shard is not what was written."""
-    itemsize = shard_format(tokenizer.vocab_size)[2].itemsize
-    intact = []
-    for line in lines:
-        path = folder / line["file"]
-        n_bytes = HEADER_BYTES + line["tokens"] * itemsize
-        if not path.is_file() or path.stat().st_size != n_bytes:
-            break
-        if file_sha256(path) != line["sha256"]:
-            break
-        intact.append(line)
-    return intact
-
-
-def _move_tail(
-    folder: Path, train: dict[str, Any], options: dict[str, Any], tokenizer: Tokenizer
-) -> dict[str, Any]:
-    """Makes the last `val_tokens` tokens of the train split the val split."""
-    n_train = _count(train) - options["val_tokens"]
-    n_bytes = 0
-    val = _SplitWriter(folder, "val", tokenizer, options["shard_tokens"], [], lambda line: None)
-    kept, begin = [], 0
-    for shard in train["shards"]:
-        path = folder / shard["file"]
-        cut = min(max(0, n_train - begin), shard["tokens"])  # tokens that stay
-        tokens = read_shard(path)
-        for first in range(cut, shard["tokens"], BLOCK_BYTES):
-            some = tokens[first : min(first + BLOCK_BYTES, shard["tokens"])]
-            n_bytes += tokenizer.count_bytes(some)
-            val.append(_Piece(0, 0, some))
-        if cut == shard["tokens"]:
-            kept.append(shard)
-        elif cut:
-            fewer = ShardFile(path.with_suffix(".cut"), tokenizer.vocab_size, cut)
-            for first in range(0, cut, BLOCK_BYTES):
-                fewer.append(tokens[first : min(first + BLOCK_BYTES, cut)])
-            kept.append({**shard, "tokens": cut, "sha256": fewer.close()})
-        begin += shard["tokens"]
-    moved = val.finish(0)
-    # Only now that the tail is safe may its shards go: without them the journal is not believed.
-    for shard in train["shards"][len(kept) :]:
-        (folder / shard["file"]).unlink()
-    for path in folder.glob("*.cut"):
-        path.replace(path.with_suffix(".bin"))
-    return {
-        "train": {"bytes": max(0, train["bytes"] - n_bytes), "shards": kept},
-        "val": {"bytes": n_bytes, "shards": moved},
-    }
-
-
-# ---- the end ----
 
 
 def _install(built: Path, out: Path, meta: dict[str, Any]) -> None:

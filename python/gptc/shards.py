@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +23,8 @@ _Format: TypeAlias = tuple[int, int, np.dtype[np.unsignedinteger[Any]]]  # magic
 _NARROW: _Format = (20240520, 1, np.dtype("<u2"))
 _WIDE: _Format = (20240801, 7, np.dtype("<u4"))
 MAX_SHARD_TOKENS = 2**31 - 1  # the count in the header is an int32
+_MAX_CACHED_BYTES = 16 << 20  # of a shard that is written
+_MAX_PENDING = 8  # blocks that wait for their checksum
 
 
 def shard_format(vocab_size: int) -> _Format:
@@ -29,29 +32,27 @@ def shard_format(vocab_size: int) -> _Format:
 
 
 class Digest:
-    """SHA-256, computed by a thread of `pool` while the caller goes on, if there is one."""
+    """SHA-256, computed by the one thread of `pool` while the caller goes on, if there is one."""
 
     def __init__(self, pool: ThreadPoolExecutor | None = None) -> None:
         self._pool = pool
         self._digest = hashlib.sha256()
-        self._pending: Future[None] | None = None
+        self._pending: deque[Future[None]] = deque()
 
     def update(self, data: bytes | memoryview) -> None:
-        """Takes more bytes, which must not change until the next call."""
-        self._wait()
+        """Takes more bytes, which must not change from now on."""
         if self._pool is None:
             self._digest.update(data)
-        else:
-            self._pending = self._pool.submit(self._digest.update, data)
+            return
+        self._pending.append(self._pool.submit(self._digest.update, data))
+        if len(self._pending) > _MAX_PENDING:
+            self._pending.popleft().result()
 
     def hexdigest(self) -> str:
         """The digest of what was taken so far."""
-        self._wait()
+        while self._pending:
+            self._pending.popleft().result()
         return self._digest.hexdigest()
-
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
 
 
 class ShardFile:
@@ -72,6 +73,7 @@ class ShardFile:
         self.n_tokens = 0
         self._n_planned = n_planned
         self._format = shard_format(vocab_size)
+        self._n_cached = 0
         self._digest = Digest(pool)
         self._digest.update(self._header(n_planned))
         self._file = path.open("wb")
@@ -83,11 +85,17 @@ class ShardFile:
         return header.tobytes()
 
     def append(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
-        """Writes tokens (n,)."""
+        """Writes tokens (n,), which must not change from now on."""
         data = tokens.astype(self._format[2], copy=False).data
         self._file.write(data)
         self._digest.update(data)
         self.n_tokens += len(tokens)
+        self._n_cached += data.nbytes
+        if self._n_cached >= _MAX_CACHED_BYTES:
+            # Begins to write what is not on disk, and gives memory back where it is: a disk takes
+            # in a file of any size faster than a kernel finds memory to cache it all.
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self._n_cached = 0
 
     def close(self) -> str:
         """Completes the file; returns its SHA-256 in hex."""

@@ -215,6 +215,10 @@ class Text:
         """The bytes of the text, once it has been read."""
         return self._begins[-1]
 
+    def begin(self, i: int) -> int:
+        """The byte at which a part begins, or behind the last ends, once the text has been read."""
+        return self._begins[i]
+
     def documents(self) -> Iterator[tuple[int, bytes]]:
         """The index of each part and its blocks, of which an empty one begins another file."""
         for i, part in enumerate(self.parts):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -94,6 +95,12 @@ class Tokenizer(ABC):
             if len(piece) == 1:
                 ids[piece[0]] = token
         return None if (ids[128:] < 0).any() else ids
+
+    def twin(self) -> Tokenizer:
+        """The same for another thread: an encoder of tiktoken is slower where threads share one."""
+        twin = copy.copy(self)
+        twin.__dict__.pop("encoding", None)
+        return twin
 
     @abstractmethod
     def cut(self, data: bytes | bytearray) -> int:

@@ -161,7 +161,12 @@ class Run:
             self._change(seq_len=config.block_size)
         options = self.options
         self.loader = Loader(
-            self.dataset, "train", options.batch_size, options.seq_len, options.seed
+            self.dataset,
+            "train",
+            options.batch_size,
+            options.seq_len,
+            options.seed,
+            n_ahead=options.grad_accum,
         )
         self.has_val = self.dataset.n_tokens("val") > options.seq_len
         self.tokens_per_step = options.batch_size * options.seq_len * options.grad_accum
@@ -189,7 +194,8 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Frees the model and lets go of the run's folder."""
+        """Frees the model and lets go of the data and the run's folder."""
+        self.loader.close()
         self.model.close()
         if self._metrics is not None:
             self._metrics.close()

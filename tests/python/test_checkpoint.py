@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -387,6 +388,47 @@ def test_damage_names_the_file_and_the_way_out(
     assert str(folder / name) in str(caught.value)
     if "upgrade" not in message:
         assert str(caught.value).endswith(f"; use {run / 'ckpt-000003'} instead")
+
+
+def test_a_large_file_is_checked_by_its_blocks(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_BLOCK_BYTES", 5000)
+    folder = tmp_path / "saved"
+    with make(config()) as model:
+        save(folder, model, tokenizer=make_tokenizer("bytes"))
+    weights, sums = folder / "model.safetensors", folder / "checksums.json"
+    content, recorded = weights.read_bytes(), json.loads(sums.read_text())
+    record = recorded["files"]["model.safetensors"]
+    assert record["sha256"] == hashlib.sha256(content).hexdigest()
+    assert record["blocks"] == [
+        hashlib.sha256(content[begin : begin + 5000]).hexdigest()
+        for begin in range(0, len(content), 5000)
+    ]
+    assert "blocks" not in recorded["files"]["config.json"]
+
+    def load() -> None:
+        Checkpoint(folder).model(threads=1).close()
+
+    load()
+    for at in (*range(4999, len(content), 5000), len(content) - 1):
+        weights.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        for check in (load, Checkpoint(folder).verify):
+            with pytest.raises(GptcError, match="altered or damaged"):
+                check()
+    weights.write_bytes(content)
+    # Fewer or other sums do not pass; without any, the sum of the whole counts, as it used to.
+    for blocks, passes in ((record["blocks"][:-1], False), (None, False), ({}, True)):
+        changed = {"size": record["size"], "sha256": record["sha256"]}
+        if blocks != {}:
+            changed |= {"block_bytes": 5000, "blocks": blocks}
+        recorded["files"]["model.safetensors"] = changed
+        sums.write_text(json.dumps(recorded))
+        with contextlib.nullcontext() if passes else pytest.raises(GptcError, match="altered"):
+            load()
+    weights.write_bytes(content[:-1] + b"\x77")
+    with pytest.raises(GptcError, match="altered"):
+        load()
 
 
 def test_a_run_falls_back_to_its_newest_whole_checkpoint(

@@ -8,10 +8,13 @@ import io
 import json
 import os
 import random
+import signal
 import sys
 import threading
 import tracemalloc
+import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +23,7 @@ import numpy as np
 import pytest
 
 from gptc import download as downloads
-from gptc import known, loader, readers, sources
+from gptc import encode, known, loader, readers, sources
 from gptc import prepare as preparation
 from gptc.data import Dataset, Loader, eval_batches, prepare, read_shard, resolve_dataset
 from gptc.data import write_shard as write_shard
@@ -55,7 +58,7 @@ def text_of(dataset: Dataset, split: str) -> bytes:
 
 def set_block(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
     """Lets text be read in blocks of `n_bytes`."""
-    for module in (readers, sources, preparation):
+    for module in (readers, sources, encode):
         monkeypatch.setattr(module, "BLOCK_BYTES", n_bytes)
 
 
@@ -253,7 +256,7 @@ def test_a_run_without_a_border_is_cut_at_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_block(monkeypatch, 10)
-    monkeypatch.setattr(preparation, "_LONGEST_RUN_BYTES", 50)
+    monkeypatch.setattr(encode, "_LONGEST_RUN_BYTES", 50)
     text = "東" * 1000
     dataset = prepare([text_file(tmp_path, text)], tmp_path / "out", tokenizer="gpt2")
     assert (text_of(dataset, "train") + text_of(dataset, "val")).decode() == text
@@ -276,6 +279,7 @@ def test_memory_does_not_grow_with_the_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_block(monkeypatch, 1 << 16)
+    monkeypatch.setattr(preparation, "_LARGE_BYTES", 0)  # which are only reserved
     source = text_file(tmp_path, "the quick brown fox\n" * 400_000)  # 8 MB
     tracemalloc.start()
     try:
@@ -651,6 +655,100 @@ def test_a_batch_depends_on_seed_and_position_only(tmp_path: Path) -> None:
     assert not np.array_equal(loader(-6).next(), batches[0])
     wide = Loader(dataset, "train", 14, 3, seed=5).next()[0]
     np.testing.assert_array_equal(wide, np.concatenate([batches[0][0], batches[1][0]]))
+
+
+def test_the_next_batches_are_drawn_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = counting(tmp_path, 1000)
+    really, drawn = dataset.read, threading.Semaphore(0)
+
+    def read(*arguments: Any) -> None:
+        really(*arguments)
+        drawn.release()
+
+    monkeypatch.setattr(dataset, "read", read)
+    with closing(Loader(dataset, "train", 1, 10, n_ahead=3)) as loader:
+        loader.next()
+        for _ in range(1 + 3):  # nobody asks for the three that follow
+            assert drawn.acquire(timeout=60)
+        assert loader.position == 1
+        assert not drawn.acquire(timeout=0.05)
+
+
+def test_batches_drawn_ahead_are_forgotten_when_the_position_is_set(tmp_path: Path) -> None:
+    dataset = counting(tmp_path, 5000)
+    with closing(Loader(dataset, "train", 2, 3, seed=5, n_ahead=0)) as plain:
+        batches = [plain.next() for _ in range(600)]
+    with closing(Loader(dataset, "train", 2, 3, seed=5, n_ahead=4)) as loader:
+        for k in (0, 1, 2, 599, 3, 4, 0, 511, 512, 513):  # 1,024 sequences are computed at once
+            loader.position = 2 * k
+            np.testing.assert_array_equal(loader.next(), batches[k])
+            assert loader.position == 2 * k + 2
+
+
+def test_an_error_comes_with_the_batch_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = counting(tmp_path, 1000)
+    with closing(Loader(dataset, "train", 1, 10, order="sequential", n_ahead=2)) as loader:
+        with monkeypatch.context() as context:
+            really = dataset.read
+
+            def read(split: str, begin: int, out: Any) -> None:
+                if begin == 20:
+                    raise GptcError("torn")
+                really(split, begin, out)
+
+            context.setattr(dataset, "read", read)
+            assert [positions(loader.next()[0]) for _ in range(2)] == [[0], [10]]
+            for _ in range(2):
+                with pytest.raises(GptcError, match="torn"):
+                    loader.next()
+        assert loader.position == 2
+        assert [positions(loader.next()[0]) for _ in range(2)] == [[20], [30]]
+
+
+def test_no_thread_is_left_behind(tmp_path: Path) -> None:
+    dataset = counting(tmp_path, 1000)
+    before = set(threading.enumerate())
+
+    def begun() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread not in before]
+
+    loader = Loader(dataset, "train", 2, 10)
+    assert not begun()
+    first = loader.next()
+    assert len(begun()) == 1
+    loader.close()
+    loader.close()
+    assert not begun()
+    loader.position = 0
+    np.testing.assert_array_equal(loader.next(), first)  # it may go on
+    (thread,) = begun()
+    del loader
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+
+
+def test_a_fork_draws_for_itself(tmp_path: Path) -> None:
+    dataset = counting(tmp_path, 1000)
+    with closing(Loader(dataset, "train", 2, 10)) as loader:
+        loader.next()
+        after = loader.next()
+        loader.position = 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python, about the thread
+            child = os.fork()
+        if child == 0:
+            same = False
+            try:
+                signal.alarm(60)
+                same = bool(np.array_equal(loader.next(), after))
+            finally:
+                os._exit(0 if same else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        np.testing.assert_array_equal(loader.next(), after)
 
 
 def test_shards_do_not_matter(tmp_path: Path) -> None:

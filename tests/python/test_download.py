@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gptc import download as module
-from gptc.data import prepare
+from gptc.data import Dataset, prepare, resolve_dataset
 from gptc.download import download
 from gptc.errors import GptcError
 from gptc.known import KNOWN_DATASETS, licence
@@ -312,6 +312,41 @@ def test_a_dataset_of_the_hub(
     again = prepare(["tinystories"], tmp_path / "char", tokenizer="char")
     assert again.tokenizer.kind == "char"
     assert len(server.ranges) == n_asked + len(files)  # the listing, and no file
+
+
+def test_what_a_dataset_sets_apart_validates(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("GPTC_CACHE", str(tmp_path / "cache"))
+    story = b"Once.\n<|endoftext|>\n"
+    valid, train = b"Last.\n<|endoftext|>\n" * 9, story * 5
+    names = ("TinyStoriesV2-GPT4-valid.txt", "TinyStoriesV2-GPT4-train.txt")
+    hub(server, "roneneldan/TinyStories", "main", dict(zip(names, (valid, train), strict=True)))
+    more = tmp_path / "more.txt"
+    more.write_bytes(b"More.")
+
+    def splits(folder: Path) -> list[bytes]:
+        dataset = Dataset.open(folder)
+        return [dataset.tokenizer.decode_bytes(dataset.shard(s, 0)) for s in ("train", "val")]
+
+    def made(name: str, *sources: str, **options: Any) -> list[bytes]:
+        return splits(prepare(sources, tmp_path / name, **options).folder)
+
+    assert made("own", "tinystories") == [train, valid]
+    assert made("char", "tinystories", tokenizer="char") == [train, valid]
+    # It stays apart when other sources follow; their order and checksums stay theirs.
+    assert made("joined", "tinystories", str(more)) == [train + b"More.", valid]
+    sizes = [source["bytes"] for source in Dataset.open(tmp_path / "joined").meta["sources"]]
+    assert sizes == [len(train + valid), 5]
+    assert prepare(["tinystories"], tmp_path / "own").already_there
+    # A split that is asked for is made.
+    n_val = 2 * len(valid) // 9
+    assert made("tokens", "tinystories", val_tokens=n_val)[1] == valid[-n_val:]
+    part = made("part", "tinystories", val_fraction=0.1)[1]
+    assert valid.endswith(part)
+    assert 0 < len(part) < len(valid) // 2
+    assert splits(resolve_dataset("tinystories").folder) == [train, valid]
 
 
 def test_parquet_of_a_converted_branch(

@@ -44,6 +44,8 @@ PYTHON_FLOORS = {
     "dataset": 4,
     "loader": 5,
     "sources": 4,
+    "scan": 4,
+    "encode": 4,
     "prepare": 5,
     "data": 5,
     "formats": 5,

@@ -435,6 +435,44 @@ def test_a_tokenizer_json_of_llama_2s_sort_goes_through_gguf() -> None:
         assert again.encode(text).tolist() == expected
 
 
+def test_a_tokenizer_that_sets_digits_apart_goes_through_gguf() -> None:
+    """As SmolLM's: every digit alone, then GPT-2's pattern in what is left between them."""
+    tokenizers = pytest.importorskip("tokenizers")
+    steps = tokenizers.pre_tokenizers
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = steps.Sequence(
+        [steps.Digits(individual_digits=True), steps.ByteLevel(add_prefix_space=False)]
+    )
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>"],  # first, as there
+        initial_alphabet=steps.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    theirs.train_from_iterator(
+        ["the cat's 12  hats;   the mat\n\n  sat  !!  they'll 東京 "] * 9, trainer
+    )
+    ours = HuggingFaceTokenizer(theirs.to_str())
+    values = vocabulary.to_gguf(ours, 400)
+    assert values["pre"] == "smollm"
+    again = vocabulary.from_gguf(values, "it")
+    parts = [*"a1 2\n\t'!²Ⅷ½٣", "the", "  ", "cat", "'s", "'ll", "東京", "\u3000", "<|endoftext|>"]
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        text = "".join(rng.choice(parts, rng.integers(1, 12)))
+        assert again.encode(text).tolist() == theirs.encode(text).ids
+    # Another order of the same steps, or digits in groups, is not that.
+    for wrong in (
+        [steps.ByteLevel(add_prefix_space=False), steps.Digits(individual_digits=True)],
+        [steps.Digits(individual_digits=False), steps.ByteLevel(add_prefix_space=False)],
+        [steps.Whitespace(), steps.ByteLevel(add_prefix_space=False)],
+    ):
+        theirs.pre_tokenizer = steps.Sequence(wrong)
+        with pytest.raises(GptcError, match=r"llama\.cpp has no"):
+            vocabulary.to_gguf(HuggingFaceTokenizer(theirs.to_str()), 400)
+
+
 def test_gpt2s_tokenizer_is_known_by_its_merges(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gptc import encode, scan, shards
 from gptc import prepare as preparation
-from gptc import shards
 from gptc.data import Dataset, Loader, prepare
 from gptc.errors import GptcError
 
@@ -58,9 +58,9 @@ def prepare_killed(n_writes: int, *args: Any, **kwargs: Any) -> Dataset | None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("gptc.readers", "gptc.sources", "gptc.prepare"):
+    for module in ("gptc.readers", "gptc.sources", "gptc.encode"):
         monkeypatch.setattr(f"{module}.BLOCK_BYTES", 512)
-    monkeypatch.setattr(preparation, "_LONGEST_RUN_BYTES", 1024)
+    monkeypatch.setattr(encode, "_LONGEST_RUN_BYTES", 1024)
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -160,13 +160,13 @@ def test_a_source_that_changes_meanwhile_is_noticed(
 ) -> None:
     source = tmp_path / "text"
     source.write_text(text(300))
-    really = preparation._move_tail
+    really = preparation.move_tail
 
     def meddle(*args: Any) -> dict[str, Any]:
         source.write_text(text(300, seed=2))
         return really(*args)
 
-    monkeypatch.setattr(preparation, "_move_tail", meddle)
+    monkeypatch.setattr(preparation, "move_tail", meddle)
     with pytest.raises(GptcError, match="changed while it was read"):
         prepare([str(source)], tmp_path / "out", val_tokens=10)
     with pytest.raises(GptcError):
@@ -220,6 +220,17 @@ def test_jobs_change_nothing(tmp_path: Path) -> None:
 # ---- extremes ----
 
 
+def test_a_checksum_is_that_of_the_file(tmp_path: Path) -> None:
+    source = tmp_path / "text"
+    source.write_text(text(3000))
+    for tokenizer in ("bytes", "char"):  # the number of tokens is known beforehand, or is not
+        dataset = prepare(
+            [str(source)], tmp_path / tokenizer, tokenizer=tokenizer, shard_tokens=999
+        )
+        assert dataset.meta["splits"]["train"]["shards"][-1]["tokens"] < 999
+        dataset.verify()
+
+
 def test_a_dataset_of_one_token(tmp_path: Path) -> None:
     source = tmp_path / "one"
     source.write_bytes(b"x")
@@ -255,7 +266,7 @@ def test_more_shards_than_files_may_be_open(
 def test_documents_without_number_take_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "_MAX_BORDERS", 16)
+    monkeypatch.setattr(scan, "_MAX_BORDERS", 16)
     source = tmp_path / "rows.jsonl"
     source.write_text('{"text": "row"}\n' * 1000)
     dataset = prepare([str(source)], tmp_path / "out", val_fraction=0.25)

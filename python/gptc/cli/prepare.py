@@ -82,10 +82,9 @@ Examples:
 @click.option(
     "--val-fraction",
     type=float,
-    default=0.1,
-    show_default=True,
     metavar="FRACTION",
-    help="Part of the text, at its end, to validate on; whole documents, if there are several.",
+    help="Part of the text, at its end, to validate on; whole documents, if there are several.  "
+    "[default: what a known dataset sets apart, else 0.1]",
 )
 @click.option("--val-tokens", type=SIZE, metavar="N", help="Validate on the last N tokens instead.")
 @click.option(
@@ -122,7 +121,7 @@ def prepare_command(
     text_field: str,
     raw: bool,
     errors: Errors,
-    val_fraction: float,
+    val_fraction: float | None,
     val_tokens: int | None,
     shard_tokens: int,
     jobs: int | None,
@@ -142,7 +141,7 @@ def prepare_command(
     1G.
     """
     explicit = click.core.ParameterSource.COMMANDLINE
-    if val_tokens is not None and ctx.get_parameter_source("val_fraction") is explicit:
+    if val_tokens is not None and val_fraction is not None:
         raise UsageError("--val-fraction and --val-tokens exclude each other: give one of them")
     if train_bpe is not None:
         if ctx.get_parameter_source("tokenizer") is explicit:

@@ -147,10 +147,15 @@ def pairs_to_halves(rows: FloatArray, heads: int) -> FloatArray:
 
 
 def _transpose(values: FloatArray, out: FloatArray) -> None:
-    """out = values.T, in blocks that stay in cache."""
-    step = 64
-    for i in range(0, values.shape[0], step):
-        out[:, i : i + step] = values[i : i + step].T
+    """out = values.T, in strips that stay in cache."""
+    n_rows, n_columns = values.shape
+    step, line = 64, 16
+    # Rows a cache line further apart: columns of powers of two would all fall into the same sets.
+    strip = np.empty((step, n_columns + line), np.float32)[:, :n_columns]
+    for i in range(0, n_rows, step):
+        rows = strip[: n_rows - i]
+        rows[:] = values[i : i + step]
+        out[:, i : i + step] = rows.T
 
 
 class Placement:

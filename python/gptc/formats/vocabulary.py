@@ -47,6 +47,9 @@ _PATTERNS = {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
+    # GPT-2's, within what is left when every digit stands alone: nothing reaches to a digit, and
+    # space before one ends like space before the end.
+    "smollm": (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"),
 }
 
 
@@ -223,19 +226,27 @@ def _bpe(vocab: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
     }
 
 
+def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
+    """How the pre_tokenizer of a byte-level tokenizer.json cuts text, where we know the pattern."""
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    cut = json.dumps(steps)
+    if '"ByteLevel"' not in cut or '"add_prefix_space": true' in cut:
+        return None
+    if '"Digits"' in cut:
+        alone = {"type": "Digits", "individual_digits": True}
+        whole = len(steps) == 2 and steps[0] == alone and steps[1].get("use_regex", True)
+        return _PATTERNS["smollm"] if whole else None
+    if '"Split"' in cut:
+        return next((p for p in _PATTERNS.values() if json.dumps(p) in cut), None)
+    return GPT2_PATTERN if len(steps) == 1 and steps[0].get("use_regex", True) else None
+
+
 def _of_definition(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
     """The vocabulary of a tokenizer.json of this sort, where its pattern is one that we know."""
     saved = json.loads(tokenizer.mapping()["definition"])
-    cut = json.dumps(saved.get("pre_tokenizer") or {})
-    plain = saved.get("normalizer") is None and '"add_prefix_space": true' not in cut
-    if saved["model"].get("type") != "BPE" or "ByteLevel" not in cut or not plain:
+    pattern = _pattern_of(saved.get("pre_tokenizer") or {})
+    if saved["model"].get("type") != "BPE" or saved.get("normalizer") is not None or not pattern:
         return None
-    pattern = GPT2_PATTERN
-    if '"Split"' in cut or '"Digits"' in cut:
-        known = [p for p in _PATTERNS.values() if json.dumps(p) in cut and '"Digits"' not in cut]
-        if not known:
-            return None
-        pattern = known[0]
     special = {entry["content"]: entry["id"] for entry in saved.get("added_tokens") or ()}
     merges = []
     try:
