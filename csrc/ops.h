@@ -176,11 +176,12 @@ typedef void attention_decode_fn(gpt_ctx *ctx, act *out /* (N, NH HS) */,
 typedef void classifier_forward_fn(gpt_ctx *ctx, float *losses /* (N) */, const act *x /* (N, C) */,
                                    const weight *wte /* (Vp, C) */,
                                    const int32_t *targets /* (N) */, int N, int C, int V, int Vp);
-/* The same losses and, while a chunk's logits are there, their gradient: dx =, dwte += (or, without
- * add, = for its first V rows), both of scale * sum(losses). A training step calls this one only. */
-typedef void classifier_backward_fn(gpt_ctx *ctx, float *losses /* (N) */, act *dx /* (N, C) */,
-                                    float *dwte /* (Vp, C) */, const act *x /* (N, C) */,
-                                    const weight *wte /* (Vp, C) */,
+/* The same losses, total += scale * sum(losses) in a fixed order and, while a chunk's logits are
+ * there, the gradient of that: dx =, dwte +=. Without add it is total =, and dwte = for its first V
+ * rows. A training step calls this one only. */
+typedef void classifier_backward_fn(gpt_ctx *ctx, float *losses /* (N) */, float *total /* (1) */,
+                                    act *dx /* (N, C) */, float *dwte /* (Vp, C) */,
+                                    const act *x /* (N, C) */, const weight *wte /* (Vp, C) */,
                                     const int32_t *targets /* (N) */, float scale, int add, int N,
                                     int C, int V, int Vp);
 
@@ -198,12 +199,18 @@ typedef void weights_pack_fn(gpt_ctx *ctx, const float *w /* (n_params) */,
 /* norm = sqrt(sum of squares) of n gradients, in a fixed order. */
 typedef void grad_norm_fn(gpt_ctx *ctx, float *norm /* (1) */, const float *grads /* (n) */,
                           int64_t n);
-/* One AdamW update, step counted from 1: w, m, v in place, and the packed form of each segment
- * that has one, in the same pass. Gradients are scaled by grad_clip / norm where norm exceeds it.
- * Nothing is changed where norm is not finite. */
+/* What differs from one update to the next. It lies in the device's memory, so that a recorded
+ * update reads the present one. */
+typedef struct gpt_adamw_step {
+    gpt_adamw adamw;
+    float correction1, correction2; /* 1 - beta^step, step counted from 1 */
+} gpt_adamw_step;
+/* One AdamW update: w, m, v in place, and the packed form of each segment that has one, in the same
+ * pass. Gradients are scaled by grad_clip / norm where norm exceeds it. Nothing is changed where
+ * norm is not finite. */
 typedef void adamw_update_fn(gpt_ctx *ctx, float *w, float *m, float *v,
                              const float *grads /* each (n_params) */, const float *norm /* (1) */,
-                             gpt_adamw adamw, int64_t step, const gpt_segment *segments,
+                             const gpt_adamw_step *step /* (1) */, const gpt_segment *segments,
                              int n_segments);
 
 /* ---- context.c, table.c ---- */

@@ -185,12 +185,13 @@ static void profile_classifier_forward(gpt_ctx *p, float *losses, const act *x, 
     record(p, "classifier_forward", C, V, begin, 2.0 * N * C * V, acts(p, (double)C * (N + V)));
 }
 
-static void profile_classifier_backward(gpt_ctx *p, float *losses, act *dx, float *dwte,
-                                        const act *x, const weight *wte, const int32_t *targets,
-                                        float scale, int add, int N, int C, int V, int Vp) {
+static void profile_classifier_backward(gpt_ctx *p, float *losses, float *total, act *dx,
+                                        float *dwte, const act *x, const weight *wte,
+                                        const int32_t *targets, float scale, int add, int N, int C,
+                                        int V, int Vp) {
     double begin = now(p);
-    p->ops->classifier_backward(p->inner, losses, dx, dwte, x, wte, targets, scale, add, N, C, V,
-                                Vp);
+    p->ops->classifier_backward(p->inner, losses, total, dx, dwte, x, wte, targets, scale, add, N,
+                                C, V, Vp);
     record(p, "classifier_backward", C, V, begin, 6.0 * N * C * V,
            acts(p, (double)C * (2 * N + V)) + floats((add ? 2.0 : 1.0) * C * V));
 }
@@ -217,14 +218,14 @@ static void profile_grad_norm(gpt_ctx *p, float *norm, const float *grads, int64
 }
 
 static void profile_adamw_update(gpt_ctx *p, float *w, float *m, float *v, const float *grads,
-                                 const float *norm, gpt_adamw adamw, int64_t step,
+                                 const float *norm, const gpt_adamw_step *step,
                                  const gpt_segment *segments, int n_segments) {
     double begin = now(p), size = 0, packed = 0;
     for (int i = 0; i < n_segments; i++) {
         size += (double)segments[i].size;
         if (segments[i].packed) packed += 2 * (double)segments[i].size;
     }
-    p->ops->adamw_update(p->inner, w, m, v, grads, norm, adamw, step, segments, n_segments);
+    p->ops->adamw_update(p->inner, w, m, v, grads, norm, step, segments, n_segments);
     record(p, "adamw_update", 0, 0, begin, 0, floats(7 * size) + acts(p, packed));
 }
 

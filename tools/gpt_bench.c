@@ -127,8 +127,8 @@ static const gpt_adamw adamw = {6e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
 /* One step on (B, T) tokens, each followed by the next; its loss. */
 static float train_step(gpt_model *model, const int32_t *tokens, int B, int T) {
     float loss;
-    must(gpt_model_backward(model, tokens, tokens + 1, B, T, 1.0f, &loss));
-    must(gpt_model_update(model, &adamw, NULL));
+    must(gpt_model_backward(model, tokens, tokens + 1, B, T, 1.0f, NULL));
+    must(gpt_model_update(model, &adamw, &loss, NULL));
     return loss;
 }
 
@@ -291,8 +291,8 @@ static outcome train_on(const text *t, const gpt_config *config, const char *dev
             memcpy(y + b * set.seq, t->tokens + at + 1, bytes);
         }
         gently.lr = 3e-4f * fminf(1, (float)(step + 1) / 20);
-        must(gpt_model_backward(model, x, y, set.batch, set.seq, 1.0f, &out.losses[step]));
-        must(gpt_model_update(model, &gently, NULL));
+        must(gpt_model_backward(model, x, y, set.batch, set.seq, 1.0f, NULL));
+        must(gpt_model_update(model, &gently, &out.losses[step], NULL));
     }
     free(x), free(y);
     for (int i = 0; i < gpt_config_param_count(config); i++) {

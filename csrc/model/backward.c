@@ -54,9 +54,9 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
     int C = c->n_embd, F = c->n_ff, L = c->n_layer;
 
     if (x->first) zero_added_gradients(m);
-    m->ops->classifier_backward(m->ctx, a->losses, a->dnorm, m->dw.head, a->norm_f, m->w.head,
-                                a->targets, scale, !x->first, x->N, C, c->vocab_size,
-                                padded_vocab_size(c));
+    m->ops->classifier_backward(m->ctx, a->losses, &m->state->report.loss, a->dnorm, m->dw.head,
+                                a->norm_f, m->w.head, a->targets, scale, !x->first, x->N, C,
+                                c->vocab_size, padded_vocab_size(c));
     m->ops->zero(m->ctx, a->dresid, (size_t)x->N * (size_t)C * m->ops->act_bytes);
     norm_backward(m, a, x, m->dw.norm_f_w, m->dw.norm_f_b, a->resid_f, a->stats_f, m->w.norm_f_w,
                   dropout_at(m, x, L - 1, SITE_MLP_PROJ));

@@ -149,6 +149,17 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *shap
 
 /* ---- the model ---- */
 
+/* What differs from one step to the next, and what comes out of one, in the device's memory. */
+typedef struct step_report {
+    float loss; /* of the micro-batches so far, each times its scale */
+    float grad_norm;
+} step_report;
+
+typedef struct step_state {
+    gpt_adamw_step adamw;
+    step_report report;
+} step_state;
+
 struct gpt_model {
     gpt_config config;
     gpt_options options; /* with 0s replaced by what they stand for */
@@ -160,7 +171,7 @@ struct gpt_model {
     void *arena; /* one allocation: everything below */
     size_t arena_bytes;
     float *params, *grads, *moment1, *moment2; /* (n_stored) each */
-    float *grad_norm;                          /* (1) */
+    step_state *state;                         /* (1) */
     float *rope;                               /* the table of rope.c, or NULL */
     void *workspace;
     acts acts;
