@@ -489,18 +489,17 @@ int gpt_model_zero_grads(gpt_model *model) {
     return model->ops->sync(model->ctx);
 }
 
-/* Dropout is another one in each step, so that there would be nothing to replay. */
 static void forward_backward(gpt_model *m, const batch *x, float scale) {
     const gpt_ops *ops = m->ops;
     int32_t scale_bits;
     memcpy(&scale_bits, &scale, sizeof scale_bits);
     const int64_t key[] = {(int64_t)(intptr_t)m->arena, x->B, x->T, x->first, scale_bits};
-    bool replays = ops->replay_begin && m->options.dropout == 0;
-    if (replays && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
+    if (m->options.dropout > 0) dropout_draw(m);
+    if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {
         model_forward(m, &m->acts, x);
         model_backward(m, &m->acts, x, scale);
-    } while (replays && !ops->replay_end(m->ctx));
+    } while (ops->replay_begin && !ops->replay_end(m->ctx));
 }
 
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,

@@ -35,9 +35,9 @@ static inline float attention_scale(attention_shape a) {
 /* attention_bf16.cu: on tensor cores; 0 where it has no tiles for this size of head. delta (B, NH, T)
  * is <dout, out> of each row. */
 int attention_tiles_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv,
-                            gpt_dropout dropout, attention_shape a);
+                            gpt_dropout_site dropout, attention_shape a);
 int attention_tiles_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const elem *qkv,
-                             const float *lse, const float *delta, gpt_dropout dropout,
+                             const float *lse, const float *delta, gpt_dropout_site dropout,
                              attention_shape a);
 #endif
 

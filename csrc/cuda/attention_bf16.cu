@@ -138,7 +138,7 @@ typedef struct tiles_args {
     float *lse_out; /* or NULL */
     const elem *qkv, *dout;
     const float *lse, *delta; /* (B, NH, T) */
-    gpt_dropout dropout;
+    gpt_dropout_site dropout;
     float scale;
     attention_shape shape;
 } tiles_args;
@@ -152,6 +152,7 @@ template <int D>
 static __global__ void __launch_bounds__(THREADS) attention_forward_kernel(tiles_args args) {
     enum { N = TILE / 8 };
     attention_shape a = args.shape;
+    gpt_dropout dropout = dropout_at(args.dropout);
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int q_tile = longest_first((int)div_up(a.T, TILE), n_heads), warp = (int)threadIdx.x / WARP;
     int first_q = q_tile * TILE, row0 = first_q + warp * 16;
@@ -207,10 +208,10 @@ static __global__ void __launch_bounds__(THREADS) attention_forward_kernel(tiles
             for (int e = 0; e < 4; e++) {
                 s[n][e] = exp2f(s[n][e] - max[e / 2]);
                 sum[e / 2] += s[n][e];
-                if (args.dropout.p > 0) {
+                if (dropout.p > 0) {
                     int64_t i = (int64_t)head * a.T + row0 + row_of(e);
-                    s[n][e] *= dropout_factor(args.dropout,
-                                              (uint64_t)(i * a.T + tile * TILE + col_of(n, e)));
+                    s[n][e] *=
+                        dropout_factor(dropout, (uint64_t)(i * a.T + tile * TILE + col_of(n, e)));
                 }
             }
         product_columns<D>(out, s, v + at);
@@ -250,6 +251,7 @@ static __global__ void __launch_bounds__(THREADS)
     attention_backward_queries_kernel(tiles_args args) {
     enum { N = KEYS / 8 };
     attention_shape a = args.shape;
+    gpt_dropout dropout = dropout_at(args.dropout);
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
     int warp = (int)threadIdx.x / WARP, row0 = first_q + warp * 16;
@@ -295,7 +297,7 @@ static __global__ void __launch_bounds__(THREADS)
             for (int e = 0; e < 4; e++) {
                 int key = tile * KEYS + col_of(n, e), row = row0 + row_of(e);
                 score_gradient(p[n][e], ds[n][e], key <= row, scale, lse[e / 2], delta[e / 2],
-                               args.dropout, (int64_t)head * a.T + row, key, a.T);
+                               dropout, (int64_t)head * a.T + row, key, a.T);
             }
         product_columns<D>(dq, ds, k + at);
         __syncthreads();
@@ -310,6 +312,7 @@ template <int D, int QUERIES>
 static __global__ void __launch_bounds__(THREADS) attention_backward_keys_kernel(tiles_args args) {
     enum { N = QUERIES / 8 };
     attention_shape a = args.shape;
+    gpt_dropout dropout = dropout_at(args.dropout);
     int n_heads = a.B * a.NKV, b = (int)blockIdx.x % n_heads / a.NKV, group = a.NH / a.NKV;
     int h0 = (int)blockIdx.x % a.NKV * group, warp = (int)threadIdx.x / WARP;
     int first_key = (int)blockIdx.x / n_heads * TILE, row0 = first_key + warp * 16;
@@ -357,7 +360,7 @@ static __global__ void __launch_bounds__(THREADS) attention_backward_keys_kernel
             for (int e = 0; e < 4; e++) {
                 int col = col_of(n, e), query = query0 + col, key = row0 + row_of(e);
                 score_gradient(p[n][e], ds[n][e], key <= query, scale, lse[stage * QUERIES + col],
-                               delta[stage * QUERIES + col], args.dropout,
+                               delta[stage * QUERIES + col], dropout,
                                ((int64_t)b * a.NH + h) * a.T + query, key, a.T);
             }
         product_columns<D>(dv, p, dout + at);
@@ -392,7 +395,7 @@ template <int D, int KEYS, int QUERIES> static void backward(gpt_ctx *ctx, tiles
 }
 
 int attention_tiles_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv,
-                            gpt_dropout dropout, attention_shape a) {
+                            gpt_dropout_site dropout, attention_shape a) {
     tiles_args args = {.out = out,
                        .dqkv = NULL,
                        .lse_out = lse,
@@ -414,7 +417,7 @@ int attention_tiles_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv
 }
 
 int attention_tiles_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const elem *qkv,
-                             const float *lse, const float *delta, gpt_dropout dropout,
+                             const float *lse, const float *delta, gpt_dropout_site dropout,
                              attention_shape a) {
     tiles_args args = {.out = NULL,
                        .dqkv = dqkv,

@@ -157,6 +157,7 @@ typedef struct step_report {
 
 typedef struct step_state {
     gpt_adamw_step adamw;
+    uint64_t dropout_key;
     step_report report;
 } step_state;
 
@@ -211,10 +212,12 @@ void model_pack(gpt_model *m);
 void model_forward(gpt_model *m, const acts *a, const batch *x);
 /* From acts.targets to the gradients of every parameter, and acts.losses. */
 void model_backward(gpt_model *m, const acts *a, const batch *x, float scale);
-/* The dropout of one site in this step and micro-step: site 0 is the embedding. */
+/* Makes the key of this step and micro-step that all dropouts share. */
+void dropout_draw(gpt_model *m);
+/* The dropout of one site. */
 enum { SITE_ATTENTION, SITE_ATT_PROJ, SITE_MLP_PROJ, SITES_PER_LAYER };
-gpt_dropout dropout_at(const gpt_model *m, const batch *x, int layer, int site);
-gpt_dropout dropout_embedding(const gpt_model *m, const batch *x);
+gpt_dropout_site dropout_of(const gpt_model *m, const batch *x, int layer, int site);
+gpt_dropout_site dropout_of_embedding(const gpt_model *m, const batch *x);
 
 /* The number of rows that a session of this size takes at once. */
 int session_max_rows(int n_seq, int n_ctx);

@@ -13,10 +13,10 @@ typedef struct run {
 
 /* A few updates of two micro-batches each, then a few tokens of two sequences. Nothing is recorded
  * while ops are timed. */
-static run run_of(const gpt_config *config, int timed) {
+static run run_of(const gpt_config *config, float dropout, int timed) {
     run r = {0};
     const gpt_adamw adamw = {1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
-    gpt_model *model = new_model(config, 1, B, T, 0.0f);
+    gpt_model *model = new_model(config, 1, B, T, dropout);
     write_random_params(model, config);
     EXPECT_OK(gpt_model_profile(model, timed));
     int32_t *tokens = random_ints(B * T, config->vocab_size);
@@ -39,22 +39,27 @@ static run run_of(const gpt_config *config, int timed) {
     return r;
 }
 
+static void check_replay(float dropout) {
+    test_case("%s, dropout %g", places[place.at].name, dropout);
+    const gpt_config *config = &families[4].config;
+    long before = emulate_graph_launches();
+    run recorded = run_of(config, dropout, 0);
+    /* All but the first of each kind: backward that starts from zero, which the very first does not,
+     * backward that adds, update, decoding. */
+    EXPECT(emulate_graph_launches() - before == STEPS - 2 + STEPS + STEPS - 1 + STEPS - 1);
+    test.counter = 0;
+    before = emulate_graph_launches();
+    run plain = run_of(config, dropout, 1);
+    EXPECT(emulate_graph_launches() == before);
+    EXPECT(!memcmp(recorded.losses, plain.losses, sizeof plain.losses));
+    EXPECT(!memcmp(recorded.last, plain.last, sizeof plain.last));
+    EXPECT(recorded.losses[STEPS - 1] < recorded.losses[0]);
+}
+
 static void test_replay(void) {
     EACH_PLACE {
-        test_case("%s", places[place.at].name);
-        const gpt_config *config = &families[4].config;
-        long before = emulate_graph_launches();
-        run recorded = run_of(config, 0);
-        /* All but the first of each kind: backward that starts from zero, which the very first does
-         * not, backward that adds, update, decoding. */
-        EXPECT(emulate_graph_launches() - before == STEPS - 2 + STEPS + STEPS - 1 + STEPS - 1);
-        test.counter = 0;
-        before = emulate_graph_launches();
-        run plain = run_of(config, 1);
-        EXPECT(emulate_graph_launches() == before);
-        EXPECT(!memcmp(recorded.losses, plain.losses, sizeof plain.losses));
-        EXPECT(!memcmp(recorded.last, plain.last, sizeof plain.last));
-        EXPECT(recorded.losses[STEPS - 1] < recorded.losses[0]);
+        check_replay(0.0f);
+        check_replay(0.2f);
     }
 }
 
