@@ -11,7 +11,8 @@ typedef struct adamw_segment {
     int64_t offset, size;
     elem *packed;
     int32_t first_piece; /* blocks of the segments before it */
-    int32_t decay;
+    int16_t decay;
+    int16_t aligned; /* PACK numbers may be read as one */
 } adamw_segment;
 
 /* In one launch: as many as a kernel's arguments hold. */
@@ -26,10 +27,17 @@ size_t cuda_adamw_workspace(const gpt_shape *shape) {
 
 static __global__ void grad_norm_kernel(double *sums /* (blocks) */, const float *grads,
                                         int64_t n) {
+    enum { W = 16 / sizeof(float) };
+    int64_t thread = (int64_t)blockIdx.x * THREADS + threadIdx.x, whole = n / W * W;
+    int64_t step = (int64_t)gridDim.x * THREADS;
     double sum = 0;
-    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n;
-         i += (int64_t)gridDim.x * THREADS)
-        sum += (double)grads[i] * grads[i];
+    for (int64_t i = thread * W; i < whole; i += step * W) {
+        float g[W];
+        load(g, grads + i);
+#pragma unroll
+        for (int k = 0; k < W; k++) sum += (double)g[k] * g[k];
+    }
+    for (int64_t i = whole + thread; i < n; i += step) sum += (double)grads[i] * grads[i];
     sum = block_sum<THREADS>(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
@@ -60,19 +68,28 @@ typedef struct adamw_args {
     adamw_segment segments[MAX_SEGMENTS];
 } adamw_args;
 
-/* Loshchilov and Hutter 2019, algorithm 2. */
-static __device__ inline void adamw_number(const adamw_args &a, const gpt_adamw_step &step,
-                                           int64_t i, float clip, float decay, elem *packed) {
+/* W numbers from i on: Loshchilov and Hutter 2019, algorithm 2. */
+template <int W>
+static __device__ inline void adamw_numbers(const adamw_args &a, const gpt_adamw_step &step,
+                                            int64_t i, float clip, float decay, elem *packed) {
     const gpt_adamw &s = step.adamw;
-    float g = clip * a.grads[i];
-    float m = s.beta1 * a.m[i] + (1 - s.beta1) * g;
-    float v = s.beta2 * a.v[i] + (1 - s.beta2) * g * g;
-    float direction = m / step.correction1 / (sqrtf(v / step.correction2) + s.eps);
-    float w = a.w[i] - s.lr * (direction + decay * a.w[i]);
-    a.m[i] = m;
-    a.v[i] = v;
-    a.w[i] = w;
-    if (packed) *packed = from_float<elem>(w);
+    float w[W], m[W], v[W], g[W];
+    load(w, a.w + i);
+    load(m, a.m + i);
+    load(v, a.v + i);
+    load(g, a.grads + i);
+#pragma unroll
+    for (int k = 0; k < W; k++) {
+        g[k] *= clip;
+        m[k] = s.beta1 * m[k] + (1 - s.beta1) * g[k];
+        v[k] = s.beta2 * v[k] + (1 - s.beta2) * g[k] * g[k];
+        float direction = m[k] / step.correction1 / (sqrtf(v[k] / step.correction2) + s.eps);
+        w[k] -= s.lr * (direction + decay * w[k]);
+    }
+    store(a.m + i, m);
+    store(a.v + i, v);
+    store(a.w + i, w);
+    if (packed) store(packed, w);
 }
 
 static __global__ void adamw_update_kernel(const __grid_constant__ adamw_args a) {
@@ -92,9 +109,13 @@ static __global__ void adamw_update_kernel(const __grid_constant__ adamw_args a)
     float decay = segment.decay ? step.adamw.weight_decay : 0;
     int64_t first = (int64_t)(piece - segment.first_piece) * PIECE;
     int64_t last = least<int64_t>(first + PIECE, segment.size);
-    for (int64_t i = first + threadIdx.x; i < last; i += THREADS)
-        adamw_number(a, step, segment.offset + i, clip, decay,
-                     segment.packed ? segment.packed + i : NULL);
+    int64_t whole = segment.aligned ? last - (last - first) % PACK : first;
+    elem *packed = segment.packed;
+    const int stride = THREADS * (int)PACK;
+    for (int64_t i = first + threadIdx.x * PACK; i < whole; i += stride)
+        adamw_numbers<PACK>(a, step, segment.offset + i, clip, decay, packed ? packed + i : NULL);
+    for (int64_t i = whole + threadIdx.x; i < last; i += THREADS)
+        adamw_numbers<1>(a, step, segment.offset + i, clip, decay, packed ? packed + i : NULL);
 }
 
 void cuda_adamw_update(gpt_ctx *ctx, float *w, float *m, float *v, const float *grads,
@@ -107,7 +128,8 @@ void cuda_adamw_update(gpt_ctx *ctx, float *w, float *m, float *v, const float *
         a.n_segments = least<int>(MAX_SEGMENTS, n_segments - first);
         for (int i = 0; i < a.n_segments; i++) {
             const gpt_segment *s = &segments[first + i];
-            a.segments[i] = {s->offset, s->size, (elem *)s->packed, pieces, s->decay};
+            a.segments[i] = {s->offset, s->size,           (elem *)s->packed,
+                             pieces,    (int16_t)s->decay, s->offset % PACK == 0};
             pieces += (int)div_up(s->size, PIECE);
         }
         launch(ctx, adamw_update_kernel, dim3((unsigned)pieces), THREADS, 0, a);
