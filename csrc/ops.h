@@ -169,7 +169,8 @@ typedef void attention_backward_fn(gpt_ctx *ctx, act *dqkv /* (B, T, QKV) */,
                                    const float *lse /* (B, NH, T) */, gpt_dropout_site dropout,
                                    int B, int T, int NH, int NKV, int HS);
 /* Decoding: first stores the keys and values of each row n in the cache at (seqs[n], positions[n]),
- * then lets its queries attend to positions 0..positions[n] of its sequence. */
+ * then lets its queries attend to positions 0..positions[n] of its sequence. Rows of a sequence stand
+ * together, their positions one after the other. */
 typedef void attention_decode_fn(gpt_ctx *ctx, act *out /* (N, NH HS) */,
                                  act *cache_k /* (n_seq, NKV, n_ctx, HS) */,
                                  act *cache_v /* (n_seq, NKV, n_ctx, HS) */,

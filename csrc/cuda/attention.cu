@@ -249,33 +249,32 @@ void cuda_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act
 
 /* ---- decoding ---- */
 
-static __global__ void store_cache_kernel(elem *cache_k, elem *cache_v, const elem *qkv,
-                                          const int32_t *seqs, const int32_t *positions, int N,
-                                          int n_ctx, int NH, int NKV, int HS) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; /* of (N, NKV, HS) */
-    if (i >= (int64_t)N * NKV * HS) return;
-    int s = (int)(i % HS), h = (int)(i / HS % NKV), n = (int)(i / HS / NKV);
-    const elem *row = qkv + (int64_t)n * (NH + 2 * NKV) * HS + (int64_t)(NH + h) * HS + s;
-    int64_t at = (((int64_t)seqs[n] * NKV + h) * n_ctx + positions[n]) * HS + s;
-    cache_k[at] = row[0];
-    cache_v[at] = row[(int64_t)NKV * HS];
+template <int W>
+static __global__ void store_cache_kernel(elem *cache_k, elem *cache_v, decode_args a) {
+    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W; /* of (N, NKV, HS) */
+    if (i >= (int64_t)a.N * a.NKV * a.HS) return;
+    int s = (int)(i % a.HS), h = (int)(i / a.HS % a.NKV), n = (int)(i / a.HS / a.NKV);
+    const elem *row =
+        a.qkv + (int64_t)n * (a.NH + 2 * a.NKV) * a.HS + (int64_t)(a.NH + h) * a.HS + s;
+    int64_t at = (((int64_t)a.seqs[n] * a.NKV + h) * a.n_ctx + a.positions[n]) * a.HS + s;
+    *(packed<elem, W> *)(cache_k + at) = *(const packed<elem, W> *)row;
+    *(packed<elem, W> *)(cache_v + at) = *(const packed<elem, W> *)(row + (int64_t)a.NKV * a.HS);
 }
 
-/* A block for each row and query head: its warps take turns at the keys and then join. */
-static __global__ void attention_decode_kernel(elem *out, const elem *cache_k, const elem *cache_v,
-                                               const elem *qkv, const int32_t *seqs,
-                                               const int32_t *positions, float scale, int n_ctx,
-                                               int NH, int NKV, int HS) {
-    int h = (int)(blockIdx.x % NH), n = (int)(blockIdx.x / NH), end = positions[n] + 1;
-    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
-    int64_t start = ((int64_t)seqs[n] * NKV + h / (NH / NKV)) * n_ctx * HS;
+/* A block for each row and query head: its warps take turns at the keys and then join. Rows of whole
+ * tiles are left to those, where there are tiles. */
+static __global__ void attention_decode_kernel(decode_args a, int has_tiles) {
+    int h = (int)(blockIdx.x % a.NH), n = (int)(blockIdx.x / a.NH), end = a.positions[n] + 1;
+    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, HS = a.HS;
+    if (has_tiles && is_whole_tile(a, n / ATTENTION_TILE * ATTENTION_TILE)) return;
+    int64_t start = cache_at(a, a.seqs[n], h);
     warp_memory m = memory_of_warp(HS);
-    load_row(m.row_1, qkv + (int64_t)n * (NH + 2 * NKV) * HS + h * HS, HS);
+    load_row(m.row_1, a.qkv + (int64_t)n * (a.NH + 2 * a.NKV) * HS + h * HS, HS);
     for (int s = lane; s < HS; s += WARP) m.sum_1[s] = 0;
     __syncwarp();
     online o = {-INFINITY, 0};
     for (int first = warp * WARP; first < end; first += THREADS)
-        o = attend(m, o, cache_k + start, cache_v + start, HS, first, end, scale, 1, HS);
+        o = attend(m, o, a.cache_k + start, a.cache_v + start, HS, first, end, a.scale, 1, HS);
     if (lane == 0) {
         m.lane_1[0] = o.max;
         m.lane_2[0] = o.sum;
@@ -292,17 +291,33 @@ static __global__ void attention_decode_kernel(elem *out, const elem *cache_k, c
     for (int s = (int)threadIdx.x; s < HS; s += THREADS) {
         float x = 0;
         for (int w = 0; w < WARPS; w++) x += weights[w] * base[w * stride + 2 * HS + s];
-        out[((int64_t)n * NH + h) * HS + s] = from_float<elem>(x / sum);
+        a.out[((int64_t)n * a.NH + h) * HS + s] = from_float<elem>(x / sum);
     }
 }
 
 void cuda_attention_decode(gpt_ctx *ctx, act *out, act *cache_k, act *cache_v, const act *qkv,
                            const int32_t *seqs, const int32_t *positions, int N, int n_ctx, int NH,
                            int NKV, int HS) {
-    int64_t n = (int64_t)N * NKV * HS;
-    launch(ctx, store_cache_kernel, dim3((unsigned)div_up(n, THREADS)), THREADS, 0, (elem *)cache_k,
-           (elem *)cache_v, (const elem *)qkv, seqs, positions, N, n_ctx, NH, NKV, HS);
-    launch(ctx, attention_decode_kernel, dim3((unsigned)(N * NH)), THREADS, shared_bytes(HS),
-           (elem *)out, (const elem *)cache_k, (const elem *)cache_v, (const elem *)qkv, seqs,
-           positions, 1.0f / sqrtf((float)HS), n_ctx, NH, NKV, HS);
+    decode_args a = {(elem *)out,
+                     (const elem *)cache_k,
+                     (const elem *)cache_v,
+                     (const elem *)qkv,
+                     seqs,
+                     positions,
+                     N,
+                     n_ctx,
+                     NH,
+                     NKV,
+                     HS,
+                     1.0f / sqrtf((float)HS)};
+    int W = HS % PACK == 0 ? PACK : 1, has_tiles = 0;
+    launch(ctx, W == 1 ? store_cache_kernel<1> : store_cache_kernel<PACK>,
+           dim3((unsigned)div_up((int64_t)N * NKV * HS, THREADS * W)), THREADS, 0, (elem *)cache_k,
+           (elem *)cache_v, a);
+#ifdef CUDA_BF16
+    /* A row of its own for each sequence, or a short prompt, is not worth the launch. */
+    if (N > ATTENTION_TILE) has_tiles = attention_tiles_prefill(ctx, a);
+#endif
+    launch(ctx, attention_decode_kernel, dim3((unsigned)(N * NH)), THREADS, shared_bytes(HS), a,
+           has_tiles);
 }

@@ -303,6 +303,9 @@ static void test_decode(void) {
     check_decode((sizes){1, 70, 2, 1, 20}, 1, 71);
     check_decode((sizes){4, 19, 3, 3, 16}, 3, 300);
     check_decode((sizes){2, 330, 2, 1, 6}, 100, 331);
+    /* Whole tiles that start anywhere, and tiles of two sequences. */
+    check_decode((sizes){2, 200, 4, 2, 64}, 130, 201);
+    check_decode((sizes){1, 190, 1, 1, 128}, 100, 190);
 }
 
 typedef struct state {
