@@ -97,7 +97,7 @@ static size_t align_up(size_t bytes) {
 
 /* Sizes of the parts of the arena, in the order in which they stand in it. */
 typedef struct arena_plan {
-    size_t params, packed, grads, moments, rope, norm, acts, workspace, total;
+    size_t params, packed, grads, moments, rope, state, acts, workspace, total;
 } arena_plan;
 
 static arena_plan plan_arena(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
@@ -112,10 +112,10 @@ static arena_plan plan_arena(const gpt_config *c, const gpt_options *o, const gp
     p.grads = o->training ? p.params : 0;
     p.moments = o->training ? 2 * p.params : 0;
     p.rope = align_up((size_t)rope_table_size(c) * sizeof(float));
-    p.norm = 64;
+    p.state = align_up(sizeof(step_state));
     p.acts = acts_plan(c, ops, &shape, NULL, &none);
     p.workspace = extent.N ? align_up(ops->workspace_bytes(ctx, &extent)) : 0;
-    p.total = p.params + p.packed + p.grads + p.moments + p.rope + p.norm + p.acts + p.workspace;
+    p.total = p.params + p.packed + p.grads + p.moments + p.rope + p.state + p.acts + p.workspace;
     return p;
 }
 
@@ -126,7 +126,7 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
         .param_bytes = p->params + p->packed,
         .grad_bytes = p->grads,
         .optimizer_bytes = p->moments,
-        .activation_bytes = p->acts + p->rope + p->norm,
+        .activation_bytes = p->acts + p->rope + p->state,
         .workspace_bytes = p->workspace,
         .total_bytes = p->total,
         .forward_flops_per_token = forward_flops_per_token(c, o->max_seq),
@@ -204,7 +204,7 @@ static int allocate_arena(gpt_model *m) {
         m->moment2 = (float *)at, at += p.moments / 2;
     }
     m->rope = p.rope ? (float *)at : NULL, at += p.rope;
-    m->grad_norm = (float *)at, at += p.norm;
+    m->state = (step_state *)at, at += p.state;
     acts_shape shape = model_acts_shape(&m->config, &m->options);
     acts_plan(&m->config, m->ops, &shape, at, &m->acts), at += p.acts;
     m->workspace = at;
@@ -484,23 +484,23 @@ int gpt_model_zero_grads(gpt_model *model) {
     if (!model->grads)
         return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
     model->ops->zero(model->ctx, model->grads, sizeof(float) * (size_t)model->layout.n_stored);
+    model->ops->zero(model->ctx, &model->state->report, sizeof model->state->report);
     model->grads_stale = false;
     model->n_micro = 0;
     return model->ops->sync(model->ctx);
 }
 
-/* Dropout is another one in each step, so that there would be nothing to replay. */
 static void forward_backward(gpt_model *m, const batch *x, float scale) {
     const gpt_ops *ops = m->ops;
     int32_t scale_bits;
     memcpy(&scale_bits, &scale, sizeof scale_bits);
     const int64_t key[] = {(int64_t)(intptr_t)m->arena, x->B, x->T, x->first, scale_bits};
-    bool replays = ops->replay_begin && m->options.dropout == 0;
-    if (replays && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
+    if (m->options.dropout > 0) dropout_draw(m);
+    if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {
         model_forward(m, &m->acts, x);
         model_backward(m, &m->acts, x, scale);
-    } while (replays && !ops->replay_end(m->ctx));
+    } while (ops->replay_begin && !ops->replay_end(m->ctx));
 }
 
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
@@ -520,7 +520,7 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     forward_backward(model, &x, scale / (float)n_valid);
     model->grads_stale = false;
     model->n_micro++;
-    return mean_loss(model, N, n_valid, loss, NULL);
+    return loss ? mean_loss(model, N, n_valid, loss, NULL) : GPT_OK;
 }
 
 static int check_adamw(const gpt_adamw *a) {
@@ -539,7 +539,7 @@ static int check_adamw(const gpt_adamw *a) {
     return GPT_OK;
 }
 
-int gpt_model_update(gpt_model *model, const gpt_adamw *adamw, float *grad_norm) {
+int gpt_model_update(gpt_model *model, const gpt_adamw *adamw, float *loss, float *grad_norm) {
     REQUIRE(model);
     REQUIRE(adamw);
     TRY(check_adamw(adamw));
@@ -547,19 +547,20 @@ int gpt_model_update(gpt_model *model, const gpt_adamw *adamw, float *grad_norm)
         return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
     if (model->n_micro == 0)
         return fail(GPT_ERR_ARGUMENT, "there are no gradients to apply: call backward first");
-    float norm;
+    step_report report;
     model->ops->ctx_set_workspace(model->ctx, model->workspace);
     model_update(model, adamw);
-    model->ops->download(model->ctx, &norm, model->grad_norm, sizeof norm);
+    model->ops->download(model->ctx, &report, &model->state->report, sizeof report);
     TRY(model->ops->sync(model->ctx));
-    if (grad_norm) *grad_norm = norm;
+    if (loss) *loss = report.loss;
+    if (grad_norm) *grad_norm = report.grad_norm;
     model->grads_stale = true;
     model->n_micro = 0;
-    if (!isfinite(norm))
+    if (!isfinite(report.grad_norm))
         return fail(GPT_ERR_NUMERIC,
                     "the gradient norm is %g at step %lld: training diverged; try a lower "
                     "learning rate or a longer warm-up",
-                    norm, (long long)model->step);
+                    report.grad_norm, (long long)model->step);
     model->step++;
     return GPT_OK;
 }

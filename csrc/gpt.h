@@ -10,8 +10,8 @@
  *     if (gpt_model_create(&config, &options, &model) != GPT_OK) puts(gpt_last_error());
  *     gpt_model_init(model, 42);
  *     for (int step = 0; step < 1000; step++) {
- *         gpt_model_backward(model, inputs, targets, 8, 128, 1.0f, &loss);
- *         gpt_model_update(model, &adamw, &grad_norm);
+ *         gpt_model_backward(model, inputs, targets, 8, 128, 1.0f, NULL);
+ *         gpt_model_update(model, &adamw, &loss, &grad_norm);
  *     }
  *     gpt_model_free(model);
  *
@@ -265,13 +265,16 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
 int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
                    float *loss, float *losses);
 /* The same loss, and its gradient times scale added to the gradients. The first call after an update
- * starts from zero (until then the old ones can be read). With k calls a step, scale is 1/k. */
+ * starts from zero (until then the old ones can be read). With k calls a step, scale is 1/k. With
+ * loss NULL nothing waits for the device, and a failure of it is the next call's. */
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss);
 int gpt_model_zero_grads(gpt_model *model);
-/* Clips and applies the gradients. grad_norm is the norm before clipping. When it is not finite
- * GPT_ERR_NUMERIC is returned, the gradients are dropped and everything else is as it was. */
-int gpt_model_update(gpt_model *model, const gpt_adamw *adamw, float *grad_norm);
+/* Clips and applies the gradients. loss is the sum of the losses of the backward calls since the last
+ * update, each times its scale; grad_norm is the norm before clipping; either may be NULL. When the
+ * norm is not finite GPT_ERR_NUMERIC is returned, the gradients are dropped and everything else is as
+ * it was. */
+int gpt_model_update(gpt_model *model, const gpt_adamw *adamw, float *loss, float *grad_norm);
 /* Updates done so far: AdamW's bias correction and dropout depend on it. */
 int64_t gpt_model_step(const gpt_model *model);
 int gpt_model_set_step(gpt_model *model, int64_t step);

@@ -42,12 +42,20 @@ typedef struct gpt_ctx gpt_ctx;
 typedef void act;    /* activations and their gradients */
 typedef void weight; /* weights as the products read them: packed, or the parameters themselves */
 
-/* A dropout site. Element i is dropped where uniform(key, i) < p, and scaled by 1/(1-p) elsewhere;
+/* A dropout. Element i is dropped where uniform(key, i) < p, and scaled by 1/(1-p) elsewhere;
  * backward asks for the same elements again, so that no mask is ever stored. p = 0: nothing. */
 typedef struct gpt_dropout {
     float p;
-    uint64_t key; /* from (seed, step, micro-step, site): see model/forward.c */
+    uint64_t key;
 } gpt_dropout;
+
+/* What ops are given of it: dropout_at makes the key. It comes from the device's memory, so that a
+ * recorded step reads the present one. */
+typedef struct gpt_dropout_site {
+    float p;
+    uint64_t site;       /* which dropout of the model */
+    const uint64_t *key; /* (1) from (seed, step, micro-step); not read where p is 0 */
+} gpt_dropout_site;
 
 /* The extent of a model's buffers, from which a backend sizes its workspace. */
 typedef struct gpt_shape {
@@ -87,7 +95,7 @@ typedef void embedding_backward_fn(gpt_ctx *ctx, float *dwte /* (Vp, C) */,
 /* ---- dropout.c ---- */
 
 /* In place: x = dropout(x), over n numbers; and its gradient, dx = dropout(dx), the same key. */
-typedef void dropout_forward_fn(gpt_ctx *ctx, act *x, int64_t n, gpt_dropout dropout);
+typedef void dropout_forward_fn(gpt_ctx *ctx, act *x, int64_t n, gpt_dropout_site dropout);
 typedef dropout_forward_fn dropout_backward_fn;
 
 /* ---- norm.c ---- */
@@ -101,7 +109,7 @@ typedef void residual_norm_forward_fn(gpt_ctx *ctx, act *resid_out /* (N, C) */,
                                       const act *resid /* (N, C) */,
                                       const act *branch /* (N, C) or NULL */,
                                       const float *w /* (C) or NULL */,
-                                      const float *b /* (C) or NULL */, gpt_dropout dropout,
+                                      const float *b /* (C) or NULL */, gpt_dropout_site dropout,
                                       int norm, float eps, int N, int C);
 /* dresid += the norm's gradient, dw +=, db +=. Then, where dbranch is not NULL,
  * dbranch = dropout(dresid): with p = 0 the caller passes NULL and reads dresid instead. */
@@ -110,7 +118,7 @@ typedef void residual_norm_backward_fn(gpt_ctx *ctx, act *dresid /* (N, C) */,
                                        float *db /* or NULL */, const act *dout /* (N, C) */,
                                        const act *resid /* (N, C): resid_out of forward */,
                                        const float *stats /* (N, 2) */, const float *w,
-                                       gpt_dropout dropout, int norm, int N, int C);
+                                       gpt_dropout_site dropout, int norm, int N, int C);
 
 /* ---- linear.c ---- */
 
@@ -151,17 +159,18 @@ typedef void rope_backward_fn(gpt_ctx *ctx, act *dqkv /* (N, QKV) */, const floa
  * of each row) is kept for backward. Dropout acts on the probabilities. */
 typedef void attention_forward_fn(gpt_ctx *ctx, act *out /* (B, T, NH HS) */,
                                   float *lse /* (B, NH, T) or NULL */,
-                                  const act *qkv /* (B, T, QKV) */, gpt_dropout dropout, int B,
+                                  const act *qkv /* (B, T, QKV) */, gpt_dropout_site dropout, int B,
                                   int T, int NH, int NKV, int HS);
 /* dqkv =. Recomputes the probabilities from lse: Dao et al. 2022, algorithm 4. */
 typedef void attention_backward_fn(gpt_ctx *ctx, act *dqkv /* (B, T, QKV) */,
                                    const act *dout /* (B, T, NH HS) */,
                                    const act *qkv /* (B, T, QKV) */,
                                    const act *out /* (B, T, NH HS) */,
-                                   const float *lse /* (B, NH, T) */, gpt_dropout dropout, int B,
-                                   int T, int NH, int NKV, int HS);
+                                   const float *lse /* (B, NH, T) */, gpt_dropout_site dropout,
+                                   int B, int T, int NH, int NKV, int HS);
 /* Decoding: first stores the keys and values of each row n in the cache at (seqs[n], positions[n]),
- * then lets its queries attend to positions 0..positions[n] of its sequence. */
+ * then lets its queries attend to positions 0..positions[n] of its sequence. Rows of a sequence stand
+ * together, their positions one after the other. */
 typedef void attention_decode_fn(gpt_ctx *ctx, act *out /* (N, NH HS) */,
                                  act *cache_k /* (n_seq, NKV, n_ctx, HS) */,
                                  act *cache_v /* (n_seq, NKV, n_ctx, HS) */,
@@ -176,11 +185,12 @@ typedef void attention_decode_fn(gpt_ctx *ctx, act *out /* (N, NH HS) */,
 typedef void classifier_forward_fn(gpt_ctx *ctx, float *losses /* (N) */, const act *x /* (N, C) */,
                                    const weight *wte /* (Vp, C) */,
                                    const int32_t *targets /* (N) */, int N, int C, int V, int Vp);
-/* The same losses and, while a chunk's logits are there, their gradient: dx =, dwte += (or, without
- * add, = for its first V rows), both of scale * sum(losses). A training step calls this one only. */
-typedef void classifier_backward_fn(gpt_ctx *ctx, float *losses /* (N) */, act *dx /* (N, C) */,
-                                    float *dwte /* (Vp, C) */, const act *x /* (N, C) */,
-                                    const weight *wte /* (Vp, C) */,
+/* The same losses, total += scale * sum(losses) in a fixed order and, while a chunk's logits are
+ * there, the gradient of that: dx =, dwte +=. Without add it is total =, and dwte = for its first V
+ * rows. A training step calls this one only. */
+typedef void classifier_backward_fn(gpt_ctx *ctx, float *losses /* (N) */, float *total /* (1) */,
+                                    act *dx /* (N, C) */, float *dwte /* (Vp, C) */,
+                                    const act *x /* (N, C) */, const weight *wte /* (Vp, C) */,
                                     const int32_t *targets /* (N) */, float scale, int add, int N,
                                     int C, int V, int Vp);
 
@@ -198,12 +208,18 @@ typedef void weights_pack_fn(gpt_ctx *ctx, const float *w /* (n_params) */,
 /* norm = sqrt(sum of squares) of n gradients, in a fixed order. */
 typedef void grad_norm_fn(gpt_ctx *ctx, float *norm /* (1) */, const float *grads /* (n) */,
                           int64_t n);
-/* One AdamW update, step counted from 1: w, m, v in place, and the packed form of each segment
- * that has one, in the same pass. Gradients are scaled by grad_clip / norm where norm exceeds it.
- * Nothing is changed where norm is not finite. */
+/* What differs from one update to the next. It lies in the device's memory, so that a recorded
+ * update reads the present one. */
+typedef struct gpt_adamw_step {
+    gpt_adamw adamw;
+    float correction1, correction2; /* 1 - beta^step, step counted from 1 */
+} gpt_adamw_step;
+/* One AdamW update: w, m, v in place, and the packed form of each segment that has one, in the same
+ * pass. Gradients are scaled by grad_clip / norm where norm exceeds it. Nothing is changed where
+ * norm is not finite. */
 typedef void adamw_update_fn(gpt_ctx *ctx, float *w, float *m, float *v,
                              const float *grads /* each (n_params) */, const float *norm /* (1) */,
-                             gpt_adamw adamw, int64_t step, const gpt_segment *segments,
+                             const gpt_adamw_step *step /* (1) */, const gpt_segment *segments,
                              int n_segments);
 
 /* ---- context.c, table.c ---- */
@@ -273,6 +289,16 @@ GPT_EVERYWHERE static inline uint32_t dropout_bits(uint64_t key, uint64_t i) {
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
     return (uint32_t)(z >> 32);
+}
+
+/* What a site drops. */
+GPT_EVERYWHERE static inline gpt_dropout dropout_at(gpt_dropout_site s) {
+    gpt_dropout dropout = {s.p, 0};
+    if (s.p > 0) {
+        uint64_t key = *s.key + s.site;
+        dropout.key = (uint64_t)dropout_bits(key, 5) << 32 | dropout_bits(key, 6);
+    }
+    return dropout;
 }
 
 /* The factor that dropout multiplies element i by: 0, or 1/(1-p). */

@@ -74,7 +74,7 @@ static void profile_embedding_backward(gpt_ctx *p, float *dwte, float *dwpe, con
            acts(p, size) + floats(dwpe ? 4 * size : 2 * size));
 }
 
-static void profile_dropout_forward(gpt_ctx *p, act *x, int64_t n, gpt_dropout dropout) {
+static void profile_dropout_forward(gpt_ctx *p, act *x, int64_t n, gpt_dropout_site dropout) {
     double begin = now(p);
     p->ops->dropout_forward(p->inner, x, n, dropout);
     if (dropout.p > 0) record(p, "dropout", 0, 0, begin, 0, acts(p, 2 * (double)n));
@@ -82,8 +82,8 @@ static void profile_dropout_forward(gpt_ctx *p, act *x, int64_t n, gpt_dropout d
 
 static void profile_residual_norm_forward(gpt_ctx *p, act *resid_out, act *out, float *stats,
                                           const act *resid, const act *branch, const float *w,
-                                          const float *b, gpt_dropout dropout, int norm, float eps,
-                                          int N, int C) {
+                                          const float *b, gpt_dropout_site dropout, int norm,
+                                          float eps, int N, int C) {
     double begin = now(p);
     p->ops->residual_norm_forward(p->inner, resid_out, out, stats, resid, branch, w, b, dropout,
                                   norm, eps, N, C);
@@ -92,8 +92,8 @@ static void profile_residual_norm_forward(gpt_ctx *p, act *resid_out, act *out, 
 
 static void profile_residual_norm_backward(gpt_ctx *p, act *dresid, act *dbranch, float *dw,
                                            float *db, const act *dout, const act *resid,
-                                           const float *stats, const float *w, gpt_dropout dropout,
-                                           int norm, int N, int C) {
+                                           const float *stats, const float *w,
+                                           gpt_dropout_site dropout, int norm, int N, int C) {
     double begin = now(p);
     p->ops->residual_norm_backward(p->inner, dresid, dbranch, dw, db, dout, resid, stats, w,
                                    dropout, norm, N, C);
@@ -146,7 +146,8 @@ static double attention_flops(int n, int B, int T, int NH, int HS) {
 }
 
 static void profile_attention_forward(gpt_ctx *p, act *out, float *lse, const act *qkv,
-                                      gpt_dropout dropout, int B, int T, int NH, int NKV, int HS) {
+                                      gpt_dropout_site dropout, int B, int T, int NH, int NKV,
+                                      int HS) {
     double begin = now(p);
     p->ops->attention_forward(p->inner, out, lse, qkv, dropout, B, T, NH, NKV, HS);
     record(p, "attention_forward", 0, 0, begin, attention_flops(2, B, T, NH, HS),
@@ -154,8 +155,8 @@ static void profile_attention_forward(gpt_ctx *p, act *out, float *lse, const ac
 }
 
 static void profile_attention_backward(gpt_ctx *p, act *dqkv, const act *dout, const act *qkv,
-                                       const act *out, const float *lse, gpt_dropout dropout, int B,
-                                       int T, int NH, int NKV, int HS) {
+                                       const act *out, const float *lse, gpt_dropout_site dropout,
+                                       int B, int T, int NH, int NKV, int HS) {
     double begin = now(p);
     p->ops->attention_backward(p->inner, dqkv, dout, qkv, out, lse, dropout, B, T, NH, NKV, HS);
     record(p, "attention_backward", 0, 0, begin, attention_flops(5, B, T, NH, HS),
@@ -185,12 +186,13 @@ static void profile_classifier_forward(gpt_ctx *p, float *losses, const act *x, 
     record(p, "classifier_forward", C, V, begin, 2.0 * N * C * V, acts(p, (double)C * (N + V)));
 }
 
-static void profile_classifier_backward(gpt_ctx *p, float *losses, act *dx, float *dwte,
-                                        const act *x, const weight *wte, const int32_t *targets,
-                                        float scale, int add, int N, int C, int V, int Vp) {
+static void profile_classifier_backward(gpt_ctx *p, float *losses, float *total, act *dx,
+                                        float *dwte, const act *x, const weight *wte,
+                                        const int32_t *targets, float scale, int add, int N, int C,
+                                        int V, int Vp) {
     double begin = now(p);
-    p->ops->classifier_backward(p->inner, losses, dx, dwte, x, wte, targets, scale, add, N, C, V,
-                                Vp);
+    p->ops->classifier_backward(p->inner, losses, total, dx, dwte, x, wte, targets, scale, add, N,
+                                C, V, Vp);
     record(p, "classifier_backward", C, V, begin, 6.0 * N * C * V,
            acts(p, (double)C * (2 * N + V)) + floats((add ? 2.0 : 1.0) * C * V));
 }
@@ -217,14 +219,14 @@ static void profile_grad_norm(gpt_ctx *p, float *norm, const float *grads, int64
 }
 
 static void profile_adamw_update(gpt_ctx *p, float *w, float *m, float *v, const float *grads,
-                                 const float *norm, gpt_adamw adamw, int64_t step,
+                                 const float *norm, const gpt_adamw_step *step,
                                  const gpt_segment *segments, int n_segments) {
     double begin = now(p), size = 0, packed = 0;
     for (int i = 0; i < n_segments; i++) {
         size += (double)segments[i].size;
         if (segments[i].packed) packed += 2 * (double)segments[i].size;
     }
-    p->ops->adamw_update(p->inner, w, m, v, grads, norm, adamw, step, segments, n_segments);
+    p->ops->adamw_update(p->inner, w, m, v, grads, norm, step, segments, n_segments);
     record(p, "adamw_update", 0, 0, begin, 0, floats(7 * size) + acts(p, packed));
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds gptc for this machine's GPU, checks it, and measures it: in under eight minutes, without the
-# network, and without Python packages.
+# network, and without Python packages. Where there is PyTorch, the layers' errors are set beside its.
 #
 #     tools/gpu_check.sh                      everything; the results lie in gpu_check/
 #     OUT=/tmp/out tools/gpu_check.sh         the results lie in /tmp/out
@@ -8,7 +8,8 @@
 #     EMULATE=1 tools/gpu_check.sh            no GPU: tries this script on emulated kernels
 #
 # A step that fails does not stop the next one; the exit code is 1 if one did. What comes out is
-# gpu_check.md (the table that is also printed), gpu_check.json and gpu_check.log.
+# gpu_check.md (the table that is also printed), gpu_check.json and gpu_check.log, which are written anew
+# after each step, so that a run that is cut short leaves what it found.
 #
 # OpenBLAS is used where the Python package scipy-openblas32 is installed; else the CPU, which serves
 # as reference only, multiplies plainly (-DGPTC_OPENBLAS=OFF). cuBLASLt is taken from the toolkit, or
@@ -28,7 +29,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 log="$OUT/gpu_check.log"
 : >"$log"
-rows=() steps=() n_failed=0
+rows=() steps=() failures=() n_failed=0
+export PATH="$PATH:/usr/local/cuda/bin"
 
 if [ -z "${TEXT:-}" ]; then
     TEXT=$work/text
@@ -40,14 +42,32 @@ fi
 # report NAME STATE SECONDS DETAIL: a row of the table, and an object of the JSON file. The step's
 # own JSON, where its output is that, stands in $work/NAME.json.
 report() {
-    local json=null
+    local json=null detail
+    detail=$(printf '%s' "$4" | tr -d '\000-\037' | tr '|\\"' "/ '")
     if [ -s "$work/$1.json" ] && [[ $(head -c1 "$work/$1.json")$(tail -c2 "$work/$1.json") == "{}"* ]]; then
         json=$(cat "$work/$1.json")
     fi
-    rows+=("| $1 | $2 | $3 s | $4 |")
-    steps+=("{\"name\": \"$1\", \"state\": \"$2\", \"seconds\": $3, \"detail\": \"${4//\"/\'}\", \"result\": $json}")
-    [ "$2" != FAILED ] || n_failed=$((n_failed + 1))
-    printf '%-14s %-8s %4s s  %s\n' "$1" "$2" "$3" "$4" >&2
+    rows+=("| $1 | $2 | $3 s | $detail |")
+    steps+=("{\"name\": \"$1\", \"state\": \"$2\", \"seconds\": $3, \"detail\": \"$detail\", \"result\": $json}")
+    printf '%-14s %-8s %4s s  %s\n' "$1" "$2" "$3" "$detail" >&2
+    if [ "$2" = FAILED ]; then
+        n_failed=$((n_failed + 1))
+        if [ -e "$work/$1.err" ]; then
+            failures+=("$1:"$'\n'"$(useful "$1" | sed 's/^/    /')")
+            useful "$1" | sed 's/^/    /' >&2
+        fi
+    fi
+    write_results
+}
+
+# The first lines of a step's output that say what went wrong; where none does, the last ones.
+useful() {
+    local lines
+    lines=$(cat "$work/$1.err" "$work/$1.json" 2>/dev/null | grep -a -E -m 10 \
+        -e '(^|[^a-z_/])([Ee]rror|ERROR|[Ff]atal)[: ]' -e '\.(c|h|cu|cpp|py|cmake|txt):[0-9]+' \
+        -e '\*\*\*Failed|Timeout|^SPILLS|"ok": false|^gpt_bench: ' -e 'Invalid|hazard|Uninitialized')
+    [ -n "$lines" ] || lines=$(cat "$work/$1.json" "$work/$1.err" 2>/dev/null | tail -n 5)
+    printf '%s\n' "$lines" | cut -c1-300
 }
 
 # step NAME SECONDS DESCRIBE COMMAND...: runs it, for no longer than that and than what is left;
@@ -61,17 +81,19 @@ step() {
     fi
     [ "$limit" -le "$left" ] || limit=$left
     printf '\n==== %s: %s\n' "$name" "$*" >>"$log"
-    timeout -k 5 "$limit" "$@" >"$work/$name.json" 2>"$work/$name.err"
+    timeout -k 5 "$limit" "$@" >"$work/$name.json" 2>"$work/$name.err" </dev/null
     rc=$?
     cat "$work/$name.json" "$work/$name.err" >>"$log"
     local detail
     detail=$($describe "$name" 2>/dev/null | tr -s '\n' ' ' | sed 's/ $//')
     if [ $rc -ne 0 ]; then
         state=FAILED
-        [ $rc -ne 124 ] || detail="stopped after $limit s"
-        ! grep -q '^gpt_bench: ' "$work/$name.err" || detail=$(tail -n1 "$work/$name.err")
-        [ -n "$detail" ] || detail=$(tail -n1 "$work/$name.err" | tr '|\\' '/ ')
-        detail="exit code $rc; $detail"
+        [ -n "$detail" ] || detail=$(useful "$name" | head -n1)
+        if [ $rc -eq 124 ] || [ $rc -eq 137 ]; then
+            detail="stopped after $limit s; $detail"
+        else
+            detail="exit code $rc; $detail"
+        fi
     fi
     report "$name" $state $((SECONDS - begin)) "$detail"
     return $rc
@@ -108,7 +130,12 @@ of_train() {
         "$(($(field "$1" memory_bytes) / 1000000)) MB"
 }
 of_decode() {
-    echo "$(field "$1" tokens_per_s) tokens/s, $(field "$1" step_ms) ms a step"
+    echo "$(field "$1" tokens_per_s) tokens/s, $(field "$1" step_ms) ms a step;" \
+        "prompts of $(field "$1" prompt) $(field "$1" prompt_tokens_per_s) tokens/s"
+}
+of_layers() {
+    echo "$(field "$1" within) of $(field "$1" of) results at most twice as far from float64 as PyTorch's in bf16;" \
+        "the largest ratio is $(field "$1" worst_ratio): $(field "$1" worst)"
 }
 of_sanitizer() { grep -h 'ERROR SUMMARY\|RACECHECK SUMMARY' "$work/$1".* | tail -n1 | tr -d '='; }
 
@@ -134,30 +161,68 @@ configure=(cmake -S . -B "$BUILD" -DGPTC_TESTS=ON)
 [ -z "$PYTHON" ] || configure+=("-DPython_EXECUTABLE=$PYTHON")
 command -v ninja >/dev/null && configure+=(-G Ninja)
 [ -n "$PYTHON" ] && "$PYTHON" -c 'import scipy_openblas32' 2>/dev/null || configure+=(-DGPTC_OPENBLAS=OFF)
-names=(adamw attention dropout embedding linear loss norm rope model device)
+names=(adamw attention dropout embedding linear loss norm quant rope model device)
 if [ "$EMULATE" = 1 ]; then
     configure+=(-DGPTC_CUDA=OFF -DGPTC_EMULATE_CUDA=ON -DGPTC_CPU_LEVEL=portable)
-    prefix=emulated_ bench=$BUILD/tests/cuda/emulated_gpt_bench
+    prefix=emulated_ bench=$BUILD/tests/cuda/emulated_gpt_bench layers=$BUILD/tests/cuda/emulated_layers
     names=(norm device) clean=()
 else
     # From nothing, since the compiler's report is wanted from every file.
     configure+=(-DGPTC_CUDA=ON -DGPTC_PTXAS_INFO=ON) clean=(--clean-first)
-    prefix='' bench=$BUILD/gpt_bench
+    prefix='' bench=$BUILD/gpt_bench layers=$BUILD/layers
 fi
 tests=("${names[@]/#/${prefix}test_}")
 
+# What one file or one test breaks must not take the rest along.
+on=(-- -k)
+[[ " ${configure[*]} " != *" Ninja "* ]] || on=(-- -k 0)
 build() {
     "${configure[@]}" &&
-        cmake --build "$BUILD" -j "$JOBS" "${clean[@]}" --target "${prefix}gpt_bench" "${tests[@]}"
+        cmake --build "$BUILD" -j "$JOBS" "${clean[@]}" --target "${prefix}gpt_bench" "${on[@]}"
+}
+build_tests() {
+    cmake --build "$BUILD" -j "$JOBS" --target "${prefix}layers" "${tests[@]}" "${on[@]}"
+}
+
+# ---- the results, after each step ----
+
+gpu_name() { field info gpu 2>/dev/null; }
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n1)
+nvcc=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+write_results() {
+    local title name
+    name=$(gpu_name)
+    title="GPU check: ${name:-no GPU}"
+    [ "$EMULATE" != 1 ] || title="Emulated on the host: no figure here is a GPU's"
+    {
+        printf '# %s\n\n' "$title"
+        printf 'commit %s, %s, driver %s, nvcc %s, %s cores\n\n' "$commit" "$(date -u +%F)" "${driver:-none}" "${nvcc:-none}" "$JOBS"
+        printf '| step | state | time | result |\n| --- | --- | --- | --- |\n'
+        printf '%s\n' "${rows[@]}"
+        printf '\n%s of %s steps failed, in %s s\n' "$n_failed" "${#rows[@]}" "$SECONDS"
+        [ "$n_failed" = 0 ] || printf '\n%s\n' "${failures[@]}"
+    } >"$OUT/gpu_check.md"
+    {
+        printf '{"title": "%s", "commit": "%s", "date": "%s", "driver": "%s", "nvcc": "%s", "emulated": %s,\n"failed": %s, "seconds": %s, "steps": [\n' \
+            "$title" "$commit" "$(date -u +%FT%TZ)" "${driver:-none}" "${nvcc:-none}" "$([ "$EMULATE" = 1 ] && echo true || echo false)" "$n_failed" "$SECONDS"
+        (IFS=, && printf '%s' "${steps[*]/#/$'\n'}")
+        printf ']}\n'
+    } >"$OUT/gpu_check.json"
 }
 
 # ---- the work ----
 
 export GPTC_TEST_TABLES=cuda
 pattern="^($(IFS='|' && echo "${tests[*]}"))\$"
-printf '%s\n' "cd '$PWD'" "$(declare -p configure clean BUILD JOBS prefix tests)" "$(declare -f build)" build >"$work/build.sh"
+for what in build build_tests; do
+    printf '%s\n' "cd '$PWD'" "$(declare -p configure clean on BUILD JOBS prefix tests)" "$(declare -f $what)" $what >"$work/$what.sh"
+done
 
-if step build 200 of_build bash "$work/build.sh"; then
+# What is there from before is not to be measured.
+rm -f "$bench" "$layers" "${tests[@]/#/$(dirname "$layers")/}"
+step build 200 of_build bash "$work/build.sh"
+if [ -x "$bench" ]; then
     step info 30 of_info "$bench" info
     if [ "$EMULATE" = 1 ]; then
         sizes=(--steps 5 --batch 2 --seq 16 --width 32 --layers 1)
@@ -176,15 +241,23 @@ if step build 200 of_build bash "$work/build.sh"; then
         "[ \$(grep -c '\"repeats_bit_for_bit\": true' '$work/parity.json') = 6 ]"
     if [ "$EMULATE" = 1 ]; then
         step train_fp32 60 of_train "$bench" train --preset tiny --dtype fp32 --batch 1 --seq 8 --steps 1 --warmup 1
-        step decode_1 60 of_decode "$bench" decode --preset tiny --tokens 1 --batch 1 --warmup 1
+        step decode_1 60 of_decode "$bench" decode --preset tiny --tokens 1 --prompt 2 --batch 1 --warmup 1
     else
         step gpt2_bf16 60 of_train "$bench" train --preset gpt2 --batch 64 --seq 1024 --ops 1
         step byte_bf16 60 of_train "$bench" train --preset byte --batch 64 --seq 1024 --ops 1
         step gpt2_fp32 60 of_train "$bench" train --preset gpt2 --dtype fp32 --batch 8 --seq 1024 --steps 10
         step gpt2_tf32 60 of_train env GPTC_TF32=1 \
             "$bench" train --preset gpt2 --dtype fp32 --batch 8 --seq 1024 --steps 10
-        step decode_1 40 of_decode "$bench" decode --preset gpt2 --batch 1
+        step gpt2_tuned 60 of_train env GPTC_TUNE=1 "$bench" train --preset gpt2 --batch 64 --seq 1024
+        step decode_1 40 of_decode "$bench" decode --preset gpt2 --batch 1 --prompt 512
         step decode_64 40 of_decode "$bench" decode --preset gpt2 --batch 64
+    fi
+    step build_tests 120 of_build bash "$work/build_tests.sh"
+    if [ -z "$PYTHON" ] || ! "$PYTHON" -c 'import importlib.util as i; 1 / bool(i.find_spec("torch"))' 2>/dev/null; then
+        skip layers "there is no PyTorch to set the layers' errors beside"
+    else
+        step layers 60 of_layers bash -c \
+            "GPTC_TEST_TABLES='cuda bf16' '$layers' '$work/layers.bin' && '$PYTHON' tests/cuda/layers.py '$work/layers.bin'"
     fi
     step tests 150 of_tests ctest --test-dir "$BUILD" -R "$pattern" -j 4 --output-on-failure
     for tool in memcheck racecheck initcheck; do
@@ -193,32 +266,13 @@ if step build 200 of_build bash "$work/build.sh"; then
         elif ! command -v compute-sanitizer >/dev/null; then
             skip $tool "compute-sanitizer is not installed"
         else
-            # Every kernel of each family in both dtypes, at sizes that are no multiples of tiles.
+            # Every kernel of each family in both dtypes, at sizes that are no multiples of tiles; the
+            # third step is replayed.
             step $tool 75 of_sanitizer compute-sanitizer --tool $tool --error-exitcode 9 \
-                "$bench" parity --text "$TEXT" --steps 2 --batch 2 --seq 67 --width 256 --layers 1
+                "$bench" parity --text "$TEXT" --steps 3 --batch 2 --seq 67 --width 256 --layers 1
         fi
     done
 fi
 
-# ---- the results ----
-
-gpu=$(field info gpu 2>/dev/null)
-title="GPU check: ${gpu:-no GPU}"
-[ "$EMULATE" != 1 ] || title="Emulated on the host: no figure here is a GPU's"
-commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
-driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null || echo none)
-nvcc=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
-{
-    printf '# %s\n\n' "$title"
-    printf 'commit %s, %s, driver %s, nvcc %s, %s cores\n\n' "$commit" "$(date -u +%F)" "$driver" "${nvcc:-none}" "$JOBS"
-    printf '| step | state | time | result |\n| --- | --- | --- | --- |\n'
-    printf '%s\n' "${rows[@]}"
-    printf '\n%s of %s steps failed, in %s s\n' "$n_failed" "${#rows[@]}" "$SECONDS"
-} | tee "$OUT/gpu_check.md"
-{
-    printf '{"title": "%s", "commit": "%s", "date": "%s", "driver": "%s", "nvcc": "%s", "emulated": %s,\n"failed": %s, "seconds": %s, "steps": [\n' \
-        "$title" "$commit" "$(date -u +%FT%TZ)" "$driver" "$nvcc" "$([ "$EMULATE" = 1 ] && echo true || echo false)" "$n_failed" "$SECONDS"
-    (IFS=, && printf '%s' "${steps[*]/#/$'\n'}")
-    printf ']}\n'
-} >"$OUT/gpu_check.json"
+cat "$OUT/gpu_check.md"
 [ "$n_failed" = 0 ]

@@ -94,9 +94,10 @@ static void adamw_pieces(void *p, int thread, int64_t begin, int64_t end) {
 }
 
 void cpu_adamw_update(gpt_ctx *ctx, float *w, float *m, float *v, const float *grads,
-                      const float *norm, gpt_adamw adamw, int64_t step, const gpt_segment *segments,
+                      const float *norm, const gpt_adamw_step *step, const gpt_segment *segments,
                       int n_segments) {
     if (!isfinite(*norm)) return;
+    gpt_adamw adamw = step->adamw;
     float scale = adamw.grad_clip > 0 ? adamw.grad_clip / (*norm + 1e-6f) : 1;
     adamw_args args = {.w = w,
                        .m = m,
@@ -110,8 +111,8 @@ void cpu_adamw_update(gpt_ctx *ctx, float *w, float *m, float *v, const float *g
                        .eps = adamw.eps,
                        .decay = adamw.weight_decay,
                        .grad_scale = scale < 1 ? scale : 1,
-                       .correction1 = (float)(1 - pow(adamw.beta1, (double)step)),
-                       .correction2 = (float)(1 - pow(adamw.beta2, (double)step))};
+                       .correction1 = step->correction1,
+                       .correction2 = step->correction2};
     int64_t n = 0;
     for (int i = 0; i < n_segments; i++) n += pieces(&segments[i]);
     cpu_parallel(ctx, adamw_pieces, &args, n, 2);

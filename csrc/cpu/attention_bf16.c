@@ -201,13 +201,13 @@ static void attention_forward_heads(void *p, int thread, int64_t begin, int64_t 
     kernel_end();
 }
 
-void cpu_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv, gpt_dropout dropout,
-                           int B, int T, int NH, int NKV, int HS) {
+void cpu_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv,
+                           gpt_dropout_site dropout, int B, int T, int NH, int NKV, int HS) {
     attention_args args = {.ctx = ctx,
                            .out = out,
                            .lse_out = lse,
                            .qkv = qkv,
-                           .dropout = dropout,
+                           .dropout = dropout_at(dropout),
                            .B = B,
                            .T = T,
                            .NH = NH,
@@ -332,15 +332,15 @@ static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t
 }
 
 void cpu_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act *qkv,
-                            const act *out, const float *lse, gpt_dropout dropout, int B, int T,
-                            int NH, int NKV, int HS) {
+                            const act *out, const float *lse, gpt_dropout_site dropout, int B,
+                            int T, int NH, int NKV, int HS) {
     attention_args args = {.ctx = ctx,
                            .dqkv = dqkv,
                            .dout = dout,
                            .qkv = qkv,
                            .out_in = out,
                            .lse = lse,
-                           .dropout = dropout,
+                           .dropout = dropout_at(dropout),
                            .B = B,
                            .T = T,
                            .NH = NH,

@@ -151,6 +151,13 @@ static inline int64_t cpu_round_up(int64_t a, int64_t b) {
     return cpu_div_up(a, b) * b;
 }
 
+/* total += scale * sum(losses), or = without add. */
+static inline void cpu_add_losses(float *total, const float *losses, float scale, int add, int N) {
+    double sum = 0;
+    for (int n = 0; n < N; n++) sum += losses[n];
+    *total = (float)((add ? *total : 0) + scale * sum);
+}
+
 /* Pieces for n items when there should be a few for each thread, and none smaller than `least`. */
 static inline int64_t cpu_grain(const gpt_ctx *ctx, int64_t n, int64_t least) {
     int64_t grain = cpu_div_up(n, 4 * (int64_t)ctx->n_threads);

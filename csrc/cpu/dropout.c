@@ -19,8 +19,8 @@ static void dropout_elements(void *p, int thread, int64_t begin, int64_t end) {
                k);
 }
 
-void cpu_dropout_forward(gpt_ctx *ctx, act *x, int64_t n, gpt_dropout dropout) {
+void cpu_dropout_forward(gpt_ctx *ctx, act *x, int64_t n, gpt_dropout_site dropout) {
     if (dropout.p <= 0) return;
-    dropout_args args = {x, dropout};
+    dropout_args args = {x, dropout_at(dropout)};
     cpu_parallel(ctx, dropout_elements, &args, n, GRAIN);
 }

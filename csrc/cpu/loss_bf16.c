@@ -214,8 +214,9 @@ void cpu_classifier_forward(gpt_ctx *ctx, float *losses, const act *x, const wei
     classifier(ctx, losses, NULL, NULL, x, wte, targets, 0, 0, N, C, V, Vp);
 }
 
-void cpu_classifier_backward(gpt_ctx *ctx, float *losses, act *dx, float *dwte, const act *x,
-                             const weight *wte, const int32_t *targets, float scale, int add, int N,
-                             int C, int V, int Vp) {
+void cpu_classifier_backward(gpt_ctx *ctx, float *losses, float *total, act *dx, float *dwte,
+                             const act *x, const weight *wte, const int32_t *targets, float scale,
+                             int add, int N, int C, int V, int Vp) {
     classifier(ctx, losses, dx, dwte, x, wte, targets, scale, add, N, C, V, Vp);
+    cpu_add_losses(total, losses, scale, add, N);
 }

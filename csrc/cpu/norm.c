@@ -82,7 +82,7 @@ static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
 
 void cpu_residual_norm_forward(gpt_ctx *ctx, act *resid_out, act *out, float *stats,
                                const act *resid, const act *branch, const float *w, const float *b,
-                               gpt_dropout dropout, int norm, float eps, int N, int C) {
+                               gpt_dropout_site dropout, int norm, float eps, int N, int C) {
     norm_args args = {.resid_out = resid_out,
                       .out = out,
                       .stats_out = stats,
@@ -90,7 +90,7 @@ void cpu_residual_norm_forward(gpt_ctx *ctx, act *resid_out, act *out, float *st
                       .branch = branch,
                       .w = w,
                       .b = b,
-                      .dropout = dropout,
+                      .dropout = dropout_at(dropout),
                       .norm = norm,
                       .eps = eps,
                       .N = N,
@@ -157,7 +157,7 @@ static void norm_add_blocks(void *p, int thread, int64_t begin, int64_t end) {
 
 void cpu_residual_norm_backward(gpt_ctx *ctx, act *dresid, act *dbranch, float *dw, float *db,
                                 const act *dout, const act *resid, const float *stats,
-                                const float *w, gpt_dropout dropout, int norm, int N, int C) {
+                                const float *w, gpt_dropout_site dropout, int norm, int N, int C) {
     norm_args args = {.dresid = dresid,
                       .dbranch = dbranch,
                       .dw = dw,
@@ -166,7 +166,7 @@ void cpu_residual_norm_backward(gpt_ctx *ctx, act *dresid, act *dbranch, float *
                       .resid = resid,
                       .stats = stats,
                       .w = w,
-                      .dropout = dropout,
+                      .dropout = dropout_at(dropout),
                       .norm = norm,
                       .partial = ctx->workspace,
                       .N = N,

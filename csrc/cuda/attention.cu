@@ -64,7 +64,7 @@ static __device__ inline online attend(warp_memory m, online o, const elem *k, c
 }
 
 static __global__ void attention_forward_kernel(elem *out, float *lse, const elem *qkv,
-                                                gpt_dropout dropout, float scale,
+                                                gpt_dropout_site site, float scale,
                                                 attention_shape a) {
     int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP; /* of (B, NH, T) */
     if (row >= (int64_t)a.B * a.NH * a.T) return;
@@ -75,6 +75,7 @@ static __global__ void attention_forward_kernel(elem *out, float *lse, const ele
     for (int s = lane; s < a.HS; s += WARP) m.sum_1[s] = 0;
     __syncwarp();
     online o = {-INFINITY, 0};
+    gpt_dropout dropout = dropout_at(site);
     const elem *k = qkv + key_at(a, b, 0, h), *v = qkv + value_at(a, b, 0, h);
     for (int first = 0; first <= i; first += WARP) {
         float factor = 1;
@@ -86,8 +87,8 @@ static __global__ void attention_forward_kernel(elem *out, float *lse, const ele
     if (lse && lane == 0) lse[row] = o.max + logf(o.sum);
 }
 
-static void warps_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv, gpt_dropout dropout,
-                          attention_shape a) {
+static void warps_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv,
+                          gpt_dropout_site dropout, attention_shape a) {
     launch(ctx, attention_forward_kernel, dim3((unsigned)div_up((int64_t)a.B * a.NH * a.T, WARPS)),
            THREADS, shared_bytes(a.HS), out, lse, qkv, dropout, attention_scale(a), a);
 }
@@ -118,16 +119,16 @@ typedef struct backward_args {
     elem *dqkv;
     const elem *dout, *qkv;
     const float *lse, *delta; /* (B, NH, T) */
-    gpt_dropout dropout;
+    gpt_dropout_site dropout;
     float scale;
     attention_shape shape;
 } backward_args;
 
 /* The probability of a pair from its score, and the gradient of the score. p is with its dropout. */
-static __device__ inline float score_gradient(const backward_args &a, int64_t row, int j,
-                                              float score, float dp, float *p) {
+static __device__ inline float score_gradient(const backward_args &a, gpt_dropout dropout,
+                                              int64_t row, int j, float score, float dp, float *p) {
     float probability = expf(score - a.lse[row]), factor = 1;
-    if (a.dropout.p > 0) factor = dropout_factor(a.dropout, (uint64_t)(row * a.shape.T + j));
+    if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(row * a.shape.T + j));
     *p = probability * factor;
     return probability * (dp * factor - a.delta[row]) * a.scale;
 }
@@ -140,6 +141,7 @@ static __global__ void attention_backward_queries_kernel(backward_args args) {
     int i = (int)(row % a.T), h = (int)(row / a.T % a.NH), b = (int)(row / a.T / a.NH);
     int lane = (int)threadIdx.x % WARP;
     warp_memory m = memory_of_warp(a.HS);
+    gpt_dropout dropout = dropout_at(args.dropout);
     load_row(m.row_1, args.qkv + query_at(a, b, i, h), a.HS);
     load_row(m.row_2, args.dout + out_at(a, b, i, h), a.HS);
     for (int s = lane; s < a.HS; s += WARP) m.sum_1[s] = 0;
@@ -149,7 +151,8 @@ static __global__ void attention_backward_queries_kernel(backward_args args) {
         int j = first + lane, n = least<int>(WARP, i + 1 - first);
         float ds = 0, p;
         if (j <= i)
-            ds = score_gradient(args, row, j, args.scale * dot(m.row_1, k + j * stride, a.HS),
+            ds = score_gradient(args, dropout, row, j,
+                                args.scale * dot(m.row_1, k + j * stride, a.HS),
                                 dot(m.row_2, v + j * stride, a.HS), &p);
         m.lane_1[lane] = ds;
         __syncwarp();
@@ -170,6 +173,7 @@ static __global__ void attention_backward_keys_kernel(backward_args args) {
     int j = (int)(task % a.T), group = a.NH / a.NKV, lane = (int)threadIdx.x % WARP;
     int h0 = (int)(task / a.T % a.NKV) * group, b = (int)(task / a.T / a.NKV);
     warp_memory m = memory_of_warp(a.HS);
+    gpt_dropout dropout = dropout_at(args.dropout);
     load_row(m.row_1, args.qkv + key_at(a, b, j, h0), a.HS);
     load_row(m.row_2, args.qkv + value_at(a, b, j, h0), a.HS);
     for (int s = lane; s < a.HS; s += WARP) m.sum_1[s] = m.sum_2[s] = 0;
@@ -181,7 +185,7 @@ static __global__ void attention_backward_keys_kernel(backward_args args) {
             int i = first + lane, n = least<int>(WARP, a.T - first);
             float ds = 0, p = 0;
             if (i < a.T)
-                ds = score_gradient(args, row0 + i, j,
+                ds = score_gradient(args, dropout, row0 + i, j,
                                     args.scale * dot(m.row_1, q + i * stride, a.HS),
                                     dot(m.row_2, dout + i * out_stride, a.HS), &p);
             m.lane_1[lane] = ds;
@@ -203,7 +207,7 @@ static __global__ void attention_backward_keys_kernel(backward_args args) {
 }
 
 static void warps_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const elem *qkv,
-                           const float *lse, const float *delta, gpt_dropout dropout,
+                           const float *lse, const float *delta, gpt_dropout_site dropout,
                            attention_shape a) {
     backward_args args = {dqkv, dout, qkv, lse, delta, dropout, attention_scale(a), a};
     size_t bytes = shared_bytes(a.HS);
@@ -219,8 +223,8 @@ size_t cuda_attention_workspace(const gpt_shape *shape) {
     return shape->training ? align_up(sizeof(float) * (size_t)shape->N * (size_t)shape->NH) : 0;
 }
 
-void cuda_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv, gpt_dropout dropout,
-                            int B, int T, int NH, int NKV, int HS) {
+void cuda_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv,
+                            gpt_dropout_site dropout, int B, int T, int NH, int NKV, int HS) {
     attention_shape a = {B, T, NH, NKV, HS};
 #ifdef CUDA_BF16
     if (attention_tiles_forward(ctx, (elem *)out, lse, (const elem *)qkv, dropout, a)) return;
@@ -229,8 +233,8 @@ void cuda_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv, 
 }
 
 void cuda_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act *qkv,
-                             const act *out, const float *lse, gpt_dropout dropout, int B, int T,
-                             int NH, int NKV, int HS) {
+                             const act *out, const float *lse, gpt_dropout_site dropout, int B,
+                             int T, int NH, int NKV, int HS) {
     attention_shape a = {B, T, NH, NKV, HS};
     float *delta = (float *)ctx->workspace;
     attention_delta(ctx, delta, (const elem *)dout, (const elem *)out, a);
@@ -245,33 +249,32 @@ void cuda_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act
 
 /* ---- decoding ---- */
 
-static __global__ void store_cache_kernel(elem *cache_k, elem *cache_v, const elem *qkv,
-                                          const int32_t *seqs, const int32_t *positions, int N,
-                                          int n_ctx, int NH, int NKV, int HS) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; /* of (N, NKV, HS) */
-    if (i >= (int64_t)N * NKV * HS) return;
-    int s = (int)(i % HS), h = (int)(i / HS % NKV), n = (int)(i / HS / NKV);
-    const elem *row = qkv + (int64_t)n * (NH + 2 * NKV) * HS + (int64_t)(NH + h) * HS + s;
-    int64_t at = (((int64_t)seqs[n] * NKV + h) * n_ctx + positions[n]) * HS + s;
-    cache_k[at] = row[0];
-    cache_v[at] = row[(int64_t)NKV * HS];
+template <int W>
+static __global__ void store_cache_kernel(elem *cache_k, elem *cache_v, decode_args a) {
+    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W; /* of (N, NKV, HS) */
+    if (i >= (int64_t)a.N * a.NKV * a.HS) return;
+    int s = (int)(i % a.HS), h = (int)(i / a.HS % a.NKV), n = (int)(i / a.HS / a.NKV);
+    const elem *row =
+        a.qkv + (int64_t)n * (a.NH + 2 * a.NKV) * a.HS + (int64_t)(a.NH + h) * a.HS + s;
+    int64_t at = (((int64_t)a.seqs[n] * a.NKV + h) * a.n_ctx + a.positions[n]) * a.HS + s;
+    *(packed<elem, W> *)(cache_k + at) = *(const packed<elem, W> *)row;
+    *(packed<elem, W> *)(cache_v + at) = *(const packed<elem, W> *)(row + (int64_t)a.NKV * a.HS);
 }
 
-/* A block for each row and query head: its warps take turns at the keys and then join. */
-static __global__ void attention_decode_kernel(elem *out, const elem *cache_k, const elem *cache_v,
-                                               const elem *qkv, const int32_t *seqs,
-                                               const int32_t *positions, float scale, int n_ctx,
-                                               int NH, int NKV, int HS) {
-    int h = (int)(blockIdx.x % NH), n = (int)(blockIdx.x / NH), end = positions[n] + 1;
-    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
-    int64_t start = ((int64_t)seqs[n] * NKV + h / (NH / NKV)) * n_ctx * HS;
+/* A block for each row and query head: its warps take turns at the keys and then join. Rows of whole
+ * tiles are left to those, where there are tiles. */
+static __global__ void attention_decode_kernel(decode_args a, int has_tiles) {
+    int h = (int)(blockIdx.x % a.NH), n = (int)(blockIdx.x / a.NH), end = a.positions[n] + 1;
+    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, HS = a.HS;
+    if (has_tiles && is_whole_tile(a, n / ATTENTION_TILE * ATTENTION_TILE)) return;
+    int64_t start = cache_at(a, a.seqs[n], h);
     warp_memory m = memory_of_warp(HS);
-    load_row(m.row_1, qkv + (int64_t)n * (NH + 2 * NKV) * HS + h * HS, HS);
+    load_row(m.row_1, a.qkv + (int64_t)n * (a.NH + 2 * a.NKV) * HS + h * HS, HS);
     for (int s = lane; s < HS; s += WARP) m.sum_1[s] = 0;
     __syncwarp();
     online o = {-INFINITY, 0};
     for (int first = warp * WARP; first < end; first += THREADS)
-        o = attend(m, o, cache_k + start, cache_v + start, HS, first, end, scale, 1, HS);
+        o = attend(m, o, a.cache_k + start, a.cache_v + start, HS, first, end, a.scale, 1, HS);
     if (lane == 0) {
         m.lane_1[0] = o.max;
         m.lane_2[0] = o.sum;
@@ -288,17 +291,33 @@ static __global__ void attention_decode_kernel(elem *out, const elem *cache_k, c
     for (int s = (int)threadIdx.x; s < HS; s += THREADS) {
         float x = 0;
         for (int w = 0; w < WARPS; w++) x += weights[w] * base[w * stride + 2 * HS + s];
-        out[((int64_t)n * NH + h) * HS + s] = from_float<elem>(x / sum);
+        a.out[((int64_t)n * a.NH + h) * HS + s] = from_float<elem>(x / sum);
     }
 }
 
 void cuda_attention_decode(gpt_ctx *ctx, act *out, act *cache_k, act *cache_v, const act *qkv,
                            const int32_t *seqs, const int32_t *positions, int N, int n_ctx, int NH,
                            int NKV, int HS) {
-    int64_t n = (int64_t)N * NKV * HS;
-    launch(ctx, store_cache_kernel, dim3((unsigned)div_up(n, THREADS)), THREADS, 0, (elem *)cache_k,
-           (elem *)cache_v, (const elem *)qkv, seqs, positions, N, n_ctx, NH, NKV, HS);
-    launch(ctx, attention_decode_kernel, dim3((unsigned)(N * NH)), THREADS, shared_bytes(HS),
-           (elem *)out, (const elem *)cache_k, (const elem *)cache_v, (const elem *)qkv, seqs,
-           positions, 1.0f / sqrtf((float)HS), n_ctx, NH, NKV, HS);
+    decode_args a = {(elem *)out,
+                     (const elem *)cache_k,
+                     (const elem *)cache_v,
+                     (const elem *)qkv,
+                     seqs,
+                     positions,
+                     N,
+                     n_ctx,
+                     NH,
+                     NKV,
+                     HS,
+                     1.0f / sqrtf((float)HS)};
+    int W = HS % PACK == 0 ? PACK : 1, has_tiles = 0;
+    launch(ctx, W == 1 ? store_cache_kernel<1> : store_cache_kernel<PACK>,
+           dim3((unsigned)div_up((int64_t)N * NKV * HS, THREADS * W)), THREADS, 0, (elem *)cache_k,
+           (elem *)cache_v, a);
+#ifdef CUDA_BF16
+    /* A row of its own for each sequence, or a short prompt, is not worth the launch. */
+    if (N > ATTENTION_TILE) has_tiles = attention_tiles_prefill(ctx, a);
+#endif
+    launch(ctx, attention_decode_kernel, dim3((unsigned)(N * NH)), THREADS, shared_bytes(HS), a,
+           has_tiles);
 }

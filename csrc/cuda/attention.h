@@ -31,13 +31,38 @@ static inline float attention_scale(attention_shape a) {
     return 1.0f / sqrtf((float)a.HS);
 }
 
+/* Rows of a decoding step: positions of a sequence that follow each other stand together. */
+typedef struct decode_args {
+    elem *out;                       /* (N, NH HS) */
+    const elem *cache_k, *cache_v;   /* (n_seq, NKV, n_ctx, HS) */
+    const elem *qkv;                 /* (N, QKV) */
+    const int32_t *seqs, *positions; /* (N) */
+    int N, n_ctx, NH, NKV, HS;
+    float scale;
+} decode_args;
+
+/* Where the head of keys that query head h reads starts in a cache. */
+static __device__ inline int64_t cache_at(const decode_args &a, int seq, int h) {
+    return ((int64_t)seq * a.NKV + h / (a.NH / a.NKV)) * a.n_ctx * a.HS;
+}
+
+/* Queries, or in backward keys, that a block of attention_bf16.cu has. */
+enum { ATTENTION_TILE = 64 };
+
+/* Whether the tile of rows that starts at `first` is of one sequence. */
+static __device__ inline int is_whole_tile(const decode_args &a, int first) {
+    return a.seqs[first] == a.seqs[least(first + ATTENTION_TILE, a.N) - 1];
+}
+
 #ifdef CUDA_BF16
 /* attention_bf16.cu: on tensor cores; 0 where it has no tiles for this size of head. delta (B, NH, T)
  * is <dout, out> of each row. */
 int attention_tiles_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv,
-                            gpt_dropout dropout, attention_shape a);
+                            gpt_dropout_site dropout, attention_shape a);
+/* The whole tiles of a decoding step, whose rows are in the cache by now. */
+int attention_tiles_prefill(gpt_ctx *ctx, decode_args args);
 int attention_tiles_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const elem *qkv,
-                             const float *lse, const float *delta, gpt_dropout dropout,
+                             const float *lse, const float *delta, gpt_dropout_site dropout,
                              attention_shape a);
 #endif
 

@@ -10,7 +10,7 @@
 #include "attention.h"
 #include "instructions.h"
 
-enum { TILE = 64, WARPS = TILE / 16, THREADS = WARPS * WARP, STAGES = 2 };
+enum { TILE = ATTENTION_TILE, WARPS = TILE / 16, THREADS = WARPS * WARP, STAGES = 2 };
 
 static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
@@ -133,50 +133,47 @@ static __device__ inline float row_sum(float x) {
 
 /* ---- forward ---- */
 
-typedef struct tiles_args {
-    elem *out, *dqkv;
-    float *lse_out; /* or NULL */
-    const elem *qkv, *dout;
-    const float *lse, *delta; /* (B, NH, T) */
-    gpt_dropout dropout;
+/* A tile of queries of one head, and the keys and values of which each query sees those up to its own
+ * position. Pointers are to first rows, strides from one row to the next. */
+typedef struct forward_tile {
+    elem *out;
+    float *lse; /* or NULL */
+    const elem *q, *k, *v;
+    int64_t out_stride, q_stride, kv_stride;
+    int n_q, n_k;  /* rows there are; TILE queries at most */
+    int first_q;   /* the position of the first */
+    int64_t row_0; /* the number of a query at position 0 among (B, NH, T), and */
+    int T;         /* keys from one query to the next, for dropout */
+    int HS;
     float scale;
-    attention_shape shape;
-} tiles_args;
-
-/* Blocks with more tiles to go through come first, so that none is left alone at the end. */
-static __device__ inline int longest_first(int n_tiles, int n_heads) {
-    return n_tiles - 1 - (int)blockIdx.x / n_heads;
-}
+} forward_tile;
 
 template <int D>
-static __global__ void __launch_bounds__(THREADS) attention_forward_kernel(tiles_args args) {
+static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropout dropout) {
     enum { N = TILE / 8 };
-    attention_shape a = args.shape;
-    int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
-    int q_tile = longest_first((int)div_up(a.T, TILE), n_heads), warp = (int)threadIdx.x / WARP;
-    int first_q = q_tile * TILE, row0 = first_q + warp * 16;
+    int warp = (int)threadIdx.x / WARP, row0 = warp * 16, n_tiles = (int)div_up(t.n_k, TILE);
     elem *q = shared_memory<elem>(), *k = q + TILE * STRIDE<D>, *v = k + STAGES * TILE * STRIDE<D>;
-    int64_t stride = row_stride(a);
 
     auto fetch = [&](int tile, int stage) {
         int key = tile * TILE, at = stage * TILE * STRIDE<D>;
-        load_tile<D>(k + at, args.qkv + key_at(a, b, key, h), stride, TILE, a.T - key, a.HS);
-        load_tile<D>(v + at, args.qkv + value_at(a, b, key, h), stride, TILE, a.T - key, a.HS);
+        load_tile<D>(k + at, t.k + key * t.kv_stride, t.kv_stride, TILE, t.n_k - key, t.HS);
+        load_tile<D>(v + at, t.v + key * t.kv_stride, t.kv_stride, TILE, t.n_k - key, t.HS);
     };
-    load_tile<D>(q, args.qkv + query_at(a, b, first_q, h), stride, TILE, a.T - first_q, a.HS);
+    load_tile<D>(q, t.q, t.q_stride, TILE, t.n_q, t.HS);
     fetch(0, 0);
     copy_commit();
 
     operand<D> queries;
     float out[D / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-    float scale = args.scale * LOG2E; /* so that exp is exp2 */
-    for (int tile = 0; tile <= q_tile; tile++) {
-        if (tile < q_tile) fetch(tile + 1, (tile + 1) % STAGES);
+    float scale = t.scale * LOG2E; /* so that exp is exp2 */
+    for (int tile = 0; tile < n_tiles; tile++) {
+        if (tile + 1 < n_tiles) fetch(tile + 1, (tile + 1) % STAGES);
         copy_commit();
         copy_wait<1>();
         __syncthreads();
-        if (tile == 0) load_operand(queries, q + warp * 16 * STRIDE<D>);
+        if (tile == 0) load_operand(queries, q + row0 * STRIDE<D>);
         int at = tile % STAGES * TILE * STRIDE<D>;
+        bool all_seen = (tile + 1) * TILE <= t.first_q + 1;
         float s[N][4];
         product_rows(s, queries, k + at);
 
@@ -185,8 +182,8 @@ static __global__ void __launch_bounds__(THREADS) attention_forward_kernel(tiles
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                bool seen = tile < q_tile || tile * TILE + col_of(n, e) <= row0 + row_of(e);
-                s[n][e] = seen ? s[n][e] * scale : -INFINITY;
+                int key = tile * TILE + col_of(n, e), position = t.first_q + row0 + row_of(e);
+                s[n][e] = all_seen || key <= position ? s[n][e] * scale : -INFINITY;
                 new_max[e / 2] = fmaxf(new_max[e / 2], s[n][e]);
             }
 #pragma unroll
@@ -207,10 +204,10 @@ static __global__ void __launch_bounds__(THREADS) attention_forward_kernel(tiles
             for (int e = 0; e < 4; e++) {
                 s[n][e] = exp2f(s[n][e] - max[e / 2]);
                 sum[e / 2] += s[n][e];
-                if (args.dropout.p > 0) {
-                    int64_t i = (int64_t)head * a.T + row0 + row_of(e);
-                    s[n][e] *= dropout_factor(args.dropout,
-                                              (uint64_t)(i * a.T + tile * TILE + col_of(n, e)));
+                if (dropout.p > 0) {
+                    int64_t i = t.row_0 + t.first_q + row0 + row_of(e);
+                    s[n][e] *=
+                        dropout_factor(dropout, (uint64_t)(i * t.T + tile * TILE + col_of(n, e)));
                 }
             }
         product_columns<D>(out, s, v + at);
@@ -223,14 +220,84 @@ static __global__ void __launch_bounds__(THREADS) attention_forward_kernel(tiles
         sum[r] = row_sum(sum[r]);
         inverse[r] = 1.0f / sum[r];
         int row = row0 + row_of(2 * r);
-        if (args.lse_out && threadIdx.x % 4 == 0 && row < a.T)
-            args.lse_out[(int64_t)head * a.T + row] = (max[r] + log2f(sum[r])) * LN2;
+        if (t.lse && threadIdx.x % 4 == 0 && row < t.n_q)
+            t.lse[row] = (max[r] + log2f(sum[r])) * LN2;
     }
-    store_rows<D>(args.out + out_at(a, b, row0, h), (int64_t)a.NH * a.HS, out, inverse, a.T - row0,
-                  a.HS);
+    store_rows<D>(t.out + row0 * t.out_stride, t.out_stride, out, inverse, t.n_q - row0, t.HS);
 }
 
-/* ---- backward ---- */
+typedef struct tiles_args {
+    elem *out, *dqkv;
+    float *lse_out; /* or NULL */
+    const elem *qkv, *dout;
+    const float *lse, *delta; /* (B, NH, T) */
+    gpt_dropout_site dropout;
+    float scale;
+    attention_shape shape;
+} tiles_args;
+
+/* Blocks with more tiles to go through come first, so that none is left alone at the end. */
+static __device__ inline int longest_first(int n_tiles, int n_heads) {
+    return n_tiles - 1 - (int)blockIdx.x / n_heads;
+}
+
+template <int D>
+static __global__ void __launch_bounds__(THREADS) attention_forward_kernel(tiles_args args) {
+    attention_shape a = args.shape;
+    int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
+    int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
+    int64_t row_0 = (int64_t)head * a.T;
+    forward_tile t = {.out = args.out + out_at(a, b, first_q, h),
+                      .lse = args.lse_out ? args.lse_out + row_0 + first_q : NULL,
+                      .q = args.qkv + query_at(a, b, first_q, h),
+                      .k = args.qkv + key_at(a, b, 0, h),
+                      .v = args.qkv + value_at(a, b, 0, h),
+                      .out_stride = (int64_t)a.NH * a.HS,
+                      .q_stride = row_stride(a),
+                      .kv_stride = row_stride(a),
+                      .n_q = least<int>(TILE, a.T - first_q),
+                      .n_k = least<int>(first_q + TILE, a.T),
+                      .first_q = first_q,
+                      .row_0 = row_0,
+                      .T = a.T,
+                      .HS = a.HS,
+                      .scale = args.scale};
+    forward<D>(t, dropout_at(args.dropout));
+}
+
+/* A tile of rows of a decoding step, where all of them are of one sequence. */
+template <int D>
+static __global__ void __launch_bounds__(THREADS) attention_prefill_kernel(decode_args a) {
+    int h = (int)blockIdx.x % a.NH;
+    int first = longest_first((int)div_up(a.N, TILE), a.NH) * TILE,
+        n = least<int>(TILE, a.N - first);
+    if (!is_whole_tile(a, first)) return;
+    int64_t cache = cache_at(a, a.seqs[first], h), stride = (int64_t)(a.NH + 2 * a.NKV) * a.HS;
+    forward_tile t = {.out = a.out + ((int64_t)first * a.NH + h) * a.HS,
+                      .lse = NULL,
+                      .q = a.qkv + first * stride + (int64_t)h * a.HS,
+                      .k = a.cache_k + cache,
+                      .v = a.cache_v + cache,
+                      .out_stride = (int64_t)a.NH * a.HS,
+                      .q_stride = stride,
+                      .kv_stride = a.HS,
+                      .n_q = n,
+                      .n_k = a.positions[first] + n,
+                      .first_q = a.positions[first],
+                      .row_0 = 0,
+                      .T = 0,
+                      .HS = a.HS,
+                      .scale = a.scale};
+    forward<D>(t, gpt_dropout{0, 0});
+}
+
+/* ---- backward ----
+ *
+ * Dao 2023 has one kernel with five products for each pair of tiles; the two here each compute scores
+ * and their gradients, which makes seven. But in one kernel dq is a sum over blocks, read and written
+ * in float32 for each pair. By counting, that is 32 KB through the second-level cache for 1 MFLOP
+ * saved (heads of 64), which takes longer than the MFLOP. And to be deterministic, blocks would have to
+ * wait for each other in turn, which no emulation shows to end, or keep a dq for each block of keys. */
 
 /* From scores to probabilities with their dropout (p), and from the gradients of those (dp) to the
  * gradients of scores, before the scale. lse is in powers of two. i is the query's number among
@@ -250,6 +317,7 @@ static __global__ void __launch_bounds__(THREADS)
     attention_backward_queries_kernel(tiles_args args) {
     enum { N = KEYS / 8 };
     attention_shape a = args.shape;
+    gpt_dropout dropout = dropout_at(args.dropout);
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
     int warp = (int)threadIdx.x / WARP, row0 = first_q + warp * 16;
@@ -295,7 +363,7 @@ static __global__ void __launch_bounds__(THREADS)
             for (int e = 0; e < 4; e++) {
                 int key = tile * KEYS + col_of(n, e), row = row0 + row_of(e);
                 score_gradient(p[n][e], ds[n][e], key <= row, scale, lse[e / 2], delta[e / 2],
-                               args.dropout, (int64_t)head * a.T + row, key, a.T);
+                               dropout, (int64_t)head * a.T + row, key, a.T);
             }
         product_columns<D>(dq, ds, k + at);
         __syncthreads();
@@ -310,6 +378,7 @@ template <int D, int QUERIES>
 static __global__ void __launch_bounds__(THREADS) attention_backward_keys_kernel(tiles_args args) {
     enum { N = QUERIES / 8 };
     attention_shape a = args.shape;
+    gpt_dropout dropout = dropout_at(args.dropout);
     int n_heads = a.B * a.NKV, b = (int)blockIdx.x % n_heads / a.NKV, group = a.NH / a.NKV;
     int h0 = (int)blockIdx.x % a.NKV * group, warp = (int)threadIdx.x / WARP;
     int first_key = (int)blockIdx.x / n_heads * TILE, row0 = first_key + warp * 16;
@@ -357,7 +426,7 @@ static __global__ void __launch_bounds__(THREADS) attention_backward_keys_kernel
             for (int e = 0; e < 4; e++) {
                 int col = col_of(n, e), query = query0 + col, key = row0 + row_of(e);
                 score_gradient(p[n][e], ds[n][e], key <= query, scale, lse[stage * QUERIES + col],
-                               delta[stage * QUERIES + col], args.dropout,
+                               delta[stage * QUERIES + col], dropout,
                                ((int64_t)b * a.NH + h) * a.T + query, key, a.T);
             }
         product_columns<D>(dv, p, dout + at);
@@ -376,13 +445,18 @@ template <int D> static inline size_t tile_bytes(int fixed, int other) {
     return sizeof(elem) * STRIDE<D> * (size_t)(fixed * TILE + 2 * STAGES * other);
 }
 
-template <int D> static void forward(gpt_ctx *ctx, tiles_args args) {
+template <int D> static void start_forward(gpt_ctx *ctx, tiles_args args) {
     attention_shape a = args.shape;
     dim3 grid((unsigned)(div_up(a.T, TILE) * a.B * a.NH));
     launch(ctx, attention_forward_kernel<D>, grid, THREADS, tile_bytes<D>(1, TILE), args);
 }
 
-template <int D, int KEYS, int QUERIES> static void backward(gpt_ctx *ctx, tiles_args args) {
+template <int D> static void start_prefill(gpt_ctx *ctx, decode_args args) {
+    dim3 grid((unsigned)(div_up(args.N, TILE) * args.NH));
+    launch(ctx, attention_prefill_kernel<D>, grid, THREADS, tile_bytes<D>(1, TILE), args);
+}
+
+template <int D, int KEYS, int QUERIES> static void start_backward(gpt_ctx *ctx, tiles_args args) {
     attention_shape a = args.shape;
     unsigned n_tiles = (unsigned)div_up(a.T, TILE);
     launch(ctx, attention_backward_queries_kernel<D, KEYS>, dim3(n_tiles * a.B * a.NH), THREADS,
@@ -392,7 +466,7 @@ template <int D, int KEYS, int QUERIES> static void backward(gpt_ctx *ctx, tiles
 }
 
 int attention_tiles_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv,
-                            gpt_dropout dropout, attention_shape a) {
+                            gpt_dropout_site dropout, attention_shape a) {
     tiles_args args = {.out = out,
                        .dqkv = NULL,
                        .lse_out = lse,
@@ -405,16 +479,27 @@ int attention_tiles_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv
                        .shape = a};
     if (a.HS > 128) return 0;
     if (a.HS > 64)
-        forward<128>(ctx, args);
+        start_forward<128>(ctx, args);
     else if (a.HS > 32)
-        forward<64>(ctx, args);
+        start_forward<64>(ctx, args);
     else
-        forward<32>(ctx, args);
+        start_forward<32>(ctx, args);
+    return 1;
+}
+
+int attention_tiles_prefill(gpt_ctx *ctx, decode_args args) {
+    if (args.HS > 128) return 0;
+    if (args.HS > 64)
+        start_prefill<128>(ctx, args);
+    else if (args.HS > 32)
+        start_prefill<64>(ctx, args);
+    else
+        start_prefill<32>(ctx, args);
     return 1;
 }
 
 int attention_tiles_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const elem *qkv,
-                             const float *lse, const float *delta, gpt_dropout dropout,
+                             const float *lse, const float *delta, gpt_dropout_site dropout,
                              attention_shape a) {
     tiles_args args = {.out = NULL,
                        .dqkv = dqkv,
@@ -428,10 +513,10 @@ int attention_tiles_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const e
                        .shape = a};
     if (a.HS > 128) return 0;
     if (a.HS > 64)
-        backward<128, 32, 32>(ctx, args);
+        start_backward<128, 32, 32>(ctx, args);
     else if (a.HS > 32)
-        backward<64, 64, 32>(ctx, args);
+        start_backward<64, 64, 32>(ctx, args);
     else
-        backward<32, 64, 32>(ctx, args);
+        start_backward<32, 64, 32>(ctx, args);
     return 1;
 }

@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* ---- the device ---- */
 
@@ -82,6 +83,8 @@ int cuda_info(gpt_device_info *out) {
 
 /* ---- the context ---- */
 
+enum { STAGING_BYTES = 8 << 20 };
+
 int cuda_ctx_create(gpt_ctx **out, int n_threads, int pin) {
     (void)n_threads, (void)pin;
     TRY(cuda_check());
@@ -91,6 +94,8 @@ int cuda_ctx_create(gpt_ctx **out, int n_threads, int pin) {
     if (status == GPT_OK) status = cuda_graphs_open(&ctx->graphs);
     cudaError_t error = status == GPT_OK ? cudaSetDevice(ctx->device) : cudaSuccess;
     if (status == GPT_OK && error == cudaSuccess) error = cudaStreamCreate(&ctx->stream);
+    if (status == GPT_OK && error == cudaSuccess)
+        error = cudaMallocHost((void **)&ctx->staging, STAGING_BYTES);
     if (error != cudaSuccess)
         status = fail(GPT_ERR_DEVICE, "CUDA does not start: %s", cudaGetErrorString(error));
     if (status != GPT_OK) {
@@ -107,6 +112,7 @@ void cuda_ctx_free(gpt_ctx *ctx) {
         cudaStreamSynchronize(ctx->stream);
         cudaStreamDestroy(ctx->stream);
     }
+    if (ctx->staging) cudaFreeHost(ctx->staging);
     cuda_graphs_close(ctx->graphs);
     cuda_products_close(ctx->products);
     free(ctx);
@@ -127,8 +133,13 @@ double cuda_ctx_busy_seconds(const gpt_ctx *ctx, int thread) {
     return 0;
 }
 
-int cuda_sync(gpt_ctx *ctx) {
+static void wait(gpt_ctx *ctx) {
     cuda_remember(ctx, cudaStreamSynchronize(ctx->stream));
+    ctx->staged = 0;
+}
+
+int cuda_sync(gpt_ctx *ctx) {
+    wait(ctx);
     cudaError_t error = ctx->error;
     ctx->error = cudaSuccess;
     if (error == cudaSuccess) return GPT_OK;
@@ -158,18 +169,24 @@ void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes) {
 
 void cuda_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes) {
     (void)bytes;
-    cuda_remember(ctx, cudaStreamSynchronize(ctx->stream));
+    wait(ctx);
     cuda_remember(ctx, cudaFree(buffer));
 }
 
-/* The host's memory is ordinary: the copy has left it, or filled it, when these return. */
+/* The host's memory is ordinary: the copy has left it, or filled it, when these return. Leaving it may
+ * take a wait for all that was started before, so what a step uploads leaves from pinned memory. */
 void cuda_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes) {
+    if (bytes <= STAGING_BYTES) {
+        if (bytes > STAGING_BYTES - ctx->staged) wait(ctx);
+        host = memcpy(ctx->staging + ctx->staged, host, bytes);
+        ctx->staged += bytes;
+    }
     cuda_remember(ctx, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, ctx->stream));
 }
 
 void cuda_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes) {
     cuda_remember(ctx, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, ctx->stream));
-    cuda_remember(ctx, cudaStreamSynchronize(ctx->stream));
+    wait(ctx);
 }
 
 void cuda_copy(gpt_ctx *ctx, void *to, const void *from, size_t bytes) {

@@ -112,6 +112,8 @@ struct gpt_ctx {
     cuda_library *products;
     cuda_graphs *graphs;
     void *workspace;
+    char *staging; /* pinned: uploads leave from here */
+    size_t staged; /* bytes of it that may still be on their way */
 };
 
 int cuda_ctx_create(gpt_ctx **out, int n_threads, int pin);
@@ -224,6 +226,18 @@ static __device__ inline float warp_max(float x) {
     for (int offset = WARP / 2; offset > 0; offset /= 2)
         x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
     return x;
+}
+
+/* The sum over a block's THREADS, a power of two, in thread 0; through as many doubles of shared
+ * memory. */
+template <int THREADS> static __device__ inline double block_sum(double x) {
+    double *sums = shared_memory<double>();
+    sums[threadIdx.x] = x;
+    for (unsigned half = THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    return sums[0];
 }
 
 #endif

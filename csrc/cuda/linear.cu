@@ -38,8 +38,9 @@ size_t cuda_linear_workspace(const gpt_shape *s) {
                    product_numbers(s->activation, s->N, s->F), (size_t)widest);
 }
 
-static inline dim3 grid_of(int64_t n) {
-    return dim3((unsigned)div_up(n, THREADS));
+/* For n numbers, W of them a thread. */
+static inline dim3 grid_of(int64_t n, int W) {
+    return dim3((unsigned)div_up(n, THREADS * W));
 }
 
 /* ---- forward ---- */
@@ -57,21 +58,30 @@ typedef struct activation_args {
     int activation, N, F;
 } activation_args;
 
-static __global__ void activation_forward_kernel(activation_args a) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+template <int W> static __device__ inline void add_bias(float (&x)[W], const float *b) {
+    float bias[W];
+    load(bias, b);
+#pragma unroll
+    for (int k = 0; k < W; k++) x[k] += bias[k];
+}
+
+template <int W> static __global__ void activation_forward_kernel(activation_args a) {
+    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
     if (i >= (int64_t)a.N * a.F) return;
     int twin = a.activation == GPT_ACT_SWIGLU ? a.F : 0, f = (int)(i % a.F);
     int64_t at = i / a.F * (a.F + twin) + f;
-    float x = to_float(a.y[at]), up = twin ? to_float(a.y[at + twin]) : 0;
-    if (a.b) {
-        x += a.b[f];
-        up += a.b[f + twin];
+    float x[W], up[W] = {};
+    load(x, a.y + at);
+    if (a.b) add_bias(x, a.b + f);
+    if (a.pre) store(a.pre + at, x);
+    if (twin) {
+        load(up, a.y + at + twin);
+        if (a.b) add_bias(up, a.b + f + twin);
+        if (a.pre) store(a.pre + at + twin, up);
     }
-    if (a.pre) {
-        a.pre[at] = from_float<elem>(x);
-        if (twin) a.pre[at + twin] = from_float<elem>(up);
-    }
-    a.out[i] = from_float<elem>(activation_forward(a.activation, x, up));
+#pragma unroll
+    for (int k = 0; k < W; k++) x[k] = activation_forward(a.activation, x[k], up[k]);
+    store(a.out + i, x);
 }
 
 void cuda_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const weight *w,
@@ -83,7 +93,7 @@ void cuda_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const 
     if (activation == GPT_ACT_NONE) pre = NULL;
     const void *bias = b;
     if (b && IS_BF16) {
-        launch(ctx, bias_kernel, grid_of(width), THREADS, 0, m.bias, b, width);
+        launch(ctx, bias_kernel, grid_of(width, 1), THREADS, 0, m.bias, b, width);
         bias = m.bias;
     }
     product p = {.kind = PRODUCT_NT,
@@ -114,8 +124,10 @@ void cuda_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const 
     }
     activation_args a = {
         (elem *)out, (elem *)pre, (const elem *)p.out, has_bias ? NULL : b, activation, N, OC};
+    int W = OC % PACK == 0 ? PACK : 1;
     if (a.b || activation != GPT_ACT_NONE)
-        launch(ctx, activation_forward_kernel, grid_of((int64_t)N * OC), THREADS, 0, a);
+        launch(ctx, W == 1 ? activation_forward_kernel<1> : activation_forward_kernel<PACK>,
+               grid_of((int64_t)N * OC, W), THREADS, 0, a);
 }
 
 void cuda_head_forward(gpt_ctx *ctx, float *logits, const act *x, const weight *wte, int N, int C,
@@ -145,15 +157,20 @@ typedef struct activation_backward_args {
     int activation, N, F;
 } activation_backward_args;
 
-static __global__ void activation_backward_kernel(activation_backward_args a) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+template <int W> static __global__ void activation_backward_kernel(activation_backward_args a) {
+    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
     if (i >= (int64_t)a.N * a.F) return;
     int twin = a.activation == GPT_ACT_SWIGLU ? a.F : 0;
     int64_t at = i / a.F * (a.F + twin) + i % a.F;
-    float up = twin ? to_float(a.pre[at + twin]) : 0, dup = 0;
-    float d = activation_backward(a.activation, to_float(a.dout[i]), to_float(a.pre[at]), up, &dup);
-    a.din[at] = from_float<elem>(d);
-    if (twin) a.din[at + twin] = from_float<elem>(dup);
+    float d[W], x[W], up[W] = {}, dup[W] = {};
+    load(d, a.dout + i);
+    load(x, a.pre + at);
+    if (twin) load(up, a.pre + at + twin);
+#pragma unroll
+    for (int k = 0; k < W; k++)
+        d[k] = activation_backward(a.activation, d[k], x[k], up[k], &dup[k]);
+    store(a.din + at, d);
+    if (twin) store(a.din + at + twin, dup);
 }
 
 static __global__ void bias_backward_kernel(float *partial, const elem *dout, int N, int OC) {
@@ -191,8 +208,10 @@ void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const ac
         cuda_product(ctx, &dinput);
         activation_backward_args a = {
             (elem *)din, (const elem *)dinput.out, (const elem *)pre, activation, N, IC};
+        int W = IC % PACK == 0 ? PACK : 1;
         if (activation != GPT_ACT_NONE)
-            launch(ctx, activation_backward_kernel, grid_of((int64_t)N * IC), THREADS, 0, a);
+            launch(ctx, W == 1 ? activation_backward_kernel<1> : activation_backward_kernel<PACK>,
+                   grid_of((int64_t)N * IC, W), THREADS, 0, a);
     }
 
     product dweight = {.kind = PRODUCT_TN,

@@ -88,6 +88,15 @@ static __global__ void classifier_kernel(float *losses, elem *logits /* (n, Vp) 
     }
 }
 
+/* One block. */
+static __global__ void total_kernel(float *total, const float *losses, float scale, int add,
+                                    int N) {
+    double sum = 0;
+    for (int n = (int)threadIdx.x; n < N; n += THREADS) sum += losses[n];
+    sum = block_sum<THREADS>(sum);
+    if (threadIdx.x == 0) *total = (float)((add ? *total : 0) + scale * sum);
+}
+
 static void classifier(gpt_ctx *ctx, float *losses, elem *dx, float *dwte, const elem *x,
                        const elem *wte, const int32_t *targets, float scale, int add, int N, int C,
                        int V, int Vp) {
@@ -147,9 +156,11 @@ void cuda_classifier_forward(gpt_ctx *ctx, float *losses, const act *x, const we
                Vp);
 }
 
-void cuda_classifier_backward(gpt_ctx *ctx, float *losses, act *dx, float *dwte, const act *x,
-                              const weight *wte, const int32_t *targets, float scale, int add,
-                              int N, int C, int V, int Vp) {
+void cuda_classifier_backward(gpt_ctx *ctx, float *losses, float *total, act *dx, float *dwte,
+                              const act *x, const weight *wte, const int32_t *targets, float scale,
+                              int add, int N, int C, int V, int Vp) {
     classifier(ctx, losses, (elem *)dx, dwte, (const elem *)x, (const elem *)wte, targets, scale,
                add, N, C, V, Vp);
+    launch(ctx, total_kernel, dim3(1), THREADS, sizeof(double) * THREADS, total,
+           (const float *)losses, scale, add, N);
 }

@@ -13,19 +13,20 @@ typedef struct norm_forward_args {
     float *stats;               /* (N, 2) or NULL */
     const elem *resid, *branch; /* (N, C) */
     const float *w, *b;         /* (C) or NULL */
-    gpt_dropout dropout;
+    gpt_dropout_site dropout;
     int norm, N, C;
     float eps;
 } norm_forward_args;
 
 /* resid_out = resid + dropout(branch), W channels of it, as they are stored. */
 template <int W>
-static __device__ inline void add_branch(float (&x)[W], const norm_forward_args &a, int64_t at) {
+static __device__ inline void add_branch(float (&x)[W], const norm_forward_args &a,
+                                         gpt_dropout dropout, int64_t at) {
     float branch[W];
     load(branch, a.branch + at);
-    if (a.dropout.p > 0)
+    if (dropout.p > 0)
 #pragma unroll
-        for (int k = 0; k < W; k++) branch[k] *= dropout_factor(a.dropout, (uint64_t)(at + k));
+        for (int k = 0; k < W; k++) branch[k] *= dropout_factor(dropout, (uint64_t)(at + k));
 #pragma unroll
     for (int k = 0; k < W; k++) x[k] = to_float(from_float<elem>(x[k] + branch[k]));
     store(a.resid_out + at, x);
@@ -37,9 +38,10 @@ template <int W> static __global__ void residual_norm_forward_kernel(norm_forwar
     int64_t start = (int64_t)row * a.C;
     const elem *sum = a.branch ? a.resid_out : a.resid;
     float x[W], mean = 0, square = 0;
+    gpt_dropout dropout = dropout_at(a.dropout);
     for (int c = lane * W; c < a.C; c += WARP * W) {
         load(x, a.resid + start + c);
-        if (a.branch) add_branch(x, a, start + c);
+        if (a.branch) add_branch(x, a, dropout, start + c);
 #pragma unroll
         for (int k = 0; k < W; k++) mean += x[k];
     }
@@ -71,7 +73,7 @@ template <int W> static __global__ void residual_norm_forward_kernel(norm_forwar
 
 void cuda_residual_norm_forward(gpt_ctx *ctx, act *resid_out, act *out, float *stats,
                                 const act *resid, const act *branch, const float *w, const float *b,
-                                gpt_dropout dropout, int norm, float eps, int N, int C) {
+                                gpt_dropout_site dropout, int norm, float eps, int N, int C) {
     norm_forward_args a = {(elem *)resid_out,
                            (elem *)out,
                            stats,
@@ -96,7 +98,7 @@ typedef struct norm_backward_args {
     const elem *dout, *resid; /* (N, C) */
     const float *stats;       /* (N, 2) */
     const float *w;           /* (C) or NULL */
-    gpt_dropout dropout;
+    gpt_dropout_site dropout;
     int norm, N, C;
 } norm_backward_args;
 
@@ -126,6 +128,7 @@ template <int W> static __global__ void residual_norm_backward_kernel(norm_backw
     if (row >= a.N) return;
     float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
     float g[W], h[W], sum_g = 0, sum_gh = 0;
+    gpt_dropout dropout = dropout_at(a.dropout);
     for (int c = lane * W; c < a.C; c += WARP * W) {
         gradient_terms(g, h, a, row, c, mean, rstd);
 #pragma unroll
@@ -147,7 +150,7 @@ template <int W> static __global__ void residual_norm_backward_kernel(norm_backw
         store(a.dresid + at, dx);
         if (!a.dbranch) continue;
 #pragma unroll
-        for (int k = 0; k < W; k++) dx[k] *= dropout_factor(a.dropout, (uint64_t)(at + k));
+        for (int k = 0; k < W; k++) dx[k] *= dropout_factor(dropout, (uint64_t)(at + k));
         store(a.dbranch + at, dx);
     }
 }
@@ -163,7 +166,7 @@ static __global__ void norm_weights_backward_kernel(float *partial, norm_backwar
 
 void cuda_residual_norm_backward(gpt_ctx *ctx, act *dresid, act *dbranch, float *dw, float *db,
                                  const act *dout, const act *resid, const float *stats,
-                                 const float *w, gpt_dropout dropout, int norm, int N, int C) {
+                                 const float *w, gpt_dropout_site dropout, int norm, int N, int C) {
     norm_backward_args a = {(elem *)dresid,
                             (elem *)dbranch,
                             (const elem *)dout,

@@ -5,6 +5,7 @@
 
 #include <cublasLt.h>
 #include <dlfcn.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +27,7 @@ typedef struct plan {
     cublasLtMatmulAlgo_t algo;
 } plan;
 
-enum { MAX_PLANS = 256 };
+enum { MAX_PLANS = 256, TUNED_ALGORITHMS = 8, TUNING_TURNS = 5 };
 
 struct cuda_library {
     void *handle;
@@ -35,7 +36,8 @@ struct cuda_library {
 #define DECLARE(name) decltype(&cublasLt##name) name;
     FUNCTIONS(DECLARE)
 #undef DECLARE
-    int tf32, n_plans, next; /* next: which plan makes room for a new one */
+    int tf32, tune;    /* as the environment asks */
+    int n_plans, next; /* next: which plan makes room for a new one */
     plan plans[MAX_PLANS];
 };
 
@@ -53,6 +55,12 @@ static void *open_library(void) {
     return NULL;
 }
 
+/* Set, and not to 0. */
+static int is_on(const char *variable) {
+    const char *value = getenv(variable);
+    return value && strcmp(value, "0");
+}
+
 static int missing_library(int found) {
     return fail(GPT_ERR_DEVICE,
                 found ? "%s was found but cannot be used; try: pip install 'gptc[cuda]'"
@@ -68,8 +76,8 @@ int cuda_products_describe(char *out, size_t size) {
     int found = version && dladdr((void *)version, &file);
     size_t number = found ? version() : 0; /* as CUBLAS_VERSION */
     if (found)
-        snprintf(out, size, "%zu.%zu.%zu, %s", number / 10000, number / 100 % 100, number % 100,
-                 file.dli_fname);
+        snprintf(out, size, "%zu.%zu.%zu, %s%s", number / 10000, number / 100 % 100, number % 100,
+                 file.dli_fname, is_on("GPTC_TUNE") ? ", tuned (GPTC_TUNE)" : "");
     dlclose(handle);
     return found ? GPT_OK : missing_library(1);
 }
@@ -77,8 +85,8 @@ int cuda_products_describe(char *out, size_t size) {
 int cuda_products_open(cuda_library **out) {
     cuda_library *l = (cuda_library *)calloc(1, sizeof *l);
     if (!l) return fail(GPT_ERR_MEMORY, "no memory for the table of matrix products");
-    const char *tf32 = getenv("GPTC_TF32");
-    l->tf32 = tf32 && strcmp(tf32, "0");
+    l->tf32 = is_on("GPTC_TF32");
+    l->tune = is_on("GPTC_TUNE");
     l->handle = open_library();
     int found = l->handle != NULL;
 #define FIND(name)                                                                                 \
@@ -192,10 +200,61 @@ static int set_addresses(cuda_library *l, plan *plan, const product *p) {
 }
 #undef SET
 
-/* The library's first choice for this shape. */
-static int choose(cuda_library *l, plan *plan, const product *p) {
+static int multiply(gpt_ctx *ctx, const plan *plan, const product *p, void *out) {
+    cuda_library *l = ctx->products;
+    float one = 1, zero = 0;
+    return l->Matmul(l->lt, plan->desc, &one, p->b, plan->a, p->a, plan->b, p->add ? &one : &zero,
+                     p->out, plan->out, out, plan->out, &plan->algo, l->workspace,
+                     PRODUCT_WORKSPACE, ctx->stream) == CUBLAS_STATUS_SUCCESS;
+}
+
+/* Milliseconds of the fastest of a few runs of the plan, its output thrown away: adding to p->out
+ * more than once would not be the same. */
+static float time_plan(gpt_ctx *ctx, const plan *plan, const product *p, void *out,
+                       cudaEvent_t begin, cudaEvent_t end) {
+    float best = INFINITY;
+    for (int turn = 0; turn < TUNING_TURNS; turn++) {
+        float ms = INFINITY;
+        cudaEventRecord(begin, ctx->stream);
+        if (!multiply(ctx, plan, p, out)) return INFINITY;
+        cudaEventRecord(end, ctx->stream);
+        if (cudaEventSynchronize(end) == cudaSuccess) cudaEventElapsedTime(&ms, begin, end);
+        best = least(best, ms);
+    }
+    return best;
+}
+
+/* Replaces the plan's algorithm by the fastest of those found. Which one that is may differ from one
+ * model to the next, and with it the last bits of what the products give: so one has to ask for it. */
+static void tune(gpt_ctx *ctx, plan *plan, const product *p,
+                 const cublasLtMatmulHeuristicResult_t *found, int n_found) {
+    cudaStreamCaptureStatus status;
+    cudaEvent_t begin = NULL, end = NULL;
+    void *out = NULL;
+    cudaStreamIsCapturing(ctx->stream, &status);
+    if (status != cudaStreamCaptureStatusNone) return; /* nothing runs now */
+    if (cudaMalloc(&out, sizeof(float) * (size_t)p->M * (size_t)p->ldo) == cudaSuccess &&
+        cudaEventCreate(&begin) == cudaSuccess && cudaEventCreate(&end) == cudaSuccess) {
+        float best = INFINITY;
+        cublasLtMatmulAlgo_t fastest = plan->algo;
+        for (int i = 0; i < n_found; i++) {
+            plan->algo = found[i].algo;
+            float ms = time_plan(ctx, plan, p, out, begin, end);
+            if (ms < best) best = ms, fastest = plan->algo;
+        }
+        plan->algo = fastest;
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    cudaFree(out);
+    cudaGetLastError(); /* without room to measure in, it is the first choice */
+}
+
+/* The library's first choice for this shape, or the fastest of its first few. */
+static int choose(gpt_ctx *ctx, plan *plan, const product *p) {
+    cuda_library *l = ctx->products;
     cublasLtMatmulPreference_t preference;
-    cublasLtMatmulHeuristicResult_t result;
+    cublasLtMatmulHeuristicResult_t found[TUNED_ALGORITHMS];
     size_t workspace = PRODUCT_WORKSPACE;
     int n_found = 0;
     if (l->MatmulPreferenceCreate(&preference) != CUBLAS_STATUS_SUCCESS) return 0;
@@ -213,15 +272,18 @@ static int choose(cuda_library *l, plan *plan, const product *p) {
         bad |= l->MatmulPreferenceSetAttribute(preference, operand.which, &bytes, sizeof bytes);
     }
     if (!bad)
-        bad = l->MatmulAlgoGetHeuristic(l->lt, plan->desc, plan->a, plan->b, plan->out, plan->out,
-                                        preference, 1, &result, &n_found);
+        bad =
+            l->MatmulAlgoGetHeuristic(l->lt, plan->desc, plan->a, plan->b, plan->out, plan->out,
+                                      preference, l->tune ? TUNED_ALGORITHMS : 1, found, &n_found);
     l->MatmulPreferenceDestroy(preference);
     if (bad || n_found == 0) return 0;
-    plan->algo = result.algo;
+    plan->algo = found[0].algo;
+    if (l->tune && n_found > 1) tune(ctx, plan, p, found, n_found);
     return 1;
 }
 
-static plan *plan_for(cuda_library *l, const product *p) {
+static plan *plan_for(gpt_ctx *ctx, const product *p) {
+    cuda_library *l = ctx->products;
     product key = key_of(p);
     for (int i = 0; i < l->n_plans; i++)
         if (l->plans[i].key == key) return &l->plans[i];
@@ -229,19 +291,15 @@ static plan *plan_for(cuda_library *l, const product *p) {
     plan *made = &l->plans[i];
     close_plan(l, made);
     made->key = key;
-    made->usable = describe(l, made, p) && set_addresses(l, made, p) && choose(l, made, p);
+    made->usable = describe(l, made, p) && set_addresses(l, made, p) && choose(ctx, made, p);
     return made;
 }
 
 int cuda_product(gpt_ctx *ctx, const product *p) {
     cuda_library *l = ctx->products;
     if (p->pre && p->N % 8) return 0; /* the library wants its rows aligned */
-    plan *plan = plan_for(l, p);
-    float one = 1, zero = 0;
-    int done = plan->usable && set_addresses(l, plan, p) &&
-               l->Matmul(l->lt, plan->desc, &one, p->b, plan->a, p->a, plan->b,
-                         p->add ? &one : &zero, p->out, plan->out, p->out, plan->out, &plan->algo,
-                         l->workspace, PRODUCT_WORKSPACE, ctx->stream) == CUBLAS_STATUS_SUCCESS;
+    plan *plan = plan_for(ctx, p);
+    int done = plan->usable && set_addresses(l, plan, p) && multiply(ctx, plan, p, p->out);
     if (!done && p->epilogue == EPILOGUE_NONE) cuda_remember(ctx, cudaErrorNotSupported);
     return done;
 }

@@ -149,6 +149,18 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *shap
 
 /* ---- the model ---- */
 
+/* What differs from one step to the next, and what comes out of one, in the device's memory. */
+typedef struct step_report {
+    float loss; /* of the micro-batches so far, each times its scale */
+    float grad_norm;
+} step_report;
+
+typedef struct step_state {
+    gpt_adamw_step adamw;
+    uint64_t dropout_key;
+    step_report report;
+} step_state;
+
 struct gpt_model {
     gpt_config config;
     gpt_options options; /* with 0s replaced by what they stand for */
@@ -160,7 +172,7 @@ struct gpt_model {
     void *arena; /* one allocation: everything below */
     size_t arena_bytes;
     float *params, *grads, *moment1, *moment2; /* (n_stored) each */
-    float *grad_norm;                          /* (1) */
+    step_state *state;                         /* (1) */
     float *rope;                               /* the table of rope.c, or NULL */
     void *workspace;
     acts acts;
@@ -200,10 +212,12 @@ void model_pack(gpt_model *m);
 void model_forward(gpt_model *m, const acts *a, const batch *x);
 /* From acts.targets to the gradients of every parameter, and acts.losses. */
 void model_backward(gpt_model *m, const acts *a, const batch *x, float scale);
-/* The dropout of one site in this step and micro-step: site 0 is the embedding. */
+/* Makes the key of this step and micro-step that all dropouts share. */
+void dropout_draw(gpt_model *m);
+/* The dropout of one site. */
 enum { SITE_ATTENTION, SITE_ATT_PROJ, SITE_MLP_PROJ, SITES_PER_LAYER };
-gpt_dropout dropout_at(const gpt_model *m, const batch *x, int layer, int site);
-gpt_dropout dropout_embedding(const gpt_model *m, const batch *x);
+gpt_dropout_site dropout_of(const gpt_model *m, const batch *x, int layer, int site);
+gpt_dropout_site dropout_of_embedding(const gpt_model *m, const batch *x);
 
 /* The number of rows that a session of this size takes at once. */
 int session_max_rows(int n_seq, int n_ctx);

@@ -1,6 +1,8 @@
 /* optim.c: one update of all parameters, and of the form in which products read them. */
 #include "model.h"
 
+#include <math.h>
+
 void model_pack(gpt_model *m) {
     if (m->pack_stale)
         m->ops->weights_pack(m->ctx, m->params, m->layout.segments, m->layout.n_slots,
@@ -8,9 +10,22 @@ void model_pack(gpt_model *m) {
     m->pack_stale = false;
 }
 
+static float correction(float beta, int64_t step) {
+    return (float)(1 - pow((double)beta, (double)step));
+}
+
 void model_update(gpt_model *m, const gpt_adamw *adamw) {
+    const gpt_ops *ops = m->ops;
+    float *norm = &m->state->report.grad_norm;
+    const gpt_adamw_step step = {*adamw, correction(adamw->beta1, m->step + 1),
+                                 correction(adamw->beta2, m->step + 1)};
+    const int64_t key[] = {(int64_t)(intptr_t)m->arena};
     model_pack(m); /* so that a step that is refused leaves both forms alike */
-    m->ops->grad_norm(m->ctx, m->grad_norm, m->grads, m->layout.n_stored);
-    m->ops->adamw_update(m->ctx, m->params, m->moment1, m->moment2, m->grads, m->grad_norm, *adamw,
-                         m->step + 1, m->layout.segments, m->layout.n_slots);
+    ops->upload(m->ctx, &m->state->adamw, &step, sizeof step);
+    if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
+    do {
+        ops->grad_norm(m->ctx, norm, m->grads, m->layout.n_stored);
+        ops->adamw_update(m->ctx, m->params, m->moment1, m->moment2, m->grads, norm,
+                          &m->state->adamw, m->layout.segments, m->layout.n_slots);
+    } while (ops->replay_begin && !ops->replay_end(m->ctx));
 }

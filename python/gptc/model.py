@@ -263,26 +263,32 @@ class Model:
         wanted = _micro_batches(targets, "targets")
         if len(batches) != len(wanted):
             raise GptcError(f"{len(batches)} micro-batches of inputs, {len(wanted)} of targets")
-        # One number for each micro-batch; summed in double precision, in order, so that the
-        # reported loss is as reproducible as the step.
-        scale = 1.0 / len(batches)
-        loss = sum(self.backward(x, y, scale) for x, y in zip(batches, wanted, strict=True)) * scale
-        norm = self.update(AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip))
-        return StepResult(loss, norm)
+        # A device is waited for once, by the update.
+        for x, y in zip(batches, wanted, strict=True):
+            self._backward(x, y, 1.0 / len(batches), self._ffi.NULL)
+        return self._update(AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip))
 
     def backward(self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float = 1.0) -> float:
         """Adds `scale` times the loss's gradient to the gradients; returns the loss, in nats."""
-        x, y = _pair(inputs, targets)
         loss = self._ffi.new("float *")
-        _lib.call("gpt_model_backward", self._open(), _ints(x), _ints(y), *x.shape, scale, loss)
+        self._backward(inputs, targets, scale, loss)
         return float(loss[0])
 
     def update(self, adamw: AdamW) -> float:
         """Clips and applies the gradients; returns their norm before clipping."""
+        return self._update(adamw).grad_norm
+
+    def _backward(
+        self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float, loss: Any
+    ) -> None:
+        x, y = _pair(inputs, targets)
+        _lib.call("gpt_model_backward", self._open(), _ints(x), _ints(y), *x.shape, scale, loss)
+
+    def _update(self, adamw: AdamW) -> StepResult:
         settings = _lib.new_struct("gpt_adamw", **vars(adamw))
-        norm = self._ffi.new("float *")
-        _lib.call("gpt_model_update", self._open(), settings, norm)
-        return float(norm[0])
+        loss, norm = self._ffi.new("float *"), self._ffi.new("float *")
+        _lib.call("gpt_model_update", self._open(), settings, loss, norm)
+        return StepResult(float(loss[0]), float(norm[0]))
 
     def zero_gradients(self) -> None:
         """Forgets the gradients gathered since the last update."""

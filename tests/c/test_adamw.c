@@ -67,6 +67,15 @@ static int make_segments(gpt_segment *segments, int64_t n) {
     return count;
 }
 
+/* The settings of the step'th update, as the device reads them. */
+static void *device_step(gpt_adamw adamw, int64_t step) {
+    gpt_adamw_step s = {adamw, (float)(1 - pow(adamw.beta1, (double)step)),
+                        (float)(1 - pow(adamw.beta2, (double)step))};
+    void *device = test_device_alloc(sizeof s, TEST_GARBAGE);
+    test.ops->upload(test.ctx, device, &s, sizeof s);
+    return device;
+}
+
 typedef struct setup {
     gpt_adamw adamw;
     int64_t first_step;
@@ -127,9 +136,9 @@ static void check_updates(int64_t n, setup s) {
         void *w = device_f32(p.w, n), *m = device_f32(p.m, n), *v = device_f32(p.v, n);
         test_workspace(&shape);
         for (int k = 0; k < STEPS; k++) {
-            test.ops->adamw_update(test.ctx, w, m, v, device_f32(p.grads[k], n),
-                                   device_f32(&p.norms[k], 1), s.adamw, s.first_step + k,
-                                   p.segments, p.n_segments);
+            test.ops->adamw_update(
+                test.ctx, w, m, v, device_f32(p.grads[k], n), device_f32(&p.norms[k], 1),
+                device_step(s.adamw, s.first_step + k), p.segments, p.n_segments);
         }
         double *got = read_f32(w, n), *got_m = read_f32(m, n), *got_v = read_f32(v, n);
         EXPECT_CLOSE("m", got_m, p.want_m, 1, n, 2e-6);
@@ -183,7 +192,8 @@ static void test_not_finite(void) {
                 void *device_v = device_f32(v, n);
                 test_workspace(&shape);
                 test.ops->adamw_update(test.ctx, device_w, device_m, device_v, device_f32(grads, n),
-                                       device_f32(&norms[k], 1), adamw, 3, &segment, 1);
+                                       device_f32(&norms[k], 1), device_step(adamw, 3), &segment,
+                                       1);
                 EXPECT_SAME("w", read_f32(device_w, n), w, n);
                 EXPECT_SAME("m", read_f32(device_m, n), m, n);
                 EXPECT_SAME("v", read_f32(device_v, n), v, n);
@@ -205,7 +215,8 @@ static void test_zero_gradients(void) {
         void *device_w = device_f32(w, n);
         test_workspace(&shape);
         test.ops->adamw_update(test.ctx, device_w, device_f32(zeros, n), device_f32(zeros, n),
-                               device_f32(zeros, n), device_f32(zeros, 1), adamw, 1, segments, 2);
+                               device_f32(zeros, n), device_f32(zeros, 1), device_step(adamw, 1),
+                               segments, 2);
         double *got = read_f32(device_w, n);
         EXPECT_SAME("without decay", got, w, 33);
         EXPECT_CLOSE("with decay", got, want, 1, n, 2e-7);
@@ -231,7 +242,8 @@ static void check_packing(int rows, int cols, int parts) {
         test_workspace(&shape);
         test.ops->weights_pack(test.ctx, device_w, &segment, 1, 1);
         test.ops->adamw_update(test.ctx, device_w, device_f32(zeros, n), device_f32(zeros, n),
-                               device_f32(grads, n), device_f32(&norm, 1), adamw, 1, &segment, 1);
+                               device_f32(grads, n), device_f32(&norm, 1), device_step(adamw, 1),
+                               &segment, 1);
         test.ops->weights_pack(test.ctx, device_w, &again, 1, 1);
         int64_t count = (int64_t)bytes / 2;
         double *got = read_act(segment.packed, count);

@@ -60,13 +60,14 @@ static answer answer_of(sizes s, const double *qkv, gpt_dropout dropout) {
     return a;
 }
 
-static void check_forward(sizes s, const answer *a, gpt_dropout dropout, int keep_lse, double tol) {
+static void check_forward(sizes s, const answer *a, gpt_dropout_site dropout, int keep_lse,
+                          double tol) {
     gpt_shape shape = shape_of(s, keep_lse);
     void *out = device_act(NULL, out_size(s));
     void *lse = keep_lse ? device_f32(NULL, lse_size(s)) : NULL;
     test_workspace(&shape);
-    test.ops->attention_forward(test.ctx, out, lse, device_act(a->qkv, qkv_size(s)), dropout, s.B,
-                                s.T, s.NH, s.NKV, s.HS);
+    test.ops->attention_forward(test.ctx, out, lse, device_act(a->qkv, qkv_size(s)),
+                                device_dropout(dropout), s.B, s.T, s.NH, s.NKV, s.HS);
     EXPECT_CLOSE("out", read_act(out, out_size(s)), a->out, s.B * s.T, s.NH * s.HS, test_tol(tol));
     if (lse) {
         EXPECT_CLOSE("lse", read_f32(lse, lse_size(s)), a->lse, s.B * s.NH, s.T, test_tol(tol));
@@ -80,20 +81,20 @@ static void expect_dqkv(sizes s, const double *got, const double *want, double t
     EXPECT_CLOSE("dqkv, by heads", got, want, rows, s.HS, test_tols(tol, fmax(0.1, 60 * tol)));
 }
 
-static void check_backward(sizes s, const answer *a, gpt_dropout dropout, double tol) {
+static void check_backward(sizes s, const answer *a, gpt_dropout_site dropout, double tol) {
     gpt_shape shape = shape_of(s, 1);
     void *dqkv = device_act(NULL, qkv_size(s));
     test_workspace(&shape);
     test.ops->attention_backward(test.ctx, dqkv, device_act(a->dout, out_size(s)),
                                  device_act(a->qkv, qkv_size(s)), device_act(a->out, out_size(s)),
-                                 device_f32(a->lse, lse_size(s)), dropout, s.B, s.T, s.NH, s.NKV,
-                                 s.HS);
+                                 device_f32(a->lse, lse_size(s)), device_dropout(dropout), s.B, s.T,
+                                 s.NH, s.NKV, s.HS);
     expect_dqkv(s, read_act(dqkv, qkv_size(s)), a->dqkv, tol);
 }
 
 static void check(sizes s, float p, const double *qkv, double tol, double grad_tol) {
-    gpt_dropout dropout = {p, 0x51ed2701 + (uint64_t)s.T};
-    answer a = answer_of(s, qkv, dropout);
+    gpt_dropout_site dropout = host_dropout(p, (uint64_t)s.T);
+    answer a = answer_of(s, qkv, dropout_at(dropout));
     EACH_BACKEND {
         if (p == 0.0f) check_forward(s, &a, dropout, 0, tol);
         check_forward(s, &a, dropout, 1, tol);
@@ -167,8 +168,8 @@ static void test_causal(void) {
     EACH_BACKEND {
         void *out = device_act(NULL, out_size(s));
         test_workspace(&shape);
-        test.ops->attention_forward(test.ctx, out, NULL, device_act(changed, qkv_size(s)), none,
-                                    s.B, s.T, s.NH, s.NKV, s.HS);
+        test.ops->attention_forward(test.ctx, out, NULL, device_act(changed, qkv_size(s)),
+                                    (gpt_dropout_site){0}, s.B, s.T, s.NH, s.NKV, s.HS);
         double *got = read_act(out, out_size(s));
         for (int b = 0; b < s.B; b++) {
             int64_t first = (int64_t)b * s.T * width;
@@ -302,6 +303,9 @@ static void test_decode(void) {
     check_decode((sizes){1, 70, 2, 1, 20}, 1, 71);
     check_decode((sizes){4, 19, 3, 3, 16}, 3, 300);
     check_decode((sizes){2, 330, 2, 1, 6}, 100, 331);
+    /* Whole tiles that start anywhere, and tiles of two sequences. */
+    check_decode((sizes){2, 200, 4, 2, 64}, 130, 201);
+    check_decode((sizes){1, 190, 1, 1, 128}, 100, 190);
 }
 
 typedef struct state {

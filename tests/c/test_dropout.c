@@ -18,9 +18,10 @@ static gpt_shape shape_of(int64_t n) {
                        .n_params = 1};
 }
 
-typedef void dropout_fn(gpt_ctx *ctx, act *x, int64_t n, gpt_dropout dropout);
+typedef void dropout_fn(gpt_ctx *ctx, act *x, int64_t n, gpt_dropout_site dropout);
 
-static void check_values(int64_t n, gpt_dropout dropout) {
+static void check_values(int64_t n, gpt_dropout_site site) {
+    gpt_dropout dropout = dropout_at(site);
     test_case("n=%lld p=%g", (long long)n, dropout.p);
     double *x = random_act(n, 1.0), *want = host_copy(x, n);
     for (int64_t i = 0; i < n; i++) want[i] *= dropout_factor(dropout, (uint64_t)i);
@@ -30,7 +31,7 @@ static void check_values(int64_t n, gpt_dropout dropout) {
         for (int i = 0; i < 2; i++) {
             void *device = device_act(x, n);
             test_workspace(&shape);
-            passes[i](test.ctx, device, n, dropout);
+            passes[i](test.ctx, device, n, device_dropout(site));
             double *got = read_act(device, n);
             EXPECT_CLOSE(i ? "dx" : "x", got, want, 1, n, test_tol(2e-7));
             for (int64_t k = 0; k < n; k++) {
@@ -48,7 +49,7 @@ static void test_values(void) {
     static const float probabilities[] = {0.0f, 0.1f, 0.5f, 0.9f};
     for (int i = 0; i < TEST_COUNT(sizes); i++) {
         for (int k = 0; k < TEST_COUNT(probabilities); k++) {
-            check_values(sizes[i], (gpt_dropout){probabilities[k], 0x1234567890abcdefull + i});
+            check_values(sizes[i], host_dropout(probabilities[k], (uint64_t)i));
         }
     }
 }
@@ -98,9 +99,27 @@ static void test_independence(void) {
     check_frequency("both dropped", both, n, 0.09);
 }
 
+/* Sites of a step share no decisions, and the same site has others in the next step. */
+static void test_sites(void) {
+    enum { n = 200000 };
+    static const uint64_t steps[] = {5, 6};
+    gpt_dropout one = dropout_at((gpt_dropout_site){0.3f, 1, &steps[0]});
+    gpt_dropout others[] = {dropout_at((gpt_dropout_site){0.3f, 2, &steps[0]}),
+                            dropout_at((gpt_dropout_site){0.3f, 1, &steps[1]})};
+    for (int k = 0; k < 2; k++) {
+        test_case(k ? "two steps" : "two sites");
+        double both = 0;
+        for (uint64_t i = 0; i < n; i++) {
+            both += dropout_factor(one, i) == 0.0f && dropout_factor(others[k], i) == 0.0f;
+        }
+        check_frequency("both dropped", both, n, 0.09);
+    }
+}
+
 static void test_no_dropout(void) {
     for (uint64_t i = 0; i < 10000; i++) EXPECT(dropout_factor((gpt_dropout){0.0f, 5}, i) == 1.0f);
 }
 
 TEST_OPS_MAIN({"values", test_values}, {"frequency", test_frequency},
-              {"independence", test_independence}, {"no dropout", test_no_dropout})
+              {"independence", test_independence}, {"sites", test_sites},
+              {"no dropout", test_no_dropout})

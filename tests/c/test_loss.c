@@ -76,14 +76,18 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
     double *dwte = random_f32(wte_size, fabs(scale)), *want_dwte = host_copy(dwte, wte_size);
     double *want_dx = host_zeros(x_size), *want = host_zeros(s.N);
     ref_classifier(want, want_dx, want_dwte, x, wte, targets, scale, s.N, s.C, s.V);
+    double before = random_f32(1, 1.0)[0], sum = 0, size = 0; /* of what is added to the total */
+    for (int n = 0; n < s.N; n++) sum += scale * want[n], size += fabs(scale * want[n]);
     gpt_shape shape = shape_of(s, 1);
     EACH_BACKEND {
         void *losses = device_f32(NULL, s.N), *dx = device_act(NULL, x_size);
+        void *total = device_f32(&before, 1);
         void *device_dwte = device_f32(dwte, wte_size);
         test_workspace(&shape);
-        test.ops->classifier_backward(test.ctx, losses, dx, device_dwte, device_act(x, x_size),
-                                      device_weight(wte, s.Vp, s.C, 1), device_i32(targets, s.N),
-                                      (float)scale, 1, s.N, s.C, s.V, s.Vp);
+        test.ops->classifier_backward(test.ctx, losses, total, dx, device_dwte,
+                                      device_act(x, x_size), device_weight(wte, s.Vp, s.C, 1),
+                                      device_i32(targets, s.N), (float)scale, 1, s.N, s.C, s.V,
+                                      s.Vp);
         double *got = read_f32(losses, s.N), *got_dx = read_act(dx, x_size);
         EXPECT_CLOSE("losses", got, want, 1, s.N, test_tol(1e-5));
         EXPECT_CLOSE("dx", got_dx, want_dx, s.N, s.C, test_tol(2e-5));
@@ -91,14 +95,18 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
         got = read_f32(device_dwte, wte_size);
         EXPECT_CLOSE("dwte", got, want_dwte, s.V, s.C, test_tol(2e-5));
         EXPECT_SAME("dwte, padding rows", got + used, dwte + used, wte_size - used);
+        EXPECT_NEAR("total", read_f32(total, 1)[0], before + sum, test_tol(1e-5) * (size + 1));
 
-        device_dwte = device_f32(NULL, wte_size); /* not to be read */
-        test.ops->classifier_backward(test.ctx, losses, dx, device_dwte, device_act(x, x_size),
-                                      device_weight(wte, s.Vp, s.C, 1), device_i32(targets, s.N),
-                                      (float)scale, 0, s.N, s.C, s.V, s.Vp);
+        device_dwte = device_f32(NULL, wte_size); /* not to be read, nor is this: */
+        total = device_f32(NULL, 1);
+        test.ops->classifier_backward(test.ctx, losses, total, dx, device_dwte,
+                                      device_act(x, x_size), device_weight(wte, s.Vp, s.C, 1),
+                                      device_i32(targets, s.N), (float)scale, 0, s.N, s.C, s.V,
+                                      s.Vp);
         got = read_f32(device_dwte, used);
         for (int64_t i = 0; i < used; i++) got[i] += dwte[i];
         EXPECT_CLOSE("dwte =", got, want_dwte, s.V, s.C, test_tol(2e-5));
+        EXPECT_NEAR("total =", read_f32(total, 1)[0], sum, test_tol(1e-5) * size);
     }
 }
 
@@ -151,14 +159,16 @@ static void check_not_finite(sizes s, const double *x, const double *wte, int al
     EACH_BACKEND {
         for (int backward = 0; backward < 2; backward++) {
             void *losses = device_f32(NULL, s.N), *dx = device_act(NULL, (int64_t)s.N * s.C);
+            void *total = device_f32(NULL, 1);
             void *dwte = device_f32(wte, (int64_t)s.Vp * s.C);
             void *device_x = device_act(x, (int64_t)s.N * s.C);
             void *device_wte = device_weight(wte, s.Vp, s.C, 1);
             void *device_targets = device_i32(targets, s.N);
             test_workspace(&shape);
             if (backward) {
-                test.ops->classifier_backward(test.ctx, losses, dx, dwte, device_x, device_wte,
-                                              device_targets, 1.0f, 1, s.N, s.C, s.V, s.Vp);
+                test.ops->classifier_backward(test.ctx, losses, total, dx, dwte, device_x,
+                                              device_wte, device_targets, 1.0f, 1, s.N, s.C, s.V,
+                                              s.Vp);
             } else {
                 test.ops->classifier_forward(test.ctx, losses, device_x, device_wte, device_targets,
                                              s.N, s.C, s.V, s.Vp);
@@ -211,11 +221,12 @@ static void test_chunks(void) {
         if (test.threads < 2 || (done && test_on_cpu())) continue;
         done = 1;
         void *losses = device_f32(NULL, s.N), *dx = device_act(NULL, s.N * s.C);
+        void *total = device_f32(NULL, 1);
         void *device_dwte = device_f32(dwte, (int64_t)s.Vp * s.C);
         test_workspace(&shape);
-        test.ops->classifier_backward(test.ctx, losses, dx, device_dwte, device_act(x, s.N * s.C),
-                                      device_weight(wte, s.Vp, s.C, 1), device_i32(targets, s.N),
-                                      1.0f, 1, s.N, s.C, s.V, s.Vp);
+        test.ops->classifier_backward(test.ctx, losses, total, dx, device_dwte,
+                                      device_act(x, s.N * s.C), device_weight(wte, s.Vp, s.C, 1),
+                                      device_i32(targets, s.N), 1.0f, 1, s.N, s.C, s.V, s.Vp);
         EXPECT_CLOSE("losses", read_f32(losses, s.N), want, 1, s.N, test_tol(2e-4));
         double *got = read_act(dx, s.N * s.C), *got_dwte = read_f32(device_dwte, 2 * s.V),
                sum = 0.0;

@@ -332,7 +332,7 @@ static void test_update(void) {
                 square += test_dot(g, g, grads.info[i].size);
             }
             EXPECT(gpt_model_step(model) == 0);
-            EXPECT_OK(gpt_model_update(model, &adamw, &grad_norm));
+            EXPECT_OK(gpt_model_update(model, &adamw, NULL, &grad_norm));
             EXPECT(gpt_model_step(model) == 1);
             EXPECT_NEAR("grad_norm", grad_norm, sqrt(square), 1e-5 * sqrt(square));
             param_set after = read_params(model, c, GPT_TENSOR_VALUE);
@@ -346,6 +346,39 @@ static void test_update(void) {
             EXPECT(same_params(&grads, &again));
             gpt_model_free(model);
         }
+    }
+}
+
+/* An update gives the losses of its backward calls, each times its scale, also of those that were
+ * not waited for, and of none that came before. */
+static void test_step_loss(void) {
+    enum { B = 2, T = 9, STEPS = 3 };
+    EACH_PLACE {
+        const gpt_config *c = &families[1].config;
+        name_case(&families[1], B, T);
+        gpt_model *model = new_model(c, 1, B, T, 0.0f);
+        write_random_params(model, c);
+        for (int step = 0; step < STEPS; step++) {
+            double want = 0;
+            float loss, total;
+            for (int micro = 0; micro < 2; micro++) {
+                int32_t *tokens = random_ints(B * T, c->vocab_size);
+                int32_t *targets = random_targets(B * T, c->vocab_size);
+                float scale = micro ? 0.75f : 0.25f;
+                EXPECT_OK(gpt_model_loss(model, tokens, targets, B, T, &loss, NULL));
+                want += scale * loss;
+                EXPECT_OK(gpt_model_backward(model, tokens, targets, B, T, scale,
+                                             step == micro ? &loss : NULL));
+            }
+            EXPECT_OK(gpt_model_update(model, &adamw, &total, NULL));
+            EXPECT_NEAR("loss of the step", total, want, 1e-5 * want);
+            if (step == 0) continue;
+            /* The next step starts after gradients that were thrown away. */
+            int32_t *tokens = random_ints(B * T, c->vocab_size);
+            EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, NULL));
+            EXPECT_OK(gpt_model_zero_grads(model));
+        }
+        gpt_model_free(model);
     }
 }
 
@@ -363,7 +396,7 @@ static void test_zero_rate(void) {
         still.lr = 0.0f;
         float loss;
         EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, &loss));
-        EXPECT_OK(gpt_model_update(model, &still, NULL));
+        EXPECT_OK(gpt_model_update(model, &still, NULL, NULL));
         param_set after = read_params(model, c, GPT_TENSOR_VALUE);
         EXPECT(same_params(&before, &after));
         EXPECT(gpt_model_step(model) == 1);
@@ -383,7 +416,7 @@ static float train(gpt_model *model, const gpt_config *c, int B, int T, int firs
         for (int micro = 0; micro < 2; micro++) {
             EXPECT_OK(gpt_model_backward(model, tokens, targets, B, T, 0.5f, &loss));
         }
-        EXPECT_OK(gpt_model_update(model, &adamw, NULL));
+        EXPECT_OK(gpt_model_update(model, &adamw, NULL, NULL));
     }
     test.counter = counter;
     return loss;
@@ -493,7 +526,7 @@ static void *run_training(void *pointer) {
     for (int step = 0; step < 8 && r->status == GPT_OK; step++) {
         float loss;
         r->status = gpt_model_backward(r->model, r->tokens, r->tokens, r->B, r->T, 1.0f, &loss);
-        if (r->status == GPT_OK) r->status = gpt_model_update(r->model, &adamw, NULL);
+        if (r->status == GPT_OK) r->status = gpt_model_update(r->model, &adamw, NULL, NULL);
     }
     return NULL;
 }
@@ -864,7 +897,8 @@ static void test_session_bytes(void) {
 TEST_API_MAIN({"reference", test_reference}, {"against the reference", test_against_reference},
               {"finite differences", test_finite_differences}, {"init", test_init},
               {"first loss", test_first_loss}, {"accumulation", test_accumulation},
-              {"update", test_update}, {"zero rate", test_zero_rate}, {"training", test_training},
+              {"update", test_update}, {"loss of a step", test_step_loss},
+              {"zero rate", test_zero_rate}, {"training", test_training},
               {"repeat and resume", test_repeat_and_resume}, {"dropout", test_dropout},
               {"independent handles", test_independent_handles},
               {"smaller calls", test_smaller_calls}, {"sessions", test_sessions},

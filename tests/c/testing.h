@@ -348,6 +348,19 @@ static inline void *device_weight(const double *values, int rows, int cols, int 
     return segment.packed;
 }
 
+/* A dropout on the host, for dropout_at, and the same for an op: with its key on the device. */
+static inline gpt_dropout_site host_dropout(float p, uint64_t site) {
+    static const uint64_t key = 0x51ed2701abcdefull;
+    return (gpt_dropout_site){p, site, &key};
+}
+
+static inline gpt_dropout_site device_dropout(gpt_dropout_site host) {
+    if (host.p == 0) return (gpt_dropout_site){0};
+    void *key = test_device_alloc(sizeof *host.key, TEST_GARBAGE);
+    test.ops->upload(test.ctx, key, host.key, sizeof *host.key);
+    return (gpt_dropout_site){host.p, host.site, key};
+}
+
 static inline double *read_f32(const void *device, int64_t n) {
     EXPECT(test.ops->sync(test.ctx) == GPT_OK);
     float *host = host_floats(n);

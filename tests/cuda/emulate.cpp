@@ -270,6 +270,69 @@ void emulate_load_matrices(uint32_t (&r)[4], const __nv_bfloat16 *row, bool tran
     }
 }
 
+/* ---- pinned memory ---- */
+
+namespace {
+
+struct departure {
+    const void *from;
+    std::vector<unsigned char> bytes; /* as they were */
+};
+
+struct pinned_block {
+    char *at;
+    size_t bytes;
+};
+
+std::mutex pinned; /* models on several threads */
+std::vector<pinned_block> pinned_blocks;
+std::vector<departure> departures;
+std::atomic<long> waits;
+
+bool is_within(const void *p, const pinned_block &block) {
+    return (const char *)p >= block.at && (const char *)p < block.at + block.bytes;
+}
+
+} // namespace
+
+cudaError_t cudaMallocHost(void **out, size_t bytes) {
+    std::lock_guard<std::mutex> lock(pinned);
+    *out = calloc(1, bytes);
+    if (!*out) return cudaErrorMemoryAllocation;
+    pinned_blocks.push_back({(char *)*out, bytes});
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *p) {
+    std::lock_guard<std::mutex> lock(pinned);
+    std::erase_if(pinned_blocks, [=](const pinned_block &b) { return b.at == p; });
+    free(p);
+    return cudaSuccess;
+}
+
+void emulate_leave(const void *from, size_t bytes) {
+    std::lock_guard<std::mutex> lock(pinned);
+    const unsigned char *at = (const unsigned char *)from;
+    for (const pinned_block &block : pinned_blocks)
+        if (is_within(from, block)) departures.push_back({from, {at, at + bytes}});
+}
+
+/* Models have a stream each; to wait for one waits for all here, which finds less, and nothing that
+ * is not there. */
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    std::lock_guard<std::mutex> lock(pinned);
+    waits++;
+    for (const departure &d : departures)
+        if (memcmp(d.from, d.bytes.data(), d.bytes.size()))
+            emulate_die("pinned memory was written while a copy was leaving it");
+    departures.clear();
+    return cudaSuccess;
+}
+
+long emulate_waits(void) {
+    return waits;
+}
+
 /* ---- graphs: lists of what was asked for ---- */
 
 struct emulated_graph {

@@ -8,6 +8,7 @@
  *    depends on their order differs between two runs, which the tests compare bit by bit.
  *  - Shared memory holds NaNs when a block begins.
  *  - An asynchronous copy arrives when it is waited for, and no earlier.
+ *  - Pinned memory that a copy leaves from must stay as it is until the stream is waited for.
  *  - Threads that wait for each other for ever, a warp that works together without all its lanes,
  *    misaligned vectors and impossible launches end the program with a message. */
 #ifndef EMULATE_H
@@ -164,9 +165,11 @@ static inline cudaError_t cudaStreamCreate(cudaStream_t *stream) {
 static inline cudaError_t cudaStreamDestroy(cudaStream_t) {
     return cudaSuccess;
 }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return cudaSuccess;
-}
+/* Pinned memory, and waits of the host so far, for tests. */
+cudaError_t cudaMallocHost(void **out, size_t bytes);
+cudaError_t cudaFreeHost(void *p);
+cudaError_t cudaStreamSynchronize(cudaStream_t);
+extern "C" long emulate_waits(void);
 
 /* Does it now, or, where a stream is being recorded, when that is replayed. */
 void emulate_enqueue(const std::function<void()> &what);
@@ -212,8 +215,10 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *device, int) {
     *device = {"emulated", EMULATED_BYTES, 8, 0, 1};
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind,
-                                          cudaStream_t) {
+void emulate_leave(const void *from, size_t bytes); /* a copy to the device is under way */
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes,
+                                          cudaMemcpyKind kind, cudaStream_t) {
+    if (kind == cudaMemcpyHostToDevice) emulate_leave(from, bytes);
     emulate_enqueue([=] { memcpy(to, from, bytes); });
     return cudaSuccess;
 }

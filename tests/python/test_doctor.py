@@ -52,6 +52,7 @@ def test_it_describes_the_machine_and_passes_where_all_is_well(gptc: Gptc) -> No
     places = ["cpu fp32", "cpu bf16"]
     places += [] if _lib.gpu().problem else ["cuda fp32", "cuda bf16"]
     places += ["cpu int8", "cpu int4"]
+    places += [] if _lib.gpu().problem else ["cuda int8", "cuda int4"]
     names = [check["name"] for check in report["checks"]]
     assert names == ["libgpt.so", *(f"{f}, {p}" for f in ("gpt2", "llama", "byte") for p in places)]
     assert all(check["detail"] for check in report["checks"])
@@ -113,7 +114,7 @@ def test_a_gpu_is_described_and_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     report = doctor.examine()
     # It claims to work, and the engine knows better.
     on_gpu = [check for check in report["checks"] if "cuda" in check["name"]]
-    assert len(on_gpu) == 6
+    assert len(on_gpu) == 12
     assert all(check["detail"] == problem and not check["ok"] for check in on_gpu)
     text = doctor.table(report)
     assert "Card 9, 161 GB, 160 GB free, compute capability 9.0, 132 multiprocessors\n" in text

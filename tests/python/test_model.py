@@ -112,7 +112,9 @@ def test_micro_batches_average_to_the_whole_batch(config: Config) -> None:
     x, y = batch(B=4)
     options = {"threads": 1, "max_batch": 4, "max_seq": 12, "seed": 5}
     whole, parts = Model.create(config(), **options), Model.create(config(), **options)
+    loss = whole.loss(x, y)
     a = whole.train_step(x, y, lr=1e-3)
+    assert a.loss == pytest.approx(loss, rel=1e-6)
     b = parts.train_step([x[:2], x[2:]], [y[:2], y[2:]], lr=1e-3)
     assert b.loss == pytest.approx(a.loss, rel=1e-5)
     assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4)

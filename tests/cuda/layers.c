@@ -1,0 +1,212 @@
+/* layers.c: each layer once, in bf16, on random numbers; what went in and what came out is written
+ * into a file, for layers.py to set beside PyTorch.
+ *
+ *     GPTC_TEST_TABLES="cuda bf16" layers FILE
+ *
+ * The file is a list of arrays: a name of 32 bytes, the count of numbers (int64), the numbers
+ * (float32). Names are case.array; sizes stand in "sizes". */
+#include "testing.h"
+
+enum { B = 2, T = 96, NH = 4, NKV = 2, HS = 32, C = NH * HS, F = 192, V = 300, Vp = 320 };
+enum { N = B * T, QKV = (NH + 2 * NKV) * HS };
+
+static FILE *file;
+static const char *case_name;
+
+static const double *record(const char *name, const double *x, int64_t n) {
+    char whole[32] = {0};
+    snprintf(whole, sizeof whole, "%s.%s", case_name, name);
+    fwrite(whole, sizeof whole, 1, file);
+    fwrite(&n, sizeof n, 1, file);
+    for (int64_t i = 0; i < n; i++) {
+        float value = (float)x[i];
+        fwrite(&value, sizeof value, 1, file);
+    }
+    return x;
+}
+
+/* Random numbers that bf16 holds, so that PyTorch starts from the same. */
+static const double *given(const char *name, int64_t n, double scale) {
+    return record(name, random_act(n, scale), n);
+}
+static void *given_act(const char *name, int64_t n, double scale) {
+    return device_act(given(name, n, scale), n);
+}
+static void *given_f32(const char *name, int64_t n, double scale) {
+    return device_f32(given(name, n, scale), n);
+}
+static void *given_weight(const char *name, int rows, int cols, int parts) {
+    return device_weight(given(name, (int64_t)rows * cols, 1 / sqrt(cols)), rows, cols, parts);
+}
+static int32_t *given_tokens(const char *name) {
+    int32_t *tokens = random_ints(N, V);
+    double *x = host_zeros(N);
+    for (int i = 0; i < N; i++) x[i] = tokens[i];
+    record(name, x, N);
+    return device_i32(tokens, N);
+}
+static void *zeros(int64_t n) {
+    return device_f32(host_zeros(n), n);
+}
+static void got_act(const char *name, const void *x, int64_t n) {
+    record(name, read_act(x, n), n);
+}
+static void got_f32(const char *name, const void *x, int64_t n) {
+    record(name, read_f32(x, n), n);
+}
+
+static void begin(const char *name) {
+    static const gpt_shape shape = {.N = N,
+                                    .T = T,
+                                    .C = C,
+                                    .V = V,
+                                    .Vp = Vp,
+                                    .NH = NH,
+                                    .NKV = NKV,
+                                    .HS = HS,
+                                    .F = F,
+                                    .activation = GPT_ACT_SWIGLU,
+                                    .training = 1,
+                                    .n_params = 1};
+    test_case("%s", name);
+    test.counter = 0;
+    case_name = name;
+    test_workspace(&shape);
+}
+
+static void norm(const char *name, int kind) {
+    const gpt_dropout_site none = {0};
+    begin(name);
+    void *out = device_act(NULL, N * C), *stats = device_f32(NULL, 2 * N), *dw = zeros(C);
+    void *sum = device_act(NULL, N * C), *resid = given_act("resid", N * C, 1), *db = zeros(C);
+    void *branch = given_act("branch", N * C, 1), *w = given_f32("w", C, 1);
+    test.ops->residual_norm_forward(test.ctx, sum, out, stats, resid, branch, w,
+                                    given_f32("b", C, 1), none, kind, 1e-5f, N, C);
+    got_act("sum", sum, N * C);
+    got_act("out", out, N * C);
+    /* Backward by itself, of a stream that is as stored. */
+    test.ops->residual_norm_forward(test.ctx, NULL, out, stats, resid, NULL, w, NULL, none, kind,
+                                    1e-5f, N, C);
+    void *dresid = given_act("dresid_before", N * C, 1);
+    test.ops->residual_norm_backward(test.ctx, dresid, NULL, dw, db, given_act("dout", N * C, 1),
+                                     resid, stats, w, none, kind, N, C);
+    got_act("dresid", dresid, N * C);
+    got_f32("dw", dw, C);
+    got_f32("db", db, C);
+}
+
+/* A feed-forward layer there and back. */
+static void mlp(const char *name, int activation) {
+    int parts = activation == GPT_ACT_SWIGLU ? 2 : 1, FC = parts * F;
+    begin(name);
+    void *in = given_act("in", N * C, 1), *w1 = given_weight("w1", FC, C, parts);
+    void *w2 = given_weight("w2", C, F, 1), *dout = given_act("dout", N * C, 1);
+    void *fc = device_act(NULL, N * F), *pre = device_act(NULL, N * FC);
+    void *out = device_act(NULL, N * C), *dpre = device_act(NULL, N * FC);
+    void *din = device_act(NULL, N * C), *dw1 = zeros(FC * C), *dw2 = zeros(C * F);
+    void *db1 = zeros(FC), *db2 = zeros(C);
+    test.ops->linear_forward(test.ctx, fc, pre, in, w1, given_f32("b1", FC, 1), activation, N, C,
+                             F);
+    test.ops->linear_forward(test.ctx, out, NULL, fc, w2, given_f32("b2", C, 1), GPT_ACT_NONE, N, F,
+                             C);
+    test.ops->linear_backward(test.ctx, dpre, dw2, db2, dout, fc, w2, pre, activation, 1, N, F, C);
+    test.ops->linear_backward(test.ctx, din, dw1, db1, dpre, in, w1, NULL, GPT_ACT_NONE, 1, N, C,
+                              FC);
+    got_act("fc", fc, N * F);
+    got_act("out", out, N * C);
+    got_act("dpre", dpre, N * FC);
+    got_act("din", din, N * C);
+    got_f32("dw1", dw1, FC * C);
+    got_f32("db1", db1, FC);
+    got_f32("dw2", dw2, C * F);
+    got_f32("db2", db2, C);
+}
+
+static void attention(void) {
+    const gpt_dropout_site none = {0};
+    begin("attention");
+    void *qkv = given_act("qkv", N * QKV, 1), *out = device_act(NULL, N * C);
+    void *lse = device_f32(NULL, N * NH), *dqkv = device_act(NULL, N * QKV);
+    test.ops->attention_forward(test.ctx, out, lse, qkv, none, B, T, NH, NKV, HS);
+    test.ops->attention_backward(test.ctx, dqkv, given_act("dout", N * C, 1), qkv, out, lse, none,
+                                 B, T, NH, NKV, HS);
+    got_act("out", out, N * C);
+    got_act("dqkv", dqkv, N * QKV);
+}
+
+static void rope(void) {
+    begin("rope");
+    double *table = host_zeros(T * HS);
+    for (int t = 0; t < T; t++) {
+        for (int i = 0; i < HS / 2; i++) {
+            double angle = t * pow(10000, -2.0 * i / HS);
+            table[t * HS + 2 * i] = cos(angle), table[t * HS + 2 * i + 1] = sin(angle);
+        }
+    }
+    void *qkv = given_act("qkv", N * QKV, 1);
+    test.ops->rope_forward(test.ctx, qkv, device_f32(table, T * HS), NULL, GPT_POS_ROPE, N, T, NH,
+                           NKV, HS);
+    got_act("out", qkv, N * QKV);
+}
+
+static void classifier(void) {
+    begin("classifier");
+    double *wte = random_act(Vp * C, 1 / sqrt(C));
+    void *x = given_act("x", N * C, 1), *losses = device_f32(NULL, N), *total = zeros(1);
+    void *dx = device_act(NULL, N * C), *dwte = zeros(Vp * C);
+    record("wte", wte, V * C);
+    test.ops->classifier_backward(test.ctx, losses, total, dx, dwte, x,
+                                  device_weight(wte, Vp, C, 1), given_tokens("targets"), 1.0f / N,
+                                  1, N, C, V, Vp);
+    got_f32("losses", losses, N);
+    got_act("dx", dx, N * C);
+    got_f32("dwte", dwte, V * C);
+}
+
+static void embedding(void) {
+    begin("embedding");
+    void *out = device_act(NULL, N * C), *dwte = zeros(Vp * C), *dwpe = zeros(T * C);
+    int32_t *tokens = given_tokens("tokens");
+    test.ops->embedding_forward(test.ctx, out, tokens, NULL, given_f32("wte", V * C, 1),
+                                given_f32("wpe", T * C, 1), N, T, C);
+    test.ops->embedding_backward(test.ctx, dwte, dwpe, given_act("dout", N * C, 1), tokens, N, T, C,
+                                 V);
+    got_act("out", out, N * C);
+    got_f32("dwte", dwte, V * C);
+    got_f32("dwpe", dwpe, T * C);
+}
+
+int main(int argc, char **argv) {
+    static const double sizes[] = {B, T, NH, NKV, HS, C, F, V};
+    if (argc != 2 || !(file = fopen(argv[1], "wb"))) {
+        fprintf(stderr, "usage: GPTC_TEST_TABLES='cuda bf16' layers FILE\n");
+        return 2;
+    }
+    test.act_bytes = 2;
+    test.visit = -1;
+    test_open_tables();
+    for (int i = 0; i < test.n_tables && !test.ops; i++) {
+        if (test.tables[i]->act_bytes == 2) test.ops = test.tables[i];
+        test.ctx = test.contexts[i][0];
+    }
+    if (!test.ops) {
+        fprintf(stderr, "there is no such table: %s\n", gpt_last_error());
+        return 1;
+    }
+    case_name = "all";
+    record("sizes", sizes, TEST_COUNT(sizes));
+    embedding();
+    norm("layernorm", GPT_NORM_LAYERNORM);
+    norm("rmsnorm", GPT_NORM_RMSNORM);
+    rope();
+    attention();
+    mlp("gelu", GPT_ACT_GELU);
+    mlp("swish", GPT_ACT_SWISH);
+    mlp("swiglu", GPT_ACT_SWIGLU);
+    classifier();
+    test_free_device();
+    test_case("%s", "");
+    test.ops = NULL;
+    test_close_tables();
+    return fclose(file) || test.n_failures ? 1 : 0;
+}
