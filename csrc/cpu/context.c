@@ -285,15 +285,29 @@ int cpu_sync(gpt_ctx *ctx) {
     return GPT_OK;
 }
 
-/* What Linux believes can be had without swapping; without limit where it does not say. */
-size_t cpu_memory_free(void) {
-    unsigned long long kilobytes = 0;
+/* The number that follows a word in a file of the kernel's; SIZE_MAX where there is none. */
+static size_t kernel_number(const char *path, const char *word) {
+    unsigned long long number;
     char line[128];
-    FILE *file = fopen("/proc/meminfo", "r");
-    while (file && kilobytes == 0 && fgets(line, sizeof line, file))
-        sscanf(line, "MemAvailable: %llu kB", &kilobytes);
+    size_t found = SIZE_MAX, length = strlen(word);
+    FILE *file = fopen(path, "r");
+    while (file && found == SIZE_MAX && fgets(line, sizeof line, file))
+        if (!strncmp(line, word, length) && sscanf(line + length, "%llu", &number) == 1)
+            found = number;
     if (file) fclose(file);
-    return kilobytes ? (size_t)kilobytes << 10 : SIZE_MAX;
+    return found;
+}
+
+/* What Linux believes can be had without swapping, and a container may have (cgroup v2); without
+ * limit where neither is known. */
+size_t cpu_memory_free(void) {
+    size_t available = kernel_number("/proc/meminfo", "MemAvailable:");
+    if (available < SIZE_MAX) available <<= 10;
+    size_t most = kernel_number("/sys/fs/cgroup/memory.max", "");
+    size_t used = kernel_number("/sys/fs/cgroup/memory.current", "");
+    if (most == SIZE_MAX || used == SIZE_MAX) return available;
+    size_t left = most > used ? most - used : 0;
+    return left < available ? left : available;
 }
 
 /* Straight from the kernel: zeroed, touched only as it is used, in huge pages where it can. */

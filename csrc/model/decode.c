@@ -81,6 +81,15 @@ static void heads(gpt_session *s, step *t, int begin, int n) {
     }
 }
 
+/* How many rows from begin on go through the model together. A sequence that would be cut begins
+ * anew in the next piece, so that what it gets does not depend on what stands before it. */
+static int rows_from(const step *t, int begin, int most) {
+    int end = begin + most;
+    if (end >= t->n) return t->n - begin;
+    while (end > begin && t->seqs[end] == t->seqs[end - 1]) end--;
+    return end > begin ? end - begin : most;
+}
+
 /* Plain decoding: one token for each of some sequences, whose logits are all wanted. */
 static bool one_each(const step *t) {
     for (int i = 0; i < t->n; i++)
@@ -118,8 +127,10 @@ void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, co
     step t = {.tokens = tokens, .seqs = seqs, .want = want, .n = n, .logits = logits};
     m->ops->ctx_set_workspace(m->ctx, s->workspace);
     model_pack(m);
-    for (int i = 0; i < n; i += s->max_rows)
-        session_rows(s, &t, i, n - i < s->max_rows ? n - i : s->max_rows);
+    for (int begin = 0, rows; begin < n; begin += rows) {
+        rows = rows_from(&t, begin, s->max_rows);
+        session_rows(s, &t, begin, rows);
+    }
     deliver(s, &t);
 }
 

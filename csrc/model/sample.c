@@ -1,8 +1,8 @@
 /* sample.c: draws the next token. Chance enters by (seed, position) alone, so that a text can be had
  * again whatever else was generated beside it.
  *
- * Nothing is sorted that need not be: filters take the largest of a heap one by one, and without
- * filters a draw is two passes over the vocabulary. */
+ * Nothing is sorted that need not be: a filter counts in how coarse a step of the keys it ends, and
+ * only there looks at the order. */
 #include "error.h"
 #include "ops.h"
 
@@ -78,12 +78,25 @@ static void adjust(float *z, uint8_t *seen, const float *logits, int32_t V, cons
         int32_t token = history[i];
         if (token < 0 || token >= V) continue;
         if (!(seen[token / 8] >> token % 8 & 1)) {
-            z[token] *= z[token] > 0 ? 1 / s->repetition_penalty : s->repetition_penalty;
+            z[token] =
+                z[token] > 0 ? z[token] / s->repetition_penalty : z[token] * s->repetition_penalty;
             z[token] -= s->presence_penalty;
             seen[token / 8] |= (uint8_t)(1 << token % 8);
         }
         z[token] -= s->frequency_penalty;
     }
+}
+
+/* Sums of what is allowed may still be too large for a number, or +inf and -inf at once. */
+static int check_adjusted(const float *z, int32_t V) {
+    int some = 0, sound = 1;
+    for (int32_t i = 0; i < V; i++) {
+        some |= z[i] > -INFINITY;
+        sound &= z[i] < INFINITY; /* nor NaN */
+    }
+    if (!sound) return fail(GPT_ERR_ARGUMENT, "biases and penalties make a logit too large");
+    if (!some) return fail(GPT_ERR_ARGUMENT, "biases and penalties leave no token to draw");
+    return GPT_OK;
 }
 
 /* Several maxima side by side, since one would wait for itself. */
@@ -106,36 +119,15 @@ static bool before(const float *key, int32_t a, int32_t b) {
     return key[a] != key[b] ? key[a] > key[b] : a < b;
 }
 
-/* Heaps with the first, or the last, on top. */
-enum { FIRST = 0, LAST = 1 };
-
-static bool above(const float *key, int32_t a, int32_t b, int top) {
-    return top == FIRST ? before(key, a, b) : before(key, b, a);
-}
-
-static void sift(int32_t *c, int32_t n, int32_t i, const float *key, int top) {
+/* A heap has the first of its candidates on top. */
+static void sift(int32_t *c, int32_t n, int32_t i, const float *key) {
     int32_t token = c[i];
     for (int32_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && above(key, c[child + 1], c[child], top)) child++;
-        if (!above(key, c[child], token, top)) break;
+        if (child + 1 < n && before(key, c[child + 1], c[child])) child++;
+        if (!before(key, c[child], token)) break;
         c[i] = c[child];
     }
     c[i] = token;
-}
-
-static void make_heap(int32_t *c, int32_t n, const float *key, int top) {
-    for (int32_t i = n / 2 - 1; i >= 0; i--) sift(c, n, i, key, top);
-}
-
-/* Brings the first `most` of n candidates to the front, in no order: the last of those so far gives
- * way to whatever comes before it. */
-static void take_first(int32_t *c, int32_t n, const float *key, int32_t most) {
-    make_heap(c, most, key, LAST);
-    for (int32_t i = most; i < n; i++) {
-        if (!before(key, c[i], c[0])) continue;
-        c[0] = c[i];
-        sift(c, most, 0, key, LAST);
-    }
 }
 
 static double sum_of(const int32_t *c, int32_t n, const float *p) {
@@ -144,19 +136,18 @@ static double sum_of(const int32_t *c, int32_t n, const float *p) {
     return sum;
 }
 
-/* Of n candidates leaves the first by key, in order: `most` of them, or as few as have the mass of
- * the chances p (NULL: not asked). Returns how many. */
-static int32_t keep_first(int32_t *c, int32_t n, const float *key, int32_t most, const float *p,
+/* Brings the first of n candidates to the front, in order: `most` of them, or as few as have the mass
+ * of the chances p (NULL: not asked). Returns how many. */
+static int32_t sort_first(int32_t *c, int32_t n, const float *key, int32_t most, const float *p,
                           double mass) {
-    double sum = 0;
-    if (most < n) take_first(c, n, key, most), n = most;
     int32_t left = n, kept;
-    make_heap(c, n, key, FIRST);
-    while (left > 0 && (left == n || sum < mass)) {
+    double sum = 0;
+    for (int32_t i = n / 2 - 1; i >= 0; i--) sift(c, n, i, key);
+    while (left > 0 && n - left < most && (left == n || sum < mass)) {
         int32_t first = c[0];
         if (p) sum += p[first];
         c[0] = c[--left];
-        sift(c, left, 0, key, FIRST);
+        sift(c, left, 0, key);
         c[left] = first; /* from the end on, in falling order */
     }
     kept = n - left;
@@ -166,6 +157,46 @@ static int32_t keep_first(int32_t *c, int32_t n, const float *key, int32_t most,
         c[j] = swap;
     }
     return kept;
+}
+
+/* Steps of a key: its sign, exponent and first bits, so that they rise as keys do. */
+enum { STEPS = 1 << 12 };
+
+static int step_of(float key) {
+    uint32_t bits;
+    key += 0.0f; /* -0 is 0 */
+    memcpy(&bits, &key, sizeof bits);
+    return (int)((bits >> 31 ? ~bits : bits | 0x80000000u) >> 20);
+}
+
+/* The same as sort_first, in no order: all of the steps above the one in which it ends, and the first
+ * of that one. */
+static int32_t keep_first(int32_t *c, int32_t n, const float *key, int32_t most, const float *p,
+                          double mass) {
+    int32_t counts[STEPS] = {0}, kept = 0, last = 0;
+    double sums[STEPS] = {0}, sum = 0;
+    for (int32_t i = 0; i < n; i++) {
+        int step = step_of(key[c[i]]);
+        counts[step]++;
+        if (p) sums[step] += p[c[i]];
+    }
+    int step = STEPS - 1;
+    for (; step > 0 && kept + counts[step] < most && sum + sums[step] < mass; step--)
+        kept += counts[step], sum += sums[step];
+    int32_t front = 0;
+    for (int32_t i = 0; i < n; i++) { /* the step's own go behind those above it */
+        int own = step_of(key[c[i]]);
+        if (own < step) continue;
+        int32_t token = c[i];
+        if (own > step) {
+            c[front + last] = c[front];
+            c[front++] = token;
+        } else {
+            c[front + last++] = token;
+        }
+    }
+    if (front > 0 && (front == most || sum >= mass)) return front;
+    return front + sort_first(c + front, last, key, most - front, p, mass - sum);
 }
 
 /* Minus the distance of each candidate's surprise, -log p, from what is expected of it. */
@@ -236,13 +267,10 @@ int gpt_sample(const float *logits, int32_t vocab_size, const gpt_sampling *samp
     float *p = z + V, *key = p + V;
     int32_t *c = (int32_t *)(key + V);
     adjust(z, (uint8_t *)(c + V), logits, vocab_size, sampling, history, n_history);
-    int32_t best = most_likely(z, vocab_size);
-    int status = GPT_OK;
-    if (!isfinite(z[best])) {
-        status = fail(GPT_ERR_ARGUMENT, "biases and penalties leave no token to draw");
-    } else if (sampling->temperature == 0) {
-        *token = best;
-    } else {
+    int status = check_adjusted(z, vocab_size);
+    int32_t best = status == GPT_OK ? most_likely(z, vocab_size) : 0;
+    if (status == GPT_OK && sampling->temperature == 0) *token = best;
+    if (status == GPT_OK && sampling->temperature > 0) {
         for (size_t i = 0; i < V; i++) p[i] = expf((z[i] - z[best]) / sampling->temperature);
         int32_t n = filter(c, key, z, p, vocab_size, sampling);
         *token = draw(c, n, p, sampling->seed, position);
@@ -273,6 +301,7 @@ int gpt_logprobs(const float *logits, int32_t vocab_size, int32_t token, float *
         if (!c) return fail(GPT_ERR_MEMORY, "no memory to sort %d logits", vocab_size);
         for (int32_t i = 0; i < vocab_size; i++) c[i] = i;
         keep_first(c, vocab_size, logits, n_top, NULL, INFINITY);
+        sort_first(c, n_top, logits, n_top, NULL, INFINITY);
         for (int32_t i = 0; i < n_top; i++) {
             top_tokens[i] = c[i];
             top_logprobs[i] = (float)(logits[c[i]] - normalizer);

@@ -742,6 +742,36 @@ static void test_long_prompts(void) {
     }
 }
 
+/* A prompt that does not fit into a piece beside another begins the next one: in bf16 it gets the bits
+ * that it would get alone. (In fp32 a product of few rows may be summed in another order.) */
+static void test_prompts_beside(void) {
+    enum { N_SEQ = 2, N_CTX = 300, BESIDE = 100, OWN = 200 };
+    gpt_config c = families[1].config;
+    c.block_size = N_CTX;
+    EACH_PLACE {
+        test_case("%d tokens after %d", OWN, BESIDE);
+        gpt_model *model = new_model(&c, 0, 0, 0, 0.0f);
+        gpt_session *session;
+        write_random_params(model, &c);
+        EXPECT_OK(gpt_session_create(model, N_SEQ, N_CTX, &session));
+        int32_t *tokens = random_ints(BESIDE + OWN, c.vocab_size);
+        int32_t *seqs = host_ints(BESIDE + OWN);
+        for (int i = 0; i < BESIDE + OWN; i++) seqs[i] = i < BESIDE ? 1 : 0;
+        float *alone = host_floats(c.vocab_size), *both = host_floats(N_SEQ * c.vocab_size);
+        EXPECT_OK(gpt_session_decode(session, tokens + BESIDE, seqs + BESIDE, NULL, OWN, alone));
+        EXPECT_OK(gpt_session_rewind(session, 0, 0));
+        EXPECT_OK(gpt_session_decode(session, tokens, seqs, NULL, BESIDE + OWN, both));
+        if (test.act_bytes == 2)
+            EXPECT_SAME("logits", doubles_of(both + c.vocab_size, c.vocab_size),
+                        doubles_of(alone, c.vocab_size), c.vocab_size);
+        else
+            EXPECT_CLOSE("logits", doubles_of(both + c.vocab_size, c.vocab_size),
+                         doubles_of(alone, c.vocab_size), 1, c.vocab_size, 2e-5);
+        gpt_session_free(session);
+        gpt_model_free(model);
+    }
+}
+
 /* Sessions share the model's weights and nothing else: two of them, and training and evaluation in
  * between, do not disturb each other. */
 static void test_sessions_beside(void) {
@@ -903,5 +933,6 @@ TEST_API_MAIN({"reference", test_reference}, {"against the reference", test_agai
               {"independent handles", test_independent_handles},
               {"smaller calls", test_smaller_calls}, {"sessions", test_sessions},
               {"long prompts", test_long_prompts}, {"sessions beside", test_sessions_beside},
-              {"session only", test_session_only}, {"plan", test_plan},
-              {"preset sizes", test_preset_sizes}, {"session bytes", test_session_bytes})
+              {"prompts beside", test_prompts_beside}, {"session only", test_session_only},
+              {"plan", test_plan}, {"preset sizes", test_preset_sizes},
+              {"session bytes", test_session_bytes})

@@ -215,6 +215,12 @@ static void test_bias_and_penalties(void) {
     expect_refused(logits, V, &s, GPT_ERR_ARGUMENT, "no token");
     s.n_bias = V - 1;
     expect_always(logits, V, s, V - 1);
+    /* What overflows, and what is no number at all. */
+    static const gpt_bias large[] = {{0, 3e38f}, {0, 3e38f}, {0, -INFINITY}};
+    s = plain, s.bias = large, s.n_bias = 2;
+    expect_refused(logits, V, &s, GPT_ERR_ARGUMENT, "too large");
+    s.n_bias = 3;
+    expect_refused(logits, V, &s, GPT_ERR_ARGUMENT, "too large");
 }
 
 static void test_logprobs(void) {
@@ -244,6 +250,19 @@ static void test_logprobs(void) {
     EXPECT(gpt_logprobs(NULL, 3, 0, &logprob, 0, NULL, NULL) == GPT_ERR_ARGUMENT);
     logits[1] = NAN;
     EXPECT(gpt_logprobs(logits, 3, 0, &logprob, 0, NULL, NULL) == GPT_ERR_NUMERIC);
+}
+
+/* Filters that keep many of equal and nearly equal tokens. */
+static void test_flat(void) {
+    float logits[MAX_VOCAB];
+    for (int i = 0; i < MAX_VOCAB; i++) logits[i] = (float)(i % 7) * 1e-3f - 0.003f;
+    check_distribution(logits, MAX_VOCAB, filters(1, 0, 0.6f, 0, 31), DRAWS / 5);
+    check_distribution(logits, MAX_VOCAB, filters(1, 211, 1, 0, 32), DRAWS / 5);
+    check_distribution(logits, MAX_VOCAB, filters(1, 250, 0.9f, 0.999f, 33), DRAWS / 5);
+    gpt_sampling s = filters(1, 0, 1, 0, 34);
+    s.typical_p = 0.6f;
+    logits[0] = 0.5f; /* so that distances from what is expected are no ties */
+    check_distribution(logits, MAX_VOCAB, s, DRAWS / 5);
 }
 
 /* Wide vocabularies, unsorted, with a long tail. */
@@ -390,7 +409,7 @@ static void test_refusals(void) {
     EXPECT(gpt_sample(logits, 3, &plain, NULL, 0, 0, NULL) == GPT_ERR_ARGUMENT);
 }
 
-TEST_API_MAIN({"distribution", test_distribution}, {"typical", test_typical},
+TEST_API_MAIN({"distribution", test_distribution}, {"typical", test_typical}, {"flat", test_flat},
               {"bias and penalties", test_bias_and_penalties}, {"log-probabilities", test_logprobs},
               {"wide", test_wide}, {"equal logits", test_equal_logits},
               {"most likely", test_most_likely}, {"hot", test_hot}, {"repeatable", test_repeatable},

@@ -15,7 +15,7 @@ from gptc import Model
 from gptc.data import Dataset
 from gptc.errors import GptcError
 from gptc.evaluate import evaluate
-from gptc.sampling import generate
+from gptc.generation import generate
 
 Gptc = Callable[..., Any]
 
