@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from gptc.tokenizer import Tokenizer
 
 
+_NEVER = np.float32(-1e30)  # a logit that leaves no chance
+
+
 @dataclass
 class _Beam:
     tokens: list[int]
@@ -39,10 +42,12 @@ def beam_search(
     """The request's num_samples best texts of `width` beams, best first, with their scores.
 
     The score is the sum of log-probabilities over the number of tokens to the power of
-    length_penalty. Temperature, filters, penalties and seed have no part in it.
+    length_penalty. Biases count; temperature, filters, penalties and seed have no part in it.
     """
     if width < 1:
         raise UsageError(f"beams is {width}; it must be at least 1")
+    if request.context_shift:
+        raise UsageError("beams end where the context is full: leave out --context-shift")
     if request.num_samples > width:
         raise UsageError(f"{width} beams cannot give {request.num_samples} samples; raise --beams")
     block_size = model.config.block_size
@@ -55,11 +60,14 @@ def beam_search(
         beams = [_Beam([], [], 0.0, 0)]
         logits = first[None]
         while True:
+            for token, bias in request.sampling.bias:
+                logits[:, token] = np.maximum(logits[:, token] + bias, _NEVER)
             beams = _grow(session, tokenizer, beams, logits, ended, width)
             ended = sorted(ended, key=lambda b: -b.mean(length_penalty))[:width]
             if not beams or len(beams[0].tokens) >= most:
                 break
-            best = max(beam.mean(length_penalty) for beam in beams)
+            # Scores only fall, so that nobody who goes on can end better than this.
+            best = max(beam.score for beam in beams) / most**length_penalty
             if len(ended) == width and ended[-1].mean(length_penalty) >= best:
                 break
             beams.sort(key=lambda b: b.seq)
@@ -121,6 +129,7 @@ def _finished(sample: Sample, beam: _Beam, tokenizer: Tokenizer, block_size: int
     for token in beam.tokens + end:
         if sample.finish is None:
             sample.append(token, block_size)
+    sample.finish = sample.finish or "context"
     if sample.request.logprobs is not None:
-        sample.logprobs = beam.logprobs
+        sample.logprobs = beam.logprobs[: sample.n_tokens]
     return sample

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gptc.model import FloatArray, Model, Session
 
 Finish = Literal["stop", "length", "context"]
+MOST_AT_ONCE = 64  # samples of a request that are decoded together
 
 
 @dataclass(eq=False)
@@ -55,7 +56,7 @@ class Request:
 def make_request(
     model: Model,
     tokenizer: Tokenizer,
-    prompt: str = "",
+    prompt: str | Sequence[int] = "",
     *,
     max_tokens: int = 256,
     sampling: Sampling | None = None,
@@ -64,7 +65,7 @@ def make_request(
     logprobs: int | None = None,
     context_shift: bool = False,
 ) -> Request:
-    """Checks everything. Without a prompt, a document begins."""
+    """Checks everything. The prompt is a text or tokens; without one, a document begins."""
     sampling = sampling or Sampling()
     sampling.check()
     if num_samples < 1:
@@ -79,8 +80,8 @@ def make_request(
             raise UsageError(
                 f"a bias is for token {token}; the vocabulary has {tokenizer.vocab_size}"
             )
-    tokens = prompt_tokens(tokenizer, prompt)
-    if len(tokens) > model.config.block_size:
+    tokens = prompt_tokens(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+    if len(tokens) > model.config.block_size and not context_shift:
         raise GptcError(
             f"the prompt has {len(tokens):,} tokens, more than the model's context of "
             f"{model.config.block_size:,}; shorten it"
@@ -94,8 +95,24 @@ def make_request(
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens of a prompt; with none, those that begin a document."""
-    return [int(token) for token in tokenizer.encode(prompt or tokenizer.start)]
+    """The tokens of a prompt; with none, those that begin a document.
+
+    Bytes that are no UTF-8, as Python's surrogateescape keeps them, become tokens of single bytes.
+    """
+    text = prompt or tokenizer.start
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            tokens = tokenizer.encode_raw(text.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError as error:
+            raise GptcError(
+                f"character {error.start} of the prompt is U+{ord(text[error.start]):04X}, half of "
+                "a character; give it whole"
+            ) from None
+    else:
+        tokens = tokenizer.encode(text)
+    return [int(token) for token in tokens]
 
 
 class Sample:
@@ -105,7 +122,7 @@ class Sample:
         self.index = index
         self.request = request
         self.sampling = replace(request.sampling, seed=request.sampling.seed + index)
-        self.text = ""
+        self.pieces: list[str] = []
         self.sequence = list(request.prompt)
         """Prompt and continuation."""
         self.logprobs: list[TokenLogprob] = []
@@ -113,6 +130,11 @@ class Sample:
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._filter = StopFilter(request.stop)
+
+    @property
+    def text(self) -> str:
+        """The continuation's text, as far as it is certain."""
+        return "".join(self.pieces)
 
     @property
     def tokens(self) -> list[int]:
@@ -129,16 +151,20 @@ class Sample:
         position, size = len(self.sequence), self._tokenizer.vocab_size
         return sample_token(logits, self.sampling, position, size, self.sequence)
 
-    def advance(self, logits: FloatArray, block_size: int) -> str:
+    def advance(self, logits: FloatArray, n_ctx: int) -> str:
         """Draws the next token and returns the text that it completes."""
-        token = self.draw(logits)
-        if self.request.logprobs is not None:
+        token, n_before = self.draw(logits), self.n_tokens
+        piece = self.append(token, n_ctx)
+        if self.request.logprobs is not None and self.n_tokens > n_before:
             wanted = self.request.logprobs
             self.logprobs.append(token_logprob(logits, token, wanted, self._tokenizer.vocab_size))
-        return self.append(token, block_size)
+        return piece
 
-    def append(self, token: int, block_size: int) -> str:
-        """Takes in the next token and returns the text that it completes."""
+    def append(self, token: int, n_ctx: int) -> str:
+        """Takes in the next token and returns the text that it completes.
+
+        The last token of a text is never fed back, so it may stand just past the context.
+        """
         piece = ""
         if token == self._tokenizer.end_of_text:
             self.finish = "stop"
@@ -149,11 +175,12 @@ class Sample:
                 self.finish = "stop"
             elif self.n_tokens >= self.request.max_tokens:
                 self.finish = "length"
-            elif len(self.sequence) > block_size and not self.request.context_shift:
+            elif len(self.sequence) > n_ctx and not self.request.context_shift:
                 self.finish = "context"
         if self.finish and not self._filter.stopped:
             piece += self._filter.push(self._decoder.flush()) + self._filter.flush()
-        self.text += piece
+        if piece:
+            self.pieces.append(piece)
         return piece
 
 
@@ -193,8 +220,9 @@ class _Prompt:
 class Decoder:
     """Decodes up to n_seq samples at a time; where one ends, the next begins.
 
-    A prompt with several samples is computed once. Where the cache is full, a request with
-    context_shift goes on from the newer half of the context, computed anew as if it were all.
+    A prompt with several samples is computed once. Where the n_ctx tokens of the cache are full, a
+    text ends; one whose request has context_shift goes on from their newer half, computed anew as
+    if it were all.
     """
 
     def __init__(
@@ -210,11 +238,13 @@ class Decoder:
         self._n_seq = n_seq
         self._n_ctx = n_ctx or model.config.block_size
         self._draft = draft
-        self._slots = [_Slot(i) for i in range(n_seq)]
+        self._slots: list[_Slot] = []
         self._prompts: dict[Request, _Prompt] = {}
 
     def run(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, str]]:
         """Yields pieces of text as they come, and each sample, perhaps with "", when it ends."""
+        self._slots = [_Slot(i) for i in range(self._n_seq)]
+        self._prompts = {}
         waiting = iter(samples)
         coming = next(waiting, None)
         with self._model.session(self._n_seq, self._n_ctx) as session:
@@ -243,6 +273,11 @@ class Decoder:
     def _begin(self, session: Session, slot: _Slot, sample: Sample) -> Iterator[tuple[Sample, str]]:
         request, known = sample.request, self._prompts.get(sample.request)
         source = next((s for s in self._slots if s.prompt_of is request), None)
+        if len(request.prompt) > self._n_ctx and not request.context_shift:
+            raise GptcError(
+                f"the prompt has {len(request.prompt):,} tokens, more than the {self._n_ctx:,} that "
+                "there is room for"
+            )
         slot.sample, slot.begin = sample, 0
         if known:
             known.n_waiting -= 1
@@ -259,7 +294,7 @@ class Decoder:
     def _advance(self, slot: _Slot, logits: FloatArray) -> Iterator[tuple[Sample, str]]:
         sample = slot.sample
         assert sample
-        piece = sample.advance(logits, self._model.config.block_size)
+        piece = sample.advance(logits, self._n_ctx)
         if sample.finish:
             slot.sample = None
         if piece or sample.finish:
@@ -334,10 +369,11 @@ def start(
     model: Model, tokenizer: Tokenizer, request: Request, draft: Draft | None = None
 ) -> tuple[list[Sample], Iterator[tuple[Sample, str]]]:
     """The samples of one request, and the pieces of text by which they grow as one iterates."""
+    n_seq = min(request.num_samples, MOST_AT_ONCE)
     # The last token drawn is never fed back, so a full context holds one more than is decoded.
     n_ctx = min(model.config.block_size, len(request.prompt) + request.max_tokens - 1)
     samples = request.samples(tokenizer)
-    return samples, Decoder(model, tokenizer, len(samples), n_ctx, draft).run(samples)
+    return samples, Decoder(model, tokenizer, n_seq, n_ctx, draft).run(samples)
 
 
 class Generation:
@@ -351,7 +387,7 @@ class Generation:
         self,
         model: Model,
         tokenizer: Tokenizer,
-        prompt: str,
+        prompt: str | Sequence[int],
         draft: Draft | None = None,
         **options: Any,
     ) -> None:

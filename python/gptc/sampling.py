@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -36,36 +36,49 @@ class Sampling:
     penalty_last_n: int = 64  # how many tokens, prompt included, penalties look back; 0: all
     bias: tuple[tuple[int, float], ...] = ()  # (token, number added to its logit; -inf: never)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bias", tuple((token, x) for token, x in self.bias))
+
     def check(self) -> None:
-        """Raises UsageError for a value outside its range."""
-        finite = "a finite number"
-        presence, frequency = self.presence_penalty, self.frequency_penalty
-        ranges = (
-            ("temperature", self.temperature, 0 <= self.temperature < np.inf, "0 (greedy) or more"),
-            ("top-k", self.top_k, self.top_k >= 0, "0 (all) or more"),
-            ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min-p", self.min_p, 0 <= self.min_p < 1, "at least 0 and below 1"),
-            ("seed", self.seed, 0 <= self.seed < 2**63, "0 or more"),
-            ("typical-p", self.typical_p, 0 < self.typical_p <= 1, "above 0 and at most 1"),
-            (
-                "repetition-penalty",
-                self.repetition_penalty,
-                0 < self.repetition_penalty < np.inf,
-                "above 0 (1: none)",
-            ),
-            ("presence-penalty", presence, np.isfinite(presence), finite),
-            ("frequency-penalty", frequency, np.isfinite(frequency), finite),
-            ("penalty-last-n", self.penalty_last_n, self.penalty_last_n >= 0, "0 (all) or more"),
-        )
-        for name, value, valid, wanted in ranges:
-            if not valid:
-                raise UsageError(f"{name} is {value}; it must be {wanted}")
+        """Raises UsageError for a value outside its range, or outside of what C can hold."""
+        for name, (valid, wanted) in _RANGES.items():
+            value = getattr(self, name)
+            with np.errstate(over="ignore", under="ignore"):
+                number = float(np.float32(value)) if isinstance(value, float) else value
+            if not valid(number):
+                raise UsageError(f"{name.replace('_', '-')} is {value}; it must be {wanted}")
 
     @property
     def looks_back(self) -> bool:
         """Whether a draw depends on the tokens before it otherwise than through the logits."""
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
         return penalties != (1, 0, 0)
+
+
+def _share(x: float) -> bool:
+    return 0 < x <= 1
+
+
+def _count(x: float) -> bool:
+    return 0 <= x < 2**31
+
+
+def _finite(x: float) -> bool:
+    return -np.inf < x < np.inf
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda x: 0 <= x < np.inf, "0 (greedy) or more"),
+    "top_k": (_count, "0 (all) or more, and below 2**31"),
+    "top_p": (_share, "above 0 and at most 1"),
+    "min_p": (lambda x: 0 <= x <= 1, "between 0 and 1"),
+    "seed": (lambda x: 0 <= x < 2**63, "0 or more, and below 2**63"),
+    "typical_p": (_share, "above 0 and at most 1"),
+    "repetition_penalty": (lambda x: 0 < x < np.inf, "above 0 (1: none)"),
+    "presence_penalty": (_finite, "a finite number"),
+    "frequency_penalty": (_finite, "a finite number"),
+    "penalty_last_n": (_count, "0 (all) or more, and below 2**31"),
+}
 
 
 @lru_cache(maxsize=1024)

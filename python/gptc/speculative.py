@@ -25,16 +25,16 @@ MOST = 8  # tokens of a guess
 class _Adaptive:
     """Guesses are as long as the last one held, and a little longer."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, first: int, most: int) -> None:
         self.n_guessed = 0
         self.n_right = 0
         self._most = most
-        self._length = most
+        self._length = min(first, most)
 
     def learn(self, n_guessed: int, n_right: int) -> None:
         self.n_guessed += n_guessed
         self.n_right += n_right
-        self._length = max(1, min(self._most, n_right + 2))
+        self._length = min(self._most, 2 * n_right + 1)
 
 
 class NgramDraft(_Adaptive):
@@ -44,7 +44,7 @@ class NgramDraft(_Adaptive):
     """
 
     def __init__(self, longest: int = 3, most: int = MOST) -> None:
-        super().__init__(most)
+        super().__init__(most, most)
         self._longest = longest
         self._samples: dict[int, Sample] = {}
         self._after: dict[int, dict[tuple[int, ...], int]] = {}
@@ -75,8 +75,7 @@ class ModelDraft(_Adaptive):
     def __init__(
         self, model: Model, tokenizer: Tokenizer, n_seq: int = 1, n_ctx: int = 0, most: int = MOST
     ) -> None:
-        super().__init__(min(most, 4))
-        self._most = most
+        super().__init__(4, most)
         self._n_ctx = min(n_ctx or model.config.block_size, model.config.block_size)
         self._session = model.session(n_seq, self._n_ctx)
         self._vocab_size = tokenizer.vocab_size
@@ -92,13 +91,12 @@ class ModelDraft(_Adaptive):
         while same < min(len(held), len(text) - 1) and held[same] == text[same]:
             same += 1
         self._session.rewind(slot, same)
-        feed = text[same:]
+        self._texts[slot] = text[:same]  # true at every moment, also where this is interrupted
         for _ in range(length):
+            feed = text[len(self._texts[slot]) :]
             logits = self._session.decode(np.array(feed, np.int32), slot)
-            token = sample_token(logits, sample.sampling, len(text), self._vocab_size, text)
-            text.append(token)
-            feed = [token]
-        self._texts[slot] = text[:-1]
+            self._texts[slot] += feed
+            text.append(sample_token(logits, sample.sampling, len(text), self._vocab_size, text))
         return text[len(sample.sequence) :]
 
 
