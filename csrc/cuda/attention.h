@@ -31,7 +31,7 @@ static inline float attention_scale(attention_shape a) {
     return 1.0f / sqrtf((float)a.HS);
 }
 
-/* Rows of a decoding step: positions of a sequence that follow each other stand together. */
+/* Rows of a decoding step; those of a sequence stand together, their positions one after the other. */
 typedef struct decode_args {
     elem *out;                       /* (N, NH HS) */
     const elem *cache_k, *cache_v;   /* (n_seq, NKV, n_ctx, HS) */

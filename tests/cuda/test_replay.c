@@ -63,4 +63,39 @@ static void test_replay(void) {
     }
 }
 
-TEST_API_MAIN({"replay", test_replay})
+/* An update that is replayed refuses gradients that are not finite, changes nothing, and goes on. */
+static void test_not_finite(void) {
+    const gpt_config *config = &families[1].config;
+    const gpt_adamw adamw = {1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
+    EACH_PLACE {
+        test_case("%s", places[place.at].name);
+        gpt_model *model = new_model(config, 1, B, T, 0.0f);
+        write_random_params(model, config);
+        int32_t *tokens = random_ints(B * T, config->vocab_size);
+        float loss = NAN, norm = 0, spoiled[24] = {NAN};
+        for (int step = 0; step < 3; step++) {
+            EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, NULL));
+            EXPECT_OK(gpt_model_update(model, &adamw, NULL, NULL));
+        }
+        param_set before[] = {read_params(model, config, GPT_TENSOR_VALUE),
+                              read_params(model, config, GPT_TENSOR_MOMENT1),
+                              read_params(model, config, GPT_TENSOR_MOMENT2)};
+        EXPECT(before[0].info[1].size == TEST_COUNT(spoiled));
+        EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, NULL));
+        EXPECT_OK(gpt_model_write(model, 1, GPT_TENSOR_GRAD, spoiled, TEST_COUNT(spoiled)));
+        long launches = emulate_graph_launches();
+        EXPECT(gpt_model_update(model, &adamw, &loss, &norm) == GPT_ERR_NUMERIC);
+        EXPECT(emulate_graph_launches() == launches + 1);
+        EXPECT(isfinite(loss) && !isfinite(norm) && gpt_model_step(model) == 3);
+        param_set after[] = {read_params(model, config, GPT_TENSOR_VALUE),
+                             read_params(model, config, GPT_TENSOR_MOMENT1),
+                             read_params(model, config, GPT_TENSOR_MOMENT2)};
+        for (int i = 0; i < 3; i++) EXPECT(same_params(&before[i], &after[i]));
+        EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, NULL));
+        EXPECT_OK(gpt_model_update(model, &adamw, &loss, &norm));
+        EXPECT(isfinite(loss) && isfinite(norm) && gpt_model_step(model) == 4);
+        gpt_model_free(model);
+    }
+}
+
+TEST_API_MAIN({"replay", test_replay}, {"not finite", test_not_finite})
