@@ -275,8 +275,8 @@ class Decoder:
         source = next((s for s in self._slots if s.prompt_of is request), None)
         if len(request.prompt) > self._n_ctx and not request.context_shift:
             raise GptcError(
-                f"the prompt has {len(request.prompt):,} tokens, more than the {self._n_ctx:,} that "
-                "there is room for"
+                f"the prompt has {len(request.prompt):,} tokens, more than the {self._n_ctx:,} "
+                "that there is room for"
             )
         slot.sample, slot.begin = sample, 0
         if known:

@@ -279,7 +279,88 @@ def test_wide_beams_find_the_best_of_all_texts(config: Config, length_penalty: f
     for (sample, score), text in zip(found, best, strict=True):
         assert score == pytest.approx(every[text], abs=1e-4)
         assert sample.text == "".join("abc"[t] for t in text if t != 3)
-        assert len(sample.logprobs) == len(text)
+        assert len(sample.logprobs) == len(sample.tokens)
+
+
+def test_a_search_ends_when_nothing_better_can_come(config: Config) -> None:
+    tokenizer: Any = FourLetters()
+    for seed in range(8):
+        with varied(config(vocab_size=4), seed=seed) as model:
+            request = make_request(model, tokenizer, "ab", max_tokens=12, num_samples=2, stop=())
+            (_, first), (_, second) = beam_search(model, tokenizer, request, 64, 1.0)
+            (_, narrow), *_ = beam_search(model, tokenizer, request, 2, 1.0)
+            assert first >= second
+            assert first >= narrow - 1e-6
+
+
+def test_beams_heed_bans_and_the_context(writer: Model, tokenizer: Tokenizer) -> None:
+    options: dict[str, Any] = {"max_tokens": 100, "stop": ()}
+    plain = make_request(writer, tokenizer, "Once", **options)
+    ((sample, _),) = beam_search(writer, tokenizer, plain, 2)
+    assert sample.finish == "context"
+    assert len(sample.sequence) == writer.config.block_size + 1
+    first = sample.tokens[0]
+    ban = Sampling(bias=((first, float("-inf")),))
+    ((other, _),) = beam_search(
+        writer, tokenizer, make_request(writer, tokenizer, "Once", sampling=ban, **options), 2
+    )
+    assert first not in other.tokens
+
+
+def test_a_decoder_can_run_again(writer: Model, tokenizer: Tokenizer) -> None:
+    decoder = Decoder(writer, tokenizer, 2)
+    request = make_request(writer, tokenizer, "abc", max_tokens=9, num_samples=3, stop=())
+    left = decoder.run(request.samples(tokenizer))
+    for _ in range(4):
+        next(left)
+    left.close()
+    again = request.samples(tokenizer)
+    assert {sample for sample, _ in decoder.run(again[1:])} == set(again[1:])
+    expected = generate(writer, tokenizer, "abc", max_tokens=9, num_samples=3, stop=())
+    assert [sample.text for sample in again[1:]] == expected[1:]
+
+
+def test_a_small_cache_ends_a_text_and_refuses_a_prompt(
+    writer: Model, tokenizer: Tokenizer
+) -> None:
+    request = make_request(writer, tokenizer, "abcd", max_tokens=30, stop=())
+    (sample,) = request.samples(tokenizer)
+    assert list(Decoder(writer, tokenizer, n_ctx=8).run([sample]))
+    assert (sample.finish, len(sample.sequence)) == ("context", 9)
+    with pytest.raises(GptcError, match="4 tokens, more than the 3"):
+        list(Decoder(writer, tokenizer, n_ctx=3).run(request.samples(tokenizer)))
+
+
+def test_a_draft_that_was_interrupted_goes_on(
+    writer: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptc import speculative
+
+    draft = ModelDraft(writer, tokenizer)
+    options: dict[str, Any] = {"max_tokens": 20, "stop": (), "draft": draft, "seed": 3}
+    expected = generate(writer, tokenizer, "abc", **options)
+    real, calls = sample_token, itertools.count()
+
+    def interrupted(*arguments: Any) -> int:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(speculative, "sample_token", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(writer, tokenizer, "abc", **options)
+    monkeypatch.setattr(speculative, "sample_token", real)
+    assert generate(writer, tokenizer, "ab", **options) == generate(
+        writer, tokenizer, "ab", **{**options, "draft": None}
+    )
+    assert generate(writer, tokenizer, "abc", **options) == expected
+
+
+def test_prompts_may_be_tokens_and_bytes(writer: Model, tokenizer: Tokenizer) -> None:
+    assert make_request(writer, tokenizer, [1, 2, 3]).prompt == [1, 2, 3]
+    assert make_request(writer, tokenizer, "a\udcff").prompt == [97, 255]
+    with pytest.raises(GptcError, match=r"character 1 .* U\+D800"):
+        make_request(writer, tokenizer, "a\ud800")
 
 
 def test_one_beam_is_greedy(writer: Model, tokenizer: Tokenizer) -> None:

@@ -101,7 +101,7 @@ def test_filters_reach_the_sampler() -> None:
         ({"top_k": -1}, "top-k is -1"),
         ({"top_p": 0.0}, "top-p is 0.0"),
         ({"top_p": 1.1}, "top-p is 1.1"),
-        ({"min_p": 1.0}, "min-p is 1.0"),
+        ({"min_p": 1.01}, "min-p is 1.01"),
         ({"seed": -1}, "seed is -1"),
         ({"max_tokens": 0}, "max-tokens is 0"),
         ({"num_samples": 0}, "num-samples is 0"),

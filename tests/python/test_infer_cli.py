@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def test_prompts_come_back_in_order_with_their_texts(
     for line, answer, seed in zip(lines, answers, seeds, strict=True):
         given = {"prompt": line} if isinstance(line, str) else line
         samples = answer.pop("samples")
-        assert answer == given
+        assert answer == {**given, "seed": seed}
         expected = generate(
             writer, tokenizer, given["prompt"], max_tokens=given.get("max_tokens", 5), seed=seed,
             num_samples=given.get("num_samples", 1), temperature=given.get("temperature", 0.7),
@@ -90,10 +90,18 @@ def test_prompts_come_back_in_order_with_their_texts(
         ("[" * 100_000, "no JSON"),
         ('{"text": "x"}', 'no "prompt"'),
         ('{"prompt": 5}', 'no "prompt"'),
-        ('{"prompt": "x", "max_tokens": "many"}', "max_tokens is 'many'; it must be a int"),
+        (
+            '{"prompt": "x", "max_tokens": "many"}',
+            "max_tokens is 'many'; it must be a whole number",
+        ),
         ('{"prompt": "x", "top_p": 7}', "top-p is 7"),
         ('{"prompt": "x", "num_samples": 0}', "num-samples is 0"),
         ('{"prompt": "x", "stop": [1]}', "stop must be a list of texts"),
+        ('{"prompt": "x", "top_k": 99999999999}', "top-k is 99999999999"),
+        ('{"prompt": "x", "temperature": 1%s}' % ("0" * 400), "too large"),
+        ('{"prompt": "x", "temperature": 1e39}', "temperature is 1e+39"),
+        ('{"prompt": "x", "top_p": 1e-50}', "top-p is 1e-50"),
+        ('{"prompt": "\\ud800"}', "U+D800"),
         (json.dumps({"prompt": "x" * 60}), "the prompt has 60 tokens"),
     ],
 )
@@ -115,8 +123,19 @@ def test_prompts_that_cannot_be_read(infer: Callable[..., Any], tmp_path: Path) 
     ran = infer("--prompts", tmp_path / "nowhere")
     assert (ran.code, ran.out) == (1, "")
     assert "cannot read the prompts" in ran.err
-    (tmp_path / "binary").write_bytes(b'{"prompt": "\xff"}\n')
-    assert "it is no UTF-8" in infer("--prompts", tmp_path / "binary").err
+    (tmp_path / "odd").write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n{"prompt": "\xff"}\n\n')
+    ran = infer("--prompts", tmp_path / "odd", "--max-tokens", 2)
+    first, second = [json.loads(line) for line in ran.out.splitlines()]
+    assert len(first["samples"]) == 1
+    assert "byte 12 of the line is no UTF-8" in second["error"]
+
+
+def test_answers_can_be_asked_again(infer: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "one").write_text('{"prompt": "a", "note": "\\udc80 é"}\n"b"\n')
+    first = infer("--prompts", tmp_path / "one", "--max-tokens", 5)
+    (tmp_path / "two").write_text(first.out)
+    again = infer("--prompts", tmp_path / "two", "--max-tokens", 5, "--seed", 99)
+    assert (again.code, again.out) == (0, first.out)
 
 
 # ---- what is printed ----
@@ -181,6 +200,9 @@ def test_a_context_that_shifts(infer: Callable[..., Any]) -> None:
         (["-p", "x", "--raw", "--stop", "y"], "has no stop strings"),
         (["-p", "x", "--beams", "2", "--draft", "ngram"], "--beams and --draft exclude"),
         (["-p", "x", "--beams", "2", "--num-samples", "3"], "2 beams cannot give 3 samples"),
+        (["-p", "x", "--beams", "2", "--context-shift"], "leave out --context-shift"),
+        (["-p", "x", "--beams", "2", "--top-k", "3"], "leave out --top-k"),
+        (["-p", "x", "--top-k", "9999999999"], "top-k is 9999999999"),
         (["-p", "x", "--logit-bias", "5"], "no token with a number"),
         (["-p", "x", "--logit-bias", "5=inf"], "no finite number"),
         (["-p", "x", "--logit-bias", "999=1"], "token 999; the vocabulary has 256"),
@@ -262,30 +284,29 @@ def test_a_conversation(saved: Path, tmp_path: Path) -> None:
     assert "On" in (tmp_path / "gptc" / "history").read_text()
 
 
-def test_an_empty_prompt_goes_on_from_the_last_text(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_conversation_survives_errors_and_interrupts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    typed = iter(["", "one\\", "two", "", "three", ""])
+    typed = iter(["", "one\\", "two", "", "wrong", "slow", "last"])
     asked: list[str] = []
 
     def line(prompt: str) -> str:
-        return next(typed, None) or _end(typed)
+        for text in typed:
+            return text
+        raise EOFError
 
-    def _end(rest: Iterator[str]) -> str:
-        if len(asked) == 5:
-            raise EOFError
-        return ""
-
-    def write(prompt: str) -> str:
+    def answer(prompt: str) -> None:
         asked.append(prompt)
-        if prompt == "three":
+        if prompt == "wrong":
             raise GptcError("too long")
-        return f"<{len(asked)}>"
+        if prompt == "slow":
+            raise KeyboardInterrupt
 
     monkeypatch.setattr("builtins.input", line)
-    converse(write)
-    assert asked == ["", "one\ntwo", "one\ntwo<2>", "three", "three"]
+    converse(answer)
+    assert asked == ["", "one\ntwo", "", "wrong", "slow", "last"]
+    assert "error: too long" in capsys.readouterr().err
 
 
 def test_an_interrupt_stops_the_text_and_not_the_program(saved: Path, tmp_path: Path) -> None:

@@ -111,12 +111,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in args
     if debug:
         args = ["--debug", *(arg for arg in args if arg != "--debug")]
+    _open_closed_streams()
     try:
         sys.exit(run(args, debug))
     except BrokenPipeError:
         # The reader has gone, as `head` does. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _open_closed_streams() -> None:
+    """Python has None where a stream was closed (`>&-`): whoever closed it wants nothing."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def run(args: list[str], debug: bool = False) -> int:

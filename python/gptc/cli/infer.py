@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,10 @@ _WHY = {
 @click.option(
     "--raw", is_flag=True, help="Write the bytes and nothing else, for models of no text."
 )
+@click.pass_context
 def infer_command(
+    context: click.Context,
+    /,
     model: str | None,
     prompt: str | None,
     prompt_file: Path | None,
@@ -121,6 +124,8 @@ def infer_command(
     else to standard error.
     """
     _check_outputs(as_json, raw, prompts, num_samples, logprobs, beams, draft, stop)
+    if beams:
+        _refuse_beside_beams(context, sampling)
     given = {"-p": prompt, "--prompt-file": prompt_file, "--prompts": prompts}
     _exclusive(*(name for name, value in given.items() if value is not None))
     asks = not (any(v is not None for v in given.values()) or as_json or raw) and _is_terminal()
@@ -161,13 +166,13 @@ def infer_command(
         elif asks:
             from gptc.cli.interactive import converse
 
-            converse(writer.write)
+            converse(writer.answer)
         elif as_json:
             writer.print_json(text)
         elif raw:
             writer.write_raw(text)
         else:
-            writer.write(text, echo=True)
+            writer.write(text, echo=text)
 
 
 def _check_outputs(
@@ -191,6 +196,14 @@ def _check_outputs(
     for name, given in (("--draft", draft), ("--prompts", prompts), ("--raw", raw)):
         if beams and given:
             raise UsageError(f"--beams and {name} exclude each other")
+
+
+def _refuse_beside_beams(context: click.Context, sampling: dict[str, Any]) -> None:
+    """What a search for the likeliest text has no use for, if it was typed."""
+    for name in (set(sampling) - {"bias"}) | {"context_shift"}:
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"--beams looks for the likeliest text: leave out {option}")
 
 
 def _exclusive(*names: str) -> None:
@@ -230,30 +243,38 @@ class _Writer:
         beams: int | None,
     ) -> None:
         self.draft: Draft | None = None
+        self._last: Sample | None = None
         self._gpt = gpt
         self._tokenizer = tokenizer
         self._path = checkpoint.path
         self._options = options
         self._beams = beams
 
-    def write(self, prompt: str, echo: bool = False) -> str:
-        """Prints the texts as they come, after the prompt with `echo`; returns the first one."""
+    def write(self, prompt: str | list[int], echo: str = "") -> None:
+        """Prints the texts as they come, after `echo`."""
         request = self._request(prompt)
         begin = time.perf_counter()
-        if self._beams:
-            samples = [sample for sample, _ in self._search(request)]
-            pieces: Iterator[Any] = iter(())
-        else:
-            samples, pieces = self._start(request)
         try:
-            _stream(prompt if echo else "", samples, pieces)
+            if self._beams:
+                samples = [sample for sample, _ in self._search(request)]
+                pieces: Iterator[Any] = iter(())
+            else:
+                samples, pieces = self._start(request)
+            self._last = samples[0]
+            _stream(echo, samples, pieces)
         except KeyboardInterrupt:
             click.echo()  # ends the line that was being written
-            if echo:
-                raise
-            return samples[0].text
+            raise
         self._tell(samples, time.perf_counter() - begin)
-        return samples[0].text
+
+    def answer(self, prompt: str) -> None:
+        """The same for one of several prompts; an empty one goes on with the last text."""
+        goes_on = not prompt and self._last is not None
+        self.write(self._last.sequence if goes_on and self._last else prompt)
+        # Chance is another one for each.
+        sampling = self._options["sampling"]
+        step = self._options["num_samples"]
+        self._options["sampling"] = replace(sampling, seed=(sampling.seed + step) % 2**63)
 
     def write_raw(self, prompt: str) -> None:
         """The bytes of prompt and continuation, unchanged."""
@@ -262,14 +283,14 @@ class _Writer:
         _, pieces = self._start(self._request(prompt))
         written = 0
         for sample, _ in pieces:
-            tokens = sample.tokens
-            out.write(self._tokenizer.decode_bytes(tokens[written:]))
+            new = sample.sequence[len(sample.request.prompt) + written :]
+            out.write(self._tokenizer.decode_bytes(new))
             out.flush()
-            written = len(tokens)
+            written += len(new)
 
     def print_json(self, prompt: str) -> None:
         """One object with every sample."""
-        from gptc.cli.prompts import sample_json
+        from gptc.cli.prompts import as_text, sample_json
 
         request = self._request(prompt)
         begin = time.perf_counter()
@@ -293,9 +314,9 @@ class _Writer:
             "samples": listed,
             "tokens_per_s": round(n_tokens / (time.perf_counter() - begin), 1),
         }
-        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        click.echo(as_text(result, indent=2))
 
-    def _request(self, prompt: str) -> Request:
+    def _request(self, prompt: str | list[int]) -> Request:
         from gptc.generation import make_request
 
         return make_request(self._gpt, self._tokenizer, prompt, **self._options)
@@ -316,6 +337,8 @@ class _Writer:
             return
         n_tokens = sum(sample.n_tokens for sample in samples)
         reasons = {_WHY[s.finish] for s in samples if s.finish in _WHY}
+        if any(s.finish == "stop" and s.n_tokens == 0 for s in samples):
+            reasons.add("the text has ended")
         why = f"; {', '.join(sorted(reasons))}" if reasons else ""
         guessed = ""
         if self.draft and self.draft.n_guessed:
@@ -365,27 +388,17 @@ def _stream(prompt: str, samples: list[Sample], pieces: Iterator[Any]) -> None:
     They are decoded together, so their pieces arrive interleaved.
     """
     several = len(samples) > 1
-    printed = [0] * len(samples)
-    current = 0
-    _begin(prompt, 0, several)
-    while current < len(samples):
-        sample = samples[current]
-        new = sample.text[printed[current] :]
-        if new:
-            _write(new)
-            printed[current] += len(new)
-        if sample.finish is not None:
-            _write("\n")
-            current += 1
-            if current < len(samples):
-                _begin(prompt, current, several)
-        else:
-            next(pieces, None)
-
-
-def _begin(prompt: str, index: int, several: bool) -> None:
-    heading = f"--- sample {index + 1} ---\n" if several else ""
-    _write(heading + prompt)
+    for i, sample in enumerate(samples):
+        _write((f"--- sample {i + 1} ---\n" if several else "") + prompt)
+        printed = 0
+        while True:
+            for piece in sample.pieces[printed:]:
+                _write(piece)
+                printed += 1
+            if sample.finish is not None:
+                break
+            next(pieces)
+        _write("\n")
 
 
 def _write(text: str) -> None:

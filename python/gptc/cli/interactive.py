@@ -17,19 +17,19 @@ _HELP = (
 _HISTORY = 1000  # lines kept
 
 
-def converse(write: Callable[[str], str]) -> None:
-    """Asks for prompts until the input ends; write(prompt) prints a continuation and returns it.
+def converse(answer: Callable[[str], None]) -> None:
+    """Asks for prompts until the input ends; answer(prompt) prints a text.
 
-    Ctrl-C ends the text that is being written, or the line that is being typed, and nothing else.
+    An empty prompt goes on with the last text. Ctrl-C ends the text that is being written, or the line that is being typed, and nothing else.
     """
     history = _open_history()
     click.echo(_HELP, err=True)
-    text = ""
     try:
         while (prompt := _ask()) is not None:
-            text = prompt or text  # an empty one goes on from where the last text ended
             try:
-                text += write(text)
+                answer(prompt)
+            except KeyboardInterrupt:
+                continue
             except GptcError as error:
                 click.echo(f"error: {error}", err=True)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 import time
@@ -20,11 +21,20 @@ if TYPE_CHECKING:
     from gptc.tokenizer import Tokenizer
 
 # What a line may set for itself, and of which type; the fields of Sampling come to these.
-_OPTIONS: dict[str, tuple[type, ...]] = {
-    "max_tokens": (int,),
-    "num_samples": (int,),
-    "stop": (list,),
-}
+_OPTIONS: dict[str, type] = {"max_tokens": int, "num_samples": int, "stop": list}
+_NAMES = {int: "a whole number", float: "a number", list: "a list"}
+_ANSWER = ("seed", "samples", "error")  # what an answer says, whatever the line said
+_EXAMPLE = 'a line is such as {"prompt": "Once upon a time"}'
+
+
+def as_text(value: dict[str, Any], indent: int | None = None) -> str:
+    """JSON that standard output can take: with escapes where it has no such characters."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def sample_json(sample: Sample, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -51,40 +61,41 @@ def sample_json(sample: Sample, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 class _Answers:
-    """Prints the lines in order, as soon as those before them are complete."""
+    """Prints the answers in order, as soon as those before them are complete."""
 
     def __init__(self, tokenizer: Tokenizer, out: TextIO) -> None:
         self.n_prompts = self.n_failed = self.n_tokens = 0
         self._tokenizer = tokenizer
         self._out = out
-        self._lines: dict[int, dict[str, Any]] = {}  # without "samples" while they are written
-        self._requests: dict[Request, tuple[int, list[Sample]]] = {}
+        self._begun: dict[Request, tuple[int, dict[str, Any], list[Sample]]] = {}
+        self._ready: dict[int, dict[str, Any]] = {}
         self._next = 0
 
     def failed(self, line: dict[str, Any], error: GptcError) -> None:
+        """The line's answer is that there is none."""
         self.n_failed += 1
-        self._lines[self.n_prompts] = {**line, "error": str(error)}
+        self._give(self.n_prompts, {**line, "error": str(error)})
         self.n_prompts += 1
-        self._print()
 
     def begun(self, line: dict[str, Any], samples: list[Sample]) -> None:
-        self._requests[samples[0].request] = (self.n_prompts, samples)
-        self._lines[self.n_prompts] = line
+        """The line is answered when these have ended."""
+        self._begun[samples[0].request] = (self.n_prompts, line, samples)
         self.n_prompts += 1
 
     def ended(self, sample: Sample) -> None:
+        """Another sample is complete."""
         self.n_tokens += sample.n_tokens
-        number, samples = self._requests[sample.request]
+        number, line, samples = self._begun[sample.request]
         if all(s.finish for s in samples):
-            del self._requests[sample.request]
+            del self._begun[sample.request]
+            seed = sample.request.sampling.seed
             listed = [sample_json(s, self._tokenizer) for s in samples]
-            self._lines[number] = {**self._lines[number], "samples": listed}
-            self._print()
+            self._give(number, {**line, "seed": seed, "samples": listed})
 
-    def _print(self) -> None:
-        while (line := self._lines.get(self._next)) and ("samples" in line or "error" in line):
-            del self._lines[self._next]
-            self._out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    def _give(self, number: int, answer: dict[str, Any]) -> None:
+        self._ready[number] = answer
+        while self._next in self._ready:
+            self._out.write(as_text(self._ready.pop(self._next)) + "\n")
             self._out.flush()
             self._next += 1
 
@@ -129,48 +140,66 @@ def _samples(
 
     seed = options["sampling"].seed
     for line in _lines(file):
-        given: dict[str, Any] = {}
+        given: dict[str, Any] = {"line": line.decode("utf-8", "replace")}
         try:
-            given, settings = _read(line, options, seed)
+            given = _read(line)
+            settings = _settings(given, options, seed)
             request = make_request(gpt, tokenizer, given["prompt"], **settings)
         except GptcError as error:
-            answers.failed(given or {"line": line}, error)
+            answers.failed(given, error)
             continue
-        seed += request.num_samples
+        seed = (seed + request.num_samples) % 2**63
         samples = request.samples(tokenizer)
         answers.begun(given, samples)
         yield from samples
 
 
-def _lines(file: Path) -> Iterator[str]:
+def _lines(file: Path) -> Iterator[bytes]:
+    """The lines that hold something. They are UTF-8, whatever the terminal's encoding is."""
     try:
-        with sys.stdin if str(file) == "-" else file.open(encoding="utf-8") as lines:
-            yield from (line.rstrip("\n") for line in lines if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
-        raise GptcError(f"cannot read the prompts {file}: {reason}") from error
+        with sys.stdin.buffer if str(file) == "-" else file.open("rb") as lines:
+            for i, line in enumerate(lines):
+                text = line.removeprefix(codecs.BOM_UTF8) if i == 0 else line
+                if text.strip():
+                    yield text.strip()
+    except OSError as error:
+        raise GptcError(f"cannot read the prompts {file}: {error.strerror}") from error
 
 
-def _read(line: str, options: dict[str, Any], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The line's object, and the options for it."""
-    from gptc.sampling import Sampling
-
+def _read(line: bytes) -> dict[str, Any]:
+    """The line's object, without what its answer will say."""
     try:
-        given = json.loads(line)
+        given = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise UsageError(f"byte {error.start} of the line is no UTF-8") from None
     except (ValueError, RecursionError):
-        raise UsageError('no JSON; a line is such as {"prompt": "Once upon a time"}') from None
+        raise UsageError(f"no JSON; {_EXAMPLE}") from None
     if isinstance(given, str):
         given = {"prompt": given}
     if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
-        raise UsageError('no "prompt"; a line is such as {"prompt": "Once upon a time"}')
-    kinds = {f.name: (float, int) if f.type == "float" else (int,) for f in fields(Sampling)}
-    del kinds["bias"]
-    for name, kind in (kinds | _OPTIONS).items():
-        if name in given and (not isinstance(given[name], kind) or isinstance(given[name], bool)):
-            raise UsageError(f"{name} is {given[name]!r}; it must be a {kind[0].__name__}")
-    own = {name: given[name] for name in kinds if name in given}
-    sampling = replace(options["sampling"], **{"seed": seed, **own})
+        raise UsageError(f'no "prompt"; {_EXAMPLE}')
+    return {name: value for name, value in given.items() if name not in _ANSWER or name == "seed"}
+
+
+def _settings(given: dict[str, Any], options: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The options of make_request for a line."""
+    from gptc.sampling import Sampling
+
+    numbers = {f.name: float if f.type == "float" else int for f in fields(Sampling)}
+    del numbers["bias"]
+    for name, kind in (numbers | _OPTIONS).items():
+        value = given.get(name)
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if name in given and (not fits or isinstance(value, bool)):
+            raise UsageError(f"{name} is {value!r}; it must be {_NAMES[kind]}")
+    try:
+        own = {
+            n: float(given[n]) if numbers[n] is float else given[n] for n in numbers if n in given
+        }
+    except OverflowError:
+        raise UsageError("a number of the line is too large") from None
     chosen = {name: given[name] for name in _OPTIONS if name in given}
     if not all(isinstance(word, str) for word in chosen.get("stop", [])):
         raise UsageError("stop must be a list of texts")
-    return given, {**options, **chosen, "sampling": sampling}
+    sampling = replace(options["sampling"], **{"seed": seed, **own})
+    return {**options, **chosen, "sampling": sampling}
