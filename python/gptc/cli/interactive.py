@@ -20,7 +20,8 @@ _HISTORY = 1000  # lines kept
 def converse(answer: Callable[[str], None]) -> None:
     """Asks for prompts until the input ends; answer(prompt) prints a text.
 
-    An empty prompt goes on with the last text. Ctrl-C ends the text that is being written, or the line that is being typed, and nothing else.
+    An empty prompt goes on with the last text. Ctrl-C ends the text that is being written, or the
+    line that is being typed, and nothing else.
     """
     history = _open_history()
     click.echo(_HELP, err=True)
