@@ -125,7 +125,7 @@ def _open_closed_streams() -> None:
     """Python has None where a stream was closed (`>&-`): whoever closed it wants nothing."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
 
 
 def run(args: list[str], debug: bool = False) -> int:
