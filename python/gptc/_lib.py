@@ -1,15 +1,17 @@
 """The binding: libgpt.so opened with cffi, declared by the text of gpt.h itself.
 
-Nothing is generated or compiled. The functions between the header's two fences are the interface;
-cffi releases the interpreter lock around each call.
+The functions between the header's two fences are the interface; cffi releases the interpreter lock
+around each call. A built package holds them parsed (tools/make_binding.py); nothing is compiled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sysconfig
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +55,26 @@ def abi_version(header: str) -> int:
     if not found:
         raise GptcError("gpt.h defines no GPT_ABI_VERSION; reinstall with: pip install .")
     return int(found[1])
+
+
+def fingerprint(header: str) -> str:
+    """What tells one text of gpt.h from another."""
+    return hashlib.sha256(header.encode()).hexdigest()
+
+
+def _declared(header: str) -> Any:
+    """cffi's view of gpt.h: as the build has parsed it, or parsed now, if that was another text."""
+    try:
+        binding = import_module("gptc._binding")
+        if binding.header == fingerprint(header):
+            return binding.ffi
+    except ImportError:
+        pass
+    import cffi
+
+    ffi = cffi.FFI()
+    ffi.cdef(declarations(header))
+    return ffi
 
 
 def find_library() -> tuple[Path, Path]:
@@ -122,12 +144,9 @@ _preloaded: list[Any] = []
 @lru_cache(maxsize=1)
 def load() -> Library:
     """Opens the library, once; later calls return the same one."""
-    import cffi
-
     library, header = find_library()
     text = header.read_text("utf-8")
-    ffi = cffi.FFI()
-    ffi.cdef(declarations(text))
+    ffi = _declared(text)
     lib = _open(ffi, library)
     wanted = abi_version(text)
     found = lib.gpt_abi_version()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -244,3 +245,29 @@ def test_impossible_shapes_and_unknown_presets_are_usage_errors() -> None:
         GPTConfig.preset("gtp2")
     with pytest.raises(UsageError, match="the model's n_layer is missing"):
         GPTConfig.from_dict({"vocab_size": 256, "block_size": 8})
+
+
+def test_a_parsed_header_serves_its_own_text_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = Path(__file__).resolve().parents[2] / "tools" / "make_binding.py"
+    if not tool.exists():
+        pytest.skip("needs the source tree")
+    header = _lib.find_library()[1]
+    out = tmp_path / "_binding.py"
+    subprocess.run([sys.executable, tool, header, out], check=True, capture_output=True)
+    spec = importlib.util.spec_from_file_location("gptc._binding", out)
+    assert spec
+    assert spec.loader
+    binding = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(binding)
+    monkeypatch.setitem(sys.modules, "gptc._binding", binding)
+    text = header.read_text()
+    assert _lib._declared(text) is binding.ffi
+    parsed = _lib._declared(text + "\n")
+    assert parsed is not binding.ffi
+    for name in ("gpt_config", "gpt_options", "gpt_plan", "gpt_sampling", "gpt_device_info"):
+        assert binding.ffi.sizeof(name) == parsed.sizeof(name)
+    lib = binding.ffi.dlopen(str(_lib.find_library()[0]))
+    assert lib.gpt_abi_version() == _lib.abi_version(text)
+    assert lib.GPT_DTYPE_INT4 == 3

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,7 +153,8 @@ def infer_command(
     # Only a session computes here: no room for batches is needed.
     loading = {"device": device, "threads": threads, "max_batch": 0}
     with ExitStack() as stack:
-        gpt = stack.enter_context(checkpoint.model(dtype=quantize or dtype, **loading))
+        with _made_ready(tokenizer):
+            gpt = stack.enter_context(checkpoint.model(dtype=quantize or dtype, **loading))
         writer = _Writer(gpt, tokenizer, checkpoint, options, beams)
         if draft:
             n_seq = batch_size if prompts else num_samples
@@ -173,6 +175,22 @@ def infer_command(
             writer.write_raw(text)
         else:
             writer.write(text, echo=text)
+
+
+@contextmanager
+def _made_ready(tokenizer: Tokenizer) -> Iterator[None]:
+    """The tokenizer reads its tables, when it is first used, while the weights are read."""
+
+    def use() -> None:
+        with suppress(GptcError):  # which will come again, where it can be told
+            tokenizer.encode(" ")
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _check_outputs(

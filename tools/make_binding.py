@@ -1,0 +1,32 @@
+"""Parses the declarations of gpt.h when the package is built, into a module that loads at once.
+
+    python tools/make_binding.py csrc/gpt.h _binding.py
+
+Without such a module `gptc._lib` parses the header itself, which takes most of a command's start.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+
+import cffi
+
+from gptc import _lib
+
+
+def main() -> None:
+    header, out = map(Path, sys.argv[1:])
+    text = header.read_text("utf-8")
+    ffi = cffi.FFI()
+    ffi.set_source("gptc._binding", None)
+    ffi.cdef(_lib.declarations(text))
+    ffi.emit_python_code(str(out))
+    with out.open("a", encoding="utf-8") as file:
+        file.write(f"header = {_lib.fingerprint(text)!r}\n")
+
+
+if __name__ == "__main__":
+    main()
