@@ -20,8 +20,10 @@ from gptc.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.model import Model, Session
 
-BATCH = 16
-_STEPS = {1: 24, BATCH: 6}  # of a turn, by sequences
+BATCHES = (1, 16)
+_ROWS = 96  # a turn has about so many tokens of each batch, and _LEAST steps of it at least
+_LEAST = 6
+_MOST = 24
 _BEGIN = 64  # tokens that a sequence holds when its decoding is timed
 
 
@@ -144,8 +146,7 @@ class Row:
     """One contender: tokens a second, medians over turns; None where it has no such thing."""
 
     name: str
-    decode: float
-    decode_batch: float | None
+    decode: dict[int, float | None]  # by how many sequences go on at once
     prefill: float
 
 
@@ -157,9 +158,10 @@ def bench_infer(
     threads: int = 0,
     turns: int = 5,
     n_prompt: int = 512,
+    batches: Sequence[int] = BATCHES,
     report: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """Times decoding (one sequence, and BATCH), and a prompt, of a random model in each dtype."""
+    """Times decoding, by so many sequences, and a prompt, of a random model in each dtype."""
     n_prompt = min(n_prompt, config.block_size)
     with (
         tempfile.TemporaryDirectory(prefix="gptc-bench-") as folder,
@@ -167,21 +169,27 @@ def bench_infer(
     ):
         contenders: list[Contender] = [Ours(config, weights, d, threads) for d in dtypes]
         contenders += _rivals(against, weights, Path(folder), weights.threads)
-        times: dict[str, list[tuple[float, float, float]]] = {c.name: [] for c in contenders}
+        times: dict[str, list[list[float]]] = {c.name: [] for c in contenders}
         for turn in range(-1, turns):  # the first one is not counted
             for c in contenders:
                 report(f"turn {turn + 1} of {turns}: {c.name}")
-                took = [c.decode(n, steps) / steps for n, steps in _STEPS.items()]
+                took = [c.decode(n, _steps(n)) / _steps(n) for n in batches]
                 if turn >= 0:
-                    times[c.name].append((took[0], took[1], c.prefill(n_prompt)))
+                    times[c.name].append([*took, c.prefill(n_prompt)])
         return {
             "config": config.to_dict(),
             "threads": weights.threads,
             "turns": turns,
-            "batch": BATCH,
+            "batches": list(batches),
             "n_prompt": n_prompt,
-            "results": [asdict(_row(name, took, n_prompt)) for name, took in times.items()],
+            "results": [
+                asdict(_row(name, took, batches, n_prompt)) for name, took in times.items()
+            ],
         }
+
+
+def _steps(n_seq: int) -> int:
+    return min(_MOST, max(_LEAST, _ROWS // n_seq))
 
 
 def _rivals(
@@ -209,20 +217,21 @@ def _rivals(
     return found
 
 
-def _row(name: str, times: list[tuple[float, float, float]], n_prompt: int) -> Row:
-    one, many, prompt = (statistics.median(column) for column in zip(*times, strict=True))
-    return Row(name, 1 / one, BATCH / many if many == many else None, n_prompt / prompt)
+def _row(name: str, times: list[list[float]], batches: Sequence[int], n_prompt: int) -> Row:
+    *steps, prompt = (statistics.median(column) for column in zip(*times, strict=True))
+    decode = {n: n / took if took == took else None for n, took in zip(batches, steps, strict=True)}
+    return Row(name, decode, n_prompt / prompt)
 
 
 def table(bench: dict[str, Any]) -> str:
     """The result of `bench_infer` as lines to read."""
-    batch = f"batch {bench['batch']}"
+    heads = "".join(f"{f'batch {n}':>10}" for n in bench["batches"])
     prompt = f"prompt of {bench['n_prompt']}"
     lines = [
         f"tokens a second, {bench['threads']} threads, median of {bench['turns']} turns",
-        f"{'':20}{'batch 1':>10}{batch:>10}{prompt:>16}",
+        f"{'':20}{heads}{prompt:>16}",
     ]
     for row in bench["results"]:
-        many = "" if row["decode_batch"] is None else f"{row['decode_batch']:,.0f}"
-        lines.append(f"{row['name']:20}{row['decode']:10,.1f}{many:>10}{row['prefill']:16,.0f}")
+        speeds = "".join(f"{'' if x is None else f'{x:,.0f}':>10}" for x in row["decode"].values())
+        lines.append(f"{row['name']:20}{speeds}{row['prefill']:16,.0f}")
     return "\n".join(lines)

@@ -148,6 +148,10 @@ Examples:
 @click.option("--turns", type=COUNT, default=5, show_default=True, metavar="N")
 @click.option("--prompt-tokens", type=COUNT, default=512, show_default=True, metavar="N")
 @click.option(
+    "--batch", "batches", type=COUNT, multiple=True, metavar="N",
+    help="Sequences decoded at once; may be repeated.  [1 and 16]",
+)  # fmt: skip
+@click.option(
     "--against",
     multiple=True,
     type=click.Choice(["llama.cpp", "transformers"]),
@@ -160,6 +164,7 @@ def bench_infer_command(
     threads: int,
     turns: int,
     prompt_tokens: int,
+    batches: tuple[int, ...],
     against: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -173,6 +178,7 @@ def bench_infer_command(
         threads=threads,
         turns=turns,
         n_prompt=prompt_tokens,
+        batches=batches or bench_infer.BATCHES,
         report=lambda text: click.echo(text, err=True) if not as_json else None,
     )
     click.echo(json.dumps(result, indent=2) if as_json else bench_infer.table(result))
