@@ -82,9 +82,9 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 @lru_cache(maxsize=1024)
-def _settings(sampling: Sampling) -> tuple[Any, Any]:
+def _settings(ffi: Any, sampling: Sampling) -> tuple[Any, Any]:
     """gpt_sampling, and the array that it points to."""
-    bias = _lib.load().ffi.new("gpt_bias[]", [list(pair) for pair in sampling.bias])
+    bias = ffi.new("gpt_bias[]", [list(pair) for pair in sampling.bias])
     names = {field.name for field in fields(Sampling)} - {"penalty_last_n", "bias"}
     struct = _lib.new_struct("gpt_sampling", **{name: getattr(sampling, name) for name in names})
     struct.bias, struct.n_bias = bias, len(sampling.bias)
@@ -104,7 +104,7 @@ def sample_token(
     """
     ffi = _lib.load().ffi
     token = ffi.new("int32_t *")
-    settings, _ = _settings(sampling)
+    settings, _ = _settings(ffi, sampling)
     row = ffi.from_buffer("float[]", np.ascontiguousarray(logits, np.float32))
     past = history[-sampling.penalty_last_n :] if sampling.looks_back else ()
     size = min(vocab_size, len(logits))

@@ -823,7 +823,10 @@ class _Received:
 
 @contextmanager
 def _signals() -> Iterator[_Received]:
-    """Notes the first SIGINT or SIGTERM instead of dying; the second one works as usual."""
+    """Notes the first SIGINT or SIGTERM instead of dying; the second one works as usual.
+
+    A signal that this process was started to ignore, as a background job is, stays ignored.
+    """
     state = _Received()
     if threading.current_thread() is not threading.main_thread():
         yield state  # Python delivers signals to the main thread only
@@ -836,7 +839,8 @@ def _signals() -> Iterator[_Received]:
         # Not through the progress display, which this may be in the middle of.
         os.write(2, b"\nstopping after this step; once more to abort at once\n")
 
-    previous = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    previous = {n: signal.signal(n, handle) for n in heard}
     try:
         yield state
     finally:
