@@ -142,13 +142,20 @@ def _begins_character(block: bytes) -> npt.NDArray[np.bool_]:
 
 
 def val_begin(text: Text, scan: Scan, val_fraction: float, by_byte: bool) -> int:
-    """The byte at which the last `val_fraction` of the text begins."""
+    """The byte at which the last `val_fraction` of the text begins.
+
+    A document begins there, unless one split would then be less than half as long as asked for:
+    with two documents of which one is long.
+    """
     if val_fraction == 0:
         return text.n_bytes
+    n_train_bytes = text.n_bytes * (1 - val_fraction)
     if scan.borders.kept:
-        return scan.borders.nearest(text.n_bytes * (1 - val_fraction))
+        at = scan.borders.nearest(n_train_bytes)
+        if at >= n_train_bytes / 2 and text.n_bytes - at >= text.n_bytes * val_fraction / 2:
+            return at
     if by_byte:
-        return int(text.n_bytes * (1 - val_fraction))
+        return int(n_train_bytes)
     n_train = int(scan.n_characters * (1 - val_fraction))
     if n_train == scan.n_characters:
         return text.n_bytes
