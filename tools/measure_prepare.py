@@ -41,7 +41,7 @@ def prepared(source: Path, tokenizer: str, jobs: int) -> tuple[float, float]:
 
 
 def written(source: Path, leaves: bool) -> float:
-    """MB/s at which a new file reaches the disk, where it `leaves` the page cache or stays there."""
+    """MB/s at which a new file reaches the disk; it `leaves` the page cache, or stays there."""
     with tempfile.TemporaryDirectory(dir=source.parent) as work, Path(work, "f").open("wb") as file:
         block = bytes(1 << 20)
         begin = time.perf_counter()
