@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -82,6 +82,7 @@ def scan_text(
     known = np.zeros(sys.maxunicode + 1, dtype=np.bool_)  # code points that occur
     decoder = Utf8Decoder() if collects or isinstance(given, CharTokenizer) else None
     by_character = not isinstance(given, ByteTokenizer)
+    n_tail = len(mark) - 1
     tail = b""  # of the block before: a mark may lie across the border
     n_done, file_begin = 0, 0
     last_border, last_mark = 0, -1
@@ -97,17 +98,13 @@ def scan_text(
                 continue
             digests[source_of[i]].update(block)
             scan.sizes[source_of[i]] += len(block)
-            window = tail + block
-            first = n_done - len(tail)
-            found = window.find(mark)
-            while found >= 0:
-                last_mark = first + found
+            joint = _marks(tail + block[:n_tail], n_done - len(tail))
+            for last_mark in (*joint, *_marks(block, n_done)):
                 scan.marked = True
                 if last_border < last_mark:  # a mark at the very beginning separates nothing
                     scan.borders.add(last_mark)
                     last_border = last_mark
-                found = window.find(mark, found + len(mark))
-            tail = window[-(len(mark) - 1) :]
+            tail = (tail + block[-n_tail:])[-n_tail:]
             if by_character:
                 scan.blocks.append((n_done, scan.n_characters))
                 scan.n_characters += int(np.count_nonzero(_begins_character(block)))
@@ -133,6 +130,16 @@ def scan_text(
         if not any(block.strip() for block in rest):
             kept.pop()
     return scan
+
+
+def _marks(data: bytes, begin: int) -> Iterator[int]:
+    """Where END_OF_TEXT stands in `data`, whose first byte counts as `begin`."""
+    mark = END_OF_TEXT.encode()
+    # Most text has not even its first byte, for which one looks several times as fast.
+    found = data.find(mark) if mark[:1] in data else -1
+    while found >= 0:
+        yield begin + found
+        found = data.find(mark, found + len(mark))
 
 
 def _begins_character(block: bytes) -> npt.NDArray[np.bool_]:
