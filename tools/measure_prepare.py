@@ -1,14 +1,16 @@
 """Measures `gptc prepare` on a text: throughput per job, its share of tiktoken's own, peak memory.
 
-    python tools/measure_prepare.py text.txt [jobs]
+    python tools/measure_prepare.py text.txt [jobs [tokenizer ...]]
 
 Runs alternate and the best of each counts. What a disk takes in is printed too: the bytes tokenizer
-writes two bytes for each that it reads.
+writes two bytes for each that it reads. "cached" is a file written through the page cache in the
+ordinary way, "write" one that leaves it as it grows, as shards do.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -38,13 +40,16 @@ def prepared(source: Path, tokenizer: str, jobs: int) -> tuple[float, float]:
     return source.stat().st_size / told["seconds"] / 1e6, told["peak_mb"]
 
 
-def written(source: Path) -> float:
-    """MB/s at which a new file is written."""
+def written(source: Path, leaves: bool) -> float:
+    """MB/s at which a new file reaches the disk; it `leaves` the page cache, or stays there."""
     with tempfile.TemporaryDirectory(dir=source.parent) as work, Path(work, "f").open("wb") as file:
         block = bytes(1 << 20)
         begin = time.perf_counter()
-        for _ in range(1000):
+        for i in range(1000):
             file.write(block)
+            if leaves and i % 16 == 15:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.fsync(file.fileno())
         return 1000 * len(block) / (time.perf_counter() - begin) / 1e6
 
 
@@ -53,6 +58,7 @@ def main() -> None:
 
     source = Path(sys.argv[1])
     n_jobs = int(sys.argv[2]) if len(sys.argv) > 2 else 2
+    tokenizers = sys.argv[3:] or ["bytes", "gpt2"]
     with source.open("rb") as file:
         text = file.read(SAMPLE_BYTES).decode(errors="ignore")
     encoding = tiktoken.get_encoding("gpt2")
@@ -66,10 +72,14 @@ def main() -> None:
         begin = time.perf_counter()
         encoding.encode_ordinary(text)
         note("tiktoken", len(text.encode()) / (time.perf_counter() - begin) / 1e6)
-        note("write", written(source))
-        note("bytes", *prepared(source, "bytes", n_jobs))
-        for jobs in (1, n_jobs):
-            note(f"gpt2, {jobs} job{'s' * (jobs > 1)}", *prepared(source, "gpt2", jobs))
+        note("cached", written(source, leaves=False))
+        note("write", written(source, leaves=True))
+        for tokenizer in tokenizers:
+            if tokenizer != "gpt2":
+                note(tokenizer, *prepared(source, tokenizer, n_jobs))
+                continue
+            for jobs in (1, n_jobs):
+                note(f"gpt2, {jobs} job{'s' * (jobs > 1)}", *prepared(source, "gpt2", jobs))
     for name, rate in best.items():
         share = ""
         if name.startswith("gpt2"):

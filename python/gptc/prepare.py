@@ -56,7 +56,7 @@ SHARD_TOKENS = 100_000_000
 STORIES_BYTES = 5_000_000
 VAL_FRACTION = 0.1
 
-_WORK = ".partial"
+WORK_FOLDER = ".partial"
 _LARGE_BYTES = 16 << 20  # many blocks
 
 
@@ -90,11 +90,11 @@ def prepare(
 
     Documents are files, rows, and what <|endoftext|> separates. The end of the text becomes the
     validation split: the last `val_tokens` tokens, else the last documents that make up
-    `val_fraction` of the bytes, else (one document) that fraction of its bytes (with the bytes
-    tokenizer) or characters. Without either, the files that known datasets set apart to validate
-    go to the end and are the split; where there are none, `val_fraction` is VAL_FRACTION.
-    `stories_bytes` and `seed` choose the text of "stories". `jobs`
-    threads encode (None: one a core); the result does not depend on their number.
+    `val_fraction` of the bytes, else (one document, or few and long ones) that fraction of the
+    bytes (with the bytes tokenizer) or characters. Without either, the files that known datasets
+    set apart to validate go to the end and are the split; where there are none, `val_fraction` is
+    VAL_FRACTION. `stories_bytes` and `seed` choose the text of "stories". `jobs` threads encode
+    (None: one a core); the result does not depend on their number.
 
     Where `out` already holds just this dataset it is returned as it is, with `already_there` set;
     where an earlier call was cut off, this one goes on. UsageError for options out of range;
@@ -129,7 +129,7 @@ def prepare(
         options["stories"] = _stories_options(stories_bytes, seed)
 
     existed = out.exists()
-    work = out / _WORK
+    work = out / WORK_FOLDER
     try:
         there = None if force else _dataset_at(out)
         if there and there["options"] != options:
@@ -194,7 +194,7 @@ class _Job:
         report: Progress,
     ) -> None:
         self.out = out
-        self.work = out / _WORK
+        self.work = out / WORK_FOLDER
         self.sources = sources
         self.options = options
         self.tokenizer = tokenizer

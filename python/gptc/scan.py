@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -82,6 +82,7 @@ def scan_text(
     known = np.zeros(sys.maxunicode + 1, dtype=np.bool_)  # code points that occur
     decoder = Utf8Decoder() if collects or isinstance(given, CharTokenizer) else None
     by_character = not isinstance(given, ByteTokenizer)
+    n_tail = len(mark) - 1
     tail = b""  # of the block before: a mark may lie across the border
     n_done, file_begin = 0, 0
     last_border, last_mark = 0, -1
@@ -97,17 +98,13 @@ def scan_text(
                 continue
             digests[source_of[i]].update(block)
             scan.sizes[source_of[i]] += len(block)
-            window = tail + block
-            first = n_done - len(tail)
-            found = window.find(mark)
-            while found >= 0:
-                last_mark = first + found
+            joint = _marks(tail + block[:n_tail], n_done - len(tail))
+            for last_mark in (*joint, *_marks(block, n_done)):
                 scan.marked = True
                 if last_border < last_mark:  # a mark at the very beginning separates nothing
                     scan.borders.add(last_mark)
                     last_border = last_mark
-                found = window.find(mark, found + len(mark))
-            tail = window[-(len(mark) - 1) :]
+            tail = (tail + block[-n_tail:])[-n_tail:]
             if by_character:
                 scan.blocks.append((n_done, scan.n_characters))
                 scan.n_characters += int(np.count_nonzero(_begins_character(block)))
@@ -135,6 +132,16 @@ def scan_text(
     return scan
 
 
+def _marks(data: bytes, begin: int) -> Iterator[int]:
+    """Where END_OF_TEXT stands in `data`, whose first byte counts as `begin`."""
+    mark = END_OF_TEXT.encode()
+    # Most text has not even its first byte, for which one looks several times as fast.
+    found = data.find(mark) if mark[:1] in data else -1
+    while found >= 0:
+        yield begin + found
+        found = data.find(mark, found + len(mark))
+
+
 def _begins_character(block: bytes) -> npt.NDArray[np.bool_]:
     """Which bytes of UTF-8 text are the first of a character."""
     begins: npt.NDArray[np.bool_] = np.frombuffer(block, dtype=np.uint8) & 0xC0 != 0x80
@@ -142,13 +149,20 @@ def _begins_character(block: bytes) -> npt.NDArray[np.bool_]:
 
 
 def val_begin(text: Text, scan: Scan, val_fraction: float, by_byte: bool) -> int:
-    """The byte at which the last `val_fraction` of the text begins."""
+    """The byte at which the last `val_fraction` of the text begins.
+
+    A document begins there, unless one split would then be less than half as long as asked for:
+    with two documents of which one is long.
+    """
     if val_fraction == 0:
         return text.n_bytes
+    n_train_bytes = text.n_bytes * (1 - val_fraction)
     if scan.borders.kept:
-        return scan.borders.nearest(text.n_bytes * (1 - val_fraction))
+        at = scan.borders.nearest(n_train_bytes)
+        if at >= n_train_bytes / 2 and text.n_bytes - at >= text.n_bytes * val_fraction / 2:
+            return at
     if by_byte:
-        return int(text.n_bytes * (1 - val_fraction))
+        return int(n_train_bytes)
     n_train = int(scan.n_characters * (1 - val_fraction))
     if n_train == scan.n_characters:
         return text.n_bytes

@@ -176,7 +176,6 @@ def test_characters_are_split_by_position(
     [
         ("a|b|c|d|e|f|g|h|i|j", 0.1, "a|b|c|d|e|f|g|h|i"),
         ("a|b|c|d", 0.5, "a|b"),
-        ("a|" + "b" * 99, 0.01, "a"),  # at least one document each
         ("a|b", 0.99, "a"),
         ("|aa|bb", 0.5, "|aa"),  # a mark at the beginning separates nothing
         ("a|b|c|\n", 0.34, "a|b"),  # nor does one at the end
@@ -200,6 +199,20 @@ def test_documents_are_kept_whole(
         return
     assert text_of(dataset, "train").decode() == train
     assert text_of(dataset, "val").decode() == text[len(train) :]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "char"])
+@pytest.mark.parametrize(("first", "second"), [(5, 995), (995, 5), (400, 600), (970, 30)])
+def test_a_split_is_cut_out_of_a_document_that_would_leave_next_to_nothing(
+    tmp_path: Path, kind: str, first: int, second: int
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a" * first)
+    (folder / "b.txt").write_text("é" * (second // 2) + "b" * (second % 2))
+    dataset = prepare([str(folder)], tmp_path / "out", tokenizer=kind)
+    n_train = dataset.meta["splits"]["train"]["bytes"]
+    assert 450 < n_train < 950
 
 
 @pytest.mark.parametrize("kind", ["bytes", "char", pytest.param("gpt2", marks=needs_gpt2)])

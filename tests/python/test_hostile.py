@@ -59,7 +59,7 @@ def test_a_few_hundred_accidents(targets: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_truncation_at_every_byte(targets: dict[str, Any], name: str) -> None:
-    """Every byte of both ends and every so many between; tools/fuzz.py --truncate does more."""
+    """Every byte of both ends and every so many between; tools/fuzz.py --truncate does all."""
     target = targets[name]
     original = target.file.read_bytes()
     lengths = {*range(min(len(original), 300)), *range(len(original) - 40, len(original))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -13,6 +14,7 @@ from gptc.cli.params import COUNT, SizeParam
 from gptc.cli.prepare import prepare_command
 from gptc.data import Dataset
 from gptc.errors import GptcError, UsageError
+from gptc.shards import ShardFile
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +88,26 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(GptcError, match=r"none\.txt"):
         run("none.txt", "--out", "x")
     assert not Path("x").exists()
+
+
+def test_an_interruption_says_whether_anything_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["text.txt", "--out", "data", "--shard-tokens", "500"]
+    for n_written, kept in ((0, False), (4, True)):
+        n_left = n_written
+
+        def append(self: ShardFile, tokens: Any, really: Any = ShardFile.append) -> None:
+            nonlocal n_left
+            n_left -= 1
+            if n_left < 0:
+                raise KeyboardInterrupt
+            really(self, tokens)
+
+        with monkeypatch.context() as context:
+            context.setattr(ShardFile, "append", append)
+            result = CliRunner().invoke(prepare_command, arguments)
+        assert result.exit_code == 1
+        assert ("the same command goes on" in result.output) == kept
+    assert "The dataset is written" in run(*arguments).output
 
 
 def test_the_help_has_examples() -> None:

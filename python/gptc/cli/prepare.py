@@ -148,27 +148,33 @@ def prepare_command(
             raise UsageError("--tokenizer and --train-bpe exclude each other: give one of them")
         tokenizer = f"bpe:{train_bpe}"
     from gptc.data import prepare
+    from gptc.prepare import WORK_FOLDER
 
-    with progress_bars() as progress:
-        dataset = prepare(
-            sources or ("stories",),
-            out,
-            tokenizer=tokenizer,
-            val_fraction=val_fraction,
-            val_tokens=val_tokens,
-            shard_tokens=shard_tokens,
-            jobs=jobs,
-            force=force,
-            stories_bytes=stories_bytes,
-            seed=seed,
-            include=include,
-            exclude=exclude,
-            text_field=text_field,
-            errors=errors,
-            raw=raw,
-            progress=progress,
-            notify=lambda line: click.echo(line, err=True),
-        )
+    try:
+        with progress_bars() as progress:
+            dataset = prepare(
+                sources or ("stories",),
+                out,
+                tokenizer=tokenizer,
+                val_fraction=val_fraction,
+                val_tokens=val_tokens,
+                shard_tokens=shard_tokens,
+                jobs=jobs,
+                force=force,
+                stories_bytes=stories_bytes,
+                seed=seed,
+                include=include,
+                exclude=exclude,
+                text_field=text_field,
+                errors=errors,
+                raw=raw,
+                progress=progress,
+                notify=lambda line: click.echo(line, err=True),
+            )
+    except KeyboardInterrupt:
+        if (out / WORK_FOLDER).exists():
+            click.echo("what is finished is kept: the same command goes on after it", err=True)
+        raise
     click.echo(json.dumps(dataset.meta, indent=2) if as_json else _summary(dataset))
 
 
