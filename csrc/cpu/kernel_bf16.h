@@ -17,6 +17,7 @@ typedef struct kernel_operands {
 
 enum {
     AHEAD = 24,              /* lines of a panel that are asked for before they are read */
+    FEW = 16,                /* rows, up to which panels are not expected in cache */
     GROUP = 2,               /* panels that a call of kernel_product may span */
     VECTORS = PANEL / LANES, /* of one panel */
     BAND_PANELS = LANES == 16 ? 2 : 1,
@@ -63,9 +64,10 @@ static inline vf pairs_dot(vf sum, pairs a, pairs b) {
 
 #endif
 
-/* One band: M rows by `panels` panels. Both are constants where this is inlined. */
+/* One band: M rows by `panels` panels. Both are constants where this is inlined, and so is `ask`: 1
+ * where the panels come from memory and should be asked for early. */
 __attribute__((always_inline)) static inline void kernel_band(const kernel_operands *o, int M,
-                                                              int panels, int add) {
+                                                              int panels, int add, int ask) {
     vf sum[BAND][BAND_PANELS * VECTORS];
     int n = panels * VECTORS;
     UNROLL
@@ -79,7 +81,7 @@ __attribute__((always_inline)) static inline void kernel_band(const kernel_opera
         UNROLL
         for (int v = 0; v < n; v++)
             column[v] = pairs_load(b + v / VECTORS * o->panel + v % VECTORS * LANES * PAIR);
-        for (int v = 0; v < panels; v++) /* with few rows, panels come from memory */
+        for (int v = 0; ask && v < panels; v++)
             __builtin_prefetch(b + v * o->panel + AHEAD * PANEL * PAIR);
         UNROLL
         for (int m = 0; m < M; m++) {
@@ -110,16 +112,16 @@ __attribute__((always_inline)) static inline void kernel_band(const kernel_opera
 
 /* The rows of one group of panels: whole bands, then what is left in ever smaller ones. */
 __attribute__((always_inline)) static inline void kernel_bands(kernel_operands o, int rows,
-                                                               int panels, int add) {
+                                                               int panels, int add, int ask) {
     for (int left = rows, done; left > 0; left -= done) {
         if (left >= BAND)
-            kernel_band(&o, done = BAND, panels, add);
+            kernel_band(&o, done = BAND, panels, add, ask);
         else if (BAND > 8 && left >= 8)
-            kernel_band(&o, done = 8, panels, add);
+            kernel_band(&o, done = 8, panels, add, ask);
         else if (BAND > 4 && left >= 4)
-            kernel_band(&o, done = 4, panels, add);
+            kernel_band(&o, done = 4, panels, add, ask);
         else
-            kernel_band(&o, done = 1, panels, add);
+            kernel_band(&o, done = 1, panels, add, ask);
         o.a += done * o.lda;
         o.c += done * o.ldc;
     }
@@ -128,10 +130,13 @@ __attribute__((always_inline)) static inline void kernel_bands(kernel_operands o
 /* c (rows, 16 panels) = a b, or c += a b, for 1 or 2 panels. */
 static inline void kernel_vectors(kernel_operands o, int rows, int panels, int add) {
     if (BAND_PANELS == 2 && panels == 2) {
-        kernel_bands(o, rows, BAND_PANELS, add);
+        if (rows <= FEW)
+            kernel_bands(o, rows, BAND_PANELS, add, 1);
+        else
+            kernel_bands(o, rows, BAND_PANELS, add, 0);
         return;
     }
-    for (; panels > 0; panels--, o.b += o.panel, o.c += PANEL) kernel_bands(o, rows, 1, add);
+    for (; panels > 0; panels--, o.b += o.panel, o.c += PANEL) kernel_bands(o, rows, 1, add, 0);
 }
 
 #endif
