@@ -90,8 +90,8 @@ class Options:
 
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
     stay fp32), "int8" or "int4" (weights rounded in groups of 32, not for training) or
-    "auto": bf16 on a GPU, and for training on a CPU that multiplies it as such. `threads` 0 means
-    one for each core, `pin` keeps each of them there, `max_seq` None the block size.
+    "auto": bf16 on a GPU, and on a CPU that multiplies it as such. `threads` 0 means one for each
+    core, `pin` keeps each of them there, `max_seq` None the block size.
     """
 
     device: str = "auto"
@@ -118,8 +118,8 @@ class Options:
         if device == "auto":
             device = "cpu" if problem else "cuda"
         if dtype == "auto":
-            fast = bool(_lib.load().lib.gpt_cpu_has_bf16()) and self.training
-            dtype = "bf16" if device == "cuda" or fast else "fp32"
+            fast = device == "cuda" or _lib.load().lib.gpt_cpu_has_bf16()
+            dtype = "bf16" if fast else "fp32"
         return replace(self, device=device, dtype=dtype)
 
     def to_c(self) -> Any:

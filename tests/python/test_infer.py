@@ -258,7 +258,8 @@ def saved(writer: Model, tokenizer: Tokenizer, tmp_path: Path) -> Path:
 def test_infer_prints_prompt_and_text(
     gptc: Callable[..., Any], saved: Path, writer: Model, tokenizer: Tokenizer
 ) -> None:
-    ran = gptc("infer", "-m", saved, "-p", "Once", "--seed", 4, "--max-tokens", 20, "--threads", 1)
+    common = ("infer", "-m", saved, "--dtype", "fp32", "--threads", 1)
+    ran = gptc(*common, "-p", "Once", "--seed", 4, "--max-tokens", 20)
     expected = generate(writer, tokenizer, "Once", seed=4, max_tokens=20)[0]
     assert (ran.code, ran.out) == (0, f"Once{expected}\n")
     assert ran.err == ""  # speed is for terminals

@@ -38,7 +38,9 @@ Examples:
     help="Also with weights rounded so; may be repeated.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto")
+@click.option(
+    "--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="fp32", show_default=True
+)
 @click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def eval_command(

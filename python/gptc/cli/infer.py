@@ -81,7 +81,10 @@ _WHY = {
     help="A small model that guesses ahead: the same text, sooner.  ngram: the text itself does.",
 )  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto")
+@click.option(
+    "--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
+    help="auto: bf16 where that is faster.",
+)  # fmt: skip
 @click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Round the weights: faster.")
 @click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
 @click.option(
