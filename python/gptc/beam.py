@@ -50,15 +50,12 @@ def beam_search(
         raise UsageError("beams end where the context is full: leave out --context-shift")
     if request.num_samples > width:
         raise UsageError(f"{width} beams cannot give {request.num_samples} samples; raise --beams")
-    block_size = model.config.block_size
-    # The last token is never fed back, so a full context holds one more than is decoded.
-    n_ctx = min(block_size, len(request.prompt) + request.max_tokens - 1)
-    most = min(request.max_tokens, block_size + 1 - len(request.prompt))
+    n_ctx = request.n_ctx(model.config.block_size)
+    most = n_ctx + 1 - len(request.prompt)
     ended: list[_Beam] = []
     with model.session(width, n_ctx) as session:
-        first = session.decode(np.array(request.prompt, np.int32), 0)
         beams = [_Beam([], [], 0.0, 0)]
-        logits = first[None]
+        logits = session.decode(np.array(request.prompt, np.int32), 0)[None]
         while True:
             for token, bias in request.sampling.bias:
                 logits[:, token] = np.maximum(logits[:, token] + bias, _NEVER)
@@ -76,7 +73,7 @@ def beam_search(
     found = sorted(ended + beams, key=lambda b: -b.mean(length_penalty))
     samples = request.samples(tokenizer)
     return [
-        (_finished(sample, beam, tokenizer, block_size), beam.mean(length_penalty))
+        (_finished(sample, beam, tokenizer, n_ctx), beam.mean(length_penalty))
         for sample, beam in zip(samples, found, strict=False)
     ]
 
@@ -123,12 +120,12 @@ def _take_places(
     return result
 
 
-def _finished(sample: Sample, beam: _Beam, tokenizer: Tokenizer, block_size: int) -> Sample:
+def _finished(sample: Sample, beam: _Beam, tokenizer: Tokenizer, n_ctx: int) -> Sample:
     """The beam as a sample: text, stop strings and why it ended."""
     end = [tokenizer.end_of_text] if beam.ended and tokenizer.end_of_text is not None else []
     for token in beam.tokens + end:
         if sample.finish is None:
-            sample.append(token, block_size)
+            sample.append(token, n_ctx)
     sample.finish = sample.finish or "context"
     if sample.request.logprobs is not None:
         sample.logprobs = beam.logprobs[: sample.n_tokens]

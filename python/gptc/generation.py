@@ -48,6 +48,10 @@ class Request:
     logprobs: int | None  # None: not wanted; else how many of the most likely tokens to list
     context_shift: bool
 
+    def n_ctx(self, block_size: int) -> int:
+        """The most tokens that a sample holds in a cache: the last one drawn is never fed back."""
+        return min(block_size, len(self.prompt) + self.max_tokens - 1)
+
     def samples(self, tokenizer: Tokenizer) -> list[Sample]:
         """The texts that this asks for, not begun yet."""
         return [Sample(i, self, tokenizer) for i in range(self.num_samples)]
@@ -80,7 +84,10 @@ def make_request(
             raise UsageError(
                 f"a bias is for token {token}; the vocabulary has {tokenizer.vocab_size}"
             )
-    tokens = prompt_tokens(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+    if isinstance(prompt, str):
+        tokens = prompt_tokens(tokenizer, prompt)
+    else:
+        tokens = list(prompt) or prompt_tokens(tokenizer, "")
     if len(tokens) > model.config.block_size and not context_shift:
         raise GptcError(
             f"the prompt has {len(tokens):,} tokens, more than the model's context of "
@@ -369,9 +376,7 @@ def start(
     model: Model, tokenizer: Tokenizer, request: Request, draft: Draft | None = None
 ) -> tuple[list[Sample], Iterator[tuple[Sample, str]]]:
     """The samples of one request, and the pieces of text by which they grow as one iterates."""
-    n_seq = min(request.num_samples, MOST_AT_ONCE)
-    # The last token drawn is never fed back, so a full context holds one more than is decoded.
-    n_ctx = min(model.config.block_size, len(request.prompt) + request.max_tokens - 1)
+    n_seq, n_ctx = min(request.num_samples, MOST_AT_ONCE), request.n_ctx(model.config.block_size)
     samples = request.samples(tokenizer)
     return samples, Decoder(model, tokenizer, n_seq, n_ctx, draft).run(samples)
 

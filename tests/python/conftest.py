@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from gptc.config import GPTConfig
 from gptc.model import Model
+from gptc.tokenizer import Tokenizer, make_tokenizer
 
 # One of each family, with what is special about it: GPT-2's Conv1D and biases, Llama's grouped
 # queries and untied head, and a shape that no Hugging Face class describes.
@@ -110,6 +112,35 @@ def options(dataset_folder: Path, tmp_path: Path) -> dict[str, Any]:
         "eval_batches": 2,
         "threads": 2,
     }
+
+
+def varied(config: GPTConfig, seed: int = 3, dtype: str = "fp32") -> Model:
+    """A model whose text is varied: weights larger than at the start of training."""
+    model = Model.create(config, dtype=dtype, threads=1, training=False, max_batch=1, seed=2)
+    rng = np.random.default_rng(seed)
+    for name, shape, _ in config.parameters():
+        model.set(name, rng.normal(0, 0.3, shape).astype(np.float32))
+    return model
+
+
+@pytest.fixture
+def writer(config: Callable[..., GPTConfig]) -> Iterator[Model]:
+    """Such a model."""
+    with varied(config()) as model:
+        yield model
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    """Of bytes."""
+    return make_tokenizer("bytes")
+
+
+@pytest.fixture
+def saved(writer: Model, tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """The writer as a checkpoint."""
+    writer.save(tmp_path / "saved", tokenizer)
+    return tmp_path / "saved"
 
 
 @pytest.fixture

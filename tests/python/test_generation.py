@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import varied
 from gptc.beam import beam_search
 from gptc.config import GPTConfig
 from gptc.errors import GptcError, UsageError
@@ -22,24 +23,10 @@ from gptc.tokenizer import Tokenizer, make_tokenizer
 Config = Callable[..., GPTConfig]
 
 
-def varied(config: GPTConfig, seed: int = 3, dtype: str = "fp32") -> Model:
-    """A model whose text is varied: weights larger than at the start of training."""
-    model = Model.create(config, dtype=dtype, threads=1, training=False, max_batch=1, seed=2)
-    rng = np.random.default_rng(seed)
-    for name, shape, _ in config.parameters():
-        model.set(name, rng.normal(0, 0.3, shape).astype(np.float32))
-    return model
-
-
 @pytest.fixture(params=["fp32", "bf16"])
 def writer(config: Config, request: pytest.FixtureRequest) -> Iterator[Model]:
     with varied(config(), dtype=request.param) as model:
         yield model
-
-
-@pytest.fixture
-def tokenizer() -> Tokenizer:
-    return make_tokenizer("bytes")
 
 
 def softmax(logits: Any) -> Any:
@@ -358,6 +345,7 @@ def test_a_draft_that_was_interrupted_goes_on(
 
 def test_prompts_may_be_tokens_and_bytes(writer: Model, tokenizer: Tokenizer) -> None:
     assert make_request(writer, tokenizer, [1, 2, 3]).prompt == [1, 2, 3]
+    assert make_request(writer, tokenizer, []).prompt == make_request(writer, tokenizer).prompt
     assert make_request(writer, tokenizer, "a\udcff").prompt == [97, 255]
     with pytest.raises(GptcError, match=r"character 1 .* U\+D800"):
         make_request(writer, tokenizer, "a\ud800")

@@ -6,7 +6,7 @@ import io
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,9 @@ from gptc.errors import GptcError, UsageError
 from gptc.generation import Generation, generate, stream
 from gptc.model import Model
 from gptc.sampling import Sampling, StopFilter, sample_token
-from gptc.tokenizer import Tokenizer, make_tokenizer
+from gptc.tokenizer import Tokenizer
 
 Config = Callable[..., GPTConfig]
-
-
-@pytest.fixture
-def writer(config: Config) -> Iterator[Model]:
-    """A model whose text is varied: weights larger than at the start of training."""
-    with Model.create(config(), threads=1, training=False, max_batch=1, seed=2) as model:
-        rng = np.random.default_rng(3)
-        for name, shape, _ in model.config.parameters():
-            model.set(name, rng.normal(0, 0.3, shape).astype(np.float32))
-        yield model
-
-
-@pytest.fixture
-def tokenizer() -> Tokenizer:
-    return make_tokenizer("bytes")
 
 
 class Script:
@@ -247,12 +232,6 @@ def test_the_stop_filter_against_a_search_of_the_whole() -> None:
 
 
 # ---- the command ----
-
-
-@pytest.fixture
-def saved(writer: Model, tokenizer: Tokenizer, tmp_path: Path) -> Path:
-    writer.save(tmp_path / "saved", tokenizer)
-    return tmp_path / "saved"
 
 
 def test_infer_prints_prompt_and_text(

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from gptc.cli.interactive import converse
@@ -22,29 +21,9 @@ from gptc.errors import EngineError, GptcError
 from gptc.generation import Generation, generate
 from gptc.model import Model
 from gptc.sampling import Sampling
-from gptc.tokenizer import Tokenizer, make_tokenizer
+from gptc.tokenizer import Tokenizer
 
 Config = Callable[..., GPTConfig]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return make_tokenizer("bytes")
-
-
-@pytest.fixture
-def writer(config: Config) -> Any:
-    with Model.create(config(), threads=1, training=False, max_batch=1, seed=2) as model:
-        rng = np.random.default_rng(3)
-        for name, shape, _ in model.config.parameters():
-            model.set(name, rng.normal(0, 0.3, shape).astype(np.float32))
-        yield model
-
-
-@pytest.fixture
-def saved(writer: Model, tokenizer: Tokenizer, tmp_path: Path) -> Path:
-    writer.save(tmp_path / "saved", tokenizer)
-    return tmp_path / "saved"
 
 
 @pytest.fixture

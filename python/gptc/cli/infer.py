@@ -131,7 +131,7 @@ def infer_command(
     if beams:
         _refuse_beside_beams(context, sampling)
     given = {"-p": prompt, "--prompt-file": prompt_file, "--prompts": prompts}
-    _exclusive(*(name for name, value in given.items() if value is not None))
+    _exclusive({name: value is not None for name, value in given.items()})
     asks = not (any(v is not None for v in given.values()) or as_json or raw) and _is_terminal()
     text = "" if prompts or asks else _read_prompt(prompt, prompt_file)
     if seed is None:
@@ -206,8 +206,7 @@ def _check_outputs(
     draft: str | None,
     stop: tuple[str, ...],
 ) -> None:
-    _exclusive(*(["--json"] if as_json else []), *(["--raw"] if raw else []),
-               *(["--prompts"] if prompts else []))  # fmt: skip
+    _exclusive({"--json": as_json, "--raw": raw, "--prompts": prompts is not None})
     if logprobs is not None and not (as_json or prompts):
         raise UsageError("--logprobs are part of JSON: add --json, or use --prompts")
     if raw and num_samples > 1:
@@ -221,13 +220,17 @@ def _check_outputs(
 
 def _refuse_beside_beams(context: click.Context, sampling: dict[str, Any]) -> None:
     """What a search for the likeliest text has no use for, if it was typed."""
-    for name in (set(sampling) - {"bias"}) | {"context_shift"}:
-        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+    for name in sampling:
+        if (
+            name != "bias"
+            and context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+        ):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"--beams looks for the likeliest text: leave out {option}")
 
 
-def _exclusive(*names: str) -> None:
+def _exclusive(given: dict[str, bool]) -> None:
+    names = [name for name, is_given in given.items() if is_given]
     if len(names) > 1:
         raise UsageError(f"{' and '.join(names)} exclude each other: give one of them")
 
@@ -290,8 +293,7 @@ class _Writer:
 
     def answer(self, prompt: str) -> None:
         """The same for one of several prompts; an empty one goes on with the last text."""
-        goes_on = not prompt and self._last is not None
-        self.write(self._last.sequence if goes_on and self._last else prompt)
+        self.write(self._last.sequence if self._last and not prompt else prompt)
         # Chance is another one for each.
         sampling = self._options["sampling"]
         step = self._options["num_samples"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -76,8 +77,7 @@ def _open_history() -> Path | None:
 def _save_history(path: Path | None) -> None:
     if path is None:
         return
-    import contextlib
     import readline
 
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         readline.write_history_file(path)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # What a line may set for itself, and of which type; the fields of Sampling come to these.
 _OPTIONS: dict[str, type] = {"max_tokens": int, "num_samples": int, "stop": list}
 _NAMES = {int: "a whole number", float: "a number", list: "a list"}
-_ANSWER = ("seed", "samples", "error")  # what an answer says, whatever the line said
+_ANSWER = ("samples", "error")  # what an answer says, whatever the line said
 _EXAMPLE = 'a line is such as {"prompt": "Once upon a time"}'
 
 
@@ -178,7 +178,7 @@ def _read(line: bytes) -> dict[str, Any]:
         given = {"prompt": given}
     if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
         raise UsageError(f'no "prompt"; {_EXAMPLE}')
-    return {name: value for name, value in given.items() if name not in _ANSWER or name == "seed"}
+    return {name: value for name, value in given.items() if name not in _ANSWER}
 
 
 def _settings(given: dict[str, Any], options: dict[str, Any], seed: int) -> dict[str, Any]:
