@@ -2,7 +2,8 @@
 
     python tools/measure_infer.py
 
-Of GPT-2 124M with random weights, saved and read again, so that it is in the page cache.
+Of GPT-2 124M with random weights, saved and read again, so that it is in the page cache. The first
+token wants an installed package: a source tree has no parsed gpt.h, and perhaps no bytecode.
 """
 
 from __future__ import annotations
