@@ -5,7 +5,7 @@
     gptc_tokenizer.json    the tokenizer; beside it, where a class of Hugging Face fits, its files
     trainer.json           step, options and loader position; only in a run's checkpoints
     optimizer.safetensors  AdamW's moments; likewise
-    checksums.json         size and SHA-256 of every other file, and of its blocks if it is large
+    checksums.json         size and checksum of every other file
 
 It is written beside its place, flushed to disk and renamed, so it appears whole or not at all.
 A run folder holds checkpoints named ckpt-STEP. A Hugging Face folder is a checkpoint too, and a
@@ -15,14 +15,12 @@ model in a format of others (gptc.formats) can stand wherever one is read.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +31,7 @@ from typing import Any
 import gptc
 from gptc import formats, pretrained
 from gptc import tokenizer as tokenizers
+from gptc.checksum import file_checksum, recorded_checksum
 from gptc.errors import GptcError
 from gptc.formats import TensorFile, hf, hub, tensor_chunks, vocabulary
 from gptc.formats.binary import is_plain_name, parse_json
@@ -51,10 +50,9 @@ CHECKSUMS = "checksums.json"
 
 ROOT = Path("runs")  # where runs are that are not told otherwise
 
-VERSION = 1  # of trainer.json and checksums.json
+VERSION = 1  # of trainer.json
+CHECKSUMS_VERSION = 2  # 1 recorded a SHA-256
 MOMENTS = {"m": "moment1", "v": "moment2"}
-_HASH_BYTES = 1 << 18  # no more memory than this, however large the file
-_BLOCK_BYTES = 1 << 24  # of a large file, each with a SHA-256 of its own
 
 logger = logging.getLogger("gptc")
 
@@ -88,7 +86,7 @@ class Checkpoint(Source):
             return None
         self._verify(TRAINER)
         data = _read_json(file)
-        _check_version(data, file)
+        _check_version(data, file, VERSION)
         return data
 
     def tokenizer(self) -> Tokenizer:
@@ -181,8 +179,8 @@ class Checkpoint(Source):
         model.step = trainer["step"]
 
     def check(self) -> list[str]:
-        """Checks every file's SHA-256 and every number; returns what was found in order."""
-        found = [f"{name}: its SHA-256 is right" for name in self.verify()]
+        """Checks every file's checksum and every number; returns what was found in order."""
+        found = [f"{name}: its checksum is right" for name in self.verify()]
         found += super().check()
         if self.optimizer_step is not None:
             for name in self._moments.shapes:
@@ -191,30 +189,24 @@ class Checkpoint(Source):
         return found
 
     def verify(self) -> list[str]:
-        """Checks the SHA-256 of every file; returns their names."""
-        for name, recorded in self._recorded.items():
-            if _sha256(self.path / name) != recorded["sha256"]:
-                raise self._altered(name)
+        """Checks the checksum of every file; returns their names."""
+        for name in self._recorded:
+            self._verify(name)
         return list(self._recorded)
 
     def _verify(self, name: str) -> None:
-        """Checks a file before it is used, by its blocks where they were recorded."""
-        recorded = self._recorded.get(name)
-        if recorded is None:
+        """Checks a file before it is used."""
+        if name not in self._recorded:
             return
-        path = self.path / name
-        if recorded.get("block_bytes") == _BLOCK_BYTES:
-            same = _block_sums(path) == recorded.get("blocks")
-        else:
-            same = _sha256(path) == recorded["sha256"]
-        if not same:
-            raise self._altered(name)
-
-    def _altered(self, name: str) -> GptcError:
-        return GptcError(
-            f"{self.path / name} was altered or damaged: its checksum is wrong"
-            + _way_out(self.path)
-        )
+        path, recorded = self.path / name, recorded_checksum(self._recorded[name])
+        try:
+            found = file_checksum(path, like=recorded)
+        except OSError as error:
+            raise GptcError(f"cannot read {path}: {error.strerror}") from None
+        if found != recorded:
+            raise GptcError(
+                f"{path} was altered or damaged: its checksum is wrong" + _way_out(self.path)
+            )
 
 
 # ---- finding ----
@@ -333,7 +325,7 @@ def save(
                 _write(folder / TRAINER, [_json({**stamp, **trainer})])
                 _write(folder / OPTIMIZER, _optimizer_chunks(model))
             sums = {file.name: _record(file) for file in sorted(folder.iterdir())}
-            _write(folder / CHECKSUMS, [_json({"version": VERSION, "files": sums})])
+            _write(folder / CHECKSUMS, [_json({"version": CHECKSUMS_VERSION, "files": sums})])
             _sync_folder(folder)
             _rename(folder, path)
     except OSError as error:
@@ -471,11 +463,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _check_version(data: Mapping[str, Any], file: Path) -> None:
+def _check_version(data: Mapping[str, Any], file: Path, newest: int) -> None:
     version = data.get("version")
-    if version != VERSION:
+    if type(version) is not int or not 1 <= version <= newest:
         raise GptcError(
-            f"{file} has version {version}, this gptc reads {VERSION}: "
+            f"{file} has version {version}, this gptc reads up to {newest}: "
             "upgrade with pip install -U gptc"
         )
 
@@ -486,16 +478,15 @@ def _read_checksums(path: Path) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         return {}
     data = _read_json(file)
-    _check_version(data, file)
-    files = data.get("files")
-    if not isinstance(files, dict) or not all(
-        isinstance(record, dict)
-        and type(record.get("size")) is int
-        and isinstance(record.get("sha256"), str)
-        and is_plain_name(name)
-        for name, record in files.items()
-    ):
-        raise GptcError(f"{file} is damaged" + _way_out(path))
+    _check_version(data, file, CHECKSUMS_VERSION)
+    try:
+        files = dict(data["files"])
+        for name, record in files.items():
+            recorded_checksum(record)
+            if type(record["size"]) is not int or not is_plain_name(name):
+                raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise GptcError(f"{file} is damaged" + _way_out(path)) from None
     return files
 
 
@@ -542,31 +533,7 @@ def _no_weights(path: Path) -> str:
 
 def _record(path: Path) -> dict[str, Any]:
     """What checksums.json says about a file."""
-    record: dict[str, Any] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-    if record["size"] > _BLOCK_BYTES:
-        record |= {"block_bytes": _BLOCK_BYTES, "blocks": _block_sums(path)}
-    return record
-
-
-def _block_sums(path: Path) -> list[str]:
-    """The SHA-256 of each block of a file: the one of the whole cannot be computed by threads."""
-    begins = range(0, path.stat().st_size, _BLOCK_BYTES)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(lambda begin: _sha256(path, begin, _BLOCK_BYTES), begins))
-
-
-def _sha256(path: Path, begin: int = 0, n_bytes: int = sys.maxsize) -> str:
-    """The SHA-256 of a file, or of at most `n_bytes` of it from `begin` on."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASH_BYTES))
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(begin)
-            while n := file.readinto(buffer[:n_bytes]):
-                digest.update(buffer[:n])
-                n_bytes -= n
-    except OSError as error:
-        raise GptcError(f"cannot read {path}: {error.strerror}") from None
-    return digest.hexdigest()
+    return {"size": path.stat().st_size, "checksum": file_checksum(path)}
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from gptc.download import file_sha256
+from gptc.checksum import file_checksum, recorded_checksum
 from gptc.errors import GptcError
 from gptc.shards import HEADER_BYTES, Shard, read_shard, shard_format
 from gptc.tokenizer import FILE_NAME, Progress, Tokenizer, Tokens, load_tokenizer
 
 SPLITS = ("train", "val")
 DATASET_FILE = "dataset.json"
-DATASET_VERSION = 1
+DATASET_VERSION = 2  # 1 recorded the SHA-256 of shards
 
 _MAX_OPEN = 256  # shards mapped at a time: a process may not map any number of files
 
@@ -86,7 +86,8 @@ class Dataset:
             itemsize = shard_format(dataset.vocab_size)[2].itemsize
             for split in SPLITS:
                 for shard in meta["splits"][split]["shards"]:
-                    if not isinstance(shard["sha256"], str) or "/" in shard["file"]:
+                    recorded_checksum(shard)
+                    if "/" in shard["file"]:
                         raise ValueError
                     path = f"{folder}/{shard['file']}"  # no Path: there may be very many
                     try:
@@ -205,9 +206,10 @@ class Dataset:
         n_done, n_bytes = 0, sum(path.stat().st_size for s in SPLITS for path in self.shards(s))
         for split in SPLITS:
             for i, path in enumerate(self.shards(split)):
-                if file_sha256(path) != self.meta["splits"][split]["shards"][i]["sha256"]:
+                recorded = recorded_checksum(self.meta["splits"][split]["shards"][i])
+                if file_checksum(path, like=recorded) != recorded:
                     raise GptcError(
-                        f"the shard {path} is damaged (wrong SHA-256): copy the dataset again, or "
+                        f"the shard {path} is damaged (wrong checksum): copy the dataset again, or "
                         "prepare it again with --force"
                     )
                 self.shard(split, i)
@@ -230,7 +232,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     keys = {"version", "sources", "tokenizer", "vocab_size", "splits", "options", "created_by"}
     if not isinstance(meta, dict) or not meta.keys() >= keys:
         raise GptcError(f"{path} is damaged: prepare the dataset again with --force")
-    if meta["version"] != DATASET_VERSION:
+    if meta["version"] not in (1, DATASET_VERSION):
         raise GptcError(
             f"{path} has version {meta['version']}, and this gptc knows {DATASET_VERSION}: "
             "pip install --upgrade gptc"

@@ -8,13 +8,13 @@ there. Proxies come from the environment (HTTPS_PROXY, NO_PROXY), as in other pr
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gptc.checksum import file_sha256
 from gptc.errors import GptcError
 
 if TYPE_CHECKING:
@@ -101,15 +101,6 @@ def get_json(url: str, timeout_s: float = 30) -> tuple[Any, str | None]:
         return reply.json(), reply.links.get("next", {}).get("url")
     except ValueError:
         raise _error(url, "its answer is no JSON") from None
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _attempt(url: str, partial: Path, validator: Path, report: Progress, timeout_s: float) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptc.download import file_sha256
+from gptc.checksum import file_checksum
 from gptc.readers import Errors
 from gptc.shards import HEADER_BYTES, Shard, ShardFile, read_shard, shard_format
 from gptc.sources import Text
@@ -107,14 +107,12 @@ class SplitWriter:
         shard_tokens: int,
         done: Sequence[dict[str, Any]],
         log: Callable[[str], object],
-        pool: ThreadPoolExecutor | None = None,
         n_expected: int | None = None,
     ) -> None:
-        """`done` are the lines of the shards that are there already; `pool` computes checksums.
+        """`done` are the lines of the shards that are there already.
 
         `n_expected` tokens will be appended, where this is known: see ShardFile.
         """
-        self._pool = pool
         self._n_expected = n_expected
         self._folder = folder
         self._split = split
@@ -132,7 +130,7 @@ class SplitWriter:
                 n_planned = self._shard_tokens
                 if self._n_expected is not None:
                     n_planned = min(n_planned, self._n_expected)
-                self._shard = ShardFile(path, self._vocab_size, n_planned, self._pool)
+                self._shard = ShardFile(path, self._vocab_size, n_planned)
             some = piece.tokens[skip : skip + self._shard_tokens - self._shard.n_tokens]
             self._shard.append(some)
             skip += len(some)
@@ -147,7 +145,7 @@ class SplitWriter:
             "split": self._split,
             "file": self._shard.path.name,
             "tokens": self._shard.n_tokens,
-            "sha256": self._shard.close(),
+            "checksum": self._shard.close(),
             "at": at,
             "skip": skip,
         }
@@ -169,7 +167,7 @@ class SplitWriter:
 
 def _entry(line: dict[str, Any]) -> dict[str, Any]:
     """What dataset.json says about a shard."""
-    return {key: line[key] for key in ("file", "tokens", "sha256")}
+    return {key: line[key] for key in ("file", "tokens", "checksum")}
 
 
 def intact(
@@ -183,7 +181,7 @@ def intact(
         n_bytes = HEADER_BYTES + line["tokens"] * itemsize
         if not path.is_file() or path.stat().st_size != n_bytes:
             break
-        if file_sha256(path) != line["sha256"]:
+        if file_checksum(path) != line.get("checksum"):
             break
         intact.append(line)
     return intact
@@ -211,7 +209,7 @@ def move_tail(
             fewer = ShardFile(path.with_suffix(".cut"), tokenizer.vocab_size, cut)
             for first in range(0, cut, BLOCK_BYTES):
                 fewer.append(tokens[first : min(first + BLOCK_BYTES, cut)])
-            kept.append({**shard, "tokens": cut, "sha256": fewer.close()})
+            kept.append({**shard, "tokens": cut, "checksum": fewer.close()})
         begin += shard["tokens"]
     moved = val.finish(0)
     # Only now that the tail is safe may its shards go: without them the journal is not believed.

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from gptc import __version__
+from gptc.checksum import file_sha256
 from gptc.dataset import DATASET_FILE, DATASET_VERSION, SPLITS, Dataset, read_meta
-from gptc.download import file_sha256
 from gptc.encode import SplitWriter, count_tokens, encode_text, intact, move_tail
 from gptc.errors import GptcError, UsageError
 from gptc.known import KNOWN_DATASETS, STORIES, licence, validates
@@ -339,11 +339,7 @@ class _Job:
         write_file(self._journal, b"".join(json.dumps(line).encode() + b"\n" for line in done))
         ranges = {"train": (0, val_begin), "val": (val_begin, text.n_bytes)}
         splits: dict[str, dict[str, Any]] = {}
-        with (
-            self._journal.open("a") as journal,
-            ThreadPoolExecutor(self.jobs) as pool,
-            ThreadPoolExecutor(1) as hashing,
-        ):
+        with self._journal.open("a") as journal, ThreadPoolExecutor(self.jobs) as pool:
             for split, (begin, end) in ranges.items():
                 before = [line for line in done if line["split"] == split]
                 at, skip = begin, 0
@@ -356,7 +352,6 @@ class _Job:
                     options["shard_tokens"],
                     before,
                     journal.write,
-                    hashing,
                     end - at - skip if isinstance(tokenizer, ByteTokenizer) else None,
                 )
                 try:

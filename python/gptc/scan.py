@@ -6,18 +6,19 @@ validation split begins.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from array import array
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from gptc.errors import GptcError
-from gptc.shards import Digest
 from gptc.sources import Text
 from gptc.tokenizer import (
     END_OF_TEXT,
@@ -28,6 +29,7 @@ from gptc.tokenizer import (
     Utf8Decoder,
 )
 
+_MAX_PENDING = 8  # blocks that wait for their checksum
 _MAX_BORDERS = 1 << 20  # of documents that are remembered; of more, every second one, and so on
 
 
@@ -66,6 +68,27 @@ class _Borders:
         return min(self.kept[max(0, i - 1) : i + 1], key=lambda border: abs(border - at))
 
 
+class _Digest:
+    """SHA-256, computed by the one thread of `pool` while the caller goes on."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._digest = hashlib.sha256()
+        self._pending: deque[Future[None]] = deque()
+
+    def update(self, data: bytes) -> None:
+        """Takes more bytes."""
+        self._pending.append(self._pool.submit(self._digest.update, data))
+        if len(self._pending) > _MAX_PENDING:
+            self._pending.popleft().result()
+
+    def hexdigest(self) -> str:
+        """The digest of what was taken so far."""
+        while self._pending:
+            self._pending.popleft().result()
+        return self._digest.hexdigest()
+
+
 def scan_text(
     text: Text,
     source_of: Sequence[int],
@@ -87,7 +110,7 @@ def scan_text(
     n_done, file_begin = 0, 0
     last_border, last_mark = 0, -1
     with ThreadPoolExecutor(1) as pool:
-        digests = [Digest(pool) for _ in range(max(source_of) + 1)]
+        digests = [_Digest(pool) for _ in range(max(source_of) + 1)]
         scan.sizes = [0] * len(digests)
         for i, block in text.documents():
             if not block:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gptc.download import file_sha256
+from gptc.checksum import Checksum, file_checksum
 from gptc.errors import GptcError
 
 Shard: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
@@ -24,58 +21,24 @@ _NARROW: _Format = (20240520, 1, np.dtype("<u2"))
 _WIDE: _Format = (20240801, 7, np.dtype("<u4"))
 MAX_SHARD_TOKENS = 2**31 - 1  # the count in the header is an int32
 _MAX_CACHED_BYTES = 16 << 20  # of a shard that is written
-_MAX_PENDING = 8  # blocks that wait for their checksum
 
 
 def shard_format(vocab_size: int) -> _Format:
     return _NARROW if vocab_size <= 65536 else _WIDE
 
 
-class Digest:
-    """SHA-256, computed by the one thread of `pool` while the caller goes on, if there is one."""
-
-    def __init__(self, pool: ThreadPoolExecutor | None = None) -> None:
-        self._pool = pool
-        self._digest = hashlib.sha256()
-        self._pending: deque[Future[None]] = deque()
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Takes more bytes, which must not change from now on."""
-        if self._pool is None:
-            self._digest.update(data)
-            return
-        self._pending.append(self._pool.submit(self._digest.update, data))
-        if len(self._pending) > _MAX_PENDING:
-            self._pending.popleft().result()
-
-    def hexdigest(self) -> str:
-        """The digest of what was taken so far."""
-        while self._pending:
-            self._pending.popleft().result()
-        return self._digest.hexdigest()
-
-
 class ShardFile:
     """A shard while it is written: tokens are appended, and the header is completed at the end."""
 
-    def __init__(
-        self,
-        path: Path,
-        vocab_size: int,
-        n_planned: int = 0,
-        pool: ThreadPoolExecutor | None = None,
-    ) -> None:
-        """`n_planned` tokens are expected: with just as many the file is not read again to sum it.
-
-        A thread of `pool` computes the checksum.
-        """
+    def __init__(self, path: Path, vocab_size: int, n_planned: int = 0) -> None:
+        """`n_planned` tokens are expected: with other numbers the file is read again to sum it."""
         self.path = path
         self.n_tokens = 0
         self._n_planned = n_planned
         self._format = shard_format(vocab_size)
         self._n_cached = 0
-        self._digest = Digest(pool)
-        self._digest.update(self._header(n_planned))
+        self._checksum = Checksum()
+        self._checksum.update(self._header(n_planned))
         self._file = path.open("wb")
         self._file.write(self._header(n_planned))
 
@@ -85,10 +48,10 @@ class ShardFile:
         return header.tobytes()
 
     def append(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
-        """Writes tokens (n,), which must not change from now on."""
+        """Writes tokens (n,)."""
         data = tokens.astype(self._format[2], copy=False).data
         self._file.write(data)
-        self._digest.update(data)
+        self._checksum.update(data)
         self.n_tokens += len(tokens)
         self._n_cached += data.nbytes
         if self._n_cached >= _MAX_CACHED_BYTES:
@@ -98,14 +61,14 @@ class ShardFile:
             self._n_cached = 0
 
     def close(self) -> str:
-        """Completes the file; returns its SHA-256 in hex."""
+        """Completes the file; returns its checksum."""
         with self._file as file:
             if self.n_tokens != self._n_planned:
                 file.seek(0)
                 file.write(self._header(self.n_tokens))
         if self.n_tokens == self._n_planned:
-            return self._digest.hexdigest()
-        return file_sha256(self.path)
+            return self._checksum.value()
+        return file_checksum(self.path)
 
     def abandon(self) -> None:
         """Closes a file that will not be completed; harmless after close."""

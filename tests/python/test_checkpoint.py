@@ -230,7 +230,7 @@ def test_half_precision_weights_are_widened(config: Config, tmp_path: Path) -> N
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' is not supported"),
         ("llama", {"attention_bias": True}, "attention_bias True is not supported"),
         ("llama", {"head_dim": 64}, "head_dim 64 is not supported, only 8"),
-        ("byte", {"gptc_config_version": 2}, "has version 2, this gptc reads 1: upgrade"),
+        ("byte", {"gptc_config_version": 2}, "has version 2, this gptc reads up to 1: upgrade"),
         ("byte", {"n_experts": 8}, "no field 'n_experts'"),
     ],
 )
@@ -367,7 +367,8 @@ def load_all(folder: Path) -> None:
         ("config.json", lambda b: b.replace(b"48", b"49"), "was altered or damaged"),
         ("model.safetensors", None, "is missing"),
         ("checksums.json", lambda b: b"{", "is damaged"),
-        ("checksums.json", lambda b: b.replace(b'"version": 1', b'"version": 2'), "upgrade"),
+        ("checksums.json", lambda b: b.replace(b'"version": 2', b'"version": 3'), "upgrade"),
+        ("checksums.json", lambda b: b.replace(b"xxh3_128", b"xxh9_999"), "is damaged"),
     ],
 )
 def test_damage_names_the_file_and_the_way_out(
@@ -390,45 +391,31 @@ def test_damage_names_the_file_and_the_way_out(
         assert str(caught.value).endswith(f"; use {run / 'ckpt-000003'} instead")
 
 
-def test_a_large_file_is_checked_by_its_blocks(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint, "_BLOCK_BYTES", 5000)
+def test_checkpoints_of_before_xxh3_are_still_checked(config: Config, tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     with make(config()) as model:
         save(folder, model, tokenizer=make_tokenizer("bytes"))
-    weights, sums = folder / "model.safetensors", folder / "checksums.json"
-    content, recorded = weights.read_bytes(), json.loads(sums.read_text())
-    record = recorded["files"]["model.safetensors"]
-    assert record["sha256"] == hashlib.sha256(content).hexdigest()
-    assert record["blocks"] == [
-        hashlib.sha256(content[begin : begin + 5000]).hexdigest()
-        for begin in range(0, len(content), 5000)
-    ]
-    assert "blocks" not in recorded["files"]["config.json"]
-
-    def load() -> None:
-        Checkpoint(folder).model(threads=1).close()
-
-    load()
-    for at in (*range(4999, len(content), 5000), len(content) - 1):
-        weights.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        for check in (load, Checkpoint(folder).verify):
-            with pytest.raises(GptcError, match="altered or damaged"):
-                check()
-    weights.write_bytes(content)
-    # Fewer or other sums do not pass; without any, the sum of the whole counts, as it used to.
-    for blocks, passes in ((record["blocks"][:-1], False), (None, False), ({}, True)):
-        changed = {"size": record["size"], "sha256": record["sha256"]}
-        if blocks != {}:
-            changed |= {"block_bytes": 5000, "blocks": blocks}
-        recorded["files"]["model.safetensors"] = changed
-        sums.write_text(json.dumps(recorded))
-        with contextlib.nullcontext() if passes else pytest.raises(GptcError, match="altered"):
-            load()
-    weights.write_bytes(content[:-1] + b"\x77")
-    with pytest.raises(GptcError, match="altered"):
-        load()
+    sums = folder / "checksums.json"
+    files = {
+        path.name: {
+            "size": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in folder.iterdir()
+        if path != sums
+    }
+    sums.write_text(json.dumps({"version": 1, "files": files}))
+    Checkpoint(folder).model(threads=1).close()
+    assert Checkpoint(folder).verify() == list(files)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x77")
+    for check in (Checkpoint(folder).verify, Checkpoint(folder).model):
+        with pytest.raises(GptcError, match="altered or damaged"):
+            check()
+    for record in ({"size": 1}, {"size": 1, "sha256": 5}, {"size": 1, "checksum": "md5:0"}, 7):
+        sums.write_text(json.dumps({"version": 1, "files": {"config.json": record}}))
+        with pytest.raises(GptcError, match="is damaged"):
+            Checkpoint(folder).verify()
 
 
 def test_a_run_falls_back_to_its_newest_whole_checkpoint(
@@ -470,7 +457,7 @@ def test_a_later_trainer_version_is_refused(run: Path) -> None:
     data = json.loads((folder / "trainer.json").read_text())
     (folder / "trainer.json").write_text(json.dumps({**data, "version": 9}))
     (folder / "checksums.json").unlink()
-    with pytest.raises(GptcError, match=r"trainer\.json has version 9, this gptc reads 1: upgrade"):
+    with pytest.raises(GptcError, match=r"trainer\.json has version 9, this gptc reads up to 1: upgrade"):
         _ = Checkpoint(folder).step
 
 

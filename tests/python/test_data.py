@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 
 from gptc import download as downloads
 from gptc import encode, known, loader, readers, sources
@@ -492,7 +493,23 @@ def test_the_description_is_complete(tmp_path: Path) -> None:
     for split in meta["splits"].values():
         for shard in split["shards"]:
             raw = (folder / shard["file"]).read_bytes()
-            assert hashlib.sha256(raw).hexdigest() == shard["sha256"]
+            assert shard["checksum"] == f"xxh3_128:{xxhash.xxh3_128_hexdigest(raw)}"
+
+
+def test_datasets_of_before_xxh3_are_still_read(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare([text_file(tmp_path, "text " * 100)], out)
+    meta = json.loads((out / "dataset.json").read_text()) | {"version": 1}
+    for split in meta["splits"].values():
+        for shard in split["shards"]:
+            del shard["checksum"]
+            shard["sha256"] = hashlib.sha256((out / shard["file"]).read_bytes()).hexdigest()
+    (out / "dataset.json").write_text(json.dumps(meta))
+    Dataset.open(out).verify()
+    shard_file = out / "val_000000.bin"
+    shard_file.write_bytes(shard_file.read_bytes()[:-2] + b"zz")
+    with pytest.raises(GptcError, match="wrong checksum"):
+        Dataset.open(out).verify()
 
 
 def test_the_same_again_is_left_alone(tmp_path: Path) -> None:
@@ -578,7 +595,7 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path) -> None:
     damaged("dataset.json", b"{}", "damaged")
     meta = json.loads(good[out / "dataset.json"])
     damaged("dataset.json", json.dumps(meta | {"splits": {}}).encode(), "altered or is incomplete")
-    damaged("dataset.json", json.dumps(meta | {"version": 2}).encode(), "version 2")
+    damaged("dataset.json", json.dumps(meta | {"version": 3}).encode(), "version 3")
     damaged("gptc_tokenizer.json", None, "no tokenizer")
     CharTokenizer("ab").save(out)
     damaged("gptc_tokenizer.json", (out / "gptc_tokenizer.json").read_bytes(), "not the tokenizer")

@@ -31,6 +31,7 @@ C_FLOORS = {
 # Each module's floor; it may import from the same floor or one below.
 PYTHON_FLOORS = {
     "errors": 0,
+    "checksum": 0,
     "_lib": 1,
     "config": 2,
     "model": 3,

@@ -1,0 +1,61 @@
+"""Checksums of the files that gptc writes, for finding what broke on a disk or on its way.
+
+    record = {"size": 1234, "checksum": file_checksum(path)}  # "xxh3_128:6c78e0e3bd51d358..."
+    file_checksum(path, like=recorded_checksum(record)) == recorded_checksum(record)
+
+XXH3 of 128 bits is as fast as memory is read, so that checking is no reason not to check. Like any
+checksum that lies beside its file it is no protection against people. What others publish, and
+what may have to be compared with it (downloads, sources), has its SHA-256 instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+_BUFFER_BYTES = 1 << 20
+_ALGORITHMS: dict[str, Callable[[], Any]] = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
+
+
+class Checksum:
+    """The checksum of bytes that come one after the other."""
+
+    def __init__(self, algorithm: str = "xxh3_128") -> None:
+        self._algorithm = algorithm
+        self._state = _ALGORITHMS[algorithm]()
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Takes more bytes."""
+        self._state.update(data)
+
+    def value(self) -> str:
+        """`algorithm:hex` of what was taken so far."""
+        return f"{self._algorithm}:{self._state.hexdigest()}"
+
+
+def file_checksum(path: Path, like: str = "xxh3_128:") -> str:
+    """The checksum of a file, by the algorithm that `like` names. OSError if it cannot be read."""
+    checksum, buffer = Checksum(like.partition(":")[0]), memoryview(bytearray(_BUFFER_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while n := file.readinto(buffer):
+            checksum.update(buffer[:n])
+    return checksum.value()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file in hex."""
+    return file_checksum(path, "sha256:").partition(":")[2]
+
+
+def recorded_checksum(record: Mapping[str, Any]) -> str:
+    """What a record says; the first gptc recorded a "sha256". ValueError if it says nothing."""
+    recorded = record.get("checksum")
+    if isinstance(older := record.get("sha256"), str):
+        recorded = f"sha256:{older}"
+    if not isinstance(recorded, str) or recorded.partition(":")[0] not in _ALGORITHMS:
+        raise ValueError("no checksum that is known")
+    return recorded
