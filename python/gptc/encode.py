@@ -42,10 +42,13 @@ def encode_text(
     """The tokens of the bytes [begin, end), in order, by `jobs` threads of the pool."""
     dtype = shard_format(tokenizer.vocab_size)[2]
     if isinstance(tokenizer, ByteTokenizer):
-        # Handing blocks to another thread would take longer than what it had to do.
-        for block in text.read(begin, end):
-            yield Piece(begin, begin + len(block), np.frombuffer(block, np.uint8).astype(dtype))
-            begin += len(block)
+
+        def pieces(begin: int) -> Iterator[Piece]:
+            for block in text.read(begin, end):
+                yield Piece(begin, begin + len(block), np.frombuffer(block, np.uint8).astype(dtype))
+                begin += len(block)
+
+        yield from _ahead(pieces(begin), pool)
         return
     own = threading.local()
 
@@ -63,6 +66,14 @@ def encode_text(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def _ahead(pieces: Iterator[Piece], pool: ThreadPoolExecutor) -> Iterator[Piece]:
+    """The same pieces; while the caller has one, a thread of the pool makes the next."""
+    waiting = pool.submit(next, pieces, None)
+    while (piece := waiting.result()) is not None:
+        waiting = pool.submit(next, pieces, None)
+        yield piece
 
 
 def _pieces(blocks: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[bytes]:

@@ -28,6 +28,7 @@ from typing import Any, TextIO
 import gptc
 from gptc import _lib, checkpoint
 from gptc.checkpoint import ROOT, Checkpoint, find_checkpoint, open_checkpoint
+from gptc.checksum import recorded_checksum
 from gptc.config import GPTConfig
 from gptc.data import KNOWN_DATASETS, SPLITS, Dataset, Loader, resolve_dataset
 from gptc.errors import EngineError, GptcError, UsageError
@@ -398,7 +399,11 @@ class Run:
     def _circumstances(self) -> dict[str, Any]:
         """What must be the same for a resumed run to end with the same bits."""
         splits = self.dataset.meta["splits"]
-        shards = [shard["sha256"] for split in SPLITS for shard in splits[split]["shards"]]
+        shards = [
+            recorded_checksum(shard).partition(":")[2]
+            for split in SPLITS
+            for shard in splits[split]["shards"]
+        ]
         return {
             "threads": self.model.threads,
             "device": self.model.device,

@@ -457,7 +457,7 @@ def test_a_later_trainer_version_is_refused(run: Path) -> None:
     data = json.loads((folder / "trainer.json").read_text())
     (folder / "trainer.json").write_text(json.dumps({**data, "version": 9}))
     (folder / "checksums.json").unlink()
-    with pytest.raises(GptcError, match=r"trainer\.json has version 9, this gptc reads up to 1: upgrade"):
+    with pytest.raises(GptcError, match=r"trainer\.json has version 9, .* up to 1: upgrade"):
         _ = Checkpoint(folder).step
 
 
