@@ -230,7 +230,7 @@ def test_half_precision_weights_are_widened(config: Config, tmp_path: Path) -> N
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' is not supported"),
         ("llama", {"attention_bias": True}, "attention_bias True is not supported"),
         ("llama", {"head_dim": 64}, "head_dim 64 is not supported, only 8"),
-        ("byte", {"gptc_config_version": 2}, "has version 2, this gptc reads up to 1: upgrade"),
+        ("byte", {"gptc_config_version": 2}, "has version 2, this gptc reads 1: upgrade"),
         ("byte", {"n_experts": 8}, "no field 'n_experts'"),
     ],
 )
