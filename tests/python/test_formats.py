@@ -246,6 +246,21 @@ def test_llama2c_tokenizer_by_hand(tmp_path: Path, config: Config) -> None:
     assert tokenizer.end_of_text == 2
 
 
+def test_llama2c_padding_is_no_empty_piece(tmp_path: Path, config: Config) -> None:
+    """llama2.c's run reads each piece by fread(…, length, 1, …) == 1, which fails for length 0."""
+    source = make(config("llama", vocab_size=320), "bytes", tmp_path / "source")
+    export_model(source, "llama2.c", tmp_path / "m.bin")
+    raw, at, pieces = (tmp_path / "m_tokenizer.bin").read_bytes(), 4, []
+    while at < len(raw):
+        (length,) = struct.unpack_from("<i", raw, at + 4)
+        pieces.append(raw[at + 8 : at + 8 + length])
+        at += 8 + length
+    assert len(pieces) == 320
+    assert all(pieces)
+    assert set(pieces[256:]) == {b"\0"}
+    assert open_model(tmp_path / "m.bin").tokenizer().pieces == source.tokenizer().pieces
+
+
 # ---- markusheimerl/gpt ----
 
 

@@ -262,7 +262,7 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
 def tokenizer_chunks(tokenizer: Tokenizer, vocab_size: int) -> Iterator[bytes]:
     """The bytes of a tokenizer.bin for a model of this vocabulary."""
     pieces, scores = vocabulary.to_llama2c(tokenizer)
-    pieces += [b""] * (vocab_size - len(pieces))
+    pieces += [vocabulary.LLAMA2C_PADDING] * (vocab_size - len(pieces))
     scores += [0.0] * (vocab_size - len(scores))
     yield struct.pack("<i", max(map(len, pieces)))
     for piece, score in zip(pieces, scores, strict=True):

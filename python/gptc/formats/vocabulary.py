@@ -36,6 +36,9 @@ GPT2_SIZE = Gpt2Tokenizer.vocab_size
 _GPT2_PIECES = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"  # SHA-256
 _MAX_MERGING = 1 << 25  # steps, some times what the largest vocabularies take
 _SPACE = "\u2581"  # how SentencePiece writes a space
+# What stands for tokens that a model has and its tokenizer has not: llama2.c's programs refuse a
+# piece of no bytes, and print nothing for this one.
+LLAMA2C_PADDING = b"\0"
 
 # Sorts of pieces, by the numbers that SentencePiece and GGUF share.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -539,7 +542,7 @@ def to_llama2c(tokenizer: Tokenizer) -> tuple[list[bytes], list[float]]:
 def from_llama2c(pieces: list[bytes], scores: Sequence[float], where: str) -> Tokenizer:
     """The tokenizer that a tokenizer.bin was made from."""
     n = len(pieces)
-    while n and not pieces[n - 1]:  # padding
+    while n and (not pieces[n - 1] or (pieces[n - 1] == LLAMA2C_PADDING and not scores[n - 1])):
         n -= 1
     pieces, scores = pieces[:n], scores[:n]
     if pieces[:3] != [b"<unk>", b"\n<s>\n", b"\n</s>\n"]:
