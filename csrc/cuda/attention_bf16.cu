@@ -19,23 +19,29 @@ template <int D> static constexpr int STRIDE = D + 8;
 
 /* ---- tiles and operands ---- */
 
-/* Rows of HS numbers, `stride` apart, into a tile (rows, STRIDE<D>): zeros past `there` rows and past
- * HS. Asynchronously where rows are aligned. */
-template <int D>
-static __device__ inline void load_tile(elem *tile, const elem *from, int64_t stride, int rows,
-                                        int there, int HS) {
-    enum { CHUNKS = D / 8 };
-    for (int i = (int)threadIdx.x; i < rows * CHUNKS; i += THREADS) {
-        int row = i / CHUNKS, col = i % CHUNKS * 8;
-        elem *to = tile + row * STRIDE<D> + col;
-        const elem *at = from + row * stride + col;
-        bool here = row < there && col < HS;
-        if (HS % 8 == 0) {
-            copy_async(to, here ? at : from, here);
-        } else {
-            for (int k = 0; k < 8; k++)
-                to[k] = here && col + k < HS ? at[k] : from_float<elem>(0.0f);
+/* Rows of HS numbers, `stride` apart, into a tile (ROWS, STRIDE<D>): zeros past `there` rows and past
+ * HS. Asynchronously where rows are aligned. A thread has one column of 8 in every STEP rows. */
+template <int D, int ROWS>
+static __device__ inline void load_tile(elem *tile, const elem *from, int64_t stride, int there,
+                                        int HS) {
+    enum { CHUNKS = D / 8, STEP = THREADS / CHUNKS };
+    static_assert(ROWS % STEP == 0);
+    int row0 = (int)threadIdx.x / CHUNKS, col = (int)threadIdx.x % CHUNKS * 8;
+    elem *to = tile + row0 * STRIDE<D> + col;
+    const elem *at = from + row0 * stride + col;
+    if (HS % 8 == 0) {
+#pragma unroll
+        for (int row = 0; row < ROWS; row += STEP) {
+            bool here = row0 + row < there && col < HS;
+            copy_async(to + row * STRIDE<D>, here ? at + row * stride : from, here);
         }
+    } else {
+#pragma unroll 1
+        for (int row = 0; row < ROWS; row += STEP)
+            for (int k = 0; k < 8; k++)
+                to[row * STRIDE<D> + k] = row0 + row < there && col + k < HS
+                                              ? at[row * stride + k]
+                                              : from_float<elem>(0.0f);
     }
 }
 
@@ -156,10 +162,10 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
 
     auto fetch = [&](int tile, int stage) {
         int key = tile * TILE, at = stage * TILE * STRIDE<D>;
-        load_tile<D>(k + at, t.k + key * t.kv_stride, t.kv_stride, TILE, t.n_k - key, t.HS);
-        load_tile<D>(v + at, t.v + key * t.kv_stride, t.kv_stride, TILE, t.n_k - key, t.HS);
+        load_tile<D, TILE>(k + at, t.k + key * t.kv_stride, t.kv_stride, t.n_k - key, t.HS);
+        load_tile<D, TILE>(v + at, t.v + key * t.kv_stride, t.kv_stride, t.n_k - key, t.HS);
     };
-    load_tile<D>(q, t.q, t.q_stride, TILE, t.n_q, t.HS);
+    load_tile<D, TILE>(q, t.q, t.q_stride, t.n_q, t.HS);
     fetch(0, 0);
     copy_commit();
 
@@ -177,20 +183,21 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
         float s[N][4];
         product_rows(s, queries, k + at);
 
-        float new_max[2] = {max[0], max[1]};
+        float new_max[2] = {max[0], max[1]}, below[2];
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int key = tile * TILE + col_of(n, e), position = t.first_q + row0 + row_of(e);
-                s[n][e] = all_seen || key <= position ? s[n][e] * scale : -INFINITY;
+                if (!all_seen && key > position) s[n][e] = -INFINITY;
                 new_max[e / 2] = fmaxf(new_max[e / 2], s[n][e]);
             }
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             new_max[r] = row_max(new_max[r]);
-            float shrink = exp2f(max[r] - new_max[r]);
+            float shrink = exp2_of((max[r] - new_max[r]) * scale);
             max[r] = new_max[r];
+            below[r] = new_max[r] * scale;
             sum[r] *= shrink;
 #pragma unroll
             for (int d = 0; d < D / 8; d++) {
@@ -202,7 +209,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                s[n][e] = exp2f(s[n][e] - max[e / 2]);
+                s[n][e] = exp2_of(s[n][e] * scale - below[e / 2]);
                 sum[e / 2] += s[n][e];
                 if (dropout.p > 0) {
                     int64_t i = t.row_0 + t.first_q + row0 + row_of(e);
@@ -221,7 +228,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
         inverse[r] = 1.0f / sum[r];
         int row = row0 + row_of(2 * r);
         if (t.lse && threadIdx.x % 4 == 0 && row < t.n_q)
-            t.lse[row] = (max[r] + log2f(sum[r])) * LN2;
+            t.lse[row] = (max[r] * scale + log2f(sum[r])) * LN2;
     }
     store_rows<D>(t.out + row0 * t.out_stride, t.out_stride, out, inverse, t.n_q - row0, t.HS);
 }
@@ -242,7 +249,8 @@ static __device__ inline int longest_first(int n_tiles, int n_heads) {
 }
 
 template <int D>
-static __global__ void __launch_bounds__(THREADS) attention_forward_kernel(tiles_args args) {
+static __global__ void __launch_bounds__(THREADS, D > 64 ? 2 : 3)
+    attention_forward_kernel(tiles_args args) {
     attention_shape a = args.shape;
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
@@ -305,7 +313,7 @@ static __global__ void __launch_bounds__(THREADS) attention_prefill_kernel(decod
 static __device__ inline void score_gradient(float &p, float &dp, bool seen, float scale, float lse,
                                              float delta, gpt_dropout dropout, int64_t i, int key,
                                              int T) {
-    float probability = seen ? exp2f(p * scale - lse) : 0, factor = 1;
+    float probability = seen ? exp2_of(p * scale - lse) : 0, factor = 1;
     if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(i * T + key));
     p = probability * factor;
     dp = probability * (dp * factor - delta);
@@ -328,11 +336,11 @@ static __global__ void __launch_bounds__(THREADS)
 
     auto fetch = [&](int tile, int stage) {
         int key = tile * KEYS, at = stage * KEYS * STRIDE<D>;
-        load_tile<D>(k + at, args.qkv + key_at(a, b, key, h), stride, KEYS, a.T - key, a.HS);
-        load_tile<D>(v + at, args.qkv + value_at(a, b, key, h), stride, KEYS, a.T - key, a.HS);
+        load_tile<D, KEYS>(k + at, args.qkv + key_at(a, b, key, h), stride, a.T - key, a.HS);
+        load_tile<D, KEYS>(v + at, args.qkv + value_at(a, b, key, h), stride, a.T - key, a.HS);
     };
-    load_tile<D>(q, args.qkv + query_at(a, b, first_q, h), stride, TILE, a.T - first_q, a.HS);
-    load_tile<D>(dout, args.dout + out_at(a, b, first_q, h), out_stride, TILE, a.T - first_q, a.HS);
+    load_tile<D, TILE>(q, args.qkv + query_at(a, b, first_q, h), stride, a.T - first_q, a.HS);
+    load_tile<D, TILE>(dout, args.dout + out_at(a, b, first_q, h), out_stride, a.T - first_q, a.HS);
     fetch(0, 0);
     copy_commit();
 
@@ -375,48 +383,49 @@ static __global__ void __launch_bounds__(THREADS)
 /* dk and dv: a block has keys, and goes through the queries of every head that reads them. Scores
  * are transposed here: rows are keys. */
 template <int D, int QUERIES>
-static __global__ void __launch_bounds__(THREADS) attention_backward_keys_kernel(tiles_args args) {
+static __global__ void __launch_bounds__(THREADS, D > 64 ? 2 : 3)
+    attention_backward_keys_kernel(tiles_args args) {
     enum { N = QUERIES / 8 };
     attention_shape a = args.shape;
     gpt_dropout dropout = dropout_at(args.dropout);
     int n_heads = a.B * a.NKV, b = (int)blockIdx.x % n_heads / a.NKV, group = a.NH / a.NKV;
     int h0 = (int)blockIdx.x % a.NKV * group, warp = (int)threadIdx.x / WARP;
     int first_key = (int)blockIdx.x / n_heads * TILE, row0 = first_key + warp * 16;
-    int first_tile = first_key / QUERIES, per_head = (int)div_up(a.T, QUERIES) - first_tile;
+    int first_query = first_key / QUERIES * QUERIES;
     elem *k = shared_memory<elem>(), *v = k + TILE * STRIDE<D>, *q = v + TILE * STRIDE<D>;
     elem *dout = q + STAGES * QUERIES * STRIDE<D>;
     float *lse = (float *)(dout + STAGES * QUERIES * STRIDE<D>), *delta = lse + STAGES * QUERIES;
     int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
 
-    auto fetch = [&](int step, int stage) {
-        int h = h0 + step / per_head, query = (first_tile + step % per_head) * QUERIES;
+    auto fetch = [&](int h, int query, int stage) {
         int at = stage * QUERIES * STRIDE<D>, there = a.T - query;
-        load_tile<D>(q + at, args.qkv + query_at(a, b, query, h), stride, QUERIES, there, a.HS);
-        load_tile<D>(dout + at, args.dout + out_at(a, b, query, h), out_stride, QUERIES, there,
-                     a.HS);
-        for (int i = (int)threadIdx.x; i < QUERIES; i += THREADS) {
+        load_tile<D, QUERIES>(q + at, args.qkv + query_at(a, b, query, h), stride, there, a.HS);
+        load_tile<D, QUERIES>(dout + at, args.dout + out_at(a, b, query, h), out_stride, there,
+                              a.HS);
+        if (int i = (int)threadIdx.x; i < QUERIES) {
             int64_t row = ((int64_t)b * a.NH + h) * a.T + query + i;
             lse[stage * QUERIES + i] = i < there ? args.lse[row] * LOG2E : INFINITY;
             delta[stage * QUERIES + i] = i < there ? args.delta[row] : 0;
         }
     };
-    load_tile<D>(k, args.qkv + key_at(a, b, first_key, h0), stride, TILE, a.T - first_key, a.HS);
-    load_tile<D>(v, args.qkv + value_at(a, b, first_key, h0), stride, TILE, a.T - first_key, a.HS);
-    fetch(0, 0);
+    load_tile<D, TILE>(k, args.qkv + key_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
+    load_tile<D, TILE>(v, args.qkv + value_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
+    fetch(h0, first_query, 0);
     copy_commit();
 
     operand<D> keys, values;
     float dk[D / 8][4] = {}, dv[D / 8][4] = {}, scale = args.scale * LOG2E;
-    for (int step = 0; step < group * per_head; step++) {
-        if (step + 1 < group * per_head) fetch(step + 1, (step + 1) % STAGES);
+    for (int step = 0, h = h0, query0 = first_query; h < h0 + group; step++) {
+        bool is_last = query0 + QUERIES >= a.T; /* of this head */
+        int next_h = h + is_last, next_query = is_last ? first_query : query0 + QUERIES;
+        if (next_h < h0 + group) fetch(next_h, next_query, (step + 1) % STAGES);
         copy_commit();
         copy_wait<1>();
         __syncthreads();
         /* Large heads leave no registers to keep both. */
         if (step == 0) load_operand(keys, k + warp * 16 * STRIDE<D>);
-        if (step == 0 || D > 64) load_operand(values, v + warp * 16 * STRIDE<D>);
+        if (step == 0 || D > 32) load_operand(values, v + warp * 16 * STRIDE<D>);
         int stage = step % STAGES, at = stage * QUERIES * STRIDE<D>;
-        int query0 = (first_tile + step % per_head) * QUERIES, h = h0 + step / per_head;
         float p[N][4], ds[N][4];
         product_rows(p, keys, q + at);
         product_rows(ds, values, dout + at);
@@ -432,6 +441,7 @@ static __global__ void __launch_bounds__(THREADS) attention_backward_keys_kernel
         product_columns<D>(dv, p, dout + at);
         product_columns<D>(dk, ds, q + at);
         __syncthreads();
+        h = next_h, query0 = next_query;
     }
     const float factor[2] = {args.scale, args.scale}, one[2] = {1, 1};
     store_rows<D>(args.dqkv + key_at(a, b, row0, h0), stride, dk, factor, a.T - row0, a.HS);
