@@ -173,10 +173,22 @@ template <int W> static __global__ void activation_backward_kernel(activation_ba
     if (twin) store(a.din + at + twin, dup);
 }
 
+template <int W>
 static __global__ void bias_backward_kernel(float *partial, const elem *dout, int N, int OC) {
-    sum_chunk<1>(partial, N, OC, [=](int row, int c, float(&sum)[1]) {
-        sum[0] += to_float(dout[(int64_t)row * OC + c]);
+    sum_chunk<1, W>(partial, N, OC, [=](int row, int c, float(&sum)[1][W]) {
+        float d[W];
+        load(d, dout + (int64_t)row * OC + c);
+#pragma unroll
+        for (int k = 0; k < W; k++) sum[0][k] += d[k];
     });
+}
+
+template <int W>
+static void bias_backward(gpt_ctx *ctx, float *db, float *partial, const elem *dout, int N,
+                          int OC) {
+    launch(ctx, bias_backward_kernel<W>, column_grid<W>(N, OC), COLUMN_THREADS,
+           column_shared_bytes<1, W>(), partial, dout, N, OC);
+    add_chunks<1>(ctx, {{db}}, partial, column_chunks(N), OC);
 }
 
 void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act *dout,
@@ -229,9 +241,8 @@ void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const ac
                        .b = in};
     cuda_product(ctx, &dweight);
 
-    if (!db) return;
-    int n_chunks = column_chunks(N);
-    launch(ctx, bias_backward_kernel, dim3((unsigned)div_up(OC, WARP), (unsigned)n_chunks),
-           COLUMN_THREADS, column_shared_bytes<1>(), m.partial, (const elem *)dout, N, OC);
-    add_chunks<1>(ctx, {{db}}, m.partial, n_chunks, OC);
+    if (db && OC % PACK == 0)
+        bias_backward<PACK>(ctx, db, m.partial, (const elem *)dout, N, OC);
+    else if (db)
+        bias_backward<1>(ctx, db, m.partial, (const elem *)dout, N, OC);
 }
