@@ -52,8 +52,9 @@ list(FILTER cuda_fp32 EXCLUDE REGEX "_bf16\\.cu$")
 
 function(add_cuda name)
   add_library(${name} OBJECT ${ARGN})
-  target_include_directories(${name} PRIVATE csrc/cuda csrc
-    ${GPTC_CUBLAS_INCLUDE})
+  target_include_directories(${name} PRIVATE csrc/cuda csrc)
+  # After nvcc's own: a folder of wheels may hold headers of another version of CUDA's runtime.
+  target_include_directories(${name} SYSTEM PRIVATE ${GPTC_CUBLAS_INCLUDE})
   target_compile_options(${name} PRIVATE -std=c++20 -Xcompiler=-Wall,-Wextra)
   if(GPTC_PTXAS_INFO)
     target_compile_options(${name} PRIVATE -Xptxas=-v)
