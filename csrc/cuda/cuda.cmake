@@ -42,7 +42,7 @@ find_package(CUDAToolkit REQUIRED)
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
 set(cuda_shared ${cuda_sources})
-list(FILTER cuda_shared INCLUDE REGEX "/(context|graph|product)\\.cu$")
+list(FILTER cuda_shared INCLUDE REGEX "/(context|graph|product|product_plain)\\.cu$")
 list(REMOVE_ITEM cuda_sources ${cuda_shared})
 list(FILTER cuda_sources EXCLUDE REGEX "_quant\\.cu$")
 set(cuda_quant csrc/cuda/linear.cu csrc/cuda/loss.cu csrc/cuda/table.cu

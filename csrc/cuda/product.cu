@@ -302,11 +302,22 @@ static plan *plan_for(gpt_ctx *ctx, const product *p) {
     return made;
 }
 
+static int has_aligned_rows(const product *p) {
+    size_t in = p->bf16 ? 2 : 4, out = p->float_out ? 4 : in;
+    return (size_t)p->lda * in % 16 == 0 && (size_t)p->ldb * in % 16 == 0 &&
+           (size_t)p->ldo * out % 16 == 0;
+}
+
 int cuda_product(gpt_ctx *ctx, const product *p) {
     cuda_library *l = ctx->products;
     if (p->pre && p->N % 8) return 0; /* the library wants its rows aligned */
     plan *plan = plan_for(ctx, p);
     int done = plan->usable && set_addresses(l, plan, p) && multiply(ctx, plan, p, p->out);
-    if (!done && p->epilogue == EPILOGUE_NONE) cuda_remember(ctx, cudaErrorNotSupported);
-    return done;
+    if (done || p->epilogue != EPILOGUE_NONE) return done;
+    /* Rows that are aligned it must know: without it the product would take for ever. */
+    if (has_aligned_rows(p))
+        cuda_remember(ctx, cudaErrorNotSupported);
+    else
+        cuda_product_plain(ctx, p);
+    return 1;
 }
