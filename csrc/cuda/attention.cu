@@ -28,9 +28,20 @@ static __device__ inline void load_row(float *to, const elem *from, int HS) {
     for (int s = (int)threadIdx.x % WARP; s < HS; s += WARP) to[s] = to_float(from[s]);
 }
 
+/* Lanes have rows of their own, so each reads as much at a time as it can. */
 static __device__ inline float dot(const float *a, const elem *b, int HS) {
     float sum = 0;
-    for (int s = 0; s < HS; s++) sum += a[s] * to_float(b[s]);
+    if (HS % PACK == 0) {
+        for (int s = 0; s < HS; s += PACK) {
+            float x[PACK], y[PACK];
+            load(x, a + s);
+            load(y, b + s);
+#pragma unroll
+            for (int k = 0; k < PACK; k++) sum += x[k] * y[k];
+        }
+    } else {
+        for (int s = 0; s < HS; s++) sum += a[s] * to_float(b[s]);
+    }
     return sum;
 }
 
@@ -156,9 +167,11 @@ static __global__ void attention_backward_queries_kernel(backward_args args) {
                                 dot(m.row_2, v + j * stride, a.HS), &p);
         m.lane_1[lane] = ds;
         __syncwarp();
-        for (int s = lane; s < a.HS; s += WARP)
-            for (int t = 0; t < n; t++)
-                m.sum_1[s] += m.lane_1[t] * to_float(k[(first + t) * stride + s]);
+        for (int s = lane; s < a.HS; s += WARP) {
+            float sum = m.sum_1[s];
+            for (int t = 0; t < n; t++) sum += m.lane_1[t] * to_float(k[(first + t) * stride + s]);
+            m.sum_1[s] = sum;
+        }
         __syncwarp();
     }
     elem *dq = args.dqkv + query_at(a, b, i, h);
@@ -191,11 +204,14 @@ static __global__ void attention_backward_keys_kernel(backward_args args) {
             m.lane_1[lane] = ds;
             m.lane_2[lane] = p;
             __syncwarp();
-            for (int s = lane; s < a.HS; s += WARP)
+            for (int s = lane; s < a.HS; s += WARP) {
+                float sum_1 = m.sum_1[s], sum_2 = m.sum_2[s];
                 for (int t = 0; t < n; t++) {
-                    m.sum_1[s] += m.lane_1[t] * to_float(q[(first + t) * stride + s]);
-                    m.sum_2[s] += m.lane_2[t] * to_float(dout[(first + t) * out_stride + s]);
+                    sum_1 += m.lane_1[t] * to_float(q[(first + t) * stride + s]);
+                    sum_2 += m.lane_2[t] * to_float(dout[(first + t) * out_stride + s]);
                 }
+                m.sum_1[s] = sum_1, m.sum_2[s] = sum_2;
+            }
             __syncwarp();
         }
     }

@@ -19,42 +19,57 @@ template <int D> static constexpr int STRIDE = D + 8;
 
 /* ---- tiles and operands ---- */
 
-/* Rows of HS numbers, `stride` apart, into a tile (rows, STRIDE<D>): zeros past `there` rows and past
- * HS. Asynchronously where rows are aligned. */
-template <int D>
-static __device__ inline void load_tile(elem *tile, const elem *from, int64_t stride, int rows,
-                                        int there, int HS) {
-    enum { CHUNKS = D / 8 };
-    for (int i = (int)threadIdx.x; i < rows * CHUNKS; i += THREADS) {
-        int row = i / CHUNKS, col = i % CHUNKS * 8;
-        elem *to = tile + row * STRIDE<D> + col;
-        const elem *at = from + row * stride + col;
-        bool here = row < there && col < HS;
-        if (HS % 8 == 0) {
-            copy_async(to, here ? at : from, here);
-        } else {
-            for (int k = 0; k < 8; k++)
-                to[k] = here && col + k < HS ? at[k] : from_float<elem>(0.0f);
+/* Rows of HS numbers, `stride` apart, into a tile (ROWS, STRIDE<D>): zeros past `there` rows and past
+ * HS. Asynchronously where rows are aligned. A thread has one column of 8 in every STEP rows. */
+template <int D, int ROWS>
+static __device__ inline void load_tile(elem *tile, const elem *from, int64_t stride, int there,
+                                        int HS) {
+    enum { CHUNKS = D / 8, STEP = THREADS / CHUNKS };
+    static_assert(ROWS % STEP == 0);
+    int row0 = (int)threadIdx.x / CHUNKS, col = (int)threadIdx.x % CHUNKS * 8;
+    elem *to = tile + row0 * STRIDE<D> + col;
+    const elem *at = from + row0 * stride + col;
+    if (HS % 8 == 0) {
+#pragma unroll
+        for (int row = 0; row < ROWS; row += STEP) {
+            bool here = row0 + row < there && col < HS;
+            copy_async(to + row * STRIDE<D>, here ? at + row * stride : from, here);
         }
+    } else {
+#pragma unroll 1
+        for (int row = 0; row < ROWS; row += STEP)
+            for (int k = 0; k < 8; k++)
+                to[row * STRIDE<D> + k] = row0 + row < there && col + k < HS
+                                              ? at[row * stride + k]
+                                              : from_float<elem>(0.0f);
     }
 }
 
-/* 16 rows of a tile as the left side of products over D. */
-template <int D> struct operand {
-    uint32_t r[D / 16][4];
+/* 16 rows and columns of a tile, as the left side of products. */
+struct operand {
+    uint32_t r[4];
 };
 
-template <int D> static __device__ inline void load_operand(operand<D> &a, const elem *rows) {
+template <int D> static __device__ inline operand load_slice(const elem *rows, int k) {
     int lane = (int)threadIdx.x % WARP;
-    const elem *at = rows + (lane % 16) * STRIDE<D> + lane / 16 * 8;
-#pragma unroll
-    for (int k = 0; k < D / 16; k++) load_matrices(a.r[k], at + 16 * k);
+    operand a;
+    load_matrices(a.r, rows + (lane % 16) * STRIDE<D> + lane / 16 * 8 + 16 * k);
+    return a;
 }
 
-/* s (16, 8 N) = a tile^T: column n is the product with row n. */
-template <int D, int N>
-static __device__ inline void product_rows(float (&s)[N][4], const operand<D> &a,
-                                           const elem *tile) {
+/* 16 rows, all of their columns, kept. */
+template <int D> struct operands {
+    operand slices[D / 16];
+    __device__ void load(const elem *rows) {
+#pragma unroll
+        for (int k = 0; k < D / 16; k++) slices[k] = load_slice<D>(rows, k);
+    }
+    __device__ const operand &operator()(int k) const { return slices[k]; }
+};
+
+/* s (16, 8 N) = a tile^T: column n is the product with row n. slice(k) gives columns 16 k and on of a. */
+template <int D, int N, typename F>
+static __device__ inline void product_rows(float (&s)[N][4], F slice, const elem *tile) {
     int lane = (int)threadIdx.x % WARP;
     const elem *at = tile + (lane / 16 * 8 + lane % 8) * STRIDE<D> + lane / 8 % 2 * 8;
 #pragma unroll
@@ -62,14 +77,16 @@ static __device__ inline void product_rows(float (&s)[N][4], const operand<D> &a
 #pragma unroll
         for (int e = 0; e < 4; e++) s[n][e] = 0;
 #pragma unroll
-    for (int k = 0; k < D / 16; k++)
+    for (int k = 0; k < D / 16; k++) {
+        const operand a = slice(k);
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             uint32_t b[4];
             load_matrices(b, at + n * 8 * STRIDE<D> + 16 * k);
-            multiply_add(s[n], a.r[k], b[0], b[1]);
-            multiply_add(s[n + 1], a.r[k], b[2], b[3]);
+            multiply_add(s[n], a.r, b[0], b[1]);
+            multiply_add(s[n + 1], a.r, b[2], b[3]);
         }
+    }
 }
 
 /* out (16, D) += s tile, s (16, 8 N) in bf16: row n of the tile has weight s[., n]. */
@@ -156,14 +173,18 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
 
     auto fetch = [&](int tile, int stage) {
         int key = tile * TILE, at = stage * TILE * STRIDE<D>;
-        load_tile<D>(k + at, t.k + key * t.kv_stride, t.kv_stride, TILE, t.n_k - key, t.HS);
-        load_tile<D>(v + at, t.v + key * t.kv_stride, t.kv_stride, TILE, t.n_k - key, t.HS);
+        load_tile<D, TILE>(k + at, t.k + key * t.kv_stride, t.kv_stride, t.n_k - key, t.HS);
+        load_tile<D, TILE>(v + at, t.v + key * t.kv_stride, t.kv_stride, t.n_k - key, t.HS);
     };
-    load_tile<D>(q, t.q, t.q_stride, TILE, t.n_q, t.HS);
+    load_tile<D, TILE>(q, t.q, t.q_stride, t.n_q, t.HS);
+    copy_commit();
     fetch(0, 0);
     copy_commit();
+    copy_wait<1>();
+    __syncthreads();
+    operands<D> queries;
+    queries.load(q + row0 * STRIDE<D>);
 
-    operand<D> queries;
     float out[D / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     float scale = t.scale * LOG2E; /* so that exp is exp2 */
     for (int tile = 0; tile < n_tiles; tile++) {
@@ -171,26 +192,26 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
         copy_commit();
         copy_wait<1>();
         __syncthreads();
-        if (tile == 0) load_operand(queries, q + row0 * STRIDE<D>);
         int at = tile % STAGES * TILE * STRIDE<D>;
         bool all_seen = (tile + 1) * TILE <= t.first_q + 1;
         float s[N][4];
-        product_rows(s, queries, k + at);
+        product_rows<D>(s, queries, k + at);
 
-        float new_max[2] = {max[0], max[1]};
+        float new_max[2] = {max[0], max[1]}, below[2];
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int key = tile * TILE + col_of(n, e), position = t.first_q + row0 + row_of(e);
-                s[n][e] = all_seen || key <= position ? s[n][e] * scale : -INFINITY;
+                if (!all_seen && key > position) s[n][e] = -INFINITY;
                 new_max[e / 2] = fmaxf(new_max[e / 2], s[n][e]);
             }
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             new_max[r] = row_max(new_max[r]);
-            float shrink = exp2f(max[r] - new_max[r]);
+            float shrink = exp2_of((max[r] - new_max[r]) * scale);
             max[r] = new_max[r];
+            below[r] = new_max[r] * scale;
             sum[r] *= shrink;
 #pragma unroll
             for (int d = 0; d < D / 8; d++) {
@@ -202,7 +223,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                s[n][e] = exp2f(s[n][e] - max[e / 2]);
+                s[n][e] = exp2_of(s[n][e] * scale - below[e / 2]);
                 sum[e / 2] += s[n][e];
                 if (dropout.p > 0) {
                     int64_t i = t.row_0 + t.first_q + row0 + row_of(e);
@@ -221,7 +242,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
         inverse[r] = 1.0f / sum[r];
         int row = row0 + row_of(2 * r);
         if (t.lse && threadIdx.x % 4 == 0 && row < t.n_q)
-            t.lse[row] = (max[r] + log2f(sum[r])) * LN2;
+            t.lse[row] = (max[r] * scale + log2f(sum[r])) * LN2;
     }
     store_rows<D>(t.out + row0 * t.out_stride, t.out_stride, out, inverse, t.n_q - row0, t.HS);
 }
@@ -236,13 +257,26 @@ typedef struct tiles_args {
     attention_shape shape;
 } tiles_args;
 
+/* Kernels exist with and without dropout: what it needs takes registers even where it is skipped, and
+ * with them blocks that could run beside. */
+template <bool DROPS> static __device__ inline gpt_dropout dropout_of(const tiles_args &args) {
+    return DROPS ? dropout_at(args.dropout) : gpt_dropout{0, 0};
+}
+/* Blocks at a time on a multiprocessor: three where their registers suffice. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <int D, bool DROPS> static constexpr int BLOCKS = D > 32 || DROPS ? 2 : 3;
+#else
+template <int D, bool DROPS> static constexpr int BLOCKS = D > 64 || DROPS ? 2 : 3;
+#endif
+
 /* Blocks with more tiles to go through come first, so that none is left alone at the end. */
 static __device__ inline int longest_first(int n_tiles, int n_heads) {
     return n_tiles - 1 - (int)blockIdx.x / n_heads;
 }
 
-template <int D>
-static __global__ void __launch_bounds__(THREADS) attention_forward_kernel(tiles_args args) {
+template <int D, bool DROPS>
+static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
+    attention_forward_kernel(tiles_args args) {
     attention_shape a = args.shape;
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
@@ -262,7 +296,7 @@ static __global__ void __launch_bounds__(THREADS) attention_forward_kernel(tiles
                       .T = a.T,
                       .HS = a.HS,
                       .scale = args.scale};
-    forward<D>(t, dropout_at(args.dropout));
+    forward<D>(t, dropout_of<DROPS>(args));
 }
 
 /* A tile of rows of a decoding step, where all of them are of one sequence. */
@@ -305,19 +339,19 @@ static __global__ void __launch_bounds__(THREADS) attention_prefill_kernel(decod
 static __device__ inline void score_gradient(float &p, float &dp, bool seen, float scale, float lse,
                                              float delta, gpt_dropout dropout, int64_t i, int key,
                                              int T) {
-    float probability = seen ? exp2f(p * scale - lse) : 0, factor = 1;
+    float probability = seen ? exp2_of(p * scale - lse) : 0, factor = 1;
     if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(i * T + key));
     p = probability * factor;
     dp = probability * (dp * factor - delta);
 }
 
 /* dq: a block has queries, and goes through keys. */
-template <int D, int KEYS>
-static __global__ void __launch_bounds__(THREADS)
+template <int D, bool DROPS, int KEYS>
+static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
     attention_backward_queries_kernel(tiles_args args) {
     enum { N = KEYS / 8 };
     attention_shape a = args.shape;
-    gpt_dropout dropout = dropout_at(args.dropout);
+    gpt_dropout dropout = dropout_of<DROPS>(args);
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
     int warp = (int)threadIdx.x / WARP, row0 = first_q + warp * 16;
@@ -328,15 +362,21 @@ static __global__ void __launch_bounds__(THREADS)
 
     auto fetch = [&](int tile, int stage) {
         int key = tile * KEYS, at = stage * KEYS * STRIDE<D>;
-        load_tile<D>(k + at, args.qkv + key_at(a, b, key, h), stride, KEYS, a.T - key, a.HS);
-        load_tile<D>(v + at, args.qkv + value_at(a, b, key, h), stride, KEYS, a.T - key, a.HS);
+        load_tile<D, KEYS>(k + at, args.qkv + key_at(a, b, key, h), stride, a.T - key, a.HS);
+        load_tile<D, KEYS>(v + at, args.qkv + value_at(a, b, key, h), stride, a.T - key, a.HS);
     };
-    load_tile<D>(q, args.qkv + query_at(a, b, first_q, h), stride, TILE, a.T - first_q, a.HS);
-    load_tile<D>(dout, args.dout + out_at(a, b, first_q, h), out_stride, TILE, a.T - first_q, a.HS);
+    load_tile<D, TILE>(q, args.qkv + query_at(a, b, first_q, h), stride, a.T - first_q, a.HS);
+    load_tile<D, TILE>(dout, args.dout + out_at(a, b, first_q, h), out_stride, a.T - first_q, a.HS);
+    copy_commit();
     fetch(0, 0);
     copy_commit();
+    copy_wait<1>();
+    __syncthreads();
+    operands<D> queries;
+    queries.load(q + warp * 16 * STRIDE<D>);
+    /* There are no registers to keep both. */
+    auto douts = [&](int slice) { return load_slice<D>(dout + warp * 16 * STRIDE<D>, slice); };
 
-    operand<D> queries, douts;
     float dq[D / 8][4] = {}, lse[2], delta[2], scale = args.scale * LOG2E;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -349,14 +389,10 @@ static __global__ void __launch_bounds__(THREADS)
         copy_commit();
         copy_wait<1>();
         __syncthreads();
-        if (tile == 0) {
-            load_operand(queries, q + warp * 16 * STRIDE<D>);
-            load_operand(douts, dout + warp * 16 * STRIDE<D>);
-        }
         int at = tile % STAGES * KEYS * STRIDE<D>;
         float p[N][4], ds[N][4];
-        product_rows(p, queries, k + at);
-        product_rows(ds, douts, v + at);
+        product_rows<D>(p, queries, k + at);
+        product_rows<D>(ds, douts, v + at);
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
@@ -374,52 +410,58 @@ static __global__ void __launch_bounds__(THREADS)
 
 /* dk and dv: a block has keys, and goes through the queries of every head that reads them. Scores
  * are transposed here: rows are keys. */
-template <int D, int QUERIES>
-static __global__ void __launch_bounds__(THREADS) attention_backward_keys_kernel(tiles_args args) {
+template <int D, bool DROPS, int QUERIES>
+static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
+    attention_backward_keys_kernel(tiles_args args) {
     enum { N = QUERIES / 8 };
     attention_shape a = args.shape;
-    gpt_dropout dropout = dropout_at(args.dropout);
+    gpt_dropout dropout = dropout_of<DROPS>(args);
     int n_heads = a.B * a.NKV, b = (int)blockIdx.x % n_heads / a.NKV, group = a.NH / a.NKV;
     int h0 = (int)blockIdx.x % a.NKV * group, warp = (int)threadIdx.x / WARP;
     int first_key = (int)blockIdx.x / n_heads * TILE, row0 = first_key + warp * 16;
-    int first_tile = first_key / QUERIES, per_head = (int)div_up(a.T, QUERIES) - first_tile;
+    int first_query = first_key / QUERIES * QUERIES;
     elem *k = shared_memory<elem>(), *v = k + TILE * STRIDE<D>, *q = v + TILE * STRIDE<D>;
     elem *dout = q + STAGES * QUERIES * STRIDE<D>;
     float *lse = (float *)(dout + STAGES * QUERIES * STRIDE<D>), *delta = lse + STAGES * QUERIES;
     int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
 
-    auto fetch = [&](int step, int stage) {
-        int h = h0 + step / per_head, query = (first_tile + step % per_head) * QUERIES;
+    auto fetch = [&](int h, int query, int stage) {
         int at = stage * QUERIES * STRIDE<D>, there = a.T - query;
-        load_tile<D>(q + at, args.qkv + query_at(a, b, query, h), stride, QUERIES, there, a.HS);
-        load_tile<D>(dout + at, args.dout + out_at(a, b, query, h), out_stride, QUERIES, there,
-                     a.HS);
-        for (int i = (int)threadIdx.x; i < QUERIES; i += THREADS) {
+        load_tile<D, QUERIES>(q + at, args.qkv + query_at(a, b, query, h), stride, there, a.HS);
+        load_tile<D, QUERIES>(dout + at, args.dout + out_at(a, b, query, h), out_stride, there,
+                              a.HS);
+        if (int i = (int)threadIdx.x; i < QUERIES) {
             int64_t row = ((int64_t)b * a.NH + h) * a.T + query + i;
             lse[stage * QUERIES + i] = i < there ? args.lse[row] * LOG2E : INFINITY;
             delta[stage * QUERIES + i] = i < there ? args.delta[row] : 0;
         }
     };
-    load_tile<D>(k, args.qkv + key_at(a, b, first_key, h0), stride, TILE, a.T - first_key, a.HS);
-    load_tile<D>(v, args.qkv + value_at(a, b, first_key, h0), stride, TILE, a.T - first_key, a.HS);
-    fetch(0, 0);
+    load_tile<D, TILE>(k, args.qkv + key_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
+    load_tile<D, TILE>(v, args.qkv + value_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
     copy_commit();
-
-    operand<D> keys, values;
+    fetch(h0, first_query, 0);
+    copy_commit();
+    copy_wait<1>();
+    __syncthreads();
+    operands<D> kept;
+    if (D <= 64) kept.load(k + warp * 16 * STRIDE<D>);
+    /* There are no registers to keep both, and in large heads neither. */
+    auto keys = [&](int slice) {
+        return D <= 64 ? kept.slices[slice] : load_slice<D>(k + warp * 16 * STRIDE<D>, slice);
+    };
+    auto values = [&](int slice) { return load_slice<D>(v + warp * 16 * STRIDE<D>, slice); };
     float dk[D / 8][4] = {}, dv[D / 8][4] = {}, scale = args.scale * LOG2E;
-    for (int step = 0; step < group * per_head; step++) {
-        if (step + 1 < group * per_head) fetch(step + 1, (step + 1) % STAGES);
+    for (int stage = 0, h = h0, query0 = first_query; h < h0 + group; stage = 1 - stage) {
+        bool is_last = query0 + QUERIES >= a.T; /* of this head */
+        int next_h = h + is_last, next_query = is_last ? first_query : query0 + QUERIES;
+        if (next_h < h0 + group) fetch(next_h, next_query, 1 - stage);
         copy_commit();
         copy_wait<1>();
         __syncthreads();
-        /* Large heads leave no registers to keep both. */
-        if (step == 0) load_operand(keys, k + warp * 16 * STRIDE<D>);
-        if (step == 0 || D > 64) load_operand(values, v + warp * 16 * STRIDE<D>);
-        int stage = step % STAGES, at = stage * QUERIES * STRIDE<D>;
-        int query0 = (first_tile + step % per_head) * QUERIES, h = h0 + step / per_head;
+        int at = stage * QUERIES * STRIDE<D>;
         float p[N][4], ds[N][4];
-        product_rows(p, keys, q + at);
-        product_rows(ds, values, dout + at);
+        product_rows<D>(p, keys, q + at);
+        product_rows<D>(ds, values, dout + at);
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
@@ -432,6 +474,7 @@ static __global__ void __launch_bounds__(THREADS) attention_backward_keys_kernel
         product_columns<D>(dv, p, dout + at);
         product_columns<D>(dk, ds, q + at);
         __syncthreads();
+        h = next_h, query0 = next_query;
     }
     const float factor[2] = {args.scale, args.scale}, one[2] = {1, 1};
     store_rows<D>(args.dqkv + key_at(a, b, row0, h0), stride, dk, factor, a.T - row0, a.HS);
@@ -448,7 +491,10 @@ template <int D> static inline size_t tile_bytes(int fixed, int other) {
 template <int D> static void start_forward(gpt_ctx *ctx, tiles_args args) {
     attention_shape a = args.shape;
     dim3 grid((unsigned)(div_up(a.T, TILE) * a.B * a.NH));
-    launch(ctx, attention_forward_kernel<D>, grid, THREADS, tile_bytes<D>(1, TILE), args);
+    launch(ctx,
+           args.dropout.p > 0 ? attention_forward_kernel<D, true>
+                              : attention_forward_kernel<D, false>,
+           grid, THREADS, tile_bytes<D>(1, TILE), args);
 }
 
 template <int D> static void start_prefill(gpt_ctx *ctx, decode_args args) {
@@ -456,13 +502,21 @@ template <int D> static void start_prefill(gpt_ctx *ctx, decode_args args) {
     launch(ctx, attention_prefill_kernel<D>, grid, THREADS, tile_bytes<D>(1, TILE), args);
 }
 
-template <int D, int KEYS, int QUERIES> static void start_backward(gpt_ctx *ctx, tiles_args args) {
+template <int D, bool DROPS, int KEYS, int QUERIES>
+static void start_backward_of(gpt_ctx *ctx, tiles_args args) {
     attention_shape a = args.shape;
     unsigned n_tiles = (unsigned)div_up(a.T, TILE);
-    launch(ctx, attention_backward_queries_kernel<D, KEYS>, dim3(n_tiles * a.B * a.NH), THREADS,
-           tile_bytes<D>(2, KEYS), args);
-    launch(ctx, attention_backward_keys_kernel<D, QUERIES>, dim3(n_tiles * a.B * a.NKV), THREADS,
-           tile_bytes<D>(2, QUERIES) + sizeof(float) * 2 * STAGES * QUERIES, args);
+    launch(ctx, attention_backward_queries_kernel<D, DROPS, KEYS>, dim3(n_tiles * a.B * a.NH),
+           THREADS, tile_bytes<D>(2, KEYS), args);
+    launch(ctx, attention_backward_keys_kernel<D, DROPS, QUERIES>, dim3(n_tiles * a.B * a.NKV),
+           THREADS, tile_bytes<D>(2, QUERIES) + sizeof(float) * 2 * STAGES * QUERIES, args);
+}
+
+template <int D, int KEYS, int QUERIES> static void start_backward(gpt_ctx *ctx, tiles_args args) {
+    if (args.dropout.p > 0)
+        start_backward_of<D, true, KEYS, QUERIES>(ctx, args);
+    else
+        start_backward_of<D, false, KEYS, QUERIES>(ctx, args);
 }
 
 int attention_tiles_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv,

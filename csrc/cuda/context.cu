@@ -173,15 +173,18 @@ void cuda_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes) {
     cuda_remember(ctx, cudaFree(buffer));
 }
 
-/* The host's memory is ordinary: the copy has left it, or filled it, when these return. Leaving it may
- * take a wait for all that was started before, so what a step uploads leaves from pinned memory. */
+/* The host's memory is ordinary: the copy has left it, or filled it, when these return. Leaving it takes
+ * a wait for all that was started before, so what a step uploads leaves from pinned memory. */
 void cuda_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes) {
-    if (bytes <= STAGING_BYTES) {
+    bool fits = bytes <= STAGING_BYTES;
+    if (fits) {
         if (bytes > STAGING_BYTES - ctx->staged) wait(ctx);
         host = memcpy(ctx->staging + ctx->staged, host, bytes);
         ctx->staged += bytes;
     }
     cuda_remember(ctx, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, ctx->stream));
+    if (!fits)
+        wait(ctx); /* where the GPU reads the host's pages itself, they are still being read */
 }
 
 void cuda_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes) {

@@ -42,7 +42,7 @@ find_package(CUDAToolkit REQUIRED)
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
 set(cuda_shared ${cuda_sources})
-list(FILTER cuda_shared INCLUDE REGEX "/(context|graph|product)\\.cu$")
+list(FILTER cuda_shared INCLUDE REGEX "/(context|graph|product|product_plain)\\.cu$")
 list(REMOVE_ITEM cuda_sources ${cuda_shared})
 list(FILTER cuda_sources EXCLUDE REGEX "_quant\\.cu$")
 set(cuda_quant csrc/cuda/linear.cu csrc/cuda/loss.cu csrc/cuda/table.cu
@@ -52,8 +52,9 @@ list(FILTER cuda_fp32 EXCLUDE REGEX "_bf16\\.cu$")
 
 function(add_cuda name)
   add_library(${name} OBJECT ${ARGN})
-  target_include_directories(${name} PRIVATE csrc/cuda csrc
-    ${GPTC_CUBLAS_INCLUDE})
+  target_include_directories(${name} PRIVATE csrc/cuda csrc)
+  # After nvcc's own: a folder of wheels may hold headers of another version of CUDA's runtime.
+  target_include_directories(${name} SYSTEM PRIVATE ${GPTC_CUBLAS_INCLUDE})
   target_compile_options(${name} PRIVATE -std=c++20 -Xcompiler=-Wall,-Wextra)
   if(GPTC_PTXAS_INFO)
     target_compile_options(${name} PRIVATE -Xptxas=-v)

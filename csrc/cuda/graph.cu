@@ -58,10 +58,12 @@ int cuda_replay_begin(gpt_ctx *ctx, const int64_t *key, int n) {
         return 1;
     }
     if (r->runs++ == 0 || r->refused) return 0;
-    if (cudaStreamBeginCapture(ctx->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess)
+    if (cudaStreamBeginCapture(ctx->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
         ctx->graphs->recording = r;
-    else
+    } else {
+        cudaGetLastError(); /* it is answered here */
         r->refused = 1;
+    }
     return 0;
 }
 

@@ -1,9 +1,11 @@
-/* instructions.h: what the tensor cores and asynchronous copies are asked, by name. PTX ISA 7.1, for
+/* instructions.h: what the tensor cores, asynchronous copies and a few others are asked, by name. PTX ISA 7.1, for
  * compute capability 8.0 and later; in the emulation, the same in plain C++. */
 #ifndef CUDA_INSTRUCTIONS_H
 #define CUDA_INSTRUCTIONS_H
 
 #include "cuda.h"
+
+#include <math.h>
 
 /* Two bfloat16 in a register, the first in the low half. */
 static __device__ inline uint32_t pair_of(float low, float high) {
@@ -12,6 +14,18 @@ static __device__ inline uint32_t pair_of(float low, float high) {
 #else
     __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *(uint32_t *)&pair;
+#endif
+}
+
+/* 2 to the x, within two units in the last place, and 0 where that would be denormal: the one
+ * instruction, of which exp2f makes four. */
+static __device__ inline float exp2_of(float x) {
+#ifdef GPTC_EMULATE_CUDA
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 #endif
 }
 

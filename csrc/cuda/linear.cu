@@ -1,6 +1,6 @@
 /* linear.cu: linear layers with their bias and activation, and the output head. The products are
  * cuBLASLt's, with bias and GELU in its epilogue where it offers that; the kernels here do the
- * rest. */
+ * rest, and GELU in float32, where nobody says how near the library's tanh comes. */
 #include "activation.h"
 #include "columns.h"
 #include "weights.h"
@@ -109,7 +109,7 @@ void cuda_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const 
                  .b = w,
                  .bias = bias,
                  .pre = pre};
-    if (activation == GPT_ACT_GELU) {
+    if (activation == GPT_ACT_GELU && IS_BF16) {
         p.epilogue = EPILOGUE_GELU;
         if (weight_product(ctx, &p, m.weights)) return;
     }
@@ -173,10 +173,22 @@ template <int W> static __global__ void activation_backward_kernel(activation_ba
     if (twin) store(a.din + at + twin, dup);
 }
 
+template <int W>
 static __global__ void bias_backward_kernel(float *partial, const elem *dout, int N, int OC) {
-    sum_chunk<1>(partial, N, OC, [=](int row, int c, float(&sum)[1]) {
-        sum[0] += to_float(dout[(int64_t)row * OC + c]);
+    sum_chunk<1, W>(partial, N, OC, [=](int row, int c, float(&sum)[1][W]) {
+        float d[W];
+        load(d, dout + (int64_t)row * OC + c);
+#pragma unroll
+        for (int k = 0; k < W; k++) sum[0][k] += d[k];
     });
+}
+
+template <int W>
+static void bias_backward(gpt_ctx *ctx, float *db, float *partial, const elem *dout, int N,
+                          int OC) {
+    launch(ctx, bias_backward_kernel<W>, column_grid<W>(N, OC), COLUMN_THREADS,
+           column_shared_bytes<1, W>(), partial, dout, N, OC);
+    add_chunks<1>(ctx, {{db}}, partial, column_chunks(N), OC);
 }
 
 void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act *dout,
@@ -197,7 +209,7 @@ void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const ac
                       .a = dout,
                       .b = w};
     int done = 0;
-    if (activation == GPT_ACT_GELU) {
+    if (activation == GPT_ACT_GELU && IS_BF16) {
         dinput.epilogue = EPILOGUE_GELU_BACKWARD;
         dinput.pre = (void *)pre;
         done = cuda_product(ctx, &dinput);
@@ -229,9 +241,8 @@ void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const ac
                        .b = in};
     cuda_product(ctx, &dweight);
 
-    if (!db) return;
-    int n_chunks = column_chunks(N);
-    launch(ctx, bias_backward_kernel, dim3((unsigned)div_up(OC, WARP), (unsigned)n_chunks),
-           COLUMN_THREADS, column_shared_bytes<1>(), m.partial, (const elem *)dout, N, OC);
-    add_chunks<1>(ctx, {{db}}, m.partial, n_chunks, OC);
+    if (db && OC % PACK == 0)
+        bias_backward<PACK>(ctx, db, m.partial, (const elem *)dout, N, OC);
+    else if (db)
+        bias_backward<1>(ctx, db, m.partial, (const elem *)dout, N, OC);
 }

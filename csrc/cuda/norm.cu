@@ -155,13 +155,28 @@ template <int W> static __global__ void residual_norm_backward_kernel(norm_backw
     }
 }
 
+template <int W>
 static __global__ void norm_weights_backward_kernel(float *partial, norm_backward_args a) {
-    sum_chunk<2>(partial, a.N, a.C, [=](int row, int c, float(&sum)[2]) {
-        float d = to_float(a.dout[(int64_t)row * a.C + c]);
-        float x = to_float(a.resid[(int64_t)row * a.C + c]);
-        sum[0] += d * (x - a.stats[2 * row]) * a.stats[2 * row + 1];
-        sum[1] += d;
+    sum_chunk<2, W>(partial, a.N, a.C, [=](int row, int c, float(&sum)[2][W]) {
+        float d[W], x[W], mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
+        load(d, a.dout + (int64_t)row * a.C + c);
+        load(x, a.resid + (int64_t)row * a.C + c);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            sum[0][k] += d[k] * (x[k] - mean) * rstd;
+            sum[1][k] += d[k];
+        }
     });
+}
+
+template <int W>
+static void backward(gpt_ctx *ctx, float *dw, float *db, const norm_backward_args &a) {
+    launch(ctx, residual_norm_backward_kernel<W>, row_grid(a.N), THREADS, 0, a);
+    if (!dw && !db) return;
+    float *partial = (float *)ctx->workspace;
+    launch(ctx, norm_weights_backward_kernel<W>, column_grid<W>(a.N, a.C), COLUMN_THREADS,
+           column_shared_bytes<2, W>(), partial, a);
+    add_chunks<2>(ctx, {{dw, db}}, partial, column_chunks(a.N), a.C);
 }
 
 void cuda_residual_norm_backward(gpt_ctx *ctx, act *dresid, act *dbranch, float *dw, float *db,
@@ -177,13 +192,8 @@ void cuda_residual_norm_backward(gpt_ctx *ctx, act *dresid, act *dbranch, float 
                             norm,
                             N,
                             C};
-    launch(ctx,
-           C % PACK == 0 ? residual_norm_backward_kernel<PACK> : residual_norm_backward_kernel<1>,
-           row_grid(N), THREADS, 0, a);
-    if (!dw && !db) return;
-    float *partial = (float *)ctx->workspace;
-    int n_chunks = column_chunks(N);
-    launch(ctx, norm_weights_backward_kernel, dim3((unsigned)div_up(C, WARP), (unsigned)n_chunks),
-           COLUMN_THREADS, column_shared_bytes<2>(), partial, a);
-    add_chunks<2>(ctx, {{dw, db}}, partial, n_chunks, C);
+    if (C % PACK == 0)
+        backward<PACK>(ctx, dw, db, a);
+    else
+        backward<1>(ctx, dw, db, a);
 }

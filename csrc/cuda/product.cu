@@ -45,13 +45,15 @@ struct cuda_library {
 #define STRING(x)  STRING2(x)
 #define SONAME     "libcublasLt.so." STRING(CUBLAS_VER_MAJOR)
 
-/* By the dynamic linker's rules, which find what the process has loaded already; then the toolkit. */
+/* By the dynamic linker's rules, which find what the process has loaded already; then the toolkit. It
+ * stays loaded when it is closed: it has a part in what runs when threads and the process end, and
+ * would take long to load again for the next model. */
 static void *open_library(void) {
     static const char *const names[] = {
         SONAME, "/usr/local/cuda/lib64/" SONAME,
         "/usr/local/cuda-" STRING(CUBLAS_VER_MAJOR) "/lib64/" SONAME};
     for (const char *name : names)
-        if (void *handle = dlopen(name, RTLD_NOW | RTLD_LOCAL)) return handle;
+        if (void *handle = dlopen(name, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)) return handle;
     return NULL;
 }
 
@@ -256,10 +258,15 @@ static int choose(gpt_ctx *ctx, plan *plan, const product *p) {
     cublasLtMatmulPreference_t preference;
     cublasLtMatmulHeuristicResult_t found[TUNED_ALGORITHMS];
     size_t workspace = PRODUCT_WORKSPACE;
+    /* Parts of a long sum may be added in float32 only, never in bf16. */
+    uint32_t sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     int n_found = 0;
     if (l->MatmulPreferenceCreate(&preference) != CUBLAS_STATUS_SUCCESS) return 0;
     int bad = l->MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                               &workspace, sizeof workspace);
+    if (p->bf16 && !p->float_out)
+        bad |= l->MatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &sums, sizeof sums);
     const struct {
         cublasLtMatmulPreferenceAttributes_t which;
         const void *pointer;
@@ -295,11 +302,22 @@ static plan *plan_for(gpt_ctx *ctx, const product *p) {
     return made;
 }
 
+static int has_aligned_rows(const product *p) {
+    size_t in = p->bf16 ? 2 : 4, out = p->float_out ? 4 : in;
+    return (size_t)p->lda * in % 16 == 0 && (size_t)p->ldb * in % 16 == 0 &&
+           (size_t)p->ldo * out % 16 == 0;
+}
+
 int cuda_product(gpt_ctx *ctx, const product *p) {
     cuda_library *l = ctx->products;
     if (p->pre && p->N % 8) return 0; /* the library wants its rows aligned */
     plan *plan = plan_for(ctx, p);
     int done = plan->usable && set_addresses(l, plan, p) && multiply(ctx, plan, p, p->out);
-    if (!done && p->epilogue == EPILOGUE_NONE) cuda_remember(ctx, cudaErrorNotSupported);
-    return done;
+    if (done || p->epilogue != EPILOGUE_NONE) return done;
+    /* Rows that are aligned it must know: without it the product would take for ever. */
+    if (has_aligned_rows(p))
+        cuda_remember(ctx, cudaErrorNotSupported);
+    else
+        cuda_product_plain(ctx, p);
+    return 1;
 }

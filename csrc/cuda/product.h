@@ -37,9 +37,11 @@ struct product {
     bool operator==(const product &) const = default;
 };
 
-/* Runs it, or returns 0 and does nothing where the library has no such epilogue at this shape;
- * without an epilogue, that is an error that sync reports. */
+/* Runs it, or returns 0 and does nothing where the library has no such epilogue at this shape. Where it
+ * has no such product even without one, that is an error that sync reports. */
 int cuda_product(gpt_ctx *ctx, const product *p);
+/* One without an epilogue, slowly: product_plain.cu. */
+void cuda_product_plain(gpt_ctx *ctx, const product *p);
 
 /* Device memory that the library keeps for itself. */
 enum { PRODUCT_WORKSPACE = 32 << 20 };

@@ -63,9 +63,15 @@ static void multiply(const product *p) {
         }
 }
 
-/* As the library, it has the epilogues only for rows that are aligned. */
-int cuda_product(gpt_ctx *, const product *p) {
+enum { FEW = 128 };
+
+/* As the library, it has the epilogues only for rows that are aligned. Small products are left to our own
+ * kernel, which is slow here but is to be tested. */
+int cuda_product(gpt_ctx *ctx, const product *p) {
     if (p->epilogue != EPILOGUE_NONE && p->N % 8) return 0;
-    emulate_enqueue([p = *p] { multiply(&p); });
+    if (p->epilogue == EPILOGUE_NONE && (int64_t)p->M * p->N <= FEW)
+        cuda_product_plain(ctx, p);
+    else
+        emulate_enqueue([p = *p] { multiply(&p); });
     return 1;
 }
