@@ -361,7 +361,7 @@ enum { FEW_ROWS = 16 };
  * to see what comes. */
 static inline void ask_for(const bf16 *x, int n) {
     enum { LINE = 64 / sizeof(bf16) };
-    for (int i = 0; i < n; i += LINE) __builtin_prefetch(x + i);
+    for (int i = 0; i < n; i += LINE) __builtin_prefetch(x + i, 0, L2);
 }
 
 /* sum (HS) = shrink sum + p v: v has n rows. Four vectors of channels at a time, so that one sum need

@@ -7,17 +7,17 @@
 #include "pack.h"
 
 /* a (rows, K): lda numbers from row to row. b: panels, `panel` numbers from one to the next. c: ldc
- * from row to row, whole panels wide. */
+ * from row to row, whole panels wide. next: the panels that will be read after these, where they
+ * come from memory and should be asked for meanwhile, else NULL. */
 typedef struct kernel_operands {
-    const bf16 *a, *b;
+    const bf16 *a, *b, *next;
     float *c;
     int64_t lda, panel, ldc;
     int K;
 } kernel_operands;
 
 enum {
-    AHEAD = 24,              /* lines of a panel that are asked for before they are read */
-    FEW = 16,                /* rows, up to which panels are not expected in cache */
+    L2 = 2,                  /* as __builtin_prefetch calls the cache that panels are asked into */
     GROUP = 2,               /* panels that a call of kernel_product may span */
     VECTORS = PANEL / LANES, /* of one panel */
     BAND_PANELS = LANES == 16 ? 2 : 1,
@@ -64,8 +64,8 @@ static inline vf pairs_dot(vf sum, pairs a, pairs b) {
 
 #endif
 
-/* One band: M rows by `panels` panels. Both are constants where this is inlined, and so is `ask`: 1
- * where the panels come from memory and should be asked for early. */
+/* One band: M rows by `panels` panels. Both are constants where this is inlined, and so is `ask`: so
+ * many of the next panels are asked for. */
 __attribute__((always_inline)) static inline void kernel_band(const kernel_operands *o, int M,
                                                               int panels, int add, int ask) {
     vf sum[BAND][BAND_PANELS * VECTORS];
@@ -75,14 +75,13 @@ __attribute__((always_inline)) static inline void kernel_band(const kernel_opera
         UNROLL
         for (int v = 0; v < n; v++) sum[m][v] = vf_set(0);
     }
-    const bf16 *b = o->b;
-    for (int k = 0; k + 1 < o->K; k += PAIR, b += PANEL * PAIR) {
+    const bf16 *b = o->b, *next = ask ? o->next : o->b;
+    for (int k = 0; k + 1 < o->K; k += PAIR, b += PANEL * PAIR, next += PANEL * PAIR) {
         pairs column[BAND_PANELS * VECTORS];
         UNROLL
         for (int v = 0; v < n; v++)
             column[v] = pairs_load(b + v / VECTORS * o->panel + v % VECTORS * LANES * PAIR);
-        for (int v = 0; ask && v < panels; v++)
-            __builtin_prefetch(b + v * o->panel + AHEAD * PANEL * PAIR);
+        for (int v = 0; v < ask; v++) __builtin_prefetch(next + v * o->panel, 0, L2);
         UNROLL
         for (int m = 0; m < M; m++) {
             pair x;
@@ -114,7 +113,7 @@ __attribute__((always_inline)) static inline void kernel_band(const kernel_opera
 __attribute__((always_inline)) static inline void kernel_bands(kernel_operands o, int rows,
                                                                int panels, int add, int ask) {
     for (int left = rows, done; left > 0; left -= done) {
-        if (left >= BAND)
+        if (left >= BAND && !(ask && left == 16)) /* twice 8 ask evenly */
             kernel_band(&o, done = BAND, panels, add, ask);
         else if (BAND > 8 && left >= 8)
             kernel_band(&o, done = 8, panels, add, ask);
@@ -122,6 +121,7 @@ __attribute__((always_inline)) static inline void kernel_bands(kernel_operands o
             kernel_band(&o, done = 4, panels, add, ask);
         else
             kernel_band(&o, done = 1, panels, add, ask);
+        if (ask) o.next += o.panel;
         o.a += done * o.lda;
         o.c += done * o.ldc;
     }
@@ -130,10 +130,12 @@ __attribute__((always_inline)) static inline void kernel_bands(kernel_operands o
 /* c (rows, 16 panels) = a b, or c += a b, for 1 or 2 panels. */
 static inline void kernel_vectors(kernel_operands o, int rows, int panels, int add) {
     if (BAND_PANELS == 2 && panels == 2) {
-        if (rows <= FEW)
-            kernel_bands(o, rows, BAND_PANELS, add, 1);
-        else
+        if (!o.next)
             kernel_bands(o, rows, BAND_PANELS, add, 0);
+        else if (rows <= BAND)
+            kernel_bands(o, rows, BAND_PANELS, add, 2);
+        else
+            kernel_bands(o, rows, BAND_PANELS, add, 1);
         return;
     }
     for (; panels > 0; panels--, o.b += o.panel, o.c += PANEL) kernel_bands(o, rows, 1, add, 0);

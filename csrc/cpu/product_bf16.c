@@ -15,6 +15,16 @@ enum { PAD = PANEL * PAIR };
 /* Rows of a weight gradient's operands that are packed at once. */
 enum { CHUNK = 2 * TERMS };
 
+/* Up to this many rows, panels come from memory and products wait for them. */
+enum { FEW = 64, NEAR = 24 * PANEL * PAIR };
+
+/* What is asked for while the panels at b are multiplied. By one row, that is over so soon that only
+ * what stands NEAR in the same panels will be read; by several, the next panels. */
+static const bf16 *ask_for(const product *p, const bf16 *b, int64_t panel) {
+    if (p->M > FEW) return NULL;
+    return b + (p->M == 1 ? NEAR : GROUP * panel);
+}
+
 static int terms_at_once(int K) {
     return K <= MOST_TERMS ? K : TERMS;
 }
@@ -52,8 +62,10 @@ static void multiply_tile(const product_tiles *t, float *sums, int row, int rows
         for (int c = col; c < col + cols; c += GROUP_COLS) {
             int n = cpu_min(GROUP_COLS, col + cols - c);
             float *y = in_steps ? sums + (c - col) : sums;
+            const bf16 *b = t->b + c / PANEL * t->panel + (int64_t)k * PANEL;
             kernel_operands o = {.a = p->a + (int64_t)row * p->lda + k,
-                                 .b = t->b + c / PANEL * t->panel + (int64_t)k * PANEL,
+                                 .b = b,
+                                 .next = ask_for(p, b, t->panel),
                                  .c = y,
                                  .lda = p->lda,
                                  .panel = t->panel,
