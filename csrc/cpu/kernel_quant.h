@@ -18,6 +18,7 @@ enum { ROWS = 48, COLS = 256, TERMS = 4096 };
 enum {
     BAND = LANES == 16 ? 4 : 1, /* rows whose sums fit the registers */
     BAND_PANELS = LANES == 16 ? 2 : 1,
+    L2 = 2, /* as __builtin_prefetch calls the cache that panels are asked into */
 };
 
 /* Rows of `a`, rounded by groups. The few rows of decoding are rounded once for all tiles. */
@@ -60,16 +61,18 @@ static void round_row(rounded_rows *out, int row, const bf16 *a, int K) {
     if (k < K) round_group(out, row, k, a + k, K - k);
 }
 
-/* What the kernel reads of the weights: a panel's groups from some term on, and its scales. */
+/* What the kernel reads of the weights: a panel's groups from some term on, and its scales; and what
+ * it asks for meanwhile, NULL where that is in cache already. */
 typedef struct panel_part {
-    const uint8_t *chunks;
+    const uint8_t *chunks, *next;
     const bf16 *scales;
 } panel_part;
 
-/* c (M rows, `panels` panels) += a b over n_groups groups. M and panels are constants where this is
- * inlined. */
+/* c (M rows, `panels` panels) += a b over n_groups groups, while the `asks` parts `ask` are asked for.
+ * M and panels are constants where this is inlined. */
 __attribute__((always_inline)) static inline void quant_band(float *c, const rounded_rows *a,
                                                              int row, const panel_part *b,
+                                                             const panel_part *ask, int asks,
                                                              int n_groups, int M, int panels) {
     vf total[BAND][BAND_PANELS * VECTORS];
     int n = panels * VECTORS;
@@ -92,6 +95,8 @@ __attribute__((always_inline)) static inline void quant_band(float *c, const rou
             for (int v = 0; v < n; v++)
                 u[v] = vb_load(b[v / VECTORS].chunks + (g * CHUNKS + i) * CHUNK_BYTES +
                                v % VECTORS * LANES * QUAD);
+            for (int v = 0; v < asks; v++)
+                __builtin_prefetch(ask[v].next + (g * CHUNKS + i) * CHUNK_BYTES, 0, L2);
             UNROLL
             for (int m = 0; m < M; m++) {
                 const int8_t *q = &a->q[row + m][g * QUANT_GROUP + i * QUAD];
@@ -187,9 +192,15 @@ __attribute__((always_inline)) static inline void quant_bands(float *c, const ro
         for (int i = 0; i < panels; i++)
             quant_tiles(c + row * COLS + i * PANEL, a, row, &b[i], n_groups);
 #endif
-    for (; BAND > 1 && row + BAND <= rows; row += BAND)
-        quant_band(c + row * COLS, a, row, b, n_groups, BAND, panels);
-    for (; row < rows; row++) quant_band(c + row * COLS, a, row, b, n_groups, 1, panels);
+    if (rows == 1) {
+        quant_band(c, a, 0, b, b, b->next ? panels : 0, n_groups, 1, panels);
+        return;
+    }
+    int asked = b->next ? 0 : panels; /* a panel a band */
+    for (; BAND > 1 && row + BAND <= rows; row += BAND, asked++)
+        quant_band(c + row * COLS, a, row, b, b + asked, asked < panels, n_groups, BAND, panels);
+    for (; row < rows; row++, asked++)
+        quant_band(c + row * COLS, a, row, b, b + asked, asked < panels, n_groups, 1, panels);
 }
 
 #endif

@@ -4,6 +4,9 @@
 #include "product.h"
 
 enum { BLOCK = 32 /* columns of an epilogue */ };
+/* Up to FEW rows, panels come from memory and are asked for: those that follow, or by one row, which
+ * is over so soon, what stands NEAR in the same ones. */
+enum { FEW = 64, NEAR = 24 * CHUNK_BYTES };
 
 /* A thread's scratch. */
 typedef struct tile_memory {
@@ -30,6 +33,7 @@ static void multiply(tile_memory *m, const rounded_rows *a, int half, const prod
             const uint8_t *panel = (const uint8_t *)p->w + ((col + c) / PANEL + i) * size;
             if (half) panel += quant_panels(p->N) * size;
             b[i].chunks = panel + skip * CHUNKS * CHUNK_BYTES;
+            b[i].next = p->M > FEW ? NULL : b[i].chunks + (p->M == 1 ? NEAR : BAND_PANELS * size);
             b[i].scales = (const bf16 *)(panel + quant_scales_at(p->K)) + skip * PANEL;
         }
         int n_groups = (int)quant_groups(terms);
