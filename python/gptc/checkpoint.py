@@ -262,6 +262,14 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
     raise GptcError(f"{folder} holds no whole checkpoint: {problems[0]}")
 
 
+def tokenizer_name(name: str) -> str:
+    """What `make_tokenizer` calls a tokenizer: a run's folder stands for its newest checkpoint."""
+    folder = Path(name)
+    if tokenizers.is_spec(name) or not list_checkpoints(folder):
+        return name
+    return str(find_checkpoint(folder))
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
     found = [f for f in _folders(run) if re.fullmatch(r"ckpt-\d+", f.name)]

@@ -477,7 +477,7 @@ def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Token
         return load_tokenizer(path)
     raise UsageError(
         f"unknown tokenizer {name!r}: choose {', '.join(KINDS)}, bpe:SIZE, a tokenizer.json or "
-        ".model, or the folder of a dataset or checkpoint to use its tokenizer"
+        ".model, or the folder of a dataset, checkpoint or run to use its tokenizer"
     )
 
 
@@ -490,7 +490,7 @@ def load_tokenizer(folder_or_file: Path) -> Tokenizer:
         saved = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise GptcError(
-            f"no tokenizer at {path}: give the folder of a dataset or checkpoint made by gptc"
+            f"no tokenizer at {path}: give the folder of a dataset, checkpoint or run of gptc"
         ) from None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None

@@ -308,6 +308,7 @@ class Run:
         elif self.base is not None and not _is_kind(name):
             # The folder that it came from may be gone; the checkpoint has it.
             name = own_name or name
+        name = checkpoint.tokenizer_name(name)
         noted: set[str] = set()
 
         def report(action: str, n_done: int, n_bytes: int | None) -> None:
