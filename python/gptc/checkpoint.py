@@ -96,6 +96,7 @@ class Checkpoint(Source):
                 self._verify(name)
                 if name == tokenizers.FILE_NAME:
                     return tokenizers.load_tokenizer(self.path)
+                self._verify(pretrained.CONFIG)
                 theirs = pretrained.read_file(self.path / name)
                 if theirs is not None:
                     return vocabulary.simplest(theirs, str(self.path / name))
@@ -308,12 +309,12 @@ def save(
     if path.exists() and not replace:
         raise GptcError(f"{path} exists already; choose another name or remove it")
     config = model.config
-    end_of_text = tokenizer.end_of_text if tokenizer else None
+    special = (tokenizer.end_of_text, tokenizer.bos) if tokenizer else (None, None)
     read = model.get if isinstance(model, Model) else model.read
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as folder:
-            _write(folder / CONFIG, [_json(hf.config_to_json(config, end_of_text, codec))])
+            _write(folder / CONFIG, [_json(hf.config_to_json(config, *special, codec))])
             file_parts = {part.name: part for part in hf.parts(config)}
             _write(
                 folder / WEIGHTS,
