@@ -324,6 +324,8 @@ class Run:
             self._change(tokenizer=name if _is_kind(name) else str(Path(name).resolve()))
         if known is not None:
             check_vocabulary(known, own, dataset)
+        if own is not None:
+            dataset.tokenizer.bos = own.bos  # the model goes on with what it was taught
         return dataset
 
     def _shape(self, known: Source | None) -> GPTConfig:
