@@ -200,6 +200,16 @@ def test_gpt2s_sort_has_none(tmp_path: Path) -> None:
     assert prompt_tokens(tokenizer, "the") == tokenizer.encode("the").tolist()
 
 
+def test_it_stays_where_a_tokenizer_becomes_one_of_ours(tmp_path: Path) -> None:
+    learned = make_tokenizer("bpe:300", [PROMPT.encode() * 20])
+    with Model.create(make_config("gpt2", vocab_size=learned.vocab_size), threads=1) as model:
+        model.save(tmp_path / "m", begun(learned, learned.end_of_text))
+    for name in ("checksums.json", "gptc_tokenizer.json"):
+        (tmp_path / "m" / name).unlink()
+    again = Checkpoint(tmp_path / "m").tokenizer()
+    assert (again.kind, again.bos) == ("bpe", learned.end_of_text)
+
+
 def test_a_checkpoint_in_hugging_faces_terms(tmp_path: Path) -> None:
     for bos, tokenizer in ((1, begun(llama_like())), (None, llama_like())):
         folder = tmp_path / str(bos)
@@ -414,16 +424,20 @@ def test_where_another_text_begins_this_one_ends(
 
 
 def test_a_beam_ends_there_too() -> None:
+    """As it does at the end-of-text token."""
     tokenizer = ByteTokenizer()
     with varied(make_config("byte")) as model:
-        request = make_request(model, tokenizer, [1, 97], max_tokens=8, stop=())
-        ((sample, _), *_) = beam_search(model, tokenizer, request, 2)
-        # Whatever was likeliest at the third place is now what begins a text.
-        begun(tokenizer, sample.tokens[2])
-        found = beam_search(model, tokenizer, request, 2, length_penalty=0.0)
-    ended = [sample for sample, _ in found if sample.finish == "stop"]
-    assert ended
-    assert all(tokenizer.bos not in sample.tokens for sample, _ in found)
+        request = make_request(model, tokenizer, [1, 97], max_tokens=8, stop=(), num_samples=3)
+        ((sample, _), *_) = beam_search(model, tokenizer, request, 3, 0.0)
+        # Whatever was likeliest at the third place now ends texts.
+        tokenizer.end_of_text = sample.tokens[2]  # type: ignore[assignment]
+        expected = beam_search(model, tokenizer, request, 3, 0.0)
+        tokenizer.end_of_text, tokenizer.bos = None, sample.tokens[2]
+        found = beam_search(model, tokenizer, request, 3, 0.0)
+    assert "stop" in {sample.finish for sample, _ in expected}
+    assert [(s.tokens, s.finish, score) for s, score in found] == [
+        (s.tokens, s.finish, score) for s, score in expected
+    ]
 
 
 @pytest.mark.parametrize(("n_ctx", "draft"), [(48, False), (48, True), (5, False), (3, False)])
