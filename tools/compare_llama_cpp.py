@@ -22,6 +22,7 @@ from gptc.checkpoint import open_checkpoint
 from gptc.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats.source import Source
+from gptc.generation import prompt_tokens
 from gptc.interchange import export_model
 from gptc.model import Model
 from gptc.tokenizer import make_tokenizer
@@ -63,11 +64,12 @@ def compare(source: Source, gguf: Path, text: str, n_tokens: int) -> bool:
 
     export_model(source, "gguf", gguf, replace=True)
     ours = open_checkpoint(gguf)
-    prompt = ours.tokenizer().encode(text).tolist()
+    prompt = prompt_tokens(ours.tokenizer(), text)
     n_ctx = min(len(prompt) + n_tokens, ours.config.block_size)
     exact = {"type_k": 0, "type_v": 0}  # its cache of keys and values is else float16
     theirs = llama_cpp.Llama(str(gguf), n_ctx=n_ctx, verbose=False, logits_all=True, **exact)
-    same_ids = theirs.tokenize(text.encode(), add_bos=False, special=False) == prompt
+    # "add_bos" leaves it to the file whether there is one.
+    same_ids = theirs.tokenize(text.encode(), add_bos=True, special=False) == prompt
     tokens, largest, closest, first = list(prompt), 0.0, np.inf, None
     with ours.model(max_batch=0) as model:
         session = model.session(1, n_ctx)

@@ -116,7 +116,8 @@ def targets(folder: Path) -> dict[str, Target]:
     theirs = small_model(folder / "theirs", "llama")
     (theirs / "gptc_tokenizer.json").unlink()
     (theirs / "checksums.json").unlink()
-    model("tokenizer.json", theirs / "tokenizer.json", theirs)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        model(name, theirs / name, theirs)
     if importlib.util.find_spec("sentencepiece"):
         path = small_model(folder / "sentencepiece", "llama") / "tokenizer.model"
         path.write_bytes(_sentencepiece_model())

@@ -25,11 +25,12 @@ class _Beam:
     logprobs: list[TokenLogprob]
     score: float  # sum of log-probabilities
     seq: int  # of the session
-    ended: bool = False  # by the end-of-text token, which is not among the tokens
+    end: int | None = None  # the token that ended it, which is not among the tokens
 
     def mean(self, length_penalty: float) -> float:
         """What beams are compared by when they end: Wu et al. 2016, without the constant."""
-        return float(self.score / (len(self.tokens) + self.ended) ** length_penalty)
+        n = len(self.tokens) + (self.end is not None)
+        return float(self.score / n**length_penalty)
 
 
 def beam_search(
@@ -94,8 +95,9 @@ def _grow(
     candidates.sort(key=lambda c: (-c[0], c[1].seq, c[2].token))
     grown: list[tuple[float, _Beam, TokenLogprob]] = []
     for score, beam, chosen in candidates[: 2 * width]:
-        if chosen.token == tokenizer.end_of_text:
-            ended.append(_Beam(beam.tokens, [*beam.logprobs, chosen], score, beam.seq, ended=True))
+        if chosen.token in (tokenizer.end_of_text, tokenizer.bos):
+            logprobs = [*beam.logprobs, chosen]
+            ended.append(_Beam(beam.tokens, logprobs, score, beam.seq, end=chosen.token))
         elif len(grown) < width:
             grown.append((score, beam, chosen))
     return _take_places(session, grown, width)
@@ -122,8 +124,7 @@ def _take_places(
 
 def _finished(sample: Sample, beam: _Beam, tokenizer: Tokenizer, n_ctx: int) -> Sample:
     """The beam as a sample: text, stop strings and why it ended."""
-    end = [tokenizer.end_of_text] if beam.ended and tokenizer.end_of_text is not None else []
-    for token in beam.tokens + end:
+    for token in beam.tokens if beam.end is None else [*beam.tokens, beam.end]:
         if sample.finish is None:
             sample.append(token, n_ctx)
     sample.finish = sample.finish or "context"

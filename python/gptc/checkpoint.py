@@ -96,6 +96,7 @@ class Checkpoint(Source):
                 self._verify(name)
                 if name == tokenizers.FILE_NAME:
                     return tokenizers.load_tokenizer(self.path)
+                self._verify(pretrained.CONFIG)
                 theirs = pretrained.read_file(self.path / name)
                 if theirs is not None:
                     return vocabulary.simplest(theirs, str(self.path / name))
@@ -262,6 +263,14 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
     raise GptcError(f"{folder} holds no whole checkpoint: {problems[0]}")
 
 
+def tokenizer_name(name: str) -> str:
+    """What `make_tokenizer` calls a tokenizer: a run's folder stands for its newest checkpoint."""
+    folder = Path(name)
+    if tokenizers.is_spec(name) or not list_checkpoints(folder):
+        return name
+    return str(find_checkpoint(folder))
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
     found = [f for f in _folders(run) if re.fullmatch(r"ckpt-\d+", f.name)]
@@ -300,12 +309,12 @@ def save(
     if path.exists() and not replace:
         raise GptcError(f"{path} exists already; choose another name or remove it")
     config = model.config
-    end_of_text = tokenizer.end_of_text if tokenizer else None
+    special = (tokenizer.end_of_text, tokenizer.bos) if tokenizer else (None, None)
     read = model.get if isinstance(model, Model) else model.read
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as folder:
-            _write(folder / CONFIG, [_json(hf.config_to_json(config, end_of_text, codec))])
+            _write(folder / CONFIG, [_json(hf.config_to_json(config, *special, codec))])
             file_parts = {part.name: part for part in hf.parts(config)}
             _write(
                 folder / WEIGHTS,

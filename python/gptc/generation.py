@@ -6,8 +6,8 @@
         print(sample.index, piece)
 
 The token at position p of sample i is drawn with (seed + i, p), so the same call writes the same
-text, whatever is decoded beside it. A sample ends at an end-of-text token, before a stop string,
-after max_tokens, or where the model's context is full.
+text, whatever is decoded beside it. A sample ends at an end-of-text token or where another text
+begins, before a stop string, after max_tokens, or where the model's context is full.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def make_request(
     logprobs: int | None = None,
     context_shift: bool = False,
 ) -> Request:
-    """Checks everything. The prompt is a text or tokens; without one, a document begins."""
+    """Checks everything. The prompt is a text, or tokens to which nothing is added; without one, a
+    document begins.
+    """
     sampling = sampling or Sampling()
     sampling.check()
     if num_samples < 1:
@@ -84,10 +86,8 @@ def make_request(
             raise UsageError(
                 f"a bias is for token {token}; the vocabulary has {tokenizer.vocab_size}"
             )
-    if isinstance(prompt, str):
-        tokens = prompt_tokens(tokenizer, prompt)
-    else:
-        tokens = list(prompt) or prompt_tokens(tokenizer, "")
+    tokens = prompt_tokens(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+    tokens = tokens or prompt_tokens(tokenizer, "")
     if len(tokens) > model.config.block_size and not context_shift:
         raise GptcError(
             f"the prompt has {len(tokens):,} tokens, more than the model's context of "
@@ -104,8 +104,11 @@ def make_request(
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The tokens of a prompt; with none, those that begin a document.
 
+    The first is `bos` where the tokenizer has one, once: also where the text spells it out.
     Bytes that are no UTF-8, as Python's surrogateescape keeps them, become tokens of single bytes.
     """
+    if tokenizer.bos is not None and not prompt:
+        return [tokenizer.bos]
     text = prompt or tokenizer.start
     try:
         text.encode()
@@ -119,7 +122,8 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
             ) from None
     else:
         tokens = tokenizer.encode(text)
-    return [int(token) for token in tokens]
+    ids = [int(token) for token in tokens]
+    return ids if tokenizer.bos is None or ids[:1] == [tokenizer.bos] else [tokenizer.bos, *ids]
 
 
 class Sample:
@@ -173,7 +177,7 @@ class Sample:
         The last token of a text is never fed back, so it may stand just past the context.
         """
         piece = ""
-        if token == self._tokenizer.end_of_text:
+        if token in (self._tokenizer.end_of_text, self._tokenizer.bos):
             self.finish = "stop"
         else:
             self.sequence.append(token)
@@ -229,7 +233,7 @@ class Decoder:
 
     A prompt with several samples is computed once. Where the n_ctx tokens of the cache are full, a
     text ends; one whose request has context_shift goes on from their newer half, computed anew as
-    if it were all.
+    if it were all. Where the text begins with the tokenizer's `bos`, so does that half.
     """
 
     def __init__(
@@ -313,6 +317,10 @@ class Decoder:
             session.rewind(slot.index, 0)
             slot.begin = len(sample.sequence) - max(1, self._n_ctx // 2)
             slot.prompt_of = None
+            half = sample.sequence[slot.begin :]
+            if sample.sequence[0] == self._tokenizer.bos and len(half) > 1:
+                half[0] = sample.sequence[0]
+            return half
         return sample.sequence[slot.begin + session.length(slot.index) :]
 
     def _guess(self, slot: _Slot, sample: Sample, feed: list[int]) -> list[int]:

@@ -145,6 +145,11 @@ def _chunks(
     if to == "llm.c":
         return llmc.model_chunks(source, dtype)
     if to == "llama2.c":
+        if tokenizer is not None and tokenizer.bos != llama2c.BOS:
+            report.notes.append(
+                f"llama2.c's programs begin every text with token {llama2c.BOS}, which this model "
+                "was not taught"
+            )
         return llama2c.model_chunks(source, version or 0)
     if to == "heimerl":
         return heimerl.model_chunks(source)

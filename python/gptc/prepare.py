@@ -109,6 +109,8 @@ def prepare(
     # A tokenizer that learns from the text is made when the text has been read once.
     learns = tokenizer == "char" or bpe_size(tokenizer) is not None
     given = None if learns else make_tokenizer(tokenizer)
+    if given is not None:
+        given.bos = None  # a model's own; the documents of a dataset do not begin with it
     if errors == "bytes" and (tokenizer == "char" or (given and given.byte_ids is None)):
         raise UsageError(
             f"the tokenizer {tokenizer} has no tokens for single bytes: choose --errors replace, "

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # What the vocabularies of others call the token that ends a text.
 _ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 FILES = ("tokenizer.json", "tokenizer.model")  # in a Hugging Face folder
+CONFIG = "tokenizer_config.json"  # beside them
+_LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
 
@@ -156,6 +158,8 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         self.vocab_size = max(vocabulary.values()) + 1
         self.end_of_text = next((vocabulary[end] for end in _ENDS if end in vocabulary), None)
         self.start = start or (END_OF_TEXT if self.end_of_text is not None else "\n")
+        processor = json.dumps(json.loads(definition).get("post_processor"))
+        self.has_template = '"TemplateProcessing"' in processor  # which says what is added
         self._pieces = self._read_pieces(where)
         # Such as "▁the" for a "the" that begins a text: see _encode.
         ids = self._tokenizer.encode("a", add_special_tokens=False).ids
@@ -190,6 +194,18 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         ids: list[int] = encoded[0].ids
         return ids
 
+    def own_bos(self) -> int | None:
+        """The token that the file itself puts before every text."""
+        with_special = self._tokenizer.encode("a")
+        begins = with_special.special_tokens_mask[:1] == [1]
+        token: int | None = with_special.ids[0] if begins else None
+        return token if self.has_token(token) else None
+
+    def id_of(self, piece: str) -> int | None:
+        """The token of that name."""
+        token: int | None = self._tokenizer.token_to_id(piece)
+        return token
+
     @property
     def pieces(self) -> Sequence[bytes]:
         return self._pieces
@@ -202,6 +218,7 @@ class SentencePieceTokenizer(PretrainedTokenizer):
     """A SentencePiece model, such as Llama 2's tokenizer.model."""
 
     kind = "sentencepiece"
+    has_template = False
 
     def __init__(self, model: bytes, start: str | None = None, where: str = "it") -> None:
         """`model` is the content of the file. GptcError when it is none."""
@@ -231,6 +248,15 @@ class SentencePieceTokenizer(PretrainedTokenizer):
         text = text[1:] if self.adds_space and text.startswith(" ") else text
         ids: list[int] = self._model.encode(text)
         return ids
+
+    def own_bos(self) -> int | None:
+        """The token that begins a text; those who read such files, as Llama's, put it there."""
+        begin = self._model.bos_id()
+        return begin if begin >= 0 else None
+
+    def id_of(self, piece: str) -> int | None:
+        """The token of that name."""
+        return self._texts.index(piece) if piece in self._texts else None
 
     def scored_pieces(self) -> tuple[list[str], list[float], list[int]]:
         """Texts, scores and sorts of all pieces: the sorts are numbered as in its proto."""
@@ -280,7 +306,8 @@ def encoding_names() -> Sequence[str]:
 def read_file(path: Path) -> Tokenizer | None:
     """The tokenizer in a tokenizer.json or .model of others; None when it is neither.
 
-    GptcError when it is damaged.
+    A tokenizer_config.json beside it has a say in what texts begin with. GptcError when one is
+    damaged.
     """
     if path.is_dir():
         found = [path / name for name in FILES]
@@ -291,15 +318,55 @@ def read_file(path: Path) -> Tokenizer | None:
         data = path.read_bytes()
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
+    tokenizer: HuggingFaceTokenizer | SentencePieceTokenizer
     if path.suffix == ".model":
-        return SentencePieceTokenizer(data, where=str(path))
+        tokenizer = SentencePieceTokenizer(data, where=str(path))
+    else:
+        try:
+            saved = json.loads(data)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
+            return None
+        tokenizer = HuggingFaceTokenizer(data.decode(), where=str(path))
+    tokenizer.bos = _bos(tokenizer, _read_config(path.with_name(CONFIG)))
+    return tokenizer
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The content of a tokenizer_config.json; nothing where there is none. GptcError if damaged."""
     try:
-        saved = json.loads(data)
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as e:
+        raise GptcError(f"cannot read {path}: {e.strerror}") from None
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
-        return None
-    return HuggingFaceTokenizer(data.decode(), where=str(path))
+        config = None
+    if not isinstance(config, dict):
+        raise GptcError(f"{path} is damaged: it holds no JSON object; copy it again")
+    return config
+
+
+def _bos(
+    tokenizer: HuggingFaceTokenizer | SentencePieceTokenizer, config: dict[str, Any]
+) -> int | None:
+    """What a model of Hugging Face's begins its texts with.
+
+    tokenizer.json has a template for that. The classes for Llama, whose sort a .model alone is, add
+    a token without one too, and none where `add_bos_token` is false.
+    """
+    own = tokenizer.own_bos()
+    kind = str(config.get("tokenizer_class")).removesuffix("Fast")
+    like_llama = isinstance(tokenizer, SentencePieceTokenizer) or kind in _LLAMA_CLASSES
+    added = config.get("add_bos_token") if like_llama else None
+    if added is None:
+        added = own is not None or (like_llama and not tokenizer.has_template)
+    if own is not None or not added:
+        return own if added else None
+    name = config.get("bos_token", "<s>")
+    name = name.get("content") if isinstance(name, dict) else name
+    return tokenizer.id_of(name) if isinstance(name, str) else None
 
 
 def from_json(saved: dict[str, Any], start: str) -> Tokenizer | None:

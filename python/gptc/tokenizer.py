@@ -40,7 +40,7 @@ ENCODINGS = ("r50k_base", "p50k_base", "cl100k_base", "o200k_base")  # of tiktok
 KINDS = ("bytes", "char", "gpt2", "bpe", *ENCODINGS)
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "gptc_tokenizer.json"
-_FILE_VERSION = 1
+_FILE_VERSION = 2  # 1: no "bos"
 
 # The two files that define GPT-2's encoding hold the same list of merges; one of them is enough.
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
@@ -62,6 +62,12 @@ class Tokenizer(ABC):
     """The text that begins a document; it stands in for a prompt where there is none."""
     end_of_text: int | None
     """The id of the special token that separates documents, if there is one."""
+    bos: int | None = None
+    """The id of the token that the model beside this begins every text with (BOS), if it does.
+
+    It says how a model was taught and not how text is cut: it is no part of `mapping`, `encode`
+    does not add it, and a dataset's tokenizer has none.
+    """
 
     @abstractmethod
     def encode(self, text: str) -> Tokens:
@@ -143,6 +149,10 @@ class Tokenizer(ABC):
         """The text that `tokens` stand for; bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
+    def has_token(self, token: object) -> bool:
+        """Whether this, which a file says, is the id of a token."""
+        return type(token) is int and 0 <= token < self.vocab_size
+
     def fingerprint(self) -> str:
         """A SHA-256 in hex, equal for tokenizers that map text to the same ids."""
         canonical = json.dumps(self.mapping(), sort_keys=True, separators=(",", ":"))
@@ -150,8 +160,9 @@ class Tokenizer(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Everything that `load_tokenizer` needs, as plain JSON values."""
+        begins = {"version": 1} if self.bos is None else {"version": 2, "bos": self.bos}
         return {
-            "version": _FILE_VERSION,
+            **begins,
             "vocab_size": self.vocab_size,
             "start": self.start,
             "end_of_text": self.end_of_text,
@@ -477,7 +488,7 @@ def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Token
         return load_tokenizer(path)
     raise UsageError(
         f"unknown tokenizer {name!r}: choose {', '.join(KINDS)}, bpe:SIZE, a tokenizer.json or "
-        ".model, or the folder of a dataset or checkpoint to use its tokenizer"
+        ".model, or the folder of a dataset, checkpoint or run to use its tokenizer"
     )
 
 
@@ -490,7 +501,7 @@ def load_tokenizer(folder_or_file: Path) -> Tokenizer:
         saved = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise GptcError(
-            f"no tokenizer at {path}: give the folder of a dataset or checkpoint made by gptc"
+            f"no tokenizer at {path}: give the folder of a dataset, checkpoint or run of gptc"
         ) from None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
@@ -503,6 +514,8 @@ def load_tokenizer(folder_or_file: Path) -> Tokenizer:
     if isinstance(saved.get("version"), int) and saved["version"] > _FILE_VERSION:
         raise GptcError(f"{path} was written by a newer gptc: pip install --upgrade gptc")
     tokenizer = _from_json(saved)
+    if tokenizer is not None and tokenizer.has_token(saved.get("bos")):
+        tokenizer.bos = saved["bos"]
     if tokenizer is None or tokenizer.to_json() != saved:
         raise GptcError(
             f"{path} was altered, or is no tokenizer file of gptc: copy it again from its source"

@@ -308,6 +308,7 @@ class Run:
         elif self.base is not None and not _is_kind(name):
             # The folder that it came from may be gone; the checkpoint has it.
             name = own_name or name
+        name = checkpoint.tokenizer_name(name)
         noted: set[str] = set()
 
         def report(action: str, n_done: int, n_bytes: int | None) -> None:
@@ -323,6 +324,8 @@ class Run:
             self._change(tokenizer=name if _is_kind(name) else str(Path(name).resolve()))
         if known is not None:
             check_vocabulary(known, own, dataset)
+        if own is not None:
+            dataset.tokenizer.bos = own.bos  # the model goes on with what it was taught
         return dataset
 
     def _shape(self, known: Source | None) -> GPTConfig:

@@ -232,7 +232,7 @@ def test_a_draft_of_other_tokens_is_refused(writer: Model, tokenizer: Tokenizer)
 class FourLetters:
     """A tokenizer of four letters, the last of which ends a text."""
 
-    kind, vocab_size, start, end_of_text = "four", 4, "a", 3
+    kind, vocab_size, start, end_of_text, bos = "four", 4, "a", 3, None
 
     def encode(self, text: str) -> Any:
         return np.array(["abcd".index(c) for c in text], np.int32)

@@ -33,7 +33,8 @@ NAMES = [
     "gguf", "gguf-q8_0", "llm.c", "llm.c-tokenizer", "llama2.c-v0", "llama2.c-v0-tokenizer",
     "llama2.c-v1", "llama2.c-v2", "heimerl", "model.safetensors", "config.json",
     "gptc_tokenizer.json", "checksums.json", "shard", "debug-state", "tokenizer",
-    "dataset.json", "tokenizer.json", "openai", "openai-index", "openai-hparams", "sharded-index",
+    "dataset.json", "tokenizer.json", "tokenizer_config.json", "openai", "openai-index",
+    "openai-hparams", "sharded-index",
 ]  # fmt: skip
 
 

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from gptc import checkpoint
-from gptc.checkpoint import Checkpoint, find_checkpoint
+from gptc.checkpoint import Checkpoint, find_checkpoint, load_tokenizer
 from gptc.config import GPTConfig
+from gptc.data import Dataset
 from gptc.errors import GptcError, UsageError
 from gptc.model import Model
 from gptc.options import (
@@ -547,6 +548,23 @@ def test_a_learned_tokenizer_goes_with_the_run(
     text.write_text(text.read_text().replace("king", "bear"))
     train({"steps": 10}, resume=first.out)
     assert Checkpoint(find_checkpoint(first.out)).tokenizer().fingerprint() == own
+
+
+def test_a_run_stands_for_its_newest_checkpoint(
+    gptc: Callable[..., Any], options: dict[str, Any], text_file: Path, tmp_path: Path
+) -> None:
+    run = train({**options, "data": str(text_file), "tokenizer": "bpe:300", "steps": 4}).out
+    own = load_tokenizer(run).fingerprint()
+    ran = gptc("prepare", text_file, "--tokenizer", run, "--out", tmp_path / "data")
+    assert (ran.code, ran.err) == (0, "")
+    assert Dataset.open(tmp_path / "data").tokenizer.fingerprint() == own
+    again = train({**options, "data": str(text_file), "tokenizer": run, "out": str(tmp_path / "2")})
+    assert load_tokenizer(again.out).fingerprint() == own
+    (tmp_path / "empty").mkdir()
+    ran = gptc("prepare", text_file, "--tokenizer", tmp_path / "empty", "--out", tmp_path / "no")
+    assert ran.code == 1
+    assert ran.err.count("\n") == 1
+    assert "give the folder of a dataset, checkpoint or run" in ran.err
 
 
 def test_a_hugging_face_model_with_too_few_tokens(options: Options, tmp_path: Path) -> None:

@@ -153,7 +153,8 @@ def _tokenizer(source: Source) -> str | None:
         tokenizer = source.tokenizer()
     except GptcError:
         return None
-    return f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens"
+    begin = "" if tokenizer.bos is None else f", {tokenizer.decode([tokenizer.bos])} before a text"
+    return f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens{begin}"
 
 
 # ---- tables ----

@@ -61,12 +61,13 @@ def import_command(
     The format is detected: a Hugging Face folder or hub name, GGUF, llm.c, llama2.c,
     markusheimerl/gpt, an OpenAI GPT-2 folder, nanoGPT's ckpt.pt.
     """
+    from gptc.checkpoint import tokenizer_name
     from gptc.interchange import import_model
     from gptc.tokenizer import make_tokenizer
 
     assumed = {"n_head": n_head, "block_size": seq_len}
     given = {name: value for name, value in assumed.items() if value is not None}
-    chosen = make_tokenizer(tokenizer) if tokenizer is not None else None
+    chosen = make_tokenizer(tokenizer_name(tokenizer)) if tokenizer is not None else None
     source = import_model(path, out, chosen, **given)
     for note in source.notes:
         click.echo(f"note: {note}", err=True)

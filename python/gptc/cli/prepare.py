@@ -47,7 +47,7 @@ Examples:
     show_default=True,
     metavar="KIND",
     help="bytes, char, gpt2 or another encoding of tiktoken, a tokenizer.json, a SentencePiece "
-    ".model, or the folder of a dataset or checkpoint, whose tokenizer is then used.",
+    ".model, or the folder of a dataset, checkpoint or run, whose tokenizer is then used.",
 )
 @click.option(
     "--train-bpe",
@@ -147,6 +147,7 @@ def prepare_command(
         if ctx.get_parameter_source("tokenizer") is explicit:
             raise UsageError("--tokenizer and --train-bpe exclude each other: give one of them")
         tokenizer = f"bpe:{train_bpe}"
+    from gptc.checkpoint import tokenizer_name
     from gptc.data import prepare
     from gptc.prepare import WORK_FOLDER
 
@@ -155,7 +156,7 @@ def prepare_command(
             dataset = prepare(
                 sources or ("stories",),
                 out,
-                tokenizer=tokenizer,
+                tokenizer=tokenizer_name(tokenizer),
                 val_fraction=val_fraction,
                 val_tokens=val_tokens,
                 shard_tokens=shard_tokens,

@@ -104,7 +104,10 @@ def import_tensors(
 
 
 def config_to_json(
-    config: GPTConfig, end_of_text: int | None = None, codec: Codec = F32
+    config: GPTConfig,
+    end_of_text: int | None = None,
+    bos: int | None = None,
+    codec: Codec = F32,
 ) -> dict[str, Any]:
     """The config.json of this model, whose tensors are stored with `codec`."""
     kind = model_type(config)
@@ -113,7 +116,7 @@ def config_to_json(
     common = {
         "model_type": kind,
         "vocab_size": config.vocab_size,
-        "bos_token_id": end_of_text,
+        "bos_token_id": end_of_text if bos is None else bos,
         "eos_token_id": end_of_text,
         "tie_word_embeddings": config.tied,
         "torch_dtype": _TORCH_DTYPES[codec.name],

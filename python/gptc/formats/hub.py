@@ -18,6 +18,7 @@ _FILES = [
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer.model",
+    "tokenizer_config.json",
     "gptc_tokenizer.json",
 ]
 

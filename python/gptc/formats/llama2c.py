@@ -30,6 +30,7 @@ _SIZES = ["dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size"
 # What the program computes with, and no file says.
 _NORM_EPS = 1e-5
 _THETA = 10000.0
+BOS = 1  # what its programs begin every text with
 
 _NAMING = Naming(
     {

@@ -124,7 +124,10 @@ def simplest(tokenizer: Tokenizer, where: str) -> Tokenizer:
         same = from_byte_level(vocabulary, where) if vocabulary else tokenizer
     except (GptcError, KeyError, ValueError):
         return tokenizer
-    return same if isinstance(same, ByteTokenizer | BpeTokenizer) else tokenizer
+    if not isinstance(same, ByteTokenizer | BpeTokenizer):
+        return tokenizer
+    same.bos = tokenizer.bos
+    return same
 
 
 def from_pieces(pieces: list[bytes], end_of_text: int | None, where: str) -> Tokenizer:
@@ -205,6 +208,23 @@ def _definition(vocabulary: ByteLevel) -> dict[str, Any]:
         "decoder": {**level, "use_regex": True},
         "model": {**_bpe(vocab | special, pairs), "ignore_merges": vocabulary.merges is None},
     }
+
+
+def _begun(definition: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer.json that begins texts with the tokenizer's `bos`, or with nothing."""
+    token = tokenizer.bos
+    if token is None:
+        return {**definition, "post_processor": None}
+    name = _name(tokenizer, token)
+    begin: list[dict[str, Any]] = [{"SpecialToken": {"id": name, "type_id": 0}}]
+    first, second = ({"Sequence": {"id": part, "type_id": 0}} for part in "AB")
+    template = {
+        "type": "TemplateProcessing",
+        "single": [*begin, first],
+        "pair": [*begin, first, second],
+        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
+    }
+    return {**definition, "post_processor": template}
 
 
 def _shell(special: dict[str, int]) -> dict[str, Any]:
@@ -392,30 +412,41 @@ def hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     GptcError as `merges_of`.
     """
     last = tokenizer.end_of_text
-    end = None if last is None else tokenizer.pieces[last].decode("utf-8", "replace")
+    end = None if last is None else _name(tokenizer, last)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     files = {}
     if isinstance(tokenizer, SentencePieceTokenizer):
         weighted = scored(tokenizer)
         assert weighted is not None
         files["tokenizer.model"] = tokenizer.proto
-        files["tokenizer.json"] = _dump(_scored_definition(weighted))
+        files["tokenizer.json"] = _dump(_begun(_scored_definition(weighted), tokenizer))
     elif isinstance(tokenizer, HuggingFaceTokenizer):
-        files["tokenizer.json"] = tokenizer.mapping()["definition"].encode()
+        text = tokenizer.mapping()["definition"]
+        same = tokenizer.own_bos() == tokenizer.bos
+        files["tokenizer.json"] = (
+            text.encode() if same else _dump(_begun(json.loads(text), tokenizer))
+        )
     elif isinstance(tokenizer, CharTokenizer):
         vocab = {char: i for i, char in enumerate(tokenizer.characters)}
         fused = {"pre_tokenizer": None, "decoder": {"type": "Fuse"}, "model": _bpe(vocab, [])}
-        files["tokenizer.json"] = _dump({**_shell({}), **fused})
+        files["tokenizer.json"] = _dump(_begun({**_shell({}), **fused}, tokenizer))
     else:
         vocabulary = byte_level(tokenizer)
         if vocabulary is None:
             return {}
-        files["tokenizer.json"] = _dump(_definition(vocabulary))
-    if end is not None:
-        config |= {"bos_token": end, "eos_token": end}
+        files["tokenizer.json"] = _dump(_begun(_definition(vocabulary), tokenizer))
+    begin = end if tokenizer.bos is None else _name(tokenizer, tokenizer.bos)
+    named = {"bos_token": begin, "eos_token": end}
+    config |= {key: name for key, name in named.items() if name is not None}
+    config |= {"add_bos_token": tokenizer.bos is not None}
     config |= {"model_max_length": block_size, "clean_up_tokenization_spaces": False}
     files["tokenizer_config.json"] = _dump(config)
     return files
+
+
+def _name(tokenizer: Tokenizer, token: int) -> str:
+    """What files call a special token."""
+    return tokenizer.pieces[token].decode("utf-8", "replace")
 
 
 def _dump(value: dict[str, Any]) -> bytes:
@@ -444,6 +475,9 @@ def to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         values["scores"] += [0.0] * len(pad)
     if tokenizer.end_of_text is not None:
         values["eos_token_id"] = tokenizer.end_of_text
+    values["add_bos_token"] = tokenizer.bos is not None
+    if tokenizer.bos is not None:
+        values["bos_token_id"] = tokenizer.bos
     return values
 
 
@@ -453,13 +487,12 @@ def _byte_level_to_gguf(level: ByteLevel, tokenizer: Tokenizer) -> dict[str, Any
         raise GptcError(f"llama.cpp has no name for the pattern of the {tokenizer.kind} tokenizer")
     special = set(level.special.values())
     pieces = list(enumerate(level.pieces))
-    values = {
+    values: dict[str, Any] = {
         "model": "gpt2",
         "pre": pre,
         "tokens": [p.decode() if i in special else to_characters(p) for i, p in pieces],
         "token_type": [CONTROL if i in special else NORMAL for i, _ in pieces],
         "merges": [f"{to_characters(a)} {to_characters(b)}" for a, b in merges_of(level)],
-        "add_bos_token": False,
     }
     if tokenizer.end_of_text is not None:
         values["bos_token_id"] = tokenizer.end_of_text
@@ -469,14 +502,13 @@ def _byte_level_to_gguf(level: ByteLevel, tokenizer: Tokenizer) -> dict[str, Any
 def _scored_to_gguf(weighted: Scored) -> dict[str, Any]:
     pieces, scores, types, add_space = weighted
     names = {name: i for i, name in enumerate(pieces[:1000])}
-    values = {
+    values: dict[str, Any] = {
         "model": "llama",
         "pre": "default",
         "tokens": list(pieces),
         "scores": list(scores),
         "token_type": list(types),
         "add_space_prefix": add_space,
-        "add_bos_token": "<s>" in names,
     }
     if "<s>" in names:
         values["bos_token_id"] = names["<s>"]
@@ -487,6 +519,17 @@ def _scored_to_gguf(weighted: Scored) -> dict[str, Any]:
 
 def from_gguf(values: dict[str, Any], where: str) -> Tokenizer:
     """The tokenizer that such keys describe. GptcError when it is of an unknown sort."""
+    tokenizer = _cut_as_in_gguf(values, where)
+    # What llama.cpp does where nothing is said.
+    like_llama2, like_llama3 = values.get("model") == "llama", values.get("pre") == "llama-bpe"
+    begin = values.get("bos_token_id", 1 if like_llama2 else None)
+    if values.get("add_bos_token", like_llama2 or like_llama3) and tokenizer.has_token(begin):
+        tokenizer.bos = begin
+    return tokenizer
+
+
+def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
+    """The same, whatever it begins texts with."""
     model, pre = values.get("model"), values.get("pre", "default")
     tokens, types = values.get("tokens"), values.get("token_type")
     if not isinstance(tokens, list) or not tokens:
@@ -554,4 +597,6 @@ def from_llama2c(pieces: list[bytes], scores: Sequence[float], where: str) -> To
     except UnicodeDecodeError:
         raise GptcError(f"{where} holds a token that is no UTF-8 text") from None
     types = [_type_of(text, i in (1, 2)) for i, text in enumerate(texts)]
-    return from_scored(Scored(texts, list(scores), types), where)
+    tokenizer = from_scored(Scored(texts, list(scores), types), where)
+    tokenizer.bos = texts.index("<s>")  # its programs begin every text with it
+    return tokenizer
