@@ -196,11 +196,11 @@ __attribute__((always_inline)) static inline void quant_bands(float *c, const ro
         quant_band(c, a, 0, b, b, b->next ? panels : 0, n_groups, 1, panels);
         return;
     }
-    int asked = b->next ? 0 : panels; /* a panel a band */
-    for (; BAND > 1 && row + BAND <= rows; row += BAND, asked++)
-        quant_band(c + row * COLS, a, row, b, b + asked, asked < panels, n_groups, BAND, panels);
-    for (; row < rows; row++, asked++)
-        quant_band(c + row * COLS, a, row, b, b + asked, asked < panels, n_groups, 1, panels);
+    const panel_part *ask = b, *end = b->next ? b + panels : b; /* a panel a band */
+    for (; BAND > 1 && row + BAND <= rows; row += BAND, ask += ask < end)
+        quant_band(c + row * COLS, a, row, b, ask, ask < end, n_groups, BAND, panels);
+    for (; row < rows; row++, ask += ask < end)
+        quant_band(c + row * COLS, a, row, b, ask, ask < end, n_groups, 1, panels);
 }
 
 #endif

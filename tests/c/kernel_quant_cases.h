@@ -30,7 +30,9 @@ static void check(int rows, int panels, int K) {
     for (int p = 0; p < panels; p++) {
         bf16 *scales = (bf16 *)(b + (size_t)p * size + quant_scales_at(K));
         for (int i = 0; i < groups * PANEL; i++) scales[i] = bf16_round((float)random_normal());
-        parts[p] = (panel_part){b + (size_t)p * size, scales};
+        const uint8_t *chunks = b + (size_t)p * size;
+        parts[p] =
+            (panel_part){.chunks = chunks, .next = rows % 2 ? chunks : NULL, .scales = scales};
     }
     float *c = host_floats((int64_t)rows * COLS);
     double *want = host_zeros((int64_t)rows * COLS), *got = host_zeros((int64_t)rows * COLS);
