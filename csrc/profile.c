@@ -57,6 +57,11 @@ static double acts(const gpt_ctx *p, double n) {
 static double floats(double n) {
     return n * (double)sizeof(float);
 }
+/* Bytes of a matrix of weights as products read it. */
+static double weights(const gpt_ctx *p, int rows, int cols, int parts) {
+    size_t packed = p->ops->weights_bytes(rows, cols, parts, 0);
+    return packed ? (double)packed : floats((double)rows * cols);
+}
 
 static void profile_embedding_forward(gpt_ctx *p, act *out, const int32_t *tokens,
                                       const int32_t *positions, const float *wte, const float *wpe,
@@ -102,10 +107,11 @@ static void profile_residual_norm_backward(gpt_ctx *p, act *dresid, act *dbranch
 
 static void profile_linear_forward(gpt_ctx *p, act *out, act *pre, const act *in, const weight *w,
                                    const float *b, int activation, int N, int IC, int OC) {
-    double begin = now(p), width = activation == GPT_ACT_SWIGLU ? 2.0 * OC : OC;
+    double begin = now(p);
+    int parts = activation == GPT_ACT_SWIGLU ? 2 : 1, width = parts * OC;
     p->ops->linear_forward(p->inner, out, pre, in, w, b, activation, N, IC, OC);
-    record(p, "linear_forward", IC, (int)width, begin, 2.0 * N * IC * width,
-           acts(p, (double)N * (IC + OC + (pre ? width : 0)) + IC * width));
+    record(p, "linear_forward", IC, width, begin, 2.0 * N * IC * width,
+           acts(p, (double)N * (IC + OC + (pre ? width : 0))) + weights(p, width, IC, parts));
 }
 
 static void profile_linear_backward(gpt_ctx *p, act *din, float *dw, float *db, const act *dout,
@@ -114,7 +120,7 @@ static void profile_linear_backward(gpt_ctx *p, act *din, float *dw, float *db, 
     double begin = now(p), width = activation == GPT_ACT_SWIGLU ? 2.0 * IC : IC;
     p->ops->linear_backward(p->inner, din, dw, db, dout, in, w, pre, activation, add, N, IC, OC);
     record(p, "linear_backward", IC, OC, begin, 4.0 * N * IC * OC,
-           acts(p, (double)N * (OC + IC + 2 * width) + (double)IC * OC) +
+           acts(p, (double)N * (OC + IC + 2 * width)) + weights(p, OC, IC, 1) +
                floats((add ? 2.0 : 1.0) * IC * OC));
 }
 
@@ -123,7 +129,7 @@ static void profile_head_forward(gpt_ctx *p, float *logits, const act *x, const 
     double begin = now(p);
     p->ops->head_forward(p->inner, logits, x, wte, N, C, V, Vp);
     record(p, "head_forward", C, V, begin, 2.0 * N * C * V,
-           acts(p, (double)C * (N + V)) + floats((double)N * V));
+           acts(p, (double)N * C) + weights(p, V, C, 1) + floats((double)N * V));
 }
 
 static void profile_rope_forward(gpt_ctx *p, act *qkv, const float *table, const int32_t *positions,
@@ -183,7 +189,8 @@ static void profile_classifier_forward(gpt_ctx *p, float *losses, const act *x, 
                                        const int32_t *targets, int N, int C, int V, int Vp) {
     double begin = now(p);
     p->ops->classifier_forward(p->inner, losses, x, wte, targets, N, C, V, Vp);
-    record(p, "classifier_forward", C, V, begin, 2.0 * N * C * V, acts(p, (double)C * (N + V)));
+    record(p, "classifier_forward", C, V, begin, 2.0 * N * C * V,
+           acts(p, (double)N * C) + weights(p, V, C, 1));
 }
 
 static void profile_classifier_backward(gpt_ctx *p, float *losses, float *total, act *dx,
@@ -194,7 +201,7 @@ static void profile_classifier_backward(gpt_ctx *p, float *losses, float *total,
     p->ops->classifier_backward(p->inner, losses, total, dx, dwte, x, wte, targets, scale, add, N,
                                 C, V, Vp);
     record(p, "classifier_backward", C, V, begin, 6.0 * N * C * V,
-           acts(p, (double)C * (2 * N + V)) + floats((add ? 2.0 : 1.0) * C * V));
+           acts(p, 2.0 * N * C) + weights(p, V, C, 1) + floats((add ? 2.0 : 1.0) * C * V));
 }
 
 static void profile_zero(gpt_ctx *p, void *device, size_t bytes) {
