@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+_LONGEST = 2000  # characters of a message
+
 
 class GptcError(Exception):
-    """Something went wrong for a reason outside the program. The command line exits with 1."""
+    """Something went wrong for a reason outside the program. The command line exits with 1.
+
+    The message is one line that a terminal shows as it is, whatever name from a file is in it.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
+        if not message.isprintable():
+            message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        super().__init__(message)
 
 
 class UsageError(GptcError):
