@@ -12,6 +12,7 @@ the file's size (and 16 MB), or more than 5 seconds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import random
@@ -39,6 +40,9 @@ from gptc.interchange import export_model, verify
 from gptc.model import Model
 from gptc.pretrained import SentencePieceTokenizer
 from gptc.tokenizer import load_tokenizer, make_tokenizer
+
+with contextlib.suppress(ImportError):
+    import torch  # noqa: F401  # takes seconds, and not because of a file that looks like its own
 
 MAX_SECONDS = 5.0
 SPARE_BYTES = 16 << 20
