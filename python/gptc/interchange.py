@@ -243,7 +243,7 @@ def _verify_folder(path: Path) -> tuple[str, list[str]]:
         dataset = Dataset.open(path)
         dataset.verify()
         n_shards = sum(len(dataset.shards(split)) for split in SPLITS)
-        return "dataset", [f"{n_shards} shards: SHA-256 right, every token in the vocabulary"]
+        return "dataset", [f"{n_shards} shards: checksums right, every token in the vocabulary"]
     if (path / CONFIG).is_file() or formats.is_foreign(path):
         source = checkpoint.open_checkpoint(path)
         return source.format, _verify_model(source)
