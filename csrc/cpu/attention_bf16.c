@@ -359,9 +359,9 @@ enum { FEW_ROWS = 16 };
 
 /* Asks for the lines of n numbers: what is read here is in no cache, and too short for the hardware
  * to see what comes. */
-static inline void ask_for(const bf16 *x, int n) {
+static inline void ask_for_row(const bf16 *x, int n) {
     enum { LINE = 64 / sizeof(bf16) };
-    for (int i = 0; i < n; i += LINE) __builtin_prefetch(x + i, 0, L2);
+    for (int i = 0; i < n; i += LINE) ask_for(x + i);
 }
 
 /* sum (HS) = shrink sum + p v: v has n rows. Four vectors of channels at a time, so that one sum need
@@ -376,7 +376,7 @@ static void add_values(float *sum, float shrink, const float *p, const bf16 *v, 
         for (int i = 0; i < AT_ONCE; i++) out[i] = vf_load(sum + c + i * LANES) * shrink;
         for (int j = 0; j < n; j++) {
             const bf16 *row = v + (int64_t)j * HS + c;
-            ask_for(next + (int64_t)j * HS + c, AT_ONCE * LANES);
+            ask_for_row(next + (int64_t)j * HS + c, AT_ONCE * LANES);
             UNROLL
             for (int i = 0; i < AT_ONCE; i++) out[i] += p[j] * vf_get(row + i * LANES, LANES);
         }
@@ -416,7 +416,7 @@ static void dot_keys(float *s, const bf16 *q, const bf16 *k, int n, int HS, cons
         int keys = cpu_min(LANES, n - j0);
         for (int j = 0; j < keys; j++, k += HS, next += HS) {
             sums[j] = dot_lanes(q, k, HS);
-            ask_for(next, HS);
+            ask_for_row(next, HS);
         }
         for (int j = keys; j < LANES; j++) sums[j] = (vf){0};
         vf_store(s + j0, vf_sums(sums));

@@ -17,7 +17,6 @@ typedef struct kernel_operands {
 } kernel_operands;
 
 enum {
-    L2 = 2,                  /* as __builtin_prefetch calls the cache that panels are asked into */
     GROUP = 2,               /* panels that a call of kernel_product may span */
     VECTORS = PANEL / LANES, /* of one panel */
     BAND_PANELS = LANES == 16 ? 2 : 1,
@@ -81,7 +80,7 @@ __attribute__((always_inline)) static inline void kernel_band(const kernel_opera
         UNROLL
         for (int v = 0; v < n; v++)
             column[v] = pairs_load(b + v / VECTORS * o->panel + v % VECTORS * LANES * PAIR);
-        for (int v = 0; v < ask; v++) __builtin_prefetch(next + v * o->panel, 0, L2);
+        for (int v = 0; v < ask; v++) ask_for(next + v * o->panel);
         UNROLL
         for (int m = 0; m < M; m++) {
             pair x;

@@ -18,7 +18,6 @@ enum { ROWS = 48, COLS = 256, TERMS = 4096 };
 enum {
     BAND = LANES == 16 ? 4 : 1, /* rows whose sums fit the registers */
     BAND_PANELS = LANES == 16 ? 2 : 1,
-    L2 = 2, /* as __builtin_prefetch calls the cache that panels are asked into */
 };
 
 /* Rows of `a`, rounded by groups. The few rows of decoding are rounded once for all tiles. */
@@ -95,8 +94,7 @@ __attribute__((always_inline)) static inline void quant_band(float *c, const rou
             for (int v = 0; v < n; v++)
                 u[v] = vb_load(b[v / VECTORS].chunks + (g * CHUNKS + i) * CHUNK_BYTES +
                                v % VECTORS * LANES * QUAD);
-            for (int v = 0; v < asks; v++)
-                __builtin_prefetch(ask[v].next + (g * CHUNKS + i) * CHUNK_BYTES, 0, L2);
+            for (int v = 0; v < asks; v++) ask_for(ask[v].next + (g * CHUNKS + i) * CHUNK_BYTES);
             UNROLL
             for (int m = 0; m < M; m++) {
                 const int8_t *q = &a->q[row + m][g * QUANT_GROUP + i * QUAD];

@@ -20,7 +20,7 @@ enum { FEW = 64, NEAR = 24 * PANEL * PAIR };
 
 /* What is asked for while the panels at b are multiplied. By one row, that is over so soon that only
  * what stands NEAR in the same panels will be read; by several, the next panels. */
-static const bf16 *ask_for(const product *p, const bf16 *b, int64_t panel) {
+static const bf16 *read_next(const product *p, const bf16 *b, int64_t panel) {
     if (p->M > FEW) return NULL;
     return b + (p->M == 1 ? NEAR : GROUP * panel);
 }
@@ -65,7 +65,7 @@ static void multiply_tile(const product_tiles *t, float *sums, int row, int rows
             const bf16 *b = t->b + c / PANEL * t->panel + (int64_t)k * PANEL;
             kernel_operands o = {.a = p->a + (int64_t)row * p->lda + k,
                                  .b = b,
-                                 .next = ask_for(p, b, t->panel),
+                                 .next = read_next(p, b, t->panel),
                                  .c = y,
                                  .lda = p->lda,
                                  .panel = t->panel,
