@@ -4,8 +4,8 @@
     file_checksum(path, like=recorded_checksum(record)) == recorded_checksum(record)
 
 XXH3 of 128 bits is as fast as memory is read, so that checking is no reason not to check. Like any
-checksum that lies beside its file it is no protection against people. What others publish, and
-what may have to be compared with it (downloads, sources), has its SHA-256 instead.
+checksum that lies beside its file it is no protection against people. Downloads are compared with
+the SHA-256 that is published with them.
 """
 
 from __future__ import annotations

@@ -230,11 +230,19 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         meta = None
     keys = {"version", "sources", "tokenizer", "vocab_size", "splits", "options", "created_by"}
+    damaged = GptcError(f"{path} is damaged: prepare the dataset again with --force")
     if not isinstance(meta, dict) or not meta.keys() >= keys:
-        raise GptcError(f"{path} is damaged: prepare the dataset again with --force")
+        raise damaged
     if meta["version"] not in (1, DATASET_VERSION):
         raise GptcError(
             f"{path} has version {meta['version']}, and this gptc knows {DATASET_VERSION}: "
             "pip install --upgrade gptc"
         )
+    try:
+        for source in meta["sources"]:
+            recorded_checksum(source)
+            if not isinstance(source["source"], str) or not isinstance(source["bytes"], int):
+                raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise damaged from None
     return meta

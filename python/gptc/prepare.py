@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from gptc import __version__
-from gptc.checksum import file_sha256
+from gptc.checksum import file_checksum, recorded_checksum
 from gptc.dataset import DATASET_FILE, DATASET_VERSION, SPLITS, Dataset, read_meta
 from gptc.encode import SplitWriter, count_tokens, encode_text, intact, move_tail
 from gptc.errors import GptcError, UsageError
@@ -231,17 +231,20 @@ class _Job:
         reading, between = self._marks(reading)
         text = Text([part for _, part in numbered], reading, self.errors, between)
         source_of = [i for i, _ in numbered]
-        scan = scan_text(text, source_of, self.given, self.tokenizer == "char", self.report)
+        recorded = [(s["bytes"], recorded_checksum(s)) for s in there["sources"]] if there else []
+        algorithm = recorded[0][1].partition(":")[0] if recorded else "xxh3_128"
+        scan = scan_text(
+            text, source_of, self.given, self.tokenizer == "char", self.report, algorithm
+        )
         found = []
-        for source, n_bytes, sha256 in zip(self.sources, scan.sizes, scan.sha256, strict=True):
+        for source, n_bytes, checksum in zip(self.sources, scan.sizes, scan.checksums, strict=True):
             if not n_bytes:
                 raise _empty(source)
-            found.append({"source": source, "bytes": n_bytes, "sha256": sha256})
+            found.append({"source": source, "bytes": n_bytes, "checksum": checksum})
             if terms := licence(source):
                 found[-1]["licence"] = terms
         if there:
-            same = [(s["bytes"], s["sha256"]) for s in there["sources"]]
-            if same != [(s["bytes"], s["sha256"]) for s in found]:
+            if recorded != list(zip(scan.sizes, scan.checksums, strict=True)):
                 raise _occupied(self.out)
             return True
         self._go_on_or_begin({"options": self.options, "sources": found})
@@ -412,7 +415,7 @@ def resolve_dataset(
                 f"one of {', '.join(KNOWN_DATASETS)}"
             )
         try:
-            key["sha256"] = file_sha256(path)
+            key["checksum"] = file_checksum(path)
         except OSError as e:
             raise GptcError(f"cannot read {path}: {e.strerror}") from None
     kind = tokenizer

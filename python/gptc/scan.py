@@ -6,18 +6,16 @@ validation split begins.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from array import array
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from gptc.checksum import Checksum
 from gptc.errors import GptcError
 from gptc.sources import Text
 from gptc.tokenizer import (
@@ -29,7 +27,6 @@ from gptc.tokenizer import (
     Utf8Decoder,
 )
 
-_MAX_PENDING = 8  # blocks that wait for their checksum
 _MAX_BORDERS = 1 << 20  # of documents that are remembered; of more, every second one, and so on
 
 
@@ -38,7 +35,7 @@ class Scan:
     """What the first reading of a text finds out."""
 
     sizes: list[int] = field(default_factory=list)  # of each source in bytes of text
-    sha256: list[str] = field(default_factory=list)  # of each source
+    checksums: list[str] = field(default_factory=list)  # of each source
     marked: bool = False  # END_OF_TEXT occurs
     borders: _Borders = field(default_factory=lambda: _Borders())
     characters: list[str] = field(default_factory=list)  # that occur, for a new char tokenizer
@@ -68,35 +65,15 @@ class _Borders:
         return min(self.kept[max(0, i - 1) : i + 1], key=lambda border: abs(border - at))
 
 
-class _Digest:
-    """SHA-256, computed by the one thread of `pool` while the caller goes on."""
-
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
-        self._digest = hashlib.sha256()
-        self._pending: deque[Future[None]] = deque()
-
-    def update(self, data: bytes) -> None:
-        """Takes more bytes."""
-        self._pending.append(self._pool.submit(self._digest.update, data))
-        if len(self._pending) > _MAX_PENDING:
-            self._pending.popleft().result()
-
-    def hexdigest(self) -> str:
-        """The digest of what was taken so far."""
-        while self._pending:
-            self._pending.popleft().result()
-        return self._digest.hexdigest()
-
-
 def scan_text(
     text: Text,
     source_of: Sequence[int],
     given: Tokenizer | None,
     collects: bool,
     report: Progress,
+    algorithm: str = "xxh3_128",
 ) -> Scan:
-    """Reads the text once. `source_of` has the source of each part.
+    """Reads the text once. `source_of` has the source of each part, `algorithm` is of checksums.
 
     `collects`: the characters that occur are needed. GptcError where a char tokenizer refuses one.
     """
@@ -109,42 +86,41 @@ def scan_text(
     tail = b""  # of the block before: a mark may lie across the border
     n_done, file_begin = 0, 0
     last_border, last_mark = 0, -1
-    with ThreadPoolExecutor(1) as pool:
-        digests = [_Digest(pool) for _ in range(max(source_of) + 1)]
-        scan.sizes = [0] * len(digests)
-        for i, block in text.documents():
-            if not block:
-                file_begin = n_done
-                if last_border < n_done:  # nothing separates files but the border itself
-                    scan.borders.add(n_done)
-                    last_border = n_done
-                continue
-            digests[source_of[i]].update(block)
-            scan.sizes[source_of[i]] += len(block)
-            joint = _marks(tail + block[:n_tail], n_done - len(tail))
-            for last_mark in (*joint, *_marks(block, n_done)):
-                scan.marked = True
-                if last_border < last_mark:  # a mark at the very beginning separates nothing
-                    scan.borders.add(last_mark)
-                    last_border = last_mark
-            tail = (tail + block[-n_tail:])[-n_tail:]
-            if by_character:
-                scan.blocks.append((n_done, scan.n_characters))
-                scan.n_characters += int(np.count_nonzero(_begins_character(block)))
-            if decoder is not None:
-                begin = decoder.n_done
-                characters = decoder.push(block)
-                if collects:
-                    known[np.frombuffer(characters.encode("utf-32-le"), dtype="<u4")] = True
-                elif isinstance(given, CharTokenizer):
-                    at = given.unknown(characters)
-                    if at is not None:
-                        offset = begin + len(characters[:at].encode()) - file_begin
-                        name = text.parts[i].name
-                        raise GptcError(f"{name}: byte {offset}: {given.refusal(characters[at])}")
-            n_done += len(block)
-            report("reading", n_done, text.n_bytes_known)
-        scan.sha256 = [digest.hexdigest() for digest in digests]
+    checksums = [Checksum(algorithm) for _ in range(max(source_of) + 1)]
+    scan.sizes = [0] * len(checksums)
+    for i, block in text.documents():
+        if not block:
+            file_begin = n_done
+            if last_border < n_done:  # nothing separates files but the border itself
+                scan.borders.add(n_done)
+                last_border = n_done
+            continue
+        checksums[source_of[i]].update(block)
+        scan.sizes[source_of[i]] += len(block)
+        joint = _marks(tail + block[:n_tail], n_done - len(tail))
+        for last_mark in (*joint, *_marks(block, n_done)):
+            scan.marked = True
+            if last_border < last_mark:  # a mark at the very beginning separates nothing
+                scan.borders.add(last_mark)
+                last_border = last_mark
+        tail = (tail + block[-n_tail:])[-n_tail:]
+        if by_character:
+            scan.blocks.append((n_done, scan.n_characters))
+            scan.n_characters += int(np.count_nonzero(_begins_character(block)))
+        if decoder is not None:
+            begin = decoder.n_done
+            characters = decoder.push(block)
+            if collects:
+                known[np.frombuffer(characters.encode("utf-32-le"), dtype="<u4")] = True
+            elif isinstance(given, CharTokenizer):
+                at = given.unknown(characters)
+                if at is not None:
+                    offset = begin + len(characters[:at].encode()) - file_begin
+                    name = text.parts[i].name
+                    raise GptcError(f"{name}: byte {offset}: {given.refusal(characters[at])}")
+        n_done += len(block)
+        report("reading", n_done, text.n_bytes_known)
+    scan.checksums = [checksum.value() for checksum in checksums]
     scan.characters = [chr(code) for code in np.flatnonzero(known)]
     # Nor does a mark at the very end.
     kept = scan.borders.kept

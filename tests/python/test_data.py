@@ -319,7 +319,7 @@ def test_sources_are_joined_in_order(tmp_path: Path) -> None:
     assert dataset.meta["sources"][0] == {
         "source": first,
         "bytes": 6,
-        "sha256": hashlib.sha256(b"first;").hexdigest(),
+        "checksum": f"xxh3_128:{xxhash.xxh3_128_hexdigest(b'first;')}",
     }
 
 
@@ -504,8 +504,12 @@ def test_datasets_of_before_xxh3_are_still_read(tmp_path: Path) -> None:
         for shard in split["shards"]:
             del shard["checksum"]
             shard["sha256"] = hashlib.sha256((out / shard["file"]).read_bytes()).hexdigest()
+    for source in meta["sources"]:
+        del source["checksum"]
+        source["sha256"] = hashlib.sha256(b"text " * 100).hexdigest()
     (out / "dataset.json").write_text(json.dumps(meta))
     Dataset.open(out).verify()
+    assert prepare([str(tmp_path / "text.txt")], out).already_there
     shard_file = out / "val_000000.bin"
     shard_file.write_bytes(shard_file.read_bytes()[:-2] + b"zz")
     with pytest.raises(GptcError, match="wrong checksum"):
@@ -595,6 +599,7 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path) -> None:
     damaged("dataset.json", b"{}", "damaged")
     meta = json.loads(good[out / "dataset.json"])
     damaged("dataset.json", json.dumps(meta | {"splits": {}}).encode(), "altered or is incomplete")
+    damaged("dataset.json", json.dumps(meta | {"sources": [{"bytes": 3}]}).encode(), "is damaged")
     damaged("dataset.json", json.dumps(meta | {"version": 3}).encode(), "version 3")
     damaged("gptc_tokenizer.json", None, "no tokenizer")
     CharTokenizer("ab").save(out)
