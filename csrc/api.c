@@ -144,7 +144,7 @@ int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_pl
     params_layout layout;
     TRY(check_options(config, options, &o));
     TRY(backend_ops(o.device, o.dtype, &ops));
-    TRY(params_layout_create(config, &layout));
+    TRY(params_layout_create(config, ops, o.training, &layout));
     int status = ops->ctx_create(&ctx, o.n_threads, 0);
     if (status == GPT_OK) {
         arena_plan p = plan_arena(config, &o, ops, ctx, &layout);
@@ -229,7 +229,7 @@ static int create_parts(gpt_model *m) {
     size_t L = (size_t)m->config.n_layer;
     TRY(backend_ops(m->options.device, m->options.dtype, &m->ops));
     TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads, m->options.pin_threads));
-    TRY(params_layout_create(&m->config, &m->layout));
+    TRY(params_layout_create(&m->config, m->ops, m->options.training, &m->layout));
     m->acts.layers = calloc(L, sizeof *m->acts.layers);
     m->w.layers = calloc(L, sizeof *m->w.layers);
     m->dw.layers = calloc(L, sizeof *m->dw.layers);
@@ -288,14 +288,17 @@ int gpt_model_init(gpt_model *model, uint64_t seed) {
     for (int i = 0; i < model->layout.n_slots; i++) {
         const param_slot *slot = &model->layout.slots[i];
         params_init(slot, i, seed, values);
-        model->ops->upload(model->ctx, model->params + slot->offset, values,
-                           sizeof(float) * (size_t)slot->stored);
+        if (slot->kept)
+            model->ops->upload(model->ctx, model->params + slot->offset, values,
+                               sizeof(float) * (size_t)slot->stored);
+        else
+            model->ops->weights_pack(model->ctx, values, &model->layout.segments[i], 0);
     }
     free(values);
     return model->ops->sync(model->ctx);
 }
 
-/* The place of one parameter's values, gradients or moments. */
+/* The place of one parameter's values, gradients or moments; NULL where they are not kept. */
 static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) {
     if (i < 0 || i >= m->layout.n_slots)
         return fail(GPT_ERR_ARGUMENT, "there is no parameter %d; the model has %d", i,
@@ -310,7 +313,7 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
     if (!buffers[tensor])
         return fail(GPT_ERR_ARGUMENT,
                     "the model was created without training: it has no gradients or moments");
-    *out = buffers[tensor] + slot->offset;
+    *out = slot->kept ? buffers[tensor] + slot->offset : NULL;
     return GPT_OK;
 }
 
@@ -319,6 +322,11 @@ int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
     REQUIRE(out);
     float *place = NULL;
     TRY(find_tensor(model, i, tensor, n, &place));
+    if (!place)
+        return fail(GPT_ERR_ARGUMENT,
+                    "the model holds %s only as its products read it: create it with training, or "
+                    "in fp32, to read its parameters",
+                    model->layout.slots[i].info.name);
     model->ops->download(model->ctx, out, place, sizeof(float) * (size_t)n);
     return model->ops->sync(model->ctx);
 }
@@ -332,8 +340,15 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
         if (model->grads_stale) TRY(gpt_model_zero_grads(model));
         if (model->n_micro == 0) model->n_micro = 1; /* there is something to apply */
     }
-    model->ops->upload(model->ctx, place, values, sizeof(float) * (size_t)n);
-    if (tensor == GPT_TENSOR_VALUE) model->pack_stale = true;
+    if (place) {
+        model->ops->upload(model->ctx, place, values, sizeof(float) * (size_t)n);
+        if (tensor == GPT_TENSOR_VALUE) model->pack_stale = true;
+    } else {
+        gpt_segment segment = model->layout.segments[i];
+        segment.rows = (int)(n / segment.cols); /* without padding rows, which stay zero */
+        segment.size = n;
+        model->ops->weights_pack(model->ctx, values, &segment, 0);
+    }
     return model->ops->sync(model->ctx);
 }
 

@@ -40,7 +40,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 3
+#define GPT_ABI_VERSION 4
 
 enum gpt_status {
     GPT_OK = 0,
@@ -255,7 +255,9 @@ int gpt_model_init(gpt_model *model, uint64_t seed);
 int gpt_model_threads(const gpt_model *model);
 
 /* Copy parameter i out of, or into, the model; n is its size in numbers. Gradients may be written
- * too, in place of a backward: the first one written after an update sets all others to zero. */
+ * too, in place of a backward: the first one written after an update sets all others to zero. On a
+ * CPU, a model that is not for training keeps matrices that only products read as its dtype has them
+ * and in no other form: they can be written, and read in fp32 alone (else GPT_ERR_ARGUMENT). */
 int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n);
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n);
 

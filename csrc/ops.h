@@ -199,9 +199,9 @@ typedef void classifier_backward_fn(gpt_ctx *ctx, float *losses /* (N) */, float
 /* Bytes of the products' form of a matrix (rows, cols); 0 where products read the parameters as
  * they are. Without training it leaves out what only backward reads. */
 typedef size_t weights_bytes_fn(int rows, int cols, int parts, int training);
-/* Makes that form, of every segment that has a place for it. */
-typedef void weights_pack_fn(gpt_ctx *ctx, const float *w /* (n_params) */,
-                             const gpt_segment *segments, int n_segments, int training);
+/* Makes that form of a segment that has a place for it. */
+typedef void weights_pack_fn(gpt_ctx *ctx, const float *w /* (rows, cols) */,
+                             const gpt_segment *segment, int training);
 
 /* ---- adamw.c ---- */
 
@@ -228,6 +228,8 @@ typedef struct gpt_ops {
     const char *name;            /* such as "cpu fp32 avx512" */
     size_t act_bytes;            /* one element of act */
     int makes_activations;       /* 1: linear_backward needs no in where it has pre */
+    int packs_host_memory;       /* 1: weights_pack reads the host's memory, so that without training
+                                  * what only products read has to be kept in their form alone */
     size_t thread_library_bytes; /* what the matrix library keeps for each thread, as measured */
 
     int (*ctx_create)(gpt_ctx **out, int n_threads, int pin); /* pin: see gpt_options */

@@ -210,12 +210,10 @@ static void profile_zero(gpt_ctx *p, void *device, size_t bytes) {
     record(p, "zero", 0, 0, begin, 0, (double)bytes);
 }
 
-static void profile_weights_pack(gpt_ctx *p, const float *w, const gpt_segment *segments,
-                                 int n_segments, int training) {
-    double begin = now(p), size = 0;
-    for (int i = 0; i < n_segments; i++)
-        if (segments[i].packed) size += (double)segments[i].size;
-    p->ops->weights_pack(p->inner, w, segments, n_segments, training);
+static void profile_weights_pack(gpt_ctx *p, const float *w, const gpt_segment *segment,
+                                 int training) {
+    double begin = now(p), size = (double)segment->size;
+    p->ops->weights_pack(p->inner, w, segment, training);
     record(p, "weights_pack", 0, 0, begin, 0, floats(size) + acts(p, training ? 2 * size : size));
 }
 

@@ -116,6 +116,6 @@ void cpu_adamw_update(gpt_ctx *ctx, float *w, float *m, float *v, const float *g
     int64_t n = 0;
     for (int i = 0; i < n_segments; i++) n += pieces(&segments[i]);
     cpu_parallel(ctx, adamw_pieces, &args, n, 2);
-    for (int i = 0; i < n_segments; i++) /* what does not divide into strips */
-        if (!cpu_strips_are_whole(&segments[i])) cpu_weights_pack(ctx, w, &segments[i], 1, 1);
+    for (const gpt_segment *s = segments; s < segments + n_segments; s++)
+        if (s->packed && !cpu_strips_are_whole(s)) cpu_weights_pack(ctx, w + s->offset, s, 1);
 }

@@ -25,6 +25,7 @@ extern const gpt_ops cpu_ops;
 const gpt_ops cpu_ops = {
     .name = "cpu " CPU_STRING(CPU_DTYPE) " " CPU_STRING(CPU_LEVEL),
     .act_bytes = sizeof(elem),
+    .packs_host_memory = 1,
 #ifdef CPU_BF16
     .makes_activations = 1,
 #else

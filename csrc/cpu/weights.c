@@ -6,9 +6,8 @@ size_t cpu_weights_bytes(int rows, int cols, int parts, int training) {
     return 0;
 }
 
-void cpu_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *segments, int n_segments,
-                      int training) {
-    (void)ctx, (void)w, (void)segments, (void)n_segments, (void)training;
+void cpu_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *segment, int training) {
+    (void)ctx, (void)w, (void)segment, (void)training;
 }
 
 int cpu_strips_are_whole(const gpt_segment *s) {

@@ -72,25 +72,30 @@ static void pack_strips(void *p, int thread, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) cpu_pack_strip(a->s, a->w, i, a->training);
 }
 
-/* Parts that end inside a panel: forward and backward cut the rows at different places. */
-static void pack_ragged(const gpt_segment *s, const float *w, int training) {
-    int row, rows, n_panels = s->parts * (int)pack_panels(s->rows / s->parts);
-    for (int i = 0; i < n_panels; i++) {
-        bf16 *panel = forward_panel(s, i, &row, &rows);
-        pack_rows(s, w, row, rows, panel, NULL);
+/* Where parts end inside a panel, forward and backward cut the rows at different places. */
+static void pack_forward(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const pack_args *a = p;
+    for (int64_t i = begin; i < end; i++) {
+        int row, rows;
+        bf16 *panel = forward_panel(a->s, i, &row, &rows);
+        pack_rows(a->s, a->w, row, rows, panel, NULL);
     }
-    for (row = 0; training && row < s->rows; row += PANEL)
-        pack_rows(s, w, row, cpu_min(PANEL, s->rows - row), NULL, backward_form(s, training));
 }
 
-void cpu_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *segments, int n_segments,
-                      int training) {
-    for (int i = 0; i < n_segments; i++) {
-        const gpt_segment *s = &segments[i];
-        pack_args args = {s, w + s->offset, training};
-        if (cpu_strips_are_whole(s))
-            cpu_parallel(ctx, pack_strips, &args, s->rows / PANEL, 4);
-        else if (s->packed)
-            pack_ragged(s, args.w, training);
+static void pack_backward(void *p, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const pack_args *a = p;
+    for (int row = (int)begin * PANEL; row < cpu_min((int)end * PANEL, a->s->rows); row += PANEL)
+        pack_rows(a->s, a->w, row, cpu_min(PANEL, a->s->rows - row), NULL, backward_form(a->s, 1));
+}
+
+void cpu_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *s, int training) {
+    pack_args args = {s, w, training};
+    if (cpu_strips_are_whole(s)) {
+        cpu_parallel(ctx, pack_strips, &args, s->rows / PANEL, 4);
+        return;
     }
+    cpu_parallel(ctx, pack_forward, &args, s->parts * pack_panels(s->rows / s->parts), 4);
+    if (training) cpu_parallel(ctx, pack_backward, &args, pack_panels(s->rows), 4);
 }

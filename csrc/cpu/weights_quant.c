@@ -27,9 +27,13 @@ static float scale_above(float x) {
  * side. (Searching for the scale with the least error made no model better that was tried.) */
 static float round_group(group *g) {
     const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    float extreme = 0;
-    for (int i = 0; i < QUANT_GROUP; i++)
-        if (fabsf(g->x[i]) > fabsf(extreme)) extreme = g->x[i];
+    vf above = vf_set(0), below = vf_set(0);
+    for (int i = 0; i < QUANT_GROUP; i += LANES) {
+        above = vf_max(above, vf_load(g->x + i));
+        below = vf_max(below, -vf_load(g->x + i));
+    }
+    float largest = vf_max_lane(above), least = -vf_max_lane(below);
+    float extreme = largest > -least ? largest : least;
     float scale = scale_above(CPU_QUANT == 8 ? extreme / LARGEST : extreme / -(LARGEST + 1));
     vf inverse = vf_set(scale != 0 ? 1 / scale : 0);
     for (int i = 0; i < QUANT_GROUP; i += LANES) {
@@ -40,17 +44,13 @@ static float round_group(group *g) {
     return scale;
 }
 
-/* Column j of group `at` of a panel. */
+/* The group becomes column j of its chunks. */
 static void put_group(uint8_t *chunks, const group *g, int j) {
-    for (int k = 0; k < QUANT_GROUP; k++) {
-        int quad = k / QUAD, h = k % QUAD, u = g->q[k] + ZERO;
-        if (CPU_QUANT == 8)
-            chunks[quad * CHUNK_BYTES + j * QUAD + h] = (uint8_t)u;
-        else if (quad < CHUNKS)
-            chunks[quad * CHUNK_BYTES + j * QUAD + h] |= (uint8_t)u;
-        else
-            chunks[(quad - CHUNKS) * CHUNK_BYTES + j * QUAD + h] |= (uint8_t)(u << 4);
-    }
+    uint8_t u[QUANT_GROUP];
+    for (int k = 0; k < QUANT_GROUP; k++) u[k] = (uint8_t)(g->q[k] + ZERO);
+    for (int k = CHUNKS * QUAD; k < QUANT_GROUP; k++) u[k - CHUNKS * QUAD] |= (uint8_t)(u[k] << 4);
+    for (int i = 0; i < CHUNKS; i++)
+        memcpy(chunks + i * CHUNK_BYTES + j * QUAD, u + i * QUAD, QUAD);
 }
 
 typedef struct pack_args {
@@ -83,13 +83,8 @@ static void pack_panels(void *p, int thread, int64_t begin, int64_t end) {
     }
 }
 
-void cpu_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *segments, int n_segments,
-                      int training) {
+void cpu_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *s, int training) {
     (void)training;
-    for (int i = 0; i < n_segments; i++) {
-        const gpt_segment *s = &segments[i];
-        pack_args args = {s, w + s->offset};
-        if (s->packed)
-            cpu_parallel(ctx, pack_panels, &args, s->parts * quant_panels(s->rows / s->parts), 4);
-    }
+    pack_args args = {s, w};
+    cpu_parallel(ctx, pack_panels, &args, s->parts * quant_panels(s->rows / s->parts), 4);
 }

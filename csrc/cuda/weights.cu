@@ -21,17 +21,12 @@ size_t cuda_weights_bytes(int rows, int cols, int parts, int training) {
 #endif
 }
 
-void cuda_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *segments, int n_segments,
-                       int training) {
+void cuda_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *s, int training) {
     (void)training;
 #ifdef CUDA_BF16
-    for (int i = 0; i < n_segments; i++) {
-        const gpt_segment *s = &segments[i];
-        if (s->packed)
-            launch(ctx, weights_pack_kernel, dim3((unsigned)div_up(s->size, THREADS)), THREADS, 0,
-                   (elem *)s->packed, w + s->offset, s->size);
-    }
+    launch(ctx, weights_pack_kernel, dim3((unsigned)div_up(s->size, THREADS)), THREADS, 0,
+           (elem *)s->packed, w, s->size);
 #else
-    (void)ctx, (void)w, (void)segments, (void)n_segments;
+    (void)ctx, (void)w, (void)s;
 #endif
 }

@@ -67,6 +67,7 @@ typedef struct params_view {
 typedef struct param_slot {
     gpt_param info;
     int64_t offset, stored; /* in numbers; stored counts padding rows too */
+    bool kept;              /* in the buffer; else in the form that products read alone */
     float init_std;
     bool init_ones;
 } param_slot;
@@ -82,7 +83,10 @@ typedef struct params_layout {
 int params_count(const gpt_config *c);
 /* The i-th tensor; false past the last. */
 bool params_slot(const gpt_config *c, int i, param_slot *out);
-int params_layout_create(const gpt_config *c, params_layout *out);
+/* Without training, a matrix that has a form for products is kept in the buffer only where something
+ * else reads it too, or where the backend cannot make that form of the host's memory. */
+int params_layout_create(const gpt_config *c, const gpt_ops *ops, bool training,
+                         params_layout *out);
 void params_layout_free(params_layout *layout);
 /* Gives the matrices of products their places for the packed form, from base on (NULL: only
  * counts). Returns the bytes: 0 where products read the parameters themselves. */
@@ -206,7 +210,7 @@ typedef struct batch {
 
 /* ---- forward.c, backward.c, decode.c, optim.c ---- */
 
-/* Brings the packed weights up to date with the parameters, where those were written. */
+/* Brings the packed weights up to date with the kept parameters, where those were written. */
 void model_pack(gpt_model *m);
 /* From acts.tokens to acts.norm_f. */
 void model_forward(gpt_model *m, const acts *a, const batch *x);

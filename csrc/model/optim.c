@@ -4,9 +4,11 @@
 #include <math.h>
 
 void model_pack(gpt_model *m) {
-    if (m->pack_stale)
-        m->ops->weights_pack(m->ctx, m->params, m->layout.segments, m->layout.n_slots,
-                             m->options.training);
+    for (int i = 0; m->pack_stale && i < m->layout.n_slots; i++) {
+        const gpt_segment *s = &m->layout.segments[i];
+        if (s->packed && m->layout.slots[i].kept)
+            m->ops->weights_pack(m->ctx, m->params + s->offset, s, m->options.training);
+    }
     m->pack_stale = false;
 }
 

@@ -139,7 +139,8 @@ static bool is_product(const gpt_config *c, const struct row *row) {
     return row->place != FIRST || c->tied;
 }
 
-int params_layout_create(const gpt_config *c, params_layout *out) {
+int params_layout_create(const gpt_config *c, const gpt_ops *ops, bool training,
+                         params_layout *out) {
     memset(out, 0, sizeof *out);
     out->n_slots = params_count(c);
     out->slots = calloc((size_t)out->n_slots, sizeof *out->slots);
@@ -155,18 +156,20 @@ int params_layout_create(const gpt_config *c, params_layout *out) {
         int layer = -1;
         const struct row *row = row_at(c, i, &layer);
         int cols = slot->info.n_dim == 2 ? (int)slot->info.shape[1] : 1;
-        out->segments[i] = (gpt_segment){.offset = slot->offset,
-                                         .size = slot->stored,
-                                         .decay = slot->info.decay,
-                                         .product = is_product(c, row),
-                                         .rows = (int)(slot->stored / cols),
-                                         .cols = cols,
-                                         .parts = 1};
+        gpt_segment *s = &out->segments[i];
+        *s = (gpt_segment){.offset = slot->offset,
+                           .size = slot->stored,
+                           .decay = slot->info.decay,
+                           .product = is_product(c, row),
+                           .rows = (int)(slot->stored / cols),
+                           .cols = cols,
+                           .parts = 1};
         /* The gates and ups of SwiGLU are read in pairs. */
-        if (row->rows == FC && row->cols != ONE && c->activation == GPT_ACT_SWIGLU)
-            out->segments[i].parts = 2;
+        if (row->rows == FC && row->cols != ONE && c->activation == GPT_ACT_SWIGLU) s->parts = 2;
+        bool packed = s->product && ops->weights_bytes(s->rows, s->cols, s->parts, training);
+        slot->kept = training || !packed || row->place == FIRST || !ops->packs_host_memory;
         out->n_params += slot->info.size;
-        out->n_stored += (slot->stored + ALIGN - 1) / ALIGN * ALIGN;
+        if (slot->kept) out->n_stored += (slot->stored + ALIGN - 1) / ALIGN * ALIGN;
     }
     return GPT_OK;
 }

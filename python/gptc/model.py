@@ -222,7 +222,10 @@ class Model:
         self.write(name, "value", values)
 
     def read(self, name: str, tensor: str) -> FloatArray:
-        """A copy of a parameter's "value", "grad", "moment1" or "moment2"."""
+        """A copy of a parameter's "value", "grad", "moment1" or "moment2".
+
+        EngineError for a matrix that a model in bf16, int8 or int4, not for training, has rounded.
+        """
         index, shape = self._find(name)
         out = np.empty(shape, np.float32)
         handle, which = self._open(), self._tensor(tensor)

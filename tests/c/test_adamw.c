@@ -240,11 +240,11 @@ static void check_packing(int rows, int cols, int parts) {
         segment.packed = test_device_alloc(bytes, 0);
         again.packed = test_device_alloc(bytes, 0);
         test_workspace(&shape);
-        test.ops->weights_pack(test.ctx, device_w, &segment, 1, 1);
+        test.ops->weights_pack(test.ctx, device_w, &segment, 1);
         test.ops->adamw_update(test.ctx, device_w, device_f32(zeros, n), device_f32(zeros, n),
                                device_f32(grads, n), device_f32(&norm, 1), device_step(adamw, 1),
                                &segment, 1);
-        test.ops->weights_pack(test.ctx, device_w, &again, 1, 1);
+        test.ops->weights_pack(test.ctx, device_w, &again, 1);
         int64_t count = (int64_t)bytes / 2;
         double *got = read_act(segment.packed, count);
         EXPECT_SAME("packed weights", got, read_act(again.packed, count), count);
