@@ -1,6 +1,10 @@
-/* kernel_fp32.h: our own single-threaded product for small matrices, where BLAS spends much of its time
- * on copying its operands and on clearing the result first. Sums stay in registers from the first
- * term to the last; only a transposed b is copied, a panel of columns at a time. */
+/* kernel_fp32.h: our own single-threaded products, in two forms. Sums stay in registers from the first
+ * term to the last in both.
+ *
+ * - Of small matrices, where BLAS spends much of its time on copying its operands and on clearing the
+ *   result first: a vector is columns of the result. A transposed b is copied, a panel at a time.
+ * - Of rows with rows (a b^T): a vector is terms of a sum, so that nothing is copied or turned. Each
+ *   number of the result is the same to the bit however many rows are multiplied at once. */
 #ifndef CPU_KERNEL_FP32_H
 #define CPU_KERNEL_FP32_H
 
@@ -11,6 +15,8 @@ enum {
     BAND = LANES == 16 ? 12 : 6, /* rows; BAND x 2 sums, two of b and one of a fill the file */
     KERNEL_MOST_K = 512,         /* of a transposed b: its panel lies on the stack */
     KERNEL_MOST_B = 512 << 10,   /* numbers in b: it should stay in the second-level cache */
+    DOT_ROWS = 4, /* DOT_ROWS x DOT_COLS sums, DOT_COLS of b and one of a: the same */
+    DOT_COLS = LANES == 16 ? 4 : 2,
 };
 
 /* a (row, k) stands at a[row * a_row + k * a_k]; b (k, col) at b[k * ldb + col]. */
@@ -92,6 +98,95 @@ static inline void kernel_product_nt(kernel_operands o, int rows, int cols) {
             for (int k = 0; k < o.K; k++) panel[k * PANEL + j] = from[k];
         }
         kernel_panel(&o, rows, n, 0);
+    }
+}
+
+/* ---- rows with rows ---- */
+
+/* How far ahead of what is read of b its next numbers are asked for. */
+enum { AHEAD = 2048 };
+
+/* sums[m][n] = the terms of a's row m times b's row n, lane by lane. M, N and ask are constants where
+ * this is inlined. */
+__attribute__((always_inline)) static inline void dot_block(vf (*sums)[LANES],
+                                                            const kernel_operands *o,
+                                                            const float *b, int M, int N, int ask) {
+    const float *a = o->a;
+    int K = o->K, lda = o->a_row, ldb = o->ldb, k = 0;
+    vf sum[DOT_ROWS][DOT_COLS];
+    UNROLL
+    for (int m = 0; m < M; m++) {
+        UNROLL
+        for (int n = 0; n < N; n++) sum[m][n] = vf_set(0);
+    }
+    for (; k + LANES <= K; k += LANES) {
+        vf y[DOT_COLS];
+        UNROLL
+        for (int n = 0; n < N; n++) y[n] = vf_load(b + (int64_t)n * ldb + k);
+        if (ask) ask_for(b + k + AHEAD);
+        UNROLL
+        for (int m = 0; m < M; m++) {
+            vf x = vf_load(a + (int64_t)m * lda + k);
+            UNROLL
+            for (int n = 0; n < N; n++) sum[m][n] += x * y[n];
+        }
+    }
+    for (int m = 0; m < M; m++) {
+        for (int n = 0; n < N; n++) {
+            if (k < K)
+                sum[m][n] += vf_load_n(a + (int64_t)m * lda + k, K - k) *
+                             vf_load_n(b + (int64_t)n * ldb + k, K - k);
+            sums[m][n] = sum[m][n];
+        }
+    }
+}
+
+/* c (M, cols) = a b^T with b (cols, K), for at most LANES columns. They are taken one by one where b
+ * comes from memory, which is fastest from one end to the other. */
+__attribute__((always_inline)) static inline void dot_rows(const kernel_operands *o, int M,
+                                                           int cols, int from_memory) {
+    vf sums[DOT_ROWS][LANES];
+    int n = 0;
+    for (; !from_memory && n + DOT_COLS <= cols; n += DOT_COLS)
+        dot_block((vf(*)[LANES]) & sums[0][n], o, o->b + (int64_t)n * o->ldb, M, DOT_COLS, 0);
+    for (; n < cols; n++)
+        dot_block((vf(*)[LANES]) & sums[0][n], o, o->b + (int64_t)n * o->ldb, M, 1,
+                  from_memory && M > 1);
+    for (int m = 0; m < M; m++) {
+        for (n = cols; n < LANES; n++) sums[m][n] = vf_set(0);
+        vf_put(o->c + (int64_t)m * o->ldc, vf_sums(sums[m]), cols);
+    }
+}
+
+__attribute__((always_inline)) static inline void dot_band(const kernel_operands *o, int rows,
+                                                           int cols, int from_memory) {
+    switch (rows) {
+    case 1:
+        dot_rows(o, 1, cols, from_memory);
+        break;
+    case 2:
+        dot_rows(o, 2, cols, from_memory);
+        break;
+    case 3:
+        dot_rows(o, 3, cols, from_memory);
+        break;
+    default:
+        dot_rows(o, DOT_ROWS, cols, from_memory);
+        break;
+    }
+}
+
+/* c (rows, cols) = a b^T with b (cols, K); rows of a stand a_row apart, a_k is 1. */
+static inline void kernel_dot(kernel_operands o, int rows, int cols) {
+    for (int col = 0; col < cols; col += LANES, o.b += (int64_t)LANES * o.ldb, o.c += LANES) {
+        int n = cols - col < LANES ? cols - col : LANES;
+        kernel_operands band = o;
+        dot_band(&band, rows, n, 1);
+        for (int left = rows - DOT_ROWS; left > 0; left -= DOT_ROWS) {
+            band.a += (int64_t)DOT_ROWS * o.a_row;
+            band.c += (int64_t)DOT_ROWS * o.ldc;
+            dot_band(&band, left, n, 0);
+        }
     }
 }
 

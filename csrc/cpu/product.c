@@ -9,8 +9,9 @@
  * small enough that a tile of out stays in the second-level cache for its epilogue. */
 enum { TILE = 256, MIN_TILE = 64 };
 
-/* Up to this many rows, packing b costs more than it saves: read b once, row by row. */
-enum { FEW_ROWS = 6 };
+/* Up to this many rows b comes from memory, and is read where it lies, in narrow tiles. That also
+ * makes a step of decoding independent of what else is decoded. */
+enum { FEW_ROWS = 64, FEW_COLS = 32 };
 
 typedef struct product_tiles {
     const product *p;
@@ -18,19 +19,22 @@ typedef struct product_tiles {
     int n_cols;     /* tiles side by side */
 } product_tiles;
 
-/* Where our own kernel beats BLAS. With narrower vectors it does not: measured. */
+/* Where our own kernels beat BLAS. With narrower vectors they do for few rows only: measured. */
 static int is_small(const product *p) {
     if (LANES < 16) return 0;
-    if (p->kind == PRODUCT_NT && p->K > KERNEL_MOST_K) return 0;
+    if (p->kind == PRODUCT_NT && (p->K > KERNEL_MOST_K || p->M <= FEW_ROWS)) return 0;
     return (int64_t)p->N * p->K <= KERNEL_MOST_B;
+}
+static int is_dot(const product *p) {
+    return p->kind == PRODUCT_NT && (LANES == 16 || p->M <= FEW_ROWS);
 }
 
 static const float *operand_b(const product *p) {
     return p->kind == PRODUCT_TN ? p->b : p->w;
 }
 
-/* A tile by our own kernel: see kernel_fp32.h. */
-static void small_tile(const product *p, int row, int rows, int col, int cols) {
+/* A tile by our own kernels: see kernel_fp32.h. */
+static void own_tile(const product *p, int row, int rows, int col, int cols) {
     kernel_operands o = {
         .c = p->out + (int64_t)row * p->ldo + col, .ldb = p->ldb, .ldc = p->ldo, .K = p->K};
     int by_column = p->kind == PRODUCT_TN;
@@ -43,11 +47,14 @@ static void small_tile(const product *p, int row, int rows, int col, int cols) {
         return;
     }
     o.b = operand_b(p) + (int64_t)col * p->ldb;
-    kernel_product_nt(o, rows, cols);
-    if (!p->twin) return;
-    o.b += (int64_t)p->twin * p->ldb;
-    o.c += p->twin;
-    kernel_product_nt(o, rows, cols);
+    for (int twin = 0; twin <= (p->twin > 0); twin++) {
+        if (is_small(p))
+            kernel_product_nt(o, rows, cols);
+        else
+            kernel_dot(o, rows, cols);
+        o.b += (int64_t)p->twin * p->ldb;
+        o.c += p->twin;
+    }
 }
 
 static void blas_tile(const product *p, int row, int rows, int col, int cols) {
@@ -79,8 +86,8 @@ static void run_epilogue(const product *p, int row, int rows, int col, int cols)
 }
 
 static void product_tile(const product *p, int row, int rows, int col, int cols) {
-    if (is_small(p))
-        small_tile(p, row, rows, col, cols);
+    if (is_small(p) || is_dot(p))
+        own_tile(p, row, rows, col, cols);
     else
         blas_tile(p, row, rows, col, cols);
     if (p->epilogue) run_epilogue(p, row, rows, col, cols);
@@ -96,54 +103,10 @@ static void product_run_tiles(void *args, int thread, int64_t begin, int64_t end
     }
 }
 
-/* out (M, columns) = a b^T for a fixed number of rows, so that the sums stay in registers. */
-__attribute__((always_inline)) static inline void few_rows(const product *p, int M, int begin,
-                                                           int end) {
-    for (int col = begin; col < end; col++) {
-        const float *b = operand_b(p) + (int64_t)col * p->ldb;
-        vf sum[FEW_ROWS] = {{0}};
-        FOR_LANES (k, n, p->K) {
-            vf x = vf_get(b + k, n);
-            for (int m = 0; m < M; m++) sum[m] += x * vf_get(p->a + (int64_t)m * p->lda + k, n);
-        }
-        for (int m = 0; m < M; m++) p->out[(int64_t)m * p->ldo + col] = vf_sum(sum[m]);
-    }
-}
-
-static void product_few_rows(const product *p, int begin, int end) {
-    switch (p->M) {
-    case 1:
-        few_rows(p, 1, begin, end);
-        break;
-    case 2:
-        few_rows(p, 2, begin, end);
-        break;
-    case 3:
-        few_rows(p, 3, begin, end);
-        break;
-    case 4:
-        few_rows(p, 4, begin, end);
-        break;
-    case 5:
-        few_rows(p, 5, begin, end);
-        break;
-    default:
-        few_rows(p, FEW_ROWS, begin, end);
-        break;
-    }
-}
-
-static void product_run_few_rows(void *args, int thread, int64_t begin, int64_t end) {
-    (void)thread;
-    const product *p = args;
-    product_few_rows(p, (int)begin, (int)end);
-    if (p->twin) product_few_rows(p, (int)begin + p->twin, (int)end + p->twin);
-    if (p->epilogue) run_epilogue(p, 0, p->M, (int)begin, (int)(end - begin));
-}
-
 /* Tiles of about the same size, and enough of them for the threads to end together. */
 static product_tiles split(const product *p, int n_threads) {
-    int n_rows = (int)cpu_div_up(p->M, TILE), n_cols = (int)cpu_div_up(p->N, TILE);
+    int most_cols = is_dot(p) && p->M <= FEW_ROWS ? FEW_COLS : TILE;
+    int n_rows = (int)cpu_div_up(p->M, TILE), n_cols = (int)cpu_div_up(p->N, most_cols);
     while (n_rows * n_cols < 4 * n_threads) {
         int tall = p->M / n_rows, wide = p->N / n_cols;
         if (tall >= wide && tall >= 2 * MIN_TILE)
@@ -179,10 +142,6 @@ size_t cpu_product_workspace(int N, int K) {
 
 void cpu_product(gpt_ctx *ctx, product *p) {
     if (p->sums) cpu_parallel(ctx, product_sum_columns, p, p->M, 64);
-    if (p->kind == PRODUCT_NT && p->M <= FEW_ROWS) {
-        cpu_parallel(ctx, product_run_few_rows, p, p->N, cpu_grain(ctx, p->N, 32));
-        return;
-    }
     product_tiles tiles = split(p, ctx->n_threads);
     int64_t n = cpu_div_up(p->M, tiles.rows) * tiles.n_cols;
     cpu_parallel(ctx, product_run_tiles, &tiles, n, 1);

@@ -773,6 +773,53 @@ static void test_prompts_beside(void) {
     }
 }
 
+/* What a text's tokens get does not depend on the texts beside it: to the bit, where vectors multiply
+ * (on a CPU, but for AMX). */
+static void test_texts_beside(void) {
+    enum { N_SEQ = 5, STEPS = 4, N_CTX = N_SEQ + STEPS };
+    EACH_PLACE {
+        for (int f = 0; f < families_here(); f++) {
+            const gpt_config *c = &families[f].config;
+            int V = c->vocab_size, exact = place.options.device == GPT_DEVICE_CPU;
+            if (test.act_bytes == 2 && strcmp(gpt_cpu_level(), "amx") == 0) exact = 0;
+            test_case("%s", families[f].name);
+            gpt_model *model = new_model(c, 0, 0, 0, 0.0f);
+            write_random_params(model, c);
+            gpt_session *session;
+            EXPECT_OK(gpt_session_create(model, N_SEQ, N_CTX, &session));
+            int32_t *tokens = random_ints(N_SEQ * N_CTX, V), *step = host_ints(N_SEQ * N_SEQ);
+            int32_t *seqs = host_ints(N_SEQ * N_SEQ);
+            float *beside = host_floats(STEPS * N_SEQ * V), *alone = host_floats(V);
+            for (int t = 0; t < STEPS; t++) { /* prompts of 1 to N_SEQ tokens, then one each */
+                int n = 0;
+                for (int q = 0; q < N_SEQ; q++) {
+                    int at = gpt_session_length(session, q), count = t == 0 ? q + 1 : 1;
+                    for (int i = 0; i < count; i++, n++)
+                        seqs[n] = q, step[n] = tokens[q * N_CTX + at + i];
+                }
+                EXPECT_OK(gpt_session_decode(session, step, seqs, NULL, n, beside + t * N_SEQ * V));
+            }
+            for (int q = 0; q < N_SEQ; q++) {
+                EXPECT_OK(gpt_session_rewind(session, q, 0));
+                for (int i = 0; i < N_SEQ; i++) seqs[i] = q;
+                for (int t = 0, at = 0, count; t < STEPS; t++, at += count) {
+                    count = t == 0 ? q + 1 : 1;
+                    EXPECT_OK(gpt_session_decode(session, tokens + q * N_CTX + at, seqs, NULL,
+                                                 count, alone));
+                    double *got = doubles_of(alone, V);
+                    double *want = doubles_of(beside + (t * N_SEQ + q) * V, V);
+                    if (exact)
+                        EXPECT_SAME("logits", got, want, V);
+                    else
+                        EXPECT_CLOSE("logits", got, want, 1, V, test_tols(2e-5, 0.1));
+                }
+            }
+            gpt_session_free(session);
+            gpt_model_free(model);
+        }
+    }
+}
+
 /* Sessions share the model's weights and nothing else: two of them, and training and evaluation in
  * between, do not disturb each other. */
 static void test_sessions_beside(void) {
@@ -991,6 +1038,7 @@ TEST_API_MAIN({"reference", test_reference}, {"against the reference", test_agai
               {"independent handles", test_independent_handles},
               {"smaller calls", test_smaller_calls}, {"sessions", test_sessions},
               {"long prompts", test_long_prompts}, {"sessions beside", test_sessions_beside},
-              {"prompts beside", test_prompts_beside}, {"session only", test_session_only},
-              {"kept for inference", test_kept_for_inference}, {"plan", test_plan},
-              {"preset sizes", test_preset_sizes}, {"session bytes", test_session_bytes})
+              {"texts beside", test_texts_beside}, {"prompts beside", test_prompts_beside},
+              {"session only", test_session_only}, {"kept for inference", test_kept_for_inference},
+              {"plan", test_plan}, {"preset sizes", test_preset_sizes},
+              {"session bytes", test_session_bytes})
