@@ -36,6 +36,14 @@ class DeadEnd(GptcError):
     """A text that cannot go on: no token fits, or it can be read in too many ways."""
 
 
+def too_many_ways() -> DeadEnd:
+    """That a regex or a grammar is too ambiguous to be followed."""
+    return DeadEnd(
+        f"the text can be read in more than {MOST_STACKS:,} ways: let the alternatives begin with "
+        "different characters"
+    )
+
+
 # ---- expressions ----
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]  # of code points: first and last
@@ -358,10 +366,7 @@ class Machine:
                     seen.add(way)
                     todo.append(way)
             if len(seen) > MOST_STACKS:
-                raise DeadEnd(
-                    f"the text can be read in more than {MOST_STACKS:,} ways: let alternatives "
-                    "begin with different characters"
-                )
+                raise too_many_ways()
         return frozenset(out)
 
     def _stack(self, node: int, below: Stack | None) -> Stack:
@@ -382,16 +387,16 @@ class Machine:
         return numbers
 
     def coming(self, stacks: Stacks) -> list[str]:
-        """Characters that may follow, one for each first byte: the first of those."""
-        found: dict[str, None] = {}
+        """What may follow, in words: of all characters with the same first byte, the first."""
+        found = []
         for byte in range(256):
             text, here = bytes([byte]), self.step(stacks, byte)
-            while here and len(text) < 4 and not _is_utf8(text):
-                more = next(b for b in range(256) if self.step(here, b))
+            while here and byte >= 0xC0 and not _is_utf8(text):
+                more = next(b for b in range(0x80, 0xC0) if self.step(here, b))
                 text, here = text + bytes([more]), self.step(here, more)
-            if here:
-                found[text.decode(errors="replace")] = None
-        return list(found)
+            if here:  # a byte alone where the text ends within a character
+                found.append(repr(text.decode()) if _is_utf8(text) else f"byte 0x{byte:02X}")
+        return found
 
 
 def _is_utf8(text: bytes) -> bool:

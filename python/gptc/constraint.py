@@ -17,17 +17,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from gptc.automaton import DeadEnd, Machine, Stack, Stacks
+from gptc.automaton import MOST_STACKS, DeadEnd, Machine, Stack, Stacks, too_many_ways
 from gptc.errors import UsageError
 from gptc.grammar import parse_grammar, parse_regex
 from gptc.tokenizer import Tokenizer
 
-Ints: TypeAlias = npt.NDArray[np.int32]
+Ints: TypeAlias = npt.NDArray[np.integer[Any]]
 MOST_BYTES = 32 << 20  # of what is kept for one constraint
 _MOST_STATES = 4096  # of walks, each a row of the table
 _MOST_LISTED = 8  # characters in a message
@@ -63,7 +63,7 @@ class _Tree:
         self.tokens = np.array(order, np.int32)[np.argsort(node, kind="stable")]
 
 
-def _spans(first: npt.NDArray[np.int64], n: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _spans(first: Ints, n: Ints) -> Ints:
     """first[0] and the numbers after it, n[0] in all, then the same of first[1], ..."""
     ends = np.cumsum(n)
     return np.arange(ends[-1] if len(n) else 0) + np.repeat(first - ends + n, n)
@@ -74,7 +74,7 @@ class _Reach:
     """What the upper nodes of a stack let pass, when those below are not known."""
 
     tokens: Ints
-    ends: npt.NDArray[np.int64]  # nodes of the tree at which the nodes have been read to their end
+    ends: Ints  # nodes of the tree at which the nodes have been read to their end
     below: dict[frozenset[int], _Reach] = field(default_factory=dict)  # with the next nodes, too
 
 
@@ -98,7 +98,7 @@ class Place(NamedTuple):
     def dead_end(self, text: str) -> DeadEnd:
         """The error for `text`, which is not complete and which no token continues."""
         coming = self.constraint.machine.coming(self.stacks)
-        listed = ", ".join(repr(char) for char in coming[:_MOST_LISTED])
+        listed = ", ".join(coming[:_MOST_LISTED])
         more = ", …" if len(coming) > _MOST_LISTED else ""
         begun = f"no token goes on after {text[-60:]!r}" if text else "no token begins the text"
         return DeadEnd(f"{begun}: what may follow is {listed}{more}; use another tokenizer")
@@ -130,6 +130,8 @@ class Constraint:
             for stack in here:
                 if stack is not None:
                     tops.setdefault(stack.below, set()).add(stack.node)
+            if len(todo) + len(tops) > MOST_STACKS:
+                raise too_many_ways()
             for below, nodes in tops.items():
                 reach = self._reach(upper, frozenset(nodes))
                 mask[reach.tokens] = True
@@ -155,7 +157,7 @@ class Constraint:
         self._root = _Reach(np.zeros(0, np.int32), np.zeros(1, np.int64))
         self._held = 0
 
-    def _walk(self, begins: npt.NDArray[np.int64], nodes: frozenset[int]) -> _Reach:
+    def _walk(self, begins: Ints, nodes: frozenset[int]) -> _Reach:
         """Reads on from these places of the tree, with a stack of each node alone."""
         if len(self._states) > _MOST_STATES:
             self._forget_walks()
@@ -179,7 +181,7 @@ class Constraint:
         """State 0 is that no text begins so."""
         self._states: list[Stacks] = []
         self._numbers: dict[Stacks, int] = {}
-        self._table = np.zeros((0, len(self._byte_of)), np.int64)  # -1: not known yet
+        self._table = np.zeros((0, len(self._byte_of)), np.int32)  # -1: not known yet
         self._is_end = np.zeros(0, bool)
         self._state(frozenset())
 
@@ -189,17 +191,15 @@ class Constraint:
             number = self._numbers[stacks] = len(self._states)
             self._states.append(stacks)
             if number == len(self._table):
-                more = np.full((64 + number, len(self._byte_of)), -1)
+                more = np.full((64 + number, len(self._byte_of)), -1, np.int32)
                 self._table = np.concatenate([self._table, more])
                 self._is_end = np.concatenate([self._is_end, np.zeros(len(more), bool)])
             self._is_end[number] = None in stacks
         return self._numbers[stacks]
 
-    def _next(
-        self, states: npt.NDArray[np.int64], classes: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
+    def _next(self, states: Ints, classes: Ints) -> Ints:
         """The states after one more byte."""
-        found: npt.NDArray[np.int64] = self._table[states, classes]
+        found: Ints = self._table[states, classes]
         unknown = found < 0
         if not unknown.any():
             return found
@@ -208,7 +208,7 @@ class Constraint:
             state, number = divmod(pair, width)
             after = self.machine.step(self._states[state], self._byte_of[number])
             self._table[state, number] = self._state(after)  # which may make the table anew
-        again: npt.NDArray[np.int64] = self._table[states, classes]
+        again: Ints = self._table[states, classes]
         return again
 
 
@@ -241,6 +241,8 @@ def _constraint(tokenizer: Tokenizer, n_tokens: int, kind: str, text: str) -> Co
             pieces[token] = b""
     ends = {tokenizer.end_of_text, tokenizer.bos} & set(range(n_tokens))
     constraint = Constraint(machine, pieces, sorted(end for end in ends if end is not None))
-    if constraint.start.ended:
+    if constraint.start.stacks == {None}:
         raise UsageError(f"no text but the empty one matches the {kind}")
+    if constraint.start.ended:
+        raise constraint.start.dead_end("")
     return constraint
