@@ -36,10 +36,11 @@ from gptc.errors import GptcError
 from gptc.formats import TensorFile, llmc, openai_tf, tensor_chunks, vocabulary
 from gptc.formats.binary import write_whole
 from gptc.formats.source import Source
+from gptc.grammar import parse_grammar
 from gptc.interchange import export_model, verify
 from gptc.model import Model
 from gptc.pretrained import SentencePieceTokenizer
-from gptc.tokenizer import load_tokenizer, make_tokenizer
+from gptc.tokenizer import decode_utf8, load_tokenizer, make_tokenizer
 
 with contextlib.suppress(ImportError):
     import torch  # noqa: F401  # takes seconds, and not because of a file that looks like its own
@@ -147,6 +148,9 @@ def targets(folder: Path) -> dict[str, Target]:
         state, lambda: llmc.DebugState(state, config).gradient("wte.weight")
     )
     _folders(folder, model)
+    grammar = folder / "json.gbnf"
+    grammar.write_bytes((Path(__file__).parents[1] / "docs" / "json.gbnf").read_bytes())
+    found["grammar"] = Target(grammar, lambda: parse_grammar(decode_utf8(grammar.read_bytes())))
     tokenizer = small_model(folder / "tokenizer", "byte") / "gptc_tokenizer.json"
     found["tokenizer"] = Target(tokenizer, lambda: load_tokenizer(tokenizer))
     return found

@@ -49,6 +49,8 @@ def beam_search(
         raise UsageError(f"beams is {width}; it must be at least 1")
     if request.context_shift:
         raise UsageError("beams end where the context is full: leave out --context-shift")
+    if request.constraint:
+        raise UsageError("beams know no regex or grammar: leave out --beams")
     if request.num_samples > width:
         raise UsageError(f"{width} beams cannot give {request.num_samples} samples; raise --beams")
     n_ctx = request.n_ctx(model.config.block_size)

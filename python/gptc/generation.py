@@ -7,17 +7,21 @@
 
 The token at position p of sample i is drawn with (seed + i, p), so the same call writes the same
 text, whatever is decoded beside it. A sample ends at an end-of-text token or where another text
-begins, before a stop string, after max_tokens, or where the model's context is full.
+begins, before a stop string, after max_tokens, or where the model's context is full. One that must
+match a regex or a grammar ends where nothing more may follow, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from gptc.automaton import DeadEnd
+from gptc.constraint import Constraint, make_constraint
 from gptc.errors import GptcError, UsageError
 from gptc.sampling import (
     DEFAULT_STOP,
@@ -32,7 +36,7 @@ from gptc.tokenizer import StreamDecoder, Tokenizer
 if TYPE_CHECKING:
     from gptc.model import FloatArray, Model, Session
 
-Finish = Literal["stop", "length", "context"]
+Finish = Literal["stop", "length", "context", "error"]
 MOST_AT_ONCE = 64  # samples of a request that are decoded together
 
 
@@ -47,6 +51,7 @@ class Request:
     stop: tuple[str, ...]
     logprobs: int | None  # None: not wanted; else how many of the most likely tokens to list
     context_shift: bool
+    constraint: Constraint | None = None  # what the text must be
 
     def n_ctx(self, block_size: int) -> int:
         """The most tokens that a sample holds in a cache: the last one drawn is never fed back."""
@@ -68,9 +73,12 @@ def make_request(
     stop: Sequence[str] = DEFAULT_STOP,
     logprobs: int | None = None,
     context_shift: bool = False,
+    regex: str | None = None,
+    grammar: str | None = None,
 ) -> Request:
     """Checks everything. The prompt is a text, or tokens to which nothing is added; without one, a
-    document begins.
+    document begins. What follows it matches `regex`, or the rule `root` of `grammar`, a text in
+    GBNF.
     """
     sampling = sampling or Sampling()
     sampling.check()
@@ -98,7 +106,11 @@ def make_request(
             f"the prompt holds token {max(tokens)}, outside the model's vocabulary of "
             f"{model.config.vocab_size}; use the tokenizer that the model was trained with"
         )
-    return Request(tokens, sampling, max_tokens, num_samples, tuple(stop), logprobs, context_shift)
+    n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
+    constraint = make_constraint(tokenizer, n_tokens, regex=regex, grammar=grammar)
+    return Request(
+        tokens, sampling, max_tokens, num_samples, tuple(stop), logprobs, context_shift, constraint
+    )
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -127,7 +139,10 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 class Sample:
-    """One text while it grows. `finish` says why it ended; None while it goes on."""
+    """One text while it grows. `finish` says why it ended; None while it goes on.
+
+    Where it is "error", `error` holds that error.
+    """
 
     def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
         self.index = index
@@ -138,6 +153,9 @@ class Sample:
         """Prompt and continuation."""
         self.logprobs: list[TokenLogprob] = []
         self.finish: Finish | None = None
+        self.error: DeadEnd | None = None
+        self.place = request.constraint.start if request.constraint else None
+        """Where the text stands in what it must be."""
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._filter = StopFilter(request.stop)
@@ -158,14 +176,27 @@ class Sample:
         return len(self.sequence) - len(self.request.prompt)
 
     def draw(self, logits: FloatArray) -> int:
-        """The token that follows."""
+        """The token that follows. DeadEnd where none may."""
         position, size = len(self.sequence), self._tokenizer.vocab_size
-        return sample_token(logits, self.sampling, position, size, self.sequence)
+        if not self.place:
+            return sample_token(logits, self.sampling, position, size, self.sequence)
+        allowed = self.place.allowed
+        if not len(allowed):
+            raise self.place.dead_end(self._tokenizer.decode(self.tokens))
+        return sample_token(logits, self.sampling, position, size, self.sequence, allowed)
 
     def advance(self, logits: FloatArray, n_ctx: int) -> str:
-        """Draws the next token and returns the text that it completes."""
-        token, n_before = self.draw(logits), self.n_tokens
-        piece = self.append(token, n_ctx)
+        """Draws the next token and returns the text that it completes.
+
+        Where none can follow, the text has failed, and no other with it.
+        """
+        n_before = self.n_tokens
+        try:
+            token = self.draw(logits)
+            piece = self.append(token, n_ctx)
+        except DeadEnd as error:
+            self.error, self.finish = error, "error"
+            return ""
         if self.request.logprobs is not None and self.n_tokens > n_before:
             wanted = self.request.logprobs
             self.logprobs.append(token_logprob(logits, token, wanted, self._tokenizer.vocab_size))
@@ -182,7 +213,9 @@ class Sample:
         else:
             self.sequence.append(token)
             piece = self._filter.push(self._decoder.push(token))
-            if self._filter.stopped:
+            if self.place:
+                self.place = self.place.after(token)
+            if self._filter.stopped or (self.place and self.place.ended):
                 self.finish = "stop"
             elif self.n_tokens >= self.request.max_tokens:
                 self.finish = "length"
@@ -328,7 +361,9 @@ class Decoder:
         most = min(room, sample.request.max_tokens - sample.n_tokens - 1)
         if not self._draft or len(feed) != 1 or most < 1:
             return []
-        return self._draft.guess(slot.index, sample, most)
+        with suppress(DeadEnd):  # the guess's, and no more
+            return self._draft.guess(slot.index, sample, most)
+        return []
 
     def _step(self, session: Session, active: list[_Slot]) -> Iterator[tuple[Sample, str]]:
         tokens: list[int] = []
@@ -383,10 +418,21 @@ class Decoder:
 def start(
     model: Model, tokenizer: Tokenizer, request: Request, draft: Draft | None = None
 ) -> tuple[list[Sample], Iterator[tuple[Sample, str]]]:
-    """The samples of one request, and the pieces of text by which they grow as one iterates."""
+    """The samples of one request, and the pieces of text by which they grow as one iterates.
+
+    DeadEnd comes out of that where a text cannot be as its request wants it.
+    """
     n_seq, n_ctx = min(request.num_samples, MOST_AT_ONCE), request.n_ctx(model.config.block_size)
     samples = request.samples(tokenizer)
-    return samples, Decoder(model, tokenizer, n_seq, n_ctx, draft).run(samples)
+    pieces = Decoder(model, tokenizer, n_seq, n_ctx, draft).run(samples)
+    return samples, _or_raise(pieces)
+
+
+def _or_raise(pieces: Iterator[tuple[Sample, str]]) -> Iterator[tuple[Sample, str]]:
+    for sample, piece in pieces:
+        if sample.error:
+            raise sample.error
+        yield sample, piece
 
 
 class Generation:
@@ -421,17 +467,20 @@ def stream(
     stop: Sequence[str] = DEFAULT_STOP,
     context_shift: bool = False,
     draft: Draft | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
     **sampling: Any,
 ) -> Iterator[str]:
     """The continuation of `prompt`, in pieces as they come; `sampling` are fields of Sampling.
 
-    Without a prompt, a document begins. Raises GptcError when the prompt is longer than the
-    model's context; a text that reaches the context's end stops there, unless context_shift lets
-    it go on from the newer half of it.
+    Without a prompt, a document begins. With `regex` or `grammar` (a text in GBNF) the continuation
+    matches that. Raises GptcError when the prompt is longer than the model's context; a text that
+    reaches the context's end stops there, unless context_shift lets it go on from the newer half
+    of it.
     """
     generation = Generation(
         model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=Sampling(**sampling),
-        stop=stop, context_shift=context_shift,
+        stop=stop, context_shift=context_shift, regex=regex, grammar=grammar,
     )  # fmt: skip
     return (piece for _, piece in generation)
 
@@ -446,12 +495,18 @@ def generate(
     stop: Sequence[str] = DEFAULT_STOP,
     context_shift: bool = False,
     draft: Draft | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
     **sampling: Any,
 ) -> list[str]:
-    """`num_samples` continuations of `prompt`, decoded together; sample i uses `seed + i`."""
+    """`num_samples` continuations of `prompt`, decoded together; sample i uses `seed + i`.
+
+    Options are those of `stream`.
+    """
     generation = Generation(
         model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=Sampling(**sampling),
         num_samples=num_samples, stop=stop, context_shift=context_shift,
+        regex=regex, grammar=grammar,
     )  # fmt: skip
     for _ in generation:
         pass

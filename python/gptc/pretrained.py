@@ -126,6 +126,10 @@ class TiktokenTokenizer(PretrainedTokenizer):
             pieces[token] = text.encode()
         return pieces
 
+    @property
+    def specials(self) -> frozenset[int]:
+        return super().specials | frozenset(self.special.values())
+
     def mapping(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
@@ -210,6 +214,11 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
     def pieces(self) -> Sequence[bytes]:
         return self._pieces
 
+    @property
+    def specials(self) -> frozenset[int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return super().specials | {id for id, token in added.items() if token.special}
+
     def mapping(self) -> dict[str, Any]:
         return {"kind": self.kind, "definition": self._definition}
 
@@ -277,6 +286,11 @@ class SentencePieceTokenizer(PretrainedTokenizer):
             piece.encode() if self._model.is_control(i) else _read_sentencepiece(piece)
             for i, piece in enumerate(self._texts)
         ]
+
+    @property
+    def specials(self) -> frozenset[int]:
+        _, _, sorts = self.scored_pieces()
+        return super().specials | {id for id, sort in enumerate(sorts) if sort in (2, 3, 5)}
 
     def mapping(self) -> dict[str, Any]:
         return {"kind": self.kind, "model": base64.b64encode(self.proto).decode()}

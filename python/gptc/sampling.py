@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gptc import _lib
 from gptc.errors import UsageError
@@ -97,16 +98,25 @@ def sample_token(
     position: int,
     vocab_size: int,
     history: Sequence[int] = (),
+    allowed: npt.NDArray[np.integer[Any]] | None = None,
 ) -> int:
-    """Draws a token below `vocab_size` from logits (V,).
+    """Draws a token below `vocab_size` from logits (V,); with `allowed`, one of these ids (n,).
 
-    Chance enters by (seed, position) alone; penalties look at the end of `history`.
+    Chance enters by (seed, position) alone; penalties look at the end of `history`. The ids rise.
     """
+    past = history[-sampling.penalty_last_n :] if sampling.looks_back else ()
+    if allowed is not None:
+        # The others are as if they were not there: the allowed tokens are numbered anew.
+        number = np.full(max(vocab_size, len(logits)), -1)
+        number[allowed] = np.arange(len(allowed))
+        past = number[list(past)].tolist()
+        bias = [(int(number[token]), x) for token, x in sampling.bias if number[token] >= 0]
+        own = replace(sampling, bias=tuple(bias)) if sampling.bias else sampling
+        return int(allowed[sample_token(logits[allowed], own, position, len(allowed), past)])
     ffi = _lib.load().ffi
     token = ffi.new("int32_t *")
     settings, _ = _settings(ffi, sampling)
     row = ffi.from_buffer("float[]", np.ascontiguousarray(logits, np.float32))
-    past = history[-sampling.penalty_last_n :] if sampling.looks_back else ()
     size = min(vocab_size, len(logits))
     seen = ffi.new("int32_t[]", list(past))
     _lib.call("gpt_sample", row, size, settings, seen, len(past), position, token)

@@ -92,11 +92,18 @@ class ModelDraft(_Adaptive):
             same += 1
         self._session.rewind(slot, same)
         self._texts[slot] = text[:same]  # true at every moment, also where this is interrupted
+        place = sample.place
         for _ in range(length):
+            if place and (place.ended or not len(place.allowed)):
+                break
             feed = text[len(self._texts[slot]) :]
             logits = self._session.decode(np.array(feed, np.int32), slot)
             self._texts[slot] += feed
-            text.append(sample_token(logits, sample.sampling, len(text), self._vocab_size, text))
+            allowed = (place.allowed,) if place else ()
+            text.append(
+                sample_token(logits, sample.sampling, len(text), self._vocab_size, text, *allowed)
+            )
+            place = place and place.after(text[-1])
         return text[len(sample.sequence) :]
 
 

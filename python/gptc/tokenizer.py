@@ -120,6 +120,11 @@ class Tokenizer(ABC):
     def pieces(self) -> Sequence[bytes]:
         """The bytes that each token stands for, by id."""
 
+    @property
+    def specials(self) -> frozenset[int]:
+        """The ids of tokens that are no text, such as those that begin and end one."""
+        return frozenset(id for id in (self.end_of_text, self.bos) if id is not None)
+
     @abstractmethod
     def mapping(self) -> dict[str, Any]:
         """What determines the mapping between text and ids."""

@@ -32,6 +32,8 @@ C_FLOORS = {
 PYTHON_FLOORS = {
     "errors": 0,
     "checksum": 0,
+    "automaton": 1,
+    "grammar": 1,
     "_lib": 1,
     "config": 2,
     "model": 3,
@@ -51,6 +53,7 @@ PYTHON_FLOORS = {
     "data": 5,
     "formats": 5,
     "checkpoint": 5,
+    "constraint": 4,
     "sampling": 5,
     "generation": 5,
     "speculative": 5,

@@ -30,6 +30,7 @@ Examples:
   gptc infer -m gpt2 -p "Alan Turing theorized that"    downloads it, if there is no such folder
   gptc infer -m stories15M.bin --prompt-file question.txt --num-samples 3 --json
   gptc infer --prompts questions.jsonl > answers.jsonl
+  gptc infer -p "Her name is" --regex " [A-Z][a-z]+[.]"    writes what matches
   echo "The king" | gptc infer -m runs/tiny-shakespeare
 """
 
@@ -72,6 +73,11 @@ _WHY = {
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="End before it; may be repeated.  [<|endoftext|>]"
 )
+@click.option("--regex", metavar="PATTERN", help="Write what matches it, as a whole.")
+@click.option(
+    "--grammar", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write what its rule root describes: GBNF, as llama.cpp's.",
+)  # fmt: skip
 @click.option(
     "--context-shift", is_flag=True,
     help="Where the context is full, go on from its newer half.",
@@ -106,6 +112,8 @@ def infer_command(
     prompts: Path | None,
     seed: int | None,
     stop: tuple[str, ...],
+    regex: str | None,
+    grammar: Path | None,
     beams: int | None,
     draft: str | None,
     device: str,
@@ -130,6 +138,7 @@ def infer_command(
     _check_outputs(as_json, raw, prompts, num_samples, logprobs, beams, draft, stop)
     if beams:
         _refuse_beside_beams(context, sampling)
+    rules = _read_rules(regex, grammar, beams)
     given = {"-p": prompt, "--prompt-file": prompt_file, "--prompts": prompts}
     _exclusive({name: value is not None for name, value in given.items()})
     asks = not (any(v is not None for v in given.values()) or as_json or raw) and _is_terminal()
@@ -150,6 +159,7 @@ def infer_command(
         "stop": stop or (() if raw else DEFAULT_STOP),
         "logprobs": logprobs,
         "context_shift": context_shift,
+        **rules,
     }
     checkpoint = open_checkpoint(model)
     tokenizer = checkpoint.tokenizer()
@@ -216,6 +226,31 @@ def _check_outputs(
     for name, given in (("--draft", draft), ("--prompts", prompts), ("--raw", raw)):
         if beams and given:
             raise UsageError(f"--beams and {name} exclude each other")
+
+
+def _read_rules(regex: str | None, grammar: Path | None, beams: int | None) -> dict[str, str]:
+    """What the text must match, as make_request has it; known to be sound."""
+    _exclusive({"--regex": regex is not None, "--grammar": grammar is not None})
+    if regex is None and grammar is None:
+        return {}
+    name = "--grammar" if regex is None else "--regex"
+    _exclusive({"--beams": beams is not None, name: True})
+    from gptc.grammar import parse_grammar, parse_regex
+
+    if regex is not None:
+        parse_regex(regex)
+        return {"regex": regex}
+    assert grammar
+    try:
+        text = grammar.read_text("utf-8-sig")
+    except OSError as error:
+        raise GptcError(f"cannot read the grammar {grammar}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise GptcError(
+            f"byte {error.start} of the grammar {grammar} is no UTF-8: convert it to UTF-8"
+        ) from None
+    parse_grammar(text)
+    return {"grammar": text}
 
 
 def _refuse_beside_beams(context: click.Context, sampling: dict[str, Any]) -> None:

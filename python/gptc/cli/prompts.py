@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 # What a line may set for itself, and of which type; the fields of Sampling come to these.
 _OPTIONS: dict[str, type] = {"max_tokens": int, "num_samples": int, "stop": list}
-_NAMES = {int: "a whole number", float: "a number", list: "a list"}
+_RULES: dict[str, type] = {"regex": str, "grammar": str}  # one in the place of the other, too
+_NAMES = {int: "a whole number", float: "a number", list: "a list", str: "a text"}
 _ANSWER = ("samples", "error")  # what an answer says, whatever the line said
 _EXAMPLE = 'a line is such as {"prompt": "Once upon a time"}'
 
@@ -88,6 +89,10 @@ class _Answers:
         number, line, samples = self._begun[sample.request]
         if all(s.finish for s in samples):
             del self._begun[sample.request]
+            if error := next((s.error for s in samples if s.error), None):
+                self.n_failed += 1
+                self._give(number, {**line, "error": str(error)})
+                return
             seed = sample.request.sampling.seed
             listed = [sample_json(s, self._tokenizer) for s in samples]
             self._give(number, {**line, "seed": seed, "samples": listed})
@@ -187,7 +192,7 @@ def _settings(given: dict[str, Any], options: dict[str, Any], seed: int) -> dict
 
     numbers = {f.name: float if f.type == "float" else int for f in fields(Sampling)}
     del numbers["bias"]
-    for name, kind in (numbers | _OPTIONS).items():
+    for name, kind in (numbers | _OPTIONS | _RULES).items():
         value = given.get(name)
         fits = isinstance(value, (int, float) if kind is float else kind)
         if name in given and (not fits or isinstance(value, bool)):
@@ -201,5 +206,6 @@ def _settings(given: dict[str, Any], options: dict[str, Any], seed: int) -> dict
     chosen = {name: given[name] for name in _OPTIONS if name in given}
     if not all(isinstance(word, str) for word in chosen.get("stop", [])):
         raise UsageError("stop must be a list of texts")
+    rules = {name: given.get(name) for name in _RULES} if given.keys() & _RULES else {}
     sampling = replace(options["sampling"], **{"seed": seed, **own})
-    return {**options, **chosen, "sampling": sampling}
+    return {**options, **chosen, **rules, "sampling": sampling}

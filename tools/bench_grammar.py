@@ -1,0 +1,69 @@
+"""What it costs to know which of GPT-2's tokens may follow, for patterns of different sorts.
+
+    python tools/bench_grammar.py
+
+For each: the milliseconds until the first token, and by token as its text first comes by a place
+and when it comes there again (mean and longest). Texts are of tokens drawn at random from those
+that may follow, or the one that is given.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+from gptc.constraint import make_constraint
+from gptc.tokenizer import make_tokenizer
+
+PERSON = {
+    "name": "Alan Turing",
+    "born": 1912,
+    "papers": [
+        {"title": "On computable numbers, with an application", "year": 1936, "tags": ["a", "é"]},
+        {"title": "Intelligent machinery", "year": 1948.5, "printed": False},
+    ],
+    "more": None,
+    "nested": [[[[{"a": [1, 2, 3, {"b": -1.5e3}]}]]]],
+}
+PATTERNS = {
+    "JSON": {"grammar": (Path(__file__).parents[1] / "docs" / "json.gbnf").read_text()},
+    "any text": {"regex": r"[\s\S]*"},
+    "words": {"regex": r"([a-z]+ ){5,40}[.]"},
+    "at most 500 letters": {"regex": r"[a-z ]{1,500}"},
+    "at most 200 characters": {"regex": r".{0,200}"},
+}
+
+
+def main() -> None:
+    """Prints a line for each pattern."""
+    tokenizer, rng = make_tokenizer("gpt2"), random.Random(1)
+    make_constraint(tokenizer, tokenizer.vocab_size, regex="a")  # the vocabulary's tree
+    for name, rules in PATTERNS.items():
+        begin = time.perf_counter()
+        constraint = make_constraint(tokenizer, tokenizer.vocab_size, **rules)
+        assert constraint
+        first = time.perf_counter() - begin
+        text = []
+        if name == "JSON":
+            text = tokenizer.encode(json.dumps(PERSON, ensure_ascii=False, indent=1)).tolist()
+        took: list[list[float]] = []
+        for _ in range(2):
+            place, seconds = constraint.start, []
+            for i in range(len(text) or 100):
+                if place.ended:
+                    break
+                if i == len(text):
+                    some = [token for token in place.allowed if token != tokenizer.end_of_text]
+                    text.append(int(rng.choice(some)))
+                begin = time.perf_counter()
+                place = place.after(text[i])
+                seconds.append(1e3 * (time.perf_counter() - begin))
+            took.append(seconds)
+        said = [f"{sum(some) / len(some):.2f} (at most {max(some):.1f})" for some in took]
+        print(f"{name}: {1e3 * first:.1f} ms, then {len(text)} tokens: {said[0]}; again {said[1]}")
+
+
+if __name__ == "__main__":
+    main()
