@@ -24,16 +24,12 @@ from itertools import chain
 from typing import NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
-from gptc.errors import GptcError, UsageError
+from gptc.errors import DeadEnd, UsageError
 
 MOST_NODES = 100_000  # of a graph
 MOST_STACKS = 10_000  # ways to read one text
 LAST = 0x10FFFF  # the last code point
 _BLOCK = 8  # repetitions
-
-
-class DeadEnd(GptcError):
-    """A text that cannot go on: no token fits, or it can be read in too many ways."""
 
 
 def too_many_ways() -> DeadEnd:

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gptc.automaton import MOST_STACKS, DeadEnd, Machine, Stack, Stacks, too_many_ways
-from gptc.errors import UsageError
+from gptc.automaton import MOST_STACKS, Machine, Stack, Stacks, too_many_ways
+from gptc.errors import DeadEnd, UsageError
 from gptc.grammar import parse_grammar, parse_regex
 from gptc.tokenizer import Tokenizer
 

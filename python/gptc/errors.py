@@ -29,3 +29,7 @@ class EngineError(GptcError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class DeadEnd(GptcError):
+    """A text cannot go on as a regex or a grammar wants: no token fits, or too many readings do."""

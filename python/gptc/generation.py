@@ -20,9 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from gptc.automaton import DeadEnd
-from gptc.constraint import Constraint, make_constraint
-from gptc.errors import GptcError, UsageError
+from gptc.errors import DeadEnd, GptcError, UsageError
 from gptc.sampling import (
     DEFAULT_STOP,
     Sampling,
@@ -34,6 +32,7 @@ from gptc.sampling import (
 from gptc.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
+    from gptc.constraint import Constraint
     from gptc.model import FloatArray, Model, Session
 
 Finish = Literal["stop", "length", "context", "error"]
@@ -106,8 +105,12 @@ def make_request(
             f"the prompt holds token {max(tokens)}, outside the model's vocabulary of "
             f"{model.config.vocab_size}; use the tokenizer that the model was trained with"
         )
-    n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
-    constraint = make_constraint(tokenizer, n_tokens, regex=regex, grammar=grammar)
+    constraint = None
+    if regex is not None or grammar is not None:
+        from gptc.constraint import make_constraint  # most texts need none
+
+        n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
+        constraint = make_constraint(tokenizer, n_tokens, regex=regex, grammar=grammar)
     return Request(
         tokens, sampling, max_tokens, num_samples, tuple(stop), logprobs, context_shift, constraint
     )

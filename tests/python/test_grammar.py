@@ -15,11 +15,11 @@ import pytest
 
 from conftest import varied
 from gptc import automaton, constraint
-from gptc.automaton import DeadEnd, Machine
+from gptc.automaton import Machine
 from gptc.beam import beam_search
 from gptc.config import GPTConfig
 from gptc.constraint import Constraint, Place, make_constraint
-from gptc.errors import GptcError, UsageError
+from gptc.errors import DeadEnd, GptcError, UsageError
 from gptc.formats import vocabulary
 from gptc.generation import Generation, generate, make_request, stream
 from gptc.grammar import parse_grammar, parse_regex
