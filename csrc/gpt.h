@@ -3,17 +3,33 @@
  * A model is created from a configuration, trained with backward and update, read and written
  * parameter by parameter, and sampled from through a session (which owns a KV cache).
  *
- *     gpt_config config;
- *     gpt_config_preset("tiny", &config);
- *     gpt_options options = {.training = 1, .max_batch = 8, .max_seq = 128};
- *     gpt_model *model;
- *     if (gpt_model_create(&config, &options, &model) != GPT_OK) puts(gpt_last_error());
- *     gpt_model_init(model, 42);
- *     for (int step = 0; step < 1000; step++) {
- *         gpt_model_backward(model, inputs, targets, 8, 128, 1.0f, NULL);
- *         gpt_model_update(model, &adamw, &loss, &grad_norm);
+ *     #include "gpt.h"
+ *     #include <stdio.h>
+ *     #define TRY(call) if (call) { puts(gpt_last_error()); return 1; }
+ *
+ *     int main(void) {
+ *         gpt_config config;
+ *         gpt_options options = {.training = 1, .max_batch = 4, .max_seq = 32};
+ *         gpt_adamw adamw = {.lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f};
+ *         gpt_model *model;
+ *         int32_t inputs[4 * 32], targets[4 * 32];
+ *         float loss;
+ *         for (int i = 0; i < 4 * 32; i++) inputs[i] = i % 7, targets[i] = (i + 1) % 7;
+ *         TRY(gpt_config_preset("tiny", &config));
+ *         TRY(gpt_model_create(&config, &options, &model));
+ *         TRY(gpt_model_init(model, 42));
+ *         for (int step = 1; step <= 50; step++) {
+ *             TRY(gpt_model_backward(model, inputs, targets, 4, 32, 1.0f, NULL));
+ *             TRY(gpt_model_update(model, &adamw, &loss, NULL));
+ *             printf("step %d: loss %.4f\n", step, loss);
+ *         }
+ *         gpt_model_free(model);
  *     }
- *     gpt_model_free(model);
+ *
+ * gpt.h and libgpt.so lie in the folder of the Python package, which `gptc doctor` names, or where
+ * CMake has built the library:
+ *
+ *     cc example.c -IDIR -LDIR -lgpt -Wl,-rpath,DIR -o example
  *
  * Rules that hold for every function:
  *  - A function that can fail returns GPT_OK or a GPT_ERR code, and has then changed nothing. The

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,24 @@ def test_versions_agree() -> None:
     library, header = _lib.find_library()
     assert _lib.load().path == library
     assert _lib.load().lib.gpt_abi_version() == _lib.abi_version(header.read_text())
+
+
+def test_the_example_at_the_top_of_the_header_works(tmp_path: Path) -> None:
+    library, header = _lib.find_library()
+    compiler = shutil.which("cc")
+    if not compiler:
+        pytest.skip("needs a C compiler")
+    comment = header.read_text().split("*/")[0]
+    lines = re.findall(r"^ \*     (.*)$", comment, re.MULTILINE)
+    command = lines.pop().replace("cc ", "").replace("example", str(tmp_path / "example"))
+    (tmp_path / "example.c").write_text("\n".join(lines) + "\n")
+    (tmp_path / "libgpt.so").symlink_to(library)
+    (tmp_path / "gpt.h").symlink_to(header)
+    words = command.replace("DIR", str(tmp_path)).split()
+    built = subprocess.run([compiler, "-Wall", "-Wextra", *words], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert not built.stderr
+    told = subprocess.run([tmp_path / "example"], check=True, capture_output=True, text=True).stdout
+    losses = [float(line.split()[-1]) for line in told.splitlines()]
+    assert len(losses) == 50
+    assert losses[-1] < losses[0] / 4

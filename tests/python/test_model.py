@@ -329,3 +329,14 @@ def test_save_and_load(config: Config, tmp_path: Path) -> None:
     with Model.load(tmp_path / "saved", threads=1, max_batch=2) as again:
         assert again.config == config("llama")
         assert again.loss(x, y) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_readme_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["result"].loss < 1
+    assert found["logits"].shape == (8, 128, 256)
+    assert Model.load("my-model").config.block_size == 128
