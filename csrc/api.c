@@ -190,6 +190,12 @@ static int out_of_memory(gpt_model *m, const arena_plan *p) {
                 o->max_seq, free_now, way_on);
 }
 
+/* Without training, matrices get the form for products, which may be their only one, as soon as they
+ * are written. */
+static bool packs_at_once(const gpt_model *m) {
+    return !m->options.training && m->ops->packs_host_memory;
+}
+
 static int allocate_arena(gpt_model *m) {
     arena_plan p = plan_arena(&m->config, &m->options, m->ops, m->ctx, &m->layout);
     m->arena_bytes = p.total;
@@ -208,7 +214,7 @@ static int allocate_arena(gpt_model *m) {
     acts_shape shape = model_acts_shape(&m->config, &m->options);
     acts_plan(&m->config, m->ops, &shape, at, &m->acts), at += p.acts;
     m->workspace = at;
-    m->pack_stale = true;
+    m->pack_stale = !packs_at_once(m);
     params_view_set(&m->config, &m->layout, m->params, true, &m->w);
     if (m->options.training) params_view_set(&m->config, &m->layout, m->grads, false, &m->dw);
     return GPT_OK;
@@ -277,10 +283,27 @@ int gpt_model_threads(const gpt_model *m) {
     return m ? m->ops->ctx_threads(m->ctx) : 0;
 }
 
+static void pack_at_once(gpt_model *m, int i, const float *values, int64_t n) {
+    gpt_segment segment = m->layout.segments[i];
+    segment.rows = (int)(n / segment.cols); /* perhaps without padding rows, which stay zero */
+    segment.size = n;
+    if (segment.packed) m->ops->weights_pack(m->ctx, values, &segment, 0);
+}
+
+static void write_value(gpt_model *m, int i, const float *values, int64_t n) {
+    const param_slot *slot = &m->layout.slots[i];
+    float *place = m->params + slot->offset;
+    if (i == EMBEDDING) m->w.wte = place;
+    if (slot->kept) m->ops->upload(m->ctx, place, values, sizeof(float) * (size_t)n);
+    if (packs_at_once(m))
+        pack_at_once(m, i, values, n);
+    else
+        m->pack_stale = true;
+}
+
 int gpt_model_init(gpt_model *model, uint64_t seed) {
     REQUIRE(model);
     int64_t most = 0;
-    model->pack_stale = true;
     for (int i = 0; i < model->layout.n_slots; i++)
         if (model->layout.slots[i].stored > most) most = model->layout.slots[i].stored;
     float *values = malloc(sizeof(float) * (size_t)most);
@@ -288,11 +311,7 @@ int gpt_model_init(gpt_model *model, uint64_t seed) {
     for (int i = 0; i < model->layout.n_slots; i++) {
         const param_slot *slot = &model->layout.slots[i];
         params_init(slot, i, seed, values);
-        if (slot->kept)
-            model->ops->upload(model->ctx, model->params + slot->offset, values,
-                               sizeof(float) * (size_t)slot->stored);
-        else
-            model->ops->weights_pack(model->ctx, values, &model->layout.segments[i], 0);
+        write_value(model, i, values, slot->stored);
     }
     free(values);
     return model->ops->sync(model->ctx);
@@ -314,6 +333,7 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
         return fail(GPT_ERR_ARGUMENT,
                     "the model was created without training: it has no gradients or moments");
     *out = slot->kept ? buffers[tensor] + slot->offset : NULL;
+    if (tensor == GPT_TENSOR_VALUE && i == EMBEDDING) *out = m->w.wte;
     return GPT_OK;
 }
 
@@ -340,15 +360,25 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
         if (model->grads_stale) TRY(gpt_model_zero_grads(model));
         if (model->n_micro == 0) model->n_micro = 1; /* there is something to apply */
     }
-    if (place) {
+    if (tensor == GPT_TENSOR_VALUE)
+        write_value(model, i, values, n);
+    else
         model->ops->upload(model->ctx, place, values, sizeof(float) * (size_t)n);
-        if (tensor == GPT_TENSOR_VALUE) model->pack_stale = true;
-    } else {
-        gpt_segment segment = model->layout.segments[i];
-        segment.rows = (int)(n / segment.cols); /* without padding rows, which stay zero */
-        segment.size = n;
-        model->ops->weights_pack(model->ctx, values, &segment, 0);
-    }
+    return model->ops->sync(model->ctx);
+}
+
+int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int *kept) {
+    REQUIRE(model);
+    REQUIRE(values);
+    REQUIRE(kept);
+    float *place = NULL;
+    TRY(find_tensor(model, i, GPT_TENSOR_VALUE, n, &place));
+    const gpt_segment *s = &model->layout.segments[i];
+    /* Products that read the parameters themselves would read padding rows, too. */
+    *kept = i == EMBEDDING && packs_at_once(model) && (s->packed || !s->product);
+    if (!*kept) return gpt_model_write(model, i, GPT_TENSOR_VALUE, values, n);
+    model->w.wte = (float *)values; /* nothing writes there without gradients */
+    pack_at_once(model, i, values, n);
     return model->ops->sync(model->ctx);
 }
 

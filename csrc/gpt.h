@@ -56,7 +56,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 4
+#define GPT_ABI_VERSION 5
 
 enum gpt_status {
     GPT_OK = 0,
@@ -276,6 +276,10 @@ int gpt_model_threads(const gpt_model *model);
  * and in no other form: they can be written, and read in fp32 alone (else GPT_ERR_ARGUMENT). */
 int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n);
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n);
+/* Gives parameter i a value as gpt_model_write does, or goes on reading it where it is: then *kept is
+ * 1, and the values must stay there, unchanged, until the parameter is written or the model freed.
+ * That is so for the token embedding of models that keep matrices as said above. */
+int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int *kept);
 
 /* logits (B, T, V) of tokens (B, T). */
 int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, float *logits);

@@ -80,6 +80,8 @@ typedef struct params_layout {
     int64_t n_params; /* learned numbers */
 } params_layout;
 
+enum { EMBEDDING = 0 }; /* wte is the first tensor */
+
 int params_count(const gpt_config *c);
 /* The i-th tensor; false past the last. */
 bool params_slot(const gpt_config *c, int i, param_slot *out);
@@ -180,7 +182,7 @@ struct gpt_model {
     float *rope;                               /* the table of rope.c, or NULL */
     void *workspace;
     acts acts;
-    params_view w, dw;
+    params_view w, dw;  /* w.wte: where the embedding is, which may be the caller's memory */
     float *host_losses; /* (max_batch max_seq) on the host */
     bool pack_stale;    /* parameters were written since they were packed */
 
@@ -210,7 +212,7 @@ typedef struct batch {
 
 /* ---- forward.c, backward.c, decode.c, optim.c ---- */
 
-/* Brings the packed weights up to date with the kept parameters, where those were written. */
+/* Brings the packed weights up to date with the parameters, where those were written. */
 void model_pack(gpt_model *m);
 /* From acts.tokens to acts.norm_f. */
 void model_forward(gpt_model *m, const acts *a, const batch *x);

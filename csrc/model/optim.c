@@ -6,8 +6,7 @@
 void model_pack(gpt_model *m) {
     for (int i = 0; m->pack_stale && i < m->layout.n_slots; i++) {
         const gpt_segment *s = &m->layout.segments[i];
-        if (s->packed && m->layout.slots[i].kept)
-            m->ops->weights_pack(m->ctx, m->params + s->offset, s, m->options.training);
+        if (s->packed) m->ops->weights_pack(m->ctx, m->params + s->offset, s, m->options.training);
     }
     m->pack_stale = false;
 }

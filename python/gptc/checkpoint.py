@@ -123,7 +123,7 @@ class Checkpoint(Source):
             whole = pool.submit(lambda: self._weights_are_whole)
             try:
                 for name, _, _ in self.config.parameters():
-                    model.set(name, self.placement.read(name))
+                    model.lend(name, self.placement.read(name))
             finally:
                 whole.result()  # says more than what a damaged file made of the above
 

@@ -155,6 +155,7 @@ class Model:
         self._closed = False
         self._parameters = {p.name: (i, p.shape) for i, p in enumerate(config.parameters())}
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._lent: FloatArray | None = None  # what the engine reads where it is
 
     @classmethod
     def create(
@@ -221,6 +222,18 @@ class Model:
         """Replaces one parameter by an array of its shape."""
         self.write(name, "value", values)
 
+    def lend(self, name: str, values: npt.ArrayLike) -> None:
+        """As `set`, but where it can, the model goes on reading the array, which must not change.
+
+        So a model for inference reads its embedding from the file that it was mapped from.
+        """
+        index, shape = self._find(name)
+        array = _checked(name, values, shape)
+        kept = self._ffi.new("int *")
+        _lib.call("gpt_model_lend", self._open(), index, _floats(array), array.size, kept)
+        if kept[0]:
+            self._lent = array
+
     def read(self, name: str, tensor: str) -> FloatArray:
         """A copy of a parameter's "value", "grad", "moment1" or "moment2".
 
@@ -235,12 +248,7 @@ class Model:
     def write(self, name: str, tensor: str, values: npt.ArrayLike) -> None:
         """Replaces a parameter's "value", "grad", "moment1" or "moment2"."""
         index, shape = self._find(name)
-        array = np.asarray(values)
-        if array.shape != shape:
-            raise GptcError(f"{name} has the shape {shape}, not {array.shape}")
-        if not np.can_cast(array.dtype, np.float32, "safe"):
-            raise GptcError(f"{name} takes float32, not {array.dtype}; use .astype('float32')")
-        array = np.ascontiguousarray(array, np.float32)
+        array = _checked(name, values, shape)
         handle, which = self._open(), self._tensor(tensor)
         _lib.call("gpt_model_write", handle, index, which, _floats(array), array.size)
 
@@ -577,6 +585,16 @@ def _micro_batches(
         if np.ndim(values[0]) == 2:
             return list(values)
     return [values]  # type: ignore[list-item]
+
+
+def _checked(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> FloatArray:
+    """A parameter's values as the engine reads them."""
+    array = np.asarray(values)
+    if array.shape != shape:
+        raise GptcError(f"{name} has the shape {shape}, not {array.shape}")
+    if not np.can_cast(array.dtype, np.float32, "safe"):
+        raise GptcError(f"{name} takes float32, not {array.dtype}; use .astype('float32')")
+    return np.ascontiguousarray(array, np.float32)
 
 
 def _floats(array: FloatArray) -> Any:

@@ -912,6 +912,45 @@ static void test_kept_for_inference(void) {
     }
 }
 
+/* An embedding that is lent is read where it is, until it is written; a model that cannot do so copies
+ * it. Either way the model computes the same. */
+static void test_lent_embedding(void) {
+    EACH_PLACE {
+        for (int f = 0; f < families_here(); f++) {
+            const gpt_config *c = &families[f].config;
+            int T = c->block_size, is_cpu = place.options.device == GPT_DEVICE_CPU;
+            int64_t n = (int64_t)c->vocab_size * c->n_embd;
+            for (int training = 0; training < 2; training++) {
+                test_case("%s, %s", families[f].name, training ? "training" : "inference");
+                gpt_model *model = new_model(c, training, 1, 0, 0.0f);
+                int32_t *tokens = random_ints(T, c->vocab_size);
+                write_random_params(model, c);
+                double *before = read_logits(model, c, tokens, 1, T);
+                float *old = host_floats(n), *lent = malloc(sizeof(float) * (size_t)n);
+                float *back = host_floats(n);
+                EXPECT_OK(gpt_model_read(model, 0, GPT_TENSOR_VALUE, old, n));
+                for (int64_t k = 0; k < n; k++) lent[k] = (float)round_act(-0.5f * old[k]);
+
+                int kept = -1, may_keep = is_cpu && !training && (test.act_bytes == 2 || !c->tied);
+                EXPECT_OK(gpt_model_lend(model, 0, lent, n, &kept));
+                EXPECT(kept == may_keep);
+                EXPECT_OK(gpt_model_read(model, 0, GPT_TENSOR_VALUE, back, n));
+                EXPECT(memcmp(back, lent, sizeof(float) * (size_t)n) == 0);
+                double *after = read_logits(model, c, tokens, 1, T);
+                EXPECT_OK(gpt_model_write(model, 0, GPT_TENSOR_VALUE, lent, n));
+                EXPECT_SAME("written", read_logits(model, c, tokens, 1, T), after,
+                            (int64_t)T * c->vocab_size);
+                free(lent); /* nobody reads it any more */
+                EXPECT_OK(gpt_model_write(model, 0, GPT_TENSOR_VALUE, old, n));
+                EXPECT_SAME("back", read_logits(model, c, tokens, 1, T), before,
+                            (int64_t)T * c->vocab_size);
+                EXPECT(memcmp(before, after, sizeof(double) * (size_t)T) != 0);
+                gpt_model_free(model);
+            }
+        }
+    }
+}
+
 /* ---- plans ---- */
 
 static int64_t count_params(const gpt_config *c) {
@@ -1040,5 +1079,5 @@ TEST_API_MAIN({"reference", test_reference}, {"against the reference", test_agai
               {"long prompts", test_long_prompts}, {"sessions beside", test_sessions_beside},
               {"texts beside", test_texts_beside}, {"prompts beside", test_prompts_beside},
               {"session only", test_session_only}, {"kept for inference", test_kept_for_inference},
-              {"plan", test_plan}, {"preset sizes", test_preset_sizes},
-              {"session bytes", test_session_bytes})
+              {"lent embedding", test_lent_embedding}, {"plan", test_plan},
+              {"preset sizes", test_preset_sizes}, {"session bytes", test_session_bytes})

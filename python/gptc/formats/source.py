@@ -115,7 +115,7 @@ class Source(ABC):
     def load_into(self, model: Model) -> None:
         """Gives the weights to a model of the same shape."""
         for name, _, _ in self.config.parameters():
-            model.set(name, self.read(name))
+            model.lend(name, self.read(name))
 
     def check(self) -> list[str]:
         """Reads everything; returns what was found in order. GptcError names what is not."""
