@@ -22,6 +22,7 @@ const gpt_ops cuda_ops = {
     .name = "cuda " CUDA_STRING(CUDA_DTYPE),
     .act_bytes = sizeof(elem),
     .makes_activations = 0,
+    .packs_host_memory = 0,
     .thread_library_bytes = PRODUCT_WORKSPACE,
     .ctx_create = cuda_ctx_create,
     .ctx_free = cuda_ctx_free,
