@@ -283,7 +283,7 @@ def _import_torch(device: str, threads: int) -> Any:
     try:
         import torch
     except ImportError:
-        raise GptcError("comparing with PyTorch needs it: pip install 'gptc[parity]'") from None
+        raise GptcError("comparing with PyTorch needs it: pip install torch") from None
     if device == "cuda" and not torch.cuda.is_available():
         raise GptcError("this PyTorch uses no GPU; compare with it on --device cpu")
     if device == "cpu":

@@ -236,7 +236,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     if meta["version"] not in (1, DATASET_VERSION):
         raise GptcError(
             f"{path} has version {meta['version']}, and this gptc knows {DATASET_VERSION}: "
-            "pip install --upgrade gptc"
+            "upgrade with git pull && pip install . where you cloned gptc"
         )
     try:
         for source in meta["sources"]:

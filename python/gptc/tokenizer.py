@@ -517,7 +517,10 @@ def load_tokenizer(folder_or_file: Path) -> Tokenizer:
     if not isinstance(saved, dict):
         saved = {}
     if isinstance(saved.get("version"), int) and saved["version"] > _FILE_VERSION:
-        raise GptcError(f"{path} was written by a newer gptc: pip install --upgrade gptc")
+        raise GptcError(
+            f"{path} was written by a newer gptc: upgrade with git pull && pip install . where you "
+            "cloned it"
+        )
     tokenizer = _from_json(saved)
     if tokenizer is not None and tokenizer.has_token(saved.get("bos")):
         tokenizer.bos = saved["bos"]
