@@ -28,8 +28,8 @@ from gptc.errors import GptcError
 from gptc.model import AdamW, FloatArray, Model, TokenArray
 from gptc.progress import amount, plural
 
-# What is optional: the distribution, what it is for, and what installs it. Extras of gptc itself are
-# not named: on PyPI that name is another project's.
+# What is optional: the distribution, what it is for, and what installs it. No extras of gptc:
+# on PyPI that name is another project's.
 PACKAGES = (
     ("nvidia-cublas", "--device cuda without a CUDA toolkit", "pip install nvidia-cublas"),
     ("pyarrow", "data in .parquet", "pip install pyarrow"),

@@ -141,6 +141,22 @@ def test_a_model_goes_only_where_it_can(config: Config, tmp_path: Path) -> None:
         export_model(byte, "heimerl", tmp_path / "out", dtype="q8_0")
 
 
+def test_an_export_keeps_the_tokenizer_of_another_model(config: Config, tmp_path: Path) -> None:
+    """a.old and a.bin share a_tokenizer.bin."""
+    first = make(config("llama"), folder=tmp_path / "first")
+    other = make(config("llama", vocab_size=300), folder=tmp_path / "other")
+    out, file = tmp_path / "out", tmp_path / "out" / "a_tokenizer.bin"
+    export_model(first, "llama2.c", out / "a.old")
+    kept = file.read_bytes()
+    with pytest.raises(UsageError, match=r"a_tokenizer\.bin exists already, .* --force"):
+        export_model(other, "llama2.c", out / "a.bin")
+    assert file.read_bytes() == kept
+    assert sorted(path.name for path in out.iterdir()) == ["a.old", "a_tokenizer.bin"]
+    export_model(first, "llama2.c", out / "a.int8", dtype="int8")  # the same tokenizer
+    export_model(other, "llama2.c", out / "a.bin", replace=True)
+    assert file.read_bytes() != kept
+
+
 @pytest.mark.parametrize("kind", ["linear", "llama3"])
 def test_scaled_rotary_frequencies_go_into_gguf(config: Config, tmp_path: Path, kind: str) -> None:
     values = {"rope_scaling": kind, "rope_factor": 8.0}
