@@ -349,6 +349,17 @@ def test_info_of_a_run_and_a_checkpoint(gptc: Gptc, arguments: list[str], tmp_pa
     assert "256 x 32" in weights
 
 
+def test_info_shows_no_text_that_commands_the_terminal(gptc: Gptc, tmp_path: Path) -> None:
+    text = "begin \x1b[2J \x9b2J \x7f \u202e \U000e0001 end é\n" * 20
+    (tmp_path / "text").write_text(text)
+    assert gptc("prepare", tmp_path / "text", "--out", tmp_path / "data").code == 0
+    for arguments in ((), ("--json",)):
+        ran = gptc("info", tmp_path / "data", *arguments)
+        assert all(line.isprintable() for line in ran.out.splitlines())
+        assert "end é" in ran.out
+    assert json.loads(ran.out)["splits"]["train"]["sample"].startswith(text[:40])
+
+
 def test_info_of_a_dataset_and_a_shard(gptc: Gptc, dataset_folder: Path) -> None:
     found = json.loads(gptc("info", dataset_folder, "--json").out)
     assert found["kind"] == "dataset"

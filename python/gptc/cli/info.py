@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, printable
 
 if TYPE_CHECKING:
     from gptc.formats import Source
@@ -29,7 +29,7 @@ Examples:
 def info_command(path: Path, as_json: bool) -> None:
     """Show what PATH holds: a run, a checkpoint, a model in any format, a dataset or a shard."""
     found = describe(path)
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else _table(found))
+    click.echo(_json(found) if as_json else _table(found))
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -157,7 +157,12 @@ def _tokenizer(source: Source) -> str | None:
     return f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens{begin}"
 
 
-# ---- tables ----
+# ---- as text: names and texts of others must not command the terminal ----
+
+
+def _json(found: dict[str, Any]) -> str:
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def _table(found: dict[str, Any]) -> str:
@@ -187,7 +192,7 @@ def _table(found: dict[str, Any]) -> str:
         rows = [("safetensors", found["path"])]
         rows += [(name, " x ".join(map(str, shape))) for name, shape in found["tensors"].items()]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(printable(f"{name:<{width}}  {value}") for name, value in rows)
 
 
 def _metrics_line(line: dict[str, Any]) -> str:
