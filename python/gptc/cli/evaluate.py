@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -115,9 +114,7 @@ def _dataset(checkpoint: Source, data: str | None) -> Dataset:
             raise GptcError(f"{checkpoint.path} was not trained by gptc: name its --data")
         data = str(trainer["options"]["data"])
     own = checkpoint.tokenizer()
-    # A prepared folder keeps the tokenizer that it has.
-    wanted = own.kind if Path(data).is_dir() else tokenizer_argument(own, checkpoint)
-    dataset = resolve_dataset(data, wanted)
+    dataset = resolve_dataset(data, tokenizer_argument(own, checkpoint, data))
     check_vocabulary(checkpoint, own, dataset)
     return dataset
 
