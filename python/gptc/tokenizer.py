@@ -49,6 +49,9 @@ _GPT2_FILE = hashlib.sha1(_GPT2_URL.encode()).hexdigest()  # its name in tiktoke
 _GPT2_END_OF_TEXT = 50256
 _BPE_VOCAB_SIZE = 2048  # of "bpe" without a size
 _BPE_TRAIN_BYTES = 64 << 20  # more text than this does not change which pairs are frequent
+# Bytes of a word that are learned from together. A merge is made in time that goes with the length
+# of the words it is in, which is that of a file where one has no spaces, such as DNA or base64.
+_BPE_WORD = 255  # also the longest token that llm.c's files can hold
 # How GPT-2 cuts text into the pieces that merges apply to.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -295,11 +298,16 @@ class BpeTokenizer(Tokenizer):
     @classmethod
     def train(cls, text: str, vocab_size: int) -> BpeTokenizer:
         """The tokenizer that learns its pieces from `text`: the most frequent pairs, one by one."""
+        from tokenizers import Regex, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Trained
-        from tokenizers import models, pre_tokenizers, trainers
 
         trained = Trained(models.BPE())
-        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trained.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+                pre_tokenizers.Split(Regex(f".{{{_BPE_WORD}}}"), "isolated"),
+            ]
+        )
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

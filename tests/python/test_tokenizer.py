@@ -375,6 +375,16 @@ def test_bpe_expresses_any_text_and_never_merges_across_documents(bpe: BpeTokeni
     assert not any(b"endoftext" in piece for piece in bpe.merged)
 
 
+def test_bpe_learns_from_text_without_spaces() -> None:
+    """It took minutes: now nothing that it learns from is longer than what a token may hold."""
+    dna = "".join(random.Random(1).choices("ACGT", k=100_000)).encode()
+    learned = make_tokenizer("bpe:400", [dna])
+    assert learned.vocab_size == 400
+    assert len(learned.encode_bytes(dna[:1000])) < 400
+    longest = max(make_tokenizer("bpe:5000", [b"a" * 100_000]).pieces, key=len)
+    assert longest == b"a" * 255
+
+
 def test_bpe_cut_changes_no_token(bpe: BpeTokenizer) -> None:
     data = TEXT.encode()
     whole = list(bpe.encode_bytes(data))
