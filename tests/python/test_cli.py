@@ -63,6 +63,13 @@ def test_the_table_of_commands_is_true() -> None:
             assert command.name == name
 
 
+@pytest.mark.parametrize("arguments", [[], ["bench"]])
+def test_a_group_alone_shows_its_help(gptc: Gptc, arguments: list[str]) -> None:
+    ran = gptc(*arguments)
+    assert (ran.code, ran.err) == (2, "")
+    assert ran.out.startswith(f"Usage: {' '.join(['gptc', *arguments])} [OPTIONS]")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(gptc: Gptc, name: str) -> None:
     ran = gptc(name, "--help")
@@ -144,12 +151,6 @@ def test_errors_are_one_clear_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_arguments_is_a_request_for_help(gptc: Gptc) -> None:
-    ran = gptc()
-    assert ran.code == 2
-    assert "Commands:" in ran.out + ran.err
-
-
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     for arguments in (["--debug", "info", "nowhere"], ["info", "nowhere", "--debug"]):
         process = spawn(*arguments, cwd=tmp_path)
@@ -176,6 +177,13 @@ def test_an_interrupt_is_130(gptc: Gptc, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("gptc.cli.info.describe", interrupted)
     assert gptc("info", "x").code == 130
+
+
+def test_an_interrupt_while_the_program_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = spawn("info", "x", cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+    assert (process.communicate(timeout=30), process.returncode) == (("", ""), 130)
 
 
 @pytest.mark.parametrize("command", ["train", "infer", "eval", "bench train", "bench ops"])

@@ -49,15 +49,34 @@ _WHY = {
     help='Many, one JSON a line: {"prompt": …}. Texts come as such lines.  - : stdin.',
 )  # fmt: skip
 @click.option("--temperature", type=float, default=0.7, show_default=True, help="0: greedy.")
-@click.option("--top-k", type=SIZE, default=0, metavar="N", help="Keep the N likeliest; 0: all.")
-@click.option("--top-p", type=float, default=1.0, help="Keep this much probability; 1: all.")
-@click.option("--min-p", type=float, default=0.0, help="Drop below this share of the likeliest.")
-@click.option("--typical-p", type=float, default=1.0, help="Keep the most typical; 1: all.")
-@click.option("--repetition-penalty", type=float, default=1.0, help="Divides logits.  1: none.")
 @click.option(
-    "--presence-penalty", type=float, default=0.0, help="Off the logit of what was there."
-)
-@click.option("--frequency-penalty", type=float, default=0.0, help="The same, for each time.")
+    "--top-k", type=SIZE, default=0, show_default=True, metavar="N",
+    help="Keep the N likeliest; 0: all.",
+)  # fmt: skip
+@click.option(
+    "--top-p", type=float, default=1.0, show_default=True,
+    help="Keep this much probability; 1: all.",
+)  # fmt: skip
+@click.option(
+    "--min-p", type=float, default=0.0, show_default=True,
+    help="Drop below this share of the likeliest.",
+)  # fmt: skip
+@click.option(
+    "--typical-p", type=float, default=1.0, show_default=True,
+    help="Keep the most typical; 1: all.",
+)  # fmt: skip
+@click.option(
+    "--repetition-penalty", type=float, default=1.0, show_default=True,
+    help="Divides logits.  1: none.",
+)  # fmt: skip
+@click.option(
+    "--presence-penalty", type=float, default=0.0, show_default=True,
+    help="Off the logit of what was there.",
+)  # fmt: skip
+@click.option(
+    "--frequency-penalty", type=float, default=0.0, show_default=True,
+    help="The same, for each time.",
+)  # fmt: skip
 @click.option(
     "--penalty-last-n", type=SIZE, default=64, show_default=True, metavar="N",
     help="Tokens that penalties look back; 0: all.",
@@ -67,8 +86,14 @@ _WHY = {
     help="Add X to a token's logit; -inf: never. May be repeated.",
 )  # fmt: skip
 @click.option("--beams", type=COUNT, metavar="N", help="The likeliest text, by N beams.")
-@click.option("--max-tokens", type=COUNT, default=256, show_default=True, metavar="N")
-@click.option("--num-samples", type=COUNT, default=1, show_default=True, metavar="N")
+@click.option(
+    "--max-tokens", type=COUNT, default=256, show_default=True, metavar="N",
+    help="Tokens to write at most.",
+)  # fmt: skip
+@click.option(
+    "--num-samples", type=COUNT, default=1, show_default=True, metavar="N",
+    help="Texts to write, each another one.",
+)  # fmt: skip
 @click.option("--seed", type=SIZE, metavar="N", help="The same text again.  [random]")
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="End before it; may be repeated.  [<|endoftext|>]"
@@ -86,13 +111,17 @@ _WHY = {
     "--draft", metavar="PATH",
     help="A small model that guesses ahead: the same text, sooner.  ngram: the text itself does.",
 )  # fmt: skip
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option(
-    "--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
     help="auto: bf16 where that is faster.",
 )  # fmt: skip
 @click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Round the weights: faster.")
-@click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
+@click.option(
+    "--threads", type=SIZE, default=0, show_default=True, metavar="N", help="0: one for each core."
+)
 @click.option(
     "--batch-size", type=COUNT, default=16, show_default=True, metavar="N",
     help="Texts decoded at a time, with --prompts.",
