@@ -98,7 +98,7 @@ def make_request(
     if len(tokens) > model.config.block_size and not context_shift:
         raise GptcError(
             f"the prompt has {len(tokens):,} tokens, more than the model's context of "
-            f"{model.config.block_size:,}; shorten it"
+            f"{model.config.block_size:,}; shorten it, or go on from its end with --context-shift"
         )
     if max(tokens) >= model.config.vocab_size:
         raise GptcError(

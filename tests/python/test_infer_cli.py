@@ -169,6 +169,19 @@ def test_a_context_that_shifts(infer: Callable[..., Any]) -> None:
     assert (shifted["finish"], shifted["tokens"]) == ("length", 100)
 
 
+def test_a_full_context_is_no_silent_end(infer: Callable[..., Any]) -> None:
+    ran = infer("-p", "Once", "--max-tokens", 100)
+    words = "note: the model's context of 48 tokens is full"
+    shift = ": --context-shift goes on from its newer half\n"
+    assert (ran.code, ran.err) == (0, words + shift)
+    assert infer("-p", "Once", "--max-tokens", 100, "--raw").err == words + shift
+    assert infer("-p", "Once", "--max-tokens", 100, "--beams", 2).err == f"{words}\n"
+    assert infer("-p", "Once", "--max-tokens", 100, "--context-shift").err == ""
+    ran = infer("-p", "x" * 60)
+    assert (ran.code, ran.out) == (1, "")
+    assert "or go on from its end with --context-shift" in ran.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -25,11 +25,7 @@ COMMANDS = {
     "import": ("gptc.cli.interchange", "import_command", "Make a checkpoint of others' models."),
     "export": ("gptc.cli.interchange", "export_command", "Write a model in others' formats."),
     "verify": ("gptc.cli.interchange", "verify_command", "Check that a file or folder is whole."),
-    "bench": (
-        "gptc.cli.bench",
-        "bench_command",
-        "Measure how fast training and writing are.",
-    ),
+    "bench": ("gptc.cli.bench", "bench_command", "Measure how fast training and writing are."),
     "doctor": ("gptc.cli.doctor", "doctor_command", "Check what works on this machine."),
 }
 

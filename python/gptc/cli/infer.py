@@ -34,11 +34,6 @@ Examples:
   echo "The king" | gptc infer -m runs/tiny-shakespeare
 """
 
-_WHY = {
-    "context": "the model's context is full",
-    "length": "--max-tokens is reached",
-}
-
 
 @click.command("infer", epilog=_EPILOG)
 @click.option("-m", "--model", metavar="PATH", help="Any model.  [the newest]")
@@ -374,6 +369,8 @@ class _Writer:
             out.write(self._tokenizer.decode_bytes(new))
             out.flush()
             written += len(new)
+            if sample.finish == "context":
+                click.echo(f"note: {self._why_full()}", err=True)
 
     def print_json(self, prompt: str) -> None:
         """One object with every sample."""
@@ -419,11 +416,20 @@ class _Writer:
         assert self._beams
         return beam_search(self._gpt, self._tokenizer, request, self._beams)
 
+    def _why_full(self) -> str:
+        goes_on = "" if self._beams else ": --context-shift goes on from its newer half"
+        return f"the model's context of {self._gpt.config.block_size:,} tokens is full{goes_on}"
+
     def _tell(self, samples: list[Sample], seconds: float) -> None:
+        ends = {sample.finish for sample in samples}
         if not sys.stderr.isatty():
+            if "context" in ends:  # not an end that was asked for
+                click.echo(f"note: {self._why_full()}", err=True)
             return
         n_tokens = sum(sample.n_tokens for sample in samples)
-        reasons = {_WHY[s.finish] for s in samples if s.finish in _WHY}
+        reasons = {self._why_full()} if "context" in ends else set()
+        if "length" in ends:
+            reasons.add("--max-tokens is reached")
         if any(s.finish == "stop" and s.n_tokens == 0 for s in samples):
             reasons.add("the text has ended")
         why = f"; {', '.join(sorted(reasons))}" if reasons else ""
