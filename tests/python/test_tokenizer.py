@@ -20,6 +20,7 @@ from gptc.tokenizer import (
     Gpt2Tokenizer,
     StreamDecoder,
     Tokenizer,
+    bpe_size,
     character_cut,
     load_tokenizer,
     make_tokenizer,
@@ -407,7 +408,11 @@ def test_bpe_is_saved_and_refuses_altered_files(bpe: BpeTokenizer, tmp_path: Pat
             load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bpe:257", "bpe:x", "bpe:", "bpe:-3", "bpe:99999999"])
+@pytest.mark.parametrize("name", ["bpe:257", "bpe:x", "bpe:", "bpe:-3", "bpe:99999999", "bpe:2M"])
 def test_bpe_needs_a_sensible_size(name: str) -> None:
-    with pytest.raises(UsageError, match="vocabulary size"):
+    with pytest.raises(UsageError, match=f"{name}: the vocabulary size .* 258 to 1,048,576"):
         make_tokenizer(name, [b"text"])
+
+
+def test_bpe_sizes_take_a_suffix() -> None:
+    assert bpe_size("bpe:4K") == bpe_size("bpe:4000") == 4000
