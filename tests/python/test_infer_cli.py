@@ -68,18 +68,22 @@ def test_prompts_come_back_in_order_with_their_texts(
         ("{", "no JSON"),
         ("[" * 100_000, "no JSON"),
         ('{"text": "x"}', 'no "prompt"'),
-        ('{"prompt": 5}', 'no "prompt"'),
+        ('{"prompt": 5}', "prompt is 5; it must be a text"),
+        ("5", 'no "prompt"'),
+        ('{"prompt": "x", "max_tokens": -1}', "max_tokens is -1; it must be at least 1"),
+        ('{"prompt": "x", "max_tokens": 1000.0}', "max_tokens is 1000.0; it must be a whole"),
+        ('{"prompt": "x", "logprobs": -1}', "logprobs is -1; it must be 0 or more"),
         (
             '{"prompt": "x", "max_tokens": "many"}',
             "max_tokens is 'many'; it must be a whole number",
         ),
-        ('{"prompt": "x", "top_p": 7}', "top-p is 7"),
-        ('{"prompt": "x", "num_samples": 0}', "num-samples is 0"),
+        ('{"prompt": "x", "top_p": 7}', "top_p is 7"),
+        ('{"prompt": "x", "num_samples": 0}', "num_samples is 0"),
         ('{"prompt": "x", "stop": [1]}', "stop must be a list of texts"),
-        ('{"prompt": "x", "top_k": 99999999999}', "top-k is 99999999999"),
+        ('{"prompt": "x", "top_k": 99999999999}', "top_k is 99999999999"),
         ('{"prompt": "x", "temperature": 1%s}' % ("0" * 400), "too large"),
         ('{"prompt": "x", "temperature": 1e39}', "temperature is 1e+39"),
-        ('{"prompt": "x", "top_p": 1e-50}', "top-p is 1e-50"),
+        ('{"prompt": "x", "top_p": 1e-50}', "top_p is 1e-50"),
         ('{"prompt": "\\ud800"}', "U+D800"),
         (json.dumps({"prompt": "x" * 60}), "the prompt has 60 tokens"),
     ],
@@ -128,6 +132,14 @@ def test_json_with_log_probabilities(infer: Callable[..., Any]) -> None:
         assert entry["logprob"] <= entry["top"][0]["logprob"] <= 0
         assert len(entry["top"]) == 2
         assert set(entry) == {"id", "token", "logprob", "top"}
+
+
+def test_a_line_may_ask_for_log_probabilities(infer: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "p").write_text('{"prompt": "a", "logprobs": 1}\n"a"\n')
+    ran = infer("--prompts", tmp_path / "p", "--max-tokens", 3)
+    asked, plain = (json.loads(line)["samples"][0] for line in ran.out.splitlines())
+    assert [len(entry["top"]) for entry in asked["logprobs"]] == [1, 1, 1]
+    assert "logprobs" not in plain
 
 
 def test_raw_bytes_are_nothing_but_bytes(
