@@ -656,8 +656,11 @@ def test_a_model_by_its_name_on_the_hub(config: Config, tmp_path: Path) -> None:
         assert ran.returncode == 0
         ran = run("import", "owner/other", "--out", "no")
         assert ran.returncode == 1
-        assert ran.stderr.startswith("gptc: error: owner/other does not exist here, and cannot be")
+        words = "owner/other does not exist here; check the path. Nor can a model of that name be"
+        assert ran.stderr.startswith(f"gptc: error: {words} downloaded: the hub knows no such")
         assert len(ran.stderr.splitlines()) == 1
+        ran = run("infer", "-m", "runs/tiny-texd")
+        assert "does not exist here; did you mean runs/tiny-text? Nor can" in ran.stderr
     finally:
         server.shutdown()
     again = run("import", "owner/tiny", "--out", "again", HF_HUB_OFFLINE="1")
