@@ -172,8 +172,8 @@ class Dataset:
         if split == "val":
             fix = fix or "prepare it again with a larger --val-fraction"
         return GptcError(
-            f"the {split} split of {self.folder} has {n} tokens, and {n_needed} are needed: "
-            f"{fix or 'prepare more text'}"
+            f"the {split} split of {self.folder} has {n} token{'' if n == 1 else 's'} of "
+            f"{n_needed} that are needed: {fix or 'prepare more text'}"
         )
 
     def describe(self) -> dict[str, Any]:

@@ -280,13 +280,22 @@ def _verify_folder(path: Path) -> tuple[str, list[str]]:
         return source.format, _verify_model(source)
     saved = list_checkpoints(path)
     if saved:
-        checks = [
-            f"{folder.name}: {line}"
-            for folder in saved
-            for line in _verify_model(Checkpoint(folder))
-        ]
-        return "run", checks
+        return "run", _verify_checkpoints(saved)
     raise GptcError(f"{path} holds no model, run or dataset; name a file or folder that does")
+
+
+def _verify_checkpoints(folders: list[Path]) -> list[str]:
+    """What was found in each. GptcError names all that are damaged, and those that are whole."""
+    checks, whole, problems = [], [], []
+    for folder in folders:
+        try:
+            checks += [f"{folder.name}: {line}" for line in _verify_model(Checkpoint(folder))]
+            whole.append(folder.name)
+        except GptcError as error:
+            problems.append(str(error))
+    if problems:
+        raise GptcError("; ".join([*problems, f"whole are: {', '.join(whole) or 'none'}"]))
+    return checks
 
 
 def _verify_model(source: Source) -> list[str]:
@@ -338,5 +347,5 @@ def _verify_state(path: Path) -> list[str]:
     # llm.c's own test allows as much.
     for what, difference in differences.items():
         if not difference <= 1e-2:
-            raise GptcError(f"{path}: {what} differ by {difference:g} from those of {model_file}")
-    return [f"{what} differ by at most {d:.2g}" for what, d in differences.items()]
+            raise GptcError(f"{path}: {what} off by {difference:g} from what {model_file} computes")
+    return [f"{what} off by at most {d:.2g}" for what, d in differences.items()]

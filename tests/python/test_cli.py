@@ -179,6 +179,16 @@ def test_an_interrupt_is_130(gptc: Gptc, monkeypatch: pytest.MonkeyPatch) -> Non
     assert gptc("info", "x").code == 130
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_standard_output() -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "gptc", "--help"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    words = "gptc: error: standard output, or a file: No space left on device\n"
+    assert (ran.returncode, ran.stderr) == (1, words)
+
+
 def test_an_interrupt_while_the_program_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])

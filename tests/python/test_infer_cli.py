@@ -199,6 +199,7 @@ def test_a_full_context_is_no_silent_end(infer: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["-p", "x", "-p", "y"], "-p is given twice: put several prompts into a file"),
         (["-p", "x", "--prompts", "y"], "-p and --prompts exclude each other"),
         (["--json", "--raw"], "--json and --raw exclude each other"),
         (["-p", "x", "--logprobs", "2"], "--logprobs are part of JSON"),

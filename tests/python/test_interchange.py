@@ -127,10 +127,11 @@ def test_a_model_goes_only_where_it_can(config: Config, tmp_path: Path) -> None:
     llama = make(config("llama", rope_theta=5e5), folder=tmp_path / "llama")
     byte = make(config("byte"), folder=tmp_path / "byte")
     refused = [
-        (llama, "llm.c", "llm.c computes GPT-2 only: this is a model of the llama family"),
+        (llama, "llm.c", "llm.c .*: this is a model of the llama family.*; .* --to hf or gguf$"),
         (gpt2, "llama2.c", "llama2.c computes Llama only: this is a model of the gpt2 family"),
         (llama, "llama2.c", "rope_theta is 500000, and llama2.c's 10000"),
-        (gpt2, "heimerl", "this is a model of the gpt2 family"),
+        (gpt2, "heimerl", "this is a model of the gpt2 family.*; .* --to hf or gguf$"),
+        (byte, "llm.c", "this is a model of the byte family.*; .* --to hf$"),
         (byte, "gguf", "llama.cpp computes no model of the byte family"),
     ]
     for source, to, message in refused:
@@ -363,7 +364,11 @@ def test_verify_looks_at_every_checkpoint_of_a_run(config: Config, tmp_path: Pat
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(GptcError, match=r"ckpt-000003/model\.safetensors was altered or damaged"):
+    message = r"ckpt-000003/model\.safetensors was altered or damaged: .*; whole are: ckpt-000006$"
+    with pytest.raises(GptcError, match=message):
+        verify(tmp_path / "run")
+    (tmp_path / "run" / "ckpt-000006" / "config.json").write_text("{}")
+    with pytest.raises(GptcError, match=r"ckpt-000003/.*ckpt-000006/.*; whole are: none$"):
         verify(tmp_path / "run")
 
 

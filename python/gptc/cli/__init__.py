@@ -159,7 +159,9 @@ def run(args: list[str], debug: bool = False) -> int:
     except OSError as error:
         if debug:
             raise
-        _print_error(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        # What has no name is a stream, or a file that was open already.
+        where = error.filename or "standard output, or a file"
+        _print_error(f"{where}: {error.strerror or error}")
         return 1
     except Exception as error:
         if debug:

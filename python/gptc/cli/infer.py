@@ -35,9 +35,18 @@ Examples:
 """
 
 
+def _once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """The one prompt that was given. Of several, click would take the last without a word."""
+    if len(given) > 1:
+        raise UsageError("-p is given twice: put several prompts into a file, for --prompts")
+    return given[0] if given else None
+
+
 @click.command("infer", epilog=_EPILOG)
 @click.option("-m", "--model", metavar="PATH", help="Any model.  [the newest]")
-@click.option("-p", "--prompt", metavar="TEXT", help="Text to continue.")
+@click.option(
+    "-p", "--prompt", metavar="TEXT", multiple=True, callback=_once, help="Text to continue."
+)  # fmt: skip
 @click.option("--prompt-file", type=click.Path(path_type=Path), metavar="FILE", help="- : stdin.")
 @click.option(
     "--prompts", type=click.Path(path_type=Path), metavar="FILE",

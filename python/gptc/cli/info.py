@@ -136,6 +136,7 @@ def _describe_model(source: Source) -> dict[str, Any]:
         "parameters_by_part": parts,
         "config": config.to_dict(),
         "tokenizer": _tokenizer(source),
+        "notes": list(source.notes),
         "files": {f.name: f.stat().st_size for f in files if f.is_file()},
     }
 
@@ -228,6 +229,7 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("vocabulary", f"{config['vocab_size']:,} ({found['tokenizer'] or 'no tokenizer'})"),
     ]
+    rows += [("note", note) for note in found["notes"]]
     if "training" in found:
         training = found["training"]
         rows.append(

@@ -195,8 +195,10 @@ def prepare_command(
 
 
 def _summary(dataset: Dataset) -> str:
+    from gptc.progress import plural
+
     splits = [split for split in ("train", "val") if dataset.n_tokens(split)]
-    width = max(len(f"{dataset.n_tokens(split):,}") for split in splits)
+    width = max(len(plural(dataset.n_tokens(split), "token")) for split in splits)
     lines = []
     for source in dataset.meta["sources"]:
         name = "standard input" if source["source"] == "-" else source["source"]
@@ -208,9 +210,8 @@ def _summary(dataset: Dataset) -> str:
     for split in splits:
         n_shards = len(dataset.shards(split))
         lines.append(
-            f"{split:<6} {dataset.n_tokens(split):>{width},} tokens, "
-            f"{dataset.bytes_per_token(split):.2f} bytes per token, "
-            f"{n_shards} shard{'' if n_shards == 1 else 's'}"
+            f"{split:<6} {plural(dataset.n_tokens(split), 'token'):>{width}}, "
+            f"{dataset.bytes_per_token(split):.2f} bytes per token, {plural(n_shards, 'shard')}"
         )
     was = "is already there" if dataset.already_there else "is written"
     lines.append(f"The dataset {was}: {dataset.folder}")

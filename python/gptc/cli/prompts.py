@@ -124,6 +124,7 @@ def answer(
     A line that cannot be answered is given back with its error, and the command ends with 1.
     """
     from gptc.generation import Decoder
+    from gptc.progress import plural
 
     answers = _Answers(tokenizer, sys.stdout)
     begin = time.perf_counter()
@@ -134,13 +135,13 @@ def answer(
     if sys.stderr.isatty():
         speed = answers.n_tokens / (time.perf_counter() - begin)
         click.echo(
-            f"{answers.n_prompts} prompts, {answers.n_tokens} tokens, {speed:,.0f} tokens/s",
+            f"{plural(answers.n_prompts, 'prompt')}, {plural(answers.n_tokens, 'token')}, "
+            f"{speed:,.0f} tokens/s",
             err=True,
         )
     if answers.n_failed:
-        raise GptcError(
-            f"{answers.n_failed} of {answers.n_prompts} prompts failed; their lines say why"
-        )
+        n_prompts = plural(answers.n_prompts, "prompt")
+        raise GptcError(f"{answers.n_failed} of {n_prompts} failed: their lines say why")
 
 
 def _samples(
