@@ -182,8 +182,10 @@ def new_struct(kind: str, **fields: int | float) -> Any:
     for name, value in fields.items():
         try:
             setattr(struct, name, value)
-        except (OverflowError, TypeError):
+        except OverflowError:
             raise GptcError(f"{name} is {value!r}, which is out of range") from None
+        except TypeError:
+            raise GptcError(f"{name} is {value!r}; it must be a number of its kind") from None
     return struct
 
 

@@ -236,8 +236,8 @@ def ops_table(bench: dict[str, Any]) -> str:
         )
     rest = bench["step_ms"] - sum(op["ms"] for op in bench["ops"])
     lines.append(f"{'outside ops':40}{rest:10.3f}{rest / bench['step_ms']:7.1%}")
-    busy = ", ".join(f"{share:.1%}" for share in bench["busy"])
-    lines.append(f"threads at work in ops: {busy} of the time")
+    busy = ", ".join(f"{share:.0%}" for share in bench["busy"])
+    lines.append(f"of the time in ops, each thread was at work for: {busy}")
     lines.append(
         f"peaks, measured: {bench['peak_flops'] / 1e9:,.0f} GFLOP/s in {bench['dtype']}; "
         f"{bench['peak_bytes'] / 1e9:.1f} GB/s copying memory (what lies in cache can be faster)"
@@ -283,7 +283,7 @@ def _import_torch(device: str, threads: int) -> Any:
     try:
         import torch
     except ImportError:
-        raise GptcError("comparing with PyTorch needs it: pip install 'gptc[parity]'") from None
+        raise GptcError("comparing with PyTorch needs it: pip install torch") from None
     if device == "cuda" and not torch.cuda.is_available():
         raise GptcError("this PyTorch uses no GPU; compare with it on --device cpu")
     if device == "cpu":

@@ -162,7 +162,9 @@ def bench_infer(
     report: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
     """Times decoding, by so many sequences, and a prompt, of a random model in each dtype."""
-    n_prompt = min(n_prompt, config.block_size)
+    if n_prompt > config.block_size:
+        n_prompt = config.block_size
+        report(f"prompts of {n_prompt} tokens: the model's context has no room for more")
     with (
         tempfile.TemporaryDirectory(prefix="gptc-bench-") as folder,
         Model.create(config, device="cpu", training=False, max_batch=0, threads=threads) as weights,
@@ -172,7 +174,8 @@ def bench_infer(
         times: dict[str, list[list[float]]] = {c.name: [] for c in contenders}
         for turn in range(-1, turns):  # the first one is not counted
             for c in contenders:
-                report(f"turn {turn + 1} of {turns}: {c.name}")
+                which = "warming up" if turn < 0 else f"turn {turn + 1} of {turns}:"
+                report(f"{which} {c.name}")
                 took = [c.decode(n, _steps(n)) / _steps(n) for n in batches]
                 if turn >= 0:
                     times[c.name].append([*took, c.prefill(n_prompt)])

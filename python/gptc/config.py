@@ -38,7 +38,15 @@ class Parameter(NamedTuple):
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a model. `check()` says whether such a model can exist."""
+    """The shape of a model, such as `GPTConfig.preset("tiny", vocab_size=256)`.
+
+    `vocab_size` is the number of different tokens, `block_size` the longest sequence, `n_embd` the
+    width, `n_ff` the hidden width of the feed-forward layers. With `n_kv_head` below `n_head`,
+    queries share keys and values. `norm` ("layernorm", "rmsnorm"), of which `norm_weight` says
+    whether they learn a scale, `pos` ("learned", "rope", "rope_wide") and `activation` ("gelu",
+    "swish", "swiglu") choose the layers; `tied` makes the token embedding the output head. The
+    `rope_` fields are for rotary positions. `check()` says whether such a model can exist.
+    """
 
     vocab_size: int
     block_size: int  # the longest sequence, in tokens

@@ -172,8 +172,8 @@ class Dataset:
         if split == "val":
             fix = fix or "prepare it again with a larger --val-fraction"
         return GptcError(
-            f"the {split} split of {self.folder} has {n} tokens, and {n_needed} are needed: "
-            f"{fix or 'prepare more text'}"
+            f"the {split} split of {self.folder} has {n} token{'' if n == 1 else 's'} of "
+            f"{n_needed} that are needed: {fix or 'prepare more text'}"
         )
 
     def describe(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     if meta["version"] not in (1, DATASET_VERSION):
         raise GptcError(
             f"{path} has version {meta['version']}, and this gptc knows {DATASET_VERSION}: "
-            "pip install --upgrade gptc"
+            "upgrade with git pull && pip install . where you cloned gptc"
         )
     try:
         for source in meta["sources"]:

@@ -28,13 +28,14 @@ from gptc.errors import GptcError
 from gptc.model import AdamW, FloatArray, Model, TokenArray
 from gptc.progress import amount, plural
 
-# What is optional: the distribution, what it is for, and what installs it.
+# What is optional: the distribution, what it is for, and what installs it. No extras of gptc:
+# on PyPI that name is another project's.
 PACKAGES = (
-    ("nvidia-cublas", "--device cuda without a CUDA toolkit", "pip install 'gptc[cuda]'"),
-    ("pyarrow", "data in .parquet", "pip install 'gptc[data]'"),
-    ("zstandard", "data in .zst", "pip install 'gptc[data]'"),
-    ("sentencepiece", "SentencePiece tokenizers", "pip install 'gptc[data]'"),
-    ("torch", "gptc bench --against torch", "pip install 'gptc[parity]'"),
+    ("nvidia-cublas", "--device cuda without a CUDA toolkit", "pip install nvidia-cublas"),
+    ("pyarrow", "data in .parquet", "pip install pyarrow"),
+    ("zstandard", "data in .zst", "pip install zstandard"),
+    ("sentencepiece", "SentencePiece tokenizers", "pip install sentencepiece"),
+    ("torch", "gptc bench --against torch", "pip install torch"),
 )
 
 # The largest relative errors: of the loss, of the gradient (all of it, as a vector) and of the loss

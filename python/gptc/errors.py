@@ -5,6 +5,11 @@ from __future__ import annotations
 _LONGEST = 2000  # characters of a message
 
 
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is: what it could take for a command is spelt out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class GptcError(Exception):
     """Something went wrong for a reason outside the program. The command line exits with 1.
 
@@ -14,9 +19,7 @@ class GptcError(Exception):
     def __init__(self, message: str) -> None:
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
-        if not message.isprintable():
-            message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-        super().__init__(message)
+        super().__init__(printable(message))
 
 
 class UsageError(GptcError):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -79,6 +79,12 @@ def make_request(
     document begins. What follows it matches `regex`, or the rule `root` of `grammar`, a text in
     GBNF.
     """
+    if tokenizer is None:
+        raise UsageError("the tokenizer is None; take the model's: load_tokenizer(PATH)")
+    if not isinstance(prompt, str) and not _are_tokens(prompt):
+        raise UsageError(
+            f"the prompt is {prompt!r}; it must be one text, or a list of tokens' numbers"
+        )
     sampling = sampling or Sampling()
     sampling.check()
     if num_samples < 1:
@@ -98,7 +104,7 @@ def make_request(
     if len(tokens) > model.config.block_size and not context_shift:
         raise GptcError(
             f"the prompt has {len(tokens):,} tokens, more than the model's context of "
-            f"{model.config.block_size:,}; shorten it"
+            f"{model.config.block_size:,}; shorten it, or go on from its end with --context-shift"
         )
     if max(tokens) >= model.config.vocab_size:
         raise GptcError(
@@ -114,6 +120,22 @@ def make_request(
     return Request(
         tokens, sampling, max_tokens, num_samples, tuple(stop), logprobs, context_shift, constraint
     )
+
+
+def _are_tokens(prompt: object) -> bool:
+    return isinstance(prompt, (Sequence, np.ndarray)) and all(
+        isinstance(token, (int, np.integer)) and token >= 0 for token in prompt
+    )
+
+
+def _sampling(values: dict[str, Any]) -> Sampling:
+    """The fields of Sampling that were given by name. UsageError where one is none."""
+    names = [field.name for field in fields(Sampling)]
+    for name in values:
+        if name not in names:
+            known = ["max_tokens", "stop", "context_shift", "draft", "regex", "grammar", *names]
+            raise UsageError(f"a text has no option {name!r}; known: {', '.join(known)}")
+    return Sampling(**values)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -482,7 +504,7 @@ def stream(
     of it.
     """
     generation = Generation(
-        model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=Sampling(**sampling),
+        model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=_sampling(sampling),
         stop=stop, context_shift=context_shift, regex=regex, grammar=grammar,
     )  # fmt: skip
     return (piece for _, piece in generation)
@@ -507,7 +529,7 @@ def generate(
     Options are those of `stream`.
     """
     generation = Generation(
-        model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=Sampling(**sampling),
+        model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=_sampling(sampling),
         num_samples=num_samples, stop=stop, context_shift=context_shift,
         regex=regex, grammar=grammar,
     )  # fmt: skip

@@ -124,11 +124,14 @@ def export_model(
         raise UsageError(f"{path} exists already; choose another name, or replace it with --force")
     tokenizer, notes = _own_tokenizer(source)
     report = Report(path, to, dtype, [path], list(notes))
+    beside = _tokenizer_beside(source, to, tokenizer)
+    if not replace:
+        _keep_others(path, beside, debug_state)
     if to == "hf":
         checkpoint.save(path, source, tokenizer=tokenizer, replace=replace, codec=_HF[dtype])
     else:
         write_whole(path, _chunks(source, to, dtype, version, tokenizer, report))
-        _write_companions(source, to, tokenizer, debug_state, report)
+        _write_companions(source, beside, debug_state, report)
     _compare(source, report)
     return report
 
@@ -162,21 +165,49 @@ def _chunks(
     return gguf.model_chunks(source, tokenizer, dtype)
 
 
+def _companion(path: Path, name: str) -> Path:
+    """Where a program looks for the file of that name beside the model."""
+    return path.with_name(f"{path.stem}_{name}.bin")
+
+
+def _tokenizer_beside(source: Source, to: str, tokenizer: Tokenizer | None) -> bytes | None:
+    """The tokenizer file that goes with the model; None where there is none."""
+    if tokenizer is not None and to == "llm.c":
+        return b"".join(llmc.tokenizer_chunks(tokenizer))
+    if tokenizer is not None and to == "llama2.c":
+        return b"".join(llama2c.tokenizer_chunks(tokenizer, source.config.vocab_size))
+    return None
+
+
+def _keep_others(path: Path, tokenizer: bytes | None, debug_state: bool) -> None:
+    """UsageError where a file beside the model is there already, and another model's.
+
+    They are named by the model's stem: a.bin and a.old have the same.
+    """
+    taken = [_companion(path, "debug_state")] if debug_state else []
+    beside = _companion(path, "tokenizer")
+    if tokenizer is not None and not (beside.is_file() and beside.read_bytes() == tokenizer):
+        taken.append(beside)
+    for file in taken:
+        if file.exists():
+            raise UsageError(
+                f"{file} exists already, with another content; choose another name than "
+                f"{path.stem} for the model, or replace it with --force"
+            )
+
+
 def _write_companions(
-    source: Source, to: str, tokenizer: Tokenizer | None, debug_state: bool, report: Report
+    source: Source, tokenizer: bytes | None, debug_state: bool, report: Report
 ) -> None:
     """The files that the programs want beside the model."""
-    path = report.path
 
     def write(name: str, chunks: Iterable[bytes | memoryview]) -> None:
-        beside = path.with_name(f"{path.stem}_{name}.bin")
+        beside = _companion(report.path, name)
         write_whole(beside, chunks)
         report.files.append(beside)
 
-    if tokenizer is not None and to == "llm.c":
-        write("tokenizer", llmc.tokenizer_chunks(tokenizer))
-    if tokenizer is not None and to == "llama2.c":
-        write("tokenizer", llama2c.tokenizer_chunks(tokenizer, source.config.vocab_size))
+    if tokenizer is not None:
+        write("tokenizer", [tokenizer])
     if debug_state:
         B, T = 4, min(64, source.config.block_size)
         tokens = _prompt(source.config.vocab_size, B * T + 1)
@@ -249,13 +280,22 @@ def _verify_folder(path: Path) -> tuple[str, list[str]]:
         return source.format, _verify_model(source)
     saved = list_checkpoints(path)
     if saved:
-        checks = [
-            f"{folder.name}: {line}"
-            for folder in saved
-            for line in _verify_model(Checkpoint(folder))
-        ]
-        return "run", checks
+        return "run", _verify_checkpoints(saved)
     raise GptcError(f"{path} holds no model, run or dataset; name a file or folder that does")
+
+
+def _verify_checkpoints(folders: list[Path]) -> list[str]:
+    """What was found in each. GptcError names all that are damaged, and those that are whole."""
+    checks, whole, problems = [], [], []
+    for folder in folders:
+        try:
+            checks += [f"{folder.name}: {line}" for line in _verify_model(Checkpoint(folder))]
+            whole.append(folder.name)
+        except GptcError as error:
+            problems.append(str(error))
+    if problems:
+        raise GptcError("; ".join([*problems, f"whole are: {', '.join(whole) or 'none'}"]))
+    return checks
 
 
 def _verify_model(source: Source) -> list[str]:
@@ -307,5 +347,5 @@ def _verify_state(path: Path) -> list[str]:
     # llm.c's own test allows as much.
     for what, difference in differences.items():
         if not difference <= 1e-2:
-            raise GptcError(f"{path}: {what} differ by {difference:g} from those of {model_file}")
-    return [f"{what} differ by at most {d:.2g}" for what, d in differences.items()]
+            raise GptcError(f"{path}: {what} off by {difference:g} from what {model_file} computes")
+    return [f"{what} off by at most {d:.2g}" for what, d in differences.items()]

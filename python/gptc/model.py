@@ -40,7 +40,11 @@ class StepResult(NamedTuple):
 
 @dataclass(frozen=True)
 class AdamW:
-    """The optimizer's settings for one update, with PyTorch's conventions."""
+    """The optimizer's settings for one update, with PyTorch's conventions.
+
+    `lr` is the learning rate, `beta1` and `beta2` are those of the moments, `weight_decay` applies
+    to matrices, `grad_clip` is the largest global norm of the gradients (0: no clipping).
+    """
 
     lr: float
     beta1: float = 0.9
@@ -145,6 +149,11 @@ class Model:
     def __init__(self, config: GPTConfig, options: Options) -> None:
         """Allocates a model whose parameters are zero; `create` and `load` fill them."""
         ffi, lib, _ = _lib.load()
+        if not isinstance(config, GPTConfig):
+            raise UsageError(
+                f"the shape of a model is {config!r}; it must be a GPTConfig, such as "
+                'GPTConfig.preset("tiny", vocab_size=256)'
+            )
         config.check()
         self.config = config
         self.options = options.resolved()
@@ -194,11 +203,16 @@ class Model:
 
         return open_checkpoint(path).model(**options)
 
-    def save(self, path: str | Path, tokenizer: Tokenizer | None = None) -> None:
-        """Writes a checkpoint folder, which must not exist yet; it appears whole or not at all."""
+    def save(
+        self, path: str | Path, tokenizer: Tokenizer | None = None, *, replace: bool = False
+    ) -> None:
+        """Writes a checkpoint folder; it appears whole or not at all.
+
+        It must not exist yet; with `replace`, a checkpoint may.
+        """
         from gptc.checkpoint import save
 
-        save(path, self, tokenizer=tokenizer)
+        save(path, self, tokenizer=tokenizer, replace=replace)
 
     def init(self, seed: int = 0) -> None:
         """Random weights, as GPT-2's; the same for the same seed."""
@@ -292,7 +306,7 @@ class Model:
     def _backward(
         self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float, loss: Any
     ) -> None:
-        x, y = _pair(inputs, targets)
+        x, y = map(self._room, _pair(inputs, targets))
         _lib.call("gpt_model_backward", self._open(), _ints(x), _ints(y), *x.shape, scale, loss)
 
     def _update(self, adamw: AdamW) -> StepResult:
@@ -307,7 +321,7 @@ class Model:
 
     def loss(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> float:
         """Mean cross-entropy in nats over the targets (B, T) that are not -1."""
-        x, y = _pair(inputs, targets)
+        x, y = map(self._room, _pair(inputs, targets))
         loss = self._ffi.new("float *")
         _lib.call(
             "gpt_model_loss", self._open(), _ints(x), _ints(y), *x.shape, loss, self._ffi.NULL
@@ -316,7 +330,7 @@ class Model:
 
     def losses(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> FloatArray:
         """Cross-entropy in nats at every position: (B, T); 0 where the target is -1."""
-        x, y = _pair(inputs, targets)
+        x, y = map(self._room, _pair(inputs, targets))
         out = np.empty(x.shape, np.float32)
         mean = self._ffi.new("float *")
         _lib.call("gpt_model_loss", self._open(), _ints(x), _ints(y), *x.shape, mean, _floats(out))
@@ -324,10 +338,20 @@ class Model:
 
     def logits(self, tokens: npt.ArrayLike) -> FloatArray:
         """Logits (B, T, V) of tokens (B, T)."""
-        x = _tokens(tokens, "tokens")
+        x = self._room(_tokens(tokens, "tokens"))
         out = np.empty((*x.shape, self.config.vocab_size), np.float32)
         _lib.call("gpt_model_logits", self._open(), _ints(x), *x.shape, _floats(out))
         return out
+
+    def _room(self, x: TokenArray) -> TokenArray:
+        """The same; UsageError where more sequences come than the model was made for."""
+        most = self.options.max_batch
+        if len(x) > most:
+            raise UsageError(
+                f"batch size {len(x)}; the model was created for 1 to {most}: pass "
+                f"max_batch={len(x)} where it is created or loaded"
+            )
+        return x
 
     def session(self, n_seq: int = 1, n_ctx: int | None = None) -> Session:
         """A KV cache for `n_seq` sequences of at most `n_ctx` tokens (None: the block size)."""

@@ -48,7 +48,11 @@ _GPT2_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5
 _GPT2_FILE = hashlib.sha1(_GPT2_URL.encode()).hexdigest()  # its name in tiktoken's cache
 _GPT2_END_OF_TEXT = 50256
 _BPE_VOCAB_SIZE = 2048  # of "bpe" without a size
+_BPE_SIZES = range(258, (1 << 20) + 1)  # from every byte, one merged piece and the end of text on
 _BPE_TRAIN_BYTES = 64 << 20  # more text than this does not change which pairs are frequent
+# Bytes of a word that are learned from together. A merge is made in time that goes with the length
+# of the words it is in, which is that of a file where one has no spaces, such as DNA or base64.
+_BPE_WORD = 255  # also the longest token that llm.c's files can hold
 # How GPT-2 cuts text into the pieces that merges apply to.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -295,11 +299,16 @@ class BpeTokenizer(Tokenizer):
     @classmethod
     def train(cls, text: str, vocab_size: int) -> BpeTokenizer:
         """The tokenizer that learns its pieces from `text`: the most frequent pairs, one by one."""
+        from tokenizers import Regex, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Trained
-        from tokenizers import models, pre_tokenizers, trainers
 
         trained = Trained(models.BPE())
-        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trained.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+                pre_tokenizers.Split(Regex(f".{{{_BPE_WORD}}}"), "isolated"),
+            ]
+        )
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -445,11 +454,19 @@ def bpe_size(name: str) -> int | None:
         return _BPE_VOCAB_SIZE
     if not name.startswith("bpe:"):
         return None
-    size = name.removeprefix("bpe:")
-    # Every byte, one merged piece and the end of text.
-    if not (size.isdecimal() and 258 <= int(size) <= 1 << 20):
-        raise UsageError(f"--tokenizer {name}: the vocabulary size must be a number from 258 on")
-    return int(size)
+    found = re.fullmatch("([0-9]{1,9})([KM]?)", name.removeprefix("bpe:").upper())
+    size = int(found[1]) * {"": 1, "K": 10**3, "M": 10**6}[found[2]] if found else 0
+    check_bpe_size(size, f"--tokenizer {name}")
+    return size
+
+
+def check_bpe_size(size: int, where: str) -> None:
+    """UsageError when no byte-pair encoding of that size is learned; `where` is what was typed."""
+    if size not in _BPE_SIZES:
+        raise UsageError(
+            f"{where}: the vocabulary size must be a number from {_BPE_SIZES[0]} to "
+            f"{_BPE_SIZES[-1]:,}"
+        )
 
 
 def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Tokenizer:
@@ -517,7 +534,10 @@ def load_tokenizer(folder_or_file: Path) -> Tokenizer:
     if not isinstance(saved, dict):
         saved = {}
     if isinstance(saved.get("version"), int) and saved["version"] > _FILE_VERSION:
-        raise GptcError(f"{path} was written by a newer gptc: pip install --upgrade gptc")
+        raise GptcError(
+            f"{path} was written by a newer gptc: upgrade with git pull && pip install . where you "
+            "cloned it"
+        )
     tokenizer = _from_json(saved)
     if tokenizer is not None and tokenizer.has_token(saved.get("bos")):
         tokenizer.bos = saved["bos"]

@@ -30,7 +30,14 @@ from gptc import _lib, checkpoint
 from gptc.checkpoint import ROOT, Checkpoint, find_checkpoint, open_checkpoint
 from gptc.checksum import recorded_checksum
 from gptc.config import GPTConfig
-from gptc.data import KNOWN_DATASETS, SPLITS, Dataset, Loader, resolve_dataset
+from gptc.data import (
+    DATASET_FILE,
+    KNOWN_DATASETS,
+    SPLITS,
+    Dataset,
+    Loader,
+    resolve_dataset,
+)
 from gptc.errors import EngineError, GptcError, UsageError
 from gptc.evaluate import bits_per_byte, evaluate
 from gptc.formats import Source
@@ -302,7 +309,9 @@ class Run:
         """Opens the data, prepared with the tokenizer of the checkpoint that we go on from."""
         options, name = self.options, self.options.tokenizer
         own = _own_tokenizer(known) if known is not None else None
-        own_name = tokenizer_argument(own, known) if own and known else None
+        own_name = None
+        if own and known and (name is None or self.base is not None):
+            own_name = tokenizer_argument(own, known, options.data)
         if name is None:
             name = own_name or default_tokenizer(options)
         elif self.base is not None and not _is_kind(name):
@@ -706,16 +715,21 @@ def _own_tokenizer(known: Source) -> Tokenizer | None:
         return None
 
 
-def tokenizer_argument(own: Tokenizer, known: Source) -> str:
-    """What names a checkpoint's tokenizer where one is asked for."""
+def tokenizer_argument(own: Tokenizer, known: Source, data: str) -> str:
+    """What names a model's tokenizer where one is asked for, to prepare `data` with it.
+
+    A dataset is prepared: it has a tokenizer, which check_vocabulary compares.
+    """
     if own.kind in ("bytes", "gpt2"):
         return own.kind
-    if known.path.is_file():
-        raise GptcError(
-            f"{known.path} has a tokenizer of its own: make a checkpoint of it first with: "
-            f"gptc import {known.path} --out CKPT"
-        )
-    return str(known.path)
+    if not known.path.is_file():
+        return str(known.path)
+    if (Path(data) / DATASET_FILE).is_file():
+        return data
+    raise GptcError(
+        f"{data} is to be prepared with the tokenizer of {known.path}: make a checkpoint of that "
+        f"first with: gptc import {known.path} --out CKPT, and name CKPT instead"
+    )
 
 
 def _is_kind(name: str) -> bool:
@@ -731,10 +745,13 @@ def check_vocabulary(known: Source, own: Tokenizer | None, dataset: Dataset) -> 
     """A model must go on with the tokenizer that it was taught."""
     theirs = dataset.tokenizer
     if own is not None and not _same(own, dataset):
+        first, name = "", own.kind if own.kind in ("bytes", "gpt2") else str(known.path)
+        if name != own.kind and known.path.is_file():  # which --tokenizer does not read
+            first, name = f"gptc import {name} --out CKPT && ", "CKPT"
         raise GptcError(
             f"{known.path} was made with the {own.kind} tokenizer ({own.vocab_size:,} tokens), "
             f"{dataset.folder} with {theirs.kind} ({theirs.vocab_size:,}); prepare the text again "
-            f"with: gptc prepare SOURCE --out DIR --tokenizer {tokenizer_argument(own, known)}"
+            f"with: {first}gptc prepare SOURCE --out DIR --tokenizer {name}"
         )
     if dataset.vocab_size > known.config.vocab_size:
         raise GptcError(

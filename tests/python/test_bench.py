@@ -31,7 +31,7 @@ def test_ops_as_a_table() -> None:
     result = CliRunner().invoke(cli, ["bench", "ops", *TINY])
     assert result.exit_code == 0, result.output
     assert "linear_backward 256 x 96" in result.stdout
-    assert "threads at work in ops" in result.stdout
+    assert "each thread was at work for: " in result.stdout
 
 
 def test_train_reports_a_rate() -> None:

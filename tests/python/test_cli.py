@@ -63,6 +63,13 @@ def test_the_table_of_commands_is_true() -> None:
             assert command.name == name
 
 
+@pytest.mark.parametrize("arguments", [[], ["bench"]])
+def test_a_group_alone_shows_its_help(gptc: Gptc, arguments: list[str]) -> None:
+    ran = gptc(*arguments)
+    assert (ran.code, ran.err) == (2, "")
+    assert ran.out.startswith(f"Usage: {' '.join(['gptc', *arguments])} [OPTIONS]")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(gptc: Gptc, name: str) -> None:
     ran = gptc(name, "--help")
@@ -144,12 +151,6 @@ def test_errors_are_one_clear_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_arguments_is_a_request_for_help(gptc: Gptc) -> None:
-    ran = gptc()
-    assert ran.code == 2
-    assert "Commands:" in ran.out + ran.err
-
-
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     for arguments in (["--debug", "info", "nowhere"], ["info", "nowhere", "--debug"]):
         process = spawn(*arguments, cwd=tmp_path)
@@ -178,6 +179,23 @@ def test_an_interrupt_is_130(gptc: Gptc, monkeypatch: pytest.MonkeyPatch) -> Non
     assert gptc("info", "x").code == 130
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_standard_output() -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "gptc", "--help"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    words = "gptc: error: standard output, or a file: No space left on device\n"
+    assert (ran.returncode, ran.stderr) == (1, words)
+
+
+def test_an_interrupt_while_the_program_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = spawn("info", "x", cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+    assert (process.communicate(timeout=30), process.returncode) == (("", ""), 130)
+
+
 @pytest.mark.parametrize("command", ["train", "infer", "eval", "bench train", "bench ops"])
 def test_a_missing_gpu_is_one_sentence(
     gptc: Gptc, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
@@ -196,7 +214,7 @@ def test_a_missing_gpu_is_one_sentence(
         arguments += ["--data", str(dataset_folder)]
     ran = gptc(*arguments, "--device", "cuda")
     assert (ran.code, ran.out, ran.err) == (1, "", f"gptc: error: {problem}\n")
-    assert problem.endswith(("--device cpu", "pip install 'gptc[cuda]'"))
+    assert problem.endswith(("--device cpu", "pip install nvidia-cublas"))
     assert not Path("run").exists()
 
 
@@ -347,6 +365,17 @@ def test_info_of_a_run_and_a_checkpoint(gptc: Gptc, arguments: list[str], tmp_pa
     weights = gptc("info", Path(newest["path"]) / "model.safetensors").out
     assert "model.embed_tokens.weight" in weights
     assert "256 x 32" in weights
+
+
+def test_info_shows_no_text_that_commands_the_terminal(gptc: Gptc, tmp_path: Path) -> None:
+    text = "begin \x1b[2J \x9b2J \x7f \u202e \U000e0001 end é\n" * 20
+    (tmp_path / "text").write_text(text)
+    assert gptc("prepare", tmp_path / "text", "--out", tmp_path / "data").code == 0
+    for arguments in ((), ("--json",)):
+        ran = gptc("info", tmp_path / "data", *arguments)
+        assert all(line.isprintable() for line in ran.out.splitlines())
+        assert "end é" in ran.out
+    assert json.loads(ran.out)["splits"]["train"]["sample"].startswith(text[:40])
 
 
 def test_info_of_a_dataset_and_a_shard(gptc: Gptc, dataset_folder: Path) -> None:

@@ -810,7 +810,7 @@ def test_too_few_tokens_say_what_to_type(tmp_path: Path, n_tokens: int) -> None:
     dataset = counting(tmp_path, n_tokens)
     fix = f"--seq-len {n_tokens - 1}" if n_tokens > 1 else "prepare more text"
     for split, why in (
-        ("train", f"has {n_tokens} tokens.*{fix}"),
+        ("train", f"has {n_tokens} token{'' if n_tokens == 1 else 's'} of 11 .*{fix}"),
         ("val", "has 0.*--val-fraction"),
     ):
         with pytest.raises(GptcError, match=why):

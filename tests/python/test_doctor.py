@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,14 @@ def test_it_describes_the_machine_and_passes_where_all_is_well(gptc: Gptc) -> No
     names = [check["name"] for check in report["checks"]]
     assert names == ["libgpt.so", *(f"{f}, {p}" for f in ("gpt2", "llama", "byte") for p in places)]
     assert all(check["detail"] for check in report["checks"])
+
+
+def test_nothing_is_installed_by_a_name_that_is_another_projects() -> None:
+    """gptc is not on PyPI: what has that name there is somebody else's."""
+    assert all(install == f"pip install {name}" for name, _, install in doctor.PACKAGES)
+    for folder, kind in (("python/gptc", "*.py"), ("docs", "*.md")):
+        for file in (Path(__file__).parents[2] / folder).rglob(kind):
+            assert not re.search(r"install \W*gptc\[", file.read_text()), file
 
 
 @pytest.mark.usefixtures("_without_gpu")

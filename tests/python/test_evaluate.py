@@ -111,3 +111,28 @@ def test_bench_infer_times_every_dtype(gptc: Gptc) -> None:
     for row in result["results"]:
         assert min(*row["decode"].values(), row["prefill"]) > 0
         assert list(row["decode"]) == ["1", "16"]
+
+
+def test_a_model_in_a_file_with_a_tokenizer_of_its_own(
+    gptc: Gptc, arguments: list[str], text_file: Path, tmp_path: Path
+) -> None:
+    """Its dataset needs no checkpoint of it; with another, the cause is named, and the way out."""
+    data, other, file = tmp_path / "d", tmp_path / "other", tmp_path / "m.gguf"
+    assert gptc("prepare", text_file, "--out", data, "--train-bpe", 300).code == 0
+    assert gptc("prepare", text_file, "--out", other, "--tokenizer", "char").code == 0
+    assert gptc("train", *arguments, "--data", data, "--steps", 1).code == 0
+    assert gptc("export", "-m", tmp_path / "run", "--to", "gguf", "--out", file).code == 0
+
+    sizes = ("--steps", 1, "--batch-size", 2, "--seq-len", 16)
+    tuned = ("train", "--init-from", file, "--out", tmp_path / "tuned", *sizes)
+    assert gptc(*tuned, "--data", data).code == 0
+    resumed = ("train", "--resume", tmp_path / "tuned", "--steps", 2)
+    assert gptc(*resumed).code == 0
+    assert gptc("eval", "-m", file, "--data", data).code == 0
+
+    for command in (("train", "--init-from", file), ("eval", "-m", file)):
+        for where, words in ((other, "other with char"), (text_file, "is to be prepared with")):
+            ran = gptc(*command, "--data", where)
+            assert ran.code == 1
+            assert words in ran.err
+            assert f"gptc import {file} --out CKPT" in ran.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -392,3 +393,25 @@ def test_logprobs_of_a_token_beside_padding() -> None:
     p = softmax(logits[:3])
     assert entry.logprob == pytest.approx(np.log(p[1]), abs=1e-6)
     assert [token for token, _ in entry.top] == [2, 1, 0]
+
+
+def test_wrong_arguments_are_named(writer: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    anything: Any = None
+    wrong: Any
+    for wrong in (["a", "b"], 5, [1.0], [-1]):
+        with pytest.raises(UsageError, match="it must be one text, or a list of tokens' numbers"):
+            generate(writer, tokenizer, wrong)
+    with pytest.raises(UsageError, match=r"the tokenizer is None; .*load_tokenizer"):
+        generate(writer, anything, "a")
+    with pytest.raises(UsageError, match=r"no option 'max_new_tokens'; known: max_tokens, stop"):
+        generate(writer, tokenizer, "a", max_new_tokens=3)
+    name: Any = "tiny"
+    with pytest.raises(UsageError, match="it must be a GPTConfig, such as"):
+        Model.create(name)
+    with pytest.raises(GptcError, match="vocab_size is 'a'; it must be a number"):
+        GPTConfig.preset("tiny", vocab_size="a").check()
+    with pytest.raises(UsageError, match=r"for 1 to 1: pass max_batch=8 where it is created"):
+        writer.logits(np.zeros((8, 4), np.int32))
+    with Model.create(writer.config, threads=1, training=False) as model:
+        model.save(tmp_path / "saved")
+        model.save(tmp_path / "saved", replace=True)

@@ -68,18 +68,22 @@ def test_prompts_come_back_in_order_with_their_texts(
         ("{", "no JSON"),
         ("[" * 100_000, "no JSON"),
         ('{"text": "x"}', 'no "prompt"'),
-        ('{"prompt": 5}', 'no "prompt"'),
+        ('{"prompt": 5}', "prompt is 5; it must be a text"),
+        ("5", 'no "prompt"'),
+        ('{"prompt": "x", "max_tokens": -1}', "max_tokens is -1; it must be at least 1"),
+        ('{"prompt": "x", "max_tokens": 1000.0}', "max_tokens is 1000.0; it must be a whole"),
+        ('{"prompt": "x", "logprobs": -1}', "logprobs is -1; it must be 0 or more"),
         (
             '{"prompt": "x", "max_tokens": "many"}',
             "max_tokens is 'many'; it must be a whole number",
         ),
-        ('{"prompt": "x", "top_p": 7}', "top-p is 7"),
-        ('{"prompt": "x", "num_samples": 0}', "num-samples is 0"),
+        ('{"prompt": "x", "top_p": 7}', "top_p is 7"),
+        ('{"prompt": "x", "num_samples": 0}', "num_samples is 0"),
         ('{"prompt": "x", "stop": [1]}', "stop must be a list of texts"),
-        ('{"prompt": "x", "top_k": 99999999999}', "top-k is 99999999999"),
+        ('{"prompt": "x", "top_k": 99999999999}', "top_k is 99999999999"),
         ('{"prompt": "x", "temperature": 1%s}' % ("0" * 400), "too large"),
         ('{"prompt": "x", "temperature": 1e39}', "temperature is 1e+39"),
-        ('{"prompt": "x", "top_p": 1e-50}', "top-p is 1e-50"),
+        ('{"prompt": "x", "top_p": 1e-50}', "top_p is 1e-50"),
         ('{"prompt": "\\ud800"}', "U+D800"),
         (json.dumps({"prompt": "x" * 60}), "the prompt has 60 tokens"),
     ],
@@ -130,6 +134,14 @@ def test_json_with_log_probabilities(infer: Callable[..., Any]) -> None:
         assert set(entry) == {"id", "token", "logprob", "top"}
 
 
+def test_a_line_may_ask_for_log_probabilities(infer: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "p").write_text('{"prompt": "a", "logprobs": 1}\n"a"\n')
+    ran = infer("--prompts", tmp_path / "p", "--max-tokens", 3)
+    asked, plain = (json.loads(line)["samples"][0] for line in ran.out.splitlines())
+    assert [len(entry["top"]) for entry in asked["logprobs"]] == [1, 1, 1]
+    assert "logprobs" not in plain
+
+
 def test_raw_bytes_are_nothing_but_bytes(
     saved: Path, writer: Model, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -143,7 +155,10 @@ def test_raw_bytes_are_nothing_but_bytes(
         "--raw", "--max-tokens", "30", "--temperature", "2", "--seed", "4", "--dtype", "fp32",
     ]  # fmt: skip
     ran = subprocess.run([str(part) for part in command], capture_output=True, check=True)
-    assert ran.stdout == b"\xff\n" + bytes(generation.samples[0].tokens)
+    assert (ran.stdout, ran.stderr) == (b"\xff\n" + bytes(generation.samples[0].tokens), b"")
+    command[command.index("30")] = "300"
+    ran = subprocess.run([str(part) for part in command], capture_output=True, check=True)
+    assert b"note: the model's context of 48 tokens is full" in ran.stderr
 
 
 def test_beams_are_listed_best_first(infer: Callable[..., Any]) -> None:
@@ -169,9 +184,22 @@ def test_a_context_that_shifts(infer: Callable[..., Any]) -> None:
     assert (shifted["finish"], shifted["tokens"]) == ("length", 100)
 
 
+def test_a_full_context_is_no_silent_end(infer: Callable[..., Any]) -> None:
+    ran = infer("-p", "Once", "--max-tokens", 100)
+    words = "note: the model's context of 48 tokens is full"
+    shift = ": --context-shift goes on from its newer half\n"
+    assert (ran.code, ran.err) == (0, words + shift)
+    assert infer("-p", "Once", "--max-tokens", 100, "--beams", 2).err == f"{words}\n"
+    assert infer("-p", "Once", "--max-tokens", 100, "--context-shift").err == ""
+    ran = infer("-p", "x" * 60)
+    assert (ran.code, ran.out) == (1, "")
+    assert "or go on from its end with --context-shift" in ran.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["-p", "x", "-p", "y"], "-p is given twice: put several prompts into a file"),
         (["-p", "x", "--prompts", "y"], "-p and --prompts exclude each other"),
         (["--json", "--raw"], "--json and --raw exclude each other"),
         (["-p", "x", "--logprobs", "2"], "--logprobs are part of JSON"),

@@ -127,10 +127,11 @@ def test_a_model_goes_only_where_it_can(config: Config, tmp_path: Path) -> None:
     llama = make(config("llama", rope_theta=5e5), folder=tmp_path / "llama")
     byte = make(config("byte"), folder=tmp_path / "byte")
     refused = [
-        (llama, "llm.c", "llm.c computes GPT-2 only: this is a model of the llama family"),
+        (llama, "llm.c", "llm.c .*: this is a model of the llama family.*; .* --to hf or gguf$"),
         (gpt2, "llama2.c", "llama2.c computes Llama only: this is a model of the gpt2 family"),
         (llama, "llama2.c", "rope_theta is 500000, and llama2.c's 10000"),
-        (gpt2, "heimerl", "this is a model of the gpt2 family"),
+        (gpt2, "heimerl", "this is a model of the gpt2 family.*; .* --to hf or gguf$"),
+        (byte, "llm.c", "this is a model of the byte family.*; .* --to hf$"),
         (byte, "gguf", "llama.cpp computes no model of the byte family"),
     ]
     for source, to, message in refused:
@@ -139,6 +140,22 @@ def test_a_model_goes_only_where_it_can(config: Config, tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["byte", "gpt2", "llama"]
     with pytest.raises(UsageError, match=r"heimerl holds fp32, not q8_0"):
         export_model(byte, "heimerl", tmp_path / "out", dtype="q8_0")
+
+
+def test_an_export_keeps_the_tokenizer_of_another_model(config: Config, tmp_path: Path) -> None:
+    """a.old and a.bin share a_tokenizer.bin."""
+    first = make(config("llama"), folder=tmp_path / "first")
+    other = make(config("llama", vocab_size=300), folder=tmp_path / "other")
+    out, file = tmp_path / "out", tmp_path / "out" / "a_tokenizer.bin"
+    export_model(first, "llama2.c", out / "a.old")
+    kept = file.read_bytes()
+    with pytest.raises(UsageError, match=r"a_tokenizer\.bin exists already, .* --force"):
+        export_model(other, "llama2.c", out / "a.bin")
+    assert file.read_bytes() == kept
+    assert sorted(path.name for path in out.iterdir()) == ["a.old", "a_tokenizer.bin"]
+    export_model(first, "llama2.c", out / "a.int8", dtype="int8")  # the same tokenizer
+    export_model(other, "llama2.c", out / "a.bin", replace=True)
+    assert file.read_bytes() != kept
 
 
 @pytest.mark.parametrize("kind", ["linear", "llama3"])
@@ -347,7 +364,11 @@ def test_verify_looks_at_every_checkpoint_of_a_run(config: Config, tmp_path: Pat
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(GptcError, match=r"ckpt-000003/model\.safetensors was altered or damaged"):
+    message = r"ckpt-000003/model\.safetensors was altered or damaged: .*; whole are: ckpt-000006$"
+    with pytest.raises(GptcError, match=message):
+        verify(tmp_path / "run")
+    (tmp_path / "run" / "ckpt-000006" / "config.json").write_text("{}")
+    with pytest.raises(GptcError, match=r"ckpt-000003/.*ckpt-000006/.*; whole are: none$"):
         verify(tmp_path / "run")
 
 
@@ -357,7 +378,16 @@ def test_detection_names_what_is_no_model(config: Config, tmp_path: Path) -> Non
     with pytest.raises(GptcError, match=r"m_tokenizer\.bin is a tokenizer of llm\.c, not a model"):
         detect(tmp_path / "m_tokenizer.bin")
     (tmp_path / "text").write_text("Once upon a time there was a file that is no model")
-    with pytest.raises(GptcError, match=r"text is no token shard and no whole model"):
+    with pytest.raises(GptcError, match=r"text is no token shard and no model, or one that is"):
         detect(tmp_path / "text")
+    for name, content, words in (
+        ("empty.bin", "", "empty.bin is empty"),
+        ("gptc_tokenizer.json", "{}", f"name the folder, {tmp_path}"),
+        ("metrics.jsonl", "{}", f"name the folder, {tmp_path}"),
+        ("ll_tokenizer.bin", "abcdefgh", "is the tokenizer of a model: name the model's file"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(GptcError, match=words):
+            detect(tmp_path / name)
     with pytest.raises(GptcError, match=r"holds weights only; give its folder"):
         detect(tmp_path / "source" / "model.safetensors")

@@ -176,7 +176,7 @@ def test_the_wheel_of_cublas_is_found_in_either_of_its_folders(
 def test_what_is_loaded_from_the_wheel_is_then_found_by_name() -> None:
     runtime = _lib.gpu().runtime or "13.0"
     if _lib.find_cublas(runtime) is None:
-        pytest.skip("needs nvidia-cublas: pip install 'gptc[cuda]'")
+        pytest.skip("needs nvidia-cublas: pip install nvidia-cublas")
     name = f"libcublasLt.so.{runtime.partition('.')[0]}"
     code = (
         "import ctypes; from gptc import _lib; "

@@ -30,6 +30,18 @@ def run(*arguments: str, given: str | bytes | None = None) -> Result:
     return result
 
 
+def test_the_size_of_a_byte_pair_encoding() -> None:
+    for size in ("100", "10M"):
+        with pytest.raises(UsageError, match=r"^--train-bpe [0-9,]+: the vocabulary size must be"):
+            run("text.txt", "--out", "data", "--train-bpe", size)
+    assert run("text.txt", "--out", "small", "--train-bpe", "260").stderr == ""
+    few = run("text.txt", "--out", "data", "--tokenizer", "bpe:70K")
+    found = Dataset.open(Path("data")).vocab_size
+    words = f"the text has pairs for no more than {found:,}"
+    assert few.stderr == f"note: 70,000 tokens were asked for, and {words}\n"
+    assert "bpe:SIZE" in run("--help").output
+
+
 def test_the_summary_says_what_to_type_next() -> None:
     result = run("text.txt", "--out", "my data")
     assert result.output.splitlines() == [

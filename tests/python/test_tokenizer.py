@@ -20,6 +20,7 @@ from gptc.tokenizer import (
     Gpt2Tokenizer,
     StreamDecoder,
     Tokenizer,
+    bpe_size,
     character_cut,
     load_tokenizer,
     make_tokenizer,
@@ -375,6 +376,16 @@ def test_bpe_expresses_any_text_and_never_merges_across_documents(bpe: BpeTokeni
     assert not any(b"endoftext" in piece for piece in bpe.merged)
 
 
+def test_bpe_learns_from_text_without_spaces() -> None:
+    """It took minutes: now nothing that it learns from is longer than what a token may hold."""
+    dna = "".join(random.Random(1).choices("ACGT", k=100_000)).encode()
+    learned = make_tokenizer("bpe:400", [dna])
+    assert learned.vocab_size == 400
+    assert len(learned.encode_bytes(dna[:1000])) < 400
+    longest = max(make_tokenizer("bpe:5000", [b"a" * 100_000]).pieces, key=len)
+    assert longest == b"a" * 255
+
+
 def test_bpe_cut_changes_no_token(bpe: BpeTokenizer) -> None:
     data = TEXT.encode()
     whole = list(bpe.encode_bytes(data))
@@ -397,7 +408,11 @@ def test_bpe_is_saved_and_refuses_altered_files(bpe: BpeTokenizer, tmp_path: Pat
             load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bpe:257", "bpe:x", "bpe:", "bpe:-3", "bpe:99999999"])
+@pytest.mark.parametrize("name", ["bpe:257", "bpe:x", "bpe:", "bpe:-3", "bpe:99999999", "bpe:2M"])
 def test_bpe_needs_a_sensible_size(name: str) -> None:
-    with pytest.raises(UsageError, match="vocabulary size"):
+    with pytest.raises(UsageError, match=f"{name}: the vocabulary size .* 258 to 1,048,576"):
         make_tokenizer(name, [b"text"])
+
+
+def test_bpe_sizes_take_a_suffix() -> None:
+    assert bpe_size("bpe:4K") == bpe_size("bpe:4000") == 4000

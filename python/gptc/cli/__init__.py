@@ -25,7 +25,7 @@ COMMANDS = {
     "import": ("gptc.cli.interchange", "import_command", "Make a checkpoint of others' models."),
     "export": ("gptc.cli.interchange", "export_command", "Write a model in others' formats."),
     "verify": ("gptc.cli.interchange", "verify_command", "Check that a file or folder is whole."),
-    "bench": ("gptc.cli.bench", "bench_command", "Measure how fast this machine trains."),
+    "bench": ("gptc.cli.bench", "bench_command", "Measure how fast training and writing are."),
     "doctor": ("gptc.cli.doctor", "doctor_command", "Check what works on this machine."),
 }
 
@@ -159,7 +159,9 @@ def run(args: list[str], debug: bool = False) -> int:
     except OSError as error:
         if debug:
             raise
-        _print_error(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        # What has no name is a stream, or a file that was open already.
+        where = error.filename or "standard output, or a file"
+        _print_error(f"{where}: {error.strerror or error}")
         return 1
     except Exception as error:
         if debug:

@@ -33,9 +33,20 @@ _OPTIONS = [
     click.option("--n-layer", type=COUNT, metavar="N", help="Layers.  [by preset]"),
     click.option("--n-head", type=COUNT, metavar="N", help="Attention heads.  [by preset]"),
     click.option("--n-embd", type=COUNT, metavar="N", help="Width.  [by preset]"),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
-    click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto"),
-    click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core."),
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+    ),
+    click.option(
+        "--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True
+    ),
+    click.option(
+        "--threads",
+        type=SIZE,
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="0: one for each core.",
+    ),
 ]
 
 
@@ -51,12 +62,24 @@ def _config(preset: str, seq_len: int, **changes: int | None) -> GPTConfig:
     return GPTConfig.preset(preset, block_size=seq_len, **given)
 
 
-@click.group("bench", epilog="\b\nExamples:\n  gptc bench train --against torch")
-def bench_command() -> None:
-    """Measure speed."""
+_EPILOG_GROUP = """\b
+Examples:
+  gptc bench train --preset tiny
+  gptc bench infer --dtype int8
+  gptc bench train --against torch                  needs PyTorch
+"""
 
 
-@bench_command.command("ops", epilog=_EPILOG_OPS)
+@click.group("bench", epilog=_EPILOG_GROUP, invoke_without_command=True)
+@click.pass_context
+def bench_command(ctx: click.Context) -> None:
+    """Measure how fast training and writing are on this machine."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        ctx.exit(2)
+
+
+@bench_command.command("ops", epilog=_EPILOG_OPS, short_help="Time every layer of a step.")
 @_with_options
 @click.option("--steps", type=COUNT, default=5, show_default=True, help="Steps to take.")
 @click.option("--against", type=click.Choice(["torch"]), help="Its products of the same shapes.")
@@ -84,7 +107,7 @@ def bench_ops_command(
     click.echo(json.dumps(result, indent=2) if as_json else bench.ops_table(result))
 
 
-@bench_command.command("train", epilog=_EPILOG)
+@bench_command.command("train", epilog=_EPILOG, short_help="Time training steps.")
 @_with_options
 @click.option("--turns", type=COUNT, default=5, show_default=True, metavar="N")
 @click.option("--steps", type=COUNT, default=2, show_default=True, help="Steps in a turn.")
@@ -135,7 +158,7 @@ Examples:
 """
 
 
-@bench_command.command("infer", epilog=_EPILOG_INFER)
+@bench_command.command("infer", epilog=_EPILOG_INFER, short_help="Time decoding and prompts.")
 @click.option("--preset", default="gpt2", show_default=True, metavar="NAME", help="Shape.")
 @click.option(
     "--dtype",
@@ -144,7 +167,9 @@ Examples:
     type=click.Choice(["fp32", "bf16", "int8", "int4"]),
     help="May be repeated.  [all]",
 )
-@click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
+@click.option(
+    "--threads", type=SIZE, default=0, show_default=True, metavar="N", help="0: one for each core."
+)
 @click.option("--turns", type=COUNT, default=5, show_default=True, metavar="N")
 @click.option("--prompt-tokens", type=COUNT, default=512, show_default=True, metavar="N")
 @click.option(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +24,7 @@ Examples:
 
 
 @click.command("eval", epilog=_EPILOG)
-@click.option("-m", "--model", metavar="PATH", help="Checkpoint, run or HF folder.  [the newest]")
+@click.option("-m", "--model", metavar="PATH", help="Any model.  [the newest]")
 @click.option("--data", metavar="DIR", help="Dataset, or text.  [what the model was trained on]")
 @click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True)
 @click.option("--batch-size", type=COUNT, default=8, show_default=True, metavar="N")
@@ -37,11 +36,15 @@ Examples:
     type=click.Choice(["int8", "int4"]),
     help="Also with weights rounded so; may be repeated.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
 @click.option(
     "--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="fp32", show_default=True
 )
-@click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
+@click.option(
+    "--threads", type=SIZE, default=0, show_default=True, metavar="N", help="0: one for each core."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def eval_command(
     model: str | None,
@@ -115,9 +118,7 @@ def _dataset(checkpoint: Source, data: str | None) -> Dataset:
             raise GptcError(f"{checkpoint.path} was not trained by gptc: name its --data")
         data = str(trainer["options"]["data"])
     own = checkpoint.tokenizer()
-    # A prepared folder keeps the tokenizer that it has.
-    wanted = own.kind if Path(data).is_dir() else tokenizer_argument(own, checkpoint)
-    dataset = resolve_dataset(data, wanted)
+    dataset = resolve_dataset(data, tokenizer_argument(own, checkpoint, data))
     check_vocabulary(checkpoint, own, dataset)
     return dataset
 

@@ -34,30 +34,53 @@ Examples:
   echo "The king" | gptc infer -m runs/tiny-shakespeare
 """
 
-_WHY = {
-    "context": "the model's context is full",
-    "length": "--max-tokens is reached",
-}
+
+def _once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """The one prompt that was given. Of several, click would take the last without a word."""
+    if len(given) > 1:
+        raise UsageError("-p is given twice: put several prompts into a file, for --prompts")
+    return given[0] if given else None
 
 
 @click.command("infer", epilog=_EPILOG)
 @click.option("-m", "--model", metavar="PATH", help="Any model.  [the newest]")
-@click.option("-p", "--prompt", metavar="TEXT", help="Text to continue.")
+@click.option(
+    "-p", "--prompt", metavar="TEXT", multiple=True, callback=_once, help="Text to continue."
+)  # fmt: skip
 @click.option("--prompt-file", type=click.Path(path_type=Path), metavar="FILE", help="- : stdin.")
 @click.option(
     "--prompts", type=click.Path(path_type=Path), metavar="FILE",
     help='Many, one JSON a line: {"prompt": …}. Texts come as such lines.  - : stdin.',
 )  # fmt: skip
 @click.option("--temperature", type=float, default=0.7, show_default=True, help="0: greedy.")
-@click.option("--top-k", type=SIZE, default=0, metavar="N", help="Keep the N likeliest; 0: all.")
-@click.option("--top-p", type=float, default=1.0, help="Keep this much probability; 1: all.")
-@click.option("--min-p", type=float, default=0.0, help="Drop below this share of the likeliest.")
-@click.option("--typical-p", type=float, default=1.0, help="Keep the most typical; 1: all.")
-@click.option("--repetition-penalty", type=float, default=1.0, help="Divides logits.  1: none.")
 @click.option(
-    "--presence-penalty", type=float, default=0.0, help="Off the logit of what was there."
-)
-@click.option("--frequency-penalty", type=float, default=0.0, help="The same, for each time.")
+    "--top-k", type=SIZE, default=0, show_default=True, metavar="N",
+    help="Keep the N likeliest; 0: all.",
+)  # fmt: skip
+@click.option(
+    "--top-p", type=float, default=1.0, show_default=True,
+    help="Keep this much probability; 1: all.",
+)  # fmt: skip
+@click.option(
+    "--min-p", type=float, default=0.0, show_default=True,
+    help="Drop below this share of the likeliest.",
+)  # fmt: skip
+@click.option(
+    "--typical-p", type=float, default=1.0, show_default=True,
+    help="Keep the most typical; 1: all.",
+)  # fmt: skip
+@click.option(
+    "--repetition-penalty", type=float, default=1.0, show_default=True,
+    help="Divides logits.  1: none.",
+)  # fmt: skip
+@click.option(
+    "--presence-penalty", type=float, default=0.0, show_default=True,
+    help="Off the logit of what was there.",
+)  # fmt: skip
+@click.option(
+    "--frequency-penalty", type=float, default=0.0, show_default=True,
+    help="The same, for each time.",
+)  # fmt: skip
 @click.option(
     "--penalty-last-n", type=SIZE, default=64, show_default=True, metavar="N",
     help="Tokens that penalties look back; 0: all.",
@@ -67,8 +90,14 @@ _WHY = {
     help="Add X to a token's logit; -inf: never. May be repeated.",
 )  # fmt: skip
 @click.option("--beams", type=COUNT, metavar="N", help="The likeliest text, by N beams.")
-@click.option("--max-tokens", type=COUNT, default=256, show_default=True, metavar="N")
-@click.option("--num-samples", type=COUNT, default=1, show_default=True, metavar="N")
+@click.option(
+    "--max-tokens", type=COUNT, default=256, show_default=True, metavar="N",
+    help="Tokens to write at most.",
+)  # fmt: skip
+@click.option(
+    "--num-samples", type=COUNT, default=1, show_default=True, metavar="N",
+    help="Texts to write, each another one.",
+)  # fmt: skip
 @click.option("--seed", type=SIZE, metavar="N", help="The same text again.  [random]")
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="End before it; may be repeated.  [<|endoftext|>]"
@@ -86,13 +115,17 @@ _WHY = {
     "--draft", metavar="PATH",
     help="A small model that guesses ahead: the same text, sooner.  ngram: the text itself does.",
 )  # fmt: skip
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option(
-    "--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
     help="auto: bf16 where that is faster.",
 )  # fmt: skip
 @click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Round the weights: faster.")
-@click.option("--threads", type=SIZE, default=0, metavar="N", help="0: one for each core.")
+@click.option(
+    "--threads", type=SIZE, default=0, show_default=True, metavar="N", help="0: one for each core."
+)
 @click.option(
     "--batch-size", type=COUNT, default=16, show_default=True, metavar="N",
     help="Texts decoded at a time, with --prompts.",
@@ -345,6 +378,8 @@ class _Writer:
             out.write(self._tokenizer.decode_bytes(new))
             out.flush()
             written += len(new)
+            if sample.finish == "context":
+                click.echo(f"note: {self._why_full()}", err=True)
 
     def print_json(self, prompt: str) -> None:
         """One object with every sample."""
@@ -390,11 +425,20 @@ class _Writer:
         assert self._beams
         return beam_search(self._gpt, self._tokenizer, request, self._beams)
 
+    def _why_full(self) -> str:
+        goes_on = "" if self._beams else ": --context-shift goes on from its newer half"
+        return f"the model's context of {self._gpt.config.block_size:,} tokens is full{goes_on}"
+
     def _tell(self, samples: list[Sample], seconds: float) -> None:
+        ends = {sample.finish for sample in samples}
         if not sys.stderr.isatty():
+            if "context" in ends:  # not an end that was asked for
+                click.echo(f"note: {self._why_full()}", err=True)
             return
         n_tokens = sum(sample.n_tokens for sample in samples)
-        reasons = {_WHY[s.finish] for s in samples if s.finish in _WHY}
+        reasons = {self._why_full()} if "context" in ends else set()
+        if "length" in ends:
+            reasons.add("--max-tokens is reached")
         if any(s.finish == "stop" and s.n_tokens == 0 for s in samples):
             reasons.add("the text has ended")
         why = f"; {', '.join(sorted(reasons))}" if reasons else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, printable
 
 if TYPE_CHECKING:
     from gptc.formats import Source
@@ -29,7 +29,7 @@ Examples:
 def info_command(path: Path, as_json: bool) -> None:
     """Show what PATH holds: a run, a checkpoint, a model in any format, a dataset or a shard."""
     found = describe(path)
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else _table(found))
+    click.echo(_json(found) if as_json else _table(found))
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -136,6 +136,7 @@ def _describe_model(source: Source) -> dict[str, Any]:
         "parameters_by_part": parts,
         "config": config.to_dict(),
         "tokenizer": _tokenizer(source),
+        "notes": list(source.notes),
         "files": {f.name: f.stat().st_size for f in files if f.is_file()},
     }
 
@@ -157,7 +158,12 @@ def _tokenizer(source: Source) -> str | None:
     return f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens{begin}"
 
 
-# ---- tables ----
+# ---- as text: names and texts of others must not command the terminal ----
+
+
+def _json(found: dict[str, Any]) -> str:
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def _table(found: dict[str, Any]) -> str:
@@ -187,7 +193,7 @@ def _table(found: dict[str, Any]) -> str:
         rows = [("safetensors", found["path"])]
         rows += [(name, " x ".join(map(str, shape))) for name, shape in found["tensors"].items()]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(printable(f"{name:<{width}}  {value}") for name, value in rows)
 
 
 def _metrics_line(line: dict[str, Any]) -> str:
@@ -223,6 +229,7 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("vocabulary", f"{config['vocab_size']:,} ({found['tokenizer'] or 'no tokenizer'})"),
     ]
+    rows += [("note", note) for note in found["notes"]]
     if "training" in found:
         training = found["training"]
         rows.append(

@@ -46,14 +46,15 @@ Examples:
     default="bytes",
     show_default=True,
     metavar="KIND",
-    help="bytes, char, gpt2 or another encoding of tiktoken, a tokenizer.json, a SentencePiece "
-    ".model, or the folder of a dataset, checkpoint or run, whose tokenizer is then used.",
+    help="bytes, char, bpe:SIZE (learned from the text), gpt2 or another encoding of tiktoken, a "
+    "tokenizer.json, a SentencePiece .model, or the folder of a dataset, checkpoint or run, whose "
+    "tokenizer is then used.",
 )
 @click.option(
     "--train-bpe",
     type=COUNT,
     metavar="V",
-    help="Learn a byte-pair encoding of V tokens from the text instead.",
+    help="The same as --tokenizer bpe:V.",
 )
 @click.option(
     "--include",
@@ -102,10 +103,14 @@ Examples:
     default="5M",
     show_default=True,
     metavar="N",
-    help="Size of the text named stories.",
+    help="Size of stories and of stories-wide.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Chooses the text named stories."
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Chooses the text of these.",
 )
 @click.option("--force", is_flag=True, help="Replace the dataset that DIR holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print dataset.json instead of a summary.")
@@ -133,23 +138,27 @@ def prepare_command(
     """Turn any bytes into a dataset to train on.
 
     SOURCE is a file, a folder (every file below it), a glob, - for standard input, an http(s) URL,
-    or a known dataset: stories (built in, the default), shakespeare, tinystories, openwebtext,
-    fineweb-10b or fineweb-edu-10b (downloaded). Several are joined in order. Compressed files and
-    archives (.gz .bz2 .xz .zst .zip .tar) are unpacked; .jsonl, .csv, .tsv and .parquet give a
-    document a row. Documents (files, rows, what <|endoftext|> separates) stay whole in one split.
-    Killed and run again, it goes on after the last finished shard. Sizes take suffixes: 64K, 2M,
-    1G.
+    or a known dataset: stories (built in, the default), stories-wide (built in, more plots),
+    shakespeare, tinystories, openwebtext, fineweb-10b or fineweb-edu-10b (downloaded). Several are
+    joined in order. Compressed files and archives (.gz .bz2 .xz .zst .zip .tar) are unpacked;
+    .jsonl, .csv, .tsv and .parquet give a document a row. Documents (files, rows, what
+    <|endoftext|> separates) stay whole in one split. Killed and run again, it goes on after the
+    last finished shard. Sizes take suffixes: 64K, 2M, 1G.
     """
+    from gptc.checkpoint import tokenizer_name
+    from gptc.data import prepare
+    from gptc.prepare import WORK_FOLDER
+    from gptc.tokenizer import bpe_size, check_bpe_size
+
     explicit = click.core.ParameterSource.COMMANDLINE
     if val_tokens is not None and val_fraction is not None:
         raise UsageError("--val-fraction and --val-tokens exclude each other: give one of them")
     if train_bpe is not None:
         if ctx.get_parameter_source("tokenizer") is explicit:
             raise UsageError("--tokenizer and --train-bpe exclude each other: give one of them")
+        check_bpe_size(train_bpe, f"--train-bpe {train_bpe:,}")
         tokenizer = f"bpe:{train_bpe}"
-    from gptc.checkpoint import tokenizer_name
-    from gptc.data import prepare
-    from gptc.prepare import WORK_FOLDER
+    asked = bpe_size(tokenizer)
 
     try:
         with progress_bars() as progress:
@@ -176,12 +185,20 @@ def prepare_command(
         if (out / WORK_FOLDER).exists():
             click.echo("what is finished is kept: the same command goes on after it", err=True)
         raise
+    if asked is not None and dataset.vocab_size < asked:
+        click.echo(
+            f"note: {asked:,} tokens were asked for, and the text has pairs for no more than "
+            f"{dataset.vocab_size:,}",
+            err=True,
+        )
     click.echo(json.dumps(dataset.meta, indent=2) if as_json else _summary(dataset))
 
 
 def _summary(dataset: Dataset) -> str:
+    from gptc.progress import plural
+
     splits = [split for split in ("train", "val") if dataset.n_tokens(split)]
-    width = max(len(f"{dataset.n_tokens(split):,}") for split in splits)
+    width = max(len(plural(dataset.n_tokens(split), "token")) for split in splits)
     lines = []
     for source in dataset.meta["sources"]:
         name = "standard input" if source["source"] == "-" else source["source"]
@@ -193,9 +210,8 @@ def _summary(dataset: Dataset) -> str:
     for split in splits:
         n_shards = len(dataset.shards(split))
         lines.append(
-            f"{split:<6} {dataset.n_tokens(split):>{width},} tokens, "
-            f"{dataset.bytes_per_token(split):.2f} bytes per token, "
-            f"{n_shards} shard{'' if n_shards == 1 else 's'}"
+            f"{split:<6} {plural(dataset.n_tokens(split), 'token'):>{width}}, "
+            f"{dataset.bytes_per_token(split):.2f} bytes per token, {plural(n_shards, 'shard')}"
         )
     was = "is already there" if dataset.already_there else "is written"
     lines.append(f"The dataset {was}: {dataset.folder}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
     from gptc.tokenizer import Tokenizer
 
 # What a line may set for itself, and of which type; the fields of Sampling come to these.
-_OPTIONS: dict[str, type] = {"max_tokens": int, "num_samples": int, "stop": list}
+_OPTIONS: dict[str, type] = {
+    "max_tokens": int,
+    "num_samples": int,
+    "stop": list,
+    "logprobs": int,
+}
 _RULES: dict[str, type] = {"regex": str, "grammar": str}  # one in the place of the other, too
 _NAMES = {int: "a whole number", float: "a number", list: "a list", str: "a text"}
 _ANSWER = ("samples", "error")  # what an answer says, whatever the line said
@@ -118,6 +124,7 @@ def answer(
     A line that cannot be answered is given back with its error, and the command ends with 1.
     """
     from gptc.generation import Decoder
+    from gptc.progress import plural
 
     answers = _Answers(tokenizer, sys.stdout)
     begin = time.perf_counter()
@@ -128,13 +135,13 @@ def answer(
     if sys.stderr.isatty():
         speed = answers.n_tokens / (time.perf_counter() - begin)
         click.echo(
-            f"{answers.n_prompts} prompts, {answers.n_tokens} tokens, {speed:,.0f} tokens/s",
+            f"{plural(answers.n_prompts, 'prompt')}, {plural(answers.n_tokens, 'token')}, "
+            f"{speed:,.0f} tokens/s",
             err=True,
         )
     if answers.n_failed:
-        raise GptcError(
-            f"{answers.n_failed} of {answers.n_prompts} prompts failed; their lines say why"
-        )
+        n_prompts = plural(answers.n_prompts, "prompt")
+        raise GptcError(f"{answers.n_failed} of {n_prompts} failed: their lines say why")
 
 
 def _samples(
@@ -151,12 +158,19 @@ def _samples(
             settings = _settings(given, options, seed)
             request = make_request(gpt, tokenizer, given["prompt"], **settings)
         except GptcError as error:
-            answers.failed(given, error)
+            answers.failed(given, _by_key(error))
             continue
         seed = (seed + request.num_samples) % 2**63
         samples = request.samples(tokenizer)
         answers.begun(given, samples)
         yield from samples
+
+
+def _by_key(error: GptcError) -> GptcError:
+    """The error about a setting, named as a line names it: max_tokens, not max-tokens."""
+    return GptcError(
+        re.sub(r"^[a-z-]+(?= is )", lambda name: name[0].replace("-", "_"), str(error))
+    )
 
 
 def _lines(file: Path) -> Iterator[bytes]:
@@ -181,8 +195,10 @@ def _read(line: bytes) -> dict[str, Any]:
         raise UsageError(f"no JSON; {_EXAMPLE}") from None
     if isinstance(given, str):
         given = {"prompt": given}
-    if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
+    if not isinstance(given, dict) or "prompt" not in given:
         raise UsageError(f'no "prompt"; {_EXAMPLE}')
+    if not isinstance(given["prompt"], str):
+        raise UsageError(f"prompt is {given['prompt']!r}; it must be a text: {_EXAMPLE}")
     return {name: value for name, value in given.items() if name not in _ANSWER}
 
 

@@ -53,10 +53,20 @@ def detect(path: Path) -> str:
         return "heimerl"
     if path.suffix == ".safetensors":
         raise GptcError(f"{path} holds weights only; give its folder, with the config.json")
-    raise GptcError(
-        f"{path} is no token shard and no whole model of a known kind: it has neither a magic "
-        f"number at byte 0 nor the size, {file.size:,} bytes, that sizes there would promise; "
-        f"formats: Hugging Face folders, {', '.join(FORMATS)}"
+    raise GptcError(f"{path} {_what_else(path, file.size)}")
+
+
+def _what_else(path: Path, size: int) -> str:
+    """What can be said of a file that begins as no model does."""
+    if not size:
+        return "is empty: copy it again from its source"
+    if path.suffix in (".json", ".jsonl", ".toml"):
+        return f"describes what its folder holds: name the folder, {path.parent}"
+    if path.name.endswith("tokenizer.bin"):
+        return "is the tokenizer of a model: name the model's file, beside it"
+    return (
+        f"is no token shard and no model, or one that is damaged or cut off (it has {size:,} "
+        f"bytes); known are folders of Hugging Face's and {', '.join(FORMATS)}"
     )
 
 

@@ -265,7 +265,7 @@ def _read_header(file: Binary) -> tuple[int, int]:
     version = file.number(UINT32, "version")
     if version not in (2, VERSION):
         raise file.damaged("version", f"is {version}; versions 2 and {VERSION} are known", 4)
-    n_tensors, n_keys = file.numbers(UINT64, 2, "the counts")
+    n_tensors, n_keys = file.numbers(UINT64, 2, "the number of tensors and keys")
     file.within("the number of tensors", n_tensors, 1, _MAX_TENSORS, 8)
     file.within("the number of keys", n_keys, 1, _MAX_KEYS, 16)
     return n_tensors, n_keys

@@ -19,7 +19,7 @@ from gptc.formats import layout
 from gptc.formats.binary import INT32, Binary
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.numbers import F32, FloatArray
-from gptc.formats.source import Entry, Source, TensorTable, check_finite, checked
+from gptc.formats.source import Entry, Source, TensorTable, check_finite, checked, elsewhere
 from gptc.tokenizer import Tokenizer, make_tokenizer
 
 N_HEAD = 8
@@ -215,7 +215,8 @@ def model_chunks(source: Source) -> Iterator[bytes | memoryview]:
     refusal = why_not(config)
     if refusal:
         raise GptcError(
-            f"markusheimerl/gpt computes one sort of model: {refusal}; export it with --to hf"
+            f"markusheimerl/gpt computes one sort of model: {refusal}; export it with --to "
+            f"{elsewhere(config)}"
         )
     step = source.optimizer_step
     for field in _walk(config):

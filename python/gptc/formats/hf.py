@@ -200,7 +200,7 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
         if version != VERSION:
             raise GptcError(
                 f"{where} has version {version}, this gptc reads {VERSION}: "
-                "upgrade with pip install -U gptc"
+                "upgrade with git pull && pip install . where you cloned gptc"
             )
         known = {"model_type", "gptc_config_version"}
         return checked({k: v for k, v in data.items() if k not in known}, where)

@@ -6,7 +6,9 @@ off and compares checksums. HF_ENDPOINT names another server, HF_HUB_OFFLINE for
 
 from __future__ import annotations
 
+import difflib
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from gptc.errors import GptcError
@@ -38,8 +40,8 @@ def fetch(name: str) -> Path:
         from huggingface_hub import errors
     except ImportError:
         raise GptcError(
-            f"{name} does not exist here; to download a model of that name from the Hugging Face "
-            "hub: pip install huggingface_hub"
+            f"{_not_here(name)} To download a model of that name from the Hugging Face hub: "
+            "pip install huggingface_hub"
         ) from None
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
@@ -53,4 +55,14 @@ def fetch(name: str) -> Path:
         why = error.strerror or str(error).splitlines()[0]
     except ValueError as error:
         why = str(error).splitlines()[0]
-    raise GptcError(f"{name} does not exist here, and cannot be downloaded by that name: {why}")
+    raise GptcError(f"{_not_here(name)} Nor can a model of that name be downloaded: {why}")
+
+
+def _not_here(name: str) -> str:
+    """That there is no such path, and the one beside it that may be meant."""
+    path, beside = Path(name), list[str]()
+    with suppress(OSError):
+        beside = [other.name for other in path.parent.iterdir()]
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    what = f"did you mean {path.parent / close[0]}?" if close else "check the path."
+    return f"{name} does not exist here; {what}"

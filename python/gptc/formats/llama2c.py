@@ -19,7 +19,7 @@ from gptc.formats import layout, vocabulary
 from gptc.formats.binary import INT32, UINT32, Binary
 from gptc.formats.layout import Naming, Part
 from gptc.formats.numbers import F32, Codec, FloatArray, Int8Groups
-from gptc.formats.source import Source, TensorTable, check_size, checked, laid_out
+from gptc.formats.source import Source, TensorTable, check_size, checked, elsewhere, laid_out
 from gptc.tokenizer import Tokenizer
 
 MAGIC = 0x616B3432
@@ -186,7 +186,9 @@ def model_chunks(source: Source, version: int = 1) -> Iterator[bytes | memoryvie
     config = source.config
     refusal = why_not(config)
     if refusal:
-        raise GptcError(f"llama2.c computes Llama only: {refusal}; export it with --to hf or gguf")
+        raise GptcError(
+            f"llama2.c computes Llama only: {refusal}; export it with --to {elsewhere(config)}"
+        )
     vocab_size = config.vocab_size if version or config.tied else -config.vocab_size
     sizes = struct.pack(
         "<7i",

@@ -19,7 +19,7 @@ from gptc.formats import layout, vocabulary
 from gptc.formats.binary import INT32, Binary
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.numbers import BF16, F32, Codec, FloatArray
-from gptc.formats.source import Source, TensorTable, check_size, checked, laid_out
+from gptc.formats.source import Source, TensorTable, check_size, checked, elsewhere, laid_out
 from gptc.model import Model
 from gptc.tokenizer import Tokenizer
 
@@ -134,7 +134,9 @@ def model_chunks(source: Source, dtype: str = "fp32") -> Iterator[bytes | memory
     config = source.config
     refusal = why_not(config)
     if refusal:
-        raise GptcError(f"llm.c computes GPT-2 only: {refusal}; export it with --to hf")
+        raise GptcError(
+            f"llm.c computes GPT-2 only: {refusal}; export it with --to {elsewhere(config)}"
+        )
     codec = CODECS[dtype]
     version = next(number for number, known in _VERSIONS.items() if known is codec)
     padded = -(-config.vocab_size // _PAD) * _PAD

@@ -142,6 +142,11 @@ def checked(config: Mapping[str, Any], where: str) -> GPTConfig:
     return made
 
 
+def elsewhere(config: GPTConfig) -> str:
+    """The formats that hold a model which another one refused."""
+    return "hf" if config.family == "byte" else "hf or gguf"
+
+
 def laid_out(
     slots: Iterable[tuple[str, Codec, tuple[int, ...]]], start: int
 ) -> tuple[dict[str, Entry], int]:
