@@ -65,8 +65,8 @@ static int is_on(const char *variable) {
 
 static int missing_library(int found) {
     return fail(GPT_ERR_DEVICE,
-                found ? "%s was found but cannot be used; try: pip install 'gptc[cuda]'"
-                      : "%s was not found; install it with: pip install 'gptc[cuda]'",
+                found ? "%s was found but cannot be used; try: pip install nvidia-cublas"
+                      : "%s was not found; install it with: pip install nvidia-cublas",
                 SONAME);
 }
 
