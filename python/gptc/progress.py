@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TextIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
     import rich.progress
@@ -99,7 +102,7 @@ class PlainProgress:
 
     def note(self, text: str) -> None:
         """Prints the line."""
-        print(text, file=self._out, flush=True)
+        say(text, self._out)
 
     def close(self) -> None:
         """Nothing to tidy."""
@@ -134,24 +137,28 @@ class LiveProgress:
             refresh_per_second=5,
         )
         self._task = self._bar.add_task("", total=steps, completed=step, numbers="")
-        self._bar.start()
+        with heard_or_not(self._console.file):
+            self._bar.start()
 
     def update(self, report: Report) -> None:
         """Moves the bar."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=report.step, numbers=report.describe())
+            with heard_or_not(self._console.file):
+                self._bar.update(self._task, completed=report.step, numbers=report.describe())
 
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
         if self._bar is None:
-            print(text, file=sys.stderr, flush=True)
+            say(text, sys.stderr)
         else:
-            self._console.print(text, markup=False, soft_wrap=True)
+            with heard_or_not(self._console.file):
+                self._console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Takes the bar away and gives the cursor back."""
         if self._bar is not None:
-            self._bar.stop()
+            with heard_or_not(self._console.file):
+                self._bar.stop()
             self._bar = None
 
 
@@ -160,6 +167,25 @@ def make_progress() -> Progress:
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return LiveProgress()
     return PlainProgress()
+
+
+@contextmanager
+def heard_or_not(stream: IO[str]) -> Iterator[None]:
+    """Goes on where a stream takes nothing more: its reader or terminal is gone, its disk full.
+
+    What is written to it from then on goes nowhere. Hours of training are worth more than a line.
+    """
+    try:
+        yield
+    except OSError:
+        with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def say(text: str, stream: IO[str]) -> None:
+    """Prints a line that nobody has to read."""
+    with heard_or_not(stream):
+        print(text, file=stream, flush=True)
 
 
 def step_label(step: int, steps: int) -> str:

@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -101,8 +101,8 @@ def train(
     """Trains with the options in `given`; what it lacks comes from the preset's defaults.
 
     With `resume`, a run folder or its newest checkpoint, the run there continues, and `given` holds
-    only what shall change. `on_step(step, model)` is called after every step. SIGINT and SIGTERM
-    end the run early, saved, with `Summary.signal` set.
+    only what shall change. `on_step(step, model)` is called after every step. SIGINT, SIGTERM and
+    SIGHUP end the run early, saved, with `Summary.signal` set.
     """
     show = progress or PlainProgress()
     try:
@@ -831,9 +831,10 @@ class _Received:
 
 @contextmanager
 def _signals() -> Iterator[_Received]:
-    """Notes the first SIGINT or SIGTERM instead of dying; the second one works as usual.
+    """Notes the first SIGINT, SIGTERM or SIGHUP instead of dying; the second one works as usual.
 
-    A signal that this process was started to ignore, as a background job is, stays ignored.
+    A signal that this process was started to ignore, as a background job is, stays ignored; so does
+    SIGHUP under nohup.
     """
     state = _Received()
     if threading.current_thread() is not threading.main_thread():
@@ -845,9 +846,11 @@ def _signals() -> Iterator[_Received]:
         for other, before in previous.items():
             signal.signal(other, before)
         # Not through the progress display, which this may be in the middle of.
-        os.write(2, b"\nstopping after this step; once more to abort at once\n")
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nstopping after this step; once more to abort at once\n")
 
-    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
     previous = {n: signal.signal(n, handle) for n in heard}
     try:
         yield state

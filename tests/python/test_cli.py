@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -263,7 +267,7 @@ def test_sizes_take_suffixes(gptc: Gptc, arguments: list[str]) -> None:
     assert json.loads(ran.out)["steps"] == 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupting_saves_and_says_how_to_resume(
     arguments: list[str], tmp_path: Path, number: int
 ) -> None:
@@ -287,6 +291,40 @@ def test_interrupting_saves_and_says_how_to_resume(
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert f"from {step:,} to {step + 2:,}" in err
+
+
+def test_a_closed_terminal_ends_the_run_saved(arguments: list[str], tmp_path: Path) -> None:
+    arguments[arguments.index("--steps") + 1] = "100000"
+    terminal, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptc", "train", *arguments],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 30
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline
+        os.set_blocking(terminal, False)
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 1 << 16)
+        time.sleep(0.02)
+    os.close(terminal)  # the system sends SIGHUP, and nothing can be written any more
+    assert process.wait(timeout=30) == 128 + signal.SIGHUP
+    step = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert (tmp_path / "run" / f"ckpt-{step:06d}" / "checksums.json").exists()
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&1 | head -1", "2>&1 >/dev/full"])
+def test_training_does_not_need_to_be_heard(
+    arguments: list[str], tmp_path: Path, redirection: str
+) -> None:
+    train = shlex.join([sys.executable, "-m", "gptc", "train", *arguments])
+    command = ["bash", "-c", f"{train} {redirection}; exit ${{PIPESTATUS[0]}}"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, "Error" in ran.stderr) == (0, False)
+    assert (tmp_path / "run" / "ckpt-000008" / "checksums.json").exists()
 
 
 def test_resume_without_a_value_takes_the_newest_run(

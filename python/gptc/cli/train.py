@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,14 +173,14 @@ def train_command(
 
 
 def _print_summary(summary: Summary) -> None:
-    from gptc.progress import amount, duration
+    from gptc.progress import amount, duration, say
 
     if summary.sample is not None:
-        click.echo(f"\n{summary.sample}\n")
+        say(f"\n{summary.sample}\n", sys.stdout)
     done = f"{summary.step:,} of {summary.steps:,} steps in {duration(summary.elapsed_s)}"
     if summary.val_loss is not None and summary.val_bpb is not None:
         done += f", val loss {summary.val_loss:.4f}, {summary.val_bpb:.3f} bits per byte"
-    click.echo(done, err=True)
+    say(done, sys.stderr)
     if summary.tokens_per_s is not None:
         mfu = "" if summary.mfu is None else f", {summary.mfu:.0%} of the {summary.dtype} peak"
         memory = (
@@ -191,11 +192,11 @@ def _print_summary(summary: Summary) -> None:
                 f"{amount(summary.engine_bytes)} of the GPU's memory, "
                 f"{amount(summary.peak_resident_bytes)} of the host's"
             )
-        click.echo(f"{summary.tokens_per_s:,.0f} tokens/s{mfu}; {memory}", err=True)
+        say(f"{summary.tokens_per_s:,.0f} tokens/s{mfu}; {memory}", sys.stderr)
     if summary.checkpoint is None:
         return
-    click.echo(f"saved {summary.checkpoint}", err=True)
+    say(f"saved {summary.checkpoint}", sys.stderr)
     if summary.step < summary.steps:
-        click.echo(f"resume with: gptc train --resume {summary.out}", err=True)
+        say(f"resume with: gptc train --resume {summary.out}", sys.stderr)
     else:
-        click.echo(f'next: gptc infer -m {summary.out} -p "Once upon a time"', err=True)
+        say(f'next: gptc infer -m {summary.out} -p "Once upon a time"', sys.stderr)
