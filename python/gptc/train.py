@@ -65,8 +65,9 @@ class Summary:
     """How a run ended. Rates and times are of this process; `elapsed_s` is of the whole run."""
 
     out: str
-    checkpoint: str | None
+    checkpoint: str | None  # its newest
     finished: bool  # all its steps are done
+    first_step: int  # the steps done before; equal to `step` where there was nothing to do
     step: int
     steps: int
     tokens: int
@@ -181,6 +182,7 @@ class Run:
             else:
                 self.model.init(options.seed)
             self.steps = self._count_steps()
+            self._check_that_steps_remain()
             self._settle()
             self.out = self._make_folder(chosen)
             self._print_header(initial)
@@ -210,8 +212,8 @@ class Run:
         elapsed_before, trained_s = self.elapsed_s, 0.0
         if self.step >= self.steps:
             self.show.note(
-                f"the run has done its {self.steps:,} steps; train on with "
-                f"gptc train --resume {self.out} --steps {2 * self.steps}"
+                f"the run has done its {self.step:,} steps; train on with "
+                f"gptc train --resume {self.out} --steps {2 * self.step}"
             )
         sample = None
         self.show.start(self.step, self.steps)
@@ -253,6 +255,7 @@ class Run:
             out=str(self.out),
             checkpoint=str(self.saved) if self.saved else None,
             finished=finished,
+            first_step=first,
             step=self.step,
             steps=self.steps,
             tokens=self.tokens,
@@ -433,6 +436,17 @@ class Run:
             remaining.append(0.9 * self._budget_s / self._time_step())
         limits += [self.step + max(0, math.ceil(n)) for n in remaining]
         return max(1, min(limits))
+
+    def _check_that_steps_remain(self) -> None:
+        """Refuses limits that the run is past, before its folder is touched."""
+        given = [name for name in LIMITS if getattr(self.options, name) is not None]
+        # A run that has done its steps, and is told nothing new, only says so.
+        if self.steps < self.step or (self.steps == self.step > 0 and given != ["steps"]):
+            raise UsageError(
+                f"the run is at step {self.step:,} ({self.tokens:,} tokens), which is past "
+                f"{', '.join(f'--{name} {getattr(self.options, name)}' for name in given)}; "
+                f"train on with --steps {2 * self.step}"
+            )
 
     def _settle(self) -> None:
         """Replaces options that depend on the data or the machine by what they turned out to be."""

@@ -293,6 +293,16 @@ def test_interrupting_saves_and_says_how_to_resume(
     assert f"from {step:,} to {step + 2:,}" in err
 
 
+def test_only_what_was_saved_is_called_saved(
+    gptc: Gptc, arguments: list[str], tmp_path: Path
+) -> None:
+    assert "\nsaved " in gptc("train", *arguments).err
+    again = gptc("train", "--resume", tmp_path / "run")
+    assert again.code == 0
+    assert "--steps 16" in again.err
+    assert "\nsaved " not in again.err
+
+
 def test_a_closed_terminal_ends_the_run_saved(arguments: list[str], tmp_path: Path) -> None:
     arguments[arguments.index("--steps") + 1] = "100000"
     terminal, theirs = os.openpty()

@@ -178,6 +178,22 @@ def test_resuming_a_finished_run_says_so(
     assert (Path(options["out"]) / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("limit", [{"steps": 4}, {"tokens": 100}, {"epochs": 0.001}])
+def test_a_limit_that_the_run_is_past_is_refused(options: Options, limit: Options) -> None:
+    out = Path(options["out"])
+    train(options)
+    before = (out / "config.toml").read_bytes()
+    with pytest.raises(UsageError) as caught:
+        train(limit, resume=out)
+    ((name, value),) = limit.items()
+    assert str(caught.value) == (
+        f"the run is at step 8 (256 tokens), which is past --{name} {value}; "
+        "train on with --steps 16"
+    )
+    assert (out / "config.toml").read_bytes() == before
+    assert train({"steps": 16}, resume=out).step == 16
+
+
 def test_what_cannot_change_on_resume(options: Options, tmp_path: Path) -> None:
     out = Path(options["out"])
     train({**options, "keep_last": 0})

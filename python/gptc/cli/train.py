@@ -21,7 +21,7 @@ Examples:
   gptc train                                        the tiny model on the built-in stories
   gptc train --data book.txt --minutes 10           your own text, for ten minutes
   gptc train --preset gpt2 --data data/books --steps 20K
-  gptc train --resume runs/tiny-stories --steps 2000
+  gptc train --resume runs/tiny-stories --steps 10K
   gptc train --init-from runs/tiny-stories --data shakespeare
 """
 
@@ -195,7 +195,8 @@ def _print_summary(summary: Summary) -> None:
         say(f"{summary.tokens_per_s:,.0f} tokens/s{mfu}; {memory}", sys.stderr)
     if summary.checkpoint is None:
         return
-    say(f"saved {summary.checkpoint}", sys.stderr)
+    if summary.step > summary.first_step:
+        say(f"saved {summary.checkpoint}", sys.stderr)
     if summary.step < summary.steps:
         say(f"resume with: gptc train --resume {summary.out}", sys.stderr)
     else:
