@@ -51,7 +51,7 @@ from gptc.options import (
 from gptc.progress import Meter, PlainProgress, Progress, Report, amount, count, plural
 from gptc.progress import step_label as label
 from gptc.sampling import Sampling
-from gptc.tokenizer import KINDS, Tokenizer
+from gptc.tokenizer import KINDS, Tokenizer, bpe_size, is_spec, make_tokenizer
 
 METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.toml"
@@ -324,6 +324,8 @@ class Run:
             # The text has changed, and with it the tokenizer that is learned from it.
             dataset = resolve_dataset(options.data, own_name, progress=report)
         if self.base is None:
+            if dataset.folder == Path(options.data):
+                name = _prepared_with(dataset, options.tokenizer)
             self._change(tokenizer=name if _is_kind(name) else str(Path(name).resolve()))
         if known is not None:
             check_vocabulary(known, own, dataset)
@@ -735,6 +737,33 @@ def tokenizer_argument(own: Tokenizer, known: Source) -> str:
 def _is_kind(name: str) -> bool:
     """Whether a tokenizer is named by its kind, such as bpe:2048, and not by where it is."""
     return name.partition(":")[0] in KINDS
+
+
+def _prepared_with(dataset: Dataset, given: str | None) -> str:
+    """The name of a prepared dataset's tokenizer, which the one that is asked for must be."""
+    theirs = dataset.tokenizer
+    spec = str(dataset.meta["options"].get("tokenizer"))
+    own = spec if is_spec(spec) else str(dataset.folder)
+    if given is None or given == own:
+        return own
+    if is_spec(given):
+        size = bpe_size(given)
+        same = (
+            theirs.kind == given
+            if size is None
+            else (theirs.kind, size) == ("bpe", theirs.vocab_size)
+        )
+    else:
+        same = (
+            make_tokenizer(checkpoint.tokenizer_name(given)).fingerprint() == theirs.fingerprint()
+        )
+    if not same:
+        raise UsageError(
+            f"{dataset.folder} was prepared with {spec if is_spec(spec) else theirs.kind}: leave "
+            f"--tokenizer {given} out, or prepare the text again with: "
+            f"gptc prepare SOURCE --tokenizer {given} --out DIR"
+        )
+    return own
 
 
 def _same(own: Tokenizer, dataset: Dataset) -> bool:

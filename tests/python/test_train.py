@@ -534,6 +534,35 @@ def test_another_tokenizer_is_refused(options: Options, text_file: Path, tmp_pat
         train({"data": str(tmp_path / "chars")}, resume=options["out"])
 
 
+@pytest.mark.parametrize("own", ["char", "bpe:300"])
+def test_a_prepared_folder_has_its_tokenizer(
+    options: Options, text_file: Path, tmp_path: Path, own: str
+) -> None:
+    from gptc.data import prepare
+
+    folder = prepare([str(text_file)], tmp_path / "prepared", tokenizer=own).folder
+    for given in ("gpt2", "bytes", "bpe:301"):
+        with pytest.raises(UsageError, match=f"prepared was prepared with {own}: leave "):
+            train({**options, "data": str(folder), "tokenizer": given})
+    assert not Path(options["out"]).exists()
+    # None, its name, and where it lies; what is recorded can be given again.
+    recorded = {}
+    for given in (None, own, str(folder)):
+        out = tmp_path / str(len(recorded))
+        tokenizer = {} if given is None else {"tokenizer": given}
+        train({**options, "data": str(folder), "steps": 1, "out": str(out), **tokenizer})
+        recorded[given] = read_toml(out / "config.toml")["tokenizer"]
+        assert train({"steps": 2}, resume=out).step == 2
+    assert set(recorded.values()) == {own}
+    # One that was learned elsewhere is named by the folder that holds it.
+    other = prepare([str(text_file)], tmp_path / "other", tokenizer=str(folder)).folder
+    for n in range(2):
+        given = {"tokenizer": str(other)} if n else {}
+        summary = train({**options, "data": str(other), "out": str(tmp_path / f"o{n}"), **given})
+        assert summary.options["tokenizer"] == str(other)
+        assert train({"steps": 9}, resume=summary.out).step == 9
+
+
 def test_text_is_cut_with_the_models_own_tokenizer(
     options: Options, text_file: Path, tmp_path: Path
 ) -> None:
