@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _SMOOTHING = 0.95  # weight of the past in the loss and the pace that are shown
 _PLAIN_INTERVAL_S = 5.0
+DAY_S = 24 * 60 * 60
 
 
 @dataclass(frozen=True)
@@ -194,9 +196,11 @@ def step_label(step: int, steps: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as "0:42", "12:03" or "3:05:00"; "?" for what is not known."""
-    if not 0 <= seconds < 1e9:
+    """Such as "0:42", "12:03", "3:05:00" or "52 days"; "?" for what is not known."""
+    if not 0 <= seconds < math.inf:
         return "?"
+    if seconds >= DAY_S:
+        return f"{few(seconds / DAY_S)} days"
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
@@ -220,6 +224,11 @@ def count(n: float) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f}{unit}" if not unit or value >= 100 else f"{value:.1f}{unit}"
+
+
+def few(x: float) -> str:
+    """A number to two digits, or to the whole: "0.035", "2.8", "4,300"."""
+    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
 
 
 def plural(n: int, noun: str) -> str:

@@ -48,7 +48,18 @@ from gptc.options import (
     spelled,
     to_toml,
 )
-from gptc.progress import Meter, PlainProgress, Progress, Report, amount, count, plural
+from gptc.progress import (
+    DAY_S,
+    Meter,
+    PlainProgress,
+    Progress,
+    Report,
+    amount,
+    count,
+    duration,
+    few,
+    plural,
+)
 from gptc.progress import step_label as label
 from gptc.sampling import Sampling
 from gptc.tokenizer import KINDS, Tokenizer, bpe_size, is_spec, make_tokenizer
@@ -57,6 +68,7 @@ METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.toml"
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.5
+MANY_EPOCHS = 100
 PEAK_EVERY_S = 5.0  # between two looks at what the machine can do
 
 
@@ -220,7 +232,12 @@ class Run:
         with _signals() as signals:
             while self.step < self.steps:
                 started = time.perf_counter()
-                record = self._do_step()
+                try:
+                    record = self._do_step(signals.check)
+                except _StepDropped:
+                    if self.step:
+                        self._save()
+                    break
                 step_s = time.perf_counter() - started
                 trained_s += step_s
                 meter.add(record["train_loss"], step_s)
@@ -230,7 +247,13 @@ class Run:
                 record["elapsed_s"] = round(self.elapsed_s, 3)
                 record["tokens_per_s"] = round(rate, 1)
                 record["mfu"] = self._mfu(rate)
-                self.show.update(self._report(meter, record["lr"]))
+                report = self._report(meter, record["lr"])
+                self.show.update(report)
+                if self.step == first + 1 and report.left_s > DAY_S:
+                    self.show.note(
+                        f"note: at this pace the run takes {duration(report.left_s)}; Ctrl-C saves "
+                        "it; shorter: --minutes, --steps, --grad-accum, a smaller --preset"
+                    )
 
                 last = self.step == self.steps
                 if self.has_val and (self.step % options.eval_every == 0 or last):
@@ -538,6 +561,7 @@ class Run:
                 ("workspace", "workspace"),
             )
         )
+        epochs = self.steps * self.tokens_per_step / data.n_tokens("train")
         accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
         total = self.steps * self.tokens_per_step
         n_train = data.n_tokens("train")
@@ -554,7 +578,7 @@ class Run:
             f"{amount(self.resident_before)} resident before",
             f"          ({parts})",
             f"  steps   {begin} of {options.batch_size} x {options.seq_len}{accum} tokens: "
-            f"{count(total)} tokens, {total / n_train:.2g} epochs",
+            f"{count(total)} tokens, {few(epochs)} epochs",
         )
         for line in lines:
             self.show.note(line)
@@ -564,6 +588,11 @@ class Run:
             and (notice := _lib.cpu_notice())
         ):
             self.show.note(f"note: {notice}")
+        if epochs > MANY_EPOCHS:
+            self.show.note(
+                f"note: the run goes over its text {few(epochs)} times, which a model learns by "
+                "heart; shorter: --epochs, --steps, --minutes"
+            )
         if not self.has_val:
             self.show.note(
                 f"note: the validation split has {data.n_tokens('val'):,} tokens, fewer than "
@@ -572,8 +601,9 @@ class Run:
 
     # ---- steps ----
 
-    def _do_step(self) -> dict[str, Any]:
-        options = self.options
+    def _do_step(self, check: Callable[[], None]) -> dict[str, Any]:
+        """A step; what `check` raises between its micro-batches drops it whole."""
+        options, position = self.options, self.loader.position
         lr = learning_rate(self.step, self.steps, options)
         batches = [self.loader.next() for _ in range(options.grad_accum)]
         try:
@@ -586,8 +616,12 @@ class Run:
                 eps=options.eps,
                 weight_decay=options.weight_decay,
                 grad_clip=options.grad_clip,
+                check=check,
             )
             diverged = not math.isfinite(result.loss)
+        except _StepDropped:
+            self.loader.position = position  # its batches are drawn again
+            raise
         except EngineError as error:
             if error.status != _lib.GPT_ERR_NUMERIC:
                 raise
@@ -867,9 +901,18 @@ def _short(value: float) -> float:
 # ---- interruptions ----
 
 
+class _StepDropped(Exception):
+    """A signal came in the middle of a step, which may take minutes."""
+
+
 class _Received:
     def __init__(self) -> None:
         self.received: int | None = None
+
+    def check(self) -> None:
+        """Between micro-batches."""
+        if self.received is not None:
+            raise _StepDropped
 
 
 @contextmanager
@@ -890,7 +933,7 @@ def _signals() -> Iterator[_Received]:
             signal.signal(other, before)
         # Not through the progress display, which this may be in the middle of.
         with suppress(OSError):  # the terminal may be gone
-            os.write(2, b"\nstopping after this step; once more to abort at once\n")
+            os.write(2, b"\nstopping and saving; once more to abort at once\n")
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]

@@ -281,7 +281,7 @@ def test_interrupting_saves_and_says_how_to_resume(
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + number
-    assert "stopping after this step" in err
+    assert "stopping and saving" in err
     assert f"resume with: gptc train --resume {tmp_path / 'run'}" in err
     assert "Traceback" not in err
     step = json.loads(metrics.read_text().splitlines()[-1])["step"]

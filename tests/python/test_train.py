@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -129,6 +130,54 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     expected, got = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
     assert reproducible(got) == reproducible(expected)
     assert [x["elapsed_s"] for x in got] == sorted(x["elapsed_s"] for x in got)
+
+
+def test_an_interrupted_step_is_dropped_and_done_again(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of many micro-batches takes minutes: its end is not waited for."""
+    whole = {**options, "grad_accum": 3, "dropout": 0.2, "out": str(tmp_path / "whole")}
+    parts = {**whole, "out": str(tmp_path / "parts")}
+    train(whole)
+    really, count = Model._backward, 0
+
+    def interrupt_at(last: int) -> Callable[..., None]:
+        def backward(model: Model, *args: Any) -> None:
+            nonlocal count
+            count += 1
+            really(model, *args)
+            if count == last:
+                signal.raise_signal(signal.SIGINT)
+
+        return backward
+
+    monkeypatch.setattr(Model, "_backward", interrupt_at(2))
+    summary = train(parts)
+    assert (summary.signal, summary.step, summary.checkpoint, count) == (2, 0, None, 2)
+    count = 0
+    monkeypatch.setattr(Model, "_backward", interrupt_at(3 * 5 + 1))
+    assert train(parts).step == 5
+    assert count == 3 * 5 + 1
+    monkeypatch.undo()
+    assert train({}, resume=parts["out"]).finished
+    last = "ckpt-000008"
+    assert content(tmp_path / "whole" / last) == content(tmp_path / "parts" / last)
+    assert reproducible(metrics(parts["out"])) == reproducible(metrics(whole["out"]))
+
+
+def test_a_run_that_is_too_long_is_noted(
+    options: Options, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(step: int, model: Model) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    train({**options, "steps": 10**11}, on_step=stop)
+    shown = capsys.readouterr().err
+    assert "177,777,778 epochs" in shown
+    assert "note: the run goes over its text 177,777,778 times" in shown
+    assert re.search(r"note: at this pace the run takes [\d,]+ days; .*--minutes", shown)
+    train({**options, "out": options["out"] + "2"})
+    assert "note" not in capsys.readouterr().err
 
 
 def test_a_crash_loses_only_what_followed_the_checkpoint(options: Options, tmp_path: Path) -> None:

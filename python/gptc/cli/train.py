@@ -150,7 +150,7 @@ def train_command(
     """Train a GPT.
 
     Without options it trains a tiny model on the built-in stories and prints a sample. Ctrl-C
-    finishes the step, saves, and says how to resume. Sizes take suffixes: 64K, 2M, 1G.
+    saves and says how to resume. Sizes take suffixes: 64K, 2M, 1G.
     """
     if resume is not None and values["init_from"] is not None:
         raise UsageError("--resume and --init-from exclude each other: continue, or start anew")
@@ -194,6 +194,7 @@ def _print_summary(summary: Summary) -> None:
             )
         say(f"{summary.tokens_per_s:,.0f} tokens/s{mfu}; {memory}", sys.stderr)
     if summary.checkpoint is None:
+        say("stopped before the first step was done, so nothing was saved", sys.stderr)
         return
     if summary.step > summary.first_step:
         say(f"saved {summary.checkpoint}", sys.stderr)
