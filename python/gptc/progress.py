@@ -146,7 +146,12 @@ class LiveProgress:
         """Moves the bar."""
         if self._bar is not None and self._task is not None:
             with heard_or_not(self._console.file):
-                self._bar.update(self._task, completed=report.step, numbers=report.describe())
+                self._bar.update(
+                    self._task,
+                    completed=report.step,
+                    total=report.steps,  # which follow the clock where time is the limit
+                    numbers=report.describe(),
+                )
 
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -231,6 +236,6 @@ def few(x: float) -> str:
     return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
 
 
-def plural(n: int, noun: str) -> str:
+def plural(n: int, noun: str, several: str | None = None) -> str:
     """Such as "1 layer" or "12 layers"."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+    return f"{n:,} {noun if n == 1 else several or noun + 's'}"

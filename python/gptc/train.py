@@ -5,6 +5,10 @@
 What happens at a step is a function of the step alone: its learning rate, its batches (the loader's
 position), whether it is evaluated, sampled or saved. So a run that is interrupted and resumed ends
 with the same weights, bit for bit, as one that was not.
+
+Only with `minutes` does the number of steps, and with it the learning rate, follow the clock, so
+that the rate has fallen when the time is up. Each checkpoint records the number that was expected
+then, and a run that is resumed keeps to it: from there on it is a function of the step again.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import math
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -68,6 +73,7 @@ METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.toml"
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.5
+WHOLE_AT_END = 10  # times the batches of an evaluation that the last one may have
 MANY_EPOCHS = 100
 PEAK_EVERY_S = 5.0  # between two looks at what the machine can do
 
@@ -219,7 +225,6 @@ class Run:
     def train(self, on_step: Callable[[int, Model], None] | None = None) -> Summary:
         """Runs the remaining steps."""
         options, meter = self.options, Meter()
-        deadline = math.inf if self._budget_s is None else time.monotonic() + self._budget_s
         first, begin = self.step, time.perf_counter()
         elapsed_before, trained_s = self.elapsed_s, 0.0
         if self.step >= self.steps:
@@ -247,6 +252,8 @@ class Run:
                 record["elapsed_s"] = round(self.elapsed_s, 3)
                 record["tokens_per_s"] = round(rate, 1)
                 record["mfu"] = self._mfu(rate)
+                if self._budget_s is not None:
+                    self._follow_clock(self.elapsed_s - elapsed_before, self.step - first)
                 report = self._report(meter, record["lr"])
                 self.show.update(report)
                 if self.step == first + 1 and report.left_s > DAY_S:
@@ -257,19 +264,21 @@ class Run:
 
                 last = self.step == self.steps
                 if self.has_val and (self.step % options.eval_every == 0 or last):
-                    record |= self._evaluate()
+                    record |= self._evaluate(last)
                 self._write_metrics(record)
                 if on_step is not None:
                     on_step(self.step, self.model)
                 if options.sample_every and self.step % options.sample_every == 0 and not last:
                     self.show.note(f"sample at step {self.step}:\n{self._sample()}\n")
-                stop = signals.received is not None or time.monotonic() >= deadline
+                stop = signals.received is not None
                 if last or stop or self.step % (options.save_every or options.eval_every) == 0:
                     self._save()
                 if stop:
                     break
         self.show.close()
         finished = self.step >= self.steps
+        if finished and self._budget_s is not None and self.step < self._most_steps:
+            self.show.note(f"time is up after {duration(self._budget_s)}")
         if self.step > first and signals.received is None:
             sample = self._sample()
         pace = (self.step - first) * self.tokens_per_step / trained_s if trained_s else None
@@ -444,7 +453,10 @@ class Run:
         }
 
     def _count_steps(self) -> int:
-        """The steps of the whole run: the first of its limits that is reached."""
+        """The steps of the whole run: the first of its limits that is reached.
+
+        Those that the time allows are a first guess, of which `_follow_clock` makes better ones.
+        """
         options, limits = self.options, []
         self._budget_s = None if options.minutes is None else options.minutes * 60
         if options.steps is not None:
@@ -455,12 +467,22 @@ class Run:
         if options.epochs is not None:
             tokens = options.epochs * self.dataset.n_tokens("train")
             remaining.append((tokens - self.tokens) / self.tokens_per_step)
-        if self._budget_s is not None:
-            # Fixed now, so that the schedule stays a function of the step. The rest of the time is
-            # for updates, evaluations and saving.
-            remaining.append(0.9 * self._budget_s / self._time_step())
         limits += [self.step + max(0, math.ceil(n)) for n in remaining]
-        return max(1, min(limits))
+        self._most_steps = max(1, min(limits)) if limits else sys.maxsize
+        if self._budget_s is None:
+            return self._most_steps
+        # The rest of the time is for updates, evaluations and saving.
+        n_steps = math.ceil(0.9 * self._budget_s / self._time_step())
+        return min(self._most_steps, self.step + n_steps)
+
+    def _follow_clock(self, spent_s: float, n_done: int) -> None:
+        """Makes the steps those that fit into the time, at the pace so far with all that it took.
+
+        They are the ones that are done when the time is up. The last one may end a little later.
+        """
+        assert self._budget_s is not None
+        n_left = max(0, round((self._budget_s - spent_s) * n_done / spent_s))
+        self.steps = min(self._most_steps, self.step + n_left)
 
     def _check_that_steps_remain(self) -> None:
         """Refuses limits that the run is past, before its folder is touched."""
@@ -536,8 +558,11 @@ class Run:
         file.seek(0)
         file.truncate(sum(len(line.encode()) for line in _lines_until(file, self.step)))
         checkpoint.clean_up(out)
-        (out / CONFIG_FILE).write_text(to_toml(self.options), "utf-8")
+        self._write_config(out)
         return out
+
+    def _write_config(self, out: Path) -> None:
+        (out / CONFIG_FILE).write_text(to_toml(self.options), "utf-8")
 
     def _print_header(self, initial: Source | None) -> None:
         options, config, plan, data = self.options, self.model.config, self.plan, self.dataset
@@ -566,6 +591,8 @@ class Run:
         total = self.steps * self.tokens_per_step
         n_train = data.n_tokens("train")
         begin = f"from {self.step:,} to {self.steps:,}" if self.step else f"{self.steps:,}"
+        if self._budget_s is not None:
+            begin = f"in {duration(self._budget_s)}, about {begin}"
         lines = (
             f"gptc {gptc.__version__}: {'resuming' if self.base else 'training'} in {self.out}",
             f"  model   {origin} ({config.family}), {plan.n_params:,} parameters: "
@@ -645,21 +672,31 @@ class Run:
             "grad_norm": _short(result.grad_norm),
         }
 
-    def _evaluate(self) -> dict[str, float]:
-        """The loss over the validation split, in nats per token and in bits per byte."""
-        options = self.options
+    def _evaluate(self, last: bool) -> dict[str, float]:
+        """The loss over the validation split, in nats per token and in bits per byte.
+
+        That of the last step is over the whole split, as `gptc eval` has it, where that is cheap.
+        """
+        options, n_batches = self.options, self.options.eval_batches
+        n_windows = (self.dataset.n_tokens("val") - 1) // options.seq_len
+        enough = n_batches * options.batch_size * (WHOLE_AT_END if last else 1)
+        if n_windows <= enough:
+            n_batches = 0
         result = evaluate(
             self.model,
             self.dataset,
             batch_size=options.batch_size,
             seq_len=options.seq_len,
-            n_batches=options.eval_batches or None,
+            n_batches=n_batches or None,
         )
         loss, bpb = result.loss, result.bpb
         if self.best_val_loss is None or loss < self.best_val_loss:
             self.best_val_loss = loss
         self.evaluation = {"val_loss": _short(loss), "val_bpb": _short(bpb)}
-        self.show.note(f"{label(self.step, self.steps)}  val loss {loss:.4f}  val bpb {bpb:.3f}")
+        part = f"  (over {plural(n_batches, 'batch', 'batches')})" if n_batches else ""
+        self.show.note(
+            f"{label(self.step, self.steps)}  val loss {loss:.4f}  val bpb {bpb:.3f}{part}"
+        )
         return self.evaluation
 
     def _sample_context(self) -> int:
@@ -680,6 +717,8 @@ class Run:
         path = self.out / checkpoint.checkpoint_name(self.step)
         if self.saved == path:
             return
+        if settled := self.options.steps != self.steps:  # by the clock
+            self._change(steps=self.steps)
         trainer = {
             "step": self.step,
             "tokens": self.tokens,
@@ -694,6 +733,8 @@ class Run:
         }
         assert self._metrics is not None
         try:
+            if settled:
+                self._write_config(self.out)
             os.fsync(self._metrics.fileno())
             # A folder of this name can only be damaged: a run resumes from its newest whole one.
             checkpoint.save(

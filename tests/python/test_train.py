@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,6 +399,52 @@ def test_minutes_bound_the_time(options: Options) -> None:
     assert stored is not None
     assert stored["options"]["minutes"] is None
     assert stored["options"]["steps"] == summary.steps
+
+
+def test_a_run_of_minutes_ends_as_any_other(
+    options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though the machine turns out to be far slower than it was when the steps were estimated."""
+    del options["steps"]
+    monkeypatch.setattr("gptc.train.Run._time_step", lambda run: 1e-5)
+
+    def sleep(step: int, model: Model) -> None:
+        time.sleep(0.02)
+
+    given = {"minutes": 0.02, "eval_every": 10_000, "warmup_steps": 2}
+    summary = train({**options, **given}, on_step=sleep)
+    assert summary.finished
+    assert 5 < summary.step == summary.steps < 60
+    assert summary.val_loss is not None
+    assert "time is up after 0:01" in capsys.readouterr().err
+    lines = metrics(options["out"])
+    assert lines[-1]["val_loss"] == summary.val_loss
+    assert lines[-1]["lr"] == pytest.approx(new_options({}).lr / 10, rel=0.1)
+    assert read_toml(Path(options["out"]) / "config.toml")["steps"] == summary.step
+    assert train({}, resume=options["out"]).step == summary.step
+
+
+def test_a_run_of_minutes_that_is_interrupted_goes_on_by_the_step(
+    options: Options, tmp_path: Path
+) -> None:
+    del options["steps"]
+
+    def stop(step: int, model: Model) -> None:
+        time.sleep(0.05)
+        if step == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    first = train({**options, "minutes": 0.02}, on_step=stop)
+    assert (first.step, first.finished) == (10, False)
+    assert 10 < first.steps < 30
+    assert read_toml(Path(first.out) / "config.toml")["steps"] == first.steps
+    shutil.copytree(first.out, tmp_path / "copy")
+    whole = train({}, resume=first.out)
+    train({}, resume=tmp_path / "copy", on_step=lambda step, model: stop(step - 2, model))
+    again = train({}, resume=tmp_path / "copy")
+    assert whole.step == again.step == first.steps
+    newest = [find_checkpoint(run) for run in (first.out, tmp_path / "copy")]
+    assert content(newest[0]) == content(newest[1])
 
 
 def schedule(steps: int = 100, **changes: Any) -> list[float]:

@@ -58,7 +58,7 @@ _OPTIONS: dict[str, list[tuple[str, Any, str, str]]] = {
         ("steps", COUNT, "N", "Optimizer steps in all.  [by preset]"),
         ("tokens", COUNT, "N", "Training tokens in all, such as 10M."),
         ("epochs", _FLOAT, "X", "Passes over the training split."),
-        ("minutes", _FLOAT, "X", "Time; the number of steps is estimated at the start."),
+        ("minutes", _FLOAT, "X", "Training time; the learning rate falls with it."),
     ],
     "Batches and the optimizer (defaults by preset)": [
         ("batch-size", COUNT, "N", "Sequences in a micro-batch."),
@@ -83,7 +83,7 @@ _OPTIONS: dict[str, list[tuple[str, Any, str, str]]] = {
     ],
     "Reports and checkpoints": [
         ("eval-every", COUNT, "N", "Steps between evaluations.  [250]"),
-        ("eval-batches", SIZE, "N", "Batches of one; 0: the whole split.  [20]"),
+        ("eval-batches", SIZE, "N", "Batches of one; 0: all, as in the last one if cheap.  [20]"),
         ("sample-every", SIZE, "N", "Steps between samples; 0: only at the end.  [0]"),
         ("save-every", COUNT, "N", "Steps between checkpoints.  [as --eval-every]"),
         ("keep-last", SIZE, "N", "Checkpoints to keep; 0: all.  [2]"),
