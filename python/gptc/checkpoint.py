@@ -32,6 +32,7 @@ import gptc
 from gptc import formats, pretrained
 from gptc import tokenizer as tokenizers
 from gptc.checksum import file_checksum, recorded_checksum
+from gptc.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats import TensorFile, hf, hub, tensor_chunks, vocabulary
 from gptc.formats.binary import is_plain_name, parse_json
@@ -338,9 +339,14 @@ def save(
             _sync_folder(folder)
             _rename(folder, path)
     except OSError as error:
-        n_numbers = sum(math.prod(shape) for _, shape, _ in config.parameters())
-        needed = 4 * (1 if trainer is None else 3) * n_numbers
+        needed = size_of(config, training=trainer is not None)
         raise GptcError(f"cannot save {path}: {_explain(error, path, needed)}") from error
+
+
+def size_of(config: GPTConfig, training: bool) -> int:
+    """About how many bytes a checkpoint takes; with what training needs to go on, or without."""
+    n_numbers = sum(math.prod(shape) for _, shape, _ in config.parameters())
+    return 4 * (3 if training else 1) * n_numbers
 
 
 def _hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:

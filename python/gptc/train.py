@@ -19,6 +19,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -204,6 +205,7 @@ class Run:
             self._settle()
             self.out = self._make_folder(chosen)
             self._print_header(initial)
+            self._check_disk()
         except BaseException:
             self.close()
             raise
@@ -626,6 +628,20 @@ class Run:
                 f"--seq-len {options.seq_len}, so there are no evaluations"
             )
 
+    def _check_disk(self) -> None:
+        """Says at the start what would otherwise be found hours later."""
+        options, there = self.options, len(checkpoint.list_checkpoints(self.out))
+        n = math.ceil((self.steps - self.step) / (options.save_every or options.eval_every))
+        if options.keep_last:  # one more while the oldest is still there
+            n = min(n, max(1, options.keep_last + 1 - there))
+        each = checkpoint.size_of(self.model.config, training=True)
+        free = shutil.disk_usage(self.out).free
+        if n * each > free:
+            self.show.note(
+                f"note: {amount(free)} are free at {self.out}, and {plural(n, 'checkpoint')} will "
+                f"take {amount(n * each)}: make room, or choose another --out or --keep-last"
+            )
+
     # ---- steps ----
 
     def _do_step(self, check: Callable[[], None]) -> dict[str, Any]:
@@ -744,7 +760,7 @@ class Run:
             kept = (
                 f"{self.saved} is intact: make room, then gptc train --resume {self.out}"
                 if self.saved
-                else "no checkpoint was saved yet"
+                else "no checkpoint was saved yet: make room or choose another --out"
             )
             raise GptcError(f"{error}; {kept}") from error
         self.saved = path

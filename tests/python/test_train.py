@@ -364,6 +364,28 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
     assert train({}, resume=out).finished
 
 
+def test_a_disk_that_is_too_small_is_noticed_at_the_start(
+    options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    each = 12 * 25_760  # bytes of a parameter and its moments
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3 * each - 1))
+    train({**options, "save_every": 2})
+    shown = capsys.readouterr().err
+    assert "note: 927 kB are free at " in shown
+    assert "and 3 checkpoints will take 927 kB: make room, or choose another --out" in shown
+    train({"steps": 20, "save_every": 2}, resume=options["out"])  # two of three are there
+    train({**options, "out": options["out"] + "2"})  # which saves twice
+    assert "are free" not in capsys.readouterr().err
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(GptcError, match="no checkpoint was saved yet: make room or choose another"):
+        train({**options, "out": options["out"] + "3"})
+
+
 def test_two_processes_cannot_train_into_one_folder(options: Options) -> None:
     train(options)
     with (Path(options["out"]) / "metrics.jsonl").open() as file:
