@@ -252,7 +252,7 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
         return folder
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
-        raise GptcError(f"{folder} holds no checkpoint: neither {CONFIG} nor folders ckpt-STEP")
+        raise GptcError(f"{folder} holds no checkpoint{_what_instead(folder)}")
     problems: list[str] = []
     for checkpoint in reversed(checkpoints):
         problem = _run_problem(checkpoint)
@@ -262,6 +262,22 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
             return checkpoint
         problems.append(problem)
     raise GptcError(f"{folder} holds no whole checkpoint: {problems[0]}")
+
+
+def _what_instead(folder: Path) -> str:
+    """What a folder without a checkpoint is, and what to type."""
+    config = folder / "config.toml"
+    if config.is_file():
+        return (
+            " yet: its run ended before the first; begin it again with "
+            f"gptc train --config {config} --out {folder}"
+        )
+    if (folder / "dataset.json").is_file():
+        return f": it is a dataset; train on it with gptc train --data {folder}"
+    runs = [run for run in _folders(folder) if list_checkpoints(run)]
+    if runs:
+        return f": it is a folder of runs; name one of them, such as {min(runs)}"
+    return f": neither {CONFIG} nor folders ckpt-STEP"
 
 
 def tokenizer_name(name: str) -> str:

@@ -178,7 +178,10 @@ class Run:
         self.tokenizer: Tokenizer = self.dataset.tokenizer
         config = self._shape(base or initial)
         if options.seq_len > config.block_size:
-            show.note(f"note: --seq-len is lowered to the model's context of {config.block_size}")
+            if options.seq_len != defaults_for("init-from")["seq_len"]:  # it was asked for
+                show.note(
+                    f"note: --seq-len is lowered to the model's context of {config.block_size}"
+                )
             self._change(seq_len=config.block_size)
         options = self.options
         self.loader = Loader(

@@ -85,6 +85,21 @@ def test_train_help_names_every_option(gptc: Gptc) -> None:
         assert f"--{field.name.replace('_', '-')} " in text, field.name
 
 
+def test_train_help_tells_no_untruth_about_presets(gptc: Gptc) -> None:
+    from gptc.config import presets
+    from gptc.options import DEFAULTS
+
+    text = " ".join(gptc("train", "--help").out.split())
+    assert f"training defaults: {', '.join(presets())}. [tiny]" in text
+    options, batches = text.partition("Batches and the optimizer (defaults by preset):")[::2]
+    assert options
+    for name in {name for table in DEFAULTS.values() for name in table}:
+        # Its help ends before the next option, and names no default of its own.
+        shown = batches if f"--{name.replace('_', '-')} " in batches else text
+        own = shown.partition(f"--{name.replace('_', '-')} ")[2].partition(" --")[0]
+        assert not re.search(r"\[[\d.e-]+\]", own), name
+
+
 def test_version(gptc: Gptc) -> None:
     ran = gptc("--version")
     assert ran.code == 0

@@ -554,6 +554,30 @@ def test_a_run_that_saved_nothing_may_be_begun_anew(options: Options) -> None:
     assert [line["step"] for line in metrics(options["out"])] == list(range(1, 9))
 
 
+def test_a_folder_without_a_checkpoint_is_named(
+    options: Options, tmp_path: Path, gptc: Callable[..., Any], arguments: list[str]
+) -> None:
+    def crash(step: int, model: Model) -> None:
+        raise MemoryError
+
+    run = Path(options["out"])
+    with pytest.raises(MemoryError):
+        train(options, on_step=crash)
+    ran = gptc("train", "--resume", run)
+    command = f"gptc train --config {run / 'config.toml'} --out {run}"
+    assert ran.err == (
+        f"gptc: error: {run} holds no checkpoint yet: its run ended before the first; "
+        f"begin it again with {command}\n"
+    )
+    assert gptc(*command.split()[1:]).code == 0
+    assert f"is a dataset; train on it with gptc train --data {options['data']}" in (
+        gptc("infer", "-m", options["data"]).err
+    )
+    assert f"is a folder of runs; name one of them, such as {run}\n" in (
+        gptc("infer", "-m", tmp_path).err
+    )
+
+
 def test_options_survive_toml(tmp_path: Path) -> None:
     options = TrainOptions(data='a "b" \\ ü', lr=3e-5, eps=1e-8, bias=False, threads=2)
     (tmp_path / "c.toml").write_text(to_toml(options), "utf-8")
@@ -628,13 +652,19 @@ def test_fine_tuning_begins_with_the_weights(options: Options, tmp_path: Path) -
 
 
 def test_the_name_of_a_fine_tuned_run(
-    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Options,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     train({**options, "out": "runs/first"})
     summary = train({"init_from": "runs/first", "data": options["data"], "steps": 1})
     assert summary.out == "runs/first-fable"
     assert summary.options["seq_len"] == 16  # the model's context, though the default is longer
+    assert "--seq-len" not in capsys.readouterr().err  # nobody asked for more
+    train({"init_from": "runs/first", "data": options["data"], "steps": 1, "seq_len": 99})
+    assert "--seq-len is lowered to the model's context of 16" in capsys.readouterr().err
 
 
 def test_another_tokenizer_is_refused(options: Options, text_file: Path, tmp_path: Path) -> None:
