@@ -96,6 +96,9 @@ class TrainOptions:
             number = getattr(self, name)
             if number is not None and not 0 <= number < math.inf:
                 raise UsageError(f"--{spelled(name)} is {number}; it must be 0 or more")
+        for name, number in asdict(self).items():
+            if isinstance(number, int) and number >= 2**63:
+                raise UsageError(f"--{spelled(name)} is {number}; it must be below 2**63")
         for name in ("beta1", "beta2", "dropout"):
             number = getattr(self, name)
             if not 0 <= number < 1:

@@ -31,6 +31,8 @@ class SizeParam(_IntParam):
         if isinstance(value, int):
             number = value
         else:
+            if re.fullmatch(r"-[0-9]+", str(value).strip()):
+                self.fail(f"{value} is less than {self.min}", param, ctx)
             found = re.fullmatch(r"([0-9]+)(?:\.([0-9]+))?([KMGT]I?)?", str(value).strip().upper())
             if not found:
                 self.fail(f"{value!r} is no size such as 300, 64K, 1.5M or 2G", param, ctx)

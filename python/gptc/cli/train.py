@@ -55,7 +55,7 @@ _OPTIONS: dict[str, list[tuple[str, Any, str, str]]] = {
         ),
         ("out", str, "DIR", "Folder of the run.  [runs/PRESET-DATA]"),
         ("init-from", str, "PATH", "Fine-tune a model: a checkpoint, run, folder or file."),
-        ("seed", SIZE, "N", "Of weights, batches, dropout and samples.  [1337]"),
+        ("seed", click.IntRange(min=0), "N", "Of weights, batches, dropout and samples.  [1337]"),
     ],
     "Where": [
         ("device", click.Choice(["auto", "cpu", "cuda"]), "", "[auto]"),
