@@ -20,6 +20,7 @@ from gptc.config import presets
 from gptc.errors import GptcError, UsageError
 from gptc.known import STORIES
 from gptc.model import DEVICES, DTYPES
+from gptc.sizes import parse_size
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
 
@@ -245,10 +246,22 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no valid TOML: {error}") from None
     given = {key.replace("-", "_"): value for key, value in data.items()}
     try:
+        given = {name: _sized(name, value) for name, value in given.items()}
         _check_types(given)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     return given
+
+
+def _sized(name: str, value: Any) -> Any:
+    """The number where a file writes it as the command line does, such as "64K"."""
+    wanted = get_type_hints(TrainOptions).get(name)
+    if isinstance(value, str) and int in getattr(wanted, "__args__", (wanted,)):
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            raise UsageError(f"{spelled(name)}: {error}") from None
+    return value
 
 
 def to_toml(options: TrainOptions) -> str:

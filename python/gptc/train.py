@@ -583,6 +583,8 @@ class Run:
         origin = options.preset
         if initial is not None:
             origin = f"from {initial.path}"
+        elif any(getattr(options, name) is not None for name in SHAPE):
+            origin = f"{options.preset} with another shape"
         where = self.model.device
         if where == "cpu":
             where += f" ({_lib.cpu_level()}), {plural(self.model.threads, 'thread')}"

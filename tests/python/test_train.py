@@ -81,7 +81,14 @@ def test_a_run_learns_and_reports(options: Options, capsys: pytest.CaptureFixtur
     assert [p.name for p in checkpoint.list_checkpoints(out)] == ["ckpt-000040", "ckpt-000060"]
     shown = capsys.readouterr()
     assert shown.out == ""
-    for part in ("parameters", "training tokens", "peak", "resident before", "val bpb"):
+    for part in (
+        "tiny with another shape (llama)",
+        "parameters",
+        "training tokens",
+        "peak",
+        "resident before",
+        "val bpb",
+    ):
         assert part in shown.err
 
     stored = Checkpoint(out / "ckpt-000060").trainer()
@@ -585,6 +592,8 @@ def test_options_survive_toml(tmp_path: Path) -> None:
     assert TrainOptions(**given) == options
     (tmp_path / "c.toml").write_text("batch_size = 3\nseq-len = 5\nlr = 1")
     assert read_toml(tmp_path / "c.toml") == {"batch_size": 3, "seq_len": 5, "lr": 1}
+    (tmp_path / "c.toml").write_text('steps = "1K"\ntokens = "1.5M"\nout = "2K"')
+    assert read_toml(tmp_path / "c.toml") == {"steps": 1000, "tokens": 1_500_000, "out": "2K"}
 
 
 @pytest.mark.parametrize(
@@ -593,6 +602,7 @@ def test_options_survive_toml(tmp_path: Path) -> None:
         ("steps = ", "is no valid TOML"),
         ("step = 3", "no option 'step'; did you mean steps"),
         ("steps = 1.5", "steps is 1.5; it must be a whole number"),
+        ('steps = "few"', "steps: 'few' is no size such as 300, 64K"),
         ("[train]\nsteps = 3", "no option 'train'"),
         (None, "No such file"),
     ],
