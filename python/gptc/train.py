@@ -143,7 +143,7 @@ def _resumable(path: str | Path) -> Checkpoint:
         raise GptcError(
             f"{folder} is a model, not a training run; fine-tune it with --init-from {folder}"
         )
-    newest = find_checkpoint(folder.parent)
+    newest = folder if folder != Path(path) else find_checkpoint(folder.parent)
     if newest != folder:
         raise UsageError(
             f"{folder} is not the newest checkpoint of its run, {newest.name} is; resume the run "
@@ -796,7 +796,12 @@ class Run:
     def _measure_peak(self) -> None:
         """Now and then, since a shared machine is not always as fast as at the start."""
         if time.monotonic() - self._peak_at > PEAK_EVERY_S:
-            self.peak_flops = max(self.peak_flops, self.model.peak_flops())
+            before, self.peak_flops = self.peak_flops, max(self.peak_flops, self.model.peak_flops())
+            if self.peak_flops > 1.1 * before:
+                self.show.note(
+                    f"note: the peak is {self.peak_flops / 1e9:,.0f} GFLOP/s now, of which mfu is "
+                    "a share from here on"
+                )
             self._peak_at = time.monotonic()
 
     def _mfu(self, tokens_per_s: float) -> float:

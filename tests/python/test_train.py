@@ -98,6 +98,28 @@ def test_a_run_learns_and_reports(options: Options, capsys: pytest.CaptureFixtur
     assert stored["loader_position"] == 60 * 2
 
 
+def test_a_higher_peak_is_said(
+    options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peaks = iter([100e9, 105e9, 210e9, *[90e9] * 6])
+    monkeypatch.setattr(Model, "peak_flops", lambda model: next(peaks))
+    monkeypatch.setattr("gptc.train.PEAK_EVERY_S", 0.0)
+    assert train(options).peak_flops == 210e9
+    shown = capsys.readouterr().err
+    assert shown.count("note: the peak is") == 1
+    assert "note: the peak is 210 GFLOP/s now, of which mfu is a share from here on" in shown
+
+
+def test_a_damaged_checkpoint_is_skipped_and_said_once(
+    options: Options, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = Path(options["out"])
+    train(options)
+    (out / "ckpt-000008" / "model.safetensors").write_bytes(b"")
+    assert train({}, resume=out).finished
+    assert [record.getMessage().count("using") for record in caplog.records] == [1]
+
+
 def test_peak_memory_is_what_was_planned(options: Options) -> None:
     changes = {"n_embd": 128, "n_ff": 512, "n_layer": 4, "batch_size": 8, "seq_len": 64}
     summary = train({**options, **changes, "steps": 3})

@@ -195,7 +195,8 @@ def _print_summary(summary: Summary) -> None:
         done += f", val loss {summary.val_loss:.4f}, {summary.val_bpb:.3f} bits per byte"
     say(done, sys.stderr)
     if summary.tokens_per_s is not None:
-        mfu = "" if summary.mfu is None else f", {summary.mfu:.0%} of the {summary.dtype} peak"
+        peak = f"{summary.dtype} peak, {summary.peak_flops / 1e9:,.0f} GFLOP/s"
+        mfu = "" if summary.mfu is None else f", {summary.mfu:.0%} of the {peak}"
         memory = (
             f"peak memory {amount(summary.peak_resident_bytes)}, "
             f"{amount(summary.planned_peak_bytes)} planned (engine and resident before)"
@@ -205,7 +206,8 @@ def _print_summary(summary: Summary) -> None:
                 f"{amount(summary.engine_bytes)} of the GPU's memory, "
                 f"{amount(summary.peak_resident_bytes)} of the host's"
             )
-        say(f"{summary.tokens_per_s:,.0f} tokens/s{mfu}; {memory}", sys.stderr)
+        say(f"{summary.tokens_per_s:,.0f} tokens/s{mfu}", sys.stderr)
+        say(memory, sys.stderr)
     if summary.checkpoint is None:
         say("stopped before the first step was done, so nothing was saved", sys.stderr)
         return
