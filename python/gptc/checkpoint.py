@@ -32,6 +32,7 @@ import gptc
 from gptc import formats, pretrained
 from gptc import tokenizer as tokenizers
 from gptc.checksum import file_checksum, recorded_checksum
+from gptc.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats import TensorFile, hf, hub, tensor_chunks, vocabulary
 from gptc.formats.binary import is_plain_name, parse_json
@@ -251,7 +252,7 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
         return folder
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
-        raise GptcError(f"{folder} holds no checkpoint: neither {CONFIG} nor folders ckpt-STEP")
+        raise GptcError(f"{folder} holds no checkpoint{_what_instead(folder)}")
     problems: list[str] = []
     for checkpoint in reversed(checkpoints):
         problem = _run_problem(checkpoint)
@@ -261,6 +262,22 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
             return checkpoint
         problems.append(problem)
     raise GptcError(f"{folder} holds no whole checkpoint: {problems[0]}")
+
+
+def _what_instead(folder: Path) -> str:
+    """What a folder without a checkpoint is, and what to type."""
+    config = folder / "config.toml"
+    if config.is_file():
+        return (
+            " yet: its run ended before the first; begin it again with "
+            f"gptc train --config {config} --out {folder}"
+        )
+    if (folder / "dataset.json").is_file():
+        return f": it is a dataset; train on it with gptc train --data {folder}"
+    runs = [run for run in _folders(folder) if list_checkpoints(run)]
+    if runs:
+        return f": it is a folder of runs; name one of them, such as {min(runs)}"
+    return f": neither {CONFIG} nor folders ckpt-STEP"
 
 
 def tokenizer_name(name: str) -> str:
@@ -338,9 +355,14 @@ def save(
             _sync_folder(folder)
             _rename(folder, path)
     except OSError as error:
-        n_numbers = sum(math.prod(shape) for _, shape, _ in config.parameters())
-        needed = 4 * (1 if trainer is None else 3) * n_numbers
+        needed = size_of(config, training=trainer is not None)
         raise GptcError(f"cannot save {path}: {_explain(error, path, needed)}") from error
+
+
+def size_of(config: GPTConfig, training: bool) -> int:
+    """About how many bytes a checkpoint takes; with what training needs to go on, or without."""
+    n_numbers = sum(math.prod(shape) for _, shape, _ in config.parameters())
+    return 4 * (3 if training else 1) * n_numbers
 
 
 def _hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:

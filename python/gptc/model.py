@@ -7,7 +7,7 @@ where nothing is lost; arrays that go out are fresh copies. A model is used by o
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -279,18 +279,25 @@ class Model:
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         grad_clip: float = 1.0,
+        check: Callable[[], None] = lambda: None,
     ) -> StepResult:
         """One optimizer step on tokens (B, T) and their successors (B, T), or on lists of them.
 
-        A list holds micro-batches: their gradients are averaged before the update.
+        A list holds micro-batches: their gradients are averaged before the update. `check` is
+        called before each; what it raises drops the step, and the model is as before it.
         """
         batches = _micro_batches(inputs, "inputs")
         wanted = _micro_batches(targets, "targets")
         if len(batches) != len(wanted):
             raise GptcError(f"{len(batches)} micro-batches of inputs, {len(wanted)} of targets")
         # A device is waited for once, by the update.
-        for x, y in zip(batches, wanted, strict=True):
-            self._backward(x, y, 1.0 / len(batches), self._ffi.NULL)
+        try:
+            for x, y in zip(batches, wanted, strict=True):
+                check()
+                self._backward(x, y, 1.0 / len(batches), self._ffi.NULL)
+        except BaseException:
+            self.zero_gradients()
+            raise
         return self._update(AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip))
 
     def backward(self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float = 1.0) -> float:

@@ -20,6 +20,7 @@ from gptc.config import presets
 from gptc.errors import GptcError, UsageError
 from gptc.known import STORIES
 from gptc.model import DEVICES, DTYPES
+from gptc.sizes import parse_size
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
 
@@ -96,6 +97,9 @@ class TrainOptions:
             number = getattr(self, name)
             if number is not None and not 0 <= number < math.inf:
                 raise UsageError(f"--{spelled(name)} is {number}; it must be 0 or more")
+        for name, number in asdict(self).items():
+            if isinstance(number, int) and number >= 2**63:
+                raise UsageError(f"--{spelled(name)} is {number}; it must be below 2**63")
         for name in ("beta1", "beta2", "dropout"):
             number = getattr(self, name)
             if not 0 <= number < 1:
@@ -242,10 +246,22 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no valid TOML: {error}") from None
     given = {key.replace("-", "_"): value for key, value in data.items()}
     try:
+        given = {name: _sized(name, value) for name, value in given.items()}
         _check_types(given)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     return given
+
+
+def _sized(name: str, value: Any) -> Any:
+    """The number where a file writes it as the command line does, such as "64K"."""
+    wanted = get_type_hints(TrainOptions).get(name)
+    if isinstance(value, str) and int in getattr(wanted, "__args__", (wanted,)):
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            raise UsageError(f"{spelled(name)}: {error}") from None
+    return value
 
 
 def to_toml(options: TrainOptions) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TextIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
     import rich.progress
 
 _SMOOTHING = 0.95  # weight of the past in the loss and the pace that are shown
 _PLAIN_INTERVAL_S = 5.0
+DAY_S = 24 * 60 * 60
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class PlainProgress:
 
     def note(self, text: str) -> None:
         """Prints the line."""
-        print(text, file=self._out, flush=True)
+        say(text, self._out)
 
     def close(self) -> None:
         """Nothing to tidy."""
@@ -134,24 +139,33 @@ class LiveProgress:
             refresh_per_second=5,
         )
         self._task = self._bar.add_task("", total=steps, completed=step, numbers="")
-        self._bar.start()
+        with heard_or_not(self._console.file):
+            self._bar.start()
 
     def update(self, report: Report) -> None:
         """Moves the bar."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=report.step, numbers=report.describe())
+            with heard_or_not(self._console.file):
+                self._bar.update(
+                    self._task,
+                    completed=report.step,
+                    total=report.steps,  # which follow the clock where time is the limit
+                    numbers=report.describe(),
+                )
 
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
         if self._bar is None:
-            print(text, file=sys.stderr, flush=True)
+            say(text, sys.stderr)
         else:
-            self._console.print(text, markup=False, soft_wrap=True)
+            with heard_or_not(self._console.file):
+                self._console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Takes the bar away and gives the cursor back."""
         if self._bar is not None:
-            self._bar.stop()
+            with heard_or_not(self._console.file):
+                self._bar.stop()
             self._bar = None
 
 
@@ -162,15 +176,36 @@ def make_progress() -> Progress:
     return PlainProgress()
 
 
+@contextmanager
+def heard_or_not(stream: IO[str]) -> Iterator[None]:
+    """Goes on where a stream takes nothing more: its reader or terminal is gone, its disk full.
+
+    What is written to it from then on goes nowhere. Hours of training are worth more than a line.
+    """
+    try:
+        yield
+    except OSError:
+        with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def say(text: str, stream: IO[str]) -> None:
+    """Prints a line that nobody has to read."""
+    with heard_or_not(stream):
+        print(text, file=stream, flush=True)
+
+
 def step_label(step: int, steps: int) -> str:
     """Such as "step   250/1000", of the same width throughout a run."""
     return f"step {step:>{len(str(steps))}}/{steps}"
 
 
 def duration(seconds: float) -> str:
-    """Such as "0:42", "12:03" or "3:05:00"; "?" for what is not known."""
-    if not 0 <= seconds < 1e9:
+    """Such as "0:42", "12:03", "3:05:00" or "52 days"; "?" for what is not known."""
+    if not 0 <= seconds < math.inf:
         return "?"
+    if seconds >= DAY_S:
+        return f"{few(seconds / DAY_S)} days"
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
@@ -196,6 +231,11 @@ def count(n: float) -> str:
     return f"{value:.0f}{unit}" if not unit or value >= 100 else f"{value:.1f}{unit}"
 
 
-def plural(n: int, noun: str) -> str:
+def few(x: float) -> str:
+    """A number to two digits, or to the whole: "0.035", "2.8", "4,300"."""
+    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+
+
+def plural(n: int, noun: str, several: str | None = None) -> str:
     """Such as "1 layer" or "12 layers"."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+    return f"{n:,} {noun if n == 1 else several or noun + 's'}"

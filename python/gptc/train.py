@@ -5,6 +5,10 @@
 What happens at a step is a function of the step alone: its learning rate, its batches (the loader's
 position), whether it is evaluated, sampled or saved. So a run that is interrupted and resumed ends
 with the same weights, bit for bit, as one that was not.
+
+Only with `minutes` does the number of steps, and with it the learning rate, follow the clock, so
+that the rate has fallen when the time is up. Each checkpoint records the number that was expected
+then, and a run that is resumed keeps to it: from there on it is a function of the step again.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -55,15 +61,29 @@ from gptc.options import (
     spelled,
     to_toml,
 )
-from gptc.progress import Meter, PlainProgress, Progress, Report, amount, count, plural
+from gptc.progress import (
+    DAY_S,
+    Meter,
+    PlainProgress,
+    Progress,
+    Report,
+    amount,
+    count,
+    duration,
+    few,
+    plural,
+)
 from gptc.progress import step_label as label
 from gptc.sampling import Sampling
-from gptc.tokenizer import KINDS, Tokenizer
+from gptc.tokenizer import KINDS, Tokenizer, bpe_size, is_spec, make_tokenizer
 
 METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.toml"
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.5
+ENGINE_NAMES = {"max_batch": "--batch-size", "max_seq": "--seq-len", "n_threads": "--threads"}
+WHOLE_AT_END = 10  # times the batches of an evaluation that the last one may have
+MANY_EPOCHS = 100
 PEAK_EVERY_S = 5.0  # between two looks at what the machine can do
 
 
@@ -72,8 +92,9 @@ class Summary:
     """How a run ended. Rates and times are of this process; `elapsed_s` is of the whole run."""
 
     out: str
-    checkpoint: str | None
+    checkpoint: str | None  # its newest
     finished: bool  # all its steps are done
+    first_step: int  # the steps done before; equal to `step` where there was nothing to do
     step: int
     steps: int
     tokens: int
@@ -108,8 +129,8 @@ def train(
     """Trains with the options in `given`; what it lacks comes from the preset's defaults.
 
     With `resume`, a run folder or its newest checkpoint, the run there continues, and `given` holds
-    only what shall change. `on_step(step, model)` is called after every step. SIGINT and SIGTERM
-    end the run early, saved, with `Summary.signal` set.
+    only what shall change. `on_step(step, model)` is called after every step. SIGINT, SIGTERM and
+    SIGHUP end the run early, saved, with `Summary.signal` set.
     """
     show = progress or PlainProgress()
     try:
@@ -129,7 +150,7 @@ def _resumable(path: str | Path) -> Checkpoint:
         raise GptcError(
             f"{folder} is a model, not a training run; fine-tune it with --init-from {folder}"
         )
-    newest = find_checkpoint(folder.parent)
+    newest = folder if folder != Path(path) else find_checkpoint(folder.parent)
     if newest != folder:
         raise UsageError(
             f"{folder} is not the newest checkpoint of its run, {newest.name} is; resume the run "
@@ -165,7 +186,10 @@ class Run:
         self.tokenizer: Tokenizer = self.dataset.tokenizer
         config = self._shape(base or initial)
         if options.seq_len > config.block_size:
-            show.note(f"note: --seq-len is lowered to the model's context of {config.block_size}")
+            if options.seq_len != defaults_for("init-from")["seq_len"]:  # it was asked for
+                show.note(
+                    f"note: --seq-len is lowered to the model's context of {config.block_size}"
+                )
             self._change(seq_len=config.block_size)
         options = self.options
         self.loader = Loader(
@@ -188,9 +212,11 @@ class Run:
             else:
                 self.model.init(options.seed)
             self.steps = self._count_steps()
+            self._check_that_steps_remain()
             self._settle()
             self.out = self._make_folder(chosen)
             self._print_header(initial)
+            self._check_disk()
         except BaseException:
             self.close()
             raise
@@ -212,20 +238,24 @@ class Run:
     def train(self, on_step: Callable[[int, Model], None] | None = None) -> Summary:
         """Runs the remaining steps."""
         options, meter = self.options, Meter()
-        deadline = math.inf if self._budget_s is None else time.monotonic() + self._budget_s
         first, begin = self.step, time.perf_counter()
         elapsed_before, trained_s = self.elapsed_s, 0.0
         if self.step >= self.steps:
             self.show.note(
-                f"the run has done its {self.steps:,} steps; train on with "
-                f"gptc train --resume {self.out} --steps {2 * self.steps}"
+                f"the run has done its {self.step:,} steps; train on with "
+                f"gptc train --resume {self.out} --steps {2 * self.step}"
             )
         sample = None
         self.show.start(self.step, self.steps)
         with _signals() as signals:
             while self.step < self.steps:
                 started = time.perf_counter()
-                record = self._do_step()
+                try:
+                    record = self._do_step(signals.check)
+                except _StepDropped:
+                    if self.step:
+                        self._save()
+                    break
                 step_s = time.perf_counter() - started
                 trained_s += step_s
                 meter.add(record["train_loss"], step_s)
@@ -235,23 +265,33 @@ class Run:
                 record["elapsed_s"] = round(self.elapsed_s, 3)
                 record["tokens_per_s"] = round(rate, 1)
                 record["mfu"] = self._mfu(rate)
-                self.show.update(self._report(meter, record["lr"]))
+                if self._budget_s is not None:
+                    self._follow_clock(self.elapsed_s - elapsed_before, self.step - first)
+                report = self._report(meter, record["lr"])
+                self.show.update(report)
+                if self.step == first + 1 and report.left_s > DAY_S:
+                    self.show.note(
+                        f"note: at this pace the run takes {duration(report.left_s)}; Ctrl-C saves "
+                        "it; shorter: --minutes, --steps, --grad-accum, a smaller --preset"
+                    )
 
                 last = self.step == self.steps
                 if self.has_val and (self.step % options.eval_every == 0 or last):
-                    record |= self._evaluate()
+                    record |= self._evaluate(last)
                 self._write_metrics(record)
                 if on_step is not None:
                     on_step(self.step, self.model)
                 if options.sample_every and self.step % options.sample_every == 0 and not last:
                     self.show.note(f"sample at step {self.step}:\n{self._sample()}\n")
-                stop = signals.received is not None or time.monotonic() >= deadline
+                stop = signals.received is not None
                 if last or stop or self.step % (options.save_every or options.eval_every) == 0:
                     self._save()
                 if stop:
                     break
         self.show.close()
         finished = self.step >= self.steps
+        if finished and self._budget_s is not None and self.step < self._most_steps:
+            self.show.note(f"time is up after {duration(self._budget_s)}")
         if self.step > first and signals.received is None:
             sample = self._sample()
         pace = (self.step - first) * self.tokens_per_step / trained_s if trained_s else None
@@ -260,6 +300,7 @@ class Run:
             out=str(self.out),
             checkpoint=str(self.saved) if self.saved else None,
             finished=finished,
+            first_step=first,
             step=self.step,
             steps=self.steps,
             tokens=self.tokens,
@@ -330,6 +371,8 @@ class Run:
             # The text has changed, and with it the tokenizer that is learned from it.
             dataset = resolve_dataset(options.data, own_name, progress=report)
         if self.base is None:
+            if dataset.folder == Path(options.data):
+                name = _prepared_with(dataset, options.tokenizer)
             self._change(tokenizer=name if _is_kind(name) else str(Path(name).resolve()))
         if known is not None:
             check_vocabulary(known, own, dataset)
@@ -373,7 +416,15 @@ class Run:
             seed=options.seed,
             pin=options.pin,
         ).resolved()
-        self.plan: Plan = plan_for(config, settings)
+        try:
+            self.plan: Plan = plan_for(config, settings)
+        except EngineError as error:
+            message = str(error)
+            for theirs, ours in ENGINE_NAMES.items():
+                message = message.replace(theirs, ours)
+            if message == str(error):
+                raise
+            raise UsageError(message) from error
         _check_memory(self.plan, settings.device, options)
         self.resident_before = resident_bytes()
         try:
@@ -425,7 +476,10 @@ class Run:
         }
 
     def _count_steps(self) -> int:
-        """The steps of the whole run: the first of its limits that is reached."""
+        """The steps of the whole run: the first of its limits that is reached.
+
+        Those that the time allows are a first guess, of which `_follow_clock` makes better ones.
+        """
         options, limits = self.options, []
         self._budget_s = None if options.minutes is None else options.minutes * 60
         if options.steps is not None:
@@ -436,12 +490,33 @@ class Run:
         if options.epochs is not None:
             tokens = options.epochs * self.dataset.n_tokens("train")
             remaining.append((tokens - self.tokens) / self.tokens_per_step)
-        if self._budget_s is not None:
-            # Fixed now, so that the schedule stays a function of the step. The rest of the time is
-            # for updates, evaluations and saving.
-            remaining.append(0.9 * self._budget_s / self._time_step())
         limits += [self.step + max(0, math.ceil(n)) for n in remaining]
-        return max(1, min(limits))
+        self._most_steps = max(1, min(limits)) if limits else sys.maxsize
+        if self._budget_s is None:
+            return self._most_steps
+        # The rest of the time is for updates, evaluations and saving.
+        n_steps = math.ceil(0.9 * self._budget_s / self._time_step())
+        return min(self._most_steps, self.step + n_steps)
+
+    def _follow_clock(self, spent_s: float, n_done: int) -> None:
+        """Makes the steps those that fit into the time, at the pace so far with all that it took.
+
+        They are the ones that are done when the time is up. The last one may end a little later.
+        """
+        assert self._budget_s is not None
+        n_left = max(0, round((self._budget_s - spent_s) * n_done / spent_s))
+        self.steps = min(self._most_steps, self.step + n_left)
+
+    def _check_that_steps_remain(self) -> None:
+        """Refuses limits that the run is past, before its folder is touched."""
+        given = [name for name in LIMITS if getattr(self.options, name) is not None]
+        # A run that has done its steps, and is told nothing new, only says so.
+        if self.steps < self.step or (self.steps == self.step > 0 and given != ["steps"]):
+            raise UsageError(
+                f"the run is at step {self.step:,} ({self.tokens:,} tokens), which is past "
+                f"{', '.join(f'--{name} {getattr(self.options, name)}' for name in given)}; "
+                f"train on with --steps {2 * self.step}"
+            )
 
     def _settle(self) -> None:
         """Replaces options that depend on the data or the machine by what they turned out to be."""
@@ -506,14 +581,19 @@ class Run:
         file.seek(0)
         file.truncate(sum(len(line.encode()) for line in _lines_until(file, self.step)))
         checkpoint.clean_up(out)
-        (out / CONFIG_FILE).write_text(to_toml(self.options), "utf-8")
+        self._write_config(out)
         return out
+
+    def _write_config(self, out: Path) -> None:
+        (out / CONFIG_FILE).write_text(to_toml(self.options), "utf-8")
 
     def _print_header(self, initial: Source | None) -> None:
         options, config, plan, data = self.options, self.model.config, self.plan, self.dataset
         origin = options.preset
         if initial is not None:
             origin = f"from {initial.path}"
+        elif any(getattr(options, name) is not None for name in SHAPE):
+            origin = f"{options.preset} with another shape"
         where = self.model.device
         if where == "cpu":
             where += f" ({_lib.cpu_level()}), {plural(self.model.threads, 'thread')}"
@@ -531,10 +611,13 @@ class Run:
                 ("workspace", "workspace"),
             )
         )
+        epochs = self.steps * self.tokens_per_step / data.n_tokens("train")
         accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
         total = self.steps * self.tokens_per_step
         n_train = data.n_tokens("train")
         begin = f"from {self.step:,} to {self.steps:,}" if self.step else f"{self.steps:,}"
+        if self._budget_s is not None:
+            begin = f"in {duration(self._budget_s)}, about {begin}"
         lines = (
             f"gptc {gptc.__version__}: {'resuming' if self.base else 'training'} in {self.out}",
             f"  model   {origin} ({config.family}), {plan.n_params:,} parameters: "
@@ -547,7 +630,7 @@ class Run:
             f"{amount(self.resident_before)} resident before",
             f"          ({parts})",
             f"  steps   {begin} of {options.batch_size} x {options.seq_len}{accum} tokens: "
-            f"{count(total)} tokens, {total / n_train:.2g} epochs",
+            f"{count(total)} tokens, {few(epochs)} epochs",
         )
         for line in lines:
             self.show.note(line)
@@ -557,16 +640,36 @@ class Run:
             and (notice := _lib.cpu_notice())
         ):
             self.show.note(f"note: {notice}")
+        if epochs > MANY_EPOCHS:
+            self.show.note(
+                f"note: the run goes over its text {few(epochs)} times, which a model learns by "
+                "heart; shorter: --epochs, --steps, --minutes"
+            )
         if not self.has_val:
             self.show.note(
                 f"note: the validation split has {data.n_tokens('val'):,} tokens, fewer than "
                 f"--seq-len {options.seq_len}, so there are no evaluations"
             )
 
+    def _check_disk(self) -> None:
+        """Says at the start what would otherwise be found hours later."""
+        options, there = self.options, len(checkpoint.list_checkpoints(self.out))
+        n = math.ceil((self.steps - self.step) / (options.save_every or options.eval_every))
+        if options.keep_last:  # one more while the oldest is still there
+            n = min(n, max(1, options.keep_last + 1 - there))
+        each = checkpoint.size_of(self.model.config, training=True)
+        free = shutil.disk_usage(self.out).free
+        if n * each > free:
+            self.show.note(
+                f"note: {amount(free)} are free at {self.out}, and {plural(n, 'checkpoint')} will "
+                f"take {amount(n * each)}: make room, or choose another --out or --keep-last"
+            )
+
     # ---- steps ----
 
-    def _do_step(self) -> dict[str, Any]:
-        options = self.options
+    def _do_step(self, check: Callable[[], None]) -> dict[str, Any]:
+        """A step; what `check` raises between its micro-batches drops it whole."""
+        options, position = self.options, self.loader.position
         lr = learning_rate(self.step, self.steps, options)
         batches = [self.loader.next() for _ in range(options.grad_accum)]
         try:
@@ -579,8 +682,12 @@ class Run:
                 eps=options.eps,
                 weight_decay=options.weight_decay,
                 grad_clip=options.grad_clip,
+                check=check,
             )
             diverged = not math.isfinite(result.loss)
+        except _StepDropped:
+            self.loader.position = position  # its batches are drawn again
+            raise
         except EngineError as error:
             if error.status != _lib.GPT_ERR_NUMERIC:
                 raise
@@ -604,21 +711,31 @@ class Run:
             "grad_norm": _short(result.grad_norm),
         }
 
-    def _evaluate(self) -> dict[str, float]:
-        """The loss over the validation split, in nats per token and in bits per byte."""
-        options = self.options
+    def _evaluate(self, last: bool) -> dict[str, float]:
+        """The loss over the validation split, in nats per token and in bits per byte.
+
+        That of the last step is over the whole split, as `gptc eval` has it, where that is cheap.
+        """
+        options, n_batches = self.options, self.options.eval_batches
+        n_windows = (self.dataset.n_tokens("val") - 1) // options.seq_len
+        enough = n_batches * options.batch_size * (WHOLE_AT_END if last else 1)
+        if n_windows <= enough:
+            n_batches = 0
         result = evaluate(
             self.model,
             self.dataset,
             batch_size=options.batch_size,
             seq_len=options.seq_len,
-            n_batches=options.eval_batches or None,
+            n_batches=n_batches or None,
         )
         loss, bpb = result.loss, result.bpb
         if self.best_val_loss is None or loss < self.best_val_loss:
             self.best_val_loss = loss
         self.evaluation = {"val_loss": _short(loss), "val_bpb": _short(bpb)}
-        self.show.note(f"{label(self.step, self.steps)}  val loss {loss:.4f}  val bpb {bpb:.3f}")
+        part = f"  (over {plural(n_batches, 'batch', 'batches')})" if n_batches else ""
+        self.show.note(
+            f"{label(self.step, self.steps)}  val loss {loss:.4f}  val bpb {bpb:.3f}{part}"
+        )
         return self.evaluation
 
     def _sample_context(self) -> int:
@@ -639,6 +756,8 @@ class Run:
         path = self.out / checkpoint.checkpoint_name(self.step)
         if self.saved == path:
             return
+        if settled := self.options.steps != self.steps:  # by the clock
+            self._change(steps=self.steps)
         trainer = {
             "step": self.step,
             "tokens": self.tokens,
@@ -653,6 +772,8 @@ class Run:
         }
         assert self._metrics is not None
         try:
+            if settled:
+                self._write_config(self.out)
             os.fsync(self._metrics.fileno())
             # A folder of this name can only be damaged: a run resumes from its newest whole one.
             checkpoint.save(
@@ -662,7 +783,7 @@ class Run:
             kept = (
                 f"{self.saved} is intact: make room, then gptc train --resume {self.out}"
                 if self.saved
-                else "no checkpoint was saved yet"
+                else "no checkpoint was saved yet: make room or choose another --out"
             )
             raise GptcError(f"{error}; {kept}") from error
         self.saved = path
@@ -684,7 +805,12 @@ class Run:
     def _measure_peak(self) -> None:
         """Now and then, since a shared machine is not always as fast as at the start."""
         if time.monotonic() - self._peak_at > PEAK_EVERY_S:
-            self.peak_flops = max(self.peak_flops, self.model.peak_flops())
+            before, self.peak_flops = self.peak_flops, max(self.peak_flops, self.model.peak_flops())
+            if self.peak_flops > 1.1 * before:
+                self.show.note(
+                    f"note: the peak is {self.peak_flops / 1e9:,.0f} GFLOP/s now, of which mfu is "
+                    "a share from here on"
+                )
             self._peak_at = time.monotonic()
 
     def _mfu(self, tokens_per_s: float) -> float:
@@ -735,6 +861,33 @@ def tokenizer_argument(own: Tokenizer, known: Source, data: str) -> str:
 def _is_kind(name: str) -> bool:
     """Whether a tokenizer is named by its kind, such as bpe:2048, and not by where it is."""
     return name.partition(":")[0] in KINDS
+
+
+def _prepared_with(dataset: Dataset, given: str | None) -> str:
+    """The name of a prepared dataset's tokenizer, which the one that is asked for must be."""
+    theirs = dataset.tokenizer
+    spec = str(dataset.meta["options"].get("tokenizer"))
+    own = spec if is_spec(spec) else str(dataset.folder)
+    if given is None or given == own:
+        return own
+    if is_spec(given):
+        size = bpe_size(given)
+        same = (
+            theirs.kind == given
+            if size is None
+            else (theirs.kind, size) == ("bpe", theirs.vocab_size)
+        )
+    else:
+        same = (
+            make_tokenizer(checkpoint.tokenizer_name(given)).fingerprint() == theirs.fingerprint()
+        )
+    if not same:
+        raise UsageError(
+            f"{dataset.folder} was prepared with {spec if is_spec(spec) else theirs.kind}: leave "
+            f"--tokenizer {given} out, or prepare the text again with: "
+            f"gptc prepare SOURCE --tokenizer {given} --out DIR"
+        )
+    return own
 
 
 def _same(own: Tokenizer, dataset: Dataset) -> bool:
@@ -841,16 +994,26 @@ def _short(value: float) -> float:
 # ---- interruptions ----
 
 
+class _StepDropped(Exception):
+    """A signal came in the middle of a step, which may take minutes."""
+
+
 class _Received:
     def __init__(self) -> None:
         self.received: int | None = None
 
+    def check(self) -> None:
+        """Between micro-batches."""
+        if self.received is not None:
+            raise _StepDropped
+
 
 @contextmanager
 def _signals() -> Iterator[_Received]:
-    """Notes the first SIGINT or SIGTERM instead of dying; the second one works as usual.
+    """Notes the first SIGINT, SIGTERM or SIGHUP instead of dying; the second one works as usual.
 
-    A signal that this process was started to ignore, as a background job is, stays ignored.
+    A signal that this process was started to ignore, as a background job is, stays ignored; so does
+    SIGHUP under nohup.
     """
     state = _Received()
     if threading.current_thread() is not threading.main_thread():
@@ -862,9 +1025,11 @@ def _signals() -> Iterator[_Received]:
         for other, before in previous.items():
             signal.signal(other, before)
         # Not through the progress display, which this may be in the middle of.
-        os.write(2, b"\nstopping after this step; once more to abort at once\n")
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nstopping and saving; once more to abort at once\n")
 
-    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
     previous = {n: signal.signal(n, handle) for n in heard}
     try:
         yield state

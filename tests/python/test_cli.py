@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +92,21 @@ def test_train_help_names_every_option(gptc: Gptc) -> None:
         assert f"--{field.name.replace('_', '-')} " in text, field.name
 
 
+def test_train_help_tells_no_untruth_about_presets(gptc: Gptc) -> None:
+    from gptc.config import presets
+    from gptc.options import DEFAULTS
+
+    text = " ".join(gptc("train", "--help").out.split())
+    assert f"training defaults: {', '.join(presets())}. [tiny]" in text
+    options, batches = text.partition("Batches and the optimizer (defaults by preset):")[::2]
+    assert options
+    for name in {name for table in DEFAULTS.values() for name in table}:
+        # Its help ends before the next option, and names no default of its own.
+        shown = batches if f"--{name.replace('_', '-')} " in batches else text
+        own = shown.partition(f"--{name.replace('_', '-')} ")[2].partition(" --")[0]
+        assert not re.search(r"\[[\d.e-]+\]", own), name
+
+
 def test_version(gptc: Gptc) -> None:
     ran = gptc("--version")
     assert ran.code == 0
@@ -118,6 +137,16 @@ def test_version_without_a_library_says_so(gptc: Gptc, monkeypatch: pytest.Monke
         (["train", "--stpes", "3"], 2, "--steps"),
         (["train", "--steps", "few"], 2, "'few' is no size"),
         (["train", "--preset", "tinny"], 2, "did you mean tiny?"),
+        (["train", "--threads", "-1"], 2, "-1 is less than 0"),
+        (["train", "--threads", "10000"], 2, "--threads is 10000; it must lie between 0 and"),
+        (["train", "--batch-size", "100M"], 2, "--batch-size is 100000000; it must be 0 or"),
+        (["train", "--seed", "-1"], 2, "-1 is not in the range x>=0"),
+        (
+            ["train", "--seed", str(2**63)],
+            2,
+            "--seed is 9223372036854775808; it must be below 2**63",
+        ),
+        (["train", "--steps", str(2**63)], 2, "it must be below 2**63"),
         (["train", "--data", "nowhere"], 1, "no dataset 'nowhere'"),
         (["train", "--n-head", "5"], 2, "n_head 5 does not divide n_embd 96"),
         (["train", "--resume", "--init-from", "x"], 2, "exclude each other"),
@@ -281,7 +310,7 @@ def test_sizes_take_suffixes(gptc: Gptc, arguments: list[str]) -> None:
     assert json.loads(ran.out)["steps"] == 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupting_saves_and_says_how_to_resume(
     arguments: list[str], tmp_path: Path, number: int
 ) -> None:
@@ -295,7 +324,7 @@ def test_interrupting_saves_and_says_how_to_resume(
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + number
-    assert "stopping after this step" in err
+    assert "stopping and saving" in err
     assert f"resume with: gptc train --resume {tmp_path / 'run'}" in err
     assert "Traceback" not in err
     step = json.loads(metrics.read_text().splitlines()[-1])["step"]
@@ -305,6 +334,50 @@ def test_interrupting_saves_and_says_how_to_resume(
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert f"from {step:,} to {step + 2:,}" in err
+
+
+def test_only_what_was_saved_is_called_saved(
+    gptc: Gptc, arguments: list[str], tmp_path: Path
+) -> None:
+    assert "\nsaved " in gptc("train", *arguments).err
+    again = gptc("train", "--resume", tmp_path / "run")
+    assert again.code == 0
+    assert "--steps 16" in again.err
+    assert "\nsaved " not in again.err
+
+
+def test_a_closed_terminal_ends_the_run_saved(arguments: list[str], tmp_path: Path) -> None:
+    arguments[arguments.index("--steps") + 1] = "100000"
+    terminal, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptc", "train", *arguments],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 30
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline
+        os.set_blocking(terminal, False)
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 1 << 16)
+        time.sleep(0.02)
+    os.close(terminal)  # the system sends SIGHUP, and nothing can be written any more
+    assert process.wait(timeout=30) == 128 + signal.SIGHUP
+    step = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert (tmp_path / "run" / f"ckpt-{step:06d}" / "checksums.json").exists()
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&1 | head -1", "2>&1 >/dev/full"])
+def test_training_does_not_need_to_be_heard(
+    arguments: list[str], tmp_path: Path, redirection: str
+) -> None:
+    train = shlex.join([sys.executable, "-m", "gptc", "train", *arguments])
+    command = ["bash", "-c", f"{train} {redirection}; exit ${{PIPESTATUS[0]}}"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, "Error" in ran.stderr) == (0, False)
+    assert (tmp_path / "run" / "ckpt-000008" / "checksums.json").exists()
 
 
 def test_resume_without_a_value_takes_the_newest_run(

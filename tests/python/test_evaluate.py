@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,23 @@ def test_eval_is_what_training_reported(gptc: Gptc, run: Path) -> None:
     assert result["loss"] == pytest.approx(last["val_loss"], rel=2e-3)  # bf16 there, fp32 here
     assert result["bpb"] == pytest.approx(last["val_bpb"], rel=2e-3)
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
+
+
+def test_the_last_evaluation_is_of_the_whole_split(
+    gptc: Gptc, arguments: list[str], options: dict[str, Any]
+) -> None:
+    arguments[arguments.index("--eval-batches") + 1] = "9"
+    ran = gptc("train", *arguments, "--dtype", "fp32", "--json")
+    summary = json.loads(ran.out)
+    assert re.search(r"step 4/8  val loss .*  \(over 9 batches\)\n", ran.err)
+    assert re.search(r"step 8/8  val loss [\d.]+  val bpb [\d.]+\n", ran.err)
+    result = json.loads(gptc("eval", "-m", options["out"], "--json").out)["results"][0]
+    assert result["loss"] == pytest.approx(summary["val_loss"], rel=1e-6)
+
+
+def test_a_window_longer_than_the_context_is_refused(gptc: Gptc, run: Path) -> None:
+    ran = gptc("eval", "-m", run, "--seq-len", 17)
+    assert (ran.code, ran.err) == (2, "gptc: error: --seq-len is 17; the model's context is 16\n")
 
 
 def test_rounded_weights_cost_little(gptc: Gptc, run: Path) -> None:

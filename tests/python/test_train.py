@@ -8,8 +8,10 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +81,14 @@ def test_a_run_learns_and_reports(options: Options, capsys: pytest.CaptureFixtur
     assert [p.name for p in checkpoint.list_checkpoints(out)] == ["ckpt-000040", "ckpt-000060"]
     shown = capsys.readouterr()
     assert shown.out == ""
-    for part in ("parameters", "training tokens", "peak", "resident before", "val bpb"):
+    for part in (
+        "tiny with another shape (llama)",
+        "parameters",
+        "training tokens",
+        "peak",
+        "resident before",
+        "val bpb",
+    ):
         assert part in shown.err
 
     stored = Checkpoint(out / "ckpt-000060").trainer()
@@ -87,6 +96,28 @@ def test_a_run_learns_and_reports(options: Options, capsys: pytest.CaptureFixtur
     assert stored["options"]["steps"] == 60
     assert stored["threads"] == 2
     assert stored["loader_position"] == 60 * 2
+
+
+def test_a_higher_peak_is_said(
+    options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peaks = iter([100e9, 105e9, 210e9, *[90e9] * 6])
+    monkeypatch.setattr(Model, "peak_flops", lambda model: next(peaks))
+    monkeypatch.setattr("gptc.train.PEAK_EVERY_S", 0.0)
+    assert train(options).peak_flops == 210e9
+    shown = capsys.readouterr().err
+    assert shown.count("note: the peak is") == 1
+    assert "note: the peak is 210 GFLOP/s now, of which mfu is a share from here on" in shown
+
+
+def test_a_damaged_checkpoint_is_skipped_and_said_once(
+    options: Options, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = Path(options["out"])
+    train(options)
+    (out / "ckpt-000008" / "model.safetensors").write_bytes(b"")
+    assert train({}, resume=out).finished
+    assert [record.getMessage().count("using") for record in caplog.records] == [1]
 
 
 def test_peak_memory_is_what_was_planned(options: Options) -> None:
@@ -129,6 +160,54 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     expected, got = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
     assert reproducible(got) == reproducible(expected)
     assert [x["elapsed_s"] for x in got] == sorted(x["elapsed_s"] for x in got)
+
+
+def test_an_interrupted_step_is_dropped_and_done_again(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of many micro-batches takes minutes: its end is not waited for."""
+    whole = {**options, "grad_accum": 3, "dropout": 0.2, "out": str(tmp_path / "whole")}
+    parts = {**whole, "out": str(tmp_path / "parts")}
+    train(whole)
+    really, count = Model._backward, 0
+
+    def interrupt_at(last: int) -> Callable[..., None]:
+        def backward(model: Model, *args: Any) -> None:
+            nonlocal count
+            count += 1
+            really(model, *args)
+            if count == last:
+                signal.raise_signal(signal.SIGINT)
+
+        return backward
+
+    monkeypatch.setattr(Model, "_backward", interrupt_at(2))
+    summary = train(parts)
+    assert (summary.signal, summary.step, summary.checkpoint, count) == (2, 0, None, 2)
+    count = 0
+    monkeypatch.setattr(Model, "_backward", interrupt_at(3 * 5 + 1))
+    assert train(parts).step == 5
+    assert count == 3 * 5 + 1
+    monkeypatch.undo()
+    assert train({}, resume=parts["out"]).finished
+    last = "ckpt-000008"
+    assert content(tmp_path / "whole" / last) == content(tmp_path / "parts" / last)
+    assert reproducible(metrics(parts["out"])) == reproducible(metrics(whole["out"]))
+
+
+def test_a_run_that_is_too_long_is_noted(
+    options: Options, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(step: int, model: Model) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    train({**options, "steps": 10**11}, on_step=stop)
+    shown = capsys.readouterr().err
+    assert "177,777,778 epochs" in shown
+    assert "note: the run goes over its text 177,777,778 times" in shown
+    assert re.search(r"note: at this pace the run takes [\d,]+ days; .*--minutes", shown)
+    train({**options, "out": options["out"] + "2"})
+    assert "note" not in capsys.readouterr().err
 
 
 def test_a_crash_loses_only_what_followed_the_checkpoint(options: Options, tmp_path: Path) -> None:
@@ -176,6 +255,22 @@ def test_resuming_a_finished_run_says_so(
     assert summary.step == 8
     assert "has done its 8 steps; train on with" in capsys.readouterr().err
     assert (Path(options["out"]) / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("limit", [{"steps": 4}, {"tokens": 100}, {"epochs": 0.001}])
+def test_a_limit_that_the_run_is_past_is_refused(options: Options, limit: Options) -> None:
+    out = Path(options["out"])
+    train(options)
+    before = (out / "config.toml").read_bytes()
+    with pytest.raises(UsageError) as caught:
+        train(limit, resume=out)
+    ((name, value),) = limit.items()
+    assert str(caught.value) == (
+        f"the run is at step 8 (256 tokens), which is past --{name} {value}; "
+        "train on with --steps 16"
+    )
+    assert (out / "config.toml").read_bytes() == before
+    assert train({"steps": 16}, resume=out).step == 16
 
 
 def test_what_cannot_change_on_resume(options: Options, tmp_path: Path) -> None:
@@ -298,6 +393,28 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
     assert train({}, resume=out).finished
 
 
+def test_a_disk_that_is_too_small_is_noticed_at_the_start(
+    options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    each = 12 * 25_760  # bytes of a parameter and its moments
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3 * each - 1))
+    train({**options, "save_every": 2})
+    shown = capsys.readouterr().err
+    assert "note: 927 kB are free at " in shown
+    assert "and 3 checkpoints will take 927 kB: make room, or choose another --out" in shown
+    train({"steps": 20, "save_every": 2}, resume=options["out"])  # two of three are there
+    train({**options, "out": options["out"] + "2"})  # which saves twice
+    assert "are free" not in capsys.readouterr().err
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(GptcError, match="no checkpoint was saved yet: make room or choose another"):
+        train({**options, "out": options["out"] + "3"})
+
+
 def test_two_processes_cannot_train_into_one_folder(options: Options) -> None:
     train(options)
     with (Path(options["out"]) / "metrics.jsonl").open() as file:
@@ -333,6 +450,52 @@ def test_minutes_bound_the_time(options: Options) -> None:
     assert stored is not None
     assert stored["options"]["minutes"] is None
     assert stored["options"]["steps"] == summary.steps
+
+
+def test_a_run_of_minutes_ends_as_any_other(
+    options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though the machine turns out to be far slower than it was when the steps were estimated."""
+    del options["steps"]
+    monkeypatch.setattr("gptc.train.Run._time_step", lambda run: 1e-5)
+
+    def sleep(step: int, model: Model) -> None:
+        time.sleep(0.02)
+
+    given = {"minutes": 0.02, "eval_every": 10_000, "warmup_steps": 2}
+    summary = train({**options, **given}, on_step=sleep)
+    assert summary.finished
+    assert 5 < summary.step == summary.steps < 60
+    assert summary.val_loss is not None
+    assert "time is up after 0:01" in capsys.readouterr().err
+    lines = metrics(options["out"])
+    assert lines[-1]["val_loss"] == summary.val_loss
+    assert lines[-1]["lr"] == pytest.approx(new_options({}).lr / 10, rel=0.1)
+    assert read_toml(Path(options["out"]) / "config.toml")["steps"] == summary.step
+    assert train({}, resume=options["out"]).step == summary.step
+
+
+def test_a_run_of_minutes_that_is_interrupted_goes_on_by_the_step(
+    options: Options, tmp_path: Path
+) -> None:
+    del options["steps"]
+
+    def stop(step: int, model: Model) -> None:
+        time.sleep(0.05)
+        if step == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    first = train({**options, "minutes": 0.02}, on_step=stop)
+    assert (first.step, first.finished) == (10, False)
+    assert 10 < first.steps < 30
+    assert read_toml(Path(first.out) / "config.toml")["steps"] == first.steps
+    shutil.copytree(first.out, tmp_path / "copy")
+    whole = train({}, resume=first.out)
+    train({}, resume=tmp_path / "copy", on_step=lambda step, model: stop(step - 2, model))
+    again = train({}, resume=tmp_path / "copy")
+    assert whole.step == again.step == first.steps
+    newest = [find_checkpoint(run) for run in (first.out, tmp_path / "copy")]
+    assert content(newest[0]) == content(newest[1])
 
 
 def schedule(steps: int = 100, **changes: Any) -> list[float]:
@@ -420,6 +583,30 @@ def test_a_run_that_saved_nothing_may_be_begun_anew(options: Options) -> None:
     assert [line["step"] for line in metrics(options["out"])] == list(range(1, 9))
 
 
+def test_a_folder_without_a_checkpoint_is_named(
+    options: Options, tmp_path: Path, gptc: Callable[..., Any], arguments: list[str]
+) -> None:
+    def crash(step: int, model: Model) -> None:
+        raise MemoryError
+
+    run = Path(options["out"])
+    with pytest.raises(MemoryError):
+        train(options, on_step=crash)
+    ran = gptc("train", "--resume", run)
+    command = f"gptc train --config {run / 'config.toml'} --out {run}"
+    assert ran.err == (
+        f"gptc: error: {run} holds no checkpoint yet: its run ended before the first; "
+        f"begin it again with {command}\n"
+    )
+    assert gptc(*command.split()[1:]).code == 0
+    assert f"is a dataset; train on it with gptc train --data {options['data']}" in (
+        gptc("infer", "-m", options["data"]).err
+    )
+    assert f"is a folder of runs; name one of them, such as {run}\n" in (
+        gptc("infer", "-m", tmp_path).err
+    )
+
+
 def test_options_survive_toml(tmp_path: Path) -> None:
     options = TrainOptions(data='a "b" \\ ü', lr=3e-5, eps=1e-8, bias=False, threads=2)
     (tmp_path / "c.toml").write_text(to_toml(options), "utf-8")
@@ -427,6 +614,8 @@ def test_options_survive_toml(tmp_path: Path) -> None:
     assert TrainOptions(**given) == options
     (tmp_path / "c.toml").write_text("batch_size = 3\nseq-len = 5\nlr = 1")
     assert read_toml(tmp_path / "c.toml") == {"batch_size": 3, "seq_len": 5, "lr": 1}
+    (tmp_path / "c.toml").write_text('steps = "1K"\ntokens = "1.5M"\nout = "2K"')
+    assert read_toml(tmp_path / "c.toml") == {"steps": 1000, "tokens": 1_500_000, "out": "2K"}
 
 
 @pytest.mark.parametrize(
@@ -435,6 +624,7 @@ def test_options_survive_toml(tmp_path: Path) -> None:
         ("steps = ", "is no valid TOML"),
         ("step = 3", "no option 'step'; did you mean steps"),
         ("steps = 1.5", "steps is 1.5; it must be a whole number"),
+        ('steps = "few"', "steps: 'few' is no size such as 300, 64K"),
         ("[train]\nsteps = 3", "no option 'train'"),
         (None, "No such file"),
     ],
@@ -494,13 +684,19 @@ def test_fine_tuning_begins_with_the_weights(options: Options, tmp_path: Path) -
 
 
 def test_the_name_of_a_fine_tuned_run(
-    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Options,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     train({**options, "out": "runs/first"})
     summary = train({"init_from": "runs/first", "data": options["data"], "steps": 1})
     assert summary.out == "runs/first-fable"
     assert summary.options["seq_len"] == 16  # the model's context, though the default is longer
+    assert "--seq-len" not in capsys.readouterr().err  # nobody asked for more
+    train({"init_from": "runs/first", "data": options["data"], "steps": 1, "seq_len": 99})
+    assert "--seq-len is lowered to the model's context of 16" in capsys.readouterr().err
 
 
 def test_another_tokenizer_is_refused(options: Options, text_file: Path, tmp_path: Path) -> None:
@@ -516,6 +712,35 @@ def test_another_tokenizer_is_refused(options: Options, text_file: Path, tmp_pat
     assert message.endswith("with: gptc prepare SOURCE --out DIR --tokenizer bytes")
     with pytest.raises(GptcError, match="was made with the bytes tokenizer"):
         train({"data": str(tmp_path / "chars")}, resume=options["out"])
+
+
+@pytest.mark.parametrize("own", ["char", "bpe:300"])
+def test_a_prepared_folder_has_its_tokenizer(
+    options: Options, text_file: Path, tmp_path: Path, own: str
+) -> None:
+    from gptc.data import prepare
+
+    folder = prepare([str(text_file)], tmp_path / "prepared", tokenizer=own).folder
+    for given in ("gpt2", "bytes", "bpe:301"):
+        with pytest.raises(UsageError, match=f"prepared was prepared with {own}: leave "):
+            train({**options, "data": str(folder), "tokenizer": given})
+    assert not Path(options["out"]).exists()
+    # None, its name, and where it lies; what is recorded can be given again.
+    recorded = {}
+    for given in (None, own, str(folder)):
+        out = tmp_path / str(len(recorded))
+        tokenizer = {} if given is None else {"tokenizer": given}
+        train({**options, "data": str(folder), "steps": 1, "out": str(out), **tokenizer})
+        recorded[given] = read_toml(out / "config.toml")["tokenizer"]
+        assert train({"steps": 2}, resume=out).step == 2
+    assert set(recorded.values()) == {own}
+    # One that was learned elsewhere is named by the folder that holds it.
+    other = prepare([str(text_file)], tmp_path / "other", tokenizer=str(folder)).folder
+    for n in range(2):
+        given = {"tokenizer": str(other)} if n else {}
+        summary = train({**options, "data": str(other), "out": str(tmp_path / f"o{n}"), **given})
+        assert summary.options["tokenizer"] == str(other)
+        assert train({"steps": 9}, resume=summary.out).step == 9
 
 
 def test_text_is_cut_with_the_models_own_tokenizer(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptc.cli.params import COUNT, SIZE
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 
 if TYPE_CHECKING:
     from gptc.dataset import Dataset
@@ -69,6 +69,8 @@ def eval_command(
 
     checkpoint = open_checkpoint(model)
     dataset = _dataset(checkpoint, data)
+    if seq_len is not None and seq_len > (context := checkpoint.config.block_size):
+        raise UsageError(f"--seq-len is {seq_len}; the model's context is {context}")
     rows: list[dict[str, Any]] = []
     for kind in (dtype, *dict.fromkeys(quantize)):
         options = {"device": device, "dtype": kind, "threads": threads, "max_batch": batch_size}

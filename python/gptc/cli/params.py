@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gptc.sizes import parse_size
+
 if TYPE_CHECKING:
     _IntParam = click.ParamType[int]
     _BiasParam = click.ParamType[tuple[int, float]]
 else:
     _IntParam = _BiasParam = click.ParamType  # which older versions of click cannot subscript
-
-_FACTORS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY_FACTORS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 class SizeParam(_IntParam):
@@ -31,15 +30,12 @@ class SizeParam(_IntParam):
         if isinstance(value, int):
             number = value
         else:
-            found = re.fullmatch(r"([0-9]+)(?:\.([0-9]+))?([KMGT]I?)?", str(value).strip().upper())
-            if not found:
-                self.fail(f"{value!r} is no size such as 300, 64K, 1.5M or 2G", param, ctx)
-            whole, digits, suffix = found[1], found[2] or "", found[3] or ""
-            factor = (_FACTORS | _BINARY_FACTORS)[suffix]
-            # Whole numbers throughout: a float would round large sizes.
-            number, rest = divmod(int(whole + digits) * factor, 10 ** len(digits))
-            if rest:
-                self.fail(f"{value!r} is no whole number", param, ctx)
+            if re.fullmatch(r"-[0-9]+", str(value).strip()):
+                self.fail(f"{value} is less than {self.min}", param, ctx)
+            try:
+                number = parse_size(str(value))
+            except ValueError as error:
+                self.fail(str(error), param, ctx)
         if number < self.min:
             self.fail(f"{value} is less than {self.min}", param, ctx)
         return number

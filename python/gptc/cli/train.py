@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ Examples:
   gptc train                                        the tiny model on the built-in stories
   gptc train --data book.txt --minutes 10           your own text, for ten minutes
   gptc train --preset gpt2 --data data/books --steps 20K
-  gptc train --resume runs/tiny-stories --steps 2000
+  gptc train --resume runs/tiny-stories --steps 10K
   gptc train --init-from runs/tiny-stories --data shakespeare
 """
 
@@ -35,18 +36,26 @@ _OPTIONS: dict[str, list[tuple[str, Any, str, str]]] = {
             "data",
             str,
             "DIR",
-            "A folder from gptc prepare, a text file, stories or shakespeare.  [stories]",
+            "A folder from gptc prepare, a text file, or a dataset's name: see gptc prepare --help."
+            "  [stories]",
         ),
         (
             "tokenizer",
             str,
             "KIND",
-            "For data not prepared yet, as in gptc prepare.  [bytes; bpe:2048 for stories]",
+            "For data not prepared yet, as in gptc prepare.  [bytes; bpe:2048 for stories but with "
+            "preset byte]",
         ),
-        ("preset", str, "NAME", "Shape and training defaults.  [tiny]"),
+        (
+            "preset",
+            str,
+            "NAME",
+            "Shape and training defaults: tiny, byte, gpt2, gpt2-medium, gpt2-large, gpt2-xl, "
+            "llama-15m, llama-42m, llama-110m.  [tiny]",
+        ),
         ("out", str, "DIR", "Folder of the run.  [runs/PRESET-DATA]"),
         ("init-from", str, "PATH", "Fine-tune a model: a checkpoint, run, folder or file."),
-        ("seed", SIZE, "N", "Of weights, batches, dropout and samples.  [1337]"),
+        ("seed", click.IntRange(min=0), "N", "Of weights, batches, dropout and samples.  [1337]"),
     ],
     "Where": [
         ("device", click.Choice(["auto", "cpu", "cuda"]), "", "[auto]"),
@@ -57,12 +66,12 @@ _OPTIONS: dict[str, list[tuple[str, Any, str, str]]] = {
         ("steps", COUNT, "N", "Optimizer steps in all.  [by preset]"),
         ("tokens", COUNT, "N", "Training tokens in all, such as 10M."),
         ("epochs", _FLOAT, "X", "Passes over the training split."),
-        ("minutes", _FLOAT, "X", "Time; the number of steps is estimated at the start."),
+        ("minutes", _FLOAT, "X", "Training time; the learning rate falls with it."),
     ],
     "Batches and the optimizer (defaults by preset)": [
         ("batch-size", COUNT, "N", "Sequences in a micro-batch."),
         ("seq-len", COUNT, "N", "Tokens in a sequence; a new model's context."),
-        ("grad-accum", COUNT, "N", "Micro-batches in a step.  [1]"),
+        ("grad-accum", COUNT, "N", "Micro-batches in a step."),
         ("lr", _FLOAT, "X", "Peak learning rate."),
         ("min-lr", _FLOAT, "X", "Learning rate of the last step.  [a tenth of --lr]"),
         ("warmup-steps", SIZE, "N", "Steps of linear warm-up."),
@@ -72,17 +81,22 @@ _OPTIONS: dict[str, list[tuple[str, Any, str, str]]] = {
             "",
             "After the warm-up; wsd falls in the last fifth.  [cosine]",
         ),
-        ("weight-decay", _FLOAT, "X", "Of matrices.  [0.1]"),
+        ("weight-decay", _FLOAT, "X", "Of matrices."),
         ("beta1", _FLOAT, "X", "[0.9]"),
-        ("beta2", _FLOAT, "X", "[0.95 to 0.999]"),
+        ("beta2", _FLOAT, "X", "[by preset]"),
         ("eps", _FLOAT, "X", "[1e-8]"),
         ("grad-clip", _FLOAT, "X", "Largest gradient norm; 0: any.  [1]"),
         ("dropout", _FLOAT, "X", "[0]"),
         ("optimizer", click.Choice(["adamw"]), "", "[adamw]"),
     ],
     "Reports and checkpoints": [
-        ("eval-every", COUNT, "N", "Steps between evaluations.  [250]"),
-        ("eval-batches", SIZE, "N", "Batches of one; 0: the whole split.  [20]"),
+        ("eval-every", COUNT, "N", "Steps between evaluations.  [by preset]"),
+        (
+            "eval-batches",
+            SIZE,
+            "N",
+            "Batches of one; 0: all, as in the last one if cheap.  [by preset]",
+        ),
         ("sample-every", SIZE, "N", "Steps between samples; 0: only at the end.  [0]"),
         ("save-every", COUNT, "N", "Steps between checkpoints.  [as --eval-every]"),
         ("keep-last", SIZE, "N", "Checkpoints to keep; 0: all.  [2]"),
@@ -149,7 +163,7 @@ def train_command(
     """Train a GPT.
 
     Without options it trains a tiny model on the built-in stories and prints a sample. Ctrl-C
-    finishes the step, saves, and says how to resume. Sizes take suffixes: 64K, 2M, 1G.
+    saves and says how to resume. Sizes take suffixes: 64K, 2M, 1G.
     """
     if resume is not None and values["init_from"] is not None:
         raise UsageError("--resume and --init-from exclude each other: continue, or start anew")
@@ -172,16 +186,17 @@ def train_command(
 
 
 def _print_summary(summary: Summary) -> None:
-    from gptc.progress import amount, duration
+    from gptc.progress import amount, duration, say
 
     if summary.sample is not None:
-        click.echo(f"\n{summary.sample}\n")
+        say(f"\n{summary.sample}\n", sys.stdout)
     done = f"{summary.step:,} of {summary.steps:,} steps in {duration(summary.elapsed_s)}"
     if summary.val_loss is not None and summary.val_bpb is not None:
         done += f", val loss {summary.val_loss:.4f}, {summary.val_bpb:.3f} bits per byte"
-    click.echo(done, err=True)
+    say(done, sys.stderr)
     if summary.tokens_per_s is not None:
-        mfu = "" if summary.mfu is None else f", {summary.mfu:.0%} of the {summary.dtype} peak"
+        peak = f"{summary.dtype} peak, {summary.peak_flops / 1e9:,.0f} GFLOP/s"
+        mfu = "" if summary.mfu is None else f", {summary.mfu:.0%} of the {peak}"
         memory = (
             f"peak memory {amount(summary.peak_resident_bytes)}, "
             f"{amount(summary.planned_peak_bytes)} planned (engine and resident before)"
@@ -191,11 +206,14 @@ def _print_summary(summary: Summary) -> None:
                 f"{amount(summary.engine_bytes)} of the GPU's memory, "
                 f"{amount(summary.peak_resident_bytes)} of the host's"
             )
-        click.echo(f"{summary.tokens_per_s:,.0f} tokens/s{mfu}; {memory}", err=True)
+        say(f"{summary.tokens_per_s:,.0f} tokens/s{mfu}", sys.stderr)
+        say(memory, sys.stderr)
     if summary.checkpoint is None:
+        say("stopped before the first step was done, so nothing was saved", sys.stderr)
         return
-    click.echo(f"saved {summary.checkpoint}", err=True)
+    if summary.step > summary.first_step:
+        say(f"saved {summary.checkpoint}", sys.stderr)
     if summary.step < summary.steps:
-        click.echo(f"resume with: gptc train --resume {summary.out}", err=True)
+        say(f"resume with: gptc train --resume {summary.out}", sys.stderr)
     else:
-        click.echo(f'next: gptc infer -m {summary.out} -p "Once upon a time"', err=True)
+        say(f'next: gptc infer -m {summary.out} -p "Once upon a time"', sys.stderr)
