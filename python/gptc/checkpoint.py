@@ -499,7 +499,7 @@ def _check_version(data: Mapping[str, Any], file: Path, newest: int) -> None:
     if type(version) is not int or not 1 <= version <= newest:
         raise GptcError(
             f"{file} has version {version}, this gptc reads up to {newest}: "
-            "upgrade with pip install -U gptc"
+            "upgrade with git pull && pip install . where you cloned gptc"
         )
 
 

@@ -104,10 +104,18 @@ class TrainOptions:
             number = getattr(self, name)
             if not 0 <= number < 1:
                 raise UsageError(f"--{name} is {number}; it must be at least 0 and below 1")
+        n_tokens = self.batch_size * self.seq_len * self.grad_accum
+        if n_tokens > MOST_TOKENS:
+            raise UsageError(
+                f"a step of --batch-size {self.batch_size} x --seq-len {self.seq_len} "
+                f"x --grad-accum {self.grad_accum} is {n_tokens:,} tokens; "
+                f"the most is {MOST_TOKENS:,}"
+            )
         if self.min_lr is not None and self.min_lr > self.lr:
             raise UsageError(f"--min-lr is {self.min_lr}, above --lr, which is {self.lr}")
 
 
+MOST_TOKENS = 2**28  # of a step: its batches are drawn before it begins
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", "bias")
 LIMITS = ("steps", "tokens", "epochs", "minutes")
 # What a resumed run must share with its beginning: the model, and the stream of batches.
@@ -213,7 +221,7 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
     if unknown:
         raise GptcError(
             f"{base.path} has options that this gptc does not know ({', '.join(sorted(unknown))}): "
-            "upgrade with pip install -U gptc"
+            "upgrade with git pull && pip install . where you cloned gptc"
         )
     for name in FIXED:
         before = getattr(base.config, name) if name in SHAPE else stored[name]

@@ -543,6 +543,7 @@ def test_a_short_run_has_a_short_warm_up(options: Options) -> None:
         ({"steps": 0}, "--steps is 0; it must be above 0"),
         ({"steps": "many"}, "steps is 'many'; it must be a whole number"),
         ({"lr": -1.0}, "--lr is -1.0; it must be above 0"),
+        ({"grad_accum": 10**12}, "tokens; the most is 268,435,456"),
         ({"lr": float("nan")}, "--lr is nan"),
         ({"lr": 1e-3, "min_lr": 1e-2}, "--min-lr is 0.01, above --lr"),
         ({"dropout": 1.0}, "--dropout is 1.0; it must be at least 0 and below 1"),
