@@ -58,9 +58,8 @@ def test_the_example_at_the_top_of_the_header_works(tmp_path: Path) -> None:
     lines = re.findall(r"^ \*     (.*)$", comment, re.MULTILINE)
     command = lines.pop().replace("cc ", "").replace("example", str(tmp_path / "example"))
     (tmp_path / "example.c").write_text("\n".join(lines) + "\n")
-    (tmp_path / "libgpt.so").symlink_to(library)
-    (tmp_path / "gpt.h").symlink_to(header)
-    words = command.replace("DIR", str(tmp_path)).split()
+    command = command.replace("-IDIR", f"-I{header.parent}").replace("DIR", str(library.parent))
+    words = command.split()
     built = subprocess.run([compiler, "-Wall", "-Wextra", *words], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     assert not built.stderr
