@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,22 @@ from gptc.tokenizer import make_tokenizer
 Gptc = Callable[..., Any]
 
 
+spawned: list[subprocess.Popen[Any]] = []
+
+
+@pytest.fixture(autouse=True)
+def signals_and_processes() -> Iterator[None]:
+    """Processes hear SIGHUP, which nohup may have had ignored, and end with the test."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+    while spawned:
+        spawned.pop().kill()
+
+
 def spawn(*args: object, cwd: Path, **options: Any) -> subprocess.Popen[str]:
     """gptc as a process of its own."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "gptc", *map(str, args)],
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -41,6 +54,8 @@ def spawn(*args: object, cwd: Path, **options: Any) -> subprocess.Popen[str]:
         text=True,
         **options,
     )
+    spawned.append(process)
+    return process
 
 
 # ---- help ----
@@ -354,6 +369,7 @@ def test_a_closed_terminal_ends_the_run_saved(arguments: list[str], tmp_path: Pa
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
+    spawned.append(process)
     os.close(theirs)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 30
