@@ -225,11 +225,12 @@ typedef void adamw_update_fn(gpt_ctx *ctx, float *w, float *m, float *v,
 /* ---- context.c, table.c ---- */
 
 typedef struct gpt_ops {
-    const char *name;            /* such as "cpu fp32 avx512" */
-    size_t act_bytes;            /* one element of act */
-    int makes_activations;       /* 1: linear_backward needs no in where it has pre */
-    int packs_host_memory;       /* 1: weights_pack reads the host's memory, so that without training
-                                  * what only products read has to be kept in their form alone */
+    const char *name;      /* such as "cpu fp32 avx512" */
+    size_t act_bytes;      /* one element of act */
+    int makes_activations; /* 1: linear_backward needs no in where it has pre */
+    /* 1: weights_pack reads the host's memory, so that without training what only products read has
+     * to be kept in their form alone. */
+    int packs_host_memory;
     size_t thread_library_bytes; /* what the matrix library keeps for each thread, as measured */
 
     int (*ctx_create)(gpt_ctx **out, int n_threads, int pin); /* pin: see gpt_options */
