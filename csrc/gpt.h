@@ -278,7 +278,8 @@ int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n);
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n);
 /* Gives parameter i a value as gpt_model_write does, or goes on reading it where it is: then *kept is
  * 1, and the values must stay there, unchanged, until the parameter is written or the model freed.
- * That is so for the token embedding of models that keep matrices as said above. */
+ * That is so on a CPU, for the token embedding of a model that is not for training, unless its
+ * products read that in fp32. */
 int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int *kept);
 
 /* logits (B, T, V) of tokens (B, T). */

@@ -33,7 +33,7 @@ from gptc import formats, pretrained
 from gptc import tokenizer as tokenizers
 from gptc.checksum import file_checksum, recorded_checksum
 from gptc.config import GPTConfig
-from gptc.errors import GptcError
+from gptc.errors import UPGRADE, GptcError
 from gptc.formats import TensorFile, hf, hub, tensor_chunks, vocabulary
 from gptc.formats.binary import is_plain_name, parse_json
 from gptc.formats.layout import Part, Placement, Tensors
@@ -497,10 +497,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check_version(data: Mapping[str, Any], file: Path, newest: int) -> None:
     version = data.get("version")
     if type(version) is not int or not 1 <= version <= newest:
-        raise GptcError(
-            f"{file} has version {version}, this gptc reads up to {newest}: "
-            "upgrade with git pull && pip install . where you cloned gptc"
-        )
+        raise GptcError(f"{file} has version {version}, this gptc reads up to {newest}: {UPGRADE}")
 
 
 def _read_checksums(path: Path) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gptc.checksum import file_checksum, recorded_checksum
-from gptc.errors import GptcError
+from gptc.errors import UPGRADE, GptcError
 from gptc.shards import HEADER_BYTES, Shard, read_shard, shard_format
 from gptc.tokenizer import FILE_NAME, Progress, Tokenizer, Tokens, load_tokenizer
 
@@ -236,7 +236,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     if meta["version"] not in (1, DATASET_VERSION):
         raise GptcError(
             f"{path} has version {meta['version']}, and this gptc knows {DATASET_VERSION}: "
-            "upgrade with git pull && pip install . where you cloned gptc"
+            f"{UPGRADE}"
         )
     try:
         for source in meta["sources"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _LONGEST = 2000  # characters of a message
+UPGRADE = "upgrade with git pull && pip install . where you cloned gptc"
 
 
 def printable(text: str) -> str:

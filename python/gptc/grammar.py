@@ -8,6 +8,7 @@ Both become the same expressions, so that all behind them is one: see automaton.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 
 from gptc.automaton import (
     LAST,
@@ -32,7 +33,7 @@ _CONTROLS = {"n": 0x0A, "t": 0x09, "r": 0x0D}
 _HEX = {"x": 2, "u": 4, "U": 8}
 
 
-class _Parser:
+class _Parser(ABC):
     """What regexes and grammars have in common."""
 
     stops: tuple[str, ...] = ("|", ")")  # what ends a row
@@ -42,20 +43,20 @@ class _Parser:
         self.text = text
         self.at = 0
 
+    @abstractmethod
     def where(self, at: int) -> str:
         """A place of the text in words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def atom(self, depth: int) -> Expression:
         """What a repetition may follow; a group is one deeper. Something stands here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def escape(self) -> Ranges:
         """The characters that stand behind a backslash, which has been read."""
-        raise NotImplementedError
 
-    def skip(self, lines: bool) -> None:
-        """Passes over what means nothing: in `lines`, also their ends."""
+    def skip(self, lines: bool) -> None:  # noqa: B027
+        """Passes over what means nothing: in `lines`, also their ends. In a regex, nothing does."""
 
     def fail(self, message: str, at: int | None = None) -> UsageError:
         return UsageError(f"{self.where(self.at if at is None else at)}: {message}")

@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 from gptc.checkpoint import Checkpoint
 from gptc.config import presets
-from gptc.errors import GptcError, UsageError
+from gptc.errors import UPGRADE, GptcError, UsageError
 from gptc.known import STORIES
 from gptc.model import DEVICES, DTYPES
 from gptc.sizes import parse_size
@@ -221,7 +221,7 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
     if unknown:
         raise GptcError(
             f"{base.path} has options that this gptc does not know ({', '.join(sorted(unknown))}): "
-            "upgrade with git pull && pip install . where you cloned gptc"
+            f"{UPGRADE}"
         )
     for name in FIXED:
         before = getattr(base.config, name) if name in SHAPE else stored[name]

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from gptc.download import Progress as Progress
 from gptc.download import download
-from gptc.errors import GptcError, UsageError
+from gptc.errors import UPGRADE, GptcError, UsageError
 
 if TYPE_CHECKING:
     import tiktoken
@@ -534,10 +534,7 @@ def load_tokenizer(folder_or_file: Path) -> Tokenizer:
     if not isinstance(saved, dict):
         saved = {}
     if isinstance(saved.get("version"), int) and saved["version"] > _FILE_VERSION:
-        raise GptcError(
-            f"{path} was written by a newer gptc: upgrade with git pull && pip install . where you "
-            "cloned it"
-        )
+        raise GptcError(f"{path} was written by a newer gptc: {UPGRADE}")
     tokenizer = _from_json(saved)
     if tokenizer is not None and tokenizer.has_token(saved.get("bos")):
         tokenizer.bos = saved["bos"]

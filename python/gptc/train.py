@@ -81,7 +81,6 @@ METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.toml"
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.5
-ENGINE_NAMES = {"max_batch": "--batch-size", "max_seq": "--seq-len", "n_threads": "--threads"}
 WHOLE_AT_END = 10  # times the batches of an evaluation that the last one may have
 MANY_EPOCHS = 100
 PEAK_EVERY_S = 5.0  # between two looks at what the machine can do
@@ -419,12 +418,9 @@ class Run:
         try:
             self.plan: Plan = plan_for(config, settings)
         except EngineError as error:
-            message = str(error)
-            for theirs, ours in ENGINE_NAMES.items():
-                message = message.replace(theirs, ours)
-            if message == str(error):
+            if "n_threads" not in str(error):
                 raise
-            raise UsageError(message) from error
+            raise UsageError(str(error).replace("n_threads", "--threads")) from error
         _check_memory(self.plan, settings.device, options)
         self.resident_before = resident_bytes()
         try:

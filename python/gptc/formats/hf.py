@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.config import GPTConfig
-from gptc.errors import GptcError
+from gptc.errors import UPGRADE, GptcError
 from gptc.formats import layout
 from gptc.formats.layout import Naming, Part, Placement, Tensors
 from gptc.formats.layout import export_tensor as export_tensor
@@ -198,10 +198,7 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
     if kind == "gptc":
         version = data.get("gptc_config_version")
         if version != VERSION:
-            raise GptcError(
-                f"{where} has version {version}, this gptc reads {VERSION}: "
-                "upgrade with git pull && pip install . where you cloned gptc"
-            )
+            raise GptcError(f"{where} has version {version}, this gptc reads {VERSION}: {UPGRADE}")
         known = {"model_type", "gptc_config_version"}
         return checked({k: v for k, v in data.items() if k not in known}, where)
     if kind not in ("gpt2", "llama"):

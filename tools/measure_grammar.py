@@ -1,6 +1,6 @@
 """What it costs to know which of GPT-2's tokens may follow, for patterns of different sorts.
 
-    python tools/bench_grammar.py
+    python tools/measure_grammar.py
 
 For each: the milliseconds until the first token, and by token as its text first comes by a place
 and when it comes there again (mean and longest). Texts are of tokens drawn at random from those
