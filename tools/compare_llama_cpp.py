@@ -18,14 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from gptc.checkpoint import open_checkpoint
-from gptc.config import GPTConfig
+from gptc import Model
+from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.find import open_checkpoint
+from gptc.convert.export_model import export_model
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.formats.source import Source
-from gptc.generation import prompt_tokens
-from gptc.interchange import export_model
-from gptc.model import Model
-from gptc.tokenizer import make_tokenizer
+from gptc.formats.model_file import ModelFile
+from gptc.generation.request import prompt_tokens
+from gptc.tokenizer.registry import make_tokenizer
 
 TEXT = "the cat sat on the mat, and the hat.\nDon't 123 panic!"
 _LLAMA3 = {"rope_factor": 8.0, "rope_low_freq": 1.0, "rope_high_freq": 4.0, "rope_original": 64}
@@ -44,7 +45,7 @@ SHAPES = {
 }
 
 
-def random_model(folder: Path, name: str, tokenizer_name: str) -> Source:
+def random_model(folder: Path, name: str, tokenizer_name: str) -> ModelFile:
     """A model whose logits are far enough apart to be told from rounding."""
     tokenizer = make_tokenizer(tokenizer_name, [TEXT.encode() * 50])
     shape = {"vocab_size": tokenizer.vocab_size, "block_size": 256, "n_layer": 2, **SHAPES[name]}
@@ -58,7 +59,7 @@ def random_model(folder: Path, name: str, tokenizer_name: str) -> Source:
     return open_checkpoint(folder / f"{name}-{tokenizer_name.replace(':', '')}")
 
 
-def compare(source: Source, gguf: Path, text: str, n_tokens: int) -> bool:
+def compare(source: ModelFile, gguf: Path, text: str, n_tokens: int) -> bool:
     """Prints how far two programs agree on one file; True where they should."""
     import llama_cpp
 
@@ -71,7 +72,7 @@ def compare(source: Source, gguf: Path, text: str, n_tokens: int) -> bool:
     # "add_bos" leaves it to the file whether there is one.
     same_ids = theirs.tokenize(text.encode(), add_bos=True, special=False) == prompt
     tokens, largest, closest, first = list(prompt), 0.0, np.inf, None
-    with ours.model(max_batch=0) as model:
+    with load_model(ours, max_batch=0) as model:
         session = model.session(1, n_ctx)
         logits = session.decode(np.array(prompt, np.int32))
         theirs.eval(prompt)

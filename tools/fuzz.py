@@ -29,18 +29,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptc.checkpoint import open_checkpoint
-from gptc.config import GPTConfig
-from gptc.data import prepare, read_shard, write_shard
+from gptc import Model
+from gptc.checkpoint.find import open_checkpoint
+from gptc.convert.export_model import export_model
+from gptc.convert.verify import verify
+from gptc.data import prepare
+from gptc.data.shards import read_shard, write_shard
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.formats import TensorFile, llmc, openai_tf, tensor_chunks, vocabulary
+from gptc.formats import llmc, openai_tf
 from gptc.formats.binary import write_whole
-from gptc.formats.source import Source
-from gptc.grammar import parse_grammar
-from gptc.interchange import export_model, verify
-from gptc.model import Model
-from gptc.pretrained import SentencePieceTokenizer
-from gptc.tokenizer import decode_utf8, load_tokenizer, make_tokenizer
+from gptc.formats.model_file import ModelFile
+from gptc.formats.safetensors import TensorFile, tensor_chunks
+from gptc.generation.grammar.parser import parse_grammar
+from gptc.tokenizer import vocabulary
+from gptc.tokenizer.pretrained import SentencePieceTokenizer
+from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
+from gptc.tokenizer.utf8 import decode_utf8
 
 with contextlib.suppress(ImportError):
     import torch  # noqa: F401  # takes seconds, and not because of a file that looks like its own
@@ -152,7 +157,7 @@ def targets(folder: Path) -> dict[str, Target]:
     grammar.write_bytes((Path(__file__).parents[1] / "docs" / "json.gbnf").read_bytes())
     found["grammar"] = Target(grammar, lambda: parse_grammar(decode_utf8(grammar.read_bytes())))
     tokenizer = small_model(folder / "tokenizer", "byte") / "gptc_tokenizer.json"
-    found["tokenizer"] = Target(tokenizer, lambda: load_tokenizer(tokenizer))
+    found["tokenizer"] = Target(tokenizer, lambda: read_tokenizer(tokenizer))
     return found
 
 
@@ -190,7 +195,7 @@ def _folders(folder: Path, model: Callable[..., None]) -> None:
     model("sharded-index", index, sharded)
 
 
-def write_openai(folder: Path, source: Source) -> None:
+def write_openai(folder: Path, source: ModelFile) -> None:
     """A folder as OpenAI published GPT-2: a checkpoint of TensorFlow, of a GPT-2 of any size."""
     folder.mkdir()
     config = source.config

@@ -2,7 +2,8 @@
 
     python tools/make_binding.py csrc/gpt.h _binding.py
 
-Without such a module `gptc._lib` parses the header itself, which takes most of a command's start.
+Without such a module `gptc.engine.library` parses the header itself, which takes most of the time
+that a command needs to start.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 
 import cffi
 
-from gptc import _lib
+from gptc.engine import library
 
 
 def main() -> None:
@@ -22,10 +23,10 @@ def main() -> None:
     text = header.read_text("utf-8")
     ffi = cffi.FFI()
     ffi.set_source("gptc._binding", None)
-    ffi.cdef(_lib.declarations(text))
+    ffi.cdef(library.declarations(text))
     ffi.emit_python_code(str(out))
     with out.open("a", encoding="utf-8") as file:
-        file.write(f"header = {_lib.fingerprint(text)!r}\n")
+        file.write(f"header = {library.fingerprint(text)!r}\n")
 
 
 if __name__ == "__main__":

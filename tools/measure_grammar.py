@@ -14,8 +14,8 @@ import random
 import time
 from pathlib import Path
 
-from gptc.constraint import make_constraint
-from gptc.tokenizer import make_tokenizer
+from gptc.generation.grammar.constraint import make_constraint
+from gptc.tokenizer.registry import make_tokenizer
 
 PERSON = {
     "name": "Alan Turing",

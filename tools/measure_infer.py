@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from gptc.checkpoint import open_checkpoint
-from gptc.config import GPTConfig
-from gptc.generation import generate
-from gptc.model import Model
-from gptc.sampling import Sampling, sample_token
-from gptc.speculative import NgramDraft
-from gptc.tokenizer import make_tokenizer
+from gptc import Model
+from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.find import open_checkpoint
+from gptc.engine.config import GPTConfig
+from gptc.generation.decoder import generate
+from gptc.generation.drafts import NgramDraft
+from gptc.generation.sampling import Sampling, sample_token
+from gptc.tokenizer.registry import make_tokenizer
 
 TURNS = 7
 PROMPT = "The quick brown fox jumps over the lazy dog and"  # 10 tokens
@@ -52,7 +53,7 @@ def drafts(folder: Path) -> None:
     tokenizer = source.tokenizer()
     speeds: dict[bool, list[float]] = {False: [], True: []}
     texts = set()
-    with source.model(dtype="auto", max_batch=0) as model:
+    with load_model(source, dtype="auto", max_batch=0) as model:
         for _ in range(3):
             for guesses in (False, True):
                 draft = NgramDraft() if guesses else None

@@ -11,7 +11,8 @@ import sys
 import time
 from contextlib import closing
 
-from gptc.data import Dataset, Loader
+from gptc.data.dataset import Dataset
+from gptc.data.loader import Loader
 
 SECONDS = 2.0
 

@@ -14,8 +14,9 @@ import threading
 import time
 from pathlib import Path
 
-from gptc.checkpoint import open_checkpoint
-from gptc.interchange import import_model
+from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.find import open_checkpoint
+from gptc.convert.import_model import import_model
 
 
 def load_seconds(path: str) -> float:
@@ -23,7 +24,7 @@ def load_seconds(path: str) -> float:
     seconds = []
     for _ in range(5):
         begin = time.perf_counter()
-        open_checkpoint(path).model(max_batch=0).close()
+        load_model(open_checkpoint(path), max_batch=0).close()
         seconds.append(time.perf_counter() - begin)
     return min(seconds)
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gptc.bench_torch import GPT
-from gptc.config import GPTConfig
+from gptc.bench.torch import GPT
+from gptc.engine.config import GPTConfig
 
 B, T, WARMUP = 12, 64, 100
 

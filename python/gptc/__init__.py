@@ -13,32 +13,34 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gptc._version import __version__
 from gptc.errors import EngineError, GptcError, UsageError
 
 if TYPE_CHECKING:
-    from gptc.checkpoint import load_tokenizer
-    from gptc.config import GPTConfig
-    from gptc.data import resolve_dataset
-    from gptc.generation import generate, stream
-    from gptc.model import AdamW, Model, Options, Plan, Session, StepResult
-    from gptc.tokenizer import Tokenizer
-
-__version__ = "0.1.0"
+    from gptc.checkpoint.facade import Model
+    from gptc.checkpoint.find import load_tokenizer
+    from gptc.data.preparation import resolve_dataset
+    from gptc.engine.config import GPTConfig
+    from gptc.engine.model import Session, StepResult
+    from gptc.engine.optim import AdamW
+    from gptc.engine.options import Options, Plan
+    from gptc.generation.decoder import generate, stream
+    from gptc.tokenizer.base import Tokenizer
 
 # Imported when first used, so that `gptc --help` does not wait for NumPy.
 _LAZY = {
-    "AdamW": "model",
-    "GPTConfig": "config",
-    "Model": "model",
-    "Options": "model",
-    "Plan": "model",
-    "Session": "model",
-    "StepResult": "model",
-    "Tokenizer": "tokenizer",
-    "generate": "generation",
-    "load_tokenizer": "checkpoint",
-    "resolve_dataset": "data",
-    "stream": "generation",
+    "AdamW": "engine.optim",
+    "GPTConfig": "engine.config",
+    "Model": "checkpoint.facade",
+    "Options": "engine.options",
+    "Plan": "engine.options",
+    "Session": "engine.model",
+    "StepResult": "engine.model",
+    "Tokenizer": "tokenizer.base",
+    "generate": "generation.decoder",
+    "load_tokenizer": "checkpoint.find",
+    "resolve_dataset": "data.preparation",
+    "stream": "generation.decoder",
 }
 
 __all__ = [

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from gptc.config import GPTConfig
-from gptc.model import Model
-from gptc.tokenizer import Tokenizer, make_tokenizer
+from gptc import Model
+from gptc.engine.config import GPTConfig
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.registry import make_tokenizer
 
 # One of each family, with what is special about it: GPT-2's Conv1D and biases, Llama's grouped
 # queries and untied head, and a shape that no Hugging Face class describes.

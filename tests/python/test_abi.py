@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptc import _lib
+from gptc.engine import library
 
 
 def exported(kind: str) -> set[str]:
@@ -17,7 +17,7 @@ def exported(kind: str) -> set[str]:
     if not shutil.which("nm"):
         pytest.skip("needs nm, from binutils")
     out = subprocess.run(
-        ["nm", "-D", "--defined-only", str(_lib.find_library()[0])],
+        ["nm", "-D", "--defined-only", str(library.find_library()[0])],
         check=True,
         capture_output=True,
         text=True,
@@ -27,7 +27,7 @@ def exported(kind: str) -> set[str]:
 
 
 def test_exports_are_the_header_and_nothing_else() -> None:
-    text = re.sub(r"/\*.*?\*/", "", _lib.find_library()[1].read_text(), flags=re.DOTALL)
+    text = re.sub(r"/\*.*?\*/", "", library.find_library()[1].read_text(), flags=re.DOTALL)
     declared = set(re.findall(r"^[\w ]+?[ *](gpt_\w+)\(", text, re.MULTILINE))
     assert len(declared) > 20
     assert exported("T") == declared
@@ -38,19 +38,19 @@ def test_no_data_is_exported() -> None:
 
 
 def test_every_declared_function_can_be_called_from_python() -> None:
-    lib = _lib.load().lib
+    lib = library.load().lib
     for name in exported("T"):
         assert callable(getattr(lib, name))
 
 
 def test_versions_agree() -> None:
-    library, header = _lib.find_library()
-    assert _lib.load().path == library
-    assert _lib.load().lib.gpt_abi_version() == _lib.abi_version(header.read_text())
+    path, header = library.find_library()
+    assert library.load().path == path
+    assert library.load().lib.gpt_abi_version() == library.abi_version(header.read_text())
 
 
 def test_the_example_at_the_top_of_the_header_works(tmp_path: Path) -> None:
-    library, header = _lib.find_library()
+    path, header = library.find_library()
     compiler = shutil.which("cc")
     if not compiler:
         pytest.skip("needs a C compiler")
@@ -58,7 +58,7 @@ def test_the_example_at_the_top_of_the_header_works(tmp_path: Path) -> None:
     lines = re.findall(r"^ \*     (.*)$", comment, re.MULTILINE)
     command = lines.pop().replace("cc ", "").replace("example", str(tmp_path / "example"))
     (tmp_path / "example.c").write_text("\n".join(lines) + "\n")
-    command = command.replace("-IDIR", f"-I{header.parent}").replace("DIR", str(library.parent))
+    command = command.replace("-IDIR", f"-I{header.parent}").replace("DIR", str(path.parent))
     words = command.split()
     built = subprocess.run([compiler, "-Wall", "-Wextra", *words], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr

@@ -14,19 +14,27 @@ import numpy as np
 import pytest
 
 from conftest import make_config, varied
-from gptc.beam import beam_search
-from gptc.checkpoint import Checkpoint, open_checkpoint
-from gptc.data import Dataset, prepare
+from gptc import Model
+from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.find import open_checkpoint
+from gptc.checkpoint.reader import Checkpoint
+from gptc.convert.export_model import export_model
+from gptc.convert.import_model import import_model
+from gptc.data import prepare
+from gptc.data.dataset import Dataset
 from gptc.errors import GptcError
-from gptc.formats import open_model, vocabulary
-from gptc.generation import Generation, generate, make_request, prompt_tokens
-from gptc.interchange import export_model, import_model
-from gptc.model import Model
-from gptc.pretrained import HuggingFaceTokenizer, TiktokenTokenizer
-from gptc.sampling import Sampling
-from gptc.speculative import ModelDraft, NgramDraft
-from gptc.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, make_tokenizer
-from gptc.train import train
+from gptc.formats.registry import open_model
+from gptc.generation.beam import beam_search
+from gptc.generation.decoder import Generation, generate
+from gptc.generation.drafts import ModelDraft, NgramDraft
+from gptc.generation.request import make_request, prompt_tokens
+from gptc.generation.sampling import Sampling
+from gptc.tokenizer import vocabulary
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.native import ByteTokenizer
+from gptc.tokenizer.pretrained import HuggingFaceTokenizer, TiktokenTokenizer
+from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
+from gptc.training.run import train
 from test_infer import Script
 from test_pretrained import LLAMA, byte_level
 
@@ -120,7 +128,7 @@ def test_it_is_stored_beside_the_mapping(tmp_path: Path) -> None:
     before["fingerprint"] = fingerprint
     assert tokenizer.to_json() == before  # as it was before there was such a property
     begun(tokenizer, 7).save(tmp_path)
-    again = load_tokenizer(tmp_path)
+    again = read_tokenizer(tmp_path)
     assert (again.bos, again.fingerprint()) == (7, fingerprint)
     assert again.twin().bos == 7
     saved = json.loads((tmp_path / "gptc_tokenizer.json").read_text())
@@ -128,9 +136,9 @@ def test_it_is_stored_beside_the_mapping(tmp_path: Path) -> None:
     for wrong in (256, -1, "7", 7.0, True, None, [7]):
         (tmp_path / "gptc_tokenizer.json").write_text(json.dumps({**saved, "bos": wrong}))
         with pytest.raises(GptcError, match="altered"):
-            load_tokenizer(tmp_path)
+            read_tokenizer(tmp_path)
     (tmp_path / "gptc_tokenizer.json").write_text(json.dumps(before))
-    assert load_tokenizer(tmp_path).bos is None
+    assert read_tokenizer(tmp_path).bos is None
 
 
 # ---- Hugging Face's files ----
@@ -353,7 +361,7 @@ def test_every_way_of_infer_begins_so(gptc: Gptc, taught: Path, tmp_path: Path) 
     source = open_checkpoint(taught)
     tokenizer = source.tokenizer()
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "stop": ()}
-    with source.model(dtype="fp32") as model:
+    with load_model(source, dtype="fp32") as model:
         ids = [1, *tokenizer.encode(PROMPT).tolist()]
         expected = Generation(
             model, tokenizer, ids, sampling=Sampling(temperature=0), max_tokens=12
@@ -393,7 +401,7 @@ def test_a_conversation_goes_on_without_a_second_one(taught: Path) -> None:
     source = open_checkpoint(taught)
     tokenizer = source.tokenizer()
     settings = {"sampling": Sampling(temperature=0), "max_tokens": 4, "num_samples": 1, "stop": ()}
-    with source.model(dtype="fp32") as model:
+    with load_model(source, dtype="fp32") as model:
         writer = _Writer(model, tokenizer, source, settings, None)
         writer.answer(PROMPT)
         writer.answer("")
@@ -518,7 +526,7 @@ def test_the_ids_and_the_greedy_text_are_transformers(
         import_model(tmp_path / "m.gguf", tmp_path / "again")
         folder = tmp_path / "again"
     if sort == "trained":
-        with open_checkpoint(folder).model(dtype="fp32") as model:
+        with load_model(open_checkpoint(folder), dtype="fp32") as model:
             model.save(tmp_path / "trained", begun(tokenizer, None))
         folder = tmp_path / "trained"
     ours = open_checkpoint(folder).tokenizer()

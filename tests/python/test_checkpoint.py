@@ -18,13 +18,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gptc import checkpoint
-from gptc.checkpoint import Checkpoint, find_checkpoint, open_checkpoint, save
-from gptc.config import GPTConfig
+from gptc import Model
+from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.find import find_checkpoint, open_checkpoint
+from gptc.checkpoint.names import checkpoint_name
+from gptc.checkpoint.reader import Checkpoint
+from gptc.checkpoint.writer import save
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.formats import TensorFile, hf, tensor_chunks
-from gptc.model import Model
-from gptc.tokenizer import make_tokenizer
+from gptc.files.whole import discard
+from gptc.formats import hf
+from gptc.formats.safetensors import TensorFile, tensor_chunks
+from gptc.tokenizer.registry import make_tokenizer
 
 Config = Callable[..., GPTConfig]
 FAMILIES = ("gpt2", "llama", "byte")
@@ -53,7 +58,7 @@ def run(config: Config, tmp_path: Path) -> Path:
     with make(config()) as model:
         for step in (3, 6):
             train(model)
-            path = tmp_path / "run" / checkpoint.checkpoint_name(step)
+            path = tmp_path / "run" / checkpoint_name(step)
             save(path, model, tokenizer=make_tokenizer("bytes"), trainer={**TRAINER, "step": step})
     return tmp_path / "run"
 
@@ -350,7 +355,7 @@ def load_all(folder: Path) -> None:
     """Reads all that a run needs to go on."""
     saved = Checkpoint(folder)
     saved.tokenizer()
-    with saved.model(training=True, threads=1) as model:
+    with load_model(saved, training=True, threads=1) as model:
         saved.restore_optimizer(model)
 
 
@@ -405,13 +410,14 @@ def test_checkpoints_of_before_xxh3_are_still_checked(config: Config, tmp_path: 
         if path != sums
     }
     sums.write_text(json.dumps({"version": 1, "files": files}))
-    Checkpoint(folder).model(threads=1).close()
+    load_model(Checkpoint(folder), threads=1).close()
     assert Checkpoint(folder).verify() == list(files)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x77")
-    for check in (Checkpoint(folder).verify, Checkpoint(folder).model):
-        with pytest.raises(GptcError, match="altered or damaged"):
-            check()
+    with pytest.raises(GptcError, match="altered or damaged"):
+        Checkpoint(folder).verify()
+    with pytest.raises(GptcError, match="altered or damaged"):
+        load_model(Checkpoint(folder))
     for record in ({"size": 1}, {"size": 1, "sha256": 5}, {"size": 1, "checksum": "md5:0"}, 7):
         sums.write_text(json.dumps({"version": 1, "files": {"config.json": record}}))
         with pytest.raises(GptcError, match="is damaged"):
@@ -567,5 +573,5 @@ def test_temporary_folders_of_dead_writers_are_removed_and_of_live_ones_kept(
 
 
 def test_discarding_leaves_nothing(run: Path) -> None:
-    checkpoint.discard(run / "ckpt-000003")
+    discard(run / "ckpt-000003")
     assert [f.name for f in run.iterdir()] == ["ckpt-000006"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gptc.checksum import Checksum, file_checksum, file_sha256, recorded_checksum
+from gptc.files.checksum import Checksum, file_checksum, file_sha256, recorded_checksum
 
 
 def test_known_values(tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ import click
 import pytest
 
 import gptc as package
-from gptc import _lib
+from gptc import Model
 from gptc.cli import COMMANDS, cli
-from gptc.config import GPTConfig
+from gptc.engine import library
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.model import Model
-from gptc.tokenizer import make_tokenizer
+from gptc.tokenizer.registry import make_tokenizer
 
 Gptc = Callable[..., Any]
 
@@ -69,7 +69,7 @@ def test_help_names_every_command_and_imports_none(tmp_path: Path) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     *text, last = out.stdout.splitlines()
-    assert last == "0 ['gptc.cli', 'gptc.errors']"
+    assert last == "0 ['gptc._version', 'gptc.cli', 'gptc.errors']"
     for name in COMMANDS:
         assert re.search(rf"^  {name} +\w", "\n".join(text), re.MULTILINE)
 
@@ -100,7 +100,7 @@ def test_every_command_has_help_with_an_example(gptc: Gptc, name: str) -> None:
 def test_train_help_names_every_option(gptc: Gptc) -> None:
     from dataclasses import fields
 
-    from gptc.options import TrainOptions
+    from gptc.training.options import TrainOptions
 
     text = gptc("train", "--help").out
     for field in fields(TrainOptions):
@@ -108,8 +108,8 @@ def test_train_help_names_every_option(gptc: Gptc) -> None:
 
 
 def test_train_help_tells_no_untruth_about_presets(gptc: Gptc) -> None:
-    from gptc.config import presets
-    from gptc.options import DEFAULTS
+    from gptc.engine.config import presets
+    from gptc.training.options import DEFAULTS
 
     text = " ".join(gptc("train", "--help").out.split())
     assert f"training defaults: {', '.join(presets())}. [tiny]" in text
@@ -135,7 +135,7 @@ def test_version_without_a_library_says_so(gptc: Gptc, monkeypatch: pytest.Monke
     def missing() -> None:
         raise GptcError("libgpt.so is not in the gptc package")
 
-    monkeypatch.setattr("gptc._lib.load", missing)
+    monkeypatch.setattr("gptc.engine.library.load", missing)
     ran = gptc("--version")
     assert ran.code == 0
     assert "libgpt.so: libgpt.so is not in the gptc package" in ran.out
@@ -244,7 +244,7 @@ def test_an_interrupt_while_the_program_is_loaded(tmp_path: Path) -> None:
 def test_a_missing_gpu_is_one_sentence(
     gptc: Gptc, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    problem = _lib.gpu().problem
+    problem = library.gpu().problem
     if problem is None:
         pytest.skip("this machine has a GPU")
     monkeypatch.chdir(tmp_path)

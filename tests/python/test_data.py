@@ -23,13 +23,16 @@ import numpy as np
 import pytest
 import xxhash
 
-from gptc import download as downloads
-from gptc import encode, known, loader, readers, sources
-from gptc import prepare as preparation
-from gptc.data import Dataset, Loader, eval_batches, prepare, read_shard, resolve_dataset
-from gptc.data import write_shard as write_shard
+from gptc.data import encode, known, loader, preparation, prepare, readers, sources
+from gptc.data.dataset import Dataset
+from gptc.data.loader import Loader, eval_batches
+from gptc.data.preparation import resolve_dataset
+from gptc.data.shards import read_shard
+from gptc.data.shards import write_shard as write_shard
 from gptc.errors import GptcError, UsageError
-from gptc.tokenizer import CharTokenizer, load_tokenizer, make_tokenizer
+from gptc.files import download as downloads
+from gptc.tokenizer.native import CharTokenizer
+from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
 from test_tokenizer import MIXED, gpt2_folder, nasty_text, needs_gpt2
 
 
@@ -397,7 +400,7 @@ def fake_stories(n_bytes: int, seed: int = 0, *, wide: bool = False) -> Iterator
 
 
 def test_stories_are_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptc.stories.corpus", fake_stories)
+    monkeypatch.setattr("gptc.data.stories.corpus", fake_stories)
     out = tmp_path / "out"
     dataset = prepare(["stories"], out, stories_bytes=2000, seed=7)
     assert text_of(dataset, "val").count(b"Story 7") == 2
@@ -450,7 +453,7 @@ def test_the_tokenizer_of_another_dataset_is_used(tmp_path: Path) -> None:
     source = text_file(tmp_path, "abé" * 10)
     dataset = prepare([source], tmp_path / "out", tokenizer=str(tmp_path))
     assert dataset.vocab_size == 5
-    assert dataset.tokenizer.to_json() == load_tokenizer(tmp_path).to_json()
+    assert dataset.tokenizer.to_json() == read_tokenizer(tmp_path).to_json()
     source = text_file(tmp_path, "abéX", "other.txt")
     with pytest.raises(GptcError, match=r"other\.txt: byte 4: 'X' \(U\+0058\)"):
         prepare([source], tmp_path / "other", tokenizer=str(tmp_path))
@@ -489,7 +492,7 @@ def test_the_description_is_complete(tmp_path: Path) -> None:
     assert meta["splits"]["train"]["tokens"] == 450
     assert meta["splits"]["val"]["bytes"] == 50
     assert meta["options"]["shard_tokens"] == 300
-    assert meta["tokenizer"]["fingerprint"] == load_tokenizer(folder).fingerprint()
+    assert meta["tokenizer"]["fingerprint"] == read_tokenizer(folder).fingerprint()
     for split in meta["splits"].values():
         for shard in split["shards"]:
             raw = (folder / shard["file"]).read_bytes()
@@ -888,13 +891,13 @@ def test_impossible_shapes_are_refused(tmp_path: Path, batch_size: int, seq_len:
 
 
 def test_a_known_name_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptc.stories.corpus", fake_stories)
+    monkeypatch.setattr("gptc.data.stories.corpus", fake_stories)
     first = resolve_dataset("stories", stories_bytes=2000)
     assert first.folder.parent == tmp_path / "cache" / "datasets"
     assert first.folder.name.startswith("stories-bytes-")
-    monkeypatch.setattr("gptc.stories.corpus", lambda *_: pytest.fail("prepared again"))
+    monkeypatch.setattr("gptc.data.stories.corpus", lambda *_: pytest.fail("prepared again"))
     assert resolve_dataset("stories", stories_bytes=2000).folder == first.folder
-    monkeypatch.setattr("gptc.stories.corpus", fake_stories)
+    monkeypatch.setattr("gptc.data.stories.corpus", fake_stories)
     folders = {
         resolve_dataset("stories", "char", stories_bytes=2000).folder,
         resolve_dataset("stories", stories_bytes=3000).folder,
@@ -905,7 +908,7 @@ def test_a_known_name_is_prepared_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_damaged_cache_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptc.stories.corpus", fake_stories)
+    monkeypatch.setattr("gptc.data.stories.corpus", fake_stories)
     first = resolve_dataset("stories", stories_bytes=2000)
     first.shards("val")[0].unlink()
     again = resolve_dataset("stories", stories_bytes=2000)
@@ -935,7 +938,7 @@ def test_an_unknown_name_lists_what_there_is(tmp_path: Path) -> None:
 def test_a_folder_named_like_a_known_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptc.stories.corpus", fake_stories)
+    monkeypatch.setattr("gptc.data.stories.corpus", fake_stories)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stories").mkdir()
     assert resolve_dataset("stories", stories_bytes=2000).folder.parent.name == "datasets"

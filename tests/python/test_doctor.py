@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc import _lib, doctor
-from gptc.doctor import Trace
+from gptc.bench import doctor
+from gptc.bench.doctor import Trace
+from gptc.engine import library
 from gptc.errors import GptcError
 
 Gptc = Callable[..., Any]
 
-NO_GPU = _lib.Gpu("there is no GPU here", "", "", 0, "", "13.0", "", 0, 0)
-A_GPU = _lib.Gpu(None, "Card 9", "9.0", 132, "13.0", "12.8", "12.8.1, lib/it", 150 << 30, 149 << 30)
+NO_GPU = library.Gpu("there is no GPU here", "", "", 0, "", "13.0", "", 0, 0)
+A_GPU = library.Gpu(
+    None, "Card 9", "9.0", 132, "13.0", "12.8", "12.8.1, lib/it", 150 << 30, 149 << 30
+)
 
 
 @pytest.fixture
 def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lib, "gpu", lambda: NO_GPU)
+    monkeypatch.setattr(library, "gpu", lambda: NO_GPU)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, which: str, **changes: Any) -> None:
@@ -48,13 +51,13 @@ def test_it_describes_the_machine_and_passes_where_all_is_well(gptc: Gptc) -> No
     report = json.loads(ran.out)
     assert (ran.code, failed(report), report["ok"]) == (0, set(), True)
     assert report["machine"]["memory_bytes"] > report["machine"]["available_bytes"] > 0
-    assert report["library"]["cores"] == _lib.cpu_count()
-    assert report["library"]["path"] == str(_lib.load().path)
-    assert bool(report["gpu"]["problem"]) == (_lib.gpu().problem is not None)
+    assert report["library"]["cores"] == library.cpu_count()
+    assert report["library"]["path"] == str(library.load().path)
+    assert bool(report["gpu"]["problem"]) == (library.gpu().problem is not None)
     places = ["cpu fp32", "cpu bf16"]
-    places += [] if _lib.gpu().problem else ["cuda fp32", "cuda bf16"]
+    places += [] if library.gpu().problem else ["cuda fp32", "cuda bf16"]
     places += ["cpu int8", "cpu int4"]
-    places += [] if _lib.gpu().problem else ["cuda int8", "cuda int4"]
+    places += [] if library.gpu().problem else ["cuda int8", "cuda int4"]
     names = [check["name"] for check in report["checks"]]
     assert names == ["libgpt.so", *(f"{f}, {p}" for f in ("gpt2", "llama", "byte") for p in places)]
     assert all(check["detail"] for check in report["checks"])
@@ -117,10 +120,10 @@ def test_the_reference_itself_is_checked(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_gpu_is_described_and_tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    if _lib.gpu().problem is None:
+    if library.gpu().problem is None:
         pytest.skip("this machine has a GPU")
-    problem = _lib.gpu().problem
-    monkeypatch.setattr(_lib, "gpu", lambda: A_GPU)
+    problem = library.gpu().problem
+    monkeypatch.setattr(library, "gpu", lambda: A_GPU)
     report = doctor.examine()
     # It claims to work, and the engine knows better.
     on_gpu = [check for check in report["checks"] if "cuda" in check["name"]]
@@ -133,7 +136,7 @@ def test_a_gpu_is_described_and_tested(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_that_only_lacks_a_library_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = A_GPU._replace(problem="libcublasLt.so.12 was not found", products="")
-    monkeypatch.setattr(_lib, "gpu", lambda: gpu)
+    monkeypatch.setattr(library, "gpu", lambda: gpu)
     report = doctor.examine()
     assert report["ok"]
     assert "cuBLASLt      not found\n                libcublasLt.so.12 was" in doctor.table(report)
@@ -145,7 +148,7 @@ def test_a_library_that_does_not_load_is_said_and_fails(
     def broken() -> None:
         raise GptcError("libgpt.so does not load")
 
-    monkeypatch.setattr(_lib, "load", broken)
+    monkeypatch.setattr(library, "load", broken)
     ran = gptc("doctor")
     assert ran.code == 1
     assert "FAIL  libgpt.so         libgpt.so does not load\n" in ran.out

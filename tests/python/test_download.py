@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from gptc import download as module
-from gptc.data import Dataset, prepare, resolve_dataset
-from gptc.download import download
+from gptc.data import prepare
+from gptc.data.dataset import Dataset
+from gptc.data.known import KNOWN_DATASETS, licence
+from gptc.data.preparation import resolve_dataset
 from gptc.errors import GptcError
-from gptc.known import KNOWN_DATASETS, licence
+from gptc.files import download as module
+from gptc.files.download import download
 
 DATA = bytes(i * 7 % 256 for i in range(300_000))
 SHA256 = hashlib.sha256(DATA).hexdigest()

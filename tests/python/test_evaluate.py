@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from gptc import Model
-from gptc.data import Dataset
+from gptc.checkpoint.facade import load_model
+from gptc.data.dataset import Dataset
 from gptc.errors import GptcError
-from gptc.evaluate import evaluate
-from gptc.generation import generate
+from gptc.eval.loss import evaluate
+from gptc.generation.decoder import generate
 
 Gptc = Callable[..., Any]
 
@@ -83,10 +84,10 @@ def test_another_tokenizers_data_is_refused(gptc: Gptc, run: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_a_model_with_rounded_weights_writes(dtype: str, run: Path) -> None:
-    from gptc.checkpoint import open_checkpoint
+    from gptc.checkpoint.find import open_checkpoint
 
     checkpoint = open_checkpoint(run)
-    with checkpoint.model(dtype=dtype, device="cpu") as model:
+    with load_model(checkpoint, dtype=dtype, device="cpu") as model:
         texts = generate(model, checkpoint.tokenizer(), "the", max_tokens=8, num_samples=2)
         assert len(texts) == 2
         again = generate(model, checkpoint.tokenizer(), "the", max_tokens=8, num_samples=2)

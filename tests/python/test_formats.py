@@ -17,15 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc.checkpoint import Checkpoint
-from gptc.config import GPTConfig
+from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.reader import Checkpoint
+from gptc.convert.export_model import export_model
+from gptc.convert.verify import verify
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.formats import llmc, open_model, vocabulary
+from gptc.formats import llmc
 from gptc.formats.numbers import BF16, F16, Q4_0, Q8_0, Int8Groups
 from gptc.formats.openai_tf import crc32c
-from gptc.interchange import export_model, verify
-from gptc.pretrained import HuggingFaceTokenizer
-from gptc.tokenizer import BpeTokenizer, make_tokenizer
+from gptc.formats.registry import open_model
+from gptc.tokenizer import vocabulary
+from gptc.tokenizer.native import BpeTokenizer
+from gptc.tokenizer.pretrained import HuggingFaceTokenizer
+from gptc.tokenizer.registry import make_tokenizer
 from test_hostile import fuzz
 from test_interchange import make
 from test_tokenizer import gpt2_folder
@@ -159,7 +164,7 @@ def test_llmc_debug_state(config: Config, tmp_path: Path) -> None:
     B, T, V, C = 4, 48, 256, 32
     assert struct.unpack("<4i", raw[:16]) == (20240327, 2, B, T)
     inputs = np.frombuffer(raw, "<i4", B * T, 1024).reshape(B, T)
-    with source.model(training=True, max_batch=B, threads=1) as model:
+    with load_model(source, training=True, max_batch=B, threads=1) as model:
         at = 1024 + 8 * B * T
         logits = np.frombuffer(raw, "<f4", B * T * V, at).reshape(B, T, V)
         assert np.abs(logits - model.logits(inputs)).max() < 1e-5

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from conftest import varied
-from gptc.beam import beam_search
-from gptc.config import GPTConfig
+from gptc import Model
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
-from gptc.generation import Decoder, Generation, Sample, generate, make_request
-from gptc.model import Model
-from gptc.sampling import Sampling, sample_token, token_logprob
-from gptc.speculative import ModelDraft, NgramDraft, check_draft
-from gptc.tokenizer import Tokenizer, make_tokenizer
+from gptc.generation.beam import beam_search
+from gptc.generation.decoder import Decoder, Generation, generate
+from gptc.generation.drafts import ModelDraft, NgramDraft, check_draft
+from gptc.generation.request import Sample, make_request
+from gptc.generation.sampling import Sampling, sample_token, token_logprob
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.registry import make_tokenizer
 
 Config = Callable[..., GPTConfig]
 
@@ -69,7 +71,7 @@ def test_texts_do_not_depend_on_what_is_decoded_beside(
 def test_a_prompt_is_computed_once_for_all_its_samples(
     writer: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptc.model import Session
+    from gptc.engine.model import Session
 
     decode, counts = Session.decode, []
 
@@ -322,7 +324,7 @@ def test_a_small_cache_ends_a_text_and_refuses_a_prompt(
 def test_a_draft_that_was_interrupted_goes_on(
     writer: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptc import speculative
+    from gptc.generation import drafts as speculative
 
     draft = ModelDraft(writer, tokenizer)
     options: dict[str, Any] = {"max_tokens": 20, "stop": (), "draft": draft, "seed": 3}

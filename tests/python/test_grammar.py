@@ -14,20 +14,23 @@ import numpy as np
 import pytest
 
 from conftest import varied
-from gptc import automaton, constraint
-from gptc.automaton import Machine
-from gptc.beam import beam_search
-from gptc.config import GPTConfig
-from gptc.constraint import Constraint, Place, make_constraint
+from gptc import Model
+from gptc.engine.config import GPTConfig
 from gptc.errors import DeadEnd, GptcError, UsageError
-from gptc.formats import vocabulary
-from gptc.generation import Generation, generate, make_request, stream
-from gptc.grammar import parse_grammar, parse_regex
-from gptc.model import Model
-from gptc.pretrained import SentencePieceTokenizer, TiktokenTokenizer
-from gptc.sampling import Sampling, sample_token, token_logprob
-from gptc.speculative import ModelDraft, NgramDraft
-from gptc.tokenizer import BpeTokenizer, CharTokenizer, Tokenizer, make_tokenizer
+from gptc.generation.beam import beam_search
+from gptc.generation.decoder import Generation, generate, stream
+from gptc.generation.drafts import ModelDraft, NgramDraft
+from gptc.generation.grammar import automaton, constraint
+from gptc.generation.grammar.automaton import Machine
+from gptc.generation.grammar.constraint import Constraint, Place, make_constraint
+from gptc.generation.grammar.parser import parse_grammar, parse_regex
+from gptc.generation.request import make_request
+from gptc.generation.sampling import Sampling, sample_token, token_logprob
+from gptc.tokenizer import vocabulary
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.native import BpeTokenizer, CharTokenizer
+from gptc.tokenizer.pretrained import SentencePieceTokenizer, TiktokenTokenizer
+from gptc.tokenizer.registry import make_tokenizer
 
 Config = Callable[..., GPTConfig]
 JSON_GRAMMAR = (Path(__file__).resolve().parents[2] / "docs" / "json.gbnf").read_text()
@@ -695,7 +698,7 @@ def test_too_many_ways_fail_one_text_alone(
 ) -> None:
     request = make_request(writer, tokenizer, "x", regex="a(b?){60}c", max_tokens=9)
     monkeypatch.setattr(automaton, "MOST_STACKS", 20)
-    from gptc.generation import Decoder
+    from gptc.generation.decoder import Decoder
 
     other = make_request(writer, tokenizer, "x", max_tokens=9, stop=())
     samples = [*request.samples(tokenizer), *other.samples(tokenizer)]

@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc.checkpoint import open_checkpoint
+from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.find import open_checkpoint
+from gptc.convert.verify import verify
 from gptc.errors import GptcError
-from gptc.formats import TensorFile, llmc, open_model, vocabulary
+from gptc.formats import llmc
 from gptc.formats.binary import parse_json
-from gptc.interchange import verify
+from gptc.formats.registry import open_model
+from gptc.formats.safetensors import TensorFile
+from gptc.tokenizer import vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("fuzz", ROOT / "tools" / "fuzz.py")
@@ -347,7 +351,7 @@ def test_a_config_that_promises_more_than_the_weights_allocates_nothing(
         tracemalloc.start()
         begin = time.perf_counter()
         with pytest.raises(GptcError, match=r"has the shape .*, not|lacks the tensor"):
-            open_checkpoint(target.file.parent).model()
+            load_model(open_checkpoint(target.file.parent))
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
         assert time.perf_counter() - begin < 5
     finally:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import gptc.generation as generation_module
-from gptc.config import GPTConfig
+from gptc import Model
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
-from gptc.generation import Generation, generate, stream
-from gptc.model import Model
-from gptc.sampling import Sampling, StopFilter, sample_token
-from gptc.tokenizer import Tokenizer
+from gptc.generation import request as generation_module
+from gptc.generation.decoder import Generation, generate, stream
+from gptc.generation.sampling import Sampling, StopFilter, sample_token
+from gptc.tokenizer.base import Tokenizer
 
 Config = Callable[..., GPTConfig]
 

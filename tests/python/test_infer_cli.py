@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
+from gptc import Model
 from gptc.cli.interactive import converse
-from gptc.config import GPTConfig
+from gptc.engine.config import GPTConfig
 from gptc.errors import EngineError, GptcError
-from gptc.generation import Generation, generate
-from gptc.model import Model
-from gptc.sampling import Sampling
-from gptc.tokenizer import Tokenizer
+from gptc.generation.decoder import Generation, generate
+from gptc.generation.sampling import Sampling
+from gptc.tokenizer.base import Tokenizer
 
 Config = Callable[..., GPTConfig]
 

@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gptc.checkpoint import Checkpoint, open_checkpoint
-from gptc.config import GPTConfig
+from gptc import Model
+from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.find import open_checkpoint
+from gptc.checkpoint.reader import Checkpoint
+from gptc.convert.export_model import export_model
+from gptc.convert.import_model import import_model
+from gptc.convert.verify import verify
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
-from gptc.formats import detect, open_model
-from gptc.formats.source import Source
-from gptc.interchange import export_model, import_model, verify
-from gptc.model import Model
-from gptc.tokenizer import make_tokenizer
+from gptc.formats.model_file import ModelFile
+from gptc.formats.registry import detect, open_model
+from gptc.tokenizer.registry import make_tokenizer
 
 Config = Callable[..., GPTConfig]
 Gptc = Callable[..., Any]
@@ -46,7 +50,7 @@ EXPORTS = [
 ]
 
 
-def make(config: GPTConfig, tokenizer: str = "bytes", folder: Path | None = None) -> Source:
+def make(config: GPTConfig, tokenizer: str = "bytes", folder: Path | None = None) -> ModelFile:
     """A checkpoint of random weights; norms and biases are not what they begin as."""
     assert folder is not None
     rng = np.random.default_rng(11)
@@ -58,7 +62,7 @@ def make(config: GPTConfig, tokenizer: str = "bytes", folder: Path | None = None
     return Checkpoint(folder)
 
 
-def rounded(source: Source, dtype: str) -> dict[str, np.ndarray[Any, Any]]:
+def rounded(source: ModelFile, dtype: str) -> dict[str, np.ndarray[Any, Any]]:
     """The parameters as a file of this dtype should give them back."""
     out = {}
     for name, _, _ in source.config.parameters():
@@ -168,7 +172,7 @@ def test_scaled_rotary_frequencies_go_into_gguf(config: Config, tmp_path: Path, 
     assert export_model(source, "gguf", tmp_path / "m.gguf").largest_difference == 0
     assert open_model(tmp_path / "m.gguf").config == source.config
     tokens = np.arange(40)[None]
-    with source.model(threads=1) as one, plain.model(threads=1) as other:
+    with load_model(source, threads=1) as one, load_model(plain, threads=1) as other:
         assert np.abs(one.logits(tokens) - other.logits(tokens)).max() > 1e-3
     with pytest.raises(GptcError, match="its rotary frequencies are scaled"):
         export_model(source, "llama2.c", tmp_path / "m.bin")
@@ -205,7 +209,7 @@ def test_weights_in_several_files(in_shards: Path, tmp_path: Path) -> None:
     source = open_checkpoint(in_shards)
     assert np.array_equal(source.read("lm_head.weight"), whole["lm_head.weight"])
     assert "every number finite" in " ".join(verify(in_shards)["checks"])
-    with source.model(threads=1) as model:
+    with load_model(source, threads=1) as model:
         q = whole["model.layers.1.self_attn.q_proj.weight"]
         assert np.array_equal(model.get("h.1.attn.qkv.weight")[:32], q)
 
@@ -280,16 +284,16 @@ def test_moments_travel(config: Config, tmp_path: Path) -> None:
         x = np.random.default_rng(0).integers(0, 256, (2, 12))
         for _ in range(3):
             model.train_step(x, np.roll(x, -1, 1), lr=1e-3)
-        from gptc import checkpoint
+        from gptc.checkpoint.writer import save
 
-        checkpoint.save(tmp_path / "a", model, trainer={"step": 3, "options": {}})
+        save(tmp_path / "a", model, trainer={"step": 3, "options": {}})
         moments = {name: model.read(name, "moment2") for name in model.parameters()}
     export_model(Checkpoint(tmp_path / "a"), "heimerl", tmp_path / "_gpt.bin")
     source = import_model(tmp_path / "_gpt.bin", tmp_path / "b", n_head=8, block_size=48)
     assert source.optimizer_step == 3
     again = Checkpoint(tmp_path / "b")
     assert again.optimizer_step == 3
-    with again.model(training=True, threads=1) as model:
+    with load_model(again, training=True, threads=1) as model:
         again.restore_optimizer(model)
         assert model.step == 3
         for name, expected in moments.items():

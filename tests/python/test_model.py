@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc import _lib
-from gptc.config import GPTConfig
+from gptc import Model
+from gptc.engine import library
+from gptc.engine.config import GPTConfig
+from gptc.engine.model import session_bytes
+from gptc.engine.optim import AdamW
+from gptc.engine.options import Options, plan_for
 from gptc.errors import EngineError, GptcError, UsageError
-from gptc.model import AdamW, Model, Options, plan_for, session_bytes
 
 Config = Callable[..., GPTConfig]
 
@@ -253,7 +256,7 @@ def test_a_session_keeps_its_model_alive(config: Config) -> None:
 
 
 def test_models_that_are_forgotten_give_their_memory_back(config: Config) -> None:
-    from gptc.train import resident_bytes
+    from gptc.files.memory import resident_bytes
 
     def use() -> None:
         model = Model.create(config(n_embd=128), threads=1, max_batch=4)
@@ -302,9 +305,9 @@ def test_wrong_options_are_refused(config: Config) -> None:
 
 
 def test_auto_falls_back_to_what_works(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = _lib.Gpu("there is none", "", "", 0, "", "13.0", "", 0, 0)
-    monkeypatch.setattr(_lib, "gpu", lambda: gpu)
-    fast = "bf16" if _lib.load().lib.gpt_cpu_has_bf16() else "fp32"
+    gpu = library.Gpu("there is none", "", "", 0, "", "13.0", "", 0, 0)
+    monkeypatch.setattr(library, "gpu", lambda: gpu)
+    fast = "bf16" if library.load().lib.gpt_cpu_has_bf16() else "fp32"
     assert Options().resolved() == Options(device="cpu", dtype="fp32")
     assert Options(dtype="auto").resolved() == Options(device="cpu", dtype=fast)
     reading = Options(dtype="auto", training=False)
@@ -312,7 +315,7 @@ def test_auto_falls_back_to_what_works(config: Config, monkeypatch: pytest.Monke
     assert Options(dtype="bf16").resolved() == Options(device="cpu", dtype="bf16")
     with pytest.raises(EngineError, match="there is none"):
         Options("cuda").resolved()
-    monkeypatch.setattr(_lib, "gpu", lambda: gpu._replace(problem=None))
+    monkeypatch.setattr(library, "gpu", lambda: gpu._replace(problem=None))
     assert Options(dtype="auto").resolved() == Options(device="cuda", dtype="bf16")
     assert replace(reading).resolved() == replace(reading, device="cuda", dtype="bf16")
     assert Options().resolved() == Options(device="cuda", dtype="fp32")

@@ -12,7 +12,7 @@ import pytest
 
 import reference
 from gptc import AdamW, Model
-from gptc.config import GPTConfig
+from gptc.engine.config import GPTConfig
 from gptc.formats import hf
 
 Array = npt.NDArray[Any]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from conftest import make_config
-from gptc.checkpoint import Checkpoint
-from gptc.model import Model
-from gptc.tokenizer import make_tokenizer
+from gptc import Model
+from gptc.checkpoint.reader import Checkpoint
+from gptc.tokenizer.registry import make_tokenizer
 from test_pretrained import LLAMA, byte_level, small_tiktoken
 from test_tokenizer import gpt2_folder
 

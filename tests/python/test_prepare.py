@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 
 from gptc.cli.params import COUNT, SizeParam
 from gptc.cli.prepare import prepare_command
-from gptc.data import Dataset
+from gptc.data.dataset import Dataset
+from gptc.data.shards import ShardFile
 from gptc.errors import GptcError, UsageError
-from gptc.shards import ShardFile
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_stories_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
         given.append((n_bytes, seed))
         return [b"story\n<|endoftext|>\n"] * 10
 
-    monkeypatch.setattr("gptc.stories.corpus", corpus)
+    monkeypatch.setattr("gptc.data.stories.corpus", corpus)
     assert "read   stories: 200 bytes" in run("--out", "a").output
     run("--out", "b", "--stories-bytes", "2M", "--seed", "3")
     assert given == [(5_000_000, 0), (2_000_000, 3)]

@@ -10,8 +10,9 @@ import pytest
 
 from gptc.data import prepare
 from gptc.errors import GptcError
-from gptc.pretrained import TiktokenTokenizer, _read_sentencepiece
-from gptc.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.pretrained import TiktokenTokenizer, _read_sentencepiece
+from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
 from test_tokenizer import assert_cut_is_exact, gpt2_folder, nasty_text, needs_gpt2
 
 LLAMA = Path(__file__).parents[3] / "shared" / "data" / "llama2-tokenizer.model"
@@ -62,14 +63,14 @@ def test_it_is_stored_whole(tokenizer: Tokenizer, tmp_path: Path) -> None:
     folder = tmp_path / "stored"
     folder.mkdir()
     tokenizer.save(folder)
-    again = load_tokenizer(folder)
+    again = read_tokenizer(folder)
     assert again.to_json() == tokenizer.to_json()
     assert again.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
     saved = json.loads((folder / "gptc_tokenizer.json").read_text())
     for change in ({"kind": "bytes"}, {"vocab_size": 3}, {"fingerprint": "0"}):
         (folder / "gptc_tokenizer.json").write_text(json.dumps(saved | change))
         with pytest.raises(GptcError, match="altered"):
-            load_tokenizer(folder)
+            read_tokenizer(folder)
 
 
 def test_text_comes_back(tokenizer: Tokenizer) -> None:

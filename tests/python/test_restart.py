@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc import encode, scan, shards
-from gptc import prepare as preparation
-from gptc.data import Dataset, Loader, prepare
+from gptc.data import encode, preparation, prepare, scan, shards
+from gptc.data.dataset import Dataset
+from gptc.data.loader import Loader
 from gptc.errors import GptcError
 
 WORDS = ["the", "king", "Zoë", "東京", "ran.\n", "\n\n", "a" * 50, "<|endoftext|>", "12345", "  "]
@@ -58,7 +58,7 @@ def prepare_killed(n_writes: int, *args: Any, **kwargs: Any) -> Dataset | None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("gptc.readers", "gptc.sources", "gptc.encode"):
+    for module in ("gptc.data.readers", "gptc.data.sources", "gptc.data.encode"):
         monkeypatch.setattr(f"{module}.BLOCK_BYTES", 512)
     monkeypatch.setattr(encode, "_LONGEST_RUN_BYTES", 1024)
 
@@ -249,7 +249,7 @@ def test_more_shards_than_files_may_be_open(
     source = tmp_path / "text"
     source.write_bytes(bytes(i % 251 for i in range(n)))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    monkeypatch.setattr("gptc.dataset._MAX_OPEN", 16)
+    monkeypatch.setattr("gptc.data.dataset._MAX_OPEN", 16)
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, limit[1]))
     try:
         dataset = prepare([str(source)], tmp_path / "out", val_fraction=0, shard_tokens=1)

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from gptc import readers
-from gptc.data import Dataset, prepare
+from gptc.data import prepare, readers
+from gptc.data.dataset import Dataset
 from gptc.errors import GptcError, UsageError
 
 STORY = b"Once upon a time.\n" * 300
@@ -231,7 +231,7 @@ def test_files_are_documents(tmp_path: Path) -> None:
 def test_invalid_text_is_refused_replaced_or_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    for module in ("gptc.readers", "gptc.sources", "gptc.encode"):
+    for module in ("gptc.data.readers", "gptc.data.sources", "gptc.data.encode"):
         monkeypatch.setattr(f"{module}.BLOCK_BYTES", block)
     data = "é a".encode() + b"\xff\xfe b " + "東".encode()[:2]
     with pytest.raises(GptcError, match=r"bad: byte 4 \(0xff\).*--errors replace"):

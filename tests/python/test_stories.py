@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gptc import stories as module
-from gptc.stories import SEPARATOR, corpus, stories
+from gptc.data import stories as module
+from gptc.data.stories import SEPARATOR, corpus, stories
 
 N_BYTES = 5_000_000
 GRAMMAR = module._grammar()

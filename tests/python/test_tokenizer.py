@@ -11,21 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptc import tokenizer as module
 from gptc.errors import GptcError, UsageError
-from gptc.tokenizer import (
-    BpeTokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    Gpt2Tokenizer,
-    StreamDecoder,
-    Tokenizer,
-    bpe_size,
-    character_cut,
-    load_tokenizer,
-    make_tokenizer,
-    write_file,
-)
+from gptc.files.whole import write_file
+from gptc.tokenizer import native as module
+from gptc.tokenizer.base import StreamDecoder, Tokenizer
+from gptc.tokenizer.native import BpeTokenizer, ByteTokenizer, CharTokenizer, Gpt2Tokenizer
+from gptc.tokenizer.registry import bpe_size, make_tokenizer, read_tokenizer
+from gptc.tokenizer.utf8 import character_cut
 
 MIXED = "Naïve café, 東京 😀 don't <|endoftext|>\n\n  Zoë's 12345\t\u3000x\r\n"
 
@@ -150,7 +142,7 @@ def test_gpt2_vocabulary_loads_only_when_needed(
 ) -> None:
     gpt2.save(tmp_path)
     monkeypatch.setattr(module, "_gpt2_vocabulary", lambda: pytest.fail("loaded"))
-    assert load_tokenizer(tmp_path).fingerprint() == gpt2.fingerprint()
+    assert read_tokenizer(tmp_path).fingerprint() == gpt2.fingerprint()
 
 
 def without_network(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -284,7 +276,7 @@ def test_an_id_outside_the_vocabulary_is_refused(token: int) -> None:
 def test_a_saved_tokenizer_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     for path in (tmp_path, tmp_path / "gptc_tokenizer.json"):
-        loaded = load_tokenizer(path)
+        loaded = read_tokenizer(path)
         assert type(loaded) is type(tokenizer)
         assert loaded.to_json() == tokenizer.to_json()
         assert loaded.start == tokenizer.start
@@ -314,18 +306,18 @@ def test_an_altered_file_is_refused(change: dict[str, object], why: str, tmp_pat
     path = tmp_path / "gptc_tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(GptcError, match=why):
-        load_tokenizer(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 def test_a_missing_or_truncated_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GptcError, match=r"no tokenizer at .*gptc_tokenizer\.json"):
-        load_tokenizer(tmp_path)
+        read_tokenizer(tmp_path)
     CharTokenizer("abc").save(tmp_path)
     path = tmp_path / "gptc_tokenizer.json"
     for content in (path.read_bytes()[:-9], b"", b"[]", b"\xff"):
         path.write_bytes(content)
         with pytest.raises(GptcError, match=r"gptc_tokenizer\.json (is truncated|was altered)"):
-            load_tokenizer(path)
+            read_tokenizer(path)
 
 
 def test_an_unknown_kind_lists_the_kinds() -> None:
@@ -397,7 +389,7 @@ def test_bpe_cut_changes_no_token(bpe: BpeTokenizer) -> None:
 
 def test_bpe_is_saved_and_refuses_altered_files(bpe: BpeTokenizer, tmp_path: Path) -> None:
     bpe.save(tmp_path)
-    again = load_tokenizer(tmp_path)
+    again = read_tokenizer(tmp_path)
     assert again.fingerprint() == bpe.fingerprint()
     assert list(again.encode(TEXT)) == list(bpe.encode(TEXT))
     file = tmp_path / "gptc_tokenizer.json"
@@ -405,7 +397,7 @@ def test_bpe_is_saved_and_refuses_altered_files(bpe: BpeTokenizer, tmp_path: Pat
     for merged in (saved["merged"][::-1], [*saved["merged"], "a"], ["\u0100b"], "ab", [1]):
         file.write_text(json.dumps({**saved, "merged": merged}))
         with pytest.raises(GptcError, match="altered"):
-            load_tokenizer(tmp_path)
+            read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["bpe:257", "bpe:x", "bpe:", "bpe:-3", "bpe:99999999", "bpe:2M"])

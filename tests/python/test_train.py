@@ -19,22 +19,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc import checkpoint
-from gptc.checkpoint import Checkpoint, find_checkpoint, load_tokenizer
-from gptc.config import GPTConfig
-from gptc.data import Dataset
+from gptc import Model
+from gptc.checkpoint import writer
+from gptc.checkpoint.find import find_checkpoint, load_tokenizer
+from gptc.checkpoint.names import list_checkpoints, step_of
+from gptc.checkpoint.reader import Checkpoint
+from gptc.data.dataset import Dataset
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
-from gptc.model import Model
-from gptc.options import (
-    DEFAULTS,
-    TrainOptions,
-    learning_rate,
-    new_options,
-    read_toml,
-    to_toml,
-)
-from gptc.tokenizer import make_tokenizer
-from gptc.train import train
+from gptc.tokenizer.registry import make_tokenizer
+from gptc.training.options import DEFAULTS, TrainOptions, new_options, read_toml, to_toml
+from gptc.training.run import train
+from gptc.training.schedule import learning_rate
 
 Options = dict[str, Any]
 
@@ -78,7 +74,7 @@ def test_a_run_learns_and_reports(options: Options, capsys: pytest.CaptureFixtur
     assert summary.best_val_loss == pytest.approx(min(x.get("val_loss", 9) for x in lines))
     assert summary.sample
     assert summary.checkpoint == str(out / "ckpt-000060")
-    assert [p.name for p in checkpoint.list_checkpoints(out)] == ["ckpt-000040", "ckpt-000060"]
+    assert [p.name for p in list_checkpoints(out)] == ["ckpt-000040", "ckpt-000060"]
     shown = capsys.readouterr()
     assert shown.out == ""
     for part in (
@@ -103,7 +99,7 @@ def test_a_higher_peak_is_said(
 ) -> None:
     peaks = iter([100e9, 105e9, 210e9, *[90e9] * 6])
     monkeypatch.setattr(Model, "peak_flops", lambda model: next(peaks))
-    monkeypatch.setattr("gptc.train.PEAK_EVERY_S", 0.0)
+    monkeypatch.setattr("gptc.training.run.PEAK_EVERY_S", 0.0)
     assert train(options).peak_flops == 210e9
     shown = capsys.readouterr().err
     assert shown.count("note: the peak is") == 1
@@ -346,7 +342,7 @@ def test_a_second_interrupt_aborts_at_once(options: Options) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         train(options, on_step=stop)
-    assert checkpoint.list_checkpoints(Path(options["out"])) == []
+    assert list_checkpoints(Path(options["out"])) == []
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -374,14 +370,14 @@ def test_divergence_before_any_checkpoint(options: Options) -> None:
 def test_a_full_disk_keeps_the_previous_checkpoint(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checkpoint._write
+    real = writer.write_chunks
 
     def write(path: Path, chunks: Any) -> None:
         if "ckpt-000008" in str(path) and path.name == "optimizer.safetensors":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(path, chunks)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
+    monkeypatch.setattr(writer, "write_chunks", write)
     out = Path(options["out"])
     with pytest.raises(GptcError) as caught:
         train(options)
@@ -410,7 +406,7 @@ def test_a_disk_that_is_too_small_is_noticed_at_the_start(
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(writer, "write_chunks", full)
     with pytest.raises(GptcError, match="no checkpoint was saved yet: make room or choose another"):
         train({**options, "out": options["out"] + "3"})
 
@@ -457,7 +453,7 @@ def test_a_run_of_minutes_ends_as_any_other(
 ) -> None:
     """Though the machine turns out to be far slower than it was when the steps were estimated."""
     del options["steps"]
-    monkeypatch.setattr("gptc.train.Run._time_step", lambda run: 1e-5)
+    monkeypatch.setattr("gptc.training.run.Run._time_step", lambda run: 1e-5)
 
     def sleep(step: int, model: Model) -> None:
         time.sleep(0.02)
@@ -661,9 +657,9 @@ def test_preset_defaults_and_what_overrides_them() -> None:
 def test_keeping_all_checkpoints_or_some(options: Options) -> None:
     out = Path(options["out"])
     train({**options, "save_every": 1, "keep_last": 0})
-    assert len(checkpoint.list_checkpoints(out)) == 8
+    assert len(list_checkpoints(out)) == 8
     train({"steps": 10, "save_every": 1, "keep_last": 3}, resume=out)
-    assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(out)] == [8, 9, 10]
+    assert [step_of(p) for p in list_checkpoints(out)] == [8, 9, 10]
 
 
 # ---- fine-tuning ----

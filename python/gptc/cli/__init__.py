@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from gptc import __version__
+from gptc._version import __version__
 from gptc.errors import GptcError, UsageError
 
 # Name: module, attribute, one line of help. The text stands here so that `gptc --help` is quick.
@@ -69,13 +69,13 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     if not value or ctx.resilient_parsing:
         return
     click.echo(f"gptc {__version__}")
-    from gptc import _lib
+    from gptc.engine import library
 
     try:
-        lib = _lib.load()
+        lib = library.load()
         click.echo(
-            f"libgpt.so {_lib.version()}, ABI {lib.lib.gpt_abi_version()}, "
-            f"CPU level {_lib.cpu_level()}, {lib.path}"
+            f"libgpt.so {library.version()}, ABI {lib.lib.gpt_abi_version()}, "
+            f"CPU level {library.cpu_level()}, {lib.path}"
         )
     except GptcError as error:
         click.echo(f"libgpt.so: {error}")

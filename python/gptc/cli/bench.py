@@ -8,7 +8,7 @@ from collections.abc import Callable
 import click
 
 from gptc.cli.params import COUNT, SIZE
-from gptc.config import GPTConfig
+from gptc.engine.config import GPTConfig
 
 _EPILOG = """\b
 Examples:
@@ -97,8 +97,8 @@ def bench_ops_command(
     **shape: int | None,
 ) -> None:
     """Time every layer of training steps: its rate, and its share of what the machine can do."""
-    from gptc import bench
-    from gptc.model import Options
+    from gptc.bench import train as bench
+    from gptc.engine.options import Options
 
     options = Options(device, dtype, threads, max_batch=batch_size, max_seq=seq_len)
     result = bench.bench_ops(
@@ -131,8 +131,8 @@ def bench_train_command(
     **shape: int | None,
 ) -> None:
     """Time training steps on random tokens: median over turns, and ratios turn by turn."""
-    from gptc import bench
-    from gptc.model import Options
+    from gptc.bench import train as bench
+    from gptc.engine.options import Options
 
     variants = {
         None: (),
@@ -194,7 +194,7 @@ def bench_infer_command(
     as_json: bool,
 ) -> None:
     """Time decoding and prompts of a random model on the CPU, turn by turn."""
-    from gptc import bench_infer
+    from gptc.bench import infer as bench_infer
 
     result = bench_infer.bench_infer(
         GPTConfig.preset(preset),

@@ -21,7 +21,7 @@ def doctor_command(ctx: click.Context, as_json: bool) -> None:
 
     Exits with 1 if something that should work does not. What is merely not installed is no failure.
     """
-    from gptc import doctor
+    from gptc.bench import doctor
 
     report = doctor.examine()
     click.echo(json.dumps(report, indent=2) if as_json else doctor.table(report))

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptc.checkpoint.facade import load_model
 from gptc.cli.params import COUNT, SIZE
 from gptc.errors import GptcError, UsageError
 
 if TYPE_CHECKING:
-    from gptc.dataset import Dataset
-    from gptc.formats import Source
+    from gptc.data.dataset import Dataset
+    from gptc.formats.model_file import ModelFile
 
 _EPILOG = """\b
 Examples:
@@ -64,8 +65,8 @@ def eval_command(
     The text is cut into windows that do not overlap; a token is predicted from those before it in
     its window. Bits per byte compare models with different tokenizers.
     """
-    from gptc.checkpoint import open_checkpoint
-    from gptc.evaluate import evaluate
+    from gptc.checkpoint.find import open_checkpoint
+    from gptc.eval.loss import evaluate
 
     checkpoint = open_checkpoint(model)
     dataset = _dataset(checkpoint, data)
@@ -74,7 +75,7 @@ def eval_command(
     rows: list[dict[str, Any]] = []
     for kind in (dtype, *dict.fromkeys(quantize)):
         options = {"device": device, "dtype": kind, "threads": threads, "max_batch": batch_size}
-        with checkpoint.model(**options) as gpt:
+        with load_model(checkpoint, **options) as gpt:
             result = evaluate(
                 gpt,
                 dataset,
@@ -108,11 +109,11 @@ def eval_command(
         )
 
 
-def _dataset(checkpoint: Source, data: str | None) -> Dataset:
+def _dataset(checkpoint: ModelFile, data: str | None) -> Dataset:
     """The data by name or, without one, that of the checkpoint's run; with the model's tokens."""
-    from gptc.checkpoint import Checkpoint
-    from gptc.data import resolve_dataset
-    from gptc.train import check_vocabulary, tokenizer_argument
+    from gptc.checkpoint.compatible import check_vocabulary, tokenizer_argument
+    from gptc.checkpoint.reader import Checkpoint
+    from gptc.data.preparation import resolve_dataset
 
     trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
     if data is None:

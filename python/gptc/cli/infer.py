@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptc.checkpoint.facade import load_model
 from gptc.cli.params import COUNT, SIZE, TokenBias
 from gptc.errors import GptcError, UsageError
 
 if TYPE_CHECKING:
-    from gptc.formats import Source
-    from gptc.generation import Draft, Request, Sample
-    from gptc.model import Model
-    from gptc.tokenizer import Tokenizer
+    from gptc.engine.model import Model
+    from gptc.formats.model_file import ModelFile
+    from gptc.generation.decoder import Draft
+    from gptc.generation.request import Request, Sample
+    from gptc.tokenizer.base import Tokenizer
 
 _EPILOG = """\b
 Examples:
@@ -180,8 +182,8 @@ def infer_command(
         import secrets
 
         seed = secrets.randbits(31)
-    from gptc.checkpoint import open_checkpoint
-    from gptc.sampling import DEFAULT_STOP, Sampling
+    from gptc.checkpoint.find import open_checkpoint
+    from gptc.generation.sampling import DEFAULT_STOP, Sampling
 
     settings = Sampling(seed=seed, **sampling)
     settings.check()
@@ -200,7 +202,7 @@ def infer_command(
     loading = {"device": device, "threads": threads, "max_batch": 0}
     with ExitStack() as stack:
         with _made_ready(tokenizer):
-            gpt = stack.enter_context(checkpoint.model(dtype=quantize or dtype, **loading))
+            gpt = stack.enter_context(load_model(checkpoint, dtype=quantize or dtype, **loading))
         writer = _Writer(gpt, tokenizer, checkpoint, options, beams)
         if draft:
             n_seq = batch_size if prompts else num_samples
@@ -268,7 +270,7 @@ def _read_rules(regex: str | None, grammar: Path | None, beams: int | None) -> d
         return {}
     name = "--grammar" if regex is None else "--regex"
     _exclusive({"--beams": beams is not None, name: True})
-    from gptc.grammar import parse_grammar, parse_regex
+    from gptc.generation.grammar.parser import parse_grammar, parse_regex
 
     if regex is not None:
         parse_regex(regex)
@@ -311,14 +313,14 @@ def _open_draft(
     n_seq: int,
     loading: dict[str, Any],
 ) -> Draft:
-    from gptc.speculative import ModelDraft, NgramDraft, check_draft
+    from gptc.generation.drafts import ModelDraft, NgramDraft, check_draft
 
     if name == "ngram":
         return NgramDraft()
-    from gptc.checkpoint import open_checkpoint
+    from gptc.checkpoint.find import open_checkpoint
 
     checkpoint = open_checkpoint(name)
-    small = stack.enter_context(checkpoint.model(**loading))
+    small = stack.enter_context(load_model(checkpoint, **loading))
     check_draft(gpt, tokenizer, small, checkpoint.tokenizer())
     return ModelDraft(small, tokenizer, n_seq)
 
@@ -330,7 +332,7 @@ class _Writer:
         self,
         gpt: Model,
         tokenizer: Tokenizer,
-        checkpoint: Source,
+        checkpoint: ModelFile,
         options: dict[str, Any],
         beams: int | None,
     ) -> None:
@@ -410,17 +412,17 @@ class _Writer:
         click.echo(as_text(result, indent=2))
 
     def _request(self, prompt: str | list[int]) -> Request:
-        from gptc.generation import make_request
+        from gptc.generation.request import make_request
 
         return make_request(self._gpt, self._tokenizer, prompt, **self._options)
 
     def _start(self, request: Request) -> tuple[list[Sample], Iterator[tuple[Sample, str]]]:
-        from gptc.generation import start
+        from gptc.generation.decoder import start
 
         return start(self._gpt, self._tokenizer, request, self.draft)
 
     def _search(self, request: Request) -> list[tuple[Sample, float]]:
-        from gptc.beam import beam_search
+        from gptc.generation.beam import beam_search
 
         assert self._beams
         return beam_search(self._gpt, self._tokenizer, request, self._beams)

@@ -11,7 +11,7 @@ import click
 from gptc.errors import GptcError, printable
 
 if TYPE_CHECKING:
-    from gptc.formats import Source
+    from gptc.formats.model_file import ModelFile
 
 _EPILOG = """\b
 Examples:
@@ -34,9 +34,9 @@ def info_command(path: Path, as_json: bool) -> None:
 
 def describe(path: Path) -> dict[str, Any]:
     """What is at `path`, as plain values; "kind" says what it is."""
-    from gptc.checkpoint import CONFIG, list_checkpoints
-    from gptc.data import DATASET_FILE, Dataset
-    from gptc.formats import is_foreign, open_model
+    from gptc.checkpoint.names import CONFIG, list_checkpoints
+    from gptc.data.dataset import DATASET_FILE, Dataset
+    from gptc.formats.registry import is_foreign, open_model
 
     if not path.exists():
         raise GptcError(f"{path} does not exist; name a run, a checkpoint, a dataset or a shard")
@@ -55,12 +55,12 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _describe_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
-        from gptc.formats import TensorFile
+        from gptc.formats.safetensors import TensorFile
 
         shapes = TensorFile(path).shapes
         return {"kind": "safetensors", "path": str(path), "tensors": dict(shapes.items())}
-    from gptc.data import is_shard, read_shard
-    from gptc.formats import open_model
+    from gptc.data.shards import is_shard, read_shard
+    from gptc.formats.registry import open_model
 
     if not is_shard(path):
         return {"kind": "model", **_describe_model(open_model(path))}
@@ -76,7 +76,8 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 
 def _describe_run(path: Path) -> dict[str, Any]:
-    from gptc.checkpoint import find_checkpoint, list_checkpoints
+    from gptc.checkpoint.find import find_checkpoint
+    from gptc.checkpoint.names import list_checkpoints
 
     names = [folder.name for folder in list_checkpoints(path)]
     run: dict[str, Any] = {"path": str(path), "checkpoints": names}
@@ -102,7 +103,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
-    from gptc.checkpoint import Checkpoint
+    from gptc.checkpoint.reader import Checkpoint
     from gptc.formats import hf
 
     checkpoint = Checkpoint(path)
@@ -117,7 +118,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     return described
 
 
-def _describe_model(source: Source) -> dict[str, Any]:
+def _describe_model(source: ModelFile) -> dict[str, Any]:
     """What is known of a model in any format."""
     config, path = source.config, source.path
     parts: dict[str, int] = {}
@@ -149,7 +150,7 @@ def _part(name: str) -> str:
     return names.get(name.split(".")[0], "norms")
 
 
-def _tokenizer(source: Source) -> str | None:
+def _tokenizer(source: ModelFile) -> str | None:
     try:
         tokenizer = source.tokenizer()
     except GptcError:
@@ -197,7 +198,7 @@ def _table(found: dict[str, Any]) -> str:
 
 
 def _metrics_line(line: dict[str, Any]) -> str:
-    from gptc.progress import duration
+    from gptc.files.words import duration
 
     return (
         f"{line['step']:,}, {line['tokens']:,} tokens, {duration(line['elapsed_s'])}, "
@@ -206,7 +207,7 @@ def _metrics_line(line: dict[str, Any]) -> str:
 
 
 def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    from gptc.progress import amount, plural
+    from gptc.files.words import amount, plural
 
     config, total = found["config"], found["parameters"]
     heads = plural(config["n_head"], "head")
@@ -259,7 +260,7 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _dataset_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    from gptc.progress import plural
+    from gptc.files.words import plural
 
     rows = [
         ("dataset", found["folder"]),

@@ -61,9 +61,9 @@ def import_command(
     The format is detected: a Hugging Face folder or hub name, GGUF, llm.c, llama2.c,
     markusheimerl/gpt, an OpenAI GPT-2 folder, nanoGPT's ckpt.pt.
     """
-    from gptc.checkpoint import tokenizer_name
-    from gptc.interchange import import_model
-    from gptc.tokenizer import make_tokenizer
+    from gptc.checkpoint.find import tokenizer_name
+    from gptc.convert.import_model import import_model
+    from gptc.tokenizer.registry import make_tokenizer
 
     assumed = {"n_head": n_head, "block_size": seq_len}
     given = {name: value for name, value in assumed.items() if value is not None}
@@ -117,8 +117,8 @@ def export_command(
     The file is read back, and its logits for a fixed prompt are compared with the source's. A
     tokenizer goes into the file (gguf), the folder (hf) or a file beside it.
     """
-    from gptc.checkpoint import open_checkpoint
-    from gptc.interchange import export_model
+    from gptc.checkpoint.find import open_checkpoint
+    from gptc.convert.export_model import export_model
 
     report = export_model(
         open_checkpoint(model),
@@ -157,7 +157,7 @@ def verify_command(path: Path, as_json: bool) -> None:
     PATH is a model in any known format, a checkpoint, a run, a dataset, a shard or a tokenizer of
     llm.c. The exit code is 1 when something is wrong.
     """
-    from gptc.interchange import verify
+    from gptc.convert.verify import verify
 
     found = verify(path)
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gptc.sizes import parse_size
+from gptc.files.sizes import parse_size
 
 if TYPE_CHECKING:
     _IntParam = click.ParamType[int]

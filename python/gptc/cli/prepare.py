@@ -17,9 +17,9 @@ from gptc.errors import UsageError
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from gptc.data import Dataset
-    from gptc.readers import Errors
-    from gptc.tokenizer import Progress
+    from gptc.data.dataset import Dataset
+    from gptc.data.readers import Errors
+    from gptc.files.download import ProgressCallback
 
 _EPILOG = """\b
 Examples:
@@ -145,10 +145,10 @@ def prepare_command(
     <|endoftext|> separates) stay whole in one split. Killed and run again, it goes on after the
     last finished shard. Sizes take suffixes: 64K, 2M, 1G.
     """
-    from gptc.checkpoint import tokenizer_name
+    from gptc.checkpoint.find import tokenizer_name
     from gptc.data import prepare
-    from gptc.prepare import WORK_FOLDER
-    from gptc.tokenizer import bpe_size, check_bpe_size
+    from gptc.data.preparation import WORK_FOLDER
+    from gptc.tokenizer.registry import bpe_size, check_bpe_size
 
     explicit = click.core.ParameterSource.COMMANDLINE
     if val_tokens is not None and val_fraction is not None:
@@ -195,7 +195,7 @@ def prepare_command(
 
 
 def _summary(dataset: Dataset) -> str:
-    from gptc.progress import plural
+    from gptc.files.words import plural
 
     splits = [split for split in ("train", "val") if dataset.n_tokens(split)]
     width = max(len(plural(dataset.n_tokens(split), "token")) for split in splits)
@@ -220,7 +220,7 @@ def _summary(dataset: Dataset) -> str:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Progress | None]:
+def progress_bars() -> Iterator[ProgressCallback | None]:
     """A progress callback that draws a bar for each action on standard error, if a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn

@@ -17,9 +17,10 @@ import click
 from gptc.errors import GptcError, UsageError
 
 if TYPE_CHECKING:
-    from gptc.generation import Draft, Request, Sample
-    from gptc.model import Model
-    from gptc.tokenizer import Tokenizer
+    from gptc.engine.model import Model
+    from gptc.generation.decoder import Draft
+    from gptc.generation.request import Request, Sample
+    from gptc.tokenizer.base import Tokenizer
 
 # What a line may set for itself, and of which type; the fields of Sampling come to these.
 _OPTIONS: dict[str, type] = {
@@ -123,8 +124,8 @@ def answer(
 
     A line that cannot be answered is given back with its error, and the command ends with 1.
     """
-    from gptc.generation import Decoder
-    from gptc.progress import plural
+    from gptc.files.words import plural
+    from gptc.generation.decoder import Decoder
 
     answers = _Answers(tokenizer, sys.stdout)
     begin = time.perf_counter()
@@ -148,7 +149,7 @@ def _samples(
     file: Path, gpt: Model, tokenizer: Tokenizer, options: dict[str, Any], answers: _Answers
 ) -> Iterator[Sample]:
     """Every line's samples, as they are asked for. Each line draws with seeds of its own."""
-    from gptc.generation import make_request
+    from gptc.generation.request import make_request
 
     seed = options["sampling"].seed
     for line in _lines(file):
@@ -204,7 +205,7 @@ def _read(line: bytes) -> dict[str, Any]:
 
 def _settings(given: dict[str, Any], options: dict[str, Any], seed: int) -> dict[str, Any]:
     """The options of make_request for a line."""
-    from gptc.sampling import Sampling
+    from gptc.generation.sampling import Sampling
 
     numbers = {f.name: float if f.type == "float" else int for f in fields(Sampling)}
     del numbers["bias"]

@@ -14,7 +14,7 @@ from gptc.cli.params import COUNT, SIZE
 from gptc.errors import UsageError
 
 if TYPE_CHECKING:
-    from gptc.train import Summary
+    from gptc.training.run import Summary
 
 _EPILOG = """\b
 Examples:
@@ -167,10 +167,10 @@ def train_command(
     """
     if resume is not None and values["init_from"] is not None:
         raise UsageError("--resume and --init-from exclude each other: continue, or start anew")
-    from gptc.checkpoint import find_checkpoint
-    from gptc.options import read_toml
-    from gptc.progress import make_progress
-    from gptc.train import train
+    from gptc.checkpoint.find import find_checkpoint
+    from gptc.training.options import read_toml
+    from gptc.training.progress import make_progress
+    from gptc.training.run import train
 
     given = {} if config is None else read_toml(config)
     given |= {name: value for name, value in values.items() if value is not None}
@@ -186,7 +186,8 @@ def train_command(
 
 
 def _print_summary(summary: Summary) -> None:
-    from gptc.progress import amount, duration, say
+    from gptc.files.words import amount, duration
+    from gptc.training.progress import say
 
     if summary.sample is not None:
         say(f"\n{summary.sample}\n", sys.stdout)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import secrets
 import stat
 import struct
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.errors import GptcError
+from gptc.files.whole import write_file
 
 MAX_ITEMS = 500_000  # values in a JSON text: some times what the largest model's header holds
 INT32 = "i"  # codes of `struct`, for Binary.number
@@ -151,18 +151,9 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """Writes a file that appears whole or not at all. GptcError when the disk does not take it."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("xb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-                del chunk  # a tensor: it must be gone before the next one is read
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_file(path, chunks)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise GptcError(f"cannot write {path}: {reason}") from None
-    finally:
-        beside.unlink(missing_ok=True)

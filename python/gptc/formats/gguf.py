@@ -14,15 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import gptc
-from gptc.config import GPTConfig
+from gptc._version import __version__
+from gptc.engine.arrays import FloatArray
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.formats import hf, layout, vocabulary
+from gptc.formats import hf, layout
 from gptc.formats.binary import UINT32, UINT64, Binary
 from gptc.formats.layout import Naming, Part, Placement
-from gptc.formats.numbers import BF16, F16, F32, F64, Q4_0, Q8_0, Codec, FloatArray
-from gptc.formats.source import Entry, Source, TensorTable, checked
-from gptc.tokenizer import Tokenizer
+from gptc.formats.model_file import Entry, ModelFile, TensorTable, checked
+from gptc.formats.numbers import BF16, F16, F32, F64, Q4_0, Q8_0, Codec
+from gptc.tokenizer import vocabulary
+from gptc.tokenizer.base import Tokenizer
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -95,7 +97,7 @@ class _Array(NamedTuple):
     offset: int
 
 
-class GgufModel(Source):
+class GgufModel(ModelFile):
     """A GGUF file of a GPT-2 or Llama."""
 
     format = "gguf"
@@ -398,7 +400,7 @@ def _divisors(
 
 
 def model_chunks(
-    source: Source, tokenizer: Tokenizer | None, dtype: str = "fp32"
+    source: ModelFile, tokenizer: Tokenizer | None, dtype: str = "fp32"
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a GGUF file. GptcError for a model or tokenizer that llama.cpp has not.
 
@@ -449,7 +451,7 @@ def _codec_for(part: Part, wanted: Codec) -> Codec:
     return F32 if vector or not wanted.fits(part.shape) else wanted
 
 
-def _metadata(source: Source, family: str, codec: Codec) -> dict[str, Any]:
+def _metadata(source: ModelFile, family: str, codec: Codec) -> dict[str, Any]:
     config = source.config
     values: dict[str, Any] = {
         "general.architecture": family,
@@ -457,7 +459,7 @@ def _metadata(source: Source, family: str, codec: Codec) -> dict[str, Any]:
         "general.file_type": _FILE_TYPE[codec],
         "general.alignment": ALIGNMENT,
         "general.quantization_version": 2,
-        "gptc.version": gptc.__version__,
+        "gptc.version": __version__,
         f"{family}.context_length": config.block_size,
         f"{family}.embedding_length": config.n_embd,
         f"{family}.block_count": config.n_layer,

@@ -13,14 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptc.config import GPTConfig
+from gptc.engine.arrays import FloatArray
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats import layout
 from gptc.formats.binary import INT32, Binary
 from gptc.formats.layout import Naming, Part, Placement
-from gptc.formats.numbers import F32, FloatArray
-from gptc.formats.source import Entry, Source, TensorTable, check_finite, checked, elsewhere
-from gptc.tokenizer import Tokenizer, make_tokenizer
+from gptc.formats.model_file import Entry, ModelFile, TensorTable, check_finite, checked, elsewhere
+from gptc.formats.numbers import F32
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.registry import make_tokenizer
 
 N_HEAD = 8
 BLOCK_SIZE = 1024
@@ -95,7 +97,7 @@ def _size(config: GPTConfig) -> int:
     )
 
 
-class HeimerlModel(Source):
+class HeimerlModel(ModelFile):
     """A _gpt.bin."""
 
     format = "heimerl"
@@ -209,7 +211,7 @@ def _read(file: Binary, config: GPTConfig) -> tuple[dict[str, Entry], dict[str, 
     return entries, steps
 
 
-def model_chunks(source: Source) -> Iterator[bytes | memoryview]:
+def model_chunks(source: ModelFile) -> Iterator[bytes | memoryview]:
     """The bytes of a _gpt.bin; moments are zero where the source has none."""
     config = source.config
     refusal = why_not(config)

@@ -11,18 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from gptc.config import GPTConfig
+from gptc.engine.arrays import FloatArray
+from gptc.engine.config import GPTConfig
 from gptc.errors import UPGRADE, GptcError
 from gptc.formats import layout
 from gptc.formats.layout import Naming, Part, Placement, Tensors
 from gptc.formats.layout import export_tensor as export_tensor
+from gptc.formats.model_file import checked
 from gptc.formats.numbers import F32, Codec
-from gptc.formats.source import checked
-
-FloatArray = npt.NDArray[np.float32]
 
 _TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

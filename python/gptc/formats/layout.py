@@ -16,12 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from gptc.config import GPTConfig
+from gptc.engine.arrays import FloatArray
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class Part(NamedTuple):

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from gptc.config import GPTConfig
+from gptc.engine.arrays import FloatArray
+from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.formats import layout, vocabulary
+from gptc.formats import layout
 from gptc.formats.binary import INT32, UINT32, Binary
 from gptc.formats.layout import Naming, Part
-from gptc.formats.numbers import F32, Codec, FloatArray, Int8Groups
-from gptc.formats.source import Source, TensorTable, check_size, checked, elsewhere, laid_out
-from gptc.tokenizer import Tokenizer
+from gptc.formats.model_file import ModelFile, TensorTable, check_size, checked, elsewhere, laid_out
+from gptc.formats.numbers import F32, Codec, Int8Groups
+from gptc.tokenizer import vocabulary
+from gptc.tokenizer.base import Tokenizer
 
 MAGIC = 0x616B3432
 VERSIONS = (0, 1, 2)
@@ -64,7 +66,7 @@ _ORDERS = {
 _TABLES = ("freq_cis_real", "freq_cis_imag")  # version 0 has a place for them; nobody reads it
 
 
-class Llama2cModel(Source):
+class Llama2cModel(ModelFile):
     """A model file of any version."""
 
     format = "llama2.c"
@@ -181,7 +183,7 @@ def _slots(
 # ---- writing ----
 
 
-def model_chunks(source: Source, version: int = 1) -> Iterator[bytes | memoryview]:
+def model_chunks(source: ModelFile, version: int = 1) -> Iterator[bytes | memoryview]:
     """The bytes of a model file. GptcError for a model that is no Llama as llama2.c computes it."""
     config = source.config
     refusal = why_not(config)

@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gptc.config import GPTConfig
+from gptc.engine.arrays import FloatArray
+from gptc.engine.config import GPTConfig
+from gptc.engine.model import Model
 from gptc.errors import GptcError
-from gptc.formats import layout, vocabulary
+from gptc.formats import layout
 from gptc.formats.binary import INT32, Binary
 from gptc.formats.layout import Naming, Part, Placement
-from gptc.formats.numbers import BF16, F32, Codec, FloatArray
-from gptc.formats.source import Source, TensorTable, check_size, checked, elsewhere, laid_out
-from gptc.model import Model
-from gptc.tokenizer import Tokenizer
+from gptc.formats.model_file import ModelFile, TensorTable, check_size, checked, elsewhere, laid_out
+from gptc.formats.numbers import BF16, F32, Codec
+from gptc.tokenizer import vocabulary
+from gptc.tokenizer.base import Tokenizer
 
 MODEL_MAGIC = 20240326
 STATE_MAGIC = 20240327
@@ -58,7 +60,7 @@ _ORDER += [
 _ORDER += ["ln_f.weight", "ln_f.bias"]
 
 
-class LlmcModel(Source):
+class LlmcModel(ModelFile):
     """A model file."""
 
     format = "llm.c"
@@ -129,7 +131,7 @@ def read_header(file: Binary, magic: int, what: str) -> int:
     return version
 
 
-def model_chunks(source: Source, dtype: str = "fp32") -> Iterator[bytes | memoryview]:
+def model_chunks(source: ModelFile, dtype: str = "fp32") -> Iterator[bytes | memoryview]:
     """The bytes of a model file. GptcError for a model that is no GPT-2."""
     config = source.config
     refusal = why_not(config)

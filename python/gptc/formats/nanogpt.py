@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
-from gptc.formats import hf, layout, vocabulary
-from gptc.formats.layout import FloatArray, Naming, Part, Placement
-from gptc.formats.source import Source, checked
-from gptc.tokenizer import Tokenizer
+from gptc.formats import hf, layout
+from gptc.formats.layout import Naming, Part, Placement
+from gptc.formats.model_file import ModelFile, checked
+from gptc.tokenizer import vocabulary
+from gptc.tokenizer.base import Tokenizer
 
 _NAMING = Naming(layout.with_leaves(hf.GPT2_STEMS))
 _COMPILED = "_orig_mod."  # before each name, when the model had been compiled
@@ -36,7 +38,7 @@ class _Tensors:
         return np.asarray(self._found[name].float().numpy())
 
 
-class NanogptModel(Source):
+class NanogptModel(ModelFile):
     """A ckpt.pt."""
 
     format = "nanogpt"

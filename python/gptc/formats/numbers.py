@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+from gptc.engine.arrays import FloatArray
+
 Bytes = npt.NDArray[np.uint8]
 
 

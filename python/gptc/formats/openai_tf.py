@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.errors import GptcError
-from gptc.formats import layout, vocabulary
+from gptc.formats import layout
 from gptc.formats.binary import Binary, is_plain_name, read_json
 from gptc.formats.layout import Naming, Part
+from gptc.formats.model_file import Entry, ModelFile, TensorTable, checked
 from gptc.formats.numbers import BF16, F16, F32, F64, Codec
-from gptc.formats.source import Entry, Source, TensorTable, checked
-from gptc.tokenizer import Tokenizer
+from gptc.tokenizer import vocabulary
+from gptc.tokenizer.base import Tokenizer
 
 HPARAMS = "hparams.json"
 
@@ -51,7 +52,7 @@ _NAMING = Naming(
 )
 
 
-class OpenaiModel(Source):
+class OpenaiModel(ModelFile):
     """A folder with hparams.json and model.ckpt.*."""
 
     format = "openai"

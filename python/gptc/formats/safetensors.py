@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
 from gptc.formats.binary import Binary, is_plain_name, parse_json, read_json
+from gptc.formats.model_file import Entry, TensorTable
 from gptc.formats.numbers import BF16, F16, F32, F64, Bytes, Codec
-from gptc.formats.source import Entry, TensorTable
 
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-FloatArray = npt.NDArray[np.float32]
 
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # what the safetensors library allows

@@ -1,0 +1,90 @@
+"""Whether a dataset's tokenizer and a model's vocabulary go together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gptc.checkpoint.find import tokenizer_name
+from gptc.data.dataset import DATASET_FILE, Dataset
+from gptc.errors import GptcError, UsageError
+from gptc.formats.model_file import ModelFile
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.registry import KINDS, bpe_size, is_spec, make_tokenizer
+
+
+def own_tokenizer(known: ModelFile) -> Tokenizer | None:
+    try:
+        return known.tokenizer()
+    except GptcError:
+        return None
+
+
+def tokenizer_argument(own: Tokenizer, known: ModelFile, data: str) -> str:
+    """What names a model's tokenizer where one is asked for, to prepare `data` with it.
+
+    A dataset is prepared: it has a tokenizer, which check_vocabulary compares.
+    """
+    if own.kind in ("bytes", "gpt2"):
+        return own.kind
+    if not known.path.is_file():
+        return str(known.path)
+    if (Path(data) / DATASET_FILE).is_file():
+        return data
+    raise GptcError(
+        f"{data} is to be prepared with the tokenizer of {known.path}: make a checkpoint of that "
+        f"first with: gptc import {known.path} --out CKPT, and name CKPT instead"
+    )
+
+
+def is_kind(name: str) -> bool:
+    """Whether a tokenizer is named by its kind, such as bpe:2048, and not by where it is."""
+    return name.partition(":")[0] in KINDS
+
+
+def prepared_with(dataset: Dataset, given: str | None) -> str:
+    """The name of a prepared dataset's tokenizer, which the one that is asked for must be."""
+    theirs = dataset.tokenizer
+    spec = str(dataset.meta["options"].get("tokenizer"))
+    own = spec if is_spec(spec) else str(dataset.folder)
+    if given is None or given == own:
+        return own
+    if is_spec(given):
+        size = bpe_size(given)
+        same = (
+            theirs.kind == given
+            if size is None
+            else (theirs.kind, size) == ("bpe", theirs.vocab_size)
+        )
+    else:
+        same = make_tokenizer(tokenizer_name(given)).fingerprint() == theirs.fingerprint()
+    if not same:
+        raise UsageError(
+            f"{dataset.folder} was prepared with {spec if is_spec(spec) else theirs.kind}: leave "
+            f"--tokenizer {given} out, or prepare the text again with: "
+            f"gptc prepare SOURCE --tokenizer {given} --out DIR"
+        )
+    return own
+
+
+def same_tokenizer(own: Tokenizer, dataset: Dataset) -> bool:
+    return own.fingerprint() == dataset.tokenizer.fingerprint()
+
+
+def check_vocabulary(known: ModelFile, own: Tokenizer | None, dataset: Dataset) -> None:
+    """A model must go on with the tokenizer that it was taught."""
+    theirs = dataset.tokenizer
+    if own is not None and not same_tokenizer(own, dataset):
+        first, name = "", own.kind if own.kind in ("bytes", "gpt2") else str(known.path)
+        if name != own.kind and known.path.is_file():  # which --tokenizer does not read
+            first, name = f"gptc import {name} --out CKPT && ", "CKPT"
+        raise GptcError(
+            f"{known.path} was made with the {own.kind} tokenizer ({own.vocab_size:,} tokens), "
+            f"{dataset.folder} with {theirs.kind} ({theirs.vocab_size:,}); prepare the text again "
+            f"with: {first}gptc prepare SOURCE --out DIR --tokenizer {name}"
+        )
+    if dataset.vocab_size > known.config.vocab_size:
+        raise GptcError(
+            f"{dataset.folder} has a vocabulary of {dataset.vocab_size:,} ({theirs.kind} "
+            f"tokenizer), {known.path} one of {known.config.vocab_size:,}; prepare the text with "
+            "the model's tokenizer"
+        )

@@ -1,0 +1,98 @@
+"""Finding checkpoints: by path, in a run, or the newest of all runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gptc.checkpoint.names import CHECKSUMS, CONFIG, ROOT, folders_in, list_checkpoints, logger
+from gptc.checkpoint.reader import Checkpoint, read_checksums, size_problem
+from gptc.errors import GptcError
+from gptc.formats import hub
+from gptc.formats.model_file import ModelFile
+from gptc.formats.registry import is_foreign, open_model
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.registry import is_spec
+
+
+def open_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> ModelFile:
+    """The model at `path`: a checkpoint, a run's newest one, or a model in another format.
+
+    What is no path may be the name of a model of the Hugging Face hub, which is then downloaded.
+    """
+    if path is not None and not Path(path).exists() and hub.is_name(str(path)):
+        return Checkpoint(hub.fetch(str(path)))
+    if path is not None and is_foreign(Path(path)):
+        return open_model(Path(path))
+    return Checkpoint(find_checkpoint(path, root))
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder, or of a run's newest checkpoint."""
+    return open_checkpoint(path).tokenizer()
+
+
+def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> Path:
+    """The folder itself if it is a checkpoint, else the newest whole checkpoint of that run.
+
+    With no path, the newest of all runs under `root`.
+    """
+    if path is None:
+        runs = [run for run in folders_in(Path(root)) if list_checkpoints(run)]
+        if not runs:
+            raise GptcError(f"there is no checkpoint under {root}/; make one with: gptc train")
+        newest = max(runs, key=lambda run: list_checkpoints(run)[-1].stat().st_mtime_ns)
+        return find_checkpoint(newest)
+
+    folder = Path(path)
+    if folder.is_file():
+        raise GptcError(f"{folder} is a file; give the folder of a checkpoint or a run")
+    if not folder.exists():
+        raise GptcError(f"{folder} does not exist; train a model with: gptc train --out {folder}")
+    if (folder / CONFIG).is_file():
+        return folder
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        raise GptcError(f"{folder} holds no checkpoint{_what_instead(folder)}")
+    problems: list[str] = []
+    for checkpoint in reversed(checkpoints):
+        problem = _run_problem(checkpoint)
+        if problem is None:
+            for skipped in problems:
+                logger.warning("warning: %s; using %s", skipped, checkpoint)
+            return checkpoint
+        problems.append(problem)
+    raise GptcError(f"{folder} holds no whole checkpoint: {problems[0]}")
+
+
+def _what_instead(folder: Path) -> str:
+    """What a folder without a checkpoint is, and what to type."""
+    config = folder / "config.toml"
+    if config.is_file():
+        return (
+            " yet: its run ended before the first; begin it again with "
+            f"gptc train --config {config} --out {folder}"
+        )
+    if (folder / "dataset.json").is_file():
+        return f": it is a dataset; train on it with gptc train --data {folder}"
+    runs = [run for run in folders_in(folder) if list_checkpoints(run)]
+    if runs:
+        return f": it is a folder of runs; name one of them, such as {min(runs)}"
+    return f": neither {CONFIG} nor folders ckpt-STEP"
+
+
+def tokenizer_name(name: str) -> str:
+    """What `make_tokenizer` calls a tokenizer: a run's folder stands for its newest checkpoint."""
+    folder = Path(name)
+    if is_spec(name) or not list_checkpoints(folder):
+        return name
+    return str(find_checkpoint(folder))
+
+
+def _run_problem(checkpoint: Path) -> str | None:
+    """What is wrong with a run's checkpoint, which always has its checksums."""
+    if not (checkpoint / CHECKSUMS).is_file():
+        return f"{checkpoint / CHECKSUMS} is missing"
+    try:
+        return size_problem(checkpoint, read_checksums(checkpoint))
+    except GptcError as error:
+        return str(error)

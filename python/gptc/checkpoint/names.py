@@ -1,0 +1,40 @@
+"""The names of a checkpoint's files and of a run's checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+TRAINER = "trainer.json"
+CHECKSUMS = "checksums.json"
+ROOT = Path("runs")  # where runs are that are not told otherwise
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    found = [f for f in folders_in(run) if re.fullmatch(r"ckpt-\d+", f.name)]
+    return sorted(found, key=step_of)
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder name of a run's checkpoint after `step` steps."""
+    return f"ckpt-{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a name that `checkpoint_name` made."""
+    return int(checkpoint.name.removeprefix("ckpt-"))
+
+
+def folders_in(parent: Path) -> list[Path]:
+    return [f for f in parent.iterdir() if f.is_dir()] if parent.is_dir() else []
+
+
+TRAINER_VERSION = 1  # of trainer.json
+CHECKSUMS_VERSION = 2  # 1 recorded a SHA-256
+MOMENTS = {"m": "moment1", "v": "moment2"}
+logger = logging.getLogger("gptc")

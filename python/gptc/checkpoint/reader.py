@@ -1,0 +1,275 @@
+"""A checkpoint is a folder: the model, its tokenizer and what training needs to go on.
+
+    config.json            the model's shape, as Hugging Face's gpt2 or llama where that fits
+    model.safetensors      the weights, under the names of that class
+    gptc_tokenizer.json    the tokenizer; beside it, where a class of Hugging Face fits, its files
+    trainer.json           step, options and loader position; only in a run's checkpoints
+    optimizer.safetensors  AdamW's moments; likewise
+    checksums.json         size and checksum of every other file
+
+It is written beside its place, flushed to disk and renamed, so it appears whole or not at all.
+A run folder holds checkpoints named ckpt-STEP. A Hugging Face folder is a checkpoint too, and a
+model in a format of others (gptc.formats) can stand wherever one is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gptc.checkpoint.names import (
+    CHECKSUMS,
+    CHECKSUMS_VERSION,
+    CONFIG,
+    MOMENTS,
+    OPTIMIZER,
+    TRAINER,
+    TRAINER_VERSION,
+    WEIGHTS,
+    list_checkpoints,
+)
+from gptc.engine.arrays import FloatArray
+from gptc.engine.model import Model
+from gptc.errors import UPGRADE, GptcError
+from gptc.files.checksum import file_checksum, recorded_checksum
+from gptc.formats import hf
+from gptc.formats.binary import is_plain_name, parse_json
+from gptc.formats.layout import Part, Placement, Tensors
+from gptc.formats.model_file import ModelFile, check_finite
+from gptc.formats.safetensors import INDEX, TensorFile, open_tensors
+from gptc.tokenizer import pretrained, vocabulary
+from gptc.tokenizer.base import FILE_NAME, Tokenizer
+from gptc.tokenizer.native import Gpt2Tokenizer
+from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
+
+
+class Checkpoint(ModelFile):
+    """A checkpoint folder that has been found: its sizes are right, its weights not read yet."""
+
+    format = "hf"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / CONFIG).is_file():
+            raise GptcError(f"{path} is no checkpoint: it has no {CONFIG}")
+        self._recorded = read_checksums(path)
+        problem = size_problem(path, self._recorded)
+        if problem:
+            raise GptcError(problem + _way_out(path))
+        self._verify(CONFIG)
+        self.config = hf.config_from_json(_read_json(path / CONFIG), str(path / CONFIG))
+
+    @property
+    def step(self) -> int | None:
+        """Training steps that made it; None for a model that was not trained by gptc."""
+        trainer = self.trainer()
+        return None if trainer is None else int(trainer["step"])
+
+    def trainer(self) -> dict[str, Any] | None:
+        """What trainer.json says, or None where there is none."""
+        file = self.path / TRAINER
+        if not file.is_file():
+            return None
+        self._verify(TRAINER)
+        data = _read_json(file)
+        _check_version(data, file, TRAINER_VERSION)
+        return data
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer inside, ours or theirs; GPT-2's own for a GPT-2 model without a file."""
+        for name in (FILE_NAME, *pretrained.FILES):
+            if (self.path / name).is_file():
+                self._verify(name)
+                if name == FILE_NAME:
+                    return read_tokenizer(self.path)
+                self._verify(pretrained.CONFIG)
+                theirs = pretrained.read_file(self.path / name)
+                if theirs is not None:
+                    return vocabulary.simplest(theirs, str(self.path / name))
+        gpt2 = Gpt2Tokenizer
+        if hf.model_type(self.config) == "gpt2" and self.config.vocab_size >= gpt2.vocab_size:
+            return make_tokenizer("gpt2")
+        raise GptcError(
+            f"{self.path} has no {FILE_NAME}; copy that file from the dataset it was trained on"
+        )
+
+    def read(self, name: str) -> FloatArray:
+        _ = self._weights_are_whole
+        return super().read(name)
+
+    @cached_property
+    def _weights_are_whole(self) -> bool:
+        self._verify(WEIGHTS)
+        return True
+
+    def load_into(self, model: Model) -> None:
+        """Gives the weights to a model; their checksum is computed meanwhile."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            whole = pool.submit(lambda: self._weights_are_whole)
+            try:
+                for name, _, _ in self.config.parameters():
+                    model.lend(name, self.placement.read(name))
+            finally:
+                whole.result()  # says more than what a damaged file made of the above
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """The weights as they are stored, in one file or several."""
+        found = open_tensors(self.path)
+        if found is None:
+            raise GptcError(_no_weights(self.path))
+        return found
+
+    def parts(self) -> list[Part]:
+        return hf.parts(self.config)
+
+    @cached_property
+    def placement(self) -> Placement:
+        where = INDEX if (self.path / INDEX).is_file() else WEIGHTS
+        try:
+            return hf.place(self.config, self.tensors, str(self.path / where))
+        except GptcError:
+            _ = self._weights_are_whole  # says more, where they are not
+            raise
+
+    @property
+    def optimizer_step(self) -> int | None:  # type: ignore[override]
+        return self.step if (self.path / OPTIMIZER).is_file() else None
+
+    def read_moment(self, name: str, moment: str) -> FloatArray:
+        tensors, stored = self._moments, f"{moment}.{name}"
+        if stored not in tensors.shapes:
+            raise GptcError(f"{tensors.path} lacks {stored}")
+        return tensors.read(stored)
+
+    @cached_property
+    def _moments(self) -> TensorFile:
+        self._verify(OPTIMIZER)
+        return TensorFile(self.path / OPTIMIZER)
+
+    def restore_optimizer(self, model: Model) -> None:
+        """Gives `model` the moments and the step count that were saved with it."""
+        trainer = self.trainer()
+        if trainer is None or not (self.path / OPTIMIZER).is_file():
+            raise GptcError(
+                f"{self.path} holds no optimizer state; start a new run from it with "
+                f"--init-from {self.path}"
+            )
+        tensors = self._moments
+        for name, shape, _ in self.config.parameters():
+            for prefix, moment in MOMENTS.items():
+                stored = f"{prefix}.{name}"
+                if tensors.shapes.get(stored) != shape:
+                    raise GptcError(f"{tensors.path} lacks {stored} with the shape {shape}")
+                model.write(name, moment, tensors.read(stored))
+        model.step = trainer["step"]
+
+    def check(self) -> list[str]:
+        """Checks every file's checksum and every number; returns what was found in order."""
+        found = [f"{name}: its checksum is right" for name in self.verify()]
+        found += super().check()
+        if self.optimizer_step is not None:
+            for name in self._moments.shapes:
+                check_finite(self._moments.read(name), f"{self._moments.path}: {name}")
+            found.append(f"{len(self._moments.shapes)} moments, every number finite")
+        return found
+
+    def verify(self) -> list[str]:
+        """Checks the checksum of every file; returns their names."""
+        for name in self._recorded:
+            self._verify(name)
+        return list(self._recorded)
+
+    def _verify(self, name: str) -> None:
+        """Checks a file before it is used."""
+        if name not in self._recorded:
+            return
+        path, recorded = self.path / name, recorded_checksum(self._recorded[name])
+        try:
+            found = file_checksum(path, like=recorded)
+        except OSError as error:
+            raise GptcError(f"cannot read {path}: {error.strerror}") from None
+        if found != recorded:
+            raise GptcError(
+                f"{path} was altered or damaged: its checksum is wrong" + _way_out(self.path)
+            )
+
+
+# ---- finding ----
+
+
+# ---- writing ----
+
+
+# ---- reading ----
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = parse_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise GptcError(f"cannot read {path}: {error.strerror}") from None
+    except GptcError:
+        raise GptcError(f"{path} is damaged: it is no JSON" + _way_out(path.parent)) from None
+    if not isinstance(data, dict):
+        raise GptcError(f"{path} is damaged: it is no JSON object" + _way_out(path.parent))
+    return data
+
+
+def _check_version(data: Mapping[str, Any], file: Path, newest: int) -> None:
+    version = data.get("version")
+    if type(version) is not int or not 1 <= version <= newest:
+        raise GptcError(f"{file} has version {version}, this gptc reads up to {newest}: {UPGRADE}")
+
+
+def read_checksums(path: Path) -> dict[str, dict[str, Any]]:
+    """What checksums.json records by file name; nothing for a folder without one."""
+    file = path / CHECKSUMS
+    if not file.is_file():
+        return {}
+    data = _read_json(file)
+    _check_version(data, file, CHECKSUMS_VERSION)
+    try:
+        files = dict(data["files"])
+        for name, record in files.items():
+            recorded_checksum(record)
+            if type(record["size"]) is not int or not is_plain_name(name):
+                raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise GptcError(f"{file} is damaged" + _way_out(path)) from None
+    return files
+
+
+def size_problem(path: Path, recorded: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What is wrong with the files' sizes, at no cost but a look at each."""
+    for name, record in recorded.items():
+        file = path / name
+        if not file.is_file():
+            return f"{file} is missing"
+        found, expected = file.stat().st_size, record["size"]
+        if found != expected:
+            what = "is truncated" if found < expected else "has grown"
+            return f"{file} {what}: {expected:,} bytes expected, {found:,} found"
+    if not (path / CONFIG).is_file():
+        return f"{path / CONFIG} is missing"
+    return None
+
+
+def _way_out(path: Path) -> str:
+    """The end of an error about a damaged checkpoint: what to do instead."""
+    if re.fullmatch(r"ckpt-\d+", path.name):
+        for other in reversed(list_checkpoints(path.parent)):
+            if other.name != path.name and (other / CHECKSUMS).is_file():
+                return f"; use {other} instead"
+    return "; copy it again from its source"
+
+
+def _no_weights(path: Path) -> str:
+    pickled = sorted(f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
+    if pickled:
+        return f"{path} holds pickled weights ({pickled[0]}); gptc reads only {WEIGHTS}"
+    return f"{path} has no {WEIGHTS}"

@@ -1,0 +1,135 @@
+"""Writing checkpoints: a folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gptc._version import __version__
+from gptc.checkpoint.names import (
+    CHECKSUMS,
+    CHECKSUMS_VERSION,
+    CONFIG,
+    MOMENTS,
+    OPTIMIZER,
+    TRAINER,
+    TRAINER_VERSION,
+    WEIGHTS,
+    logger,
+)
+from gptc.engine.config import GPTConfig
+from gptc.engine.model import Model
+from gptc.errors import GptcError
+from gptc.files.checksum import file_checksum
+from gptc.files.whole import whole_folder, write_chunks
+from gptc.formats import hf
+from gptc.formats.model_file import ModelFile
+from gptc.formats.numbers import F32, Codec
+from gptc.formats.safetensors import tensor_chunks
+from gptc.tokenizer import vocabulary
+from gptc.tokenizer.base import Tokenizer
+
+
+def save(
+    path: str | Path,
+    model: Model | ModelFile,
+    *,
+    tokenizer: Tokenizer | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    replace: bool = False,
+    codec: Codec = F32,
+) -> None:
+    """Writes a checkpoint folder; with `trainer`, what training needs to go on too.
+
+    A model of another format is copied a tensor at a time. On any failure nothing is left behind
+    and what was there is untouched; a full disk is a GptcError that says so. `replace` allows a
+    folder of that name to exist, `codec` stores other numbers than float32.
+    """
+    path = Path(path)
+    if path.exists() and not replace:
+        raise GptcError(f"{path} exists already; choose another name or remove it")
+    config = model.config
+    special = (tokenizer.end_of_text, tokenizer.bos) if tokenizer else (None, None)
+    read = model.get if isinstance(model, Model) else model.read
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(path) as folder:
+            write_chunks(folder / CONFIG, [_json(hf.config_to_json(config, *special, codec))])
+            file_parts = {part.name: part for part in hf.parts(config)}
+            write_chunks(
+                folder / WEIGHTS,
+                tensor_chunks(
+                    {name: part.shape for name, part in file_parts.items()},
+                    lambda name: hf.export_tensor(file_parts[name], read(file_parts[name].ours)),
+                    codec,
+                ),
+            )
+            if tokenizer is not None:
+                tokenizer.save(folder)
+                if hf.model_type(config) != "gptc":  # so that AutoTokenizer reads it too
+                    for name, content in _hf_files(tokenizer, config.block_size).items():
+                        write_chunks(folder / name, [content])
+            if trainer is not None:
+                stamp = {"version": TRAINER_VERSION, "gptc_version": __version__}
+                write_chunks(folder / TRAINER, [_json({**stamp, **trainer})])
+                write_chunks(folder / OPTIMIZER, _optimizer_chunks(model))
+            sums = {file.name: _record(file) for file in sorted(folder.iterdir())}
+            write_chunks(folder / CHECKSUMS, [_json({"version": CHECKSUMS_VERSION, "files": sums})])
+    except OSError as error:
+        needed = size_of(config, training=trainer is not None)
+        raise GptcError(f"cannot save {path}: {_explain(error, path, needed)}") from error
+
+
+def size_of(config: GPTConfig, training: bool) -> int:
+    """About how many bytes a checkpoint takes; with what training needs to go on, or without."""
+    n_numbers = sum(math.prod(shape) for _, shape, _ in config.parameters())
+    return 4 * (3 if training else 1) * n_numbers
+
+
+def _hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
+    try:
+        return vocabulary.hf_files(tokenizer, block_size)
+    except GptcError as error:
+        logger.warning("warning: without a tokenizer.json: %s", error)
+        return {}
+
+
+def _optimizer_chunks(model: Model | ModelFile) -> Iterator[bytes | memoryview]:
+    shapes = {
+        f"{prefix}.{name}": shape
+        for name, shape, _ in model.config.parameters()
+        for prefix in MOMENTS
+    }
+
+    def read(stored: str) -> Any:
+        prefix, _, name = stored.partition(".")
+        if isinstance(model, ModelFile):
+            return model.read_moment(name, prefix)
+        return model.read(name, MOMENTS[prefix])
+
+    return tensor_chunks(shapes, read)
+
+
+def _explain(error: OSError, path: Path, needed: int) -> str:
+    reason = (error.strerror or str(error)).lower()
+    parent = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
+    try:
+        free = shutil.disk_usage(parent).free
+    except OSError:
+        return reason
+    if free < 2 * needed:
+        return f"{reason} (it takes {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free)"
+    return reason
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What checksums.json says about a file."""
+    return {"size": path.stat().st_size, "checksum": file_checksum(path)}

@@ -1,0 +1,115 @@
+"""A close look at any file: models, datasets, shards, tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.find import open_checkpoint
+from gptc.checkpoint.names import CONFIG, list_checkpoints
+from gptc.checkpoint.reader import Checkpoint
+from gptc.data.dataset import DATASET_FILE, SPLITS, Dataset
+from gptc.data.shards import is_shard, read_shard
+from gptc.errors import GptcError
+from gptc.formats import llmc
+from gptc.formats.binary import Binary
+from gptc.formats.model_file import ModelFile, check_finite
+from gptc.formats.registry import is_foreign, open_model
+from gptc.formats.safetensors import TensorFile
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """Reads all of a model, dataset, shard or tokenizer file. GptcError says what is wrong.
+
+    Returns the path, the format, and what was checked.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise GptcError(f"{path} does not exist; name a model, checkpoint, dataset or shard")
+    kind, checks = _verify_folder(path) if path.is_dir() else _verify_file(path)
+    return {"path": str(path), "format": kind, "checks": checks}
+
+
+def _verify_folder(path: Path) -> tuple[str, list[str]]:
+    if (path / DATASET_FILE).is_file():
+        dataset = Dataset.open(path)
+        dataset.verify()
+        n_shards = sum(len(dataset.shards(split)) for split in SPLITS)
+        return "dataset", [f"{n_shards} shards: checksums right, every token in the vocabulary"]
+    if (path / CONFIG).is_file() or is_foreign(path):
+        source = open_checkpoint(path)
+        return source.format, _verify_model(source)
+    saved = list_checkpoints(path)
+    if saved:
+        return "run", _verify_checkpoints(saved)
+    raise GptcError(f"{path} holds no model, run or dataset; name a file or folder that does")
+
+
+def _verify_checkpoints(folders: list[Path]) -> list[str]:
+    """What was found in each. GptcError names all that are damaged, and those that are whole."""
+    checks, whole, problems = [], [], []
+    for folder in folders:
+        try:
+            checks += [f"{folder.name}: {line}" for line in _verify_model(Checkpoint(folder))]
+            whole.append(folder.name)
+        except GptcError as error:
+            problems.append(str(error))
+    if problems:
+        raise GptcError("; ".join([*problems, f"whole are: {', '.join(whole) or 'none'}"]))
+    return checks
+
+
+def _verify_model(source: ModelFile) -> list[str]:
+    checks = source.check()
+    try:
+        tokenizer = source.tokenizer()
+    except GptcError as error:
+        return [*checks, f"no tokenizer: {error}"]
+    return [*checks, f"{tokenizer.kind} tokenizer, {tokenizer.vocab_size:,} tokens"]
+
+
+def _verify_file(path: Path) -> tuple[str, list[str]]:
+    if path.suffix == ".safetensors":
+        tensors = TensorFile(path)
+        for name in tensors.entries:
+            check_finite(tensors.read(name), f"{path}: {name}")
+        return "safetensors", [f"{len(tensors.entries)} tensors, every number finite"]
+    if is_shard(path):
+        tokens = read_shard(path)
+        largest = int(tokens.max()) if len(tokens) else 0
+        return "shard", [f"{len(tokens):,} tokens, the largest {largest:,}"]
+    magic = int.from_bytes(Binary(path).view[:4], "little")
+    if magic == llmc.TOKENIZER_MAGIC:
+        return "llm.c tokenizer", [f"{llmc.read_tokenizer(path).vocab_size:,} tokens"]
+    if magic == llmc.STATE_MAGIC:
+        return "llm.c debug state", _verify_state(path)
+    source = open_model(path)
+    return source.format, _verify_model(source)
+
+
+def _verify_state(path: Path) -> list[str]:
+    """What a debug state says must be what the model beside it computes."""
+    model_file = path.with_name(path.name.replace("_debug_state", ""))
+    if model_file == path or not model_file.is_file():
+        raise GptcError(f"{path} is checked with its model: put {model_file.name} beside it")
+    source = llmc.LlmcModel(model_file)
+    state = llmc.DebugState(path, source.config)
+    inputs, targets = state.tokens("inputs"), state.tokens("targets")
+    B, T = inputs.shape
+    with load_model(source, training=True, max_batch=B, max_seq=T) as model:
+        differences = {
+            "logits": float(np.abs(model.logits(inputs) - state.logits).max()),
+            "loss": abs(model.backward(inputs, targets) - state.loss),
+            "gradients": max(
+                float(np.abs(model.read(name, "grad") - state.gradient(name)).max())
+                for name, _, _ in source.config.parameters()
+            ),
+        }
+    # llm.c's own test allows as much.
+    for what, difference in differences.items():
+        if not difference <= 1e-2:
+            raise GptcError(f"{path}: {what} off by {difference:g} from what {model_file} computes")
+    return [f"{what} off by at most {d:.2g}" for what, d in differences.items()]

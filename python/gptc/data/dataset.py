@@ -1,0 +1,250 @@
+"""A dataset on disk: a folder of shards, its tokenizer, and dataset.json, which describes them.
+
+The shards are `train_000000.bin`, `val_000000.bin`, ...; dataset.json is written last: where it is,
+the rest is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from itertools import accumulate
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from gptc.data.shards import HEADER_BYTES, Shard, read_shard, shard_format
+from gptc.errors import UPGRADE, GptcError
+from gptc.files.checksum import file_checksum, recorded_checksum
+from gptc.files.download import ProgressCallback
+from gptc.tokenizer.base import FILE_NAME, Tokenizer, Tokens
+from gptc.tokenizer.registry import read_tokenizer
+
+SPLITS = ("train", "val")
+DATASET_FILE = "dataset.json"
+DATASET_VERSION = 2  # 1 recorded the SHA-256 of shards
+
+_MAX_OPEN = 256  # shards mapped at a time: a process may not map any number of files
+
+
+class Dataset:
+    """A prepared dataset: its tokenizer and the shards of its splits, "train" and "val"."""
+
+    folder: Path
+    meta: dict[str, Any]
+    """The content of dataset.json."""
+    tokenizer: Tokenizer
+    vocab_size: int
+    already_there: bool
+    """True when `prepare` found it as asked for, and wrote nothing."""
+
+    def __init__(self, folder: Path, meta: dict[str, Any], tokenizer: Tokenizer) -> None:
+        self.folder = folder
+        self.meta = meta
+        self.tokenizer = tokenizer
+        self.vocab_size = int(meta["vocab_size"])
+        self.already_there = False
+        self._lock = Lock()
+        self._open: OrderedDict[tuple[str, int], Shard] = OrderedDict()  # the latest used last
+        self._checked: set[tuple[str, int]] = set()
+        self._begins = {
+            split: [
+                0,
+                *accumulate(int(shard["tokens"]) for shard in meta["splits"][split]["shards"]),
+            ]
+            for split in SPLITS
+        }
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Dataset:
+        """Opens a folder that `gptc prepare` wrote.
+
+        GptcError when the folder, its dataset.json or a shard is missing, or a size is wrong.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise GptcError(
+                f"no dataset at {folder}: make one with gptc prepare SOURCE --out {folder}"
+            )
+        meta = read_meta(folder)
+        if meta is None:
+            raise GptcError(
+                f"{folder} holds no {DATASET_FILE}, so it is no prepared dataset: make one of its "
+                f"files with gptc prepare {folder} --out DIR"
+            )
+        again = "copy the dataset again, or prepare it again with --force"
+        try:
+            tokenizer = read_tokenizer(folder)
+            if tokenizer.fingerprint() != meta["tokenizer"]["fingerprint"]:
+                raise GptcError(
+                    f"{folder / FILE_NAME} is not the tokenizer that the dataset was made with: "
+                    f"{again}"
+                )
+            dataset = cls(folder, meta, tokenizer)
+            itemsize = shard_format(dataset.vocab_size)[2].itemsize
+            for split in SPLITS:
+                for shard in meta["splits"][split]["shards"]:
+                    recorded_checksum(shard)
+                    if "/" in shard["file"]:
+                        raise ValueError
+                    path = f"{folder}/{shard['file']}"  # no Path: there may be very many
+                    try:
+                        n_bytes = os.stat(path).st_size  # noqa: PTH116
+                    except FileNotFoundError:
+                        raise GptcError(f"the shard {path} is missing: {again}") from None
+                    expected = HEADER_BYTES + shard["tokens"] * itemsize
+                    if n_bytes != expected:
+                        raise GptcError(
+                            f"the shard {path} has {n_bytes} bytes instead of {expected}: {again}"
+                        )
+        except OSError as e:
+            raise GptcError(f"cannot read {e.filename}: {e.strerror}") from None
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise GptcError(
+                f"{folder / DATASET_FILE} was altered or is incomplete: {again}"
+            ) from None
+        return dataset
+
+    def n_tokens(self, split: str) -> int:
+        """The number of tokens of a split."""
+        return self._begins[split][-1]
+
+    def bytes_per_token(self, split: str) -> float:
+        """Bytes of text that a token stands for on average.
+
+        A loss in nats per token is loss / ln 2 / bytes_per_token bits per byte.
+        """
+        if not self.n_tokens(split):
+            raise self.too_small(split, 1)
+        return float(self.meta["splits"][split]["bytes"] / self.n_tokens(split))
+
+    def shards(self, split: str) -> list[Path]:
+        """The files that hold the tokens of a split, in order."""
+        return [self.folder / shard["file"] for shard in self.meta["splits"][split]["shards"]]
+
+    def shard(self, split: str, i: int) -> Shard:
+        """The tokens of the i-th shard of a split (N_i,), read-only.
+
+        They are compared with vocab_size at the first call; GptcError names a shard that fails.
+        """
+        with self._lock:  # training reads in a thread of its own
+            return self._opened(split, i)
+
+    def _opened(self, split: str, i: int) -> Shard:
+        tokens = self._open.get((split, i))
+        if tokens is not None:
+            self._open.move_to_end((split, i))
+            return tokens
+        path = self.folder / self.meta["splits"][split]["shards"][i]["file"]
+        tokens = read_shard(path)
+        if (split, i) not in self._checked:
+            if len(tokens) and self.vocab_size <= np.iinfo(tokens.dtype).max:
+                largest = int(tokens.max())
+                if largest >= self.vocab_size:
+                    raise GptcError(
+                        f"the shard {path} holds token {largest}, outside the vocabulary of "
+                        f"{self.vocab_size}: prepare the dataset again with --force"
+                    )
+            self._checked.add((split, i))
+        self._open[split, i] = tokens
+        if len(self._open) > _MAX_OPEN:
+            self._open.popitem(last=False)
+        return tokens
+
+    def read(self, split: str, begin: int, out: Tokens) -> None:
+        """Fills `out` (n,) with the tokens of a split from position `begin` on, across shards."""
+        begins = self._begins[split]
+        i = bisect_right(begins, begin) - 1
+        done = 0
+        while done < len(out):
+            at = begin + done - begins[i]
+            part = self.shard(split, i)[at : at + len(out) - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+            i += 1
+
+    def too_small(self, split: str, n_needed: int) -> GptcError:
+        """The error for a split with fewer than `n_needed` tokens."""
+        n = self.n_tokens(split)
+        fix = f"use --seq-len {n - 1} or less, or prepare more text" if n > 1 else ""
+        if split == "val":
+            fix = fix or "prepare it again with a larger --val-fraction"
+        return GptcError(
+            f"the {split} split of {self.folder} has {n} token{'' if n == 1 else 's'} of "
+            f"{n_needed} that are needed: {fix or 'prepare more text'}"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What `gptc info` shows: counts, tokenizer, a decoded sample of each split."""
+        return {
+            "folder": str(self.folder),
+            "created_by": self.meta["created_by"],
+            "sources": self.meta["sources"],
+            "tokenizer": self.tokenizer.kind,
+            "vocab_size": self.vocab_size,
+            "splits": {split: self._describe(split) for split in SPLITS if self.n_tokens(split)},
+        }
+
+    def _describe(self, split: str) -> dict[str, Any]:
+        n_seen = min(self.n_tokens(split), 10_000_000)  # enough to judge a vocabulary by
+        seen = np.empty(n_seen, dtype=np.int32)
+        self.read(split, 0, seen)
+        return {
+            "tokens": self.n_tokens(split),
+            "bytes": self.meta["splits"][split]["bytes"],
+            "bytes_per_token": self.bytes_per_token(split),
+            "shards": len(self.shards(split)),
+            "tokens_seen": n_seen,
+            "vocab_used": int(np.count_nonzero(np.bincount(seen))),
+            "sample": self.tokenizer.decode(seen[:200]),
+        }
+
+    def verify(self, progress: ProgressCallback | None = None) -> None:
+        """Reads every shard. GptcError names one whose content is not what was written."""
+        n_done, n_bytes = 0, sum(path.stat().st_size for s in SPLITS for path in self.shards(s))
+        for split in SPLITS:
+            for i, path in enumerate(self.shards(split)):
+                recorded = recorded_checksum(self.meta["splits"][split]["shards"][i])
+                if file_checksum(path, like=recorded) != recorded:
+                    raise GptcError(
+                        f"the shard {path} is damaged (wrong checksum): copy the dataset again, or "
+                        "prepare it again with --force"
+                    )
+                self.shard(split, i)
+                n_done += path.stat().st_size
+                if progress:
+                    progress("verifying", n_done, n_bytes)
+
+
+def read_meta(folder: Path) -> dict[str, Any] | None:
+    """The content of dataset.json, None when there is no such file."""
+    path = folder / DATASET_FILE
+    try:
+        meta = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise GptcError(f"cannot read {path}: {e.strerror}") from None
+    except (ValueError, RecursionError):
+        meta = None
+    keys = {"version", "sources", "tokenizer", "vocab_size", "splits", "options", "created_by"}
+    damaged = GptcError(f"{path} is damaged: prepare the dataset again with --force")
+    if not isinstance(meta, dict) or not meta.keys() >= keys:
+        raise damaged
+    if meta["version"] not in (1, DATASET_VERSION):
+        raise GptcError(
+            f"{path} has version {meta['version']}, and this gptc knows {DATASET_VERSION}: "
+            f"{UPGRADE}"
+        )
+    try:
+        for source in meta["sources"]:
+            recorded_checksum(source)
+            if not isinstance(source["source"], str) or not isinstance(source["bytes"], int):
+                raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise damaged from None
+    return meta

@@ -1,0 +1,241 @@
+"""The second reading of a text: its tokens, in shards that a cut-off preparation can go on from."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptc.data.readers import Errors
+from gptc.data.shards import HEADER_BYTES, Shard, ShardFile, read_shard, shard_format
+from gptc.data.sources import Text
+from gptc.files.checksum import file_checksum
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.native import ByteTokenizer
+from gptc.tokenizer.utf8 import character_cut
+
+BLOCK_BYTES = 1 << 18  # text that is encoded at a time; more would not stay in the cache
+_LONGEST_RUN_BYTES = 4 << 20  # text without a place to cut that is still encoded in one piece
+
+
+class Piece(NamedTuple):
+    """Tokens (n,) of the bytes [begin, end) of the text, as shards store them."""
+
+    begin: int
+    end: int
+    tokens: Shard
+
+
+def encode_text(
+    text: Text,
+    tokenizer: Tokenizer,
+    errors: Errors,
+    begin: int,
+    end: int,
+    jobs: int,
+    pool: ThreadPoolExecutor,
+) -> Iterator[Piece]:
+    """The tokens of the bytes [begin, end), in order, by `jobs` threads of the pool."""
+    dtype = shard_format(tokenizer.vocab_size)[2]
+    if isinstance(tokenizer, ByteTokenizer):
+
+        def pieces(begin: int) -> Iterator[Piece]:
+            for block in text.read(begin, end):
+                yield Piece(begin, begin + len(block), np.frombuffer(block, np.uint8).astype(dtype))
+                begin += len(block)
+
+        yield from _ahead(pieces(begin), pool)
+        return
+    own = threading.local()
+
+    def work(at: int, data: bytes) -> Piece:
+        if not hasattr(own, "tokenizer"):
+            own.tokenizer = tokenizer.twin()
+        encode = own.tokenizer.encode_raw if errors == "bytes" else own.tokenizer.encode_bytes
+        return Piece(at, at + len(data), encode(data).astype(dtype))
+
+    waiting: deque[Future[Piece]] = deque()
+    for data in _pieces(text.read(begin, end), tokenizer):
+        waiting.append(pool.submit(work, begin, data))
+        begin += len(data)
+        if len(waiting) > 2 * jobs:  # bounds what is in memory
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _ahead(pieces: Iterator[Piece], pool: ThreadPoolExecutor) -> Iterator[Piece]:
+    """The same pieces; while the caller has one, a thread of the pool makes the next."""
+    waiting = pool.submit(next, pieces, None)
+    while (piece := waiting.result()) is not None:
+        waiting = pool.submit(next, pieces, None)
+        yield piece
+
+
+def _pieces(blocks: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[bytes]:
+    """The same bytes, cut where the tokens on both sides do not depend on each other.
+
+    Where a piece ends depends on the bytes from its beginning on and on nothing else, so that
+    reading may begin again with any piece.
+    """
+    pending = b""
+    n_wanted = BLOCK_BYTES
+    for block in blocks:
+        pending += block
+        at = 0  # up to here `pending` was given out
+        while len(pending) - at >= n_wanted:
+            window = pending[at : at + n_wanted]
+            cut = tokenizer.cut(window)
+            if not cut and n_wanted >= _LONGEST_RUN_BYTES:
+                cut = character_cut(window)  # rather a token border too many than no memory left
+            if cut:
+                yield window[:cut]
+                at += cut
+                n_wanted = BLOCK_BYTES
+            else:
+                n_wanted *= 2
+        pending = pending[at:]
+    if pending:
+        yield pending
+
+
+class SplitWriter:
+    """Writes the shards of a split, `shard_tokens` in each but the last, and a journal of them.
+
+    A line of the journal also says where encoding goes on after its shard: `at` the byte at which a
+    piece begins, of whose tokens the first `skip` are already written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        tokenizer: Tokenizer,
+        shard_tokens: int,
+        done: Sequence[dict[str, Any]],
+        log: Callable[[str], object],
+        n_expected: int | None = None,
+    ) -> None:
+        """`done` are the lines of the shards that are there already.
+
+        `n_expected` tokens will be appended, where this is known: see ShardFile.
+        """
+        self._n_expected = n_expected
+        self._folder = folder
+        self._split = split
+        self._vocab_size = tokenizer.vocab_size
+        self._shard_tokens = shard_tokens
+        self._log = log
+        self._shards = [_entry(line) for line in done]
+        self._shard: ShardFile | None = None
+
+    def append(self, piece: Piece, skip: int = 0) -> None:
+        """Writes the tokens of a piece, without the first `skip`."""
+        while skip < len(piece.tokens):
+            if self._shard is None:
+                path = self._folder / f"{self._split}_{len(self._shards):06d}.bin"
+                n_planned = self._shard_tokens
+                if self._n_expected is not None:
+                    n_planned = min(n_planned, self._n_expected)
+                self._shard = ShardFile(path, self._vocab_size, n_planned)
+            some = piece.tokens[skip : skip + self._shard_tokens - self._shard.n_tokens]
+            self._shard.append(some)
+            skip += len(some)
+            if self._n_expected is not None:
+                self._n_expected -= len(some)
+            if self._shard.n_tokens == self._shard_tokens:
+                self._close(piece.begin, skip)
+
+    def _close(self, at: int, skip: int) -> None:
+        assert self._shard is not None
+        line = {
+            "split": self._split,
+            "file": self._shard.path.name,
+            "tokens": self._shard.n_tokens,
+            "checksum": self._shard.close(),
+            "at": at,
+            "skip": skip,
+        }
+        self._shard = None
+        self._shards.append(_entry(line))
+        self._log(json.dumps(line) + "\n")
+
+    def finish(self, end: int) -> list[dict[str, Any]]:
+        """Completes the last shard; returns what dataset.json says about all. `end` is a byte."""
+        if self._shard is not None:
+            self._close(end, 0)
+        return self._shards
+
+    def abandon(self) -> None:
+        """Closes what an error has left open."""
+        if self._shard is not None:
+            self._shard.abandon()
+
+
+def _entry(line: dict[str, Any]) -> dict[str, Any]:
+    """What dataset.json says about a shard."""
+    return {key: line[key] for key in ("file", "tokens", "checksum")}
+
+
+def intact(
+    folder: Path, lines: Sequence[dict[str, Any]], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """The lines of a journal up to the first whose shard is not what was written."""
+    itemsize = shard_format(tokenizer.vocab_size)[2].itemsize
+    intact = []
+    for line in lines:
+        path = folder / line["file"]
+        n_bytes = HEADER_BYTES + line["tokens"] * itemsize
+        if not path.is_file() or path.stat().st_size != n_bytes:
+            break
+        if file_checksum(path) != line.get("checksum"):
+            break
+        intact.append(line)
+    return intact
+
+
+def move_tail(
+    folder: Path, train: dict[str, Any], options: dict[str, Any], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Makes the last `val_tokens` tokens of the train split the val split."""
+    n_train = count_tokens(train) - options["val_tokens"]
+    n_bytes = 0
+    val = SplitWriter(folder, "val", tokenizer, options["shard_tokens"], [], lambda line: None)
+    kept, begin = [], 0
+    for shard in train["shards"]:
+        path = folder / shard["file"]
+        cut = min(max(0, n_train - begin), shard["tokens"])  # tokens that stay
+        tokens = read_shard(path)
+        for first in range(cut, shard["tokens"], BLOCK_BYTES):
+            some = tokens[first : min(first + BLOCK_BYTES, shard["tokens"])]
+            n_bytes += tokenizer.count_bytes(some)
+            val.append(Piece(0, 0, some))
+        if cut == shard["tokens"]:
+            kept.append(shard)
+        elif cut:
+            fewer = ShardFile(path.with_suffix(".cut"), tokenizer.vocab_size, cut)
+            for first in range(0, cut, BLOCK_BYTES):
+                fewer.append(tokens[first : min(first + BLOCK_BYTES, cut)])
+            kept.append({**shard, "tokens": cut, "checksum": fewer.close()})
+        begin += shard["tokens"]
+    moved = val.finish(0)
+    # Only now that the tail is safe may its shards go: without them the journal is not believed.
+    for shard in train["shards"][len(kept) :]:
+        (folder / shard["file"]).unlink()
+    for path in folder.glob("*.cut"):
+        path.replace(path.with_suffix(".bin"))
+    return {
+        "train": {"bytes": max(0, train["bytes"] - n_bytes), "shards": kept},
+        "val": {"bytes": n_bytes, "shards": moved},
+    }
+
+
+def count_tokens(split: dict[str, Any]) -> int:
+    """The tokens of a split."""
+    return sum(shard["tokens"] for shard in split["shards"])

@@ -1,0 +1,196 @@
+"""Batches of training and evaluation, drawn from the shards of a dataset.
+
+Letters in shapes: B is batch_size, T is seq_len, N the number of tokens of a split.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc.data.dataset import Dataset
+from gptc.errors import UsageError
+from gptc.tokenizer.base import Tokens
+
+Batch: TypeAlias = tuple[Tokens, Tokens]
+Order: TypeAlias = Literal["random", "sequential"]
+
+_U64: TypeAlias = npt.NDArray[np.uint64]
+_CHUNK = 1024  # sequences whose places are computed at once
+
+
+class Loader:
+    """Draws batches from a split; what it draws is a function of the seed and `position` only.
+
+    In "random" order an epoch starts at a random offset below 2 T, cuts the split into windows of T
+    tokens from there on, and visits each once, shuffled. In "sequential" order windows follow each
+    other from the start of the split. A new epoch begins when the windows are used up.
+
+    While the caller works with a batch, a thread draws the `n_ahead` that follow it. `close` ends
+    the thread; so does the end of the loader.
+    """
+
+    position: int
+    """Sequences given out so far. Set it to go on from there."""
+    n_windows: int
+    """Sequences in an epoch."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        batch_size: int,
+        seq_len: int,
+        seed: int = 0,
+        order: Order = "random",
+        n_ahead: int = 1,
+    ) -> None:
+        """GptcError when the split has fewer than seq_len + 1 tokens."""
+        if batch_size < 1 or seq_len < 1:
+            raise UsageError("--batch-size and --seq-len must be at least 1")
+        if order not in ("random", "sequential"):
+            raise UsageError(f"unknown order {order!r}: choose random or sequential")
+        n_tokens = dataset.n_tokens(split)
+        if n_tokens < seq_len + 1:
+            raise dataset.too_small(split, seq_len + 1)
+        self.dataset = dataset
+        self.split = split
+        self.batch_size = batch_size
+        self.seq_len = seq_len
+        self.seed = seed
+        self.order = order
+        self.position = 0
+        # A window reads one token more than it is long: the last target.
+        if order == "random":
+            # At least T offsets, so that windows begin everywhere; fewer where the split is short.
+            self.n_windows = max(1, n_tokens // seq_len - 1)
+        else:
+            self.n_windows = (n_tokens - 1) // seq_len
+        self._n_offsets = n_tokens - self.n_windows * seq_len
+        self._n_ahead = n_ahead
+        self._ahead: deque[tuple[int, Future[Batch]]] = deque()  # by position
+        self._thread: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
+        self._chunk = -1
+        self._starts: list[int] = []
+
+    def next(self) -> Batch:
+        """The next inputs and targets, int32 (B, T) each; targets are one token further on."""
+        if self._process != os.getpid():  # a fork has the loader, but not its thread
+            self._process = os.getpid()
+            self._thread = None
+            self._ahead.clear()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "gptc-loader")
+        if self._ahead and self._ahead[0][0] != self.position:
+            self._forget()
+        while len(self._ahead) <= self._n_ahead:
+            position = self.position + len(self._ahead) * self.batch_size
+            self._ahead.append((position, self._thread.submit(self._draw, position)))
+        batch = self._ahead.popleft()[1].result()
+        self.position += self.batch_size
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread, which `next` would begin again."""
+        self._forget()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+    def _forget(self) -> None:
+        for _, batch in self._ahead:
+            batch.cancel()
+        self._ahead.clear()
+
+    def _draw(self, position: int) -> Batch:
+        starts = [self._start(position + b) for b in range(self.batch_size)]
+        return _batch(self.dataset, self.split, starts, self.seq_len)
+
+    def _start(self, position: int) -> int:
+        """Where in the split the sequence at `position` of the stream begins."""
+        chunk, i = divmod(position, _CHUNK)
+        if chunk != self._chunk:
+            self._starts = self._chunk_starts(chunk)
+            self._chunk = chunk
+        return self._starts[i]
+
+    def _chunk_starts(self, chunk: int) -> list[int]:
+        positions = np.arange(_CHUNK, dtype=np.uint64) + np.uint64(chunk * _CHUNK)
+        epoch, window = np.divmod(positions, np.uint64(self.n_windows))
+        offset = np.zeros_like(window)
+        if self.order == "random":
+            seed = np.full(_CHUNK, self.seed % 2**64, dtype=np.uint64)
+            key = _mix(seed, epoch)
+            offset = _mix(key, 0) % np.uint64(self._n_offsets)
+            window = _permute(window, self.n_windows, key)
+        starts: list[int] = (offset + window * np.uint64(self.seq_len)).tolist()
+        return starts
+
+
+def eval_batches(
+    dataset: Dataset, split: str, batch_size: int, seq_len: int, n_batches: int | None = None
+) -> Iterator[Batch]:
+    """Inputs and targets, int32 (B, T) each, the same at every call.
+
+    The windows do not overlap and are spread evenly over the split: at most `n_batches` batches of
+    them, or all with None. The last batch may have fewer rows (weight losses by x.size); fewer than
+    T targets at the end of the split are left out. GptcError when it has no seq_len + 1 tokens.
+    """
+    if batch_size < 1 or seq_len < 1 or (n_batches is not None and n_batches < 1):
+        raise UsageError("--batch-size, --seq-len and --eval-batches must be at least 1")
+    n_windows = (dataset.n_tokens(split) - 1) // seq_len
+    if n_windows < 1:
+        raise dataset.too_small(split, seq_len + 1)
+    n = n_windows if n_batches is None else min(n_windows, n_batches * batch_size)
+    for first in range(0, n, batch_size):
+        rows = range(first, min(first + batch_size, n))
+        starts = [i * n_windows // n * seq_len for i in rows]
+        yield _batch(dataset, split, starts, seq_len)
+
+
+def _batch(dataset: Dataset, split: str, starts: Sequence[int], seq_len: int) -> Batch:
+    x = np.empty((len(starts), seq_len), dtype=np.int32)
+    y = np.empty_like(x)
+    row = np.empty(seq_len + 1, dtype=np.int32)
+    for b, start in enumerate(starts):
+        dataset.read(split, start, row)
+        x[b] = row[:-1]
+        y[b] = row[1:]
+    return x, y
+
+
+def _mix(key: _U64, value: _U64 | int) -> _U64:
+    """A hash of both: the finalizer of SplitMix64 (Steele et al. 2014)."""
+    step = np.atleast_1d(value).astype(np.uint64) + np.uint64(1)  # an array, which may overflow
+    z = key ^ step * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: _U64 = z ^ (z >> np.uint64(31))
+    return mixed
+
+
+def _permute(x: _U64, n: int, key: _U64) -> _U64:
+    """The place of each x in a shuffle of [0, n) chosen by its key, without storing the shuffle.
+
+    A Feistel network over pairs (left, right) of rows x columns numbers, a few more than n; what
+    falls outside [0, n) goes through again (Black and Rogaway 2002).
+    """
+    n_rows = math.isqrt(n - 1) + 1
+    rows, columns = np.uint64(n_rows), np.uint64(-(-n // n_rows))
+    left, right = np.divmod(x, columns)
+    for i in range(4):
+        left = (left + _mix(_mix(key, 2 * i + 1), right) % rows) % rows
+        right = (right + _mix(_mix(key, 2 * i + 2), left) % columns) % columns
+    out: _U64 = left * columns + right
+    outside = out >= np.uint64(n)
+    if outside.any():
+        out[outside] = _permute(out[outside], n, key[outside])
+    return out

@@ -1,0 +1,172 @@
+"""The first reading of a text: what decides about its dataset before anything is encoded.
+
+Sizes, checksums, where documents begin, which characters occur; from these follows where the
+validation split begins.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc.data.sources import Text
+from gptc.errors import GptcError
+from gptc.files.checksum import Checksum
+from gptc.files.download import ProgressCallback
+from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
+from gptc.tokenizer.native import ByteTokenizer, CharTokenizer
+from gptc.tokenizer.utf8 import Utf8Decoder
+
+_MAX_BORDERS = 1 << 20  # of documents that are remembered; of more, every second one, and so on
+
+
+@dataclass
+class Scan:
+    """What the first reading of a text finds out."""
+
+    sizes: list[int] = field(default_factory=list)  # of each source in bytes of text
+    checksums: list[str] = field(default_factory=list)  # of each source
+    marked: bool = False  # END_OF_TEXT occurs
+    borders: _Borders = field(default_factory=lambda: _Borders())
+    characters: list[str] = field(default_factory=list)  # that occur, for a new char tokenizer
+    n_characters: int = 0
+    blocks: list[tuple[int, int]] = field(default_factory=list)  # (first byte, characters before)
+
+
+class _Borders:
+    """The bytes at which documents begin, but the first: all of them, or evenly thinned out."""
+
+    def __init__(self) -> None:
+        self.kept = array("q")
+        self._stride = 1
+        self._n_seen = 0
+
+    def add(self, at: int) -> None:
+        if self._n_seen % self._stride == 0:
+            self.kept.append(at)
+            if len(self.kept) > _MAX_BORDERS:
+                self.kept = self.kept[::2]
+                self._stride *= 2
+        self._n_seen += 1
+
+    def nearest(self, at: float) -> int:
+        """The border next to a byte."""
+        i = bisect_right(self.kept, at)
+        return min(self.kept[max(0, i - 1) : i + 1], key=lambda border: abs(border - at))
+
+
+def scan_text(
+    text: Text,
+    source_of: Sequence[int],
+    given: Tokenizer | None,
+    collects: bool,
+    report: ProgressCallback,
+    algorithm: str = "xxh3_128",
+) -> Scan:
+    """Reads the text once. `source_of` has the source of each part, `algorithm` is of checksums.
+
+    `collects`: the characters that occur are needed. GptcError where a char tokenizer refuses one.
+    """
+    scan = Scan()
+    mark = END_OF_TEXT.encode()
+    known = np.zeros(sys.maxunicode + 1, dtype=np.bool_)  # code points that occur
+    decoder = Utf8Decoder() if collects or isinstance(given, CharTokenizer) else None
+    by_character = not isinstance(given, ByteTokenizer)
+    n_tail = len(mark) - 1
+    tail = b""  # of the block before: a mark may lie across the border
+    n_done, file_begin = 0, 0
+    last_border, last_mark = 0, -1
+    checksums = [Checksum(algorithm) for _ in range(max(source_of) + 1)]
+    scan.sizes = [0] * len(checksums)
+    for i, block in text.documents():
+        if not block:
+            file_begin = n_done
+            if last_border < n_done:  # nothing separates files but the border itself
+                scan.borders.add(n_done)
+                last_border = n_done
+            continue
+        checksums[source_of[i]].update(block)
+        scan.sizes[source_of[i]] += len(block)
+        joint = _marks(tail + block[:n_tail], n_done - len(tail))
+        for last_mark in (*joint, *_marks(block, n_done)):
+            scan.marked = True
+            if last_border < last_mark:  # a mark at the very beginning separates nothing
+                scan.borders.add(last_mark)
+                last_border = last_mark
+        tail = (tail + block[-n_tail:])[-n_tail:]
+        if by_character:
+            scan.blocks.append((n_done, scan.n_characters))
+            scan.n_characters += int(np.count_nonzero(_begins_character(block)))
+        if decoder is not None:
+            begin = decoder.n_done
+            characters = decoder.push(block)
+            if collects:
+                known[np.frombuffer(characters.encode("utf-32-le"), dtype="<u4")] = True
+            elif isinstance(given, CharTokenizer):
+                at = given.unknown(characters)
+                if at is not None:
+                    offset = begin + len(characters[:at].encode()) - file_begin
+                    name = text.parts[i].name
+                    raise GptcError(f"{name}: byte {offset}: {given.refusal(characters[at])}")
+        n_done += len(block)
+        report("reading", n_done, text.n_bytes_known)
+    scan.checksums = [checksum.value() for checksum in checksums]
+    scan.characters = [chr(code) for code in np.flatnonzero(known)]
+    # Nor does a mark at the very end.
+    kept = scan.borders.kept
+    if kept and kept[-1] == last_mark:
+        rest = text.read(last_mark + len(mark), text.n_bytes)
+        if not any(block.strip() for block in rest):
+            kept.pop()
+    return scan
+
+
+def _marks(data: bytes, begin: int) -> Iterator[int]:
+    """Where END_OF_TEXT stands in `data`, whose first byte counts as `begin`."""
+    mark = END_OF_TEXT.encode()
+    # Most text has not even its first byte, for which one looks several times as fast.
+    found = data.find(mark) if mark[:1] in data else -1
+    while found >= 0:
+        yield begin + found
+        found = data.find(mark, found + len(mark))
+
+
+def _begins_character(block: bytes) -> npt.NDArray[np.bool_]:
+    """Which bytes of UTF-8 text are the first of a character."""
+    begins: npt.NDArray[np.bool_] = np.frombuffer(block, dtype=np.uint8) & 0xC0 != 0x80
+    return begins
+
+
+def val_begin(text: Text, scan: Scan, val_fraction: float, by_byte: bool) -> int:
+    """The byte at which the last `val_fraction` of the text begins.
+
+    A document begins there, unless one split would then be less than half as long as asked for:
+    with two documents of which one is long.
+    """
+    if val_fraction == 0:
+        return text.n_bytes
+    n_train_bytes = text.n_bytes * (1 - val_fraction)
+    if scan.borders.kept:
+        at = scan.borders.nearest(n_train_bytes)
+        if at >= n_train_bytes / 2 and text.n_bytes - at >= text.n_bytes * val_fraction / 2:
+            return at
+    if by_byte:
+        return int(n_train_bytes)
+    n_train = int(scan.n_characters * (1 - val_fraction))
+    if n_train == scan.n_characters:
+        return text.n_bytes
+    first, n_before = scan.blocks[
+        bisect_right(scan.blocks, n_train, key=lambda block: block[1]) - 1
+    ]
+    for block in text.read(first, text.n_bytes):
+        begins = np.flatnonzero(_begins_character(block))
+        if n_train - n_before < len(begins):
+            return first + int(begins[n_train - n_before])
+        first, n_before = first + len(block), n_before + len(begins)
+    return text.n_bytes

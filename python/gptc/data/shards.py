@@ -1,0 +1,143 @@
+"""Token shards in llm.c's format: a header of 256 int32, then uint16 or uint32 tokens."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc.errors import GptcError
+from gptc.files.checksum import Checksum, file_checksum
+
+Shard: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
+
+HEADER_BYTES = 1024  # 256 int32
+_Format: TypeAlias = tuple[int, int, np.dtype[np.unsignedinteger[Any]]]  # magic, version, token
+_NARROW: _Format = (20240520, 1, np.dtype("<u2"))
+_WIDE: _Format = (20240801, 7, np.dtype("<u4"))
+MAX_SHARD_TOKENS = 2**31 - 1  # the count in the header is an int32
+_MAX_CACHED_BYTES = 16 << 20  # of a shard that is written
+
+
+def shard_format(vocab_size: int) -> _Format:
+    return _NARROW if vocab_size <= 65536 else _WIDE
+
+
+class ShardFile:
+    """A shard while it is written: tokens are appended, and the header is completed at the end."""
+
+    def __init__(self, path: Path, vocab_size: int, n_planned: int = 0) -> None:
+        """`n_planned` tokens are expected: with other numbers the file is read again to sum it."""
+        self.path = path
+        self.n_tokens = 0
+        self._n_planned = n_planned
+        self._format = shard_format(vocab_size)
+        self._n_cached = 0
+        self._checksum = Checksum()
+        self._checksum.update(self._header(n_planned))
+        self._file = path.open("wb")
+        self._file.write(self._header(n_planned))
+
+    def _header(self, n_tokens: int) -> bytes:
+        header = np.zeros(256, dtype="<i4")
+        header[:3] = *self._format[:2], n_tokens
+        return header.tobytes()
+
+    def append(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
+        """Writes tokens (n,)."""
+        data = tokens.astype(self._format[2], copy=False).data
+        self._file.write(data)
+        self._checksum.update(data)
+        self.n_tokens += len(tokens)
+        self._n_cached += data.nbytes
+        if self._n_cached >= _MAX_CACHED_BYTES:
+            # Begins to write what is not on disk, and gives memory back where it is: a disk takes
+            # in a file of any size faster than a kernel finds memory to cache it all.
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self._n_cached = 0
+
+    def close(self) -> str:
+        """Completes the file; returns its checksum."""
+        with self._file as file:
+            if self.n_tokens != self._n_planned:
+                file.seek(0)
+                file.write(self._header(self.n_tokens))
+        if self.n_tokens == self._n_planned:
+            return self._checksum.value()
+        return file_checksum(self.path)
+
+    def abandon(self) -> None:
+        """Closes a file that will not be completed; harmless after close."""
+        self._file.close()
+
+
+def write_shard(path: Path, tokens: npt.ArrayLike, vocab_size: int) -> None:
+    """Writes `tokens` (N,) as one shard, whole or not at all.
+
+    GptcError when an id is outside [0, vocab_size), or when there are more than 2^31 - 1 tokens.
+    """
+    ids = np.asarray(tokens).reshape(-1)
+    if len(ids) > MAX_SHARD_TOKENS:
+        raise GptcError(f"{len(ids)} tokens are too many for one shard: write several")
+    if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
+        raise GptcError(
+            f"cannot write {path}: the tokens {ids.min()} to {ids.max()} do not fit a vocabulary "
+            f"of {vocab_size}"
+        )
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    shard = ShardFile(partial, vocab_size, len(ids))
+    try:
+        shard.append(ids)
+        shard.close()
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        shard.abandon()
+        shard.path.unlink(missing_ok=True)
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file begins as a shard does."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
+    with path.open("rb") as file:
+        magic = int.from_bytes(file.read(4), "little")
+    return magic in (_NARROW[0], _WIDE[0])
+
+
+def read_shard(path: Path) -> Shard:
+    """The tokens of a shard, uint16 or uint32 (N,), mapped from the file and read-only.
+
+    GptcError names the file and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            header = np.frombuffer(file.read(HEADER_BYTES), dtype=np.uint8)
+            n_bytes = os.fstat(file.fileno()).st_size
+    except OSError as e:
+        raise GptcError(f"cannot read the shard {path}: {e.strerror}") from None
+    if len(header) < HEADER_BYTES:
+        raise GptcError(f"{path} is no token shard: it has {n_bytes} bytes, fewer than a header")
+    magic, version, n_tokens = (int(n) for n in header.view("<i4")[:3])
+    formats = {known: (number, dtype) for known, number, dtype in (_NARROW, _WIDE)}
+    if magic not in formats:
+        raise GptcError(f"{path} is no token shard: it begins with {magic}, not with {_NARROW[0]}")
+    number, dtype = formats[magic]
+    if version != number:
+        raise GptcError(f"{path} is a token shard of version {version}; only {number} is known")
+    expected = HEADER_BYTES + n_tokens * dtype.itemsize
+    if n_tokens < 0 or n_bytes != expected:
+        raise GptcError(
+            f"{path} is damaged: its header promises {n_tokens} tokens, {expected} bytes, and it "
+            f"has {n_bytes} bytes: copy it again, or prepare the dataset again"
+        )
+    if n_tokens == 0:
+        return np.zeros(0, dtype=dtype)
+    return np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,)).view(np.ndarray)

@@ -1,0 +1,65 @@
+"""Arrays on their way into the engine: checked, contiguous, of the engine's types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc.engine import library
+from gptc.errors import GptcError
+
+FloatArray = npt.NDArray[np.float32]
+TokenArray = npt.NDArray[np.int32]
+
+
+def as_tokens(values: npt.ArrayLike, what: str, n_dim: int = 2) -> TokenArray:
+    """Contiguous int32, or a GptcError; nothing is rounded or wrapped."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise GptcError(f"{what} must be whole numbers, not {array.dtype}")
+    if array.ndim != n_dim or array.size == 0:
+        wanted = "(B, T)" if n_dim == 2 else "(N,)"
+        raise GptcError(f"{what} must have the shape {wanted}, not {array.shape}")
+    ids = np.ascontiguousarray(array, np.int32)
+    if array.dtype != np.int32 and not np.array_equal(ids, array):
+        raise GptcError(f"{what} hold {array.max()}, which no vocabulary has")
+    return ids
+
+
+def as_pair(inputs: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[TokenArray, TokenArray]:
+    x, y = as_tokens(inputs, "inputs"), as_tokens(targets, "targets")
+    if x.shape != y.shape:
+        raise GptcError(f"inputs have the shape {x.shape}, targets {y.shape}")
+    return x, y
+
+
+def micro_batches(
+    values: npt.ArrayLike | Sequence[npt.ArrayLike], what: str
+) -> list[npt.ArrayLike]:
+    if isinstance(values, list | tuple):
+        if not values:
+            raise GptcError(f"{what} hold no micro-batch")
+        if np.ndim(values[0]) == 2:
+            return list(values)
+    return [values]  # type: ignore[list-item]
+
+
+def as_parameter(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> FloatArray:
+    """A parameter's values as the engine reads them."""
+    array = np.asarray(values)
+    if array.shape != shape:
+        raise GptcError(f"{name} has the shape {shape}, not {array.shape}")
+    if not np.can_cast(array.dtype, np.float32, "safe"):
+        raise GptcError(f"{name} takes float32, not {array.dtype}; use .astype('float32')")
+    return np.ascontiguousarray(array, np.float32)
+
+
+def floats(array: FloatArray) -> Any:
+    return library.load().ffi.from_buffer("float[]", array)
+
+
+def ints(array: TokenArray) -> Any:
+    return library.load().ffi.from_buffer("int32_t[]", array)

@@ -1,0 +1,219 @@
+"""The shape of a model: one point in the space that the families (byte, gpt2, llama) share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, get_args
+
+from gptc.engine import library
+from gptc.errors import EngineError, UsageError
+
+Norm = Literal["layernorm", "rmsnorm"]
+Pos = Literal["learned", "rope", "rope_wide"]
+Activation = Literal["gelu", "swish", "swiglu"]
+RopeScaling = Literal["none", "linear", "llama3"]
+
+# Fields that are enums in C: their values here, and the prefix of the C names.
+_ENUMS: dict[str, tuple[tuple[str, ...], str]] = {
+    "norm": (get_args(Norm), "GPT_NORM_"),
+    "pos": (get_args(Pos), "GPT_POS_"),
+    "activation": (get_args(Activation), "GPT_ACT_"),
+    "rope_scaling": (get_args(RopeScaling), "GPT_ROPE_"),
+}
+
+
+_SCALING = ("rope_scaling", "rope_factor", "rope_low_freq", "rope_high_freq", "rope_original")
+
+
+class Parameter(NamedTuple):
+    """One parameter tensor: `shape` is (out, in) for linear weights."""
+
+    name: str
+    shape: tuple[int, ...]
+    decay: bool  # AdamW's weight decay applies
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a model, such as `GPTConfig.preset("tiny", vocab_size=256)`.
+
+    `vocab_size` is the number of different tokens, `block_size` the longest sequence, `n_embd` the
+    width, `n_ff` the hidden width of the feed-forward layers. With `n_kv_head` below `n_head`,
+    queries share keys and values. `norm` ("layernorm", "rmsnorm"), of which `norm_weight` says
+    whether they learn a scale, `pos` ("learned", "rope", "rope_wide") and `activation` ("gelu",
+    "swish", "swiglu") choose the layers; `tied` makes the token embedding the output head. The
+    `rope_` fields are for rotary positions. `check()` says whether such a model can exist.
+    """
+
+    vocab_size: int
+    block_size: int  # the longest sequence, in tokens
+    n_layer: int
+    n_head: int
+    n_kv_head: int  # fewer than n_head: grouped queries
+    n_embd: int
+    n_ff: int  # hidden width of the feed-forward layer
+    norm: Norm
+    norm_weight: bool  # norms have a learned scale
+    pos: Pos
+    activation: Activation
+    bias: bool
+    tied: bool  # the output head is the token embedding
+    norm_eps: float
+    rope_theta: float
+    # How rotary frequencies are lowered for longer sequences; what has no part in it is 0.
+    rope_scaling: RopeScaling = "none"
+    rope_factor: float = 0.0
+    rope_low_freq: float = 0.0
+    rope_high_freq: float = 0.0
+    rope_original: int = 0
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> GPTConfig:
+        """A named shape, with some fields replaced.
+
+        Where they are not given themselves, `n_ff` keeps its ratio to an overridden `n_embd`, and
+        `n_kv_head` its ratio to an overridden `n_head`.
+        """
+        struct = library.load().ffi.new("gpt_config *")
+        if name not in presets():
+            raise UsageError(f"no preset {name!r}{_did_you_mean(name, presets())}")
+        library.call("gpt_config_preset", name.encode(), struct)
+        base = cls._from_c(struct)
+        names = [field.name for field in fields(cls)]
+        for key in overrides:
+            if key not in names:
+                raise UsageError(f"a model has no field {key!r}{_did_you_mean(key, names)}")
+        if "n_embd" in overrides and "n_ff" not in overrides:
+            n_ff = base.n_ff * overrides["n_embd"] / base.n_embd
+            multiple = 8 if overrides.get("activation", base.activation) == "swiglu" else 1
+            overrides["n_ff"] = max(multiple, round(n_ff / multiple) * multiple)
+        if "n_head" in overrides and "n_kv_head" not in overrides:
+            overrides["n_kv_head"] = max(1, overrides["n_head"] * base.n_kv_head // base.n_head)
+        return replace(base, **overrides)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GPTConfig:
+        """The config that `to_dict` described. Unknown, missing or mistyped fields: UsageError."""
+        names = [field.name for field in fields(cls)]
+        for key in data:
+            if key not in names:
+                raise UsageError(f"a model has no field {key!r}{_did_you_mean(key, names)}")
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name not in data:
+                if field.default is not MISSING:
+                    continue
+                raise UsageError(f"the model's {field.name} is missing")
+            value = data[field.name]
+            if field.name in _ENUMS:
+                choices, _ = _ENUMS[field.name]
+                if value not in choices:
+                    raise UsageError(f"{field.name} is {value!r}, not one of {', '.join(choices)}")
+            elif field.type == "float":
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise UsageError(f"{field.name} is {value!r}, not a number")
+                try:
+                    value = float(value)
+                except OverflowError:
+                    raise UsageError(f"{field.name} is too large a number") from None
+            elif field.type == "bool":
+                if not isinstance(value, bool):
+                    raise UsageError(f"{field.name} is {value!r}, not true or false")
+            elif isinstance(value, bool) or not isinstance(value, int):
+                raise UsageError(f"{field.name} is {value!r}, not a whole number")
+            values[field.name] = value
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON. Scaling of rotary frequencies is left out where there is none."""
+        values = asdict(self)
+        if self.rope_scaling == "none":
+            values = {k: v for k, v in values.items() if k not in _SCALING}
+        return values
+
+    def check(self) -> None:
+        """Raises UsageError, naming the field, when no model of this shape can exist."""
+        try:
+            library.call("gpt_config_check", self.to_c())
+        except EngineError as error:
+            raise UsageError(str(error)) from error
+
+    @property
+    def family(self) -> str:
+        """What the shape is called: gpt2 or llama where it is theirs, else byte."""
+        shape = (self.norm, self.norm_weight, self.pos, self.activation)
+        if shape == ("layernorm", True, "learned", "gelu") and self.n_kv_head == self.n_head:
+            return "gpt2"
+        if shape == ("rmsnorm", True, "rope", "swiglu") and not self.bias:
+            return "llama"
+        return "byte"
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head (HS)."""
+        return self.n_embd // self.n_head
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameter tensors of a model of this shape, in its order."""
+        self.check()
+        return _parameters(self)
+
+    def to_c(self) -> Any:
+        """A gpt_config *."""
+        lib = library.load().lib
+        values: dict[str, int | float] = {}
+        for name, value in self.to_dict().items():
+            if name in _ENUMS:
+                choices, prefix = _ENUMS[name]
+                if value not in choices:
+                    raise UsageError(f"{name} is {value!r}, not one of {', '.join(choices)}")
+                value = getattr(lib, prefix + value.upper())
+            values[name] = value
+        return library.new_struct("gpt_config", **values)
+
+    @classmethod
+    def _from_c(cls, struct: Any) -> GPTConfig:
+        lib = library.load().lib
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            value = getattr(struct, field.name)
+            if field.name in _ENUMS:
+                choices, prefix = _ENUMS[field.name]
+                value = next(c for c in choices if getattr(lib, prefix + c.upper()) == value)
+            elif field.type == "bool":
+                value = bool(value)
+            elif field.type == "float":
+                value = float(f"{value:.7g}")  # 1e-05, where the float32 reads 9.99999974e-06
+            values[field.name] = value
+        return cls(**values)
+
+
+@lru_cache(maxsize=1)
+def presets() -> tuple[str, ...]:
+    """The names that `GPTConfig.preset` knows."""
+    ffi, lib, _ = library.load()
+    names: list[str] = []
+    while (name := lib.gpt_preset_name(len(names))) != ffi.NULL:
+        names.append(ffi.string(name).decode())
+    return tuple(names)
+
+
+@lru_cache(maxsize=16)
+def _parameters(config: GPTConfig) -> tuple[Parameter, ...]:
+    ffi, lib, _ = library.load()
+    struct = config.to_c()
+    param = ffi.new("gpt_param *")
+    found = []
+    for i in range(lib.gpt_config_param_count(struct)):
+        library.call("gpt_config_param", struct, i, param)
+        shape = tuple(int(param.shape[k]) for k in range(param.n_dim))
+        found.append(Parameter(ffi.string(param.name).decode(), shape, bool(param.decay)))
+    return tuple(found)
+
+
+def _did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

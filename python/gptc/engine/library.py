@@ -1,0 +1,291 @@
+"""The binding: libgpt.so opened with cffi, declared by the text of gpt.h itself.
+
+The functions between the header's two fences are the interface; cffi releases the interpreter lock
+around each call. A built package holds them parsed (tools/make_binding.py); nothing is compiled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sysconfig
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptc.errors import EngineError, GptcError
+
+# enum gpt_status
+GPT_OK = 0
+GPT_ERR_ARGUMENT = 1
+GPT_ERR_MEMORY = 2
+GPT_ERR_DEVICE = 3
+GPT_ERR_NUMERIC = 4
+
+_BEGIN = "==== binding: begin ===="
+_END = "==== binding: end ===="
+
+
+class Library(NamedTuple):
+    """The opened library: `ffi` makes C values, `lib` holds its functions and constants."""
+
+    ffi: Any
+    lib: Any
+    path: Path
+
+
+def declarations(header: str) -> str:
+    """The text between the fences of gpt.h, without comments and preprocessor lines."""
+    if _BEGIN not in header or _END not in header:
+        raise GptcError("gpt.h has no binding fences; reinstall with: pip install .")
+    region = header.split(_BEGIN, 1)[1].split(_END, 1)[0]
+    # The fences themselves stand in comments: the first comment's end and the last one's start.
+    region = region.split("*/", 1)[1].rsplit("/*", 1)[0]
+    region = re.sub(r"/\*.*?\*/", " ", region, flags=re.DOTALL)
+    return re.sub(r"^[ \t]*#.*$", "", region, flags=re.MULTILINE)
+
+
+def abi_version(header: str) -> int:
+    """GPT_ABI_VERSION of a gpt.h."""
+    found = re.search(r"^#define\s+GPT_ABI_VERSION\s+(\d+)", header, flags=re.MULTILINE)
+    if not found:
+        raise GptcError("gpt.h defines no GPT_ABI_VERSION; reinstall with: pip install .")
+    return int(found[1])
+
+
+def fingerprint(header: str) -> str:
+    """What tells one text of gpt.h from another."""
+    return hashlib.sha256(header.encode()).hexdigest()
+
+
+def _declared(header: str) -> Any:
+    """cffi's view of gpt.h: as the build has parsed it, or parsed now, if that was another text."""
+    try:
+        binding = import_module("gptc._binding")
+        if binding.header == fingerprint(header):
+            return binding.ffi
+    except ImportError:
+        pass
+    import cffi
+
+    ffi = cffi.FFI()
+    ffi.cdef(declarations(header))
+    return ffi
+
+
+def find_library() -> tuple[Path, Path]:
+    """The paths of libgpt.so and of the gpt.h that describes it.
+
+    $GPTC_LIBRARY and $GPTC_HEADER name them; else both lie in the installed package. A library in
+    a build folder goes with the csrc/gpt.h of the source tree.
+    """
+    named = os.environ.get("GPTC_LIBRARY")
+    if named:
+        library = Path(named).resolve()
+        if not library.is_file():
+            raise GptcError(
+                f"GPTC_LIBRARY names {named}, which does not exist; unset or correct it"
+            )
+    else:
+        # An editable install keeps what was built apart from the sources: its locations list both.
+        package = find_spec("gptc")
+        found = (package.submodule_search_locations or ()) if package else ()
+        folders = [*map(Path, found), Path(sysconfig.get_path("platlib")) / "gptc"]
+        built = [folder / "libgpt.so" for folder in folders if (folder / "libgpt.so").is_file()]
+        if not built:
+            raise GptcError("libgpt.so is not in the gptc package; reinstall with: pip install .")
+        library = built[0]
+
+    named = os.environ.get("GPTC_HEADER")
+    headers = [Path(named)] if named else [library.parent / "gpt.h"]
+    if not named:
+        headers += [folder / "csrc" / "gpt.h" for folder in library.parents]
+        headers.append(Path(__file__).resolve().parents[3] / "csrc" / "gpt.h")
+    for header in headers:
+        if header.is_file():
+            return library, header
+    raise GptcError(f"no gpt.h for {library}; set GPTC_HEADER to its path")
+
+
+def _open(ffi: Any, library: Path) -> Any:
+    try:
+        return ffi.dlopen(str(library))
+    except OSError as error:
+        if "openblas" not in str(error):
+            raise GptcError(f"{library} does not load: {_reason(error)}") from error
+        missing = error
+    # The library's own search path did not find OpenBLAS (the environment was moved, or the build's
+    # one is gone): once it is in the process, the loader takes it by its name.
+    try:
+        import scipy_openblas32  # type: ignore[import-untyped]
+
+        folder = Path(scipy_openblas32.get_lib_dir())
+        blas = next(folder.glob("libscipy_openblas*.so*"))
+        # Never closed, so that it stays as long as the library that needs it.
+        _preloaded.append(ffi.dlopen(str(blas), ffi.RTLD_NOW | ffi.RTLD_GLOBAL))
+        return ffi.dlopen(str(library))
+    except (ImportError, OSError, StopIteration):
+        raise GptcError(
+            f"{library} does not load: {_reason(missing)}; install OpenBLAS with: "
+            "pip install scipy-openblas32"
+        ) from missing
+
+
+def _reason(error: OSError) -> str:
+    """The loader's own words, without the two names that cffi wraps around them."""
+    return str(error).partition(".  Additionally, ")[0].rpartition("': ")[2]
+
+
+_preloaded: list[Any] = []
+
+
+@lru_cache(maxsize=1)
+def load() -> Library:
+    """Opens the library, once; later calls return the same one."""
+    library, header = find_library()
+    text = header.read_text("utf-8")
+    ffi = _declared(text)
+    lib = _open(ffi, library)
+    wanted = abi_version(text)
+    found = lib.gpt_abi_version()
+    if found != wanted:
+        raise GptcError(
+            f"{library} has ABI version {found}, but {header} describes {wanted}; "
+            "rebuild, or reinstall with: pip install ."
+        )
+    return Library(ffi, lib, library)
+
+
+def check(status: int) -> None:
+    """Raises EngineError with the library's own sentence unless `status` is GPT_OK."""
+    if status != GPT_OK:
+        ffi, lib, _ = load()
+        message = ffi.string(lib.gpt_last_error()).decode("utf-8", "replace")
+        raise EngineError(message or f"libgpt.so failed with status {status}", status)
+
+
+def call(function: str, *arguments: Any) -> None:
+    """Calls a function that returns a status; raises if it fails or C cannot hold an argument."""
+    try:
+        status = getattr(load().lib, function)(*arguments)
+    except OverflowError as error:
+        raise GptcError(f"{function}: {error}") from None
+    check(status)
+
+
+def new_struct(kind: str, **fields: int | float) -> Any:
+    """A C struct with these fields; a value that its field cannot hold is a GptcError."""
+    ffi = load().ffi
+    struct = ffi.new(f"{kind} *")
+    for name, value in fields.items():
+        try:
+            setattr(struct, name, value)
+        except OverflowError:
+            raise GptcError(f"{name} is {value!r}, which is out of range") from None
+        except TypeError:
+            raise GptcError(f"{name} is {value!r}; it must be a number of its kind") from None
+    return struct
+
+
+def version() -> str:
+    """The library's version."""
+    ffi, lib, _ = load()
+    return str(ffi.string(lib.gpt_version()).decode())
+
+
+def cpu_level() -> str:
+    """The CPU's instruction-set level in use: "portable", "avx2", "avx512", "avx512bf16", "amx"."""
+    ffi, lib, _ = load()
+    return str(ffi.string(lib.gpt_cpu_level()).decode())
+
+
+def cpu_notice() -> str:
+    """One line where the CPU could do more than the system lets it; else ""."""
+    ffi, lib, _ = load()
+    return str(ffi.string(lib.gpt_cpu_notice()).decode())
+
+
+def cpu_count() -> int:
+    """Cores that this process may run on."""
+    return int(load().lib.gpt_cpu_count())
+
+
+# ---- GPUs ----
+
+
+class Gpu(NamedTuple):
+    """What `--device cuda` finds; `problem` is the sentence that says why it does not work."""
+
+    problem: str | None
+    name: str
+    capability: str  # such as "9.0"
+    multiprocessors: int
+    driver: str  # the newest CUDA that the driver serves, such as "13.0"; "" without one
+    runtime: str  # the CUDA that the library is built with
+    products: str  # version and file of cuBLASLt
+    memory_bytes: int
+    free_bytes: int
+
+
+@lru_cache(maxsize=1)
+def gpu() -> Gpu:
+    """The GPU, looked at once. A cuBLASLt from PyPI is loaded where there is no other."""
+    found = _look_for_gpu()
+    if found.problem and found.name and not found.products and load_cublas(found.runtime):
+        found = _look_for_gpu()
+    return found
+
+
+def load_cublas(runtime: str) -> Path | None:
+    """Loads cuBLASLt from the wheel nvidia-cublas, if there is one for this version of CUDA.
+
+    The engine asks the dynamic linker for it by name, and the linker knows what is loaded.
+    """
+    file = find_cublas(runtime)
+    if file is None:
+        return None
+    ffi = load().ffi
+    try:
+        # Never closed: models come and go.
+        _preloaded.append(ffi.dlopen(str(file), ffi.RTLD_NOW | ffi.RTLD_GLOBAL))
+    except OSError:
+        return None
+    return file
+
+
+def find_cublas(runtime: str) -> Path | None:
+    """cuBLASLt in one of the folders where the wheel nvidia-cublas has put it."""
+    major = runtime.partition(".")[0]
+    package = find_spec("nvidia")
+    folders = (package.submodule_search_locations or ()) if package else ()
+    for folder in folders:
+        for inner in (f"cu{major}/lib", "cublas/lib"):
+            file = Path(folder, inner, f"libcublasLt.so.{major}")
+            if file.is_file():
+                return file
+    return None
+
+
+def _look_for_gpu() -> Gpu:
+    ffi, lib, _ = load()
+    info = ffi.new("gpt_device_info *")
+    status = lib.gpt_cuda_info(info)
+    return Gpu(
+        problem=None if status == GPT_OK else ffi.string(lib.gpt_last_error()).decode(),
+        name=ffi.string(info.name).decode(),
+        capability=f"{info.major}.{info.minor}" if info.major else "",
+        multiprocessors=info.multiprocessors,
+        driver=_cuda_version(info.driver),
+        runtime=_cuda_version(info.runtime),
+        products=ffi.string(info.products).decode(errors="replace"),
+        memory_bytes=info.memory_bytes,
+        free_bytes=info.free_bytes,
+    )
+
+
+def _cuda_version(number: int) -> str:
+    """13000 is "13.0"."""
+    return f"{number // 1000}.{number % 1000 // 10}" if number else ""

@@ -1,0 +1,476 @@
+"""A model: its parameters, its training step, its logits, and sessions that decode with a KV cache.
+
+B is the batch, T the time, V the vocabulary. Arrays that come in are checked and converted only
+where nothing is lost; arrays that go out are fresh copies. A model is used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc.engine import library
+from gptc.engine.arrays import (
+    FloatArray,
+    TokenArray,
+    as_pair,
+    as_parameter,
+    as_tokens,
+    floats,
+    ints,
+    micro_batches,
+)
+from gptc.engine.config import GPTConfig
+from gptc.engine.optim import AdamW
+from gptc.engine.options import Options, plan_for
+from gptc.errors import GptcError, UsageError
+
+if TYPE_CHECKING:
+    pass
+
+
+_Model = TypeVar("_Model", bound="Model")
+
+
+class StepResult(NamedTuple):
+    """What a training step reports: the loss before it (nats), and the gradient's global norm."""
+
+    loss: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """What one kind of call cost: an op at one shape, summed over its calls."""
+
+    name: str
+    calls: int
+    seconds: float
+    flops: float  # of its products
+    bytes: float  # that must at least be read and written
+
+
+class Profile(NamedTuple):
+    """Where the time of a block went: by op, and how long each thread was at work."""
+
+    ops: list[OpTime]
+    busy_s: list[float]
+
+
+class Model:
+    """A GPT on a device, made by `create` or `load`. It closes itself; twice is harmless."""
+
+    def __init__(self, config: GPTConfig, options: Options) -> None:
+        """Allocates a model whose parameters are zero; `create` and `load` fill them."""
+        ffi, lib, _ = library.load()
+        if not isinstance(config, GPTConfig):
+            raise UsageError(
+                f"the shape of a model is {config!r}; it must be a GPTConfig, such as "
+                'GPTConfig.preset("tiny", vocab_size=256)'
+            )
+        config.check()
+        self.config = config
+        self.options = options.resolved()
+        self.plan = plan_for(config, self.options)
+        out = ffi.new("gpt_model **")
+        library.call("gpt_model_create", config.to_c(), self.options.to_c(), out)
+        self._handle = ffi.gc(out[0], lib.gpt_model_free)
+        self._closed = False
+        self._parameters = {p.name: (i, p.shape) for i, p in enumerate(config.parameters())}
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._lent: FloatArray | None = None  # what the engine reads where it is
+
+    @classmethod
+    def create(
+        cls: type[_Model],
+        config: GPTConfig,
+        *,
+        device: str = "auto",
+        dtype: str = "fp32",
+        threads: int = 0,
+        training: bool = True,
+        max_batch: int = 8,
+        max_seq: int | None = None,
+        dropout: float = 0.0,
+        seed: int = 0,
+        pin: bool = False,
+        init: bool = True,
+    ) -> _Model:
+        """A new model with random weights drawn from `seed`; without `init` they are zero.
+
+        `max_batch` and `max_seq` bound the batches that logits, loss and backward will be given.
+        """
+        options = Options(device, dtype, threads, training, max_batch, max_seq, dropout, seed, pin)
+        model = cls(config, options)
+        if init:
+            model.init(seed)
+        return model
+
+    def init(self, seed: int = 0) -> None:
+        """Random weights, as GPT-2's; the same for the same seed."""
+        library.call("gpt_model_init", self._open(), seed)
+
+    # ---- parameters ----
+
+    def parameters(self) -> dict[str, FloatArray]:
+        """A copy of every parameter by name; linear weights are (out, in)."""
+        return {name: self.get(name) for name in self._parameters}
+
+    def gradients(self) -> dict[str, FloatArray]:
+        """A copy of the gradient of every parameter by name."""
+        return {name: self.read(name, "grad") for name in self._parameters}
+
+    def get(self, name: str) -> FloatArray:
+        """A copy of one parameter."""
+        return self.read(name, "value")
+
+    def set(self, name: str, values: npt.ArrayLike) -> None:
+        """Replaces one parameter by an array of its shape."""
+        self.write(name, "value", values)
+
+    def lend(self, name: str, values: npt.ArrayLike) -> None:
+        """As `set`, but where it can, the model goes on reading the array, which must not change.
+
+        So a model for inference reads its embedding from the file that it was mapped from.
+        """
+        index, shape = self._find(name)
+        array = as_parameter(name, values, shape)
+        kept = self._ffi.new("int *")
+        library.call("gpt_model_lend", self._open(), index, floats(array), array.size, kept)
+        if kept[0]:
+            self._lent = array
+
+    def read(self, name: str, tensor: str) -> FloatArray:
+        """A copy of a parameter's "value", "grad", "moment1" or "moment2".
+
+        EngineError for a matrix that a model in bf16, int8 or int4, not for training, has rounded.
+        """
+        index, shape = self._find(name)
+        out = np.empty(shape, np.float32)
+        handle, which = self._open(), self._tensor(tensor)
+        library.call("gpt_model_read", handle, index, which, floats(out), out.size)
+        return out
+
+    def write(self, name: str, tensor: str, values: npt.ArrayLike) -> None:
+        """Replaces a parameter's "value", "grad", "moment1" or "moment2"."""
+        index, shape = self._find(name)
+        array = as_parameter(name, values, shape)
+        handle, which = self._open(), self._tensor(tensor)
+        library.call("gpt_model_write", handle, index, which, floats(array), array.size)
+
+    # ---- training and evaluation ----
+
+    def train_step(
+        self,
+        inputs: npt.ArrayLike | Sequence[npt.ArrayLike],
+        targets: npt.ArrayLike | Sequence[npt.ArrayLike],
+        *,
+        lr: float,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        grad_clip: float = 1.0,
+        check: Callable[[], None] = lambda: None,
+    ) -> StepResult:
+        """One optimizer step on tokens (B, T) and their successors (B, T), or on lists of them.
+
+        A list holds micro-batches: their gradients are averaged before the update. `check` is
+        called before each; what it raises drops the step, and the model is as before it.
+        """
+        batches = micro_batches(inputs, "inputs")
+        wanted = micro_batches(targets, "targets")
+        if len(batches) != len(wanted):
+            raise GptcError(f"{len(batches)} micro-batches of inputs, {len(wanted)} of targets")
+        # A device is waited for once, by the update.
+        try:
+            for x, y in zip(batches, wanted, strict=True):
+                check()
+                self._backward(x, y, 1.0 / len(batches), self._ffi.NULL)
+        except BaseException:
+            self.zero_gradients()
+            raise
+        return self._update(AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip))
+
+    def backward(self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float = 1.0) -> float:
+        """Adds `scale` times the loss's gradient to the gradients; returns the loss, in nats."""
+        loss = self._ffi.new("float *")
+        self._backward(inputs, targets, scale, loss)
+        return float(loss[0])
+
+    def update(self, adamw: AdamW) -> float:
+        """Clips and applies the gradients; returns their norm before clipping."""
+        return self._update(adamw).grad_norm
+
+    def _backward(
+        self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float, loss: Any
+    ) -> None:
+        x, y = map(self._room, as_pair(inputs, targets))
+        library.call("gpt_model_backward", self._open(), ints(x), ints(y), *x.shape, scale, loss)
+
+    def _update(self, adamw: AdamW) -> StepResult:
+        settings = library.new_struct("gpt_adamw", **vars(adamw))
+        loss, norm = self._ffi.new("float *"), self._ffi.new("float *")
+        library.call("gpt_model_update", self._open(), settings, loss, norm)
+        return StepResult(float(loss[0]), float(norm[0]))
+
+    def zero_gradients(self) -> None:
+        """Forgets the gradients gathered since the last update."""
+        library.call("gpt_model_zero_grads", self._open())
+
+    def loss(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> float:
+        """Mean cross-entropy in nats over the targets (B, T) that are not -1."""
+        x, y = map(self._room, as_pair(inputs, targets))
+        loss = self._ffi.new("float *")
+        library.call(
+            "gpt_model_loss", self._open(), ints(x), ints(y), *x.shape, loss, self._ffi.NULL
+        )
+        return float(loss[0])
+
+    def losses(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> FloatArray:
+        """Cross-entropy in nats at every position: (B, T); 0 where the target is -1."""
+        x, y = map(self._room, as_pair(inputs, targets))
+        out = np.empty(x.shape, np.float32)
+        mean = self._ffi.new("float *")
+        library.call("gpt_model_loss", self._open(), ints(x), ints(y), *x.shape, mean, floats(out))
+        return out
+
+    def logits(self, tokens: npt.ArrayLike) -> FloatArray:
+        """Logits (B, T, V) of tokens (B, T)."""
+        x = self._room(as_tokens(tokens, "tokens"))
+        out = np.empty((*x.shape, self.config.vocab_size), np.float32)
+        library.call("gpt_model_logits", self._open(), ints(x), *x.shape, floats(out))
+        return out
+
+    def _room(self, x: TokenArray) -> TokenArray:
+        """The same; UsageError where more sequences come than the model was made for."""
+        most = self.options.max_batch
+        if len(x) > most:
+            raise UsageError(
+                f"batch size {len(x)}; the model was created for 1 to {most}: pass "
+                f"max_batch={len(x)} where it is created or loaded"
+            )
+        return x
+
+    def session(self, n_seq: int = 1, n_ctx: int | None = None) -> Session:
+        """A KV cache for `n_seq` sequences of at most `n_ctx` tokens (None: the block size)."""
+        session = Session(self, n_seq, n_ctx)
+        self._sessions.add(session)
+        return session
+
+    # ---- state ----
+
+    @property
+    def step(self) -> int:
+        """Updates done so far; AdamW's bias correction and dropout depend on it."""
+        return int(self.library.gpt_model_step(self._open()))
+
+    @step.setter
+    def step(self, value: int) -> None:
+        library.call("gpt_model_set_step", self._open(), value)
+
+    @property
+    def device(self) -> str:
+        """Where it computes: "cpu" or "cuda"."""
+        return self.options.device
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in: "fp32" or "bf16"."""
+        return self.options.dtype
+
+    @property
+    def threads(self) -> int:
+        """Threads that the model computes with."""
+        return int(self.library.gpt_model_threads(self._open()))
+
+    def peak_flops(self) -> float:
+        """Operations a second that this machine's multiply-adds reach in this dtype, measured."""
+        flops = self._ffi.new("double *")
+        library.call("gpt_model_peak", self._open(), flops, self._ffi.NULL)
+        return float(flops[0])
+
+    def peak_bytes(self) -> float:
+        """Bytes a second, read and written, that copying memory reaches, measured."""
+        flops, copied = self._ffi.new("double *"), self._ffi.new("double *")
+        library.call("gpt_model_peak", self._open(), flops, copied)
+        return float(copied[0])
+
+    @contextmanager
+    def profile(self) -> Iterator[Profile]:
+        """Times every op within the block; the profile is filled when the block has ended."""
+        profile = Profile([], [])
+        library.call("gpt_model_profile", self._open(), 1)
+        try:
+            yield profile
+            out, seconds = self._ffi.new("gpt_op_time *"), self._ffi.new("double *")
+            while not self.library.gpt_model_profile_read(self._open(), len(profile.ops), out):
+                name = self._ffi.string(out.name).decode()
+                profile.ops.append(OpTime(name, out.calls, out.seconds, out.flops, out.bytes))
+            for thread in range(self.threads):
+                library.call("gpt_model_profile_busy", self._open(), thread, seconds)
+                profile.busy_s.append(float(seconds[0]))
+        finally:
+            library.call("gpt_model_profile", self._open(), 0)
+
+    def close(self) -> None:
+        """Frees the model and its sessions."""
+        if self._closed:
+            return
+        for session in list(self._sessions):
+            session.close()
+        self._closed = True
+        self._ffi.release(self._handle)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.device}, {self.dtype}"
+        return f"<gptc.Model {self.config.family}, {self.plan.n_params:,} parameters, {state}>"
+
+    @property
+    def _ffi(self) -> Any:
+        return library.load().ffi
+
+    @property
+    def library(self) -> Any:
+        return library.load().lib
+
+    def _open(self) -> Any:
+        if self._closed:
+            raise GptcError("this model is closed; create or load another")
+        return self._handle
+
+    def _find(self, name: str) -> tuple[int, tuple[int, ...]]:
+        if name not in self._parameters:
+            known = ", ".join(list(self._parameters)[:3])
+            raise GptcError(f"no parameter {name!r}; their names are like {known}")
+        return self._parameters[name]
+
+    def _tensor(self, name: str) -> int:
+        constant = f"GPT_TENSOR_{name.upper()}"
+        if not hasattr(self.library, constant):
+            raise GptcError(f"no tensor {name!r}; there are value, grad, moment1 and moment2")
+        return int(getattr(self.library, constant))
+
+
+class Session:
+    """Sequences being decoded, with their KV cache. Made by `Model.session`."""
+
+    def __init__(self, model: Model, n_seq: int = 1, n_ctx: int | None = None) -> None:
+        ffi, lib, _ = library.load()
+        out = ffi.new("gpt_session **")
+        handle = model._open()
+        library.call("gpt_session_create", handle, n_seq, n_ctx or 0, out)
+
+        # The session must go before its model: its destructor keeps the model's handle alive.
+        def free(session: Any, _model: Any = handle) -> None:
+            lib.gpt_session_free(session)
+
+        self._handle = ffi.gc(out[0], free)
+        self._model = model
+        self._closed = False
+        self.n_seq = n_seq
+        self.n_ctx = n_ctx or model.config.block_size
+
+    def decode(
+        self,
+        tokens: npt.ArrayLike,
+        seq: int | npt.ArrayLike = 0,
+        want: npt.ArrayLike | None = None,
+    ) -> FloatArray:
+        """Appends tokens (N,) and returns the logits that follow.
+
+        With one sequence number, all tokens belong to it and the logits are (V,). With an array
+        (N,) of them, one for each token, tokens of a sequence stand together and the logits are
+        (number of sequences, V), in order of appearance. With `want` (N,) they are (number of
+        true ones, V) instead: what follows each token i where want[i] is true.
+        """
+        ids = as_tokens(tokens, "tokens", n_dim=1)
+        single = isinstance(seq, int | np.integer)
+        seqs = np.full_like(ids, seq) if single else as_tokens(seq, "seq", n_dim=1)
+        if seqs.shape != ids.shape:
+            raise GptcError(f"{len(ids)} tokens, but {len(seqs)} sequence numbers")
+        flags, flags_in_c = None, self._ffi.NULL
+        if want is None:
+            # Tokens of a sequence stand together: another starts wherever the number changes.
+            n_rows = 1 + int(np.count_nonzero(np.diff(seqs)))
+        else:
+            flags = np.ascontiguousarray(want, bool)
+            if flags.shape != ids.shape:
+                raise GptcError(f"{len(ids)} tokens, but want has the shape {flags.shape}")
+            n_rows = int(np.count_nonzero(flags))
+            flags_in_c = self._ffi.from_buffer("uint8_t[]", flags)
+        out = np.empty((n_rows, self._model.config.vocab_size), np.float32)
+        logits = floats(out) if n_rows else self._ffi.NULL
+        library.call(
+            "gpt_session_decode", self._open(), ints(ids), ints(seqs), flags_in_c, len(ids),
+            logits,
+        )  # fmt: skip
+        return out[0] if single and want is None else out
+
+    def length(self, seq: int = 0) -> int:
+        """Tokens held for a sequence."""
+        length = int(library.load().lib.gpt_session_length(self._open(), seq))
+        if length < 0:
+            raise GptcError(f"no sequence {seq}; this session has {self.n_seq}")
+        return length
+
+    def rewind(self, seq: int = 0, length: int = 0) -> None:
+        """Forgets all but the first `length` tokens of a sequence."""
+        library.call("gpt_session_rewind", self._open(), seq, length)
+
+    def fork(self, seq: int, to: int, length: int | None = None) -> None:
+        """Makes sequence `to` a copy of the first `length` tokens of `seq`; None: of all."""
+        n = self.length(seq) if length is None else length
+        library.call("gpt_session_fork", self._open(), seq, to, n)
+
+    def close(self) -> None:
+        """Frees the session; twice is harmless."""
+        if not self._closed:
+            self._closed = True
+            library.load().ffi.release(self._handle)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _ffi(self) -> Any:
+        return library.load().ffi
+
+    def _open(self) -> Any:
+        self._model._open()
+        if self._closed:
+            raise GptcError("this session is closed; ask the model for another")
+        return self._handle
+
+
+def session_bytes(model: Model, n_seq: int = 1, n_ctx: int | None = None) -> int:
+    """Bytes that a session of this size allocates."""
+    out = library.load().ffi.new("uint64_t *")
+    library.call("gpt_session_bytes", model._open(), n_seq, n_ctx or 0, out)
+    return int(out[0])

@@ -1,0 +1,93 @@
+"""How a model is held, and the memory that it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from gptc.engine import library
+from gptc.engine.config import GPTConfig
+from gptc.errors import EngineError, UsageError
+
+DEVICES = ("cpu", "cuda")
+DTYPES = ("fp32", "bf16", "int8", "int4")  # the first two can be trained
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is held: where, how precisely, and for what sizes.
+
+    `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
+    stay fp32), "int8" or "int4" (weights rounded in groups of 32, not for training) or
+    "auto": bf16 on a GPU, and on a CPU that multiplies it as such. `threads` 0 means one for each
+    core, `pin` keeps each of them there, `max_seq` None the block size.
+    """
+
+    device: str = "auto"
+    dtype: str = "fp32"
+    threads: int = 0
+    training: bool = True
+    max_batch: int = 8
+    max_seq: int | None = None
+    dropout: float = 0.0
+    seed: int = 0
+    pin: bool = False
+
+    def resolved(self) -> Options:
+        """The same with "auto" replaced by what this machine has; EngineError without a GPU."""
+        for value, known in ((self.device, DEVICES), (self.dtype, DTYPES)):
+            if value != "auto" and value not in known:
+                raise UsageError(f"{value!r} is not one of auto, {', '.join(known)}")
+        device, dtype = self.device, self.dtype
+        if device == "auto" and dtype in DTYPES[2:]:
+            device = "cpu"  # where quantized weights have been measured
+        problem = None if device == "cpu" else library.gpu().problem
+        if device == "cuda" and problem:
+            raise EngineError(problem, library.GPT_ERR_DEVICE)
+        if device == "auto":
+            device = "cpu" if problem else "cuda"
+        if dtype == "auto":
+            fast = device == "cuda" or library.load().lib.gpt_cpu_has_bf16()
+            dtype = "bf16" if fast else "fp32"
+        return replace(self, device=device, dtype=dtype)
+
+    def to_c(self) -> Any:
+        """A gpt_options *; "auto" must be resolved."""
+        lib = library.load().lib
+        return library.new_struct(
+            "gpt_options",
+            device=getattr(lib, f"GPT_DEVICE_{self.device.upper()}"),
+            dtype=getattr(lib, f"GPT_DTYPE_{self.dtype.upper()}"),
+            n_threads=self.threads,
+            pin_threads=int(self.pin),
+            training=int(self.training),
+            max_batch=self.max_batch,
+            max_seq=self.max_seq or 0,
+            dropout=self.dropout,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model needs, known before anything is allocated. Bytes are exact."""
+
+    n_params: int  # learned numbers, tied ones once
+    param_bytes: int
+    grad_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    workspace_bytes: int
+    total_bytes: int  # of the parts above: one allocation
+    library_bytes: int  # what the matrix library keeps besides, as measured
+    forward_flops_per_token: float  # at T = max_seq
+    train_flops_per_token: float
+
+
+def plan_for(config: GPTConfig, options: Options | None = None) -> Plan:
+    """What a model of this shape will need, without allocating anything."""
+    config.check()
+    out = library.load().ffi.new("gpt_plan *")
+    settings = (options or Options()).resolved().to_c()
+    library.call("gpt_plan_memory", config.to_c(), settings, out)
+    return Plan(**{field.name: getattr(out, field.name) for field in fields(Plan)})

@@ -1,0 +1,57 @@
+"""How well a model predicts a dataset: nats per token, perplexity, bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gptc.data.dataset import Dataset
+from gptc.data.loader import eval_batches
+from gptc.engine.model import Model
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The mean loss over `tokens` predicted tokens of one split."""
+
+    loss: float  # nats per token
+    bpb: float  # bits per byte of the split's text
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss."""
+        return math.exp(self.loss)
+
+
+def evaluate(
+    model: Model,
+    dataset: Dataset,
+    split: str = "val",
+    *,
+    batch_size: int = 8,
+    seq_len: int | None = None,
+    n_batches: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """The loss over a split, in windows of `seq_len` tokens that do not overlap.
+
+    All windows, or `n_batches` batches of them spread evenly. `seq_len` None is the model's block
+    size, or a shorter split's. progress(tokens done, tokens in all).
+    """
+    if seq_len is None:
+        seq_len = max(1, min(model.config.block_size, dataset.n_tokens(split) - 1))
+    windows = (dataset.n_tokens(split) - 1) // seq_len
+    total = min(windows, (n_batches or windows) * batch_size) * seq_len
+    loss, n = 0.0, 0
+    for x, y in eval_batches(dataset, split, batch_size, seq_len, n_batches):
+        loss += model.loss(x, y) * x.size
+        n += x.size
+        progress(n, total)
+    return Evaluation(loss / n, bits_per_byte(loss / n, dataset, split), n)
+
+
+def bits_per_byte(loss: float, dataset: Dataset, split: str) -> float:
+    """A loss in nats per token as bits per byte of the split's text."""
+    return loss / math.log(2) / dataset.bytes_per_token(split)

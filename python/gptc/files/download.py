@@ -1,0 +1,198 @@
+"""Downloads that survive cuts: resumed, retried with back-off, verified.
+
+    download("https://host/file.txt", Path("file.txt"), sha256="86c4...")
+
+What has arrived stands in `file.txt.partial` until it is complete, so that the next call goes on
+there. Proxies come from the environment (HTTPS_PROXY, NO_PROXY), as in other programs.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gptc.errors import GptcError
+from gptc.files.checksum import file_sha256
+
+if TYPE_CHECKING:
+    import requests
+
+ProgressCallback: TypeAlias = Callable[[str, int, int | None], None]
+"""Called as progress(what is being done, bytes done, bytes in all if known)."""
+
+_BLOCK_BYTES = 1 << 16
+_FIRST_WAIT_S = 1.0  # before the second attempt; doubled for each further one
+_LONGEST_WAIT_S = 60.0
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that may change by waiting
+
+
+class _Again(Exception):
+    """An attempt failed in a way that another one may not. Its text says why."""
+
+    def __init__(self, why: str, wait_s: float = 0.0) -> None:
+        super().__init__(why)
+        self.wait_s = wait_s
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    sha256: str | None = None,
+    n_bytes: int | None = None,
+    progress: ProgressCallback | None = None,
+    timeout_s: float = 30,
+    attempts: int = 5,
+) -> None:
+    """Downloads `url` to `path`, which appears complete and verified or not at all.
+
+    It goes on where an earlier call was cut off. `timeout_s` is how long the server may stay
+    silent, `attempts` how many requests in a row may bring nothing new. GptcError says why it
+    failed, OSError that the disk did.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    validator = path.with_name(f"{path.name}.etag")
+    report = progress or (lambda action, n_done, n_all: None)
+    n_failed, began_anew = 0, False
+    while True:
+        n_before = _size(partial)
+        try:
+            _attempt(url, partial, validator, report, timeout_s)
+            n_done = _size(partial)
+            if n_bytes is not None and n_done != n_bytes:
+                raise _unexpected(url, f"it has {n_done} bytes instead of {n_bytes}", partial)
+            if sha256 is not None and file_sha256(partial) != sha256:
+                if n_before and not began_anew:  # what was there before may have been the fault
+                    began_anew = True
+                    partial.unlink()
+                    continue
+                raise _unexpected(
+                    url, "its content is not the expected one (wrong SHA-256)", partial
+                )
+            partial.replace(path)
+            validator.unlink(missing_ok=True)
+            return
+        except _Again as e:
+            n_failed = n_failed + 1 if _size(partial) <= n_before else 1
+            if n_failed >= attempts:
+                raise _error(url, str(e)) from None
+            time.sleep(min(max(e.wait_s, _FIRST_WAIT_S * 2 ** (n_failed - 1)), _LONGEST_WAIT_S))
+
+
+def get_json(url: str, timeout_s: float = 30) -> tuple[Any, str | None]:
+    """The JSON at `url`, and the address of its next page, if there is one."""
+    import requests
+
+    for attempt in range(3):
+        try:
+            reply = requests.get(url, timeout=timeout_s, headers={"User-Agent": "gptc"})
+            if reply.status_code not in _PASSING:
+                break
+        except requests.RequestException as e:
+            if attempt == 2:
+                raise _error(url, _reason(e)) from None
+        time.sleep(_FIRST_WAIT_S * 2**attempt)
+    if not reply.ok:
+        raise _error(url, f"HTTP {reply.status_code} {reply.reason}")
+    try:
+        return reply.json(), reply.links.get("next", {}).get("url")
+    except ValueError:
+        raise _error(url, "its answer is no JSON") from None
+
+
+def _attempt(
+    url: str, partial: Path, validator: Path, report: ProgressCallback, timeout_s: float
+) -> None:
+    """One request for what is missing of `partial`. _Again when another could bring more."""
+    import requests
+    from urllib3.exceptions import HTTPError
+
+    n_done = _size(partial)
+    headers = {"User-Agent": "gptc", "Accept-Encoding": "identity"}
+    if n_done:
+        headers["Range"] = f"bytes={n_done}-"
+        if validator.is_file():  # the rest of another version would not fit
+            headers["If-Range"] = validator.read_text()
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as reply:
+            if reply.status_code == 416 and n_done:
+                total = re.fullmatch(r"bytes \*/(\d+)", reply.headers.get("Content-Range", ""))
+                if total and int(total[1]) == n_done:
+                    return
+                partial.unlink()
+                raise _Again("the server has fewer bytes than it sent before")
+            if reply.status_code in _PASSING:
+                raise _Again(_status(reply), _retry_after(reply))
+            if not reply.ok:
+                raise _error(url, _status(reply))
+            sent = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
+            goes_on = reply.status_code == 206 and sent is not None and int(sent[1]) == n_done
+            if reply.status_code == 206 and not goes_on:
+                partial.unlink(missing_ok=True)
+                raise _Again("the server sent another part than it was asked for")
+            n_done = n_done if goes_on else 0
+            length = reply.headers.get("Content-Length", "")
+            n_all = n_done + int(length) if length.isdecimal() else None
+            etag = reply.headers.get("ETag", "")
+            if etag.startswith('"'):  # a weak one promises nothing about bytes
+                validator.write_text(etag)
+            elif not goes_on:
+                validator.unlink(missing_ok=True)
+            with partial.open("ab" if goes_on else "wb") as file:
+                for block in reply.raw.stream(_BLOCK_BYTES, decode_content=False):
+                    file.write(block)
+                    n_done += len(block)
+                    report(f"downloading {url}", n_done, n_all)
+            if n_all is not None and n_done < n_all:
+                raise _Again(f"the connection ended after {n_done} of {n_all} bytes")
+    except requests.exceptions.InvalidURL as e:
+        raise _error(url, _reason(e)) from None
+    except (requests.RequestException, HTTPError) as e:
+        have = _size(partial)
+        cut = have and "IncompleteRead" in repr(e) and n_all is not None
+        raise _Again(
+            f"the connection ended after {have} of {n_all} bytes" if cut else _reason(e)
+        ) from None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _status(reply: requests.Response) -> str:
+    return f"HTTP {reply.status_code} {reply.reason}"
+
+
+def _retry_after(reply: requests.Response) -> float:
+    after = reply.headers.get("Retry-After", "")
+    return float(after) if after.isdecimal() else 0.0
+
+
+def _reason(e: BaseException) -> str:
+    """The innermost cause in a few words: clients wrap it several times."""
+    inner: Any = e
+    for _ in range(8):
+        args = getattr(inner, "args", ())
+        deeper = getattr(inner, "reason", None) or next(
+            (arg for arg in args if isinstance(arg, BaseException)), None
+        )
+        if not isinstance(deeper, BaseException):
+            break
+        inner = deeper
+    text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    return re.sub(r"^.*?Connection\w*\([^)]*\)[:,] ", "", text)
+
+
+def _unexpected(url: str, why: str, partial: Path) -> GptcError:
+    partial.unlink()
+    return _error(url, why)
+
+
+def _error(url: str, why: str) -> GptcError:
+    return GptcError(
+        f"cannot download {url} ({why}): check the address and the network, or download it by "
+        "other means and give the file's path"
+    )

@@ -1,0 +1,21 @@
+"""The memory of this process."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def peak_resident_bytes() -> int:
+    """The most memory of this process that has been in RAM.
+
+    Not getrusage: what that reports starts at the size of the process that started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024

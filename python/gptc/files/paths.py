@@ -1,0 +1,14 @@
+"""Where gptc keeps files of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where downloads and prepared datasets are kept: $GPTC_CACHE, else the user's cache."""
+    if own := os.environ.get("GPTC_CACHE"):
+        return Path(own).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(xdg) if Path(xdg).is_absolute() else Path.home() / ".cache") / "gptc"

@@ -1,0 +1,106 @@
+"""Files and folders that appear whole or not at all.
+
+Each is written under a temporary name next to its place, flushed to disk and then renamed. So a
+reader, a full disk or a kill never leaves half of one under its final name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
+    """Writes a file of these bytes, or of these chunks. It is on disk when this returns."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        write_chunks(partial, [content] if isinstance(content, bytes) else content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Writes a new file under its own name and flushes it to disk."""
+    with path.open("xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            del chunk  # a tensor: it must be gone before the next one is read
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` when the block ends without an error.
+
+    The folder is locked while its writer lives: see `clean_up`.
+    """
+    clean_up(path.parent)
+    folder = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder
+        sync_folder(folder)
+        _rename(folder, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _rename(folder: Path, path: Path) -> None:
+    """Puts the finished folder in its place."""
+    if path.exists():
+        # A folder cannot be renamed onto one that holds files: the old one steps aside first, and
+        # returns if the new one cannot take its place.
+        aside = folder.with_name(f".{path.name}.tmp-old-{os.getpid()}")
+        path.rename(aside)
+        try:
+            folder.rename(path)
+        except BaseException:
+            aside.rename(path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        folder.rename(path)
+    sync_folder(path.parent)
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder; like writing, this happens at one moment."""
+    aside = folder.with_name(f".{folder.name}.tmp-old-{os.getpid()}")
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def clean_up(parent: Path) -> None:
+    """Removes the temporary folders in `parent` whose writers are gone."""
+    for folder in parent.glob(".*.tmp-*"):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            # Its writer holds this lock for as long as it lives.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes a folder's names to disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""Numbers in words: bytes, counts, durations."""
+
+from __future__ import annotations
+
+import math
+
+DAY_S = 24 * 60 * 60
+
+
+def duration(seconds: float) -> str:
+    """Such as "0:42", "12:03", "3:05:00" or "52 days"; "?" for what is not known."""
+    if not 0 <= seconds < math.inf:
+        return "?"
+    if seconds >= DAY_S:
+        return f"{few(seconds / DAY_S)} days"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def amount(n_bytes: float) -> str:
+    """Bytes in words, in powers of 1000: "850 B", "12.3 MB", "1.4 GB"."""
+    value, unit = float(n_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def count(n: float) -> str:
+    """A count in words: "812", "12.3K", "4.1M", "124M"."""
+    value, unit = float(n), ""
+    for larger in ("K", "M", "G", "T"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f}{unit}" if not unit or value >= 100 else f"{value:.1f}{unit}"
+
+
+def few(x: float) -> str:
+    """A number to two digits, or to the whole: "0.035", "2.8", "4,300"."""
+    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+
+
+def plural(n: int, noun: str, several: str | None = None) -> str:
+    """Such as "1 layer" or "12 layers"."""
+    return f"{n:,} {noun if n == 1 else several or noun + 's'}"

@@ -1,0 +1,153 @@
+"""A model wherever it is stored: its shape, its parameters one at a time, its tokenizer.
+
+Every format has a class that finds these in its file. What reads models (`gptc infer`, `train
+--init-from`, `import`, `export`, `verify`) needs no more than this interface.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptc.engine.arrays import FloatArray
+from gptc.engine.config import GPTConfig
+from gptc.engine.model import Model
+from gptc.errors import GptcError
+from gptc.formats.binary import Binary
+from gptc.formats.layout import Part, Placement, Tensors
+from gptc.formats.numbers import Codec
+from gptc.tokenizer.base import Tokenizer
+
+
+class Entry(NamedTuple):
+    """Where a tensor's bytes begin in a file, and how they are to be read."""
+
+    codec: Codec
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """Where its bytes end."""
+        return self.offset + self.codec.n_bytes(self.shape)
+
+
+class TensorTable:
+    """The tensors of a mapped file by name; they have been found to lie within it."""
+
+    def __init__(self, file: Binary, entries: Mapping[str, Entry]) -> None:
+        self.file = file
+        self.entries = entries
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def read(self, name: str) -> FloatArray:
+        """One tensor as float32: a view of the file where that is what it holds."""
+        codec, shape, offset = entry = self.entries[name]
+        raw = self.file.raw(offset, entry.end - offset)
+        try:
+            return codec.decode(raw, shape)
+        except ValueError as error:
+            raise self.file.damaged(name, f"cannot be read: {error}", offset) from None
+
+
+class ModelFile(ABC):
+    """A model in some format. Subclasses set `path` and `config`, and find the tensors."""
+
+    format = ""
+    path: Path
+    config: GPTConfig
+    notes: tuple[str, ...] = ()
+    """What somebody who imports the model should know."""
+    optimizer_step: int | None = None
+    """Updates that AdamW's moments have seen, where the file holds them."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Tensors:
+        """The tensors as they are stored."""
+
+    @abstractmethod
+    def parts(self) -> list[Part]:
+        """Which tensors the model needs, and where they stand in its parameters."""
+
+    @cached_property
+    def placement(self) -> Placement:
+        """The tensors matched with our parameters. GptcError where they do not."""
+        return Placement(self.config, self.parts(), self.tensors, str(self.path))
+
+    def read(self, name: str) -> FloatArray:
+        """One of our parameters, not to be written to."""
+        return self.placement.read(name)
+
+    def read_moment(self, name: str, moment: str) -> FloatArray:
+        """AdamW's "m" or "v" of a parameter, where `optimizer_step` is not None."""
+        raise GptcError(f"{self.path} holds no optimizer state")
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. GptcError when none is stored with it."""
+        raise GptcError(
+            f"{self.path} comes without a tokenizer; import it with: "
+            f"gptc import {self.path} --out CKPT --tokenizer KIND"
+        )
+
+    def load_into(self, model: Model) -> None:
+        """Gives the weights to a model of the same shape."""
+        for name, _, _ in self.config.parameters():
+            model.lend(name, self.read(name))
+
+    def check(self) -> list[str]:
+        """Reads everything; returns what was found in order. GptcError names what is not."""
+        for name in self.placement.names:
+            check_finite(self.tensors.read(name), f"{self.path}: {name}")
+        return [f"{len(self.placement.names)} tensors, every number finite"]
+
+
+def check_finite(values: FloatArray, where: str) -> None:
+    """GptcError when an array holds NaN or infinity."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        at = int(np.argmin(finite))
+        raise GptcError(f"{where} holds {values.reshape(-1)[at]} at index {at:,}")
+
+
+def checked(config: Mapping[str, Any], where: str) -> GPTConfig:
+    """The config of these values. GptcError names the file and the field that is impossible."""
+    try:
+        made = GPTConfig.from_dict(config)
+        made.check()
+    except GptcError as error:
+        raise GptcError(f"{where}: {error}") from error
+    return made
+
+
+def elsewhere(config: GPTConfig) -> str:
+    """The formats that hold a model which another one refused."""
+    return "hf" if config.family == "byte" else "hf or gguf"
+
+
+def laid_out(
+    slots: Iterable[tuple[str, Codec, tuple[int, ...]]], start: int
+) -> tuple[dict[str, Entry], int]:
+    """Tensors that follow one another from `start` on; also where the last one ends."""
+    entries = {}
+    for name, codec, shape in slots:
+        entries[name] = Entry(codec, shape, start)
+        start = entries[name].end
+    return entries, start
+
+
+def check_size(file: Binary, expected: int, what: str) -> None:
+    """GptcError unless a file has just the size that its header promises."""
+    if file.size != expected:
+        raise GptcError(
+            f"{file.path} is damaged: its header promises {what}, {expected:,} bytes, and it has "
+            f"{file.size:,}; copy the file again from its source"
+        )

@@ -1,0 +1,330 @@
+"""Texts from a model: one or many prompts, one or many samples of each, decoded together.
+
+    request = make_request(model, tokenizer, "Once upon a time", num_samples=3)
+    decoder = Decoder(model, tokenizer, n_seq=3)
+    for sample, piece in decoder.run(request.samples(tokenizer)):
+        print(sample.index, piece)
+
+The token at position p of sample i is drawn with (seed + i, p), so the same call writes the same
+text, whatever is decoded beside it. A sample ends at an end-of-text token or where another text
+begins, before a stop string, after max_tokens, or where the model's context is full. One that must
+match a regex or a grammar ends where nothing more may follow, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from gptc.errors import DeadEnd, GptcError, UsageError
+from gptc.generation.request import Request, Sample, make_request
+from gptc.generation.sampling import (
+    DEFAULT_STOP,
+    Sampling,
+)
+from gptc.tokenizer.base import Tokenizer
+
+if TYPE_CHECKING:
+    from gptc.engine.arrays import FloatArray
+    from gptc.engine.model import Model, Session
+
+MOST_AT_ONCE = 64  # samples of a request that are decoded together
+
+
+def _sampling(values: dict[str, Any]) -> Sampling:
+    """The fields of Sampling that were given by name. UsageError where one is none."""
+    names = [field.name for field in fields(Sampling)]
+    for name in values:
+        if name not in names:
+            known = ["max_tokens", "stop", "context_shift", "draft", "regex", "grammar", *names]
+            raise UsageError(f"a text has no option {name!r}; known: {', '.join(known)}")
+    return Sampling(**values)
+
+
+class Draft(Protocol):
+    """Guesses how a text goes on, for the model to check several tokens at once."""
+
+    n_guessed: int
+    n_right: int
+
+    def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
+        """At most `most` tokens that may follow, perhaps none. A slot has one sample at a time."""
+        ...
+
+    def learn(self, n_guessed: int, n_right: int) -> None:
+        """How many of the tokens guessed came true."""
+        ...
+
+
+@dataclass
+class _Slot:
+    """A sequence of the session."""
+
+    index: int
+    sample: Sample | None = None
+    begin: int = 0  # where in the sample's sequence the cache begins
+    prompt_of: Request | None = None  # whose prompt the cache begins with
+
+
+@dataclass(eq=False)
+class _Prompt:
+    """What follows a prompt, kept while samples of it wait to begin."""
+
+    logits: FloatArray
+    n_waiting: int
+
+
+class Decoder:
+    """Decodes up to n_seq samples at a time; where one ends, the next begins.
+
+    A prompt with several samples is computed once. Where the n_ctx tokens of the cache are full, a
+    text ends; one whose request has context_shift goes on from their newer half, computed anew as
+    if it were all. Where the text begins with the tokenizer's `bos`, so does that half.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        n_seq: int = 1,
+        n_ctx: int | None = None,
+        draft: Draft | None = None,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._n_seq = n_seq
+        self._n_ctx = n_ctx or model.config.block_size
+        self._draft = draft
+        self._slots: list[_Slot] = []
+        self._prompts: dict[Request, _Prompt] = {}
+
+    def run(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, str]]:
+        """Yields pieces of text as they come, and each sample, perhaps with "", when it ends."""
+        self._slots = [_Slot(i) for i in range(self._n_seq)]
+        self._prompts = {}
+        waiting = iter(samples)
+        coming = next(waiting, None)
+        with self._model.session(self._n_seq, self._n_ctx) as session:
+            while True:
+                while coming and (slot := self._place(coming)):
+                    yield from self._begin(session, slot, coming)
+                    coming = next(waiting, None)
+                active = [slot for slot in self._slots if slot.sample]
+                if active:
+                    yield from self._step(session, active)
+                elif not coming:
+                    return
+
+    def _place(self, sample: Sample) -> _Slot | None:
+        """Where the sample may begin now; at best where its prompt is in the cache."""
+        request = sample.request
+        beginning = any(
+            slot.sample and slot.sample.request is request and slot.prompt_of is None
+            for slot in self._slots
+        )
+        if beginning and sample.index > 0 and request not in self._prompts:
+            return None  # its prompt is about to be computed
+        free = [slot for slot in self._slots if not slot.sample]
+        return min(free, key=lambda slot: slot.prompt_of is not request, default=None)
+
+    def _begin(self, session: Session, slot: _Slot, sample: Sample) -> Iterator[tuple[Sample, str]]:
+        request, known = sample.request, self._prompts.get(sample.request)
+        source = next((s for s in self._slots if s.prompt_of is request), None)
+        if len(request.prompt) > self._n_ctx and not request.context_shift:
+            raise GptcError(
+                f"the prompt has {len(request.prompt):,} tokens, more than the {self._n_ctx:,} "
+                "that there is room for"
+            )
+        slot.sample, slot.begin = sample, 0
+        if known:
+            known.n_waiting -= 1
+            if known.n_waiting == 0:
+                del self._prompts[request]
+        if known and source:
+            session.fork(source.index, slot.index, len(request.prompt))
+            slot.prompt_of = request
+            yield from self._advance(slot, known.logits)
+        else:
+            session.rewind(slot.index, 0)
+            slot.prompt_of = None
+
+    def _advance(self, slot: _Slot, logits: FloatArray) -> Iterator[tuple[Sample, str]]:
+        sample = slot.sample
+        assert sample
+        piece = sample.advance(logits, self._n_ctx)
+        if sample.finish:
+            slot.sample = None
+        if piece or sample.finish:
+            yield sample, piece
+
+    def _feed(self, session: Session, slot: _Slot, sample: Sample) -> list[int]:
+        """The tokens of the sample that are not in the cache yet."""
+        if len(sample.sequence) - slot.begin > self._n_ctx:
+            session.rewind(slot.index, 0)
+            slot.begin = len(sample.sequence) - max(1, self._n_ctx // 2)
+            slot.prompt_of = None
+            half = sample.sequence[slot.begin :]
+            if sample.sequence[0] == self._tokenizer.bos and len(half) > 1:
+                half[0] = sample.sequence[0]
+            return half
+        return sample.sequence[slot.begin + session.length(slot.index) :]
+
+    def _guess(self, slot: _Slot, sample: Sample, feed: list[int]) -> list[int]:
+        room = self._n_ctx - (len(sample.sequence) - slot.begin)
+        most = min(room, sample.request.max_tokens - sample.n_tokens - 1)
+        if not self._draft or len(feed) != 1 or most < 1:
+            return []
+        with suppress(DeadEnd):  # the guess's, and no more
+            return self._draft.guess(slot.index, sample, most)
+        return []
+
+    def _step(self, session: Session, active: list[_Slot]) -> Iterator[tuple[Sample, str]]:
+        tokens: list[int] = []
+        seqs: list[int] = []
+        want: list[bool] = []
+        guesses: list[list[int]] = []
+        for slot in active:
+            assert slot.sample
+            feed = self._feed(session, slot, slot.sample)
+            guess = self._guess(slot, slot.sample, feed)
+            tokens += feed + guess
+            seqs += [slot.index] * (len(feed) + len(guess))
+            want += [False] * (len(feed) - 1) + [True] * (1 + len(guess))
+            guesses.append(guess)
+        logits = session.decode(np.array(tokens, np.int32), np.array(seqs, np.int32), want)
+        row = 0
+        for slot, guess in zip(active, guesses, strict=True):
+            yield from self._check(session, slot, guess, logits[row : row + 1 + len(guess)])
+            row += 1 + len(guess)
+
+    def _check(
+        self, session: Session, slot: _Slot, guess: list[int], logits: FloatArray
+    ) -> Iterator[tuple[Sample, str]]:
+        """Draws as if token had followed token, for as long as the guesses come true.
+
+        So a draft changes how fast a text comes, and nothing else.
+        """
+        sample = slot.sample
+        assert sample
+        self._remember_prompt(slot, sample, logits[0])
+        n_right = 0
+        for i in range(len(logits)):
+            yield from self._advance(slot, logits[i])
+            if sample.finish or i == len(guess) or sample.sequence[-1] != guess[i]:
+                break
+            n_right += 1
+        if self._draft and guess:
+            self._draft.learn(len(guess), n_right)
+            if not sample.finish:
+                session.rewind(slot.index, len(sample.sequence) - 1 - slot.begin)
+
+    def _remember_prompt(self, slot: _Slot, sample: Sample, logits: FloatArray) -> None:
+        """When the first sample of a request has its prompt computed, for the others."""
+        request = sample.request
+        if sample.n_tokens == 0 and slot.begin == 0 and slot.prompt_of is None:
+            slot.prompt_of = request
+            others = request.num_samples - sample.index - 1
+            if others and request not in self._prompts:
+                self._prompts[request] = _Prompt(logits.copy(), others)
+
+
+def start(
+    model: Model, tokenizer: Tokenizer, request: Request, draft: Draft | None = None
+) -> tuple[list[Sample], Iterator[tuple[Sample, str]]]:
+    """The samples of one request, and the pieces of text by which they grow as one iterates.
+
+    DeadEnd comes out of that where a text cannot be as its request wants it.
+    """
+    n_seq, n_ctx = min(request.num_samples, MOST_AT_ONCE), request.n_ctx(model.config.block_size)
+    samples = request.samples(tokenizer)
+    pieces = Decoder(model, tokenizer, n_seq, n_ctx, draft).run(samples)
+    return samples, _or_raise(pieces)
+
+
+def _or_raise(pieces: Iterator[tuple[Sample, str]]) -> Iterator[tuple[Sample, str]]:
+    for sample, piece in pieces:
+        if sample.error:
+            raise sample.error
+        yield sample, piece
+
+
+class Generation:
+    """Samples of one prompt, decoded together. Iterate to get (sample index, piece of text).
+
+    `samples` holds what has been written so far; `n_prompt` is the prompt's length in tokens.
+    Options are those of `make_request`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        prompt: str | Sequence[int],
+        draft: Draft | None = None,
+        **options: Any,
+    ) -> None:
+        request = make_request(model, tokenizer, prompt, **options)
+        self.n_prompt = len(request.prompt)
+        self.samples, self._pieces = start(model, tokenizer, request, draft)
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return ((sample.index, piece) for sample, piece in self._pieces if piece)
+
+
+def stream(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    *,
+    max_tokens: int = 256,
+    stop: Sequence[str] = DEFAULT_STOP,
+    context_shift: bool = False,
+    draft: Draft | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
+    **sampling: Any,
+) -> Iterator[str]:
+    """The continuation of `prompt`, in pieces as they come; `sampling` are fields of Sampling.
+
+    Without a prompt, a document begins. With `regex` or `grammar` (a text in GBNF) the continuation
+    matches that. Raises GptcError when the prompt is longer than the model's context; a text that
+    reaches the context's end stops there, unless context_shift lets it go on from the newer half
+    of it.
+    """
+    generation = Generation(
+        model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=_sampling(sampling),
+        stop=stop, context_shift=context_shift, regex=regex, grammar=grammar,
+    )  # fmt: skip
+    return (piece for _, piece in generation)
+
+
+def generate(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    *,
+    max_tokens: int = 256,
+    num_samples: int = 1,
+    stop: Sequence[str] = DEFAULT_STOP,
+    context_shift: bool = False,
+    draft: Draft | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
+    **sampling: Any,
+) -> list[str]:
+    """`num_samples` continuations of `prompt`, decoded together; sample i uses `seed + i`.
+
+    Options are those of `stream`.
+    """
+    generation = Generation(
+        model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=_sampling(sampling),
+        num_samples=num_samples, stop=stop, context_shift=context_shift,
+        regex=regex, grammar=grammar,
+    )  # fmt: skip
+    for _ in generation:
+        pass
+    return [sample.text for sample in generation.samples]

@@ -1,0 +1,124 @@
+"""Drafts for speculative decoding (Leviathan et al. 2023): who guesses how a text goes on.
+
+The model reads a guess of several tokens in about the time of one, draws its own token after each
+of them, and keeps going for as long as its draws are what was guessed. So the text is the one that
+it would have written alone; a good draft only makes it come sooner.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gptc.errors import UsageError
+from gptc.generation.sampling import sample_token
+
+if TYPE_CHECKING:
+    from gptc.engine.model import Model
+    from gptc.generation.request import Sample
+    from gptc.tokenizer.base import Tokenizer
+
+MOST = 8  # tokens of a guess
+
+
+class _Adaptive:
+    """Guesses are as long as the last one held, and a little longer."""
+
+    def __init__(self, first: int, most: int) -> None:
+        self.n_guessed = 0
+        self.n_right = 0
+        self._most = most
+        self._length = min(first, most)
+
+    def learn(self, n_guessed: int, n_right: int) -> None:
+        self.n_guessed += n_guessed
+        self.n_right += n_right
+        self._length = min(self._most, 2 * n_right + 1)
+
+
+class NgramDraft(_Adaptive):
+    """The text itself: what stood after the last few tokens where they stood before.
+
+    Saxena 2023, prompt lookup decoding.
+    """
+
+    def __init__(self, longest: int = 3, most: int = MOST) -> None:
+        super().__init__(most, most)
+        self._longest = longest
+        self._samples: dict[int, Sample] = {}
+        self._after: dict[int, dict[tuple[int, ...], int]] = {}
+        self._n_seen: dict[int, int] = {}
+
+    def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
+        """What followed the longest end of the text that it held before; nothing, if none did."""
+        if self._samples.get(slot) is not sample:
+            self._samples[slot], self._after[slot], self._n_seen[slot] = sample, {}, 0
+        text, after = sample.sequence, self._after[slot]
+        for end in range(self._n_seen[slot] + 1, len(text)):  # text[end] exists: it followed
+            for n in range(1, min(self._longest, end) + 1):
+                after[tuple(text[end - n : end])] = end
+        self._n_seen[slot] = max(0, len(text) - 1)
+        length = min(most, self._length)
+        for n in range(min(self._longest, len(text)), 0, -1):
+            if (at := after.get(tuple(text[-n:]))) is not None:
+                return text[at : at + length]
+        return []
+
+
+class ModelDraft(_Adaptive):
+    """A smaller model with the same tokenizer.
+
+    It draws with the sample's own seed and positions, which makes it agree more often.
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, n_seq: int = 1, n_ctx: int = 0, most: int = MOST
+    ) -> None:
+        super().__init__(4, most)
+        self._n_ctx = min(n_ctx or model.config.block_size, model.config.block_size)
+        self._session = model.session(n_seq, self._n_ctx)
+        self._vocab_size = tokenizer.vocab_size
+        self._texts: list[list[int]] = [[] for _ in range(n_seq)]
+
+    def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
+        """What the model would write; nothing where the text is longer than its context."""
+        text = list(sample.sequence)
+        length = min(most, self._length, self._n_ctx - len(text))
+        if length < 1:
+            return []
+        held, same = self._texts[slot], 0
+        while same < min(len(held), len(text) - 1) and held[same] == text[same]:
+            same += 1
+        self._session.rewind(slot, same)
+        self._texts[slot] = text[:same]  # true at every moment, also where this is interrupted
+        place = sample.place
+        for _ in range(length):
+            if place and (place.ended or not len(place.allowed)):
+                break
+            feed = text[len(self._texts[slot]) :]
+            logits = self._session.decode(np.array(feed, np.int32), slot)
+            self._texts[slot] += feed
+            allowed = (place.allowed,) if place else ()
+            text.append(
+                sample_token(logits, sample.sampling, len(text), self._vocab_size, text, *allowed)
+            )
+            place = place and place.after(text[-1])
+        return text[len(sample.sequence) :]
+
+
+def check_draft(
+    model: Model, tokenizer: Tokenizer, draft: Model, draft_tokenizer: Tokenizer
+) -> None:
+    """Raises UsageError where the draft's tokens are others than the model's."""
+    if tokenizer.fingerprint() != draft_tokenizer.fingerprint():
+        raise UsageError(
+            f"the draft was trained with another tokenizer ({draft_tokenizer.kind} of "
+            f"{draft_tokenizer.vocab_size}) than the model ({tokenizer.kind} of "
+            f"{tokenizer.vocab_size}): its guesses would mean something else"
+        )
+    if draft.config.vocab_size < tokenizer.vocab_size:
+        raise UsageError(
+            f"the draft knows {draft.config.vocab_size} tokens, the tokenizer "
+            f"{tokenizer.vocab_size}"
+        )

@@ -1,0 +1,181 @@
+"""The next token: how it is drawn from logits, how likely it was, and where a text ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc.engine import library
+from gptc.engine.arrays import FloatArray
+from gptc.errors import UsageError
+
+DEFAULT_STOP = ("<|endoftext|>",)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Biases and penalties change the logits; then come the temperature and the filters: top_k,
+    typical_p, top_p, min_p, each of what the one before has left.
+    """
+
+    temperature: float = 0.7  # 0: always the most likely token
+    top_k: int = 0  # keep the k most likely; 0: all
+    top_p: float = 1.0  # keep the fewest tokens with this much probability; 1: all
+    min_p: float = 0.0  # drop tokens less likely than min_p times the most likely; 0: none
+    seed: int = 0
+    typical_p: float = 1.0  # keep the most typical with this much probability; 1: all
+    repetition_penalty: float = 1.0  # divides the logits of tokens that were there; 1: none
+    presence_penalty: float = 0.0  # is taken off their logits
+    frequency_penalty: float = 0.0  # the same, as often as they were there
+    penalty_last_n: int = 64  # how many tokens, prompt included, penalties look back; 0: all
+    bias: tuple[tuple[int, float], ...] = ()  # (token, number added to its logit; -inf: never)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bias", tuple((token, x) for token, x in self.bias))
+
+    def check(self) -> None:
+        """Raises UsageError for a value outside its range, or outside of what C can hold."""
+        for name, (valid, wanted) in _RANGES.items():
+            value = getattr(self, name)
+            with np.errstate(over="ignore", under="ignore"):
+                number = float(np.float32(value)) if isinstance(value, float) else value
+            if not valid(number):
+                raise UsageError(f"{name.replace('_', '-')} is {value}; it must be {wanted}")
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a draw depends on the tokens before it otherwise than through the logits."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1, 0, 0)
+
+
+def _share(x: float) -> bool:
+    return 0 < x <= 1
+
+
+def _count(x: float) -> bool:
+    return 0 <= x < 2**31
+
+
+def _finite(x: float) -> bool:
+    return -np.inf < x < np.inf
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda x: 0 <= x < np.inf, "0 (greedy) or more"),
+    "top_k": (_count, "0 (all) or more, and below 2**31"),
+    "top_p": (_share, "above 0 and at most 1"),
+    "min_p": (lambda x: 0 <= x <= 1, "between 0 and 1"),
+    "seed": (lambda x: 0 <= x < 2**63, "0 or more, and below 2**63"),
+    "typical_p": (_share, "above 0 and at most 1"),
+    "repetition_penalty": (lambda x: 0 < x < np.inf, "above 0 (1: none)"),
+    "presence_penalty": (_finite, "a finite number"),
+    "frequency_penalty": (_finite, "a finite number"),
+    "penalty_last_n": (_count, "0 (all) or more, and below 2**31"),
+}
+
+
+@lru_cache(maxsize=1024)
+def _settings(ffi: Any, sampling: Sampling) -> tuple[Any, Any]:
+    """gpt_sampling, and the array that it points to."""
+    bias = ffi.new("gpt_bias[]", [list(pair) for pair in sampling.bias])
+    names = {field.name for field in fields(Sampling)} - {"penalty_last_n", "bias"}
+    struct = library.new_struct("gpt_sampling", **{name: getattr(sampling, name) for name in names})
+    struct.bias, struct.n_bias = bias, len(sampling.bias)
+    return struct, bias
+
+
+def sample_token(
+    logits: FloatArray,
+    sampling: Sampling,
+    position: int,
+    vocab_size: int,
+    history: Sequence[int] = (),
+    allowed: npt.NDArray[np.integer[Any]] | None = None,
+) -> int:
+    """Draws a token below `vocab_size` from logits (V,); with `allowed`, one of these ids (n,).
+
+    Chance enters by (seed, position) alone; penalties look at the end of `history`. The ids rise.
+    """
+    past = history[-sampling.penalty_last_n :] if sampling.looks_back else ()
+    if allowed is not None:
+        # The others are as if they were not there: the allowed tokens are numbered anew.
+        number = np.full(max(vocab_size, len(logits)), -1)
+        number[allowed] = np.arange(len(allowed))
+        past = number[list(past)].tolist()
+        bias = [(int(number[token]), x) for token, x in sampling.bias if number[token] >= 0]
+        own = replace(sampling, bias=tuple(bias)) if sampling.bias else sampling
+        return int(allowed[sample_token(logits[allowed], own, position, len(allowed), past)])
+    ffi = library.load().ffi
+    token = ffi.new("int32_t *")
+    settings, _ = _settings(ffi, sampling)
+    row = ffi.from_buffer("float[]", np.ascontiguousarray(logits, np.float32))
+    size = min(vocab_size, len(logits))
+    seen = ffi.new("int32_t[]", list(past))
+    library.call("gpt_sample", row, size, settings, seen, len(past), position, token)
+    return int(token[0])
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token, the logarithm of its probability, and the most likely ones in its place."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def token_logprob(logits: FloatArray, token: int, top: int, vocab_size: int) -> TokenLogprob:
+    """Of a token below `vocab_size`, by logits (V,) as the model gives them: no temperature."""
+    ffi = library.load().ffi
+    size = min(vocab_size, len(logits))
+    n = min(top, size)
+    row = ffi.from_buffer("float[]", np.ascontiguousarray(logits, np.float32))
+    logprob, tokens, logprobs = ffi.new("float *"), ffi.new("int32_t[]", n), ffi.new("float[]", n)
+    library.call("gpt_logprobs", row, size, token, logprob, n, tokens, logprobs)
+    best = tuple((int(tokens[i]), float(logprobs[i])) for i in range(n))
+    return TokenLogprob(token, float(logprob[0]), best)
+
+
+class StopFilter:
+    """Passes text on until a stop string appears, and never part of one that may be coming."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        if any(not word for word in stop):
+            raise UsageError("a stop string is empty; leave it out")
+        self.stop = tuple(stop)
+        self.stopped = False
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """The text that is certainly wanted, now that `text` has arrived."""
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [at for word in self.stop if (at := self._held.find(word)) >= 0]
+        if found:
+            self.stopped = True
+            out, self._held = self._held[: min(found)], ""
+            return out
+        keep = max((_overlap(self._held, word) for word in self.stop), default=0)
+        cut = len(self._held) - keep
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+    def flush(self) -> str:
+        """What was held back, now that nothing follows."""
+        out, self._held = self._held, ""
+        return out
+
+
+def _overlap(text: str, word: str) -> int:
+    """The length of the longest end of `text` that is a beginning, but not the whole, of `word`."""
+    longest = min(len(text), len(word) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(word[:n])), 0)

@@ -1,0 +1,184 @@
+"""Text to token ids and back: bytes, characters, GPT-2's byte-pair encoding or one's own.
+
+    tokenizer = make_tokenizer("bytes")
+    tokens = tokenizer.encode("Once upon a time")  # int32 (T,)
+    text = tokenizer.decode(tokens)
+
+A tokenizer is saved as `gptc_tokenizer.json` in the folder of a dataset or a checkpoint.
+"""
+
+from __future__ import annotations
+
+import codecs
+import copy
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc.errors import GptcError
+from gptc.files.whole import write_file
+
+if TYPE_CHECKING:
+    pass
+
+Tokens: TypeAlias = npt.NDArray[np.int32]
+TokensLike: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+END_OF_TEXT = "<|endoftext|>"
+FILE_NAME = "gptc_tokenizer.json"
+
+
+class Tokenizer(ABC):
+    """A reversible mapping between text and token ids in [0, vocab_size)."""
+
+    kind: str
+    vocab_size: int
+    start: str
+    """The text that begins a document; it stands in for a prompt where there is none."""
+    end_of_text: int | None
+    """The id of the special token that separates documents, if there is one."""
+    bos: int | None = None
+    """The id of the token that the model beside this begins every text with (BOS), if it does.
+
+    It says how a model was taught and not how text is cut: it is no part of `mapping`, `encode`
+    does not add it, and a dataset's tokenizer has none.
+    """
+
+    @abstractmethod
+    def encode(self, text: str) -> Tokens:
+        """The tokens of `text`, int32 (T,). GptcError where it cannot be expressed."""
+
+    @abstractmethod
+    def encode_bytes(self, data: bytes) -> Tokens:
+        """The tokens of raw bytes, int32 (T,). GptcError names the offset of what is no text."""
+
+    def encode_raw(self, data: bytes) -> Tokens:
+        """As `encode_bytes`, but bytes that are no UTF-8 become tokens of single bytes."""
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = data.decode("utf-8", "surrogateescape")
+        else:
+            return self.encode(text)
+        if self.byte_ids is None:
+            raise GptcError(f"the {self.kind} tokenizer has no tokens for single bytes")
+        parts = []
+        for i, part in enumerate(re.split("([\udc80-\udcff]+)", text)):
+            strays = np.frombuffer(part.encode("utf-8", "surrogateescape"), dtype=np.uint8)
+            parts.append(self.byte_ids[strays] if i % 2 else self.encode(part))
+        return np.concatenate(parts)
+
+    @cached_property
+    def byte_ids(self) -> Tokens | None:
+        """The token of each byte (256,), -1 for an ASCII byte without one; None: there are none."""
+        ids = np.full(256, -1, dtype=np.int32)
+        for token, piece in reversed(list(enumerate(self.pieces))):
+            if len(piece) == 1:
+                ids[piece[0]] = token
+        return None if (ids[128:] < 0).any() else ids
+
+    def twin(self) -> Tokenizer:
+        """The same for another thread: an encoder of tiktoken is slower where threads share one."""
+        twin = copy.copy(self)
+        twin.__dict__.pop("encoding", None)
+        return twin
+
+    @abstractmethod
+    def cut(self, data: bytes | bytearray) -> int:
+        """How many leading bytes of `data`, which goes on, have the same tokens whatever follows.
+
+        Encoding data[:cut] and the rest apart equals encoding the whole. 0: none is known.
+        """
+
+    @property
+    @abstractmethod
+    def pieces(self) -> Sequence[bytes]:
+        """The bytes that each token stands for, by id."""
+
+    @property
+    def specials(self) -> frozenset[int]:
+        """The ids of tokens that are no text, such as those that begin and end one."""
+        return frozenset(id for id in (self.end_of_text, self.bos) if id is not None)
+
+    @abstractmethod
+    def mapping(self) -> dict[str, Any]:
+        """What determines the mapping between text and ids."""
+
+    @cached_property
+    def _piece_bytes(self) -> npt.NDArray[np.int64]:
+        return np.array([len(piece) for piece in self.pieces], dtype=np.int64)
+
+    def count_bytes(self, tokens: TokensLike) -> int:
+        """The number of bytes that `tokens` decode to."""
+        counts = np.bincount(np.asarray(tokens, dtype=np.int64), minlength=self.vocab_size)
+        return int(counts @ self._piece_bytes)
+
+    def decode_bytes(self, tokens: TokensLike) -> bytes:
+        """The bytes that `tokens` stand for. GptcError for an id outside the vocabulary."""
+        ids: list[int] = np.asarray(tokens, dtype=np.int64).tolist()
+        pieces = self.pieces
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise GptcError(
+                    f"token {token} is outside the {self.kind} tokenizer's vocabulary of "
+                    f"{self.vocab_size}: use the tokenizer that these tokens were made with"
+                )
+        return b"".join([pieces[token] for token in ids])
+
+    def decode(self, tokens: TokensLike) -> str:
+        """The text that `tokens` stand for; bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(tokens).decode("utf-8", errors="replace")
+
+    def has_token(self, token: object) -> bool:
+        """Whether this, which a file says, is the id of a token."""
+        return type(token) is int and 0 <= token < self.vocab_size
+
+    def fingerprint(self) -> str:
+        """A SHA-256 in hex, equal for tokenizers that map text to the same ids."""
+        canonical = json.dumps(self.mapping(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that `load_tokenizer` needs, as plain JSON values."""
+        begins = {"version": 1} if self.bos is None else {"version": 2, "bos": self.bos}
+        return {
+            **begins,
+            "vocab_size": self.vocab_size,
+            "start": self.start,
+            "end_of_text": self.end_of_text,
+            **self.mapping(),
+            "fingerprint": self.fingerprint(),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Writes `folder/gptc_tokenizer.json`, whole or not at all."""
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+        write_file(folder / FILE_NAME, text.encode())
+
+
+class StreamDecoder:
+    """Turns tokens into text one at a time, and never gives out part of a UTF-8 character.
+
+    The concatenation of all `push` and a final `flush` is what `decode` gives for the whole.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, which may be empty."""
+        return self._decoder.decode(self._tokenizer.decode_bytes([token]))
+
+    def flush(self) -> str:
+        """What an unfinished character at the end becomes; the decoder can then start again."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text

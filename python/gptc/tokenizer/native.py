@@ -1,0 +1,294 @@
+"""The tokenizers of our own: bytes, characters, byte pairs, and GPT-2's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tiktoken
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptc.errors import GptcError
+from gptc.files.download import download
+from gptc.files.paths import cache_folder
+from gptc.files.whole import write_file
+from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, TokensLike
+from gptc.tokenizer.utf8 import character_cut, decode_utf8
+
+# The two files that define GPT-2's encoding hold the same list of merges; one of them is enough.
+_GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+_GPT2_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+_GPT2_FILE = hashlib.sha1(_GPT2_URL.encode()).hexdigest()  # its name in tiktoken's cache
+_GPT2_END_OF_TEXT = 50256
+# Bytes of a word that are learned from together. A merge is made in time that goes with the length
+# of the words it is in, which is that of a file where one has no spaces, such as DNA or base64.
+_BPE_WORD = 255  # also the longest token that llm.c's files can hold
+# How GPT-2 cuts text into the pieces that merges apply to.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+class ByteTokenizer(Tokenizer):
+    """Every byte is a token: any data can be expressed, and the vocabulary is 256."""
+
+    kind = "bytes"
+    vocab_size = 256
+    end_of_text = None
+
+    def __init__(self, start: str = "\n") -> None:
+        self.start = start
+
+    def encode(self, text: str) -> Tokens:
+        try:
+            # Bytes of a command line that are no UTF-8 arrive as surrogate escapes.
+            return self.encode_bytes(text.encode("utf-8", errors="surrogateescape"))
+        except UnicodeEncodeError as e:
+            raise GptcError(
+                f"character {e.start} of the text is half of a surrogate pair, which has no bytes: "
+                "remove it"
+            ) from None
+
+    def encode_bytes(self, data: bytes) -> Tokens:
+        return np.frombuffer(data, dtype=np.uint8).astype(np.int32)
+
+    def encode_raw(self, data: bytes) -> Tokens:
+        return self.encode_bytes(data)
+
+    def cut(self, data: bytes | bytearray) -> int:
+        return len(data)
+
+    @cached_property
+    def pieces(self) -> Sequence[bytes]:
+        return [bytes([i]) for i in range(256)]
+
+    def count_bytes(self, tokens: TokensLike) -> int:
+        return len(tokens)
+
+    def mapping(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+class CharTokenizer(Tokenizer):
+    """Every character of a given set is a token, numbered in the order of their code points."""
+
+    kind = "char"
+    end_of_text = None
+
+    def __init__(self, characters: Iterable[str], start: str = "\n") -> None:
+        self.characters = sorted(set(characters))
+        if not self.characters:
+            raise GptcError("a char tokenizer needs text to take its characters from")
+        self.vocab_size = len(self.characters)
+        self.start = start
+        codes = [ord(char) for char in self.characters]
+        # The last entry answers for every code point above those that are known.
+        self._ids = np.full(codes[-1] + 2, -1, dtype=np.int32)
+        self._ids[codes] = np.arange(len(codes))
+
+    def encode(self, text: str) -> Tokens:
+        ids = self._lookup(text)
+        unknown = ids < 0
+        if unknown.any():
+            at = int(unknown.argmax())
+            raise GptcError(f"character {at} of the text: {self.refusal(text[at])}")
+        return ids
+
+    def encode_bytes(self, data: bytes) -> Tokens:
+        return self.encode(decode_utf8(data))
+
+    def unknown(self, text: str) -> int | None:
+        """Where `text` has its first character that is not in the vocabulary."""
+        unknown = self._lookup(text) < 0
+        return int(unknown.argmax()) if unknown.any() else None
+
+    def refusal(self, char: str) -> str:
+        """The sentence that says that `char` is not in the vocabulary."""
+        return (
+            f"{char!r} (U+{ord(char):04X}) is not among the {self.vocab_size} characters of the "
+            "char tokenizer: leave it out, or use --tokenizer bytes, which knows everything"
+        )
+
+    def _lookup(self, text: str) -> Tokens:
+        codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+        ids: Tokens = self._ids[np.minimum(codes, len(self._ids) - 1)]
+        return ids
+
+    def cut(self, data: bytes | bytearray) -> int:
+        return character_cut(data)
+
+    @cached_property
+    def pieces(self) -> Sequence[bytes]:
+        return [char.encode("utf-8", errors="surrogatepass") for char in self.characters]
+
+    def mapping(self) -> dict[str, Any]:
+        return {"kind": self.kind, "characters": "".join(self.characters)}
+
+
+class BpeTokenizer(Tokenizer):
+    """Byte-pair encoding (Sennrich et al. 2016) of bytes, as GPT-2 does it: it takes any text.
+
+    Ids 0 to 255 are the bytes, the merged pieces follow in the order in which they are made, and
+    the last id is <|endoftext|>.
+    """
+
+    kind = "bpe"
+
+    def __init__(self, merged: Sequence[bytes], start: str = END_OF_TEXT) -> None:
+        self.merged = list(merged)
+        self.vocab_size = 256 + len(self.merged) + 1
+        self.end_of_text = self.vocab_size - 1
+        self.start = start
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> BpeTokenizer:
+        """The tokenizer that learns its pieces from `text`: the most frequent pairs, one by one."""
+        from tokenizers import Regex, models, pre_tokenizers, trainers
+        from tokenizers import Tokenizer as Trained
+
+        trained = Trained(models.BPE())
+        trained.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+                pre_tokenizers.Split(Regex(f".{{{_BPE_WORD}}}"), "isolated"),
+            ]
+        )
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        trained.train_from_iterator(text.split(END_OF_TEXT), trainer)
+        ids = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+        byte_of = byte_characters()
+        pieces = [bytes(byte_of[char] for char in piece) for piece, _ in ids]
+        return cls([piece for piece in pieces if len(piece) > 1])
+
+    def encode(self, text: str) -> Tokens:
+        tokens = self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
+        return np.asarray(tokens, dtype=np.int32)
+
+    def encode_bytes(self, data: bytes) -> Tokens:
+        return self.encode(decode_utf8(data))
+
+    def cut(self, data: bytes | bytearray) -> int:
+        # No piece of the pattern goes on from a character that is no whitespace into whitespace,
+        # and a piece never depends on what stands before it: so text may be cut where whitespace
+        # begins. Python's isspace knows all that the pattern's \s matches.
+        end = len(data)
+        while (space := max(data.rfind(b" ", 0, end), data.rfind(b"\n", 0, end))) > 0:
+            end = len(data[:space].rstrip(b" \n\t\r"))
+            before = data[max(0, end - 4) : end].decode("utf-8", errors="ignore")[-1:]
+            if before and not before.isspace():
+                return end
+        return max(0, data.rfind(END_OF_TEXT.encode()))
+
+    @cached_property
+    def encoding(self) -> tiktoken.Encoding:
+        """tiktoken's encoder."""
+        try:
+            import tiktoken
+        except ImportError:
+            raise GptcError(
+                f"the {self.kind} tokenizer needs tiktoken: pip install tiktoken, or use "
+                "--tokenizer bytes"
+            ) from None
+        return tiktoken.Encoding(
+            self.kind,
+            pat_str=GPT2_PATTERN,
+            mergeable_ranks={piece: rank for rank, piece in enumerate(self.pieces[:-1])},
+            special_tokens={END_OF_TEXT: self.vocab_size - 1},
+            explicit_n_vocab=self.vocab_size,
+        )
+
+    @cached_property
+    def pieces(self) -> Sequence[bytes]:
+        return [*(bytes([i]) for i in range(256)), *self.merged, END_OF_TEXT.encode()]
+
+    def mapping(self) -> dict[str, Any]:
+        # Latin-1 writes every byte as the character of the same number.
+        return {"kind": self.kind, "merged": [piece.decode("latin-1") for piece in self.merged]}
+
+
+class Gpt2Tokenizer(BpeTokenizer):
+    """GPT-2's byte-pair encoding. The vocabulary is fetched when it is first needed."""
+
+    kind = "gpt2"
+    vocab_size = 50257
+    end_of_text = _GPT2_END_OF_TEXT
+
+    def __init__(self, start: str = END_OF_TEXT) -> None:
+        self.start = start
+
+    @cached_property
+    def pieces(self) -> Sequence[bytes]:
+        merges = _gpt2_vocabulary().decode().split("\n")[1:-1]
+        byte_of = byte_characters()
+        merged = [bytes(byte_of[char] for char in merge if char != " ") for merge in merges]
+        return [*(bytes([b]) for b in byte_of.values()), *merged, END_OF_TEXT.encode()]
+
+    def mapping(self) -> dict[str, Any]:
+        return {"kind": self.kind, "vocab_bpe_sha256": _GPT2_SHA256}
+
+
+@cache
+def byte_characters() -> dict[str, int]:
+    """The characters by which GPT-2's files write bytes, in the order of its ids.
+
+    Bytes that can be seen stand for themselves and come first; the others are numbered from 256.
+    """
+    visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    hidden = [b for b in range(256) if b not in visible]
+    return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+def is_gpt2_vocabulary(data: bytes) -> bool:
+    """Whether this is GPT-2's list of merges; it is then kept in our cache for the next time."""
+    if hashlib.sha256(data).hexdigest() != _GPT2_SHA256:
+        return False
+    target = cache_folder() / "tiktoken" / _GPT2_FILE
+    if not target.exists():
+        with contextlib.suppress(OSError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_file(target, data)
+    return True
+
+
+def _gpt2_vocabulary() -> bytes:
+    """GPT-2's list of merges, from a cache of tiktoken's or ours, else downloaded."""
+    variables = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
+    named = [Path(value) for name in variables if (value := os.environ.get(name))]
+    own = cache_folder() / "tiktoken"
+    for folder in [*named, own, Path(tempfile.gettempdir(), "data-gym-cache")]:
+        try:
+            data = (folder / _GPT2_FILE).read_bytes()
+        except OSError:
+            continue
+        if hashlib.sha256(data).hexdigest() == _GPT2_SHA256:
+            return data
+    target = (named or [own])[0] / _GPT2_FILE
+    try:
+        with tempfile.TemporaryDirectory() as work:
+            download(
+                _GPT2_URL, Path(work, _GPT2_FILE), sha256=_GPT2_SHA256, timeout_s=10, attempts=2
+            )
+            data = Path(work, _GPT2_FILE).read_bytes()
+    except (GptcError, OSError):
+        raise GptcError(
+            "the GPT-2 vocabulary is neither in a cache nor can it be downloaded: fetch "
+            f"{_GPT2_URL} where there is a network, save it as {_GPT2_FILE} in a folder, and "
+            "set TIKTOKEN_CACHE_DIR to that folder"
+        ) from None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_file(target, data)
+    except OSError:
+        pass  # without a cache it is downloaded again next time
+    return data

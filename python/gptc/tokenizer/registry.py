@@ -1,0 +1,152 @@
+"""Tokenizers by name, by file, and by folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gptc.errors import UPGRADE, GptcError, UsageError
+from gptc.tokenizer.base import FILE_NAME, Tokenizer
+from gptc.tokenizer.native import BpeTokenizer, ByteTokenizer, CharTokenizer, Gpt2Tokenizer
+from gptc.tokenizer.utf8 import Utf8Decoder, character_cut, decode_utf8
+
+ENCODINGS = ("r50k_base", "p50k_base", "cl100k_base", "o200k_base")  # of tiktoken
+KINDS = ("bytes", "char", "gpt2", "bpe", *ENCODINGS)
+_FILE_VERSION = 2  # 1: no "bos"
+_BPE_VOCAB_SIZE = 2048  # of "bpe" without a size
+_BPE_SIZES = range(258, (1 << 20) + 1)  # from every byte, one merged piece and the end of text on
+_BPE_TRAIN_BYTES = 64 << 20  # more text than this does not change which pairs are frequent
+
+
+def is_spec(name: str) -> bool:
+    """Whether `name` says how a tokenizer is made, rather than where one lies."""
+    return name in KINDS or bpe_size(name) is not None
+
+
+def bpe_size(name: str) -> int | None:
+    """The vocabulary size that "bpe" or "bpe:SIZE" asks for; None for any other name."""
+    if name == "bpe":
+        return _BPE_VOCAB_SIZE
+    if not name.startswith("bpe:"):
+        return None
+    found = re.fullmatch("([0-9]{1,9})([KM]?)", name.removeprefix("bpe:").upper())
+    size = int(found[1]) * {"": 1, "K": 10**3, "M": 10**6}[found[2]] if found else 0
+    check_bpe_size(size, f"--tokenizer {name}")
+    return size
+
+
+def check_bpe_size(size: int, where: str) -> None:
+    """UsageError when no byte-pair encoding of that size is learned; `where` is what was typed."""
+    if size not in _BPE_SIZES:
+        raise UsageError(
+            f"{where}: the vocabulary size must be a number from {_BPE_SIZES[0]} to "
+            f"{_BPE_SIZES[-1]:,}"
+        )
+
+
+def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Tokenizer:
+    """A tokenizer of a kind in KINDS ("bpe:SIZE" too), or that in the file or folder `name`.
+
+    A file is one of ours, a tokenizer.json of Hugging Face, or a SentencePiece .model.
+    "char" takes its characters from `text_iter`, UTF-8 in blocks cut anywhere, and "bpe" its pieces
+    (from its beginning, when there is very much). UsageError for an unknown name, GptcError when
+    the text is no UTF-8 or the GPT-2 vocabulary cannot be had.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if name == "char":
+        characters: set[str] = set()
+        decoder = Utf8Decoder()
+        for block in text_iter or ():
+            characters.update(decoder.push(block))
+        decoder.finish()
+        return CharTokenizer(characters)
+    if name == "gpt2":
+        gpt2 = Gpt2Tokenizer()
+        _ = gpt2.encoding  # so that a missing vocabulary is found now
+        return gpt2
+    size = bpe_size(name)
+    if size is not None:
+        data = bytearray()
+        for block in text_iter or ():
+            data += block[: _BPE_TRAIN_BYTES - len(data)]
+        return BpeTokenizer.train(decode_utf8(bytes(data[: character_cut(data)])), size)
+    if name in ENCODINGS:
+        from gptc.tokenizer.pretrained import TiktokenTokenizer
+
+        return TiktokenTokenizer.named(name)
+    if (path := Path(name)).exists():
+        from gptc.tokenizer.pretrained import read_file
+
+        if not path.is_dir() or not (path / FILE_NAME).exists():
+            theirs = read_file(path)
+            if theirs is not None:
+                return theirs
+        return read_tokenizer(path)
+    raise UsageError(
+        f"unknown tokenizer {name!r}: choose {', '.join(KINDS)}, bpe:SIZE, a tokenizer.json or "
+        ".model, or the folder of a dataset, checkpoint or run to use its tokenizer"
+    )
+
+
+def read_tokenizer(folder_or_file: Path) -> Tokenizer:
+    """The tokenizer saved there. GptcError when the file is missing, incomplete or altered."""
+    path = Path(folder_or_file)
+    if path.is_dir():
+        path = path / FILE_NAME
+    try:
+        saved = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise GptcError(
+            f"no tokenizer at {path}: give the folder of a dataset, checkpoint or run of gptc"
+        ) from None
+    except OSError as e:
+        raise GptcError(f"cannot read {path}: {e.strerror}") from None
+    except (ValueError, RecursionError):
+        raise GptcError(
+            f"{path} is truncated or is no tokenizer file: copy it again from its source"
+        ) from None
+    if not isinstance(saved, dict):
+        saved = {}
+    if isinstance(saved.get("version"), int) and saved["version"] > _FILE_VERSION:
+        raise GptcError(f"{path} was written by a newer gptc: {UPGRADE}")
+    tokenizer = _from_json(saved)
+    if tokenizer is not None and tokenizer.has_token(saved.get("bos")):
+        tokenizer.bos = saved["bos"]
+    if tokenizer is None or tokenizer.to_json() != saved:
+        raise GptcError(
+            f"{path} was altered, or is no tokenizer file of gptc: copy it again from its source"
+        )
+    return tokenizer
+
+
+def _from_json(saved: dict[str, Any]) -> Tokenizer | None:
+    kind, start, characters = (saved.get(key) for key in ("kind", "start", "characters"))
+    if not isinstance(start, str) or not start:
+        return None
+    if kind == "bytes":
+        return ByteTokenizer(start)
+    if kind == "char" and isinstance(characters, str) and characters:
+        return CharTokenizer(characters, start)
+    if kind == "gpt2":
+        return Gpt2Tokenizer(start)
+    if kind == "bpe":
+        return _bpe_from_json(saved.get("merged"), start)
+    from gptc.tokenizer.pretrained import from_json
+
+    return from_json(saved, start)
+
+
+def _bpe_from_json(merged: Any, start: str) -> Tokenizer | None:
+    if not isinstance(merged, list) or not all(isinstance(piece, str) for piece in merged):
+        return None
+    try:
+        pieces = [piece.encode("latin-1") for piece in merged]
+    except UnicodeEncodeError:
+        return None
+    if len(set(pieces)) < len(pieces) or any(len(piece) < 2 for piece in pieces):
+        return None
+    return BpeTokenizer(pieces, start)

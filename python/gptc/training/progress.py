@@ -1,0 +1,200 @@
+"""What the terminal shows while a model trains: a live bar, or plain lines where there is none."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol, TextIO
+
+from gptc.files.words import duration
+
+if TYPE_CHECKING:
+    import rich.progress
+
+_SMOOTHING = 0.95  # weight of the past in the loss and the pace that are shown
+_PLAIN_INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of training after a step. Rates are smoothed; `mfu` is None where unknown."""
+
+    step: int
+    steps: int
+    loss: float  # nats per token
+    bpb: float  # bits per byte
+    lr: float
+    tokens_per_s: float
+    mfu: float | None
+    left_s: float
+
+    def describe(self) -> str:
+        """The numbers in words, for a line or beside a bar."""
+        mfu = "" if self.mfu is None else f"  mfu {self.mfu:.0%}"
+        return (
+            f"loss {self.loss:.4f}  bpb {self.bpb:.3f}  {self.tokens_per_s:,.0f} tok/s{mfu}"
+            f"  left {duration(self.left_s)}"
+        )
+
+
+class Meter:
+    """Smooths the loss and the seconds of a step: an exponential mean without a bias at first."""
+
+    def __init__(self) -> None:
+        self._weight = 0.0
+        self._loss = 0.0
+        self._step_s = 0.0
+
+    def add(self, loss: float, step_s: float) -> None:
+        """Takes in one step."""
+        past = _SMOOTHING
+        self._weight = past * self._weight + (1 - past)
+        self._loss = past * self._loss + (1 - past) * loss
+        self._step_s = past * self._step_s + (1 - past) * step_s
+
+    @property
+    def loss(self) -> float:
+        """The smoothed loss."""
+        return self._loss / self._weight if self._weight else float("nan")
+
+    @property
+    def step_s(self) -> float:
+        """The smoothed duration of a step, in seconds."""
+        return self._step_s / self._weight if self._weight else float("nan")
+
+
+class Progress(Protocol):
+    """Where training reports to. All of it goes to standard error."""
+
+    def start(self, step: int, steps: int) -> None:
+        """Training begins, or goes on, at `step`."""
+
+    def update(self, report: Report) -> None:
+        """A step is done."""
+
+    def note(self, text: str) -> None:
+        """A line that stays, such as an evaluation."""
+
+    def close(self) -> None:
+        """Training is over; twice is harmless."""
+
+
+class PlainProgress:
+    """A line every few seconds, for logs and pipes."""
+
+    def __init__(self, out: TextIO | None = None, interval_s: float = _PLAIN_INTERVAL_S) -> None:
+        self._out = out or sys.stderr
+        self._interval_s = interval_s
+        self._last = time.monotonic()
+
+    def start(self, step: int, steps: int) -> None:
+        """Nothing to draw."""
+
+    def update(self, report: Report) -> None:
+        """Prints a line if the last one is old enough, or this is the last step."""
+        now = time.monotonic()
+        if now - self._last >= self._interval_s or report.step == report.steps:
+            self._last = now
+            self.note(f"{step_label(report.step, report.steps)}  {report.describe()}")
+
+    def note(self, text: str) -> None:
+        """Prints the line."""
+        say(text, self._out)
+
+    def close(self) -> None:
+        """Nothing to tidy."""
+
+
+class LiveProgress:
+    """A bar that is redrawn in place, with notes above it."""
+
+    def __init__(self) -> None:
+        # Imported here and not when the bar appears: training measures its memory in between.
+        import rich.console
+        import rich.progress
+
+        self._console = rich.console.Console(stderr=True, highlight=False)
+        self._bar: rich.progress.Progress | None = None
+        self._task: rich.progress.TaskID | None = None
+
+    def start(self, step: int, steps: int) -> None:
+        """Draws the bar."""
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        numbers = TextColumn("{task.fields[numbers]}", markup=False)
+        numbers.get_table_column().no_wrap = True
+        self._bar = Bar(
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            # The numbers take about 70 columns; the bar has what is left of the line.
+            BarColumn(bar_width=max(4, min(30, self._console.width - 75))),
+            numbers,
+            console=self._console,
+            transient=True,
+            refresh_per_second=5,
+        )
+        self._task = self._bar.add_task("", total=steps, completed=step, numbers="")
+        with heard_or_not(self._console.file):
+            self._bar.start()
+
+    def update(self, report: Report) -> None:
+        """Moves the bar."""
+        if self._bar is not None and self._task is not None:
+            with heard_or_not(self._console.file):
+                self._bar.update(
+                    self._task,
+                    completed=report.step,
+                    total=report.steps,  # which follow the clock where time is the limit
+                    numbers=report.describe(),
+                )
+
+    def note(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self._bar is None:
+            say(text, sys.stderr)
+        else:
+            with heard_or_not(self._console.file):
+                self._console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Takes the bar away and gives the cursor back."""
+        if self._bar is not None:
+            with heard_or_not(self._console.file):
+                self._bar.stop()
+            self._bar = None
+
+
+def make_progress() -> Progress:
+    """The live bar where standard error is a terminal, else plain lines."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        return LiveProgress()
+    return PlainProgress()
+
+
+@contextmanager
+def heard_or_not(stream: IO[str]) -> Iterator[None]:
+    """Goes on where a stream takes nothing more: its reader or terminal is gone, its disk full.
+
+    What is written to it from then on goes nowhere. Hours of training are worth more than a line.
+    """
+    try:
+        yield
+    except OSError:
+        with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def say(text: str, stream: IO[str]) -> None:
+    """Prints a line that nobody has to read."""
+    with heard_or_not(stream):
+        print(text, file=stream, flush=True)
+
+
+def step_label(step: int, steps: int) -> str:
+    """Such as "step   250/1000", of the same width throughout a run."""
+    return f"step {step:>{len(str(steps))}}/{steps}"
