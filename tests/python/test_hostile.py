@@ -27,7 +27,7 @@ from gptc.formats.safetensors import TensorFile
 from gptc.tokenizer import vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("fuzz", ROOT / "tools" / "fuzz.py")
+_spec = importlib.util.spec_from_file_location("fuzz", ROOT / "tools" / "fuzz" / "fuzz.py")
 assert _spec is not None
 assert _spec.loader is not None
 fuzz = importlib.util.module_from_spec(_spec)
@@ -64,7 +64,7 @@ def test_a_few_hundred_accidents(targets: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_truncation_at_every_byte(targets: dict[str, Any], name: str) -> None:
-    """Every byte of both ends and every so many between; tools/fuzz.py --truncate does all."""
+    """Every byte of both ends and every so many between; tools/fuzz/fuzz.py --truncate does all."""
     target = targets[name]
     original = target.file.read_bytes()
     lengths = {*range(min(len(original), 300)), *range(len(original) - 40, len(original))}

@@ -1,4 +1,4 @@
-"""tools/check_spills.py reads what ptxas -v says."""
+"""tools/gpu/check_spills.py reads what ptxas -v says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_spills.py"
+TOOL = Path(__file__).resolve().parents[3] / "tools" / "gpu" / "check_spills.py"
 
 STEP = "[1/9] Building CUDA object CMakeFiles/cuda_{dtype}.dir/csrc/cuda/{file}.cu.o\n"
 KERNEL = """ptxas info    : 0 bytes gmem

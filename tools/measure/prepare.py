@@ -1,6 +1,6 @@
 """Measures `gptc prepare` on a text: throughput per job, its share of tiktoken's own, peak memory.
 
-    python tools/measure_prepare.py text.txt [jobs [tokenizer ...]]
+    python tools/measure/prepare.py text.txt [jobs [tokenizer ...]]
 
 Runs alternate and the best of each counts. What a disk takes in is printed too: the bytes tokenizer
 writes two bytes for each that it reads. "cached" is a file written through the page cache in the

@@ -1,6 +1,6 @@
 """What it costs to know which of GPT-2's tokens may follow, for patterns of different sorts.
 
-    python tools/measure_grammar.py
+    python tools/measure/grammar.py
 
 For each: the milliseconds until the first token, and by token as its text first comes by a place
 and when it comes there again (mean and longest). Texts are of tokens drawn at random from those
@@ -28,7 +28,7 @@ PERSON = {
     "nested": [[[[{"a": [1, 2, 3, {"b": -1.5e3}]}]]]],
 }
 PATTERNS = {
-    "JSON": {"grammar": (Path(__file__).parents[1] / "docs" / "json.gbnf").read_text()},
+    "JSON": {"grammar": (Path(__file__).parents[2] / "docs" / "json.gbnf").read_text()},
     "any text": {"regex": r"[\s\S]*"},
     "words": {"regex": r"([a-z]+ ){5,40}[.]"},
     "at most 500 letters": {"regex": r"[a-z ]{1,500}"},

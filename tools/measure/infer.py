@@ -1,6 +1,6 @@
 """Measures what `gptc bench infer` does not: the first token, drafts, and drawing.
 
-    python tools/measure_infer.py
+    python tools/measure/infer.py
 
 Of GPT-2 124M with random weights, saved and read again, so that it is in the page cache. The first
 token wants an installed package: a source tree has no parsed gpt.h, and perhaps no bytecode.

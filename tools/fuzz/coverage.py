@@ -1,11 +1,11 @@
 """Feeds every loader what libFuzzer makes of a small valid file, guided by what that reaches.
 
     pip install atheris
-    python tools/fuzz_coverage.py --minutes 10        # all formats in turn
-    python tools/fuzz_coverage.py --formats gguf
+    python tools/fuzz/coverage.py --minutes 10        # all formats in turn
+    python tools/fuzz/coverage.py --formats gguf
 
-Formats, valid files and what counts as a failure are those of tools/fuzz.py, whose accidents are
-wilder; these find their way deeper. A file that fails is kept, and named with what went wrong.
+Formats, valid files and failures are those of tools/fuzz/fuzz.py. Its accidents are wilder; these
+reach deeper. A file that fails is kept, and named with the error.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Our GGUF files in llama.cpp: greedy text, logits and tokens beside ours.
 
     pip install llama-cpp-python    # compiles for some minutes
-    python tools/compare_llama_cpp.py                      # small random models of each sort
-    python tools/compare_llama_cpp.py -m runs/tiny-stories --prompt "Once upon a time"
+    python tools/measure/compare_llama_cpp.py              # small random models of each sort
+    python tools/measure/compare_llama_cpp.py -m runs/tiny-stories --prompt "Once upon a time"
 
 Greedy texts of float32 files must be the same; a step at which our two best logits are closer than
 llama.cpp's rounding is named instead. Other dtypes are not compared: llama.cpp rounds activations

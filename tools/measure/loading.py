@@ -1,6 +1,6 @@
 """How long models take to load, and how much memory importing them does.
 
-    python tools/measure_loading.py gpt2/ gpt2_124M.bin gpt2.gguf
+    python tools/measure/loading.py gpt2/ gpt2_124M.bin gpt2.gguf
 
 For each: seconds from opening it to a model that is ready to decode (best of five, so that the file
 is in the page cache), and how far anonymous memory rises while it is imported as a checkpoint.

@@ -1,7 +1,7 @@
 """Reads what a build with -DGPTC_PTXAS_INFO=ON has printed, and fails where a hot kernel spills.
 
     cmake -S . -B build/cuda -G Ninja -DGPTC_CUDA=ON -DGPTC_PTXAS_INFO=ON
-    cmake --build build/cuda | tee build.log; python3 tools/check_spills.py build.log
+    cmake --build build/cuda | tee build.log; python3 tools/gpu/check_spills.py build.log
 
 Registers that do not suffice go to a thread's stack, in slow memory; so do arrays that are indexed
 by what only the run knows. A kernel of the files below may do neither.
@@ -56,7 +56,7 @@ def readable(mangled: str) -> str:
 def main() -> int:
     """Prints the hot kernels; 1 where one spills, or where the log has none."""
     if len(sys.argv) != 2:
-        print("usage: python3 tools/check_spills.py BUILD_LOG", file=sys.stderr)
+        print("usage: python3 tools/gpu/check_spills.py BUILD_LOG", file=sys.stderr)
         return 2
     hot = [k for k in kernels(Path(sys.argv[1]).read_text("utf-8")) if k.file in HOT]
     missing = sorted(set(HOT) - {k.file for k in hot})

@@ -1,6 +1,6 @@
 """Measures how fast one thread draws batches from a prepared dataset.
 
-    python tools/measure_loader.py data/books [batch_size seq_len ...]
+    python tools/measure/loader.py data/books [batch_size seq_len ...]
 
 Without a step to run meanwhile, this is the speed of drawing alone.
 """

@@ -2,11 +2,11 @@
 # Builds gptc for this machine's GPU, checks it, and measures it: in under eight minutes, without the
 # network, and without Python packages. Where there is PyTorch, the layers' errors are set beside its.
 #
-#     tools/gpu_check.sh                      everything; the results lie in gpu_check/
-#     OUT=/tmp/out tools/gpu_check.sh         the results lie in /tmp/out
-#     TEXT=book.txt tools/gpu_check.sh        compares training on this text; by default, the stories'
-#     LIMIT_S=1500 tools/gpu_check.sh         has so many seconds, rather than under eight minutes
-#     EMULATE=1 tools/gpu_check.sh            no GPU: tries this script on emulated kernels
+#     tools/gpu/gpu_check.sh                      everything; the results lie in gpu_check/
+#     OUT=/tmp/out tools/gpu/gpu_check.sh         the results lie in /tmp/out
+#     TEXT=book.txt tools/gpu/gpu_check.sh        compares training on this text; by default, the stories'
+#     LIMIT_S=1500 tools/gpu/gpu_check.sh         has so many seconds, rather than under eight minutes
+#     EMULATE=1 tools/gpu/gpu_check.sh            no GPU: tries this script on emulated kernels
 #
 # A step that fails does not stop the next one; the exit code is 1 if one did. What comes out is
 # gpu_check.md (the table that is also printed), gpu_check.json and gpu_check.log, which are written anew
@@ -16,7 +16,7 @@
 # as reference only, multiplies plainly (-DGPTC_OPENBLAS=OFF). cuBLASLt is taken from the toolkit, or
 # from the Python package nvidia-cublas.
 set -uo pipefail
-cd "$(dirname "$0")/.." || exit 1
+cd "$(dirname "$0")/../.." || exit 1
 
 EMULATE=${EMULATE:-0}
 BUILD=${BUILD:-build/gpu_check}
@@ -232,7 +232,7 @@ if [ -x "$bench" ]; then
         sizes=(--steps 100 --batch 8 --seq 128 --width 256 --layers 4)
         cp "$work/build.json" "$work/build.log"
         if [ -n "$PYTHON" ]; then
-            step spills 20 of_spills "$PYTHON" tools/check_spills.py "$work/build.log"
+            step spills 20 of_spills "$PYTHON" tools/gpu/check_spills.py "$work/build.log"
         else
             skip spills "there is no python3"
         fi

@@ -1,7 +1,7 @@
 """Feeds damaged files to every loader: each must be read, or refused with a GptcError.
 
-    python tools/fuzz.py --minutes 10                # all formats in turn
-    python tools/fuzz.py --formats gguf --cases 1000
+    python tools/fuzz/fuzz.py --minutes 10                # all formats in turn
+    python tools/fuzz/fuzz.py --formats gguf --cases 1000
 
 A small valid model of each format is made on the fly and damaged in ways that follow from (seed,
 format, case) alone, so that a failure can be had again: it is printed with the command that does
@@ -154,7 +154,7 @@ def targets(folder: Path) -> dict[str, Target]:
     )
     _folders(folder, model)
     grammar = folder / "json.gbnf"
-    grammar.write_bytes((Path(__file__).parents[1] / "docs" / "json.gbnf").read_bytes())
+    grammar.write_bytes((Path(__file__).parents[2] / "docs" / "json.gbnf").read_bytes())
     found["grammar"] = Target(grammar, lambda: parse_grammar(decode_utf8(grammar.read_bytes())))
     tokenizer = small_model(folder / "tokenizer", "byte") / "gptc_tokenizer.json"
     found["tokenizer"] = Target(tokenizer, lambda: read_tokenizer(tokenizer))
@@ -394,7 +394,7 @@ def fuzz(name: str, target: Target, cases: range, seed: int, until: float = 1e18
                 kept.write_bytes(content)
                 again = f"--formats {name} --seed {seed} --first {case} --cases 1"
                 raise Failed(
-                    f"{error}\nagain: python tools/fuzz.py {again}\nkept: {kept}"
+                    f"{error}\nagain: python tools/fuzz/fuzz.py {again}\nkept: {kept}"
                 ) from None
             if time.monotonic() > until:
                 break

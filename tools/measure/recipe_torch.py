@@ -1,6 +1,6 @@
 """nanoGPT's CPU recipe on a text, in PyTorch: what `gptc train` is timed against.
 
-    pip install '.[parity]'; python tools/recipe_torch.py tinyshakespeare.txt [STEPS]
+    pip install '.[parity]'; python tools/measure/recipe_torch.py tinyshakespeare.txt [STEPS]
 
 4 layers, 4 heads, width 128, T 64, B 12, learning rate 1e-3 to 1e-4 (cosine, 100 warm-up steps),
 evaluated every 250 steps on 20 batches of both splits.
