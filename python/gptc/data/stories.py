@@ -10,14 +10,13 @@ people drawn anew for each story.
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-
-from gptc.errors import GptcError
 
 SEPARATOR = "\n<|endoftext|>\n"
 SMALL_WORLD = ("lost", "mend", "surprise", "weather")  # its themes
@@ -203,7 +202,7 @@ def grammar_files() -> list[Path]:
     for folder in (package / "share" / "stories", package.parents[1] / "data" / "stories"):
         if files := sorted(folder.glob("*.txt")):
             return files
-    raise GptcError("the grammar of the stories is missing; reinstall with: pip install .")
+    raise FileNotFoundError(errno.ENOENT, "the grammar of the stories is missing", str(package))
 
 
 @lru_cache

@@ -7,15 +7,15 @@ import random
 from pathlib import Path
 
 import pytest
+from test_tokenizer import assert_cut_is_exact, gpt2_folder, nasty_text, needs_gpt2
 
 from gptc.data import prepare
 from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.pretrained import TiktokenTokenizer, _read_sentencepiece
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
-from test_tokenizer import assert_cut_is_exact, gpt2_folder, nasty_text, needs_gpt2
 
-LLAMA = Path(__file__).parents[3] / "shared" / "data" / "llama2-tokenizer.model"
+LLAMA = Path(__file__).parents[4] / "shared" / "data" / "llama2-tokenizer.model"
 # cl100k_base's: the strictest of tiktoken's patterns about where text may be cut.
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"

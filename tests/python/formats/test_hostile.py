@@ -26,7 +26,7 @@ from gptc.formats.registry import open_model
 from gptc.formats.safetensors import TensorFile
 from gptc.tokenizer import vocabulary
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 _spec = importlib.util.spec_from_file_location("fuzz", ROOT / "tools" / "fuzz" / "fuzz.py")
 assert _spec is not None
 assert _spec.loader is not None

@@ -127,7 +127,7 @@ def test_version(gptc: Gptc) -> None:
     assert ran.code == 0
     assert ran.out.startswith(f"gptc {package.__version__}\nlibgpt.so ")
     assert re.search(r"ABI \d+, CPU level (portable|avx2|avx512)", ran.out)
-    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     assert f'\nversion = "{package.__version__}"\n' in project
 
 

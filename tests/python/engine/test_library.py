@@ -254,7 +254,7 @@ def test_impossible_shapes_and_unknown_presets_are_usage_errors() -> None:
 def test_a_parsed_header_serves_its_own_text_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool = Path(__file__).resolve().parents[2] / "tools" / "make_binding.py"
+    tool = Path(__file__).resolve().parents[3] / "tools" / "make_binding.py"
     if not tool.exists():
         pytest.skip("needs the source tree")
     header = library.find_library()[1]

@@ -67,7 +67,7 @@ def test_nothing_is_installed_by_a_name_that_is_another_projects() -> None:
     """gptc is not on PyPI: what has that name there is somebody else's."""
     assert all(install == f"pip install {name}" for name, _, install in doctor.PACKAGES)
     for folder, kind in (("python/gptc", "*.py"), ("docs", "*.md")):
-        for file in (Path(__file__).parents[2] / folder).rglob(kind):
+        for file in (Path(__file__).parents[3] / folder).rglob(kind):
             assert not re.search(r"install \W*gptc\[", file.read_text()), file
 
 

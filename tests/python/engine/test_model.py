@@ -335,7 +335,7 @@ def test_save_and_load(config: Config, tmp_path: Path) -> None:
 
 
 def test_the_readme_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
     code = readme.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}

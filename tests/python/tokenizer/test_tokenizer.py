@@ -24,7 +24,7 @@ MIXED = "Naïve café, 東京 😀 don't <|endoftext|>\n\n  Zoë's 12345\t\u3000
 
 def gpt2_folder() -> Path | None:
     """A folder that holds the two GPT-2 files under the names that tiktoken gives them."""
-    folders = [Path(__file__).parents[3] / "shared" / "data" / "tiktoken-cache"]
+    folders = [Path(__file__).parents[4] / "shared" / "data" / "tiktoken-cache"]
     if named := os.environ.get("TIKTOKEN_CACHE_DIR"):
         folders.insert(0, Path(named))
     files = (module._GPT2_FILE, "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")

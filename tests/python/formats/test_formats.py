@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_hostile import fuzz
+from test_interchange import make
+from test_tokenizer import gpt2_folder
 
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.reader import Checkpoint
@@ -31,13 +34,10 @@ from gptc.tokenizer import vocabulary
 from gptc.tokenizer.native import BpeTokenizer
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer.registry import make_tokenizer
-from test_hostile import fuzz
-from test_interchange import make
-from test_tokenizer import gpt2_folder
 
 Config = Callable[..., GPTConfig]
 RNG = np.random.default_rng(5)
-LLAMA_TOKENIZER = Path(__file__).parents[3] / "shared" / "data" / "llama2-tokenizer.model"
+LLAMA_TOKENIZER = Path(__file__).parents[4] / "shared" / "data" / "llama2-tokenizer.model"
 
 
 def random(*shape: int) -> np.ndarray[Any, Any]:

@@ -6,13 +6,13 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from test_pretrained import LLAMA, byte_level, small_tiktoken
+from test_tokenizer import gpt2_folder
 
 from conftest import make_config
 from gptc import Model
 from gptc.checkpoint.reader import Checkpoint
 from gptc.tokenizer.registry import make_tokenizer
-from test_pretrained import LLAMA, byte_level, small_tiktoken
-from test_tokenizer import gpt2_folder
 
 TEXT = "the cat sat on the mat, and the hat.\nthe cat  ran\n\n" * 5
 

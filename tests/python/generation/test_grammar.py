@@ -33,7 +33,7 @@ from gptc.tokenizer.pretrained import SentencePieceTokenizer, TiktokenTokenizer
 from gptc.tokenizer.registry import make_tokenizer
 
 Config = Callable[..., GPTConfig]
-JSON_GRAMMAR = (Path(__file__).resolve().parents[2] / "docs" / "json.gbnf").read_text()
+JSON_GRAMMAR = (Path(__file__).resolve().parents[3] / "docs" / "json.gbnf").read_text()
 
 
 def after(machine: Machine, text: bytes) -> Any:

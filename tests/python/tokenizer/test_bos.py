@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_infer import Script
+from test_pretrained import LLAMA, byte_level
 
 from conftest import make_config, varied
 from gptc import Model
@@ -35,8 +37,6 @@ from gptc.tokenizer.native import ByteTokenizer
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, TiktokenTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
 from gptc.training.run import train
-from test_infer import Script
-from test_pretrained import LLAMA, byte_level
 
 Gptc = Callable[..., Any]
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
+from test_tokenizer import MIXED, gpt2_folder, nasty_text, needs_gpt2
 
 from gptc.data import encode, known, loader, preparation, prepare, readers, sources
 from gptc.data.dataset import Dataset
@@ -33,7 +34,6 @@ from gptc.errors import GptcError, UsageError
 from gptc.files import download as downloads
 from gptc.tokenizer.native import CharTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
-from test_tokenizer import MIXED, gpt2_folder, nasty_text, needs_gpt2
 
 
 @pytest.fixture(autouse=True)
@@ -279,7 +279,7 @@ def test_a_run_without_a_border_is_cut_at_last(
     assert (text_of(dataset, "train") + text_of(dataset, "val")).decode() == text
 
 
-SHAKESPEARE = Path(__file__).parents[3] / "shared" / "data" / "tinyshakespeare.txt"
+SHAKESPEARE = Path(__file__).parents[4] / "shared" / "data" / "tinyshakespeare.txt"
 
 
 @needs_gpt2

@@ -124,7 +124,7 @@ print(next(module.stories(5)))
 assert not any(name.split(".")[0] in ("gptc", "numpy") for name in sys.modules)
 """
     path = Path(module.__file__)
-    if not (path.parents[2] / "data" / "stories").is_dir():
+    if not (path.parents[3] / "data" / "stories").is_dir():
         pytest.skip("installed without the source tree")
     command = [sys.executable, "-I", "-c", script, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
