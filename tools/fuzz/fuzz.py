@@ -33,7 +33,7 @@ from gptc import Model
 from gptc.checkpoint.find import open_checkpoint
 from gptc.convert.export_model import export_model
 from gptc.convert.verify import verify
-from gptc.data import prepare
+from gptc.data.preparation import prepare
 from gptc.data.shards import read_shard, write_shard
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError

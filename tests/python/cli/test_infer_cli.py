@@ -20,7 +20,7 @@ from gptc.cli.interactive import converse
 from gptc.engine.config import GPTConfig
 from gptc.errors import EngineError, GptcError
 from gptc.generation.decoder import Generation, generate
-from gptc.generation.sampling import Sampling
+from gptc.generation.options import Sampling
 from gptc.tokenizer.base import Tokenizer
 
 Config = Callable[..., GPTConfig]

@@ -24,10 +24,10 @@ import pytest
 import xxhash
 from test_tokenizer import MIXED, gpt2_folder, nasty_text, needs_gpt2
 
-from gptc.data import encode, known, loader, preparation, prepare, readers, sources
+from gptc.data import encode, known, loader, preparation, readers, sources
 from gptc.data.dataset import Dataset
 from gptc.data.loader import Loader, eval_batches
-from gptc.data.preparation import resolve_dataset
+from gptc.data.preparation import prepare, resolve_dataset
 from gptc.data.shards import read_shard
 from gptc.data.shards import write_shard as write_shard
 from gptc.errors import GptcError, UsageError

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc.data import encode, preparation, prepare, scan, shards
+from gptc.data import encode, preparation, scan, shards
 from gptc.data.dataset import Dataset
 from gptc.data.loader import Loader
+from gptc.data.preparation import prepare
 from gptc.errors import GptcError
 
 WORDS = ["the", "king", "Zoë", "東京", "ran.\n", "\n\n", "a" * 50, "<|endoftext|>", "12345", "  "]

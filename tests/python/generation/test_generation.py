@@ -18,8 +18,9 @@ from gptc.errors import GptcError, UsageError
 from gptc.generation.beam import beam_search
 from gptc.generation.decoder import Decoder, Generation, generate
 from gptc.generation.drafts import ModelDraft, NgramDraft, check_draft
+from gptc.generation.options import Sampling
 from gptc.generation.request import Sample, make_request
-from gptc.generation.sampling import Sampling, sample_token, token_logprob
+from gptc.generation.sampling import sample_token, token_logprob
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.registry import make_tokenizer
 

@@ -24,8 +24,9 @@ from gptc.generation.grammar import automaton, constraint
 from gptc.generation.grammar.automaton import Machine
 from gptc.generation.grammar.constraint import Constraint, Place, make_constraint
 from gptc.generation.grammar.parser import parse_grammar, parse_regex
+from gptc.generation.options import Sampling
 from gptc.generation.request import make_request
-from gptc.generation.sampling import Sampling, sample_token, token_logprob
+from gptc.generation.sampling import sample_token, token_logprob
 from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.native import BpeTokenizer, CharTokenizer

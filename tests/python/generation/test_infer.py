@@ -18,7 +18,8 @@ from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
 from gptc.generation import request as generation_module
 from gptc.generation.decoder import Generation, generate, stream
-from gptc.generation.sampling import Sampling, StopFilter, sample_token
+from gptc.generation.options import Sampling
+from gptc.generation.sampling import StopFilter, sample_token
 from gptc.tokenizer.base import Tokenizer
 
 Config = Callable[..., GPTConfig]

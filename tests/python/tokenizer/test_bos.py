@@ -22,15 +22,15 @@ from gptc.checkpoint.find import open_checkpoint
 from gptc.checkpoint.reader import Checkpoint
 from gptc.convert.export_model import export_model
 from gptc.convert.import_model import import_model
-from gptc.data import prepare
 from gptc.data.dataset import Dataset
+from gptc.data.preparation import prepare
 from gptc.errors import GptcError
 from gptc.formats.registry import open_model
 from gptc.generation.beam import beam_search
 from gptc.generation.decoder import Generation, generate
 from gptc.generation.drafts import ModelDraft, NgramDraft
+from gptc.generation.options import Sampling
 from gptc.generation.request import make_request, prompt_tokens
-from gptc.generation.sampling import Sampling
 from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.native import ByteTokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_tokenizer import assert_cut_is_exact, gpt2_folder, nasty_text, needs_gpt2
 
-from gptc.data import prepare
+from gptc.data.preparation import prepare
 from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.pretrained import TiktokenTokenizer, _read_sentencepiece

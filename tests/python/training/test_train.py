@@ -27,8 +27,11 @@ from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import Dataset
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
+from gptc.settings import read_toml, to_toml
 from gptc.tokenizer.registry import make_tokenizer
-from gptc.training.options import DEFAULTS, TrainOptions, new_options, read_toml, to_toml
+from gptc.training.defaults import DEFAULTS
+from gptc.training.options import TrainOptions
+from gptc.training.resolve import new_options
 from gptc.training.run import train
 from gptc.training.schedule import learning_rate
 
@@ -697,7 +700,7 @@ def test_the_name_of_a_fine_tuned_run(
 
 
 def test_another_tokenizer_is_refused(options: Options, text_file: Path, tmp_path: Path) -> None:
-    from gptc.data import prepare
+    from gptc.data.preparation import prepare
 
     train(options)
     prepare([str(text_file)], tmp_path / "chars", tokenizer="char")
@@ -715,7 +718,7 @@ def test_another_tokenizer_is_refused(options: Options, text_file: Path, tmp_pat
 def test_a_prepared_folder_has_its_tokenizer(
     options: Options, text_file: Path, tmp_path: Path, own: str
 ) -> None:
-    from gptc.data import prepare
+    from gptc.data.preparation import prepare
 
     folder = prepare([str(text_file)], tmp_path / "prepared", tokenizer=own).folder
     for given in ("gpt2", "bytes", "bpe:301"):
@@ -798,7 +801,7 @@ def test_a_hugging_face_model_with_too_few_tokens(options: Options, tmp_path: Pa
 
 
 def test_a_validation_split_that_is_too_small(options: Options, tmp_path: Path) -> None:
-    from gptc.data import prepare
+    from gptc.data.preparation import prepare
 
     (tmp_path / "x.txt").write_text("abc " * 100)
     prepare([str(tmp_path / "x.txt")], tmp_path / "x", val_tokens=5)
