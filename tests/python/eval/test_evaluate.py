@@ -1,4 +1,4 @@
-"""gptc eval: the loss that training reports, in every precision; models with rounded weights."""
+"""`gptc eval` computes the loss that training reports, in every precision."""
 
 from __future__ import annotations
 
@@ -118,18 +118,6 @@ def test_the_mean_is_over_tokens(model: Model, dataset_folder: Path) -> None:
     alone = evaluate(model, dataset, batch_size=1, seq_len=16)
     assert result.tokens == alone.tokens
     assert result.loss == pytest.approx(alone.loss, rel=1e-5)
-
-
-def test_bench_infer_times_every_dtype(gptc: Gptc) -> None:
-    ran = gptc("bench", "infer", "--preset", "tiny", "--turns", 1, "--prompt-tokens", 32, "--json")
-    assert ran.code == 0, ran.err
-    result = json.loads(ran.out)
-    assert [row["name"] for row in result["results"]] == [
-        f"gptc {dtype}" for dtype in ("fp32", "bf16", "int8", "int4")
-    ]
-    for row in result["results"]:
-        assert min(*row["decode"].values(), row["prefill"]) > 0
-        assert list(row["decode"]) == ["1", "16"]
 
 
 def test_a_model_in_a_file_with_a_tokenizer_of_its_own(
