@@ -1,4 +1,4 @@
-"""`gptc bench` measures every part, and the parts add up; it does not judge speed."""
+"""`gptc bench` measures every part, and the parts add up; speed itself is not tested."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_a_prepared_folder_has_its_tokenizer(
         with pytest.raises(UsageError, match=f"prepared was prepared with {own}: leave "):
             train({**options, "data": str(folder), "tokenizer": given})
     assert not Path(options["out"]).exists()
-    # None, its name, and where it lies; what is recorded can be given again.
+    # None, its name, and its folder; the recorded name can be given again.
     recorded = {}
     for given in (None, own, str(folder)):
         out = tmp_path / str(len(recorded))

@@ -1,4 +1,4 @@
-"""A run stands for its newest whole checkpoint."""
+"""A run is opened at its newest whole checkpoint."""
 
 from __future__ import annotations
 

@@ -20,9 +20,6 @@ from small_models import make_model
 Config = Callable[..., GPTConfig]
 
 
-# ---- what is in it ----
-
-
 def test_a_model_without_a_run_cannot_be_resumed(config: Config, tmp_path: Path) -> None:
     with make_model(config()) as model:
         model.save(tmp_path / "m")
@@ -34,11 +31,8 @@ def test_a_model_without_a_run_cannot_be_resumed(config: Config, tmp_path: Path)
             saved.tokenizer()
 
 
-# ---- damage ----
-
-
 def load_all(folder: Path) -> None:
-    """Reads all that a run needs to go on."""
+    """Reads everything that a resumed run needs."""
     saved = Checkpoint(folder)
     saved.tokenizer()
     with load_model(saved, training=True, threads=1) as model:

@@ -30,7 +30,7 @@ TRAINER = {"step": 3, "options": {}}
 FAMILIES = ("gpt2", "llama", "byte")
 
 
-# ---- what is in it ----
+# ---- content ----
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -178,7 +178,7 @@ def test_replacing_failed_brings_the_old_one_back(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB, where this process may mount one."""
+    """A file system of 256 kB; skips if this process may not mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]

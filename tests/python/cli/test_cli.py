@@ -1,4 +1,4 @@
-"""Every failure of a command is one clear line and an exit code."""
+"""Every failure of a command is one clear line and the right exit code."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ from gptc.tokenizer.registry import make_tokenizer
 from processes import spawn
 
 Gptc = Callable[..., Any]
-
-
-# ---- errors ----
 
 
 @pytest.mark.parametrize(
@@ -139,9 +136,6 @@ def test_a_missing_gpu_is_one_sentence(
     assert (ran.code, ran.out, ran.err) == (1, "", f"gptc: error: {problem}\n")
     assert problem.endswith(("--device cpu", "pip install nvidia-cublas"))
     assert not Path("run").exists()
-
-
-# ---- train, infer, info ----
 
 
 def test_a_reader_that_leaves_is_no_error(arguments: list[str], tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_train_help_tells_no_untruth_about_presets(gptc: Gptc) -> None:
     options, batches = text.partition("Batches and the optimizer (defaults by preset):")[::2]
     assert options
     for name in {name for table in DEFAULTS.values() for name in table}:
-        # Its help ends before the next option, and names no default of its own.
+        # Its help ends before the next option, and names no default.
         shown = batches if f"--{name.replace('_', '-')} " in batches else text
         own = shown.partition(f"--{name.replace('_', '-')} ")[2].partition(" --")[0]
         assert not re.search(r"\[[\d.e-]+\]", own), name

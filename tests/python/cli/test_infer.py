@@ -17,7 +17,7 @@ from gptc.generation.decoder import Generation, generate
 from gptc.generation.sampling import Sampling
 from gptc.tokenizer.base import Tokenizer
 
-# ---- the command ----
+# ---- one prompt ----
 
 
 def test_infer_prints_prompt_and_text(
@@ -84,7 +84,7 @@ def test_infer_errors(
     assert ran.out == ""
 
 
-# ---- what is printed ----
+# ---- output and options ----
 
 
 def test_json_with_log_probabilities(infer: Callable[..., Any]) -> None:

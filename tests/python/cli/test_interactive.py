@@ -16,7 +16,7 @@ from gptc.errors import GptcError
 
 
 class Terminal:
-    """`gptc infer` in a terminal of its own."""
+    """`gptc infer` in a separate terminal."""
 
     def __init__(self, saved: Path, home: Path, *arguments: str) -> None:
         pty = pytest.importorskip("pty")
@@ -31,7 +31,7 @@ class Terminal:
         self.seen = ""
 
     def until(self, text: str, seconds: float = 30) -> str:
-        """Everything up to and with `text`, as it is shown next."""
+        """Waits for `text`, and returns all that was shown up to its end."""
         end = time.monotonic() + seconds
         while text not in self.seen:
             assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
@@ -54,7 +54,7 @@ class Terminal:
 def test_a_conversation(saved: Path, tmp_path: Path) -> None:
     terminal = Terminal(saved, tmp_path, "--max-tokens", "8")
     terminal.until("Ctrl-D ends.")
-    for typed in ("On\n", "\n", "\n"):  # an empty line goes on
+    for typed in ("On\n", "\n", "\n"):  # an empty line continues the text
         terminal.until(">>> ")
         terminal.type(typed)
         assert "8 tokens" in terminal.until("tokens/s")

@@ -13,8 +13,6 @@ from gptc import Model
 from gptc.generation.decoder import generate
 from gptc.tokenizer.base import Tokenizer
 
-# ---- many prompts ----
-
 
 def test_prompts_come_back_in_order_with_their_texts(
     infer: Callable[..., Any], writer: Model, tokenizer: Tokenizer, tmp_path: Path
@@ -101,9 +99,6 @@ def test_answers_can_be_asked_again(infer: Callable[..., Any], tmp_path: Path) -
     (tmp_path / "two").write_text(first.out)
     again = infer("--prompts", tmp_path / "two", "--max-tokens", 5, "--seed", 99)
     assert (again.code, again.out) == (0, first.out)
-
-
-# ---- what is printed ----
 
 
 def test_a_line_may_ask_for_log_probabilities(infer: Callable[..., Any], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ Gptc = Callable[..., Any]
 
 
 def test_train_infer_and_info_without_naming_anything(arguments: list[str], tmp_path: Path) -> None:
-    """What the README's first lines do, with a smaller model; standard output is for answers."""
+    """The first commands of the README, with a smaller model; standard output is for answers."""
     out = arguments.index("--out")
     del arguments[out : out + 2]
     process = spawn("train", *arguments, cwd=tmp_path)

@@ -34,7 +34,7 @@ def test_gguf_says_the_same(tmp_path: Path, bos: int | None) -> None:
 
 
 def test_gguf_where_nothing_is_said() -> None:
-    """llama.cpp: SentencePiece's sort begins with token 1, Llama 3's with its own, no other."""
+    """llama.cpp: SentencePiece begins with token 1, Llama 3 with its token, others with none."""
     values = vocabulary.to_gguf(llama_like(), len(PIECES))
     assert vocabulary.from_gguf(values, "it").bos is None
     for key in ("add_bos_token", "bos_token_id"):

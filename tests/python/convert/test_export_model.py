@@ -1,4 +1,4 @@
-"""Every format gives back the model that was exported, bit for bit where it can."""
+"""Every format gives back the model that was exported, bit for bit if the dtype allows it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ EXPORTS = [
 
 
 def rounded(source: ModelFile, dtype: str) -> dict[str, np.ndarray[Any, Any]]:
-    """The parameters as a file of this dtype should give them back."""
+    """The parameters, rounded to the dtype of a file."""
     out = {}
     for name, _, _ in source.config.parameters():
         values = source.read(name)

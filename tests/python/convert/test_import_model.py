@@ -20,9 +20,6 @@ from small_models import make_checkpoint
 Config = Callable[..., GPTConfig]
 
 
-# ---- Hugging Face folders in several files ----
-
-
 @pytest.mark.parametrize(("to", "dtype"), [("llm.c", "fp32"), ("llm.c", "bf16"), ("gguf", "bf16")])
 def test_importing_takes_little_more_than_its_largest_tensor(
     config: Config, tmp_path: Path, to: str, dtype: str
@@ -36,9 +33,6 @@ def test_importing_takes_little_more_than_its_largest_tensor(
     tracemalloc.stop()
     largest = 4 * 20_000 * 64
     assert peak < 1.2 * largest + 1_000_000
-
-
-# ---- the optimizer's state ----
 
 
 def test_moments_travel(config: Config, tmp_path: Path) -> None:

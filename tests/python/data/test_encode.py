@@ -14,8 +14,6 @@ from gptc.errors import GptcError
 from gptc.tokenizer.registry import make_tokenizer
 from vocabularies import needs_gpt2
 
-# ---- encoding in blocks ----
-
 
 @needs_gpt2
 @pytest.mark.parametrize(("block", "jobs"), [(64, 1), (64, 3), (1000, 2)])
@@ -64,9 +62,6 @@ def test_memory_does_not_grow_with_the_text(
         assert tracemalloc.get_traced_memory()[1] < 4e6
     finally:
         tracemalloc.stop()
-
-
-# ---- sources ----
 
 
 @pytest.mark.parametrize("block", [1, 2, 4 << 20])

@@ -20,7 +20,7 @@ from gptc.errors import GptcError, UsageError
 
 
 def positions(x: np.ndarray[Any, Any]) -> list[int]:
-    """Where sequences of a `counting` dataset of at most 251 tokens begin."""
+    """First positions of sequences of a `counting` dataset of at most 251 tokens."""
     return [int(row[0]) for row in x]
 
 
@@ -138,7 +138,7 @@ def test_no_thread_is_left_behind(tmp_path: Path) -> None:
     loader.close()
     assert not begun()
     loader.position = 0
-    np.testing.assert_array_equal(loader.next(), first)  # it may go on
+    np.testing.assert_array_equal(loader.next(), first)  # a closed loader can be used again
     (thread,) = begun()
     del loader
     thread.join(timeout=60)

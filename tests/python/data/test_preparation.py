@@ -14,8 +14,6 @@ from gptc.errors import GptcError, UsageError
 from gptc.tokenizer.native import CharTokenizer
 from gptc.tokenizer.registry import read_tokenizer
 
-# ---- sources ----
-
 
 def test_the_tokenizer_of_another_dataset_is_used(tmp_path: Path) -> None:
     CharTokenizer("abcé\n", "b").save(tmp_path)
@@ -44,9 +42,6 @@ def test_the_tokenizer_of_another_dataset_is_used(tmp_path: Path) -> None:
 def test_options_out_of_range_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         prepare([write_source(tmp_path, "text")], tmp_path / "out", **options)
-
-
-# ---- the folder ----
 
 
 def test_the_same_again_is_left_alone(tmp_path: Path) -> None:

@@ -20,8 +20,6 @@ from gptc.data import known, prepare
 from gptc.errors import GptcError, UsageError
 from gptc.files import download as downloads
 
-# ---- sources ----
-
 
 def test_sources_are_joined_in_order(tmp_path: Path) -> None:
     root = tmp_path / "root"

@@ -19,7 +19,7 @@ from gptc.errors import EngineError, GptcError
 
 @pytest.fixture
 def _reload() -> Iterator[None]:
-    """Lets a test open the library anew, and leaves the usual one behind."""
+    """Lets a test open the library again, and reopens the usual one afterwards."""
     library.load.cache_clear()
     yield
     library.load.cache_clear()
@@ -190,7 +190,7 @@ def test_what_is_loaded_from_the_wheel_is_then_found_by_name() -> None:
     assert out.stdout == "found\n"
 
 
-# ---- configurations ----
+# ---- declarations made in advance ----
 
 
 def test_a_parsed_header_serves_its_own_text_only(

@@ -22,14 +22,6 @@ from small_models import batch
 Config = Callable[..., GPTConfig]
 
 
-# ---- what is printed ----
-
-
-def test_a_session_that_does_not_fit(writer: Model) -> None:
-    with pytest.raises(EngineError, match=r"needs .* GB, .* GB more than are free; take fewer"):
-        writer.session(5_000_000)
-
-
 def test_weights_are_a_function_of_the_seed(config: Config) -> None:
     options = {"threads": 1, "max_batch": 1, "training": False}
     a, b, c = (Model.create(config(), seed=seed, **options) for seed in (1, 1, 2))
@@ -264,6 +256,11 @@ def test_wrong_options_are_refused(config: Config) -> None:
         Model.create(config(), seed=-1)
     with pytest.raises(UsageError, match="does not divide"):
         Model.create(config(n_head=3))
+
+
+def test_a_session_that_does_not_fit(writer: Model) -> None:
+    with pytest.raises(EngineError, match=r"needs .* GB, .* GB more than are free; take fewer"):
+        writer.session(5_000_000)
 
 
 def test_auto_falls_back_to_what_works(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A file that is not a model is named for what it is."""
+"""A file that is not a model is refused, and the message says which file to give instead."""
 
 from __future__ import annotations
 

@@ -24,11 +24,11 @@ from small_models import make_checkpoint, make_model
 Config = Callable[..., GPTConfig]
 
 
-# ---- models from elsewhere ----
+# ---- published models ----
 
 
 def published(folder: Path, config: GPTConfig, tensors: dict[str, Any], **changes: Any) -> Path:
-    """A folder such as others publish."""
+    """A folder as other programs publish it: config.json and weights."""
     folder.mkdir()
     data = {**hf.config_to_json(config), **changes}
     (folder / "config.json").write_text(json.dumps(data))
@@ -172,7 +172,7 @@ def test_weights_of_other_formats_say_what_is_read(config: Config, tmp_path: Pat
         Model.load(folder)
 
 
-# ---- Hugging Face folders in several files ----
+# ---- weights in several files ----
 
 
 def sharded(folder: Path, tensors: dict[str, Any], n_files: int = 3) -> None:
@@ -209,7 +209,7 @@ def test_weights_in_several_files(in_shards: Path, tmp_path: Path) -> None:
 
 
 def test_the_hubs_cache_links_files(in_shards: Path, tmp_path: Path) -> None:
-    """There, a snapshot's files are links into a folder of contents."""
+    """In the cache, the files of a snapshot are links into a folder of blobs."""
     repository = tmp_path / "models--a--b"
     (repository / "blobs").mkdir(parents=True)
     snapshot = repository / "snapshots" / "0123"

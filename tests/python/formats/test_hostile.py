@@ -74,7 +74,7 @@ def test_truncation_at_every_byte(targets: dict[str, Any], name: str) -> None:
         target.file.write_bytes(original)
 
 
-# ---- numbers that lie ----
+# ---- wrong numbers ----
 
 
 HOSTILE = [-1, 0, 2**31 - 1, -(2**31), 2**31, 2**63, 2**64 - 1]
@@ -318,7 +318,7 @@ def test_tokens_so_long_that_merging_them_takes_minutes(tmp_path: Path) -> None:
     assert time.perf_counter() - begin < 5
 
 
-# ---- what is no file ----
+# ---- other than regular files ----
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])

@@ -21,9 +21,6 @@ Config = Callable[..., GPTConfig]
 RNG = np.random.default_rng(5)
 
 
-# ---- numbers ----
-
-
 def test_checksums_of_any_length() -> None:
     def plain(data: bytes) -> int:
         crc = 0xFFFFFFFF
@@ -37,9 +34,6 @@ def test_checksums_of_any_length() -> None:
     for n in (0, 1, 4096 * 17 - 1, 4096 * 17, 4096 * 19 + 7):
         data = RNG.integers(0, 256, n).astype(np.uint8)
         assert crc32c(data) == plain(data.tobytes()), n
-
-
-# ---- OpenAI's folders ----
 
 
 def test_openai_folders(config: Config, tmp_path: Path) -> None:

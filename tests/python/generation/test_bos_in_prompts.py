@@ -92,7 +92,7 @@ def test_a_conversation_goes_on_without_a_second_one(taught: Path) -> None:
 def test_where_another_text_begins_this_one_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As llama2.c's run does: its models see no other end."""
+    """As llama2.c's run does: its models are trained with no other end."""
     tokenizer = begun(ByteTokenizer(), 1)
     with varied(make_config("byte")) as model:
         Script(monkeypatch, b"yes\x01no", 2)  # after the prompt: it and "a"
@@ -105,7 +105,7 @@ def test_where_another_text_begins_this_one_ends(
 
 
 def test_a_beam_ends_there_too() -> None:
-    """As it does at the end-of-text token."""
+    """A beam ends at this token as it does at the end-of-text token."""
     tokenizer = ByteTokenizer()
     with varied(make_config("byte")) as model:
         request = make_request(model, tokenizer, [1, 97], max_tokens=8, stop=(), num_samples=3)
@@ -123,7 +123,7 @@ def test_a_beam_ends_there_too() -> None:
 
 @pytest.mark.parametrize(("n_ctx", "draft"), [(48, False), (48, True), (5, False), (3, False)])
 def test_a_context_that_shifts_keeps_it_first(n_ctx: int, draft: bool) -> None:
-    """In the place of the half's oldest token, unless that is all there is room for."""
+    """It replaces the oldest token of the half, unless there is room for one token only."""
     tokenizer = begun(llama_like())
     n = 110
     config = make_config("llama", vocab_size=tokenizer.vocab_size, block_size=n_ctx)

@@ -146,7 +146,7 @@ def test_a_shifted_context_goes_on_from_its_newer_half(writer: Model, tokenizer:
     assert begin > block
 
 
-# ---- beams ----
+# ---- decoders and requests ----
 
 
 def test_a_decoder_can_run_again(writer: Model, tokenizer: Tokenizer) -> None:
@@ -179,9 +179,6 @@ def test_prompts_may_be_tokens_and_bytes(writer: Model, tokenizer: Tokenizer) ->
     assert make_request(writer, tokenizer, "a\udcff").prompt == [97, 255]
     with pytest.raises(GptcError, match=r"character 1 .* U\+D800"):
         make_request(writer, tokenizer, "a\ud800")
-
-
-# ---- sessions ----
 
 
 def test_wrong_arguments_are_named(writer: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:

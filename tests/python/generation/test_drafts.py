@@ -28,11 +28,8 @@ def writer(config: Config, request: pytest.FixtureRequest) -> Iterator[Model]:
         yield model
 
 
-# ---- drafts ----
-
-
 class Tally:
-    """A draft that says given tokens, right or wrong."""
+    """A draft of given tokens, every `wrong_every`-th of which is wrong."""
 
     def __init__(self, text: list[int], wrong_every: int) -> None:
         self.text, self.wrong_every = text, wrong_every
@@ -90,9 +87,6 @@ def test_a_draft_of_other_tokens_is_refused(writer: Model, tokenizer: Tokenizer)
     with pytest.raises(UsageError, match="another tokenizer"):
         check_draft(writer, tokenizer, writer, other)
     check_draft(writer, tokenizer, writer, make_tokenizer("bytes"))
-
-
-# ---- beams ----
 
 
 def test_a_draft_that_was_interrupted_goes_on(

@@ -1,4 +1,4 @@
-"""The same call writes the same text, and a text ends where it should."""
+"""The same call writes the same text, and the context, stop strings and end-of-text end it."""
 
 from __future__ import annotations
 

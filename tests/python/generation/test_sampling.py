@@ -16,8 +16,6 @@ from gptc.generation.sampling import Sampling, StopFilter, sample_token, token_l
 from gptc.tokenizer.base import Tokenizer
 from small_models import softmax
 
-# ---- drawing ----
-
 
 def test_a_draw_among_some_is_as_if_the_others_were_banned() -> None:
     rng = np.random.default_rng(5)
@@ -115,7 +113,7 @@ def test_senseless_options_are_refused(
         generate(writer, tokenizer, "a", **options)
 
 
-# ---- where a text ends ----
+# ---- stop strings ----
 
 
 def test_the_stop_filter_against_a_search_of_the_whole() -> None:
@@ -141,7 +139,7 @@ def test_the_stop_filter_against_a_search_of_the_whole() -> None:
             assert any(text.startswith(out + word) for word in stop)
 
 
-# ---- penalties and biases ----
+# ---- penalties and log-probabilities ----
 
 
 def test_penalties_look_back_as_far_as_they_are_told() -> None:
@@ -151,9 +149,6 @@ def test_penalties_look_back_as_far_as_they_are_told() -> None:
     assert sample_token(logits, greedy, 0, 8, [3, 0, 0]) == 3
     assert sample_token(logits, greedy, 0, 8, [0, 3, 0]) == 5
     assert sample_token(logits, replace(greedy, penalty_last_n=0), 0, 8, [3, 0, 0]) == 5
-
-
-# ---- sessions ----
 
 
 def test_logprobs_of_a_token_beside_padding() -> None:

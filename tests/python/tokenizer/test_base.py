@@ -13,8 +13,6 @@ from gptc.tokenizer.base import StreamDecoder
 from gptc.tokenizer.native import ByteTokenizer
 from gptc.tokenizer.utf8 import character_cut
 
-# ---- cutting ----
-
 
 def test_a_character_is_never_cut() -> None:
     data = "aé東😀".encode()
@@ -22,9 +20,6 @@ def test_a_character_is_never_cut() -> None:
         *(0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10)
     ]
     assert character_cut(b"\x80" * 9) == 9  # no UTF-8: for the decoder to refuse
-
-
-# ---- streaming ----
 
 
 def test_stream_decoder_equals_decode() -> None:

@@ -53,7 +53,7 @@ def test_tokens_are_taken_as_they_are() -> None:
 
 
 def test_a_prompt_of_no_tokens_is_none() -> None:
-    """SentencePiece's own space before a text is all that is left of this one."""
+    """SentencePiece adds a space before a text, and this text is nothing else."""
     tokenizer = llama_like()
     with varied(make_config("llama", vocab_size=tokenizer.vocab_size)) as model:
         assert make_request(model, tokenizer, " ").prompt == [2]
@@ -174,7 +174,7 @@ def test_a_checkpoint_in_hugging_faces_terms(tmp_path: Path) -> None:
 
 
 def test_a_template_is_taken_out_where_a_model_was_not_taught_so(tmp_path: Path) -> None:
-    """With the tokenizer of another, whose file adds a token."""
+    """The tokenizer comes from another model, whose file adds a token."""
     theirs = make_tokenizer(str(published(tmp_path / "theirs", llama_like())))
     assert theirs.bos == 1
     definition = theirs.mapping()["definition"]

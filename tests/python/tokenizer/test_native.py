@@ -162,7 +162,7 @@ def test_gpt2_vocabulary_is_kept_once_downloaded(
     assert make_tokenizer("gpt2").encode("hi").tolist() == [5303]
 
 
-# ---- cutting ----
+# ---- cuts ----
 
 
 @needs_gpt2
@@ -197,7 +197,7 @@ def test_char_and_byte_cuts_change_no_token() -> None:
     assert assert_cut_is_exact(ByteTokenizer(), data) == len(data)
 
 
-# ---- a byte-pair encoding of one's own ----
+# ---- bpe ----
 
 
 TEXT = "the cat and the hat sat on the mat. " * 20 + "<|endoftext|>" + "Ünïcödé, the end.\n"
@@ -226,7 +226,7 @@ def test_bpe_expresses_any_text_and_never_merges_across_documents(bpe: BpeTokeni
 
 
 def test_bpe_learns_from_text_without_spaces() -> None:
-    """It took minutes: now nothing that it learns from is longer than what a token may hold."""
+    """It took minutes once: words are now cut at the longest token before training."""
     dna = "".join(random.Random(1).choices("ACGT", k=100_000)).encode()
     learned = make_tokenizer("bpe:400", [dna])
     assert learned.vocab_size == 400

@@ -30,7 +30,7 @@ PROMPTS = ["the cat sat", "Once upon a time, there was", "naïve 東京 😀\n\n
 
 
 def by_transformers(folder: Path, prompt: str, n: int) -> tuple[list[int], list[int]]:
-    """The ids of a prompt, and those that are likeliest to follow, one by one."""
+    """The ids of a prompt, and the greedy continuation of `n` ids."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -90,7 +90,7 @@ def test_the_ids_and_the_greedy_text_are_transformers(
 @pytest.mark.parity
 @needs_transformers
 def test_llama_3s_sort(tmp_path: Path) -> None:
-    """Byte-level, with a token of its own at the beginning, behind another processor."""
+    """Byte-level, with a special token at the beginning, after another processor."""
     from transformers import AutoTokenizer
 
     folder = tmp_path / "llama3"

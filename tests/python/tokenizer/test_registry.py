@@ -13,8 +13,6 @@ from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.native import ByteTokenizer, CharTokenizer, Gpt2Tokenizer
 from gptc.tokenizer.registry import bpe_size, make_tokenizer, read_tokenizer
 
-# ---- files ----
-
 
 @pytest.mark.parametrize(
     "tokenizer",
@@ -71,9 +69,6 @@ def test_a_missing_or_truncated_file_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_kind_lists_the_kinds() -> None:
     with pytest.raises(UsageError, match="bytes, char, gpt2"):
         make_tokenizer("words")
-
-
-# ---- a byte-pair encoding of one's own ----
 
 
 @pytest.mark.parametrize("name", ["bpe:257", "bpe:x", "bpe:", "bpe:-3", "bpe:99999999", "bpe:2M"])

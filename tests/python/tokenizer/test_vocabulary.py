@@ -70,7 +70,7 @@ def test_a_tokenizer_json_of_llama_2s_sort_goes_through_gguf() -> None:
 
 
 def test_a_tokenizer_that_sets_digits_apart_goes_through_gguf() -> None:
-    """As SmolLM's: every digit alone, then GPT-2's pattern in what is left between them."""
+    """As SmolLM's: every digit alone, then GPT-2's pattern between the digits."""
     tokenizers = pytest.importorskip("tokenizers")
     steps = tokenizers.pre_tokenizers
     theirs = tokenizers.Tokenizer(tokenizers.models.BPE())

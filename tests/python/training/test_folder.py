@@ -1,4 +1,4 @@
-"""A run writes into a folder that is its alone, and a full disk loses no checkpoint."""
+"""A run owns its folder, and a full disk loses no checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from runs import metrics
 Options = dict[str, Any]
 
 
-# ---- ending early ----
+# ---- full disks and locks ----
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(
@@ -77,7 +77,7 @@ def test_two_processes_cannot_train_into_one_folder(options: Options) -> None:
             train({"steps": 10}, resume=options["out"])
 
 
-# ---- options ----
+# ---- what a folder may hold ----
 
 
 def test_nothing_is_left_behind_by_options_that_fail(options: Options) -> None:

@@ -23,9 +23,6 @@ from runs import content, metrics, reproducible
 Options = dict[str, Any]
 
 
-# ---- a run ----
-
-
 def test_a_damaged_checkpoint_is_skipped_and_said_once(
     options: Options, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -70,7 +67,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
 
 def test_a_crash_loses_only_what_followed_the_checkpoint(options: Options, tmp_path: Path) -> None:
-    """The process dies at step 7: the lines after step 4 are written again, the same."""
+    """The process dies at step 7: resuming writes the same lines after step 4 again."""
     train(options)
     expected = reproducible(metrics(options["out"]))
 
@@ -139,7 +136,7 @@ def test_what_cannot_change_on_resume(options: Options, tmp_path: Path) -> None:
         spelled = name.replace("_", "-")
         with pytest.raises(UsageError, match=f"--{spelled} cannot change on --resume"):
             train({name: value}, resume=out)
-    train({"n_layer": 2, "out": str(out)}, resume=out)  # the same value is no change
+    train({"n_layer": 2, "out": str(out)}, resume=out)  # the same value changes nothing
     with pytest.raises(UsageError, match="--out cannot be given"):
         train({"out": str(tmp_path / "other")}, resume=out)
     with pytest.raises(UsageError, match="is not the newest checkpoint of its run, ckpt-000008 is"):
@@ -181,9 +178,6 @@ def test_resuming_from_elsewhere(
     monkeypatch.chdir(tmp_path / "sub")
     again = train({"steps": 10}, resume="../runs/tiny-fable")
     assert (again.step, again.out) == (10, "../runs/tiny-fable")
-
-
-# ---- limits and schedules ----
 
 
 def test_a_run_of_minutes_that_is_interrupted_goes_on_by_the_step(

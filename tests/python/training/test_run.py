@@ -106,7 +106,7 @@ def test_a_run_that_is_too_long_is_noted(
     assert "note" not in capsys.readouterr().err
 
 
-# ---- ending early ----
+# ---- divergence ----
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -131,7 +131,7 @@ def test_divergence_before_any_checkpoint(options: Options) -> None:
         train(options, on_step=poison)
 
 
-# ---- limits and schedules ----
+# ---- limits ----
 
 
 def test_the_first_limit_ends_the_run(options: Options) -> None:
@@ -163,7 +163,7 @@ def test_minutes_bound_the_time(options: Options) -> None:
 def test_a_run_of_minutes_ends_as_any_other(
     options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Though the machine turns out to be far slower than it was when the steps were estimated."""
+    """Also on a machine that is far slower than the estimate of the steps assumed."""
     del options["steps"]
     monkeypatch.setattr("gptc.training.run.Run._time_step", lambda run: 1e-5)
 
@@ -181,9 +181,6 @@ def test_a_run_of_minutes_ends_as_any_other(
     assert lines[-1]["lr"] == pytest.approx(new_options({}).lr / 10, rel=0.1)
     assert read_toml(Path(options["out"]) / "config.toml")["steps"] == summary.step
     assert train({}, resume=options["out"]).step == summary.step
-
-
-# ---- fine-tuning ----
 
 
 def test_a_validation_split_that_is_too_small(options: Options, tmp_path: Path) -> None:

@@ -19,13 +19,10 @@ from runs import content, metrics, reproducible
 Options = dict[str, Any]
 
 
-# ---- a run ----
-
-
 def test_an_interrupted_step_is_dropped_and_done_again(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step of many micro-batches takes minutes: its end is not waited for."""
+    """A step of many micro-batches takes minutes: the run does not wait for its end."""
     whole = {**options, "grad_accum": 3, "dropout": 0.2, "out": str(tmp_path / "whole")}
     parts = {**whole, "out": str(tmp_path / "parts")}
     train(whole)
@@ -53,9 +50,6 @@ def test_an_interrupted_step_is_dropped_and_done_again(
     last = "ckpt-000008"
     assert content(tmp_path / "whole" / last) == content(tmp_path / "parts" / last)
     assert reproducible(metrics(parts["out"])) == reproducible(metrics(whole["out"]))
-
-
-# ---- ending early ----
 
 
 def test_sigterm_saves(options: Options) -> None:

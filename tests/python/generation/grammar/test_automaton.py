@@ -8,8 +8,6 @@ from gptc.errors import DeadEnd, UsageError
 from gptc.generation.grammar.parser import parse_grammar, parse_regex
 from machines import after, matches
 
-# ---- grammars ----
-
 
 def test_thousands_of_rules() -> None:
     rules = [f'r{i} ::= "{i % 10}" r{i + 1}' for i in range(5000)]
@@ -39,9 +37,6 @@ def test_too_many_ways_are_refused() -> None:
         parse_grammar("root ::= r0\n" + "\n".join(rules) + '\nr20 ::= "a"')
 
 
-# ---- which tokens are allowed ----
-
-
 def test_equal_stacks_are_one_object_and_go_with_the_last_text() -> None:
     machine = parse_grammar('root ::= "(" root ")" | "x"')
     before = len(machine._stacks)
@@ -50,9 +45,6 @@ def test_equal_stacks_are_one_object_and_go_with_the_last_text() -> None:
     assert len(machine._stacks) > before
     del one, two
     assert len(machine._stacks) == before
-
-
-# ---- texts ----
 
 
 def test_a_byte_that_is_missing_is_named() -> None:

@@ -21,7 +21,7 @@ from machines import JSON_GRAMMAR
 
 @pytest.fixture(scope="module")
 def tokenizers(text_file: Path) -> dict[str, Tokenizer]:
-    """Of every sort that needs no download, and of GPT-2 where its vocabulary is kept."""
+    """One of every kind that needs no download."""
     special = {"<|endoftext|>": 300, "<|other|>": 303}
     ranked = [bytes([i]) for i in range(256)] + [b"ab", b"\xc3\xa9", b"\xa9a", b'{"', b'": ', b'"}']
     found: dict[str, Tokenizer] = {
