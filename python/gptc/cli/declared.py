@@ -64,7 +64,7 @@ def _type(declaration: Declared) -> Any:
     if declaration.choices:
         return click.Choice(declaration.choices)
     if declaration.kind is int:
-        return SizeParam(min=1 if declaration.range.above == 0 else 0)
+        return SizeParam(min=int(declaration.range.least or 0))
     return declaration.kind
 
 

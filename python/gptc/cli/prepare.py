@@ -146,8 +146,7 @@ def prepare_command(
     last finished shard. Sizes take suffixes: 64K, 2M, 1G.
     """
     from gptc.checkpoint.find import tokenizer_name
-    from gptc.data.preparation import prepare
-    from gptc.data.preparation import WORK_FOLDER
+    from gptc.data.preparation import WORK_FOLDER, prepare
     from gptc.tokenizer.registry import bpe_size, check_bpe_size
 
     explicit = click.core.ParameterSource.COMMANDLINE

@@ -74,8 +74,8 @@ class Sampling:
 class TextOptions:
     """How many texts are written, how long they are, and what they must match."""
 
-    max_tokens: int = option(256, "Most tokens to write.", above=0)
-    num_samples: int = option(1, "Number of samples.", above=0)
+    max_tokens: int = option(256, "Most tokens to write.", least=1)
+    num_samples: int = option(1, "Number of samples.", least=1)
     stop: tuple[str, ...] = option(
         DEFAULT_STOP, "Text that ends a sample. May be repeated.", metavar="TEXT"
     )

@@ -60,10 +60,10 @@ class TrainOptions(DeviceOptions):
     )
 
     steps: int | None = option(
-        None, "Optimizer steps in all.", section=_LONG, above=0, shown="by preset"
+        None, "Optimizer steps in all.", section=_LONG, least=1, shown="by preset"
     )
     tokens: int | None = option(
-        None, "Training tokens in all, such as 10M.", section=_LONG, above=0
+        None, "Training tokens in all, such as 10M.", section=_LONG, least=1
     )
     epochs: float | None = option(None, "Passes over the training split.", section=_LONG, above=0)
     minutes: float | None = option(
@@ -71,17 +71,17 @@ class TrainOptions(DeviceOptions):
     )
 
     batch_size: int = option(
-        8, "Sequences in a micro-batch.", section=_STEP, above=0, shown="by preset"
+        8, "Sequences in a micro-batch.", section=_STEP, least=1, shown="by preset"
     )
     seq_len: int = option(
         256,
         "Tokens in a sequence; also the context of a new model.",
         section=_STEP,
-        above=0,
+        least=1,
         shown="by preset",
     )
     grad_accum: int = option(
-        1, "Micro-batches in a step.", section=_STEP, above=0, shown="by preset"
+        1, "Micro-batches in a step.", section=_STEP, least=1, shown="by preset"
     )
     lr: float = option(6e-4, "Peak learning rate.", section=_STEP, above=0, shown="by preset")
     min_lr: float | None = option(
@@ -120,7 +120,7 @@ class TrainOptions(DeviceOptions):
     optimizer: str = option("adamw", "Optimizer.", section=_STEP, choices=OPTIMIZERS)
 
     eval_every: int = option(
-        250, "Steps between evaluations.", section=_SAVE, above=0, shown="by preset"
+        250, "Steps between evaluations.", section=_SAVE, least=1, shown="by preset"
     )
     eval_batches: int = option(
         20,
@@ -133,19 +133,19 @@ class TrainOptions(DeviceOptions):
         0, "Steps between samples; 0 = only at the end.", section=_SAVE, least=0
     )
     save_every: int | None = option(
-        None, "Steps between checkpoints.", section=_SAVE, above=0, shown="as --eval-every"
+        None, "Steps between checkpoints.", section=_SAVE, least=1, shown="as --eval-every"
     )
     keep_last: int = option(2, "Number of checkpoints to keep; 0 = all.", section=_SAVE, least=0)
 
-    n_layer: int | None = option(None, "Number of layers.", section=_SHAPE, above=0)
+    n_layer: int | None = option(None, "Number of layers.", section=_SHAPE, least=1)
     n_head: int | None = option(
-        None, "Number of attention heads; divides --n-embd.", section=_SHAPE, above=0
+        None, "Number of attention heads; divides --n-embd.", section=_SHAPE, least=1
     )
     n_kv_head: int | None = option(
-        None, "Number of key and value heads; divides --n-head.", section=_SHAPE, above=0
+        None, "Number of key and value heads; divides --n-head.", section=_SHAPE, least=1
     )
-    n_embd: int | None = option(None, "Width.", section=_SHAPE, above=0)
-    n_ff: int | None = option(None, "Width of the feed-forward layer.", section=_SHAPE, above=0)
+    n_embd: int | None = option(None, "Width.", section=_SHAPE, least=1)
+    n_ff: int | None = option(None, "Width of the feed-forward layer.", section=_SHAPE, least=1)
     bias: bool | None = option(
         None, "Biases in linear layers and LayerNorms.", section=_SHAPE, shown="by preset"
     )
