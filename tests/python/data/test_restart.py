@@ -177,7 +177,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(
 def spawn(source: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "gptc", "prepare", str(source), "--out", str(out)]
     return subprocess.Popen(
-        [*command, "--shard-tokens", "20K", "--jobs", "2", "--train-bpe", "300"],
+        [*command, "--shard-tokens", "20K", "--jobs", "2", "--tokenizer", "bpe:300"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
