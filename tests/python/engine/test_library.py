@@ -183,7 +183,7 @@ def test_what_is_loaded_from_the_wheel_is_then_found_by_name() -> None:
         pytest.skip("needs nvidia-cublas: pip install nvidia-cublas")
     name = f"libcublasLt.so.{runtime.partition('.')[0]}"
     code = (
-        "import ctypes; from gptc import library; "
+        "import ctypes; from gptc.engine import library; "
         f"assert library.load_cublas({runtime!r}); ctypes.CDLL({name!r}); print('found')"
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
