@@ -50,7 +50,7 @@ from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
 class Checkpoint(ModelFile):
     """A checkpoint folder that has been found: its sizes are right, its weights not read yet."""
 
-    format = "hf"
+    format = hf.NAME
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -20,6 +20,7 @@ from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats import hf, layout
 from gptc.formats.binary import UINT32, UINT64, Binary
+from gptc.formats.format import Export, Format, Output
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import Entry, ModelFile, TensorTable, checked
 from gptc.formats.numbers import BF16, F16, F32, F64, Q4_0, Q8_0, Codec
@@ -399,21 +400,33 @@ def _divisors(
 # ---- writing ----
 
 
+def write(export: Export) -> list[Output]:
+    """One file; without a tokenizer, and with a note, when llama.cpp has none like it."""
+    tokenizer = export.tokenizer
+    if tokenizer is not None:
+        try:
+            vocabulary.to_gguf(tokenizer, export.model.config.vocab_size)
+        except GptcError as error:
+            export.notes.append(f"without a tokenizer: {error}")
+            tokenizer = None
+    return [Output(export.path, model_chunks(export.model, tokenizer, export.dtype))]
+
+
 def model_chunks(
-    source: ModelFile, tokenizer: Tokenizer | None, dtype: str = "fp32"
+    model: ModelFile, tokenizer: Tokenizer | None, dtype: str = "fp32"
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a GGUF file. GptcError for a model or tokenizer that llama.cpp has not.
 
     As there, vectors and positions stay float32, and so do matrices whose rows are no whole blocks.
     """
-    config, family = source.config, hf.model_type(source.config)
+    config, family = model.config, hf.model_type(model.config)
     if family not in _NAMINGS:
         raise GptcError(
             f"llama.cpp computes no model of the {config.family} family without "
             "biases or learned norms; export it with --to hf"
         )
     wanted = CODECS[dtype]
-    values = _metadata(source, family, wanted)
+    values = _metadata(model, family, wanted)
     if tokenizer is None:
         values["tokenizer.ggml.model"] = "no_vocab"
     else:
@@ -437,7 +450,7 @@ def model_chunks(
         if part.name == _FREQUENCIES:
             yield codec.encode(_divisors(config.rope_theta, config.head_size, **_llama3(config)))
         else:
-            yield codec.encode(layout.export_tensor(part, source.read(part.ours)))
+            yield codec.encode(layout.export_tensor(part, model.read(part.ours)))
         yield bytes(-codec.n_bytes(part.shape) % ALIGNMENT)
 
 
@@ -451,11 +464,11 @@ def _codec_for(part: Part, wanted: Codec) -> Codec:
     return F32 if vector or not wanted.fits(part.shape) else wanted
 
 
-def _metadata(source: ModelFile, family: str, codec: Codec) -> dict[str, Any]:
-    config = source.config
+def _metadata(model: ModelFile, family: str, codec: Codec) -> dict[str, Any]:
+    config = model.config
     values: dict[str, Any] = {
         "general.architecture": family,
-        "general.name": source.path.name,
+        "general.name": model.path.name,
         "general.file_type": _FILE_TYPE[codec],
         "general.alignment": ALIGNMENT,
         "general.quantization_version": 2,
@@ -506,3 +519,13 @@ def _typed(value: Any) -> tuple[int, bytes]:
     if isinstance(value, float):
         return 6, struct.pack("<f", value)
     return _STRING, _string(value)
+
+
+FORMAT = Format(
+    GgufModel.format,
+    "GGUF",
+    detect=lambda path, begin: begin.startswith(MAGIC),
+    open=GgufModel,
+    write=write,
+    dtypes=tuple(CODECS),
+)

@@ -18,8 +18,10 @@ from gptc.formats import layout
 from gptc.formats.layout import Naming, Part, Placement, Tensors
 from gptc.formats.layout import export_tensor as export_tensor
 from gptc.formats.model_file import checked
-from gptc.formats.numbers import F32, Codec
+from gptc.formats.numbers import BF16, F16, F32, Codec
 
+NAME = "hf"
+CODECS: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16}
 _TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 # Raised when a reader of an older gptc would misunderstand a "gptc" config.json.

@@ -15,9 +15,10 @@ import numpy as np
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 from gptc.formats import layout
 from gptc.formats.binary import INT32, UINT32, Binary
+from gptc.formats.format import Export, Format, Output
 from gptc.formats.layout import Naming, Part
 from gptc.formats.model_file import ModelFile, TensorTable, check_size, checked, elsewhere, laid_out
 from gptc.formats.numbers import F32, Codec, Int8Groups
@@ -103,10 +104,12 @@ class Llama2cModel(ModelFile):
         return super().tokenizer()
 
 
-def looks_like(file: Binary) -> bool:
-    """Whether a file without a magic number can be version 0: it has just the promised size."""
-    file.at = 0
+def detect(path: Path, begin: bytes) -> bool:
+    """By the magic number; a file of version 0, which has none, by the size that it promises."""
+    if begin.startswith(MAGIC.to_bytes(4, "little")):
+        return True
     try:
+        file = Binary(path)
         config = _config(file, file.numbers(INT32, 7, "the sizes"), None)
         return laid_out(_slots(config, 0, 0), 28)[1] == file.size
     except GptcError:
@@ -183,9 +186,28 @@ def _slots(
 # ---- writing ----
 
 
-def model_chunks(source: ModelFile, version: int = 1) -> Iterator[bytes | memoryview]:
-    """The bytes of a model file. GptcError for a model that is no Llama as llama2.c computes it."""
-    config = source.config
+def write(export: Export) -> list[Output]:
+    """The model, and its tokenizer in a file next to it."""
+    version, tokenizer = export.version, export.tokenizer
+    if version is None:
+        version = 2 if export.dtype == "int8" else 0
+    if (version == 2) != (export.dtype == "int8"):
+        raise UsageError(f"llama2.c's version {version} does not hold {export.dtype}")
+    files = [Output(export.path, model_chunks(export.model, version))]
+    if tokenizer is not None:
+        content = b"".join(tokenizer_chunks(tokenizer, export.model.config.vocab_size))
+        files.append(Output(export.companion("tokenizer"), [content]))
+        if tokenizer.bos != BOS:
+            export.notes.append(
+                f"llama2.c's programs begin every text with token {BOS}, which this model was not "
+                "taught"
+            )
+    return files
+
+
+def model_chunks(model: ModelFile, version: int = 1) -> Iterator[bytes | memoryview]:
+    """The bytes of a model file. GptcError for a model that llama2.c cannot compute."""
+    config = model.config
     refusal = why_not(config)
     if refusal:
         raise GptcError(
@@ -215,7 +237,7 @@ def model_chunks(source: ModelFile, version: int = 1) -> Iterator[bytes | memory
             yield F32.encode(_rotations(config)[_TABLES.index(name)])
         else:
             part = by_name[name]
-            yield codec.encode(layout.export_tensor(part, source.read(part.ours)))
+            yield codec.encode(layout.export_tensor(part, model.read(part.ours)))
 
 
 def why_not(config: GPTConfig) -> str | None:
@@ -272,3 +294,14 @@ def tokenizer_chunks(tokenizer: Tokenizer, vocab_size: int) -> Iterator[bytes]:
     yield struct.pack("<i", max(map(len, pieces)))
     for piece, score in zip(pieces, scores, strict=True):
         yield struct.pack("<fi", score, len(piece)) + piece
+
+
+FORMAT = Format(
+    Llama2cModel.format,
+    "llama2.c",
+    detect=detect,
+    open=Llama2cModel,
+    write=write,
+    dtypes=("fp32", "int8"),
+    options=("version",),
+)

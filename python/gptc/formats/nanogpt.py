@@ -16,6 +16,7 @@ import numpy as np
 from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
 from gptc.formats import hf, layout
+from gptc.formats.format import Format
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, checked
 from gptc.tokenizer import vocabulary
@@ -113,3 +114,12 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict):
         raise GptcError(f"{path} holds no dictionary: it is no checkpoint of nanoGPT")
     return saved
+
+
+FORMAT = Format(
+    NanogptModel.format,
+    "nanoGPT's ckpt.pt",
+    # A zip archive, or the pickle that PyTorch wrote before 1.6.
+    detect=lambda path, begin: begin.startswith((b"PK\x03\x04", b"\x80\x02")),
+    open=NanogptModel,
+)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from gptc.errors import GptcError
 from gptc.formats import layout
 from gptc.formats.binary import Binary, is_plain_name, read_json
+from gptc.formats.format import Format
 from gptc.formats.layout import Naming, Part
 from gptc.formats.model_file import Entry, ModelFile, TensorTable, checked
 from gptc.formats.numbers import BF16, F16, F32, F64, Codec
@@ -382,3 +383,11 @@ def _mask(crc: int) -> int:
 def _unmask(masked: int) -> int:
     rotated = masked - 0xA282EAD8 & 0xFFFFFFFF
     return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
+
+
+FORMAT = Format(
+    OpenaiModel.format,
+    "an OpenAI GPT-2 folder",
+    detect=lambda path, begin: (path / HPARAMS).is_file(),
+    open=OpenaiModel,
+)
