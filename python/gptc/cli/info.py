@@ -118,9 +118,9 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     return described
 
 
-def _describe_model(source: ModelFile) -> dict[str, Any]:
+def _describe_model(model: ModelFile) -> dict[str, Any]:
     """What is known of a model in any format."""
-    config, path = source.config, source.path
+    config, path = model.config, model.path
     parts: dict[str, int] = {}
     for name, shape, _ in config.parameters():
         size = 1
@@ -132,12 +132,12 @@ def _describe_model(source: ModelFile) -> dict[str, Any]:
     return {
         "path": str(path),
         "family": config.family,
-        "format": source.format,
+        "format": model.format,
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
         "config": config.to_dict(),
-        "tokenizer": _tokenizer(source),
-        "notes": list(source.notes),
+        "tokenizer": _tokenizer(model),
+        "notes": list(model.notes),
         "files": {f.name: f.stat().st_size for f in files if f.is_file()},
     }
 
@@ -150,9 +150,9 @@ def _part(name: str) -> str:
     return names.get(name.split(".")[0], "norms")
 
 
-def _tokenizer(source: ModelFile) -> str | None:
+def _tokenizer(model: ModelFile) -> str | None:
     try:
-        tokenizer = source.tokenizer()
+        tokenizer = model.tokenizer()
     except GptcError:
         return None
     begin = "" if tokenizer.bos is None else f", {tokenizer.decode([tokenizer.bos])} before a text"
