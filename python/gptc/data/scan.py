@@ -112,7 +112,7 @@ def scan_text(
                 at = given.unknown(characters)
                 if at is not None:
                     offset = begin + len(characters[:at].encode()) - file_begin
-                    name = text.parts[i].name
+                    name = text.files[i].name
                     raise GptcError(f"{name}: byte {offset}: {given.refusal(characters[at])}")
         n_done += len(block)
         report("reading", n_done, text.n_bytes_known)
