@@ -27,10 +27,10 @@ from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
 from gptc.files.whole import whole_folder, write_chunks
 from gptc.formats import hf
+from gptc.formats.hf_tokenizer import hf_files
 from gptc.formats.model_file import ModelFile
 from gptc.formats.numbers import F32, Codec
 from gptc.formats.safetensors import tensor_chunks
-from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
 
 
@@ -92,7 +92,7 @@ def size_of(config: GPTConfig, training: bool) -> int:
 
 def _hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     try:
-        return vocabulary.hf_files(tokenizer, block_size)
+        return hf_files(tokenizer, block_size)
     except GptcError as error:
         logger.warning("warning: without a tokenizer.json: %s", error)
         return {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,9 @@ from gptc.formats.layout import Naming, Part
 from gptc.formats.model_file import ModelFile, TensorTable, check_size, checked, elsewhere, laid_out
 from gptc.formats.numbers import F32, Codec, Int8Groups
 from gptc.tokenizer import vocabulary
-from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
+from gptc.tokenizer.native import CharTokenizer
+from gptc.tokenizer.scored import SPACE, Scored, type_of
 
 MAGIC = 0x616B3432
 VERSIONS = (0, 1, 2)
@@ -34,6 +36,9 @@ _SIZES = ["dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size"
 _NORM_EPS = 1e-5
 _THETA = 10000.0
 BOS = 1  # what its programs begin every text with
+# The piece of tokens that the model has and its tokenizer lacks: its programs refuse a piece of no
+# bytes, and print nothing for this one.
+_PADDING = b"\0"
 
 _NAMING = Naming(
     {
@@ -283,17 +288,48 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
         file.within(f"length of token {i}", length, 0, max(longest, 0), at + 4)
         pieces.append(bytes(file.take(length, f"token {i}")))
     file.end()
-    return vocabulary.from_llama2c(pieces, scores, str(path))
+    return _from_scored_pieces(pieces, scores, str(path))
 
 
 def tokenizer_chunks(tokenizer: Tokenizer, vocab_size: int) -> Iterator[bytes]:
     """The bytes of a tokenizer.bin for a model of this vocabulary."""
-    pieces, scores = vocabulary.to_llama2c(tokenizer)
-    pieces += [vocabulary.LLAMA2C_PADDING] * (vocab_size - len(pieces))
+    pieces, scores = _scored_pieces(tokenizer)
+    pieces += [_PADDING] * (vocab_size - len(pieces))
     scores += [0.0] * (vocab_size - len(scores))
     yield struct.pack("<i", max(map(len, pieces)))
     for piece, score in zip(pieces, scores, strict=True):
         yield struct.pack("<fi", score, len(piece)) + piece
+
+
+def _from_scored_pieces(pieces: list[bytes], scores: Sequence[float], where: str) -> Tokenizer:
+    """The tokenizer that a tokenizer.bin was made from."""
+    n = len(pieces)
+    while n and (not pieces[n - 1] or (pieces[n - 1] == _PADDING and not scores[n - 1])):
+        n -= 1
+    pieces, scores = pieces[:n], scores[:n]
+    if pieces[:3] != [b"<unk>", b"\n<s>\n", b"\n</s>\n"]:
+        end = END_OF_TEXT.encode()
+        return vocabulary.from_pieces(pieces, pieces.index(end) if end in pieces else None, where)
+    try:
+        texts = ["<unk>", "<s>", "</s>"]
+        texts += [piece.decode().replace(" ", SPACE) for piece in pieces[3:]]
+    except UnicodeDecodeError:
+        raise GptcError(f"{where} holds a token that is no UTF-8 text") from None
+    types = [type_of(text, i in (1, 2)) for i, text in enumerate(texts)]
+    tokenizer = vocabulary.from_scored(Scored(texts, list(scores), types), where)
+    tokenizer.bos = texts.index("<s>")  # its programs begin every text with it
+    return tokenizer
+
+
+def _scored_pieces(tokenizer: Tokenizer) -> tuple[list[bytes], list[float]]:
+    """The pieces and scores of a tokenizer.bin."""
+    weighted = vocabulary.scored(tokenizer)
+    if weighted is None or isinstance(tokenizer, CharTokenizer):
+        # llama2.c merges by the highest score: what was learned first.
+        return list(tokenizer.pieces), [-float(i) for i in range(tokenizer.vocab_size)]
+    marks = {"<s>": "\n<s>\n", "</s>": "\n</s>\n"}
+    pieces = [marks.get(p, p).replace(SPACE, " ").encode() for p in weighted.pieces]
+    return pieces, weighted.scores
 
 
 FORMAT = Format(

@@ -25,14 +25,17 @@ from gptc.convert.import_model import import_model
 from gptc.data import prepare
 from gptc.data.dataset import Dataset
 from gptc.errors import GptcError
+from gptc.formats import gguf_tokenizer
+from gptc.formats.hf_tokenizer import hf_files
 from gptc.formats.registry import open_model
 from gptc.generation.beam import beam_search
 from gptc.generation.decoder import Generation, generate
 from gptc.generation.drafts import ModelDraft, NgramDraft
 from gptc.generation.request import make_request, prompt_tokens
 from gptc.generation.sampling import Sampling
-from gptc.tokenizer import vocabulary
+from gptc.tokenizer import scored, vocabulary
 from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.byte_level import PATTERNS
 from gptc.tokenizer.native import ByteTokenizer
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, TiktokenTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
@@ -43,15 +46,15 @@ Gptc = Callable[..., Any]
 PROMPT = "the cat sat"
 # As in Llama 2: what is unknown, where texts begin and end, the bytes; then some letters.
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"▁abcdefghilmnorstuw"]
-TYPES = [vocabulary.UNKNOWN, vocabulary.CONTROL, vocabulary.CONTROL]
-TYPES += [vocabulary.BYTE] * 256 + [vocabulary.NORMAL] * (len(PIECES) - 259)
+TYPES = [scored.UNKNOWN, scored.CONTROL, scored.CONTROL]
+TYPES += [scored.BYTE] * 256 + [scored.NORMAL] * (len(PIECES) - 259)
 
 
 def llama_like() -> Tokenizer:
     """A small SentencePiece model of Llama 2's sort, as it comes out of one: without a say."""
     pytest.importorskip("sentencepiece")
     scores = [0.0] * 259 + [-float(i) for i in range(len(PIECES) - 259)]
-    return vocabulary.from_scored(vocabulary.Scored(PIECES, scores, TYPES), "it")
+    return vocabulary.from_scored(scored.Scored(PIECES, scores, TYPES), "it")
 
 
 def begun(tokenizer: Tokenizer, bos: int | None = 1) -> Tokenizer:
@@ -99,7 +102,7 @@ def test_prompts_begin_with_it_once() -> None:
     assert tokenizer.encode(PROMPT).tolist() == plain
     # SentencePiece reads the name as text, a tokenizer.json as the token.
     assert prompt_tokens(tokenizer, "<s>a") == [1, *tokenizer.encode("<s>a").tolist()]
-    files = vocabulary.hf_files(tokenizer, 48)
+    files = hf_files(tokenizer, 48)
     theirs = begun(HuggingFaceTokenizer(files["tokenizer.json"].decode()))
     assert prompt_tokens(theirs, "<s>a") == [1, *theirs.encode("<s>a").tolist()[1:]]
     assert prompt_tokens(theirs, "<s>a").count(1) == 1
@@ -178,7 +181,7 @@ _NONE: dict[str, Any] = {}
     ],
 )
 def test_a_tokenizer_json(tmp_path: Path, processor: Any, config: Any, bos: int | None) -> None:
-    definition = json.loads(vocabulary.hf_files(llama_like(), 48)["tokenizer.json"])
+    definition = json.loads(hf_files(llama_like(), 48)["tokenizer.json"])
     definition["post_processor"] = processor
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     if config:
@@ -188,9 +191,7 @@ def test_a_tokenizer_json(tmp_path: Path, processor: Any, config: Any, bos: int 
 
 
 def test_a_model_file_alone_is_llamas(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(
-        vocabulary.hf_files(llama_like(), 48)["tokenizer.model"]
-    )
+    (tmp_path / "tokenizer.model").write_bytes(hf_files(llama_like(), 48)["tokenizer.model"])
     assert make_tokenizer(str(tmp_path)).bos == 1
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
     assert make_tokenizer(str(tmp_path)).bos is None
@@ -238,8 +239,8 @@ def test_a_template_is_taken_out_where_a_model_was_not_taught_so(tmp_path: Path)
     theirs = make_tokenizer(str(published(tmp_path / "theirs", llama_like())))
     assert theirs.bos == 1
     definition = theirs.mapping()["definition"]
-    assert vocabulary.hf_files(theirs, 48)["tokenizer.json"].decode() == definition
-    written = vocabulary.hf_files(begun(make_tokenizer(str(tmp_path / "theirs")), None), 48)
+    assert hf_files(theirs, 48)["tokenizer.json"].decode() == definition
+    written = hf_files(begun(make_tokenizer(str(tmp_path / "theirs")), None), 48)
     again = HuggingFaceTokenizer(written["tokenizer.json"].decode())
     assert again.own_bos() is None
     assert again.encode(PROMPT).tolist() == theirs.encode(PROMPT).tolist()
@@ -264,25 +265,25 @@ def test_gguf_says_the_same(tmp_path: Path, bos: int | None) -> None:
 
 def test_gguf_where_nothing_is_said() -> None:
     """llama.cpp: SentencePiece's sort begins with token 1, Llama 3's with its own, no other."""
-    values = vocabulary.to_gguf(llama_like(), len(PIECES))
-    assert vocabulary.from_gguf(values, "it").bos is None
+    values = gguf_tokenizer.to_gguf(llama_like(), len(PIECES))
+    assert gguf_tokenizer.from_gguf(values, "it").bos is None
     for key in ("add_bos_token", "bos_token_id"):
         del values[key]
-    assert vocabulary.from_gguf(dict(values), "it").bos == 1
-    assert vocabulary.from_gguf({**values, "bos_token_id": 2}, "it").bos == 2
+    assert gguf_tokenizer.from_gguf(dict(values), "it").bos == 1
+    assert gguf_tokenizer.from_gguf({**values, "bos_token_id": 2}, "it").bos == 2
     for wrong in (10**6, -1, "1", [1]):
-        assert vocabulary.from_gguf({**values, "bos_token_id": wrong}, "it").bos is None
+        assert gguf_tokenizer.from_gguf({**values, "bos_token_id": wrong}, "it").bos is None
     special = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257}
     ranked = [bytes([i]) for i in range(256)]
     for pre, bos in (("llama-bpe", 256), ("gpt-2", None), ("smollm", None)):
-        pattern = vocabulary._PATTERNS[pre]
-        values = vocabulary.to_gguf(
+        pattern = PATTERNS[pre]
+        values = gguf_tokenizer.to_gguf(
             begun(TiktokenTokenizer("it", pattern, ranked, special), 256), 258
         )
         assert (values["add_bos_token"], values["bos_token_id"]) == (True, 256)
-        assert vocabulary.from_gguf(dict(values), "it").bos == 256
+        assert gguf_tokenizer.from_gguf(dict(values), "it").bos == 256
         del values["add_bos_token"]
-        assert vocabulary.from_gguf(values, "it").bos == bos
+        assert gguf_tokenizer.from_gguf(values, "it").bos == bos
 
 
 def test_llama2c_always_begins_with_token_1(tmp_path: Path) -> None:
