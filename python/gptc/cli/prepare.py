@@ -147,7 +147,7 @@ def prepare_command(
     """
     from gptc.checkpoint.find import tokenizer_name
     from gptc.data import prepare
-    from gptc.data.preparation import WORK_FOLDER
+    from gptc.data.job import WORK_FOLDER
     from gptc.tokenizer.registry import bpe_size, check_bpe_size
 
     explicit = click.core.ParameterSource.COMMANDLINE

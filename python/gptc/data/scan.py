@@ -118,12 +118,10 @@ def scan_text(
         report("reading", n_done, text.n_bytes_known)
     scan.checksums = [checksum.value() for checksum in checksums]
     scan.characters = [chr(code) for code in np.flatnonzero(known)]
-    # Nor does a mark at the very end.
-    kept = scan.borders.kept
-    if kept and kept[-1] == last_mark:
+    if scan.borders.kept and scan.borders.kept[-1] == last_mark:
         rest = text.read(last_mark + len(mark), text.n_bytes)
-        if not any(block.strip() for block in rest):
-            kept.pop()
+        if not any(block.strip() for block in rest):  # a mark at the very end separates nothing
+            scan.borders.kept.pop()
     return scan
 
 

@@ -24,7 +24,7 @@ import pytest
 import xxhash
 from test_tokenizer import MIXED, gpt2_folder, nasty_text, needs_gpt2
 
-from gptc.data import encode, known, loader, preparation, prepare, readers, sources
+from gptc.data import encode, job, known, loader, prepare, readers, sources
 from gptc.data.dataset import Dataset
 from gptc.data.loader import Loader, eval_batches
 from gptc.data.preparation import resolve_dataset
@@ -296,7 +296,7 @@ def test_memory_does_not_grow_with_the_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_block(monkeypatch, 1 << 16)
-    monkeypatch.setattr(preparation, "_LARGE_BYTES", 0)  # which are only reserved
+    monkeypatch.setattr(job, "_LARGE_BYTES", 0)  # which are only reserved
     source = text_file(tmp_path, "the quick brown fox\n" * 400_000)  # 8 MB
     tracemalloc.start()
     try:
@@ -566,7 +566,7 @@ def test_a_crash_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         path.write_bytes(data)
 
     with monkeypatch.context() as context:
-        context.setattr(preparation, "write_file", fail)
+        context.setattr(job, "write_file", fail)
         with pytest.raises(GptcError, match=r"dataset\.json: No space left"):
             prepare([source], out, force=True, shard_tokens=100)
     with pytest.raises(GptcError, match=r"holds no dataset\.json"):
