@@ -37,8 +37,8 @@ from gptc.data import prepare
 from gptc.data.shards import read_shard, write_shard
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
+from gptc.files.whole import write_file
 from gptc.formats import llmc, openai_tf
-from gptc.formats.binary import write_whole
 from gptc.formats.model_file import ModelFile
 from gptc.formats.safetensors import TensorFile, tensor_chunks
 from gptc.generation.grammar.parser import parse_grammar
@@ -187,7 +187,7 @@ def _folders(folder: Path, model: Callable[..., None]) -> None:
     for i in range(2):
         name = f"model-{i}.safetensors"
         shapes = dict(list(weights.shapes.items())[i::2])
-        write_whole(sharded / name, tensor_chunks(shapes, weights.read))
+        write_file(sharded / name, tensor_chunks(shapes, weights.read))
         weight_map |= dict.fromkeys(shapes, name)
     (sharded / "model.safetensors").unlink()
     index = sharded / "model.safetensors.index.json"

@@ -19,8 +19,8 @@ from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.writer import save
 from gptc.convert.import_model import open_assuming, tokenizer_or_note
 from gptc.errors import GptcError, UsageError
+from gptc.files.whole import write_file
 from gptc.formats import hf
-from gptc.formats.binary import write_whole
 from gptc.formats.format import Export, Output, fixed_tokens
 from gptc.formats.model_file import ModelFile
 from gptc.formats.registry import WRITERS
@@ -83,7 +83,7 @@ def export_model(
         if not replace:
             _keep_others(path, files[1:])
         for file in files:
-            write_whole(*file)
+            _write(file)
         report.files = [file.path for file in files]
     else:  # a checkpoint folder, with the checksums of its files
         save(path, model, tokenizer=tokenizer, replace=replace, codec=hf.CODECS[dtype])
@@ -103,6 +103,16 @@ def _keep_others(path: Path, companions: Iterable[Output]) -> None:
                 f"{file} exists already, with another content; choose another name than "
                 f"{path.stem} for the model, or replace it with --force"
             )
+
+
+def _write(file: Output) -> None:
+    """Writes a file that appears whole or not at all. GptcError when the disk does not take it."""
+    try:
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file.path, file.chunks)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise GptcError(f"cannot write {file.path}: {reason}") from None
 
 
 def _compare(model: ModelFile, report: ExportReport) -> None:

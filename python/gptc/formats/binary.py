@@ -1,4 +1,4 @@
-"""Files from strangers: mapped, read within their bounds only, and written whole or not at all.
+"""Files from strangers: mapped, and read within their bounds only.
 
 Whatever a file says about itself is compared with its size before it is believed, and an error
 names the file, the field and the byte where it stands.
@@ -11,7 +11,6 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.errors import GptcError
-from gptc.files.whole import write_file
 
 MAX_ITEMS = 500_000  # values in a JSON text: some times what the largest model's header holds
 INT32 = "i"  # codes of `struct`, for Binary.number
@@ -147,13 +145,3 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _TwinError(name)
         found[name] = value
     return found
-
-
-def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Writes a file that appears whole or not at all. GptcError when the disk does not take it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, chunks)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise GptcError(f"cannot write {path}: {reason}") from None
