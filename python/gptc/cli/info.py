@@ -33,7 +33,7 @@ def info_command(path: Path, as_json: bool) -> None:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What is at `path`, as plain values; "kind" says what it is."""
+    """The values at `path`; "kind" is that of the file or folder."""
     from gptc.checkpoint.names import CONFIG, list_checkpoints
     from gptc.data.dataset import DATASET_FILE, Dataset
     from gptc.formats.registry import is_foreign, open_model
@@ -119,7 +119,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _describe_model(model: ModelFile) -> dict[str, Any]:
-    """What is known of a model in any format."""
+    """The values of a model in any format."""
     config, path = model.config, model.path
     parts: dict[str, int] = {}
     for name, shape, _ in config.parameters():

@@ -127,8 +127,8 @@ def export_command(
 ) -> None:
     """Write a model in the format of another program.
 
-    The file is read back, and its logits for a fixed prompt are compared with the source's. A
-    tokenizer goes into the file (gguf), the folder (hf) or a file beside it.
+    The file is read back, and its logits for a fixed prompt are compared with the original's. The
+    tokenizer is written into the file (gguf), the folder (hf) or a file next to it.
     """
     from gptc.checkpoint.find import open_checkpoint
 
@@ -164,7 +164,7 @@ def export_command(
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 def verify_command(path: Path, as_json: bool) -> None:
-    """Check that what is at PATH is whole: structure, bounds, finite numbers, checksums.
+    """Check the file or folder at PATH: structure, bounds, finite numbers, checksums.
 
     PATH is a model in any known format, a checkpoint, a run, a dataset, a shard or a tokenizer of
     llm.c. The exit code is 1 when something is wrong.

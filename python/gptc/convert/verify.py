@@ -1,4 +1,7 @@
-"""A close look at any file: models, datasets, shards, tokenizers."""
+"""Checks of a whole file: models, datasets, shards, tokenizers.
+
+verify("stories.gguf")
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,9 @@ from gptc.formats.safetensors import TensorFile
 
 
 def verify(path: str | Path) -> dict[str, Any]:
-    """Reads all of a model, dataset, shard or tokenizer file. GptcError says what is wrong.
+    """Reads all of a model, dataset, shard or tokenizer file. GptcError names the first fault.
 
-    Returns the path, the format, and what was checked.
+    Returns the path, the format, and a line for each check.
     """
     path = Path(path)
     if not path.exists():
@@ -49,7 +52,7 @@ def _verify_folder(path: Path) -> tuple[str, list[str]]:
 
 
 def _verify_checkpoints(folders: list[Path]) -> list[str]:
-    """What was found in each. GptcError names all that are damaged, and those that are whole."""
+    """The checks of each. GptcError names all that are damaged, and those that are whole."""
     checks, whole, problems = [], [], []
     for folder in folders:
         try:
@@ -91,7 +94,7 @@ def _verify_file(path: Path) -> tuple[str, list[str]]:
 
 
 def _verify_state(path: Path) -> list[str]:
-    """What a debug state says must be what the model beside it computes."""
+    """Compares a debug state with the results of the model next to it."""
     model_file = path.with_name(path.name.replace("_debug_state", ""))
     if model_file == path or not model_file.is_file():
         raise GptcError(f"{path} is checked with its model: put {model_file.name} beside it")

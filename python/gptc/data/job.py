@@ -63,9 +63,9 @@ class Job:
         self.finished = False
 
     def run(self, how: Gathering, reading: Reading, there: dict[str, Any] | None) -> bool:
-        """Prepares. True when the dataset `there` turned out to be the one that is wanted."""
-        # Having seen this freed, the C library keeps the memory of blocks for those that follow.
-        # It would ask the kernel for each, which takes as long as all that is done to the bytes.
+        """Prepares. True when the dataset `there` is the same already."""
+        # After this is freed, the C library keeps the memory of blocks for the next ones. To ask
+        # the kernel for each would take as long as all the work on the bytes.
         np.empty(_LARGE_BYTES, dtype=np.uint8)
         numbered = self._gathered(how)
         n_train = len(numbered)  # files before those that are set apart
@@ -86,7 +86,7 @@ class Job:
             if recorded != list(zip(scan.sizes, scan.checksums, strict=True)):
                 raise occupied(self.out)
             return True
-        self._go_on_or_begin({"options": self.options, "sources": found})
+        self._resume_or_begin({"options": self.options, "sources": found})
         chosen = self._chosen(text, scan)
         begin = text.begin(n_train)
         if self.options["val_tokens"] is None and self.options["val_fraction"] is not None:
@@ -132,7 +132,7 @@ class Job:
         return found
 
     def clean(self) -> None:
-        """Removes what is of no more use: everything, unless finished shards wait for the rest."""
+        """Removes the work folder, unless it has finished shards of an unfinished dataset."""
         if self.finished or not self._journal_lines():
             shutil.rmtree(self.work, ignore_errors=True)
         if self.finished:
@@ -140,7 +140,7 @@ class Job:
                 url_file(source).unlink(missing_ok=True)
 
     def _marks(self, reading: Reading) -> tuple[Reading, bytes]:
-        """How rows and files are told apart in the text."""
+        """The marks between rows and between files."""
         given = self.given
         mark = END_OF_TEXT.encode()
         if bpe_size(self.tokenizer) is not None or (given and given.end_of_text is not None):
@@ -148,8 +148,8 @@ class Job:
         # As plain characters, in the way of the text named stories.
         return Reading(reading.text_field, reading.raw, after_row=SEPARATOR.encode()), b""
 
-    def _go_on_or_begin(self, plan: dict[str, Any]) -> None:
-        """Keeps what an unfinished preparation of the same has done. GptcError for another's."""
+    def _resume_or_begin(self, plan: dict[str, Any]) -> None:
+        """Keeps the finished shards of the same preparation. GptcError when they are another's."""
         try:
             old = json.loads(self._plan.read_bytes())
         except (OSError, ValueError):
@@ -195,7 +195,7 @@ class Job:
         return lines
 
     def _encode(self, text: Text, tokenizer: Tokenizer, val_begin: int) -> dict[str, Any]:
-        """Writes the shards of both splits; returns what dataset.json says about them."""
+        """Writes the shards of both splits; returns their entries in dataset.json."""
         options = self.options
         folder = self.work / "dataset"
         done = intact(folder, self._journal_lines(), tokenizer)
@@ -260,7 +260,7 @@ def _empty(source: str) -> GptcError:
 
 
 def _start(tokenizer: Tokenizer, marked: bool) -> str:
-    """What begins a document in a text whose end-of-text marks, if any, are plain characters."""
+    """The start of a document in a text whose end-of-text marks, if any, are plain characters."""
     start = f"{END_OF_TEXT}\n" if marked else "\n"
     if tokenizer.end_of_text is not None and marked:
         return END_OF_TEXT
@@ -274,7 +274,7 @@ def _install(built: Path, out: Path, meta: dict[str, Any]) -> None:
     description = (json.dumps(meta, indent=2) + "\n").encode()
     there = out / DATASET_FILE
     if there.exists() and there.read_bytes() != description:
-        # Where it is the same, another process was faster, and may be in use of the files.
+        # If it is the same, another process was faster and may use the files.
         there.unlink()
     os.sync()  # every shard, in one go: there may be very many
     for path in built.iterdir():

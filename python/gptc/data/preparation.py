@@ -2,10 +2,9 @@
 
     dataset = prepare(["book.txt"], Path("data/book"), tokenizer="gpt2")
 
-The text is read twice. The first reading finds out what decides about the rest (sizes, checksums,
-where documents begin, which characters occur), the second one encodes. Until the dataset is
-finished it grows in `OUT/.partial`, with a journal of the finished shards: the same command goes on
-after the last of them.
+The text is read twice: the first reading finds sizes, checksums, document borders and characters,
+the second encodes. An unfinished dataset grows in `OUT/.partial`, with a journal of the finished
+shards; the same command continues after the last of them.
 """
 
 from __future__ import annotations
@@ -64,21 +63,20 @@ def prepare(
     `sources` are files, folders (every file below, sorted, that the globs `include` and `exclude`
     leave), globs, "-" (standard input), URLs, or names in KNOWN_DATASETS; they are joined in order.
     `tokenizer` is as in `make_tokenizer`. Files are unpacked, and rows give their `text_field`, as
-    `readers` describes, unless `raw`. `errors` says what becomes of bytes that are no UTF-8 where
-    the tokenizer needs text: refused, replaced, or kept as tokens of single bytes.
+    `readers` describes, unless `raw`. `errors` decides about bytes that are not UTF-8 when the
+    tokenizer needs text: refused, replaced, or kept as tokens of single bytes.
 
-    Documents are files, rows, and what <|endoftext|> separates. The end of the text becomes the
-    validation split: the last `val_tokens` tokens, else the last documents that make up
+    Documents are files, rows, and texts that <|endoftext|> separates. The end of the text becomes
+    the validation split: the last `val_tokens` tokens, else the last documents that make up
     `val_fraction` of the bytes, else (one document, or few and long ones) that fraction of the
-    bytes (with the bytes tokenizer) or characters. Without either, the files that known datasets
-    set apart to validate go to the end and are the split; where there are none, `val_fraction` is
-    VAL_FRACTION. `stories_bytes` and `seed` choose the text of "stories". `jobs` threads encode
-    (None: one a core); the result does not depend on their number.
+    bytes (with the bytes tokenizer) or characters. Without either, the validation files of known
+    datasets go to the end and are the split; without such files, `val_fraction` is VAL_FRACTION.
+    `stories_bytes` and `seed` choose the text of "stories". `jobs` threads encode (None: one a
+    core); the result does not depend on their number.
 
-    Where `out` already holds just this dataset it is returned as it is, with `already_there` set;
-    where an earlier call was cut off, this one goes on. UsageError for options out of range;
-    GptcError for sources that are missing, empty, damaged or no UTF-8, and for an `out` that holds
-    anything else, without `force`.
+    If `out` already holds the same dataset, it is returned with `already_there` set; an interrupted
+    call is resumed. UsageError for options out of range; GptcError for sources that are missing,
+    empty, damaged or not UTF-8, and, without `force`, for an `out` that holds anything else.
     """
     out = Path(out)
     jobs = jobs if jobs is not None else len(os.sched_getaffinity(0))
@@ -179,7 +177,7 @@ def resolve_dataset(
     """The dataset of that name: a prepared folder, a name in KNOWN_DATASETS, or a file of text.
 
     The latter two are prepared with `tokenizer` into the user's cache at first use. A prepared
-    folder keeps the tokenizer it has. GptcError when there is nothing of that name.
+    folder keeps its tokenizer. GptcError when there is nothing of that name.
     """
     path = Path(name_or_path)
     if path.is_dir() and (name_or_path not in KNOWN_DATASETS or (path / DATASET_FILE).exists()):
@@ -244,7 +242,7 @@ def _check_options(
 
 
 def _stories_options(n_bytes: int, seed: int) -> dict[str, Any]:
-    """What determines the text of "stories": its size, its seed, and what it is drawn from."""
+    """The recipe of the text of "stories": its size, its seed, and a checksum of its grammar."""
     digest = hashlib.sha256()
     for path in [Path(stories.__file__), *stories.grammar_files()]:
         digest.update(path.read_bytes())
@@ -265,7 +263,7 @@ def _dataset_at(out: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Holds the folder `out`, which is made where it is missing, against other processes."""
+    """Locks the folder `out` against other processes; makes it when it is missing."""
     while True:
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out, os.O_RDONLY)

@@ -91,7 +91,9 @@ def write_shard(path: Path, tokens: npt.ArrayLike, vocab_size: int) -> None:
             f"of {vocab_size}"
         )
     format = shard_format(vocab_size)
-    write_file(Path(path), [_header(format, len(ids)), ids.astype(format[2], order="C", copy=False).data])
+    write_file(
+        Path(path), [_header(format, len(ids)), ids.astype(format[2], order="C", copy=False).data]
+    )
 
 
 def is_shard(path: Path) -> bool:

@@ -34,7 +34,7 @@ def is_url(source: str) -> bool:
 
 
 def is_remote(source: str) -> bool:
-    """Whether a source is named by what it is rather than by where it lies on this machine."""
+    """Whether a source is a known name or an address, and not a path on this machine."""
     return source in KNOWN_DATASETS or is_url(source)
 
 
@@ -56,11 +56,11 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Gathering:
-    """What `gather` needs to know besides the source."""
+    """Options of `gather`."""
 
     out: Path
     spool: Path
-    """A folder for what can be read only once."""
+    """A folder for copies of sources that can be read only once."""
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     """Globs of the files of a folder that are taken, and of those that are not."""
@@ -118,7 +118,7 @@ def gather(source: str, how: Gathering) -> list[SourceFile]:
 
 
 def url_file(url: str) -> Path:
-    """Where what a URL names is kept until its dataset is finished."""
+    """The file that keeps a download until its dataset is finished."""
     name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])[-80:]
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return cache_folder() / "downloads" / f"{digest}-{name}"
@@ -173,7 +173,7 @@ def _readable(files: Sequence[Path], unreadable: list[str]) -> list[SourceFile]:
 def _spool(
     blocks: Iterable[bytes], how: Gathering, name: str, action: str, n_bytes: int | None
 ) -> SourceFile:
-    """Stores what can be read only once, since preparing reads it twice."""
+    """Stores a source that can be read only once: preparing reads it twice."""
     path = how.spool / secrets.token_hex(8)
     n_done = 0
     with path.open("wb") as file:
@@ -253,7 +253,7 @@ class Text:
                 raise GptcError(f"{file.name} changed while it was read: prepare again")
 
     def check_unchanged(self) -> None:
-        """GptcError when a file is no longer what it was at the beginning."""
+        """GptcError when a file has changed since the beginning."""
         for file in self.files:
             if SourceFile.of(file.path, file.name) != file:
                 raise GptcError(f"{file.name} changed while it was read: prepare again")

@@ -17,7 +17,7 @@ from gptc.tokenizer.base import Tokenizer
 
 
 class Trainable(Protocol):
-    """What a debug state needs of a model on a device."""
+    """A model on a device, as far as a debug state uses it."""
 
     config: GPTConfig
 
@@ -78,7 +78,7 @@ class Format:
     dtypes: tuple[str, ...] = ()
     """Number formats that `write` accepts; the first is the default."""
     options: tuple[str, ...] = ()
-    """The fields of Export that `write` uses besides: "version", "debug_state"."""
+    """Further fields of Export that `write` uses: "version", "debug_state"."""
     assumes: tuple[str, ...] = ()
     """Fields of the config that the file does not store; `open` takes them as keywords."""
 

@@ -74,8 +74,8 @@ _LLAMA = Naming(
     ),
     paired=True,
 )
-# What each rotary frequency is divided by, where Llama 3's are lowered. The file does not say how
-# that was computed; published models have one of these original contexts, and factors of 1 and 4.
+# The divisor of each rotary frequency, for Llama 3's scaling. The file does not store how they were
+# computed; published models have one of these original contexts, and factors of 1 and 4.
 _FREQUENCIES = "rope_freqs.weight"
 _LLAMA3_ORIGINALS = tuple(1 << n for n in range(13, 4, -1))
 _NAMINGS = {"gpt2": _GPT2, "llama": _LLAMA}
@@ -202,7 +202,7 @@ class GgufModel(ModelFile):
         )
 
     def _refuse_other_llamas(self, head_size: int) -> None:
-        """GptcError where keys ask for what our Llama does not compute."""
+        """GptcError when a key asks for a Llama that gptc does not compute."""
         n_rotated = self.metadata.get("llama.rope.dimension_count", head_size)
         scaling = self.metadata.get("llama.rope.scaling.type", "none")
         if n_rotated != head_size:
@@ -252,7 +252,7 @@ def _divisors(
     rope_low_freq: float,
     rope_high_freq: float,
 ) -> FloatArray:
-    """What Llama 3's frequencies (HS/2) are divided by, as in csrc/model/config.c."""
+    """The divisors of Llama 3's frequencies (HS/2), as in csrc/model/config.c."""
     half = head_size // 2
     turns = rope_original * theta ** (-np.arange(half) / half) / (2 * np.pi)
     kept = np.clip((turns - rope_low_freq) / (rope_high_freq - rope_low_freq), 0, 1)
@@ -277,9 +277,10 @@ def write(export: Export) -> list[Output]:
 def model_chunks(
     model: ModelFile, tokenizer: Tokenizer | None, dtype: str = "fp32"
 ) -> Iterator[bytes | memoryview]:
-    """The bytes of a GGUF file. GptcError for a model or tokenizer that llama.cpp has not.
+    """The bytes of a GGUF file. GptcError for a model or tokenizer that llama.cpp lacks.
 
-    As there, vectors and positions stay float32, and so do matrices whose rows are no whole blocks.
+    As in llama.cpp, vectors and positions stay float32, and so do matrices whose rows are not whole
+    blocks.
     """
     config, family = model.config, hf.model_type(model.config)
     if family not in _NAMINGS:

@@ -18,7 +18,7 @@ MAGIC = b"GGUF"
 VERSION = 3
 ALIGNMENT = 32
 
-# Numbers of ggml's types; those that we do not read are named in errors.
+# Numbers of ggml's types; those that gptc does not read are named in errors.
 _CODEC_OF: dict[int, Codec] = {0: F32, 1: F16, 2: Q4_0, 8: Q8_0, 28: F64, 30: BF16}
 _NUMBER_OF = {codec: number for number, codec in _CODEC_OF.items()}
 _UNREAD = {3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K"}
@@ -28,7 +28,7 @@ _UNREAD |= {14: "Q6_K", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64"}
 CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _BOOL, STRING, _ARRAY = 7, 8, 9
 
-# Far more than any model has, and few enough to be walked through in a moment.
+# More than any model has, and few enough to read in a moment.
 _MAX_TENSORS = 1 << 17
 _MAX_KEYS = 1 << 16
 _MAX_KEY = (1 << 16) - 1
@@ -37,7 +37,7 @@ _MAX_STRINGS = 1 << 22
 
 
 class Array(NamedTuple):
-    """An array of the metadata that has been walked through, but not been read."""
+    """The position of an array in the metadata; its values are read when they are needed."""
 
     kind: int
     length: int
@@ -61,7 +61,7 @@ def read_header(file: Binary) -> tuple[int, int]:
 
 
 def read_metadata(file: Binary, n_keys: int) -> dict[str, Any]:
-    """Values by key; arrays are looked over and left where they are."""
+    """Values by key; of an array only the bounds are checked."""
     found: dict[str, Any] = {}
     n_strings = 0
     for i in range(n_keys):

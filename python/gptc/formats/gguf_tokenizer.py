@@ -14,9 +14,9 @@ from gptc.tokenizer.vocabulary import byte_level, from_byte_level, from_scored, 
 
 
 def to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """The keys below "tokenizer.ggml." of this tokenizer. GptcError where llama.cpp has none such.
+    """The keys below "tokenizer.ggml.". GptcError when llama.cpp has no such tokenizer.
 
-    llama.cpp takes the size of the vocabulary from here, so that unused tokens fill it up.
+    llama.cpp takes the size of the vocabulary from here, so unused tokens pad it.
     """
     level, weighted = byte_level(tokenizer), scored(tokenizer)
     if level is not None:
@@ -78,9 +78,9 @@ def _scored_to_gguf(weighted: Scored) -> dict[str, Any]:
 
 
 def from_gguf(values: dict[str, Any], where: str) -> Tokenizer:
-    """The tokenizer that such keys describe. GptcError when it is of an unknown sort."""
+    """The tokenizer of these keys. GptcError when it is of an unknown sort."""
     tokenizer = _cut_as_in_gguf(values, where)
-    # What llama.cpp does where nothing is said.
+    # llama.cpp's defaults.
     like_llama2, like_llama3 = values.get("model") == "llama", values.get("pre") == "llama-bpe"
     begin = values.get("bos_token_id", 1 if like_llama2 else None)
     if values.get("add_bos_token", like_llama2 or like_llama3) and tokenizer.has_token(begin):
@@ -89,7 +89,7 @@ def from_gguf(values: dict[str, Any], where: str) -> Tokenizer:
 
 
 def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
-    """The same, whatever it begins texts with."""
+    """The same, without its BOS."""
     model, pre = values.get("model"), values.get("pre", "default")
     tokens, types = values.get("tokens"), values.get("token_type")
     if not isinstance(tokens, list) or not tokens:

@@ -1,7 +1,7 @@
 """markusheimerl/gpt's _gpt.bin (https://github.com/markusheimerl/gpt): weights and AdamW's moments.
 
-There is no magic number; sizes stand before each part and must agree. Matrices are (in, out). How
-many heads there are and how long a sequence may be is not stored: both are the published model's.
+There is no magic number; sizes precede each part and must agree. Matrices are (in, out). The number
+of heads and the context are not stored; the defaults are those of the published model.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ _MOMENTS = ("m.", "v.")
 
 
 def detect(path: Path, begin: bytes) -> bool:
-    """There is no magic number: by the size that the file promises."""
+    """By the size that the header promises: there is no magic number."""
     try:
         file = Binary(path)
         # Neither number changes the size.
@@ -194,7 +194,7 @@ def _config(file: Binary, n_head: int, block_size: int) -> GPTConfig:
 
 
 def _read(file: Binary, config: GPTConfig) -> tuple[dict[str, Entry], dict[str, int]]:
-    """Where each tensor stands, and the step counts."""
+    """The position of each tensor, and the step counts."""
     entries, steps = {}, {}
     file.at = 0
     for field in _walk(config):

@@ -24,7 +24,7 @@ NAME = "hf"
 CODECS: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16}
 _TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
-# Raised when a reader of an older gptc would misunderstand a "gptc" config.json.
+# Increased when an older gptc would misread a "gptc" config.json.
 VERSION = 1
 
 GPT2_STEMS = {
@@ -67,7 +67,7 @@ def model_type(config: GPTConfig) -> str:
 
 
 def parts(config: GPTConfig) -> list[Part]:
-    """The tensors of this model's file, in order, with where they stand in ours."""
+    """The tensors of this model's file, in order, with their rows of our parameters."""
     naming = _NAMINGS.get(model_type(config))
     if naming is not None:
         return layout.parts(config, naming)

@@ -15,7 +15,7 @@ from gptc.tokenizer.vocabulary import byte_level, scored
 
 @lru_cache(maxsize=4)
 def hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
-    """The files from which AutoTokenizer makes the same tokenizer; none where there are none.
+    """The files from which AutoTokenizer makes the same tokenizer; empty when there are none.
 
     GptcError as `merges_of`.
     """
@@ -70,7 +70,7 @@ def _begun(definition: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _name(tokenizer: Tokenizer, token: int) -> str:
-    """What files call a special token."""
+    """The text of a special token in files."""
     return tokenizer.pieces[token].decode("utf-8", "replace")
 
 

@@ -32,10 +32,10 @@ VERSIONS = (0, 1, 2)
 GROUP = 64  # of version 2, where the widths allow it
 _HEADER_BYTES = 256
 _SIZES = ["dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"]
-# What the program computes with, and no file says.
+# Constants of the program that no file stores.
 _NORM_EPS = 1e-5
 _THETA = 10000.0
-BOS = 1  # what its programs begin every text with
+BOS = 1  # its programs begin every text with it
 # The piece of tokens that the model has and its tokenizer lacks: its programs refuse a piece of no
 # bytes, and print nothing for this one.
 _PADDING = b"\0"
@@ -69,7 +69,7 @@ _ORDERS = {
     1: [*_NORMS, "tok_embeddings", *_MATRICES, "output"],
     2: [*_NORMS, "tok_embeddings", *_MATRICES, "output"],
 }
-_TABLES = ("freq_cis_real", "freq_cis_imag")  # version 0 has a place for them; nobody reads it
+_TABLES = ("freq_cis_real", "freq_cis_imag")  # version 0 stores them; no program reads them
 
 
 class Llama2cModel(ModelFile):
@@ -102,7 +102,7 @@ class Llama2cModel(ModelFile):
         return layout.parts(self.config, _NAMING)
 
     def tokenizer(self) -> Tokenizer:
-        """The one in a tokenizer.bin beside the model."""
+        """The tokenizer in a tokenizer.bin next to the model."""
         for name in (f"{self.path.stem}_tokenizer.bin", "tokenizer.bin"):
             if (self.path.parent / name).is_file():
                 return read_tokenizer(self.path.parent / name, self.config.vocab_size)
@@ -142,7 +142,7 @@ def _read_header(file: Binary) -> tuple[int, int, GPTConfig, int]:
 
 
 def _config(file: Binary, sizes: tuple[int, ...], tied: bool | None) -> GPTConfig:
-    """`tied` None: it is said by the sign of the vocabulary's size."""
+    """`tied` None: the sign of the vocabulary's size tells it."""
     named = dict(zip(_SIZES, sizes, strict=True))
     vocab_size = named["vocab_size"]
     if tied is None:
@@ -325,7 +325,7 @@ def _scored_pieces(tokenizer: Tokenizer) -> tuple[list[bytes], list[float]]:
     """The pieces and scores of a tokenizer.bin."""
     weighted = vocabulary.scored(tokenizer)
     if weighted is None or isinstance(tokenizer, CharTokenizer):
-        # llama2.c merges by the highest score: what was learned first.
+        # llama2.c merges the highest score first: pieces in the order in which they were learned.
         return list(tokenizer.pieces), [-float(i) for i in range(tokenizer.vocab_size)]
     marks = {"<s>": "\n<s>\n", "</s>": "\n</s>\n"}
     pieces = [marks.get(p, p).replace(SPACE, " ").encode() for p in weighted.pieces]

@@ -115,9 +115,8 @@ class LlmcModel(ModelFile):
         return _parts(self.config, self._padded)
 
     def tokenizer(self) -> Tokenizer:
-        """The one in a tokenizer file beside the model, else GPT-2's where the size is its."""
-        beside = (f"{self.path.stem}_tokenizer.bin", "gpt2_tokenizer.bin")
-        for name in beside:
+        """The tokenizer in a file next to the model, else GPT-2's for a vocabulary of its size."""
+        for name in (f"{self.path.stem}_tokenizer.bin", "gpt2_tokenizer.bin"):
             if (self.path.parent / name).is_file():
                 return read_tokenizer(self.path.parent / name)
         if self.config.vocab_size == vocabulary.GPT2_SIZE:
@@ -213,7 +212,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def tokenizer_chunks(tokenizer: Tokenizer) -> Iterator[bytes]:
     """The bytes of a tokenizer file."""
     end = tokenizer.end_of_text
-    # llm.c has no files without such a token; the last one stands in for it.
+    # llm.c has no files without such a token: the last token takes its place.
     end = tokenizer.vocab_size - 1 if end is None else end
     yield _header(TOKENIZER_MAGIC, _TOKENIZER_VERSION, tokenizer.vocab_size, end)
     for i, piece in enumerate(tokenizer.pieces):
@@ -229,7 +228,7 @@ _BATCH = ("inputs", "targets", "logits", "loss")
 
 
 class DebugState:
-    """What a model must compute for one batch (B, T): logits, loss and gradients."""
+    """The logits, loss and gradients that a model must compute for one batch (B, T)."""
 
     def __init__(self, path: Path, config: GPTConfig) -> None:
         """`config` is that of the model that the state belongs to."""

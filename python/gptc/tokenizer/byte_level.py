@@ -32,7 +32,7 @@ class ByteLevel(NamedTuple):
     """A byte-level vocabulary: the bytes of each token, and how text becomes them."""
 
     pieces: list[bytes]
-    special: dict[str, int]  # tokens that stand for themselves
+    special: dict[str, int]  # tokens that no merge makes
     pattern: str
     merges: list[tuple[bytes, bytes]] | None = None  # None: pieces are merged in order
 
@@ -40,7 +40,7 @@ class ByteLevel(NamedTuple):
 def merges_of(vocabulary: ByteLevel) -> list[tuple[bytes, bytes]]:
     """The pair of pieces that each longer piece is merged from, in order.
 
-    GptcError where the pieces are so long that finding these would take minutes.
+    GptcError when the pieces are so long that the search would take minutes.
     """
     if vocabulary.merges is not None:
         return vocabulary.merges
@@ -73,7 +73,7 @@ def to_characters(piece: bytes) -> str:
 
 
 def to_bytes(text: str) -> bytes:
-    """The piece that GPT-2's files write so. ValueError where they cannot."""
+    """The inverse of `to_characters`. ValueError for a text that it cannot make."""
     byte_of = byte_characters()
     try:
         return bytes([byte_of[char] for char in text])

@@ -38,7 +38,7 @@ def scored_definition(vocabulary: Scored) -> dict[str, Any]:
     pieces, scores, types, add_space = vocabulary
     ids = {piece: i for i, piece in enumerate(pieces)}
     special = {p: i for p, i in ids.items() if types[i] in (UNKNOWN, CONTROL)}
-    # A piece may come of any two that make it up; what has the highest score is merged first.
+    # Any two pieces that make up a third may be merged; the highest score first.
     pairs = []
     for i in sorted(range(len(pieces)), key=lambda i: -scores[i]):
         piece = pieces[i] if types[i] == NORMAL else ""
@@ -62,7 +62,7 @@ def scored_definition(vocabulary: Scored) -> dict[str, Any]:
 
 
 def shell(special: dict[str, int]) -> dict[str, Any]:
-    """What every tokenizer.json holds."""
+    """The fields that every tokenizer.json has."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [{"id": i, "content": text, **flags, "special": True} for text, i in special.items()]
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
@@ -87,7 +87,7 @@ def bpe_model(vocab: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
 
 
 def byte_level_of(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
-    """The vocabulary of a tokenizer.json of this sort, where its pattern is one that we know."""
+    """The byte-level vocabulary of a tokenizer.json; None for another sort or pattern."""
     saved = json.loads(tokenizer.mapping()["definition"])
     pattern = _pattern_of(saved.get("pre_tokenizer") or {})
     if saved["model"].get("type") != "BPE" or saved.get("normalizer") is not None or not pattern:
@@ -104,7 +104,7 @@ def byte_level_of(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
 
 
 def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
-    """How the pre_tokenizer of a byte-level tokenizer.json cuts text, where we know the pattern."""
+    """The pattern of a pre_tokenizer, if it is one of PATTERNS."""
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     cut = json.dumps(steps)
     if '"ByteLevel"' not in cut or '"add_prefix_space": true' in cut:
@@ -129,7 +129,7 @@ def scored_of(tokenizer: HuggingFaceTokenizer) -> Scored | None:
     for text, i in (texts | added).items():
         pieces[i] = text
     types = [type_of(piece, piece in added) for piece in pieces]
-    # What its merges make first has the highest score.
+    # Pieces that are merged first get the highest scores.
     rank: dict[str, int] = {}
     for i, merge in enumerate(saved["model"]["merges"]):
         made = "".join(merge.split(" ")) if isinstance(merge, str) else "".join(merge)

@@ -42,7 +42,7 @@ def gpt2() -> Tokenizer:
 
 
 def byte_level(tokenizer: Tokenizer) -> ByteLevel | None:
-    """What a tokenizer of this sort consists of; None for another sort."""
+    """The vocabulary of a byte-level tokenizer; None for another sort."""
     if isinstance(tokenizer, TiktokenTokenizer):
         return ByteLevel(list(tokenizer.pieces), tokenizer.special, tokenizer.pattern)
     if isinstance(tokenizer, BpeTokenizer):
@@ -56,7 +56,7 @@ def byte_level(tokenizer: Tokenizer) -> ByteLevel | None:
 
 
 def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
-    """The tokenizer of these pieces: one of ours where it is the same. GptcError names `where`."""
+    """The tokenizer of these pieces, one of ours if it is the same. `where` is named in errors."""
     pieces, special, pattern, merges = vocabulary
     others = set(special.values())
     ranked = [p for i, p in enumerate(pieces) if i not in others]
@@ -86,7 +86,7 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
 
 
 def simplest(tokenizer: Tokenizer, where: str) -> Tokenizer:
-    """One of our own tokenizers where it is the same, so that datasets made with it fit."""
+    """One of our own tokenizers if it is the same, so that datasets made with it fit."""
     try:
         vocabulary = byte_level(tokenizer)
         same = from_byte_level(vocabulary, where) if vocabulary else tokenizer
@@ -115,7 +115,7 @@ def from_pieces(pieces: list[bytes], end_of_text: int | None, where: str) -> Tok
 
 
 def scored(tokenizer: Tokenizer) -> Scored | None:
-    """What a tokenizer of this sort consists of; None for another sort."""
+    """The vocabulary of a scored tokenizer; None for another sort."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         return Scored(*tokenizer.scored_pieces(), tokenizer.adds_space)
     if isinstance(tokenizer, CharTokenizer):
@@ -128,7 +128,7 @@ def scored(tokenizer: Tokenizer) -> Scored | None:
 
 
 def from_scored(vocabulary: Scored, where: str) -> Tokenizer:
-    """The tokenizer of these pieces. GptcError names `where` they come from."""
+    """The tokenizer of these pieces. `where` is named in errors."""
     pieces, _, types, _ = vocabulary
     if set(types) == {NORMAL} and all(len(piece) == 1 for piece in pieces):
         return from_pieces([p.replace(SPACE, " ").encode() for p in pieces], None, where)
