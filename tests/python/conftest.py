@@ -1,4 +1,4 @@
-"""What several test files share: small shapes, a small dataset, and the command line in-process."""
+"""Fixtures of every test: small models, a small dataset, and the command line in-process."""
 
 from __future__ import annotations
 
@@ -8,37 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 
 from gptc import Model
 from gptc.engine.config import GPTConfig
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.registry import make_tokenizer
-
-# One of each family, with what is special about it: GPT-2's Conv1D and biases, Llama's grouped
-# queries and untied head, and a shape that no Hugging Face class describes.
-SHAPES: dict[str, dict[str, Any]] = {
-    "gpt2": {"preset": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32},
-    "llama": {
-        "preset": "llama-15m",
-        "n_layer": 2,
-        "n_head": 4,
-        "n_kv_head": 2,
-        "n_embd": 32,
-        "n_ff": 40,
-        "tied": False,
-    },
-    "byte": {"preset": "byte", "n_layer": 2, "n_head": 2, "n_embd": 32},
-}
+from small_models import make_config, varied
 
 WORDS = ["the", "a", "king", "fox", "bear", "ran", "sat", "saw", "under", "tree", "and", ",", ".\n"]
-
-
-def make_config(family: str = "byte", **changes: Any) -> GPTConfig:
-    """A small shape of a family, with a vocabulary of bytes and a context of 48."""
-    shape = {"vocab_size": 256, "block_size": 48, **SHAPES[family], **changes}
-    return GPTConfig.preset(shape.pop("preset"), **shape)
 
 
 class Ran(NamedTuple):
@@ -63,7 +41,7 @@ def model() -> Model:
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Also where the tests run in the background, and are started to ignore SIGINT."""
+    """Lets SIGINT interrupt a test also where a shell in the background ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -78,7 +56,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of 20 kB that a small model can learn something of."""
+    """A text of 20 kB that a small model can learn."""
     rng = random.Random(5)
     path = tmp_path_factory.mktemp("text") / "fable.txt"
     path.write_text(" ".join(rng.choice(WORDS) for _ in range(6000))[:20_000])
@@ -115,25 +93,16 @@ def options(dataset_folder: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def varied(config: GPTConfig, seed: int = 3, dtype: str = "fp32") -> Model:
-    """A model whose text is varied: weights larger than at the start of training."""
-    model = Model.create(config, dtype=dtype, threads=1, training=False, max_batch=1, seed=2)
-    rng = np.random.default_rng(seed)
-    for name, shape, _ in config.parameters():
-        model.set(name, rng.normal(0, 0.3, shape).astype(np.float32))
-    return model
-
-
 @pytest.fixture
 def writer(config: Callable[..., GPTConfig]) -> Iterator[Model]:
-    """Such a model."""
+    """A small model that writes varied text."""
     with varied(config()) as model:
         yield model
 
 
 @pytest.fixture
 def tokenizer() -> Tokenizer:
-    """Of bytes."""
+    """The tokenizer of bytes."""
     return make_tokenizer("bytes")
 
 

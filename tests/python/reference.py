@@ -1,4 +1,4 @@
-"""What PyTorch and transformers say of small random models: the source of the golden files.
+"""Results of PyTorch and transformers for small random models: the source of the golden files.
 
 A case names a Hugging Face class and its sizes; weights and batches come from numpy's RandomState,
 whose stream is frozen, so that a golden file needs to hold results only.
@@ -41,7 +41,7 @@ def _llama(**sizes: Any) -> dict[str, Any]:
 
 CASES = [
     Case("gpt2", "gpt2", _gpt2(n_positions=24, n_embd=48, n_layer=3, n_head=4), 3, 17),
-    # Longer than one tile of queries, with a head size that is no multiple of a vector.
+    # Longer than one tile of queries, with a head size that is not a multiple of a vector.
     Case("gpt2-long", "gpt2", _gpt2(n_positions=160, n_embd=30, n_layer=2, n_head=3), 1, 131),
     Case(
         "llama",
@@ -183,5 +183,5 @@ def run(case: Case) -> dict[str, Array]:
 
 
 def golden_path(case: Case) -> Path:
-    """Where the results of a case are kept."""
+    """The golden file of a case."""
     return GOLDEN / f"{case.name}.npz"

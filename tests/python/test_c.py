@@ -1,4 +1,4 @@
-"""Builds the C tests with CMake and runs them under ctest, one pytest item each."""
+"""The C tests pass: CMake builds them, and ctest runs each as one pytest item."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = sorted(path.stem for path in (ROOT / "tests" / "c").glob("test_*.c"))
 
 
 def tool(name: str) -> str:
-    """The program beside this Python (from PyPI), or the system's."""
+    """The program in the folder of this Python (from PyPI), or the system's."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name)
     if not found:

@@ -1,4 +1,4 @@
-"""Errors: whatever stands in a file, their message is one line that a terminal can show."""
+"""The message of an error is one line that a terminal can show, whatever a file contains."""
 
 from __future__ import annotations
 

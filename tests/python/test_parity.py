@@ -1,4 +1,4 @@
-"""The whole model against Hugging Face's, run live or remembered in tests/golden."""
+"""The whole model agrees with Hugging Face's, run live or stored in tests/golden."""
 
 from __future__ import annotations
 

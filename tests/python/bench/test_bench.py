@@ -1,13 +1,30 @@
-"""`gptc bench`: what it measures is there and adds up. How fast anything is, it does not ask."""
+"""`gptc bench` measures every part, and the parts add up; speed itself is not tested."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from gptc.cli import cli
+
+Gptc = Callable[..., Any]
+
+
+def test_bench_infer_times_every_dtype(gptc: Gptc) -> None:
+    ran = gptc("bench", "infer", "--preset", "tiny", "--turns", 1, "--prompt-tokens", 32, "--json")
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    assert [row["name"] for row in result["results"]] == [
+        f"gptc {dtype}" for dtype in ("fp32", "bf16", "int8", "int4")
+    ]
+    for row in result["results"]:
+        assert min(*row["decode"].values(), row["prefill"]) > 0
+        assert list(row["decode"]) == ["1", "16"]
+
 
 TINY = ["--preset", "tiny", "--batch-size", "2", "--seq-len", "16", "--steps", "1"]
 

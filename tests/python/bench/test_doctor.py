@@ -1,4 +1,4 @@
-"""`gptc doctor`: it says what is there, and fails exactly where something does not work."""
+"""`gptc doctor` describes the machine, and fails exactly if something does not work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed at any moment, run again, the same bytes; and the same bytes whatever --jobs is."""
+"""A killed preparation that runs again writes the same bytes, and so does any --jobs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing of ours catches it."""
+    """Acts as kill -9: nothing in gptc catches it."""
 
 
 def prepare_killed(n_writes: int, *args: Any, **kwargs: Any) -> Dataset | None:

@@ -1,186 +1,144 @@
-"""Sources of every format: the same text whatever it is packed in, and damage is named."""
+"""Files, folders, pipes, URLs and stories are read in order, and bad sources are named."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
+import http.server
 import io
-import json
-import lzma
 import os
-import tarfile
-import zipfile
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import xxhash
 
-from gptc.data import prepare, readers
-from gptc.data.dataset import Dataset
+from corpus import fake_stories, text_of, write_source
+from gptc.data import known, prepare
 from gptc.errors import GptcError, UsageError
-
-STORY = b"Once upon a time.\n" * 300
-MARK = "\n<|endoftext|>\n"
+from gptc.files import download as downloads
 
 
-def zstd(data: bytes) -> bytes:
-    zstandard = pytest.importorskip("zstandard")
-    # Two frames, as parallel packers write them.
-    pack = zstandard.ZstdCompressor().compress
-    return bytes(pack(data[:9]) + pack(data[9:]))
+def test_sources_are_joined_in_order(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("b.txt", "a/z.txt", "a/c.txt", ".hidden", ".git/config", "out/old.txt"):
+        write_source(root, f"{name};", name)
+    (root / "a" / "circle").symlink_to(root)
+    first = write_source(tmp_path, "first;", "first")
+    sources = [first, str(root), str(root / "a" / "*.txt")]
+    dataset = prepare(sources, root / "out", val_fraction=0, force=True)
+    assert text_of(dataset, "train") == b"first;a/c.txt;a/z.txt;b.txt;a/c.txt;a/z.txt;"
+    assert [source["bytes"] for source in dataset.meta["sources"]] == [6, 22, 16]
+    assert dataset.meta["sources"][0] == {
+        "source": first,
+        "bytes": 6,
+        "checksum": f"xxh3_128:{xxhash.xxh3_128_hexdigest(b'first;')}",
+    }
 
 
-def tar(data: bytes) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        info = tarfile.TarInfo("inner/story.txt")
-        info.size = len(data)
-        archive.addfile(info, io.BytesIO(data))
-    return packed.getvalue()
+def test_standard_input_and_pipes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"stdin;")))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"pipe;",))
+    writer.start()
+    dataset = prepare(["-", str(pipe)], tmp_path / "out", val_fraction=0)
+    writer.join()
+    assert text_of(dataset, "train") == b"stdin;pipe;"
 
 
-def zipped(data: bytes, name: str = "inner/story.txt") -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(name, data)
-    return packed.getvalue()
+class Handler(http.server.BaseHTTPRequestHandler):
+    n_requests = 0
+
+    def do_GET(self) -> None:
+        type(self).n_requests += 1
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", "99" if self.path == "/short" else "8")
+        self.end_headers()
+        self.wfile.write(b"internet")
+
+    def log_message(self, *args: object) -> None:
+        pass
 
 
-PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "a.txt.gz": gzip.compress,
-    "a.gz": lambda data: gzip.compress(data[:99]) + gzip.compress(data[99:]),
-    "a.xz": lzma.compress,
-    "a.bz2": bz2.compress,
-    "a.ZST": zstd,
-    "a.zip": zipped,
-    "a.tar": tar,
-    "a.tar.gz": lambda data: gzip.compress(tar(data)),
-    "a.tgz": lambda data: gzip.compress(tar(data)),
-    "a.tar.xz": lambda data: lzma.compress(tar(data)),
-    "a.tar.zst": lambda data: zstd(tar(data)),
-}
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
 
 
-def content(dataset: Dataset, *splits: str) -> bytes:
-    tokens = [
-        int(t)
-        for split in splits or ("train", "val")
-        for i in range(len(dataset.shards(split)))
-        for t in dataset.shard(split, i)
-    ]
-    return dataset.tokenizer.decode_bytes(tokens)
+def test_a_url_is_downloaded_once(tmp_path: Path, server: str) -> None:
+    steps: list[tuple[str, int, int | None]] = []
+    url = f"{server}/text"
+    out = tmp_path / "out"
+    dataset = prepare([url], out, val_fraction=0, progress=lambda *step: steps.append(step))
+    assert text_of(dataset, "train") == b"internet"
+    assert steps[0] == (f"downloading {url}", 8, 8)
+    assert steps[-1] == ("encoding", 8, 8)
+    n_requests = Handler.n_requests
+    assert prepare([url], out, val_fraction=0).already_there
+    assert Handler.n_requests == n_requests
 
 
-def prepared(folder: Path, name: str, data: bytes | str, **options: Any) -> Dataset:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return prepare([str(path)], folder / "out", **options)
-
-
-@pytest.mark.parametrize("name", PACKERS)
-def test_packed_text_is_unpacked(tmp_path: Path, name: str) -> None:
-    packed = PACKERS[name](STORY)
-    assert content(prepared(tmp_path, name, packed)) == STORY
-    assert content(prepare([str(tmp_path / name)], tmp_path / "raw", raw=True)) == packed
-
-
-@pytest.mark.parametrize("name", PACKERS)
-def test_packed_text_cut_short_is_named(tmp_path: Path, name: str) -> None:
-    packed = PACKERS[name](STORY)
-    with pytest.raises(GptcError, match=rf"{name}.* cannot be unpacked .*--raw"):
-        prepared(tmp_path, name, packed[: len(packed) // 2])
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", sorted(set(PACKERS) - {"a.tar"}))
-def test_what_is_not_packed_at_all_is_named(tmp_path: Path, name: str) -> None:
-    if name.lower().endswith("zst"):
-        pytest.importorskip("zstandard")
-    with pytest.raises(GptcError, match=f"{name}.* cannot be unpacked"):
-        prepared(tmp_path, name, STORY)
-
-
-def test_a_damaged_byte_inside_a_zip_is_found(tmp_path: Path) -> None:
-    packed = bytearray(zipped(os.urandom(5000)))
-    packed[2000] ^= 1
-    with pytest.raises(GptcError, match=r"a\.zip.* cannot be unpacked \(Bad CRC"):
-        prepared(tmp_path, "a.zip", bytes(packed))
-
-
-ROWS = ["one", "two\nlines", 'quoted "three", with a comma', "Zoë"]
-
-
-def as_csv(separator: str) -> str:
-    quoted = ['"{}"'.format(row.replace('"', '""')) for row in ROWS]
-    rows = "".join(f"{i}{separator}{row}\r\n" for i, row in enumerate(quoted))
-    return f"\ufeffnumber{separator}text\r\n{rows}"
-
-
-def as_parquet(folder: Path) -> bytes:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    table = pyarrow.table({"number": range(len(ROWS)), "text": ROWS})
-    parquet.write_table(table, folder / "made", row_group_size=3)
-    return (folder / "made").read_bytes()
-
-
-def rows_in(folder: Path, name: str) -> bytes:
-    lines = "".join(json.dumps({"number": i, "text": row}) + "\n\n" for i, row in enumerate(ROWS))
-    if name.endswith(".jsonl.gz"):
-        return gzip.compress(lines.encode())
-    if name.endswith(".zip"):
-        return zipped(lines.encode(), "rows.jsonl")
-    if name.endswith(".parquet"):
-        return as_parquet(folder)
-    return (lines if name.endswith(".jsonl") else as_csv("\t" if "tsv" in name else ",")).encode()
-
-
-@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz", "r.zip", "r.csv", "r.tsv", "r.parquet"])
-def test_rows_are_documents(tmp_path: Path, name: str) -> None:
-    dataset = prepared(tmp_path, name, rows_in(tmp_path, name), val_fraction=0.3)
-    text = content(dataset).decode()
-    assert text == "".join(row + MARK for row in ROWS)
-    val = content(dataset, "val").decode()
-    assert val.startswith("<|endoftext|>\n")  # whole rows
-    assert dataset.tokenizer.start == "<|endoftext|>\n"
-
-
-@pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.parquet"])
-def test_a_missing_field_lists_those_there_are(tmp_path: Path, name: str) -> None:
-    data = rows_in(tmp_path, name)
-    with pytest.raises(GptcError, match=r"no field body, only number, text: .*--text-field"):
-        prepared(tmp_path, name, data, text_field="body")
-    if name != "r.csv":  # there every value is text
-        with pytest.raises(GptcError, match=r"1: the field number is no text but 0"):
-            prepared(tmp_path, name, data, text_field="number")
-
-
-def test_rows_that_are_none_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = '{"text": "a"}\n'
-    for bad, why in [
-        ("{", "line 2 is no JSON:"),
-        ("[" * 100_000, "line 2 is no JSON:"),
-        ("[1]", "line 2 is no JSON object"),
-        ('{"body": "b"}', "line 2 has no field text, only body"),
+def test_a_failed_download_says_why(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0.0)
+    altered = known.Known("none", known.RemoteFile(f"{server}/text", 8, "0" * 64))
+    monkeypatch.setitem(known._KNOWN, "shakespeare", altered)
+    for source, why in [
+        (f"{server}/missing", "HTTP 404"),
+        (f"{server}/short", "after 8 of 99 bytes"),
+        ("http://127.0.0.1:1/", "refused"),
+        ("shakespeare", "wrong SHA-256"),
     ]:
         with pytest.raises(GptcError, match=why):
-            prepared(tmp_path, "r.jsonl", good + bad)
-    with pytest.raises(GptcError, match="no row"):
-        prepared(tmp_path, "r.csv", 'text\n"a" b\n')
-    monkeypatch.setattr(readers, "LONGEST_ROW_BYTES", 1000)
-    with pytest.raises(GptcError, match=r"r\.jsonl: line 2 is longer"):
-        prepared(tmp_path, "r.jsonl", good + '{"text": "' + "b" * 2000)
+            prepare([source], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
-def test_a_package_that_is_missing_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, package in [("a.zst", "zstandard"), ("a.parquet", "pyarrow")]:
-        monkeypatch.setitem(__import__("sys").modules, package, None)
-        with pytest.raises(GptcError, match=f"pip install {package}"):
-            prepared(tmp_path, name, b"data")
+def test_stories_are_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptc.data.stories.corpus", fake_stories)
+    out = tmp_path / "out"
+    dataset = prepare(["stories"], out, stories_bytes=2000, seed=7)
+    assert text_of(dataset, "val").count(b"Story 7") == 2
+    assert text_of(dataset, "train").count(b"Story 7") == 18
+    assert dataset.tokenizer.start == "<|endoftext|>\n"
+    assert prepare(["stories"], out, stories_bytes=2000, seed=7).already_there
+    with pytest.raises(GptcError, match="--force"):
+        prepare(["stories"], out, stories_bytes=2000, seed=8)
+
+
+def test_the_built_in_stories_can_be_prepared(tmp_path: Path) -> None:
+    dataset = prepare(["stories"], tmp_path / "out", stories_bytes=50_000)
+    assert dataset.n_tokens("train") + dataset.n_tokens("val") >= 50_000
+    assert text_of(dataset, "val").startswith(dataset.tokenizer.start.encode())
+
+
+def test_bad_sources_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    nothing = write_source(tmp_path, "", "nothing.txt")
+    out = tmp_path / "out"
+    for source, why in [
+        (str(tmp_path / "missing"), "no file, folder or URL .*missing"),
+        (str(tmp_path / "*.none"), "no file, folder or URL"),
+        (str(tmp_path / "empty"), "empty holds no files"),
+        (nothing, r"nothing\.txt is empty"),
+    ]:
+        with pytest.raises(GptcError, match=why):
+            prepare([source], out)
+        assert not out.exists()
+    with pytest.raises(UsageError, match="SOURCE"):
+        prepare([], out)
 
 
 def test_globs_choose_the_files_of_a_folder(tmp_path: Path) -> None:
@@ -191,7 +149,7 @@ def test_globs_choose_the_files_of_a_folder(tmp_path: Path) -> None:
 
     def chosen(out: str, **options: Any) -> str:
         source = str(tmp_path / "src")
-        return content(prepare([source], tmp_path / out, val_fraction=0, **options)).decode()
+        return text_of(prepare([source], tmp_path / out, val_fraction=0, **options)).decode()
 
     assert chosen("1", include=["*.py"]) == "a.py;sub/c.py;tests/e.py;"
     assert chosen("2", include=["*.py"], exclude=["tests/*"]) == "a.py;sub/c.py;"
@@ -221,42 +179,7 @@ def test_files_are_documents(tmp_path: Path) -> None:
         (tmp_path / "src").mkdir(exist_ok=True)
         (tmp_path / "src" / f"{i}").write_text(str(i) * 100)
     dataset = prepare([str(tmp_path / "src")], tmp_path / "out", val_fraction=0.25)
-    assert content(dataset, "val") == b"7" * 100 + b"8" * 100 + b"9" * 100
+    assert text_of(dataset, "val") == b"7" * 100 + b"8" * 100 + b"9" * 100
     bpe = prepare([str(tmp_path / "src")], tmp_path / "bpe", tokenizer="bpe:300", val_fraction=0)
     tokens = bpe.shard("train", 0).tolist()
     assert tokens.count(bpe.tokenizer.end_of_text) == 9  # between them
-
-
-@pytest.mark.parametrize("block", [1, 2, 64])
-def test_invalid_text_is_refused_replaced_or_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
-    for module in ("gptc.data.readers", "gptc.data.sources", "gptc.data.encode"):
-        monkeypatch.setattr(f"{module}.BLOCK_BYTES", block)
-    data = "é a".encode() + b"\xff\xfe b " + "東".encode()[:2]
-    with pytest.raises(GptcError, match=r"bad: byte 4 \(0xff\).*--errors replace"):
-        prepared(tmp_path, "bad", data, tokenizer="char")
-    with pytest.raises(UsageError, match="no tokens for single bytes"):
-        prepared(tmp_path, "bad", data, tokenizer="char", errors="bytes")
-    replaced = prepared(tmp_path, "bad", data, tokenizer="char", errors="replace", val_fraction=0)
-    assert content(replaced) == data.decode(errors="replace").encode()
-    options = {"tokenizer": "bpe:300", "val_fraction": 0}
-    with pytest.raises(GptcError, match=r"bad: byte 4 "):
-        prepare([str(tmp_path / "bad")], tmp_path / "kept", **options)
-    kept = prepare([str(tmp_path / "bad")], tmp_path / "kept", errors="bytes", **options)
-    assert content(kept) == data
-
-
-def test_memory_stays_small_whatever_the_format(tmp_path: Path) -> None:
-    import tracemalloc
-
-    path = tmp_path / "one.txt.gz"
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        for _ in range(40):
-            file.write(b"no line ends in it " * 55_000)  # a line of 42 MB
-    tracemalloc.start()
-    try:
-        prepare([str(path)], tmp_path / "out", jobs=2)
-        assert tracemalloc.get_traced_memory()[1] < 30e6
-    finally:
-        tracemalloc.stop()

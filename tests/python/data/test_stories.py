@@ -1,4 +1,4 @@
-"""The built-in text: correct English, one plot a story, varied, and the same everywhere."""
+"""The built-in text is correct English, one plot a story, varied, and the same everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gpt.h is the truth: what it declares is what libgpt.so exports, and what Python binds."""
+"""libgpt.so exports exactly the functions that gpt.h declares, and Python can call them."""
 
 from __future__ import annotations
 

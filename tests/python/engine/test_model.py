@@ -1,4 +1,4 @@
-"""The Python face of a model: arrays, errors, lifetimes, and that its pieces agree."""
+"""A model in Python checks its arguments, and its parts agree with each other."""
 
 from __future__ import annotations
 
@@ -14,17 +14,12 @@ import pytest
 from gptc import Model
 from gptc.engine import library
 from gptc.engine.config import GPTConfig
-from gptc.engine.model import session_bytes
 from gptc.engine.optim import AdamW
 from gptc.engine.options import Options, plan_for
 from gptc.errors import EngineError, GptcError, UsageError
+from small_models import batch
 
 Config = Callable[..., GPTConfig]
-
-
-def batch(B: int = 2, T: int = 12, seed: int = 0) -> tuple[Any, Any]:
-    tokens = np.random.default_rng(seed).integers(0, 256, (B, T + 1), dtype=np.int32)
-    return tokens[:, :-1], tokens[:, 1:]
 
 
 def test_weights_are_a_function_of_the_seed(config: Config) -> None:
@@ -187,47 +182,6 @@ def test_training_needs_a_training_model(config: Config) -> None:
             model.gradients()
 
 
-# ---- sessions ----
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "byte"])
-def test_a_session_gives_the_logits_of_the_whole(config: Config, family: str) -> None:
-    x, _ = batch(B=2, T=12)
-    with Model.create(config(family), threads=2, max_batch=2, max_seq=12) as model:
-        expected = model.logits(x)
-        with model.session(n_seq=2) as session:
-            first = session.decode(x[0, :5])  # several tokens at once
-            assert np.allclose(first, expected[0, 4], atol=1e-4)
-            for t in range(5, 12):  # then one by one
-                assert np.allclose(session.decode(x[0, t : t + 1]), expected[0, t], atol=1e-4)
-            both = session.decode(x[1, :12], np.full(12, 1))
-            assert both.shape == (1, 256)
-            assert np.allclose(both[0], expected[1, 11], atol=1e-4)
-            assert [session.length(0), session.length(1)] == [12, 12]
-            session.rewind(0, 6)
-            again = session.decode(x[:, 6], [0, 1])
-            assert np.allclose(again[0], expected[0, 6], atol=1e-4)
-            assert [session.length(0), session.length(1)] == [7, 13]
-
-
-def test_session_errors(model: Model) -> None:
-    with pytest.raises(EngineError, match="n_ctx is 49"):
-        model.session(1, 49)
-    session = model.session(2, 8)
-    with pytest.raises(EngineError, match="sequence 2"):
-        session.decode([1, 2], 2)
-    with pytest.raises(GptcError, match="no sequence 5; this session has 2"):
-        session.length(5)
-    with pytest.raises(GptcError, match="3 tokens, but 2 sequence numbers"):
-        session.decode([1, 2, 3], [0, 1])
-    with pytest.raises(EngineError, match="do not stand together"):
-        session.decode([1, 2, 3], [0, 1, 0])
-    with pytest.raises(EngineError, match="sequence 0"):
-        session.decode(np.zeros(9, np.int32))
-    assert session.length(0) == 0
-    assert session_bytes(model, 2, 8) > 0
-
-
 # ---- lifetimes ----
 
 
@@ -302,6 +256,11 @@ def test_wrong_options_are_refused(config: Config) -> None:
         Model.create(config(), seed=-1)
     with pytest.raises(UsageError, match="does not divide"):
         Model.create(config(n_head=3))
+
+
+def test_a_session_that_does_not_fit(writer: Model) -> None:
+    with pytest.raises(EngineError, match=r"needs .* GB, .* GB more than are free; take fewer"):
+        writer.session(5_000_000)
 
 
 def test_auto_falls_back_to_what_works(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

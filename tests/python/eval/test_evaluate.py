@@ -1,4 +1,4 @@
-"""gptc eval: the loss that training reports, in every precision; models with rounded weights."""
+"""`gptc eval` computes the loss that training reports, in every precision."""
 
 from __future__ import annotations
 
@@ -120,22 +120,10 @@ def test_the_mean_is_over_tokens(model: Model, dataset_folder: Path) -> None:
     assert result.loss == pytest.approx(alone.loss, rel=1e-5)
 
 
-def test_bench_infer_times_every_dtype(gptc: Gptc) -> None:
-    ran = gptc("bench", "infer", "--preset", "tiny", "--turns", 1, "--prompt-tokens", 32, "--json")
-    assert ran.code == 0, ran.err
-    result = json.loads(ran.out)
-    assert [row["name"] for row in result["results"]] == [
-        f"gptc {dtype}" for dtype in ("fp32", "bf16", "int8", "int4")
-    ]
-    for row in result["results"]:
-        assert min(*row["decode"].values(), row["prefill"]) > 0
-        assert list(row["decode"]) == ["1", "16"]
-
-
 def test_a_model_in_a_file_with_a_tokenizer_of_its_own(
     gptc: Gptc, arguments: list[str], text_file: Path, tmp_path: Path
 ) -> None:
-    """Its dataset needs no checkpoint of it; with another, the cause is named, and the way out."""
+    """A dataset with its tokenizer is enough; with another one, the error names the remedy."""
     data, other, file = tmp_path / "d", tmp_path / "other", tmp_path / "m.gguf"
     assert gptc("prepare", text_file, "--out", data, "--train-bpe", 300).code == 0
     assert gptc("prepare", text_file, "--out", other, "--tokenizer", "char").code == 0

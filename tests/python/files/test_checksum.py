@@ -1,4 +1,4 @@
-"""Checksums of files: known values, any length, and what a record may say."""
+"""Checksums have known values for files of any length, and wrong records are refused."""
 
 from __future__ import annotations
 

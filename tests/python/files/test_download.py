@@ -1,4 +1,4 @@
-"""Downloads from servers that cut, stall, lie and refuse."""
+"""A download is complete and right, or fails, whatever the server cuts, stalls or refuses."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return int(found[1]) if found else 0
 
     def give(self, upto: int = len(DATA), **headers: str) -> None:
-        """The data from where it is asked for, as a proper server does, but only as far as told."""
+        """Sends the data from the requested offset, as a correct server does, up to a limit."""
         first = self.asked_from()
         if first >= len(DATA):
             self.begin(416, 0, Content_Range=f"bytes */{len(DATA)}")

@@ -1,9 +1,8 @@
-"""Files from strangers: every loader reads them or refuses them in one line, and nothing else."""
+"""Every loader reads a file from strangers or refuses it in one line, in a moment."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import struct
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fuzzing import fuzz
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.find import open_checkpoint
 from gptc.convert.verify import verify
@@ -24,13 +24,6 @@ from gptc.formats import gguf_tokenizer, llmc
 from gptc.formats.binary import parse_json
 from gptc.formats.registry import open_model
 from gptc.formats.safetensors import TensorFile
-
-ROOT = Path(__file__).resolve().parents[3]
-_spec = importlib.util.spec_from_file_location("fuzz", ROOT / "tools" / "fuzz" / "fuzz.py")
-assert _spec is not None
-assert _spec.loader is not None
-fuzz = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fuzz)
 
 NAMES = [
     "gguf", "gguf-q8_0", "llm.c", "llm.c-tokenizer", "llama2.c-v0", "llama2.c-v0-tokenizer",
@@ -80,7 +73,8 @@ def test_truncation_at_every_byte(targets: dict[str, Any], name: str) -> None:
         target.file.write_bytes(original)
 
 
-# ---- numbers that lie ----
+# ---- wrong numbers ----
+
 
 HOSTILE = [-1, 0, 2**31 - 1, -(2**31), 2**31, 2**63, 2**64 - 1]
 
@@ -323,7 +317,7 @@ def test_tokens_so_long_that_merging_them_takes_minutes(tmp_path: Path) -> None:
     assert time.perf_counter() - begin < 5
 
 
-# ---- what is no file ----
+# ---- other than regular files ----
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer as AutoTokenizer reads it: the same ids, and the text comes back."""
+"""AutoTokenizer reads a checkpoint's tokenizer: the same ids, and the text comes back."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from test_pretrained import LLAMA, byte_level, small_tiktoken
-from test_tokenizer import gpt2_folder
 
-from conftest import make_config
 from gptc import Model
 from gptc.checkpoint.reader import Checkpoint
 from gptc.tokenizer.registry import make_tokenizer
+from small_models import make_config
+from vocabularies import LLAMA, byte_level, gpt2_folder, small_tiktoken
 
 TEXT = "the cat sat on the mat, and the hat.\nthe cat  ran\n\n" * 5
-
 pytestmark = [
     pytest.mark.parity,
     pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers"),

@@ -1,4 +1,4 @@
-"""Tokenizers of others: the ids of their own libraries, stored whole, cut without harm."""
+"""Tokenizers of other libraries give the ids of those libraries, and are stored whole."""
 
 from __future__ import annotations
 
@@ -7,44 +7,22 @@ import random
 from pathlib import Path
 
 import pytest
-from test_tokenizer import assert_cut_is_exact, gpt2_folder, nasty_text, needs_gpt2
 
+from corpus import nasty_text
 from gptc.data import prepare
 from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer
-from gptc.tokenizer.pretrained import TiktokenTokenizer, _read_sentencepiece
+from gptc.tokenizer.pretrained import _read_sentencepiece
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
-
-LLAMA = Path(__file__).parents[4] / "shared" / "data" / "llama2-tokenizer.model"
-# cl100k_base's: the strictest of tiktoken's patterns about where text may be cut.
-PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+from vocabularies import (
+    LLAMA,
+    TEXT,
+    assert_cut_is_exact,
+    byte_level,
+    gpt2_folder,
+    needs_gpt2,
+    small_tiktoken,
 )
-TEXT = "the cat sat on the mat, and the hat.\n" * 20
-
-
-def byte_level(folder: Path, end: str = "<|endoftext|>") -> Path:
-    """A small tokenizer.json of GPT-2's sort."""
-    tokenizers = pytest.importorskip("tokenizers")
-    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
-    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=[end],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    trained.train_from_iterator([TEXT], trainer)
-    trained.save(str(folder / "tokenizer.json"))
-    return folder / "tokenizer.json"
-
-
-def small_tiktoken() -> TiktokenTokenizer:
-    ranked = [bytes([i]) for i in range(256)]
-    ranked += [b"th", b"the", b" the", b"at", b".\n", b"\n\n", b"12", b"..", b".\n\n"]
-    return TiktokenTokenizer("small", PATTERN, ranked, {"<|endoftext|>": 270, "<|fim|>": 271})
 
 
 @pytest.fixture(params=["tiktoken", "byte_level", "llama"])

@@ -1,4 +1,4 @@
-"""tools/gpu/check_spills.py reads what ptxas -v says."""
+"""tools/gpu/check_spills.py finds the spills and stacks that ptxas -v prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools/structure.py counts circles and lengths, in a flat package and in one of packages."""
+"""tools/structure.py counts circles and lengths, in a flat package and in nested ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers: reversible, saved and loaded whole, and clear about what they cannot express."""
+"""The byte, character, BPE and GPT-2 tokenizers are reversible, and cuts change no token."""
 
 from __future__ import annotations
 
@@ -11,42 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptc.errors import GptcError, UsageError
-from gptc.files.whole import write_file
+from corpus import MIXED, nasty_text
+from gptc.errors import GptcError
 from gptc.tokenizer import native as module
-from gptc.tokenizer.base import StreamDecoder, Tokenizer
+from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.native import BpeTokenizer, ByteTokenizer, CharTokenizer, Gpt2Tokenizer
-from gptc.tokenizer.registry import bpe_size, make_tokenizer, read_tokenizer
-from gptc.tokenizer.utf8 import character_cut
-
-MIXED = "Naïve café, 東京 😀 don't <|endoftext|>\n\n  Zoë's 12345\t\u3000x\r\n"
-
-
-def gpt2_folder() -> Path | None:
-    """A folder that holds the two GPT-2 files under the names that tiktoken gives them."""
-    folders = [Path(__file__).parents[4] / "shared" / "data" / "tiktoken-cache"]
-    if named := os.environ.get("TIKTOKEN_CACHE_DIR"):
-        folders.insert(0, Path(named))
-    files = (module._GPT2_FILE, "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
-    for folder in folders:
-        if all((folder / file).is_file() for file in files):
-            return folder
-    return None
-
-
-needs_gpt2 = pytest.mark.skipif(gpt2_folder() is None, reason="no GPT-2 vocabulary")
+from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
+from vocabularies import assert_cut_is_exact, gpt2_folder, needs_gpt2
 
 
 @pytest.fixture
 def gpt2(monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_folder()))
     return make_tokenizer("gpt2")
-
-
-def nasty_text(rng: random.Random, length: int) -> str:
-    pieces = [" ", "  ", "\n", "\t", "\r\n", "\u3000", "\u2003", "\x1c", "'s", "'", "ab", "c", "é"]
-    pieces += ["東京", "😀", "12", "...", "<|endoftext|>", "<|endo", "|>", "\x00", "\u0301"]
-    return "".join(rng.choice(pieces) for _ in range(length))
 
 
 # ---- bytes ----
@@ -185,17 +162,7 @@ def test_gpt2_vocabulary_is_kept_once_downloaded(
     assert make_tokenizer("gpt2").encode("hi").tolist() == [5303]
 
 
-# ---- cutting ----
-
-
-def assert_cut_is_exact(tokenizer: Tokenizer, data: bytes) -> int:
-    """Compares both sides of every cut with the whole; returns how many cuts there were."""
-    whole = tokenizer.encode_bytes(data).tolist()
-    cuts = {tokenizer.cut(data[:end]) for end in range(1, len(data) + 1)} - {0}
-    for cut in cuts:
-        parts = [tokenizer.encode_bytes(part).tolist() for part in (data[:cut], data[cut:])]
-        assert parts[0] + parts[1] == whole, (data, cut)
-    return len(cuts)
+# ---- cuts ----
 
 
 @needs_gpt2
@@ -230,118 +197,8 @@ def test_char_and_byte_cuts_change_no_token() -> None:
     assert assert_cut_is_exact(ByteTokenizer(), data) == len(data)
 
 
-def test_a_character_is_never_cut() -> None:
-    data = "aé東😀".encode()
-    assert [character_cut(data[:n]) for n in range(len(data) + 1)] == [
-        *(0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10)
-    ]
-    assert character_cut(b"\x80" * 9) == 9  # no UTF-8: for the decoder to refuse
+# ---- bpe ----
 
-
-# ---- streaming ----
-
-
-def test_stream_decoder_equals_decode() -> None:
-    rng = random.Random(3)
-    tokenizer = ByteTokenizer()
-    for _ in range(200):
-        tokens = [rng.choice(MIXED.encode() + b"\xff\xc3\xf0") for _ in range(20)]
-        stream = StreamDecoder(tokenizer)
-        text = "".join(stream.push(token) for token in tokens) + stream.flush()
-        assert text == tokenizer.decode(tokens)
-
-
-def test_stream_decoder_waits_for_whole_characters() -> None:
-    stream = StreamDecoder(ByteTokenizer())
-    assert [stream.push(byte) for byte in "😀a".encode()] == ["", "", "", "😀", "a"]
-    assert stream.push(0xF0) == ""
-    assert stream.flush() == "\ufffd"
-    assert stream.push(0x61) == "a"
-
-
-@pytest.mark.parametrize("token", [-1, 256])
-def test_an_id_outside_the_vocabulary_is_refused(token: int) -> None:
-    with pytest.raises(GptcError, match=f"token {token} .* of 256"):
-        ByteTokenizer().decode_bytes(np.array([65, token]))
-
-
-# ---- files ----
-
-
-@pytest.mark.parametrize(
-    "tokenizer",
-    [ByteTokenizer("<|endoftext|>\n"), CharTokenizer(MIXED + '\u2028\\"', "é"), Gpt2Tokenizer()],
-    ids=lambda tokenizer: str(tokenizer.kind),
-)
-def test_a_saved_tokenizer_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    tokenizer.save(tmp_path)
-    for path in (tmp_path, tmp_path / "gptc_tokenizer.json"):
-        loaded = read_tokenizer(path)
-        assert type(loaded) is type(tokenizer)
-        assert loaded.to_json() == tokenizer.to_json()
-        assert loaded.start == tokenizer.start
-    assert make_tokenizer(str(tmp_path)).fingerprint() == tokenizer.fingerprint()
-    assert [path.name for path in tmp_path.iterdir()] == ["gptc_tokenizer.json"]
-
-
-def test_a_fingerprint_tells_mappings_apart() -> None:
-    tokenizers = [ByteTokenizer(), CharTokenizer("ab"), CharTokenizer("abc"), Gpt2Tokenizer()]
-    assert len({tokenizer.fingerprint() for tokenizer in tokenizers}) == 4
-    assert CharTokenizer("ab", "a").fingerprint() == CharTokenizer("ba", "b").fingerprint()
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"characters": "abd"}, "altered"),
-        ({"vocab_size": 4}, "altered"),
-        ({"kind": "word"}, "altered"),
-        ({"characters": None}, "altered"),
-        ({"start": ""}, "altered"),
-        ({"version": 3}, "newer"),
-    ],
-)
-def test_an_altered_file_is_refused(change: dict[str, object], why: str, tmp_path: Path) -> None:
-    CharTokenizer("abc").save(tmp_path)
-    path = tmp_path / "gptc_tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(GptcError, match=why):
-        read_tokenizer(tmp_path)
-
-
-def test_a_missing_or_truncated_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(GptcError, match=r"no tokenizer at .*gptc_tokenizer\.json"):
-        read_tokenizer(tmp_path)
-    CharTokenizer("abc").save(tmp_path)
-    path = tmp_path / "gptc_tokenizer.json"
-    for content in (path.read_bytes()[:-9], b"", b"[]", b"\xff"):
-        path.write_bytes(content)
-        with pytest.raises(GptcError, match=r"gptc_tokenizer\.json (is truncated|was altered)"):
-            read_tokenizer(path)
-
-
-def test_an_unknown_kind_lists_the_kinds() -> None:
-    with pytest.raises(UsageError, match="bytes, char, gpt2"):
-        make_tokenizer("words")
-
-
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    write_file(path, b"old")
-
-    def fail(descriptor: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_file(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-# ---- a byte-pair encoding of one's own ----
 
 TEXT = "the cat and the hat sat on the mat. " * 20 + "<|endoftext|>" + "Ünïcödé, the end.\n"
 
@@ -369,7 +226,7 @@ def test_bpe_expresses_any_text_and_never_merges_across_documents(bpe: BpeTokeni
 
 
 def test_bpe_learns_from_text_without_spaces() -> None:
-    """It took minutes: now nothing that it learns from is longer than what a token may hold."""
+    """It took minutes once: words are now cut at the longest token before training."""
     dna = "".join(random.Random(1).choices("ACGT", k=100_000)).encode()
     learned = make_tokenizer("bpe:400", [dna])
     assert learned.vocab_size == 400
@@ -398,13 +255,3 @@ def test_bpe_is_saved_and_refuses_altered_files(bpe: BpeTokenizer, tmp_path: Pat
         file.write_text(json.dumps({**saved, "merged": merged}))
         with pytest.raises(GptcError, match="altered"):
             read_tokenizer(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["bpe:257", "bpe:x", "bpe:", "bpe:-3", "bpe:99999999", "bpe:2M"])
-def test_bpe_needs_a_sensible_size(name: str) -> None:
-    with pytest.raises(UsageError, match=f"{name}: the vocabulary size .* 258 to 1,048,576"):
-        make_tokenizer(name, [b"text"])
-
-
-def test_bpe_sizes_take_a_suffix() -> None:
-    assert bpe_size("bpe:4K") == bpe_size("bpe:4000") == 4000

@@ -1,4 +1,4 @@
-"""The command `gptc prepare`, as a user types it."""
+"""`gptc prepare` prepares datasets and says what to type next."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 
-from gptc.cli.params import COUNT, SizeParam
 from gptc.cli.prepare import prepare_command
 from gptc.data.dataset import Dataset
 from gptc.data.shards import ShardFile
@@ -125,33 +123,3 @@ def test_an_interruption_says_whether_anything_is_kept(monkeypatch: pytest.Monke
 def test_the_help_has_examples() -> None:
     help = run("--help").output
     assert "gptc prepare shakespeare --tokenizer char --out data/shakespeare" in help
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0", 0),
-        ("300", 300),
-        ("64K", 64_000),
-        ("64k", 64_000),
-        ("64Ki", 65_536),
-        ("2M", 2_000_000),
-        ("1.5M", 1_500_000),
-        ("1G", 1_000_000_000),
-        ("0.1T", 100_000_000_000),
-        ("9007199254740993", 9_007_199_254_740_993),  # no float in between
-    ],
-)
-def test_sizes_have_suffixes(text: str, size: int) -> None:
-    assert SizeParam().convert(text, None, None) == size
-
-
-@pytest.mark.parametrize("text", ["", "K", "-1", "1.5", "0.0001K", "1KB", "1e3", "٣", "1 000"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(click.BadParameter):
-        SizeParam().convert(text, None, None)
-
-
-def test_a_size_has_a_least_value() -> None:
-    with pytest.raises(click.BadParameter, match="less than 1"):
-        COUNT.convert("0", None, None)

@@ -1,0 +1,58 @@
+"""`gptc info` describes runs, checkpoints, datasets and shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Gptc = Callable[..., Any]
+
+
+def test_info_of_a_run_and_a_checkpoint(gptc: Gptc, arguments: list[str], tmp_path: Path) -> None:
+    gptc("train", *arguments)
+    found = json.loads(gptc("info", tmp_path / "run", "--json").out)
+    assert found["kind"] == "run"
+    assert found["checkpoints"] == ["ckpt-000004", "ckpt-000008"]
+    assert found["last_metrics"]["step"] == found["last_evaluation"]["step"] == 8
+    newest = found["newest"]
+    assert newest["training"]["step"] == 8
+    assert newest["tokenizer"] == "bytes, 256 tokens"
+    assert newest["parameters"] == sum(newest["parameters_by_part"].values())
+    assert newest["parameters_by_part"]["token embedding"] == 256 * 32
+
+    checkpoint = json.loads(gptc("info", newest["path"], "--json").out)
+    assert checkpoint == {"kind": "checkpoint", **newest}
+    table = gptc("info", newest["path"]).out
+    for part in ("LlamaForCausalLM", "2 layers, 2 heads, width 32", "step 8 of 8", "feed-forward"):
+        assert part in table
+    weights = gptc("info", Path(newest["path"]) / "model.safetensors").out
+    assert "model.embed_tokens.weight" in weights
+    assert "256 x 32" in weights
+
+
+def test_info_shows_no_text_that_commands_the_terminal(gptc: Gptc, tmp_path: Path) -> None:
+    text = "begin \x1b[2J \x9b2J \x7f \u202e \U000e0001 end é\n" * 20
+    (tmp_path / "text").write_text(text)
+    assert gptc("prepare", tmp_path / "text", "--out", tmp_path / "data").code == 0
+    for arguments in ((), ("--json",)):
+        ran = gptc("info", tmp_path / "data", *arguments)
+        assert all(line.isprintable() for line in ran.out.splitlines())
+        assert "end é" in ran.out
+    assert json.loads(ran.out)["splits"]["train"]["sample"].startswith(text[:40])
+
+
+def test_info_of_a_dataset_and_a_shard(gptc: Gptc, dataset_folder: Path) -> None:
+    found = json.loads(gptc("info", dataset_folder, "--json").out)
+    assert found["kind"] == "dataset"
+    table = gptc("info", dataset_folder).out
+    assert f"{found['splits']['train']['tokens']:,} tokens in 1 shard" in table
+    shard = json.loads(gptc("info", dataset_folder / "val_000000.bin", "--json").out)
+    assert shard["tokens"] == found["splits"]["val"]["tokens"]
+    assert shard["largest_token"] < 128
+    assert "2 bytes each" in gptc("info", dataset_folder / "val_000000.bin").out
+    (dataset_folder / "notes.txt").write_text("not a shard")
+    ran = gptc("info", dataset_folder / "notes.txt")
+    assert ran.code == 1
+    assert "is no token shard" in ran.err

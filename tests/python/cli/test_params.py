@@ -1,0 +1,38 @@
+"""Sizes on the command line take suffixes, and wrong ones are refused."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from gptc.cli.params import COUNT, SizeParam
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("300", 300),
+        ("64K", 64_000),
+        ("64k", 64_000),
+        ("64Ki", 65_536),
+        ("2M", 2_000_000),
+        ("1.5M", 1_500_000),
+        ("1G", 1_000_000_000),
+        ("0.1T", 100_000_000_000),
+        ("9007199254740993", 9_007_199_254_740_993),  # no float in between
+    ],
+)
+def test_sizes_have_suffixes(text: str, size: int) -> None:
+    assert SizeParam().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1.5", "0.0001K", "1KB", "1e3", "٣", "1 000"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        SizeParam().convert(text, None, None)
+
+
+def test_a_size_has_a_least_value() -> None:
+    with pytest.raises(click.BadParameter, match="less than 1"):
+        COUNT.convert("0", None, None)

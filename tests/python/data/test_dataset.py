@@ -1,0 +1,124 @@
+"""A dataset describes itself completely, and a damaged one is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from corpus import counting, write_source
+from gptc.data import prepare
+from gptc.data.dataset import Dataset
+from gptc.data.loader import eval_batches
+from gptc.data.shards import write_shard
+from gptc.errors import GptcError
+from gptc.tokenizer.native import CharTokenizer
+from gptc.tokenizer.registry import read_tokenizer
+
+
+def test_the_description_is_complete(tmp_path: Path) -> None:
+    dataset = prepare([write_source(tmp_path, "text " * 100)], tmp_path / "out", shard_tokens=300)
+    folder = tmp_path / "out"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("dataset.json", "gptc_tokenizer.json"),
+        *("train_000000.bin", "train_000001.bin", "val_000000.bin"),
+    ]
+    meta = json.loads((folder / "dataset.json").read_text())
+    assert meta == dataset.meta
+    assert meta["splits"]["train"]["tokens"] == 450
+    assert meta["splits"]["val"]["bytes"] == 50
+    assert meta["options"]["shard_tokens"] == 300
+    assert meta["tokenizer"]["fingerprint"] == read_tokenizer(folder).fingerprint()
+    for split in meta["splits"].values():
+        for shard in split["shards"]:
+            raw = (folder / shard["file"]).read_bytes()
+            assert shard["checksum"] == f"xxh3_128:{xxhash.xxh3_128_hexdigest(raw)}"
+
+
+def test_datasets_of_before_xxh3_are_still_read(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare([write_source(tmp_path, "text " * 100)], out)
+    meta = json.loads((out / "dataset.json").read_text()) | {"version": 1}
+    for split in meta["splits"].values():
+        for shard in split["shards"]:
+            del shard["checksum"]
+            shard["sha256"] = hashlib.sha256((out / shard["file"]).read_bytes()).hexdigest()
+    for source in meta["sources"]:
+        del source["checksum"]
+        source["sha256"] = hashlib.sha256(b"text " * 100).hexdigest()
+    (out / "dataset.json").write_text(json.dumps(meta))
+    Dataset.open(out).verify()
+    assert prepare([str(tmp_path / "text.txt")], out).already_there
+    shard_file = out / "val_000000.bin"
+    shard_file.write_bytes(shard_file.read_bytes()[:-2] + b"zz")
+    with pytest.raises(GptcError, match="wrong checksum"):
+        Dataset.open(out).verify()
+
+
+def test_a_dataset_that_is_not_there_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(GptcError, match=r"gptc prepare SOURCE --out .*none"):
+        Dataset.open(tmp_path / "none")
+    with pytest.raises(GptcError, match=r"no dataset\.json.*gptc prepare"):
+        Dataset.open(tmp_path)
+
+
+def test_a_damaged_dataset_is_refused(tmp_path: Path) -> None:
+    out = counting(tmp_path, 1000, shard_tokens=400).folder
+    good = {path: path.read_bytes() for path in out.iterdir()}
+
+    def damaged(name: str, content: bytes | None, why: str) -> None:
+        if content is None:
+            (out / name).unlink()
+        else:
+            (out / name).write_bytes(content)
+        with pytest.raises(GptcError, match=why) as caught:
+            Dataset.open(out)
+        assert str(out / name) in str(caught.value)
+        for path, content in good.items():
+            path.write_bytes(content)
+
+    damaged("train_000001.bin", None, "is missing")
+    damaged("train_000001.bin", good[out / "train_000001.bin"][:-2], "1822 bytes instead of 1824")
+    damaged("dataset.json", good[out / "dataset.json"][:-20], "damaged")
+    damaged("dataset.json", b"{}", "damaged")
+    meta = json.loads(good[out / "dataset.json"])
+    damaged("dataset.json", json.dumps(meta | {"splits": {}}).encode(), "altered or is incomplete")
+    damaged("dataset.json", json.dumps(meta | {"sources": [{"bytes": 3}]}).encode(), "is damaged")
+    damaged("dataset.json", json.dumps(meta | {"version": 3}).encode(), "version 3")
+    damaged("gptc_tokenizer.json", None, "no tokenizer")
+    CharTokenizer("ab").save(out)
+    damaged("gptc_tokenizer.json", (out / "gptc_tokenizer.json").read_bytes(), "not the tokenizer")
+    Dataset.open(out).verify()
+
+
+def test_verify_finds_a_changed_token(tmp_path: Path) -> None:
+    dataset = counting(tmp_path, 1000, shard_tokens=400)
+    path = dataset.shards("train")[1]
+    raw = bytearray(path.read_bytes())
+    raw[1100] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(GptcError, match=r"train_000001\.bin is damaged"):
+        Dataset.open(dataset.folder).verify()
+
+
+def test_a_token_outside_the_vocabulary_is_found(tmp_path: Path) -> None:
+    dataset = counting(tmp_path, 1000, shard_tokens=400)
+    write_shard(dataset.shards("train")[1], [7] * 399 + [256], 257)
+    dataset = Dataset.open(dataset.folder)
+    with pytest.raises(GptcError, match=r"train_000001\.bin holds token 256"):
+        list(eval_batches(dataset, "train", 4, 9))
+
+
+def test_describe_shows_what_is_inside(tmp_path: Path) -> None:
+    text = "Once upon a time. " * 50
+    dataset = prepare([write_source(tmp_path, text)], tmp_path / "out", tokenizer="char")
+    told = dataset.describe()
+    assert told["tokenizer"] == "char"
+    assert told["splits"]["train"]["tokens"] == 810
+    assert told["splits"]["train"]["vocab_used"] == dataset.vocab_size == len(set(text))
+    assert told["splits"]["train"]["sample"] == text[:200]
+    assert told["splits"]["val"]["sample"] == text[810:]
+    json.dumps(told)

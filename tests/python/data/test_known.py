@@ -1,0 +1,68 @@
+"""A name, a file or a folder given as --data becomes one prepared dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from corpus import fake_stories, text_of, write_source
+from gptc.data import prepare
+from gptc.data.preparation import resolve_dataset
+from gptc.errors import GptcError
+
+
+def test_a_known_name_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptc.data.stories.corpus", fake_stories)
+    first = resolve_dataset("stories", stories_bytes=2000)
+    assert first.folder.parent == tmp_path / "cache" / "datasets"
+    assert first.folder.name.startswith("stories-bytes-")
+    monkeypatch.setattr("gptc.data.stories.corpus", lambda *_: pytest.fail("prepared again"))
+    assert resolve_dataset("stories", stories_bytes=2000).folder == first.folder
+    monkeypatch.setattr("gptc.data.stories.corpus", fake_stories)
+    folders = {
+        resolve_dataset("stories", "char", stories_bytes=2000).folder,
+        resolve_dataset("stories", stories_bytes=3000).folder,
+        resolve_dataset("stories", stories_bytes=2000, seed=1).folder,
+        first.folder,
+    }
+    assert len(folders) == 4
+
+
+def test_a_damaged_cache_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptc.data.stories.corpus", fake_stories)
+    first = resolve_dataset("stories", stories_bytes=2000)
+    first.shards("val")[0].unlink()
+    again = resolve_dataset("stories", stories_bytes=2000)
+    assert again.folder == first.folder
+    again.verify()
+
+
+def test_a_text_file_is_prepared_by_content(tmp_path: Path) -> None:
+    source = write_source(tmp_path, "abc" * 100, "my text.txt")
+    first = resolve_dataset(source)
+    assert first.folder.name.startswith("my_text-bytes-")
+    assert resolve_dataset(source).folder == first.folder
+    write_source(tmp_path, "abd" * 100, "my text.txt")
+    second = resolve_dataset(source)
+    assert second.folder != first.folder
+    assert text_of(second, "train") == b"abd" * 90
+    assert resolve_dataset(str(second.folder), "char").tokenizer.kind == "bytes"
+
+
+def test_an_unknown_name_lists_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(GptcError, match="stories, stories-wide, shakespeare"):
+        resolve_dataset("novels")
+    with pytest.raises(GptcError, match=r"holds no dataset\.json"):
+        resolve_dataset(str(tmp_path))
+
+
+def test_a_folder_named_like_a_known_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptc.data.stories.corpus", fake_stories)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stories").mkdir()
+    assert resolve_dataset("stories", stories_bytes=2000).folder.parent.name == "datasets"
+    prepare([write_source(tmp_path, "abc" * 100)], Path("stories"))
+    assert resolve_dataset("stories").folder == Path("stories")

@@ -1,0 +1,78 @@
+"""A session gives the logits of the whole text, whatever the order of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from gptc import Model
+from gptc.engine.config import GPTConfig
+from gptc.engine.model import session_bytes
+from gptc.errors import EngineError, GptcError
+from small_models import batch, varied
+
+Config = Callable[..., GPTConfig]
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def writer(config: Config, request: pytest.FixtureRequest) -> Iterator[Model]:
+    with varied(config(), dtype=request.param) as model:
+        yield model
+
+
+def test_logits_after_chosen_tokens(writer: Model) -> None:
+    tokens = np.array([5, 6, 7, 8, 9, 1, 2])
+    seqs = np.array([0, 0, 0, 0, 0, 1, 1])
+    whole = writer.logits(tokens[None, :5])[0]
+    with writer.session(2) as session:
+        some = session.decode(tokens, seqs, [True, False, True, False, True, False, False])
+        np.testing.assert_allclose(some, whole[[0, 2, 4]], atol=0.05)
+        none = session.decode([3], 0, [False])
+        assert none.shape == (0, 256)
+        assert session.length(0) == 6
+        session.fork(0, 1, 5)
+        assert session.length(1) == 5
+        session.fork(0, 1)
+        np.testing.assert_array_equal(session.decode([4], 0), session.decode([4], 1))
+        with pytest.raises(GptcError, match="want has the shape"):
+            session.decode([1, 2], 0, [True])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "byte"])
+def test_a_session_gives_the_logits_of_the_whole(config: Config, family: str) -> None:
+    x, _ = batch(B=2, T=12)
+    with Model.create(config(family), threads=2, max_batch=2, max_seq=12) as model:
+        expected = model.logits(x)
+        with model.session(n_seq=2) as session:
+            first = session.decode(x[0, :5])  # several tokens at once
+            assert np.allclose(first, expected[0, 4], atol=1e-4)
+            for t in range(5, 12):  # then one by one
+                assert np.allclose(session.decode(x[0, t : t + 1]), expected[0, t], atol=1e-4)
+            both = session.decode(x[1, :12], np.full(12, 1))
+            assert both.shape == (1, 256)
+            assert np.allclose(both[0], expected[1, 11], atol=1e-4)
+            assert [session.length(0), session.length(1)] == [12, 12]
+            session.rewind(0, 6)
+            again = session.decode(x[:, 6], [0, 1])
+            assert np.allclose(again[0], expected[0, 6], atol=1e-4)
+            assert [session.length(0), session.length(1)] == [7, 13]
+
+
+def test_session_errors(model: Model) -> None:
+    with pytest.raises(EngineError, match="n_ctx is 49"):
+        model.session(1, 49)
+    session = model.session(2, 8)
+    with pytest.raises(EngineError, match="sequence 2"):
+        session.decode([1, 2], 2)
+    with pytest.raises(GptcError, match="no sequence 5; this session has 2"):
+        session.length(5)
+    with pytest.raises(GptcError, match="3 tokens, but 2 sequence numbers"):
+        session.decode([1, 2, 3], [0, 1])
+    with pytest.raises(EngineError, match="do not stand together"):
+        session.decode([1, 2, 3], [0, 1, 0])
+    with pytest.raises(EngineError, match="sequence 0"):
+        session.decode(np.zeros(9, np.int32))
+    assert session.length(0) == 0
+    assert session_bytes(model, 2, 8) > 0

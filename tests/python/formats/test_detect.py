@@ -1,0 +1,37 @@
+"""A file that is not a model is refused, and the message says which file to give instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptc.convert.export_model import export_model
+from gptc.engine.config import GPTConfig
+from gptc.errors import GptcError
+from gptc.formats.registry import detect
+from small_models import make_checkpoint
+
+Config = Callable[..., GPTConfig]
+
+
+def test_detection_names_what_is_no_model(config: Config, tmp_path: Path) -> None:
+    source = make_checkpoint(config("gpt2"), folder=tmp_path / "source")
+    export_model(source, "llm.c", tmp_path / "m.bin")
+    with pytest.raises(GptcError, match=r"m_tokenizer\.bin is a tokenizer of llm\.c, not a model"):
+        detect(tmp_path / "m_tokenizer.bin")
+    (tmp_path / "text").write_text("Once upon a time there was a file that is no model")
+    with pytest.raises(GptcError, match=r"text is no token shard and no model, or one that is"):
+        detect(tmp_path / "text")
+    for name, content, words in (
+        ("empty.bin", "", "empty.bin is empty"),
+        ("gptc_tokenizer.json", "{}", f"name the folder, {tmp_path}"),
+        ("metrics.jsonl", "{}", f"name the folder, {tmp_path}"),
+        ("ll_tokenizer.bin", "abcdefgh", "is the tokenizer of a model: name the model's file"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(GptcError, match=words):
+            detect(tmp_path / name)
+    with pytest.raises(GptcError, match=r"holds weights only; give its folder"):
+        detect(tmp_path / "source" / "model.safetensors")

@@ -1,0 +1,90 @@
+"""Wrong options name themselves, and right ones survive their TOML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptc.errors import GptcError, UsageError
+from gptc.training.options import DEFAULTS, TrainOptions, new_options, read_toml, to_toml
+from gptc.training.run import train
+from runs import metrics, reproducible
+
+Options = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stepz": 3}, "no option 'stepz'; did you mean steps"),
+        ({"steps": 0}, "--steps is 0; it must be above 0"),
+        ({"steps": "many"}, "steps is 'many'; it must be a whole number"),
+        ({"lr": -1.0}, "--lr is -1.0; it must be above 0"),
+        ({"grad_accum": 10**12}, "tokens; the most is 268,435,456"),
+        ({"lr": float("nan")}, "--lr is nan"),
+        ({"lr": 1e-3, "min_lr": 1e-2}, "--min-lr is 0.01, above --lr"),
+        ({"dropout": 1.0}, "--dropout is 1.0; it must be at least 0 and below 1"),
+        ({"schedule": "cos"}, "--schedule is 'cos', not one of cosine"),
+        ({"preset": "tinny"}, "no preset 'tinny'; did you mean tiny"),
+        ({"bias": "no"}, "bias is 'no'; it must be true or false"),
+        ({"n_layer": True}, "n-layer is True; it must be a whole number"),
+        ({"init_from": "x", "n_layer": 3}, "--n-layer cannot be given with --init-from"),
+        ({"n_head": 3, "n_embd": 32}, "n_head 3 does not divide n_embd 32"),
+        ({"seq_len": 30_000}, "--seq-len"),
+    ],
+)
+def test_senseless_options(dataset_folder: Path, given: Options, message: str) -> None:
+    with pytest.raises(GptcError, match=message):
+        train({"data": str(dataset_folder), **given})
+
+
+def test_options_survive_toml(tmp_path: Path) -> None:
+    options = TrainOptions(data='a "b" \\ ü', lr=3e-5, eps=1e-8, bias=False, threads=2)
+    (tmp_path / "c.toml").write_text(to_toml(options), "utf-8")
+    given = read_toml(tmp_path / "c.toml")
+    assert TrainOptions(**given) == options
+    (tmp_path / "c.toml").write_text("batch_size = 3\nseq-len = 5\nlr = 1")
+    assert read_toml(tmp_path / "c.toml") == {"batch_size": 3, "seq_len": 5, "lr": 1}
+    (tmp_path / "c.toml").write_text('steps = "1K"\ntokens = "1.5M"\nout = "2K"')
+    assert read_toml(tmp_path / "c.toml") == {"steps": 1000, "tokens": 1_500_000, "out": "2K"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps = ", "is no valid TOML"),
+        ("step = 3", "no option 'step'; did you mean steps"),
+        ("steps = 1.5", "steps is 1.5; it must be a whole number"),
+        ('steps = "few"', "steps: 'few' is no size such as 300, 64K"),
+        ("[train]\nsteps = 3", "no option 'train'"),
+        (None, "No such file"),
+    ],
+)
+def test_wrong_toml_names_the_file(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "c.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_toml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_run_writes_a_config_that_repeats_it(options: Options, tmp_path: Path) -> None:
+    train(options)
+    again = tmp_path / "again"
+    train({**read_toml(Path(options["out"]) / "config.toml"), "out": str(again)})
+    assert reproducible(metrics(again)) == reproducible(metrics(options["out"]))
+
+
+def test_preset_defaults_and_what_overrides_them() -> None:
+    tiny = new_options({})
+    assert {name: getattr(tiny, name) for name in DEFAULTS["tiny"]} == {
+        **DEFAULTS["tiny"],
+        "warmup_steps": None,  # chosen when the number of steps is known
+    }
+    assert new_options({"lr": 1e-4}).lr == 1e-4
+    assert new_options({"preset": "gpt2-medium"}).lr == 6e-4
+    assert new_options({"tokens": 1000}).steps is None
+    assert new_options({"beta2": 0.9, "preset": "byte"}).beta2 == 0.9
