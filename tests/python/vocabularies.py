@@ -11,7 +11,7 @@ import pytest
 
 from corpus import DOWNLOADS
 from gptc.tokenizer import native as module
-from gptc.tokenizer import vocabulary
+from gptc.tokenizer import scored, vocabulary
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.pretrained import TiktokenTokenizer
 from small_models import make_config, varied
@@ -77,15 +77,15 @@ def small_tiktoken() -> TiktokenTokenizer:
 
 # As in Llama 2: the unknown token, begin and end of a text, the bytes; then some letters.
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"▁abcdefghilmnorstuw"]
-TYPES = [vocabulary.UNKNOWN, vocabulary.CONTROL, vocabulary.CONTROL]
-TYPES += [vocabulary.BYTE] * 256 + [vocabulary.NORMAL] * (len(PIECES) - 259)
+TYPES = [scored.UNKNOWN, scored.CONTROL, scored.CONTROL]
+TYPES += [scored.BYTE] * 256 + [scored.NORMAL] * (len(PIECES) - 259)
 
 
 def llama_like() -> Tokenizer:
     """A small SentencePiece model of Llama 2's sort, without a token that begins a text."""
     pytest.importorskip("sentencepiece")
     scores = [0.0] * 259 + [-float(i) for i in range(len(PIECES) - 259)]
-    return vocabulary.from_scored(vocabulary.Scored(PIECES, scores, TYPES), "it")
+    return vocabulary.from_scored(scored.Scored(PIECES, scores, TYPES), "it")
 
 
 def begun(tokenizer: Tokenizer, bos: int | None = 1) -> Tokenizer:

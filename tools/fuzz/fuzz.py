@@ -37,12 +37,12 @@ from gptc.data.preparation import prepare
 from gptc.data.shards import read_shard, write_shard
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
+from gptc.files.whole import write_file
 from gptc.formats import llmc, openai_tf
-from gptc.formats.binary import write_whole
 from gptc.formats.model_file import ModelFile
 from gptc.formats.safetensors import TensorFile, tensor_chunks
 from gptc.generation.grammar.parser import parse_grammar
-from gptc.tokenizer import vocabulary
+from gptc.tokenizer import scored, vocabulary
 from gptc.tokenizer.pretrained import SentencePieceTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
 from gptc.tokenizer.utf8 import decode_utf8
@@ -164,11 +164,11 @@ def targets(folder: Path) -> dict[str, Target]:
 def _sentencepiece_model() -> bytes:
     """A tokenizer.model of a few hundred pieces, such as Llama 2's."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    kinds = [vocabulary.UNKNOWN, *[vocabulary.CONTROL] * 2, *[vocabulary.BYTE] * 256]
+    kinds = [scored.UNKNOWN, *[scored.CONTROL] * 2, *[scored.BYTE] * 256]
     learned = ["\u2581", "a", "t", "h", "th", "\u2581th"]
-    kinds += [vocabulary.NORMAL] * len(learned)
+    kinds += [scored.NORMAL] * len(learned)
     scores = [-float(i) for i in range(len(kinds))]
-    made = vocabulary.from_scored(vocabulary.Scored(pieces + learned, scores, kinds), "fuzz.py")
+    made = vocabulary.from_scored(scored.Scored(pieces + learned, scores, kinds), "fuzz.py")
     assert isinstance(made, SentencePieceTokenizer)
     return made.proto
 
@@ -187,7 +187,7 @@ def _folders(folder: Path, model: Callable[..., None]) -> None:
     for i in range(2):
         name = f"model-{i}.safetensors"
         shapes = dict(list(weights.shapes.items())[i::2])
-        write_whole(sharded / name, tensor_chunks(shapes, weights.read))
+        write_file(sharded / name, tensor_chunks(shapes, weights.read))
         weight_map |= dict.fromkeys(shapes, name)
     (sharded / "model.safetensors").unlink()
     index = sharded / "model.safetensors.index.json"

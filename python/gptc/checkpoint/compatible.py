@@ -20,9 +20,9 @@ def own_tokenizer(known: ModelFile) -> Tokenizer | None:
 
 
 def tokenizer_argument(own: Tokenizer, known: ModelFile, data: str) -> str:
-    """What names a model's tokenizer where one is asked for, to prepare `data` with it.
+    """The `--tokenizer` argument that prepares `data` with a model's own tokenizer.
 
-    A dataset is prepared: it has a tokenizer, which check_vocabulary compares.
+    A folder that is a dataset already keeps its tokenizer; check_vocabulary compares that.
     """
     if own.kind in ("bytes", "gpt2"):
         return own.kind
@@ -37,12 +37,12 @@ def tokenizer_argument(own: Tokenizer, known: ModelFile, data: str) -> str:
 
 
 def is_kind(name: str) -> bool:
-    """Whether a tokenizer is named by its kind, such as bpe:2048, and not by where it is."""
+    """Whether a tokenizer is named by its kind, such as bpe:2048, and not by its path."""
     return name.partition(":")[0] in KINDS
 
 
 def prepared_with(dataset: Dataset, given: str | None) -> str:
-    """The name of a prepared dataset's tokenizer, which the one that is asked for must be."""
+    """The name of a prepared dataset's tokenizer. UsageError when `given` is another one."""
     theirs = dataset.tokenizer
     spec = str(dataset.meta["options"].get("tokenizer"))
     own = spec if is_spec(spec) else str(dataset.folder)
@@ -71,7 +71,7 @@ def same_tokenizer(own: Tokenizer, dataset: Dataset) -> bool:
 
 
 def check_vocabulary(known: ModelFile, own: Tokenizer | None, dataset: Dataset) -> None:
-    """A model must go on with the tokenizer that it was taught."""
+    """GptcError unless a dataset has the model's tokenizer, and tokens within its vocabulary."""
     theirs = dataset.tokenizer
     if own is not None and not same_tokenizer(own, dataset):
         first, name = "", own.kind if own.kind in ("bytes", "gpt2") else str(known.path)

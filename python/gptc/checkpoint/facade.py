@@ -19,7 +19,7 @@ class Model(engine.Model):
     def load(cls, path: str | Path, **options: Any) -> Model:
         """The model of a checkpoint, of a run's newest checkpoint, or of a Hugging Face folder.
 
-        `options` are those of `create`. Without any, the model serves `session`, not training.
+        `options` are those of `create`. Without any, the model is for inference: see `load_model`.
         """
         return load_model(open_checkpoint(path), **options)
 

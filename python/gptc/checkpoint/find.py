@@ -17,7 +17,7 @@ from gptc.tokenizer.registry import is_spec
 def open_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> ModelFile:
     """The model at `path`: a checkpoint, a run's newest one, or a model in another format.
 
-    What is no path may be the name of a model of the Hugging Face hub, which is then downloaded.
+    A name that is not a path may be a model of the Hugging Face hub, which is then downloaded.
     """
     if path is not None and not Path(path).exists() and hub.is_name(str(path)):
         return Checkpoint(hub.fetch(str(path)))
@@ -65,7 +65,7 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
 
 
 def _what_instead(folder: Path) -> str:
-    """What a folder without a checkpoint is, and what to type."""
+    """The end of an error about a folder without checkpoints: its kind, and the next command."""
     config = folder / "config.toml"
     if config.is_file():
         return (
@@ -81,7 +81,7 @@ def _what_instead(folder: Path) -> str:
 
 
 def tokenizer_name(name: str) -> str:
-    """What `make_tokenizer` calls a tokenizer: a run's folder stands for its newest checkpoint."""
+    """The name for `make_tokenizer`: a run's folder becomes that of its newest checkpoint."""
     folder = Path(name)
     if is_spec(name) or not list_checkpoints(folder):
         return name
@@ -89,7 +89,7 @@ def tokenizer_name(name: str) -> str:
 
 
 def _run_problem(checkpoint: Path) -> str | None:
-    """What is wrong with a run's checkpoint, which always has its checksums."""
+    """The fault of a run's checkpoint, which always has checksums; None for a whole one."""
     if not (checkpoint / CHECKSUMS).is_file():
         return f"{checkpoint / CHECKSUMS} is missing"
     try:

@@ -11,7 +11,7 @@ WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
 CHECKSUMS = "checksums.json"
-ROOT = Path("runs")  # where runs are that are not told otherwise
+ROOT = Path("runs")  # the default folder of runs
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -1,15 +1,15 @@
-"""A checkpoint is a folder: the model, its tokenizer and what training needs to go on.
+"""A checkpoint is a folder: the model, its tokenizer, and the state that resuming needs.
 
-    config.json            the model's shape, as Hugging Face's gpt2 or llama where that fits
+    config.json            the model's shape, as Hugging Face's gpt2 or llama if that fits
     model.safetensors      the weights, under the names of that class
-    gptc_tokenizer.json    the tokenizer; beside it, where a class of Hugging Face fits, its files
+    gptc_tokenizer.json    the tokenizer; also Hugging Face's files, if one of its classes fits
     trainer.json           step, options and loader position; only in a run's checkpoints
     optimizer.safetensors  AdamW's moments; likewise
     checksums.json         size and checksum of every other file
 
-It is written beside its place, flushed to disk and renamed, so it appears whole or not at all.
-A run folder holds checkpoints named ckpt-STEP. A Hugging Face folder is a checkpoint too, and a
-model in a format of others (gptc.formats) can stand wherever one is read.
+It is written under a temporary name, flushed to disk and renamed, so it appears whole or not at
+all. A run folder holds checkpoints named ckpt-STEP. A Hugging Face folder is a checkpoint too. A
+model in the format of another program (gptc.formats) can be read in its place.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
 class Checkpoint(ModelFile):
     """A checkpoint folder that has been found: its sizes are right, its weights not read yet."""
 
-    format = "hf"
+    format = hf.NAME
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,7 +70,7 @@ class Checkpoint(ModelFile):
         return None if trainer is None else int(trainer["step"])
 
     def trainer(self) -> dict[str, Any] | None:
-        """What trainer.json says, or None where there is none."""
+        """The content of trainer.json; None when the file is missing."""
         file = self.path / TRAINER
         if not file.is_file():
             return None
@@ -114,7 +114,7 @@ class Checkpoint(ModelFile):
                 for name, _, _ in self.config.parameters():
                     model.lend(name, self.placement.read(name))
             finally:
-                whole.result()  # says more than what a damaged file made of the above
+                whole.result()  # its error says more than one that a damaged file caused above
 
     @cached_property
     def tensors(self) -> Tensors:
@@ -169,7 +169,7 @@ class Checkpoint(ModelFile):
         model.step = trainer["step"]
 
     def check(self) -> list[str]:
-        """Checks every file's checksum and every number; returns what was found in order."""
+        """Checks every file's checksum and every number; returns a line for each check."""
         found = [f"{name}: its checksum is right" for name in self.verify()]
         found += super().check()
         if self.optimizer_step is not None:
@@ -199,13 +199,7 @@ class Checkpoint(ModelFile):
             )
 
 
-# ---- finding ----
-
-
-# ---- writing ----
-
-
-# ---- reading ----
+# ---- its files ----
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -227,7 +221,7 @@ def _check_version(data: Mapping[str, Any], file: Path, newest: int) -> None:
 
 
 def read_checksums(path: Path) -> dict[str, dict[str, Any]]:
-    """What checksums.json records by file name; nothing for a folder without one."""
+    """The records of checksums.json by file name; empty for a folder without one."""
     file = path / CHECKSUMS
     if not file.is_file():
         return {}
@@ -245,7 +239,7 @@ def read_checksums(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def size_problem(path: Path, recorded: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What is wrong with the files' sizes, at no cost but a look at each."""
+    """The first file with a wrong size, in words; None when all are right. Reads no contents."""
     for name, record in recorded.items():
         file = path / name
         if not file.is_file():
@@ -260,7 +254,7 @@ def size_problem(path: Path, recorded: Mapping[str, Mapping[str, Any]]) -> str |
 
 
 def _way_out(path: Path) -> str:
-    """The end of an error about a damaged checkpoint: what to do instead."""
+    """The end of an error about a damaged checkpoint: the next thing to do."""
     if re.fullmatch(r"ckpt-\d+", path.name):
         for other in reversed(list_checkpoints(path.parent)):
             if other.name != path.name and (other / CHECKSUMS).is_file():

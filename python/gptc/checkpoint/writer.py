@@ -27,10 +27,10 @@ from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
 from gptc.files.whole import whole_folder, write_chunks
 from gptc.formats import hf
+from gptc.formats.hf_tokenizer import hf_files
 from gptc.formats.model_file import ModelFile
 from gptc.formats.numbers import F32, Codec
 from gptc.formats.safetensors import tensor_chunks
-from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
 
 
@@ -43,10 +43,10 @@ def save(
     replace: bool = False,
     codec: Codec = F32,
 ) -> None:
-    """Writes a checkpoint folder; with `trainer`, what training needs to go on too.
+    """Writes a checkpoint folder; with `trainer`, also the state that resuming needs.
 
-    A model of another format is copied a tensor at a time. On any failure nothing is left behind
-    and what was there is untouched; a full disk is a GptcError that says so. `replace` allows a
+    A model of another format is copied a tensor at a time. A failure leaves nothing behind and an
+    existing folder untouched; a full disk is a GptcError that says so. `replace` allows a
     folder of that name to exist, `codec` stores other numbers than float32.
     """
     path = Path(path)
@@ -85,14 +85,14 @@ def save(
 
 
 def size_of(config: GPTConfig, training: bool) -> int:
-    """About how many bytes a checkpoint takes; with what training needs to go on, or without."""
+    """About how many bytes a checkpoint takes; `training`: with the state that resuming needs."""
     n_numbers = sum(math.prod(shape) for _, shape, _ in config.parameters())
     return 4 * (3 if training else 1) * n_numbers
 
 
 def _hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     try:
-        return vocabulary.hf_files(tokenizer, block_size)
+        return hf_files(tokenizer, block_size)
     except GptcError as error:
         logger.warning("warning: without a tokenizer.json: %s", error)
         return {}
@@ -131,5 +131,5 @@ def _json(data: Mapping[str, Any]) -> bytes:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """What checksums.json says about a file."""
+    """The record of a file in checksums.json."""
     return {"size": path.stat().st_size, "checksum": file_checksum(path)}

@@ -33,7 +33,7 @@ def info_command(path: Path, as_json: bool) -> None:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What is at `path`, as plain values; "kind" says what it is."""
+    """The values at `path`; "kind" is that of the file or folder."""
     from gptc.checkpoint.names import CONFIG, list_checkpoints
     from gptc.data.dataset import DATASET_FILE, Dataset
     from gptc.formats.registry import is_foreign, open_model
@@ -118,9 +118,9 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     return described
 
 
-def _describe_model(source: ModelFile) -> dict[str, Any]:
-    """What is known of a model in any format."""
-    config, path = source.config, source.path
+def _describe_model(model: ModelFile) -> dict[str, Any]:
+    """The values of a model in any format."""
+    config, path = model.config, model.path
     parts: dict[str, int] = {}
     for name, shape, _ in config.parameters():
         size = 1
@@ -132,12 +132,12 @@ def _describe_model(source: ModelFile) -> dict[str, Any]:
     return {
         "path": str(path),
         "family": config.family,
-        "format": source.format,
+        "format": model.format,
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
         "config": config.to_dict(),
-        "tokenizer": _tokenizer(source),
-        "notes": list(source.notes),
+        "tokenizer": _tokenizer(model),
+        "notes": list(model.notes),
         "files": {f.name: f.stat().st_size for f in files if f.is_file()},
     }
 
@@ -150,9 +150,9 @@ def _part(name: str) -> str:
     return names.get(name.split(".")[0], "norms")
 
 
-def _tokenizer(source: ModelFile) -> str | None:
+def _tokenizer(model: ModelFile) -> str | None:
     try:
-        tokenizer = source.tokenizer()
+        tokenizer = model.tokenizer()
     except GptcError:
         return None
     begin = "" if tokenizer.bos is None else f", {tokenizer.decode([tokenizer.bos])} before a text"

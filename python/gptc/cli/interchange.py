@@ -8,6 +8,25 @@ from pathlib import Path
 import click
 
 from gptc.cli.params import COUNT
+from gptc.convert.export_model import DTYPES, export_model
+from gptc.formats.registry import FORMATS
+
+
+def _dtypes_help() -> str:
+    """The dtypes of several formats, then those of one format, with its name."""
+    groups: dict[str, dict[str, None]] = {}
+    for dtype in (dtype for dtypes in DTYPES.values() for dtype in dtypes):
+        holders = [to for to, dtypes in DTYPES.items() if dtype in dtypes]
+        groups.setdefault(f" ({holders[0]})" if len(holders) == 1 else "", {})[dtype] = None
+    return "; ".join(", ".join(names) + holder for holder, names in groups.items())
+
+
+_READ = ", ".join(known.title for known in FORMATS)
+_WRITTEN = " or ".join(", ".join(DTYPES).rsplit(", ", 1))
+_IMPORT_HELP = f"""Make a checkpoint of the model at PATH.
+
+The format is detected: a Hugging Face folder or hub name, {_READ}.
+"""
 
 _IMPORT_EPILOG = """\b
 Examples:
@@ -31,7 +50,7 @@ Examples:
 """
 
 
-@click.command("import", epilog=_IMPORT_EPILOG)
+@click.command("import", help=_IMPORT_HELP, epilog=_IMPORT_EPILOG)
 @click.argument("path")
 @click.option(
     "--out",
@@ -56,11 +75,7 @@ def import_command(
     seq_len: int | None,
     as_json: bool,
 ) -> None:
-    """Make a checkpoint of the model at PATH.
-
-    The format is detected: a Hugging Face folder or hub name, GGUF, llm.c, llama2.c,
-    markusheimerl/gpt, an OpenAI GPT-2 folder, nanoGPT's ckpt.pt.
-    """
+    """Make a checkpoint of the model at PATH."""
     from gptc.checkpoint.find import tokenizer_name
     from gptc.convert.import_model import import_model
     from gptc.tokenizer.registry import make_tokenizer
@@ -68,21 +83,21 @@ def import_command(
     assumed = {"n_head": n_head, "block_size": seq_len}
     given = {name: value for name, value in assumed.items() if value is not None}
     chosen = make_tokenizer(tokenizer_name(tokenizer)) if tokenizer is not None else None
-    source = import_model(path, out, chosen, **given)
-    for note in source.notes:
+    imported = import_model(path, out, chosen, **given)
+    for note in imported.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:
-        config = source.config.to_dict()
-        found = {"path": path, "format": source.format, "checkpoint": str(out), "config": config}
-        click.echo(json.dumps({**found, "optimizer_step": source.optimizer_step}, indent=2))
+        config = imported.config.to_dict()
+        found = {"path": path, "format": imported.format, "checkpoint": str(out), "config": config}
+        click.echo(json.dumps({**found, "optimizer_step": imported.optimizer_step}, indent=2))
         return
-    click.echo(f"{path} ({source.format}) is now the checkpoint {out}")
+    click.echo(f"{path} ({imported.format}) is now the checkpoint {out}")
     click.echo(f"next: gptc infer -m {out}", err=True)
 
 
 @click.command("export", epilog=_EXPORT_EPILOG)
 @click.option("-m", "--model", metavar="PATH", help="Any model that gptc reads.  [the newest]")
-@click.option("--to", required=True, metavar="FORMAT", help="hf, gguf, llm.c, llama2.c or heimerl.")
+@click.option("--to", required=True, metavar="FORMAT", help=f"{_WRITTEN}.")
 @click.option(
     "--out",
     required=True,
@@ -90,9 +105,7 @@ def import_command(
     metavar="PATH",
     help="The file, or for hf the folder.",
 )
-@click.option(
-    "--dtype", metavar="DTYPE", help="fp32, fp16, bf16; q8_0, q4_0 (gguf); int8 (llama2.c).  [fp32]"
-)
+@click.option("--dtype", metavar="DTYPE", help=f"{_dtypes_help()}.  [fp32]")
 @click.option(
     "--file-version",
     type=click.IntRange(0, 2),
@@ -114,11 +127,10 @@ def export_command(
 ) -> None:
     """Write a model in the format of another program.
 
-    The file is read back, and its logits for a fixed prompt are compared with the source's. A
-    tokenizer goes into the file (gguf), the folder (hf) or a file beside it.
+    The file is read back, and its logits for a fixed prompt are compared with the original's. The
+    tokenizer is written into the file (gguf), the folder (hf) or a file next to it.
     """
     from gptc.checkpoint.find import open_checkpoint
-    from gptc.convert.export_model import export_model
 
     report = export_model(
         open_checkpoint(model),
@@ -152,7 +164,7 @@ def export_command(
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 def verify_command(path: Path, as_json: bool) -> None:
-    """Check that what is at PATH is whole: structure, bounds, finite numbers, checksums.
+    """Check the file or folder at PATH: structure, bounds, finite numbers, checksums.
 
     PATH is a model in any known format, a checkpoint, a run, a dataset, a shard or a tokenizer of
     llm.c. The exit code is 1 when something is wrong.

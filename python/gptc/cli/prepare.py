@@ -137,7 +137,8 @@ def prepare_command(
     last finished shard. Sizes take suffixes: 64K, 2M, 1G.
     """
     from gptc.checkpoint.find import tokenizer_name
-    from gptc.data.preparation import WORK_FOLDER, prepare
+    from gptc.data import prepare
+    from gptc.data.job import WORK_FOLDER
     from gptc.tokenizer.registry import bpe_size
 
     if val_tokens is not None and val_fraction is not None:

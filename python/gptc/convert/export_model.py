@@ -1,48 +1,38 @@
-"""Models into our checkpoints and out of them, and a close look at any file.
+"""Models into the formats of other programs.
 
-    import_model("stories15M.bin", "stories")
     export_model(open_checkpoint("stories"), "gguf", "stories.gguf", dtype="q8_0")
-    verify("stories.gguf")
 
-What is written appears whole or not at all. An export is read back and must compute what its source
-does.
+Each file that is written appears whole or not at all. An export is read back, and must compute the
+same as the model that was given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.writer import save
-from gptc.convert.import_model import _own_tokenizer, open_source
+from gptc.convert.import_model import open_assuming, tokenizer_or_note
 from gptc.errors import GptcError, UsageError
-from gptc.formats import gguf, heimerl, llama2c, llmc
-from gptc.formats.binary import write_whole
+from gptc.files.whole import write_file
+from gptc.formats import hf
+from gptc.formats.format import Export, Output, fixed_tokens
 from gptc.formats.model_file import ModelFile
-from gptc.formats.numbers import BF16, F16, F32, Codec
-from gptc.tokenizer import vocabulary
-from gptc.tokenizer.base import Tokenizer
+from gptc.formats.registry import WRITERS
 
-_HF: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16}
-DTYPES = {
-    "hf": tuple(_HF),
-    "gguf": tuple(gguf.CODECS),
-    "llm.c": tuple(llmc.CODECS),
-    "llama2.c": ("fp32", "int8"),
-    "heimerl": ("fp32",),
-}
-"""What each format that we write can hold; the first is the default."""
+DTYPES = {hf.NAME: tuple(hf.CODECS)} | {name: known.dtypes for name, known in WRITERS.items()}
+"""The number formats of each format that gptc writes; the first is the default."""
 _PROMPT_TOKENS = 16
 
 
 @dataclass
-class Report:
-    """What an export wrote, and how far its logits are from the source's."""
+class ExportReport:
+    """The files of an export, and how far its logits are from those of the model given."""
 
     path: Path
     format: str
@@ -55,7 +45,7 @@ class Report:
 
 
 def export_model(
-    source: ModelFile,
+    model: ModelFile,
     to: str,
     out: str | Path,
     *,
@@ -63,133 +53,78 @@ def export_model(
     version: int | None = None,
     debug_state: bool = False,
     replace: bool = False,
-) -> Report:
-    """Writes a model in the format `to`, reads it back and compares what both compute.
+) -> ExportReport:
+    """Writes a model in the format `to`, reads it back and compares the logits of both.
 
-    `version` is that of llama2.c (0: what its `run` reads), `debug_state` adds llm.c's file for
-    its own test. GptcError when the format cannot hold the model.
+    `version` is that of llama2.c (0: the one that its `run` reads), `debug_state` adds the file of
+    llm.c's own test. GptcError when the format cannot hold the model.
     """
     if to not in DTYPES:
         raise UsageError(f"no format {to!r}; known: {', '.join(DTYPES)}")
     dtype = dtype or DTYPES[to][0]
     if dtype not in DTYPES[to]:
         raise UsageError(f"{to} holds {', '.join(DTYPES[to])}, not {dtype}")
-    if version is not None and to != "llama2.c":
+    writer = WRITERS.get(to)
+    options = writer.options if writer else ()
+    if version is not None and "version" not in options:
         raise UsageError(f"{to} is written in one version: leave out --file-version")
-    if debug_state and to != "llm.c":
+    if debug_state and "debug_state" not in options:
         raise UsageError(f"{to} has no debug state: leave out --debug-state")
-    if to == "llama2.c":
-        version = (2 if dtype == "int8" else 0) if version is None else version
-        if (version == 2) != (dtype == "int8"):
-            raise UsageError(f"llama2.c's version {version} does not hold {dtype}")
     path = Path(out)
     if path.exists() and not replace:
         raise UsageError(f"{path} exists already; choose another name, or replace it with --force")
-    tokenizer, notes = _own_tokenizer(source)
-    report = Report(path, to, dtype, [path], list(notes))
-    beside = _tokenizer_beside(source, to, tokenizer)
-    if not replace:
-        _keep_others(path, beside, debug_state)
-    if to == "hf":
-        save(path, source, tokenizer=tokenizer, replace=replace, codec=_HF[dtype])
-    else:
-        write_whole(path, _chunks(source, to, dtype, version, tokenizer, report))
-        _write_companions(source, beside, debug_state, report)
-    _compare(source, report)
+    tokenizer, notes = tokenizer_or_note(model)
+    report = ExportReport(path, to, dtype, [path], list(notes))
+    if writer and writer.write:
+        load = partial(load_model, model)
+        files = writer.write(
+            Export(model, path, dtype, tokenizer, load, version, debug_state, report.notes)
+        )
+        if not replace:
+            _keep_others(path, files[1:])
+        for file in files:
+            _write(file)
+        report.files = [file.path for file in files]
+    else:  # a checkpoint folder, with the checksums of its files
+        save(path, model, tokenizer=tokenizer, replace=replace, codec=hf.CODECS[dtype])
+    _compare(model, report)
     return report
 
 
-def _chunks(
-    source: ModelFile,
-    to: str,
-    dtype: str,
-    version: int | None,
-    tokenizer: Tokenizer | None,
-    report: Report,
-) -> Iterator[bytes | memoryview]:
-    """The bytes of the model file."""
-    if to == "llm.c":
-        return llmc.model_chunks(source, dtype)
-    if to == "llama2.c":
-        if tokenizer is not None and tokenizer.bos != llama2c.BOS:
-            report.notes.append(
-                f"llama2.c's programs begin every text with token {llama2c.BOS}, which this model "
-                "was not taught"
-            )
-        return llama2c.model_chunks(source, version or 0)
-    if to == "heimerl":
-        return heimerl.model_chunks(source)
-    if tokenizer is not None:
-        try:
-            vocabulary.to_gguf(tokenizer, source.config.vocab_size)
-        except GptcError as error:
-            report.notes.append(f"without a tokenizer: {error}")
-            tokenizer = None
-    return gguf.model_chunks(source, tokenizer, dtype)
+def _keep_others(path: Path, companions: Iterable[Output]) -> None:
+    """UsageError when a file next to the model exists already, with another content.
 
-
-def _companion(path: Path, name: str) -> Path:
-    """Where a program looks for the file of that name beside the model."""
-    return path.with_name(f"{path.stem}_{name}.bin")
-
-
-def _tokenizer_beside(source: ModelFile, to: str, tokenizer: Tokenizer | None) -> bytes | None:
-    """The tokenizer file that goes with the model; None where there is none."""
-    if tokenizer is not None and to == "llm.c":
-        return b"".join(llmc.tokenizer_chunks(tokenizer))
-    if tokenizer is not None and to == "llama2.c":
-        return b"".join(llama2c.tokenizer_chunks(tokenizer, source.config.vocab_size))
-    return None
-
-
-def _keep_others(path: Path, tokenizer: bytes | None, debug_state: bool) -> None:
-    """UsageError where a file beside the model is there already, and another model's.
-
-    They are named by the model's stem: a.bin and a.old have the same.
+    They are named by the model's stem, which a.bin and a.old share.
     """
-    taken = [_companion(path, "debug_state")] if debug_state else []
-    beside = _companion(path, "tokenizer")
-    if tokenizer is not None and not (beside.is_file() and beside.read_bytes() == tokenizer):
-        taken.append(beside)
-    for file in taken:
-        if file.exists():
+    for file, chunks in companions:
+        same = isinstance(chunks, list) and file.is_file() and file.read_bytes() == b"".join(chunks)
+        if file.exists() and not same:
             raise UsageError(
                 f"{file} exists already, with another content; choose another name than "
                 f"{path.stem} for the model, or replace it with --force"
             )
 
 
-def _write_companions(
-    source: ModelFile, tokenizer: bytes | None, debug_state: bool, report: Report
-) -> None:
-    """The files that the programs want beside the model."""
-
-    def write(name: str, chunks: Iterable[bytes | memoryview]) -> None:
-        beside = _companion(report.path, name)
-        write_whole(beside, chunks)
-        report.files.append(beside)
-
-    if tokenizer is not None:
-        write("tokenizer", [tokenizer])
-    if debug_state:
-        B, T = 4, min(64, source.config.block_size)
-        tokens = _prompt(source.config.vocab_size, B * T + 1)
-        with load_model(source, training=True, max_batch=B, max_seq=T) as model:
-            inputs, targets = tokens[:-1].reshape(B, T), tokens[1:].reshape(B, T)
-            write("debug_state", llmc.state_chunks(model, inputs, targets))
+def _write(file: Output) -> None:
+    """Writes a file that appears whole or not at all. GptcError when the disk does not take it."""
+    try:
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file.path, file.chunks)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise GptcError(f"cannot write {file.path}: {reason}") from None
 
 
-def _compare(source: ModelFile, report: Report) -> None:
-    """Reads the file back. GptcError, and the file is gone, when it is not the same model."""
-    assumed = {}
-    if report.format == "heimerl":
-        assumed = {"n_head": source.config.n_head, "block_size": source.config.block_size}
-    n = min(_PROMPT_TOKENS, source.config.block_size)
-    prompt = _prompt(source.config.vocab_size, n)[None]
+def _compare(model: ModelFile, report: ExportReport) -> None:
+    """Reads the file back. GptcError, and the file is removed, when it is not the same model."""
+    writer = WRITERS.get(report.format)
+    assumed = {name: getattr(model.config, name) for name in (writer.assumes if writer else ())}
+    n = min(_PROMPT_TOKENS, model.config.block_size)
+    prompt = fixed_tokens(model.config.vocab_size, n)[None]
     logits = []
-    for side in (source, open_source(report.path, **assumed)):
-        with load_model(side, dtype="fp32", max_batch=1, max_seq=n) as model:
-            logits.append(model.logits(prompt).astype(np.float64))
+    for side in (model, open_assuming(report.path, **assumed)):
+        with load_model(side, dtype="fp32", max_batch=1, max_seq=n) as loaded:
+            logits.append(loaded.logits(prompt).astype(np.float64))
     ours, theirs = logits
     report.prompt_tokens = n
     report.largest_difference = float(np.abs(theirs - ours).max())
@@ -202,11 +137,3 @@ def _compare(source: ModelFile, report: Report) -> None:
             f"{report.path} was removed: read back, its logits differ by "
             f"{report.largest_difference:g}; this is an error of gptc, please report it"
         )
-
-
-def _prompt(vocab_size: int, n: int) -> npt.NDArray[np.int32]:
-    """The same tokens each time, spread over the vocabulary."""
-    return (np.arange(n, dtype=np.int64) * 7919 % vocab_size).astype(np.int32)
-
-
-# ---- verify ----

@@ -1,4 +1,7 @@
-"""Models of other programs, made checkpoints."""
+"""Models of other programs into checkpoints.
+
+import_model("stories15M.bin", "stories")
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from pathlib import Path
 from gptc.checkpoint.find import open_checkpoint
 from gptc.checkpoint.writer import save
 from gptc.errors import GptcError, UsageError
+from gptc.formats import hf
 from gptc.formats.model_file import ModelFile
-from gptc.formats.registry import detect, is_foreign, open_model
+from gptc.formats.registry import detect, is_foreign
 from gptc.tokenizer.base import Tokenizer
 
 
@@ -18,39 +22,40 @@ def import_model(
     tokenizer: Tokenizer | None = None,
     **assumed: int,
 ) -> ModelFile:
-    """Writes the model at `path`, in whatever format, as a checkpoint folder; returns the source.
+    """Writes the model at `path`, in any format, as a checkpoint folder; returns the model file.
 
-    `assumed` are n_head and block_size for the format that does not store them. AdamW's moments
-    come along where the file holds them.
+    `assumed` are fields of the config that the file does not store. AdamW's moments are kept when
+    the file holds them.
     """
-    source = open_source(path, **assumed)
+    model = open_assuming(path, **assumed)
     if tokenizer is None:
-        tokenizer, notes = _own_tokenizer(source)
-        source.notes += notes
-    elif tokenizer.vocab_size > source.config.vocab_size:
+        tokenizer, notes = tokenizer_or_note(model)
+        model.notes += notes
+    elif tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(
             f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} tokens, and "
-            f"{source.path} a vocabulary of {source.config.vocab_size:,}; choose another"
+            f"{model.path} a vocabulary of {model.config.vocab_size:,}; choose another"
         )
-    step = source.optimizer_step
-    trainer = None if step is None else {"step": step, "imported_from": source.format}
-    save(out, source, tokenizer=tokenizer, trainer=trainer)
-    return source
+    step = model.optimizer_step
+    trainer = None if step is None else {"step": step, "imported_from": model.format}
+    save(out, model, tokenizer=tokenizer, trainer=trainer)
+    return model
 
 
-def open_source(path: str | Path, **assumed: int) -> ModelFile:
-    """The model at `path`. UsageError where something is assumed that the file says itself."""
+def open_assuming(path: str | Path, **assumed: int) -> ModelFile:
+    """The model at `path`. UsageError when a value is assumed that the file stores itself."""
     if not assumed:
         return open_checkpoint(path)
-    kind = detect(Path(path)) if is_foreign(Path(path)) else "hf"
-    if kind != "heimerl":
-        raise UsageError(f"{path} ({kind}) says itself how many heads and positions it has")
-    return open_model(Path(path), **assumed)
+    found = detect(Path(path)) if is_foreign(Path(path)) else None
+    if found is None or not found.assumes:
+        name = found.name if found else hf.NAME
+        raise UsageError(f"{path} ({name}) says itself how many heads and positions it has")
+    return found.open(Path(path), **assumed)
 
 
-def _own_tokenizer(source: ModelFile) -> tuple[Tokenizer | None, tuple[str, ...]]:
-    """A model's tokenizer; where there is none, a note that says so."""
+def tokenizer_or_note(model: ModelFile) -> tuple[Tokenizer | None, tuple[str, ...]]:
+    """A model's tokenizer; when there is none, a note that says so."""
     try:
-        return source.tokenizer(), ()
+        return model.tokenizer(), ()
     except GptcError as error:
         return None, (f"without a tokenizer: {error}",)

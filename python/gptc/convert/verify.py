@@ -1,4 +1,7 @@
-"""A close look at any file: models, datasets, shards, tokenizers."""
+"""Checks of a whole file: models, datasets, shards, tokenizers.
+
+verify("stories.gguf")
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,9 @@ from gptc.formats.safetensors import TensorFile
 
 
 def verify(path: str | Path) -> dict[str, Any]:
-    """Reads all of a model, dataset, shard or tokenizer file. GptcError says what is wrong.
+    """Reads all of a model, dataset, shard or tokenizer file. GptcError names the first fault.
 
-    Returns the path, the format, and what was checked.
+    Returns the path, the format, and a line for each check.
     """
     path = Path(path)
     if not path.exists():
@@ -40,8 +43,8 @@ def _verify_folder(path: Path) -> tuple[str, list[str]]:
         n_shards = sum(len(dataset.shards(split)) for split in SPLITS)
         return "dataset", [f"{n_shards} shards: checksums right, every token in the vocabulary"]
     if (path / CONFIG).is_file() or is_foreign(path):
-        source = open_checkpoint(path)
-        return source.format, _verify_model(source)
+        model = open_checkpoint(path)
+        return model.format, _verify_model(model)
     saved = list_checkpoints(path)
     if saved:
         return "run", _verify_checkpoints(saved)
@@ -49,7 +52,7 @@ def _verify_folder(path: Path) -> tuple[str, list[str]]:
 
 
 def _verify_checkpoints(folders: list[Path]) -> list[str]:
-    """What was found in each. GptcError names all that are damaged, and those that are whole."""
+    """The checks of each. GptcError names all that are damaged, and those that are whole."""
     checks, whole, problems = [], [], []
     for folder in folders:
         try:
@@ -62,10 +65,10 @@ def _verify_checkpoints(folders: list[Path]) -> list[str]:
     return checks
 
 
-def _verify_model(source: ModelFile) -> list[str]:
-    checks = source.check()
+def _verify_model(model: ModelFile) -> list[str]:
+    checks = model.check()
     try:
-        tokenizer = source.tokenizer()
+        tokenizer = model.tokenizer()
     except GptcError as error:
         return [*checks, f"no tokenizer: {error}"]
     return [*checks, f"{tokenizer.kind} tokenizer, {tokenizer.vocab_size:,} tokens"]
@@ -86,26 +89,26 @@ def _verify_file(path: Path) -> tuple[str, list[str]]:
         return "llm.c tokenizer", [f"{llmc.read_tokenizer(path).vocab_size:,} tokens"]
     if magic == llmc.STATE_MAGIC:
         return "llm.c debug state", _verify_state(path)
-    source = open_model(path)
-    return source.format, _verify_model(source)
+    model = open_model(path)
+    return model.format, _verify_model(model)
 
 
 def _verify_state(path: Path) -> list[str]:
-    """What a debug state says must be what the model beside it computes."""
+    """Compares a debug state with the results of the model next to it."""
     model_file = path.with_name(path.name.replace("_debug_state", ""))
     if model_file == path or not model_file.is_file():
         raise GptcError(f"{path} is checked with its model: put {model_file.name} beside it")
-    source = llmc.LlmcModel(model_file)
-    state = llmc.DebugState(path, source.config)
+    given = llmc.LlmcModel(model_file)
+    state = llmc.DebugState(path, given.config)
     inputs, targets = state.tokens("inputs"), state.tokens("targets")
     B, T = inputs.shape
-    with load_model(source, training=True, max_batch=B, max_seq=T) as model:
+    with load_model(given, training=True, max_batch=B, max_seq=T) as model:
         differences = {
             "logits": float(np.abs(model.logits(inputs) - state.logits).max()),
             "loss": abs(model.backward(inputs, targets) - state.loss),
             "gradients": max(
                 float(np.abs(model.read(name, "grad") - state.gradient(name)).max())
-                for name, _, _ in source.config.parameters()
+                for name, _, _ in given.config.parameters()
             ),
         }
     # llm.c's own test allows as much.

@@ -114,7 +114,7 @@ class Dataset:
         return self._begins[split][-1]
 
     def bytes_per_token(self, split: str) -> float:
-        """Bytes of text that a token stands for on average.
+        """Average number of text bytes in a token.
 
         A loss in nats per token is loss / ln 2 / bytes_per_token bits per byte.
         """
@@ -131,7 +131,7 @@ class Dataset:
 
         They are compared with vocab_size at the first call; GptcError names a shard that fails.
         """
-        with self._lock:  # training reads in a thread of its own
+        with self._lock:  # training reads in another thread
             return self._opened(split, i)
 
     def _opened(self, split: str, i: int) -> Shard:
@@ -179,7 +179,7 @@ class Dataset:
         )
 
     def describe(self) -> dict[str, Any]:
-        """What `gptc info` shows: counts, tokenizer, a decoded sample of each split."""
+        """The values of `gptc info`: counts, tokenizer, a decoded sample of each split."""
         return {
             "folder": str(self.folder),
             "created_by": self.meta["created_by"],
@@ -204,7 +204,7 @@ class Dataset:
         }
 
     def verify(self, progress: ProgressCallback | None = None) -> None:
-        """Reads every shard. GptcError names one whose content is not what was written."""
+        """Reads every shard. GptcError names one whose content has changed."""
         n_done, n_bytes = 0, sum(path.stat().st_size for s in SPLITS for path in self.shards(s))
         for split in SPLITS:
             for i, path in enumerate(self.shards(split)):

@@ -1,4 +1,4 @@
-"""The second reading of a text: its tokens, in shards that a cut-off preparation can go on from."""
+"""The second reading of a text: tokens in shards, which an interrupted preparation resumes."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def _ahead(pieces: Iterator[Piece], pool: ThreadPoolExecutor) -> Iterator[Piece]
 def _pieces(blocks: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[bytes]:
     """The same bytes, cut where the tokens on both sides do not depend on each other.
 
-    Where a piece ends depends on the bytes from its beginning on and on nothing else, so that
-    reading may begin again with any piece.
+    The end of a piece depends only on the bytes from its beginning on, so that reading may begin
+    with any piece.
     """
     pending = b""
     n_wanted = BLOCK_BYTES
@@ -108,8 +108,8 @@ def _pieces(blocks: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[bytes]:
 class SplitWriter:
     """Writes the shards of a split, `shard_tokens` in each but the last, and a journal of them.
 
-    A line of the journal also says where encoding goes on after its shard: `at` the byte at which a
-    piece begins, of whose tokens the first `skip` are already written.
+    A line of the journal also holds the position after its shard: `at`, the byte at which a piece
+    begins, and `skip`, the number of its tokens that are already written.
     """
 
     def __init__(
@@ -167,19 +167,19 @@ class SplitWriter:
         self._log(json.dumps(line) + "\n")
 
     def finish(self, end: int) -> list[dict[str, Any]]:
-        """Completes the last shard; returns what dataset.json says about all. `end` is a byte."""
+        """Completes the last shard; returns the entries of all. `end` is a byte."""
         if self._shard is not None:
             self._close(end, 0)
         return self._shards
 
     def abandon(self) -> None:
-        """Closes what an error has left open."""
+        """Closes the shard that an error has left open."""
         if self._shard is not None:
             self._shard.abandon()
 
 
 def _entry(line: dict[str, Any]) -> dict[str, Any]:
-    """What dataset.json says about a shard."""
+    """The entry of a shard in dataset.json."""
     return {key: line[key] for key in ("file", "tokens", "checksum")}
 
 

@@ -1,4 +1,4 @@
-"""The datasets that are known by name: where they lie, under which licence."""
+"""The datasets that are known by name: their addresses and licences."""
 
 from __future__ import annotations
 

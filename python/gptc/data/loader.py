@@ -38,7 +38,7 @@ class Loader:
     """
 
     position: int
-    """Sequences given out so far. Set it to go on from there."""
+    """Number of sequences given out. Set it to resume from there."""
     n_windows: int
     """Sequences in an epoch."""
 

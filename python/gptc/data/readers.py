@@ -1,6 +1,6 @@
 """Files of any format as bytes: unpacked, and with rows and members told apart as documents.
 
-`members` is the way in. What a file holds is told by its name: compressed (.gz .bz2 .xz .zst),
+`members` is the entry point. A file's name tells its format: compressed (.gz .bz2 .xz .zst),
 an archive (.zip .tar and its compressed forms), rows with a field of text (.jsonl .ndjson .csv
 .tsv .parquet), else the bytes themselves. Nothing is ever held whole.
 """
@@ -27,7 +27,7 @@ from gptc.errors import GptcError
 
 Errors: TypeAlias = Literal["strict", "replace", "bytes"]
 Member: TypeAlias = tuple[str, Iterator[bytes]]
-"""What to call a document or a file of rows, and its bytes in blocks."""
+"""The name of a document or a file of rows, and its bytes in blocks."""
 
 BLOCK_BYTES = 1 << 20  # text in memory at a time
 LONGEST_ROW_BYTES = 32 << 20
@@ -56,7 +56,7 @@ def is_plain(name: str, reading: Reading) -> bool:
 
 
 def members(path: Path, name: str, reading: Reading) -> Iterator[Member]:
-    """What the file at `path`, called `name`, holds. Each is to be read before the next.
+    """The members of the file at `path`, called `name`. Each is to be read before the next.
 
     GptcError names what is corrupt, lacks the field of text, or needs a package that is not there.
     """
@@ -72,7 +72,7 @@ def members(path: Path, name: str, reading: Reading) -> Iterator[Member]:
 
 
 def _members(file: IO[bytes], name: str, reading: Reading) -> Iterator[Member]:
-    """What a file that is read from beginning to end holds."""
+    """The members of a file that is read from beginning to end."""
     lower = name.lower()
     for suffix, long in _TARS.items():
         lower = lower.removesuffix(suffix) + long if lower.endswith(suffix) else lower
@@ -240,7 +240,7 @@ def _jsonl_rows(file: IO[bytes], name: str, text_field: str) -> Iterator[bytes]:
         if not line.strip():
             continue
         try:
-            # Bytes that are no UTF-8 go through, for the option --errors to decide about.
+            # Bytes that are not UTF-8 are kept: --errors decides about them later.
             row = json.loads(line.decode("utf-8", "surrogateescape"))
         except (ValueError, RecursionError):
             raise GptcError(
@@ -329,7 +329,7 @@ def _no_field(where: str, text_field: str, fields: Iterable[str]) -> GptcError:
 def check_utf8(
     blocks: Iterator[bytes], where: Callable[[int], str], errors: Errors
 ) -> Iterator[bytes]:
-    """The same blocks as text: what is no UTF-8 is refused, replaced by U+FFFD or let through.
+    """The same blocks as text: bytes that are not UTF-8 are refused, replaced by U+FFFD or kept.
 
     `where` puts an offset into words.
     """

@@ -1,7 +1,6 @@
-"""The first reading of a text: what decides about its dataset before anything is encoded.
+"""The first reading of a text: sizes, checksums, document borders and characters.
 
-Sizes, checksums, where documents begin, which characters occur; from these follows where the
-validation split begins.
+The beginning of the validation split follows from them.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _MAX_BORDERS = 1 << 20  # of documents that are remembered; of more, every secon
 
 @dataclass
 class Scan:
-    """What the first reading of a text finds out."""
+    """The results of the first reading of a text."""
 
     sizes: list[int] = field(default_factory=list)  # of each source in bytes of text
     checksums: list[str] = field(default_factory=list)  # of each source
@@ -79,7 +78,7 @@ def scan_text(
     decoder = Utf8Decoder() if collects or isinstance(given, CharTokenizer) else None
     by_character = not isinstance(given, ByteTokenizer)
     n_tail = len(mark) - 1
-    tail = b""  # of the block before: a mark may lie across the border
+    tail = b""  # of the block before: a mark may cross the border
     n_done, file_begin = 0, 0
     last_border, last_mark = 0, -1
     checksums = [Checksum(algorithm) for _ in range(max(source_of) + 1)]
@@ -87,7 +86,7 @@ def scan_text(
     for i, block in text.documents():
         if not block:
             file_begin = n_done
-            if last_border < n_done:  # nothing separates files but the border itself
+            if last_border < n_done:  # files without a mark between them
                 scan.borders.add(n_done)
                 last_border = n_done
             continue
@@ -112,25 +111,23 @@ def scan_text(
                 at = given.unknown(characters)
                 if at is not None:
                     offset = begin + len(characters[:at].encode()) - file_begin
-                    name = text.parts[i].name
+                    name = text.files[i].name
                     raise GptcError(f"{name}: byte {offset}: {given.refusal(characters[at])}")
         n_done += len(block)
         report("reading", n_done, text.n_bytes_known)
     scan.checksums = [checksum.value() for checksum in checksums]
     scan.characters = [chr(code) for code in np.flatnonzero(known)]
-    # Nor does a mark at the very end.
-    kept = scan.borders.kept
-    if kept and kept[-1] == last_mark:
+    if scan.borders.kept and scan.borders.kept[-1] == last_mark:
         rest = text.read(last_mark + len(mark), text.n_bytes)
-        if not any(block.strip() for block in rest):
-            kept.pop()
+        if not any(block.strip() for block in rest):  # a mark at the very end separates nothing
+            scan.borders.kept.pop()
     return scan
 
 
 def _marks(data: bytes, begin: int) -> Iterator[int]:
-    """Where END_OF_TEXT stands in `data`, whose first byte counts as `begin`."""
+    """The positions of END_OF_TEXT in `data`, whose first byte is at `begin`."""
     mark = END_OF_TEXT.encode()
-    # Most text has not even its first byte, for which one looks several times as fast.
+    # Most text lacks even its first byte, whose search is several times as fast.
     found = data.find(mark) if mark[:1] in data else -1
     while found >= 0:
         yield begin + found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from gptc.errors import GptcError
 from gptc.files.checksum import Checksum, file_checksum
+from gptc.files.whole import write_file
 
 Shard: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -27,6 +27,12 @@ def shard_format(vocab_size: int) -> _Format:
     return _NARROW if vocab_size <= 65536 else _WIDE
 
 
+def _header(format: _Format, n_tokens: int) -> bytes:
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = *format[:2], n_tokens
+    return header.tobytes()
+
+
 class ShardFile:
     """A shard while it is written: tokens are appended, and the header is completed at the end."""
 
@@ -38,14 +44,10 @@ class ShardFile:
         self._format = shard_format(vocab_size)
         self._n_cached = 0
         self._checksum = Checksum()
-        self._checksum.update(self._header(n_planned))
+        header = _header(self._format, n_planned)
+        self._checksum.update(header)
         self._file = path.open("wb")
-        self._file.write(self._header(n_planned))
-
-    def _header(self, n_tokens: int) -> bytes:
-        header = np.zeros(256, dtype="<i4")
-        header[:3] = *self._format[:2], n_tokens
-        return header.tobytes()
+        self._file.write(header)
 
     def append(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
         """Writes tokens (n,)."""
@@ -65,7 +67,7 @@ class ShardFile:
         with self._file as file:
             if self.n_tokens != self._n_planned:
                 file.seek(0)
-                file.write(self._header(self.n_tokens))
+                file.write(_header(self._format, self.n_tokens))
         if self.n_tokens == self._n_planned:
             return self._checksum.value()
         return file_checksum(self.path)
@@ -88,18 +90,10 @@ def write_shard(path: Path, tokens: npt.ArrayLike, vocab_size: int) -> None:
             f"cannot write {path}: the tokens {ids.min()} to {ids.max()} do not fit a vocabulary "
             f"of {vocab_size}"
         )
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    shard = ShardFile(partial, vocab_size, len(ids))
-    try:
-        shard.append(ids)
-        shard.close()
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        shard.abandon()
-        shard.path.unlink(missing_ok=True)
+    format = shard_format(vocab_size)
+    write_file(
+        Path(path), [_header(format, len(ids)), ids.astype(format[2], order="C", copy=False).data]
+    )
 
 
 def is_shard(path: Path) -> bool:

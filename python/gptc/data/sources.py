@@ -34,13 +34,13 @@ def is_url(source: str) -> bool:
 
 
 def is_remote(source: str) -> bool:
-    """Whether a source is named by what it is rather than by where it lies on this machine."""
+    """Whether a source is a known name or an address, and not a path on this machine."""
     return source in KNOWN_DATASETS or is_url(source)
 
 
 @dataclass(frozen=True)
-class Part:
-    """A file that is part of the text, and what to call it; its name says its format."""
+class SourceFile:
+    """A file of a source, with the name that errors call it by; the name's suffix is its format."""
 
     path: Path
     name: str
@@ -48,19 +48,19 @@ class Part:
     changed_ns: int
 
     @classmethod
-    def of(cls, path: Path, name: str | None = None) -> Part:
-        """The part that a file is."""
+    def of(cls, path: Path, name: str | None = None) -> SourceFile:
+        """The source file at `path`."""
         status = path.stat()
         return cls(path, name or str(path), status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
 class Gathering:
-    """What `gather` needs to know besides the source."""
+    """Options of `gather`."""
 
     out: Path
     spool: Path
-    """A folder for what can be read only once."""
+    """A folder for copies of sources that can be read only once."""
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     """Globs of the files of a folder that are taken, and of those that are not."""
@@ -70,7 +70,7 @@ class Gathering:
     notify: Callable[[str], None] = field(default=lambda line: None)
 
 
-def gather(source: str, how: Gathering) -> list[Part]:
+def gather(source: str, how: Gathering) -> list[SourceFile]:
     """The files of a source. GptcError when there are none, or when some cannot be read."""
     if source in STORIES:
         n_bytes, seed = how.stories
@@ -78,13 +78,13 @@ def gather(source: str, how: Gathering) -> list[Part]:
         return [_spool(texts, how, source, "writing stories", n_bytes)]
     if source in KNOWN_DATASETS:
         paths = fetch(source, how.progress, how.notify)
-        return [Part.of(path, f"{source}/{path.name}") for path in paths]
+        return [SourceFile.of(path, f"{source}/{path.name}") for path in paths]
     if is_url(source):
         path = url_file(source)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             download(source, path, progress=how.progress)
-        return [Part.of(path, re.split("[?#]", source)[0])]
+        return [SourceFile.of(path, re.split("[?#]", source)[0])]
     if source == "-":
         blocks = iter(lambda: sys.stdin.buffer.read(BLOCK_BYTES), b"")
         return [_spool(blocks, how, "standard input", "reading", None)]
@@ -118,7 +118,7 @@ def gather(source: str, how: Gathering) -> list[Part]:
 
 
 def url_file(url: str) -> Path:
-    """Where what a URL names is kept until its dataset is finished."""
+    """The file that keeps a download until its dataset is finished."""
     name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])[-80:]
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return cache_folder() / "downloads" / f"{digest}-{name}"
@@ -153,8 +153,8 @@ def _walk(folder: Path, out: Path, unreadable: list[str]) -> Iterator[Path]:
             yield path
 
 
-def _readable(files: Sequence[Path], unreadable: list[str]) -> list[Part]:
-    """The parts that files are. GptcError lists those that cannot be read."""
+def _readable(files: Sequence[Path], unreadable: list[str]) -> list[SourceFile]:
+    """The source files at these paths. GptcError lists those that cannot be read."""
     for file in files:
         try:
             os.close(os.open(file, os.O_RDONLY))
@@ -167,13 +167,13 @@ def _readable(files: Sequence[Path], unreadable: list[str]) -> list[Part]:
             f"{f' and {more} more' if more > 0 else ''}: permit it, or leave them out with "
             "--exclude GLOB"
         )
-    return [Part.of(file) for file in files]
+    return [SourceFile.of(file) for file in files]
 
 
 def _spool(
     blocks: Iterable[bytes], how: Gathering, name: str, action: str, n_bytes: int | None
-) -> Part:
-    """Stores what can be read only once, since preparing reads it twice."""
+) -> SourceFile:
+    """Stores a source that can be read only once: preparing reads it twice."""
     path = how.spool / secrets.token_hex(8)
     n_done = 0
     with path.open("wb") as file:
@@ -181,7 +181,7 @@ def _spool(
             file.write(block)
             n_done += len(block)
             how.progress(action, n_done, n_bytes)
-    return Part.of(path, name)
+    return SourceFile.of(path, name)
 
 
 class Text:
@@ -193,19 +193,19 @@ class Text:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        files: Sequence[SourceFile],
         reading: Reading | None = None,
         errors: Errors = "bytes",
         between: bytes = b"",
     ) -> None:
-        self.parts = parts
+        self.files = files
         self._reading = reading or Reading()
         self._errors = errors
         self._between = between
         self._begins = [0]
         self.n_bytes_known = (
-            sum(part.n_bytes for part in parts)
-            if all(is_plain(part.name, self._reading) for part in parts) and errors != "replace"
+            sum(file.n_bytes for file in files)
+            if all(is_plain(file.name, self._reading) for file in files) and errors != "replace"
             else None
         )
 
@@ -215,33 +215,33 @@ class Text:
         return self._begins[-1]
 
     def begin(self, i: int) -> int:
-        """The byte at which a part begins, or behind the last ends, once the text has been read."""
+        """The byte at which a file begins, or behind the last ends, once the text has been read."""
         return self._begins[i]
 
     def documents(self) -> Iterator[tuple[int, bytes]]:
-        """The index of each part and its blocks, of which an empty one begins another file."""
-        for i, part in enumerate(self.parts):
+        """The index of each file and its blocks, of which an empty one begins another file."""
+        for i, file in enumerate(self.files):
             n_bytes = 0
-            for block in self._blocks(i, part):
+            for block in self._blocks(i, file):
                 n_bytes += len(block)
                 yield i, block
             self._begins.append(self._begins[-1] + n_bytes)
 
     def read(self, begin: int, end: int) -> Iterator[bytes]:
         """The bytes [begin, end), in blocks."""
-        for i in range(max(0, bisect_right(self._begins, begin) - 1), len(self.parts)):
+        for i in range(max(0, bisect_right(self._begins, begin) - 1), len(self.files)):
             first, after = self._begins[i], self._begins[i + 1]
             if first >= end:
                 return
             if begin >= after:
                 continue
-            part, at = self.parts[i], first
-            plain = is_plain(part.name, self._reading) and self._errors != "replace"
+            file, at = self.files[i], first
+            plain = is_plain(file.name, self._reading) and self._errors != "replace"
             if plain and not (self._between and i):  # checked before, and can be sought in
                 at = max(begin, first)
-                blocks = _file_blocks(part.path, at - first)
+                blocks = _file_blocks(file.path, at - first)
             else:
-                blocks = self._blocks(i, part)
+                blocks = self._blocks(i, file)
             for block in blocks:
                 stop = at + len(block)
                 if stop > begin and at < end:
@@ -250,23 +250,23 @@ class Text:
                 if at >= min(end, after):
                     break
             if at < min(end, after):
-                raise GptcError(f"{part.name} changed while it was read: prepare again")
+                raise GptcError(f"{file.name} changed while it was read: prepare again")
 
     def check_unchanged(self) -> None:
-        """GptcError when a file is no longer what it was at the beginning."""
-        for part in self.parts:
-            if Part.of(part.path, part.name) != part:
-                raise GptcError(f"{part.name} changed while it was read: prepare again")
+        """GptcError when a file has changed since the beginning."""
+        for file in self.files:
+            if SourceFile.of(file.path, file.name) != file:
+                raise GptcError(f"{file.name} changed while it was read: prepare again")
 
     def where(self, offset: int) -> str:
         """A byte offset in words."""
-        i = min(bisect_right(self._begins, offset), len(self.parts)) - 1
-        return f"{self.parts[i].name}: byte {offset - self._begins[i]}"
+        i = min(bisect_right(self._begins, offset), len(self.files)) - 1
+        return f"{self.files[i].name}: byte {offset - self._begins[i]}"
 
-    def _blocks(self, i: int, part: Part) -> Iterator[bytes]:
-        """The blocks of a part, with an empty one and `between` before a file after the first."""
+    def _blocks(self, i: int, file: SourceFile) -> Iterator[bytes]:
+        """The blocks of a file, with an empty one and `between` before a file after the first."""
         follows = i > 0
-        for name, blocks in members(part.path, part.name, self._reading):
+        for name, blocks in members(file.path, file.name, self._reading):
             checked = check_utf8(blocks, f"{name}: byte {{}}".format, self._errors)
             first = next(checked, b"")
             if not first:

@@ -1,6 +1,6 @@
 """Files and folders that appear whole or not at all.
 
-Each is written under a temporary name next to its place, flushed to disk and then renamed. So a
+Each is written under a temporary name in the same folder, flushed to disk and then renamed. So a
 reader, a full disk or a kill never leaves half of one under its final name.
 """
 

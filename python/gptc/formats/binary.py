@@ -1,7 +1,7 @@
-"""Files from strangers: mapped, read within their bounds only, and written whole or not at all.
+"""Files from strangers: mapped, and read within their bounds only.
 
-Whatever a file says about itself is compared with its size before it is believed, and an error
-names the file, the field and the byte where it stands.
+Each number of a file is compared with the file's size before it is used, and an error
+names the file, the field and its byte.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.errors import GptcError
-from gptc.files.whole import write_file
 
-MAX_ITEMS = 500_000  # values in a JSON text: some times what the largest model's header holds
+MAX_ITEMS = 500_000  # values in a JSON text; the largest model's header holds several times fewer
 INT32 = "i"  # codes of `struct`, for Binary.number
 UINT32 = "I"
 UINT64 = "Q"
@@ -31,7 +29,7 @@ class Binary:
     """A file mapped into memory and read from `at` on; nothing is copied before it is used."""
 
     def __init__(self, path: Path) -> None:
-        """GptcError when it cannot be read or is no regular file."""
+        """GptcError when it cannot be read or is not a regular file."""
         self.path = path
         self.at = 0
         try:
@@ -69,7 +67,7 @@ class Binary:
         return layout.unpack(self.take(layout.size, field))
 
     def skip_strings(self, count: int, field: str) -> None:
-        """Goes past strings that begin with their length as 8 bytes."""
+        """Skips strings that begin with their length as 8 bytes."""
         at, size, length = self.at, self.size, struct.Struct("<Q")
         for i in range(count):
             if at + 8 <= size:
@@ -79,18 +77,18 @@ class Binary:
             self.at = at
 
     def raw(self, offset: int, n_bytes: int) -> npt.NDArray[np.uint8]:
-        """Bytes that have been found to lie within the file."""
+        """Bytes that were checked to be within the file."""
         return np.frombuffer(self.view[offset : offset + n_bytes], np.uint8)
 
     def damaged(self, field: str, why: str, offset: int | None = None) -> GptcError:
-        """The error about a field, at `offset` or else where reading stands."""
+        """The error about a field, at `offset` or else at the current position."""
         at = self.at if offset is None else offset
         return GptcError(
             f"{self.path}: {field} at byte {at:,} {why}; copy the file again from its source"
         )
 
     def within(self, field: str, value: int, least: int, most: int, offset: int) -> int:
-        """`value` if it lies in a range."""
+        """`value`. GptcError when it is out of range."""
         if not least <= value <= most:
             why = f"is {value:,}; it must lie between {least:,} and {most:,}"
             raise self.damaged(field, why, offset)
@@ -105,7 +103,7 @@ class Binary:
 def parse_json(text: bytes | memoryview, where: str, unique: bool = False) -> Any:
     """The value of a JSON text from a stranger: GptcError for all that json.loads can fail with.
 
-    `unique` refuses objects in which a name stands twice.
+    `unique` refuses an object that holds a name twice.
     """
     data = bytes(text)
     again = "copy it again from its source"
@@ -137,7 +135,7 @@ def is_plain_name(name: str) -> bool:
 
 
 class _TwinError(Exception):
-    """A name stands twice in a JSON object."""
+    """A JSON object holds a name twice."""
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -147,13 +145,3 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _TwinError(name)
         found[name] = value
     return found
-
-
-def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Writes a file that appears whole or not at all. GptcError when the disk does not take it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, chunks)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise GptcError(f"cannot write {path}: {reason}") from None

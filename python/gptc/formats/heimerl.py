@@ -1,7 +1,7 @@
 """markusheimerl/gpt's _gpt.bin (https://github.com/markusheimerl/gpt): weights and AdamW's moments.
 
-There is no magic number; sizes stand before each part and must agree. Matrices are (in, out). How
-many heads there are and how long a sequence may be is not stored: both are the published model's.
+There is no magic number; sizes precede each part and must agree. Matrices are (in, out). The number
+of heads and the context are not stored; the defaults are those of the published model.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats import layout
 from gptc.formats.binary import INT32, Binary
+from gptc.formats.format import Export, Format, Output
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import Entry, ModelFile, TensorTable, check_finite, checked, elsewhere
 from gptc.formats.numbers import F32
@@ -157,9 +158,10 @@ class HeimerlModel(ModelFile):
 _MOMENTS = ("m.", "v.")
 
 
-def looks_like(file: Binary) -> bool:
-    """Whether a file without a magic number is one: it has just the promised size."""
+def detect(path: Path, begin: bytes) -> bool:
+    """By the size that the header promises: there is no magic number."""
     try:
+        file = Binary(path)
         # Neither number changes the size.
         return _size(_config(file, 1, 1)) == file.size
     except GptcError:
@@ -192,7 +194,7 @@ def _config(file: Binary, n_head: int, block_size: int) -> GPTConfig:
 
 
 def _read(file: Binary, config: GPTConfig) -> tuple[dict[str, Entry], dict[str, int]]:
-    """Where each tensor stands, and the step counts."""
+    """The position of each tensor, and the step counts."""
     entries, steps = {}, {}
     file.at = 0
     for field in _walk(config):
@@ -211,16 +213,21 @@ def _read(file: Binary, config: GPTConfig) -> tuple[dict[str, Entry], dict[str, 
     return entries, steps
 
 
-def model_chunks(source: ModelFile) -> Iterator[bytes | memoryview]:
-    """The bytes of a _gpt.bin; moments are zero where the source has none."""
-    config = source.config
+def write(export: Export) -> list[Output]:
+    """One file."""
+    return [Output(export.path, model_chunks(export.model))]
+
+
+def model_chunks(model: ModelFile) -> Iterator[bytes | memoryview]:
+    """The bytes of a _gpt.bin; moments are zero when the model has none."""
+    config = model.config
     refusal = why_not(config)
     if refusal:
         raise GptcError(
             f"markusheimerl/gpt computes one sort of model: {refusal}; export it with --to "
             f"{elsewhere(config)}"
         )
-    step = source.optimizer_step
+    step = model.optimizer_step
     for field in _walk(config):
         if isinstance(field, _Number):
             value = (step or 0) if field.expected is None else field.expected
@@ -229,7 +236,7 @@ def model_chunks(source: ModelFile) -> Iterator[bytes | memoryview]:
             yield bytes(F32.n_bytes(field.part.shape))
         else:
             ours = field.part.ours
-            values = source.read_moment(ours, field.moment) if field.moment else source.read(ours)
+            values = model.read_moment(ours, field.moment) if field.moment else model.read(ours)
             yield F32.encode(layout.export_tensor(field.part, values))
 
 
@@ -241,3 +248,14 @@ def why_not(config: GPTConfig) -> str | None:
     if abs(config.norm_eps - np.float32(1e-6)) > 1e-12 or config.rope_theta != 10000.0:
         return "norm_eps or rope_theta is not what it computes with"
     return None
+
+
+FORMAT = Format(
+    HeimerlModel.format,
+    "markusheimerl/gpt",
+    detect=detect,
+    open=HeimerlModel,
+    write=write,
+    dtypes=("fp32",),
+    assumes=("n_head", "block_size"),
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
@@ -18,11 +18,13 @@ from gptc.formats import layout
 from gptc.formats.layout import Naming, Part, Placement, Tensors
 from gptc.formats.layout import export_tensor as export_tensor
 from gptc.formats.model_file import checked
-from gptc.formats.numbers import F32, Codec
+from gptc.formats.numbers import BF16, F16, F32, Codec
 
+NAME = "hf"
+CODECS: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16}
 _TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
-# Raised when a reader of an older gptc would misunderstand a "gptc" config.json.
+# Increased when an older gptc would misread a "gptc" config.json.
 VERSION = 1
 
 GPT2_STEMS = {
@@ -65,7 +67,7 @@ def model_type(config: GPTConfig) -> str:
 
 
 def parts(config: GPTConfig) -> list[Part]:
-    """The tensors of this model's file, in order, with where they stand in ours."""
+    """The tensors of this model's file, in order, with their rows of our parameters."""
     naming = _NAMINGS.get(model_type(config))
     if naming is not None:
         return layout.parts(config, naming)
@@ -200,65 +202,80 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
     if kind not in ("gpt2", "llama"):
         raise GptcError(f"{where}: model_type {kind!r} is not one of gpt2, llama, gptc")
 
-    def need(key: str) -> Any:
-        value = data.get(key)
+    found = _ConfigJson(data, where)
+    values = _gpt2_values(found) if kind == "gpt2" else _llama_values(found)
+    return checked({"norm_weight": True, **values}, where)
+
+
+class _ConfigJson(NamedTuple):
+    """A config.json, and the name of its file in errors."""
+
+    data: Mapping[str, Any]
+    where: str
+
+    def need(self, key: str) -> Any:
+        """A size that must be there. Some are computed with before GPTConfig checks them."""
+        value = self.data.get(key)
         if value is None:
-            raise GptcError(f"{where} lacks {key}")
-        # All that is needed are sizes; some are computed with before GPTConfig looks at them.
+            raise GptcError(f"{self.where} lacks {key}")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise GptcError(f"{where}: {key} is {value!r}, not a whole number above 0")
+            raise GptcError(f"{self.where}: {key} is {value!r}, not a whole number above 0")
         return value
 
-    def only(key: str, *allowed: Any) -> None:
-        if key in data and data[key] not in allowed:
-            raise GptcError(f"{where}: {key} {data[key]!r} is not supported, only {allowed[0]!r}")
+    def only(self, key: str, *allowed: Any) -> None:
+        """GptcError when a key is there with a value that gptc does not compute."""
+        if key in self.data and self.data[key] not in allowed:
+            raise GptcError(
+                f"{self.where}: {key} {self.data[key]!r} is not supported, only {allowed[0]!r}"
+            )
 
-    values: dict[str, Any] = {"norm_weight": True}
-    if kind == "gpt2":
-        only("activation_function", "gelu_new", "gelu_pytorch_tanh")
-        only("scale_attn_weights", True)
-        only("scale_attn_by_inverse_layer_idx", False)
-        only("add_cross_attention", False)
-        n_embd, n_head = need("n_embd"), need("n_head")
-        values |= {
-            "vocab_size": need("vocab_size"),
-            "block_size": need("n_positions") if "n_positions" in data else need("n_ctx"),
-            "n_layer": need("n_layer"),
-            "n_head": n_head,
-            "n_kv_head": n_head,
-            "n_embd": n_embd,
-            "n_ff": data.get("n_inner") or 4 * n_embd,
-            "norm": "layernorm",
-            "pos": "learned",
-            "activation": "gelu",
-            "bias": True,
-            "tied": data.get("tie_word_embeddings", True),
-            "norm_eps": data.get("layer_norm_epsilon", 1e-5),
-            "rope_theta": 0.0,  # unused
-        }
-    else:
-        only("hidden_act", "silu")
-        only("attention_bias", False)
-        only("mlp_bias", False)
-        rope = data.get("rope_parameters")  # where newer files keep the base and the scaling
-        rope = rope if isinstance(rope, dict) else {}
-        n_embd, n_head = need("hidden_size"), need("num_attention_heads")
-        only("head_dim", n_embd // n_head, None)
-        values |= {
-            "vocab_size": need("vocab_size"),
-            "block_size": need("max_position_embeddings"),
-            "n_layer": need("num_hidden_layers"),
-            "n_head": n_head,
-            "n_kv_head": data.get("num_key_value_heads") or n_head,
-            "n_embd": n_embd,
-            "n_ff": need("intermediate_size"),
-            "norm": "rmsnorm",
-            "pos": "rope",
-            "activation": "swiglu",
-            "bias": False,
-            "tied": data.get("tie_word_embeddings", False),
-            "norm_eps": data.get("rms_norm_eps", 1e-6),
-            "rope_theta": rope.get("rope_theta", data.get("rope_theta", 10000.0)),
-            **_scaling_from_json(data.get("rope_scaling") or rope, where),
-        }
-    return checked(values, where)
+
+def _gpt2_values(found: _ConfigJson) -> dict[str, Any]:
+    found.only("activation_function", "gelu_new", "gelu_pytorch_tanh")
+    found.only("scale_attn_weights", True)
+    found.only("scale_attn_by_inverse_layer_idx", False)
+    found.only("add_cross_attention", False)
+    data, n_embd, n_head = found.data, found.need("n_embd"), found.need("n_head")
+    return {
+        "vocab_size": found.need("vocab_size"),
+        "block_size": found.need("n_positions" if "n_positions" in data else "n_ctx"),
+        "n_layer": found.need("n_layer"),
+        "n_head": n_head,
+        "n_kv_head": n_head,
+        "n_embd": n_embd,
+        "n_ff": data.get("n_inner") or 4 * n_embd,
+        "norm": "layernorm",
+        "pos": "learned",
+        "activation": "gelu",
+        "bias": True,
+        "tied": data.get("tie_word_embeddings", True),
+        "norm_eps": data.get("layer_norm_epsilon", 1e-5),
+        "rope_theta": 0.0,  # unused
+    }
+
+
+def _llama_values(found: _ConfigJson) -> dict[str, Any]:
+    found.only("hidden_act", "silu")
+    found.only("attention_bias", False)
+    found.only("mlp_bias", False)
+    data, n_embd, n_head = found.data, found.need("hidden_size"), found.need("num_attention_heads")
+    found.only("head_dim", n_embd // n_head, None)
+    rope = data.get("rope_parameters")  # where newer files keep the base and the scaling
+    rope = rope if isinstance(rope, dict) else {}
+    return {
+        "vocab_size": found.need("vocab_size"),
+        "block_size": found.need("max_position_embeddings"),
+        "n_layer": found.need("num_hidden_layers"),
+        "n_head": n_head,
+        "n_kv_head": data.get("num_key_value_heads") or n_head,
+        "n_embd": n_embd,
+        "n_ff": found.need("intermediate_size"),
+        "norm": "rmsnorm",
+        "pos": "rope",
+        "activation": "swiglu",
+        "bias": False,
+        "tied": data.get("tie_word_embeddings", False),
+        "norm_eps": data.get("rms_norm_eps", 1e-6),
+        "rope_theta": rope.get("rope_theta", data.get("rope_theta", 10000.0)),
+        **_scaling_from_json(data.get("rope_scaling") or rope, found.where),
+    }

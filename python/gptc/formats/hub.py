@@ -33,7 +33,7 @@ def is_name(name: str) -> bool:
 def fetch(name: str) -> Path:
     """The folder of a model in the cache, after downloading what is missing.
 
-    GptcError when there is no such model, no network, or no client.
+    GptcError when the model, the network or the client is missing.
     """
     try:
         import huggingface_hub
@@ -59,10 +59,10 @@ def fetch(name: str) -> Path:
 
 
 def _not_here(name: str) -> str:
-    """That there is no such path, and the one beside it that may be meant."""
-    path, beside = Path(name), list[str]()
+    """The error about a missing path, with the name in its folder that may be meant."""
+    path, names = Path(name), list[str]()
     with suppress(OSError):
-        beside = [other.name for other in path.parent.iterdir()]
-    close = difflib.get_close_matches(path.name, beside, n=1)
+        names = [other.name for other in path.parent.iterdir()]
+    close = difflib.get_close_matches(path.name, names, n=1)
     what = f"did you mean {path.parent / close[0]}?" if close else "check the path."
     return f"{name} does not exist here; {what}"

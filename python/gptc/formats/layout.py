@@ -1,4 +1,4 @@
-"""Where a file's tensors stand in ours: the conversions of convention, each of them here and once.
+"""The place of a file's tensors in our parameters: each conversion of convention, once.
 
 Our linear weights are (out, in); query, key and value rows are one matrix, and so are SwiGLU's gate
 and up rows; rotary channels i and i + HS/2 of a head turn together. Others differ in four ways:
@@ -46,7 +46,7 @@ class Naming(NamedTuple):
     """How a format names and cuts our parameters.
 
     `names` goes from a parameter without its layer ("attn.qkv.weight") to the file's tensors, in
-    which {} stands for the layer.
+    which {} is the layer.
     """
 
     names: Mapping[str, tuple[str, ...]]
@@ -208,7 +208,7 @@ class Placement:
 
 
 def in_order(file_parts: Iterable[Part], order: Sequence[str]) -> list[Part]:
-    """The parts as `order` names them, {} standing for the layer; all layers of one in turn."""
+    """The parts as `order` names them, where {} is the layer; all layers of one in turn."""
     return sorted(file_parts, key=lambda part: order.index(_kind(part.name)))
 
 

@@ -8,31 +8,37 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 from gptc.formats import layout
 from gptc.formats.binary import INT32, UINT32, Binary
+from gptc.formats.format import Export, Format, Output
 from gptc.formats.layout import Naming, Part
 from gptc.formats.model_file import ModelFile, TensorTable, check_size, checked, elsewhere, laid_out
 from gptc.formats.numbers import F32, Codec, Int8Groups
 from gptc.tokenizer import vocabulary
-from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
+from gptc.tokenizer.native import CharTokenizer
+from gptc.tokenizer.scored import SPACE, Scored, type_of
 
 MAGIC = 0x616B3432
 VERSIONS = (0, 1, 2)
 GROUP = 64  # of version 2, where the widths allow it
 _HEADER_BYTES = 256
 _SIZES = ["dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"]
-# What the program computes with, and no file says.
+# Constants of the program that no file stores.
 _NORM_EPS = 1e-5
 _THETA = 10000.0
-BOS = 1  # what its programs begin every text with
+BOS = 1  # its programs begin every text with it
+# The piece of tokens that the model has and its tokenizer lacks: its programs refuse a piece of no
+# bytes, and print nothing for this one.
+_PADDING = b"\0"
 
 _NAMING = Naming(
     {
@@ -63,7 +69,7 @@ _ORDERS = {
     1: [*_NORMS, "tok_embeddings", *_MATRICES, "output"],
     2: [*_NORMS, "tok_embeddings", *_MATRICES, "output"],
 }
-_TABLES = ("freq_cis_real", "freq_cis_imag")  # version 0 has a place for them; nobody reads it
+_TABLES = ("freq_cis_real", "freq_cis_imag")  # version 0 stores them; no program reads them
 
 
 class Llama2cModel(ModelFile):
@@ -96,17 +102,19 @@ class Llama2cModel(ModelFile):
         return layout.parts(self.config, _NAMING)
 
     def tokenizer(self) -> Tokenizer:
-        """The one in a tokenizer.bin beside the model."""
+        """The tokenizer in a tokenizer.bin next to the model."""
         for name in (f"{self.path.stem}_tokenizer.bin", "tokenizer.bin"):
             if (self.path.parent / name).is_file():
                 return read_tokenizer(self.path.parent / name, self.config.vocab_size)
         return super().tokenizer()
 
 
-def looks_like(file: Binary) -> bool:
-    """Whether a file without a magic number can be version 0: it has just the promised size."""
-    file.at = 0
+def detect(path: Path, begin: bytes) -> bool:
+    """By the magic number; a file of version 0, which has none, by the size that it promises."""
+    if begin.startswith(MAGIC.to_bytes(4, "little")):
+        return True
     try:
+        file = Binary(path)
         config = _config(file, file.numbers(INT32, 7, "the sizes"), None)
         return laid_out(_slots(config, 0, 0), 28)[1] == file.size
     except GptcError:
@@ -134,7 +142,7 @@ def _read_header(file: Binary) -> tuple[int, int, GPTConfig, int]:
 
 
 def _config(file: Binary, sizes: tuple[int, ...], tied: bool | None) -> GPTConfig:
-    """`tied` None: it is said by the sign of the vocabulary's size."""
+    """`tied` None: the sign of the vocabulary's size tells it."""
     named = dict(zip(_SIZES, sizes, strict=True))
     vocab_size = named["vocab_size"]
     if tied is None:
@@ -183,9 +191,28 @@ def _slots(
 # ---- writing ----
 
 
-def model_chunks(source: ModelFile, version: int = 1) -> Iterator[bytes | memoryview]:
-    """The bytes of a model file. GptcError for a model that is no Llama as llama2.c computes it."""
-    config = source.config
+def write(export: Export) -> list[Output]:
+    """The model, and its tokenizer in a file next to it."""
+    version, tokenizer = export.version, export.tokenizer
+    if version is None:
+        version = 2 if export.dtype == "int8" else 0
+    if (version == 2) != (export.dtype == "int8"):
+        raise UsageError(f"llama2.c's version {version} does not hold {export.dtype}")
+    files = [Output(export.path, model_chunks(export.model, version))]
+    if tokenizer is not None:
+        content = b"".join(tokenizer_chunks(tokenizer, export.model.config.vocab_size))
+        files.append(Output(export.companion("tokenizer"), [content]))
+        if tokenizer.bos != BOS:
+            export.notes.append(
+                f"llama2.c's programs begin every text with token {BOS}, which this model was not "
+                "taught"
+            )
+    return files
+
+
+def model_chunks(model: ModelFile, version: int = 1) -> Iterator[bytes | memoryview]:
+    """The bytes of a model file. GptcError for a model that llama2.c cannot compute."""
+    config = model.config
     refusal = why_not(config)
     if refusal:
         raise GptcError(
@@ -215,7 +242,7 @@ def model_chunks(source: ModelFile, version: int = 1) -> Iterator[bytes | memory
             yield F32.encode(_rotations(config)[_TABLES.index(name)])
         else:
             part = by_name[name]
-            yield codec.encode(layout.export_tensor(part, source.read(part.ours)))
+            yield codec.encode(layout.export_tensor(part, model.read(part.ours)))
 
 
 def why_not(config: GPTConfig) -> str | None:
@@ -261,14 +288,56 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
         file.within(f"length of token {i}", length, 0, max(longest, 0), at + 4)
         pieces.append(bytes(file.take(length, f"token {i}")))
     file.end()
-    return vocabulary.from_llama2c(pieces, scores, str(path))
+    return _from_scored_pieces(pieces, scores, str(path))
 
 
 def tokenizer_chunks(tokenizer: Tokenizer, vocab_size: int) -> Iterator[bytes]:
     """The bytes of a tokenizer.bin for a model of this vocabulary."""
-    pieces, scores = vocabulary.to_llama2c(tokenizer)
-    pieces += [vocabulary.LLAMA2C_PADDING] * (vocab_size - len(pieces))
+    pieces, scores = _scored_pieces(tokenizer)
+    pieces += [_PADDING] * (vocab_size - len(pieces))
     scores += [0.0] * (vocab_size - len(scores))
     yield struct.pack("<i", max(map(len, pieces)))
     for piece, score in zip(pieces, scores, strict=True):
         yield struct.pack("<fi", score, len(piece)) + piece
+
+
+def _from_scored_pieces(pieces: list[bytes], scores: Sequence[float], where: str) -> Tokenizer:
+    """The tokenizer that a tokenizer.bin was made from."""
+    n = len(pieces)
+    while n and (not pieces[n - 1] or (pieces[n - 1] == _PADDING and not scores[n - 1])):
+        n -= 1
+    pieces, scores = pieces[:n], scores[:n]
+    if pieces[:3] != [b"<unk>", b"\n<s>\n", b"\n</s>\n"]:
+        end = END_OF_TEXT.encode()
+        return vocabulary.from_pieces(pieces, pieces.index(end) if end in pieces else None, where)
+    try:
+        texts = ["<unk>", "<s>", "</s>"]
+        texts += [piece.decode().replace(" ", SPACE) for piece in pieces[3:]]
+    except UnicodeDecodeError:
+        raise GptcError(f"{where} holds a token that is no UTF-8 text") from None
+    types = [type_of(text, i in (1, 2)) for i, text in enumerate(texts)]
+    tokenizer = vocabulary.from_scored(Scored(texts, list(scores), types), where)
+    tokenizer.bos = texts.index("<s>")  # its programs begin every text with it
+    return tokenizer
+
+
+def _scored_pieces(tokenizer: Tokenizer) -> tuple[list[bytes], list[float]]:
+    """The pieces and scores of a tokenizer.bin."""
+    weighted = vocabulary.scored(tokenizer)
+    if weighted is None or isinstance(tokenizer, CharTokenizer):
+        # llama2.c merges the highest score first: pieces in the order in which they were learned.
+        return list(tokenizer.pieces), [-float(i) for i in range(tokenizer.vocab_size)]
+    marks = {"<s>": "\n<s>\n", "</s>": "\n</s>\n"}
+    pieces = [marks.get(p, p).replace(SPACE, " ").encode() for p in weighted.pieces]
+    return pieces, weighted.scores
+
+
+FORMAT = Format(
+    Llama2cModel.format,
+    "llama2.c",
+    detect=detect,
+    open=Llama2cModel,
+    write=write,
+    dtypes=("fp32", "int8"),
+    options=("version",),
+)

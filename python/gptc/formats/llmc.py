@@ -11,14 +11,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from gptc.engine.arrays import FloatArray
+from gptc.engine.arrays import FloatArray, TokenArray
 from gptc.engine.config import GPTConfig
-from gptc.engine.model import Model
 from gptc.errors import GptcError
 from gptc.formats import layout
 from gptc.formats.binary import INT32, Binary
+from gptc.formats.format import Export, Format, Output, Trainable, fixed_tokens
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, TensorTable, check_size, checked, elsewhere, laid_out
 from gptc.formats.numbers import BF16, F32, Codec
@@ -29,6 +28,13 @@ MODEL_MAGIC = 20240326
 STATE_MAGIC = 20240327
 TOKENIZER_MAGIC = 20240328
 HEADER_BYTES = 1024
+OTHER_FILES = {
+    STATE_MAGIC: "a debug state",
+    TOKENIZER_MAGIC: "a tokenizer",
+    20240520: "a token shard",
+    20240801: "a token shard",
+}
+"""Files of llm.c that are not models, by their magic numbers."""
 
 CODECS: dict[str, Codec] = {"fp32": F32, "bf16": BF16}
 _VERSIONS: dict[int, Codec] = {3: F32, 5: BF16}
@@ -109,9 +115,8 @@ class LlmcModel(ModelFile):
         return _parts(self.config, self._padded)
 
     def tokenizer(self) -> Tokenizer:
-        """The one in a tokenizer file beside the model, else GPT-2's where the size is its."""
-        beside = (f"{self.path.stem}_tokenizer.bin", "gpt2_tokenizer.bin")
-        for name in beside:
+        """The tokenizer in a file next to the model, else GPT-2's for a vocabulary of its size."""
+        for name in (f"{self.path.stem}_tokenizer.bin", "gpt2_tokenizer.bin"):
             if (self.path.parent / name).is_file():
                 return read_tokenizer(self.path.parent / name)
         if self.config.vocab_size == vocabulary.GPT2_SIZE:
@@ -131,9 +136,20 @@ def read_header(file: Binary, magic: int, what: str) -> int:
     return version
 
 
-def model_chunks(source: ModelFile, dtype: str = "fp32") -> Iterator[bytes | memoryview]:
-    """The bytes of a model file. GptcError for a model that is no GPT-2."""
-    config = source.config
+def write(export: Export) -> list[Output]:
+    """The model, then its tokenizer and the debug state in files next to it."""
+    files = [Output(export.path, model_chunks(export.model, export.dtype))]
+    if export.tokenizer is not None:
+        content = b"".join(tokenizer_chunks(export.tokenizer))
+        files.append(Output(export.companion("tokenizer"), [content]))
+    if export.debug_state:
+        files.append(Output(export.companion("debug_state"), _state(export)))
+    return files
+
+
+def model_chunks(model: ModelFile, dtype: str = "fp32") -> Iterator[bytes | memoryview]:
+    """The bytes of a model file. GptcError for a model that is not a GPT-2."""
+    config = model.config
     refusal = why_not(config)
     if refusal:
         raise GptcError(
@@ -145,7 +161,7 @@ def model_chunks(source: ModelFile, dtype: str = "fp32") -> Iterator[bytes | mem
     sizes = (config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd)
     yield _header(MODEL_MAGIC, version, *sizes, padded)
     for part in _parts(config, padded):
-        yield codec.encode(layout.export_tensor(part, source.read(part.ours)))
+        yield codec.encode(layout.export_tensor(part, model.read(part.ours)))
 
 
 def why_not(config: GPTConfig) -> str | None:
@@ -196,7 +212,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def tokenizer_chunks(tokenizer: Tokenizer) -> Iterator[bytes]:
     """The bytes of a tokenizer file."""
     end = tokenizer.end_of_text
-    # llm.c has no files without such a token; the last one stands in for it.
+    # llm.c has no files without such a token: the last token takes its place.
     end = tokenizer.vocab_size - 1 if end is None else end
     yield _header(TOKENIZER_MAGIC, _TOKENIZER_VERSION, tokenizer.vocab_size, end)
     for i, piece in enumerate(tokenizer.pieces):
@@ -212,7 +228,7 @@ _BATCH = ("inputs", "targets", "logits", "loss")
 
 
 class DebugState:
-    """What a model must compute for one batch (B, T): logits, loss and gradients."""
+    """The logits, loss and gradients that a model must compute for one batch (B, T)."""
 
     def __init__(self, path: Path, config: GPTConfig) -> None:
         """`config` is that of the model that the state belongs to."""
@@ -239,7 +255,7 @@ class DebugState:
         self._batch = TensorTable(file, {name: entries.pop(name) for name in _BATCH})
         self._table = TensorTable(file, entries)
 
-    def tokens(self, name: str) -> npt.NDArray[np.int32]:
+    def tokens(self, name: str) -> TokenArray:
         """The "inputs" or "targets" (B, T)."""
         return self._batch.read(name).view(np.int32)
 
@@ -259,8 +275,17 @@ class DebugState:
         return everything.read(name)
 
 
+def _state(export: Export) -> Iterator[bytes | memoryview]:
+    """The debug state for a small batch. The model is on a device while the chunks are drawn."""
+    config = export.model.config
+    B, T = 4, min(64, config.block_size)
+    tokens = fixed_tokens(config.vocab_size, B * T + 1)
+    with export.load(training=True, max_batch=B, max_seq=T) as model:
+        yield from state_chunks(model, tokens[:-1].reshape(B, T), tokens[1:].reshape(B, T))
+
+
 def state_chunks(
-    model: Model, inputs: npt.NDArray[np.int32], targets: npt.NDArray[np.int32]
+    model: Trainable, inputs: TokenArray, targets: TokenArray
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a debug state of a model that can train, for a batch (B, T)."""
     B, T = inputs.shape
@@ -273,3 +298,14 @@ def state_chunks(
     yield np.array(loss, "<f4").tobytes()
     for part in _parts(model.config, -(-model.config.vocab_size // _PAD) * _PAD):
         yield F32.encode(layout.export_tensor(part, model.read(part.ours, "grad")))
+
+
+FORMAT = Format(
+    LlmcModel.format,
+    "llm.c",
+    detect=lambda path, begin: begin.startswith(MODEL_MAGIC.to_bytes(4, "little")),
+    open=LlmcModel,
+    write=write,
+    dtypes=tuple(CODECS),
+    options=("debug_state",),
+)

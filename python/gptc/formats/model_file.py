@@ -1,7 +1,7 @@
-"""A model wherever it is stored: its shape, its parameters one at a time, its tokenizer.
+"""A model in any format: its shape, its parameters one at a time, its tokenizer.
 
-Every format has a class that finds these in its file. What reads models (`gptc infer`, `train
---init-from`, `import`, `export`, `verify`) needs no more than this interface.
+Every format derives a class that finds these in its file. The commands that read models (`infer`,
+`train --init-from`, `import`, `export`, `verify`) use only this interface.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gptc.tokenizer.base import Tokenizer
 
 
 class Entry(NamedTuple):
-    """Where a tensor's bytes begin in a file, and how they are to be read."""
+    """A tensor's codec, shape and first byte in a file."""
 
     codec: Codec
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class TensorTable:
-    """The tensors of a mapped file by name; they have been found to lie within it."""
+    """The tensors of a mapped file by name; their bounds were checked before."""
 
     def __init__(self, file: Binary, entries: Mapping[str, Entry]) -> None:
         self.file = file
@@ -49,7 +49,7 @@ class TensorTable:
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def read(self, name: str) -> FloatArray:
-        """One tensor as float32: a view of the file where that is what it holds."""
+        """One tensor as float32: a view of the file when it holds float32."""
         codec, shape, offset = entry = self.entries[name]
         raw = self.file.raw(offset, entry.end - offset)
         try:
@@ -65,9 +65,9 @@ class ModelFile(ABC):
     path: Path
     config: GPTConfig
     notes: tuple[str, ...] = ()
-    """What somebody who imports the model should know."""
+    """Notes for the user who imports the model."""
     optimizer_step: int | None = None
-    """Updates that AdamW's moments have seen, where the file holds them."""
+    """Number of updates in AdamW's moments; None for a file without moments."""
 
     @property
     @abstractmethod
@@ -76,7 +76,7 @@ class ModelFile(ABC):
 
     @abstractmethod
     def parts(self) -> list[Part]:
-        """Which tensors the model needs, and where they stand in its parameters."""
+        """The tensors that the model needs, with their rows of its parameters."""
 
     @cached_property
     def placement(self) -> Placement:
@@ -104,7 +104,7 @@ class ModelFile(ABC):
             model.lend(name, self.read(name))
 
     def check(self) -> list[str]:
-        """Reads everything; returns what was found in order. GptcError names what is not."""
+        """Reads everything; returns a line for each check. GptcError names the first that fails."""
         for name in self.placement.names:
             check_finite(self.tensors.read(name), f"{self.path}: {name}")
         return [f"{len(self.placement.names)} tensors, every number finite"]
@@ -129,14 +129,14 @@ def checked(config: Mapping[str, Any], where: str) -> GPTConfig:
 
 
 def elsewhere(config: GPTConfig) -> str:
-    """The formats that hold a model which another one refused."""
+    """The formats that can hold a model that another one refused."""
     return "hf" if config.family == "byte" else "hf or gguf"
 
 
 def laid_out(
     slots: Iterable[tuple[str, Codec, tuple[int, ...]]], start: int
 ) -> tuple[dict[str, Entry], int]:
-    """Tensors that follow one another from `start` on; also where the last one ends."""
+    """Tensors that follow one another from `start` on, and the end of the last."""
     entries = {}
     for name, codec, shape in slots:
         entries[name] = Entry(codec, shape, start)
@@ -145,7 +145,7 @@ def laid_out(
 
 
 def check_size(file: Binary, expected: int, what: str) -> None:
-    """GptcError unless a file has just the size that its header promises."""
+    """GptcError unless a file has exactly the size that its header promises."""
     if file.size != expected:
         raise GptcError(
             f"{file.path} is damaged: its header promises {what}, {expected:,} bytes, and it has "

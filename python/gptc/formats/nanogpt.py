@@ -16,6 +16,7 @@ import numpy as np
 from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
 from gptc.formats import hf, layout
+from gptc.formats.format import Format
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, checked
 from gptc.tokenizer import vocabulary
@@ -47,7 +48,7 @@ class NanogptModel(ModelFile):
     )
 
     def __init__(self, path: Path) -> None:
-        """GptcError when PyTorch is missing or refuses the file, or it is no such checkpoint."""
+        """GptcError when PyTorch is missing or refuses the file, or it is not such a checkpoint."""
         self.path = path
         saved = _load(path)
         arguments, weights = saved.get("model_args"), saved.get("model")
@@ -90,14 +91,14 @@ class NanogptModel(ModelFile):
         return Placement(self.config, self.parts(), self.tensors, str(self.path), ignored=ignored)
 
     def tokenizer(self) -> Tokenizer:
-        """GPT-2's where the vocabulary is its; nanoGPT keeps any other in a pickle beside."""
+        """GPT-2's for a vocabulary of its size; nanoGPT keeps any other in a pickle."""
         if self.config.vocab_size in (vocabulary.GPT2_SIZE, _PADDED_GPT2):
             return vocabulary.gpt2()
         return super().tokenizer()
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """What is in the file: tensors and plain values."""
+    """The content of the file: tensors and plain values."""
     try:
         import torch
     except ImportError:
@@ -113,3 +114,12 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(saved, dict):
         raise GptcError(f"{path} holds no dictionary: it is no checkpoint of nanoGPT")
     return saved
+
+
+FORMAT = Format(
+    NanogptModel.format,
+    "nanoGPT's ckpt.pt",
+    # A zip archive, or the pickle that PyTorch wrote before 1.6.
+    detect=lambda path, begin: begin.startswith((b"PK\x03\x04", b"\x80\x02")),
+    open=NanogptModel,
+)

@@ -40,12 +40,12 @@ class Codec(ABC):
         """float32 of this shape. ValueError for a scale that is not finite."""
 
     def encode(self, values: FloatArray) -> memoryview:
-        """The bytes of `values`, where the format is one that we write."""
+        """The bytes of `values`, for the formats that gptc writes."""
         raise NotImplementedError
 
 
 class Float(Codec):
-    """IEEE numbers. Nothing is copied where they are float32 already."""
+    """IEEE numbers. float32 is not copied."""
 
     def __init__(self, name: str, dtype: str) -> None:
         super().__init__(name)
@@ -109,7 +109,7 @@ class Q4(Codec):
 
     def encode(self, values: FloatArray) -> memoryview:
         rows = values.reshape(-1, 32)
-        # What is largest becomes -8, whatever its sign: the sixteenth step is not wasted.
+        # The largest number becomes -8, whatever its sign: the sixteenth step is not wasted.
         largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
         scales = (largest / np.float32(-8)).astype(np.float32)
         with np.errstate(divide="ignore"):

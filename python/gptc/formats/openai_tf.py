@@ -1,8 +1,8 @@
 """OpenAI's GPT-2 folders: a TensorFlow checkpoint, read without TensorFlow.
 
 model.ckpt.index is a table of LevelDB (https://github.com/google/leveldb/blob/main/doc/table_format.md)
-from tensor names to protocol buffers (tensorflow/core/protobuf/tensor_bundle.proto) that say where
-in model.ckpt.data-00000-of-00001 a tensor stands. Matrices of layers are (1, in, out).
+from tensor names to protocol buffers (tensorflow/core/protobuf/tensor_bundle.proto) with the offset
+of each tensor in model.ckpt.data-00000-of-00001. Matrices of layers are (1, in, out).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from gptc.errors import GptcError
 from gptc.formats import layout
 from gptc.formats.binary import Binary, is_plain_name, read_json
+from gptc.formats.format import Format
 from gptc.formats.layout import Naming, Part
 from gptc.formats.model_file import Entry, ModelFile, TensorTable, checked
 from gptc.formats.numbers import BF16, F16, F32, F64, Codec
@@ -151,7 +152,7 @@ def _table(file: Binary, bundle: dict[str, _Info], index: Path) -> TensorTable:
 
 
 class _Info(NamedTuple):
-    """What the index says of a tensor."""
+    """The index entry of a tensor."""
 
     codec: Codec
     shape: tuple[int, ...]
@@ -160,14 +161,14 @@ class _Info(NamedTuple):
 
 
 class _Handle(NamedTuple):
-    """Where a block lies."""
+    """Offset and size of a block."""
 
     offset: int
     size: int
 
 
 def _read_index(path: Path) -> dict[str, _Info]:
-    """What the index says, by tensor."""
+    """The entries of the index, by tensor."""
     file = Binary(path)
     if not _FOOTER <= file.size <= _MAX_INDEX:
         raise file.damaged("the footer", f"cannot be in a file of {file.size:,} bytes", 0)
@@ -218,7 +219,7 @@ class _Fields:
         raise self.file.damaged(field, "does not end where it should", self.at)
 
     def handle(self, field: str) -> _Handle:
-        """The next block's place; it lies within the file, trailer included."""
+        """The next block's handle, checked to be within the file with its trailer."""
         at = self.at
         offset, size = self.varint(field), self.varint(field)
         if size < 4 or offset + size + _TRAILER > self.file.size:
@@ -342,7 +343,7 @@ def _joined(sums: npt.NDArray[np.uint32], n_bytes: int) -> np.uint32:
 
 
 def _zeros(n_bytes: int) -> npt.NDArray[np.uint32]:
-    """What each bit of a checksum becomes when n_bytes of zero follow: a matrix over GF(2)."""
+    """The effect of n_bytes of zeros on each bit of a checksum: a matrix over GF(2)."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     result: npt.NDArray[np.uint32] = bits
     square: npt.NDArray[np.uint32] = _TABLE[bits & 0xFF] ^ (bits >> np.uint32(8))
@@ -375,10 +376,18 @@ _TABLE = _make_table()
 
 
 def _mask(crc: int) -> int:
-    """How LevelDB stores a checksum of data that may itself hold one."""
+    """The form in which LevelDB stores a checksum, as data may itself hold checksums."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _unmask(masked: int) -> int:
     rotated = masked - 0xA282EAD8 & 0xFFFFFFFF
     return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
+
+
+FORMAT = Format(
+    OpenaiModel.format,
+    "an OpenAI GPT-2 folder",
+    detect=lambda path, begin: (path / HPARAMS).is_file(),
+    open=OpenaiModel,
+)

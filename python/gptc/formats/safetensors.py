@@ -3,7 +3,7 @@
 It is an 8-byte little-endian length, that many bytes of JSON (name to dtype, shape and offsets),
 and the tensors. It is written here a tensor at a time, so that a checkpoint costs the memory of its
 largest tensor and not a second copy of the model; NumPy has no bfloat16, which many published
-models use, so reading widens it here too.
+models use, so it is widened here too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_HEADER = 100_000_000  # what the safetensors library allows
 
 
 class _Whole(Codec):
-    """Numbers that are no weights, such as masks: they may be there, but not be read."""
+    """Numbers that are not weights, such as masks: a file may hold them; they are not read."""
 
     def __init__(self, name: str, n_bytes: int) -> None:
         super().__init__(name)
@@ -101,7 +101,7 @@ def tensor_chunks(
     codec: Codec = F32,
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file; each tensor is read when its turn comes."""
-    # Readers of PyTorch models ask for this mark.
+    # Readers of PyTorch models require this mark.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -119,9 +119,9 @@ def tensor_chunks(
 
 
 def _shard(index: Path, name: str) -> Path:
-    """A file that an index names. It must lie beside the index, or where the hub's cache keeps it.
+    """A file that an index names. It must be in the index's folder, or in the hub's cache.
 
-    In that cache, folders of a snapshot hold links into the folder of all contents.
+    There, the folders of snapshots hold links into the folder of all contents.
     """
     folder = index.parent
     if not is_plain_name(name):
@@ -172,7 +172,7 @@ def _parse_header(file: Binary, length: int) -> dict[str, Any]:
 
 
 def _entry(file: Binary, name: str, entry: Any, start: int) -> Entry:
-    """A tensor of the header, if it is one and lies within the file."""
+    """A tensor of the header, checked to be within the file."""
 
     def refuse(field: str, value: object) -> GptcError:
         return GptcError(

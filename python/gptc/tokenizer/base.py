@@ -41,26 +41,26 @@ class Tokenizer(ABC):
     kind: str
     vocab_size: int
     start: str
-    """The text that begins a document; it stands in for a prompt where there is none."""
+    """The text that begins a document; used when there is no prompt."""
     end_of_text: int | None
     """The id of the special token that separates documents, if there is one."""
     bos: int | None = None
-    """The id of the token that the model beside this begins every text with (BOS), if it does.
+    """The id of the token that begins every text of the model (BOS); None for a model without.
 
-    It says how a model was taught and not how text is cut: it is no part of `mapping`, `encode`
+    It tells how a model was taught, not how text is cut: `mapping` does not contain it, `encode`
     does not add it, and a dataset's tokenizer has none.
     """
 
     @abstractmethod
     def encode(self, text: str) -> Tokens:
-        """The tokens of `text`, int32 (T,). GptcError where it cannot be expressed."""
+        """The tokens of `text`, int32 (T,). GptcError when it cannot be expressed."""
 
     @abstractmethod
     def encode_bytes(self, data: bytes) -> Tokens:
-        """The tokens of raw bytes, int32 (T,). GptcError names the offset of what is no text."""
+        """The tokens of raw bytes, int32 (T,). GptcError names the first that is not text."""
 
     def encode_raw(self, data: bytes) -> Tokens:
-        """As `encode_bytes`, but bytes that are no UTF-8 become tokens of single bytes."""
+        """As `encode_bytes`, but bytes that are not UTF-8 become tokens of single bytes."""
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
@@ -92,7 +92,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def cut(self, data: bytes | bytearray) -> int:
-        """How many leading bytes of `data`, which goes on, have the same tokens whatever follows.
+        """Length of the longest prefix whose tokens cannot change as data arrives.
 
         Encoding data[:cut] and the rest apart equals encoding the whole. 0: none is known.
         """
@@ -100,16 +100,16 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def pieces(self) -> Sequence[bytes]:
-        """The bytes that each token stands for, by id."""
+        """The bytes of each token, by id."""
 
     @property
     def specials(self) -> frozenset[int]:
-        """The ids of tokens that are no text, such as those that begin and end one."""
+        """The ids of tokens that are not text, such as those that begin and end one."""
         return frozenset(id for id in (self.end_of_text, self.bos) if id is not None)
 
     @abstractmethod
     def mapping(self) -> dict[str, Any]:
-        """What determines the mapping between text and ids."""
+        """The values that determine the mapping between text and ids."""
 
     @cached_property
     def _piece_bytes(self) -> npt.NDArray[np.int64]:
@@ -121,7 +121,7 @@ class Tokenizer(ABC):
         return int(counts @ self._piece_bytes)
 
     def decode_bytes(self, tokens: TokensLike) -> bytes:
-        """The bytes that `tokens` stand for. GptcError for an id outside the vocabulary."""
+        """The bytes of `tokens`. GptcError for an id outside the vocabulary."""
         ids: list[int] = np.asarray(tokens, dtype=np.int64).tolist()
         pieces = self.pieces
         for token in ids:
@@ -133,7 +133,7 @@ class Tokenizer(ABC):
         return b"".join([pieces[token] for token in ids])
 
     def decode(self, tokens: TokensLike) -> str:
-        """The text that `tokens` stand for; bytes that are no UTF-8 become U+FFFD."""
+        """The text of `tokens`; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
     def has_token(self, token: object) -> bool:
@@ -178,7 +178,7 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.decode_bytes([token]))
 
     def flush(self) -> str:
-        """What an unfinished character at the end becomes; the decoder can then start again."""
+        """The rest of the text, an unfinished character as U+FFFD; the decoder can then restart."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text

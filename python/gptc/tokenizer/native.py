@@ -48,7 +48,7 @@ class ByteTokenizer(Tokenizer):
 
     def encode(self, text: str) -> Tokens:
         try:
-            # Bytes of a command line that are no UTF-8 arrive as surrogate escapes.
+            # Bytes of a command line that are not UTF-8 arrive as surrogate escapes.
             return self.encode_bytes(text.encode("utf-8", errors="surrogateescape"))
         except UnicodeEncodeError as e:
             raise GptcError(
@@ -242,7 +242,7 @@ class Gpt2Tokenizer(BpeTokenizer):
 def byte_characters() -> dict[str, int]:
     """The characters by which GPT-2's files write bytes, in the order of its ids.
 
-    Bytes that can be seen stand for themselves and come first; the others are numbered from 256.
+    Visible bytes are themselves and come first; the others are numbered from 256.
     """
     visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     hidden = [b for b in range(256) if b not in visible]

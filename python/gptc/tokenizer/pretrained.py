@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     import tiktoken
     import tokenizers
 
-# What the vocabularies of others call the token that ends a text.
+# Names of the token that ends a text in the vocabularies of others.
 _ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 FILES = ("tokenizer.json", "tokenizer.model")  # in a Hugging Face folder
-CONFIG = "tokenizer_config.json"  # beside them
+CONFIG = "tokenizer_config.json"  # in the same folder
 _LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
 
 class PretrainedTokenizer(Tokenizer):
-    """What the vocabularies of others have in common: <|endoftext|> becomes their token for it."""
+    """The common part of others' vocabularies: <|endoftext|> becomes their token for it."""
 
     def encode(self, text: str) -> Tokens:
         if self.end_of_text is None:
@@ -299,13 +299,13 @@ class SentencePieceTokenizer(PretrainedTokenizer):
 
 
 def _read_byte_level(piece: str) -> bytes:
-    """The bytes that a piece of a vocabulary like GPT-2's stands for."""
+    """The bytes of a piece of a vocabulary like GPT-2's."""
     byte_of = byte_characters()
     return bytes([byte_of[char] for char in piece])
 
 
 def _read_sentencepiece(piece: str) -> bytes:
-    """The bytes that a piece of a SentencePiece vocabulary stands for."""
+    """The bytes of a piece of a SentencePiece vocabulary."""
     if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece):
         return bytes([int(piece[3:5], 16)])
     return piece.replace(_SPACE, " ").encode()
@@ -322,7 +322,7 @@ def encoding_names() -> Sequence[str]:
 def read_file(path: Path) -> Tokenizer | None:
     """The tokenizer in a tokenizer.json or .model of others; None when it is neither.
 
-    A tokenizer_config.json beside it has a say in what texts begin with. GptcError when one is
+    A tokenizer_config.json in its folder may tell how texts begin. GptcError when one is
     damaged.
     """
     if path.is_dir():
@@ -367,7 +367,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _bos(
     tokenizer: HuggingFaceTokenizer | SentencePieceTokenizer, config: dict[str, Any]
 ) -> int | None:
-    """What a model of Hugging Face's begins its texts with.
+    """The token that begins the texts of a Hugging Face model.
 
     tokenizer.json has a template for that. The classes for Llama, whose sort a .model alone is, add
     a token without one too, and none where `add_bos_token` is false.

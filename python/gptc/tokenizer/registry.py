@@ -22,7 +22,7 @@ _BPE_TRAIN_BYTES = 64 << 20  # more text than this does not change which pairs a
 
 
 def is_spec(name: str) -> bool:
-    """Whether `name` says how a tokenizer is made, rather than where one lies."""
+    """Whether `name` is a kind of tokenizer, and not a path."""
     return name in KINDS or bpe_size(name) is not None
 
 
@@ -53,7 +53,7 @@ def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Token
     A file is one of ours, a tokenizer.json of Hugging Face, or a SentencePiece .model.
     "char" takes its characters from `text_iter`, UTF-8 in blocks cut anywhere, and "bpe" its pieces
     (from its beginning, when there is very much). UsageError for an unknown name, GptcError when
-    the text is no UTF-8 or the GPT-2 vocabulary cannot be had.
+    the text is not UTF-8 or the GPT-2 vocabulary cannot be downloaded.
     """
     if name == "bytes":
         return ByteTokenizer()

@@ -19,7 +19,7 @@ class Utf8Decoder:
         self._n_held = 0  # bytes of a character that is not complete yet
 
     def push(self, block: bytes, final: bool = False) -> str:
-        """The characters that `block` completes. GptcError where it is no UTF-8."""
+        """The characters that `block` completes. GptcError when it is not UTF-8."""
         try:
             text = self._decoder.decode(block, final)
         except UnicodeDecodeError as e:

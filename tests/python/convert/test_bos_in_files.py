@@ -11,8 +11,9 @@ import pytest
 from gptc.checkpoint.find import open_checkpoint
 from gptc.convert.export_model import export_model
 from gptc.convert.import_model import import_model
+from gptc.formats import gguf_tokenizer
 from gptc.formats.registry import open_model
-from gptc.tokenizer import vocabulary
+from gptc.tokenizer.byte_level import PATTERNS
 from gptc.tokenizer.native import ByteTokenizer
 from gptc.tokenizer.pretrained import TiktokenTokenizer
 from small_models import make_config, varied
@@ -35,25 +36,25 @@ def test_gguf_says_the_same(tmp_path: Path, bos: int | None) -> None:
 
 def test_gguf_where_nothing_is_said() -> None:
     """llama.cpp: SentencePiece begins with token 1, Llama 3 with its token, others with none."""
-    values = vocabulary.to_gguf(llama_like(), len(PIECES))
-    assert vocabulary.from_gguf(values, "it").bos is None
+    values = gguf_tokenizer.to_gguf(llama_like(), len(PIECES))
+    assert gguf_tokenizer.from_gguf(values, "it").bos is None
     for key in ("add_bos_token", "bos_token_id"):
         del values[key]
-    assert vocabulary.from_gguf(dict(values), "it").bos == 1
-    assert vocabulary.from_gguf({**values, "bos_token_id": 2}, "it").bos == 2
+    assert gguf_tokenizer.from_gguf(dict(values), "it").bos == 1
+    assert gguf_tokenizer.from_gguf({**values, "bos_token_id": 2}, "it").bos == 2
     for wrong in (10**6, -1, "1", [1]):
-        assert vocabulary.from_gguf({**values, "bos_token_id": wrong}, "it").bos is None
+        assert gguf_tokenizer.from_gguf({**values, "bos_token_id": wrong}, "it").bos is None
     special = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257}
     ranked = [bytes([i]) for i in range(256)]
     for pre, bos in (("llama-bpe", 256), ("gpt-2", None), ("smollm", None)):
-        pattern = vocabulary._PATTERNS[pre]
-        values = vocabulary.to_gguf(
+        pattern = PATTERNS[pre]
+        values = gguf_tokenizer.to_gguf(
             begun(TiktokenTokenizer("it", pattern, ranked, special), 256), 258
         )
         assert (values["add_bos_token"], values["bos_token_id"]) == (True, 256)
-        assert vocabulary.from_gguf(dict(values), "it").bos == 256
+        assert gguf_tokenizer.from_gguf(dict(values), "it").bos == 256
         del values["add_bos_token"]
-        assert vocabulary.from_gguf(values, "it").bos == bos
+        assert gguf_tokenizer.from_gguf(values, "it").bos == bos
 
 
 def test_llama2c_always_begins_with_token_1(tmp_path: Path) -> None:

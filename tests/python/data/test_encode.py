@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from corpus import SHAKESPEARE, nasty_text, set_block, text_of, tokens_of, write_source
-from gptc.data import encode, preparation
-from gptc.data.preparation import prepare
+from gptc.data import encode, job, prepare
 from gptc.errors import GptcError
 from gptc.tokenizer.registry import make_tokenizer
 from vocabularies import needs_gpt2
@@ -55,7 +54,7 @@ def test_memory_does_not_grow_with_the_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_block(monkeypatch, 1 << 16)
-    monkeypatch.setattr(preparation, "_LARGE_BYTES", 0)  # which are only reserved
+    monkeypatch.setattr(job, "_LARGE_BYTES", 0)  # which are only reserved
     source = write_source(tmp_path, "the quick brown fox\n" * 400_000)  # 8 MB
     tracemalloc.start()
     try:

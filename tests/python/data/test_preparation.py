@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from corpus import text_of, write_source
-from gptc.data import preparation
+from gptc.data import job
 from gptc.data.dataset import Dataset
 from gptc.data.preparation import prepare
 from gptc.errors import GptcError, UsageError
@@ -92,7 +92,7 @@ def test_a_crash_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         path.write_bytes(data)
 
     with monkeypatch.context() as context:
-        context.setattr(preparation, "write_file", fail)
+        context.setattr(job, "write_file", fail)
         with pytest.raises(GptcError, match=r"dataset\.json: No space left"):
             prepare([source], out, force=True, shard_tokens=100)
     with pytest.raises(GptcError, match=r"holds no dataset\.json"):

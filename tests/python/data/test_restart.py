@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc.data import encode, preparation, scan, shards
+from gptc.data import encode, job, scan, shards
 from gptc.data.dataset import Dataset
 from gptc.data.loader import Loader
 from gptc.data.preparation import prepare
@@ -161,13 +161,13 @@ def test_a_source_that_changes_meanwhile_is_noticed(
 ) -> None:
     source = tmp_path / "text"
     source.write_text(text(300))
-    really = preparation.move_tail
+    really = job.move_tail
 
     def meddle(*args: Any) -> dict[str, Any]:
         source.write_text(text(300, seed=2))
         return really(*args)
 
-    monkeypatch.setattr(preparation, "move_tail", meddle)
+    monkeypatch.setattr(job, "move_tail", meddle)
     with pytest.raises(GptcError, match="changed while it was read"):
         prepare([str(source)], tmp_path / "out", val_tokens=10)
     with pytest.raises(GptcError):

@@ -20,11 +20,10 @@ from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.find import open_checkpoint
 from gptc.convert.verify import verify
 from gptc.errors import GptcError
-from gptc.formats import llmc
+from gptc.formats import gguf_tokenizer, llmc
 from gptc.formats.binary import parse_json
 from gptc.formats.registry import open_model
 from gptc.formats.safetensors import TensorFile
-from gptc.tokenizer import vocabulary
 
 NAMES = [
     "gguf", "gguf-q8_0", "llm.c", "llm.c-tokenizer", "llama2.c-v0", "llama2.c-v0-tokenizer",
@@ -314,7 +313,7 @@ def test_tokens_so_long_that_merging_them_takes_minutes(tmp_path: Path) -> None:
     begin = time.perf_counter()
     tokenizer = llmc.read_tokenizer(path)
     with pytest.raises(GptcError, match="too long to find their merges"):
-        vocabulary.to_gguf(tokenizer, tokenizer.vocab_size)
+        gguf_tokenizer.to_gguf(tokenizer, tokenizer.vocab_size)
     assert time.perf_counter() - begin < 5
 
 

@@ -15,8 +15,8 @@ from gptc.convert.import_model import import_model
 from gptc.data.dataset import Dataset
 from gptc.data.preparation import prepare
 from gptc.errors import GptcError
+from gptc.formats.hf_tokenizer import hf_files
 from gptc.generation.request import make_request, prompt_tokens
-from gptc.tokenizer import vocabulary
 from gptc.tokenizer.native import ByteTokenizer
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
@@ -38,7 +38,7 @@ def test_prompts_begin_with_it_once() -> None:
     assert tokenizer.encode(PROMPT).tolist() == plain
     # SentencePiece reads the name as text, a tokenizer.json as the token.
     assert prompt_tokens(tokenizer, "<s>a") == [1, *tokenizer.encode("<s>a").tolist()]
-    files = vocabulary.hf_files(tokenizer, 48)
+    files = hf_files(tokenizer, 48)
     theirs = begun(HuggingFaceTokenizer(files["tokenizer.json"].decode()))
     assert prompt_tokens(theirs, "<s>a") == [1, *theirs.encode("<s>a").tolist()[1:]]
     assert prompt_tokens(theirs, "<s>a").count(1) == 1
@@ -118,7 +118,7 @@ _NONE: dict[str, Any] = {}
     ],
 )
 def test_a_tokenizer_json(tmp_path: Path, processor: Any, config: Any, bos: int | None) -> None:
-    definition = json.loads(vocabulary.hf_files(llama_like(), 48)["tokenizer.json"])
+    definition = json.loads(hf_files(llama_like(), 48)["tokenizer.json"])
     definition["post_processor"] = processor
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     if config:
@@ -128,9 +128,7 @@ def test_a_tokenizer_json(tmp_path: Path, processor: Any, config: Any, bos: int 
 
 
 def test_a_model_file_alone_is_llamas(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(
-        vocabulary.hf_files(llama_like(), 48)["tokenizer.model"]
-    )
+    (tmp_path / "tokenizer.model").write_bytes(hf_files(llama_like(), 48)["tokenizer.model"])
     assert make_tokenizer(str(tmp_path)).bos == 1
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
     assert make_tokenizer(str(tmp_path)).bos is None
@@ -178,8 +176,8 @@ def test_a_template_is_taken_out_where_a_model_was_not_taught_so(tmp_path: Path)
     theirs = make_tokenizer(str(published(tmp_path / "theirs", llama_like())))
     assert theirs.bos == 1
     definition = theirs.mapping()["definition"]
-    assert vocabulary.hf_files(theirs, 48)["tokenizer.json"].decode() == definition
-    written = vocabulary.hf_files(begun(make_tokenizer(str(tmp_path / "theirs")), None), 48)
+    assert hf_files(theirs, 48)["tokenizer.json"].decode() == definition
+    written = hf_files(begun(make_tokenizer(str(tmp_path / "theirs")), None), 48)
     again = HuggingFaceTokenizer(written["tokenizer.json"].decode())
     assert again.own_bos() is None
     assert again.encode(PROMPT).tolist() == theirs.encode(PROMPT).tolist()

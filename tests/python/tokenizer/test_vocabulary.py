@@ -12,8 +12,9 @@ from gptc.checkpoint.reader import Checkpoint
 from gptc.convert.export_model import export_model
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
+from gptc.formats import gguf_tokenizer
+from gptc.formats.hf_tokenizer import hf_files
 from gptc.formats.registry import open_model
-from gptc.tokenizer import vocabulary
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer.registry import make_tokenizer
 from small_models import make_checkpoint
@@ -60,9 +61,9 @@ def test_a_tokenizer_json_of_llama_2s_sort_goes_through_gguf() -> None:
     if not LLAMA.is_file():
         pytest.skip("no llama2-tokenizer.model")
     theirs = make_tokenizer(str(LLAMA))
-    definition = vocabulary.hf_files(theirs, 48)["tokenizer.json"].decode()
+    definition = hf_files(theirs, 48)["tokenizer.json"].decode()
     ours = HuggingFaceTokenizer(definition)
-    again = vocabulary.from_gguf(vocabulary.to_gguf(ours, 32_000), "it")
+    again = gguf_tokenizer.from_gguf(gguf_tokenizer.to_gguf(ours, 32_000), "it")
     for text in ("Once upon a time, 東京 😀", "  the cat\n\nsat", "don't 123"):
         expected = theirs.encode(text).tolist()
         assert ours.encode(text).tolist() == expected
@@ -88,9 +89,9 @@ def test_a_tokenizer_that_sets_digits_apart_goes_through_gguf() -> None:
         ["the cat's 12  hats;   the mat\n\n  sat  !!  they'll 東京 "] * 9, trainer
     )
     ours = HuggingFaceTokenizer(theirs.to_str())
-    values = vocabulary.to_gguf(ours, 400)
+    values = gguf_tokenizer.to_gguf(ours, 400)
     assert values["pre"] == "smollm"
-    again = vocabulary.from_gguf(values, "it")
+    again = gguf_tokenizer.from_gguf(values, "it")
     parts = [*"a1 2\n\t'!²Ⅷ½٣", "the", "  ", "cat", "'s", "'ll", "東京", "\u3000", "<|endoftext|>"]
     rng = np.random.default_rng(0)
     for _ in range(2000):
@@ -104,7 +105,7 @@ def test_a_tokenizer_that_sets_digits_apart_goes_through_gguf() -> None:
     ):
         theirs.pre_tokenizer = steps.Sequence(wrong)
         with pytest.raises(GptcError, match=r"llama\.cpp has no"):
-            vocabulary.to_gguf(HuggingFaceTokenizer(theirs.to_str()), 400)
+            gguf_tokenizer.to_gguf(HuggingFaceTokenizer(theirs.to_str()), 400)
 
 
 def test_gpt2s_tokenizer_is_known_by_its_merges(

@@ -1,6 +1,6 @@
 """A machine that reads texts byte by byte: those that a set of rules describes.
 
-    rules = {"root": Choice((Row((Chars(((40, 40),)), Name("root"))), Chars(((48, 57),))))}
+    rules = {"root": Choice((Concat((Chars(((40, 40),)), Name("root"))), Chars(((48, 57),))))}
     machine = Graph(rules, "grammar").machine("root")
     stacks = machine.start
     for byte in b"((7":
@@ -60,7 +60,7 @@ class Name:
 
 
 @dataclass(frozen=True)
-class Row:
+class Concat:
     """One after the other."""
 
     items: tuple[Expression, ...]
@@ -82,7 +82,7 @@ class Repeat:
     most: int | None
 
 
-Expression: TypeAlias = "Chars | Name | Row | Choice | Repeat"
+Expression: TypeAlias = "Chars | Name | Concat | Choice | Repeat"
 
 
 def united(ranges: Iterable[tuple[int, int]]) -> Ranges:
@@ -169,7 +169,7 @@ class Graph:
             return self._build_bytes(frozenset(chain.from_iterable(found)), next)
         if isinstance(item, Name):
             return self._add(Call(self.begin[item.rule], next))
-        if isinstance(item, Row):
+        if isinstance(item, Concat):
             for part in reversed(item.items):
                 next = self._build(part, next)
             return next

@@ -16,13 +16,13 @@ from gptc.generation.grammar.automaton import (
     MOST_NODES,
     Chars,
     Choice,
+    Concat,
     Expression,
     Graph,
     Machine,
     Name,
     Ranges,
     Repeat,
-    Row,
     others,
     united,
 )
@@ -107,7 +107,7 @@ class _Parser(ABC):
             if self.at == len(self.text) or self.here(*self.stops):
                 break
             items.append(self.repeated(self.atom(depth)))
-        return items[0] if len(items) == 1 else Row(tuple(items))
+        return items[0] if len(items) == 1 else Concat(tuple(items))
 
     def group(self, depth: int) -> Expression:
         """The rest of a group."""
@@ -198,7 +198,7 @@ _CLASSES = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
 _CLASSES |= {name.upper(): others(ranges) for name, ranges in _CLASSES.items()}
 
 
-class _Regex(_Parser):
+class _RegexParser(_Parser):
     """A regex as Python's `re` reads it with re.ASCII, as far as it says which texts match."""
 
     def where(self, at: int) -> str:
@@ -219,7 +219,7 @@ class _Regex(_Parser):
         if char == "\\":
             return Chars(self.escape())
         if char in "^$" and self.at == (1 if char == "^" else len(self.text)):
-            return Row(())
+            return Concat(())
         if char in "^$":
             raise self.fail(
                 f"the whole text matches anyway: leave out {char}, or write \\{char}", begin
@@ -247,7 +247,7 @@ class _Regex(_Parser):
         return ((_CONTROLS.get(char, ord(char)),) * 2,)
 
 
-class _Grammar(_Parser):
+class _GrammarParser(_Parser):
     """Rules as llama.cpp's GBNF writes them: name ::= alternatives, to the end of the line."""
 
     stops = ("|", ")", "\n")
@@ -313,7 +313,7 @@ class _Grammar(_Parser):
             while not self.take('"'):
                 char = self.char('the " that closes a text')
                 items.append(Chars(self.escape() if char == "\\" else ((ord(char),) * 2,)))
-            return Row(tuple(items))
+            return Concat(tuple(items))
         begin = self.at
         if self.times() is not None:
             raise self.fail(f"nothing stands before {self.text[begin]} to be repeated", begin)
@@ -340,7 +340,7 @@ class _Grammar(_Parser):
 
 def parse_regex(text: str) -> Machine:
     """The machine of the texts that match as a whole. UsageError names what it cannot read."""
-    parser = _Regex(text)
+    parser = _RegexParser(text)
     root = parser.choice()
     if parser.at < len(text):
         raise parser.fail("this ) has no (")
@@ -349,7 +349,7 @@ def parse_regex(text: str) -> Machine:
 
 def parse_grammar(text: str) -> Machine:
     """The machine of the rule `root`. UsageError names what is wrong with the grammar."""
-    parser = _Grammar(text)
+    parser = _GrammarParser(text)
     parser.parse()
     graph = Graph(parser.rules, "grammar")
     if (cycle := graph.left_recursion()) is not None:

@@ -11,7 +11,7 @@ from gptc.errors import GptcError
 from gptc.generation.grammar import constraint
 from gptc.generation.grammar.constraint import Constraint, Place, make_constraint
 from gptc.generation.grammar.parser import parse_grammar
-from gptc.tokenizer import vocabulary
+from gptc.tokenizer import scored, vocabulary
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.native import BpeTokenizer, CharTokenizer
 from gptc.tokenizer.pretrained import SentencePieceTokenizer, TiktokenTokenizer
@@ -112,10 +112,10 @@ def test_special_tokens_are_no_text(tokenizers: dict[str, Tokenizer]) -> None:
     assert place.allowed.tolist() == [ord("a"), 256, 300, 303]
     pytest.importorskip("sentencepiece")
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "a", "\u2581a"]
-    kinds = [vocabulary.UNKNOWN, *[vocabulary.CONTROL] * 2, *[vocabulary.BYTE] * 256]
-    kinds += [vocabulary.NORMAL] * 2
+    kinds = [scored.UNKNOWN, *[scored.CONTROL] * 2, *[scored.BYTE] * 256]
+    kinds += [scored.NORMAL] * 2
     scores = [-float(i) for i in range(len(kinds))]
-    made = vocabulary.from_scored(vocabulary.Scored(pieces, scores, kinds), "a test")
+    made = vocabulary.from_scored(scored.Scored(pieces, scores, kinds), "a test")
     assert isinstance(made, SentencePieceTokenizer)
     assert made.specials == {0, 1, 2}
     found = make_constraint(made, made.vocab_size, regex="(<s>)?( ?a)+")

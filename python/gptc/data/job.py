@@ -1,0 +1,288 @@
+"""One preparation of a dataset, in the folder where it grows until it is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptc._version import __version__
+from gptc.data.dataset import DATASET_FILE, DATASET_VERSION, SPLITS
+from gptc.data.encode import SplitWriter, count_tokens, encode_text, intact, move_tail
+from gptc.data.known import licence, validates
+from gptc.data.readers import Errors, Reading, check_utf8
+from gptc.data.scan import Scan, scan_text, val_begin
+from gptc.data.sources import Gathering, SourceFile, Text, gather, is_url, url_file
+from gptc.data.stories import SEPARATOR
+from gptc.errors import GptcError
+from gptc.files.checksum import recorded_checksum
+from gptc.files.download import ProgressCallback
+from gptc.files.whole import sync_folder, write_file
+from gptc.tokenizer.base import END_OF_TEXT, FILE_NAME, Tokenizer
+from gptc.tokenizer.native import ByteTokenizer, CharTokenizer
+from gptc.tokenizer.registry import bpe_size, make_tokenizer, read_tokenizer
+
+WORK_FOLDER = ".partial"
+_LARGE_BYTES = 16 << 20  # many blocks
+
+
+class Job:
+    """One preparation, in the folder where it grows."""
+
+    def __init__(
+        self,
+        out: Path,
+        sources: Sequence[str],
+        options: dict[str, Any],
+        tokenizer: str,
+        given: Tokenizer | None,
+        errors: Errors,
+        jobs: int,
+        force: bool,
+        report: ProgressCallback,
+    ) -> None:
+        self.out = out
+        self.work = out / WORK_FOLDER
+        self.sources = sources
+        self.options = options
+        self.tokenizer = tokenizer
+        self.given = given
+        self.errors: Errors = "bytes" if isinstance(given, ByteTokenizer) else errors
+        self.jobs = jobs
+        self.force = force
+        self.report = report
+        self._plan = self.work / "plan.json"
+        self._journal = self.work / "journal.jsonl"
+        self.finished = False
+
+    def run(self, how: Gathering, reading: Reading, there: dict[str, Any] | None) -> bool:
+        """Prepares. True when the dataset `there` is the same already."""
+        # After this is freed, the C library keeps the memory of blocks for the next ones. To ask
+        # the kernel for each would take as long as all the work on the bytes.
+        np.empty(_LARGE_BYTES, dtype=np.uint8)
+        numbered = self._gathered(how)
+        n_train = len(numbered)  # files before those that are set apart
+        if self.options["val_fraction"] is None:
+            apart = [p for p in numbered if validates(self.sources[p[0]], p[1].path.name)]
+            numbered = [p for p in numbered if p not in apart] + apart
+            n_train -= len(apart)
+        reading, between = self._marks(reading)
+        text = Text([file for _, file in numbered], reading, self.errors, between)
+        source_of = [i for i, _ in numbered]
+        recorded = [(s["bytes"], recorded_checksum(s)) for s in there["sources"]] if there else []
+        algorithm = recorded[0][1].partition(":")[0] if recorded else "xxh3_128"
+        scan = scan_text(
+            text, source_of, self.given, self.tokenizer == "char", self.report, algorithm
+        )
+        found = self._described(scan)
+        if there:
+            if recorded != list(zip(scan.sizes, scan.checksums, strict=True)):
+                raise occupied(self.out)
+            return True
+        self._resume_or_begin({"options": self.options, "sources": found})
+        chosen = self._chosen(text, scan)
+        begin = text.begin(n_train)
+        if self.options["val_tokens"] is None and self.options["val_fraction"] is not None:
+            begin = val_begin(
+                text, scan, self.options["val_fraction"], isinstance(chosen, ByteTokenizer)
+            )
+        splits = self._encode(text, chosen, begin)
+        text.check_unchanged()
+        meta = {
+            "version": DATASET_VERSION,
+            "sources": found,
+            "tokenizer": {"kind": chosen.kind, "fingerprint": chosen.fingerprint()},
+            "vocab_size": chosen.vocab_size,
+            "splits": splits,
+            "options": self.options,
+            "created_by": f"gptc {__version__}",
+        }
+        _install(self.work / "dataset", self.out, meta)
+        self.finished = True
+        return False
+
+    def _gathered(self, how: Gathering) -> list[tuple[int, SourceFile]]:
+        """The files of all sources, each with the index of its source."""
+        shutil.rmtree(how.spool, ignore_errors=True)
+        how.spool.mkdir(parents=True)
+        numbered = []
+        for i, source in enumerate(self.sources):
+            files = gather(source, how)
+            if not sum(file.n_bytes for file in files):
+                raise _empty(source)
+            numbered += [(i, file) for file in files]
+        return numbered
+
+    def _described(self, scan: Scan) -> list[dict[str, Any]]:
+        """The entries of the sources in dataset.json."""
+        found = []
+        for source, n_bytes, checksum in zip(self.sources, scan.sizes, scan.checksums, strict=True):
+            if not n_bytes:
+                raise _empty(source)
+            found.append({"source": source, "bytes": n_bytes, "checksum": checksum})
+            if terms := licence(source):
+                found[-1]["licence"] = terms
+        return found
+
+    def clean(self) -> None:
+        """Removes the work folder, unless it has finished shards of an unfinished dataset."""
+        if self.finished or not self._journal_lines():
+            shutil.rmtree(self.work, ignore_errors=True)
+        if self.finished:
+            for source in filter(is_url, self.sources):
+                url_file(source).unlink(missing_ok=True)
+
+    def _marks(self, reading: Reading) -> tuple[Reading, bytes]:
+        """The marks between rows and between files."""
+        given = self.given
+        mark = END_OF_TEXT.encode()
+        if bpe_size(self.tokenizer) is not None or (given and given.end_of_text is not None):
+            return Reading(reading.text_field, reading.raw, before_row=mark), mark
+        # As plain characters, in the way of the text named stories.
+        return Reading(reading.text_field, reading.raw, after_row=SEPARATOR.encode()), b""
+
+    def _resume_or_begin(self, plan: dict[str, Any]) -> None:
+        """Keeps the finished shards of the same preparation. GptcError when they are another's."""
+        try:
+            old = json.loads(self._plan.read_bytes())
+        except (OSError, ValueError):
+            old = None
+        if old != plan:
+            if old is not None and self._journal_lines() and not self.force:
+                raise GptcError(
+                    f"{self.out} holds an unfinished dataset made of other sources or with other "
+                    "options: choose another --out, or discard it with --force"
+                )
+            for path in (self._plan, self._journal):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(self.work / "dataset", ignore_errors=True)
+            write_file(self._plan, json.dumps(plan).encode())
+        (self.work / "dataset").mkdir(exist_ok=True)
+
+    def _chosen(self, text: Text, scan: Scan) -> Tokenizer:
+        """The tokenizer, which is stored with the shards."""
+        folder = self.work / "dataset"
+        if (folder / FILE_NAME).is_file():
+            return read_tokenizer(folder)
+        chosen = self.given
+        if chosen is None and self.tokenizer == "char":
+            chosen = CharTokenizer(scan.characters)
+        elif chosen is None:
+            self.report("training the tokenizer", 0, None)
+            characters = check_utf8(text.read(0, text.n_bytes), text.where, "replace")
+            chosen = make_tokenizer(self.tokenizer, characters)
+        if self.tokenizer in ("bytes", "char") or bpe_size(self.tokenizer) is not None:
+            chosen.start = _start(chosen, scan.marked)
+        chosen.save(folder)
+        return chosen
+
+    def _journal_lines(self) -> list[dict[str, Any]]:
+        """The lines of the journal; one that was cut off and all after it are left out."""
+        lines = []
+        try:
+            for line in self._journal.read_text().splitlines(keepends=True):
+                if line.endswith("\n"):
+                    lines.append(json.loads(line))
+        except (OSError, ValueError):
+            pass
+        return lines
+
+    def _encode(self, text: Text, tokenizer: Tokenizer, val_begin: int) -> dict[str, Any]:
+        """Writes the shards of both splits; returns their entries in dataset.json."""
+        options = self.options
+        folder = self.work / "dataset"
+        done = intact(folder, self._journal_lines(), tokenizer)
+        wanted = {line["file"] for line in done}
+        for path in folder.glob("*.bin"):
+            if path.name not in wanted:
+                path.unlink()
+        write_file(self._journal, b"".join(json.dumps(line).encode() + b"\n" for line in done))
+        ranges = {"train": (0, val_begin), "val": (val_begin, text.n_bytes)}
+        splits: dict[str, dict[str, Any]] = {}
+        with self._journal.open("a") as journal, ThreadPoolExecutor(self.jobs) as pool:
+            for split, (begin, end) in ranges.items():
+                before = [line for line in done if line["split"] == split]
+                at, skip = begin, 0
+                if before:
+                    at, skip = before[-1]["at"], before[-1]["skip"]
+                writer = SplitWriter(
+                    folder,
+                    split,
+                    tokenizer,
+                    options["shard_tokens"],
+                    before,
+                    journal.write,
+                    end - at - skip if isinstance(tokenizer, ByteTokenizer) else None,
+                )
+                try:
+                    for piece in encode_text(
+                        text, tokenizer, self.errors, at, end, self.jobs, pool
+                    ):
+                        writer.append(piece, skip)
+                        skip = 0
+                        journal.flush()
+                        self.report("encoding", piece.end, text.n_bytes)
+                    splits[split] = {"bytes": end - begin, "shards": writer.finish(end)}
+                    journal.flush()
+                finally:
+                    writer.abandon()
+        n_all = sum(count_tokens(splits[split]) for split in SPLITS)
+        n_val = (
+            count_tokens(splits["val"]) if options["val_tokens"] is None else options["val_tokens"]
+        )
+        if n_val >= n_all:
+            self._journal.unlink()  # the same command would not do better
+            raise GptcError(
+                f"of {n_all} tokens none would be left to train on: prepare more text, or choose "
+                "a smaller --val-tokens or --val-fraction"
+            )
+        if options["val_tokens"] is not None:
+            splits = move_tail(folder, splits["train"], options, tokenizer)
+        return {split: {"tokens": count_tokens(splits[split]), **splits[split]} for split in SPLITS}
+
+
+def occupied(out: Path) -> GptcError:
+    return GptcError(
+        f"{out} already holds a dataset made of other sources or with other options: choose "
+        "another --out, or replace it with --force"
+    )
+
+
+def _empty(source: str) -> GptcError:
+    return GptcError(f"the source {source} is empty: name one that holds text")
+
+
+def _start(tokenizer: Tokenizer, marked: bool) -> str:
+    """The start of a document in a text whose end-of-text marks, if any, are plain characters."""
+    start = f"{END_OF_TEXT}\n" if marked else "\n"
+    if tokenizer.end_of_text is not None and marked:
+        return END_OF_TEXT
+    if isinstance(tokenizer, CharTokenizer) and "\n" not in tokenizer.characters:
+        return END_OF_TEXT if marked else tokenizer.characters[0]
+    return start
+
+
+def _install(built: Path, out: Path, meta: dict[str, Any]) -> None:
+    """Moves a finished dataset to its place; dataset.json leaves first and arrives last."""
+    description = (json.dumps(meta, indent=2) + "\n").encode()
+    there = out / DATASET_FILE
+    if there.exists() and there.read_bytes() != description:
+        # If it is the same, another process was faster and may use the files.
+        there.unlink()
+    os.sync()  # every shard, in one go: there may be very many
+    for path in built.iterdir():
+        path.replace(out / path.name)
+    wanted = {shard["file"] for split in meta["splits"].values() for shard in split["shards"]}
+    for path in out.glob("*.bin"):
+        if re.fullmatch(r"(train|val)_\d{6}\.bin", path.name) and path.name not in wanted:
+            path.unlink()
+    sync_folder(out)
+    write_file(there, description)
+    sync_folder(out)

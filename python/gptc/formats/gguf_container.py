@@ -1,0 +1,212 @@
+"""GGUF's container: a header, metadata by key, a table of tensors, then their bytes, aligned.
+
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Shapes are written innermost axis first.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gptc.errors import GptcError
+from gptc.formats.binary import UINT32, UINT64, Binary
+from gptc.formats.model_file import Entry
+from gptc.formats.numbers import BF16, F16, F32, F64, Q4_0, Q8_0, Codec
+
+MAGIC = b"GGUF"
+VERSION = 3
+ALIGNMENT = 32
+
+# Numbers of ggml's types; those that gptc does not read are named in errors.
+_CODEC_OF: dict[int, Codec] = {0: F32, 1: F16, 2: Q4_0, 8: Q8_0, 28: F64, 30: BF16}
+_NUMBER_OF = {codec: number for number, codec in _CODEC_OF.items()}
+_UNREAD = {3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K"}
+_UNREAD |= {14: "Q6_K", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64"}
+
+# Codes of the module struct for the types of metadata; 8 is a string, 9 an array.
+CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_BOOL, STRING, _ARRAY = 7, 8, 9
+
+# More than any model has, and few enough to read in a moment.
+_MAX_TENSORS = 1 << 17
+_MAX_KEYS = 1 << 16
+_MAX_KEY = (1 << 16) - 1
+_MAX_TENSOR_NAME = 64
+_MAX_STRINGS = 1 << 22
+
+
+class Array(NamedTuple):
+    """The position of an array in the metadata; its values are read when they are needed."""
+
+    kind: int
+    length: int
+    offset: int
+
+
+# ---- reading ----
+
+
+def read_header(file: Binary) -> tuple[int, int]:
+    """The numbers of tensors and of keys."""
+    if bytes(file.take(4, "magic")) != MAGIC:
+        raise file.damaged("magic", "is not GGUF", 0)
+    version = file.number(UINT32, "version")
+    if version not in (2, VERSION):
+        raise file.damaged("version", f"is {version}; versions 2 and {VERSION} are known", 4)
+    n_tensors, n_keys = file.numbers(UINT64, 2, "the number of tensors and keys")
+    file.within("the number of tensors", n_tensors, 1, _MAX_TENSORS, 8)
+    file.within("the number of keys", n_keys, 1, _MAX_KEYS, 16)
+    return n_tensors, n_keys
+
+
+def read_metadata(file: Binary, n_keys: int) -> dict[str, Any]:
+    """Values by key; of an array only the bounds are checked."""
+    found: dict[str, Any] = {}
+    n_strings = 0
+    for i in range(n_keys):
+        at = file.at
+        key = read_text(file, f"key {i}", _MAX_KEY)
+        if key in found:
+            raise file.damaged(f"key {i}", f"is {key!r} a second time", at)
+        value = found[key] = _read_value(file, key)
+        if isinstance(value, Array) and value.kind == STRING:
+            n_strings += value.length
+            file.within("the number of strings", n_strings, 0, _MAX_STRINGS, at)
+    return found
+
+
+def _read_value(file: Binary, key: str) -> Any:
+    at = file.at
+    kind = file.number(UINT32, f"type of {key}")
+    if kind == STRING:
+        return read_text(file, key)
+    if kind != _ARRAY:
+        return _scalar(file, key, kind, at)
+    kind, count = file.number(UINT32, f"type of {key}"), file.number(UINT64, f"count of {key}")
+    array = Array(kind, count, file.at)
+    if kind == STRING:
+        file.within(f"count of {key}", count, 0, _MAX_STRINGS, at + 8)
+        file.skip_strings(count, key)
+    elif kind in CODES:
+        file.take(count * struct.calcsize(f"<{CODES[kind]}"), key)
+    else:
+        raise file.damaged(f"type of {key}", f"is an array of type {kind}", at + 4)
+    return array
+
+
+def _scalar(file: Binary, key: str, kind: int, at: int) -> Any:
+    if kind not in CODES:
+        raise file.damaged(f"type of {key}", f"is {kind}, which GGUF has not", at)
+    return file.number(CODES[kind], key)
+
+
+def read_text(file: Binary, field: str, most: int | None = None) -> str:
+    """The next string: its length, then UTF-8."""
+    at = file.at
+    length = file.number(UINT64, f"length of {field}")
+    if most is not None:
+        file.within(f"length of {field}", length, 1, most, at)
+    try:
+        return bytes(file.take(length, field)).decode()
+    except UnicodeDecodeError:
+        raise file.damaged(field, "is no UTF-8 text", at + 8) from None
+
+
+def read_tensors(file: Binary, n_tensors: int, alignment: int) -> dict[str, Entry]:
+    """The tensors; they follow one another, each aligned, to the end of the file."""
+    listed: dict[str, tuple[Codec, tuple[int, ...], int]] = {}
+    for i in range(n_tensors):
+        at = file.at
+        name = read_text(file, f"name of tensor {i}", _MAX_TENSOR_NAME)
+        if name in listed:
+            raise file.damaged(f"name of tensor {i}", f"is {name} a second time", at)
+        listed[name] = _read_info(file, name)
+    start = -(-file.at // alignment) * alignment
+    entries = {}
+    for name, (codec, shape, offset) in listed.items():
+        entry = entries[name] = Entry(codec, shape, start + offset)
+        if offset % alignment or entry.end > file.size:
+            raise file.damaged(
+                name,
+                f"and its {codec.n_bytes(shape):,} bytes are not aligned, or lie past the "
+                f"end of the file at {file.size:,}",
+                entry.offset,
+            )
+    end = start
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+        if entry.offset != -(-end // alignment) * alignment:
+            raise file.damaged(
+                name, f"leaves a gap or overlaps: {end:,} ends the one before it", entry.offset
+            )
+        end = entry.end
+    if file.size > -(-end // alignment) * alignment:
+        raise file.damaged(
+            "the end of the tensors", f"is followed by {file.size - end:,} bytes", end
+        )
+    return entries
+
+
+def _read_info(file: Binary, name: str) -> tuple[Codec, tuple[int, ...], int]:
+    """Codec, shape and offset of a tensor, from its line in the table."""
+    at = file.at
+    n_dim = file.within(f"axes of {name}", file.number(UINT32, f"axes of {name}"), 1, 4, at)
+    sizes = file.numbers(UINT64, n_dim, f"shape of {name}")
+    for size in sizes:
+        file.within(f"shape of {name}", size, 1, 1 << 40, at + 4)
+    at = file.at
+    kind, offset = file.number(UINT32, f"type of {name}"), file.number(UINT64, f"offset of {name}")
+    if kind not in _CODEC_OF:
+        what = _UNREAD.get(kind, "unknown")
+        raise GptcError(
+            f"{file.path}: type of {name} at byte {at:,} is {kind} ({what}); gptc reads F32, F16, "
+            "BF16, Q8_0 and Q4_0: quantize the model to one of them"
+        )
+    codec, shape = _CODEC_OF[kind], tuple(reversed(sizes))
+    if not codec.fits(shape):
+        raise file.damaged(f"shape of {name}", f"is {shape}, no whole blocks of {codec.name}", at)
+    return codec, shape, offset
+
+
+# ---- writing ----
+
+
+def header(values: Mapping[str, Any], slots: Sequence[tuple[str, Codec, tuple[int, ...]]]) -> bytes:
+    """The bytes before the tensors; each tensor is padded to ALIGNMENT."""
+    out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(slots), len(values)))
+    for key, value in values.items():
+        out += _string(key) + _value(value)
+    offset = 0
+    for name, codec, shape in slots:
+        out += _string(name) + struct.pack("<I", len(shape))
+        out += struct.pack(f"<{len(shape)}Q", *reversed(shape))
+        out += struct.pack("<IQ", _NUMBER_OF[codec], offset)
+        offset += -(-codec.n_bytes(shape) // ALIGNMENT) * ALIGNMENT
+    return bytes(out) + bytes(-len(out) % ALIGNMENT)
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: Any) -> bytes:
+    """A value with its type: whole numbers are uint32, others float32, lists are of one type."""
+    if isinstance(value, list):
+        kind, _ = _typed(value[0] if value else "")
+        data = b"".join(_typed(item)[1] for item in value)
+        # Sorts of tokens are int32 in llama.cpp's own files.
+        kind = 5 if kind == 4 else kind
+        return struct.pack("<IIQ", _ARRAY, kind, len(value)) + data
+    kind, data = _typed(value)
+    return struct.pack("<I", kind) + data
+
+
+def _typed(value: Any) -> tuple[int, bytes]:
+    if isinstance(value, bool):
+        return _BOOL, struct.pack("<?", value)
+    if isinstance(value, int):
+        return 4, struct.pack("<I", value)
+    if isinstance(value, float):
+        return 6, struct.pack("<f", value)
+    return STRING, _string(value)

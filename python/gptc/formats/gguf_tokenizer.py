@@ -1,0 +1,131 @@
+"""Tokenizers in GGUF's metadata: the keys below "tokenizer.ggml."."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gptc.errors import GptcError
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.byte_level import PATTERNS, ByteLevel, merges_of, to_bytes, to_characters
+from gptc.tokenizer.scored import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Scored
+from gptc.tokenizer.vocabulary import byte_level, from_byte_level, from_scored, scored
+
+# ---- writing ----
+
+
+def to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+    """The keys below "tokenizer.ggml.". GptcError when llama.cpp has no such tokenizer.
+
+    llama.cpp takes the size of the vocabulary from here, so unused tokens pad it.
+    """
+    level, weighted = byte_level(tokenizer), scored(tokenizer)
+    if level is not None:
+        values = _byte_level_to_gguf(level, tokenizer)
+    elif weighted is not None:
+        values = _scored_to_gguf(weighted)
+    else:
+        raise GptcError(f"llama.cpp has no tokenizer like {tokenizer.kind}")
+    pad = range(len(values["tokens"]), vocab_size)
+    values["tokens"] += [f"[PAD{i}]" for i in pad]
+    values["token_type"] += [UNUSED] * len(pad)
+    if "scores" in values:
+        values["scores"] += [0.0] * len(pad)
+    if tokenizer.end_of_text is not None:
+        values["eos_token_id"] = tokenizer.end_of_text
+    values["add_bos_token"] = tokenizer.bos is not None
+    if tokenizer.bos is not None:
+        values["bos_token_id"] = tokenizer.bos
+    return values
+
+
+def _byte_level_to_gguf(level: ByteLevel, tokenizer: Tokenizer) -> dict[str, Any]:
+    pre = next((name for name, p in PATTERNS.items() if p == level.pattern), None)
+    if pre is None:
+        raise GptcError(f"llama.cpp has no name for the pattern of the {tokenizer.kind} tokenizer")
+    special = set(level.special.values())
+    pieces = list(enumerate(level.pieces))
+    values: dict[str, Any] = {
+        "model": "gpt2",
+        "pre": pre,
+        "tokens": [p.decode() if i in special else to_characters(p) for i, p in pieces],
+        "token_type": [CONTROL if i in special else NORMAL for i, _ in pieces],
+        "merges": [f"{to_characters(a)} {to_characters(b)}" for a, b in merges_of(level)],
+    }
+    if tokenizer.end_of_text is not None:
+        values["bos_token_id"] = tokenizer.end_of_text
+    return values
+
+
+def _scored_to_gguf(weighted: Scored) -> dict[str, Any]:
+    pieces, scores, types, add_space = weighted
+    names = {name: i for i, name in enumerate(pieces[:1000])}
+    values: dict[str, Any] = {
+        "model": "llama",
+        "pre": "default",
+        "tokens": list(pieces),
+        "scores": list(scores),
+        "token_type": list(types),
+        "add_space_prefix": add_space,
+    }
+    if "<s>" in names:
+        values["bos_token_id"] = names["<s>"]
+    if UNKNOWN in types:
+        values["unknown_token_id"] = types.index(UNKNOWN)
+    return values
+
+
+# ---- reading ----
+
+
+def from_gguf(values: dict[str, Any], where: str) -> Tokenizer:
+    """The tokenizer of these keys. GptcError when it is of an unknown sort."""
+    tokenizer = _cut_as_in_gguf(values, where)
+    # llama.cpp's defaults.
+    like_llama2, like_llama3 = values.get("model") == "llama", values.get("pre") == "llama-bpe"
+    begin = values.get("bos_token_id", 1 if like_llama2 else None)
+    if values.get("add_bos_token", like_llama2 or like_llama3) and tokenizer.has_token(begin):
+        tokenizer.bos = begin
+    return tokenizer
+
+
+def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
+    """The same, without its BOS."""
+    model, pre = values.get("model"), values.get("pre", "default")
+    tokens, types = values.get("tokens"), values.get("token_type")
+    if not isinstance(tokens, list) or not tokens:
+        raise GptcError(f"{where} holds no tokenizer: give one with --tokenizer KIND")
+    types = (
+        types if isinstance(types, list) and len(types) == len(tokens) else [NORMAL] * len(tokens)
+    )
+    n = len(tokens)
+    while n and types[n - 1] == UNUSED:  # padding
+        n -= 1
+    tokens, types = tokens[:n], types[:n]
+    if model == "llama":
+        scores = values.get("scores")
+        scores = scores[:n] if isinstance(scores, list) and len(scores) >= n else [0.0] * n
+        add_space = values.get("add_space_prefix", True) is not False
+        return from_scored(Scored(tokens, scores, types, add_space), where)
+    if model != "gpt2" or pre not in PATTERNS:
+        raise GptcError(
+            f"{where} holds a tokenizer of an unknown sort ({model!r}, {pre!r}): "
+            "give one with --tokenizer KIND"
+        )
+    special = {t: i for i, t in enumerate(tokens) if types[i] in (CONTROL, USER_DEFINED)}
+    try:
+        pieces = [
+            t.encode() if types[i] in (CONTROL, USER_DEFINED) else to_bytes(t)
+            for i, t in enumerate(tokens)
+        ]
+        merges = [_merge(line) for line in values.get("merges") or ()]
+    except ValueError as error:
+        raise GptcError(f"{where} holds a token that is not byte-level: {str(error)!r}") from None
+    return from_byte_level(ByteLevel(pieces, special, PATTERNS[pre], merges), where)
+
+
+def _merge(line: str) -> tuple[bytes, bytes]:
+    """The two pieces of a merge. ValueError where these are not two."""
+    first, _, second = line.partition(" ")
+    if not first or not second:
+        raise ValueError(line)
+    return to_bytes(first), to_bytes(second)

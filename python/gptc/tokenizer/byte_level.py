@@ -1,0 +1,81 @@
+"""Byte-level vocabularies, as of GPT-2 and Llama 3: pieces of bytes, joined by merges.
+
+A pattern cuts the text; within each cut, merges join bytes to pieces. GPT-2's files write bytes as
+characters.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+from gptc.errors import GptcError
+from gptc.tokenizer.native import GPT2_PATTERN, byte_characters
+
+_MAX_MERGING = 1 << 25  # steps; the largest vocabularies take a few times fewer
+
+# Patterns by llama.cpp's names for them.
+PATTERNS = {
+    "gpt-2": GPT2_PATTERN,
+    "llama-bpe": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    # GPT-2's pattern with every digit alone: no other piece reaches to a digit, and space before a
+    # digit ends as space before the end of the text does.
+    "smollm": (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"),
+}
+_CHARACTER_OF = {byte: char for char, byte in byte_characters().items()}
+
+
+class ByteLevel(NamedTuple):
+    """A byte-level vocabulary: the bytes of each token, and how text becomes them."""
+
+    pieces: list[bytes]
+    special: dict[str, int]  # tokens that no merge makes
+    pattern: str
+    merges: list[tuple[bytes, bytes]] | None = None  # None: pieces are merged in order
+
+
+def merges_of(vocabulary: ByteLevel) -> list[tuple[bytes, bytes]]:
+    """The pair of pieces that each longer piece is merged from, in order.
+
+    GptcError when the pieces are so long that the search would take minutes.
+    """
+    if vocabulary.merges is not None:
+        return vocabulary.merges
+    others = set(vocabulary.special.values())
+    ranks = {piece: i for i, piece in enumerate(vocabulary.pieces) if i not in others and piece}
+    if sum(len(piece) ** 2 for piece in ranks) > _MAX_MERGING:
+        raise GptcError("the vocabulary has tokens that are too long to find their merges")
+    return [_last_merge(piece, ranks) for piece in ranks if len(piece) > 1]
+
+
+def _last_merge(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two pieces that byte-pair encoding joins last on its way to `piece`."""
+    parts = [piece[i : i + 1] for i in range(len(piece))]
+    while len(parts) > 2:
+        joined = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
+        i = joined.index(min(joined))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts[0], parts[1]
+
+
+def vocab_bpe(vocabulary: ByteLevel) -> bytes:
+    """The file vocab.bpe of a vocabulary."""
+    lines = [f"{to_characters(a)} {to_characters(b)}\n" for a, b in merges_of(vocabulary)]
+    return ("#version: 0.2\n" + "".join(lines)).encode()
+
+
+def to_characters(piece: bytes) -> str:
+    """A piece as GPT-2's files write it."""
+    return piece.decode("latin-1").translate(_CHARACTER_OF)
+
+
+def to_bytes(text: str) -> bytes:
+    """The inverse of `to_characters`. ValueError for a text that it cannot make."""
+    byte_of = byte_characters()
+    try:
+        return bytes([byte_of[char] for char in text])
+    except KeyError:
+        raise ValueError(text) from None
