@@ -16,9 +16,9 @@ NAMES = sorted(path.stem for path in (ROOT / "tests" / "c").glob("test_*.c"))
 
 
 def tool(name: str) -> str:
-    """The program beside this Python (from PyPI), or the system's."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
+    """The program next to this Python (from PyPI), or the system's."""
+    installed = Path(sys.executable).parent / name
+    found = str(installed) if installed.is_file() else shutil.which(name)
     if not found:
         pytest.fail(f"{name} is missing; install the tests' tools with: pip install '.[test]'")
     return found
