@@ -287,7 +287,9 @@ static void pack_at_once(gpt_model *m, int i, const float *values, int64_t n) {
     gpt_segment segment = m->layout.segments[i];
     segment.rows = (int)(n / segment.cols); /* perhaps without padding rows, which stay zero */
     segment.size = n;
-    if (segment.packed) m->ops->weights_pack(m->ctx, values, &segment, 0);
+    if (segment.packed)
+        m->ops->weights_pack(m->ctx,
+                             &(weights_pack){.w = values, .segment = &segment, .training = 0});
 }
 
 static void write_value(gpt_model *m, int i, const float *values, int64_t n) {
@@ -498,8 +500,14 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
         int n = N - row < model->acts.logit_rows ? N - row : model->acts.logit_rows;
         const char *rows = (const char *)model->acts.norm_f;
         rows += (size_t)row * (size_t)C * model->ops->act_bytes;
-        model->ops->head_forward(model->ctx, model->acts.logits, rows, model->w.head, n, C, V,
-                                 padded_vocab_size(&model->config));
+        model->ops->head_forward(model->ctx,
+                                 &(head_forward){.logits = model->acts.logits,
+                                                 .x = rows,
+                                                 .wte = model->w.head,
+                                                 .N = n,
+                                                 .C = C,
+                                                 .V = V,
+                                                 .Vp = padded_vocab_size(&model->config)});
         model->ops->download(model->ctx, logits + (int64_t)row * V, model->acts.logits,
                              sizeof(float) * (size_t)n * (size_t)V);
     }
@@ -518,9 +526,15 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
     set_tokens(model, tokens, targets, N);
     batch x = {.B = B, .T = T, .N = N};
     model_forward(model, &model->acts, &x);
-    model->ops->classifier_forward(model->ctx, model->acts.losses, model->acts.norm_f,
-                                   model->w.head, model->acts.targets, N, model->config.n_embd,
-                                   model->config.vocab_size, padded_vocab_size(&model->config));
+    model->ops->classifier_forward(model->ctx,
+                                   &(classifier_forward){.losses = model->acts.losses,
+                                                         .x = model->acts.norm_f,
+                                                         .wte = model->w.head,
+                                                         .targets = model->acts.targets,
+                                                         .N = N,
+                                                         .C = model->config.n_embd,
+                                                         .V = model->config.vocab_size,
+                                                         .Vp = padded_vocab_size(&model->config)});
     return mean_loss(model, N, n_valid, loss, losses);
 }
 

@@ -1,4 +1,4 @@
-/* softmax.h: rows of scores in attention, shared by attention.c and attention_bf16.c. */
+/* softmax.h: rows of scores in attention, shared by attention_fp32.c and attention_bf16.c. */
 #ifndef CPU_SOFTMAX_H
 #define CPU_SOFTMAX_H
 

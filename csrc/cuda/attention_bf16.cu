@@ -247,20 +247,10 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
     store_rows<D>(t.out + row0 * t.out_stride, t.out_stride, out, inverse, t.n_q - row0, t.HS);
 }
 
-typedef struct tiles_args {
-    elem *out, *dqkv;
-    float *lse_out; /* or NULL */
-    const elem *qkv, *dout;
-    const float *lse, *delta; /* (B, NH, T) */
-    gpt_dropout_site dropout;
-    float scale;
-    attention_shape shape;
-} tiles_args;
-
 /* Kernels exist with and without dropout: what it needs takes registers even where it is skipped, and
  * with them blocks that could run beside. */
-template <bool DROPS> static __device__ inline gpt_dropout dropout_of(const tiles_args &args) {
-    return DROPS ? dropout_at(args.dropout) : gpt_dropout{0, 0};
+template <bool DROPS> static __device__ inline gpt_dropout dropout_of(gpt_dropout_site site) {
+    return DROPS ? dropout_at(site) : gpt_dropout{0, 0};
 }
 /* Blocks at a time on a multiprocessor: three where their registers suffice. */
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
@@ -276,16 +266,16 @@ static __device__ inline int longest_first(int n_tiles, int n_heads) {
 
 template <int D, bool DROPS>
 static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
-    attention_forward_kernel(tiles_args args) {
-    attention_shape a = args.shape;
+    attention_forward_kernel(attention_forward a, float scale) {
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
     int64_t row_0 = (int64_t)head * a.T;
-    forward_tile t = {.out = args.out + out_at(a, b, first_q, h),
-                      .lse = args.lse_out ? args.lse_out + row_0 + first_q : NULL,
-                      .q = args.qkv + query_at(a, b, first_q, h),
-                      .k = args.qkv + key_at(a, b, 0, h),
-                      .v = args.qkv + value_at(a, b, 0, h),
+    const elem *qkv = (const elem *)a.qkv;
+    forward_tile t = {.out = (elem *)a.out + out_at(a, b, first_q, h),
+                      .lse = a.lse ? a.lse + row_0 + first_q : NULL,
+                      .q = qkv + query_at(a, b, first_q, h),
+                      .k = qkv + key_at(a, b, 0, h),
+                      .v = qkv + value_at(a, b, 0, h),
                       .out_stride = (int64_t)a.NH * a.HS,
                       .q_stride = row_stride(a),
                       .kv_stride = row_stride(a),
@@ -295,23 +285,24 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
                       .row_0 = row_0,
                       .T = a.T,
                       .HS = a.HS,
-                      .scale = args.scale};
-    forward<D>(t, dropout_of<DROPS>(args));
+                      .scale = scale};
+    forward<D>(t, dropout_of<DROPS>(a.dropout));
 }
 
 /* A tile of rows of a decoding step, where all of them are of one sequence. */
 template <int D>
-static __global__ void __launch_bounds__(THREADS) attention_prefill_kernel(decode_args a) {
+static __global__ void __launch_bounds__(THREADS)
+    attention_prefill_kernel(attention_decode a, float scale) {
     int h = (int)blockIdx.x % a.NH;
     int first = longest_first((int)div_up(a.N, TILE), a.NH) * TILE,
         n = least<int>(TILE, a.N - first);
     if (!is_whole_tile(a, first)) return;
     int64_t cache = cache_at(a, a.seqs[first], h), stride = (int64_t)(a.NH + 2 * a.NKV) * a.HS;
-    forward_tile t = {.out = a.out + ((int64_t)first * a.NH + h) * a.HS,
+    forward_tile t = {.out = (elem *)a.out + ((int64_t)first * a.NH + h) * a.HS,
                       .lse = NULL,
-                      .q = a.qkv + first * stride + (int64_t)h * a.HS,
-                      .k = a.cache_k + cache,
-                      .v = a.cache_v + cache,
+                      .q = (const elem *)a.qkv + first * stride + (int64_t)h * a.HS,
+                      .k = (const elem *)a.cache_k + cache,
+                      .v = (const elem *)a.cache_v + cache,
                       .out_stride = (int64_t)a.NH * a.HS,
                       .q_stride = stride,
                       .kv_stride = a.HS,
@@ -321,7 +312,7 @@ static __global__ void __launch_bounds__(THREADS) attention_prefill_kernel(decod
                       .row_0 = 0,
                       .T = 0,
                       .HS = a.HS,
-                      .scale = a.scale};
+                      .scale = scale};
     forward<D>(t, gpt_dropout{0, 0});
 }
 
@@ -348,10 +339,12 @@ static __device__ inline void score_gradient(float &p, float &dp, bool seen, flo
 /* dq: a block has queries, and goes through keys. */
 template <int D, bool DROPS, int KEYS>
 static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
-    attention_backward_queries_kernel(tiles_args args) {
+    attention_backward_queries_kernel(backward_args args) {
     enum { N = KEYS / 8 };
-    attention_shape a = args.shape;
-    gpt_dropout dropout = dropout_of<DROPS>(args);
+    const attention_backward &a = args.op;
+    const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
+    elem *dqkv = (elem *)a.dqkv;
+    gpt_dropout dropout = dropout_of<DROPS>(a.dropout);
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
     int warp = (int)threadIdx.x / WARP, row0 = first_q + warp * 16;
@@ -362,11 +355,11 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 
     auto fetch = [&](int tile, int stage) {
         int key = tile * KEYS, at = stage * KEYS * STRIDE<D>;
-        load_tile<D, KEYS>(k + at, args.qkv + key_at(a, b, key, h), stride, a.T - key, a.HS);
-        load_tile<D, KEYS>(v + at, args.qkv + value_at(a, b, key, h), stride, a.T - key, a.HS);
+        load_tile<D, KEYS>(k + at, qkv + key_at(a, b, key, h), stride, a.T - key, a.HS);
+        load_tile<D, KEYS>(v + at, qkv + value_at(a, b, key, h), stride, a.T - key, a.HS);
     };
-    load_tile<D, TILE>(q, args.qkv + query_at(a, b, first_q, h), stride, a.T - first_q, a.HS);
-    load_tile<D, TILE>(dout, args.dout + out_at(a, b, first_q, h), out_stride, a.T - first_q, a.HS);
+    load_tile<D, TILE>(q, qkv + query_at(a, b, first_q, h), stride, a.T - first_q, a.HS);
+    load_tile<D, TILE>(dout, all_dout + out_at(a, b, first_q, h), out_stride, a.T - first_q, a.HS);
     copy_commit();
     fetch(0, 0);
     copy_commit();
@@ -381,7 +374,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int row = row0 + row_of(2 * r);
-        lse[r] = row < a.T ? args.lse[(int64_t)head * a.T + row] * LOG2E : INFINITY;
+        lse[r] = row < a.T ? a.lse[(int64_t)head * a.T + row] * LOG2E : INFINITY;
         delta[r] = row < a.T ? args.delta[(int64_t)head * a.T + row] : 0;
     }
     for (int tile = 0; tile < n_tiles; tile++) {
@@ -405,17 +398,19 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
         __syncthreads();
     }
     const float factor[2] = {args.scale, args.scale};
-    store_rows<D>(args.dqkv + query_at(a, b, row0, h), stride, dq, factor, a.T - row0, a.HS);
+    store_rows<D>(dqkv + query_at(a, b, row0, h), stride, dq, factor, a.T - row0, a.HS);
 }
 
 /* dk and dv: a block has keys, and goes through the queries of every head that reads them. Scores
  * are transposed here: rows are keys. */
 template <int D, bool DROPS, int QUERIES>
 static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
-    attention_backward_keys_kernel(tiles_args args) {
+    attention_backward_keys_kernel(backward_args args) {
     enum { N = QUERIES / 8 };
-    attention_shape a = args.shape;
-    gpt_dropout dropout = dropout_of<DROPS>(args);
+    const attention_backward &a = args.op;
+    const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
+    elem *dqkv = (elem *)a.dqkv;
+    gpt_dropout dropout = dropout_of<DROPS>(a.dropout);
     int n_heads = a.B * a.NKV, b = (int)blockIdx.x % n_heads / a.NKV, group = a.NH / a.NKV;
     int h0 = (int)blockIdx.x % a.NKV * group, warp = (int)threadIdx.x / WARP;
     int first_key = (int)blockIdx.x / n_heads * TILE, row0 = first_key + warp * 16;
@@ -427,17 +422,17 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 
     auto fetch = [&](int h, int query, int stage) {
         int at = stage * QUERIES * STRIDE<D>, there = a.T - query;
-        load_tile<D, QUERIES>(q + at, args.qkv + query_at(a, b, query, h), stride, there, a.HS);
-        load_tile<D, QUERIES>(dout + at, args.dout + out_at(a, b, query, h), out_stride, there,
+        load_tile<D, QUERIES>(q + at, qkv + query_at(a, b, query, h), stride, there, a.HS);
+        load_tile<D, QUERIES>(dout + at, all_dout + out_at(a, b, query, h), out_stride, there,
                               a.HS);
         if (int i = (int)threadIdx.x; i < QUERIES) {
             int64_t row = ((int64_t)b * a.NH + h) * a.T + query + i;
-            lse[stage * QUERIES + i] = i < there ? args.lse[row] * LOG2E : INFINITY;
+            lse[stage * QUERIES + i] = i < there ? a.lse[row] * LOG2E : INFINITY;
             delta[stage * QUERIES + i] = i < there ? args.delta[row] : 0;
         }
     };
-    load_tile<D, TILE>(k, args.qkv + key_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
-    load_tile<D, TILE>(v, args.qkv + value_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
+    load_tile<D, TILE>(k, qkv + key_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
+    load_tile<D, TILE>(v, qkv + value_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
     copy_commit();
     fetch(h0, first_query, 0);
     copy_commit();
@@ -477,8 +472,8 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
         h = next_h, query0 = next_query;
     }
     const float factor[2] = {args.scale, args.scale}, one[2] = {1, 1};
-    store_rows<D>(args.dqkv + key_at(a, b, row0, h0), stride, dk, factor, a.T - row0, a.HS);
-    store_rows<D>(args.dqkv + value_at(a, b, row0, h0), stride, dv, one, a.T - row0, a.HS);
+    store_rows<D>(dqkv + key_at(a, b, row0, h0), stride, dk, factor, a.T - row0, a.HS);
+    store_rows<D>(dqkv + value_at(a, b, row0, h0), stride, dv, one, a.T - row0, a.HS);
 }
 
 /* ---- starting them: with tiles of the other side as large as registers allow ---- */
@@ -488,23 +483,22 @@ template <int D> static inline size_t tile_bytes(int fixed, int other) {
     return sizeof(elem) * STRIDE<D> * (size_t)(fixed * TILE + 2 * STAGES * other);
 }
 
-template <int D> static void start_forward(gpt_ctx *ctx, tiles_args args) {
-    attention_shape a = args.shape;
+template <int D> static void start_forward(gpt_ctx *ctx, const attention_forward &a) {
     dim3 grid((unsigned)(div_up(a.T, TILE) * a.B * a.NH));
     launch(ctx,
-           args.dropout.p > 0 ? attention_forward_kernel<D, true>
-                              : attention_forward_kernel<D, false>,
-           grid, THREADS, tile_bytes<D>(1, TILE), args);
+           a.dropout.p > 0 ? attention_forward_kernel<D, true> : attention_forward_kernel<D, false>,
+           grid, THREADS, tile_bytes<D>(1, TILE), a, attention_scale(a.HS));
 }
 
-template <int D> static void start_prefill(gpt_ctx *ctx, decode_args args) {
-    dim3 grid((unsigned)(div_up(args.N, TILE) * args.NH));
-    launch(ctx, attention_prefill_kernel<D>, grid, THREADS, tile_bytes<D>(1, TILE), args);
+template <int D> static void start_prefill(gpt_ctx *ctx, const attention_decode &a) {
+    dim3 grid((unsigned)(div_up(a.N, TILE) * a.NH));
+    launch(ctx, attention_prefill_kernel<D>, grid, THREADS, tile_bytes<D>(1, TILE), a,
+           attention_scale(a.HS));
 }
 
 template <int D, bool DROPS, int KEYS, int QUERIES>
-static void start_backward_of(gpt_ctx *ctx, tiles_args args) {
-    attention_shape a = args.shape;
+static void start_backward_of(gpt_ctx *ctx, const backward_args &args) {
+    const attention_backward &a = args.op;
     unsigned n_tiles = (unsigned)div_up(a.T, TILE);
     launch(ctx, attention_backward_queries_kernel<D, DROPS, KEYS>, dim3(n_tiles * a.B * a.NH),
            THREADS, tile_bytes<D>(2, KEYS), args);
@@ -512,63 +506,41 @@ static void start_backward_of(gpt_ctx *ctx, tiles_args args) {
            THREADS, tile_bytes<D>(2, QUERIES) + sizeof(float) * 2 * STAGES * QUERIES, args);
 }
 
-template <int D, int KEYS, int QUERIES> static void start_backward(gpt_ctx *ctx, tiles_args args) {
-    if (args.dropout.p > 0)
+template <int D, int KEYS, int QUERIES>
+static void start_backward(gpt_ctx *ctx, const backward_args &args) {
+    if (args.op.dropout.p > 0)
         start_backward_of<D, true, KEYS, QUERIES>(ctx, args);
     else
         start_backward_of<D, false, KEYS, QUERIES>(ctx, args);
 }
 
-int attention_tiles_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv,
-                            gpt_dropout_site dropout, attention_shape a) {
-    tiles_args args = {.out = out,
-                       .dqkv = NULL,
-                       .lse_out = lse,
-                       .qkv = qkv,
-                       .dout = NULL,
-                       .lse = NULL,
-                       .delta = NULL,
-                       .dropout = dropout,
-                       .scale = attention_scale(a),
-                       .shape = a};
-    if (a.HS > 128) return 0;
-    if (a.HS > 64)
-        start_forward<128>(ctx, args);
-    else if (a.HS > 32)
-        start_forward<64>(ctx, args);
+int attention_tiles_forward(gpt_ctx *ctx, const attention_forward &op) {
+    if (op.HS > 128) return 0;
+    if (op.HS > 64)
+        start_forward<128>(ctx, op);
+    else if (op.HS > 32)
+        start_forward<64>(ctx, op);
     else
-        start_forward<32>(ctx, args);
+        start_forward<32>(ctx, op);
     return 1;
 }
 
-int attention_tiles_prefill(gpt_ctx *ctx, decode_args args) {
-    if (args.HS > 128) return 0;
-    if (args.HS > 64)
-        start_prefill<128>(ctx, args);
-    else if (args.HS > 32)
-        start_prefill<64>(ctx, args);
+int attention_tiles_prefill(gpt_ctx *ctx, const attention_decode &op) {
+    if (op.HS > 128) return 0;
+    if (op.HS > 64)
+        start_prefill<128>(ctx, op);
+    else if (op.HS > 32)
+        start_prefill<64>(ctx, op);
     else
-        start_prefill<32>(ctx, args);
+        start_prefill<32>(ctx, op);
     return 1;
 }
 
-int attention_tiles_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const elem *qkv,
-                             const float *lse, const float *delta, gpt_dropout_site dropout,
-                             attention_shape a) {
-    tiles_args args = {.out = NULL,
-                       .dqkv = dqkv,
-                       .lse_out = NULL,
-                       .qkv = qkv,
-                       .dout = dout,
-                       .lse = lse,
-                       .delta = delta,
-                       .dropout = dropout,
-                       .scale = attention_scale(a),
-                       .shape = a};
-    if (a.HS > 128) return 0;
-    if (a.HS > 64)
+int attention_tiles_backward(gpt_ctx *ctx, const backward_args &args) {
+    if (args.op.HS > 128) return 0;
+    if (args.op.HS > 64)
         start_backward<128, 32, 32>(ctx, args);
-    else if (a.HS > 32)
+    else if (args.op.HS > 32)
         start_backward<64, 64, 32>(ctx, args);
     else
         start_backward<32, 64, 32>(ctx, args);

@@ -66,8 +66,16 @@ static void check_forward(sizes s, const answer *a, gpt_dropout_site dropout, in
     void *out = device_act(NULL, out_size(s));
     void *lse = keep_lse ? device_f32(NULL, lse_size(s)) : NULL;
     test_workspace(&shape);
-    test.ops->attention_forward(test.ctx, out, lse, device_act(a->qkv, qkv_size(s)),
-                                device_dropout(dropout), s.B, s.T, s.NH, s.NKV, s.HS);
+    test.ops->attention_forward(test.ctx,
+                                &(attention_forward){.out = out,
+                                                     .lse = lse,
+                                                     .qkv = device_act(a->qkv, qkv_size(s)),
+                                                     .dropout = device_dropout(dropout),
+                                                     .B = s.B,
+                                                     .T = s.T,
+                                                     .NH = s.NH,
+                                                     .NKV = s.NKV,
+                                                     .HS = s.HS});
     EXPECT_CLOSE("out", read_act(out, out_size(s)), a->out, s.B * s.T, s.NH * s.HS, test_tol(tol));
     if (lse) {
         EXPECT_CLOSE("lse", read_f32(lse, lse_size(s)), a->lse, s.B * s.NH, s.T, test_tol(tol));
@@ -85,10 +93,18 @@ static void check_backward(sizes s, const answer *a, gpt_dropout_site dropout, d
     gpt_shape shape = shape_of(s, 1);
     void *dqkv = device_act(NULL, qkv_size(s));
     test_workspace(&shape);
-    test.ops->attention_backward(test.ctx, dqkv, device_act(a->dout, out_size(s)),
-                                 device_act(a->qkv, qkv_size(s)), device_act(a->out, out_size(s)),
-                                 device_f32(a->lse, lse_size(s)), device_dropout(dropout), s.B, s.T,
-                                 s.NH, s.NKV, s.HS);
+    test.ops->attention_backward(test.ctx,
+                                 &(attention_backward){.dqkv = dqkv,
+                                                       .dout = device_act(a->dout, out_size(s)),
+                                                       .qkv = device_act(a->qkv, qkv_size(s)),
+                                                       .out = device_act(a->out, out_size(s)),
+                                                       .lse = device_f32(a->lse, lse_size(s)),
+                                                       .dropout = device_dropout(dropout),
+                                                       .B = s.B,
+                                                       .T = s.T,
+                                                       .NH = s.NH,
+                                                       .NKV = s.NKV,
+                                                       .HS = s.HS});
     expect_dqkv(s, read_act(dqkv, qkv_size(s)), a->dqkv, tol);
 }
 
@@ -168,8 +184,15 @@ static void test_causal(void) {
     EACH_BACKEND {
         void *out = device_act(NULL, out_size(s));
         test_workspace(&shape);
-        test.ops->attention_forward(test.ctx, out, NULL, device_act(changed, qkv_size(s)),
-                                    (gpt_dropout_site){0}, s.B, s.T, s.NH, s.NKV, s.HS);
+        test.ops->attention_forward(test.ctx,
+                                    &(attention_forward){.out = out,
+                                                         .qkv = device_act(changed, qkv_size(s)),
+                                                         .dropout = (gpt_dropout_site){0},
+                                                         .B = s.B,
+                                                         .T = s.T,
+                                                         .NH = s.NH,
+                                                         .NKV = s.NKV,
+                                                         .HS = s.HS});
         double *got = read_act(out, out_size(s));
         for (int b = 0; b < s.B; b++) {
             int64_t first = (int64_t)b * s.T * width;
@@ -262,9 +285,18 @@ static void decode_call(sizes s, const answer *a, const caches *c, call step) {
     double *rows = take_rows(s, step, a->qkv, row_size(s));
     for (int n = 0; n < N; n++) step.seqs[n] = c->slots[step.seqs[n]];
     void *out = device_act(NULL, (int64_t)N * width);
-    test.ops->attention_decode(test.ctx, out, c->k, c->v, device_act(rows, N * row_size(s)),
-                               device_i32(step.seqs, N), device_i32(step.positions, N), N, c->n_ctx,
-                               s.NH, s.NKV, s.HS);
+    test.ops->attention_decode(test.ctx,
+                               &(attention_decode){.out = out,
+                                                   .cache_k = c->k,
+                                                   .cache_v = c->v,
+                                                   .qkv = device_act(rows, N * row_size(s)),
+                                                   .seqs = device_i32(step.seqs, N),
+                                                   .positions = device_i32(step.positions, N),
+                                                   .N = N,
+                                                   .n_ctx = c->n_ctx,
+                                                   .NH = s.NH,
+                                                   .NKV = s.NKV,
+                                                   .HS = s.HS});
     EXPECT_CLOSE("out", read_act(out, (int64_t)N * width), want, N, width, test_tol(5e-6));
 }
 

@@ -1,4 +1,4 @@
-/* attention.c: causal attention in fp32, in tiles of queries and keys: forward, backward, decode. */
+/* attention_fp32.c: causal attention in fp32, in tiles of queries and keys: forward, backward, decode. */
 #include "cpu.h"
 
 #include "blas.h"
@@ -13,7 +13,7 @@ static size_t thread_floats(void) {
     return 2 * TILE_Q * TILE_K + 4 * TILE_Q;
 }
 
-size_t cpu_attention_workspace(const gpt_shape *shape, int n_threads) {
+CPU_WORKSPACE(attention_workspace) {
     (void)shape;
     return sizeof(float) * thread_floats() * (size_t)n_threads;
 }
@@ -28,23 +28,15 @@ static scratch thread_scratch(gpt_ctx *ctx, int thread) {
                      p + 2 * TILE_Q * TILE_K + TILE_Q, p + 2 * TILE_Q * TILE_K + 2 * TILE_Q};
 }
 
-typedef struct attention_args {
-    gpt_ctx *ctx;
-    float *out, *lse_out, *dqkv;
-    const float *qkv, *out_in, *dout, *lse;
-    cache_args cache; /* of decode */
-    gpt_dropout dropout;
-    int B, T, NH, NKV, HS, n_tiles;
-    float scale;
-} attention_args;
-
 /* Queries q0 to q0 + nq - 1 of one head; their keys and values start at position 0. */
 typedef struct query_tile {
     float *out; /* rows ldo apart */
     float *lse; /* (nq) or NULL */
     const float *q, *k, *v;
     int ldo, ldq, ldk, ldv;
-    int q0, nq;
+    int q0, nq, HS;
+    float scale; /* of the scores */
+    gpt_dropout dropout;
     uint64_t index; /* of the probability (q0, key 0), for dropout */
     int T;          /* distance of two rows of probabilities in that index */
 } query_tile;
@@ -57,8 +49,8 @@ static void drop_tile(float *s, int nq, int nk, gpt_dropout dropout, uint64_t in
             s[r * TILE_K + j] *= dropout_factor(dropout, index + (uint64_t)r * (uint64_t)T + j);
 }
 
-static void forward_tile(const attention_args *a, const query_tile *t, scratch w) {
-    int HS = a->HS, n_keys = t->q0 + t->nq;
+static void forward_tile(const query_tile *t, scratch w) {
+    int HS = t->HS, n_keys = t->q0 + t->nq;
     for (int r = 0; r < t->nq; r++) {
         w.max[r] = -INFINITY;
         w.sum[r] = 0;
@@ -75,12 +67,12 @@ static void forward_tile(const attention_args *a, const query_tile *t, scratch w
                 memset(s, 0, sizeof(float) * (size_t)nk);
                 continue;
             }
-            float shrink = softmax_row(s, valid, nk, a->scale, &w.max[r], &w.sum[r]);
+            float shrink = softmax_row(s, valid, nk, t->scale, &w.max[r], &w.sum[r]);
             float *out = t->out + (int64_t)r * t->ldo;
             if (k0 > 0 && shrink != 1)
                 FOR_LANES (c, k, HS) vf_put(out + c, vf_get(out + c, k) * shrink, k);
         }
-        drop_tile(w.s, t->nq, nk, a->dropout, t->index + (uint64_t)k0, t->T);
+        drop_tile(w.s, t->nq, nk, t->dropout, t->index + (uint64_t)k0, t->T);
         gemm_nn(t->nq, HS, nk, 1, w.s, TILE_K, t->v + (int64_t)k0 * t->ldv, t->ldv, 1, t->out,
                 t->ldo);
     }
@@ -91,18 +83,28 @@ static void forward_tile(const attention_args *a, const query_tile *t, scratch w
     }
 }
 
-/* Item i is a (b, query tile, head); late tiles, which see most keys, go first. */
+typedef struct forward_task {
+    gpt_ctx *ctx;
+    const attention_forward *op;
+    gpt_dropout dropout;
+    int n_tiles; /* of the queries of a head */
+} forward_task;
+
+/* Item i is a (b, query tile, head); late tiles, which see most keys, come first. */
 static void attention_forward_tiles(void *p, int thread, int64_t begin, int64_t end) {
-    const attention_args *a = p;
+    const forward_task *task = p;
+    const attention_forward *a = task->op;
+    const elem *all_qkv = a->qkv;
+    elem *out = a->out;
     int HS = a->HS, T = a->T, NH = a->NH, stride = (NH + 2 * a->NKV) * HS;
     for (int64_t i = begin; i < end; i++) {
         int h = (int)(i % NH), b = (int)(i / NH % a->B);
-        int q0 = (a->n_tiles - 1 - (int)(i / NH / a->B)) * TILE_Q;
+        int q0 = (task->n_tiles - 1 - (int)(i / NH / a->B)) * TILE_Q;
         int kv = h / (NH / a->NKV);
-        const float *qkv = a->qkv + (int64_t)b * T * stride;
+        const float *qkv = all_qkv + (int64_t)b * T * stride;
         query_tile t = {
-            .out = a->out + ((int64_t)b * T + q0) * NH * HS + h * HS,
-            .lse = a->lse_out ? a->lse_out + ((int64_t)b * NH + h) * T + q0 : NULL,
+            .out = out + ((int64_t)b * T + q0) * NH * HS + h * HS,
+            .lse = a->lse ? a->lse + ((int64_t)b * NH + h) * T + q0 : NULL,
             .q = qkv + (int64_t)q0 * stride + h * HS,
             .k = qkv + (NH + kv) * HS,
             .v = qkv + (NH + a->NKV + kv) * HS,
@@ -112,39 +114,37 @@ static void attention_forward_tiles(void *p, int thread, int64_t begin, int64_t 
             .ldv = stride,
             .q0 = q0,
             .nq = cpu_min(TILE_Q, T - q0),
+            .HS = HS,
+            .scale = 1 / sqrtf((float)HS),
+            .dropout = task->dropout,
             .index = (((uint64_t)b * NH + h) * T + q0) * T,
             .T = T,
         };
-        forward_tile(a, &t, thread_scratch(a->ctx, thread));
+        forward_tile(&t, thread_scratch(task->ctx, thread));
     }
 }
 
-void cpu_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv,
-                           gpt_dropout_site dropout, int B, int T, int NH, int NKV, int HS) {
-    attention_args args = {.ctx = ctx,
-                           .out = out,
-                           .lse_out = lse,
-                           .qkv = qkv,
-                           .dropout = dropout_at(dropout),
-                           .B = B,
-                           .T = T,
-                           .NH = NH,
-                           .NKV = NKV,
-                           .HS = HS,
-                           .n_tiles = (int)cpu_div_up(T, TILE_Q),
-                           .scale = 1 / sqrtf((float)HS)};
-    cpu_parallel(ctx, attention_forward_tiles, &args, (int64_t)B * NH * args.n_tiles, 1);
+CPU_OP(attention_forward) {
+    forward_task task = {ctx, op, dropout_at(op->dropout), (int)cpu_div_up(op->T, TILE_Q)};
+    cpu_parallel(ctx, attention_forward_tiles, &task, (int64_t)op->B * op->NH * task.n_tiles, 1);
 }
 
+typedef struct backward_task {
+    gpt_ctx *ctx;
+    const attention_backward *op;
+    gpt_dropout dropout;
+    float scale;
+} backward_task;
+
 /* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row. In place: ds held dp. */
-static void backward_rows(const attention_args *a, scratch w, const float *lse, int q0, int nq,
-                          int k0, int nk) {
+static void backward_rows(float scale, scratch w, const float *lse, int q0, int nq, int k0,
+                          int nk) {
     for (int r = 0; r < nq; r++) {
         float *s = w.s + r * TILE_K, *ds = w.ds + r * TILE_K;
         int valid = cpu_min(nk, cpu_max(0, q0 + r + 1 - k0));
         FOR_LANES (j, k, valid) {
-            vf prob = vf_exp(vf_get(s + j, k) * a->scale - lse[r]);
-            vf_put(ds + j, prob * (vf_get(ds + j, k) - w.delta[r]) * a->scale, k);
+            vf prob = vf_exp(vf_get(s + j, k) * scale - lse[r]);
+            vf_put(ds + j, prob * (vf_get(ds + j, k) - w.delta[r]) * scale, k);
             vf_put(s + j, prob, k);
         }
         for (int j = valid; j < nk; j++) s[j] = ds[j] = 0;
@@ -152,15 +152,18 @@ static void backward_rows(const attention_args *a, scratch w, const float *lse, 
 }
 
 /* One head's gradients for one tile of queries: dq =, dk +=, dv +=. */
-static void backward_tile(const attention_args *a, int b, int h, int q0, scratch w) {
+static void backward_tile(const backward_task *task, int b, int h, int q0, scratch w) {
+    const attention_backward *a = task->op;
+    const float *qkv = a->qkv;
+    float *dqkv = a->dqkv;
     int HS = a->HS, T = a->T, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, ldo = NH * HS;
     int kv = h / (NH / a->NKV), nq = cpu_min(TILE_Q, T - q0), n_keys = q0 + nq;
     int64_t base = (int64_t)b * T * stride, key = (NH + kv) * HS, value = key + a->NKV * HS;
-    const float *q = a->qkv + base + (int64_t)q0 * stride + h * HS;
-    const float *out = a->out_in + ((int64_t)b * T + q0) * ldo + h * HS;
-    const float *dout = a->dout + ((int64_t)b * T + q0) * ldo + h * HS;
+    const float *q = qkv + base + (int64_t)q0 * stride + h * HS;
+    const float *out = (const float *)a->out + ((int64_t)b * T + q0) * ldo + h * HS;
+    const float *dout = (const float *)a->dout + ((int64_t)b * T + q0) * ldo + h * HS;
     const float *lse = a->lse + ((int64_t)b * NH + h) * T + q0;
-    float *dq = a->dqkv + base + (int64_t)q0 * stride + h * HS;
+    float *dq = dqkv + base + (int64_t)q0 * stride + h * HS;
 
     for (int r = 0; r < nq; r++) { /* delta = sum_j p_j dp_j, which is dout . out */
         vf sum = {0};
@@ -171,90 +174,78 @@ static void backward_tile(const attention_args *a, int b, int h, int q0, scratch
     for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
         int64_t keys = base + (int64_t)k0 * stride;
-        const float *k = a->qkv + keys + key, *v = a->qkv + keys + value;
+        const float *k = qkv + keys + key, *v = qkv + keys + value;
         uint64_t index = (((uint64_t)b * NH + h) * T + q0) * T + k0;
         gemm_nt(nq, nk, HS, 1, q, stride, k, stride, 0, w.s, TILE_K);  /* s = q k^T */
         gemm_nt(nq, nk, HS, 1, dout, ldo, v, stride, 0, w.ds, TILE_K); /* dp = dout v^T */
-        drop_tile(w.ds, nq, nk, a->dropout, index, T);
-        backward_rows(a, w, lse, q0, nq, k0, nk);
-        drop_tile(w.s, nq, nk, a->dropout, index, T);
-        gemm_tn(nk, HS, nq, 1, w.s, TILE_K, dout, ldo, 1, a->dqkv + keys + value, stride);
-        gemm_tn(nk, HS, nq, 1, w.ds, TILE_K, q, stride, 1, a->dqkv + keys + key, stride);
+        drop_tile(w.ds, nq, nk, task->dropout, index, T);
+        backward_rows(task->scale, w, lse, q0, nq, k0, nk);
+        drop_tile(w.s, nq, nk, task->dropout, index, T);
+        gemm_tn(nk, HS, nq, 1, w.s, TILE_K, dout, ldo, 1, dqkv + keys + value, stride);
+        gemm_tn(nk, HS, nq, 1, w.ds, TILE_K, q, stride, 1, dqkv + keys + key, stride);
         gemm_nn(nq, HS, nk, 1, w.ds, TILE_K, k, stride, k0 > 0, dq, stride);
     }
 }
 
 /* Item i is a (b, key head): all queries of these keys, so that dk, dv have one writer. */
 static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t end) {
-    const attention_args *a = p;
+    const backward_task *task = p;
+    const attention_backward *a = task->op;
+    float *dqkv = a->dqkv;
     int HS = a->HS, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, group = NH / a->NKV;
     for (int64_t i = begin; i < end; i++) {
         int kv = (int)(i % a->NKV), b = (int)(i / a->NKV);
         for (int t = 0; t < a->T; t++) {
-            float *dk = a->dqkv + ((int64_t)b * a->T + t) * stride + (NH + kv) * HS;
+            float *dk = dqkv + ((int64_t)b * a->T + t) * stride + (NH + kv) * HS;
             memset(dk, 0, sizeof(float) * (size_t)HS);
             memset(dk + a->NKV * HS, 0, sizeof(float) * (size_t)HS);
         }
         for (int h = kv * group; h < (kv + 1) * group; h++)
             for (int q0 = 0; q0 < a->T; q0 += TILE_Q)
-                backward_tile(a, b, h, q0, thread_scratch(a->ctx, thread));
+                backward_tile(task, b, h, q0, thread_scratch(task->ctx, thread));
     }
 }
 
-void cpu_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act *qkv,
-                            const act *out, const float *lse, gpt_dropout_site dropout, int B,
-                            int T, int NH, int NKV, int HS) {
-    attention_args args = {.ctx = ctx,
-                           .dqkv = dqkv,
-                           .dout = dout,
-                           .qkv = qkv,
-                           .out_in = out,
-                           .lse = lse,
-                           .dropout = dropout_at(dropout),
-                           .B = B,
-                           .T = T,
-                           .NH = NH,
-                           .NKV = NKV,
-                           .HS = HS,
-                           .scale = 1 / sqrtf((float)HS)};
-    cpu_parallel(ctx, attention_backward_heads, &args, (int64_t)B * NKV, 1);
+CPU_OP(attention_backward) {
+    backward_task task = {ctx, op, dropout_at(op->dropout), 1 / sqrtf((float)op->HS)};
+    cpu_parallel(ctx, attention_backward_heads, &task, (int64_t)op->B * op->NKV, 1);
 }
+
+typedef struct decode_task {
+    gpt_ctx *ctx;
+    const attention_decode *op;
+} decode_task;
 
 /* Item h is a query head. Rows that follow each other in one sequence share a tile. */
 static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
-    const attention_args *a = p;
-    int HS = a->HS, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, N = a->B;
+    const decode_task *task = p;
+    const attention_decode *a = task->op;
+    const float *qkv = a->qkv, *cache_k = a->cache_k, *cache_v = a->cache_v;
+    float *out = a->out;
+    int HS = a->HS, NH = a->NH, stride = (NH + 2 * a->NKV) * HS;
     for (int64_t h = begin; h < end; h++) {
-        for (int n = 0, nq; n < N; n += nq) {
-            nq = cache_run(&a->cache, n, N, TILE_Q);
-            int64_t rows = cache_begin(&a->cache, n, h / (NH / a->NKV));
-            query_tile t = {.out = a->out + ((int64_t)n * NH + h) * HS,
-                            .q = a->qkv + (int64_t)n * stride + h * HS,
-                            .k = a->cache.k + rows,
-                            .v = a->cache.v + rows,
+        for (int n = 0, nq; n < a->N; n += nq) {
+            nq = cache_run(a, n, TILE_Q);
+            int64_t rows = cache_begin(a, n, h / (NH / a->NKV));
+            query_tile t = {.out = out + ((int64_t)n * NH + h) * HS,
+                            .q = qkv + (int64_t)n * stride + h * HS,
+                            .k = cache_k + rows,
+                            .v = cache_v + rows,
                             .ldo = NH * HS,
                             .ldq = stride,
                             .ldk = HS,
                             .ldv = HS,
-                            .q0 = a->cache.positions[n],
-                            .nq = nq};
-            forward_tile(a, &t, thread_scratch(a->ctx, thread));
+                            .q0 = a->positions[n],
+                            .nq = nq,
+                            .HS = HS,
+                            .scale = 1 / sqrtf((float)HS)};
+            forward_tile(&t, thread_scratch(task->ctx, thread));
         }
     }
 }
 
-void cpu_attention_decode(gpt_ctx *ctx, act *out, act *cache_k, act *cache_v, const act *qkv,
-                          const int32_t *seqs, const int32_t *positions, int N, int n_ctx, int NH,
-                          int NKV, int HS) {
-    attention_args args = {.ctx = ctx,
-                           .out = out,
-                           .qkv = qkv,
-                           .cache = {cache_k, cache_v, qkv, seqs, positions, NH, NKV, HS, n_ctx},
-                           .B = N,
-                           .NH = NH,
-                           .NKV = NKV,
-                           .HS = HS,
-                           .scale = 1 / sqrtf((float)HS)};
-    cpu_parallel(ctx, cache_store_rows, &args.cache, N, 16);
-    cpu_parallel(ctx, decode_heads, &args, NH, 1);
+CPU_OP(attention_decode) {
+    decode_task task = {ctx, op};
+    cpu_parallel(ctx, cache_store_rows, (void *)op, op->N, 16);
+    cpu_parallel(ctx, decode_heads, &task, op->NH, 1);
 }
