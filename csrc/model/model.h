@@ -210,6 +210,20 @@ typedef struct batch {
     bool first;           /* its gradients replace what is in the buffer */
 } batch;
 
+/* ---- arena.c ---- */
+
+/* Sizes of the parts of the arena, in their order. */
+typedef struct arena_plan {
+    size_t params, packed, grads, moments, rope, state, acts, workspace, total;
+} arena_plan;
+
+arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
+                         const gpt_ctx *ctx, params_layout *layout);
+/* The largest batch with which the model would fit into so many bytes; 0 where none does. */
+int arena_largest_batch(gpt_model *m, size_t bytes);
+/* Points the model's buffers and views into m->arena. */
+void arena_lay_out(gpt_model *m, const arena_plan *p);
+
 /* ---- forward.c, backward.c, decode.c, optim.c ---- */
 
 /* Brings the packed weights up to date with the parameters, where those were written. */
