@@ -10,7 +10,7 @@
  *     T    time                      Vp   V padded, the rows of the embedding table in memory
  *     N    rows, usually B T         NH   n_head
  *     C    n_embd                    NKV  n_kv_head (NKV divides NH)
- *     F    n_ff                      HS   head size, C / NH
+ *     F    n_ff                      HS   head size, C / NH unless a model says otherwise
  *     L    n_layer                   QKV  (NH + 2 NKV) HS, packed queries, keys, values
  *
  * Conventions
@@ -215,7 +215,7 @@ typedef struct head_forward {
 typedef struct rope_forward {
     act *qkv;                 /* (N, QKV) in place */
     const float *table;       /* of (cos, sin): (block_size, HS/2, 2) for GPT_POS_ROPE,
-                                 (block_size, C/2, 2) for GPT_POS_ROPE_WIDE */
+                                 (block_size, NH HS/2, 2) for GPT_POS_ROPE_WIDE */
     const int32_t *positions; /* (N), or NULL: row n is at position n % T */
     int pos;                  /* enum gpt_pos */
     int N, T, NH, NKV, HS;
@@ -232,13 +232,14 @@ typedef struct rope_backward {
 /* ---- attention.c ---- */
 
 /* Causal softmax(q k^T / sqrt(HS)) v in tiles, with the running maximum of Milakov and
- * Gimelshein 2018; query head h reads key head h / (NH / NKV). Dropout acts on the
- * probabilities. */
+ * Gimelshein 2018; query head h reads key head h / (NH / NKV). Dropout acts on the probabilities.
+ * With a window, a query sees its own key and the window - 1 before it: Beltagy et al. 2020. */
 typedef struct attention_forward {
     act *out;   /* (B, T, NH HS) = */
     float *lse; /* (B, NH, T) = log of the sum of exponentials of each row, for backward; or NULL */
     const act *qkv; /* (B, T, QKV) */
     gpt_dropout_site dropout;
+    int window; /* 0: all keys up to the query's */
     int B, T, NH, NKV, HS;
 } attention_forward;
 
@@ -250,11 +251,12 @@ typedef struct attention_backward {
     const act *out;   /* (B, T, NH HS) */
     const float *lse; /* (B, NH, T) */
     gpt_dropout_site dropout;
+    int window; /* as in forward */
     int B, T, NH, NKV, HS;
 } attention_backward;
 
 /* Decoding: first stores the keys and values of each row n in the cache at (seqs[n], positions[n]),
- * then lets its queries attend to positions 0..positions[n] of its sequence. Rows of a sequence are
+ * then lets its queries attend to positions 0..positions[n] of its sequence, or the last of these. Rows of a sequence are
  * neighbours, their positions consecutive. */
 typedef struct attention_decode {
     act *out;                 /* (N, NH HS) = */
@@ -263,6 +265,7 @@ typedef struct attention_decode {
     const act *qkv;           /* (N, QKV) */
     const int32_t *seqs;      /* (N) */
     const int32_t *positions; /* (N) */
+    int window;               /* as in forward */
     int N, n_ctx, NH, NKV, HS;
 } attention_decode;
 

@@ -122,7 +122,7 @@ typedef struct query_tile {
     const bf16 *q;
     int64_t ldo, ldq;
     head_shape head;
-    int q0, nq;
+    int q0, nq, window;
     float scale; /* of the scores */
     gpt_dropout dropout;
     uint64_t index; /* of the probability (q0, key 0), for dropout */
@@ -130,29 +130,32 @@ typedef struct query_tile {
 
 static void forward_tile(const query_tile *t, buffers *w) {
     int HS = t->head.HS, HS16 = t->head.HS16, n_keys = t->q0 + t->nq;
+    int first = first_key(t->q0, t->window);
     for (int r = 0; r < t->nq; r++) {
         w->max[r] = -INFINITY;
         w->sum[r] = 0;
     }
-    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
         multiply(w->s, TILE_K, t->q, t->ldq, w->keys + k0 / PANEL * pack_panel_size(HS),
                  pack_panel_size(HS), t->nq, nk, HS, 0);
         for (int r = 0; r < t->nq; r++) {
-            int valid = cpu_min(nk, cpu_max(0, t->q0 + r + 1 - k0));
+            seen_keys seen = keys_seen(t->q0 + r, t->window, k0, nk);
             float *s = w->s + r * TILE_K, *sum = w->sum_q + (int64_t)r * HS16;
-            if (valid == 0) { /* a block of keys that lies after this query */
+            if (seen.begin == seen.end) { /* a block of keys that this query does not see */
                 memset(s, 0, sizeof(float) * (size_t)nk);
                 continue;
             }
-            float shrink = softmax_row(s, valid, nk, t->scale, &w->max[r], &w->sum[r]);
-            if (k0 > 0 && shrink != 1)
+            for (int j = 0; j < seen.begin; j++) s[j] = 0;
+            float shrink = softmax_row(s + seen.begin, seen.end - seen.begin, nk - seen.begin,
+                                       t->scale, &w->max[r], &w->sum[r]);
+            if (k0 > first && shrink != 1)
                 FOR_LANES (c, k, HS16) vf_put(sum + c, vf_get(sum + c, k) * shrink, k);
         }
         drop_tile(w->s, t->nq, nk, t->dropout, t->index + (uint64_t)k0, t->head.T);
         for (int r = 0; r < t->nq; r++) round_row(w->p + r * TILE_K, w->s + r * TILE_K, 1, nk);
         multiply(w->sum_q, HS16, w->p, TILE_K, w->values + (int64_t)k0 * PANEL,
-                 pack_panel_size(t->head.T), t->nq, HS, nk, k0 > 0);
+                 pack_panel_size(t->head.T), t->nq, HS, nk, k0 > first);
     }
     for (int r = 0; r < t->nq; r++) {
         round_row(t->out + r * t->ldo, w->sum_q + (int64_t)r * HS16, 1 / w->sum[r], HS);
@@ -193,6 +196,7 @@ static void attention_forward_heads(void *p, int thread, int64_t begin, int64_t 
                                 .head = head,
                                 .q0 = q0,
                                 .nq = cpu_min(TILE_Q, T - q0),
+                                .window = a->window,
                                 .scale = 1 / sqrtf((float)HS),
                                 .dropout = task->dropout,
                                 .index = (uint64_t)row * (uint64_t)T};
@@ -219,18 +223,21 @@ typedef struct backward_task {
 } backward_task;
 
 /* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row; the columns up to nk16 are 0
- * where a query may not look. In place: ds held dp. w->sum is delta. */
-static void backward_rows(float scale, buffers *w, const float *lse, int q0, int nq, int k0,
-                          int nk16) {
+ * where the query does not see them. In place: ds held dp. w->sum is delta. */
+static void backward_rows(const backward_task *task, buffers *w, const float *lse, int q0, int nq,
+                          int k0, int nk16) {
+    float scale = task->scale;
     for (int r = 0; r < nq; r++) {
         float *s = w->s + r * TILE_K, *ds = w->ds + r * TILE_K;
-        int valid = cpu_min(nk16, cpu_max(0, q0 + r + 1 - k0));
-        FOR_LANES (j, k, valid) {
+        seen_keys seen = keys_seen(q0 + r, task->op->window, k0, nk16);
+        for (int j = 0; j < seen.begin; j++) s[j] = ds[j] = 0;
+        for (int j = seen.end; j < nk16; j++) s[j] = ds[j] = 0;
+        s += seen.begin, ds += seen.begin;
+        FOR_LANES (j, k, seen.end - seen.begin) {
             vf prob = vf_exp(vf_get(s + j, k) * scale - lse[r]);
             vf_put(ds + j, prob * (vf_get(ds + j, k) - w->sum[r]) * scale, k);
             vf_put(s + j, prob, k);
         }
-        for (int j = valid; j < nk16; j++) s[j] = ds[j] = 0;
     }
 }
 
@@ -252,6 +259,7 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, buffe
     const attention_backward *a = task->op;
     int HS = task->head.HS, HS16 = task->head.HS16, T = a->T, T16 = task->head.T16, NH = a->NH;
     int nq = cpu_min(TILE_Q, T - q0), n_keys = q0 + nq;
+    int first = first_key(q0, a->window);
     int64_t stride = (int64_t)(NH + 2 * a->NKV) * HS, ldo = (int64_t)NH * HS;
     int64_t row = (int64_t)b * T + q0, panel = pack_panel_size(HS);
     const bf16 *q = (const bf16 *)a->qkv + row * stride + h * HS;
@@ -267,7 +275,7 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, buffe
     }
     transpose_columns(w->q_turned, TILE_Q, q, stride, HS, nq);
     transpose_columns(w->dout_turned, TILE_Q, dout, ldo, HS, nq);
-    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0), nk16 = (int)cpu_round_up(nk, PANEL);
         uint64_t index = (((uint64_t)b * NH + h) * T + q0) * T + k0;
         const bf16 *keys = w->keys + k0 / PANEL * panel;
@@ -275,7 +283,7 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, buffe
         multiply(w->s, TILE_K, q, stride, keys, panel, nq, nk, HS, 0);    /* s = q k^T */
         multiply(w->ds, TILE_K, dout, ldo, values, panel, nq, nk, HS, 0); /* dp = dout v^T */
         drop_tile(w->ds, nq, nk, task->dropout, index, T);
-        backward_rows(task->scale, w, lse, q0, nq, k0, nk16);
+        backward_rows(task, w, lse, q0, nq, k0, nk16);
         drop_tile(w->s, nq, nk, task->dropout, index, T);
         pack_tile(w->p_panels, w->s, nq, nk16);
         pack_tile(w->ds_panels, w->ds, nq, nk16);
@@ -285,7 +293,7 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, buffe
         multiply(w->dk_turned + k0, T16, w->q_turned, TILE_Q, w->ds_panels, pack_panel_size(TILE_Q),
                  HS, nk, nq, 1); /* dk^T += q^T ds */
         multiply(w->sum_q, HS16, w->p, TILE_K, w->keys_columns + (int64_t)k0 * PANEL,
-                 pack_panel_size(T), nq, HS, nk, k0 > 0); /* dq += ds k */
+                 pack_panel_size(T), nq, HS, nk, k0 > first); /* dq += ds k */
     }
     for (int r = 0; r < nq; r++) round_row(dq + r * stride, w->sum_q + (int64_t)r * HS16, 1, HS);
 }
@@ -417,9 +425,10 @@ static void dot_keys(float *s, const bf16 *q, const bf16 *k, int n, int HS, cons
 static void decode_query(const query_tile *t, const bf16 *k, const bf16 *v, const bf16 *next,
                          buffers *w) {
     int HS = t->head.HS, n_keys = t->q0 + 1;
+    int first = t->window > 0 ? cpu_max(0, n_keys - t->window) : 0;
     float max = -INFINITY, sum = 0;
     memset(w->sum_q, 0, sizeof(float) * (size_t)HS);
-    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
         const bf16 *keys = k + (int64_t)k0 * HS, *values = v + (int64_t)k0 * HS;
         dot_keys(w->s, t->q, keys, nk, HS, values);
@@ -457,6 +466,7 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
             query_tile t = {.ldo = (int64_t)NH * HS,
                             .ldq = stride,
                             .head = head,
+                            .window = a->window,
                             .scale = 1 / sqrtf((float)HS)};
             if (run > FEW_ROWS) {
                 pack_keys(w.keys, k, HS, position + run, HS);

@@ -34,7 +34,7 @@ typedef struct query_tile {
     float *lse; /* (nq) or NULL */
     const float *q, *k, *v;
     int ldo, ldq, ldk, ldv;
-    int q0, nq, HS;
+    int q0, nq, HS, window;
     float scale; /* of the scores */
     gpt_dropout dropout;
     uint64_t index; /* of the probability (q0, key 0), for dropout */
@@ -50,26 +50,28 @@ static void drop_tile(float *s, int nq, int nk, gpt_dropout dropout, uint64_t in
 }
 
 static void forward_tile(const query_tile *t, scratch w) {
-    int HS = t->HS, n_keys = t->q0 + t->nq;
+    int HS = t->HS, n_keys = t->q0 + t->nq, first = first_key(t->q0, t->window);
     for (int r = 0; r < t->nq; r++) {
         w.max[r] = -INFINITY;
         w.sum[r] = 0;
         memset(t->out + (int64_t)r * t->ldo, 0, sizeof(float) * (size_t)HS);
     }
-    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
         gemm_nt(t->nq, nk, HS, 1, t->q, t->ldq, t->k + (int64_t)k0 * t->ldk, t->ldk, 0, w.s,
                 TILE_K);
         for (int r = 0; r < t->nq; r++) {
-            int valid = cpu_min(nk, cpu_max(0, t->q0 + r + 1 - k0));
+            seen_keys seen = keys_seen(t->q0 + r, t->window, k0, nk);
             float *s = w.s + r * TILE_K;
-            if (valid == 0) { /* a block of keys that lies after this query */
+            if (seen.begin == seen.end) { /* a block of keys that this query does not see */
                 memset(s, 0, sizeof(float) * (size_t)nk);
                 continue;
             }
-            float shrink = softmax_row(s, valid, nk, t->scale, &w.max[r], &w.sum[r]);
+            for (int j = 0; j < seen.begin; j++) s[j] = 0;
+            float shrink = softmax_row(s + seen.begin, seen.end - seen.begin, nk - seen.begin,
+                                       t->scale, &w.max[r], &w.sum[r]);
             float *out = t->out + (int64_t)r * t->ldo;
-            if (k0 > 0 && shrink != 1)
+            if (k0 > first && shrink != 1)
                 FOR_LANES (c, k, HS) vf_put(out + c, vf_get(out + c, k) * shrink, k);
         }
         drop_tile(w.s, t->nq, nk, t->dropout, t->index + (uint64_t)k0, t->T);
@@ -115,6 +117,7 @@ static void attention_forward_tiles(void *p, int thread, int64_t begin, int64_t 
             .q0 = q0,
             .nq = cpu_min(TILE_Q, T - q0),
             .HS = HS,
+            .window = a->window,
             .scale = 1 / sqrtf((float)HS),
             .dropout = task->dropout,
             .index = (((uint64_t)b * NH + h) * T + q0) * T,
@@ -137,17 +140,20 @@ typedef struct backward_task {
 } backward_task;
 
 /* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row. In place: ds held dp. */
-static void backward_rows(float scale, scratch w, const float *lse, int q0, int nq, int k0,
-                          int nk) {
+static void backward_rows(const backward_task *task, scratch w, const float *lse, int q0, int nq,
+                          int k0, int nk) {
+    float scale = task->scale;
     for (int r = 0; r < nq; r++) {
         float *s = w.s + r * TILE_K, *ds = w.ds + r * TILE_K;
-        int valid = cpu_min(nk, cpu_max(0, q0 + r + 1 - k0));
-        FOR_LANES (j, k, valid) {
+        seen_keys seen = keys_seen(q0 + r, task->op->window, k0, nk);
+        for (int j = 0; j < seen.begin; j++) s[j] = ds[j] = 0;
+        for (int j = seen.end; j < nk; j++) s[j] = ds[j] = 0;
+        s += seen.begin, ds += seen.begin;
+        FOR_LANES (j, k, seen.end - seen.begin) {
             vf prob = vf_exp(vf_get(s + j, k) * scale - lse[r]);
             vf_put(ds + j, prob * (vf_get(ds + j, k) - w.delta[r]) * scale, k);
             vf_put(s + j, prob, k);
         }
-        for (int j = valid; j < nk; j++) s[j] = ds[j] = 0;
     }
 }
 
@@ -158,6 +164,7 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, scrat
     float *dqkv = a->dqkv;
     int HS = a->HS, T = a->T, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, ldo = NH * HS;
     int kv = h / (NH / a->NKV), nq = cpu_min(TILE_Q, T - q0), n_keys = q0 + nq;
+    int first = first_key(q0, a->window);
     int64_t base = (int64_t)b * T * stride, key = (NH + kv) * HS, value = key + a->NKV * HS;
     const float *q = qkv + base + (int64_t)q0 * stride + h * HS;
     const float *out = (const float *)a->out + ((int64_t)b * T + q0) * ldo + h * HS;
@@ -171,7 +178,7 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, scrat
             sum += vf_get(dout + (int64_t)r * ldo + c, k) * vf_get(out + (int64_t)r * ldo + c, k);
         w.delta[r] = vf_sum(sum);
     }
-    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
         int64_t keys = base + (int64_t)k0 * stride;
         const float *k = qkv + keys + key, *v = qkv + keys + value;
@@ -179,11 +186,11 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, scrat
         gemm_nt(nq, nk, HS, 1, q, stride, k, stride, 0, w.s, TILE_K);  /* s = q k^T */
         gemm_nt(nq, nk, HS, 1, dout, ldo, v, stride, 0, w.ds, TILE_K); /* dp = dout v^T */
         drop_tile(w.ds, nq, nk, task->dropout, index, T);
-        backward_rows(task->scale, w, lse, q0, nq, k0, nk);
+        backward_rows(task, w, lse, q0, nq, k0, nk);
         drop_tile(w.s, nq, nk, task->dropout, index, T);
         gemm_tn(nk, HS, nq, 1, w.s, TILE_K, dout, ldo, 1, dqkv + keys + value, stride);
         gemm_tn(nk, HS, nq, 1, w.ds, TILE_K, q, stride, 1, dqkv + keys + key, stride);
-        gemm_nn(nq, HS, nk, 1, w.ds, TILE_K, k, stride, k0 > 0, dq, stride);
+        gemm_nn(nq, HS, nk, 1, w.ds, TILE_K, k, stride, k0 > first, dq, stride);
     }
 }
 
@@ -238,6 +245,7 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
                             .q0 = a->positions[n],
                             .nq = nq,
                             .HS = HS,
+                            .window = a->window,
                             .scale = 1 / sqrtf((float)HS)};
             forward_tile(&t, thread_scratch(task->ctx, thread));
         }

@@ -32,6 +32,23 @@ static inline float attention_scale(int HS) {
     return 1.0f / sqrtf((float)HS);
 }
 
+/* How many keys, from its own back, a query sees. */
+static __host__ __device__ inline int reach_of(int window) {
+    return window > 0 ? window : 0x7fffffff;
+}
+/* 0 <= query - key < reach, in one comparison. */
+static __device__ inline bool sees(int query, int key, int reach) {
+    return (unsigned)(query - key) < (unsigned)reach;
+}
+/* The first key that it sees. */
+static __device__ inline int first_key(int query, int window) {
+    return window > 0 && query >= window ? query + 1 - window : 0;
+}
+/* One past the last of T queries that see a key. */
+static __device__ inline int end_query(int key, int window, int T) {
+    return window > 0 && window < T - key ? key + window : T;
+}
+
 /* What the kernels of backward are given. */
 typedef struct backward_args {
     attention_backward op;

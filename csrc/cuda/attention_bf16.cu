@@ -151,7 +151,7 @@ static __device__ inline float row_sum(float x) {
 /* ---- forward ---- */
 
 /* A tile of queries of one head, and the keys and values of which each query sees those up to its own
- * position. Pointers are to first rows, strides from one row to the next. */
+ * position that are within the window. Pointers are to first rows, strides from one row to the next. */
 typedef struct forward_tile {
     elem *out;
     float *lse; /* or NULL */
@@ -159,11 +159,16 @@ typedef struct forward_tile {
     int64_t out_stride, q_stride, kv_stride;
     int n_q, n_k;  /* rows there are; TILE queries at most */
     int first_q;   /* the position of the first */
+    int window;    /* 0: none */
     int64_t row_0; /* the number of a query at position 0 among (B, NH, T), and */
     int T;         /* keys from one query to the next, for dropout */
     int HS;
     float scale;
 } forward_tile;
+
+/* The score of a key that a query does not see. It is finite: rows of a tile in which they see no key
+ * at all have a maximum to subtract, and shrink to 0 what that adds as soon as they see one. */
+static constexpr float UNSEEN = -1e30f;
 
 template <int D>
 static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropout dropout) {
@@ -176,9 +181,10 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
         load_tile<D, TILE>(k + at, t.k + key * t.kv_stride, t.kv_stride, t.n_k - key, t.HS);
         load_tile<D, TILE>(v + at, t.v + key * t.kv_stride, t.kv_stride, t.n_k - key, t.HS);
     };
+    int first_tile = first_key(t.first_q, t.window) / TILE, reach = reach_of(t.window);
     load_tile<D, TILE>(q, t.q, t.q_stride, t.n_q, t.HS);
     copy_commit();
-    fetch(0, 0);
+    fetch(first_tile, first_tile % STAGES);
     copy_commit();
     copy_wait<1>();
     __syncthreads();
@@ -187,13 +193,14 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
 
     float out[D / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     float scale = t.scale * LOG2E; /* so that exp is exp2 */
-    for (int tile = 0; tile < n_tiles; tile++) {
+    for (int tile = first_tile; tile < n_tiles; tile++) {
         if (tile + 1 < n_tiles) fetch(tile + 1, (tile + 1) % STAGES);
         copy_commit();
         copy_wait<1>();
         __syncthreads();
         int at = tile % STAGES * TILE * STRIDE<D>;
-        bool all_seen = (tile + 1) * TILE <= t.first_q + 1;
+        bool all_seen =
+            (tile + 1) * TILE <= t.first_q + 1 && sees(t.first_q + TILE - 1, tile * TILE, reach);
         float s[N][4];
         product_rows<D>(s, queries, k + at);
 
@@ -203,7 +210,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int key = tile * TILE + col_of(n, e), position = t.first_q + row0 + row_of(e);
-                if (!all_seen && key > position) s[n][e] = -INFINITY;
+                if (!all_seen && !sees(position, key, reach)) s[n][e] = UNSEEN;
                 new_max[e / 2] = fmaxf(new_max[e / 2], s[n][e]);
             }
 #pragma unroll
@@ -282,6 +289,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
                       .n_q = least<int>(TILE, a.T - first_q),
                       .n_k = least<int>(first_q + TILE, a.T),
                       .first_q = first_q,
+                      .window = a.window,
                       .row_0 = row_0,
                       .T = a.T,
                       .HS = a.HS,
@@ -309,6 +317,7 @@ static __global__ void __launch_bounds__(THREADS)
                       .n_q = n,
                       .n_k = a.positions[first] + n,
                       .first_q = a.positions[first],
+                      .window = a.window,
                       .row_0 = 0,
                       .T = 0,
                       .HS = a.HS,
@@ -348,7 +357,8 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
     int warp = (int)threadIdx.x / WARP, row0 = first_q + warp * 16;
-    int n_tiles = (int)div_up(least(first_q + TILE, a.T), KEYS);
+    int n_tiles = (int)div_up(least(first_q + TILE, a.T), KEYS), reach = reach_of(a.window);
+    int first_tile = first_key(first_q, a.window) / KEYS;
     elem *q = shared_memory<elem>(), *dout = q + TILE * STRIDE<D>, *k = dout + TILE * STRIDE<D>;
     elem *v = k + STAGES * KEYS * STRIDE<D>;
     int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
@@ -361,7 +371,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
     load_tile<D, TILE>(q, qkv + query_at(a, b, first_q, h), stride, a.T - first_q, a.HS);
     load_tile<D, TILE>(dout, all_dout + out_at(a, b, first_q, h), out_stride, a.T - first_q, a.HS);
     copy_commit();
-    fetch(0, 0);
+    fetch(first_tile, first_tile % STAGES);
     copy_commit();
     copy_wait<1>();
     __syncthreads();
@@ -377,7 +387,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
         lse[r] = row < a.T ? a.lse[(int64_t)head * a.T + row] * LOG2E : INFINITY;
         delta[r] = row < a.T ? args.delta[(int64_t)head * a.T + row] : 0;
     }
-    for (int tile = 0; tile < n_tiles; tile++) {
+    for (int tile = first_tile; tile < n_tiles; tile++) {
         if (tile + 1 < n_tiles) fetch(tile + 1, (tile + 1) % STAGES);
         copy_commit();
         copy_wait<1>();
@@ -391,8 +401,8 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int key = tile * KEYS + col_of(n, e), row = row0 + row_of(e);
-                score_gradient(p[n][e], ds[n][e], key <= row, scale, lse[e / 2], delta[e / 2],
-                               dropout, (int64_t)head * a.T + row, key, a.T);
+                score_gradient(p[n][e], ds[n][e], sees(row, key, reach), scale, lse[e / 2],
+                               delta[e / 2], dropout, (int64_t)head * a.T + row, key, a.T);
             }
         product_columns<D>(dq, ds, k + at);
         __syncthreads();
@@ -413,8 +423,9 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
     gpt_dropout dropout = dropout_of<DROPS>(a.dropout);
     int n_heads = a.B * a.NKV, b = (int)blockIdx.x % n_heads / a.NKV, group = a.NH / a.NKV;
     int h0 = (int)blockIdx.x % a.NKV * group, warp = (int)threadIdx.x / WARP;
-    int first_key = (int)blockIdx.x / n_heads * TILE, row0 = first_key + warp * 16;
-    int first_query = first_key / QUERIES * QUERIES;
+    int key_0 = (int)blockIdx.x / n_heads * TILE, row0 = key_0 + warp * 16;
+    int first_query = key_0 / QUERIES * QUERIES, reach = reach_of(a.window);
+    int end = end_query(least(key_0 + TILE, a.T) - 1, a.window, a.T);
     elem *k = shared_memory<elem>(), *v = k + TILE * STRIDE<D>, *q = v + TILE * STRIDE<D>;
     elem *dout = q + STAGES * QUERIES * STRIDE<D>;
     float *lse = (float *)(dout + STAGES * QUERIES * STRIDE<D>), *delta = lse + STAGES * QUERIES;
@@ -431,8 +442,8 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
             delta[stage * QUERIES + i] = i < there ? args.delta[row] : 0;
         }
     };
-    load_tile<D, TILE>(k, qkv + key_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
-    load_tile<D, TILE>(v, qkv + value_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
+    load_tile<D, TILE>(k, qkv + key_at(a, b, key_0, h0), stride, a.T - key_0, a.HS);
+    load_tile<D, TILE>(v, qkv + value_at(a, b, key_0, h0), stride, a.T - key_0, a.HS);
     copy_commit();
     fetch(h0, first_query, 0);
     copy_commit();
@@ -447,7 +458,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
     auto values = [&](int slice) { return load_slice<D>(v + warp * 16 * STRIDE<D>, slice); };
     float dk[D / 8][4] = {}, dv[D / 8][4] = {}, scale = args.scale * LOG2E;
     for (int stage = 0, h = h0, query0 = first_query; h < h0 + group; stage = 1 - stage) {
-        bool is_last = query0 + QUERIES >= a.T; /* of this head */
+        bool is_last = query0 + QUERIES >= end; /* of this head */
         int next_h = h + is_last, next_query = is_last ? first_query : query0 + QUERIES;
         if (next_h < h0 + group) fetch(next_h, next_query, 1 - stage);
         copy_commit();
@@ -462,8 +473,8 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int col = col_of(n, e), query = query0 + col, key = row0 + row_of(e);
-                score_gradient(p[n][e], ds[n][e], key <= query, scale, lse[stage * QUERIES + col],
-                               delta[stage * QUERIES + col], dropout,
+                score_gradient(p[n][e], ds[n][e], sees(query, key, reach), scale,
+                               lse[stage * QUERIES + col], delta[stage * QUERIES + col], dropout,
                                ((int64_t)b * a.NH + h) * a.T + query, key, a.T);
             }
         product_columns<D>(dv, p, dout + at);

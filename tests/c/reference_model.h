@@ -119,7 +119,7 @@ static inline void ref_layer_forward(const ref_model *m, int l, double *out) {
     ref_norm(m, a->norm_1, a->stats_1, a->resid_1, l, "norm_1.weight", "norm_1.bias");
     ref_linear(m, a->qkv, a->norm_1, l, "attn.qkv.weight", "attn.qkv.bias", C, m->QKV);
     ref_rotate(m, a->qkv, 1);
-    ref_attention_forward(a->att, a->lse, a->p, a->qkv, none, m->B, m->T, m->c.n_head,
+    ref_attention_forward(a->att, a->lse, a->p, a->qkv, none, 0, m->B, m->T, m->c.n_head,
                           m->c.n_kv_head, m->HS);
     ref_linear(m, m->branch, a->att, l, "attn.proj.weight", "attn.proj.bias", C, C);
     ref_add(a->resid_2, a->resid_1, m->branch, (int64_t)m->N * C);
@@ -175,8 +175,8 @@ static inline void ref_layer_backward(const ref_model *m, int l, double *dresid)
     ref_norm_back(m, dresid, dnorm, a->resid_2, a->stats_2, l, "norm_2.weight", "norm_2.bias");
     double *datt =
         ref_linear_back(m, dresid, a->att, l, "attn.proj.weight", "attn.proj.bias", C, C);
-    ref_attention_backward(dqkv, datt, a->p, a->qkv, none, m->B, m->T, m->c.n_head, m->c.n_kv_head,
-                           m->HS);
+    ref_attention_backward(dqkv, datt, a->p, a->qkv, none, 0, m->B, m->T, m->c.n_head,
+                           m->c.n_kv_head, m->HS);
     ref_rotate(m, dqkv, -1);
     dnorm = ref_linear_back(m, dqkv, a->norm_1, l, "attn.qkv.weight", "attn.qkv.bias", C, m->QKV);
     ref_norm_back(m, dresid, dnorm, a->resid_1, a->stats_1, l, "norm_1.weight", "norm_1.bias");
