@@ -22,6 +22,15 @@ const char *gpt_version(void) {
 
 /* ---- configuration ---- */
 
+int gpt_config_layer(const gpt_config *config, int l, gpt_layer *out) {
+    REQUIRE(out);
+    TRY(gpt_config_check(config));
+    if (l < 0 || l >= config->n_layer)
+        return fail(GPT_ERR_ARGUMENT, "there is no layer %d; the model has %d", l, config->n_layer);
+    *out = config_layer(config, l);
+    return GPT_OK;
+}
+
 int gpt_config_param_count(const gpt_config *config) {
     return gpt_config_check(config) == GPT_OK ? params_count(config) : -1;
 }
@@ -143,17 +152,25 @@ static int allocate_arena(gpt_model *m) {
 
 static int upload_rope(gpt_model *m) {
     int64_t n = rope_table_size(&m->config);
-    if (n == 0) return GPT_OK;
+    if (!m->rope_tables) return GPT_OK;
     float *table = malloc(sizeof(float) * (size_t)n);
     if (!table) return fail(GPT_ERR_MEMORY, "no memory for the rotary table");
-    rope_table(&m->config, table);
-    m->ops->upload(m->ctx, m->rope, table, sizeof(float) * (size_t)n);
+    for (int l = 0, done = 0; l < m->config.n_layer; l++) {
+        if (rope_index(&m->config, l) != done) continue;
+        rope_table(&m->config, m->layers[l].rope_theta, table);
+        m->ops->upload(m->ctx, m->rope_tables + done++ * n, table, sizeof(float) * (size_t)n);
+    }
     free(table);
     return GPT_OK;
 }
 
 static int create_parts(gpt_model *m) {
     size_t L = (size_t)m->config.n_layer;
+    m->layers = calloc(L, sizeof *m->layers);
+    m->rope = calloc(L, sizeof *m->rope);
+    if (!m->layers || !m->rope) return fail(GPT_ERR_MEMORY, "no memory for the model's layers");
+    for (int l = 0; l < m->config.n_layer; l++) m->layers[l] = config_layer(&m->config, l);
+    m->config.layers = m->layers;
     TRY(backend_ops(m->options.device, m->options.dtype, &m->ops));
     TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads, m->options.pin_threads));
     TRY(params_layout_create(&m->config, m->ops, m->options.training, &m->layout));
@@ -197,6 +214,8 @@ void gpt_model_free(gpt_model *m) {
     free(m->acts.layers);
     free(m->w.layers);
     free(m->dw.layers);
+    free(m->layers);
+    free(m->rope);
     free(m);
 }
 

@@ -36,7 +36,7 @@ arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_op
     p.packed = params_plan_packed(ops, o->training, NULL, layout);
     p.grads = o->training ? p.params : 0;
     p.moments = o->training ? 2 * p.params : 0;
-    p.rope = align_up((size_t)rope_table_size(c) * sizeof(float));
+    p.rope = align_up((size_t)(rope_table_size(c) * rope_table_count(c)) * sizeof(float));
     p.state = align_up(sizeof(step_state));
     p.acts = acts_plan(c, ops, &shape, NULL, &none);
     p.workspace = extent.N ? align_up(ops->workspace_bytes(ctx, &extent)) : 0;
@@ -64,7 +64,11 @@ void arena_lay_out(gpt_model *m, const arena_plan *p) {
         m->moment1 = (float *)at, at += p->moments / 2;
         m->moment2 = (float *)at, at += p->moments / 2;
     }
-    m->rope = p->rope ? (float *)at : NULL, at += p->rope;
+    m->rope_tables = p->rope ? (float *)at : NULL, at += p->rope;
+    for (int l = 0; l < m->config.n_layer; l++) {
+        int i = rope_index(&m->config, l);
+        m->rope[l] = i < 0 ? NULL : m->rope_tables + i * rope_table_size(&m->config);
+    }
     m->state = (step_state *)at, at += p->state;
     acts_shape shape = model_acts_shape(&m->options);
     acts_plan(&m->config, m->ops, &shape, at, &m->acts), at += p->acts;

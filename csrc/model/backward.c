@@ -20,7 +20,7 @@ static void classifier(gpt_model *m, const acts *a, const batch *x, float scale)
 }
 
 /* The norm's gradient joins dresid; what then flows into the branch is dbranch. */
-static void norm(gpt_model *m, const acts *a, const batch *x, float *dw, float *db,
+static void norm(gpt_model *m, const acts *a, const batch *x, int kind, float *dw, float *db,
                  const act *resid, const float *stats, const float *w, gpt_dropout_site dropout) {
     residual_norm_backward op = {.dresid = a->dresid,
                                  .dbranch = dropout.p > 0 ? a->dbranch : NULL,
@@ -31,7 +31,7 @@ static void norm(gpt_model *m, const acts *a, const batch *x, float *dw, float *
                                  .stats = stats,
                                  .w = w,
                                  .dropout = dropout,
-                                 .norm = m->config.norm,
+                                 .norm = kind,
                                  .N = x->N,
                                  .C = m->config.n_embd};
     m->ops->residual_norm_backward(m->ctx, &op);
@@ -54,17 +54,17 @@ static void linear(gpt_model *m, const batch *x, act *din, weight *dw, float *db
     m->ops->linear_backward(m->ctx, &op);
 }
 
-static void rope(gpt_model *m, const acts *a, const batch *x) {
+static void rope(gpt_model *m, const acts *a, const batch *x, int l) {
     const gpt_config *c = &m->config;
     rope_backward op = {.dqkv = a->dqkv,
-                        .table = m->rope,
+                        .table = m->rope[l],
                         .pos = c->pos,
                         .N = x->N,
                         .T = x->T,
                         .NH = c->n_head,
                         .NKV = c->n_kv_head,
                         .HS = head_size(c)};
-    if (c->pos != GPT_POS_LEARNED) m->ops->rope_backward(m->ctx, &op);
+    if (op.table) m->ops->rope_backward(m->ctx, &op);
 }
 
 static void attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
@@ -75,6 +75,7 @@ static void attention(gpt_model *m, const acts *a, const layer_acts *la, const b
                              .out = la->att,
                              .lse = la->lse,
                              .dropout = dropout_of(m, x, l, SITE_ATTENTION),
+                             .window = m->layers[l].window,
                              .B = x->B,
                              .T = x->T,
                              .NH = c->n_head,
@@ -110,12 +111,12 @@ static void zero_added_gradients(gpt_model *m) {
 
 void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
     const gpt_config *c = &m->config;
-    int C = c->n_embd, F = c->n_ff, L = c->n_layer;
+    int C = c->n_embd, A = att_size(c), F = c->n_ff, L = c->n_layer;
 
     if (x->first) zero_added_gradients(m);
     classifier(m, a, x, scale);
     m->ops->zero(m->ctx, a->dresid, (size_t)x->N * (size_t)C * m->ops->act_bytes);
-    norm(m, a, x, m->dw.norm_f_w, m->dw.norm_f_b, a->resid_f, a->stats_f, m->w.norm_f_w,
+    norm(m, a, x, c->norm, m->dw.norm_f_w, m->dw.norm_f_b, a->resid_f, a->stats_f, m->w.norm_f_w,
          dropout_of(m, x, L - 1, SITE_MLP_PROJ));
 
     for (int l = L - 1; l >= 0; l--) {
@@ -127,19 +128,20 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
                la->fc_pre, c->activation, F, C);
         linear(m, x, a->dnorm, dw->fc_w, dw->fc_b, a->dfc, la->norm_2, w->fc_w, NULL, GPT_ACT_NONE,
                C, fc_size(c));
-        norm(m, a, x, dw->norm_2_w, dw->norm_2_b, la->resid_2, la->stats_2, w->norm_2_w,
-             dropout_of(m, x, l, SITE_ATT_PROJ));
+        norm(m, a, x, m->layers[l].norm, dw->norm_2_w, dw->norm_2_b, la->resid_2, la->stats_2,
+             w->norm_2_w, dropout_of(m, x, l, SITE_ATT_PROJ));
 
         linear(m, x, a->datt, dw->att_proj_w, dw->att_proj_b, a->dbranch, la->att, w->att_proj_w,
-               NULL, GPT_ACT_NONE, C, C);
+               NULL, GPT_ACT_NONE, A, C);
         attention(m, a, la, x, l);
-        rope(m, a, x);
+        rope(m, a, x, l);
         linear(m, x, a->dnorm, dw->qkv_w, dw->qkv_b, a->dqkv, la->norm_1, w->qkv_w, NULL,
                GPT_ACT_NONE, C, qkv_size(c));
         /* Layer 0 reads the embedding, which was not a branch. */
         gpt_dropout_site dropout = {0};
         if (l > 0) dropout = dropout_of(m, x, l - 1, SITE_MLP_PROJ);
-        norm(m, a, x, dw->norm_1_w, dw->norm_1_b, la->resid_1, la->stats_1, w->norm_1_w, dropout);
+        norm(m, a, x, m->layers[l].norm, dw->norm_1_w, dw->norm_1_b, la->resid_1, la->stats_1,
+             w->norm_1_w, dropout);
     }
     embedding(m, a, x);
 }

@@ -41,7 +41,7 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
 }
 
 /* The residual stream takes in the branch, and is normalised. */
-static void norm(gpt_model *m, const batch *x, act *resid_out, act *out, float *stats,
+static void norm(gpt_model *m, const batch *x, int kind, act *resid_out, act *out, float *stats,
                  const act *resid, const act *branch, const float *w, const float *b,
                  gpt_dropout_site dropout) {
     residual_norm_forward op = {.resid_out = resid_out,
@@ -52,7 +52,7 @@ static void norm(gpt_model *m, const batch *x, act *resid_out, act *out, float *
                                 .w = w,
                                 .b = b,
                                 .dropout = dropout,
-                                .norm = m->config.norm,
+                                .norm = kind,
                                 .eps = m->config.norm_eps,
                                 .N = x->N,
                                 .C = m->config.n_embd};
@@ -73,10 +73,10 @@ static void linear(gpt_model *m, const batch *x, act *out, act *pre, const act *
     m->ops->linear_forward(m->ctx, &op);
 }
 
-static void rope(gpt_model *m, const acts *a, const layer_acts *la, const batch *x) {
+static void rope(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
     const gpt_config *c = &m->config;
     rope_forward op = {.qkv = la->qkv,
-                       .table = m->rope,
+                       .table = m->rope[l],
                        .positions = a->positions,
                        .pos = c->pos,
                        .N = x->N,
@@ -84,7 +84,7 @@ static void rope(gpt_model *m, const acts *a, const layer_acts *la, const batch 
                        .NH = c->n_head,
                        .NKV = c->n_kv_head,
                        .HS = head_size(c)};
-    if (c->pos != GPT_POS_LEARNED) m->ops->rope_forward(m->ctx, &op);
+    if (op.table) m->ops->rope_forward(m->ctx, &op);
 }
 
 static void attention(gpt_model *m, const layer_acts *la, const batch *x, int l) {
@@ -93,6 +93,7 @@ static void attention(gpt_model *m, const layer_acts *la, const batch *x, int l)
                             .lse = la->lse,
                             .qkv = la->qkv,
                             .dropout = dropout_of(m, x, l, SITE_ATTENTION),
+                            .window = m->layers[l].window,
                             .B = x->B,
                             .T = x->T,
                             .NH = c->n_head,
@@ -101,7 +102,8 @@ static void attention(gpt_model *m, const layer_acts *la, const batch *x, int l)
     m->ops->attention_forward(m->ctx, &op);
 }
 
-static void cached_attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x) {
+static void cached_attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x,
+                             int l) {
     const gpt_config *c = &m->config;
     attention_decode op = {.out = la->att,
                            .cache_k = la->cache_k,
@@ -109,6 +111,7 @@ static void cached_attention(gpt_model *m, const acts *a, const layer_acts *la, 
                            .qkv = la->qkv,
                            .seqs = a->seqs,
                            .positions = a->positions,
+                           .window = m->layers[l].window,
                            .N = x->N,
                            .n_ctx = x->session->n_ctx,
                            .NH = c->n_head,
@@ -119,7 +122,7 @@ static void cached_attention(gpt_model *m, const acts *a, const layer_acts *la, 
 
 void model_forward(gpt_model *m, const acts *a, const batch *x) {
     const gpt_config *c = &m->config;
-    int C = c->n_embd, F = c->n_ff, L = c->n_layer;
+    int C = c->n_embd, A = att_size(c), F = c->n_ff, L = c->n_layer;
 
     embedding(m, a, x);
     const act *resid = a->layers[0].resid_1, *branch = NULL;
@@ -129,18 +132,18 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
         const layer_view *w = &m->w.layers[l];
         const layer_acts *la = &a->layers[l];
 
-        norm(m, x, la->resid_1, la->norm_1, la->stats_1, resid, branch, w->norm_1_w, w->norm_1_b,
-             dropout);
+        norm(m, x, m->layers[l].norm, la->resid_1, la->norm_1, la->stats_1, resid, branch,
+             w->norm_1_w, w->norm_1_b, dropout);
         linear(m, x, la->qkv, NULL, la->norm_1, w->qkv_w, w->qkv_b, GPT_ACT_NONE, C, qkv_size(c));
-        rope(m, a, la, x);
+        rope(m, a, la, x, l);
         if (x->session)
-            cached_attention(m, a, la, x);
+            cached_attention(m, a, la, x, l);
         else
             attention(m, la, x, l);
-        linear(m, x, a->branch, NULL, la->att, w->att_proj_w, w->att_proj_b, GPT_ACT_NONE, C, C);
+        linear(m, x, a->branch, NULL, la->att, w->att_proj_w, w->att_proj_b, GPT_ACT_NONE, A, C);
 
-        norm(m, x, la->resid_2, la->norm_2, la->stats_2, la->resid_1, a->branch, w->norm_2_w,
-             w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
+        norm(m, x, m->layers[l].norm, la->resid_2, la->norm_2, la->stats_2, la->resid_1, a->branch,
+             w->norm_2_w, w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
         linear(m, x, la->fc, la->fc_pre, la->norm_2, w->fc_w, w->fc_b, c->activation, C, F);
         linear(m, x, a->branch, NULL, la->fc, w->mlp_proj_w, w->mlp_proj_b, GPT_ACT_NONE, F, C);
 
@@ -148,6 +151,6 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
         branch = a->branch;
         dropout = dropout_of(m, x, l, SITE_MLP_PROJ);
     }
-    norm(m, x, a->resid_f, a->norm_f, a->stats_f, resid, branch, m->w.norm_f_w, m->w.norm_f_b,
-         dropout);
+    norm(m, x, c->norm, a->resid_f, a->norm_f, a->stats_f, resid, branch, m->w.norm_f_w,
+         m->w.norm_f_b, dropout);
 }
