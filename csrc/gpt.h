@@ -56,7 +56,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 5
+#define GPT_ABI_VERSION 6
 
 enum gpt_status {
     GPT_OK = 0,
@@ -105,12 +105,30 @@ enum gpt_rope_scaling {
     GPT_ROPE_LLAMA3 = 2, /* the slow ones only, those in between by less: Llama 3.1 */
 };
 
+/* The layers that have a bias; they add up. */
+enum gpt_bias_of {
+    GPT_BIAS_QKV = 1,
+    GPT_BIAS_ATT_PROJ = 2,
+    GPT_BIAS_FC = 4,
+    GPT_BIAS_MLP_PROJ = 8,
+    GPT_BIAS_NORM = 16, /* LayerNorms that have a weight */
+    GPT_BIAS_ALL = 31,
+};
+
+/* One layer of a model whose layers differ. */
+typedef struct gpt_layer {
+    int32_t norm;     /* enum gpt_norm, of both norms */
+    int32_t rope;     /* 1: queries and keys are rotated, as pos says; 0: they are not */
+    float rope_theta; /* base of the rotary frequencies; unused where rope is 0 */
+    int32_t window;   /* keys that a query sees: its own and those just before it; 0: all */
+} gpt_layer;
+
 /* The shape of a model. Every family (byte, gpt2, llama) is a point in this space. */
 typedef struct gpt_config {
     int32_t vocab_size; /* V */
     int32_t block_size; /* the longest sequence */
     int32_t n_layer;
-    int32_t n_head;      /* divides n_embd */
+    int32_t n_head;      /* divides n_embd, unless there is a head_size */
     int32_t n_kv_head;   /* divides n_head; fewer means grouped queries (Ainslie et al. 2023) */
     int32_t n_embd;      /* C */
     int32_t n_ff;        /* hidden width of the feed-forward layer */
@@ -118,7 +136,7 @@ typedef struct gpt_config {
     int32_t norm_weight; /* 1: norms have a learned scale (and, for LayerNorm with bias, a shift) */
     int32_t pos;         /* enum gpt_pos */
     int32_t activation;  /* enum gpt_activation, not NONE */
-    int32_t bias;        /* 1: linear layers and LayerNorms have a bias */
+    int32_t bias;        /* sum of enum gpt_bias_of */
     int32_t tied;        /* 1: the output head is the token embedding */
     float norm_eps;
     float rope_theta;      /* base of the rotary frequencies; unused with learned positions */
@@ -127,6 +145,10 @@ typedef struct gpt_config {
     float rope_low_freq;   /* LLAMA3: turns within rope_original below which all of it applies, */
     float rope_high_freq;  /* and above which nothing does; greater than rope_low_freq */
     int32_t rope_original; /* LLAMA3: the longest sequence before the frequencies were lowered */
+    int32_t head_size;     /* 0: n_embd / n_head */
+    /* (n_layer), or NULL: every layer has the norm, pos and rope_theta above, and no window. A model
+     * keeps its own copy. */
+    const gpt_layer *layers;
 } gpt_config;
 
 typedef struct gpt_options {
@@ -256,6 +278,8 @@ const char *gpt_preset_name(int i);
 int gpt_config_preset(const char *name, gpt_config *out);
 /* GPT_OK when a model of this shape can exist; else gpt_last_error() names the field. */
 int gpt_config_check(const gpt_config *config);
+/* What layer l is: config->layers[l], or what stands for it. */
+int gpt_config_layer(const gpt_config *config, int l, gpt_layer *out);
 /* The number of parameter tensors (-1 for an impossible shape), and the i-th of them. */
 int gpt_config_param_count(const gpt_config *config);
 int gpt_config_param(const gpt_config *config, int i, gpt_param *out);

@@ -1,25 +1,28 @@
 /* ops.h: the layers, as a table of functions that every backend fills.
  *
  * csrc/model/ is written once against this table. cpu/ and cuda/ implement it, file by file and
- * name by name: the slot norm_forward is cpu_norm_forward in cpu/norm.c.
+ * name by name: the slot rope_forward takes a struct rope_forward and is CPU_OP(rope_forward) in
+ * cpu/rope.c. GPT_OPS, below, is the list of ops from which slots, declarations, tables and the
+ * profiler's wrappers are generated.
  *
  * The letters of every shape comment here and in model/:
  *     B    batch                     V    vocab_size
  *     T    time                      Vp   V padded, the rows of the embedding table in memory
  *     N    rows, usually B T         NH   n_head
  *     C    n_embd                    NKV  n_kv_head (NKV divides NH)
- *     F    n_ff                      HS   head size, C / NH
+ *     F    n_ff                      HS   head size, C / NH unless a model says otherwise
  *     L    n_layer                   QKV  (NH + 2 NKV) HS, packed queries, keys, values
  *
  * Conventions
- *  - Arguments: context, outputs, inputs, sizes. Tensors are row-major and do not overlap, unless a
- *    comment says "in place".
+ *  - An op takes its context and one struct, which has the op's name. Its fields are outputs, inputs
+ *    (const), sizes, in that order. A field that a call does not name is 0 or NULL. Tensors are
+ *    row-major and do not overlap, unless a comment says "in place".
  *  - `d` + name is the gradient of the loss with respect to name. Each backward says whether it
  *    writes (dx =) or adds (dw +=). Weight gradients add, so that micro-batches accumulate; those of
  *    products write where `add` is 0, which spares the first micro-batch clearing and reading them.
  *  - Sizes were validated by the caller: ops cannot fail. A device's error is remembered on the
  *    context and reported by its sync.
- *  - An op is a function of its arguments alone: the same inputs give the same bits for a given
+ *  - An op is a function of its struct alone: the same inputs give the same bits for a given
  *    number of threads.
  *  - Ops may use the context's workspace, whose contents mean nothing between two ops. */
 #ifndef GPT_OPS_H
@@ -76,151 +79,259 @@ typedef struct gpt_segment {
     weight *packed; /* where the products' form of it is kept; NULL: there is none */
 } gpt_segment;
 
+/* Ops that touch activations and parameters, but no weights in the products' form. */
+#define GPT_ACT_OPS(X)                                                                             \
+    X(embedding_forward)                                                                           \
+    X(embedding_backward)                                                                          \
+    X(dropout_apply)                                                                               \
+    X(residual_norm_forward)                                                                       \
+    X(residual_norm_backward)                                                                      \
+    X(rope_forward)                                                                                \
+    X(rope_backward)                                                                               \
+    X(attention_forward)                                                                           \
+    X(attention_backward)                                                                          \
+    X(attention_decode)                                                                            \
+    X(grad_norm)                                                                                   \
+    X(adamw_update)
+/* Ops that read or make weights in that form. Quantized tables differ from bf16's in these alone. */
+#define GPT_WEIGHT_OPS(X)                                                                          \
+    X(linear_forward)                                                                              \
+    X(linear_backward)                                                                             \
+    X(head_forward)                                                                                \
+    X(classifier_forward)                                                                          \
+    X(classifier_backward)                                                                         \
+    X(weights_pack)
+#define GPT_OPS(X) GPT_ACT_OPS(X) GPT_WEIGHT_OPS(X)
+
 /* ---- embedding.c ---- */
 
-/* out[n] = wte[tokens[n]] + wpe[position of n], from the float32 parameters. positions NULL: row n
- * stands at n % T. wpe NULL: no learned positions. */
-typedef void embedding_forward_fn(gpt_ctx *ctx, act *out /* (N, C) */,
-                                  const int32_t *tokens /* (N) */,
-                                  const int32_t *positions /* (N) or NULL */,
-                                  const float *wte /* (Vp, C) */,
-                                  const float *wpe /* (block_size, C) or NULL */, int N, int T,
-                                  int C);
-/* dwte +=, dwpe +=. The order of additions is fixed, so the result is deterministic. */
-typedef void embedding_backward_fn(gpt_ctx *ctx, float *dwte /* (Vp, C) */,
-                                   float *dwpe /* (block_size, C) or NULL */,
-                                   const act *dout /* (N, C) */, const int32_t *tokens /* (N) */,
-                                   int N, int T, int C, int V);
+/* out[n] = wte[tokens[n]] + wpe[position of n], from the float32 parameters. */
+typedef struct embedding_forward {
+    act *out;                 /* (N, C) = */
+    const int32_t *tokens;    /* (N) */
+    const int32_t *positions; /* (N), or NULL: row n is at position n % T */
+    const float *wte;         /* (Vp, C) */
+    const float *wpe;         /* (block_size, C), or NULL: no learned positions */
+    int N, T, C;
+} embedding_forward;
+
+/* The order of additions is fixed, so the result is deterministic. */
+typedef struct embedding_backward {
+    float *dwte;           /* (Vp, C) += */
+    float *dwpe;           /* (block_size, C) +=, or NULL */
+    const act *dout;       /* (N, C) */
+    const int32_t *tokens; /* (N) */
+    int N, T, C, V;
+} embedding_backward;
 
 /* ---- dropout.c ---- */
 
-/* In place: x = dropout(x), over n numbers; and its gradient, dx = dropout(dx), the same key. */
-typedef void dropout_forward_fn(gpt_ctx *ctx, act *x, int64_t n, gpt_dropout_site dropout);
-typedef dropout_forward_fn dropout_backward_fn;
+/* x = dropout(x). The gradient is the same op on dx, since the key makes the mask. */
+typedef struct dropout_apply {
+    act *x; /* (n) in place */
+    gpt_dropout_site dropout;
+    int64_t n;
+} dropout_apply;
 
 /* ---- norm.c ---- */
 
-/* The residual stream and the norm that reads it, in one pass (resid_out may be resid):
+/* The residual stream and the norm that reads it, in one pass:
  *     resid_out = resid + dropout(branch);  out = norm(resid_out)
- * With branch NULL, out = norm(resid) and resid_out is not touched. stats keeps (mean, 1/std) of
- * each row for backward (mean is 0 for RMSNorm); NULL where there is none. w and b may be NULL. */
-typedef void residual_norm_forward_fn(gpt_ctx *ctx, act *resid_out /* (N, C) */,
-                                      act *out /* (N, C) */, float *stats /* (N, 2) or NULL */,
-                                      const act *resid /* (N, C) */,
-                                      const act *branch /* (N, C) or NULL */,
-                                      const float *w /* (C) or NULL */,
-                                      const float *b /* (C) or NULL */, gpt_dropout_site dropout,
-                                      int norm, float eps, int N, int C);
-/* dresid += the norm's gradient, dw +=, db +=. Then, where dbranch is not NULL,
- * dbranch = dropout(dresid): with p = 0 the caller passes NULL and reads dresid instead. */
-typedef void residual_norm_backward_fn(gpt_ctx *ctx, act *dresid /* (N, C) */,
-                                       act *dbranch /* (N, C) or NULL */, float *dw /* or NULL */,
-                                       float *db /* or NULL */, const act *dout /* (N, C) */,
-                                       const act *resid /* (N, C): resid_out of forward */,
-                                       const float *stats /* (N, 2) */, const float *w,
-                                       gpt_dropout_site dropout, int norm, int N, int C);
+ * With branch NULL, out = norm(resid) and resid_out is not touched. */
+typedef struct residual_norm_forward {
+    act *resid_out;    /* (N, C) =; may be resid */
+    act *out;          /* (N, C) = */
+    float *stats;      /* (N, 2) = (mean, 1/std) of each row for backward, or NULL where there is
+                          none; the mean is 0 for RMSNorm */
+    const act *resid;  /* (N, C) */
+    const act *branch; /* (N, C) or NULL */
+    const float *w;    /* (C) or NULL */
+    const float *b;    /* (C) or NULL */
+    gpt_dropout_site dropout;
+    int norm; /* enum gpt_norm */
+    float eps;
+    int N, C;
+} residual_norm_forward;
+
+/* dresid += the norm's gradient. Then, where dbranch is not NULL, dbranch = dropout(dresid): with
+ * p = 0 the caller passes NULL and reads dresid instead. */
+typedef struct residual_norm_backward {
+    act *dresid;        /* (N, C) += */
+    act *dbranch;       /* (N, C) =, or NULL */
+    float *dw;          /* (C) +=, or NULL */
+    float *db;          /* (C) +=, or NULL */
+    const act *dout;    /* (N, C) */
+    const act *resid;   /* (N, C): resid_out of forward */
+    const float *stats; /* (N, 2) */
+    const float *w;     /* (C) or NULL */
+    gpt_dropout_site dropout;
+    int norm; /* enum gpt_norm */
+    int N, C;
+} residual_norm_backward;
 
 /* ---- linear.c ---- */
 
-/* y = in w^T + b, then out = activation(y). pre keeps y for backward; NULL where there will be
- * none, or where activation is NONE. For SwiGLU, OC is F, w has 2 F rows (gates, then ups), pre is
- * (N, 2 F) and out (N, F). */
-typedef void linear_forward_fn(gpt_ctx *ctx, act *out /* (N, OC) */, act *pre, const act *in,
-                               /* (N, IC) */ const weight *w /* (OC, IC) */,
-                               const float *b /* (OC) or NULL */, int activation, int N, int IC,
-                               int OC);
-/* din =, dw += (or = without add), db +=. When the layer's input is itself activation(pre), din is the gradient of pre
- * (for SwiGLU din is then (N, 2 IC)); with activation NONE it is the gradient of in. Tables that
- * make activations anew take in NULL where there is a pre. */
-typedef void linear_backward_fn(gpt_ctx *ctx, act *din /* (N, IC) */, float *dw /* (OC, IC) */,
-                                float *db /* (OC) or NULL */, const act *dout /* (N, OC) */,
-                                const act *in /* (N, IC) */, const weight *w /* (OC, IC) */,
-                                const act *pre, int activation, int add, int N, int IC, int OC);
+/* y = in w^T + b, then out = activation(y). For SwiGLU, OC is F and w has 2 F rows: gates, then
+ * ups. */
+typedef struct linear_forward {
+    act *out;        /* (N, OC) = */
+    act *pre;        /* (N, OC), or (N, 2 OC) for SwiGLU, = y for backward; NULL where there will be
+                        none, or where activation is NONE */
+    const act *in;   /* (N, IC) */
+    const weight *w; /* (OC, IC), or (2 OC, IC) for SwiGLU */
+    const float *b;  /* as many as w has rows, or NULL */
+    int activation;  /* enum gpt_activation */
+    int N, IC, OC;
+} linear_forward;
+
+/* Where the layer's input is itself activation(pre), din is the gradient of pre; with activation
+ * NONE it is the gradient of in. */
+typedef struct linear_backward {
+    act *din;        /* (N, IC), or (N, 2 IC) for SwiGLU, = */
+    float *dw;       /* (OC, IC) +=, or = without add */
+    float *db;       /* (OC) +=, or NULL */
+    const act *dout; /* (N, OC) */
+    const act *in;   /* (N, IC); tables that make activations anew take NULL where there is a pre */
+    const weight *w; /* (OC, IC) */
+    const act *pre;  /* (N, IC), or (N, 2 IC) for SwiGLU; NULL where activation is NONE */
+    int activation;  /* enum gpt_activation, of the layer's input */
+    int add;
+    int N, IC, OC;
+} linear_backward;
+
+/* ---- head.c ---- */
+
 /* logits = x wte^T in float32, the first V rows of wte only. */
-typedef void head_forward_fn(gpt_ctx *ctx, float *logits /* (N, V) */, const act *x /* (N, C) */,
-                             const weight *wte /* (Vp, C) */, int N, int C, int V, int Vp);
+typedef struct head_forward {
+    float *logits;     /* (N, V) = */
+    const act *x;      /* (N, C) */
+    const weight *wte; /* (Vp, C) */
+    int N, C, V, Vp;
+} head_forward;
 
 /* ---- rope.c ---- */
 
-/* In place: rotates the queries and keys of qkv by their positions. table holds (cos, sin):
- * (block_size, HS/2, 2) for GPT_POS_ROPE, (block_size, C/2, 2) for GPT_POS_ROPE_WIDE.
- * Su et al. 2021, equation 34. */
-typedef void rope_forward_fn(gpt_ctx *ctx, act *qkv /* (N, QKV) */, const float *table,
-                             const int32_t *positions /* (N) or NULL: n % T */, int pos, int N,
-                             int T, int NH, int NKV, int HS);
-/* In place: the inverse rotation, which is the transpose. */
-typedef void rope_backward_fn(gpt_ctx *ctx, act *dqkv /* (N, QKV) */, const float *table, int pos,
-                              int N, int T, int NH, int NKV, int HS);
+/* Rotates the queries and keys of qkv by their positions: Su et al. 2021, equation 34. */
+typedef struct rope_forward {
+    act *qkv;                 /* (N, QKV) in place */
+    const float *table;       /* of (cos, sin): (block_size, HS/2, 2) for GPT_POS_ROPE,
+                                 (block_size, NH HS/2, 2) for GPT_POS_ROPE_WIDE */
+    const int32_t *positions; /* (N), or NULL: row n is at position n % T */
+    int pos;                  /* enum gpt_pos */
+    int N, T, NH, NKV, HS;
+} rope_forward;
+
+/* The inverse rotation, which is the transpose. */
+typedef struct rope_backward {
+    act *dqkv;          /* (N, QKV) in place */
+    const float *table; /* as in forward */
+    int pos;            /* enum gpt_pos */
+    int N, T, NH, NKV, HS;
+} rope_backward;
 
 /* ---- attention.c ---- */
 
 /* Causal softmax(q k^T / sqrt(HS)) v in tiles, with the running maximum of Milakov and
- * Gimelshein 2018; query head h reads key head h / (NH / NKV). lse (log of the sum of exponentials
- * of each row) is kept for backward. Dropout acts on the probabilities. */
-typedef void attention_forward_fn(gpt_ctx *ctx, act *out /* (B, T, NH HS) */,
-                                  float *lse /* (B, NH, T) or NULL */,
-                                  const act *qkv /* (B, T, QKV) */, gpt_dropout_site dropout, int B,
-                                  int T, int NH, int NKV, int HS);
-/* dqkv =. Recomputes the probabilities from lse: Dao et al. 2022, algorithm 4. */
-typedef void attention_backward_fn(gpt_ctx *ctx, act *dqkv /* (B, T, QKV) */,
-                                   const act *dout /* (B, T, NH HS) */,
-                                   const act *qkv /* (B, T, QKV) */,
-                                   const act *out /* (B, T, NH HS) */,
-                                   const float *lse /* (B, NH, T) */, gpt_dropout_site dropout,
-                                   int B, int T, int NH, int NKV, int HS);
-/* Decoding: first stores the keys and values of each row n in the cache at (seqs[n], positions[n]),
- * then lets its queries attend to positions 0..positions[n] of its sequence. Rows of a sequence stand
- * together, their positions one after the other. */
-typedef void attention_decode_fn(gpt_ctx *ctx, act *out /* (N, NH HS) */,
-                                 act *cache_k /* (n_seq, NKV, n_ctx, HS) */,
-                                 act *cache_v /* (n_seq, NKV, n_ctx, HS) */,
-                                 const act *qkv /* (N, QKV) */, const int32_t *seqs /* (N) */,
-                                 const int32_t *positions /* (N) */, int N, int n_ctx, int NH,
-                                 int NKV, int HS);
+ * Gimelshein 2018; query head h reads key head h / (NH / NKV). Dropout acts on the probabilities.
+ * With a window, a query sees its own key and the window - 1 before it: Beltagy et al. 2020. */
+typedef struct attention_forward {
+    act *out;   /* (B, T, NH HS) = */
+    float *lse; /* (B, NH, T) = log of the sum of exponentials of each row, for backward; or NULL */
+    const act *qkv; /* (B, T, QKV) */
+    gpt_dropout_site dropout;
+    int window; /* 0: all keys up to the query's */
+    int B, T, NH, NKV, HS;
+} attention_forward;
 
-/* ---- loss.c ---- */
+/* Recomputes the probabilities from lse: Dao et al. 2022, algorithm 4. */
+typedef struct attention_backward {
+    act *dqkv;        /* (B, T, QKV) = */
+    const act *dout;  /* (B, T, NH HS) */
+    const act *qkv;   /* (B, T, QKV) */
+    const act *out;   /* (B, T, NH HS) */
+    const float *lse; /* (B, NH, T) */
+    gpt_dropout_site dropout;
+    int window; /* as in forward */
+    int B, T, NH, NKV, HS;
+} attention_backward;
+
+/* Decoding: first stores the keys and values of each row n in the cache at (seqs[n], positions[n]),
+ * then lets its queries attend to positions 0..positions[n] of its sequence, or the last of these. Rows of a sequence are
+ * neighbours, their positions consecutive. */
+typedef struct attention_decode {
+    act *out;                 /* (N, NH HS) = */
+    act *cache_k;             /* (n_seq, NKV, n_ctx, HS), the rows' places = */
+    act *cache_v;             /* the same */
+    const act *qkv;           /* (N, QKV) */
+    const int32_t *seqs;      /* (N) */
+    const int32_t *positions; /* (N) */
+    int window;               /* as in forward */
+    int N, n_ctx, NH, NKV, HS;
+} attention_decode;
+
+/* ---- classifier.c ---- */
 
 /* losses[n] = -log softmax(x[n] wte^T)[targets[n]]; 0 where targets[n] is -1. Works through the
  * rows in chunks: neither logits nor probabilities of all rows ever exist. */
-typedef void classifier_forward_fn(gpt_ctx *ctx, float *losses /* (N) */, const act *x /* (N, C) */,
-                                   const weight *wte /* (Vp, C) */,
-                                   const int32_t *targets /* (N) */, int N, int C, int V, int Vp);
+typedef struct classifier_forward {
+    float *losses;          /* (N) = */
+    const act *x;           /* (N, C) */
+    const weight *wte;      /* (Vp, C) */
+    const int32_t *targets; /* (N) */
+    int N, C, V, Vp;
+} classifier_forward;
+
 /* The same losses, total += scale * sum(losses) in a fixed order and, while a chunk's logits are
- * there, the gradient of that: dx =, dwte +=. Without add it is total =, and dwte = for its first V
- * rows. A training step calls this one only. */
-typedef void classifier_backward_fn(gpt_ctx *ctx, float *losses /* (N) */, float *total /* (1) */,
-                                    act *dx /* (N, C) */, float *dwte /* (Vp, C) */,
-                                    const act *x /* (N, C) */, const weight *wte /* (Vp, C) */,
-                                    const int32_t *targets /* (N) */, float scale, int add, int N,
-                                    int C, int V, int Vp);
+ * there, the gradient of that. A training step calls this one only. */
+typedef struct classifier_backward {
+    float *losses;          /* (N) = */
+    float *total;           /* (1) +=, or = without add */
+    act *dx;                /* (N, C) = */
+    float *dwte;            /* (Vp, C) +=; without add = for the first V rows */
+    const act *x;           /* (N, C) */
+    const weight *wte;      /* (Vp, C) */
+    const int32_t *targets; /* (N) */
+    float scale;
+    int add;
+    int N, C, V, Vp;
+} classifier_backward;
 
 /* ---- weights.c ---- */
 
-/* Bytes of the products' form of a matrix (rows, cols); 0 where products read the parameters as
- * they are. Without training it leaves out what only backward reads. */
-typedef size_t weights_bytes_fn(int rows, int cols, int parts, int training);
-/* Makes that form of a segment that has a place for it. */
-typedef void weights_pack_fn(gpt_ctx *ctx, const float *w /* (rows, cols) */,
-                             const gpt_segment *segment, int training);
+/* Makes the products' form of a segment that has a place for it. */
+typedef struct weights_pack {
+    const float *w;             /* (rows, cols) */
+    const gpt_segment *segment; /* (1); segment->packed = */
+    int training;               /* 1: also what only backward reads */
+} weights_pack;
 
 /* ---- adamw.c ---- */
 
-/* norm = sqrt(sum of squares) of n gradients, in a fixed order. */
-typedef void grad_norm_fn(gpt_ctx *ctx, float *norm /* (1) */, const float *grads /* (n) */,
-                          int64_t n);
-/* What differs from one update to the next. It lies in the device's memory, so that a recorded
- * update reads the present one. */
+/* norm = sqrt(sum of squares), in a fixed order. */
+typedef struct grad_norm {
+    float *norm;        /* (1) = */
+    const float *grads; /* (n) */
+    int64_t n;
+} grad_norm;
+
+/* What differs from one update to the next. It is in the device's memory, so that a recorded update
+ * reads the present one. */
 typedef struct gpt_adamw_step {
     gpt_adamw adamw;
     float correction1, correction2; /* 1 - beta^step, step counted from 1 */
 } gpt_adamw_step;
-/* One AdamW update: w, m, v in place, and the packed form of each segment that has one, in the same
- * pass. Gradients are scaled by grad_clip / norm where norm exceeds it. Nothing is changed where
- * norm is not finite. */
-typedef void adamw_update_fn(gpt_ctx *ctx, float *w, float *m, float *v,
-                             const float *grads /* each (n_params) */, const float *norm /* (1) */,
-                             const gpt_adamw_step *step /* (1) */, const gpt_segment *segments,
-                             int n_segments);
+
+/* One AdamW update, and the packed form of each segment that has one, in the same pass. Gradients
+ * are scaled by grad_clip / norm where norm exceeds it. Nothing is changed where norm is not
+ * finite. */
+typedef struct adamw_update {
+    float *w, *m, *v;            /* (n_params) each, in place */
+    const float *grads;          /* (n_params) */
+    const float *norm;           /* (1) */
+    const gpt_adamw_step *step;  /* (1) */
+    const gpt_segment *segments; /* (n_segments), on the host; segments[i].packed = */
+    int n_segments;
+} adamw_update;
 
 /* ---- context.c, table.c ---- */
 
@@ -263,26 +374,13 @@ typedef struct gpt_ops {
     void (*copy)(gpt_ctx *ctx, void *to, const void *from, size_t bytes); /* within the device */
     void (*zero)(gpt_ctx *ctx, void *device, size_t bytes);
 
-    embedding_forward_fn *embedding_forward;
-    embedding_backward_fn *embedding_backward;
-    dropout_forward_fn *dropout_forward;
-    dropout_backward_fn *dropout_backward;
-    residual_norm_forward_fn *residual_norm_forward;
-    residual_norm_backward_fn *residual_norm_backward;
-    linear_forward_fn *linear_forward;
-    linear_backward_fn *linear_backward;
-    head_forward_fn *head_forward;
-    rope_forward_fn *rope_forward;
-    rope_backward_fn *rope_backward;
-    attention_forward_fn *attention_forward;
-    attention_backward_fn *attention_backward;
-    attention_decode_fn *attention_decode;
-    classifier_forward_fn *classifier_forward;
-    classifier_backward_fn *classifier_backward;
-    weights_bytes_fn *weights_bytes;
-    weights_pack_fn *weights_pack;
-    grad_norm_fn *grad_norm;
-    adamw_update_fn *adamw_update;
+    /* Bytes of the products' form of a matrix (rows, cols); 0 where products read the parameters as
+     * they are. Without training it leaves out what only backward reads. */
+    size_t (*weights_bytes)(int rows, int cols, int parts, int training);
+
+#define GPT_SLOT(name) void (*name)(gpt_ctx * ctx, const struct name *op);
+    GPT_OPS(GPT_SLOT)
+#undef GPT_SLOT
 } gpt_ops;
 
 /* The dropout decision, the same on every backend: 32 bits from (key, i), a hash of the counter

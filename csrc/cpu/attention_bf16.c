@@ -1,5 +1,5 @@
 /* attention_bf16.c: causal attention in bf16 with float32 scores and sums: forward, backward,
- * decode. Tiles as in attention.c; every product of a tile is a row-major operand times a packed one
+ * decode. Tiles as in attention_fp32.c; every product of a tile is a row-major operand times a packed one
  * (pack.h), so keys and values are packed once for all queries of a head. */
 #include "cache.h"
 #include "kernel.h"
@@ -68,30 +68,16 @@ static size_t lay_out(buffers *b, char *at, head_shape h, int training) {
     return used;
 }
 
-size_t cpu_attention_workspace(const gpt_shape *shape, int n_threads) {
+CPU_WORKSPACE(attention_workspace) {
     buffers none;
     size_t bytes = lay_out(&none, NULL, shape_of(shape->T, shape->HS), shape->training);
     return bytes * (size_t)n_threads;
 }
 
-typedef struct attention_args {
-    gpt_ctx *ctx;
-    bf16 *out, *dqkv;
-    float *lse_out;
-    const bf16 *qkv, *out_in, *dout;
-    const float *lse;
-    cache_args cache; /* of decode */
-    gpt_dropout dropout;
-    int B, T, NH, NKV;
-    head_shape head;
-    int training;
-    float scale;
-} attention_args;
-
-static buffers thread_buffers(const attention_args *a, int thread) {
+static buffers thread_buffers(const gpt_ctx *ctx, int thread, head_shape head, int training) {
     buffers b;
-    size_t bytes = lay_out(&b, NULL, a->head, a->training);
-    lay_out(&b, (char *)a->ctx->workspace + bytes * (size_t)thread, a->head, a->training);
+    size_t bytes = lay_out(&b, NULL, head, training);
+    lay_out(&b, (char *)ctx->workspace + bytes * (size_t)thread, head, training);
     return b;
 }
 
@@ -135,35 +121,41 @@ typedef struct query_tile {
     float *lse; /* (nq) or NULL */
     const bf16 *q;
     int64_t ldo, ldq;
-    int q0, nq;
+    head_shape head;
+    int q0, nq, window;
+    float scale; /* of the scores */
+    gpt_dropout dropout;
     uint64_t index; /* of the probability (q0, key 0), for dropout */
 } query_tile;
 
-static void forward_tile(const attention_args *a, const query_tile *t, buffers *w) {
-    int HS = a->head.HS, HS16 = a->head.HS16, n_keys = t->q0 + t->nq;
+static void forward_tile(const query_tile *t, buffers *w) {
+    int HS = t->head.HS, HS16 = t->head.HS16, n_keys = t->q0 + t->nq;
+    int first = first_key(t->q0, t->window);
     for (int r = 0; r < t->nq; r++) {
         w->max[r] = -INFINITY;
         w->sum[r] = 0;
     }
-    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
         multiply(w->s, TILE_K, t->q, t->ldq, w->keys + k0 / PANEL * pack_panel_size(HS),
                  pack_panel_size(HS), t->nq, nk, HS, 0);
         for (int r = 0; r < t->nq; r++) {
-            int valid = cpu_min(nk, cpu_max(0, t->q0 + r + 1 - k0));
+            seen_keys seen = keys_seen(t->q0 + r, t->window, k0, nk);
             float *s = w->s + r * TILE_K, *sum = w->sum_q + (int64_t)r * HS16;
-            if (valid == 0) { /* a block of keys that lies after this query */
+            if (seen.begin == seen.end) { /* a block of keys that this query does not see */
                 memset(s, 0, sizeof(float) * (size_t)nk);
                 continue;
             }
-            float shrink = softmax_row(s, valid, nk, a->scale, &w->max[r], &w->sum[r]);
-            if (k0 > 0 && shrink != 1)
+            for (int j = 0; j < seen.begin; j++) s[j] = 0;
+            float shrink = softmax_row(s + seen.begin, seen.end - seen.begin, nk - seen.begin,
+                                       t->scale, &w->max[r], &w->sum[r]);
+            if (k0 > first && shrink != 1)
                 FOR_LANES (c, k, HS16) vf_put(sum + c, vf_get(sum + c, k) * shrink, k);
         }
-        drop_tile(w->s, t->nq, nk, a->dropout, t->index + (uint64_t)k0, a->T);
+        drop_tile(w->s, t->nq, nk, t->dropout, t->index + (uint64_t)k0, t->head.T);
         for (int r = 0; r < t->nq; r++) round_row(w->p + r * TILE_K, w->s + r * TILE_K, 1, nk);
         multiply(w->sum_q, HS16, w->p, TILE_K, w->values + (int64_t)k0 * PANEL,
-                 pack_panel_size(a->head.T), t->nq, HS, nk, k0 > 0);
+                 pack_panel_size(t->head.T), t->nq, HS, nk, k0 > first);
     }
     for (int r = 0; r < t->nq; r++) {
         round_row(t->out + r * t->ldo, w->sum_q + (int64_t)r * HS16, 1 / w->sum[r], HS);
@@ -171,67 +163,81 @@ static void forward_tile(const attention_args *a, const query_tile *t, buffers *
     }
 }
 
+typedef struct forward_task {
+    gpt_ctx *ctx;
+    const attention_forward *op;
+    gpt_dropout dropout;
+} forward_task;
+
 /* Item i is a (b, key head): its keys are packed once for all queries of the group. */
 static void attention_forward_heads(void *p, int thread, int64_t begin, int64_t end) {
-    const attention_args *a = p;
-    int HS = a->head.HS, T = a->T, NH = a->NH, group = NH / a->NKV;
+    const forward_task *task = p;
+    const attention_forward *a = task->op;
+    const bf16 *all_qkv = a->qkv;
+    bf16 *out = a->out;
+    int HS = a->HS, T = a->T, NH = a->NH, group = NH / a->NKV;
     int64_t stride = (int64_t)(NH + 2 * a->NKV) * HS;
-    buffers w = thread_buffers(a, thread);
+    head_shape head = shape_of(T, HS);
+    buffers w = thread_buffers(task->ctx, thread, head, 0);
     kernel_begin();
     for (int64_t i = begin; i < end; i++) {
         int kv = (int)(i % a->NKV), b = (int)(i / a->NKV);
-        const bf16 *qkv = a->qkv + b * T * stride, *k = qkv + (NH + kv) * HS;
+        const bf16 *qkv = all_qkv + b * T * stride, *k = qkv + (NH + kv) * HS;
         pack_keys(w.keys, k, stride, T, HS);
         pack_columns(w.values, pack_panel_size(T), k + a->NKV * HS, stride, HS, T);
         for (int h = kv * group; h < (kv + 1) * group; h++) {
             for (int q0 = 0; q0 < T; q0 += TILE_Q) {
                 int64_t row = ((int64_t)b * NH + h) * T + q0;
-                query_tile t = {.out = a->out + ((int64_t)b * T + q0) * NH * HS + h * HS,
-                                .lse = a->lse_out ? a->lse_out + row : NULL,
+                query_tile t = {.out = out + ((int64_t)b * T + q0) * NH * HS + h * HS,
+                                .lse = a->lse ? a->lse + row : NULL,
                                 .q = qkv + q0 * stride + h * HS,
                                 .ldo = (int64_t)NH * HS,
                                 .ldq = stride,
+                                .head = head,
                                 .q0 = q0,
                                 .nq = cpu_min(TILE_Q, T - q0),
+                                .window = a->window,
+                                .scale = 1 / sqrtf((float)HS),
+                                .dropout = task->dropout,
                                 .index = (uint64_t)row * (uint64_t)T};
-                forward_tile(a, &t, &w);
+                forward_tile(&t, &w);
             }
         }
     }
     kernel_end();
 }
 
-void cpu_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv,
-                           gpt_dropout_site dropout, int B, int T, int NH, int NKV, int HS) {
-    attention_args args = {.ctx = ctx,
-                           .out = out,
-                           .lse_out = lse,
-                           .qkv = qkv,
-                           .dropout = dropout_at(dropout),
-                           .B = B,
-                           .T = T,
-                           .NH = NH,
-                           .NKV = NKV,
-                           .head = shape_of(T, HS),
-                           .scale = 1 / sqrtf((float)HS)};
-    cpu_parallel(ctx, attention_forward_heads, &args, (int64_t)B * NKV, 1);
+CPU_OP(attention_forward) {
+    forward_task task = {ctx, op, dropout_at(op->dropout)};
+    cpu_parallel(ctx, attention_forward_heads, &task, (int64_t)op->B * op->NKV, 1);
 }
 
 /* ---- backward ---- */
 
+typedef struct backward_task {
+    gpt_ctx *ctx;
+    const attention_backward *op;
+    gpt_dropout dropout;
+    head_shape head;
+    float scale;
+} backward_task;
+
 /* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row; the columns up to nk16 are 0
- * where a query may not look. In place: ds held dp. w->sum is delta. */
-static void backward_rows(const attention_args *a, buffers *w, const float *lse, int q0, int nq,
+ * where the query does not see them. In place: ds held dp. w->sum is delta. */
+static void backward_rows(const backward_task *task, buffers *w, const float *lse, int q0, int nq,
                           int k0, int nk16) {
+    float scale = task->scale;
     for (int r = 0; r < nq; r++) {
         float *s = w->s + r * TILE_K, *ds = w->ds + r * TILE_K;
-        int valid = cpu_min(nk16, cpu_max(0, q0 + r + 1 - k0));
-        FOR_LANES (j, k, valid) {
-            vf prob = vf_exp(vf_get(s + j, k) * a->scale - lse[r]);
-            vf_put(ds + j, prob * (vf_get(ds + j, k) - w->sum[r]) * a->scale, k);
+        seen_keys seen = keys_seen(q0 + r, task->op->window, k0, nk16);
+        for (int j = 0; j < seen.begin; j++) s[j] = ds[j] = 0;
+        for (int j = seen.end; j < nk16; j++) s[j] = ds[j] = 0;
+        s += seen.begin, ds += seen.begin;
+        FOR_LANES (j, k, seen.end - seen.begin) {
+            vf prob = vf_exp(vf_get(s + j, k) * scale - lse[r]);
+            vf_put(ds + j, prob * (vf_get(ds + j, k) - w->sum[r]) * scale, k);
             vf_put(s + j, prob, k);
         }
-        for (int j = valid; j < nk16; j++) s[j] = ds[j] = 0;
     }
 }
 
@@ -249,15 +255,18 @@ static void pack_tile(bf16 *out, const float *x, int nq, int nk16) {
 }
 
 /* One head's gradients for one tile of queries: dq =, dk +=, dv +=. */
-static void backward_tile(const attention_args *a, int b, int h, int q0, buffers *w) {
-    int HS = a->head.HS, HS16 = a->head.HS16, T = a->T, T16 = a->head.T16, NH = a->NH;
+static void backward_tile(const backward_task *task, int b, int h, int q0, buffers *w) {
+    const attention_backward *a = task->op;
+    int HS = task->head.HS, HS16 = task->head.HS16, T = a->T, T16 = task->head.T16, NH = a->NH;
     int nq = cpu_min(TILE_Q, T - q0), n_keys = q0 + nq;
+    int first = first_key(q0, a->window);
     int64_t stride = (int64_t)(NH + 2 * a->NKV) * HS, ldo = (int64_t)NH * HS;
     int64_t row = (int64_t)b * T + q0, panel = pack_panel_size(HS);
-    const bf16 *q = a->qkv + row * stride + h * HS;
-    const bf16 *out = a->out_in + row * ldo + h * HS, *dout = a->dout + row * ldo + h * HS;
+    const bf16 *q = (const bf16 *)a->qkv + row * stride + h * HS;
+    const bf16 *out = (const bf16 *)a->out + row * ldo + h * HS;
+    const bf16 *dout = (const bf16 *)a->dout + row * ldo + h * HS;
     const float *lse = a->lse + ((int64_t)b * NH + h) * T + q0;
-    bf16 *dq = a->dqkv + row * stride + h * HS;
+    bf16 *dq = (bf16 *)a->dqkv + row * stride + h * HS;
 
     for (int r = 0; r < nq; r++) { /* delta = sum_j p_j dp_j, which is dout . out */
         vf sum = {0};
@@ -266,16 +275,16 @@ static void backward_tile(const attention_args *a, int b, int h, int q0, buffers
     }
     transpose_columns(w->q_turned, TILE_Q, q, stride, HS, nq);
     transpose_columns(w->dout_turned, TILE_Q, dout, ldo, HS, nq);
-    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0), nk16 = (int)cpu_round_up(nk, PANEL);
         uint64_t index = (((uint64_t)b * NH + h) * T + q0) * T + k0;
         const bf16 *keys = w->keys + k0 / PANEL * panel;
         const bf16 *values = w->values_rows + k0 / PANEL * panel;
         multiply(w->s, TILE_K, q, stride, keys, panel, nq, nk, HS, 0);    /* s = q k^T */
         multiply(w->ds, TILE_K, dout, ldo, values, panel, nq, nk, HS, 0); /* dp = dout v^T */
-        drop_tile(w->ds, nq, nk, a->dropout, index, T);
-        backward_rows(a, w, lse, q0, nq, k0, nk16);
-        drop_tile(w->s, nq, nk, a->dropout, index, T);
+        drop_tile(w->ds, nq, nk, task->dropout, index, T);
+        backward_rows(task, w, lse, q0, nq, k0, nk16);
+        drop_tile(w->s, nq, nk, task->dropout, index, T);
         pack_tile(w->p_panels, w->s, nq, nk16);
         pack_tile(w->ds_panels, w->ds, nq, nk16);
         for (int r = 0; r < nq; r++) round_row(w->p + r * TILE_K, w->ds + r * TILE_K, 1, nk);
@@ -284,7 +293,7 @@ static void backward_tile(const attention_args *a, int b, int h, int q0, buffers
         multiply(w->dk_turned + k0, T16, w->q_turned, TILE_Q, w->ds_panels, pack_panel_size(TILE_Q),
                  HS, nk, nq, 1); /* dk^T += q^T ds */
         multiply(w->sum_q, HS16, w->p, TILE_K, w->keys_columns + (int64_t)k0 * PANEL,
-                 pack_panel_size(T), nq, HS, nk, k0 > 0); /* dq += ds k */
+                 pack_panel_size(T), nq, HS, nk, k0 > first); /* dq += ds k */
     }
     for (int r = 0; r < nq; r++) round_row(dq + r * stride, w->sum_q + (int64_t)r * HS16, 1, HS);
 }
@@ -309,46 +318,35 @@ static void store_turned(bf16 *out, int64_t ldo, const float *x, head_shape h) {
 
 /* Item i is a (b, key head): all queries of these keys, so that dk, dv have one writer. */
 static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t end) {
-    const attention_args *a = p;
-    int HS = a->head.HS, T = a->T, NH = a->NH, group = NH / a->NKV;
+    const backward_task *task = p;
+    const attention_backward *a = task->op;
+    const bf16 *qkv = a->qkv;
+    bf16 *dqkv = a->dqkv;
+    int HS = a->HS, T = a->T, NH = a->NH, group = NH / a->NKV;
     int64_t stride = (int64_t)(NH + 2 * a->NKV) * HS;
-    size_t turned_bytes = sizeof(float) * (size_t)HS * (size_t)a->head.T16;
-    buffers w = thread_buffers(a, thread);
+    size_t turned_bytes = sizeof(float) * (size_t)HS * (size_t)task->head.T16;
+    buffers w = thread_buffers(task->ctx, thread, task->head, 1);
     kernel_begin();
     for (int64_t i = begin; i < end; i++) {
         int kv = (int)(i % a->NKV), b = (int)(i / a->NKV);
         int64_t key = b * T * stride + (NH + kv) * HS, value = key + a->NKV * HS;
-        pack_keys(w.keys, a->qkv + key, stride, T, HS);
-        pack_keys(w.values_rows, a->qkv + value, stride, T, HS);
-        pack_columns(w.keys_columns, pack_panel_size(T), a->qkv + key, stride, HS, T);
+        pack_keys(w.keys, qkv + key, stride, T, HS);
+        pack_keys(w.values_rows, qkv + value, stride, T, HS);
+        pack_columns(w.keys_columns, pack_panel_size(T), qkv + key, stride, HS, T);
         memset(w.dk_turned, 0, turned_bytes);
         memset(w.dv_turned, 0, turned_bytes);
         for (int h = kv * group; h < (kv + 1) * group; h++)
-            for (int q0 = 0; q0 < T; q0 += TILE_Q) backward_tile(a, b, h, q0, &w);
-        store_turned(a->dqkv + key, stride, w.dk_turned, a->head);
-        store_turned(a->dqkv + value, stride, w.dv_turned, a->head);
+            for (int q0 = 0; q0 < T; q0 += TILE_Q) backward_tile(task, b, h, q0, &w);
+        store_turned(dqkv + key, stride, w.dk_turned, task->head);
+        store_turned(dqkv + value, stride, w.dv_turned, task->head);
     }
     kernel_end();
 }
 
-void cpu_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act *qkv,
-                            const act *out, const float *lse, gpt_dropout_site dropout, int B,
-                            int T, int NH, int NKV, int HS) {
-    attention_args args = {.ctx = ctx,
-                           .dqkv = dqkv,
-                           .dout = dout,
-                           .qkv = qkv,
-                           .out_in = out,
-                           .lse = lse,
-                           .dropout = dropout_at(dropout),
-                           .B = B,
-                           .T = T,
-                           .NH = NH,
-                           .NKV = NKV,
-                           .head = shape_of(T, HS),
-                           .training = 1,
-                           .scale = 1 / sqrtf((float)HS)};
-    cpu_parallel(ctx, attention_backward_heads, &args, (int64_t)B * NKV, 1);
+CPU_OP(attention_backward) {
+    backward_task task = {ctx, op, dropout_at(op->dropout), shape_of(op->T, op->HS),
+                          1 / sqrtf((float)op->HS)};
+    cpu_parallel(ctx, attention_backward_heads, &task, (int64_t)op->B * op->NKV, 1);
 }
 
 /* ---- decode ---- */
@@ -424,70 +422,73 @@ static void dot_keys(float *s, const bf16 *q, const bf16 *k, int n, int HS, cons
 }
 
 /* One query: its keys are read too few times for packing to pay. */
-static void decode_query(const attention_args *a, const query_tile *t, const bf16 *k, const bf16 *v,
-                         const bf16 *next, buffers *w) {
-    int HS = a->head.HS, n_keys = t->q0 + 1;
+static void decode_query(const query_tile *t, const bf16 *k, const bf16 *v, const bf16 *next,
+                         buffers *w) {
+    int HS = t->head.HS, n_keys = t->q0 + 1;
+    int first = t->window > 0 ? cpu_max(0, n_keys - t->window) : 0;
     float max = -INFINITY, sum = 0;
     memset(w->sum_q, 0, sizeof(float) * (size_t)HS);
-    for (int k0 = 0; k0 < n_keys; k0 += TILE_K) {
+    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
         const bf16 *keys = k + (int64_t)k0 * HS, *values = v + (int64_t)k0 * HS;
         dot_keys(w->s, t->q, keys, nk, HS, values);
-        float shrink = softmax_row(w->s, nk, nk, a->scale, &max, &sum);
+        float shrink = softmax_row(w->s, nk, nk, t->scale, &max, &sum);
         add_values(w->sum_q, shrink, w->s, values, nk, HS,
                    k0 + nk < n_keys ? keys + (int64_t)nk * HS : next);
     }
     round_row(t->out, w->sum_q, 1 / sum, HS);
 }
 
+typedef struct decode_task {
+    gpt_ctx *ctx;
+    const attention_decode *op;
+} decode_task;
+
 /* Item h is a query head. Rows that follow each other in one sequence share its packed keys. */
 static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
-    const attention_args *a = p;
-    int HS = a->head.HS, NH = a->NH, N = a->B;
+    const decode_task *task = p;
+    const attention_decode *a = task->op;
+    const bf16 *qkv = a->qkv, *cache_k = a->cache_k, *cache_v = a->cache_v;
+    bf16 *out = a->out;
+    int HS = a->HS, NH = a->NH;
     int64_t stride = (int64_t)(NH + 2 * a->NKV) * HS;
-    buffers w = thread_buffers(a, thread);
+    head_shape head = shape_of(a->n_ctx, HS);
+    buffers w = thread_buffers(task->ctx, thread, head, 0);
     kernel_begin();
     for (int64_t h = begin; h < end; h++) {
-        for (int n = 0, run; n < N; n += run) {
-            run = cache_run(&a->cache, n, N, N);
-            int64_t rows = cache_begin(&a->cache, n, h / (NH / a->NKV));
-            int position = a->cache.positions[n];
-            const bf16 *k = a->cache.k + rows, *v = a->cache.v + rows;
+        for (int n = 0, run; n < a->N; n += run) {
+            run = cache_run(a, n, a->N);
+            int64_t rows = cache_begin(a, n, h / (NH / a->NKV));
+            int position = a->positions[n];
+            const bf16 *k = cache_k + rows, *v = cache_v + rows;
             const bf16 *next = k;
-            if (n + run < N) next = a->cache.k + cache_begin(&a->cache, n + run, h / (NH / a->NKV));
-            query_tile t = {.ldo = (int64_t)NH * HS, .ldq = stride};
+            if (n + run < a->N) next = cache_k + cache_begin(a, n + run, h / (NH / a->NKV));
+            query_tile t = {.ldo = (int64_t)NH * HS,
+                            .ldq = stride,
+                            .head = head,
+                            .window = a->window,
+                            .scale = 1 / sqrtf((float)HS)};
             if (run > FEW_ROWS) {
                 pack_keys(w.keys, k, HS, position + run, HS);
-                pack_columns(w.values, pack_panel_size(a->T), v, HS, HS, position + run);
+                pack_columns(w.values, pack_panel_size(head.T), v, HS, HS, position + run);
             }
             for (int r = 0; r < run; r += t.nq) {
-                t.out = a->out + ((int64_t)(n + r) * NH + h) * HS;
-                t.q = a->qkv + (n + r) * stride + h * HS;
+                t.out = out + ((int64_t)(n + r) * NH + h) * HS;
+                t.q = qkv + (n + r) * stride + h * HS;
                 t.q0 = position + r;
                 t.nq = run > FEW_ROWS ? cpu_min(TILE_Q, run - r) : 1;
                 if (run > FEW_ROWS)
-                    forward_tile(a, &t, &w);
+                    forward_tile(&t, &w);
                 else
-                    decode_query(a, &t, k, v, next, &w);
+                    decode_query(&t, k, v, next, &w);
             }
         }
     }
     kernel_end();
 }
 
-void cpu_attention_decode(gpt_ctx *ctx, act *out, act *cache_k, act *cache_v, const act *qkv,
-                          const int32_t *seqs, const int32_t *positions, int N, int n_ctx, int NH,
-                          int NKV, int HS) {
-    attention_args args = {.ctx = ctx,
-                           .out = out,
-                           .qkv = qkv,
-                           .cache = {cache_k, cache_v, qkv, seqs, positions, NH, NKV, HS, n_ctx},
-                           .B = N,
-                           .T = n_ctx,
-                           .NH = NH,
-                           .NKV = NKV,
-                           .head = shape_of(n_ctx, HS),
-                           .scale = 1 / sqrtf((float)HS)};
-    cpu_parallel(ctx, cache_store_rows, &args.cache, N, 16);
-    cpu_parallel(ctx, decode_heads, &args, NH, 1);
+CPU_OP(attention_decode) {
+    decode_task task = {ctx, op};
+    cpu_parallel(ctx, cache_store_rows, (void *)op, op->N, 16);
+    cpu_parallel(ctx, decode_heads, &task, op->NH, 1);
 }

@@ -2,8 +2,8 @@
  *
  * Every file here but context.c is compiled once for each table of ops (see CMakeLists.txt): a
  * dtype, CPU_DTYPE, at an instruction-set level, CPU_LEVEL. The names below therefore carry both,
- * so that the copies live in one library; the sources, and readers, see only the plain name. Where
- * the two dtypes share no code, a file ending in _bf16 stands beside its fp32 twin. */
+ * so that the copies live in one library; the sources, and readers, see only the plain name. A file
+ * ending in _fp32, _bf16 or _quant is compiled for that dtype alone. */
 #ifndef CPU_H
 #define CPU_H
 
@@ -28,65 +28,32 @@ typedef uint16_t elem;
 typedef float elem;
 #endif
 
-#define cpu_embedding_forward      CPU_ACTS_NAME(embedding_forward)
-#define cpu_embedding_backward     CPU_ACTS_NAME(embedding_backward)
-#define cpu_dropout_forward        CPU_ACTS_NAME(dropout_forward)
-#define cpu_residual_norm_forward  CPU_ACTS_NAME(residual_norm_forward)
-#define cpu_residual_norm_backward CPU_ACTS_NAME(residual_norm_backward)
-#define cpu_norm_workspace         CPU_ACTS_NAME(norm_workspace)
-#define cpu_linear_forward         CPU_NAME(linear_forward)
-#define cpu_linear_backward        CPU_NAME(linear_backward)
-#define cpu_head_forward           CPU_NAME(head_forward)
-#define cpu_linear_workspace       CPU_NAME(linear_workspace)
-#define cpu_product                CPU_NAME(product)
-#define cpu_product_workspace      CPU_NAME(product_workspace)
-#define cpu_pack_operand           CPU_NAME(pack_operand)
-#define cpu_packed_operand_bytes   CPU_NAME(packed_operand_bytes)
-#define cpu_rope_forward           CPU_ACTS_NAME(rope_forward)
-#define cpu_rope_backward          CPU_ACTS_NAME(rope_backward)
-#define cpu_attention_forward      CPU_ACTS_NAME(attention_forward)
-#define cpu_attention_backward     CPU_ACTS_NAME(attention_backward)
-#define cpu_attention_decode       CPU_ACTS_NAME(attention_decode)
-#define cpu_attention_workspace    CPU_ACTS_NAME(attention_workspace)
-#define cpu_classifier_forward     CPU_NAME(classifier_forward)
-#define cpu_classifier_backward    CPU_NAME(classifier_backward)
-#define cpu_loss_workspace         CPU_NAME(loss_workspace)
-#define cpu_weights_bytes          CPU_NAME(weights_bytes)
-#define cpu_weights_pack           CPU_NAME(weights_pack)
-#define cpu_peak                   CPU_ACTS_NAME(peak)
-#define cpu_grad_norm              CPU_ACTS_NAME(grad_norm)
-#define cpu_adamw_update           CPU_ACTS_NAME(adamw_update)
-#define cpu_adamw_workspace        CPU_ACTS_NAME(adamw_workspace)
-#define cpu_ops                    CPU_NAME(ops)
+/* An op, as it is defined in a file: CPU_OP(rope_forward) { ... } */
+#define CPU_OP(name)      void CPU_NAME(name)(gpt_ctx * ctx, const struct name *op)
+#define CPU_ACTS_OP(name) void CPU_ACTS_NAME(name)(gpt_ctx * ctx, const struct name *op)
 
-embedding_forward_fn cpu_embedding_forward;
-embedding_backward_fn cpu_embedding_backward;
-dropout_forward_fn cpu_dropout_forward;
-residual_norm_forward_fn cpu_residual_norm_forward;
-residual_norm_backward_fn cpu_residual_norm_backward;
-linear_forward_fn cpu_linear_forward;
-linear_backward_fn cpu_linear_backward;
-head_forward_fn cpu_head_forward;
-rope_forward_fn cpu_rope_forward;
-rope_backward_fn cpu_rope_backward;
-attention_forward_fn cpu_attention_forward;
-attention_backward_fn cpu_attention_backward;
-attention_decode_fn cpu_attention_decode;
-classifier_forward_fn cpu_classifier_forward;
-classifier_backward_fn cpu_classifier_backward;
-weights_bytes_fn cpu_weights_bytes;
-weights_pack_fn cpu_weights_pack;
-grad_norm_fn cpu_grad_norm;
-adamw_update_fn cpu_adamw_update;
+#define CPU_DECLARE(name)      CPU_OP(name);
+#define CPU_DECLARE_ACTS(name) CPU_ACTS_OP(name);
+GPT_WEIGHT_OPS(CPU_DECLARE)
+GPT_ACT_OPS(CPU_DECLARE_ACTS)
+
+/* Bytes of workspace that the ops of one file need at most; an op lays it out itself. The files of
+ * CPU_ACT_WORKSPACES have GPT_ACT_OPS, the others GPT_WEIGHT_OPS. */
+#define CPU_ACT_WORKSPACES(X)    X(norm_workspace) X(attention_workspace) X(adamw_workspace)
+#define CPU_WEIGHT_WORKSPACES(X) X(linear_workspace) X(classifier_workspace)
+#define CPU_WORKSPACE(name)      size_t CPU_NAME(name)(const gpt_shape *shape, int n_threads)
+#define CPU_ACTS_WORKSPACE(name) size_t CPU_ACTS_NAME(name)(const gpt_shape *shape, int n_threads)
+
+#define CPU_DECLARE_WORKSPACE(name)      CPU_WORKSPACE(name);
+#define CPU_DECLARE_ACTS_WORKSPACE(name) CPU_ACTS_WORKSPACE(name);
+CPU_WEIGHT_WORKSPACES(CPU_DECLARE_WORKSPACE)
+CPU_ACT_WORKSPACES(CPU_DECLARE_ACTS_WORKSPACE)
+
+#define cpu_peak          CPU_ACTS_NAME(peak)
+#define cpu_weights_bytes CPU_NAME(weights_bytes)
+#define cpu_ops           CPU_NAME(ops)
 int cpu_peak(gpt_ctx *ctx, double *flops, double *bytes);
-
-/* Bytes of workspace that the ops of one file need at most; an op lays it out itself. */
-typedef size_t cpu_workspace_fn(const gpt_shape *shape, int n_threads);
-cpu_workspace_fn cpu_norm_workspace;
-cpu_workspace_fn cpu_linear_workspace;
-cpu_workspace_fn cpu_attention_workspace;
-cpu_workspace_fn cpu_loss_workspace;
-cpu_workspace_fn cpu_adamw_workspace;
+size_t cpu_weights_bytes(int rows, int cols, int parts, int training);
 
 /* ---- context.c ---- */
 

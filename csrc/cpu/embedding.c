@@ -3,20 +3,12 @@
 
 #include "simd.h"
 
-typedef struct embedding_args {
-    elem *out;
-    float *dwte, *dwpe;
-    const float *wte, *wpe;
-    const elem *dout;
-    const int32_t *tokens, *positions;
-    int N, T, C;
-} embedding_args;
-
 static void embedding_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const embedding_args *a = p;
+    const embedding_forward *a = p;
+    elem *all_out = a->out;
     for (int64_t n = begin; n < end; n++) {
-        elem *out = a->out + n * a->C;
+        elem *out = all_out + n * a->C;
         const float *wte = a->wte + (int64_t)a->tokens[n] * a->C;
         if (!a->wpe) {
             FOR_LANES (c, k, a->C) vf_put(out + c, vf_get(wte + c, k), k);
@@ -28,27 +20,19 @@ static void embedding_forward_rows(void *p, int thread, int64_t begin, int64_t e
     }
 }
 
-void cpu_embedding_forward(gpt_ctx *ctx, act *out, const int32_t *tokens, const int32_t *positions,
-                           const float *wte, const float *wpe, int N, int T, int C) {
-    embedding_args args = {.out = out,
-                           .tokens = tokens,
-                           .positions = positions,
-                           .wte = wte,
-                           .wpe = wpe,
-                           .N = N,
-                           .T = T,
-                           .C = C};
-    cpu_parallel(ctx, embedding_forward_rows, &args, N, cpu_grain(ctx, N, 16));
+CPU_OP(embedding_forward) {
+    cpu_parallel(ctx, embedding_forward_rows, (void *)op, op->N, cpu_grain(ctx, op->N, 16));
 }
 
 /* Every thread walks all rows but owns a slice of channels: two rows with the same token never
  * meet, and the order of additions is the order of rows. */
 static void embedding_backward_channels(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const embedding_args *a = p;
+    const embedding_backward *a = p;
+    const elem *all_dout = a->dout;
     int width = (int)(end - begin);
     for (int n = 0; n < a->N; n++) {
-        const elem *dout = a->dout + (int64_t)n * a->C + begin;
+        const elem *dout = all_dout + (int64_t)n * a->C + begin;
         float *dwte = a->dwte + (int64_t)a->tokens[n] * a->C + begin;
         FOR_LANES (c, k, width) vf_put(dwte + c, vf_get(dwte + c, k) + vf_get(dout + c, k), k);
         if (!a->dwpe) continue;
@@ -57,10 +41,6 @@ static void embedding_backward_channels(void *p, int thread, int64_t begin, int6
     }
 }
 
-void cpu_embedding_backward(gpt_ctx *ctx, float *dwte, float *dwpe, const act *dout,
-                            const int32_t *tokens, int N, int T, int C, int V) {
-    (void)V;
-    embedding_args args = {
-        .dwte = dwte, .dwpe = dwpe, .dout = dout, .tokens = tokens, .N = N, .T = T, .C = C};
-    cpu_parallel(ctx, embedding_backward_channels, &args, C, 64);
+CPU_OP(embedding_backward) {
+    cpu_parallel(ctx, embedding_backward_channels, (void *)op, op->C, 64);
 }

@@ -1,24 +1,18 @@
-/* linear.c: linear layers with their bias and activation, and the output head. */
+/* linear.c: linear layers with their bias and activation. */
 #include "activation.h"
 #include "product.h"
 
-typedef struct linear_args {
-    elem *out, *pre, *din;
-    const elem *pre_in;
-    const float *b;
-    int activation, width; /* of out, or of din: one half of pre for SwiGLU */
-} linear_args;
-
 /* pre = y + b, out = activation(pre). The activation is a constant where this is inlined. */
-__attribute__((always_inline)) static inline void activate_tile(const linear_args *a,
+__attribute__((always_inline)) static inline void activate_tile(const linear_forward *a,
                                                                 int activation, const float *y,
                                                                 const float *y_twin, int ldy,
                                                                 int row, int rows, int col,
                                                                 int cols) {
-    int twin = activation == GPT_ACT_SWIGLU ? a->width : 0;
+    int twin = activation == GPT_ACT_SWIGLU ? a->OC : 0;
+    elem *all_out = a->out, *all_pre = activation == GPT_ACT_NONE ? NULL : a->pre;
     for (int r = 0; r < rows; r++, y += ldy, y_twin += ldy) {
-        elem *out = a->out + (int64_t)(row + r) * a->width + col;
-        elem *pre = a->pre ? a->pre + (int64_t)(row + r) * (a->width + twin) + col : NULL;
+        elem *out = all_out + (int64_t)(row + r) * a->OC + col;
+        elem *pre = all_pre ? all_pre + (int64_t)(row + r) * (a->OC + twin) + col : NULL;
         FOR_LANES (c, k, cols) {
             vf x = vf_get(y + c, k), up = {0};
             if (a->b) x += vf_get(a->b + col + c, k);
@@ -35,7 +29,7 @@ __attribute__((always_inline)) static inline void activate_tile(const linear_arg
 
 static void forward_epilogue(void *p, const float *y, const float *y_twin, int ldy, int row,
                              int rows, int col, int cols) {
-    const linear_args *a = p;
+    const linear_forward *a = p;
     switch (a->activation) {
     case GPT_ACT_GELU:
         activate_tile(a, GPT_ACT_GELU, y, y_twin, ldy, row, rows, col, cols);
@@ -53,16 +47,18 @@ static void forward_epilogue(void *p, const float *y, const float *y_twin, int l
 }
 
 /* din = y through the activation; for SwiGLU, y fills the gates and the ups. */
-__attribute__((always_inline)) static inline void deactivate_tile(const linear_args *a,
+__attribute__((always_inline)) static inline void deactivate_tile(const linear_backward *a,
                                                                   int activation, const float *y,
                                                                   int ldy, int row, int rows,
                                                                   int col, int cols) {
-    int twin = activation == GPT_ACT_SWIGLU ? a->width : 0;
-    int64_t stride = a->width + twin;
+    int twin = activation == GPT_ACT_SWIGLU ? a->IC : 0;
+    int64_t stride = a->IC + twin;
+    elem *all_din = a->din;
+    const elem *all_pre = a->pre;
     for (int r = 0; r < rows; r++, y += ldy) {
-        elem *din = a->din + (row + r) * stride + col;
+        elem *din = all_din + (row + r) * stride + col;
         const elem *pre = NULL;
-        if (activation != GPT_ACT_NONE) pre = a->pre_in + (row + r) * stride + col;
+        if (activation != GPT_ACT_NONE) pre = all_pre + (row + r) * stride + col;
         FOR_LANES (c, k, cols) {
             vf d = vf_get(y + c, k), up = {0}, dup = {0};
             if (twin) up = vf_get(pre + twin + c, k);
@@ -77,7 +73,7 @@ __attribute__((always_inline)) static inline void deactivate_tile(const linear_a
 static void input_epilogue(void *p, const float *y, const float *y_twin, int ldy, int row, int rows,
                            int col, int cols) {
     (void)y_twin;
-    const linear_args *a = p;
+    const linear_backward *a = p;
     switch (a->activation) {
     case GPT_ACT_GELU:
         deactivate_tile(a, GPT_ACT_GELU, y, ldy, row, rows, col, cols);
@@ -94,82 +90,76 @@ static void input_epilogue(void *p, const float *y, const float *y_twin, int ldy
     }
 }
 
-/* fp32 has the product where its result will be, and then needs no epilogue but to change it. For
- * SwiGLU without a place for pre, that is twice as wide and lies in the workspace. */
-static float *forward_target(gpt_ctx *ctx, elem *out, elem *pre, int activation) {
+/* The fp32 product writes to the op's output, so that it needs an epilogue only to change the result.
+ * SwiGLU's is twice as wide as out: without a place for pre it goes to the workspace. */
+static float *forward_target(gpt_ctx *ctx, const linear_forward *op) {
 #ifdef CPU_BF16
-    (void)ctx, (void)out, (void)pre, (void)activation;
+    (void)ctx, (void)op;
     return NULL;
 #else
-    if (activation == GPT_ACT_NONE) return out;
-    if (pre) return pre;
-    return activation == GPT_ACT_SWIGLU ? ctx->workspace : out;
+    if (op->activation == GPT_ACT_NONE) return op->out;
+    if (op->pre) return op->pre;
+    return op->activation == GPT_ACT_SWIGLU ? ctx->workspace : op->out;
 #endif
 }
 
-void cpu_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const weight *w,
-                        const float *b, int activation, int N, int IC, int OC) {
-    int swiglu = activation == GPT_ACT_SWIGLU;
-    if (activation == GPT_ACT_NONE) pre = NULL;
-    linear_args args = {.out = out, .pre = pre, .b = b, .activation = activation, .width = OC};
+CPU_OP(linear_forward) {
+    int swiglu = op->activation == GPT_ACT_SWIGLU;
     product p = {.kind = PRODUCT_NT,
-                 .out = forward_target(ctx, out, pre, activation),
-                 .a = in,
-                 .w = w,
-                 .lda = IC,
-                 .ldb = IC,
-                 .ldo = swiglu ? 2 * OC : OC,
-                 .M = N,
-                 .N = OC,
-                 .K = IC,
-                 .twin = swiglu ? OC : 0};
-    if (!p.out || b || activation != GPT_ACT_NONE) {
+                 .out = forward_target(ctx, op),
+                 .a = op->in,
+                 .w = op->w,
+                 .lda = op->IC,
+                 .ldb = op->IC,
+                 .ldo = swiglu ? 2 * op->OC : op->OC,
+                 .M = op->N,
+                 .N = op->OC,
+                 .K = op->IC,
+                 .twin = swiglu ? op->OC : 0};
+    if (!p.out || op->b || op->activation != GPT_ACT_NONE) {
         p.epilogue = forward_epilogue;
-        p.epilogue_args = &args;
+        p.epilogue_args = (void *)op;
     }
     cpu_product(ctx, &p);
 }
 
-void cpu_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act *dout,
-                         const act *in, const weight *w, const act *pre, int activation, int add,
-                         int N, int IC, int OC) {
-    linear_args args = {.din = din, .pre_in = pre, .activation = activation, .width = IC};
+CPU_OP(linear_backward) {
     product dinput = {.kind = PRODUCT_NN,
-                      .a = dout,
-                      .w = w,
-                      .lda = OC,
-                      .ldb = IC,
-                      .ldo = activation == GPT_ACT_SWIGLU ? 2 * IC : IC,
-                      .M = N,
-                      .N = IC,
-                      .K = OC};
+                      .a = op->dout,
+                      .w = op->w,
+                      .lda = op->OC,
+                      .ldb = op->IC,
+                      .ldo = op->activation == GPT_ACT_SWIGLU ? 2 * op->IC : op->IC,
+                      .M = op->N,
+                      .N = op->IC,
+                      .K = op->OC};
 #ifndef CPU_BF16
-    dinput.out = din;
+    dinput.out = op->din;
 #endif
-    if (!dinput.out || activation != GPT_ACT_NONE) {
+    if (!dinput.out || op->activation != GPT_ACT_NONE) {
         dinput.epilogue = input_epilogue;
-        dinput.epilogue_args = &args;
+        dinput.epilogue_args = (void *)op;
     }
     cpu_product(ctx, &dinput);
 
     product dweight = {.kind = PRODUCT_TN,
-                       .out = dw,
-                       .add = add,
-                       .sums = db,
-                       .a = dout,
-                       .b = in,
-                       .activation = in ? GPT_ACT_NONE : activation,
-                       .pre = pre,
-                       .lda = OC,
-                       .ldb = IC,
-                       .ldo = IC,
-                       .M = OC,
-                       .N = IC,
-                       .K = N};
+                       .out = op->dw,
+                       .add = op->add,
+                       .sums = op->db,
+                       .a = op->dout,
+                       .b = op->in,
+                       .activation = op->in ? GPT_ACT_NONE : op->activation,
+                       .pre = op->pre,
+                       .lda = op->OC,
+                       .ldb = op->IC,
+                       .ldo = op->IC,
+                       .M = op->OC,
+                       .N = op->IC,
+                       .K = op->N};
     cpu_product(ctx, &dweight);
 }
 
-size_t cpu_linear_workspace(const gpt_shape *shape, int n_threads) {
+CPU_WORKSPACE(linear_workspace) {
     (void)n_threads;
     int fc = shape->activation == GPT_ACT_SWIGLU ? 2 * shape->F : shape->F;
     size_t twice = 0, most = 0;
@@ -179,20 +169,4 @@ size_t cpu_linear_workspace(const gpt_shape *shape, int n_threads) {
     int widest = cpu_max(cpu_max(fc, (shape->NH + 2 * shape->NKV) * shape->HS), shape->C);
     if (shape->training) most = cpu_product_workspace(widest, shape->N);
     return twice > most ? twice : most;
-}
-
-void cpu_head_forward(gpt_ctx *ctx, float *logits, const act *x, const weight *wte, int N, int C,
-                      int V, int Vp) {
-    (void)Vp;
-    product p = {.kind = PRODUCT_NT,
-                 .out = logits,
-                 .a = x,
-                 .w = wte,
-                 .lda = C,
-                 .ldb = C,
-                 .ldo = V,
-                 .M = N,
-                 .N = V,
-                 .K = C};
-    cpu_product(ctx, &p);
 }

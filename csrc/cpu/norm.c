@@ -13,20 +13,10 @@ static int block_rows(int N) {
     return cpu_max(MIN_BLOCK_ROWS, (int)cpu_div_up(N, MAX_BLOCKS));
 }
 
-size_t cpu_norm_workspace(const gpt_shape *shape, int n_threads) {
+CPU_WORKSPACE(norm_workspace) {
     (void)n_threads;
     return shape->training ? sizeof(float) * MAX_BLOCKS * 2 * (size_t)shape->C : 0;
 }
-
-typedef struct norm_args {
-    elem *resid_out, *out, *dresid, *dbranch;
-    const elem *resid, *branch, *dout;
-    float *stats_out, *partial, *dw, *db;
-    const float *w, *b, *stats;
-    gpt_dropout dropout;
-    int norm, N, C, n_blocks;
-    float eps;
-} norm_args;
 
 /* sum = resid + dropout(branch), one row. */
 static void residual_row(elem *sum, const elem *resid, const elem *branch, gpt_dropout dropout,
@@ -38,16 +28,24 @@ static void residual_row(elem *sum, const elem *resid, const elem *branch, gpt_d
     }
 }
 
+typedef struct forward_task {
+    const residual_norm_forward *op;
+    gpt_dropout dropout;
+} forward_task;
+
 static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const norm_args *a = p;
+    const forward_task *task = p;
+    const residual_norm_forward *a = task->op;
+    const elem *resid = a->resid, *branch = a->branch;
+    elem *resid_out = a->resid_out, *all_out = a->out;
     int C = a->C;
     for (int64_t row = begin; row < end; row++) {
-        const elem *x = a->resid + row * C;
-        elem *out = a->out + row * C;
-        if (a->branch) {
-            elem *sum = a->resid_out + row * C;
-            residual_row(sum, x, a->branch + row * C, a->dropout, row, C);
+        const elem *x = resid + row * C;
+        elem *out = all_out + row * C;
+        if (branch) {
+            elem *sum = resid_out + row * C;
+            residual_row(sum, x, branch + row * C, task->dropout, row, C);
             x = sum;
         }
         float mean = 0;
@@ -73,37 +71,32 @@ static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
             if (a->b) y += vf_get(a->b + c, k);
             vf_put(out + c, y, k);
         }
-        if (a->stats_out) {
-            a->stats_out[2 * row] = mean;
-            a->stats_out[2 * row + 1] = rstd;
+        if (a->stats) {
+            a->stats[2 * row] = mean;
+            a->stats[2 * row + 1] = rstd;
         }
     }
 }
 
-void cpu_residual_norm_forward(gpt_ctx *ctx, act *resid_out, act *out, float *stats,
-                               const act *resid, const act *branch, const float *w, const float *b,
-                               gpt_dropout_site dropout, int norm, float eps, int N, int C) {
-    norm_args args = {.resid_out = resid_out,
-                      .out = out,
-                      .stats_out = stats,
-                      .resid = resid,
-                      .branch = branch,
-                      .w = w,
-                      .b = b,
-                      .dropout = dropout_at(dropout),
-                      .norm = norm,
-                      .eps = eps,
-                      .N = N,
-                      .C = C};
-    cpu_parallel(ctx, norm_forward_rows, &args, N, cpu_grain(ctx, N, 4));
+CPU_OP(residual_norm_forward) {
+    forward_task task = {op, dropout_at(op->dropout)};
+    cpu_parallel(ctx, norm_forward_rows, &task, op->N, cpu_grain(ctx, op->N, 4));
 }
+
+typedef struct backward_task {
+    const residual_norm_backward *op;
+    gpt_dropout dropout;
+    float *partial; /* (n_blocks, 2, C) sums of a block's rows for dw and db */
+    int n_blocks;
+} backward_task;
 
 /* With g = dout w, h = (x - mean) rstd:  dx = rstd (g - mean(g) - h mean(g h)); RMSNorm has no
  * mean(g) term. */
-static void norm_backward_row(const norm_args *a, int64_t row, float *dw, float *db) {
+static void norm_backward_row(const backward_task *task, int64_t row, float *dw, float *db) {
+    const residual_norm_backward *a = task->op;
     int C = a->C;
-    const elem *x = a->resid + row * C, *dout = a->dout + row * C;
-    elem *dx = a->dresid + row * C;
+    const elem *x = (const elem *)a->resid + row * C, *dout = (const elem *)a->dout + row * C;
+    elem *dx = (elem *)a->dresid + row * C;
     float mean = a->stats[2 * row], rstd = a->stats[2 * row + 1];
     vf sum_g = {0}, sum_gh = {0};
     FOR_LANES (c, k, C) {
@@ -124,54 +117,42 @@ static void norm_backward_row(const norm_args *a, int64_t row, float *dw, float 
         vf_put(dx + c, vf_get(dx + c, k) + rstd * (g - mean_g - h * mean_gh), k);
     }
     if (a->dbranch) {
-        elem *dbranch = a->dbranch + row * C;
+        elem *dbranch = (elem *)a->dbranch + row * C;
         FOR_LANES (c, k, C)
             vf_put(dbranch + c,
-                   vf_get(dx + c, k) * dropout_lanes(a->dropout, (uint64_t)(row * C + c)), k);
+                   vf_get(dx + c, k) * dropout_lanes(task->dropout, (uint64_t)(row * C + c)), k);
     }
 }
 
 static void norm_backward_blocks(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const norm_args *a = p;
+    const backward_task *task = p;
+    const residual_norm_backward *a = task->op;
     int rows = block_rows(a->N);
     for (int64_t block = begin; block < end; block++) {
-        float *dw = a->dw ? a->partial + block * 2 * a->C : NULL;
-        float *db = a->db ? a->partial + (block * 2 + 1) * a->C : NULL;
+        float *dw = a->dw ? task->partial + block * 2 * a->C : NULL;
+        float *db = a->db ? task->partial + (block * 2 + 1) * a->C : NULL;
         if (dw) memset(dw, 0, sizeof(float) * (size_t)a->C);
         if (db) memset(db, 0, sizeof(float) * (size_t)a->C);
         int64_t last = block * rows + rows < a->N ? block * rows + rows : a->N;
-        for (int64_t row = block * rows; row < last; row++) norm_backward_row(a, row, dw, db);
+        for (int64_t row = block * rows; row < last; row++) norm_backward_row(task, row, dw, db);
     }
 }
 
 static void norm_add_blocks(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const norm_args *a = p;
-    for (int block = 0; block < a->n_blocks; block++) {
-        const float *dw = a->partial + (int64_t)block * 2 * a->C, *db = dw + a->C;
+    const backward_task *task = p;
+    const residual_norm_backward *a = task->op;
+    for (int block = 0; block < task->n_blocks; block++) {
+        const float *dw = task->partial + (int64_t)block * 2 * a->C, *db = dw + a->C;
         for (int64_t c = begin; a->dw && c < end; c++) a->dw[c] += dw[c];
         for (int64_t c = begin; a->db && c < end; c++) a->db[c] += db[c];
     }
 }
 
-void cpu_residual_norm_backward(gpt_ctx *ctx, act *dresid, act *dbranch, float *dw, float *db,
-                                const act *dout, const act *resid, const float *stats,
-                                const float *w, gpt_dropout_site dropout, int norm, int N, int C) {
-    norm_args args = {.dresid = dresid,
-                      .dbranch = dbranch,
-                      .dw = dw,
-                      .db = db,
-                      .dout = dout,
-                      .resid = resid,
-                      .stats = stats,
-                      .w = w,
-                      .dropout = dropout_at(dropout),
-                      .norm = norm,
-                      .partial = ctx->workspace,
-                      .N = N,
-                      .C = C,
-                      .n_blocks = (int)cpu_div_up(N, block_rows(N))};
-    cpu_parallel(ctx, norm_backward_blocks, &args, args.n_blocks, 1);
-    if (dw || db) cpu_parallel(ctx, norm_add_blocks, &args, C, 256);
+CPU_OP(residual_norm_backward) {
+    backward_task task = {op, dropout_at(op->dropout), ctx->workspace,
+                          (int)cpu_div_up(op->N, block_rows(op->N))};
+    cpu_parallel(ctx, norm_backward_blocks, &task, task.n_blocks, 1);
+    if (op->dw || op->db) cpu_parallel(ctx, norm_add_blocks, &task, op->C, 256);
 }

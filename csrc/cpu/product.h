@@ -1,7 +1,7 @@
 /* product.h: the matrix product that linear.c and the head are made of: tiles shared out over the
  * threads, each piece followed by an epilogue while it is in cache.
  *
- * product.c is fp32: operands as they lie in memory, BLAS or kernel_fp32.h for a tile.
+ * product_fp32.c: operands as they are in memory, BLAS or kernel_fp32.h for a tile.
  * product_bf16.c reads b packed (pack.h), by the kernels of kernel_bf16.h and kernel_amx.h. */
 #ifndef CPU_PRODUCT_H
 #define CPU_PRODUCT_H
@@ -40,6 +40,11 @@ typedef struct product {
     product_epilogue_fn *epilogue; /* or NULL; NT and NN */
     void *epilogue_args;
 } product;
+
+#define cpu_product              CPU_NAME(product)
+#define cpu_product_workspace    CPU_NAME(product_workspace)
+#define cpu_pack_operand         CPU_NAME(pack_operand)
+#define cpu_packed_operand_bytes CPU_NAME(packed_operand_bytes)
 
 void cpu_product(gpt_ctx *ctx, product *p);
 

@@ -90,7 +90,7 @@ static void round_rows(void *args, int thread, int64_t begin, int64_t end) {
 
 void cpu_product(gpt_ctx *ctx, product *p) {
     product_tiles t = {.ctx = ctx, .p = p, .rows = ROWS, .cols = COLS};
-    if (p->kind != PRODUCT_NT) return; /* api.c trains no such model */
+    if (p->kind != PRODUCT_NT) return; /* such models are not trained */
     t.n_rows = (int)cpu_div_up(p->M, ROWS);
     t.rows = (int)cpu_div_up(p->M, t.n_rows);
     if (p->M <= ROWS && p->K <= TERMS) {

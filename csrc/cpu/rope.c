@@ -3,13 +3,10 @@
 
 #include "simd.h"
 
-typedef struct rope_args {
-    elem *qkv;
-    const float *table;
-    const int32_t *positions;
+typedef struct rope_task {
+    const rope_forward *op;
     float sign; /* 1 rotates forward, -1 back */
-    int pos, T, NH, NKV, HS;
-} rope_args;
+} rope_task;
 
 /* Channels (i, i + HS/2) of each head, the same angles for every head. */
 static void rotate_heads(elem *x, const float *table, float sign, int n_heads, int HS) {
@@ -42,30 +39,38 @@ static void rotate_wide(elem *x, const float *table, float sign, int width) {
 
 static void rope_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const rope_args *a = p;
+    const rope_task *task = p;
+    const rope_forward *a = task->op;
+    elem *qkv = a->qkv;
     int width = a->NH * a->HS, stride = (a->NH + 2 * a->NKV) * a->HS;
     int64_t pairs = a->pos == GPT_POS_ROPE ? a->HS / 2 : width / 2;
     for (int64_t n = begin; n < end; n++) {
-        elem *q = a->qkv + n * stride, *k = q + width;
+        elem *q = qkv + n * stride, *k = q + width;
         int64_t t = a->positions ? a->positions[n] : n % a->T;
         const float *table = a->table + t * pairs * 2;
         if (a->pos == GPT_POS_ROPE) {
-            rotate_heads(q, table, a->sign, a->NH + a->NKV, a->HS); /* keys follow the queries */
+            rotate_heads(q, table, task->sign, a->NH + a->NKV, a->HS); /* keys follow the queries */
         } else {
-            rotate_wide(q, table, a->sign, width);
-            rotate_wide(k, table, a->sign, width);
+            rotate_wide(q, table, task->sign, width);
+            rotate_wide(k, table, task->sign, width);
         }
     }
 }
 
-void cpu_rope_forward(gpt_ctx *ctx, act *qkv, const float *table, const int32_t *positions, int pos,
-                      int N, int T, int NH, int NKV, int HS) {
-    rope_args args = {qkv, table, positions, 1, pos, T, NH, NKV, HS};
-    cpu_parallel(ctx, rope_rows, &args, N, cpu_grain(ctx, N, 4));
+CPU_OP(rope_forward) {
+    rope_task task = {op, 1};
+    cpu_parallel(ctx, rope_rows, &task, op->N, cpu_grain(ctx, op->N, 4));
 }
 
-void cpu_rope_backward(gpt_ctx *ctx, act *dqkv, const float *table, int pos, int N, int T, int NH,
-                       int NKV, int HS) {
-    rope_args args = {dqkv, table, NULL, -1, pos, T, NH, NKV, HS};
-    cpu_parallel(ctx, rope_rows, &args, N, cpu_grain(ctx, N, 4));
+CPU_OP(rope_backward) {
+    rope_forward same = {.qkv = op->dqkv,
+                         .table = op->table,
+                         .pos = op->pos,
+                         .N = op->N,
+                         .T = op->T,
+                         .NH = op->NH,
+                         .NKV = op->NKV,
+                         .HS = op->HS};
+    rope_task task = {&same, -1};
+    cpu_parallel(ctx, rope_rows, &task, op->N, cpu_grain(ctx, op->N, 4));
 }

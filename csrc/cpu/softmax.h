@@ -1,10 +1,29 @@
-/* softmax.h: rows of scores in attention, shared by attention.c and attention_bf16.c. */
+/* softmax.h: rows of scores in attention, shared by attention_fp32.c and attention_bf16.c. */
 #ifndef CPU_SOFTMAX_H
 #define CPU_SOFTMAX_H
 
 #include "simd.h"
 
 #include <math.h>
+
+/* The first key that queries from position q0 on see, rounded down to a whole panel of 16, at which
+ * packed keys can be entered. */
+static inline int first_key(int q0, int window) {
+    int first = window > 0 ? q0 + 1 - window : 0;
+    return first > 0 ? first / 16 * 16 : 0;
+}
+
+/* The keys k0 + begin to k0 + end - 1 of nk that a query sees; none where they are equal. */
+typedef struct seen_keys {
+    int begin, end;
+} seen_keys;
+
+static inline seen_keys keys_seen(int query, int window, int k0, int nk) {
+    int end = query + 1 - k0, begin = window > 0 ? end - window : 0;
+    end = end < 0 ? 0 : end < nk ? end : nk;
+    begin = begin < 0 ? 0 : begin < end ? begin : end;
+    return (seen_keys){begin, end};
+}
 
 /* The first `valid` of nk scores become exponentials relative to the running maximum, the others 0.
  * Returns the factor by which what was summed before must shrink. */

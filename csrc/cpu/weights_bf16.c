@@ -60,42 +60,38 @@ void cpu_pack_strip(const gpt_segment *s, const float *w, int64_t strip, int tra
     pack_rows(s, w, row, rows, panel, backward_form(s, training));
 }
 
-typedef struct pack_args {
-    const gpt_segment *s;
-    const float *w;
-    int training;
-} pack_args;
-
 static void pack_strips(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const pack_args *a = p;
-    for (int64_t i = begin; i < end; i++) cpu_pack_strip(a->s, a->w, i, a->training);
+    const weights_pack *a = p;
+    for (int64_t i = begin; i < end; i++) cpu_pack_strip(a->segment, a->w, i, a->training);
 }
 
 /* Where parts end inside a panel, forward and backward cut the rows at different places. */
 static void pack_forward(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const pack_args *a = p;
+    const weights_pack *a = p;
     for (int64_t i = begin; i < end; i++) {
         int row, rows;
-        bf16 *panel = forward_panel(a->s, i, &row, &rows);
-        pack_rows(a->s, a->w, row, rows, panel, NULL);
+        bf16 *panel = forward_panel(a->segment, i, &row, &rows);
+        pack_rows(a->segment, a->w, row, rows, panel, NULL);
     }
 }
 
 static void pack_backward(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const pack_args *a = p;
-    for (int row = (int)begin * PANEL; row < cpu_min((int)end * PANEL, a->s->rows); row += PANEL)
-        pack_rows(a->s, a->w, row, cpu_min(PANEL, a->s->rows - row), NULL, backward_form(a->s, 1));
+    const weights_pack *a = p;
+    const gpt_segment *s = a->segment;
+    for (int row = (int)begin * PANEL; row < cpu_min((int)end * PANEL, s->rows); row += PANEL)
+        pack_rows(s, a->w, row, cpu_min(PANEL, s->rows - row), NULL, backward_form(s, 1));
 }
 
-void cpu_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *s, int training) {
-    pack_args args = {s, w, training};
+CPU_OP(weights_pack) {
+    const gpt_segment *s = op->segment;
+    void *args = (void *)op;
     if (cpu_strips_are_whole(s)) {
-        cpu_parallel(ctx, pack_strips, &args, s->rows / PANEL, 4);
+        cpu_parallel(ctx, pack_strips, args, s->rows / PANEL, 4);
         return;
     }
-    cpu_parallel(ctx, pack_forward, &args, s->parts * pack_panels(s->rows / s->parts), 4);
-    if (training) cpu_parallel(ctx, pack_backward, &args, pack_panels(s->rows), 4);
+    cpu_parallel(ctx, pack_forward, args, s->parts * pack_panels(s->rows / s->parts), 4);
+    if (op->training) cpu_parallel(ctx, pack_backward, args, pack_panels(s->rows), 4);
 }

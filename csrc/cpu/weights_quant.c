@@ -53,15 +53,10 @@ static void put_group(uint8_t *chunks, const group *g, int j) {
         memcpy(chunks + i * CHUNK_BYTES + j * QUAD, u + i * QUAD, QUAD);
 }
 
-typedef struct pack_args {
-    const gpt_segment *s;
-    const float *w; /* (rows, cols) */
-} pack_args;
-
 static void pack_panels(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const pack_args *a = p;
-    const gpt_segment *s = a->s;
+    const weights_pack *a = p;
+    const gpt_segment *s = a->segment;
     int part_rows = s->rows / s->parts, per_part = (int)quant_panels(part_rows), K = s->cols;
     for (int64_t i = begin; i < end; i++) {
         uint8_t *panel = (uint8_t *)s->packed + i * quant_panel_bytes(K);
@@ -83,8 +78,7 @@ static void pack_panels(void *p, int thread, int64_t begin, int64_t end) {
     }
 }
 
-void cpu_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *s, int training) {
-    (void)training;
-    pack_args args = {s, w};
-    cpu_parallel(ctx, pack_panels, &args, s->parts * quant_panels(s->rows / s->parts), 4);
+CPU_OP(weights_pack) {
+    const gpt_segment *s = op->segment;
+    cpu_parallel(ctx, pack_panels, (void *)op, s->parts * quant_panels(s->rows / s->parts), 4);
 }

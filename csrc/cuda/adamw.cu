@@ -18,15 +18,16 @@ typedef struct adamw_segment {
 /* In one launch: as many as a kernel's arguments hold. */
 enum { MAX_SEGMENTS = 512 };
 
-size_t cuda_adamw_workspace(const gpt_shape *shape) {
+CUDA_WORKSPACE(adamw_workspace) {
     (void)shape;
     return align_up(sizeof(double) * MAX_NORM_BLOCKS);
 }
 
 /* ---- gradient norm ---- */
 
-static __global__ void grad_norm_kernel(double *sums /* (blocks) */, const float *grads,
-                                        int64_t n) {
+static __global__ void grad_norm_kernel(double *sums /* (blocks) */, grad_norm a) {
+    const float *grads = a.grads;
+    int64_t n = a.n;
     enum { W = 16 / sizeof(float) };
     int64_t thread = (int64_t)blockIdx.x * THREADS + threadIdx.x, whole = n / W * W;
     int64_t step = (int64_t)gridDim.x * THREADS;
@@ -49,21 +50,19 @@ static __global__ void grad_norm_end_kernel(float *norm, const double *sums, int
     if (threadIdx.x == 0) *norm = (float)sqrt(sum);
 }
 
-void cuda_grad_norm(gpt_ctx *ctx, float *norm, const float *grads, int64_t n) {
+CUDA_OP(grad_norm) {
     double *sums = (double *)ctx->workspace;
     size_t shared_bytes = sizeof(double) * THREADS;
-    int blocks = (int)least<int64_t>(div_up(n, PIECE), MAX_NORM_BLOCKS);
-    launch(ctx, grad_norm_kernel, dim3((unsigned)blocks), THREADS, shared_bytes, sums, grads, n);
-    launch(ctx, grad_norm_end_kernel, dim3(1), THREADS, shared_bytes, norm, (const double *)sums,
-           blocks);
+    int blocks = (int)least<int64_t>(div_up(op->n, PIECE), MAX_NORM_BLOCKS);
+    launch(ctx, grad_norm_kernel, dim3((unsigned)blocks), THREADS, shared_bytes, sums, *op);
+    launch(ctx, grad_norm_end_kernel, dim3(1), THREADS, shared_bytes, op->norm,
+           (const double *)sums, blocks);
 }
 
 /* ---- update ---- */
 
 typedef struct adamw_args {
-    float *w, *m, *v;
-    const float *grads, *norm;
-    const gpt_adamw_step *step;
+    adamw_update op; /* segments are those below: op's are on the host */
     int n_segments;
     adamw_segment segments[MAX_SEGMENTS];
 } adamw_args;
@@ -74,10 +73,10 @@ static __device__ inline void adamw_numbers(const adamw_args &a, const gpt_adamw
                                             int64_t i, float clip, float decay, elem *packed) {
     const gpt_adamw &s = step.adamw;
     float w[W], m[W], v[W], g[W];
-    load(w, a.w + i);
-    load(m, a.m + i);
-    load(v, a.v + i);
-    load(g, a.grads + i);
+    load(w, a.op.w + i);
+    load(m, a.op.m + i);
+    load(v, a.op.v + i);
+    load(g, a.op.grads + i);
 #pragma unroll
     for (int k = 0; k < W; k++) {
         g[k] *= clip;
@@ -86,15 +85,15 @@ static __device__ inline void adamw_numbers(const adamw_args &a, const gpt_adamw
         float direction = m[k] / step.correction1 / (sqrtf(v[k] / step.correction2) + s.eps);
         w[k] -= s.lr * (direction + decay * w[k]);
     }
-    store(a.m + i, m);
-    store(a.v + i, v);
-    store(a.w + i, w);
+    store(a.op.m + i, m);
+    store(a.op.v + i, v);
+    store(a.op.w + i, w);
     if (packed) store(packed, w);
 }
 
 static __global__ void adamw_update_kernel(const __grid_constant__ adamw_args a) {
-    const gpt_adamw_step step = *a.step;
-    float norm = *a.norm, clip = 1, most = step.adamw.grad_clip;
+    const gpt_adamw_step step = *a.op.step;
+    float norm = *a.op.norm, clip = 1, most = step.adamw.grad_clip;
     if (!isfinite(norm)) return;
     if (most > 0) clip = fminf(1.0f, most / (norm + 1e-6f));
     int piece = (int)blockIdx.x, s = 0, end = a.n_segments;
@@ -118,16 +117,14 @@ static __global__ void adamw_update_kernel(const __grid_constant__ adamw_args a)
         adamw_numbers<1>(a, step, segment.offset + i, clip, decay, packed ? packed + i : NULL);
 }
 
-void cuda_adamw_update(gpt_ctx *ctx, float *w, float *m, float *v, const float *grads,
-                       const float *norm, const gpt_adamw_step *step, const gpt_segment *segments,
-                       int n_segments) {
-    adamw_args a = {w, m, v, grads, norm, step, 0, {}};
+CUDA_OP(adamw_update) {
+    adamw_args a = {*op, 0, {}};
     /* The table is a kernel's argument, which a launch copies: nothing to allocate or to wait for. */
-    for (int first = 0; first < n_segments; first += MAX_SEGMENTS) {
+    for (int first = 0; first < op->n_segments; first += MAX_SEGMENTS) {
         int pieces = 0;
-        a.n_segments = least<int>(MAX_SEGMENTS, n_segments - first);
+        a.n_segments = least<int>(MAX_SEGMENTS, op->n_segments - first);
         for (int i = 0; i < a.n_segments; i++) {
-            const gpt_segment *s = &segments[first + i];
+            const gpt_segment *s = &op->segments[first + i];
             a.segments[i] = {s->offset, s->size,           (elem *)s->packed,
                              pieces,    (int16_t)s->decay, s->offset % PACK == 0};
             pieces += (int)div_up(s->size, PIECE);

@@ -74,41 +74,34 @@ static __device__ inline online attend(warp_memory m, online o, const elem *k, c
     return o;
 }
 
-static __global__ void attention_forward_kernel(elem *out, float *lse, const elem *qkv,
-                                                gpt_dropout_site site, float scale,
-                                                attention_shape a) {
+static __global__ void attention_forward_kernel(attention_forward a, float scale) {
     int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP; /* of (B, NH, T) */
     if (row >= (int64_t)a.B * a.NH * a.T) return;
     int i = (int)(row % a.T), h = (int)(row / a.T % a.NH), b = (int)(row / a.T / a.NH);
     int lane = (int)threadIdx.x % WARP;
     warp_memory m = memory_of_warp(a.HS);
+    const elem *qkv = (const elem *)a.qkv;
     load_row(m.row_1, qkv + query_at(a, b, i, h), a.HS);
     for (int s = lane; s < a.HS; s += WARP) m.sum_1[s] = 0;
     __syncwarp();
     online o = {-INFINITY, 0};
-    gpt_dropout dropout = dropout_at(site);
+    gpt_dropout dropout = dropout_at(a.dropout);
     const elem *k = qkv + key_at(a, b, 0, h), *v = qkv + value_at(a, b, 0, h);
-    for (int first = 0; first <= i; first += WARP) {
+    for (int first = first_key(i, a.window); first <= i; first += WARP) {
         float factor = 1;
         if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(row * a.T + first + lane));
         o = attend(m, o, k, v, row_stride(a), first, i + 1, scale, factor, a.HS);
     }
-    elem *to = out + out_at(a, b, i, h);
+    elem *to = (elem *)a.out + out_at(a, b, i, h);
     for (int s = lane; s < a.HS; s += WARP) to[s] = from_float<elem>(m.sum_1[s] / o.sum);
-    if (lse && lane == 0) lse[row] = o.max + logf(o.sum);
-}
-
-static void warps_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv,
-                          gpt_dropout_site dropout, attention_shape a) {
-    launch(ctx, attention_forward_kernel, dim3((unsigned)div_up((int64_t)a.B * a.NH * a.T, WARPS)),
-           THREADS, shared_bytes(a.HS), out, lse, qkv, dropout, attention_scale(a), a);
+    if (a.lse && lane == 0) a.lse[row] = o.max + logf(o.sum);
 }
 
 /* ---- backward ---- */
 
 /* delta of a row is <dout, out>: what the softmax's gradient takes from each dp. */
-static __global__ void attention_delta_kernel(float *delta /* (B, NH, T) */, const elem *dout,
-                                              const elem *out, attention_shape a) {
+static __global__ void attention_delta_kernel(float *delta /* (B, NH, T) */, attention_backward a) {
+    const elem *dout = (const elem *)a.dout, *out = (const elem *)a.out;
     int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP;
     if (row >= (int64_t)a.B * a.NH * a.T) return;
     int i = (int)(row % a.T), h = (int)(row / a.T % a.NH), b = (int)(row / a.T / a.NH);
@@ -120,45 +113,31 @@ static __global__ void attention_delta_kernel(float *delta /* (B, NH, T) */, con
     if (threadIdx.x % WARP == 0) delta[row] = sum;
 }
 
-static void attention_delta(gpt_ctx *ctx, float *delta, const elem *dout, const elem *out,
-                            attention_shape a) {
-    launch(ctx, attention_delta_kernel, dim3((unsigned)div_up((int64_t)a.B * a.NH * a.T, WARPS)),
-           THREADS, 0, delta, dout, out, a);
-}
-
-typedef struct backward_args {
-    elem *dqkv;
-    const elem *dout, *qkv;
-    const float *lse, *delta; /* (B, NH, T) */
-    gpt_dropout_site dropout;
-    float scale;
-    attention_shape shape;
-} backward_args;
-
 /* The probability of a pair from its score, and the gradient of the score. p is with its dropout. */
 static __device__ inline float score_gradient(const backward_args &a, gpt_dropout dropout,
                                               int64_t row, int j, float score, float dp, float *p) {
-    float probability = expf(score - a.lse[row]), factor = 1;
-    if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(row * a.shape.T + j));
+    float probability = expf(score - a.op.lse[row]), factor = 1;
+    if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(row * a.op.T + j));
     *p = probability * factor;
     return probability * (dp * factor - a.delta[row]) * a.scale;
 }
 
 /* A warp a query: dq. */
 static __global__ void attention_backward_queries_kernel(backward_args args) {
-    attention_shape a = args.shape;
+    const attention_backward &a = args.op;
     int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP, stride = row_stride(a);
     if (row >= (int64_t)a.B * a.NH * a.T) return;
     int i = (int)(row % a.T), h = (int)(row / a.T % a.NH), b = (int)(row / a.T / a.NH);
     int lane = (int)threadIdx.x % WARP;
+    const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
     warp_memory m = memory_of_warp(a.HS);
-    gpt_dropout dropout = dropout_at(args.dropout);
-    load_row(m.row_1, args.qkv + query_at(a, b, i, h), a.HS);
-    load_row(m.row_2, args.dout + out_at(a, b, i, h), a.HS);
+    gpt_dropout dropout = dropout_at(a.dropout);
+    load_row(m.row_1, qkv + query_at(a, b, i, h), a.HS);
+    load_row(m.row_2, all_dout + out_at(a, b, i, h), a.HS);
     for (int s = lane; s < a.HS; s += WARP) m.sum_1[s] = 0;
     __syncwarp();
-    const elem *k = args.qkv + key_at(a, b, 0, h), *v = args.qkv + value_at(a, b, 0, h);
-    for (int first = 0; first <= i; first += WARP) {
+    const elem *k = qkv + key_at(a, b, 0, h), *v = qkv + value_at(a, b, 0, h);
+    for (int first = first_key(i, a.window); first <= i; first += WARP) {
         int j = first + lane, n = least<int>(WARP, i + 1 - first);
         float ds = 0, p;
         if (j <= i)
@@ -174,30 +153,32 @@ static __global__ void attention_backward_queries_kernel(backward_args args) {
         }
         __syncwarp();
     }
-    elem *dq = args.dqkv + query_at(a, b, i, h);
+    elem *dq = (elem *)a.dqkv + query_at(a, b, i, h);
     for (int s = lane; s < a.HS; s += WARP) dq[s] = from_float<elem>(m.sum_1[s]);
 }
 
 /* A warp a key: dk and dv, over all query heads that read it. */
 static __global__ void attention_backward_keys_kernel(backward_args args) {
-    attention_shape a = args.shape;
+    const attention_backward &a = args.op;
     int64_t task = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP, stride = row_stride(a);
     if (task >= (int64_t)a.B * a.NKV * a.T) return;
     int j = (int)(task % a.T), group = a.NH / a.NKV, lane = (int)threadIdx.x % WARP;
     int h0 = (int)(task / a.T % a.NKV) * group, b = (int)(task / a.T / a.NKV);
+    int end = end_query(j, a.window, a.T);
+    const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
     warp_memory m = memory_of_warp(a.HS);
-    gpt_dropout dropout = dropout_at(args.dropout);
-    load_row(m.row_1, args.qkv + key_at(a, b, j, h0), a.HS);
-    load_row(m.row_2, args.qkv + value_at(a, b, j, h0), a.HS);
+    gpt_dropout dropout = dropout_at(a.dropout);
+    load_row(m.row_1, qkv + key_at(a, b, j, h0), a.HS);
+    load_row(m.row_2, qkv + value_at(a, b, j, h0), a.HS);
     for (int s = lane; s < a.HS; s += WARP) m.sum_1[s] = m.sum_2[s] = 0;
     __syncwarp();
     for (int h = h0; h < h0 + group; h++) {
-        const elem *q = args.qkv + query_at(a, b, 0, h), *dout = args.dout + out_at(a, b, 0, h);
+        const elem *q = qkv + query_at(a, b, 0, h), *dout = all_dout + out_at(a, b, 0, h);
         int64_t out_stride = (int64_t)a.NH * a.HS, row0 = ((int64_t)b * a.NH + h) * a.T;
-        for (int first = j; first < a.T; first += WARP) {
-            int i = first + lane, n = least<int>(WARP, a.T - first);
+        for (int first = j; first < end; first += WARP) {
+            int i = first + lane, n = least<int>(WARP, end - first);
             float ds = 0, p = 0;
-            if (i < a.T)
+            if (i < end)
                 ds = score_gradient(args, dropout, row0 + i, j,
                                     args.scale * dot(m.row_1, q + i * stride, a.HS),
                                     dot(m.row_2, dout + i * out_stride, a.HS), &p);
@@ -215,82 +196,76 @@ static __global__ void attention_backward_keys_kernel(backward_args args) {
             __syncwarp();
         }
     }
-    elem *dk = args.dqkv + key_at(a, b, j, h0), *dv = args.dqkv + value_at(a, b, j, h0);
+    elem *dk = (elem *)a.dqkv + key_at(a, b, j, h0), *dv = (elem *)a.dqkv + value_at(a, b, j, h0);
     for (int s = lane; s < a.HS; s += WARP) {
         dk[s] = from_float<elem>(m.sum_1[s]);
         dv[s] = from_float<elem>(m.sum_2[s]);
     }
 }
 
-static void warps_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const elem *qkv,
-                           const float *lse, const float *delta, gpt_dropout_site dropout,
-                           attention_shape a) {
-    backward_args args = {dqkv, dout, qkv, lse, delta, dropout, attention_scale(a), a};
-    size_t bytes = shared_bytes(a.HS);
-    launch(ctx, attention_backward_queries_kernel,
-           dim3((unsigned)div_up((int64_t)a.B * a.NH * a.T, WARPS)), THREADS, bytes, args);
-    launch(ctx, attention_backward_keys_kernel,
-           dim3((unsigned)div_up((int64_t)a.B * a.NKV * a.T, WARPS)), THREADS, bytes, args);
-}
-
 /* ---- the ops ---- */
 
-size_t cuda_attention_workspace(const gpt_shape *shape) {
+CUDA_WORKSPACE(attention_workspace) {
     return shape->training ? align_up(sizeof(float) * (size_t)shape->N * (size_t)shape->NH) : 0;
 }
 
-void cuda_attention_forward(gpt_ctx *ctx, act *out, float *lse, const act *qkv,
-                            gpt_dropout_site dropout, int B, int T, int NH, int NKV, int HS) {
-    attention_shape a = {B, T, NH, NKV, HS};
-#ifdef CUDA_BF16
-    if (attention_tiles_forward(ctx, (elem *)out, lse, (const elem *)qkv, dropout, a)) return;
-#endif
-    warps_forward(ctx, (elem *)out, lse, (const elem *)qkv, dropout, a);
+/* A warp for each of so many rows. */
+static inline dim3 warp_grid(int64_t rows) {
+    return dim3((unsigned)div_up(rows, WARPS));
 }
 
-void cuda_attention_backward(gpt_ctx *ctx, act *dqkv, const act *dout, const act *qkv,
-                             const act *out, const float *lse, gpt_dropout_site dropout, int B,
-                             int T, int NH, int NKV, int HS) {
-    attention_shape a = {B, T, NH, NKV, HS};
-    float *delta = (float *)ctx->workspace;
-    attention_delta(ctx, delta, (const elem *)dout, (const elem *)out, a);
+CUDA_OP(attention_forward) {
 #ifdef CUDA_BF16
-    if (attention_tiles_backward(ctx, (elem *)dqkv, (const elem *)dout, (const elem *)qkv, lse,
-                                 delta, dropout, a))
-        return;
+    if (attention_tiles_forward(ctx, *op)) return;
 #endif
-    warps_backward(ctx, (elem *)dqkv, (const elem *)dout, (const elem *)qkv, lse, delta, dropout,
-                   a);
+    launch(ctx, attention_forward_kernel, warp_grid((int64_t)op->B * op->NH * op->T), THREADS,
+           shared_bytes(op->HS), *op, attention_scale(op->HS));
+}
+
+CUDA_OP(attention_backward) {
+    float *delta = (float *)ctx->workspace;
+    int64_t queries = (int64_t)op->B * op->NH * op->T, keys = (int64_t)op->B * op->NKV * op->T;
+    backward_args args = {*op, delta, attention_scale(op->HS)};
+    launch(ctx, attention_delta_kernel, warp_grid(queries), THREADS, 0, delta, *op);
+#ifdef CUDA_BF16
+    if (attention_tiles_backward(ctx, args)) return;
+#endif
+    launch(ctx, attention_backward_queries_kernel, warp_grid(queries), THREADS,
+           shared_bytes(op->HS), args);
+    launch(ctx, attention_backward_keys_kernel, warp_grid(keys), THREADS, shared_bytes(op->HS),
+           args);
 }
 
 /* ---- decoding ---- */
 
-template <int W>
-static __global__ void store_cache_kernel(elem *cache_k, elem *cache_v, decode_args a) {
+template <int W> static __global__ void store_cache_kernel(attention_decode a) {
     int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W; /* of (N, NKV, HS) */
     if (i >= (int64_t)a.N * a.NKV * a.HS) return;
     int s = (int)(i % a.HS), h = (int)(i / a.HS % a.NKV), n = (int)(i / a.HS / a.NKV);
-    const elem *row =
-        a.qkv + (int64_t)n * (a.NH + 2 * a.NKV) * a.HS + (int64_t)(a.NH + h) * a.HS + s;
+    const elem *row = (const elem *)a.qkv + (int64_t)n * (a.NH + 2 * a.NKV) * a.HS +
+                      (int64_t)(a.NH + h) * a.HS + s;
     int64_t at = (((int64_t)a.seqs[n] * a.NKV + h) * a.n_ctx + a.positions[n]) * a.HS + s;
-    *(packed<elem, W> *)(cache_k + at) = *(const packed<elem, W> *)row;
-    *(packed<elem, W> *)(cache_v + at) = *(const packed<elem, W> *)(row + (int64_t)a.NKV * a.HS);
+    *(packed<elem, W> *)((elem *)a.cache_k + at) = *(const packed<elem, W> *)row;
+    *(packed<elem, W> *)((elem *)a.cache_v + at) =
+        *(const packed<elem, W> *)(row + (int64_t)a.NKV * a.HS);
 }
 
 /* A block for each row and query head: its warps take turns at the keys and then join. Rows of whole
  * tiles are left to those, where there are tiles. */
-static __global__ void attention_decode_kernel(decode_args a, int has_tiles) {
+static __global__ void attention_decode_kernel(attention_decode a, float scale, int has_tiles) {
     int h = (int)(blockIdx.x % a.NH), n = (int)(blockIdx.x / a.NH), end = a.positions[n] + 1;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, HS = a.HS;
     if (has_tiles && is_whole_tile(a, n / ATTENTION_TILE * ATTENTION_TILE)) return;
     int64_t start = cache_at(a, a.seqs[n], h);
+    const elem *k = (const elem *)a.cache_k + start, *v = (const elem *)a.cache_v + start;
     warp_memory m = memory_of_warp(HS);
-    load_row(m.row_1, a.qkv + (int64_t)n * (a.NH + 2 * a.NKV) * HS + h * HS, HS);
+    load_row(m.row_1, (const elem *)a.qkv + (int64_t)n * (a.NH + 2 * a.NKV) * HS + h * HS, HS);
     for (int s = lane; s < HS; s += WARP) m.sum_1[s] = 0;
     __syncwarp();
     online o = {-INFINITY, 0};
-    for (int first = warp * WARP; first < end; first += THREADS)
-        o = attend(m, o, a.cache_k + start, a.cache_v + start, HS, first, end, a.scale, 1, HS);
+    int begin = first_key(end - 1, a.window);
+    for (int first = begin + warp * WARP; first < end; first += THREADS)
+        o = attend(m, o, k, v, HS, first, end, scale, 1, HS);
     if (lane == 0) {
         m.lane_1[0] = o.max;
         m.lane_2[0] = o.sum;
@@ -307,33 +282,18 @@ static __global__ void attention_decode_kernel(decode_args a, int has_tiles) {
     for (int s = (int)threadIdx.x; s < HS; s += THREADS) {
         float x = 0;
         for (int w = 0; w < WARPS; w++) x += weights[w] * base[w * stride + 2 * HS + s];
-        a.out[((int64_t)n * a.NH + h) * HS + s] = from_float<elem>(x / sum);
+        ((elem *)a.out)[((int64_t)n * a.NH + h) * HS + s] = from_float<elem>(x / sum);
     }
 }
 
-void cuda_attention_decode(gpt_ctx *ctx, act *out, act *cache_k, act *cache_v, const act *qkv,
-                           const int32_t *seqs, const int32_t *positions, int N, int n_ctx, int NH,
-                           int NKV, int HS) {
-    decode_args a = {(elem *)out,
-                     (const elem *)cache_k,
-                     (const elem *)cache_v,
-                     (const elem *)qkv,
-                     seqs,
-                     positions,
-                     N,
-                     n_ctx,
-                     NH,
-                     NKV,
-                     HS,
-                     1.0f / sqrtf((float)HS)};
-    int W = HS % PACK == 0 ? PACK : 1, has_tiles = 0;
+CUDA_OP(attention_decode) {
+    int W = op->HS % PACK == 0 ? PACK : 1, has_tiles = 0;
     launch(ctx, W == 1 ? store_cache_kernel<1> : store_cache_kernel<PACK>,
-           dim3((unsigned)div_up((int64_t)N * NKV * HS, THREADS * W)), THREADS, 0, (elem *)cache_k,
-           (elem *)cache_v, a);
+           dim3((unsigned)div_up((int64_t)op->N * op->NKV * op->HS, THREADS * W)), THREADS, 0, *op);
 #ifdef CUDA_BF16
     /* A row of its own for each sequence, or a short prompt, is not worth the launch. */
-    if (N > ATTENTION_TILE) has_tiles = attention_tiles_prefill(ctx, a);
+    if (op->N > ATTENTION_TILE) has_tiles = attention_tiles_prefill(ctx, *op);
 #endif
-    launch(ctx, attention_decode_kernel, dim3((unsigned)(N * NH)), THREADS, shared_bytes(HS), a,
-           has_tiles);
+    launch(ctx, attention_decode_kernel, dim3((unsigned)(op->N * op->NH)), THREADS,
+           shared_bytes(op->HS), *op, attention_scale(op->HS), has_tiles);
 }

@@ -151,7 +151,7 @@ static __device__ inline float row_sum(float x) {
 /* ---- forward ---- */
 
 /* A tile of queries of one head, and the keys and values of which each query sees those up to its own
- * position. Pointers are to first rows, strides from one row to the next. */
+ * position that are within the window. Pointers are to first rows, strides from one row to the next. */
 typedef struct forward_tile {
     elem *out;
     float *lse; /* or NULL */
@@ -159,11 +159,16 @@ typedef struct forward_tile {
     int64_t out_stride, q_stride, kv_stride;
     int n_q, n_k;  /* rows there are; TILE queries at most */
     int first_q;   /* the position of the first */
+    int window;    /* 0: none */
     int64_t row_0; /* the number of a query at position 0 among (B, NH, T), and */
     int T;         /* keys from one query to the next, for dropout */
     int HS;
     float scale;
 } forward_tile;
+
+/* The score of a key that a query does not see. It is finite: rows of a tile in which they see no key
+ * at all have a maximum to subtract, and shrink to 0 what that adds as soon as they see one. */
+static constexpr float UNSEEN = -1e30f;
 
 template <int D>
 static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropout dropout) {
@@ -176,9 +181,10 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
         load_tile<D, TILE>(k + at, t.k + key * t.kv_stride, t.kv_stride, t.n_k - key, t.HS);
         load_tile<D, TILE>(v + at, t.v + key * t.kv_stride, t.kv_stride, t.n_k - key, t.HS);
     };
+    int first_tile = first_key(t.first_q, t.window) / TILE, reach = reach_of(t.window);
     load_tile<D, TILE>(q, t.q, t.q_stride, t.n_q, t.HS);
     copy_commit();
-    fetch(0, 0);
+    fetch(first_tile, first_tile % STAGES);
     copy_commit();
     copy_wait<1>();
     __syncthreads();
@@ -187,13 +193,14 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
 
     float out[D / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     float scale = t.scale * LOG2E; /* so that exp is exp2 */
-    for (int tile = 0; tile < n_tiles; tile++) {
+    for (int tile = first_tile; tile < n_tiles; tile++) {
         if (tile + 1 < n_tiles) fetch(tile + 1, (tile + 1) % STAGES);
         copy_commit();
         copy_wait<1>();
         __syncthreads();
         int at = tile % STAGES * TILE * STRIDE<D>;
-        bool all_seen = (tile + 1) * TILE <= t.first_q + 1;
+        bool all_seen =
+            (tile + 1) * TILE <= t.first_q + 1 && sees(t.first_q + TILE - 1, tile * TILE, reach);
         float s[N][4];
         product_rows<D>(s, queries, k + at);
 
@@ -203,7 +210,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int key = tile * TILE + col_of(n, e), position = t.first_q + row0 + row_of(e);
-                if (!all_seen && key > position) s[n][e] = -INFINITY;
+                if (!all_seen && !sees(position, key, reach)) s[n][e] = UNSEEN;
                 new_max[e / 2] = fmaxf(new_max[e / 2], s[n][e]);
             }
 #pragma unroll
@@ -247,20 +254,10 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
     store_rows<D>(t.out + row0 * t.out_stride, t.out_stride, out, inverse, t.n_q - row0, t.HS);
 }
 
-typedef struct tiles_args {
-    elem *out, *dqkv;
-    float *lse_out; /* or NULL */
-    const elem *qkv, *dout;
-    const float *lse, *delta; /* (B, NH, T) */
-    gpt_dropout_site dropout;
-    float scale;
-    attention_shape shape;
-} tiles_args;
-
 /* Kernels exist with and without dropout: what it needs takes registers even where it is skipped, and
  * with them blocks that could run beside. */
-template <bool DROPS> static __device__ inline gpt_dropout dropout_of(const tiles_args &args) {
-    return DROPS ? dropout_at(args.dropout) : gpt_dropout{0, 0};
+template <bool DROPS> static __device__ inline gpt_dropout dropout_of(gpt_dropout_site site) {
+    return DROPS ? dropout_at(site) : gpt_dropout{0, 0};
 }
 /* Blocks at a time on a multiprocessor: three where their registers suffice. */
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
@@ -276,52 +273,55 @@ static __device__ inline int longest_first(int n_tiles, int n_heads) {
 
 template <int D, bool DROPS>
 static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
-    attention_forward_kernel(tiles_args args) {
-    attention_shape a = args.shape;
+    attention_forward_kernel(attention_forward a, float scale) {
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
     int64_t row_0 = (int64_t)head * a.T;
-    forward_tile t = {.out = args.out + out_at(a, b, first_q, h),
-                      .lse = args.lse_out ? args.lse_out + row_0 + first_q : NULL,
-                      .q = args.qkv + query_at(a, b, first_q, h),
-                      .k = args.qkv + key_at(a, b, 0, h),
-                      .v = args.qkv + value_at(a, b, 0, h),
+    const elem *qkv = (const elem *)a.qkv;
+    forward_tile t = {.out = (elem *)a.out + out_at(a, b, first_q, h),
+                      .lse = a.lse ? a.lse + row_0 + first_q : NULL,
+                      .q = qkv + query_at(a, b, first_q, h),
+                      .k = qkv + key_at(a, b, 0, h),
+                      .v = qkv + value_at(a, b, 0, h),
                       .out_stride = (int64_t)a.NH * a.HS,
                       .q_stride = row_stride(a),
                       .kv_stride = row_stride(a),
                       .n_q = least<int>(TILE, a.T - first_q),
                       .n_k = least<int>(first_q + TILE, a.T),
                       .first_q = first_q,
+                      .window = a.window,
                       .row_0 = row_0,
                       .T = a.T,
                       .HS = a.HS,
-                      .scale = args.scale};
-    forward<D>(t, dropout_of<DROPS>(args));
+                      .scale = scale};
+    forward<D>(t, dropout_of<DROPS>(a.dropout));
 }
 
 /* A tile of rows of a decoding step, where all of them are of one sequence. */
 template <int D>
-static __global__ void __launch_bounds__(THREADS) attention_prefill_kernel(decode_args a) {
+static __global__ void __launch_bounds__(THREADS)
+    attention_prefill_kernel(attention_decode a, float scale) {
     int h = (int)blockIdx.x % a.NH;
     int first = longest_first((int)div_up(a.N, TILE), a.NH) * TILE,
         n = least<int>(TILE, a.N - first);
     if (!is_whole_tile(a, first)) return;
     int64_t cache = cache_at(a, a.seqs[first], h), stride = (int64_t)(a.NH + 2 * a.NKV) * a.HS;
-    forward_tile t = {.out = a.out + ((int64_t)first * a.NH + h) * a.HS,
+    forward_tile t = {.out = (elem *)a.out + ((int64_t)first * a.NH + h) * a.HS,
                       .lse = NULL,
-                      .q = a.qkv + first * stride + (int64_t)h * a.HS,
-                      .k = a.cache_k + cache,
-                      .v = a.cache_v + cache,
+                      .q = (const elem *)a.qkv + first * stride + (int64_t)h * a.HS,
+                      .k = (const elem *)a.cache_k + cache,
+                      .v = (const elem *)a.cache_v + cache,
                       .out_stride = (int64_t)a.NH * a.HS,
                       .q_stride = stride,
                       .kv_stride = a.HS,
                       .n_q = n,
                       .n_k = a.positions[first] + n,
                       .first_q = a.positions[first],
+                      .window = a.window,
                       .row_0 = 0,
                       .T = 0,
                       .HS = a.HS,
-                      .scale = a.scale};
+                      .scale = scale};
     forward<D>(t, gpt_dropout{0, 0});
 }
 
@@ -348,27 +348,30 @@ static __device__ inline void score_gradient(float &p, float &dp, bool seen, flo
 /* dq: a block has queries, and goes through keys. */
 template <int D, bool DROPS, int KEYS>
 static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
-    attention_backward_queries_kernel(tiles_args args) {
+    attention_backward_queries_kernel(backward_args args) {
     enum { N = KEYS / 8 };
-    attention_shape a = args.shape;
-    gpt_dropout dropout = dropout_of<DROPS>(args);
+    const attention_backward &a = args.op;
+    const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
+    elem *dqkv = (elem *)a.dqkv;
+    gpt_dropout dropout = dropout_of<DROPS>(a.dropout);
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
     int warp = (int)threadIdx.x / WARP, row0 = first_q + warp * 16;
-    int n_tiles = (int)div_up(least(first_q + TILE, a.T), KEYS);
+    int n_tiles = (int)div_up(least(first_q + TILE, a.T), KEYS), reach = reach_of(a.window);
+    int first_tile = first_key(first_q, a.window) / KEYS;
     elem *q = shared_memory<elem>(), *dout = q + TILE * STRIDE<D>, *k = dout + TILE * STRIDE<D>;
     elem *v = k + STAGES * KEYS * STRIDE<D>;
     int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
 
     auto fetch = [&](int tile, int stage) {
         int key = tile * KEYS, at = stage * KEYS * STRIDE<D>;
-        load_tile<D, KEYS>(k + at, args.qkv + key_at(a, b, key, h), stride, a.T - key, a.HS);
-        load_tile<D, KEYS>(v + at, args.qkv + value_at(a, b, key, h), stride, a.T - key, a.HS);
+        load_tile<D, KEYS>(k + at, qkv + key_at(a, b, key, h), stride, a.T - key, a.HS);
+        load_tile<D, KEYS>(v + at, qkv + value_at(a, b, key, h), stride, a.T - key, a.HS);
     };
-    load_tile<D, TILE>(q, args.qkv + query_at(a, b, first_q, h), stride, a.T - first_q, a.HS);
-    load_tile<D, TILE>(dout, args.dout + out_at(a, b, first_q, h), out_stride, a.T - first_q, a.HS);
+    load_tile<D, TILE>(q, qkv + query_at(a, b, first_q, h), stride, a.T - first_q, a.HS);
+    load_tile<D, TILE>(dout, all_dout + out_at(a, b, first_q, h), out_stride, a.T - first_q, a.HS);
     copy_commit();
-    fetch(0, 0);
+    fetch(first_tile, first_tile % STAGES);
     copy_commit();
     copy_wait<1>();
     __syncthreads();
@@ -381,10 +384,10 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int row = row0 + row_of(2 * r);
-        lse[r] = row < a.T ? args.lse[(int64_t)head * a.T + row] * LOG2E : INFINITY;
+        lse[r] = row < a.T ? a.lse[(int64_t)head * a.T + row] * LOG2E : INFINITY;
         delta[r] = row < a.T ? args.delta[(int64_t)head * a.T + row] : 0;
     }
-    for (int tile = 0; tile < n_tiles; tile++) {
+    for (int tile = first_tile; tile < n_tiles; tile++) {
         if (tile + 1 < n_tiles) fetch(tile + 1, (tile + 1) % STAGES);
         copy_commit();
         copy_wait<1>();
@@ -398,28 +401,31 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int key = tile * KEYS + col_of(n, e), row = row0 + row_of(e);
-                score_gradient(p[n][e], ds[n][e], key <= row, scale, lse[e / 2], delta[e / 2],
-                               dropout, (int64_t)head * a.T + row, key, a.T);
+                score_gradient(p[n][e], ds[n][e], sees(row, key, reach), scale, lse[e / 2],
+                               delta[e / 2], dropout, (int64_t)head * a.T + row, key, a.T);
             }
         product_columns<D>(dq, ds, k + at);
         __syncthreads();
     }
     const float factor[2] = {args.scale, args.scale};
-    store_rows<D>(args.dqkv + query_at(a, b, row0, h), stride, dq, factor, a.T - row0, a.HS);
+    store_rows<D>(dqkv + query_at(a, b, row0, h), stride, dq, factor, a.T - row0, a.HS);
 }
 
 /* dk and dv: a block has keys, and goes through the queries of every head that reads them. Scores
  * are transposed here: rows are keys. */
 template <int D, bool DROPS, int QUERIES>
 static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
-    attention_backward_keys_kernel(tiles_args args) {
+    attention_backward_keys_kernel(backward_args args) {
     enum { N = QUERIES / 8 };
-    attention_shape a = args.shape;
-    gpt_dropout dropout = dropout_of<DROPS>(args);
+    const attention_backward &a = args.op;
+    const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
+    elem *dqkv = (elem *)a.dqkv;
+    gpt_dropout dropout = dropout_of<DROPS>(a.dropout);
     int n_heads = a.B * a.NKV, b = (int)blockIdx.x % n_heads / a.NKV, group = a.NH / a.NKV;
     int h0 = (int)blockIdx.x % a.NKV * group, warp = (int)threadIdx.x / WARP;
-    int first_key = (int)blockIdx.x / n_heads * TILE, row0 = first_key + warp * 16;
-    int first_query = first_key / QUERIES * QUERIES;
+    int key_0 = (int)blockIdx.x / n_heads * TILE, row0 = key_0 + warp * 16;
+    int first_query = key_0 / QUERIES * QUERIES, reach = reach_of(a.window);
+    int end = end_query(least(key_0 + TILE, a.T) - 1, a.window, a.T);
     elem *k = shared_memory<elem>(), *v = k + TILE * STRIDE<D>, *q = v + TILE * STRIDE<D>;
     elem *dout = q + STAGES * QUERIES * STRIDE<D>;
     float *lse = (float *)(dout + STAGES * QUERIES * STRIDE<D>), *delta = lse + STAGES * QUERIES;
@@ -427,17 +433,17 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 
     auto fetch = [&](int h, int query, int stage) {
         int at = stage * QUERIES * STRIDE<D>, there = a.T - query;
-        load_tile<D, QUERIES>(q + at, args.qkv + query_at(a, b, query, h), stride, there, a.HS);
-        load_tile<D, QUERIES>(dout + at, args.dout + out_at(a, b, query, h), out_stride, there,
+        load_tile<D, QUERIES>(q + at, qkv + query_at(a, b, query, h), stride, there, a.HS);
+        load_tile<D, QUERIES>(dout + at, all_dout + out_at(a, b, query, h), out_stride, there,
                               a.HS);
         if (int i = (int)threadIdx.x; i < QUERIES) {
             int64_t row = ((int64_t)b * a.NH + h) * a.T + query + i;
-            lse[stage * QUERIES + i] = i < there ? args.lse[row] * LOG2E : INFINITY;
+            lse[stage * QUERIES + i] = i < there ? a.lse[row] * LOG2E : INFINITY;
             delta[stage * QUERIES + i] = i < there ? args.delta[row] : 0;
         }
     };
-    load_tile<D, TILE>(k, args.qkv + key_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
-    load_tile<D, TILE>(v, args.qkv + value_at(a, b, first_key, h0), stride, a.T - first_key, a.HS);
+    load_tile<D, TILE>(k, qkv + key_at(a, b, key_0, h0), stride, a.T - key_0, a.HS);
+    load_tile<D, TILE>(v, qkv + value_at(a, b, key_0, h0), stride, a.T - key_0, a.HS);
     copy_commit();
     fetch(h0, first_query, 0);
     copy_commit();
@@ -452,7 +458,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
     auto values = [&](int slice) { return load_slice<D>(v + warp * 16 * STRIDE<D>, slice); };
     float dk[D / 8][4] = {}, dv[D / 8][4] = {}, scale = args.scale * LOG2E;
     for (int stage = 0, h = h0, query0 = first_query; h < h0 + group; stage = 1 - stage) {
-        bool is_last = query0 + QUERIES >= a.T; /* of this head */
+        bool is_last = query0 + QUERIES >= end; /* of this head */
         int next_h = h + is_last, next_query = is_last ? first_query : query0 + QUERIES;
         if (next_h < h0 + group) fetch(next_h, next_query, 1 - stage);
         copy_commit();
@@ -467,8 +473,8 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int col = col_of(n, e), query = query0 + col, key = row0 + row_of(e);
-                score_gradient(p[n][e], ds[n][e], key <= query, scale, lse[stage * QUERIES + col],
-                               delta[stage * QUERIES + col], dropout,
+                score_gradient(p[n][e], ds[n][e], sees(query, key, reach), scale,
+                               lse[stage * QUERIES + col], delta[stage * QUERIES + col], dropout,
                                ((int64_t)b * a.NH + h) * a.T + query, key, a.T);
             }
         product_columns<D>(dv, p, dout + at);
@@ -477,8 +483,8 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
         h = next_h, query0 = next_query;
     }
     const float factor[2] = {args.scale, args.scale}, one[2] = {1, 1};
-    store_rows<D>(args.dqkv + key_at(a, b, row0, h0), stride, dk, factor, a.T - row0, a.HS);
-    store_rows<D>(args.dqkv + value_at(a, b, row0, h0), stride, dv, one, a.T - row0, a.HS);
+    store_rows<D>(dqkv + key_at(a, b, row0, h0), stride, dk, factor, a.T - row0, a.HS);
+    store_rows<D>(dqkv + value_at(a, b, row0, h0), stride, dv, one, a.T - row0, a.HS);
 }
 
 /* ---- starting them: with tiles of the other side as large as registers allow ---- */
@@ -488,23 +494,22 @@ template <int D> static inline size_t tile_bytes(int fixed, int other) {
     return sizeof(elem) * STRIDE<D> * (size_t)(fixed * TILE + 2 * STAGES * other);
 }
 
-template <int D> static void start_forward(gpt_ctx *ctx, tiles_args args) {
-    attention_shape a = args.shape;
+template <int D> static void start_forward(gpt_ctx *ctx, const attention_forward &a) {
     dim3 grid((unsigned)(div_up(a.T, TILE) * a.B * a.NH));
     launch(ctx,
-           args.dropout.p > 0 ? attention_forward_kernel<D, true>
-                              : attention_forward_kernel<D, false>,
-           grid, THREADS, tile_bytes<D>(1, TILE), args);
+           a.dropout.p > 0 ? attention_forward_kernel<D, true> : attention_forward_kernel<D, false>,
+           grid, THREADS, tile_bytes<D>(1, TILE), a, attention_scale(a.HS));
 }
 
-template <int D> static void start_prefill(gpt_ctx *ctx, decode_args args) {
-    dim3 grid((unsigned)(div_up(args.N, TILE) * args.NH));
-    launch(ctx, attention_prefill_kernel<D>, grid, THREADS, tile_bytes<D>(1, TILE), args);
+template <int D> static void start_prefill(gpt_ctx *ctx, const attention_decode &a) {
+    dim3 grid((unsigned)(div_up(a.N, TILE) * a.NH));
+    launch(ctx, attention_prefill_kernel<D>, grid, THREADS, tile_bytes<D>(1, TILE), a,
+           attention_scale(a.HS));
 }
 
 template <int D, bool DROPS, int KEYS, int QUERIES>
-static void start_backward_of(gpt_ctx *ctx, tiles_args args) {
-    attention_shape a = args.shape;
+static void start_backward_of(gpt_ctx *ctx, const backward_args &args) {
+    const attention_backward &a = args.op;
     unsigned n_tiles = (unsigned)div_up(a.T, TILE);
     launch(ctx, attention_backward_queries_kernel<D, DROPS, KEYS>, dim3(n_tiles * a.B * a.NH),
            THREADS, tile_bytes<D>(2, KEYS), args);
@@ -512,63 +517,41 @@ static void start_backward_of(gpt_ctx *ctx, tiles_args args) {
            THREADS, tile_bytes<D>(2, QUERIES) + sizeof(float) * 2 * STAGES * QUERIES, args);
 }
 
-template <int D, int KEYS, int QUERIES> static void start_backward(gpt_ctx *ctx, tiles_args args) {
-    if (args.dropout.p > 0)
+template <int D, int KEYS, int QUERIES>
+static void start_backward(gpt_ctx *ctx, const backward_args &args) {
+    if (args.op.dropout.p > 0)
         start_backward_of<D, true, KEYS, QUERIES>(ctx, args);
     else
         start_backward_of<D, false, KEYS, QUERIES>(ctx, args);
 }
 
-int attention_tiles_forward(gpt_ctx *ctx, elem *out, float *lse, const elem *qkv,
-                            gpt_dropout_site dropout, attention_shape a) {
-    tiles_args args = {.out = out,
-                       .dqkv = NULL,
-                       .lse_out = lse,
-                       .qkv = qkv,
-                       .dout = NULL,
-                       .lse = NULL,
-                       .delta = NULL,
-                       .dropout = dropout,
-                       .scale = attention_scale(a),
-                       .shape = a};
-    if (a.HS > 128) return 0;
-    if (a.HS > 64)
-        start_forward<128>(ctx, args);
-    else if (a.HS > 32)
-        start_forward<64>(ctx, args);
+int attention_tiles_forward(gpt_ctx *ctx, const attention_forward &op) {
+    if (op.HS > 128) return 0;
+    if (op.HS > 64)
+        start_forward<128>(ctx, op);
+    else if (op.HS > 32)
+        start_forward<64>(ctx, op);
     else
-        start_forward<32>(ctx, args);
+        start_forward<32>(ctx, op);
     return 1;
 }
 
-int attention_tiles_prefill(gpt_ctx *ctx, decode_args args) {
-    if (args.HS > 128) return 0;
-    if (args.HS > 64)
-        start_prefill<128>(ctx, args);
-    else if (args.HS > 32)
-        start_prefill<64>(ctx, args);
+int attention_tiles_prefill(gpt_ctx *ctx, const attention_decode &op) {
+    if (op.HS > 128) return 0;
+    if (op.HS > 64)
+        start_prefill<128>(ctx, op);
+    else if (op.HS > 32)
+        start_prefill<64>(ctx, op);
     else
-        start_prefill<32>(ctx, args);
+        start_prefill<32>(ctx, op);
     return 1;
 }
 
-int attention_tiles_backward(gpt_ctx *ctx, elem *dqkv, const elem *dout, const elem *qkv,
-                             const float *lse, const float *delta, gpt_dropout_site dropout,
-                             attention_shape a) {
-    tiles_args args = {.out = NULL,
-                       .dqkv = dqkv,
-                       .lse_out = NULL,
-                       .qkv = qkv,
-                       .dout = dout,
-                       .lse = lse,
-                       .delta = delta,
-                       .dropout = dropout,
-                       .scale = attention_scale(a),
-                       .shape = a};
-    if (a.HS > 128) return 0;
-    if (a.HS > 64)
+int attention_tiles_backward(gpt_ctx *ctx, const backward_args &args) {
+    if (args.op.HS > 128) return 0;
+    if (args.op.HS > 64)
         start_backward<128, 32, 32>(ctx, args);
-    else if (a.HS > 32)
+    else if (args.op.HS > 32)
         start_backward<64, 64, 32>(ctx, args);
     else
         start_backward<32, 64, 32>(ctx, args);

@@ -40,15 +40,10 @@ endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
+# A suffix says for which dtype a file is, as in cpu/; without one it is for fp32 and bf16. Some are
+# for the device.
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
-set(cuda_shared ${cuda_sources})
-list(FILTER cuda_shared INCLUDE REGEX "/(context|graph|product|product_plain)\\.cu$")
-list(REMOVE_ITEM cuda_sources ${cuda_shared})
-list(FILTER cuda_sources EXCLUDE REGEX "_quant\\.cu$")
-set(cuda_quant csrc/cuda/linear.cu csrc/cuda/loss.cu csrc/cuda/table.cu
-  csrc/cuda/product_quant.cu csrc/cuda/weights_quant.cu)
-set(cuda_fp32 ${cuda_sources})
-list(FILTER cuda_fp32 EXCLUDE REGEX "_bf16\\.cu$")
+include(csrc/cuda/sources.cmake)
 
 function(add_cuda name)
   add_library(${name} OBJECT ${ARGN})
@@ -63,14 +58,14 @@ function(add_cuda name)
   target_sources(gpt_objects INTERFACE $<TARGET_OBJECTS:${name}>)
 endfunction()
 
-add_cuda(cuda_device ${cuda_shared})
-add_cuda(cuda_fp32 ${cuda_fp32})
+add_cuda(cuda_device ${cuda_device_sources})
+add_cuda(cuda_fp32 ${cuda_fp32_sources})
 target_compile_definitions(cuda_fp32 PRIVATE CUDA_DTYPE=fp32 CUDA_FP32)
-add_cuda(cuda_bf16 ${cuda_sources})
+add_cuda(cuda_bf16 ${cuda_bf16_sources})
 target_compile_definitions(cuda_bf16 PRIVATE CUDA_DTYPE=bf16 CUDA_BF16)
 
 foreach(bits 8 4)
-  add_cuda(cuda_int${bits} ${cuda_quant})
+  add_cuda(cuda_int${bits} ${cuda_quant_sources})
   target_compile_definitions(cuda_int${bits} PRIVATE CUDA_DTYPE=int${bits} CUDA_BF16
     CUDA_QUANT=${bits})
 endforeach()

@@ -14,7 +14,7 @@
 #include "ops.h"
 
 #ifdef GPTC_EMULATE_CUDA
-#include "emulate.h"
+#include <emulate.h>
 #else
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -39,66 +39,35 @@ typedef __nv_bfloat16 elem;
 typedef float elem;
 #endif
 
-#define cuda_embedding_forward      CUDA_ACTS_NAME(embedding_forward)
-#define cuda_embedding_backward     CUDA_ACTS_NAME(embedding_backward)
-#define cuda_embedding_workspace    CUDA_ACTS_NAME(embedding_workspace)
-#define cuda_dropout_forward        CUDA_ACTS_NAME(dropout_forward)
-#define cuda_residual_norm_forward  CUDA_ACTS_NAME(residual_norm_forward)
-#define cuda_residual_norm_backward CUDA_ACTS_NAME(residual_norm_backward)
-#define cuda_norm_workspace         CUDA_ACTS_NAME(norm_workspace)
-#define cuda_linear_forward         CUDA_NAME(linear_forward)
-#define cuda_linear_backward        CUDA_NAME(linear_backward)
-#define cuda_head_forward           CUDA_NAME(head_forward)
-#define cuda_linear_workspace       CUDA_NAME(linear_workspace)
-#define cuda_rope_forward           CUDA_ACTS_NAME(rope_forward)
-#define cuda_rope_backward          CUDA_ACTS_NAME(rope_backward)
-#define cuda_attention_forward      CUDA_ACTS_NAME(attention_forward)
-#define cuda_attention_backward     CUDA_ACTS_NAME(attention_backward)
-#define cuda_attention_decode       CUDA_ACTS_NAME(attention_decode)
-#define cuda_attention_workspace    CUDA_ACTS_NAME(attention_workspace)
-#define cuda_classifier_forward     CUDA_NAME(classifier_forward)
-#define cuda_classifier_backward    CUDA_NAME(classifier_backward)
-#define cuda_loss_workspace         CUDA_NAME(loss_workspace)
-#define cuda_weights_bytes          CUDA_NAME(weights_bytes)
-#define cuda_weights_pack           CUDA_NAME(weights_pack)
-#define cuda_grad_norm              CUDA_ACTS_NAME(grad_norm)
-#define cuda_adamw_update           CUDA_ACTS_NAME(adamw_update)
-#define cuda_adamw_workspace        CUDA_ACTS_NAME(adamw_workspace)
-#define cuda_peak                   CUDA_ACTS_NAME(peak)
-#define cuda_ops                    CUDA_NAME(ops)
+/* An op, as it is defined in a file: CUDA_OP(rope_forward) { ... } */
+#define CUDA_OP(name)      void CUDA_NAME(name)(gpt_ctx * ctx, const struct name *op)
+#define CUDA_ACTS_OP(name) void CUDA_ACTS_NAME(name)(gpt_ctx * ctx, const struct name *op)
+
+/* Bytes of workspace that the ops of one file need at most; an op lays it out itself. The files of
+ * CUDA_ACT_WORKSPACES have GPT_ACT_OPS, the others GPT_WEIGHT_OPS. */
+#define CUDA_ACT_WORKSPACES(X)                                                                     \
+    X(embedding_workspace) X(norm_workspace) X(attention_workspace) X(adamw_workspace)
+#define CUDA_WEIGHT_WORKSPACES(X) X(linear_workspace) X(head_workspace) X(classifier_workspace)
+#define CUDA_WORKSPACE(name)      size_t CUDA_NAME(name)(const gpt_shape *shape)
+#define CUDA_ACTS_WORKSPACE(name) size_t CUDA_ACTS_NAME(name)(const gpt_shape *shape)
+
+#define cuda_peak          CUDA_ACTS_NAME(peak)
+#define cuda_weights_bytes CUDA_NAME(weights_bytes)
+#define cuda_ops           CUDA_NAME(ops)
 
 extern "C" {
-embedding_forward_fn cuda_embedding_forward;
-embedding_backward_fn cuda_embedding_backward;
-dropout_forward_fn cuda_dropout_forward;
-residual_norm_forward_fn cuda_residual_norm_forward;
-residual_norm_backward_fn cuda_residual_norm_backward;
-linear_forward_fn cuda_linear_forward;
-linear_backward_fn cuda_linear_backward;
-head_forward_fn cuda_head_forward;
-rope_forward_fn cuda_rope_forward;
-rope_backward_fn cuda_rope_backward;
-attention_forward_fn cuda_attention_forward;
-attention_backward_fn cuda_attention_backward;
-attention_decode_fn cuda_attention_decode;
-classifier_forward_fn cuda_classifier_forward;
-classifier_backward_fn cuda_classifier_backward;
-weights_bytes_fn cuda_weights_bytes;
-weights_pack_fn cuda_weights_pack;
-grad_norm_fn cuda_grad_norm;
-adamw_update_fn cuda_adamw_update;
+#define CUDA_DECLARE(name)                CUDA_OP(name);
+#define CUDA_DECLARE_ACTS(name)           CUDA_ACTS_OP(name);
+#define CUDA_DECLARE_WORKSPACE(name)      CUDA_WORKSPACE(name);
+#define CUDA_DECLARE_ACTS_WORKSPACE(name) CUDA_ACTS_WORKSPACE(name);
+GPT_WEIGHT_OPS(CUDA_DECLARE)
+GPT_ACT_OPS(CUDA_DECLARE_ACTS)
+CUDA_WEIGHT_WORKSPACES(CUDA_DECLARE_WORKSPACE)
+CUDA_ACT_WORKSPACES(CUDA_DECLARE_ACTS_WORKSPACE)
 int cuda_peak(gpt_ctx *ctx, double *flops, double *bytes);
+size_t cuda_weights_bytes(int rows, int cols, int parts, int training);
 extern const gpt_ops cuda_ops;
 }
-
-/* Bytes of workspace that the ops of one file need at most; an op lays it out itself. */
-typedef size_t cuda_workspace_fn(const gpt_shape *shape);
-cuda_workspace_fn cuda_embedding_workspace;
-cuda_workspace_fn cuda_norm_workspace;
-cuda_workspace_fn cuda_linear_workspace;
-cuda_workspace_fn cuda_attention_workspace;
-cuda_workspace_fn cuda_loss_workspace;
-cuda_workspace_fn cuda_adamw_workspace;
 
 /* ---- context.cu ---- */
 

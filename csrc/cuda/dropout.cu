@@ -3,27 +3,21 @@
 
 enum { THREADS = 256 };
 
-template <int W>
-static __global__ void dropout_forward_kernel(elem *x, int64_t n, gpt_dropout_site site) {
+template <int W> static __global__ void dropout_apply_kernel(dropout_apply a) {
     int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
-    if (i >= n) return;
+    if (i >= a.n) return;
     float v[W];
-    gpt_dropout dropout = dropout_at(site);
+    gpt_dropout dropout = dropout_at(a.dropout);
+    elem *x = (elem *)a.x;
     load(v, x + i);
 #pragma unroll
     for (int k = 0; k < W; k++) v[k] *= dropout_factor(dropout, (uint64_t)(i + k));
     store(x + i, v);
 }
 
-template <int W> static void run(gpt_ctx *ctx, elem *x, int64_t n, gpt_dropout_site site) {
-    launch(ctx, dropout_forward_kernel<W>, dim3((unsigned)div_up(n, THREADS * W)), THREADS, 0, x, n,
-           site);
-}
-
-void cuda_dropout_forward(gpt_ctx *ctx, act *x, int64_t n, gpt_dropout_site site) {
-    if (site.p == 0 || n == 0) return;
-    if (n % PACK == 0)
-        run<PACK>(ctx, (elem *)x, n, site);
-    else
-        run<1>(ctx, (elem *)x, n, site);
+CUDA_OP(dropout_apply) {
+    if (op->dropout.p == 0 || op->n == 0) return;
+    int W = op->n % PACK == 0 ? PACK : 1;
+    launch(ctx, W == 1 ? dropout_apply_kernel<1> : dropout_apply_kernel<PACK>,
+           dim3((unsigned)div_up(op->n, THREADS * W)), THREADS, 0, *op);
 }

@@ -7,30 +7,26 @@
 
 enum { THREADS = 256, WARPS = THREADS / WARP, CHUNK = 1024, SCAN_THREADS = 1024 };
 
-template <int W>
-static __global__ void embedding_forward_kernel(elem *out /* (N, C) */, const int32_t *tokens,
-                                                const int32_t *positions, const float *wte,
-                                                const float *wpe, int N, int T, int C) {
+template <int W> static __global__ void embedding_forward_kernel(embedding_forward a) {
     int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
-    if (i >= (int64_t)N * C) return;
-    int n = (int)(i / C), c = (int)(i % C);
+    if (i >= (int64_t)a.N * a.C) return;
+    int n = (int)(i / a.C), c = (int)(i % a.C);
     float x[W], position[W];
-    load(x, wte + (int64_t)tokens[n] * C + c);
-    if (wpe) {
-        int t = positions ? positions[n] : n % T;
-        load(position, wpe + (int64_t)t * C + c);
+    load(x, a.wte + (int64_t)a.tokens[n] * a.C + c);
+    if (a.wpe) {
+        int t = a.positions ? a.positions[n] : n % a.T;
+        load(position, a.wpe + (int64_t)t * a.C + c);
 #pragma unroll
         for (int k = 0; k < W; k++) x[k] += position[k];
     }
-    store(out + i, x);
+    store((elem *)a.out + i, x);
 }
 
-void cuda_embedding_forward(gpt_ctx *ctx, act *out, const int32_t *tokens, const int32_t *positions,
-                            const float *wte, const float *wpe, int N, int T, int C) {
-    int W = C % PACK == 0 ? PACK : 1;
-    dim3 grid((unsigned)div_up((int64_t)N * C, THREADS * W));
+CUDA_OP(embedding_forward) {
+    int W = op->C % PACK == 0 ? PACK : 1;
+    dim3 grid((unsigned)div_up((int64_t)op->N * op->C, THREADS * W));
     launch(ctx, W == 1 ? embedding_forward_kernel<1> : embedding_forward_kernel<PACK>, grid,
-           THREADS, 0, (elem *)out, tokens, positions, wte, wpe, N, T, C);
+           THREADS, 0, *op);
 }
 
 /* ---- backward ---- */
@@ -54,7 +50,7 @@ static size_t lay_out(sorting *s, char *base, int N, int V) {
     return counts + begins + 2 * rows;
 }
 
-size_t cuda_embedding_workspace(const gpt_shape *shape) {
+CUDA_WORKSPACE(embedding_workspace) {
     sorting s;
     return shape->training ? lay_out(&s, NULL, shape->N, shape->V) : 0;
 }
@@ -121,8 +117,9 @@ static __global__ void order_rows_kernel(sorting s, const int32_t *tokens, int N
 }
 
 /* A block for each token and strip of WARP * W channels; its warps take turns at the rows. */
-template <int W>
-static __global__ void embedding_backward_kernel(float *dwte, const elem *dout, sorting s, int C) {
+template <int W> static __global__ void embedding_backward_kernel(embedding_backward a, sorting s) {
+    const elem *dout = (const elem *)a.dout;
+    int C = a.C;
     int token = (int)blockIdx.x, lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
     int c = (int)(blockIdx.y * WARP + lane) * W, first = s.begins[token], end = s.begins[token + 1];
     if (first == end) return;
@@ -138,7 +135,7 @@ static __global__ void embedding_backward_kernel(float *dwte, const elem *dout, 
     for (int k = 0; k < W; k++) sums[k] = sum[k];
     __syncthreads();
     if (warp > 0 || c >= C) return;
-    float *dw = dwte + (int64_t)token * C + c;
+    float *dw = a.dwte + (int64_t)token * C + c;
     load(x, dw);
     for (int other = 0; other < least<int>(WARPS, end - first); other++)
 #pragma unroll
@@ -146,46 +143,41 @@ static __global__ void embedding_backward_kernel(float *dwte, const elem *dout, 
     store(dw, x);
 }
 
-template <int W>
-static __global__ void position_backward_kernel(float *dwpe, const elem *dout, int N, int T,
-                                                int C) {
-    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
-    if (i >= (int64_t)T * C) return;
+template <int W> static __global__ void position_backward_kernel(embedding_backward a) {
+    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W, size = (int64_t)a.T * a.C;
+    if (i >= size) return;
+    const elem *dout = (const elem *)a.dout;
     float sum[W], x[W];
-    load(sum, dwpe + i);
-    for (int64_t at = i; at < (int64_t)N * C; at += (int64_t)T * C) {
+    load(sum, a.dwpe + i);
+    for (int64_t at = i; at < (int64_t)a.N * a.C; at += size) {
         load(x, dout + at);
 #pragma unroll
         for (int k = 0; k < W; k++) sum[k] += x[k];
     }
-    store(dwpe + i, sum);
+    store(a.dwpe + i, sum);
 }
 
-template <int W>
-static void backward(gpt_ctx *ctx, float *dwte, float *dwpe, const elem *dout, sorting s, int N,
-                     int T, int C, int V) {
-    dim3 grid((unsigned)V, (unsigned)div_up(C, WARP * W));
-    launch(ctx, embedding_backward_kernel<W>, grid, THREADS, sizeof(float) * THREADS * W, dwte,
-           dout, s, C);
-    if (dwpe)
+template <int W> static void backward(gpt_ctx *ctx, const embedding_backward &a, sorting s) {
+    dim3 grid((unsigned)a.V, (unsigned)div_up(a.C, WARP * W));
+    launch(ctx, embedding_backward_kernel<W>, grid, THREADS, sizeof(float) * THREADS * W, a, s);
+    if (a.dwpe)
         launch(ctx, position_backward_kernel<W>,
-               dim3((unsigned)div_up((int64_t)T * C, THREADS * W)), THREADS, 0, dwpe, dout, N, T,
-               C);
+               dim3((unsigned)div_up((int64_t)a.T * a.C, THREADS * W)), THREADS, 0, a);
 }
 
-void cuda_embedding_backward(gpt_ctx *ctx, float *dwte, float *dwpe, const act *dout,
-                             const int32_t *tokens, int N, int T, int C, int V) {
+CUDA_OP(embedding_backward) {
     sorting s;
-    int n_chunks = (int)div_up(N, CHUNK);
+    int N = op->N, V = op->V, n_chunks = (int)div_up(N, CHUNK);
     lay_out(&s, (char *)ctx->workspace, N, V);
     cuda_zero(ctx, s.counts, sizeof(int32_t) * (size_t)n_chunks * (size_t)V);
     launch(ctx, count_tokens_kernel, dim3((unsigned)n_chunks), CHUNK, sizeof(int32_t) * CHUNK, s,
-           tokens, N, V);
+           op->tokens, N, V);
     launch(ctx, sum_chunks_kernel, dim3((unsigned)div_up(V, THREADS)), THREADS, 0, s, n_chunks, V);
     launch(ctx, scan_tokens_kernel, dim3(1), SCAN_THREADS, sizeof(int32_t) * SCAN_THREADS, s, V);
-    launch(ctx, order_rows_kernel, dim3((unsigned)div_up(N, THREADS)), THREADS, 0, s, tokens, N, V);
-    if (C % PACK == 0)
-        backward<PACK>(ctx, dwte, dwpe, (const elem *)dout, s, N, T, C, V);
+    launch(ctx, order_rows_kernel, dim3((unsigned)div_up(N, THREADS)), THREADS, 0, s, op->tokens, N,
+           V);
+    if (op->C % PACK == 0)
+        backward<PACK>(ctx, *op, s);
     else
-        backward<1>(ctx, dwte, dwpe, (const elem *)dout, s, N, T, C, V);
+        backward<1>(ctx, *op, s);
 }

@@ -1,4 +1,4 @@
-/* linear.cu: linear layers with their bias and activation, and the output head. The products are
+/* linear.cu: linear layers with their bias and activation. The products are
  * cuBLASLt's, with bias and GELU in its epilogue where it offers that; the kernels here do the
  * rest, and GELU in float32, where nobody says how near the library's tanh comes. */
 #include "activation.h"
@@ -30,11 +30,12 @@ static size_t product_numbers(int activation, int N, int F) {
     return activation == GPT_ACT_SWIGLU ? 2 * (size_t)N * (size_t)F : 0;
 }
 
-size_t cuda_linear_workspace(const gpt_shape *s) {
+CUDA_WORKSPACE(linear_workspace) {
+    const gpt_shape *s = shape;
     linear_memory m;
     int qkv = (s->NH + 2 * s->NKV) * s->HS;
     int widest = most(most(qkv, s->C), 2 * s->F);
-    return lay_out(&m, NULL, weight_numbers(most(widest, s->Vp), s->C),
+    return lay_out(&m, NULL, weight_numbers(widest, s->C),
                    product_numbers(s->activation, s->N, s->F), (size_t)widest);
 }
 
@@ -84,16 +85,16 @@ template <int W> static __global__ void activation_forward_kernel(activation_arg
     store(a.out + i, x);
 }
 
-void cuda_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const weight *w,
-                         const float *b, int activation, int N, int IC, int OC) {
+CUDA_OP(linear_forward) {
+    int activation = op->activation, N = op->N, IC = op->IC, OC = op->OC;
     int swiglu = activation == GPT_ACT_SWIGLU, width = swiglu ? 2 * OC : OC;
+    act *pre = activation == GPT_ACT_NONE ? NULL : op->pre;
     linear_memory m;
     lay_out(&m, (char *)ctx->workspace, weight_numbers(width, IC),
             product_numbers(activation, N, OC), 0);
-    if (activation == GPT_ACT_NONE) pre = NULL;
-    const void *bias = b;
-    if (b && IS_BF16) {
-        launch(ctx, bias_kernel, grid_of(width, 1), THREADS, 0, m.bias, b, width);
+    const void *bias = op->b;
+    if (op->b && IS_BF16) {
+        launch(ctx, bias_kernel, grid_of(width, 1), THREADS, 0, m.bias, op->b, width);
         bias = m.bias;
     }
     product p = {.kind = PRODUCT_NT,
@@ -104,48 +105,35 @@ void cuda_linear_forward(gpt_ctx *ctx, act *out, act *pre, const act *in, const 
                  .lda = IC,
                  .ldb = IC,
                  .ldo = width,
-                 .out = out,
-                 .a = in,
-                 .b = w,
+                 .out = op->out,
+                 .a = op->in,
+                 .b = op->w,
                  .bias = bias,
                  .pre = pre};
     if (activation == GPT_ACT_GELU && IS_BF16) {
         p.epilogue = EPILOGUE_GELU;
         if (weight_product(ctx, &p, m.weights)) return;
     }
-    p.out = pre ? pre : swiglu ? m.product : out;
+    p.out = pre ? pre : swiglu ? m.product : op->out;
     p.pre = NULL;
     p.epilogue = EPILOGUE_BIAS;
-    int has_bias = b && weight_product(ctx, &p, m.weights);
+    int has_bias = op->b && weight_product(ctx, &p, m.weights);
     if (!has_bias) {
         p.bias = NULL;
         p.epilogue = EPILOGUE_NONE;
         weight_product(ctx, &p, m.weights);
     }
-    activation_args a = {
-        (elem *)out, (elem *)pre, (const elem *)p.out, has_bias ? NULL : b, activation, N, OC};
+    activation_args a = {(elem *)op->out,
+                         (elem *)pre,
+                         (const elem *)p.out,
+                         has_bias ? NULL : op->b,
+                         activation,
+                         N,
+                         OC};
     int W = OC % PACK == 0 ? PACK : 1;
     if (a.b || activation != GPT_ACT_NONE)
         launch(ctx, W == 1 ? activation_forward_kernel<1> : activation_forward_kernel<PACK>,
                grid_of((int64_t)N * OC, W), THREADS, 0, a);
-}
-
-void cuda_head_forward(gpt_ctx *ctx, float *logits, const act *x, const weight *wte, int N, int C,
-                       int V, int Vp) {
-    (void)Vp;
-    product p = {.kind = PRODUCT_NT,
-                 .bf16 = IS_BF16,
-                 .float_out = 1,
-                 .M = N,
-                 .N = V,
-                 .K = C,
-                 .lda = C,
-                 .ldb = C,
-                 .ldo = V,
-                 .out = logits,
-                 .a = x,
-                 .b = wte};
-    weight_product(ctx, &p, (elem *)ctx->workspace);
 }
 
 /* ---- backward ---- */
@@ -191,9 +179,8 @@ static void bias_backward(gpt_ctx *ctx, float *db, float *partial, const elem *d
     add_chunks<1>(ctx, {{db}}, partial, column_chunks(N), OC);
 }
 
-void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const act *dout,
-                          const act *in, const weight *w, const act *pre, int activation, int add,
-                          int N, int IC, int OC) {
+CUDA_OP(linear_backward) {
+    int activation = op->activation, N = op->N, IC = op->IC, OC = op->OC;
     int swiglu = activation == GPT_ACT_SWIGLU;
     linear_memory m;
     lay_out(&m, (char *)ctx->workspace, 0, product_numbers(activation, N, IC), 0);
@@ -205,13 +192,13 @@ void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const ac
                       .lda = OC,
                       .ldb = IC,
                       .ldo = IC,
-                      .out = swiglu ? m.product : din,
-                      .a = dout,
-                      .b = w};
+                      .out = swiglu ? m.product : op->din,
+                      .a = op->dout,
+                      .b = op->w};
     int done = 0;
     if (activation == GPT_ACT_GELU && IS_BF16) {
         dinput.epilogue = EPILOGUE_GELU_BACKWARD;
-        dinput.pre = (void *)pre;
+        dinput.pre = (void *)op->pre;
         done = cuda_product(ctx, &dinput);
     }
     if (!done) {
@@ -219,7 +206,7 @@ void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const ac
         dinput.pre = NULL;
         cuda_product(ctx, &dinput);
         activation_backward_args a = {
-            (elem *)din, (const elem *)dinput.out, (const elem *)pre, activation, N, IC};
+            (elem *)op->din, (const elem *)dinput.out, (const elem *)op->pre, activation, N, IC};
         int W = IC % PACK == 0 ? PACK : 1;
         if (activation != GPT_ACT_NONE)
             launch(ctx, W == 1 ? activation_backward_kernel<1> : activation_backward_kernel<PACK>,
@@ -229,20 +216,20 @@ void cuda_linear_backward(gpt_ctx *ctx, act *din, float *dw, float *db, const ac
     product dweight = {.kind = PRODUCT_TN,
                        .bf16 = IS_BF16,
                        .float_out = 1,
-                       .add = add,
+                       .add = op->add,
                        .M = OC,
                        .N = IC,
                        .K = N,
                        .lda = OC,
                        .ldb = IC,
                        .ldo = IC,
-                       .out = dw,
-                       .a = dout,
-                       .b = in};
+                       .out = op->dw,
+                       .a = op->dout,
+                       .b = op->in};
     cuda_product(ctx, &dweight);
 
-    if (db && OC % PACK == 0)
-        bias_backward<PACK>(ctx, db, m.partial, (const elem *)dout, N, OC);
-    else if (db)
-        bias_backward<1>(ctx, db, m.partial, (const elem *)dout, N, OC);
+    if (op->db && OC % PACK == 0)
+        bias_backward<PACK>(ctx, op->db, m.partial, (const elem *)op->dout, N, OC);
+    else if (op->db)
+        bias_backward<1>(ctx, op->db, m.partial, (const elem *)op->dout, N, OC);
 }

@@ -8,39 +8,30 @@ static inline dim3 row_grid(int N) {
     return dim3((unsigned)div_up(N, WARPS));
 }
 
-typedef struct norm_forward_args {
-    elem *resid_out, *out;      /* (N, C) */
-    float *stats;               /* (N, 2) or NULL */
-    const elem *resid, *branch; /* (N, C) */
-    const float *w, *b;         /* (C) or NULL */
-    gpt_dropout_site dropout;
-    int norm, N, C;
-    float eps;
-} norm_forward_args;
-
 /* resid_out = resid + dropout(branch), W channels of it, as they are stored. */
 template <int W>
-static __device__ inline void add_branch(float (&x)[W], const norm_forward_args &a,
+static __device__ inline void add_branch(float (&x)[W], const residual_norm_forward &a,
                                          gpt_dropout dropout, int64_t at) {
     float branch[W];
-    load(branch, a.branch + at);
+    load(branch, (const elem *)a.branch + at);
     if (dropout.p > 0)
 #pragma unroll
         for (int k = 0; k < W; k++) branch[k] *= dropout_factor(dropout, (uint64_t)(at + k));
 #pragma unroll
     for (int k = 0; k < W; k++) x[k] = to_float(from_float<elem>(x[k] + branch[k]));
-    store(a.resid_out + at, x);
+    store((elem *)a.resid_out + at, x);
 }
 
-template <int W> static __global__ void residual_norm_forward_kernel(norm_forward_args a) {
+template <int W> static __global__ void residual_norm_forward_kernel(residual_norm_forward a) {
     int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
     if (row >= a.N) return;
     int64_t start = (int64_t)row * a.C;
-    const elem *sum = a.branch ? a.resid_out : a.resid;
+    const elem *resid = (const elem *)a.resid;
+    const elem *sum = a.branch ? (const elem *)a.resid_out : resid;
     float x[W], mean = 0, square = 0;
     gpt_dropout dropout = dropout_at(a.dropout);
     for (int c = lane * W; c < a.C; c += WARP * W) {
-        load(x, a.resid + start + c);
+        load(x, resid + start + c);
         if (a.branch) add_branch(x, a, dropout, start + c);
 #pragma unroll
         for (int k = 0; k < W; k++) mean += x[k];
@@ -63,7 +54,7 @@ template <int W> static __global__ void residual_norm_forward_kernel(norm_forwar
             if (a.w) x[k] *= w[k];
             if (a.b) x[k] += b[k];
         }
-        store(a.out + start + c, x);
+        store((elem *)a.out + start + c, x);
     }
     if (a.stats && lane == 0) {
         a.stats[2 * row] = mean;
@@ -71,49 +62,26 @@ template <int W> static __global__ void residual_norm_forward_kernel(norm_forwar
     }
 }
 
-void cuda_residual_norm_forward(gpt_ctx *ctx, act *resid_out, act *out, float *stats,
-                                const act *resid, const act *branch, const float *w, const float *b,
-                                gpt_dropout_site dropout, int norm, float eps, int N, int C) {
-    norm_forward_args a = {(elem *)resid_out,
-                           (elem *)out,
-                           stats,
-                           (const elem *)resid,
-                           (const elem *)branch,
-                           w,
-                           b,
-                           dropout,
-                           norm,
-                           N,
-                           C,
-                           eps};
+CUDA_OP(residual_norm_forward) {
     launch(ctx,
-           C % PACK == 0 ? residual_norm_forward_kernel<PACK> : residual_norm_forward_kernel<1>,
-           row_grid(N), THREADS, 0, a);
+           op->C % PACK == 0 ? residual_norm_forward_kernel<PACK> : residual_norm_forward_kernel<1>,
+           row_grid(op->N), THREADS, 0, *op);
 }
 
 /* ---- backward ---- */
 
-typedef struct norm_backward_args {
-    elem *dresid, *dbranch;   /* (N, C) */
-    const elem *dout, *resid; /* (N, C) */
-    const float *stats;       /* (N, 2) */
-    const float *w;           /* (C) or NULL */
-    gpt_dropout_site dropout;
-    int norm, N, C;
-} norm_backward_args;
-
-size_t cuda_norm_workspace(const gpt_shape *shape) {
+CUDA_WORKSPACE(norm_workspace) {
     return shape->training ? column_bytes(2, shape->C) : 0;
 }
 
 /* g = dout w and h = (x - mean) rstd, W channels of them. */
 template <int W>
 static __device__ inline void gradient_terms(float (&g)[W], float (&h)[W],
-                                             const norm_backward_args &a, int row, int c,
+                                             const residual_norm_backward &a, int row, int c,
                                              float mean, float rstd) {
     float w[W];
-    load(g, a.dout + (int64_t)row * a.C + c);
-    load(h, a.resid + (int64_t)row * a.C + c);
+    load(g, (const elem *)a.dout + (int64_t)row * a.C + c);
+    load(h, (const elem *)a.resid + (int64_t)row * a.C + c);
     if (a.w) load(w, a.w + c);
 #pragma unroll
     for (int k = 0; k < W; k++) {
@@ -123,7 +91,7 @@ static __device__ inline void gradient_terms(float (&g)[W], float (&h)[W],
 }
 
 /* dresid += rstd (g - mean(g) - h mean(g h)); RMSNorm has no mean(g) term. */
-template <int W> static __global__ void residual_norm_backward_kernel(norm_backward_args a) {
+template <int W> static __global__ void residual_norm_backward_kernel(residual_norm_backward a) {
     int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
     if (row >= a.N) return;
     float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
@@ -143,24 +111,24 @@ template <int W> static __global__ void residual_norm_backward_kernel(norm_backw
         int64_t at = (int64_t)row * a.C + c;
         float dx[W];
         gradient_terms(g, h, a, row, c, mean, rstd);
-        load(dx, a.dresid + at);
+        load(dx, (const elem *)a.dresid + at);
 #pragma unroll
         for (int k = 0; k < W; k++)
             dx[k] = to_float(from_float<elem>(dx[k] + rstd * (g[k] - mean_g - h[k] * mean_gh)));
-        store(a.dresid + at, dx);
+        store((elem *)a.dresid + at, dx);
         if (!a.dbranch) continue;
 #pragma unroll
         for (int k = 0; k < W; k++) dx[k] *= dropout_factor(dropout, (uint64_t)(at + k));
-        store(a.dbranch + at, dx);
+        store((elem *)a.dbranch + at, dx);
     }
 }
 
 template <int W>
-static __global__ void norm_weights_backward_kernel(float *partial, norm_backward_args a) {
+static __global__ void norm_weights_backward_kernel(float *partial, residual_norm_backward a) {
     sum_chunk<2, W>(partial, a.N, a.C, [=](int row, int c, float(&sum)[2][W]) {
         float d[W], x[W], mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
-        load(d, a.dout + (int64_t)row * a.C + c);
-        load(x, a.resid + (int64_t)row * a.C + c);
+        load(d, (const elem *)a.dout + (int64_t)row * a.C + c);
+        load(x, (const elem *)a.resid + (int64_t)row * a.C + c);
 #pragma unroll
         for (int k = 0; k < W; k++) {
             sum[0][k] += d[k] * (x[k] - mean) * rstd;
@@ -169,31 +137,18 @@ static __global__ void norm_weights_backward_kernel(float *partial, norm_backwar
     });
 }
 
-template <int W>
-static void backward(gpt_ctx *ctx, float *dw, float *db, const norm_backward_args &a) {
+template <int W> static void backward(gpt_ctx *ctx, const residual_norm_backward &a) {
     launch(ctx, residual_norm_backward_kernel<W>, row_grid(a.N), THREADS, 0, a);
-    if (!dw && !db) return;
+    if (!a.dw && !a.db) return;
     float *partial = (float *)ctx->workspace;
     launch(ctx, norm_weights_backward_kernel<W>, column_grid<W>(a.N, a.C), COLUMN_THREADS,
            column_shared_bytes<2, W>(), partial, a);
-    add_chunks<2>(ctx, {{dw, db}}, partial, column_chunks(a.N), a.C);
+    add_chunks<2>(ctx, {{a.dw, a.db}}, partial, column_chunks(a.N), a.C);
 }
 
-void cuda_residual_norm_backward(gpt_ctx *ctx, act *dresid, act *dbranch, float *dw, float *db,
-                                 const act *dout, const act *resid, const float *stats,
-                                 const float *w, gpt_dropout_site dropout, int norm, int N, int C) {
-    norm_backward_args a = {(elem *)dresid,
-                            (elem *)dbranch,
-                            (const elem *)dout,
-                            (const elem *)resid,
-                            stats,
-                            w,
-                            dropout,
-                            norm,
-                            N,
-                            C};
-    if (C % PACK == 0)
-        backward<PACK>(ctx, dw, db, a);
+CUDA_OP(residual_norm_backward) {
+    if (op->C % PACK == 0)
+        backward<PACK>(ctx, *op);
     else
-        backward<1>(ctx, dw, db, a);
+        backward<1>(ctx, *op);
 }

@@ -21,12 +21,12 @@ size_t cuda_weights_bytes(int rows, int cols, int parts, int training) {
 #endif
 }
 
-void cuda_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *s, int training) {
-    (void)training;
+CUDA_OP(weights_pack) {
 #ifdef CUDA_BF16
+    const gpt_segment *s = op->segment;
     launch(ctx, weights_pack_kernel, dim3((unsigned)div_up(s->size, THREADS)), THREADS, 0,
-           (elem *)s->packed, w, s->size);
+           (elem *)s->packed, op->w, s->size);
 #else
-    (void)ctx, (void)w, (void)s;
+    (void)ctx, (void)op;
 #endif
 }

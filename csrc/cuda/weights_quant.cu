@@ -42,9 +42,9 @@ static __global__ void weights_pack_kernel(uint8_t *to, const float *w, int rows
     ((__nv_bfloat16 *)(to + quant_scales_at(rows, K)))[i] = scale;
 }
 
-void cuda_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *s, int training) {
-    (void)training;
+CUDA_OP(weights_pack) {
+    const gpt_segment *s = op->segment;
     int64_t groups = s->rows * quant_groups(s->cols);
     launch(ctx, weights_pack_kernel, dim3((unsigned)div_up(groups, THREADS)), THREADS, 0,
-           (uint8_t *)s->packed, w, s->rows, s->cols);
+           (uint8_t *)s->packed, op->w, s->rows, s->cols);
 }

@@ -39,7 +39,7 @@ static void plan_layer(planner *p, const gpt_config *c, const acts_shape *s, lay
     a->stats_1 = take_floats(p, training, N, 2);
     a->stats_2 = take_floats(p, training, N, 2);
     a->qkv = take_acts(p, true, N, qkv_size(c));
-    a->att = take_acts(p, true, N, C);
+    a->att = take_acts(p, true, N, att_size(c));
     a->lse = take_floats(p, training, N, c->n_head);
     a->fc_pre = take_acts(p, training, N, fc_size(c));
 }
@@ -86,7 +86,7 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->dbranch = s->dropout ? take_acts(&p, training, N, C) : out->dresid;
     out->dnorm = take_acts(&p, training, N, C);
     out->dqkv = take_acts(&p, training, N, qkv_size(c));
-    out->datt = take_acts(&p, training, N, C);
+    out->datt = take_acts(&p, training, N, att_size(c));
     out->dfc = take_acts(&p, training, N, fc_size(c));
     return p.used;
 }

@@ -5,10 +5,25 @@
 #include <math.h>
 #include <string.h>
 
-#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0
+/* And heads of n_embd / n_head, and layers that do not differ. */
+#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0, 0, NULL
 #define GPT2(layers, heads, width)                                                                 \
-    {50257,           1024,         layers, heads, heads, width, 4 * width, GPT_NORM_LAYERNORM, 1, \
-     GPT_POS_LEARNED, GPT_ACT_GELU, 1,      1,     1e-5f, 0,     NO_SCALING}
+    {50257,                                                                                        \
+     1024,                                                                                         \
+     layers,                                                                                       \
+     heads,                                                                                        \
+     heads,                                                                                        \
+     width,                                                                                        \
+     4 * width,                                                                                    \
+     GPT_NORM_LAYERNORM,                                                                           \
+     1,                                                                                            \
+     GPT_POS_LEARNED,                                                                              \
+     GPT_ACT_GELU,                                                                                 \
+     GPT_BIAS_ALL,                                                                                 \
+     1,                                                                                            \
+     1e-5f,                                                                                        \
+     0,                                                                                            \
+     NO_SCALING}
 #define LLAMA(vocab, block, layers, heads, width, ff)                                              \
     {vocab, block,        layers,         heads, heads, width, ff,    GPT_NORM_RMSNORM,            \
      1,     GPT_POS_ROPE, GPT_ACT_SWIGLU, 0,     1,     1e-5f, 10000, NO_SCALING}
@@ -76,6 +91,30 @@ static int check_rope_scaling(const gpt_config *c) {
     return check_range("rope_original", c->rope_original, 1, MAX_BLOCK);
 }
 
+static int check_layer(const gpt_config *c, int l) {
+    const gpt_layer *layer = &c->layers[l];
+    if (layer->norm != GPT_NORM_LAYERNORM && layer->norm != GPT_NORM_RMSNORM)
+        return fail(GPT_ERR_ARGUMENT, "the norm of layer %d is %d; it must be an enum gpt_norm", l,
+                    layer->norm);
+    if (layer->rope != 0 && layer->rope != 1)
+        return fail(GPT_ERR_ARGUMENT, "rope of layer %d is %d; it must be 0 or 1", l, layer->rope);
+    if (layer->rope && c->pos == GPT_POS_LEARNED)
+        return fail(GPT_ERR_ARGUMENT, "layer %d has rope; with learned positions it cannot", l);
+    if (layer->rope && !(layer->rope_theta > 1 && isfinite(layer->rope_theta)))
+        return fail(GPT_ERR_ARGUMENT, "rope_theta of layer %d is %g; it must be above 1", l,
+                    layer->rope_theta);
+    if (layer->window < 0)
+        return fail(GPT_ERR_ARGUMENT, "the window of layer %d is %d; it must be 0 (all) or above",
+                    l, layer->window);
+    return GPT_OK;
+}
+
+gpt_layer config_layer(const gpt_config *c, int l) {
+    if (c->layers) return c->layers[l];
+    int rope = c->pos != GPT_POS_LEARNED;
+    return (gpt_layer){.norm = c->norm, .rope = rope, .rope_theta = c->rope_theta};
+}
+
 int gpt_config_check(const gpt_config *c) {
     if (!c) return fail(GPT_ERR_ARGUMENT, "gpt_config_check: config is NULL");
     TRY(check_range("vocab_size", c->vocab_size, 1, MAX_VOCAB));
@@ -89,23 +128,25 @@ int gpt_config_check(const gpt_config *c) {
     TRY(check_range("norm_weight", c->norm_weight, 0, 1));
     TRY(check_range("pos", c->pos, GPT_POS_LEARNED, GPT_POS_ROPE_WIDE));
     TRY(check_range("activation", c->activation, GPT_ACT_GELU, GPT_ACT_SWIGLU));
-    TRY(check_range("bias", c->bias, 0, 1));
+    TRY(check_range("bias", c->bias, 0, GPT_BIAS_ALL));
     TRY(check_range("tied", c->tied, 0, 1));
-    if (c->n_embd % c->n_head)
+    TRY(check_range("head_size", c->head_size, 0, MAX_WIDTH));
+    if (c->head_size == 0 && c->n_embd % c->n_head)
         return fail(GPT_ERR_ARGUMENT, "n_head %d does not divide n_embd %d", c->n_head, c->n_embd);
     if (c->n_head % c->n_kv_head)
         return fail(GPT_ERR_ARGUMENT, "n_kv_head %d does not divide n_head %d", c->n_kv_head,
                     c->n_head);
     if (!(c->norm_eps >= 0 && c->norm_eps < 1))
         return fail(GPT_ERR_ARGUMENT, "norm_eps is %g; it must lie between 0 and 1", c->norm_eps);
+    TRY(check_range("n_head times head_size", (int64_t)c->n_head * head_size(c), 1, MAX_WIDTH));
     TRY(check_rope_scaling(c));
+    for (int l = 0; c->layers && l < c->n_layer; l++) TRY(check_layer(c, l));
     if (c->pos == GPT_POS_LEARNED) return GPT_OK;
     if (!(c->rope_theta > 1 && isfinite(c->rope_theta)))
         return fail(GPT_ERR_ARGUMENT, "rope_theta is %g; it must be above 1", c->rope_theta);
     if (head_size(c) % 2)
         return fail(GPT_ERR_ARGUMENT,
-                    "rotary positions turn pairs of channels: the head size n_embd / n_head = %d "
-                    "must be even",
+                    "head_size is %d; rotary positions turn pairs of channels, so it must be even",
                     head_size(c));
     if (c->pos == GPT_POS_ROPE_WIDE && c->n_kv_head != c->n_head)
         return fail(GPT_ERR_ARGUMENT,
@@ -114,25 +155,56 @@ int gpt_config_check(const gpt_config *c) {
 }
 
 double forward_flops_per_token(const gpt_config *c, int T) {
-    double C = c->n_embd;
-    double layer = C * qkv_size(c) + C * C + C * fc_size(c) + C * c->n_ff;
-    /* Query-key and probability-value products are 2 T C each, half of which causality spares. */
-    return 2 * (c->n_layer * layer + C * c->vocab_size) + c->n_layer * 2.0 * T * C;
+    double C = c->n_embd, A = att_size(c), keys = 0;
+    double layer = C * qkv_size(c) + A * C + C * fc_size(c) + C * c->n_ff;
+    /* The keys that a query sees, on average: causality spares half of T, a window more. */
+    for (int l = 0; l < c->n_layer; l++) {
+        double window = config_layer(c, l).window;
+        keys += window > 0 && window < T ? window - window * window / (2.0 * T) : 0.5 * T;
+    }
+    /* A query-key and a probability-value product with each of them. */
+    return 2 * (c->n_layer * layer + C * c->vocab_size) + 4 * keys * A;
 }
 
-/* RoPE's tables do not depend on weights, so they are made once and kept with the model. */
+/* Rotary tables do not depend on weights, so they are made once and kept with the model. */
 static int rope_pairs(const gpt_config *c) {
     if (c->pos == GPT_POS_LEARNED) return 0;
-    return c->pos == GPT_POS_ROPE ? head_size(c) / 2 : c->n_embd / 2;
+    return c->pos == GPT_POS_ROPE ? head_size(c) / 2 : att_size(c) / 2;
 }
 
 int64_t rope_table_size(const gpt_config *c) {
     return (int64_t)c->block_size * rope_pairs(c) * 2;
 }
 
+static bool same_rope(const gpt_config *c, int l, int other) {
+    gpt_layer a = config_layer(c, l), b = config_layer(c, other);
+    return a.rope && b.rope && a.rope_theta == b.rope_theta;
+}
+
+int rope_index(const gpt_config *c, int l) {
+    int index = 0, first = 0;
+    if (!config_layer(c, l).rope) return -1;
+    while (!same_rope(c, l, first)) first++;
+    for (int i = 0; i < first; i++) { /* those that are the first of their table */
+        int j = 0;
+        if (!config_layer(c, i).rope) continue;
+        while (!same_rope(c, i, j)) j++;
+        index += i == j;
+    }
+    return index;
+}
+
+int rope_table_count(const gpt_config *c) {
+    int n = 0;
+    if (!c->layers) return c->pos != GPT_POS_LEARNED;
+    for (int l = 0; l < c->n_layer; l++)
+        if (rope_index(c, l) >= n) n++;
+    return n;
+}
+
 /* Radians a position of the i-th pair. */
-static double rope_frequency(const gpt_config *c, int i, int pairs) {
-    double frequency = pow(c->rope_theta, -(double)i / pairs);
+static double rope_frequency(const gpt_config *c, float theta, int i, int pairs) {
+    double frequency = pow(theta, -(double)i / pairs);
     if (c->rope_scaling == GPT_ROPE_NONE) return frequency;
     if (c->rope_scaling == GPT_ROPE_LINEAR) return frequency / c->rope_factor;
     double turns = c->rope_original * frequency / (2 * 3.141592653589793);
@@ -141,11 +213,11 @@ static double rope_frequency(const gpt_config *c, int i, int pairs) {
     return (1 - kept) * frequency / c->rope_factor + kept * frequency;
 }
 
-void rope_table(const gpt_config *c, float *out) {
+void rope_table(const gpt_config *c, float theta, float *out) {
     int pairs = rope_pairs(c);
     for (int t = 0; t < c->block_size; t++)
         for (int i = 0; i < pairs; i++, out += 2) {
-            double angle = t * rope_frequency(c, i, pairs);
+            double angle = t * rope_frequency(c, theta, i, pairs);
             out[0] = (float)cos(angle);
             out[1] = (float)sin(angle);
         }

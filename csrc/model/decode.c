@@ -67,9 +67,14 @@ static void head(gpt_session *s, step *t, int first, int n) {
     for (int rows; n > 0; first += rows, n -= rows, t->held += rows) {
         if (t->held == s->acts.logit_rows) deliver(s, t);
         rows = s->acts.logit_rows - t->held < n ? s->acts.logit_rows - t->held : n;
-        m->ops->head_forward(m->ctx, s->acts.logits + (int64_t)t->held * c->vocab_size,
-                             row_of(m, s->acts.norm_f, first), m->w.head, rows, c->n_embd,
-                             c->vocab_size, padded_vocab_size(c));
+        head_forward op = {.logits = s->acts.logits + (int64_t)t->held * c->vocab_size,
+                           .x = row_of(m, s->acts.norm_f, first),
+                           .wte = m->w.head,
+                           .N = rows,
+                           .C = c->n_embd,
+                           .V = c->vocab_size,
+                           .Vp = padded_vocab_size(c)};
+        m->ops->head_forward(m->ctx, &op);
     }
 }
 

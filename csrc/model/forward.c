@@ -25,50 +25,104 @@ gpt_dropout_site dropout_of(const gpt_model *m, const batch *x, int layer, int s
 }
 
 static void embedding(gpt_model *m, const acts *a, const batch *x) {
-    const gpt_config *c = &m->config;
-    act *out = a->layers[0].resid_1;
-    m->ops->embedding_forward(m->ctx, out, a->tokens, a->positions, m->w.wte, m->w.wpe, x->N, x->T,
-                              c->n_embd);
-    m->ops->dropout_forward(m->ctx, out, (int64_t)x->N * c->n_embd, dropout_of_embedding(m, x));
+    int C = m->config.n_embd;
+    embedding_forward op = {.out = a->layers[0].resid_1,
+                            .tokens = a->tokens,
+                            .positions = a->positions,
+                            .wte = m->w.wte,
+                            .wpe = m->w.wpe,
+                            .N = x->N,
+                            .T = x->T,
+                            .C = C};
+    dropout_apply drop = {
+        .x = op.out, .dropout = dropout_of_embedding(m, x), .n = (int64_t)x->N * C};
+    m->ops->embedding_forward(m->ctx, &op);
+    m->ops->dropout_apply(m->ctx, &drop);
 }
 
 /* The residual stream takes in the branch, and is normalised. */
-static void norm(gpt_model *m, const batch *x, act *resid_out, act *out, float *stats,
+static void norm(gpt_model *m, const batch *x, int kind, act *resid_out, act *out, float *stats,
                  const act *resid, const act *branch, const float *w, const float *b,
                  gpt_dropout_site dropout) {
-    const gpt_config *c = &m->config;
-    m->ops->residual_norm_forward(m->ctx, resid_out, out, stats, resid, branch, w, b, dropout,
-                                  c->norm, c->norm_eps, x->N, c->n_embd);
+    residual_norm_forward op = {.resid_out = resid_out,
+                                .out = out,
+                                .stats = stats,
+                                .resid = resid,
+                                .branch = branch,
+                                .w = w,
+                                .b = b,
+                                .dropout = dropout,
+                                .norm = kind,
+                                .eps = m->config.norm_eps,
+                                .N = x->N,
+                                .C = m->config.n_embd};
+    m->ops->residual_norm_forward(m->ctx, &op);
 }
 
 static void linear(gpt_model *m, const batch *x, act *out, act *pre, const act *in, const weight *w,
                    const float *b, int activation, int IC, int OC) {
-    m->ops->linear_forward(m->ctx, out, pre, in, w, b, activation, x->N, IC, OC);
+    linear_forward op = {.out = out,
+                         .pre = pre,
+                         .in = in,
+                         .w = w,
+                         .b = b,
+                         .activation = activation,
+                         .N = x->N,
+                         .IC = IC,
+                         .OC = OC};
+    m->ops->linear_forward(m->ctx, &op);
 }
 
-static void rope(gpt_model *m, const acts *a, const layer_acts *la, const batch *x) {
+static void rope(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
     const gpt_config *c = &m->config;
-    if (c->pos == GPT_POS_LEARNED) return;
-    m->ops->rope_forward(m->ctx, la->qkv, m->rope, a->positions, c->pos, x->N, x->T, c->n_head,
-                         c->n_kv_head, head_size(c));
+    rope_forward op = {.qkv = la->qkv,
+                       .table = m->rope[l],
+                       .positions = a->positions,
+                       .pos = c->pos,
+                       .N = x->N,
+                       .T = x->T,
+                       .NH = c->n_head,
+                       .NKV = c->n_kv_head,
+                       .HS = head_size(c)};
+    if (op.table) m->ops->rope_forward(m->ctx, &op);
 }
 
-static void attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
+static void attention(gpt_model *m, const layer_acts *la, const batch *x, int l) {
     const gpt_config *c = &m->config;
-    int HS = head_size(c);
-    if (x->session)
-        m->ops->attention_decode(m->ctx, la->att, la->cache_k, la->cache_v, la->qkv, a->seqs,
-                                 a->positions, x->N, x->session->n_ctx, c->n_head, c->n_kv_head,
-                                 HS);
-    else
-        m->ops->attention_forward(m->ctx, la->att, la->lse, la->qkv,
-                                  dropout_of(m, x, l, SITE_ATTENTION), x->B, x->T, c->n_head,
-                                  c->n_kv_head, HS);
+    attention_forward op = {.out = la->att,
+                            .lse = la->lse,
+                            .qkv = la->qkv,
+                            .dropout = dropout_of(m, x, l, SITE_ATTENTION),
+                            .window = m->layers[l].window,
+                            .B = x->B,
+                            .T = x->T,
+                            .NH = c->n_head,
+                            .NKV = c->n_kv_head,
+                            .HS = head_size(c)};
+    m->ops->attention_forward(m->ctx, &op);
+}
+
+static void cached_attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x,
+                             int l) {
+    const gpt_config *c = &m->config;
+    attention_decode op = {.out = la->att,
+                           .cache_k = la->cache_k,
+                           .cache_v = la->cache_v,
+                           .qkv = la->qkv,
+                           .seqs = a->seqs,
+                           .positions = a->positions,
+                           .window = m->layers[l].window,
+                           .N = x->N,
+                           .n_ctx = x->session->n_ctx,
+                           .NH = c->n_head,
+                           .NKV = c->n_kv_head,
+                           .HS = head_size(c)};
+    m->ops->attention_decode(m->ctx, &op);
 }
 
 void model_forward(gpt_model *m, const acts *a, const batch *x) {
     const gpt_config *c = &m->config;
-    int C = c->n_embd, F = c->n_ff, L = c->n_layer;
+    int C = c->n_embd, A = att_size(c), F = c->n_ff, L = c->n_layer;
 
     embedding(m, a, x);
     const act *resid = a->layers[0].resid_1, *branch = NULL;
@@ -78,15 +132,18 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
         const layer_view *w = &m->w.layers[l];
         const layer_acts *la = &a->layers[l];
 
-        norm(m, x, la->resid_1, la->norm_1, la->stats_1, resid, branch, w->norm_1_w, w->norm_1_b,
-             dropout);
+        norm(m, x, m->layers[l].norm, la->resid_1, la->norm_1, la->stats_1, resid, branch,
+             w->norm_1_w, w->norm_1_b, dropout);
         linear(m, x, la->qkv, NULL, la->norm_1, w->qkv_w, w->qkv_b, GPT_ACT_NONE, C, qkv_size(c));
-        rope(m, a, la, x);
-        attention(m, a, la, x, l);
-        linear(m, x, a->branch, NULL, la->att, w->att_proj_w, w->att_proj_b, GPT_ACT_NONE, C, C);
+        rope(m, a, la, x, l);
+        if (x->session)
+            cached_attention(m, a, la, x, l);
+        else
+            attention(m, la, x, l);
+        linear(m, x, a->branch, NULL, la->att, w->att_proj_w, w->att_proj_b, GPT_ACT_NONE, A, C);
 
-        norm(m, x, la->resid_2, la->norm_2, la->stats_2, la->resid_1, a->branch, w->norm_2_w,
-             w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
+        norm(m, x, m->layers[l].norm, la->resid_2, la->norm_2, la->stats_2, la->resid_1, a->branch,
+             w->norm_2_w, w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
         linear(m, x, la->fc, la->fc_pre, la->norm_2, w->fc_w, w->fc_b, c->activation, C, F);
         linear(m, x, a->branch, NULL, la->fc, w->mlp_proj_w, w->mlp_proj_b, GPT_ACT_NONE, F, C);
 
@@ -94,6 +151,6 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
         branch = a->branch;
         dropout = dropout_of(m, x, l, SITE_MLP_PROJ);
     }
-    norm(m, x, a->resid_f, a->norm_f, a->stats_f, resid, branch, m->w.norm_f_w, m->w.norm_f_b,
-         dropout);
+    norm(m, x, c->norm, a->resid_f, a->norm_f, a->stats_f, resid, branch, m->w.norm_f_w,
+         m->w.norm_f_b, dropout);
 }

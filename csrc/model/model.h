@@ -10,7 +10,11 @@
 /* ---- config.c ---- */
 
 static inline int head_size(const gpt_config *c) {
-    return c->n_embd / c->n_head;
+    return c->head_size ? c->head_size : c->n_embd / c->n_head;
+}
+/* Outputs of attention, side by side. */
+static inline int att_size(const gpt_config *c) {
+    return c->n_head * head_size(c);
 }
 static inline int qkv_size(const gpt_config *c) {
     return (c->n_head + 2 * c->n_kv_head) * head_size(c);
@@ -36,6 +40,8 @@ static inline gpt_shape config_shape(const gpt_config *c) {
                        .activation = c->activation};
 }
 
+/* What layer l is. */
+gpt_layer config_layer(const gpt_config *c, int l);
 double forward_flops_per_token(const gpt_config *c, int T);
 
 /* ---- params.c ---- */
@@ -46,7 +52,7 @@ typedef struct layer_view {
     float *norm_1_w, *norm_1_b; /* (C) */
     weight *qkv_w;              /* (QKV, C) */
     float *qkv_b;               /* (QKV) */
-    weight *att_proj_w;         /* (C, C) */
+    weight *att_proj_w;         /* (C, NH HS) */
     float *att_proj_b;          /* (C) */
     float *norm_2_w, *norm_2_b; /* (C) */
     weight *fc_w;               /* (F or 2 F, C) */
@@ -108,7 +114,7 @@ typedef struct layer_acts {
     act *norm_1;    /* (N, C) */
     float *stats_1; /* (N, 2) */
     act *qkv;       /* (N, QKV), rotated in place */
-    act *att;       /* (N, C) */
+    act *att;       /* (N, NH HS) */
     float *lse;     /* (B, NH, T) */
     act *resid_2;   /* (N, C) the residual stream as norm 2 reads it */
     act *norm_2;    /* (N, C) */
@@ -135,7 +141,7 @@ typedef struct acts {
     act *dbranch;       /* (N, C) of a branch; dresid itself without dropout */
     act *dnorm;         /* (N, C) */
     act *dqkv;          /* (N, QKV) */
-    act *datt;          /* (N, C) */
+    act *datt;          /* (N, NH HS) */
     act *dfc;           /* (N, F or 2 F) */
     layer_acts *layers; /* (L) */
 } acts;
@@ -169,6 +175,8 @@ typedef struct step_state {
 
 struct gpt_model {
     gpt_config config;
+    gpt_layer *layers;   /* (L) config.layers */
+    const float **rope;  /* (L) the rotary table of a layer, NULL where it has none */
     gpt_options options; /* with 0s replaced by what they stand for */
     const gpt_ops *ops;
     gpt_ctx *ctx;
@@ -179,7 +187,7 @@ struct gpt_model {
     size_t arena_bytes;
     float *params, *grads, *moment1, *moment2; /* (n_stored) each */
     step_state *state;                         /* (1) */
-    float *rope;                               /* the table of rope.c, or NULL */
+    float *rope_tables;                        /* one for each rope_theta, or NULL */
     void *workspace;
     acts acts;
     params_view w, dw;  /* w.wte: where the embedding is, which may be the caller's memory */
@@ -210,6 +218,20 @@ typedef struct batch {
     bool first;           /* its gradients replace what is in the buffer */
 } batch;
 
+/* ---- arena.c ---- */
+
+/* Sizes of the parts of the arena, in their order. */
+typedef struct arena_plan {
+    size_t params, packed, grads, moments, rope, state, acts, workspace, total;
+} arena_plan;
+
+arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
+                         const gpt_ctx *ctx, params_layout *layout);
+/* The largest batch with which the model would fit into so many bytes; 0 where none does. */
+int arena_largest_batch(gpt_model *m, size_t bytes);
+/* Points the model's buffers and views into m->arena. */
+void arena_lay_out(gpt_model *m, const arena_plan *p);
+
 /* ---- forward.c, backward.c, decode.c, optim.c ---- */
 
 /* Brings the packed weights up to date with the parameters, where those were written. */
@@ -234,8 +256,12 @@ void session_fork(gpt_session *s, int from, int to, int length);
 
 void model_update(gpt_model *m, const gpt_adamw *adamw);
 
-/* Fills the table of rope.c on the host. */
+/* Layers with one rope_theta share a table. Of layer l: which it is, -1 for none. */
+int rope_index(const gpt_config *c, int l);
+/* The numbers of one table, and how many tables there are. */
 int64_t rope_table_size(const gpt_config *c);
-void rope_table(const gpt_config *c, float *out);
+int rope_table_count(const gpt_config *c);
+/* Fills one table on the host. */
+void rope_table(const gpt_config *c, float theta, float *out);
 
 #endif

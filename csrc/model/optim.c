@@ -6,7 +6,9 @@
 void model_pack(gpt_model *m) {
     for (int i = 0; m->pack_stale && i < m->layout.n_slots; i++) {
         const gpt_segment *s = &m->layout.segments[i];
-        if (s->packed) m->ops->weights_pack(m->ctx, m->params + s->offset, s, m->options.training);
+        weights_pack op = {
+            .w = m->params + s->offset, .segment = s, .training = m->options.training};
+        if (s->packed) m->ops->weights_pack(m->ctx, &op);
     }
     m->pack_stale = false;
 }
@@ -17,16 +19,24 @@ static float correction(float beta, int64_t step) {
 
 void model_update(gpt_model *m, const gpt_adamw *adamw) {
     const gpt_ops *ops = m->ops;
-    float *norm = &m->state->report.grad_norm;
     const gpt_adamw_step step = {*adamw, correction(adamw->beta1, m->step + 1),
                                  correction(adamw->beta2, m->step + 1)};
     const int64_t key[] = {(int64_t)(intptr_t)m->arena};
+    grad_norm norm = {
+        .norm = &m->state->report.grad_norm, .grads = m->grads, .n = m->layout.n_stored};
+    adamw_update op = {.w = m->params,
+                       .m = m->moment1,
+                       .v = m->moment2,
+                       .grads = m->grads,
+                       .norm = norm.norm,
+                       .step = &m->state->adamw,
+                       .segments = m->layout.segments,
+                       .n_segments = m->layout.n_slots};
     model_pack(m); /* so that a step that is refused leaves both forms alike */
     ops->upload(m->ctx, &m->state->adamw, &step, sizeof step);
     if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {
-        ops->grad_norm(m->ctx, norm, m->grads, m->layout.n_stored);
-        ops->adamw_update(m->ctx, m->params, m->moment1, m->moment2, m->grads, norm,
-                          &m->state->adamw, m->layout.segments, m->layout.n_slots);
+        ops->grad_norm(m->ctx, &norm);
+        ops->adamw_update(m->ctx, &op);
     } while (ops->replay_begin && !ops->replay_end(m->ctx));
 }

@@ -3,15 +3,26 @@
 #include "error.h"
 #include "model.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum dim { ONE, WIDTH, QKV, FF, FC, VOCAB, BLOCK } dim;
+typedef enum dim { ONE, WIDTH, QKV, ATT, FF, FC, VOCAB, BLOCK } dim;
 typedef enum init { ZEROS, ONES, NORMAL, RESIDUAL } init; /* RESIDUAL: normal / sqrt(2 L) */
 typedef enum place { FIRST, LAYER, LAST } place;
-typedef enum when { ALWAYS, LEARNED_POS, NORM_WEIGHT, NORM_BIAS, BIAS, UNTIED } when;
+typedef enum when {
+    ALWAYS,
+    LEARNED_POS,
+    NORM_WEIGHT,
+    NORM_BIAS,
+    QKV_BIAS,
+    ATT_PROJ_BIAS,
+    FC_BIAS,
+    MLP_PROJ_BIAS,
+    UNTIED
+} when;
 
 #define MODEL_FIELD(field) offsetof(params_view, field)
 #define LAYER_FIELD(field) offsetof(layer_view, field)
@@ -29,22 +40,23 @@ static const struct row {
     {LAYER, "norm_1.weight", LAYER_FIELD(norm_1_w), WIDTH, ONE, ONES, NORM_WEIGHT},
     {LAYER, "norm_1.bias", LAYER_FIELD(norm_1_b), WIDTH, ONE, ZEROS, NORM_BIAS},
     {LAYER, "attn.qkv.weight", LAYER_FIELD(qkv_w), QKV, WIDTH, NORMAL, ALWAYS},
-    {LAYER, "attn.qkv.bias", LAYER_FIELD(qkv_b), QKV, ONE, ZEROS, BIAS},
-    {LAYER, "attn.proj.weight", LAYER_FIELD(att_proj_w), WIDTH, WIDTH, RESIDUAL, ALWAYS},
-    {LAYER, "attn.proj.bias", LAYER_FIELD(att_proj_b), WIDTH, ONE, ZEROS, BIAS},
+    {LAYER, "attn.qkv.bias", LAYER_FIELD(qkv_b), QKV, ONE, ZEROS, QKV_BIAS},
+    {LAYER, "attn.proj.weight", LAYER_FIELD(att_proj_w), WIDTH, ATT, RESIDUAL, ALWAYS},
+    {LAYER, "attn.proj.bias", LAYER_FIELD(att_proj_b), WIDTH, ONE, ZEROS, ATT_PROJ_BIAS},
     {LAYER, "norm_2.weight", LAYER_FIELD(norm_2_w), WIDTH, ONE, ONES, NORM_WEIGHT},
     {LAYER, "norm_2.bias", LAYER_FIELD(norm_2_b), WIDTH, ONE, ZEROS, NORM_BIAS},
     {LAYER, "mlp.fc.weight", LAYER_FIELD(fc_w), FC, WIDTH, NORMAL, ALWAYS},
-    {LAYER, "mlp.fc.bias", LAYER_FIELD(fc_b), FC, ONE, ZEROS, BIAS},
+    {LAYER, "mlp.fc.bias", LAYER_FIELD(fc_b), FC, ONE, ZEROS, FC_BIAS},
     {LAYER, "mlp.proj.weight", LAYER_FIELD(mlp_proj_w), WIDTH, FF, RESIDUAL, ALWAYS},
-    {LAYER, "mlp.proj.bias", LAYER_FIELD(mlp_proj_b), WIDTH, ONE, ZEROS, BIAS},
+    {LAYER, "mlp.proj.bias", LAYER_FIELD(mlp_proj_b), WIDTH, ONE, ZEROS, MLP_PROJ_BIAS},
     {LAST, "norm_f.weight", MODEL_FIELD(norm_f_w), WIDTH, ONE, ONES, NORM_WEIGHT},
     {LAST, "norm_f.bias", MODEL_FIELD(norm_f_b), WIDTH, ONE, ZEROS, NORM_BIAS},
     {LAST, "lm_head.weight", MODEL_FIELD(head), VOCAB, WIDTH, NORMAL, UNTIED},
 };
 enum { N_ROWS = sizeof table / sizeof *table, ALIGN = 16 /* numbers: a cache line */ };
 
-static bool present(const gpt_config *c, when when) {
+/* norm: the one of the layer, or of the end of the model. */
+static bool present(const gpt_config *c, int norm, when when) {
     switch (when) {
     case ALWAYS:
         return true;
@@ -53,9 +65,15 @@ static bool present(const gpt_config *c, when when) {
     case NORM_WEIGHT:
         return c->norm_weight;
     case NORM_BIAS:
-        return c->norm_weight && c->bias && c->norm == GPT_NORM_LAYERNORM;
-    case BIAS:
-        return c->bias;
+        return c->norm_weight && c->bias & GPT_BIAS_NORM && norm == GPT_NORM_LAYERNORM;
+    case QKV_BIAS:
+        return c->bias & GPT_BIAS_QKV;
+    case ATT_PROJ_BIAS:
+        return c->bias & GPT_BIAS_ATT_PROJ;
+    case FC_BIAS:
+        return c->bias & GPT_BIAS_FC;
+    case MLP_PROJ_BIAS:
+        return c->bias & GPT_BIAS_MLP_PROJ;
     case UNTIED:
         return !c->tied;
     }
@@ -70,6 +88,8 @@ static int64_t extent(const gpt_config *c, dim dim) {
         return c->n_embd;
     case QKV:
         return qkv_size(c);
+    case ATT:
+        return att_size(c);
     case FF:
         return c->n_ff;
     case FC:
@@ -82,30 +102,39 @@ static int64_t extent(const gpt_config *c, dim dim) {
     return 0;
 }
 
-/* Walks the tensors in their order: FIRST, the layers, LAST. Returns the row of the i-th and its
- * layer (-1 outside layers), NULL past the end. */
-static const struct row *row_at(const gpt_config *c, int i, int *layer) {
-    for (int place = FIRST; place <= LAST; place++) {
-        int n_layers = place == LAYER ? c->n_layer : 1;
-        int per_layer = 0;
-        for (int r = 0; r < N_ROWS; r++)
-            per_layer += (int)table[r].place == place && present(c, table[r].when);
-        if (i >= n_layers * per_layer) {
-            i -= n_layers * per_layer;
-            continue;
-        }
-        *layer = place == LAYER ? i / per_layer : -1;
-        i %= per_layer;
-        for (int r = 0; r < N_ROWS; r++)
-            if ((int)table[r].place == place && present(c, table[r].when) && i-- == 0)
-                return &table[r];
-    }
+/* The i-th row of a place that is present, with this norm; NULL past the last, and then *n is how many
+ * there are. */
+static const struct row *row_in(const gpt_config *c, place place, int norm, int i, int *n) {
+    *n = 0;
+    for (const struct row *row = table; row < table + N_ROWS; row++)
+        if (row->place == place && present(c, norm, row->when) && (*n)++ == i) return row;
     return NULL;
 }
 
+/* Walks the tensors in their order: FIRST, the layers, LAST. Returns the row of the i-th and its
+ * layer (-1 outside layers), NULL past the end, and then *n is how many there are. */
+static const struct row *row_at(const gpt_config *c, int i, int *layer, int *n) {
+    int in_layer[2], in_place;
+    for (int norm = 0; norm < 2; norm++) row_in(c, LAYER, norm, -1, &in_layer[norm]);
+    *layer = -1;
+    const struct row *row = row_in(c, FIRST, c->norm, i, n);
+    if (row) return row;
+    for (int l = 0; l < c->n_layer; l++) {
+        int norm = config_layer(c, l).norm;
+        if (i - *n < in_layer[norm]) {
+            *layer = l;
+            return row_in(c, LAYER, norm, i - *n, &in_place);
+        }
+        *n += in_layer[norm];
+    }
+    row = row_in(c, LAST, c->norm, i - *n, &in_place);
+    *n += in_place;
+    return row;
+}
+
 bool params_slot(const gpt_config *c, int i, param_slot *out) {
-    int layer;
-    const struct row *row = i < 0 ? NULL : row_at(c, i, &layer);
+    int layer, n;
+    const struct row *row = i < 0 ? NULL : row_at(c, i, &layer, &n);
     if (!row) return false;
     memset(out, 0, sizeof *out);
     gpt_param *info = &out->info;
@@ -127,9 +156,8 @@ bool params_slot(const gpt_config *c, int i, param_slot *out) {
 }
 
 int params_count(const gpt_config *c) {
-    int n = 0;
-    for (int r = 0; r < N_ROWS; r++)
-        if (present(c, table[r].when)) n += table[r].place == LAYER ? c->n_layer : 1;
+    int layer, n;
+    row_at(c, INT_MAX, &layer, &n);
     return n;
 }
 
@@ -153,8 +181,8 @@ int params_layout_create(const gpt_config *c, const gpt_ops *ops, bool training,
         param_slot *slot = &out->slots[i];
         params_slot(c, i, slot);
         slot->offset = out->n_stored;
-        int layer = -1;
-        const struct row *row = row_at(c, i, &layer);
+        int layer, n;
+        const struct row *row = row_at(c, i, &layer, &n);
         int cols = slot->info.n_dim == 2 ? (int)slot->info.shape[1] : 1;
         gpt_segment *s = &out->segments[i];
         *s = (gpt_segment){.offset = slot->offset,
@@ -199,8 +227,8 @@ void params_view_set(const gpt_config *c, const params_layout *layout, float *bu
     memset(layers, 0, sizeof *layers * (size_t)c->n_layer);
     view->layers = layers;
     for (int i = 0; i < layout->n_slots; i++) {
-        int layer = -1;
-        const struct row *row = row_at(c, i, &layer);
+        int layer, n;
+        const struct row *row = row_at(c, i, &layer, &n);
         char *base = layer >= 0 ? (char *)&layers[layer] : (char *)view;
         void *p = buffer + layout->slots[i].offset, *products = layout->segments[i].packed;
         if (!packed || !products) products = p;

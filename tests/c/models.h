@@ -10,14 +10,23 @@ typedef struct family {
     gpt_config config;
 } family;
 
-#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0
+#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0, 0, NULL
+
+/* Layers that differ in everything that they can. */
+static const gpt_layer mixed_layers[] = {
+    {GPT_NORM_RMSNORM, 1, 100.0f, 5},
+    {GPT_NORM_LAYERNORM, 0, 0.0f, 0},
+    {GPT_NORM_LAYERNORM, 1, 1000.0f, 1},
+    {GPT_NORM_RMSNORM, 1, 100.0f, 0},
+};
 
 /* vocab, block, layers, heads, kv heads, width, ff, norm, its weight, positions, activation, bias,
- * tied, eps, theta, scaling. The last two are nobody's family: they cross the options in other ways. */
+ * tied, eps, theta, scaling, head size, layers. The last ones are no family's: they cross the options in
+ * other ways. */
 static const family families[] = {
     {"gpt2",
-     {61, 24, 2, 2, 2, 20, 33, GPT_NORM_LAYERNORM, 1, GPT_POS_LEARNED, GPT_ACT_GELU, 1, 1, 1e-5f, 0,
-      NO_SCALING}},
+     {61, 24, 2, 2, 2, 20, 33, GPT_NORM_LAYERNORM, 1, GPT_POS_LEARNED, GPT_ACT_GELU, GPT_BIAS_ALL,
+      1, 1e-5f, 0, NO_SCALING}},
     {"llama",
      {67, 24, 2, 4, 2, 24, 21, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU, 0, 0, 1e-5f,
       10000, NO_SCALING}},
@@ -25,11 +34,34 @@ static const family families[] = {
      {53, 24, 2, 3, 3, 18, 29, GPT_NORM_RMSNORM, 0, GPT_POS_ROPE_WIDE, GPT_ACT_SWISH, 0, 1, 1e-6f,
       10000, NO_SCALING}},
     {"crossed",
-     {65, 24, 1, 3, 1, 15, 7, GPT_NORM_LAYERNORM, 0, GPT_POS_LEARNED, GPT_ACT_SWIGLU, 1, 0, 1e-5f,
-      0, NO_SCALING}},
+     {65, 24, 1, 3, 1, 15, 7, GPT_NORM_LAYERNORM, 0, GPT_POS_LEARNED, GPT_ACT_SWIGLU, GPT_BIAS_ALL,
+      0, 1e-5f, 0, NO_SCALING}},
     {"crossed again",
-     {64, 24, 3, 2, 1, 8, 11, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_GELU, 1, 1, 1e-3f, 100,
-      NO_SCALING}},
+     {64, 24, 3, 2, 1, 8, 11, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_GELU, GPT_BIAS_ALL, 1,
+      1e-3f, 100, NO_SCALING}},
+    {"mixed layers",
+     {59,
+      24,
+      4,
+      3,
+      1,
+      14,
+      13,
+      GPT_NORM_LAYERNORM,
+      1,
+      GPT_POS_ROPE,
+      GPT_ACT_GELU,
+      GPT_BIAS_QKV | GPT_BIAS_MLP_PROJ | GPT_BIAS_NORM,
+      1,
+      1e-5f,
+      10,
+      GPT_ROPE_NONE,
+      0,
+      0,
+      0,
+      0,
+      6,
+      mixed_layers}},
 };
 
 /* ---- where models run ---- */

@@ -235,9 +235,10 @@ static inline double ref_attention_factor(gpt_dropout dropout, int b, int h, int
     return dropout_factor(dropout, (((uint64_t)b * NH + h) * T + i) * T + j);
 }
 
-/* One row of probabilities, before dropout; returns its log of the sum of exponentials. */
+/* One row of probabilities, before dropout; returns its log of the sum of exponentials. With a window,
+ * keys further back are not seen. */
 static inline double ref_attention_row(double *p /* (T) */, const double *qkv, int b, int h, int i,
-                                       int T, int NH, int NKV, int HS) {
+                                       int window, int T, int NH, int NKV, int HS) {
     double max = -INFINITY, sum = 0.0;
     for (int j = 0; j <= i; j++) {
         p[j] = 0.0;
@@ -245,6 +246,7 @@ static inline double ref_attention_row(double *p /* (T) */, const double *qkv, i
             p[j] += qkv[ref_query_at(b * T + i, h, NH, NKV, HS) + s] *
                     qkv[ref_key_at(b * T + j, h, NH, NKV, HS) + s] / sqrt(HS);
         }
+        if (window > 0 && i - j >= window) p[j] = -INFINITY;
         max = fmax(max, p[j]);
     }
     for (int j = 0; j <= i; j++) sum += exp(p[j] - max);
@@ -255,14 +257,15 @@ static inline double ref_attention_row(double *p /* (T) */, const double *qkv, i
 static inline void ref_attention_forward(double *out /* (B, T, NH HS) */,
                                          double *lse /* (B, NH, T) */,
                                          double *p /* (B, NH, T, T) */, const double *qkv,
-                                         gpt_dropout dropout, int B, int T, int NH, int NKV,
-                                         int HS) {
+                                         gpt_dropout dropout, int window, int B, int T, int NH,
+                                         int NKV, int HS) {
     for (int b = 0; b < B; b++) {
         for (int h = 0; h < NH; h++) {
             for (int i = 0; i < T; i++) {
                 int row = (b * NH + h) * T + i;
                 double *o = out + ((b * T + i) * NH + h) * HS;
-                lse[row] = ref_attention_row(p + (int64_t)row * T, qkv, b, h, i, T, NH, NKV, HS);
+                lse[row] =
+                    ref_attention_row(p + (int64_t)row * T, qkv, b, h, i, window, T, NH, NKV, HS);
                 for (int s = 0; s < HS; s++) o[s] = 0.0;
                 for (int j = 0; j <= i; j++) {
                     double kept =

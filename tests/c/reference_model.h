@@ -8,18 +8,21 @@
 typedef struct ref_layer {
     double *resid_1, *norm_1, *stats_1, *qkv, *p, *lse, *att;
     double *resid_2, *norm_2, *stats_2, *pre, *fc;
+    gpt_layer is;
+    double *rope; /* NULL where queries and keys are not rotated */
 } ref_layer;
 
 typedef struct ref_model {
     gpt_config c;
-    int n_params, HS, QKV, FC; /* FC: outputs of the first feed-forward layer */
+    int n_params, HS, ATT, QKV,
+        FC; /* ATT: outputs of attention; FC: of the first feed-forward layer */
     gpt_param info[MAX_PARAMS];
     double *value[MAX_PARAMS], *grad[MAX_PARAMS];
 
     int B, T, N;
     const int32_t *tokens, *targets;
     ref_layer layers[4];
-    double *rope, *resid_f, *norm_f, *stats_f, *branch, *logits, *losses;
+    double *resid_f, *norm_f, *stats_f, *branch, *logits, *losses;
     double loss; /* the mean over targets that count */
 } ref_model;
 
@@ -60,7 +63,7 @@ static inline void ref_model_allocate(ref_model *m) {
         a->resid_1 = host_zeros(N * C), a->norm_1 = host_zeros(N * C);
         a->stats_1 = host_zeros(2 * N), a->qkv = host_zeros(N * m->QKV);
         a->p = host_zeros(N * m->c.n_head * m->T), a->lse = host_zeros(N * m->c.n_head);
-        a->att = host_zeros(N * C), a->resid_2 = host_zeros(N * C);
+        a->att = host_zeros(N * m->ATT), a->resid_2 = host_zeros(N * C);
         a->norm_2 = host_zeros(N * C), a->stats_2 = host_zeros(2 * N);
         a->pre = host_zeros(N * m->FC), a->fc = host_zeros(N * m->c.n_ff);
     }
@@ -70,7 +73,8 @@ static inline void ref_model_allocate(ref_model *m) {
 static inline ref_model ref_model_of(gpt_model *model, const gpt_config *config,
                                      const int32_t *tokens, const int32_t *targets, int B, int T) {
     ref_model m = {.c = *config, .B = B, .T = T, .N = B * T, .tokens = tokens, .targets = targets};
-    m.HS = config->n_embd / config->n_head;
+    m.HS = config->head_size ? config->head_size : config->n_embd / config->n_head;
+    m.ATT = config->n_head * m.HS;
     m.QKV = (config->n_head + 2 * config->n_kv_head) * m.HS;
     m.FC = ref_activation_width(config->activation, config->n_ff);
     EXPECT(config->n_layer <= TEST_COUNT(m.layers));
@@ -81,9 +85,12 @@ static inline ref_model ref_model_of(gpt_model *model, const gpt_config *config,
         m.value[i] = doubles_of(values.x[i], values.info[i].size);
         m.grad[i] = host_zeros(values.info[i].size);
     }
-    if (config->pos != GPT_POS_LEARNED) {
-        m.rope = host_zeros((int64_t)T * config->n_embd);
-        ref_rope_table(m.rope, config->pos, config->rope_theta, T, m.HS, config->n_embd);
+    for (int l = 0; l < config->n_layer; l++) {
+        ref_layer *a = &m.layers[l];
+        EXPECT(gpt_config_layer(config, l, &a->is) == GPT_OK);
+        if (!a->is.rope) continue;
+        a->rope = host_zeros((int64_t)T * m.ATT);
+        ref_rope_table(a->rope, config->pos, a->is.rope_theta, T, m.HS, m.ATT);
     }
     ref_model_allocate(&m);
     return m;
@@ -98,13 +105,15 @@ static inline void ref_linear(const ref_model *m, double *out, const double *in,
 
 static inline void ref_norm(const ref_model *m, double *out, double *stats, const double *in,
                             int layer, const char *w, const char *b) {
-    ref_norm_forward(out, stats, in, ref_param(m, layer, w), ref_param(m, layer, b), m->c.norm,
-                     m->c.norm_eps, m->N, m->c.n_embd);
+    ref_norm_forward(out, stats, in, ref_param(m, layer, w), ref_param(m, layer, b),
+                     layer < 0 ? m->c.norm : m->layers[layer].is.norm, m->c.norm_eps, m->N,
+                     m->c.n_embd);
 }
 
-static inline void ref_rotate(const ref_model *m, double *qkv, int sign) {
-    if (m->c.pos == GPT_POS_LEARNED) return;
-    ref_rope(qkv, m->rope, NULL, m->c.pos, sign, m->N, m->T, m->c.n_head, m->c.n_kv_head, m->HS);
+static inline void ref_rotate(const ref_model *m, int l, double *qkv, int sign) {
+    if (!m->layers[l].rope) return;
+    ref_rope(qkv, m->layers[l].rope, NULL, m->c.pos, sign, m->N, m->T, m->c.n_head, m->c.n_kv_head,
+             m->HS);
 }
 
 static inline void ref_add(double *out, const double *a, const double *b, int64_t n) {
@@ -118,10 +127,10 @@ static inline void ref_layer_forward(const ref_model *m, int l, double *out) {
     gpt_dropout none = {0};
     ref_norm(m, a->norm_1, a->stats_1, a->resid_1, l, "norm_1.weight", "norm_1.bias");
     ref_linear(m, a->qkv, a->norm_1, l, "attn.qkv.weight", "attn.qkv.bias", C, m->QKV);
-    ref_rotate(m, a->qkv, 1);
-    ref_attention_forward(a->att, a->lse, a->p, a->qkv, none, m->B, m->T, m->c.n_head,
+    ref_rotate(m, l, a->qkv, 1);
+    ref_attention_forward(a->att, a->lse, a->p, a->qkv, none, a->is.window, m->B, m->T, m->c.n_head,
                           m->c.n_kv_head, m->HS);
-    ref_linear(m, m->branch, a->att, l, "attn.proj.weight", "attn.proj.bias", C, C);
+    ref_linear(m, m->branch, a->att, l, "attn.proj.weight", "attn.proj.bias", m->ATT, C);
     ref_add(a->resid_2, a->resid_1, m->branch, (int64_t)m->N * C);
     ref_norm(m, a->norm_2, a->stats_2, a->resid_2, l, "norm_2.weight", "norm_2.bias");
     ref_linear(m, a->pre, a->norm_2, l, "mlp.fc.weight", "mlp.fc.bias", C, m->FC);
@@ -160,7 +169,8 @@ static inline void ref_norm_back(const ref_model *m, double *dresid, const doubl
                                  const double *in, const double *stats, int layer, const char *w,
                                  const char *b) {
     ref_norm_backward(dresid, ref_grad(m, layer, w), ref_grad(m, layer, b), dout, in, stats,
-                      ref_param(m, layer, w), m->c.norm, m->N, m->c.n_embd);
+                      ref_param(m, layer, w), layer < 0 ? m->c.norm : m->layers[layer].is.norm,
+                      m->N, m->c.n_embd);
 }
 
 static inline void ref_layer_backward(const ref_model *m, int l, double *dresid) {
@@ -174,10 +184,10 @@ static inline void ref_layer_backward(const ref_model *m, int l, double *dresid)
         ref_linear_back(m, dpre, a->norm_2, l, "mlp.fc.weight", "mlp.fc.bias", C, m->FC);
     ref_norm_back(m, dresid, dnorm, a->resid_2, a->stats_2, l, "norm_2.weight", "norm_2.bias");
     double *datt =
-        ref_linear_back(m, dresid, a->att, l, "attn.proj.weight", "attn.proj.bias", C, C);
+        ref_linear_back(m, dresid, a->att, l, "attn.proj.weight", "attn.proj.bias", m->ATT, C);
     ref_attention_backward(dqkv, datt, a->p, a->qkv, none, m->B, m->T, m->c.n_head, m->c.n_kv_head,
                            m->HS);
-    ref_rotate(m, dqkv, -1);
+    ref_rotate(m, l, dqkv, -1);
     dnorm = ref_linear_back(m, dqkv, a->norm_1, l, "attn.qkv.weight", "attn.qkv.bias", C, m->QKV);
     ref_norm_back(m, dresid, dnorm, a->resid_1, a->stats_1, l, "norm_1.weight", "norm_1.bias");
 }

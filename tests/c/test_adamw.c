@@ -29,7 +29,8 @@ static void test_norm(void) {
         EACH_BACKEND {
             void *norm = device_f32(NULL, 1);
             test_workspace(&shape);
-            test.ops->grad_norm(test.ctx, norm, device_f32(grads, n), n);
+            test.ops->grad_norm(test.ctx,
+                                &(grad_norm){.norm = norm, .grads = device_f32(grads, n), .n = n});
             EXPECT_CLOSE("norm", read_f32(norm, 1), &want, 1, 1, 1e-6);
         }
     }
@@ -48,7 +49,8 @@ static void test_norm_not_finite(void) {
         EACH_BACKEND {
             void *norm = device_f32(NULL, 1);
             test_workspace(&shape);
-            test.ops->grad_norm(test.ctx, norm, device_f32(grads, n), n);
+            test.ops->grad_norm(test.ctx,
+                                &(grad_norm){.norm = norm, .grads = device_f32(grads, n), .n = n});
             EXPECT(!isfinite(read_f32(norm, 1)[0]));
         }
     }
@@ -136,9 +138,15 @@ static void check_updates(int64_t n, setup s) {
         void *w = device_f32(p.w, n), *m = device_f32(p.m, n), *v = device_f32(p.v, n);
         test_workspace(&shape);
         for (int k = 0; k < STEPS; k++) {
-            test.ops->adamw_update(
-                test.ctx, w, m, v, device_f32(p.grads[k], n), device_f32(&p.norms[k], 1),
-                device_step(s.adamw, s.first_step + k), p.segments, p.n_segments);
+            test.ops->adamw_update(test.ctx,
+                                   &(adamw_update){.w = w,
+                                                   .m = m,
+                                                   .v = v,
+                                                   .grads = device_f32(p.grads[k], n),
+                                                   .norm = device_f32(&p.norms[k], 1),
+                                                   .step = device_step(s.adamw, s.first_step + k),
+                                                   .segments = p.segments,
+                                                   .n_segments = p.n_segments});
         }
         double *got = read_f32(w, n), *got_m = read_f32(m, n), *got_v = read_f32(v, n);
         EXPECT_CLOSE("m", got_m, p.want_m, 1, n, 2e-6);
@@ -191,9 +199,14 @@ static void test_not_finite(void) {
                 void *device_w = device_f32(w, n), *device_m = device_f32(m, n);
                 void *device_v = device_f32(v, n);
                 test_workspace(&shape);
-                test.ops->adamw_update(test.ctx, device_w, device_m, device_v, device_f32(grads, n),
-                                       device_f32(&norms[k], 1), device_step(adamw, 3), &segment,
-                                       1);
+                test.ops->adamw_update(test.ctx, &(adamw_update){.w = device_w,
+                                                                 .m = device_m,
+                                                                 .v = device_v,
+                                                                 .grads = device_f32(grads, n),
+                                                                 .norm = device_f32(&norms[k], 1),
+                                                                 .step = device_step(adamw, 3),
+                                                                 .segments = &segment,
+                                                                 .n_segments = 1});
                 EXPECT_SAME("w", read_f32(device_w, n), w, n);
                 EXPECT_SAME("m", read_f32(device_m, n), m, n);
                 EXPECT_SAME("v", read_f32(device_v, n), v, n);
@@ -214,9 +227,14 @@ static void test_zero_gradients(void) {
     EACH_BACKEND {
         void *device_w = device_f32(w, n);
         test_workspace(&shape);
-        test.ops->adamw_update(test.ctx, device_w, device_f32(zeros, n), device_f32(zeros, n),
-                               device_f32(zeros, n), device_f32(zeros, 1), device_step(adamw, 1),
-                               segments, 2);
+        test.ops->adamw_update(test.ctx, &(adamw_update){.w = device_w,
+                                                         .m = device_f32(zeros, n),
+                                                         .v = device_f32(zeros, n),
+                                                         .grads = device_f32(zeros, n),
+                                                         .norm = device_f32(zeros, 1),
+                                                         .step = device_step(adamw, 1),
+                                                         .segments = segments,
+                                                         .n_segments = 2});
         double *got = read_f32(device_w, n);
         EXPECT_SAME("without decay", got, w, 33);
         EXPECT_CLOSE("with decay", got, want, 1, n, 2e-7);
@@ -240,11 +258,18 @@ static void check_packing(int rows, int cols, int parts) {
         segment.packed = test_device_alloc(bytes, 0);
         again.packed = test_device_alloc(bytes, 0);
         test_workspace(&shape);
-        test.ops->weights_pack(test.ctx, device_w, &segment, 1);
-        test.ops->adamw_update(test.ctx, device_w, device_f32(zeros, n), device_f32(zeros, n),
-                               device_f32(grads, n), device_f32(&norm, 1), device_step(adamw, 1),
-                               &segment, 1);
-        test.ops->weights_pack(test.ctx, device_w, &again, 1);
+        test.ops->weights_pack(test.ctx,
+                               &(weights_pack){.w = device_w, .segment = &segment, .training = 1});
+        test.ops->adamw_update(test.ctx, &(adamw_update){.w = device_w,
+                                                         .m = device_f32(zeros, n),
+                                                         .v = device_f32(zeros, n),
+                                                         .grads = device_f32(grads, n),
+                                                         .norm = device_f32(&norm, 1),
+                                                         .step = device_step(adamw, 1),
+                                                         .segments = &segment,
+                                                         .n_segments = 1});
+        test.ops->weights_pack(test.ctx,
+                               &(weights_pack){.w = device_w, .segment = &again, .training = 1});
         int64_t count = (int64_t)bytes / 2;
         double *got = read_act(segment.packed, count);
         EXPECT_SAME("packed weights", got, read_act(again.packed, count), count);

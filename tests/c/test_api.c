@@ -116,7 +116,11 @@ static const bad_int bad_ints[] = {
     INT_FIELD(pos, -1),
     INT_FIELD(activation, GPT_ACT_NONE),
     INT_FIELD(activation, 4),
-    INT_FIELD(bias, 2),
+    INT_FIELD(bias, GPT_BIAS_ALL + 1),
+    INT_FIELD(bias, -1),
+    INT_FIELD(head_size, -1),
+    INT_FIELD(head_size, 7),
+    INT_FIELD(head_size, INT_MAX),
     INT_FIELD(tied, -1),
     INT_FIELD(rope_scaling, 3),
     INT_FIELD(rope_scaling, -1),
@@ -306,7 +310,9 @@ static void test_too_large(void) {
                     0,
                     0,
                     0,
-                    0};
+                    0,
+                    0,
+                    NULL};
     gpt_options options = {.n_threads = 1, .training = 1, .max_batch = 1};
     gpt_model *model = NULL;
     gpt_plan plan = {0};
@@ -315,6 +321,37 @@ static void test_too_large(void) {
     EXPECT(plan.total_bytes >= 16 * (uint64_t)plan.n_params);
     EXPECT_FAILURE(gpt_model_create(&c, &options, &model), GPT_ERR_MEMORY, "memory");
     EXPECT(model == NULL);
+}
+
+/* Layers that contradict their model, or themselves, are named. */
+static void test_layers(void) {
+    static const struct {
+        gpt_layer layer;
+        int pos;
+        const char *field;
+    } wrong[] = {
+        {{2, 1, 100.0f, 0}, GPT_POS_ROPE, "norm of layer 1"},
+        {{-1, 1, 100.0f, 0}, GPT_POS_ROPE, "norm of layer 1"},
+        {{0, 2, 100.0f, 0}, GPT_POS_ROPE, "rope of layer 1"},
+        {{0, 1, 100.0f, 0}, GPT_POS_LEARNED, "layer 1 has rope"},
+        {{0, 1, 1.0f, 0}, GPT_POS_ROPE, "rope_theta of layer 1"},
+        {{0, 1, NAN, 0}, GPT_POS_ROPE, "rope_theta of layer 1"},
+        {{0, 0, 0.0f, -1}, GPT_POS_ROPE, "window of layer 1"},
+    };
+    for (int i = 0; i < TEST_COUNT(wrong); i++) {
+        test_case("case %d", i);
+        gpt_config c = families[1].config;
+        gpt_layer layers[2] = {{GPT_NORM_RMSNORM, 0, 0.0f, 0}, wrong[i].layer};
+        c.pos = wrong[i].pos;
+        c.layers = layers;
+        check_bad_config(&c, wrong[i].field);
+    }
+    gpt_layer layer = {0};
+    EXPECT_OK(gpt_config_layer(&families[1].config, 1, &layer));
+    EXPECT(layer.norm == GPT_NORM_RMSNORM && layer.rope == 1 && layer.rope_theta == 10000.0f);
+    EXPECT(layer.window == 0);
+    EXPECT_REFUSED(gpt_config_layer(&families[1].config, 2, &layer), "layer 2");
+    EXPECT_REFUSED(gpt_config_layer(&families[1].config, -1, &layer), "layer -1");
 }
 
 /* ---- a model that must survive ---- */
@@ -708,8 +745,9 @@ static void test_session_fork(void) {
     free_fixture(&f);
 }
 
-TEST_API_MAIN({"library", test_library}, {"last error", test_last_error}, {"presets", test_presets},
-              {"config, integers", test_config_ints}, {"config, floats", test_config_floats},
+TEST_API_MAIN({"layers", test_layers}, {"library", test_library}, {"last error", test_last_error},
+              {"presets", test_presets}, {"config, integers", test_config_ints},
+              {"config, floats", test_config_floats},
               {"config, rope scaling", test_config_rope_scaling},
               {"config, contradictions", test_config_contradictions},
               {"parameter table", test_param_table}, {"options", test_options}, {"cuda", test_cuda},

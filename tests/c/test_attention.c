@@ -4,16 +4,16 @@
 #include "reference.h"
 
 typedef struct sizes {
-    int B, T, NH, NKV, HS;
+    int B, T, NH, NKV, HS, window;
 } sizes;
 
 /* Every T near the border of a tile, every way to group heads, every size of head. */
 static const sizes cases[] = {
-    {1, 1, 1, 1, 2},   {2, 1, 2, 2, 6},    {3, 2, 4, 2, 16},   {1, 5, 6, 1, 20},
-    {2, 5, 3, 3, 64},  {1, 63, 3, 3, 2},   {2, 63, 4, 2, 6},   {1, 64, 2, 2, 16},
-    {1, 64, 6, 1, 20}, {1, 65, 1, 1, 128}, {3, 65, 4, 2, 6},   {1, 129, 2, 2, 20},
-    {1, 129, 6, 1, 2}, {2, 130, 4, 2, 16}, {1, 130, 1, 1, 64}, {1, 31, 3, 1, 33},
-    {1, 257, 1, 1, 6}, {5, 17, 3, 3, 7},   {1, 330, 2, 1, 4},  {2, 300, 2, 2, 5},
+    {1, 1, 1, 1, 2, 0},   {2, 1, 2, 2, 6, 0},    {3, 2, 4, 2, 16, 0},   {1, 5, 6, 1, 20, 0},
+    {2, 5, 3, 3, 64, 0},  {1, 63, 3, 3, 2, 0},   {2, 63, 4, 2, 6, 0},   {1, 64, 2, 2, 16, 0},
+    {1, 64, 6, 1, 20, 0}, {1, 65, 1, 1, 128, 0}, {3, 65, 4, 2, 6, 0},   {1, 129, 2, 2, 20, 0},
+    {1, 129, 6, 1, 2, 0}, {2, 130, 4, 2, 16, 0}, {1, 130, 1, 1, 64, 0}, {1, 31, 3, 1, 33, 0},
+    {1, 257, 1, 1, 6, 0}, {5, 17, 3, 3, 7, 0},   {1, 330, 2, 1, 4, 0},  {2, 300, 2, 2, 5, 0},
 };
 
 static int64_t row_size(sizes s) {
@@ -55,7 +55,7 @@ static answer answer_of(sizes s, const double *qkv, gpt_dropout dropout) {
     a.lse = host_zeros(lse_size(s));
     a.out = host_zeros(out_size(s));
     a.dqkv = host_zeros(qkv_size(s));
-    ref_attention_forward(a.out, a.lse, a.p, a.qkv, dropout, s.B, s.T, s.NH, s.NKV, s.HS);
+    ref_attention_forward(a.out, a.lse, a.p, a.qkv, dropout, s.window, s.B, s.T, s.NH, s.NKV, s.HS);
     ref_attention_backward(a.dqkv, a.dout, a.p, a.qkv, dropout, s.B, s.T, s.NH, s.NKV, s.HS);
     return a;
 }
@@ -66,8 +66,17 @@ static void check_forward(sizes s, const answer *a, gpt_dropout_site dropout, in
     void *out = device_act(NULL, out_size(s));
     void *lse = keep_lse ? device_f32(NULL, lse_size(s)) : NULL;
     test_workspace(&shape);
-    test.ops->attention_forward(test.ctx, out, lse, device_act(a->qkv, qkv_size(s)),
-                                device_dropout(dropout), s.B, s.T, s.NH, s.NKV, s.HS);
+    test.ops->attention_forward(test.ctx,
+                                &(attention_forward){.out = out,
+                                                     .lse = lse,
+                                                     .qkv = device_act(a->qkv, qkv_size(s)),
+                                                     .dropout = device_dropout(dropout),
+                                                     .window = s.window,
+                                                     .B = s.B,
+                                                     .T = s.T,
+                                                     .NH = s.NH,
+                                                     .NKV = s.NKV,
+                                                     .HS = s.HS});
     EXPECT_CLOSE("out", read_act(out, out_size(s)), a->out, s.B * s.T, s.NH * s.HS, test_tol(tol));
     if (lse) {
         EXPECT_CLOSE("lse", read_f32(lse, lse_size(s)), a->lse, s.B * s.NH, s.T, test_tol(tol));
@@ -85,10 +94,19 @@ static void check_backward(sizes s, const answer *a, gpt_dropout_site dropout, d
     gpt_shape shape = shape_of(s, 1);
     void *dqkv = device_act(NULL, qkv_size(s));
     test_workspace(&shape);
-    test.ops->attention_backward(test.ctx, dqkv, device_act(a->dout, out_size(s)),
-                                 device_act(a->qkv, qkv_size(s)), device_act(a->out, out_size(s)),
-                                 device_f32(a->lse, lse_size(s)), device_dropout(dropout), s.B, s.T,
-                                 s.NH, s.NKV, s.HS);
+    test.ops->attention_backward(test.ctx,
+                                 &(attention_backward){.dqkv = dqkv,
+                                                       .dout = device_act(a->dout, out_size(s)),
+                                                       .qkv = device_act(a->qkv, qkv_size(s)),
+                                                       .out = device_act(a->out, out_size(s)),
+                                                       .lse = device_f32(a->lse, lse_size(s)),
+                                                       .dropout = device_dropout(dropout),
+                                                       .window = s.window,
+                                                       .B = s.B,
+                                                       .T = s.T,
+                                                       .NH = s.NH,
+                                                       .NKV = s.NKV,
+                                                       .HS = s.HS});
     expect_dqkv(s, read_act(dqkv, qkv_size(s)), a->dqkv, tol);
 }
 
@@ -103,7 +121,8 @@ static void check(sizes s, float p, const double *qkv, double tol, double grad_t
 }
 
 static void name_case(sizes s, double p, const char *what) {
-    test_case("B=%d T=%d NH=%d NKV=%d HS=%d p=%g%s", s.B, s.T, s.NH, s.NKV, s.HS, p, what);
+    test_case("B=%d T=%d NH=%d NKV=%d HS=%d window=%d p=%g%s", s.B, s.T, s.NH, s.NKV, s.HS,
+              s.window, p, what);
 }
 
 static void test_attention(void) {
@@ -121,10 +140,65 @@ static void test_dropout(void) {
     }
 }
 
+/* Windows of one key, around a panel and a tile, and of more than there is. */
+static const int windows[] = {1, 5, 15, 16, 17, 33, 63, 64, 65, 128, 1000};
+
+static void test_window(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        for (int k = i % 4; k < TEST_COUNT(windows); k += 4) {
+            float p = (i + k) % 3 ? 0.0f : 0.3f;
+            sizes s = cases[i];
+            s.window = windows[k];
+            name_case(s, p, "");
+            check(s, p, random_act(qkv_size(s), 1.0), 5e-6, 1e-5);
+        }
+    }
+}
+
+/* A window as long as the sequence hides nothing: the same bits as without. */
+static void test_whole_window(void) {
+    sizes s = {2, 130, 4, 2, 16, 0};
+    name_case(s, 0.0, " window of T");
+    double *qkv = random_act(qkv_size(s), 1.0), *dout = random_act(out_size(s), 1.0);
+    gpt_shape shape = shape_of(s, 1);
+    EACH_BACKEND {
+        double *outs[2], *dqkvs[2];
+        for (int k = 0; k < 2; k++) {
+            attention_forward forward = {.out = device_act(NULL, out_size(s)),
+                                         .lse = device_f32(NULL, lse_size(s)),
+                                         .qkv = device_act(qkv, qkv_size(s)),
+                                         .window = k ? s.T : 0,
+                                         .B = s.B,
+                                         .T = s.T,
+                                         .NH = s.NH,
+                                         .NKV = s.NKV,
+                                         .HS = s.HS};
+            attention_backward backward = {.dqkv = device_act(NULL, qkv_size(s)),
+                                           .dout = device_act(dout, out_size(s)),
+                                           .qkv = forward.qkv,
+                                           .out = forward.out,
+                                           .lse = forward.lse,
+                                           .window = forward.window,
+                                           .B = s.B,
+                                           .T = s.T,
+                                           .NH = s.NH,
+                                           .NKV = s.NKV,
+                                           .HS = s.HS};
+            test_workspace(&shape);
+            test.ops->attention_forward(test.ctx, &forward);
+            test.ops->attention_backward(test.ctx, &backward);
+            outs[k] = read_act(forward.out, out_size(s));
+            dqkvs[k] = read_act(backward.dqkv, qkv_size(s));
+        }
+        EXPECT_SAME("out", outs[1], outs[0], out_size(s));
+        EXPECT_SAME("dqkv", dqkvs[1], dqkvs[0], qkv_size(s));
+    }
+}
+
 /* Scores of several hundred, of both signs: exponentials overflow unless the maximum is taken off.
  * A score of 500 is known to 500 * 2^-24, which its exponential shows as a relative error. */
 static void test_large_scores(void) {
-    sizes s = {2, 70, 4, 2, 16};
+    sizes s = {2, 70, 4, 2, 16, 0};
     name_case(s, 0.0, " large scores");
     double *qkv = random_act(qkv_size(s), 1.0);
     for (int64_t i = 0; i < qkv_size(s); i++) {
@@ -139,7 +213,7 @@ static void test_large_scores(void) {
  * these are known to 270 * 2^-24. */
 static void test_trend(void) {
     for (int sign = -1; sign <= 1; sign += 2) {
-        sizes s = {1, 330, 2, 1, 6};
+        sizes s = {1, 330, 2, 1, 6, 0};
         name_case(s, 0.0, sign > 0 ? " rising" : " falling");
         double *qkv = random_act(qkv_size(s), 0.5);
         for (int t = 0; t < s.T; t++) {
@@ -154,7 +228,7 @@ static void test_trend(void) {
 /* What stands after a position must not reach it: whatever the last row of each sequence holds, the
  * rows before it are what they were. */
 static void test_causal(void) {
-    sizes s = {2, 67, 4, 2, 16};
+    sizes s = {2, 67, 4, 2, 16, 0};
     name_case(s, 0.0, " last row changed");
     gpt_dropout none = {0};
     int width = s.NH * s.HS;
@@ -168,8 +242,16 @@ static void test_causal(void) {
     EACH_BACKEND {
         void *out = device_act(NULL, out_size(s));
         test_workspace(&shape);
-        test.ops->attention_forward(test.ctx, out, NULL, device_act(changed, qkv_size(s)),
-                                    (gpt_dropout_site){0}, s.B, s.T, s.NH, s.NKV, s.HS);
+        test.ops->attention_forward(test.ctx,
+                                    &(attention_forward){.out = out,
+                                                         .qkv = device_act(changed, qkv_size(s)),
+                                                         .dropout = (gpt_dropout_site){0},
+                                                         .window = s.window,
+                                                         .B = s.B,
+                                                         .T = s.T,
+                                                         .NH = s.NH,
+                                                         .NKV = s.NKV,
+                                                         .HS = s.HS});
         double *got = read_act(out, out_size(s));
         for (int b = 0; b < s.B; b++) {
             int64_t first = (int64_t)b * s.T * width;
@@ -262,15 +344,25 @@ static void decode_call(sizes s, const answer *a, const caches *c, call step) {
     double *rows = take_rows(s, step, a->qkv, row_size(s));
     for (int n = 0; n < N; n++) step.seqs[n] = c->slots[step.seqs[n]];
     void *out = device_act(NULL, (int64_t)N * width);
-    test.ops->attention_decode(test.ctx, out, c->k, c->v, device_act(rows, N * row_size(s)),
-                               device_i32(step.seqs, N), device_i32(step.positions, N), N, c->n_ctx,
-                               s.NH, s.NKV, s.HS);
+    test.ops->attention_decode(test.ctx,
+                               &(attention_decode){.out = out,
+                                                   .cache_k = c->k,
+                                                   .cache_v = c->v,
+                                                   .qkv = device_act(rows, N * row_size(s)),
+                                                   .seqs = device_i32(step.seqs, N),
+                                                   .positions = device_i32(step.positions, N),
+                                                   .window = s.window,
+                                                   .N = N,
+                                                   .n_ctx = c->n_ctx,
+                                                   .NH = s.NH,
+                                                   .NKV = s.NKV,
+                                                   .HS = s.HS});
     EXPECT_CLOSE("out", read_act(out, (int64_t)N * width), want, N, width, test_tol(5e-6));
 }
 
 static void check_decode(sizes s, int most, int n_ctx) {
-    test_case("decode B=%d T=%d NH=%d NKV=%d HS=%d chunk=%d n_ctx=%d", s.B, s.T, s.NH, s.NKV, s.HS,
-              most, n_ctx);
+    test_case("decode B=%d T=%d NH=%d NKV=%d HS=%d window=%d chunk=%d n_ctx=%d", s.B, s.T, s.NH,
+              s.NKV, s.HS, s.window, most, n_ctx);
     answer a = answer_of(s, random_act(qkv_size(s), 1.0), (gpt_dropout){0});
     caches c = new_caches(s, n_ctx);
     gpt_shape shape = shape_of(s, 0);
@@ -299,13 +391,26 @@ static void test_decode(void) {
         check_decode(s, s.T > 100 ? s.T : 70, s.T + i % 3);
         if (s.T < 10) check_decode(s, 1, s.T + 1);
     }
-    check_decode((sizes){3, 65, 4, 2, 6}, 9, 65);
-    check_decode((sizes){1, 70, 2, 1, 20}, 1, 71);
-    check_decode((sizes){4, 19, 3, 3, 16}, 3, 300);
-    check_decode((sizes){2, 330, 2, 1, 6}, 100, 331);
+    check_decode((sizes){3, 65, 4, 2, 6, 0}, 9, 65);
+    check_decode((sizes){1, 70, 2, 1, 20, 0}, 1, 71);
+    check_decode((sizes){4, 19, 3, 3, 16, 0}, 3, 300);
+    check_decode((sizes){2, 330, 2, 1, 6, 0}, 100, 331);
     /* Whole tiles that start anywhere, and tiles of two sequences. */
-    check_decode((sizes){2, 200, 4, 2, 64}, 130, 201);
-    check_decode((sizes){1, 190, 1, 1, 128}, 100, 190);
+    check_decode((sizes){2, 200, 4, 2, 64, 0}, 130, 201);
+    check_decode((sizes){1, 190, 1, 1, 128, 0}, 100, 190);
+}
+
+static void test_decode_window(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        sizes s = cases[i];
+        s.window = windows[i % TEST_COUNT(windows)];
+        check_decode(s, s.T > 100 ? s.T : 70, s.T + i % 3);
+    }
+    check_decode((sizes){3, 65, 4, 2, 6, 7}, 9, 65);
+    check_decode((sizes){4, 19, 3, 3, 16, 3}, 3, 300);
+    check_decode((sizes){2, 330, 2, 1, 6, 20}, 100, 331);
+    check_decode((sizes){2, 200, 4, 2, 64, 70}, 130, 201);
+    check_decode((sizes){1, 190, 1, 1, 128, 10}, 100, 190);
 }
 
 typedef struct state {
@@ -317,13 +422,14 @@ typedef struct state {
 static double loss_of(void *pointer) {
     state *a = pointer;
     sizes s = a->s;
-    ref_attention_forward(a->out, a->lse, a->p, a->qkv, a->dropout, s.B, s.T, s.NH, s.NKV, s.HS);
+    ref_attention_forward(a->out, a->lse, a->p, a->qkv, a->dropout, s.window, s.B, s.T, s.NH, s.NKV,
+                          s.HS);
     return test_dot(a->out, a->dout, out_size(s));
 }
 
 static void test_reference(void) {
-    sizes s = {2, 5, 4, 2, 3};
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
+        sizes s = {2, 5, 4, 2, 3, k == 2 ? 3 : 0};
         gpt_dropout dropout = {k ? 0.4f : 0.0f, 99};
         name_case(s, dropout.p, "");
         answer a = answer_of(s, random_f32(qkv_size(s), 1.0), dropout);
@@ -334,4 +440,6 @@ static void test_reference(void) {
 
 TEST_OPS_MAIN({"reference", test_reference}, {"attention", test_attention},
               {"attention, dropout", test_dropout}, {"large scores", test_large_scores},
-              {"trend", test_trend}, {"causal", test_causal}, {"decode", test_decode})
+              {"trend", test_trend}, {"causal", test_causal}, {"decode", test_decode},
+              {"window", test_window}, {"window of all", test_whole_window},
+              {"decode, window", test_decode_window})

@@ -1,4 +1,4 @@
-/* dropout_forward, dropout_backward, and the bits that every dropout shares. */
+/* dropout_apply, and the bits that every dropout shares. */
 #include "testing.h"
 
 #include "reference.h"
@@ -18,8 +18,6 @@ static gpt_shape shape_of(int64_t n) {
                        .n_params = 1};
 }
 
-typedef void dropout_fn(gpt_ctx *ctx, act *x, int64_t n, gpt_dropout_site dropout);
-
 static void check_values(int64_t n, gpt_dropout_site site) {
     gpt_dropout dropout = dropout_at(site);
     test_case("n=%lld p=%g", (long long)n, dropout.p);
@@ -27,20 +25,18 @@ static void check_values(int64_t n, gpt_dropout_site site) {
     for (int64_t i = 0; i < n; i++) want[i] *= dropout_factor(dropout, (uint64_t)i);
     gpt_shape shape = shape_of(n);
     EACH_BACKEND {
-        dropout_fn *passes[] = {test.ops->dropout_forward, test.ops->dropout_backward};
-        for (int i = 0; i < 2; i++) {
-            void *device = device_act(x, n);
-            test_workspace(&shape);
-            passes[i](test.ctx, device, n, device_dropout(site));
-            double *got = read_act(device, n);
-            EXPECT_CLOSE(i ? "dx" : "x", got, want, 1, n, test_tol(2e-7));
-            for (int64_t k = 0; k < n; k++) {
-                if ((got[k] == 0.0) == (want[k] == 0.0)) continue;
-                EXPECT(!"an element was dropped that should not be, or the reverse");
-                break;
-            }
-            if (dropout.p == 0.0f) EXPECT_SAME("p = 0", got, x, n);
+        void *device = device_act(x, n);
+        test_workspace(&shape);
+        test.ops->dropout_apply(
+            test.ctx, &(dropout_apply){.x = device, .dropout = device_dropout(site), .n = n});
+        double *got = read_act(device, n);
+        EXPECT_CLOSE("x", got, want, 1, n, test_tol(2e-7));
+        for (int64_t k = 0; k < n; k++) {
+            if ((got[k] == 0.0) == (want[k] == 0.0)) continue;
+            EXPECT(!"an element was dropped that should not be, or the reverse");
+            break;
         }
+        if (dropout.p == 0.0f) EXPECT_SAME("p = 0", got, x, n);
     }
 }
 

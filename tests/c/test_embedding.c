@@ -42,9 +42,15 @@ static void check_forward(sizes s, int use_positions, int use_wpe) {
         void *out = device_act(NULL, (int64_t)N * s.C);
         test_workspace(&shape);
         test.ops->embedding_forward(
-            test.ctx, out, device_i32(tokens, N), positions ? device_i32(positions, N) : NULL,
-            device_f32(wte, (int64_t)Vp * s.C),
-            wpe ? device_f32(wpe, (int64_t)block_size * s.C) : NULL, N, s.T, s.C);
+            test.ctx,
+            &(embedding_forward){.out = out,
+                                 .tokens = device_i32(tokens, N),
+                                 .positions = positions ? device_i32(positions, N) : NULL,
+                                 .wte = device_f32(wte, (int64_t)Vp * s.C),
+                                 .wpe = wpe ? device_f32(wpe, (int64_t)block_size * s.C) : NULL,
+                                 .N = N,
+                                 .T = s.T,
+                                 .C = s.C});
         EXPECT_CLOSE("out", read_act(out, (int64_t)N * s.C), want, N, s.C, test_tol(1e-6));
     }
 }
@@ -73,9 +79,15 @@ static void check_backward(sizes s, int use_wpe) {
         void *device_dwte = device_f32(dwte, wte_size);
         void *device_dwpe = use_wpe ? device_f32(dwpe, wpe_size) : NULL;
         test_workspace(&shape);
-        test.ops->embedding_backward(test.ctx, device_dwte, device_dwpe,
-                                     device_act(dout, (int64_t)N * s.C), device_i32(tokens, N), N,
-                                     s.T, s.C, s.V);
+        test.ops->embedding_backward(
+            test.ctx, &(embedding_backward){.dwte = device_dwte,
+                                            .dwpe = device_dwpe,
+                                            .dout = device_act(dout, (int64_t)N * s.C),
+                                            .tokens = device_i32(tokens, N),
+                                            .N = N,
+                                            .T = s.T,
+                                            .C = s.C,
+                                            .V = s.V});
         double *got = read_f32(device_dwte, wte_size);
         EXPECT_CLOSE("dwte", got, want_dwte, Vp, s.C, test_tol(3e-6));
         EXPECT_SAME("dwte, padding rows", got + (int64_t)s.V * s.C, dwte + (int64_t)s.V * s.C,

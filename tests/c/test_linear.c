@@ -79,9 +79,16 @@ static void check_forward(sizes s, int activation, int use_b) {
             void *out = device_act(NULL, out_size);
             void *pre = training && keeps_pre ? device_act(NULL, pre_size) : NULL;
             test_workspace(&shape);
-            test.ops->linear_forward(test.ctx, out, pre, device_act(in, (int64_t)s.N * s.IC),
-                                     device_weight(w, width, s.IC, width / s.OC),
-                                     b ? device_f32(b, width) : NULL, activation, s.N, s.IC, s.OC);
+            test.ops->linear_forward(
+                test.ctx, &(linear_forward){.out = out,
+                                            .pre = pre,
+                                            .in = device_act(in, (int64_t)s.N * s.IC),
+                                            .w = device_weight(w, width, s.IC, width / s.OC),
+                                            .b = b ? device_f32(b, width) : NULL,
+                                            .activation = activation,
+                                            .N = s.N,
+                                            .IC = s.IC,
+                                            .OC = s.OC});
             EXPECT_CLOSE("out", read_act(out, out_size), want, s.N, s.OC, test_tol(5e-6));
             if (pre) {
                 EXPECT_CLOSE("pre", read_act(pre, pre_size), y, s.N, width, test_tol(5e-6));
@@ -122,11 +129,26 @@ static void test_activation_range(void) {
             void *out = device_act(NULL, N), *pre = device_act(NULL, N * width);
             void *din = device_act(NULL, N * width);
             test_workspace(&shape);
-            test.ops->linear_forward(test.ctx, out, pre, device_act(in, N),
-                                     device_weight(w, width, 1, width), NULL, activation, N, 1, 1);
-            test.ops->linear_backward(test.ctx, din, device_f32(one, 1), NULL, device_act(dout, N),
-                                      out, device_weight(one, 1, 1, 1), pre, activation, 1, N, 1,
-                                      1);
+            test.ops->linear_forward(test.ctx,
+                                     &(linear_forward){.out = out,
+                                                       .pre = pre,
+                                                       .in = device_act(in, N),
+                                                       .w = device_weight(w, width, 1, width),
+                                                       .activation = activation,
+                                                       .N = N,
+                                                       .IC = 1,
+                                                       .OC = 1});
+            test.ops->linear_backward(test.ctx, &(linear_backward){.din = din,
+                                                                   .dw = device_f32(one, 1),
+                                                                   .dout = device_act(dout, N),
+                                                                   .in = out,
+                                                                   .w = device_weight(one, 1, 1, 1),
+                                                                   .pre = pre,
+                                                                   .activation = activation,
+                                                                   .add = 1,
+                                                                   .N = N,
+                                                                   .IC = 1,
+                                                                   .OC = 1});
             EXPECT_CLOSE("out", read_act(out, N), want, N, 1, test_tol(2e-5));
             EXPECT_CLOSE("dpre", read_act(din, N * width), dy, N, width, test_tol(2e-5));
         }
@@ -149,8 +171,13 @@ static void check_rows_alone(int IC, int OC) {
         for (int i = TEST_COUNT(counts) - 1; i >= 0; i--) {
             int64_t n = (int64_t)counts[i] * OC;
             void *out = device_act(NULL, n);
-            test.ops->linear_forward(test.ctx, out, NULL, device_act(in, (int64_t)counts[i] * IC),
-                                     weight, NULL, GPT_ACT_NONE, counts[i], IC, OC);
+            test.ops->linear_forward(
+                test.ctx, &(linear_forward){.out = out,
+                                            .in = device_act(in, (int64_t)counts[i] * IC),
+                                            .w = weight,
+                                            .N = counts[i],
+                                            .IC = IC,
+                                            .OC = OC});
             double *got = read_act(out, n);
             if (!all) all = got;
             EXPECT_SAME("rows", got, all, n);
@@ -187,10 +214,19 @@ static void check_backward(sizes s, int activation, int use_db) {
         void *din = device_act(NULL, din_size), *device_dw = device_f32(dw, w_size);
         void *device_db = db ? device_f32(db, s.OC) : NULL;
         test_workspace(&shape);
-        test.ops->linear_backward(test.ctx, din, device_dw, device_db, device_act(dout, out_size),
-                                  device_act(in, in_size), device_weight(w, s.OC, s.IC, 1),
-                                  has_pre ? device_act(pre, din_size) : NULL, activation, 1, s.N,
-                                  s.IC, s.OC);
+        test.ops->linear_backward(
+            test.ctx, &(linear_backward){.din = din,
+                                         .dw = device_dw,
+                                         .db = device_db,
+                                         .dout = device_act(dout, out_size),
+                                         .in = device_act(in, in_size),
+                                         .w = device_weight(w, s.OC, s.IC, 1),
+                                         .pre = has_pre ? device_act(pre, din_size) : NULL,
+                                         .activation = activation,
+                                         .add = 1,
+                                         .N = s.N,
+                                         .IC = s.IC,
+                                         .OC = s.OC});
         EXPECT_CLOSE("din", read_act(din, din_size), want, s.N, width, test_tol(1e-5));
         EXPECT_CLOSE("dw", read_f32(device_dw, w_size), want_dw, s.OC, s.IC, test_tol(1e-5));
         if (db) EXPECT_CLOSE("db", read_f32(device_db, s.OC), want_db, 1, s.OC, test_tol(1e-5));
@@ -198,9 +234,17 @@ static void check_backward(sizes s, int activation, int use_db) {
         void *again = device_f32(NULL, w_size);
         int anew = has_pre && test.ops->makes_activations;
         test.ops->linear_backward(
-            test.ctx, din, again, NULL, device_act(dout, out_size),
-            anew ? NULL : device_act(in, in_size), device_weight(w, s.OC, s.IC, 1),
-            has_pre ? device_act(pre, din_size) : NULL, activation, 0, s.N, s.IC, s.OC);
+            test.ctx, &(linear_backward){.din = din,
+                                         .dw = again,
+                                         .dout = device_act(dout, out_size),
+                                         .in = anew ? NULL : device_act(in, in_size),
+                                         .w = device_weight(w, s.OC, s.IC, 1),
+                                         .pre = has_pre ? device_act(pre, din_size) : NULL,
+                                         .activation = activation,
+                                         .add = 0,
+                                         .N = s.N,
+                                         .IC = s.IC,
+                                         .OC = s.OC});
         double *got = read_f32(again, w_size);
         for (int64_t i = 0; i < w_size; i++) got[i] += dw[i];
         EXPECT_CLOSE("dw =", got, want_dw, s.OC, s.IC, test_tol(1e-5));
@@ -237,8 +281,13 @@ static void check_head(int N, int C, int V, int Vp) {
                            .n_params = 1};
         void *logits = device_f32(NULL, size);
         test_workspace(&shape);
-        test.ops->head_forward(test.ctx, logits, device_act(x, (int64_t)N * C),
-                               device_weight(wte, Vp, C, 1), N, C, V, Vp);
+        test.ops->head_forward(test.ctx, &(head_forward){.logits = logits,
+                                                         .x = device_act(x, (int64_t)N * C),
+                                                         .wte = device_weight(wte, Vp, C, 1),
+                                                         .N = N,
+                                                         .C = C,
+                                                         .V = V,
+                                                         .Vp = Vp});
         EXPECT_CLOSE("logits", read_f32(logits, size), want, N, V, test_tol(5e-6));
     }
 }

@@ -967,11 +967,17 @@ static int64_t count_params(const gpt_config *c) {
 /* Two operations for each weight of a product and each token, the head's included, and for
  * attention two products of T (T + 1) / 2 pairs of width C; "about" since T + 1 may count as T. */
 static double forward_flops(const gpt_config *c, int T) {
-    int HS = c->n_embd / c->n_head, C = c->n_embd;
-    double qkv = (c->n_head + 2 * c->n_kv_head) * HS,
-           fc = ref_activation_width(c->activation, c->n_ff);
-    double weights = C * qkv + (double)C * C + C * fc + (double)c->n_ff * C;
-    return 2.0 * (c->n_layer * weights + (double)c->vocab_size * C) + c->n_layer * 2.0 * C * T;
+    int HS = c->head_size ? c->head_size : c->n_embd / c->n_head, C = c->n_embd;
+    double qkv = (c->n_head + 2 * c->n_kv_head) * HS, A = c->n_head * HS, pairs = 0;
+    double fc = ref_activation_width(c->activation, c->n_ff);
+    double weights = C * qkv + A * C + C * fc + (double)c->n_ff * C;
+    for (int l = 0; l < c->n_layer; l++) {
+        gpt_layer layer;
+        EXPECT_OK(gpt_config_layer(c, l, &layer));
+        for (int t = 0; t < T; t++)
+            pairs += layer.window > 0 && layer.window <= t ? layer.window : t + 1;
+    }
+    return 2.0 * (c->n_layer * weights + (double)c->vocab_size * C) + 4 * A * pairs / T;
 }
 
 /* In bf16 each matrix once more, for training twice; sides are rounded up to panels of 16. */

@@ -64,9 +64,18 @@ static void check_forward(params s, const double *resid, double tol) {
             void *kept = keep_stats ? device_f32(NULL, 2 * (int64_t)s.N) : NULL;
             test_workspace(&shape);
             test.ops->residual_norm_forward(
-                test.ctx, resid_out, out, kept, device_resid, branch ? device_act(branch, n) : NULL,
-                w ? device_f32(w, s.C) : NULL, b ? device_f32(b, s.C) : NULL,
-                device_dropout(dropout_of(s)), s.norm, eps, s.N, s.C);
+                test.ctx, &(residual_norm_forward){.resid_out = resid_out,
+                                                   .out = out,
+                                                   .stats = kept,
+                                                   .resid = device_resid,
+                                                   .branch = branch ? device_act(branch, n) : NULL,
+                                                   .w = w ? device_f32(w, s.C) : NULL,
+                                                   .b = b ? device_f32(b, s.C) : NULL,
+                                                   .dropout = device_dropout(dropout_of(s)),
+                                                   .norm = s.norm,
+                                                   .eps = eps,
+                                                   .N = s.N,
+                                                   .C = s.C});
             double *got = read_act(resid_out, n);
             if (branch)
                 EXPECT_CLOSE("resid_out", got, sum, s.N, s.C, test_tol(1e-6));
@@ -160,9 +169,18 @@ static void check_backward(params s, int skip_dw, int skip_db) {
         void *device_db = db ? device_f32(db, s.C) : NULL;
         test_workspace(&shape);
         test.ops->residual_norm_backward(
-            test.ctx, device_dresid, dbranch, device_dw, device_db, device_act(dout, n),
-            device_act(resid, n), device_f32(stats, 2 * (int64_t)s.N),
-            w ? device_f32(w, s.C) : NULL, device_dropout(dropout_of(s)), s.norm, s.N, s.C);
+            test.ctx, &(residual_norm_backward){.dresid = device_dresid,
+                                                .dbranch = dbranch,
+                                                .dw = device_dw,
+                                                .db = device_db,
+                                                .dout = device_act(dout, n),
+                                                .resid = device_act(resid, n),
+                                                .stats = device_f32(stats, 2 * (int64_t)s.N),
+                                                .w = w ? device_f32(w, s.C) : NULL,
+                                                .dropout = device_dropout(dropout_of(s)),
+                                                .norm = s.norm,
+                                                .N = s.N,
+                                                .C = s.C});
         EXPECT_CLOSE("dresid", read_act(device_dresid, n), want, s.N, s.C, test_tol(2e-5));
         if (dbranch) {
             EXPECT_CLOSE("dbranch", read_act(dbranch, n), want_branch, s.N, s.C, test_tol(2e-5));
@@ -196,13 +214,26 @@ static void test_same_mask(void) {
     EACH_BACKEND {
         void *sum = device_act(NULL, n), *dbranch = device_act(NULL, n);
         test_workspace(&shape);
-        test.ops->residual_norm_forward(test.ctx, sum, device_act(NULL, n), NULL,
-                                        device_act(zero, n), device_act(ones, n), NULL, NULL,
-                                        device_dropout(dropout_of(s)), s.norm, eps, s.N, s.C);
-        test.ops->residual_norm_backward(test.ctx, device_act(ones, n), dbranch, NULL, NULL,
-                                         device_act(zero, n), device_act(zero, n),
-                                         device_f32(stats, 2 * (int64_t)s.N), NULL,
-                                         device_dropout(dropout_of(s)), s.norm, s.N, s.C);
+        test.ops->residual_norm_forward(
+            test.ctx, &(residual_norm_forward){.resid_out = sum,
+                                               .out = device_act(NULL, n),
+                                               .resid = device_act(zero, n),
+                                               .branch = device_act(ones, n),
+                                               .dropout = device_dropout(dropout_of(s)),
+                                               .norm = s.norm,
+                                               .eps = eps,
+                                               .N = s.N,
+                                               .C = s.C});
+        test.ops->residual_norm_backward(
+            test.ctx, &(residual_norm_backward){.dresid = device_act(ones, n),
+                                                .dbranch = dbranch,
+                                                .dout = device_act(zero, n),
+                                                .resid = device_act(zero, n),
+                                                .stats = device_f32(stats, 2 * (int64_t)s.N),
+                                                .dropout = device_dropout(dropout_of(s)),
+                                                .norm = s.norm,
+                                                .N = s.N,
+                                                .C = s.C});
         EXPECT_SAME("mask", read_act(dbranch, n), read_act(sum, n), n);
     }
 }

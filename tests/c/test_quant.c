@@ -66,9 +66,15 @@ static void check_exact(sizes s, int activation) {
         void *out = device_act(NULL, out_size);
         ref_activation_forward(want, y[k], activation, s.N, s.OC);
         test_workspace(&shape);
-        test.ops->linear_forward(test.ctx, out, NULL, device_act(in, in_size),
-                                 device_weight(w[k], width, s.IC, width / s.OC),
-                                 device_f32(b, width), activation, s.N, s.IC, s.OC);
+        test.ops->linear_forward(
+            test.ctx, &(linear_forward){.out = out,
+                                        .in = device_act(in, in_size),
+                                        .w = device_weight(w[k], width, s.IC, width / s.OC),
+                                        .b = device_f32(b, width),
+                                        .activation = activation,
+                                        .N = s.N,
+                                        .IC = s.IC,
+                                        .OC = s.OC});
         /* One rounding to bf16; where bias and activation are a kernel of their own, another before
          * it, and two where gates meet ups. */
         EXPECT_CLOSE("out", read_act(out, out_size), want, s.N, s.OC, test_on_cpu() ? 4e-3 : 12e-3);
@@ -106,9 +112,19 @@ static void test_head(void) {
             void *out = device_f32(NULL, (int64_t)s.N * s.OC), *lost = device_f32(NULL, s.N);
             void *x = device_act(in, in_size), *wte = device_weight(w[k], s.OC, s.IC, 1);
             test_workspace(&shape);
-            test.ops->head_forward(test.ctx, out, x, wte, s.N, s.IC, s.OC, s.OC);
-            test.ops->classifier_forward(test.ctx, lost, x, wte, device_i32(targets, s.N), s.N,
-                                         s.IC, s.OC, s.OC);
+            test.ops->head_forward(
+                test.ctx,
+                &(head_forward){
+                    .logits = out, .x = x, .wte = wte, .N = s.N, .C = s.IC, .V = s.OC, .Vp = s.OC});
+            test.ops->classifier_forward(test.ctx,
+                                         &(classifier_forward){.losses = lost,
+                                                               .x = x,
+                                                               .wte = wte,
+                                                               .targets = device_i32(targets, s.N),
+                                                               .N = s.N,
+                                                               .C = s.IC,
+                                                               .V = s.OC,
+                                                               .Vp = s.OC});
             double *got = read_f32(out, (int64_t)s.N * s.OC);
             EXPECT_CLOSE("logits", got, logits[k], s.N, s.OC, 2e-6);
             /* A GPU stores a chunk's logits, which are about as large as the losses, in bf16. */
@@ -129,8 +145,13 @@ static void test_quality(void) {
     EACH_BACKEND {
         void *out = device_f32(NULL, COLS * ROWS);
         test_workspace(&shape);
-        test.ops->head_forward(test.ctx, out, device_act(unit, COLS * COLS),
-                               device_weight(w, ROWS, COLS, 1), COLS, COLS, ROWS, ROWS);
+        test.ops->head_forward(test.ctx, &(head_forward){.logits = out,
+                                                         .x = device_act(unit, COLS * COLS),
+                                                         .wte = device_weight(w, ROWS, COLS, 1),
+                                                         .N = COLS,
+                                                         .C = COLS,
+                                                         .V = ROWS,
+                                                         .Vp = ROWS});
         double *got = read_f32(out, COLS * ROWS), error = 0, all = 0;
         for (int r = 0; r < ROWS; r++)
             for (int c = 0; c < COLS; c++) {

@@ -81,14 +81,28 @@ static void check_forward(sizes s, int pos, int use_positions) {
     EACH_BACKEND {
         void *qkv = device_act(x, size), *device_table = device_f32(t.values, t.size);
         test_workspace(&shape);
-        test.ops->rope_forward(test.ctx, qkv, device_table,
-                               positions ? device_i32(positions, N) : NULL, pos, N, s.T, s.NH,
-                               s.NKV, s.HS);
+        test.ops->rope_forward(
+            test.ctx, &(rope_forward){.qkv = qkv,
+                                      .table = device_table,
+                                      .positions = positions ? device_i32(positions, N) : NULL,
+                                      .pos = pos,
+                                      .N = N,
+                                      .T = s.T,
+                                      .NH = s.NH,
+                                      .NKV = s.NKV,
+                                      .HS = s.HS});
         double *got = read_act(qkv, size);
         EXPECT_CLOSE("qkv", got, want, N, row_size(s), test_tol(1e-6));
         check_kept(s, got, x);
         if (use_positions) continue;
-        test.ops->rope_backward(test.ctx, qkv, device_table, pos, N, s.T, s.NH, s.NKV, s.HS);
+        test.ops->rope_backward(test.ctx, &(rope_backward){.dqkv = qkv,
+                                                           .table = device_table,
+                                                           .pos = pos,
+                                                           .N = N,
+                                                           .T = s.T,
+                                                           .NH = s.NH,
+                                                           .NKV = s.NKV,
+                                                           .HS = s.HS});
         EXPECT_CLOSE("there and back", read_act(qkv, size), x, N, row_size(s), test_tol(1e-6));
     }
 }
@@ -104,8 +118,14 @@ static void check_backward(sizes s, int pos) {
     EACH_BACKEND {
         void *dqkv = device_act(x, size);
         test_workspace(&shape);
-        test.ops->rope_backward(test.ctx, dqkv, device_f32(t.values, t.size), pos, N, s.T, s.NH,
-                                s.NKV, s.HS);
+        test.ops->rope_backward(test.ctx, &(rope_backward){.dqkv = dqkv,
+                                                           .table = device_f32(t.values, t.size),
+                                                           .pos = pos,
+                                                           .N = N,
+                                                           .T = s.T,
+                                                           .NH = s.NH,
+                                                           .NKV = s.NKV,
+                                                           .HS = s.HS});
         double *got = read_act(dqkv, size);
         EXPECT_CLOSE("dqkv", got, want, N, row_size(s), test_tol(1e-6));
         check_kept(s, got, x);
@@ -146,8 +166,16 @@ static void test_relative(void) {
                 int32_t positions[] = {7 + 20 * shift, 3 + 20 * shift};
                 void *qkv = device_act(x, SIZE);
                 test_workspace(&shape);
-                test.ops->rope_forward(test.ctx, qkv, device_f32(t.values, t.size),
-                                       device_i32(positions, 2), pos, 2, 2, 1, 1, s.HS);
+                test.ops->rope_forward(test.ctx,
+                                       &(rope_forward){.qkv = qkv,
+                                                       .table = device_f32(t.values, t.size),
+                                                       .positions = device_i32(positions, 2),
+                                                       .pos = pos,
+                                                       .N = 2,
+                                                       .T = 2,
+                                                       .NH = 1,
+                                                       .NKV = 1,
+                                                       .HS = s.HS});
                 double *got = read_act(qkv, SIZE);
                 products[shift] = test_dot(got, got + row_size(s) + s.HS, s.HS);
             }

@@ -344,7 +344,8 @@ static inline void *device_weight(const double *values, int rows, int cols, int 
                            .cols = cols,
                            .parts = parts,
                            .packed = test_device_alloc(bytes, TEST_GARBAGE)};
-    test.ops->weights_pack(test.ctx, params, &segment, 1);
+    test.ops->weights_pack(test.ctx,
+                           &(weights_pack){.w = params, .segment = &segment, .training = 1});
     return segment.packed;
 }
 

@@ -75,21 +75,44 @@ static void begin(const char *name) {
 }
 
 static void norm(const char *name, int kind) {
-    const gpt_dropout_site none = {0};
     begin(name);
     void *out = device_act(NULL, N * C), *stats = device_f32(NULL, 2 * N), *dw = zeros(C);
     void *sum = device_act(NULL, N * C), *resid = given_act("resid", N * C, 1), *db = zeros(C);
     void *branch = given_act("branch", N * C, 1), *w = given_f32("w", C, 1);
-    test.ops->residual_norm_forward(test.ctx, sum, out, stats, resid, branch, w,
-                                    given_f32("b", C, 1), none, kind, 1e-5f, N, C);
+    test.ops->residual_norm_forward(test.ctx, &(residual_norm_forward){.resid_out = sum,
+                                                                       .out = out,
+                                                                       .stats = stats,
+                                                                       .resid = resid,
+                                                                       .branch = branch,
+                                                                       .w = w,
+                                                                       .b = given_f32("b", C, 1),
+                                                                       .norm = kind,
+                                                                       .eps = 1e-5f,
+                                                                       .N = N,
+                                                                       .C = C});
     got_act("sum", sum, N * C);
     got_act("out", out, N * C);
     /* Backward by itself, of a stream that is as stored. */
-    test.ops->residual_norm_forward(test.ctx, NULL, out, stats, resid, NULL, w, NULL, none, kind,
-                                    1e-5f, N, C);
+    test.ops->residual_norm_forward(test.ctx, &(residual_norm_forward){.out = out,
+                                                                       .stats = stats,
+                                                                       .resid = resid,
+                                                                       .w = w,
+                                                                       .norm = kind,
+                                                                       .eps = 1e-5f,
+                                                                       .N = N,
+                                                                       .C = C});
     void *dresid = given_act("dresid_before", N * C, 1);
-    test.ops->residual_norm_backward(test.ctx, dresid, NULL, dw, db, given_act("dout", N * C, 1),
-                                     resid, stats, w, none, kind, N, C);
+    test.ops->residual_norm_backward(test.ctx,
+                                     &(residual_norm_backward){.dresid = dresid,
+                                                               .dw = dw,
+                                                               .db = db,
+                                                               .dout = given_act("dout", N * C, 1),
+                                                               .resid = resid,
+                                                               .stats = stats,
+                                                               .w = w,
+                                                               .norm = kind,
+                                                               .N = N,
+                                                               .C = C});
     got_act("dresid", dresid, N * C);
     got_f32("dw", dw, C);
     got_f32("db", db, C);
@@ -105,13 +128,41 @@ static void mlp(const char *name, int activation) {
     void *out = device_act(NULL, N * C), *dpre = device_act(NULL, N * FC);
     void *din = device_act(NULL, N * C), *dw1 = zeros(FC * C), *dw2 = zeros(C * F);
     void *db1 = zeros(FC), *db2 = zeros(C);
-    test.ops->linear_forward(test.ctx, fc, pre, in, w1, given_f32("b1", FC, 1), activation, N, C,
-                             F);
-    test.ops->linear_forward(test.ctx, out, NULL, fc, w2, given_f32("b2", C, 1), GPT_ACT_NONE, N, F,
-                             C);
-    test.ops->linear_backward(test.ctx, dpre, dw2, db2, dout, fc, w2, pre, activation, 1, N, F, C);
-    test.ops->linear_backward(test.ctx, din, dw1, db1, dpre, in, w1, NULL, GPT_ACT_NONE, 1, N, C,
-                              FC);
+    test.ops->linear_forward(test.ctx, &(linear_forward){.out = fc,
+                                                         .pre = pre,
+                                                         .in = in,
+                                                         .w = w1,
+                                                         .b = given_f32("b1", FC, 1),
+                                                         .activation = activation,
+                                                         .N = N,
+                                                         .IC = C,
+                                                         .OC = F});
+    test.ops->linear_forward(
+        test.ctx,
+        &(linear_forward){
+            .out = out, .in = fc, .w = w2, .b = given_f32("b2", C, 1), .N = N, .IC = F, .OC = C});
+    test.ops->linear_backward(test.ctx, &(linear_backward){.din = dpre,
+                                                           .dw = dw2,
+                                                           .db = db2,
+                                                           .dout = dout,
+                                                           .in = fc,
+                                                           .w = w2,
+                                                           .pre = pre,
+                                                           .activation = activation,
+                                                           .add = 1,
+                                                           .N = N,
+                                                           .IC = F,
+                                                           .OC = C});
+    test.ops->linear_backward(test.ctx, &(linear_backward){.din = din,
+                                                           .dw = dw1,
+                                                           .db = db1,
+                                                           .dout = dpre,
+                                                           .in = in,
+                                                           .w = w1,
+                                                           .add = 1,
+                                                           .N = N,
+                                                           .IC = C,
+                                                           .OC = FC});
     got_act("fc", fc, N * F);
     got_act("out", out, N * C);
     got_act("dpre", dpre, N * FC);
@@ -123,13 +174,24 @@ static void mlp(const char *name, int activation) {
 }
 
 static void attention(void) {
-    const gpt_dropout_site none = {0};
     begin("attention");
     void *qkv = given_act("qkv", N * QKV, 1), *out = device_act(NULL, N * C);
     void *lse = device_f32(NULL, N * NH), *dqkv = device_act(NULL, N * QKV);
-    test.ops->attention_forward(test.ctx, out, lse, qkv, none, B, T, NH, NKV, HS);
-    test.ops->attention_backward(test.ctx, dqkv, given_act("dout", N * C, 1), qkv, out, lse, none,
-                                 B, T, NH, NKV, HS);
+    test.ops->attention_forward(
+        test.ctx,
+        &(attention_forward){
+            .out = out, .lse = lse, .qkv = qkv, .B = B, .T = T, .NH = NH, .NKV = NKV, .HS = HS});
+    test.ops->attention_backward(test.ctx,
+                                 &(attention_backward){.dqkv = dqkv,
+                                                       .dout = given_act("dout", N * C, 1),
+                                                       .qkv = qkv,
+                                                       .out = out,
+                                                       .lse = lse,
+                                                       .B = B,
+                                                       .T = T,
+                                                       .NH = NH,
+                                                       .NKV = NKV,
+                                                       .HS = HS});
     got_act("out", out, N * C);
     got_act("dqkv", dqkv, N * QKV);
 }
@@ -144,8 +206,14 @@ static void rope(void) {
         }
     }
     void *qkv = given_act("qkv", N * QKV, 1);
-    test.ops->rope_forward(test.ctx, qkv, device_f32(table, T * HS), NULL, GPT_POS_ROPE, N, T, NH,
-                           NKV, HS);
+    test.ops->rope_forward(test.ctx, &(rope_forward){.qkv = qkv,
+                                                     .table = device_f32(table, T * HS),
+                                                     .pos = GPT_POS_ROPE,
+                                                     .N = N,
+                                                     .T = T,
+                                                     .NH = NH,
+                                                     .NKV = NKV,
+                                                     .HS = HS});
     got_act("out", qkv, N * QKV);
 }
 
@@ -155,9 +223,20 @@ static void classifier(void) {
     void *x = given_act("x", N * C, 1), *losses = device_f32(NULL, N), *total = zeros(1);
     void *dx = device_act(NULL, N * C), *dwte = zeros(Vp * C);
     record("wte", wte, V * C);
-    test.ops->classifier_backward(test.ctx, losses, total, dx, dwte, x,
-                                  device_weight(wte, Vp, C, 1), given_tokens("targets"), 1.0f / N,
-                                  1, N, C, V, Vp);
+    test.ops->classifier_backward(test.ctx,
+                                  &(classifier_backward){.losses = losses,
+                                                         .total = total,
+                                                         .dx = dx,
+                                                         .dwte = dwte,
+                                                         .x = x,
+                                                         .wte = device_weight(wte, Vp, C, 1),
+                                                         .targets = given_tokens("targets"),
+                                                         .scale = 1.0f / N,
+                                                         .add = 1,
+                                                         .N = N,
+                                                         .C = C,
+                                                         .V = V,
+                                                         .Vp = Vp});
     got_f32("losses", losses, N);
     got_act("dx", dx, N * C);
     got_f32("dwte", dwte, V * C);
@@ -167,10 +246,22 @@ static void embedding(void) {
     begin("embedding");
     void *out = device_act(NULL, N * C), *dwte = zeros(Vp * C), *dwpe = zeros(T * C);
     int32_t *tokens = given_tokens("tokens");
-    test.ops->embedding_forward(test.ctx, out, tokens, NULL, given_f32("wte", V * C, 1),
-                                given_f32("wpe", T * C, 1), N, T, C);
-    test.ops->embedding_backward(test.ctx, dwte, dwpe, given_act("dout", N * C, 1), tokens, N, T, C,
-                                 V);
+    test.ops->embedding_forward(test.ctx, &(embedding_forward){.out = out,
+                                                               .tokens = tokens,
+                                                               .wte = given_f32("wte", V * C, 1),
+                                                               .wpe = given_f32("wpe", T * C, 1),
+                                                               .N = N,
+                                                               .T = T,
+                                                               .C = C});
+    test.ops->embedding_backward(test.ctx,
+                                 &(embedding_backward){.dwte = dwte,
+                                                       .dwpe = dwpe,
+                                                       .dout = given_act("dout", N * C, 1),
+                                                       .tokens = tokens,
+                                                       .N = N,
+                                                       .T = T,
+                                                       .C = C,
+                                                       .V = V});
     got_act("out", out, N * C);
     got_f32("dwte", dwte, V * C);
     got_f32("dwpe", dwpe, T * C);

@@ -176,65 +176,94 @@ def test_a_forbidden_import_is_found(
 
 # ---- C ----
 
-# What the files of a folder (or one file) may include of ours, besides their own folder.
+# C's floors, top to bottom, and the headers below that each includes besides its own. `model` and
+# the backends reach each other through ops.h alone.
 C_FLOORS = {
-    "csrc/gpt.h": set(),
-    "csrc/error.h": {"gpt.h"},
-    "csrc/error.c": {"error.h"},
-    "csrc/ops.h": {"gpt.h"},
-    "csrc/backend.h": {"ops.h"},
-    "csrc/cuda_device.h": {"gpt.h"},
-    "csrc/backend.c": {"backend.h", "cuda_device.h", "error.h"},
-    "csrc/profile.h": {"ops.h"},
-    "csrc/profile.c": {"profile.h", "error.h"},
-    "csrc/api.c": {"backend.h", "error.h", "model/model.h", "profile.h"},
-    "csrc/model": {"gpt.h", "ops.h", "error.h"},
-    "csrc/cpu": {"gpt.h", "ops.h", "error.h"},
-    # emulate.h stands for CUDA's own headers where tests compile the kernels for the host.
-    "csrc/cuda": {"gpt.h", "ops.h", "error.h", "cuda_device.h", "emulate.h"},
+    "api": {"backend.h", "profile.h", "model/model.h", "error.h"},
+    "backend": {"cuda_device.h", "ops.h", "error.h"},
+    "profile": {"ops.h", "error.h"},
+    "sample": {"ops.h", "error.h"},
+    "model": {"ops.h", "error.h"},
+    "cpu": {"ops.h", "error.h", "gpt.h"},
+    "cuda": {"cuda_device.h", "ops.h", "error.h"},
+    "cuda_device": {"gpt.h"},
+    "ops": {"gpt.h"},
+    "error": {"gpt.h"},
+    "gpt": set(),
 }
 
 
-def wrong_includes(path: Path, text: str) -> list[str]:
-    """What a file of csrc/ with this text includes and may not."""
-    name, folder = relative(path), relative(path.parent)
-    allowed = C_FLOORS.get(name, C_FLOORS.get(folder))
-    assert allowed is not None, f"{name} has no floor: add it to C_FLOORS"
-    wrong = []
-    for quote, included in re.findall(r'^\s*#\s*include\s+(["<])([^">]+)', text, re.MULTILINE):
-        if quote == "<":
-            fine = folder == "csrc/cuda" or not re.match("cuda|cublas|nv|mma", included)
-        else:
-            beside = folder != "csrc" and "/" not in included
-            fine = included in allowed or (beside and (path.parent / included).is_file())
-        if not fine:
-            wrong.append(included)
+def c_floor(path: Path, csrc: Path) -> str:
+    """The folder of a file of csrc, or its own name."""
+    return path.relative_to(csrc).parts[0].partition(".")[0]
+
+
+def wrong_includes(csrc: Path) -> list[str]:
+    """Each include that C_FLOORS does not allow, and a circle of headers if there is one."""
+    wrong, arrows = [], {}
+    files = (p for p in csrc.rglob("*") if p.suffix in {".c", ".h", ".cu", ".cuh"})
+    for path in sorted(files):
+        floor, name = c_floor(path, csrc), path.relative_to(csrc).as_posix()
+        arrows[name] = set()
+        text = re.sub(r"/\*.*?\*/", "", path.read_text("utf-8"), flags=re.DOTALL)
+        for quote, included in re.findall(r'^\s*#\s*include\s+(["<])([^">]+)', text, re.MULTILINE):
+            if quote == "<":
+                fine = floor == "cuda" or not re.match("cuda|cublas|nv|mma", included)
+            else:
+                near = path.parent / included
+                found = near if near.is_file() else csrc / included
+                own = found.is_file() and c_floor(found, csrc) == floor and "/" not in included
+                fine = own or included in C_FLOORS.get(floor, set())
+                if fine:
+                    arrows[name].add(found.relative_to(csrc).as_posix())
+            if not fine:
+                wrong.append(f"{name} includes {included}")
+    if found_circle := circle(arrows):
+        wrong.append("circle: " + ", ".join(found_circle))
     return wrong
 
 
-@pytest.mark.parametrize("path", C_FILES, ids=relative)
-def test_includes_point_downward(path: Path) -> None:
-    assert not wrong_includes(path, path.read_text())
+def test_includes_point_downward() -> None:
+    assert not wrong_includes(ROOT / "csrc")
+
+
+def test_the_floors_of_c_are_in_order() -> None:
+    order = list(C_FLOORS)
+    for floor, headers in C_FLOORS.items():
+        for header in headers:
+            assert order.index(re.split("[/.]", header)[0]) > order.index(floor), (floor, header)
 
 
 @pytest.mark.parametrize(
-    ("name", "included"),
+    ("file", "included"),
     [
-        ("csrc/cuda/norm.cu", '"model/model.h"'),
-        ("csrc/cuda/norm.cu", '"../model/model.h"'),
-        ("csrc/cuda/norm.cu", '"../cpu/simd.h"'),
-        ("csrc/cuda/norm.cu", '"backend.h"'),
-        ("csrc/cpu/norm.c", '"../cuda/product.h"'),
-        ("csrc/cpu/norm.c", '"cuda_device.h"'),
-        ("csrc/cpu/norm.c", "<cuda_runtime.h>"),
-        ("csrc/model/forward.c", '"cuda/cuda.h"'),
-        ("csrc/model/forward.c", "<cublasLt.h>"),
-        ("csrc/api.c", '"cuda_device.h"'),
-        ("csrc/api.c", "<cuda_bf16.h>"),
+        ("cuda/norm.cu", '"model/model.h"'),
+        ("cuda/norm.cu", '"../model/model.h"'),
+        ("cuda/norm.cu", '"../cpu/simd.h"'),
+        ("cuda/norm.cu", '"backend.h"'),
+        ("cpu/norm.c", '"../cuda/product.h"'),
+        ("cpu/norm.c", '"cuda_device.h"'),
+        ("cpu/norm.c", "<cuda_runtime.h>"),
+        ("model/forward.c", '"cuda/cuda.h"'),
+        ("model/forward.c", '"backend.h"'),
+        ("model/forward.c", "<cublasLt.h>"),
+        ("api/model.c", '"cuda_device.h"'),
+        ("api/model.c", "<cuda_bf16.h>"),
+        ("ops.h", '"backend.h"'),
     ],
 )
-def test_an_include_that_points_up_or_across_is_seen(name: str, included: str) -> None:
-    assert wrong_includes(ROOT / name, f"#include {included}\n") == [included[1:-1]]
+def test_a_forbidden_include_is_found(tmp_path: Path, file: str, included: str) -> None:
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    with (tmp_path / "csrc" / file).open("a", encoding="utf-8") as source:
+        source.write(f"\n#include {included}\n")
+    assert f"{file} includes {included[1:-1]}" in wrong_includes(tmp_path / "csrc")
+
+
+def test_a_circle_of_headers_is_found(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    with (tmp_path / "csrc" / "cpu" / "simd.h").open("a", encoding="utf-8") as header:
+        header.write('\n#include "softmax.h"\n')
+    assert wrong_includes(tmp_path / "csrc") == ["circle: cpu/simd.h, cpu/softmax.h, cpu/simd.h"]
 
 
 @pytest.mark.parametrize("path", C_FILES, ids=relative)

@@ -172,6 +172,7 @@ class GPTConfig:
                     raise UsageError(f"{name} is {value!r}, not one of {', '.join(choices)}")
                 value = getattr(lib, prefix + value.upper())
             values[name] = value
+        values["bias"] = lib.GPT_BIAS_ALL if self.bias else 0
         return library.new_struct("gpt_config", **values)
 
     @classmethod

@@ -1,4 +1,4 @@
-/* loss.cu: the output head fused with softmax cross-entropy, over chunks of rows: a chunk's logits
+/* classifier.cu: the output head fused with softmax cross-entropy, over chunks of rows: a chunk's logits
  * become its gradient in place. */
 #include "weights.h"
 
@@ -16,7 +16,7 @@ static size_t logits_bytes(int N, int Vp) {
 }
 
 /* Logits, and quantized weights as bf16 again. */
-size_t cuda_loss_workspace(const gpt_shape *shape) {
+CUDA_WORKSPACE(classifier_workspace) {
     return logits_bytes(shape->N, shape->Vp) +
            align_up(sizeof(elem) * weight_numbers(shape->Vp, shape->C));
 }
@@ -97,9 +97,11 @@ static __global__ void total_kernel(float *total, const float *losses, float sca
     if (threadIdx.x == 0) *total = (float)((add ? *total : 0) + scale * sum);
 }
 
-static void classifier(gpt_ctx *ctx, float *losses, elem *dx, float *dwte, const elem *x,
-                       const elem *wte, const int32_t *targets, float scale, int add, int N, int C,
-                       int V, int Vp) {
+/* Without dx: the losses alone. */
+static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
+    int N = op->N, C = op->C, V = op->V, Vp = op->Vp;
+    const elem *x = (const elem *)op->x, *wte = (const elem *)op->wte;
+    elem *dx = (elem *)op->dx;
     elem *logits = (elem *)ctx->workspace;
     int rows = chunk_rows(N, Vp);
     for (int row = 0; row < N; row += rows) {
@@ -118,8 +120,8 @@ static void classifier(gpt_ctx *ctx, float *losses, elem *dx, float *dwte, const
                         .b = wte};
         weight_product(ctx, &head, (elem *)((char *)logits + logits_bytes(N, Vp)));
         launch(ctx, Vp % PACK == 0 ? classifier_kernel<PACK> : classifier_kernel<1>,
-               dim3((unsigned)n), THREADS, sizeof(softmax_state) * WARPS, losses + row, logits,
-               targets + row, scale, dx != NULL, V, Vp);
+               dim3((unsigned)n), THREADS, sizeof(softmax_state) * WARPS, op->losses + row, logits,
+               op->targets + row, op->scale, dx != NULL, V, Vp);
         if (!dx) continue;
         product dinput = {.kind = PRODUCT_NN,
                           .bf16 = IS_BF16,
@@ -136,31 +138,35 @@ static void classifier(gpt_ctx *ctx, float *losses, elem *dx, float *dwte, const
         product dweight = {.kind = PRODUCT_TN,
                            .bf16 = IS_BF16,
                            .float_out = 1,
-                           .add = add || row > 0,
+                           .add = op->add || row > 0,
                            .M = V,
                            .N = C,
                            .K = n,
                            .lda = Vp,
                            .ldb = C,
                            .ldo = C,
-                           .out = dwte,
+                           .out = op->dwte,
                            .a = logits,
                            .b = x_chunk};
         cuda_product(ctx, &dweight);
     }
 }
 
-void cuda_classifier_forward(gpt_ctx *ctx, float *losses, const act *x, const weight *wte,
-                             const int32_t *targets, int N, int C, int V, int Vp) {
-    classifier(ctx, losses, NULL, NULL, (const elem *)x, (const elem *)wte, targets, 0, 0, N, C, V,
-               Vp);
+CUDA_OP(classifier_forward) {
+    classifier_backward losses = {};
+    losses.losses = op->losses;
+    losses.x = op->x;
+    losses.wte = op->wte;
+    losses.targets = op->targets;
+    losses.N = op->N;
+    losses.C = op->C;
+    losses.V = op->V;
+    losses.Vp = op->Vp;
+    classifier(ctx, &losses);
 }
 
-void cuda_classifier_backward(gpt_ctx *ctx, float *losses, float *total, act *dx, float *dwte,
-                              const act *x, const weight *wte, const int32_t *targets, float scale,
-                              int add, int N, int C, int V, int Vp) {
-    classifier(ctx, losses, (elem *)dx, dwte, (const elem *)x, (const elem *)wte, targets, scale,
-               add, N, C, V, Vp);
-    launch(ctx, total_kernel, dim3(1), THREADS, sizeof(double) * THREADS, total,
-           (const float *)losses, scale, add, N);
+CUDA_OP(classifier_backward) {
+    classifier(ctx, op);
+    launch(ctx, total_kernel, dim3(1), THREADS, sizeof(double) * THREADS, op->total,
+           (const float *)op->losses, op->scale, op->add, op->N);
 }

@@ -1,4 +1,4 @@
-/* loss_bf16.c: the output head fused with softmax cross-entropy in bf16, over chunks of rows.
+/* classifier_bf16.c: the output head fused with softmax cross-entropy in bf16, over chunks of rows.
  *
  * The head's epilogue has logits in float32 and in cache, so it is there that they become
  * exponentials: each relative to the largest of its row within 32 columns, which is kept in float32
@@ -23,7 +23,7 @@ static int chunk_rows(int N, int C, int Vp) {
     return cpu_min(most, (int)cpu_round_up(cpu_div_up(N, n_chunks), 8));
 }
 
-typedef struct loss_args {
+typedef struct chunk_task {
     /* of the chunk; the workspace holds them in this order */
     bf16 *dlogits;    /* (n, Vp): exponentials, then gradients */
     float *max, *sum; /* (n, Vp / BLOCK); max becomes the factor of each block */
@@ -36,9 +36,9 @@ typedef struct loss_args {
     float scale; /* of the gradient */
     int C, V, Vp, n_blocks, gradient;
     int slice, slice_end; /* columns */
-} loss_args;
+} chunk_task;
 
-static size_t lay_out(loss_args *a, char *base, int rows) {
+static size_t lay_out(chunk_task *a, char *base, int rows) {
     int64_t blocks = (int64_t)rows * a->n_blocks;
     const int64_t bytes[] = {a->gradient ? (int64_t)sizeof(bf16) * rows * a->Vp : 0,
                              (int64_t)sizeof(float) * blocks,
@@ -61,12 +61,12 @@ static size_t lay_out(loss_args *a, char *base, int rows) {
     return used;
 }
 
-size_t cpu_loss_workspace(const gpt_shape *shape, int n_threads) {
+CPU_WORKSPACE(classifier_workspace) {
     (void)n_threads;
-    loss_args a = {.C = shape->C,
-                   .Vp = shape->Vp,
-                   .n_blocks = (int)cpu_div_up(shape->Vp, BLOCK),
-                   .gradient = shape->training};
+    chunk_task a = {.C = shape->C,
+                    .Vp = shape->Vp,
+                    .n_blocks = (int)cpu_div_up(shape->Vp, BLOCK),
+                    .gradient = shape->training};
     return lay_out(&a, NULL, cpu_min(shape->N, most_rows(shape->C, shape->Vp)));
 }
 
@@ -74,7 +74,7 @@ size_t cpu_loss_workspace(const gpt_shape *shape, int n_threads) {
 static void exponentials(void *p, const float *y, const float *y_twin, int ldy, int row, int rows,
                          int col, int cols) {
     (void)y_twin;
-    const loss_args *a = p;
+    const chunk_task *a = p;
     for (int r = row; r < row + rows; r++, y += ldy) {
         int64_t block = (int64_t)r * a->n_blocks + col / BLOCK;
         int target = a->targets[r] - col;
@@ -96,7 +96,7 @@ static void exponentials(void *p, const float *y, const float *y_twin, int ldy, 
 /* The loss of each row from its blocks; with gradient, max becomes scale exp(max) / total. */
 static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const loss_args *a = p;
+    const chunk_task *a = p;
     int used = (int)cpu_div_up(a->V, BLOCK);
     for (int64_t n = begin; n < end; n++) {
         float *max = a->max + n * a->n_blocks, *sum = a->sum + n * a->n_blocks;
@@ -122,7 +122,7 @@ static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
 /* The columns of a slice: scale (softmax - onehot). */
 static void gradient_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const loss_args *a = p;
+    const chunk_task *a = p;
     for (int64_t n = begin; n < end; n++) {
         bf16 *x = a->dlogits + n * a->Vp;
         const float *factor = a->max + n * a->n_blocks;
@@ -139,13 +139,13 @@ static void gradient_rows(void *p, int thread, int64_t begin, int64_t end) {
 
 static void store_dx(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const loss_args *a = p;
+    const chunk_task *a = p;
     for (int64_t n = begin; n < end; n++)
         FOR_LANES (c, k, a->C) vf_put(a->dx_out + n * a->C + c, vf_get(a->dx + n * a->C + c, k), k);
 }
 
-static void chunk_gradients(gpt_ctx *ctx, loss_args *a, float *dwte, const bf16 *x,
-                            const weight *wte, int add, int n) {
+static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backward *op,
+                            const bf16 *x, int add, int n) {
     cpu_pack_operand(ctx, a->x_panels, x, a->C, a->C, n);
     for (a->slice = 0; a->slice < a->Vp; a->slice = a->slice_end) {
         a->slice_end = cpu_min(a->slice + SLICE, a->Vp);
@@ -153,7 +153,7 @@ static void chunk_gradients(gpt_ctx *ctx, loss_args *a, float *dwte, const bf16 
         product dinput = {.kind = PRODUCT_NN,
                           .out = a->dx,
                           .a = a->dlogits + a->slice,
-                          .w = wte,
+                          .w = op->wte,
                           .lda = a->Vp,
                           .ldo = a->C,
                           .M = n,
@@ -164,7 +164,7 @@ static void chunk_gradients(gpt_ctx *ctx, loss_args *a, float *dwte, const bf16 
                           .add = a->slice > 0};
         cpu_product(ctx, &dinput);
         product dweight = {.kind = PRODUCT_TN,
-                           .out = dwte + (int64_t)a->slice * a->C,
+                           .out = op->dwte + (int64_t)a->slice * a->C,
                            .add = add,
                            .a = a->dlogits + a->slice,
                            .panels = a->x_panels,
@@ -178,25 +178,26 @@ static void chunk_gradients(gpt_ctx *ctx, loss_args *a, float *dwte, const bf16 
     cpu_parallel(ctx, store_dx, a, n, cpu_grain(ctx, n, 16));
 }
 
-static void classifier(gpt_ctx *ctx, float *losses, bf16 *dx, float *dwte, const bf16 *x,
-                       const weight *wte, const int32_t *targets, float scale, int add, int N,
-                       int C, int V, int Vp) {
-    int rows = cpu_min(N, chunk_rows(N, C, Vp));
-    loss_args a = {.C = C,
-                   .V = V,
-                   .Vp = Vp,
-                   .n_blocks = (int)cpu_div_up(Vp, BLOCK),
-                   .scale = scale,
-                   .gradient = dx != NULL};
+/* Without dx: the losses alone. */
+static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
+    int N = op->N, C = op->C, V = op->V, Vp = op->Vp, rows = cpu_min(N, chunk_rows(N, C, Vp));
+    const bf16 *x = op->x;
+    bf16 *dx = op->dx;
+    chunk_task a = {.C = C,
+                    .V = V,
+                    .Vp = Vp,
+                    .n_blocks = (int)cpu_div_up(Vp, BLOCK),
+                    .scale = op->scale,
+                    .gradient = dx != NULL};
     lay_out(&a, ctx->workspace, rows);
     for (int row = 0; row < N; row += rows) {
         int n = cpu_min(rows, N - row);
-        a.losses = losses + row;
-        a.targets = targets + row;
+        a.losses = op->losses + row;
+        a.targets = op->targets + row;
         a.dx_out = dx ? dx + (int64_t)row * C : NULL;
         product head = {.kind = PRODUCT_NT,
                         .a = x + (int64_t)row * C,
-                        .w = wte,
+                        .w = op->wte,
                         .lda = C,
                         .M = n,
                         .N = V,
@@ -205,18 +206,23 @@ static void classifier(gpt_ctx *ctx, float *losses, bf16 *dx, float *dwte, const
                         .epilogue_args = &a};
         cpu_product(ctx, &head);
         cpu_parallel(ctx, finish_rows, &a, n, cpu_grain(ctx, n, 4));
-        if (dx) chunk_gradients(ctx, &a, dwte, x + (int64_t)row * C, wte, add || row > 0, n);
+        if (dx) chunk_gradients(ctx, &a, op, x + (int64_t)row * C, op->add || row > 0, n);
     }
 }
 
-void cpu_classifier_forward(gpt_ctx *ctx, float *losses, const act *x, const weight *wte,
-                            const int32_t *targets, int N, int C, int V, int Vp) {
-    classifier(ctx, losses, NULL, NULL, x, wte, targets, 0, 0, N, C, V, Vp);
+CPU_OP(classifier_forward) {
+    classifier_backward losses = {.losses = op->losses,
+                                  .x = op->x,
+                                  .wte = op->wte,
+                                  .targets = op->targets,
+                                  .N = op->N,
+                                  .C = op->C,
+                                  .V = op->V,
+                                  .Vp = op->Vp};
+    classifier(ctx, &losses);
 }
 
-void cpu_classifier_backward(gpt_ctx *ctx, float *losses, float *total, act *dx, float *dwte,
-                             const act *x, const weight *wte, const int32_t *targets, float scale,
-                             int add, int N, int C, int V, int Vp) {
-    classifier(ctx, losses, dx, dwte, x, wte, targets, scale, add, N, C, V, Vp);
-    cpu_add_losses(total, losses, scale, add, N);
+CPU_OP(classifier_backward) {
+    classifier(ctx, op);
+    cpu_add_losses(op->total, op->losses, op->scale, op->add, op->N);
 }

@@ -1,4 +1,4 @@
-/* product.c: products in fp32, see product.h. */
+/* product_fp32.c: products in fp32, see product.h. */
 #include "product.h"
 
 #include "blas.h"

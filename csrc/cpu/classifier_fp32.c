@@ -1,4 +1,4 @@
-/* loss.c: the output head fused with softmax cross-entropy, over chunks of rows. */
+/* classifier_fp32.c: the output head fused with softmax cross-entropy, over chunks of rows. */
 #include "product.h"
 #include "simd.h"
 
@@ -21,18 +21,18 @@ static int chunk_rows(int N, int V) {
     return cpu_min(most_rows(V), (int)cpu_round_up(cpu_div_up(N, n_chunks), 8));
 }
 
-size_t cpu_loss_workspace(const gpt_shape *shape, int n_threads) {
+CPU_WORKSPACE(classifier_workspace) {
     (void)n_threads;
     return sizeof(float) * (size_t)cpu_min(shape->N, most_rows(shape->V)) *
            (size_t)logits_stride(shape->V);
 }
 
-typedef struct loss_args {
+typedef struct chunk_task {
     float *logits, *losses; /* of the chunk */
     const int32_t *targets;
     float scale; /* of the gradient */
     int V, stride, gradient;
-} loss_args;
+} chunk_task;
 
 static float row_max(const float *x, int V) {
     vf biggest = vf_set(x[0]);
@@ -46,7 +46,7 @@ static float row_max(const float *x, int V) {
 /* The loss of each row; with gradient, its logits become scale (softmax - onehot). */
 static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const loss_args *a = p;
+    const chunk_task *a = p;
     for (int64_t n = begin; n < end; n++) {
         float *x = a->logits + n * a->stride;
         int target = a->targets[n];
@@ -76,10 +76,11 @@ static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
     }
 }
 
-static void classifier(gpt_ctx *ctx, float *losses, float *dx, float *dwte, const float *x,
-                       const float *wte, const int32_t *targets, float scale, int add, int N, int C,
-                       int V) {
-    int rows = chunk_rows(N, V), stride = logits_stride(V);
+/* Without dx: the losses alone. */
+static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
+    int N = op->N, C = op->C, V = op->V, rows = chunk_rows(N, V), stride = logits_stride(V);
+    const float *x = op->x, *wte = op->wte;
+    float *dx = op->dx;
     float *logits = ctx->workspace;
     for (int row = 0; row < N; row += rows) {
         int n = cpu_min(rows, N - row);
@@ -95,7 +96,8 @@ static void classifier(gpt_ctx *ctx, float *losses, float *dx, float *dwte, cons
                         .N = V,
                         .K = C};
         cpu_product(ctx, &head);
-        loss_args args = {logits, losses + row, targets + row, scale, V, stride, dx != NULL};
+        chunk_task args = {logits, op->losses + row, op->targets + row, op->scale,
+                           V,      stride,           dx != NULL};
         cpu_parallel(ctx, softmax_rows, &args, n, cpu_grain(ctx, n, 1));
         if (!dx) continue;
         product dinput = {.kind = PRODUCT_NN,
@@ -110,8 +112,8 @@ static void classifier(gpt_ctx *ctx, float *losses, float *dx, float *dwte, cons
                           .K = V};
         cpu_product(ctx, &dinput);
         product dweight = {.kind = PRODUCT_TN,
-                           .out = dwte,
-                           .add = add || row > 0,
+                           .out = op->dwte,
+                           .add = op->add || row > 0,
                            .a = logits,
                            .b = x_chunk,
                            .lda = stride,
@@ -124,16 +126,19 @@ static void classifier(gpt_ctx *ctx, float *losses, float *dx, float *dwte, cons
     }
 }
 
-void cpu_classifier_forward(gpt_ctx *ctx, float *losses, const act *x, const weight *wte,
-                            const int32_t *targets, int N, int C, int V, int Vp) {
-    (void)Vp;
-    classifier(ctx, losses, NULL, NULL, x, wte, targets, 0, 0, N, C, V);
+CPU_OP(classifier_forward) {
+    classifier_backward losses = {.losses = op->losses,
+                                  .x = op->x,
+                                  .wte = op->wte,
+                                  .targets = op->targets,
+                                  .N = op->N,
+                                  .C = op->C,
+                                  .V = op->V,
+                                  .Vp = op->Vp};
+    classifier(ctx, &losses);
 }
 
-void cpu_classifier_backward(gpt_ctx *ctx, float *losses, float *total, act *dx, float *dwte,
-                             const act *x, const weight *wte, const int32_t *targets, float scale,
-                             int add, int N, int C, int V, int Vp) {
-    (void)Vp;
-    classifier(ctx, losses, dx, dwte, x, wte, targets, scale, add, N, C, V);
-    cpu_add_losses(total, losses, scale, add, N);
+CPU_OP(classifier_backward) {
+    classifier(ctx, op);
+    cpu_add_losses(op->total, op->losses, op->scale, op->add, op->N);
 }

@@ -1,4 +1,4 @@
-/* weights.c: fp32 products read the parameters as they are. */
+/* weights_fp32.c: fp32 products read the parameters as they are. */
 #include "weights.h"
 
 size_t cpu_weights_bytes(int rows, int cols, int parts, int training) {
@@ -6,8 +6,8 @@ size_t cpu_weights_bytes(int rows, int cols, int parts, int training) {
     return 0;
 }
 
-void cpu_weights_pack(gpt_ctx *ctx, const float *w, const gpt_segment *segment, int training) {
-    (void)ctx, (void)w, (void)segment, (void)training;
+CPU_OP(weights_pack) {
+    (void)ctx, (void)op;
 }
 
 int cpu_strips_are_whole(const gpt_segment *s) {

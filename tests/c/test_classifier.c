@@ -61,9 +61,15 @@ static void check_forward(sizes s, const double *x, const double *wte, const int
     EACH_BACKEND {
         void *losses = device_f32(NULL, s.N);
         test_workspace(&shape);
-        test.ops->classifier_forward(test.ctx, losses, device_act(x, (int64_t)s.N * s.C),
-                                     device_weight(wte, s.Vp, s.C, 1), device_i32(targets, s.N),
-                                     s.N, s.C, s.V, s.Vp);
+        test.ops->classifier_forward(test.ctx,
+                                     &(classifier_forward){.losses = losses,
+                                                           .x = device_act(x, (int64_t)s.N * s.C),
+                                                           .wte = device_weight(wte, s.Vp, s.C, 1),
+                                                           .targets = device_i32(targets, s.N),
+                                                           .N = s.N,
+                                                           .C = s.C,
+                                                           .V = s.V,
+                                                           .Vp = s.Vp});
         double *got = read_f32(losses, s.N);
         EXPECT_CLOSE("losses", got, want, 1, s.N, test_tol(1e-5));
         check_zero_where_ignored(s, targets, got, NULL);
@@ -84,10 +90,20 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
         void *total = device_f32(&before, 1);
         void *device_dwte = device_f32(dwte, wte_size);
         test_workspace(&shape);
-        test.ops->classifier_backward(test.ctx, losses, total, dx, device_dwte,
-                                      device_act(x, x_size), device_weight(wte, s.Vp, s.C, 1),
-                                      device_i32(targets, s.N), (float)scale, 1, s.N, s.C, s.V,
-                                      s.Vp);
+        test.ops->classifier_backward(
+            test.ctx, &(classifier_backward){.losses = losses,
+                                             .total = total,
+                                             .dx = dx,
+                                             .dwte = device_dwte,
+                                             .x = device_act(x, x_size),
+                                             .wte = device_weight(wte, s.Vp, s.C, 1),
+                                             .targets = device_i32(targets, s.N),
+                                             .scale = (float)scale,
+                                             .add = 1,
+                                             .N = s.N,
+                                             .C = s.C,
+                                             .V = s.V,
+                                             .Vp = s.Vp});
         double *got = read_f32(losses, s.N), *got_dx = read_act(dx, x_size);
         EXPECT_CLOSE("losses", got, want, 1, s.N, test_tol(1e-5));
         EXPECT_CLOSE("dx", got_dx, want_dx, s.N, s.C, test_tol(2e-5));
@@ -99,10 +115,20 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
 
         device_dwte = device_f32(NULL, wte_size); /* not to be read, nor is this: */
         total = device_f32(NULL, 1);
-        test.ops->classifier_backward(test.ctx, losses, total, dx, device_dwte,
-                                      device_act(x, x_size), device_weight(wte, s.Vp, s.C, 1),
-                                      device_i32(targets, s.N), (float)scale, 0, s.N, s.C, s.V,
-                                      s.Vp);
+        test.ops->classifier_backward(
+            test.ctx, &(classifier_backward){.losses = losses,
+                                             .total = total,
+                                             .dx = dx,
+                                             .dwte = device_dwte,
+                                             .x = device_act(x, x_size),
+                                             .wte = device_weight(wte, s.Vp, s.C, 1),
+                                             .targets = device_i32(targets, s.N),
+                                             .scale = (float)scale,
+                                             .add = 0,
+                                             .N = s.N,
+                                             .C = s.C,
+                                             .V = s.V,
+                                             .Vp = s.Vp});
         got = read_f32(device_dwte, used);
         for (int64_t i = 0; i < used; i++) got[i] += dwte[i];
         EXPECT_CLOSE("dwte =", got, want_dwte, s.V, s.C, test_tol(2e-5));
@@ -166,12 +192,30 @@ static void check_not_finite(sizes s, const double *x, const double *wte, int al
             void *device_targets = device_i32(targets, s.N);
             test_workspace(&shape);
             if (backward) {
-                test.ops->classifier_backward(test.ctx, losses, total, dx, dwte, device_x,
-                                              device_wte, device_targets, 1.0f, 1, s.N, s.C, s.V,
-                                              s.Vp);
+                test.ops->classifier_backward(test.ctx,
+                                              &(classifier_backward){.losses = losses,
+                                                                     .total = total,
+                                                                     .dx = dx,
+                                                                     .dwte = dwte,
+                                                                     .x = device_x,
+                                                                     .wte = device_wte,
+                                                                     .targets = device_targets,
+                                                                     .scale = 1.0f,
+                                                                     .add = 1,
+                                                                     .N = s.N,
+                                                                     .C = s.C,
+                                                                     .V = s.V,
+                                                                     .Vp = s.Vp});
             } else {
-                test.ops->classifier_forward(test.ctx, losses, device_x, device_wte, device_targets,
-                                             s.N, s.C, s.V, s.Vp);
+                test.ops->classifier_forward(test.ctx,
+                                             &(classifier_forward){.losses = losses,
+                                                                   .x = device_x,
+                                                                   .wte = device_wte,
+                                                                   .targets = device_targets,
+                                                                   .N = s.N,
+                                                                   .C = s.C,
+                                                                   .V = s.V,
+                                                                   .Vp = s.Vp});
             }
             double *got = read_f32(losses, s.N);
             for (int n = 0; n < s.N; n++) EXPECT(isfinite(got[n]) == !(all_rows || n == row));
@@ -224,9 +268,20 @@ static void test_chunks(void) {
         void *total = device_f32(NULL, 1);
         void *device_dwte = device_f32(dwte, (int64_t)s.Vp * s.C);
         test_workspace(&shape);
-        test.ops->classifier_backward(test.ctx, losses, total, dx, device_dwte,
-                                      device_act(x, s.N * s.C), device_weight(wte, s.Vp, s.C, 1),
-                                      device_i32(targets, s.N), 1.0f, 1, s.N, s.C, s.V, s.Vp);
+        test.ops->classifier_backward(
+            test.ctx, &(classifier_backward){.losses = losses,
+                                             .total = total,
+                                             .dx = dx,
+                                             .dwte = device_dwte,
+                                             .x = device_act(x, s.N * s.C),
+                                             .wte = device_weight(wte, s.Vp, s.C, 1),
+                                             .targets = device_i32(targets, s.N),
+                                             .scale = 1.0f,
+                                             .add = 1,
+                                             .N = s.N,
+                                             .C = s.C,
+                                             .V = s.V,
+                                             .Vp = s.Vp});
         EXPECT_CLOSE("losses", read_f32(losses, s.N), want, 1, s.N, test_tol(2e-4));
         double *got = read_act(dx, s.N * s.C), *got_dwte = read_f32(device_dwte, 2 * s.V),
                sum = 0.0;

@@ -1,0 +1,21 @@
+/* api.h: what the files of api/ share. They are the C interface, gpt.h: every argument is validated
+ * here, so that model/ and the ops cannot fail. */
+#ifndef GPT_API_H
+#define GPT_API_H
+
+#include "error.h"
+#include "model/model.h"
+
+#define REQUIRE(pointer)                                                                           \
+    do {                                                                                           \
+        if (!(pointer)) return fail(GPT_ERR_ARGUMENT, "%s: " #pointer " is NULL", __func__);       \
+    } while (0)
+
+/* The most tokens of a batch, or of a session. */
+#define MAX_ROWS ((int64_t)1 << 28)
+
+/* Whether each token is in the vocabulary, or at least `least`; `what` is its name in the error. */
+int check_tokens(const gpt_model *m, const char *what, const int32_t *tokens, int64_t n,
+                 int32_t least);
+
+#endif

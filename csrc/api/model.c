@@ -1,0 +1,337 @@
+/* model.c: configurations, plans, models, and their parameters. */
+#include "api.h"
+#include "backend.h"
+#include "profile.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef GPTC_VERSION
+#define GPTC_VERSION "0"
+#endif
+
+int gpt_abi_version(void) {
+    return GPT_ABI_VERSION;
+}
+
+const char *gpt_version(void) {
+    return GPTC_VERSION;
+}
+
+/* ---- configuration ---- */
+
+int gpt_config_layer(const gpt_config *config, int l, gpt_layer *out) {
+    REQUIRE(out);
+    TRY(gpt_config_check(config));
+    if (l < 0 || l >= config->n_layer)
+        return fail(GPT_ERR_ARGUMENT, "there is no layer %d; the model has %d", l, config->n_layer);
+    *out = config_layer(config, l);
+    return GPT_OK;
+}
+
+int gpt_config_param_count(const gpt_config *config) {
+    return gpt_config_check(config) == GPT_OK ? params_count(config) : -1;
+}
+
+int gpt_config_param(const gpt_config *config, int i, gpt_param *out) {
+    REQUIRE(out);
+    TRY(gpt_config_check(config));
+    param_slot slot;
+    if (!params_slot(config, i, &slot))
+        return fail(GPT_ERR_ARGUMENT, "there is no parameter %d; the model has %d", i,
+                    params_count(config));
+    *out = slot.info;
+    return GPT_OK;
+}
+
+/* ---- planning ---- */
+
+enum { MAX_THREADS = 1024 };
+
+static int check_options(const gpt_config *c, const gpt_options *given, gpt_options *out) {
+    *out = *given;
+    if (out->max_seq == 0) out->max_seq = c->block_size;
+    if (out->max_seq < 1 || out->max_seq > c->block_size)
+        return fail(GPT_ERR_ARGUMENT, "max_seq is %d; it must lie between 1 and block_size %d",
+                    out->max_seq, c->block_size);
+    if (out->max_batch < 0 || (int64_t)out->max_batch * out->max_seq > MAX_ROWS)
+        return fail(GPT_ERR_ARGUMENT, "max_batch is %d; it must be 0 or above, and at most %lld",
+                    out->max_batch, (long long)(MAX_ROWS / out->max_seq));
+    if (out->training && (out->dtype == GPT_DTYPE_INT8 || out->dtype == GPT_DTYPE_INT4))
+        return fail(GPT_ERR_ARGUMENT, "quantized weights cannot be trained: use fp32 or bf16");
+    if (out->training && out->max_batch == 0)
+        return fail(GPT_ERR_ARGUMENT, "max_batch is 0; training needs at least 1");
+    if (out->n_threads < 0 || out->n_threads > MAX_THREADS)
+        return fail(GPT_ERR_ARGUMENT, "n_threads is %d; it must lie between 0 and %d",
+                    out->n_threads, MAX_THREADS);
+    if (out->pin_threads != 0 && out->pin_threads != 1)
+        return fail(GPT_ERR_ARGUMENT, "pin_threads is %d; it must be 0 or 1", out->pin_threads);
+    if (!(out->dropout >= 0 && out->dropout < 1))
+        return fail(GPT_ERR_ARGUMENT, "dropout is %g; it must be at least 0 and below 1",
+                    out->dropout);
+    return GPT_OK;
+}
+
+static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_plan *p,
+                      int64_t n_params, gpt_plan *out) {
+    *out = (gpt_plan){
+        .n_params = n_params,
+        .param_bytes = p->params + p->packed,
+        .grad_bytes = p->grads,
+        .optimizer_bytes = p->moments,
+        .activation_bytes = p->acts + p->rope + p->state,
+        .workspace_bytes = p->workspace,
+        .total_bytes = p->total,
+        .forward_flops_per_token = forward_flops_per_token(c, o->max_seq),
+    };
+    out->train_flops_per_token = 3 * out->forward_flops_per_token;
+}
+
+int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_plan *out) {
+    REQUIRE(options);
+    REQUIRE(out);
+    TRY(gpt_config_check(config));
+    gpt_options o;
+    const gpt_ops *ops;
+    gpt_ctx *ctx;
+    params_layout layout;
+    TRY(check_options(config, options, &o));
+    TRY(backend_ops(o.device, o.dtype, &ops));
+    TRY(params_layout_create(config, ops, o.training, &layout));
+    int status = ops->ctx_create(&ctx, o.n_threads, 0);
+    if (status == GPT_OK) {
+        arena_plan p = arena_plan_of(config, &o, ops, ctx, &layout);
+        fill_plan(config, &o, &p, layout.n_params, out);
+        out->library_bytes = ops->thread_library_bytes * (size_t)ops->ctx_threads(ctx);
+        ops->ctx_free(ctx);
+    }
+    params_layout_free(&layout);
+    return status;
+}
+
+/* ---- model ---- */
+
+static int out_of_memory(gpt_model *m, const arena_plan *p) {
+    const gpt_options *o = &m->options;
+    char free_now[64] = "", way_on[64] = "try a smaller batch";
+    size_t bytes = m->ops->memory_free();
+    if (bytes < SIZE_MAX) {
+        int batch =
+            arena_largest_batch(m, bytes - bytes / 64); /* no device gives its very last pages */
+        snprintf(free_now, sizeof free_now, " and %.2f GB are free", (double)bytes * 1e-9);
+        if (batch > 0)
+            snprintf(way_on, sizeof way_on, "the largest batch that fits is %d", batch);
+        else
+            snprintf(way_on, sizeof way_on, "take a smaller model%s",
+                     o->device == GPT_DEVICE_CPU ? "" : ", or --device cpu");
+    }
+    return fail(GPT_ERR_MEMORY,
+                "not enough memory: the model needs %.2f GB (%.2f GB of it for a batch of %d x %d "
+                "tokens)%s; %s",
+                (double)p->total * 1e-9, (double)(p->acts + p->workspace) * 1e-9, o->max_batch,
+                o->max_seq, free_now, way_on);
+}
+
+/* Without training, matrices get the form for products, which may be their only one, as soon as they
+ * are written. */
+static bool packs_at_once(const gpt_model *m) {
+    return !m->options.training && m->ops->packs_host_memory;
+}
+
+static int allocate_arena(gpt_model *m) {
+    arena_plan p = arena_plan_of(&m->config, &m->options, m->ops, m->ctx, &m->layout);
+    m->arena_bytes = p.total;
+    m->arena = m->ops->buffer_alloc(m->ctx, p.total);
+    if (!m->arena) return out_of_memory(m, &p);
+    arena_lay_out(m, &p);
+    m->pack_stale = !packs_at_once(m);
+    return GPT_OK;
+}
+
+static int upload_rope(gpt_model *m) {
+    int64_t n = rope_table_size(&m->config);
+    if (!m->rope_tables) return GPT_OK;
+    float *table = malloc(sizeof(float) * (size_t)n);
+    if (!table) return fail(GPT_ERR_MEMORY, "no memory for the rotary table");
+    for (int l = 0, done = 0; l < m->config.n_layer; l++) {
+        if (rope_index(&m->config, l) != done) continue;
+        rope_table(&m->config, m->layers[l].rope_theta, table);
+        m->ops->upload(m->ctx, m->rope_tables + done++ * n, table, sizeof(float) * (size_t)n);
+    }
+    free(table);
+    return GPT_OK;
+}
+
+static int create_parts(gpt_model *m) {
+    size_t L = (size_t)m->config.n_layer;
+    m->layers = calloc(L, sizeof *m->layers);
+    m->rope = calloc(L, sizeof *m->rope);
+    if (!m->layers || !m->rope) return fail(GPT_ERR_MEMORY, "no memory for the model's layers");
+    for (int l = 0; l < m->config.n_layer; l++) m->layers[l] = config_layer(&m->config, l);
+    m->config.layers = m->layers;
+    TRY(backend_ops(m->options.device, m->options.dtype, &m->ops));
+    TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads, m->options.pin_threads));
+    TRY(params_layout_create(&m->config, m->ops, m->options.training, &m->layout));
+    m->acts.layers = calloc(L, sizeof *m->acts.layers);
+    m->w.layers = calloc(L, sizeof *m->w.layers);
+    m->dw.layers = calloc(L, sizeof *m->dw.layers);
+    if (!m->acts.layers || !m->w.layers || !m->dw.layers)
+        return fail(GPT_ERR_MEMORY, "no memory for the model's tables");
+    size_t rows = (size_t)m->options.max_batch * (size_t)m->options.max_seq;
+    m->host_losses = malloc(sizeof(float) * (rows ? rows : 1));
+    if (!m->host_losses) return fail(GPT_ERR_MEMORY, "no memory for the losses of a batch");
+    TRY(allocate_arena(m));
+    return upload_rope(m);
+}
+
+int gpt_model_create(const gpt_config *config, const gpt_options *options, gpt_model **out) {
+    REQUIRE(options);
+    REQUIRE(out);
+    TRY(gpt_config_check(config));
+    gpt_options o;
+    TRY(check_options(config, options, &o));
+    gpt_model *m = calloc(1, sizeof *m);
+    if (!m) return fail(GPT_ERR_MEMORY, "no memory for the model");
+    m->config = *config;
+    m->options = o;
+    int status = create_parts(m);
+    if (status != GPT_OK) {
+        gpt_model_free(m);
+        return status;
+    }
+    *out = m;
+    return GPT_OK;
+}
+
+void gpt_model_free(gpt_model *m) {
+    if (!m) return;
+    if (m->ctx && m->arena) m->ops->buffer_free(m->ctx, m->arena, m->arena_bytes);
+    if (m->ctx) m->ops->ctx_free(m->ctx);
+    params_layout_free(&m->layout);
+    free(m->host_losses);
+    free(m->acts.layers);
+    free(m->w.layers);
+    free(m->dw.layers);
+    free(m->layers);
+    free(m->rope);
+    free(m);
+}
+
+int gpt_model_threads(const gpt_model *m) {
+    return m ? m->ops->ctx_threads(m->ctx) : 0;
+}
+
+static void pack_at_once(gpt_model *m, int i, const float *values, int64_t n) {
+    gpt_segment segment = m->layout.segments[i];
+    segment.rows = (int)(n / segment.cols); /* perhaps without padding rows, which stay zero */
+    segment.size = n;
+    if (segment.packed)
+        m->ops->weights_pack(m->ctx,
+                             &(weights_pack){.w = values, .segment = &segment, .training = 0});
+}
+
+static void write_value(gpt_model *m, int i, const float *values, int64_t n) {
+    const param_slot *slot = &m->layout.slots[i];
+    float *place = m->params + slot->offset;
+    if (i == EMBEDDING) m->w.wte = place;
+    if (slot->kept) m->ops->upload(m->ctx, place, values, sizeof(float) * (size_t)n);
+    if (packs_at_once(m))
+        pack_at_once(m, i, values, n);
+    else
+        m->pack_stale = true;
+}
+
+int gpt_model_init(gpt_model *model, uint64_t seed) {
+    REQUIRE(model);
+    int64_t most = 0;
+    for (int i = 0; i < model->layout.n_slots; i++)
+        if (model->layout.slots[i].stored > most) most = model->layout.slots[i].stored;
+    float *values = malloc(sizeof(float) * (size_t)most);
+    if (!values) return fail(GPT_ERR_MEMORY, "no memory for initial values");
+    for (int i = 0; i < model->layout.n_slots; i++) {
+        const param_slot *slot = &model->layout.slots[i];
+        params_init(slot, i, seed, values);
+        write_value(model, i, values, slot->stored);
+    }
+    free(values);
+    return model->ops->sync(model->ctx);
+}
+
+/* The place of one parameter's values, gradients or moments; NULL where they are not kept. */
+static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) {
+    if (i < 0 || i >= m->layout.n_slots)
+        return fail(GPT_ERR_ARGUMENT, "there is no parameter %d; the model has %d", i,
+                    m->layout.n_slots);
+    if (tensor < GPT_TENSOR_VALUE || tensor > GPT_TENSOR_MOMENT2)
+        return fail(GPT_ERR_ARGUMENT, "unknown tensor kind %d", tensor);
+    const param_slot *slot = &m->layout.slots[i];
+    if (n != slot->info.size)
+        return fail(GPT_ERR_ARGUMENT, "parameter %s has %lld numbers, not %lld", slot->info.name,
+                    (long long)slot->info.size, (long long)n);
+    float *buffers[] = {m->params, m->grads, m->moment1, m->moment2};
+    if (!buffers[tensor])
+        return fail(GPT_ERR_ARGUMENT,
+                    "the model was created without training: it has no gradients or moments");
+    *out = slot->kept ? buffers[tensor] + slot->offset : NULL;
+    if (tensor == GPT_TENSOR_VALUE && i == EMBEDDING) *out = m->w.wte;
+    return GPT_OK;
+}
+
+int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
+    REQUIRE(model);
+    REQUIRE(out);
+    float *place = NULL;
+    TRY(find_tensor(model, i, tensor, n, &place));
+    if (!place)
+        return fail(GPT_ERR_ARGUMENT,
+                    "the model holds %s only as its products read it: create it with training, or "
+                    "in fp32, to read its parameters",
+                    model->layout.slots[i].info.name);
+    model->ops->download(model->ctx, out, place, sizeof(float) * (size_t)n);
+    return model->ops->sync(model->ctx);
+}
+
+int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n) {
+    REQUIRE(model);
+    REQUIRE(values);
+    float *place = NULL;
+    TRY(find_tensor(model, i, tensor, n, &place));
+    if (tensor == GPT_TENSOR_GRAD) {
+        if (model->grads_stale) TRY(gpt_model_zero_grads(model));
+        if (model->n_micro == 0) model->n_micro = 1; /* there is something to apply */
+    }
+    if (tensor == GPT_TENSOR_VALUE)
+        write_value(model, i, values, n);
+    else
+        model->ops->upload(model->ctx, place, values, sizeof(float) * (size_t)n);
+    return model->ops->sync(model->ctx);
+}
+
+int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int *kept) {
+    REQUIRE(model);
+    REQUIRE(values);
+    REQUIRE(kept);
+    float *place = NULL;
+    TRY(find_tensor(model, i, GPT_TENSOR_VALUE, n, &place));
+    const gpt_segment *s = &model->layout.segments[i];
+    /* Products that read the parameters themselves would read padding rows, too. */
+    *kept = i == EMBEDDING && packs_at_once(model) && (s->packed || !s->product);
+    if (!*kept) return gpt_model_write(model, i, GPT_TENSOR_VALUE, values, n);
+    model->w.wte = (float *)values; /* nothing writes there without gradients */
+    pack_at_once(model, i, values, n);
+    return model->ops->sync(model->ctx);
+}
+
+int64_t gpt_model_step(const gpt_model *model) {
+    return model ? model->step : -1;
+}
+
+int gpt_model_set_step(gpt_model *model, int64_t step) {
+    REQUIRE(model);
+    if (step < 0)
+        return fail(GPT_ERR_ARGUMENT, "step is %lld; it must be 0 or above", (long long)step);
+    model->step = step;
+    return GPT_OK;
+}

@@ -1,0 +1,40 @@
+/* profile.c: measuring the machine, and where a model's time goes. */
+#include "profile.h"
+
+#include "api.h"
+
+int gpt_model_peak(gpt_model *model, double *flops, double *bytes) {
+    REQUIRE(model);
+    REQUIRE(flops);
+    if (!model->ops->peak(model->ctx, flops, bytes))
+        return fail(GPT_ERR_MEMORY, "no memory to measure memory with");
+    return GPT_OK;
+}
+
+int gpt_model_profile(gpt_model *model, int on) {
+    REQUIRE(model);
+    if (model->profiled) profile_free(model->ctx, &model->ops, &model->ctx);
+    model->profiled = false;
+    if (on) {
+        TRY(profile_create(model->ops, model->ctx, &model->ops, &model->ctx));
+        model->profiled = true;
+    }
+    return GPT_OK;
+}
+
+int gpt_model_profile_read(const gpt_model *model, int i, gpt_op_time *out) {
+    REQUIRE(model);
+    REQUIRE(out);
+    if (!model->profiled || !profile_read(model->ctx, i, out))
+        return fail(GPT_ERR_ARGUMENT, "there is no timed op %d", i);
+    return GPT_OK;
+}
+
+int gpt_model_profile_busy(const gpt_model *model, int thread, double *seconds) {
+    REQUIRE(model);
+    REQUIRE(seconds);
+    if (!model->profiled || thread < 0 || thread >= model->ops->ctx_threads(model->ctx))
+        return fail(GPT_ERR_ARGUMENT, "there is no timed thread %d", thread);
+    *seconds = model->ops->ctx_busy_seconds(model->ctx, thread);
+    return GPT_OK;
+}

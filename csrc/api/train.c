@@ -1,0 +1,193 @@
+/* train.c: logits, losses, gradients and updates of whole batches. */
+#include "api.h"
+
+#include <math.h>
+#include <string.h>
+
+static int check_batch(const gpt_model *m, int B, int T) {
+    const gpt_options *o = &m->options;
+    if (o->max_batch == 0)
+        return fail(GPT_ERR_ARGUMENT, "the model was created with max_batch 0, for sessions only");
+    if (B < 1 || B > o->max_batch)
+        return fail(GPT_ERR_ARGUMENT, "batch size %d; the model was created for 1 to %d", B,
+                    o->max_batch);
+    if (T < 1 || T > o->max_seq)
+        return fail(GPT_ERR_ARGUMENT, "sequence length %d; the model was created for 1 to %d", T,
+                    o->max_seq);
+    return GPT_OK;
+}
+
+int check_tokens(const gpt_model *m, const char *what, const int32_t *tokens, int64_t n,
+                 int32_t least) {
+    int32_t V = m->config.vocab_size;
+    for (int64_t i = 0; i < n; i++)
+        if (tokens[i] < least || tokens[i] >= V)
+            return fail(GPT_ERR_ARGUMENT, "%s %lld is %d; the vocabulary is 0 to %d", what,
+                        (long long)i, tokens[i], V - 1);
+    return GPT_OK;
+}
+
+static int check_targets(const gpt_model *m, const int32_t *targets, int N, int *n_valid) {
+    TRY(check_tokens(m, "target", targets, N, -1));
+    *n_valid = 0;
+    for (int i = 0; i < N; i++) *n_valid += targets[i] >= 0;
+    if (*n_valid == 0) return fail(GPT_ERR_ARGUMENT, "all targets are -1: there is no loss");
+    return GPT_OK;
+}
+
+static void set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int N) {
+    size_t bytes = sizeof(int32_t) * (size_t)N;
+    m->ops->ctx_set_workspace(m->ctx, m->workspace);
+    model_pack(m);
+    m->ops->upload(m->ctx, m->acts.tokens, tokens, bytes);
+    if (targets) m->ops->upload(m->ctx, m->acts.targets, targets, bytes);
+}
+
+/* The mean of acts.losses over the targets that count. */
+static int mean_loss(gpt_model *m, int N, int n_valid, float *loss, float *losses) {
+    float *host = losses ? losses : m->host_losses;
+    m->ops->download(m->ctx, host, m->acts.losses, sizeof(float) * (size_t)N);
+    int status = m->ops->sync(m->ctx);
+    double sum = 0;
+    for (int i = 0; i < N; i++) sum += host[i];
+    if (loss) *loss = (float)(sum / n_valid);
+    return status;
+}
+
+int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, float *logits) {
+    REQUIRE(model);
+    REQUIRE(tokens);
+    REQUIRE(logits);
+    TRY(check_batch(model, B, T));
+    int N = B * T, V = model->config.vocab_size, C = model->config.n_embd;
+    TRY(check_tokens(model, "token", tokens, N, 0));
+    set_tokens(model, tokens, NULL, N);
+    batch x = {.B = B, .T = T, .N = N};
+    model_forward(model, &model->acts, &x);
+    for (int row = 0; row < N; row += model->acts.logit_rows) {
+        int n = N - row < model->acts.logit_rows ? N - row : model->acts.logit_rows;
+        const char *rows = (const char *)model->acts.norm_f;
+        rows += (size_t)row * (size_t)C * model->ops->act_bytes;
+        model->ops->head_forward(model->ctx,
+                                 &(head_forward){.logits = model->acts.logits,
+                                                 .x = rows,
+                                                 .wte = model->w.head,
+                                                 .N = n,
+                                                 .C = C,
+                                                 .V = V,
+                                                 .Vp = padded_vocab_size(&model->config)});
+        model->ops->download(model->ctx, logits + (int64_t)row * V, model->acts.logits,
+                             sizeof(float) * (size_t)n * (size_t)V);
+    }
+    return model->ops->sync(model->ctx);
+}
+
+int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
+                   float *loss, float *losses) {
+    REQUIRE(model);
+    REQUIRE(tokens);
+    REQUIRE(targets);
+    TRY(check_batch(model, B, T));
+    int N = B * T, n_valid;
+    TRY(check_tokens(model, "token", tokens, N, 0));
+    TRY(check_targets(model, targets, N, &n_valid));
+    set_tokens(model, tokens, targets, N);
+    batch x = {.B = B, .T = T, .N = N};
+    model_forward(model, &model->acts, &x);
+    model->ops->classifier_forward(model->ctx,
+                                   &(classifier_forward){.losses = model->acts.losses,
+                                                         .x = model->acts.norm_f,
+                                                         .wte = model->w.head,
+                                                         .targets = model->acts.targets,
+                                                         .N = N,
+                                                         .C = model->config.n_embd,
+                                                         .V = model->config.vocab_size,
+                                                         .Vp = padded_vocab_size(&model->config)});
+    return mean_loss(model, N, n_valid, loss, losses);
+}
+
+int gpt_model_zero_grads(gpt_model *model) {
+    REQUIRE(model);
+    if (!model->grads)
+        return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
+    model->ops->zero(model->ctx, model->grads, sizeof(float) * (size_t)model->layout.n_stored);
+    model->ops->zero(model->ctx, &model->state->report, sizeof model->state->report);
+    model->grads_stale = false;
+    model->n_micro = 0;
+    return model->ops->sync(model->ctx);
+}
+
+static void forward_backward(gpt_model *m, const batch *x, float scale) {
+    const gpt_ops *ops = m->ops;
+    int32_t scale_bits;
+    memcpy(&scale_bits, &scale, sizeof scale_bits);
+    const int64_t key[] = {(int64_t)(intptr_t)m->arena, x->B, x->T, x->first, scale_bits};
+    if (m->options.dropout > 0) dropout_draw(m);
+    if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
+    do {
+        model_forward(m, &m->acts, x);
+        model_backward(m, &m->acts, x, scale);
+    } while (ops->replay_begin && !ops->replay_end(m->ctx));
+}
+
+int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
+                       int T, float scale, float *loss) {
+    REQUIRE(model);
+    REQUIRE(tokens);
+    REQUIRE(targets);
+    if (!model->grads)
+        return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
+    TRY(check_batch(model, B, T));
+    int N = B * T, n_valid;
+    TRY(check_tokens(model, "token", tokens, N, 0));
+    TRY(check_targets(model, targets, N, &n_valid));
+    if (model->grads_stale) model->n_micro = 0;
+    set_tokens(model, tokens, targets, N);
+    batch x = {.B = B, .T = T, .N = N, .training = true, .first = model->grads_stale};
+    forward_backward(model, &x, scale / (float)n_valid);
+    model->grads_stale = false;
+    model->n_micro++;
+    return loss ? mean_loss(model, N, n_valid, loss, NULL) : GPT_OK;
+}
+
+static int check_adamw(const gpt_adamw *a) {
+    if (!(a->lr >= 0 && isfinite(a->lr)))
+        return fail(GPT_ERR_ARGUMENT, "lr is %g; it must be 0 or above", a->lr);
+    if (!(a->beta1 >= 0 && a->beta1 < 1))
+        return fail(GPT_ERR_ARGUMENT, "beta1 is %g; it must be at least 0 and below 1", a->beta1);
+    if (!(a->beta2 >= 0 && a->beta2 < 1))
+        return fail(GPT_ERR_ARGUMENT, "beta2 is %g; it must be at least 0 and below 1", a->beta2);
+    if (!(a->eps >= 0 && isfinite(a->eps)))
+        return fail(GPT_ERR_ARGUMENT, "eps is %g; it must be 0 or above", a->eps);
+    if (!(a->weight_decay >= 0 && isfinite(a->weight_decay)))
+        return fail(GPT_ERR_ARGUMENT, "weight_decay is %g; it must be 0 or above", a->weight_decay);
+    if (!(a->grad_clip >= 0 && isfinite(a->grad_clip)))
+        return fail(GPT_ERR_ARGUMENT, "grad_clip is %g; it must be 0 (off) or above", a->grad_clip);
+    return GPT_OK;
+}
+
+int gpt_model_update(gpt_model *model, const gpt_adamw *adamw, float *loss, float *grad_norm) {
+    REQUIRE(model);
+    REQUIRE(adamw);
+    TRY(check_adamw(adamw));
+    if (!model->grads)
+        return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
+    if (model->n_micro == 0)
+        return fail(GPT_ERR_ARGUMENT, "there are no gradients to apply: call backward first");
+    step_report report;
+    model->ops->ctx_set_workspace(model->ctx, model->workspace);
+    model_update(model, adamw);
+    model->ops->download(model->ctx, &report, &model->state->report, sizeof report);
+    TRY(model->ops->sync(model->ctx));
+    if (loss) *loss = report.loss;
+    if (grad_norm) *grad_norm = report.grad_norm;
+    model->grads_stale = true;
+    model->n_micro = 0;
+    if (!isfinite(report.grad_norm))
+        return fail(GPT_ERR_NUMERIC,
+                    "the gradient norm is %g at step %lld: training diverged; try a lower "
+                    "learning rate or a longer warm-up",
+                    report.grad_norm, (long long)model->step);
+    model->step++;
+    return GPT_OK;
+}

@@ -1,0 +1,259 @@
+/* attention_fp32.c: causal attention in fp32, in tiles of queries and keys: forward, backward, decode. */
+#include "cpu.h"
+
+#include "blas.h"
+#include "cache.h"
+#include "softmax.h"
+
+/* A tile of probabilities, TILE_Q x TILE_K floats, stays in the second-level cache. */
+enum { TILE_Q = 64, TILE_K = 256 };
+
+/* Per thread: S and dS tiles, and for each query of a tile its maximum, sum and delta. */
+static size_t thread_floats(void) {
+    return 2 * TILE_Q * TILE_K + 4 * TILE_Q;
+}
+
+CPU_WORKSPACE(attention_workspace) {
+    (void)shape;
+    return sizeof(float) * thread_floats() * (size_t)n_threads;
+}
+
+typedef struct scratch {
+    float *s, *ds, *max, *sum, *delta;
+} scratch;
+
+static scratch thread_scratch(gpt_ctx *ctx, int thread) {
+    float *p = (float *)ctx->workspace + thread_floats() * (size_t)thread;
+    return (scratch){p, p + TILE_Q * TILE_K, p + 2 * TILE_Q * TILE_K,
+                     p + 2 * TILE_Q * TILE_K + TILE_Q, p + 2 * TILE_Q * TILE_K + 2 * TILE_Q};
+}
+
+/* Queries q0 to q0 + nq - 1 of one head; their keys and values start at position 0. */
+typedef struct query_tile {
+    float *out; /* rows ldo apart */
+    float *lse; /* (nq) or NULL */
+    const float *q, *k, *v;
+    int ldo, ldq, ldk, ldv;
+    int q0, nq, HS, window;
+    float scale; /* of the scores */
+    gpt_dropout dropout;
+    uint64_t index; /* of the probability (q0, key 0), for dropout */
+    int T;          /* distance of two rows of probabilities in that index */
+} query_tile;
+
+/* Dropout of the probabilities s (nq, nk), whose first element has this index. */
+static void drop_tile(float *s, int nq, int nk, gpt_dropout dropout, uint64_t index, int T) {
+    if (dropout.p <= 0) return;
+    for (int r = 0; r < nq; r++)
+        for (int j = 0; j < nk; j++)
+            s[r * TILE_K + j] *= dropout_factor(dropout, index + (uint64_t)r * (uint64_t)T + j);
+}
+
+static void forward_tile(const query_tile *t, scratch w) {
+    int HS = t->HS, n_keys = t->q0 + t->nq, first = first_key(t->q0, t->window);
+    for (int r = 0; r < t->nq; r++) {
+        w.max[r] = -INFINITY;
+        w.sum[r] = 0;
+        memset(t->out + (int64_t)r * t->ldo, 0, sizeof(float) * (size_t)HS);
+    }
+    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
+        int nk = cpu_min(TILE_K, n_keys - k0);
+        gemm_nt(t->nq, nk, HS, 1, t->q, t->ldq, t->k + (int64_t)k0 * t->ldk, t->ldk, 0, w.s,
+                TILE_K);
+        for (int r = 0; r < t->nq; r++) {
+            seen_keys seen = keys_seen(t->q0 + r, t->window, k0, nk);
+            float *s = w.s + r * TILE_K;
+            if (seen.begin == seen.end) { /* a block of keys that this query does not see */
+                memset(s, 0, sizeof(float) * (size_t)nk);
+                continue;
+            }
+            for (int j = 0; j < seen.begin; j++) s[j] = 0;
+            float shrink = softmax_row(s + seen.begin, seen.end - seen.begin, nk - seen.begin,
+                                       t->scale, &w.max[r], &w.sum[r]);
+            float *out = t->out + (int64_t)r * t->ldo;
+            if (k0 > first && shrink != 1)
+                FOR_LANES (c, k, HS) vf_put(out + c, vf_get(out + c, k) * shrink, k);
+        }
+        drop_tile(w.s, t->nq, nk, t->dropout, t->index + (uint64_t)k0, t->T);
+        gemm_nn(t->nq, HS, nk, 1, w.s, TILE_K, t->v + (int64_t)k0 * t->ldv, t->ldv, 1, t->out,
+                t->ldo);
+    }
+    for (int r = 0; r < t->nq; r++) {
+        float *out = t->out + (int64_t)r * t->ldo, inverse = 1 / w.sum[r];
+        FOR_LANES (c, k, HS) vf_put(out + c, vf_get(out + c, k) * inverse, k);
+        if (t->lse) t->lse[r] = w.max[r] + logf(w.sum[r]);
+    }
+}
+
+typedef struct forward_task {
+    gpt_ctx *ctx;
+    const attention_forward *op;
+    gpt_dropout dropout;
+    int n_tiles; /* of the queries of a head */
+} forward_task;
+
+/* Item i is a (b, query tile, head); late tiles, which see most keys, come first. */
+static void attention_forward_tiles(void *p, int thread, int64_t begin, int64_t end) {
+    const forward_task *task = p;
+    const attention_forward *a = task->op;
+    const elem *all_qkv = a->qkv;
+    elem *out = a->out;
+    int HS = a->HS, T = a->T, NH = a->NH, stride = (NH + 2 * a->NKV) * HS;
+    for (int64_t i = begin; i < end; i++) {
+        int h = (int)(i % NH), b = (int)(i / NH % a->B);
+        int q0 = (task->n_tiles - 1 - (int)(i / NH / a->B)) * TILE_Q;
+        int kv = h / (NH / a->NKV);
+        const float *qkv = all_qkv + (int64_t)b * T * stride;
+        query_tile t = {
+            .out = out + ((int64_t)b * T + q0) * NH * HS + h * HS,
+            .lse = a->lse ? a->lse + ((int64_t)b * NH + h) * T + q0 : NULL,
+            .q = qkv + (int64_t)q0 * stride + h * HS,
+            .k = qkv + (NH + kv) * HS,
+            .v = qkv + (NH + a->NKV + kv) * HS,
+            .ldo = NH * HS,
+            .ldq = stride,
+            .ldk = stride,
+            .ldv = stride,
+            .q0 = q0,
+            .nq = cpu_min(TILE_Q, T - q0),
+            .HS = HS,
+            .window = a->window,
+            .scale = 1 / sqrtf((float)HS),
+            .dropout = task->dropout,
+            .index = (((uint64_t)b * NH + h) * T + q0) * T,
+            .T = T,
+        };
+        forward_tile(&t, thread_scratch(task->ctx, thread));
+    }
+}
+
+CPU_OP(attention_forward) {
+    forward_task task = {ctx, op, dropout_at(op->dropout), (int)cpu_div_up(op->T, TILE_Q)};
+    cpu_parallel(ctx, attention_forward_tiles, &task, (int64_t)op->B * op->NH * task.n_tiles, 1);
+}
+
+typedef struct backward_task {
+    gpt_ctx *ctx;
+    const attention_backward *op;
+    gpt_dropout dropout;
+    float scale;
+} backward_task;
+
+/* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row. In place: ds held dp. */
+static void backward_rows(const backward_task *task, scratch w, const float *lse, int q0, int nq,
+                          int k0, int nk) {
+    float scale = task->scale;
+    for (int r = 0; r < nq; r++) {
+        float *s = w.s + r * TILE_K, *ds = w.ds + r * TILE_K;
+        seen_keys seen = keys_seen(q0 + r, task->op->window, k0, nk);
+        for (int j = 0; j < seen.begin; j++) s[j] = ds[j] = 0;
+        for (int j = seen.end; j < nk; j++) s[j] = ds[j] = 0;
+        s += seen.begin, ds += seen.begin;
+        FOR_LANES (j, k, seen.end - seen.begin) {
+            vf prob = vf_exp(vf_get(s + j, k) * scale - lse[r]);
+            vf_put(ds + j, prob * (vf_get(ds + j, k) - w.delta[r]) * scale, k);
+            vf_put(s + j, prob, k);
+        }
+    }
+}
+
+/* One head's gradients for one tile of queries: dq =, dk +=, dv +=. */
+static void backward_tile(const backward_task *task, int b, int h, int q0, scratch w) {
+    const attention_backward *a = task->op;
+    const float *qkv = a->qkv;
+    float *dqkv = a->dqkv;
+    int HS = a->HS, T = a->T, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, ldo = NH * HS;
+    int kv = h / (NH / a->NKV), nq = cpu_min(TILE_Q, T - q0), n_keys = q0 + nq;
+    int first = first_key(q0, a->window);
+    int64_t base = (int64_t)b * T * stride, key = (NH + kv) * HS, value = key + a->NKV * HS;
+    const float *q = qkv + base + (int64_t)q0 * stride + h * HS;
+    const float *out = (const float *)a->out + ((int64_t)b * T + q0) * ldo + h * HS;
+    const float *dout = (const float *)a->dout + ((int64_t)b * T + q0) * ldo + h * HS;
+    const float *lse = a->lse + ((int64_t)b * NH + h) * T + q0;
+    float *dq = dqkv + base + (int64_t)q0 * stride + h * HS;
+
+    for (int r = 0; r < nq; r++) { /* delta = sum_j p_j dp_j, which is dout . out */
+        vf sum = {0};
+        FOR_LANES (c, k, HS)
+            sum += vf_get(dout + (int64_t)r * ldo + c, k) * vf_get(out + (int64_t)r * ldo + c, k);
+        w.delta[r] = vf_sum(sum);
+    }
+    for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
+        int nk = cpu_min(TILE_K, n_keys - k0);
+        int64_t keys = base + (int64_t)k0 * stride;
+        const float *k = qkv + keys + key, *v = qkv + keys + value;
+        uint64_t index = (((uint64_t)b * NH + h) * T + q0) * T + k0;
+        gemm_nt(nq, nk, HS, 1, q, stride, k, stride, 0, w.s, TILE_K);  /* s = q k^T */
+        gemm_nt(nq, nk, HS, 1, dout, ldo, v, stride, 0, w.ds, TILE_K); /* dp = dout v^T */
+        drop_tile(w.ds, nq, nk, task->dropout, index, T);
+        backward_rows(task, w, lse, q0, nq, k0, nk);
+        drop_tile(w.s, nq, nk, task->dropout, index, T);
+        gemm_tn(nk, HS, nq, 1, w.s, TILE_K, dout, ldo, 1, dqkv + keys + value, stride);
+        gemm_tn(nk, HS, nq, 1, w.ds, TILE_K, q, stride, 1, dqkv + keys + key, stride);
+        gemm_nn(nq, HS, nk, 1, w.ds, TILE_K, k, stride, k0 > first, dq, stride);
+    }
+}
+
+/* Item i is a (b, key head): all queries of these keys, so that dk, dv have one writer. */
+static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t end) {
+    const backward_task *task = p;
+    const attention_backward *a = task->op;
+    float *dqkv = a->dqkv;
+    int HS = a->HS, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, group = NH / a->NKV;
+    for (int64_t i = begin; i < end; i++) {
+        int kv = (int)(i % a->NKV), b = (int)(i / a->NKV);
+        for (int t = 0; t < a->T; t++) {
+            float *dk = dqkv + ((int64_t)b * a->T + t) * stride + (NH + kv) * HS;
+            memset(dk, 0, sizeof(float) * (size_t)HS);
+            memset(dk + a->NKV * HS, 0, sizeof(float) * (size_t)HS);
+        }
+        for (int h = kv * group; h < (kv + 1) * group; h++)
+            for (int q0 = 0; q0 < a->T; q0 += TILE_Q)
+                backward_tile(task, b, h, q0, thread_scratch(task->ctx, thread));
+    }
+}
+
+CPU_OP(attention_backward) {
+    backward_task task = {ctx, op, dropout_at(op->dropout), 1 / sqrtf((float)op->HS)};
+    cpu_parallel(ctx, attention_backward_heads, &task, (int64_t)op->B * op->NKV, 1);
+}
+
+typedef struct decode_task {
+    gpt_ctx *ctx;
+    const attention_decode *op;
+} decode_task;
+
+/* Item h is a query head. Rows that follow each other in one sequence share a tile. */
+static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
+    const decode_task *task = p;
+    const attention_decode *a = task->op;
+    const float *qkv = a->qkv, *cache_k = a->cache_k, *cache_v = a->cache_v;
+    float *out = a->out;
+    int HS = a->HS, NH = a->NH, stride = (NH + 2 * a->NKV) * HS;
+    for (int64_t h = begin; h < end; h++) {
+        for (int n = 0, nq; n < a->N; n += nq) {
+            nq = cache_run(a, n, TILE_Q);
+            int64_t rows = cache_begin(a, n, h / (NH / a->NKV));
+            query_tile t = {.out = out + ((int64_t)n * NH + h) * HS,
+                            .q = qkv + (int64_t)n * stride + h * HS,
+                            .k = cache_k + rows,
+                            .v = cache_v + rows,
+                            .ldo = NH * HS,
+                            .ldq = stride,
+                            .ldk = HS,
+                            .ldv = HS,
+                            .q0 = a->positions[n],
+                            .nq = nq,
+                            .HS = HS,
+                            .window = a->window,
+                            .scale = 1 / sqrtf((float)HS)};
+            forward_tile(&t, thread_scratch(task->ctx, thread));
+        }
+    }
+}
+
+CPU_OP(attention_decode) {
+    decode_task task = {ctx, op};
+    cpu_parallel(ctx, cache_store_rows, (void *)op, op->N, 16);
+    cpu_parallel(ctx, decode_heads, &task, op->NH, 1);
+}

@@ -1,0 +1,23 @@
+/* head.cu: the output head, which gives logits in float32. */
+#include "weights.h"
+
+/* Quantized weights as bf16 again. */
+CUDA_WORKSPACE(head_workspace) {
+    return align_up(sizeof(elem) * weight_numbers(shape->Vp, shape->C));
+}
+
+CUDA_OP(head_forward) {
+    product p = {.kind = PRODUCT_NT,
+                 .bf16 = IS_BF16,
+                 .float_out = 1,
+                 .M = op->N,
+                 .N = op->V,
+                 .K = op->C,
+                 .lda = op->C,
+                 .ldb = op->C,
+                 .ldo = op->V,
+                 .out = op->logits,
+                 .a = op->x,
+                 .b = op->wte};
+    weight_product(ctx, &p, (elem *)ctx->workspace);
+}

@@ -1,0 +1,78 @@
+/* arena.c: the one allocation of a model, planned before it is made. */
+#include "model.h"
+
+enum { LOGIT_ROWS = 64 };
+
+static acts_shape model_acts_shape(const gpt_options *o) {
+    int N = o->max_batch * o->max_seq;
+    return (acts_shape){.N = N,
+                        .T = o->max_seq,
+                        .training = o->training,
+                        .dropout = o->dropout > 0,
+                        .logit_rows = N < LOGIT_ROWS ? N : LOGIT_ROWS};
+}
+
+static gpt_shape model_shape(const gpt_config *c, const gpt_options *o, int64_t n_stored) {
+    gpt_shape shape = config_shape(c);
+    shape.N = o->max_batch * o->max_seq;
+    shape.T = o->max_seq;
+    shape.training = o->training;
+    shape.n_params = n_stored;
+    return shape;
+}
+
+static size_t align_up(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
+
+arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
+                         const gpt_ctx *ctx, params_layout *layout) {
+    arena_plan p = {0};
+    int64_t n_stored = layout->n_stored;
+    acts none = {0};
+    acts_shape shape = model_acts_shape(o);
+    gpt_shape extent = model_shape(c, o, n_stored);
+    p.params = align_up((size_t)n_stored * sizeof(float));
+    p.packed = params_plan_packed(ops, o->training, NULL, layout);
+    p.grads = o->training ? p.params : 0;
+    p.moments = o->training ? 2 * p.params : 0;
+    p.rope = align_up((size_t)(rope_table_size(c) * rope_table_count(c)) * sizeof(float));
+    p.state = align_up(sizeof(step_state));
+    p.acts = acts_plan(c, ops, &shape, NULL, &none);
+    p.workspace = extent.N ? align_up(ops->workspace_bytes(ctx, &extent)) : 0;
+    p.total = p.params + p.packed + p.grads + p.moments + p.rope + p.state + p.acts + p.workspace;
+    return p;
+}
+
+int arena_largest_batch(gpt_model *m, size_t bytes) {
+    int fits = 0, fails = m->options.max_batch;
+    while (fails - fits > 1) {
+        gpt_options o = m->options;
+        o.max_batch = fits + (fails - fits) / 2;
+        arena_plan p = arena_plan_of(&m->config, &o, m->ops, m->ctx, &m->layout);
+        *(p.total <= bytes ? &fits : &fails) = o.max_batch;
+    }
+    return fits;
+}
+
+void arena_lay_out(gpt_model *m, const arena_plan *p) {
+    char *at = m->arena;
+    m->params = (float *)at, at += p->params;
+    params_plan_packed(m->ops, m->options.training, at, &m->layout), at += p->packed;
+    if (m->options.training) {
+        m->grads = (float *)at, at += p->grads;
+        m->moment1 = (float *)at, at += p->moments / 2;
+        m->moment2 = (float *)at, at += p->moments / 2;
+    }
+    m->rope_tables = p->rope ? (float *)at : NULL, at += p->rope;
+    for (int l = 0; l < m->config.n_layer; l++) {
+        int i = rope_index(&m->config, l);
+        m->rope[l] = i < 0 ? NULL : m->rope_tables + i * rope_table_size(&m->config);
+    }
+    m->state = (step_state *)at, at += p->state;
+    acts_shape shape = model_acts_shape(&m->options);
+    acts_plan(&m->config, m->ops, &shape, at, &m->acts), at += p->acts;
+    m->workspace = at;
+    params_view_set(&m->config, &m->layout, m->params, true, &m->w);
+    if (m->options.training) params_view_set(&m->config, &m->layout, m->grads, false, &m->dw);
+}
