@@ -78,7 +78,7 @@ Examples:
     type=click.Choice(["strict", "replace", "bytes"]),
     default="strict",
     show_default=True,
-    help="What becomes of bytes that are no UTF-8, where the tokenizer needs text.",
+    help="Bytes that are not UTF-8, when the tokenizer needs text.",
 )
 @click.option(
     "--val-fraction",
@@ -183,7 +183,9 @@ def prepare_command(
             )
     except KeyboardInterrupt:
         if (out / WORK_FOLDER).exists():
-            click.echo("what is finished is kept: the same command goes on after it", err=True)
+            click.echo(
+                "the finished shards are kept: the same command continues after them", err=True
+            )
         raise
     if asked is not None and dataset.vocab_size < asked:
         click.echo(

@@ -100,7 +100,7 @@ def get_json(url: str, timeout_s: float = 30) -> tuple[Any, str | None]:
     try:
         return reply.json(), reply.links.get("next", {}).get("url")
     except ValueError:
-        raise _error(url, "its answer is no JSON") from None
+        raise _error(url, "its answer is not JSON") from None
 
 
 def _attempt(

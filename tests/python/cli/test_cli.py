@@ -46,7 +46,7 @@ Gptc = Callable[..., Any]
         (["train", "--schedule", "cos"], 2, "'cos' is not one of"),
         (["infer"], 1, "there is no checkpoint under runs/; make one with: gptc train"),
         (["info", "nowhere"], 1, "nowhere does not exist"),
-        (["info", "."], 1, ". is no run, checkpoint or dataset"),
+        (["info", "."], 1, ". is not a run, checkpoint or dataset"),
     ],
 )
 def test_errors_are_one_clear_line(
