@@ -66,7 +66,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset_folder(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same text as a prepared dataset."""
-    from gptc.data import prepare
+    from gptc.data.preparation import prepare
 
     folder = tmp_path_factory.mktemp("data") / "fable"
     prepare([str(text_file)], folder, tokenizer="bytes")

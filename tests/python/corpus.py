@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from gptc.data import encode, prepare, readers, sources
+from gptc.data import encode, readers, sources
 from gptc.data.dataset import Dataset
+from gptc.data.preparation import prepare
 
 # Files that are downloaded once, in a folder next to the checkout. A test that needs one skips
 # without it.

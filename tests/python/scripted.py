@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gptc.generation import request as generation_module
-from gptc.generation.sampling import Sampling
+from gptc.generation.options import Sampling
 
 
 class Script:

@@ -16,9 +16,9 @@ NAMES = sorted(path.stem for path in (ROOT / "tests" / "c").glob("test_*.c"))
 
 
 def tool(name: str) -> str:
-    """The program in the folder of this Python (from PyPI), or the system's."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
+    """The program next to this Python (from PyPI), or the system's."""
+    installed = Path(sys.executable).parent / name
+    found = str(installed) if installed.is_file() else shutil.which(name)
     if not found:
         pytest.fail(f"{name} is missing; install the tests' tools with: pip install '.[test]'")
     return found
@@ -34,12 +34,31 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def cached(folder: Path) -> dict[str, str]:
+    """What CMake has settled for a build folder; nothing where it has not run."""
+    path = folder / "CMakeCache.txt"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return dict(re.findall(r"^(\w+):\w+=(.*)$", "\n".join(lines), re.MULTILINE))
+
+
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which pip compiled the library, for its objects; or a new one."""
     folder = tmp_path_factory.mktemp("ctest")
-    cmake = tool("cmake")
+    for wheel in (ROOT / "build").glob("py3-none-*"):
+        if cached(wheel).get("CMAKE_HOME_DIRECTORY") == str(ROOT):
+            folder = wheel
+    settled = cached(folder)
+    # Another CMake would write other command lines, and ninja would compile all of it again. What
+    # pip had for itself is gone by now, as are the libraries that it found there.
+    cmake, ninja = (
+        path if Path(path := settled.get(key, "/none")).is_file() else tool(name)
+        for key, name in (("CMAKE_COMMAND", "cmake"), ("CMAKE_MAKE_PROGRAM", "ninja"))
+    )
+    where = ["-S", str(ROOT), "-B", str(folder), f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    where += [] if settled else ["-G", "Ninja"]
     python = f"-DPython_EXECUTABLE={sys.executable}"
-    run(cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DGPTC_TESTS=ON", python)
+    run(cmake, *where, "-U", "OPENBLAS_LIBRARY", "-DGPTC_TESTS=ON", python)
     run(cmake, "--build", str(folder))
     return folder
 

@@ -31,6 +31,7 @@ PYTHON_FLOORS = [
     "data",
     "tokenizer",
     "engine",
+    "settings",
     "files",
     "errors",
     "_version",

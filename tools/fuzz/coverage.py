@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=1, help="for all formats together")
     parser.add_argument("--formats", nargs="*")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # run by the tool itself
     options = parser.parse_args()
     if options.one:
         name, folder, seconds = options.one

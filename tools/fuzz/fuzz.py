@@ -33,7 +33,7 @@ from gptc import Model
 from gptc.checkpoint.find import open_checkpoint
 from gptc.convert.export_model import export_model
 from gptc.convert.verify import verify
-from gptc.data import prepare
+from gptc.data.preparation import prepare
 from gptc.data.shards import read_shard, write_shard
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
@@ -99,7 +99,7 @@ def targets(folder: Path) -> dict[str, Target]:
     found = {}
 
     def model(name: str, file: Path, path: Path | None = None) -> None:
-        has_tokenizer = not name.startswith("openai")  # only GPT-2's own, of its own size
+        has_tokenizer = not name.startswith("openai")  # GPT-2's alone, at its size
         found[name] = Target(file, lambda: read_model(path or file, has_tokenizer))
 
     exports = [
@@ -115,9 +115,9 @@ def targets(folder: Path) -> dict[str, Target]:
         out = folder / name / "model.bin"
         export_model(open_checkpoint(small_model(folder, family)), to, out, **options)
         model(name, out)
-        beside = out.with_name("model_tokenizer.bin")
-        if beside.exists():
-            model(f"{name}-tokenizer", beside, out)
+        tokenizer_file = out.with_name("model_tokenizer.bin")
+        if tokenizer_file.exists():
+            model(f"{name}-tokenizer", tokenizer_file, out)
     for name in ("model.safetensors", "config.json", "gptc_tokenizer.json", "checksums.json"):
         path = small_model(folder / name, "llama")
         if name != "checksums.json":

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Builds gptc for this machine's GPU, checks it, and measures it: in under eight minutes, without the
-# network, and without Python packages. Where there is PyTorch, the layers' errors are set beside its.
+# network, and without Python packages. With PyTorch, it compares the layers' errors with PyTorch's.
 #
-#     tools/gpu/gpu_check.sh                      everything; the results lie in gpu_check/
-#     OUT=/tmp/out tools/gpu/gpu_check.sh         the results lie in /tmp/out
+#     tools/gpu/gpu_check.sh                      everything; the results are in gpu_check/
+#     OUT=/tmp/out tools/gpu/gpu_check.sh         the results are in /tmp/out
 #     TEXT=book.txt tools/gpu/gpu_check.sh        compares training on this text; by default, the stories'
 #     LIMIT_S=1500 tools/gpu/gpu_check.sh         has so many seconds, rather than under eight minutes
 #     EMULATE=1 tools/gpu/gpu_check.sh            no GPU: tries this script on emulated kernels
 #
-# A step that fails does not stop the next one; the exit code is 1 if one did. What comes out is
-# gpu_check.md (the table that is also printed), gpu_check.json and gpu_check.log, which are written anew
-# after each step, so that a run that is cut short leaves what it found.
+# A step that fails does not stop the next one; the exit code is 1 if one failed. The results are
+# gpu_check.md (the table, also printed), gpu_check.json and gpu_check.log. They are rewritten after
+# each step, so that a run that is cut short keeps its results.
 #
-# OpenBLAS is used where the Python package scipy-openblas32 is installed; else the CPU, which serves
-# as reference only, multiplies plainly (-DGPTC_OPENBLAS=OFF). cuBLASLt is taken from the toolkit, or
+# OpenBLAS is used if the Python package scipy-openblas32 is installed; else the CPU, only a reference
+# here, multiplies plainly (-DGPTC_OPENBLAS=OFF). cuBLASLt is taken from the toolkit, or
 # from the Python package nvidia-cublas.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
@@ -41,7 +41,7 @@ fi
 # ---- steps ----
 
 # report NAME STATE SECONDS DETAIL: a row of the table, and an object of the JSON file. The step's
-# own JSON, where its output is that, stands in $work/NAME.json.
+# output, if it is JSON, is in $work/NAME.json.
 report() {
     local json=null detail
     detail=$(printf '%s' "$4" | tr -d '\000-\037' | tr '|\\"' "/ '")
@@ -227,14 +227,14 @@ if [ -x "$bench" ]; then
     step info 30 of_info "$bench" info
     if [ "$EMULATE" = 1 ]; then
         sizes=(--steps 5 --batch 2 --seq 16 --width 32 --layers 1)
-        skip spills "there is no ptxas in an emulation"
+        skip spills "an emulation has no ptxas"
     else
         sizes=(--steps 100 --batch 8 --seq 128 --width 256 --layers 4)
         cp "$work/build.json" "$work/build.log"
         if [ -n "$PYTHON" ]; then
             step spills 20 of_spills "$PYTHON" tools/gpu/check_spills.py "$work/build.log"
         else
-            skip spills "there is no python3"
+            skip spills "python3 is missing"
         fi
     fi
     step parity 120 of_parity "$bench" parity --text "$TEXT" "${sizes[@]}"
@@ -255,7 +255,7 @@ if [ -x "$bench" ]; then
     fi
     step build_tests 120 of_build bash "$work/build_tests.sh"
     if [ -z "$PYTHON" ] || ! "$PYTHON" -c 'import importlib.util as i; 1 / bool(i.find_spec("torch"))' 2>/dev/null; then
-        skip layers "there is no PyTorch to set the layers' errors beside"
+        skip layers "PyTorch is missing, to compare the layers' errors with"
     else
         step layers 60 of_layers bash -c \
             "GPTC_TEST_TABLES='cuda bf16' '$layers' '$work/layers.bin' && '$PYTHON' tests/cuda/layers.py '$work/layers.bin'"

@@ -1,4 +1,4 @@
-"""Our GGUF files in llama.cpp: greedy text, logits and tokens beside ours.
+"""Our GGUF files in llama.cpp: greedy text, logits and tokens compared with ours.
 
     pip install llama-cpp-python    # compiles for some minutes
     python tools/measure/compare_llama_cpp.py              # small random models of each sort

@@ -23,7 +23,8 @@ from gptc.checkpoint.find import open_checkpoint
 from gptc.engine.config import GPTConfig
 from gptc.generation.decoder import generate
 from gptc.generation.drafts import NgramDraft
-from gptc.generation.sampling import Sampling, sample_token
+from gptc.generation.options import Sampling
+from gptc.generation.sampling import sample_token
 from gptc.tokenizer.registry import make_tokenizer
 
 TURNS = 7

@@ -33,7 +33,7 @@ print(json.dumps({"seconds": seconds, "peak_mb": int(peak.split()[1]) / 1000}))
 
 
 def prepared(source: Path, tokenizer: str, jobs: int) -> tuple[float, float]:
-    """MB/s and the peak memory in MB of one preparation in a process of its own."""
+    """MB/s and the peak memory in MB of one preparation in a separate process."""
     with tempfile.TemporaryDirectory(dir=source.parent) as work:
         command = [sys.executable, "-c", CHILD, str(source), f"{work}/out", tokenizer, str(jobs)]
         told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)

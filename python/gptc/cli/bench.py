@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import click
 
-from gptc.cli.params import COUNT, SIZE
+from gptc.cli.declared import options_of
+from gptc.cli.params import COUNT
 from gptc.engine.config import GPTConfig
+from gptc.engine.options import DeviceOptions
 
 _EPILOG = """\b
 Examples:
@@ -33,20 +35,7 @@ _OPTIONS = [
     click.option("--n-layer", type=COUNT, metavar="N", help="Layers.  [by preset]"),
     click.option("--n-head", type=COUNT, metavar="N", help="Attention heads.  [by preset]"),
     click.option("--n-embd", type=COUNT, metavar="N", help="Width.  [by preset]"),
-    click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-    ),
-    click.option(
-        "--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True
-    ),
-    click.option(
-        "--threads",
-        type=SIZE,
-        default=0,
-        show_default=True,
-        metavar="N",
-        help="0: one for each core.",
-    ),
+    options_of(DeviceOptions, without=("pin",)),
 ]
 
 
@@ -167,9 +156,7 @@ Examples:
     type=click.Choice(["fp32", "bf16", "int8", "int4"]),
     help="May be repeated.  [all]",
 )
-@click.option(
-    "--threads", type=SIZE, default=0, show_default=True, metavar="N", help="0: one for each core."
-)
+@options_of(DeviceOptions, only=("threads",))
 @click.option("--turns", type=COUNT, default=5, show_default=True, metavar="N")
 @click.option("--prompt-tokens", type=COUNT, default=512, show_default=True, metavar="N")
 @click.option(

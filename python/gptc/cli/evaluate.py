@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptc.checkpoint.facade import load_model
-from gptc.cli.params import COUNT, SIZE
+from gptc.cli.declared import options_of
+from gptc.cli.params import COUNT
+from gptc.engine.options import DeviceOptions
 from gptc.errors import GptcError, UsageError
 
 if TYPE_CHECKING:
@@ -37,15 +38,7 @@ Examples:
     type=click.Choice(["int8", "int4"]),
     help="Also with weights rounded so; may be repeated.",
 )
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
-@click.option(
-    "--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="fp32", show_default=True
-)
-@click.option(
-    "--threads", type=SIZE, default=0, show_default=True, metavar="N", help="0: one for each core."
-)
+@options_of(DeviceOptions, without=("pin",), defaults={"dtype": "fp32"})
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def eval_command(
     model: str | None,
@@ -65,6 +58,7 @@ def eval_command(
     The text is cut into windows that do not overlap; a token is predicted from those before it in
     its window. Bits per byte compare models with different tokenizers.
     """
+    from gptc.checkpoint.facade import load_model
     from gptc.checkpoint.find import open_checkpoint
     from gptc.eval.loss import evaluate
 

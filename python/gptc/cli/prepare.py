@@ -26,7 +26,7 @@ Examples:
   gptc prepare stories --out data/stories
   gptc prepare shakespeare --tokenizer char --out data/shakespeare
   gptc prepare books/ notes.txt --tokenizer gpt2 --out data/books
-  gptc prepare crawl.jsonl.zst --text-field content --train-bpe 8192 --out data/crawl
+  gptc prepare crawl.jsonl.zst --text-field content --tokenizer bpe:8192 --out data/crawl
   gptc prepare src/ --include '*.py' --exclude 'test_*' --out data/code
   zcat dump.gz | gptc prepare - --val-tokens 1M --out data/dump
 """
@@ -49,12 +49,6 @@ Examples:
     help="bytes, char, bpe:SIZE (learned from the text), gpt2 or another encoding of tiktoken, a "
     "tokenizer.json, a SentencePiece .model, or the folder of a dataset, checkpoint or run, whose "
     "tokenizer is then used.",
-)
-@click.option(
-    "--train-bpe",
-    type=COUNT,
-    metavar="V",
-    help="The same as --tokenizer bpe:V.",
 )
 @click.option(
     "--include",
@@ -114,13 +108,10 @@ Examples:
 )
 @click.option("--force", is_flag=True, help="Replace the dataset that DIR holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print dataset.json instead of a summary.")
-@click.pass_context
 def prepare_command(
-    ctx: click.Context,
     sources: tuple[str, ...],
     out: Path,
     tokenizer: str,
-    train_bpe: int | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     text_field: str,
@@ -148,16 +139,10 @@ def prepare_command(
     from gptc.checkpoint.find import tokenizer_name
     from gptc.data import prepare
     from gptc.data.job import WORK_FOLDER
-    from gptc.tokenizer.registry import bpe_size, check_bpe_size
+    from gptc.tokenizer.registry import bpe_size
 
-    explicit = click.core.ParameterSource.COMMANDLINE
     if val_tokens is not None and val_fraction is not None:
         raise UsageError("--val-fraction and --val-tokens exclude each other: give one of them")
-    if train_bpe is not None:
-        if ctx.get_parameter_source("tokenizer") is explicit:
-            raise UsageError("--tokenizer and --train-bpe exclude each other: give one of them")
-        check_bpe_size(train_bpe, f"--train-bpe {train_bpe:,}")
-        tokenizer = f"bpe:{train_bpe}"
     asked = bpe_size(tokenizer)
 
     try:

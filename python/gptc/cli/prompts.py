@@ -8,13 +8,15 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from gptc.errors import GptcError, UsageError
+from gptc.generation.options import Sampling, TextOptions
+from gptc.settings import declared
 
 if TYPE_CHECKING:
     from gptc.engine.model import Model
@@ -22,15 +24,6 @@ if TYPE_CHECKING:
     from gptc.generation.request import Request, Sample
     from gptc.tokenizer.base import Tokenizer
 
-# What a line may set for itself, and of which type; the fields of Sampling come to these.
-_OPTIONS: dict[str, type] = {
-    "max_tokens": int,
-    "num_samples": int,
-    "stop": list,
-    "logprobs": int,
-}
-_RULES: dict[str, type] = {"regex": str, "grammar": str}  # one in the place of the other, too
-_NAMES = {int: "a whole number", float: "a number", list: "a list", str: "a text"}
 _ANSWER = ("samples", "error")  # what an answer says, whatever the line said
 _EXAMPLE = 'a line is such as {"prompt": "Once upon a time"}'
 
@@ -52,7 +45,7 @@ def sample_json(sample: Sample, tokenizer: Tokenizer) -> dict[str, Any]:
         "tokens": sample.n_tokens,
         "finish": sample.finish,
     }
-    if sample.request.logprobs is not None:
+    if sample.request.options.logprobs is not None:
         entry["logprobs"] = [
             {
                 "id": chosen.token,
@@ -161,7 +154,7 @@ def _samples(
         except GptcError as error:
             answers.failed(given, _by_key(error))
             continue
-        seed = (seed + request.num_samples) % 2**63
+        seed = (seed + request.options.num_samples) % 2**63
         samples = request.samples(tokenizer)
         answers.begun(given, samples)
         yield from samples
@@ -204,25 +197,23 @@ def _read(line: bytes) -> dict[str, Any]:
 
 
 def _settings(given: dict[str, Any], options: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The options of make_request for a line."""
-    from gptc.generation.sampling import Sampling
-
-    numbers = {f.name: float if f.type == "float" else int for f in fields(Sampling)}
-    del numbers["bias"]
-    for name, kind in (numbers | _OPTIONS | _RULES).items():
-        value = given.get(name)
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        if name in given and (not fits or isinstance(value, bool)):
-            raise UsageError(f"{name} is {value!r}; it must be {_NAMES[kind]}")
+    """The options of make_request for a line: those of the command, and those of the line."""
+    drawing = {n: d for n, d in declared(Sampling).items() if n != "bias"}
+    writing = {n: d for n, d in declared(TextOptions).items() if n != "context_shift"}
+    for name, declaration in (drawing | writing).items():
+        if name in given:
+            if given[name] is None:
+                raise UsageError(f"{name} is null; leave it out")
+            declaration.check_type(given[name], name)
+    if not all(isinstance(word, str) for word in given.get("stop", [])):
+        raise UsageError("stop must be a list of texts")
     try:
-        own = {
-            n: float(given[n]) if numbers[n] is float else given[n] for n in numbers if n in given
-        }
+        own = {n: d.kind(given[n]) for n, d in drawing.items() if n in given}
     except OverflowError:
         raise UsageError("a number of the line is too large") from None
-    chosen = {name: given[name] for name in _OPTIONS if name in given}
-    if not all(isinstance(word, str) for word in chosen.get("stop", [])):
-        raise UsageError("stop must be a list of texts")
-    rules = {name: given.get(name) for name in _RULES} if given.keys() & _RULES else {}
+    chosen = {name: given[name] for name in writing if name in given}
+    rules = ("regex", "grammar")  # one replaces the other of the command line
+    if given.keys() & set(rules):
+        chosen |= {name: given.get(name) for name in rules}
     sampling = replace(options["sampling"], **{"seed": seed, **own})
-    return {**options, **chosen, **rules, "sampling": sampling}
+    return {**options, **chosen, "sampling": sampling}

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptc.cli.params import COUNT, SIZE
+from gptc.cli.declared import SectionedCommand, options_of
 from gptc.errors import UsageError
+from gptc.settings import read_toml
+from gptc.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from gptc.training.run import Summary
+    from gptc.training.report import Summary
 
 _EPILOG = """\b
 Examples:
@@ -27,127 +29,21 @@ Examples:
 
 _NEWEST = ""  # the value of --resume without one
 
-_FLOAT = click.FLOAT
-# Section: rows of (name, type, metavar, help). Values are None unless they are given, so that a
-# preset, a TOML file or a stored run can supply them.
-_OPTIONS: dict[str, list[tuple[str, Any, str, str]]] = {
-    "What to train": [
-        (
-            "data",
-            str,
-            "DIR",
-            "A folder from gptc prepare, a text file, or a dataset's name: see gptc prepare --help."
-            "  [stories]",
-        ),
-        (
-            "tokenizer",
-            str,
-            "KIND",
-            "For data not prepared yet, as in gptc prepare.  [bytes; bpe:2048 for stories but with "
-            "preset byte]",
-        ),
-        (
-            "preset",
-            str,
-            "NAME",
-            "Shape and training defaults: tiny, byte, gpt2, gpt2-medium, gpt2-large, gpt2-xl, "
-            "llama-15m, llama-42m, llama-110m.  [tiny]",
-        ),
-        ("out", str, "DIR", "Folder of the run.  [runs/PRESET-DATA]"),
-        ("init-from", str, "PATH", "Fine-tune a model: a checkpoint, run, folder or file."),
-        ("seed", click.IntRange(min=0), "N", "Of weights, batches, dropout and samples.  [1337]"),
-    ],
-    "Where": [
-        ("device", click.Choice(["auto", "cpu", "cuda"]), "", "[auto]"),
-        ("dtype", click.Choice(["auto", "fp32", "bf16"]), "", "bf16 is mixed precision.  [auto]"),
-        ("threads", SIZE, "N", "0: one for each core.  [0]"),
-    ],
-    "How long (the first limit reached ends the run)": [
-        ("steps", COUNT, "N", "Optimizer steps in all.  [by preset]"),
-        ("tokens", COUNT, "N", "Training tokens in all, such as 10M."),
-        ("epochs", _FLOAT, "X", "Passes over the training split."),
-        ("minutes", _FLOAT, "X", "Training time; the learning rate falls with it."),
-    ],
-    "Batches and the optimizer (defaults by preset)": [
-        ("batch-size", COUNT, "N", "Sequences in a micro-batch."),
-        ("seq-len", COUNT, "N", "Tokens in a sequence; a new model's context."),
-        ("grad-accum", COUNT, "N", "Micro-batches in a step."),
-        ("lr", _FLOAT, "X", "Peak learning rate."),
-        ("min-lr", _FLOAT, "X", "Learning rate of the last step.  [a tenth of --lr]"),
-        ("warmup-steps", SIZE, "N", "Steps of linear warm-up."),
-        (
-            "schedule",
-            click.Choice(["cosine", "linear", "wsd", "constant"]),
-            "",
-            "After the warm-up; wsd falls in the last fifth.  [cosine]",
-        ),
-        ("weight-decay", _FLOAT, "X", "Of matrices."),
-        ("beta1", _FLOAT, "X", "[0.9]"),
-        ("beta2", _FLOAT, "X", "[by preset]"),
-        ("eps", _FLOAT, "X", "[1e-8]"),
-        ("grad-clip", _FLOAT, "X", "Largest gradient norm; 0: any.  [1]"),
-        ("dropout", _FLOAT, "X", "[0]"),
-        ("optimizer", click.Choice(["adamw"]), "", "[adamw]"),
-    ],
-    "Reports and checkpoints": [
-        ("eval-every", COUNT, "N", "Steps between evaluations.  [by preset]"),
-        (
-            "eval-batches",
-            SIZE,
-            "N",
-            "Batches of one; 0: all, as in the last one if cheap.  [by preset]",
-        ),
-        ("sample-every", SIZE, "N", "Steps between samples; 0: only at the end.  [0]"),
-        ("save-every", COUNT, "N", "Steps between checkpoints.  [as --eval-every]"),
-        ("keep-last", SIZE, "N", "Checkpoints to keep; 0: all.  [2]"),
-    ],
-    "Changes to the preset's shape": [
-        ("n-layer", COUNT, "N", "Layers."),
-        ("n-head", COUNT, "N", "Attention heads; divides --n-embd."),
-        ("n-kv-head", COUNT, "N", "Key and value heads; divides --n-head."),
-        ("n-embd", COUNT, "N", "Width."),
-        ("n-ff", COUNT, "N", "Width of the feed-forward layer."),
-    ],
-}
+
+class TrainCommand(SectionedCommand):
+    """Its help has the sections of TrainOptions."""
+
+    declares = TrainOptions
 
 
-class SectionedCommand(click.Command):
-    """A command whose help shows its options in the sections of the table above."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes a section for each heading, then the options that stand in none."""
-        records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
-        for section, rows in _OPTIONS.items():
-            names = [name.replace("-", "_") for name, *_ in rows]
-            if "n_ff" in names:
-                names.append("bias")
-            if "threads" in names:
-                names.append("pin")
-            with formatter.section(section):
-                formatter.write_dl([record for name in names if (record := records.pop(name))])
-        with formatter.section("Other options"):
-            formatter.write_dl([record for record in records.values() if record])
-
-
-def _all_options(command: Any) -> Any:
-    """Adds the options of the table to a function."""
-    for rows in reversed(_OPTIONS.values()):
-        for name, kind, metavar, text in reversed(rows):
-            extra = {"metavar": metavar} if metavar else {}
-            command = click.option(f"--{name}", type=kind, help=text, **extra)(command)
-    return command
-
-
-@click.command("train", cls=SectionedCommand, epilog=_EPILOG)
-@_all_options
-@click.option("--bias/--no-bias", default=None, help="Biases in linear layers and LayerNorms.")
-@click.option("--pin/--no-pin", default=None, help="Keep each thread on one core.  [no]")
+@click.command("train", cls=TrainCommand, epilog=_EPILOG)
+@options_of(TrainOptions, unset=True)
 @click.option(
     "--resume",
     is_flag=False,
     flag_value=_NEWEST,
     metavar="[RUN]",
-    help="Continue a run, exactly; without RUN the newest one under runs/.",
+    help="Run to continue, bit for bit.  [with --out its run, else the newest under runs/]",
 )
 @click.option(
     "--config",
@@ -166,16 +62,17 @@ def train_command(
     saves and says how to resume. Sizes take suffixes: 64K, 2M, 1G.
     """
     if resume is not None and values["init_from"] is not None:
-        raise UsageError("--resume and --init-from exclude each other: continue, or start anew")
+        raise UsageError(
+            "--resume and --init-from exclude each other: continue a run, or begin one"
+        )
     from gptc.checkpoint.find import find_checkpoint
-    from gptc.training.options import read_toml
     from gptc.training.progress import make_progress
     from gptc.training.run import train
 
-    given = {} if config is None else read_toml(config)
+    given = {} if config is None else read_toml(TrainOptions, config)
     given |= {name: value for name, value in values.items() if value is not None}
     if resume == _NEWEST:
-        resume = str(find_checkpoint().parent)
+        resume = given.get("out") or str(find_checkpoint().parent)
     summary = train(given, resume=resume, progress=make_progress())
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=2))

@@ -8,9 +8,25 @@ from typing import Any
 from gptc.engine import library
 from gptc.engine.config import GPTConfig
 from gptc.errors import EngineError, UsageError
+from gptc.settings import option
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("fp32", "bf16", "int8", "int4")  # the first two can be trained
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where a command computes. The commands that run a model share these options."""
+
+    device: str = option("auto", "Device.", section="Where", choices=("auto", *DEVICES))
+    dtype: str = option(
+        "auto",
+        "bf16 is mixed precision; auto is bf16 where that is faster.",
+        section="Where",
+        choices=("auto", *DTYPES[:2]),
+    )
+    threads: int = option(0, "CPU threads; 0 = one per core.", section="Where", least=0)
+    pin: bool = option(False, "Keep each thread on one core.", section="Where")
 
 
 @dataclass(frozen=True)

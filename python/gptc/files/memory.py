@@ -19,3 +19,12 @@ def peak_resident_bytes() -> int:
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
+def available_bytes() -> int | None:
+    """Memory that this machine can still give to a process; None where that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable")) * 1024
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None

@@ -48,12 +48,14 @@ def beam_search(
     """
     if width < 1:
         raise UsageError(f"beams is {width}; it must be at least 1")
-    if request.context_shift:
+    if request.options.context_shift:
         raise UsageError("beams end where the context is full: leave out --context-shift")
     if request.constraint:
         raise UsageError("beams know no regex or grammar: leave out --beams")
-    if request.num_samples > width:
-        raise UsageError(f"{width} beams cannot give {request.num_samples} samples; raise --beams")
+    if request.options.num_samples > width:
+        raise UsageError(
+            f"{width} beams cannot give {request.options.num_samples} samples; raise --beams"
+        )
     n_ctx = request.n_ctx(model.config.block_size)
     most = n_ctx + 1 - len(request.prompt)
     ended: list[_Beam] = []
@@ -131,6 +133,6 @@ def _finished(sample: Sample, beam: _Beam, tokenizer: Tokenizer, n_ctx: int) -> 
         if sample.finish is None:
             sample.append(token, n_ctx)
     sample.finish = sample.finish or "context"
-    if sample.request.logprobs is not None:
+    if sample.request.options.logprobs is not None:
         sample.logprobs = beam.logprobs[: sample.n_tokens]
     return sample

@@ -15,17 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gptc.errors import DeadEnd, GptcError, UsageError
-from gptc.generation.request import Request, Sample, make_request
-from gptc.generation.sampling import (
-    DEFAULT_STOP,
-    Sampling,
-)
+from gptc.errors import DeadEnd, GptcError
+from gptc.generation.request import Request, Sample, make_request, split_options
 from gptc.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -33,16 +29,6 @@ if TYPE_CHECKING:
     from gptc.engine.model import Model, Session
 
 MOST_AT_ONCE = 64  # samples of a request that are decoded together
-
-
-def _sampling(values: dict[str, Any]) -> Sampling:
-    """The fields of Sampling that were given by name. UsageError where one is none."""
-    names = [field.name for field in fields(Sampling)]
-    for name in values:
-        if name not in names:
-            known = ["max_tokens", "stop", "context_shift", "draft", "regex", "grammar", *names]
-            raise UsageError(f"a text has no option {name!r}; known: {', '.join(known)}")
-    return Sampling(**values)
 
 
 class Draft(Protocol):
@@ -134,7 +120,7 @@ class Decoder:
     def _begin(self, session: Session, slot: _Slot, sample: Sample) -> Iterator[tuple[Sample, str]]:
         request, known = sample.request, self._prompts.get(sample.request)
         source = next((s for s in self._slots if s.prompt_of is request), None)
-        if len(request.prompt) > self._n_ctx and not request.context_shift:
+        if len(request.prompt) > self._n_ctx and not request.options.context_shift:
             raise GptcError(
                 f"the prompt has {len(request.prompt):,} tokens, more than the {self._n_ctx:,} "
                 "that there is room for"
@@ -175,7 +161,7 @@ class Decoder:
 
     def _guess(self, slot: _Slot, sample: Sample, feed: list[int]) -> list[int]:
         room = self._n_ctx - (len(sample.sequence) - slot.begin)
-        most = min(room, sample.request.max_tokens - sample.n_tokens - 1)
+        most = min(room, sample.request.options.max_tokens - sample.n_tokens - 1)
         if not self._draft or len(feed) != 1 or most < 1:
             return []
         with suppress(DeadEnd):  # the guess's, and no more
@@ -227,7 +213,7 @@ class Decoder:
         request = sample.request
         if sample.n_tokens == 0 and slot.begin == 0 and slot.prompt_of is None:
             slot.prompt_of = request
-            others = request.num_samples - sample.index - 1
+            others = request.options.num_samples - sample.index - 1
             if others and request not in self._prompts:
                 self._prompts[request] = _Prompt(logits.copy(), others)
 
@@ -239,7 +225,10 @@ def start(
 
     DeadEnd comes out of that where a text cannot be as its request wants it.
     """
-    n_seq, n_ctx = min(request.num_samples, MOST_AT_ONCE), request.n_ctx(model.config.block_size)
+    n_seq, n_ctx = (
+        min(request.options.num_samples, MOST_AT_ONCE),
+        request.n_ctx(model.config.block_size),
+    )
     samples = request.samples(tokenizer)
     pieces = Decoder(model, tokenizer, n_seq, n_ctx, draft).run(samples)
     return samples, _or_raise(pieces)
@@ -280,25 +269,17 @@ def stream(
     tokenizer: Tokenizer,
     prompt: str = "",
     *,
-    max_tokens: int = 256,
-    stop: Sequence[str] = DEFAULT_STOP,
-    context_shift: bool = False,
     draft: Draft | None = None,
-    regex: str | None = None,
-    grammar: str | None = None,
-    **sampling: Any,
+    **options: Any,
 ) -> Iterator[str]:
-    """The continuation of `prompt`, in pieces as they come; `sampling` are fields of Sampling.
+    """The continuation of `prompt`, in pieces as they come.
 
-    Without a prompt, a document begins. With `regex` or `grammar` (a text in GBNF) the continuation
-    matches that. Raises GptcError when the prompt is longer than the model's context; a text that
-    reaches the context's end stops there, unless context_shift lets it go on from the newer half
-    of it.
+    `options` are the fields of `TextOptions` and `Sampling` (generation/options.py). Without a
+    prompt, a document begins. With `regex` or `grammar` (a text in GBNF) the continuation matches
+    that. GptcError when the prompt is longer than the model's context; a text that reaches the end
+    of the context stops there, unless `context_shift` lets it continue from the newer half of it.
     """
-    generation = Generation(
-        model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=_sampling(sampling),
-        stop=stop, context_shift=context_shift, regex=regex, grammar=grammar,
-    )  # fmt: skip
+    generation = Generation(model, tokenizer, prompt, draft, **split_options(options))
     return (piece for _, piece in generation)
 
 
@@ -307,24 +288,14 @@ def generate(
     tokenizer: Tokenizer,
     prompt: str = "",
     *,
-    max_tokens: int = 256,
-    num_samples: int = 1,
-    stop: Sequence[str] = DEFAULT_STOP,
-    context_shift: bool = False,
     draft: Draft | None = None,
-    regex: str | None = None,
-    grammar: str | None = None,
-    **sampling: Any,
+    **options: Any,
 ) -> list[str]:
     """`num_samples` continuations of `prompt`, decoded together; sample i uses `seed + i`.
 
-    Options are those of `stream`.
+    `options` are those of `stream`.
     """
-    generation = Generation(
-        model, tokenizer, prompt, draft, max_tokens=max_tokens, sampling=_sampling(sampling),
-        num_samples=num_samples, stop=stop, context_shift=context_shift,
-        regex=regex, grammar=grammar,
-    )  # fmt: skip
+    generation = Generation(model, tokenizer, prompt, draft, **split_options(options))
     for _ in generation:
         pass
     return [sample.text for sample in generation.samples]

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
 from gptc.errors import DeadEnd, GptcError, UsageError
-from gptc.generation.grammar.constraint import Constraint
+from gptc.generation.options import Sampling, TextOptions
 from gptc.generation.sampling import (
-    DEFAULT_STOP,
-    Sampling,
     StopFilter,
     TokenLogprob,
     sample_token,
     token_logprob,
 )
+from gptc.settings import declared
 from gptc.tokenizer.base import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from gptc.generation.grammar.constraint import Constraint
 
 Finish = Literal["stop", "length", "context", "error"]
 
@@ -31,20 +33,16 @@ class Request:
 
     prompt: list[int]
     sampling: Sampling
-    max_tokens: int
-    num_samples: int
-    stop: tuple[str, ...]
-    logprobs: int | None  # None: not wanted; else how many of the most likely tokens to list
-    context_shift: bool
+    options: TextOptions
     constraint: Constraint | None = None  # what the text must be
 
     def n_ctx(self, block_size: int) -> int:
         """The most tokens that a sample holds in a cache: the last one drawn is never fed back."""
-        return min(block_size, len(self.prompt) + self.max_tokens - 1)
+        return min(block_size, len(self.prompt) + self.options.max_tokens - 1)
 
     def samples(self, tokenizer: Tokenizer) -> list[Sample]:
         """The texts that this asks for, not begun yet."""
-        return [Sample(i, self, tokenizer) for i in range(self.num_samples)]
+        return [Sample(i, self, tokenizer) for i in range(self.options.num_samples)]
 
 
 def make_request(
@@ -52,18 +50,12 @@ def make_request(
     tokenizer: Tokenizer,
     prompt: str | Sequence[int] = "",
     *,
-    max_tokens: int = 256,
     sampling: Sampling | None = None,
-    num_samples: int = 1,
-    stop: Sequence[str] = DEFAULT_STOP,
-    logprobs: int | None = None,
-    context_shift: bool = False,
-    regex: str | None = None,
-    grammar: str | None = None,
+    **options: Any,
 ) -> Request:
-    """Checks everything. The prompt is a text, or tokens to which nothing is added; without one, a
-    document begins. What follows it matches `regex`, or the rule `root` of `grammar`, a text in
-    GBNF.
+    """A request whose every part was checked. `options` are the fields of `TextOptions`.
+
+    The prompt is a text, or tokens to which nothing is added; without one, a document begins.
     """
     if tokenizer is None:
         raise UsageError("the tokenizer is None; take the model's: load_tokenizer(PATH)")
@@ -73,13 +65,9 @@ def make_request(
         )
     sampling = sampling or Sampling()
     sampling.check()
-    if num_samples < 1:
-        raise UsageError(f"num-samples is {num_samples}; it must be at least 1")
-    if max_tokens < 1:
-        raise UsageError(f"max-tokens is {max_tokens}; it must be at least 1")
-    if logprobs is not None and logprobs < 0:
-        raise UsageError(f"logprobs is {logprobs}; it must be 0 or more")
-    StopFilter(stop)
+    texts = TextOptions(**options)
+    texts.check()
+    StopFilter(texts.stop)
     for token, _ in sampling.bias:
         if not 0 <= token < tokenizer.vocab_size:
             raise UsageError(
@@ -87,25 +75,39 @@ def make_request(
             )
     tokens = prompt_tokens(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     tokens = tokens or prompt_tokens(tokenizer, "")
+    _check_prompt(model, tokens, texts.context_shift)
+    constraint = None
+    if texts.regex is not None or texts.grammar is not None:
+        from gptc.generation.grammar.constraint import make_constraint  # most texts need none
+
+        n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
+        constraint = make_constraint(tokenizer, n_tokens, regex=texts.regex, grammar=texts.grammar)
+    return Request(tokens, sampling, texts, constraint)
+
+
+def split_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options given by name, those of `Sampling` gathered into one. UsageError for others."""
+    drawing, writing = declared(Sampling), declared(TextOptions)
+    for name in options:
+        if name not in drawing and name not in writing:
+            known = ", ".join([*writing, *drawing])
+            raise UsageError(f"a text has no option {name!r}; known: {known}")
+    sampling = Sampling(**{name: options[name] for name in drawing if name in options})
+    return {"sampling": sampling, **{n: options[n] for n in writing if n in options}}
+
+
+def _check_prompt(model: Model, tokens: Sequence[int], context_shift: bool) -> None:
     if len(tokens) > model.config.block_size and not context_shift:
         raise GptcError(
             f"the prompt has {len(tokens):,} tokens, more than the model's context of "
-            f"{model.config.block_size:,}; shorten it, or go on from its end with --context-shift"
+            f"{model.config.block_size:,}; shorten it, or continue from its end with "
+            "--context-shift"
         )
     if max(tokens) >= model.config.vocab_size:
         raise GptcError(
             f"the prompt holds token {max(tokens)}, outside the model's vocabulary of "
             f"{model.config.vocab_size}; use the tokenizer that the model was trained with"
         )
-    constraint = None
-    if regex is not None or grammar is not None:
-        from gptc.generation.grammar.constraint import make_constraint  # most texts need none
-
-        n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
-        constraint = make_constraint(tokenizer, n_tokens, regex=regex, grammar=grammar)
-    return Request(
-        tokens, sampling, max_tokens, num_samples, tuple(stop), logprobs, context_shift, constraint
-    )
 
 
 def _are_tokens(prompt: object) -> bool:
@@ -159,7 +161,7 @@ class Sample:
         """Where the text stands in what it must be."""
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
-        self._filter = StopFilter(request.stop)
+        self._filter = StopFilter(request.options.stop)
 
     @property
     def text(self) -> str:
@@ -198,8 +200,8 @@ class Sample:
         except DeadEnd as error:
             self.error, self.finish = error, "error"
             return ""
-        if self.request.logprobs is not None and self.n_tokens > n_before:
-            wanted = self.request.logprobs
+        if self.request.options.logprobs is not None and self.n_tokens > n_before:
+            wanted = self.request.options.logprobs
             self.logprobs.append(token_logprob(logits, token, wanted, self._tokenizer.vocab_size))
         return piece
 
@@ -218,9 +220,9 @@ class Sample:
                 self.place = self.place.after(token)
             if self._filter.stopped or (self.place and self.place.ended):
                 self.finish = "stop"
-            elif self.n_tokens >= self.request.max_tokens:
+            elif self.n_tokens >= self.request.options.max_tokens:
                 self.finish = "length"
-            elif len(self.sequence) > n_ctx and not self.request.context_shift:
+            elif len(self.sequence) > n_ctx and not self.request.options.context_shift:
                 self.finish = "context"
         if self.finish and not self._filter.stopped:
             piece += self._filter.push(self._decoder.flush()) + self._filter.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
@@ -13,73 +13,7 @@ import numpy.typing as npt
 from gptc.engine import library
 from gptc.engine.arrays import FloatArray
 from gptc.errors import UsageError
-
-DEFAULT_STOP = ("<|endoftext|>",)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn.
-
-    Biases and penalties change the logits; then come the temperature and the filters: top_k,
-    typical_p, top_p, min_p, each of what the one before has left.
-    """
-
-    temperature: float = 0.7  # 0: always the most likely token
-    top_k: int = 0  # keep the k most likely; 0: all
-    top_p: float = 1.0  # keep the fewest tokens with this much probability; 1: all
-    min_p: float = 0.0  # drop tokens less likely than min_p times the most likely; 0: none
-    seed: int = 0
-    typical_p: float = 1.0  # keep the most typical with this much probability; 1: all
-    repetition_penalty: float = 1.0  # divides the logits of tokens that were there; 1: none
-    presence_penalty: float = 0.0  # is taken off their logits
-    frequency_penalty: float = 0.0  # the same, as often as they were there
-    penalty_last_n: int = 64  # how many tokens, prompt included, penalties look back; 0: all
-    bias: tuple[tuple[int, float], ...] = ()  # (token, number added to its logit; -inf: never)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bias", tuple((token, x) for token, x in self.bias))
-
-    def check(self) -> None:
-        """Raises UsageError for a value outside its range, or outside of what C can hold."""
-        for name, (valid, wanted) in _RANGES.items():
-            value = getattr(self, name)
-            with np.errstate(over="ignore", under="ignore"):
-                number = float(np.float32(value)) if isinstance(value, float) else value
-            if not valid(number):
-                raise UsageError(f"{name.replace('_', '-')} is {value}; it must be {wanted}")
-
-    @property
-    def looks_back(self) -> bool:
-        """Whether a draw depends on the tokens before it otherwise than through the logits."""
-        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        return penalties != (1, 0, 0)
-
-
-def _share(x: float) -> bool:
-    return 0 < x <= 1
-
-
-def _count(x: float) -> bool:
-    return 0 <= x < 2**31
-
-
-def _finite(x: float) -> bool:
-    return -np.inf < x < np.inf
-
-
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (lambda x: 0 <= x < np.inf, "0 (greedy) or more"),
-    "top_k": (_count, "0 (all) or more, and below 2**31"),
-    "top_p": (_share, "above 0 and at most 1"),
-    "min_p": (lambda x: 0 <= x <= 1, "between 0 and 1"),
-    "seed": (lambda x: 0 <= x < 2**63, "0 or more, and below 2**63"),
-    "typical_p": (_share, "above 0 and at most 1"),
-    "repetition_penalty": (lambda x: 0 < x < np.inf, "above 0 (1: none)"),
-    "presence_penalty": (_finite, "a finite number"),
-    "frequency_penalty": (_finite, "a finite number"),
-    "penalty_last_n": (_count, "0 (all) or more, and below 2**31"),
-}
+from gptc.generation.options import Sampling
 
 
 @lru_cache(maxsize=1024)

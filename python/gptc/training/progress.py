@@ -21,7 +21,7 @@ _PLAIN_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True)
-class Report:
+class StepReport:
     """The state of training after a step. Rates are smoothed; `mfu` is None where unknown."""
 
     step: int
@@ -74,7 +74,7 @@ class Progress(Protocol):
     def start(self, step: int, steps: int) -> None:
         """Training begins, or goes on, at `step`."""
 
-    def update(self, report: Report) -> None:
+    def update(self, report: StepReport) -> None:
         """A step is done."""
 
     def note(self, text: str) -> None:
@@ -95,7 +95,7 @@ class PlainProgress:
     def start(self, step: int, steps: int) -> None:
         """Nothing to draw."""
 
-    def update(self, report: Report) -> None:
+    def update(self, report: StepReport) -> None:
         """Prints a line if the last one is old enough, or this is the last step."""
         now = time.monotonic()
         if now - self._last >= self._interval_s or report.step == report.steps:
@@ -142,7 +142,7 @@ class LiveProgress:
         with heard_or_not(self._console.file):
             self._bar.start()
 
-    def update(self, report: Report) -> None:
+    def update(self, report: StepReport) -> None:
         """Moves the bar."""
         if self._bar is not None and self._task is not None:
             with heard_or_not(self._console.file):

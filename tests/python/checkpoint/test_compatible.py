@@ -16,14 +16,15 @@ from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import Dataset
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
-from gptc.training.options import read_toml
+from gptc.settings import read_toml
+from gptc.training.options import TrainOptions
 from gptc.training.run import train
 
 Options = dict[str, Any]
 
 
 def test_another_tokenizer_is_refused(options: Options, text_file: Path, tmp_path: Path) -> None:
-    from gptc.data import prepare
+    from gptc.data.preparation import prepare
 
     train(options)
     prepare([str(text_file)], tmp_path / "chars", tokenizer="char")
@@ -41,7 +42,7 @@ def test_another_tokenizer_is_refused(options: Options, text_file: Path, tmp_pat
 def test_a_prepared_folder_has_its_tokenizer(
     options: Options, text_file: Path, tmp_path: Path, own: str
 ) -> None:
-    from gptc.data import prepare
+    from gptc.data.preparation import prepare
 
     folder = prepare([str(text_file)], tmp_path / "prepared", tokenizer=own).folder
     for given in ("gpt2", "bytes", "bpe:301"):
@@ -54,7 +55,7 @@ def test_a_prepared_folder_has_its_tokenizer(
         out = tmp_path / str(len(recorded))
         tokenizer = {} if given is None else {"tokenizer": given}
         train({**options, "data": str(folder), "steps": 1, "out": str(out), **tokenizer})
-        recorded[given] = read_toml(out / "config.toml")["tokenizer"]
+        recorded[given] = read_toml(TrainOptions, out / "config.toml")["tokenizer"]
         assert train({"steps": 2}, resume=out).step == 2
     assert set(recorded.values()) == {own}
     # One that was learned elsewhere is named by the folder that holds it.
@@ -85,7 +86,7 @@ def test_a_learned_tokenizer_goes_with_the_run(
     text = tmp_path / "text"
     shutil.copy(text_file, text)
     first = train({**options, "data": str(text), "tokenizer": tokenizer})
-    assert read_toml(Path(first.out) / "config.toml")["tokenizer"] == tokenizer
+    assert read_toml(TrainOptions, Path(first.out) / "config.toml")["tokenizer"] == tokenizer
     caches = list((Path(os.environ["GPTC_CACHE"]) / "datasets").glob("text-*"))
     own = Checkpoint(find_checkpoint(first.out)).tokenizer().fingerprint()
     train({"steps": 9}, resume=first.out)

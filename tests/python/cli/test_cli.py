@@ -31,7 +31,7 @@ Gptc = Callable[..., Any]
         (["train", "--threads", "-1"], 2, "-1 is less than 0"),
         (["train", "--threads", "10000"], 2, "--threads is 10000; it must lie between 0 and"),
         (["train", "--batch-size", "100M"], 2, "--batch-size 100000000 x --seq-len"),
-        (["train", "--seed", "-1"], 2, "-1 is not in the range x>=0"),
+        (["train", "--seed", "-1"], 2, "-1 is less than 0"),
         (
             ["train", "--seed", str(2**63)],
             2,

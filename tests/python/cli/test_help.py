@@ -67,7 +67,7 @@ def test_train_help_names_every_option(gptc: Gptc) -> None:
 
 def test_train_help_tells_no_untruth_about_presets(gptc: Gptc) -> None:
     from gptc.engine.config import presets
-    from gptc.training.options import DEFAULTS
+    from gptc.training.defaults import DEFAULTS
 
     text = " ".join(gptc("train", "--help").out.split())
     assert f"training defaults: {', '.join(presets())}. [tiny]" in text

@@ -14,7 +14,7 @@ import pytest
 
 from gptc import Model
 from gptc.generation.decoder import Generation, generate
-from gptc.generation.sampling import Sampling
+from gptc.generation.options import Sampling
 from gptc.tokenizer.base import Tokenizer
 
 # ---- one prompt ----
@@ -65,7 +65,7 @@ def test_infer_reads_a_prompt_from_files_and_pipes(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--temperature", "-1"], 2, "temperature is -1.0; it must be 0 (greedy) or more"),
+        (["--temperature", "-1"], 2, "temperature is -1.0; it must be 0 or more"),
         (["--top-p", "0"], 2, "top-p is 0.0"),
         (["--max-tokens", "0"], 2, "0 is less than 1"),
         (["-p", "x", "--prompt-file", "y"], 2, "-p and --prompt-file exclude each other"),
@@ -148,7 +148,7 @@ def test_a_full_context_is_no_silent_end(infer: Callable[..., Any]) -> None:
     assert infer("-p", "Once", "--max-tokens", 100, "--context-shift").err == ""
     ran = infer("-p", "x" * 60)
     assert (ran.code, ran.out) == (1, "")
-    assert "or go on from its end with --context-shift" in ran.err
+    assert "or continue from its end with --context-shift" in ran.err
 
 
 @pytest.mark.parametrize(

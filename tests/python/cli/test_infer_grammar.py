@@ -58,7 +58,7 @@ def test_lines_with_rules_of_their_own(infer: Callable[..., Any], tmp_path: Path
     assert "this ( has no )" in errors[3]
     assert "1:10 of the grammar: no rule is called x" in errors[4]
     assert "a regex and a grammar exclude each other" in errors[5]
-    assert "regex is 5; it must be a text" in errors[6]
+    assert "regex is 5; it must be text" in errors[6]
 
 
 def test_a_line_that_no_token_continues_stops_no_other(
@@ -87,7 +87,7 @@ def test_a_line_that_no_token_continues_stops_no_other(
         (["--regex", "a", "--beams", "2"], 2, "--beams and --regex exclude each other"),
         (["--grammar", "nowhere"], 1, "cannot read the grammar nowhere: No such file"),
         (["--grammar", "{bad}"], 2, "2:7 of the grammar: no rule is called b"),
-        (["--grammar", "{bytes}"], 1, "is no UTF-8"),
+        (["--grammar", "{bytes}"], 1, "is not UTF-8"),
         (["--regex", "()"], 2, "no text but the empty one matches the regex"),
     ],
 )

@@ -30,9 +30,9 @@ def run(*arguments: str, given: str | bytes | None = None) -> Result:
 
 def test_the_size_of_a_byte_pair_encoding() -> None:
     for size in ("100", "10M"):
-        with pytest.raises(UsageError, match=r"^--train-bpe [0-9,]+: the vocabulary size must be"):
-            run("text.txt", "--out", "data", "--train-bpe", size)
-    assert run("text.txt", "--out", "small", "--train-bpe", "260").stderr == ""
+        with pytest.raises(UsageError, match=r"^--tokenizer bpe:\w+: the vocabulary size must be"):
+            run("text.txt", "--out", "data", "--tokenizer", f"bpe:{size}")
+    assert run("text.txt", "--out", "small", "--tokenizer", "bpe:260").stderr == ""
     few = run("text.txt", "--out", "data", "--tokenizer", "bpe:70K")
     found = Dataset.open(Path("data")).vocab_size
     words = f"the text has pairs for no more than {found:,}"

@@ -50,7 +50,7 @@ def test_prompts_come_back_in_order_with_their_texts(
         ('{"text": "x"}', 'no "prompt"'),
         ('{"prompt": 5}', "prompt is 5; it must be a text"),
         ("5", 'no "prompt"'),
-        ('{"prompt": "x", "max_tokens": -1}', "max_tokens is -1; it must be at least 1"),
+        ('{"prompt": "x", "max_tokens": -1}', "max_tokens is -1; it must be 1 or more"),
         ('{"prompt": "x", "max_tokens": 1000.0}', "max_tokens is 1000.0; it must be a whole"),
         ('{"prompt": "x", "logprobs": -1}', "logprobs is -1; it must be 0 or more"),
         (

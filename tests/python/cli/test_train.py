@@ -164,3 +164,19 @@ def test_resume_without_a_value_takes_the_newest_run(
     assert gptc("train", *args).code == 0
     ran = gptc("train", "--resume", "--steps", "9", "--json")
     assert (ran.code, json.loads(ran.out)["out"]) == (0, "runs/tiny-fable-2")
+
+
+def test_resume_with_out_continues_the_run_there(
+    gptc: Gptc, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where --resume alone would look, under runs/, there is nothing."""
+    monkeypatch.chdir(tmp_path)
+    out = options["out"]
+    args = [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", str(v))]
+    assert gptc("train", *args).code == 0
+    ran = gptc("train", "--out", out, "--resume", "--steps", "9", "--json")
+    summary = json.loads(ran.out)
+    assert (ran.code, summary["out"], summary["first_step"]) == (0, out, 8)
+    nowhere = gptc("train", "--out", str(tmp_path / "none"), "--resume")
+    assert nowhere.code == 1
+    assert f"{tmp_path / 'none'} does not exist" in nowhere.err

@@ -10,9 +10,9 @@ import pytest
 import xxhash
 
 from corpus import counting, write_source
-from gptc.data import prepare
 from gptc.data.dataset import Dataset
 from gptc.data.loader import eval_batches
+from gptc.data.preparation import prepare
 from gptc.data.shards import write_shard
 from gptc.errors import GptcError
 from gptc.tokenizer.native import CharTokenizer

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from corpus import fake_stories, text_of, write_source
-from gptc.data import prepare
-from gptc.data.preparation import resolve_dataset
+from gptc.data.preparation import prepare, resolve_dataset
 from gptc.errors import GptcError
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from corpus import text_of, write_source
-from gptc.data import job, prepare
+from gptc.data import job
 from gptc.data.dataset import Dataset
+from gptc.data.preparation import prepare
 from gptc.errors import GptcError, UsageError
 from gptc.tokenizer.native import CharTokenizer
 from gptc.tokenizer.registry import read_tokenizer

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from corpus import text_of
-from gptc.data import prepare, readers
+from gptc.data import readers
 from gptc.data.dataset import Dataset
+from gptc.data.preparation import prepare
 from gptc.errors import GptcError, UsageError
 
 STORY = b"Once upon a time.\n" * 300

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc.data import encode, job, prepare, scan, shards
+from gptc.data import encode, job, scan, shards
 from gptc.data.dataset import Dataset
 from gptc.data.loader import Loader
+from gptc.data.preparation import prepare
 from gptc.errors import GptcError
 
 WORDS = ["the", "king", "Zoë", "東京", "ran.\n", "\n\n", "a" * 50, "<|endoftext|>", "12345", "  "]
@@ -176,7 +177,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(
 def spawn(source: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "gptc", "prepare", str(source), "--out", str(out)]
     return subprocess.Popen(
-        [*command, "--shard-tokens", "20K", "--jobs", "2", "--train-bpe", "300"],
+        [*command, "--shard-tokens", "20K", "--jobs", "2", "--tokenizer", "bpe:300"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -16,7 +16,8 @@ import pytest
 import xxhash
 
 from corpus import fake_stories, text_of, write_source
-from gptc.data import known, prepare
+from gptc.data import known
+from gptc.data.preparation import prepare
 from gptc.errors import GptcError, UsageError
 from gptc.files import download as downloads
 

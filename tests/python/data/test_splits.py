@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from corpus import MIXED, set_block, text_of, tokens_of, write_source
-from gptc.data import prepare
+from gptc.data.preparation import prepare
 from gptc.data.shards import read_shard
 from gptc.errors import GptcError
 from gptc.tokenizer.registry import make_tokenizer

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from gptc.data import prepare
 from gptc.data.dataset import Dataset
 from gptc.data.known import KNOWN_DATASETS, licence
-from gptc.data.preparation import resolve_dataset
+from gptc.data.preparation import prepare, resolve_dataset
 from gptc.errors import GptcError
 from gptc.files import download as module
 from gptc.files.download import download

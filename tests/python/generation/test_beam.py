@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from gptc.engine.config import GPTConfig
 from gptc.errors import UsageError
 from gptc.generation.beam import beam_search
 from gptc.generation.decoder import generate
+from gptc.generation.options import Sampling
 from gptc.generation.request import make_request
-from gptc.generation.sampling import Sampling
 from gptc.tokenizer.base import Tokenizer
 from small_models import softmax, varied
 
@@ -104,5 +103,6 @@ def test_more_beams_never_score_worse(writer: Model, tokenizer: Tokenizer) -> No
     request = make_request(writer, tokenizer, "Once", max_tokens=8, stop=())
     scores = [beam_search(writer, tokenizer, request, n)[0][1] for n in (1, 300)]
     assert scores[0] <= scores[1] + 1e-5
+    three = make_request(writer, tokenizer, "Once", max_tokens=8, num_samples=3, stop=())
     with pytest.raises(UsageError, match="2 beams cannot give 3 samples"):
-        beam_search(writer, tokenizer, replace(request, num_samples=3), 2)
+        beam_search(writer, tokenizer, three, 2)

@@ -15,8 +15,8 @@ from gptc.checkpoint.find import open_checkpoint
 from gptc.generation.beam import beam_search
 from gptc.generation.decoder import Generation, generate
 from gptc.generation.drafts import ModelDraft, NgramDraft
+from gptc.generation.options import Sampling
 from gptc.generation.request import make_request, prompt_tokens
-from gptc.generation.sampling import Sampling
 from gptc.tokenizer.native import ByteTokenizer
 from scripted import Script
 from small_models import make_config, varied
@@ -69,13 +69,13 @@ def test_every_way_of_infer_begins_so(gptc: Gptc, taught: Path, tmp_path: Path) 
 
 
 def test_a_conversation_goes_on_without_a_second_one(taught: Path) -> None:
-    from gptc.cli.infer import _Writer
+    from gptc.cli.writer import Writer
 
     source = open_checkpoint(taught)
     tokenizer = source.tokenizer()
     settings = {"sampling": Sampling(temperature=0), "max_tokens": 4, "num_samples": 1, "stop": ()}
     with load_model(source, dtype="fp32") as model:
-        writer = _Writer(model, tokenizer, source, settings, None)
+        writer = Writer(model, tokenizer, source.path, settings, None)
         writer.answer(PROMPT)
         writer.answer("")
         assert writer._last is not None

@@ -18,8 +18,9 @@ from gptc.generation.decoder import Generation, generate, stream
 from gptc.generation.drafts import ModelDraft, NgramDraft
 from gptc.generation.grammar import automaton
 from gptc.generation.grammar.parser import parse_grammar
+from gptc.generation.options import Sampling
 from gptc.generation.request import make_request
-from gptc.generation.sampling import Sampling, token_logprob
+from gptc.generation.sampling import token_logprob
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.native import CharTokenizer
 from machines import JSON_GRAMMAR, after

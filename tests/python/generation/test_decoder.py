@@ -13,8 +13,9 @@ from gptc import Model
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
 from gptc.generation.decoder import Decoder, Generation, generate
+from gptc.generation.options import Sampling
 from gptc.generation.request import Sample, make_request
-from gptc.generation.sampling import Sampling, sample_token
+from gptc.generation.sampling import sample_token
 from gptc.tokenizer.base import Tokenizer
 from small_models import softmax, varied
 
@@ -189,7 +190,9 @@ def test_wrong_arguments_are_named(writer: Model, tokenizer: Tokenizer, tmp_path
             generate(writer, tokenizer, wrong)
     with pytest.raises(UsageError, match=r"the tokenizer is None; .*load_tokenizer"):
         generate(writer, anything, "a")
-    with pytest.raises(UsageError, match=r"no option 'max_new_tokens'; known: max_tokens, stop"):
+    with pytest.raises(
+        UsageError, match=r"no option 'max_new_tokens'; known: max_tokens, num_samples"
+    ):
         generate(writer, tokenizer, "a", max_new_tokens=3)
     name: Any = "tiny"
     with pytest.raises(UsageError, match="it must be a GPTConfig, such as"):

@@ -10,7 +10,8 @@ from gptc import Model
 from gptc.errors import GptcError
 from gptc.generation import request as generation_module
 from gptc.generation.decoder import Generation, generate, stream
-from gptc.generation.sampling import Sampling, sample_token
+from gptc.generation.options import Sampling
+from gptc.generation.sampling import sample_token
 from gptc.tokenizer.base import Tokenizer
 from scripted import Script
 

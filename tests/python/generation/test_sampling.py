@@ -12,7 +12,8 @@ import pytest
 from gptc import Model
 from gptc.errors import UsageError
 from gptc.generation.decoder import generate
-from gptc.generation.sampling import Sampling, StopFilter, sample_token, token_logprob
+from gptc.generation.options import Sampling
+from gptc.generation.sampling import StopFilter, sample_token, token_logprob
 from gptc.tokenizer.base import Tokenizer
 from small_models import softmax
 

@@ -12,8 +12,8 @@ from gptc import Model
 from gptc.checkpoint.find import open_checkpoint
 from gptc.checkpoint.reader import Checkpoint
 from gptc.convert.import_model import import_model
-from gptc.data import prepare
 from gptc.data.dataset import Dataset
+from gptc.data.preparation import prepare
 from gptc.errors import GptcError
 from gptc.formats.hf_tokenizer import hf_files
 from gptc.generation.request import make_request, prompt_tokens

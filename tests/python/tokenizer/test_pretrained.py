@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from corpus import nasty_text
-from gptc.data import prepare
+from gptc.data.preparation import prepare
 from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.pretrained import _read_sentencepiece

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from gptc.errors import GptcError, UsageError
-from gptc.training.options import DEFAULTS, TrainOptions, new_options, read_toml, to_toml
+from gptc.settings import read_toml, to_toml
+from gptc.training.defaults import DEFAULTS
+from gptc.training.options import TrainOptions
+from gptc.training.resolve import new_options
 from gptc.training.run import train
 from runs import metrics, reproducible
 
@@ -19,14 +22,14 @@ Options = dict[str, Any]
     ("given", "message"),
     [
         ({"stepz": 3}, "no option 'stepz'; did you mean steps"),
-        ({"steps": 0}, "--steps is 0; it must be above 0"),
+        ({"steps": 0}, "--steps is 0; it must be 1 or more"),
         ({"steps": "many"}, "steps is 'many'; it must be a whole number"),
         ({"lr": -1.0}, "--lr is -1.0; it must be above 0"),
         ({"grad_accum": 10**12}, "tokens; the most is 268,435,456"),
         ({"lr": float("nan")}, "--lr is nan"),
         ({"lr": 1e-3, "min_lr": 1e-2}, "--min-lr is 0.01, above --lr"),
         ({"dropout": 1.0}, "--dropout is 1.0; it must be at least 0 and below 1"),
-        ({"schedule": "cos"}, "--schedule is 'cos', not one of cosine"),
+        ({"schedule": "cos"}, "--schedule is 'cos'; it must be one of cosine"),
         ({"preset": "tinny"}, "no preset 'tinny'; did you mean tiny"),
         ({"bias": "no"}, "bias is 'no'; it must be true or false"),
         ({"n_layer": True}, "n-layer is True; it must be a whole number"),
@@ -43,18 +46,22 @@ def test_senseless_options(dataset_folder: Path, given: Options, message: str) -
 def test_options_survive_toml(tmp_path: Path) -> None:
     options = TrainOptions(data='a "b" \\ ü', lr=3e-5, eps=1e-8, bias=False, threads=2)
     (tmp_path / "c.toml").write_text(to_toml(options), "utf-8")
-    given = read_toml(tmp_path / "c.toml")
+    given = read_toml(TrainOptions, tmp_path / "c.toml")
     assert TrainOptions(**given) == options
     (tmp_path / "c.toml").write_text("batch_size = 3\nseq-len = 5\nlr = 1")
-    assert read_toml(tmp_path / "c.toml") == {"batch_size": 3, "seq_len": 5, "lr": 1}
+    assert read_toml(TrainOptions, tmp_path / "c.toml") == {"batch_size": 3, "seq_len": 5, "lr": 1}
     (tmp_path / "c.toml").write_text('steps = "1K"\ntokens = "1.5M"\nout = "2K"')
-    assert read_toml(tmp_path / "c.toml") == {"steps": 1000, "tokens": 1_500_000, "out": "2K"}
+    assert read_toml(TrainOptions, tmp_path / "c.toml") == {
+        "steps": 1000,
+        "tokens": 1_500_000,
+        "out": "2K",
+    }
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps = ", "is no valid TOML"),
+        ("steps = ", "is not valid TOML"),
         ("step = 3", "no option 'step'; did you mean steps"),
         ("steps = 1.5", "steps is 1.5; it must be a whole number"),
         ('steps = "few"', "steps: 'few' is no size such as 300, 64K"),
@@ -67,14 +74,14 @@ def test_wrong_toml_names_the_file(tmp_path: Path, text: str | None, message: st
     if text is not None:
         path.write_text(text)
     with pytest.raises(UsageError, match=message) as caught:
-        read_toml(path)
+        read_toml(TrainOptions, path)
     assert str(path) in str(caught.value)
 
 
 def test_the_run_writes_a_config_that_repeats_it(options: Options, tmp_path: Path) -> None:
     train(options)
     again = tmp_path / "again"
-    train({**read_toml(Path(options["out"]) / "config.toml"), "out": str(again)})
+    train({**read_toml(TrainOptions, Path(options["out"]) / "config.toml"), "out": str(again)})
     assert reproducible(metrics(again)) == reproducible(metrics(options["out"]))
 
 

@@ -16,7 +16,8 @@ from gptc import Model
 from gptc.checkpoint.find import find_checkpoint
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
-from gptc.training.options import read_toml
+from gptc.settings import read_toml
+from gptc.training.options import TrainOptions
 from gptc.training.run import train
 from runs import content, metrics, reproducible
 
@@ -193,7 +194,7 @@ def test_a_run_of_minutes_that_is_interrupted_goes_on_by_the_step(
     first = train({**options, "minutes": 0.02}, on_step=stop)
     assert (first.step, first.finished) == (10, False)
     assert 10 < first.steps < 30
-    assert read_toml(Path(first.out) / "config.toml")["steps"] == first.steps
+    assert read_toml(TrainOptions, Path(first.out) / "config.toml")["steps"] == first.steps
     shutil.copytree(first.out, tmp_path / "copy")
     whole = train({}, resume=first.out)
     train({}, resume=tmp_path / "copy", on_step=lambda step, model: stop(step - 2, model))

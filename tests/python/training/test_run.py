@@ -17,8 +17,10 @@ from gptc.checkpoint.find import find_checkpoint
 from gptc.checkpoint.names import list_checkpoints
 from gptc.checkpoint.reader import Checkpoint
 from gptc.errors import GptcError
+from gptc.settings import read_toml
 from gptc.tokenizer.registry import make_tokenizer
-from gptc.training.options import new_options, read_toml
+from gptc.training.options import TrainOptions
+from gptc.training.resolve import new_options
 from gptc.training.run import train
 from runs import metrics
 
@@ -75,11 +77,11 @@ def test_a_higher_peak_is_said(
 ) -> None:
     peaks = iter([100e9, 105e9, 210e9, *[90e9] * 6])
     monkeypatch.setattr(Model, "peak_flops", lambda model: next(peaks))
-    monkeypatch.setattr("gptc.training.run.PEAK_EVERY_S", 0.0)
+    monkeypatch.setattr("gptc.training.trainer.PEAK_EVERY_S", 0.0)
     assert train(options).peak_flops == 210e9
     shown = capsys.readouterr().err
-    assert shown.count("note: the peak is") == 1
-    assert "note: the peak is 210 GFLOP/s now, of which mfu is a share from here on" in shown
+    assert shown.count("note: peak remeasured") == 1
+    assert "note: peak remeasured: 210 GFLOP/s; MFU now refers to it" in shown
 
 
 def test_peak_memory_is_what_was_planned(options: Options) -> None:
@@ -100,7 +102,7 @@ def test_a_run_that_is_too_long_is_noted(
     train({**options, "steps": 10**11}, on_step=stop)
     shown = capsys.readouterr().err
     assert "177,777,778 epochs" in shown
-    assert "note: the run goes over its text 177,777,778 times" in shown
+    assert "note: the run passes over its text 177,777,778 times" in shown
     assert re.search(r"note: at this pace the run takes [\d,]+ days; .*--minutes", shown)
     train({**options, "out": options["out"] + "2"})
     assert "note" not in capsys.readouterr().err
@@ -165,7 +167,7 @@ def test_a_run_of_minutes_ends_as_any_other(
 ) -> None:
     """Also on a machine that is far slower than the estimate of the steps assumed."""
     del options["steps"]
-    monkeypatch.setattr("gptc.training.run.Run._time_step", lambda run: 1e-5)
+    monkeypatch.setattr("gptc.training.setup.time_step", lambda *_: 1e-5)
 
     def sleep(step: int, model: Model) -> None:
         time.sleep(0.02)
@@ -179,12 +181,12 @@ def test_a_run_of_minutes_ends_as_any_other(
     lines = metrics(options["out"])
     assert lines[-1]["val_loss"] == summary.val_loss
     assert lines[-1]["lr"] == pytest.approx(new_options({}).lr / 10, rel=0.1)
-    assert read_toml(Path(options["out"]) / "config.toml")["steps"] == summary.step
+    assert read_toml(TrainOptions, Path(options["out"]) / "config.toml")["steps"] == summary.step
     assert train({}, resume=options["out"]).step == summary.step
 
 
 def test_a_validation_split_that_is_too_small(options: Options, tmp_path: Path) -> None:
-    from gptc.data import prepare
+    from gptc.data.preparation import prepare
 
     (tmp_path / "x.txt").write_text("abc " * 100)
     prepare([str(tmp_path / "x.txt")], tmp_path / "x", val_tokens=5)

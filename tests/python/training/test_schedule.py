@@ -10,7 +10,8 @@ import pytest
 
 from gptc.checkpoint.find import find_checkpoint
 from gptc.checkpoint.reader import Checkpoint
-from gptc.training.options import TrainOptions, new_options
+from gptc.training.options import TrainOptions
+from gptc.training.resolve import new_options
 from gptc.training.run import train
 from gptc.training.schedule import learning_rate
 from runs import metrics

@@ -1,0 +1,87 @@
+"""Command-line options from the dataclasses that declare them: see gptc.settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from gptc.cli.params import SizeParam, TokenBias
+from gptc.settings import Declared, declared, ordered_sections
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def options_of(
+    cls: type,
+    *,
+    only: tuple[str, ...] | None = None,
+    without: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
+    unset: bool = False,
+) -> Callable[[_Command], _Command]:
+    """Adds the options that a dataclass declares to a command.
+
+    `only` and `without` choose fields; `defaults` replaces some of their defaults. With `unset`,
+    an option that is not given has the value None, so that other sources can supply it.
+    """
+    chosen = [
+        declaration
+        for name, declaration in declared(cls).items()
+        if (only is None or name in only) and name not in without
+    ]
+
+    def add(command: _Command) -> _Command:
+        for declaration in reversed(chosen):
+            given = (defaults or {}).get(declaration.name, declaration.default)
+            command = _option(declaration, None if unset else given)(command)
+        return command
+
+    return add
+
+
+def _option(declaration: Declared, default: Any) -> Callable[[_Command], _Command]:
+    shown = declaration.default_text
+    if default is not None and default != declaration.default:
+        shown = str(default)
+    help = declaration.help + (f"  [{shown}]" if shown else "")
+    attributes: dict[str, Any] = {"help": help, "default": default}
+    if declaration.kind is bool:
+        flag = f"--{declaration.flag}/--no-{declaration.flag}"
+        return click.option(flag, declaration.name, **attributes)
+    if declaration.placeholder:
+        attributes["metavar"] = declaration.placeholder
+    if declaration.kind is tuple:
+        attributes |= {"multiple": True, "default": ()}
+        attributes["type"] = TokenBias() if declaration.name == "bias" else str
+    else:
+        attributes["type"] = _type(declaration)
+    return click.option(f"--{declaration.flag}", declaration.name, **attributes)
+
+
+def _type(declaration: Declared) -> Any:
+    if declaration.choices:
+        return click.Choice(declaration.choices)
+    if declaration.kind is int:
+        return SizeParam(min=int(declaration.range.least or 0))
+    return declaration.kind
+
+
+class SectionedCommand(click.Command):
+    """A command whose help shows the options of one dataclass in its sections."""
+
+    declares: type
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes each section, then the options that no field declares."""
+        records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
+        options = declared(self.declares)
+        for section in ordered_sections(self.declares, getattr(self.declares, "SECTIONS", ())):
+            names = [name for name, option in options.items() if option.section == section]
+            found = [record for name in names if (record := records.pop(name, None))]
+            if found:
+                with formatter.section(section):
+                    formatter.write_dl(found)
+        with formatter.section("Other options"):
+            formatter.write_dl([record for record in records.values() if record])

@@ -1,0 +1,171 @@
+"""What `gptc infer` writes: text as it comes, raw bytes, or one JSON object."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptc.cli.prompts import as_text, sample_json
+from gptc.engine.model import Model
+from gptc.generation.beam import beam_search
+from gptc.generation.decoder import Draft, start
+from gptc.generation.request import Request, Sample, make_request
+from gptc.tokenizer.base import Tokenizer
+
+
+class Writer:
+    """Continues prompts, and says how that went."""
+
+    def __init__(
+        self,
+        gpt: Model,
+        tokenizer: Tokenizer,
+        path: Path,
+        options: dict[str, Any],
+        beams: int | None,
+    ) -> None:
+        """`path` is the model's, for reports; `options` are those of `make_request`."""
+        self.draft: Draft | None = None
+        self._last: Sample | None = None
+        self._gpt = gpt
+        self._tokenizer = tokenizer
+        self._path = path
+        self._options = options
+        self._beams = beams
+
+    def write(self, prompt: str | list[int], echo: str = "") -> None:
+        """Prints the texts as they come, after `echo`."""
+        request = self._request(prompt)
+        begin = time.perf_counter()
+        try:
+            if self._beams:
+                samples = [sample for sample, _ in self._search(request)]
+                pieces: Iterator[Any] = iter(())
+            else:
+                samples, pieces = self._start(request)
+            self._last = samples[0]
+            _stream(echo, samples, pieces)
+        except KeyboardInterrupt:
+            click.echo()  # ends the line that was being written
+            raise
+        self._tell(samples, time.perf_counter() - begin)
+
+    def answer(self, prompt: str) -> None:
+        """The same for one of several prompts; an empty one goes on with the last text."""
+        self.write(self._last.sequence if self._last and not prompt else prompt)
+        # Chance is another one for each.
+        sampling = self._options["sampling"]
+        step = self._options["num_samples"]
+        self._options["sampling"] = replace(sampling, seed=(sampling.seed + step) % 2**63)
+
+    def write_raw(self, prompt: str) -> None:
+        """The bytes of prompt and continuation, unchanged."""
+        out = sys.stdout.buffer
+        out.write(prompt.encode("utf-8", "surrogateescape"))
+        _, pieces = self._start(self._request(prompt))
+        written = 0
+        for sample, _ in pieces:
+            new = sample.sequence[len(sample.request.prompt) + written :]
+            out.write(self._tokenizer.decode_bytes(new))
+            out.flush()
+            written += len(new)
+            if sample.finish == "context":
+                click.echo(f"note: {self._why_full()}", err=True)
+
+    def print_json(self, prompt: str) -> None:
+        """One object with every sample."""
+        request = self._request(prompt)
+        begin = time.perf_counter()
+        scores: list[float] = []
+        if self._beams:
+            found = self._search(request)
+            samples, scores = [sample for sample, _ in found], [score for _, score in found]
+        else:
+            samples, pieces = self._start(request)
+            for _ in pieces:
+                pass
+        n_tokens = sum(sample.n_tokens for sample in samples)
+        listed = [sample_json(sample, self._tokenizer) for sample in samples]
+        for entry, score in zip(listed, scores, strict=False):
+            entry["score"] = round(score, 6)
+        result = {
+            "model": str(self._path),
+            "prompt": prompt,
+            "prompt_tokens": len(request.prompt),
+            "seed": request.sampling.seed,
+            "samples": listed,
+            "tokens_per_s": round(n_tokens / (time.perf_counter() - begin), 1),
+        }
+        click.echo(as_text(result, indent=2))
+
+    def _request(self, prompt: str | list[int]) -> Request:
+        return make_request(self._gpt, self._tokenizer, prompt, **self._options)
+
+    def _start(self, request: Request) -> tuple[list[Sample], Iterator[tuple[Sample, str]]]:
+        return start(self._gpt, self._tokenizer, request, self.draft)
+
+    def _search(self, request: Request) -> list[tuple[Sample, float]]:
+        assert self._beams
+        return beam_search(self._gpt, self._tokenizer, request, self._beams)
+
+    def _why_full(self) -> str:
+        goes_on = "" if self._beams else ": --context-shift goes on from its newer half"
+        return f"the model's context of {self._gpt.config.block_size:,} tokens is full{goes_on}"
+
+    def _tell(self, samples: list[Sample], seconds: float) -> None:
+        ends = {sample.finish for sample in samples}
+        if not sys.stderr.isatty():
+            if "context" in ends:  # not an end that was asked for
+                click.echo(f"note: {self._why_full()}", err=True)
+            return
+        n_tokens = sum(sample.n_tokens for sample in samples)
+        reasons = {self._why_full()} if "context" in ends else set()
+        if "length" in ends:
+            reasons.add("--max-tokens is reached")
+        if any(s.finish == "stop" and s.n_tokens == 0 for s in samples):
+            reasons.add("the text has ended")
+        why = f"; {', '.join(sorted(reasons))}" if reasons else ""
+        guessed = ""
+        if self.draft and self.draft.n_guessed:
+            guessed = f", {self.draft.n_right} of {self.draft.n_guessed} guessed"
+        click.echo(
+            f"{self._path}: {n_tokens} tokens{guessed}, {n_tokens / seconds:,.0f} tokens/s, "
+            f"seed {samples[0].request.sampling.seed}{why}",
+            err=True,
+        )
+
+
+def _stream(prompt: str, samples: list[Sample], pieces: Iterator[Any]) -> None:
+    """Prints the samples in order: the first one not finished as it comes, the others later.
+
+    They are decoded together, so their pieces arrive interleaved.
+    """
+    several = len(samples) > 1
+    for i, sample in enumerate(samples):
+        _write((f"--- sample {i + 1} ---\n" if several else "") + prompt)
+        printed = 0
+        while True:
+            for piece in sample.pieces[printed:]:
+                _write(piece)
+                printed += 1
+            if sample.finish is not None:
+                break
+            next(pieces)
+        _write("\n")
+
+
+def _write(text: str) -> None:
+    """Text at once, byte for byte also where it is no UTF-8."""
+    out = sys.stdout
+    try:
+        out.write(text)
+    except UnicodeEncodeError:
+        out.flush()
+        out.buffer.write(text.encode("utf-8", "surrogateescape"))
+    out.flush()

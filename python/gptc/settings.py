@@ -1,0 +1,276 @@
+"""An option, declared once: a field of a dataclass with its help, section, default and range.
+
+    @dataclass(frozen=True)
+    class TrainOptions:
+        lr: float = option(6e-4, "Peak learning rate.", section="Optimizer", above=0)
+
+From that one line follow the command line's --lr with its help (cli/declared.py), the key `lr` of
+a TOML file, the check of type and range, and the row in docs/options.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from gptc.errors import UsageError
+from gptc.files.sizes import parse_size
+
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    tuple: "a list",
+}
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+class Range(NamedTuple):
+    """The numbers that an option takes, by their ends; None = without an end."""
+
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+    most: float | None = None
+
+    def holds(self, x: float) -> bool:
+        """Whether the number is inside; infinity and NaN never are."""
+        return (
+            math.isfinite(x)
+            and (self.above is None or x > self.above)
+            and (self.least is None or x >= self.least)
+            and (self.below is None or x < self.below)
+            and (self.most is None or x <= self.most)
+        )
+
+    def __str__(self) -> str:
+        """In words, such as "at least 0 and below 1"."""
+        if self.least is not None and self.most is not None:
+            return f"between {self.least:g} and {self.most:g}"
+        low = "" if self.above is None else f"above {self.above:g}"
+        low = low if self.least is None else f"at least {self.least:g}"
+        high = "" if self.below is None else f"below {_power(self.below)}"
+        high = high if self.most is None else f"at most {_power(self.most)}"
+        if self.least is not None and not high:
+            return f"{self.least:g} or more"
+        return " and ".join(filter(None, (low, high))) or "a finite number"
+
+
+def _power(x: float) -> str:
+    exponent = math.log2(x) if x > 0 else 0.0
+    return f"2**{exponent:.0f}" if x > 1 << 16 and exponent.is_integer() else f"{x:g}"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An option as its field declares it."""
+
+    name: str  # of the field
+    kind: type  # int, float, str, bool or tuple (an option that may be repeated)
+    optional: bool  # None is a value too
+    default: Any
+    help: str
+    section: str
+    choices: tuple[str, ...]
+    range: Range
+    shown: str | None  # the default in words, where it is not a plain value
+    metavar: str | None
+    flag: str  # as the command line spells it, without --
+
+    @property
+    def default_text(self) -> str:
+        """The default as help shows it; "" where there is nothing to say."""
+        if self.shown is not None:
+            return self.shown
+        if self.kind is bool:
+            return "yes" if self.default else "no"
+        if self.default is None or self.default == () or self.default == "":
+            return ""
+        if self.kind is tuple:
+            return ", ".join(map(str, self.default))
+        return f"{self.default:g}" if self.kind is float else str(self.default)
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for the value in help; "" where the choices do."""
+        return self.metavar or ("" if self.choices else _METAVARS.get(self.kind, ""))
+
+    def check(self, value: Any, spelled: str, number: Callable[[float], float] = float) -> None:
+        """UsageError for a value outside the choices or the range. `spelled` names the option."""
+        if value is None and self.optional:
+            return
+        if self.choices and value not in self.choices:
+            raise UsageError(f"{spelled} is {value!r}; it must be one of {', '.join(self.choices)}")
+        if self.kind is int and value >= 2**63:
+            raise UsageError(f"{spelled} is {value}; it must be below 2**63")
+        if self.kind in (int, float) and not self.range.holds(number(value)):
+            raise UsageError(f"{spelled} is {value}; it must be {self.range}")
+
+    def check_type(self, value: Any, spelled: str) -> None:
+        """UsageError for a value of another type, such as one from a file."""
+        if value is None and self.optional:
+            return
+        is_bool = isinstance(value, bool)
+        fits = {
+            bool: is_bool,
+            int: isinstance(value, int) and not is_bool,
+            float: isinstance(value, int | float) and not is_bool,
+            str: isinstance(value, str),
+            tuple: isinstance(value, list | tuple),
+        }[self.kind]
+        if not fits:
+            raise UsageError(f"{spelled} is {value!r}; it must be {_KINDS[self.kind]}")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    section: str = "",
+    choices: tuple[str, ...] = (),
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    shown: str | None = None,
+    metavar: str | None = None,
+    flag: str | None = None,
+) -> Any:
+    """A dataclass field that is an option; see `Declared` for what the arguments mean."""
+    facts = {
+        "help": help,
+        "section": section,
+        "choices": choices,
+        "range": Range(above, least, below, most),
+        "shown": shown,
+        "metavar": metavar,
+        "flag": flag,
+    }
+    return field(default=default, metadata={"option": facts})
+
+
+def declared(cls: type) -> dict[str, Declared]:
+    """The options that a dataclass declares, by field name."""
+    hints = get_type_hints(cls)
+    return {f.name: _declared(f, hints[f.name]) for f in fields(cls) if "option" in f.metadata}
+
+
+def _declared(f: Field[Any], hint: Any) -> Declared:
+    arms = get_args(hint) if NoneType in get_args(hint) else (hint,)
+    kind = next(getattr(arm, "__origin__", arm) for arm in arms if arm is not NoneType)
+    facts = dict(f.metadata["option"])
+    facts["flag"] = facts["flag"] or spelled(f.name)
+    default = None if f.default is MISSING else f.default
+    return Declared(f.name, kind, NoneType in arms, default, **facts)
+
+
+def spelled(name: str) -> str:
+    """A field's name as the command line writes it."""
+    return name.replace("_", "-")
+
+
+def check(
+    instance: Any, spell: Callable[[str], str], number: Callable[[float], float] = float
+) -> None:
+    """UsageError for a value of an options object outside its range.
+
+    `spell` turns a flag into the name that the error uses; `number` rounds as the engine will.
+    """
+    for name, declaration in declared(type(instance)).items():
+        declaration.check(getattr(instance, name), spell(declaration.flag), number)
+
+
+def check_types(cls: type, given: Mapping[str, Any]) -> None:
+    """UsageError for a name that is not an option, or a value of the wrong type."""
+    known = declared(cls)
+    for name, value in given.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {spelled(close[0])}?" if close else ""
+            raise UsageError(f"there is no option {spelled(name)!r}{hint}")
+        known[name].check_type(value, spelled(name))
+
+
+# ---- TOML ----
+
+
+def read_toml(cls: type, path: Path) -> dict[str, Any]:
+    """The options in a TOML file; its keys are the command line's names, with - or _."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    known = declared(cls)
+    try:
+        given = {
+            name: _sized(known.get(name), value)
+            for key, value in data.items()
+            for name in [key.replace("-", "_")]
+        }
+        check_types(cls, given)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return given
+
+
+def _sized(declaration: Declared | None, value: Any) -> Any:
+    """The number where a file writes it as the command line does, such as "64K"."""
+    if declaration is None or declaration.kind is not int or not isinstance(value, str):
+        return value
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise UsageError(f"{spelled(declaration.name)}: {error}") from None
+
+
+def to_toml(instance: Any, leave_out: tuple[str, ...] = ()) -> str:
+    """The options as `read_toml` reads them; those that are None are left out."""
+    lines = []
+    for name in declared(type(instance)):
+        value = getattr(instance, name)
+        if value is not None and name not in leave_out:
+            # TOML writes text, numbers and booleans as JSON does.
+            lines.append(f"{spelled(name)} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
+
+
+# ---- documentation ----
+
+
+def markdown(cls: type, sections: tuple[str, ...] = ()) -> Iterator[str]:
+    """The lines of a table of the options, section by section."""
+    for section in ordered_sections(cls, sections):
+        yield from (f"### {section}", "") if section else ()
+        yield from ("| option | meaning | default | values |", "| --- | --- | --- | --- |")
+        for declaration in declared(cls).values():
+            if declaration.section == section:
+                yield _row(declaration)
+        yield ""
+
+
+def _row(d: Declared) -> str:
+    values = ", ".join(d.choices)
+    if d.kind in (int, float) and any(bound is not None for bound in d.range):
+        values = str(d.range)
+    flag = f"--{d.flag}" if d.kind is not bool else f"--{d.flag} / --no-{d.flag}"
+    return f"| `{flag}` | {d.help} | {d.default_text} | {values} |"
+
+
+def ordered_sections(cls: type, first: tuple[str, ...] = ()) -> list[str]:
+    """The sections of a dataclass: those of `first` in that order, then the others."""
+    found = dict.fromkeys(declaration.section for declaration in declared(cls).values())
+    return [name for name in first if name in found] + [n for n in found if n not in first]

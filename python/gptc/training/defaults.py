@@ -1,0 +1,70 @@
+"""Training defaults by preset, and those of fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gptc.data.known import STORIES
+from gptc.training.options import TrainOptions
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        # Small and often: within a minute the number of updates matters more than their size.
+        "batch_size": 4,
+        "seq_len": 160,
+        "steps": 5000,
+        "lr": 8e-3,
+        "warmup_steps": 100,
+        "beta2": 0.99,
+        "eval_every": 1000,
+        "eval_batches": 60,
+    },
+    "byte": {
+        "batch_size": 15,
+        "seq_len": 1024,
+        "steps": 20_000,
+        "lr": 1e-4,
+        "warmup_steps": 100,
+        "weight_decay": 0.01,
+        "beta2": 0.999,
+    },
+    "gpt2": {
+        "batch_size": 4,
+        "seq_len": 1024,
+        "grad_accum": 16,
+        "steps": 20_000,
+        "lr": 6e-4,
+        "warmup_steps": 700,
+    },
+    "llama": {
+        "batch_size": 8,
+        "seq_len": 512,
+        "grad_accum": 4,
+        "steps": 20_000,
+        "lr": 5e-4,
+        "warmup_steps": 500,
+    },
+    "init-from": {
+        "batch_size": 4,
+        "seq_len": 512,
+        "steps": 500,
+        "lr": 1e-4,
+        "warmup_steps": 20,
+        "eval_every": 100,
+    },
+}
+OTHER_DEFAULTS: dict[str, Any] = {"steps": 5000, "warmup_steps": 200}
+
+
+def default_tokenizer(options: TrainOptions) -> str:
+    """The tokenizer for data that is not prepared yet: bytes, which take anything.
+
+    The stories are text that we know, and a small model writes words sooner with pieces of words.
+    """
+    return "bpe:2048" if options.data in STORIES and options.preset != "byte" else "bytes"
+
+
+def defaults_for(preset: str) -> dict[str, Any]:
+    """The training defaults of a preset: its own, else those of the family it is named after."""
+    family = preset.split("-")[0]
+    return {**OTHER_DEFAULTS, **DEFAULTS.get(preset, DEFAULTS.get(family, {}))}

@@ -1,0 +1,189 @@
+"""A run's folder: config.toml, metrics.jsonl, and the checkpoints ckpt-STEP."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from gptc.checkpoint.find import open_checkpoint
+from gptc.checkpoint.names import ROOT, checkpoint_name, list_checkpoints
+from gptc.checkpoint.reader import Checkpoint
+from gptc.checkpoint.writer import save, size_of
+from gptc.data.known import KNOWN_DATASETS
+from gptc.engine.config import GPTConfig
+from gptc.errors import GptcError, UsageError
+from gptc.files.whole import clean_up, discard
+from gptc.files.words import amount, plural
+from gptc.settings import to_toml
+from gptc.training.options import TrainOptions
+from gptc.training.setup import Setup
+
+METRICS = "metrics.jsonl"
+CONFIG_FILE = "config.toml"
+
+
+class RunFolder:
+    """The folder of a run that goes on now. It is locked while this is open."""
+
+    def __init__(self, path: Path, metrics: TextIO, options: TrainOptions) -> None:
+        self.path = path
+        self._metrics = metrics
+        self._written = options  # as config.toml has them
+
+    @classmethod
+    def open(cls, chosen: Path | None, options: TrainOptions, step: int) -> RunFolder:
+        """Makes the folder (None: a new one under runs/), and keeps the metrics up to `step`."""
+        try:
+            if chosen is not None:
+                chosen.mkdir(parents=True, exist_ok=True)
+            path = chosen or _new_folder(ROOT / default_name(options))
+            metrics = (path / METRICS).open("a+", encoding="utf-8")
+        except OSError as error:
+            raise GptcError(
+                f"cannot make {error.filename}: {error.strerror}; choose another folder with --out"
+            ) from error
+        folder = cls(path, metrics, options)
+        try:
+            # Held until the run ends: two processes must not train into the same folder.
+            fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            metrics.seek(0)
+            metrics.truncate(sum(len(line.encode()) for line in _lines_until(metrics, step)))
+            clean_up(path)
+            folder._write_config(options)
+        except BlockingIOError:
+            folder.close()
+            raise GptcError(
+                f"another gptc train is writing to {path}; wait for it or stop it first"
+            ) from None
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    def close(self) -> None:
+        """Lets another process train into the folder."""
+        self._metrics.close()
+
+    def write_metrics(self, record: Mapping[str, Any]) -> None:
+        """Adds a line to metrics.jsonl."""
+        try:
+            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise GptcError(
+                f"cannot write {self.path / METRICS}: {error.strerror}; make room, then "
+                f"gptc train --resume {self.path}"
+            ) from error
+
+    def save(self, setup: Setup) -> None:
+        """Writes a checkpoint of the present step, and removes those that are too old."""
+        state = setup.state
+        path = self.path / checkpoint_name(state.step)
+        if state.saved == path:
+            return
+        # The steps may have followed the clock.
+        options = replace(setup.options, steps=setup.horizon.steps)
+        trainer = {
+            **state.to_json(),
+            "loader_position": setup.loader.position,
+            "tokenizer_fingerprint": setup.tokenizer.fingerprint(),
+            **setup.circumstances(),
+            "config": setup.model.config.to_dict(),
+            "options": asdict(options),
+        }
+        try:
+            if options != self._written:
+                self._write_config(options)
+            os.fsync(self._metrics.fileno())
+            # A folder of this name can only be damaged: a run resumes from its newest whole one.
+            save(path, setup.model, tokenizer=setup.tokenizer, trainer=trainer, replace=True)
+        except (GptcError, OSError) as error:
+            kept = (
+                f"{state.saved} is intact: make room, then gptc train --resume {self.path}"
+                if state.saved
+                else "no checkpoint was saved yet: make room or choose another --out"
+            )
+            raise GptcError(f"{error}; {kept}") from error
+        state.saved = path
+        if options.keep_last:
+            for old in list_checkpoints(self.path)[: -options.keep_last]:
+                discard(old)
+
+    def disk_note(self, config: GPTConfig, options: TrainOptions, n_steps: int) -> str | None:
+        """Says at the start when the disk is too small for the checkpoints of `n_steps`."""
+        n = math.ceil(n_steps / (options.save_every or options.eval_every))
+        if options.keep_last:  # one more while the oldest is still there
+            there = len(list_checkpoints(self.path))
+            n = min(n, max(1, options.keep_last + 1 - there))
+        needed = n * size_of(config, training=True)
+        free = shutil.disk_usage(self.path).free
+        if needed <= free:
+            return None
+        return (
+            f"note: {amount(free)} are free at {self.path}, and {plural(n, 'checkpoint')} will "
+            f"take {amount(needed)}: make room, or choose another --out or --keep-last"
+        )
+
+    def _write_config(self, options: TrainOptions) -> None:
+        text = to_toml(options, leave_out=("out",))
+        (self.path / CONFIG_FILE).write_text(text, "utf-8")
+        self._written = options
+
+
+def choose_folder(options: TrainOptions, base: Checkpoint | None) -> Path | None:
+    """The run's folder; None for a new one under runs/."""
+    if base is not None:
+        return base.path.parent
+    if options.out is None:
+        return None
+    out = Path(options.out)
+    # One that ended before its first checkpoint is worth nothing; its metrics begin again.
+    if list_checkpoints(out):
+        raise UsageError(
+            f"{out} holds a run already; continue it with --resume {out}, or choose another --out"
+        )
+    return out
+
+
+def default_name(options: TrainOptions) -> str:
+    """The name of a run's folder under runs/: what is trained, and on what."""
+    data = options.data
+    dataset = data if data in KNOWN_DATASETS else Path(data).resolve().stem
+    what = options.preset
+    if options.init_from is not None:
+        what = Path(options.init_from).name
+        if Path(options.init_from).exists():  # else it is a model of the hub
+            base = open_checkpoint(options.init_from).path.resolve()
+            what = base.parent.name if base.name.startswith("ckpt-") else base.name
+            what = base.stem if base.is_file() else what
+    return f"{what}-{dataset}"
+
+
+def _new_folder(path: Path) -> Path:
+    """Makes a folder of this name, or with -2, -3, ... after it."""
+    number = 1
+    while True:
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _lines_until(file: TextIO, step: int) -> Iterator[str]:
+    """The whole lines of metrics.jsonl up to a step."""
+    for line in file:
+        try:
+            if not line.endswith("\n") or json.loads(line)["step"] > step:
+                return
+        except (ValueError, KeyError, TypeError):
+            return
+        yield line

@@ -1,0 +1,86 @@
+"""How many steps a run takes: the first of its limits that is reached."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+
+from gptc.checkpoint.facade import Model
+from gptc.data.loader import Loader
+from gptc.errors import UsageError
+from gptc.training.options import LIMITS, TrainOptions
+from gptc.training.state import State
+
+
+class Horizon:
+    """The number of steps of the whole run.
+
+    With `minutes` it follows the clock, so that the learning rate has fallen when the time is up.
+    A checkpoint records the number that was expected then, and a resumed run keeps to it.
+    """
+
+    def __init__(
+        self, options: TrainOptions, state: State, n_train_tokens: int, step_s: float | None
+    ) -> None:
+        """`step_s` is the measured time of a step; only a run with `minutes` needs it."""
+        self.budget_s = None if options.minutes is None else options.minutes * 60
+        self.most = _most_steps(options, state, n_train_tokens)
+        self.steps = self.most
+        if self.budget_s is not None:
+            assert step_s is not None
+            # The rest of the time is for updates, evaluations and saving.
+            n_steps = math.ceil(0.9 * self.budget_s / step_s)
+            self.steps = min(self.most, state.step + n_steps)
+        _check_that_steps_remain(self.steps, options, state)
+
+    def follow_clock(self, step: int, spent_s: float, n_done: int) -> None:
+        """Makes the steps those that fit into the time, at the pace so far with all that it took.
+
+        They are the ones that are done when the time is up. The last one may end a little later.
+        """
+        if self.budget_s is not None:
+            n_left = max(0, round((self.budget_s - spent_s) * n_done / spent_s))
+            self.steps = min(self.most, step + n_left)
+
+    def ended_by_clock(self, step: int) -> bool:
+        """Whether the run is over because its time is up."""
+        return self.budget_s is not None and self.steps <= step < self.most
+
+
+def _most_steps(options: TrainOptions, state: State, n_train_tokens: int) -> int:
+    """The steps of the limits other than time."""
+    limits = [] if options.steps is None else [options.steps]
+    remaining = []
+    if options.tokens is not None:
+        remaining.append((options.tokens - state.tokens) / options.tokens_per_step)
+    if options.epochs is not None:
+        tokens = options.epochs * n_train_tokens
+        remaining.append((tokens - state.tokens) / options.tokens_per_step)
+    limits += [state.step + max(0, math.ceil(n)) for n in remaining]
+    return max(1, min(limits)) if limits else sys.maxsize
+
+
+def _check_that_steps_remain(steps: int, options: TrainOptions, state: State) -> None:
+    """UsageError for limits that the run is past, before its folder is touched."""
+    given = [name for name in LIMITS if getattr(options, name) is not None]
+    # A run that has done its steps, and is told nothing new, only says so.
+    if steps < state.step or (steps == state.step > 0 and given != ["steps"]):
+        raise UsageError(
+            f"the run is at step {state.step:,} ({state.tokens:,} tokens), which is past "
+            f"{', '.join(f'--{name} {getattr(options, name)}' for name in given)}; "
+            f"train on with --steps {2 * state.step}"
+        )
+
+
+def time_step(model: Model, loader: Loader, grad_accum: int) -> float:
+    """Seconds that a step takes, from a few whose gradients are thrown away."""
+    x, y = loader.next()
+    loader.position -= len(x)
+    model.backward(x, y)
+    begin = time.perf_counter()
+    for _ in range(2):
+        model.backward(x, y)
+    seconds = (time.perf_counter() - begin) / 2
+    model.zero_gradients()
+    return max(seconds * grad_accum, 1e-6)

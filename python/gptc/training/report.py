@@ -1,0 +1,189 @@
+"""What a run says about itself: the lines at its start, and the summary at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptc._version import __version__
+from gptc.engine import library
+from gptc.engine.options import Plan
+from gptc.files.memory import peak_resident_bytes
+from gptc.files.words import amount, count, duration, few, plural
+from gptc.training.options import SHAPE
+from gptc.training.setup import Setup
+from gptc.training.trainer import Trainer
+
+MANY_EPOCHS = 100
+
+
+@dataclass
+class Summary:
+    """How a run ended. Rates and times are of this process; `elapsed_s` is of the whole run."""
+
+    out: str
+    checkpoint: str | None  # its newest
+    finished: bool  # all its steps are done
+    first_step: int  # the steps done before; equal to `step` where there was nothing to do
+    step: int
+    steps: int
+    tokens: int
+    n_params: int
+    train_loss: float | None  # smoothed over the last steps
+    val_loss: float | None
+    val_bpb: float | None
+    best_val_loss: float | None
+    elapsed_s: float
+    tokens_per_s: float | None
+    mfu: float | None
+    peak_flops: float
+    device: str
+    dtype: str
+    threads: int
+    resident_before_bytes: int
+    engine_bytes: int
+    peak_resident_bytes: int
+    planned_peak_bytes: int  # before, engine, matrix library, sampling or saving, mapped data
+    sample: str | None = None
+    signal: int | None = None  # the signal that ended it early
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def header(setup: Setup, out: Path) -> Iterator[str]:
+    """The lines and notes that a run begins with."""
+    options, config, data = setup.options, setup.model.config, setup.dataset
+    n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
+    accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
+    total = setup.horizon.steps * options.tokens_per_step
+    epochs = total / n_train
+    yield f"gptc {__version__}: {'resuming' if setup.base else 'training'} in {out}"
+    yield (
+        f"  model   {_origin(setup)} ({config.family}), {setup.plan.n_params:,} parameters: "
+        f"{plural(config.n_layer, 'layer')}, {plural(config.n_head, 'head')}, "
+        f"width {config.n_embd}, context {config.block_size}"
+    )
+    yield (
+        f"  data    {options.data}: {n_train:,} training tokens, {n_val:,} for validation, "
+        f"{setup.tokenizer.kind} tokenizer"
+    )
+    yield f"  device  {_device(setup)}"
+    yield (
+        f"  memory  {amount(setup.plan.total_bytes)} for the engine, "
+        f"{amount(setup.resident_before)} resident before"
+    )
+    yield f"          ({_memory_parts(setup.plan)})"
+    yield (
+        f"  steps   {_steps(setup)} of {options.batch_size} x {options.seq_len}{accum} tokens: "
+        f"{count(total)} tokens, {few(epochs)} epochs"
+    )
+    if setup.model.dtype == "bf16" and setup.model.device == "cpu" and library.cpu_notice():
+        yield f"note: {library.cpu_notice()}"
+    if epochs > MANY_EPOCHS:
+        yield (
+            f"note: the run passes over its text {few(epochs)} times, which a model learns by "
+            "heart; shorter: --epochs, --steps, --minutes"
+        )
+    if not setup.has_val:
+        yield (
+            f"note: the validation split has {n_val:,} tokens, fewer than "
+            f"--seq-len {options.seq_len}, so there are no evaluations"
+        )
+
+
+def _origin(setup: Setup) -> str:
+    if setup.initial is not None:
+        return f"from {setup.initial.path}"
+    if any(getattr(setup.options, name) is not None for name in SHAPE):
+        return f"{setup.options.preset} with another shape"
+    return setup.options.preset
+
+
+def _device(setup: Setup) -> str:
+    model = setup.model
+    name = f"cpu ({library.cpu_level()}), {plural(model.threads, 'thread')}"
+    if model.device != "cpu":
+        name = f"{model.device} ({library.gpu().name})"
+    return f"{name}, {model.dtype}; peak {setup.peak_flops / 1e9:,.0f} GFLOP/s, measured"
+
+
+def _memory_parts(plan: Plan) -> str:
+    parts = {
+        "weights": plan.param_bytes,
+        "gradients": plan.grad_bytes,
+        "optimizer": plan.optimizer_bytes,
+        "activations": plan.activation_bytes,
+        "workspace": plan.workspace_bytes,
+    }
+    return ", ".join(f"{name} {amount(n_bytes)}" for name, n_bytes in parts.items())
+
+
+def _steps(setup: Setup) -> str:
+    state, horizon = setup.state, setup.horizon
+    steps = f"from {state.step:,} to {horizon.steps:,}" if state.step else f"{horizon.steps:,}"
+    if horizon.budget_s is not None:
+        return f"in {duration(horizon.budget_s)}, about {steps}"
+    return steps
+
+
+def summarize(
+    setup: Setup,
+    trainer: Trainer,
+    out: Path,
+    *,
+    first_step: int,
+    trained_s: float,
+    train_loss: float,
+    sample: str | None,
+    signal: int | None,
+) -> Summary:
+    """The summary of a run in `out` that began at `first_step` and trained for `trained_s`."""
+    state, model, plan = setup.state, setup.model, setup.plan
+    n_tokens = (state.step - first_step) * setup.options.tokens_per_step
+    pace = n_tokens / trained_s if trained_s else None
+    return Summary(
+        out=str(out),
+        checkpoint=str(state.saved) if state.saved else None,
+        finished=state.step >= setup.horizon.steps,
+        first_step=first_step,
+        step=state.step,
+        steps=setup.horizon.steps,
+        tokens=state.tokens,
+        n_params=plan.n_params,
+        train_loss=train_loss if state.step > first_step else None,
+        val_loss=state.evaluation.get("val_loss"),
+        val_bpb=state.evaluation.get("val_bpb"),
+        best_val_loss=state.best_val_loss,
+        elapsed_s=state.elapsed_s,
+        tokens_per_s=pace,
+        mfu=trainer.mfu(pace) if pace else None,
+        peak_flops=trainer.peak_flops,
+        device=model.device,
+        dtype=model.dtype,
+        threads=model.threads,
+        resident_before_bytes=setup.resident_before,
+        engine_bytes=plan.total_bytes,
+        peak_resident_bytes=peak_resident_bytes(),
+        planned_peak_bytes=_planned_bytes(setup, trainer.sample_bytes()),
+        sample=sample,
+        signal=signal,
+        options=asdict(setup.options) | {"steps": setup.horizon.steps},
+    )
+
+
+def _planned_bytes(setup: Setup, session: int) -> int:
+    """The most memory that this process should have had in RAM."""
+    splits = setup.dataset.meta["splits"].values()
+    shards = [shard["file"] for split in splits for shard in split["shards"]]
+    mapped: int = sum((setup.dataset.folder / shard).stat().st_size for shard in shards)
+    # The kernel maps the pages of a shard around those that are read.
+    n_read = 2 * setup.state.step * setup.options.batch_size * setup.options.grad_accum
+    mapped = min(mapped, n_read * (64 << 10))
+    engine = setup.plan.total_bytes + setup.plan.library_bytes
+    if setup.model.device != "cpu":
+        engine = session = 0  # they have memory of their own
+    shapes = [shape for _, shape, _ in setup.model.config.parameters()]
+    saving = 4 * max(int(math.prod(shape)) for shape in shapes)  # one tensor at a time
+    return setup.resident_before + engine + max(session, saving) + mapped

@@ -1,0 +1,71 @@
+"""The options of a run, from what was typed: of a new run, or of one that resumes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gptc.checkpoint.reader import Checkpoint
+from gptc.engine.config import presets
+from gptc.errors import UPGRADE, GptcError, UsageError
+from gptc.settings import check_types, spelled
+from gptc.training.defaults import defaults_for
+from gptc.training.options import FIXED, LIMITS, SHAPE, TrainOptions
+
+
+def new_options(given: Mapping[str, Any]) -> TrainOptions:
+    """The options of a new run."""
+    check_types(TrainOptions, given)
+    if given.get("init_from") is not None:
+        for name in ("preset", *SHAPE):
+            if given.get(name) is not None:
+                raise UsageError(
+                    f"--{spelled(name)} cannot be given with --init-from: the checkpoint "
+                    "decides the model's shape"
+                )
+        defaults = defaults_for("init-from")
+    else:
+        preset = given.get("preset", TrainOptions.preset)
+        if preset not in presets():
+            close = difflib.get_close_matches(str(preset), presets(), n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(presets())}"
+            raise UsageError(f"no preset {preset!r}{hint}")
+        defaults = defaults_for(preset)
+    if any(given.get(name) is not None for name in LIMITS):
+        defaults["steps"] = None
+    defaults["warmup_steps"] = None  # chosen when the number of steps is known
+    options = TrainOptions(**{**defaults, **given})
+    options.check()
+    return options
+
+
+def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
+    """The options of a run that continues: the stored ones, changed where that is possible."""
+    check_types(TrainOptions, given)
+    trainer = base.trainer()
+    assert trainer is not None
+    stored = dict(trainer["options"])
+    unknown = set(stored) - {field.name for field in fields(TrainOptions)}
+    if unknown:
+        raise GptcError(
+            f"{base.path} has options that this gptc does not know ({', '.join(sorted(unknown))}): "
+            f"{UPGRADE}"
+        )
+    for name in FIXED:
+        before = getattr(base.config, name) if name in SHAPE else stored[name]
+        if name in given and given[name] != before:
+            raise UsageError(
+                f"--{spelled(name)} cannot change on --resume (it was {before}); "
+                f"start a new run, if you like from its weights: --init-from {base.path}"
+            )
+    out = base.path.parent
+    if given.get("out") is not None and Path(given["out"]).resolve() != out.resolve():
+        raise UsageError(f"--out cannot be given with --resume: the run goes on in {out}")
+    if any(given.get(name) is not None for name in LIMITS):
+        stored = {**stored, **dict.fromkeys(LIMITS)}
+    options = TrainOptions(**{**stored, **given, "out": str(out)})
+    options.check()
+    return options

@@ -1,0 +1,287 @@
+"""What a run needs before its first step: data, model, and options that are settled.
+
+`set_up` opens everything in the order in which errors are cheapest, and changes nothing on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gptc.checkpoint.compatible import (
+    check_vocabulary,
+    is_kind,
+    own_tokenizer,
+    prepared_with,
+    same_tokenizer,
+    tokenizer_argument,
+)
+from gptc.checkpoint.facade import Model
+from gptc.checkpoint.find import open_checkpoint, tokenizer_name
+from gptc.checkpoint.reader import Checkpoint
+from gptc.data.dataset import SPLITS, Dataset
+from gptc.data.known import KNOWN_DATASETS
+from gptc.data.loader import Loader
+from gptc.data.preparation import resolve_dataset
+from gptc.engine import library
+from gptc.engine.config import GPTConfig
+from gptc.engine.options import Options, Plan, plan_for
+from gptc.errors import EngineError, GptcError, UsageError
+from gptc.files.checksum import recorded_checksum
+from gptc.files.memory import available_bytes, resident_bytes
+from gptc.files.words import amount
+from gptc.formats.model_file import ModelFile
+from gptc.settings import spelled
+from gptc.tokenizer.base import Tokenizer
+from gptc.training.defaults import default_tokenizer, defaults_for
+from gptc.training.horizon import Horizon, time_step
+from gptc.training.options import LIMITS, SHAPE, TrainOptions
+from gptc.training.progress import Progress
+from gptc.training.state import State
+
+
+@dataclass
+class Setup:
+    """A run that can begin. Close it to free the model and the data."""
+
+    options: TrainOptions
+    base: Checkpoint | None  # the checkpoint that the run resumes from
+    initial: ModelFile | None  # the model that it fine-tunes
+    dataset: Dataset
+    loader: Loader
+    model: Model
+    plan: Plan
+    peak_flops: float  # as measured when the model was made
+    resident_before: int  # bytes of this process before that
+    state: State
+    horizon: Horizon
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The data's tokenizer, which is the model's."""
+        return self.dataset.tokenizer
+
+    @property
+    def has_val(self) -> bool:
+        """Whether the validation split has a window to evaluate."""
+        return self.dataset.n_tokens("val") > self.options.seq_len
+
+    def close(self) -> None:
+        """Frees the model and lets go of the data."""
+        self.loader.close()
+        self.model.close()
+
+    def circumstances(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to end with the same bits."""
+        splits = self.dataset.meta["splits"]
+        shards = [
+            recorded_checksum(shard).partition(":")[2]
+            for split in SPLITS
+            for shard in splits[split]["shards"]
+        ]
+        return {
+            "threads": self.model.threads,
+            "device": self.model.device,
+            "dtype": self.model.dtype,
+            "cpu_level": library.cpu_level(),
+            "data_sha256": hashlib.sha256(" ".join(shards).encode()).hexdigest(),
+        }
+
+
+def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Setup:
+    """Opens the data, makes the model and gives it its weights."""
+    initial: ModelFile | None = None
+    if base is None and options.init_from is not None:
+        initial = open_checkpoint(options.init_from)
+    options, dataset = _open_dataset(options, base, initial, show)
+    config = _shape(options, base or initial, dataset)
+    options = _fit_context(options, config, show)
+    loader = Loader(
+        dataset,
+        "train",
+        options.batch_size,
+        options.seq_len,
+        options.seed,
+        n_ahead=options.grad_accum,
+    )
+    settings, plan = _settings(options, base, config)
+    resident_before = resident_bytes()
+    model = _create_model(config, settings)
+    try:
+        peak_flops = model.peak_flops()
+        state = State()
+        if base is not None:
+            base.load_into(model)
+            base.restore_optimizer(model)
+            state = State.of(base)
+            trainer = base.trainer()
+            assert trainer is not None
+            loader.position = trainer["loader_position"]
+        elif initial is not None:
+            initial.load_into(model)
+        else:
+            model.init(options.seed)
+        step_s = time_step(model, loader, options.grad_accum) if options.minutes else None
+        horizon = Horizon(options, state, dataset.n_tokens("train"), step_s)
+        setup = Setup(
+            options=_settle(options, horizon.steps),
+            base=base,
+            initial=initial,
+            dataset=dataset,
+            loader=loader,
+            model=model,
+            plan=plan,
+            peak_flops=peak_flops,
+            resident_before=resident_before,
+            state=state,
+            horizon=horizon,
+        )
+        if base is not None:
+            _note_changes(setup, base, show)
+        return setup
+    except BaseException:
+        loader.close()
+        model.close()
+        raise
+
+
+def _open_dataset(
+    options: TrainOptions, base: Checkpoint | None, initial: ModelFile | None, show: Progress
+) -> tuple[TrainOptions, Dataset]:
+    """The data, prepared with the tokenizer of the model that the run continues.
+
+    Also the options with that tokenizer.
+    """
+    known, name = base or initial, options.tokenizer
+    own = own_tokenizer(known) if known is not None else None
+    own_name = None
+    if own and known and (name is None or base is not None):
+        own_name = tokenizer_argument(own, known, options.data)
+    if name is None:
+        name = own_name or default_tokenizer(options)
+    elif base is not None and not is_kind(name):
+        # The folder that it came from may be gone; the checkpoint has it.
+        name = own_name or name
+    name = tokenizer_name(name)
+    noted: set[str] = set()
+
+    def report(action: str, n_done: int, n_bytes: int | None) -> None:
+        if action not in noted:
+            noted.add(action)
+            show.note(f"preparing {options.data}: {action}")
+
+    dataset = resolve_dataset(options.data, name, progress=report)
+    if base is not None and own and own_name and not same_tokenizer(own, dataset):
+        # The text has changed, and with it the tokenizer that is learned from it.
+        dataset = resolve_dataset(options.data, own_name, progress=report)
+    if base is None:
+        if dataset.folder == Path(options.data):
+            name = prepared_with(dataset, options.tokenizer)
+        options = replace(options, tokenizer=name if is_kind(name) else str(Path(name).resolve()))
+    if known is not None:
+        check_vocabulary(known, own, dataset)
+    if own is not None:
+        dataset.tokenizer.bos = own.bos  # the model keeps to what it was taught
+    return options, dataset
+
+
+def _shape(options: TrainOptions, known: ModelFile | None, dataset: Dataset) -> GPTConfig:
+    if known is not None:
+        return known.config
+    changed = {name: getattr(options, name) for name in SHAPE}
+    config = GPTConfig.preset(
+        options.preset,
+        vocab_size=dataset.vocab_size,
+        block_size=options.seq_len,
+        **{name: value for name, value in changed.items() if value is not None},
+    )
+    config.check()
+    return config
+
+
+def _fit_context(options: TrainOptions, config: GPTConfig, show: Progress) -> TrainOptions:
+    """Sequences no longer than the model's context."""
+    if options.seq_len <= config.block_size:
+        return options
+    if options.seq_len != defaults_for("init-from")["seq_len"]:  # it was asked for
+        show.note(f"note: --seq-len is lowered to the model's context of {config.block_size}")
+    return replace(options, seq_len=config.block_size)
+
+
+def _settings(
+    options: TrainOptions, base: Checkpoint | None, config: GPTConfig
+) -> tuple[Options, Plan]:
+    """How the model is held, and the memory that it will take, which must be there."""
+    threads, dtype = options.threads, options.dtype
+    if base is not None:
+        # The same bits as without a stop: sums are taken in an order that depends on the number
+        # of threads, and rounded to the dtype.
+        trainer = base.trainer()
+        assert trainer is not None
+        threads = threads or min(trainer["threads"], library.cpu_count())
+        dtype = trainer["dtype"] if dtype == "auto" else dtype
+    settings = Options(
+        options.device,
+        dtype,
+        threads,
+        training=True,
+        max_batch=options.batch_size,
+        max_seq=options.seq_len,
+        dropout=options.dropout,
+        seed=options.seed,
+        pin=options.pin,
+    ).resolved()
+    try:
+        plan = plan_for(config, settings)
+    except EngineError as error:
+        if "n_threads" not in str(error):
+            raise
+        raise UsageError(str(error).replace("n_threads", "--threads")) from error
+    available = available_bytes()
+    if settings.device == "cpu" and available is not None and plan.total_bytes > available:
+        # Otherwise the system would end the process for it, later and without a word.
+        raise GptcError(
+            f"training needs {amount(plan.total_bytes)} and {amount(available)} are free; lower "
+            f"--batch-size (now {options.batch_size}) or --seq-len (now {options.seq_len})"
+        )
+    return settings, plan
+
+
+def _create_model(config: GPTConfig, settings: Options) -> Model:
+    try:
+        return Model(config, settings)
+    except EngineError as error:
+        if error.status == library.GPT_ERR_MEMORY:
+            raise GptcError(f"{error}; lower --batch-size or --seq-len") from error
+        raise
+
+
+def _settle(options: TrainOptions, steps: int) -> TrainOptions:
+    """Replaces options that depend on the data or the machine by what they turned out to be."""
+    changes: dict[str, Any] = dict.fromkeys(LIMITS) | {"steps": steps}
+    if options.warmup_steps is None:
+        table = defaults_for("init-from" if options.init_from else options.preset)
+        changes["warmup_steps"] = min(int(table["warmup_steps"]), steps // 10)
+    # A run may be resumed from elsewhere: paths become absolute.
+    if options.data not in KNOWN_DATASETS:
+        changes["data"] = str(Path(options.data).resolve())
+    if options.init_from is not None and Path(options.init_from).exists():
+        changes["init_from"] = str(Path(options.init_from).resolve())
+    return replace(options, **changes)
+
+
+def _note_changes(setup: Setup, base: Checkpoint, show: Progress) -> None:
+    """Says what has changed since the run was interrupted."""
+    trainer = base.trainer()
+    assert trainer is not None
+    for name, value in setup.circumstances().items():
+        if trainer[name] != value:
+            changed = f"{spelled(name)} was {trainer[name]} and is {value} now"
+            if name == "data_sha256":
+                changed = f"{setup.options.data} has changed"
+            show.note(
+                f"note: {changed}, so the result will not be the same to the last bit as "
+                "without the interruption"
+            )

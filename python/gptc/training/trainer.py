@@ -1,0 +1,169 @@
+"""One step of training, an evaluation, a sample: what a run does again and again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gptc.engine import library
+from gptc.engine.model import session_bytes
+from gptc.errors import EngineError, GptcError
+from gptc.eval.loss import bits_per_byte, evaluate
+from gptc.files.words import plural
+from gptc.generation.decoder import Generation
+from gptc.generation.options import Sampling
+from gptc.generation.request import prompt_tokens
+from gptc.training.progress import Meter, Progress, StepReport, step_label
+from gptc.training.schedule import learning_rate
+from gptc.training.setup import Setup
+from gptc.training.signals import StepDropped
+
+SAMPLE_TOKENS = 300
+SAMPLE_TEMPERATURE = 0.5
+WHOLE_AT_END = 10  # times the batches of an evaluation that the last one may have
+PEAK_EVERY_S = 5.0  # between two looks at what the machine can do
+
+
+class Trainer:
+    """Takes the steps of a run. What they change is in `setup.state`."""
+
+    def __init__(self, setup: Setup, show: Progress) -> None:
+        self._setup = setup
+        self._show = show
+        self.peak_flops = setup.peak_flops
+        self._peak_at = time.monotonic()
+
+    def step(self, check: Callable[[], None]) -> dict[str, Any]:
+        """A step and its line for metrics.jsonl.
+
+        What `check` raises between the micro-batches drops the step whole.
+        """
+        setup, state, options = self._setup, self._setup.state, self._setup.options
+        position = setup.loader.position
+        lr = learning_rate(state.step, setup.horizon.steps, options)
+        batches = [setup.loader.next() for _ in range(options.grad_accum)]
+        try:
+            result = setup.model.train_step(
+                [x for x, _ in batches],
+                [y for _, y in batches],
+                lr=lr,
+                beta1=options.beta1,
+                beta2=options.beta2,
+                eps=options.eps,
+                weight_decay=options.weight_decay,
+                grad_clip=options.grad_clip,
+                check=check,
+            )
+        except StepDropped:
+            setup.loader.position = position  # its batches are drawn again
+            raise
+        except EngineError as error:
+            if error.status != library.GPT_ERR_NUMERIC:
+                raise
+            raise self._diverged() from None
+        if not math.isfinite(result.loss):
+            raise self._diverged()
+        state.step += 1
+        state.tokens += options.tokens_per_step
+        return {
+            "step": state.step,
+            "tokens": state.tokens,
+            "elapsed_s": 0.0,  # the caller's, as are the next two; here for the order
+            "train_loss": _short(result.loss),
+            "lr": _short(lr),
+            "grad_norm": _short(result.grad_norm),
+        }
+
+    def _diverged(self) -> GptcError:
+        state, options = self._setup.state, self._setup.options
+        advice = (
+            f"the last checkpoint is {state.saved}; continue from it with "
+            f"gptc train --resume {state.saved.parent} --lr {options.lr / 3:.2g}"
+            if state.saved
+            else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
+        )
+        return GptcError(f"the loss is not finite at step {state.step + 1}; {advice}")
+
+    def evaluate(self, last: bool) -> dict[str, float]:
+        """The loss over the validation split, in nats per token and in bits per byte.
+
+        That of the last step is over the whole split, as `gptc eval` has it, where that is cheap.
+        """
+        setup, state, options = self._setup, self._setup.state, self._setup.options
+        n_batches = options.eval_batches
+        n_windows = (setup.dataset.n_tokens("val") - 1) // options.seq_len
+        enough = n_batches * options.batch_size * (WHOLE_AT_END if last else 1)
+        if n_windows <= enough:
+            n_batches = 0
+        result = evaluate(
+            setup.model,
+            setup.dataset,
+            batch_size=options.batch_size,
+            seq_len=options.seq_len,
+            n_batches=n_batches or None,
+        )
+        if state.best_val_loss is None or result.loss < state.best_val_loss:
+            state.best_val_loss = result.loss
+        state.evaluation = {"val_loss": _short(result.loss), "val_bpb": _short(result.bpb)}
+        part = f"  (over {plural(n_batches, 'batch', 'batches')})" if n_batches else ""
+        label = step_label(state.step, setup.horizon.steps)
+        self._show.note(f"{label}  val loss {result.loss:.4f}  val bpb {result.bpb:.3f}{part}")
+        return state.evaluation
+
+    def sample(self) -> str:
+        """A text that the model writes now."""
+        setup = self._setup
+        generation = Generation(
+            setup.model,
+            setup.tokenizer,
+            "",
+            max_tokens=SAMPLE_TOKENS,
+            sampling=Sampling(temperature=SAMPLE_TEMPERATURE, seed=setup.options.seed),
+        )
+        return "".join(piece for _, piece in generation).strip()
+
+    def sample_bytes(self) -> int:
+        """Memory that `sample` takes for its cache."""
+        setup = self._setup
+        n_prompt = len(prompt_tokens(setup.tokenizer, ""))
+        n_ctx = min(setup.model.config.block_size, n_prompt + SAMPLE_TOKENS - 1)
+        return session_bytes(setup.model, 1, n_ctx)
+
+    def measure_peak(self) -> None:
+        """Now and then, since a shared machine is not always as fast as at the start."""
+        if time.monotonic() - self._peak_at > PEAK_EVERY_S:
+            before = self.peak_flops
+            self.peak_flops = max(before, self._setup.model.peak_flops())
+            if self.peak_flops > 1.1 * before:
+                self._show.note(
+                    f"note: peak remeasured: {self.peak_flops / 1e9:,.0f} GFLOP/s; "
+                    "MFU now refers to it"
+                )
+            self._peak_at = time.monotonic()
+
+    def mfu(self, tokens_per_s: float) -> float:
+        """The share of the machine's peak that the model's arithmetic reaches."""
+        flops = self._setup.plan.train_flops_per_token * tokens_per_s
+        return round(flops / self.peak_flops, 4)
+
+    def report(self, meter: Meter, lr: float) -> StepReport:
+        """The state of training for the terminal."""
+        setup, state = self._setup, self._setup.state
+        rate = setup.options.tokens_per_step / meter.step_s
+        return StepReport(
+            step=state.step,
+            steps=setup.horizon.steps,
+            loss=meter.loss,
+            bpb=bits_per_byte(meter.loss, setup.dataset, "train"),
+            lr=lr,
+            tokens_per_s=rate,
+            mfu=self.mfu(rate),
+            left_s=(setup.horizon.steps - state.step) * meter.step_s,
+        )
+
+
+def _short(value: float) -> float:
+    """The shortest decimal that is still this float32."""
+    return float(f"{value:.9g}")

@@ -1,0 +1,54 @@
+"""Writes docs/options.md from the dataclasses that declare the options.
+
+python tools/options_table.py            # rewrites docs/options.md
+python tools/options_table.py --check    # fails where it is out of date
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from gptc.engine.options import DeviceOptions
+from gptc.generation.options import Sampling, TextOptions
+from gptc.settings import markdown
+from gptc.training.options import TrainOptions
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
+
+
+def lines() -> Iterator[str]:
+    """The page. Each table is one dataclass."""
+    yield from (
+        "# Options",
+        "",
+        "`python tools/options_table.py` writes this page from the declarations in the code.",
+        "",
+        "## `gptc train`",
+        "",
+        "The same names are keys of a TOML file for `--config`, and of `gptc.training.run.train`.",
+        "",
+    )
+    yield from markdown(TrainOptions, TrainOptions.SECTIONS)
+    yield from ("## `gptc infer`", "")
+    yield from ("The lines of `--prompts`, `generate` and `stream` take the same names.", "")
+    yield from ("### How much is written", "")
+    yield from markdown(TextOptions)
+    yield from ("### How a token is drawn", "")
+    yield from markdown(Sampling)
+    yield from ("## Shared options", "")
+    yield from ("`gptc train`, `infer`, `eval` and `bench` share these.", "")
+    yield from markdown(DeviceOptions, ("",))
+
+
+def page() -> str:
+    """The text of docs/options.md."""
+    return "\n".join(lines()).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    if "--check" not in sys.argv:
+        PAGE.write_text(page(), "utf-8")
+    elif PAGE.read_text("utf-8") != page():
+        sys.exit("docs/options.md is out of date: run python tools/options_table.py")
