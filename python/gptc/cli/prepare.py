@@ -132,9 +132,9 @@ def prepare_command(
     or a known dataset: stories (built in, the default), stories-wide (built in, more plots),
     shakespeare, tinystories, openwebtext, fineweb-10b or fineweb-edu-10b (downloaded). Several are
     joined in order. Compressed files and archives (.gz .bz2 .xz .zst .zip .tar) are unpacked;
-    .jsonl, .csv, .tsv and .parquet give a document a row. Documents (files, rows, what
-    <|endoftext|> separates) stay whole in one split. Killed and run again, it goes on after the
-    last finished shard. Sizes take suffixes: 64K, 2M, 1G.
+    .jsonl, .csv, .tsv and .parquet give a document a row. Documents (files, rows, texts
+    between two <|endoftext|>) stay whole in one split. The same command resumes after the last
+    finished shard. Sizes take suffixes: 64K, 2M, 1G.
     """
     from gptc.checkpoint.find import tokenizer_name
     from gptc.data import prepare

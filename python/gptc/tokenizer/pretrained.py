@@ -193,8 +193,8 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         return pieces
 
     def _encode(self, text: str) -> Sequence[int]:
-        # A space that the tokenizer itself adds before a text is not added to one of its own: so a
-        # text may be cut before a space.
+        # The tokenizer does not add a space to a text that begins with one: so a text may be cut
+        # before a space.
         text = text[1:] if self.adds_space and text.startswith(" ") else text
         encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids: list[int] = encoded[0].ids

@@ -26,7 +26,7 @@ Gptc = Callable[..., Any]
         (["trian"], 2, "no command 'trian'; did you mean train?"),
         (["frobnicate"], 2, "no command 'frobnicate'; known: prepare, train"),
         (["train", "--stpes", "3"], 2, "--steps"),
-        (["train", "--steps", "few"], 2, "'few' is no size"),
+        (["train", "--steps", "few"], 2, "'few' is not a size"),
         (["train", "--preset", "tinny"], 2, "did you mean tiny?"),
         (["train", "--threads", "-1"], 2, "-1 is less than 0"),
         (["train", "--threads", "10000"], 2, "--threads is 10000; it must lie between 0 and"),
