@@ -72,7 +72,7 @@ Examples:
     type=click.Choice(["strict", "replace", "bytes"]),
     default="strict",
     show_default=True,
-    help="What becomes of bytes that are no UTF-8, where the tokenizer needs text.",
+    help="Bytes that are not UTF-8, when the tokenizer needs text.",
 )
 @click.option(
     "--val-fraction",
@@ -132,9 +132,9 @@ def prepare_command(
     or a known dataset: stories (built in, the default), stories-wide (built in, more plots),
     shakespeare, tinystories, openwebtext, fineweb-10b or fineweb-edu-10b (downloaded). Several are
     joined in order. Compressed files and archives (.gz .bz2 .xz .zst .zip .tar) are unpacked;
-    .jsonl, .csv, .tsv and .parquet give a document a row. Documents (files, rows, what
-    <|endoftext|> separates) stay whole in one split. Killed and run again, it goes on after the
-    last finished shard. Sizes take suffixes: 64K, 2M, 1G.
+    .jsonl, .csv, .tsv and .parquet give a document a row. Documents (files, rows, texts
+    between two <|endoftext|>) stay whole in one split. The same command resumes after the last
+    finished shard. Sizes take suffixes: 64K, 2M, 1G.
     """
     from gptc.checkpoint.find import tokenizer_name
     from gptc.data import prepare
@@ -168,7 +168,9 @@ def prepare_command(
             )
     except KeyboardInterrupt:
         if (out / WORK_FOLDER).exists():
-            click.echo("what is finished is kept: the same command goes on after it", err=True)
+            click.echo(
+                "the finished shards are kept: the same command continues after them", err=True
+            )
         raise
     if asked is not None and dataset.vocab_size < asked:
         click.echo(

@@ -1,12 +1,12 @@
-"""How text becomes a dataset of token shards, and how training draws batches from it.
+"""Text to a dataset of token shards, and batches from it for training.
 
     dataset = prepare(["book.txt"], Path("data/book"), tokenizer="gpt2")
     loader = Loader(dataset, "train", batch_size=12, seq_len=64, seed=1)
     inputs, targets = loader.next()  # int32 (B, T) each
 
-The parts: `sources` (where bytes come from), `prepare` (bytes to shards; it reads them twice, with
-`scan` and `encode`), `shards` (the files), `dataset` (a folder of them), `loader` (batches). This
-module gathers their public names.
+The parts: `sources` (files to one text), `preparation` and `job` (text to shards; it is read twice,
+with `scan` and `encode`), `shards` (the files), `dataset` (a folder of them), `loader` (batches).
+This module gathers their public names.
 """
 
 from gptc.data.dataset import DATASET_FILE, SPLITS, Dataset

@@ -123,7 +123,7 @@ def prepare(
         there = _run(job, how, Reading(text_field, raw))
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
-        kept = "; the same command goes on after the finished shards" if job.work.exists() else ""
+        kept = "; the same command continues after the finished shards" if job.work.exists() else ""
         raise GptcError(
             f"cannot prepare {out}: {where}{e.strerror or e}; check the path, its permissions and "
             f"the free space{kept}"

@@ -118,11 +118,13 @@ def read_shard(path: Path) -> Shard:
     except OSError as e:
         raise GptcError(f"cannot read the shard {path}: {e.strerror}") from None
     if len(header) < HEADER_BYTES:
-        raise GptcError(f"{path} is no token shard: it has {n_bytes} bytes, fewer than a header")
+        raise GptcError(f"{path} is not a token shard: it has {n_bytes} bytes, fewer than a header")
     magic, version, n_tokens = (int(n) for n in header.view("<i4")[:3])
     formats = {known: (number, dtype) for known, number, dtype in (_NARROW, _WIDE)}
     if magic not in formats:
-        raise GptcError(f"{path} is no token shard: it begins with {magic}, not with {_NARROW[0]}")
+        raise GptcError(
+            f"{path} is not a token shard: it begins with {magic}, not with {_NARROW[0]}"
+        )
     number, dtype = formats[magic]
     if version != number:
         raise GptcError(f"{path} is a token shard of version {version}; only {number} is known")
