@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias, cast
+from typing import IO, Any, TypeAlias, cast
 
+from gptc.data.options import Errors
 from gptc.errors import GptcError
 
-Errors: TypeAlias = Literal["strict", "replace", "bytes"]
 Member: TypeAlias = tuple[str, Iterator[bytes]]
 """The name of a document or a file of rows, and its bytes in blocks."""
 

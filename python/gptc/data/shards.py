@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gptc.data.options import MAX_SHARD_TOKENS
 from gptc.errors import GptcError
 from gptc.files.checksum import Checksum, file_checksum
 from gptc.files.whole import write_file
@@ -19,7 +20,6 @@ HEADER_BYTES = 1024  # 256 int32
 _Format: TypeAlias = tuple[int, int, np.dtype[np.unsignedinteger[Any]]]  # magic, version, token
 _NARROW: _Format = (20240520, 1, np.dtype("<u2"))
 _WIDE: _Format = (20240801, 7, np.dtype("<u4"))
-MAX_SHARD_TOKENS = 2**31 - 1  # the count in the header is an int32
 _MAX_CACHED_BYTES = 16 << 20  # of a shard that is written
 
 
