@@ -61,8 +61,8 @@ def prepare_command(
     finished shard. Sizes take suffixes: 64K, 2M, 1G.
     """
     from gptc.checkpoint.find import tokenizer_name
-    from gptc.data import prepare
     from gptc.data.job import WORK_FOLDER
+    from gptc.data.preparation import prepare
     from gptc.tokenizer.registry import bpe_size
 
     asked = bpe_size(options["tokenizer"])
