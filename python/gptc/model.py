@@ -317,9 +317,11 @@ class Model:
         _lib.call("gpt_model_backward", self._open(), _ints(x), _ints(y), *x.shape, scale, loss)
 
     def _update(self, adamw: AdamW) -> StepResult:
-        settings = _lib.new_struct("gpt_adamw", **vars(adamw))
+        settings = self._ffi.new("gpt_optimizer *")
+        settings.kind = self._lib.GPT_OPTIMIZER_ADAMW
+        settings.adamw = _lib.new_struct("gpt_adamw", **vars(adamw))[0]
         loss, norm = self._ffi.new("float *"), self._ffi.new("float *")
-        _lib.call("gpt_model_update", self._open(), settings, loss, norm)
+        _lib.call("gpt_model_update", self._open(), settings, 1, loss, norm)
         return StepResult(float(loss[0]), float(norm[0]))
 
     def zero_gradients(self) -> None:
@@ -465,10 +467,12 @@ class Model:
         return self._parameters[name]
 
     def _tensor(self, name: str) -> int:
-        constant = f"GPT_TENSOR_{name.upper()}"
-        if not hasattr(self._lib, constant):
-            raise GptcError(f"no tensor {name!r}; there are value, grad, moment1 and moment2")
-        return int(getattr(self._lib, constant))
+        lib = self._lib
+        states = {"moment1": lib.GPT_TENSOR_STATE0, "moment2": lib.GPT_TENSOR_STATE0 + 1}
+        tensors = {"value": lib.GPT_TENSOR_VALUE, "grad": lib.GPT_TENSOR_GRAD, **states}
+        if name not in tensors:
+            raise GptcError(f"no tensor {name!r}; there are {', '.join(tensors)}")
+        return int(tensors[name])
 
 
 class Session:
