@@ -10,7 +10,8 @@
  *     int main(void) {
  *         gpt_config config;
  *         gpt_options options = {.training = 1, .max_batch = 4, .max_seq = 32};
- *         gpt_adamw adamw = {.lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f};
+ *         gpt_optimizer adamw = {.kind = GPT_OPTIMIZER_ADAMW,
+ *                                .adamw = {.lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f}};
  *         gpt_model *model;
  *         int32_t inputs[4 * 32], targets[4 * 32];
  *         float loss;
@@ -20,7 +21,7 @@
  *         TRY(gpt_model_init(model, 42));
  *         for (int step = 1; step <= 50; step++) {
  *             TRY(gpt_model_backward(model, inputs, targets, 4, 32, 1.0f, NULL));
- *             TRY(gpt_model_update(model, &adamw, &loss, NULL));
+ *             TRY(gpt_model_update(model, &adamw, 1, &loss, NULL));
  *             printf("step %d: loss %.4f\n", step, loss);
  *         }
  *         gpt_model_free(model);
@@ -151,6 +152,28 @@ typedef struct gpt_config {
     const gpt_layer *layers;
 } gpt_config;
 
+/* What updates a parameter. */
+enum gpt_optimizer_kind {
+    GPT_OPTIMIZER_DEFAULT = 0, /* of a group: gpt_options.optimizer; there: AdamW */
+    GPT_OPTIMIZER_ADAMW = 1,   /* two state slots: the moments */
+    GPT_OPTIMIZER_SGD = 2,     /* one state slot: the momentum buffer */
+};
+
+enum gpt_decay {
+    GPT_DECAY_DEFAULT = 0, /* as gpt_param.decay says */
+    GPT_DECAY_OFF = 1,
+    GPT_DECAY_ON = 2,
+};
+
+/* How parameters are trained whose names match a pattern. */
+typedef struct gpt_group {
+    const char *pattern; /* of a whole name: * matches any text, ? any character */
+    int32_t frozen;      /* 1: never updated; without gradient and optimizer state */
+    int32_t optimizer;   /* enum gpt_optimizer_kind */
+    int32_t decay;       /* enum gpt_decay */
+    float lr_scale;      /* multiplies the learning rate; 0: 1 */
+} gpt_group;
+
 typedef struct gpt_options {
     int32_t device;      /* enum gpt_device */
     int32_t dtype;       /* enum gpt_dtype */
@@ -161,6 +184,11 @@ typedef struct gpt_options {
     int32_t max_seq;   /* largest T of the same; 0: block_size */
     float dropout;     /* probability, in backward only; 0 <= dropout < 1 */
     uint64_t seed;     /* of dropout */
+    int32_t optimizer; /* enum gpt_optimizer_kind, for parameters without another */
+    int32_t n_groups;
+    /* (n_groups) or NULL. The first group that matches a parameter holds for it. Each must match one.
+     * Unused without training. */
+    const gpt_group *groups;
 } gpt_options;
 
 /* What a model will need, before anything is allocated. Bytes are exact, but for library_bytes. */
@@ -196,6 +224,24 @@ typedef struct gpt_adamw {
     float grad_clip; /* largest global gradient norm; 0: no clipping */
 } gpt_adamw;
 
+/* Stochastic gradient descent with momentum, with PyTorch's conventions: weight decay joins the
+ * gradient. */
+typedef struct gpt_sgd {
+    float lr;
+    float momentum;
+    float weight_decay;
+    float grad_clip; /* largest global gradient norm; 0: no clipping */
+} gpt_sgd;
+
+/* The settings of one optimizer for one update. */
+typedef struct gpt_optimizer {
+    int32_t kind; /* enum gpt_optimizer_kind, not DEFAULT: which of these there is */
+    union {
+        gpt_adamw adamw;
+        gpt_sgd sgd;
+    };
+} gpt_optimizer;
+
 /* A number added to one token's logit; -INFINITY: the token is never drawn. */
 typedef struct gpt_bias {
     int32_t token;
@@ -224,8 +270,7 @@ typedef struct gpt_sampling {
 enum gpt_tensor {
     GPT_TENSOR_VALUE = 0,
     GPT_TENSOR_GRAD = 1,
-    GPT_TENSOR_MOMENT1 = 2,
-    GPT_TENSOR_MOMENT2 = 3,
+    GPT_TENSOR_STATE0 = 2, /* + k: state slot k of the parameter's optimizer */
 };
 
 /* What one kind of call has cost so far: an op of csrc/ops.h at one shape. */
@@ -317,11 +362,21 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss);
 int gpt_model_zero_grads(gpt_model *model);
-/* Clips and applies the gradients. loss is the sum of the losses of the backward calls since the last
+/* The gradients of all parameters that are not frozen as one array of n numbers: parameter after
+ * parameter, with zeros between them, so that a sum over several models needs one call. It is memory of
+ * the model's device: on a GPU, a device pointer. It stays where it is until the model is freed, and
+ * holds gradients from a backward to the next update. Waits for the device. */
+int gpt_model_grads(gpt_model *model, float **grads, int64_t *n);
+/* State slots of parameter i, which GPT_TENSOR_STATE0 + k reaches; 0 where it is not trained, -1 where
+ * there is no such parameter. */
+int gpt_model_state_count(const gpt_model *model, int i);
+/* Clips and applies the gradients, by optimizers (n_optimizers): one for each kind that has parameters.
+ * loss is the sum of the losses of the backward calls since the last
  * update, each times its scale; grad_norm is the norm before clipping; either may be NULL. When the
  * norm is not finite GPT_ERR_NUMERIC is returned, the gradients are dropped and everything else is as
  * it was. */
-int gpt_model_update(gpt_model *model, const gpt_adamw *adamw, float *loss, float *grad_norm);
+int gpt_model_update(gpt_model *model, const gpt_optimizer *optimizers, int n_optimizers,
+                     float *loss, float *grad_norm);
 /* Updates done so far: AdamW's bias correction and dropout depend on it. */
 int64_t gpt_model_step(const gpt_model *model);
 int gpt_model_set_step(gpt_model *model, int64_t step);

@@ -72,6 +72,10 @@ typedef struct gpt_shape {
 /* One tensor of the parameter buffer, as the optimizer sees it. */
 typedef struct gpt_segment {
     int64_t offset, size; /* size = rows cols */
+    int64_t grad;         /* its offset in the gradients; -1: it is frozen */
+    int64_t state;        /* its offset in each state buffer of its optimizer */
+    int32_t optimizer;    /* enum gpt_optimizer_kind; DEFAULT: none */
+    float lr_scale;
     int32_t decay;
     int32_t product; /* its gradient comes from a product, and needs no clearing before one */
     int32_t rows, cols;
@@ -92,7 +96,8 @@ typedef struct gpt_segment {
     X(attention_backward)                                                                          \
     X(attention_decode)                                                                            \
     X(grad_norm)                                                                                   \
-    X(adamw_update)
+    X(adamw_update)                                                                                \
+    X(sgd_update)
 /* Ops that read or make weights in that form. Quantized tables differ from bf16's in these alone. */
 #define GPT_WEIGHT_OPS(X)                                                                          \
     X(linear_forward)                                                                              \
@@ -117,7 +122,7 @@ typedef struct embedding_forward {
 
 /* The order of additions is fixed, so the result is deterministic. */
 typedef struct embedding_backward {
-    float *dwte;           /* (Vp, C) += */
+    float *dwte;           /* (Vp, C) +=, or NULL */
     float *dwpe;           /* (block_size, C) +=, or NULL */
     const act *dout;       /* (N, C) */
     const int32_t *tokens; /* (N) */
@@ -188,7 +193,7 @@ typedef struct linear_forward {
  * NONE it is the gradient of in. */
 typedef struct linear_backward {
     act *din;        /* (N, IC), or (N, 2 IC) for SwiGLU, = */
-    float *dw;       /* (OC, IC) +=, or = without add */
+    float *dw;       /* (OC, IC) +=, or = without add; or NULL */
     float *db;       /* (OC) +=, or NULL */
     const act *dout; /* (N, OC) */
     const act *in;   /* (N, IC); tables that make activations anew take NULL where there is a pre */
@@ -287,7 +292,7 @@ typedef struct classifier_backward {
     float *losses;          /* (N) = */
     float *total;           /* (1) +=, or = without add */
     act *dx;                /* (N, C) = */
-    float *dwte;            /* (Vp, C) +=; without add = for the first V rows */
+    float *dwte;            /* (Vp, C) +=; without add = for the first V rows; or NULL */
     const act *x;           /* (N, C) */
     const weight *wte;      /* (Vp, C) */
     const int32_t *targets; /* (N) */
@@ -305,7 +310,7 @@ typedef struct weights_pack {
     int training;               /* 1: also what only backward reads */
 } weights_pack;
 
-/* ---- adamw.c ---- */
+/* ---- grad_norm.c ---- */
 
 /* norm = sqrt(sum of squares), in a fixed order. */
 typedef struct grad_norm {
@@ -314,6 +319,8 @@ typedef struct grad_norm {
     int64_t n;
 } grad_norm;
 
+/* ---- adamw.c ---- */
+
 /* What differs from one update to the next. It is in the device's memory, so that a recorded update
  * reads the present one. */
 typedef struct gpt_adamw_step {
@@ -321,17 +328,31 @@ typedef struct gpt_adamw_step {
     float correction1, correction2; /* 1 - beta^step, step counted from 1 */
 } gpt_adamw_step;
 
-/* One AdamW update, and the packed form of each segment that has one, in the same pass. Gradients
- * are scaled by grad_clip / norm where norm exceeds it. Nothing is changed where norm is not
- * finite. */
+/* One AdamW update of the segments that have this optimizer, and of the packed form of each that has
+ * one, in the same pass. Gradients are scaled by grad_clip / norm where norm exceeds it. Nothing is
+ * changed where norm is not finite. */
 typedef struct adamw_update {
-    float *w, *m, *v;            /* (n_params) each, in place */
-    const float *grads;          /* (n_params) */
+    float *w;                    /* at each segment's offset, in place */
+    float *m, *v;                /* at its state, in place */
+    const float *grads;          /* at its grad */
     const float *norm;           /* (1) */
     const gpt_adamw_step *step;  /* (1) */
     const gpt_segment *segments; /* (n_segments), on the host; segments[i].packed = */
     int n_segments;
 } adamw_update;
+
+/* ---- sgd.c ---- */
+
+/* The same by SGD: momentum = sgd.momentum momentum + grad + weight_decay w;  w -= lr momentum. */
+typedef struct sgd_update {
+    float *w;                    /* at each segment's offset, in place */
+    float *momentum;             /* at its state, in place */
+    const float *grads;          /* at its grad */
+    const float *norm;           /* (1) */
+    const gpt_sgd *step;         /* (1), in the device's memory */
+    const gpt_segment *segments; /* (n_segments), on the host; segments[i].packed = */
+    int n_segments;
+} sgd_update;
 
 /* ---- context.c, table.c ---- */
 

@@ -79,7 +79,8 @@ COST(embedding_forward) {
 
 COST(embedding_backward) {
     double size = (double)op->N * op->C;
-    return (cost){.bytes = acts(p, size) + floats(op->dwpe ? 4 * size : 2 * size)};
+    double sums = (op->dwte ? 2 : 0) + (op->dwpe ? 2 : 0); /* read and written */
+    return (cost){.bytes = acts(p, size) + floats(sums * size)};
 }
 
 COST(dropout_apply) {
@@ -106,10 +107,10 @@ COST(linear_forward) {
 
 COST(linear_backward) {
     double width = op->activation == GPT_ACT_SWIGLU ? 2.0 * op->IC : op->IC;
-    return (cost){.flops = 4.0 * op->N * op->IC * op->OC,
+    double written = op->dw ? (op->add ? 2.0 : 1.0) * op->IC * op->OC : 0;
+    return (cost){.flops = (op->dw ? 4.0 : 2.0) * op->N * op->IC * op->OC,
                   .bytes = acts(p, (double)op->N * (op->OC + op->IC + 2 * width)) +
-                           weights(p, op->OC, op->IC, 1) +
-                           floats((op->add ? 2.0 : 1.0) * op->IC * op->OC),
+                           weights(p, op->OC, op->IC, 1) + floats(written),
                   .a = op->IC,
                   .b = op->OC};
 }
@@ -165,9 +166,10 @@ COST(classifier_forward) {
 }
 
 COST(classifier_backward) {
-    return (cost){.flops = 6.0 * op->N * op->C * op->V,
-                  .bytes = acts(p, 2.0 * op->N * op->C) + weights(p, op->V, op->C, 1) +
-                           floats((op->add ? 2.0 : 1.0) * op->C * op->V),
+    double written = op->dwte ? (op->add ? 2.0 : 1.0) * op->C * op->V : 0;
+    return (cost){.flops = (op->dwte ? 6.0 : 4.0) * op->N * op->C * op->V,
+                  .bytes =
+                      acts(p, 2.0 * op->N * op->C) + weights(p, op->V, op->C, 1) + floats(written),
                   .a = op->C,
                   .b = op->V};
 }
@@ -182,13 +184,24 @@ COST(grad_norm) {
     return (cost){.bytes = floats((double)op->n)};
 }
 
-COST(adamw_update) {
+/* An optimizer reads and writes `floats_each` floats for each number, and writes its packed forms. */
+static cost update_cost(const gpt_ctx *p, const gpt_segment *segments, int n, int kind,
+                        double floats_each) {
     double size = 0, packed = 0;
-    for (int i = 0; i < op->n_segments; i++) {
-        size += (double)op->segments[i].size;
-        if (op->segments[i].packed) packed += 2 * (double)op->segments[i].size;
+    for (int i = 0; i < n; i++) {
+        if (segments[i].optimizer != kind) continue;
+        size += (double)segments[i].size;
+        if (segments[i].packed) packed += 2 * (double)segments[i].size;
     }
-    return (cost){.bytes = floats(7 * size) + acts(p, packed)};
+    return (cost){.bytes = floats(floats_each * size) + acts(p, packed)};
+}
+
+COST(adamw_update) {
+    return update_cost(p, op->segments, op->n_segments, GPT_OPTIMIZER_ADAMW, 7);
+}
+
+COST(sgd_update) {
+    return update_cost(p, op->segments, op->n_segments, GPT_OPTIMIZER_SGD, 5);
 }
 
 /* ---- the wrappers ---- */

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from gptc.data.options import PrepareOptions
 from gptc.engine.options import DeviceOptions
 from gptc.generation.options import Sampling, TextOptions
 from gptc.settings import markdown
@@ -37,6 +38,8 @@ def lines() -> Iterator[str]:
     yield from markdown(TextOptions)
     yield from ("### How a token is drawn", "")
     yield from markdown(Sampling)
+    yield from ("## `gptc prepare`", "", "The same names are options of `gptc.data.prepare`.", "")
+    yield from markdown(PrepareOptions)
     yield from ("## Shared options", "")
     yield from ("`gptc train`, `infer`, `eval` and `bench` share these.", "")
     yield from markdown(DeviceOptions, ("",))

@@ -50,6 +50,24 @@ int gpt_config_param(const gpt_config *config, int i, gpt_param *out) {
 
 enum { MAX_THREADS = 1024 };
 
+static int check_group(const gpt_group *group, int g) {
+    if (!group->pattern) return fail(GPT_ERR_ARGUMENT, "group %d has no pattern", g);
+    if (group->frozen != 0 && group->frozen != 1)
+        return fail(GPT_ERR_ARGUMENT, "frozen of group %d is %d; it must be 0 or 1", g,
+                    group->frozen);
+    if (group->optimizer < GPT_OPTIMIZER_DEFAULT || group->optimizer > GPT_OPTIMIZER_SGD)
+        return fail(GPT_ERR_ARGUMENT,
+                    "optimizer of group %d is %d; it must be an enum gpt_optimizer_kind", g,
+                    group->optimizer);
+    if (group->decay < GPT_DECAY_DEFAULT || group->decay > GPT_DECAY_ON)
+        return fail(GPT_ERR_ARGUMENT, "decay of group %d is %d; it must be an enum gpt_decay", g,
+                    group->decay);
+    if (!(group->lr_scale >= 0 && isfinite(group->lr_scale)))
+        return fail(GPT_ERR_ARGUMENT, "lr_scale of group %d is %g; it must be 0 (1) or above", g,
+                    group->lr_scale);
+    return GPT_OK;
+}
+
 static int check_options(const gpt_config *c, const gpt_options *given, gpt_options *out) {
     *out = *given;
     if (out->max_seq == 0) out->max_seq = c->block_size;
@@ -71,6 +89,13 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (!(out->dropout >= 0 && out->dropout < 1))
         return fail(GPT_ERR_ARGUMENT, "dropout is %g; it must be at least 0 and below 1",
                     out->dropout);
+    if (out->optimizer < GPT_OPTIMIZER_DEFAULT || out->optimizer > GPT_OPTIMIZER_SGD)
+        return fail(GPT_ERR_ARGUMENT, "optimizer is %d; it must be an enum gpt_optimizer_kind",
+                    out->optimizer);
+    if (out->n_groups < 0 || (out->n_groups > 0 && !out->groups))
+        return fail(GPT_ERR_ARGUMENT, "n_groups is %d; it must be the number of groups",
+                    out->n_groups);
+    for (int g = 0; g < out->n_groups; g++) TRY(check_group(&out->groups[g], g));
     return GPT_OK;
 }
 
@@ -80,7 +105,7 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
         .n_params = n_params,
         .param_bytes = p->params + p->packed,
         .grad_bytes = p->grads,
-        .optimizer_bytes = p->moments,
+        .optimizer_bytes = p->states,
         .activation_bytes = p->acts + p->rope + p->state,
         .workspace_bytes = p->workspace,
         .total_bytes = p->total,
@@ -99,7 +124,7 @@ int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_pl
     params_layout layout;
     TRY(check_options(config, options, &o));
     TRY(backend_ops(o.device, o.dtype, &ops));
-    TRY(params_layout_create(config, ops, o.training, &layout));
+    TRY(params_layout_create(config, ops, &o, &layout));
     int status = ops->ctx_create(&ctx, o.n_threads, 0);
     if (status == GPT_OK) {
         arena_plan p = arena_plan_of(config, &o, ops, ctx, &layout);
@@ -173,7 +198,8 @@ static int create_parts(gpt_model *m) {
     m->config.layers = m->layers;
     TRY(backend_ops(m->options.device, m->options.dtype, &m->ops));
     TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads, m->options.pin_threads));
-    TRY(params_layout_create(&m->config, m->ops, m->options.training, &m->layout));
+    TRY(params_layout_create(&m->config, m->ops, &m->options, &m->layout));
+    m->options.groups = NULL; /* the caller's; the layout has what they say */
     m->acts.layers = calloc(L, sizeof *m->acts.layers);
     m->w.layers = calloc(L, sizeof *m->w.layers);
     m->dw.layers = calloc(L, sizeof *m->dw.layers);
@@ -259,23 +285,34 @@ int gpt_model_init(gpt_model *model, uint64_t seed) {
     return model->ops->sync(model->ctx);
 }
 
-/* The place of one parameter's values, gradients or moments; NULL where they are not kept. */
+/* The place of one parameter's values, gradients or optimizer state; NULL where they are not kept. */
 static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) {
     if (i < 0 || i >= m->layout.n_slots)
         return fail(GPT_ERR_ARGUMENT, "there is no parameter %d; the model has %d", i,
                     m->layout.n_slots);
-    if (tensor < GPT_TENSOR_VALUE || tensor > GPT_TENSOR_MOMENT2)
+    if (tensor < GPT_TENSOR_VALUE || tensor >= GPT_TENSOR_STATE0 + MAX_STATES)
         return fail(GPT_ERR_ARGUMENT, "unknown tensor kind %d", tensor);
     const param_slot *slot = &m->layout.slots[i];
     if (n != slot->info.size)
         return fail(GPT_ERR_ARGUMENT, "parameter %s has %lld numbers, not %lld", slot->info.name,
                     (long long)slot->info.size, (long long)n);
-    float *buffers[] = {m->params, m->grads, m->moment1, m->moment2};
-    if (!buffers[tensor])
+    if (tensor == GPT_TENSOR_VALUE) {
+        *out = slot->kept ? m->params + slot->offset : NULL;
+        if (i == EMBEDDING) *out = m->w.wte;
+        return GPT_OK;
+    }
+    const gpt_segment *s = &m->layout.segments[i];
+    if (!m->grads)
         return fail(GPT_ERR_ARGUMENT,
                     "the model was created without training: it has no gradients or moments");
-    *out = slot->kept ? buffers[tensor] + slot->offset : NULL;
-    if (tensor == GPT_TENSOR_VALUE && i == EMBEDDING) *out = m->w.wte;
+    if (s->grad < 0)
+        return fail(GPT_ERR_ARGUMENT, "parameter %s is frozen: it has no gradient or moments",
+                    slot->info.name);
+    int k = tensor - GPT_TENSOR_STATE0;
+    if (k >= optimizer_states(s->optimizer))
+        return fail(GPT_ERR_ARGUMENT, "the optimizer of parameter %s has no state slot %d",
+                    slot->info.name, k);
+    *out = k < 0 ? m->grads + s->grad : m->optimizer_state[s->optimizer][k] + s->state;
     return GPT_OK;
 }
 
@@ -322,6 +359,11 @@ int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int 
     model->w.wte = (float *)values; /* nothing writes there without gradients */
     pack_at_once(model, i, values, n);
     return model->ops->sync(model->ctx);
+}
+
+int gpt_model_state_count(const gpt_model *model, int i) {
+    if (!model || i < 0 || i >= model->layout.n_slots) return -1;
+    return optimizer_states(model->layout.segments[i].optimizer);
 }
 
 int64_t gpt_model_step(const gpt_model *model) {

@@ -110,7 +110,7 @@ int gpt_model_zero_grads(gpt_model *model) {
     REQUIRE(model);
     if (!model->grads)
         return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
-    model->ops->zero(model->ctx, model->grads, sizeof(float) * (size_t)model->layout.n_stored);
+    model->ops->zero(model->ctx, model->grads, sizeof(float) * (size_t)model->layout.n_grads);
     model->ops->zero(model->ctx, &model->state->report, sizeof model->state->report);
     model->grads_stale = false;
     model->n_micro = 0;
@@ -166,17 +166,66 @@ static int check_adamw(const gpt_adamw *a) {
     return GPT_OK;
 }
 
-int gpt_model_update(gpt_model *model, const gpt_adamw *adamw, float *loss, float *grad_norm) {
+static int check_sgd(const gpt_sgd *s) {
+    if (!(s->lr >= 0 && isfinite(s->lr)))
+        return fail(GPT_ERR_ARGUMENT, "lr is %g; it must be 0 or above", s->lr);
+    if (!(s->momentum >= 0 && s->momentum < 1))
+        return fail(GPT_ERR_ARGUMENT, "momentum is %g; it must be at least 0 and below 1",
+                    s->momentum);
+    if (!(s->weight_decay >= 0 && isfinite(s->weight_decay)))
+        return fail(GPT_ERR_ARGUMENT, "weight_decay is %g; it must be 0 or above", s->weight_decay);
+    if (!(s->grad_clip >= 0 && isfinite(s->grad_clip)))
+        return fail(GPT_ERR_ARGUMENT, "grad_clip is %g; it must be 0 (off) or above", s->grad_clip);
+    return GPT_OK;
+}
+
+/* The settings of each kind: one for every kind that has parameters, and none twice. */
+static int find_settings(const gpt_model *m, const gpt_optimizer *optimizers, int n,
+                         const gpt_optimizer *found[N_OPTIMIZERS]) {
+    static const char *const names[N_OPTIMIZERS] = {"", "AdamW", "SGD"};
+    for (int i = 0; i < n; i++) {
+        const gpt_optimizer *o = &optimizers[i];
+        if (o->kind != GPT_OPTIMIZER_ADAMW && o->kind != GPT_OPTIMIZER_SGD)
+            return fail(GPT_ERR_ARGUMENT, "unknown optimizer %d", o->kind);
+        if (found[o->kind])
+            return fail(GPT_ERR_ARGUMENT, "there are two settings of %s", names[o->kind]);
+        TRY(o->kind == GPT_OPTIMIZER_ADAMW ? check_adamw(&o->adamw) : check_sgd(&o->sgd));
+        found[o->kind] = o;
+    }
+    for (int kind = 0; kind < N_OPTIMIZERS; kind++)
+        if (m->layout.n_states[kind] && !found[kind])
+            return fail(GPT_ERR_ARGUMENT, "there are no settings of %s, which has parameters",
+                        names[kind]);
+    return GPT_OK;
+}
+
+int gpt_model_grads(gpt_model *model, float **grads, int64_t *n) {
     REQUIRE(model);
-    REQUIRE(adamw);
-    TRY(check_adamw(adamw));
+    REQUIRE(grads);
+    REQUIRE(n);
+    if (!model->grads)
+        return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
+    *grads = model->grads;
+    *n = model->layout.n_grads;
+    return model->ops->sync(model->ctx);
+}
+
+int gpt_model_update(gpt_model *model, const gpt_optimizer *optimizers, int n_optimizers,
+                     float *loss, float *grad_norm) {
+    const gpt_optimizer *settings[N_OPTIMIZERS] = {NULL};
+    REQUIRE(model);
+    REQUIRE(optimizers);
+    TRY(find_settings(model, optimizers, n_optimizers, settings));
     if (!model->grads)
         return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
     if (model->n_micro == 0)
         return fail(GPT_ERR_ARGUMENT, "there are no gradients to apply: call backward first");
     step_report report;
     model->ops->ctx_set_workspace(model->ctx, model->workspace);
-    model_update(model, adamw);
+    const gpt_optimizer *adamw = settings[GPT_OPTIMIZER_ADAMW], *sgd = settings[GPT_OPTIMIZER_SGD];
+    const int64_t *used = model->layout.n_states;
+    model_update(model, adamw && used[GPT_OPTIMIZER_ADAMW] ? &adamw->adamw : NULL,
+                 sgd && used[GPT_OPTIMIZER_SGD] ? &sgd->sgd : NULL);
     model->ops->download(model->ctx, &report, &model->state->report, sizeof report);
     TRY(model->ops->sync(model->ctx));
     if (loss) *loss = report.loss;

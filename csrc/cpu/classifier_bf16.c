@@ -146,7 +146,7 @@ static void store_dx(void *p, int thread, int64_t begin, int64_t end) {
 
 static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backward *op,
                             const bf16 *x, int add, int n) {
-    cpu_pack_operand(ctx, a->x_panels, x, a->C, a->C, n);
+    if (op->dwte) cpu_pack_operand(ctx, a->x_panels, x, a->C, a->C, n);
     for (a->slice = 0; a->slice < a->Vp; a->slice = a->slice_end) {
         a->slice_end = cpu_min(a->slice + SLICE, a->Vp);
         cpu_parallel(ctx, gradient_rows, a, n, cpu_grain(ctx, n, 4));
@@ -164,7 +164,7 @@ static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backwa
                           .add = a->slice > 0};
         cpu_product(ctx, &dinput);
         product dweight = {.kind = PRODUCT_TN,
-                           .out = op->dwte + (int64_t)a->slice * a->C,
+                           .out = op->dwte ? op->dwte + (int64_t)a->slice * a->C : NULL,
                            .add = add,
                            .a = a->dlogits + a->slice,
                            .panels = a->x_panels,
@@ -173,7 +173,7 @@ static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backwa
                            .M = cpu_min(a->slice_end, a->V) - a->slice,
                            .N = a->C,
                            .K = n};
-        if (dweight.M > 0) cpu_product(ctx, &dweight);
+        if (op->dwte && dweight.M > 0) cpu_product(ctx, &dweight);
     }
     cpu_parallel(ctx, store_dx, a, n, cpu_grain(ctx, n, 16));
 }

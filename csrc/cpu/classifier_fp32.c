@@ -122,7 +122,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                            .M = V,
                            .N = C,
                            .K = n};
-        cpu_product(ctx, &dweight);
+        if (op->dwte) cpu_product(ctx, &dweight);
     }
 }
 

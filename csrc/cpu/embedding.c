@@ -33,8 +33,9 @@ static void embedding_backward_channels(void *p, int thread, int64_t begin, int6
     int width = (int)(end - begin);
     for (int n = 0; n < a->N; n++) {
         const elem *dout = all_dout + (int64_t)n * a->C + begin;
-        float *dwte = a->dwte + (int64_t)a->tokens[n] * a->C + begin;
-        FOR_LANES (c, k, width) vf_put(dwte + c, vf_get(dwte + c, k) + vf_get(dout + c, k), k);
+        float *dwte = a->dwte ? a->dwte + (int64_t)a->tokens[n] * a->C + begin : NULL;
+        if (dwte)
+            FOR_LANES (c, k, width) vf_put(dwte + c, vf_get(dwte + c, k) + vf_get(dout + c, k), k);
         if (!a->dwpe) continue;
         float *dwpe = a->dwpe + (int64_t)(n % a->T) * a->C + begin;
         FOR_LANES (c, k, width) vf_put(dwpe + c, vf_get(dwpe + c, k) + vf_get(dout + c, k), k);
@@ -42,5 +43,5 @@ static void embedding_backward_channels(void *p, int thread, int64_t begin, int6
 }
 
 CPU_OP(embedding_backward) {
-    cpu_parallel(ctx, embedding_backward_channels, (void *)op, op->C, 64);
+    if (op->dwte || op->dwpe) cpu_parallel(ctx, embedding_backward_channels, (void *)op, op->C, 64);
 }

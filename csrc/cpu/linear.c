@@ -156,7 +156,7 @@ CPU_OP(linear_backward) {
                        .M = op->OC,
                        .N = op->IC,
                        .K = op->N};
-    cpu_product(ctx, &dweight);
+    if (op->dw || op->db) cpu_product(ctx, &dweight);
 }
 
 CPU_WORKSPACE(linear_workspace) {

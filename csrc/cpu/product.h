@@ -23,7 +23,7 @@ typedef void product_epilogue_fn(void *args, const float *y, const float *y_twin
 typedef struct product {
     product_kind kind;
     float *out;  /* where y goes. bf16: NULL where only the epilogue reads y. fp32: the epilogue may
-                 * overwrite it in place */
+                 * overwrite it in place. TN: NULL where only the sums are wanted */
     float *sums; /* TN only, or NULL: (M) += the sums of a over its K rows */
     const elem *a, *b;
     const weight *w;    /* NT and NN, in the products' form */

@@ -99,7 +99,7 @@ static void gradient_tile(const product_tiles *t, float *sums, bf16 *turned, int
             FOR_LANES (i, n, terms) sum += vf_get(turned + (int64_t)r * stride + i, n);
             p->sums[row + r] += vf_sum(sum);
         }
-        for (int c = col; c < col + cols; c += GROUP_COLS) {
+        for (int c = col; p->out && c < col + cols; c += GROUP_COLS) {
             int n = cpu_min(GROUP_COLS, col + cols - c);
             kernel_operands o = {.a = turned,
                                  .b = t->b + c / PANEL * t->panel + (int64_t)k * PANEL,
@@ -245,7 +245,7 @@ static void add_gradient(gpt_ctx *ctx, const product *p) {
     for (t.first = 0; t.first < p->K; t.first += chunk) {
         t.K = cpu_min(chunk, p->K - t.first);
         t.panel = operand_panel(t.K);
-        if (!p->panels) pack_chunk(ctx, p, t.first, t.K);
+        if (p->out && !p->panels) pack_chunk(ctx, p, t.first, t.K);
         cpu_parallel(ctx, run_tiles, &t, n_tiles, 1);
     }
 }

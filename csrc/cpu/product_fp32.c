@@ -142,6 +142,7 @@ size_t cpu_product_workspace(int N, int K) {
 
 void cpu_product(gpt_ctx *ctx, product *p) {
     if (p->sums) cpu_parallel(ctx, product_sum_columns, p, p->M, 64);
+    if (!p->out) return;
     product_tiles tiles = split(p, ctx->n_threads);
     int64_t n = cpu_div_up(p->M, tiles.rows) * tiles.n_cols;
     cpu_parallel(ctx, product_run_tiles, &tiles, n, 1);

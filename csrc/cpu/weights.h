@@ -1,4 +1,4 @@
-/* weights.h: packing a weight matrix strip by strip, so that AdamW can do it in passing. */
+/* weights.h: packing a weight matrix strip by strip, so that an optimizer can do it in passing. */
 #ifndef CPU_WEIGHTS_H
 #define CPU_WEIGHTS_H
 

@@ -148,7 +148,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                            .out = op->dwte,
                            .a = logits,
                            .b = x_chunk};
-        cuda_product(ctx, &dweight);
+        if (op->dwte) cuda_product(ctx, &dweight);
     }
 }
 

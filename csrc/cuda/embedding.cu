@@ -159,23 +159,29 @@ template <int W> static __global__ void position_backward_kernel(embedding_backw
 
 template <int W> static void backward(gpt_ctx *ctx, const embedding_backward &a, sorting s) {
     dim3 grid((unsigned)a.V, (unsigned)div_up(a.C, WARP * W));
-    launch(ctx, embedding_backward_kernel<W>, grid, THREADS, sizeof(float) * THREADS * W, a, s);
+    if (a.dwte)
+        launch(ctx, embedding_backward_kernel<W>, grid, THREADS, sizeof(float) * THREADS * W, a, s);
     if (a.dwpe)
         launch(ctx, position_backward_kernel<W>,
                dim3((unsigned)div_up((int64_t)a.T * a.C, THREADS * W)), THREADS, 0, a);
 }
 
-CUDA_OP(embedding_backward) {
-    sorting s;
+/* Fills s for the rows of op. */
+static void sort_rows(gpt_ctx *ctx, sorting *s, const embedding_backward *op) {
     int N = op->N, V = op->V, n_chunks = (int)div_up(N, CHUNK);
-    lay_out(&s, (char *)ctx->workspace, N, V);
-    cuda_zero(ctx, s.counts, sizeof(int32_t) * (size_t)n_chunks * (size_t)V);
-    launch(ctx, count_tokens_kernel, dim3((unsigned)n_chunks), CHUNK, sizeof(int32_t) * CHUNK, s,
+    lay_out(s, (char *)ctx->workspace, N, V);
+    cuda_zero(ctx, s->counts, sizeof(int32_t) * (size_t)n_chunks * (size_t)V);
+    launch(ctx, count_tokens_kernel, dim3((unsigned)n_chunks), CHUNK, sizeof(int32_t) * CHUNK, *s,
            op->tokens, N, V);
-    launch(ctx, sum_chunks_kernel, dim3((unsigned)div_up(V, THREADS)), THREADS, 0, s, n_chunks, V);
-    launch(ctx, scan_tokens_kernel, dim3(1), SCAN_THREADS, sizeof(int32_t) * SCAN_THREADS, s, V);
-    launch(ctx, order_rows_kernel, dim3((unsigned)div_up(N, THREADS)), THREADS, 0, s, op->tokens, N,
-           V);
+    launch(ctx, sum_chunks_kernel, dim3((unsigned)div_up(V, THREADS)), THREADS, 0, *s, n_chunks, V);
+    launch(ctx, scan_tokens_kernel, dim3(1), SCAN_THREADS, sizeof(int32_t) * SCAN_THREADS, *s, V);
+    launch(ctx, order_rows_kernel, dim3((unsigned)div_up(N, THREADS)), THREADS, 0, *s, op->tokens,
+           N, V);
+}
+
+CUDA_OP(embedding_backward) {
+    sorting s = {};
+    if (op->dwte) sort_rows(ctx, &s, op);
     if (op->C % PACK == 0)
         backward<PACK>(ctx, *op, s);
     else

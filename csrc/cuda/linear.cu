@@ -226,7 +226,7 @@ CUDA_OP(linear_backward) {
                        .out = op->dw,
                        .a = op->dout,
                        .b = op->in};
-    cuda_product(ctx, &dweight);
+    if (op->dw) cuda_product(ctx, &dweight);
 
     if (op->db && OC % PACK == 0)
         bias_backward<PACK>(ctx, op->db, m.partial, (const elem *)op->dout, N, OC);

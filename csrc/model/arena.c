@@ -25,6 +25,10 @@ static size_t align_up(size_t bytes) {
     return (bytes + 63) / 64 * 64;
 }
 
+static size_t state_bytes(const params_layout *layout, int kind) {
+    return align_up((size_t)layout->n_states[kind] * sizeof(float));
+}
+
 arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
                          const gpt_ctx *ctx, params_layout *layout) {
     arena_plan p = {0};
@@ -34,13 +38,14 @@ arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_op
     gpt_shape extent = model_shape(c, o, n_stored);
     p.params = align_up((size_t)n_stored * sizeof(float));
     p.packed = params_plan_packed(ops, o->training, NULL, layout);
-    p.grads = o->training ? p.params : 0;
-    p.moments = o->training ? 2 * p.params : 0;
+    p.grads = align_up((size_t)layout->n_grads * sizeof(float));
+    for (int kind = 0; kind < N_OPTIMIZERS; kind++)
+        p.states += (size_t)optimizer_states(kind) * state_bytes(layout, kind);
     p.rope = align_up((size_t)(rope_table_size(c) * rope_table_count(c)) * sizeof(float));
     p.state = align_up(sizeof(step_state));
     p.acts = acts_plan(c, ops, &shape, NULL, &none);
     p.workspace = extent.N ? align_up(ops->workspace_bytes(ctx, &extent)) : 0;
-    p.total = p.params + p.packed + p.grads + p.moments + p.rope + p.state + p.acts + p.workspace;
+    p.total = p.params + p.packed + p.grads + p.states + p.rope + p.state + p.acts + p.workspace;
     return p;
 }
 
@@ -59,11 +64,10 @@ void arena_lay_out(gpt_model *m, const arena_plan *p) {
     char *at = m->arena;
     m->params = (float *)at, at += p->params;
     params_plan_packed(m->ops, m->options.training, at, &m->layout), at += p->packed;
-    if (m->options.training) {
-        m->grads = (float *)at, at += p->grads;
-        m->moment1 = (float *)at, at += p->moments / 2;
-        m->moment2 = (float *)at, at += p->moments / 2;
-    }
+    m->grads = p->grads ? (float *)at : NULL, at += p->grads;
+    for (int kind = 0; kind < N_OPTIMIZERS; kind++)
+        for (int k = 0; k < optimizer_states(kind) && m->layout.n_states[kind]; k++)
+            m->optimizer_state[kind][k] = (float *)at, at += state_bytes(&m->layout, kind);
     m->rope_tables = p->rope ? (float *)at : NULL, at += p->rope;
     for (int l = 0; l < m->config.n_layer; l++) {
         int i = rope_index(&m->config, l);
@@ -73,6 +77,6 @@ void arena_lay_out(gpt_model *m, const arena_plan *p) {
     acts_shape shape = model_acts_shape(&m->options);
     acts_plan(&m->config, m->ops, &shape, at, &m->acts), at += p->acts;
     m->workspace = at;
-    params_view_set(&m->config, &m->layout, m->params, true, &m->w);
-    if (m->options.training) params_view_set(&m->config, &m->layout, m->grads, false, &m->dw);
+    params_view_set(&m->config, &m->layout, m->params, &m->w);
+    if (m->grads) grads_view_set(&m->config, &m->layout, m->grads, &m->dw);
 }

@@ -104,8 +104,8 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
 static void zero_added_gradients(gpt_model *m) {
     for (int i = 0; i < m->layout.n_slots; i++) {
         const gpt_segment *s = &m->layout.segments[i];
-        if (!s->product)
-            m->ops->zero(m->ctx, m->grads + s->offset, sizeof(float) * (size_t)s->size);
+        if (!s->product && s->grad >= 0)
+            m->ops->zero(m->ctx, m->grads + s->grad, sizeof(float) * (size_t)s->size);
     }
 }
 

@@ -78,12 +78,21 @@ typedef struct param_slot {
     bool init_ones;
 } param_slot;
 
+/* Optimizers, and the most state slots of one. */
+enum { N_OPTIMIZERS = GPT_OPTIMIZER_SGD + 1, MAX_STATES = 2 };
+
+static inline int optimizer_states(int kind) {
+    return kind == GPT_OPTIMIZER_ADAMW ? 2 : kind == GPT_OPTIMIZER_SGD ? 1 : 0;
+}
+
 typedef struct params_layout {
     param_slot *slots;
     gpt_segment *segments;
     int n_slots;
     int64_t n_stored; /* numbers in the buffer, padding included */
     int64_t n_params; /* learned numbers */
+    int64_t n_grads;  /* numbers in the gradients: of parameters that are not frozen */
+    int64_t n_states[N_OPTIMIZERS]; /* numbers in each state buffer of an optimizer */
 } params_layout;
 
 enum { EMBEDDING = 0 }; /* wte is the first tensor */
@@ -93,16 +102,18 @@ int params_count(const gpt_config *c);
 bool params_slot(const gpt_config *c, int i, param_slot *out);
 /* Without training, a matrix that has a form for products is kept in the buffer only where something
  * else reads it too, or where the backend cannot make that form of the host's memory. */
-int params_layout_create(const gpt_config *c, const gpt_ops *ops, bool training,
+int params_layout_create(const gpt_config *c, const gpt_ops *ops, const gpt_options *o,
                          params_layout *out);
 void params_layout_free(params_layout *layout);
 /* Gives the matrices of products their places for the packed form, from base on (NULL: only
  * counts). Returns the bytes: 0 where products read the parameters themselves. */
 size_t params_plan_packed(const gpt_ops *ops, bool training, char *base, params_layout *layout);
-/* Points view (whose layers have room for n_layer) into a buffer laid out so; products to the
- * packed form where `packed`, else they read the buffer too. */
-void params_view_set(const gpt_config *c, const params_layout *layout, float *buffer, bool packed,
+/* Points view (whose layers have room for n_layer) into the parameters, products to the packed form;
+ * or into the gradients, where a frozen parameter is NULL. */
+void params_view_set(const gpt_config *c, const params_layout *layout, float *params,
                      params_view *view);
+void grads_view_set(const gpt_config *c, const params_layout *layout, float *grads,
+                    params_view *view);
 /* Values of one tensor, as stored. A function of (seed, tensor, element). */
 void params_init(const param_slot *slot, int i, uint64_t seed, float *out);
 
@@ -169,6 +180,7 @@ typedef struct step_report {
 
 typedef struct step_state {
     gpt_adamw_step adamw;
+    gpt_sgd sgd;
     uint64_t dropout_key;
     step_report report;
 } step_state;
@@ -185,9 +197,11 @@ struct gpt_model {
 
     void *arena; /* one allocation: everything below */
     size_t arena_bytes;
-    float *params, *grads, *moment1, *moment2; /* (n_stored) each */
-    step_state *state;                         /* (1) */
-    float *rope_tables;                        /* one for each rope_theta, or NULL */
+    float *params, *grads; /* (n_stored), (n_grads) */
+    float
+        *optimizer_state[N_OPTIMIZERS][MAX_STATES]; /* (n_states of the optimizer) each, or NULL */
+    step_state *state;                              /* (1) */
+    float *rope_tables;                             /* one for each rope_theta, or NULL */
     void *workspace;
     acts acts;
     params_view w, dw;  /* w.wte: where the embedding is, which may be the caller's memory */
@@ -222,7 +236,7 @@ typedef struct batch {
 
 /* Sizes of the parts of the arena, in their order. */
 typedef struct arena_plan {
-    size_t params, packed, grads, moments, rope, state, acts, workspace, total;
+    size_t params, packed, grads, states, rope, state, acts, workspace, total;
 } arena_plan;
 
 arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
@@ -254,7 +268,8 @@ void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, co
                   int n, float *logits);
 void session_fork(gpt_session *s, int from, int to, int length);
 
-void model_update(gpt_model *m, const gpt_adamw *adamw);
+/* By the settings of each optimizer, NULL where it has no parameters. */
+void model_update(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd);
 
 /* Layers with one rope_theta share a table. Of layer l: which it is, -1 for none. */
 int rope_index(const gpt_config *c, int l);

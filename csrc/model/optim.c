@@ -17,26 +17,41 @@ static float correction(float beta, int64_t step) {
     return (float)(1 - pow((double)beta, (double)step));
 }
 
-void model_update(gpt_model *m, const gpt_adamw *adamw) {
+static void upload_settings(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd) {
+    if (adamw) {
+        gpt_adamw_step step = {*adamw, correction(adamw->beta1, m->step + 1),
+                               correction(adamw->beta2, m->step + 1)};
+        m->ops->upload(m->ctx, &m->state->adamw, &step, sizeof step);
+    }
+    if (sgd) m->ops->upload(m->ctx, &m->state->sgd, sgd, sizeof *sgd);
+}
+
+void model_update(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd) {
     const gpt_ops *ops = m->ops;
-    const gpt_adamw_step step = {*adamw, correction(adamw->beta1, m->step + 1),
-                                 correction(adamw->beta2, m->step + 1)};
     const int64_t key[] = {(int64_t)(intptr_t)m->arena};
     grad_norm norm = {
-        .norm = &m->state->report.grad_norm, .grads = m->grads, .n = m->layout.n_stored};
-    adamw_update op = {.w = m->params,
-                       .m = m->moment1,
-                       .v = m->moment2,
-                       .grads = m->grads,
-                       .norm = norm.norm,
-                       .step = &m->state->adamw,
-                       .segments = m->layout.segments,
-                       .n_segments = m->layout.n_slots};
+        .norm = &m->state->report.grad_norm, .grads = m->grads, .n = m->layout.n_grads};
+    adamw_update by_adamw = {.w = m->params,
+                             .m = m->optimizer_state[GPT_OPTIMIZER_ADAMW][0],
+                             .v = m->optimizer_state[GPT_OPTIMIZER_ADAMW][1],
+                             .grads = m->grads,
+                             .norm = norm.norm,
+                             .step = &m->state->adamw,
+                             .segments = m->layout.segments,
+                             .n_segments = m->layout.n_slots};
+    sgd_update by_sgd = {.w = m->params,
+                         .momentum = m->optimizer_state[GPT_OPTIMIZER_SGD][0],
+                         .grads = m->grads,
+                         .norm = norm.norm,
+                         .step = &m->state->sgd,
+                         .segments = m->layout.segments,
+                         .n_segments = m->layout.n_slots};
     model_pack(m); /* so that a step that is refused leaves both forms alike */
-    ops->upload(m->ctx, &m->state->adamw, &step, sizeof step);
+    upload_settings(m, adamw, sgd);
     if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {
         ops->grad_norm(m->ctx, &norm);
-        ops->adamw_update(m->ctx, &op);
+        if (adamw) ops->adamw_update(m->ctx, &by_adamw);
+        if (sgd) ops->sgd_update(m->ctx, &by_sgd);
     } while (ops->replay_begin && !ops->replay_end(m->ctx));
 }

@@ -161,45 +161,98 @@ int params_count(const gpt_config *c) {
     return n;
 }
 
+static int64_t aligned(int64_t n) {
+    return (n + ALIGN - 1) / ALIGN * ALIGN;
+}
+
 /* Whether a product reads it: every matrix but the positions, and wte where the head is another. */
 static bool is_product(const gpt_config *c, const struct row *row) {
     if (row->cols == ONE || row->rows == BLOCK) return false;
     return row->place != FIRST || c->tied;
 }
 
-int params_layout_create(const gpt_config *c, const gpt_ops *ops, bool training,
+/* Whether all of a name matches: * any text, ? any character. */
+static bool matches(const char *pattern, const char *name) {
+    if (*pattern == '*') return matches(pattern + 1, name) || (*name && matches(pattern, name + 1));
+    if (!*name) return !*pattern;
+    return (*pattern == '?' || *pattern == *name) && matches(pattern + 1, name + 1);
+}
+
+/* What the first group that matches says of a tensor, and where its gradient and state are. */
+static void train_segment(const gpt_options *o, const char *name, gpt_segment *s,
+                          params_layout *out) {
+    gpt_group group = {0};
+    for (int g = 0; g < o->n_groups; g++) {
+        if (!matches(o->groups[g].pattern, name)) continue;
+        group = o->groups[g];
+        break;
+    }
+    s->grad = -1;
+    if (group.frozen) return;
+    s->optimizer = group.optimizer ? group.optimizer : o->optimizer;
+    if (s->optimizer == GPT_OPTIMIZER_DEFAULT) s->optimizer = GPT_OPTIMIZER_ADAMW;
+    s->lr_scale = group.lr_scale > 0 ? group.lr_scale : 1;
+    if (group.decay != GPT_DECAY_DEFAULT) s->decay = group.decay == GPT_DECAY_ON;
+    s->grad = out->n_grads;
+    s->state = out->n_states[s->optimizer];
+    out->n_grads += aligned(s->size);
+    out->n_states[s->optimizer] += aligned(s->size);
+}
+
+/* A group without parameters is a mistake in its pattern. */
+static int check_groups(const gpt_options *o, const params_layout *layout) {
+    for (int g = 0; g < o->n_groups; g++) {
+        int i = 0;
+        while (i < layout->n_slots && !matches(o->groups[g].pattern, layout->slots[i].info.name))
+            i++;
+        if (i == layout->n_slots)
+            return fail(GPT_ERR_ARGUMENT, "the pattern '%s' of group %d matches no parameter",
+                        o->groups[g].pattern, g);
+    }
+    if (layout->n_grads == 0)
+        return fail(GPT_ERR_ARGUMENT, "all parameters are frozen: there is nothing to train");
+    return GPT_OK;
+}
+
+static void lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_options *o, int i,
+                         params_layout *out) {
+    param_slot *slot = &out->slots[i];
+    gpt_segment *s = &out->segments[i];
+    int layer, n;
+    const struct row *row = row_at(c, i, &layer, &n);
+    params_slot(c, i, slot);
+    slot->offset = out->n_stored;
+    int cols = slot->info.n_dim == 2 ? (int)slot->info.shape[1] : 1;
+    *s = (gpt_segment){.offset = slot->offset,
+                       .size = slot->stored,
+                       .grad = -1,
+                       .decay = slot->info.decay,
+                       .product = is_product(c, row),
+                       .rows = (int)(slot->stored / cols),
+                       .cols = cols,
+                       .parts = 1};
+    /* The gates and ups of SwiGLU are read in pairs. */
+    if (row->rows == FC && row->cols != ONE && c->activation == GPT_ACT_SWIGLU) s->parts = 2;
+    bool packed = s->product && ops->weights_bytes(s->rows, s->cols, s->parts, o->training);
+    slot->kept = o->training || !packed || row->place == FIRST || !ops->packs_host_memory;
+    out->n_params += slot->info.size;
+    if (slot->kept) out->n_stored += aligned(slot->stored);
+    if (o->training) train_segment(o, slot->info.name, s, out);
+}
+
+int params_layout_create(const gpt_config *c, const gpt_ops *ops, const gpt_options *o,
                          params_layout *out) {
     memset(out, 0, sizeof *out);
     out->n_slots = params_count(c);
     out->slots = calloc((size_t)out->n_slots, sizeof *out->slots);
     out->segments = calloc((size_t)out->n_slots, sizeof *out->segments);
-    if (!out->slots || !out->segments) {
-        params_layout_free(out);
-        return fail(GPT_ERR_MEMORY, "no memory for the parameter table");
-    }
-    for (int i = 0; i < out->n_slots; i++) {
-        param_slot *slot = &out->slots[i];
-        params_slot(c, i, slot);
-        slot->offset = out->n_stored;
-        int layer, n;
-        const struct row *row = row_at(c, i, &layer, &n);
-        int cols = slot->info.n_dim == 2 ? (int)slot->info.shape[1] : 1;
-        gpt_segment *s = &out->segments[i];
-        *s = (gpt_segment){.offset = slot->offset,
-                           .size = slot->stored,
-                           .decay = slot->info.decay,
-                           .product = is_product(c, row),
-                           .rows = (int)(slot->stored / cols),
-                           .cols = cols,
-                           .parts = 1};
-        /* The gates and ups of SwiGLU are read in pairs. */
-        if (row->rows == FC && row->cols != ONE && c->activation == GPT_ACT_SWIGLU) s->parts = 2;
-        bool packed = s->product && ops->weights_bytes(s->rows, s->cols, s->parts, training);
-        slot->kept = training || !packed || row->place == FIRST || !ops->packs_host_memory;
-        out->n_params += slot->info.size;
-        if (slot->kept) out->n_stored += (slot->stored + ALIGN - 1) / ALIGN * ALIGN;
-    }
-    return GPT_OK;
+    int status = GPT_OK;
+    if (!out->slots || !out->segments)
+        status = fail(GPT_ERR_MEMORY, "no memory for the parameter table");
+    for (int i = 0; status == GPT_OK && i < out->n_slots; i++) lay_out_slot(c, ops, o, i, out);
+    if (status == GPT_OK && o->training) status = check_groups(o, out);
+    if (status != GPT_OK) params_layout_free(out);
+    return status;
 }
 
 void params_layout_free(params_layout *layout) {
@@ -220,22 +273,45 @@ size_t params_plan_packed(const gpt_ops *ops, bool training, char *base, params_
     return used;
 }
 
-void params_view_set(const gpt_config *c, const params_layout *layout, float *buffer, bool packed,
-                     params_view *view) {
+/* The place of a tensor for the embedding and norms, and for products. */
+typedef struct tensor_places {
+    void *own, *products;
+} tensor_places;
+
+static void set_field(const gpt_config *c, const params_layout *layout, int i, tensor_places at,
+                      params_view *view) {
+    int layer, n;
+    const struct row *row = row_at(c, i, &layer, &n);
+    char *base = layer >= 0 ? (char *)&view->layers[layer] : (char *)view;
+    bool is_wte = row->field == MODEL_FIELD(wte) && row->place == FIRST;
+    void *place = is_wte || !layout->segments[i].product ? at.own : at.products;
+    memcpy(base + row->field, &place, sizeof place);
+    if (is_wte) view->head = at.products; /* lm_head, which comes later, where there is one */
+}
+
+static void clear_view(const gpt_config *c, params_view *view) {
     layer_view *layers = view->layers;
     memset(view, 0, sizeof *view);
     memset(layers, 0, sizeof *layers * (size_t)c->n_layer);
     view->layers = layers;
+}
+
+void params_view_set(const gpt_config *c, const params_layout *layout, float *params,
+                     params_view *view) {
+    clear_view(c, view);
     for (int i = 0; i < layout->n_slots; i++) {
-        int layer, n;
-        const struct row *row = row_at(c, i, &layer, &n);
-        char *base = layer >= 0 ? (char *)&layers[layer] : (char *)view;
-        void *p = buffer + layout->slots[i].offset, *products = layout->segments[i].packed;
-        if (!packed || !products) products = p;
-        bool is_wte = row->field == MODEL_FIELD(wte) && row->place == FIRST;
-        memcpy(base + row->field, is_wte || !layout->segments[i].product ? &p : &products,
-               sizeof p);
-        if (is_wte) view->head = products; /* lm_head, which comes later, where there is one */
+        void *own = params + layout->slots[i].offset, *packed = layout->segments[i].packed;
+        set_field(c, layout, i, (tensor_places){own, packed ? packed : own}, view);
+    }
+}
+
+void grads_view_set(const gpt_config *c, const params_layout *layout, float *grads,
+                    params_view *view) {
+    clear_view(c, view);
+    for (int i = 0; i < layout->n_slots; i++) {
+        const gpt_segment *s = &layout->segments[i];
+        void *grad = s->grad < 0 ? NULL : grads + s->grad;
+        set_field(c, layout, i, (tensor_places){grad, grad}, view);
     }
 }
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from gptc.errors import UsageError
 from gptc.files.sizes import parse_size
@@ -165,7 +165,8 @@ def declared(cls: type) -> dict[str, Declared]:
 
 def _declared(f: Field[Any], hint: Any) -> Declared:
     arms = get_args(hint) if NoneType in get_args(hint) else (hint,)
-    kind = next(getattr(arm, "__origin__", arm) for arm in arms if arm is not NoneType)
+    kind = next(get_origin(arm) or arm for arm in arms if arm is not NoneType)
+    kind = str if kind is Literal else kind
     facts = dict(f.metadata["option"])
     facts["flag"] = facts["flag"] or spelled(f.name)
     default = None if f.default is MISSING else f.default

@@ -161,9 +161,16 @@ static inline gpt_model *new_model(const gpt_config *config, int training, int m
     return model;
 }
 
+/* An update of a model that has AdamW alone. */
+static inline int update_adamw(gpt_model *model, const gpt_adamw *adamw, float *loss, float *norm) {
+    gpt_optimizer optimizer = {.kind = GPT_OPTIMIZER_ADAMW};
+    if (adamw) optimizer.adamw = *adamw;
+    return gpt_model_update(model, adamw ? &optimizer : NULL, 1, loss, norm);
+}
+
 enum { MAX_PARAMS = 64 };
 
-/* Numbers of every parameter of a model: values, gradients or moments. */
+/* Numbers of every parameter of a model: values, gradients or a state slot. */
 typedef struct param_set {
     int n;
     gpt_param info[MAX_PARAMS];

@@ -56,13 +56,24 @@ static void test_norm_not_finite(void) {
     }
 }
 
+/* One whose gradient and moments have its place, too. */
+static gpt_segment adamw_segment(int64_t offset, int64_t size) {
+    return (gpt_segment){.offset = offset,
+                         .size = size,
+                         .grad = offset,
+                         .state = offset,
+                         .optimizer = GPT_OPTIMIZER_ADAMW,
+                         .lr_scale = 1};
+}
+
 /* Matrices and vectors by turns, with gaps that belong to no segment, as padding does. */
 static int make_segments(gpt_segment *segments, int64_t n) {
     int count = 0;
     for (int64_t at = 0; at < n;) {
         int64_t size = 1 + random_below(n > 100 ? 700 : 3);
         if (size > n - at) size = n - at;
-        segments[count] = (gpt_segment){.offset = at, .size = size, .decay = count % 2 == 0};
+        segments[count] = adamw_segment(at, size);
+        segments[count].decay = count % 2 == 0;
         at += size + (count % 3 == 2 ? 5 : 0);
         if (++count == 64) break;
     }
@@ -189,7 +200,8 @@ static void test_not_finite(void) {
         for (int clip = 0; clip < 2; clip++) {
             test_case("norm=%g clip=%d", norms[k], clip);
             gpt_adamw adamw = {1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, (float)clip};
-            gpt_segment segment = {.size = n, .decay = 1};
+            gpt_segment segment = adamw_segment(0, n);
+            segment.decay = 1;
             double *w = random_f32(n, 1.0), *m = random_f32(n, 1.0), *v = host_copy(w, n);
             for (int i = 0; i < n; i++) v[i] = fabs(v[i]);
             double *grads = random_f32(n, 1.0);
@@ -220,7 +232,8 @@ static void test_zero_gradients(void) {
     enum { n = 70 };
     test_case("n=%d", n);
     gpt_adamw adamw = {1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, 1.0f};
-    gpt_segment segments[] = {{.size = 33}, {.offset = 33, .size = n - 33, .decay = 1}};
+    gpt_segment segments[] = {adamw_segment(0, 33), adamw_segment(33, n - 33)};
+    segments[1].decay = 1;
     double *w = random_f32(n, 1.0), *zeros = host_zeros(n), *want = host_copy(w, n);
     for (int i = 33; i < n; i++) want[i] *= 1.0 - (double)adamw.lr * adamw.weight_decay;
     gpt_shape shape = shape_of(n);
@@ -253,7 +266,8 @@ static void check_packing(int rows, int cols, int parts) {
         size_t bytes = test.ops->weights_bytes(rows, cols, parts, 1);
         if (bytes == 0) continue;
         void *device_w = device_f32(w, n);
-        gpt_segment segment = {.size = n, .rows = rows, .cols = cols, .parts = parts};
+        gpt_segment segment = adamw_segment(0, n);
+        segment.rows = rows, segment.cols = cols, segment.parts = parts;
         gpt_segment again = segment;
         segment.packed = test_device_alloc(bytes, 0);
         again.packed = test_device_alloc(bytes, 0);

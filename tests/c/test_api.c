@@ -388,7 +388,7 @@ static fixture new_fixture(const char *what) {
     float loss, *logits = host_floats((int64_t)N_SEQ * f.c->vocab_size);
     for (int i = 0; i < 2; i++) {
         EXPECT_OK(gpt_model_backward(f.model, f.tokens, f.targets, B, T, 1.0f, &loss));
-        EXPECT_OK(gpt_model_update(f.model, &adamw, NULL, &f.grad_norm));
+        EXPECT_OK(update_adamw(f.model, &adamw, NULL, &f.grad_norm));
     }
     EXPECT_OK(gpt_model_backward(f.model, f.tokens, f.targets, B, T, 1.0f, &loss));
     EXPECT_OK(gpt_session_create(f.model, N_SEQ, N_CTX, &f.session));
@@ -421,7 +421,7 @@ static void free_fixture(fixture *f) {
     static const int32_t seqs[] = {2, 2};
     EXPECT_OK(gpt_session_decode(f->session, f->tokens + 3, seqs, NULL, 2, logits));
     EXPECT_CLOSE("logits after refusals", doubles_of(logits, V), f->logits + 4 * V, 1, V, 2e-5);
-    EXPECT_OK(gpt_model_update(f->model, &adamw, NULL, &norm));
+    EXPECT_OK(update_adamw(f->model, &adamw, NULL, &norm));
     EXPECT(isfinite(norm) && norm > 0.0f);
     EXPECT(gpt_model_step(f->model) == 3);
     EXPECT_OK(gpt_model_backward(f->model, f->tokens, f->targets, B, T, 1.0f, &loss));
@@ -497,7 +497,7 @@ static void test_read_write(void) {
         for (int k = 0; k < TEST_COUNT(wrong); k++) {
             const char *name = f.params[0].info[i].name;
             EXPECT_REFUSED(gpt_model_read(f.model, i, GPT_TENSOR_VALUE, x, wrong[k]), name);
-            EXPECT_REFUSED(gpt_model_write(f.model, i, GPT_TENSOR_MOMENT1, x, wrong[k]), name);
+            EXPECT_REFUSED(gpt_model_write(f.model, i, GPT_TENSOR_STATE0, x, wrong[k]), name);
         }
         EXPECT_REFUSED(gpt_model_read(f.model, i, 4, x, size), "tensor");
         EXPECT_REFUSED(gpt_model_write(f.model, i, -1, x, size), "tensor");
@@ -539,7 +539,7 @@ static void test_null_model(void) {
     EXPECT_REFUSED(gpt_model_loss(NULL, tokens, tokens, 1, 1, x, NULL), "NULL");
     EXPECT_REFUSED(gpt_model_backward(NULL, tokens, tokens, 1, 1, 1.0f, x), "NULL");
     EXPECT_REFUSED(gpt_model_zero_grads(NULL), "NULL");
-    EXPECT_REFUSED(gpt_model_update(NULL, &adamw, x, x), "NULL");
+    EXPECT_REFUSED(update_adamw(NULL, &adamw, x, x), "NULL");
     EXPECT_REFUSED(gpt_model_set_step(NULL, 1), "NULL");
     EXPECT_REFUSED(gpt_session_create(NULL, 1, 1, &session), "NULL");
     EXPECT_REFUSED(gpt_session_bytes(NULL, 1, 1, &bytes), "NULL");
@@ -571,10 +571,10 @@ static void test_adamw_fields(void) {
     };
     for (int i = 0; i < TEST_COUNT(bad); i++) {
         float norm = 77.0f;
-        EXPECT_REFUSED(gpt_model_update(f.model, &bad[i].adamw, NULL, &norm), bad[i].field);
+        EXPECT_REFUSED(update_adamw(f.model, &bad[i].adamw, NULL, &norm), bad[i].field);
         EXPECT(norm == 77.0f);
     }
-    EXPECT_REFUSED(gpt_model_update(f.model, NULL, NULL, NULL), "NULL");
+    EXPECT_REFUSED(update_adamw(f.model, NULL, NULL, NULL), "NULL");
     EXPECT_REFUSED(gpt_model_set_step(f.model, -1), "step");
     free_fixture(&f);
 }
@@ -582,8 +582,8 @@ static void test_adamw_fields(void) {
 static void test_update_without_backward(void) {
     fixture f = new_fixture("update without backward");
     float norm;
-    EXPECT_OK(gpt_model_update(f.model, &adamw, NULL, &norm));
-    EXPECT_REFUSED(gpt_model_update(f.model, &adamw, NULL, &norm), "backward");
+    EXPECT_OK(update_adamw(f.model, &adamw, NULL, &norm));
+    EXPECT_REFUSED(update_adamw(f.model, &adamw, NULL, &norm), "backward");
     EXPECT(gpt_model_step(f.model) == 3);
     gpt_session_free(f.session);
     gpt_model_free(f.model);
@@ -601,7 +601,7 @@ static void test_update_not_finite(void) {
         grads->x[last][3] = spoilers[k];
         EXPECT_OK(gpt_model_write(f.model, last, GPT_TENSOR_GRAD, grads->x[last],
                                   grads->info[last].size));
-        EXPECT_FAILURE(gpt_model_update(f.model, &adamw, NULL, &norm), GPT_ERR_NUMERIC, "norm");
+        EXPECT_FAILURE(update_adamw(f.model, &adamw, NULL, &norm), GPT_ERR_NUMERIC, "norm");
         EXPECT(!isfinite(norm));
         EXPECT(gpt_model_step(f.model) == 2);
         for (int i = 0; i < 4; i++) {
@@ -611,7 +611,7 @@ static void test_update_not_finite(void) {
         }
         EXPECT_OK(gpt_model_zero_grads(f.model));
         EXPECT_OK(gpt_model_backward(f.model, f.tokens, f.targets, B, T, 1.0f, &loss));
-        EXPECT_OK(gpt_model_update(f.model, &adamw, NULL, &norm));
+        EXPECT_OK(update_adamw(f.model, &adamw, NULL, &norm));
         EXPECT(isfinite(norm) && gpt_model_step(f.model) == 3);
         gpt_session_free(f.session);
         gpt_model_free(f.model);
@@ -633,7 +633,7 @@ static void test_without_training(void) {
     EXPECT_OK(gpt_config_param(c, 0, &p));
     EXPECT_REFUSED(gpt_model_backward(model, tokens, tokens, 1, 3, 1.0f, &loss), "training");
     EXPECT_REFUSED(gpt_model_zero_grads(model), "training");
-    EXPECT_REFUSED(gpt_model_update(model, &adamw, NULL, x), "training");
+    EXPECT_REFUSED(update_adamw(model, &adamw, NULL, x), "training");
     for (int tensor = 1; tensor < 4; tensor++) {
         float *values = host_floats(p.size);
         EXPECT_REFUSED(gpt_model_read(model, 0, tensor, values, p.size), "training");

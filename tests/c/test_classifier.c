@@ -133,6 +133,21 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
         for (int64_t i = 0; i < used; i++) got[i] += dwte[i];
         EXPECT_CLOSE("dwte =", got, want_dwte, s.V, s.C, test_tol(2e-5));
         EXPECT_NEAR("total =", read_f32(total, 1)[0], sum, test_tol(1e-5) * size);
+
+        void *alone = device_act(NULL, x_size); /* dwte not wanted */
+        test.ops->classifier_backward(
+            test.ctx, &(classifier_backward){.losses = losses,
+                                             .total = total,
+                                             .dx = alone,
+                                             .x = device_act(x, x_size),
+                                             .wte = device_weight(wte, s.Vp, s.C, 1),
+                                             .targets = device_i32(targets, s.N),
+                                             .scale = (float)scale,
+                                             .N = s.N,
+                                             .C = s.C,
+                                             .V = s.V,
+                                             .Vp = s.Vp});
+        EXPECT_SAME("dx alone", read_act(alone, x_size), got_dx, x_size);
     }
 }
 

@@ -92,7 +92,18 @@ static void check_backward(sizes s, int use_wpe) {
         EXPECT_CLOSE("dwte", got, want_dwte, Vp, s.C, test_tol(3e-6));
         EXPECT_SAME("dwte, padding rows", got + (int64_t)s.V * s.C, dwte + (int64_t)s.V * s.C,
                     wte_size - (int64_t)s.V * s.C);
+        void *alone = use_wpe ? device_f32(dwpe, wpe_size) : NULL; /* dwte not wanted */
+        test.ops->embedding_backward(
+            test.ctx, &(embedding_backward){.dwpe = alone,
+                                            .dout = device_act(dout, (int64_t)N * s.C),
+                                            .tokens = device_i32(tokens, N),
+                                            .N = N,
+                                            .T = s.T,
+                                            .C = s.C,
+                                            .V = s.V});
         if (!use_wpe) continue;
+        EXPECT_SAME("dwpe alone", read_f32(alone, wpe_size), read_f32(device_dwpe, wpe_size),
+                    wpe_size);
         got = read_f32(device_dwpe, wpe_size);
         EXPECT_CLOSE("dwpe", got, want_dwpe, block_size, s.C, test_tol(3e-6));
         EXPECT_SAME("dwpe past T", got + (int64_t)s.T * s.C, dwpe + (int64_t)s.T * s.C,

@@ -248,6 +248,25 @@ static void check_backward(sizes s, int activation, int use_db) {
         double *got = read_f32(again, w_size);
         for (int64_t i = 0; i < w_size; i++) got[i] += dw[i];
         EXPECT_CLOSE("dw =", got, want_dw, s.OC, s.IC, test_tol(1e-5));
+        /* dw or both not wanted: din and db as they were */
+        for (int use = 0; use < 2; use++) {
+            void *alone = device_act(NULL, din_size), *sums = db ? device_f32(db, s.OC) : NULL;
+            test.ops->linear_backward(
+                test.ctx, &(linear_backward){.din = alone,
+                                             .db = use ? sums : NULL,
+                                             .dout = device_act(dout, out_size),
+                                             .in = device_act(in, in_size),
+                                             .w = device_weight(w, s.OC, s.IC, 1),
+                                             .pre = has_pre ? device_act(pre, din_size) : NULL,
+                                             .activation = activation,
+                                             .add = 1,
+                                             .N = s.N,
+                                             .IC = s.IC,
+                                             .OC = s.OC});
+            EXPECT_SAME("din alone", read_act(alone, din_size), read_act(din, din_size), din_size);
+            if (use && db)
+                EXPECT_SAME("db alone", read_f32(sums, s.OC), read_f32(device_db, s.OC), s.OC);
+        }
     }
 }
 

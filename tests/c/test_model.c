@@ -333,7 +333,7 @@ static void test_update(void) {
                 square += test_dot(g, g, grads.info[i].size);
             }
             EXPECT(gpt_model_step(model) == 0);
-            EXPECT_OK(gpt_model_update(model, &adamw, NULL, &grad_norm));
+            EXPECT_OK(update_adamw(model, &adamw, NULL, &grad_norm));
             EXPECT(gpt_model_step(model) == 1);
             EXPECT_NEAR("grad_norm", grad_norm, sqrt(square), 1e-5 * sqrt(square));
             param_set after = read_params(model, c, GPT_TENSOR_VALUE);
@@ -371,7 +371,7 @@ static void test_step_loss(void) {
                 EXPECT_OK(gpt_model_backward(model, tokens, targets, B, T, scale,
                                              step == micro ? &loss : NULL));
             }
-            EXPECT_OK(gpt_model_update(model, &adamw, &total, NULL));
+            EXPECT_OK(update_adamw(model, &adamw, &total, NULL));
             EXPECT_NEAR("loss of the step", total, want, 1e-5 * want);
             if (step == 0) continue;
             /* The next step starts after gradients that were thrown away. */
@@ -397,7 +397,7 @@ static void test_zero_rate(void) {
         still.lr = 0.0f;
         float loss;
         EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, &loss));
-        EXPECT_OK(gpt_model_update(model, &still, NULL, NULL));
+        EXPECT_OK(update_adamw(model, &still, NULL, NULL));
         param_set after = read_params(model, c, GPT_TENSOR_VALUE);
         EXPECT(same_params(&before, &after));
         EXPECT(gpt_model_step(model) == 1);
@@ -417,7 +417,7 @@ static float train(gpt_model *model, const gpt_config *c, int B, int T, int firs
         for (int micro = 0; micro < 2; micro++) {
             EXPECT_OK(gpt_model_backward(model, tokens, targets, B, T, 0.5f, &loss));
         }
-        EXPECT_OK(gpt_model_update(model, &adamw, NULL, NULL));
+        EXPECT_OK(update_adamw(model, &adamw, NULL, NULL));
     }
     test.counter = counter;
     return loss;
@@ -527,7 +527,7 @@ static void *run_training(void *pointer) {
     for (int step = 0; step < 8 && r->status == GPT_OK; step++) {
         float loss;
         r->status = gpt_model_backward(r->model, r->tokens, r->tokens, r->B, r->T, 1.0f, &loss);
-        if (r->status == GPT_OK) r->status = gpt_model_update(r->model, &adamw, NULL, NULL);
+        if (r->status == GPT_OK) r->status = update_adamw(r->model, &adamw, NULL, NULL);
     }
     return NULL;
 }

@@ -5,7 +5,7 @@
 static void step(gpt_model *model, const int32_t *tokens, const int32_t *targets, float *loss) {
     gpt_adamw adamw = {1e-2f, 0.9f, 0.99f, 1e-8f, 0.1f, 1.0f};
     EXPECT_OK(gpt_model_backward(model, tokens, targets, 2, 7, 1.0f, loss));
-    EXPECT_OK(gpt_model_update(model, &adamw, NULL, NULL));
+    EXPECT_OK(update_adamw(model, &adamw, NULL, NULL));
 }
 
 static void test_profile(void) {

@@ -24,7 +24,7 @@ static run run_of(const gpt_config *config, float dropout, int timed) {
         long before = emulate_waits();
         for (int micro = 0; micro < 2; micro++)
             EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 0.5f, NULL));
-        EXPECT_OK(gpt_model_update(model, &adamw, &r.losses[step], NULL));
+        EXPECT_OK(update_adamw(model, &adamw, &r.losses[step], NULL));
         /* The second asks about a device that has nothing left to do. */
         if (!timed) EXPECT(emulate_waits() - before == 2);
     }
@@ -75,24 +75,24 @@ static void test_not_finite(void) {
         float loss = NAN, norm = 0, spoiled[24] = {NAN};
         for (int step = 0; step < 3; step++) {
             EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, NULL));
-            EXPECT_OK(gpt_model_update(model, &adamw, NULL, NULL));
+            EXPECT_OK(update_adamw(model, &adamw, NULL, NULL));
         }
         param_set before[] = {read_params(model, config, GPT_TENSOR_VALUE),
-                              read_params(model, config, GPT_TENSOR_MOMENT1),
-                              read_params(model, config, GPT_TENSOR_MOMENT2)};
+                              read_params(model, config, GPT_TENSOR_STATE0),
+                              read_params(model, config, GPT_TENSOR_STATE0 + 1)};
         EXPECT(before[0].info[1].size == TEST_COUNT(spoiled));
         EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, NULL));
         EXPECT_OK(gpt_model_write(model, 1, GPT_TENSOR_GRAD, spoiled, TEST_COUNT(spoiled)));
         long launches = emulate_graph_launches();
-        EXPECT(gpt_model_update(model, &adamw, &loss, &norm) == GPT_ERR_NUMERIC);
+        EXPECT(update_adamw(model, &adamw, &loss, &norm) == GPT_ERR_NUMERIC);
         EXPECT(emulate_graph_launches() == launches + 1);
         EXPECT(isfinite(loss) && !isfinite(norm) && gpt_model_step(model) == 3);
         param_set after[] = {read_params(model, config, GPT_TENSOR_VALUE),
-                             read_params(model, config, GPT_TENSOR_MOMENT1),
-                             read_params(model, config, GPT_TENSOR_MOMENT2)};
+                             read_params(model, config, GPT_TENSOR_STATE0),
+                             read_params(model, config, GPT_TENSOR_STATE0 + 1)};
         for (int i = 0; i < 3; i++) EXPECT(same_params(&before[i], &after[i]));
         EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, NULL));
-        EXPECT_OK(gpt_model_update(model, &adamw, &loss, &norm));
+        EXPECT_OK(update_adamw(model, &adamw, &loss, &norm));
         EXPECT(isfinite(loss) && isfinite(norm) && gpt_model_step(model) == 4);
         gpt_model_free(model);
     }

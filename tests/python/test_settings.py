@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gptc.data.options import PrepareOptions
 from gptc.errors import UsageError
 from gptc.generation.options import Sampling, TextOptions
 from gptc.settings import Range, check, check_types, declared, option, to_toml
@@ -113,7 +114,7 @@ def test_ranges(bounds: Range, words: str, inside: list[float], outside: list[fl
     assert not any(bounds.holds(x) for x in outside)
 
 
-@pytest.mark.parametrize("cls", [TrainOptions, Sampling, TextOptions])
+@pytest.mark.parametrize("cls", [TrainOptions, PrepareOptions, Sampling, TextOptions])
 def test_every_field_is_an_option_with_a_sound_default(cls: type) -> None:
     options = declared(cls)
     assert list(options) == [field.name for field in fields(cls)]

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-HOT = ("attention_bf16", "norm", "loss", "adamw")
+HOT = ("attention_bf16", "norm", "classifier", "adamw")
 
 
 class Kernel(NamedTuple):

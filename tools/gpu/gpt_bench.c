@@ -125,11 +125,16 @@ static int run_info(void) {
 
 static const gpt_adamw adamw = {6e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
 
+static void update(gpt_model *model, const gpt_adamw *settings, float *loss) {
+    gpt_optimizer optimizer = {.kind = GPT_OPTIMIZER_ADAMW, .adamw = *settings};
+    must(gpt_model_update(model, &optimizer, 1, loss, NULL));
+}
+
 /* One step on (B, T) tokens, each followed by the next; its loss. */
 static float train_step(gpt_model *model, const int32_t *tokens, int B, int T) {
     float loss;
     must(gpt_model_backward(model, tokens, tokens + 1, B, T, 1.0f, NULL));
-    must(gpt_model_update(model, &adamw, &loss, NULL));
+    update(model, &adamw, &loss);
     return loss;
 }
 
@@ -299,7 +304,7 @@ static outcome train_on(const text *t, const gpt_config *config, const char *dev
         }
         gently.lr = 3e-4f * fminf(1, (float)(step + 1) / 20);
         must(gpt_model_backward(model, x, y, set.batch, set.seq, 1.0f, NULL));
-        must(gpt_model_update(model, &gently, &out.losses[step], NULL));
+        update(model, &gently, &out.losses[step]);
     }
     free(x), free(y);
     for (int i = 0; i < gpt_config_param_count(config); i++) {

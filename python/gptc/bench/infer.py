@@ -1,4 +1,4 @@
-"""How fast this machine decodes: one sequence, many, and prompts; beside other programs.
+"""How fast this machine decodes: one sequence, many, and prompts; against other programs.
 
 Every contender holds the same random model, and they take turns, so that a machine that others use
 too slows all of them alike.

@@ -16,11 +16,11 @@ import numpy as np
 
 from gptc.engine.arrays import TokenArray
 from gptc.engine.config import GPTConfig
-from gptc.engine.model import Model, OpTime
+from gptc.engine.model import Model
 from gptc.engine.options import Options
 from gptc.errors import GptcError, UsageError
 
-# PyTorch's ways to run the same step, as the best of which we are compared.
+# PyTorch's ways to run the same step. gptc is compared with the best of them.
 TORCH_VARIANTS = ("torch fp32", "torch bf16", "torch fp32 compiled", "torch bf16 compiled")
 
 Step = Callable[[], float]
@@ -50,14 +50,14 @@ def bench_train(
 ) -> dict[str, Any]:
     """Times training steps of (max_batch, max_seq) tokens: ours, and each variant in `against`.
 
-    Returns plain data: what was run, `results` (ours first) and `peak_flops`, what the machine's
-    multiply-adds reach in that dtype.
+    Returns plain data: the settings, `results` (ours first) and `peak_flops`, the machine's peak
+    of multiply-adds in that dtype.
     """
     unknown = set(against) - set(TORCH_VARIANTS)
     if unknown:
         raise UsageError(f"unknown contender {unknown.pop()!r}; known: {', '.join(TORCH_VARIANTS)}")
     options = options.resolved()
-    inputs, targets = _batch(config, options)
+    inputs, targets = random_batch(config, options)
     B, T = inputs.shape
     with Model.create(config, **asdict(options)) as model:
         contenders: dict[str, Step] = {
@@ -116,138 +116,12 @@ def table(bench: dict[str, Any]) -> str:
     rivals = bench["results"][1:]
     if len(rivals) > 1:
         best = min(rivals, key=lambda row: row["ratio"])
-        lines.append(f"beside the best of PyTorch, {best['name']}: {best['ratio']:.2f} x")
+        lines.append(f"against the best of PyTorch, {best['name']}: {best['ratio']:.2f} x")
     lines.append(f"{bench['dtype']} peak: {bench['peak_flops'] / 1e9:,.0f} GFLOP/s, measured")
     return "\n".join(lines)
 
 
-def bench_ops(
-    config: GPTConfig, options: Options, *, steps: int = 5, against_torch: bool = False
-) -> dict[str, Any]:
-    """Times every op of training steps as they run, with their rates and shares of the peaks.
-
-    With `against_torch`, PyTorch multiplies matrices of the linear layers' shapes in the same dtype
-    between the steps, without their biases and activations, which ours include.
-
-    Returns plain data: what was run, the machine's `peak_flops` and `peak_bytes`, and `ops`, the
-    costliest first; of each the time for one step, and `torch_ratio`, PyTorch's time over ours.
-    """
-    options = options.resolved()
-    inputs, targets = _batch(config, options)
-    ops: dict[str, list[OpTime]] = {}
-    theirs: dict[str, list[float]] = {}
-    seconds = peak_flops = peak_bytes = 0.0
-    with Model.create(config, **asdict(options)) as model:
-        products: dict[str, Callable[[], object]] = {}
-        busy = [0.0] * model.threads
-        for turn in range(-2, steps):  # two to warm up
-            begin = time.perf_counter()
-            with model.profile() as profile:
-                model.train_step(inputs, targets, lr=1e-4)
-            step_s = time.perf_counter() - begin
-            if turn < 0:
-                continue
-            if against_torch and not products:
-                names = [op.name for op in profile.ops if op.name.startswith("linear_")]
-                products = _torch_products(names, inputs.size, options, model.threads)
-            seconds += step_s
-            peak_flops = max(peak_flops, model.peak_flops())  # of a machine that others use too
-            peak_bytes = max(peak_bytes, model.peak_bytes())
-            busy = [a + b for a, b in zip(busy, profile.busy_s, strict=True)]
-            for op in profile.ops:
-                ops.setdefault(op.name, []).append(op)
-            for name, product in products.items():
-                theirs.setdefault(name, []).append(_best_of_two(product))
-        threads = model.threads
-    rows = [
-        _op_row(name, times, theirs.get(name), steps, seconds, peak_flops, peak_bytes)
-        for name, times in ops.items()
-    ]
-    in_ops = sum(row["ms"] for row in rows) * steps / 1e3
-    return {
-        "config": config.to_dict(),
-        "batch_size": inputs.shape[0],
-        "seq_len": inputs.shape[1],
-        "device": options.device,
-        "dtype": options.dtype,
-        "threads": threads,
-        "steps": steps,
-        "step_ms": seconds / steps * 1e3,
-        "peak_flops": peak_flops,
-        "peak_bytes": peak_bytes,
-        "busy": [thread / in_ops for thread in busy],
-        "ops": sorted(rows, key=lambda row: -row["ms"]),
-    }
-
-
-def _op_row(
-    name: str,
-    times: list[OpTime],
-    theirs: list[float] | None,
-    steps: int,
-    step_s: float,
-    peak_flops: float,
-    peak_bytes: float,
-) -> dict[str, Any]:
-    """One op summed over the steps, beside PyTorch's seconds for one call of it."""
-    seconds = sum(op.seconds for op in times)
-    flops_per_s = sum(op.flops for op in times) / seconds
-    bytes_per_s = sum(op.bytes for op in times) / seconds
-    ratio = None
-    if theirs:
-        pairs = zip(theirs, times, strict=True)
-        ratio = statistics.median(torch_s * op.calls / op.seconds for torch_s, op in pairs)
-    return {
-        "name": name,
-        "calls": sum(op.calls for op in times) / steps,
-        "ms": seconds / steps * 1e3,
-        "share": seconds / step_s,
-        "flops_per_s": flops_per_s,
-        "bytes_per_s": bytes_per_s,
-        "of_peak_flops": flops_per_s / peak_flops,
-        "of_peak_bytes": bytes_per_s / peak_bytes,
-        "torch_ratio": ratio,
-    }
-
-
-def _best_of_two(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return min(times)
-
-
-def ops_table(bench: dict[str, Any]) -> str:
-    """The result of `bench_ops` as lines to read."""
-    with_torch = any(op["torch_ratio"] for op in bench["ops"])
-    lines = [
-        f"B {bench['batch_size']}, T {bench['seq_len']}, {bench['device']} {bench['dtype']}, "
-        f"{bench['threads']} threads; mean of {bench['steps']} steps of {bench['step_ms']:.1f} ms",
-        f"{'':34}{'calls':>6}{'ms/step':>10}{'share':>7}{'GFLOP/s':>10}{'of peak':>9}"
-        f"{'GB/s':>8}{'of peak':>9}{'torch/gptc' if with_torch else '':>12}",
-    ]
-    for op in bench["ops"]:
-        products = f"{op['flops_per_s'] / 1e9:10.0f}{op['of_peak_flops']:9.0%}"
-        lines.append(
-            f"{op['name']:34}{op['calls']:6.0f}{op['ms']:10.3f}{op['share']:7.1%}"
-            f"{products if op['flops_per_s'] else '':19}"
-            f"{op['bytes_per_s'] / 1e9:8.1f}{op['of_peak_bytes']:9.0%}"
-            + (f"{op['torch_ratio']:10.2f} x" if op["torch_ratio"] else "")
-        )
-    rest = bench["step_ms"] - sum(op["ms"] for op in bench["ops"])
-    lines.append(f"{'outside ops':40}{rest:10.3f}{rest / bench['step_ms']:7.1%}")
-    busy = ", ".join(f"{share:.0%}" for share in bench["busy"])
-    lines.append(f"of the time in ops, each thread was at work for: {busy}")
-    lines.append(
-        f"peaks, measured: {bench['peak_flops'] / 1e9:,.0f} GFLOP/s in {bench['dtype']}; "
-        f"{bench['peak_bytes'] / 1e9:.1f} GB/s copying memory (what lies in cache can be faster)"
-    )
-    return "\n".join(lines)
-
-
-def _batch(config: GPTConfig, options: Options) -> tuple[TokenArray, TokenArray]:
+def random_batch(config: GPTConfig, options: Options) -> tuple[TokenArray, TokenArray]:
     """Random inputs and targets, (B, T) each."""
     B, T = options.max_batch, options.max_seq or config.block_size
     random = np.random.default_rng(options.seed)
@@ -264,24 +138,8 @@ def _result(name: str, times: dict[str, list[float]], n_tokens: int, loss: float
     return Result(name, step_s * 1e3, n_tokens / step_s, max(own) / min(own), loss, ratio)
 
 
-def _torch_products(
-    names: list[str], rows: int, options: Options, threads: int
-) -> dict[str, Callable[[], object]]:
-    """PyTorch's products of these ops, once warm."""
-    torch = _import_torch(options.device, threads)
-    from gptc.bench.torch import make_product
-
-    with torch.no_grad():
-        products = {
-            name: make_product(name, rows, options.device, bf16=options.dtype == "bf16")
-            for name in names
-        }
-        for product in products.values():
-            product()
-    return products
-
-
-def _import_torch(device: str, threads: int) -> Any:
+def import_torch(device: str, threads: int) -> Any:
+    """PyTorch with this number of threads. GptcError where it is missing or has no GPU."""
     try:
         import torch
     except ImportError:
@@ -297,7 +155,7 @@ def _torch_step(
     config: GPTConfig, name: str, device: str, threads: int, inputs: Any, targets: Any
 ) -> Step:
     """The same step in PyTorch, written as nanoGPT writes it."""
-    _import_torch(device, threads)
+    import_torch(device, threads)
     from gptc.bench.torch import make_step
 
     step: Step = make_step(

@@ -55,7 +55,7 @@ class Checkpoint(ModelFile):
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / CONFIG).is_file():
-            raise GptcError(f"{path} is no checkpoint: it has no {CONFIG}")
+            raise GptcError(f"{path} is not a checkpoint: it has no {CONFIG}")
         self._recorded = read_checksums(path)
         problem = size_problem(path, self._recorded)
         if problem:
@@ -208,9 +208,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise GptcError(f"cannot read {path}: {error.strerror}") from None
     except GptcError:
-        raise GptcError(f"{path} is damaged: it is no JSON" + _way_out(path.parent)) from None
+        raise GptcError(f"{path} is damaged: not JSON" + _way_out(path.parent)) from None
     if not isinstance(data, dict):
-        raise GptcError(f"{path} is damaged: it is no JSON object" + _way_out(path.parent))
+        raise GptcError(f"{path} is damaged: not a JSON object" + _way_out(path.parent))
     return data
 
 
@@ -259,7 +259,7 @@ def _way_out(path: Path) -> str:
         for other in reversed(list_checkpoints(path.parent)):
             if other.name != path.name and (other / CHECKSUMS).is_file():
                 return f"; use {other} instead"
-    return "; copy it again from its source"
+    return "; copy it again"
 
 
 def _no_weights(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""`gptc bench`: how fast this machine trains, alone or beside PyTorch."""
+"""`gptc bench`: how fast this machine trains, alone or against PyTorch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gptc.engine.options import DeviceOptions
 _EPILOG = """\b
 Examples:
   gptc bench train                                  GPT-2 124M, 4 x 256 tokens
-  gptc bench train --against torch                  beside PyTorch in fp32, turn by turn
+  gptc bench train --against torch                  against PyTorch in fp32, turn by turn
   gptc bench train --preset tiny --batch-size 8 --seq-len 128 --json
 """
 
@@ -23,7 +23,7 @@ Examples:
 _EPILOG_OPS = """\b
 Examples:
   gptc bench ops                                    GPT-2 124M, 4 x 256 tokens
-  gptc bench ops --against torch                    beside its products of the same shapes
+  gptc bench ops --against torch                    against its products of the same shapes
   gptc bench ops --dtype fp32 --n-layer 4 --n-embd 128 --n-head 4 --vocab-size 65
 """
 
@@ -71,7 +71,9 @@ def bench_command(ctx: click.Context) -> None:
 @bench_command.command("ops", epilog=_EPILOG_OPS, short_help="Time every layer of a step.")
 @_with_options
 @click.option("--steps", type=COUNT, default=5, show_default=True, help="Steps to take.")
-@click.option("--against", type=click.Choice(["torch"]), help="Its products of the same shapes.")
+@click.option(
+    "--against", type=click.Choice(["torch"]), help="PyTorch's products of the same shapes."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_ops_command(
     preset: str,
@@ -85,15 +87,15 @@ def bench_ops_command(
     as_json: bool,
     **shape: int | None,
 ) -> None:
-    """Time every layer of training steps: its rate, and its share of what the machine can do."""
-    from gptc.bench import train as bench
+    """Time every layer of training steps: its rate, and its share of the machine's peak."""
+    from gptc.bench.ops import bench_ops, table
     from gptc.engine.options import Options
 
     options = Options(device, dtype, threads, max_batch=batch_size, max_seq=seq_len)
-    result = bench.bench_ops(
+    result = bench_ops(
         _config(preset, seq_len, **shape), options, steps=steps, against_torch=against is not None
     )
-    click.echo(json.dumps(result, indent=2) if as_json else bench.ops_table(result))
+    click.echo(json.dumps(result, indent=2) if as_json else table(result))
 
 
 @bench_command.command("train", epilog=_EPILOG, short_help="Time training steps.")
@@ -103,7 +105,7 @@ def bench_ops_command(
 @click.option(
     "--against",
     type=click.Choice(["torch", "torch-all"]),
-    help="Beside PyTorch: fp32, or all of fp32, bf16 autocast, and both compiled.",
+    help="PyTorch in fp32, or in fp32, bf16 autocast and both compiled.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_train_command(
@@ -167,7 +169,7 @@ Examples:
     "--against",
     multiple=True,
     type=click.Choice(["llama.cpp", "transformers"]),
-    help="Beside it, with the same weights; may be repeated.",
+    help="Rival with the same weights. May be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_infer_command(

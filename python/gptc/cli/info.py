@@ -50,7 +50,9 @@ def describe(path: Path) -> dict[str, Any]:
         return {"kind": "dataset", **Dataset.open(path).describe()}
     if list_checkpoints(path) or (path / "metrics.jsonl").is_file():
         return {"kind": "run", **_describe_run(path)}
-    raise GptcError(f"{path} is no run, checkpoint or dataset; make one with gptc train or prepare")
+    raise GptcError(
+        f"{path} is not a run, checkpoint or dataset; make one with gptc train or prepare"
+    )
 
 
 def _describe_file(path: Path) -> dict[str, Any]:

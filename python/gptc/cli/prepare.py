@@ -7,18 +7,17 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptc.cli.params import COUNT, SIZE
-from gptc.errors import UsageError
+from gptc.cli.declared import options_of
+from gptc.data.options import PrepareOptions
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from gptc.data.dataset import Dataset
-    from gptc.data.readers import Errors
     from gptc.files.download import ProgressCallback
 
 _EPILOG = """\b
@@ -41,90 +40,15 @@ Examples:
     type=click.Path(path_type=Path),
     help="Folder for the dataset.",
 )
-@click.option(
-    "--tokenizer",
-    default="bytes",
-    show_default=True,
-    metavar="KIND",
-    help="bytes, char, bpe:SIZE (learned from the text), gpt2 or another encoding of tiktoken, a "
-    "tokenizer.json, a SentencePiece .model, or the folder of a dataset, checkpoint or run, whose "
-    "tokenizer is then used.",
-)
-@click.option(
-    "--include",
-    multiple=True,
-    metavar="GLOB",
-    help="Take only such files of a folder. May be repeated.",
-)
-@click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Leave out such files. May be repeated."
-)
-@click.option(
-    "--text-field",
-    default="text",
-    show_default=True,
-    metavar="NAME",
-    help="The field or column with the text of .jsonl, .csv, .tsv and .parquet.",
-)
-@click.option("--raw", is_flag=True, help="Take files as they are: unpack nothing, read no rows.")
-@click.option(
-    "--errors",
-    type=click.Choice(["strict", "replace", "bytes"]),
-    default="strict",
-    show_default=True,
-    help="What becomes of bytes that are no UTF-8, where the tokenizer needs text.",
-)
-@click.option(
-    "--val-fraction",
-    type=float,
-    metavar="FRACTION",
-    help="Part of the text, at its end, to validate on; whole documents, if there are several.  "
-    "[default: what a known dataset sets apart, else 0.1]",
-)
-@click.option("--val-tokens", type=SIZE, metavar="N", help="Validate on the last N tokens instead.")
-@click.option(
-    "--shard-tokens",
-    type=COUNT,
-    default="100M",
-    show_default=True,
-    metavar="N",
-    help="Tokens in a file.",
-)
-@click.option("--jobs", type=COUNT, metavar="N", help="Threads that encode.  [default: one a core]")
-@click.option(
-    "--stories-bytes",
-    type=COUNT,
-    default="5M",
-    show_default=True,
-    metavar="N",
-    help="Size of stories and of stories-wide.",
-)
-@click.option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Chooses the text of these.",
-)
+@options_of(PrepareOptions)
 @click.option("--force", is_flag=True, help="Replace the dataset that DIR holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print dataset.json instead of a summary.")
 def prepare_command(
     sources: tuple[str, ...],
     out: Path,
-    tokenizer: str,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    text_field: str,
-    raw: bool,
-    errors: Errors,
-    val_fraction: float | None,
-    val_tokens: int | None,
-    shard_tokens: int,
-    jobs: int | None,
-    stories_bytes: int,
-    seed: int,
     force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Turn any bytes into a dataset to train on.
 
@@ -132,43 +56,32 @@ def prepare_command(
     or a known dataset: stories (built in, the default), stories-wide (built in, more plots),
     shakespeare, tinystories, openwebtext, fineweb-10b or fineweb-edu-10b (downloaded). Several are
     joined in order. Compressed files and archives (.gz .bz2 .xz .zst .zip .tar) are unpacked;
-    .jsonl, .csv, .tsv and .parquet give a document a row. Documents (files, rows, what
-    <|endoftext|> separates) stay whole in one split. Killed and run again, it goes on after the
-    last finished shard. Sizes take suffixes: 64K, 2M, 1G.
+    .jsonl, .csv, .tsv and .parquet give a document a row. Documents (files, rows, texts
+    between two <|endoftext|>) stay whole in one split. The same command resumes after the last
+    finished shard. Sizes take suffixes: 64K, 2M, 1G.
     """
     from gptc.checkpoint.find import tokenizer_name
-    from gptc.data import prepare
     from gptc.data.job import WORK_FOLDER
+    from gptc.data.preparation import prepare
     from gptc.tokenizer.registry import bpe_size
 
-    if val_tokens is not None and val_fraction is not None:
-        raise UsageError("--val-fraction and --val-tokens exclude each other: give one of them")
-    asked = bpe_size(tokenizer)
-
+    asked = bpe_size(options["tokenizer"])
+    options["tokenizer"] = tokenizer_name(options["tokenizer"])
     try:
         with progress_bars() as progress:
             dataset = prepare(
                 sources or ("stories",),
                 out,
-                tokenizer=tokenizer_name(tokenizer),
-                val_fraction=val_fraction,
-                val_tokens=val_tokens,
-                shard_tokens=shard_tokens,
-                jobs=jobs,
                 force=force,
-                stories_bytes=stories_bytes,
-                seed=seed,
-                include=include,
-                exclude=exclude,
-                text_field=text_field,
-                errors=errors,
-                raw=raw,
                 progress=progress,
                 notify=lambda line: click.echo(line, err=True),
+                **options,
             )
     except KeyboardInterrupt:
         if (out / WORK_FOLDER).exists():
-            click.echo("what is finished is kept: the same command goes on after it", err=True)
+            click.echo(
+                "the finished shards are kept: the same command continues after them", err=True
+            )
         raise
     if asked is not None and dataset.vocab_size < asked:
         click.echo(

@@ -97,7 +97,7 @@ def _verify_state(path: Path) -> list[str]:
     """Compares a debug state with the results of the model next to it."""
     model_file = path.with_name(path.name.replace("_debug_state", ""))
     if model_file == path or not model_file.is_file():
-        raise GptcError(f"{path} is checked with its model: put {model_file.name} beside it")
+        raise GptcError(f"{path} is checked with its model: put {model_file.name} in its folder")
     given = llmc.LlmcModel(model_file)
     state = llmc.DebugState(path, given.config)
     inputs, targets = state.tokens("inputs"), state.tokens("targets")

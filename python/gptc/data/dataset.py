@@ -73,8 +73,8 @@ class Dataset:
         meta = read_meta(folder)
         if meta is None:
             raise GptcError(
-                f"{folder} holds no {DATASET_FILE}, so it is no prepared dataset: make one of its "
-                f"files with gptc prepare {folder} --out DIR"
+                f"{folder} holds no {DATASET_FILE}, so it is not a prepared dataset: make one of "
+                f"its files with gptc prepare {folder} --out DIR"
             )
         again = "copy the dataset again, or prepare it again with --force"
         try:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptc.data.readers import Errors
+from gptc.data.options import Errors
 from gptc.data.shards import HEADER_BYTES, Shard, ShardFile, read_shard, shard_format
 from gptc.data.sources import Text
 from gptc.files.checksum import file_checksum

@@ -17,7 +17,8 @@ from gptc._version import __version__
 from gptc.data.dataset import DATASET_FILE, DATASET_VERSION, SPLITS
 from gptc.data.encode import SplitWriter, count_tokens, encode_text, intact, move_tail
 from gptc.data.known import licence, validates
-from gptc.data.readers import Errors, Reading, check_utf8
+from gptc.data.options import Errors
+from gptc.data.readers import Reading, check_utf8
 from gptc.data.scan import Scan, scan_text, val_begin
 from gptc.data.sources import Gathering, SourceFile, Text, gather, is_url, url_file
 from gptc.data.stories import SEPARATOR

@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from gptc.data import stories
 from gptc.data.dataset import DATASET_FILE, DATASET_VERSION, Dataset, read_meta
 from gptc.data.job import Job, occupied
 from gptc.data.known import KNOWN_DATASETS, STORIES, validates
-from gptc.data.readers import Errors, Reading
-from gptc.data.shards import MAX_SHARD_TOKENS
+from gptc.data.options import STORIES_BYTES, VAL_FRACTION, Errors, PrepareOptions
+from gptc.data.readers import Reading
 from gptc.data.sources import Gathering, is_remote
 from gptc.errors import GptcError, UsageError
 from gptc.files.checksum import file_checksum
@@ -33,97 +34,58 @@ from gptc.files.paths import cache_folder
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.registry import bpe_size, is_spec, make_tokenizer
 
-SHARD_TOKENS = 100_000_000
-STORIES_BYTES = 5_000_000
-VAL_FRACTION = 0.1
-
 
 def prepare(
     sources: Sequence[str],
     out: Path,
     *,
-    tokenizer: str = "bytes",
-    val_fraction: float | None = None,
-    val_tokens: int | None = None,
-    shard_tokens: int = SHARD_TOKENS,
-    jobs: int | None = None,
     force: bool = False,
-    stories_bytes: int = STORIES_BYTES,
-    seed: int = 0,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    text_field: str = "text",
-    errors: Errors = "strict",
-    raw: bool = False,
     progress: ProgressCallback | None = None,
     notify: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> Dataset:
     """Turns text into a dataset at `out`, which appears complete or not at all.
 
     `sources` are files, folders (every file below, sorted, that the globs `include` and `exclude`
     leave), globs, "-" (standard input), URLs, or names in KNOWN_DATASETS; they are joined in order.
-    `tokenizer` is as in `make_tokenizer`. Files are unpacked, and rows give their `text_field`, as
-    `readers` describes, unless `raw`. `errors` decides about bytes that are not UTF-8 when the
-    tokenizer needs text: refused, replaced, or kept as tokens of single bytes.
+    `options` are the fields of `PrepareOptions`.
 
     Documents are files, rows, and texts that <|endoftext|> separates. The end of the text becomes
     the validation split: the last `val_tokens` tokens, else the last documents that make up
     `val_fraction` of the bytes, else (one document, or few and long ones) that fraction of the
     bytes (with the bytes tokenizer) or characters. Without either, the validation files of known
     datasets go to the end and are the split; without such files, `val_fraction` is VAL_FRACTION.
-    `stories_bytes` and `seed` choose the text of "stories". `jobs` threads encode (None: one a
-    core); the result does not depend on their number.
+    The result does not depend on the number of `jobs`.
 
     If `out` already holds the same dataset, it is returned with `already_there` set; an interrupted
     call is resumed. UsageError for options out of range; GptcError for sources that are missing,
     empty, damaged or not UTF-8, and, without `force`, for an `out` that holds anything else.
     """
     out = Path(out)
-    jobs = jobs if jobs is not None else len(os.sched_getaffinity(0))
-    if val_fraction is None and (val_tokens is not None or not any(map(validates, sources))):
-        val_fraction = VAL_FRACTION
-    _check_options(sources, val_fraction, val_tokens, shard_tokens, jobs, stories_bytes)
-    given = _given_tokenizer(tokenizer, errors)
-    options: dict[str, Any] = {
-        "tokenizer": given.fingerprint() if given and not is_spec(tokenizer) else tokenizer,
-        "val_fraction": val_fraction,
-        "val_tokens": val_tokens,
-        "shard_tokens": shard_tokens,
-        "include": list(include),
-        "exclude": list(exclude),
-        "text_field": text_field,
-        "errors": errors,
-        "raw": raw,
-    }
-    if any(source in STORIES for source in sources):
-        options["stories"] = _stories_options(stories_bytes, seed)
-
-    job = Job(
-        out,
-        sources,
-        options,
-        tokenizer,
-        given,
-        errors,
-        jobs,
-        force,
-        progress or (lambda action, n_done, n_bytes: None),
-    )
-    how = Gathering(
+    if not sources:
+        raise UsageError(f"name a SOURCE: a file, a folder, a URL, {' or '.join(KNOWN_DATASETS)}")
+    how = PrepareOptions(**options)
+    how.check()
+    if how.val_fraction is None and (
+        how.val_tokens is not None or not any(map(validates, sources))
+    ):
+        how = replace(how, val_fraction=VAL_FRACTION)
+    job = _job(sources, out, how, force, progress or (lambda action, n_done, n_bytes: None))
+    gathering = Gathering(
         out,
         job.work / "spool",
-        include,
-        exclude,
-        (stories_bytes, seed),
+        how.include,
+        how.exclude,
+        (how.stories_bytes, how.seed),
         job.report,
         notify or (lambda line: None),
     )
     existed = out.exists()
     try:
-        there = _run(job, how, Reading(text_field, raw))
+        there = _run(job, gathering, Reading(how.text_field, how.raw))
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
-        kept = "; the same command goes on after the finished shards" if job.work.exists() else ""
+        kept = "; the same command continues after the finished shards" if job.work.exists() else ""
         raise GptcError(
             f"cannot prepare {out}: {where}{e.strerror or e}; check the path, its permissions and "
             f"the free space{kept}"
@@ -134,6 +96,31 @@ def prepare(
     dataset = Dataset.open(out)
     dataset.already_there = there
     return dataset
+
+
+def _job(
+    sources: Sequence[str],
+    out: Path,
+    how: PrepareOptions,
+    force: bool,
+    progress: ProgressCallback,
+) -> Job:
+    given = _given_tokenizer(how.tokenizer, how.errors)
+    recorded: dict[str, Any] = {
+        "tokenizer": given.fingerprint() if given and not is_spec(how.tokenizer) else how.tokenizer,
+        "val_fraction": how.val_fraction,
+        "val_tokens": how.val_tokens,
+        "shard_tokens": how.shard_tokens,
+        "include": list(how.include),
+        "exclude": list(how.exclude),
+        "text_field": how.text_field,
+        "errors": how.errors,
+        "raw": how.raw,
+    }
+    if any(source in STORIES for source in sources):
+        recorded["stories"] = _stories_options(how.stories_bytes, how.seed)
+    jobs = how.jobs if how.jobs is not None else len(os.sched_getaffinity(0))
+    return Job(out, sources, recorded, how.tokenizer, given, how.errors, jobs, force, progress)
 
 
 def _run(job: Job, how: Gathering, reading: Reading) -> bool:
@@ -219,26 +206,6 @@ def resolve_dataset(
             seed=seed,
             progress=progress,
         )
-
-
-def _check_options(
-    sources: Sequence[str],
-    val_fraction: float | None,
-    val_tokens: int | None,
-    shard_tokens: int,
-    jobs: int,
-    stories_bytes: int,
-) -> None:
-    if not sources:
-        raise UsageError(f"name a SOURCE: a file, a folder, a URL, {' or '.join(KNOWN_DATASETS)}")
-    if val_fraction is not None and not 0 <= val_fraction < 1:
-        raise UsageError(f"--val-fraction {val_fraction} must be at least 0 and less than 1")
-    if val_tokens is not None and val_tokens < 0:
-        raise UsageError(f"--val-tokens {val_tokens} must be at least 0")
-    if not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
-        raise UsageError(f"--shard-tokens {shard_tokens} must be from 1 to {MAX_SHARD_TOKENS}")
-    if jobs < 1 or stories_bytes < 1:
-        raise UsageError("--jobs and --stories-bytes must be at least 1")
 
 
 def _stories_options(n_bytes: int, seed: int) -> dict[str, Any]:

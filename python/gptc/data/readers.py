@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias, cast
+from typing import IO, Any, TypeAlias, cast
 
+from gptc.data.options import Errors
 from gptc.errors import GptcError
 
-Errors: TypeAlias = Literal["strict", "replace", "bytes"]
 Member: TypeAlias = tuple[str, Iterator[bytes]]
 """The name of a document or a file of rows, and its bytes in blocks."""
 
@@ -244,12 +244,13 @@ def _jsonl_rows(file: IO[bytes], name: str, text_field: str) -> Iterator[bytes]:
             row = json.loads(line.decode("utf-8", "surrogateescape"))
         except (ValueError, RecursionError):
             raise GptcError(
-                f"{name}: line {number} is no JSON: repair it, or take the file as it is with --raw"
+                f"{name}: line {number} is not JSON: repair it, or take the file as it is with "
+                "--raw"
             ) from None
         if not isinstance(row, dict):
             raise GptcError(
-                f"{name}: line {number} is no JSON object: give one object with a field of text a "
-                "line, or take the file as it is with --raw"
+                f"{name}: line {number} is not a JSON object: give one object with a field of text "
+                "a line, or take the file as it is with --raw"
             )
         yield _field(row.get(text_field), row, f"{name}: line {number}", text_field)
 
@@ -265,8 +266,8 @@ def _csv_rows(file: IO[bytes], name: str, text_field: str, separator: str) -> It
             yield _field(row.get(text_field), row, f"{name}: line {rows.line_num}", text_field)
     except csv.Error as e:
         raise GptcError(
-            f"{name}: line {rows.line_num} is no row ({e}): repair it, or take the file as it is "
-            "with --raw"
+            f"{name}: line {rows.line_num} is not a row ({e}): repair it, or take the file as it "
+            "is with --raw"
         ) from None
 
 
@@ -305,7 +306,7 @@ def _field(value: Any, fields: Iterable[str], where: str, text_field: str) -> by
         if value is None:
             raise _no_field(where, text_field, fields)
         raise GptcError(
-            f"{where}: the field {text_field} is no text but {value!r:.40}: choose another with "
+            f"{where}: the field {text_field} is not text but {value!r:.40}: choose another with "
             "--text-field NAME"
         )
     try:
@@ -348,7 +349,7 @@ def check_utf8(
         except UnicodeDecodeError as e:
             at = n_done - n_held + e.start
             raise GptcError(
-                f"{where(at)} (0x{e.object[e.start]:02x}) is no UTF-8 text: convert it, choose "
+                f"{where(at)} (0x{e.object[e.start]:02x}) is not UTF-8 text: convert it, choose "
                 "--errors replace, or use --tokenizer bytes, which takes any data"
             ) from None
         n_done += len(block)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gptc.data.options import MAX_SHARD_TOKENS
 from gptc.errors import GptcError
 from gptc.files.checksum import Checksum, file_checksum
 from gptc.files.whole import write_file
@@ -19,7 +20,6 @@ HEADER_BYTES = 1024  # 256 int32
 _Format: TypeAlias = tuple[int, int, np.dtype[np.unsignedinteger[Any]]]  # magic, version, token
 _NARROW: _Format = (20240520, 1, np.dtype("<u2"))
 _WIDE: _Format = (20240801, 7, np.dtype("<u4"))
-MAX_SHARD_TOKENS = 2**31 - 1  # the count in the header is an int32
 _MAX_CACHED_BYTES = 16 << 20  # of a shard that is written
 
 
@@ -118,11 +118,13 @@ def read_shard(path: Path) -> Shard:
     except OSError as e:
         raise GptcError(f"cannot read the shard {path}: {e.strerror}") from None
     if len(header) < HEADER_BYTES:
-        raise GptcError(f"{path} is no token shard: it has {n_bytes} bytes, fewer than a header")
+        raise GptcError(f"{path} is not a token shard: it has {n_bytes} bytes, fewer than a header")
     magic, version, n_tokens = (int(n) for n in header.view("<i4")[:3])
     formats = {known: (number, dtype) for known, number, dtype in (_NARROW, _WIDE)}
     if magic not in formats:
-        raise GptcError(f"{path} is no token shard: it begins with {magic}, not with {_NARROW[0]}")
+        raise GptcError(
+            f"{path} is not a token shard: it begins with {magic}, not with {_NARROW[0]}"
+        )
     number, dtype = formats[magic]
     if version != number:
         raise GptcError(f"{path} is a token shard of version {version}; only {number} is known")

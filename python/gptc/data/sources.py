@@ -20,7 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 from gptc.data import stories
 from gptc.data.known import KNOWN_DATASETS, STORIES, fetch
-from gptc.data.readers import BLOCK_BYTES, Errors, Reading, check_utf8, is_plain, members
+from gptc.data.options import Errors
+from gptc.data.readers import BLOCK_BYTES, Reading, check_utf8, is_plain, members
 from gptc.errors import GptcError
 from gptc.files.download import ProgressCallback, download
 from gptc.files.paths import cache_folder

@@ -216,9 +216,11 @@ class Model:
         library.call("gpt_model_backward", self._open(), ints(x), ints(y), *x.shape, scale, loss)
 
     def _update(self, adamw: AdamW) -> StepResult:
-        settings = library.new_struct("gpt_adamw", **vars(adamw))
+        settings = self._ffi.new("gpt_optimizer *")
+        settings.kind = self._lib.GPT_OPTIMIZER_ADAMW
+        settings.adamw = library.new_struct("gpt_adamw", **vars(adamw))[0]
         loss, norm = self._ffi.new("float *"), self._ffi.new("float *")
-        library.call("gpt_model_update", self._open(), settings, loss, norm)
+        library.call("gpt_model_update", self._open(), settings, 1, loss, norm)
         return StepResult(float(loss[0]), float(norm[0]))
 
     def zero_gradients(self) -> None:
@@ -270,7 +272,7 @@ class Model:
     @property
     def step(self) -> int:
         """Updates done so far; AdamW's bias correction and dropout depend on it."""
-        return int(self.library.gpt_model_step(self._open()))
+        return int(self._lib.gpt_model_step(self._open()))
 
     @step.setter
     def step(self, value: int) -> None:
@@ -289,7 +291,7 @@ class Model:
     @property
     def threads(self) -> int:
         """Threads that the model computes with."""
-        return int(self.library.gpt_model_threads(self._open()))
+        return int(self._lib.gpt_model_threads(self._open()))
 
     def peak_flops(self) -> float:
         """Operations a second that this machine's multiply-adds reach in this dtype, measured."""
@@ -311,7 +313,7 @@ class Model:
         try:
             yield profile
             out, seconds = self._ffi.new("gpt_op_time *"), self._ffi.new("double *")
-            while not self.library.gpt_model_profile_read(self._open(), len(profile.ops), out):
+            while not self._lib.gpt_model_profile_read(self._open(), len(profile.ops), out):
                 name = self._ffi.string(out.name).decode()
                 profile.ops.append(OpTime(name, out.calls, out.seconds, out.flops, out.bytes))
             for thread in range(self.threads):
@@ -349,7 +351,7 @@ class Model:
         return library.load().ffi
 
     @property
-    def library(self) -> Any:
+    def _lib(self) -> Any:
         return library.load().lib
 
     def _open(self) -> Any:
@@ -364,10 +366,12 @@ class Model:
         return self._parameters[name]
 
     def _tensor(self, name: str) -> int:
-        constant = f"GPT_TENSOR_{name.upper()}"
-        if not hasattr(self.library, constant):
-            raise GptcError(f"no tensor {name!r}; there are value, grad, moment1 and moment2")
-        return int(getattr(self.library, constant))
+        lib = self._lib
+        states = {"moment1": lib.GPT_TENSOR_STATE0, "moment2": lib.GPT_TENSOR_STATE0 + 1}
+        tensors = {"value": lib.GPT_TENSOR_VALUE, "grad": lib.GPT_TENSOR_GRAD, **states}
+        if name not in tensors:
+            raise GptcError(f"no tensor {name!r}; there are {', '.join(tensors)}")
+        return int(tensors[name])
 
 
 class Session:

@@ -3,9 +3,9 @@
     record = {"size": 1234, "checksum": file_checksum(path)}  # "xxh3_128:6c78e0e3bd51d358..."
     file_checksum(path, like=recorded_checksum(record)) == recorded_checksum(record)
 
-XXH3 of 128 bits is as fast as memory is read, so that checking is no reason not to check. Like any
-checksum that lies beside its file it is no protection against people. Downloads are compared with
-the SHA-256 that is published with them.
+XXH3 of 128 bits is as fast as reading memory, so a check costs little. Like any checksum that is
+stored with its file, it does not protect against people. Downloads are compared with their
+published SHA-256.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def file_sha256(path: Path) -> str:
 
 
 def recorded_checksum(record: Mapping[str, Any]) -> str:
-    """What a record says; the first gptc recorded a "sha256". ValueError if it says nothing."""
+    """The checksum of a record; the first gptc recorded a "sha256". ValueError without one."""
     recorded = record.get("checksum")
     if isinstance(older := record.get("sha256"), str):
         recorded = f"sha256:{older}"

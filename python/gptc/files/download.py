@@ -2,8 +2,8 @@
 
     download("https://host/file.txt", Path("file.txt"), sha256="86c4...")
 
-What has arrived stands in `file.txt.partial` until it is complete, so that the next call goes on
-there. Proxies come from the environment (HTTPS_PROXY, NO_PROXY), as in other programs.
+An unfinished file is `file.txt.partial`, which the next call completes. Proxies come from the
+environment (HTTPS_PROXY, NO_PROXY), as in other programs.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def download(
 ) -> None:
     """Downloads `url` to `path`, which appears complete and verified or not at all.
 
-    It goes on where an earlier call was cut off. `timeout_s` is how long the server may stay
-    silent, `attempts` how many requests in a row may bring nothing new. GptcError says why it
-    failed, OSError that the disk did.
+    It resumes an interrupted call. `timeout_s` is how long the server may stay silent, `attempts`
+    how many requests in a row may bring nothing new. GptcError when the server fails, OSError when
+    the disk does.
     """
     partial = path.with_name(f"{path.name}.partial")
     validator = path.with_name(f"{path.name}.etag")
     report = progress or (lambda action, n_done, n_all: None)
-    n_failed, began_anew = 0, False
+    n_failed, restarted = 0, False
     while True:
         n_before = _size(partial)
         try:
@@ -65,8 +65,8 @@ def download(
             if n_bytes is not None and n_done != n_bytes:
                 raise _unexpected(url, f"it has {n_done} bytes instead of {n_bytes}", partial)
             if sha256 is not None and file_sha256(partial) != sha256:
-                if n_before and not began_anew:  # what was there before may have been the fault
-                    began_anew = True
+                if n_before and not restarted:  # what was there before may have been the fault
+                    restarted = True
                     partial.unlink()
                     continue
                 raise _unexpected(
@@ -100,7 +100,7 @@ def get_json(url: str, timeout_s: float = 30) -> tuple[Any, str | None]:
     try:
         return reply.json(), reply.links.get("next", {}).get("url")
     except ValueError:
-        raise _error(url, "its answer is no JSON") from None
+        raise _error(url, "its answer is not JSON") from None
 
 
 def _attempt(

@@ -1,4 +1,4 @@
-"""Where gptc keeps files of its own."""
+"""The folder of gptc's cache."""
 
 from __future__ import annotations
 

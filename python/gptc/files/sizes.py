@@ -9,15 +9,15 @@ _BINARY_FACTORS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 def parse_size(text: str) -> int:
-    """The whole number that `text` stands for; ValueError says what it is instead."""
+    """The whole number in `text`, with or without a suffix. ValueError for any other text."""
     found = re.fullmatch(r"([0-9]+)(?:\.([0-9]+))?([KMGT]I?)?", text.strip().upper())
     if not found:
-        raise ValueError(f"{text!r} is no size such as 300, 64K, 1.5M or 2G")
+        raise ValueError(f"{text!r} is not a size such as 300, 64K, 1.5M or 2G")
     whole, digits, suffix = found[1], found[2] or "", found[3] or ""
     factor = (_FACTORS | _BINARY_FACTORS)[suffix]
     # Whole numbers throughout: a float would round large sizes.
     scale: int = 10 ** len(digits)
     number, rest = divmod(int(whole + digits) * factor, scale)
     if rest:
-        raise ValueError(f"{text!r} is no whole number")
+        raise ValueError(f"{text!r} is not a whole number")
     return number

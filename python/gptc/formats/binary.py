@@ -38,7 +38,7 @@ class Binary:
             try:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
-                    raise GptcError(f"{path} is no file; give the path of a model file")
+                    raise GptcError(f"{path} is not a file; give the path of a model file")
                 self.size = status.st_size
                 data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if self.size else b""
             finally:
@@ -83,14 +83,12 @@ class Binary:
     def damaged(self, field: str, why: str, offset: int | None = None) -> GptcError:
         """The error about a field, at `offset` or else at the current position."""
         at = self.at if offset is None else offset
-        return GptcError(
-            f"{self.path}: {field} at byte {at:,} {why}; copy the file again from its source"
-        )
+        return GptcError(f"{self.path}: {field} at byte {at:,} {why}; copy the file again")
 
     def within(self, field: str, value: int, least: int, most: int, offset: int) -> int:
         """`value`. GptcError when it is out of range."""
         if not least <= value <= most:
-            why = f"is {value:,}; it must lie between {least:,} and {most:,}"
+            why = f"is {value:,}; it must be between {least:,} and {most:,}"
             raise self.damaged(field, why, offset)
         return value
 
@@ -106,9 +104,11 @@ def parse_json(text: bytes | memoryview, where: str, unique: bool = False) -> An
     `unique` refuses an object that holds a name twice.
     """
     data = bytes(text)
-    again = "copy it again from its source"
+    again = "copy it again"
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_ITEMS:
-        raise GptcError(f"{where} holds more than {MAX_ITEMS:,} values, as no model's does")
+        raise GptcError(
+            f"{where} holds more than {MAX_ITEMS:,} JSON values; no model needs so many"
+        )
     try:
         return json.loads(data, object_pairs_hook=_without_twins if unique else None)
     except _TwinError as error:
@@ -117,14 +117,14 @@ def parse_json(text: bytes | memoryview, where: str, unique: bool = False) -> An
         raise GptcError(f"{where} is damaged: its JSON is nested too deep; {again}") from None
     except ValueError as error:
         at = getattr(error, "pos", getattr(error, "start", 0))
-        raise GptcError(f"{where} is damaged: no JSON from byte {at:,} on; {again}") from None
+        raise GptcError(f"{where} is damaged: not JSON from byte {at:,} on; {again}") from None
 
 
 def read_json(path: Path, unique: bool = False) -> dict[str, Any]:
     """The JSON object in a file."""
     data = parse_json(Binary(path).view, str(path), unique)
     if not isinstance(data, dict):
-        raise GptcError(f"{path} is damaged: it is no JSON object; copy it again from its source")
+        raise GptcError(f"{path} is damaged: not a JSON object; copy it again")
     return data
 
 

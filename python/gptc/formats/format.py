@@ -44,7 +44,7 @@ class Export:
     version: int | None = None
     debug_state: bool = False
     notes: list[str] = field(default_factory=list)
-    """Filled by the format: what the user should know about the result."""
+    """Notes for the user, added by the format."""
 
     def companion(self, name: str) -> Path:
         """The path where a program looks for the file of that name next to the model."""

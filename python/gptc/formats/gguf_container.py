@@ -97,7 +97,7 @@ def _read_value(file: Binary, key: str) -> Any:
 
 def _scalar(file: Binary, key: str, kind: int, at: int) -> Any:
     if kind not in CODES:
-        raise file.damaged(f"type of {key}", f"is {kind}, which GGUF has not", at)
+        raise file.damaged(f"type of {key}", f"is {kind}, which is not a type of GGUF", at)
     return file.number(CODES[kind], key)
 
 
@@ -110,7 +110,7 @@ def read_text(file: Binary, field: str, most: int | None = None) -> str:
     try:
         return bytes(file.take(length, field)).decode()
     except UnicodeDecodeError:
-        raise file.damaged(field, "is no UTF-8 text", at + 8) from None
+        raise file.damaged(field, "is not UTF-8 text", at + 8) from None
 
 
 def read_tensors(file: Binary, n_tensors: int, alignment: int) -> dict[str, Entry]:
@@ -129,7 +129,7 @@ def read_tensors(file: Binary, n_tensors: int, alignment: int) -> dict[str, Entr
         if offset % alignment or entry.end > file.size:
             raise file.damaged(
                 name,
-                f"and its {codec.n_bytes(shape):,} bytes are not aligned, or lie past the "
+                f"and its {codec.n_bytes(shape):,} bytes are not aligned, or extend past the "
                 f"end of the file at {file.size:,}",
                 entry.offset,
             )
@@ -164,7 +164,7 @@ def _read_info(file: Binary, name: str) -> tuple[Codec, tuple[int, ...], int]:
         )
     codec, shape = _CODEC_OF[kind], tuple(reversed(sizes))
     if not codec.fits(shape):
-        raise file.damaged(f"shape of {name}", f"is {shape}, no whole blocks of {codec.name}", at)
+        raise file.damaged(f"shape of {name}", f"is {shape}, not whole blocks of {codec.name}", at)
     return codec, shape, offset
 
 

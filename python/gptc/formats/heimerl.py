@@ -115,7 +115,7 @@ class HeimerlModel(ModelFile):
         if _size(self.config) != file.size:
             raise GptcError(
                 f"{path} is damaged: its header promises {_size(self.config):,} bytes, and it has "
-                f"{file.size:,}; copy the file again from its source"
+                f"{file.size:,}; copy the file again"
             )
         entries, steps = _read(file, self.config)
         self._table = TensorTable(file, {n: e for n, e in entries.items() if n[:2] not in _MOMENTS})

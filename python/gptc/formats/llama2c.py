@@ -179,7 +179,7 @@ def _slots(
             codec = Int8Groups(group)
             if not codec.fits(part.shape):
                 raise GptcError(
-                    f"{part.name} of shape {part.shape} is no number of whole groups "
+                    f"{part.name} of shape {part.shape} is not a whole number of groups "
                     f"of group_size {group}"
                 )
         yield part.name, codec, part.shape
@@ -314,7 +314,7 @@ def _from_scored_pieces(pieces: list[bytes], scores: Sequence[float], where: str
         texts = ["<unk>", "<s>", "</s>"]
         texts += [piece.decode().replace(" ", SPACE) for piece in pieces[3:]]
     except UnicodeDecodeError:
-        raise GptcError(f"{where} holds a token that is no UTF-8 text") from None
+        raise GptcError(f"{where} holds a token that is not UTF-8 text") from None
     types = [type_of(text, i in (1, 2)) for i, text in enumerate(texts)]
     tokenizer = vocabulary.from_scored(Scored(texts, list(scores), types), where)
     tokenizer.bos = texts.index("<s>")  # its programs begin every text with it

@@ -129,7 +129,7 @@ def read_header(file: Binary, magic: int, what: str) -> int:
     file.at = 0
     found = file.number(INT32, "magic")
     if found != magic:
-        raise file.damaged("magic", f"is {found}, not {magic}: this is no {what} of llm.c", 0)
+        raise file.damaged("magic", f"is {found}, not {magic}: this is not a {what} of llm.c", 0)
     version: int = file.number(INT32, "version")
     file.at = 8
     file.take(HEADER_BYTES - 8, "the header")
@@ -169,7 +169,7 @@ def why_not(config: GPTConfig) -> str | None:
     if config.family != "gpt2":
         return f"this is a model of the {config.family} family"
     if not (config.bias and config.tied):
-        return "this model has no biases or an output head of its own"
+        return "this model has no biases, or an untied output head"
     if config.n_ff != 4 * config.n_embd:
         return f"the feed-forward width is {config.n_ff}, not four times {config.n_embd}"
     if abs(config.norm_eps - 1e-5) > 1e-9:

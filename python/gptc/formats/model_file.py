@@ -149,5 +149,5 @@ def check_size(file: Binary, expected: int, what: str) -> None:
     if file.size != expected:
         raise GptcError(
             f"{file.path} is damaged: its header promises {what}, {expected:,} bytes, and it has "
-            f"{file.size:,}; copy the file again from its source"
+            f"{file.size:,}; copy the file again"
         )

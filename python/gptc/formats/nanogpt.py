@@ -53,7 +53,7 @@ class NanogptModel(ModelFile):
         saved = _load(path)
         arguments, weights = saved.get("model_args"), saved.get("model")
         if not isinstance(arguments, dict) or not isinstance(weights, dict):
-            raise GptcError(f"{path} lacks model_args and model: it is no checkpoint of nanoGPT")
+            raise GptcError(f"{path} lacks model_args and model: it is not a checkpoint of nanoGPT")
         if not all(isinstance(n, str) and hasattr(t, "shape") for n, t in weights.items()):
             raise GptcError(f"{path}: model holds more than tensors")
         names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
@@ -112,7 +112,7 @@ def _load(path: Path) -> dict[str, Any]:
         lines = str(error).splitlines() or [type(error).__name__]
         raise GptcError(f"{path}: PyTorch does not load it ({lines[0][:200]})") from None
     if not isinstance(saved, dict):
-        raise GptcError(f"{path} holds no dictionary: it is no checkpoint of nanoGPT")
+        raise GptcError(f"{path} does not hold a dictionary: it is not a checkpoint of nanoGPT")
     return saved
 
 

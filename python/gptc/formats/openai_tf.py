@@ -88,7 +88,7 @@ class OpenaiModel(ModelFile):
             entry = self._table.entries[name]
             if crc32c(self._table.file.raw(entry.offset, entry.end - entry.offset)) != info.crc:
                 raise self._table.file.damaged(
-                    name, "has another checksum than the index says", entry.offset
+                    name, "does not have the checksum of the index", entry.offset
                 )
         return [*found, f"{len(self._bundle)} checksums are right"]
 
@@ -223,7 +223,9 @@ class _Fields:
         at = self.at
         offset, size = self.varint(field), self.varint(field)
         if size < 4 or offset + size + _TRAILER > self.file.size:
-            raise self.file.damaged(field, f"lies at {offset:,}, {size:,} bytes long", at)
+            raise self.file.damaged(
+                field, f"has the offset {offset:,} and {size:,} bytes, past the end", at
+            )
         return _Handle(offset, size)
 
 
@@ -234,7 +236,7 @@ def _entries(file: Binary, block: _Handle) -> Iterator[tuple[bytes, tuple[int, i
         raise file.damaged("compression of a block", f"is {file.view[end]}; only 0 is known", end)
     stored = int.from_bytes(file.view[end + 1 : end + 5], "little")
     if _mask(crc32c(file.raw(begin, block.size + 1))) != stored:
-        raise file.damaged("a block", "has another checksum than stands after it", begin)
+        raise file.damaged("a block", "does not have the checksum after it", begin)
     n_restarts = int.from_bytes(file.view[end - 4 : end], "little")
     if 4 * (n_restarts + 1) > block.size:
         raise file.damaged("the restarts of a block", f"are {n_restarts:,}", end - 4)

@@ -63,12 +63,12 @@ def open_model(path: Path, **assumed: Any) -> ModelFile:
 def _what_else(path: Path, size: int) -> str:
     """The error about a file that begins as no model does."""
     if not size:
-        return "is empty: copy it again from its source"
+        return "is empty: copy it again"
     if path.suffix in (".json", ".jsonl", ".toml"):
         return f"describes what its folder holds: name the folder, {path.parent}"
     if path.name.endswith("tokenizer.bin"):
-        return "is the tokenizer of a model: name the model's file, beside it"
+        return "is the tokenizer of a model: name the model's file instead"
     return (
-        f"is no token shard and no model, or one that is damaged or cut off (it has {size:,} "
-        f"bytes); known are folders of Hugging Face's and {', '.join(f.name for f in FORMATS)}"
+        f"is not a recognised model or token shard (truncated? it has {size:,} bytes); known "
+        f"formats: a Hugging Face folder, {', '.join(known.name for known in FORMATS)}"
     )

@@ -65,7 +65,7 @@ class ShardedTensors:
         self.path = index
         found = read_json(index, unique=True).get("weight_map")
         if not isinstance(found, dict) or not all(isinstance(f, str) for f in found.values()):
-            raise GptcError(f"{index}: weight_map is no mapping from tensors to files")
+            raise GptcError(f"{index}: weight_map is not a mapping from tensors to files")
         self._file_of: dict[str, str] = found
         self._files = {
             name: TensorFile(_shard(index, name)) for name in sorted(set(found.values()))
@@ -125,7 +125,7 @@ def _shard(index: Path, name: str) -> Path:
     """
     folder = index.parent
     if not is_plain_name(name):
-        raise GptcError(f"{index}: weight_map names {name!r}, which is no plain file name")
+        raise GptcError(f"{index}: weight_map names {name!r}, which is not a plain file name")
     path = folder / name
     allowed = [folder.resolve()]
     if folder.parent.name == "snapshots":

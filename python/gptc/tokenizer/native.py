@@ -179,9 +179,9 @@ class BpeTokenizer(Tokenizer):
         return self.encode(decode_utf8(data))
 
     def cut(self, data: bytes | bytearray) -> int:
-        # No piece of the pattern goes on from a character that is no whitespace into whitespace,
-        # and a piece never depends on what stands before it: so text may be cut where whitespace
-        # begins. Python's isspace knows all that the pattern's \s matches.
+        # No piece of the pattern extends from another character into whitespace, and a piece never
+        # depends on the text before it: so text may be cut where whitespace begins. Python's
+        # isspace covers the pattern's \s.
         end = len(data)
         while (space := max(data.rfind(b" ", 0, end), data.rfind(b"\n", 0, end))) > 0:
             end = len(data[:space].rstrip(b" \n\t\r"))

@@ -154,8 +154,8 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
             self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(definition)
         except Exception as e:  # what the library raises is an Exception and no more
             raise GptcError(
-                f"{where} is no tokenizer.json that tokenizers {tokenizers.__version__} can read "
-                f"({str(e).splitlines()[0]}): copy it again from its source"
+                f"{where} is not a tokenizer.json that tokenizers {tokenizers.__version__} can "
+                f"read ({str(e).splitlines()[0]}): copy it again"
             ) from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -193,8 +193,8 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         return pieces
 
     def _encode(self, text: str) -> Sequence[int]:
-        # A space that the tokenizer itself adds before a text is not added to one of its own: so a
-        # text may be cut before a space.
+        # The tokenizer does not add a space to a text that begins with one: so a text may be cut
+        # before a space.
         text = text[1:] if self.adds_space and text.startswith(" ") else text
         encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids: list[int] = encoded[0].ids
@@ -245,9 +245,7 @@ class SentencePieceTokenizer(PretrainedTokenizer):
             self._texts: list[str] = self._model.id_to_piece(list(range(self.vocab_size)))
             first = self._model.encode("a", out_type=str)
         except (RuntimeError, UnicodeError):
-            raise GptcError(
-                f"{where} is no SentencePiece model: copy it again from its source"
-            ) from None
+            raise GptcError(f"{where} is not a SentencePiece model: copy it again") from None
         self.proto = model
         end = self._model.eos_id()
         self.end_of_text = end if end >= 0 else None
@@ -360,7 +358,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise GptcError(f"{path} is damaged: it holds no JSON object; copy it again")
+        raise GptcError(f"{path} is damaged: not a JSON object; copy it again")
     return config
 
 

@@ -106,9 +106,7 @@ def read_tokenizer(folder_or_file: Path) -> Tokenizer:
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
     except (ValueError, RecursionError):
-        raise GptcError(
-            f"{path} is truncated or is no tokenizer file: copy it again from its source"
-        ) from None
+        raise GptcError(f"{path} is truncated or not a tokenizer file: copy it again") from None
     if not isinstance(saved, dict):
         saved = {}
     if isinstance(saved.get("version"), int) and saved["version"] > _FILE_VERSION:
@@ -117,9 +115,7 @@ def read_tokenizer(folder_or_file: Path) -> Tokenizer:
     if tokenizer is not None and tokenizer.has_token(saved.get("bos")):
         tokenizer.bos = saved["bos"]
     if tokenizer is None or tokenizer.to_json() != saved:
-        raise GptcError(
-            f"{path} was altered, or is no tokenizer file of gptc: copy it again from its source"
-        )
+        raise GptcError(f"{path} was altered, or is not a tokenizer file of gptc: copy it again")
     return tokenizer
 
 

@@ -24,7 +24,7 @@ class Utf8Decoder:
             text = self._decoder.decode(block, final)
         except UnicodeDecodeError as e:
             raise GptcError(
-                f"{self._where(self.n_done + e.start)} (0x{e.object[e.start]:02x}) is no UTF-8 "
+                f"{self._where(self.n_done + e.start)} (0x{e.object[e.start]:02x}) is not UTF-8 "
                 "text: convert it to UTF-8, or use --tokenizer bytes, which takes any data"
             ) from None
         n_held = len(self._decoder.getstate()[0])

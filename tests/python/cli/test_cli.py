@@ -26,7 +26,7 @@ Gptc = Callable[..., Any]
         (["trian"], 2, "no command 'trian'; did you mean train?"),
         (["frobnicate"], 2, "no command 'frobnicate'; known: prepare, train"),
         (["train", "--stpes", "3"], 2, "--steps"),
-        (["train", "--steps", "few"], 2, "'few' is no size"),
+        (["train", "--steps", "few"], 2, "'few' is not a size"),
         (["train", "--preset", "tinny"], 2, "did you mean tiny?"),
         (["train", "--threads", "-1"], 2, "-1 is less than 0"),
         (["train", "--threads", "10000"], 2, "--threads is 10000; it must lie between 0 and"),
@@ -46,7 +46,7 @@ Gptc = Callable[..., Any]
         (["train", "--schedule", "cos"], 2, "'cos' is not one of"),
         (["infer"], 1, "there is no checkpoint under runs/; make one with: gptc train"),
         (["info", "nowhere"], 1, "nowhere does not exist"),
-        (["info", "."], 1, ". is no run, checkpoint or dataset"),
+        (["info", "."], 1, ". is not a run, checkpoint or dataset"),
     ],
 )
 def test_errors_are_one_clear_line(

@@ -116,7 +116,7 @@ def test_an_interruption_says_whether_anything_is_kept(monkeypatch: pytest.Monke
             context.setattr(ShardFile, "append", append)
             result = CliRunner().invoke(prepare_command, arguments)
         assert result.exit_code == 1
-        assert ("the same command goes on" in result.output) == kept
+        assert ("the same command continues" in result.output) == kept
     assert "The dataset is written" in run(*arguments).output
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from corpus import SHAKESPEARE, nasty_text, set_block, text_of, tokens_of, write_source
-from gptc.data import encode, job, prepare
+from gptc.data import encode, job
+from gptc.data.preparation import prepare
 from gptc.errors import GptcError
 from gptc.tokenizer.registry import make_tokenizer
 from vocabularies import needs_gpt2

@@ -145,21 +145,21 @@ def test_a_missing_field_lists_those_there_are(tmp_path: Path, name: str) -> Non
     with pytest.raises(GptcError, match=r"no field body, only number, text: .*--text-field"):
         prepared(tmp_path, name, data, text_field="body")
     if name != "r.csv":  # there every value is text
-        with pytest.raises(GptcError, match=r"1: the field number is no text but 0"):
+        with pytest.raises(GptcError, match=r"1: the field number is not text but 0"):
             prepared(tmp_path, name, data, text_field="number")
 
 
 def test_rows_that_are_none_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = '{"text": "a"}\n'
     for bad, why in [
-        ("{", "line 2 is no JSON:"),
-        ("[" * 100_000, "line 2 is no JSON:"),
-        ("[1]", "line 2 is no JSON object"),
+        ("{", "line 2 is not JSON:"),
+        ("[" * 100_000, "line 2 is not JSON:"),
+        ("[1]", "line 2 is not a JSON object"),
         ('{"body": "b"}', "line 2 has no field text, only body"),
     ]:
         with pytest.raises(GptcError, match=why):
             prepared(tmp_path, "r.jsonl", good + bad)
-    with pytest.raises(GptcError, match="no row"):
+    with pytest.raises(GptcError, match="is not a row"):
         prepared(tmp_path, "r.csv", 'text\n"a" b\n')
     monkeypatch.setattr(readers, "LONGEST_ROW_BYTES", 1000)
     with pytest.raises(GptcError, match=r"r\.jsonl: line 2 is longer"):

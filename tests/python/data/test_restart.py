@@ -150,7 +150,7 @@ def test_a_full_disk_keeps_what_is_finished(
 
     with monkeypatch.context() as patch:
         patch.setattr(shards.ShardFile, "append", full)
-        with pytest.raises(GptcError, match=r"No space left .*the same command goes on"):
+        with pytest.raises(GptcError, match=r"No space left .*the same command continues"):
             prepare([str(source)], tmp_path / "out", shard_tokens=1000)
     prepare([str(source)], tmp_path / "out", shard_tokens=1000)
     assert files(tmp_path / "out") == whole

@@ -22,7 +22,7 @@ def test_detection_names_what_is_no_model(config: Config, tmp_path: Path) -> Non
     with pytest.raises(GptcError, match=r"m_tokenizer\.bin is a tokenizer of llm\.c, not a model"):
         detect(tmp_path / "m_tokenizer.bin")
     (tmp_path / "text").write_text("Once upon a time there was a file that is no model")
-    with pytest.raises(GptcError, match=r"text is no token shard and no model, or one that is"):
+    with pytest.raises(GptcError, match=r"text is not a recognised model or token shard"):
         detect(tmp_path / "text")
     for name, content, words in (
         ("empty.bin", "", "empty.bin is empty"),

@@ -168,7 +168,7 @@ def test_weights_of_other_formats_say_what_is_read(config: Config, tmp_path: Pat
     with pytest.raises(GptcError, match=r"pickled weights \(pytorch_model\.bin\)"):
         Model.load(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(GptcError, match=r"index\.json: weight_map is no mapping"):
+    with pytest.raises(GptcError, match=r"index\.json: weight_map is not a mapping"):
         Model.load(folder)
 
 
@@ -223,10 +223,10 @@ def test_the_hubs_cache_links_files(in_shards: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("../model.safetensors", "is no plain file name"),
-        ("/etc/passwd", "is no plain file name"),
-        ("..", "is no plain file name"),
-        ("", "is no plain file name"),
+        ("../model.safetensors", "is not a plain file name"),
+        ("/etc/passwd", "is not a plain file name"),
+        ("..", "is not a plain file name"),
+        ("", "is not a plain file name"),
         ("link.safetensors", "a link that leads out of the folder"),
         ("missing.safetensors", "cannot read .*missing.safetensors"),
         ("model-00002-of-00003.safetensors", "which lacks it"),

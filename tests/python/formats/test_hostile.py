@@ -150,11 +150,11 @@ DATA = bytes(64)
         (gguf([ARCH], [tensor("a", (8,)), tensor("a", (8,), 0, 32)], DATA), "a a second time"),
         (gguf([key("", 8, text("x"))], [tensor("a", (8,))], DATA), "length of key 0 at byte 24"),
         (gguf([ARCH], [tensor("", (8,))], DATA), "length of name of tensor 0"),
-        (gguf([ARCH], [tensor("a" * 65, (8,))], DATA), "is 65; it must lie between 1 and 64"),
-        (gguf([key(b"\xff", 8, text("x"))], [tensor("a", (8,))], DATA), "is no UTF-8 text"),
+        (gguf([ARCH], [tensor("a" * 65, (8,))], DATA), "is 65; it must be between 1 and 64"),
+        (gguf([key(b"\xff", 8, text("x"))], [tensor("a", (8,))], DATA), "is not UTF-8 text"),
         (gguf([ARCH], [tensor("a", (8,), 99)], DATA), r"type of a .* is 99 \(unknown\)"),
         (gguf([ARCH], [tensor("a", (256,), 12)], DATA), r"is 12 \(Q4_K\); gptc reads F32"),
-        (gguf([ARCH], [tensor("a", (33,), 8)], DATA), "no whole blocks of Q8_0"),
+        (gguf([ARCH], [tensor("a", (33,), 8)], DATA), "not whole blocks of Q8_0"),
         (gguf([ARCH], [tensor("a", (8,), 0, 31)], DATA), "not aligned"),
         (gguf([ARCH], [tensor("a", (8,), 0, 64)], DATA), "past the end"),
         (gguf([ARCH], [tensor("a", (8,), 0, 2**64 - 32)], DATA), "past the end"),
@@ -242,7 +242,7 @@ def entry(begin: int = 0, end: int = 4, shape: list[Any] | None = None, kind: An
         (container("{}", length=2**31), "a header of 2,147,483,648"),
         (container("{}", length=2**64 - 1), "a header of 18,446,744,073,709,551,615"),
         (container('{"a":' + "[" * 1000 + "]" * 1000 + "}"), "nested too deep|entry of a is"),
-        (container("[" * 100_000), "nested too deep|no JSON"),
+        (container("[" * 100_000), "nested too deep|not JSON"),
         (container(json.dumps({"a": entry()})[:-1] + ',"a":1}', bytes(4)), "names 'a' twice"),
         (container(json.dumps({"": entry()}), bytes(4)), "no names of tensors"),
         (container(json.dumps({"a": entry(kind="F7")}), bytes(4)), "dtype of a is 'F7'"),
@@ -255,7 +255,7 @@ def entry(begin: int = 0, end: int = 4, shape: list[Any] | None = None, kind: An
         (container(json.dumps({"a": entry(4, 8)}), bytes(8)), "leaves a gap"),
         (container(json.dumps({"a": entry(), "b": entry()}), bytes(4)), "overlaps"),
         (container(json.dumps({"a": entry()}), bytes(8)), "is followed by 4 bytes"),
-        (container(b'{"a\xff": 1}'), "no JSON"),
+        (container(b'{"a\xff": 1}'), "not JSON"),
     ],
 )
 def test_containers_that_lie(tmp_path: Path, content: bytes, message: str) -> None:
@@ -277,7 +277,7 @@ def test_a_million_keys_are_refused_at_once(tmp_path: Path) -> None:
     for file, read in ((path, TensorFile), (other, open_model)):
         begin = time.perf_counter()
         tracemalloc.start()
-        with pytest.raises(GptcError, match=r"more than 500,000 values|1,000,000; it must lie"):
+        with pytest.raises(GptcError, match=r"more than 500,000 JSON values|1,000,000; it must be"):
             read(file)  # type: ignore[operator]
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -297,7 +297,7 @@ def test_json_nested_a_thousand_deep(targets: dict[str, Any], value: str) -> Non
                     target.read()
         finally:
             target.file.write_bytes(original)
-    with pytest.raises(GptcError, match="no JSON from byte 1 on"):
+    with pytest.raises(GptcError, match="not JSON from byte 1 on"):
         parse_json(b'{"a', "it")
 
 
@@ -326,7 +326,7 @@ def test_what_is_no_regular_file(tmp_path: Path, make: Callable[[Path], None]) -
     make(path)
     with pytest.raises(GptcError):
         open_checkpoint(path)
-    with pytest.raises(GptcError, match=r"is no file|cannot read"):
+    with pytest.raises(GptcError, match=r"is not a file|cannot read"):
         open_model(path)
     with pytest.raises(GptcError):
         verify(path)
