@@ -126,9 +126,9 @@ int gpt_cpu_has_bf16(void) {
 const char *gpt_cpu_notice(void) {
 #ifdef GPTC_HAS_AMX
     const char *cap = getenv("GPTC_CPU_LEVEL");
-    if (cap && strcmp(cap, "amx")) return ""; /* nobody asked for it */
+    if (cap && strcmp(cap, "amx")) return ""; /* not asked for */
     if (has_avx512bf16() && cpu_has_amx() && !request_amx())
-        return "this CPU has AMX, but the system does not let programs use it; going on without";
+        return "this CPU has AMX, but the system does not let programs use it; it is not used";
 #endif
     return "";
 }

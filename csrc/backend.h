@@ -1,4 +1,4 @@
-/* backend.h: which table of ops serves a (device, dtype). */
+/* backend.h: the table of ops of a (device, dtype). */
 #ifndef GPT_BACKEND_H
 #define GPT_BACKEND_H
 

@@ -27,7 +27,7 @@
  *         gpt_model_free(model);
  *     }
  *
- * gpt.h and libgpt.so lie in the folder of the Python package, which `gptc doctor` names, or where
+ * gpt.h and libgpt.so are in the folder of the Python package, which `gptc doctor` names, or where
  * CMake has built the library:
  *
  *     cc example.c -IDIR -LDIR -lgpt -Wl,-rpath,DIR -o example
@@ -140,11 +140,12 @@ typedef struct gpt_config {
     int32_t bias;        /* sum of enum gpt_bias_of */
     int32_t tied;        /* 1: the output head is the token embedding */
     float norm_eps;
-    float rope_theta;      /* base of the rotary frequencies; unused with learned positions */
-    int32_t rope_scaling;  /* enum gpt_rope_scaling; NONE unless pos is GPT_POS_ROPE */
-    float rope_factor;     /* at least 1; this and what follows is unused where it has no part */
-    float rope_low_freq;   /* LLAMA3: turns within rope_original below which all of it applies, */
-    float rope_high_freq;  /* and above which nothing does; greater than rope_low_freq */
+    float rope_theta;     /* base of the rotary frequencies; unused with learned positions */
+    int32_t rope_scaling; /* enum gpt_rope_scaling; NONE unless pos is GPT_POS_ROPE */
+    float
+        rope_factor; /* at least 1; this and the next are unused where scaling does not read them */
+    float rope_low_freq;   /* LLAMA3: turns within rope_original below which it applies in full, */
+    float rope_high_freq;  /* and above which it does not apply; greater than rope_low_freq */
     int32_t rope_original; /* LLAMA3: the longest sequence before the frequencies were lowered */
     int32_t head_size;     /* 0: n_embd / n_head */
     /* (n_layer), or NULL: every layer has the norm, pos and rope_theta above, and no window. A model
@@ -152,7 +153,7 @@ typedef struct gpt_config {
     const gpt_layer *layers;
 } gpt_config;
 
-/* What updates a parameter. */
+/* The optimizer of a parameter. */
 enum gpt_optimizer_kind {
     GPT_OPTIMIZER_DEFAULT = 0, /* of a group: gpt_options.optimizer; there: AdamW */
     GPT_OPTIMIZER_ADAMW = 1,   /* two state slots: the moments */
@@ -191,7 +192,7 @@ typedef struct gpt_options {
     const gpt_group *groups;
 } gpt_options;
 
-/* What a model will need, before anything is allocated. Bytes are exact, but for library_bytes. */
+/* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */
 typedef struct gpt_plan {
     int64_t n_params; /* learned numbers, tied ones once, without padding rows */
     uint64_t param_bytes;
@@ -200,7 +201,7 @@ typedef struct gpt_plan {
     uint64_t activation_bytes;
     uint64_t workspace_bytes;
     uint64_t total_bytes;           /* of the parts above: one allocation */
-    uint64_t library_bytes;         /* what the matrix library keeps besides, as measured */
+    uint64_t library_bytes;         /* what the matrix library allocates in addition, as measured */
     double forward_flops_per_token; /* at T = max_seq, causal attention counted once, not twice */
     double train_flops_per_token;   /* three times that: forward, and two products in backward */
 } gpt_plan;
@@ -255,25 +256,25 @@ typedef struct gpt_sampling {
     const gpt_bias *bias; /* (n_bias) or NULL */
     int32_t n_bias;
     float repetition_penalty; /* divides logits above 0 and multiplies others: Keskar et al. 2019 */
-    float presence_penalty;   /* is taken off the logit, */
-    float frequency_penalty;  /* and this as often as the token appears */
+    float presence_penalty;   /* subtracted from the logit, */
+    float frequency_penalty;  /* and this for each time that the token appears */
     float temperature;        /* 0: the most likely token */
     int32_t top_k;            /* keep the k most likely; 0: all */
-    float typical_p; /* keep those whose surprise is nearest to what is expected, with this much
+    float typical_p; /* keep the tokens whose surprise is nearest to the entropy, with this much
                       * probability: Meister et al. 2023; 1: all */
     float top_p;     /* keep the fewest tokens with this much probability: Holtzman et al. 2020 */
     float min_p;     /* drop tokens less likely than min_p times the most likely; 0: none */
     uint64_t seed;
 } gpt_sampling;
 
-/* What gpt_model_read and gpt_model_write reach of each parameter. */
+/* The tensors of a parameter that gpt_model_read and gpt_model_write reach. */
 enum gpt_tensor {
     GPT_TENSOR_VALUE = 0,
     GPT_TENSOR_GRAD = 1,
     GPT_TENSOR_STATE0 = 2, /* + k: state slot k of the parameter's optimizer */
 };
 
-/* What one kind of call has cost so far: an op of csrc/ops.h at one shape. */
+/* The cost so far of one kind of call: an op of csrc/ops.h at one shape. */
 typedef struct gpt_op_time {
     char name[48]; /* such as "linear_forward 768 x 3072" */
     int64_t calls;
@@ -282,13 +283,13 @@ typedef struct gpt_op_time {
     double bytes; /* that must at least be read and written */
 } gpt_op_time;
 
-/* A GPU, and what computes on it. CUDA's versions are 1000 major + 10 minor, 0: not installed. */
+/* A GPU, and the libraries that compute on it. CUDA's versions are 1000 major + 10 minor, 0: not installed. */
 typedef struct gpt_device_info {
     char name[128];
     char products[512];   /* version and file of the matrix library, cuBLASLt */
     int32_t major, minor; /* compute capability */
     int32_t multiprocessors;
-    int32_t driver;  /* the newest CUDA that the driver serves */
+    int32_t driver;  /* the newest CUDA that the driver supports */
     int32_t runtime; /* the CUDA that this library is built with */
     uint64_t memory_bytes;
     uint64_t free_bytes;
@@ -312,8 +313,8 @@ int gpt_cpu_has_bf16(void);
 const char *gpt_cpu_notice(void);
 /* Cores this process may run on. */
 int gpt_cpu_count(void);
-/* GPT_OK where GPT_DEVICE_CUDA works; else gpt_last_error() says what is missing. What was found
- * until then is in out either way: with a name but no products, only cuBLASLt is missing. */
+/* GPT_OK where GPT_DEVICE_CUDA works; else gpt_last_error() says what is missing. out holds what was found
+ * until then either way: with a name but no products, only cuBLASLt is missing. */
 int gpt_cuda_info(gpt_device_info *out);
 
 /* ---- configuration ---- */
@@ -323,7 +324,7 @@ const char *gpt_preset_name(int i);
 int gpt_config_preset(const char *name, gpt_config *out);
 /* GPT_OK when a model of this shape can exist; else gpt_last_error() names the field. */
 int gpt_config_check(const gpt_config *config);
-/* What layer l is: config->layers[l], or what stands for it. */
+/* The record of layer l: config->layers[l], or its equal where that is NULL. */
 int gpt_config_layer(const gpt_config *config, int l, gpt_layer *out);
 /* The number of parameter tensors (-1 for an impossible shape), and the i-th of them. */
 int gpt_config_param_count(const gpt_config *config);
@@ -345,9 +346,9 @@ int gpt_model_threads(const gpt_model *model);
  * and in no other form: they can be written, and read in fp32 alone (else GPT_ERR_ARGUMENT). */
 int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n);
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n);
-/* Gives parameter i a value as gpt_model_write does, or goes on reading it where it is: then *kept is
- * 1, and the values must stay there, unchanged, until the parameter is written or the model freed.
- * That is so on a CPU, for the token embedding of a model that is not for training, unless its
+/* Gives parameter i a value as gpt_model_write does, or keeps the pointer and reads the values in place:
+ * then *kept is 1, and they must not change until the parameter is written or the model freed. The
+ * pointer is kept on a CPU, for the token embedding of a model that is not for training, unless its
  * products read that in fp32. */
 int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int *kept);
 
@@ -383,7 +384,7 @@ int gpt_model_set_step(gpt_model *model, int64_t step);
 
 /* ---- measuring ---- */
 
-/* What this machine reaches in the model's dtype and on its threads: operations a second of
+/* The peak of this machine in the model's dtype and on its threads: operations a second of
  * multiply-adds in registers, and bytes a second (read and written) of copying memory, for which
  * it takes 128 MB for a moment; bytes may be NULL. */
 int gpt_model_peak(gpt_model *model, double *flops, double *bytes);
@@ -401,7 +402,7 @@ int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, gpt_session **out
 void gpt_session_free(gpt_session *session);
 /* Bytes that a session of this size allocates. */
 int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, uint64_t *out);
-/* Appends n tokens, tokens[i] to sequence seqs[i]; tokens of one sequence stand together. logits
+/* Appends n tokens, tokens[i] to sequence seqs[i]; the tokens of one sequence are neighbours. logits
  * (number wanted, V) receives, in order, what follows each token i with want[i] != 0; want NULL: the
  * last of each sequence. logits may be NULL where none is wanted. */
 int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
@@ -415,7 +416,7 @@ int gpt_session_fork(gpt_session *session, int from, int to, int length);
 
 /* ---- sampling ---- */
 
-/* Draws a token from logits (V). Chance enters by (seed, position) alone. history (n_history), which
+/* Draws a token from logits (V), as a function of (seed, position). history (n_history), which
  * penalties look at, may be NULL; tokens outside the vocabulary count for nothing there. */
 int gpt_sample(const float *logits, int32_t vocab_size, const gpt_sampling *sampling,
                const int32_t *history, int32_t n_history, uint64_t position, int32_t *token);

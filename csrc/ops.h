@@ -30,7 +30,7 @@
 
 #include "gpt.h"
 
-/* Functions here that a device's compiler must have on both sides. */
+/* For functions here that a device's compiler compiles for host and device. */
 #ifdef __CUDACC__
 #define GPT_EVERYWHERE __host__ __device__
 #else
@@ -52,8 +52,8 @@ typedef struct gpt_dropout {
     uint64_t key;
 } gpt_dropout;
 
-/* What ops are given of it: dropout_at makes the key. It comes from the device's memory, so that a
- * recorded step reads the present one. */
+/* A dropout as ops receive it: dropout_at makes the key from one in the device's memory, so that a
+ * recorded step reads the current one. */
 typedef struct gpt_dropout_site {
     float p;
     uint64_t site;       /* which dropout of the model */
@@ -79,7 +79,7 @@ typedef struct gpt_segment {
     int32_t decay;
     int32_t product; /* its gradient comes from a product, and needs no clearing before one */
     int32_t rows, cols;
-    int32_t parts;  /* rows come in this many equal parts, whose outputs stand side by side */
+    int32_t parts;  /* the rows are this many equal parts, of which row i is read with row i */
     weight *packed; /* where the products' form of it is kept; NULL: there is none */
 } gpt_segment;
 
@@ -196,7 +196,7 @@ typedef struct linear_backward {
     float *dw;       /* (OC, IC) +=, or = without add; or NULL */
     float *db;       /* (OC) +=, or NULL */
     const act *dout; /* (N, OC) */
-    const act *in;   /* (N, IC); tables that make activations anew take NULL where there is a pre */
+    const act *in;   /* (N, IC); NULL where there is a pre and the table recomputes activations */
     const weight *w; /* (OC, IC) */
     const act *pre;  /* (N, IC), or (N, 2 IC) for SwiGLU; NULL where activation is NONE */
     int activation;  /* enum gpt_activation, of the layer's input */
@@ -321,8 +321,8 @@ typedef struct grad_norm {
 
 /* ---- adamw.c ---- */
 
-/* What differs from one update to the next. It is in the device's memory, so that a recorded update
- * reads the present one. */
+/* The settings of one update, in the device's memory, so that a recorded update reads the current
+ * ones. */
 typedef struct gpt_adamw_step {
     gpt_adamw adamw;
     float correction1, correction2; /* 1 - beta^step, step counted from 1 */
@@ -413,7 +413,7 @@ GPT_EVERYWHERE static inline uint32_t dropout_bits(uint64_t key, uint64_t i) {
     return (uint32_t)(z >> 32);
 }
 
-/* What a site drops. */
+/* The dropout of a site. */
 GPT_EVERYWHERE static inline gpt_dropout dropout_at(gpt_dropout_site s) {
     gpt_dropout dropout = {s.p, 0};
     if (s.p > 0) {

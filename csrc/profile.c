@@ -27,7 +27,7 @@ static double now(const gpt_ctx *p) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* What one call costs. */
+/* The cost of one call. */
 typedef struct cost {
     double flops; /* of products only */
     double bytes; /* that must at least be read and written; 0: the call does nothing */
@@ -221,7 +221,7 @@ static void profile_zero(gpt_ctx *p, void *device, size_t bytes) {
     record(p, "zero", (cost){.bytes = (double)bytes}, now(p) - begin);
 }
 
-/* What is not an op goes through. */
+/* The other slots are passed on. */
 static void profile_free_ctx(gpt_ctx *p) {
     p->ops->ctx_free(p->inner);
     free(p);

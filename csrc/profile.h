@@ -4,9 +4,9 @@
 
 #include "ops.h"
 
-/* Wraps (ops, ctx): *out_ops and *out_ctx serve in their place until profile_free. */
+/* Wraps (ops, ctx): *out_ops and *out_ctx are used in their place until profile_free. */
 int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const gpt_ops **out_ops, gpt_ctx **out_ctx);
-/* Gives back what was wrapped. */
+/* Returns the wrapped (ops, ctx). */
 void profile_free(gpt_ctx *profile, const gpt_ops **ops, gpt_ctx **ctx);
 /* The i-th kind of call seen so far; 0 past the last. */
 int profile_read(const gpt_ctx *profile, int i, gpt_op_time *out);

@@ -1,8 +1,8 @@
-/* sample.c: draws the next token. Chance enters by (seed, position) alone, so that a text can be had
- * again whatever else was generated beside it.
+/* sample.c: draws the next token. The draw is a function of (seed, position), so that a text can be
+ * repeated whatever else was generated at the same time.
  *
- * Nothing is sorted that need not be: a filter counts in how coarse a step of the keys it ends, and
- * only there looks at the order. */
+ * Keys are not sorted as a whole: a filter counts them in coarse steps, finds the step in which it
+ * ends, and sorts that step alone. */
 #include "error.h"
 #include "ops.h"
 
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- what is asked for ---- */
+/* ---- arguments ---- */
 
 static int check_history(const gpt_sampling *s, const int32_t *history, int32_t n_history) {
     if (n_history < 0 || (n_history > 0 && !history))
@@ -50,7 +50,7 @@ static int check_sampling(const gpt_sampling *s, int32_t V) {
     if (!(s->top_p > 0 && s->top_p <= 1))
         return fail(GPT_ERR_ARGUMENT, "top_p is %g; it must be above 0 and at most 1", s->top_p);
     if (!(s->min_p >= 0 && s->min_p <= 1))
-        return fail(GPT_ERR_ARGUMENT, "min_p is %g; it must lie between 0 and 1", s->min_p);
+        return fail(GPT_ERR_ARGUMENT, "min_p is %g; it must be between 0 and 1", s->min_p);
     return check_bias(s, V);
 }
 
@@ -287,10 +287,10 @@ int gpt_logprobs(const float *logits, int32_t vocab_size, int32_t token, float *
         return fail(GPT_ERR_ARGUMENT, "gpt_logprobs: NULL argument");
     TRY(check_logits(logits, vocab_size));
     if (logprob && (token < 0 || token >= vocab_size))
-        return fail(GPT_ERR_ARGUMENT, "there is no token %d; the vocabulary has %d", token,
+        return fail(GPT_ERR_ARGUMENT, "token %d does not exist; the vocabulary has %d", token,
                     vocab_size);
     if (n_top < 0 || n_top > vocab_size)
-        return fail(GPT_ERR_ARGUMENT, "n_top is %d; it must lie between 0 and %d", n_top,
+        return fail(GPT_ERR_ARGUMENT, "n_top is %d; it must be between 0 and %d", n_top,
                     vocab_size);
     float top = logits[most_likely(logits, vocab_size)];
     double sum = 0;

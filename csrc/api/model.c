@@ -26,7 +26,8 @@ int gpt_config_layer(const gpt_config *config, int l, gpt_layer *out) {
     REQUIRE(out);
     TRY(gpt_config_check(config));
     if (l < 0 || l >= config->n_layer)
-        return fail(GPT_ERR_ARGUMENT, "there is no layer %d; the model has %d", l, config->n_layer);
+        return fail(GPT_ERR_ARGUMENT, "layer %d does not exist; the model has %d", l,
+                    config->n_layer);
     *out = config_layer(config, l);
     return GPT_OK;
 }
@@ -40,7 +41,7 @@ int gpt_config_param(const gpt_config *config, int i, gpt_param *out) {
     TRY(gpt_config_check(config));
     param_slot slot;
     if (!params_slot(config, i, &slot))
-        return fail(GPT_ERR_ARGUMENT, "there is no parameter %d; the model has %d", i,
+        return fail(GPT_ERR_ARGUMENT, "parameter %d does not exist; the model has %d", i,
                     params_count(config));
     *out = slot.info;
     return GPT_OK;
@@ -72,7 +73,7 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     *out = *given;
     if (out->max_seq == 0) out->max_seq = c->block_size;
     if (out->max_seq < 1 || out->max_seq > c->block_size)
-        return fail(GPT_ERR_ARGUMENT, "max_seq is %d; it must lie between 1 and block_size %d",
+        return fail(GPT_ERR_ARGUMENT, "max_seq is %d; it must be between 1 and block_size %d",
                     out->max_seq, c->block_size);
     if (out->max_batch < 0 || (int64_t)out->max_batch * out->max_seq > MAX_ROWS)
         return fail(GPT_ERR_ARGUMENT, "max_batch is %d; it must be 0 or above, and at most %lld",
@@ -82,7 +83,7 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (out->training && out->max_batch == 0)
         return fail(GPT_ERR_ARGUMENT, "max_batch is 0; training needs at least 1");
     if (out->n_threads < 0 || out->n_threads > MAX_THREADS)
-        return fail(GPT_ERR_ARGUMENT, "n_threads is %d; it must lie between 0 and %d",
+        return fail(GPT_ERR_ARGUMENT, "n_threads is %d; it must be between 0 and %d",
                     out->n_threads, MAX_THREADS);
     if (out->pin_threads != 0 && out->pin_threads != 1)
         return fail(GPT_ERR_ARGUMENT, "pin_threads is %d; it must be 0 or 1", out->pin_threads);
@@ -159,8 +160,7 @@ static int out_of_memory(gpt_model *m, const arena_plan *p) {
                 o->max_seq, free_now, way_on);
 }
 
-/* Without training, matrices get the form for products, which may be their only one, as soon as they
- * are written. */
+/* Without training, a matrix is packed as it is written. The packed form may be its only one. */
 static bool packs_at_once(const gpt_model *m) {
     return !m->options.training && m->ops->packs_host_memory;
 }
@@ -199,7 +199,7 @@ static int create_parts(gpt_model *m) {
     TRY(backend_ops(m->options.device, m->options.dtype, &m->ops));
     TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads, m->options.pin_threads));
     TRY(params_layout_create(&m->config, m->ops, &m->options, &m->layout));
-    m->options.groups = NULL; /* the caller's; the layout has what they say */
+    m->options.groups = NULL; /* the caller's memory; the layout has copied it */
     m->acts.layers = calloc(L, sizeof *m->acts.layers);
     m->w.layers = calloc(L, sizeof *m->w.layers);
     m->dw.layers = calloc(L, sizeof *m->dw.layers);
@@ -288,7 +288,7 @@ int gpt_model_init(gpt_model *model, uint64_t seed) {
 /* The place of one parameter's values, gradients or optimizer state; NULL where they are not kept. */
 static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) {
     if (i < 0 || i >= m->layout.n_slots)
-        return fail(GPT_ERR_ARGUMENT, "there is no parameter %d; the model has %d", i,
+        return fail(GPT_ERR_ARGUMENT, "parameter %d does not exist; the model has %d", i,
                     m->layout.n_slots);
     if (tensor < GPT_TENSOR_VALUE || tensor >= GPT_TENSOR_STATE0 + MAX_STATES)
         return fail(GPT_ERR_ARGUMENT, "unknown tensor kind %d", tensor);
@@ -323,8 +323,8 @@ int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
     TRY(find_tensor(model, i, tensor, n, &place));
     if (!place)
         return fail(GPT_ERR_ARGUMENT,
-                    "the model holds %s only as its products read it: create it with training, or "
-                    "in fp32, to read its parameters",
+                    "the model holds %s only in packed form; to read it, create the model with "
+                    "training, or in fp32",
                     model->layout.slots[i].info.name);
     model->ops->download(model->ctx, out, place, sizeof(float) * (size_t)n);
     return model->ops->sync(model->ctx);

@@ -26,7 +26,7 @@ int gpt_model_profile_read(const gpt_model *model, int i, gpt_op_time *out) {
     REQUIRE(model);
     REQUIRE(out);
     if (!model->profiled || !profile_read(model->ctx, i, out))
-        return fail(GPT_ERR_ARGUMENT, "there is no timed op %d", i);
+        return fail(GPT_ERR_ARGUMENT, "timed op %d does not exist", i);
     return GPT_OK;
 }
 
@@ -34,7 +34,7 @@ int gpt_model_profile_busy(const gpt_model *model, int thread, double *seconds) 
     REQUIRE(model);
     REQUIRE(seconds);
     if (!model->profiled || thread < 0 || thread >= model->ops->ctx_threads(model->ctx))
-        return fail(GPT_ERR_ARGUMENT, "there is no timed thread %d", thread);
+        return fail(GPT_ERR_ARGUMENT, "timed thread %d does not exist", thread);
     *seconds = model->ops->ctx_busy_seconds(model->ctx, thread);
     return GPT_OK;
 }

@@ -8,8 +8,8 @@ static int check_session(const gpt_model *m, int n_seq, int *n_ctx) {
     int block = m->config.block_size;
     if (*n_ctx == 0) *n_ctx = block;
     if (*n_ctx < 1 || *n_ctx > block)
-        return fail(GPT_ERR_ARGUMENT, "n_ctx is %d; it must lie between 1 and block_size %d",
-                    *n_ctx, block);
+        return fail(GPT_ERR_ARGUMENT, "n_ctx is %d; it must be between 1 and block_size %d", *n_ctx,
+                    block);
     if (n_seq < 1 || (int64_t)n_seq * *n_ctx > MAX_ROWS)
         return fail(GPT_ERR_ARGUMENT, "n_seq is %d; it must be at least 1 and at most %lld", n_seq,
                     (long long)(MAX_ROWS / *n_ctx));
@@ -79,12 +79,12 @@ void gpt_session_free(gpt_session *s) {
     free(s);
 }
 
-/* The tokens of each sequence stand together, and fit. */
+/* The tokens of each sequence are neighbours, and there is room for them. */
 static int check_step(const gpt_session *s, const int32_t *seqs, int n) {
     for (int i = 0, count = 0; i < n; i++) {
         int seq = seqs[i];
         if (seq < 0 || seq >= s->n_seq)
-            return fail(GPT_ERR_ARGUMENT, "there is no sequence %d; the session holds %d", seq,
+            return fail(GPT_ERR_ARGUMENT, "sequence %d does not exist; the session has %d", seq,
                         s->n_seq);
         count = i > 0 && seqs[i - 1] == seq ? count + 1 : 1;
         if (s->length[seq] + count > s->n_ctx)
@@ -94,8 +94,7 @@ static int check_step(const gpt_session *s, const int32_t *seqs, int n) {
         if (count > 1 || i == 0) continue;
         for (int j = 0; j < i; j++)
             if (seqs[j] == seq)
-                return fail(GPT_ERR_ARGUMENT, "the tokens of sequence %d do not stand together",
-                            seq);
+                return fail(GPT_ERR_ARGUMENT, "the tokens of sequence %d are not neighbours", seq);
     }
     return GPT_OK;
 }
@@ -122,7 +121,7 @@ int gpt_session_length(const gpt_session *session, int seq) {
 
 static int check_seq(const gpt_session *s, int seq) {
     if (seq >= 0 && seq < s->n_seq) return GPT_OK;
-    return fail(GPT_ERR_ARGUMENT, "there is no sequence %d; the session holds %d", seq, s->n_seq);
+    return fail(GPT_ERR_ARGUMENT, "sequence %d does not exist; the session has %d", seq, s->n_seq);
 }
 
 int gpt_session_fork(gpt_session *session, int from, int to, int length) {

@@ -31,7 +31,8 @@ static int check_targets(const gpt_model *m, const int32_t *targets, int N, int 
     TRY(check_tokens(m, "target", targets, N, -1));
     *n_valid = 0;
     for (int i = 0; i < N; i++) *n_valid += targets[i] >= 0;
-    if (*n_valid == 0) return fail(GPT_ERR_ARGUMENT, "all targets are -1: there is no loss");
+    if (*n_valid == 0)
+        return fail(GPT_ERR_ARGUMENT, "all targets are -1; a loss needs at least one");
     return GPT_OK;
 }
 
@@ -219,7 +220,7 @@ int gpt_model_update(gpt_model *model, const gpt_optimizer *optimizers, int n_op
     if (!model->grads)
         return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
     if (model->n_micro == 0)
-        return fail(GPT_ERR_ARGUMENT, "there are no gradients to apply: call backward first");
+        return fail(GPT_ERR_ARGUMENT, "no gradients to apply; call backward first");
     step_report report;
     model->ops->ctx_set_workspace(model->ctx, model->workspace);
     const gpt_optimizer *adamw = settings[GPT_OPTIMIZER_ADAMW], *sgd = settings[GPT_OPTIMIZER_SGD];

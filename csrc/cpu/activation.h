@@ -1,4 +1,4 @@
-/* activation.h: the nonlinearities, a vector at a time. They are not ops of their own: linear.c
+/* activation.h: the nonlinearities, a vector at a time. They are not ops: linear.c
  * applies them to a tile of its product while that is in cache. */
 #ifndef CPU_ACTIVATION_H
 #define CPU_ACTIVATION_H

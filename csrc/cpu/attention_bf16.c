@@ -17,7 +17,7 @@ static head_shape shape_of(int T, int HS) {
     return (head_shape){T, HS, (int)cpu_round_up(T, PANEL), (int)cpu_round_up(HS, PANEL)};
 }
 
-/* What a thread needs for one head. */
+/* The memory of a thread for one head. */
 typedef struct buffers {
     bf16 *keys;         /* k as rows, transposed: (HS, T) in panels of 16 keys */
     bf16 *values;       /* v as columns: (T, HS) in panels of 16 channels */

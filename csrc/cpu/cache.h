@@ -23,7 +23,7 @@ static void cache_store_rows(void *p, int thread, int64_t begin, int64_t end) {
     }
 }
 
-/* Where the keys, and likewise the values, of one head of row n's sequence begin. */
+/* The start of the keys, and likewise the values, of one head of row n's sequence. */
 static inline int64_t cache_begin(const attention_decode *a, int n, int64_t kv) {
     return ((int64_t)a->seqs[n] * a->NKV + kv) * a->n_ctx * a->HS;
 }

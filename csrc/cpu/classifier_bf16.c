@@ -2,7 +2,7 @@
  *
  * The head's epilogue has logits in float32 and in cache, so it is there that they become
  * exponentials: each relative to the largest of its row within 32 columns, which is kept in float32
- * with the sum. What is stored in bf16 is thus between 0 and 1, and one factor for 32 columns makes
+ * with the sum. The numbers stored in bf16 are thus between 0 and 1, and one factor for 32 columns makes
  * a gradient of it. The loss itself is of float32 logits. */
 #include "product.h"
 #include "softmax.h"

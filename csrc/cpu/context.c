@@ -298,8 +298,8 @@ static size_t kernel_number(const char *path, const char *word) {
     return found;
 }
 
-/* What Linux believes can be had without swapping, and a container may have (cgroup v2); without
- * limit where neither is known. */
+/* The memory available without swapping, by Linux's estimate, and within the container's limit
+ * (cgroup v2); no limit where neither is known. */
 size_t cpu_memory_free(void) {
     size_t available = kernel_number("/proc/meminfo", "MemAvailable:");
     if (available < SIZE_MAX) available <<= 10;

@@ -68,7 +68,7 @@ struct gpt_ctx {
     void *scratch;   /* n_threads x CPU_SCRATCH */
 };
 
-/* What each thread has to itself within an op, a whole number of pages. */
+/* The scratch memory of each thread within an op, a whole number of pages. */
 #ifdef CPU_BF16
 enum { CPU_SCRATCH = 512 << 10 };
 #else

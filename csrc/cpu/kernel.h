@@ -1,5 +1,5 @@
 /* kernel.h: the bf16 product that this level has: tiles of AMX, or vectors. Calls of
- * kernel_product stand between kernel_begin and kernel_end, on one thread. */
+ * kernel_product come between kernel_begin and kernel_end, on one thread. */
 #ifndef CPU_KERNEL_H
 #define CPU_KERNEL_H
 

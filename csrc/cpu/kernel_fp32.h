@@ -13,13 +13,13 @@
 enum {
     PANEL = 2 * LANES,           /* columns that a pass over k computes */
     BAND = LANES == 16 ? 12 : 6, /* rows; BAND x 2 sums, two of b and one of a fill the file */
-    KERNEL_MOST_K = 512,         /* of a transposed b: its panel lies on the stack */
+    KERNEL_MOST_K = 512,         /* of a transposed b: its panel is on the stack */
     KERNEL_MOST_B = 512 << 10,   /* numbers in b: it should stay in the second-level cache */
     DOT_ROWS = 4, /* DOT_ROWS x DOT_COLS sums, DOT_COLS of b and one of a: the same */
     DOT_COLS = LANES == 16 ? 4 : 2,
 };
 
-/* a (row, k) stands at a[row * a_row + k * a_k]; b (k, col) at b[k * ldb + col]. */
+/* a (row, k) is a[row * a_row + k * a_k]; b (k, col) is b[k * ldb + col]. */
 typedef struct kernel_operands {
     const float *a, *b;
     float *c;
@@ -176,7 +176,7 @@ __attribute__((always_inline)) static inline void dot_band(const kernel_operands
     }
 }
 
-/* c (rows, cols) = a b^T with b (cols, K); rows of a stand a_row apart, a_k is 1. */
+/* c (rows, cols) = a b^T with b (cols, K); rows of a are a_row apart, a_k is 1. */
 static inline void kernel_dot(kernel_operands o, int rows, int cols) {
     for (int col = 0; col < cols; col += LANES, o.b += (int64_t)LANES * o.ldb, o.c += LANES) {
         int n = cols - col < LANES ? cols - col : LANES;

@@ -22,7 +22,8 @@ enum {
 
 /* Rows of `a`, rounded by groups. The few rows of decoding are rounded once for all tiles. */
 typedef struct rounded_rows {
-    int8_t q[ROWS][TERMS + 64]; /* rows whose distance is no power of two share no cache set */
+    /* Rows whose distance is not a power of two are in different cache sets. */
+    int8_t q[ROWS][TERMS + 64];
     float scale[ROWS][TERMS / QUANT_GROUP];
     int32_t offset[ROWS][TERMS / QUANT_GROUP]; /* -ZERO times the sum of q */
 } rounded_rows;

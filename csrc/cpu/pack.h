@@ -1,7 +1,7 @@
-/* pack.h: how bf16 matrices lie in memory for the kernels of kernel_bf16.h and kernel_amx.h.
+/* pack.h: the layout of bf16 matrices for the kernels of kernel_bf16.h and kernel_amx.h.
  *
  * Both kernels multiply pairs: acc[m][n] += a[m][k] b[k][n] + a[m][k + 1] b[k + 1][n]. So `a` is
- * row-major as it comes, and b stands in panels of 16 columns, in which rows k and k + 1 alternate:
+ * row-major as it comes, and b is in panels of 16 columns, in which rows k and k + 1 alternate:
  *
  *     panel p, pair i, column j, half h  =  b[2 i + h][16 p + j]        [K/2][16][2], 1 KB a tile
  *
@@ -28,7 +28,7 @@ static inline int64_t pack_pairs(int64_t K) {
 static inline int64_t pack_panel_size(int64_t K) {
     return pack_pairs(K) * PANEL * PAIR;
 }
-/* Numbers in the form that forward reads. Each of two parts may end in a panel of its own. */
+/* Numbers in the form that forward reads. Each of two parts may end in its own panel. */
 static inline int64_t pack_forward_size(int rows, int cols) {
     return (pack_panels(rows) + 1) * pack_panel_size(cols);
 }
@@ -41,7 +41,7 @@ static inline int64_t pack_backward_size(int rows, int cols) {
 /* Two 16-bit numbers, or one float32 that is moved like them. */
 typedef uint32_t __attribute__((may_alias)) pair;
 
-/* out[j] = row j of the transpose of 16 x 16 pairs: out[j][i] = in[i][j]. Rows of `in` stand
+/* out[j] = row j of the transpose of 16 x 16 pairs: out[j][i] = in[i][j]. Rows of `in` are
  * in_stride pairs apart, those of `out` out_stride. */
 static inline void transpose_pairs(pair *out, int64_t out_stride, const pair *in,
                                    int64_t in_stride) {

@@ -7,7 +7,7 @@
 
 static inline void blas_use_one_thread(void) {}
 
-/* c = beta c, where 0 clears what is no number too. */
+/* c = beta c, where 0 clears NaN too. */
 static inline void plain_scale(int n, float beta, float *c) {
     for (int j = 0; j < n; j++) c[j] = beta == 0 ? 0 : beta * c[j];
 }

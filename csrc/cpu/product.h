@@ -15,7 +15,7 @@ typedef enum product_kind {
     PRODUCT_TN, /* out (M, N) = a (K, M)^T b (K, N):  gradient of the weight, a sum over rows */
 } product_kind;
 
-/* What happens to rows row to row + rows - 1, and likewise columns, of the product: y holds them,
+/* Called for rows row to row + rows - 1, and likewise columns, of the product: y holds them,
  * ldy numbers from row to row. y_twin holds the columns `twin` further on. */
 typedef void product_epilogue_fn(void *args, const float *y, const float *y_twin, int ldy, int row,
                                  int rows, int col, int cols);
@@ -48,7 +48,7 @@ typedef struct product {
 
 void cpu_product(gpt_ctx *ctx, product *p);
 
-/* What a product of kind TN of this size needs of the workspace. */
+/* Bytes of workspace for a product of kind TN of this size. */
 size_t cpu_product_workspace(int N, int K);
 
 #ifdef CPU_BF16

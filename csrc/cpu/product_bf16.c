@@ -18,8 +18,8 @@ enum { CHUNK = 2 * TERMS };
 /* Up to this many rows, panels come from memory and products wait for them. */
 enum { FEW = 64, NEAR = 24 * PANEL * PAIR };
 
-/* What is asked for while the panels at b are multiplied. By one row, that is over so soon that only
- * what stands NEAR in the same panels will be read; by several, the next panels. */
+/* The address to prefetch while the panels at b are multiplied. By one row, that is over so soon that only
+ * the terms NEAR in the same panels will be read; by several, the next panels. */
 static const bf16 *read_next(const product *p, const bf16 *b, int64_t panel) {
     if (p->M > FEW) return NULL;
     return b + (p->M == 1 ? NEAR : GROUP * panel);

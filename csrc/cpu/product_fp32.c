@@ -5,11 +5,11 @@
 #include "kernel_fp32.h"
 #include "simd.h"
 
-/* Large enough that packing, which BLAS does anew for each tile, is a small share of the work;
+/* Large enough that packing, which BLAS repeats for each tile, is a small share of the work;
  * small enough that a tile of out stays in the second-level cache for its epilogue. */
 enum { TILE = 256, MIN_TILE = 64 };
 
-/* Up to this many rows b comes from memory, and is read where it lies, in narrow tiles. That also
+/* Up to this many rows b comes from memory, and is read in place, in narrow tiles. That also
  * makes a step of decoding independent of what else is decoded. */
 enum { FEW_ROWS = 64, FEW_COLS = 32 };
 
@@ -19,7 +19,7 @@ typedef struct product_tiles {
     int n_cols;     /* tiles side by side */
 } product_tiles;
 
-/* Where our own kernels beat BLAS. With narrower vectors they do for few rows only: measured. */
+/* Our own kernels are faster than BLAS here. With narrower vectors they are for few rows only: measured. */
 static int is_small(const product *p) {
     if (LANES < 16) return 0;
     if (p->kind == PRODUCT_NT && (p->K > KERNEL_MOST_K || p->M <= FEW_ROWS)) return 0;

@@ -5,7 +5,7 @@
 
 enum { BLOCK = 32 /* columns of an epilogue */ };
 /* Up to FEW rows, panels come from memory and are asked for: those that follow, or by one row, which
- * is over so soon, what stands NEAR in the same ones. */
+ * is over so soon, the terms NEAR in the same ones. */
 enum { FEW = 64, NEAR = 24 * CHUNK_BYTES };
 
 /* A thread's scratch. */

@@ -1,17 +1,17 @@
 /* quant.h: weights of 8 or 4 bits, as the kernel of product_quant.c reads them.
  *
- * Terms of a sum are taken in groups of 32, each with a scale of its own for each output:
+ * Terms of a sum are taken in groups of 32, each with one scale for each output:
  * w[n][k] = scale[k / 32][n] * (u - ZERO), u an unsigned byte or nibble. Activations are rounded in
  * the same groups as they come (8 bits, a float32 scale for a row's group), so that a group is 32
  * integer products and one of floats.
  *
- * As in pack.h outputs stand in panels of 16, here with four terms of each beside one another:
+ * As in pack.h outputs are in panels of 16, here with four neighbouring terms of each:
  *
  *     group g, quad i, column j, term h  =  u[16 p + j][32 g + 4 i + h]      [K/32][8][16][4]
  *
  * which is what one instruction of AVX-512 VNNI takes, and a tile of AMX. With 4 bits, a byte of
  * quad i has quad i + 4 in its upper half. The scales of a panel, bf16 [K/32][16], come after its
- * groups. What w does not have is ZERO. */
+ * groups. Weights past the end of w are ZERO. */
 #ifndef CPU_QUANT_H
 #define CPU_QUANT_H
 

@@ -12,7 +12,7 @@ size_t cpu_weights_bytes(int rows, int cols, int parts, int training) {
 }
 
 /* Rows row to row + rows - 1 (16 at most) of w: as one panel of the forward form, and as their
- * pairs of the backward form; either may be NULL. What rows or columns lack is zero in block. */
+ * pairs of the backward form; either may be NULL. Missing rows or columns are zero in block. */
 static void pack_rows(const gpt_segment *s, const float *w, int row, int rows, bf16 *panel,
                       bf16 *backward) {
     enum { WIDTH = 2 * PANEL };

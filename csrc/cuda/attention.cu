@@ -7,7 +7,7 @@
 
 enum { WARPS = 4, THREADS = WARPS * WARP };
 
-/* What a warp keeps in shared memory: two rows of HS numbers, two sums of as many, and one number
+/* The shared memory of a warp: two rows of HS numbers, two sums of as many, and one number
  * for each lane, twice. */
 typedef struct warp_memory {
     float *row_1, *row_2, *sum_1, *sum_2, *lane_1, *lane_2;
@@ -28,7 +28,7 @@ static __device__ inline void load_row(float *to, const elem *from, int HS) {
     for (int s = (int)threadIdx.x % WARP; s < HS; s += WARP) to[s] = to_float(from[s]);
 }
 
-/* Lanes have rows of their own, so each reads as much at a time as it can. */
+/* Each lane has another row, so each reads as much at a time as it can. */
 static __device__ inline float dot(const float *a, const elem *b, int HS) {
     float sum = 0;
     if (HS % PACK == 0) {
@@ -291,7 +291,7 @@ CUDA_OP(attention_decode) {
     launch(ctx, W == 1 ? store_cache_kernel<1> : store_cache_kernel<PACK>,
            dim3((unsigned)div_up((int64_t)op->N * op->NKV * op->HS, THREADS * W)), THREADS, 0, *op);
 #ifdef CUDA_BF16
-    /* A row of its own for each sequence, or a short prompt, is not worth the launch. */
+    /* Single rows of many sequences, or a short prompt, are not worth the launch. */
     if (op->N > ATTENTION_TILE) has_tiles = attention_tiles_prefill(ctx, *op);
 #endif
     launch(ctx, attention_decode_kernel, dim3((unsigned)(op->N * op->NH)), THREADS,

@@ -32,13 +32,9 @@ static inline float attention_scale(int HS) {
     return 1.0f / sqrtf((float)HS);
 }
 
-/* How many keys, from its own back, a query sees. */
-static __host__ __device__ inline int reach_of(int window) {
-    return window > 0 ? window : 0x7fffffff;
-}
-/* 0 <= query - key < reach, in one comparison. */
-static __device__ inline bool sees(int query, int key, int reach) {
-    return (unsigned)(query - key) < (unsigned)reach;
+/* Whether a query sees a key. */
+static __device__ inline bool sees(int query, int key, int window) {
+    return key <= query && (window == 0 || query - key < window);
 }
 /* The first key that it sees. */
 static __device__ inline int first_key(int query, int window) {
@@ -49,14 +45,14 @@ static __device__ inline int end_query(int key, int window, int T) {
     return window > 0 && window < T - key ? key + window : T;
 }
 
-/* What the kernels of backward are given. */
+/* Arguments of the kernels of backward. */
 typedef struct backward_args {
     attention_backward op;
     const float *delta; /* (B, NH, T) <dout, out> of each row */
     float scale;
 } backward_args;
 
-/* Where the head of keys that query head h reads starts in a cache. */
+/* The start, in a cache, of the head of keys that query head h reads. */
 static __device__ inline int64_t cache_at(const attention_decode &a, int seq, int h) {
     return ((int64_t)seq * a.NKV + h / (a.NH / a.NKV)) * a.n_ctx * a.HS;
 }

@@ -14,7 +14,7 @@ enum { TILE = ATTENTION_TILE, WARPS = TILE / 16, THREADS = WARPS * WARP, STAGES 
 
 static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
-/* Rows of a tile are 16 bytes longer than D, so that eight of them lie in different banks. */
+/* Rows of a tile are 16 bytes longer than D, so that eight of them are in different banks. */
 template <int D> static constexpr int STRIDE = D + 8;
 
 /* ---- tiles and operands ---- */
@@ -109,7 +109,7 @@ static __device__ inline void product_columns(float (&out)[D / 8][4], const floa
     }
 }
 
-/* Where number e of column group n of a lane's 16 rows stands. */
+/* The row and column of number e in column group n of a lane's 16 rows. */
 static __device__ inline int row_of(int e) {
     return (int)threadIdx.x % WARP / 4 + e / 2 * 8;
 }
@@ -181,7 +181,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
         load_tile<D, TILE>(k + at, t.k + key * t.kv_stride, t.kv_stride, t.n_k - key, t.HS);
         load_tile<D, TILE>(v + at, t.v + key * t.kv_stride, t.kv_stride, t.n_k - key, t.HS);
     };
-    int first_tile = first_key(t.first_q, t.window) / TILE, reach = reach_of(t.window);
+    int first_tile = first_key(t.first_q, t.window) / TILE;
     load_tile<D, TILE>(q, t.q, t.q_stride, t.n_q, t.HS);
     copy_commit();
     fetch(first_tile, first_tile % STAGES);
@@ -200,7 +200,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
         __syncthreads();
         int at = tile % STAGES * TILE * STRIDE<D>;
         bool all_seen =
-            (tile + 1) * TILE <= t.first_q + 1 && sees(t.first_q + TILE - 1, tile * TILE, reach);
+            (tile + 1) * TILE <= t.first_q + 1 && sees(t.first_q + TILE - 1, tile * TILE, t.window);
         float s[N][4];
         product_rows<D>(s, queries, k + at);
 
@@ -210,7 +210,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int key = tile * TILE + col_of(n, e), position = t.first_q + row0 + row_of(e);
-                if (!all_seen && !sees(position, key, reach)) s[n][e] = UNSEEN;
+                if (!all_seen && !sees(position, key, t.window)) s[n][e] = UNSEEN;
                 new_max[e / 2] = fmaxf(new_max[e / 2], s[n][e]);
             }
 #pragma unroll
@@ -254,16 +254,19 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
     store_rows<D>(t.out + row0 * t.out_stride, t.out_stride, out, inverse, t.n_q - row0, t.HS);
 }
 
-/* Kernels exist with and without dropout: what it needs takes registers even where it is skipped, and
- * with them blocks that could run beside. */
-template <bool DROPS> static __device__ inline gpt_dropout dropout_of(gpt_dropout_site site) {
-    return DROPS ? dropout_at(site) : gpt_dropout{0, 0};
+/* Kernels exist with and without dropout and window (MORE): what these need takes registers even where it
+ * is skipped, and with them blocks that could run at the same time. */
+template <bool MORE> static __device__ inline gpt_dropout dropout_of(gpt_dropout_site site) {
+    return MORE ? dropout_at(site) : gpt_dropout{0, 0};
+}
+template <bool MORE> static __device__ inline int window_of(int window) {
+    return MORE ? window : 0;
 }
 /* Blocks at a time on a multiprocessor: three where their registers suffice. */
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-template <int D, bool DROPS> static constexpr int BLOCKS = D > 32 || DROPS ? 2 : 3;
+template <int D, bool MORE> static constexpr int BLOCKS = D > 32 || MORE ? 2 : 3;
 #else
-template <int D, bool DROPS> static constexpr int BLOCKS = D > 64 || DROPS ? 2 : 3;
+template <int D, bool MORE> static constexpr int BLOCKS = D > 64 || MORE ? 2 : 3;
 #endif
 
 /* Blocks with more tiles to go through come first, so that none is left alone at the end. */
@@ -271,8 +274,8 @@ static __device__ inline int longest_first(int n_tiles, int n_heads) {
     return n_tiles - 1 - (int)blockIdx.x / n_heads;
 }
 
-template <int D, bool DROPS>
-static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
+template <int D, bool MORE>
+static __global__ void __launch_bounds__(THREADS, BLOCKS<D, MORE>)
     attention_forward_kernel(attention_forward a, float scale) {
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
@@ -289,12 +292,12 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
                       .n_q = least<int>(TILE, a.T - first_q),
                       .n_k = least<int>(first_q + TILE, a.T),
                       .first_q = first_q,
-                      .window = a.window,
+                      .window = window_of<MORE>(a.window),
                       .row_0 = row_0,
                       .T = a.T,
                       .HS = a.HS,
                       .scale = scale};
-    forward<D>(t, dropout_of<DROPS>(a.dropout));
+    forward<D>(t, dropout_of<MORE>(a.dropout));
 }
 
 /* A tile of rows of a decoding step, where all of them are of one sequence. */
@@ -346,30 +349,32 @@ static __device__ inline void score_gradient(float &p, float &dp, bool seen, flo
 }
 
 /* dq: a block has queries, and goes through keys. */
-template <int D, bool DROPS, int KEYS>
-static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
-    attention_backward_queries_kernel(backward_args args) {
+template <int D, bool MORE, int KEYS>
+static __global__ void __launch_bounds__(THREADS, BLOCKS<D, MORE>)
+    attention_backward_queries_kernel(const __grid_constant__ backward_args args) {
     enum { N = KEYS / 8 };
     const attention_backward &a = args.op;
-    const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
-    elem *dqkv = (elem *)a.dqkv;
-    gpt_dropout dropout = dropout_of<DROPS>(a.dropout);
+    gpt_dropout dropout = dropout_of<MORE>(a.dropout);
     int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
     int first_q = longest_first((int)div_up(a.T, TILE), n_heads) * TILE;
     int warp = (int)threadIdx.x / WARP, row0 = first_q + warp * 16;
-    int n_tiles = (int)div_up(least(first_q + TILE, a.T), KEYS), reach = reach_of(a.window);
-    int first_tile = first_key(first_q, a.window) / KEYS;
+    int n_tiles = (int)div_up(least(first_q + TILE, a.T), KEYS), window = window_of<MORE>(a.window);
+    int first_tile = first_key(first_q, window) / KEYS;
     elem *q = shared_memory<elem>(), *dout = q + TILE * STRIDE<D>, *k = dout + TILE * STRIDE<D>;
     elem *v = k + STAGES * KEYS * STRIDE<D>;
     int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
 
     auto fetch = [&](int tile, int stage) {
         int key = tile * KEYS, at = stage * KEYS * STRIDE<D>;
-        load_tile<D, KEYS>(k + at, qkv + key_at(a, b, key, h), stride, a.T - key, a.HS);
-        load_tile<D, KEYS>(v + at, qkv + value_at(a, b, key, h), stride, a.T - key, a.HS);
+        load_tile<D, KEYS>(k + at, (const elem *)a.qkv + key_at(a, b, key, h), stride, a.T - key,
+                           a.HS);
+        load_tile<D, KEYS>(v + at, (const elem *)a.qkv + value_at(a, b, key, h), stride, a.T - key,
+                           a.HS);
     };
-    load_tile<D, TILE>(q, qkv + query_at(a, b, first_q, h), stride, a.T - first_q, a.HS);
-    load_tile<D, TILE>(dout, all_dout + out_at(a, b, first_q, h), out_stride, a.T - first_q, a.HS);
+    load_tile<D, TILE>(q, (const elem *)a.qkv + query_at(a, b, first_q, h), stride, a.T - first_q,
+                       a.HS);
+    load_tile<D, TILE>(dout, (const elem *)a.dout + out_at(a, b, first_q, h), out_stride,
+                       a.T - first_q, a.HS);
     copy_commit();
     fetch(first_tile, first_tile % STAGES);
     copy_commit();
@@ -401,31 +406,29 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int key = tile * KEYS + col_of(n, e), row = row0 + row_of(e);
-                score_gradient(p[n][e], ds[n][e], sees(row, key, reach), scale, lse[e / 2],
+                score_gradient(p[n][e], ds[n][e], sees(row, key, window), scale, lse[e / 2],
                                delta[e / 2], dropout, (int64_t)head * a.T + row, key, a.T);
             }
         product_columns<D>(dq, ds, k + at);
         __syncthreads();
     }
     const float factor[2] = {args.scale, args.scale};
-    store_rows<D>(dqkv + query_at(a, b, row0, h), stride, dq, factor, a.T - row0, a.HS);
+    store_rows<D>((elem *)a.dqkv + query_at(a, b, row0, h), stride, dq, factor, a.T - row0, a.HS);
 }
 
 /* dk and dv: a block has keys, and goes through the queries of every head that reads them. Scores
  * are transposed here: rows are keys. */
-template <int D, bool DROPS, int QUERIES>
-static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
-    attention_backward_keys_kernel(backward_args args) {
+template <int D, bool MORE, int QUERIES>
+static __global__ void __launch_bounds__(THREADS, BLOCKS<D, MORE>)
+    attention_backward_keys_kernel(const __grid_constant__ backward_args args) {
     enum { N = QUERIES / 8 };
-    const attention_backward &a = args.op;
-    const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
-    elem *dqkv = (elem *)a.dqkv;
-    gpt_dropout dropout = dropout_of<DROPS>(a.dropout);
+    const attention_backward a = args.op;
+    gpt_dropout dropout = dropout_of<MORE>(a.dropout);
     int n_heads = a.B * a.NKV, b = (int)blockIdx.x % n_heads / a.NKV, group = a.NH / a.NKV;
     int h0 = (int)blockIdx.x % a.NKV * group, warp = (int)threadIdx.x / WARP;
     int key_0 = (int)blockIdx.x / n_heads * TILE, row0 = key_0 + warp * 16;
-    int first_query = key_0 / QUERIES * QUERIES, reach = reach_of(a.window);
-    int end = end_query(least(key_0 + TILE, a.T) - 1, a.window, a.T);
+    int first_query = key_0 / QUERIES * QUERIES, window = window_of<MORE>(a.window);
+    int end = end_query(least(key_0 + TILE, a.T) - 1, window, a.T);
     elem *k = shared_memory<elem>(), *v = k + TILE * STRIDE<D>, *q = v + TILE * STRIDE<D>;
     elem *dout = q + STAGES * QUERIES * STRIDE<D>;
     float *lse = (float *)(dout + STAGES * QUERIES * STRIDE<D>), *delta = lse + STAGES * QUERIES;
@@ -433,17 +436,19 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 
     auto fetch = [&](int h, int query, int stage) {
         int at = stage * QUERIES * STRIDE<D>, there = a.T - query;
-        load_tile<D, QUERIES>(q + at, qkv + query_at(a, b, query, h), stride, there, a.HS);
-        load_tile<D, QUERIES>(dout + at, all_dout + out_at(a, b, query, h), out_stride, there,
+        load_tile<D, QUERIES>(q + at, (const elem *)a.qkv + query_at(a, b, query, h), stride, there,
                               a.HS);
+        load_tile<D, QUERIES>(dout + at, (const elem *)a.dout + out_at(a, b, query, h), out_stride,
+                              there, a.HS);
         if (int i = (int)threadIdx.x; i < QUERIES) {
             int64_t row = ((int64_t)b * a.NH + h) * a.T + query + i;
             lse[stage * QUERIES + i] = i < there ? a.lse[row] * LOG2E : INFINITY;
             delta[stage * QUERIES + i] = i < there ? args.delta[row] : 0;
         }
     };
-    load_tile<D, TILE>(k, qkv + key_at(a, b, key_0, h0), stride, a.T - key_0, a.HS);
-    load_tile<D, TILE>(v, qkv + value_at(a, b, key_0, h0), stride, a.T - key_0, a.HS);
+    load_tile<D, TILE>(k, (const elem *)a.qkv + key_at(a, b, key_0, h0), stride, a.T - key_0, a.HS);
+    load_tile<D, TILE>(v, (const elem *)a.qkv + value_at(a, b, key_0, h0), stride, a.T - key_0,
+                       a.HS);
     copy_commit();
     fetch(h0, first_query, 0);
     copy_commit();
@@ -473,7 +478,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int col = col_of(n, e), query = query0 + col, key = row0 + row_of(e);
-                score_gradient(p[n][e], ds[n][e], sees(query, key, reach), scale,
+                score_gradient(p[n][e], ds[n][e], sees(query, key, window), scale,
                                lse[stage * QUERIES + col], delta[stage * QUERIES + col], dropout,
                                ((int64_t)b * a.NH + h) * a.T + query, key, a.T);
             }
@@ -483,8 +488,8 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<D, DROPS>)
         h = next_h, query0 = next_query;
     }
     const float factor[2] = {args.scale, args.scale}, one[2] = {1, 1};
-    store_rows<D>(dqkv + key_at(a, b, row0, h0), stride, dk, factor, a.T - row0, a.HS);
-    store_rows<D>(dqkv + value_at(a, b, row0, h0), stride, dv, one, a.T - row0, a.HS);
+    store_rows<D>((elem *)a.dqkv + key_at(a, b, row0, h0), stride, dk, factor, a.T - row0, a.HS);
+    store_rows<D>((elem *)a.dqkv + value_at(a, b, row0, h0), stride, dv, one, a.T - row0, a.HS);
 }
 
 /* ---- starting them: with tiles of the other side as large as registers allow ---- */
@@ -497,7 +502,8 @@ template <int D> static inline size_t tile_bytes(int fixed, int other) {
 template <int D> static void start_forward(gpt_ctx *ctx, const attention_forward &a) {
     dim3 grid((unsigned)(div_up(a.T, TILE) * a.B * a.NH));
     launch(ctx,
-           a.dropout.p > 0 ? attention_forward_kernel<D, true> : attention_forward_kernel<D, false>,
+           a.dropout.p > 0 || a.window > 0 ? attention_forward_kernel<D, true>
+                                           : attention_forward_kernel<D, false>,
            grid, THREADS, tile_bytes<D>(1, TILE), a, attention_scale(a.HS));
 }
 
@@ -507,19 +513,19 @@ template <int D> static void start_prefill(gpt_ctx *ctx, const attention_decode 
            attention_scale(a.HS));
 }
 
-template <int D, bool DROPS, int KEYS, int QUERIES>
+template <int D, bool MORE, int KEYS, int QUERIES>
 static void start_backward_of(gpt_ctx *ctx, const backward_args &args) {
     const attention_backward &a = args.op;
     unsigned n_tiles = (unsigned)div_up(a.T, TILE);
-    launch(ctx, attention_backward_queries_kernel<D, DROPS, KEYS>, dim3(n_tiles * a.B * a.NH),
+    launch(ctx, attention_backward_queries_kernel<D, MORE, KEYS>, dim3(n_tiles * a.B * a.NH),
            THREADS, tile_bytes<D>(2, KEYS), args);
-    launch(ctx, attention_backward_keys_kernel<D, DROPS, QUERIES>, dim3(n_tiles * a.B * a.NKV),
+    launch(ctx, attention_backward_keys_kernel<D, MORE, QUERIES>, dim3(n_tiles * a.B * a.NKV),
            THREADS, tile_bytes<D>(2, QUERIES) + sizeof(float) * 2 * STAGES * QUERIES, args);
 }
 
 template <int D, int KEYS, int QUERIES>
 static void start_backward(gpt_ctx *ctx, const backward_args &args) {
-    if (args.op.dropout.p > 0)
+    if (args.op.dropout.p > 0 || args.op.window > 0)
         start_backward_of<D, true, KEYS, QUERIES>(ctx, args);
     else
         start_backward_of<D, false, KEYS, QUERIES>(ctx, args);

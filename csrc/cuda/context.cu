@@ -26,7 +26,7 @@ static int check_driver(void) {
     if (error == cudaErrorInsufficientDriver)
         return fail(
             GPT_ERR_DEVICE,
-            "this NVIDIA driver serves CUDA up to %d.%d, and this build needs %d.%d: update "
+            "this NVIDIA driver supports CUDA up to %d.%d, and this build needs %d.%d: update "
             "the driver, or use --device cpu",
             driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     if (error == cudaErrorNoDevice || error == cudaSuccess)

@@ -2,12 +2,12 @@
  *
  * Every file here but context.cu, graph.cu, product.cu and product_plain.cu is compiled once for each
  * dtype (CUDA_DTYPE: see cuda.cmake), so that `elem` and the names below are that dtype's, as in
- * cpu/cpu.h. Files that end in _bf16 exist for bf16 alone.
+ * cpu/cpu.h. A file ending in _bf16 or _quant is compiled for that dtype alone.
  *
  * The same sources also compile as C++ for the host: tests/cuda/emulate.h runs each thread of a block
  * as a fiber, so that every layer is tested where there is no GPU. For that, kernels are started
  * by `launch` alone, dynamic shared memory comes from `shared_memory`, and instructions that C++
- * cannot say stand behind the names of instructions.h. */
+ * cannot express have names in instructions.h. */
 #ifndef CUDA_H
 #define CUDA_H
 

@@ -31,7 +31,7 @@ CUDA_OP(embedding_forward) {
 
 /* ---- backward ---- */
 
-/* Where the sort keeps what it finds. Chunk k holds rows k CHUNK and on. */
+/* The results of the sort. Chunk k holds rows k CHUNK and on. */
 typedef struct sorting {
     int32_t *counts; /* (n_chunks, V) rows of a token in a chunk; then in all chunks before it */
     int32_t *begins; /* (V + 1) where a token's rows start in order; the last is N */

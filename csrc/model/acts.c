@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-/* Hands out places in the arena, 64 bytes apart at least; counts when there is no arena. */
+/* Assigns places in the arena, aligned to 64 bytes. Without an arena it only counts. */
 typedef struct planner {
     char *base;
     size_t used, act_bytes;

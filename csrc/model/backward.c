@@ -100,7 +100,7 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
     m->ops->embedding_backward(m->ctx, &op);
 }
 
-/* What products do not overwrite. */
+/* Gradients that products do not overwrite. */
 static void zero_added_gradients(gpt_model *m) {
     for (int i = 0; i < m->layout.n_slots; i++) {
         const gpt_segment *s = &m->layout.segments[i];

@@ -61,7 +61,7 @@ int gpt_config_preset(const char *name, gpt_config *out) {
         return GPT_OK;
     }
     return fail(GPT_ERR_ARGUMENT,
-                "there is no preset '%s'; there are tiny, byte, gpt2, gpt2-medium, gpt2-large, "
+                "unknown preset '%s'; the presets are tiny, byte, gpt2, gpt2-medium, gpt2-large, "
                 "gpt2-xl, llama-15m, llama-42m, llama-110m",
                 name);
 }
@@ -71,7 +71,7 @@ enum { MAX_VOCAB = 1 << 24, MAX_BLOCK = 1 << 20, MAX_LAYERS = 1 << 12, MAX_WIDTH
 
 static int check_range(const char *field, int64_t value, int64_t least, int64_t most) {
     if (value >= least && value <= most) return GPT_OK;
-    return fail(GPT_ERR_ARGUMENT, "%s is %lld; it must lie between %lld and %lld", field,
+    return fail(GPT_ERR_ARGUMENT, "%s is %lld; it must be between %lld and %lld", field,
                 (long long)value, (long long)least, (long long)most);
 }
 
@@ -137,7 +137,7 @@ int gpt_config_check(const gpt_config *c) {
         return fail(GPT_ERR_ARGUMENT, "n_kv_head %d does not divide n_head %d", c->n_kv_head,
                     c->n_head);
     if (!(c->norm_eps >= 0 && c->norm_eps < 1))
-        return fail(GPT_ERR_ARGUMENT, "norm_eps is %g; it must lie between 0 and 1", c->norm_eps);
+        return fail(GPT_ERR_ARGUMENT, "norm_eps is %g; it must be between 0 and 1", c->norm_eps);
     TRY(check_range("n_head times head_size", (int64_t)c->n_head * head_size(c), 1, MAX_WIDTH));
     TRY(check_rope_scaling(c));
     for (int l = 0; c->layers && l < c->n_layer; l++) TRY(check_layer(c, l));

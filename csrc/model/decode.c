@@ -3,10 +3,10 @@
 #include "model.h"
 
 /* A prompt goes through in pieces of this many rows: enough to keep the products efficient, few
- * enough that activations stay small beside the cache. */
+ * enough that activations stay small compared with the cache. */
 enum { PREFILL_ROWS = 256 };
-/* At least so many rows of logits are made at once, as a draft's are that speculative decoding
- * checks, so that the head's weights are read once for them. */
+/* At least so many rows of logits are made at once, so that the head's weights are read once for
+ * all rows of a draft in speculative decoding. */
 enum { LOGIT_ROWS = 16 };
 
 int session_max_rows(int n_seq, int n_ctx) {
@@ -37,13 +37,13 @@ static const act *row_of(const gpt_model *m, const act *x, int row) {
     return (const char *)x + (size_t)row * (size_t)m->config.n_embd * m->ops->act_bytes;
 }
 
-/* What a step was asked for, and where its logits go. */
+/* The arguments of a step, and its progress. */
 typedef struct step {
     const int32_t *tokens, *seqs; /* (n) */
     const uint8_t *want;          /* (n), NULL: the last of each sequence */
     int n;
-    float *logits; /* where the next row goes on the host */
-    int held;      /* rows that wait on the device */
+    float *logits; /* the next row's place on the host */
+    int held;      /* rows of logits on the device, to be downloaded */
 } step;
 
 static bool wanted(const step *t, int i) {
@@ -87,7 +87,7 @@ static void heads(gpt_session *s, step *t, int begin, int n) {
 }
 
 /* How many rows from begin on go through the model together. A sequence that would be cut begins
- * anew in the next piece, so that what it gets does not depend on what stands before it. */
+ * the next piece, so that its logits do not depend on the sequences before it. */
 static int rows_from(const step *t, int begin, int most) {
     int end = begin + most;
     if (end >= t->n) return t->n - begin;

@@ -28,7 +28,7 @@ static inline int padded_vocab_size(const gpt_config *c) {
     return (c->vocab_size + 63) / 64 * 64;
 }
 
-/* What of a backend's shape the configuration alone decides; the caller adds rows and purpose. */
+/* The part of a backend's shape that the configuration decides; the caller adds rows and purpose. */
 static inline gpt_shape config_shape(const gpt_config *c) {
     return (gpt_shape){.C = c->n_embd,
                        .V = c->vocab_size,
@@ -40,13 +40,13 @@ static inline gpt_shape config_shape(const gpt_config *c) {
                        .activation = c->activation};
 }
 
-/* What layer l is. */
+/* The record of layer l. */
 gpt_layer config_layer(const gpt_config *c, int l);
 double forward_flops_per_token(const gpt_config *c, int T);
 
 /* ---- params.c ---- */
 
-/* Where the parameters of a layer, or of the whole model, start; the gradients have the same view.
+/* The places of the parameters of a layer, or of the whole model; the gradients have the same view.
  * A tensor that this configuration does not have is NULL. */
 typedef struct layer_view {
     float *norm_1_w, *norm_1_b; /* (C) */
@@ -131,7 +131,7 @@ typedef struct layer_acts {
     act *norm_2;    /* (N, C) */
     float *stats_2; /* (N, 2) */
     act *fc_pre;    /* (N, F or 2 F) */
-    act *fc;        /* (N, F); shared by all layers where backward makes it anew */
+    act *fc;        /* (N, F); shared by all layers where backward recomputes it */
     act *cache_k;   /* (n_seq, NKV, n_ctx, HS) */
     act *cache_v;   /* the same */
 } layer_acts;
@@ -141,15 +141,15 @@ typedef struct layer_acts {
 typedef struct acts {
     int32_t *tokens, *targets, *positions, *seqs; /* (N) */
     float *losses;                                /* (N) */
-    act *branch;    /* (N, C) what is about to join the residual stream */
-    act *resid_f;   /* (N, C) as the final norm reads it */
-    act *norm_f;    /* (N, C) */
-    float *stats_f; /* (N, 2) */
-    float *logits;  /* (logit_rows, V) */
+    act *branch;                                  /* (N, C) to be added to the residual stream */
+    act *resid_f;                                 /* (N, C) as the final norm reads it */
+    act *norm_f;                                  /* (N, C) */
+    float *stats_f;                               /* (N, 2) */
+    float *logits;                                /* (logit_rows, V) */
     int logit_rows;
     /* gradients, used by one layer after the other */
     act *dresid;        /* (N, C) of the residual stream, growing as backward goes down */
-    act *dbranch;       /* (N, C) of a branch; dresid itself without dropout */
+    act *dbranch;       /* (N, C) of a branch; without dropout it is dresid */
     act *dnorm;         /* (N, C) */
     act *dqkv;          /* (N, QKV) */
     act *datt;          /* (N, NH HS) */
@@ -157,7 +157,7 @@ typedef struct acts {
     layer_acts *layers; /* (L) */
 } acts;
 
-/* What a set of activations is for. */
+/* The purpose of a set of activations. */
 typedef struct acts_shape {
     int N, T; /* rows, and the longest sequence */
     bool training, dropout;
@@ -172,7 +172,7 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *shap
 
 /* ---- the model ---- */
 
-/* What differs from one step to the next, and what comes out of one, in the device's memory. */
+/* The settings and results of one step, in the device's memory. */
 typedef struct step_report {
     float loss; /* of the micro-batches so far, each times its scale */
     float grad_norm;
@@ -189,7 +189,7 @@ struct gpt_model {
     gpt_config config;
     gpt_layer *layers;   /* (L) config.layers */
     const float **rope;  /* (L) the rotary table of a layer, NULL where it has none */
-    gpt_options options; /* with 0s replaced by what they stand for */
+    gpt_options options; /* with defaults in place of 0 */
     const gpt_ops *ops;
     gpt_ctx *ctx;
     bool profiled; /* ops and ctx are those of profile.c */
@@ -204,7 +204,7 @@ struct gpt_model {
     float *rope_tables;                             /* one for each rope_theta, or NULL */
     void *workspace;
     acts acts;
-    params_view w, dw;  /* w.wte: where the embedding is, which may be the caller's memory */
+    params_view w, dw;  /* w.wte: the embedding, perhaps in the caller's memory */
     float *host_losses; /* (max_batch max_seq) on the host */
     bool pack_stale;    /* parameters were written since they were packed */
 
@@ -271,9 +271,9 @@ void session_fork(gpt_session *s, int from, int to, int length);
 /* By the settings of each optimizer, NULL where it has no parameters. */
 void model_update(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd);
 
-/* Layers with one rope_theta share a table. Of layer l: which it is, -1 for none. */
+/* Layers with one rope_theta share a table. The index of layer l's table; -1: it has none. */
 int rope_index(const gpt_config *c, int l);
-/* The numbers of one table, and how many tables there are. */
+/* The numbers in one table, and the number of tables. */
 int64_t rope_table_size(const gpt_config *c);
 int rope_table_count(const gpt_config *c);
 /* Fills one table on the host. */

@@ -178,7 +178,7 @@ static bool matches(const char *pattern, const char *name) {
     return (*pattern == '?' || *pattern == *name) && matches(pattern + 1, name + 1);
 }
 
-/* What the first group that matches says of a tensor, and where its gradient and state are. */
+/* Settings of a tensor, from the first group that matches, and places of its gradient and state. */
 static void train_segment(const gpt_options *o, const char *name, gpt_segment *s,
                           params_layout *out) {
     gpt_group group = {0};

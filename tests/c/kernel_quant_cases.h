@@ -1,4 +1,4 @@
-/* What test_kernel_int8.c and test_kernel_int4.c have in common: the product by its definition in
+/* Shared by test_kernel_int8.c and test_kernel_int4.c: the product by its definition in
  * quant.h, in float64. */
 #define CPU_BF16
 #define CPU_AMX
@@ -6,7 +6,7 @@
 #include "cpu/kernel_quant.h"
 #include "testing.h"
 
-/* Weights as they lie in panels, made of random bytes: every pattern of bits is a weight. */
+/* Weights in panels, made of random bytes: every pattern of bits is a weight. */
 static double weight_at(const uint8_t *panel, int g, int k, int n) {
     int quad = k / QUAD, chunk = quad % CHUNKS;
     uint8_t byte = panel[((g * CHUNKS + chunk) * PANEL + n) * QUAD + k % QUAD];

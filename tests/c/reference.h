@@ -1,6 +1,6 @@
 /* reference.h: the layers in float64, written in the most naive way there is.
  *
- * Each stands beside its mirror backward, which the tests prove with finite differences before they
+ * Each is next to its backward, which the tests prove with finite differences before they
  * trust it. Nothing here is tiled, fused or kept for later: attention holds its T x T
  * probabilities, the classifier its logits. Gradients add, so that callers decide what they start
  * from. The letters of the shapes are those of ops.h. */
@@ -218,7 +218,7 @@ static inline void ref_rope(double *qkv /* (N, QKV) */, const double *table,
 
 /* ---- attention ---- */
 
-/* Where query, key or value head h of row n starts in qkv (N, (NH + 2 NKV) HS). */
+/* The start of query, key or value head h of row n in qkv (N, (NH + 2 NKV) HS). */
 static inline int ref_query_at(int n, int h, int NH, int NKV, int HS) {
     return (n * (NH + 2 * NKV) + h) * HS;
 }

@@ -36,7 +36,7 @@ static void test_norm(void) {
     }
 }
 
-/* Wherever it stands, a gradient that is not finite shows. */
+/* A gradient that is not finite shows, whatever its position. */
 static void test_norm_not_finite(void) {
     static const double spoilers[] = {NAN, INFINITY, -INFINITY};
     for (int i = 0; i < TEST_COUNT(norm_sizes) * 9; i++) {
@@ -105,7 +105,7 @@ typedef struct problem {
     int64_t n;
 } problem;
 
-/* Training goes on from step first_step with moments that are already there, but for the first. */
+/* Training continues from step first_step; after the first there are moments. */
 static problem make_problem(int64_t n, setup s) {
     problem p = {.n = n, .w = random_f32(n, 0.1)};
     p.m = s.first_step > 1 ? random_f32(n, s.grad_scale) : host_zeros(n);
@@ -227,7 +227,7 @@ static void test_not_finite(void) {
     }
 }
 
-/* What has no gradient and no decay stays where it is, whatever eps: 0 / (0 + eps). */
+/* A parameter without gradient and decay does not change, whatever eps: 0 / (0 + eps). */
 static void test_zero_gradients(void) {
     enum { n = 70 };
     test_case("n=%d", n);
@@ -254,7 +254,7 @@ static void test_zero_gradients(void) {
     }
 }
 
-/* What an update packs in passing is what packing the updated weights gives, bit for bit. */
+/* An update packs what packing the updated weights gives, bit for bit. */
 static void check_packing(int rows, int cols, int parts) {
     test_case("rows=%d cols=%d parts=%d", rows, cols, parts);
     int64_t n = (int64_t)rows * cols;

@@ -1,4 +1,4 @@
-/* What gpt.h refuses, what it says then, and that a refusal changes nothing. */
+/* gpt.h refuses wrong arguments with a sentence about them, and a refusal changes nothing. */
 #include "testing.h"
 
 #include "models.h"
@@ -412,7 +412,7 @@ static void expect_unchanged(const fixture *f) {
     EXPECT_SAME("logits", logits_of(f), f->logits, (int64_t)B * T * f->c->vocab_size);
 }
 
-/* And it still works: the text goes on as the first sequence of the batch does, and the gradients
+/* And it still works: the text continues as the first sequence of the batch does, and the gradients
  * that were waiting are applied. */
 static void free_fixture(fixture *f) {
     int V = f->c->vocab_size;
@@ -510,7 +510,7 @@ static void test_read_write(void) {
     free_fixture(&f);
 }
 
-/* What is written is read again, bit for bit, in every tensor of a parameter. */
+/* Every tensor of a parameter reads back as it was written, bit for bit. */
 static void test_round_trip(void) {
     fixture f = new_fixture("round trip");
     for (int tensor = 0; tensor < 4; tensor++) {
@@ -589,7 +589,7 @@ static void test_update_without_backward(void) {
     gpt_model_free(f.model);
 }
 
-/* A gradient that is not finite: the norm says so, nothing is applied, and training goes on with
+/* A gradient that is not finite: the norm says so, nothing is applied, and training continues with
  * the next batch. */
 static void test_update_not_finite(void) {
     static const float spoilers[] = {NAN, INFINITY};
@@ -709,8 +709,8 @@ static void test_session_decode(void) {
     refuse_decode(&f, tokens, (int32_t[]){0, 1, 3}, 3, "sequence 3");
     refuse_decode(&f, tokens, (int32_t[]){0, -1}, 2, "sequence -1");
     refuse_decode(&f, tokens, (int32_t[]){INT_MAX, 0}, 2, "sequence");
-    refuse_decode(&f, tokens, (int32_t[]){0, 1, 0}, 3, "together");
-    refuse_decode(&f, tokens, (int32_t[]){1, 1, 0, 2, 1}, 5, "together");
+    refuse_decode(&f, tokens, (int32_t[]){0, 1, 0}, 3, "neighbours");
+    refuse_decode(&f, tokens, (int32_t[]){1, 1, 0, 2, 1}, 5, "neighbours");
     tokens[4] = V;
     refuse_decode(&f, tokens, (int32_t[]){0, 1, 1, 1, 1}, 5, "token 4");
     tokens[4] = 0, tokens[0] = -1;

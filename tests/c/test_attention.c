@@ -225,7 +225,7 @@ static void test_trend(void) {
     }
 }
 
-/* What stands after a position must not reach it: whatever the last row of each sequence holds, the
+/* Later positions must not reach earlier ones: whatever the last row of each sequence holds, the
  * rows before it are what they were. */
 static void test_causal(void) {
     sizes s = {2, 67, 4, 2, 16, 0};
@@ -303,7 +303,7 @@ static double *take_rows(sizes s, call c, const double *x, int64_t width) {
 }
 
 /* The caches of n_seq slots, of which sequence b of the answer has slot slots[b]; the others belong
- * to nobody. What is not yet written is NaN, which must never be read. */
+ * to nobody. Rows not yet written are NaN, which must never be read. */
 typedef struct caches {
     void *k, *v;
     double *empty;
@@ -321,7 +321,7 @@ static caches new_caches(sizes s, int n_ctx) {
     return c;
 }
 
-/* What a cache must hold: keys (part 0) or values (part 1) of the first lengths[b] rows of each
+/* The right content of a cache: keys (part 0) or values (part 1) of the first lengths[b] rows of each
  * sequence b, and what was there before everywhere else. */
 static double *want_cache(sizes s, const caches *c, const double *qkv, const int *lengths,
                           int part) {

@@ -239,7 +239,7 @@ static void check_not_finite(sizes s, const double *x, const double *wte, int al
 }
 
 /* A row that is not a number has a loss that is not one, and spoils no other row; a token whose
- * logits are none spoils all, wherever it stands. */
+ * logits are NaN spoils all, whatever its position. */
 static void test_not_finite(void) {
     static const double spoilers[] = {NAN, INFINITY};
     static const int tokens[] = {0, 3, 37, 64};

@@ -1,7 +1,7 @@
 /* upload, download. */
 #include "testing.h"
 
-/* What was uploaded arrives, though the host's memory is used again at once: many small pieces, and
+/* An upload arrives, though the host's memory is used again at once: many small pieces, and
  * more of large ones than any device has on its way at a time. */
 static void test_uploads(void) {
     enum { N = 40, SMALL = 100, LARGE = (3 << 20) + 7 };

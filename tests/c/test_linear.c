@@ -44,7 +44,7 @@ static int max_int(int a, int b) {
     return a > b ? a : b;
 }
 
-/* The layer that has an activation after it goes from C to F, the one before which it stands from
+/* The layer with an activation after it goes from C to F, the one with it before from
  * F to C; a layer without any may have the shape of either or of the attention's. */
 static gpt_shape shape_of(sizes s, int activation, int from_ff, int training) {
     int C = from_ff ? s.OC : s.IC, F = from_ff ? s.IC : s.OC;
@@ -156,7 +156,7 @@ static void test_activation_range(void) {
 }
 
 /* Rows that are multiplied alone are the same to the bit as among others, so that a text does not
- * depend on what is decoded beside it. The tiles of AMX, and a GPU's library, do not promise that. */
+ * depend on the others in the batch. The tiles of AMX, and a GPU's library, do not promise that. */
 static void check_rows_alone(int IC, int OC) {
     enum { MOST = 64 };
     static const int counts[] = {1, 2, 3, 4, 5, 8, 16, 31, MOST};
@@ -230,14 +230,14 @@ static void check_backward(sizes s, int activation, int use_db) {
         EXPECT_CLOSE("din", read_act(din, din_size), want, s.N, width, test_tol(1e-5));
         EXPECT_CLOSE("dw", read_f32(device_dw, w_size), want_dw, s.OC, s.IC, test_tol(1e-5));
         if (db) EXPECT_CLOSE("db", read_f32(device_db, s.OC), want_db, 1, s.OC, test_tol(1e-5));
-        /* dw =, and the layer's input made anew from pre by tables that can */
+        /* dw =, and the layer's input recomputed from pre by tables that can */
         void *again = device_f32(NULL, w_size);
-        int anew = has_pre && test.ops->makes_activations;
+        int recomputes = has_pre && test.ops->makes_activations;
         test.ops->linear_backward(
             test.ctx, &(linear_backward){.din = din,
                                          .dw = again,
                                          .dout = device_act(dout, out_size),
-                                         .in = anew ? NULL : device_act(in, in_size),
+                                         .in = recomputes ? NULL : device_act(in, in_size),
                                          .w = device_weight(w, s.OC, s.IC, 1),
                                          .pre = has_pre ? device_act(pre, din_size) : NULL,
                                          .activation = activation,

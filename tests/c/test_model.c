@@ -444,7 +444,7 @@ static void test_training(void) {
 }
 
 /* The same training twice, bit for bit, with dropout and micro-batches; and once more with a pause
- * in the middle, from which another model goes on. */
+ * in the middle, from which another model continues. */
 static void test_repeat_and_resume(void) {
     enum { B = 2, T = 11 };
     EACH_PLACE {
@@ -681,7 +681,7 @@ static void check_rewind(texts *t) {
     rewind_to(t, 0, t->n_ctx);
 }
 
-/* A copy of any length goes on as its original does, and then its own way, and so does the
+/* A copy of any length continues as its original does, and then differently, and so does the
  * original. */
 static void check_fork(texts *t) {
     int n_ctx = t->n_ctx, V = t->c->vocab_size;
@@ -743,25 +743,25 @@ static void test_long_prompts(void) {
     }
 }
 
-/* A prompt that does not fit into a piece beside another begins the next one: in bf16 it gets the bits
+/* A prompt that does not fit into a piece with another begins the next one: in bf16 it gets the bits
  * that it would get alone. (In fp32 a product of few rows may be summed in another order.) */
-static void test_prompts_beside(void) {
-    enum { N_SEQ = 2, N_CTX = 300, BESIDE = 100, OWN = 200 };
+static void test_several_prompts(void) {
+    enum { N_SEQ = 2, N_CTX = 300, OTHERS = 100, OWN = 200 };
     gpt_config c = families[1].config;
     c.block_size = N_CTX;
     EACH_PLACE {
-        test_case("%d tokens after %d", OWN, BESIDE);
+        test_case("%d tokens after %d", OWN, OTHERS);
         gpt_model *model = new_model(&c, 0, 0, 0, 0.0f);
         gpt_session *session;
         write_random_params(model, &c);
         EXPECT_OK(gpt_session_create(model, N_SEQ, N_CTX, &session));
-        int32_t *tokens = random_ints(BESIDE + OWN, c.vocab_size);
-        int32_t *seqs = host_ints(BESIDE + OWN);
-        for (int i = 0; i < BESIDE + OWN; i++) seqs[i] = i < BESIDE ? 1 : 0;
+        int32_t *tokens = random_ints(OTHERS + OWN, c.vocab_size);
+        int32_t *seqs = host_ints(OTHERS + OWN);
+        for (int i = 0; i < OTHERS + OWN; i++) seqs[i] = i < OTHERS ? 1 : 0;
         float *alone = host_floats(c.vocab_size), *both = host_floats(N_SEQ * c.vocab_size);
-        EXPECT_OK(gpt_session_decode(session, tokens + BESIDE, seqs + BESIDE, NULL, OWN, alone));
+        EXPECT_OK(gpt_session_decode(session, tokens + OTHERS, seqs + OTHERS, NULL, OWN, alone));
         EXPECT_OK(gpt_session_rewind(session, 0, 0));
-        EXPECT_OK(gpt_session_decode(session, tokens, seqs, NULL, BESIDE + OWN, both));
+        EXPECT_OK(gpt_session_decode(session, tokens, seqs, NULL, OTHERS + OWN, both));
         if (test.act_bytes == 2)
             EXPECT_SAME("logits", doubles_of(both + c.vocab_size, c.vocab_size),
                         doubles_of(alone, c.vocab_size), c.vocab_size);
@@ -773,9 +773,9 @@ static void test_prompts_beside(void) {
     }
 }
 
-/* What a text's tokens get does not depend on the texts beside it: to the bit, where vectors multiply
+/* The logits of a text do not depend on the other texts of the batch: to the bit, where vectors multiply
  * (on a CPU, but for AMX). */
-static void test_texts_beside(void) {
+static void test_several_texts(void) {
     enum { N_SEQ = 5, STEPS = 4, N_CTX = N_SEQ + STEPS };
     EACH_PLACE {
         for (int f = 0; f < families_here(); f++) {
@@ -789,7 +789,7 @@ static void test_texts_beside(void) {
             EXPECT_OK(gpt_session_create(model, N_SEQ, N_CTX, &session));
             int32_t *tokens = random_ints(N_SEQ * N_CTX, V), *step = host_ints(N_SEQ * N_SEQ);
             int32_t *seqs = host_ints(N_SEQ * N_SEQ);
-            float *beside = host_floats(STEPS * N_SEQ * V), *alone = host_floats(V);
+            float *together = host_floats(STEPS * N_SEQ * V), *alone = host_floats(V);
             for (int t = 0; t < STEPS; t++) { /* prompts of 1 to N_SEQ tokens, then one each */
                 int n = 0;
                 for (int q = 0; q < N_SEQ; q++) {
@@ -797,7 +797,8 @@ static void test_texts_beside(void) {
                     for (int i = 0; i < count; i++, n++)
                         seqs[n] = q, step[n] = tokens[q * N_CTX + at + i];
                 }
-                EXPECT_OK(gpt_session_decode(session, step, seqs, NULL, n, beside + t * N_SEQ * V));
+                EXPECT_OK(
+                    gpt_session_decode(session, step, seqs, NULL, n, together + t * N_SEQ * V));
             }
             for (int q = 0; q < N_SEQ; q++) {
                 EXPECT_OK(gpt_session_rewind(session, q, 0));
@@ -807,7 +808,7 @@ static void test_texts_beside(void) {
                     EXPECT_OK(gpt_session_decode(session, tokens + q * N_CTX + at, seqs, NULL,
                                                  count, alone));
                     double *got = doubles_of(alone, V);
-                    double *want = doubles_of(beside + (t * N_SEQ + q) * V, V);
+                    double *want = doubles_of(together + (t * N_SEQ + q) * V, V);
                     if (exact)
                         EXPECT_SAME("logits", got, want, V);
                     else
@@ -822,7 +823,7 @@ static void test_texts_beside(void) {
 
 /* Sessions share the model's weights and nothing else: two of them, and training and evaluation in
  * between, do not disturb each other. */
-static void test_sessions_beside(void) {
+static void test_several_sessions(void) {
     enum { N_SEQ = 2, N_CTX = 9 };
     EACH_PLACE {
         const gpt_config *c = &families[2].config;
@@ -1082,8 +1083,8 @@ TEST_API_MAIN({"reference", test_reference}, {"against the reference", test_agai
               {"repeat and resume", test_repeat_and_resume}, {"dropout", test_dropout},
               {"independent handles", test_independent_handles},
               {"smaller calls", test_smaller_calls}, {"sessions", test_sessions},
-              {"long prompts", test_long_prompts}, {"sessions beside", test_sessions_beside},
-              {"texts beside", test_texts_beside}, {"prompts beside", test_prompts_beside},
+              {"long prompts", test_long_prompts}, {"several sessions", test_several_sessions},
+              {"several texts", test_several_texts}, {"several prompts", test_several_prompts},
               {"session only", test_session_only}, {"kept for inference", test_kept_for_inference},
               {"lent embedding", test_lent_embedding}, {"plan", test_plan},
               {"preset sizes", test_preset_sizes}, {"session bytes", test_session_bytes})

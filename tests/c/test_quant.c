@@ -75,7 +75,7 @@ static void check_exact(sizes s, int activation) {
                                         .N = s.N,
                                         .IC = s.IC,
                                         .OC = s.OC});
-        /* One rounding to bf16; where bias and activation are a kernel of their own, another before
+        /* One rounding to bf16; where bias and activation are another kernel, another before
          * it, and two where gates meet ups. */
         EXPECT_CLOSE("out", read_act(out, out_size), want, s.N, s.OC, test_on_cpu() ? 4e-3 : 12e-3);
     }
@@ -134,7 +134,7 @@ static void test_head(void) {
     }
 }
 
-/* What is left of normally distributed weights, read back with unit vectors. The uniform error of a
+/* The error of normally distributed weights, read back with unit vectors. The uniform error of a
  * group's scale s is s / sqrt(12); its largest number is about 2.1 sigma of 32. */
 static void test_quality(void) {
     enum { ROWS = 64, COLS = 96 };

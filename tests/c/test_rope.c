@@ -150,7 +150,7 @@ static void test_backward(void) {
     }
 }
 
-/* What makes the rotation worth it: a query and a key turned by their positions have a product that
+/* The purpose of the rotation: a query and a key turned by their positions have a product that
  * depends on the distance alone. */
 static void test_relative(void) {
     sizes s = {1, 2, 1, 1, 16};

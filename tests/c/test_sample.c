@@ -215,7 +215,7 @@ static void test_bias_and_penalties(void) {
     expect_refused(logits, V, &s, GPT_ERR_ARGUMENT, "no token");
     s.n_bias = V - 1;
     expect_always(logits, V, s, V - 1);
-    /* What overflows, and what is no number at all. */
+    /* Values that overflow, and NaN. */
     static const gpt_bias large[] = {{0, 3e38f}, {0, 3e38f}, {0, -INFINITY}};
     s = plain, s.bias = large, s.n_bias = 2;
     expect_refused(logits, V, &s, GPT_ERR_ARGUMENT, "too large");

@@ -99,7 +99,7 @@ void end_thread() {
     release_if_all(block);
 }
 
-/* A fiber serves one thread after another: making one anew asks something of the kernel. */
+/* A fiber runs one thread after another: making one costs system calls. */
 void fiber_main() {
     for (;;) {
         (*body)();

@@ -182,7 +182,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
 /* Launches of graphs so far, for tests. */
 extern "C" long emulate_graph_launches(void);
 
-/* The device has little memory, so that tests can run out of it. A buffer's size stands before it. */
+/* The device has little memory, so that tests can run out of it. A buffer's size is stored before it. */
 enum { EMULATED_BYTES = 256 << 20, EMULATED_ALIGNMENT = 256 };
 inline std::atomic<size_t> emulated_bytes_used;
 

@@ -1,10 +1,10 @@
 /* layers.c: each layer once, in bf16, on random numbers; what went in and what came out is written
- * into a file, for layers.py to set beside PyTorch.
+ * into a file, for layers.py to compare with PyTorch.
  *
  *     GPTC_TEST_TABLES="cuda bf16" layers FILE
  *
  * The file is a list of arrays: a name of 32 bytes, the count of numbers (int64), the numbers
- * (float32). Names are case.array; sizes stand in "sizes". */
+ * (float32). Names are case.array; sizes are in "sizes". */
 #include "testing.h"
 
 enum { B = 2, T = 96, NH = 4, NKV = 2, HS = 32, C = NH * HS, F = 192, V = 300, Vp = 320 };
@@ -281,7 +281,7 @@ int main(int argc, char **argv) {
         test.ctx = test.contexts[i][0];
     }
     if (!test.ops) {
-        fprintf(stderr, "there is no such table: %s\n", gpt_last_error());
+        fprintf(stderr, "no such table: %s\n", gpt_last_error());
         return 1;
     }
     case_name = "all";

@@ -1,4 +1,4 @@
-"""Sets the errors of our bf16 layers beside those of PyTorch's, both against float64.
+"""Compares the errors of our bf16 layers with those of PyTorch's, both against float64.
 
 GPTC_TEST_TABLES="cuda bf16" layers FILE; python3 tests/cuda/layers.py FILE
 
@@ -135,7 +135,7 @@ def leaf(x: torch.Tensor) -> torch.Tensor:
 
 
 def parts(name: str, x: np.ndarray[Any, Any], s: dict[str, int]) -> dict[str, np.ndarray[Any, Any]]:
-    """An array, or the three that stand side by side in it and differ in size."""
+    """An array, or its three parts, which differ in size."""
     if name != "dqkv":
         return {name: x}
     heads = x.reshape(-1, s["NH"] + 2 * s["NKV"], s["HS"])

@@ -63,7 +63,7 @@ static void test_replay(void) {
     }
 }
 
-/* An update that is replayed refuses gradients that are not finite, changes nothing, and goes on. */
+/* An update that is replayed refuses gradients that are not finite, changes nothing, and continues. */
 static void test_not_finite(void) {
     const gpt_config *config = &families[1].config;
     const gpt_adamw adamw = {1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};

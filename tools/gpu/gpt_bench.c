@@ -404,7 +404,7 @@ static void read_option(const char *name, const char *value) {
             *options[i].number = atoi(value);
         return;
     }
-    if (strcmp(name, "--peak-tflops")) die("unknown option; they stand at the top of gpt_bench.c");
+    if (strcmp(name, "--peak-tflops")) die("unknown option; see the top of gpt_bench.c");
     set.peak_tflops = atof(value);
 }
 

@@ -29,7 +29,7 @@ Gptc = Callable[..., Any]
         (["train", "--steps", "few"], 2, "'few' is not a size"),
         (["train", "--preset", "tinny"], 2, "did you mean tiny?"),
         (["train", "--threads", "-1"], 2, "-1 is less than 0"),
-        (["train", "--threads", "10000"], 2, "--threads is 10000; it must lie between 0 and"),
+        (["train", "--threads", "10000"], 2, "--threads is 10000; it must be between 0 and"),
         (["train", "--batch-size", "100M"], 2, "--batch-size 100000000 x --seq-len"),
         (["train", "--seed", "-1"], 2, "-1 is less than 0"),
         (
