@@ -1,9 +1,9 @@
-"""Parses the declarations of gpt.h when the package is built, into a module that loads at once.
+"""Parses the declarations of gpt.h when the package is built, into a module that loads fast.
 
     python tools/make_binding.py csrc/gpt.h _binding.py
 
-Without such a module `gptc.engine.library` parses the header itself, which takes most of the time
-that a command needs to start.
+Without that module, `gptc.engine.library` parses the header, which takes most of a command's
+start-up time.
 """
 
 from __future__ import annotations

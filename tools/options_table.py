@@ -1,7 +1,7 @@
 """Writes docs/options.md from the dataclasses that declare the options.
 
 python tools/options_table.py            # rewrites docs/options.md
-python tools/options_table.py --check    # fails where it is out of date
+python tools/options_table.py --check    # fails if it is out of date
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 
 
 def lines() -> Iterator[str]:
-    """The page. Each table is one dataclass."""
+    """The lines of the page. Each table is one dataclass."""
     yield from (
         "# Options",
         "",
@@ -28,15 +28,15 @@ def lines() -> Iterator[str]:
         "",
         "## `gptc train`",
         "",
-        "The same names are keys of a TOML file for `--config`, and of `gptc.training.run.train`.",
+        "TOML files for `--config` and `gptc.training.run.train` use the same names.",
         "",
     )
     yield from markdown(TrainOptions, TrainOptions.SECTIONS)
     yield from ("## `gptc infer`", "")
-    yield from ("The lines of `--prompts`, `generate` and `stream` take the same names.", "")
-    yield from ("### How much is written", "")
+    yield from ("The lines of `--prompts`, `generate` and `stream` use the same names.", "")
+    yield from ("### Length and form of samples", "")
     yield from markdown(TextOptions)
-    yield from ("### How a token is drawn", "")
+    yield from ("### Sampling", "")
     yield from markdown(Sampling)
     yield from ("## `gptc prepare`", "", "The same names are options of `gptc.data.prepare`.", "")
     yield from markdown(PrepareOptions)

@@ -1,13 +1,13 @@
-"""Prints how the code is divided: modules, import circles, and what is longest.
+"""Prints the structure of the code: modules, import circles, and the longest pieces.
 
     python tools/structure.py            # this checkout
-    python tools/structure.py FOLDER     # another one
+    python tools/structure.py FOLDER     # another checkout
 
-A room is what python/gptc holds directly: a module or a package. An arrow is an import from one
-room to another; imports inside functions and under TYPE_CHECKING count too. A circle is a group of
-modules (or rooms) that all reach each other. gptc/__init__.py is in none of these counts: every
-import runs it, and a name that it only passes on is followed to its module. Lengths are in lines,
-blank lines and comments included, and a function's include its decorators and inner functions.
+A room is a module or package directly in python/gptc. An arrow is an import from one room to
+another; imports inside functions and under TYPE_CHECKING count. A circle is a group of modules (or
+rooms) that all reach each other. gptc/__init__.py is not counted: every import runs it, and a name
+that it re-exports counts for its module. Lengths are in lines, with blank lines and comments; a
+function's length includes its decorators and inner functions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Arrows = dict[str, set[str]]
 
 
 class Piece(NamedTuple):
-    """A module, class, function or file, and its length."""
+    """A module, class, function or file, and its length in lines."""
 
     name: str
     lines: int
@@ -64,7 +64,7 @@ def imported(tree: ast.Module, package: str) -> Iterator[tuple[str, str]]:
 
 
 def module_arrows(modules: dict[str, ast.Module]) -> Arrows:
-    """Which modules of ours each module imports; importing a package means its __init__."""
+    """The gptc modules that each module imports; importing a package means its __init__."""
     packages = {name.rpartition(".")[0] for name in modules}
     root = modules.get(PACKAGE, ast.Module([], []))
     passed_on = {part: base for base, part in imported(root, PACKAGE) if base in modules}
@@ -130,7 +130,7 @@ def definitions(modules: dict[str, ast.Module]) -> tuple[list[Piece], list[Piece
 
 # ---- C ----
 
-# Comments, texts and preprocessor lines, in which braces do not count.
+# Comments, strings and preprocessor lines, in which braces do not count.
 _NOT_CODE = re.compile(
     r"/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
     r"|^[ \t]*#(?:\\\n|[^\n])*",
@@ -140,12 +140,12 @@ _HOLDER = re.compile(r"\b(namespace|struct|union|class|extern)\b[^()=]*$")
 
 
 def without_comments(text: str) -> str:
-    """The text with what is not code blanked, so that offsets and lines stay."""
+    """The text with everything but code blanked, so that offsets and lines stay."""
     return _NOT_CODE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
 
 
 def function_name(head: str) -> str:
-    """The name that a declaration gives to a function; empty where it declares something else."""
+    """The function's name in a declaration; empty if it declares something else."""
     if not head.rstrip().endswith(")") or "=" in re.sub(r"\(.*\)", "", head, flags=re.DOTALL):
         return ""
     depth = 0
@@ -168,14 +168,14 @@ def c_functions(text: str) -> list[Piece]:
             head = code[head_at:at]
             name = function_name(head)
             if not name and _HOLDER.search(head):
-                head_at = match.end()  # what it holds is looked at like the rest
+                head_at = match.end()  # its body is scanned like the top level
                 continue
             begin = head_at + len(head) - len(head.lstrip())
             depth = 1
         elif sign == "{":
             depth += 1
         elif sign == "}" and depth:
-            # An #if with two heads and one end leaves a brace too many; a first column ends it.
+            # An #if with two heads leaves one brace too many; a brace in column 1 ends a function.
             depth = 0 if code[at - 1] == "\n" else depth - 1
             if depth == 0 and name:
                 lines = bisect.bisect(starts, at) - bisect.bisect(starts, begin) + 1
@@ -197,13 +197,13 @@ def table(title: str, pieces: list[Piece]) -> str:
 
 
 def circle_table(title: str, found: list[list[str]]) -> str:
-    """The circles, a line each."""
+    """The circles, one per line."""
     lines = ["  " + ", ".join(group) for group in found]
     return "\n".join([f"{title}: {len(found)}", *lines])
 
 
 def report(root: Path) -> str:
-    """All of it for the checkout in `root`."""
+    """The whole report for the checkout in `root`."""
     folder = root / "python" / PACKAGE
     modules = read_modules(folder)
     arrows = module_arrows(modules)

@@ -1,4 +1,4 @@
-"""The program: `gptc`, and `python -m gptc`."""
+"""Entry point of `gptc` and of `python -m gptc`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Runs the command line. It is imported here, so that Ctrl-C meanwhile is no traceback."""
+    """Runs the command line. The import is here so that Ctrl-C during it prints no traceback."""
     try:
         from gptc.cli import main as run
     except KeyboardInterrupt:

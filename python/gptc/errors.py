@@ -1,4 +1,4 @@
-"""The errors a user may see: one line that names the cause and the next thing to type."""
+"""Errors shown to the user: one line with the cause and what to do next."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ UPGRADE = "upgrade with git pull && pip install . where you cloned gptc"
 
 
 def printable(text: str) -> str:
-    """One line that a terminal shows as it is: what it could take for a command is spelt out."""
+    """The text as one printable line; control characters are escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class GptcError(Exception):
-    """Something went wrong for a reason outside the program. The command line exits with 1.
+    """A failure whose cause is outside the program. The command line exits with 1.
 
-    The message is one line that a terminal shows as it is, whatever name from a file is in it.
+    The message is one printable line, even if it quotes a name from a damaged file.
     """
 
     def __init__(self, message: str) -> None:
@@ -24,11 +24,11 @@ class GptcError(Exception):
 
 
 class UsageError(GptcError):
-    """The options or arguments make no sense together. The command line exits with 2."""
+    """Invalid options or arguments. The command line exits with 2."""
 
 
 class EngineError(GptcError):
-    """libgpt.so refused or failed; the message is its own. `status` is its enum gpt_status."""
+    """A failed call of libgpt.so, with its message. `status` is an enum gpt_status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -36,4 +36,4 @@ class EngineError(GptcError):
 
 
 class DeadEnd(GptcError):
-    """A text cannot go on as a regex or a grammar wants: no token fits, or too many readings do."""
+    """A constrained text cannot continue: no token is allowed, or the grammar is too ambiguous."""

@@ -1,11 +1,11 @@
-"""An option, declared once: a field of a dataclass with its help, section, default and range.
+"""Options declared once: dataclass fields with a help text, section, default and range.
 
     @dataclass(frozen=True)
     class TrainOptions:
         lr: float = option(6e-4, "Peak learning rate.", section="Optimizer", above=0)
 
-From that one line follow the command line's --lr with its help (cli/declared.py), the key `lr` of
-a TOML file, the check of type and range, and the row in docs/options.md.
+That line generates the command-line option --lr (cli/declared.py), the TOML key `lr`, the checks
+of type and range, and a row of docs/options.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Range(NamedTuple):
-    """The numbers that an option takes, by their ends; None = without an end."""
+    """The numbers that an option accepts; a bound of None = unbounded."""
 
     above: float | None = None
     least: float | None = None
@@ -42,7 +42,7 @@ class Range(NamedTuple):
     most: float | None = None
 
     def holds(self, x: float) -> bool:
-        """Whether the number is inside; infinity and NaN never are."""
+        """Whether the number is in range; infinity and NaN never are."""
         return (
             math.isfinite(x)
             and (self.above is None or x > self.above)
@@ -71,23 +71,23 @@ def _power(x: float) -> str:
 
 @dataclass(frozen=True)
 class Declared:
-    """An option as its field declares it."""
+    """The declaration of one option."""
 
-    name: str  # of the field
+    name: str  # the field's name
     kind: type  # int, float, str, bool or tuple (an option that may be repeated)
-    optional: bool  # None is a value too
+    optional: bool  # None is allowed
     default: Any
     help: str
     section: str
     choices: tuple[str, ...]
     range: Range
-    shown: str | None  # the default in words, where it is not a plain value
+    shown: str | None  # the default in words, if it is not a plain value
     metavar: str | None
-    flag: str  # as the command line spells it, without --
+    flag: str  # the name on the command line, without --
 
     @property
     def default_text(self) -> str:
-        """The default as help shows it; "" where there is nothing to say."""
+        """The default as shown in help; "" = not shown."""
         if self.shown is not None:
             return self.shown
         if self.kind is bool:
@@ -100,11 +100,11 @@ class Declared:
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value in help; "" where the choices do."""
+        """The placeholder of the value in help; "" if the choices are shown instead."""
         return self.metavar or ("" if self.choices else _METAVARS.get(self.kind, ""))
 
     def check(self, value: Any, spelled: str, number: Callable[[float], float] = float) -> None:
-        """UsageError for a value outside the choices or the range. `spelled` names the option."""
+        """Raises UsageError for a value outside the choices or range of the option `spelled`."""
         if value is None and self.optional:
             return
         if self.choices and value not in self.choices:
@@ -115,7 +115,7 @@ class Declared:
             raise UsageError(f"{spelled} is {value}; it must be {self.range}")
 
     def check_type(self, value: Any, spelled: str) -> None:
-        """UsageError for a value of another type, such as one from a file."""
+        """Raises UsageError for a value of the wrong type, such as one from a file."""
         if value is None and self.optional:
             return
         is_bool = isinstance(value, bool)
@@ -144,7 +144,7 @@ def option(
     metavar: str | None = None,
     flag: str | None = None,
 ) -> Any:
-    """A dataclass field that is an option; see `Declared` for what the arguments mean."""
+    """A dataclass field that declares an option; `Declared` documents the arguments."""
     facts = {
         "help": help,
         "section": section,
@@ -174,29 +174,29 @@ def _declared(f: Field[Any], hint: Any) -> Declared:
 
 
 def spelled(name: str) -> str:
-    """A field's name as the command line writes it."""
+    """A field's name as spelled on the command line."""
     return name.replace("_", "-")
 
 
 def check(
     instance: Any, spell: Callable[[str], str], number: Callable[[float], float] = float
 ) -> None:
-    """UsageError for a value of an options object outside its range.
+    """Raises UsageError for an option outside its range.
 
-    `spell` turns a flag into the name that the error uses; `number` rounds as the engine will.
+    `spell` turns a flag into the name used in the error; `number` rounds as the engine does.
     """
     for name, declaration in declared(type(instance)).items():
         declaration.check(getattr(instance, name), spell(declaration.flag), number)
 
 
 def check_types(cls: type, given: Mapping[str, Any]) -> None:
-    """UsageError for a name that is not an option, or a value of the wrong type."""
+    """Raises UsageError for an unknown option or a value of the wrong type."""
     known = declared(cls)
     for name, value in given.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {spelled(close[0])}?" if close else ""
-            raise UsageError(f"there is no option {spelled(name)!r}{hint}")
+            raise UsageError(f"unknown option {spelled(name)!r}{hint}")
         known[name].check_type(value, spelled(name))
 
 
@@ -204,7 +204,7 @@ def check_types(cls: type, given: Mapping[str, Any]) -> None:
 
 
 def read_toml(cls: type, path: Path) -> dict[str, Any]:
-    """The options in a TOML file; its keys are the command line's names, with - or _."""
+    """The options in a TOML file. The keys are the command-line names, with - or _."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -229,7 +229,7 @@ def read_toml(cls: type, path: Path) -> dict[str, Any]:
 
 
 def _sized(declaration: Declared | None, value: Any) -> Any:
-    """The number where a file writes it as the command line does, such as "64K"."""
+    """The number of a size given as text, such as "64K"; other values unchanged."""
     if declaration is None or declaration.kind is not int or not isinstance(value, str):
         return value
     try:
@@ -239,7 +239,7 @@ def _sized(declaration: Declared | None, value: Any) -> Any:
 
 
 def to_toml(instance: Any, leave_out: tuple[str, ...] = ()) -> str:
-    """The options as `read_toml` reads them; those that are None are left out."""
+    """The options as TOML for `read_toml`, without those that are None."""
     lines = []
     for name in declared(type(instance)):
         value = getattr(instance, name)
@@ -253,7 +253,7 @@ def to_toml(instance: Any, leave_out: tuple[str, ...] = ()) -> str:
 
 
 def markdown(cls: type, sections: tuple[str, ...] = ()) -> Iterator[str]:
-    """The lines of a table of the options, section by section."""
+    """The lines of Markdown tables of the options, one table per section."""
     for section in ordered_sections(cls, sections):
         yield from (f"### {section}", "") if section else ()
         yield from ("| option | meaning | default | values |", "| --- | --- | --- | --- |")

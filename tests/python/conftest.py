@@ -20,7 +20,7 @@ WORDS = ["the", "a", "king", "fox", "bear", "ran", "sat", "saw", "under", "tree"
 
 
 class Ran(NamedTuple):
-    """What a command did."""
+    """The outcome of a command."""
 
     code: int
     out: str
@@ -41,7 +41,7 @@ def model() -> Model:
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Lets SIGINT interrupt a test also where a shell in the background ignores it."""
+    """Lets SIGINT interrupt a test even if a background shell ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -128,5 +128,5 @@ def gptc(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 @pytest.fixture
 def arguments(options: dict[str, Any]) -> list[str]:
-    """`options` as the command line spells them."""
+    """`options` as command-line arguments."""
     return [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", str(v))]

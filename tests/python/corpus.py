@@ -13,8 +13,7 @@ from gptc.data import encode, readers, sources
 from gptc.data.dataset import Dataset
 from gptc.data.preparation import prepare
 
-# Files that are downloaded once, in a folder next to the checkout. A test that needs one skips
-# without it.
+# Downloaded files, in a folder next to the checkout. Tests that need a missing one are skipped.
 DOWNLOADS = Path(__file__).parents[3] / "shared" / "data"
 SHAKESPEARE = DOWNLOADS / "tinyshakespeare.txt"
 
@@ -22,7 +21,7 @@ MIXED = "Naïve café, 東京 😀 don't <|endoftext|>\n\n  Zoë's 12345\t\u3000
 
 
 def nasty_text(rng: random.Random, length: int) -> str:
-    """Random text of the pieces that tokenizers and cuts get wrong."""
+    """Random text of pieces that are hard for tokenizers and cuts."""
     pieces = [" ", "  ", "\n", "\t", "\r\n", "\u3000", "\u2003", "\x1c", "'s", "'", "ab", "c", "é"]
     pieces += ["東京", "😀", "12", "...", "<|endoftext|>", "<|endo", "|>", "\x00", "\u0301"]
     return "".join(rng.choice(pieces) for _ in range(length))
@@ -48,7 +47,7 @@ def text_of(dataset: Dataset, *splits: str) -> bytes:
 
 
 def set_block(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
-    """Lets text be read in blocks of `n_bytes`."""
+    """Makes readers use blocks of `n_bytes`."""
     for module in (readers, sources, encode):
         monkeypatch.setattr(module, "BLOCK_BYTES", n_bytes)
 

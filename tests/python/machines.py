@@ -24,7 +24,7 @@ def matches(machine: Machine, text: str | bytes) -> bool:
 
 
 def shortest_end(machine: Machine, stacks: Any, alphabet: bytes, most: int = 8) -> bytes | None:
-    """The fewest bytes by which a text becomes complete."""
+    """The fewest bytes that complete a text."""
     level = {b"": stacks}
     for _ in range(most + 1):
         for text, here in level.items():

@@ -1,4 +1,4 @@
-"""Starts gptc as a separate process, and remembers the processes for the fixture that ends them."""
+"""Starts gptc as separate processes, and records them for the fixture that ends them."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ CASES = [
         1,
         71,
     ),
-    # Rotary frequencies as Llama 3.1 lowers them: of 8 pairs some are kept, some changed in part.
+    # Llama 3.1's rotary scaling: of 8 frequencies some are kept, some interpolated.
     Case(
         "llama3",
         "llama",
@@ -122,7 +122,7 @@ def batches(case: Case) -> Array:
 
 
 def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Random weights for these tensors, large enough that every one of them matters."""
+    """Random weights for these tensors, large enough that each affects the results."""
     random = np.random.RandomState(4321)
     out = {}
     for name in sorted(shapes):

@@ -1,4 +1,4 @@
-"""Reads what a training run wrote: its metrics, and the tensors of a checkpoint."""
+"""Reads the metrics of a training run and the tensors of a checkpoint."""
 
 from __future__ import annotations
 

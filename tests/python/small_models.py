@@ -14,7 +14,7 @@ from gptc.formats.model_file import ModelFile
 from gptc.tokenizer.registry import make_tokenizer
 
 _RNG = np.random.default_rng(5)
-# One of each family, with what is special about it: GPT-2's Conv1D and biases, Llama's grouped
+# One of each family, with its special features: GPT-2's Conv1D and biases, Llama's grouped
 # queries and untied head, and a shape that no Hugging Face class describes.
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"preset": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32},
@@ -78,7 +78,7 @@ def make_checkpoint(
 
 
 def random_values(*shape: int) -> np.ndarray[Any, Any]:
-    """Normal float32 numbers, others at every call."""
+    """Normal float32 numbers, different at every call."""
     return _RNG.normal(0, 0.3, shape).astype(np.float32)
 
 

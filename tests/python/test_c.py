@@ -16,7 +16,7 @@ NAMES = sorted(path.stem for path in (ROOT / "tests" / "c").glob("test_*.c"))
 
 
 def tool(name: str) -> str:
-    """The program next to this Python (from PyPI), or the system's."""
+    """The path of a program next to this Python (from PyPI), else on the system."""
     installed = Path(sys.executable).parent / name
     found = str(installed) if installed.is_file() else shutil.which(name)
     if not found:
@@ -35,7 +35,7 @@ def run(*command: str) -> str:
 
 
 def cached(folder: Path) -> dict[str, str]:
-    """What CMake has settled for a build folder; nothing where it has not run."""
+    """A build folder's CMake cache; empty if CMake has not run."""
     path = folder / "CMakeCache.txt"
     lines = path.read_text().splitlines() if path.is_file() else []
     return dict(re.findall(r"^(\w+):\w+=(.*)$", "\n".join(lines), re.MULTILINE))
@@ -43,14 +43,14 @@ def cached(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which pip compiled the library, for its objects; or a new one."""
+    """The folder in which pip compiled the library, to reuse its objects; else a new one."""
     folder = tmp_path_factory.mktemp("ctest")
     for wheel in (ROOT / "build").glob("py3-none-*"):
         if cached(wheel).get("CMAKE_HOME_DIRECTORY") == str(ROOT):
             folder = wheel
     settled = cached(folder)
-    # Another CMake would write other command lines, and ninja would compile all of it again. What
-    # pip had for itself is gone by now, as are the libraries that it found there.
+    # A different CMake would write different command lines, and ninja would recompile everything.
+    # pip's isolated build environment is gone by now, with the libraries that CMake found in it.
     cmake, ninja = (
         path if Path(path := settled.get(key, "/none")).is_file() else tool(name)
         for key, name in (("CMAKE_COMMAND", "cmake"), ("CMAKE_MAKE_PROGRAM", "ninja"))

@@ -1,8 +1,8 @@
 """Imports and includes point strictly downward, and csrc/ keeps the rules of a library.
 
-Two lists say what the floors are. Everything else follows: a package imports only packages below
-it, modules of one package form no circle, and there is no list of exceptions. The last tests plant
-a forbidden import in a copy and see it found.
+Two lists define the floors. A package imports only packages below it, modules of one package form
+no circle, and there are no exceptions. The last tests add a forbidden import to a copy and check
+that it is found.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Python's floors, top to bottom. The package's own __init__ and __main__ stand above all of them.
+# Python's floors, top to bottom. The package's own __init__ and __main__ are above all of them.
 PYTHON_FLOORS = [
     "cli",
     "bench",
@@ -48,7 +48,7 @@ def relative(path: Path) -> str:
 
 
 def module_name(package: Path, path: Path) -> str:
-    """Such as gptc.data.loader; a package's __init__ is the package."""
+    """A file's module name, such as gptc.data.loader; a package's __init__ is the package."""
     parts = path.relative_to(package.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -60,7 +60,7 @@ def import_nodes(text: str) -> list[ast.Import | ast.ImportFrom]:
 
 
 def imports_of(path: Path, modules: set[str]) -> Iterator[str]:
-    """What a file imports of ours, also inside functions and for type checkers only."""
+    """A file's imports of gptc modules, also inside functions and under TYPE_CHECKING."""
     for node in import_nodes(path.read_text("utf-8")):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "gptc")
@@ -75,7 +75,7 @@ def imports_of(path: Path, modules: set[str]) -> Iterator[str]:
 
 
 def floor(module: str) -> int:
-    """The number of a module's floor, counted from the ground; the package itself is the roof."""
+    """The number of a module's floor, from the bottom; the package itself is the top floor."""
     parts = module.split(".")
     if parts in (["gptc"], ["gptc", "__main__"]):
         return len(PYTHON_FLOORS)
@@ -176,8 +176,8 @@ def test_a_forbidden_import_is_found(
 
 # ---- C ----
 
-# C's floors, top to bottom, and the headers below that each includes besides its own. `model` and
-# the backends reach each other through ops.h alone.
+# C's floors, top to bottom, and the lower headers that each includes besides its own. `model` and
+# the backends interact through ops.h alone.
 C_FLOORS = {
     "api": {"backend.h", "profile.h", "model/model.h", "error.h"},
     "backend": {"cuda_device.h", "ops.h", "error.h"},

@@ -22,7 +22,7 @@ TOLERANCE = 1e-4  # norm-wise
 
 
 class Weights:
-    """Random weights for whatever tensors this configuration stores."""
+    """Random weights for the tensors of this configuration."""
 
     def __init__(self, config: GPTConfig) -> None:
         self.values = reference.weights({part.name: part.shape for part in hf.parts(config)})
@@ -81,8 +81,8 @@ def test_logits_loss_and_every_gradient(case: reference.Case, source: str) -> No
         compared = 0
         for part in hf.parts(model.config):
             got = hf.export_tensor(part, ours[part.ours])
-            # The softmax does not see a shift of all scores, so key biases have no gradient:
-            # what both sides hold there is rounding. Measure it against the whole bias.
+            # Softmax is invariant to a shift of all scores, so the gradient of key biases is zero
+            # up to rounding on both sides. Measure it against the whole bias.
             if part.name.endswith("c_attn.bias"):
                 C = model.config.n_embd
                 full = want[f"grad.{part.name}"]

@@ -1,4 +1,4 @@
-"""Tracked text is in plain English: words that a reader has to decode have an allowance."""
+"""Tracked text is in plain English: words that a reader has to decode have a limit."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ ALLOWED = {
     "is no": 54,
     "of its own": 4,
 }
-# The stories have a grammar with words of its own choice, and this file names the words.
+# The stories' templates need these words, and this file names them.
 NOT_PROSE = ("data/stories/", "LICENSE", "tests/python/test_prose.py")
-# Between two words of a phrase: blanks, or the end of a line and the next comment's beginning.
+# Matches between two words of a phrase: blanks, or a line break and the next comment's start.
 GAP = r"(?:[ \t]+|[ \t]*\n[ \t]*(?:#|\*|//|>)?[ \t]*)"
 
 

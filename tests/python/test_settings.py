@@ -1,4 +1,4 @@
-"""An option is declared once; its help, TOML key, check and documentation follow from that line."""
+"""An option is declared once; its help, TOML key, check and documentation come from that line."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from gptc.training.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What a contributor would add, and nothing else.
+# The only lines that a contributor adds.
 NEW_OPTION = (
     '    patience: int = option(3, "Evaluations without progress.", section=_SAVE, least=1)\n'
 )
 
 
 def run(package: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`gptc` from another copy of the package."""
+    """Runs `gptc` from a copy of the package."""
     code = "import sys; from gptc.cli import run; sys.exit(run(sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-c", code, *words],
@@ -40,7 +40,7 @@ def run(package: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package in which one line declares another option."""
+    """A copy of the package with one more option, declared in one line."""
     package = tmp_path_factory.mktemp("copy") / "gptc"
     shutil.copytree(ROOT / "python" / "gptc", package)
     file = package / "training" / "options.py"
@@ -126,7 +126,7 @@ def test_every_field_is_an_option_with_a_sound_default(cls: type) -> None:
 
 @dataclass(frozen=True)
 class Few:
-    """Three options, one of each kind of check."""
+    """Three options, one for each kind of check."""
 
     size: int | None = option(None, "A size.", least=2)
     share: float = option(0.5, "A share.", above=0, most=1)
@@ -155,7 +155,7 @@ def test_values_outside_are_named(given: dict[str, object], message: str) -> Non
         ({"size": 1.5}, "size is 1.5; it must be a whole number"),
         ({"size": True}, "size is True; it must be a whole number"),
         ({"kind": 3}, "kind is 3; it must be text"),
-        ({"shares": 1}, "there is no option 'shares'; did you mean share?"),
+        ({"shares": 1}, "unknown option 'shares'; did you mean share?"),
     ],
 )
 def test_types_and_names_are_checked(given: dict[str, object], message: str) -> None:

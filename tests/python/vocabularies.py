@@ -1,4 +1,4 @@
-"""Tokenizers of other libraries: small ones, GPT-2's, Llama 2's, and models published with one."""
+"""Tokenizers of other libraries: small ones, GPT-2's, Llama 2's, and models that include one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMPT = "the cat sat"
 
 
 def gpt2_folder() -> Path | None:
-    """A folder that holds the two GPT-2 files under the names that tiktoken gives them."""
+    """A folder with the two GPT-2 files under tiktoken's names for them."""
     folders = [DOWNLOADS / "tiktoken-cache"]
     if named := os.environ.get("TIKTOKEN_CACHE_DIR"):
         folders.insert(0, Path(named))
@@ -42,7 +42,7 @@ needs_gpt2 = pytest.mark.skipif(gpt2_folder() is None, reason="no GPT-2 vocabula
 
 
 def assert_cut_is_exact(tokenizer: Tokenizer, data: bytes) -> int:
-    """Compares both sides of every cut with the whole; returns how many cuts there were."""
+    """Compares both sides of every cut with the whole; returns the number of cuts."""
     whole = tokenizer.encode_bytes(data).tolist()
     cuts = {tokenizer.cut(data[:end]) for end in range(1, len(data) + 1)} - {0}
     for cut in cuts:
@@ -95,7 +95,7 @@ def begun(tokenizer: Tokenizer, bos: int | None = 1) -> Tokenizer:
 
 
 def template(name: str, token: int, added: bool = True) -> dict[str, Any]:
-    """A post-processor as transformers writes it, also where it adds nothing."""
+    """A post-processor as transformers writes it, even if it adds nothing."""
     begin = [{"SpecialToken": {"id": name, "type_id": 0}}] if added else []
     return {
         "type": "TemplateProcessing",
@@ -106,7 +106,7 @@ def template(name: str, token: int, added: bool = True) -> dict[str, Any]:
 
 
 def published(folder: Path, tokenizer: Tokenizer, seed: int = 3) -> Path:
-    """A small Llama as others publish theirs: a template in tokenizer.json, and no file of gptc."""
+    """A small Llama as published by others: a template in tokenizer.json, no gptc files."""
     with varied(make_config("llama", vocab_size=tokenizer.vocab_size), seed=seed) as model:
         model.save(folder, begun(tokenizer, None))
     for name in ("gptc_tokenizer.json", "checksums.json", "tokenizer_config.json"):

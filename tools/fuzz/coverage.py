@@ -1,11 +1,11 @@
-"""Feeds every loader what libFuzzer makes of a small valid file, guided by what that reaches.
+"""Feeds every loader mutations of a small valid file, chosen by libFuzzer for code coverage.
 
     pip install atheris
     python tools/fuzz/coverage.py --minutes 10        # all formats in turn
     python tools/fuzz/coverage.py --formats gguf
 
-Formats, valid files and failures are those of tools/fuzz/fuzz.py. Its accidents are wilder; these
-reach deeper. A file that fails is kept, and named with the error.
+Formats, valid files and failures are those of tools/fuzz/fuzz.py. Its damage is coarser; this
+reaches deeper code. A failing file is kept, and named in the error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEPT = Path(tempfile.gettempdir())
 
 
 def run_one(name: str, folder: Path, seconds: int) -> None:
-    """Fuzzes a format in `folder`, and ends the process."""
+    """Fuzzes a format in `folder`, then ends the process."""
     target = fuzz.targets(folder)[name]
     seeds = folder / "seeds"
     seeds.mkdir()
@@ -42,7 +42,7 @@ def run_one(name: str, folder: Path, seconds: int) -> None:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=1, help="for all formats together")
+    parser.add_argument("--minutes", type=float, default=1, help="total time, for all formats")
     parser.add_argument("--formats", nargs="*")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # run by the tool itself
     options = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> int:
             print(f"{name} failed:\n{said[-4000:]}", file=sys.stderr)
             return 1
         reached = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", said)[-1]
-        print(f"{name}: {n[1]} cases, {reached[0]} edges, {reached[2]} files worth keeping")
+        print(f"{name}: {n[1]} cases, {reached[0]} edges, corpus of {reached[2]} files")
         n_all += int(n[1])
     print(f"in all {n_all} cases, no failure")
     return 0

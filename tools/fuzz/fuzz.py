@@ -1,12 +1,12 @@
-"""Feeds damaged files to every loader: each must be read, or refused with a GptcError.
+"""Feeds damaged files to every loader, which must read them or raise a GptcError.
 
     python tools/fuzz/fuzz.py --minutes 10                # all formats in turn
     python tools/fuzz/fuzz.py --formats gguf --cases 1000
 
-A small valid model of each format is made on the fly and damaged in ways that follow from (seed,
-format, case) alone, so that a failure can be had again: it is printed with the command that does
-so, and its file is kept. What counts as a failure besides another exception: more memory than twice
-the file's size (and 16 MB), or more than 5 seconds.
+A small valid model of each format is generated, then damaged. The damage is a function of (seed,
+format, case), so failures are reproducible: the error shows the command, and the file is kept.
+Failures are other exceptions, more memory than twice the file's size plus 16 MB, and more than 5
+seconds.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
 from gptc.tokenizer.utf8 import decode_utf8
 
 with contextlib.suppress(ImportError):
-    import torch  # noqa: F401  # takes seconds, and not because of a file that looks like its own
+    import torch  # noqa: F401  # takes seconds to import, which must not count for a file like its own
 
 MAX_SECONDS = 5.0
 SPARE_BYTES = 16 << 20
-# Small enough to cut at every byte; "wide" is for numbers that are rounded in groups of 32.
+# Small enough to cut at every byte; "wide" is for weights rounded in groups of 32.
 _SMALL = {"vocab_size": 256, "block_size": 8, "n_layer": 2, "n_embd": 8, "n_ff": 32}
 _LLAMA = {"preset": "llama-15m", **_SMALL, "n_head": 4, "n_kv_head": 2, "n_ff": 40}
 _SHAPES = {
@@ -64,14 +64,14 @@ _SHAPES = {
 
 
 class Target(NamedTuple):
-    """A format: the valid file that is damaged, and what reads it."""
+    """A format: the valid file to damage, and a function that reads it."""
 
     file: Path
     read: Callable[[], object]
 
 
 class Failed(Exception):
-    """A loader did what it must not."""
+    """A loader crashed, or used too much time or memory."""
 
 
 def small_model(folder: Path, family: str, tokenizer: str = "bytes") -> Path:
@@ -99,7 +99,7 @@ def targets(folder: Path) -> dict[str, Target]:
     found = {}
 
     def model(name: str, file: Path, path: Path | None = None) -> None:
-        has_tokenizer = not name.startswith("openai")  # GPT-2's alone, at its size
+        has_tokenizer = not name.startswith("openai")  # GPT-2's is too large for this model
         found[name] = Target(file, lambda: read_model(path or file, has_tokenizer))
 
     exports = [
@@ -174,7 +174,7 @@ def _sentencepiece_model() -> bytes:
 
 
 def _folders(folder: Path, model: Callable[..., None]) -> None:
-    """Formats of several files: each of them is damaged."""
+    """Formats of several files; each file is damaged in turn."""
     openai = folder / "openai"
     write_openai(openai, open_checkpoint(small_model(folder, "gpt2")))
     model("openai", openai / "model.ckpt.data-00000-of-00001", openai)
@@ -196,7 +196,7 @@ def _folders(folder: Path, model: Callable[..., None]) -> None:
 
 
 def write_openai(folder: Path, source: ModelFile) -> None:
-    """A folder as OpenAI published GPT-2: a checkpoint of TensorFlow, of a GPT-2 of any size."""
+    """Writes a GPT-2 of any size as OpenAI published it, as a TensorFlow checkpoint."""
     folder.mkdir()
     config = source.config
     hparams = {"n_vocab": config.vocab_size, "n_ctx": config.block_size, "n_embd": config.n_embd}
@@ -222,7 +222,7 @@ def write_openai(folder: Path, source: ModelFile) -> None:
 
 
 def write_bundle(prefix: Path, tensors: dict[str, np.ndarray]) -> None:
-    """A checkpoint of TensorFlow: tensors one after another, and a LevelDB table about them."""
+    """Writes a TensorFlow checkpoint: a file of tensors, and a LevelDB table that indexes them."""
     rows = [(b"", b"\x08\x01\x1a\x02\x08\x01")]  # one file; version 1
     data = b""
     for name in sorted(tensors):
@@ -262,7 +262,7 @@ def write_bundle(prefix: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def _common(a: bytes, b: bytes) -> int:
-    """How many bytes two keys begin with alike."""
+    """Length of the common prefix of two keys."""
     n = min(len(a), len(b))
     return next((i for i in range(n) if a[i] != b[i]), n)
 
@@ -288,7 +288,7 @@ _WORDS += [b"..", b"/", b"\xff\xfe", b"\0", b'"a":']
 
 
 def damage(random: random.Random, data: bytes) -> bytes:
-    """`data` after one to four accidents; most of them near its beginning, where sizes are."""
+    """`data` with one to four random changes, most of them near its beginning with the sizes."""
     out = bytearray(data)
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         near = random.choice((64, 512, 4096, len(out)))
@@ -303,7 +303,7 @@ def _flip(random: random.Random, out: bytearray, at: int) -> None:
 
 
 def _number(random: random.Random, out: bytearray, at: int) -> None:
-    """A telling number, where numbers stand."""
+    """Writes an edge-case number, mostly at an aligned offset."""
     size = random.choice((1, 2, 4, 4, 8, 8))
     at -= at % random.choice((1, size))
     value = random.choice(_NUMBERS) & (1 << 8 * size) - 1
@@ -330,7 +330,7 @@ def _repeat(random: random.Random, out: bytearray, at: int) -> None:
 
 
 def _word(random: random.Random, out: bytearray, at: int) -> None:
-    """For JSON: something else in the place of a number or a name."""
+    """Replaces a number or a name, for JSON."""
     word = random.choice(_WORDS)
     end = at
     while end < len(out) and out[end : end + 1].isalnum():
@@ -339,7 +339,7 @@ def _word(random: random.Random, out: bytearray, at: int) -> None:
 
 
 def _swap(random: random.Random, out: bytearray, at: int) -> None:
-    """Two stretches change places."""
+    """Swaps two ranges of bytes."""
     size = random.choice((4, 8, 32))
     other = random.randrange(max(1, len(out) - size))
     if at + size <= len(out):
@@ -356,7 +356,7 @@ _ACCIDENTS = [_flip, _number, _number, _nudge, _cut, _remove, _repeat, _word, _s
 
 
 def attempt(target: Target, content: bytes) -> str:
-    """Reads one damaged file: "read" or "refused". Failed says what went wrong."""
+    """Reads a damaged file; returns "read" or "refused". Raises Failed with the reason."""
     target.file.write_bytes(content)
     tracemalloc.start()
     begin = time.perf_counter()
@@ -366,7 +366,7 @@ def attempt(target: Target, content: bytes) -> str:
     except GptcError as error:
         outcome = "refused"
         if "\n" in str(error) or not str(error):
-            raise Failed(f"an error of other than one line: {error}") from error
+            raise Failed(f"the error is not one line: {error}") from error
     except BaseException as error:
         raise Failed(traceback.format_exc()) from error
     finally:
@@ -381,7 +381,7 @@ def attempt(target: Target, content: bytes) -> str:
 
 
 def fuzz(name: str, target: Target, cases: range, seed: int, until: float = 1e18) -> Counter[str]:
-    """Runs cases of a format, in order, until a time is reached; counts outcomes."""
+    """Runs cases of a format, in order, until the time `until`; counts outcomes."""
     original = target.file.read_bytes()
     counts: Counter[str] = Counter()
     try:
@@ -415,12 +415,12 @@ def truncate(target: Target) -> Counter[str]:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=0.5, help="for all formats together")
-    parser.add_argument("--cases", type=int, default=10**9, help="at most, of each format")
+    parser.add_argument("--minutes", type=float, default=0.5, help="total time, for all formats")
+    parser.add_argument("--cases", type=int, default=10**9, help="largest number per format")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--formats", nargs="*")
-    parser.add_argument("--truncate", action="store_true", help="cut at every byte instead")
+    parser.add_argument("--truncate", action="store_true", help="cut files at every byte instead")
     options = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as folder:

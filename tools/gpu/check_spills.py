@@ -1,10 +1,10 @@
-"""Reads what a build with -DGPTC_PTXAS_INFO=ON has printed, and fails where a hot kernel spills.
+"""Reads the log of a build with -DGPTC_PTXAS_INFO=ON, and fails if a hot kernel spills.
 
     cmake -S . -B build/cuda -G Ninja -DGPTC_CUDA=ON -DGPTC_PTXAS_INFO=ON
     cmake --build build/cuda | tee build.log; python3 tools/gpu/check_spills.py build.log
 
-Registers that do not suffice go to a thread's stack, in slow memory; so do arrays that are indexed
-by what only the run knows. A kernel of the files below may do neither.
+Registers spill to a thread's stack, in slow memory, if there are too few; arrays with run-time
+indices go there too. A kernel of the files below may do neither.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(log: str) -> list[Kernel]:
-    """Every kernel in the log of a build, in order."""
+    """Every kernel in a build log, in order."""
     found, file, name, arch, stack, spill = [], "", "", "", 0, 0
     for line in log.splitlines():
         if m := re.search(r"Building CUDA object .*?(\w+)\.dir/.*?(\w+)\.cu\.o", line):
@@ -45,7 +45,7 @@ def kernels(log: str) -> list[Kernel]:
 
 
 def readable(mangled: str) -> str:
-    """Such as norm_kernel<8>, of a mangled name; good enough to find it in its file."""
+    """A short form of a mangled name, such as norm_kernel<8>."""
     name = re.search(r"\d([a-z]\w*?_kernel)(I\w*?E(?=v))?", mangled)
     if not name:
         return mangled
@@ -54,7 +54,7 @@ def readable(mangled: str) -> str:
 
 
 def main() -> int:
-    """Prints the hot kernels; 1 where one spills, or where the log has none."""
+    """Prints the hot kernels; returns 1 if one spills, or if the log lacks one of the files."""
     if len(sys.argv) != 2:
         print("usage: python3 tools/gpu/check_spills.py BUILD_LOG", file=sys.stderr)
         return 2
@@ -67,7 +67,7 @@ def main() -> int:
             + (f", {k.stack_bytes} B of stack, {k.spill_bytes} B spilled" if spills else "")
         )
     if missing:
-        print(f"the log has no kernels of {', '.join(missing)}: build from nothing, with ptxas -v")
+        print(f"the log has no kernels of {', '.join(missing)}: build from scratch, with ptxas -v")
     n = sum(bool(k.stack_bytes or k.spill_bytes) for k in hot)
     print(f"{len(hot)} hot kernels, {n} of them spill")
     return 1 if n or missing else 0

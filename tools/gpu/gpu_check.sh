@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# Builds gptc for this machine's GPU, checks it, and measures it: in under eight minutes, without the
-# network, and without Python packages. With PyTorch, it compares the layers' errors with PyTorch's.
+# Builds gptc for this machine's GPU, checks it and measures it, in under eight minutes. Needs neither
+# the network nor Python packages. With PyTorch, it compares the layers' errors with PyTorch's.
 #
 #     tools/gpu/gpu_check.sh                      everything; the results are in gpu_check/
 #     OUT=/tmp/out tools/gpu/gpu_check.sh         the results are in /tmp/out
-#     TEXT=book.txt tools/gpu/gpu_check.sh        compares training on this text; by default, the stories'
-#     LIMIT_S=1500 tools/gpu/gpu_check.sh         has so many seconds, rather than under eight minutes
-#     EMULATE=1 tools/gpu/gpu_check.sh            no GPU: tries this script on emulated kernels
+#     TEXT=book.txt tools/gpu/gpu_check.sh        text for the training comparison; default: the stories
+#     LIMIT_S=1500 tools/gpu/gpu_check.sh         time limit in seconds; default: 470
+#     EMULATE=1 tools/gpu/gpu_check.sh            no GPU: runs this script on emulated kernels
 #
-# A step that fails does not stop the next one; the exit code is 1 if one failed. The results are
+# A failed step does not stop the next one; the exit code is 1 if any failed. The results are
 # gpu_check.md (the table, also printed), gpu_check.json and gpu_check.log. They are rewritten after
-# each step, so that a run that is cut short keeps its results.
+# each step, so that an interrupted run keeps its results.
 #
-# OpenBLAS is used if the Python package scipy-openblas32 is installed; else the CPU, only a reference
-# here, multiplies plainly (-DGPTC_OPENBLAS=OFF). cuBLASLt is taken from the toolkit, or
-# from the Python package nvidia-cublas.
+# The CPU is only a reference here. It uses OpenBLAS if the Python package scipy-openblas32 is
+# installed, else plain loops (-DGPTC_OPENBLAS=OFF). cuBLASLt comes from the toolkit, or from the
+# Python package nvidia-cublas.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 
 EMULATE=${EMULATE:-0}
 BUILD=${BUILD:-build/gpu_check}
 OUT=${OUT:-gpu_check}
-LIMIT_S=${LIMIT_S:-470} # for everything together
+LIMIT_S=${LIMIT_S:-470} # for all steps together
 JOBS=$(nproc)
 PYTHON=$(command -v python3 || true)
 
@@ -40,8 +40,8 @@ fi
 
 # ---- steps ----
 
-# report NAME STATE SECONDS DETAIL: a row of the table, and an object of the JSON file. The step's
-# output, if it is JSON, is in $work/NAME.json.
+# report NAME STATE SECONDS DETAIL: adds a row to the table and an object to the JSON file. The
+# step's output is in $work/NAME.json, whether JSON or not.
 report() {
     local json=null detail
     detail=$(printf '%s' "$4" | tr -d '\000-\037' | tr '|\\"' "/ '")
@@ -61,7 +61,7 @@ report() {
     write_results
 }
 
-# The first lines of a step's output that say what went wrong; where none does, the last ones.
+# The first lines of a step's output that look like an error; if there are none, the last lines.
 useful() {
     local lines
     lines=$(cat "$work/$1.err" "$work/$1.json" 2>/dev/null | grep -a -E -m 10 \
@@ -71,7 +71,7 @@ useful() {
     printf '%s\n' "$lines" | cut -c1-300
 }
 
-# step NAME SECONDS DESCRIBE COMMAND...: runs it, for no longer than that and than what is left;
+# step NAME SECONDS DESCRIBE COMMAND...: runs the command, for at most SECONDS and the time left.
 # DESCRIBE NAME then prints the detail for the table.
 step() {
     local name=$1 limit=$2 describe=$3 begin=$SECONDS state=ok rc left=$((LIMIT_S - SECONDS))
@@ -106,7 +106,7 @@ skip() {
 
 # ---- details of the table, from a step's output ----
 
-field() { # NAME FIELD: a number or text of its JSON, the first of that name
+field() { # NAME FIELD: the first value of that field in the step's JSON
     sed -n -e "s/.*\"$2\": \"\([^\"]*\)\".*/\1/p" -e "s/.*\"$2\": \([^\",}]*\)[,}].*/\1/p" \
         "$work/$1.json" | head -n1
 }
@@ -140,9 +140,9 @@ of_layers() {
 }
 of_sanitizer() { grep -h 'ERROR SUMMARY\|RACECHECK SUMMARY' "$work/$1".* | tail -n1 | tr -d '='; }
 
-# ---- what there is ----
+# ---- tools and libraries ----
 
-# Where the dynamic linker does not know cuBLASLt, the folder of the Python package that has it.
+# The folder of cuBLASLt in the Python package, if the dynamic linker does not know the library.
 find_cublas() {
     ldconfig -p 2>/dev/null | grep -q libcublasLt && return
     [ -n "$PYTHON" ] || return
@@ -168,13 +168,13 @@ if [ "$EMULATE" = 1 ]; then
     prefix=emulated_ bench=$BUILD/tests/cuda/emulated_gpt_bench layers=$BUILD/tests/cuda/emulated_layers
     names=(norm device) clean=()
 else
-    # From nothing, since the compiler's report is wanted from every file.
+    # From scratch, to have the compiler's report of every file.
     configure+=(-DGPTC_CUDA=ON -DGPTC_PTXAS_INFO=ON) clean=(--clean-first)
     prefix='' bench=$BUILD/gpt_bench layers=$BUILD/layers
 fi
 tests=("${names[@]/#/${prefix}test_}")
 
-# What one file or one test breaks must not take the rest along.
+# An error in one file or test must not stop the others.
 on=(-- -k)
 [[ " ${configure[*]} " != *" Ninja "* ]] || on=(-- -k 0)
 build() {
@@ -195,7 +195,7 @@ write_results() {
     local title name
     name=$(gpu_name)
     title="GPU check: ${name:-no GPU}"
-    [ "$EMULATE" != 1 ] || title="Emulated on the host: no figure here is a GPU's"
+    [ "$EMULATE" != 1 ] || title="Emulated on the host: these are not figures of a GPU"
     {
         printf '# %s\n\n' "$title"
         printf 'commit %s, %s, driver %s, nvcc %s, %s cores\n\n' "$commit" "$(date -u +%F)" "${driver:-none}" "${nvcc:-none}" "$JOBS"
@@ -220,7 +220,7 @@ for what in build build_tests; do
     printf '%s\n' "cd '$PWD'" "$(declare -p configure clean on BUILD JOBS prefix tests)" "$(declare -f $what)" $what >"$work/$what.sh"
 done
 
-# What is there from before is not to be measured.
+# Do not measure binaries of an earlier build.
 rm -f "$bench" "$layers" "${tests[@]/#/$(dirname "$layers")/}"
 step build 200 of_build bash "$work/build.sh"
 if [ -x "$bench" ]; then
@@ -267,15 +267,15 @@ if [ -x "$bench" ]; then
     elif ! command -v compute-sanitizer >/dev/null; then
         why_not="compute-sanitizer is not installed"
     elif timeout 60 compute-sanitizer "$bench" info 2>&1 | grep 'not supported' >>"$log"; then
-        why_not="compute-sanitizer says that it does not work on this machine" # as in some sandboxes
+        why_not="compute-sanitizer reports that it does not work on this machine" # as in some sandboxes
     fi
     for tool in memcheck racecheck initcheck; do
         if [ -n "$why_not" ]; then
             skip $tool "$why_not"
         else
-            # Every kernel of each family in both dtypes, at sizes that are no multiples of tiles; the
-            # third step is replayed. The library's own kernels are left out: they take long, and their
-            # ways to synchronise are taken for races.
+            # Every kernel of each family in both dtypes, at sizes that are not multiples of tiles; the
+            # third step replays a graph. The libraries' kernels are excluded: they take long, and
+            # racecheck reports their synchronisation as races.
             step $tool 75 of_sanitizer compute-sanitizer --tool $tool --error-exitcode 9 \
                 --kernel-name-exclude kns=cublas,kns=cutlass,kns=nvjet,kns=gemm,kns=xmma \
                 "$bench" parity --text "$TEXT" --steps 3 --batch 2 --seq 67 --width 256 --layers 1

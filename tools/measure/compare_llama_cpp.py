@@ -1,12 +1,12 @@
-"""Our GGUF files in llama.cpp: greedy text, logits and tokens compared with ours.
+"""Compares llama.cpp on our GGUF files with gptc: greedy text, logits and tokens.
 
     pip install llama-cpp-python    # compiles for some minutes
-    python tools/measure/compare_llama_cpp.py              # small random models of each sort
+    python tools/measure/compare_llama_cpp.py              # small random models of each shape
     python tools/measure/compare_llama_cpp.py -m runs/tiny-stories --prompt "Once upon a time"
 
-Greedy texts of float32 files must be the same; a step at which our two best logits are closer than
-llama.cpp's rounding is named instead. Other dtypes are not compared: llama.cpp rounds activations
-too.
+Greedy texts of float32 files must be the same, up to a step at which our two best logits are closer
+than llama.cpp's rounding; that step is printed. Other dtypes are not compared: llama.cpp also
+rounds activations.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHAPES = {
 
 
 def random_model(folder: Path, name: str, tokenizer_name: str) -> ModelFile:
-    """A model whose logits are far enough apart to be told from rounding."""
+    """A model whose logits differ by more than rounding."""
     tokenizer = make_tokenizer(tokenizer_name, [TEXT.encode() * 50])
     shape = {"vocab_size": tokenizer.vocab_size, "block_size": 256, "n_layer": 2, **SHAPES[name]}
     config = GPTConfig.preset(str(shape.pop("preset")), **shape)
@@ -60,16 +60,16 @@ def random_model(folder: Path, name: str, tokenizer_name: str) -> ModelFile:
 
 
 def compare(source: ModelFile, gguf: Path, text: str, n_tokens: int) -> bool:
-    """Prints how far two programs agree on one file; True where they should."""
+    """Prints how far the two programs agree on a file; returns whether they agree enough."""
     import llama_cpp
 
     export_model(source, "gguf", gguf, replace=True)
     ours = open_checkpoint(gguf)
     prompt = prompt_tokens(ours.tokenizer(), text)
     n_ctx = min(len(prompt) + n_tokens, ours.config.block_size)
-    exact = {"type_k": 0, "type_v": 0}  # its cache of keys and values is else float16
+    exact = {"type_k": 0, "type_v": 0}  # a float32 KV cache; the default is float16
     theirs = llama_cpp.Llama(str(gguf), n_ctx=n_ctx, verbose=False, logits_all=True, **exact)
-    # "add_bos" leaves it to the file whether there is one.
+    # With "add_bos", the file decides whether there is one.
     same_ids = theirs.tokenize(text.encode(), add_bos=True, special=False) == prompt
     tokens, largest, closest, first = list(prompt), 0.0, np.inf, None
     with load_model(ours, max_batch=0) as model:
@@ -103,7 +103,7 @@ def compare(source: ModelFile, gguf: Path, text: str, n_tokens: int) -> bool:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("-m", "--model", help="a model that gptc reads; else random ones")
+    parser.add_argument("-m", "--model", help="model to compare; default: random ones")
     parser.add_argument("--prompt", default=TEXT)
     parser.add_argument("--tokens", type=int, default=200)
     options = parser.parse_args()

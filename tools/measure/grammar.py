@@ -1,10 +1,10 @@
-"""What it costs to know which of GPT-2's tokens may follow, for patterns of different sorts.
+"""Measures the time to compute the allowed tokens of GPT-2's vocabulary, for several patterns.
 
     python tools/measure/grammar.py
 
-For each: the milliseconds until the first token, and by token as its text first comes by a place
-and when it comes there again (mean and longest). Texts are of tokens drawn at random from those
-that may follow, or the one that is given.
+Prints for each pattern the milliseconds until the first token, then per token (mean and longest) in
+a first pass over a text and in a second one, with the cache filled. The text is random allowed
+tokens, or for JSON a given one.
 """
 
 from __future__ import annotations

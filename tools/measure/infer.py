@@ -1,9 +1,10 @@
-"""Measures what `gptc bench infer` does not: the first token, drafts, and drawing.
+"""Measures the first token, drafts and sampling, which `gptc bench infer` does not.
 
     python tools/measure/infer.py
 
-Of GPT-2 124M with random weights, saved and read again, so that it is in the page cache. The first
-token wants an installed package: a source tree has no parsed gpt.h, and perhaps no bytecode.
+The model is GPT-2 124M with random weights, saved and read back, so that it is in the page cache.
+Measure the first token with an installed package: a source tree has no parsed gpt.h, and perhaps no
+bytecode.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def first_token(folder: Path) -> float:
 
 
 def drafts(folder: Path) -> None:
-    """A text that repeats itself soon, with and without guesses from it."""
+    """Measures decoding of a repetitive text, with and without an n-gram draft."""
     source = open_checkpoint(str(folder))
     tokenizer = source.tokenizer()
     speeds: dict[bool, list[float]] = {False: [], True: []}
@@ -70,7 +71,7 @@ def drafts(folder: Path) -> None:
 
 
 def drawing(vocab_size: int) -> None:
-    """Microseconds for a token, of logits as a trained model has them and of flat ones."""
+    """Measures microseconds per draw, from logits like a trained model's and from flat ones."""
     rng = np.random.default_rng(0)
     steep = -1.5 * np.log(np.arange(1, vocab_size + 1)) * rng.uniform(0.8, 1.2, vocab_size)
     for name, logits in (("steep", steep), ("flat", rng.normal(0, 1, vocab_size))):

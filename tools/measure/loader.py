@@ -2,7 +2,7 @@
 
     python tools/measure/loader.py data/books [batch_size seq_len ...]
 
-Without a step to run meanwhile, this is the speed of drawing alone.
+Nothing else runs meanwhile: this is the speed of drawing alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     numbers = [int(number) for number in sys.argv[2:]] or [12, 64, 8, 1024, 512, 64]
     for batch_size, seq_len in zip(numbers[::2], numbers[1::2], strict=True):
         with closing(Loader(dataset, "train", batch_size, seq_len, seed=1)) as loader:
-            loader.next()  # looks through the shard it is the first to read
+            loader.next()  # the first read of a shard also checks it
             n_batches, begin = 0, time.perf_counter()
             while time.perf_counter() - begin < SECONDS:
                 loader.next()

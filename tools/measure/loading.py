@@ -1,9 +1,9 @@
-"""How long models take to load, and how much memory importing them does.
+"""Measures the time to load models, and the memory to import them.
 
     python tools/measure/loading.py gpt2/ gpt2_124M.bin gpt2.gguf
 
-For each: seconds from opening it to a model that is ready to decode (best of five, so that the file
-is in the page cache), and how far anonymous memory rises while it is imported as a checkpoint.
+Prints for each model the seconds from opening it to a model that can decode (best of five, so that
+the file is in the page cache), and the rise of anonymous memory while it is imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gptc.convert.import_model import import_model
 
 
 def load_seconds(path: str) -> float:
-    """The best of five."""
+    """Seconds to load a model, best of five."""
     seconds = []
     for _ in range(5):
         begin = time.perf_counter()
@@ -30,13 +30,13 @@ def load_seconds(path: str) -> float:
 
 
 def anonymous_bytes() -> int:
-    """This process's memory without what is mapped from files."""
+    """This process's memory without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def import_bytes(path: str) -> int:
-    """The highest rise of memory, looked at every two milliseconds."""
+    """The highest rise of memory during an import, sampled every two milliseconds."""
     before, highest, done = anonymous_bytes(), 0, threading.Event()
 
     def watch() -> None:

@@ -1,10 +1,10 @@
-"""Measures `gptc prepare` on a text: throughput per job, its share of tiktoken's own, peak memory.
+"""Measures `gptc prepare` on a text: throughput, its share of tiktoken's, and peak memory.
 
     python tools/measure/prepare.py text.txt [jobs [tokenizer ...]]
 
-Runs alternate and the best of each counts. What a disk takes in is printed too: the bytes tokenizer
-writes two bytes for each that it reads. "cached" is a file written through the page cache in the
-ordinary way, "write" one that leaves it as it grows, as shards do.
+Runs alternate, and the best of each counts. The disk's write speed is printed too, since the bytes
+tokenizer writes two bytes for each that it reads: "cached" through the page cache, "write" with
+pages dropped as the file grows, as for shards.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def prepared(source: Path, tokenizer: str, jobs: int) -> tuple[float, float]:
 
 
 def written(source: Path, leaves: bool) -> float:
-    """MB/s at which a new file reaches the disk; it `leaves` the page cache, or stays there."""
+    """MB/s at which a new file is written to disk; if it `leaves`, its cached pages are dropped."""
     with tempfile.TemporaryDirectory(dir=source.parent) as work, Path(work, "f").open("wb") as file:
         block = bytes(1 << 20)
         begin = time.perf_counter()

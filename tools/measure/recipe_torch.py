@@ -1,4 +1,4 @@
-"""nanoGPT's CPU recipe on a text, in PyTorch: what `gptc train` is timed against.
+"""nanoGPT's CPU recipe on a text, in PyTorch, to time `gptc train` against.
 
     pip install '.[parity]'; python tools/measure/recipe_torch.py tinyshakespeare.txt [STEPS]
 

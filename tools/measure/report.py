@@ -4,9 +4,9 @@
     python tools/measure/report.py --readme    # the table between README.md's two markers
     python tools/measure/report.py --write     # writes both files
 
-A result names what was measured, its value or range, the command, the date, the machine, the
-commit, what it was compared with, and its target. A ratio says how many times better gptc is; it
-is computed where both values are single numbers, and must be given for ranges.
+A result has the quantity measured, its value or range, the command, date, machine and commit, the
+peers that it is compared with, and its target. A ratio says how many times better gptc is; it is
+computed from single numbers, and must be given for ranges.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RESULTS = Path(__file__).with_name("results.json")
 BEGIN = "<!-- tools/measure/report.py --readme: begin -->"
 END = "<!-- tools/measure/report.py --readme: end -->"
 LESS_IS_BETTER = {"s", "ms", "MB", "GB"}
-# A ratio is the median over turns, not the ratio of two medians: they may part by this much.
+# A ratio is the median over turns, not the ratio of two medians: they may differ by this much.
 RATIO_TOLERANCE = 0.05
 
 HEAD = """\
@@ -48,14 +48,14 @@ MISSING = """
 
 
 def words(value: object) -> str:
-    """A number or a range of two."""
+    """A number, or a range given as two numbers."""
     if isinstance(value, list):
         return f"{words(value[0])} to {words(value[1])}"
     return f"{value:,}"
 
 
 def problems(data: dict[str, Any]) -> list[str]:
-    """What is wrong with the results, a sentence each."""
+    """The problems of the results, a sentence each."""
     found = []
     for result in data["results"]:
         what = result.get("what", "a result without a name")
@@ -83,7 +83,7 @@ def problems(data: dict[str, Any]) -> list[str]:
 
 
 def peer_problems(result: dict[str, Any], peer: dict[str, Any]) -> list[str]:
-    """What is wrong with one comparison."""
+    """The problems of one comparison."""
     computed, given = computed_ratio(result, peer), peer.get("ratio")
     if computed is None and "ratio" not in peer:
         return [f"the ratio to {peer['name']} must be given"]
@@ -93,7 +93,7 @@ def peer_problems(result: dict[str, Any], peer: dict[str, Any]) -> list[str]:
 
 
 def computed_ratio(result: dict[str, Any], peer: dict[str, Any]) -> float | None:
-    """How many times better gptc is, where both values are single numbers."""
+    """How many times better gptc is; None unless both values are single numbers."""
     ours, theirs = result["value"], peer.get("value")
     if isinstance(ours, list) or isinstance(theirs, list) or not theirs:
         return None
@@ -102,7 +102,7 @@ def computed_ratio(result: dict[str, Any], peer: dict[str, Any]) -> float | None
 
 
 def ratio_words(result: dict[str, Any], peer: dict[str, Any]) -> str:
-    """Such as "1.37 x"; empty where a ratio means nothing (null)."""
+    """The ratio as text, such as "1.37 x"; empty if it is null."""
     ratio = peer.get("ratio")
     if "ratio" not in peer and (computed := computed_ratio(result, peer)):
         ratio = round(computed, 2)
@@ -110,7 +110,7 @@ def ratio_words(result: dict[str, Any], peer: dict[str, Any]) -> str:
 
 
 def cells(result: dict[str, Any]) -> list[str]:
-    """What, gptc, the peers and the ratios."""
+    """The cells of a result: quantity, gptc, peers, ratios."""
     peers = result.get("peers", [])
     named = [f"{p['name']}: {words(p['value'])}" if "value" in p else p["name"] for p in peers]
     ratios = [ratio_words(result, peer) for peer in peers]

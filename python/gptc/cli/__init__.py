@@ -1,4 +1,4 @@
-"""The command line: `gptc COMMAND`. A command's module is imported when it is used."""
+"""The command line: `gptc COMMAND`. A command's module is imported on first use."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ import click
 from gptc._version import __version__
 from gptc.errors import GptcError, UsageError
 
-# Name: module, attribute, one line of help. The text stands here so that `gptc --help` is quick.
+# Name: module, attribute, help. The help is here so that `gptc --help` imports no command.
 COMMANDS = {
     "prepare": ("gptc.cli.prepare", "prepare_command", "Turn any text into token shards."),
     "train": ("gptc.cli.train", "train_command", "Train a model, resume a run, or fine-tune."),
-    "infer": ("gptc.cli.infer", "infer_command", "Write text with a trained model."),
-    "eval": ("gptc.cli.evaluate", "eval_command", "Measure how well a model predicts a text."),
-    "info": ("gptc.cli.info", "info_command", "Show what a run, checkpoint or dataset holds."),
-    "import": ("gptc.cli.interchange", "import_command", "Make a checkpoint of others' models."),
-    "export": ("gptc.cli.interchange", "export_command", "Write a model in others' formats."),
-    "verify": ("gptc.cli.interchange", "verify_command", "Check that a file or folder is whole."),
-    "bench": ("gptc.cli.bench", "bench_command", "Measure how fast training and writing are."),
-    "doctor": ("gptc.cli.doctor", "doctor_command", "Check what works on this machine."),
+    "infer": ("gptc.cli.infer", "infer_command", "Generate text with a trained model."),
+    "eval": ("gptc.cli.evaluate", "eval_command", "Measure a model's loss on a dataset."),
+    "info": ("gptc.cli.info", "info_command", "Describe a run, checkpoint, model or dataset."),
+    "import": ("gptc.cli.interchange", "import_command", "Import a model from another program."),
+    "export": ("gptc.cli.interchange", "export_command", "Export a model to another program."),
+    "verify": ("gptc.cli.interchange", "verify_command", "Check a model or dataset for damage."),
+    "bench": ("gptc.cli.bench", "bench_command", "Measure training and inference speed."),
+    "doctor": ("gptc.cli.doctor", "doctor_command", "Test gptc on this machine's devices."),
 }
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are the table above."""
+    """A command group that imports a command on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which they are used."""
+        """The names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -51,12 +51,12 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """An unknown command's error names the closest one."""
+        """Names the closest command in the error for an unknown one."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             close = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(COMMANDS)}"
-            ctx.fail(f"no command {name!r}{hint}")
+            ctx.fail(f"unknown command {name!r}{hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -86,7 +86,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     cls=LazyGroup,
     context_settings=CONTEXT,
     invoke_without_command=True,
-    epilog="Start with: gptc train, then: gptc infer. Every command has --help with examples.",
+    epilog="Start with gptc train, then gptc infer. Each command's --help has examples.",
 )
 @click.option(
     "--version",
@@ -94,9 +94,9 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Show the versions of the package and its library.",
+    help="Show the versions of gptc and libgpt.so.",
 )
-@click.option("--debug", is_flag=True, help="Show where an error comes from (a traceback).")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
     """Train, fine-tune and run small GPTs without PyTorch."""
@@ -108,7 +108,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     args = list(sys.argv[1:] if arguments is None else arguments)
-    # --debug may also stand after the command, where a user adds it to the line that failed.
+    # --debug is accepted after the command too: users append it to the line that failed.
     debug = "--debug" in args
     if debug:
         args = ["--debug", *(arg for arg in args if arg != "--debug")]
@@ -116,13 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(run(args, debug))
     except BrokenPipeError:
-        # The reader has gone, as `head` does. Python would complain when it flushes at exit.
+        # The reader closed the pipe, as `head` does. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
 def _open_closed_streams() -> None:
-    """Python has None where a stream was closed (`>&-`): whoever closed it wants nothing."""
+    """Replaces closed standard streams (`>&-`), which Python sets to None, by /dev/null."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
@@ -159,7 +159,7 @@ def run(args: list[str], debug: bool = False) -> int:
     except OSError as error:
         if debug:
             raise
-        # What has no name is a stream, or a file that was open already.
+        # Errors of streams and of files that are already open carry no name.
         where = error.filename or "standard output, or a file"
         _print_error(f"{where}: {error.strerror or error}")
         return 1

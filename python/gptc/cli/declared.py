@@ -1,4 +1,4 @@
-"""Command-line options from the dataclasses that declare them: see gptc.settings."""
+"""Command-line options generated from dataclasses: see gptc.settings."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def options_of(
     defaults: Mapping[str, Any] | None = None,
     unset: bool = False,
 ) -> Callable[[_Command], _Command]:
-    """Adds the options that a dataclass declares to a command.
+    """Adds the options of a dataclass to a command.
 
-    `only` and `without` choose fields; `defaults` replaces some of their defaults. With `unset`,
-    an option that is not given has the value None, so that other sources can supply it.
+    `only` and `without` select fields; `defaults` overrides defaults. With `unset`, an option that
+    is not given is None, so that a file can supply it.
     """
     chosen = [
         declaration
@@ -69,12 +69,12 @@ def _type(declaration: Declared) -> Any:
 
 
 class SectionedCommand(click.Command):
-    """A command whose help shows the options of one dataclass in its sections."""
+    """A command whose help groups the options of a dataclass by section."""
 
     declares: type
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes each section, then the options that no field declares."""
+        """Writes each section, then the command's other options."""
         records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
         options = declared(self.declares)
         for section in ordered_sections(self.declares, getattr(self.declares, "SECTIONS", ())):

@@ -1,4 +1,4 @@
-"""`gptc doctor`: what this machine has, and whether everything on it works."""
+"""`gptc doctor`: hardware, libraries and self-tests of this machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def doctor_command(ctx: click.Context, as_json: bool) -> None:
-    """Show what this machine has, and test every layer on every device it can use.
+    """Show this machine's hardware and libraries, and test every layer on every device.
 
-    Exits with 1 if something that should work does not. What is merely not installed is no failure.
+    The exit code is 1 if a test fails. A missing optional package is not a failure.
     """
     from gptc.bench import doctor
 

@@ -1,4 +1,4 @@
-"""`gptc eval`: how well a model predicts a dataset, and what rounding its weights costs."""
+"""`gptc eval`: a model's loss on a dataset, also with quantized weights."""
 
 from __future__ import annotations
 
@@ -19,24 +19,37 @@ if TYPE_CHECKING:
 
 _EPILOG = """\b
 Examples:
-  gptc eval                                         the newest run, on the data it was trained on
+  gptc eval                                         the newest run, on its own dataset
   gptc eval -m runs/tiny-book --data data/other
-  gptc eval --quantize int8 --quantize int4         what rounding the weights costs
+  gptc eval --quantize int8 --quantize int4         the cost of quantization
 """
 
 
 @click.command("eval", epilog=_EPILOG)
-@click.option("-m", "--model", metavar="PATH", help="Any model.  [the newest]")
-@click.option("--data", metavar="DIR", help="Dataset, or text.  [what the model was trained on]")
-@click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True)
-@click.option("--batch-size", type=COUNT, default=8, show_default=True, metavar="N")
-@click.option("--seq-len", type=COUNT, metavar="N", help="Tokens of a window.  [block size]")
-@click.option("--batches", type=COUNT, metavar="N", help="Batches, spread evenly.  [all]")
+@click.option(
+    "-m",
+    "--model",
+    metavar="PATH",
+    help="Model: a run, folder, file or hub name.  [the newest run]",
+)
+@click.option(
+    "--data",
+    metavar="DIR",
+    help="Dataset folder or name, or a text file.  [the model's own dataset]",
+)
+@click.option(
+    "--split", type=click.Choice(["val", "train"]), default="val", help="Split of it.  [val]"
+)
+@click.option("--batch-size", type=COUNT, default=8, metavar="N", help="Windows per batch.  [8]")
+@click.option(
+    "--seq-len", type=COUNT, metavar="N", help="Tokens per window.  [the model's context]"
+)
+@click.option("--batches", type=COUNT, metavar="N", help="Number of batches, spread evenly.  [all]")
 @click.option(
     "--quantize",
     multiple=True,
     type=click.Choice(["int8", "int4"]),
-    help="Also with weights rounded so; may be repeated.",
+    help="Quantization to compare with. May be repeated.",
 )
 @options_of(DeviceOptions, without=("pin",), defaults={"dtype": "fp32"})
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -55,8 +68,8 @@ def eval_command(
 ) -> None:
     """Measure a model's loss on a dataset.
 
-    The text is cut into windows that do not overlap; a token is predicted from those before it in
-    its window. Bits per byte compare models with different tokenizers.
+    The text is cut into windows that do not overlap. Each token is predicted from those before it
+    in its window. Compare models with different tokenizers by bits per byte.
     """
     from gptc.checkpoint.facade import load_model
     from gptc.checkpoint.find import open_checkpoint
@@ -65,7 +78,7 @@ def eval_command(
     checkpoint = open_checkpoint(model)
     dataset = _dataset(checkpoint, data)
     if seq_len is not None and seq_len > (context := checkpoint.config.block_size):
-        raise UsageError(f"--seq-len is {seq_len}; the model's context is {context}")
+        raise UsageError(f"--seq-len is {seq_len}; the model's context allows at most {context}")
     rows: list[dict[str, Any]] = []
     for kind in (dtype, *dict.fromkeys(quantize)):
         options = {"device": device, "dtype": kind, "threads": threads, "max_batch": batch_size}
@@ -104,7 +117,7 @@ def eval_command(
 
 
 def _dataset(checkpoint: ModelFile, data: str | None) -> Dataset:
-    """The data by name or, without one, that of the checkpoint's run; with the model's tokens."""
+    """The named dataset, else that of the checkpoint's run, in the model's tokens."""
     from gptc.checkpoint.compatible import check_vocabulary, tokenizer_argument
     from gptc.checkpoint.reader import Checkpoint
     from gptc.data.preparation import resolve_dataset
@@ -112,7 +125,7 @@ def _dataset(checkpoint: ModelFile, data: str | None) -> Dataset:
     trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
     if data is None:
         if trainer is None:
-            raise GptcError(f"{checkpoint.path} was not trained by gptc: name its --data")
+            raise GptcError(f"{checkpoint.path} records no dataset: give one with --data")
         data = str(trainer["options"]["data"])
     own = checkpoint.tokenizer()
     dataset = resolve_dataset(data, tokenizer_argument(own, checkpoint, data))
@@ -121,7 +134,7 @@ def _dataset(checkpoint: ModelFile, data: str | None) -> Dataset:
 
 
 def _progress(quiet: bool, dtype: str) -> Any:
-    """A line that counts on a terminal; nothing elsewhere."""
+    """Shows a counter on a terminal; else nothing."""
     shown = sys.stderr.isatty() and not quiet
 
     def show(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""`gptc infer`: text from a model, as it comes."""
+"""`gptc infer`: text from a model, printed as it is generated."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 _EPILOG = """\b
 Examples:
   gptc infer -p "Once upon a time"                  the newest model under runs/
-  gptc infer                                        asks for prompts; an empty one goes on
+  gptc infer                                        asks for prompts
   gptc infer -m runs/tiny-stories --temperature 0 --max-tokens 100
-  gptc infer -m gpt2 -p "Alan Turing theorized that"    downloads it, if there is no such folder
+  gptc infer -m gpt2 -p "Alan Turing theorized that"    downloaded if not a local folder
   gptc infer -m stories15M.bin --prompt-file question.txt --num-samples 3 --json
   gptc infer --prompts questions.jsonl > answers.jsonl
-  gptc infer -p "Her name is" --regex " [A-Z][a-z]+[.]"    writes what matches
+  gptc infer -p "Her name is" --regex " [A-Z][a-z]+[.]"    text that matches
   echo "The king" | gptc infer -m runs/tiny-shakespeare
 """
 
 
 def _once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str | None:
-    """The one prompt that was given. Of several, click would take the last without a word."""
+    """The prompt. UsageError for several: click would silently take the last."""
     if len(given) > 1:
-        raise UsageError("-p is given twice: put several prompts into a file, for --prompts")
+        raise UsageError("-p is given twice: put several prompts into a file for --prompts")
     return given[0] if given else None
 
 
@@ -66,8 +66,8 @@ def _once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) ->
     "--prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help='File of prompts, one JSON object a line: {"prompt": …}; - = standard input. '
-    "The answers are such lines too.",
+    help='JSON lines of prompts, such as {"prompt": …}; - = standard input. '
+    "The answers are JSON lines too.",
 )
 @options_of(TextOptions)
 @options_of(Sampling, defaults={"seed": None})
@@ -75,18 +75,17 @@ def _once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) ->
 @click.option("--draft", metavar="PATH", help="Draft model for speculative decoding, or ngram.")
 @options_of(DeviceOptions, without=("pin",))
 @click.option(
-    "--quantize", type=click.Choice(["int8", "int4"]), help="Round the weights, which is faster."
+    "--quantize", type=click.Choice(["int8", "int4"]), help="Quantized weights, for speed."
 )
 @click.option(
     "--batch-size",
     type=COUNT,
     default=16,
-    show_default=True,
     metavar="N",
-    help="Texts decoded at a time with --prompts.",
+    help="Samples decoded at a time with --prompts.  [16]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the samples as one JSON object.")
-@click.option("--raw", is_flag=True, help="Write the bytes alone, for models of data.")
+@click.option("--raw", is_flag=True, help="Write raw bytes only, for models of binary data.")
 @click.pass_context
 def infer_command(
     context: click.Context,
@@ -108,8 +107,8 @@ def infer_command(
 ) -> None:
     """Continue a text with a trained model.
 
-    The prompt comes from -p, --prompt-file or standard input. Without one, a terminal is asked for
-    prompts, and elsewhere the model begins a document. The text goes to standard output, everything
+    The prompt comes from -p, --prompt-file or standard input. Without one, gptc asks for prompts on
+    a terminal; elsewhere the model begins a new document. The text goes to standard output, all
     else to standard error.
     """
     outputs = {"--json": as_json, "--raw": raw, "--prompts": prompts is not None}
@@ -129,7 +128,7 @@ def infer_command(
 
     file = open_checkpoint(model)
     tokenizer = file.tokenizer()
-    # Only a session computes here: no room for batches is needed.
+    # Only sessions compute here: the model needs no memory for batches.
     loading = {"device": device, "threads": threads, "max_batch": 0}
     with ExitStack() as stack:
         with _made_ready(tokenizer):
@@ -152,7 +151,7 @@ def infer_command(
 
 
 def _options(given: dict[str, Any], raw: bool) -> dict[str, Any]:
-    """The options of `make_request` from those that were typed, known to be sound."""
+    """The checked options of `make_request`."""
     if given["seed"] is None:
         given["seed"] = secrets.randbits(31)
     sampling = Sampling(**{name: given[name] for name in declared(Sampling)})
@@ -169,7 +168,7 @@ def _options(given: dict[str, Any], raw: bool) -> dict[str, Any]:
 
 
 def _read_grammar(path: Path) -> str:
-    """The text of a grammar that can be parsed."""
+    """The text of a grammar file, after a trial parse."""
     from gptc.generation.grammar.parser import parse_grammar
 
     try:
@@ -178,7 +177,7 @@ def _read_grammar(path: Path) -> str:
         raise GptcError(f"cannot read the grammar {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise GptcError(
-            f"byte {error.start} of the grammar {path} is not UTF-8: convert it to UTF-8"
+            f"byte {error.start} of the grammar {path} is not UTF-8: convert the file to UTF-8"
         ) from None
     parse_grammar(text)
     return text
@@ -186,10 +185,10 @@ def _read_grammar(path: Path) -> str:
 
 @contextmanager
 def _made_ready(tokenizer: Tokenizer) -> Iterator[None]:
-    """The tokenizer reads its tables, when it is first used, while the weights are read."""
+    """Loads the tokenizer's tables in a thread while the block reads the weights."""
 
     def use() -> None:
-        with suppress(GptcError):  # which will come again, where it can be told
+        with suppress(GptcError):  # it is raised again, and reported, at the first real use
             tokenizer.encode(" ")
 
     thread = threading.Thread(target=use)
@@ -201,19 +200,19 @@ def _made_ready(tokenizer: Tokenizer) -> Iterator[None]:
 
 
 def _check_outputs(outputs: dict[str, bool], given: dict[str, Any]) -> None:
-    """UsageError for options that exclude each other."""
+    """Raises UsageError for options that exclude each other."""
     _exclusive(outputs)
     _exclusive({f"--{name}": given[name] is not None for name in ("regex", "grammar")})
     if given["logprobs"] is not None and not (outputs["--json"] or outputs["--prompts"]):
-        raise UsageError("--logprobs are part of JSON: add --json, or use --prompts")
+        raise UsageError("--logprobs needs JSON output: add --json, or use --prompts")
     if outputs["--raw"] and given["num_samples"] > 1:
-        raise UsageError("--raw writes one sample and nothing else; leave out --num-samples")
+        raise UsageError("--raw writes one sample: leave out --num-samples")
     if outputs["--raw"] and given["stop"]:
-        raise UsageError("--raw is for models of data, which has no stop strings")
+        raise UsageError("--raw writes bytes and takes no stop strings: leave out --stop")
 
 
 def _refuse_with_beams(context: click.Context, outputs: dict[str, bool]) -> None:
-    """UsageError for what a beam search cannot use, if it was typed."""
+    """Raises UsageError for given options that a beam search cannot use."""
     for name in ("--draft", "--prompts", "--raw"):
         _exclusive({"--beams": True, name: outputs[name]})
     for name, declaration in declared(TextOptions).items():
@@ -223,7 +222,7 @@ def _refuse_with_beams(context: click.Context, outputs: dict[str, bool]) -> None
         typed = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
         if typed and name not in ("bias", "seed"):
             raise UsageError(
-                f"--beams looks for the likeliest text: leave out --{declaration.flag}"
+                f"--beams searches for the likeliest text: leave out --{declaration.flag}"
             )
 
 
@@ -264,13 +263,13 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
         data = sys.stdin.buffer.read() if file is None or stdin else file.read_bytes()
     except OSError as error:
         raise GptcError(f"cannot read the prompt {file}: {error.strerror}") from error
-    # One line's end belongs to the tool that wrote the file, not to the prompt. Bytes that are no
-    # UTF-8 are kept for the tokenizer that can express them.
+    # A final newline comes from the tool that wrote the file, not from the prompt. Bytes that are
+    # not UTF-8 are kept for tokenizers that can express them.
     return data.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
 
 
 def _is_piped() -> bool:
-    """Whether standard input is a pipe or a file: what a program gives, or a closed one, is not."""
+    """Whether standard input is a pipe or a file; a terminal, a socket or a closed one is not."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):
@@ -279,5 +278,5 @@ def _is_piped() -> bool:
 
 
 def _is_terminal() -> bool:
-    """Whether somebody sits there who can be asked."""
+    """Whether standard input and output are a terminal."""
     return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())

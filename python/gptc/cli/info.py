@@ -1,4 +1,4 @@
-"""`gptc info`: what a run, a checkpoint, a dataset or a token shard holds."""
+"""`gptc info`: describes a run, a checkpoint, a model, a dataset or a token shard."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Examples:
 
 @click.command("info", epilog=_EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info_command(path: Path, as_json: bool) -> None:
-    """Show what PATH holds: a run, a checkpoint, a model in any format, a dataset or a shard."""
+    """Describe PATH: a run, a checkpoint, a model in any format, a dataset or a shard."""
     found = describe(path)
     click.echo(_json(found) if as_json else _table(found))
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The values at `path`; "kind" is that of the file or folder."""
+    """The facts about `path`; "kind" says whether it is a run, a model, and so on."""
     from gptc.checkpoint.names import CONFIG, list_checkpoints
     from gptc.data.dataset import DATASET_FILE, Dataset
     from gptc.formats.registry import is_foreign, open_model
@@ -51,7 +51,7 @@ def describe(path: Path) -> dict[str, Any]:
     if list_checkpoints(path) or (path / "metrics.jsonl").is_file():
         return {"kind": "run", **_describe_run(path)}
     raise GptcError(
-        f"{path} is not a run, checkpoint or dataset; make one with gptc train or prepare"
+        f"{path} is not a run, checkpoint or dataset; make one with gptc train or gptc prepare"
     )
 
 
@@ -100,7 +100,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except ValueError:
-            break  # a line that is being written
+            break  # the last line is still being written
     return lines
 
 
@@ -121,7 +121,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _describe_model(model: ModelFile) -> dict[str, Any]:
-    """The values of a model in any format."""
+    """The facts about a model in any format."""
     config, path = model.config, model.path
     parts: dict[str, int] = {}
     for name, shape, _ in config.parameters():
@@ -161,7 +161,7 @@ def _tokenizer(model: ModelFile) -> str | None:
     return f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens{begin}"
 
 
-# ---- as text: names and texts of others must not command the terminal ----
+# ---- as text: names and texts from files must not control the terminal ----
 
 
 def _json(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`gptc infer` at a terminal: prompts by hand, one after the other."""
+"""`gptc infer` at a terminal: asks for one prompt after another."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import click
 from gptc.errors import GptcError
 
 _HELP = (
-    "Type the beginning of a text. Enter alone goes on, \\ at a line's end adds a line, "
-    "Ctrl-C stops a text, Ctrl-D ends."
+    "Type a prompt. Enter continues the last text, \\ at a line's end adds a line, "
+    "Ctrl-C stops a text, Ctrl-D quits."
 )
 _HISTORY = 1000  # lines kept
 
@@ -21,8 +21,8 @@ _HISTORY = 1000  # lines kept
 def converse(answer: Callable[[str], None]) -> None:
     """Asks for prompts until the input ends; answer(prompt) prints a text.
 
-    An empty prompt goes on with the last text. Ctrl-C ends the text that is being written, or the
-    line that is being typed, and nothing else.
+    An empty prompt continues the last text. Ctrl-C only ends the text that is being generated, or
+    the line that is being typed.
     """
     history = _open_history()
     click.echo(_HELP, err=True)
@@ -39,7 +39,7 @@ def converse(answer: Callable[[str], None]) -> None:
 
 
 def _ask() -> str | None:
-    """A prompt, of several lines where they end with a backslash; None when there is no more."""
+    """The next prompt, or None at the end of input. A backslash ends a line that continues."""
     lines: list[str] = []
     while True:
         try:
@@ -57,7 +57,7 @@ def _ask() -> str | None:
 
 
 def _open_history() -> Path | None:
-    """Lines can be edited, and those of earlier sessions called back, where there is readline."""
+    """Loads the lines of earlier sessions, for editing with readline; None without readline."""
     try:
         import readline
     except ImportError:

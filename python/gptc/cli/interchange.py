@@ -13,7 +13,7 @@ from gptc.formats.registry import FORMATS
 
 
 def _dtypes_help() -> str:
-    """The dtypes of several formats, then those of one format, with its name."""
+    """The dtypes that several formats share, then those of one format, with its name."""
     groups: dict[str, dict[str, None]] = {}
     for dtype in (dtype for dtypes in DTYPES.values() for dtype in dtypes):
         holders = [to for to, dtypes in DTYPES.items() if dtype in dtypes]
@@ -23,9 +23,9 @@ def _dtypes_help() -> str:
 
 _READ = ", ".join(known.title for known in FORMATS)
 _WRITTEN = " or ".join(", ".join(DTYPES).rsplit(", ", 1))
-_IMPORT_HELP = f"""Make a checkpoint of the model at PATH.
+_IMPORT_HELP = f"""Convert the model at PATH to a checkpoint.
 
-The format is detected: a Hugging Face folder or hub name, {_READ}.
+The format is detected. Known are a Hugging Face folder or hub name, {_READ}.
 """
 
 _IMPORT_EPILOG = """\b
@@ -62,11 +62,15 @@ Examples:
 @click.option(
     "--tokenizer",
     metavar="KIND",
-    help="Where the file has none: bytes, gpt2, a tokenizer.json, a .model.",
+    help="Tokenizer, if the file has none: bytes, gpt2, a tokenizer.json or a .model.",
 )
-@click.option("--n-head", type=COUNT, metavar="N", help="Heads of a markusheimerl/gpt.  [8]")
-@click.option("--seq-len", type=COUNT, metavar="N", help="Its longest sequence.  [1024]")
-@click.option("--json", "as_json", is_flag=True, help="Print what was imported as JSON.")
+@click.option(
+    "--n-head", type=COUNT, metavar="N", help="Number of heads, for markusheimerl/gpt.  [8]"
+)
+@click.option(
+    "--seq-len", type=COUNT, metavar="N", help="Longest sequence, for markusheimerl/gpt.  [1024]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def import_command(
     path: str,
     out: Path,
@@ -75,7 +79,7 @@ def import_command(
     seq_len: int | None,
     as_json: bool,
 ) -> None:
-    """Make a checkpoint of the model at PATH."""
+    """Convert the model at PATH to a checkpoint."""
     from gptc.checkpoint.find import tokenizer_name
     from gptc.convert.import_model import import_model
     from gptc.tokenizer.registry import make_tokenizer
@@ -96,24 +100,29 @@ def import_command(
 
 
 @click.command("export", epilog=_EXPORT_EPILOG)
-@click.option("-m", "--model", metavar="PATH", help="Any model that gptc reads.  [the newest]")
-@click.option("--to", required=True, metavar="FORMAT", help=f"{_WRITTEN}.")
+@click.option(
+    "-m",
+    "--model",
+    metavar="PATH",
+    help="Model: a run, folder, file or hub name.  [the newest run]",
+)
+@click.option("--to", required=True, metavar="FORMAT", help=f"Format: {_WRITTEN}.")
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="The file, or for hf the folder.",
+    help="Output file, or for hf the folder.",
 )
-@click.option("--dtype", metavar="DTYPE", help=f"{_dtypes_help()}.  [fp32]")
+@click.option("--dtype", metavar="DTYPE", help=f"Data type: {_dtypes_help()}.  [fp32]")
 @click.option(
     "--file-version",
     type=click.IntRange(0, 2),
     metavar="N",
-    help="Of llama2.c: 0 for its run, 2 (int8) for its runq.  [by --dtype]",
+    help="Version of the llama2.c file: 0 for run, 2 (int8) for runq.  [by --dtype]",
 )
 @click.option("--debug-state", is_flag=True, help="Also write llm.c's debug state.")
-@click.option("--force", is_flag=True, help="Replace what is at PATH.")
+@click.option("--force", is_flag=True, help="Replace an existing PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export_command(
     model: str | None,
@@ -127,8 +136,8 @@ def export_command(
 ) -> None:
     """Write a model in the format of another program.
 
-    The file is read back, and its logits for a fixed prompt are compared with the original's. The
-    tokenizer is written into the file (gguf), the folder (hf) or a file next to it.
+    gptc reads the file back and compares its logits for a fixed prompt with the original's. The
+    tokenizer goes into the file (gguf), the folder (hf) or a file next to it.
     """
     from gptc.checkpoint.find import open_checkpoint
 
@@ -162,12 +171,12 @@ def export_command(
 
 @click.command("verify", epilog=_VERIFY_EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify_command(path: Path, as_json: bool) -> None:
-    """Check the file or folder at PATH: structure, bounds, finite numbers, checksums.
+    """Check the structure, bounds, numbers and checksums of a file or folder.
 
     PATH is a model in any known format, a checkpoint, a run, a dataset, a shard or a tokenizer of
-    llm.c. The exit code is 1 when something is wrong.
+    llm.c. The exit code is 1 if a check fails.
     """
     from gptc.convert.verify import verify
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     _IntParam = click.ParamType[int]
     _BiasParam = click.ParamType[tuple[int, float]]
 else:
-    _IntParam = _BiasParam = click.ParamType  # which older versions of click cannot subscript
+    _IntParam = _BiasParam = click.ParamType  # older versions of click cannot subscript it
 
 
 class SizeParam(_IntParam):
@@ -46,7 +46,7 @@ COUNT = SizeParam(min=1)
 
 
 class TokenBias(_BiasParam):
-    """A token's id and a number, such as 50256=-inf."""
+    """A token's id and its bias, such as 50256=-inf."""
 
     name = "bias"
 
@@ -59,7 +59,7 @@ class TokenBias(_BiasParam):
         try:
             bias = (int(token), float(number))
         except ValueError:
-            self.fail(f"{value!r} is no token with a number, such as 50256=-inf", param, ctx)
+            self.fail(f"{value!r} is not ID=NUMBER, such as 50256=-inf", param, ctx)
         if not bias[1] < float("inf"):
-            self.fail(f"{number} is no finite number, and not -inf", param, ctx)
+            self.fail(f"{number} is not a finite number or -inf", param, ctx)
         return bias

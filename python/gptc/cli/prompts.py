@@ -1,4 +1,4 @@
-"""`gptc infer --prompts`: many prompts from JSON lines, their texts as JSON lines."""
+"""`gptc infer --prompts`: reads prompts as JSON lines, writes samples as JSON lines."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from gptc.generation.request import Request, Sample
     from gptc.tokenizer.base import Tokenizer
 
-_ANSWER = ("samples", "error")  # what an answer says, whatever the line said
-_EXAMPLE = 'a line is such as {"prompt": "Once upon a time"}'
+_ANSWER = ("samples", "error")  # keys of an answer; those of the line are dropped
+_EXAMPLE = 'a line looks like {"prompt": "Once upon a time"}'
 
 
 def as_text(value: dict[str, Any], indent: int | None = None) -> str:
-    """JSON that standard output can take: with escapes where it has no such characters."""
+    """JSON for standard output; escaped if its encoding lacks some of the characters."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -39,7 +39,7 @@ def as_text(value: dict[str, Any], indent: int | None = None) -> str:
 
 
 def sample_json(sample: Sample, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A sample as JSON has it."""
+    """A sample as a JSON object."""
     entry: dict[str, Any] = {
         "text": sample.text,
         "tokens": sample.n_tokens,
@@ -62,7 +62,7 @@ def sample_json(sample: Sample, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 class _Answers:
-    """Prints the answers in order, as soon as those before them are complete."""
+    """Prints answers in the order of their prompts, each as soon as all before it are printed."""
 
     def __init__(self, tokenizer: Tokenizer, out: TextIO) -> None:
         self.n_prompts = self.n_failed = self.n_tokens = 0
@@ -73,18 +73,18 @@ class _Answers:
         self._next = 0
 
     def failed(self, line: dict[str, Any], error: GptcError) -> None:
-        """The line's answer is that there is none."""
+        """Answers the line with an error."""
         self.n_failed += 1
         self._give(self.n_prompts, {**line, "error": str(error)})
         self.n_prompts += 1
 
     def begun(self, line: dict[str, Any], samples: list[Sample]) -> None:
-        """The line is answered when these have ended."""
+        """Registers the samples of a line; the line is answered when all have ended."""
         self._begun[samples[0].request] = (self.n_prompts, line, samples)
         self.n_prompts += 1
 
     def ended(self, sample: Sample) -> None:
-        """Another sample is complete."""
+        """Takes a finished sample."""
         self.n_tokens += sample.n_tokens
         number, line, samples = self._begun[sample.request]
         if all(s.finish for s in samples):
@@ -113,9 +113,9 @@ def answer(
     batch_size: int,
     draft: Draft | None,
 ) -> None:
-    """Continues every prompt of the file, batch_size texts at a time.
+    """Continues every prompt of the file, batch_size samples at a time.
 
-    A line that cannot be answered is given back with its error, and the command ends with 1.
+    A line that fails is printed with its error, and the command exits with 1.
     """
     from gptc.files.words import plural
     from gptc.generation.decoder import Decoder
@@ -135,13 +135,13 @@ def answer(
         )
     if answers.n_failed:
         n_prompts = plural(answers.n_prompts, "prompt")
-        raise GptcError(f"{answers.n_failed} of {n_prompts} failed: their lines say why")
+        raise GptcError(f"{answers.n_failed} of {n_prompts} failed: see the errors in their lines")
 
 
 def _samples(
     file: Path, gpt: Model, tokenizer: Tokenizer, options: dict[str, Any], answers: _Answers
 ) -> Iterator[Sample]:
-    """Every line's samples, as they are asked for. Each line draws with seeds of its own."""
+    """The samples of every line, made lazily. No two lines share a seed."""
     from gptc.generation.request import make_request
 
     seed = options["sampling"].seed
@@ -161,14 +161,14 @@ def _samples(
 
 
 def _by_key(error: GptcError) -> GptcError:
-    """The error about a setting, named as a line names it: max_tokens, not max-tokens."""
+    """The error with the setting spelled as in a line: max_tokens, not max-tokens."""
     return GptcError(
         re.sub(r"^[a-z-]+(?= is )", lambda name: name[0].replace("-", "_"), str(error))
     )
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    """The lines that hold something. They are UTF-8, whatever the terminal's encoding is."""
+    """The lines that are not blank. They are UTF-8 regardless of the terminal's encoding."""
     try:
         with sys.stdin.buffer if str(file) == "-" else file.open("rb") as lines:
             for i, line in enumerate(lines):
@@ -180,24 +180,24 @@ def _lines(file: Path) -> Iterator[bytes]:
 
 
 def _read(line: bytes) -> dict[str, Any]:
-    """The line's object, without what its answer will say."""
+    """The line's object, without the keys of an answer."""
     try:
         given = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise UsageError(f"byte {error.start} of the line is no UTF-8") from None
+        raise UsageError(f"byte {error.start} of the line is not UTF-8") from None
     except (ValueError, RecursionError):
-        raise UsageError(f"no JSON; {_EXAMPLE}") from None
+        raise UsageError(f"the line is not JSON; {_EXAMPLE}") from None
     if isinstance(given, str):
         given = {"prompt": given}
     if not isinstance(given, dict) or "prompt" not in given:
-        raise UsageError(f'no "prompt"; {_EXAMPLE}')
+        raise UsageError(f'the line has no "prompt"; {_EXAMPLE}')
     if not isinstance(given["prompt"], str):
-        raise UsageError(f"prompt is {given['prompt']!r}; it must be a text: {_EXAMPLE}")
+        raise UsageError(f"prompt is {given['prompt']!r}; it must be text: {_EXAMPLE}")
     return {name: value for name, value in given.items() if name not in _ANSWER}
 
 
 def _settings(given: dict[str, Any], options: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The options of make_request for a line: those of the command, and those of the line."""
+    """The options of make_request for a line: the line's own override the command's."""
     drawing = {n: d for n, d in declared(Sampling).items() if n != "bias"}
     writing = {n: d for n, d in declared(TextOptions).items() if n != "context_shift"}
     for name, declaration in (drawing | writing).items():
@@ -210,9 +210,9 @@ def _settings(given: dict[str, Any], options: dict[str, Any], seed: int) -> dict
     try:
         own = {n: d.kind(given[n]) for n, d in drawing.items() if n in given}
     except OverflowError:
-        raise UsageError("a number of the line is too large") from None
+        raise UsageError("the line holds a number that is too large") from None
     chosen = {name: given[name] for name in writing if name in given}
-    rules = ("regex", "grammar")  # one replaces the other of the command line
+    rules = ("regex", "grammar")  # one in the line replaces either of the command line
     if given.keys() & set(rules):
         chosen |= {name: given.get(name) for name in rules}
     sampling = replace(options["sampling"], **{"seed": seed, **own})

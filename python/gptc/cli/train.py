@@ -1,4 +1,4 @@
-"""`gptc train`: from scratch, resumed, or fine-tuned."""
+"""`gptc train`: trains from scratch, resumes a run, or fine-tunes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Examples:
   gptc train --init-from runs/tiny-stories --data shakespeare
 """
 
-_NEWEST = ""  # the value of --resume without one
+_NEWEST = ""  # the value of --resume if it is given without one
 
 
 class TrainCommand(SectionedCommand):
-    """Its help has the sections of TrainOptions."""
+    """Groups its help by the sections of TrainOptions."""
 
     declares = TrainOptions
 
@@ -43,13 +43,13 @@ class TrainCommand(SectionedCommand):
     is_flag=False,
     flag_value=_NEWEST,
     metavar="[RUN]",
-    help="Run to continue, bit for bit.  [with --out its run, else the newest under runs/]",
+    help="Run to continue, bit for bit.  [the run in --out, else the newest under runs/]",
 )
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="TOML file with any of these options; the command line wins.",
+    help="TOML file of options; the command line overrides it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end.")
 @click.pass_context
@@ -58,12 +58,12 @@ def train_command(
 ) -> None:
     """Train a GPT.
 
-    Without options it trains a tiny model on the built-in stories and prints a sample. Ctrl-C
-    saves and says how to resume. Sizes take suffixes: 64K, 2M, 1G.
+    Without options, gptc trains a tiny model on the built-in stories and prints a sample. Ctrl-C
+    saves the run and prints how to resume it. Sizes take suffixes: 64K, 2M, 1G.
     """
     if resume is not None and values["init_from"] is not None:
         raise UsageError(
-            "--resume and --init-from exclude each other: continue a run, or begin one"
+            "--resume and --init-from exclude each other: continue a run, or start a new one"
         )
     from gptc.checkpoint.find import find_checkpoint
     from gptc.training.progress import make_progress
@@ -107,7 +107,7 @@ def _print_summary(summary: Summary) -> None:
         say(f"{summary.tokens_per_s:,.0f} tokens/s{mfu}", sys.stderr)
         say(memory, sys.stderr)
     if summary.checkpoint is None:
-        say("stopped before the first step was done, so nothing was saved", sys.stderr)
+        say("stopped before the end of the first step: nothing is saved", sys.stderr)
         return
     if summary.step > summary.first_step:
         say(f"saved {summary.checkpoint}", sys.stderr)

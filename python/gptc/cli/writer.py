@@ -1,4 +1,4 @@
-"""What `gptc infer` writes: text as it comes, raw bytes, or one JSON object."""
+"""The output of `gptc infer`: text as it is generated, raw bytes, or one JSON object."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gptc.tokenizer.base import Tokenizer
 
 
 class Writer:
-    """Continues prompts, and says how that went."""
+    """Continues prompts, and reports speed and reasons to stop."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Writer:
         self._beams = beams
 
     def write(self, prompt: str | list[int], echo: str = "") -> None:
-        """Prints the texts as they come, after `echo`."""
+        """Prints the samples as they are generated, each after `echo`."""
         request = self._request(prompt)
         begin = time.perf_counter()
         try:
@@ -57,15 +57,15 @@ class Writer:
         self._tell(samples, time.perf_counter() - begin)
 
     def answer(self, prompt: str) -> None:
-        """The same for one of several prompts; an empty one goes on with the last text."""
+        """Prints samples of one of several prompts; an empty prompt continues the last text."""
         self.write(self._last.sequence if self._last and not prompt else prompt)
-        # Chance is another one for each.
+        # Each prompt gets a different seed.
         sampling = self._options["sampling"]
         step = self._options["num_samples"]
         self._options["sampling"] = replace(sampling, seed=(sampling.seed + step) % 2**63)
 
     def write_raw(self, prompt: str) -> None:
-        """The bytes of prompt and continuation, unchanged."""
+        """Writes the bytes of prompt and continuation, unchanged."""
         out = sys.stdout.buffer
         out.write(prompt.encode("utf-8", "surrogateescape"))
         _, pieces = self._start(self._request(prompt))
@@ -79,7 +79,7 @@ class Writer:
                 click.echo(f"note: {self._why_full()}", err=True)
 
     def print_json(self, prompt: str) -> None:
-        """One object with every sample."""
+        """Prints one JSON object with every sample."""
         request = self._request(prompt)
         begin = time.perf_counter()
         scores: list[float] = []
@@ -115,13 +115,13 @@ class Writer:
         return beam_search(self._gpt, self._tokenizer, request, self._beams)
 
     def _why_full(self) -> str:
-        goes_on = "" if self._beams else ": --context-shift goes on from its newer half"
-        return f"the model's context of {self._gpt.config.block_size:,} tokens is full{goes_on}"
+        hint = "" if self._beams else ": --context-shift continues from its newer half"
+        return f"the model's context of {self._gpt.config.block_size:,} tokens is full{hint}"
 
     def _tell(self, samples: list[Sample], seconds: float) -> None:
         ends = {sample.finish for sample in samples}
         if not sys.stderr.isatty():
-            if "context" in ends:  # not an end that was asked for
+            if "context" in ends:  # the one end that was not asked for
                 click.echo(f"note: {self._why_full()}", err=True)
             return
         n_tokens = sum(sample.n_tokens for sample in samples)
@@ -142,9 +142,9 @@ class Writer:
 
 
 def _stream(prompt: str, samples: list[Sample], pieces: Iterator[Any]) -> None:
-    """Prints the samples in order: the first one not finished as it comes, the others later.
+    """Prints the samples in order: the first unfinished one as it grows, the others later.
 
-    They are decoded together, so their pieces arrive interleaved.
+    Samples are decoded together, so their pieces arrive interleaved.
     """
     several = len(samples) > 1
     for i, sample in enumerate(samples):
@@ -161,7 +161,7 @@ def _stream(prompt: str, samples: list[Sample], pieces: Iterator[Any]) -> None:
 
 
 def _write(text: str) -> None:
-    """Text at once, byte for byte also where it is no UTF-8."""
+    """Writes and flushes text; surrogate escapes become their bytes."""
     out = sys.stdout
     try:
         out.write(text)

@@ -1,4 +1,4 @@
-"""Arrays on their way into the engine: checked, contiguous, of the engine's types."""
+"""Checks and converts arrays for the engine: contiguous, of its types."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ TokenArray = npt.NDArray[np.int32]
 
 
 def as_tokens(values: npt.ArrayLike, what: str, n_dim: int = 2) -> TokenArray:
-    """Contiguous int32, or a GptcError; nothing is rounded or wrapped."""
+    """The values as contiguous int32. GptcError if that would round or wrap any."""
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
-        raise GptcError(f"{what} must be whole numbers, not {array.dtype}")
+        raise GptcError(f"{what} are {array.dtype}; they must be whole numbers")
     if array.ndim != n_dim or array.size == 0:
         wanted = "(B, T)" if n_dim == 2 else "(N,)"
-        raise GptcError(f"{what} must have the shape {wanted}, not {array.shape}")
+        raise GptcError(f"{what} have the shape {array.shape}; it must be {wanted}")
     ids = np.ascontiguousarray(array, np.int32)
     if array.dtype != np.int32 and not np.array_equal(ids, array):
-        raise GptcError(f"{what} hold {array.max()}, which no vocabulary has")
+        raise GptcError(f"{what} hold {array.max()}, outside every vocabulary")
     return ids
 
 
 def as_pair(inputs: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[TokenArray, TokenArray]:
     x, y = as_tokens(inputs, "inputs"), as_tokens(targets, "targets")
     if x.shape != y.shape:
-        raise GptcError(f"inputs have the shape {x.shape}, targets {y.shape}")
+        raise GptcError(f"inputs have the shape {x.shape}, targets {y.shape}; they must agree")
     return x, y
 
 
@@ -41,19 +41,21 @@ def micro_batches(
 ) -> list[npt.ArrayLike]:
     if isinstance(values, list | tuple):
         if not values:
-            raise GptcError(f"{what} hold no micro-batch")
+            raise GptcError(f"{what} are an empty list; pass at least one micro-batch")
         if np.ndim(values[0]) == 2:
             return list(values)
     return [values]  # type: ignore[list-item]
 
 
 def as_parameter(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> FloatArray:
-    """A parameter's values as the engine reads them."""
+    """A parameter's values as contiguous float32. GptcError for a wrong shape or dtype."""
     array = np.asarray(values)
     if array.shape != shape:
-        raise GptcError(f"{name} has the shape {shape}, not {array.shape}")
+        raise GptcError(f"the values of {name} have the shape {array.shape}; it must be {shape}")
     if not np.can_cast(array.dtype, np.float32, "safe"):
-        raise GptcError(f"{name} takes float32, not {array.dtype}; use .astype('float32')")
+        raise GptcError(
+            f"the values of {name} are {array.dtype}; they must be float32: .astype('float32')"
+        )
     return np.ascontiguousarray(array, np.float32)
 
 

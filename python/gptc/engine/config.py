@@ -1,4 +1,4 @@
-"""The shape of a model: one point in the space that the families (byte, gpt2, llama) share."""
+"""The shape of a model, for all families (byte, gpt2, llama)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SCALING = ("rope_scaling", "rope_factor", "rope_low_freq", "rope_high_freq", "r
 
 
 class Parameter(NamedTuple):
-    """One parameter tensor: `shape` is (out, in) for linear weights."""
+    """A parameter tensor; `shape` is (out, in) for linear weights."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,10 +42,10 @@ class GPTConfig:
 
     `vocab_size` is the number of different tokens, `block_size` the longest sequence, `n_embd` the
     width, `n_ff` the hidden width of the feed-forward layers. With `n_kv_head` below `n_head`,
-    queries share keys and values. `norm` ("layernorm", "rmsnorm"), of which `norm_weight` says
-    whether they learn a scale, `pos` ("learned", "rope", "rope_wide") and `activation` ("gelu",
-    "swish", "swiglu") choose the layers; `tied` makes the token embedding the output head. The
-    `rope_` fields are for rotary positions. `check()` says whether such a model can exist.
+    queries share keys and values. `norm` ("layernorm", "rmsnorm"), `pos` ("learned", "rope",
+    "rope_wide") and `activation` ("gelu", "swish", "swiglu") choose the layers; `norm_weight` gives
+    the norms a learned scale; `tied` makes the token embedding the output head. The `rope_` fields
+    are for rotary positions. `check()` raises UsageError for an invalid shape.
     """
 
     vocab_size: int
@@ -63,7 +63,7 @@ class GPTConfig:
     tied: bool  # the output head is the token embedding
     norm_eps: float
     rope_theta: float
-    # How rotary frequencies are lowered for longer sequences; what has no part in it is 0.
+    # Scaling of the rotary frequencies for longer sequences; unused fields are 0.
     rope_scaling: RopeScaling = "none"
     rope_factor: float = 0.0
     rope_low_freq: float = 0.0
@@ -74,18 +74,18 @@ class GPTConfig:
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:
         """A named shape, with some fields replaced.
 
-        Where they are not given themselves, `n_ff` keeps its ratio to an overridden `n_embd`, and
-        `n_kv_head` its ratio to an overridden `n_head`.
+        An overridden `n_embd` scales `n_ff`, and an overridden `n_head` scales `n_kv_head`, unless
+        these are given too.
         """
         struct = library.load().ffi.new("gpt_config *")
         if name not in presets():
-            raise UsageError(f"no preset {name!r}{_did_you_mean(name, presets())}")
+            raise UsageError(f"unknown preset {name!r}{_did_you_mean(name, presets())}")
         library.call("gpt_config_preset", name.encode(), struct)
         base = cls._from_c(struct)
         names = [field.name for field in fields(cls)]
         for key in overrides:
             if key not in names:
-                raise UsageError(f"a model has no field {key!r}{_did_you_mean(key, names)}")
+                raise UsageError(f"unknown model field {key!r}{_did_you_mean(key, names)}")
         if "n_embd" in overrides and "n_ff" not in overrides:
             n_ff = base.n_ff * overrides["n_embd"] / base.n_embd
             multiple = 8 if overrides.get("activation", base.activation) == "swiglu" else 1
@@ -96,11 +96,11 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GPTConfig:
-        """The config that `to_dict` described. Unknown, missing or mistyped fields: UsageError."""
+        """The config from `to_dict`. UsageError for unknown, missing or mistyped fields."""
         names = [field.name for field in fields(cls)]
         for key in data:
             if key not in names:
-                raise UsageError(f"a model has no field {key!r}{_did_you_mean(key, names)}")
+                raise UsageError(f"unknown model field {key!r}{_did_you_mean(key, names)}")
         values: dict[str, Any] = {}
         for field in fields(cls):
             if field.name not in data:
@@ -128,14 +128,14 @@ class GPTConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON. Scaling of rotary frequencies is left out where there is none."""
+        """Plain values, for JSON. Rotary scaling is left out if it is "none"."""
         values = asdict(self)
         if self.rope_scaling == "none":
             values = {k: v for k, v in values.items() if k not in _SCALING}
         return values
 
     def check(self) -> None:
-        """Raises UsageError, naming the field, when no model of this shape can exist."""
+        """Raises UsageError, which names the field, for an invalid shape."""
         try:
             library.call("gpt_config_check", self.to_c())
         except EngineError as error:
@@ -143,7 +143,7 @@ class GPTConfig:
 
     @property
     def family(self) -> str:
-        """What the shape is called: gpt2 or llama where it is theirs, else byte."""
+        """The family that the shape belongs to: gpt2, llama, or else byte."""
         shape = (self.norm, self.norm_weight, self.pos, self.activation)
         if shape == ("layernorm", True, "learned", "gelu") and self.n_kv_head == self.n_head:
             return "gpt2"
@@ -157,7 +157,7 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """The parameter tensors of a model of this shape, in its order."""
+        """The parameter tensors of this shape, in the engine's order."""
         self.check()
         return _parameters(self)
 

@@ -1,7 +1,8 @@
-"""The binding: libgpt.so opened with cffi, declared by the text of gpt.h itself.
+"""The binding: opens libgpt.so with cffi, from the declarations in gpt.h.
 
 The functions between the header's two fences are the interface; cffi releases the interpreter lock
-around each call. A built package holds them parsed (tools/make_binding.py); nothing is compiled.
+around each call. A built package holds the parsed declarations (tools/make_binding.py); nothing is
+compiled.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def declarations(header: str) -> str:
     if _BEGIN not in header or _END not in header:
         raise GptcError("gpt.h has no binding fences; reinstall with: pip install .")
     region = header.split(_BEGIN, 1)[1].split(_END, 1)[0]
-    # The fences themselves stand in comments: the first comment's end and the last one's start.
+    # The fences are inside comments: drop the end of the first and the start of the last.
     region = region.split("*/", 1)[1].rsplit("/*", 1)[0]
     region = re.sub(r"/\*.*?\*/", " ", region, flags=re.DOTALL)
     return re.sub(r"^[ \t]*#.*$", "", region, flags=re.MULTILINE)
@@ -57,12 +58,12 @@ def abi_version(header: str) -> int:
 
 
 def fingerprint(header: str) -> str:
-    """What tells one text of gpt.h from another."""
+    """A hash of gpt.h."""
     return hashlib.sha256(header.encode()).hexdigest()
 
 
 def _declared(header: str) -> Any:
-    """cffi's view of gpt.h: as the build has parsed it, or parsed now, if that was another text."""
+    """The declarations of gpt.h: those parsed at build time if the header is the same, else new."""
     try:
         binding = import_module("gptc._binding")
         if binding.header == fingerprint(header):
@@ -79,8 +80,8 @@ def _declared(header: str) -> Any:
 def find_library() -> tuple[Path, Path]:
     """The paths of libgpt.so and of the gpt.h that describes it.
 
-    $GPTC_LIBRARY and $GPTC_HEADER name them; else both lie in the installed package. A library in
-    a build folder goes with the csrc/gpt.h of the source tree.
+    $GPTC_LIBRARY and $GPTC_HEADER name them; else both are in the installed package. A library in
+    a build folder uses the csrc/gpt.h of its source tree.
     """
     named = os.environ.get("GPTC_LIBRARY")
     if named:
@@ -90,7 +91,7 @@ def find_library() -> tuple[Path, Path]:
                 f"GPTC_LIBRARY names {named}, which does not exist; unset or correct it"
             )
     else:
-        # An editable install keeps what was built apart from the sources: its locations list both.
+        # An editable install keeps built files apart from the sources: the package lists both.
         package = find_spec("gptc")
         found = (package.submodule_search_locations or ()) if package else ()
         folders = [*map(Path, found), Path(sysconfig.get_path("platlib")) / "gptc"]
@@ -117,14 +118,14 @@ def _open(ffi: Any, library: Path) -> Any:
         if "openblas" not in str(error):
             raise GptcError(f"{library} does not load: {_reason(error)}") from error
         missing = error
-    # The library's own search path did not find OpenBLAS (the environment was moved, or the build's
-    # one is gone): once it is in the process, the loader takes it by its name.
+    # The library's search path does not find OpenBLAS (the environment was moved or rebuilt). Once
+    # OpenBLAS is loaded in the process, the loader finds it by name.
     try:
         import scipy_openblas32  # type: ignore[import-untyped]
 
         folder = Path(scipy_openblas32.get_lib_dir())
         blas = next(folder.glob("libscipy_openblas*.so*"))
-        # Never closed, so that it stays as long as the library that needs it.
+        # Never closed: the library needs it until the process ends.
         _preloaded.append(ffi.dlopen(str(blas), ffi.RTLD_NOW | ffi.RTLD_GLOBAL))
         return ffi.dlopen(str(library))
     except (ImportError, OSError, StopIteration):
@@ -135,7 +136,7 @@ def _open(ffi: Any, library: Path) -> Any:
 
 
 def _reason(error: OSError) -> str:
-    """The loader's own words, without the two names that cffi wraps around them."""
+    """The loader's message, without the two file names that cffi adds."""
     return str(error).partition(".  Additionally, ")[0].rpartition("': ")[2]
 
 
@@ -144,7 +145,7 @@ _preloaded: list[Any] = []
 
 @lru_cache(maxsize=1)
 def load() -> Library:
-    """Opens the library, once; later calls return the same one."""
+    """Opens the library; later calls return the same one."""
     library, header = find_library()
     text = header.read_text("utf-8")
     ffi = _declared(text)
@@ -153,14 +154,14 @@ def load() -> Library:
     found = lib.gpt_abi_version()
     if found != wanted:
         raise GptcError(
-            f"{library} has ABI version {found}, but {header} describes {wanted}; "
+            f"{library} has ABI version {found}, but {header} declares {wanted}; "
             "rebuild, or reinstall with: pip install ."
         )
     return Library(ffi, lib, library)
 
 
 def check(status: int) -> None:
-    """Raises EngineError with the library's own sentence unless `status` is GPT_OK."""
+    """Raises EngineError with the library's message unless `status` is GPT_OK."""
     if status != GPT_OK:
         ffi, lib, _ = load()
         message = ffi.string(lib.gpt_last_error()).decode("utf-8", "replace")
@@ -168,7 +169,7 @@ def check(status: int) -> None:
 
 
 def call(function: str, *arguments: Any) -> None:
-    """Calls a function that returns a status; raises if it fails or C cannot hold an argument."""
+    """Calls a function that returns a status. Raises if it fails or an argument overflows in C."""
     try:
         status = getattr(load().lib, function)(*arguments)
     except OverflowError as error:
@@ -177,16 +178,16 @@ def call(function: str, *arguments: Any) -> None:
 
 
 def new_struct(kind: str, **fields: int | float) -> Any:
-    """A C struct with these fields; a value that its field cannot hold is a GptcError."""
+    """A C struct with these fields. GptcError for a value that does not fit its field."""
     ffi = load().ffi
     struct = ffi.new(f"{kind} *")
     for name, value in fields.items():
         try:
             setattr(struct, name, value)
         except OverflowError:
-            raise GptcError(f"{name} is {value!r}, which is out of range") from None
+            raise GptcError(f"{name} is {value!r}, out of range") from None
         except TypeError:
-            raise GptcError(f"{name} is {value!r}; it must be a number of its kind") from None
+            raise GptcError(f"{name} is {value!r}, a value of the wrong type") from None
     return struct
 
 
@@ -197,13 +198,13 @@ def version() -> str:
 
 
 def cpu_level() -> str:
-    """The CPU's instruction-set level in use: "portable", "avx2", "avx512", "avx512bf16", "amx"."""
+    """The instruction set in use: "portable", "avx2", "avx512", "avx512bf16" or "amx"."""
     ffi, lib, _ = load()
     return str(ffi.string(lib.gpt_cpu_level()).decode())
 
 
 def cpu_notice() -> str:
-    """One line where the CPU could do more than the system lets it; else ""."""
+    """A line about CPU features that the system disables; "" if there are none."""
     ffi, lib, _ = load()
     return str(ffi.string(lib.gpt_cpu_notice()).decode())
 
@@ -217,22 +218,22 @@ def cpu_count() -> int:
 
 
 class Gpu(NamedTuple):
-    """What `--device cuda` finds; `problem` is the sentence that says why it does not work."""
+    """The GPU of `--device cuda`; `problem` is the reason why it does not work, or None."""
 
     problem: str | None
     name: str
     capability: str  # such as "9.0"
     multiprocessors: int
-    driver: str  # the newest CUDA that the driver serves, such as "13.0"; "" without one
+    driver: str  # the newest CUDA that the driver supports, such as "13.0"; "" without a driver
     runtime: str  # the CUDA that the library is built with
-    products: str  # version and file of cuBLASLt
+    products: str  # version and file of cuBLASLt, "" without it
     memory_bytes: int
     free_bytes: int
 
 
 @lru_cache(maxsize=1)
 def gpu() -> Gpu:
-    """The GPU, looked at once. A cuBLASLt from PyPI is loaded where there is no other."""
+    """The GPU, queried once. Loads cuBLASLt from PyPI if the system has none."""
     found = _look_for_gpu()
     if found.problem and found.name and not found.products and load_cublas(found.runtime):
         found = _look_for_gpu()
@@ -240,9 +241,9 @@ def gpu() -> Gpu:
 
 
 def load_cublas(runtime: str) -> Path | None:
-    """Loads cuBLASLt from the wheel nvidia-cublas, if there is one for this version of CUDA.
+    """Loads cuBLASLt from the wheel nvidia-cublas for this version of CUDA; None without it.
 
-    The engine asks the dynamic linker for it by name, and the linker knows what is loaded.
+    The engine opens cuBLASLt by name, and the dynamic linker finds the one already loaded.
     """
     file = find_cublas(runtime)
     if file is None:
@@ -257,7 +258,7 @@ def load_cublas(runtime: str) -> Path | None:
 
 
 def find_cublas(runtime: str) -> Path | None:
-    """cuBLASLt in one of the folders where the wheel nvidia-cublas has put it."""
+    """cuBLASLt in the folders of the wheel nvidia-cublas; None if it is not there."""
     major = runtime.partition(".")[0]
     package = find_spec("nvidia")
     folders = (package.submodule_search_locations or ()) if package else ()

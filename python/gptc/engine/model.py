@@ -1,7 +1,7 @@
-"""A model: its parameters, its training step, its logits, and sessions that decode with a KV cache.
+"""A model: its parameters, training step and logits, and sessions that decode with a KV cache.
 
-B is the batch, T the time, V the vocabulary. Arrays that come in are checked and converted only
-where nothing is lost; arrays that go out are fresh copies. A model is used by one thread at a time.
+B is the batch size, T the sequence length, V the vocabulary size. Input arrays are checked, and
+converted only without loss; output arrays are copies. Use a model from one thread at a time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _Model = TypeVar("_Model", bound="Model")
 
 
 class StepResult(NamedTuple):
-    """What a training step reports: the loss before it (nats), and the gradient's global norm."""
+    """A training step's loss before the update (nats), and its gradient's global norm."""
 
     loss: float
     grad_norm: float
@@ -48,31 +48,31 @@ class StepResult(NamedTuple):
 
 @dataclass(frozen=True)
 class OpTime:
-    """What one kind of call cost: an op at one shape, summed over its calls."""
+    """The cost of an op at one shape, summed over its calls."""
 
     name: str
     calls: int
     seconds: float
-    flops: float  # of its products
-    bytes: float  # that must at least be read and written
+    flops: float  # of its GEMMs
+    bytes: float  # least number of bytes to read and write
 
 
 class Profile(NamedTuple):
-    """Where the time of a block went: by op, and how long each thread was at work."""
+    """The time of a block: by op, and the busy time of each thread."""
 
     ops: list[OpTime]
     busy_s: list[float]
 
 
 class Model:
-    """A GPT on a device, made by `create` or `load`. It closes itself; twice is harmless."""
+    """A GPT on a device, made by `create` or `load`. Garbage collection closes it."""
 
     def __init__(self, config: GPTConfig, options: Options) -> None:
         """Allocates a model whose parameters are zero; `create` and `load` fill them."""
         ffi, lib, _ = library.load()
         if not isinstance(config, GPTConfig):
             raise UsageError(
-                f"the shape of a model is {config!r}; it must be a GPTConfig, such as "
+                f"the model's config is {config!r}; it must be a GPTConfig, such as "
                 'GPTConfig.preset("tiny", vocab_size=256)'
             )
         config.check()
@@ -85,7 +85,7 @@ class Model:
         self._closed = False
         self._parameters = {p.name: (i, p.shape) for i, p in enumerate(config.parameters())}
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self._lent: FloatArray | None = None  # what the engine reads where it is
+        self._lent: FloatArray | None = None  # an array that the engine reads in place
 
     @classmethod
     def create(
@@ -103,9 +103,9 @@ class Model:
         pin: bool = False,
         init: bool = True,
     ) -> _Model:
-        """A new model with random weights drawn from `seed`; without `init` they are zero.
+        """A new model with random weights from `seed`; without `init` they are zero.
 
-        `max_batch` and `max_seq` bound the batches that logits, loss and backward will be given.
+        `max_batch` and `max_seq` are the largest B and T of logits, loss and backward.
         """
         options = Options(device, dtype, threads, training, max_batch, max_seq, dropout, seed, pin)
         model = cls(config, options)
@@ -114,7 +114,7 @@ class Model:
         return model
 
     def init(self, seed: int = 0) -> None:
-        """Random weights, as GPT-2's; the same for the same seed."""
+        """Draws random weights as GPT-2 does; they depend on the seed alone."""
         library.call("gpt_model_init", self._open(), seed)
 
     # ---- parameters ----
@@ -132,13 +132,13 @@ class Model:
         return self.read(name, "value")
 
     def set(self, name: str, values: npt.ArrayLike) -> None:
-        """Replaces one parameter by an array of its shape."""
+        """Sets a parameter to an array of its shape."""
         self.write(name, "value", values)
 
     def lend(self, name: str, values: npt.ArrayLike) -> None:
-        """As `set`, but where it can, the model goes on reading the array, which must not change.
+        """As `set`, but if possible the model reads the array in place; it must not change.
 
-        So a model for inference reads its embedding from the file that it was mapped from.
+        So a model for inference reads its embedding from the mapped file.
         """
         index, shape = self._find(name)
         array = as_parameter(name, values, shape)
@@ -150,7 +150,7 @@ class Model:
     def read(self, name: str, tensor: str) -> FloatArray:
         """A copy of a parameter's "value", "grad", "moment1" or "moment2".
 
-        EngineError for a matrix that a model in bf16, int8 or int4, not for training, has rounded.
+        EngineError for a matrix of an inference model in bf16, int8 or int4: it is rounded.
         """
         index, shape = self._find(name)
         out = np.empty(shape, np.float32)
@@ -159,7 +159,7 @@ class Model:
         return out
 
     def write(self, name: str, tensor: str, values: npt.ArrayLike) -> None:
-        """Replaces a parameter's "value", "grad", "moment1" or "moment2"."""
+        """Sets a parameter's "value", "grad", "moment1" or "moment2"."""
         index, shape = self._find(name)
         array = as_parameter(name, values, shape)
         handle, which = self._open(), self._tensor(tensor)
@@ -180,16 +180,18 @@ class Model:
         grad_clip: float = 1.0,
         check: Callable[[], None] = lambda: None,
     ) -> StepResult:
-        """One optimizer step on tokens (B, T) and their successors (B, T), or on lists of them.
+        """One optimizer step on inputs (B, T) and targets (B, T), or on lists of micro-batches.
 
-        A list holds micro-batches: their gradients are averaged before the update. `check` is
-        called before each; what it raises drops the step, and the model is as before it.
+        The gradients of micro-batches are averaged before the update. `check` is called before
+        each; an exception from it drops the step and leaves the model unchanged.
         """
         batches = micro_batches(inputs, "inputs")
         wanted = micro_batches(targets, "targets")
         if len(batches) != len(wanted):
-            raise GptcError(f"{len(batches)} micro-batches of inputs, {len(wanted)} of targets")
-        # A device is waited for once, by the update.
+            raise GptcError(
+                f"{len(batches)} micro-batches of inputs, {len(wanted)} of targets; pass as many"
+            )
+        # No loss is read here, so that only the update waits for the device.
         try:
             for x, y in zip(batches, wanted, strict=True):
                 check()
@@ -224,7 +226,7 @@ class Model:
         return StepResult(float(loss[0]), float(norm[0]))
 
     def zero_gradients(self) -> None:
-        """Forgets the gradients gathered since the last update."""
+        """Sets the gradients to zero."""
         library.call("gpt_model_zero_grads", self._open())
 
     def loss(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> float:
@@ -252,12 +254,12 @@ class Model:
         return out
 
     def _room(self, x: TokenArray) -> TokenArray:
-        """The same; UsageError where more sequences come than the model was made for."""
+        """Returns x (B, T). UsageError if B is above `max_batch`."""
         most = self.options.max_batch
         if len(x) > most:
             raise UsageError(
                 f"batch size {len(x)}; the model was created for 1 to {most}: pass "
-                f"max_batch={len(x)} where it is created or loaded"
+                f"max_batch={len(x)} when you create or load it"
             )
         return x
 
@@ -280,34 +282,34 @@ class Model:
 
     @property
     def device(self) -> str:
-        """Where it computes: "cpu" or "cuda"."""
+        """The model's device: "cpu" or "cuda"."""
         return self.options.device
 
     @property
     def dtype(self) -> str:
-        """What it computes in: "fp32" or "bf16"."""
+        """The dtype of its arithmetic: "fp32", "bf16", "int8" or "int4"."""
         return self.options.dtype
 
     @property
     def threads(self) -> int:
-        """Threads that the model computes with."""
+        """Number of CPU threads."""
         return int(self._lib.gpt_model_threads(self._open()))
 
     def peak_flops(self) -> float:
-        """Operations a second that this machine's multiply-adds reach in this dtype, measured."""
+        """Measured peak of this machine in this dtype, in floating-point operations a second."""
         flops = self._ffi.new("double *")
         library.call("gpt_model_peak", self._open(), flops, self._ffi.NULL)
         return float(flops[0])
 
     def peak_bytes(self) -> float:
-        """Bytes a second, read and written, that copying memory reaches, measured."""
+        """Measured memory bandwidth of a copy: bytes read and written a second."""
         flops, copied = self._ffi.new("double *"), self._ffi.new("double *")
         library.call("gpt_model_peak", self._open(), flops, copied)
         return float(copied[0])
 
     @contextmanager
     def profile(self) -> Iterator[Profile]:
-        """Times every op within the block; the profile is filled when the block has ended."""
+        """Times every op within the block. The profile is filled when the block ends."""
         profile = Profile([], [])
         library.call("gpt_model_profile", self._open(), 1)
         try:
@@ -323,7 +325,7 @@ class Model:
             library.call("gpt_model_profile", self._open(), 0)
 
     def close(self) -> None:
-        """Frees the model and its sessions."""
+        """Frees the model and its sessions; twice is harmless."""
         if self._closed:
             return
         for session in list(self._sessions):
@@ -356,13 +358,13 @@ class Model:
 
     def _open(self) -> Any:
         if self._closed:
-            raise GptcError("this model is closed; create or load another")
+            raise GptcError("this model is closed; create or load a new one")
         return self._handle
 
     def _find(self, name: str) -> tuple[int, tuple[int, ...]]:
         if name not in self._parameters:
             known = ", ".join(list(self._parameters)[:3])
-            raise GptcError(f"no parameter {name!r}; their names are like {known}")
+            raise GptcError(f"unknown parameter {name!r}; known are {known}, …")
         return self._parameters[name]
 
     def _tensor(self, name: str) -> int:
@@ -370,7 +372,7 @@ class Model:
         states = {"moment1": lib.GPT_TENSOR_STATE0, "moment2": lib.GPT_TENSOR_STATE0 + 1}
         tensors = {"value": lib.GPT_TENSOR_VALUE, "grad": lib.GPT_TENSOR_GRAD, **states}
         if name not in tensors:
-            raise GptcError(f"no tensor {name!r}; there are {', '.join(tensors)}")
+            raise GptcError(f"unknown tensor {name!r}; known: {', '.join(tensors)}")
         return int(tensors[name])
 
 
@@ -383,7 +385,7 @@ class Session:
         handle = model._open()
         library.call("gpt_session_create", handle, n_seq, n_ctx or 0, out)
 
-        # The session must go before its model: its destructor keeps the model's handle alive.
+        # The session must be freed before its model: its destructor keeps the model alive.
         def free(session: Any, _model: Any = handle) -> None:
             lib.gpt_session_free(session)
 
@@ -399,26 +401,26 @@ class Session:
         seq: int | npt.ArrayLike = 0,
         want: npt.ArrayLike | None = None,
     ) -> FloatArray:
-        """Appends tokens (N,) and returns the logits that follow.
+        """Appends tokens (N,) and returns logits for the next ones.
 
-        With one sequence number, all tokens belong to it and the logits are (V,). With an array
-        (N,) of them, one for each token, tokens of a sequence stand together and the logits are
-        (number of sequences, V), in order of appearance. With `want` (N,) they are (number of
-        true ones, V) instead: what follows each token i where want[i] is true.
+        With one sequence number, all tokens belong to it and the logits are (V,). With an array of
+        numbers (N,), one per token, the tokens of a sequence must be adjacent, and the logits are
+        (number of sequences, V), in order of appearance. With `want` (N,), the logits are (number
+        of true values, V): those after each token i for which want[i] is true.
         """
         ids = as_tokens(tokens, "tokens", n_dim=1)
         single = isinstance(seq, int | np.integer)
         seqs = np.full_like(ids, seq) if single else as_tokens(seq, "seq", n_dim=1)
         if seqs.shape != ids.shape:
-            raise GptcError(f"{len(ids)} tokens, but {len(seqs)} sequence numbers")
+            raise GptcError(f"{len(ids)} tokens, but {len(seqs)} sequence numbers; pass as many")
         flags, flags_in_c = None, self._ffi.NULL
         if want is None:
-            # Tokens of a sequence stand together: another starts wherever the number changes.
+            # The tokens of a sequence are adjacent: a new one starts where the number changes.
             n_rows = 1 + int(np.count_nonzero(np.diff(seqs)))
         else:
             flags = np.ascontiguousarray(want, bool)
             if flags.shape != ids.shape:
-                raise GptcError(f"{len(ids)} tokens, but want has the shape {flags.shape}")
+                raise GptcError(f"want has the shape {flags.shape}; it must be {ids.shape}")
             n_rows = int(np.count_nonzero(flags))
             flags_in_c = self._ffi.from_buffer("uint8_t[]", flags)
         out = np.empty((n_rows, self._model.config.vocab_size), np.float32)
@@ -430,18 +432,18 @@ class Session:
         return out[0] if single and want is None else out
 
     def length(self, seq: int = 0) -> int:
-        """Tokens held for a sequence."""
+        """Number of tokens in a sequence's cache."""
         length = int(library.load().lib.gpt_session_length(self._open(), seq))
         if length < 0:
-            raise GptcError(f"no sequence {seq}; this session has {self.n_seq}")
+            raise GptcError(f"no sequence {seq}: this session has {self.n_seq}")
         return length
 
     def rewind(self, seq: int = 0, length: int = 0) -> None:
-        """Forgets all but the first `length` tokens of a sequence."""
+        """Keeps the first `length` tokens of a sequence and drops the others."""
         library.call("gpt_session_rewind", self._open(), seq, length)
 
     def fork(self, seq: int, to: int, length: int | None = None) -> None:
-        """Makes sequence `to` a copy of the first `length` tokens of `seq`; None: of all."""
+        """Copies the first `length` tokens of `seq` to sequence `to`; None = all."""
         n = self.length(seq) if length is None else length
         library.call("gpt_session_fork", self._open(), seq, to, n)
 
@@ -469,12 +471,12 @@ class Session:
     def _open(self) -> Any:
         self._model._open()
         if self._closed:
-            raise GptcError("this session is closed; ask the model for another")
+            raise GptcError("this session is closed; create a new one with model.session()")
         return self._handle
 
 
 def session_bytes(model: Model, n_seq: int = 1, n_ctx: int | None = None) -> int:
-    """Bytes that a session of this size allocates."""
+    """Number of bytes that a session of this size allocates."""
     out = library.load().ffi.new("uint64_t *")
     library.call("gpt_session_bytes", model._open(), n_seq, n_ctx or 0, out)
     return int(out[0])

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AdamW:
-    """The optimizer's settings for one update, with PyTorch's conventions.
+    """The settings of one AdamW update, with PyTorch's conventions.
 
-    `lr` is the learning rate, `beta1` and `beta2` are those of the moments, `weight_decay` applies
-    to matrices, `grad_clip` is the largest global norm of the gradients (0: no clipping).
+    `lr` is the learning rate; `beta1` and `beta2` are the decay rates of the moments;
+    `weight_decay` applies to matrices; `grad_clip` is the largest global norm of the gradients
+    (0 = no clipping).
     """
 
     lr: float
@@ -18,4 +19,4 @@ class AdamW:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
-    grad_clip: float = 1.0  # largest global gradient norm; 0: no clipping
+    grad_clip: float = 1.0  # largest global gradient norm; 0 = no clipping

@@ -1,4 +1,4 @@
-"""How a model is held, and the memory that it needs."""
+"""Device, dtype and sizes of a model, and its memory plan."""
 
 from __future__ import annotations
 
@@ -11,32 +11,37 @@ from gptc.errors import EngineError, UsageError
 from gptc.settings import option
 
 DEVICES = ("cpu", "cuda")
-DTYPES = ("fp32", "bf16", "int8", "int4")  # the first two can be trained
+DTYPES = ("fp32", "bf16", "int8", "int4")  # the first two also for training
 
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """Where a command computes. The commands that run a model share these options."""
+    """The device options that all commands with a model share."""
 
-    device: str = option("auto", "Device.", section="Where", choices=("auto", *DEVICES))
+    device: str = option(
+        "auto",
+        "Device; auto = the GPU if there is one.",
+        section="Device",
+        choices=("auto", *DEVICES),
+    )
     dtype: str = option(
         "auto",
-        "bf16 is mixed precision; auto is bf16 where that is faster.",
-        section="Where",
+        "Data type; bf16 = mixed precision, auto = bf16 if it is faster here.",
+        section="Device",
         choices=("auto", *DTYPES[:2]),
     )
-    threads: int = option(0, "CPU threads; 0 = one per core.", section="Where", least=0)
-    pin: bool = option(False, "Keep each thread on one core.", section="Where")
+    threads: int = option(0, "Number of CPU threads; 0 = one per core.", section="Device", least=0)
+    pin: bool = option(False, "Pin each thread to one core.", section="Device")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is held: where, how precisely, and for what sizes.
+    """The device, dtype and largest sizes of a model.
 
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
-    stay fp32), "int8" or "int4" (weights rounded in groups of 32, not for training) or
-    "auto": bf16 on a GPU, and on a CPU that multiplies it as such. `threads` 0 means one for each
-    core, `pin` keeps each of them there, `max_seq` None the block size.
+    stay fp32), "int8" or "int4" (weights rounded in groups of 32, inference only) or "auto": bf16
+    on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core; `pin` pins each
+    thread to a core; `max_seq` None = the block size.
     """
 
     device: str = "auto"
@@ -50,13 +55,15 @@ class Options:
     pin: bool = False
 
     def resolved(self) -> Options:
-        """The same with "auto" replaced by what this machine has; EngineError without a GPU."""
+        """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
         for value, known in ((self.device, DEVICES), (self.dtype, DTYPES)):
             if value != "auto" and value not in known:
-                raise UsageError(f"{value!r} is not one of auto, {', '.join(known)}")
+                raise UsageError(
+                    f"{value!r} is unknown; it must be one of auto, {', '.join(known)}"
+                )
         device, dtype = self.device, self.dtype
         if device == "auto" and dtype in DTYPES[2:]:
-            device = "cpu"  # where quantized weights have been measured
+            device = "cpu"  # quantized weights have been measured there only
         problem = None if device == "cpu" else library.gpu().problem
         if device == "cuda" and problem:
             raise EngineError(problem, library.GPT_ERR_DEVICE)
@@ -86,22 +93,22 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a model needs, known before anything is allocated. Bytes are exact."""
+    """A model's memory and arithmetic, known before any allocation. Bytes are exact."""
 
-    n_params: int  # learned numbers, tied ones once
+    n_params: int  # tied ones counted once
     param_bytes: int
     grad_bytes: int
     optimizer_bytes: int
     activation_bytes: int
     workspace_bytes: int
-    total_bytes: int  # of the parts above: one allocation
-    library_bytes: int  # what the matrix library keeps besides, as measured
+    total_bytes: int  # the sum of those above: one allocation
+    library_bytes: int  # further memory of the BLAS library, as measured
     forward_flops_per_token: float  # at T = max_seq
     train_flops_per_token: float
 
 
 def plan_for(config: GPTConfig, options: Options | None = None) -> Plan:
-    """What a model of this shape will need, without allocating anything."""
+    """The plan for a model of this shape; allocates nothing."""
     config.check()
     out = library.load().ffi.new("gpt_plan *")
     settings = (options or Options()).resolved().to_c()

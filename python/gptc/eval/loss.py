@@ -1,4 +1,4 @@
-"""How well a model predicts a dataset: nats per token, perplexity, bits per byte."""
+"""A model's loss on a dataset: nats per token, perplexity, bits per byte."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def evaluate(
 ) -> Evaluation:
     """The loss over a split, in windows of `seq_len` tokens that do not overlap.
 
-    All windows, or `n_batches` batches of them spread evenly. `seq_len` None is the model's block
-    size, or a shorter split's. progress(tokens done, tokens in all).
+    `n_batches` None = all windows, else that many batches, spread evenly. `seq_len` None = the
+    model's block size, or less for a shorter split. Calls progress(tokens done, tokens in all).
     """
     if seq_len is None:
         seq_len = max(1, min(model.config.block_size, dataset.n_tokens(split) - 1))
@@ -53,5 +53,5 @@ def evaluate(
 
 
 def bits_per_byte(loss: float, dataset: Dataset, split: str) -> float:
-    """A loss in nats per token as bits per byte of the split's text."""
+    """Converts a loss in nats per token to bits per byte of the split's text."""
     return loss / math.log(2) / dataset.bytes_per_token(split)

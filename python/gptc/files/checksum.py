@@ -1,11 +1,10 @@
-"""Checksums of the files that gptc writes, for finding what broke on a disk or on its way.
+"""Checksums of the files that gptc writes, to detect damage on a disk or in a transfer.
 
     record = {"size": 1234, "checksum": file_checksum(path)}  # "xxh3_128:6c78e0e3bd51d358..."
     file_checksum(path, like=recorded_checksum(record)) == recorded_checksum(record)
 
-XXH3 of 128 bits is as fast as reading memory, so a check costs little. Like any checksum that is
-stored with its file, it does not protect against people. Downloads are compared with their
-published SHA-256.
+XXH3 of 128 bits runs at the speed of memory. A checksum stored next to its file does not protect
+against tampering; downloads are compared with their published SHA-256.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ _ALGORITHMS: dict[str, Callable[[], Any]] = {"xxh3_128": xxhash.xxh3_128, "sha25
 
 
 class Checksum:
-    """The checksum of bytes that come one after the other."""
+    """The checksum of a stream of bytes."""
 
     def __init__(self, algorithm: str = "xxh3_128") -> None:
         self._algorithm = algorithm
         self._state = _ALGORITHMS[algorithm]()
 
     def update(self, data: bytes | memoryview) -> None:
-        """Takes more bytes."""
+        """Adds bytes."""
         self._state.update(data)
 
     def value(self) -> str:
-        """`algorithm:hex` of what was taken so far."""
+        """`algorithm:hex` of the bytes so far."""
         return f"{self._algorithm}:{self._state.hexdigest()}"
 
 
 def file_checksum(path: Path, like: str = "xxh3_128:") -> str:
-    """The checksum of a file, by the algorithm that `like` names. OSError if it cannot be read."""
+    """The checksum of a file, by the algorithm of `like`. Raises OSError."""
     checksum, buffer = Checksum(like.partition(":")[0]), memoryview(bytearray(_BUFFER_BYTES))
     with path.open("rb", buffering=0) as file:
         while n := file.readinto(buffer):
@@ -52,10 +51,10 @@ def file_sha256(path: Path) -> str:
 
 
 def recorded_checksum(record: Mapping[str, Any]) -> str:
-    """The checksum of a record; the first gptc recorded a "sha256". ValueError without one."""
+    """The checksum in a record; old versions wrote "sha256". ValueError if there is none."""
     recorded = record.get("checksum")
     if isinstance(older := record.get("sha256"), str):
         recorded = f"sha256:{older}"
     if not isinstance(recorded, str) or recorded.partition(":")[0] not in _ALGORITHMS:
-        raise ValueError("no checksum that is known")
+        raise ValueError("no known checksum")
     return recorded

@@ -1,8 +1,8 @@
-"""Downloads that survive cuts: resumed, retried with back-off, verified.
+"""Downloads that survive lost connections: resumed, retried with back-off, verified.
 
     download("https://host/file.txt", Path("file.txt"), sha256="86c4...")
 
-An unfinished file is `file.txt.partial`, which the next call completes. Proxies come from the
+`file.txt.partial` holds an incomplete download; the next call resumes it. Proxies come from the
 environment (HTTPS_PROXY, NO_PROXY), as in other programs.
 """
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     import requests
 
 ProgressCallback: TypeAlias = Callable[[str, int, int | None], None]
-"""Called as progress(what is being done, bytes done, bytes in all if known)."""
+"""Called as progress(action, bytes done, bytes in all or None if unknown)."""
 
 _BLOCK_BYTES = 1 << 16
-_FIRST_WAIT_S = 1.0  # before the second attempt; doubled for each further one
+_FIRST_WAIT_S = 1.0  # before the second attempt; doubled before each further one
 _LONGEST_WAIT_S = 60.0
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that may change by waiting
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses worth a retry
 
 
 class _Again(Exception):
-    """An attempt failed in a way that another one may not. Its text says why."""
+    """A failed attempt that is worth a retry. The text is the reason."""
 
     def __init__(self, why: str, wait_s: float = 0.0) -> None:
         super().__init__(why)
@@ -49,9 +49,9 @@ def download(
 ) -> None:
     """Downloads `url` to `path`, which appears complete and verified or not at all.
 
-    It resumes an interrupted call. `timeout_s` is how long the server may stay silent, `attempts`
-    how many requests in a row may bring nothing new. GptcError when the server fails, OSError when
-    the disk does.
+    Resumes an earlier call that was cut off. `timeout_s` is the longest silence of the server,
+    `attempts` the number of requests in a row that may bring no new bytes. Raises GptcError if the
+    download fails, OSError if the disk does.
     """
     partial = path.with_name(f"{path.name}.partial")
     validator = path.with_name(f"{path.name}.etag")
@@ -65,13 +65,11 @@ def download(
             if n_bytes is not None and n_done != n_bytes:
                 raise _unexpected(url, f"it has {n_done} bytes instead of {n_bytes}", partial)
             if sha256 is not None and file_sha256(partial) != sha256:
-                if n_before and not restarted:  # what was there before may have been the fault
+                if n_before and not restarted:  # the earlier partial file may be the damaged part
                     restarted = True
                     partial.unlink()
                     continue
-                raise _unexpected(
-                    url, "its content is not the expected one (wrong SHA-256)", partial
-                )
+                raise _unexpected(url, "its SHA-256 is not the expected one", partial)
             partial.replace(path)
             validator.unlink(missing_ok=True)
             return
@@ -83,7 +81,7 @@ def download(
 
 
 def get_json(url: str, timeout_s: float = 30) -> tuple[Any, str | None]:
-    """The JSON at `url`, and the address of its next page, if there is one."""
+    """The JSON at `url`, and the address of its next page or None."""
     import requests
 
     for attempt in range(3):
@@ -100,13 +98,13 @@ def get_json(url: str, timeout_s: float = 30) -> tuple[Any, str | None]:
     try:
         return reply.json(), reply.links.get("next", {}).get("url")
     except ValueError:
-        raise _error(url, "its answer is not JSON") from None
+        raise _error(url, "the answer is not JSON") from None
 
 
 def _attempt(
     url: str, partial: Path, validator: Path, report: ProgressCallback, timeout_s: float
 ) -> None:
-    """One request for what is missing of `partial`. _Again when another could bring more."""
+    """One request for the missing part of `partial`. Raises _Again if a retry may help."""
     import requests
     from urllib3.exceptions import HTTPError
 
@@ -114,7 +112,7 @@ def _attempt(
     headers = {"User-Agent": "gptc", "Accept-Encoding": "identity"}
     if n_done:
         headers["Range"] = f"bytes={n_done}-"
-        if validator.is_file():  # the rest of another version would not fit
+        if validator.is_file():  # a newer version of the file must not be appended
             headers["If-Range"] = validator.read_text()
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as reply:
@@ -129,19 +127,19 @@ def _attempt(
             if not reply.ok:
                 raise _error(url, _status(reply))
             sent = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
-            goes_on = reply.status_code == 206 and sent is not None and int(sent[1]) == n_done
-            if reply.status_code == 206 and not goes_on:
+            resumed = reply.status_code == 206 and sent is not None and int(sent[1]) == n_done
+            if reply.status_code == 206 and not resumed:
                 partial.unlink(missing_ok=True)
-                raise _Again("the server sent another part than it was asked for")
-            n_done = n_done if goes_on else 0
+                raise _Again("the server sent the wrong part of the file")
+            n_done = n_done if resumed else 0
             length = reply.headers.get("Content-Length", "")
             n_all = n_done + int(length) if length.isdecimal() else None
             etag = reply.headers.get("ETag", "")
-            if etag.startswith('"'):  # a weak one promises nothing about bytes
+            if etag.startswith('"'):  # a weak ETag does not identify the bytes
                 validator.write_text(etag)
-            elif not goes_on:
+            elif not resumed:
                 validator.unlink(missing_ok=True)
-            with partial.open("ab" if goes_on else "wb") as file:
+            with partial.open("ab" if resumed else "wb") as file:
                 for block in reply.raw.stream(_BLOCK_BYTES, decode_content=False):
                     file.write(block)
                     n_done += len(block)
@@ -172,7 +170,7 @@ def _retry_after(reply: requests.Response) -> float:
 
 
 def _reason(e: BaseException) -> str:
-    """The innermost cause in a few words: clients wrap it several times."""
+    """The innermost cause of a client's nested errors."""
     inner: Any = e
     for _ in range(8):
         args = getattr(inner, "args", ())
@@ -193,6 +191,6 @@ def _unexpected(url: str, why: str, partial: Path) -> GptcError:
 
 def _error(url: str, why: str) -> GptcError:
     return GptcError(
-        f"cannot download {url} ({why}): check the address and the network, or download it by "
-        "other means and give the file's path"
+        f"cannot download {url} ({why}): check the address and the network, or download the file "
+        "by other means and give its path"
     )

@@ -7,22 +7,22 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM now."""
+    """Resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
 
 def peak_resident_bytes() -> int:
-    """The most memory of this process that has been in RAM.
+    """Peak resident memory of this process.
 
-    Not getrusage: what that reports starts at the size of the process that started this one.
+    Not from getrusage: its value starts at the parent process's size.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
 def available_bytes() -> int | None:
-    """Memory that this machine can still give to a process; None where that is not known."""
+    """Memory that this machine can still give to a process; None if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable")) * 1024

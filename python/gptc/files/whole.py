@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all.
 
-Each is written under a temporary name in the same folder, flushed to disk and then renamed. So a
-reader, a full disk or a kill never leaves half of one under its final name.
+Each is written under a temporary name in the same folder, flushed to disk, then renamed. So a full
+disk or a kill never leaves an incomplete one under its final name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def write_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
-    """Writes a file of these bytes, or of these chunks. It is on disk when this returns."""
+    """Writes bytes or chunks to a file. It is on disk when this returns."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         write_chunks(partial, [content] if isinstance(content, bytes) else content)
@@ -30,16 +30,16 @@ def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     with path.open("xb") as file:
         for chunk in chunks:
             file.write(chunk)
-            del chunk  # a tensor: it must be gone before the next one is read
+            del chunk  # a tensor: free it before the next one is read
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` when the block ends without an error.
+    """A temporary folder that replaces `path` when the block ends without an error.
 
-    The folder is locked while its writer lives: see `clean_up`.
+    It is locked as long as this process lives: see `clean_up`.
     """
     clean_up(path.parent)
     folder = path.parent / f".{path.name}.tmp-{os.getpid()}"
@@ -56,10 +56,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _rename(folder: Path, path: Path) -> None:
-    """Puts the finished folder in its place."""
+    """Renames a finished folder to `path`."""
     if path.exists():
-        # A folder cannot be renamed onto one that holds files: the old one steps aside first, and
-        # returns if the new one cannot take its place.
+        # A folder cannot replace one that holds files: the old one is renamed first, and restored
+        # if the second rename fails.
         aside = folder.with_name(f".{path.name}.tmp-old-{os.getpid()}")
         path.rename(aside)
         try:
@@ -74,21 +74,21 @@ def _rename(folder: Path, path: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder; like writing, this happens at one moment."""
+    """Removes a folder; its name disappears in one step."""
     aside = folder.with_name(f".{folder.name}.tmp-old-{os.getpid()}")
     folder.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def clean_up(parent: Path) -> None:
-    """Removes the temporary folders in `parent` whose writers are gone."""
+    """Removes the temporary folders in `parent` whose writers have ended."""
     for folder in parent.glob(".*.tmp-*"):
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
             continue
         try:
-            # Its writer holds this lock for as long as it lives.
+            # Fails while the writer, which holds this lock, is alive.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
         except OSError:

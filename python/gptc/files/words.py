@@ -8,7 +8,7 @@ DAY_S = 24 * 60 * 60
 
 
 def duration(seconds: float) -> str:
-    """Such as "0:42", "12:03", "3:05:00" or "52 days"; "?" for what is not known."""
+    """A duration such as "0:42", "12:03", "3:05:00" or "52 days"; "?" if unknown."""
     if not 0 <= seconds < math.inf:
         return "?"
     if seconds >= DAY_S:
@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(n_bytes: float) -> str:
-    """Bytes in words, in powers of 1000: "850 B", "12.3 MB", "1.4 GB"."""
+    """A number of bytes, in powers of 1000: "850 B", "12.3 MB", "1.4 GB"."""
     value, unit = float(n_bytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:
@@ -29,7 +29,7 @@ def amount(n_bytes: float) -> str:
 
 
 def count(n: float) -> str:
-    """A count in words: "812", "12.3K", "4.1M", "124M"."""
+    """A count, in powers of 1000: "812", "12.3K", "4.1M", "124M"."""
     value, unit = float(n), ""
     for larger in ("K", "M", "G", "T"):
         if value < 1000:
@@ -39,10 +39,10 @@ def count(n: float) -> str:
 
 
 def few(x: float) -> str:
-    """A number to two digits, or to the whole: "0.035", "2.8", "4,300"."""
+    """A number with two digits, or rounded to an integer: "0.035", "2.8", "4,300"."""
     return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
 
 
 def plural(n: int, noun: str, several: str | None = None) -> str:
-    """Such as "1 layer" or "12 layers"."""
+    """A number and its noun, such as "1 layer" or "12 layers"."""
     return f"{n:,} {noun if n == 1 else several or noun + 's'}"

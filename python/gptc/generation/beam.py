@@ -1,4 +1,4 @@
-"""Beam search: the most likely continuations as a whole, not token by token."""
+"""Beam search: the continuations of the highest total probability."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gptc.tokenizer.base import Tokenizer
 
 
-_NEVER = np.float32(-1e30)  # a logit that leaves no chance
+_NEVER = np.float32(-1e30)  # a logit of probability zero
 
 
 @dataclass
@@ -26,10 +26,10 @@ class _Beam:
     logprobs: list[TokenLogprob]
     score: float  # sum of log-probabilities
     seq: int  # of the session
-    end: int | None = None  # the token that ended it, which is not among the tokens
+    end: int | None = None  # the token that ended it, not in `tokens`
 
     def mean(self, length_penalty: float) -> float:
-        """What beams are compared by when they end: Wu et al. 2016, without the constant."""
+        """The score with a length penalty: Wu et al. 2016, without the constant."""
         n = len(self.tokens) + (self.end is not None)
         return float(self.score / n**length_penalty)
 
@@ -41,17 +41,17 @@ def beam_search(
     width: int,
     length_penalty: float = 1.0,
 ) -> list[tuple[Sample, float]]:
-    """The request's num_samples best texts of `width` beams, best first, with their scores.
+    """The num_samples best texts of `width` beams, best first, with their scores.
 
-    The score is the sum of log-probabilities over the number of tokens to the power of
-    length_penalty. Biases count; temperature, filters, penalties and seed have no part in it.
+    The score is the sum of log-probabilities divided by (number of tokens)**length_penalty. Biases
+    apply; temperature, filters, penalties and seed do not.
     """
     if width < 1:
         raise UsageError(f"beams is {width}; it must be at least 1")
     if request.options.context_shift:
-        raise UsageError("beams end where the context is full: leave out --context-shift")
+        raise UsageError("beam search cannot shift the context: leave out --context-shift")
     if request.constraint:
-        raise UsageError("beams know no regex or grammar: leave out --beams")
+        raise UsageError("beam search takes no regex or grammar: leave out --beams")
     if request.options.num_samples > width:
         raise UsageError(
             f"{width} beams cannot give {request.options.num_samples} samples; raise --beams"
@@ -69,7 +69,7 @@ def beam_search(
             ended = sorted(ended, key=lambda b: -b.mean(length_penalty))[:width]
             if not beams or len(beams[0].tokens) >= most:
                 break
-            # Scores only fall, so that nobody who goes on can end better than this.
+            # Scores only fall: an upper bound of the beams that are still open.
             best = max(beam.score for beam in beams) / most**length_penalty
             if len(ended) == width and ended[-1].mean(length_penalty) >= best:
                 break
@@ -111,7 +111,7 @@ def _grow(
 def _take_places(
     session: Session, grown: list[tuple[float, _Beam, TokenLogprob]], width: int
 ) -> list[_Beam]:
-    """A beam's first continuation keeps its sequence, the others copy it to where none goes on."""
+    """Gives each continuation a sequence: the beam's own to its first, free copies to others."""
     kept = {beam.seq for _, beam, _ in grown}
     free = [seq for seq in range(width) if seq not in kept]
     taken: set[int] = set()
@@ -128,7 +128,7 @@ def _take_places(
 
 
 def _finished(sample: Sample, beam: _Beam, tokenizer: Tokenizer, n_ctx: int) -> Sample:
-    """The beam as a sample: text, stop strings and why it ended."""
+    """The beam as a finished sample."""
     for token in beam.tokens if beam.end is None else [*beam.tokens, beam.end]:
         if sample.finish is None:
             sample.append(token, n_ctx)

@@ -1,14 +1,14 @@
-"""Texts from a model: one or many prompts, one or many samples of each, decoded together.
+"""Decodes samples of one or more prompts together.
 
     request = make_request(model, tokenizer, "Once upon a time", num_samples=3)
     decoder = Decoder(model, tokenizer, n_seq=3)
     for sample, piece in decoder.run(request.samples(tokenizer)):
         print(sample.index, piece)
 
-The token at position p of sample i is drawn with (seed + i, p), so the same call writes the same
-text, whatever is decoded beside it. A sample ends at an end-of-text token or where another text
-begins, before a stop string, after max_tokens, or where the model's context is full. One that must
-match a regex or a grammar ends where nothing more may follow, too.
+The token at position p of sample i is drawn with (seed + i, p), so a call always gives the same
+text, whatever else is in the batch. A sample ends at an end-of-text or begin-of-text token, before
+a stop string, after max_tokens, or when the model's context is full. A constrained sample also ends
+when its regex or grammar allows no further token.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ MOST_AT_ONCE = 64  # samples of a request that are decoded together
 
 
 class Draft(Protocol):
-    """Guesses how a text goes on, for the model to check several tokens at once."""
+    """Proposes the next tokens of a sample, for the model to check in one step."""
 
     n_guessed: int
     n_right: int
 
     def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
-        """At most `most` tokens that may follow, perhaps none. A slot has one sample at a time."""
+        """At most `most` draft tokens, perhaps none. A slot holds one sample at a time."""
         ...
 
     def learn(self, n_guessed: int, n_right: int) -> None:
-        """How many of the tokens guessed came true."""
+        """Reports that `n_right` of `n_guessed` draft tokens were accepted."""
         ...
 
 
@@ -52,24 +52,24 @@ class _Slot:
 
     index: int
     sample: Sample | None = None
-    begin: int = 0  # where in the sample's sequence the cache begins
-    prompt_of: Request | None = None  # whose prompt the cache begins with
+    begin: int = 0  # position in the sample's sequence at which the cache begins
+    prompt_of: Request | None = None  # the request whose prompt begins the cache
 
 
 @dataclass(eq=False)
 class _Prompt:
-    """What follows a prompt, kept while samples of it wait to begin."""
+    """The logits after a prompt, kept while samples of it wait to begin."""
 
     logits: FloatArray
     n_waiting: int
 
 
 class Decoder:
-    """Decodes up to n_seq samples at a time; where one ends, the next begins.
+    """Decodes up to n_seq samples at a time; when one ends, the next begins.
 
-    A prompt with several samples is computed once. Where the n_ctx tokens of the cache are full, a
-    text ends; one whose request has context_shift goes on from their newer half, computed anew as
-    if it were all. Where the text begins with the tokenizer's `bos`, so does that half.
+    A prompt with several samples is computed once. A sample ends when the n_ctx tokens of its cache
+    are full. With context_shift it continues from their newer half, which is recomputed as a new
+    prefix; if the text began with the tokenizer's `bos`, so does that prefix.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Decoder:
         self._prompts: dict[Request, _Prompt] = {}
 
     def run(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, str]]:
-        """Yields pieces of text as they come, and each sample, perhaps with "", when it ends."""
+        """Yields (sample, piece of text) as pieces are decoded, and once when a sample ends."""
         self._slots = [_Slot(i) for i in range(self._n_seq)]
         self._prompts = {}
         waiting = iter(samples)
@@ -106,14 +106,14 @@ class Decoder:
                     return
 
     def _place(self, sample: Sample) -> _Slot | None:
-        """Where the sample may begin now; at best where its prompt is in the cache."""
+        """A free slot for the sample, if possible one with its prompt in the cache; else None."""
         request = sample.request
         beginning = any(
             slot.sample and slot.sample.request is request and slot.prompt_of is None
             for slot in self._slots
         )
         if beginning and sample.index > 0 and request not in self._prompts:
-            return None  # its prompt is about to be computed
+            return None  # another slot is about to compute its prompt
         free = [slot for slot in self._slots if not slot.sample]
         return min(free, key=lambda slot: slot.prompt_of is not request, default=None)
 
@@ -122,8 +122,8 @@ class Decoder:
         source = next((s for s in self._slots if s.prompt_of is request), None)
         if len(request.prompt) > self._n_ctx and not request.options.context_shift:
             raise GptcError(
-                f"the prompt has {len(request.prompt):,} tokens, more than the {self._n_ctx:,} "
-                "that there is room for"
+                f"the prompt has {len(request.prompt):,} tokens; the cache holds {self._n_ctx:,}: "
+                "shorten it, or use a longer n_ctx"
             )
         slot.sample, slot.begin = sample, 0
         if known:
@@ -148,7 +148,7 @@ class Decoder:
             yield sample, piece
 
     def _feed(self, session: Session, slot: _Slot, sample: Sample) -> list[int]:
-        """The tokens of the sample that are not in the cache yet."""
+        """The tokens of the sample that are not yet in the cache."""
         if len(sample.sequence) - slot.begin > self._n_ctx:
             session.rewind(slot.index, 0)
             slot.begin = len(sample.sequence) - max(1, self._n_ctx // 2)
@@ -164,7 +164,7 @@ class Decoder:
         most = min(room, sample.request.options.max_tokens - sample.n_tokens - 1)
         if not self._draft or len(feed) != 1 or most < 1:
             return []
-        with suppress(DeadEnd):  # the guess's, and no more
+        with suppress(DeadEnd):  # of the draft only; the sample may still continue
             return self._draft.guess(slot.index, sample, most)
         return []
 
@@ -190,9 +190,9 @@ class Decoder:
     def _check(
         self, session: Session, slot: _Slot, guess: list[int], logits: FloatArray
     ) -> Iterator[tuple[Sample, str]]:
-        """Draws as if token had followed token, for as long as the guesses come true.
+        """Draws one token after another, until a draw differs from the draft.
 
-        So a draft changes how fast a text comes, and nothing else.
+        So a draft changes the speed and never the text.
         """
         sample = slot.sample
         assert sample
@@ -209,7 +209,7 @@ class Decoder:
                 session.rewind(slot.index, len(sample.sequence) - 1 - slot.begin)
 
     def _remember_prompt(self, slot: _Slot, sample: Sample, logits: FloatArray) -> None:
-        """When the first sample of a request has its prompt computed, for the others."""
+        """Keeps the logits after the first sample's prompt, for the request's other samples."""
         request = sample.request
         if sample.n_tokens == 0 and slot.begin == 0 and slot.prompt_of is None:
             slot.prompt_of = request
@@ -221,9 +221,9 @@ class Decoder:
 def start(
     model: Model, tokenizer: Tokenizer, request: Request, draft: Draft | None = None
 ) -> tuple[list[Sample], Iterator[tuple[Sample, str]]]:
-    """The samples of one request, and the pieces of text by which they grow as one iterates.
+    """The samples of one request, and an iterator that decodes them.
 
-    DeadEnd comes out of that where a text cannot be as its request wants it.
+    The iterator raises DeadEnd if a sample cannot satisfy its regex or grammar.
     """
     n_seq, n_ctx = (
         min(request.options.num_samples, MOST_AT_ONCE),
@@ -244,8 +244,8 @@ def _or_raise(pieces: Iterator[tuple[Sample, str]]) -> Iterator[tuple[Sample, st
 class Generation:
     """Samples of one prompt, decoded together. Iterate to get (sample index, piece of text).
 
-    `samples` holds what has been written so far; `n_prompt` is the prompt's length in tokens.
-    Options are those of `make_request`.
+    `samples` holds the texts so far; `n_prompt` is the prompt's length in tokens. Options are those
+    of `make_request`.
     """
 
     def __init__(
@@ -272,12 +272,12 @@ def stream(
     draft: Draft | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """The continuation of `prompt`, in pieces as they come.
+    """The continuation of `prompt`, in pieces as they are decoded.
 
     `options` are the fields of `TextOptions` and `Sampling` (generation/options.py). Without a
-    prompt, a document begins. With `regex` or `grammar` (a text in GBNF) the continuation matches
-    that. GptcError when the prompt is longer than the model's context; a text that reaches the end
-    of the context stops there, unless `context_shift` lets it continue from the newer half of it.
+    prompt, the model begins a document. With `regex` or `grammar` (GBNF), the continuation matches
+    it. GptcError if the prompt is longer than the model's context. A text ends when the context is
+    full; with `context_shift` it continues from the newer half.
     """
     generation = Generation(model, tokenizer, prompt, draft, **split_options(options))
     return (piece for _, piece in generation)

@@ -1,8 +1,8 @@
-"""Drafts for speculative decoding (Leviathan et al. 2023): who guesses how a text goes on.
+"""Drafts for speculative decoding (Leviathan et al. 2023).
 
-The model reads a guess of several tokens in about the time of one, draws its own token after each
-of them, and keeps going for as long as its draws are what was guessed. So the text is the one that
-it would have written alone; a good draft only makes it come sooner.
+A draft proposes several tokens. The model reads them in about the time of one token, draws its own
+token after each, and accepts the draft up to the first difference. So the text is the same as
+without a draft, only faster.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from gptc.generation.request import Sample
     from gptc.tokenizer.base import Tokenizer
 
-MOST = 8  # tokens of a guess
+MOST = 8  # tokens of a draft
 
 
 class _Adaptive:
-    """Guesses are as long as the last one held, and a little longer."""
+    """Adapts the draft's length to the number of tokens accepted last."""
 
     def __init__(self, first: int, most: int) -> None:
         self.n_guessed = 0
@@ -38,7 +38,7 @@ class _Adaptive:
 
 
 class NgramDraft(_Adaptive):
-    """The text itself: what stood after the last few tokens where they stood before.
+    """Proposes the tokens that followed the last few tokens earlier in the text.
 
     Saxena 2023, prompt lookup decoding.
     """
@@ -51,11 +51,11 @@ class NgramDraft(_Adaptive):
         self._n_seen: dict[int, int] = {}
 
     def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
-        """What followed the longest end of the text that it held before; nothing, if none did."""
+        """The tokens after the last occurrence of the longest repeated suffix; else none."""
         if self._samples.get(slot) is not sample:
             self._samples[slot], self._after[slot], self._n_seen[slot] = sample, {}, 0
         text, after = sample.sequence, self._after[slot]
-        for end in range(self._n_seen[slot] + 1, len(text)):  # text[end] exists: it followed
+        for end in range(self._n_seen[slot] + 1, len(text)):  # text[end] follows the n-gram
             for n in range(1, min(self._longest, end) + 1):
                 after[tuple(text[end - n : end])] = end
         self._n_seen[slot] = max(0, len(text) - 1)
@@ -69,7 +69,7 @@ class NgramDraft(_Adaptive):
 class ModelDraft(_Adaptive):
     """A smaller model with the same tokenizer.
 
-    It draws with the sample's own seed and positions, which makes it agree more often.
+    It draws with the sample's seed and positions, so that it agrees with the model more often.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ModelDraft(_Adaptive):
         self._texts: list[list[int]] = [[] for _ in range(n_seq)]
 
     def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
-        """What the model would write; nothing where the text is longer than its context."""
+        """The draft model's continuation; nothing if the text is longer than its context."""
         text = list(sample.sequence)
         length = min(most, self._length, self._n_ctx - len(text))
         if length < 1:
@@ -91,7 +91,7 @@ class ModelDraft(_Adaptive):
         while same < min(len(held), len(text) - 1) and held[same] == text[same]:
             same += 1
         self._session.rewind(slot, same)
-        self._texts[slot] = text[:same]  # true at every moment, also where this is interrupted
+        self._texts[slot] = text[:same]  # matches the cache at all times, even when interrupted
         place = sample.place
         for _ in range(length):
             if place and (place.ended or not len(place.allowed)):
@@ -110,15 +110,15 @@ class ModelDraft(_Adaptive):
 def check_draft(
     model: Model, tokenizer: Tokenizer, draft: Model, draft_tokenizer: Tokenizer
 ) -> None:
-    """Raises UsageError where the draft's tokens are others than the model's."""
+    """Raises UsageError unless draft and model have the same tokens."""
     if tokenizer.fingerprint() != draft_tokenizer.fingerprint():
         raise UsageError(
-            f"the draft was trained with another tokenizer ({draft_tokenizer.kind} of "
-            f"{draft_tokenizer.vocab_size}) than the model ({tokenizer.kind} of "
-            f"{tokenizer.vocab_size}): its guesses would mean something else"
+            f"the draft's tokenizer ({draft_tokenizer.kind} of {draft_tokenizer.vocab_size}) "
+            f"differs from the model's ({tokenizer.kind} of {tokenizer.vocab_size}): use a draft "
+            "with the same tokenizer"
         )
     if draft.config.vocab_size < tokenizer.vocab_size:
         raise UsageError(
-            f"the draft knows {draft.config.vocab_size} tokens, the tokenizer "
-            f"{tokenizer.vocab_size}"
+            f"the draft has {draft.config.vocab_size} tokens, the tokenizer "
+            f"{tokenizer.vocab_size}: use a draft with as many"
         )

@@ -1,4 +1,4 @@
-"""A request for text, and the samples that grow from it."""
+"""A request for text, and its samples."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ Finish = Literal["stop", "length", "context", "error"]
 
 @dataclass(eq=False)
 class Request:
-    """A prompt, and how it is to be continued. Made by `make_request`."""
+    """A prompt and its options. Made by `make_request`."""
 
     prompt: list[int]
     sampling: Sampling
     options: TextOptions
-    constraint: Constraint | None = None  # what the text must be
+    constraint: Constraint | None = None  # the regex or grammar that the text must match
 
     def n_ctx(self, block_size: int) -> int:
-        """The most tokens that a sample holds in a cache: the last one drawn is never fed back."""
+        """Length of a sample's cache, in tokens: the last token drawn is never fed back."""
         return min(block_size, len(self.prompt) + self.options.max_tokens - 1)
 
     def samples(self, tokenizer: Tokenizer) -> list[Sample]:
-        """The texts that this asks for, not begun yet."""
+        """New samples, without any tokens."""
         return [Sample(i, self, tokenizer) for i in range(self.options.num_samples)]
 
 
@@ -53,16 +53,15 @@ def make_request(
     sampling: Sampling | None = None,
     **options: Any,
 ) -> Request:
-    """A request whose every part was checked. `options` are the fields of `TextOptions`.
+    """A checked request. `options` are the fields of `TextOptions`.
 
-    The prompt is a text, or tokens to which nothing is added; without one, a document begins.
+    The prompt is a text, or a list of tokens that is used as it is. An empty prompt begins a
+    document.
     """
     if tokenizer is None:
-        raise UsageError("the tokenizer is None; take the model's: load_tokenizer(PATH)")
+        raise UsageError("the tokenizer is None; load the model's with load_tokenizer(PATH)")
     if not isinstance(prompt, str) and not _are_tokens(prompt):
-        raise UsageError(
-            f"the prompt is {prompt!r}; it must be one text, or a list of tokens' numbers"
-        )
+        raise UsageError(f"the prompt is {prompt!r}; it must be one text, or a list of token ids")
     sampling = sampling or Sampling()
     sampling.check()
     texts = TextOptions(**options)
@@ -71,14 +70,14 @@ def make_request(
     for token, _ in sampling.bias:
         if not 0 <= token < tokenizer.vocab_size:
             raise UsageError(
-                f"a bias is for token {token}; the vocabulary has {tokenizer.vocab_size}"
+                f"the bias for token {token} is outside the vocabulary of {tokenizer.vocab_size}"
             )
     tokens = prompt_tokens(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     tokens = tokens or prompt_tokens(tokenizer, "")
     _check_prompt(model, tokens, texts.context_shift)
     constraint = None
     if texts.regex is not None or texts.grammar is not None:
-        from gptc.generation.grammar.constraint import make_constraint  # most texts need none
+        from gptc.generation.grammar.constraint import make_constraint  # rarely needed
 
         n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
         constraint = make_constraint(tokenizer, n_tokens, regex=texts.regex, grammar=texts.grammar)
@@ -86,12 +85,12 @@ def make_request(
 
 
 def split_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options given by name, those of `Sampling` gathered into one. UsageError for others."""
+    """Options by name, with the fields of `Sampling` as one. UsageError for unknown names."""
     drawing, writing = declared(Sampling), declared(TextOptions)
     for name in options:
         if name not in drawing and name not in writing:
             known = ", ".join([*writing, *drawing])
-            raise UsageError(f"a text has no option {name!r}; known: {known}")
+            raise UsageError(f"unknown option {name!r}; known: {known}")
     sampling = Sampling(**{name: options[name] for name in drawing if name in options})
     return {"sampling": sampling, **{n: options[n] for n in writing if n in options}}
 
@@ -100,13 +99,13 @@ def _check_prompt(model: Model, tokens: Sequence[int], context_shift: bool) -> N
     if len(tokens) > model.config.block_size and not context_shift:
         raise GptcError(
             f"the prompt has {len(tokens):,} tokens, more than the model's context of "
-            f"{model.config.block_size:,}; shorten it, or continue from its end with "
+            f"{model.config.block_size:,}; shorten it, or continue from its newer half with "
             "--context-shift"
         )
     if max(tokens) >= model.config.vocab_size:
         raise GptcError(
             f"the prompt holds token {max(tokens)}, outside the model's vocabulary of "
-            f"{model.config.vocab_size}; use the tokenizer that the model was trained with"
+            f"{model.config.vocab_size}; use the model's own tokenizer"
         )
 
 
@@ -117,10 +116,10 @@ def _are_tokens(prompt: object) -> bool:
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens of a prompt; with none, those that begin a document.
+    """The tokens of a prompt; an empty one gives the tokens that begin a document.
 
-    The first is `bos` where the tokenizer has one, once: also where the text spells it out.
-    Bytes that are no UTF-8, as Python's surrogateescape keeps them, become tokens of single bytes.
+    If the tokenizer has a `bos`, it comes first, and only once even if the text spells it out.
+    Bytes that are not UTF-8 (kept by Python's surrogateescape) become single-byte tokens.
     """
     if tokenizer.bos is not None and not prompt:
         return [tokenizer.bos]
@@ -133,7 +132,7 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
         except UnicodeEncodeError as error:
             raise GptcError(
                 f"character {error.start} of the prompt is U+{ord(text[error.start]):04X}, half of "
-                "a character; give it whole"
+                "a surrogate pair; give the whole character"
             ) from None
     else:
         tokens = tokenizer.encode(text)
@@ -142,9 +141,9 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 class Sample:
-    """One text while it grows. `finish` says why it ended; None while it goes on.
+    """One text while it is generated. `finish` is the reason for its end; None until then.
 
-    Where it is "error", `error` holds that error.
+    If that is "error", `error` holds the error.
     """
 
     def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
@@ -158,28 +157,28 @@ class Sample:
         self.finish: Finish | None = None
         self.error: DeadEnd | None = None
         self.place = request.constraint.start if request.constraint else None
-        """Where the text stands in what it must be."""
+        """The state of the grammar; None without one."""
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._filter = StopFilter(request.options.stop)
 
     @property
     def text(self) -> str:
-        """The continuation's text, as far as it is certain."""
+        """The continuation's text so far, without a possible start of a stop string."""
         return "".join(self.pieces)
 
     @property
     def tokens(self) -> list[int]:
-        """The continuation."""
+        """The continuation's tokens."""
         return self.sequence[len(self.request.prompt) :]
 
     @property
     def n_tokens(self) -> int:
-        """The continuation's length."""
+        """The continuation's length in tokens."""
         return len(self.sequence) - len(self.request.prompt)
 
     def draw(self, logits: FloatArray) -> int:
-        """The token that follows. DeadEnd where none may."""
+        """Draws the next token. DeadEnd if the grammar allows none."""
         position, size = len(self.sequence), self._tokenizer.vocab_size
         if not self.place:
             return sample_token(logits, self.sampling, position, size, self.sequence)
@@ -191,7 +190,7 @@ class Sample:
     def advance(self, logits: FloatArray, n_ctx: int) -> str:
         """Draws the next token and returns the text that it completes.
 
-        Where none can follow, the text has failed, and no other with it.
+        At a dead end of the grammar, this sample fails; the others continue.
         """
         n_before = self.n_tokens
         try:
@@ -206,9 +205,9 @@ class Sample:
         return piece
 
     def append(self, token: int, n_ctx: int) -> str:
-        """Takes in the next token and returns the text that it completes.
+        """Appends a token and returns the text that it completes.
 
-        The last token of a text is never fed back, so it may stand just past the context.
+        The last token is never fed back, so it may be one past the context.
         """
         piece = ""
         if token in (self._tokenizer.end_of_text, self._tokenizer.bos):

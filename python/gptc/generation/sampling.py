@@ -1,4 +1,4 @@
-"""The next token: how it is drawn from logits, how likely it was, and where a text ends."""
+"""Draws tokens from logits, computes log-probabilities, and finds stop strings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gptc.generation.options import Sampling
 
 @lru_cache(maxsize=1024)
 def _settings(ffi: Any, sampling: Sampling) -> tuple[Any, Any]:
-    """gpt_sampling, and the array that it points to."""
+    """A gpt_sampling, and the array that it points to."""
     bias = ffi.new("gpt_bias[]", [list(pair) for pair in sampling.bias])
     names = {field.name for field in fields(Sampling)} - {"penalty_last_n", "bias"}
     struct = library.new_struct("gpt_sampling", **{name: getattr(sampling, name) for name in names})
@@ -36,11 +36,12 @@ def sample_token(
 ) -> int:
     """Draws a token below `vocab_size` from logits (V,); with `allowed`, one of these ids (n,).
 
-    Chance enters by (seed, position) alone; penalties look at the end of `history`. The ids rise.
+    The draw is a function of (seed, position); penalties count the end of `history`. `allowed` is
+    sorted.
     """
     past = history[-sampling.penalty_last_n :] if sampling.looks_back else ()
     if allowed is not None:
-        # The others are as if they were not there: the allowed tokens are numbered anew.
+        # Draw from the allowed tokens alone, renumbered from 0.
         number = np.full(max(vocab_size, len(logits)), -1)
         number[allowed] = np.arange(len(allowed))
         past = number[list(past)].tolist()
@@ -59,7 +60,7 @@ def sample_token(
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token, the logarithm of its probability, and the most likely ones in its place."""
+    """A token, its log-probability, and the most likely tokens at its position."""
 
     token: int
     logprob: float
@@ -67,7 +68,7 @@ class TokenLogprob:
 
 
 def token_logprob(logits: FloatArray, token: int, top: int, vocab_size: int) -> TokenLogprob:
-    """Of a token below `vocab_size`, by logits (V,) as the model gives them: no temperature."""
+    """The log-probability of a token below `vocab_size`, by logits (V,), at temperature 1."""
     ffi = library.load().ffi
     size = min(vocab_size, len(logits))
     n = min(top, size)
@@ -79,17 +80,17 @@ def token_logprob(logits: FloatArray, token: int, top: int, vocab_size: int) -> 
 
 
 class StopFilter:
-    """Passes text on until a stop string appears, and never part of one that may be coming."""
+    """Passes text on up to a stop string, and holds back a possible start of one."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         if any(not word for word in stop):
-            raise UsageError("a stop string is empty; leave it out")
+            raise UsageError("a stop string is empty: leave it out")
         self.stop = tuple(stop)
         self.stopped = False
         self._held = ""
 
     def push(self, text: str) -> str:
-        """The text that is certainly wanted, now that `text` has arrived."""
+        """Adds `text`; returns the text that cannot belong to a stop string."""
         if self.stopped:
             return ""
         self._held += text
@@ -104,12 +105,12 @@ class StopFilter:
         return out
 
     def flush(self) -> str:
-        """What was held back, now that nothing follows."""
+        """Returns the text held back, at the end of the input."""
         out, self._held = self._held, ""
         return out
 
 
 def _overlap(text: str, word: str) -> int:
-    """The length of the longest end of `text` that is a beginning, but not the whole, of `word`."""
+    """Length of the longest suffix of `text` that is a proper prefix of `word`."""
     longest = min(len(text), len(word) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(word[:n])), 0)

@@ -9,7 +9,7 @@ from gptc.training.options import TrainOptions
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "tiny": {
-        # Small and often: within a minute the number of updates matters more than their size.
+        # Small batches: in a run of a minute, more updates help more than larger ones.
         "batch_size": 4,
         "seq_len": 160,
         "steps": 5000,
@@ -57,14 +57,14 @@ OTHER_DEFAULTS: dict[str, Any] = {"steps": 5000, "warmup_steps": 200}
 
 
 def default_tokenizer(options: TrainOptions) -> str:
-    """The tokenizer for data that is not prepared yet: bytes, which take anything.
+    """The tokenizer for data that is not prepared yet: bytes, which encode anything.
 
-    The stories are text that we know, and a small model writes words sooner with pieces of words.
+    On the built-in stories, a small model learns words sooner with subword tokens.
     """
     return "bpe:2048" if options.data in STORIES and options.preset != "byte" else "bytes"
 
 
 def defaults_for(preset: str) -> dict[str, Any]:
-    """The training defaults of a preset: its own, else those of the family it is named after."""
+    """The training defaults of a preset, else those of its family (the name up to a hyphen)."""
     family = preset.split("-")[0]
     return {**OTHER_DEFAULTS, **DEFAULTS.get(preset, DEFAULTS.get(family, {}))}

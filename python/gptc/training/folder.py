@@ -30,16 +30,16 @@ CONFIG_FILE = "config.toml"
 
 
 class RunFolder:
-    """The folder of a run that goes on now. It is locked while this is open."""
+    """The folder of the current run, locked until `close`."""
 
     def __init__(self, path: Path, metrics: TextIO, options: TrainOptions) -> None:
         self.path = path
         self._metrics = metrics
-        self._written = options  # as config.toml has them
+        self._written = options  # the content of config.toml
 
     @classmethod
     def open(cls, chosen: Path | None, options: TrainOptions, step: int) -> RunFolder:
-        """Makes the folder (None: a new one under runs/), and keeps the metrics up to `step`."""
+        """Makes the folder (None = a new one under runs/), and keeps the metrics up to `step`."""
         try:
             if chosen is not None:
                 chosen.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ class RunFolder:
             ) from error
         folder = cls(path, metrics, options)
         try:
-            # Held until the run ends: two processes must not train into the same folder.
+            # Held until the run ends: two processes must not write to the same folder.
             fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
             metrics.seek(0)
             metrics.truncate(sum(len(line.encode()) for line in _lines_until(metrics, step)))
@@ -68,27 +68,27 @@ class RunFolder:
         return folder
 
     def close(self) -> None:
-        """Lets another process train into the folder."""
+        """Unlocks the folder."""
         self._metrics.close()
 
     def write_metrics(self, record: Mapping[str, Any]) -> None:
-        """Adds a line to metrics.jsonl."""
+        """Appends a line to metrics.jsonl."""
         try:
             self._metrics.write(json.dumps(record) + "\n")
             self._metrics.flush()
         except OSError as error:
             raise GptcError(
-                f"cannot write {self.path / METRICS}: {error.strerror}; make room, then "
+                f"cannot write {self.path / METRICS}: {error.strerror}; free disk space, then "
                 f"gptc train --resume {self.path}"
             ) from error
 
     def save(self, setup: Setup) -> None:
-        """Writes a checkpoint of the present step, and removes those that are too old."""
+        """Writes a checkpoint of the current step, and removes those beyond --keep-last."""
         state = setup.state
         path = self.path / checkpoint_name(state.step)
         if state.saved == path:
             return
-        # The steps may have followed the clock.
+        # With --minutes, the number of steps changes during the run.
         options = replace(setup.options, steps=setup.horizon.steps)
         trainer = {
             **state.to_json(),
@@ -102,13 +102,13 @@ class RunFolder:
             if options != self._written:
                 self._write_config(options)
             os.fsync(self._metrics.fileno())
-            # A folder of this name can only be damaged: a run resumes from its newest whole one.
+            # An existing folder of this name is damaged: a run resumes from the newest whole one.
             save(path, setup.model, tokenizer=setup.tokenizer, trainer=trainer, replace=True)
         except (GptcError, OSError) as error:
             kept = (
-                f"{state.saved} is intact: make room, then gptc train --resume {self.path}"
+                f"{state.saved} is intact: free disk space, then gptc train --resume {self.path}"
                 if state.saved
-                else "no checkpoint was saved yet: make room or choose another --out"
+                else "no checkpoint is saved yet: free disk space or choose another --out"
             )
             raise GptcError(f"{error}; {kept}") from error
         state.saved = path
@@ -117,9 +117,9 @@ class RunFolder:
                 discard(old)
 
     def disk_note(self, config: GPTConfig, options: TrainOptions, n_steps: int) -> str | None:
-        """Says at the start when the disk is too small for the checkpoints of `n_steps`."""
+        """A note if the disk is too small for the checkpoints of `n_steps`; else None."""
         n = math.ceil(n_steps / (options.save_every or options.eval_every))
-        if options.keep_last:  # one more while the oldest is still there
+        if options.keep_last:  # one more, since the oldest is removed after the newest is written
             there = len(list_checkpoints(self.path))
             n = min(n, max(1, options.keep_last + 1 - there))
         needed = n * size_of(config, training=True)
@@ -127,8 +127,8 @@ class RunFolder:
         if needed <= free:
             return None
         return (
-            f"note: {amount(free)} are free at {self.path}, and {plural(n, 'checkpoint')} will "
-            f"take {amount(needed)}: make room, or choose another --out or --keep-last"
+            f"note: {amount(free)} are free at {self.path}, but {plural(n, 'checkpoint')} will "
+            f"take {amount(needed)}: free disk space, or choose another --out or --keep-last"
         )
 
     def _write_config(self, options: TrainOptions) -> None:
@@ -138,28 +138,28 @@ class RunFolder:
 
 
 def choose_folder(options: TrainOptions, base: Checkpoint | None) -> Path | None:
-    """The run's folder; None for a new one under runs/."""
+    """The run's folder; None = a new one under runs/."""
     if base is not None:
         return base.path.parent
     if options.out is None:
         return None
     out = Path(options.out)
-    # One that ended before its first checkpoint is worth nothing; its metrics begin again.
+    # The folder of a run without a checkpoint is reused; its metrics start again.
     if list_checkpoints(out):
         raise UsageError(
-            f"{out} holds a run already; continue it with --resume {out}, or choose another --out"
+            f"{out} already holds a run; continue it with --resume {out}, or choose another --out"
         )
     return out
 
 
 def default_name(options: TrainOptions) -> str:
-    """The name of a run's folder under runs/: what is trained, and on what."""
+    """The name of a run's folder under runs/: MODEL-DATASET."""
     data = options.data
     dataset = data if data in KNOWN_DATASETS else Path(data).resolve().stem
     what = options.preset
     if options.init_from is not None:
         what = Path(options.init_from).name
-        if Path(options.init_from).exists():  # else it is a model of the hub
+        if Path(options.init_from).exists():  # else a model of the hub
             base = open_checkpoint(options.init_from).path.resolve()
             what = base.parent.name if base.name.startswith("ckpt-") else base.name
             what = base.stem if base.is_file() else what
@@ -167,7 +167,7 @@ def default_name(options: TrainOptions) -> str:
 
 
 def _new_folder(path: Path) -> Path:
-    """Makes a folder of this name, or with -2, -3, ... after it."""
+    """Makes a folder of this name, with -2, -3, ... appended if it exists."""
     number = 1
     while True:
         folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
@@ -179,7 +179,7 @@ def _new_folder(path: Path) -> Path:
 
 
 def _lines_until(file: TextIO, step: int) -> Iterator[str]:
-    """The whole lines of metrics.jsonl up to a step."""
+    """The complete lines of metrics.jsonl up to a step."""
     for line in file:
         try:
             if not line.endswith("\n") or json.loads(line)["step"] > step:

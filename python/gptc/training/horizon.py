@@ -1,4 +1,4 @@
-"""How many steps a run takes: the first of its limits that is reached."""
+"""The number of steps of a run, from its limits: the first one reached ends it."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from gptc.training.state import State
 class Horizon:
     """The number of steps of the whole run.
 
-    With `minutes` it follows the clock, so that the learning rate has fallen when the time is up.
-    A checkpoint records the number that was expected then, and a resumed run keeps to it.
+    With `minutes`, it follows the clock, so that the schedule ends when the time is up. A
+    checkpoint records the number at that time, and a resumed run keeps it.
     """
 
     def __init__(
         self, options: TrainOptions, state: State, n_train_tokens: int, step_s: float | None
     ) -> None:
-        """`step_s` is the measured time of a step; only a run with `minutes` needs it."""
+        """`step_s` is the measured time of a step, needed with `minutes` only."""
         self.budget_s = None if options.minutes is None else options.minutes * 60
         self.most = _most_steps(options, state, n_train_tokens)
         self.steps = self.most
         if self.budget_s is not None:
             assert step_s is not None
-            # The rest of the time is for updates, evaluations and saving.
+            # A tenth of the time is left for updates, evaluations and saving.
             n_steps = math.ceil(0.9 * self.budget_s / step_s)
             self.steps = min(self.most, state.step + n_steps)
         _check_that_steps_remain(self.steps, options, state)
 
     def follow_clock(self, step: int, spent_s: float, n_done: int) -> None:
-        """Makes the steps those that fit into the time, at the pace so far with all that it took.
+        """Updates the number of steps from the time left and the pace so far.
 
-        They are the ones that are done when the time is up. The last one may end a little later.
+        The pace includes evaluations and saving. The last step may end a little after the time.
         """
         if self.budget_s is not None:
             n_left = max(0, round((self.budget_s - spent_s) * n_done / spent_s))
             self.steps = min(self.most, step + n_left)
 
     def ended_by_clock(self, step: int) -> bool:
-        """Whether the run is over because its time is up."""
+        """Whether the run has ended because its time is up."""
         return self.budget_s is not None and self.steps <= step < self.most
 
 
 def _most_steps(options: TrainOptions, state: State, n_train_tokens: int) -> int:
-    """The steps of the limits other than time."""
+    """The least number of steps of all limits but time."""
     limits = [] if options.steps is None else [options.steps]
     remaining = []
     if options.tokens is not None:
@@ -62,19 +62,19 @@ def _most_steps(options: TrainOptions, state: State, n_train_tokens: int) -> int
 
 
 def _check_that_steps_remain(steps: int, options: TrainOptions, state: State) -> None:
-    """UsageError for limits that the run is past, before its folder is touched."""
+    """Raises UsageError if the run is already past its limits."""
     given = [name for name in LIMITS if getattr(options, name) is not None]
-    # A run that has done its steps, and is told nothing new, only says so.
+    # A finished run resumed without new limits is not an error.
     if steps < state.step or (steps == state.step > 0 and given != ["steps"]):
         raise UsageError(
-            f"the run is at step {state.step:,} ({state.tokens:,} tokens), which is past "
+            f"the run is at step {state.step:,} ({state.tokens:,} tokens), past "
             f"{', '.join(f'--{name} {getattr(options, name)}' for name in given)}; "
-            f"train on with --steps {2 * state.step}"
+            f"continue with --steps {2 * state.step}"
         )
 
 
 def time_step(model: Model, loader: Loader, grad_accum: int) -> float:
-    """Seconds that a step takes, from a few whose gradients are thrown away."""
+    """Seconds per step, measured on a few passes whose gradients are discarded."""
     x, y = loader.next()
     loader.position -= len(x)
     model.backward(x, y)

@@ -11,43 +11,43 @@ from gptc.settings import check, option
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
 OPTIMIZERS = ("adamw",)
-MOST_TOKENS = 2**28  # of a step: its batches are drawn before it begins
+MOST_TOKENS = 2**28  # of a step: all its batches are drawn before it begins
 
-_WHAT = "What to train"
-_LONG = "How long (the first limit reached ends the run)"
-_STEP = "Batches and the optimizer (defaults by preset)"
+_WHAT = "Data, model and output"
+_LONG = "Length (the first limit reached ends the run)"
+_STEP = "Batches and optimizer (defaults by preset)"
 _SAVE = "Reports and checkpoints"
-_SHAPE = "Changes to the preset's shape"
+_SHAPE = "Model shape (overrides the preset)"
 
 
 @dataclass(frozen=True)
 class TrainOptions(DeviceOptions):
-    """What a run is told. The names are those of the command line, of TOML and of checkpoints."""
+    """The options of a run. Command line, TOML files and checkpoints use these names."""
 
-    SECTIONS: ClassVar[tuple[str, ...]] = (_WHAT, "Where", _LONG, _STEP, _SAVE, _SHAPE)
+    SECTIONS: ClassVar[tuple[str, ...]] = (_WHAT, "Device", _LONG, _STEP, _SAVE, _SHAPE)
 
     data: str = option(
         "stories",
-        "Folder from gptc prepare, text file, or dataset name (see gptc prepare --help).",
+        "Dataset folder, text file, or dataset name (see gptc prepare --help).",
         section=_WHAT,
         metavar="DIR",
     )
     tokenizer: str | None = option(
         None,
-        "Tokenizer for data that is not prepared yet, as in gptc prepare.",
+        "Tokenizer for data not yet prepared, as in gptc prepare.",
         section=_WHAT,
         metavar="KIND",
-        shown="bytes; bpe:2048 for stories unless the preset is byte",
+        shown="bytes; for stories bpe:2048, unless the preset is byte",
     )
     preset: str = option(
         "tiny",
-        "Shape and training defaults: tiny, byte, gpt2, gpt2-medium, gpt2-large, gpt2-xl, "
+        "Model shape and training defaults: tiny, byte, gpt2, gpt2-medium, gpt2-large, gpt2-xl, "
         "llama-15m, llama-42m, llama-110m.",
         section=_WHAT,
         metavar="NAME",
     )
     out: str | None = option(
-        None, "Folder of the run.", section=_WHAT, metavar="DIR", shown="runs/PRESET-DATA"
+        None, "Folder for the run.", section=_WHAT, metavar="DIR", shown="runs/PRESET-DATA"
     )
     init_from: str | None = option(
         None,
@@ -60,28 +60,30 @@ class TrainOptions(DeviceOptions):
     )
 
     steps: int | None = option(
-        None, "Optimizer steps in all.", section=_LONG, least=1, shown="by preset"
+        None, "Number of optimizer steps.", section=_LONG, least=1, shown="by preset"
     )
     tokens: int | None = option(
-        None, "Training tokens in all, such as 10M.", section=_LONG, least=1
+        None, "Number of training tokens, such as 10M.", section=_LONG, least=1
     )
-    epochs: float | None = option(None, "Passes over the training split.", section=_LONG, above=0)
+    epochs: float | None = option(
+        None, "Number of passes over the training split.", section=_LONG, above=0
+    )
     minutes: float | None = option(
-        None, "Training time; the learning rate falls with it.", section=_LONG, above=0
+        None, "Training time; the learning-rate schedule follows it.", section=_LONG, above=0
     )
 
     batch_size: int = option(
-        8, "Sequences in a micro-batch.", section=_STEP, least=1, shown="by preset"
+        8, "Sequences per micro-batch.", section=_STEP, least=1, shown="by preset"
     )
     seq_len: int = option(
         256,
-        "Tokens in a sequence; also the context of a new model.",
+        "Tokens per sequence; also the context of a new model.",
         section=_STEP,
         least=1,
         shown="by preset",
     )
     grad_accum: int = option(
-        1, "Micro-batches in a step.", section=_STEP, least=1, shown="by preset"
+        1, "Micro-batches per step.", section=_STEP, least=1, shown="by preset"
     )
     lr: float = option(6e-4, "Peak learning rate.", section=_STEP, above=0, shown="by preset")
     min_lr: float | None = option(
@@ -92,21 +94,21 @@ class TrainOptions(DeviceOptions):
         shown="a tenth of --lr",
     )
     warmup_steps: int | None = option(
-        None, "Steps of linear warm-up.", section=_STEP, least=0, shown="by preset"
+        None, "Number of linear warm-up steps.", section=_STEP, least=0, shown="by preset"
     )
     schedule: str = option(
         "cosine",
-        "Learning rate after the warm-up; wsd falls in the last fifth.",
+        "Learning-rate schedule after the warm-up; wsd = constant, then falls in the last fifth.",
         section=_STEP,
         choices=SCHEDULES,
     )
     weight_decay: float = option(
-        0.1, "Weight decay of matrices.", section=_STEP, least=0, shown="by preset"
+        0.1, "Weight decay, for matrices only.", section=_STEP, least=0, shown="by preset"
     )
-    beta1: float = option(0.9, "Decay of the mean of gradients.", section=_STEP, least=0, below=1)
+    beta1: float = option(0.9, "Decay rate of the first moment.", section=_STEP, least=0, below=1)
     beta2: float = option(
         0.95,
-        "Decay of the mean of squared gradients.",
+        "Decay rate of the second moment.",
         section=_STEP,
         least=0,
         below=1,
@@ -124,7 +126,7 @@ class TrainOptions(DeviceOptions):
     )
     eval_batches: int = option(
         20,
-        "Batches per evaluation; 0 = the whole split, as after the last step if that is cheap.",
+        "Batches per evaluation; 0 = the whole split.",
         section=_SAVE,
         least=0,
         shown="by preset",
@@ -144,8 +146,8 @@ class TrainOptions(DeviceOptions):
     n_kv_head: int | None = option(
         None, "Number of key and value heads; divides --n-head.", section=_SHAPE, least=1
     )
-    n_embd: int | None = option(None, "Width.", section=_SHAPE, least=1)
-    n_ff: int | None = option(None, "Width of the feed-forward layer.", section=_SHAPE, least=1)
+    n_embd: int | None = option(None, "Embedding width.", section=_SHAPE, least=1)
+    n_ff: int | None = option(None, "Feed-forward width.", section=_SHAPE, least=1)
     bias: bool | None = option(
         None, "Biases in linear layers and LayerNorms.", section=_SHAPE, shown="by preset"
     )
@@ -156,19 +158,19 @@ class TrainOptions(DeviceOptions):
         return self.batch_size * self.seq_len * self.grad_accum
 
     def check(self) -> None:
-        """UsageError for a value outside its range, or values that contradict each other."""
+        """Raises UsageError for a value outside its range, or values that contradict each other."""
         check(self, lambda flag: f"--{flag}")
         if self.tokens_per_step > MOST_TOKENS:
             raise UsageError(
                 f"a step of --batch-size {self.batch_size} x --seq-len {self.seq_len} "
                 f"x --grad-accum {self.grad_accum} is {self.tokens_per_step:,} tokens; "
-                f"the most is {MOST_TOKENS:,}"
+                f"it must be at most {MOST_TOKENS:,}"
             )
         if self.min_lr is not None and self.min_lr > self.lr:
-            raise UsageError(f"--min-lr is {self.min_lr}, above --lr, which is {self.lr}")
+            raise UsageError(f"--min-lr is {self.min_lr}; it must be at most --lr ({self.lr})")
 
 
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", "bias")
 LIMITS = ("steps", "tokens", "epochs", "minutes")
-# What a resumed run must share with its beginning: the model, and the stream of batches.
+# Options that cannot change on --resume: the model, and the stream of batches.
 FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)

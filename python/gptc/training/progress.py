@@ -1,4 +1,4 @@
-"""What the terminal shows while a model trains: a live bar, or plain lines where there is none."""
+"""Progress of training on standard error: a live bar on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gptc.files.words import duration
 if TYPE_CHECKING:
     import rich.progress
 
-_SMOOTHING = 0.95  # weight of the past in the loss and the pace that are shown
+_SMOOTHING = 0.95  # weight of the past in the loss and pace shown
 _PLAIN_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """The state of training after a step. Rates are smoothed; `mfu` is None where unknown."""
+    """The state of training after a step. Rates are smoothed; `mfu` is None if unknown."""
 
     step: int
     steps: int
@@ -34,7 +34,7 @@ class StepReport:
     left_s: float
 
     def describe(self) -> str:
-        """The numbers in words, for a line or beside a bar."""
+        """The numbers as text, for a line or a bar."""
         mfu = "" if self.mfu is None else f"  mfu {self.mfu:.0%}"
         return (
             f"loss {self.loss:.4f}  bpb {self.bpb:.3f}  {self.tokens_per_s:,.0f} tok/s{mfu}"
@@ -43,7 +43,7 @@ class StepReport:
 
 
 class Meter:
-    """Smooths the loss and the seconds of a step: an exponential mean without a bias at first."""
+    """Smooths loss and seconds per step: an exponential mean with bias correction."""
 
     def __init__(self) -> None:
         self._weight = 0.0
@@ -51,7 +51,7 @@ class Meter:
         self._step_s = 0.0
 
     def add(self, loss: float, step_s: float) -> None:
-        """Takes in one step."""
+        """Adds a step."""
         past = _SMOOTHING
         self._weight = past * self._weight + (1 - past)
         self._loss = past * self._loss + (1 - past) * loss
@@ -64,24 +64,24 @@ class Meter:
 
     @property
     def step_s(self) -> float:
-        """The smoothed duration of a step, in seconds."""
+        """The smoothed time of a step, in seconds."""
         return self._step_s / self._weight if self._weight else float("nan")
 
 
 class Progress(Protocol):
-    """Where training reports to. All of it goes to standard error."""
+    """A display of training progress, on standard error."""
 
     def start(self, step: int, steps: int) -> None:
-        """Training begins, or goes on, at `step`."""
+        """Begins at `step` of `steps`."""
 
     def update(self, report: StepReport) -> None:
-        """A step is done."""
+        """Shows a finished step."""
 
     def note(self, text: str) -> None:
-        """A line that stays, such as an evaluation."""
+        """Prints a permanent line, such as an evaluation."""
 
     def close(self) -> None:
-        """Training is over; twice is harmless."""
+        """Ends the display; twice is harmless."""
 
 
 class PlainProgress:
@@ -93,10 +93,10 @@ class PlainProgress:
         self._last = time.monotonic()
 
     def start(self, step: int, steps: int) -> None:
-        """Nothing to draw."""
+        """Does nothing."""
 
     def update(self, report: StepReport) -> None:
-        """Prints a line if the last one is old enough, or this is the last step."""
+        """Prints a line if the interval has passed or this is the last step."""
         now = time.monotonic()
         if now - self._last >= self._interval_s or report.step == report.steps:
             self._last = now
@@ -107,14 +107,14 @@ class PlainProgress:
         say(text, self._out)
 
     def close(self) -> None:
-        """Nothing to tidy."""
+        """Does nothing."""
 
 
 class LiveProgress:
-    """A bar that is redrawn in place, with notes above it."""
+    """A bar redrawn in place, with notes above it."""
 
     def __init__(self) -> None:
-        # Imported here and not when the bar appears: training measures its memory in between.
+        # Imported here, before training measures its memory, and not in `start`.
         import rich.console
         import rich.progress
 
@@ -131,7 +131,7 @@ class LiveProgress:
         numbers.get_table_column().no_wrap = True
         self._bar = Bar(
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-            # The numbers take about 70 columns; the bar has what is left of the line.
+            # The numbers take about 70 columns; the bar gets the rest of the line.
             BarColumn(bar_width=max(4, min(30, self._console.width - 75))),
             numbers,
             console=self._console,
@@ -149,7 +149,7 @@ class LiveProgress:
                 self._bar.update(
                     self._task,
                     completed=report.step,
-                    total=report.steps,  # which follow the clock where time is the limit
+                    total=report.steps,  # changes with --minutes
                     numbers=report.describe(),
                 )
 
@@ -162,7 +162,7 @@ class LiveProgress:
                 self._console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Takes the bar away and gives the cursor back."""
+        """Removes the bar and restores the cursor."""
         if self._bar is not None:
             with heard_or_not(self._console.file):
                 self._bar.stop()
@@ -170,7 +170,7 @@ class LiveProgress:
 
 
 def make_progress() -> Progress:
-    """The live bar where standard error is a terminal, else plain lines."""
+    """The live bar if standard error is a terminal, else plain lines."""
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return LiveProgress()
     return PlainProgress()
@@ -178,9 +178,9 @@ def make_progress() -> Progress:
 
 @contextmanager
 def heard_or_not(stream: IO[str]) -> Iterator[None]:
-    """Goes on where a stream takes nothing more: its reader or terminal is gone, its disk full.
+    """Continues after a failed write to a stream: reader or terminal gone, or disk full.
 
-    What is written to it from then on goes nowhere. Hours of training are worth more than a line.
+    Later writes go to /dev/null. A lost line must not end hours of training.
     """
     try:
         yield
@@ -190,11 +190,11 @@ def heard_or_not(stream: IO[str]) -> Iterator[None]:
 
 
 def say(text: str, stream: IO[str]) -> None:
-    """Prints a line that nobody has to read."""
+    """Prints a line; a failed write is ignored."""
     with heard_or_not(stream):
         print(text, file=stream, flush=True)
 
 
 def step_label(step: int, steps: int) -> str:
-    """Such as "step   250/1000", of the same width throughout a run."""
+    """A label such as "step  250/1000", of constant width throughout a run."""
     return f"step {step:>{len(str(steps))}}/{steps}"

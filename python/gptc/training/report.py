@@ -1,4 +1,4 @@
-"""What a run says about itself: the lines at its start, and the summary at its end."""
+"""The report of a run: the lines at its start, and the summary at its end."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MANY_EPOCHS = 100
 
 @dataclass
 class Summary:
-    """How a run ended. Rates and times are of this process; `elapsed_s` is of the whole run."""
+    """The result of a run. Rates are of this process; `elapsed_s` is of the whole run."""
 
     out: str
-    checkpoint: str | None  # its newest
-    finished: bool  # all its steps are done
-    first_step: int  # the steps done before; equal to `step` where there was nothing to do
+    checkpoint: str | None  # the newest
+    finished: bool  # all steps are done
+    first_step: int  # steps done before; equal to `step` if none remained
     step: int
     steps: int
     tokens: int
@@ -46,14 +46,14 @@ class Summary:
     resident_before_bytes: int
     engine_bytes: int
     peak_resident_bytes: int
-    planned_peak_bytes: int  # before, engine, matrix library, sampling or saving, mapped data
+    planned_peak_bytes: int  # resident before, engine, BLAS, sampling or saving, mapped data
     sample: str | None = None
     signal: int | None = None  # the signal that ended it early
     options: dict[str, Any] = field(default_factory=dict)
 
 
 def header(setup: Setup, out: Path) -> Iterator[str]:
-    """The lines and notes that a run begins with."""
+    """The lines and notes at the start of a run."""
     options, config, data = setup.options, setup.model.config, setup.dataset
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
@@ -83,13 +83,13 @@ def header(setup: Setup, out: Path) -> Iterator[str]:
         yield f"note: {library.cpu_notice()}"
     if epochs > MANY_EPOCHS:
         yield (
-            f"note: the run passes over its text {few(epochs)} times, which a model learns by "
-            "heart; shorter: --epochs, --steps, --minutes"
+            f"note: {few(epochs)} passes over the data will make the model memorize it; limit them "
+            "with --epochs, --steps or --minutes"
         )
     if not setup.has_val:
         yield (
-            f"note: the validation split has {n_val:,} tokens, fewer than "
-            f"--seq-len {options.seq_len}, so there are no evaluations"
+            f"note: no evaluations, since the validation split has {n_val:,} tokens, fewer than "
+            f"--seq-len {options.seq_len}"
         )
 
 
@@ -97,7 +97,7 @@ def _origin(setup: Setup) -> str:
     if setup.initial is not None:
         return f"from {setup.initial.path}"
     if any(getattr(setup.options, name) is not None for name in SHAPE):
-        return f"{setup.options.preset} with another shape"
+        return f"{setup.options.preset} with a modified shape"
     return setup.options.preset
 
 
@@ -174,16 +174,16 @@ def summarize(
 
 
 def _planned_bytes(setup: Setup, session: int) -> int:
-    """The most memory that this process should have had in RAM."""
+    """The expected peak of this process's resident memory."""
     splits = setup.dataset.meta["splits"].values()
     shards = [shard["file"] for split in splits for shard in split["shards"]]
     mapped: int = sum((setup.dataset.folder / shard).stat().st_size for shard in shards)
-    # The kernel maps the pages of a shard around those that are read.
+    # The kernel also maps pages of a shard around those that are read.
     n_read = 2 * setup.state.step * setup.options.batch_size * setup.options.grad_accum
     mapped = min(mapped, n_read * (64 << 10))
     engine = setup.plan.total_bytes + setup.plan.library_bytes
     if setup.model.device != "cpu":
-        engine = session = 0  # they have memory of their own
+        engine = session = 0  # they use GPU memory
     shapes = [shape for _, shape, _ in setup.model.config.parameters()]
     saving = 4 * max(int(math.prod(shape)) for shape in shapes)  # one tensor at a time
     return setup.resident_before + engine + max(session, saving) + mapped

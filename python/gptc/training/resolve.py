@@ -1,4 +1,4 @@
-"""The options of a run, from what was typed: of a new run, or of one that resumes."""
+"""Resolves the options of a new or resumed run from those that were given."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def new_options(given: Mapping[str, Any]) -> TrainOptions:
             if given.get(name) is not None:
                 raise UsageError(
                     f"--{spelled(name)} cannot be given with --init-from: the checkpoint "
-                    "decides the model's shape"
+                    "determines the model's shape"
                 )
         defaults = defaults_for("init-from")
     else:
@@ -32,18 +32,18 @@ def new_options(given: Mapping[str, Any]) -> TrainOptions:
         if preset not in presets():
             close = difflib.get_close_matches(str(preset), presets(), n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(presets())}"
-            raise UsageError(f"no preset {preset!r}{hint}")
+            raise UsageError(f"unknown preset {preset!r}{hint}")
         defaults = defaults_for(preset)
     if any(given.get(name) is not None for name in LIMITS):
         defaults["steps"] = None
-    defaults["warmup_steps"] = None  # chosen when the number of steps is known
+    defaults["warmup_steps"] = None  # set when the number of steps is known
     options = TrainOptions(**{**defaults, **given})
     options.check()
     return options
 
 
 def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
-    """The options of a run that continues: the stored ones, changed where that is possible."""
+    """The options of a resumed run: the stored ones, overridden by those given."""
     check_types(TrainOptions, given)
     trainer = base.trainer()
     assert trainer is not None
@@ -51,7 +51,7 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
     unknown = set(stored) - {field.name for field in fields(TrainOptions)}
     if unknown:
         raise GptcError(
-            f"{base.path} has options that this gptc does not know ({', '.join(sorted(unknown))}): "
+            f"{base.path} has options unknown to this gptc ({', '.join(sorted(unknown))}): "
             f"{UPGRADE}"
         )
     for name in FIXED:
@@ -59,11 +59,11 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
         if name in given and given[name] != before:
             raise UsageError(
                 f"--{spelled(name)} cannot change on --resume (it was {before}); "
-                f"start a new run, if you like from its weights: --init-from {base.path}"
+                f"to start a new run from these weights, use --init-from {base.path}"
             )
     out = base.path.parent
     if given.get("out") is not None and Path(given["out"]).resolve() != out.resolve():
-        raise UsageError(f"--out cannot be given with --resume: the run goes on in {out}")
+        raise UsageError(f"--out cannot be given with --resume: the run continues in {out}")
     if any(given.get(name) is not None for name in LIMITS):
         stored = {**stored, **dict.fromkeys(LIMITS)}
     options = TrainOptions(**{**stored, **given, "out": str(out)})

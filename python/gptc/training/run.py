@@ -2,13 +2,12 @@
 
     summary = train({"data": "stories", "preset": "tiny", "steps": 500})
 
-What happens at a step is a function of the step alone: its learning rate, its batches (the loader's
-position), whether it is evaluated, sampled or saved. So a run that is interrupted and resumed ends
-with the same weights, bit for bit, as one that was not.
+Everything about a step is a function of its number alone: learning rate, batches (the loader's
+position), evaluation, sample, checkpoint. So a run that is interrupted and resumed ends with the
+same weights, bit for bit, as an uninterrupted one.
 
-Only with `minutes` does the number of steps, and with it the learning rate, follow the clock
-(horizon.py). A resumed run keeps to the number that its checkpoint records: from there on it is a
-function of the step again.
+With `minutes`, the number of steps, and with it the learning rate, follows the clock (horizon.py).
+A resumed run keeps the number in its checkpoint, so it is a function of the step again.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ def train(
     progress: Progress | None = None,
     on_step: Callable[[int, Model], None] | None = None,
 ) -> Summary:
-    """Trains with the options in `given`; what it lacks comes from the preset's defaults.
+    """Trains with the options in `given`; missing ones take the preset's defaults.
 
-    With `resume`, a run folder or its newest checkpoint, the run there continues, and `given` holds
-    only what shall change. `on_step(step, model)` is called after every step. SIGINT, SIGTERM and
-    SIGHUP end the run early, saved, with `Summary.signal` set.
+    With `resume`, a run folder or its newest checkpoint, that run continues, and `given` holds only
+    the options to change. `on_step(step, model)` is called after every step. SIGINT, SIGTERM and
+    SIGHUP save and end the run early, with `Summary.signal` set.
     """
     show = progress or PlainProgress()
     try:
@@ -63,23 +62,21 @@ def _resumable(path: str | Path) -> Checkpoint:
     folder = find_checkpoint(path)
     base = Checkpoint(folder)
     if "options" not in (base.trainer() or {}):
-        raise GptcError(
-            f"{folder} is a model, not a training run; fine-tune it with --init-from {folder}"
-        )
+        raise GptcError(f"{folder} is a model, not a run; fine-tune it with --init-from {folder}")
     newest = folder if folder != Path(path) else find_checkpoint(folder.parent)
     if newest != folder:
         raise UsageError(
-            f"{folder} is not the newest checkpoint of its run, {newest.name} is; resume the run "
-            f"with --resume {folder.parent}, or branch off with --init-from {folder}"
+            f"{folder} is not the newest checkpoint of its run ({newest.name} is); resume the run "
+            f"with --resume {folder.parent}, or start a new one with --init-from {folder}"
         )
     return base
 
 
 class Run:
-    """One training run in its folder: what is set up, then its steps, then its summary."""
+    """A training run in its folder: set-up, steps, summary."""
 
     def __init__(self, options: TrainOptions, base: Checkpoint | None, show: Progress) -> None:
-        Options(options.device).resolved()  # before anything is prepared for a device in vain
+        Options(options.device).resolved()  # fail on a missing device before preparing data
         chosen = choose_folder(options, base)
         self.show = show
         with ExitStack() as undo:
@@ -102,7 +99,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Frees the model and lets go of the data and the run's folder."""
+        """Frees the model and the data, and unlocks the run's folder."""
         self._opened.close()
 
     def train(self, on_step: Callable[[int, Model], None] | None = None) -> Summary:
@@ -111,7 +108,7 @@ class Run:
         first_step, meter = state.step, Meter()
         if state.step >= horizon.steps:
             self.show.note(
-                f"the run has done its {state.step:,} steps; train on with "
+                f"the run has done its {state.step:,} steps; continue with "
                 f"gptc train --resume {self.folder.path} --steps {2 * state.step}"
             )
         self.show.start(state.step, horizon.steps)
@@ -141,7 +138,7 @@ class Run:
         meter: Meter,
         on_step: Callable[[int, Model], None] | None,
     ) -> float:
-        """Takes steps until the last one or a signal; returns the seconds in them."""
+        """Runs steps until the last one or a signal; returns the seconds spent in them."""
         setup, trainer, folder = self.setup, self.trainer, self.folder
         state, horizon, options = setup.state, setup.horizon, setup.options
         first, begin, elapsed_before = state.step, time.perf_counter(), state.elapsed_s
@@ -186,6 +183,6 @@ class Run:
     def _note_pace(self, report: StepReport) -> None:
         if report.left_s > DAY_S:
             self.show.note(
-                f"note: at this pace the run takes {duration(report.left_s)}; Ctrl-C saves "
-                "it; shorter: --minutes, --steps, --grad-accum, a smaller --preset"
+                f"note: at this pace the run takes {duration(report.left_s)}; Ctrl-C saves it; "
+                "to shorten it, use --minutes, --steps, --grad-accum or a smaller --preset"
             )

@@ -1,4 +1,4 @@
-"""The learning rate of a step."""
+"""The learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from gptc.training.options import TrainOptions
 
 
 def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
-    """The learning rate of a step (counted from 0) of `steps`: warm-up, then the schedule.
+    """The learning rate of step `step` (from 0) of `steps`: linear warm-up, then the schedule.
 
-    The first step without warm-up has the full rate, the last one `min_lr` ("constant": the full
-    rate). "wsd" stays at the full rate and falls linearly over the last fifth.
+    The first step after the warm-up has the peak rate, the last step `min_lr`. "constant" keeps the
+    peak rate; "wsd" keeps it and falls linearly over the last fifth.
     """
     lr, warmup = options.lr, options.warmup_steps or 0
     low = lr / 10 if options.min_lr is None else options.min_lr

@@ -1,6 +1,6 @@
-"""What a run needs before its first step: data, model, and options that are settled.
+"""Prepares a run: opens the data, makes the model, and settles the options.
 
-`set_up` opens everything in the order in which errors are cheapest, and changes nothing on disk.
+`set_up` does the steps that fail fast first, and changes nothing on disk.
 """
 
 from __future__ import annotations
@@ -44,37 +44,37 @@ from gptc.training.state import State
 
 @dataclass
 class Setup:
-    """A run that can begin. Close it to free the model and the data."""
+    """A run that is ready to start. Close it to free the model and the data."""
 
     options: TrainOptions
-    base: Checkpoint | None  # the checkpoint that the run resumes from
-    initial: ModelFile | None  # the model that it fine-tunes
+    base: Checkpoint | None  # the checkpoint to resume
+    initial: ModelFile | None  # the model to fine-tune
     dataset: Dataset
     loader: Loader
     model: Model
     plan: Plan
-    peak_flops: float  # as measured when the model was made
-    resident_before: int  # bytes of this process before that
+    peak_flops: float  # measured when the model was made
+    resident_before: int  # resident bytes of this process before that
     state: State
     horizon: Horizon
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The data's tokenizer, which is the model's."""
+        """The tokenizer of the data and the model."""
         return self.dataset.tokenizer
 
     @property
     def has_val(self) -> bool:
-        """Whether the validation split has a window to evaluate."""
+        """Whether the validation split holds at least one window."""
         return self.dataset.n_tokens("val") > self.options.seq_len
 
     def close(self) -> None:
-        """Frees the model and lets go of the data."""
+        """Frees the model and the data."""
         self.loader.close()
         self.model.close()
 
     def circumstances(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to end with the same bits."""
+        """The values on which bit-for-bit resuming depends."""
         splits = self.dataset.meta["splits"]
         shards = [
             recorded_checksum(shard).partition(":")[2]
@@ -91,7 +91,7 @@ class Setup:
 
 
 def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Setup:
-    """Opens the data, makes the model and gives it its weights."""
+    """Opens the data, makes the model and sets its weights."""
     initial: ModelFile | None = None
     if base is None and options.init_from is not None:
         initial = open_checkpoint(options.init_from)
@@ -150,9 +150,9 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
 def _open_dataset(
     options: TrainOptions, base: Checkpoint | None, initial: ModelFile | None, show: Progress
 ) -> tuple[TrainOptions, Dataset]:
-    """The data, prepared with the tokenizer of the model that the run continues.
+    """The dataset, prepared with the tokenizer of the resumed or fine-tuned model, if any.
 
-    Also the options with that tokenizer.
+    Also returns the options with that tokenizer.
     """
     known, name = base or initial, options.tokenizer
     own = own_tokenizer(known) if known is not None else None
@@ -162,7 +162,7 @@ def _open_dataset(
     if name is None:
         name = own_name or default_tokenizer(options)
     elif base is not None and not is_kind(name):
-        # The folder that it came from may be gone; the checkpoint has it.
+        # The tokenizer's original folder may be gone; the checkpoint has a copy.
         name = own_name or name
     name = tokenizer_name(name)
     noted: set[str] = set()
@@ -174,7 +174,7 @@ def _open_dataset(
 
     dataset = resolve_dataset(options.data, name, progress=report)
     if base is not None and own and own_name and not same_tokenizer(own, dataset):
-        # The text has changed, and with it the tokenizer that is learned from it.
+        # The text has changed, so a tokenizer learned from it has changed too.
         dataset = resolve_dataset(options.data, own_name, progress=report)
     if base is None:
         if dataset.folder == Path(options.data):
@@ -183,7 +183,7 @@ def _open_dataset(
     if known is not None:
         check_vocabulary(known, own, dataset)
     if own is not None:
-        dataset.tokenizer.bos = own.bos  # the model keeps to what it was taught
+        dataset.tokenizer.bos = own.bos  # as in the model's earlier training
     return options, dataset
 
 
@@ -202,10 +202,10 @@ def _shape(options: TrainOptions, known: ModelFile | None, dataset: Dataset) -> 
 
 
 def _fit_context(options: TrainOptions, config: GPTConfig, show: Progress) -> TrainOptions:
-    """Sequences no longer than the model's context."""
+    """Lowers --seq-len to the model's context."""
     if options.seq_len <= config.block_size:
         return options
-    if options.seq_len != defaults_for("init-from")["seq_len"]:  # it was asked for
+    if options.seq_len != defaults_for("init-from")["seq_len"]:  # given explicitly
         show.note(f"note: --seq-len is lowered to the model's context of {config.block_size}")
     return replace(options, seq_len=config.block_size)
 
@@ -213,11 +213,11 @@ def _fit_context(options: TrainOptions, config: GPTConfig, show: Progress) -> Tr
 def _settings(
     options: TrainOptions, base: Checkpoint | None, config: GPTConfig
 ) -> tuple[Options, Plan]:
-    """How the model is held, and the memory that it will take, which must be there."""
+    """The model's options and memory plan. GptcError if the memory is not available."""
     threads, dtype = options.threads, options.dtype
     if base is not None:
-        # The same bits as without a stop: sums are taken in an order that depends on the number
-        # of threads, and rounded to the dtype.
+        # Bit-for-bit resuming needs the same threads and dtype: the order of sums depends on the
+        # number of threads, their rounding on the dtype.
         trainer = base.trainer()
         assert trainer is not None
         threads = threads or min(trainer["threads"], library.cpu_count())
@@ -241,9 +241,9 @@ def _settings(
         raise UsageError(str(error).replace("n_threads", "--threads")) from error
     available = available_bytes()
     if settings.device == "cpu" and available is not None and plan.total_bytes > available:
-        # Otherwise the system would end the process for it, later and without a word.
+        # Otherwise the kernel would kill the process later, without a message.
         raise GptcError(
-            f"training needs {amount(plan.total_bytes)} and {amount(available)} are free; lower "
+            f"training needs {amount(plan.total_bytes)}, but {amount(available)} are free; lower "
             f"--batch-size (now {options.batch_size}) or --seq-len (now {options.seq_len})"
         )
     return settings, plan
@@ -259,12 +259,12 @@ def _create_model(config: GPTConfig, settings: Options) -> Model:
 
 
 def _settle(options: TrainOptions, steps: int) -> TrainOptions:
-    """Replaces options that depend on the data or the machine by what they turned out to be."""
+    """Fills in the options that depend on the data or the machine."""
     changes: dict[str, Any] = dict.fromkeys(LIMITS) | {"steps": steps}
     if options.warmup_steps is None:
         table = defaults_for("init-from" if options.init_from else options.preset)
         changes["warmup_steps"] = min(int(table["warmup_steps"]), steps // 10)
-    # A run may be resumed from elsewhere: paths become absolute.
+    # A run may be resumed from a different folder: make paths absolute.
     if options.data not in KNOWN_DATASETS:
         changes["data"] = str(Path(options.data).resolve())
     if options.init_from is not None and Path(options.init_from).exists():
@@ -273,7 +273,7 @@ def _settle(options: TrainOptions, steps: int) -> TrainOptions:
 
 
 def _note_changes(setup: Setup, base: Checkpoint, show: Progress) -> None:
-    """Says what has changed since the run was interrupted."""
+    """Notes the circumstances that have changed since the checkpoint."""
     trainer = base.trainer()
     assert trainer is not None
     for name, value in setup.circumstances().items():
@@ -282,6 +282,5 @@ def _note_changes(setup: Setup, base: Checkpoint, show: Progress) -> None:
             if name == "data_sha256":
                 changed = f"{setup.options.data} has changed"
             show.note(
-                f"note: {changed}, so the result will not be the same to the last bit as "
-                "without the interruption"
+                f"note: {changed}, so the result will not match an uninterrupted run bit for bit"
             )

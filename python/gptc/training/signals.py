@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class StepDropped(Exception):
-    """A signal came in the middle of a step, which may take minutes."""
+    """A signal arrived during a step, which may take minutes and is abandoned."""
 
 
 class Received:
@@ -19,17 +19,16 @@ class Received:
         self.received: int | None = None
 
     def check(self) -> None:
-        """Between micro-batches."""
+        """Raises StepDropped after a signal. Called between micro-batches."""
         if self.received is not None:
             raise StepDropped
 
 
 @contextmanager
 def heard_signals() -> Iterator[Received]:
-    """Notes the first SIGINT, SIGTERM or SIGHUP instead of dying; the second one works as usual.
+    """Records the first SIGINT, SIGTERM or SIGHUP; the second one has its usual effect.
 
-    A signal that this process was started to ignore, as a background job is, stays ignored; so does
-    SIGHUP under nohup.
+    Signals that this process ignores from its start, as SIGHUP under nohup, stay ignored.
     """
     state = Received()
     if threading.current_thread() is not threading.main_thread():
@@ -40,9 +39,9 @@ def heard_signals() -> Iterator[Received]:
         state.received = number
         for other, before in previous.items():
             signal.signal(other, before)
-        # Not through the progress display, which this may be in the middle of.
+        # Not through the progress display: this may interrupt it.
         with suppress(OSError):  # the terminal may be gone
-            os.write(2, b"\nstopping and saving; once more to abort at once\n")
+            os.write(2, b"\nstopping and saving; a second signal aborts at once\n")
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]

@@ -1,4 +1,4 @@
-"""How far a run is: what one step changes, and what a checkpoint keeps of it."""
+"""The progress of a run: updated by each step, saved in each checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptc.checkpoint.reader import Checkpoint
 
 @dataclass
 class State:
-    """The steps done, and the results so far."""
+    """The steps done and the results so far."""
 
     step: int = 0
     tokens: int = 0
@@ -22,7 +22,7 @@ class State:
 
     @classmethod
     def of(cls, base: Checkpoint) -> State:
-        """The state that a checkpoint was saved in."""
+        """The state in a checkpoint."""
         trainer = base.trainer()
         assert trainer is not None
         return cls(
@@ -35,7 +35,7 @@ class State:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What trainer.json keeps."""
+        """The values for trainer.json."""
         return {
             "step": self.step,
             "tokens": self.tokens,

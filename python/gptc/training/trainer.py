@@ -1,4 +1,4 @@
-"""One step of training, an evaluation, a sample: what a run does again and again."""
+"""Training steps, evaluations and samples of a run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from gptc.training.signals import StepDropped
 
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.5
-WHOLE_AT_END = 10  # times the batches of an evaluation that the last one may have
-PEAK_EVERY_S = 5.0  # between two looks at what the machine can do
+WHOLE_AT_END = 10  # the last evaluation covers the whole split up to this many times eval_batches
+PEAK_EVERY_S = 5.0  # seconds between measurements of the machine's peak
 
 
 class Trainer:
-    """Takes the steps of a run. What they change is in `setup.state`."""
+    """Runs the steps of a run. Their effects are in `setup.state`."""
 
     def __init__(self, setup: Setup, show: Progress) -> None:
         self._setup = setup
@@ -36,9 +36,9 @@ class Trainer:
         self._peak_at = time.monotonic()
 
     def step(self, check: Callable[[], None]) -> dict[str, Any]:
-        """A step and its line for metrics.jsonl.
+        """Runs a step; returns its record for metrics.jsonl.
 
-        What `check` raises between the micro-batches drops the step whole.
+        An exception from `check`, called between micro-batches, drops the step.
         """
         setup, state, options = self._setup, self._setup.state, self._setup.options
         position = setup.loader.position
@@ -57,7 +57,7 @@ class Trainer:
                 check=check,
             )
         except StepDropped:
-            setup.loader.position = position  # its batches are drawn again
+            setup.loader.position = position  # so that its batches are drawn again
             raise
         except EngineError as error:
             if error.status != library.GPT_ERR_NUMERIC:
@@ -70,7 +70,7 @@ class Trainer:
         return {
             "step": state.step,
             "tokens": state.tokens,
-            "elapsed_s": 0.0,  # the caller's, as are the next two; here for the order
+            "elapsed_s": 0.0,  # set by the caller; here for the order of keys
             "train_loss": _short(result.loss),
             "lr": _short(lr),
             "grad_norm": _short(result.grad_norm),
@@ -87,9 +87,9 @@ class Trainer:
         return GptcError(f"the loss is not finite at step {state.step + 1}; {advice}")
 
     def evaluate(self, last: bool) -> dict[str, float]:
-        """The loss over the validation split, in nats per token and in bits per byte.
+        """The loss on the validation split, in nats per token and in bits per byte.
 
-        That of the last step is over the whole split, as `gptc eval` has it, where that is cheap.
+        After the last step it covers the whole split, as in `gptc eval`, if that is cheap.
         """
         setup, state, options = self._setup, self._setup.state, self._setup.options
         n_batches = options.eval_batches
@@ -113,7 +113,7 @@ class Trainer:
         return state.evaluation
 
     def sample(self) -> str:
-        """A text that the model writes now."""
+        """A sample from the current model."""
         setup = self._setup
         generation = Generation(
             setup.model,
@@ -125,14 +125,14 @@ class Trainer:
         return "".join(piece for _, piece in generation).strip()
 
     def sample_bytes(self) -> int:
-        """Memory that `sample` takes for its cache."""
+        """Bytes that `sample` takes for its KV cache."""
         setup = self._setup
         n_prompt = len(prompt_tokens(setup.tokenizer, ""))
         n_ctx = min(setup.model.config.block_size, n_prompt + SAMPLE_TOKENS - 1)
         return session_bytes(setup.model, 1, n_ctx)
 
     def measure_peak(self) -> None:
-        """Now and then, since a shared machine is not always as fast as at the start."""
+        """Remeasures the peak now and then: a shared machine may be slow at the start."""
         if time.monotonic() - self._peak_at > PEAK_EVERY_S:
             before = self.peak_flops
             self.peak_flops = max(before, self._setup.model.peak_flops())
@@ -144,12 +144,12 @@ class Trainer:
             self._peak_at = time.monotonic()
 
     def mfu(self, tokens_per_s: float) -> float:
-        """The share of the machine's peak that the model's arithmetic reaches."""
+        """Model FLOPs utilization: the model's arithmetic as a share of the machine's peak."""
         flops = self._setup.plan.train_flops_per_token * tokens_per_s
         return round(flops / self.peak_flops, 4)
 
     def report(self, meter: Meter, lr: float) -> StepReport:
-        """The state of training for the terminal."""
+        """The state of training for the display."""
         setup, state = self._setup, self._setup.state
         rate = setup.options.tokens_per_step / meter.step_s
         return StepReport(
@@ -165,5 +165,5 @@ class Trainer:
 
 
 def _short(value: float) -> float:
-    """The shortest decimal that is still this float32."""
+    """The value rounded to 9 digits, which identify a float32."""
     return float(f"{value:.9g}")

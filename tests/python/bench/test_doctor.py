@@ -18,7 +18,7 @@ from gptc.errors import GptcError
 
 Gptc = Callable[..., Any]
 
-NO_GPU = library.Gpu("there is no GPU here", "", "", 0, "", "13.0", "", 0, 0)
+NO_GPU = library.Gpu("no GPU on this machine", "", "", 0, "", "13.0", "", 0, 0)
 A_GPU = library.Gpu(
     None, "Card 9", "9.0", 132, "13.0", "12.8", "12.8.1, lib/it", 150 << 30, 149 << 30
 )
@@ -30,7 +30,7 @@ def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, which: str, **changes: Any) -> None:
-    """Lets the traces of a dtype differ from what they were."""
+    """Makes the traces of a dtype differ from the expected ones."""
     honest = doctor._trace
 
     def trace(family: str, device: str, dtype: str) -> Trace:
@@ -64,7 +64,7 @@ def test_it_describes_the_machine_and_passes_where_all_is_well(gptc: Gptc) -> No
 
 
 def test_nothing_is_installed_by_a_name_that_is_another_projects() -> None:
-    """gptc is not on PyPI: what has that name there is somebody else's."""
+    """gptc is not on PyPI: the package of that name there is a different one."""
     assert all(install == f"pip install {name}" for name, _, install in doctor.PACKAGES)
     for folder, kind in (("python/gptc", "*.py"), ("docs", "*.md")):
         for file in (Path(__file__).parents[3] / folder).rglob(kind):
@@ -76,7 +76,7 @@ def test_as_text(gptc: Gptc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PACKAGES", (("no-such-thing", "nothing", "pip install hope"),))
     ran = gptc("doctor")
     assert ran.code == 0
-    assert "  GPU           none: there is no GPU here\n" in ran.out
+    assert "  GPU           none: no GPU on this machine\n" in ran.out
     assert "  no-such-thing not installed: pip install hope (for nothing)\n" in ran.out
     assert ran.out.count("\nPASS") == 13
     assert "FAIL" not in ran.out
@@ -125,7 +125,7 @@ def test_a_gpu_is_described_and_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = library.gpu().problem
     monkeypatch.setattr(library, "gpu", lambda: A_GPU)
     report = doctor.examine()
-    # It claims to work, and the engine knows better.
+    # Its report says that it works; the engine's check fails.
     on_gpu = [check for check in report["checks"] if "cuda" in check["name"]]
     assert len(on_gpu) == 12
     assert all(check["detail"] == problem and not check["ok"] for check in on_gpu)

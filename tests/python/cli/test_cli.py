@@ -23,8 +23,8 @@ Gptc = Callable[..., Any]
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["trian"], 2, "no command 'trian'; did you mean train?"),
-        (["frobnicate"], 2, "no command 'frobnicate'; known: prepare, train"),
+        (["trian"], 2, "unknown command 'trian'; did you mean train?"),
+        (["frobnicate"], 2, "unknown command 'frobnicate'; known: prepare, train"),
         (["train", "--stpes", "3"], 2, "--steps"),
         (["train", "--steps", "few"], 2, "'few' is not a size"),
         (["train", "--preset", "tinny"], 2, "did you mean tiny?"),
@@ -147,7 +147,7 @@ def test_a_reader_that_leaves_is_no_error(arguments: list[str], tmp_path: Path) 
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert ran.stdout.startswith("run ")
     assert ran.stderr == ""
-    # A pipe that is closed before anything is written.
+    # A pipe whose reader is closed before anything is written.
     read, write = os.pipe()
     os.close(read)
     closed = subprocess.Popen(

@@ -104,7 +104,7 @@ def test_raw_bytes_are_nothing_but_bytes(
         writer, tokenizer, "\udcff\n", max_tokens=30, sampling=Sampling(2.0, seed=4), stop=()
     )
     assert list(generation)
-    (tmp_path / "prompt").write_bytes(b"\xff\n\n")  # of which the last is the file's
+    (tmp_path / "prompt").write_bytes(b"\xff\n\n")  # the final newline is not part of the prompt
     command = [
         sys.executable, "-m", "gptc", "infer", "-m", saved, "--prompt-file", tmp_path / "prompt",
         "--raw", "--max-tokens", "30", "--temperature", "2", "--seed", "4", "--dtype", "fp32",
@@ -142,13 +142,13 @@ def test_a_context_that_shifts(infer: Callable[..., Any]) -> None:
 def test_a_full_context_is_no_silent_end(infer: Callable[..., Any]) -> None:
     ran = infer("-p", "Once", "--max-tokens", 100)
     words = "note: the model's context of 48 tokens is full"
-    shift = ": --context-shift goes on from its newer half\n"
+    shift = ": --context-shift continues from its newer half\n"
     assert (ran.code, ran.err) == (0, words + shift)
     assert infer("-p", "Once", "--max-tokens", 100, "--beams", 2).err == f"{words}\n"
     assert infer("-p", "Once", "--max-tokens", 100, "--context-shift").err == ""
     ran = infer("-p", "x" * 60)
     assert (ran.code, ran.out) == (1, "")
-    assert "or continue from its end with --context-shift" in ran.err
+    assert "or continue from its newer half with --context-shift" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`gptc infer` keeps to a regex or a grammar, and names what is wrong with one."""
+"""`gptc infer` follows a regex or a grammar, and names a mistake in one."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def test_a_line_that_no_token_continues_stops_no_other(
     ran = gptc("infer", "-m", tmp_path / "m", "--prompts", file, "--max-tokens", 9)
     assert ran.code == 1
     first, second = [json.loads(line) for line in ran.out.splitlines()]
-    assert "no token goes on after 'ab': what may follow is 'é'" in first["error"]
+    assert "no token fits after 'ab': the rules allow 'é'" in first["error"]
     assert second["samples"][0]["tokens"] == 9
     ran = gptc("infer", "-m", tmp_path / "m", "-p", "a", "--regex", "abé")
     assert ran.code == 1
-    assert ran.err.startswith("gptc: error: no token goes on after 'ab'")
+    assert ran.err.startswith("gptc: error: no token fits after 'ab'")
     assert ran.err.count("\n") == 1
 
 
@@ -88,7 +88,7 @@ def test_a_line_that_no_token_continues_stops_no_other(
         (["--grammar", "nowhere"], 1, "cannot read the grammar nowhere: No such file"),
         (["--grammar", "{bad}"], 2, "2:7 of the grammar: no rule is called b"),
         (["--grammar", "{bytes}"], 1, "is not UTF-8"),
-        (["--regex", "()"], 2, "no text but the empty one matches the regex"),
+        (["--regex", "()"], 2, "only the empty text matches the regex"),
     ],
 )
 def test_infer_names_what_is_wrong(

@@ -22,7 +22,7 @@ class Terminal:
         pty = pytest.importorskip("pty")
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which may be ignored here
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # it may be ignored here
             os.environ["XDG_STATE_HOME"] = str(home)
             os.environ["TERM"] = "dumb"
             command = [sys.executable, "-m", "gptc", "infer", "-m", str(saved), "--seed", "4",
@@ -31,7 +31,7 @@ class Terminal:
         self.seen = ""
 
     def until(self, text: str, seconds: float = 30) -> str:
-        """Waits for `text`, and returns all that was shown up to its end."""
+        """Waits for `text`, and returns all output up to its end."""
         end = time.monotonic() + seconds
         while text not in self.seen:
             assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
@@ -102,7 +102,7 @@ def test_an_interrupt_stops_the_text_and_not_the_program(saved: Path, tmp_path: 
     terminal.until(">>> ")
     terminal.type("half a line")
     terminal.until("half a line")
-    time.sleep(0.3)  # a person's pause: Python overlooks what comes before it waits
+    time.sleep(0.3)  # a person's pause: Python misses input that arrives before it waits
     terminal.type("\x03")
     terminal.until(">>> ")
     terminal.type("On\n")

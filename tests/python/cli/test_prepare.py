@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(*arguments: str, given: str | bytes | None = None) -> Result:
     result = CliRunner().invoke(prepare_command, arguments, input=given)
     if isinstance(result.exception, Exception):
-        raise result.exception  # which `gptc` turns into an exit code
+        raise result.exception  # `gptc` turns it into an exit code
     return result
 
 

@@ -1,4 +1,4 @@
-"""`gptc infer --prompts` answers every line, and a bad line stops no other."""
+"""`gptc infer --prompts` answers every line, and a bad line does not stop the others."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_prompts_that_cannot_be_read(infer: Callable[..., Any], tmp_path: Path) 
     ran = infer("--prompts", tmp_path / "odd", "--max-tokens", 2)
     first, second = [json.loads(line) for line in ran.out.splitlines()]
     assert len(first["samples"]) == 1
-    assert "byte 12 of the line is no UTF-8" in second["error"]
+    assert "byte 12 of the line is not UTF-8" in second["error"]
 
 
 def test_answers_can_be_asked_again(infer: Callable[..., Any], tmp_path: Path) -> None:

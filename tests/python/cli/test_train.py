@@ -24,7 +24,7 @@ Gptc = Callable[..., Any]
 
 
 def test_train_infer_and_info_without_naming_anything(arguments: list[str], tmp_path: Path) -> None:
-    """The first commands of the README, with a smaller model; standard output is for answers."""
+    """The first commands of the README, with a smaller model; standard output has only results."""
     out = arguments.index("--out")
     del arguments[out : out + 2]
     process = spawn("train", *arguments, cwd=tmp_path)
@@ -59,7 +59,7 @@ def test_the_summary_as_json_and_the_memory_it_took(arguments: list[str], tmp_pa
     assert summary["options"]["n_layer"] == 6
     assert summary["sample"]
     assert summary["engine_bytes"] > 50e6
-    # What the process took is what the plan said it would: see docs/architecture.md.
+    # The process's peak memory is the planned one: see docs/architecture.md.
     assert summary["peak_resident_bytes"] == pytest.approx(summary["planned_peak_bytes"], rel=0.1)
 
 
@@ -137,7 +137,7 @@ def test_a_closed_terminal_ends_the_run_saved(arguments: list[str], tmp_path: Pa
         with contextlib.suppress(BlockingIOError):
             os.read(terminal, 1 << 16)
         time.sleep(0.02)
-    os.close(terminal)  # the system sends SIGHUP, and nothing can be written any more
+    os.close(terminal)  # the system sends SIGHUP, and later writes fail
     assert process.wait(timeout=30) == 128 + signal.SIGHUP
     step = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert (tmp_path / "run" / f"ckpt-{step:06d}" / "checksums.json").exists()
@@ -169,7 +169,7 @@ def test_resume_without_a_value_takes_the_newest_run(
 def test_resume_with_out_continues_the_run_there(
     gptc: Gptc, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where --resume alone would look, under runs/, there is nothing."""
+    """--resume alone would search runs/, which is empty here."""
     monkeypatch.chdir(tmp_path)
     out = options["out"]
     args = [part for k, v in options.items() for part in (f"--{k.replace('_', '-')}", str(v))]

@@ -1,4 +1,4 @@
-"""Every preset is possible, and a wrong configuration names the field."""
+"""Every preset is valid, and the error of an invalid configuration names the field."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_parameters_are_named_and_shaped() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_heads": 4}, "no field 'n_heads'; did you mean 'n_head'"),
+        ({"n_heads": 4}, "unknown model field 'n_heads'; did you mean 'n_head'"),
         ({"n_head": None}, "n_head is None, not a whole number"),
         ({"n_head": True}, "n_head is True, not a whole number"),
         ({"bias": 1}, "bias is 1, not true or false"),

@@ -52,7 +52,7 @@ def test_another_abi_version_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     old = tmp_path / "gpt.h"
     old.write_text(header.replace(f"GPT_ABI_VERSION {number}", "GPT_ABI_VERSION 999"))
     monkeypatch.setenv("GPTC_HEADER", str(old))
-    with pytest.raises(GptcError, match=rf"ABI version {number}, but .* describes 999"):
+    with pytest.raises(GptcError, match=rf"ABI version {number}, but .* declares 999"):
         library.load()
 
 
@@ -115,7 +115,7 @@ def test_importing_the_package_loads_neither_numpy_nor_the_library() -> None:
 
 
 def gpu_info(status: int, sentence: str = "", **fields: object) -> Any:
-    """A library that answers gpt_cuda_info so."""
+    """A library whose gpt_cuda_info gives this answer."""
     ffi = library.load().ffi
 
     class Fake:
@@ -173,7 +173,7 @@ def test_the_wheel_of_cublas_is_found_in_either_of_its_folders(
     file.write_bytes(b"not a library")
     assert library.find_cublas("13.0") == file
     assert library.find_cublas("12.8") is None
-    assert library.load_cublas("13.0") is None  # it does not load, and that is all
+    assert library.load_cublas("13.0") is None  # it does not load, without an error
     assert library.load_cublas("12.8") is None
 
 
@@ -190,7 +190,7 @@ def test_what_is_loaded_from_the_wheel_is_then_found_by_name() -> None:
     assert out.stdout == "found\n"
 
 
-# ---- declarations made in advance ----
+# ---- parsed declarations ----
 
 
 def test_a_parsed_header_serves_its_own_text_only(

@@ -56,9 +56,9 @@ def test_a_copy_stays_a_copy(model: Model) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.zeros((256, 32)), "takes float32, not float64"),
-        (np.zeros((32, 256), np.float32), r"has the shape \(256, 32\), not \(32, 256\)"),
-        (np.zeros(256 * 32, np.float32), r"not \(8192,\)"),
+        (np.zeros((256, 32)), "are float64; they must be float32"),
+        (np.zeros((32, 256), np.float32), r"have the shape \(32, 256\); it must be \(256, 32\)"),
+        (np.zeros(256 * 32, np.float32), r"have the shape \(8192,\)"),
     ],
 )
 def test_a_wrong_array_is_refused(model: Model, values: Any, message: str) -> None:
@@ -69,9 +69,9 @@ def test_a_wrong_array_is_refused(model: Model, values: Any, message: str) -> No
 
 
 def test_unknown_names_are_refused(model: Model) -> None:
-    with pytest.raises(GptcError, match=r"no parameter 'wte'; .* like wte.weight"):
+    with pytest.raises(GptcError, match=r"unknown parameter 'wte'; .* wte.weight"):
         model.get("wte")
-    with pytest.raises(GptcError, match="no tensor 'velocity'"):
+    with pytest.raises(GptcError, match="unknown tensor 'velocity'"):
         model.read("wte.weight", "velocity")
 
 
@@ -116,7 +116,7 @@ def test_micro_batches_average_to_the_whole_batch(config: Config) -> None:
     b = parts.train_step([x[:2], x[2:]], [y[:2], y[2:]], lr=1e-3)
     assert b.loss == pytest.approx(a.loss, rel=1e-5)
     assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4)
-    # Looked at through the moments: the update itself divides by tiny numbers.
+    # Compare the moments: the update divides by tiny numbers.
     name = "h.1.mlp.fc.weight"
     first = whole.read(name, "moment1")
     assert np.allclose(first, parts.read(name, "moment1"), atol=1e-3 * np.abs(first).max())
@@ -147,9 +147,9 @@ def test_tokens_of_any_integer_type_mean_the_same(model: Model, kind: Any) -> No
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.zeros((2, 12)), "inputs must be whole numbers, not float64"),
-        (np.zeros(12, np.int32), r"inputs must have the shape \(B, T\), not \(12,\)"),
-        (np.zeros((2, 0), np.int32), r"not \(2, 0\)"),
+        (np.zeros((2, 12)), "inputs are float64; they must be whole numbers"),
+        (np.zeros(12, np.int32), r"inputs have the shape \(12,\); it must be \(B, T\)"),
+        (np.zeros((2, 0), np.int32), r"have the shape \(2, 0\)"),
         (np.full((2, 12), 2**40), "inputs hold 1099511627776"),
         (np.full((2, 12), 256, np.int32), "token 0 is 256; the vocabulary is 0 to 255"),
         (np.full((2, 12), -1, np.int32), "token 0 is -1"),
@@ -169,7 +169,7 @@ def test_unequal_batches_are_refused(model: Model) -> None:
         model.backward(x, y[:, :-1])
     with pytest.raises(GptcError, match="2 micro-batches of inputs, 1 of targets"):
         model.train_step([x, x], [y], lr=1e-3)
-    with pytest.raises(GptcError, match="no micro-batch"):
+    with pytest.raises(GptcError, match="empty list; pass at least one micro-batch"):
         model.train_step([], [], lr=1e-3)
 
 
@@ -248,7 +248,7 @@ def test_a_plan_is_what_a_model_gets(config: Config) -> None:
 
 
 def test_wrong_options_are_refused(config: Config) -> None:
-    with pytest.raises(UsageError, match="'gpu' is not one of auto, cpu, cuda"):
+    with pytest.raises(UsageError, match="'gpu' is unknown; it must be one of auto, cpu, cuda"):
         Model.create(config(), device="gpu")
     with pytest.raises(EngineError, match="dropout is 1"):
         Model.create(config(), dropout=1.0)

@@ -1,4 +1,4 @@
-"""A session gives the logits of the whole text, whatever the order of its tokens."""
+"""A session gives the logits of the whole text, in any order of tokens and sequences."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_session_errors(model: Model) -> None:
     session = model.session(2, 8)
     with pytest.raises(EngineError, match="sequence 2"):
         session.decode([1, 2], 2)
-    with pytest.raises(GptcError, match="no sequence 5; this session has 2"):
+    with pytest.raises(GptcError, match="no sequence 5: this session has 2"):
         session.length(5)
     with pytest.raises(GptcError, match="3 tokens, but 2 sequence numbers"):
         session.decode([1, 2, 3], [0, 1])

@@ -123,7 +123,7 @@ def test_the_mean_is_over_tokens(model: Model, dataset_folder: Path) -> None:
 def test_a_model_in_a_file_with_a_tokenizer_of_its_own(
     gptc: Gptc, arguments: list[str], text_file: Path, tmp_path: Path
 ) -> None:
-    """A dataset with its tokenizer is enough; with another one, the error names the remedy."""
+    """A dataset with the model's tokenizer works; with a different one, the error has advice."""
     data, other, file = tmp_path / "d", tmp_path / "other", tmp_path / "m.gguf"
     assert gptc("prepare", text_file, "--out", data, "--tokenizer", "bpe:300").code == 0
     assert gptc("prepare", text_file, "--out", other, "--tokenizer", "char").code == 0

@@ -1,4 +1,4 @@
-"""A download is complete and right, or fails, whatever the server cuts, stalls or refuses."""
+"""A download is complete and verified, or fails, when a server cuts, stalls or refuses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Answer = Callable[[http.server.BaseHTTPRequestHandler, int], None]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers each path as `answers` says, and remembers what it was asked for."""
+    """Answers each path as `answers` says, and records the requests."""
 
     daemon_threads = True
 
@@ -91,7 +91,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def fetched(server: Server, path: Path, answer: Any, **options: Any) -> bytes:
     server.answers["/file"] = answer
     download(f"{server.url}/file", path, sha256=SHA256, **options)
-    assert sorted(p.name for p in path.parent.iterdir()) == [path.name]  # nothing else stays
+    assert sorted(p.name for p in path.parent.iterdir()) == [path.name]  # no other file remains
     return path.read_bytes()
 
 
@@ -138,7 +138,7 @@ def test_a_server_without_ranges_sends_all_again(server: Server, tmp_path: Path)
 def test_a_partial_file_of_another_version_is_dropped(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.partial").write_bytes(b"old" * 1000)
     assert fetched(server, tmp_path / "file", lambda handler, n: handler.give()) == DATA
-    assert server.ranges == ["bytes=3000-", None]  # the checksum told
+    assert server.ranges == ["bytes=3000-", None]  # restarted after a wrong checksum
 
 
 def test_the_validator_is_sent_along(server: Server, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_lies_about_lengths_are_found(server: Server, tmp_path: Path) -> None:
     with pytest.raises(GptcError, match="wrong SHA-256"):
         download(f"{server.url}/file", tmp_path / "file", sha256=SHA256)
 
-    def elsewhere(handler: Any, n: int) -> None:  # another range than the one asked for
+    def elsewhere(handler: Any, n: int) -> None:  # not the requested range
         if handler.asked_from():
             handler.begin(206, 10, Content_Range=f"bytes 0-9/{len(DATA)}")
             handler.wfile.write(DATA[:10])
@@ -220,7 +220,7 @@ def test_refusals_for_now_are_waited_for(
             handler.give()
 
     assert fetched(server, tmp_path / "file", answer) == DATA
-    assert waits == [1, 7, 4]  # doubled each time, and never less than the server asks for
+    assert waits == [1, 7, 4]  # doubled each time, and at least the server's Retry-After
     server.answers["/file"] = lambda handler, n: handler.begin(503, 0)
     with pytest.raises(GptcError, match="HTTP 503"):
         download(f"{server.url}/file", tmp_path / "more", attempts=3)

@@ -42,7 +42,7 @@ def test_every_way_of_infer_begins_so(gptc: Gptc, taught: Path, tmp_path: Path) 
         text = "".join(piece for _, piece in expected)
         raw = tokenizer.encode(PROMPT).tolist()
         without = Generation(model, tokenizer, raw, sampling=Sampling(temperature=0), max_tokens=12)
-        assert "".join(piece for _, piece in without) != text  # else this would show nothing
+        assert "".join(piece for _, piece in without) != text  # else this test would be vacuous
         assert generate(model, tokenizer, PROMPT, **options) == [text]
         for draft in (NgramDraft(), ModelDraft(model, tokenizer)):
             assert generate(model, tokenizer, PROMPT, draft=draft, **options) == [text]
@@ -92,7 +92,7 @@ def test_a_conversation_goes_on_without_a_second_one(taught: Path) -> None:
 def test_where_another_text_begins_this_one_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As llama2.c's run does: its models are trained with no other end."""
+    """As in llama2.c's run: its models are trained with no other end token."""
     tokenizer = begun(ByteTokenizer(), 1)
     with varied(make_config("byte")) as model:
         Script(monkeypatch, b"yes\x01no", 2)  # after the prompt: it and "a"
@@ -110,7 +110,7 @@ def test_a_beam_ends_there_too() -> None:
     with varied(make_config("byte")) as model:
         request = make_request(model, tokenizer, [1, 97], max_tokens=8, stop=(), num_samples=3)
         ((sample, _), *_) = beam_search(model, tokenizer, request, 3, 0.0)
-        # Whatever was likeliest at the third place now ends texts.
+        # The likeliest token at the third position now ends texts.
         tokenizer.end_of_text = sample.tokens[2]  # type: ignore[assignment]
         expected = beam_search(model, tokenizer, request, 3, 0.0)
         tokenizer.end_of_text, tokenizer.bos = None, sample.tokens[2]
@@ -123,7 +123,7 @@ def test_a_beam_ends_there_too() -> None:
 
 @pytest.mark.parametrize(("n_ctx", "draft"), [(48, False), (48, True), (5, False), (3, False)])
 def test_a_context_that_shifts_keeps_it_first(n_ctx: int, draft: bool) -> None:
-    """It replaces the oldest token of the half, unless there is room for one token only."""
+    """It replaces the oldest token of the half, unless that half is a single token."""
     tokenizer = begun(llama_like())
     n = 110
     config = make_config("llama", vocab_size=tokenizer.vocab_size, block_size=n_ctx)

@@ -1,4 +1,4 @@
-"""A text with a regex or a grammar matches it, whatever else is asked for."""
+"""A text with a regex or a grammar matches it, with every combination of other options."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_most_likely_of_what_is_allowed(writer: Model, tokenizer: Tokenizer)
     for i, token in enumerate(sample.tokens):
         logits = writer.logits(np.array([sample.sequence[: 2 + i]]))[0, -1]
         assert token == ord("k") + int(logits[ord("k") : ord("p") + 1].argmax())
-        # Log-probabilities are the model's own.
+        # Log-probabilities are the unconstrained model's.
         own = token_logprob(logits, token, 3, 256)
         assert sample.logprobs[i].logprob == pytest.approx(own.logprob, abs=1e-3)
         assert [t for t, _ in sample.logprobs[i].top] == [t for t, _ in own.top]
@@ -135,16 +135,16 @@ def test_a_stop_string_ends_it_before_it_is_complete(writer: Model, tokenizer: T
 def test_where_no_token_goes_on(config: Config) -> None:
     tokenizer = CharTokenizer("abc\n")
     with varied(config(vocab_size=4)) as model:
-        with pytest.raises(GptcError, match=r"after 'ab': what may follow is 'é', '한'; use ano"):
+        with pytest.raises(GptcError, match=r"after 'ab': the rules allow 'é', '한'; use a dif"):
             generate(model, tokenizer, "a", regex="ab(é|한)")
         with pytest.raises(
-            GptcError, match="no token begins the text: what may follow is 'x', 'y'"
+            GptcError, match="no token can begin the text: the rules allow 'x', 'y'"
         ):
             generate(model, tokenizer, "a", regex="[xyz]*")
         with pytest.raises(GptcError, match="'d', 'e', 'f', 'g', 'h', 'i', 'j', 'k', …"):
             generate(model, tokenizer, "a", regex="[d-z]")
         assert generate(model, tokenizer, "a", regex="a[d-z]*") == ["a"]  # complete, at least
-        with pytest.raises(UsageError, match="no text but the empty one matches the regex"):
+        with pytest.raises(UsageError, match="only the empty text matches the regex"):
             generate(model, tokenizer, "a", regex="(|){3}")
         with pytest.raises(GptcError, match="leave no token to draw"):
             generate(model, tokenizer, "a", regex="a", bias=((1, float("-inf")),))
@@ -170,5 +170,7 @@ def test_what_excludes_each_other(writer: Model, tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="exclude each other"):
         generate(writer, tokenizer, "a", regex="a", grammar='root ::= "a"')
     request = make_request(writer, tokenizer, "a", regex="[a-z]+")
-    with pytest.raises(UsageError, match="beams know no regex or grammar: leave out --beams"):
+    with pytest.raises(
+        UsageError, match="beam search takes no regex or grammar: leave out --beams"
+    ):
         beam_search(writer, tokenizer, request, 2)

@@ -1,4 +1,4 @@
-"""A text depends on its own request only, whatever is decoded at the same time."""
+"""A text depends only on its request, not on other texts in the batch."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_wrong_arguments_are_named(writer: Model, tokenizer: Tokenizer, tmp_path
     anything: Any = None
     wrong: Any
     for wrong in (["a", "b"], 5, [1.0], [-1]):
-        with pytest.raises(UsageError, match="it must be one text, or a list of tokens' numbers"):
+        with pytest.raises(UsageError, match="it must be one text, or a list of token ids"):
             generate(writer, tokenizer, wrong)
     with pytest.raises(UsageError, match=r"the tokenizer is None; .*load_tokenizer"):
         generate(writer, anything, "a")

@@ -76,9 +76,9 @@ def test_what_stood_there_before_is_guessed_again() -> None:
     assert draft.guess(0, text, 2) == [3, 4]
     text.sequence += [3, 9]
     assert draft.guess(0, text, 8) == []
-    text.sequence += [2, 3]  # stood before 4, and later before 9
+    text.sequence += [2, 3]  # occurred before 4, and later before 9
     assert draft.guess(0, text, 2) == [9, 2]
-    assert draft.guess(0, sample([7, 8, 7]), 8) == [8, 7]  # another text knows nothing of these
+    assert draft.guess(0, sample([7, 8, 7]), 8) == [8, 7]  # independent of other texts
     assert draft.guess(1, sample([1, 2, 4]), 8) == []
 
 

@@ -62,7 +62,7 @@ def test_an_empty_prompt_begins_a_document(writer: Model, tokenizer: Tokenizer) 
     assert without == generate(writer, tokenizer, "##", max_tokens=10)
 
 
-# ---- where a text ends ----
+# ---- ends of texts ----
 
 
 def test_a_text_ends_where_the_context_is_full(writer: Model, tokenizer: Tokenizer) -> None:
@@ -72,7 +72,7 @@ def test_a_text_ends_where_the_context_is_full(writer: Model, tokenizer: Tokeniz
             pass
         sample = generation.samples[0]
         assert sample.finish == "context"
-        assert len(sample.tokens) == 48 - n_prompt + 1  # the last one needs no room to come back
+        assert len(sample.tokens) == 48 - n_prompt + 1  # the last one is never fed back
 
 
 def test_a_longer_prompt_is_refused(writer: Model, tokenizer: Tokenizer) -> None:

@@ -130,7 +130,7 @@ def test_the_stop_filter_against_a_search_of_the_whole() -> None:
             assert text.startswith(out)
         stopped = stop_filter.stopped
         out += stop_filter.flush()
-        # The stop string that is complete first wins; among those, the one that begins first.
+        # The stop string that completes first wins; of several, the one that begins first.
         ends = [text.find(word) + len(word) for word in stop if word in text]
         assert stopped == bool(ends)
         if not ends:

@@ -19,7 +19,7 @@ HOT = ("attention_bf16", "norm", "classifier", "adamw")
 
 
 def log(stack: int = 0, spill: int = 0, file: str = "norm", dtype: str = "bf16") -> str:
-    """A build in which one kernel of one file is like that, and all others are well."""
+    """A build log in which one kernel of one file has these values, and all others are fine."""
     text = "".join(
         STEP.format(dtype="bf16", file=name) + KERNEL.format(arch=80, stack=0, spill=0)
         for name in HOT

@@ -1,4 +1,4 @@
-"""docs/performance.md and the README's table match the results that report.py reads."""
+"""docs/performance.md and the README's table match results.json."""
 
 from __future__ import annotations
 

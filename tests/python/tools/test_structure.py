@@ -10,7 +10,7 @@ TOOL = Path(__file__).resolve().parents[3] / "tools" / "structure.py"
 
 
 def report(root: Path, files: dict[str, str]) -> list[str]:
-    """What the tool prints for a checkout of these files, by line."""
+    """The tool's output for a checkout of these files, by line."""
     for folder in ("python/gptc", "csrc"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():

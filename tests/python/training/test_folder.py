@@ -1,4 +1,4 @@
-"""A run owns its folder, and a full disk loses no checkpoint."""
+"""A run locks its folder, and a full disk loses no checkpoint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
         train(options)
     message = str(caught.value)
     assert message.startswith(f"cannot save {out / 'ckpt-000008'}: no space left on device")
-    assert f"{out / 'ckpt-000004'} is intact: make room, then gptc train --resume {out}" in message
+    assert (
+        f"{out / 'ckpt-000004'} is intact: free disk space, then gptc train --resume {out}"
+        in message
+    )
     assert sorted(f.name for f in out.iterdir()) == ["ckpt-000004", "config.toml", "metrics.jsonl"]
     monkeypatch.undo()
     assert train({}, resume=out).finished
@@ -56,16 +59,16 @@ def test_a_disk_that_is_too_small_is_noticed_at_the_start(
     train({**options, "save_every": 2})
     shown = capsys.readouterr().err
     assert "note: 927 kB are free at " in shown
-    assert "and 3 checkpoints will take 927 kB: make room, or choose another --out" in shown
+    assert "but 3 checkpoints will take 927 kB: free disk space, or choose another --out" in shown
     train({"steps": 20, "save_every": 2}, resume=options["out"])  # two of three are there
-    train({**options, "out": options["out"] + "2"})  # which saves twice
+    train({**options, "out": options["out"] + "2"})  # this saves twice
     assert "are free" not in capsys.readouterr().err
 
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(writer, "write_chunks", full)
-    with pytest.raises(GptcError, match="no checkpoint was saved yet: make room or choose another"):
+    with pytest.raises(GptcError, match="no checkpoint is saved yet: free disk space or choose"):
         train({**options, "out": options["out"] + "3"})
 
 
@@ -77,7 +80,7 @@ def test_two_processes_cannot_train_into_one_folder(options: Options) -> None:
             train({"steps": 10}, resume=options["out"])
 
 
-# ---- what a folder may hold ----
+# ---- contents of a folder ----
 
 
 def test_nothing_is_left_behind_by_options_that_fail(options: Options) -> None:
@@ -88,7 +91,7 @@ def test_nothing_is_left_behind_by_options_that_fail(options: Options) -> None:
 
 def test_a_run_is_not_overwritten(options: Options) -> None:
     train(options)
-    with pytest.raises(UsageError, match="holds a run already; continue it with --resume"):
+    with pytest.raises(UsageError, match="already holds a run; continue it with --resume"):
         train(options)
 
 

@@ -25,12 +25,12 @@ Options = dict[str, Any]
         ({"steps": 0}, "--steps is 0; it must be 1 or more"),
         ({"steps": "many"}, "steps is 'many'; it must be a whole number"),
         ({"lr": -1.0}, "--lr is -1.0; it must be above 0"),
-        ({"grad_accum": 10**12}, "tokens; the most is 268,435,456"),
+        ({"grad_accum": 10**12}, "tokens; it must be at most 268,435,456"),
         ({"lr": float("nan")}, "--lr is nan"),
-        ({"lr": 1e-3, "min_lr": 1e-2}, "--min-lr is 0.01, above --lr"),
+        ({"lr": 1e-3, "min_lr": 1e-2}, "--min-lr is 0.01; it must be at most --lr"),
         ({"dropout": 1.0}, "--dropout is 1.0; it must be at least 0 and below 1"),
         ({"schedule": "cos"}, "--schedule is 'cos'; it must be one of cosine"),
-        ({"preset": "tinny"}, "no preset 'tinny'; did you mean tiny"),
+        ({"preset": "tinny"}, "unknown preset 'tinny'; did you mean tiny"),
         ({"bias": "no"}, "bias is 'no'; it must be true or false"),
         ({"n_layer": True}, "n-layer is True; it must be a whole number"),
         ({"init_from": "x", "n_layer": 3}, "--n-layer cannot be given with --init-from"),
@@ -89,7 +89,7 @@ def test_preset_defaults_and_what_overrides_them() -> None:
     tiny = new_options({})
     assert {name: getattr(tiny, name) for name in DEFAULTS["tiny"]} == {
         **DEFAULTS["tiny"],
-        "warmup_steps": None,  # chosen when the number of steps is known
+        "warmup_steps": None,  # set when the number of steps is known
     }
     assert new_options({"lr": 1e-4}).lr == 1e-4
     assert new_options({"preset": "gpt2-medium"}).lr == 6e-4

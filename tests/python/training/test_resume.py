@@ -1,4 +1,4 @@
-"""A resumed run ends with the same bits, and says what has changed."""
+"""A resumed run ends with the same bits, and names changes since it was interrupted."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_crash_loses_only_what_followed_the_checkpoint(options: Options, tmp_p
         train({**options, "out": str(crashed)}, on_step=crash)
     assert len(metrics(crashed)) == 7
     with (crashed / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 8, "tok')  # a line that was being written
+        file.write('{"step": 8, "tok')  # an incomplete line
     train({}, resume=crashed)
     assert reproducible(metrics(crashed)) == expected
     last = "ckpt-000008"
@@ -110,7 +110,7 @@ def test_resuming_a_finished_run_says_so(
     summary = train({}, resume=options["out"])
     assert summary.finished
     assert summary.step == 8
-    assert "has done its 8 steps; train on with" in capsys.readouterr().err
+    assert "has done its 8 steps; continue with" in capsys.readouterr().err
     assert (Path(options["out"]) / "metrics.jsonl").read_bytes() == before
 
 
@@ -123,8 +123,7 @@ def test_a_limit_that_the_run_is_past_is_refused(options: Options, limit: Option
         train(limit, resume=out)
     ((name, value),) = limit.items()
     assert str(caught.value) == (
-        f"the run is at step 8 (256 tokens), which is past --{name} {value}; "
-        "train on with --steps 16"
+        f"the run is at step 8 (256 tokens), past --{name} {value}; continue with --steps 16"
     )
     assert (out / "config.toml").read_bytes() == before
     assert train({"steps": 16}, resume=out).step == 16
@@ -144,7 +143,7 @@ def test_what_cannot_change_on_resume(options: Options, tmp_path: Path) -> None:
         train({}, resume=out / "ckpt-000004")
     with Model.create(GPTConfig.preset("tiny", n_layer=1), threads=1) as model:
         model.save(tmp_path / "model")
-    with pytest.raises(GptcError, match=r"is a model, not a training run; .*--init-from"):
+    with pytest.raises(GptcError, match=r"is a model, not a run; .*--init-from"):
         train({}, resume=tmp_path / "model")
 
 

@@ -56,7 +56,7 @@ def test_a_run_learns_and_reports(options: Options, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr()
     assert shown.out == ""
     for part in (
-        "tiny with another shape (llama)",
+        "tiny with a modified shape (llama)",
         "parameters",
         "training tokens",
         "peak",
@@ -88,7 +88,7 @@ def test_peak_memory_is_what_was_planned(options: Options) -> None:
     changes = {"n_embd": 128, "n_ff": 512, "n_layer": 4, "batch_size": 8, "seq_len": 64}
     summary = train({**options, **changes, "steps": 3})
     assert summary.engine_bytes > 20e6
-    # The process may have been larger before the run; then its peak says nothing about the run.
+    # If the process was larger before the run, its peak says nothing about the run.
     assert summary.peak_resident_bytes > summary.engine_bytes
     assert summary.planned_peak_bytes >= summary.resident_before_bytes + summary.engine_bytes
 
@@ -102,7 +102,7 @@ def test_a_run_that_is_too_long_is_noted(
     train({**options, "steps": 10**11}, on_step=stop)
     shown = capsys.readouterr().err
     assert "177,777,778 epochs" in shown
-    assert "note: the run passes over its text 177,777,778 times" in shown
+    assert "note: 177,777,778 passes over the data" in shown
     assert re.search(r"note: at this pace the run takes [\d,]+ days; .*--minutes", shown)
     train({**options, "out": options["out"] + "2"})
     assert "note" not in capsys.readouterr().err
@@ -165,7 +165,7 @@ def test_minutes_bound_the_time(options: Options) -> None:
 def test_a_run_of_minutes_ends_as_any_other(
     options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also on a machine that is far slower than the estimate of the steps assumed."""
+    """Also on a machine far slower than estimated."""
     del options["steps"]
     monkeypatch.setattr("gptc.training.setup.time_step", lambda *_: 1e-5)
 

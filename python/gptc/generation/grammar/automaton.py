@@ -1,17 +1,16 @@
-"""A machine that reads texts byte by byte: those that a set of rules describes.
+"""A pushdown automaton that matches text against a set of rules, byte by byte.
 
     rules = {"root": Choice((Concat((Chars(((40, 40),)), Name("root"))), Chars(((48, 57),))))}
     machine = Graph(rules, "grammar").machine("root")
     stacks = machine.start
     for byte in b"((7":
-        stacks = machine.step(stacks, byte)  # empty: no text of the rules begins so
-    complete = None in stacks  # whether one may end here
+        stacks = machine.step(stacks, byte)  # empty: no matching text begins like this
+    complete = None in stacks  # whether a match may end here
 
-The expression of each rule becomes nodes of one graph: take a byte, go one of several ways, call a
-rule. A call puts the node that follows it on a stack, the end of a rule takes it off. As a text can
-often be read in several ways, a place in it is a set of stacks, each with a node on top that waits
-for a byte. Characters outside ASCII are the bytes of their UTF-8, so that a text may be cut
-anywhere.
+Each rule becomes nodes of one graph: match a byte, branch, or call a rule. A call pushes the node
+after it on a stack; the end of a rule pops it. Text can often be parsed in several ways, so the
+state is a set of stacks, each with a node on top that matches a byte. Characters outside ASCII are
+matched as the bytes of their UTF-8, so that text may be cut anywhere.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from weakref import WeakValueDictionary
 from gptc.errors import DeadEnd, UsageError
 
 MOST_NODES = 100_000  # of a graph
-MOST_STACKS = 10_000  # ways to read one text
+MOST_STACKS = 10_000  # parses of one text
 LAST = 0x10FFFF  # the last code point
-_BLOCK = 8  # repetitions
+_BLOCK = 8  # repetitions that share nodes
 
 
 def too_many_ways() -> DeadEnd:
-    """That a regex or a grammar is too ambiguous to be followed."""
+    """The error for a regex or a grammar that is too ambiguous."""
     return DeadEnd(
-        f"the text can be read in more than {MOST_STACKS:,} ways: let the alternatives begin with "
-        "different characters"
+        f"the text can be parsed in more than {MOST_STACKS:,} ways: let the alternatives begin "
+        "with different characters"
     )
 
 
@@ -47,35 +46,35 @@ Ranges: TypeAlias = tuple[tuple[int, int], ...]  # of code points: first and las
 
 @dataclass(frozen=True)
 class Chars:
-    """One character out of these."""
+    """One character from these ranges."""
 
     ranges: Ranges
 
 
 @dataclass(frozen=True)
 class Name:
-    """Whatever the rule of that name describes."""
+    """A match of the rule of that name."""
 
     rule: str
 
 
 @dataclass(frozen=True)
 class Concat:
-    """One after the other."""
+    """The items in sequence."""
 
     items: tuple[Expression, ...]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of them."""
+    """One of the options."""
 
     options: tuple[Expression, ...]
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """The item so many times in a row; `most` None: any number."""
+    """The item `least` to `most` times; `most` None = unbounded."""
 
     item: Expression
     least: int
@@ -86,7 +85,7 @@ Expression: TypeAlias = "Chars | Name | Concat | Choice | Repeat"
 
 
 def united(ranges: Iterable[tuple[int, int]]) -> Ranges:
-    """The same characters in order, without the halves of surrogate pairs, which are none."""
+    """The ranges sorted and merged, without surrogates, which are not characters."""
     out: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         for low, high in ((first, min(last, 0xD7FF)), (max(first, 0xE000), last)):
@@ -98,7 +97,7 @@ def united(ranges: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def others(ranges: Iterable[tuple[int, int]]) -> Ranges:
-    """All characters but these."""
+    """The complement: all other characters."""
     ranges = united(ranges)
     begins = [0, *(last + 1 for _, last in ranges)]
     ends = [*(first - 1 for first, _ in ranges), LAST]
@@ -109,20 +108,20 @@ def others(ranges: Iterable[tuple[int, int]]) -> Ranges:
 
 
 class Bytes(NamedTuple):
-    """Takes one byte: bit b of `mask` says whether byte b will do."""
+    """Matches one byte: byte b if bit b of `mask` is set."""
 
     mask: int
     next: int
 
 
 class Fork(NamedTuple):
-    """Goes on at each of these."""
+    """Continues at each of these nodes."""
 
     nexts: tuple[int, ...]
 
 
 class Call(NamedTuple):
-    """Goes on where the rule begins, and when it ends, at `next`."""
+    """Continues at the rule's first node, and after the rule at `next`."""
 
     rule: int
     next: int
@@ -133,10 +132,10 @@ END = 0  # the node at which a rule ends
 
 
 class Graph:
-    """The nodes of all rules, made from their ends to their beginnings."""
+    """The nodes of all rules; each rule is built from its end to its beginning."""
 
     def __init__(self, rules: dict[str, Expression], what: str) -> None:
-        """`what` it is, for UsageError where it is too large."""
+        """`what` names the input, such as "grammar", in the UsageError if it is too large."""
         self._what = what
         self._n_built = 0
         self.nodes: list[Node] = [Fork(())]
@@ -145,7 +144,7 @@ class Graph:
             self.nodes[self.begin[name]] = Fork((self._build(expression, END),))
 
     def machine(self, root: str) -> Machine:
-        """What reads the texts of the rule of that name."""
+        """The machine that matches the rule of that name."""
         return Machine(self.nodes, self.begin[root])
 
     def _add(self, node: Node) -> int:
@@ -158,11 +157,11 @@ class Graph:
         if self._n_built > MOST_NODES:
             raise UsageError(
                 f"the {self._what} is more than {MOST_NODES:,} steps: lower the numbers in braces, "
-                "which repeat all that stands before them"
+                "which repeat the item before them"
             )
 
     def _build(self, item: Expression, next: int) -> int:
-        """The node at which the item begins; `next` follows it."""
+        """The first node of the item; `next` is the node after it."""
         self._count()
         if isinstance(item, Chars):
             found = (_utf8(first, last) for first, last in item.ranges)
@@ -178,7 +177,7 @@ class Graph:
         return self._build_repeat(item.item, item.least, item.most, next)
 
     def _build_repeat(self, item: Expression, least: int, most: int | None, next: int) -> int:
-        """Many repetitions are calls of a block of some, the same block wherever one stands."""
+        """Long repetitions call one shared block of _BLOCK repetitions."""
         block = 0
         if max(least, (most or 0) - least) >= 2 * _BLOCK:
             block = self._build_repeat(item, _BLOCK, _BLOCK, END)
@@ -186,7 +185,7 @@ class Graph:
         if most is None:
             next = self._add(Fork(()))
             self.nodes[next] = Fork((self._build(item, next), end))
-        else:  # x{0,2} is (x(x)?)?, which can be read in one way
+        else:  # x{0,2} is (x(x)?)?, which is unambiguous
             n_blocks, rest = divmod(most - least, _BLOCK) if block else (0, most - least)
             tail = next
             for i in range(max(rest, _BLOCK - 1 if n_blocks else 0)):
@@ -202,7 +201,7 @@ class Graph:
         return next
 
     def _build_bytes(self, sequences: frozenset[Sequences], next: int) -> int:
-        """A tree by first bytes, those after which the same may follow in one node."""
+        """A tree by first bytes; bytes with the same continuations share a node."""
         after: defaultdict[int, set[Sequences]] = defaultdict(set)
         for (first, last), *rest in sequences:
             for byte in range(first, last + 1):
@@ -217,7 +216,7 @@ class Graph:
         return ways[0] if len(ways) == 1 else self._add(Fork(ways))
 
     def _finishing(self, bytes_too: bool) -> set[int]:
-        """The nodes from which the end of their rule is reached: through bytes, or without any."""
+        """The nodes that can reach the end of their rule; without `bytes_too`, reading no byte."""
         waiting = defaultdict(list)
         for i, node in enumerate(self.nodes):
             if isinstance(node, Bytes):
@@ -236,12 +235,12 @@ class Graph:
         return found
 
     def endless(self) -> str | None:
-        """A rule of which no text is ever complete."""
+        """The name of a rule that no finite text matches, or None."""
         finishing = self._finishing(bytes_too=True)
         return next((name for name, node in self.begin.items() if node not in finishing), None)
 
     def left_recursion(self) -> list[str] | None:
-        """Names of rules each of which may begin with the next: the first and last are one."""
+        """A cycle of rules, each of which may begin with the next; first and last are the same."""
         empty = self._finishing(bytes_too=False)
         names = {node: name for name, node in self.begin.items()}
         first: dict[str, list[str]] = {}  # the rules that a rule may begin with
@@ -257,12 +256,12 @@ class Graph:
                     targets = (here.next,) if here.rule in empty else ()
                     if here.rule in names:
                         called.append(names[here.rule])
-                    else:  # a block of this rule's
+                    else:  # a block of repetitions in this rule
                         targets = (*targets, here.rule)
                 todo += [target for target in targets if target not in seen]
                 seen.update(targets)
             first[name] = called
-        # What begins with nothing that is left is no part of a cycle; every other leads to one.
+        # Remove rules that begin with no remaining rule (Kahn 1962). The rest lead to a cycle.
         callers = defaultdict(list)
         for name, called in first.items():
             for other in called:
@@ -283,12 +282,12 @@ Sequences: TypeAlias = tuple[tuple[int, int], ...]  # a range of bytes, then one
 
 
 def _utf8(first: int, last: int) -> list[Sequences]:
-    """The UTF-8 of the characters from first to last, as ranges of bytes that combine freely."""
-    for limit in (0x7F, 0x7FF, 0xFFFF):  # where one more byte is needed
+    """The UTF-8 of the characters from first to last, as sequences of byte ranges."""
+    for limit in (0x7F, 0x7FF, 0xFFFF):  # the last characters of 1, 2 and 3 bytes
         if first <= limit < last:
             return _utf8(first, limit) + _utf8(limit + 1, last)
     low, high = chr(first).encode(), chr(last).encode()
-    for n in range(len(low) - 1, 0, -1):  # the last n bytes are to run through all, or not at all
+    for n in range(len(low) - 1, 0, -1):  # the last n bytes must cover their full range or none
         span = 1 << 6 * n
         if first // span != last // span:
             if first % span:
@@ -304,9 +303,9 @@ def _utf8(first: int, last: int) -> list[Sequences]:
 
 
 class Stack:
-    """A node, and the stack below it: where the text goes on when the node's rule ends.
+    """A node, and the stack below it, which continues when the node's rule ends.
 
-    Equal stacks are one object, so that they are compared and hashed at once however deep they are.
+    Equal stacks are one object, so comparing and hashing take constant time at any depth.
     """
 
     __slots__ = ("__weakref__", "below", "node")
@@ -316,11 +315,11 @@ class Stack:
         self.below = below
 
 
-Stacks: TypeAlias = frozenset["Stack | None"]  # None: nothing is left to come
+Stacks: TypeAlias = frozenset["Stack | None"]  # None: the text is complete
 
 
 class Machine:
-    """Reads texts. Holds no place in any: those are values, which may be kept and gone on from."""
+    """Matches texts. Its states are immutable values, passed in and returned."""
 
     def __init__(self, nodes: list[Node], root: int) -> None:
         self.nodes = nodes
@@ -328,7 +327,7 @@ class Machine:
         self.start = self.close([(root, None)])
 
     def step(self, stacks: Stacks, byte: int) -> Stacks:
-        """Where a text stands after one more byte. DeadEnd where there are too many ways."""
+        """The state after one more byte. DeadEnd if there are too many parses."""
         ready: list[tuple[int, Stack | None]] = []
         for stack in stacks:
             if stack is not None:
@@ -338,7 +337,7 @@ class Machine:
         return self.close(ready)
 
     def close(self, todo: list[tuple[int, Stack | None]]) -> Stacks:
-        """The stacks at which a byte is taken next, from these nodes with what is below them."""
+        """The stacks with a Bytes node on top that these (node, stack below) pairs lead to."""
         seen = set(todo)
         out: set[Stack | None] = set()
         while todo:
@@ -354,7 +353,7 @@ class Machine:
                 ways = [(below.node, below.below)]
             elif isinstance(node, Fork):
                 ways = [(next, below) for next in node.nexts]
-            else:  # a rule's last call comes back to where the rule itself would
+            else:  # tail call: the last call of a rule returns to the rule's caller
                 last = node.next == END
                 ways = [(node.rule, below if last else self._stack(node.next, below))]
             for way in ways:
@@ -373,7 +372,7 @@ class Machine:
 
     @cached_property
     def byte_classes(self) -> list[int]:
-        """A number for each byte, equal where no node tells the two apart."""
+        """A class number for each byte; bytes that no node distinguishes share one."""
         masks = {node.mask for node in self.nodes if isinstance(node, Bytes)}
         numbers = [0] * 256
         for mask in masks:
@@ -383,14 +382,14 @@ class Machine:
         return numbers
 
     def coming(self, stacks: Stacks) -> list[str]:
-        """What may follow, in words: of all characters with the same first byte, the first."""
+        """Allowed next characters for a message: one for each first byte."""
         found = []
         for byte in range(256):
             text, here = bytes([byte]), self.step(stacks, byte)
             while here and byte >= 0xC0 and not _is_utf8(text):
                 more = next(b for b in range(0x80, 0xC0) if self.step(here, b))
                 text, here = text + bytes([more]), self.step(here, more)
-            if here:  # a byte alone where the text ends within a character
+            if here:  # a lone byte if the text ends within a character
                 found.append(repr(text.decode()) if _is_utf8(text) else f"byte 0x{byte:02X}")
         return found
 

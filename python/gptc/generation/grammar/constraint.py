@@ -1,16 +1,15 @@
-"""Which tokens keep a text one of those that a regex or a grammar describes.
+"""The tokens that a regex or a grammar allows after a text.
 
     constraint = make_constraint(tokenizer, tokenizer.vocab_size, regex="[0-9]+")
     place = constraint.start
     while not place.ended:
         place = place.after(one_of(place.allowed))
 
-A machine reads the bytes of tokens (automaton.py). The tokens of a vocabulary are a tree by their
-bytes, which it walks from the root, a level at a time, for as long as a text of the rules begins
-so. What it finds depends on the stack that it starts from, of which a token seldom reads more than
-the top. So a walk starts with the top alone, and ends where that has been read to its end; only
-from there on the node below is asked, and so on. Each of these parts is kept, and serves every
-stack that begins with the same nodes, however deep it is.
+A machine reads the bytes of tokens (automaton.py). The vocabulary is a trie by bytes, and the
+machine walks it level by level, along the branches that the rules allow. The result depends on the
+machine's stack, but a token seldom reads beyond the top of it. So a walk starts with the top node
+alone, and stops at trie nodes that complete it; from there a second walk continues with the node
+below, and so on. Each walk is cached, and shared by all stacks with the same upper nodes.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from gptc.generation.grammar.parser import parse_grammar, parse_regex
 from gptc.tokenizer.base import Tokenizer
 
 Ints: TypeAlias = npt.NDArray[np.integer[Any]]
-MOST_BYTES = 32 << 20  # of what is kept for one constraint
-_MOST_STATES = 4096  # of walks, each a row of the table
+MOST_BYTES = 32 << 20  # of cached walks for one constraint
+_MOST_STATES = 4096  # states of walks, each a row of the table
 _MOST_LISTED = 8  # characters in a message
 
 
 class _Tree:
-    """Tokens by their bytes, in arrays: nodes are numbered by level, so that children adjoin."""
+    """A trie of the tokens' bytes, in arrays. Numbering by level makes children adjacent."""
 
     def __init__(self, pieces: list[bytes]) -> None:
-        """The empty ones are left out."""
+        """Empty pieces are left out."""
         order = sorted((i for i in range(len(pieces)) if pieces[i]), key=pieces.__getitem__)
         data = np.frombuffer(b"".join([pieces[i] for i in order]), np.uint8)
         lengths = np.array([len(pieces[i]) for i in order], np.int64)
@@ -47,68 +46,68 @@ class _Tree:
         for level in range(int(lengths.max(initial=0))):
             longer = np.flatnonzero(lengths > level)
             parent, label = node[longer], data[begins[longer] + level]
-            fresh = np.ones(len(longer), bool)  # in order, those that begin alike adjoin
+            fresh = np.ones(len(longer), bool)  # pieces are sorted: equal prefixes are adjacent
             fresh[1:] = (parent[1:] != parent[:-1]) | (label[1:] != label[:-1])
             node[longer] = n_nodes - 1 + np.cumsum(fresh)
             parents.append(parent[fresh])
             labels.append(label[fresh])
             n_nodes += int(fresh.sum())
         self.label = np.concatenate(labels)
-        """The byte by which a node is reached."""
+        """The byte on the edge to a node."""
         self.n_children = np.bincount(np.concatenate(parents)[1:], minlength=n_nodes)
         self.first_child = 1 + np.cumsum(self.n_children) - self.n_children
         self.n_tokens = np.bincount(node, minlength=n_nodes)
-        """Several tokens may be the same bytes."""
+        """Above 1 if several tokens have the same bytes."""
         self.first_token = np.cumsum(self.n_tokens) - self.n_tokens
         self.tokens = np.array(order, np.int32)[np.argsort(node, kind="stable")]
 
 
 def _spans(first: Ints, n: Ints) -> Ints:
-    """first[0] and the numbers after it, n[0] in all, then the same of first[1], ..."""
+    """The concatenation of arange(first[i], first[i] + n[i]) for all i."""
     ends = np.cumsum(n)
     return np.arange(ends[-1] if len(n) else 0) + np.repeat(first - ends + n, n)
 
 
 @dataclass(eq=False)
 class _Reach:
-    """What the upper nodes of a stack let pass, when those below are not known."""
+    """The cached walk for the upper nodes of a stack."""
 
-    tokens: Ints
-    ends: Ints  # nodes of the tree at which the nodes have been read to their end
-    below: dict[frozenset[int], _Reach] = field(default_factory=dict)  # with the next nodes, too
+    tokens: Ints  # allowed by these nodes alone
+    ends: Ints  # trie nodes at which these nodes are complete
+    below: dict[frozenset[int], _Reach] = field(default_factory=dict)  # by the next nodes below
 
 
 class Place(NamedTuple):
-    """Where a text stands. A value: it may be kept, and gone on from again."""
+    """The grammar state of a text, an immutable value."""
 
     constraint: Constraint
     stacks: Stacks
     allowed: Ints
-    """The tokens that may follow, by id; those that end a text too, where it is complete."""
+    """Ids of the tokens that may follow, sorted; with end tokens if the text is complete."""
     ended: bool
-    """Whether it is complete, and no token goes on."""
+    """Whether the text is complete and no token can follow."""
 
     def after(self, token: int) -> Place:
-        """The place after one more token. DeadEnd where the text can be read in too many ways."""
+        """The place after one more token. DeadEnd if there are too many parses."""
         stacks = self.stacks
         for byte in self.constraint.pieces[token]:
             stacks = self.constraint.machine.step(stacks, byte)
         return self.constraint.place(stacks)
 
     def dead_end(self, text: str) -> DeadEnd:
-        """The error for `text`, which is not complete and which no token continues."""
+        """The error for an incomplete `text` that no token continues."""
         coming = self.constraint.machine.coming(self.stacks)
         listed = ", ".join(coming[:_MOST_LISTED])
         more = ", …" if len(coming) > _MOST_LISTED else ""
-        begun = f"no token goes on after {text[-60:]!r}" if text else "no token begins the text"
-        return DeadEnd(f"{begun}: what may follow is {listed}{more}; use another tokenizer")
+        begun = f"no token fits after {text[-60:]!r}" if text else "no token can begin the text"
+        return DeadEnd(f"{begun}: the rules allow {listed}{more}; use a different tokenizer")
 
 
 class Constraint:
-    """A machine and a vocabulary."""
+    """A machine applied to a vocabulary."""
 
     def __init__(self, machine: Machine, pieces: list[bytes], ends: list[int]) -> None:
-        """`pieces` are the bytes of each token, b"" of one that is no text; `ends` end a text."""
+        """`pieces` are the tokens' bytes, b"" for special ones; `ends` are the end tokens."""
         self.machine = machine
         self.pieces = pieces
         self._ends = ends
@@ -121,7 +120,7 @@ class Constraint:
         self.start = self.place(machine.start)
 
     def place(self, stacks: Stacks) -> Place:
-        """Where a text stands that can be read in these ways."""
+        """The place for a set of stacks."""
         mask = np.zeros(len(self.pieces), bool)
         todo = [(self._root, stacks)]
         while todo:
@@ -144,7 +143,7 @@ class Constraint:
         return Place(self, stacks, np.flatnonzero(mask).astype(np.int32), ended)
 
     def _reach(self, upper: _Reach, nodes: frozenset[int]) -> _Reach:
-        """What is let pass by one of the nodes, below the upper ones."""
+        """The walk for `nodes` on the level below `upper`, cached."""
         found = upper.below.get(nodes)
         if found is None:
             if self._held > MOST_BYTES:
@@ -158,7 +157,7 @@ class Constraint:
         self._held = 0
 
     def _walk(self, begins: Ints, nodes: frozenset[int]) -> _Reach:
-        """Reads on from these places of the tree, with a stack of each node alone."""
+        """Walks the trie from these trie nodes, with one stack for each machine node alone."""
         if len(self._states) > _MOST_STATES:
             self._forget_walks()
         start = self._state(self.machine.close([(node, None) for node in nodes]))
@@ -178,7 +177,7 @@ class Constraint:
         return _Reach(self._tree.tokens[spans], end[self._tree.n_children[end] > 0])
 
     def _forget_walks(self) -> None:
-        """State 0 is that no text begins so."""
+        """Clears the states. State 0 is the dead one, without stacks."""
         self._states: list[Stacks] = []
         self._numbers: dict[Stacks, int] = {}
         self._table = np.zeros((0, len(self._byte_of)), np.int32)  # -1: not known yet
@@ -207,7 +206,7 @@ class Constraint:
         for pair in np.unique(states[unknown] * width + classes[unknown]).tolist():
             state, number = divmod(pair, width)
             after = self.machine.step(self._states[state], self._byte_of[number])
-            self._table[state, number] = self._state(after)  # which may make the table anew
+            self._table[state, number] = self._state(after)  # this may reallocate the table
         again: Ints = self._table[states, classes]
         return again
 
@@ -220,9 +219,9 @@ def _tree(pieces: tuple[bytes, ...]) -> _Tree:
 def make_constraint(
     tokenizer: Tokenizer, n_tokens: int, regex: str | None = None, grammar: str | None = None
 ) -> Constraint | None:
-    """That a text matches the regex, or the rule `root` of the grammar; None without either.
+    """The constraint of a regex, or of the rule `root` of a grammar; None without either.
 
-    Only the first `n_tokens` tokens can be drawn. UsageError where both are given, or one is wrong.
+    Only the first `n_tokens` tokens can be drawn. UsageError if both are given or one is invalid.
     """
     if regex is not None and grammar is not None:
         raise UsageError("a regex and a grammar exclude each other: give one of them")
@@ -242,7 +241,7 @@ def _constraint(tokenizer: Tokenizer, n_tokens: int, kind: str, text: str) -> Co
     ends = {tokenizer.end_of_text, tokenizer.bos} & set(range(n_tokens))
     constraint = Constraint(machine, pieces, sorted(end for end in ends if end is not None))
     if constraint.start.stacks == {None}:
-        raise UsageError(f"no text but the empty one matches the {kind}")
+        raise UsageError(f"only the empty text matches the {kind}: allow at least one character")
     if constraint.start.ended:
         raise constraint.start.dead_end("")
     return constraint

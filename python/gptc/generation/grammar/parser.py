@@ -1,8 +1,8 @@
-"""Regexes, and grammars as llama.cpp's GBNF writes them: parsed into rules for a machine.
+"""Parsers of regexes and of grammars in llama.cpp's GBNF.
 
     machine = parse_grammar('root ::= "(" root ")" | [0-9]+')
 
-Both become the same expressions, so that all behind them is one: see automaton.py.
+Both produce the expressions of automaton.py.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _HEX = {"x": 2, "u": 4, "U": 8}
 
 
 class _Parser(ABC):
-    """What regexes and grammars have in common."""
+    """The syntax that regexes and grammars share."""
 
-    stops: tuple[str, ...] = ("|", ")")  # what ends a row
+    stops: tuple[str, ...] = ("|", ")")  # characters that end a row
     count = r"\{(\d*)(,?)(\d*)\}"  # {m}, {m,}, {m,n}
 
     def __init__(self, text: str) -> None:
@@ -45,46 +45,48 @@ class _Parser(ABC):
 
     @abstractmethod
     def where(self, at: int) -> str:
-        """A place of the text in words."""
+        """A position in words, for an error."""
 
     @abstractmethod
     def atom(self, depth: int) -> Expression:
-        """What a repetition may follow; a group is one deeper. Something stands here."""
+        """Parses an item that can be repeated. The text does not end here."""
 
     @abstractmethod
     def escape(self) -> Ranges:
-        """The characters that stand behind a backslash, which has been read."""
+        """Parses an escape after its backslash."""
 
     def skip(self, lines: bool) -> None:  # noqa: B027
-        """Passes over what means nothing: in `lines`, also their ends. In a regex, nothing does."""
+        """Skips blanks and comments, with `lines` also newlines. A regex has none."""
 
     def fail(self, message: str, at: int | None = None) -> UsageError:
         return UsageError(f"{self.where(self.at if at is None else at)}: {message}")
 
     def here(self, *words: str) -> bool:
-        """Whether one of them comes next."""
+        """Whether one of the words is next."""
         return self.text.startswith(words, self.at)
 
     def take(self, word: str) -> bool:
-        """Whether it comes next; if so, it is passed over."""
+        """Whether the word is next; if so, it is read."""
         found = self.here(word)
         self.at += len(word) * found
         return found
 
     def char(self, wanted: str) -> str:
-        """The next character. UsageError with what is missing where the text ends, or for no
-        character at all."""
+        """Reads a character. UsageError at the end of the text, where `wanted` is missing, or for
+        half of a surrogate pair."""
         if self.at == len(self.text):
-            raise self.fail(f"it ends where {wanted} is missing")
+            raise self.fail(f"{wanted} is missing at the end")
         self.at += 1
         code = ord(self.text[self.at - 1])
         if 0xD800 <= code <= 0xDFFF:
-            raise self.fail(f"U+{code:04X} is half of a character; give it whole", self.at - 1)
+            raise self.fail(
+                f"U+{code:04X} is half of a surrogate pair; give the whole character", self.at - 1
+            )
         return self.text[self.at - 1]
 
     def choice(self, depth: int = 0) -> Expression:
         if depth > _MOST_NESTED:
-            raise self.fail(f"more than {_MOST_NESTED} groups in each other; use fewer")
+            raise self.fail(f"groups are nested more than {_MOST_NESTED} deep; use fewer")
         options = [self.row(depth)]
         while self.bar():
             options.append(self.row(depth))
@@ -110,7 +112,7 @@ class _Parser(ABC):
         return items[0] if len(items) == 1 else Concat(tuple(items))
 
     def group(self, depth: int) -> Expression:
-        """The rest of a group."""
+        """Parses a group after its (."""
         begin = self.at - 1
         inner = self.choice(depth + 1)
         self.skip(lines=True)
@@ -125,14 +127,14 @@ class _Parser(ABC):
             return item
         if self.times() is not None:
             raise self.fail(
-                "a second repetition sign: lazy and possessive ones (*?, *+) would change nothing, "
-                "leave it out; or put the first into a group",
+                "a second repetition sign: leave it out (lazy and possessive signs, *? and *+, "
+                "change nothing), or put the first into a group",
                 begin,
             )
         return Repeat(item, *times)
 
     def times(self) -> tuple[int, int | None] | None:
-        """How often the item before may stand here; None: nothing is said of that."""
+        """Parses a repetition: its least and most; None if there is none here."""
         begin = self.at
         for sign, found in _SIGNS.items():
             if self.take(sign):
@@ -146,11 +148,11 @@ class _Parser(ABC):
         least = int(braces[1] or 0)
         most = int(braces[3]) if braces[3] else None if braces[2] else least
         if most is not None and most < least:
-            raise self.fail(f"{braces[0]} asks for more than it allows: swap the numbers", begin)
+            raise self.fail(f"{braces[0]} has its minimum above its maximum: swap them", begin)
         return least, most
 
     def char_class(self, empty: bool) -> Chars:
-        """The rest of a class; `empty`: whether a ] that comes first ends it."""
+        """Parses a class after its [; with `empty`, a ] that comes first ends it."""
         begin = self.at - 1
         negated = self.take("^")
         ranges: list[tuple[int, int]] = []
@@ -167,12 +169,12 @@ class _Parser(ABC):
                 if len(end) != 1 or end[0][0] != end[0][1]:
                     raise self.fail("a range needs one character at each end", low_at)
             if low[0][0] > high[0][0]:
-                raise self.fail("this range runs backwards: swap its ends", low_at)
+                raise self.fail("this range is reversed: swap its ends", low_at)
             ranges.append((low[0][0], high[0][0]))
         self.at += 1
         found = others(ranges) if negated else united(ranges)
         if not found:
-            raise self.fail("no character is in this class", begin)
+            raise self.fail("this class is empty: add a character", begin)
         return Chars(found)
 
     def class_char(self) -> Ranges:
@@ -180,13 +182,13 @@ class _Parser(ABC):
         return self.escape() if char == "\\" else ((ord(char),) * 2,)
 
     def code(self, kind: str) -> Ranges:
-        """The character whose number follows in hex: \\xHH, \\uHHHH or \\UHHHHHHHH."""
+        """Parses the hex digits of \\xHH, \\uHHHH or \\UHHHHHHHH."""
         digits = self.text[self.at : self.at + _HEX[kind]]
         if not re.fullmatch(f"[0-9A-Fa-f]{{{_HEX[kind]}}}", digits):
             raise self.fail(f"\\{kind} needs {_HEX[kind]} hexadecimal digits", self.at - 2)
         code = int(digits, 16)
         if code > LAST or 0xD800 <= code <= 0xDFFF:
-            raise self.fail(f"U+{code:04X} is no character", self.at - 2)
+            raise self.fail(f"U+{code:04X} is not a character", self.at - 2)
         self.at += len(digits)
         return ((code, code),)
 
@@ -199,7 +201,7 @@ _CLASSES |= {name.upper(): others(ranges) for name, ranges in _CLASSES.items()}
 
 
 class _RegexParser(_Parser):
-    """A regex as Python's `re` reads it with re.ASCII, as far as it says which texts match."""
+    """A subset of Python's `re` with re.ASCII: no lookaround, names, \\b or back references."""
 
     def where(self, at: int) -> str:
         return f"character {at} of the regex"
@@ -209,7 +211,7 @@ class _RegexParser(_Parser):
         if char == "(":
             if not self.take("?:") and self.here("?"):
                 raise self.fail(
-                    "of groups with ? there is (?:…) alone: no names, no looking", begin
+                    "groups with ? are unsupported (names, lookaround) except (?:…)", begin
                 )
             return self.group(depth)
         if char == "[":
@@ -222,11 +224,11 @@ class _RegexParser(_Parser):
             return Concat(())
         if char in "^$":
             raise self.fail(
-                f"the whole text matches anyway: leave out {char}, or write \\{char}", begin
+                f"the whole text always matches: leave out {char}, or write \\{char}", begin
             )
         self.at = begin
         if self.times() is not None:
-            raise self.fail(f"nothing stands before {char} to be repeated", begin)
+            raise self.fail(f"{char} has nothing before it to repeat", begin)
         self.at = begin + 1
         return Chars(((ord(char),) * 2,))
 
@@ -237,18 +239,18 @@ class _RegexParser(_Parser):
         if char in _HEX:
             return self.code(char)
         if "1" <= char <= "9":
-            raise self.fail(f"\\{char}: a regex here cannot refer back to a group", begin)
+            raise self.fail(f"\\{char}: back references to groups are unsupported", begin)
         if char.isalnum() and char.isascii() and char not in _CONTROLS:
             raise self.fail(
-                f"\\{char} is not known here: \\n \\t \\r \\xHH \\uHHHH \\d \\w \\s and \\ before "
-                "signs are",
+                f"unknown escape \\{char}; known: \\n \\t \\r \\xHH \\uHHHH \\d \\w \\s and \\ "
+                "before punctuation",
                 begin,
             )
         return ((_CONTROLS.get(char, ord(char)),) * 2,)
 
 
 class _GrammarParser(_Parser):
-    """Rules as llama.cpp's GBNF writes them: name ::= alternatives, to the end of the line."""
+    """The rules of llama.cpp's GBNF: name ::= alternatives, to the end of the line."""
 
     stops = ("|", ")", "\n")
     count = r"\{[ \t]*(\d+)[ \t]*(,?)[ \t]*(\d*)[ \t]*\}"
@@ -256,15 +258,15 @@ class _GrammarParser(_Parser):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.rules: dict[str, Expression] = {}
-        self.defined: dict[str, int] = {}  # where
-        self.used: dict[str, int] = {}  # where first
+        self.defined: dict[str, int] = {}  # position of each definition
+        self.used: dict[str, int] = {}  # position of each first use
 
     def where(self, at: int) -> str:
         line = self.text.count("\n", 0, at) + 1
         return f"{line}:{at - self.text.rfind(chr(10), 0, at)} of the grammar"
 
     def parse(self) -> None:
-        """All rules. UsageError names the place of what is wrong."""
+        """Parses all rules. UsageError names the position of a mistake."""
         self.skip(lines=True)
         while self.at < len(self.text):
             begin, name = self.at, self.name()
@@ -272,7 +274,7 @@ class _GrammarParser(_Parser):
             if not self.take("::="):
                 raise self.fail(f"after the name {name}, ::= is expected")
             if name in self.defined:
-                raise self.fail(f"{name} has been defined before: join the two with |", begin)
+                raise self.fail(f"{name} is already defined: join the two with |", begin)
             self.defined[name] = begin
             self.skip(lines=True)
             self.rules[name] = self.choice()
@@ -283,7 +285,7 @@ class _GrammarParser(_Parser):
             if name not in self.rules:
                 raise self.fail(f"no rule is called {name}", at)
         if "root" not in self.rules:
-            raise self.fail("no rule is called root, which a text must match", 0)
+            raise self.fail("no rule is called root: define the rule that the text must match", 0)
 
     def skip(self, lines: bool) -> None:
         space = r"(?:[ \t\r\n]|#[^\n]*)*" if lines else r"(?:[ \t\r]|#[^\n]*)*"
@@ -295,7 +297,7 @@ class _GrammarParser(_Parser):
         if not found:
             char = self.char("more")
             raise self.fail(
-                f'{char!r} begins nothing: a name, "text", [class], . or (group) is expected',
+                f'unexpected {char!r}: a name, "text", [class], . or (group) is expected',
                 self.at - 1,
             )
         self.at = found.end()
@@ -316,7 +318,7 @@ class _GrammarParser(_Parser):
             return Concat(tuple(items))
         begin = self.at
         if self.times() is not None:
-            raise self.fail(f"nothing stands before {self.text[begin]} to be repeated", begin)
+            raise self.fail(f"{self.text[begin]} has nothing before it to repeat", begin)
         name = self.name()
         self.used.setdefault(name, begin)
         return Name(name)
@@ -333,13 +335,13 @@ class _GrammarParser(_Parser):
             return self.code(char)
         if char not in _CONTROLS and char not in '\\"[]-^':
             raise self.fail(
-                f'\\{char} is not known: \\n \\t \\r \\\\ \\" \\[ \\] \\xHH \\uHHHH are', begin
+                f'unknown escape \\{char}; known: \\n \\t \\r \\\\ \\" \\[ \\] \\xHH \\uHHHH', begin
             )
         return ((_CONTROLS.get(char, ord(char)),) * 2,)
 
 
 def parse_regex(text: str) -> Machine:
-    """The machine of the texts that match as a whole. UsageError names what it cannot read."""
+    """The machine of a regex, which the whole text must match. UsageError names a mistake."""
     parser = _RegexParser(text)
     root = parser.choice()
     if parser.at < len(text):
@@ -348,19 +350,19 @@ def parse_regex(text: str) -> Machine:
 
 
 def parse_grammar(text: str) -> Machine:
-    """The machine of the rule `root`. UsageError names what is wrong with the grammar."""
+    """The machine of a grammar's rule `root`. UsageError names a mistake."""
     parser = _GrammarParser(text)
     parser.parse()
     graph = Graph(parser.rules, "grammar")
     if (cycle := graph.left_recursion()) is not None:
         raise parser.fail(
-            f"{cycle[0]} begins with itself ({' → '.join(cycle)}): let each begin with something "
-            "else, such as item (more item)*",
+            f"{cycle[0]} begins with itself ({' → '.join(cycle)}): left recursion is unsupported, "
+            "rewrite it, such as item (more item)*",
             parser.defined[cycle[0]],
         )
     if (endless := graph.endless()) is not None:
         raise parser.fail(
-            f"no text of {endless} ever ends: give it an alternative without itself",
+            f"no finite text matches {endless}: add an alternative that does not use it",
             parser.defined[endless],
         )
     return graph.machine("root")

@@ -1,4 +1,4 @@
-"""The automaton of a grammar stays small, whatever the number of rules and the depth."""
+"""The automaton of a grammar stays small for many rules and deep nesting."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_depth_costs_nothing_but_memory() -> None:
 
 def test_too_many_ways_are_refused() -> None:
     rules = [f'r{i} ::= r{i + 1} "x" | r{i + 1} "y"' for i in range(20)]
-    with pytest.raises(DeadEnd, match="read in more than 10,000 ways"):
+    with pytest.raises(DeadEnd, match="parsed in more than 10,000 ways"):
         parse_grammar("root ::= r0\n" + "\n".join(rules) + '\nr20 ::= "a"')
 
 

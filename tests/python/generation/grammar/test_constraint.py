@@ -1,4 +1,4 @@
-"""The allowed tokens are those that a search by brute force finds."""
+"""The allowed tokens are those that a brute-force search finds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from machines import JSON_GRAMMAR
 
 @pytest.fixture(scope="module")
 def tokenizers(text_file: Path) -> dict[str, Tokenizer]:
-    """One of every kind that needs no download."""
+    """A tokenizer of every kind that needs no download."""
     special = {"<|endoftext|>": 300, "<|other|>": 303}
     ranked = [bytes([i]) for i in range(256)] + [b"ab", b"\xc3\xa9", b"\xa9a", b'{"', b'": ', b'"}']
     found: dict[str, Tokenizer] = {
@@ -35,7 +35,7 @@ def tokenizers(text_file: Path) -> dict[str, Tokenizer]:
 
 
 def by_force(place: Place) -> list[int]:
-    """The tokens after which a text can still become complete, one by one."""
+    """The tokens that leave a text completable, tested one by one."""
     machine, found = place.constraint.machine, []
     for token, piece in enumerate(place.constraint.pieces):
         stacks = place.stacks
