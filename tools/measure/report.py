@@ -74,7 +74,7 @@ def problems(data: dict[str, Any]) -> list[str]:
         if not (ROOT / "docs" / "log" / f"{result['log']}.md").is_file():
             found.append(f"{what}: docs/log/{result['log']}.md does not exist")
         if ("target" in result) != ("met" in result):
-            found.append(f"{what}: a target and `met` come together")
+            found.append(f"{what}: `target` and `met` must be given together")
         for peer in result.get("peers", []):
             found += [f"{what}: {problem}" for problem in peer_problems(result, peer)]
     names = [result.get("what") for result in data["results"]]

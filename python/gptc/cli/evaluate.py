@@ -38,7 +38,7 @@ Examples:
     help="Dataset folder or name, or a text file.  [the model's own dataset]",
 )
 @click.option(
-    "--split", type=click.Choice(["val", "train"]), default="val", help="Split of it.  [val]"
+    "--split", type=click.Choice(["val", "train"]), default="val", help="Split to evaluate.  [val]"
 )
 @click.option("--batch-size", type=COUNT, default=8, metavar="N", help="Windows per batch.  [8]")
 @click.option(

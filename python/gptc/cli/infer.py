@@ -54,13 +54,13 @@ def _once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) ->
     help="Model: a run, folder, file or hub name.  [the newest run]",
 )
 @click.option(
-    "-p", "--prompt", metavar="TEXT", multiple=True, callback=_once, help="Text to continue."
+    "-p", "--prompt", metavar="TEXT", multiple=True, callback=_once, help="Prompt to continue."
 )
 @click.option(
     "--prompt-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="File with the text to continue; - = standard input.",
+    help="File with the prompt; - = standard input.",
 )
 @click.option(
     "--prompts",

@@ -187,7 +187,7 @@ def new_struct(kind: str, **fields: int | float) -> Any:
         except OverflowError:
             raise GptcError(f"{name} is {value!r}, out of range") from None
         except TypeError:
-            raise GptcError(f"{name} is {value!r}, a value of the wrong type") from None
+            raise GptcError(f"{name} is {value!r}; it must be a number") from None
     return struct
 
 

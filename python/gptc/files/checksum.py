@@ -56,5 +56,5 @@ def recorded_checksum(record: Mapping[str, Any]) -> str:
     if isinstance(older := record.get("sha256"), str):
         recorded = f"sha256:{older}"
     if not isinstance(recorded, str) or recorded.partition(":")[0] not in _ALGORITHMS:
-        raise ValueError("no known checksum")
+        raise ValueError("no checksum of a known kind")
     return recorded

@@ -69,7 +69,7 @@ def download(
                     restarted = True
                     partial.unlink()
                     continue
-                raise _unexpected(url, "its SHA-256 is not the expected one", partial)
+                raise _unexpected(url, "it has the wrong SHA-256", partial)
             partial.replace(path)
             validator.unlink(missing_ok=True)
             return

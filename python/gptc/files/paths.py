@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where downloads and prepared datasets are kept: $GPTC_CACHE, else the user's cache."""
+    """The folder of downloads and prepared datasets: $GPTC_CACHE, else in the user's cache."""
     if own := os.environ.get("GPTC_CACHE"):
         return Path(own).expanduser()
     xdg = os.environ.get("XDG_CACHE_HOME", "")

@@ -79,7 +79,7 @@ class TextOptions:
     max_tokens: int = option(256, "Largest number of tokens to generate.", least=1)
     num_samples: int = option(1, "Number of samples.", least=1)
     stop: tuple[str, ...] = option(
-        DEFAULT_STOP, "Text that ends a sample. May be repeated.", metavar="TEXT"
+        DEFAULT_STOP, "Stop string, which ends a sample. May be repeated.", metavar="TEXT"
     )
     logprobs: int | None = option(
         None, "Log-probabilities of each token and of the N most likely ones.", least=0

@@ -53,7 +53,7 @@ class Terminal:
 
 def test_a_conversation(saved: Path, tmp_path: Path) -> None:
     terminal = Terminal(saved, tmp_path, "--max-tokens", "8")
-    terminal.until("Ctrl-D ends.")
+    terminal.until("Ctrl-D quits.")
     for typed in ("On\n", "\n", "\n"):  # an empty line continues the text
         terminal.until(">>> ")
         terminal.type(typed)

@@ -45,10 +45,10 @@ def test_prompts_come_back_in_order_with_their_texts(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("{", "the line is not JSON"),
+        ("[" * 100_000, "the line is not JSON"),
         ('{"text": "x"}', 'no "prompt"'),
-        ('{"prompt": 5}', "prompt is 5; it must be a text"),
+        ('{"prompt": 5}', "prompt is 5; it must be text"),
         ("5", 'no "prompt"'),
         ('{"prompt": "x", "max_tokens": -1}', "max_tokens is -1; it must be 1 or more"),
         ('{"prompt": "x", "max_tokens": 1000.0}', "max_tokens is 1000.0; it must be a whole"),

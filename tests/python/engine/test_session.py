@@ -70,7 +70,7 @@ def test_session_errors(model: Model) -> None:
         session.length(5)
     with pytest.raises(GptcError, match="3 tokens, but 2 sequence numbers"):
         session.decode([1, 2, 3], [0, 1])
-    with pytest.raises(EngineError, match="do not stand together"):
+    with pytest.raises(EngineError, match="are not neighbours"):
         session.decode([1, 2, 3], [0, 1, 0])
     with pytest.raises(EngineError, match="sequence 0"):
         session.decode(np.zeros(9, np.int32))

@@ -57,7 +57,10 @@ def test_the_last_evaluation_is_of_the_whole_split(
 
 def test_a_window_longer_than_the_context_is_refused(gptc: Gptc, run: Path) -> None:
     ran = gptc("eval", "-m", run, "--seq-len", 17)
-    assert (ran.code, ran.err) == (2, "gptc: error: --seq-len is 17; the model's context is 16\n")
+    assert (ran.code, ran.err) == (
+        2,
+        "gptc: error: --seq-len is 17; the model's context allows at most 16\n",
+    )
 
 
 def test_rounded_weights_cost_little(gptc: Gptc, run: Path) -> None:

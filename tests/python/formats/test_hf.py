@@ -102,7 +102,7 @@ def test_half_precision_weights_are_widened(config: Config, tmp_path: Path) -> N
         ("llama", {"attention_bias": True}, "attention_bias True is not supported"),
         ("llama", {"head_dim": 64}, "head_dim 64 is not supported, only 8"),
         ("byte", {"gptc_config_version": 2}, "has version 2, this gptc reads 1: upgrade"),
-        ("byte", {"n_experts": 8}, "no field 'n_experts'"),
+        ("byte", {"n_experts": 8}, "unknown model field 'n_experts'"),
     ],
 )
 def test_models_of_another_kind_are_refused(

@@ -84,7 +84,7 @@ def test_what_stood_there_before_is_guessed_again() -> None:
 
 def test_a_draft_of_other_tokens_is_refused(writer: Model, tokenizer: Tokenizer) -> None:
     other = make_tokenizer("char", [b"some text"])
-    with pytest.raises(UsageError, match="another tokenizer"):
+    with pytest.raises(UsageError, match="use a draft with the same tokenizer"):
         check_draft(writer, tokenizer, writer, other)
     check_draft(writer, tokenizer, writer, make_tokenizer("bytes"))
 

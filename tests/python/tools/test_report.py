@@ -51,7 +51,7 @@ def test_the_results_are_sound(data: dict[str, Any]) -> None:
         ({"machine": "z80"}, "no machine is called z80"),
         ({"log": "2026-01-01-nothing"}, "docs/log/2026-01-01-nothing.md does not exist"),
         ({"speed": 3}, "has the unknown"),
-        ({"target": "3 x"}, "come together"),
+        ({"target": "3 x"}, "must be given together"),
         ({"peers": [{"name": "a", "value": [1, 2]}]}, "the ratio to a must be given"),
         ({"peers": [{"name": "a", "value": 50, "ratio": 3}]}, "the ratio to a is 2.00, not 3"),
         ({"unit": "s", "peers": [{"name": "a", "value": 50, "ratio": 2}]}, "is 0.50, not 2"),

@@ -21,7 +21,7 @@ Options = dict[str, Any]
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"stepz": 3}, "no option 'stepz'; did you mean steps"),
+        ({"stepz": 3}, "unknown option 'stepz'; did you mean steps"),
         ({"steps": 0}, "--steps is 0; it must be 1 or more"),
         ({"steps": "many"}, "steps is 'many'; it must be a whole number"),
         ({"lr": -1.0}, "--lr is -1.0; it must be above 0"),
@@ -62,10 +62,10 @@ def test_options_survive_toml(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("steps = ", "is not valid TOML"),
-        ("step = 3", "no option 'step'; did you mean steps"),
+        ("step = 3", "unknown option 'step'; did you mean steps"),
         ("steps = 1.5", "steps is 1.5; it must be a whole number"),
         ('steps = "few"', "steps: 'few' is not a size such as 300, 64K"),
-        ("[train]\nsteps = 3", "no option 'train'"),
+        ("[train]\nsteps = 3", "unknown option 'train'"),
         (None, "No such file"),
     ],
 )

@@ -139,7 +139,7 @@ def test_what_cannot_change_on_resume(options: Options, tmp_path: Path) -> None:
     train({"n_layer": 2, "out": str(out)}, resume=out)  # the same value changes nothing
     with pytest.raises(UsageError, match="--out cannot be given"):
         train({"out": str(tmp_path / "other")}, resume=out)
-    with pytest.raises(UsageError, match="is not the newest checkpoint of its run, ckpt-000008 is"):
+    with pytest.raises(UsageError, match=r"checkpoint of its run \(ckpt-000008 is\)"):
         train({}, resume=out / "ckpt-000004")
     with Model.create(GPTConfig.preset("tiny", n_layer=1), threads=1) as model:
         model.save(tmp_path / "model")
