@@ -15,9 +15,8 @@ typedef struct family {
 /* Layers that differ in everything that they can. */
 static const gpt_layer mixed_layers[] = {
     {GPT_NORM_RMSNORM, 1, 100.0f, 5},
-    {GPT_NORM_LAYERNORM, 0, 0.0f, 0},
     {GPT_NORM_LAYERNORM, 1, 1000.0f, 1},
-    {GPT_NORM_RMSNORM, 1, 100.0f, 0},
+    {GPT_NORM_RMSNORM, 0, 0.0f, 0},
 };
 
 /* vocab, block, layers, heads, kv heads, width, ff, norm, its weight, positions, activation, bias,
@@ -42,7 +41,7 @@ static const family families[] = {
     {"mixed layers",
      {59,
       24,
-      4,
+      3,
       3,
       1,
       14,
