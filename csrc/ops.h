@@ -406,7 +406,7 @@ typedef struct gpt_ops {
 
 /* The dropout decision, the same on every backend: 32 bits from (key, i), a hash of the counter
  * (the finaliser of Steele, Lea and Flood's SplitMix, 2014, folded to 32 bits). */
-GPT_EVERYWHERE static inline uint32_t dropout_bits(uint64_t key, uint64_t i) {
+GPT_EVERYWHERE static inline uint32_t counter_bits(uint64_t key, uint64_t i) {
     uint64_t z = key + i * 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
@@ -418,14 +418,14 @@ GPT_EVERYWHERE static inline gpt_dropout dropout_at(gpt_dropout_site s) {
     gpt_dropout dropout = {s.p, 0};
     if (s.p > 0) {
         uint64_t key = *s.key + s.site;
-        dropout.key = (uint64_t)dropout_bits(key, 5) << 32 | dropout_bits(key, 6);
+        dropout.key = (uint64_t)counter_bits(key, 5) << 32 | counter_bits(key, 6);
     }
     return dropout;
 }
 
 /* The factor that dropout multiplies element i by: 0, or 1/(1-p). */
 GPT_EVERYWHERE static inline float dropout_factor(gpt_dropout dropout, uint64_t i) {
-    float u = (float)(dropout_bits(dropout.key, i) >> 8) * 0x1p-24f;
+    float u = (float)(counter_bits(dropout.key, i) >> 8) * 0x1p-24f;
     return u < dropout.p ? 0.0f : 1.0f / (1.0f - dropout.p);
 }
 

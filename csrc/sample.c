@@ -245,8 +245,8 @@ static int32_t filter(int32_t *c, float *key, const float *z, const float *p, in
 /* ---- the draw ---- */
 
 static int32_t draw(const int32_t *c, int32_t n, const float *p, uint64_t seed, uint64_t position) {
-    uint64_t key = (uint64_t)dropout_bits(seed, 1) << 32 | dropout_bits(seed, 2);
-    double u = ((double)dropout_bits(key, position) + 0.5) * 0x1p-32 * sum_of(c, n, p);
+    uint64_t key = (uint64_t)counter_bits(seed, 1) << 32 | counter_bits(seed, 2);
+    double u = ((double)counter_bits(key, position) + 0.5) * 0x1p-32 * sum_of(c, n, p);
     int32_t last = c[0];
     for (int32_t i = 0; i < n && u >= 0; i++) {
         if (p[c[i]] > 0) last = c[i];

@@ -21,7 +21,7 @@ enum {
 static __global__ void fill_kernel(elem *x, int64_t n) {
     int64_t step = (int64_t)gridDim.x * FILL_THREADS;
     for (int64_t i = (int64_t)blockIdx.x * FILL_THREADS + threadIdx.x; i < n; i += step)
-        x[i] = from_float<elem>((float)(int32_t)dropout_bits(1, (uint64_t)i) * 0x1p-31f);
+        x[i] = from_float<elem>((float)(int32_t)counter_bits(1, (uint64_t)i) * 0x1p-31f);
 }
 
 static double seconds(void) {

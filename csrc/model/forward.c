@@ -4,9 +4,9 @@
 /* From (seed, step, micro-step), so that a resumed run drops the same elements. */
 void dropout_draw(gpt_model *m) {
     uint64_t key = m->options.seed;
-    key = (uint64_t)dropout_bits(key, 1) << 32 | dropout_bits(key, 2);
+    key = (uint64_t)counter_bits(key, 1) << 32 | counter_bits(key, 2);
     key += (uint64_t)m->step * 0xd1342543de82ef95ull;
-    key = (uint64_t)dropout_bits(key, 3) << 32 | dropout_bits(key, 4);
+    key = (uint64_t)counter_bits(key, 3) << 32 | counter_bits(key, 4);
     key += (uint64_t)m->n_micro * 0x2545f4914f6cdd1dull;
     m->ops->upload(m->ctx, &m->state->dropout_key, &key, sizeof key);
 }

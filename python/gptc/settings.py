@@ -160,14 +160,17 @@ def option(
 def declared(cls: type) -> dict[str, Declared]:
     """The options that a dataclass declares, by field name."""
     hints = get_type_hints(cls)
-    return {f.name: _declared(f, hints[f.name]) for f in fields(cls) if "option" in f.metadata}
+    section = getattr(cls, "SECTION", "")
+    options = [f for f in fields(cls) if "option" in f.metadata]
+    return {f.name: _declared(f, hints[f.name], section) for f in options}
 
 
-def _declared(f: Field[Any], hint: Any) -> Declared:
+def _declared(f: Field[Any], hint: Any, section: str) -> Declared:
     arms = get_args(hint) if NoneType in get_args(hint) else (hint,)
     kind = next(get_origin(arm) or arm for arm in arms if arm is not NoneType)
     kind = str if kind is Literal else kind
     facts = dict(f.metadata["option"])
+    facts["section"] = facts["section"] or section
     facts["flag"] = facts["flag"] or spelled(f.name)
     default = None if f.default is MISSING else f.default
     return Declared(f.name, kind, NoneType in arms, default, **facts)
@@ -268,7 +271,8 @@ def _row(d: Declared) -> str:
     if d.kind in (int, float) and any(bound is not None for bound in d.range):
         values = str(d.range)
     flag = f"--{d.flag}" if d.kind is not bool else f"--{d.flag} / --no-{d.flag}"
-    return f"| `{flag}` | {d.help} | {d.default_text} | {values} |"
+    cells = (f"`{flag}`", d.help, d.default_text, values)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def ordered_sections(cls: type, first: tuple[str, ...] = ()) -> list[str]:

@@ -172,7 +172,7 @@ __attribute__((format(printf, 1, 2))) static inline void test_case(const char *f
 
 /* ---- random inputs, from a counter ---- */
 
-/* Another mixer than dropout_bits, so that inputs and dropout decisions are unrelated (the 64-bit
+/* Another mixer than counter_bits, so that inputs and dropout decisions are unrelated (the 64-bit
  * finaliser of MurmurHash3: Appleby 2011). */
 static inline uint64_t random_bits(void) {
     uint64_t z = ++test.counter * 0xd1342543de82ef95ull;

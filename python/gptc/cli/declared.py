@@ -69,19 +69,24 @@ def _type(declaration: Declared) -> Any:
 
 
 class SectionedCommand(click.Command):
-    """A command whose help groups the options of a dataclass by section."""
+    """A command whose help groups the options of dataclasses by section."""
 
-    declares: type
+    declares: tuple[type, ...]
+    rest = "Other options"  # the heading of the options that no dataclass declares
+    rest_first = False
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes each section, then the command's other options."""
+        """Writes each section, and one of the command's other options."""
         records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
-        options = declared(self.declares)
-        for section in ordered_sections(self.declares, getattr(self.declares, "SECTIONS", ())):
-            names = [name for name, option in options.items() if option.section == section]
-            found = [record for name in names if (record := records.pop(name, None))]
-            if found:
-                with formatter.section(section):
-                    formatter.write_dl(found)
-        with formatter.section("Other options"):
-            formatter.write_dl([record for record in records.values() if record])
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for cls in self.declares:
+            options = declared(cls)
+            for section in ordered_sections(cls, getattr(cls, "SECTIONS", ())):
+                for name, option in options.items():
+                    if option.section == section and (record := records.pop(name, None)):
+                        sections.setdefault(section, []).append(record)
+        rest = {self.rest: [record for record in records.values() if record]}
+        ordered = rest | sections if self.rest_first else sections | rest
+        for section, found in ordered.items():
+            with formatter.section(section):
+                formatter.write_dl(found)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptc.cli.declared import options_of
+from gptc.cli.declared import SectionedCommand, options_of
 from gptc.cli.params import COUNT
 from gptc.engine.options import DeviceOptions
 from gptc.errors import GptcError, UsageError
@@ -46,7 +46,15 @@ def _once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) ->
     return given[0] if given else None
 
 
-@click.command("infer", epilog=_EPILOG)
+class InferCommand(SectionedCommand):
+    """Its help has sections for the text, the sampling and the device."""
+
+    declares = (TextOptions, Sampling, DeviceOptions)
+    rest = "Model, prompt and output"
+    rest_first = True
+
+
+@click.command("infer", cls=InferCommand, epilog=_EPILOG)
 @click.option(
     "-m",
     "--model",

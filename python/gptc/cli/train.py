@@ -33,7 +33,7 @@ _NEWEST = ""  # the value of --resume if it is given without one
 class TrainCommand(SectionedCommand):
     """Groups its help by the sections of TrainOptions."""
 
-    declares = TrainOptions
+    declares = (TrainOptions,)
 
 
 @click.command("train", cls=TrainCommand, epilog=_EPILOG)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gptc.settings import check, option, spelled
 
@@ -20,6 +21,8 @@ class Sampling:
     Biases and penalties change the logits. Then the temperature applies, and the filters top_k,
     typical_p, top_p and min_p in this order, each to the tokens that the last one kept.
     """
+
+    SECTION: ClassVar[str] = "Sampling"
 
     temperature: float = option(0.7, "Sampling temperature; 0 = greedy.", least=0)
     top_k: int = option(0, "Number of most likely tokens to keep; 0 = all.", least=0, below=2**31)
@@ -75,6 +78,8 @@ class Sampling:
 @dataclass(frozen=True)
 class TextOptions:
     """The options for the number, length and form of samples."""
+
+    SECTION: ClassVar[str] = "Text"
 
     max_tokens: int = option(256, "Largest number of tokens to generate.", least=1)
     num_samples: int = option(1, "Number of samples.", least=1)
