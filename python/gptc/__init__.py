@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from gptc.checkpoint.find import load_tokenizer
     from gptc.data.preparation import resolve_dataset
     from gptc.engine.config import GPTConfig
-    from gptc.engine.model import Session, StepResult
+    from gptc.engine.model import StepResult
     from gptc.engine.optim import AdamW
     from gptc.engine.options import Options, Plan
+    from gptc.engine.session import Session
     from gptc.generation.decoder import generate, stream
     from gptc.tokenizer.base import Tokenizer
 
@@ -34,7 +35,7 @@ _LAZY = {
     "Model": "checkpoint.facade",
     "Options": "engine.options",
     "Plan": "engine.options",
-    "Session": "engine.model",
+    "Session": "engine.session",
     "StepResult": "engine.model",
     "Tokenizer": "tokenizer.base",
     "generate": "generation.decoder",

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from gptc.engine.config import GPTConfig
-from gptc.engine.model import Model, Session
+from gptc.engine.model import Model
+from gptc.engine.session import Session
 from gptc.errors import GptcError
 
 BATCHES = (1, 16)

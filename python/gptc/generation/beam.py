@@ -12,7 +12,8 @@ from gptc.generation.sampling import TokenLogprob, token_logprob
 
 if TYPE_CHECKING:
     from gptc.engine.arrays import FloatArray
-    from gptc.engine.model import Model, Session
+    from gptc.engine.model import Model
+    from gptc.engine.session import Session
     from gptc.generation.request import Request, Sample
     from gptc.tokenizer.base import Tokenizer
 

@@ -26,7 +26,8 @@ from gptc.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
     from gptc.engine.arrays import FloatArray
-    from gptc.engine.model import Model, Session
+    from gptc.engine.model import Model
+    from gptc.engine.session import Session
 
 MOST_AT_ONCE = 64  # samples of a request that are decoded together
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gptc.engine import library
-from gptc.engine.model import session_bytes
+from gptc.engine.session import session_bytes
 from gptc.errors import EngineError, GptcError
 from gptc.eval.loss import bits_per_byte, evaluate
 from gptc.files.words import plural

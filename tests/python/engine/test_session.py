@@ -9,7 +9,7 @@ import pytest
 
 from gptc import Model
 from gptc.engine.config import GPTConfig
-from gptc.engine.model import session_bytes
+from gptc.engine.session import session_bytes
 from gptc.errors import EngineError, GptcError
 from small_models import batch, varied
 

@@ -62,7 +62,7 @@ def test_texts_do_not_depend_on_what_is_decoded_beside(
 def test_a_prompt_is_computed_once_for_all_its_samples(
     writer: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptc.engine.model import Session
+    from gptc.engine.session import Session
 
     decode, counts = Session.decode, []
 

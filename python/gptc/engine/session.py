@@ -1,0 +1,129 @@
+"""Sequences being decoded, with their KV cache."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gptc.engine import library
+from gptc.engine.arrays import FloatArray, as_tokens, floats, ints
+from gptc.engine.config import GPTConfig
+from gptc.errors import GptcError
+
+
+class OpenModel(Protocol):
+    """What a session needs of its model."""
+
+    config: GPTConfig
+
+    def _open(self) -> Any:
+        """The engine's handle. GptcError once the model is closed."""
+
+
+class Session:
+    """Sequences being decoded, with their KV cache. Made by `Model.session`."""
+
+    def __init__(self, model: OpenModel, n_seq: int = 1, n_ctx: int | None = None) -> None:
+        ffi, lib, _ = library.load()
+        out = ffi.new("gpt_session **")
+        handle = model._open()
+        library.call("gpt_session_create", handle, n_seq, n_ctx or 0, out)
+
+        # The session must be freed before its model: its destructor keeps the model alive.
+        def free(session: Any, _model: Any = handle) -> None:
+            lib.gpt_session_free(session)
+
+        self._handle = ffi.gc(out[0], free)
+        self._model = model
+        self._closed = False
+        self.n_seq = n_seq
+        self.n_ctx = n_ctx or model.config.block_size
+
+    def decode(
+        self,
+        tokens: npt.ArrayLike,
+        seq: int | npt.ArrayLike = 0,
+        want: npt.ArrayLike | None = None,
+    ) -> FloatArray:
+        """Appends tokens (N,) and returns logits for the next ones.
+
+        With one sequence number, all tokens belong to it and the logits are (V,). With an array of
+        numbers (N,), one per token, the tokens of a sequence must be adjacent, and the logits are
+        (number of sequences, V), in order of appearance. With `want` (N,), the logits are (number
+        of true values, V): those after each token i for which want[i] is true.
+        """
+        ids = as_tokens(tokens, "tokens", n_dim=1)
+        single = isinstance(seq, int | np.integer)
+        seqs = np.full_like(ids, seq) if single else as_tokens(seq, "seq", n_dim=1)
+        if seqs.shape != ids.shape:
+            raise GptcError(f"{len(ids)} tokens, but {len(seqs)} sequence numbers; pass as many")
+        flags, flags_in_c = None, self._ffi.NULL
+        if want is None:
+            # The tokens of a sequence are adjacent: a new one starts where the number changes.
+            n_rows = 1 + int(np.count_nonzero(np.diff(seqs)))
+        else:
+            flags = np.ascontiguousarray(want, bool)
+            if flags.shape != ids.shape:
+                raise GptcError(f"want has the shape {flags.shape}; it must be {ids.shape}")
+            n_rows = int(np.count_nonzero(flags))
+            flags_in_c = self._ffi.from_buffer("uint8_t[]", flags)
+        out = np.empty((n_rows, self._model.config.vocab_size), np.float32)
+        logits = floats(out) if n_rows else self._ffi.NULL
+        library.call(
+            "gpt_session_decode", self._open(), ints(ids), ints(seqs), flags_in_c, len(ids),
+            logits,
+        )  # fmt: skip
+        return out[0] if single and want is None else out
+
+    def length(self, seq: int = 0) -> int:
+        """Number of tokens in a sequence's cache."""
+        length = int(library.load().lib.gpt_session_length(self._open(), seq))
+        if length < 0:
+            raise GptcError(f"no sequence {seq}: this session has {self.n_seq}")
+        return length
+
+    def rewind(self, seq: int = 0, length: int = 0) -> None:
+        """Keeps the first `length` tokens of a sequence and drops the others."""
+        library.call("gpt_session_rewind", self._open(), seq, length)
+
+    def fork(self, seq: int, to: int, length: int | None = None) -> None:
+        """Copies the first `length` tokens of `seq` to sequence `to`; None = all."""
+        n = self.length(seq) if length is None else length
+        library.call("gpt_session_fork", self._open(), seq, to, n)
+
+    def close(self) -> None:
+        """Frees the session; twice is harmless."""
+        if not self._closed:
+            self._closed = True
+            library.load().ffi.release(self._handle)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _ffi(self) -> Any:
+        return library.load().ffi
+
+    def _open(self) -> Any:
+        self._model._open()
+        if self._closed:
+            raise GptcError("this session is closed; create a new one with model.session()")
+        return self._handle
+
+
+def session_bytes(model: OpenModel, n_seq: int = 1, n_ctx: int | None = None) -> int:
+    """Number of bytes that a session of this size allocates."""
+    out = library.load().ffi.new("uint64_t *")
+    library.call("gpt_session_bytes", model._open(), n_seq, n_ctx or 0, out)
+    return int(out[0])
