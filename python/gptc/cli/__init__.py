@@ -114,11 +114,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         args = ["--debug", *(arg for arg in args if arg != "--debug")]
     _open_closed_streams()
     try:
-        sys.exit(run(args, debug))
-    except BrokenPipeError:
-        # The reader closed the pipe, as `head` does. Python would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = run(args, debug)
+    except BrokenPipeError:  # the reader is gone, as `head` is after ten lines
+        _discard_output()
         sys.exit(1)
+    try:
+        sys.stdout.flush()
+    except OSError:  # `run` has said so; Python would complain again when it flushes at exit
+        _discard_output()
+        code = code or 1
+    sys.exit(code)
+
+
+def _discard_output() -> None:
+    """Sends the rest of standard output nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_closed_streams() -> None:

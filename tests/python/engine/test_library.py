@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import gptc
 from gptc.engine import library
 from gptc.engine.config import GPTConfig
 from gptc.errors import EngineError, GptcError
@@ -64,7 +65,7 @@ def test_a_missing_library_says_how_to_get_it(
     with pytest.raises(GptcError, match=r"GPTC_LIBRARY names .* which does not exist"):
         library.load()
     monkeypatch.delenv("GPTC_LIBRARY")
-    monkeypatch.setattr("gptc.__path__", [str(tmp_path)])
+    monkeypatch.setattr(gptc.__spec__, "submodule_search_locations", [str(tmp_path)])
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     with pytest.raises(GptcError, match="pip install"):
         library.load()

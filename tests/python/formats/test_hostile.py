@@ -192,10 +192,10 @@ def test_strings_without_end_are_walked_through_in_a_moment(tmp_path: Path) -> N
     path.write_bytes(
         gguf([strings, strings.replace(b"k", b"l", 1)], [tensor("a", (8,))], DATA[:32])
     )
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(GptcError, match=r"architecture is None"):
         open_model(path)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
     path.write_bytes(gguf([strings, *(strings.replace(b"k", b"%c" % c, 1) for c in b"lm")], [b""]))
     with pytest.raises(GptcError, match=r"number of strings at byte .* is 6,291,456"):
         open_model(path)
@@ -275,14 +275,14 @@ def test_a_million_keys_are_refused_at_once(tmp_path: Path) -> None:
     other = tmp_path / "x.gguf"
     other.write_bytes(gguf(keys, [tensor("a", (8,))], DATA))
     for file, read in ((path, TensorFile), (other, open_model)):
-        begin = time.perf_counter()
+        begin = time.process_time()
         tracemalloc.start()
         with pytest.raises(GptcError, match=r"more than 500,000 JSON values|1,000,000; it must be"):
             read(file)  # type: ignore[operator]
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 2 * file.stat().st_size
-        assert time.perf_counter() - begin < 5
+        assert time.process_time() - begin < 5
 
 
 @pytest.mark.parametrize("value", ["[" * 1000 + "]" * 1000, '{"a":' * 2000 + "1" + "}" * 2000])
@@ -310,11 +310,11 @@ def test_tokens_so_long_that_merging_them_takes_minutes(tmp_path: Path) -> None:
     header[:4] = 20240328, 2, len(pieces), len(pieces) - 1
     path = tmp_path / "t.bin"
     path.write_bytes(header.tobytes() + b"".join(bytes([len(p)]) + p for p in pieces))
-    begin = time.perf_counter()
+    begin = time.process_time()
     tokenizer = llmc.read_tokenizer(path)
     with pytest.raises(GptcError, match="too long to find their merges"):
         gguf_tokenizer.to_gguf(tokenizer, tokenizer.vocab_size)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 # ---- other than regular files ----
@@ -342,11 +342,11 @@ def test_a_config_that_promises_more_than_the_weights_allocates_nothing(
         config |= {"num_hidden_layers": 1000, "vocab_size": 1 << 24, "hidden_size": 1 << 15}
         target.file.write_text(json.dumps(config))
         tracemalloc.start()
-        begin = time.perf_counter()
+        begin = time.process_time()
         with pytest.raises(GptcError, match=r"has the shape .*, not|lacks the tensor"):
             load_model(open_checkpoint(target.file.parent))
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
-        assert time.perf_counter() - begin < 5
+        assert time.process_time() - begin < 5
     finally:
         tracemalloc.stop()
         target.file.write_bytes(original)
