@@ -10,6 +10,8 @@
 #include "attention.h"
 #include "instructions.h"
 
+#include <type_traits>
+
 enum { TILE = ATTENTION_TILE, WARPS = TILE / 16, THREADS = WARPS * WARP, STAGES = 2 };
 
 static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
@@ -422,7 +424,8 @@ template <int D, bool MORE, int QUERIES>
 static __global__ void __launch_bounds__(THREADS, BLOCKS<D, MORE>)
     attention_backward_keys_kernel(const __grid_constant__ backward_args args) {
     enum { N = QUERIES / 8 };
-    const attention_backward a = args.op;
+    /* Whether the op is copied decides whether registers suffice: tools/gpu/check_spills.py. */
+    const std::conditional_t<(D > 64), const attention_backward &, attention_backward> a = args.op;
     gpt_dropout dropout = dropout_of<MORE>(a.dropout);
     int n_heads = a.B * a.NKV, b = (int)blockIdx.x % n_heads / a.NKV, group = a.NH / a.NKV;
     int h0 = (int)blockIdx.x % a.NKV * group, warp = (int)threadIdx.x / WARP;
