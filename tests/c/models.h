@@ -238,4 +238,20 @@ static inline int count_targets(const int32_t *targets, int n) {
     return count;
 }
 
+/* ---- steps and cases ---- */
+
+static const gpt_adamw adamw = {3e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
+
+static inline void name_case(const family *f, int B, int T) {
+    test_case("%s B=%d T=%d", f->name, B, T);
+}
+
+static inline double *read_logits(gpt_model *model, const gpt_config *c, const int32_t *tokens,
+                                  int B, int T) {
+    int64_t n = (int64_t)B * T * c->vocab_size;
+    float *logits = host_floats(n);
+    EXPECT_OK(gpt_model_logits(model, tokens, B, T, logits));
+    return doubles_of(logits, n);
+}
+
 #endif

@@ -6,8 +6,6 @@
 #include <limits.h>
 #include <pthread.h>
 
-static const gpt_adamw adamw = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
-
 /* A failed call: its status, and a sentence that contains word. */
 static void expect_failure(int status, int want, const char *word, const char *file, int line) {
     const char *message = gpt_last_error();

@@ -1,0 +1,216 @@
+/* Memory through gpt.h: plans are what is allocated, and inference keeps one form of a matrix. */
+#include "testing.h"
+
+#include "models.h"
+#include "reference.h"
+
+#include <stdbool.h>
+
+/* ---- what is kept ---- */
+
+/* Without training, matrices are kept as products read them alone. Whether they are initialised or
+ * written, once or again, the model computes what one for training does. */
+static void test_kept_for_inference(void) {
+    EACH_PLACE {
+        for (int f = 0; f < families_here(); f++) {
+            const gpt_config *c = &families[f].config;
+            int T = c->block_size;
+            test_case("%s", families[f].name);
+            gpt_model *lean = new_model(c, 0, 1, 0, 0.0f), *full = new_model(c, 1, 1, 0, 0.0f);
+            int32_t *tokens = random_ints(T, c->vocab_size);
+            for (int turn = 0; turn < 3; turn++) {
+                if (turn == 0) {
+                    EXPECT_OK(gpt_model_init(lean, 7));
+                    EXPECT_OK(gpt_model_init(full, 7));
+                } else {
+                    write_random_params(full, c);
+                    param_set values = read_params(full, c, GPT_TENSOR_VALUE);
+                    write_params(lean, &values, GPT_TENSOR_VALUE);
+                }
+                double *want = read_logits(full, c, tokens, 1, T);
+                EXPECT_SAME("logits", read_logits(lean, c, tokens, 1, T), want,
+                            (int64_t)T * c->vocab_size);
+            }
+            bool is_cpu = place.options.device == GPT_DEVICE_CPU;
+            for (int i = 0; i < gpt_config_param_count(c); i++) {
+                gpt_param p;
+                EXPECT_OK(gpt_config_param(c, i, &p));
+                float *x = host_floats(p.size);
+                bool only_products =
+                    strstr(p.name, "attn.") || strstr(p.name, "mlp.") || strstr(p.name, "lm_head");
+                bool refused = is_cpu && test.act_bytes == 2 && p.n_dim == 2 && only_products;
+                EXPECT(gpt_model_read(lean, i, GPT_TENSOR_VALUE, x, p.size) ==
+                       (refused ? GPT_ERR_ARGUMENT : GPT_OK));
+                EXPECT(!refused || strstr(gpt_last_error(), p.name));
+            }
+            gpt_model_free(lean);
+            gpt_model_free(full);
+        }
+    }
+}
+
+/* An embedding that is lent is read where it is, until it is written; a model that cannot do so copies
+ * it. Either way the model computes the same. */
+static void test_lent_embedding(void) {
+    EACH_PLACE {
+        for (int f = 0; f < families_here(); f++) {
+            const gpt_config *c = &families[f].config;
+            int T = c->block_size, is_cpu = place.options.device == GPT_DEVICE_CPU;
+            int64_t n = (int64_t)c->vocab_size * c->n_embd;
+            for (int training = 0; training < 2; training++) {
+                test_case("%s, %s", families[f].name, training ? "training" : "inference");
+                gpt_model *model = new_model(c, training, 1, 0, 0.0f);
+                int32_t *tokens = random_ints(T, c->vocab_size);
+                write_random_params(model, c);
+                double *before = read_logits(model, c, tokens, 1, T);
+                float *old = host_floats(n), *lent = malloc(sizeof(float) * (size_t)n);
+                float *back = host_floats(n);
+                EXPECT_OK(gpt_model_read(model, 0, GPT_TENSOR_VALUE, old, n));
+                for (int64_t k = 0; k < n; k++) lent[k] = (float)round_act(-0.5f * old[k]);
+
+                int kept = -1, may_keep = is_cpu && !training && (test.act_bytes == 2 || !c->tied);
+                EXPECT_OK(gpt_model_lend(model, 0, lent, n, &kept));
+                EXPECT(kept == may_keep);
+                EXPECT_OK(gpt_model_read(model, 0, GPT_TENSOR_VALUE, back, n));
+                EXPECT(memcmp(back, lent, sizeof(float) * (size_t)n) == 0);
+                double *after = read_logits(model, c, tokens, 1, T);
+                EXPECT_OK(gpt_model_write(model, 0, GPT_TENSOR_VALUE, lent, n));
+                EXPECT_SAME("written", read_logits(model, c, tokens, 1, T), after,
+                            (int64_t)T * c->vocab_size);
+                free(lent); /* nobody reads it any more */
+                EXPECT_OK(gpt_model_write(model, 0, GPT_TENSOR_VALUE, old, n));
+                EXPECT_SAME("back", read_logits(model, c, tokens, 1, T), before,
+                            (int64_t)T * c->vocab_size);
+                EXPECT(memcmp(before, after, sizeof(double) * (size_t)T) != 0);
+                gpt_model_free(model);
+            }
+        }
+    }
+}
+
+/* ---- plans ---- */
+
+static int64_t count_params(const gpt_config *c) {
+    int64_t sum = 0;
+    for (int i = 0; i < gpt_config_param_count(c); i++) {
+        gpt_param p;
+        EXPECT_OK(gpt_config_param(c, i, &p));
+        EXPECT(p.size == p.shape[0] * p.shape[1]);
+        sum += p.size;
+    }
+    return sum;
+}
+
+/* Two operations for each weight of a product and each token, the head's included, and for
+ * attention two products of T (T + 1) / 2 pairs of width C; "about" since T + 1 may count as T. */
+static double forward_flops(const gpt_config *c, int T) {
+    int HS = c->head_size ? c->head_size : c->n_embd / c->n_head, C = c->n_embd;
+    double qkv = (c->n_head + 2 * c->n_kv_head) * HS, A = c->n_head * HS, pairs = 0;
+    double fc = ref_activation_width(c->activation, c->n_ff);
+    double weights = C * qkv + A * C + C * fc + (double)c->n_ff * C;
+    for (int l = 0; l < c->n_layer; l++) {
+        gpt_layer layer;
+        EXPECT_OK(gpt_config_layer(c, l, &layer));
+        for (int t = 0; t < T; t++)
+            pairs += layer.window > 0 && layer.window <= t ? layer.window : t + 1;
+    }
+    return 2.0 * (c->n_layer * weights + (double)c->vocab_size * C) + 4 * A * pairs / T;
+}
+
+/* In bf16 each matrix once more, for training twice; sides are rounded up to panels of 16. */
+static uint64_t packed_bytes_at_most(const gpt_config *c, int training) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < gpt_config_param_count(c); i++) {
+        gpt_param p;
+        EXPECT_OK(gpt_config_param(c, i, &p));
+        if (p.n_dim == 2)
+            bytes += (training ? 4u : 2u) * (uint64_t)((p.shape[0] + 80) * (p.shape[1] + 32));
+    }
+    return bytes;
+}
+
+/* Numbers that something but products reads. */
+static int64_t kept_numbers(const gpt_config *c) {
+    int64_t n = 0;
+    for (int i = 0; i < gpt_config_param_count(c); i++) {
+        gpt_param p;
+        EXPECT_OK(gpt_config_param(c, i, &p));
+        bool embeds = strstr(p.name, "wte") || strstr(p.name, "wpe");
+        if (p.n_dim == 1 || embeds) n += p.size;
+    }
+    return n;
+}
+
+static void check_plan(const gpt_config *c, int training, int max_batch, int max_seq) {
+    gpt_options options = place.options;
+    options.training = training, options.max_batch = max_batch, options.max_seq = max_seq;
+    gpt_plan p;
+    EXPECT_OK(gpt_plan_memory(c, &options, &p));
+    EXPECT(p.total_bytes == p.param_bytes + p.grad_bytes + p.optimizer_bytes + p.activation_bytes +
+                                p.workspace_bytes);
+    EXPECT(p.n_params == count_params(c));
+    /* Padding: of each tensor to a cache line, and of the vocabulary to 64 rows. */
+    uint64_t least = 4 * (uint64_t)p.n_params;
+    bool lean = !training && test.act_bytes == 2 && options.device == GPT_DEVICE_CPU;
+    EXPECT(p.param_bytes >= (lean ? least / 2 : least));
+    EXPECT(p.param_bytes <= (lean ? 4 * (uint64_t)kept_numbers(c) : least) +
+                                2 * 64 * 4 * (uint64_t)c->n_embd + MAX_PARAMS * 64 +
+                                (test.act_bytes == 2 ? packed_bytes_at_most(c, training) : 0));
+    EXPECT(training ? p.grad_bytes >= least : p.grad_bytes == 0);
+    EXPECT(training ? p.optimizer_bytes >= 2 * least : p.optimizer_bytes == 0);
+    int T = max_seq ? max_seq : c->block_size;
+    EXPECT_NEAR("flops", p.forward_flops_per_token, forward_flops(c, T),
+                c->n_layer * 2.0 * c->n_embd);
+    EXPECT(p.train_flops_per_token == 3 * p.forward_flops_per_token);
+}
+
+static void test_plan(void) {
+    EACH_PLACE {
+        for (int f = 0; f < TEST_COUNT(families); f++) {
+            test_case("%s", families[f].name);
+            check_plan(&families[f].config, 0, 0, 0);
+            check_plan(&families[f].config, 0, 3, 7);
+            check_plan(&families[f].config, 1, 3, 0);
+        }
+    }
+}
+
+/* Tied heads count once, untied ones twice; the presets have the sizes they are known by. */
+static void test_preset_sizes(void) {
+    static const struct {
+        const char *name;
+        double millions;
+    } known[] = {{"gpt2", 124.44},      {"gpt2-medium", 354.82}, {"gpt2-large", 774.03},
+                 {"gpt2-xl", 1557.61},  {"llama-15m", 15.19},    {"llama-42m", 41.69},
+                 {"llama-110m", 109.53}};
+    for (int i = 0; i < TEST_COUNT(known); i++) {
+        gpt_config c;
+        test_case("%s", known[i].name);
+        EXPECT_OK(gpt_config_preset(known[i].name, &c));
+        EXPECT_NEAR("millions", count_params(&c) * 1e-6, known[i].millions, 0.005);
+    }
+}
+
+static void test_session_bytes(void) {
+    enum { N_CTX = 16 }; /* with which buffers are whole numbers of 64 bytes */
+    EACH_PLACE {
+        const gpt_config *c = &families[1].config;
+        test_case("%s", families[1].name);
+        gpt_model *model = new_model(c, 0, 0, 0, 0.0f);
+        uint64_t one = 0, two = 0, whole = 0, block = 0;
+        EXPECT_OK(gpt_session_bytes(model, 1, N_CTX, &one));
+        EXPECT_OK(gpt_session_bytes(model, 2, N_CTX, &two));
+        EXPECT_OK(gpt_session_bytes(model, 2, 0, &whole));
+        EXPECT_OK(gpt_session_bytes(model, 2, c->block_size, &block));
+        uint64_t row =
+            2 * test.act_bytes * (uint64_t)(c->n_layer * c->n_kv_head * (c->n_embd / c->n_head));
+        EXPECT(one >= N_CTX * row);
+        EXPECT(two >= one + N_CTX * row);
+        EXPECT(whole == block && whole > two);
+        gpt_model_free(model);
+    }
+}
+
+TEST_API_MAIN({"kept for inference", test_kept_for_inference},
+              {"lent embedding", test_lent_embedding}, {"plan", test_plan},
+              {"preset sizes", test_preset_sizes}, {"session bytes", test_session_bytes})
