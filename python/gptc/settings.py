@@ -111,8 +111,13 @@ class Declared:
             raise UsageError(f"{spelled} is {value!r}; it must be one of {', '.join(self.choices)}")
         if self.kind is int and value >= 2**63:
             raise UsageError(f"{spelled} is {value}; it must be below 2**63")
-        if self.kind in (int, float) and not self.range.holds(number(value)):
-            raise UsageError(f"{spelled} is {value}; it must be {self.range}")
+        if self.kind in (int, float):
+            try:
+                inside = self.range.holds(number(value))
+            except OverflowError:  # a whole number that no float can hold
+                inside = False
+            if not inside:
+                raise UsageError(f"{spelled} is {value}; it must be {self.range}")
 
     def check_type(self, value: Any, spelled: str) -> None:
         """Raises UsageError for a value of the wrong type, such as one from a file."""

@@ -140,6 +140,7 @@ class Few:
         ({"size": 2**63}, "--size is 9223372036854775808; it must be below 2**63"),
         ({"share": 0.0}, "--share is 0.0; it must be above 0 and at most 1"),
         ({"share": math.nan}, "--share is nan; it must be above 0 and at most 1"),
+        ({"share": 10**400}, f"--share is {10**400}; it must be above 0 and at most 1"),
         ({"kind": "c"}, "--kind is 'c'; it must be one of a, b"),
     ],
 )
