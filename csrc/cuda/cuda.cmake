@@ -29,10 +29,16 @@ if(missing)
 endif()
 
 # This machine's GPU, where there is one; else every kind that the kernels know, and PTX for later.
+# 86 and 89 have 80's PTX: compiled from their own, the machine code is the same and takes longer.
+set(cuda_targets "")
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   execute_process(COMMAND nvidia-smi -L OUTPUT_VARIABLE gpus ERROR_QUIET RESULT_VARIABLE no_gpu)
   if(no_gpu OR NOT gpus)
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 100-real 100-virtual)
+    set(CMAKE_CUDA_ARCHITECTURES OFF)
+    set(cuda_targets
+      "--generate-code=arch=compute_80,code=[sm_80,sm_86,sm_89]"
+      "--generate-code=arch=compute_90,code=[sm_90]"
+      "--generate-code=arch=compute_100,code=[sm_100,compute_100]")
   else()
     set(CMAKE_CUDA_ARCHITECTURES native)
   endif()
@@ -50,7 +56,7 @@ function(add_cuda name)
   target_include_directories(${name} PRIVATE csrc/cuda csrc)
   # After nvcc's own: a folder of wheels may hold headers of another version of CUDA's runtime.
   target_include_directories(${name} SYSTEM PRIVATE ${GPTC_CUBLAS_INCLUDE})
-  target_compile_options(${name} PRIVATE -std=c++20 -Xcompiler=-Wall,-Wextra)
+  target_compile_options(${name} PRIVATE -std=c++20 -Xcompiler=-Wall,-Wextra ${cuda_targets})
   if(GPTC_PTXAS_INFO)
     target_compile_options(${name} PRIVATE -Xptxas=-v)
   endif()

@@ -3,7 +3,7 @@
 
 #include "gpt.h"
 
-enum { DRAWS = 100000, MAX_VOCAB = 300 };
+enum { DRAWS = 30000, MAX_VOCAB = 300 };
 
 /* With everything off: softmax of the logits. */
 #define PLAIN .repetition_penalty = 1, .temperature = 1, .typical_p = 1, .top_p = 1, .seed = 1

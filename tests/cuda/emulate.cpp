@@ -1,9 +1,7 @@
 /* emulate.cpp: blocks and fibers. A fiber is entered once with makecontext and from then on left and
- * resumed with setjmp and longjmp, which ask nothing of the kernel. */
-#undef _FORTIFY_SOURCE
+ * resumed with the compiler's own setjmp and longjmp, which call nothing. */
 #include "emulate.h"
 
-#include <setjmp.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -19,7 +17,8 @@ enum {
     MAX_THREADS = 1024,
     MAX_WARPS = MAX_THREADS / EMULATED_LANES,
     MAX_GRID_YZ = 65535,
-    STACK_BYTES = 128 << 10,
+    /* An odd number of cache lines, so that stacks do not share the cache's same few sets. */
+    STACK_BYTES = (128 << 10) + 64,
     MAX_SHARED_BYTES = 227 << 10,
 };
 
@@ -35,10 +34,18 @@ struct copy {
     int group;
 };
 
+using place = void *[5]; /* in code and on a stack, for __builtin_setjmp */
+
+/* A stack, which runs one thread after another until one of them waits. */
 struct fiber {
     ucontext_t start;
-    jmp_buf at;
-    bool made, done;
+    place at;
+    bool made;
+};
+
+struct thread {
+    fiber *on; /* NULL: it has not begun */
+    bool done;
     const barrier *waits; /* until its turn is over; NULL: it can go on */
     long turn;
     std::vector<copy> copies;
@@ -51,11 +58,15 @@ struct warp_slots {
 };
 
 fiber fibers[MAX_THREADS];
+fiber *idle[MAX_THREADS];
+int n_idle;
+thread threads[MAX_THREADS];
+int n_threads, n_begun; /* of this block */
 warp_slots slots[MAX_WARPS];
 barrier block, warps[MAX_WARPS];
 long turns[MAX_THREADS]; /* exchanges a lane has made */
 ucontext_t scheduler_start;
-jmp_buf scheduler;
+place scheduler;
 int current;
 long progress; /* counts arrivals, releases and ends */
 const std::function<void()> *body;
@@ -64,8 +75,13 @@ alignas(128) unsigned char shared[MAX_SHARED_BYTES];
 bool reversed;
 std::mutex device; /* one launch at a time, whoever starts it */
 
-void give_way() {
-    if (!_setjmp(fibers[current].at)) _longjmp(scheduler, 1);
+[[gnu::noinline, noreturn]] void go_to(place &at) {
+    __builtin_longjmp(at, 1);
+}
+
+/* Not inlined, and no caller may know which registers it leaves alone: another fiber uses them. */
+[[gnu::noipa]] void give_way(fiber &f) {
+    if (!__builtin_setjmp(f.at)) go_to(scheduler);
 }
 
 void release_if_all(barrier &b) {
@@ -77,21 +93,20 @@ void release_if_all(barrier &b) {
 }
 
 void wait(barrier &b) {
-    fiber &f = fibers[current];
-    f.waits = &b;
-    f.turn = b.turn;
+    thread &t = threads[current];
+    t.waits = &b;
+    t.turn = b.turn;
     b.arrived++;
     progress++;
     release_if_all(b);
-    if (b.turn == f.turn) give_way();
-    f.waits = NULL;
+    if (b.turn == t.turn) give_way(*t.on);
+    t.waits = NULL;
 }
 
 void end_thread() {
-    fiber &f = fibers[current];
-    for (const copy &c : f.copies)
-        (void)c, emulate_die("a thread ends before its copies have arrived");
-    f.done = true;
+    thread &t = threads[current];
+    if (!t.copies.empty()) emulate_die("a thread ends before its copies have arrived");
+    t.done = true;
     progress++;
     barrier &warp = warps[current / EMULATED_LANES];
     block.alive--, warp.alive--;
@@ -99,51 +114,94 @@ void end_thread() {
     release_if_all(block);
 }
 
-/* A fiber runs one thread after another: making one costs system calls. */
+void run_as(int i) {
+    current = i;
+    threadIdx = dim3((unsigned)i);
+}
+
+/* The next thread of the block, on a fiber that has none. */
+void begin_next(fiber *on) {
+    int i = reversed ? n_threads - 1 - n_begun : n_begun;
+    n_begun++;
+    threads[i].on = on;
+    run_as(i);
+}
+
+/* To begin the next thread here saves a kernel that never waits every change of stacks. */
 void fiber_main() {
     for (;;) {
-        (*body)();
-        end_thread();
-        give_way();
+        fiber *self = threads[current].on;
+        for (;;) {
+            (*body)();
+            end_thread();
+            if (n_begun == n_threads) break;
+            begin_next(self);
+        }
+        idle[n_idle++] = self;
+        give_way(*self);
     }
 }
 
-void resume(int i) {
-    current = i;
-    threadIdx = dim3((unsigned)i);
-    if (_setjmp(scheduler)) return;
-    fiber &f = fibers[i];
-    if (f.made) _longjmp(f.at, 1);
+void enter(fiber &f) {
     f.made = true;
     getcontext(&f.start);
-    f.start.uc_stack = {stacks + (size_t)i * STACK_BYTES, 0, STACK_BYTES};
+    f.start.uc_stack = {stacks + (size_t)(&f - fibers) * STACK_BYTES, 0, STACK_BYTES};
     f.start.uc_link = NULL;
     makecontext(&f.start, fiber_main, 0);
     swapcontext(&scheduler_start, &f.start);
 }
 
-void run_block(int n_threads, size_t shared_bytes) {
+[[gnu::noipa]] void resume(fiber &f) {
+    if (__builtin_setjmp(scheduler)) return;
+    if (f.made) go_to(f.at);
+    enter(f);
+}
+
+void begin_block(int size, size_t shared_bytes) {
     memset(shared, 0xff, shared_bytes);
+    n_threads = size, n_begun = 0;
     block = {n_threads, 0, 0};
     for (int w = 0; w * EMULATED_LANES < n_threads; w++) {
         int lanes = n_threads - w * EMULATED_LANES;
         warps[w] = {lanes < EMULATED_LANES ? lanes : EMULATED_LANES, 0, 0};
     }
+    n_idle = 0;
     for (int i = 0; i < n_threads; i++) {
-        fiber &f = fibers[i];
-        f.done = false;
-        f.waits = NULL;
-        f.copies.clear();
-        f.groups = 0;
+        idle[n_idle++] = &fibers[n_threads - 1 - i];
+        threads[i].on = NULL;
+        threads[i].done = false;
+        threads[i].waits = NULL;
+        threads[i].copies.clear();
+        threads[i].groups = 0;
         turns[i] = 0;
     }
+}
+
+/* A warp runs as far as it can before the next one does: its few stacks stay in the cache. */
+void run_warp(int w) {
+    int first = w * EMULATED_LANES, last = first + EMULATED_LANES;
+    if (last > n_threads) last = n_threads;
+    for (long before = progress - 1; before != progress;) {
+        before = progress;
+        for (int k = first; k < last; k++) {
+            int i = reversed ? first + last - 1 - k : k;
+            thread &t = threads[i];
+            if (t.done || (t.waits && t.waits->turn == t.turn)) continue;
+            if (t.on)
+                run_as(i);
+            else
+                begin_next(idle[--n_idle]);
+            resume(*t.on);
+        }
+    }
+}
+
+void run_block(int size, size_t shared_bytes) {
+    begin_block(size, shared_bytes);
+    int n_warps = (n_threads + EMULATED_LANES - 1) / EMULATED_LANES;
     while (block.alive > 0) {
         long before = progress;
-        for (int k = 0; k < n_threads; k++) {
-            int i = reversed ? n_threads - 1 - k : k;
-            const fiber &f = fibers[i];
-            if (!f.done && !(f.waits && f.waits->turn == f.turn)) resume(i);
-        }
+        for (int w = 0; w < n_warps; w++) run_warp(reversed ? n_warps - 1 - w : w);
         if (progress == before) emulate_die("the threads of a block wait for each other for ever");
     }
 }
@@ -156,9 +214,8 @@ void emulate_die(const char *what) {
     abort();
 }
 
-void emulate_launch(dim3 grid, int n_threads, size_t shared_bytes,
-                    const std::function<void()> &run) {
-    if (n_threads < 1 || n_threads > MAX_THREADS || shared_bytes > MAX_SHARED_BYTES || !grid.x ||
+void emulate_launch(dim3 grid, int size, size_t shared_bytes, const std::function<void()> &run) {
+    if (size < 1 || size > MAX_THREADS || shared_bytes > MAX_SHARED_BYTES || !grid.x ||
         !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > MAX_GRID_YZ || grid.z > MAX_GRID_YZ)
         emulate_die("a launch that no device accepts");
     std::lock_guard<std::mutex> lock(device);
@@ -170,14 +227,14 @@ void emulate_launch(dim3 grid, int n_threads, size_t shared_bytes,
     }
     body = &run;
     gridDim = grid;
-    blockDim = dim3((unsigned)n_threads);
+    blockDim = dim3((unsigned)size);
     reversed = !reversed;
     int64_t n_blocks = (int64_t)grid.x * grid.y * grid.z;
     for (int64_t k = 0; k < n_blocks; k++) {
         int64_t i = reversed ? n_blocks - 1 - k : k;
         blockIdx = dim3((unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y),
                         (unsigned)(i / grid.x / grid.y));
-        run_block(n_threads, shared_bytes);
+        run_block(size, shared_bytes);
     }
 }
 
@@ -207,18 +264,18 @@ const unsigned char *emulate_exchange(const void *mine, size_t bytes) {
 
 void emulate_copy_async(void *to, const void *from) {
     if ((uintptr_t)to % 16 || (uintptr_t)from % 16) emulate_die("a misaligned asynchronous copy");
-    fibers[current].copies.push_back({to, from, fibers[current].groups});
+    threads[current].copies.push_back({to, from, threads[current].groups});
 }
 
 void emulate_copy_commit() {
-    fibers[current].groups++;
+    threads[current].groups++;
 }
 
 void emulate_copy_wait(int n) {
-    fiber &f = fibers[current];
+    thread &t = threads[current];
     std::vector<copy> later;
-    for (const copy &c : f.copies) {
-        if (c.group >= f.groups - n) {
+    for (const copy &c : t.copies) {
+        if (c.group >= t.groups - n) {
             later.push_back(c);
         } else if (c.from) {
             memcpy(c.to, c.from, 16);
@@ -226,13 +283,23 @@ void emulate_copy_wait(int n) {
             memset(c.to, 0, 16);
         }
     }
-    f.copies = later;
+    t.copies = later;
 }
 
 namespace {
 
-float half_of(uint32_t pair, int high) {
-    return __bfloat162float({(uint16_t)(high ? pair >> 16 : pair)});
+uint32_t word(const unsigned char *given, int lane, int i) {
+    uint32_t x;
+    memcpy(&x, given + lane * EMULATED_SLOT_BYTES + 4 * i, sizeof x);
+    return x;
+}
+
+float low(uint32_t pair) {
+    return __bfloat162float({(uint16_t)pair});
+}
+
+float high(uint32_t pair) {
+    return __bfloat162float({(uint16_t)(pair >> 16)});
 }
 
 } // namespace
@@ -243,15 +310,16 @@ void emulate_multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
     uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
     const unsigned char *given = emulate_exchange(mine, sizeof mine);
     int lane = current % EMULATED_LANES;
-    for (int e = 0; e < 4; e++) {
-        int row = lane / 4, col = lane % 4 * 2 + e % 2;
-        for (int k = 0; k < 16; k++) {
-            uint32_t pair_a, pair_b;
-            int from_a = row * 4 + k % 8 / 2, from_b = col * 4 + k % 8 / 2;
-            memcpy(&pair_a, given + from_a * EMULATED_SLOT_BYTES + 4 * (e / 2 + k / 8 * 2),
-                   sizeof pair_a);
-            memcpy(&pair_b, given + from_b * EMULATED_SLOT_BYTES + 4 * (4 + k / 8), sizeof pair_b);
-            d[e] += half_of(pair_a, k % 2) * half_of(pair_b, k % 2);
+    for (int k = 0; k < 8; k++) { /* pairs of columns of a */
+        int from_a = lane / 4 * 4 + k % 4, from_b = lane % 4 * 8 + k % 4;
+        uint32_t row[2], col[2];
+        for (int i = 0; i < 2; i++) {
+            row[i] = word(given, from_a, i + k / 4 * 2);
+            col[i] = word(given, from_b + 4 * i, 4 + k / 4);
+        }
+        for (int e = 0; e < 4; e++) {
+            d[e] += low(row[e / 2]) * low(col[e % 2]);
+            d[e] += high(row[e / 2]) * high(col[e % 2]);
         }
     }
 }

@@ -11,9 +11,9 @@ reaches deeper code. A failing file is kept, and named in the error.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["gptc"]):
 KEPT = Path(tempfile.gettempdir())
 
 
-def run_one(name: str, folder: Path, seconds: int) -> None:
+def fuzz_one(name: str, folder: Path, seconds: int) -> None:
     """Fuzzes a format in `folder`, then ends the process."""
     target = fuzz.targets(folder)[name]
     seeds = folder / "seeds"
@@ -39,27 +39,34 @@ def run_one(name: str, folder: Path, seconds: int) -> None:
     atheris.Fuzz()
 
 
+def fuzz_apart(name: str, seconds: int) -> tuple[int, str]:
+    """`fuzz_one` in a process of its own, forked to save the imports: exit code and output."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if not child:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            fuzz_one(name, Path(folder), seconds)
+            os._exit(2)  # not reached
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        output.seek(0)
+        return code, output.read().decode(errors="replace")
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=1, help="total time, for all formats")
     parser.add_argument("--formats", nargs="*")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # run by the tool itself
     options = parser.parse_args()
-    if options.one:
-        name, folder, seconds = options.one
-        run_one(name, Path(folder), int(seconds))
     with tempfile.TemporaryDirectory() as folder:
         names = options.formats or list(fuzz.targets(Path(folder)))
     n_all = 0
     for name in names:
         seconds = max(1, round(60 * options.minutes / len(names)))
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, "--one", name, folder, str(seconds)]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        said = done.stdout + done.stderr
+        code, said = fuzz_apart(name, seconds)
         n = re.search(r"stat::number_of_executed_units: (\d+)", said)
-        if done.returncode or not n:
+        if code or not n:
             print(f"{name} failed:\n{said[-4000:]}", file=sys.stderr)
             return 1
         reached = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", said)[-1]
