@@ -171,11 +171,22 @@ static bool is_product(const gpt_config *c, const struct row *row) {
     return row->place != FIRST || c->tied;
 }
 
-/* Whether all of a name matches: * any text, ? any character. */
+/* Whether all of a name matches: * any text, ? any character. Only the last * can need another try. */
 static bool matches(const char *pattern, const char *name) {
-    if (*pattern == '*') return matches(pattern + 1, name) || (*name && matches(pattern, name + 1));
-    if (!*name) return !*pattern;
-    return (*pattern == '?' || *pattern == *name) && matches(pattern + 1, name + 1);
+    const char *after_star = NULL, *retry = NULL;
+    while (*name) {
+        if (*pattern == '*') {
+            after_star = ++pattern, retry = name;
+        } else if (*pattern == '?' || *pattern == *name) {
+            pattern++, name++;
+        } else if (after_star) {
+            pattern = after_star, name = ++retry;
+        } else {
+            return false;
+        }
+    }
+    while (*pattern == '*') pattern++;
+    return !*pattern;
 }
 
 /* Settings of a tensor, from the first group that matches, and places of its gradient and state. */

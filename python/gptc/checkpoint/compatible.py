@@ -13,6 +13,7 @@ from gptc.tokenizer.registry import KINDS, bpe_size, is_spec, make_tokenizer
 
 
 def own_tokenizer(known: ModelFile) -> Tokenizer | None:
+    """The tokenizer that a model was trained with; None where it has none that can be read."""
     try:
         return known.tokenizer()
     except GptcError:
