@@ -40,7 +40,7 @@ def fuzz_one(name: str, folder: Path, seconds: int) -> None:
 
 
 def fuzz_apart(name: str, seconds: int) -> tuple[int, str]:
-    """`fuzz_one` in a process of its own, forked to save the imports: exit code and output."""
+    """`fuzz_one` in a forked process, which saves the imports: exit code and output."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         child = os.fork()
         if not child:
