@@ -57,14 +57,15 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 6
+#define GPT_ABI_VERSION 7
 
 enum gpt_status {
     GPT_OK = 0,
-    GPT_ERR_ARGUMENT = 1, /* a value is out of range, or arguments contradict each other */
-    GPT_ERR_MEMORY = 2,   /* an allocation of the planned size failed */
-    GPT_ERR_DEVICE = 3,   /* the device is missing, unsupported or failed */
-    GPT_ERR_NUMERIC = 4,  /* a gradient norm, or a logit to sample from, is not finite */
+    GPT_ERR_ARGUMENT = 1,    /* a value is out of range, or arguments contradict each other */
+    GPT_ERR_MEMORY = 2,      /* an allocation of the planned size failed */
+    GPT_ERR_DEVICE = 3,      /* the device is missing, unsupported or failed */
+    GPT_ERR_NUMERIC = 4,     /* a gradient norm, or a logit to sample from, is not finite */
+    GPT_ERR_INTERRUPTED = 5, /* gpt_set_interrupt's function asked for it */
 };
 
 enum gpt_device { GPT_DEVICE_CPU = 0, GPT_DEVICE_CUDA = 1 };
@@ -313,6 +314,11 @@ int gpt_cpu_has_bf16(void);
 const char *gpt_cpu_notice(void);
 /* Cores this process may run on. */
 int gpt_cpu_count(void);
+/* Between the layers of a computation on a CPU, but at most once in so many seconds, the library calls
+ * this function, in the thread that computes. If it returns other than 0, the call under way fails with
+ * GPT_ERR_INTERRUPTED: a session is as before, and the gradients of a model are dropped. For all
+ * models; NULL: none. */
+void gpt_set_interrupt(int (*interrupted)(void), double seconds);
 /* GPT_OK where GPT_DEVICE_CUDA works; else gpt_last_error() says what is missing. out holds what was found
  * until then either way: with a name but no products, only cuBLASLt is missing. */
 int gpt_cuda_info(gpt_device_info *out);

@@ -18,4 +18,8 @@
 int check_tokens(const gpt_model *m, const char *what, const int32_t *tokens, int64_t n,
                  int32_t least);
 
+/* GPT_ERR_INTERRUPTED where the computation stopped between two layers, from which the model is free
+ * again. */
+int check_interrupted(gpt_model *m);
+
 #endif

@@ -111,6 +111,7 @@ int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_
     TRY(check_tokens(session->model, "token", tokens, n, 0));
     TRY(check_step(session, seqs, n));
     session_step(session, tokens, seqs, want, n, logits);
+    TRY(check_interrupted(session->model));
     return session->model->ops->sync(session->model->ctx);
 }
 

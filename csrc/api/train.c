@@ -27,6 +27,12 @@ int check_tokens(const gpt_model *m, const char *what, const int32_t *tokens, in
     return GPT_OK;
 }
 
+int check_interrupted(gpt_model *m) {
+    if (!m->interrupted) return GPT_OK;
+    m->interrupted = false;
+    return fail(GPT_ERR_INTERRUPTED, "interrupted");
+}
+
 static int check_targets(const gpt_model *m, const int32_t *targets, int N, int *n_valid) {
     TRY(check_tokens(m, "target", targets, N, -1));
     *n_valid = 0;
@@ -65,6 +71,7 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
     set_tokens(model, tokens, NULL, N);
     batch x = {.B = B, .T = T, .N = N};
     model_forward(model, &model->acts, &x);
+    TRY(check_interrupted(model));
     for (int row = 0; row < N; row += model->acts.logit_rows) {
         int n = N - row < model->acts.logit_rows ? N - row : model->acts.logit_rows;
         const char *rows = (const char *)model->acts.norm_f;
@@ -95,6 +102,7 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
     set_tokens(model, tokens, targets, N);
     batch x = {.B = B, .T = T, .N = N};
     model_forward(model, &model->acts, &x);
+    TRY(check_interrupted(model));
     model->ops->classifier_forward(model->ctx,
                                    &(classifier_forward){.losses = model->acts.losses,
                                                          .x = model->acts.norm_f,
@@ -146,8 +154,9 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     set_tokens(model, tokens, targets, N);
     batch x = {.B = B, .T = T, .N = N, .training = true, .first = model->grads_stale};
     forward_backward(model, &x, scale / (float)n_valid);
-    model->grads_stale = false;
-    model->n_micro++;
+    model->grads_stale = model->interrupted;
+    model->n_micro = model->interrupted ? 0 : model->n_micro + 1;
+    TRY(check_interrupted(model));
     return loss ? mean_loss(model, N, n_valid, loss, NULL) : GPT_OK;
 }
 

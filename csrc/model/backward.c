@@ -113,13 +113,14 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
     const gpt_config *c = &m->config;
     int C = c->n_embd, A = att_size(c), F = c->n_ff, L = c->n_layer;
 
+    if (model_stops(m)) return;
     if (x->first) zero_added_gradients(m);
     classifier(m, a, x, scale);
     m->ops->zero(m->ctx, a->dresid, (size_t)x->N * (size_t)C * m->ops->act_bytes);
     norm(m, a, x, c->norm, m->dw.norm_f_w, m->dw.norm_f_b, a->resid_f, a->stats_f, m->w.norm_f_w,
          dropout_of(m, x, L - 1, SITE_MLP_PROJ));
 
-    for (int l = L - 1; l >= 0; l--) {
+    for (int l = L - 1; l >= 0 && !model_stops(m); l--) {
         const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
         const layer_acts *la = &a->layers[l];
 

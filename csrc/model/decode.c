@@ -122,7 +122,7 @@ static void session_rows(gpt_session *s, step *t, int begin, int n) {
     do {
         t->held = replays ? 0 : t->held;
         model_forward(m, &s->acts, &x);
-        heads(s, t, begin, n);
+        if (!m->interrupted) heads(s, t, begin, n);
     } while (replays && !ops->replay_end(m->ctx));
 }
 
@@ -132,11 +132,12 @@ void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, co
     step t = {.tokens = tokens, .seqs = seqs, .want = want, .n = n, .logits = logits};
     m->ops->ctx_set_workspace(m->ctx, s->workspace);
     model_pack(m);
-    for (int begin = 0, rows; begin < n; begin += rows) {
+    for (int begin = 0, rows; begin < n && !m->interrupted; begin += rows) {
         rows = rows_from(&t, begin, s->max_rows);
         session_rows(s, &t, begin, rows);
+        for (int i = 0; m->interrupted && i < begin + rows; i++) s->length[seqs[i]]--;
     }
-    deliver(s, &t);
+    if (!m->interrupted) deliver(s, &t);
 }
 
 void session_fork(gpt_session *s, int from, int to, int length) {

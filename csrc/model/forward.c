@@ -1,4 +1,5 @@
 /* forward.c: the transformer, Vaswani et al. 2017 with the norms first (Radford et al. 2019). */
+#include "interrupt.h"
 #include "model.h"
 
 /* From (seed, step, micro-step), so that a resumed run drops the same elements. */
@@ -120,6 +121,12 @@ static void cached_attention(gpt_model *m, const acts *a, const layer_acts *la, 
     m->ops->attention_decode(m->ctx, &op);
 }
 
+bool model_stops(gpt_model *m) {
+    bool asks = !m->interrupted && m->options.device == GPT_DEVICE_CPU;
+    if (asks) m->interrupted = interrupt_wanted();
+    return m->interrupted;
+}
+
 void model_forward(gpt_model *m, const acts *a, const batch *x) {
     const gpt_config *c = &m->config;
     int C = c->n_embd, A = att_size(c), F = c->n_ff, L = c->n_layer;
@@ -128,7 +135,7 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
     const act *resid = a->layers[0].resid_1, *branch = NULL;
     gpt_dropout_site dropout = {0};
 
-    for (int l = 0; l < L; l++) {
+    for (int l = 0; l < L && !model_stops(m); l++) {
         const layer_view *w = &m->w.layers[l];
         const layer_acts *la = &a->layers[l];
 

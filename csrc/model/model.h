@@ -211,6 +211,7 @@ struct gpt_model {
     int64_t step;     /* updates done */
     int64_t n_micro;  /* backward calls since the last update */
     bool grads_stale; /* the next backward starts from zero */
+    bool interrupted; /* the computation under way has stopped between two layers */
 };
 
 struct gpt_session {
@@ -250,9 +251,11 @@ void arena_lay_out(gpt_model *m, const arena_plan *p);
 
 /* Brings the packed weights up to date with the parameters, where those were written. */
 void model_pack(gpt_model *m);
-/* From acts.tokens to acts.norm_f. */
+/* Whether the caller wants the computation under way to end; asked between layers, on a CPU. */
+bool model_stops(gpt_model *m);
+/* From acts.tokens to acts.norm_f, unless m->interrupted. */
 void model_forward(gpt_model *m, const acts *a, const batch *x);
-/* From acts.targets to the gradients of every parameter, and acts.losses. */
+/* From acts.targets to the gradients of every parameter, and acts.losses, unless m->interrupted. */
 void model_backward(gpt_model *m, const acts *a, const batch *x, float scale);
 /* Makes the key of this step and micro-step that all dropouts share. */
 void dropout_draw(gpt_model *m);

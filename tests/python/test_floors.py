@@ -183,12 +183,13 @@ C_FLOORS = {
     "backend": {"cuda_device.h", "ops.h", "error.h"},
     "profile": {"ops.h", "error.h"},
     "sample": {"ops.h", "error.h"},
-    "model": {"ops.h", "error.h"},
+    "model": {"ops.h", "error.h", "interrupt.h"},
     "cpu": {"ops.h", "error.h", "gpt.h"},
     "cuda": {"cuda_device.h", "ops.h", "error.h"},
     "cuda_device": {"gpt.h"},
     "ops": {"gpt.h"},
     "error": {"gpt.h"},
+    "interrupt": {"gpt.h"},
     "gpt": set(),
 }
 

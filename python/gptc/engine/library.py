@@ -25,6 +25,7 @@ GPT_ERR_ARGUMENT = 1
 GPT_ERR_MEMORY = 2
 GPT_ERR_DEVICE = 3
 GPT_ERR_NUMERIC = 4
+GPT_ERR_INTERRUPTED = 5
 
 _BEGIN = "==== binding: begin ===="
 _END = "==== binding: end ===="
@@ -157,11 +158,41 @@ def load() -> Library:
             f"{library} has ABI version {found}, but {header} declares {wanted}; "
             "rebuild, or reinstall with: pip install ."
         )
+    _let_signals_in(ffi, lib)
     return Library(ffi, lib, library)
+
+
+# ---- Ctrl-C ----
+
+_SIGNALS_EVERY_S = 0.1
+_raised: list[BaseException] = []  # by a signal's handler, during a call of the library
+
+
+def _let_signals_in(ffi: Any, lib: Any) -> None:
+    """Lets Python handle signals while the library computes, and end that where a handler raises.
+
+    Between layers the library calls a Python function. That is when Python runs the handlers, in
+    the main thread; KeyboardInterrupt ends the call, and `check` raises it again.
+    """
+
+    def handle_signals() -> int:
+        for _ in range(2):  # the interpreter looks for signals where a loop jumps back
+            pass
+        return 0
+
+    def keep(kind: type[BaseException], error: BaseException, trace: Any) -> int:
+        _raised.append(error)
+        return 1
+
+    function = ffi.callback("int(void)", handle_signals, onerror=keep)
+    _preloaded.append(function)  # as long as the library
+    lib.gpt_set_interrupt(function, _SIGNALS_EVERY_S)
 
 
 def check(status: int) -> None:
     """Raises EngineError with the library's message unless `status` is GPT_OK."""
+    if status == GPT_ERR_INTERRUPTED and _raised:
+        raise _raised.pop().with_traceback(None)
     if status != GPT_OK:
         ffi, lib, _ = load()
         message = ffi.string(lib.gpt_last_error()).decode("utf-8", "replace")

@@ -1,0 +1,90 @@
+"""Ctrl-C ends a long computation within a second, and leaves model and session usable.
+
+The class: a call into C that Python's signal handlers cannot interrupt.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from gptc import GPTConfig, Model
+
+T = 256
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """Many short layers: a step takes seconds, a layer a tenth of one."""
+    config = GPTConfig.preset(
+        "gpt2", vocab_size=500, block_size=T, n_layer=30, n_head=6, n_embd=384
+    )
+    return Model.create(config, max_batch=8, max_seq=T, threads=1)
+
+
+@pytest.fixture
+def tokens(model: Model) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 500, (8, T), dtype=np.int32)
+
+
+def interrupt_after(seconds: float, call: Callable[[], object]) -> float:
+    """Sends SIGINT during `call`; returns how much later it ended."""
+    sent = []
+
+    def send() -> None:
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(seconds, send)
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        return time.monotonic() - sent[0]
+    finally:
+        timer.join()
+
+
+def test_a_training_step_is_interrupted(model: Model, tokens: np.ndarray) -> None:
+    small = tokens[:1, :16]
+    before = model.loss(small, small)
+    late = interrupt_after(0.5, lambda: model.train_step(tokens, tokens, lr=1e-3))
+    assert late < 2  # a second, and as much again for a slow machine
+    assert model.step == 0
+    assert model.loss(small, small) == before
+    assert np.isfinite(model.train_step(small, small, lr=1e-3).loss)
+
+
+@pytest.mark.parametrize("name", ["loss", "logits"])
+def test_other_calls_are_interrupted(model: Model, tokens: np.ndarray, name: str) -> None:
+    arguments = (tokens, tokens) if name == "loss" else (tokens,)
+    assert interrupt_after(0.3, lambda: getattr(model, name)(*arguments)) < 2
+
+
+def test_a_long_prompt_is_interrupted(model: Model, tokens: np.ndarray) -> None:
+    session = model.session(8)
+    seqs = np.repeat(np.arange(8), T - 1)
+    prompt = tokens[:, 1:].ravel()
+    session.decode(tokens[:, 0], np.arange(8))
+    assert interrupt_after(0.3, lambda: session.decode(prompt, seqs)) < 2
+    assert [session.length(i) for i in range(8)] == [1] * 8
+    assert np.isfinite(session.decode(tokens[:, 1], np.arange(8))).all()
+
+
+def test_a_handler_that_does_not_raise_interrupts_nothing(model: Model, tokens: np.ndarray) -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        assert np.isfinite(model.loss(tokens, tokens))
+        assert seen == [signal.SIGINT]
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
