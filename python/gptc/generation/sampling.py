@@ -68,15 +68,19 @@ class TokenLogprob:
 
 
 def token_logprob(logits: FloatArray, token: int, top: int, vocab_size: int) -> TokenLogprob:
-    """The log-probability of a token below `vocab_size`, by logits (V,), at temperature 1."""
+    """The log-probability of a token below `vocab_size`, by logits (V,), at temperature 1.
+
+    The probabilities of all V rows of the model add up to 1, padding included, as transformers has
+    it; `top` lists tokens that exist.
+    """
     ffi = library.load().ffi
-    size = min(vocab_size, len(logits))
-    n = min(top, size)
+    size = len(logits)
+    n = min(top + max(0, size - vocab_size), size)  # padding may be among the most likely
     row = ffi.from_buffer("float[]", np.ascontiguousarray(logits, np.float32))
     logprob, tokens, logprobs = ffi.new("float *"), ffi.new("int32_t[]", n), ffi.new("float[]", n)
     library.call("gpt_logprobs", row, size, token, logprob, n, tokens, logprobs)
-    best = tuple((int(tokens[i]), float(logprobs[i])) for i in range(n))
-    return TokenLogprob(token, float(logprob[0]), best)
+    best = [(tokens[i], logprobs[i]) for i in range(n) if tokens[i] < vocab_size]
+    return TokenLogprob(token, float(logprob[0]), tuple(best[:top]))
 
 
 class StopFilter:

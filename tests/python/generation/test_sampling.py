@@ -152,9 +152,10 @@ def test_penalties_look_back_as_far_as_they_are_told() -> None:
     assert sample_token(logits, replace(greedy, penalty_last_n=0), 0, 8, [3, 0, 0]) == 5
 
 
-def test_logprobs_of_a_token_beside_padding() -> None:
-    logits = np.array([0.0, 1.0, 2.0, 50.0], np.float32)
+def test_logprobs_count_padding_rows_and_list_none() -> None:
+    logits = np.array([0.0, 1.0, 2.0, 3.0], np.float32)
     entry = token_logprob(logits, 1, 10, vocab_size=3)
-    p = softmax(logits[:3])
+    p = softmax(logits)
     assert entry.logprob == pytest.approx(np.log(p[1]), abs=1e-6)
     assert [token for token, _ in entry.top] == [2, 1, 0]
+    assert [token for token, _ in token_logprob(logits, 1, 2, vocab_size=3).top] == [2, 1]
