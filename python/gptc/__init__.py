@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from gptc.engine.optim import AdamW
     from gptc.engine.options import Options, Plan
     from gptc.engine.session import Session
-    from gptc.generation.decoder import generate, stream
+    from gptc.generation.decoder import Completion, generate, stream
     from gptc.tokenizer.base import Tokenizer
+    from gptc.training.facade import train
 
 # Imported when first used, so that `gptc --help` does not wait for NumPy.
 _LAZY = {
     "AdamW": "engine.optim",
+    "Completion": "generation.decoder",
     "GPTConfig": "engine.config",
     "Model": "checkpoint.facade",
     "Options": "engine.options",
@@ -42,10 +44,12 @@ _LAZY = {
     "load_tokenizer": "checkpoint.find",
     "resolve_dataset": "data.preparation",
     "stream": "generation.decoder",
+    "train": "training.facade",
 }
 
 __all__ = [
     "AdamW",
+    "Completion",
     "EngineError",
     "GPTConfig",
     "GptcError",
@@ -61,6 +65,7 @@ __all__ = [
     "load_tokenizer",
     "resolve_dataset",
     "stream",
+    "train",
 ]
 
 

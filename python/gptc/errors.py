@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _LONGEST = 2000  # characters of a message
 UPGRADE = "upgrade with git pull && pip install . where you cloned gptc"
 
@@ -37,3 +41,18 @@ class EngineError(GptcError):
 
 class DeadEnd(GptcError):
     """A constrained text cannot continue: no token is allowed, or the grammar is too ambiguous."""
+
+
+# An option of the command line, but not one in a command to type, such as `gptc train --resume`.
+_OPTION = re.compile(r"gptc [a-z]+ [^,;:]*|(?<![\w-])--([a-z][a-z0-9-]*)")
+
+
+@contextmanager
+def python_names() -> Iterator[None]:
+    """Errors name parameters of Python: top_p, not --top-p."""
+    try:
+        yield
+    except GptcError as error:
+        text = str(error)
+        error.args = (_OPTION.sub(lambda m: m[1].replace("-", "_") if m[1] else m[0], text),)
+        raise

@@ -94,7 +94,8 @@ class Checkpoint(ModelFile):
         if hf.model_type(self.config) == "gpt2" and self.config.vocab_size >= gpt2.vocab_size:
             return make_tokenizer("gpt2")
         raise GptcError(
-            f"{self.path} has no {FILE_NAME}; copy that file from the dataset it was trained on"
+            f"{self.path} has no tokenizer: copy {FILE_NAME} into it from the dataset that it was "
+            "trained on, or save the model with one, model.save(path, tokenizer)"
         )
 
     def read(self, name: str) -> FloatArray:

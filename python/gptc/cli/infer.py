@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 import sys
@@ -92,6 +93,7 @@ class InferCommand(SectionedCommand):
     metavar="N",
     help="Samples decoded at a time with --prompts.  [16]",
 )
+@click.option("--no-echo", is_flag=True, help="Print the continuation without the prompt.")
 @click.option("--json", "as_json", is_flag=True, help="Print the samples as one JSON object.")
 @click.option("--raw", is_flag=True, help="Write raw bytes only, for models of binary data.")
 @click.pass_context
@@ -109,6 +111,7 @@ def infer_command(
     threads: int,
     quantize: str | None,
     batch_size: int,
+    no_echo: bool,
     as_json: bool,
     raw: bool,
     **given: Any,
@@ -121,8 +124,10 @@ def infer_command(
     """
     outputs = {"--json": as_json, "--raw": raw, "--prompts": prompts is not None}
     _check_outputs(outputs, given)
+    _exclusive({"--no-echo": no_echo, "--json or --prompts": as_json or prompts is not None})
     if beams:
         _refuse_with_beams(context, outputs | {"--draft": draft is not None})
+    random_seed = given["seed"] is None and given["temperature"] > 0 and not beams
     options = _options(given, raw)
     prompted = {"-p": prompt, "--prompt-file": prompt_file, "--prompts": prompts}
     _exclusive({name: value is not None for name, value in prompted.items()})
@@ -141,7 +146,7 @@ def infer_command(
     with ExitStack() as stack:
         with _made_ready(tokenizer):
             gpt = stack.enter_context(load_model(file, dtype=quantize or dtype, **loading))
-        writer = Writer(gpt, tokenizer, file.path, options, beams)
+        writer = Writer(gpt, tokenizer, file.path, options, beams, random_seed)
         if draft:
             n_seq = batch_size if prompts else options["num_samples"]
             loading["dtype"] = dtype
@@ -153,9 +158,9 @@ def infer_command(
         elif as_json:
             writer.print_json(text)
         elif raw:
-            writer.write_raw(text)
+            writer.write_raw(text, echo=not no_echo)
         else:
-            writer.write(text, echo=text)
+            writer.write(text, echo="" if no_echo else text)
 
 
 def _options(given: dict[str, Any], raw: bool) -> dict[str, Any]:
@@ -165,7 +170,7 @@ def _options(given: dict[str, Any], raw: bool) -> dict[str, Any]:
     sampling = Sampling(**{name: given[name] for name in declared(Sampling)})
     sampling.check()
     texts = {name: given[name] for name in declared(TextOptions)}
-    texts["stop"] = given["stop"] or (() if raw else DEFAULT_STOP)
+    texts["stop"] = tuple(map(_unescaped, given["stop"])) or (() if raw else DEFAULT_STOP)
     if texts["grammar"] is not None:
         texts["grammar"] = _read_grammar(Path(texts["grammar"]))
     if texts["regex"] is not None:
@@ -173,6 +178,12 @@ def _options(given: dict[str, Any], raw: bool) -> dict[str, Any]:
 
         parse_regex(texts["regex"])
     return {**texts, "sampling": sampling}
+
+
+def _unescaped(text: str) -> str:
+    """A stop string in which \\n, \\r, \\t and \\\\ have their usual meaning."""
+    escapes = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nrt\\])", lambda m: escapes[m[1]], text)
 
 
 def _read_grammar(path: Path) -> str:

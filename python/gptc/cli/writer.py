@@ -29,8 +29,12 @@ class Writer:
         path: Path,
         options: dict[str, Any],
         beams: int | None,
+        random_seed: bool,
     ) -> None:
-        """`path` is the model's, for reports; `options` are those of `make_request`."""
+        """`path` is the model's, for reports; `options` are those of `make_request`.
+
+        `random_seed`: the seed was drawn, so it is told, to repeat the text.
+        """
         self.draft: Draft | None = None
         self._last: Sample | None = None
         self._gpt = gpt
@@ -38,6 +42,7 @@ class Writer:
         self._path = path
         self._options = options
         self._beams = beams
+        self._random_seed = random_seed
 
     def write(self, prompt: str | list[int], echo: str = "") -> None:
         """Prints the samples as they are generated, each after `echo`."""
@@ -64,11 +69,13 @@ class Writer:
         step = self._options["num_samples"]
         self._options["sampling"] = replace(sampling, seed=(sampling.seed + step) % 2**63)
 
-    def write_raw(self, prompt: str) -> None:
-        """Writes the bytes of prompt and continuation, unchanged."""
+    def write_raw(self, prompt: str, echo: bool) -> None:
+        """Writes the bytes of prompt, with `echo`, and continuation, unchanged."""
         out = sys.stdout.buffer
-        out.write(prompt.encode("utf-8", "surrogateescape"))
-        _, pieces = self._start(self._request(prompt))
+        if echo:
+            out.write(prompt.encode("utf-8", "surrogateescape"))
+        request = self._request(prompt)
+        _, pieces = self._start(request)
         written = 0
         for sample, _ in pieces:
             new = sample.sequence[len(sample.request.prompt) + written :]
@@ -77,6 +84,7 @@ class Writer:
             written += len(new)
             if sample.finish == "context":
                 click.echo(f"note: {self._why_full()}", err=True)
+        self._tell_seed(request)
 
     def print_json(self, prompt: str) -> None:
         """Prints one JSON object with every sample."""
@@ -118,11 +126,16 @@ class Writer:
         hint = "" if self._beams else ": --context-shift continues from its newer half"
         return f"the model's context of {self._gpt.config.block_size:,} tokens is full{hint}"
 
+    def _tell_seed(self, request: Request) -> None:
+        if self._random_seed:
+            click.echo(f"seed {request.sampling.seed}", err=True)
+
     def _tell(self, samples: list[Sample], seconds: float) -> None:
         ends = {sample.finish for sample in samples}
         if not sys.stderr.isatty():
             if "context" in ends:  # the one end that was not asked for
                 click.echo(f"note: {self._why_full()}", err=True)
+            self._tell_seed(samples[0].request)
             return
         n_tokens = sum(sample.n_tokens for sample in samples)
         reasons = {self._why_full()} if "context" in ends else set()

@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import numpy as np
 
-from gptc.errors import DeadEnd, GptcError
+from gptc.errors import DeadEnd, GptcError, python_names
 from gptc.generation.request import Request, Sample, make_request, split_options
+from gptc.generation.sampling import TokenLogprob
 from gptc.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -265,6 +266,21 @@ class Generation:
         return ((sample.index, piece) for sample, piece in self._pieces if piece)
 
 
+@dataclass(frozen=True)
+class Completion:
+    """One continuation of a prompt, from `generate` with `return_details`."""
+
+    text: str
+    tokens: list[int]
+    """Token ids, without the one that ended the text."""
+    logprobs: list[TokenLogprob]
+    """One for each token, if `logprobs` was given; natural logarithms."""
+    finish: str
+    """"stop" (end of text, or a stop string), "length" (max_tokens) or "context" (it is full)."""
+    n_prompt: int
+    """Tokens of the prompt."""
+
+
 def stream(
     model: Model,
     tokenizer: Tokenizer,
@@ -280,23 +296,58 @@ def stream(
     it. GptcError if the prompt is longer than the model's context. A text ends when the context is
     full; with `context_shift` it continues from the newer half.
     """
-    generation = Generation(model, tokenizer, prompt, draft, **split_options(options))
+    with python_names():
+        generation = Generation(model, tokenizer, prompt, draft, **split_options(options))
     return (piece for _, piece in generation)
 
 
+@overload
+def generate(
+    model: Model, tokenizer: Tokenizer, prompt: str | Sequence[int] = "", *,
+    draft: Draft | None = None, return_details: Literal[False] = False, **options: Any,
+) -> list[str]: ...  # fmt: skip
+@overload
+def generate(
+    model: Model, tokenizer: Tokenizer, prompt: str | Sequence[int] = "", *,
+    draft: Draft | None = None, return_details: Literal[True], **options: Any,
+) -> list[Completion]: ...  # fmt: skip
+@overload
+def generate(
+    model: Model, tokenizer: Tokenizer, prompt: list[str], *,
+    draft: Draft | None = None, return_details: bool = False, **options: Any,
+) -> list[Any]: ...  # fmt: skip
 def generate(
     model: Model,
     tokenizer: Tokenizer,
-    prompt: str = "",
+    prompt: str | Sequence[int] | list[str] = "",
     *,
     draft: Draft | None = None,
+    return_details: bool = False,
     **options: Any,
-) -> list[str]:
+) -> list[Any]:
     """`num_samples` continuations of `prompt`, decoded together; sample i uses `seed + i`.
 
-    `options` are those of `stream`.
+    They are texts, or `Completion` objects with `return_details`. For a list of prompts, which are
+    decoded together too, the result is a list of such lists. `options` are those of `stream`.
     """
-    generation = Generation(model, tokenizer, prompt, draft, **split_options(options))
-    for _ in generation:
-        pass
-    return [sample.text for sample in generation.samples]
+    several = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str)
+    prompts: Sequence[Any] = prompt if several else [prompt]
+    with python_names():
+        requests = [
+            make_request(model, tokenizer, text, **split_options(options)) for text in prompts
+        ]
+        each = [request.samples(tokenizer) for request in requests]
+        samples = [sample for some in each for sample in some]
+        n_ctx = max(request.n_ctx(model.config.block_size) for request in requests)
+        decoder = Decoder(model, tokenizer, min(len(samples), MOST_AT_ONCE), n_ctx, draft)
+        for _ in _or_raise(decoder.run(samples)):
+            pass
+    of = _completion if return_details else lambda sample: sample.text
+    results = [[of(sample) for sample in some] for some in each]
+    return results if several else results[0]
+
+
+def _completion(sample: Sample) -> Completion:
+    return Completion(
+        sample.text, sample.tokens, sample.logprobs, str(sample.finish), len(sample.request.prompt)
+    )

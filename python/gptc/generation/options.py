@@ -9,7 +9,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gptc.settings import check, option, spelled
+from gptc.settings import check, option
 
 DEFAULT_STOP = ("<|endoftext|>",)
 
@@ -66,7 +66,7 @@ class Sampling:
 
     def check(self) -> None:
         """Raises UsageError for a value outside its range, or out of range in C."""
-        check(self, spelled, number=_as_float32)
+        check(self, lambda flag: f"--{flag}", number=_as_float32)
 
     @property
     def looks_back(self) -> bool:
@@ -84,7 +84,9 @@ class TextOptions:
     max_tokens: int = option(256, "Largest number of tokens to generate.", least=1)
     num_samples: int = option(1, "Number of samples.", least=1)
     stop: tuple[str, ...] = option(
-        DEFAULT_STOP, "Stop string, which ends a sample. May be repeated.", metavar="TEXT"
+        DEFAULT_STOP,
+        r"Stop string, which ends a sample; \n = end of a line. May be repeated.",
+        metavar="TEXT",
     )
     logprobs: int | None = option(
         None, "Log-probabilities of each token and of the N most likely ones.", least=0
@@ -99,7 +101,7 @@ class TextOptions:
 
     def check(self) -> None:
         """Raises UsageError for a value outside its range."""
-        check(self, spelled)
+        check(self, lambda flag: f"--{flag}")
 
 
 def _as_float32(x: float) -> float:

@@ -91,6 +91,8 @@ def split_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if name not in drawing and name not in writing:
             known = ", ".join([*writing, *drawing])
             raise UsageError(f"unknown option {name!r}; known: {known}")
+    if isinstance(options.get("stop"), str):
+        options = {**options, "stop": (options["stop"],)}
     sampling = Sampling(**{name: options[name] for name in drawing if name in options})
     return {"sampling": sampling, **{n: options[n] for n in writing if n in options}}
 

@@ -30,6 +30,37 @@ def test_infer_prints_prompt_and_text(
     assert ran.err == ""  # speed is for terminals
 
 
+def test_the_continuation_alone(gptc: Callable[..., Any], saved: Path) -> None:
+    common = ("infer", "-m", saved, "-p", "Once", "--seed", 4, "--max-tokens", 20)
+    whole = gptc(*common).out
+    assert gptc(*common, "--no-echo").out == whole.removeprefix("Once")
+    ran = gptc(*common, "--no-echo", "--json")
+    assert (ran.code, ran.err.splitlines()[0]) == (
+        2,
+        "gptc: error: --no-echo and --json or --prompts exclude each other: give one of them",
+    )
+
+
+def test_stop_strings_may_hold_a_line_end(gptc: Callable[..., Any], saved: Path) -> None:
+    common = ("infer", "-m", saved, "-p", "Once", "--max-tokens", 300, "--temperature", 3)
+    for seed in range(20):
+        whole = gptc(*common, "--no-echo", "--seed", seed).out.removesuffix("\n")
+        if "\n" in whole:
+            break
+    assert "\n" in whole
+    ran = gptc(*common, "--no-echo", "--seed", seed, "--stop", "\\n")
+    assert ran.out == whole[: whole.index("\n") + 1]
+
+
+def test_a_drawn_seed_is_told(gptc: Callable[..., Any], saved: Path) -> None:
+    common = ("infer", "-m", saved, "-p", "Once", "--max-tokens", 20)
+    ran = gptc(*common)
+    word, seed = ran.err.split()
+    assert word == "seed"
+    assert gptc(*common, "--seed", seed).out == ran.out
+    assert gptc(*common, "--temperature", 0).err == ""
+
+
 def test_infer_json_holds_every_sample(gptc: Callable[..., Any], saved: Path) -> None:
     common = ("infer", "-m", saved, "-p", "a", "--seed", 4, "--max-tokens", 6, "--threads", 1)
     ran = gptc(*common, "--num-samples", 2, "--json")

@@ -75,7 +75,7 @@ def test_a_conversation_goes_on_without_a_second_one(taught: Path) -> None:
     tokenizer = source.tokenizer()
     settings = {"sampling": Sampling(temperature=0), "max_tokens": 4, "num_samples": 1, "stop": ()}
     with load_model(source, dtype="fp32") as model:
-        writer = Writer(model, tokenizer, source.path, settings, None)
+        writer = Writer(model, tokenizer, source.path, settings, None, random_seed=False)
         writer.answer(PROMPT)
         writer.answer("")
         assert writer._last is not None
