@@ -27,7 +27,7 @@ def test_a_model_without_a_run_cannot_be_resumed(config: Config, tmp_path: Path)
         assert saved.trainer() is None
         with pytest.raises(GptcError, match=r"holds no optimizer state; .* --init-from"):
             saved.restore_optimizer(model)
-        with pytest.raises(GptcError, match=r"has no gptc_tokenizer\.json"):
+        with pytest.raises(GptcError, match=r"has no tokenizer: copy gptc_tokenizer\.json"):
             saved.tokenizer()
 
 

@@ -67,7 +67,7 @@ def test_memory_does_not_grow_with_the_text(
 
 @pytest.mark.parametrize("block", [1, 2, 4 << 20])
 @pytest.mark.parametrize("tail", [b"\xff and more", b"\xc3"])
-@pytest.mark.parametrize("kind", ["char", pytest.param("gpt2", marks=needs_gpt2)])
+@pytest.mark.parametrize("kind", ["char", "bpe:300"])
 def test_a_file_that_is_no_utf8_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tail: bytes, block: int
 ) -> None:

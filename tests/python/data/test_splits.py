@@ -12,7 +12,6 @@ from gptc.data.preparation import prepare
 from gptc.data.shards import read_shard
 from gptc.errors import GptcError
 from gptc.tokenizer.registry import make_tokenizer
-from vocabularies import needs_gpt2
 
 
 def test_bytes_are_split_by_position(tmp_path: Path) -> None:
@@ -89,7 +88,7 @@ def test_a_split_is_cut_out_of_a_document_that_would_leave_next_to_nothing(
     assert 450 < n_train < 950
 
 
-@pytest.mark.parametrize("kind", ["bytes", "char", pytest.param("gpt2", marks=needs_gpt2)])
+@pytest.mark.parametrize("kind", ["bytes", "char", "bpe:300"])
 @pytest.mark.parametrize("n_val", [0, 1, 50, 200])
 def test_val_tokens_counts_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, n_val: int

@@ -23,7 +23,14 @@ T = 256
 def model() -> Model:
     """Many short layers: a step takes seconds, a layer a tenth of one."""
     config = GPTConfig.preset(
-        "gpt2", vocab_size=500, block_size=T, n_layer=30, n_head=6, n_embd=384
+        "byte",
+        vocab_size=500,
+        block_size=T,
+        n_layer=40,
+        n_head=4,
+        n_kv_head=4,
+        n_embd=256,
+        n_ff=1024,
     )
     return Model.create(config, max_batch=8, max_seq=T, threads=1)
 
@@ -55,7 +62,7 @@ def test_a_training_step_is_interrupted(model: Model, tokens: np.ndarray) -> Non
     small = tokens[:1, :16]
     before = model.loss(small, small)
     late = interrupt_after(0.5, lambda: model.train_step(tokens, tokens, lr=1e-3))
-    assert late < 2  # a second, and as much again for a slow machine
+    assert late < 2  # a second, and one more for a machine that others use
     assert model.step == 0
     assert model.loss(small, small) == before
     assert np.isfinite(model.train_step(small, small, lr=1e-3).loss)
