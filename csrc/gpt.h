@@ -32,6 +32,9 @@
  *
  *     cc example.c -IDIR -LDIR -lgpt -Wl,-rpath,DIR -o example
  *
+ * With PKG_CONFIG_PATH=DIR, `pkg-config --cflags --libs gptc` prints these options. Where libgpt.so is
+ * copied to, it needs OpenBLAS's library (scipy_openblas32/lib in the Python packages) in the same folder.
+ *
  * Rules that hold for every function:
  *  - A function that can fail returns GPT_OK or a GPT_ERR code, and has then changed nothing. The
  *    sentence that says why is gpt_last_error(), one per calling thread, valid until that thread's

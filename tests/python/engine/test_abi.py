@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -49,21 +50,51 @@ def test_versions_agree() -> None:
     assert library.load().lib.gpt_abi_version() == library.abi_version(header.read_text())
 
 
-def test_the_example_at_the_top_of_the_header_works(tmp_path: Path) -> None:
+def example(tmp_path: Path) -> tuple[Path, list[str]]:
+    """The program at the top of gpt.h, and the options of the command below it."""
     path, header = library.find_library()
+    comment = header.read_text().split("*/")[0]
+    lines = re.findall(r"^ \*     (.*)$", comment, re.MULTILINE)
+    command = lines.pop().replace("cc example.c ", "").replace(" -o example", "")
+    (tmp_path / "example.c").write_text("\n".join(lines) + "\n")
+    command = command.replace("-IDIR", f"-I{header.parent}").replace("DIR", str(path.parent))
+    return tmp_path / "example.c", command.split()
+
+
+def check_example(source: Path, options: list[str]) -> None:
     compiler = shutil.which("cc")
     if not compiler:
         pytest.skip("needs a C compiler")
-    comment = header.read_text().split("*/")[0]
-    lines = re.findall(r"^ \*     (.*)$", comment, re.MULTILINE)
-    command = lines.pop().replace("cc ", "").replace("example", str(tmp_path / "example"))
-    (tmp_path / "example.c").write_text("\n".join(lines) + "\n")
-    command = command.replace("-IDIR", f"-I{header.parent}").replace("DIR", str(path.parent))
-    words = command.split()
-    built = subprocess.run([compiler, "-Wall", "-Wextra", *words], capture_output=True, text=True)
+    program = source.with_suffix("")
+    command = [compiler, "-Wall", "-Wextra", source, *options, "-o", program]
+    built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     assert not built.stderr
-    told = subprocess.run([tmp_path / "example"], check=True, capture_output=True, text=True).stdout
+    told = subprocess.run([program], check=True, capture_output=True, text=True).stdout
     losses = [float(line.split()[-1]) for line in told.splitlines()]
     assert len(losses) == 50
     assert losses[-1] < losses[0] / 4
+
+
+def test_the_example_at_the_top_of_the_header_works(tmp_path: Path) -> None:
+    check_example(*example(tmp_path))
+
+
+def test_pkg_config_gives_the_options(tmp_path: Path) -> None:
+    """From a plain folder that holds the library, OpenBLAS, gpt.h and gptc.pc."""
+    path, header = library.find_library()
+    blas = pytest.importorskip("scipy_openblas32")
+    pc = path.with_name("gptc.pc")
+    if not shutil.which("pkg-config"):
+        pytest.skip("needs pkg-config")
+    if path.parent.name != "gptc" or not pc.is_file():
+        pytest.skip("the library is not the installed one")
+    for file in (path, header, pc, *Path(blas.get_lib_dir()).glob("*.so*")):
+        shutil.copy(file, tmp_path)
+    asked = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "gptc"], check=True, capture_output=True, text=True,
+        env={**os.environ, "PKG_CONFIG_PATH": str(tmp_path)},
+    )  # fmt: skip
+    options = asked.stdout.split()
+    assert set(options) == {f"-I{tmp_path}", f"-L{tmp_path}", "-lgpt", f"-Wl,-rpath,{tmp_path}"}
+    check_example(example(tmp_path)[0], options)
