@@ -22,6 +22,7 @@ from gptc.files.download import download
 from gptc.files.paths import cache_folder
 from gptc.files.whole import write_file
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, TokensLike
+from gptc.tokenizer.cutting import before_space
 from gptc.tokenizer.utf8 import character_cut, decode_utf8
 
 # The two files that define GPT-2's encoding hold the same list of merges; one of them is enough.
@@ -46,7 +47,7 @@ class ByteTokenizer(Tokenizer):
     def __init__(self, start: str = "\n") -> None:
         self.start = start
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, continued: bool = False) -> Tokens:
         try:
             # Bytes of a command line that are not UTF-8 arrive as surrogate escapes.
             return self.encode_bytes(text.encode("utf-8", errors="surrogateescape"))
@@ -56,10 +57,10 @@ class ByteTokenizer(Tokenizer):
                 "remove it"
             ) from None
 
-    def encode_bytes(self, data: bytes) -> Tokens:
+    def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
         return np.frombuffer(data, dtype=np.uint8).astype(np.int32)
 
-    def encode_raw(self, data: bytes) -> Tokens:
+    def encode_raw(self, data: bytes, continued: bool = False) -> Tokens:
         return self.encode_bytes(data)
 
     def cut(self, data: bytes | bytearray) -> int:
@@ -93,7 +94,7 @@ class CharTokenizer(Tokenizer):
         self._ids = np.full(codes[-1] + 2, -1, dtype=np.int32)
         self._ids[codes] = np.arange(len(codes))
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, continued: bool = False) -> Tokens:
         ids = self._lookup(text)
         unknown = ids < 0
         if unknown.any():
@@ -101,7 +102,7 @@ class CharTokenizer(Tokenizer):
             raise GptcError(f"character {at} of the text: {self.refusal(text[at])}")
         return ids
 
-    def encode_bytes(self, data: bytes) -> Tokens:
+    def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
         return self.encode(decode_utf8(data))
 
     def unknown(self, text: str) -> int | None:
@@ -171,24 +172,18 @@ class BpeTokenizer(Tokenizer):
         pieces = [bytes(byte_of[char] for char in piece) for piece, _ in ids]
         return cls([piece for piece in pieces if len(piece) > 1])
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, continued: bool = False) -> Tokens:
         tokens = self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
         return np.asarray(tokens, dtype=np.int32)
 
-    def encode_bytes(self, data: bytes) -> Tokens:
+    def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
         return self.encode(decode_utf8(data))
 
     def cut(self, data: bytes | bytearray) -> int:
         # No piece of the pattern extends from another character into whitespace, and a piece never
         # depends on the text before it: so text may be cut where whitespace begins. Python's
         # isspace covers the pattern's \s.
-        end = len(data)
-        while (space := max(data.rfind(b" ", 0, end), data.rfind(b"\n", 0, end))) > 0:
-            end = len(data[:space].rstrip(b" \n\t\r"))
-            before = data[max(0, end - 4) : end].decode("utf-8", errors="ignore")[-1:]
-            if before and not before.isspace():
-                return end
-        return max(0, data.rfind(END_OF_TEXT.encode()))
+        return next(before_space(data), max(0, data.rfind(END_OF_TEXT.encode())))
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
