@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import tiktoken
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -213,18 +214,29 @@ class BpeTokenizer(Tokenizer):
 
 
 class Gpt2Tokenizer(BpeTokenizer):
-    """GPT-2's byte-pair encoding. The vocabulary is fetched when it is first needed."""
+    """GPT-2's byte-pair encoding. A vocabulary that is not given is fetched when first needed."""
 
     kind = "gpt2"
     vocab_size = 50257
     end_of_text = _GPT2_END_OF_TEXT
 
-    def __init__(self, start: str = END_OF_TEXT) -> None:
+    def __init__(self, start: str = END_OF_TEXT, vocabulary: bytes | None = None) -> None:
+        """`vocabulary` is GPT-2's list of merges, which is stored with the tokenizer."""
         self.start = start
+        self.vocabulary = vocabulary
+
+    def to_json(self) -> dict[str, Any]:
+        if self.vocabulary is None:
+            return super().to_json()
+        return {**super().to_json(), "version": 3, "vocab_bpe": self.vocabulary.decode()}
+
+    def save(self, folder: Path) -> None:
+        self.vocabulary = self.vocabulary or _cached_vocabulary()
+        super().save(folder)
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
-        merges = _gpt2_vocabulary().decode().split("\n")[1:-1]
+        merges = (self.vocabulary or _gpt2_vocabulary()).decode().split("\n")[1:-1]
         byte_of = byte_characters()
         merged = [bytes(byte_of[char] for char in merge if char != " ") for merge in merges]
         return [*(bytes([b]) for b in byte_of.values()), *merged, END_OF_TEXT.encode()]
@@ -244,31 +256,59 @@ def byte_characters() -> dict[str, int]:
     return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
-def is_gpt2_vocabulary(data: bytes) -> bool:
-    """Whether this is GPT-2's list of merges; it is then kept in our cache for the next time."""
-    if hashlib.sha256(data).hexdigest() != _GPT2_SHA256:
-        return False
+def keep_gpt2_vocabulary(data: bytes) -> None:
+    """Keeps GPT-2's list of merges in our cache for the next time."""
     target = cache_folder() / "tiktoken" / _GPT2_FILE
     if not target.exists():
         with contextlib.suppress(OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
             write_file(target, data)
-    return True
 
 
-def _gpt2_vocabulary() -> bytes:
-    """GPT-2's list of merges, from a cache of tiktoken's or ours, else downloaded."""
+def gpt2_vocabulary_in(folder: Path) -> bytes | None:
+    """GPT-2's list of merges in the files of a model's folder; None where it is not there."""
+    for name in ("vocab.bpe", "merges.txt", "tokenizer.json"):
+        try:
+            data = (folder / name).read_bytes()
+            if name == "tokenizer.json":
+                merges = json.loads(data)["model"]["merges"]
+                lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+                data = "".join(f"{line}\n" for line in ["#version: 0.2", *lines]).encode()
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            continue
+        if is_gpt2s(data):
+            return data
+    return None
+
+
+def is_gpt2s(vocabulary: bytes) -> bool:
+    """Whether this is GPT-2's list of merges."""
+    return hashlib.sha256(vocabulary).hexdigest() == _GPT2_SHA256
+
+
+def _cache_folders() -> list[Path]:
+    """The folders of tiktoken's cache and ours; a vocabulary is stored in the first."""
     variables = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
     named = [Path(value) for name in variables if (value := os.environ.get(name))]
-    own = cache_folder() / "tiktoken"
-    for folder in [*named, own, Path(tempfile.gettempdir(), "data-gym-cache")]:
+    return [*named, cache_folder() / "tiktoken", Path(tempfile.gettempdir(), "data-gym-cache")]
+
+
+def _cached_vocabulary() -> bytes | None:
+    for folder in _cache_folders():
         try:
             data = (folder / _GPT2_FILE).read_bytes()
         except OSError:
             continue
-        if hashlib.sha256(data).hexdigest() == _GPT2_SHA256:
+        if is_gpt2s(data):
             return data
-    target = (named or [own])[0] / _GPT2_FILE
+    return None
+
+
+def _gpt2_vocabulary() -> bytes:
+    """GPT-2's list of merges, from a cache of tiktoken's or ours, else downloaded."""
+    if (cached := _cached_vocabulary()) is not None:
+        return cached
+    target = _cache_folders()[0] / _GPT2_FILE
     try:
         with tempfile.TemporaryDirectory() as work:
             download(
