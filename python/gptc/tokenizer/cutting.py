@@ -18,7 +18,7 @@ from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
 _NEAR = 1024  # bytes around a cut that are compared
 _WORD = re.compile(rb"[^ \n\t\r]")
 _N_PLACES = 64  # spaces that are tried, from the last
-_N_INSIDE = 512  # characters that are tried where there is no such space; tokens are shorter
+_N_INSIDE = 512  # characters that are tried in text without a space; tokens are shorter
 _INSIDE_NEAR = 64
 
 

@@ -211,6 +211,12 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         ids: list[int] = encoded[0].ids
         return ids
 
+    @property
+    def saved(self) -> dict[str, Any]:
+        """The content of the file."""
+        saved: dict[str, Any] = json.loads(self._definition)
+        return saved
+
     def own_bos(self) -> int | None:
         """The token that the file itself puts before every text."""
         with_special = self._tokenizer.encode("a")

@@ -62,12 +62,11 @@ def byte_level(tokenizer: Tokenizer) -> ByteLevel | None:
 
 def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
     """The tokenizer of these pieces, one of ours if it is the same. `where` is named in errors."""
-    pieces, special, pattern, merges = vocabulary
-    others = set(special.values())
-    ranked = [p for i, p in enumerate(pieces) if i not in others]
+    pieces, special, pattern, _ = vocabulary
+    ranked = _ranked(vocabulary)
     if len(set(ranked)) < len(ranked):
         raise GptcError(f"{where} has a token twice")
-    in_order = merges is None or [a + b for a, b in merges] == ranked[len(ranked) - len(merges) :]
+    in_order = merged_in_order(vocabulary)
     plain = pattern == GPT2_PATTERN and in_order
     single = [bytes([i]) for i in range(256)]
     if plain and not special and ranked == single:
@@ -89,6 +88,18 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
         return TiktokenTokenizer("byte-level", pattern, ranked, special)
     definition = json.dumps(byte_level_definition(vocabulary), ensure_ascii=False)
     return HuggingFaceTokenizer(definition, where=where)
+
+
+def merged_in_order(vocabulary: ByteLevel) -> bool:
+    """Whether the merges make the pieces in the order of their ids."""
+    merges, ranked = vocabulary.merges, _ranked(vocabulary)
+    return merges is None or [a + b for a, b in merges] == ranked[len(ranked) - len(merges) :]
+
+
+def _ranked(vocabulary: ByteLevel) -> list[bytes]:
+    """The pieces without special tokens."""
+    others = set(vocabulary.special.values())
+    return [p for i, p in enumerate(vocabulary.pieces) if i not in others]
 
 
 def simplest(tokenizer: Tokenizer, where: str) -> Tokenizer:
