@@ -46,8 +46,8 @@ def assert_cut_is_exact(tokenizer: Tokenizer, data: bytes) -> int:
     whole = tokenizer.encode_bytes(data).tolist()
     cuts = {tokenizer.cut(data[:end]) for end in range(1, len(data) + 1)} - {0}
     for cut in cuts:
-        parts = [tokenizer.encode_bytes(part).tolist() for part in (data[:cut], data[cut:])]
-        assert parts[0] + parts[1] == whole, (data, cut)
+        parts = [tokenizer.encode_bytes(data[:cut]), tokenizer.encode_bytes(data[cut:], True)]
+        assert [*parts[0].tolist(), *parts[1].tolist()] == whole, (data, cut)
     return len(cuts)
 
 

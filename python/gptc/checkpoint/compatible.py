@@ -9,6 +9,8 @@ from gptc.data.dataset import DATASET_FILE, Dataset
 from gptc.errors import GptcError, UsageError
 from gptc.formats.model_file import ModelFile
 from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.compare import same_tokens
+from gptc.tokenizer.native import ByteTokenizer, Gpt2Tokenizer
 from gptc.tokenizer.registry import KINDS, bpe_size, is_spec, make_tokenizer
 
 
@@ -52,12 +54,12 @@ def prepared_with(dataset: Dataset, given: str | None) -> str:
     if is_spec(given):
         size = bpe_size(given)
         same = (
-            theirs.kind == given
+            theirs.kind == given or _is_same_as(given, theirs)
             if size is None
             else (theirs.kind, size) == ("bpe", theirs.vocab_size)
         )
     else:
-        same = make_tokenizer(tokenizer_name(given)).fingerprint() == theirs.fingerprint()
+        same = same_tokens(make_tokenizer(tokenizer_name(given)), theirs)
     if not same:
         raise UsageError(
             f"{dataset.folder} was prepared with {spec if is_spec(spec) else theirs.kind}: leave "
@@ -67,8 +69,14 @@ def prepared_with(dataset: Dataset, given: str | None) -> str:
     return own
 
 
+def _is_same_as(kind: str, theirs: Tokenizer) -> bool:
+    """Whether a tokenizer is that of a kind which is stored in another way."""
+    known = {t.kind: t for t in (ByteTokenizer(), Gpt2Tokenizer())}.get(kind)
+    return known is not None and same_tokens(known, theirs)
+
+
 def same_tokenizer(own: Tokenizer, dataset: Dataset) -> bool:
-    return own.fingerprint() == dataset.tokenizer.fingerprint()
+    return same_tokens(own, dataset.tokenizer)
 
 
 def check_vocabulary(known: ModelFile, own: Tokenizer | None, dataset: Dataset) -> None:

@@ -44,7 +44,7 @@ from gptc.formats.safetensors import INDEX, TensorFile, open_tensors
 from gptc.tokenizer import pretrained, vocabulary
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
 from gptc.tokenizer.native import Gpt2Tokenizer
-from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
+from gptc.tokenizer.registry import read_tokenizer
 
 
 class Checkpoint(ModelFile):
@@ -92,7 +92,7 @@ class Checkpoint(ModelFile):
                     return vocabulary.simplest(theirs, str(self.path / name))
         gpt2 = Gpt2Tokenizer
         if hf.model_type(self.config) == "gpt2" and self.config.vocab_size >= gpt2.vocab_size:
-            return make_tokenizer("gpt2")
+            return vocabulary.gpt2(self.path)
         raise GptcError(
             f"{self.path} has no tokenizer: copy {FILE_NAME} into it from the dataset that it was "
             "trained on, or save the model with one, model.save(path, tokenizer)"

@@ -17,11 +17,11 @@ from gptc.data.shards import HEADER_BYTES, Shard, ShardFile, read_shard, shard_f
 from gptc.data.sources import Text
 from gptc.files.checksum import file_checksum
 from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.cutting import cut_inside
 from gptc.tokenizer.native import ByteTokenizer
-from gptc.tokenizer.utf8 import character_cut
 
 BLOCK_BYTES = 1 << 18  # text that is encoded at a time; more would not stay in the cache
-_LONGEST_RUN_BYTES = 4 << 20  # text without a place to cut that is still encoded in one piece
+_LONGEST_RUN_BYTES = 1 << 20  # text without a space from which it is cut at another place
 
 
 class Piece(NamedTuple):
@@ -40,8 +40,12 @@ def encode_text(
     end: int,
     jobs: int,
     pool: ThreadPoolExecutor,
+    continued: bool = False,
 ) -> Iterator[Piece]:
-    """The tokens of the bytes [begin, end), in order, by `jobs` threads of the pool."""
+    """The tokens of the bytes [begin, end), in order, by `jobs` threads of the pool.
+
+    `continued`: a piece of the same text ends where they begin.
+    """
     dtype = shard_format(tokenizer.vocab_size)[2]
     if isinstance(tokenizer, ByteTokenizer):
 
@@ -54,16 +58,17 @@ def encode_text(
         return
     own = threading.local()
 
-    def work(at: int, data: bytes) -> Piece:
+    def work(at: int, data: bytes, continued: bool) -> Piece:
         if not hasattr(own, "tokenizer"):
             own.tokenizer = tokenizer.twin()
         encode = own.tokenizer.encode_raw if errors == "bytes" else own.tokenizer.encode_bytes
-        return Piece(at, at + len(data), encode(data).astype(dtype))
+        return Piece(at, at + len(data), encode(data, continued).astype(dtype))
 
     waiting: deque[Future[Piece]] = deque()
-    for data in _pieces(text.read(begin, end), tokenizer):
-        waiting.append(pool.submit(work, begin, data))
+    for data in _pieces(text.read(begin, end), tokenizer, continued):
+        waiting.append(pool.submit(work, begin, data, continued))
         begin += len(data)
+        continued = True
         if len(waiting) > 2 * jobs:  # bounds what is in memory
             yield waiting.popleft().result()
     while waiting:
@@ -78,11 +83,11 @@ def _ahead(pieces: Iterator[Piece], pool: ThreadPoolExecutor) -> Iterator[Piece]
         yield piece
 
 
-def _pieces(blocks: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[bytes]:
+def _pieces(blocks: Iterable[bytes], tokenizer: Tokenizer, continued: bool) -> Iterator[bytes]:
     """The same bytes, cut where the tokens on both sides do not depend on each other.
 
-    The end of a piece depends only on the bytes from its beginning on, so that reading may begin
-    with any piece.
+    The end of a piece depends only on the bytes from its beginning on, and on whether the text
+    begins there, so that reading may begin with any piece.
     """
     pending = b""
     n_wanted = BLOCK_BYTES
@@ -93,11 +98,12 @@ def _pieces(blocks: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[bytes]:
             window = pending[at : at + n_wanted]
             cut = tokenizer.cut(window)
             if not cut and n_wanted >= _LONGEST_RUN_BYTES:
-                cut = character_cut(window)  # rather a token border too many than no memory left
+                cut = cut_inside(tokenizer, window, continued)
             if cut:
                 yield window[:cut]
                 at += cut
                 n_wanted = BLOCK_BYTES
+                continued = True
             else:
                 n_wanted *= 2
         pending = pending[at:]

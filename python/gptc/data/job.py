@@ -224,7 +224,7 @@ class Job:
                 )
                 try:
                     for piece in encode_text(
-                        text, tokenizer, self.errors, at, end, self.jobs, pool
+                        text, tokenizer, self.errors, at, end, self.jobs, pool, at > begin
                     ):
                         writer.append(piece, skip)
                         skip = 0

@@ -31,8 +31,10 @@ from gptc.errors import GptcError, UsageError
 from gptc.files.checksum import file_checksum
 from gptc.files.download import ProgressCallback
 from gptc.files.paths import cache_folder
-from gptc.tokenizer.base import Tokenizer
-from gptc.tokenizer.registry import bpe_size, is_spec, make_tokenizer
+from gptc.tokenizer.base import FILE_NAME, Tokenizer
+from gptc.tokenizer.compare import same_tokens
+from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
+from gptc.tokenizer.registry import bpe_size, is_spec, make_tokenizer, read_tokenizer
 
 
 def prepare(
@@ -107,7 +109,7 @@ def _job(
 ) -> Job:
     given = _given_tokenizer(how.tokenizer, how.errors)
     recorded: dict[str, Any] = {
-        "tokenizer": given.fingerprint() if given and not is_spec(how.tokenizer) else how.tokenizer,
+        "tokenizer": _recorded_tokenizer(how.tokenizer, given, out),
         "val_fraction": how.val_fraction,
         "val_tokens": how.val_tokens,
         "shard_tokens": how.shard_tokens,
@@ -121,6 +123,19 @@ def _job(
         recorded["stories"] = _stories_options(how.stories_bytes, how.seed)
     jobs = how.jobs if how.jobs is not None else len(os.sched_getaffinity(0))
     return Job(out, sources, recorded, how.tokenizer, given, how.errors, jobs, force, progress)
+
+
+def _recorded_tokenizer(name: str, given: Tokenizer | None, out: Path) -> str:
+    """The tokenizer in dataset.json; as it is there, if `out` was made with a copy of the same."""
+    own = given.fingerprint() if given and not is_spec(name) else name
+    there = read_meta(out) if out.is_dir() else None
+    recorded = there["options"].get("tokenizer") if there else None
+    if given is None or recorded in (None, own) or not (out / FILE_NAME).is_file():
+        return own
+    try:
+        return recorded if same_tokens(read_tokenizer(out), given) else own
+    except GptcError:
+        return own
 
 
 def _run(job: Job, how: Gathering, reading: Reading) -> bool:
@@ -190,6 +205,8 @@ def resolve_dataset(
     else:
         given = make_tokenizer(tokenizer)
         kind, key["tokenizer"] = given.kind, given.fingerprint()
+        if isinstance(given, HuggingFaceTokenizer | SentencePieceTokenizer):
+            key["ids"] = 2  # 1: with spaces added and lost where the text was cut
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     stem = re.sub(r"[^\w.-]", "_", path.stem)
     out = cache_folder() / "datasets" / f"{stem}-{kind}-{digest}"

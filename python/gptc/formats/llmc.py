@@ -120,7 +120,7 @@ class LlmcModel(ModelFile):
             if (self.path.parent / name).is_file():
                 return read_tokenizer(self.path.parent / name)
         if self.config.vocab_size == vocabulary.GPT2_SIZE:
-            return vocabulary.gpt2()
+            return vocabulary.gpt2(self.path.parent)
         return super().tokenizer()
 
 

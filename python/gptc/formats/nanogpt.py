@@ -93,7 +93,7 @@ class NanogptModel(ModelFile):
     def tokenizer(self) -> Tokenizer:
         """GPT-2's for a vocabulary of its size; nanoGPT keeps any other in a pickle."""
         if self.config.vocab_size in (vocabulary.GPT2_SIZE, _PADDED_GPT2):
-            return vocabulary.gpt2()
+            return vocabulary.gpt2(self.path.parent)
         return super().tokenizer()
 
 

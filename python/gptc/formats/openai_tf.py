@@ -78,7 +78,7 @@ class OpenaiModel(ModelFile):
     def tokenizer(self) -> Tokenizer:
         """GPT-2's: encoder.json and vocab.bpe are the same in all of OpenAI's folders."""
         if self.config.vocab_size == vocabulary.GPT2_SIZE:
-            return vocabulary.gpt2()
+            return vocabulary.gpt2(self.path)
         return super().tokenizer()
 
     def check(self) -> list[str]:

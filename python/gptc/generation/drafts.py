@@ -13,6 +13,7 @@ import numpy as np
 
 from gptc.errors import UsageError
 from gptc.generation.sampling import sample_token
+from gptc.tokenizer.compare import same_tokens
 
 if TYPE_CHECKING:
     from gptc.engine.model import Model
@@ -111,7 +112,7 @@ def check_draft(
     model: Model, tokenizer: Tokenizer, draft: Model, draft_tokenizer: Tokenizer
 ) -> None:
     """Raises UsageError unless draft and model have the same tokens."""
-    if tokenizer.fingerprint() != draft_tokenizer.fingerprint():
+    if not same_tokens(tokenizer, draft_tokenizer):
         raise UsageError(
             f"the draft's tokenizer ({draft_tokenizer.kind} of {draft_tokenizer.vocab_size}) "
             f"differs from the model's ({tokenizer.kind} of {tokenizer.vocab_size}): use a draft "

@@ -52,27 +52,30 @@ class Tokenizer(ABC):
     """
 
     @abstractmethod
-    def encode(self, text: str) -> Tokens:
-        """The tokens of `text`, int32 (T,). GptcError when it cannot be expressed."""
+    def encode(self, text: str, continued: bool = False) -> Tokens:
+        """The tokens of `text`, int32 (T,). GptcError when it cannot be expressed.
+
+        `continued`: other text came before, so that nothing is added which begins a text.
+        """
 
     @abstractmethod
-    def encode_bytes(self, data: bytes) -> Tokens:
+    def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
         """The tokens of raw bytes, int32 (T,). GptcError names the first that is not text."""
 
-    def encode_raw(self, data: bytes) -> Tokens:
+    def encode_raw(self, data: bytes, continued: bool = False) -> Tokens:
         """As `encode_bytes`, but bytes that are not UTF-8 become tokens of single bytes."""
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
             text = data.decode("utf-8", "surrogateescape")
         else:
-            return self.encode(text)
+            return self.encode(text, continued)
         if self.byte_ids is None:
             raise GptcError(f"the {self.kind} tokenizer has no tokens for single bytes")
         parts = []
         for i, part in enumerate(re.split("([\udc80-\udcff]+)", text)):
             strays = np.frombuffer(part.encode("utf-8", "surrogateescape"), dtype=np.uint8)
-            parts.append(self.byte_ids[strays] if i % 2 else self.encode(part))
+            parts.append(self.byte_ids[strays] if i % 2 else self.encode(part, continued or i > 0))
         return np.concatenate(parts)
 
     @cached_property
@@ -94,7 +97,8 @@ class Tokenizer(ABC):
     def cut(self, data: bytes | bytearray) -> int:
         """Length of the longest prefix whose tokens cannot change as data arrives.
 
-        Encoding data[:cut] and the rest apart equals encoding the whole. 0: none is known.
+        The tokens of data[:cut] and of the rest, `continued`, are those of the whole. 0: none is
+        known.
         """
 
     @property
@@ -114,6 +118,11 @@ class Tokenizer(ABC):
     @cached_property
     def _piece_bytes(self) -> npt.NDArray[np.int64]:
         return np.array([len(piece) for piece in self.pieces], dtype=np.int64)
+
+    @cached_property
+    def longest(self) -> int:
+        """The number of bytes of the longest token."""
+        return int(self._piece_bytes.max())
 
     def count_bytes(self, tokens: TokensLike) -> int:
         """The number of bytes that `tokens` decode to."""

@@ -88,7 +88,7 @@ def bpe_model(vocab: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
 
 def byte_level_of(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
     """The byte-level vocabulary of a tokenizer.json; None for another sort or pattern."""
-    saved = json.loads(tokenizer.mapping()["definition"])
+    saved = tokenizer.saved
     pattern = _pattern_of(saved.get("pre_tokenizer") or {})
     if saved["model"].get("type") != "BPE" or saved.get("normalizer") is not None or not pattern:
         return None
@@ -120,7 +120,7 @@ def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
 
 def scored_of(tokenizer: HuggingFaceTokenizer) -> Scored | None:
     """The scored vocabulary of a tokenizer.json; None for another sort."""
-    saved = json.loads(tokenizer.mapping()["definition"])
+    saved = tokenizer.saved
     if saved["model"].get("type") != "BPE" or not saved["model"].get("byte_fallback"):
         return None
     texts = dict(saved["model"]["vocab"])

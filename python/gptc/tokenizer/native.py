@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import tiktoken
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ from gptc.files.download import download
 from gptc.files.paths import cache_folder
 from gptc.files.whole import write_file
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, TokensLike
+from gptc.tokenizer.cutting import before_space
 from gptc.tokenizer.utf8 import character_cut, decode_utf8
 
 # The two files that define GPT-2's encoding hold the same list of merges; one of them is enough.
@@ -46,7 +48,7 @@ class ByteTokenizer(Tokenizer):
     def __init__(self, start: str = "\n") -> None:
         self.start = start
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, continued: bool = False) -> Tokens:
         try:
             # Bytes of a command line that are not UTF-8 arrive as surrogate escapes.
             return self.encode_bytes(text.encode("utf-8", errors="surrogateescape"))
@@ -56,10 +58,10 @@ class ByteTokenizer(Tokenizer):
                 "remove it"
             ) from None
 
-    def encode_bytes(self, data: bytes) -> Tokens:
+    def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
         return np.frombuffer(data, dtype=np.uint8).astype(np.int32)
 
-    def encode_raw(self, data: bytes) -> Tokens:
+    def encode_raw(self, data: bytes, continued: bool = False) -> Tokens:
         return self.encode_bytes(data)
 
     def cut(self, data: bytes | bytearray) -> int:
@@ -93,7 +95,7 @@ class CharTokenizer(Tokenizer):
         self._ids = np.full(codes[-1] + 2, -1, dtype=np.int32)
         self._ids[codes] = np.arange(len(codes))
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, continued: bool = False) -> Tokens:
         ids = self._lookup(text)
         unknown = ids < 0
         if unknown.any():
@@ -101,7 +103,7 @@ class CharTokenizer(Tokenizer):
             raise GptcError(f"character {at} of the text: {self.refusal(text[at])}")
         return ids
 
-    def encode_bytes(self, data: bytes) -> Tokens:
+    def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
         return self.encode(decode_utf8(data))
 
     def unknown(self, text: str) -> int | None:
@@ -171,24 +173,18 @@ class BpeTokenizer(Tokenizer):
         pieces = [bytes(byte_of[char] for char in piece) for piece, _ in ids]
         return cls([piece for piece in pieces if len(piece) > 1])
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, continued: bool = False) -> Tokens:
         tokens = self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
         return np.asarray(tokens, dtype=np.int32)
 
-    def encode_bytes(self, data: bytes) -> Tokens:
+    def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
         return self.encode(decode_utf8(data))
 
     def cut(self, data: bytes | bytearray) -> int:
         # No piece of the pattern extends from another character into whitespace, and a piece never
         # depends on the text before it: so text may be cut where whitespace begins. Python's
         # isspace covers the pattern's \s.
-        end = len(data)
-        while (space := max(data.rfind(b" ", 0, end), data.rfind(b"\n", 0, end))) > 0:
-            end = len(data[:space].rstrip(b" \n\t\r"))
-            before = data[max(0, end - 4) : end].decode("utf-8", errors="ignore")[-1:]
-            if before and not before.isspace():
-                return end
-        return max(0, data.rfind(END_OF_TEXT.encode()))
+        return next(before_space(data), max(0, data.rfind(END_OF_TEXT.encode())))
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
@@ -218,18 +214,29 @@ class BpeTokenizer(Tokenizer):
 
 
 class Gpt2Tokenizer(BpeTokenizer):
-    """GPT-2's byte-pair encoding. The vocabulary is fetched when it is first needed."""
+    """GPT-2's byte-pair encoding. A vocabulary that is not given is fetched when first needed."""
 
     kind = "gpt2"
     vocab_size = 50257
     end_of_text = _GPT2_END_OF_TEXT
 
-    def __init__(self, start: str = END_OF_TEXT) -> None:
+    def __init__(self, start: str = END_OF_TEXT, vocabulary: bytes | None = None) -> None:
+        """`vocabulary` is GPT-2's list of merges, which is stored with the tokenizer."""
         self.start = start
+        self.vocabulary = vocabulary
+
+    def to_json(self) -> dict[str, Any]:
+        if self.vocabulary is None:
+            return super().to_json()
+        return {**super().to_json(), "version": 3, "vocab_bpe": self.vocabulary.decode()}
+
+    def save(self, folder: Path) -> None:
+        self.vocabulary = self.vocabulary or _cached_vocabulary()
+        super().save(folder)
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
-        merges = _gpt2_vocabulary().decode().split("\n")[1:-1]
+        merges = (self.vocabulary or _gpt2_vocabulary()).decode().split("\n")[1:-1]
         byte_of = byte_characters()
         merged = [bytes(byte_of[char] for char in merge if char != " ") for merge in merges]
         return [*(bytes([b]) for b in byte_of.values()), *merged, END_OF_TEXT.encode()]
@@ -249,31 +256,59 @@ def byte_characters() -> dict[str, int]:
     return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
-def is_gpt2_vocabulary(data: bytes) -> bool:
-    """Whether this is GPT-2's list of merges; it is then kept in our cache for the next time."""
-    if hashlib.sha256(data).hexdigest() != _GPT2_SHA256:
-        return False
+def keep_gpt2_vocabulary(data: bytes) -> None:
+    """Keeps GPT-2's list of merges in our cache for the next time."""
     target = cache_folder() / "tiktoken" / _GPT2_FILE
     if not target.exists():
         with contextlib.suppress(OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
             write_file(target, data)
-    return True
 
 
-def _gpt2_vocabulary() -> bytes:
-    """GPT-2's list of merges, from a cache of tiktoken's or ours, else downloaded."""
+def gpt2_vocabulary_in(folder: Path) -> bytes | None:
+    """GPT-2's list of merges in the files of a model's folder; None where it is not there."""
+    for name in ("vocab.bpe", "merges.txt", "tokenizer.json"):
+        try:
+            data = (folder / name).read_bytes()
+            if name == "tokenizer.json":
+                merges = json.loads(data)["model"]["merges"]
+                lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+                data = "".join(f"{line}\n" for line in ["#version: 0.2", *lines]).encode()
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            continue
+        if is_gpt2s(data):
+            return data
+    return None
+
+
+def is_gpt2s(vocabulary: bytes) -> bool:
+    """Whether this is GPT-2's list of merges."""
+    return hashlib.sha256(vocabulary).hexdigest() == _GPT2_SHA256
+
+
+def _cache_folders() -> list[Path]:
+    """The folders of tiktoken's cache and ours; a vocabulary is stored in the first."""
     variables = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
     named = [Path(value) for name in variables if (value := os.environ.get(name))]
-    own = cache_folder() / "tiktoken"
-    for folder in [*named, own, Path(tempfile.gettempdir(), "data-gym-cache")]:
+    return [*named, cache_folder() / "tiktoken", Path(tempfile.gettempdir(), "data-gym-cache")]
+
+
+def _cached_vocabulary() -> bytes | None:
+    for folder in _cache_folders():
         try:
             data = (folder / _GPT2_FILE).read_bytes()
         except OSError:
             continue
-        if hashlib.sha256(data).hexdigest() == _GPT2_SHA256:
+        if is_gpt2s(data):
             return data
-    target = (named or [own])[0] / _GPT2_FILE
+    return None
+
+
+def _gpt2_vocabulary() -> bytes:
+    """GPT-2's list of merges, from a cache of tiktoken's or ours, else downloaded."""
+    if (cached := _cached_vocabulary()) is not None:
+        return cached
+    target = _cache_folders()[0] / _GPT2_FILE
     try:
         with tempfile.TemporaryDirectory() as work:
             download(

@@ -18,6 +18,7 @@ import numpy as np
 
 from gptc.errors import GptcError
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens
+from gptc.tokenizer.cutting import checked_cut
 from gptc.tokenizer.native import byte_characters
 from gptc.tokenizer.utf8 import decode_utf8
 
@@ -31,38 +32,51 @@ _ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 FILES = ("tokenizer.json", "tokenizer.model")  # in a Hugging Face folder
 CONFIG = "tokenizer_config.json"  # in the same folder
 _LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
+_BEFORE = "a0.\n"
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
 
 class PretrainedTokenizer(Tokenizer):
     """The common part of others' vocabularies: <|endoftext|> becomes their token for it."""
 
-    def encode(self, text: str) -> Tokens:
-        if self.end_of_text is None:
-            return np.asarray(self._encode(text), dtype=np.int32)
+    def encode(self, text: str, continued: bool = False) -> Tokens:
+        marked = self.end_of_text is not None
         ids: list[int] = []
-        for i, part in enumerate(text.split(END_OF_TEXT)):
-            ids += [self.end_of_text] if i else []
-            ids += self._encode(part) if part else []
+        for i, part in enumerate(text.split(END_OF_TEXT) if marked else [text]):
+            if i and self.end_of_text is not None:
+                ids.append(self.end_of_text)
+            if part:
+                ids += self._encode_rest(part) if continued and not i else self._encode(part)
         return np.asarray(ids, dtype=np.int32)
 
-    def encode_bytes(self, data: bytes) -> Tokens:
-        return self.encode(decode_utf8(data))
+    def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
+        return self.encode(decode_utf8(data), continued)
 
     def _encode(self, text: str) -> Sequence[int]:
-        """The tokens of text without a mark."""
+        """The tokens of a whole text without a mark, as the library gives them."""
         raise NotImplementedError
 
+    def _encode_rest(self, text: str) -> Sequence[int]:
+        """The tokens of text that follows other text.
+
+        Some tokenizers add a space to a whole text, or take spaces from it. So a character comes
+        first here, one that shares no token with the text.
+        """
+        for before, known in self._before:
+            ids = self._encode(before + text)
+            if list(ids[: len(known)]) == known:
+                return ids[len(known) :]
+        return self._encode(text)
+
+    @cached_property
+    def _before(self) -> list[tuple[str, list[int]]]:
+        """Characters that are known, and may come before another text, with their tokens."""
+        unknown = list(self._encode("\ue000"))[-1:]  # two of which may become one token
+        known = [(before, list(self._encode(before))) for before in _BEFORE]
+        return [(before, ids) for before, ids in known if ids and ids[-1:] != unknown]
+
     def cut(self, data: bytes | bytearray) -> int:
-        # Words do not reach across a space. Before other whitespace this holds after letters and
-        # digits only: cl100k_base joins punctuation with the line ends that follow it.
-        end = len(data)
-        while (space := max(data.rfind(b" ", 0, end), data.rfind(b"\n", 0, end))) > 0:
-            end = len(data[:space].rstrip(b" \n\t\r"))
-            before = data[max(0, end - 4) : end].decode("utf-8", errors="ignore")[-1:]
-            if before.isalnum() or (data[end] == 0x20 and before and not before.isspace()):
-                return end
-        return max(0, data.rfind(END_OF_TEXT.encode()))
+        return checked_cut(self, data)
 
 
 class TiktokenTokenizer(PretrainedTokenizer):
@@ -103,7 +117,7 @@ class TiktokenTokenizer(PretrainedTokenizer):
             raise GptcError(f"the encoding {name} has gaps in its ranks: choose another tokenizer")
         return cls(name, encoding._pat_str, [piece for piece, _ in ranked], special)
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, continued: bool = False) -> Tokens:
         tokens = self.encoding.encode_to_numpy(
             text, allowed_special={END_OF_TEXT} & self.special.keys(), disallowed_special=()
         )
@@ -167,7 +181,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         processor = json.dumps(json.loads(definition).get("post_processor"))
         self.has_template = '"TemplateProcessing"' in processor  # which says what is added
         self._pieces = self._read_pieces(where)
-        # Such as "▁the" for a "the" that begins a text: see _encode.
+        # Such as "▁the" for a "the" that begins a text.
         ids = self._tokenizer.encode("a", add_special_tokens=False).ids
         self.adds_space = b"".join(self._pieces[i] for i in ids).startswith(b" ")
 
@@ -193,12 +207,15 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         return pieces
 
     def _encode(self, text: str) -> Sequence[int]:
-        # The tokenizer does not add a space to a text that begins with one: so a text may be cut
-        # before a space.
-        text = text[1:] if self.adds_space and text.startswith(" ") else text
         encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids: list[int] = encoded[0].ids
         return ids
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """The content of the file."""
+        saved: dict[str, Any] = json.loads(self._definition)
+        return saved
 
     def own_bos(self) -> int | None:
         """The token that the file itself puts before every text."""
@@ -253,8 +270,6 @@ class SentencePieceTokenizer(PretrainedTokenizer):
         self.adds_space = bool(first) and first[0].startswith(_SPACE)
 
     def _encode(self, text: str) -> Sequence[int]:
-        # As in HuggingFaceTokenizer.
-        text = text[1:] if self.adds_space and text.startswith(" ") else text
         ids: list[int] = self._model.encode(text)
         return ids
 

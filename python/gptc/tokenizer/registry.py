@@ -10,12 +10,19 @@ from typing import Any
 
 from gptc.errors import UPGRADE, GptcError, UsageError
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
-from gptc.tokenizer.native import BpeTokenizer, ByteTokenizer, CharTokenizer, Gpt2Tokenizer
+from gptc.tokenizer.native import (
+    BpeTokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Gpt2Tokenizer,
+    gpt2_vocabulary_in,
+    is_gpt2s,
+)
 from gptc.tokenizer.utf8 import Utf8Decoder, character_cut, decode_utf8
 
 ENCODINGS = ("r50k_base", "p50k_base", "cl100k_base", "o200k_base")  # of tiktoken
 KINDS = ("bytes", "char", "gpt2", "bpe", *ENCODINGS)
-_FILE_VERSION = 2  # 1: no "bos"
+_FILE_VERSION = 3  # 1: no "bos"; 2: no vocabulary of GPT-2's
 _BPE_VOCAB_SIZE = 2048  # of "bpe" without a size
 _BPE_SIZES = range(258, (1 << 20) + 1)  # from every byte, one merged piece and the end of text on
 _BPE_TRAIN_BYTES = 64 << 20  # more text than this does not change which pairs are frequent
@@ -116,6 +123,8 @@ def read_tokenizer(folder_or_file: Path) -> Tokenizer:
         tokenizer.bos = saved["bos"]
     if tokenizer is None or tokenizer.to_json() != saved:
         raise GptcError(f"{path} was altered, or is not a tokenizer file of gptc: copy it again")
+    if isinstance(tokenizer, Gpt2Tokenizer) and tokenizer.vocabulary is None:
+        tokenizer.vocabulary = gpt2_vocabulary_in(path.parent)
     return tokenizer
 
 
@@ -128,7 +137,9 @@ def _from_json(saved: dict[str, Any]) -> Tokenizer | None:
     if kind == "char" and isinstance(characters, str) and characters:
         return CharTokenizer(characters, start)
     if kind == "gpt2":
-        return Gpt2Tokenizer(start)
+        vocabulary = saved.get("vocab_bpe")
+        given = vocabulary.encode(errors="surrogatepass") if isinstance(vocabulary, str) else None
+        return Gpt2Tokenizer(start, given) if given is None or is_gpt2s(given) else None
     if kind == "bpe":
         return _bpe_from_json(saved.get("merged"), start)
     from gptc.tokenizer.pretrained import from_json

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 from gptc.errors import GptcError
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
@@ -19,7 +20,9 @@ from gptc.tokenizer.native import (
     ByteTokenizer,
     CharTokenizer,
     Gpt2Tokenizer,
-    is_gpt2_vocabulary,
+    gpt2_vocabulary_in,
+    is_gpt2s,
+    keep_gpt2_vocabulary,
 )
 from gptc.tokenizer.pretrained import (
     HuggingFaceTokenizer,
@@ -33,8 +36,10 @@ GPT2_SIZE = Gpt2Tokenizer.vocab_size
 _GPT2_PIECES = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"  # SHA-256
 
 
-def gpt2() -> Tokenizer:
-    """GPT-2's tokenizer."""
+def gpt2(folder: Path) -> Tokenizer:
+    """GPT-2's tokenizer. Its vocabulary may be in a model's folder."""
+    if (found := gpt2_vocabulary_in(folder)) is not None:
+        return Gpt2Tokenizer(vocabulary=found)
     return make_tokenizer("gpt2")
 
 
@@ -57,21 +62,21 @@ def byte_level(tokenizer: Tokenizer) -> ByteLevel | None:
 
 def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
     """The tokenizer of these pieces, one of ours if it is the same. `where` is named in errors."""
-    pieces, special, pattern, merges = vocabulary
-    others = set(special.values())
-    ranked = [p for i, p in enumerate(pieces) if i not in others]
+    pieces, special, pattern, _ = vocabulary
+    ranked = _ranked(vocabulary)
     if len(set(ranked)) < len(ranked):
         raise GptcError(f"{where} has a token twice")
-    in_order = merges is None or [a + b for a, b in merges] == ranked[len(ranked) - len(merges) :]
+    in_order = merged_in_order(vocabulary)
     plain = pattern == GPT2_PATTERN and in_order
     single = [bytes([i]) for i in range(256)]
     if plain and not special and ranked == single:
         return ByteTokenizer()
     if plain and special == {END_OF_TEXT: len(pieces) - 1}:
-        if hashlib.sha256(b"\0".join(pieces)).hexdigest() == _GPT2_PIECES and is_gpt2_vocabulary(
-            vocab_bpe(vocabulary)
-        ):
-            return gpt2()
+        if hashlib.sha256(b"\0".join(pieces)).hexdigest() == _GPT2_PIECES:
+            found = vocab_bpe(vocabulary)
+            if is_gpt2s(found):
+                keep_gpt2_vocabulary(found)
+                return Gpt2Tokenizer(vocabulary=found)
         if ranked[:256] == single and all(len(piece) > 1 for piece in ranked[256:]):
             return BpeTokenizer(ranked[256:])
     missing = sorted(set(single) - set(ranked))
@@ -83,6 +88,18 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
         return TiktokenTokenizer("byte-level", pattern, ranked, special)
     definition = json.dumps(byte_level_definition(vocabulary), ensure_ascii=False)
     return HuggingFaceTokenizer(definition, where=where)
+
+
+def merged_in_order(vocabulary: ByteLevel) -> bool:
+    """Whether the merges make the pieces in the order of their ids."""
+    merges, ranked = vocabulary.merges, _ranked(vocabulary)
+    return merges is None or [a + b for a, b in merges] == ranked[len(ranked) - len(merges) :]
+
+
+def _ranked(vocabulary: ByteLevel) -> list[bytes]:
+    """The pieces without special tokens."""
+    others = set(vocabulary.special.values())
+    return [p for i, p in enumerate(vocabulary.pieces) if i not in others]
 
 
 def simplest(tokenizer: Tokenizer, where: str) -> Tokenizer:

@@ -17,7 +17,6 @@ from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
 from vocabularies import (
     LLAMA,
     TEXT,
-    assert_cut_is_exact,
     byte_level,
     gpt2_folder,
     needs_gpt2,
@@ -66,19 +65,6 @@ def test_bytes_that_are_no_text_become_tokens_of_bytes(tokenizer: Tokenizer) -> 
     assert tokenizer.decode_bytes(tokenizer.encode_raw(data)).strip() == data
     with pytest.raises(GptcError, match="byte 4 "):
         tokenizer.encode_bytes(data)
-
-
-def test_cuts_change_no_token(tokenizer: Tokenizer) -> None:
-    rng = random.Random(2)
-    words = ["the", "at", " ", " ", "12", "...", "é", "Zo", ",", "'s"]
-    if tokenizer.kind == "small":
-        words += ["\n", "\t", "\r\n", "\u3000", "  "]
-    n_cuts = 0
-    for _ in range(100):
-        text = "x" + "".join(rng.choice(words) for _ in range(12))
-        text = " ".join(text.split(" ")) if tokenizer.kind == "small" else " ".join(text.split())
-        n_cuts += assert_cut_is_exact(tokenizer, text.encode())
-    assert n_cuts > 100
 
 
 def test_the_ids_are_those_of_the_library(tmp_path: Path) -> None:

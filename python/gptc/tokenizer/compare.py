@@ -1,0 +1,94 @@
+"""Whether two tokenizers give the same ids, however they were stored.
+
+A fingerprint tells one file from another. Copies of one tokenizer in the files of Hugging Face,
+GGUF or llama2.c have other fingerprints, and the same vocabulary, merges and normalizer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gptc.errors import GptcError
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.definition import scored_of
+from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
+from gptc.tokenizer.proto import BPE, read_proto
+from gptc.tokenizer.scored import NORMAL, SPACE, Scored
+from gptc.tokenizer.vocabulary import byte_level, merged_in_order, scored
+
+_ALWAYS, _UNLESS_THERE, _NEVER = "always", "unless there", "never"  # a space before a text
+
+
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether both map text to the same ids, but for special tokens that a text spells out."""
+    if one.fingerprint() == other.fingerprint():
+        return True
+    if (one.vocab_size, one.end_of_text) != (other.vocab_size, other.end_of_text):
+        return False
+    try:
+        rules = _rules(one)
+        return rules is not None and rules == _rules(other)
+    except (GptcError, LookupError, TypeError, ValueError):
+        return False
+
+
+def _rules(tokenizer: Tokenizer) -> tuple[Any, ...] | None:
+    """All that the ids of a text follow from; None for a tokenizer of a rare sort."""
+    if isinstance(tokenizer, HuggingFaceTokenizer) and not _is_plain(tokenizer):
+        return None
+    if (level := byte_level(tokenizer)) is not None:
+        merges = None if merged_in_order(level) else level.merges
+        return ("bytes", level.pieces, level.special, level.pattern, merges)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        proto = read_proto(tokenizer.proto)
+        weighted = scored(tokenizer)
+        if weighted is None or proto.model_type != BPE or not proto.keeps_text:
+            return None
+        space = _ALWAYS if weighted.add_space else _NEVER
+        return ("scores", space, weighted.pieces, proto.types, _order(weighted))
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        found, weighted = _space(tokenizer), scored_of(tokenizer)
+        if found is not None and weighted is not None:
+            return ("scores", found, weighted.pieces, weighted.types, _order(weighted))
+    return None
+
+
+def _order(vocabulary: Scored) -> list[int]:
+    """The pieces that are merged from two others, in the order of their scores.
+
+    Merges have an order even where scores are equal, as those of Llama 2's runs of spaces: by id.
+    """
+    pieces, scores, types, _ = vocabulary
+    known = set(pieces)
+
+    def is_merged(piece: str) -> bool:
+        return any(piece[:k] in known and piece[k:] in known for k in range(1, len(piece)))
+
+    merged = [i for i, p in enumerate(pieces) if types[i] == NORMAL and is_merged(p)]
+    return sorted(merged, key=lambda i: -scores[i])
+
+
+def _is_plain(tokenizer: HuggingFaceTokenizer) -> bool:
+    """Whether a tokenizer.json merges pieces by the rules that all formats share."""
+    saved = tokenizer.saved
+    flags = ("lstrip", "rstrip", "single_word")
+    model = saved["model"]
+    odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    return not any(model.get(name) for name in odd) and not any(
+        entry.get(flag) for entry in saved.get("added_tokens") or () for flag in flags
+    )
+
+
+def _space(tokenizer: HuggingFaceTokenizer) -> str | None:
+    """When a space comes before a text; None for other rules than those of SentencePiece."""
+    saved = tokenizer.saved
+    normalizer, cut = saved.get("normalizer"), saved.get("pre_tokenizer")
+    if cut is not None:
+        if cut["type"] != "Metaspace" or normalizer is not None or cut.get("split", True):
+            return None
+        return _UNLESS_THERE if tokenizer.adds_space else _NEVER
+    steps = (normalizer or {}).get("normalizers", [normalizer])
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    if steps == [replace]:
+        return _NEVER
+    return _ALWAYS if steps == [{"type": "Prepend", "prepend": SPACE}, replace] else None

@@ -1,0 +1,222 @@
+"""The ids of a text are those of the library on the whole text, wherever it is cut.
+
+The class: text that is changed because it is encoded in parts. Tokenizers that add a space to a
+text, or take spaces from it, did so at every border between parts, and leading spaces were lost.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus import set_block, tokens_of, write_source
+from gptc.data import encode
+from gptc.data.preparation import prepare
+from gptc.generation.request import prompt_tokens
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.cutting import cut_inside
+from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
+from gptc.tokenizer.registry import make_tokenizer
+from vocabularies import LLAMA, assert_cut_is_exact, begun, small_tiktoken
+
+Ids = Callable[[str], list[int]]
+LINES = ["the cat sat on the mat, and the hat.", "  def f(x):", "    return the_cat  # 12 345"]
+WORDS = [
+    "the",
+    "cat",
+    " ",
+    " ",
+    "  ",
+    "    ",
+    "\n",
+    "\n\n",
+    "\t",
+    ".",
+    ",",
+    "12",
+    "'s",
+    "é",
+    "東京",
+]
+WORDS += ["aaaa", "()", "<mask>", "e\u0301", "\u3000", "ﬁ", "\u2581", "<s>", "😀"]
+
+
+def trained(**options: Any) -> tuple[Tokenizer, Ids]:
+    """A SentencePiece model, and the ids of its library."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    out = io.BytesIO()
+    options = {"model_type": "bpe", "vocab_size": 330, "byte_fallback": True, **options}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES * 9),
+        model_writer=out,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
+    return SentencePieceTokenizer(out.getvalue()), theirs.encode
+
+
+def described(changes: dict[str, Any], unigram: bool = False) -> tuple[Tokenizer, Ids]:
+    """A tokenizer.json of Llama's or GPT-2's sort with these parts, and its library's ids."""
+    import tokenizers
+
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>"))
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    common: dict[str, Any] = {"special_tokens": special, "show_progress": False}
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    trainer: Any = tokenizers.trainers.BpeTrainer(vocab_size=350, **common)
+    if unigram:
+        made.model = tokenizers.models.Unigram([("<unk>", 0.0)], 0, True)
+        trainer = tokenizers.trainers.UnigramTrainer(vocab_size=350, unk_token="<unk>", **common)
+    if changes["pre_tokenizer"] and changes["pre_tokenizer"]["type"] == "ByteLevel":
+        made = tokenizers.Tokenizer(tokenizers.models.BPE())
+        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=350, initial_alphabet=alphabet, show_progress=False
+        )
+    made.train_from_iterator(LINES * 9, trainer)
+    definition = {**json.loads(made.to_str()), "decoder": {"type": "Metaspace"}, **changes}
+    definition["decoder"] = {"replacement": "▁", "prepend_scheme": "never", **definition["decoder"]}
+    named = ("<unk>", "<s>", "</s>")
+    definition["added_tokens"] = [t for t in definition["added_tokens"] if t["content"] in named]
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(definition))
+    theirs.add_tokens([tokenizers.AddedToken("<mask>", rstrip=True, normalized=False)])
+    return (
+        HuggingFaceTokenizer(theirs.to_str()),
+        lambda text: list(theirs.encode(text, add_special_tokens=False).ids),
+    )
+
+
+def metaspace(scheme: str, split: bool = False) -> dict[str, Any]:
+    step = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+    return {"normalizer": None, "pre_tokenizer": step}
+
+
+LEGACY = {
+    "normalizer": {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ],
+    },
+    "pre_tokenizer": None,
+}
+STRIPPED = {**metaspace("first"), "normalizer": {"type": "Strip", "strip_left": True}}
+STRIPPED["normalizer"] = {"type": "Strip", "strip_left": True, "strip_right": True}
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+SPACED = {"pre_tokenizer": BYTES, "decoder": BYTES}
+PLAIN = {"pre_tokenizer": {**BYTES, "add_prefix_space": False}, "decoder": BYTES}
+IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+
+
+def llama() -> tuple[Tokenizer, Ids]:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    if not LLAMA.is_file():
+        pytest.skip("no llama2-tokenizer.model")
+    return (
+        begun(make_tokenizer(str(LLAMA)), None),
+        sentencepiece.SentencePieceProcessor(model_file=str(LLAMA)).encode,
+    )
+
+
+def tiktoken() -> tuple[Tokenizer, Ids]:
+    ours = small_tiktoken()
+    return ours, lambda text: list(ours.encoding.encode(text, disallowed_special=()))
+
+
+KINDS: dict[str, Callable[[], tuple[Tokenizer, Ids]]] = {
+    "llama 2": llama,
+    "tiktoken": tiktoken,
+    "bpe": lambda: trained(**IDENTITY),
+    "bpe without a space": lambda: trained(**IDENTITY, add_dummy_prefix=False),
+    "bpe with suffixes": lambda: trained(**IDENTITY, treat_whitespace_as_suffix=True),
+    "bpe across words": lambda: trained(**IDENTITY, split_by_whitespace=False),
+    "bpe with names": lambda: trained(**IDENTITY, user_defined_symbols=["\n", "t s", "<mask>"]),
+    "bpe nfkc": lambda: trained(),
+    "bpe nfkc unknown": lambda: trained(byte_fallback=False),
+    "unigram": lambda: trained(model_type="unigram"),
+    "unigram unknown": lambda: trained(model_type="unigram", byte_fallback=False, vocab_size=80),
+    "json legacy": lambda: described(LEGACY),
+    "json first": lambda: described(metaspace("first")),
+    "json always": lambda: described(metaspace("always", split=True)),
+    "json never": lambda: described(metaspace("never")),
+    "json stripped": lambda: described(STRIPPED),
+    "json nfc": lambda: described({**metaspace("always"), "normalizer": {"type": "NFC"}}),
+    "json unigram": lambda: described(metaspace("always", split=True), unigram=True),
+    "json bytes": lambda: described({**PLAIN, "normalizer": None}),
+    "json bytes with a space": lambda: described({**SPACED, "normalizer": None}),
+}
+each_kind = pytest.mark.parametrize("kind", list(KINDS))
+
+
+def some_text(rng: random.Random, n_words: int) -> str:
+    return "".join(rng.choice(WORDS) for _ in range(n_words))
+
+
+@each_kind
+def test_a_text(kind: str) -> None:
+    ours, theirs = KINDS[kind]()
+    rng = random.Random(1)
+    texts = [" wind of", "  two", " ", "   ", "\nx", "x", "", " \n x", *LINES]
+    for text in [*texts, *(some_text(rng, 20) for _ in range(200))]:
+        assert ours.encode(text).tolist() == theirs(text), text
+        if text:
+            assert prompt_tokens(ours, text) == theirs(text), text
+
+
+@each_kind
+def test_every_cut(kind: str) -> None:
+    ours, _ = KINDS[kind]()
+    rng = random.Random(22)
+    n_cuts = 0
+    for _ in range(20):
+        n_cuts += assert_cut_is_exact(ours, some_text(rng, 40).encode())
+    assert n_cuts > 60
+
+
+@each_kind
+def test_a_place_without_spaces(kind: str) -> None:
+    ours, theirs = KINDS[kind]()
+    rng = random.Random(33)
+    found = 0
+    runs = ["a" * 300, "the" * 100, "東京" * 100, "12" * 150, " " * 300, "\n" * 300, "é.," * 90]
+    for text in [*runs, *(some_text(rng, 60).replace(" ", "") for _ in range(30))]:
+        data = text.encode()
+        if cut := cut_inside(ours, data, continued=False):
+            parts = [ours.encode_bytes(data[:cut]), ours.encode_bytes(data[cut:], True)]
+            assert [*parts[0].tolist(), *parts[1].tolist()] == theirs(text), (text, cut)
+            found += 1
+    assert found > 15
+
+
+@each_kind
+@pytest.mark.parametrize("longest", [64, 1 << 20])
+def test_a_dataset(
+    kind: str, longest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = KINDS[kind]()
+    set_block(monkeypatch, 64)
+    monkeypatch.setattr(encode, "_LONGEST_RUN_BYTES", longest)
+    rng = random.Random(44)
+    text = some_text(rng, 300) + "\n" + "\n".join(LINES * 5) + "a" * 500 + " b\n" + "東" * 200
+    ours.save(tmp_path)
+    source = write_source(tmp_path, text)
+    dataset = prepare([source], tmp_path / "out", tokenizer=str(tmp_path), val_fraction=0)
+    assert tokens_of(dataset, "train") == theirs(text)
+
+
+def test_bytes_that_are_not_text_add_no_space() -> None:
+    ours, theirs = KINDS["bpe"]()
+    assert ours.decode_bytes(ours.encode_raw(b"the\xffcat \xfe  sat")) == b" the\xffcat \xfe  sat"
+    rest = ours.encode_raw(b"the\xff sat").tolist()
+    assert rest[: -len(theirs("sat"))] == [*theirs("the"), 3 + 0xFF]
+    assert rest[-len(theirs("sat")) :] == theirs("sat")  # the space that is there
