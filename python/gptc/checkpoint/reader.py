@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from gptc.formats import hf
 from gptc.formats.binary import is_plain_name, parse_json
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.model_file import ModelFile, check_finite
-from gptc.formats.safetensors import INDEX, TensorFile, open_tensors
+from gptc.formats.safetensors import INDEX, TensorFile, has_tensors, open_tensors
 from gptc.tokenizer import pretrained, vocabulary
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
 from gptc.tokenizer.native import Gpt2Tokenizer
@@ -62,6 +63,8 @@ class Checkpoint(ModelFile):
             raise GptcError(problem + _way_out(path))
         self._verify(CONFIG)
         self.config = hf.config_from_json(_read_json(path / CONFIG), str(path / CONFIG))
+        if self.config.tied and WEIGHTS not in self._recorded and has_tensors(path):
+            self.config = replace(self.config, tied=hf.is_tied(self.config, self.tensors))
 
     @property
     def step(self) -> int | None:
@@ -119,7 +122,7 @@ class Checkpoint(ModelFile):
     @cached_property
     def tensors(self) -> Tensors:
         """The weights as they are stored, in one file or several."""
-        found = open_tensors(self.path)
+        found = open_tensors(self.path, {hf.HEAD} if self.config.tied else ())
         if found is None:
             raise GptcError(_no_weights(self.path))
         return found

@@ -20,7 +20,7 @@ from gptc.formats.binary import INT32, Binary
 from gptc.formats.format import Export, Format, Output, Trainable, fixed_tokens
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, TensorTable, check_size, checked, elsewhere, laid_out
-from gptc.formats.numbers import BF16, F32, Codec
+from gptc.formats.numbers import BF16, F32, Codec, encoded
 from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
 
@@ -161,7 +161,7 @@ def model_chunks(model: ModelFile, dtype: str = "fp32") -> Iterator[bytes | memo
     sizes = (config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd)
     yield _header(MODEL_MAGIC, version, *sizes, padded)
     for part in _parts(config, padded):
-        yield codec.encode(layout.export_tensor(part, model.read(part.ours)))
+        yield encoded(codec, layout.export_tensor(part, model.read(part.ours)), part.name)
 
 
 def why_not(config: GPTConfig) -> str | None:
