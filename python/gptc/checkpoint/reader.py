@@ -42,7 +42,7 @@ from gptc.formats.binary import is_plain_name, parse_json
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.model_file import ModelFile, check_finite
 from gptc.formats.safetensors import INDEX, TensorFile, has_tensors, open_tensors
-from gptc.tokenizer import pretrained, vocabulary
+from gptc.tokenizer import folder, vocabulary
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
 from gptc.tokenizer.native import Gpt2Tokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
@@ -84,15 +84,13 @@ class Checkpoint(ModelFile):
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer inside, ours or theirs; GPT-2's own for a GPT-2 model without a file."""
-        for name in (FILE_NAME, *pretrained.FILES):
-            if (self.path / name).is_file():
-                self._verify(name)
-                if name == FILE_NAME:
-                    return read_tokenizer(self.path)
-                self._verify(pretrained.CONFIG)
-                theirs = pretrained.read_file(self.path / name)
-                if theirs is not None:
-                    return vocabulary.simplest(theirs, str(self.path / name))
+        for name in (FILE_NAME, *folder.NAMES):
+            self._verify(name)
+        if (self.path / FILE_NAME).is_file():
+            return read_tokenizer(self.path)
+        theirs = folder.read_file(self.path)
+        if theirs is not None:
+            return vocabulary.simplest(theirs, str(self.path))
         gpt2 = Gpt2Tokenizer
         if hf.model_type(self.config) == "gpt2" and self.config.vocab_size >= gpt2.vocab_size:
             return make_tokenizer("gpt2")

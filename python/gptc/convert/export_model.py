@@ -8,9 +8,11 @@ given. Then its files get their names, so each appears whole or not at all.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +21,11 @@ import numpy as np
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.writer import save
 from gptc.convert.import_model import open_assuming, tokenizer_or_note
+from gptc.convert.tokenizers import tokenizer_problem
 from gptc.errors import GptcError, UsageError
 from gptc.files.whole import move, scratch_folder, write_file
 from gptc.formats import hf
-from gptc.formats.format import Export, Output, fixed_tokens
+from gptc.formats.format import Export, Format, Output, fixed_tokens
 from gptc.formats.model_file import ModelFile
 from gptc.formats.registry import WRITERS
 
@@ -76,26 +79,50 @@ def export_model(
         raise UsageError(f"{path} exists already; choose another name, or replace it with --force")
     tokenizer, notes = tokenizer_or_note(model)
     report = ExportReport(path, to, dtype, [path], list(notes))
+    load = partial(load_model, model)
+    request = Export(model, path, dtype, tokenizer, load, version, debug_state, report.notes)
     with _work_folder(path) as work:
         # Checked before anything has its final name: a failure leaves what was there before.
-        draft = work / path.name
-        if writer and writer.write:
-            load = partial(load_model, model)
-            files = writer.write(
-                Export(model, draft, dtype, tokenizer, load, version, debug_state, report.notes)
-            )
-            if not replace:
-                _keep_others(path, files[1:])
-            for file in files:
-                _write(file)
-            report.files = [path.with_name(file.path.name) for file in files]
-        else:  # a checkpoint folder, with the checksums of its files
-            save(draft, model, tokenizer=tokenizer, codec=hf.CODECS[dtype])
-        _compare(model, draft, report)
+        request = replaced(request, path=work / path.name)
+        report.files = _write_draft(request, writer, None if replace else path)
+        problem = tokenizer and tokenizer_problem(tokenizer, request.path, report.notes)
+        if problem:
+            _remove(work)
+            report.notes.append(f"without a tokenizer: {problem}")
+            request = replaced(request, tokenizer=None)
+            report.files = _write_draft(request, writer, None if replace else path)
+        report.files = [path.with_name(file.name) for file in report.files]
+        _compare(model, request.path, report)
         for final in report.files:
             with _explained(final):
                 move(work / final.name, final)
     return report
+
+
+def _write_draft(request: Export, writer: Format | None, kept: Path | None) -> list[Path]:
+    """Writes the files of an export; returns their paths. Files next to `kept` are not replaced."""
+    if not writer or not writer.write:  # a checkpoint folder, with the checksums of its files
+        codec = hf.CODECS[request.dtype]
+        save(
+            request.path,
+            request.model,
+            tokenizer=request.tokenizer,
+            codec=codec,
+            notes=request.notes,
+        )
+        return [request.path]
+    files = writer.write(request)
+    if kept is not None:
+        _keep_others(kept, files[1:])
+    for file in files:
+        _write(file)
+    return [file.path for file in files]
+
+
+def _remove(work: Path) -> None:
+    """Removes the files of a draft."""
+    for path in work.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

@@ -125,19 +125,20 @@ def import_tensors(
 
 def config_to_json(
     config: GPTConfig,
-    end_of_text: int | None = None,
-    bos: int | None = None,
+    special_ids: Mapping[str, Any] | None = None,
     codec: Codec = F32,
 ) -> dict[str, Any]:
-    """The config.json of this model, whose tensors are stored with `codec`."""
+    """The config.json of this model, whose tensors are stored with `codec`.
+
+    `special_ids` are those of its tokenizer, such as "eos_token_id".
+    """
     kind = model_type(config)
     if kind == "gptc":
         return {"model_type": "gptc", "gptc_config_version": VERSION, **config.to_dict()}
     common = {
         "model_type": kind,
         "vocab_size": config.vocab_size,
-        "bos_token_id": end_of_text if bos is None else bos,
-        "eos_token_id": end_of_text,
+        **(special_ids or {"bos_token_id": None, "eos_token_id": None}),
         "tie_word_embeddings": config.tied,
         "torch_dtype": _TORCH_DTYPES[codec.name],
         "use_cache": True,

@@ -200,7 +200,11 @@ def write(export: Export) -> list[Output]:
         raise UsageError(f"llama2.c's version {version} does not hold {export.dtype}")
     files = [Output(export.path, model_chunks(export.model, version))]
     if tokenizer is not None:
-        content = b"".join(tokenizer_chunks(tokenizer, export.model.config.vocab_size))
+        try:
+            content = b"".join(tokenizer_chunks(tokenizer, export.model.config.vocab_size))
+        except GptcError as error:
+            export.notes.append(f"without a tokenizer: {error}")
+            return files
         files.append(Output(export.companion("tokenizer"), [content]))
         if tokenizer.bos != BOS:
             export.notes.append(

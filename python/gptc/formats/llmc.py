@@ -140,8 +140,11 @@ def write(export: Export) -> list[Output]:
     """The model, then its tokenizer and the debug state in files next to it."""
     files = [Output(export.path, model_chunks(export.model, export.dtype))]
     if export.tokenizer is not None:
-        content = b"".join(tokenizer_chunks(export.tokenizer))
-        files.append(Output(export.companion("tokenizer"), [content]))
+        try:
+            content = b"".join(tokenizer_chunks(export.tokenizer))
+            files.append(Output(export.companion("tokenizer"), [content]))
+        except GptcError as error:
+            export.notes.append(f"without a tokenizer: {error}")
     if export.debug_state:
         files.append(Output(export.companion("debug_state"), _state(export)))
     return files
