@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ from gptc.formats import hf
 from gptc.formats.binary import is_plain_name, parse_json
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.model_file import ModelFile, check_finite
-from gptc.formats.safetensors import INDEX, TensorFile, open_tensors
-from gptc.tokenizer import pretrained, vocabulary
+from gptc.formats.safetensors import INDEX, TensorFile, has_tensors, open_tensors
+from gptc.tokenizer import folder, vocabulary
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
 from gptc.tokenizer.native import Gpt2Tokenizer
 from gptc.tokenizer.registry import read_tokenizer
@@ -62,6 +63,8 @@ class Checkpoint(ModelFile):
             raise GptcError(problem + _way_out(path))
         self._verify(CONFIG)
         self.config = hf.config_from_json(_read_json(path / CONFIG), str(path / CONFIG))
+        if self.config.tied and WEIGHTS not in self._recorded and has_tensors(path):
+            self.config = replace(self.config, tied=hf.is_tied(self.config, self.tensors))
 
     @property
     def step(self) -> int | None:
@@ -81,15 +84,13 @@ class Checkpoint(ModelFile):
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer inside, ours or theirs; GPT-2's own for a GPT-2 model without a file."""
-        for name in (FILE_NAME, *pretrained.FILES):
-            if (self.path / name).is_file():
-                self._verify(name)
-                if name == FILE_NAME:
-                    return read_tokenizer(self.path)
-                self._verify(pretrained.CONFIG)
-                theirs = pretrained.read_file(self.path / name)
-                if theirs is not None:
-                    return vocabulary.simplest(theirs, str(self.path / name))
+        for name in (FILE_NAME, *folder.NAMES):
+            self._verify(name)
+        if (self.path / FILE_NAME).is_file():
+            return read_tokenizer(self.path)
+        theirs = folder.read_file(self.path)
+        if theirs is not None:
+            return vocabulary.simplest(theirs, str(self.path))
         gpt2 = Gpt2Tokenizer
         if hf.model_type(self.config) == "gpt2" and self.config.vocab_size >= gpt2.vocab_size:
             return vocabulary.gpt2(self.path)
@@ -120,7 +121,7 @@ class Checkpoint(ModelFile):
     @cached_property
     def tensors(self) -> Tensors:
         """The weights as they are stored, in one file or several."""
-        found = open_tensors(self.path)
+        found = open_tensors(self.path, {hf.HEAD} if self.config.tied else ())
         if found is None:
             raise GptcError(_no_weights(self.path))
         return found

@@ -27,7 +27,7 @@ from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
 from gptc.files.whole import whole_folder, write_chunks
 from gptc.formats import hf
-from gptc.formats.hf_tokenizer import hf_files
+from gptc.formats.hf_tokenizer import hf_files, special_ids
 from gptc.formats.model_file import ModelFile
 from gptc.formats.numbers import F32, Codec
 from gptc.formats.safetensors import tensor_chunks
@@ -42,23 +42,25 @@ def save(
     trainer: Mapping[str, Any] | None = None,
     replace: bool = False,
     codec: Codec = F32,
+    notes: list[str] | None = None,
 ) -> None:
     """Writes a checkpoint folder; with `trainer`, also the state that resuming needs.
 
     A model of another format is copied a tensor at a time. A failure leaves nothing behind and an
     existing folder untouched; a full disk is a GptcError that says so. `replace` allows a
-    folder of that name to exist, `codec` stores other numbers than float32.
+    folder of that name to exist, `codec` stores other numbers than float32. What Hugging Face's
+    files cannot hold is added to `notes`, or logged.
     """
     path = Path(path)
     if path.exists() and not replace:
         raise GptcError(f"{path} exists already; choose another name or remove it")
     config = model.config
-    special = (tokenizer.end_of_text, tokenizer.bos) if tokenizer else (None, None)
+    description = hf.config_to_json(config, special_ids(tokenizer), codec)
     read = model.get if isinstance(model, Model) else model.read
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(path) as folder:
-            write_chunks(folder / CONFIG, [_json(hf.config_to_json(config, *special, codec))])
+            write_chunks(folder / CONFIG, [_json(description)])
             file_parts = {part.name: part for part in hf.parts(config)}
             write_chunks(
                 folder / WEIGHTS,
@@ -71,7 +73,7 @@ def save(
             if tokenizer is not None:
                 tokenizer.save(folder)
                 if hf.model_type(config) != "gptc":  # so that AutoTokenizer reads it too
-                    for name, content in _hf_files(tokenizer, config.block_size).items():
+                    for name, content in _hf_files(tokenizer, config, notes).items():
                         write_chunks(folder / name, [content])
             if trainer is not None:
                 stamp = {"version": TRAINER_VERSION, "gptc_version": __version__}
@@ -90,11 +92,18 @@ def size_of(config: GPTConfig, training: bool) -> int:
     return 4 * (3 if training else 1) * n_numbers
 
 
-def _hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
+def _hf_files(tokenizer: Tokenizer, config: GPTConfig, notes: list[str] | None) -> dict[str, bytes]:
     try:
-        return hf_files(tokenizer, block_size)
+        if tokenizer.vocab_size > config.vocab_size:
+            raise GptcError(
+                f"it has {tokenizer.vocab_size:,} tokens, and the model {config.vocab_size:,}"
+            )
+        return hf_files(tokenizer, config.block_size)
     except GptcError as error:
-        logger.warning("warning: without a tokenizer.json: %s", error)
+        if notes is None:
+            logger.warning("warning: without a tokenizer.json: %s", error)
+        else:
+            notes.append(f"without a tokenizer.json: {error}")
         return {}
 
 

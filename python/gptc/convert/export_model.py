@@ -2,14 +2,17 @@
 
     export_model(open_checkpoint("stories"), "gguf", "stories.gguf", dtype="q8_0")
 
-Each file that is written appears whole or not at all. An export is read back, and must compute the
-same as the model that was given.
+An export is read back under a temporary name, and must compute the same as the model that was
+given. Then its files get their names, so each appears whole or not at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +21,11 @@ import numpy as np
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.writer import save
 from gptc.convert.import_model import open_assuming, tokenizer_or_note
+from gptc.convert.tokenizers import tokenizer_problem
 from gptc.errors import GptcError, UsageError
-from gptc.files.whole import write_file
+from gptc.files.whole import move, scratch_folder, write_file
 from gptc.formats import hf
-from gptc.formats.format import Export, Output, fixed_tokens
+from gptc.formats.format import Export, Format, Output, fixed_tokens
 from gptc.formats.model_file import ModelFile
 from gptc.formats.registry import WRITERS
 
@@ -75,20 +79,70 @@ def export_model(
         raise UsageError(f"{path} exists already; choose another name, or replace it with --force")
     tokenizer, notes = tokenizer_or_note(model)
     report = ExportReport(path, to, dtype, [path], list(notes))
-    if writer and writer.write:
-        load = partial(load_model, model)
-        files = writer.write(
-            Export(model, path, dtype, tokenizer, load, version, debug_state, report.notes)
-        )
-        if not replace:
-            _keep_others(path, files[1:])
-        for file in files:
-            _write(file)
-        report.files = [file.path for file in files]
-    else:  # a checkpoint folder, with the checksums of its files
-        save(path, model, tokenizer=tokenizer, replace=replace, codec=hf.CODECS[dtype])
-    _compare(model, report)
+    load = partial(load_model, model)
+    request = Export(model, path, dtype, tokenizer, load, version, debug_state, report.notes)
+    with _work_folder(path) as work:
+        # Checked before anything has its final name: a failure leaves what was there before.
+        request = replaced(request, path=work / path.name)
+        report.files = _write_draft(request, writer, None if replace else path)
+        problem = tokenizer and tokenizer_problem(tokenizer, request.path, report.notes)
+        if problem:
+            _remove(work)
+            report.notes.append(f"without a tokenizer: {problem}")
+            request = replaced(request, tokenizer=None)
+            report.files = _write_draft(request, writer, None if replace else path)
+        report.files = [path.with_name(file.name) for file in report.files]
+        _compare(model, request.path, report)
+        for final in report.files:
+            with _explained(final):
+                move(work / final.name, final)
     return report
+
+
+def _write_draft(request: Export, writer: Format | None, kept: Path | None) -> list[Path]:
+    """Writes the files of an export; returns their paths. Files next to `kept` are not replaced."""
+    if not writer or not writer.write:  # a checkpoint folder, with the checksums of its files
+        codec = hf.CODECS[request.dtype]
+        save(
+            request.path,
+            request.model,
+            tokenizer=request.tokenizer,
+            codec=codec,
+            notes=request.notes,
+        )
+        return [request.path]
+    files = writer.write(request)
+    if kept is not None:
+        _keep_others(kept, files[1:])
+    for file in files:
+        _write(file)
+    return [file.path for file in files]
+
+
+def _remove(work: Path) -> None:
+    """Removes the files of a draft."""
+    for path in work.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _work_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder next to `path`. GptcError when it cannot be made."""
+    with ExitStack() as stack:
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(scratch_folder(path))
+        yield folder
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """GptcError instead of an OSError."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise GptcError(f"cannot write {path}: {reason}") from None
 
 
 def _keep_others(path: Path, companions: Iterable[Output]) -> None:
@@ -96,7 +150,8 @@ def _keep_others(path: Path, companions: Iterable[Output]) -> None:
 
     They are named by the model's stem, which a.bin and a.old share.
     """
-    for file, chunks in companions:
+    for draft, chunks in companions:
+        file = path.with_name(draft.name)
         same = isinstance(chunks, list) and file.is_file() and file.read_bytes() == b"".join(chunks)
         if file.exists() and not same:
             raise UsageError(
@@ -107,33 +162,32 @@ def _keep_others(path: Path, companions: Iterable[Output]) -> None:
 
 def _write(file: Output) -> None:
     """Writes a file that appears whole or not at all. GptcError when the disk does not take it."""
-    try:
-        file.path.parent.mkdir(parents=True, exist_ok=True)
+    with _explained(file.path):
         write_file(file.path, file.chunks)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise GptcError(f"cannot write {file.path}: {reason}") from None
 
 
-def _compare(model: ModelFile, report: ExportReport) -> None:
-    """Reads the file back. GptcError, and the file is removed, when it is not the same model."""
+def _compare(model: ModelFile, draft: Path, report: ExportReport) -> None:
+    """Reads the file back. GptcError when it is not the same model."""
     writer = WRITERS.get(report.format)
     assumed = {name: getattr(model.config, name) for name in (writer.assumes if writer else ())}
     n = min(_PROMPT_TOKENS, model.config.block_size)
     prompt = fixed_tokens(model.config.vocab_size, n)[None]
     logits = []
-    for side in (model, open_assuming(report.path, **assumed)):
+    for side in (model, open_assuming(draft, **assumed)):
         with load_model(side, dtype="fp32", max_batch=1, max_seq=n) as loaded:
             logits.append(loaded.logits(prompt).astype(np.float64))
     ours, theirs = logits
+    for name, values in ((model.path, ours), (report.path, theirs)):
+        if not np.isfinite(values).all():
+            raise GptcError(
+                f"the logits of {name} are not finite; look for the cause with: "
+                f"gptc verify {model.path}"
+            )
     report.prompt_tokens = n
     report.largest_difference = float(np.abs(theirs - ours).max())
     report.relative_difference = float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours))
-    if report.dtype == "fp32" and np.isfinite(ours).all() and report.largest_difference:
-        for file in report.files:
-            if file.is_file():
-                file.unlink()
+    if report.dtype == "fp32" and report.largest_difference:
         raise GptcError(
-            f"{report.path} was removed: read back, its logits differ by "
+            f"{report.path} was not written: read back, its logits differ by "
             f"{report.largest_difference:g}; this is an error of gptc, please report it"
         )

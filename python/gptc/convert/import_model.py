@@ -54,8 +54,12 @@ def open_assuming(path: str | Path, **assumed: int) -> ModelFile:
 
 
 def tokenizer_or_note(model: ModelFile) -> tuple[Tokenizer | None, tuple[str, ...]]:
-    """A model's tokenizer; when there is none, a note that says so."""
+    """A model's tokenizer; when there is none that fits, a note that says so."""
     try:
-        return model.tokenizer(), ()
+        tokenizer = model.tokenizer()
     except GptcError as error:
         return None, (f"without a tokenizer: {error}",)
+    n_tokens, n_rows = tokenizer.vocab_size, model.config.vocab_size
+    if n_tokens > n_rows:
+        return None, (f"without a tokenizer: it has {n_tokens:,} tokens, and the model {n_rows:,}",)
+    return tokenizer, ()

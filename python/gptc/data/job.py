@@ -264,7 +264,7 @@ def _start(tokenizer: Tokenizer, marked: bool) -> str:
     """The start of a document in a text whose end-of-text marks, if any, are plain characters."""
     start = f"{END_OF_TEXT}\n" if marked else "\n"
     if tokenizer.end_of_text is not None and marked:
-        return END_OF_TEXT
+        return tokenizer.start_text()
     if isinstance(tokenizer, CharTokenizer) and "\n" not in tokenizer.characters:
         return END_OF_TEXT if marked else tokenizer.characters[0]
     return start

@@ -33,6 +33,7 @@ from gptc.files.download import ProgressCallback
 from gptc.files.paths import cache_folder
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
 from gptc.tokenizer.compare import same_tokens
+from gptc.tokenizer.marks import NONE
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.registry import bpe_size, is_spec, make_tokenizer, read_tokenizer
 
@@ -158,7 +159,7 @@ def _given_tokenizer(name: str, errors: Errors) -> Tokenizer | None:
     learns = name == "char" or bpe_size(name) is not None
     given = None if learns else make_tokenizer(name)
     if given is not None:
-        given.bos = None  # a model's own; the documents of a dataset do not begin with it
+        given.bos, given.marks = None, NONE  # a model's own, which are not in a dataset's text
     if errors == "bytes" and (name == "char" or (given and given.byte_ids is None)):
         raise UsageError(
             f"the tokenizer {name} has no tokens for single bytes: choose --errors replace, "

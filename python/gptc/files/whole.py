@@ -37,7 +37,16 @@ def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that replaces `path` when the block ends without an error.
+    """A temporary folder that replaces `path` when the block ends without an error."""
+    with scratch_folder(path) as folder:
+        yield folder
+        sync_folder(folder)
+        _rename(folder, path)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder next to `path`, removed at the end if it is still there.
 
     It is locked as long as this process lives: see `clean_up`.
     """
@@ -48,11 +57,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield folder
-        sync_folder(folder)
-        _rename(folder, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
+
+
+def move(source: Path, path: Path) -> None:
+    """Renames a finished file or folder to `path`; a folder replaces a folder, a file a file."""
+    if source.is_dir():
+        _rename(source, path)
+    else:
+        source.replace(path)
+        sync_folder(path.parent)
 
 
 def _rename(folder: Path, path: Path) -> None:

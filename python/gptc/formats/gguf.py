@@ -33,7 +33,7 @@ from gptc.formats.gguf_container import (
 )
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, TensorTable, checked
-from gptc.formats.numbers import BF16, F16, F32, Q4_0, Q8_0, Codec
+from gptc.formats.numbers import BF16, F16, F32, Q4_0, Q8_0, Codec, encoded
 from gptc.tokenizer.base import Tokenizer
 
 CODECS: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0}
@@ -79,6 +79,8 @@ _LLAMA = Naming(
 _FREQUENCIES = "rope_freqs.weight"
 _LLAMA3_ORIGINALS = tuple(1 << n for n in range(13, 4, -1))
 _NAMINGS = {"gpt2": _GPT2, "llama": _LLAMA}
+# Keys that make another model of a Llama, and the values with which they do not.
+_PLAIN = {"expert_count": 0, "rope.scaling.attn_factor": 1.0, "attention.causal": True}
 
 
 class GgufModel(ModelFile):
@@ -117,6 +119,7 @@ class GgufModel(ModelFile):
             for key, value in self.metadata.items()
             if key.startswith("tokenizer.ggml.")
         }
+        values["chat_template"] = self.metadata.get("tokenizer.chat_template")
         tokenizer = gguf_tokenizer.from_gguf(values, str(self.path))
         if tokenizer.vocab_size > self.config.vocab_size:
             raise GptcError(
@@ -183,11 +186,14 @@ class GgufModel(ModelFile):
 
     def _scaling(self, head_size: int) -> dict[str, Any]:
         """How rotary frequencies are lowered: all by a factor, or each by one of rope_freqs."""
+        factor = self._linear_factor()
         if _FREQUENCIES not in self._table.entries:
-            if self.metadata.get("llama.rope.scaling.type", "none") == "none":
-                return {}
-            factor = self._float("llama.rope.scaling.factor", 1.0)
-            return {"rope_scaling": "linear", "rope_factor": factor}
+            return {} if factor == 1 else {"rope_scaling": "linear", "rope_factor": factor}
+        if factor != 1:
+            raise GptcError(
+                f"{self.path} scales its rotary frequencies by {_FREQUENCIES} and by a factor of "
+                f"{factor:g}; only one of them is supported"
+            )
         stored = self._table.read(_FREQUENCIES)
         theta = self._float("llama.rope.freq_base", 10000.0)
         for original in _LLAMA3_ORIGINALS:
@@ -201,10 +207,21 @@ class GgufModel(ModelFile):
             f"{', '.join(map(str, _LLAMA3_ORIGINALS))}: import the model from its original folder"
         )
 
+    def _linear_factor(self) -> float:
+        """The factor that lowers all rotary frequencies; 1 for none.
+
+        As in llama.cpp, scaling without a type is linear, a factor may have its old key, and 0
+        means none.
+        """
+        if self.metadata.get("llama.rope.scaling.type", "linear") == "none":
+            return 1.0
+        old = self._float("llama.rope.scale_linear", 0.0)
+        return self._float("llama.rope.scaling.factor", old) or 1.0
+
     def _refuse_other_llamas(self, head_size: int) -> None:
         """GptcError when a key asks for a Llama that gptc does not compute."""
         n_rotated = self.metadata.get("llama.rope.dimension_count", head_size)
-        scaling = self.metadata.get("llama.rope.scaling.type", "none")
+        scaling = self.metadata.get("llama.rope.scaling.type", "linear")
         if n_rotated != head_size:
             raise GptcError(
                 f"{self.path}: llama.rope.dimension_count is {n_rotated!r}, and only "
@@ -212,8 +229,12 @@ class GgufModel(ModelFile):
             )
         if scaling not in ("none", "linear"):
             raise GptcError(f"{self.path}: llama.rope.scaling.type {scaling!r} is not supported")
-        if self.metadata.get("llama.expert_count", 0):
-            raise GptcError(f"{self.path}: llama.expert_count: experts are not supported")
+        for key, plain in _PLAIN.items():
+            value = self.metadata.get(f"llama.{key}", plain)
+            if value != plain:
+                raise GptcError(
+                    f"{self.path}: llama.{key} is {value!r}, and only {plain!r} is supported"
+                )
 
     def _size(self, key: str, default: int | None = None) -> int:
         value = self.metadata.get(key, default)
@@ -230,15 +251,9 @@ class GgufModel(ModelFile):
     def _is_tied(self) -> bool:
         """Whether the head is the embedding: not stored, or stored as the same bytes."""
         entries = self._table.entries
-        head, embedding = entries.get("output.weight"), entries["token_embd.weight"]
-        if head is None:
+        if "output.weight" not in entries:
             return True
-        if head[:2] != embedding[:2]:
-            return False
-        n_bytes = head.end - head.offset
-        return np.array_equal(
-            self._file.raw(head.offset, n_bytes), self._file.raw(embedding.offset, n_bytes)
-        )
+        return self._table.same("output.weight", "token_embd.weight")
 
 
 # ---- reading ----
@@ -295,6 +310,8 @@ def model_chunks(
     else:
         found = gguf_tokenizer.to_gguf(tokenizer, config.vocab_size)
         values |= {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+        if tokenizer.marks.chat_template:
+            values["tokenizer.chat_template"] = tokenizer.marks.chat_template
     slots = [(part, _codec_for(part, wanted)) for part in layout.parts(config, _NAMINGS[family])]
     if config.rope_scaling == "llama3":
         half = config.head_size // 2
@@ -304,7 +321,7 @@ def model_chunks(
         if part.name == _FREQUENCIES:
             yield codec.encode(_divisors(config.rope_theta, config.head_size, **_llama3(config)))
         else:
-            yield codec.encode(layout.export_tensor(part, model.read(part.ours)))
+            yield encoded(codec, layout.export_tensor(part, model.read(part.ours)), part.name)
         yield bytes(-codec.n_bytes(part.shape) % ALIGNMENT)
 
 

@@ -7,8 +7,13 @@ from typing import Any
 from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.byte_level import PATTERNS, ByteLevel, merges_of, to_bytes, to_characters
+from gptc.tokenizer.marks import marks_from
+from gptc.tokenizer.pretrained import PretrainedTokenizer
 from gptc.tokenizer.scored import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Scored
 from gptc.tokenizer.vocabulary import byte_level, from_byte_level, from_scored, scored
+
+# The keys of tokens that end a text, of which llama.cpp has three.
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 # ---- writing ----
 
@@ -18,6 +23,8 @@ def to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
     llama.cpp takes the size of the vocabulary from here, so unused tokens pad it.
     """
+    if tokenizer.vocab_size > vocab_size:
+        raise GptcError(f"it has {tokenizer.vocab_size:,} tokens, and the model {vocab_size:,}")
     level, weighted = byte_level(tokenizer), scored(tokenizer)
     if level is not None:
         values = _byte_level_to_gguf(level, tokenizer)
@@ -30,11 +37,13 @@ def to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     values["token_type"] += [UNUSED] * len(pad)
     if "scores" in values:
         values["scores"] += [0.0] * len(pad)
-    if tokenizer.end_of_text is not None:
-        values["eos_token_id"] = tokenizer.end_of_text
+    values |= dict(zip(_ENDS, tokenizer.named_ends, strict=False))
     values["add_bos_token"] = tokenizer.bos is not None
-    if tokenizer.bos is not None:
-        values["bos_token_id"] = tokenizer.bos
+    begin = tokenizer.marks.begin if tokenizer.bos is None else tokenizer.bos
+    if begin is not None:
+        values["bos_token_id"] = begin
+    if tokenizer.marks.pad is not None:
+        values["padding_token_id"] = tokenizer.marks.pad
     return values
 
 
@@ -48,7 +57,10 @@ def _byte_level_to_gguf(level: ByteLevel, tokenizer: Tokenizer) -> dict[str, Any
         "model": "gpt2",
         "pre": pre,
         "tokens": [p.decode() if i in special else to_characters(p) for i, p in pieces],
-        "token_type": [CONTROL if i in special else NORMAL for i, _ in pieces],
+        "token_type": [
+            USER_DEFINED if i in level.text else CONTROL if i in special else NORMAL
+            for i, _ in pieces
+        ],
         "merges": [f"{to_characters(a)} {to_characters(b)}" for a, b in merges_of(level)],
     }
     if tokenizer.end_of_text is not None:
@@ -85,6 +97,17 @@ def from_gguf(values: dict[str, Any], where: str) -> Tokenizer:
     begin = values.get("bos_token_id", 1 if like_llama2 else None)
     if values.get("add_bos_token", like_llama2 or like_llama3) and tokenizer.has_token(begin):
         tokenizer.bos = begin
+    marks = marks_from(
+        tokenizer.vocab_size,
+        values.get("bos_token_id"),
+        [values.get(key) for key in _ENDS],
+        values.get("padding_token_id"),
+        values.get("chat_template"),
+    )
+    if isinstance(tokenizer, PretrainedTokenizer):
+        tokenizer.take(marks)
+    elif marks.ends != tokenizer.named_ends or marks.chat_template or marks.pad is not None:
+        tokenizer.marks = marks
     return tokenizer
 
 
@@ -120,7 +143,8 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
         merges = [_merge(line) for line in values.get("merges") or ()]
     except ValueError as error:
         raise GptcError(f"{where} holds a token that is not byte-level: {str(error)!r}") from None
-    return from_byte_level(ByteLevel(pieces, special, PATTERNS[pre], merges), where)
+    text = frozenset(i for i, kind in enumerate(types) if kind == USER_DEFINED)
+    return from_byte_level(ByteLevel(pieces, special, PATTERNS[pre], merges, text), where)
 
 
 def _merge(line: str) -> tuple[bytes, bytes]:

@@ -23,6 +23,7 @@ from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import Entry, ModelFile, TensorTable, check_finite, checked, elsewhere
 from gptc.formats.numbers import F32
 from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.native import ByteTokenizer
 from gptc.tokenizer.registry import make_tokenizer
 
 N_HEAD = 8
@@ -215,6 +216,8 @@ def _read(file: Binary, config: GPTConfig) -> tuple[dict[str, Entry], dict[str, 
 
 def write(export: Export) -> list[Output]:
     """One file."""
+    if export.tokenizer is not None and not isinstance(export.tokenizer, ByteTokenizer):
+        export.notes.append("without a tokenizer: the file has no place for one")
     return [Output(export.path, model_chunks(export.model))]
 
 

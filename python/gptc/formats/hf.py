@@ -55,6 +55,8 @@ _NAMINGS = {
     "llama": Naming(layout.with_leaves(_LLAMA_STEMS)),
 }
 
+HEAD = "lm_head.weight"
+
 # Tables that some published files carry although they are computed.
 _IGNORED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
 
@@ -74,6 +76,23 @@ def parts(config: GPTConfig) -> list[Part]:
     return [Part(name, name, shape, slice(0, shape[0])) for name, shape, _ in config.parameters()]
 
 
+def embedding_name(config: GPTConfig) -> str:
+    """The name of the embedding in a model's file."""
+    return parts(config)[0].name
+
+
+def is_tied(config: GPTConfig, tensors: Tensors) -> bool:
+    """Whether the head is the embedding, as `config` says, or another matrix that is stored too.
+
+    transformers does not tie a head that differs.
+    """
+    full = embedding_name(config)
+    names = [name for name in (full, full.partition(".")[2]) if name in tensors.shapes]
+    if not config.tied or not names or HEAD not in tensors.shapes:
+        return config.tied
+    return tensors.same(names[0], HEAD)
+
+
 def place(config: GPTConfig, tensors: Tensors, where: str) -> Placement:
     """A file's tensors matched with our parameters."""
     # Some published GPT-2 files hold the bare transformer: names without their first part.
@@ -81,9 +100,12 @@ def place(config: GPTConfig, tensors: Tensors, where: str) -> Placement:
     for prefix in ("transformer.", "model."):
         aliases.update({prefix + name: name for name in tensors.shapes})
     aliases = {theirs: name for theirs, name in aliases.items() if theirs not in tensors.shapes}
+    embedding = embedding_name(config)
+    if config.tied and aliases.get(embedding, embedding) not in tensors.shapes:
+        aliases[embedding] = HEAD  # one matrix under either of its two names
 
     def ignored(name: str) -> bool:
-        tied_head = config.tied and name == "lm_head.weight"
+        tied_head = config.tied and name == HEAD
         return tied_head or _IGNORED.search(name) is not None
 
     return Placement(config, parts(config), tensors, where, aliases, ignored)
@@ -103,19 +125,20 @@ def import_tensors(
 
 def config_to_json(
     config: GPTConfig,
-    end_of_text: int | None = None,
-    bos: int | None = None,
+    special_ids: Mapping[str, Any] | None = None,
     codec: Codec = F32,
 ) -> dict[str, Any]:
-    """The config.json of this model, whose tensors are stored with `codec`."""
+    """The config.json of this model, whose tensors are stored with `codec`.
+
+    `special_ids` are those of its tokenizer, such as "eos_token_id".
+    """
     kind = model_type(config)
     if kind == "gptc":
         return {"model_type": "gptc", "gptc_config_version": VERSION, **config.to_dict()}
     common = {
         "model_type": kind,
         "vocab_size": config.vocab_size,
-        "bos_token_id": end_of_text if bos is None else bos,
-        "eos_token_id": end_of_text,
+        **(special_ids or {"bos_token_id": None, "eos_token_id": None}),
         "tie_word_embeddings": config.tied,
         "torch_dtype": _TORCH_DTYPES[codec.name],
         "use_cache": True,
@@ -260,8 +283,10 @@ def _llama_values(found: _ConfigJson) -> dict[str, Any]:
     found.only("mlp_bias", False)
     data, n_embd, n_head = found.data, found.need("hidden_size"), found.need("num_attention_heads")
     found.only("head_dim", n_embd // n_head, None)
+    found.only("partial_rotary_factor", 1.0, None)
     rope = data.get("rope_parameters")  # where newer files keep the base and the scaling
     rope = rope if isinstance(rope, dict) else {}
+    _ConfigJson(rope, found.where).only("partial_rotary_factor", 1.0, None)
     return {
         "vocab_size": found.need("vocab_size"),
         "block_size": found.need("max_position_embeddings"),

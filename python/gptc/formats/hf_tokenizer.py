@@ -6,21 +6,49 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
 from gptc.tokenizer.definition import bpe_model, byte_level_definition, scored_definition, shell
+from gptc.tokenizer.marks import NONE
 from gptc.tokenizer.native import CharTokenizer
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
+from gptc.tokenizer.probe import same_tokens
 from gptc.tokenizer.vocabulary import byte_level, scored
 
 
-@lru_cache(maxsize=4)
+def special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The ids of special tokens, as a config.json has them."""
+    if tokenizer is None:
+        return {"bos_token_id": None, "eos_token_id": None}
+    ends = list(tokenizer.named_ends)
+    end = ends if len(ends) > 1 else next(iter(ends), None)
+    pad = tokenizer.marks.pad
+    padding = {} if pad is None else {"pad_token_id": pad}
+    return {"bos_token_id": _begin(tokenizer), "eos_token_id": end, **padding}
+
+
+def _begin(tokenizer: Tokenizer) -> int | None:
+    """The token to name as BOS. As in GPT-2, <|endoftext|> is both where no other is known.
+
+    Another end of a text is not its beginning.
+    """
+    if tokenizer.bos is not None or tokenizer.marks.begin is not None:
+        return tokenizer.marks.begin if tokenizer.bos is None else tokenizer.bos
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return tokenizer.own_bos()
+    end = tokenizer.end_of_text
+    return end if end is not None and tokenizer.start_text() == END_OF_TEXT else None
+
+
 def hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     """The files from which AutoTokenizer makes the same tokenizer; empty when there are none.
 
-    GptcError as `merges_of`.
+    GptcError when a tokenizer.json would cut text in another way, and as `merges_of`.
     """
-    last = tokenizer.end_of_text
-    end = None if last is None else _name(tokenizer, last)
+    return _files(tokenizer, block_size, tokenizer.bos, tokenizer.marks)
+
+
+@lru_cache(maxsize=4)
+def _files(tokenizer: Tokenizer, block_size: int, *_changing: object) -> dict[str, bytes]:
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     files = {}
     if isinstance(tokenizer, SentencePieceTokenizer):
@@ -37,18 +65,24 @@ def hf_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     elif isinstance(tokenizer, CharTokenizer):
         vocab = {char: i for i, char in enumerate(tokenizer.characters)}
         fused = {"pre_tokenizer": None, "decoder": {"type": "Fuse"}, "model": bpe_model(vocab, [])}
-        files["tokenizer.json"] = _dump(_begun({**shell({}), **fused}, tokenizer))
+        files["tokenizer.json"] = _dump(_begun({**shell(()), **fused}, tokenizer))
     else:
         vocabulary = byte_level(tokenizer)
         if vocabulary is None:
             return {}
         files["tokenizer.json"] = _dump(_begun(byte_level_definition(vocabulary), tokenizer))
-    begin = end if tokenizer.bos is None else _name(tokenizer, tokenizer.bos)
-    named = {"bos_token": begin, "eos_token": end}
-    config |= {key: name for key, name in named.items() if name is not None}
+    same_tokens(tokenizer, HuggingFaceTokenizer(files["tokenizer.json"].decode()), "tokenizer.json")
+    marks = tokenizer.marks
+    named = {"bos_token": _begin(tokenizer), "pad_token": marks.pad}
+    named["eos_token"] = next(iter(tokenizer.named_ends), None)
+    config |= {key: _name(tokenizer, id) for key, id in named.items() if id is not None}
+    if marks.chat_template:
+        config["chat_template"] = marks.chat_template
     config |= {"add_bos_token": tokenizer.bos is not None}
     config |= {"model_max_length": block_size, "clean_up_tokenization_spaces": False}
     files["tokenizer_config.json"] = _dump(config)
+    if marks != NONE:
+        files["generation_config.json"] = _dump(special_ids(tokenizer))
     return files
 
 

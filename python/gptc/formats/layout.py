@@ -41,6 +41,10 @@ class Tensors(Protocol):
 
     def read(self, name: str) -> FloatArray: ...
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors are stored as the same numbers."""
+        ...
+
 
 class Naming(NamedTuple):
     """How a format names and cuts our parameters.

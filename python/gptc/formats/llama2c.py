@@ -21,7 +21,7 @@ from gptc.formats.binary import INT32, UINT32, Binary
 from gptc.formats.format import Export, Format, Output
 from gptc.formats.layout import Naming, Part
 from gptc.formats.model_file import ModelFile, TensorTable, check_size, checked, elsewhere, laid_out
-from gptc.formats.numbers import F32, Codec, Int8Groups
+from gptc.formats.numbers import F32, Codec, Int8Groups, encoded
 from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
 from gptc.tokenizer.native import CharTokenizer
@@ -200,7 +200,11 @@ def write(export: Export) -> list[Output]:
         raise UsageError(f"llama2.c's version {version} does not hold {export.dtype}")
     files = [Output(export.path, model_chunks(export.model, version))]
     if tokenizer is not None:
-        content = b"".join(tokenizer_chunks(tokenizer, export.model.config.vocab_size))
+        try:
+            content = b"".join(tokenizer_chunks(tokenizer, export.model.config.vocab_size))
+        except GptcError as error:
+            export.notes.append(f"without a tokenizer: {error}")
+            return files
         files.append(Output(export.companion("tokenizer"), [content]))
         if tokenizer.bos != BOS:
             export.notes.append(
@@ -242,7 +246,7 @@ def model_chunks(model: ModelFile, version: int = 1) -> Iterator[bytes | memoryv
             yield F32.encode(_rotations(config)[_TABLES.index(name)])
         else:
             part = by_name[name]
-            yield codec.encode(layout.export_tensor(part, model.read(part.ours)))
+            yield encoded(codec, layout.export_tensor(part, model.read(part.ours)), part.name)
 
 
 def why_not(config: GPTConfig) -> str | None:

@@ -20,7 +20,7 @@ from gptc.formats.binary import INT32, Binary
 from gptc.formats.format import Export, Format, Output, Trainable, fixed_tokens
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, TensorTable, check_size, checked, elsewhere, laid_out
-from gptc.formats.numbers import BF16, F32, Codec
+from gptc.formats.numbers import BF16, F32, Codec, encoded
 from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
 
@@ -140,8 +140,11 @@ def write(export: Export) -> list[Output]:
     """The model, then its tokenizer and the debug state in files next to it."""
     files = [Output(export.path, model_chunks(export.model, export.dtype))]
     if export.tokenizer is not None:
-        content = b"".join(tokenizer_chunks(export.tokenizer))
-        files.append(Output(export.companion("tokenizer"), [content]))
+        try:
+            content = b"".join(tokenizer_chunks(export.tokenizer))
+            files.append(Output(export.companion("tokenizer"), [content]))
+        except GptcError as error:
+            export.notes.append(f"without a tokenizer: {error}")
     if export.debug_state:
         files.append(Output(export.companion("debug_state"), _state(export)))
     return files
@@ -161,7 +164,7 @@ def model_chunks(model: ModelFile, dtype: str = "fp32") -> Iterator[bytes | memo
     sizes = (config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd)
     yield _header(MODEL_MAGIC, version, *sizes, padded)
     for part in _parts(config, padded):
-        yield codec.encode(layout.export_tensor(part, model.read(part.ours)))
+        yield encoded(codec, layout.export_tensor(part, model.read(part.ours)), part.name)
 
 
 def why_not(config: GPTConfig) -> str | None:

@@ -57,6 +57,19 @@ class TensorTable:
         except ValueError as error:
             raise self.file.damaged(name, f"cannot be read: {error}", offset) from None
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors are stored as the same bytes."""
+        return same_bytes((self.file, self.entries[one]), (self.file, self.entries[other]))
+
+
+def same_bytes(one: tuple[Binary, Entry], other: tuple[Binary, Entry]) -> bool:
+    """Whether two tensors of mapped files have the same bytes, codec and shape."""
+    (file, entry), (other_file, other_entry) = one, other
+    n_bytes = entry.end - entry.offset
+    return entry[:2] == other_entry[:2] and np.array_equal(
+        file.raw(entry.offset, n_bytes), other_file.raw(other_entry.offset, n_bytes)
+    )
+
 
 class ModelFile(ABC):
     """A model in some format. Subclasses set `path` and `config`, and find the tensors."""

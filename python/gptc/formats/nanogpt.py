@@ -38,6 +38,10 @@ class _Tensors:
         """One tensor, as float32."""
         return np.asarray(self._found[name].float().numpy())
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers."""
+        return np.array_equal(self.read(one), self.read(other))
+
 
 class NanogptModel(ModelFile):
     """A ckpt.pt."""
@@ -86,9 +90,17 @@ class NanogptModel(ModelFile):
     def placement(self) -> Placement:
         # The head is the embedding; older files carry the mask of attention.
         def ignored(name: str) -> bool:
-            return name == "lm_head.weight" or name.endswith(".attn.bias")
+            return name == hf.HEAD or name.endswith(".attn.bias")
 
-        return Placement(self.config, self.parts(), self.tensors, str(self.path), ignored=ignored)
+        where, embedding, aliases = str(self.path), "transformer.wte.weight", {}
+        if hf.HEAD in self.tensors.shapes:
+            if embedding not in self.tensors.shapes:
+                aliases[embedding] = hf.HEAD
+            elif not self.tensors.same(embedding, hf.HEAD):
+                raise GptcError(
+                    f"{where}: {hf.HEAD} differs from {embedding}, and nanoGPT's are one matrix"
+                )
+        return Placement(self.config, self.parts(), self.tensors, where, aliases, ignored)
 
     def tokenizer(self) -> Tokenizer:
         """GPT-2's for a vocabulary of its size; nanoGPT keeps any other in a pickle."""

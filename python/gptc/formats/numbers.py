@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.engine.arrays import FloatArray
+from gptc.errors import GptcError
 
 Bytes = npt.NDArray[np.uint8]
+_F16_OVERFLOW = 65520.0  # halfway from the largest number, 65504, to 2^16
 
 
 class Codec(ABC):
@@ -23,6 +25,8 @@ class Codec(ABC):
 
     block = 1
     block_bytes = 4
+    overflow = math.inf
+    """The least magnitude that becomes infinite."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -47,8 +51,9 @@ class Codec(ABC):
 class Float(Codec):
     """IEEE numbers. float32 is not copied."""
 
-    def __init__(self, name: str, dtype: str) -> None:
+    def __init__(self, name: str, dtype: str, overflow: float = math.inf) -> None:
         super().__init__(name)
+        self.overflow = overflow
         self.dtype = np.dtype(dtype)
         self.block_bytes = self.dtype.itemsize
 
@@ -66,6 +71,7 @@ class BFloat16(Codec):
     """The upper halves of float32."""
 
     block_bytes = 2
+    overflow = float.fromhex("0x1.ffp127")  # halfway from the largest number to the next power of 2
 
     def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
         wide = raw.view("<u2").reshape(shape).astype(np.uint32)
@@ -84,6 +90,7 @@ class Q8(Codec):
 
     block = 32
     block_bytes = 34
+    overflow = 127 * _F16_OVERFLOW
 
     def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
         blocks = raw.reshape(-1, 34)
@@ -101,6 +108,7 @@ class Q4(Codec):
 
     block = 32
     block_bytes = 18
+    overflow = 8 * _F16_OVERFLOW
 
     def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
         blocks = raw.reshape(-1, 18)
@@ -145,10 +153,22 @@ class Int8Groups(Codec):
 
 F32 = Float("F32", "<f4")
 F64 = Float("F64", "<f8")
-F16 = Float("F16", "<f2")
+F16 = Float("F16", "<f2", _F16_OVERFLOW)
 BF16 = BFloat16("BF16")
 Q8_0 = Q8("Q8_0")
 Q4_0 = Q4("Q4_0")
+
+
+def encoded(codec: Codec, values: FloatArray, name: str) -> memoryview:
+    """The bytes of a tensor. GptcError when a number of it would become infinite."""
+    if codec.overflow < math.inf:
+        largest = float(np.abs(values).max(initial=0))
+        if not largest < codec.overflow:
+            raise GptcError(
+                f"{name} holds {largest:g}, which {codec.name} cannot hold: choose a --dtype of a "
+                "wider range, such as fp32"
+            )
+    return codec.encode(values)
 
 
 def _scales(blocks: Bytes) -> FloatArray:

@@ -22,10 +22,11 @@ from gptc.formats.format import Format
 from gptc.formats.layout import Naming, Part
 from gptc.formats.model_file import Entry, ModelFile, TensorTable, checked
 from gptc.formats.numbers import BF16, F16, F32, F64, Codec
-from gptc.tokenizer import vocabulary
+from gptc.tokenizer import folder, vocabulary
 from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.native import is_gpt2s
 
-HPARAMS = "hparams.json"
+HPARAMS, MERGES = "hparams.json", "vocab.bpe"
 
 _TABLE_MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48  # two handles of at most 20 bytes, padding, the magic number
@@ -76,7 +77,12 @@ class OpenaiModel(ModelFile):
         return layout.parts(self.config, _NAMING)
 
     def tokenizer(self) -> Tokenizer:
-        """GPT-2's: encoder.json and vocab.bpe are the same in all of OpenAI's folders."""
+        """GPT-2's, unless encoder.json and vocab.bpe are others than in OpenAI's folders."""
+        merges = self.path / MERGES
+        if merges.is_file() and not is_gpt2s(merges.read_bytes()):
+            theirs = folder.read_file(self.path)
+            if theirs is not None:
+                return theirs
         if self.config.vocab_size == vocabulary.GPT2_SIZE:
             return vocabulary.gpt2(self.path)
         return super().tokenizer()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,8 @@ import numpy as np
 from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
 from gptc.formats.binary import Binary, is_plain_name, parse_json, read_json
-from gptc.formats.model_file import Entry, TensorTable
-from gptc.formats.numbers import BF16, F16, F32, F64, Bytes, Codec
+from gptc.formats.model_file import Entry, TensorTable, same_bytes
+from gptc.formats.numbers import BF16, F16, F32, F64, Bytes, Codec, encoded
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -60,17 +60,24 @@ class TensorFile(TensorTable):
 class ShardedTensors:
     """The tensors of several safetensors files, which an index lists."""
 
-    def __init__(self, index: Path) -> None:
-        """GptcError when the index or a file is damaged, or when they contradict each other."""
+    def __init__(self, index: Path, optional: Collection[str] = ()) -> None:
+        """GptcError when the index or a file is damaged, or when they contradict each other.
+
+        The index may list the tensors of `optional` although no file holds them.
+        """
         self.path = index
         found = read_json(index, unique=True).get("weight_map")
         if not isinstance(found, dict) or not all(isinstance(f, str) for f in found.values()):
             raise GptcError(f"{index}: weight_map is not a mapping from tensors to files")
-        self._file_of: dict[str, str] = found
         self._files = {
             name: TensorFile(_shard(index, name)) for name in sorted(set(found.values()))
         }
-        for tensor, name in found.items():
+        self._file_of = {
+            tensor: name
+            for tensor, name in found.items()
+            if tensor not in optional or tensor in self._files[name].entries
+        }
+        for tensor, name in self._file_of.items():
             if tensor not in self._files[name].entries:
                 raise GptcError(f"{index}: weight_map places {tensor} in {name}, which lacks it")
         for name, file in self._files.items():
@@ -86,13 +93,28 @@ class ShardedTensors:
         """One tensor, as float32."""
         return self._files[self._file_of[name]].read(name)
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors are stored as the same bytes."""
+        found = [(name, self._files[self._file_of[name]]) for name in (one, other)]
+        return same_bytes(*[(file.file, file.entries[name]) for name, file in found])
 
-def open_tensors(folder: Path) -> TensorFile | ShardedTensors | None:
-    """The weights of a Hugging Face folder; None where it holds no safetensors."""
+
+def has_tensors(folder: Path) -> bool:
+    """Whether a folder holds weights that `open_tensors` opens."""
+    return (folder / "model.safetensors").is_file() or (folder / INDEX).is_file()
+
+
+def open_tensors(
+    folder: Path, optional: Collection[str] = ()
+) -> TensorFile | ShardedTensors | None:
+    """The weights of a Hugging Face folder; None where it holds no safetensors.
+
+    `optional` as for ShardedTensors.
+    """
     single = folder / "model.safetensors"
     if single.is_file():
         return TensorFile(single)
-    return ShardedTensors(folder / INDEX) if (folder / INDEX).is_file() else None
+    return ShardedTensors(folder / INDEX, optional) if (folder / INDEX).is_file() else None
 
 
 def tensor_chunks(
@@ -114,7 +136,7 @@ def tensor_chunks(
     for name, shape in shapes.items():
         values = np.asarray(read(name), np.float32, order="C")
         assert values.shape == shape, name
-        yield codec.encode(values)
+        yield encoded(codec, values, name)
         del values  # before the next one is read: two may be too many
 
 

@@ -101,7 +101,7 @@ def _grow(
     candidates.sort(key=lambda c: (-c[0], c[1].seq, c[2].token))
     grown: list[tuple[float, _Beam, TokenLogprob]] = []
     for score, beam, chosen in candidates[: 2 * width]:
-        if chosen.token in (tokenizer.end_of_text, tokenizer.bos):
+        if chosen.token in tokenizer.ends:
             logprobs = [*beam.logprobs, chosen]
             ended.append(_Beam(beam.tokens, logprobs, score, beam.seq, end=chosen.token))
         elif len(grown) < width:

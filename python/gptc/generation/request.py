@@ -125,6 +125,12 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """
     if tokenizer.bos is not None and not prompt:
         return [tokenizer.bos]
+    if (
+        not prompt
+        and tokenizer.start == tokenizer.start_text()
+        and tokenizer.end_of_text is not None
+    ):
+        return [tokenizer.end_of_text]
     text = prompt or tokenizer.start
     try:
         text.encode()
@@ -212,7 +218,7 @@ class Sample:
         The last token is never fed back, so it may be one past the context.
         """
         piece = ""
-        if token in (self._tokenizer.end_of_text, self._tokenizer.bos):
+        if token in self._tokenizer.ends:
             self.finish = "stop"
         else:
             self.sequence.append(token)

@@ -16,6 +16,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 from gptc.errors import GptcError
 from gptc.files.whole import write_file
+from gptc.tokenizer.marks import NONE, Marks
 
 if TYPE_CHECKING:
     pass
@@ -50,6 +52,35 @@ class Tokenizer(ABC):
     It tells how a model was taught, not how text is cut: `mapping` does not contain it, `encode`
     does not add it, and a dataset's tokenizer has none.
     """
+
+    marks: Marks = NONE
+    """The special tokens that the model's files name; like `bos`, not part of the mapping."""
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids that end a text when a model writes them."""
+        found = {self.end_of_text, self.bos, *self.marks.ends}
+        return frozenset(id for id in found if id is not None)
+
+    def start_text(self) -> str:
+        """The text of the token that ends a text and so begins the next one; else a line end."""
+        end = self.end_of_text
+        return "\n" if end is None else self.pieces[end].decode("utf-8", "replace")
+
+    @property
+    def named_ends(self) -> tuple[int, ...]:
+        """The ids that end a text by the model's files, the main one first."""
+        end = () if self.end_of_text is None else (self.end_of_text,)
+        return self.marks.ends or end
+
+    def adopt(self, other: Tokenizer) -> None:
+        """Takes over what a model's files say about special tokens, from its tokenizer.
+
+        For a model that is trained further: the end of documents ends a text too.
+        """
+        ends = dict.fromkeys([*other.marks.ends, self.end_of_text] if other.marks.ends else ())
+        known = tuple(id for id in ends if id is not None)
+        self.bos, self.marks = other.bos, replace(other.marks, ends=known)
 
     @abstractmethod
     def encode(self, text: str, continued: bool = False) -> Tokens:
@@ -109,7 +140,7 @@ class Tokenizer(ABC):
     @property
     def specials(self) -> frozenset[int]:
         """The ids of tokens that are not text, such as those that begin and end one."""
-        return frozenset(id for id in (self.end_of_text, self.bos) if id is not None)
+        return self.ends
 
     @abstractmethod
     def mapping(self) -> dict[str, Any]:
@@ -157,8 +188,10 @@ class Tokenizer(ABC):
     def to_json(self) -> dict[str, Any]:
         """Everything that `load_tokenizer` needs, as plain JSON values."""
         begins = {"version": 1} if self.bos is None else {"version": 2, "bos": self.bos}
+        marks = {"version": 3, "marks": self.marks.to_json()} if self.marks != NONE else {}
         return {
             **begins,
+            **marks,
             "vocab_size": self.vocab_size,
             "start": self.start,
             "end_of_text": self.end_of_text,

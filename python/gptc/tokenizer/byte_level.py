@@ -35,6 +35,7 @@ class ByteLevel(NamedTuple):
     special: dict[str, int]  # tokens that no merge makes
     pattern: str
     merges: list[tuple[bytes, bytes]] | None = None  # None: pieces are merged in order
+    text: frozenset[int] = frozenset()  # tokens of `special` that are text, such as added words
 
 
 def merges_of(vocabulary: ByteLevel) -> list[tuple[bytes, bytes]]:

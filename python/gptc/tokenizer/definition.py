@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+from gptc.errors import GptcError
 from gptc.tokenizer.byte_level import PATTERNS, ByteLevel, merges_of, to_bytes, to_characters
 from gptc.tokenizer.native import GPT2_PATTERN
-from gptc.tokenizer.pretrained import HuggingFaceTokenizer
-from gptc.tokenizer.scored import CONTROL, NORMAL, SPACE, UNKNOWN, Scored, type_of
+from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
+from gptc.tokenizer.scored import (
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    USER_DEFINED,
+    Scored,
+    read_proto,
+    type_of,
+)
+
+
+class Added(NamedTuple):
+    """A token that is added to a vocabulary: it is found in a text before the text is cut."""
+
+    id: int
+    content: str
+    special: bool = True
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+
+    @classmethod
+    def from_json(cls, id: int, entry: dict[str, Any]) -> Added:
+        """A token of added_tokens or added_tokens_decoder."""
+        flags = {name: entry.get(name) is True for name in cls._fields[2:]}
+        return cls(id, str(entry["content"]), **flags)
+
 
 # ---- writing ----
 
 
 def byte_level_definition(vocabulary: ByteLevel) -> dict[str, Any]:
     """The content of a tokenizer.json of a byte-level vocabulary."""
-    pieces, special, pattern, _ = vocabulary
+    pieces, special, pattern, _, text = vocabulary
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     cut: dict[str, Any] = {**level, "use_regex": True}
     if pattern != GPT2_PATTERN:
@@ -26,25 +56,50 @@ def byte_level_definition(vocabulary: ByteLevel) -> dict[str, Any]:
     vocab = {to_characters(p): i for i, p in enumerate(pieces) if i not in ids and p}
     pairs = [[to_characters(a), to_characters(b)] for a, b in merges_of(vocabulary)]
     return {
-        **shell(special),
+        **shell(Added(id, name, id not in text) for name, id in special.items()),
         "pre_tokenizer": cut,
         "decoder": {**level, "use_regex": True},
         "model": {**bpe_model(vocab | special, pairs), "ignore_merges": vocabulary.merges is None},
     }
 
 
-def scored_definition(vocabulary: Scored) -> dict[str, Any]:
-    """The content of a tokenizer.json of a scored vocabulary."""
+def pair_definition(
+    vocab: dict[str, int], merges: list[list[str]], added: Mapping[int, Added], add_space: bool
+) -> dict[str, Any]:
+    """The content of a tokenizer.json of GPT-2's pair of files, and of tokens added to them."""
+    level = {"type": "ByteLevel", "add_prefix_space": add_space, "trim_offsets": True}
+    return {
+        **shell(added[id] for id in sorted(added)),
+        "pre_tokenizer": {**level, "use_regex": True},
+        "decoder": {**level, "use_regex": True},
+        "model": bpe_model(vocab, merges),
+    }
+
+
+def scored_definition(
+    vocabulary: Scored, first_only: bool = False, added: Mapping[int, Added] | None = None
+) -> dict[str, Any]:
+    """The content of a tokenizer.json of a scored vocabulary.
+
+    A space comes before each part of a text between added tokens, or before the `first_only`.
+    """
     pieces, scores, types, add_space = vocabulary
-    ids = {piece: i for i, piece in enumerate(pieces)}
-    special = {p: i for p, i in ids.items() if types[i] in (UNKNOWN, CONTROL)}
+    ids = {piece: i for i, piece in enumerate(pieces) if piece}
+    found = {
+        i: Added(i, p, types[i] != USER_DEFINED)
+        for p, i in ids.items()
+        if types[i] in (UNKNOWN, CONTROL, USER_DEFINED)
+    } | dict(added or {})
     # Any two pieces that make up a third may be merged; the highest score first.
     pairs = []
+    merged = {piece for piece, i in ids.items() if types[i] in (NORMAL, UNKNOWN)}
     for i in sorted(range(len(pieces)), key=lambda i: -scores[i]):
         piece = pieces[i] if types[i] == NORMAL else ""
         cuts = [(piece[:k], piece[k:]) for k in range(1, len(piece))]
-        known = [(a, b) for a, b in cuts if a in ids and b in ids]
+        known = [(a, b) for a, b in cuts if a in merged and b in merged]
         pairs += [[a, b] for a, b in sorted(known, key=lambda cut: (ids[cut[0]], ids[cut[1]]))]
+    scheme = "first" if first_only and add_space else "never"
+    space = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
     prepend = [{"type": "Prepend", "prepend": SPACE}] if add_space else []
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
@@ -53,18 +108,19 @@ def scored_definition(vocabulary: Scored) -> dict[str, Any]:
     unknown = next((p for p, i in ids.items() if types[i] == UNKNOWN), None)
     model = {**bpe_model(ids, pairs), "byte_fallback": True, "fuse_unk": True, "unk_token": unknown}
     return {
-        **shell(special),
-        "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
-        "pre_tokenizer": None,
+        **shell(found[id] for id in sorted(found)),
+        "normalizer": (
+            None if first_only else {"type": "Sequence", "normalizers": [*prepend, replace]}
+        ),
+        "pre_tokenizer": space if first_only else None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": model,
     }
 
 
-def shell(special: dict[str, int]) -> dict[str, Any]:
+def shell(tokens: Iterable[Added]) -> dict[str, Any]:
     """The fields that every tokenizer.json has."""
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [{"id": i, "content": text, **flags, "special": True} for text, i in special.items()]
+    added = [token._asdict() for token in tokens]
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
     return {"version": "1.0", **empty, "added_tokens": added}
 
@@ -92,7 +148,11 @@ def byte_level_of(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
     pattern = _pattern_of(saved.get("pre_tokenizer") or {})
     if saved["model"].get("type") != "BPE" or saved.get("normalizer") is not None or not pattern:
         return None
-    special = {entry["content"]: entry["id"] for entry in saved.get("added_tokens") or ()}
+    added = saved.get("added_tokens") or ()
+    special = {entry["content"]: entry["id"] for entry in added}
+    if any(entry.get(flag) for entry in added for flag in ("single_word", "lstrip", "rstrip")):
+        return None
+    text = frozenset(entry["id"] for entry in added if not entry.get("special"))
     merges = []
     try:
         for merge in saved["model"]["merges"]:
@@ -100,7 +160,7 @@ def byte_level_of(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
             merges.append((to_bytes(first), to_bytes(second)))
     except ValueError:
         return None
-    return ByteLevel(list(tokenizer.pieces), special, pattern, merges)
+    return ByteLevel(list(tokenizer.pieces), special, pattern, merges, text)
 
 
 def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
@@ -118,17 +178,29 @@ def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
     return GPT2_PATTERN if len(steps) == 1 and steps[0].get("use_regex", True) else None
 
 
+def scored_vocabulary(tokenizer: SentencePieceTokenizer) -> Scored:
+    """The vocabulary of a SentencePiece model. GptcError when more than scores decide its cuts."""
+    facts = read_proto(tokenizer.proto)
+    if not facts.is_bpe:
+        raise GptcError("this SentencePiece model is not of the sort BPE (unigram)")
+    if facts.normalizes:
+        raise GptcError("this SentencePiece model normalizes its text")
+    return Scored(*tokenizer.scored_pieces(), tokenizer.adds_space)
+
+
 def scored_of(tokenizer: HuggingFaceTokenizer) -> Scored | None:
     """The scored vocabulary of a tokenizer.json; None for another sort."""
     saved = tokenizer.saved
     if saved["model"].get("type") != "BPE" or not saved["model"].get("byte_fallback"):
         return None
     texts = dict(saved["model"]["vocab"])
-    added = {entry["content"]: entry["id"] for entry in saved.get("added_tokens") or ()}
+    entries = saved.get("added_tokens") or ()
+    added = {entry["content"]: entry["id"] for entry in entries}
+    words = {entry["content"] for entry in entries if not entry.get("special")}
     pieces = [""] * tokenizer.vocab_size
     for text, i in (texts | added).items():
         pieces[i] = text
-    types = [type_of(piece, piece in added) for piece in pieces]
+    types = [USER_DEFINED if p in words else type_of(p, p in added) for p in pieces]
     # Pieces that are merged first get the highest scores.
     rank: dict[str, int] = {}
     for i, merge in enumerate(saved["model"]["merges"]):

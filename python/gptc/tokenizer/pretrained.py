@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,9 @@ import numpy as np
 from gptc.errors import GptcError
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens
 from gptc.tokenizer.cutting import checked_cut
+from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.native import byte_characters
+from gptc.tokenizer.scored import read_proto
 from gptc.tokenizer.utf8 import decode_utf8
 
 if TYPE_CHECKING:
@@ -27,11 +28,8 @@ if TYPE_CHECKING:
     import tiktoken
     import tokenizers
 
-# Names of the token that ends a text in the vocabularies of others.
+# Names of the token that ends a text, for a file that does not tell it.
 _ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
-FILES = ("tokenizer.json", "tokenizer.model")  # in a Hugging Face folder
-CONFIG = "tokenizer_config.json"  # in the same folder
-_LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 _BEFORE = "a0.\n"
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
@@ -48,6 +46,17 @@ class PretrainedTokenizer(Tokenizer):
             if part:
                 ids += self._encode_rest(part) if continued and not i else self._encode(part)
         return np.asarray(ids, dtype=np.int32)
+
+    def take(self, marks: Marks) -> None:
+        """Takes over the special tokens that a model's files name.
+
+        The first end separates documents, unless there is a token for that.
+        """
+        self.marks = marks
+        end = self.end_of_text
+        if marks.ends and (end is None or self.pieces[end] != END_OF_TEXT.encode()):
+            self.end_of_text = marks.ends[0]
+        self.start = self.start_text()
 
     def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
         return self.encode(decode_utf8(data), continued)
@@ -88,7 +97,7 @@ class TiktokenTokenizer(PretrainedTokenizer):
         pattern: str,
         ranked: Sequence[bytes],
         special: dict[str, int],
-        start: str = END_OF_TEXT,
+        start: str | None = None,
     ) -> None:
         self.kind = name
         self.pattern = pattern
@@ -96,7 +105,7 @@ class TiktokenTokenizer(PretrainedTokenizer):
         self.special = special
         self.vocab_size = max([len(self.ranked) - 1, *special.values()]) + 1
         self.end_of_text = special.get(END_OF_TEXT)
-        self.start = start
+        self.start = start or self.start_text()
 
     @classmethod
     def named(cls, name: str) -> TiktokenTokenizer:
@@ -176,11 +185,12 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         self._definition = definition
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
-        self.end_of_text = next((vocabulary[end] for end in _ENDS if end in vocabulary), None)
-        self.start = start or (END_OF_TEXT if self.end_of_text is not None else "\n")
+        added = {t.content: id for id, t in self._tokenizer.get_added_tokens_decoder().items()}
+        self.end_of_text = next((added[end] for end in _ENDS if end in added), None)
         processor = json.dumps(json.loads(definition).get("post_processor"))
         self.has_template = '"TemplateProcessing"' in processor  # which says what is added
         self._pieces = self._read_pieces(where)
+        self.start = start or self.start_text()
         # Such as "▁the" for a "the" that begins a text.
         ids = self._tokenizer.encode("a", add_special_tokens=False).ids
         self.adds_space = b"".join(self._pieces[i] for i in ids).startswith(b" ")
@@ -266,7 +276,7 @@ class SentencePieceTokenizer(PretrainedTokenizer):
         self.proto = model
         end = self._model.eos_id()
         self.end_of_text = end if end >= 0 else None
-        self.start = start or (END_OF_TEXT if self.end_of_text is not None else "\n")
+        self.start = start or self.start_text()
         self.adds_space = bool(first) and first[0].startswith(_SPACE)
 
     def _encode(self, text: str) -> Sequence[int]:
@@ -284,16 +294,12 @@ class SentencePieceTokenizer(PretrainedTokenizer):
 
     def scored_pieces(self) -> tuple[list[str], list[float], list[int]]:
         """Texts, scores and sorts of all pieces: the sorts are numbered as in its proto."""
-        ids = list(range(self.vocab_size))
-        model = self._model
-        sorts = [
-            (2, model.is_unknown),
-            (3, model.is_control),
-            (5, model.is_unused),
-            (6, model.is_byte),
-        ]
-        types = [next((n for n, holds in sorts if holds(i)), 1) for i in ids]
-        return list(self._texts), list(model.get_score(ids)), types
+        scores = list(self._model.get_score(list(range(self.vocab_size))))
+        return list(self._texts), scores, list(self._types)
+
+    @cached_property
+    def _types(self) -> list[int]:
+        return read_proto(self.proto).types
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
@@ -332,74 +338,16 @@ def encoding_names() -> Sequence[str]:
     return names
 
 
-def read_file(path: Path) -> Tokenizer | None:
-    """The tokenizer in a tokenizer.json or .model of others; None when it is neither.
-
-    A tokenizer_config.json in its folder may tell how texts begin. GptcError when one is
-    damaged.
-    """
-    if path.is_dir():
-        found = [path / name for name in FILES]
-        path = next((file for file in found if file.is_file()), path)
-    if not path.is_file():
-        return None
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise GptcError(f"cannot read {path}: {e.strerror}") from None
-    tokenizer: HuggingFaceTokenizer | SentencePieceTokenizer
-    if path.suffix == ".model":
-        tokenizer = SentencePieceTokenizer(data, where=str(path))
-    else:
-        try:
-            saved = json.loads(data)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
-            return None
-        tokenizer = HuggingFaceTokenizer(data.decode(), where=str(path))
-    tokenizer.bos = _bos(tokenizer, _read_config(path.with_name(CONFIG)))
+def from_json(saved: dict[str, Any], start: str) -> Tokenizer | None:
+    """The tokenizer that `to_json` described; None when it is none of these, or was altered."""
+    tokenizer = _made(saved, start)
+    end = saved.get("end_of_text")
+    if tokenizer is not None and (end is None or tokenizer.has_token(end)):
+        tokenizer.end_of_text = end
     return tokenizer
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """The content of a tokenizer_config.json; nothing where there is none. GptcError if damaged."""
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except OSError as e:
-        raise GptcError(f"cannot read {path}: {e.strerror}") from None
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise GptcError(f"{path} is damaged: not a JSON object; copy it again")
-    return config
-
-
-def _bos(
-    tokenizer: HuggingFaceTokenizer | SentencePieceTokenizer, config: dict[str, Any]
-) -> int | None:
-    """The token that begins the texts of a Hugging Face model.
-
-    tokenizer.json has a template for that. The classes for Llama, whose sort a .model alone is, add
-    a token without one too, and none where `add_bos_token` is false.
-    """
-    own = tokenizer.own_bos()
-    kind = str(config.get("tokenizer_class")).removesuffix("Fast")
-    like_llama = isinstance(tokenizer, SentencePieceTokenizer) or kind in _LLAMA_CLASSES
-    added = config.get("add_bos_token") if like_llama else None
-    if added is None:
-        added = own is not None or (like_llama and not tokenizer.has_template)
-    if own is not None or not added:
-        return own if added else None
-    name = config.get("bos_token", "<s>")
-    name = name.get("content") if isinstance(name, dict) else name
-    return tokenizer.id_of(name) if isinstance(name, str) else None
-
-
-def from_json(saved: dict[str, Any], start: str) -> Tokenizer | None:
-    """The tokenizer that `to_json` described; None when it is none of these, or was altered."""
+def _made(saved: dict[str, Any], start: str) -> Tokenizer | None:
     kind = saved.get("kind")
     try:
         if kind == "huggingface":

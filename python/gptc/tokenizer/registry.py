@@ -10,6 +10,7 @@ from typing import Any
 
 from gptc.errors import UPGRADE, GptcError, UsageError
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
+from gptc.tokenizer.marks import marks_from
 from gptc.tokenizer.native import (
     BpeTokenizer,
     ByteTokenizer,
@@ -22,7 +23,7 @@ from gptc.tokenizer.utf8 import Utf8Decoder, character_cut, decode_utf8
 
 ENCODINGS = ("r50k_base", "p50k_base", "cl100k_base", "o200k_base")  # of tiktoken
 KINDS = ("bytes", "char", "gpt2", "bpe", *ENCODINGS)
-_FILE_VERSION = 3  # 1: no "bos"; 2: no vocabulary of GPT-2's
+_FILE_VERSION = 3  # 1: no "bos"; 2: no "marks", no vocabulary of GPT-2's
 _BPE_VOCAB_SIZE = 2048  # of "bpe" without a size
 _BPE_SIZES = range(258, (1 << 20) + 1)  # from every byte, one merged piece and the end of text on
 _BPE_TRAIN_BYTES = 64 << 20  # more text than this does not change which pairs are frequent
@@ -86,7 +87,7 @@ def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Token
 
         return TiktokenTokenizer.named(name)
     if (path := Path(name)).exists():
-        from gptc.tokenizer.pretrained import read_file
+        from gptc.tokenizer.folder import read_file
 
         if not path.is_dir() or not (path / FILE_NAME).exists():
             theirs = read_file(path)
@@ -121,6 +122,9 @@ def read_tokenizer(folder_or_file: Path) -> Tokenizer:
     tokenizer = _from_json(saved)
     if tokenizer is not None and tokenizer.has_token(saved.get("bos")):
         tokenizer.bos = saved["bos"]
+    if tokenizer is not None and isinstance(marks := saved.get("marks"), dict):
+        names = {name: marks.get(name) for name in ("begin", "pad", "chat_template")}
+        tokenizer.marks = marks_from(tokenizer.vocab_size, ends=[marks.get("ends")], **names)
     if tokenizer is None or tokenizer.to_json() != saved:
         raise GptcError(f"{path} was altered, or is not a tokenizer file of gptc: copy it again")
     if isinstance(tokenizer, Gpt2Tokenizer) and tokenizer.vocabulary is None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 
@@ -49,6 +50,65 @@ def model_proto(vocabulary: Scored) -> bytes:
     normalizer = _field(1, b"identity") + _number(3, int(vocabulary.add_space))
     normalizer += _number(4, 0) + _number(5, 1)
     return bytes(out) + _field(2, trainer) + _field(3, normalizer)
+
+
+class Proto(NamedTuple):
+    """The facts of a SentencePiece model that decide how it cuts text."""
+
+    types: list[int]  # of pieces
+    is_bpe: bool
+    normalizes: bool  # replaces characters, or removes spaces
+
+
+def is_proto(data: bytes) -> bool:
+    """Whether this is a SentencePiece model."""
+    try:
+        return bool(read_proto(data).types)
+    except ValueError:
+        return False
+
+
+def read_proto(data: bytes) -> Proto:
+    """The facts of a SentencePiece model. ValueError when it is none."""
+    types, trainer, normalizer = [], dict[int, Any](), dict[int, Any]()
+    for number, value in _fields(data):
+        if number == 1:
+            types.append(dict(_fields(value)).get(3, NORMAL))
+        elif number in (2, 3):
+            (trainer if number == 2 else normalizer).update(_fields(value))
+    normalizes = bool(normalizer.get(2)) or bool(normalizer.get(4, 1)) or bool(trainer.get(24))
+    return Proto(types, trainer.get(3, 1) == 2, normalizes or not normalizer.get(5, 1))
+
+
+def _fields(data: Any) -> Iterator[tuple[int, Any]]:
+    """The fields of a protocol buffer: numbers as they are, others as bytes."""
+    if not isinstance(data, bytes):
+        raise ValueError
+    at = 0
+    while at < len(data):
+        key, at = _read_varint(data, at)
+        wire = key & 7
+        if wire == 0:
+            value, at = _read_varint(data, at)
+            yield key >> 3, value
+            continue
+        size = {1: 8, 5: 4}.get(wire)
+        if wire == 2:
+            size, at = _read_varint(data, at)
+        if size is None or at + size > len(data):
+            raise ValueError
+        yield key >> 3, data[at : at + size]
+        at += size
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 64:
+        value |= (data[at] & 0x7F) << shift
+        shift, at = shift + 7, at + 1
+        if data[at - 1] < 0x80:
+            return value, at
+    raise ValueError
 
 
 def _field(number: int, data: bytes) -> bytes:

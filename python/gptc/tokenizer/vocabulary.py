@@ -13,7 +13,13 @@ from pathlib import Path
 from gptc.errors import GptcError
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
 from gptc.tokenizer.byte_level import ByteLevel, vocab_bpe
-from gptc.tokenizer.definition import byte_level_definition, byte_level_of, scored_of
+from gptc.tokenizer.definition import (
+    byte_level_definition,
+    byte_level_of,
+    scored_definition,
+    scored_of,
+    scored_vocabulary,
+)
 from gptc.tokenizer.native import (
     GPT2_PATTERN,
     BpeTokenizer,
@@ -30,7 +36,7 @@ from gptc.tokenizer.pretrained import (
     TiktokenTokenizer,
 )
 from gptc.tokenizer.registry import make_tokenizer
-from gptc.tokenizer.scored import NORMAL, SPACE, Scored, model_proto
+from gptc.tokenizer.scored import CONTROL, NORMAL, SPACE, USER_DEFINED, Scored, model_proto
 
 GPT2_SIZE = Gpt2Tokenizer.vocab_size
 _GPT2_PIECES = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"  # SHA-256
@@ -62,7 +68,7 @@ def byte_level(tokenizer: Tokenizer) -> ByteLevel | None:
 
 def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
     """The tokenizer of these pieces, one of ours if it is the same. `where` is named in errors."""
-    pieces, special, pattern, _ = vocabulary
+    pieces, special, pattern, _, text = vocabulary
     ranked = _ranked(vocabulary)
     if len(set(ranked)) < len(ranked):
         raise GptcError(f"{where} has a token twice")
@@ -71,7 +77,7 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
     single = [bytes([i]) for i in range(256)]
     if plain and not special and ranked == single:
         return ByteTokenizer()
-    if plain and special == {END_OF_TEXT: len(pieces) - 1}:
+    if plain and special == {END_OF_TEXT: len(pieces) - 1} and not text:
         if hashlib.sha256(b"\0".join(pieces)).hexdigest() == _GPT2_PIECES:
             found = vocab_bpe(vocabulary)
             if is_gpt2s(found):
@@ -84,10 +90,16 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
         raise GptcError(
             f"{where} has no token for the byte {missing[0][0]}: give one with --tokenizer"
         )
-    if in_order and pieces[: len(ranked)] == ranked:
+    # tiktoken's class finds only the end of a text in a text.
+    if in_order and pieces[: len(ranked)] == ranked and not (special.keys() - {END_OF_TEXT}):
         return TiktokenTokenizer("byte-level", pattern, ranked, special)
     definition = json.dumps(byte_level_definition(vocabulary), ensure_ascii=False)
-    return HuggingFaceTokenizer(definition, where=where)
+    try:
+        return HuggingFaceTokenizer(definition, where=where)
+    except GptcError:
+        raise GptcError(
+            f"{where} has tokens that no merges of its bytes make: give another with --tokenizer"
+        ) from None
 
 
 def merged_in_order(vocabulary: ByteLevel) -> bool:
@@ -111,7 +123,7 @@ def simplest(tokenizer: Tokenizer, where: str) -> Tokenizer:
         return tokenizer
     if not isinstance(same, ByteTokenizer | BpeTokenizer):
         return tokenizer
-    same.bos = tokenizer.bos
+    same.bos, same.marks = tokenizer.bos, tokenizer.marks
     return same
 
 
@@ -132,9 +144,12 @@ def from_pieces(pieces: list[bytes], end_of_text: int | None, where: str) -> Tok
 
 
 def scored(tokenizer: Tokenizer) -> Scored | None:
-    """The vocabulary of a scored tokenizer; None for another sort."""
+    """The vocabulary of a scored tokenizer; None for another sort.
+
+    GptcError for a SentencePiece model whose cuts depend on more than scores.
+    """
     if isinstance(tokenizer, SentencePieceTokenizer):
-        return Scored(*tokenizer.scored_pieces(), tokenizer.adds_space)
+        return scored_vocabulary(tokenizer)
     if isinstance(tokenizer, CharTokenizer):
         pieces = [SPACE if char == " " else char for char in tokenizer.characters]
         n = len(pieces)
@@ -149,4 +164,9 @@ def from_scored(vocabulary: Scored, where: str) -> Tokenizer:
     pieces, _, types, _ = vocabulary
     if set(types) == {NORMAL} and all(len(piece) == 1 for piece in pieces):
         return from_pieces([p.replace(SPACE, " ").encode() for p in pieces], None, where)
+    controls = {p for p, kind in zip(pieces, types, strict=True) if kind == CONTROL}
+    if USER_DEFINED in types or controls - {"<s>", "</s>", "<pad>"}:
+        # SentencePiece's library does not find control tokens in a text.
+        definition = json.dumps(scored_definition(vocabulary), ensure_ascii=False)
+        return HuggingFaceTokenizer(definition, where=where)
     return SentencePieceTokenizer(model_proto(vocabulary), where=where)

@@ -183,7 +183,7 @@ def _open_dataset(
     if known is not None:
         check_vocabulary(known, own, dataset)
     if own is not None:
-        dataset.tokenizer.bos = own.bos  # as in the model's earlier training
+        dataset.tokenizer.adopt(own)  # as in the model's earlier training
     return options, dataset
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats.openai_tf import crc32c
 from gptc.formats.registry import open_model
+from gptc.tokenizer.byte_level import to_characters
 from small_models import make_checkpoint
 
 Config = Callable[..., GPTConfig]
@@ -53,3 +55,14 @@ def test_openai_folders(config: Config, tmp_path: Path) -> None:
         verify(folder)
     with pytest.raises(GptcError, match="comes without a tokenizer"):
         ours.tokenizer()
+
+
+def test_another_vocabulary_than_gpt2s_is_read(config: Config, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    source = make_checkpoint(config("gpt2", vocab_size=50257, n_embd=8), "", tmp_path / "source")
+    fuzz.write_openai(tmp_path / "m", source)
+    vocab = {to_characters(bytes([i])): i for i in range(256)} | {"th": 256, "<|endoftext|>": 257}
+    (tmp_path / "m" / "encoder.json").write_text(json.dumps(vocab))
+    (tmp_path / "m" / "vocab.bpe").write_text("#version: 0.2\nt h\n")
+    tokenizer = open_model(tmp_path / "m").tokenizer()
+    assert tokenizer.encode("that<|endoftext|>").tolist() == [256, 97, 116, 257]

@@ -31,7 +31,7 @@ def writer(config: Config, request: pytest.FixtureRequest) -> Iterator[Model]:
 class FourLetters:
     """A tokenizer of four letters, the last of which ends a text."""
 
-    kind, vocab_size, start, end_of_text, bos = "four", 4, "a", 3, None
+    kind, vocab_size, start, bos, ends = "four", 4, "a", None, frozenset({3})
 
     def encode(self, text: str) -> Any:
         return np.array(["abcd".index(c) for c in text], np.int32)

@@ -164,10 +164,10 @@ def test_a_checkpoint_in_hugging_faces_terms(tmp_path: Path) -> None:
         with varied(make_config("llama", vocab_size=tokenizer.vocab_size)) as model:
             model.save(folder, tokenizer)
         config = json.loads((folder / "config.json").read_text())
-        assert (config["bos_token_id"], config["eos_token_id"]) == (bos or 2, 2)
+        assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
         theirs = json.loads((folder / "tokenizer_config.json").read_text())
         assert theirs["add_bos_token"] == (bos is not None)
-        assert theirs["bos_token"] == ("<s>" if bos else "</s>")
+        assert theirs["bos_token"] == "<s>"
         for name in ("checksums.json", "gptc_tokenizer.json"):
             (folder / name).unlink()
         assert Checkpoint(folder).tokenizer().bos == bos

@@ -238,8 +238,7 @@ def _constraint(tokenizer: Tokenizer, n_tokens: int, kind: str, text: str) -> Co
     for token in tokenizer.specials:
         if token < n_tokens:
             pieces[token] = b""
-    ends = {tokenizer.end_of_text, tokenizer.bos} & set(range(n_tokens))
-    constraint = Constraint(machine, pieces, sorted(end for end in ends if end is not None))
+    constraint = Constraint(machine, pieces, sorted(e for e in tokenizer.ends if e < n_tokens))
     if constraint.start.stacks == {None}:
         raise UsageError(f"only the empty text matches the {kind}: allow at least one character")
     if constraint.start.ended:
