@@ -26,7 +26,8 @@ from gptc.tokenizer.registry import read_tokenizer
 
 SPLITS = ("train", "val")
 DATASET_FILE = "dataset.json"
-DATASET_VERSION = 2  # 1 recorded the SHA-256 of shards
+# Version 1 recorded the SHA-256 of shards, 2 counted the bytes of some end-of-text marks.
+DATASET_VERSION = 3
 
 _MAX_OPEN = 256  # shards mapped at a time: a process may not map any number of files
 
@@ -51,6 +52,7 @@ class Dataset:
         self._lock = Lock()
         self._open: OrderedDict[tuple[str, int], Shard] = OrderedDict()  # the latest used last
         self._checked: set[tuple[str, int]] = set()
+        self._bytes: dict[str, int] = {}  # by split
         self._begins = {
             split: [
                 0,
@@ -114,13 +116,28 @@ class Dataset:
         return self._begins[split][-1]
 
     def bytes_per_token(self, split: str) -> float:
-        """Average number of text bytes in a token.
+        """Average number of text bytes in a token. Special tokens count, but have no bytes.
 
         A loss in nats per token is loss / ln 2 / bytes_per_token bits per byte.
         """
         if not self.n_tokens(split):
             raise self.too_small(split, 1)
-        return float(self.meta["splits"][split]["bytes"] / self.n_tokens(split))
+        if not self.n_bytes(split):
+            raise GptcError(
+                f"the {split} split of {self.folder} has no text, only end-of-text marks: prepare "
+                "more text"
+            )
+        return self.n_bytes(split) / self.n_tokens(split)
+
+    def n_bytes(self, split: str) -> int:
+        """The number of bytes of text in a split. Special tokens have none."""
+        if split not in self._bytes:
+            recorded = int(self.meta["splits"][split]["bytes"])
+            if self.meta["version"] < DATASET_VERSION and self.tokenizer.specials:
+                parts = (self.shard(split, i) for i in range(len(self.shards(split))))
+                recorded = sum(map(self.tokenizer.count_bytes, parts))
+            self._bytes[split] = recorded
+        return self._bytes[split]
 
     def shards(self, split: str) -> list[Path]:
         """The files that hold the tokens of a split, in order."""
@@ -195,7 +212,7 @@ class Dataset:
         self.read(split, 0, seen)
         return {
             "tokens": self.n_tokens(split),
-            "bytes": self.meta["splits"][split]["bytes"],
+            "bytes": self.n_bytes(split),
             "bytes_per_token": self.bytes_per_token(split),
             "shards": len(self.shards(split)),
             "tokens_seen": n_seen,
@@ -235,7 +252,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     damaged = GptcError(f"{path} is damaged: prepare the dataset again with --force")
     if not isinstance(meta, dict) or not meta.keys() >= keys:
         raise damaged
-    if meta["version"] not in (1, DATASET_VERSION):
+    if meta["version"] not in range(1, DATASET_VERSION + 1):
         raise GptcError(
             f"{path} has version {meta['version']}, and this gptc knows {DATASET_VERSION}: "
             f"{UPGRADE}"
