@@ -25,6 +25,7 @@ from gptc.tokenizer.base import FILE_NAME, Tokenizer, Tokens
 from gptc.tokenizer.registry import read_tokenizer
 
 SPLITS = ("train", "val")
+ALL = "all"  # both, one after the other: the whole text
 DATASET_FILE = "dataset.json"
 # Version 1 recorded the SHA-256 of shards, 2 counted the bytes of some end-of-text marks.
 DATASET_VERSION = 3
@@ -33,7 +34,10 @@ _MAX_OPEN = 256  # shards mapped at a time: a process may not map any number of 
 
 
 class Dataset:
-    """A prepared dataset: its tokenizer and the shards of its splits, "train" and "val"."""
+    """A prepared dataset: its tokenizer and the shards of its splits, "train" and "val".
+
+    Methods take "all" as a split too: the whole text.
+    """
 
     folder: Path
     meta: dict[str, Any]
@@ -53,12 +57,13 @@ class Dataset:
         self._open: OrderedDict[tuple[str, int], Shard] = OrderedDict()  # the latest used last
         self._checked: set[tuple[str, int]] = set()
         self._bytes: dict[str, int] = {}  # by split
+        self._shards: dict[str, list[dict[str, Any]]] = {
+            split: meta["splits"][split]["shards"] for split in SPLITS
+        }
+        self._shards[ALL] = [shard for split in SPLITS for shard in self._shards[split]]
         self._begins = {
-            split: [
-                0,
-                *accumulate(int(shard["tokens"]) for shard in meta["splits"][split]["shards"]),
-            ]
-            for split in SPLITS
+            split: [0, *accumulate(int(shard["tokens"]) for shard in shards)]
+            for split, shards in self._shards.items()
         }
 
     @classmethod
@@ -131,6 +136,8 @@ class Dataset:
 
     def n_bytes(self, split: str) -> int:
         """The number of bytes of text in a split. Special tokens have none."""
+        if split == ALL:
+            return sum(map(self.n_bytes, SPLITS))
         if split not in self._bytes:
             recorded = int(self.meta["splits"][split]["bytes"])
             if self.meta["version"] < DATASET_VERSION and self.tokenizer.specials:
@@ -141,7 +148,7 @@ class Dataset:
 
     def shards(self, split: str) -> list[Path]:
         """The files that hold the tokens of a split, in order."""
-        return [self.folder / shard["file"] for shard in self.meta["splits"][split]["shards"]]
+        return [self.folder / shard["file"] for shard in self._shards[split]]
 
     def shard(self, split: str, i: int) -> Shard:
         """The tokens of the i-th shard of a split (N_i,), read-only.
@@ -156,7 +163,7 @@ class Dataset:
         if tokens is not None:
             self._open.move_to_end((split, i))
             return tokens
-        path = self.folder / self.meta["splits"][split]["shards"][i]["file"]
+        path = self.folder / self._shards[split][i]["file"]
         tokens = read_shard(path)
         if (split, i) not in self._checked:
             if len(tokens) and self.vocab_size <= np.iinfo(tokens.dtype).max:
