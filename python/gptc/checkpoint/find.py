@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptc.checkpoint.names import CHECKSUMS, CONFIG, ROOT, folders_in, list_checkpoints, logger
+from gptc.checkpoint.names import (
+    BEST,
+    CHECKSUMS,
+    CONFIG,
+    ROOT,
+    folders_in,
+    list_checkpoints,
+    logger,
+)
 from gptc.checkpoint.reader import Checkpoint, read_checksums, size_problem
 from gptc.errors import GptcError
 from gptc.formats import hub
@@ -46,6 +54,11 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
     folder = Path(path)
     if folder.is_file():
         raise GptcError(f"{folder} is a file; give the folder of a checkpoint or a run")
+    if folder.name == BEST and list_checkpoints(folder.parent) and not folder.exists():
+        raise GptcError(
+            f"{folder.parent} has no best checkpoint, since its run has had no evaluations: "
+            f"name {folder.parent}, for its newest"
+        )
     if not folder.exists():
         raise GptcError(f"{folder} does not exist; train a model with: gptc train --out {folder}")
     if (folder / CONFIG).is_file():
