@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from gptc.checkpoint.names import (
     BEST,
@@ -60,7 +61,9 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
             f"name {folder.parent}, for its newest"
         )
     if not folder.exists():
-        raise GptcError(f"{folder} does not exist; train a model with: gptc train --out {folder}")
+        raise GptcError(
+            f"{folder} does not exist; train a model with: gptc train --out {quote(str(folder))}"
+        )
     if (folder / CONFIG).is_file():
         return folder
     checkpoints = list_checkpoints(folder)
@@ -83,10 +86,10 @@ def _what_instead(folder: Path) -> str:
     if config.is_file():
         return (
             " yet: its run ended before the first; begin it again with "
-            f"gptc train --config {config} --out {folder}"
+            f"gptc train --config {quote(str(config))} --out {quote(str(folder))}"
         )
     if (folder / "dataset.json").is_file():
-        return f": it is a dataset; train on it with gptc train --data {folder}"
+        return f": it is a dataset; train on it with gptc train --data {quote(str(folder))}"
     runs = [run for run in folders_in(folder) if list_checkpoints(run)]
     if runs:
         return f": it is a folder of runs; name one of them, such as {min(runs)}"

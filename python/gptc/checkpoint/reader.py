@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from gptc.checkpoint.names import (
@@ -157,7 +158,7 @@ class Checkpoint(ModelFile):
         if trainer is None or not (self.path / OPTIMIZER).is_file():
             raise GptcError(
                 f"{self.path} holds no optimizer state; start a new run from it with "
-                f"--init-from {self.path}"
+                f"--init-from {quote(str(self.path))}"
             )
         tensors = self._moments
         for name, shape, _ in self.config.parameters():

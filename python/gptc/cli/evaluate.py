@@ -120,8 +120,11 @@ def eval_command(
         answer = {"model": str(checkpoint.path), "data": str(dataset.folder), "split": split}
         click.echo(json.dumps({**answer, "results": rows}, indent=2))
         return
-    tokens = f"{rows[0]['tokens']:,} tokens"
-    click.echo(f"{checkpoint.path} on {dataset.folder} ({split}, {tokens})")
+    click.echo(f"{checkpoint.path} on {dataset.folder} ({split}, {rows[0]['tokens']:,} tokens)")
+    _print_rows(rows)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cost = f"  {row['cost']:+.2%}" if row is not rows[0] else ""
         click.echo(

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from itertools import accumulate
 from pathlib import Path
+from shlex import quote
 from threading import Lock
 from typing import Any
 
@@ -75,13 +76,14 @@ class Dataset:
         folder = Path(folder)
         if not folder.is_dir():
             raise GptcError(
-                f"no dataset at {folder}: make one with gptc prepare SOURCE --out {folder}"
+                f"no dataset at {folder}: make one with gptc prepare SOURCE --out "
+                f"{quote(str(folder))}"
             )
         meta = read_meta(folder)
         if meta is None:
             raise GptcError(
                 f"{folder} holds no {DATASET_FILE}, so it is not a prepared dataset: make one of "
-                f"its files with gptc prepare {folder} --out DIR"
+                f"its files with gptc prepare {quote(str(folder))} --out DIR"
             )
         again = "copy the dataset again, or prepare it again with --force"
         try:

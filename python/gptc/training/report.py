@@ -167,10 +167,10 @@ def _rate_note(setup: Setup) -> str | None:
     )
 
 
-def _prompt(dataset: Dataset) -> str:
+def _prompt(dataset: Dataset, block_size: int) -> str:
     """The first words of the training text, "" if they cannot be typed.
 
-    The tokenizer has tokens for them, whatever it lacks.
+    The tokenizer has tokens for them, whatever it lacks. They leave half the context for an answer.
     """
     tokens = np.empty(min(200, dataset.n_tokens("train")), dtype=np.int32)
     dataset.read("train", 0, tokens)
@@ -178,6 +178,8 @@ def _prompt(dataset: Dataset) -> str:
     text = dataset.tokenizer.decode(tokens[~np.isin(tokens, specials)])
     lines = [line.strip() for line in text.replace(END_OF_TEXT, "\n").splitlines() if line.strip()]
     words = " ".join(lines[0].split(" ")[:4])[:40].strip() if lines else ""
+    while len(dataset.tokenizer.encode(words)) > block_size // 2:
+        words = words[:-1].rstrip()
     return words if words.isprintable() and "\ufffd" not in words else ""
 
 
@@ -224,7 +226,7 @@ def summarize(
         peak_resident_bytes=peak_resident_bytes(),
         planned_peak_bytes=_planned_bytes(setup, trainer.sample_bytes()),
         sample=sample,
-        prompt=_prompt(setup.dataset),
+        prompt=_prompt(setup.dataset, model.config.block_size),
         signal=signal,
         out_of_patience=state.out_of_patience(setup.options),
         options=asdict(setup.options) | {"steps": setup.horizon.steps},

@@ -70,7 +70,9 @@ def _resumable(path: str | Path) -> Checkpoint:
         folder = folder.parent / folder.resolve().name
     base = Checkpoint(folder)
     if "options" not in (base.trainer() or {}):
-        raise GptcError(f"{folder} is a model, not a run; fine-tune it with --init-from {folder}")
+        raise GptcError(
+            f"{folder} is a model, not a run; fine-tune it with --init-from {quote(str(folder))}"
+        )
     is_checkpoint = (Path(path) / CONFIG).is_file()
     newest = find_checkpoint(folder.parent) if is_checkpoint else folder
     if newest != folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -83,9 +84,12 @@ class Trainer:
 
     def _diverged(self) -> GptcError:
         state, options = self._setup.state, self._setup.options
+        lr = f"{options.lr / 3:.2g}"
+        if options.min_lr is not None and options.min_lr > float(lr):
+            lr += f" --min-lr {options.min_lr / 3:.2g}"
         advice = (
             f"the last checkpoint is {state.saved}; continue from it with "
-            f"gptc train --resume {state.saved.parent} --lr {options.lr / 3:.2g}"
+            f"gptc train --resume {shlex.quote(str(state.saved.parent))} --lr {lr}"
             if state.saved
             else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
         )
