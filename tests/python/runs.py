@@ -14,7 +14,7 @@ def metrics(run: str | Path) -> list[dict[str, Any]]:
 
 def reproducible(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines of metrics without the fields that depend on the clock."""
-    clock = {"elapsed_s", "tokens_per_s", "mfu"}
+    clock = {"elapsed_s", "time", "tokens_per_s", "mfu"}
     return [{k: v for k, v in line.items() if k not in clock} for line in lines]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from gptc.checkpoint.find import tokenizer_name
 from gptc.data.dataset import DATASET_FILE, Dataset
@@ -35,7 +36,7 @@ def tokenizer_argument(own: Tokenizer, known: ModelFile, data: str) -> str:
         return data
     raise GptcError(
         f"{data} is to be prepared with the tokenizer of {known.path}: make a checkpoint of that "
-        f"first with: gptc import {known.path} --out CKPT, and name CKPT instead"
+        f"first with: gptc import {quote(str(known.path))} --out CKPT, and name CKPT instead"
     )
 
 
@@ -64,7 +65,7 @@ def prepared_with(dataset: Dataset, given: str | None) -> str:
         raise UsageError(
             f"{dataset.folder} was prepared with {spec if is_spec(spec) else theirs.kind}: leave "
             f"--tokenizer {given} out, or prepare the text again with: "
-            f"gptc prepare SOURCE --tokenizer {given} --out DIR"
+            f"gptc prepare SOURCE --tokenizer {quote(given)} --out DIR"
         )
     return own
 
@@ -85,11 +86,11 @@ def check_vocabulary(known: ModelFile, own: Tokenizer | None, dataset: Dataset) 
     if own is not None and not same_tokenizer(own, dataset):
         first, name = "", own.kind if own.kind in ("bytes", "gpt2") else str(known.path)
         if name != own.kind and known.path.is_file():  # which --tokenizer does not read
-            first, name = f"gptc import {name} --out CKPT && ", "CKPT"
+            first, name = f"gptc import {quote(name)} --out CKPT && ", "CKPT"
         raise GptcError(
             f"{known.path} was made with the {own.kind} tokenizer ({own.vocab_size:,} tokens), "
             f"{dataset.folder} with {theirs.kind} ({theirs.vocab_size:,}); prepare the text again "
-            f"with: {first}gptc prepare SOURCE --out DIR --tokenizer {name}"
+            f"with: {first}gptc prepare SOURCE --out DIR --tokenizer {quote(name)}"
         )
     if dataset.vocab_size > known.config.vocab_size:
         raise GptcError(

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
-from gptc.checkpoint.names import CHECKSUMS, CONFIG, ROOT, folders_in, list_checkpoints, logger
+from gptc.checkpoint.names import (
+    BEST,
+    CHECKSUMS,
+    CONFIG,
+    ROOT,
+    folders_in,
+    list_checkpoints,
+    logger,
+)
 from gptc.checkpoint.reader import Checkpoint, read_checksums, size_problem
 from gptc.errors import GptcError
 from gptc.formats import hub
@@ -46,8 +55,15 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
     folder = Path(path)
     if folder.is_file():
         raise GptcError(f"{folder} is a file; give the folder of a checkpoint or a run")
+    if folder.name == BEST and list_checkpoints(folder.parent) and not folder.exists():
+        raise GptcError(
+            f"{folder.parent} has no best checkpoint, since its run has had no evaluations: "
+            f"name {folder.parent}, for its newest"
+        )
     if not folder.exists():
-        raise GptcError(f"{folder} does not exist; train a model with: gptc train --out {folder}")
+        raise GptcError(
+            f"{folder} does not exist; train a model with: gptc train --out {quote(str(folder))}"
+        )
     if (folder / CONFIG).is_file():
         return folder
     checkpoints = list_checkpoints(folder)
@@ -70,10 +86,10 @@ def _what_instead(folder: Path) -> str:
     if config.is_file():
         return (
             " yet: its run ended before the first; begin it again with "
-            f"gptc train --config {config} --out {folder}"
+            f"gptc train --config {quote(str(config))} --out {quote(str(folder))}"
         )
     if (folder / "dataset.json").is_file():
-        return f": it is a dataset; train on it with gptc train --data {folder}"
+        return f": it is a dataset; train on it with gptc train --data {quote(str(folder))}"
     runs = [run for run in folders_in(folder) if list_checkpoints(run)]
     if runs:
         return f": it is a folder of runs; name one of them, such as {min(runs)}"

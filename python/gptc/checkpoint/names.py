@@ -11,6 +11,7 @@ WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
 CHECKSUMS = "checksums.json"
+BEST = "best"  # a link in a run's folder to its checkpoint with the lowest validation loss
 ROOT = Path("runs")  # the default folder of runs
 
 

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from gptc.checkpoint.names import (
@@ -159,7 +160,7 @@ class Checkpoint(ModelFile):
         if trainer is None or not (self.path / OPTIMIZER).is_file():
             raise GptcError(
                 f"{self.path} holds no optimizer state; start a new run from it with "
-                f"--init-from {self.path}"
+                f"--init-from {quote(str(self.path))}"
             )
         tensors = self._moments
         for name, shape, _ in self.config.parameters():

@@ -156,15 +156,16 @@ def run(args: list[str], debug: bool = False) -> int:
             raise
         _print_error(str(error))
         return 2 if isinstance(error, UsageError) else 1
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("interrupted", err=True)
+    except (KeyboardInterrupt, click.exceptions.Abort) as error:
+        cause = error.__cause__ or error  # click raises Abort from a KeyboardInterrupt
+        click.echo(" ".join(["interrupted", *map(str, cause.args)]), err=True)
         return 130
     except BrokenPipeError:
         raise
     except MemoryError:
         if debug:
             raise
-        _print_error("out of memory; try a smaller --batch-size, --seq-len or model")
+        _print_error("out of memory; close other programs, or use a smaller model or file")
         return 1
     except OSError as error:
         if debug:

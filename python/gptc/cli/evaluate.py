@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,7 @@ _EPILOG = """\b
 Examples:
   gptc eval                                         the newest run, on its own dataset
   gptc eval -m runs/tiny-book --data data/other
+  gptc eval -m runs/tiny-book --data other.txt      the whole file
   gptc eval --quantize int8 --quantize int4         the cost of quantization
 """
 
@@ -38,7 +40,9 @@ Examples:
     help="Dataset folder or name, or a text file.  [the model's own dataset]",
 )
 @click.option(
-    "--split", type=click.Choice(["val", "train"]), default="val", help="Split to evaluate.  [val]"
+    "--split",
+    type=click.Choice(["val", "train", "all"]),
+    help="Split to evaluate.  [val; all for a text file in --data]",
 )
 @click.option("--batch-size", type=COUNT, default=8, metavar="N", help="Windows per batch.  [8]")
 @click.option(
@@ -56,7 +60,7 @@ Examples:
 def eval_command(
     model: str | None,
     data: str | None,
-    split: str,
+    split: str | None,
     batch_size: int,
     seq_len: int | None,
     batches: int | None,
@@ -68,17 +72,27 @@ def eval_command(
 ) -> None:
     """Measure a model's loss on a dataset.
 
-    The text is cut into windows that do not overlap. Each token is predicted from those before it
-    in its window. Compare models with different tokenizers by bits per byte.
+    The text is cut into windows that do not overlap. Each token but the first of all is predicted
+    from those before it in its window, or from the last token of the window before. Compare models
+    with different tokenizers by bits per byte.
     """
     from gptc.checkpoint.facade import load_model
     from gptc.checkpoint.find import open_checkpoint
-    from gptc.eval.loss import evaluate
+    from gptc.data.preparation import is_text_file
+    from gptc.eval.loss import check_windows, evaluate
 
     checkpoint = open_checkpoint(model)
     dataset = _dataset(checkpoint, data)
     if seq_len is not None and seq_len > (context := checkpoint.config.block_size):
         raise UsageError(f"--seq-len is {seq_len}; the model's context allows at most {context}")
+    if split is None:
+        split = "all" if data is not None and is_text_file(data) else "val"
+    if split == "all" and _is_training_data(checkpoint, data):
+        click.echo(
+            "note: the model was trained on a part of this text; --split val measures the rest",
+            err=True,
+        )
+    check_windows(dataset, split, seq_len or checkpoint.config.block_size)
     rows: list[dict[str, Any]] = []
     for kind in (dtype, *dict.fromkeys(quantize)):
         options = {"device": device, "dtype": kind, "threads": threads, "max_batch": batch_size}
@@ -106,8 +120,11 @@ def eval_command(
         answer = {"model": str(checkpoint.path), "data": str(dataset.folder), "split": split}
         click.echo(json.dumps({**answer, "results": rows}, indent=2))
         return
-    tokens = f"{rows[0]['tokens']:,} tokens"
-    click.echo(f"{checkpoint.path} on {dataset.folder} ({split}, {tokens})")
+    click.echo(f"{checkpoint.path} on {dataset.folder} ({split}, {rows[0]['tokens']:,} tokens)")
+    _print_rows(rows)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cost = f"  {row['cost']:+.2%}" if row is not rows[0] else ""
         click.echo(
@@ -119,18 +136,31 @@ def eval_command(
 def _dataset(checkpoint: ModelFile, data: str | None) -> Dataset:
     """The named dataset, else that of the checkpoint's run, in the model's tokens."""
     from gptc.checkpoint.compatible import check_vocabulary, tokenizer_argument
-    from gptc.checkpoint.reader import Checkpoint
     from gptc.data.preparation import resolve_dataset
 
-    trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
     if data is None:
-        if trainer is None:
+        trained = _trained_data(checkpoint)
+        if trained is None:
             raise GptcError(f"{checkpoint.path} records no dataset: give one with --data")
-        data = str(trainer["options"]["data"])
+        data = trained
     own = checkpoint.tokenizer()
     dataset = resolve_dataset(data, tokenizer_argument(own, checkpoint, data))
     check_vocabulary(checkpoint, own, dataset)
     return dataset
+
+
+def _trained_data(checkpoint: ModelFile) -> str | None:
+    """The data that the checkpoint's run was trained on, as in --data; None = not known."""
+    from gptc.checkpoint.reader import Checkpoint
+
+    trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
+    return str(trainer["options"]["data"]) if trainer and "options" in trainer else None
+
+
+def _is_training_data(checkpoint: ModelFile, data: str | None) -> bool:
+    """Whether --data (None = not given) is the data of the checkpoint's run."""
+    trained = _trained_data(checkpoint)
+    return trained is not None and (data is None or Path(data).resolve() == Path(trained).resolve())
 
 
 def _progress(quiet: bool, dtype: str) -> Any:

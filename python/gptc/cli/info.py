@@ -79,10 +79,12 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 def _describe_run(path: Path) -> dict[str, Any]:
     from gptc.checkpoint.find import find_checkpoint
-    from gptc.checkpoint.names import list_checkpoints
+    from gptc.checkpoint.names import BEST, list_checkpoints
 
     names = [folder.name for folder in list_checkpoints(path)]
     run: dict[str, Any] = {"path": str(path), "checkpoints": names}
+    if (path / BEST).is_dir():
+        run["best"] = (path / BEST).resolve().name
     lines = _metrics(path / "metrics.jsonl")
     if lines:
         run["last_metrics"] = lines[-1]
@@ -176,6 +178,8 @@ def _table(found: dict[str, Any]) -> str:
         last = found["checkpoints"][-1] if found["checkpoints"] else "none yet"
         rows.append(("run", found["path"]))
         rows.append(("checkpoints", f"{len(found['checkpoints'])}, newest {last}"))
+        if "best" in found:
+            rows.append(("best", found["best"]))
         if "last_metrics" in found:
             rows.append(("last step", _metrics_line(found["last_metrics"])))
         if "newest" in found:

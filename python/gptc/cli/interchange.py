@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -96,7 +97,7 @@ def import_command(
         click.echo(json.dumps({**found, "optimizer_step": imported.optimizer_step}, indent=2))
         return
     click.echo(f"{path} ({imported.format}) is now the checkpoint {out}")
-    click.echo(f"next: gptc infer -m {out}", err=True)
+    click.echo(f"next: gptc infer -m {shlex.quote(str(out))}", err=True)
 
 
 @click.command("export", epilog=_EXPORT_EPILOG)

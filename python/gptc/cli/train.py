@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -111,7 +112,14 @@ def _print_summary(summary: Summary) -> None:
         return
     if summary.step > summary.first_step:
         say(f"saved {summary.checkpoint}", sys.stderr)
-    if summary.step < summary.steps:
-        say(f"resume with: gptc train --resume {summary.out}", sys.stderr)
+    if summary.best_checkpoint is not None and summary.best_val_loss is not None:
+        say(
+            f"best val loss {summary.best_val_loss:.4f} at step {summary.best_step:,}: "
+            f"{summary.best_checkpoint}",
+            sys.stderr,
+        )
+    if summary.step < summary.steps and not summary.out_of_patience:
+        say(f"resume with: gptc train --resume {shlex.quote(summary.out)}", sys.stderr)
     else:
-        say(f'next: gptc infer -m {summary.out} -p "Once upon a time"', sys.stderr)
+        model = shlex.quote(summary.best_checkpoint or summary.out)
+        say(f"next: gptc infer -m {model} -p {shlex.quote(summary.prompt)}", sys.stderr)

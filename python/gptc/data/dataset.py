@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from itertools import accumulate
 from pathlib import Path
+from shlex import quote
 from threading import Lock
 from typing import Any
 
@@ -25,14 +26,19 @@ from gptc.tokenizer.base import FILE_NAME, Tokenizer, Tokens
 from gptc.tokenizer.registry import read_tokenizer
 
 SPLITS = ("train", "val")
+ALL = "all"  # both, one after the other: the whole text
 DATASET_FILE = "dataset.json"
-DATASET_VERSION = 2  # 1 recorded the SHA-256 of shards
+# Version 1 recorded the SHA-256 of shards, 2 counted the bytes of some end-of-text marks.
+DATASET_VERSION = 3
 
 _MAX_OPEN = 256  # shards mapped at a time: a process may not map any number of files
 
 
 class Dataset:
-    """A prepared dataset: its tokenizer and the shards of its splits, "train" and "val"."""
+    """A prepared dataset: its tokenizer and the shards of its splits, "train" and "val".
+
+    Methods take "all" as a split too: the whole text.
+    """
 
     folder: Path
     meta: dict[str, Any]
@@ -51,12 +57,14 @@ class Dataset:
         self._lock = Lock()
         self._open: OrderedDict[tuple[str, int], Shard] = OrderedDict()  # the latest used last
         self._checked: set[tuple[str, int]] = set()
+        self._bytes: dict[str, int] = {}  # by split
+        self._shards: dict[str, list[dict[str, Any]]] = {
+            split: meta["splits"][split]["shards"] for split in SPLITS
+        }
+        self._shards[ALL] = [shard for split in SPLITS for shard in self._shards[split]]
         self._begins = {
-            split: [
-                0,
-                *accumulate(int(shard["tokens"]) for shard in meta["splits"][split]["shards"]),
-            ]
-            for split in SPLITS
+            split: [0, *accumulate(int(shard["tokens"]) for shard in shards)]
+            for split, shards in self._shards.items()
         }
 
     @classmethod
@@ -68,13 +76,14 @@ class Dataset:
         folder = Path(folder)
         if not folder.is_dir():
             raise GptcError(
-                f"no dataset at {folder}: make one with gptc prepare SOURCE --out {folder}"
+                f"no dataset at {folder}: make one with gptc prepare SOURCE --out "
+                f"{quote(str(folder))}"
             )
         meta = read_meta(folder)
         if meta is None:
             raise GptcError(
                 f"{folder} holds no {DATASET_FILE}, so it is not a prepared dataset: make one of "
-                f"its files with gptc prepare {folder} --out DIR"
+                f"its files with gptc prepare {quote(str(folder))} --out DIR"
             )
         again = "copy the dataset again, or prepare it again with --force"
         try:
@@ -114,17 +123,34 @@ class Dataset:
         return self._begins[split][-1]
 
     def bytes_per_token(self, split: str) -> float:
-        """Average number of text bytes in a token.
+        """Average number of text bytes in a token. Special tokens count, but have no bytes.
 
         A loss in nats per token is loss / ln 2 / bytes_per_token bits per byte.
         """
         if not self.n_tokens(split):
             raise self.too_small(split, 1)
-        return float(self.meta["splits"][split]["bytes"] / self.n_tokens(split))
+        if not self.n_bytes(split):
+            raise GptcError(
+                f"the {split} split of {self.folder} has no text, only end-of-text marks: prepare "
+                "more text"
+            )
+        return self.n_bytes(split) / self.n_tokens(split)
+
+    def n_bytes(self, split: str) -> int:
+        """The number of bytes of text in a split. Special tokens have none."""
+        if split == ALL:
+            return sum(map(self.n_bytes, SPLITS))
+        if split not in self._bytes:
+            recorded = int(self.meta["splits"][split]["bytes"])
+            if self.meta["version"] < DATASET_VERSION and self.tokenizer.specials:
+                parts = (self.shard(split, i) for i in range(len(self.shards(split))))
+                recorded = sum(map(self.tokenizer.count_bytes, parts))
+            self._bytes[split] = recorded
+        return self._bytes[split]
 
     def shards(self, split: str) -> list[Path]:
         """The files that hold the tokens of a split, in order."""
-        return [self.folder / shard["file"] for shard in self.meta["splits"][split]["shards"]]
+        return [self.folder / shard["file"] for shard in self._shards[split]]
 
     def shard(self, split: str, i: int) -> Shard:
         """The tokens of the i-th shard of a split (N_i,), read-only.
@@ -139,7 +165,7 @@ class Dataset:
         if tokens is not None:
             self._open.move_to_end((split, i))
             return tokens
-        path = self.folder / self.meta["splits"][split]["shards"][i]["file"]
+        path = self.folder / self._shards[split][i]["file"]
         tokens = read_shard(path)
         if (split, i) not in self._checked:
             if len(tokens) and self.vocab_size <= np.iinfo(tokens.dtype).max:
@@ -195,7 +221,7 @@ class Dataset:
         self.read(split, 0, seen)
         return {
             "tokens": self.n_tokens(split),
-            "bytes": self.meta["splits"][split]["bytes"],
+            "bytes": self.n_bytes(split),
             "bytes_per_token": self.bytes_per_token(split),
             "shards": len(self.shards(split)),
             "tokens_seen": n_seen,
@@ -235,7 +261,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     damaged = GptcError(f"{path} is damaged: prepare the dataset again with --force")
     if not isinstance(meta, dict) or not meta.keys() >= keys:
         raise damaged
-    if meta["version"] not in (1, DATASET_VERSION):
+    if meta["version"] not in range(1, DATASET_VERSION + 1):
         raise GptcError(
             f"{path} has version {meta['version']}, and this gptc knows {DATASET_VERSION}: "
             f"{UPGRADE}"

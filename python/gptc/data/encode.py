@@ -135,10 +135,13 @@ class SplitWriter:
         self._n_expected = n_expected
         self._folder = folder
         self._split = split
-        self._vocab_size = tokenizer.vocab_size
+        self._tokenizer = tokenizer
         self._shard_tokens = shard_tokens
         self._log = log
         self._shards = [_entry(line) for line in done]
+        self.n_bytes = sum(line["bytes"] for line in done)
+        """Bytes of text in the tokens so far, without special tokens."""
+        self._shard_bytes = 0  # of the shard that is open
         self._shard: ShardFile | None = None
 
     def append(self, piece: Piece, skip: int = 0) -> None:
@@ -149,9 +152,10 @@ class SplitWriter:
                 n_planned = self._shard_tokens
                 if self._n_expected is not None:
                     n_planned = min(n_planned, self._n_expected)
-                self._shard = ShardFile(path, self._vocab_size, n_planned)
+                self._shard = ShardFile(path, self._tokenizer.vocab_size, n_planned)
             some = piece.tokens[skip : skip + self._shard_tokens - self._shard.n_tokens]
             self._shard.append(some)
+            self._shard_bytes += self._tokenizer.count_bytes(some)
             skip += len(some)
             if self._n_expected is not None:
                 self._n_expected -= len(some)
@@ -164,11 +168,13 @@ class SplitWriter:
             "split": self._split,
             "file": self._shard.path.name,
             "tokens": self._shard.n_tokens,
+            "bytes": self._shard_bytes,
             "checksum": self._shard.close(),
             "at": at,
             "skip": skip,
         }
-        self._shard = None
+        self.n_bytes += self._shard_bytes
+        self._shard, self._shard_bytes = None, 0
         self._shards.append(_entry(line))
         self._log(json.dumps(line) + "\n")
 
@@ -200,6 +206,8 @@ def intact(
         n_bytes = HEADER_BYTES + line["tokens"] * itemsize
         if not path.is_file() or path.stat().st_size != n_bytes:
             break
+        if "bytes" not in line:  # of an older version
+            break
         if file_checksum(path) != line.get("checksum"):
             break
         intact.append(line)
@@ -211,7 +219,6 @@ def move_tail(
 ) -> dict[str, Any]:
     """Makes the last `val_tokens` tokens of the train split the val split."""
     n_train = count_tokens(train) - options["val_tokens"]
-    n_bytes = 0
     val = SplitWriter(folder, "val", tokenizer, options["shard_tokens"], [], lambda line: None)
     kept, begin = [], 0
     for shard in train["shards"]:
@@ -220,7 +227,6 @@ def move_tail(
         tokens = read_shard(path)
         for first in range(cut, shard["tokens"], BLOCK_BYTES):
             some = tokens[first : min(first + BLOCK_BYTES, shard["tokens"])]
-            n_bytes += tokenizer.count_bytes(some)
             val.append(Piece(0, 0, some))
         if cut == shard["tokens"]:
             kept.append(shard)
@@ -237,8 +243,8 @@ def move_tail(
     for path in folder.glob("*.cut"):
         path.replace(path.with_suffix(".bin"))
     return {
-        "train": {"bytes": max(0, train["bytes"] - n_bytes), "shards": kept},
-        "val": {"bytes": n_bytes, "shards": moved},
+        "train": {"bytes": train["bytes"] - val.n_bytes, "shards": kept},
+        "val": {"bytes": val.n_bytes, "shards": moved},
     }
 
 

@@ -230,7 +230,8 @@ class Job:
                         skip = 0
                         journal.flush()
                         self.report("encoding", piece.end, text.n_bytes)
-                    splits[split] = {"bytes": end - begin, "shards": writer.finish(end)}
+                    shards = writer.finish(end)
+                    splits[split] = {"bytes": writer.n_bytes, "shards": shards}
                     journal.flush()
                 finally:
                     writer.abandon()

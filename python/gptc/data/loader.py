@@ -140,20 +140,26 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Inputs and targets, int32 (B, T) each, the same at every call.
 
-    The windows do not overlap and are spread evenly over the split: at most `n_batches` batches of
-    them, or all with None. The last batch may have fewer rows (weight losses by x.size); fewer than
-    T targets at the end of the split are left out. GptcError when it has no seq_len + 1 tokens.
+    The windows do not overlap. None = the whole split: each token but the first is a target once.
+    The last batch may have fewer rows, and the last window, a batch by itself, fewer tokens: weight
+    losses by x.size. Fewer `n_batches` than that are of whole windows, spread evenly over the
+    split. GptcError when it has no seq_len + 1 tokens.
     """
     if batch_size < 1 or seq_len < 1 or (n_batches is not None and n_batches < 1):
         raise UsageError("--batch-size, --seq-len and --eval-batches must be at least 1")
     n_windows = (dataset.n_tokens(split) - 1) // seq_len
     if n_windows < 1:
         raise dataset.too_small(split, seq_len + 1)
+    n_rest = (dataset.n_tokens(split) - 1) % seq_len
+    n_all = -(-n_windows // batch_size) + (n_rest > 0)  # batches of the whole split
+    whole = n_batches is None or n_batches >= n_all
     n = n_windows if n_batches is None else min(n_windows, n_batches * batch_size)
     for first in range(0, n, batch_size):
         rows = range(first, min(first + batch_size, n))
         starts = [i * n_windows // n * seq_len for i in rows]
         yield _batch(dataset, split, starts, seq_len)
+    if whole and n_rest:
+        yield _batch(dataset, split, [n_windows * seq_len], n_rest)
 
 
 def _batch(dataset: Dataset, split: str, starts: Sequence[int], seq_len: int) -> Batch:

@@ -168,6 +168,11 @@ def _given_tokenizer(name: str, errors: Errors) -> Tokenizer | None:
     return given
 
 
+def is_text_file(name_or_path: str) -> bool:
+    """Whether `resolve_dataset` prepares a file of that name."""
+    return name_or_path not in KNOWN_DATASETS and Path(name_or_path).is_file()
+
+
 def resolve_dataset(
     name_or_path: str,
     tokenizer: str = "bytes",

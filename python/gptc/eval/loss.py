@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from gptc.data.dataset import Dataset
 from gptc.data.loader import eval_batches
 from gptc.engine.model import Model
+from gptc.errors import GptcError
+from gptc.files.words import plural
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,35 @@ def evaluate(
 ) -> Evaluation:
     """The loss over a split, in windows of `seq_len` tokens that do not overlap.
 
-    `n_batches` None = all windows, else that many batches, spread evenly. `seq_len` None = the
-    model's block size, or less for a shorter split. Calls progress(tokens done, tokens in all).
+    `n_batches` None = the whole split, in which each token but the first is predicted once; else
+    that many batches, spread evenly. `seq_len` None = the model's block size, or less for a shorter
+    split. Calls progress(tokens done, tokens in all).
     """
+    n_targets = dataset.n_tokens(split) - 1
     if seq_len is None:
-        seq_len = max(1, min(model.config.block_size, dataset.n_tokens(split) - 1))
-    windows = (dataset.n_tokens(split) - 1) // seq_len
-    total = min(windows, (n_batches or windows) * batch_size) * seq_len
+        seq_len = max(1, min(model.config.block_size, n_targets))
+    total = min(n_targets, (n_batches or n_targets) * batch_size * seq_len)
     loss, n = 0.0, 0
     for x, y in eval_batches(dataset, split, batch_size, seq_len, n_batches):
         loss += model.loss(x, y) * x.size
         n += x.size
         progress(n, total)
+    progress(n, n)
     return Evaluation(loss / n, bits_per_byte(loss / n, dataset, split), n)
+
+
+def check_windows(dataset: Dataset, split: str, seq_len: int) -> None:
+    """GptcError for a split of fewer than two windows, whose loss says little about a model."""
+    n_tokens = dataset.n_tokens(split)
+    if n_tokens > 2 * seq_len:
+        return
+    fixes = [f"--seq-len {(n_tokens - 1) // 2} or less"] if n_tokens > 2 else []
+    if split != "all" and dataset.n_tokens("all") > 2 * seq_len:
+        fixes.append("--split all")
+    raise GptcError(
+        f"{dataset.folder} ({split}) has {plural(n_tokens, 'token')}, fewer than two windows of "
+        f"{seq_len} and one token more: use {' or '.join([*fixes, 'more text'])}"
+    )
 
 
 def bits_per_byte(loss: float, dataset: Dataset, split: str) -> float:

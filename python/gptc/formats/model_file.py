@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,7 +109,7 @@ class ModelFile(ABC):
         """The model's tokenizer. GptcError when none is stored with it."""
         raise GptcError(
             f"{self.path} comes without a tokenizer; import it with: "
-            f"gptc import {self.path} --out CKPT --tokenizer KIND"
+            f"gptc import {quote(str(self.path))} --out CKPT --tokenizer KIND"
         )
 
     def load_into(self, model: Model) -> None:

@@ -148,7 +148,9 @@ class Tokenizer(ABC):
 
     @cached_property
     def _piece_bytes(self) -> npt.NDArray[np.int64]:
-        return np.array([len(piece) for piece in self.pieces], dtype=np.int64)
+        n_bytes = np.array([len(piece) for piece in self.pieces], dtype=np.int64)
+        n_bytes[list(self.specials)] = 0
+        return n_bytes
 
     @cached_property
     def longest(self) -> int:
@@ -156,7 +158,7 @@ class Tokenizer(ABC):
         return int(self._piece_bytes.max())
 
     def count_bytes(self, tokens: TokensLike) -> int:
-        """The number of bytes that `tokens` decode to."""
+        """The number of bytes of text in `tokens`. Special tokens have none."""
         counts = np.bincount(np.asarray(tokens, dtype=np.int64), minlength=self.vocab_size)
         return int(counts @ self._piece_bytes)
 

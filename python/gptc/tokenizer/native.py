@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,8 @@ class BpeTokenizer(Tokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        trained.train_from_iterator(text.split(END_OF_TEXT), trainer)
+        texts = text.split(END_OF_TEXT)
+        _interruptible(lambda: trained.train_from_iterator(texts, trainer))
         ids = sorted(trained.get_vocab().items(), key=lambda item: item[1])
         byte_of = byte_characters()
         pieces = [bytes(byte_of[char] for char in piece) for piece, _ in ids]
@@ -243,6 +245,30 @@ class Gpt2Tokenizer(BpeTokenizer):
 
     def mapping(self) -> dict[str, Any]:
         return {"kind": self.kind, "vocab_bpe_sha256": _GPT2_SHA256}
+
+
+def _interruptible(work: Callable[[], object]) -> None:
+    """Runs minutes of work outside Python, which Ctrl-C ends at once.
+
+    A signal is handled between two instructions of the main thread, which waits here. The thread
+    is abandoned; it ends with the process.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="gptc-bpe", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("while the tokenizer was learned: nothing is kept") from None
+    if failed:
+        raise failed[0]
 
 
 @cache

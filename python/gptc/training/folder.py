@@ -8,12 +8,14 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 from gptc.checkpoint.find import open_checkpoint
-from gptc.checkpoint.names import ROOT, checkpoint_name, list_checkpoints
+from gptc.checkpoint.names import BEST, ROOT, checkpoint_name, list_checkpoints
 from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import save, size_of
 from gptc.data.known import KNOWN_DATASETS
@@ -24,6 +26,7 @@ from gptc.files.words import amount, plural
 from gptc.settings import to_toml
 from gptc.training.options import TrainOptions
 from gptc.training.setup import Setup
+from gptc.training.state import State
 
 METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.toml"
@@ -56,6 +59,8 @@ class RunFolder:
             metrics.seek(0)
             metrics.truncate(sum(len(line.encode()) for line in _lines_until(metrics, step)))
             clean_up(path)
+            if not (path / BEST).exists():  # a link to a checkpoint that was removed
+                (path / BEST).unlink(missing_ok=True)
             folder._write_config(options)
         except BlockingIOError:
             folder.close()
@@ -79,11 +84,14 @@ class RunFolder:
         except OSError as error:
             raise GptcError(
                 f"cannot write {self.path / METRICS}: {error.strerror}; free disk space, then "
-                f"gptc train --resume {self.path}"
+                f"gptc train --resume {quote(str(self.path))}"
             ) from error
 
     def save(self, setup: Setup) -> None:
-        """Writes a checkpoint of the current step, and removes those beyond --keep-last."""
+        """Writes a checkpoint of the current step, and removes those beyond --keep-last.
+
+        The best one stays, with a link to it.
+        """
         state = setup.state
         path = self.path / checkpoint_name(state.step)
         if state.saved == path:
@@ -105,23 +113,39 @@ class RunFolder:
             # An existing folder of this name is damaged: a run resumes from the newest whole one.
             save(path, setup.model, tokenizer=setup.tokenizer, trainer=trainer, replace=True)
         except (GptcError, OSError) as error:
+            resume = f"gptc train --resume {quote(str(self.path))}"
             kept = (
-                f"{state.saved} is intact: free disk space, then gptc train --resume {self.path}"
+                f"{state.saved} is intact: free disk space, then {resume}"
                 if state.saved
                 else "no checkpoint is saved yet: free disk space or choose another --out"
             )
             raise GptcError(f"{error}; {kept}") from error
         state.saved = path
+        best = None if state.best_step is None else self.path / checkpoint_name(state.best_step)
+        if best is not None and best.is_dir():
+            _link(self.path / BEST, best.name)
         if options.keep_last:
             for old in list_checkpoints(self.path)[: -options.keep_last]:
-                discard(old)
+                if old != best:
+                    discard(old)
+
+    def best(self, state: State) -> Path | None:
+        """The checkpoint with the lowest validation loss; None if that is the newest."""
+        if state.best_step is None or state.best_step == state.step:
+            return None
+        folder = self.path / checkpoint_name(state.best_step)
+        if not folder.is_dir():
+            return None
+        link = self.path / BEST
+        return link if link.is_symlink() and link.samefile(folder) else folder
 
     def disk_note(self, config: GPTConfig, options: TrainOptions, n_steps: int) -> str | None:
         """A note if the disk is too small for the checkpoints of `n_steps`; else None."""
-        n = math.ceil(n_steps / (options.save_every or options.eval_every))
+        # The best is kept too.
+        n = math.ceil(n_steps / min(options.save_every or options.eval_every, options.eval_every))
         if options.keep_last:  # one more, since the oldest is removed after the newest is written
             there = len(list_checkpoints(self.path))
-            n = min(n, max(1, options.keep_last + 1 - there))
+            n = min(n, max(1, options.keep_last + 2 - there))
         needed = n * size_of(config, training=True)
         free = shutil.disk_usage(self.path).free
         if needed <= free:
@@ -147,7 +171,8 @@ def choose_folder(options: TrainOptions, base: Checkpoint | None) -> Path | None
     # The folder of a run without a checkpoint is reused; its metrics start again.
     if list_checkpoints(out):
         raise UsageError(
-            f"{out} already holds a run; continue it with --resume {out}, or choose another --out"
+            f"{out} already holds a run; continue it with --resume {quote(str(out))}, or choose "
+            "another --out"
         )
     return out
 
@@ -164,6 +189,16 @@ def default_name(options: TrainOptions) -> str:
             what = base.parent.name if base.name.startswith("ckpt-") else base.name
             what = base.stem if base.is_file() else what
     return f"{what}-{dataset}"
+
+
+def _link(link: Path, name: str) -> None:
+    """Makes `link` point to a folder next to it, in one step."""
+    new = link.with_name(f".{link.name}.new")
+    # Where a filesystem has no links, or a file of the user's has that name, there is none.
+    with suppress(OSError):
+        new.unlink(missing_ok=True)
+        new.symlink_to(name)
+        new.replace(link)
 
 
 def _new_folder(path: Path) -> Path:

@@ -10,6 +10,7 @@ from gptc.checkpoint.facade import Model
 from gptc.data.loader import Loader
 from gptc.errors import UsageError
 from gptc.training.options import LIMITS, TrainOptions
+from gptc.training.schedule import constant_rate
 from gptc.training.state import State
 
 
@@ -25,6 +26,7 @@ class Horizon:
     ) -> None:
         """`step_s` is the measured time of a step, needed with `minutes` only."""
         self.budget_s = None if options.minutes is None else options.minutes * 60
+        self._spent_s = 0.0
         self.most = _most_steps(options, state, n_train_tokens)
         self.steps = self.most
         if self.budget_s is not None:
@@ -39,9 +41,16 @@ class Horizon:
 
         The pace includes evaluations and saving. The last step may end a little after the time.
         """
+        self._spent_s = spent_s
         if self.budget_s is not None:
             n_left = max(0, round((self.budget_s - spent_s) * n_done / spent_s))
             self.steps = min(self.most, step + n_left)
+
+    def left_s(self, step: int, step_s: float) -> float:
+        """Seconds left: the rest of the time budget if that ends the run, else those of steps."""
+        if self.budget_s is not None and self.steps < self.most:
+            return max(0.0, self.budget_s - self._spent_s)
+        return (self.steps - step) * step_s
 
     def ended_by_clock(self, step: int) -> bool:
         """Whether the run has ended because its time is up."""
@@ -68,8 +77,8 @@ def _check_that_steps_remain(steps: int, options: TrainOptions, state: State) ->
     if steps < state.step or (steps == state.step > 0 and given != ["steps"]):
         raise UsageError(
             f"the run is at step {state.step:,} ({state.tokens:,} tokens), past "
-            f"{', '.join(f'--{name} {getattr(options, name)}' for name in given)}; "
-            f"continue with --steps {2 * state.step}"
+            f"{', '.join(f'--{name} {getattr(options, name)}' for name in given)}; continue with "
+            f"--steps {2 * state.step} {constant_rate(state.lr or options.lr, options)}"
         )
 
 

@@ -72,6 +72,13 @@ class TrainOptions(DeviceOptions):
         None, "Training time; the learning-rate schedule follows it.", section=_LONG, above=0
     )
 
+    patience: int = option(
+        0,
+        "Evaluations in a row without a better loss that end the run early; 0 = never.",
+        section=_LONG,
+        least=0,
+    )
+
     batch_size: int = option(
         8, "Sequences per micro-batch.", section=_STEP, least=1, shown="by preset"
     )
@@ -131,13 +138,22 @@ class TrainOptions(DeviceOptions):
         least=0,
         shown="by preset",
     )
+    log_every: int | None = option(
+        None,
+        "Steps between lines of metrics.jsonl.",
+        section=_SAVE,
+        least=1,
+        shown="1, or more for a run of more than 20,000 steps",
+    )
     sample_every: int = option(
         0, "Steps between samples; 0 = only at the end.", section=_SAVE, least=0
     )
     save_every: int | None = option(
         None, "Steps between checkpoints.", section=_SAVE, least=1, shown="as --eval-every"
     )
-    keep_last: int = option(2, "Number of checkpoints to keep; 0 = all.", section=_SAVE, least=0)
+    keep_last: int = option(
+        2, "Number of newest checkpoints to keep, with the best; 0 = all.", section=_SAVE, least=0
+    )
 
     n_layer: int | None = option(None, "Number of layers.", section=_SHAPE, least=1)
     n_head: int | None = option(

@@ -8,12 +8,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gptc._version import __version__
+from gptc.data.dataset import Dataset
 from gptc.engine import library
 from gptc.engine.options import Plan
 from gptc.files.memory import peak_resident_bytes
 from gptc.files.words import amount, count, duration, few, plural
+from gptc.tokenizer.base import END_OF_TEXT
 from gptc.training.options import SHAPE
+from gptc.training.schedule import constant_rate, learning_rate, lowest_rate
 from gptc.training.setup import Setup
 from gptc.training.trainer import Trainer
 
@@ -36,6 +41,8 @@ class Summary:
     val_loss: float | None
     val_bpb: float | None
     best_val_loss: float | None
+    best_step: int | None
+    best_checkpoint: str | None  # None if it is the newest
     elapsed_s: float
     tokens_per_s: float | None
     mfu: float | None
@@ -48,7 +55,9 @@ class Summary:
     peak_resident_bytes: int
     planned_peak_bytes: int  # resident before, engine, BLAS, sampling or saving, mapped data
     sample: str | None = None
+    prompt: str = ""  # words of the training text
     signal: int | None = None  # the signal that ended it early
+    out_of_patience: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -79,6 +88,9 @@ def header(setup: Setup, out: Path) -> Iterator[str]:
         f"  steps   {_steps(setup)} of {options.batch_size} x {options.seq_len}{accum} tokens: "
         f"{count(total)} tokens, {few(epochs)} epochs"
     )
+    yield f"  rate    {_rate(setup)}"
+    if note := _rate_note(setup):
+        yield note
     if setup.model.dtype == "bf16" and setup.model.device == "cpu" and library.cpu_notice():
         yield f"note: {library.cpu_notice()}"
     if epochs > MANY_EPOCHS:
@@ -128,11 +140,55 @@ def _steps(setup: Setup) -> str:
     return steps
 
 
+def _rate(setup: Setup) -> str:
+    options, step = setup.options, setup.state.step
+    warmup, steps = options.warmup_steps or 0, setup.horizon.steps
+    rate = learning_rate(step, steps, options)
+    parts = [f"{rate:.3g} at step {step + 1:,}"] if step else []
+    if step < warmup:
+        parts.append(f"{plural(warmup, 'warm-up step')} to {options.lr:.3g}")
+    elif not step:
+        parts.append(f"{options.lr:.3g}")
+    end = "constant" if options.schedule == "constant" else f"{lowest_rate(options):.3g} at the end"
+    return ", ".join([*parts, end if end == "constant" else f"{options.schedule} to {end}"])
+
+
+def _rate_note(setup: Setup) -> str | None:
+    """A note if a resumed run continues at a higher rate than that of its last step."""
+    state, options, steps = setup.state, setup.options, setup.horizon.steps
+    if state.lr is None or state.step >= steps or state.step < (options.warmup_steps or 0):
+        return None
+    rate = learning_rate(state.step, steps, options)
+    if rate <= 1.1 * state.lr or (state.lr == 0 and options.schedule == "constant"):
+        return None
+    return (
+        f"note: the learning rate rises from {state.lr:.3g} to {rate:.3g}, since its schedule or "
+        f"--lr has changed; to avoid that, add: {constant_rate(state.lr, options)}"
+    )
+
+
+def _prompt(dataset: Dataset, block_size: int) -> str:
+    """The first words of the training text, "" if they cannot be typed.
+
+    The tokenizer has tokens for them, whatever it lacks. They leave half the context for an answer.
+    """
+    tokens = np.empty(min(200, dataset.n_tokens("train")), dtype=np.int32)
+    dataset.read("train", 0, tokens)
+    specials = list(dataset.tokenizer.specials)
+    text = dataset.tokenizer.decode(tokens[~np.isin(tokens, specials)])
+    lines = [line.strip() for line in text.replace(END_OF_TEXT, "\n").splitlines() if line.strip()]
+    words = " ".join(lines[0].split(" ")[:4])[:40].strip() if lines else ""
+    while len(dataset.tokenizer.encode(words)) > block_size // 2:
+        words = words[:-1].rstrip()
+    return words if words.isprintable() and "\ufffd" not in words else ""
+
+
 def summarize(
     setup: Setup,
     trainer: Trainer,
     out: Path,
     *,
+    best: Path | None,
     first_step: int,
     trained_s: float,
     train_loss: float,
@@ -156,6 +212,8 @@ def summarize(
         val_loss=state.evaluation.get("val_loss"),
         val_bpb=state.evaluation.get("val_bpb"),
         best_val_loss=state.best_val_loss,
+        best_step=state.best_step,
+        best_checkpoint=None if best is None else str(best),
         elapsed_s=state.elapsed_s,
         tokens_per_s=pace,
         mfu=trainer.mfu(pace) if pace else None,
@@ -168,7 +226,9 @@ def summarize(
         peak_resident_bytes=peak_resident_bytes(),
         planned_peak_bytes=_planned_bytes(setup, trainer.sample_bytes()),
         sample=sample,
+        prompt=_prompt(setup.dataset, model.config.block_size),
         signal=signal,
+        out_of_patience=state.out_of_patience(setup.options),
         options=asdict(setup.options) | {"steps": setup.horizon.steps},
     )
 

@@ -12,26 +12,32 @@ A resumed run keeps the number in its checkpoint, so it is a function of the ste
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from gptc.checkpoint.facade import Model
 from gptc.checkpoint.find import find_checkpoint
+from gptc.checkpoint.names import CONFIG
 from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.options import Options
 from gptc.errors import GptcError, UsageError
-from gptc.files.words import DAY_S, duration
+from gptc.files.words import DAY_S, duration, plural
 from gptc.training.folder import RunFolder, choose_folder
 from gptc.training.options import TrainOptions
 from gptc.training.progress import Meter, PlainProgress, Progress, StepReport
 from gptc.training.report import Summary, header, summarize
 from gptc.training.resolve import new_options, resumed_options
+from gptc.training.schedule import longer
 from gptc.training.setup import set_up
 from gptc.training.signals import Received, StepDropped, heard_signals
 from gptc.training.trainer import Trainer
+
+MOST_LINES = 20_000  # of metrics.jsonl, but for evaluations
 
 
 def train(
@@ -60,14 +66,20 @@ def train(
 def _resumable(path: str | Path) -> Checkpoint:
     """The newest checkpoint of the run at `path`."""
     folder = find_checkpoint(path)
+    if folder.is_symlink():  # such as the run's link to its best
+        folder = folder.parent / folder.resolve().name
     base = Checkpoint(folder)
     if "options" not in (base.trainer() or {}):
-        raise GptcError(f"{folder} is a model, not a run; fine-tune it with --init-from {folder}")
-    newest = folder if folder != Path(path) else find_checkpoint(folder.parent)
+        raise GptcError(
+            f"{folder} is a model, not a run; fine-tune it with --init-from {quote(str(folder))}"
+        )
+    is_checkpoint = (Path(path) / CONFIG).is_file()
+    newest = find_checkpoint(folder.parent) if is_checkpoint else folder
     if newest != folder:
         raise UsageError(
             f"{folder} is not the newest checkpoint of its run ({newest.name} is); resume the run "
-            f"with --resume {folder.parent}, or start a new one with --init-from {folder}"
+            f"with --resume {quote(str(folder.parent))}, or start a new one with --init-from "
+            f"{quote(str(folder))}"
         )
     return base
 
@@ -107,14 +119,19 @@ class Run:
         state, horizon = self.setup.state, self.setup.horizon
         first_step, meter = state.step, Meter()
         if state.step >= horizon.steps:
+            command = longer(self.folder.path, state.step, state.lr or 0.0, self.setup.options)
             self.show.note(
-                f"the run has done its {state.step:,} steps; continue with "
-                f"gptc train --resume {self.folder.path} --steps {2 * state.step}"
+                f"the run has done its {state.step:,} steps; continue, at a constant learning "
+                f"rate, with {command}"
             )
+        elif state.out_of_patience(self.setup.options):
+            self.show.note(self._no_patience())
         self.show.start(state.step, horizon.steps)
         with heard_signals() as signals:
             trained_s = self._steps(signals, meter, on_step)
         self.show.close()
+        if state.step > first_step and state.out_of_patience(self.setup.options):
+            self.show.note(self._no_patience())
         if horizon.ended_by_clock(state.step):
             assert horizon.budget_s is not None
             self.show.note(f"time is up after {duration(horizon.budget_s)}")
@@ -125,12 +142,27 @@ class Run:
             self.setup,
             self.trainer,
             self.folder.path,
+            best=self.folder.best(state),
             first_step=first_step,
             trained_s=trained_s,
             train_loss=meter.loss,
             sample=sample,
             signal=signals.received,
         )
+
+    def _no_patience(self) -> str:
+        state, run = self.setup.state, quote(str(self.folder.path))
+        evaluations = plural(state.since_best, "evaluation")
+        return (
+            f"the run has ended at step {state.step:,}, after {evaluations} without a better loss; "
+            f"continue with gptc train --resume {run} --patience 0"
+        )
+
+    def _logged(self, step: int) -> bool:
+        """Whether the step has a line in metrics.jsonl, also without an evaluation."""
+        steps = self.setup.horizon.steps
+        every = self.setup.options.log_every or math.ceil(steps / MOST_LINES)
+        return step % every == 0 or step in (1, steps)
 
     def _steps(
         self,
@@ -143,7 +175,7 @@ class Run:
         state, horizon, options = setup.state, setup.horizon, setup.options
         first, begin, elapsed_before = state.step, time.perf_counter(), state.elapsed_s
         trained_s = 0.0
-        while state.step < horizon.steps:
+        while state.step < horizon.steps and not state.out_of_patience(options):
             started = time.perf_counter()
             try:
                 record = trainer.step(signals.check)
@@ -165,16 +197,20 @@ class Run:
             self.show.update(report)
             if state.step == first + 1:
                 self._note_pace(report)
-            last = state.step == horizon.steps
+            last, best = state.step == horizon.steps, False
             if setup.has_val and (state.step % options.eval_every == 0 or last):
                 record |= trainer.evaluate(last)
-            folder.write_metrics(record)
+                best = state.best_step == state.step
+            if "val_loss" in record or self._logged(state.step):
+                folder.write_metrics(record)
             if on_step is not None:
                 on_step(state.step, setup.model)
             if options.sample_every and state.step % options.sample_every == 0 and not last:
                 self.show.note(f"sample at step {state.step}:\n{trainer.sample()}\n")
             stop = signals.received is not None
-            if last or stop or state.step % (options.save_every or options.eval_every) == 0:
+            last = last or state.out_of_patience(options)
+            every = options.save_every or options.eval_every
+            if last or stop or best or state.step % every == 0:
                 folder.save(setup)
             if stop:
                 break

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+from pathlib import Path
 
 from gptc.training.options import TrainOptions
 
@@ -14,7 +16,7 @@ def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
     peak rate; "wsd" keeps it and falls linearly over the last fifth.
     """
     lr, warmup = options.lr, options.warmup_steps or 0
-    low = lr / 10 if options.min_lr is None else options.min_lr
+    low = lowest_rate(options)
     if step < warmup:
         return lr * (step + 1) / warmup
     if options.schedule == "constant":
@@ -25,3 +27,28 @@ def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
     if options.schedule == "cosine":
         return low + 0.5 * (1 + math.cos(math.pi * done)) * (lr - low)
     return lr + (low - lr) * done
+
+
+def lowest_rate(options: TrainOptions) -> float:
+    """The learning rate of the last step, unless the schedule is constant."""
+    return options.lr / 10 if options.min_lr is None else options.min_lr
+
+
+def constant_rate(rate: float, options: TrainOptions) -> str:
+    """The options that resume a run at a learning rate, whatever its schedule was."""
+    kept = rate if rate > 0 else options.lr / 10  # a schedule may end at 0, which --lr may not be
+    parts = ["--schedule constant", f"--lr {kept:.6g}"]
+    if options.warmup_steps:
+        parts.append("--warmup-steps 0")
+    if options.min_lr:
+        parts.append("--min-lr 0")
+    return " ".join(parts)
+
+
+def longer(run: Path, step: int, rate: float, options: TrainOptions) -> str:
+    """The command that doubles a run and keeps its last learning rate.
+
+    With --steps alone, the schedule would be stretched, and its rate would jump up.
+    """
+    kept = constant_rate(rate, options)
+    return f"gptc train --resume {shlex.quote(str(run))} --steps {2 * step} {kept}"

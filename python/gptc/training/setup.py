@@ -36,6 +36,7 @@ from gptc.formats.model_file import ModelFile
 from gptc.settings import spelled
 from gptc.tokenizer.base import Tokenizer
 from gptc.training.defaults import default_tokenizer, defaults_for
+from gptc.training.fitting import what_fits
 from gptc.training.horizon import Horizon, time_step
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
 from gptc.training.progress import Progress
@@ -108,7 +109,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
     )
     settings, plan = _settings(options, base, config)
     resident_before = resident_bytes()
-    model = _create_model(config, settings)
+    model = _create_model(options, base, config, settings)
     try:
         peak_flops = model.peak_flops()
         state = State()
@@ -242,19 +243,24 @@ def _settings(
     available = available_bytes()
     if settings.device == "cpu" and available is not None and plan.total_bytes > available:
         # Otherwise the kernel would kill the process later, without a message.
+        advice = what_fits(options, config, settings, available, base is not None)
         raise GptcError(
-            f"training needs {amount(plan.total_bytes)}, but {amount(available)} are free; lower "
-            f"--batch-size (now {options.batch_size}) or --seq-len (now {options.seq_len})"
+            f"training needs {amount(plan.total_bytes)}, but {amount(available)} are free; {advice}"
         )
     return settings, plan
 
 
-def _create_model(config: GPTConfig, settings: Options) -> Model:
+def _create_model(
+    options: TrainOptions, base: Checkpoint | None, config: GPTConfig, settings: Options
+) -> Model:
     try:
         return Model(config, settings)
     except EngineError as error:
         if error.status == library.GPT_ERR_MEMORY:
-            raise GptcError(f"{error}; lower --batch-size or --seq-len") from error
+            gpu = settings.device != "cpu"
+            free = library.gpu().free_bytes * 63 // 64 if gpu else available_bytes() or 0
+            advice = what_fits(options, config, settings, free, base is not None)
+            raise GptcError(f"{error}: {advice}") from error
         raise
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gptc.checkpoint.reader import Checkpoint
+from gptc.training.options import TrainOptions
+from gptc.training.schedule import learning_rate
 
 
 @dataclass
@@ -16,7 +18,10 @@ class State:
     step: int = 0
     tokens: int = 0
     elapsed_s: float = 0.0  # of the whole run, over all its processes
-    best_val_loss: float | None = None
+    lr: float | None = None  # of the last step
+    best_val_loss: float | None = None  # of evaluations over the same batches
+    best_step: int | None = None
+    since_best: int = 0  # evaluations since then
     evaluation: dict[str, float] = field(default_factory=dict)  # the last one
     saved: Path | None = None  # the newest checkpoint
 
@@ -29,7 +34,10 @@ class State:
             step=trainer["step"],
             tokens=trainer["tokens"],
             elapsed_s=trainer["elapsed_s"],
+            lr=_last_rate(trainer),
             best_val_loss=trainer["best_val_loss"],
+            best_step=trainer.get("best_step"),  # older checkpoints have neither
+            since_best=trainer.get("since_best", 0),
             evaluation=trainer["evaluation"],
             saved=base.path,
         )
@@ -41,5 +49,24 @@ class State:
             "tokens": self.tokens,
             "elapsed_s": round(self.elapsed_s, 3),
             "best_val_loss": self.best_val_loss,
+            "best_step": self.best_step,
+            "since_best": self.since_best,
             "evaluation": self.evaluation,
         }
+
+    def compare(self, val_loss: float) -> None:
+        """Updates the best loss with that of an evaluation at the current step."""
+        if self.best_val_loss is None or not val_loss >= self.best_val_loss:
+            self.best_val_loss, self.best_step, self.since_best = val_loss, self.step, 0
+        else:
+            self.since_best += 1
+
+    def out_of_patience(self, options: TrainOptions) -> bool:
+        """Whether --patience ends the run."""
+        return 0 < options.patience <= self.since_best
+
+
+def _last_rate(trainer: dict[str, Any]) -> float:
+    """The learning rate of the last step before a checkpoint."""
+    options = TrainOptions(**trainer["options"])
+    return learning_rate(trainer["step"] - 1, options.steps or trainer["step"], options)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 from gptc.engine import library
 from gptc.engine.session import session_bytes
 from gptc.errors import EngineError, GptcError
-from gptc.eval.loss import bits_per_byte, evaluate
+from gptc.eval.loss import Evaluation, bits_per_byte, evaluate
 from gptc.files.words import plural
 from gptc.generation.decoder import Generation
 from gptc.generation.options import Sampling
@@ -23,6 +25,7 @@ from gptc.training.signals import StepDropped
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.5
 WHOLE_AT_END = 10  # the last evaluation covers the whole split up to this many times eval_batches
+RISE = 1.02  # the validation loss over its best that is noted
 PEAK_EVERY_S = 5.0  # seconds between measurements of the machine's peak
 
 
@@ -33,6 +36,7 @@ class Trainer:
         self._setup = setup
         self._show = show
         self.peak_flops = setup.peak_flops
+        self._rise_noted: int | None = None  # the best step when a rise was noted
         self._peak_at = time.monotonic()
 
     def step(self, check: Callable[[], None]) -> dict[str, Any]:
@@ -67,10 +71,12 @@ class Trainer:
             raise self._diverged()
         state.step += 1
         state.tokens += options.tokens_per_step
+        state.lr = lr
         return {
             "step": state.step,
             "tokens": state.tokens,
             "elapsed_s": 0.0,  # set by the caller; here for the order of keys
+            "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "train_loss": _short(result.loss),
             "lr": _short(lr),
             "grad_norm": _short(result.grad_norm),
@@ -78,9 +84,12 @@ class Trainer:
 
     def _diverged(self) -> GptcError:
         state, options = self._setup.state, self._setup.options
+        lr = f"{options.lr / 3:.2g}"
+        if options.min_lr is not None and options.min_lr > float(lr):
+            lr += f" --min-lr {options.min_lr / 3:.2g}"
         advice = (
             f"the last checkpoint is {state.saved}; continue from it with "
-            f"gptc train --resume {state.saved.parent} --lr {options.lr / 3:.2g}"
+            f"gptc train --resume {shlex.quote(str(state.saved.parent))} --lr {lr}"
             if state.saved
             else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
         )
@@ -89,28 +98,53 @@ class Trainer:
     def evaluate(self, last: bool) -> dict[str, float]:
         """The loss on the validation split, in nats per token and in bits per byte.
 
-        After the last step it covers the whole split, as in `gptc eval`, if that is cheap.
+        After the last step it covers the whole split, as in `gptc eval`, if that is cheap. The
+        losses that are compared are always of the same batches.
         """
         setup, state, options = self._setup, self._setup.state, self._setup.options
         n_batches = options.eval_batches
         n_windows = (setup.dataset.n_tokens("val") - 1) // options.seq_len
-        enough = n_batches * options.batch_size * (WHOLE_AT_END if last else 1)
-        if n_windows <= enough:
+        n_sampled = n_batches * options.batch_size
+        if n_windows <= n_sampled:
             n_batches = 0
-        result = evaluate(
+        result = self._evaluated(n_batches)
+        state.compare(result.loss)
+        rise = self._rise(result.loss)
+        if last and n_batches and n_windows <= n_sampled * WHOLE_AT_END:
+            n_batches = 0
+            result = self._evaluated(0)
+        state.evaluation = {"val_loss": _short(result.loss), "val_bpb": _short(result.bpb)}
+        part = f"  (over {plural(n_batches, 'batch', 'batches')})" if n_batches else ""
+        label = step_label(state.step, setup.horizon.steps)
+        self._show.note(f"{label}  val loss {result.loss:.4f}  val bpb {result.bpb:.3f}{part}")
+        if rise:
+            self._show.note(rise)
+        return state.evaluation
+
+    def _evaluated(self, n_batches: int) -> Evaluation:
+        setup, options = self._setup, self._setup.options
+        return evaluate(
             setup.model,
             setup.dataset,
             batch_size=options.batch_size,
             seq_len=options.seq_len,
             n_batches=n_batches or None,
         )
-        if state.best_val_loss is None or result.loss < state.best_val_loss:
-            state.best_val_loss = result.loss
-        state.evaluation = {"val_loss": _short(result.loss), "val_bpb": _short(result.bpb)}
-        part = f"  (over {plural(n_batches, 'batch', 'batches')})" if n_batches else ""
-        label = step_label(state.step, setup.horizon.steps)
-        self._show.note(f"{label}  val loss {result.loss:.4f}  val bpb {result.bpb:.3f}{part}")
-        return state.evaluation
+
+    def _rise(self, val_loss: float) -> str | None:
+        """A note when the loss has risen past its best by a margin; once for each best."""
+        state = self._setup.state
+        if state.best_val_loss is None or val_loss <= RISE * state.best_val_loss:
+            return None
+        if self._rise_noted == (state.best_step or 0):
+            return None
+        self._rise_noted = state.best_step or 0
+        kept = "" if state.best_step is None else f" at step {state.best_step:,}, which is kept"
+        return (
+            f"note: the validation loss has risen from {state.best_val_loss:.4f}{kept} to "
+            f"{val_loss:.4f}: the model memorizes; more data, --dropout or a smaller model help, "
+            "and --patience N ends such a run"
+        )
 
     def sample(self) -> str:
         """A sample from the current model."""
@@ -160,7 +194,7 @@ class Trainer:
             lr=lr,
             tokens_per_s=rate,
             mfu=self.mfu(rate),
-            left_s=(setup.horizon.steps - state.step) * meter.step_s,
+            left_s=setup.horizon.left_s(state.step, meter.step_s),
         )
 
 

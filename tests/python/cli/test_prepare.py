@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from gptc.cli.prepare import prepare_command
 from gptc.data.dataset import Dataset
 from gptc.data.shards import ShardFile
 from gptc.errors import GptcError, UsageError
+from processes import spawn
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +42,35 @@ def test_the_size_of_a_byte_pair_encoding() -> None:
     words = f"the text has pairs for no more than {found:,}"
     assert few.stderr == f"note: 70,000 tokens were asked for, and {words}\n"
     assert "bpe:SIZE" in run("--help").output
+
+
+def test_an_interrupt_while_a_tokenizer_is_learned_ends_at_once(tmp_path: Path) -> None:
+    """The class: work outside Python, during which a signal has no effect for minutes."""
+    rng = random.Random(1)
+    letters = "abcdefghijklmnop"
+    words = ("".join(rng.choices(letters, k=rng.randint(3, 9))) for _ in range(500_000))
+    (tmp_path / "long.txt").write_text(" ".join(words))
+    process = spawn(
+        "prepare", "long.txt", "--tokenizer", "bpe:20000", "--out", "data", cwd=tmp_path
+    )
+    deadline = time.monotonic() + 60
+    while not _learns(process.pid):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 5  # alone on a machine, half a second
+    assert process.returncode == 130
+    assert "interrupted while the tokenizer was learned: nothing is kept\n" in err
+    assert not (tmp_path / "data").exists()
+
+
+def _learns(pid: int) -> bool:
+    """Whether a process has written the plan of its preparation, so that learning is next."""
+    return bool(list(Path(f"/proc/{pid}/cwd").glob("data/.partial/plan.json")))
 
 
 def test_the_summary_says_what_to_type_next() -> None:

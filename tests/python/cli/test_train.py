@@ -34,7 +34,7 @@ def test_train_infer_and_info_without_naming_anything(arguments: list[str], tmp_
     assert sample.strip()
     for part in ("training in runs/tiny-fable", "step 8/8", "saved runs/tiny-fable/ckpt-000008"):
         assert part in err
-    assert 'next: gptc infer -m runs/tiny-fable -p "' in err
+    assert "next: gptc infer -m runs/tiny-fable -p " in err
 
     process = spawn("infer", "-p", "the", "--max-tokens", 5, cwd=tmp_path, stdin=subprocess.DEVNULL)
     text, err = process.communicate(timeout=60)
@@ -90,6 +90,7 @@ def test_interrupting_saves_and_says_how_to_resume(
     arguments: list[str], tmp_path: Path, number: int
 ) -> None:
     arguments[arguments.index("--steps") + 1] = "100000"
+    arguments += ["--log-every", "1"]
     process = spawn("train", *arguments, cwd=tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 30
@@ -123,6 +124,7 @@ def test_only_what_was_saved_is_called_saved(
 
 def test_a_closed_terminal_ends_the_run_saved(arguments: list[str], tmp_path: Path) -> None:
     arguments[arguments.index("--steps") + 1] = "100000"
+    arguments += ["--log-every", "1"]
     terminal, theirs = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "gptc", "train", *arguments],

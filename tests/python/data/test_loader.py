@@ -248,10 +248,25 @@ def test_evaluation_is_spread_evenly(tmp_path: Path) -> None:
         list(range(100, 200, 10)),
         list(range(200, 250, 10)),
     ]
+    assert starts(3, 10) == starts(None, 10)
     assert starts(99, 10) == starts(None, 10)
     assert starts(2, 2) == [[0, 60], [120, 180]]
     assert starts(1, 3) == [[0, 80, 160]]
     assert starts(1, 3) == starts(1, 3)
+
+
+@pytest.mark.parametrize("n_tokens", [11, 12, 20, 21, 22, 37, 250, 251])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_evaluation_of_the_whole_split_predicts_each_token_once(
+    tmp_path: Path, n_tokens: int, batch_size: int
+) -> None:
+    dataset = counting(tmp_path, n_tokens, shard_tokens=7)
+    for n_batches in (None, 10**6):
+        batches = list(eval_batches(dataset, "train", batch_size, 10, n_batches))
+        assert [t for x, _ in batches for t in x.ravel()] == list(range(n_tokens - 1))
+        assert [t for _, y in batches for t in y.ravel()] == list(range(1, n_tokens))
+    some = list(eval_batches(dataset, "train", 1, 10, 1))
+    assert [x.shape for x, _ in some] == [(1, 10)]
 
 
 @pytest.mark.parametrize(("batch_size", "seq_len"), [(0, 4), (4, 0)])

@@ -45,7 +45,8 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
         f"{out / 'ckpt-000004'} is intact: free disk space, then gptc train --resume {out}"
         in message
     )
-    assert sorted(f.name for f in out.iterdir()) == ["ckpt-000004", "config.toml", "metrics.jsonl"]
+    names = ["best", "ckpt-000004", "config.toml", "metrics.jsonl"]
+    assert sorted(f.name for f in out.iterdir()) == names
     monkeypatch.undo()
     assert train({}, resume=out).finished
 
@@ -55,12 +56,12 @@ def test_a_disk_that_is_too_small_is_noticed_at_the_start(
 ) -> None:
     each = 12 * 25_760  # bytes of a parameter and its moments
     usage = shutil.disk_usage(".")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3 * each - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4 * each - 1))
     train({**options, "save_every": 2})
     shown = capsys.readouterr().err
-    assert "note: 927 kB are free at " in shown
-    assert "but 3 checkpoints will take 927 kB: free disk space, or choose another --out" in shown
-    train({"steps": 20, "save_every": 2}, resume=options["out"])  # two of three are there
+    assert "note: 1.2 MB are free at " in shown
+    assert "but 4 checkpoints will take 1.2 MB: free disk space, or choose another --out" in shown
+    train({"steps": 20, "save_every": 2}, resume=options["out"])  # two of four are there
     train({**options, "out": options["out"] + "2"})  # this saves twice
     assert "are free" not in capsys.readouterr().err
 

@@ -110,7 +110,10 @@ def test_resuming_a_finished_run_says_so(
     summary = train({}, resume=options["out"])
     assert summary.finished
     assert summary.step == 8
-    assert "has done its 8 steps; continue with" in capsys.readouterr().err
+    assert (
+        "has done its 8 steps; continue, at a constant learning rate, with"
+        in capsys.readouterr().err
+    )
     assert (Path(options["out"]) / "metrics.jsonl").read_bytes() == before
 
 
@@ -123,7 +126,8 @@ def test_a_limit_that_the_run_is_past_is_refused(options: Options, limit: Option
         train(limit, resume=out)
     ((name, value),) = limit.items()
     assert str(caught.value) == (
-        f"the run is at step 8 (256 tokens), past --{name} {value}; continue with --steps 16"
+        f"the run is at step 8 (256 tokens), past --{name} {value}; continue with "
+        "--steps 16 --schedule constant --lr 0.0008"
     )
     assert (out / "config.toml").read_bytes() == before
     assert train({"steps": 16}, resume=out).step == 16

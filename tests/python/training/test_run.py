@@ -35,7 +35,8 @@ def test_a_run_learns_and_reports(options: Options, capsys: pytest.CaptureFixtur
     out = Path(options["out"])
     lines = metrics(out)
     assert [line["step"] for line in lines] == list(range(1, 61))
-    keys = ["step", "tokens", "elapsed_s", "train_loss", "lr", "grad_norm", "tokens_per_s", "mfu"]
+    numbers = ["train_loss", "lr", "grad_norm", "tokens_per_s", "mfu"]
+    keys = ["step", "tokens", "elapsed_s", "time", *numbers]
     assert list(lines[0]) == keys
     assert list(lines[19]) == [*keys, "val_loss", "val_bpb"]
     assert lines[-1]["tokens"] == 60 * 2 * 16
