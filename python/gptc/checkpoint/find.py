@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptc.checkpoint.names import CHECKSUMS, CONFIG, ROOT, folders_in, list_checkpoints, logger
+from gptc.checkpoint.names import (
+    ADAPTER,
+    CHECKSUMS,
+    CONFIG,
+    ROOT,
+    folders_in,
+    list_checkpoints,
+    logger,
+)
 from gptc.checkpoint.reader import Checkpoint, read_checksums, size_problem
 from gptc.errors import GptcError
 from gptc.formats import hub
@@ -50,6 +58,8 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
         raise GptcError(f"{folder} does not exist; train a model with: gptc train --out {folder}")
     if (folder / CONFIG).is_file():
         return folder
+    if (folder / ADAPTER).is_file():
+        return folder  # its reader says what to do
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         raise GptcError(f"{folder} holds no checkpoint{_what_instead(folder)}")

@@ -27,9 +27,9 @@ def special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def _begin(tokenizer: Tokenizer) -> int | None:
-    """The token to name as BOS. As GPT-2 does, <|endoftext|> has both names where no other is known.
+    """The token to name as BOS.
 
-    Another end of a text is not its beginning.
+    As in GPT-2, <|endoftext|> has both names if no other is known. Another end of a text has not.
     """
     if tokenizer.bos is not None or tokenizer.marks.begin is not None:
         return tokenizer.marks.begin if tokenizer.bos is None else tokenizer.bos
