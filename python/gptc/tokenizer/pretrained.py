@@ -284,7 +284,10 @@ class SentencePieceTokenizer(PretrainedTokenizer):
 
     @cached_property
     def _types(self) -> list[int]:
-        return read_proto(self.proto).types
+        try:
+            return read_proto(self.proto).types
+        except ValueError:
+            raise GptcError("this SentencePiece model is damaged: copy it again") from None
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
