@@ -11,7 +11,7 @@ from gptc.tokenizer.definition import bpe_model, byte_level_definition, scored_d
 from gptc.tokenizer.marks import NONE
 from gptc.tokenizer.native import CharTokenizer
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
-from gptc.tokenizer.probe import same_tokens
+from gptc.tokenizer.probe import check_tokens
 from gptc.tokenizer.vocabulary import byte_level, scored
 
 
@@ -71,7 +71,9 @@ def _files(tokenizer: Tokenizer, block_size: int, *_changing: object) -> dict[st
         if vocabulary is None:
             return {}
         files["tokenizer.json"] = _dump(_begun(byte_level_definition(vocabulary), tokenizer))
-    same_tokens(tokenizer, HuggingFaceTokenizer(files["tokenizer.json"].decode()), "tokenizer.json")
+    check_tokens(
+        tokenizer, HuggingFaceTokenizer(files["tokenizer.json"].decode()), "tokenizer.json"
+    )
     marks = tokenizer.marks
     named = {"bos_token": _begin(tokenizer), "pad_token": marks.pad}
     named["eos_token"] = next(iter(tokenizer.named_ends), None)
