@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from gptc.checkpoint.names import (
+    ADAPTER,
     BEST,
     CHECKSUMS,
     CONFIG,
@@ -66,6 +67,8 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
         )
     if (folder / CONFIG).is_file():
         return folder
+    if (folder / ADAPTER).is_file():
+        return folder  # its reader says what to do
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         raise GptcError(f"{folder} holds no checkpoint{_what_instead(folder)}")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"  # of peft, in place of a config
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"

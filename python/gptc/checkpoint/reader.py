@@ -24,6 +24,7 @@ from shlex import quote
 from typing import Any
 
 from gptc.checkpoint.names import (
+    ADAPTER,
     CHECKSUMS,
     CHECKSUMS_VERSION,
     CONFIG,
@@ -38,11 +39,11 @@ from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
 from gptc.errors import UPGRADE, GptcError
 from gptc.files.checksum import file_checksum, recorded_checksum
-from gptc.formats import hf
+from gptc.formats import hf, pickled
 from gptc.formats.binary import is_plain_name, parse_json
-from gptc.formats.layout import Part, Placement, Tensors
+from gptc.formats.layout import Part, Placement
 from gptc.formats.model_file import ModelFile, check_finite
-from gptc.formats.safetensors import INDEX, TensorFile, has_tensors, open_tensors
+from gptc.formats.safetensors import ShardedTensors, TensorFile, has_tensors, open_tensors
 from gptc.tokenizer import folder, vocabulary
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
 from gptc.tokenizer.native import Gpt2Tokenizer
@@ -57,14 +58,14 @@ class Checkpoint(ModelFile):
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / CONFIG).is_file():
-            raise GptcError(f"{path} is not a checkpoint: it has no {CONFIG}")
+            raise GptcError(f"{path} is not a checkpoint: {_what_else(path)}")
         self._recorded = read_checksums(path)
         problem = size_problem(path, self._recorded)
         if problem:
             raise GptcError(problem + _way_out(path))
         self._verify(CONFIG)
         self.config = hf.config_from_json(_read_json(path / CONFIG), str(path / CONFIG))
-        if self.config.tied and WEIGHTS not in self._recorded and has_tensors(path):
+        if self.config.tied and WEIGHTS not in self._recorded and _has_tensors(path):
             self.config = replace(self.config, tied=hf.is_tied(self.config, self.tensors))
 
     @property
@@ -120,9 +121,10 @@ class Checkpoint(ModelFile):
                 whole.result()  # its error says more than one that a damaged file caused above
 
     @cached_property
-    def tensors(self) -> Tensors:
+    def tensors(self) -> TensorFile | ShardedTensors | pickled.PickledTensors:
         """The weights as they are stored, in one file or several."""
-        found = open_tensors(self.path, {hf.HEAD} if self.config.tied else ())
+        optional = {hf.HEAD} if self.config.tied else ()
+        found = open_tensors(self.path, optional) or pickled.open_tensors(self.path, optional)
         if found is None:
             raise GptcError(_no_weights(self.path))
         return found
@@ -132,9 +134,8 @@ class Checkpoint(ModelFile):
 
     @cached_property
     def placement(self) -> Placement:
-        where = INDEX if (self.path / INDEX).is_file() else WEIGHTS
         try:
-            return hf.place(self.config, self.tensors, str(self.path / where))
+            return hf.place(self.config, self.tensors, str(self.tensors.path))
         except GptcError:
             _ = self._weights_are_whole  # says more, where they are not
             raise
@@ -265,8 +266,27 @@ def _way_out(path: Path) -> str:
     return "; copy it again"
 
 
+def _what_else(path: Path) -> str:
+    """What a folder without a config.json is."""
+    if not (path / ADAPTER).is_file():
+        return f"it has no {CONFIG}"
+    base = _read_json(path / ADAPTER).get("base_model_name_or_path")
+    return (
+        f"it is an adapter for {base}; merge both with peft's merge_and_unload, save the model, "
+        "and give its folder"
+    )
+
+
+def _has_tensors(path: Path) -> bool:
+    """Whether a folder holds weights that can be read here."""
+    return has_tensors(path) or (pickled.has_tensors(path) and pickled.is_available())
+
+
 def _no_weights(path: Path) -> str:
-    pickled = sorted(f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
-    if pickled:
-        return f"{path} holds pickled weights ({pickled[0]}); gptc reads only {WEIGHTS}"
+    others = sorted(f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
+    if others:
+        return (
+            f"{path} holds pickled weights ({others[0]}); gptc reads {WEIGHTS}, or "
+            f"{pickled.WEIGHTS} where PyTorch is installed"
+        )
     return f"{path} has no {WEIGHTS}"

@@ -8,7 +8,7 @@ from gptc.convert.import_model import open_assuming
 from gptc.errors import GptcError
 from gptc.tokenizer import folder
 from gptc.tokenizer.base import Tokenizer
-from gptc.tokenizer.probe import same_tokens
+from gptc.tokenizer.probe import check_tokens
 
 
 def tokenizer_problem(given: Tokenizer, path: Path, notes: list[str]) -> str | None:
@@ -24,7 +24,7 @@ def tokenizer_problem(given: Tokenizer, path: Path, notes: list[str]) -> str | N
         return "read back, it is another one"
     for theirs in read_back:
         try:
-            same_tokens(given, theirs, "read back, it")
+            check_tokens(given, theirs, "read back, it")
         except GptcError as error:
             return str(error)
         ours, found = set(given.named_ends), set(theirs.named_ends)

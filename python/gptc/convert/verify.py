@@ -12,7 +12,7 @@ import numpy as np
 
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.find import open_checkpoint
-from gptc.checkpoint.names import CONFIG, list_checkpoints
+from gptc.checkpoint.names import ADAPTER, CONFIG, list_checkpoints
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import DATASET_FILE, SPLITS, Dataset
 from gptc.data.shards import is_shard, read_shard
@@ -42,7 +42,7 @@ def _verify_folder(path: Path) -> tuple[str, list[str]]:
         dataset.verify()
         n_shards = sum(len(dataset.shards(split)) for split in SPLITS)
         return "dataset", [f"{n_shards} shards: checksums right, every token in the vocabulary"]
-    if (path / CONFIG).is_file() or is_foreign(path):
+    if (path / CONFIG).is_file() or (path / ADAPTER).is_file() or is_foreign(path):
         model = open_checkpoint(path)
         return model.format, _verify_model(model)
     saved = list_checkpoints(path)

@@ -85,6 +85,10 @@ class Binary:
         at = self.at if offset is None else offset
         return GptcError(f"{self.path}: {field} at byte {at:,} {why}; copy the file again")
 
+    def unknown(self, field: str, why: str, offset: int) -> GptcError:
+        """The error about a field of a file that may be whole, and that gptc does not read."""
+        return GptcError(f"{self.path}: {field} at byte {offset:,} {why}")
+
     def within(self, field: str, value: int, least: int, most: int, offset: int) -> int:
         """`value`. GptcError when it is out of range."""
         if not least <= value <= most:

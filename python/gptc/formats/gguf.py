@@ -17,7 +17,6 @@ from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats import gguf_tokenizer, hf, layout
-from gptc.formats.binary import Binary
 from gptc.formats.format import Export, Format, Output
 from gptc.formats.gguf_container import (
     ALIGNMENT,
@@ -26,11 +25,9 @@ from gptc.formats.gguf_container import (
     STRING,
     Array,
     header,
-    read_header,
-    read_metadata,
-    read_tensors,
     read_text,
 )
+from gptc.formats.gguf_split import SplitTable, read_parts
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, TensorTable, checked
 from gptc.formats.numbers import BF16, F16, F32, Q4_0, Q8_0, Codec, encoded
@@ -84,21 +81,18 @@ _PLAIN = {"expert_count": 0, "rope.scaling.attn_factor": 1.0, "attention.causal"
 
 
 class GgufModel(ModelFile):
-    """A GGUF file of a GPT-2 or Llama."""
+    """A GGUF file of a GPT-2 or Llama, or any part of one in several files."""
 
     format = "gguf"
 
     def __init__(self, path: Path) -> None:
         """GptcError when the file is damaged, or holds another kind of model."""
         self.path = path
-        self._file = file = Binary(path)
-        n_tensors, n_keys = read_header(file)
-        self.metadata = read_metadata(file, n_keys)
-        self._table = TensorTable(file, read_tensors(file, n_tensors, self._alignment()))
+        self._file, self.metadata, self._table = read_parts(path)
         self.config = checked(self._config(), f"{path}: its metadata")
 
     @property
-    def tensors(self) -> TensorTable:
+    def tensors(self) -> TensorTable | SplitTable:
         return self._table
 
     def parts(self) -> list[Part]:
@@ -136,12 +130,6 @@ class GgufModel(ModelFile):
         if kind == STRING:
             return [read_text(file, f"string {i} of an array") for i in range(count)]
         return list(file.numbers(CODES[kind], count, "an array"))
-
-    def _alignment(self) -> int:
-        found = self.metadata.get("general.alignment", ALIGNMENT)
-        if type(found) is not int or not 1 <= found <= 1 << 20 or found & (found - 1):
-            raise GptcError(f"{self.path}: general.alignment is {found!r}, not a power of two")
-        return found
 
     def _config(self) -> dict[str, Any]:
         family = self.metadata.get("general.architecture")

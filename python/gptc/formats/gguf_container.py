@@ -21,8 +21,19 @@ ALIGNMENT = 32
 # Numbers of ggml's types; those that gptc does not read are named in errors.
 _CODEC_OF: dict[int, Codec] = {0: F32, 1: F16, 2: Q4_0, 8: Q8_0, 28: F64, 30: BF16}
 _NUMBER_OF = {codec: number for number, codec in _CODEC_OF.items()}
-_UNREAD = {3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K"}
+_UNREAD = {
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    9: "Q8_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+}
 _UNREAD |= {14: "Q6_K", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64"}
+_UNREAD |= {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S"}
+_UNREAD |= {22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
 
 # Codes of the module struct for the types of metadata; 8 is a string, 9 an array.
 CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -53,7 +64,16 @@ def read_header(file: Binary) -> tuple[int, int]:
         raise file.damaged("magic", "is not GGUF", 0)
     version = file.number(UINT32, "version")
     if version not in (2, VERSION):
-        raise file.damaged("version", f"is {version}; versions 2 and {VERSION} are known", 4)
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        if swapped in (2, VERSION):
+            raise GptcError(
+                f"{file.path}: version at byte 4 is that of a big-endian file; convert it with the "
+                f"package gguf: gguf-convert-endian {file.path} little"
+            )
+        raise GptcError(
+            f"{file.path}: version at byte 4 is {version:,}, and gptc reads 2 and {VERSION}: "
+            "convert the original model again with llama.cpp's convert_hf_to_gguf.py"
+        )
     n_tensors, n_keys = file.numbers(UINT64, 2, "the number of tensors and keys")
     file.within("the number of tensors", n_tensors, 1, _MAX_TENSORS, 8)
     file.within("the number of keys", n_keys, 1, _MAX_KEYS, 16)

@@ -225,9 +225,20 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
     if kind not in ("gpt2", "llama"):
         raise GptcError(f"{where}: model_type {kind!r} is not one of gpt2, llama, gptc")
 
+    _refuse_quantized(data.get("quantization_config"), where)
     found = _ConfigJson(data, where)
     values = _gpt2_values(found) if kind == "gpt2" else _llama_values(found)
     return checked({"norm_weight": True, **values}, where)
+
+
+def _refuse_quantized(how: Any, where: str) -> None:
+    """GptcError when the weights of a folder are not plain numbers."""
+    if isinstance(how, dict):
+        raise GptcError(
+            f"{where}: the weights are quantized by {how.get('quant_method', 'another program')}, "
+            "and gptc reads plain ones: take the original model, or save it again after "
+            "transformers' model.dequantize()"
+        )
 
 
 class _ConfigJson(NamedTuple):

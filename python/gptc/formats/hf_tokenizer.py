@@ -11,7 +11,7 @@ from gptc.tokenizer.definition import bpe_model, byte_level_definition, scored_d
 from gptc.tokenizer.marks import NONE
 from gptc.tokenizer.native import CharTokenizer
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
-from gptc.tokenizer.probe import same_tokens
+from gptc.tokenizer.probe import check_tokens
 from gptc.tokenizer.vocabulary import byte_level, scored
 
 
@@ -27,9 +27,9 @@ def special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def _begin(tokenizer: Tokenizer) -> int | None:
-    """The token to name as BOS. As in GPT-2, <|endoftext|> is both where no other is known.
+    """The token to name as BOS.
 
-    Another end of a text is not its beginning.
+    As in GPT-2, <|endoftext|> has both names if no other is known. Another end of a text has not.
     """
     if tokenizer.bos is not None or tokenizer.marks.begin is not None:
         return tokenizer.marks.begin if tokenizer.bos is None else tokenizer.bos
@@ -71,7 +71,9 @@ def _files(tokenizer: Tokenizer, block_size: int, *_changing: object) -> dict[st
         if vocabulary is None:
             return {}
         files["tokenizer.json"] = _dump(_begun(byte_level_definition(vocabulary), tokenizer))
-    same_tokens(tokenizer, HuggingFaceTokenizer(files["tokenizer.json"].decode()), "tokenizer.json")
+    check_tokens(
+        tokenizer, HuggingFaceTokenizer(files["tokenizer.json"].decode()), "tokenizer.json"
+    )
     marks = tokenizer.marks
     named = {"bos_token": _begin(tokenizer), "pad_token": marks.pad}
     named["eos_token"] = next(iter(tokenizer.named_ends), None)

@@ -12,17 +12,21 @@ from contextlib import suppress
 from pathlib import Path
 
 from gptc.errors import GptcError
+from gptc.formats import pickled
+from gptc.formats.safetensors import has_tensors
+from gptc.tokenizer import folder
 
-# Weights in safetensors, what describes them, and tokenizers; no weights of other kinds.
+# Weights in safetensors, what describes them, and tokenizers. Weights of PyTorch's follow only if
+# there are no others, and PyTorch is here.
 _FILES = [
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
+    *folder.NAMES,
+    "*.model",
     "gptc_tokenizer.json",
 ]
+_PICKLED = ["pytorch_model*.bin", pickled.INDEX]
 
 
 def is_name(name: str) -> bool:
@@ -44,7 +48,10 @@ def fetch(name: str) -> Path:
             "pip install huggingface_hub"
         ) from None
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
+        found = Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
+        if not has_tensors(found) and pickled.is_available():
+            huggingface_hub.snapshot_download(name, allow_patterns=_PICKLED)
+        return found
     except errors.RepositoryNotFoundError:
         why = "the hub knows no such model, or it asks for a login"
     except errors.LocalEntryNotFoundError:

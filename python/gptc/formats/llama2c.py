@@ -129,7 +129,7 @@ def _read_header(file: Binary) -> tuple[int, int, GPTConfig, int]:
         return 0, 28, _config(file, file.numbers(INT32, 7, "the sizes"), None), 0
     version = file.number(INT32, "version")
     if version not in (1, 2):
-        raise file.damaged("version", f"is {version}; versions 1 and 2 are known", 4)
+        raise file.unknown("version", f"is {version}; versions 1 and 2 are known", 4)
     sizes = file.numbers(INT32, 7, "the sizes")
     tied = file.within("the flag of a tied classifier", file.number("B", "flag"), 0, 1, 36)
     config = _config(file, sizes, bool(tied))

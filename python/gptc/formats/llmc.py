@@ -77,7 +77,7 @@ class LlmcModel(ModelFile):
         file = Binary(path)
         version = read_header(file, MODEL_MAGIC, "model file")
         if version not in _VERSIONS:
-            raise file.damaged("version", f"is {version}; versions 3 and 5 are known", 4)
+            raise file.unknown("version", f"is {version}; versions 3 and 5 are known", 4)
         file.at = 8
         T, V, L, NH, C, self._padded = file.numbers(INT32, 6, "the sizes")
         self.config = checked(
@@ -198,7 +198,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     file = Binary(path)
     version = read_header(file, TOKENIZER_MAGIC, "tokenizer file")
     if version != _TOKENIZER_VERSION:
-        raise file.damaged("version", f"is {version}; version {_TOKENIZER_VERSION} is known", 4)
+        raise file.unknown("version", f"is {version}; version {_TOKENIZER_VERSION} is known", 4)
     file.at = 8
     count, end_of_text = file.numbers("I", 2, "count and end of text")
     # A token takes a byte at least, so that the count is bounded by the file.
@@ -238,7 +238,7 @@ class DebugState:
         file = Binary(path)
         version = read_header(file, STATE_MAGIC, "debug state")
         if version != _STATE_VERSION:
-            raise file.damaged("version", f"is {version}; version {_STATE_VERSION} is known", 4)
+            raise file.unknown("version", f"is {version}; version {_STATE_VERSION} is known", 4)
         file.at = 8
         B, T = file.numbers(INT32, 2, "B and T")
         file.within("B", B, 1, 1 << 20, 8)

@@ -6,41 +6,21 @@ plain values only, and runs no code from the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
 from gptc.formats import hf, layout
 from gptc.formats.format import Format
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, checked
+from gptc.formats.pickled import PickledTensors, load
 from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
 
 _NAMING = Naming(layout.with_leaves(hf.GPT2_STEMS))
 _COMPILED = "_orig_mod."  # before each name, when the model had been compiled
 _PADDED_GPT2 = 50304  # nanoGPT rounds GPT-2's vocabulary up to a multiple of 64
-
-
-class _Tensors:
-    """The tensors of a state dictionary of PyTorch, mapped from the file."""
-
-    def __init__(self, found: Mapping[str, Any]) -> None:
-        self._found = found
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-
-    def read(self, name: str) -> FloatArray:
-        """One tensor, as float32."""
-        return np.asarray(self._found[name].float().numpy())
-
-    def same(self, one: str, other: str) -> bool:
-        """Whether two tensors hold the same numbers."""
-        return np.array_equal(self.read(one), self.read(other))
 
 
 class NanogptModel(ModelFile):
@@ -54,12 +34,14 @@ class NanogptModel(ModelFile):
     def __init__(self, path: Path) -> None:
         """GptcError when PyTorch is missing or refuses the file, or it is not such a checkpoint."""
         self.path = path
-        saved = _load(path)
+        saved = load(path)
         arguments, weights = saved.get("model_args"), saved.get("model")
         if not isinstance(arguments, dict) or not isinstance(weights, dict):
             raise GptcError(f"{path} lacks model_args and model: it is not a checkpoint of nanoGPT")
-        if not all(isinstance(n, str) and hasattr(t, "shape") for n, t in weights.items()):
-            raise GptcError(f"{path}: model holds more than tensors")
+        named = {
+            n.removeprefix(_COMPILED) if isinstance(n, str) else n: t for n, t in weights.items()
+        }
+        self._tensors = PickledTensors(path, named)
         names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
         sizes = {name: arguments.get(name) for name in names}
         if not isinstance(sizes["n_embd"], int):
@@ -77,10 +59,9 @@ class NanogptModel(ModelFile):
             "rope_theta": 0.0,
         }
         self.config = checked(values, f"{path}: model_args")
-        self._tensors = _Tensors({n.removeprefix(_COMPILED): t for n, t in weights.items()})
 
     @property
-    def tensors(self) -> _Tensors:
+    def tensors(self) -> PickledTensors:
         return self._tensors
 
     def parts(self) -> list[Part]:
@@ -107,25 +88,6 @@ class NanogptModel(ModelFile):
         if self.config.vocab_size in (vocabulary.GPT2_SIZE, _PADDED_GPT2):
             return vocabulary.gpt2(self.path.parent)
         return super().tokenizer()
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """The content of the file: tensors and plain values."""
-    try:
-        import torch
-    except ImportError:
-        raise GptcError(
-            f"{path} is a pickle, which only PyTorch reads safely: pip install torch, or convert "
-            "it where PyTorch is"
-        ) from None
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a damaged archive makes PyTorch raise
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise GptcError(f"{path}: PyTorch does not load it ({lines[0][:200]})") from None
-    if not isinstance(saved, dict):
-        raise GptcError(f"{path} does not hold a dictionary: it is not a checkpoint of nanoGPT")
-    return saved
 
 
 FORMAT = Format(

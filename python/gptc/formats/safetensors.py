@@ -100,7 +100,7 @@ class ShardedTensors:
 
 
 def has_tensors(folder: Path) -> bool:
-    """Whether a folder holds weights that `open_tensors` opens."""
+    """Whether a folder holds safetensors."""
     return (folder / "model.safetensors").is_file() or (folder / INDEX).is_file()
 
 

@@ -180,12 +180,13 @@ def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
 
 def scored_vocabulary(tokenizer: SentencePieceTokenizer) -> Scored:
     """The vocabulary of a SentencePiece model. GptcError when more than scores decide its cuts."""
+    pieces, scores, types = tokenizer.scored_pieces()  # GptcError for a damaged model
     facts = read_proto(tokenizer.proto)
     if not facts.is_bpe:
         raise GptcError("this SentencePiece model is not of the sort BPE (unigram)")
     if facts.normalizes:
         raise GptcError("this SentencePiece model normalizes its text")
-    return Scored(*tokenizer.scored_pieces(), tokenizer.adds_space)
+    return Scored(pieces, scores, types, tokenizer.adds_space)
 
 
 def scored_of(tokenizer: HuggingFaceTokenizer) -> Scored | None:

@@ -34,6 +34,8 @@ _OTHERS = ("vocab.txt", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
 NAMES = (JSON, MODEL, CONFIG, *PAIRS[0], *PAIRS[1], _ADDED, _SPECIAL, _TEMPLATE, _MODEL_CONFIGS[0])
 """The files that `read_file` may read in a folder."""
 
+_MOST_UNUSED = 1 << 16  # ids without a token
+
 _LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 _PAIR_CLASSES = ("GPT2Tokenizer", "PreTrainedTokenizer", "TokenizersBackend", "None")
 
@@ -240,6 +242,8 @@ def _read_pair(vocab_file: Path, merges_file: Path, files: _Files) -> HuggingFac
     if not all(len(merge) == 2 for merge in merges):
         raise GptcError(f"{merges_file} is damaged: a line is not two tokens; copy it again")
     added = files.added()
+    if max([*vocab.values(), *added]) >= 2 * (len(vocab) + len(added)) + _MOST_UNUSED:
+        raise GptcError(f"{vocab_file}: its ids go far beyond its {len(vocab):,} tokens")
     for text, id in [*files.specials_in(vocab), *_end_in(vocab)]:
         added.setdefault(id, Added(id, text, special=True))
     space = files.config.get("add_prefix_space") is True

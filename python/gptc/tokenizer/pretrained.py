@@ -178,7 +178,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         except Exception as e:  # what the library raises is an Exception and no more
             raise GptcError(
                 f"{where} is not a tokenizer.json that tokenizers {tokenizers.__version__} can "
-                f"read ({str(e).splitlines()[0]}): copy it again"
+                f"read ({str(e).splitlines()[0]}): update that package, or copy the file again"
             ) from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -299,7 +299,10 @@ class SentencePieceTokenizer(PretrainedTokenizer):
 
     @cached_property
     def _types(self) -> list[int]:
-        return read_proto(self.proto).types
+        try:
+            return read_proto(self.proto).types
+        except ValueError:
+            raise GptcError("this SentencePiece model is damaged: copy it again") from None
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:

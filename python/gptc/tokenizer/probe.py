@@ -23,7 +23,7 @@ _TEXTS = (
 _MOST_NAMES = 64  # tokens whose text is tried; there may be thousands
 
 
-def same_tokens(ours: Tokenizer, theirs: Tokenizer, what: str) -> None:
+def check_tokens(ours: Tokenizer, theirs: Tokenizer, what: str) -> None:
     """GptcError when two tokenizers cut a text of the probe in different ways."""
     for text in probe(ours):
         if _tokens(ours, text) != _tokens(theirs, text):

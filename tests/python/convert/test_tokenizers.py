@@ -24,7 +24,7 @@ from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.native import BpeTokenizer, CharTokenizer
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
-from gptc.tokenizer.probe import probe, same_tokens
+from gptc.tokenizer.probe import check_tokens, probe
 from small_models import make_config, varied
 from vocabularies import byte_level, llama_like
 
@@ -80,7 +80,7 @@ def test_added_words_come_back(tmp_path: Path, to: str) -> None:
     tokenizer = with_added(tmp_path)
     assert "tokenizer" not in " ".join(exported(tmp_path, tokenizer, to).notes)
     again = open_checkpoint(tmp_path / "out").tokenizer()
-    same_tokens(tokenizer, again, "it")
+    check_tokens(tokenizer, again, "it")
     if to == "gguf":
         written: Any = open_model(tmp_path / "out")
         types = written._strings_or_numbers(written.metadata["tokenizer.ggml.token_type"])

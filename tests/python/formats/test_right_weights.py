@@ -20,8 +20,9 @@ from gptc.convert.export_model import export_model
 from gptc.convert.verify import verify
 from gptc.errors import GptcError
 from gptc.formats import gguf
-from gptc.formats.nanogpt import NanogptModel, _Tensors
+from gptc.formats.nanogpt import NanogptModel
 from gptc.formats.numbers import BF16, F16, encoded
+from gptc.formats.pickled import PickledTensors
 from gptc.formats.registry import open_model
 from small_models import make_checkpoint, make_config
 
@@ -130,7 +131,9 @@ def test_nanogpts_head_is_its_embedding_or_refused(tmp_path: Path) -> None:
 
     def placed(found: dict[str, Any]) -> Any:
         model.__dict__.pop("placement", None)
-        model._tensors = _Tensors({name: _Torch(values) for name, values in found.items()})
+        model._tensors = PickledTensors(
+            model.path, {name: _Torch(values) for name, values in found.items()}
+        )
         return model.read("wte.weight")
 
     assert np.array_equal(placed({**tensors, "lm_head.weight": head}), head)
