@@ -243,7 +243,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     path = folder / DATASET_FILE
     try:
         meta = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None

@@ -32,7 +32,7 @@ from gptc.data.sources import Gathering, is_remote
 from gptc.errors import GptcError, UsageError
 from gptc.files.checksum import file_checksum
 from gptc.files.download import ProgressCallback
-from gptc.files.paths import cache_folder
+from gptc.files.paths import cache_advice, cache_folder
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.registry import bpe_size, is_spec, make_tokenizer
 
@@ -98,7 +98,7 @@ def prepare(
         kept = "; the same command continues after the finished shards" if job.work.exists() else ""
         raise GptcError(
             f"cannot prepare {out}: {where}{e.strerror or e}; check the path, its permissions and "
-            f"the free space{kept}"
+            f"the free space{cache_advice(e.filename or out)}{kept}"
         ) from e
     finally:
         if not existed and out.is_dir() and not any(out.iterdir()):

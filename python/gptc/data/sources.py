@@ -120,7 +120,7 @@ def gather(source: str, how: Gathering) -> list[SourceFile]:
 
 def url_file(url: str) -> Path:
     """The file that keeps a download until its dataset is finished."""
-    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])[-80:]
+    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])[-40:]
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return cache_folder() / "downloads" / f"{digest}-{name}"
 

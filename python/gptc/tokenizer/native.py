@@ -253,9 +253,9 @@ def is_gpt2_vocabulary(data: bytes) -> bool:
     """Whether this is GPT-2's list of merges; it is then kept in our cache for the next time."""
     if hashlib.sha256(data).hexdigest() != _GPT2_SHA256:
         return False
-    target = cache_folder() / "tiktoken" / _GPT2_FILE
-    if not target.exists():
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, GptcError):
+        target = cache_folder() / "tiktoken" / _GPT2_FILE
+        if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             write_file(target, data)
     return True
@@ -265,15 +265,17 @@ def _gpt2_vocabulary() -> bytes:
     """GPT-2's list of merges, from a cache of tiktoken's or ours, else downloaded."""
     variables = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
     named = [Path(value) for name in variables if (value := os.environ.get(name))]
-    own = cache_folder() / "tiktoken"
-    for folder in [*named, own, Path(tempfile.gettempdir(), "data-gym-cache")]:
+    folders = [*named, Path(tempfile.gettempdir(), "data-gym-cache")]
+    with contextlib.suppress(GptcError):  # without a home folder
+        folders.insert(len(named), cache_folder() / "tiktoken")
+    for folder in folders:
         try:
             data = (folder / _GPT2_FILE).read_bytes()
         except OSError:
             continue
         if hashlib.sha256(data).hexdigest() == _GPT2_SHA256:
             return data
-    target = (named or [own])[0] / _GPT2_FILE
+    target = folders[0] / _GPT2_FILE
     try:
         with tempfile.TemporaryDirectory() as work:
             download(
