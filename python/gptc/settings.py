@@ -19,6 +19,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from gptc.errors import UsageError
 from gptc.files.sizes import parse_size
@@ -218,15 +219,17 @@ def read_toml(cls: type, path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        data = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text: save it as UTF-8") from None
+    except ValueError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     known = declared(cls)
     try:
         given = {
-            name: _sized(known.get(name), value)
+            name: _sized(known.get(name), _from_toml(value))
             for key, value in data.items()
             for name in [key.replace("-", "_")]
         }
@@ -252,9 +255,39 @@ def to_toml(instance: Any, leave_out: tuple[str, ...] = ()) -> str:
     for name in declared(type(instance)):
         value = getattr(instance, name)
         if value is not None and name not in leave_out:
-            # TOML writes text, numbers and booleans as JSON does.
-            lines.append(f"{spelled(name)} = {json.dumps(value, ensure_ascii=False)}")
+            lines.append(f"{spelled(name)} = {_to_toml(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _to_toml(value: Any) -> str:
+    """A value as TOML, which writes text, numbers and booleans as JSON does, but escapes DEL.
+
+    A path with bytes that are not UTF-8 becomes { percent = "b%FF.txt" }: TOML cannot hold them.
+    """
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_to_toml, value))}]"
+    if isinstance(value, str) and not _is_unicode(value):
+        encoded = quote_from_bytes(value.encode("utf-8", "surrogateescape"))
+        return f'{{ percent = "{encoded}" }}'
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _from_toml(value: Any) -> Any:
+    """The value that `_to_toml` wrote."""
+    if isinstance(value, list):
+        return [_from_toml(item) for item in value]
+    encoded = value.get("percent") if isinstance(value, dict) and len(value) == 1 else None
+    if isinstance(encoded, str):
+        return unquote_to_bytes(encoded).decode("utf-8", "surrogateescape")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # ---- documentation ----

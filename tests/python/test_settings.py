@@ -15,7 +15,7 @@ import pytest
 from gptc.data.options import PrepareOptions
 from gptc.errors import UsageError
 from gptc.generation.options import Sampling, TextOptions
-from gptc.settings import Range, check, check_types, declared, option, to_toml
+from gptc.settings import Range, check, check_types, declared, option, read_toml, to_toml
 from gptc.training.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,3 +168,14 @@ def test_types_and_names_are_checked(given: dict[str, object], message: str) -> 
 def test_none_is_left_out_of_toml() -> None:
     assert to_toml(Few()) == 'share = 0.5\nkind = "a"\n'
     assert to_toml(Few(size=3), leave_out=("kind",)) == "size = 3\nshare = 0.5\n"
+
+
+def test_each_text_comes_back_from_toml(tmp_path: Path) -> None:
+    """The class: text that TOML cannot hold as JSON writes it."""
+    file = tmp_path / "run.toml"
+    for text in ("del\x7f", "bell\x07\x1f", "b\udcffad%41.txt", "\u2028\x85\ufeff", 'q"\\\n\t'):
+        file.write_text("\ufeff" + to_toml(Few(kind=text)), "utf-8")
+        assert read_toml(Few, file)["kind"] == text
+    file.write_text('kind = "a"', "utf-16")
+    with pytest.raises(UsageError, match=r"run\.toml is not UTF-8 text"):
+        read_toml(Few, file)

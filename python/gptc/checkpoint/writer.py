@@ -136,7 +136,10 @@ def _explain(error: OSError, path: Path, needed: int) -> str:
 
 
 def _json(data: Mapping[str, Any]) -> bytes:
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # a path with bytes that are not UTF-8
+        return (json.dumps(data, indent=2) + "\n").encode()
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -113,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if debug:
         args = ["--debug", *(arg for arg in args if arg != "--debug")]
     _open_closed_streams()
+    _print_every_character()
     try:
         code = run(args, debug)
     except BrokenPipeError:  # the reader is gone, as `head` is after ten lines
@@ -136,6 +139,26 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+
+
+def _print_every_character() -> None:
+    """Lets standard output take characters outside its encoding, as their UTF-8 bytes.
+
+    A run must not fail at its end, when it prints a sample or the name of a file.
+    """
+    codecs.register_error("gptc.utf8", _as_utf8)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="gptc.utf8")
+
+
+def _as_utf8(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    try:
+        return text.encode("utf-8", "surrogateescape"), error.end  # a byte of a name stays a byte
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace"), error.end
 
 
 def run(args: list[str], debug: bool = False) -> int:

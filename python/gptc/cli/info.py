@@ -266,12 +266,14 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _dataset_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    from gptc.data.dataset import counts, drawn
     from gptc.files.words import plural
 
+    sources = [source["source"] + counts(source) for source in found["sources"]]
     rows = [
         ("dataset", found["folder"]),
         ("made by", found["created_by"]),
-        ("sources", ", ".join(source["source"] for source in found["sources"])),
+        ("sources", "; ".join(sources)),
         ("tokenizer", f"{found['tokenizer']}, {found['vocab_size']:,} tokens"),
     ]
     for split, part in found["splits"].items():
@@ -280,7 +282,7 @@ def _dataset_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 split,
                 f"{part['tokens']:,} tokens in {shards}, "
-                f"{part['bytes_per_token']:.2f} bytes per token",
+                f"{part['bytes_per_token']:.2f} bytes per token{drawn(part)}",
             ),
             ("  uses", f"{part['vocab_used']:,} different tokens"),
             ("  begins", json.dumps(part["sample"][:120], ensure_ascii=False)),

@@ -57,7 +57,8 @@ def prepare_command(
     shakespeare, tinystories, openwebtext, fineweb-10b or fineweb-edu-10b (downloaded). Several are
     joined in order. Compressed files and archives (.gz .bz2 .xz .zst .zip .tar) are unpacked;
     .jsonl, .csv, .tsv and .parquet give a document a row. Documents (files, rows, texts
-    between two <|endoftext|>) stay whole in one split. The same command resumes after the last
+    between two <|endoftext|>) stay whole in one split; some are drawn at random to validate on.
+    The same command resumes after the last
     finished shard. Sizes take suffixes: 64K, 2M, 1G.
     """
     from gptc.checkpoint.find import tokenizer_name
@@ -93,6 +94,7 @@ def prepare_command(
 
 
 def _summary(dataset: Dataset) -> str:
+    from gptc.data.dataset import counts, drawn
     from gptc.files.words import plural
 
     splits = [split for split in ("train", "val") if dataset.n_tokens(split)]
@@ -102,6 +104,7 @@ def _summary(dataset: Dataset) -> str:
         name = "standard input" if source["source"] == "-" else source["source"]
         lines.append(
             f"read   {name}: {source['bytes']:,} bytes"
+            + counts(source)
             + (f", licence {source['licence']}" if "licence" in source else "")
         )
     lines.append(f"tokens {dataset.tokenizer.kind}, a vocabulary of {dataset.vocab_size:,}")
@@ -110,6 +113,7 @@ def _summary(dataset: Dataset) -> str:
         lines.append(
             f"{split:<6} {plural(dataset.n_tokens(split), 'token'):>{width}}, "
             f"{dataset.bytes_per_token(split):.2f} bytes per token, {plural(n_shards, 'shard')}"
+            + drawn(dataset.meta["splits"][split])
         )
     was = "is already there" if dataset.already_there else "is written"
     lines.append(f"The dataset {was}: {dataset.folder}")

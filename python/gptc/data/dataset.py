@@ -22,6 +22,7 @@ from gptc.data.shards import HEADER_BYTES, Shard, read_shard, shard_format
 from gptc.errors import UPGRADE, GptcError
 from gptc.files.checksum import file_checksum, recorded_checksum
 from gptc.files.download import ProgressCallback
+from gptc.files.words import plural
 from gptc.tokenizer.base import FILE_NAME, Tokenizer, Tokens
 from gptc.tokenizer.registry import read_tokenizer
 
@@ -222,6 +223,7 @@ class Dataset:
         return {
             "tokens": self.n_tokens(split),
             "bytes": self.n_bytes(split),
+            **{k: n for k, n in self.meta["splits"][split].items() if k == "documents"},
             "bytes_per_token": self.bytes_per_token(split),
             "shards": len(self.shards(split)),
             "tokens_seen": n_seen,
@@ -246,12 +248,28 @@ class Dataset:
                     progress("verifying", n_done, n_bytes)
 
 
+def counts(source: dict[str, Any]) -> str:
+    """What was read of a source of dataset.json, if it is more than one document."""
+    named = (("files", "file"), ("documents", "document"))
+    found = [(source.get(key, 1), word) for key, word in named]  # old datasets do not say
+    text = "".join(f", {plural(n, word)}" for n, word in found)
+    if n_without := source.get("rows_without_text"):
+        return f"{text}, {plural(n_without, 'row')} without text left out"
+    return text if max(n for n, _ in found) > 1 else ""
+
+
+def drawn(split: dict[str, Any]) -> str:
+    """The documents of a split of dataset.json that were drawn at random, if they were."""
+    n = split.get("documents")
+    return "" if n is None else f", {plural(n, 'document')} drawn at random"
+
+
 def read_meta(folder: Path) -> dict[str, Any] | None:
     """The content of dataset.json, None when there is no such file."""
     path = folder / DATASET_FILE
     try:
         meta = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None

@@ -14,7 +14,7 @@ import numpy as np
 
 from gptc.data.options import Errors
 from gptc.data.shards import HEADER_BYTES, Shard, ShardFile, read_shard, shard_format
-from gptc.data.sources import Text
+from gptc.data.sources import Readable
 from gptc.files.checksum import file_checksum
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.cutting import cut_inside
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
 
 
 def encode_text(
-    text: Text,
+    text: Readable,
     tokenizer: Tokenizer,
     errors: Errors,
     begin: int,

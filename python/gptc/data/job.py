@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from gptc.data.encode import SplitWriter, count_tokens, encode_text, intact, mov
 from gptc.data.known import licence, validates
 from gptc.data.options import Errors
 from gptc.data.readers import Reading, check_utf8
-from gptc.data.scan import Scan, scan_text, val_begin
+from gptc.data.rows import Tally
+from gptc.data.scan import Scan, scan_text
 from gptc.data.sources import Gathering, SourceFile, Text, gather, is_url, url_file
+from gptc.data.splits import DividedText, Division, at_end, held_out, val_begin
 from gptc.data.stories import SEPARATOR
 from gptc.errors import GptcError
 from gptc.files.checksum import recorded_checksum
 from gptc.files.download import ProgressCallback
 from gptc.files.whole import sync_folder, write_file
+from gptc.files.words import plural
 from gptc.tokenizer.base import END_OF_TEXT, FILE_NAME, Tokenizer
 from gptc.tokenizer.native import ByteTokenizer, CharTokenizer
 from gptc.tokenizer.registry import bpe_size, make_tokenizer, read_tokenizer
@@ -82,19 +86,18 @@ class Job:
         scan = scan_text(
             text, source_of, self.given, self.tokenizer == "char", self.report, algorithm
         )
-        found = self._described(scan)
+        found = self._described(scan, text, source_of)
+        self._note(found, how)
         if there:
             if recorded != list(zip(scan.sizes, scan.checksums, strict=True)):
                 raise occupied(self.out)
             return True
         self._resume_or_begin({"options": self.options, "sources": found})
         chosen = self._chosen(text, scan)
-        begin = text.begin(n_train)
-        if self.options["val_tokens"] is None and self.options["val_fraction"] is not None:
-            begin = val_begin(
-                text, scan, self.options["val_fraction"], isinstance(chosen, ByteTokenizer)
-            )
-        splits = self._encode(text, chosen, begin)
+        division = self._divided(text, scan, text.begin(n_train), chosen)
+        splits = self._encode(DividedText(text, division), chosen)
+        if division.n_held_out is not None:
+            splits["val"]["documents"] = division.n_held_out  # drawn at random
         text.check_unchanged()
         meta = {
             "version": DATASET_VERSION,
@@ -115,22 +118,36 @@ class Job:
         how.spool.mkdir(parents=True)
         numbered = []
         for i, source in enumerate(self.sources):
-            files = gather(source, how)
-            if not sum(file.n_bytes for file in files):
-                raise _empty(source)
-            numbered += [(i, file) for file in files]
+            numbered += [(i, file) for file in gather(source, how)]
         return numbered
 
-    def _described(self, scan: Scan) -> list[dict[str, Any]]:
+    def _described(self, scan: Scan, text: Text, source_of: Sequence[int]) -> list[dict[str, Any]]:
         """The entries of the sources in dataset.json."""
-        found = []
-        for source, n_bytes, checksum in zip(self.sources, scan.sizes, scan.checksums, strict=True):
-            if not n_bytes:
-                raise _empty(source)
-            found.append({"source": source, "bytes": n_bytes, "checksum": checksum})
+        found: list[dict[str, Any]] = []
+        tallies = [Tally() for _ in self.sources]
+        for i, tally in zip(source_of, text.tallies, strict=True):
+            tallies[i].n_files += tally.n_files
+            tallies[i].n_without_text += tally.n_without_text
+        for i, source in enumerate(self.sources):
+            found.append({"source": source, "bytes": scan.sizes[i], "checksum": scan.checksums[i]})
+            found[i]["files"] = tallies[i].n_files
+            found[i]["documents"] = scan.documents[i]
+            if tallies[i].n_without_text:
+                found[i]["rows_without_text"] = tallies[i].n_without_text
             if terms := licence(source):
-                found[-1]["licence"] = terms
+                found[i]["licence"] = terms
         return found
+
+    def _note(self, found: Sequence[dict[str, Any]], how: Gathering) -> None:
+        """Tells what gave no text. GptcError when nothing did."""
+        for source in found:
+            if not any(other["bytes"] for other in found):
+                why = " that --include and --exclude leave" if how.choice else ""
+                raise GptcError(f"the source {source['source']} is empty: name one with text{why}")
+            if not source["bytes"]:
+                how.notify(f"note: the source {source['source']} is empty")
+            if n := source.get("rows_without_text"):
+                how.notify(f"note: {source['source']}: {plural(n, 'row')} without text left out")
 
     def clean(self) -> None:
         """Removes the work folder, unless it has finished shards of an unfinished dataset."""
@@ -145,9 +162,9 @@ class Job:
         given = self.given
         mark = END_OF_TEXT.encode()
         if bpe_size(self.tokenizer) is not None or (given and given.end_of_text is not None):
-            return Reading(reading.text_field, reading.raw, before_row=mark), mark
+            return replace(reading, before_row=mark), mark
         # As plain characters, in the way of the text named stories.
-        return Reading(reading.text_field, reading.raw, after_row=SEPARATOR.encode()), b""
+        return replace(reading, after_row=SEPARATOR.encode()), b""
 
     def _resume_or_begin(self, plan: dict[str, Any]) -> None:
         """Keeps the finished shards of the same preparation. GptcError when they are another's."""
@@ -195,7 +212,22 @@ class Job:
             pass
         return lines
 
-    def _encode(self, text: Text, tokenizer: Tokenizer, val_begin: int) -> dict[str, Any]:
+    def _divided(self, text: Text, scan: Scan, begin: int, tokenizer: Tokenizer) -> Division:
+        """The documents that train and those that validate; `begin`: of files set apart."""
+        fraction, by = self.options["val_fraction"], self.options["val_by"]
+        if self.options["val_tokens"] is not None or fraction is None:
+            return at_end(text, begin)
+        if by != "order" and fraction:
+            if division := held_out(text, scan, fraction, self.options["seed"]):
+                return division
+            if by == "random":
+                raise GptcError(
+                    f"{plural(sum(scan.documents), 'document')} cannot give a part of {fraction:g} "
+                    "to validate on without a cut: choose --val-by order, or give more documents"
+                )
+        return at_end(text, val_begin(text, scan, fraction, isinstance(tokenizer, ByteTokenizer)))
+
+    def _encode(self, text: DividedText, tokenizer: Tokenizer) -> dict[str, Any]:
         """Writes the shards of both splits; returns their entries in dataset.json."""
         options = self.options
         folder = self.work / "dataset"
@@ -205,7 +237,7 @@ class Job:
             if path.name not in wanted:
                 path.unlink()
         write_file(self._journal, b"".join(json.dumps(line).encode() + b"\n" for line in done))
-        ranges = {"train": (0, val_begin), "val": (val_begin, text.n_bytes)}
+        ranges = {"train": (0, text.n_train), "val": (text.n_train, text.n_bytes)}
         splits: dict[str, dict[str, Any]] = {}
         with self._journal.open("a") as journal, ThreadPoolExecutor(self.jobs) as pool:
             for split, (begin, end) in ranges.items():
@@ -255,10 +287,6 @@ def occupied(out: Path) -> GptcError:
         f"{out} already holds a dataset made of other sources or with other options: choose "
         "another --out, or replace it with --force"
     )
-
-
-def _empty(source: str) -> GptcError:
-    return GptcError(f"the source {source} is empty: name one that holds text")
 
 
 def _start(tokenizer: Tokenizer, marked: bool) -> str:

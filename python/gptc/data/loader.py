@@ -128,8 +128,8 @@ class Loader:
         offset = np.zeros_like(window)
         if self.order == "random":
             seed = np.full(_CHUNK, self.seed % 2**64, dtype=np.uint64)
-            key = _mix(seed, epoch)
-            offset = _mix(key, 0) % np.uint64(self._n_offsets)
+            key = mix(seed, epoch)
+            offset = mix(key, 0) % np.uint64(self._n_offsets)
             window = _permute(window, self.n_windows, key)
         starts: list[int] = (offset + window * np.uint64(self.seq_len)).tolist()
         return starts
@@ -173,7 +173,7 @@ def _batch(dataset: Dataset, split: str, starts: Sequence[int], seq_len: int) ->
     return x, y
 
 
-def _mix(key: _U64, value: _U64 | int) -> _U64:
+def mix(key: _U64, value: _U64 | int) -> _U64:
     """A hash of both: the finalizer of SplitMix64 (Steele et al. 2014)."""
     step = np.atleast_1d(value).astype(np.uint64) + np.uint64(1)  # an array, which may overflow
     z = key ^ step * np.uint64(0x9E3779B97F4A7C15)
@@ -193,8 +193,8 @@ def _permute(x: _U64, n: int, key: _U64) -> _U64:
     rows, columns = np.uint64(n_rows), np.uint64(-(-n // n_rows))
     left, right = np.divmod(x, columns)
     for i in range(4):
-        left = (left + _mix(_mix(key, 2 * i + 1), right) % rows) % rows
-        right = (right + _mix(_mix(key, 2 * i + 2), left) % columns) % columns
+        left = (left + mix(mix(key, 2 * i + 1), right) % rows) % rows
+        right = (right + mix(mix(key, 2 * i + 2), left) % columns) % columns
     out: _U64 = left * columns + right
     outside = out >= np.uint64(n)
     if outside.any():

@@ -28,10 +28,12 @@ class PrepareOptions:
         metavar="KIND",
     )
     include: tuple[str, ...] = option(
-        (), "Files of a folder to take. May be repeated.", metavar="GLOB"
+        (), "Files of a folder or archive to take. May be repeated.", metavar="GLOB"
     )
     exclude: tuple[str, ...] = option(
-        (), "Files of a folder to leave out. May be repeated.", metavar="GLOB"
+        (),
+        "Files and folders of a folder or archive to leave out. May be repeated.",
+        metavar="GLOB",
     )
     text_field: str = option(
         "text", "Field or column with the text of .jsonl, .csv, .tsv and .parquet.", metavar="NAME"
@@ -44,10 +46,16 @@ class PrepareOptions:
     )
     val_fraction: float | None = option(
         None,
-        "Part of the text, at its end, to validate on; whole documents, if there are several.",
+        "Part of the text to validate on; whole documents, if there are several.",
         least=0,
         below=1,
         shown=f"the validation files of a known dataset, else {VAL_FRACTION}",
+    )
+    val_by: Literal["order", "random"] | None = option(
+        None,
+        "Documents to validate on: the last ones, or drawn at random.",
+        choices=("order", "random"),
+        shown="random; order for stories and for a text that is one document",
     )
     val_tokens: int | None = option(
         None, "Tokens at the end of the text to validate on, instead of a fraction.", least=0
@@ -59,7 +67,9 @@ class PrepareOptions:
     stories_bytes: int = option(
         STORIES_BYTES, "Size of stories and of stories-wide.", least=1, shown="5M"
     )
-    seed: int = option(0, "Random seed of stories and of stories-wide.", least=0)
+    seed: int = option(
+        0, "Random seed of stories, of stories-wide and of --val-by random.", least=0
+    )
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
@@ -70,3 +80,8 @@ class PrepareOptions:
         check(self, lambda flag: f"--{flag}")
         if self.val_tokens is not None and self.val_fraction is not None:
             raise UsageError("--val-fraction and --val-tokens exclude each other: give one of them")
+        if self.val_tokens is not None and self.val_by == "random":
+            raise UsageError(
+                "--val-tokens takes the end of the text, and --val-by random whole documents: give "
+                "--val-fraction, or --val-by order"
+            )

@@ -16,26 +16,30 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from gptc.data import stories
+from gptc.data.choice import Choice
 from gptc.data.dataset import DATASET_FILE, DATASET_VERSION, Dataset, read_meta
 from gptc.data.job import Job, occupied
 from gptc.data.known import KNOWN_DATASETS, STORIES, validates
 from gptc.data.options import STORIES_BYTES, VAL_FRACTION, Errors, PrepareOptions
-from gptc.data.readers import Reading
+from gptc.data.readers import VERSION as READER_VERSION
+from gptc.data.readers import Reading, suffixes
 from gptc.data.sources import Gathering, is_remote
 from gptc.errors import GptcError, UsageError
 from gptc.files.checksum import file_checksum
 from gptc.files.download import ProgressCallback
-from gptc.files.paths import cache_folder
+from gptc.files.paths import cache_advice, cache_folder
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
 from gptc.tokenizer.compare import same_tokens
 from gptc.tokenizer.marks import NONE
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.registry import bpe_size, is_spec, make_tokenizer, read_tokenizer
+
+_LONGEST_STEM = 40  # characters of a source's name in that of its folder in the cache
 
 
 def prepare(
@@ -49,16 +53,18 @@ def prepare(
 ) -> Dataset:
     """Turns text into a dataset at `out`, which appears complete or not at all.
 
-    `sources` are files, folders (every file below, sorted, that the globs `include` and `exclude`
-    leave), globs, "-" (standard input), URLs, or names in KNOWN_DATASETS; they are joined in order.
+    `sources` are files, folders (every file below, sorted), globs, "-" (standard input), URLs, or
+    names in KNOWN_DATASETS; they are joined in order. Of a folder or archive, hidden files and
+    those that the globs `include` and `exclude` leave out are not read.
     `options` are the fields of `PrepareOptions`.
 
-    Documents are files, rows, and texts that <|endoftext|> separates. The end of the text becomes
-    the validation split: the last `val_tokens` tokens, else the last documents that make up
-    `val_fraction` of the bytes, else (one document, or few and long ones) that fraction of the
-    bytes (with the bytes tokenizer) or characters. Without either, the validation files of known
-    datasets go to the end and are the split; without such files, `val_fraction` is VAL_FRACTION.
-    The result does not depend on the number of `jobs`.
+    Documents are files, rows, and texts that <|endoftext|> separates. With several, random ones
+    that make up `val_fraction` of the bytes become the validation split, as a function of the seed.
+    With `val_by="order"`, and for the built-in stories, these are the last ones. If there is one
+    document, or few and long ones, it is the end of the text: that fraction of the bytes (with the
+    bytes tokenizer) or characters. `val_tokens` takes exactly the last tokens instead. Without
+    either, the validation files of known datasets are the split; without such files,
+    `val_fraction` is VAL_FRACTION. The result does not depend on the number of `jobs`.
 
     If `out` already holds the same dataset, it is returned with `already_there` set; an interrupted
     call is resumed. UsageError for options out of range; GptcError for sources that are missing,
@@ -73,25 +79,29 @@ def prepare(
         how.val_tokens is not None or not any(map(validates, sources))
     ):
         how = replace(how, val_fraction=VAL_FRACTION)
+    if how.val_by is None and (
+        how.val_fraction is None or how.val_tokens is not None or set(sources) <= set(STORIES)
+    ):
+        how = replace(how, val_by="order")  # the stories have a random order already
     job = _job(sources, out, how, force, progress or (lambda action, n_done, n_bytes: None))
     gathering = Gathering(
         out,
         job.work / "spool",
-        how.include,
-        how.exclude,
+        Choice(how.include, how.exclude),
+        how.raw,
         (how.stories_bytes, how.seed),
         job.report,
         notify or (lambda line: None),
     )
     existed = out.exists()
     try:
-        there = _run(job, gathering, Reading(how.text_field, how.raw))
+        there = _run(job, gathering, Reading(how.text_field, how.raw, gathering.choice))
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
         kept = "; the same command continues after the finished shards" if job.work.exists() else ""
         raise GptcError(
             f"cannot prepare {out}: {where}{e.strerror or e}; check the path, its permissions and "
-            f"the free space{kept}"
+            f"the free space{cache_advice(e.filename or out)}{kept}"
         ) from e
     finally:
         if not existed and out.is_dir() and not any(out.iterdir()):
@@ -112,6 +122,8 @@ def _job(
     recorded: dict[str, Any] = {
         "tokenizer": _recorded_tokenizer(how.tokenizer, given, out),
         "val_fraction": how.val_fraction,
+        "val_by": how.val_by,
+        "seed": how.seed,
         "val_tokens": how.val_tokens,
         "shard_tokens": how.shard_tokens,
         "include": list(how.include),
@@ -120,6 +132,8 @@ def _job(
         "errors": how.errors,
         "raw": how.raw,
     }
+    if how.val_by == "order":
+        del recorded["seed"]
     if any(source in STORIES for source in sources):
         recorded["stories"] = _stories_options(how.stories_bytes, how.seed)
     jobs = how.jobs if how.jobs is not None else len(os.sched_getaffinity(0))
@@ -181,6 +195,7 @@ def resolve_dataset(
     seed: int = 0,
     jobs: int = 1,
     progress: ProgressCallback | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Dataset:
     """The dataset of that name: a prepared folder, a name in KNOWN_DATASETS, or a file of text.
 
@@ -190,7 +205,8 @@ def resolve_dataset(
     path = Path(name_or_path)
     if path.is_dir() and (name_or_path not in KNOWN_DATASETS or (path / DATASET_FILE).exists()):
         return Dataset.open(path)
-    key: dict[str, Any] = {"version": DATASET_VERSION, "tokenizer": tokenizer}
+    defaults = asdict(PrepareOptions(tokenizer, stories_bytes=stories_bytes, seed=seed))
+    key: dict[str, Any] = {"version": DATASET_VERSION, "tokenizer": tokenizer, "options": defaults}
     if validates(name_or_path):
         key["split"] = "its own"
     if name_or_path in STORIES:
@@ -203,6 +219,8 @@ def resolve_dataset(
             )
         try:
             key["checksum"] = file_checksum(path)
+            # The same bytes are another text under a name that is read in another way.
+            key["reader"] = [READER_VERSION, *suffixes(path.name)]
         except OSError as e:
             raise GptcError(f"cannot read {path}: {e.strerror}") from None
     kind = tokenizer
@@ -214,7 +232,7 @@ def resolve_dataset(
         if isinstance(given, HuggingFaceTokenizer | SentencePieceTokenizer):
             key["ids"] = 2  # 1: with spaces added and lost where the text was cut
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
-    stem = re.sub(r"[^\w.-]", "_", path.stem)
+    stem = re.sub(r"[^\w.-]", "_", path.stem)[:_LONGEST_STEM]
     out = cache_folder() / "datasets" / f"{stem}-{kind}-{digest}"
     try:
         return Dataset.open(out)
@@ -228,6 +246,7 @@ def resolve_dataset(
             stories_bytes=stories_bytes,
             seed=seed,
             progress=progress,
+            notify=notify,
         )
 
 

@@ -1,7 +1,4 @@
-"""The first reading of a text: sizes, checksums, document borders and characters.
-
-The beginning of the validation split follows from them.
-"""
+"""The first reading of a text: sizes, checksums, document borders and characters."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from gptc.data.sources import Text
+from gptc.data.sources import Text, end_of
 from gptc.errors import GptcError
 from gptc.files.checksum import Checksum
 from gptc.files.download import ProgressCallback
@@ -35,6 +32,7 @@ class Scan:
     borders: _Borders = field(default_factory=lambda: _Borders())
     characters: list[str] = field(default_factory=list)  # that occur, for a new char tokenizer
     n_characters: int = 0
+    documents: list[int] = field(default_factory=list)  # number in each source
     blocks: list[tuple[int, int]] = field(default_factory=list)  # (first byte, characters before)
 
 
@@ -43,16 +41,24 @@ class _Borders:
 
     def __init__(self) -> None:
         self.kept = array("q")
-        self._stride = 1
-        self._n_seen = 0
+        self.n_seen = 0
+        self.last = 0  # the border added last
+        self.stride = 1  # of so many documents one is kept
 
     def add(self, at: int) -> None:
-        if self._n_seen % self._stride == 0:
+        if self.n_seen % self.stride == 0:
             self.kept.append(at)
             if len(self.kept) > _MAX_BORDERS:
                 self.kept = self.kept[::2]
-                self._stride *= 2
-        self._n_seen += 1
+                self.stride *= 2
+        self.n_seen += 1
+        self.last = at
+
+    def pop(self, at: int) -> None:
+        """Forgets the last border, which separates nothing."""
+        self.n_seen -= 1
+        if self.kept[-1] == at:
+            self.kept.pop()
 
     def nearest(self, at: float) -> int:
         """The border next to a byte."""
@@ -81,27 +87,35 @@ def scan_text(
     tail = b""  # of the block before: a mark may cross the border
     n_done, file_begin = 0, 0
     last_border, last_mark = 0, -1
+    source, end = 0, b""
     checksums = [Checksum(algorithm) for _ in range(max(source_of) + 1)]
-    scan.sizes = [0] * len(checksums)
+    scan.sizes, scan.documents = [0] * len(checksums), [0] * len(checksums)
     for i, block in text.documents():
         if not block:
             file_begin = n_done
-            if last_border < n_done:  # files without a mark between them
+            if end.rstrip().endswith(mark):  # the document has begun with this mark
+                scan.documents[source] -= last_border == last_mark
+                scan.documents[source_of[i]] += last_border == last_mark
+            elif last_border < n_done:  # files without a mark between them
                 scan.borders.add(n_done)
                 last_border = n_done
+                scan.documents[source_of[i]] += 1
             continue
-        checksums[source_of[i]].update(block)
-        scan.sizes[source_of[i]] += len(block)
+        source, end = source_of[i], end_of(end, block)
+        scan.documents[source] = scan.documents[source] or 1
+        checksums[source].update(block)
+        scan.sizes[source] += len(block)
         joint = _marks(tail + block[:n_tail], n_done - len(tail))
         for last_mark in (*joint, *_marks(block, n_done)):
             scan.marked = True
             if last_border < last_mark:  # a mark at the very beginning separates nothing
                 scan.borders.add(last_mark)
+                scan.documents[source] += 1
                 last_border = last_mark
         tail = (tail + block[-n_tail:])[-n_tail:]
         if by_character:
             scan.blocks.append((n_done, scan.n_characters))
-            scan.n_characters += int(np.count_nonzero(_begins_character(block)))
+            scan.n_characters += int(np.count_nonzero(begins_character(block)))
         if decoder is not None:
             begin = decoder.n_done
             characters = decoder.push(block)
@@ -117,10 +131,11 @@ def scan_text(
         report("reading", n_done, text.n_bytes_known)
     scan.checksums = [checksum.value() for checksum in checksums]
     scan.characters = [chr(code) for code in np.flatnonzero(known)]
-    if scan.borders.kept and scan.borders.kept[-1] == last_mark:
+    if scan.borders.last == last_mark:
         rest = text.read(last_mark + len(mark), text.n_bytes)
         if not any(block.strip() for block in rest):  # a mark at the very end separates nothing
-            scan.borders.kept.pop()
+            scan.borders.pop(last_mark)
+            scan.documents[source] -= 1
     return scan
 
 
@@ -134,36 +149,7 @@ def _marks(data: bytes, begin: int) -> Iterator[int]:
         found = data.find(mark, found + len(mark))
 
 
-def _begins_character(block: bytes) -> npt.NDArray[np.bool_]:
+def begins_character(block: bytes) -> npt.NDArray[np.bool_]:
     """Which bytes of UTF-8 text are the first of a character."""
     begins: npt.NDArray[np.bool_] = np.frombuffer(block, dtype=np.uint8) & 0xC0 != 0x80
     return begins
-
-
-def val_begin(text: Text, scan: Scan, val_fraction: float, by_byte: bool) -> int:
-    """The byte at which the last `val_fraction` of the text begins.
-
-    A document begins there, unless one split would then be less than half as long as asked for:
-    with two documents of which one is long.
-    """
-    if val_fraction == 0:
-        return text.n_bytes
-    n_train_bytes = text.n_bytes * (1 - val_fraction)
-    if scan.borders.kept:
-        at = scan.borders.nearest(n_train_bytes)
-        if at >= n_train_bytes / 2 and text.n_bytes - at >= text.n_bytes * val_fraction / 2:
-            return at
-    if by_byte:
-        return int(n_train_bytes)
-    n_train = int(scan.n_characters * (1 - val_fraction))
-    if n_train == scan.n_characters:
-        return text.n_bytes
-    first, n_before = scan.blocks[
-        bisect_right(scan.blocks, n_train, key=lambda block: block[1]) - 1
-    ]
-    for block in text.read(first, text.n_bytes):
-        begins = np.flatnonzero(_begins_character(block))
-        if n_train - n_before < len(begins):
-            return first + int(begins[n_train - n_before])
-        first, n_before = first + len(block), n_before + len(begins)
-    return text.n_bytes

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import errno
 import glob
 import hashlib
 import os
@@ -14,19 +14,25 @@ import secrets
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from gptc.data import stories
+from gptc.data.archives import BLOCK_BYTES
+from gptc.data.choice import Choice
 from gptc.data.known import KNOWN_DATASETS, STORIES, fetch
 from gptc.data.options import Errors
-from gptc.data.readers import BLOCK_BYTES, Reading, check_utf8, is_plain, members
+from gptc.data.readers import Reading, check_utf8, is_archive, is_plain, members
+from gptc.data.rows import Tally
 from gptc.errors import GptcError
 from gptc.files.download import ProgressCallback, download
 from gptc.files.paths import cache_folder
 
 _MAX_LISTED = 10  # files that an error lists
+_END_BYTES = 64
 
 
 def is_url(source: str) -> bool:
@@ -47,6 +53,8 @@ class SourceFile:
     name: str
     n_bytes: int
     changed_ns: int
+    whole: bool = field(default=False, compare=False)
+    """--include names the file itself: every member is taken if it is an archive."""
 
     @classmethod
     def of(cls, path: Path, name: str | None = None) -> SourceFile:
@@ -62,9 +70,10 @@ class Gathering:
     out: Path
     spool: Path
     """A folder for copies of sources that can be read only once."""
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    """Globs of the files of a folder that are taken, and of those that are not."""
+    choice: Choice = Choice()  # noqa: RUF009  # it cannot be changed
+    """The files of a folder that are taken."""
+    raw: bool = False
+    """Archives are taken as files."""
     stories: tuple[int, int] = (0, 0)
     """Size in bytes and seed of the text named stories."""
     progress: ProgressCallback = field(default=lambda action, n_done, n_bytes: None)
@@ -91,16 +100,7 @@ def gather(source: str, how: Gathering) -> list[SourceFile]:
         return [_spool(blocks, how, "standard input", "reading", None)]
     path = Path(source)
     if path.is_dir():
-        if path.resolve() == how.out.resolve():
-            raise GptcError(f"--out {how.out} is also a source: choose another --out")
-        unreadable: list[str] = []
-        files = [
-            file for file in _walk(path, how.out.resolve(), unreadable) if _chosen(file, path, how)
-        ]
-        if not files and not unreadable:
-            chosen = " that --include and --exclude leave" if how.include or how.exclude else ""
-            raise GptcError(f"the folder {path} holds no files{chosen}: name one that does")
-        return _readable(files, unreadable)
+        return _folder(path, how)
     if path.is_file():
         return _readable([path], [])
     if path.exists():  # a pipe, such as <(zcat text.gz)
@@ -120,38 +120,71 @@ def gather(source: str, how: Gathering) -> list[SourceFile]:
 
 def url_file(url: str) -> Path:
     """The file that keeps a download until its dataset is finished."""
-    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])[-80:]
+    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])[-40:]
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return cache_folder() / "downloads" / f"{digest}-{name}"
 
 
-def _chosen(file: Path, folder: Path, how: Gathering) -> bool:
-    """Whether the globs take a file: they are compared with its name and its path in the folder."""
-    names = (file.name, file.relative_to(folder).as_posix())
+def _folder(folder: Path, how: Gathering) -> list[SourceFile]:
+    """The files below a folder."""
+    out = os.path.realpath(how.out)
+    if os.path.realpath(folder) == out:
+        raise GptcError(f"--out {how.out} is also a source: choose another --out")
+    unreadable: list[str] = []
+    named: dict[Path, bool] = {}  # whether --include takes a file, or perhaps its members only
+    for file, path in _walk(folder, "", how.choice, {_identity(out)}, unreadable):
+        included = how.choice.includes(path)
+        if included or (is_archive(path) and not how.raw):
+            named[file] = included
+    if not named and not unreadable:
+        chosen = " that --include and --exclude leave" if how.choice else ""
+        raise GptcError(f"the folder {folder} holds no files{chosen}: name one that does")
+    files = _readable(list(named), unreadable)
+    return [
+        replace(file, whole=included) for file, included in zip(files, named.values(), strict=True)
+    ]
 
-    def matches(patterns: Sequence[str]) -> bool:
-        return any(fnmatch.fnmatchcase(name, p) for p in patterns for name in names)
 
-    return (not how.include or matches(how.include)) and not matches(how.exclude)
+def _walk(
+    folder: Path, path: str, choice: Choice, seen: set[object], unreadable: list[str]
+) -> Iterator[tuple[Path, str]]:
+    """The files below a folder, sorted, with their paths in it.
 
-
-def _walk(folder: Path, out: Path, unreadable: list[str]) -> Iterator[Path]:
-    """The files below a folder, sorted; hidden ones and the dataset to be written are left out."""
+    Hidden files and those of --exclude are left out. Links are followed; a folder is read once,
+    and one in `seen` never.
+    """
     try:
+        if (identity := _identity(folder)) in seen:
+            return
+        seen.add(identity)
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as e:
         unreadable.append(f"{folder} ({e.strerror})")
         return
     for entry in entries:
-        path = Path(entry.path)
-        if entry.name.startswith("."):
+        inner = f"{path}/{entry.name}" if path else entry.name
+        if choice.leaves_out(inner):
             continue
-        if entry.is_dir(follow_symlinks=False):  # a link could lead in a circle
-            if path.resolve() != out:
-                yield from _walk(path, out, unreadable)
-        elif entry.is_file():
-            yield path
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError as e:
+            if e.errno != errno.ELOOP:  # a link to itself leads nowhere
+                unreadable.append(f"{entry.path} ({e.strerror})")
+            continue
+        if is_folder:
+            yield from _walk(Path(entry.path), inner, choice, seen, unreadable)
+        elif is_file:
+            yield Path(entry.path), inner
+
+
+def _identity(folder: Path | str) -> object:
+    """A value that is the same for all names of a folder; None for one that is missing."""
+    try:
+        status = os.stat(folder)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _readable(files: Sequence[Path], unreadable: list[str]) -> list[SourceFile]:
@@ -185,11 +218,19 @@ def _spool(
     return SourceFile.of(path, name)
 
 
+class Readable(Protocol):
+    """A text of which any range can be read."""
+
+    def read(self, begin: int, end: int) -> Iterator[bytes]:
+        """The bytes [begin, end), in blocks."""
+
+
 class Text:
     """Files read as one text, in blocks.
 
-    An end-of-text mark goes before a file that follows another, where `between` is one. A text is
-    read once with `documents`, which finds its size; then any range of it can be read.
+    An end-of-text mark goes before a file that follows another, where `between` is one, and none
+    is there. A text is read once with `documents`, which finds its size; then any range of it can
+    be read.
     """
 
     def __init__(
@@ -204,6 +245,8 @@ class Text:
         self._errors = errors
         self._between = between
         self._begins = [0]
+        self._ends = [b""]  # the last bytes before each file
+        self.tallies: list[Tally] = []  # of each file, once it has been read
         self.n_bytes_known = (
             sum(file.n_bytes for file in files)
             if all(is_plain(file.name, self._reading) for file in files) and errors != "replace"
@@ -222,11 +265,14 @@ class Text:
     def documents(self) -> Iterator[tuple[int, bytes]]:
         """The index of each file and its blocks, of which an empty one begins another file."""
         for i, file in enumerate(self.files):
-            n_bytes = 0
-            for block in self._blocks(i, file):
+            n_bytes, end = 0, self._ends[-1]
+            self.tallies.append(Tally())
+            for block in self._blocks(i, file, self.tallies[-1]):
                 n_bytes += len(block)
+                end = end_of(end, block)
                 yield i, block
             self._begins.append(self._begins[-1] + n_bytes)
+            self._ends.append(end)
 
     def read(self, begin: int, end: int) -> Iterator[bytes]:
         """The bytes [begin, end), in blocks."""
@@ -238,11 +284,11 @@ class Text:
                 continue
             file, at = self.files[i], first
             plain = is_plain(file.name, self._reading) and self._errors != "replace"
-            if plain and not (self._between and i):  # checked before, and can be sought in
+            if plain and not (self._between and first):  # checked before, and can be sought in
                 at = max(begin, first)
                 blocks = _file_blocks(file.path, at - first)
             else:
-                blocks = self._blocks(i, file)
+                blocks = self._blocks(i, file, Tally())
             for block in blocks:
                 stop = at + len(block)
                 if stop > begin and at < end:
@@ -259,26 +305,40 @@ class Text:
             if SourceFile.of(file.path, file.name) != file:
                 raise GptcError(f"{file.name} changed while it was read: prepare again")
 
+    def file_at(self, offset: int) -> int:
+        """The index of the file that holds a byte, once the text has been read."""
+        return min(bisect_right(self._begins, offset), len(self.files)) - 1
+
     def where(self, offset: int) -> str:
         """A byte offset in words."""
-        i = min(bisect_right(self._begins, offset), len(self.files)) - 1
+        i = self.file_at(offset)
         return f"{self.files[i].name}: byte {offset - self._begins[i]}"
 
-    def _blocks(self, i: int, file: SourceFile) -> Iterator[bytes]:
+    def _blocks(self, i: int, file: SourceFile, tally: Tally) -> Iterator[bytes]:
         """The blocks of a file, with an empty one and `between` before a file after the first."""
-        follows = i > 0
-        for name, blocks in members(file.path, file.name, self._reading):
+        follows, end = self._begins[i] > 0, self._ends[i]
+        reading = self._reading
+        if file.whole and reading.choice.include:
+            reading = replace(reading, choice=Choice(exclude=reading.choice.exclude))
+        for name, blocks in members(file.path, file.name, reading, tally):
             checked = check_utf8(blocks, f"{name}: byte {{}}".format, self._errors)
             first = next(checked, b"")
             if not first:
                 continue
             if follows:
                 yield b""
-                if self._between and not first.startswith(self._between):
+                marked = first.startswith(self._between) or end.rstrip().endswith(self._between)
+                if self._between and not marked:
                     yield self._between
             follows = True
-            yield first
-            yield from checked
+            for block in chain((first,), checked):
+                end = end_of(end, block)
+                yield block
+
+
+def end_of(end: bytes, block: bytes) -> bytes:
+    """The last bytes of a text that ends with `end` and `block`: a mark, and white space after."""
+    return (end + block[-_END_BYTES:])[-_END_BYTES:]
 
 
 def _file_blocks(path: Path, begin: int) -> Iterator[bytes]:

@@ -284,9 +284,9 @@ def byte_characters() -> dict[str, int]:
 
 def keep_gpt2_vocabulary(data: bytes) -> None:
     """Keeps GPT-2's list of merges in our cache for the next time."""
-    target = cache_folder() / "tiktoken" / _GPT2_FILE
-    if not target.exists():
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, GptcError):
+        target = cache_folder() / "tiktoken" / _GPT2_FILE
+        if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             write_file(target, data)
 
@@ -316,7 +316,10 @@ def _cache_folders() -> list[Path]:
     """The folders of tiktoken's cache and ours; a vocabulary is stored in the first."""
     variables = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
     named = [Path(value) for name in variables if (value := os.environ.get(name))]
-    return [*named, cache_folder() / "tiktoken", Path(tempfile.gettempdir(), "data-gym-cache")]
+    folders = [*named, Path(tempfile.gettempdir(), "data-gym-cache")]
+    with contextlib.suppress(GptcError):  # without a home folder
+        folders.insert(len(named), cache_folder() / "tiktoken")
+    return folders
 
 
 def _cached_vocabulary() -> bytes | None:

@@ -30,6 +30,7 @@ from gptc.training.state import State
 
 METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.toml"
+_LONGEST_PART = 60  # characters of a model's or dataset's name in that of a run's folder
 
 
 class RunFolder:
@@ -188,7 +189,7 @@ def default_name(options: TrainOptions) -> str:
             base = open_checkpoint(options.init_from).path.resolve()
             what = base.parent.name if base.name.startswith("ckpt-") else base.name
             what = base.stem if base.is_file() else what
-    return f"{what}-{dataset}"
+    return f"{what[:_LONGEST_PART]}-{dataset[:_LONGEST_PART]}"
 
 
 def _link(link: Path, name: str) -> None:

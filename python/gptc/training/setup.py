@@ -173,10 +173,10 @@ def _open_dataset(
             noted.add(action)
             show.note(f"preparing {options.data}: {action}")
 
-    dataset = resolve_dataset(options.data, name, progress=report)
+    dataset = resolve_dataset(options.data, name, progress=report, notify=show.note)
     if base is not None and own and own_name and not same_tokenizer(own, dataset):
         # The text has changed, so a tokenizer learned from it has changed too.
-        dataset = resolve_dataset(options.data, own_name, progress=report)
+        dataset = resolve_dataset(options.data, own_name, progress=report, notify=show.note)
     if base is None:
         if dataset.folder == Path(options.data):
             name = prepared_with(dataset, options.tokenizer)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from gptc.cli.info import info_command
 from gptc.cli.prepare import prepare_command
 from gptc.data.dataset import Dataset
 from gptc.data.shards import ShardFile
@@ -84,6 +85,35 @@ def test_the_summary_says_what_to_type_next() -> None:
         "Next: gptc train --data 'my data'",
     ]
     assert "The dataset is already there: my data" in run("text.txt", "--out", "my data").output
+
+
+def test_summary_and_info_count_files_and_documents() -> None:
+    for i in range(20):
+        Path("in").mkdir(exist_ok=True)
+        Path("in", f"{i}.txt").write_text(f"file {i:02}\n" * 5)
+    Path("rows.csv").write_text("id,text\n1,one\n2,\n")
+    result = run("in", "rows.csv", "--out", "data")
+    assert result.output.splitlines()[:3] == [
+        "note: rows.csv: 1 row without text left out",
+        "read   in: 800 bytes, 20 files, 20 documents",
+        "read   rows.csv: 18 bytes, 1 file, 1 document, 1 row without text left out",
+    ]
+    assert "2 documents drawn at random" in result.output
+    table = CliRunner().invoke(info_command, ["data"]).output
+    assert "in, 20 files, 20 documents; rows.csv, 1 file" in table
+    assert "2 documents drawn at random" in table
+
+
+def test_an_empty_file_in_a_list_is_passed_over() -> None:
+    for name in ("empty.txt", "none.jsonl"):
+        Path(name).write_text("")
+    result = run("empty.txt", "text.txt", "none.jsonl", "--out", "data")
+    assert "note: the source empty.txt is empty\nnote: the source none.jsonl" in result.output
+    assert [s["bytes"] for s in Dataset.open("data").meta["sources"]] == [0, 1800, 0]
+    assert "already there" in run("empty.txt", "text.txt", "none.jsonl", "--out", "data").output
+    with pytest.raises(GptcError, match=r"source empty\.txt is empty"):
+        run("empty.txt", "none.jsonl", "--out", "other")
+    assert not Path("other").exists()
 
 
 def test_json_is_the_content_of_the_file() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,34 @@ def test_a_folder_named_like_a_known_dataset(
     assert resolve_dataset("stories", stories_bytes=2000).folder.parent.name == "datasets"
     prepare([write_source(tmp_path, "abc" * 100)], Path("stories"))
     assert resolve_dataset("stories").folder == Path("stories")
+
+
+def test_a_rename_that_changes_the_reader_is_prepared_again(tmp_path: Path) -> None:
+    """The class: a cache whose key leaves out how a file is read."""
+    rows = "".join(f'{{"id": {i}, "text": "row number {i}"}}\n' for i in range(20))
+    found = []
+    for before, after in [("p.json", "p.jsonl"), ("t.txt", "t.csv"), ("b.bin", "b.gz")]:
+        data = gzip.compress(rows.encode()) if before == "b.bin" else rows.encode()
+        data = b"id,text\n1,one\n2,two\n" if before == "t.txt" else data
+        old, new = tmp_path / before, tmp_path / after
+        old.write_bytes(data)
+        plain = resolve_dataset(str(old))
+        assert sorted(text_of(plain)) == sorted(data)
+        old.rename(new)
+        found.append(text_of(resolve_dataset(str(new))))
+        assert found[-1] != data
+        moved = new.rename(tmp_path / f"moved-{after}")
+        assert text_of(resolve_dataset(str(moved))) == found[-1]
+    assert b"row number 3" in found[0]
+    assert b'"id"' not in found[0]
+    assert found[2] == rows.encode()
+
+
+def test_another_version_of_the_reader_is_prepared_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_source(tmp_path, "words " * 50)
+    first = resolve_dataset(source)
+    assert resolve_dataset(source).folder == first.folder
+    monkeypatch.setattr("gptc.data.preparation.READER_VERSION", 99)
+    assert resolve_dataset(source).folder != first.folder

@@ -217,7 +217,7 @@ def test_the_shuffle_is_a_permutation(n: int) -> None:
 
 def test_the_shuffle_is_even() -> None:
     n, n_keys = 20, 20_000
-    keys = loader._mix(np.arange(n_keys, dtype=np.uint64), 1)
+    keys = loader.mix(np.arange(n_keys, dtype=np.uint64), 1)
     places = np.stack([loader._permute(np.full(n_keys, i, np.uint64), n, keys) for i in range(n)])
     counts = np.array([np.bincount(row.astype(int), minlength=n) for row in places])
     expected = n_keys / n

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from corpus import text_of
-from gptc.data import readers
+from gptc.data import rows
 from gptc.data.dataset import Dataset
 from gptc.data.preparation import prepare
 from gptc.errors import GptcError, UsageError
@@ -107,6 +107,9 @@ ROWS = ["one", "two\nlines", 'quoted "three", with a comma', "Zoë"]
 def as_csv(separator: str) -> str:
     quoted = ['"{}"'.format(row.replace('"', '""')) for row in ROWS]
     rows = "".join(f"{i}{separator}{row}\r\n" for i, row in enumerate(quoted))
+    if separator == "\t":  # IANA: no quotes, and no line end in a text
+        plain = [row.replace("\n", " ") for row in ROWS]
+        rows = "".join(f"{i}\t{row}\r\n" for i, row in enumerate(plain))
     return f"\ufeffnumber{separator}text\r\n{rows}"
 
 
@@ -131,9 +134,10 @@ def rows_in(folder: Path, name: str) -> bytes:
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz", "r.zip", "r.csv", "r.tsv", "r.parquet"])
 def test_rows_are_documents(tmp_path: Path, name: str) -> None:
-    dataset = prepared(tmp_path, name, rows_in(tmp_path, name), val_fraction=0.3)
+    dataset = prepared(tmp_path, name, rows_in(tmp_path, name), val_fraction=0.3, val_by="order")
     text = text_of(dataset).decode()
-    assert text == "".join(row + MARK for row in ROWS)
+    rows = [row.replace("\n", " ") if "tsv" in name else row for row in ROWS]
+    assert text == "".join(row + MARK for row in rows)
     val = text_of(dataset, "val").decode()
     assert val.startswith("<|endoftext|>\n")  # whole rows
     assert dataset.tokenizer.start == "<|endoftext|>\n"
@@ -161,7 +165,7 @@ def test_rows_that_are_none_are_named(tmp_path: Path, monkeypatch: pytest.Monkey
             prepared(tmp_path, "r.jsonl", good + bad)
     with pytest.raises(GptcError, match="is not a row"):
         prepared(tmp_path, "r.csv", 'text\n"a" b\n')
-    monkeypatch.setattr(readers, "LONGEST_ROW_BYTES", 1000)
+    monkeypatch.setattr(rows, "LONGEST_ROW_BYTES", 1000)
     with pytest.raises(GptcError, match=r"r\.jsonl: line 2 is longer"):
         prepared(tmp_path, "r.jsonl", good + '{"text": "' + "b" * 2000)
 
@@ -179,7 +183,7 @@ def test_a_package_that_is_missing_is_named(
 def test_invalid_text_is_refused_replaced_or_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    for module in ("gptc.data.readers", "gptc.data.sources", "gptc.data.encode"):
+    for module in ("gptc.data.archives", "gptc.data.sources", "gptc.data.encode"):
         monkeypatch.setattr(f"{module}.BLOCK_BYTES", block)
     data = "é a".encode() + b"\xff\xfe b " + "東".encode()[:2]
     with pytest.raises(GptcError, match=r"bad: byte 4 \(0xff\).*--errors replace"):

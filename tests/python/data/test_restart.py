@@ -59,7 +59,7 @@ def prepare_killed(n_writes: int, *args: Any, **kwargs: Any) -> Dataset | None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("gptc.data.readers", "gptc.data.sources", "gptc.data.encode"):
+    for module in ("gptc.data.archives", "gptc.data.sources", "gptc.data.encode"):
         monkeypatch.setattr(f"{module}.BLOCK_BYTES", 512)
     monkeypatch.setattr(encode, "_LONGEST_RUN_BYTES", 1024)
 

@@ -27,6 +27,7 @@ def test_sources_are_joined_in_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a/z.txt", "a/c.txt", ".hidden", ".git/config", "out/old.txt"):
         write_source(root, f"{name};", name)
     (root / "a" / "circle").symlink_to(root)
+    (root / "a" / "self").symlink_to("self")
     first = write_source(tmp_path, "first;", "first")
     sources = [first, str(root), str(root / "a" / "*.txt")]
     dataset = prepare(sources, root / "out", val_fraction=0, force=True)
@@ -36,6 +37,8 @@ def test_sources_are_joined_in_order(tmp_path: Path) -> None:
         "source": first,
         "bytes": 6,
         "checksum": f"xxh3_128:{xxhash.xxh3_128_hexdigest(b'first;')}",
+        "files": 1,
+        "documents": 1,
     }
 
 
@@ -179,7 +182,7 @@ def test_files_are_documents(tmp_path: Path) -> None:
     for i in range(10):
         (tmp_path / "src").mkdir(exist_ok=True)
         (tmp_path / "src" / f"{i}").write_text(str(i) * 100)
-    dataset = prepare([str(tmp_path / "src")], tmp_path / "out", val_fraction=0.25)
+    dataset = prepare([str(tmp_path / "src")], tmp_path / "out", val_fraction=0.25, val_by="order")
     assert text_of(dataset, "val") == b"7" * 100 + b"8" * 100 + b"9" * 100
     bpe = prepare([str(tmp_path / "src")], tmp_path / "bpe", tokenizer="bpe:300", val_fraction=0)
     tokens = bpe.shard("train", 0).tolist()

@@ -1,7 +1,11 @@
-"""Training and validation splits have the size asked for and are cut between documents."""
+"""Training and validation splits have the size asked for and are cut between documents.
+
+The class: validation data that are unlike the rest, as the last files by name are.
+"""
 
 from __future__ import annotations
 
+import gzip
 import random
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 from corpus import MIXED, set_block, text_of, tokens_of, write_source
 from gptc.data.preparation import prepare
 from gptc.data.shards import read_shard
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 from gptc.tokenizer.registry import make_tokenizer
 
 
@@ -65,7 +69,9 @@ def test_documents_are_kept_whole(
 ) -> None:
     set_block(monkeypatch, block)
     text, train = (s.replace("|", "<|endoftext|>") for s in (text, train))
-    dataset = prepare([write_source(tmp_path, text)], tmp_path / "out", val_fraction=fraction)
+    dataset = prepare(
+        [write_source(tmp_path, text)], tmp_path / "out", val_fraction=fraction, val_by="order"
+    )
     assert dataset.tokenizer.start == "<|endoftext|>\n"
     if text.startswith("0123"):
         assert text_of(dataset, "train").decode() == text[: len(text) // 2]
@@ -118,3 +124,82 @@ def test_the_start_of_a_char_dataset_can_be_encoded(tmp_path: Path, text: str, s
     dataset = prepare([write_source(tmp_path, text)], tmp_path / "out", tokenizer="char")
     assert dataset.tokenizer.start == start
     assert len(dataset.tokenizer.encode(start)) == len(start)
+
+
+def documents(folder: Path, n: int = 200) -> str:
+    rng = random.Random(5)
+    rows = [f"document {i} " + "word " * rng.randrange(1, 60) for i in range(n)]
+    return write_source(folder, "<|endoftext|>".join(rows))
+
+
+@pytest.mark.parametrize("block", [7, 4 << 20])
+@pytest.mark.parametrize("kind", ["bytes", "bpe:300"])
+def test_documents_are_held_out_at_random(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, block: int
+) -> None:
+    source = documents(tmp_path)
+    set_block(monkeypatch, block)
+    mark = b"<|endoftext|>"
+    whole = Path(source).read_bytes().split(mark)
+    dataset = prepare([source], tmp_path / "out", tokenizer=kind, shard_tokens=1000)
+    val = text_of(dataset, "val").removeprefix(mark).split(mark)
+    train = text_of(dataset, "train").removeprefix(mark).split(mark)
+    places = [whole.index(text) for text in val]
+    assert places == sorted(places)
+    assert [text for text in whole if text not in val] == train
+    assert val != whole[-len(val) :]
+    assert min(places) < 50
+    assert max(places) >= 150
+    size = len(Path(source).read_bytes())
+    assert len(text_of(dataset, "val")) == pytest.approx(size / 10, rel=0.05)
+    assert dataset.meta["splits"]["val"]["documents"] == len(val)
+    assert dataset.meta["sources"][0]["documents"] == 200
+
+
+def test_the_seed_chooses_the_documents(tmp_path: Path) -> None:
+    source = documents(tmp_path)
+
+    def val(out: str, **options: int | str) -> bytes:
+        return text_of(prepare([source], tmp_path / out, **options), "val")
+
+    first = val("a")
+    assert val("b", seed=0, val_by="random") == first
+    assert val("c", seed=1) != first
+    last = val("d", val_by="order")
+    assert Path(source).read_bytes().endswith(last)
+    assert val("e", val_by="order", seed=1) == last
+
+
+def test_files_and_rows_are_held_out_whole(tmp_path: Path) -> None:
+    texts = [f"{i:02}" * 50 for i in range(40)]
+    for i in range(20):
+        write_source(tmp_path / "in", texts[i], f"{i:02}.txt")
+    rows = "".join(f'{{"text": "{text}"}}\n' for text in texts[20:])
+    write_source(tmp_path / "in", gzip.compress(rows.encode()), "rows.jsonl.gz")
+    dataset = prepare([str(tmp_path / "in")], tmp_path / "out", tokenizer="bpe:260")
+    found = {s: text_of(dataset, s).decode().split("<|endoftext|>") for s in ("train", "val")}
+    assert sorted(t for s in found.values() for t in s if t) == texts
+    assert dataset.meta["splits"]["val"]["documents"] == 4
+    assert dataset.meta["sources"][0]["files"] == 21
+    assert dataset.meta["sources"][0]["documents"] == 40
+
+
+def test_documents_are_never_cut_at_random(tmp_path: Path) -> None:
+    source = write_source(tmp_path, "a" * 900 + "<|endoftext|>" + "b" * 5)
+    with pytest.raises(GptcError, match=r"2 documents cannot .*--val-by order"):
+        prepare([source], tmp_path / "out", val_by="random")
+    with pytest.raises(UsageError, match="--val-tokens takes the end"):
+        prepare([source], tmp_path / "out", val_by="random", val_tokens=10)
+    assert prepare([source], tmp_path / "out").n_tokens("val") == 92
+
+
+def test_very_many_documents_are_held_out_in_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptc.data.scan._MAX_BORDERS", 50)
+    source = documents(tmp_path)
+    dataset = prepare([source], tmp_path / "out")
+    val = text_of(dataset, "val").split(b"<|endoftext|>")
+    whole = Path(source).read_bytes().split(b"<|endoftext|>")
+    assert all(text in whole for text in val if text)
+    assert 10 < len(val) < 30

@@ -344,7 +344,7 @@ def test_what_a_dataset_sets_apart_validates(
     # A split that is asked for is made.
     n_val = 2 * len(valid) // 9
     assert made("tokens", "tinystories", val_tokens=n_val)[1] == valid[-n_val:]
-    part = made("part", "tinystories", val_fraction=0.1)[1]
+    part = made("part", "tinystories", val_fraction=0.1, val_by="order")[1]
     assert valid.endswith(part)
     assert 0 < len(part) < len(valid) // 2
     assert splits(resolve_dataset("tinystories").folder) == [train, valid]

@@ -1,0 +1,258 @@
+"""Files of rows with a field of text: JSON lines, CSV, TSV and Parquet.
+
+A row without text (null, empty, or cut off before the field) is passed over and counted.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from gptc.data.archives import BLOCK_BYTES, corrupt, named
+from gptc.errors import GptcError
+
+LONGEST_ROW_BYTES = 32 << 20
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # of the error handler surrogateescape
+
+
+@dataclass
+class Tally:
+    """Counts of a reading."""
+
+    n_files: int = 0  # and members of archives
+    n_without_text: int = 0  # rows that were passed over
+
+
+def json_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
+    """The texts of JSON lines."""
+    for number, line in enumerate(_lines(file, name), 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line.strip():
+            continue
+        where = f"{name}: line {number}"
+        # Bytes that are not UTF-8 are kept: --errors decides about them later.
+        characters = line.decode("utf-8", "surrogateescape")
+        row = _json_object(characters, where)
+        if text_field not in row:
+            raise no_field(where, text_field, row)
+        value = row[text_field]
+        if isinstance(value, str) and _SURROGATE.search(value):
+            twin = _json_object(_ESCAPED_BYTE.sub("\ufffd", characters), where).get(text_field)
+            text = _without_halves(value, twin)
+        else:
+            text = _field(value, where, text_field)
+        if text:
+            yield text
+        else:
+            tally.n_without_text += 1
+
+
+def _json_object(characters: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(characters)
+    except (ValueError, RecursionError):
+        raise GptcError(
+            f"{where} is not JSON: repair it, or take the file as it is with --raw"
+        ) from None
+    if not isinstance(row, dict):
+        raise GptcError(
+            f"{where} is not a JSON object: give one object with a field of text a line, or take "
+            "the file as it is with --raw"
+        )
+    return row
+
+
+def _without_halves(value: str, twin: Any) -> bytes:
+    """The bytes of a text with U+FFFD for each half of a surrogate pair that JSON wrote as \\uD83D.
+
+    In `value`, a byte that is not UTF-8 is half of a pair too. In `twin` it is something else.
+    """
+    if not isinstance(twin, str) or len(twin) != len(value):
+        twin = value
+    kept = (
+        "\ufffd" if c == t and _SURROGATE.match(c) else c for c, t in zip(value, twin, strict=True)
+    )
+    return "".join(kept).encode("utf-8", "surrogateescape")
+
+
+def _lines(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """The lines of a file without their ends. GptcError for one too long to be held."""
+    with named(name):
+        number = 0
+        while line := file.readline(LONGEST_ROW_BYTES + 1):
+            number += 1
+            if len(line) > LONGEST_ROW_BYTES:
+                raise _too_long(name, number)
+            yield line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _too_long(name: str, number: int) -> GptcError:
+    return GptcError(
+        f"{name}: line {number} is longer than the {LONGEST_ROW_BYTES >> 20} MiB that a row may "
+        "have: cut it into several rows, or take the file as it is with --raw"
+    )
+
+
+# ---- tables ----
+
+
+def csv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
+    """The texts of a CSV file (RFC 4180): quoted fields may hold line ends, which are kept."""
+    csv.field_size_limit(LONGEST_ROW_BYTES)
+    rows = csv.reader(_text_lines(file, name), strict=True)
+    begin = 1
+    try:
+        header: list[str] | None = None
+        for row in rows:
+            where, begin = f"{name}: line {begin}", rows.line_num + 1
+            if not row:
+                continue
+            if header is None:
+                column, header = _column(row, name, text_field), row
+                continue
+            _check_width(row, header, where, "quote it")
+            text = row[column] if column < len(row) else ""
+            if text:
+                yield text.encode("utf-8", "surrogateescape")
+            else:
+                tally.n_without_text += 1
+    except csv.Error as e:
+        raise GptcError(
+            f"{name}: line {begin} is not a row of CSV ({e}): repair it, or take the file "
+            "as it is with --raw"
+        ) from None
+
+
+def _text_lines(file: IO[bytes], name: str) -> Iterator[str]:
+    """The lines of a file with their ends: LF, CRLF or CR."""
+    # Bytes that are not UTF-8 are kept: --errors decides about them later.
+    text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
+    try:
+        with named(name):
+            number = 0
+            while line := text.readline(LONGEST_ROW_BYTES + 1):
+                number += 1
+                if len(line) > LONGEST_ROW_BYTES:
+                    raise _too_long(name, number)
+                yield line.removeprefix("\ufeff") if number == 1 else line
+    finally:
+        with suppress(ValueError):  # closed already
+            text.detach()  # whoever has opened the file closes it
+
+
+def tsv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
+    """The texts of a TSV file (text/tab-separated-values of IANA): a line a row, no quoting."""
+    header: list[str] = []
+    for number, ended in enumerate(_text_lines(file, name), 1):
+        line = ended.rstrip("\r\n")
+        fields = line.split("\t")
+        if not header:
+            column, header = _column(fields, name, text_field), fields
+            continue
+        where = f"{name}: line {number}"
+        _check_width(fields, header, where, "a text cannot hold one in TSV, so give CSV")
+        if line and len(fields) < len(header):
+            raise GptcError(
+                f"{where} has {len(fields)} of {len(header)} fields: TSV knows no quotes around "
+                "tabs and line ends, so give CSV, or take the file as it is with --raw"
+            )
+        text = fields[column] if column < len(fields) else ""
+        if text:
+            yield text.encode("utf-8", "surrogateescape")
+        elif line or len(header) == 1:
+            tally.n_without_text += 1
+
+
+def _column(header: list[str], name: str, text_field: str) -> int:
+    """The index of the column of text."""
+    n = header.count(text_field)
+    if not n:
+        raise no_field(name, text_field, header)
+    if n > 1:
+        raise GptcError(
+            f"{name} has {n} columns {text_field}: rename those that are not to be read, or choose "
+            "another with --text-field NAME"
+        )
+    return header.index(text_field)
+
+
+def _check_width(row: list[str], header: list[str], where: str, advice: str) -> None:
+    """GptcError for a row with more fields than the header: a separator in a text cuts it."""
+    if any(row[len(header) :]):
+        raise GptcError(
+            f"{where} has {len(row)} fields, and the header has {len(header)} (a separator in a "
+            f"text: {advice}): repair it, or take the file as it is with --raw"
+        )
+
+
+def parquet_rows(path: Path, name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
+    """The texts of a Parquet file."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise GptcError(f"{name} needs a package: pip install pyarrow") from None
+    try:
+        with path.open("rb") as stream:  # pyarrow cannot open each name
+            file = pyarrow.parquet.ParquetFile(stream, buffer_size=BLOCK_BYTES)
+            fields = file.schema_arrow.names
+            if text_field not in fields:
+                raise no_field(name, text_field, fields)
+            number = 0
+            for batch in file.iter_batches(batch_size=256, columns=[text_field], use_threads=False):
+                for value in _plain(batch.column(0)).to_pylist():
+                    number += 1
+                    if text := _field(value, f"{name}: row {number}", text_field):
+                        yield text
+                    else:
+                        tally.n_without_text += 1
+    except (pyarrow.ArrowException, OSError) as e:
+        raise corrupt(name, str(e).splitlines()[0]) from None
+
+
+def _plain(column: Any) -> Any:
+    """A column of text as bytes, which need not be UTF-8; other columns as they are."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pyarrow.types.is_string(column.type):
+        return column.cast(pyarrow.binary())
+    if pyarrow.types.is_large_string(column.type):
+        return column.cast(pyarrow.large_binary())
+    return column
+
+
+def _field(value: Any, where: str, text_field: str) -> bytes:
+    """The bytes of a row's text; none for null."""
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise GptcError(
+            f"{where}: the field {text_field} is not text but {value!r:.40}: choose another with "
+            "--text-field NAME"
+        )
+    return value.encode("utf-8", "surrogateescape")
+
+
+def no_field(where: str, text_field: str, fields: Iterable[str]) -> GptcError:
+    """The error for a row or file without the field of text."""
+    names = [str(field) for field in fields]
+    listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return GptcError(
+        f"{where} has no field {text_field}, only {listed or 'none'}: choose one with "
+        "--text-field NAME, or take the file as it is with --raw"
+    )
