@@ -265,7 +265,7 @@ def drawn(split: dict[str, Any]) -> str:
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """The content of dataset.json, None when there is no such file."""
+    """The content of dataset.json, None without such a file."""
     path = folder / DATASET_FILE
     try:
         meta = json.loads(path.read_bytes())

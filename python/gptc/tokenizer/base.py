@@ -43,7 +43,7 @@ class Tokenizer(ABC):
     kind: str
     vocab_size: int
     start: str
-    """The text that begins a document; used when there is no prompt."""
+    """The text that begins a document; used without a prompt."""
     end_of_text: int | None
     """The id of the special token that separates documents, if there is one."""
     bos: int | None = None

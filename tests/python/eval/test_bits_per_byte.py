@@ -36,7 +36,9 @@ def rows(tmp_path: Path) -> Path:
 
 def test_marks_have_no_bytes_however_a_split_is_asked_for(rows: Path, tmp_path: Path) -> None:
     spec = "bpe:270"
-    fraction = prepare([str(rows)], tmp_path / "a", tokenizer=spec, val_fraction=0.2)
+    fraction = prepare(
+        [str(rows)], tmp_path / "a", tokenizer=spec, val_fraction=0.2, val_by="order"
+    )
     n_val = fraction.n_tokens("val")
     counted = prepare([str(rows)], tmp_path / "b", tokenizer=spec, val_tokens=n_val)
     for split in ("train", "val"):
@@ -54,7 +56,8 @@ def test_marks_have_no_bytes_however_a_split_is_asked_for(rows: Path, tmp_path: 
 def test_resuming_a_preparation_counts_the_same(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = prepare([str(rows)], tmp_path / "a", tokenizer="bpe:270", shard_tokens=300)
+    how = {"tokenizer": "bpe:270", "shard_tokens": 300, "val_by": "order"}
+    whole = prepare([str(rows)], tmp_path / "a", **how)
 
     def stop(action: str, n_done: int, n_bytes: int | None) -> None:
         if action == "encoding" and n_done > 3000:
@@ -62,9 +65,9 @@ def test_resuming_a_preparation_counts_the_same(
 
     monkeypatch.setattr("gptc.data.encode.BLOCK_BYTES", 512)
     with pytest.raises(KeyboardInterrupt):
-        prepare([str(rows)], tmp_path / "b", tokenizer="bpe:270", shard_tokens=300, progress=stop)
+        prepare([str(rows)], tmp_path / "b", **how, progress=stop)
     assert (tmp_path / "b" / ".partial" / "journal.jsonl").read_text().count("\n") > 1
-    again = prepare([str(rows)], tmp_path / "b", tokenizer="bpe:270", shard_tokens=300)
+    again = prepare([str(rows)], tmp_path / "b", **how)
     assert again.meta["splits"] == whole.meta["splits"]
 
 
