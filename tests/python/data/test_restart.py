@@ -21,6 +21,7 @@ from gptc.data.dataset import Dataset
 from gptc.data.loader import Loader
 from gptc.data.preparation import prepare
 from gptc.errors import GptcError
+from vocabularies import llama_like
 
 WORDS = ["the", "king", "Zoë", "東京", "ran.\n", "\n\n", "a" * 50, "<|endoftext|>", "12345", "  "]
 
@@ -70,6 +71,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"tokenizer": "bpe:300"},
     {"tokenizer": "bpe:300", "val_tokens": 2500},
     {"tokenizer": "bytes", "val_tokens": 1},
+    {"tokenizer": "LLAMA"},  # which adds a space to a text, once
 ]
 
 
@@ -85,6 +87,9 @@ def test_an_interrupted_preparation_goes_on(
     source = tmp_path / name
     source.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     options = {**options, "shard_tokens": 300}
+    if options["tokenizer"] == "LLAMA":
+        llama_like().save(tmp_path)
+        options["tokenizer"] = str(tmp_path / "gptc_tokenizer.json")
     whole = files(prepare([str(source)], tmp_path / "whole", jobs=1, **options).folder)
     assert len(whole) > 6
     out = tmp_path / "out"

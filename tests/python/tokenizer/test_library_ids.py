@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +206,23 @@ def test_a_dataset(
     ours, theirs = KINDS[kind]()
     set_block(monkeypatch, 64)
     monkeypatch.setattr(encode, "_LONGEST_RUN_BYTES", longest)
+    n_pieces = 0
+
+    def counted(*args: Any) -> Iterator[bytes]:
+        nonlocal n_pieces
+        for piece in pieces(*args):
+            n_pieces += 1
+            yield piece
+
+    pieces = encode._pieces
+    monkeypatch.setattr(encode, "_pieces", counted)
     rng = random.Random(44)
     text = some_text(rng, 300) + "\n" + "\n".join(LINES * 5) + "a" * 500 + " b\n" + "東" * 200
     ours.save(tmp_path)
     source = write_source(tmp_path, text)
     dataset = prepare([source], tmp_path / "out", tokenizer=str(tmp_path), val_fraction=0)
     assert tokens_of(dataset, "train") == theirs(text)
+    assert n_pieces > 3
 
 
 def test_bytes_that_are_not_text_add_no_space() -> None:
