@@ -6,6 +6,7 @@ import json
 from functools import lru_cache
 from typing import Any
 
+from gptc.errors import GptcError
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
 from gptc.tokenizer.definition import bpe_model, byte_level_definition, scored_definition, shell
 from gptc.tokenizer.marks import NONE
@@ -52,10 +53,12 @@ def _files(tokenizer: Tokenizer, block_size: int, *_changing: object) -> dict[st
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     files = {}
     if isinstance(tokenizer, SentencePieceTokenizer):
-        weighted = scored(tokenizer)
-        assert weighted is not None
         files["tokenizer.model"] = tokenizer.proto
-        files["tokenizer.json"] = _dump(_begun(scored_definition(weighted), tokenizer))
+        definition = _same_by_merges(tokenizer)
+        if definition is not None:
+            files["tokenizer.json"] = definition
+        else:  # AutoTokenizer reads the model itself
+            config["tokenizer_class"] = "LlamaTokenizer"
     elif isinstance(tokenizer, HuggingFaceTokenizer):
         text = tokenizer.mapping()["definition"]
         same = tokenizer.own_bos() == tokenizer.bos
@@ -71,9 +74,8 @@ def _files(tokenizer: Tokenizer, block_size: int, *_changing: object) -> dict[st
         if vocabulary is None:
             return {}
         files["tokenizer.json"] = _dump(_begun(byte_level_definition(vocabulary), tokenizer))
-    check_tokens(
-        tokenizer, HuggingFaceTokenizer(files["tokenizer.json"].decode()), "tokenizer.json"
-    )
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        _check(tokenizer, files["tokenizer.json"])
     marks = tokenizer.marks
     named = {"bos_token": _begin(tokenizer), "pad_token": marks.pad}
     named["eos_token"] = next(iter(tokenizer.named_ends), None)
@@ -86,6 +88,23 @@ def _files(tokenizer: Tokenizer, block_size: int, *_changing: object) -> dict[st
     if marks != NONE:
         files["generation_config.json"] = _dump(special_ids(tokenizer))
     return files
+
+
+def _same_by_merges(tokenizer: SentencePieceTokenizer) -> bytes | None:
+    """A tokenizer.json of merges that gives the same ids; None where there is none."""
+    try:
+        weighted = scored(tokenizer)
+        if weighted is None:
+            return None
+        definition = _dump(_begun(scored_definition(weighted), tokenizer))
+        _check(tokenizer, definition)
+    except GptcError:
+        return None
+    return definition
+
+
+def _check(tokenizer: Tokenizer, definition: bytes) -> None:
+    check_tokens(tokenizer, HuggingFaceTokenizer(definition.decode()), "tokenizer.json")
 
 
 def _begun(definition: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:

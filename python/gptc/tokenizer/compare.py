@@ -12,7 +12,6 @@ from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.definition import scored_of
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
-from gptc.tokenizer.proto import BPE, read_proto
 from gptc.tokenizer.scored import NORMAL, SPACE, Scored
 from gptc.tokenizer.vocabulary import byte_level, merged_in_order, scored
 
@@ -40,17 +39,15 @@ def _rules(tokenizer: Tokenizer) -> tuple[Any, ...] | None:
         merges = None if merged_in_order(level) else level.merges
         return ("bytes", level.pieces, level.special, level.pattern, merges)
     if isinstance(tokenizer, SentencePieceTokenizer):
-        proto = read_proto(tokenizer.proto)
         weighted = scored(tokenizer)
-        if weighted is None or proto.model_type != BPE or not proto.keeps_text:
-            return None
-        space = _ALWAYS if weighted.add_space else _NEVER
-        return ("scores", space, weighted.pieces, proto.types, _order(weighted))
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        found, weighted = _space(tokenizer), scored_of(tokenizer)
-        if found is not None and weighted is not None:
-            return ("scores", found, weighted.pieces, weighted.types, _order(weighted))
-    return None
+        space: str | None = _ALWAYS if tokenizer.adds_space else _NEVER
+    elif isinstance(tokenizer, HuggingFaceTokenizer):
+        weighted, space = scored_of(tokenizer), _space(tokenizer)
+    else:
+        return None
+    if weighted is None or space is None:
+        return None
+    return ("scores", space, weighted.pieces, weighted.types, _order(weighted))
 
 
 def _order(vocabulary: Scored) -> list[int]:

@@ -186,6 +186,8 @@ def scored_vocabulary(tokenizer: SentencePieceTokenizer) -> Scored:
         raise GptcError("this SentencePiece model is not of the sort BPE (unigram)")
     if facts.normalizes:
         raise GptcError("this SentencePiece model normalizes its text")
+    if USER_DEFINED in types:  # others find them in a text before they merge
+        raise GptcError("this SentencePiece model has pieces that its user defined")
     return Scored(pieces, scores, types, tokenizer.adds_space)
 
 
