@@ -6,6 +6,7 @@ hold GPT-2's pair, vocab.json and merges.txt.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from gptc.tokenizer.definition import (
     scored_vocabulary,
 )
 from gptc.tokenizer.marks import Marks, marks_from
+from gptc.tokenizer.native import _GPT2_SHA256
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import CONTROL, UNUSED, USER_DEFINED, Scored, is_proto
 
@@ -161,7 +163,7 @@ def _read_folder(files: _Files) -> _Theirs | None:
     models = sorted(folder.glob("*.model"))
     if len(models) == 1:
         return _read_one(models[0], files)
-    others = [name for name in _OTHERS if (folder / name).is_file()]
+    others = [name for name in _OTHERS if _holds(folder / name)]
     others += [path.name for path in [*models, *sorted(folder.glob("*.tiktoken"))]]
     if others:
         raise GptcError(
@@ -169,6 +171,11 @@ def _read_folder(files: _Files) -> _Theirs | None:
             f"{JSON}"
         )
     return None
+
+
+def _holds(path: Path) -> bool:
+    """Whether a file is of another tokenizer than GPT-2's, whose list of merges is enough."""
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != _GPT2_SHA256
 
 
 def _read_one(path: Path, files: _Files) -> _Theirs | None:

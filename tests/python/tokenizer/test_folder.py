@@ -8,6 +8,7 @@ tokens are those of tokenizers and sentencepiece.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ import pytest
 from gptc import Model
 from gptc.checkpoint.find import open_checkpoint
 from gptc.errors import GptcError
-from gptc.tokenizer import scored
+from gptc.tokenizer import native, scored
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.byte_level import to_characters
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
 from small_models import make_config, varied
-from vocabularies import PIECES, TYPES, byte_level, llama_like
+from vocabularies import PIECES, TYPES, byte_level, gpt2_folder, llama_like, needs_gpt2
 
 tokenizers = pytest.importorskip("tokenizers")
 BYTES = {to_characters(bytes([i])): i + 3 for i in range(256)}
@@ -77,6 +78,16 @@ def test_a_models_pair_is_not_replaced_by_gpt2s(tmp_path: Path) -> None:
         GptcError, match=r"a tokenizer that gptc does not read \(vocab\.json\): add"
     ):
         open_checkpoint(tmp_path / "m").tokenizer()
+
+
+@needs_gpt2
+def test_gpt2s_list_of_merges_is_enough(tmp_path: Path) -> None:
+    with Model.create(make_config("gpt2", vocab_size=50257, n_embd=8)) as model:
+        model.save(tmp_path / "m")
+    found = gpt2_folder()
+    assert found is not None
+    shutil.copy(found / native._GPT2_FILE, tmp_path / "m" / "merges.txt")
+    assert open_checkpoint(tmp_path / "m").tokenizer().kind == "gpt2"
 
 
 def test_the_files_next_to_the_pair_add_tokens(tmp_path: Path) -> None:
