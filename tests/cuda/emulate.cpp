@@ -215,8 +215,8 @@ void emulate_die(const char *what) {
 }
 
 void emulate_launch(dim3 grid, int size, size_t shared_bytes, const std::function<void()> &run) {
-    if (size < 1 || size > MAX_THREADS || shared_bytes > MAX_SHARED_BYTES || !grid.x ||
-        !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > MAX_GRID_YZ || grid.z > MAX_GRID_YZ)
+    if (size < 1 || size > MAX_THREADS || shared_bytes > MAX_SHARED_BYTES || !grid.x || !grid.y ||
+        !grid.z || grid.x > 0x7fffffffu || grid.y > MAX_GRID_YZ || grid.z > MAX_GRID_YZ)
         emulate_die("a launch that no device accepts");
     std::lock_guard<std::mutex> lock(device);
     if (!stacks) {
