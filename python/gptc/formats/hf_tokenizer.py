@@ -74,7 +74,8 @@ def _files(tokenizer: Tokenizer, block_size: int, *_changing: object) -> dict[st
         if vocabulary is None:
             return {}
         files["tokenizer.json"] = _dump(_begun(byte_level_definition(vocabulary), tokenizer))
-    if not isinstance(tokenizer, SentencePieceTokenizer):
+    # Characters are tokens: there is nothing to cut, and only AutoTokenizer reads such a file.
+    if not isinstance(tokenizer, SentencePieceTokenizer | CharTokenizer):
         _check(tokenizer, files["tokenizer.json"])
     marks = tokenizer.marks
     named = {"bos_token": _begin(tokenizer), "pad_token": marks.pad}

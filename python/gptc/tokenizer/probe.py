@@ -20,6 +20,8 @@ _TEXTS = (
     "def f(x):\n    return {'a': [1.5, -2]}  # https://a.b/c?d=e_f",
     "[PAD] <|im_end|>",
 )
+# SentencePiece's library does not find these in a text, other programs do.
+_CONTROLS = ("<unk>", "<s>", "</s>", "<pad>")
 _MOST_NAMES = 64  # tokens whose text is tried; there may be thousands
 
 
@@ -48,8 +50,9 @@ def _names(tokenizer: Tokenizer) -> list[str]:
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return [END_OF_TEXT] if tokenizer.start_text() == END_OF_TEXT else []
     added = json.loads(tokenizer.mapping()["definition"]).get("added_tokens") or []
+    names = [entry["content"] for entry in added if entry["content"] not in _CONTROLS]
     # Those of no particular use, of which there are many, come last.
-    names = sorted((entry["content"] for entry in added), key=lambda name: "reserved" in name)
+    names.sort(key=lambda name: "reserved" in name)
     return names[:_MOST_NAMES]
 
 
