@@ -187,15 +187,13 @@ def spelled(name: str) -> str:
     return name.replace("_", "-")
 
 
-def check(
-    instance: Any, spell: Callable[[str], str], number: Callable[[float], float] = float
-) -> None:
-    """Raises UsageError for an option outside its range.
+def check(instance: Any, number: Callable[[float], float] = float) -> None:
+    """Raises UsageError, such as "--lr is 0", for an option outside its range.
 
-    `spell` turns a flag into the name used in the error; `number` rounds as the engine does.
+    `number` rounds as the engine does.
     """
     for name, declaration in declared(type(instance)).items():
-        declaration.check(getattr(instance, name), spell(declaration.flag), number)
+        declaration.check(getattr(instance, name), f"--{declaration.flag}", number)
 
 
 def check_types(cls: type, given: Mapping[str, Any]) -> None:

@@ -146,7 +146,7 @@ class Few:
 )
 def test_values_outside_are_named(given: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        check(Few(**given), lambda flag: f"--{flag}")  # type: ignore[arg-type]
+        check(Few(**given))  # type: ignore[arg-type]
     assert str(caught.value) == message
 
 

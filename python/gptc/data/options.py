@@ -77,7 +77,7 @@ class PrepareOptions:
 
     def check(self) -> None:
         """UsageError for a value outside its range, or values that contradict each other."""
-        check(self, lambda flag: f"--{flag}")
+        check(self)
         if self.val_tokens is not None and self.val_fraction is not None:
             raise UsageError("--val-fraction and --val-tokens exclude each other: give one of them")
         if self.val_tokens is not None and self.val_by == "random":

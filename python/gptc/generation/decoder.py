@@ -227,13 +227,19 @@ def start(
 
     The iterator raises DeadEnd if a sample cannot satisfy its regex or grammar.
     """
-    n_seq, n_ctx = (
-        min(request.options.num_samples, MOST_AT_ONCE),
-        request.n_ctx(model.config.block_size),
-    )
-    samples = request.samples(tokenizer)
-    pieces = Decoder(model, tokenizer, n_seq, n_ctx, draft).run(samples)
-    return samples, _or_raise(pieces)
+    (samples,), pieces = _start_all(model, tokenizer, [request], draft)
+    return samples, pieces
+
+
+def _start_all(
+    model: Model, tokenizer: Tokenizer, requests: Sequence[Request], draft: Draft | None
+) -> tuple[list[list[Sample]], Iterator[tuple[Sample, str]]]:
+    """As `start`, for several requests: the samples of each."""
+    each = [request.samples(tokenizer) for request in requests]
+    samples = [sample for some in each for sample in some]
+    n_ctx = max(request.n_ctx(model.config.block_size) for request in requests)
+    decoder = Decoder(model, tokenizer, min(len(samples), MOST_AT_ONCE), n_ctx, draft)
+    return each, _or_raise(decoder.run(samples))
 
 
 def _or_raise(pieces: Iterator[tuple[Sample, str]]) -> Iterator[tuple[Sample, str]]:
@@ -336,11 +342,8 @@ def generate(
         requests = [
             make_request(model, tokenizer, text, **split_options(options)) for text in prompts
         ]
-        each = [request.samples(tokenizer) for request in requests]
-        samples = [sample for some in each for sample in some]
-        n_ctx = max(request.n_ctx(model.config.block_size) for request in requests)
-        decoder = Decoder(model, tokenizer, min(len(samples), MOST_AT_ONCE), n_ctx, draft)
-        for _ in _or_raise(decoder.run(samples)):
+        each, pieces = _start_all(model, tokenizer, requests, draft)
+        for _ in pieces:
             pass
     of = _completion if return_details else lambda sample: sample.text
     results = [[of(sample) for sample in some] for some in each]

@@ -66,7 +66,7 @@ class Sampling:
 
     def check(self) -> None:
         """Raises UsageError for a value outside its range, or out of range in C."""
-        check(self, lambda flag: f"--{flag}", number=_as_float32)
+        check(self, number=_as_float32)
 
     @property
     def looks_back(self) -> bool:
@@ -101,7 +101,7 @@ class TextOptions:
 
     def check(self) -> None:
         """Raises UsageError for a value outside its range."""
-        check(self, lambda flag: f"--{flag}")
+        check(self)
 
 
 def _as_float32(x: float) -> float:

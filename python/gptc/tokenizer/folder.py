@@ -6,7 +6,6 @@ hold GPT-2's pair, vocab.json and merges.txt.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from gptc.tokenizer.definition import (
     scored_vocabulary,
 )
 from gptc.tokenizer.marks import Marks, marks_from
-from gptc.tokenizer.native import _GPT2_SHA256
+from gptc.tokenizer.native import is_gpt2s
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import CONTROL, UNUSED, USER_DEFINED, Scored, is_proto
 
@@ -175,7 +174,7 @@ def _read_folder(files: _Files) -> _Theirs | None:
 
 def _holds(path: Path) -> bool:
     """Whether a file is of another tokenizer than GPT-2's, whose list of merges is enough."""
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != _GPT2_SHA256
+    return path.is_file() and not is_gpt2s(path.read_bytes())
 
 
 def _read_one(path: Path, files: _Files) -> _Theirs | None:

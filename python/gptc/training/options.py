@@ -175,7 +175,7 @@ class TrainOptions(DeviceOptions):
 
     def check(self) -> None:
         """Raises UsageError for a value outside its range, or values that contradict each other."""
-        check(self, lambda flag: f"--{flag}")
+        check(self)
         if self.tokens_per_step > MOST_TOKENS:
             raise UsageError(
                 f"a step of --batch-size {self.batch_size} x --seq-len {self.seq_len} "

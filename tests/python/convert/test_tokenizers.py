@@ -7,16 +7,17 @@ pairs, and a tokenizer with more tokens than the model has rows went out whole.
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from corpus import SHAKESPEARE
 from gptc.checkpoint.find import open_checkpoint
 from gptc.convert import export_model as module
 from gptc.convert.export_model import DTYPES, ExportReport, export_model
 from gptc.convert.import_model import import_model
+from gptc.data.stories import stories
 from gptc.errors import GptcError
 from gptc.formats.registry import open_model
 from gptc.tokenizer import vocabulary
@@ -57,7 +58,7 @@ def with_added(tmp_path: Path, **flags: Any) -> Tokenizer:
 def sentencepiece(tmp_path: Path, **options: Any) -> SentencePieceTokenizer:
     """A model that SentencePiece's own trainer makes."""
     spm = pytest.importorskip("sentencepiece")
-    text = SHAKESPEARE.read_text()[:60_000]
+    text = "\n".join(islice(stories(wide=True), 100))
     (tmp_path / "text.txt").write_text(text)
     values = {"vocab_size": 400, "minloglevel": 2, **options}
     prefix = str(tmp_path / "sp")
@@ -101,8 +102,6 @@ def test_added_words_come_back(tmp_path: Path, to: str) -> None:
 def test_a_sentencepiece_model_of_another_sort_is_left_out(
     tmp_path: Path, to: str, options: dict[str, Any], reason: str
 ) -> None:
-    if not SHAKESPEARE.is_file():
-        pytest.skip("no text to learn from")
     tokenizer = sentencepiece(tmp_path, vocab_size=600 if options else 400, **options)
     report = exported(tmp_path, tokenizer, to)
     assert any(note.startswith("without a tokenizer: ") for note in report.notes)
