@@ -220,7 +220,8 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
             new_max[r] = row_max(new_max[r]);
             float shrink = exp2_of((max[r] - new_max[r]) * scale);
             max[r] = new_max[r];
-            below[r] = new_max[r] * scale;
+            /* Not UNSEEN itself: its product is rounded here, and below it may not be. */
+            below[r] = fmaxf(new_max[r], UNSEEN / 2) * scale;
             sum[r] *= shrink;
 #pragma unroll
             for (int d = 0; d < D / 8; d++) {
