@@ -226,10 +226,10 @@ CUDA_OP(attention_backward) {
     float *delta = (float *)ctx->workspace;
     int64_t queries = (int64_t)op->B * op->NH * op->T, keys = (int64_t)op->B * op->NKV * op->T;
     backward_args args = {*op, delta, attention_scale(op->HS)};
-    launch(ctx, attention_delta_kernel, warp_grid(queries), THREADS, 0, delta, *op);
 #ifdef CUDA_BF16
     if (attention_tiles_backward(ctx, args)) return;
 #endif
+    launch(ctx, attention_delta_kernel, warp_grid(queries), THREADS, 0, delta, *op);
     launch(ctx, attention_backward_queries_kernel, warp_grid(queries), THREADS,
            shared_bytes(op->HS), args);
     launch(ctx, attention_backward_keys_kernel, warp_grid(keys), THREADS, shared_bytes(op->HS),

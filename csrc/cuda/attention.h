@@ -36,6 +36,13 @@ static inline float attention_scale(int HS) {
 static __device__ inline bool sees(int query, int key, int window) {
     return key <= query && (window == 0 || query - key < window);
 }
+/* Whether all of some queries see all of some keys, and whether none sees any. */
+static __device__ inline bool all_see(int query, int n_queries, int key, int n_keys, int window) {
+    return key + n_keys - 1 <= query && (window == 0 || query + n_queries - 1 - key < window);
+}
+static __device__ inline bool none_sees(int query, int n_queries, int key, int n_keys, int window) {
+    return key > query + n_queries - 1 || (window > 0 && query - (key + n_keys - 1) >= window);
+}
 /* The first key that it sees. */
 static __device__ inline int first_key(int query, int window) {
     return window > 0 && query >= window ? query + 1 - window : 0;
@@ -48,7 +55,7 @@ static __device__ inline int end_query(int key, int window, int T) {
 /* Arguments of the kernels of backward. */
 typedef struct backward_args {
     attention_backward op;
-    const float *delta; /* (B, NH, T) <dout, out> of each row */
+    float *delta; /* (B, NH, T) <dout, out> of each row */
     float scale;
 } backward_args;
 
@@ -57,8 +64,8 @@ static __device__ inline int64_t cache_at(const attention_decode &a, int seq, in
     return ((int64_t)seq * a.NKV + h / (a.NH / a.NKV)) * a.n_ctx * a.HS;
 }
 
-/* Queries, or in backward keys, that a block of attention_bf16.cu has. */
-enum { ATTENTION_TILE = 64 };
+/* Rows of a decoding step that attention_bf16.cu takes together. */
+static constexpr int ATTENTION_TILE = 64;
 
 /* Whether the tile of rows that starts at `first` is of one sequence. */
 static __device__ inline int is_whole_tile(const attention_decode &a, int first) {
@@ -66,10 +73,12 @@ static __device__ inline int is_whole_tile(const attention_decode &a, int first)
 }
 
 #ifdef CUDA_BF16
-/* attention_bf16.cu: on tensor cores; 0 where it has no tiles for this size of head. */
+/* attention_bf16.cu: on tensor cores; 0 where it has no tiles for this size of head: they are
+ * for multiples of 8, up to 128. */
 int attention_tiles_forward(gpt_ctx *ctx, const attention_forward &op);
 /* The whole tiles of a decoding step, whose rows are in the cache by now. */
 int attention_tiles_prefill(gpt_ctx *ctx, const attention_decode &op);
+/* Makes args.delta itself. */
 int attention_tiles_backward(gpt_ctx *ctx, const backward_args &args);
 #endif
 

@@ -1,5 +1,6 @@
 /* context.cu: the device, its stream and memory; once for both dtypes. */
 #define CUDA_DTYPE any
+#include "instructions.h"
 #include "product.h"
 
 #include "cuda_device.h"
@@ -83,6 +84,19 @@ int cuda_info(gpt_device_info *out) {
 
 /* ---- the context ---- */
 
+static __global__ void features_kernel(int *has_groups) {
+    *has_groups = HAS_WGMMA;
+}
+
+/* What this build's kernels for the device have; less where GPTC_CUDA_LEVEL asks for that of an earlier
+ * compute capability, such as 80. Through pinned memory, which kernels can write. */
+static int has_groups(gpt_ctx *ctx) {
+    const char *level = getenv("GPTC_CUDA_LEVEL");
+    launch(ctx, features_kernel, dim3(1), 1, 0, (int *)ctx->staging);
+    cuda_remember(ctx, cudaStreamSynchronize(ctx->stream));
+    return *(int *)ctx->staging && (!level || atoi(level) >= 90);
+}
+
 enum { STAGING_BYTES = 8 << 20 };
 
 int cuda_ctx_create(gpt_ctx **out, int n_threads, int pin) {
@@ -102,6 +116,7 @@ int cuda_ctx_create(gpt_ctx **out, int n_threads, int pin) {
         cuda_ctx_free(ctx);
         return status;
     }
+    ctx->has_groups = has_groups(ctx);
     *out = ctx;
     return GPT_OK;
 }

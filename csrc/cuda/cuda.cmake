@@ -37,7 +37,7 @@ if(NOT CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES OFF)
     set(cuda_targets
       "--generate-code=arch=compute_80,code=[sm_80,sm_86,sm_89]"
-      "--generate-code=arch=compute_90,code=[sm_90]"
+      "--generate-code=arch=compute_90a,code=[sm_90a]"
       "--generate-code=arch=compute_100,code=[sm_100,compute_100]")
   else()
     set(CMAKE_CUDA_ARCHITECTURES native)

@@ -77,6 +77,7 @@ typedef struct cuda_graphs cuda_graphs;   /* recorded sequences of ops: graph.cu
 struct gpt_ctx {
     cudaStream_t stream;
     int device;
+    int has_groups;    /* products of a warpgroup (wgmma): a Hopper, and kernels compiled for it */
     cudaError_t error; /* the first that happened; sync reports it */
     cuda_library *products;
     cuda_graphs *graphs;
@@ -129,7 +130,7 @@ static void launch(gpt_ctx *ctx, void (*kernel)(P...), dim3 grid, int threads, s
 
 /* The block's dynamic shared memory. */
 template <typename T> static __device__ inline T *shared_memory() {
-    extern __shared__ __align__(128) unsigned char dynamic_shared[];
+    extern __shared__ __align__(1024) unsigned char dynamic_shared[];
     return (T *)dynamic_shared;
 }
 #endif

@@ -1,5 +1,5 @@
 /* instructions.h: what the tensor cores, asynchronous copies and a few others are asked, by name. PTX ISA 7.1, for
- * compute capability 8.0 and later; in the emulation, the same in plain C++. */
+ * compute capability 8.0 and later, and 8.0 for Hopper's own; in the emulation, the same in plain C++. */
 #ifndef CUDA_INSTRUCTIONS_H
 #define CUDA_INSTRUCTIONS_H
 
@@ -69,7 +69,7 @@ static __device__ inline void load_matrices_transposed(uint32_t (&r)[4], const _
 #endif
 }
 
-/* 16 bytes to shared memory, some time before the wait for their group: zeros where not `there`. */
+/* 16 bytes to shared memory, some time before the wait for them: zeros where not `there`. */
 static __device__ inline void copy_async(void *shared, const void *global, bool there) {
 #ifdef GPTC_EMULATE_CUDA
     emulate_copy_async(shared, there ? global : NULL);
@@ -80,20 +80,139 @@ static __device__ inline void copy_async(void *shared, const void *global, bool 
                  : "memory");
 #endif
 }
-/* Ends a group of copies. */
-static __device__ inline void copy_commit() {
+/* Waits until all of this thread's copies have arrived. */
+static __device__ inline void copy_wait() {
 #ifdef GPTC_EMULATE_CUDA
-    emulate_copy_commit();
+    emulate_copy_wait();
 #else
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
-/* Waits until this thread's copies have arrived, but for those of the last n groups. */
-template <int n> static __device__ inline void copy_wait() {
-#ifdef GPTC_EMULATE_CUDA
-    emulate_copy_wait(n);
+
+/* ---- products of a warpgroup, which is four warps: wgmma, on Hopper alone ---- */
+
+/* Whether this compilation has them. For other targets their kernels are empty. */
+#if defined(GPTC_EMULATE_CUDA) || defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+static constexpr bool HAS_WGMMA = true;
 #else
-    asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+static constexpr bool HAS_WGMMA = false;
+#endif
+
+/* Descriptor of a matrix in shared memory: rows of 64 numbers (128 bytes), of which each eight, at
+ * a multiple of 1,024 bytes, have their 16-byte chunks in the order chunk ^ row. Where numbers that follow
+ * each other are not multiplied with each other (transposed), columns from 64 on are `panel` bytes later. */
+static __device__ inline uint64_t matrix_of(const __nv_bfloat16 *at, int panel) {
+#ifdef GPTC_EMULATE_CUDA
+    uint32_t address = (uint32_t)((const char *)at - shared_memory<char>());
+#else
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(at);
+#endif
+    const uint64_t EIGHT_ROWS = 1024, SWIZZLE_128 = 1;
+    return (address & 0x3ffff) >> 4 | (uint64_t)panel >> 4 << 16 | EIGHT_ROWS >> 4 << 32 |
+           SWIZZLE_128 << 62;
+}
+
+/* Before the first product on registers that ordinary instructions have written. */
+static __device__ inline void group_begin() {
+#ifndef GPTC_EMULATE_CUDA
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+/* Makes the registers of a left side before that. */
+static __device__ inline void group_pin(uint32_t (&a)[4]) {
+#ifdef GPTC_EMULATE_CUDA
+    (void)a;
+#else
+    asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory");
+#endif
+}
+/* Ends a group of products. */
+static __device__ inline void group_commit() {
+#ifdef GPTC_EMULATE_CUDA
+    emulate_group_commit();
+#else
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+/* Waits until all but the last n groups are done; x is what they made. */
+template <int n, int N> static __device__ inline void group_wait(float (&x)[N][4]) {
+#ifdef GPTC_EMULATE_CUDA
+    emulate_group_wait(n);
+    (void)x;
+#else
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory");
+#pragma unroll
+    for (int i = 0; i < N; i++) /* nothing that reads x may move above */
+        asm volatile("" : "+f"(x[i][0]), "+f"(x[i][1]), "+f"(x[i][2]), "+f"(x[i][3])::"memory");
+#endif
+}
+
+/* Before tensor cores read what this thread has put into shared memory, and the barrier between. */
+static __device__ inline void group_publish() {
+#ifdef GPTC_EMULATE_CUDA
+    emulate_group_publish();
+#else
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+#define ROW_OF_4(i)  "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define ROWS_OF_4(i) ROW_OF_4(i), ROW_OF_4(i + 1), ROW_OF_4(i + 2), ROW_OF_4(i + 3)
+#define REGISTERS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define REGISTERS_32                                                                               \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "             \
+    "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define REGISTERS_64                                                                               \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "             \
+    "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, "             \
+    "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "             \
+    "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+/* d (64 x 8 N) = or += a (64 x 16) b (16 x 8 N), where a's rows and b's columns are rows of matrices.
+ * Of d each warp has 16 rows, as in multiply_add. It happens some time before the wait for its group,
+ * and until then nobody may touch registers and matrices. */
+template <int N>
+static __device__ inline void group_multiply(float (&d)[N][4], uint64_t a, uint64_t b, bool add) {
+#ifdef GPTC_EMULATE_CUDA
+    emulate_group_multiply(&d[0][0], N, NULL, a, b, false, add);
+#else
+#define MULTIPLY(n, REGISTERS, A, B, ADD, ...)                                                     \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #ADD ", 0;\n"                                  \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" REGISTERS "}, %" #A  \
+                 ", %" #B ", p, 1, 1, 0, 0; }"                                                     \
+                 : __VA_ARGS__                                                                     \
+                 : "l"(a), "l"(b), "r"((int)add))
+    static_assert(N == 4 || N == 8 || N == 16);
+    if constexpr (N == 4)
+        MULTIPLY(32, REGISTERS_16, 16, 17, 18, ROWS_OF_4(0));
+    else if constexpr (N == 8)
+        MULTIPLY(64, REGISTERS_32, 32, 33, 34, ROWS_OF_4(0), ROWS_OF_4(4));
+    else
+        MULTIPLY(128, REGISTERS_64, 64, 65, 66, ROWS_OF_4(0), ROWS_OF_4(4), ROWS_OF_4(8),
+                 ROWS_OF_4(12));
+#undef MULTIPLY
+#endif
+}
+
+/* d (64 x 8 N) += a (64 x 16) b (16 x 8 N), where a is in registers, and b's rows are the matrix's. */
+template <int N>
+static __device__ inline void group_multiply_transposed(float (&d)[N][4], const uint32_t (&a)[4],
+                                                        uint64_t b) {
+#ifdef GPTC_EMULATE_CUDA
+    emulate_group_multiply(&d[0][0], N, a, 0, b, true, true);
+#else
+#define MULTIPLY(n, REGISTERS, A0, A1, A2, A3, B, ...)                                             \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" REGISTERS            \
+                 "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 1, 1, 1, 1;"               \
+                 : __VA_ARGS__                                                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+    static_assert(N == 8 || N == 16);
+    if constexpr (N == 8)
+        MULTIPLY(64, REGISTERS_32, 32, 33, 34, 35, 36, ROWS_OF_4(0), ROWS_OF_4(4));
+    else
+        MULTIPLY(128, REGISTERS_64, 64, 65, 66, 67, 68, ROWS_OF_4(0), ROWS_OF_4(4), ROWS_OF_4(8),
+                 ROWS_OF_4(12));
+#undef MULTIPLY
 #endif
 }
 

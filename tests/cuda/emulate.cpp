@@ -31,7 +31,6 @@ struct barrier {
 struct copy {
     void *to;
     const void *from;
-    int group;
 };
 
 using place = void *[5]; /* in code and on a stack, for __builtin_setjmp */
@@ -43,13 +42,26 @@ struct fiber {
     bool made;
 };
 
+/* A product of a warpgroup that is under way: what d will be, and what its matrices were. */
+struct product {
+    float *d;
+    std::vector<float> result;
+    uint64_t a, b;
+    int n;
+    bool transposed;
+    uint64_t seen;
+    int group;
+};
+
 struct thread {
     fiber *on; /* NULL: it has not begun */
     bool done;
     const barrier *waits; /* until its turn is over; NULL: it can go on */
     long turn;
     std::vector<copy> copies;
-    int groups; /* committed so far */
+    std::vector<product> products;
+    int product_groups;
+    bool published; /* what it has copied into shared memory */
 };
 
 struct warp_slots {
@@ -71,7 +83,7 @@ int current;
 long progress; /* counts arrivals, releases and ends */
 const std::function<void()> *body;
 unsigned char *stacks;
-alignas(128) unsigned char shared[MAX_SHARED_BYTES];
+alignas(1024) unsigned char shared[MAX_SHARED_BYTES];
 bool reversed;
 std::mutex device; /* one launch at a time, whoever starts it */
 
@@ -106,6 +118,7 @@ void wait(barrier &b) {
 void end_thread() {
     thread &t = threads[current];
     if (!t.copies.empty()) emulate_die("a thread ends before its copies have arrived");
+    if (!t.products.empty()) emulate_die("a thread ends before its products are done");
     t.done = true;
     progress++;
     barrier &warp = warps[current / EMULATED_LANES];
@@ -172,7 +185,9 @@ void begin_block(int size, size_t shared_bytes) {
         threads[i].done = false;
         threads[i].waits = NULL;
         threads[i].copies.clear();
-        threads[i].groups = 0;
+        threads[i].products.clear();
+        threads[i].product_groups = 0;
+        threads[i].published = true;
         turns[i] = 0;
     }
 }
@@ -264,26 +279,19 @@ const unsigned char *emulate_exchange(const void *mine, size_t bytes) {
 
 void emulate_copy_async(void *to, const void *from) {
     if ((uintptr_t)to % 16 || (uintptr_t)from % 16) emulate_die("a misaligned asynchronous copy");
-    threads[current].copies.push_back({to, from, threads[current].groups});
+    threads[current].copies.push_back({to, from});
 }
 
-void emulate_copy_commit() {
-    threads[current].groups++;
-}
-
-void emulate_copy_wait(int n) {
+void emulate_copy_wait() {
     thread &t = threads[current];
-    std::vector<copy> later;
+    if (!t.copies.empty()) t.published = false;
     for (const copy &c : t.copies) {
-        if (c.group >= t.groups - n) {
-            later.push_back(c);
-        } else if (c.from) {
+        if (c.from)
             memcpy(c.to, c.from, 16);
-        } else {
+        else
             memset(c.to, 0, 16);
-        }
     }
-    t.copies = later;
+    t.copies.clear();
 }
 
 namespace {
@@ -336,6 +344,95 @@ void emulate_load_matrices(uint32_t (&r)[4], const __nv_bfloat16 *row, bool tran
         }
         r[m] = pair[0] | (uint32_t)pair[1] << 16;
     }
+}
+
+/* ---- products of a warpgroup ---- */
+
+namespace {
+
+/* A number of a matrix, as instructions.h describes it: in row i, column j of those that are not
+ * multiplied with each other where it is transposed, else the other way round. */
+uint16_t number(uint64_t matrix, bool transposed, int i, int k) {
+    uint32_t start = (uint32_t)(matrix & 0x3fff) << 4, panel = (uint32_t)(matrix >> 16 & 0x3fff)
+                                                               << 4;
+    uint32_t eight_rows = (uint32_t)(matrix >> 32 & 0x3fff) << 4;
+    int row = transposed ? k : i, col = transposed ? i : k;
+    uint32_t at = start + (uint32_t)(row / 8) * eight_rows + (uint32_t)(row % 8) * 128 +
+                  (uint32_t)(col / 64) * panel + (uint32_t)(col % 64) * 2;
+    at ^= (at >> 7 & 7) << 4;
+    if (at + 2 > MAX_SHARED_BYTES) emulate_die("a matrix outside shared memory");
+    uint16_t bits;
+    memcpy(&bits, shared + at, sizeof bits);
+    return bits;
+}
+
+/* Tells whether the matrices of a product are as they were. */
+uint64_t sum_of(const product &p, bool has_a) {
+    uint64_t sum = 0;
+    for (int k = 0; k < 16; k++) {
+        for (int i = 0; i < 8 * p.n; i++) sum = sum * 31 + number(p.b, p.transposed, i, k);
+        for (int i = 0; has_a && i < 64; i++) sum = sum * 31 + number(p.a, false, i, k);
+    }
+    return sum;
+}
+
+} // namespace
+
+void emulate_group_multiply(float *d, int n, const uint32_t *a, uint64_t a_matrix, uint64_t b,
+                            bool transposed, bool add) {
+    thread &t = threads[current];
+    int lane = current % EMULATED_LANES, first_row = current / EMULATED_LANES % 4 * 16;
+    if (blockDim.x % 128) emulate_die("a warpgroup's product without four warps");
+    for (int i = 0; i < n_threads; i++)
+        if (!threads[i].published) emulate_die("a product of copies that were not published");
+    if (a_matrix >> 62 != !a || b >> 62 != 1) emulate_die("a matrix that is not swizzled");
+    static const uint32_t none[4] = {};
+    const unsigned char *given = emulate_exchange(a ? a : none, sizeof none);
+    float left[2][16]; /* rows lane / 4 and lane / 4 + 8 */
+    for (int r = 0; r < 2; r++)
+        for (int k = 0; k < 16; k++) {
+            uint32_t pair = word(given, lane / 4 * 4 + k % 8 / 2, r + k / 8 * 2);
+            left[r][k] =
+                a ? (k % 2 ? high(pair) : low(pair))
+                  : __bfloat162float({number(a_matrix, false, first_row + lane / 4 + 8 * r, k)});
+        }
+    product p = {
+        d, std::vector<float>(4 * (size_t)n), a_matrix, b, n, transposed, 0, t.product_groups};
+    const float *before = d;
+    for (const product &other : t.products)
+        if (other.d == d) before = other.result.data();
+    for (int i = 0; i < 4 * n; i++) {
+        int col = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        float sum = add ? before[i] : 0;
+        for (int k = 0; k < 16; k++)
+            sum += left[i / 2 % 2][k] * __bfloat162float({number(b, transposed, col, k)});
+        p.result[(size_t)i] = sum;
+    }
+    p.seen = sum_of(p, !a);
+    for (int i = 0; i < 4 * n; i++) d[i] = NAN;
+    t.products.push_back(p);
+}
+
+void emulate_group_commit() {
+    threads[current].product_groups++;
+}
+
+void emulate_group_wait(int n) {
+    thread &t = threads[current];
+    std::vector<product> later;
+    for (const product &p : t.products) {
+        if (p.group >= t.product_groups - n) {
+            later.push_back(p);
+            continue;
+        }
+        if (p.seen != sum_of(p, p.a != 0)) emulate_die("shared memory changes under a product");
+        memcpy(p.d, p.result.data(), sizeof(float) * p.result.size());
+    }
+    t.products = later;
+}
+
+void emulate_group_publish() {
+    threads[current].published = true;
 }
 
 /* ---- pinned memory ---- */

@@ -7,7 +7,8 @@
  *  - Every other launch runs its blocks, and the threads of each, in reverse, so that a result that
  *    depends on their order differs between two runs, which the tests compare bit by bit.
  *  - Shared memory holds NaNs when a block begins.
- *  - An asynchronous copy arrives when it is waited for, and no earlier.
+ *  - An asynchronous copy arrives when it is waited for, and no earlier; so does a warpgroup's product,
+ *    which also wants its matrices published, and unchanged until then.
  *  - Pinned memory that a copy leaves from must stay as it is until the stream is waited for.
  *  - Threads that wait for each other for ever, a warp that works together without all its lanes,
  *    misaligned vectors and impossible launches end the program with a message. */
@@ -74,9 +75,7 @@ template <typename T> static inline T __shfl_xor_sync(unsigned mask, T x, int of
 /* ---- asynchronous copies of 16 bytes: zeros where there is no source ---- */
 
 void emulate_copy_async(void *shared, const void *global);
-void emulate_copy_commit();
-/* Waits until at most n of the groups committed last are under way. */
-void emulate_copy_wait(int n);
+void emulate_copy_wait();
 
 /* ---- bfloat16 ---- */
 
@@ -103,6 +102,14 @@ static inline __nv_bfloat16 __float2bfloat16(float f) {
 
 void emulate_multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void emulate_load_matrices(uint32_t (&r)[4], const __nv_bfloat16 *row, bool transposed);
+
+/* Products of a warpgroup: d (64 x 8 n). Its registers are NaNs until the wait for its group. a is
+ * registers, or where those are NULL a matrix. */
+void emulate_group_multiply(float *d, int n, const uint32_t *a, uint64_t a_matrix, uint64_t b,
+                            bool transposed, bool add);
+void emulate_group_commit();
+void emulate_group_wait(int n);
+void emulate_group_publish();
 
 /* ---- the runtime ---- */
 
