@@ -292,7 +292,7 @@ typedef struct classifier_backward {
     float *losses;          /* (N) = */
     float *total;           /* (1) +=, or = without add */
     act *dx;                /* (N, C) = */
-    float *dwte;            /* (Vp, C) +=; without add = for the first V rows; or NULL */
+    float *dwte;            /* (Vp, C) +=; without add = for the first V rows at least; or NULL */
     const act *x;           /* (N, C) */
     const weight *wte;      /* (Vp, C) */
     const int32_t *targets; /* (N) */

@@ -135,11 +135,12 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                           .a = logits,
                           .b = wte};
         cuda_product(ctx, &dinput);
+        /* All Vp rows, whose padding receives zeros: with V the library chooses a slower product. */
         product dweight = {.kind = PRODUCT_TN,
                            .bf16 = IS_BF16,
                            .float_out = 1,
                            .add = op->add || row > 0,
-                           .M = V,
+                           .M = Vp,
                            .N = C,
                            .K = n,
                            .lda = Vp,
