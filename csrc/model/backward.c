@@ -108,12 +108,20 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
     m->ops->embedding_backward(m->ctx, &op);
 }
 
-/* Gradients that products do not overwrite. */
+/* Gradients that products do not overwrite: neighbours, and the padding between them, in one call. */
 static void zero_added_gradients(gpt_model *m) {
-    for (int i = 0; i < m->layout.n_slots; i++) {
-        const gpt_segment *s = &m->layout.segments[i];
-        if (!s->product && s->grad >= 0)
-            m->ops->zero(m->ctx, m->grads + s->grad, sizeof(float) * (size_t)s->size);
+    int64_t begin = 0, end = 0;
+    for (int i = 0; i <= m->layout.n_slots; i++) {
+        const gpt_segment *s = i < m->layout.n_slots ? &m->layout.segments[i] : NULL;
+        if (s && s->grad < 0) continue;
+        if (s && !s->product) {
+            if (begin == end) begin = s->grad;
+            end = s->grad + s->size;
+            continue;
+        }
+        if (begin < end)
+            m->ops->zero(m->ctx, m->grads + begin, sizeof(float) * (size_t)(end - begin));
+        begin = end;
     }
 }
 
