@@ -1,5 +1,5 @@
-/* norm.cu: residual add, dropout of the branch, and LayerNorm or RMSNorm. A warp has a row; what it
- * reads a second time is still in the cache. */
+/* norm.cu: residual add, dropout of the branch, and LayerNorm or RMSNorm. In forward a warp has a row,
+ * in registers unless it is long; then what it reads a second time is still in the cache. */
 #include "columns.h"
 
 enum { THREADS = 256, WARPS = THREADS / WARP };
@@ -10,10 +10,9 @@ static inline dim3 row_grid(int N) {
 
 /* resid_out = resid + dropout(branch), W channels of it, as they are stored. */
 template <int W>
-static __device__ inline void add_branch(float (&x)[W], const residual_norm_forward &a,
-                                         gpt_dropout dropout, int64_t at) {
-    float branch[W];
-    load(branch, (const elem *)a.branch + at);
+static __device__ inline void add_branch(float (&x)[W], float (&branch)[W],
+                                         const residual_norm_forward &a, gpt_dropout dropout,
+                                         int64_t at) {
     if (dropout.p > 0)
 #pragma unroll
         for (int k = 0; k < W; k++) branch[k] *= dropout_factor(dropout, (uint64_t)(at + k));
@@ -22,17 +21,93 @@ static __device__ inline void add_branch(float (&x)[W], const residual_norm_forw
     store((elem *)a.resid_out + at, x);
 }
 
-template <int W> static __global__ void residual_norm_forward_kernel(residual_norm_forward a) {
+/* out = norm(x), W channels of a row from c on. */
+template <int W>
+static __device__ inline void norm_channels(const float (&x)[W], const residual_norm_forward &a,
+                                            int64_t start, int c, float mean, float rstd) {
+    float w[W], b[W], y[W];
+    if (a.w) load(w, a.w + c);
+    if (a.b) load(b, a.b + c);
+#pragma unroll
+    for (int k = 0; k < W; k++) {
+        y[k] = (x[k] - mean) * rstd;
+        if (a.w) y[k] *= w[k];
+        if (a.b) y[k] += b[k];
+    }
+    store((elem *)a.out + start + c, y);
+}
+
+static __device__ inline float rstd_of(float square, const residual_norm_forward &a) {
+    return 1.0f / sqrtf(warp_sum(square) / (float)a.C + a.eps);
+}
+
+static __device__ inline void keep_stats(const residual_norm_forward &a, int row, float mean,
+                                         float rstd) {
+    if (!a.stats || threadIdx.x % WARP) return;
+    a.stats[2 * row] = mean;
+    a.stats[2 * row + 1] = rstd;
+}
+
+/* The most channels of a row that a lane has in registers. */
+enum { LANE_CHANNELS = 32 };
+
+static __global__ void residual_norm_forward_kernel(residual_norm_forward a) {
+    const int W = PACK, STEPS = LANE_CHANNELS / W, STRIDE = WARP * W;
+    int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    if (row >= a.N) return;
+    int64_t start = (int64_t)row * a.C;
+    const elem *resid = (const elem *)a.resid + start, *branch = (const elem *)a.branch + start;
+    packed<elem, W> sum[STEPS], add[STEPS] = {};
+    float x[W], y[W], mean = 0, square = 0;
+    gpt_dropout dropout = dropout_at(a.dropout);
+#pragma unroll
+    for (int i = 0, c = lane * W; i < STEPS; i++, c += STRIDE) {
+        if (c >= a.C) continue;
+        sum[i] = *(const packed<elem, W> *)(resid + c);
+        if (a.branch) add[i] = *(const packed<elem, W> *)(branch + c);
+    }
+#pragma unroll
+    for (int i = 0, c = lane * W; i < STEPS; i++, c += STRIDE) {
+        if (c >= a.C) continue;
+        load(x, sum[i].x);
+        load(y, add[i].x);
+        if (a.branch) add_branch(x, y, a, dropout, start + c);
+#pragma unroll
+        for (int k = 0; k < W; k++) mean += x[k];
+        store(sum[i].x, x);
+    }
+    mean = a.norm == GPT_NORM_LAYERNORM ? warp_sum(mean) / (float)a.C : 0;
+#pragma unroll
+    for (int i = 0, c = lane * W; i < STEPS; i++, c += STRIDE) {
+        if (c >= a.C) continue;
+        load(x, sum[i].x);
+#pragma unroll
+        for (int k = 0; k < W; k++) square += (x[k] - mean) * (x[k] - mean);
+    }
+    float rstd = rstd_of(square, a);
+#pragma unroll
+    for (int i = 0, c = lane * W; i < STEPS; i++, c += STRIDE) {
+        if (c >= a.C) continue;
+        load(x, sum[i].x);
+        norm_channels(x, a, start, c, mean, rstd);
+    }
+    keep_stats(a, row, mean, rstd);
+}
+
+template <int W> static __global__ void long_norm_forward_kernel(residual_norm_forward a) {
     int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
     if (row >= a.N) return;
     int64_t start = (int64_t)row * a.C;
     const elem *resid = (const elem *)a.resid;
     const elem *sum = a.branch ? (const elem *)a.resid_out : resid;
-    float x[W], mean = 0, square = 0;
+    float x[W], branch[W], mean = 0, square = 0;
     gpt_dropout dropout = dropout_at(a.dropout);
     for (int c = lane * W; c < a.C; c += WARP * W) {
         load(x, resid + start + c);
-        if (a.branch) add_branch(x, a, dropout, start + c);
+        if (a.branch) {
+            load(branch, (const elem *)a.branch + start + c);
+            add_branch(x, branch, a, dropout, start + c);
+        }
 #pragma unroll
         for (int k = 0; k < W; k++) mean += x[k];
     }
@@ -42,29 +117,20 @@ template <int W> static __global__ void residual_norm_forward_kernel(residual_no
 #pragma unroll
         for (int k = 0; k < W; k++) square += (x[k] - mean) * (x[k] - mean);
     }
-    float rstd = 1.0f / sqrtf(warp_sum(square) / (float)a.C + a.eps);
+    float rstd = rstd_of(square, a);
     for (int c = lane * W; c < a.C; c += WARP * W) {
-        float w[W], b[W];
         load(x, sum + start + c);
-        if (a.w) load(w, a.w + c);
-        if (a.b) load(b, a.b + c);
-#pragma unroll
-        for (int k = 0; k < W; k++) {
-            x[k] = (x[k] - mean) * rstd;
-            if (a.w) x[k] *= w[k];
-            if (a.b) x[k] += b[k];
-        }
-        store((elem *)a.out + start + c, x);
+        norm_channels(x, a, start, c, mean, rstd);
     }
-    if (a.stats && lane == 0) {
-        a.stats[2 * row] = mean;
-        a.stats[2 * row + 1] = rstd;
-    }
+    keep_stats(a, row, mean, rstd);
 }
 
 CUDA_OP(residual_norm_forward) {
+    bool is_long = op->C > LANE_CHANNELS * (int)WARP;
     launch(ctx,
-           op->C % PACK == 0 ? residual_norm_forward_kernel<PACK> : residual_norm_forward_kernel<1>,
+           op->C % PACK ? long_norm_forward_kernel<1>
+           : is_long    ? long_norm_forward_kernel<PACK>
+                        : residual_norm_forward_kernel,
            row_grid(op->N), THREADS, 0, *op);
 }
 
