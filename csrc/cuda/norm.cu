@@ -137,9 +137,12 @@ CUDA_OP(residual_norm_forward) {
 /* ---- backward ---- */
 
 /* A block has a chunk of rows, one after the other: each of its threads has the same PACK channels of
- * every row, and sums them over the rows. So all is read and written once. Six blocks a multiprocessor,
- * of which a large GPU has 132. Rows of more warps than these are read again: below. */
-enum { MOST_ROW_WARPS = 16, MAX_ROW_CHUNKS = 6 * 132, MIN_CHUNK_ROWS = 8 };
+ * every row, and sums them over the rows. So all is read and written once. Six blocks of three warps
+ * fit on a multiprocessor, of which a large GPU has 132. Rows of more warps are read again: below. */
+enum { MOST_ROW_WARPS = 16, MIN_CHUNK_ROWS = 8 };
+#ifndef MAX_ROW_CHUNKS
+#define MAX_ROW_CHUNKS (6 * 132)
+#endif
 enum { MOST_SUMS = 3 /* dw, db, dbias */ };
 
 static inline int row_warps(int C) {
