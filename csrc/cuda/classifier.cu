@@ -3,7 +3,8 @@
 #include "instructions.h"
 #include "weights.h"
 
-enum { THREADS = 1024, WARPS = THREADS / WARP, MIN_CHUNK_ROWS = 128 };
+/* Twice these threads are what a multiprocessor of every kind has room for. */
+enum { THREADS = 768, WARPS = THREADS / WARP, TOTAL_THREADS = 1024, MIN_CHUNK_ROWS = 128 };
 /* Larger chunks read and write dwte less often; smaller ones need less workspace. With GPT-2's
  * vocabulary in bf16 this is 44 tiles of 128 rows: with 3 of 256 columns, for dx, as many as a large GPU
  * has multiprocessors. */
@@ -138,7 +139,8 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
     } else {
         if (thread % WARP == 0) warps[thread / WARP] = s;
         __syncthreads();
-        s = merge_warp(warps[thread % WARP]);
+        softmax_state none = {-INFINITY, 0};
+        s = merge_warp(thread % WARP < WARPS ? warps[thread % WARP] : none);
     }
     if (lane == 0) a.losses[row] = target < 0 ? 0 : s.max + logf(s.sum) - hot;
     if (!a.gradient) return;
@@ -181,8 +183,8 @@ static void losses_of_logits(gpt_ctx *ctx, const classifier_args &a) {
 static __global__ void total_kernel(float *total, const float *losses, float scale, int add,
                                     int N) {
     double sum = 0;
-    for (int n = (int)threadIdx.x; n < N; n += THREADS) sum += losses[n];
-    sum = block_sum<THREADS>(sum);
+    for (int n = (int)threadIdx.x; n < N; n += TOTAL_THREADS) sum += losses[n];
+    sum = block_sum<TOTAL_THREADS>(sum);
     if (threadIdx.x == 0) *total = (float)((add ? *total : 0) + scale * sum);
 }
 
@@ -256,6 +258,6 @@ CUDA_OP(classifier_forward) {
 
 CUDA_OP(classifier_backward) {
     classifier(ctx, op);
-    launch(ctx, total_kernel, dim3(1), THREADS, sizeof(double) * THREADS, op->total,
+    launch(ctx, total_kernel, dim3(1), TOTAL_THREADS, sizeof(double) * TOTAL_THREADS, op->total,
            (const float *)op->losses, op->scale, op->add, op->N);
 }
