@@ -165,6 +165,7 @@ typedef struct residual_norm_backward {
     act *dbranch;       /* (N, C) =, or NULL */
     float *dw;          /* (C) +=, or NULL */
     float *db;          /* (C) +=, or NULL */
+    float *dbias;       /* (C) += the sums of the branch's gradient, or NULL: see sums_branches */
     const act *dout;    /* (N, C) */
     const act *resid;   /* (N, C): resid_out of forward */
     const float *stats; /* (N, 2) */
@@ -292,7 +293,7 @@ typedef struct classifier_backward {
     float *losses;          /* (N) = */
     float *total;           /* (1) +=, or = without add */
     act *dx;                /* (N, C) = */
-    float *dwte;            /* (Vp, C) +=; without add = for the first V rows; or NULL */
+    float *dwte;            /* (Vp, C) +=; without add = for the first V rows at least; or NULL */
     const act *x;           /* (N, C) */
     const weight *wte;      /* (Vp, C) */
     const int32_t *targets; /* (N) */
@@ -363,6 +364,9 @@ typedef struct gpt_ops {
     /* 1: weights_pack reads the host's memory, so that without training what only products read has
      * to be kept in their form alone. */
     int packs_host_memory;
+    /* 1: residual_norm_backward, which has a branch's gradient at hand, sums it for the bias of the
+     * layer that made the branch, and linear_backward of that layer has no db to make. */
+    int sums_branches;
     size_t thread_library_bytes; /* what the matrix library keeps for each thread, as measured */
 
     int (*ctx_create)(gpt_ctx **out, int n_threads, int pin); /* pin: see gpt_options */

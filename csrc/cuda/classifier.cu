@@ -1,24 +1,42 @@
 /* classifier.cu: the output head fused with softmax cross-entropy, over chunks of rows: a chunk's logits
  * become its gradient in place. */
+#include "instructions.h"
 #include "weights.h"
 
-enum { THREADS = 512, WARPS = THREADS / WARP, MIN_CHUNK_ROWS = 128 };
-/* Larger chunks read and write dwte less often; smaller ones need less workspace. */
-#define CHUNK_BYTES ((size_t)512 << 20)
+/* Twice these threads are what a multiprocessor of every kind has room for. */
+enum { THREADS = 768, WARPS = THREADS / WARP, TOTAL_THREADS = 1024, MIN_CHUNK_ROWS = 128 };
+/* Larger chunks read and write dwte less often; smaller ones need less workspace. With GPT-2's
+ * vocabulary in bf16 this is 44 tiles of 128 rows: with 3 of 256 columns, for dx, as many as a large GPU
+ * has multiprocessors. */
+#ifndef CHUNK_BYTES
+#define CHUNK_BYTES ((size_t)544 << 20)
+#endif
 
-static int chunk_rows(int N, int Vp) {
+/* The most rows that a chunk has of N or more. */
+static int most_chunk_rows(int N, int Vp) {
     int rows = (int)least<size_t>(CHUNK_BYTES / (sizeof(elem) * (size_t)Vp), (size_t)1 << 30);
     return least(N, most(rows / MIN_CHUNK_ROWS, 1) * MIN_CHUNK_ROWS);
 }
 
+/* As few chunks as that allows, of nearly equal size. */
+static int chunk_rows(int N, int Vp) {
+    int64_t n_chunks = div_up(N, most_chunk_rows(N, Vp));
+    return (int)least<int64_t>(N, div_up(div_up(N, n_chunks), MIN_CHUNK_ROWS) * MIN_CHUNK_ROWS);
+}
+
 static size_t logits_bytes(int N, int Vp) {
-    return align_up(sizeof(elem) * (size_t)chunk_rows(N, Vp) * (size_t)Vp);
+    return align_up(sizeof(elem) * (size_t)most_chunk_rows(N, Vp) * (size_t)Vp);
 }
 
 /* Logits, and quantized weights as bf16 again. */
 CUDA_WORKSPACE(classifier_workspace) {
     return logits_bytes(shape->N, shape->Vp) +
            align_up(sizeof(elem) * weight_numbers(shape->Vp, shape->C));
+}
+
+/* e to the x, for x up to 0: within 1e-6 of the largest. */
+static __device__ inline float exp_of(float x) {
+    return exp2_of(x * 1.4426950408889634f);
 }
 
 /* A running maximum, and the sum of exponentials relative to it. */
@@ -30,7 +48,7 @@ static __device__ inline softmax_state merge(softmax_state a, softmax_state b) {
     float max = fmaxf(a.max, b.max);
     softmax_state none = {-INFINITY, a.sum + b.sum}; /* nothing seen, or only NaN */
     if (max == -INFINITY) return none;
-    softmax_state both = {max, a.sum * expf(a.max - max) + b.sum * expf(b.max - max)};
+    softmax_state both = {max, a.sum * exp_of(a.max - max) + b.sum * exp_of(b.max - max)};
     return both;
 }
 
@@ -45,55 +63,128 @@ static __device__ inline softmax_state merge_warp(softmax_state s) {
     return s;
 }
 
-/* A block a row. gradient: logits become scale (softmax - onehot), and 0 in the padding. */
+/* Where a kernel finds a row the second time it reads it. */
+enum row_place {
+    ROW_IN_CACHE,  /* in the cache, or past it: a block a row, of any length */
+    ROW_IN_SHARED, /* in shared memory: a block a row */
+    ROW_OF_WARP,   /* in the cache: a warp a row, which is short */
+};
+/* Logits of a row of a warp; and bytes of shared memory that a block of every device may have, from
+ * compute capability 8.0 on. */
+enum { WARP_LOGITS = 1024, MOST_SHARED_BYTES = 99 << 10 };
+
+template <row_place PLACE> static inline size_t classifier_shared_bytes(int Vp) {
+    size_t states = PLACE == ROW_OF_WARP ? 0 : sizeof(softmax_state) * WARPS;
+    return states + (PLACE == ROW_IN_SHARED ? sizeof(elem) * (size_t)Vp : 0);
+}
+
+typedef struct classifier_args {
+    float *losses;          /* (n) = */
+    elem *logits;           /* (n, Vp); with gradient they become scale (softmax - onehot), and 0 in
+                               the padding */
+    const int32_t *targets; /* (n) */
+    float scale;
+    int gradient, n, V, Vp;
+} classifier_args;
+
+/* The maximum of W logits from v on and of those before, and the sum. */
+template <int W> static __device__ inline void softmax_add(softmax_state *s, float (&y)[W]) {
+    float biggest = s->max;
+#pragma unroll
+    for (int k = 0; k < W; k++) biggest = fmaxf(biggest, y[k]);
+    float sum = s->max == -INFINITY ? 0 : s->sum * exp_of(s->max - biggest);
+#pragma unroll
+    for (int k = 0; k < W; k++) sum += exp_of(y[k] - biggest);
+    s->max = biggest;
+    s->sum = sum;
+}
+
+/* The logits from V on take no part: their exponentials are 0. */
 template <int W>
-static __global__ void classifier_kernel(float *losses, elem *logits /* (n, Vp) */,
-                                         const int32_t *targets, float scale, int gradient, int V,
-                                         int Vp) {
-    int row = (int)blockIdx.x, target = targets[row], thread = (int)threadIdx.x;
-    elem *x = logits + (int64_t)row * Vp;
+static __device__ inline void load_logits(float (&y)[W], const elem *x, int v, int V) {
+    load(y, x + v);
+    if (v + W <= V) return;
+#pragma unroll
+    for (int k = 0; k < W; k++)
+        if (v + k >= V) y[k] = -INFINITY;
+}
+
+template <int W, row_place PLACE>
+static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifier_args a) {
+    const int LANES = PLACE == ROW_OF_WARP ? (int)WARP : (int)THREADS, STRIDE = LANES * W;
+    int thread = (int)threadIdx.x, lane = thread % LANES;
+    int row = (int)blockIdx.x * (THREADS / LANES) + thread / LANES, V = a.V;
+    if (row >= a.n) return;
+    int target = a.targets[row];
+    elem *out = a.logits + (int64_t)row * a.Vp;
+    const elem *x = out;
     softmax_state *warps = shared_memory<softmax_state>(); /* (WARPS) */
+    float hot = lane == 0 && target >= 0 ? to_float(x[target]) : 0;
+    if (PLACE == ROW_IN_SHARED) {
+        elem *copy = (elem *)(warps + WARPS); /* (Vp), of which each thread reads what it wrote */
+        for (int v = lane * W; v < V; v += STRIDE) copy_async(copy + v, x + v, true);
+        copy_commit();
+        copy_wait<0>();
+        x = copy;
+    }
     softmax_state s = {-INFINITY, 0};
-    for (int v = thread * W; v < V; v += THREADS * W) {
-        float y[W], biggest = s.max;
-        load(y, x + v);
-#pragma unroll
-        for (int k = 0; k < W; k++)
-            if (v + k < V) biggest = fmaxf(biggest, y[k]);
-        float sum = s.max == -INFINITY ? 0 : s.sum * expf(s.max - biggest);
-#pragma unroll
-        for (int k = 0; k < W; k++)
-            if (v + k < V) sum += expf(y[k] - biggest);
-        s.max = biggest;
-        s.sum = sum;
+    float y[W];
+    for (int v = lane * W; v < V; v += STRIDE) {
+        load_logits(y, x, v, V);
+        softmax_add(&s, y);
     }
     s = merge_warp(s);
-    if (thread % WARP == 0) warps[thread / WARP] = s;
-    __syncthreads();
-    s = warps[0];
-    for (int w = 1; w < WARPS; w++) s = merge(s, warps[w]);
-    if (thread == 0) losses[row] = target < 0 ? 0 : s.max + logf(s.sum) - to_float(x[target]);
-    if (!gradient) return;
-    __syncthreads(); /* thread 0 has read its logit */
-    float factor = target < 0 ? 0 : scale / s.sum;
-    for (int v = thread * W; v < Vp; v += THREADS * W) {
-        float y[W];
-        load(y, x + v);
-#pragma unroll
-        for (int k = 0; k < W; k++) {
-            float p = v + k < V && target >= 0 ? expf(y[k] - s.max) * factor : 0;
-            y[k] = v + k == target ? p - scale : p;
-        }
-        store(x + v, y);
+    if (PLACE == ROW_OF_WARP) {
+        __syncwarp(); /* lane 0 has read its logit */
+    } else {
+        if (thread % WARP == 0) warps[thread / WARP] = s;
+        __syncthreads();
+        softmax_state none = {-INFINITY, 0};
+        s = merge_warp(thread % WARP < WARPS ? warps[thread % WARP] : none);
     }
+    if (lane == 0) a.losses[row] = target < 0 ? 0 : s.max + logf(s.sum) - hot;
+    if (!a.gradient) return;
+    float factor = a.scale / s.sum;
+    for (int v = lane * W; v < a.Vp; v += STRIDE) {
+#pragma unroll
+        for (int k = 0; k < W; k++) y[k] = 0;
+        if (target >= 0 && v < V) {
+            load_logits(y, x, v, V);
+#pragma unroll
+            for (int k = 0; k < W; k++) y[k] = exp_of(y[k] - s.max) * factor;
+            if (target >= v && target < v + W)
+#pragma unroll
+                for (int k = 0; k < W; k++)
+                    if (v + k == target) y[k] -= a.scale;
+        }
+        store(out + v, y);
+    }
+}
+
+template <int W, row_place PLACE>
+static void launch_classifier(gpt_ctx *ctx, const classifier_args &a) {
+    int rows = PLACE == ROW_OF_WARP ? (int)WARPS : 1;
+    launch(ctx, classifier_kernel<W, PLACE>, dim3((unsigned)div_up(a.n, rows)), THREADS,
+           classifier_shared_bytes<PLACE>(a.Vp), a);
+}
+
+static void losses_of_logits(gpt_ctx *ctx, const classifier_args &a) {
+    if (a.Vp % PACK)
+        launch_classifier<1, ROW_IN_CACHE>(ctx, a);
+    else if (a.Vp <= WARP_LOGITS)
+        launch_classifier<PACK, ROW_OF_WARP>(ctx, a);
+    else if (classifier_shared_bytes<ROW_IN_SHARED>(a.Vp) <= MOST_SHARED_BYTES)
+        launch_classifier<PACK, ROW_IN_SHARED>(ctx, a);
+    else
+        launch_classifier<PACK, ROW_IN_CACHE>(ctx, a);
 }
 
 /* One block. */
 static __global__ void total_kernel(float *total, const float *losses, float scale, int add,
                                     int N) {
     double sum = 0;
-    for (int n = (int)threadIdx.x; n < N; n += THREADS) sum += losses[n];
-    sum = block_sum<THREADS>(sum);
+    for (int n = (int)threadIdx.x; n < N; n += TOTAL_THREADS) sum += losses[n];
+    sum = block_sum<TOTAL_THREADS>(sum);
     if (threadIdx.x == 0) *total = (float)((add ? *total : 0) + scale * sum);
 }
 
@@ -119,9 +210,8 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                         .a = x_chunk,
                         .b = wte};
         weight_product(ctx, &head, (elem *)((char *)logits + logits_bytes(N, Vp)));
-        launch(ctx, Vp % PACK == 0 ? classifier_kernel<PACK> : classifier_kernel<1>,
-               dim3((unsigned)n), THREADS, sizeof(softmax_state) * WARPS, op->losses + row, logits,
-               op->targets + row, op->scale, dx != NULL, V, Vp);
+        losses_of_logits(
+            ctx, {op->losses + row, logits, op->targets + row, op->scale, dx != NULL, n, V, Vp});
         if (!dx) continue;
         product dinput = {.kind = PRODUCT_NN,
                           .bf16 = IS_BF16,
@@ -135,11 +225,12 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                           .a = logits,
                           .b = wte};
         cuda_product(ctx, &dinput);
+        /* All Vp rows, whose padding receives zeros: with V the library chooses a slower product. */
         product dweight = {.kind = PRODUCT_TN,
                            .bf16 = IS_BF16,
                            .float_out = 1,
                            .add = op->add || row > 0,
-                           .M = V,
+                           .M = Vp,
                            .N = C,
                            .K = n,
                            .lda = Vp,
@@ -167,6 +258,6 @@ CUDA_OP(classifier_forward) {
 
 CUDA_OP(classifier_backward) {
     classifier(ctx, op);
-    launch(ctx, total_kernel, dim3(1), THREADS, sizeof(double) * THREADS, op->total,
+    launch(ctx, total_kernel, dim3(1), TOTAL_THREADS, sizeof(double) * TOTAL_THREADS, op->total,
            (const float *)op->losses, op->scale, op->add, op->N);
 }

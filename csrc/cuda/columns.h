@@ -53,20 +53,22 @@ template <int S> struct column_outputs {
     float *out[S];
 };
 
+enum { ADD_THREADS = 1024, ADD_PARTS = ADD_THREADS / WARP };
+
 template <int S>
-static __global__ void add_chunks_kernel(column_outputs<S> to, const float *partial, int n_chunks,
-                                         int C) {
-    float *sums = shared_memory<float>(); /* (COLUMN_ROWS, WARP) */
+static __global__ void __launch_bounds__(ADD_THREADS)
+    add_chunks_kernel(column_outputs<S> to, const float *partial, int n_chunks, int C) {
+    float *sums = shared_memory<float>(); /* (ADD_PARTS, WARP) */
     int lane = (int)threadIdx.x % WARP, part = (int)threadIdx.x / WARP;
     int i = (int)blockIdx.x * WARP + lane; /* of (S, C) */
     float sum = 0;
     if (i < S * C)
-#pragma unroll 4
-        for (int k = part; k < n_chunks; k += COLUMN_ROWS) sum += partial[(int64_t)k * S * C + i];
+#pragma unroll 16
+        for (int k = part; k < n_chunks; k += ADD_PARTS) sum += partial[(int64_t)k * S * C + i];
     sums[part * WARP + lane] = sum;
     __syncthreads();
     if (part > 0) return;
-    for (int p = 1; p < COLUMN_ROWS; p++) sum += sums[p * WARP + lane];
+    for (int p = 1; p < ADD_PARTS; p++) sum += sums[p * WARP + lane];
 #pragma unroll
     for (int s = 0; s < S; s++)
         if (i >= s * C && i < (s + 1) * C && to.out[s]) to.out[s][i - s * C] += sum;
@@ -75,8 +77,8 @@ static __global__ void add_chunks_kernel(column_outputs<S> to, const float *part
 template <int S>
 static inline void add_chunks(gpt_ctx *ctx, column_outputs<S> to, const float *partial,
                               int n_chunks, int C) {
-    launch(ctx, add_chunks_kernel<S>, dim3((unsigned)div_up(S * C, WARP)), COLUMN_THREADS,
-           sizeof(float) * COLUMN_THREADS, to, partial, n_chunks, C);
+    launch(ctx, add_chunks_kernel<S>, dim3((unsigned)div_up(S * C, WARP)), ADD_THREADS,
+           sizeof(float) * ADD_THREADS, to, partial, n_chunks, C);
 }
 
 #endif

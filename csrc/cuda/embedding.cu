@@ -2,10 +2,12 @@
  *
  * The gradient of a token's row is a sum over all rows that hold the token, in their order, so that
  * it is always the same: rows are first sorted by token with a stable counting sort (ranks within
- * chunks, then places of chunks), and each token's rows are then added by one block. */
+ * chunks, then places of chunks). Then each warp adds a piece of that order, in which a token's rows
+ * are neighbours, and sums of tokens with rows in several pieces are added in the order of pieces. */
 #include "cuda.h"
 
 enum { THREADS = 256, WARPS = THREADS / WARP, CHUNK = 1024, SCAN_THREADS = 1024 };
+enum { PIECE = WARP /* rows: one for each lane to find */ };
 
 template <int W> static __global__ void embedding_forward_kernel(embedding_forward a) {
     int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
@@ -31,15 +33,18 @@ CUDA_OP(embedding_forward) {
 
 /* ---- backward ---- */
 
-/* The results of the sort. Chunk k holds rows k CHUNK and on. */
+/* The results of the sort, and sums. Chunk k holds rows k CHUNK and on, piece p places p PIECE and on of
+ * the order. */
 typedef struct sorting {
     int32_t *counts; /* (n_chunks, V) rows of a token in a chunk; then in all chunks before it */
     int32_t *begins; /* (V + 1) where a token's rows start in order; the last is N */
     int32_t *ranks;  /* (N) rows of the same token earlier in the chunk */
     int32_t *order;  /* (N) rows by token, then by row */
+    float *partial;  /* (n_pieces, 2, C) sums of a token that has rows before the piece too, or that
+                        begins with it; and of one that begins later and has rows after it */
 } sorting;
 
-static size_t lay_out(sorting *s, char *base, int N, int V) {
+static size_t lay_out(sorting *s, char *base, int N, int V, int C) {
     size_t counts = align_up(sizeof(int32_t) * (size_t)div_up(N, CHUNK) * (size_t)V);
     size_t begins = align_up(sizeof(int32_t) * ((size_t)V + 1));
     size_t rows = align_up(sizeof(int32_t) * (size_t)N);
@@ -47,12 +52,14 @@ static size_t lay_out(sorting *s, char *base, int N, int V) {
     s->begins = (int32_t *)(base + counts);
     s->ranks = (int32_t *)(base + counts + begins);
     s->order = (int32_t *)(base + counts + begins + rows);
-    return counts + begins + 2 * rows;
+    s->partial = (float *)(base + counts + begins + 2 * rows);
+    size_t partial = align_up(sizeof(float) * 2 * (size_t)div_up(N, PIECE) * (size_t)C);
+    return counts + begins + 2 * rows + partial;
 }
 
 CUDA_WORKSPACE(embedding_workspace) {
     sorting s;
-    return shape->training ? lay_out(&s, NULL, shape->N, shape->V) : 0;
+    return shape->training ? lay_out(&s, NULL, shape->N, shape->V, shape->C) : 0;
 }
 
 /* A block a chunk, a thread a row. The last row of a token knows how many there are. */
@@ -116,18 +123,47 @@ static __global__ void order_rows_kernel(sorting s, const int32_t *tokens, int N
     s.order[s.begins[token] + s.counts[(int64_t)(n / CHUNK) * V + token] + s.ranks[n]] = n;
 }
 
-/* A block for each token and strip of WARP * W channels; its warps take turns at the rows. */
+/* A warp for each piece and strip of WARP * W channels. */
 template <int W> static __global__ void embedding_backward_kernel(embedding_backward a, sorting s) {
-    const elem *dout = (const elem *)a.dout;
-    int C = a.C;
-    int token = (int)blockIdx.x, lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
-    int c = (int)(blockIdx.y * WARP + lane) * W, first = s.begins[token], end = s.begins[token + 1];
-    if (first == end) return;
+    int lane = (int)threadIdx.x % WARP, piece = (int)(blockIdx.x * WARPS + threadIdx.x / WARP);
+    int c = (int)(blockIdx.y * WARP + lane) * W, C = a.C;
+    int begin = piece * PIECE, n = least<int>(PIECE, a.N - begin);
+    if (n <= 0) return;
+    int my_row = lane < n ? s.order[begin + lane] : 0, my_token = lane < n ? a.tokens[my_row] : -1;
+    float sum[W] = {}, x[W];
+    for (int i = 0; i < n; i++) {
+        int row = __shfl_sync(~0u, my_row, i), token = __shfl_sync(~0u, my_token, i);
+        int next = __shfl_sync(~0u, my_token, i + 1);
+        if (c >= C) continue;
+        load(x, (const elem *)a.dout + (int64_t)row * C + c);
+#pragma unroll
+        for (int k = 0; k < W; k++) sum[k] += x[k];
+        if (token == next && i + 1 < n) continue;
+        int first = s.begins[token], end = s.begins[token + 1];
+        bool whole = first >= begin && end <= begin + PIECE;
+        float *to = whole ? a.dwte + (int64_t)token * C + c
+                          : s.partial + ((int64_t)piece * 2 + (first > begin)) * C + c;
+        if (whole) load(x, to);
+#pragma unroll
+        for (int k = 0; k < W; k++) x[k] = whole ? x[k] + sum[k] : sum[k], sum[k] = 0;
+        store(to, x);
+    }
+}
+
+/* A block for each piece and strip: the token that begins in it and has rows in others, if there is one.
+ * Its warps take turns at the pieces. */
+template <int W> static __global__ void add_pieces_kernel(embedding_backward a, sorting s) {
+    int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP, C = a.C;
+    int c = (int)(blockIdx.y * WARP + lane) * W;
+    int piece = (int)blockIdx.x, begin = piece * PIECE;
+    int token = a.tokens[s.order[least(begin + (int)PIECE, a.N) - 1]];
+    int first = s.begins[token], end = s.begins[token + 1];
+    if (first < begin || end <= begin + PIECE) return;
     float *sums = shared_memory<float>() + (warp * WARP + lane) * W; /* (WARPS, WARP W) */
     float sum[W] = {}, x[W];
     if (c < C)
-        for (int r = first + warp; r < end; r += WARPS) {
-            load(x, dout + (int64_t)s.order[r] * C + c);
+        for (int p = piece + warp; p * PIECE < end; p += WARPS) {
+            load(x, s.partial + ((int64_t)p * 2 + (first > p * PIECE)) * C + c);
 #pragma unroll
             for (int k = 0; k < W; k++) sum[k] += x[k];
         }
@@ -137,7 +173,7 @@ template <int W> static __global__ void embedding_backward_kernel(embedding_back
     if (warp > 0 || c >= C) return;
     float *dw = a.dwte + (int64_t)token * C + c;
     load(x, dw);
-    for (int other = 0; other < least<int>(WARPS, end - first); other++)
+    for (int other = 0; other < WARPS; other++)
 #pragma unroll
         for (int k = 0; k < W; k++) x[k] += sums[other * WARP * W + k];
     store(dw, x);
@@ -158,9 +194,13 @@ template <int W> static __global__ void position_backward_kernel(embedding_backw
 }
 
 template <int W> static void backward(gpt_ctx *ctx, const embedding_backward &a, sorting s) {
-    dim3 grid((unsigned)a.V, (unsigned)div_up(a.C, WARP * W));
-    if (a.dwte)
-        launch(ctx, embedding_backward_kernel<W>, grid, THREADS, sizeof(float) * THREADS * W, a, s);
+    unsigned pieces = (unsigned)div_up(a.N, PIECE), strips = (unsigned)div_up(a.C, WARP * W);
+    if (a.dwte) {
+        launch(ctx, embedding_backward_kernel<W>, dim3((unsigned)div_up(pieces, WARPS), strips),
+               THREADS, 0, a, s);
+        launch(ctx, add_pieces_kernel<W>, dim3(pieces, strips), THREADS,
+               sizeof(float) * THREADS * W, a, s);
+    }
     if (a.dwpe)
         launch(ctx, position_backward_kernel<W>,
                dim3((unsigned)div_up((int64_t)a.T * a.C, THREADS * W)), THREADS, 0, a);
@@ -169,7 +209,7 @@ template <int W> static void backward(gpt_ctx *ctx, const embedding_backward &a,
 /* Fills s for the rows of op. */
 static void sort_rows(gpt_ctx *ctx, sorting *s, const embedding_backward *op) {
     int N = op->N, V = op->V, n_chunks = (int)div_up(N, CHUNK);
-    lay_out(s, (char *)ctx->workspace, N, V);
+    lay_out(s, (char *)ctx->workspace, N, V, op->C);
     cuda_zero(ctx, s->counts, sizeof(int32_t) * (size_t)n_chunks * (size_t)V);
     launch(ctx, count_tokens_kernel, dim3((unsigned)n_chunks), CHUNK, sizeof(int32_t) * CHUNK, *s,
            op->tokens, N, V);

@@ -57,7 +57,7 @@ int cuda_replay_begin(gpt_ctx *ctx, const int64_t *key, int n) {
         cuda_remember(ctx, cudaGraphLaunch(r->graph, ctx->stream));
         return 1;
     }
-    if (r->runs++ == 0 || r->refused) return 0;
+    if (r->runs++ == 0 || r->refused || ctx->error != cudaSuccess) return 0;
     if (cudaStreamBeginCapture(ctx->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
         ctx->graphs->recording = r;
     } else {
@@ -74,6 +74,7 @@ int cuda_replay_end(gpt_ctx *ctx) {
     ctx->graphs->recording = NULL;
     cudaGraph_t graph = NULL;
     cudaError_t error = cudaStreamEndCapture(ctx->stream, &graph);
+    if (error == cudaSuccess) error = ctx->error; /* an op could not be recorded */
     if (error == cudaSuccess) error = cudaGraphInstantiate(&r->graph, graph, 0);
     if (graph) cudaGraphDestroy(graph);
     if (error == cudaSuccess) error = cudaGraphLaunch(r->graph, ctx->stream);

@@ -1,5 +1,5 @@
-/* norm.cu: residual add, dropout of the branch, and LayerNorm or RMSNorm. A warp has a row; what it
- * reads a second time is still in the cache. */
+/* norm.cu: residual add, dropout of the branch, and LayerNorm or RMSNorm. In forward a warp has a row,
+ * in registers unless it is long; then what it reads a second time is still in the cache. */
 #include "columns.h"
 
 enum { THREADS = 256, WARPS = THREADS / WARP };
@@ -10,10 +10,9 @@ static inline dim3 row_grid(int N) {
 
 /* resid_out = resid + dropout(branch), W channels of it, as they are stored. */
 template <int W>
-static __device__ inline void add_branch(float (&x)[W], const residual_norm_forward &a,
-                                         gpt_dropout dropout, int64_t at) {
-    float branch[W];
-    load(branch, (const elem *)a.branch + at);
+static __device__ inline void add_branch(float (&x)[W], float (&branch)[W],
+                                         const residual_norm_forward &a, gpt_dropout dropout,
+                                         int64_t at) {
     if (dropout.p > 0)
 #pragma unroll
         for (int k = 0; k < W; k++) branch[k] *= dropout_factor(dropout, (uint64_t)(at + k));
@@ -22,17 +21,93 @@ static __device__ inline void add_branch(float (&x)[W], const residual_norm_forw
     store((elem *)a.resid_out + at, x);
 }
 
-template <int W> static __global__ void residual_norm_forward_kernel(residual_norm_forward a) {
+/* out = norm(x), W channels of a row from c on. */
+template <int W>
+static __device__ inline void norm_channels(const float (&x)[W], const residual_norm_forward &a,
+                                            int64_t start, int c, float mean, float rstd) {
+    float w[W], b[W], y[W];
+    if (a.w) load(w, a.w + c);
+    if (a.b) load(b, a.b + c);
+#pragma unroll
+    for (int k = 0; k < W; k++) {
+        y[k] = (x[k] - mean) * rstd;
+        if (a.w) y[k] *= w[k];
+        if (a.b) y[k] += b[k];
+    }
+    store((elem *)a.out + start + c, y);
+}
+
+static __device__ inline float rstd_of(float square, const residual_norm_forward &a) {
+    return 1.0f / sqrtf(warp_sum(square) / (float)a.C + a.eps);
+}
+
+static __device__ inline void keep_stats(const residual_norm_forward &a, int row, float mean,
+                                         float rstd) {
+    if (!a.stats || threadIdx.x % WARP) return;
+    a.stats[2 * row] = mean;
+    a.stats[2 * row + 1] = rstd;
+}
+
+/* The most channels of a row that a lane has in registers. */
+enum { LANE_CHANNELS = 32 };
+
+static __global__ void residual_norm_forward_kernel(residual_norm_forward a) {
+    const int W = PACK, STEPS = LANE_CHANNELS / W, STRIDE = WARP * W;
+    int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    if (row >= a.N) return;
+    int64_t start = (int64_t)row * a.C;
+    const elem *resid = (const elem *)a.resid + start, *branch = (const elem *)a.branch + start;
+    packed<elem, W> sum[STEPS], add[STEPS] = {};
+    float x[W], y[W], mean = 0, square = 0;
+    gpt_dropout dropout = dropout_at(a.dropout);
+#pragma unroll
+    for (int i = 0, c = lane * W; i < STEPS; i++, c += STRIDE) {
+        if (c >= a.C) continue;
+        sum[i] = *(const packed<elem, W> *)(resid + c);
+        if (a.branch) add[i] = *(const packed<elem, W> *)(branch + c);
+    }
+#pragma unroll
+    for (int i = 0, c = lane * W; i < STEPS; i++, c += STRIDE) {
+        if (c >= a.C) continue;
+        load(x, sum[i].x);
+        load(y, add[i].x);
+        if (a.branch) add_branch(x, y, a, dropout, start + c);
+#pragma unroll
+        for (int k = 0; k < W; k++) mean += x[k];
+        store(sum[i].x, x);
+    }
+    mean = a.norm == GPT_NORM_LAYERNORM ? warp_sum(mean) / (float)a.C : 0;
+#pragma unroll
+    for (int i = 0, c = lane * W; i < STEPS; i++, c += STRIDE) {
+        if (c >= a.C) continue;
+        load(x, sum[i].x);
+#pragma unroll
+        for (int k = 0; k < W; k++) square += (x[k] - mean) * (x[k] - mean);
+    }
+    float rstd = rstd_of(square, a);
+#pragma unroll
+    for (int i = 0, c = lane * W; i < STEPS; i++, c += STRIDE) {
+        if (c >= a.C) continue;
+        load(x, sum[i].x);
+        norm_channels(x, a, start, c, mean, rstd);
+    }
+    keep_stats(a, row, mean, rstd);
+}
+
+template <int W> static __global__ void long_norm_forward_kernel(residual_norm_forward a) {
     int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
     if (row >= a.N) return;
     int64_t start = (int64_t)row * a.C;
     const elem *resid = (const elem *)a.resid;
     const elem *sum = a.branch ? (const elem *)a.resid_out : resid;
-    float x[W], mean = 0, square = 0;
+    float x[W], branch[W], mean = 0, square = 0;
     gpt_dropout dropout = dropout_at(a.dropout);
     for (int c = lane * W; c < a.C; c += WARP * W) {
         load(x, resid + start + c);
-        if (a.branch) add_branch(x, a, dropout, start + c);
+        if (a.branch) {
+            load(branch, (const elem *)a.branch + start + c);
+            add_branch(x, branch, a, dropout, start + c);
+        }
 #pragma unroll
         for (int k = 0; k < W; k++) mean += x[k];
     }
@@ -42,63 +117,186 @@ template <int W> static __global__ void residual_norm_forward_kernel(residual_no
 #pragma unroll
         for (int k = 0; k < W; k++) square += (x[k] - mean) * (x[k] - mean);
     }
-    float rstd = 1.0f / sqrtf(warp_sum(square) / (float)a.C + a.eps);
+    float rstd = rstd_of(square, a);
     for (int c = lane * W; c < a.C; c += WARP * W) {
-        float w[W], b[W];
         load(x, sum + start + c);
-        if (a.w) load(w, a.w + c);
-        if (a.b) load(b, a.b + c);
-#pragma unroll
-        for (int k = 0; k < W; k++) {
-            x[k] = (x[k] - mean) * rstd;
-            if (a.w) x[k] *= w[k];
-            if (a.b) x[k] += b[k];
-        }
-        store((elem *)a.out + start + c, x);
+        norm_channels(x, a, start, c, mean, rstd);
     }
-    if (a.stats && lane == 0) {
-        a.stats[2 * row] = mean;
-        a.stats[2 * row + 1] = rstd;
-    }
+    keep_stats(a, row, mean, rstd);
 }
 
 CUDA_OP(residual_norm_forward) {
+    bool is_long = op->C > LANE_CHANNELS * (int)WARP;
     launch(ctx,
-           op->C % PACK == 0 ? residual_norm_forward_kernel<PACK> : residual_norm_forward_kernel<1>,
+           op->C % PACK ? long_norm_forward_kernel<1>
+           : is_long    ? long_norm_forward_kernel<PACK>
+                        : residual_norm_forward_kernel,
            row_grid(op->N), THREADS, 0, *op);
 }
 
 /* ---- backward ---- */
 
-CUDA_WORKSPACE(norm_workspace) {
-    return shape->training ? column_bytes(2, shape->C) : 0;
+/* A block has a chunk of rows, one after the other: each of its threads has the same PACK channels of
+ * every row, and sums them over the rows. So all is read and written once. Six blocks of three warps
+ * fit on a multiprocessor, of which a large GPU has 132. Rows of more warps are read again: below. */
+enum { MOST_ROW_WARPS = 16, MIN_CHUNK_ROWS = 8 };
+#ifndef MAX_ROW_CHUNKS
+#define MAX_ROW_CHUNKS (6 * 132)
+#endif
+enum { MOST_SUMS = 3 /* dw, db, dbias */ };
+
+static inline int row_warps(int C) {
+    return (int)div_up(C, WARP * (int)PACK);
+}
+static inline int row_chunks(int N) {
+    return (int)least<int64_t>(div_up(N, MIN_CHUNK_ROWS), MAX_ROW_CHUNKS);
 }
 
-/* g = dout w and h = (x - mean) rstd, W channels of them. */
+CUDA_WORKSPACE(norm_workspace) {
+    size_t C = (size_t)shape->C, sums = 0;
+    if (!shape->training) return 0;
+    if (row_warps(shape->C) <= MOST_ROW_WARPS) sums = MOST_SUMS * C * (size_t)row_chunks(shape->N);
+    return most(column_bytes(MOST_SUMS, shape->C), align_up(sizeof(float) * sums));
+}
+
+/* g = dout w and h = (x - mean) rstd of W channels, of which g holds dout and h holds x. g is rounded
+ * before anything is subtracted from it: in a row of one channel g - mean(g) is to be 0. */
 template <int W>
-static __device__ inline void gradient_terms(float (&g)[W], float (&h)[W],
-                                             const residual_norm_backward &a, int row, int c,
+static __device__ inline void gradient_terms(float (&g)[W], float (&h)[W], const float (&w)[W],
                                              float mean, float rstd) {
-    float w[W];
-    load(g, (const elem *)a.dout + (int64_t)row * a.C + c);
-    load(h, (const elem *)a.resid + (int64_t)row * a.C + c);
-    if (a.w) load(w, a.w + c);
 #pragma unroll
     for (int k = 0; k < W; k++) {
-        if (a.w) g[k] *= w[k];
+        g[k] = __fmul_rn(g[k], w[k]);
         h[k] = (h[k] - mean) * rstd;
     }
 }
 
-/* dresid += rstd (g - mean(g) - h mean(g h)); RMSNorm has no mean(g) term. */
-template <int W> static __global__ void residual_norm_backward_kernel(residual_norm_backward a) {
+/* The weights of W channels from c on. */
+template <int W>
+static __device__ inline void load_weights(float (&w)[W], const residual_norm_backward &a, int c) {
+#pragma unroll
+    for (int k = 0; k < W; k++) w[k] = 1;
+    if (a.w && c < a.C) load(w, a.w + c);
+}
+
+/* dx = dresid + rstd (g - mean(g) - h mean(g h)) as it is stored, then of the branch, if there is
+ * another. RMSNorm has no mean(g) term. */
+template <int W>
+static __device__ inline void add_gradient(float (&dx)[W], const float (&g)[W], const float (&h)[W],
+                                           const residual_norm_backward &a, gpt_dropout dropout,
+                                           int64_t at, float rstd, float mean_g, float mean_gh) {
+#pragma unroll
+    for (int k = 0; k < W; k++)
+        dx[k] = to_float(from_float<elem>(dx[k] + rstd * (g[k] - mean_g - h[k] * mean_gh)));
+    store((elem *)a.dresid + at, dx);
+    if (!a.dbranch) return;
+#pragma unroll
+    for (int k = 0; k < W; k++)
+        dx[k] = to_float(from_float<elem>(dx[k] * dropout_factor(dropout, (uint64_t)(at + k))));
+    store((elem *)a.dbranch + at, dx);
+}
+
+/* What a thread reads of a row. */
+typedef struct row_piece {
+    packed<elem, PACK> dout, resid, dresid;
+    float mean, rstd;
+} row_piece;
+
+static __device__ inline row_piece load_piece(const residual_norm_backward &a, int row, int end,
+                                              int c) {
+    row_piece p = {};
+    if (row >= end || c >= a.C) return p;
+    int64_t at = (int64_t)row * a.C + c;
+    p.dout = *(const packed<elem, PACK> *)((const elem *)a.dout + at);
+    p.resid = *(const packed<elem, PACK> *)((const elem *)a.resid + at);
+    p.dresid = *(const packed<elem, PACK> *)((const elem *)a.dresid + at);
+    p.mean = a.stats[2 * row];
+    p.rstd = a.stats[2 * row + 1];
+    return p;
+}
+
+/* The sum over a block in each of its threads; room (n_warps) is written before one barrier and read
+ * after it, so that two in turn are enough. */
+static __device__ inline float2 block_sums(float2 x, float2 *room, int n_warps) {
+    float2 mine = {warp_sum(x.x), warp_sum(x.y)}, sum = {};
+    if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = mine;
+    __syncthreads();
+    for (int w = 0; w < n_warps; w++) {
+        sum.x += room[w].x;
+        sum.y += room[w].y;
+    }
+    return sum;
+}
+
+/* partial (n_chunks, S, C): sums of dout h, of dout and, with S = 3, of the branch's gradient. */
+template <int S>
+static __global__ void __launch_bounds__(MOST_ROW_WARPS *WARP)
+    residual_norm_backward_kernel(float *partial, residual_norm_backward a) {
+    enum { W = PACK };
+    float2 *room = shared_memory<float2>(); /* (2, n_warps) */
+    int n_warps = (int)blockDim.x / WARP, c = (int)threadIdx.x * W;
+    int rows = (int)div_up(a.N, gridDim.x), first = (int)blockIdx.x * rows;
+    int end = least(first + rows, a.N);
+    gpt_dropout dropout = dropout_at(a.dropout);
+    float w[W], sums[S][W] = {};
+    load_weights(w, a, c);
+    row_piece next = load_piece(a, first, end, c);
+    for (int row = first; row < end; row++) {
+        row_piece p = next;
+        next = load_piece(a, row + 1, end, c); /* on its way while this one is worked on */
+        float d[W], g[W], h[W], dx[W];
+        float2 sum = {};
+        load(d, p.dout.x);
+        load(g, p.dout.x);
+        load(h, p.resid.x);
+        gradient_terms(g, h, w, p.mean, p.rstd);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            sum.x += g[k];
+            sum.y += g[k] * h[k];
+            sums[0][k] += d[k] * h[k];
+            sums[1][k] += d[k];
+        }
+        sum = block_sums(sum, room + row % 2 * n_warps, n_warps);
+        if (c >= a.C) continue;
+        float mean_g = a.norm == GPT_NORM_LAYERNORM ? sum.x / (float)a.C : 0;
+        load(dx, p.dresid.x);
+        add_gradient(dx, g, h, a, dropout, (int64_t)row * a.C + c, p.rstd, mean_g,
+                     sum.y / (float)a.C);
+        if (S == 3)
+#pragma unroll
+            for (int k = 0; k < W; k++) sums[S - 1][k] += dx[k];
+    }
+    if (c >= a.C) return;
+#pragma unroll
+    for (int s = 0; s < S; s++) store(partial + ((int64_t)blockIdx.x * S + s) * a.C + c, sums[s]);
+}
+
+template <int S> static void backward(gpt_ctx *ctx, residual_norm_backward a) {
+    float *partial = (float *)ctx->workspace;
+    int n_warps = row_warps(a.C), n_chunks = row_chunks(a.N);
+    launch(ctx, residual_norm_backward_kernel<S>, dim3((unsigned)n_chunks), n_warps * WARP,
+           2 * sizeof(float2) * (size_t)n_warps, partial, a);
+    column_outputs<S> to = {{a.dw, a.db}};
+    if (S == 3) to.out[S - 1] = a.dbias;
+    if (a.dw || a.db || a.dbias) add_chunks<S>(ctx, to, partial, n_chunks, a.C);
+}
+
+/* ---- backward of long rows ---- */
+
+template <int W> static __global__ void long_norm_backward_kernel(residual_norm_backward a) {
     int row = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
     if (row >= a.N) return;
+    int64_t start = (int64_t)row * a.C;
+    const elem *dout = (const elem *)a.dout + start, *resid = (const elem *)a.resid + start;
     float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
-    float g[W], h[W], sum_g = 0, sum_gh = 0;
+    float w[W], g[W], h[W], dx[W], sum_g = 0, sum_gh = 0;
     gpt_dropout dropout = dropout_at(a.dropout);
     for (int c = lane * W; c < a.C; c += WARP * W) {
-        gradient_terms(g, h, a, row, c, mean, rstd);
+        load_weights(w, a, c);
+        load(g, dout + c);
+        load(h, resid + c);
+        gradient_terms(g, h, w, mean, rstd);
 #pragma unroll
         for (int k = 0; k < W; k++) {
             sum_g += g[k];
@@ -108,47 +306,48 @@ template <int W> static __global__ void residual_norm_backward_kernel(residual_n
     float mean_g = a.norm == GPT_NORM_LAYERNORM ? warp_sum(sum_g) / (float)a.C : 0;
     float mean_gh = warp_sum(sum_gh) / (float)a.C;
     for (int c = lane * W; c < a.C; c += WARP * W) {
-        int64_t at = (int64_t)row * a.C + c;
-        float dx[W];
-        gradient_terms(g, h, a, row, c, mean, rstd);
-        load(dx, (const elem *)a.dresid + at);
-#pragma unroll
-        for (int k = 0; k < W; k++)
-            dx[k] = to_float(from_float<elem>(dx[k] + rstd * (g[k] - mean_g - h[k] * mean_gh)));
-        store((elem *)a.dresid + at, dx);
-        if (!a.dbranch) continue;
-#pragma unroll
-        for (int k = 0; k < W; k++) dx[k] *= dropout_factor(dropout, (uint64_t)(at + k));
-        store((elem *)a.dbranch + at, dx);
+        load_weights(w, a, c);
+        load(g, dout + c);
+        load(h, resid + c);
+        load(dx, (const elem *)a.dresid + start + c);
+        gradient_terms(g, h, w, mean, rstd);
+        add_gradient(dx, g, h, a, dropout, start + c, rstd, mean_g, mean_gh);
     }
 }
 
 template <int W>
 static __global__ void norm_weights_backward_kernel(float *partial, residual_norm_backward a) {
-    sum_chunk<2, W>(partial, a.N, a.C, [=](int row, int c, float(&sum)[2][W]) {
-        float d[W], x[W], mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
+    const elem *branch = (const elem *)(a.dbranch ? a.dbranch : a.dresid);
+    sum_chunk<3, W>(partial, a.N, a.C, [=](int row, int c, float(&sum)[3][W]) {
+        float d[W], x[W], dx[W] = {}, mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
         load(d, (const elem *)a.dout + (int64_t)row * a.C + c);
         load(x, (const elem *)a.resid + (int64_t)row * a.C + c);
+        if (a.dbias) load(dx, branch + (int64_t)row * a.C + c);
 #pragma unroll
         for (int k = 0; k < W; k++) {
             sum[0][k] += d[k] * (x[k] - mean) * rstd;
             sum[1][k] += d[k];
+            sum[2][k] += dx[k];
         }
     });
 }
 
-template <int W> static void backward(gpt_ctx *ctx, const residual_norm_backward &a) {
-    launch(ctx, residual_norm_backward_kernel<W>, row_grid(a.N), THREADS, 0, a);
-    if (!a.dw && !a.db) return;
+template <int W> static void backward_long(gpt_ctx *ctx, const residual_norm_backward &a) {
+    launch(ctx, long_norm_backward_kernel<W>, row_grid(a.N), THREADS, 0, a);
+    if (!a.dw && !a.db && !a.dbias) return;
     float *partial = (float *)ctx->workspace;
     launch(ctx, norm_weights_backward_kernel<W>, column_grid<W>(a.N, a.C), COLUMN_THREADS,
-           column_shared_bytes<2, W>(), partial, a);
-    add_chunks<2>(ctx, {{a.dw, a.db}}, partial, column_chunks(a.N), a.C);
+           column_shared_bytes<3, W>(), partial, a);
+    add_chunks<3>(ctx, {{a.dw, a.db, a.dbias}}, partial, column_chunks(a.N), a.C);
 }
 
 CUDA_OP(residual_norm_backward) {
-    if (op->C % PACK == 0)
-        backward<PACK>(ctx, *op);
+    if (op->C % PACK)
+        backward_long<1>(ctx, *op);
+    else if (row_warps(op->C) > MOST_ROW_WARPS)
+        backward_long<PACK>(ctx, *op);
+    else if (op->dbias)
+        backward<3>(ctx, *op);
     else
-        backward<1>(ctx, *op);
+        backward<2>(ctx, *op);
 }

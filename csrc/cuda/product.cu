@@ -20,24 +20,25 @@
 
 /* A product at one shape: all that is needed to run it again. */
 typedef struct plan {
-    product key; /* with pointers replaced by how they are aligned */
+    product key; /* with pointers replaced by how they are aligned; M is 0 where there is no plan */
     int usable;
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, out;
     cublasLtMatmulAlgo_t algo;
 } plan;
 
-enum { MAX_PLANS = 256, TUNED_ALGORITHMS = 8, TUNING_TURNS = 5 };
+enum { LOG2_PLANS = 11, MAX_PLANS = 1 << LOG2_PLANS, PLACES = 16 /* that a plan may have */ };
+enum { TUNED_ALGORITHMS = 32, TUNING_TURNS = 5, TUNED_WORKSPACE = 128 << 20 };
 
 struct cuda_library {
     void *handle;
     cublasLtHandle_t lt;
     void *workspace; /* on the device */
+    size_t workspace_bytes;
 #define DECLARE(name) decltype(&cublasLt##name) name;
     FUNCTIONS(DECLARE)
 #undef DECLARE
-    int tf32, tune;    /* as the environment asks */
-    int n_plans, next; /* next: which plan makes room for a new one */
+    int tf32, tune; /* as the environment asks */
     plan plans[MAX_PLANS];
 };
 
@@ -89,6 +90,8 @@ int cuda_products_open(cuda_library **out) {
     if (!l) return fail(GPT_ERR_MEMORY, "no memory for the table of matrix products");
     l->tf32 = is_on("GPTC_TF32");
     l->tune = is_on("GPTC_TUNE");
+    l->workspace_bytes = PRODUCT_WORKSPACE;
+    if (l->tune) l->workspace_bytes = TUNED_WORKSPACE;
     l->handle = open_library();
     int found = l->handle != NULL;
 #define FIND(name)                                                                                 \
@@ -101,11 +104,11 @@ int cuda_products_open(cuda_library **out) {
         cuda_products_close(l);
         return missing_library(there);
     }
-    if (cudaMalloc(&l->workspace, PRODUCT_WORKSPACE) != cudaSuccess) {
+    if (cudaMalloc(&l->workspace, l->workspace_bytes) != cudaSuccess) {
+        size_t megabytes = l->workspace_bytes >> 20;
         cudaGetLastError(); /* it is answered here */
         cuda_products_close(l);
-        return fail(GPT_ERR_MEMORY, "the GPU has no %d MB left for cuBLASLt",
-                    PRODUCT_WORKSPACE >> 20);
+        return fail(GPT_ERR_MEMORY, "the GPU has no %zu MB left for cuBLASLt", megabytes);
     }
     *out = l;
     return GPT_OK;
@@ -121,7 +124,7 @@ static void close_plan(cuda_library *l, plan *p) {
 
 void cuda_products_close(cuda_library *l) {
     if (!l) return;
-    for (int i = 0; i < l->n_plans; i++) close_plan(l, &l->plans[i]);
+    for (plan &p : l->plans) close_plan(l, &p);
     if (l->workspace) cudaFree(l->workspace);
     if (l->lt) l->Destroy(l->lt);
     if (l->handle) dlclose(l->handle);
@@ -130,10 +133,10 @@ void cuda_products_close(cuda_library *l) {
 
 /* ---- plans ---- */
 
-/* How a pointer is aligned, as far as it matters; NULL stays NULL. */
-static void *alignment(const void *p) {
+/* How a pointer is aligned, up to `most` bytes; NULL stays NULL. */
+static void *alignment(const void *p, uintptr_t most = 256) {
     uintptr_t address = (uintptr_t)p;
-    for (uintptr_t bytes = 16; p && bytes > 1; bytes /= 2)
+    for (uintptr_t bytes = most; p && bytes > 1; bytes /= 2)
         if (address % bytes == 0) return (void *)bytes;
     return NULL;
 }
@@ -143,8 +146,8 @@ static product key_of(const product *p) {
     key.out = alignment(p->out);
     key.a = alignment(p->a);
     key.b = alignment(p->b);
-    key.bias = alignment(p->bias);
-    key.pre = alignment(p->pre);
+    key.bias = alignment(p->bias, 16);
+    key.pre = alignment(p->pre, 16);
     return key;
 }
 
@@ -207,7 +210,7 @@ static int multiply(gpt_ctx *ctx, const plan *plan, const product *p, void *out)
     float one = 1, zero = 0;
     return l->Matmul(l->lt, plan->desc, &one, p->b, plan->a, p->a, plan->b, p->add ? &one : &zero,
                      p->out, plan->out, out, plan->out, &plan->algo, l->workspace,
-                     PRODUCT_WORKSPACE, ctx->stream) == CUBLAS_STATUS_SUCCESS;
+                     l->workspace_bytes, ctx->stream) == CUBLAS_STATUS_SUCCESS;
 }
 
 /* Milliseconds of the fastest of a few runs of the plan, its output thrown away: adding to p->out
@@ -230,11 +233,8 @@ static float time_plan(gpt_ctx *ctx, const plan *plan, const product *p, void *o
  * model to the next, and with it the last bits of what the products give: so one has to ask for it. */
 static void tune(gpt_ctx *ctx, plan *plan, const product *p,
                  const cublasLtMatmulHeuristicResult_t *found, int n_found) {
-    cudaStreamCaptureStatus status;
     cudaEvent_t begin = NULL, end = NULL;
     void *out = NULL;
-    cudaStreamIsCapturing(ctx->stream, &status);
-    if (status != cudaStreamCaptureStatusNone) return; /* nothing runs now */
     if (cudaMalloc(&out, sizeof(float) * (size_t)p->M * (size_t)p->ldo) == cudaSuccess &&
         cudaEventCreate(&begin) == cudaSuccess && cudaEventCreate(&end) == cudaSuccess) {
         float best = INFINITY;
@@ -257,13 +257,12 @@ static int choose(gpt_ctx *ctx, plan *plan, const product *p) {
     cuda_library *l = ctx->products;
     cublasLtMatmulPreference_t preference;
     cublasLtMatmulHeuristicResult_t found[TUNED_ALGORITHMS];
-    size_t workspace = PRODUCT_WORKSPACE;
     /* Parts of a long sum may be added in float32 only, never in bf16. */
     uint32_t sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     int n_found = 0;
     if (l->MatmulPreferenceCreate(&preference) != CUBLAS_STATUS_SUCCESS) return 0;
     int bad = l->MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                              &workspace, sizeof workspace);
+                                              &l->workspace_bytes, sizeof l->workspace_bytes);
     if (p->bf16 && !p->float_out)
         bad |= l->MatmulPreferenceSetAttribute(
             preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &sums, sizeof sums);
@@ -289,13 +288,35 @@ static int choose(gpt_ctx *ctx, plan *plan, const product *p) {
     return 1;
 }
 
+/* The first place of a plan with this key: the high bits of a product (Knuth, volume 3, 6.4). */
+static int place_of(const product &key) {
+    uint64_t hash = 0;
+    for (int part : {key.kind, key.epilogue, key.float_out, key.add, key.M, key.N, key.K})
+        hash = (hash ^ (uint32_t)part) * 0x9e3779b97f4a7c15ull;
+    return (int)(hash >> (64 - LOG2_PLANS));
+}
+
+static int is_recording(gpt_ctx *ctx) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    cudaStreamIsCapturing(ctx->stream, &status);
+    return status != cudaStreamCaptureStatusNone;
+}
+
+/* NULL where there is none and a sequence of ops is being recorded, when nothing can be measured. */
 static plan *plan_for(gpt_ctx *ctx, const product *p) {
     cuda_library *l = ctx->products;
     product key = key_of(p);
-    for (int i = 0; i < l->n_plans; i++)
-        if (l->plans[i].key == key) return &l->plans[i];
-    int i = l->n_plans < MAX_PLANS ? l->n_plans++ : l->next++ % MAX_PLANS;
-    plan *made = &l->plans[i];
+    int first = place_of(key);
+    plan *made = &l->plans[first]; /* which makes room where every place is taken */
+    for (int i = 0; i < PLACES; i++) {
+        plan *at = &l->plans[(first + i) % MAX_PLANS];
+        if (at->key == key) return at;
+        if (at->key.M == 0) {
+            made = at;
+            break;
+        }
+    }
+    if (is_recording(ctx)) return NULL;
     close_plan(l, made);
     made->key = key;
     made->usable = describe(l, made, p) && set_addresses(l, made, p) && choose(ctx, made, p);
@@ -312,6 +333,10 @@ int cuda_product(gpt_ctx *ctx, const product *p) {
     cuda_library *l = ctx->products;
     if (p->pre && p->N % 8) return 0; /* the library wants its rows aligned */
     plan *plan = plan_for(ctx, p);
+    if (!plan) { /* the recording fails, and the ops then run: graph.cu */
+        cuda_remember(ctx, cudaErrorStreamCaptureUnsupported);
+        return 1;
+    }
     int done = plan->usable && set_addresses(l, plan, p) && multiply(ctx, plan, p, p->out);
     if (done || p->epilogue != EPILOGUE_NONE) return done;
     /* Rows that are aligned it must know: without it the product would take for ever. */

@@ -43,7 +43,7 @@ int cuda_product(gpt_ctx *ctx, const product *p);
 /* One without an epilogue, slowly: product_plain.cu. */
 void cuda_product_plain(gpt_ctx *ctx, const product *p);
 
-/* Device memory that the library keeps for itself. */
+/* Device memory that the library keeps for itself, unless products are tuned. */
 enum { PRODUCT_WORKSPACE = 32 << 20 };
 /* Opening it gives a status, with its sentence. */
 int cuda_products_open(cuda_library **out);

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-/* Assigns places in the arena, aligned to 64 bytes. Without an arena it only counts. */
+/* Assigns places in the arena, aligned by align_buffer. Without an arena it only counts. */
 typedef struct planner {
     char *base;
     size_t used, act_bytes;
@@ -12,7 +12,7 @@ typedef struct planner {
 static void *take(planner *p, bool wanted, int64_t count, size_t element) {
     if (!wanted || count == 0) return NULL;
     void *place = p->base ? p->base + p->used : NULL;
-    p->used += ((size_t)count * element + 63) / 64 * 64;
+    p->used += align_buffer((size_t)count * element);
     return place;
 }
 

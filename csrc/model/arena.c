@@ -21,12 +21,8 @@ static gpt_shape model_shape(const gpt_config *c, const gpt_options *o, int64_t 
     return shape;
 }
 
-static size_t align_up(size_t bytes) {
-    return (bytes + 63) / 64 * 64;
-}
-
 static size_t state_bytes(const params_layout *layout, int kind) {
-    return align_up((size_t)layout->n_states[kind] * sizeof(float));
+    return align_buffer((size_t)layout->n_states[kind] * sizeof(float));
 }
 
 arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
@@ -36,15 +32,15 @@ arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_op
     acts none = {0};
     acts_shape shape = model_acts_shape(o);
     gpt_shape extent = model_shape(c, o, n_stored);
-    p.params = align_up((size_t)n_stored * sizeof(float));
+    p.params = align_buffer((size_t)n_stored * sizeof(float));
     p.packed = params_plan_packed(ops, o->training, NULL, layout);
-    p.grads = align_up((size_t)layout->n_grads * sizeof(float));
+    p.grads = align_buffer((size_t)layout->n_grads * sizeof(float));
     for (int kind = 0; kind < N_OPTIMIZERS; kind++)
         p.states += (size_t)optimizer_states(kind) * state_bytes(layout, kind);
-    p.rope = align_up((size_t)(rope_table_size(c) * rope_table_count(c)) * sizeof(float));
-    p.state = align_up(sizeof(step_state));
+    p.rope = align_buffer((size_t)(rope_table_size(c) * rope_table_count(c)) * sizeof(float));
+    p.state = align_buffer(sizeof(step_state));
     p.acts = acts_plan(c, ops, &shape, NULL, &none);
-    p.workspace = extent.N ? align_up(ops->workspace_bytes(ctx, &extent)) : 0;
+    p.workspace = extent.N ? align_buffer(ops->workspace_bytes(ctx, &extent)) : 0;
     p.total = p.params + p.packed + p.grads + p.states + p.rope + p.state + p.acts + p.workspace;
     return p;
 }

@@ -19,13 +19,16 @@ static void classifier(gpt_model *m, const acts *a, const batch *x, float scale)
     m->ops->classifier_backward(m->ctx, &op);
 }
 
-/* The norm's gradient joins dresid; what then flows into the branch is dbranch. */
+/* The norm's gradient joins dresid; what then flows into the branch is dbranch, of which the bias of
+ * the branch's last layer has the sums. */
 static void norm(gpt_model *m, const acts *a, const batch *x, int kind, float *dw, float *db,
-                 const act *resid, const float *stats, const float *w, gpt_dropout_site dropout) {
+                 float *dbias, const act *resid, const float *stats, const float *w,
+                 gpt_dropout_site dropout) {
     residual_norm_backward op = {.dresid = a->dresid,
                                  .dbranch = dropout.p > 0 ? a->dbranch : NULL,
                                  .dw = dw,
                                  .db = db,
+                                 .dbias = m->ops->sums_branches ? dbias : NULL,
                                  .dout = a->dnorm,
                                  .resid = resid,
                                  .stats = stats,
@@ -35,6 +38,11 @@ static void norm(gpt_model *m, const acts *a, const batch *x, int kind, float *d
                                  .N = x->N,
                                  .C = m->config.n_embd};
     m->ops->residual_norm_backward(m->ctx, &op);
+}
+
+/* The last layer of a branch: its bias, where the norm has not summed its gradient. */
+static float *branch_bias(const gpt_model *m, float *dbias) {
+    return m->ops->sums_branches ? NULL : dbias;
 }
 
 static void linear(gpt_model *m, const batch *x, act *din, weight *dw, float *db, const act *dout,
@@ -100,12 +108,20 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
     m->ops->embedding_backward(m->ctx, &op);
 }
 
-/* Gradients that products do not overwrite. */
+/* Gradients that products do not overwrite: neighbours, and the padding between them, in one call. */
 static void zero_added_gradients(gpt_model *m) {
-    for (int i = 0; i < m->layout.n_slots; i++) {
-        const gpt_segment *s = &m->layout.segments[i];
-        if (!s->product && s->grad >= 0)
-            m->ops->zero(m->ctx, m->grads + s->grad, sizeof(float) * (size_t)s->size);
+    int64_t begin = 0, end = 0;
+    for (int i = 0; i <= m->layout.n_slots; i++) {
+        const gpt_segment *s = i < m->layout.n_slots ? &m->layout.segments[i] : NULL;
+        if (s && s->grad < 0) continue;
+        if (s && !s->product) {
+            if (begin == end) begin = s->grad;
+            end = s->grad + s->size;
+            continue;
+        }
+        if (begin < end)
+            m->ops->zero(m->ctx, m->grads + begin, sizeof(float) * (size_t)(end - begin));
+        begin = end;
     }
 }
 
@@ -117,32 +133,33 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
     if (x->first) zero_added_gradients(m);
     classifier(m, a, x, scale);
     m->ops->zero(m->ctx, a->dresid, (size_t)x->N * (size_t)C * m->ops->act_bytes);
-    norm(m, a, x, c->norm, m->dw.norm_f_w, m->dw.norm_f_b, a->resid_f, a->stats_f, m->w.norm_f_w,
-         dropout_of(m, x, L - 1, SITE_MLP_PROJ));
+    norm(m, a, x, c->norm, m->dw.norm_f_w, m->dw.norm_f_b, m->dw.layers[L - 1].mlp_proj_b,
+         a->resid_f, a->stats_f, m->w.norm_f_w, dropout_of(m, x, L - 1, SITE_MLP_PROJ));
 
     for (int l = L - 1; l >= 0 && !model_stops(m); l--) {
         const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
         const layer_acts *la = &a->layers[l];
 
         const act *fc = m->ops->makes_activations ? NULL : la->fc;
-        linear(m, x, a->dfc, dw->mlp_proj_w, dw->mlp_proj_b, a->dbranch, fc, w->mlp_proj_w,
-               la->fc_pre, c->activation, F, C);
+        linear(m, x, a->dfc, dw->mlp_proj_w, branch_bias(m, dw->mlp_proj_b), a->dbranch, fc,
+               w->mlp_proj_w, la->fc_pre, c->activation, F, C);
         linear(m, x, a->dnorm, dw->fc_w, dw->fc_b, a->dfc, la->norm_2, w->fc_w, NULL, GPT_ACT_NONE,
                C, fc_size(c));
-        norm(m, a, x, m->layers[l].norm, dw->norm_2_w, dw->norm_2_b, la->resid_2, la->stats_2,
-             w->norm_2_w, dropout_of(m, x, l, SITE_ATT_PROJ));
+        norm(m, a, x, m->layers[l].norm, dw->norm_2_w, dw->norm_2_b, dw->att_proj_b, la->resid_2,
+             la->stats_2, w->norm_2_w, dropout_of(m, x, l, SITE_ATT_PROJ));
 
-        linear(m, x, a->datt, dw->att_proj_w, dw->att_proj_b, a->dbranch, la->att, w->att_proj_w,
-               NULL, GPT_ACT_NONE, A, C);
+        linear(m, x, a->datt, dw->att_proj_w, branch_bias(m, dw->att_proj_b), a->dbranch, la->att,
+               w->att_proj_w, NULL, GPT_ACT_NONE, A, C);
         attention(m, a, la, x, l);
         rope(m, a, x, l);
         linear(m, x, a->dnorm, dw->qkv_w, dw->qkv_b, a->dqkv, la->norm_1, w->qkv_w, NULL,
                GPT_ACT_NONE, C, qkv_size(c));
         /* Layer 0 reads the embedding, which was not a branch. */
         gpt_dropout_site dropout = {0};
+        float *dbias = l > 0 ? m->dw.layers[l - 1].mlp_proj_b : NULL;
         if (l > 0) dropout = dropout_of(m, x, l - 1, SITE_MLP_PROJ);
-        norm(m, a, x, m->layers[l].norm, dw->norm_1_w, dw->norm_1_b, la->resid_1, la->stats_1,
-             w->norm_1_w, dropout);
+        norm(m, a, x, m->layers[l].norm, dw->norm_1_w, dw->norm_1_b, dbias, la->resid_1,
+             la->stats_1, w->norm_1_w, dropout);
     }
     embedding(m, a, x);
 }

@@ -119,6 +119,11 @@ void params_init(const param_slot *slot, int i, uint64_t seed, float *out);
 
 /* ---- acts.c ---- */
 
+/* The room of a buffer in an arena: products choose by alignment, and tell up to 256 bytes apart. */
+static inline size_t align_buffer(size_t bytes) {
+    return (bytes + 255) / 256 * 256;
+}
+
 /* The activations of one layer that backward reads again. */
 typedef struct layer_acts {
     act *resid_1;   /* (N, C) the residual stream as norm 1 reads it */

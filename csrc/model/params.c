@@ -279,7 +279,7 @@ size_t params_plan_packed(const gpt_ops *ops, bool training, char *base, params_
         if (!s->product) continue;
         size_t bytes = ops->weights_bytes(s->rows, s->cols, s->parts, training);
         if (base && bytes) s->packed = base + used;
-        used += (bytes + 63) / 64 * 64;
+        used += align_buffer(bytes);
     }
     return used;
 }

@@ -26,7 +26,8 @@ static const gpt_group frozen[] = {
     {.pattern = "*.qkv.weight", .frozen = 1},
 };
 
-/* Bytes of the float32 numbers that a group leaves, each tensor padded to 16 of them. */
+/* Bytes of the float32 numbers that a group leaves: each tensor padded to 16 of them, and all to 256
+ * bytes. */
 static uint64_t trained_bytes(const gpt_config *c) {
     uint64_t bytes = 0;
     for (int i = 0; i < gpt_config_param_count(c); i++) {
@@ -35,7 +36,7 @@ static uint64_t trained_bytes(const gpt_config *c) {
         int64_t rows = strstr(p.name, "lm_head") ? (p.shape[0] + 63) / 64 * 64 : p.shape[0];
         if (!is_frozen(p.name)) bytes += (uint64_t)((rows * p.shape[1] + 15) / 16 * 16) * 4;
     }
-    return bytes;
+    return (bytes + 255) / 256 * 256;
 }
 
 static void check_plan(const gpt_config *c) {

@@ -6,8 +6,9 @@
 typedef struct params {
     int norm, N, C;
     int use_w, use_b;
-    int use_branch; /* forward only */
-    float p;        /* of dropout */
+    int use_branch;
+    int use_bias; /* of the branch: backward of tables that sum it */
+    float p;      /* of dropout */
 } params;
 
 static const float eps = 1e-5f;
@@ -95,8 +96,10 @@ typedef struct extent {
 } extent;
 
 static const extent extents[] = {
-    {1, 1},  {65, 1},  {1, 3},  {7, 3},  {3, 5},   {65, 5},   {1, 33},  {3, 33},
-    {7, 65}, {65, 65}, {1, 96}, {3, 96}, {7, 128}, {65, 128}, {3, 257}, {600, 3},
+    {1, 1},    {65, 1},  {1, 3},    {7, 3},    {3, 5},    {65, 5},    {1, 33},
+    {3, 33},   {7, 65},  {65, 65},  {1, 96},   {3, 96},   {7, 128},   {65, 128},
+    {3, 257},  {600, 3}, {35, 136}, {6, 264},  {17, 768}, {19, 1000}, {5, 1024},
+    {3, 1032}, {600, 8}, {3, 2056}, {2, 4104},
 };
 
 /* The combinations of weight and bias that the ops allow. */
@@ -155,11 +158,13 @@ static void check_backward(params s, int skip_dw, int skip_db) {
     double *out = host_zeros(n), *stats = host_zeros(2 * (int64_t)s.N);
     ref_norm_forward(out, stats, resid, w, NULL, s.norm, eps, s.N, s.C);
     double *want = host_copy(dresid, n), *want_branch = host_zeros(n);
+    double *dbias = random_f32(s.C, 1.0), *want_dbias = host_copy(dbias, s.C);
     double *want_dw = dw ? host_copy(dw, s.C) : NULL, *want_db = db ? host_copy(db, s.C) : NULL;
     ref_norm_backward(want, want_dw, want_db, dout, resid, stats, w, s.norm, s.N, s.C);
     gpt_dropout dropout = dropout_at(dropout_of(s));
     for (int64_t i = 0; i < n; i++) {
         want_branch[i] = dropout_factor(dropout, (uint64_t)i) * want[i];
+        want_dbias[i % s.C] += s.use_branch ? want_branch[i] : want[i];
     }
     gpt_shape shape = shape_of(s, 1);
     EACH_BACKEND {
@@ -167,12 +172,15 @@ static void check_backward(params s, int skip_dw, int skip_db) {
         void *dbranch = s.use_branch ? device_act(NULL, n) : NULL;
         void *device_dw = dw ? device_f32(dw, s.C) : NULL;
         void *device_db = db ? device_f32(db, s.C) : NULL;
+        int sums = test.ops->sums_branches && s.use_bias;
+        void *device_dbias = sums ? device_f32(dbias, s.C) : NULL;
         test_workspace(&shape);
         test.ops->residual_norm_backward(
             test.ctx, &(residual_norm_backward){.dresid = device_dresid,
                                                 .dbranch = dbranch,
                                                 .dw = device_dw,
                                                 .db = device_db,
+                                                .dbias = device_dbias,
                                                 .dout = device_act(dout, n),
                                                 .resid = device_act(resid, n),
                                                 .stats = device_f32(stats, 2 * (int64_t)s.N),
@@ -187,6 +195,9 @@ static void check_backward(params s, int skip_dw, int skip_db) {
         }
         if (dw) EXPECT_CLOSE("dw", read_f32(device_dw, s.C), want_dw, 1, s.C, test_tol(2e-5));
         if (db) EXPECT_CLOSE("db", read_f32(device_db, s.C), want_db, 1, s.C, test_tol(2e-5));
+        if (sums) {
+            EXPECT_CLOSE("dbias", read_f32(device_dbias, s.C), want_dbias, 1, s.C, test_tol(2e-5));
+        }
     }
 }
 
@@ -197,6 +208,7 @@ static void test_backward(void) {
             params s = variant_of(variant, i % 2, e.N, e.C);
             s.use_branch = (variant + i / 2) % 3 != 0;
             s.p = (variant + i / 2) % 3 == 2 ? 0.3f : 0.0f;
+            s.use_bias = variant % 2 == i % 2;
             check_backward(s, variant == 3 && i % 3 == 0, variant == 3 && i % 3 == 1);
         }
     }

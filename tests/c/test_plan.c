@@ -149,12 +149,13 @@ static void check_plan(const gpt_config *c, int training, int max_batch, int max
     EXPECT(p.total_bytes == p.param_bytes + p.grad_bytes + p.optimizer_bytes + p.activation_bytes +
                                 p.workspace_bytes);
     EXPECT(p.n_params == count_params(c));
-    /* Padding: of each tensor to a cache line, and of the vocabulary to 64 rows. */
+    /* Padding: of each tensor to a cache line, of its packed form to 256 bytes, and of the vocabulary
+     * to 64 rows. */
     uint64_t least = 4 * (uint64_t)p.n_params;
     bool lean = !training && test.act_bytes == 2 && options.device == GPT_DEVICE_CPU;
     EXPECT(p.param_bytes >= (lean ? least / 2 : least));
     EXPECT(p.param_bytes <= (lean ? 4 * (uint64_t)kept_numbers(c) : least) +
-                                2 * 64 * 4 * (uint64_t)c->n_embd + MAX_PARAMS * 64 +
+                                2 * 64 * 4 * (uint64_t)c->n_embd + MAX_PARAMS * (64 + 256) +
                                 (test.act_bytes == 2 ? packed_bytes_at_most(c, training) : 0));
     EXPECT(training ? p.grad_bytes >= least : p.grad_bytes == 0);
     EXPECT(training ? p.optimizer_bytes >= 2 * least : p.optimizer_bytes == 0);
@@ -192,21 +193,21 @@ static void test_preset_sizes(void) {
 }
 
 static void test_session_bytes(void) {
-    enum { N_CTX = 16 }; /* with which buffers are whole numbers of 64 bytes */
+    enum { N_CTX = 16 }; /* with which buffers are whole numbers of 256 bytes */
     EACH_PLACE {
         const gpt_config *c = &families[1].config;
         test_case("%s", families[1].name);
         gpt_model *model = new_model(c, 0, 0, 0, 0.0f);
-        uint64_t one = 0, two = 0, whole = 0, block = 0;
-        EXPECT_OK(gpt_session_bytes(model, 1, N_CTX, &one));
+        uint64_t two = 0, four = 0, whole = 0, block = 0;
         EXPECT_OK(gpt_session_bytes(model, 2, N_CTX, &two));
-        EXPECT_OK(gpt_session_bytes(model, 2, 0, &whole));
-        EXPECT_OK(gpt_session_bytes(model, 2, c->block_size, &block));
+        EXPECT_OK(gpt_session_bytes(model, 4, N_CTX, &four));
+        EXPECT_OK(gpt_session_bytes(model, 4, 0, &whole));
+        EXPECT_OK(gpt_session_bytes(model, 4, c->block_size, &block));
         uint64_t row =
             2 * test.act_bytes * (uint64_t)(c->n_layer * c->n_kv_head * (c->n_embd / c->n_head));
-        EXPECT(one >= N_CTX * row);
-        EXPECT(two >= one + N_CTX * row);
-        EXPECT(whole == block && whole > two);
+        EXPECT(two >= 2 * N_CTX * row);
+        EXPECT(four >= two + 2 * N_CTX * row);
+        EXPECT(whole == block && whole > four);
         gpt_model_free(model);
     }
 }

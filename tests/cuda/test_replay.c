@@ -4,16 +4,17 @@
 
 long emulate_graph_launches(void);
 long emulate_waits(void);
+void emulate_forget_plan(void);
 
-enum { B = 2, T = 9, STEPS = 5 };
+enum { B = 2, T = 9, STEPS = 5, NEVER = -1 };
 
 typedef struct run {
     float losses[STEPS], last[64 * B];
 } run;
 
 /* A few updates of two micro-batches each, then a few tokens of two sequences. Nothing is recorded
- * while ops are timed. */
-static run run_of(const gpt_config *config, float dropout, int timed) {
+ * while ops are timed. In step `forget`, the first product of the first micro-batch has no plan. */
+static run run_of(const gpt_config *config, float dropout, int timed, int forget) {
     run r = {0};
     const gpt_adamw adamw = {1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
     gpt_model *model = new_model(config, 1, B, T, dropout);
@@ -22,6 +23,7 @@ static run run_of(const gpt_config *config, float dropout, int timed) {
     int32_t *tokens = random_ints(B * T, config->vocab_size);
     for (int step = 0; step < STEPS; step++) {
         long before = emulate_waits();
+        if (step == forget) emulate_forget_plan();
         for (int micro = 0; micro < 2; micro++)
             EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 0.5f, NULL));
         EXPECT_OK(update_adamw(model, &adamw, &r.losses[step], NULL));
@@ -43,13 +45,13 @@ static void check_replay(float dropout) {
     test_case("%s, dropout %g", places[place.at].name, dropout);
     const gpt_config *config = &families[4].config;
     long before = emulate_graph_launches();
-    run recorded = run_of(config, dropout, 0);
+    run recorded = run_of(config, dropout, 0, NEVER);
     /* All but the first of each kind: backward that starts from zero, which the very first does not,
      * backward that adds, update, decoding. */
     EXPECT(emulate_graph_launches() - before == STEPS - 2 + STEPS + STEPS - 1 + STEPS - 1);
     test.counter = 0;
     before = emulate_graph_launches();
-    run plain = run_of(config, dropout, 1);
+    run plain = run_of(config, dropout, 1, NEVER);
     EXPECT(emulate_graph_launches() == before);
     EXPECT(!memcmp(recorded.losses, plain.losses, sizeof plain.losses));
     EXPECT(!memcmp(recorded.last, plain.last, sizeof plain.last));
@@ -60,6 +62,22 @@ static void test_replay(void) {
     EACH_PLACE {
         check_replay(0.0f);
         check_replay(0.2f);
+    }
+}
+
+/* Where a product cannot be recorded, for want of a plan, the micro-batch runs instead, and is not
+ * recorded again. Step 2 is the first that records one that starts from zero. */
+static void test_missing_plan(void) {
+    const gpt_config *config = &families[4].config;
+    EACH_PLACE {
+        test_case("%s", places[place.at].name);
+        test.counter = 0;
+        run recorded = run_of(config, 0.0f, 0, NEVER);
+        test.counter = 0;
+        long before = emulate_graph_launches();
+        run forgetful = run_of(config, 0.0f, 0, 2);
+        EXPECT(emulate_graph_launches() - before == STEPS + STEPS - 1 + STEPS - 1);
+        EXPECT(!memcmp(recorded.losses, forgetful.losses, sizeof recorded.losses));
     }
 }
 
@@ -98,4 +116,5 @@ static void test_not_finite(void) {
     }
 }
 
-TEST_API_MAIN({"replay", test_replay}, {"not finite", test_not_finite})
+TEST_API_MAIN({"replay", test_replay}, {"missing plan", test_missing_plan},
+              {"not finite", test_not_finite})
