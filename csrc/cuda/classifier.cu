@@ -123,8 +123,7 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
     if (PLACE == ROW_IN_SHARED) {
         elem *copy = (elem *)(warps + WARPS); /* (Vp), of which each thread reads what it wrote */
         for (int v = lane * W; v < V; v += STRIDE) copy_async(copy + v, x + v, true);
-        copy_commit();
-        copy_wait<0>();
+        copy_wait();
         x = copy;
     }
     softmax_state s = {-INFINITY, 0};

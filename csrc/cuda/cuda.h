@@ -137,12 +137,6 @@ template <typename T> static __device__ inline T *shared_memory() {
 
 /* ---- small helpers ---- */
 
-#ifdef GPTC_EMULATE_CUDA
-static inline float __fmul_rn(float a, float b) {
-    return a * b;
-}
-#endif
-
 template <typename T> static __host__ __device__ inline T least(T a, T b) {
     return a < b ? a : b;
 }

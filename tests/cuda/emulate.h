@@ -98,6 +98,12 @@ static inline __nv_bfloat16 __float2bfloat16(float f) {
     return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+/* A product that is rounded, and no part of a fused multiply and add. */
+static inline float __fmul_rn(float a, float b) {
+    volatile float product = a * b;
+    return product;
+}
+
 /* ---- tensor cores: see csrc/cuda/instructions.h ---- */
 
 void emulate_multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
