@@ -62,7 +62,8 @@ typedef struct gpt_dropout_site {
 
 /* The extent of a model's buffers, from which a backend sizes its workspace. */
 typedef struct gpt_shape {
-    int32_t N, T; /* the largest number of rows, and the longest sequence, of any call */
+    int32_t N, T;  /* the largest number of rows, and the longest sequence, of any call */
+    int32_t n_ctx; /* of a session's cache; 0: there is none */
     int32_t C, V, Vp, NH, NKV, HS, F;
     int32_t activation;
     int32_t training;

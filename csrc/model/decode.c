@@ -17,7 +17,7 @@ int session_max_rows(int n_seq, int n_ctx) {
 static gpt_shape session_shape(const gpt_model *m, int rows, int n_ctx) {
     gpt_shape shape = config_shape(&m->config);
     shape.N = rows;
-    shape.T = n_ctx;
+    shape.T = shape.n_ctx = n_ctx;
     return shape;
 }
 
