@@ -209,7 +209,7 @@ typedef struct linear_backward {
 
 /* logits = x wte^T in float32, the first V rows of wte only. */
 typedef struct head_forward {
-    float *logits;     /* (N, V) = */
+    float *logits;     /* (N, V) =, or the first V columns of (N, Vp) where the table pads logits */
     const act *x;      /* (N, C) */
     const weight *wte; /* (Vp, C) */
     int N, C, V, Vp;
@@ -364,6 +364,7 @@ typedef struct gpt_ops {
     /* 1: weights_pack reads the host's memory, so that without training what only products read has
      * to be kept in their form alone. */
     int packs_host_memory;
+    int pads_logits;             /* 1: head_forward writes whole rows of Vp logits */
     size_t thread_library_bytes; /* what the matrix library keeps for each thread, as measured */
 
     int (*ctx_create)(gpt_ctx **out, int n_threads, int pin); /* pin: see gpt_options */
@@ -393,6 +394,9 @@ typedef struct gpt_ops {
     void (*buffer_free)(gpt_ctx *ctx, void *buffer, size_t bytes);
     void (*upload)(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
     void (*download)(gpt_ctx *ctx, void *host, const void *device, size_t bytes);
+    /* Rows of so many bytes, one after the other on the host, `stride` apart on the device. */
+    void (*download_rows)(gpt_ctx *ctx, void *host, const void *device, int rows, size_t bytes,
+                          size_t stride);
     void (*copy)(gpt_ctx *ctx, void *to, const void *from, size_t bytes); /* within the device */
     void (*zero)(gpt_ctx *ctx, void *device, size_t bytes);
 

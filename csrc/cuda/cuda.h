@@ -81,7 +81,7 @@ struct gpt_ctx {
     cuda_library *products;
     cuda_graphs *graphs;
     void *workspace;
-    char *staging; /* pinned: uploads leave from here */
+    char *staging; /* pinned: uploads leave from here, and behind it downloads arrive */
     size_t staged; /* bytes of it that may still be on their way */
 };
 
@@ -96,6 +96,8 @@ void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes);
 void cuda_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);
 void cuda_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
 void cuda_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes);
+void cuda_download_rows(gpt_ctx *ctx, void *host, const void *device, int rows, size_t bytes,
+                        size_t stride);
 void cuda_copy(gpt_ctx *ctx, void *to, const void *from, size_t bytes);
 void cuda_zero(gpt_ctx *ctx, void *device, size_t bytes);
 

@@ -80,7 +80,7 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->norm_f = training ? take_acts(&p, true, N, C) : layers ? layers[0].norm_1 : NULL;
     out->stats_f = take_floats(&p, training, N, 2);
     out->logit_rows = s->logit_rows;
-    out->logits = take_floats(&p, true, s->logit_rows, c->vocab_size);
+    out->logits = take_floats(&p, true, s->logit_rows, logit_stride(c, ops));
 
     out->dresid = take_acts(&p, training, N, C);
     out->dbranch = s->dropout ? take_acts(&p, training, N, C) : out->dresid;

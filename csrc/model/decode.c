@@ -53,10 +53,11 @@ static bool wanted(const step *t, int i) {
 
 static void deliver(gpt_session *s, step *t) {
     const gpt_model *m = s->model;
-    int64_t size = (int64_t)t->held * m->config.vocab_size;
-    if (size == 0) return;
-    m->ops->download(m->ctx, t->logits, s->acts.logits, sizeof(float) * (size_t)size);
-    t->logits += size;
+    size_t V = (size_t)m->config.vocab_size, stride = (size_t)logit_stride(&m->config, m->ops);
+    if (t->held == 0) return;
+    m->ops->download_rows(m->ctx, t->logits, s->acts.logits, t->held, sizeof(float) * V,
+                          sizeof(float) * stride);
+    t->logits += (size_t)t->held * V;
     t->held = 0;
 }
 
@@ -67,7 +68,7 @@ static void head(gpt_session *s, step *t, int first, int n) {
     for (int rows; n > 0; first += rows, n -= rows, t->held += rows) {
         if (t->held == s->acts.logit_rows) deliver(s, t);
         rows = s->acts.logit_rows - t->held < n ? s->acts.logit_rows - t->held : n;
-        head_forward op = {.logits = s->acts.logits + (int64_t)t->held * c->vocab_size,
+        head_forward op = {.logits = s->acts.logits + (int64_t)t->held * logit_stride(c, m->ops),
                            .x = row_of(m, s->acts.norm_f, first),
                            .wte = m->w.head,
                            .N = rows,

@@ -28,6 +28,11 @@ static inline int padded_vocab_size(const gpt_config *c) {
     return (c->vocab_size + 63) / 64 * 64;
 }
 
+/* Logits from one row of a device's to the next. */
+static inline int logit_stride(const gpt_config *c, const gpt_ops *ops) {
+    return ops->pads_logits ? padded_vocab_size(c) : c->vocab_size;
+}
+
 /* The part of a backend's shape that the configuration decides; the caller adds rows and purpose. */
 static inline gpt_shape config_shape(const gpt_config *c) {
     return (gpt_shape){.C = c->n_embd,
@@ -145,7 +150,7 @@ typedef struct acts {
     act *resid_f;                                 /* (N, C) as the final norm reads it */
     act *norm_f;                                  /* (N, C) */
     float *stats_f;                               /* (N, 2) */
-    float *logits;                                /* (logit_rows, V) */
+    float *logits; /* (logit_rows, V), or Vp where the table pads them */
     int logit_rows;
     /* gradients, used by one layer after the other */
     act *dresid;        /* (N, C) of the residual stream, growing as backward goes down */

@@ -298,7 +298,7 @@ static void check_head(int N, int C, int V, int Vp) {
                            .F = C,
                            .activation = GPT_ACT_GELU,
                            .n_params = 1};
-        void *logits = device_f32(NULL, size);
+        void *logits = device_f32(NULL, (int64_t)N * Vp);
         test_workspace(&shape);
         test.ops->head_forward(test.ctx, &(head_forward){.logits = logits,
                                                          .x = device_act(x, (int64_t)N * C),
@@ -307,7 +307,7 @@ static void check_head(int N, int C, int V, int Vp) {
                                                          .C = C,
                                                          .V = V,
                                                          .Vp = Vp});
-        EXPECT_CLOSE("logits", read_f32(logits, size), want, N, V, test_tol(5e-6));
+        EXPECT_CLOSE("logits", read_head(logits, N, V, Vp), want, N, V, test_tol(5e-6));
     }
 }
 
