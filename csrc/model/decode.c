@@ -103,16 +103,25 @@ static bool one_each(const step *t) {
     return true;
 }
 
+/* The rows' tokens, positions and sequences, one after the other. */
+static void upload_rows(gpt_session *s, const step *t, int begin, int n) {
+    const gpt_model *m = s->model;
+    int32_t *tokens = s->rows, *positions = tokens + n, *seqs = positions + n;
+    for (int i = 0; i < n; i++) {
+        tokens[i] = t->tokens[begin + i];
+        seqs[i] = t->seqs[begin + i];
+        positions[i] = s->length[seqs[i]]++;
+    }
+    m->ops->upload(m->ctx, s->acts.tokens, s->rows, STEP_INTS * sizeof *s->rows * (size_t)n);
+    s->acts.positions = s->acts.tokens + n;
+    s->acts.seqs = s->acts.positions + n;
+}
+
 /* Tokens begin to begin + n - 1 of the step, at most max_rows. */
 static void session_rows(gpt_session *s, step *t, int begin, int n) {
     gpt_model *m = s->model;
     const gpt_ops *ops = m->ops;
-    const int32_t *seqs = t->seqs + begin;
-    size_t bytes = sizeof(int32_t) * (size_t)n;
-    for (int i = 0; i < n; i++) s->positions[i] = s->length[seqs[i]]++;
-    ops->upload(m->ctx, s->acts.tokens, t->tokens + begin, bytes);
-    ops->upload(m->ctx, s->acts.seqs, seqs, bytes);
-    ops->upload(m->ctx, s->acts.positions, s->positions, bytes);
+    upload_rows(s, t, begin, n);
     batch x = {.B = n, .T = 1, .N = n, .session = s};
     const int64_t key[] = {(int64_t)(intptr_t)s->arena, s->n_seq, s->n_ctx, n};
     bool replays = ops->replay_begin && n == t->n && one_each(t);
