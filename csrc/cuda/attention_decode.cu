@@ -106,11 +106,7 @@ static __device__ inline cached_row row_of_key(const attention_decode &a, const 
     return old;
 }
 
-/* Lane l of those that share a key has chunks l, l + LANES ... of it, 16 bytes each. They stay in words:
- * numbers of 16 bits would take a register each. */
-struct alignas(16) chunk {
-    uint32_t words[4];
-};
+/* Lane l of those that share a key has chunks l, l + LANES ... of it. */
 template <int CHUNKS> struct chunks {
     chunk x[CHUNKS];
 };
@@ -126,15 +122,6 @@ static __device__ inline chunks<CHUNKS> load_chunks(const elem *row, int HS, boo
     for (int c = 0; c < CHUNKS; c++)
         if (there && chunk_at(c) < HS) r.x[c] = *(const chunk *)(row + chunk_at(c));
     return r;
-}
-
-/* Number i of a chunk: a bf16 is the upper half of a float. */
-static __device__ inline float number(const chunk &c, int i) {
-    uint32_t bits = c.words[i * 4 / PACK];
-    if (PACK == 8) bits = i % 2 ? bits & 0xffff0000u : bits << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
 }
 
 /* Nothing that is made of these may be kept for the next turn of a loop: it would be twice as much. */

@@ -186,6 +186,18 @@ template <int W, typename T> static __device__ inline void store(T *to, const fl
     *(packed<T, W> *)to = p;
 }
 
+/* PACK numbers as they are in memory: in fewer registers than bf16 numbers would take apart. */
+struct alignas(16) chunk {
+    uint32_t words[4];
+};
+static __device__ inline float number(const chunk &c, int i) {
+    uint32_t bits = c.words[i * 4 / PACK];
+    if (PACK == 8) bits = i % 2 ? bits & 0xffff0000u : bits << 16; /* the upper half of a float */
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 /* All lanes of a warp receive the sum, or the largest, always added in the same order. */
 static __device__ inline float warp_sum(float x) {
 #pragma unroll
