@@ -62,7 +62,8 @@ typedef struct gpt_dropout_site {
 
 /* The extent of a model's buffers, from which a backend sizes its workspace. */
 typedef struct gpt_shape {
-    int32_t N, T; /* the largest number of rows, and the longest sequence, of any call */
+    int32_t N, T;  /* the largest number of rows, and the longest sequence, of any call */
+    int32_t n_ctx; /* of a session's cache; 0: there is none */
     int32_t C, V, Vp, NH, NKV, HS, F;
     int32_t activation;
     int32_t training;
@@ -209,7 +210,7 @@ typedef struct linear_backward {
 
 /* logits = x wte^T in float32, the first V rows of wte only. */
 typedef struct head_forward {
-    float *logits;     /* (N, V) = */
+    float *logits;     /* (N, V) =, or the first V columns of (N, Vp) where the table pads logits */
     const act *x;      /* (N, C) */
     const weight *wte; /* (Vp, C) */
     int N, C, V, Vp;
@@ -367,6 +368,7 @@ typedef struct gpt_ops {
     /* 1: residual_norm_backward, which has a branch's gradient at hand, sums it for the bias of the
      * layer that made the branch, and linear_backward of that layer has no db to make. */
     int sums_branches;
+    int pads_logits;             /* 1: head_forward writes whole rows of Vp logits */
     size_t thread_library_bytes; /* what the matrix library keeps for each thread, as measured */
 
     int (*ctx_create)(gpt_ctx **out, int n_threads, int pin); /* pin: see gpt_options */
@@ -396,6 +398,9 @@ typedef struct gpt_ops {
     void (*buffer_free)(gpt_ctx *ctx, void *buffer, size_t bytes);
     void (*upload)(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
     void (*download)(gpt_ctx *ctx, void *host, const void *device, size_t bytes);
+    /* Rows of so many bytes, one after the other on the host, `stride` apart on the device. */
+    void (*download_rows)(gpt_ctx *ctx, void *host, const void *device, int rows, size_t bytes,
+                          size_t stride);
     void (*copy)(gpt_ctx *ctx, void *to, const void *from, size_t bytes); /* within the device */
     void (*zero)(gpt_ctx *ctx, void *device, size_t bytes);
 

@@ -262,6 +262,10 @@ static void profile_copy(gpt_ctx *p, void *to, const void *from, size_t bytes) {
 static void profile_download(gpt_ctx *p, void *host, const void *device, size_t bytes) {
     p->ops->download(p->inner, host, device, bytes);
 }
+static void profile_download_rows(gpt_ctx *p, void *host, const void *device, int rows,
+                                  size_t bytes, size_t stride) {
+    p->ops->download_rows(p->inner, host, device, rows, bytes, stride);
+}
 
 int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const gpt_ops **out_ops, gpt_ctx **out_ctx) {
     gpt_ctx *p = calloc(1, sizeof *p);
@@ -282,6 +286,7 @@ int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const gpt_ops **out_ops, gp
     p->table.buffer_free = profile_free_buffer;
     p->table.upload = profile_upload;
     p->table.download = profile_download;
+    p->table.download_rows = profile_download_rows;
     p->table.copy = profile_copy;
     p->table.zero = profile_zero;
 #define WRAP(name) p->table.name = profile_##name;

@@ -41,9 +41,9 @@ static int create_session_parts(gpt_session *s) {
     gpt_model *m = s->model;
     s->max_rows = session_max_rows(s->n_seq, s->n_ctx);
     s->length = calloc((size_t)s->n_seq, sizeof *s->length);
-    s->positions = calloc((size_t)s->max_rows, sizeof *s->positions);
+    s->rows = calloc(STEP_INTS * (size_t)s->max_rows, sizeof *s->rows);
     s->acts.layers = calloc((size_t)m->config.n_layer, sizeof *s->acts.layers);
-    if (!s->length || !s->positions || !s->acts.layers)
+    if (!s->length || !s->rows || !s->acts.layers)
         return fail(GPT_ERR_MEMORY, "no memory for the session's tables");
     s->arena_bytes = session_plan(m, s->n_seq, s->n_ctx, NULL, NULL);
     s->arena = m->ops->buffer_alloc(m->ctx, s->arena_bytes);
@@ -74,7 +74,7 @@ void gpt_session_free(gpt_session *s) {
     if (!s) return;
     if (s->arena) s->model->ops->buffer_free(s->model->ctx, s->arena, s->arena_bytes);
     free(s->length);
-    free(s->positions);
+    free(s->rows);
     free(s->acts.layers);
     free(s);
 }

@@ -67,6 +67,7 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
     REQUIRE(logits);
     TRY(check_batch(model, B, T));
     int N = B * T, V = model->config.vocab_size, C = model->config.n_embd;
+    size_t stride = (size_t)logit_stride(&model->config, model->ops);
     TRY(check_tokens(model, "token", tokens, N, 0));
     set_tokens(model, tokens, NULL, N);
     batch x = {.B = B, .T = T, .N = N};
@@ -84,8 +85,8 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
                                                  .C = C,
                                                  .V = V,
                                                  .Vp = padded_vocab_size(&model->config)});
-        model->ops->download(model->ctx, logits + (int64_t)row * V, model->acts.logits,
-                             sizeof(float) * (size_t)n * (size_t)V);
+        model->ops->download_rows(model->ctx, logits + (int64_t)row * V, model->acts.logits, n,
+                                  sizeof(float) * (size_t)V, sizeof(float) * stride);
     }
     return model->ops->sync(model->ctx);
 }

@@ -336,6 +336,14 @@ void cpu_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes) {
     memcpy(host, device, bytes);
 }
 
+void cpu_download_rows(gpt_ctx *ctx, void *host, const void *device, int rows, size_t bytes,
+                       size_t stride) {
+    (void)ctx;
+    for (int row = 0; row < rows; row++)
+        memcpy((char *)host + (size_t)row * bytes, (const char *)device + (size_t)row * stride,
+               bytes);
+}
+
 void cpu_copy(gpt_ctx *ctx, void *to, const void *from, size_t bytes) {
     (void)ctx;
     memcpy(to, from, bytes);

@@ -99,6 +99,8 @@ void *cpu_buffer_alloc(gpt_ctx *ctx, size_t bytes);
 void cpu_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);
 void cpu_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
 void cpu_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes);
+void cpu_download_rows(gpt_ctx *ctx, void *host, const void *device, int rows, size_t bytes,
+                       size_t stride);
 void cpu_copy(gpt_ctx *ctx, void *to, const void *from, size_t bytes);
 size_t cpu_memory_free(void);
 void cpu_zero(gpt_ctx *ctx, void *device, size_t bytes);

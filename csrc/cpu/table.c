@@ -45,6 +45,7 @@ const gpt_ops cpu_ops = {.name = "cpu " CPU_STRING(CPU_DTYPE) " " CPU_STRING(CPU
                          .buffer_free = cpu_buffer_free,
                          .upload = cpu_upload,
                          .download = cpu_download,
+                         .download_rows = cpu_download_rows,
                          .copy = cpu_copy,
                          .memory_free = cpu_memory_free,
                          .zero = cpu_zero,

@@ -1,5 +1,5 @@
 /* attention.cu: causal attention without tensor cores, for float32 and for heads that
- * attention_bf16.cu has no tiles for; and decoding. A warp has a query (or, for gradients of keys
+ * attention_bf16.cu has no tiles for; and decoding for heads that are no whole vectors. A warp has a query (or, for gradients of keys
  * and values, a key), and its lanes share WARP keys (or queries) at a time. */
 #include "attention.h"
 
@@ -206,7 +206,8 @@ static __global__ void attention_backward_keys_kernel(backward_args args) {
 /* ---- the ops ---- */
 
 CUDA_WORKSPACE(attention_workspace) {
-    return shape->training ? align_up(sizeof(float) * (size_t)shape->N * (size_t)shape->NH) : 0;
+    if (shape->training) return align_up(sizeof(float) * (size_t)shape->N * (size_t)shape->NH);
+    return shape->n_ctx > 0 ? attention_decode_bytes(shape) : 0;
 }
 
 /* A warp for each of so many rows. */
@@ -250,12 +251,10 @@ template <int W> static __global__ void store_cache_kernel(attention_decode a) {
         *(const packed<elem, W> *)(row + (int64_t)a.NKV * a.HS);
 }
 
-/* A block for each row and query head: its warps take turns at the keys and then join. Rows of whole
- * tiles are left to those, where there are tiles. */
-static __global__ void attention_decode_kernel(attention_decode a, float scale, int has_tiles) {
+/* A block for each row and query head: its warps take turns at the keys and then join. */
+static __global__ void attention_decode_kernel(attention_decode a, float scale) {
     int h = (int)(blockIdx.x % a.NH), n = (int)(blockIdx.x / a.NH), end = a.positions[n] + 1;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, HS = a.HS;
-    if (has_tiles && is_whole_tile(a, n / ATTENTION_TILE * ATTENTION_TILE)) return;
     int64_t start = cache_at(a, a.seqs[n], h);
     const elem *k = (const elem *)a.cache_k + start, *v = (const elem *)a.cache_v + start;
     warp_memory m = memory_of_warp(HS);
@@ -286,14 +285,23 @@ static __global__ void attention_decode_kernel(attention_decode a, float scale, 
     }
 }
 
-CUDA_OP(attention_decode) {
-    int W = op->HS % PACK == 0 ? PACK : 1, has_tiles = 0;
+static void store_cache(gpt_ctx *ctx, const attention_decode *op) {
+    int W = op->HS % PACK == 0 ? PACK : 1;
     launch(ctx, W == 1 ? store_cache_kernel<1> : store_cache_kernel<PACK>,
            dim3((unsigned)div_up((int64_t)op->N * op->NKV * op->HS, THREADS * W)), THREADS, 0, *op);
+}
+
+CUDA_OP(attention_decode) {
+    int has_tiles = 0;
 #ifdef CUDA_BF16
     /* Single rows of many sequences, or a short prompt, are not worth the launch. */
-    if (op->N > ATTENTION_TILE) has_tiles = attention_tiles_prefill(ctx, *op);
+    if (op->N > ATTENTION_TILE) {
+        store_cache(ctx, op);
+        has_tiles = attention_tiles_prefill(ctx, *op);
+    }
 #endif
+    if (attention_decode_pieces(ctx, *op, has_tiles)) return;
+    store_cache(ctx, op);
     launch(ctx, attention_decode_kernel, dim3((unsigned)(op->N * op->NH)), THREADS,
-           shared_bytes(op->HS), *op, attention_scale(op->HS), has_tiles);
+           shared_bytes(op->HS), *op, attention_scale(op->HS));
 }

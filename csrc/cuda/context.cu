@@ -97,7 +97,9 @@ static int has_groups(gpt_ctx *ctx) {
     return *(int *)ctx->staging && (!level || atoi(level) >= 90);
 }
 
-enum { STAGING_BYTES = 8 << 20 };
+/* Of uploads, and of each of the two places where pieces of a download arrive in turn: large enough that
+ * the wait for one costs little, small enough that it is still in the cache when it is read. */
+enum { STAGING_BYTES = 8 << 20, ARRIVAL_BYTES = 1 << 20 };
 
 int cuda_ctx_create(gpt_ctx **out, int n_threads, int pin) {
     (void)n_threads, (void)pin;
@@ -109,7 +111,7 @@ int cuda_ctx_create(gpt_ctx **out, int n_threads, int pin) {
     cudaError_t error = status == GPT_OK ? cudaSetDevice(ctx->device) : cudaSuccess;
     if (status == GPT_OK && error == cudaSuccess) error = cudaStreamCreate(&ctx->stream);
     if (status == GPT_OK && error == cudaSuccess)
-        error = cudaMallocHost((void **)&ctx->staging, STAGING_BYTES);
+        error = cudaMallocHost((void **)&ctx->staging, STAGING_BYTES + 2 * ARRIVAL_BYTES);
     if (error != cudaSuccess)
         status = fail(GPT_ERR_DEVICE, "CUDA does not start: %s", cudaGetErrorString(error));
     if (status != GPT_OK) {
@@ -189,7 +191,8 @@ void cuda_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes) {
 }
 
 /* The host's memory is ordinary: the copy has left it, or filled it, when these return. Leaving it takes
- * a wait for all that was started before, so what a step uploads leaves from pinned memory. */
+ * a wait for all that was started before, so what a step uploads leaves from pinned memory; and what
+ * is downloaded arrives there, since the driver would do the same more slowly. */
 void cuda_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes) {
     bool fits = bytes <= STAGING_BYTES;
     if (fits) {
@@ -202,9 +205,40 @@ void cuda_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes) {
         wait(ctx); /* where the GPU reads the host's pages itself, they are still being read */
 }
 
+/* Rows of `bytes`, `stride` apart, of which the n bytes from `at` on have arrived. */
+static void take_rows(char *host, const char *arrived, size_t at, size_t n, size_t bytes,
+                      size_t stride) {
+    for (size_t end = at + n; at < end;) {
+        size_t row = at / stride, from = at % stride, there = least(stride - from, end - at);
+        if (from < bytes) memcpy(host + row * bytes + from, arrived, least(there, bytes - from));
+        arrived += there;
+        at += there;
+    }
+}
+
+/* While the host takes a piece, the next one is on its way. */
+void cuda_download_rows(gpt_ctx *ctx, void *host, const void *device, int rows, size_t bytes,
+                        size_t stride) {
+    size_t all = rows > 0 ? (size_t)(rows - 1) * stride + bytes : 0;
+    auto piece = [&](size_t at) { return least<size_t>(all - at, ARRIVAL_BYTES); };
+    auto place = [&](size_t at) {
+        return ctx->staging + STAGING_BYTES + at / ARRIVAL_BYTES % 2 * ARRIVAL_BYTES;
+    };
+    auto start = [&](size_t at) {
+        if (at < all)
+            cuda_remember(ctx, cudaMemcpyAsync(place(at), (const char *)device + at, piece(at),
+                                               cudaMemcpyDeviceToHost, ctx->stream));
+    };
+    start(0);
+    for (size_t at = 0; at < all; at += ARRIVAL_BYTES) {
+        wait(ctx);
+        start(at + ARRIVAL_BYTES);
+        take_rows((char *)host, place(at), at, piece(at), bytes, stride);
+    }
+}
+
 void cuda_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes) {
-    cuda_remember(ctx, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, ctx->stream));
-    wait(ctx);
+    cuda_download_rows(ctx, host, device, 1, bytes, bytes);
 }
 
 void cuda_copy(gpt_ctx *ctx, void *to, const void *from, size_t bytes) {

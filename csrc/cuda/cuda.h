@@ -82,7 +82,7 @@ struct gpt_ctx {
     cuda_library *products;
     cuda_graphs *graphs;
     void *workspace;
-    char *staging; /* pinned: uploads leave from here */
+    char *staging; /* pinned: uploads leave from here, and behind it downloads arrive */
     size_t staged; /* bytes of it that may still be on their way */
 };
 
@@ -97,6 +97,8 @@ void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes);
 void cuda_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);
 void cuda_upload(gpt_ctx *ctx, void *device, const void *host, size_t bytes);
 void cuda_download(gpt_ctx *ctx, void *host, const void *device, size_t bytes);
+void cuda_download_rows(gpt_ctx *ctx, void *host, const void *device, int rows, size_t bytes,
+                        size_t stride);
 void cuda_copy(gpt_ctx *ctx, void *to, const void *from, size_t bytes);
 void cuda_zero(gpt_ctx *ctx, void *device, size_t bytes);
 
@@ -183,6 +185,18 @@ template <int W, typename T> static __device__ inline void store(T *to, const fl
 #pragma unroll
     for (int i = 0; i < W; i++) p.x[i] = from_float<T>(x[i]);
     *(packed<T, W> *)to = p;
+}
+
+/* PACK numbers as they are in memory: in fewer registers than bf16 numbers would take apart. */
+struct alignas(16) chunk {
+    uint32_t words[4];
+};
+static __device__ inline float number(const chunk &c, int i) {
+    uint32_t bits = c.words[i * 4 / PACK];
+    if (PACK == 8) bits = i % 2 ? bits & 0xffff0000u : bits << 16; /* the upper half of a float */
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
 /* All lanes of a warp receive the sum, or the largest, always added in the same order. */

@@ -6,16 +6,17 @@ CUDA_WORKSPACE(head_workspace) {
     return align_up(sizeof(elem) * weight_numbers(shape->Vp, shape->C));
 }
 
+/* Whole rows of Vp: the library's fast products want rows that are aligned. */
 CUDA_OP(head_forward) {
     product p = {.kind = PRODUCT_NT,
                  .bf16 = IS_BF16,
                  .float_out = 1,
                  .M = op->N,
-                 .N = op->V,
+                 .N = op->Vp,
                  .K = op->C,
                  .lda = op->C,
                  .ldb = op->C,
-                 .ldo = op->V,
+                 .ldo = op->Vp,
                  .out = op->logits,
                  .a = op->x,
                  .b = op->wte};

@@ -7,6 +7,11 @@
 #include "quant.h"
 #endif
 
+/* product_few.cu: a product of kind NT of a few rows, whose time is that of reading b; 0 where cuda_product
+ * is to do it. */
+#define cuda_few_product CUDA_NAME(few_product)
+int cuda_few_product(gpt_ctx *ctx, const product *p);
+
 /* Numbers of room that products with a weight need, to make it bf16 again. */
 static inline size_t weight_numbers(int rows, int cols) {
 #ifdef CUDA_QUANT
@@ -23,7 +28,7 @@ static inline int weight_product(gpt_ctx *ctx, const product *p, elem *room) {
     return cuda_quant_product(ctx, p, room);
 #else
     (void)room;
-    return cuda_product(ctx, p);
+    return cuda_few_product(ctx, p) || cuda_product(ctx, p);
 #endif
 }
 

@@ -68,10 +68,8 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->layers = layers;
     if (N == 0) return 0;
 
-    out->tokens = take_ints(&p, true, N);
+    out->tokens = take_ints(&p, true, session ? STEP_INTS * N : N);
     out->targets = take_ints(&p, !session, N);
-    out->positions = take_ints(&p, session, N);
-    out->seqs = take_ints(&p, session, N);
     out->losses = take_floats(&p, !session, N, 1);
     out->branch = take_acts(&p, true, N, C);
     plan_layers(&p, c, ops, s, layers);
@@ -80,7 +78,7 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->norm_f = training ? take_acts(&p, true, N, C) : layers ? layers[0].norm_1 : NULL;
     out->stats_f = take_floats(&p, training, N, 2);
     out->logit_rows = s->logit_rows;
-    out->logits = take_floats(&p, true, s->logit_rows, c->vocab_size);
+    out->logits = take_floats(&p, true, s->logit_rows, logit_stride(c, ops));
 
     out->dresid = take_acts(&p, training, N, C);
     out->dbranch = s->dropout ? take_acts(&p, training, N, C) : out->dresid;

@@ -17,7 +17,7 @@ int session_max_rows(int n_seq, int n_ctx) {
 static gpt_shape session_shape(const gpt_model *m, int rows, int n_ctx) {
     gpt_shape shape = config_shape(&m->config);
     shape.N = rows;
-    shape.T = n_ctx;
+    shape.T = shape.n_ctx = n_ctx;
     return shape;
 }
 
@@ -53,10 +53,11 @@ static bool wanted(const step *t, int i) {
 
 static void deliver(gpt_session *s, step *t) {
     const gpt_model *m = s->model;
-    int64_t size = (int64_t)t->held * m->config.vocab_size;
-    if (size == 0) return;
-    m->ops->download(m->ctx, t->logits, s->acts.logits, sizeof(float) * (size_t)size);
-    t->logits += size;
+    size_t V = (size_t)m->config.vocab_size, stride = (size_t)logit_stride(&m->config, m->ops);
+    if (t->held == 0) return;
+    m->ops->download_rows(m->ctx, t->logits, s->acts.logits, t->held, sizeof(float) * V,
+                          sizeof(float) * stride);
+    t->logits += (size_t)t->held * V;
     t->held = 0;
 }
 
@@ -67,7 +68,7 @@ static void head(gpt_session *s, step *t, int first, int n) {
     for (int rows; n > 0; first += rows, n -= rows, t->held += rows) {
         if (t->held == s->acts.logit_rows) deliver(s, t);
         rows = s->acts.logit_rows - t->held < n ? s->acts.logit_rows - t->held : n;
-        head_forward op = {.logits = s->acts.logits + (int64_t)t->held * c->vocab_size,
+        head_forward op = {.logits = s->acts.logits + (int64_t)t->held * logit_stride(c, m->ops),
                            .x = row_of(m, s->acts.norm_f, first),
                            .wte = m->w.head,
                            .N = rows,
@@ -102,16 +103,25 @@ static bool one_each(const step *t) {
     return true;
 }
 
+/* The rows' tokens, positions and sequences, one after the other. */
+static void upload_rows(gpt_session *s, const step *t, int begin, int n) {
+    const gpt_model *m = s->model;
+    int32_t *tokens = s->rows, *positions = tokens + n, *seqs = positions + n;
+    for (int i = 0; i < n; i++) {
+        tokens[i] = t->tokens[begin + i];
+        seqs[i] = t->seqs[begin + i];
+        positions[i] = s->length[seqs[i]]++;
+    }
+    m->ops->upload(m->ctx, s->acts.tokens, s->rows, STEP_INTS * sizeof *s->rows * (size_t)n);
+    s->acts.positions = s->acts.tokens + n;
+    s->acts.seqs = s->acts.positions + n;
+}
+
 /* Tokens begin to begin + n - 1 of the step, at most max_rows. */
 static void session_rows(gpt_session *s, step *t, int begin, int n) {
     gpt_model *m = s->model;
     const gpt_ops *ops = m->ops;
-    const int32_t *seqs = t->seqs + begin;
-    size_t bytes = sizeof(int32_t) * (size_t)n;
-    for (int i = 0; i < n; i++) s->positions[i] = s->length[seqs[i]]++;
-    ops->upload(m->ctx, s->acts.tokens, t->tokens + begin, bytes);
-    ops->upload(m->ctx, s->acts.seqs, seqs, bytes);
-    ops->upload(m->ctx, s->acts.positions, s->positions, bytes);
+    upload_rows(s, t, begin, n);
     batch x = {.B = n, .T = 1, .N = n, .session = s};
     const int64_t key[] = {(int64_t)(intptr_t)s->arena, s->n_seq, s->n_ctx, n};
     bool replays = ops->replay_begin && n == t->n && one_each(t);

@@ -28,6 +28,11 @@ static inline int padded_vocab_size(const gpt_config *c) {
     return (c->vocab_size + 63) / 64 * 64;
 }
 
+/* Logits from one row of a device's to the next. */
+static inline int logit_stride(const gpt_config *c, const gpt_ops *ops) {
+    return ops->pads_logits ? padded_vocab_size(c) : c->vocab_size;
+}
+
 /* The part of a backend's shape that the configuration decides; the caller adds rows and purpose. */
 static inline gpt_shape config_shape(const gpt_config *c) {
     return (gpt_shape){.C = c->n_embd,
@@ -144,13 +149,14 @@ typedef struct layer_acts {
 /* Every buffer of a forward and backward pass. Without training all layers share one set, and the
  * gradients are absent; without a session there is no cache. */
 typedef struct acts {
-    int32_t *tokens, *targets, *positions, *seqs; /* (N) */
-    float *losses;                                /* (N) */
-    act *branch;                                  /* (N, C) to be added to the residual stream */
-    act *resid_f;                                 /* (N, C) as the final norm reads it */
-    act *norm_f;                                  /* (N, C) */
-    float *stats_f;                               /* (N, 2) */
-    float *logits;                                /* (logit_rows, V) */
+    int32_t *tokens, *targets; /* (N) */
+    int32_t *positions, *seqs; /* (N) in a step of a session, behind its tokens */
+    float *losses;             /* (N) */
+    act *branch;               /* (N, C) to be added to the residual stream */
+    act *resid_f;              /* (N, C) as the final norm reads it */
+    act *norm_f;               /* (N, C) */
+    float *stats_f;            /* (N, 2) */
+    float *logits;             /* (logit_rows, V), or Vp where the table pads them */
     int logit_rows;
     /* gradients, used by one layer after the other */
     act *dresid;        /* (N, C) of the residual stream, growing as backward goes down */
@@ -161,6 +167,8 @@ typedef struct acts {
     act *dfc;           /* (N, F or 2 F) */
     layer_acts *layers; /* (L) */
 } acts;
+
+enum { STEP_INTS = 3 }; /* of a row: its token, position and sequence */
 
 /* The purpose of a set of activations. */
 typedef struct acts_shape {
@@ -226,8 +234,8 @@ struct gpt_session {
     void *workspace;
     acts acts;
     int n_seq, n_ctx, max_rows;
-    int32_t *length;    /* (n_seq) tokens in the cache */
-    int32_t *positions; /* (max_rows) of the rows of a step */
+    int32_t *length; /* (n_seq) tokens in the cache */
+    int32_t *rows;   /* (STEP_INTS, max_rows at most) of a step, to be uploaded as one */
 };
 
 /* The rows that go through the model together. */

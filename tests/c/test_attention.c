@@ -340,18 +340,19 @@ static double *want_cache(sizes s, const caches *c, const double *qkv, const int
     return cache;
 }
 
-static void decode_call(sizes s, const answer *a, const caches *c, call step) {
+/* The call's out (N, NH HS). */
+static double *decode_rows(sizes s, const double *qkv, const caches *c, call step) {
     int width = s.NH * s.HS, N = step.N;
-    double *want = take_rows(s, step, a->out, width);
-    double *rows = take_rows(s, step, a->qkv, row_size(s));
-    for (int n = 0; n < N; n++) step.seqs[n] = c->slots[step.seqs[n]];
+    double *rows = take_rows(s, step, qkv, row_size(s));
+    int32_t *slots = host_ints(N);
+    for (int n = 0; n < N; n++) slots[n] = c->slots[step.seqs[n]];
     void *out = device_act(NULL, (int64_t)N * width);
     test.ops->attention_decode(test.ctx,
                                &(attention_decode){.out = out,
                                                    .cache_k = c->k,
                                                    .cache_v = c->v,
                                                    .qkv = device_act(rows, N * row_size(s)),
-                                                   .seqs = device_i32(step.seqs, N),
+                                                   .seqs = device_i32(slots, N),
                                                    .positions = device_i32(step.positions, N),
                                                    .window = s.window,
                                                    .N = N,
@@ -359,7 +360,13 @@ static void decode_call(sizes s, const answer *a, const caches *c, call step) {
                                                    .NH = s.NH,
                                                    .NKV = s.NKV,
                                                    .HS = s.HS});
-    EXPECT_CLOSE("out", read_act(out, (int64_t)N * width), want, N, width, test_tol(5e-6));
+    return read_act(out, (int64_t)N * width);
+}
+
+static void decode_call(sizes s, const answer *a, const caches *c, call step) {
+    int width = s.NH * s.HS;
+    double *got = decode_rows(s, a->qkv, c, step), *want = take_rows(s, step, a->out, width);
+    EXPECT_CLOSE("out", got, want, step.N, width, test_tol(5e-6));
 }
 
 static void check_decode(sizes s, int most, int n_ctx) {
@@ -368,7 +375,7 @@ static void check_decode(sizes s, int most, int n_ctx) {
     answer a = answer_of(s, random_act(qkv_size(s), 1.0), (gpt_dropout){0});
     caches c = new_caches(s, n_ctx);
     gpt_shape shape = shape_of(s, 0);
-    shape.N = s.B * most, shape.T = n_ctx;
+    shape.N = s.B * most, shape.T = shape.n_ctx = n_ctx;
     uint64_t counter = test.counter;
     EACH_BACKEND {
         int *lengths = host_ints(s.B);
@@ -415,6 +422,64 @@ static void test_decode_window(void) {
     check_decode((sizes){1, 190, 1, 1, 128, 10}, 100, 190);
 }
 
+/* Heads of every number of vectors, more heads of a group than a block takes, and keys in several pieces
+ * of one or more tiles. */
+static const sizes many_keys[] = {
+    {1, 100, 10, 1, 64, 0}, {2, 140, 20, 2, 16, 0}, {1, 160, 2, 1, 256, 0}, {1, 150, 4, 2, 128, 0},
+    {2, 330, 1, 1, 20, 0},  {1, 333, 2, 1, 96, 0},  {1, 150, 2, 2, 100, 0}, {1, 90, 1, 1, 260, 0},
+};
+
+static void test_decode_pieces(void) {
+    static const int contexts[] = {0, 2100, 4200}; /* longer than T by so much */
+    for (int i = 0; i < TEST_COUNT(many_keys); i++) {
+        sizes s = many_keys[i];
+        check_decode(s, i % 3 ? 50 : 64, s.T + contexts[i % TEST_COUNT(contexts)]);
+        s.window = windows[(i + 4) % TEST_COUNT(windows)];
+        check_decode(s, i % 3 ? 50 : 64, s.T);
+    }
+}
+
+/* Rows of some sequences in one call, by their counts, which end at the lengths. */
+static call rows_of(const int *lengths, const int *counts, int first, int end) {
+    call c = {host_ints(1000), host_ints(1000), 0};
+    for (int b = first; b < end; b++)
+        for (int t = lengths[b] - counts[b]; t < lengths[b]; t++) {
+            c.seqs[c.N] = b;
+            c.positions[c.N++] = t;
+        }
+    return c;
+}
+
+/* A row's bits do not depend on the other sequences of the call, few or many. (In bf16 a GPU has tiles
+ * for 64 rows of one sequence; there are none here.) */
+static void test_decode_alone(void) {
+    enum { B = 3, T = 150, N_CTX = 160 };
+    static const int lengths[] = {150, 131, 64};
+    static const int counts[][B] = {{1, 1, 1}, {60, 10, 1}, {2, 30, 5}};
+    static const sizes shapes[] = {{B, T, 4, 2, 64, 0}, {B, T, 3, 1, 20, 70}, {B, T, 10, 1, 16, 0}};
+    for (int i = 0; i < TEST_COUNT(shapes) * TEST_COUNT(counts); i++) {
+        sizes s = shapes[i / TEST_COUNT(counts)];
+        const int *own = counts[i % TEST_COUNT(counts)];
+        int before[B], rest[B], width = s.NH * s.HS;
+        test_case("NH=%d NKV=%d HS=%d window=%d, %d %d %d rows", s.NH, s.NKV, s.HS, s.window,
+                  own[0], own[1], own[2]);
+        for (int b = 0; b < B; b++) rest[b] = before[b] = lengths[b] - own[b];
+        double *qkv = random_act(qkv_size(s), 1.0);
+        caches c = new_caches(s, N_CTX);
+        gpt_shape shape = shape_of(s, 0);
+        shape.T = shape.n_ctx = N_CTX;
+        EACH_BACKEND {
+            c.k = device_act(NULL, c.size), c.v = device_act(NULL, c.size);
+            test_workspace(&shape);
+            decode_rows(s, qkv, &c, rows_of(before, rest, 0, B));
+            double *together = decode_rows(s, qkv, &c, rows_of(lengths, own, 0, B));
+            for (int b = 0; b < B; together += (int64_t)own[b++] * width)
+                EXPECT_SAME("out", decode_rows(s, qkv, &c, rows_of(lengths, own, b, b + 1)),
+                            together, (int64_t)own[b] * width);
+        }
+    }
+}
+
 typedef struct state {
     double *qkv, *dout, *out, *lse, *p;
     gpt_dropout dropout;
@@ -444,4 +509,5 @@ TEST_OPS_MAIN({"reference", test_reference}, {"attention", test_attention},
               {"attention, dropout", test_dropout}, {"large scores", test_large_scores},
               {"trend", test_trend}, {"causal", test_causal}, {"decode", test_decode},
               {"window", test_window}, {"window of all", test_whole_window},
-              {"decode, window", test_decode_window})
+              {"decode, window", test_decode_window}, {"decode, pieces", test_decode_pieces},
+              {"decode, alone", test_decode_alone})

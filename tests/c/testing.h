@@ -371,6 +371,17 @@ static inline double *read_f32(const void *device, int64_t n) {
     return x;
 }
 
+/* What head_forward wrote, (N, V) on the host. */
+static inline double *read_head(const void *device, int N, int V, int Vp) {
+    int64_t n = (int64_t)N * V;
+    float *host = host_floats(n);
+    test.ops->download_rows(test.ctx, host, device, N, sizeof *host * (size_t)V,
+                            sizeof *host * (size_t)(test.ops->pads_logits ? Vp : V));
+    double *values = host_zeros(n);
+    for (int64_t i = 0; i < n; i++) values[i] = host[i];
+    return values;
+}
+
 static inline double *read_act(const void *device, int64_t n) {
     if (test.ops->act_bytes == 4) return read_f32(device, n);
     EXPECT(test.ops->sync(test.ctx) == GPT_OK);

@@ -34,7 +34,9 @@ static run run_of(const gpt_config *config, float dropout, int timed, int forget
     EXPECT_OK(gpt_session_create(model, B, 0, &session));
     for (int t = 0; t < STEPS; t++) {
         const int32_t next[B] = {tokens[t], tokens[T + t]}, seqs[B] = {0, 1};
+        long before = emulate_waits();
         EXPECT_OK(gpt_session_decode(session, next, seqs, NULL, B, r.last));
+        if (!timed) EXPECT(emulate_waits() - before == 2);
     }
     gpt_session_free(session);
     gpt_model_free(model);

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-HOT = ("attention_bf16", "norm", "classifier", "adamw")
+HOT = ("attention_bf16", "attention_decode", "norm", "classifier", "product_few", "adamw")
 
 
 class Kernel(NamedTuple):
