@@ -107,6 +107,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
     tile_source<T, T::ROWS>(t.q, t.q_stride, t.n_q, t.HS).fetch(q);
     keys.fetch(k);
     wait_tiles<T>();
+    keys.advance();
     if (first_tile + 1 < n_tiles) keys.fetch(k + SIZE);
     values.fetch(v);
     const auto queries = T::keep(q);
@@ -136,6 +137,8 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
     for (int tile = first_tile, stage = 0; tile < n_tiles; tile++, stage ^= 1) {
         weights<N> p(s);
         wait_tiles<T>();
+        keys.advance();
+        values.advance();
         if (tile + 2 < n_tiles) keys.fetch(k + stage * SIZE);
         if (tile + 1 < n_tiles) values.fetch(v + (stage ^ 1) * SIZE);
         if (tile + 1 < n_mine) {
@@ -177,16 +180,21 @@ template <bool MORE> static __device__ inline int window_of(int window) {
 /* Blocks at a time on a multiprocessor. */
 template <typename T, bool MORE> static constexpr int BLOCKS = T::blocks(MORE);
 
-/* Blocks with more tiles to go through come first, so that none is left alone at the end. */
-static __device__ inline int longest_first(int n_tiles, int n_heads) {
-    return n_tiles - 1 - (int)blockIdx.x / n_heads;
+/* The head and tile of a block. Those of a head follow each other, so that they run at the same time and
+ * find its keys and values in the second-level cache; the longest come first, so that none is left alone
+ * at the end. */
+static __device__ inline int head_of_block(int n_tiles) {
+    return (int)blockIdx.x / n_tiles;
+}
+static __device__ inline int last_first(int n_tiles) {
+    return n_tiles - 1 - (int)blockIdx.x % n_tiles;
 }
 
 template <typename T, bool MORE, int KEYS>
 static __global__ void __launch_bounds__(T::THREADS, BLOCKS<T, MORE>)
     attention_forward_kernel(attention_forward a, float scale) {
-    int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
-    int first_q = longest_first((int)div_up(a.T, T::ROWS), n_heads) * T::ROWS;
+    int n_blocks = (int)div_up(a.T, T::ROWS), head = head_of_block(n_blocks);
+    int b = head / a.NH, h = head % a.NH, first_q = last_first(n_blocks) * T::ROWS;
     int64_t row_0 = (int64_t)head * a.T;
     const elem *qkv = (const elem *)a.qkv;
     forward_tile t = {.out = (elem *)a.out + out_at(a, b, first_q, h),
@@ -212,10 +220,9 @@ static __global__ void __launch_bounds__(T::THREADS, BLOCKS<T, MORE>)
 template <typename T>
 static __global__ void __launch_bounds__(T::THREADS)
     attention_prefill_kernel(attention_decode a, float scale) {
-    int h = (int)blockIdx.x % a.NH;
     static_assert(T::ROWS == ATTENTION_TILE);
-    int first = longest_first((int)div_up(a.N, T::ROWS), a.NH) * T::ROWS;
-    int n = least<int>(T::ROWS, a.N - first);
+    int n_blocks = (int)div_up(a.N, T::ROWS), h = head_of_block(n_blocks);
+    int first = last_first(n_blocks) * T::ROWS, n = least<int>(T::ROWS, a.N - first);
     if (!is_whole_tile(a, first)) return;
     int64_t cache = cache_at(a, a.seqs[first], h), stride = (int64_t)(a.NH + 2 * a.NKV) * a.HS;
     forward_tile t = {.out = (elem *)a.out + ((int64_t)first * a.NH + h) * a.HS,
@@ -286,42 +293,42 @@ static __device__ __forceinline__ void backward_queries(const backward_args &arg
     constexpr int SIZE = T::template SIZE<KEYS>;
     const attention_backward &a = args.op;
     gpt_dropout dropout = dropout_of<MORE>(a.dropout);
-    int n_heads = a.B * a.NH, head = (int)blockIdx.x % n_heads, b = head / a.NH, h = head % a.NH;
-    int first_q = longest_first((int)div_up(a.T, T::ROWS), n_heads) * T::ROWS;
+    int n_blocks = (int)div_up(a.T, T::ROWS), head = head_of_block(n_blocks);
+    int b = head / a.NH, h = head % a.NH, first_q = last_first(n_blocks) * T::ROWS;
     int warp_row = (int)threadIdx.x / WARP * 16, query0 = first_q + warp_row; /* of this warp */
     int group0 = first_q + warp_row / GROUP_ROWS * GROUP_ROWS;                /* of its group */
     int window = window_of<MORE>(a.window), first_tile = first_key(first_q, window) / KEYS;
     int n_tiles = (int)div_up(least<int>(first_q + T::ROWS, a.T), KEYS), key = first_tile * KEYS;
     elem *q = shared_memory<elem>(), *dout = q + ROWS_SIZE, *k = dout + ROWS_SIZE;
     elem *v = k + STAGES * SIZE;
-    float *deltas = (float *)(v + STAGES * SIZE); /* (ROWS) */
+    float *lses = (float *)(v + STAGES * SIZE), *deltas = lses + T::ROWS; /* (ROWS), (ROWS) */
     int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
     const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
     tile_source<T, KEYS> keys(qkv + key_at(a, b, key, h), stride, a.T - key, a.HS);
-    tile_source<T, KEYS> values(qkv + value_at(a, b, key, h), stride, a.T - key, a.HS);
+    int to_values = a.NKV * a.HS;
 
     int there = a.T - first_q;
     tile_source<T, T::ROWS>(qkv + query_at(a, b, first_q, h), stride, there, a.HS).fetch(q);
     tile_source<T, T::ROWS>(all_dout + out_at(a, b, first_q, h), out_stride, there, a.HS)
         .fetch(dout);
     keys.fetch(k);
-    values.fetch(v);
+    keys.fetch(v, to_values);
+    keys.advance();
     make_deltas(deltas, args, b, h, first_q);
+    if (int i = (int)threadIdx.x; i < T::ROWS)
+        lses[i] = first_q + i < a.T ? a.lse[(int64_t)head * a.T + first_q + i] * LOG2E : INFINITY;
     wait_tiles<T>();
     const auto queries = T::keep(q); /* there are no registers to keep dout too */
 
-    float dq[D / 8][4] = {}, lse[2], delta[2], scale = args.scale * LOG2E;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        int row = query0 + row_of(2 * r);
-        lse[r] = row < a.T ? a.lse[(int64_t)head * a.T + row] * LOG2E : INFINITY;
-        delta[r] = deltas[warp_row + row_of(2 * r)];
-    }
+    float dq[D / 8][4] = {}, scale = args.scale * LOG2E;
+    /* A lane's rows: read again for each tile, which costs less than the registers. */
+    const float *lse = lses + warp_row + row_of(0), *delta = deltas + warp_row + row_of(0);
     for (int tile = first_tile, stage = 0; tile < n_tiles; tile++, stage ^= 1) {
         if (tile > first_tile) wait_tiles<T>();
         if (tile + 1 < n_tiles) {
             keys.fetch(k + (stage ^ 1) * SIZE);
-            values.fetch(v + (stage ^ 1) * SIZE);
+            keys.fetch(v + (stage ^ 1) * SIZE, to_values);
+            keys.advance();
         }
         int key0 = tile * KEYS, at = stage * SIZE;
         if (T::ROWS > GROUP_ROWS && none_sees(group0, GROUP_ROWS, key0, KEYS, window)) continue;
@@ -338,13 +345,13 @@ static __device__ __forceinline__ void backward_queries(const backward_args &arg
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) p[n][e] = exp2_of(p[n][e] * scale - lse[e / 2]);
+            for (int e = 0; e < 4; e++) p[n][e] = exp2_of(p[n][e] * scale - lse[e / 2 * 8]);
         T::template wait_products<0>(ds);
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                score_gradient(p[n][e], ds[n][e], delta[e / 2], dropout,
+                score_gradient(p[n][e], ds[n][e], delta[e / 2 * 8], dropout,
                                (int64_t)head * a.T + query0 + row_of(e), key0 + col_of(n, e), a.T);
         weights<N> of_keys(ds);
         T::product_columns(dq, of_keys, k + at);
@@ -370,8 +377,9 @@ static __device__ __forceinline__ void backward_keys(const backward_args &args) 
     /* Whether the op is copied decides whether registers suffice: tools/gpu/check_spills.py. */
     const std::conditional_t<(D > 64), const attention_backward &, attention_backward> a = args.op;
     gpt_dropout dropout = dropout_of<MORE>(a.dropout);
-    int n_heads = a.B * a.NKV, b = (int)blockIdx.x % n_heads / a.NKV, group = a.NH / a.NKV;
-    int h0 = (int)blockIdx.x % a.NKV * group, first_k = (int)blockIdx.x / n_heads * T::ROWS;
+    int n_blocks = (int)div_up(a.T, T::ROWS), head = head_of_block(n_blocks), group = a.NH / a.NKV;
+    int b = head / a.NKV, h0 = head % a.NKV * group;
+    int first_k = (int)blockIdx.x % n_blocks * T::ROWS; /* the first keys have the most queries */
     int warp_row = (int)threadIdx.x / WARP * 16, key0 = first_k + warp_row; /* of this warp */
     int group0 = first_k + warp_row / GROUP_ROWS * GROUP_ROWS;              /* of its group */
     int first_query = first_k / QUERIES * QUERIES, window = window_of<MORE>(a.window);
@@ -382,16 +390,26 @@ static __device__ __forceinline__ void backward_keys(const backward_args &args) 
     int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
     const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
 
+    auto queries_of = [&](int h) {
+        return tile_source<T, QUERIES>(qkv + query_at(a, b, first_query, h), stride,
+                                       a.T - first_query, a.HS);
+    };
+    auto douts_of = [&](int h) {
+        return tile_source<T, QUERIES>(all_dout + out_at(a, b, first_query, h), out_stride,
+                                       a.T - first_query, a.HS);
+    };
+    auto queries = queries_of(h0), douts = douts_of(h0);
     auto fetch = [&](int h, int query, int stage) {
-        int there = a.T - query;
-        tile_source<T, QUERIES>(qkv + query_at(a, b, query, h), stride, there, a.HS)
-            .fetch(q + stage * SIZE);
-        tile_source<T, QUERIES>(all_dout + out_at(a, b, query, h), out_stride, there, a.HS)
-            .fetch(dout + stage * SIZE);
-        if (int i = (int)threadIdx.x; i < QUERIES) {
-            int64_t row = ((int64_t)b * a.NH + h) * a.T + query + i;
-            lse[stage * QUERIES + i] = i < there ? a.lse[row] * LOG2E : INFINITY;
-            delta[stage * QUERIES + i] = i < there ? args.delta[row] : 0;
+        if (h > h0 && query == first_query) queries = queries_of(h), douts = douts_of(h);
+        queries.fetch(q + stage * SIZE);
+        douts.fetch(dout + stage * SIZE);
+        queries.advance();
+        douts.advance();
+        if (int i = (int)threadIdx.x % QUERIES; (int)threadIdx.x < 2 * QUERIES) {
+            const float *from = (int)threadIdx.x < QUERIES ? a.lse : args.delta;
+            float *to = (int)threadIdx.x < QUERIES ? lse : delta;
+            copy_async_4(to + stage * QUERIES + i, from + ((int64_t)b * a.NH + h) * a.T + query + i,
+                         query + i < a.T);
         }
     };
     int there = a.T - first_k;
@@ -423,7 +441,8 @@ static __device__ __forceinline__ void backward_keys(const backward_args &args) 
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) p[n][e] = exp2_of(p[n][e] * scale - lses[col_of(n, e)]);
+            for (int e = 0; e < 4; e++)
+                p[n][e] = exp2_of(p[n][e] * scale - lses[col_of(n, e)] * LOG2E);
         if constexpr (!MORE) {
             weights<N> of_douts(p);
             T::product_columns(dv, of_douts, dout + at);
@@ -481,7 +500,7 @@ template <typename T, bool MORE, int KEYS>
 static void start_backward_queries(gpt_ctx *ctx, const backward_args &args) {
     dim3 grid((unsigned)(div_up(args.op.T, T::ROWS) * args.op.B * args.op.NH));
     launch(ctx, attention_backward_queries_kernel<T, MORE, KEYS>, grid, T::THREADS,
-           tile_bytes<T, KEYS>(2) + sizeof(float) * T::ROWS, args);
+           tile_bytes<T, KEYS>(2) + sizeof(float) * 2 * T::ROWS, args);
 }
 
 template <typename T, bool MORE, int QUERIES>
@@ -514,8 +533,8 @@ template <bool MORE> static void backward_of(gpt_ctx *ctx, const backward_args &
         start_backward_queries<warp_tiles<32>, MORE, 64>(ctx, args);
         start_backward_keys<warp_tiles<32>, MORE, 32>(ctx, args);
     } else if (HS <= 64 && ctx->has_groups) {
-        start_backward_queries<group_tiles<64, MORE ? 1 : 2, MORE ? 2 : 1>, MORE, 64>(ctx, args);
-        start_backward_keys<group_tiles<64, MORE ? 1 : 2, MORE ? 2 : 1>, MORE, 64>(ctx, args);
+        start_backward_queries<group_tiles<64, MORE ? 1 : 2, 2>, MORE, 64>(ctx, args);
+        start_backward_keys<group_tiles<64, 1, 2>, MORE, 64>(ctx, args);
     } else if (HS <= 64) {
         start_backward_queries<warp_tiles<64>, MORE, 64>(ctx, args);
         start_backward_keys<warp_tiles<64>, MORE, 32>(ctx, args);
@@ -524,7 +543,7 @@ template <bool MORE> static void backward_of(gpt_ctx *ctx, const backward_args &
         start_backward_keys<group_tiles<128, 1, 2>, MORE, 32>(ctx, args);
     } else {
         start_backward_queries<warp_tiles<128>, MORE, 32>(ctx, args);
-        start_backward_keys<warp_tiles<128>, MORE, 32>(ctx, args);
+        start_backward_keys<warp_tiles<128>, MORE, MORE ? 16 : 32>(ctx, args);
     }
 }
 

@@ -32,13 +32,17 @@ endif()
 # 86 and 89 have 80's PTX: compiled from their own, the machine code is the same and takes longer.
 set(cuda_targets "")
 if(NOT CMAKE_CUDA_ARCHITECTURES)
-  execute_process(COMMAND nvidia-smi -L OUTPUT_VARIABLE gpus ERROR_QUIET RESULT_VARIABLE no_gpu)
-  if(no_gpu OR NOT gpus)
+  execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+    OUTPUT_VARIABLE capability ERROR_QUIET RESULT_VARIABLE no_gpu)
+  if(no_gpu OR NOT capability)
     set(CMAKE_CUDA_ARCHITECTURES OFF)
     set(cuda_targets
       "--generate-code=arch=compute_80,code=[sm_80,sm_86,sm_89]"
       "--generate-code=arch=compute_90a,code=[sm_90a]"
       "--generate-code=arch=compute_100,code=[sm_100,compute_100]")
+  elseif(capability MATCHES "^9\\.0")
+    # `native` would be 90, which has no instructions for a warpgroup.
+    set(CMAKE_CUDA_ARCHITECTURES 90a-real)
   else()
     set(CMAKE_CUDA_ARCHITECTURES native)
   endif()

@@ -72,11 +72,22 @@ static __device__ inline void load_matrices_transposed(uint32_t (&r)[4], const _
 /* 16 bytes to shared memory, some time before the wait for them: zeros where not `there`. */
 static __device__ inline void copy_async(void *shared, const void *global, bool there) {
 #ifdef GPTC_EMULATE_CUDA
-    emulate_copy_async(shared, there ? global : NULL);
+    emulate_copy_async(shared, there ? global : NULL, 16);
 #else
     uint32_t address = (uint32_t)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
                  "r"(there ? 16 : 0)
+                 : "memory");
+#endif
+}
+/* The same for one float. */
+static __device__ inline void copy_async_4(float *shared, const float *global, bool there) {
+#ifdef GPTC_EMULATE_CUDA
+    emulate_copy_async(shared, there ? global : NULL, 4);
+#else
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(global),
+                 "r"(there ? 4 : 0)
                  : "memory");
 #endif
 }

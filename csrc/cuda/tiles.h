@@ -209,13 +209,15 @@ template <typename T, int N> struct tile_source {
         left = col < HS ? there - row : 0;
         place = T::template at<N>(row, col);
     }
-    /* Some time before wait_tiles. */
-    __device__ void fetch(elem *tile) {
+    /* Some time before wait_tiles: a tile, and rows that are `apart` numbers from its rows. */
+    __device__ void fetch(elem *tile, int64_t apart = 0) {
 #pragma unroll
-        for (int i = 0; i < N / STEP; i++) {
-            copy_async(tile + place + T::template at<N>(i * STEP, 0), from, i * STEP < left);
-            from += step;
-        }
+        for (int i = 0; i < N / STEP; i++)
+            copy_async(tile + place + T::template at<N>(i * STEP, 0), from + apart + i * step,
+                       i * STEP < left);
+    }
+    __device__ void advance() {
+        from += N / STEP * (int64_t)step;
         left -= N;
     }
 };

@@ -31,6 +31,7 @@ struct barrier {
 struct copy {
     void *to;
     const void *from;
+    size_t bytes;
 };
 
 using place = void *[5]; /* in code and on a stack, for __builtin_setjmp */
@@ -49,7 +50,7 @@ struct product {
     uint64_t a, b;
     int n;
     bool transposed;
-    uint64_t seen;
+    uint64_t seen; /* one lane tells */
     int group;
 };
 
@@ -277,9 +278,10 @@ const unsigned char *emulate_exchange(const void *mine, size_t bytes) {
     return given;
 }
 
-void emulate_copy_async(void *to, const void *from) {
-    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) emulate_die("a misaligned asynchronous copy");
-    threads[current].copies.push_back({to, from});
+void emulate_copy_async(void *to, const void *from, size_t bytes) {
+    if ((uintptr_t)to % bytes || (uintptr_t)from % bytes)
+        emulate_die("a misaligned asynchronous copy");
+    threads[current].copies.push_back({to, from, bytes});
 }
 
 void emulate_copy_wait() {
@@ -287,9 +289,9 @@ void emulate_copy_wait() {
     if (!t.copies.empty()) t.published = false;
     for (const copy &c : t.copies) {
         if (c.from)
-            memcpy(c.to, c.from, 16);
+            memcpy(c.to, c.from, c.bytes);
         else
-            memset(c.to, 0, 16);
+            memset(c.to, 0, c.bytes);
     }
     t.copies.clear();
 }
@@ -366,14 +368,17 @@ uint16_t number(uint64_t matrix, bool transposed, int i, int k) {
     return bits;
 }
 
-/* Tells whether the matrices of a product are as they were. */
+/* What both sides of a warp's product are, as numbers: rows of a, columns of b. */
+float lefts[MAX_WARPS][2][16 * 16], rights[MAX_WARPS][2][16 * 128];
+
+/* Tells whether the matrices of a product are as they were; not 0. */
 uint64_t sum_of(const product &p, bool has_a) {
-    uint64_t sum = 0;
+    uint64_t sum = 1;
     for (int k = 0; k < 16; k++) {
         for (int i = 0; i < 8 * p.n; i++) sum = sum * 31 + number(p.b, p.transposed, i, k);
         for (int i = 0; has_a && i < 64; i++) sum = sum * 31 + number(p.a, false, i, k);
     }
-    return sum;
+    return sum | 1;
 }
 
 } // namespace
@@ -381,34 +386,40 @@ uint64_t sum_of(const product &p, bool has_a) {
 void emulate_group_multiply(float *d, int n, const uint32_t *a, uint64_t a_matrix, uint64_t b,
                             bool transposed, bool add) {
     thread &t = threads[current];
-    int lane = current % EMULATED_LANES, first_row = current / EMULATED_LANES % 4 * 16;
+    int lane = current % EMULATED_LANES, warp = current / EMULATED_LANES;
     if (blockDim.x % 128) emulate_die("a warpgroup's product without four warps");
-    for (int i = 0; i < n_threads; i++)
-        if (!threads[i].published) emulate_die("a product of copies that were not published");
     if (a_matrix >> 62 != !a || b >> 62 != 1) emulate_die("a matrix that is not swizzled");
-    static const uint32_t none[4] = {};
-    const unsigned char *given = emulate_exchange(a ? a : none, sizeof none);
-    float left[2][16]; /* rows lane / 4 and lane / 4 + 8 */
-    for (int r = 0; r < 2; r++)
-        for (int k = 0; k < 16; k++) {
-            uint32_t pair = word(given, lane / 4 * 4 + k % 8 / 2, r + k / 8 * 2);
-            left[r][k] =
-                a ? (k % 2 ? high(pair) : low(pair))
-                  : __bfloat162float({number(a_matrix, false, first_row + lane / 4 + 8 * r, k)});
-        }
     product p = {
         d, std::vector<float>(4 * (size_t)n), a_matrix, b, n, transposed, 0, t.product_groups};
+    if (lane == 0) {
+        for (int i = 0; i < n_threads; i++)
+            if (!threads[i].published) emulate_die("a product of copies that were not published");
+        p.seen = sum_of(p, !a);
+    }
+    /* The lanes share the reading of matrices. Two sets in turn, as in emulate_exchange. */
+    float *left = lefts[warp][turns[current] % 2], *right = rights[warp][turns[current] % 2];
+    for (int i = lane; i < 8 * n; i += EMULATED_LANES)
+        for (int k = 0; k < 16; k++)
+            right[16 * i + k] = __bfloat162float({number(b, transposed, i, k)});
+    for (int i = lane; !a && i < 16; i += EMULATED_LANES)
+        for (int k = 0; k < 16; k++)
+            left[16 * i + k] = __bfloat162float({number(a_matrix, false, warp % 4 * 16 + i, k)});
+    for (int r = 0; a && r < 4; r++) {
+        float *pair = left + 16 * (lane / 4 + r % 2 * 8) + lane % 4 * 2 + r / 2 * 8;
+        pair[0] = low(a[r]);
+        pair[1] = high(a[r]);
+    }
+    emulate_exchange(&lane, sizeof lane);
     const float *before = d;
     for (const product &other : t.products)
         if (other.d == d) before = other.result.data();
     for (int i = 0; i < 4 * n; i++) {
-        int col = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        const float *row = left + 16 * (lane / 4 + i / 2 % 2 * 8);
+        const float *col = right + 16 * (i / 4 * 8 + lane % 4 * 2 + i % 2);
         float sum = add ? before[i] : 0;
-        for (int k = 0; k < 16; k++)
-            sum += left[i / 2 % 2][k] * __bfloat162float({number(b, transposed, col, k)});
+        for (int k = 0; k < 16; k++) sum += row[k] * col[k];
         p.result[(size_t)i] = sum;
     }
-    p.seen = sum_of(p, !a);
     for (int i = 0; i < 4 * n; i++) d[i] = NAN;
     t.products.push_back(p);
 }
@@ -425,7 +436,8 @@ void emulate_group_wait(int n) {
             later.push_back(p);
             continue;
         }
-        if (p.seen != sum_of(p, p.a != 0)) emulate_die("shared memory changes under a product");
+        if (p.seen && p.seen != sum_of(p, p.a != 0))
+            emulate_die("shared memory changes under a product");
         memcpy(p.d, p.result.data(), sizeof(float) * p.result.size());
     }
     t.products = later;

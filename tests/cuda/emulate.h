@@ -72,9 +72,9 @@ template <typename T> static inline T __shfl_xor_sync(unsigned mask, T x, int of
     return emulate_shuffle(mask, x, (int)threadIdx.x % EMULATED_LANES ^ offset);
 }
 
-/* ---- asynchronous copies of 16 bytes: zeros where there is no source ---- */
+/* ---- asynchronous copies: zeros where there is no source ---- */
 
-void emulate_copy_async(void *shared, const void *global);
+void emulate_copy_async(void *shared, const void *global, size_t bytes);
 void emulate_copy_wait();
 
 /* ---- bfloat16 ---- */
