@@ -1,6 +1,7 @@
-/* norm.cu: residual add, dropout of the branch, and LayerNorm or RMSNorm. In forward a warp has a row,
- * in registers unless it is long; then what it reads a second time is still in the cache. */
+/* norm.cu: residual add, dropout of the branch, and LayerNorm or RMSNorm. A warp has a row, in
+ * registers unless it is long; then what it reads a second time is still in the cache. */
 #include "columns.h"
+#include "instructions.h"
 
 enum { THREADS = 256, WARPS = THREADS / WARP };
 
@@ -136,26 +137,40 @@ CUDA_OP(residual_norm_forward) {
 
 /* ---- backward ---- */
 
-/* A block has a chunk of rows, one after the other: each of its threads has the same PACK channels of
- * every row, and sums them over the rows. So all is read and written once. Six blocks of three warps
- * fit on a multiprocessor, of which a large GPU has 132. Rows of more warps are read again: below. */
-enum { MOST_ROW_WARPS = 16, MIN_CHUNK_ROWS = 8 };
-#ifndef MAX_ROW_CHUNKS
-#define MAX_ROW_CHUNKS (6 * 132)
-#endif
+/* A block has a chunk of rows, and its threads sum their channels over all of them, so that everything
+ * is read and written once. A warp has a row if that is up to MOST_STEPS packs for each lane. The
+ * whole block has a longer one of up to a pack for each of MOST_ROW_WARPS warps' lanes. Yet longer
+ * rows are read again. */
+enum { ROW_WARPS = 4, ROW_THREADS = ROW_WARPS * WARP, MOST_STEPS = 4, MOST_ROW_WARPS = 16 };
 enum { MOST_SUMS = 3 /* dw, db, dbias */ };
 
+/* Chunks are as many as blocks fit on a large GPU, and the same on any other: so are then the sums. */
+#ifndef MULTIPROCESSORS
+#define MULTIPROCESSORS 132
+#endif
+enum { WIDE_BLOCKS = 6 /* for each: of five warps in bf16, three at a time */, MIN_CHUNK_ROWS = 8 };
+
+/* The same for rows of warps: the more sums a lane has in its registers, the fewer blocks fit, but
+ * the more bytes each warp waits for: in bf16 30 KB or more on a multiprocessor. Dropout takes some
+ * registers too. */
+static constexpr int row_blocks(int steps, bool has_branch) {
+    return steps < MOST_STEPS ? MOST_STEPS + 2 - steps - has_branch : 2;
+}
+
+/* The warps that a row takes at a pack for each lane, or the packs of each lane if one warp has it. */
 static inline int row_warps(int C) {
     return (int)div_up(C, WARP * (int)PACK);
 }
-static inline int row_chunks(int N) {
-    return (int)least<int64_t>(div_up(N, MIN_CHUNK_ROWS), MAX_ROW_CHUNKS);
+static inline int row_chunks(int N, int C, bool has_branch) {
+    int n = row_warps(C), blocks = n <= MOST_STEPS ? row_blocks(n, has_branch) : WIDE_BLOCKS;
+    return (int)least<int64_t>(div_up(N, MIN_CHUNK_ROWS), blocks * MULTIPROCESSORS);
 }
 
 CUDA_WORKSPACE(norm_workspace) {
     size_t C = (size_t)shape->C, sums = 0;
     if (!shape->training) return 0;
-    if (row_warps(shape->C) <= MOST_ROW_WARPS) sums = MOST_SUMS * C * (size_t)row_chunks(shape->N);
+    if (row_warps(shape->C) <= MOST_ROW_WARPS)
+        sums = MOST_SUMS * C * (size_t)row_chunks(shape->N, shape->C, false);
     return most(column_bytes(MOST_SUMS, shape->C), align_up(sizeof(float) * sums));
 }
 
@@ -171,54 +186,162 @@ static __device__ inline void gradient_terms(float (&g)[W], float (&h)[W], const
     }
 }
 
-/* The weights of W channels from c on. */
+/* The weights of W channels from c on, and zeros beyond the row. */
 template <int W>
 static __device__ inline void load_weights(float (&w)[W], const residual_norm_backward &a, int c) {
 #pragma unroll
-    for (int k = 0; k < W; k++) w[k] = 1;
+    for (int k = 0; k < W; k++) w[k] = c < a.C;
     if (a.w && c < a.C) load(w, a.w + c);
 }
 
-/* dx = dresid + rstd (g - mean(g) - h mean(g h)) as it is stored, then of the branch, if there is
- * another. RMSNorm has no mean(g) term. */
-template <int W>
-static __device__ inline void add_gradient(float (&dx)[W], const float (&g)[W], const float (&h)[W],
-                                           const residual_norm_backward &a, gpt_dropout dropout,
-                                           int64_t at, float rstd, float mean_g, float mean_gh) {
+/* Stores W numbers, which then are what was stored: rounded in pairs, one instruction for two. */
+template <int W> static __device__ inline void store_rounded(elem *to, float (&x)[W]) {
+    packed<elem, W> p;
 #pragma unroll
-    for (int k = 0; k < W; k++)
-        dx[k] = to_float(from_float<elem>(dx[k] + rstd * (g[k] - mean_g - h[k] * mean_gh)));
-    store((elem *)a.dresid + at, dx);
-    if (!a.dbranch) return;
+    for (int k = 0; k < W; k++) p.x[k] = from_float<elem>(x[k]);
+#ifdef CUDA_BF16
 #pragma unroll
-    for (int k = 0; k < W; k++)
-        dx[k] = to_float(from_float<elem>(dx[k] * dropout_factor(dropout, (uint64_t)(at + k))));
-    store((elem *)a.dbranch + at, dx);
+    for (int k = 0; k + 1 < W; k += 2) {
+        uint32_t pair = pair_of(x[k], x[k + 1]);
+        memcpy(&p.x[k], &pair, sizeof pair);
+    }
+#endif
+    *(packed<elem, W> *)to = p;
+    load(x, p.x);
 }
 
-/* What a thread reads of a row. */
+/* Stores dx of W channels, which is then the branch's, if there is another. */
+template <int W>
+static __device__ inline void store_gradient(float (&dx)[W], const residual_norm_backward &a,
+                                             bool has_branch, gpt_dropout dropout, int64_t at) {
+    store_rounded((elem *)a.dresid + at, dx);
+    if (!has_branch) return;
+#pragma unroll
+    for (int k = 0; k < W; k++) dx[k] *= dropout_factor(dropout, (uint64_t)(at + k));
+    store_rounded((elem *)a.dbranch + at, dx);
+}
+
+/* dx = dresid + rstd (g - mean(g) - h mean(g h)). RMSNorm has no mean(g) term. */
+template <int W>
+static __device__ inline void add_gradient(float (&dx)[W], const float (&g)[W], const float (&h)[W],
+                                           float rstd, float mean_g, float mean_gh) {
+#pragma unroll
+    for (int k = 0; k < W; k++) dx[k] += rstd * (g[k] - mean_g - h[k] * mean_gh);
+}
+
+/* What a thread reads of a row. Threads beyond the row's end read its start, and have weights of 0. */
 typedef struct row_piece {
     packed<elem, PACK> dout, resid, dresid;
     float mean, rstd;
 } row_piece;
 
-static __device__ inline row_piece load_piece(const residual_norm_backward &a, int row, int end,
-                                              int c) {
-    row_piece p = {};
-    if (row >= end || c >= a.C) return p;
-    int64_t at = (int64_t)row * a.C + c;
-    p.dout = *(const packed<elem, PACK> *)((const elem *)a.dout + at);
-    p.resid = *(const packed<elem, PACK> *)((const elem *)a.resid + at);
-    p.dresid = *(const packed<elem, PACK> *)((const elem *)a.dresid + at);
-    p.mean = a.stats[2 * row];
-    p.rstd = a.stats[2 * row + 1];
-    return p;
+static __device__ inline row_piece load_piece(const residual_norm_backward &a, int row,
+                                              int64_t at) {
+    return {*(const packed<elem, PACK> *)((const elem *)a.dout + at),
+            *(const packed<elem, PACK> *)((const elem *)a.resid + at),
+            *(const packed<elem, PACK> *)((const elem *)a.dresid + at), a.stats[2 * row],
+            a.stats[2 * row + 1]};
 }
+
+/* Adds a thread's channels of a row to the row's sums of g and of g h, and to the columns' sums. */
+static __device__ inline void add_terms(float2 &sum, float (&dw)[PACK], float (&db)[PACK],
+                                        const packed<elem, PACK> &dout, const float (&g)[PACK],
+                                        const float (&h)[PACK]) {
+    float d[PACK];
+    load(d, dout.x);
+#pragma unroll
+    for (int k = 0; k < PACK; k++) {
+        sum.x += g[k];
+        sum.y += g[k] * h[k];
+        dw[k] += d[k] * h[k];
+        db[k] += d[k];
+    }
+}
+
+/* Two of warp_sum, step by step. */
+static __device__ inline float2 warp_sums(float2 x) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) {
+        float2 other = {__shfl_xor_sync(~0u, x.x, offset), __shfl_xor_sync(~0u, x.y, offset)};
+        x.x += other.x;
+        x.y += other.y;
+    }
+    return x;
+}
+
+/* partial (n_chunks, S, C): the columns' sums of dout h, of dout and, with S = 3, of the branch's
+ * gradient. All loads of a row are on their way at once, and other warps work meanwhile. */
+template <int S, int STEPS, bool BRANCH>
+static __global__ void __launch_bounds__(ROW_THREADS, row_blocks(STEPS, BRANCH))
+    residual_norm_backward_kernel(float *partial, residual_norm_backward a) {
+    const int W = PACK, STRIDE = WARP * W, WIDTH = STEPS * STRIDE;
+    float *room = shared_memory<float>(); /* (ROW_WARPS, WIDTH); before that w (WIDTH) */
+    int warp = (int)threadIdx.x / WARP, lane_c = (int)threadIdx.x % WARP * W;
+    int rows = (int)div_up(a.N, gridDim.x), first = (int)blockIdx.x * rows;
+    int end = least(first + rows, a.N);
+    gpt_dropout dropout = dropout_at(a.dropout);
+    float sums[STEPS][S][W] = {};
+    for (int c = (int)threadIdx.x; c < WIDTH; c += ROW_THREADS)
+        room[c] = c >= a.C ? 0 : a.w ? a.w[c] : 1;
+    __syncthreads();
+    float per_channel = 1.0f / (float)a.C;
+    bool layernorm = a.norm == GPT_NORM_LAYERNORM;
+    int last = lane_c + (STEPS - 1) * STRIDE < a.C ? (STEPS - 1) * STRIDE : -lane_c;
+    for (int row = first + warp; row < end; row += ROW_WARPS) {
+        int64_t start = (int64_t)row * a.C + lane_c;
+        row_piece p[STEPS];
+        float w[W], g[W], h[STEPS][W], dx[STEPS][W];
+        float2 sum = {};
+#pragma unroll
+        for (int i = 0; i < STEPS; i++)
+            p[i] = load_piece(a, row, start + (i < STEPS - 1 ? i * STRIDE : last));
+        __syncwarp(); /* for the compiler: no load moves down, and no w up, to before the loop */
+#pragma unroll
+        for (int i = 0, c = lane_c; i < STEPS; i++, c += STRIDE) {
+            load(w, room + c);
+            load(g, p[i].dout.x);
+            load(h[i], p[i].resid.x);
+            load(dx[i], p[i].dresid.x);
+            gradient_terms(g, h[i], w, p[0].mean, p[0].rstd);
+            add_terms(sum, sums[i][0], sums[i][1], p[i].dout, g, h[i]);
+#pragma unroll
+            for (int k = 0; k < W; k++) dx[i][k] += p[0].rstd * g[k];
+        }
+        sum = warp_sums(sum);
+        float scale = p[0].rstd * per_channel, mean_gh = sum.y * scale;
+        float mean_g = layernorm ? sum.x * scale : 0; /* both times rstd, as is g in dx */
+#pragma unroll
+        for (int i = 0; i < STEPS; i++) {
+            if (i == STEPS - 1 && last < 0) continue;
+#pragma unroll
+            for (int k = 0; k < W; k++) dx[i][k] -= h[i][k] * mean_gh + mean_g;
+            store_gradient(dx[i], a, BRANCH, dropout, start + i * STRIDE);
+            if (S == 3)
+#pragma unroll
+                for (int k = 0; k < W; k++) sums[i][S - 1][k] += dx[i][k];
+        }
+    }
+#pragma unroll
+    for (int s = 0; s < S; s++) {
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < STEPS; i++)
+            store(room + warp * WIDTH + i * STRIDE + lane_c, sums[i][s]);
+        __syncthreads();
+        for (int c = (int)threadIdx.x; c < a.C; c += ROW_THREADS) {
+            float total = 0;
+            for (int k = 0; k < ROW_WARPS; k++) total += room[k * WIDTH + c];
+            partial[((int64_t)blockIdx.x * S + s) * a.C + c] = total;
+        }
+    }
+}
+
+/* ---- backward of rows that a block has ---- */
 
 /* The sum over a block in each of its threads; room (n_warps) is written before one barrier and read
  * after it, so that two in turn are enough. */
 static __device__ inline float2 block_sums(float2 x, float2 *room, int n_warps) {
-    float2 mine = {warp_sum(x.x), warp_sum(x.y)}, sum = {};
+    float2 mine = warp_sums(x), sum = {};
     if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = mine;
     __syncthreads();
     for (int w = 0; w < n_warps; w++) {
@@ -228,10 +351,10 @@ static __device__ inline float2 block_sums(float2 x, float2 *room, int n_warps) 
     return sum;
 }
 
-/* partial (n_chunks, S, C): sums of dout h, of dout and, with S = 3, of the branch's gradient. */
+/* partial (n_chunks, S, C): as above. */
 template <int S>
 static __global__ void __launch_bounds__(MOST_ROW_WARPS *WARP)
-    residual_norm_backward_kernel(float *partial, residual_norm_backward a) {
+    wide_norm_backward_kernel(float *partial, residual_norm_backward a) {
     enum { W = PACK };
     float2 *room = shared_memory<float2>(); /* (2, n_warps) */
     int n_warps = (int)blockDim.x / WARP, c = (int)threadIdx.x * W;
@@ -240,29 +363,26 @@ static __global__ void __launch_bounds__(MOST_ROW_WARPS *WARP)
     gpt_dropout dropout = dropout_at(a.dropout);
     float w[W], sums[S][W] = {};
     load_weights(w, a, c);
-    row_piece next = load_piece(a, first, end, c);
+    auto piece = [&](int row) {
+        row = least(row, end - 1);
+        return load_piece(a, row, (int64_t)row * a.C + (c < a.C ? c : 0));
+    };
+    row_piece next = piece(first);
     for (int row = first; row < end; row++) {
         row_piece p = next;
-        next = load_piece(a, row + 1, end, c); /* on its way while this one is worked on */
-        float d[W], g[W], h[W], dx[W];
+        next = piece(row + 1); /* on its way while this one is worked on */
+        float g[W], h[W], dx[W];
         float2 sum = {};
-        load(d, p.dout.x);
         load(g, p.dout.x);
         load(h, p.resid.x);
         gradient_terms(g, h, w, p.mean, p.rstd);
-#pragma unroll
-        for (int k = 0; k < W; k++) {
-            sum.x += g[k];
-            sum.y += g[k] * h[k];
-            sums[0][k] += d[k] * h[k];
-            sums[1][k] += d[k];
-        }
+        add_terms(sum, sums[0], sums[1], p.dout, g, h);
         sum = block_sums(sum, room + row % 2 * n_warps, n_warps);
         if (c >= a.C) continue;
         float mean_g = a.norm == GPT_NORM_LAYERNORM ? sum.x / (float)a.C : 0;
         load(dx, p.dresid.x);
-        add_gradient(dx, g, h, a, dropout, (int64_t)row * a.C + c, p.rstd, mean_g,
-                     sum.y / (float)a.C);
+        add_gradient(dx, g, h, p.rstd, mean_g, sum.y / (float)a.C);
+        store_gradient(dx, a, a.dbranch, dropout, (int64_t)row * a.C + c);
         if (S == 3)
 #pragma unroll
             for (int k = 0; k < W; k++) sums[S - 1][k] += dx[k];
@@ -273,10 +393,23 @@ static __global__ void __launch_bounds__(MOST_ROW_WARPS *WARP)
 }
 
 template <int S> static void backward(gpt_ctx *ctx, residual_norm_backward a) {
+#define KERNELS(STEPS)                                                                             \
+    {                                                                                              \
+        residual_norm_backward_kernel<S, STEPS, false>,                                            \
+            residual_norm_backward_kernel<S, STEPS, true>                                          \
+    }
+    void (*const kernels[MOST_STEPS][2])(float *, residual_norm_backward) = {
+        KERNELS(1), KERNELS(2), KERNELS(3), KERNELS(4)};
+#undef KERNELS
     float *partial = (float *)ctx->workspace;
-    int n_warps = row_warps(a.C), n_chunks = row_chunks(a.N);
-    launch(ctx, residual_norm_backward_kernel<S>, dim3((unsigned)n_chunks), n_warps * WARP,
-           2 * sizeof(float2) * (size_t)n_warps, partial, a);
+    int n_warps = row_warps(a.C), n_chunks = row_chunks(a.N, a.C, a.dbranch);
+    dim3 grid((unsigned)n_chunks);
+    if (n_warps <= MOST_STEPS)
+        launch(ctx, kernels[n_warps - 1][a.dbranch != NULL], grid, ROW_THREADS,
+               sizeof(float) * ROW_THREADS * PACK * (size_t)n_warps, partial, a);
+    else
+        launch(ctx, wide_norm_backward_kernel<S>, grid, n_warps * WARP,
+               2 * sizeof(float2) * (size_t)n_warps, partial, a);
     column_outputs<S> to = {{a.dw, a.db}};
     if (S == 3) to.out[S - 1] = a.dbias;
     if (a.dw || a.db || a.dbias) add_chunks<S>(ctx, to, partial, n_chunks, a.C);
@@ -311,7 +444,8 @@ template <int W> static __global__ void long_norm_backward_kernel(residual_norm_
         load(h, resid + c);
         load(dx, (const elem *)a.dresid + start + c);
         gradient_terms(g, h, w, mean, rstd);
-        add_gradient(dx, g, h, a, dropout, start + c, rstd, mean_g, mean_gh);
+        add_gradient(dx, g, h, rstd, mean_g, mean_gh);
+        store_gradient(dx, a, a.dbranch, dropout, start + c);
     }
 }
 
