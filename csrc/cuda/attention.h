@@ -36,12 +36,9 @@ static inline float attention_scale(int HS) {
 static __device__ inline bool sees(int query, int key, int window) {
     return key <= query && (window == 0 || query - key < window);
 }
-/* Whether all of some queries see all of some keys, and whether none sees any. */
+/* Whether all of some queries see all of some keys. */
 static __device__ inline bool all_see(int query, int n_queries, int key, int n_keys, int window) {
     return key + n_keys - 1 <= query && (window == 0 || query + n_queries - 1 - key < window);
-}
-static __device__ inline bool none_sees(int query, int n_queries, int key, int n_keys, int window) {
-    return key > query + n_queries - 1 || (window > 0 && query - (key + n_keys - 1) >= window);
 }
 /* The first key that it sees. */
 static __device__ inline int first_key(int query, int window) {
@@ -64,8 +61,8 @@ static __device__ inline int64_t cache_at(const attention_decode &a, int seq, in
     return ((int64_t)seq * a.NKV + h / (a.NH / a.NKV)) * a.n_ctx * a.HS;
 }
 
-/* Rows of a decoding step that attention_bf16.cu takes together. */
-static constexpr int ATTENTION_TILE = 64;
+/* Queries, or in backward keys, that a block of attention_bf16.cu has. */
+enum { ATTENTION_TILE = 64 };
 
 /* Whether the tile of rows that starts at `first` is of one sequence. */
 static __device__ inline int is_whole_tile(const attention_decode &a, int first) {

@@ -95,16 +95,14 @@ template <typename T, int KEYS>
 static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropout dropout) {
     constexpr int D = T::D, N = KEYS / 8, SIZE = T::template SIZE<KEYS>;
     int row0 = (int)threadIdx.x / WARP * 16, query0 = t.first_q + row0; /* of this warp */
-    int group_end = t.first_q + (row0 / GROUP_ROWS + 1) * GROUP_ROWS;   /* of its group's queries */
     int first_tile = first_key(t.first_q, t.window) / KEYS, n_tiles = (int)div_up(t.n_k, KEYS);
-    int n_mine = T::ROWS > GROUP_ROWS ? (int)div_up(least(t.n_k, group_end), KEYS) : n_tiles;
-    elem *q = shared_memory<elem>(), *k = q + T::template SIZE<T::ROWS>, *v = k + STAGES * SIZE;
+    elem *q = shared_memory<elem>(), *k = q + T::template SIZE<ROWS>, *v = k + STAGES * SIZE;
     int64_t first = first_tile * KEYS * t.kv_stride;
     int there = t.n_k - first_tile * KEYS;
     tile_source<T, KEYS> keys(t.k + first, t.kv_stride, there, t.HS);
     tile_source<T, KEYS> values(t.v + first, t.kv_stride, there, t.HS);
 
-    tile_source<T, T::ROWS>(t.q, t.q_stride, t.n_q, t.HS).fetch(q);
+    tile_source<T, ROWS>(t.q, t.q_stride, t.n_q, t.HS).fetch(q);
     keys.fetch(k);
     wait_tiles<T>();
     keys.advance();
@@ -134,28 +132,28 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
     T::product_rows(s, queries, k);
     T::template wait_products<0>(s);
     take(first_tile * KEYS);
-    for (int tile = first_tile, stage = 0; tile < n_tiles; tile++, stage ^= 1) {
+    int tile = first_tile, stage = 0;
+    for (; tile + 1 < n_tiles; tile++, stage ^= 1) {
         weights<N> p(s);
         wait_tiles<T>();
         keys.advance();
         values.advance();
         if (tile + 2 < n_tiles) keys.fetch(k + stage * SIZE);
-        if (tile + 1 < n_tiles) values.fetch(v + (stage ^ 1) * SIZE);
-        if (tile + 1 < n_mine) {
-            T::product_rows(s, queries, k + (stage ^ 1) * SIZE);
-            T::product_columns(out, p, v + stage * SIZE);
-            T::template wait_products<1>(s);
-            take((tile + 1) * KEYS);
-            T::template wait_products<0>(out);
+        values.fetch(v + (stage ^ 1) * SIZE);
+        T::product_rows(s, queries, k + (stage ^ 1) * SIZE);
+        T::product_columns(out, p, v + stage * SIZE);
+        T::template wait_products<1>(s);
+        take((tile + 1) * KEYS);
+        T::template wait_products<0>(out);
 #pragma unroll
-            for (int d = 0; d < D / 8; d++)
+        for (int d = 0; d < D / 8; d++)
 #pragma unroll
-                for (int e = 0; e < 4; e++) out[d][e] *= soft.shrink[e / 2];
-        } else if (tile + 1 == n_mine) {
-            T::product_columns(out, p, v + stage * SIZE);
-            T::template wait_products<0>(out);
-        }
+            for (int e = 0; e < 4; e++) out[d][e] *= soft.shrink[e / 2];
     }
+    weights<N> p(s);
+    wait_tiles<T>();
+    T::product_columns(out, p, v + stage * SIZE);
+    T::template wait_products<0>(out);
 
     float inverse[2];
 #pragma unroll
@@ -191,10 +189,10 @@ static __device__ inline int last_first(int n_tiles) {
 }
 
 template <typename T, bool MORE, int KEYS>
-static __global__ void __launch_bounds__(T::THREADS, BLOCKS<T, MORE>)
+static __global__ void __launch_bounds__(THREADS, BLOCKS<T, MORE>)
     attention_forward_kernel(attention_forward a, float scale) {
-    int n_blocks = (int)div_up(a.T, T::ROWS), head = head_of_block(n_blocks);
-    int b = head / a.NH, h = head % a.NH, first_q = last_first(n_blocks) * T::ROWS;
+    int n_blocks = (int)div_up(a.T, ROWS), head = head_of_block(n_blocks);
+    int b = head / a.NH, h = head % a.NH, first_q = last_first(n_blocks) * ROWS;
     int64_t row_0 = (int64_t)head * a.T;
     const elem *qkv = (const elem *)a.qkv;
     forward_tile t = {.out = (elem *)a.out + out_at(a, b, first_q, h),
@@ -205,8 +203,8 @@ static __global__ void __launch_bounds__(T::THREADS, BLOCKS<T, MORE>)
                       .out_stride = (int64_t)a.NH * a.HS,
                       .q_stride = row_stride(a),
                       .kv_stride = row_stride(a),
-                      .n_q = least<int>(T::ROWS, a.T - first_q),
-                      .n_k = least<int>(first_q + T::ROWS, a.T),
+                      .n_q = least<int>(ROWS, a.T - first_q),
+                      .n_k = least<int>(first_q + ROWS, a.T),
                       .first_q = first_q,
                       .window = window_of<MORE>(a.window),
                       .row_0 = row_0,
@@ -218,11 +216,10 @@ static __global__ void __launch_bounds__(T::THREADS, BLOCKS<T, MORE>)
 
 /* A tile of rows of a decoding step, where all of them are of one sequence. */
 template <typename T>
-static __global__ void __launch_bounds__(T::THREADS)
+static __global__ void __launch_bounds__(THREADS)
     attention_prefill_kernel(attention_decode a, float scale) {
-    static_assert(T::ROWS == ATTENTION_TILE);
-    int n_blocks = (int)div_up(a.N, T::ROWS), h = head_of_block(n_blocks);
-    int first = last_first(n_blocks) * T::ROWS, n = least<int>(T::ROWS, a.N - first);
+    int n_blocks = (int)div_up(a.N, ROWS), h = head_of_block(n_blocks);
+    int first = last_first(n_blocks) * ROWS, n = least<int>(ROWS, a.N - first);
     if (!is_whole_tile(a, first)) return;
     int64_t cache = cache_at(a, a.seqs[first], h), stride = (int64_t)(a.NH + 2 * a.NKV) * a.HS;
     forward_tile t = {.out = (elem *)a.out + ((int64_t)first * a.NH + h) * a.HS,
@@ -289,33 +286,31 @@ static __device__ inline void make_deltas(float *delta, const backward_args &arg
 /* dq: a block has queries, and goes through keys. */
 template <typename T, bool MORE, int KEYS>
 static __device__ __forceinline__ void backward_queries(const backward_args &args) {
-    constexpr int D = T::D, N = KEYS / 8, ROWS_SIZE = T::template SIZE<T::ROWS>;
+    constexpr int D = T::D, N = KEYS / 8, ROWS_SIZE = T::template SIZE<ROWS>;
     constexpr int SIZE = T::template SIZE<KEYS>;
     const attention_backward &a = args.op;
     gpt_dropout dropout = dropout_of<MORE>(a.dropout);
-    int n_blocks = (int)div_up(a.T, T::ROWS), head = head_of_block(n_blocks);
-    int b = head / a.NH, h = head % a.NH, first_q = last_first(n_blocks) * T::ROWS;
+    int n_blocks = (int)div_up(a.T, ROWS), head = head_of_block(n_blocks);
+    int b = head / a.NH, h = head % a.NH, first_q = last_first(n_blocks) * ROWS;
     int warp_row = (int)threadIdx.x / WARP * 16, query0 = first_q + warp_row; /* of this warp */
-    int group0 = first_q + warp_row / GROUP_ROWS * GROUP_ROWS;                /* of its group */
     int window = window_of<MORE>(a.window), first_tile = first_key(first_q, window) / KEYS;
-    int n_tiles = (int)div_up(least<int>(first_q + T::ROWS, a.T), KEYS), key = first_tile * KEYS;
+    int n_tiles = (int)div_up(least<int>(first_q + ROWS, a.T), KEYS), key = first_tile * KEYS;
     elem *q = shared_memory<elem>(), *dout = q + ROWS_SIZE, *k = dout + ROWS_SIZE;
     elem *v = k + STAGES * SIZE;
-    float *lses = (float *)(v + STAGES * SIZE), *deltas = lses + T::ROWS; /* (ROWS), (ROWS) */
+    float *lses = (float *)(v + STAGES * SIZE), *deltas = lses + ROWS; /* (ROWS), (ROWS) */
     int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
     const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
     tile_source<T, KEYS> keys(qkv + key_at(a, b, key, h), stride, a.T - key, a.HS);
     int to_values = a.NKV * a.HS;
 
     int there = a.T - first_q;
-    tile_source<T, T::ROWS>(qkv + query_at(a, b, first_q, h), stride, there, a.HS).fetch(q);
-    tile_source<T, T::ROWS>(all_dout + out_at(a, b, first_q, h), out_stride, there, a.HS)
-        .fetch(dout);
+    tile_source<T, ROWS>(qkv + query_at(a, b, first_q, h), stride, there, a.HS).fetch(q);
+    tile_source<T, ROWS>(all_dout + out_at(a, b, first_q, h), out_stride, there, a.HS).fetch(dout);
     keys.fetch(k);
     keys.fetch(v, to_values);
     keys.advance();
     make_deltas(deltas, args, b, h, first_q);
-    if (int i = (int)threadIdx.x; i < T::ROWS)
+    if (int i = (int)threadIdx.x; i < ROWS)
         lses[i] = first_q + i < a.T ? a.lse[(int64_t)head * a.T + first_q + i] * LOG2E : INFINITY;
     wait_tiles<T>();
     const auto queries = T::keep(q); /* there are no registers to keep dout too */
@@ -331,7 +326,6 @@ static __device__ __forceinline__ void backward_queries(const backward_args &arg
             keys.advance();
         }
         int key0 = tile * KEYS, at = stage * SIZE;
-        if (T::ROWS > GROUP_ROWS && none_sees(group0, GROUP_ROWS, key0, KEYS, window)) continue;
         float p[N][4], ds[N][4];
         T::product_rows(p, queries, k + at);
         T::product_rows(ds, dout, v + at);
@@ -363,7 +357,7 @@ static __device__ __forceinline__ void backward_queries(const backward_args &arg
 }
 
 template <typename T, bool MORE, int KEYS>
-static __global__ void __launch_bounds__(T::THREADS, BLOCKS<T, MORE>)
+static __global__ void __launch_bounds__(THREADS, BLOCKS<T, MORE>)
     attention_backward_queries_kernel(const __grid_constant__ backward_args args) {
     if constexpr (T::IS_HERE) backward_queries<T, MORE, KEYS>(args);
 }
@@ -372,18 +366,17 @@ static __global__ void __launch_bounds__(T::THREADS, BLOCKS<T, MORE>)
  * are transposed here: rows are keys. */
 template <typename T, bool MORE, int QUERIES>
 static __device__ __forceinline__ void backward_keys(const backward_args &args) {
-    constexpr int D = T::D, N = QUERIES / 8, ROWS_SIZE = T::template SIZE<T::ROWS>;
+    constexpr int D = T::D, N = QUERIES / 8, ROWS_SIZE = T::template SIZE<ROWS>;
     constexpr int SIZE = T::template SIZE<QUERIES>;
     /* Whether the op is copied decides whether registers suffice: tools/gpu/check_spills.py. */
     const std::conditional_t<(D > 64), const attention_backward &, attention_backward> a = args.op;
     gpt_dropout dropout = dropout_of<MORE>(a.dropout);
-    int n_blocks = (int)div_up(a.T, T::ROWS), head = head_of_block(n_blocks), group = a.NH / a.NKV;
+    int n_blocks = (int)div_up(a.T, ROWS), head = head_of_block(n_blocks), group = a.NH / a.NKV;
     int b = head / a.NKV, h0 = head % a.NKV * group;
-    int first_k = (int)blockIdx.x % n_blocks * T::ROWS; /* the first keys have the most queries */
+    int first_k = (int)blockIdx.x % n_blocks * ROWS; /* the first keys have the most queries */
     int warp_row = (int)threadIdx.x / WARP * 16, key0 = first_k + warp_row; /* of this warp */
-    int group0 = first_k + warp_row / GROUP_ROWS * GROUP_ROWS;              /* of its group */
     int first_query = first_k / QUERIES * QUERIES, window = window_of<MORE>(a.window);
-    int end = end_query(least<int>(first_k + T::ROWS, a.T) - 1, window, a.T);
+    int end = end_query(least<int>(first_k + ROWS, a.T) - 1, window, a.T);
     elem *k = shared_memory<elem>(), *v = k + ROWS_SIZE, *q = v + ROWS_SIZE;
     elem *dout = q + STAGES * SIZE;
     float *lse = (float *)(dout + STAGES * SIZE), *delta = lse + STAGES * QUERIES;
@@ -413,8 +406,8 @@ static __device__ __forceinline__ void backward_keys(const backward_args &args) 
         }
     };
     int there = a.T - first_k;
-    tile_source<T, T::ROWS>(qkv + key_at(a, b, first_k, h0), stride, there, a.HS).fetch(k);
-    tile_source<T, T::ROWS>(qkv + value_at(a, b, first_k, h0), stride, there, a.HS).fetch(v);
+    tile_source<T, ROWS>(qkv + key_at(a, b, first_k, h0), stride, there, a.HS).fetch(k);
+    tile_source<T, ROWS>(qkv + value_at(a, b, first_k, h0), stride, there, a.HS).fetch(v);
     fetch(h0, first_query, 0);
     wait_tiles<T>();
     const auto keys = keep_if<T, (D <= 64)>(k); /* there are no registers to keep v too */
@@ -425,7 +418,6 @@ static __device__ __forceinline__ void backward_keys(const backward_args &args) 
         next_h = h + is_last, next_query = is_last ? first_query : query + QUERIES;
         if (h > h0 || query > first_query) wait_tiles<T>();
         if (next_h < h0 + group) fetch(next_h, next_query, stage ^ 1);
-        if (T::ROWS > GROUP_ROWS && none_sees(query, QUERIES, group0, GROUP_ROWS, window)) continue;
         int at = stage * SIZE;
         const float *lses = lse + stage * QUERIES, *deltas = delta + stage * QUERIES;
         float p[N][4], ds[N][4];
@@ -470,7 +462,7 @@ static __device__ __forceinline__ void backward_keys(const backward_args &args) 
 }
 
 template <typename T, bool MORE, int QUERIES>
-static __global__ void __launch_bounds__(T::THREADS, BLOCKS<T, MORE>)
+static __global__ void __launch_bounds__(THREADS, BLOCKS<T, MORE>)
     attention_backward_keys_kernel(const __grid_constant__ backward_args args) {
     if constexpr (T::IS_HERE) backward_keys<T, MORE, QUERIES>(args);
 }
@@ -480,33 +472,33 @@ static __global__ void __launch_bounds__(T::THREADS, BLOCKS<T, MORE>)
 /* Of `fixed` tiles that stay, and of two that come in stages, with OTHER rows each. */
 template <typename T, int OTHER> static constexpr size_t tile_bytes(int fixed) {
     return sizeof(elem) *
-           (size_t)(fixed * T::template SIZE<T::ROWS> + 2 * STAGES * T::template SIZE<OTHER>);
+           (size_t)(fixed * T::template SIZE<ROWS> + 2 * STAGES * T::template SIZE<OTHER>);
 }
 
 template <typename T, bool MORE, int KEYS>
 static void start_forward(gpt_ctx *ctx, const attention_forward &a) {
-    dim3 grid((unsigned)(div_up(a.T, T::ROWS) * a.B * a.NH));
-    launch(ctx, attention_forward_kernel<T, MORE, KEYS>, grid, T::THREADS, tile_bytes<T, KEYS>(1),
-           a, attention_scale(a.HS));
+    dim3 grid((unsigned)(div_up(a.T, ROWS) * a.B * a.NH));
+    launch(ctx, attention_forward_kernel<T, MORE, KEYS>, grid, THREADS, tile_bytes<T, KEYS>(1), a,
+           attention_scale(a.HS));
 }
 
 template <typename T> static void start_prefill(gpt_ctx *ctx, const attention_decode &a) {
-    dim3 grid((unsigned)(div_up(a.N, T::ROWS) * a.NH));
-    launch(ctx, attention_prefill_kernel<T>, grid, T::THREADS, tile_bytes<T, ATTENTION_TILE>(1), a,
+    dim3 grid((unsigned)(div_up(a.N, ROWS) * a.NH));
+    launch(ctx, attention_prefill_kernel<T>, grid, THREADS, tile_bytes<T, ATTENTION_TILE>(1), a,
            attention_scale(a.HS));
 }
 
 template <typename T, bool MORE, int KEYS>
 static void start_backward_queries(gpt_ctx *ctx, const backward_args &args) {
-    dim3 grid((unsigned)(div_up(args.op.T, T::ROWS) * args.op.B * args.op.NH));
-    launch(ctx, attention_backward_queries_kernel<T, MORE, KEYS>, grid, T::THREADS,
-           tile_bytes<T, KEYS>(2) + sizeof(float) * 2 * T::ROWS, args);
+    dim3 grid((unsigned)(div_up(args.op.T, ROWS) * args.op.B * args.op.NH));
+    launch(ctx, attention_backward_queries_kernel<T, MORE, KEYS>, grid, THREADS,
+           tile_bytes<T, KEYS>(2) + sizeof(float) * 2 * ROWS, args);
 }
 
 template <typename T, bool MORE, int QUERIES>
 static void start_backward_keys(gpt_ctx *ctx, const backward_args &args) {
-    dim3 grid((unsigned)(div_up(args.op.T, T::ROWS) * args.op.B * args.op.NKV));
-    launch(ctx, attention_backward_keys_kernel<T, MORE, QUERIES>, grid, T::THREADS,
+    dim3 grid((unsigned)(div_up(args.op.T, ROWS) * args.op.B * args.op.NKV));
+    launch(ctx, attention_backward_keys_kernel<T, MORE, QUERIES>, grid, THREADS,
            tile_bytes<T, QUERIES>(2) + sizeof(float) * 2 * STAGES * QUERIES, args);
 }
 
@@ -518,11 +510,11 @@ template <bool MORE> static void forward_of(gpt_ctx *ctx, const attention_forwar
     if (op.HS <= 32)
         start_forward<warp_tiles<32>, MORE, 64>(ctx, op);
     else if (op.HS <= 64 && ctx->has_groups)
-        start_forward<group_tiles<64, MORE ? 1 : 2, 2>, MORE, 64>(ctx, op);
+        start_forward<group_tiles<64, MORE ? 2 : 4>, MORE, 64>(ctx, op);
     else if (op.HS <= 64)
         start_forward<warp_tiles<64>, MORE, 64>(ctx, op);
     else if (ctx->has_groups)
-        start_forward<group_tiles<128, 1, 2>, MORE, 64>(ctx, op);
+        start_forward<group_tiles<128, 2>, MORE, 64>(ctx, op);
     else
         start_forward<warp_tiles<128>, MORE, 64>(ctx, op);
 }
@@ -533,14 +525,14 @@ template <bool MORE> static void backward_of(gpt_ctx *ctx, const backward_args &
         start_backward_queries<warp_tiles<32>, MORE, 64>(ctx, args);
         start_backward_keys<warp_tiles<32>, MORE, 32>(ctx, args);
     } else if (HS <= 64 && ctx->has_groups) {
-        start_backward_queries<group_tiles<64, MORE ? 1 : 2, 2>, MORE, 64>(ctx, args);
-        start_backward_keys<group_tiles<64, 1, 2>, MORE, 64>(ctx, args);
+        start_backward_queries<group_tiles<64, MORE ? 2 : 4>, MORE, 64>(ctx, args);
+        start_backward_keys<group_tiles<64, 2>, MORE, 64>(ctx, args);
     } else if (HS <= 64) {
         start_backward_queries<warp_tiles<64>, MORE, 64>(ctx, args);
         start_backward_keys<warp_tiles<64>, MORE, 32>(ctx, args);
     } else if (ctx->has_groups) {
-        start_backward_queries<group_tiles<128, 1, 2>, MORE, 32>(ctx, args);
-        start_backward_keys<group_tiles<128, 1, 2>, MORE, 32>(ctx, args);
+        start_backward_queries<group_tiles<128, 2>, MORE, 32>(ctx, args);
+        start_backward_keys<group_tiles<128, 2>, MORE, 32>(ctx, args);
     } else {
         start_backward_queries<warp_tiles<128>, MORE, 32>(ctx, args);
         start_backward_keys<warp_tiles<128>, MORE, MORE ? 16 : 32>(ctx, args);
@@ -566,10 +558,10 @@ int attention_tiles_prefill(gpt_ctx *ctx, const attention_decode &op) {
     if (op.HS <= 32)
         start_prefill<warp_tiles<32>>(ctx, op);
     else if (op.HS <= 64)
-        ctx->has_groups ? start_prefill<group_tiles<64, 1, 1>>(ctx, op)
+        ctx->has_groups ? start_prefill<group_tiles<64, 1>>(ctx, op)
                         : start_prefill<warp_tiles<64>>(ctx, op);
     else
-        ctx->has_groups ? start_prefill<group_tiles<128, 1, 1>>(ctx, op)
+        ctx->has_groups ? start_prefill<group_tiles<128, 1>>(ctx, op)
                         : start_prefill<warp_tiles<128>>(ctx, op);
     return 1;
 }

@@ -1,7 +1,7 @@
 /* tiles.h: tiles of rows in shared memory, and the two products that attention makes of them, twice:
  * warp_tiles for warps that work alone (mma.sync, from compute capability 8.0 on), and group_tiles for
- * groups of four warps that work as one (wgmma, on Hopper). Either way a warp has 16 of a block's rows,
- * and a lane has the numbers of them that multiply_add gives it.
+ * four warps that work as one (wgmma, on Hopper). Either way a block has four warps and 64 rows, a warp
+ * has 16 of them, and a lane has the numbers of those that multiply_add gives it.
  *
  *     product_rows      s = a tile^T       a: rows of the block; column n is the product with row n
  *     product_columns   out += a tile      a: scores; row n of the tile has weight a[., n]
@@ -14,7 +14,7 @@
 #include "attention.h"
 #include "instructions.h"
 
-static constexpr int GROUP_ROWS = 64, STAGES = 2;
+enum { ROWS = ATTENTION_TILE, WARPS = ROWS / 16, THREADS = WARPS * WARP, STAGES = 2 };
 
 /* 16 rows and columns of a tile, as the left side of products. */
 struct operand {
@@ -26,12 +26,6 @@ template <int D> struct operands {
     operand slices[D / 16];
     __device__ const operand &operator()(int k) const { return slices[k]; }
 };
-
-/* Which of a block's groups this warp is in: the same for all lanes, as the compiler is to know. */
-template <int GROUPS> static __device__ inline int group_of() {
-    if constexpr (GROUPS == 1) return 0;
-    return __shfl_sync(~0u, (int)threadIdx.x / (4 * WARP), 0);
-}
 
 /* The row and column of number e in column group n of a lane's 16 rows. */
 static __device__ inline int row_of(int e) {
@@ -54,8 +48,7 @@ template <int N> struct weights {
 };
 
 template <int D_> struct warp_tiles {
-    static constexpr int D = D_, ROWS = GROUP_ROWS, THREADS = ROWS / 16 * WARP;
-    static constexpr int STRIDE = D + 8; /* so that eight rows are in different banks */
+    enum { D = D_, STRIDE = D + 8 /* so that eight rows are in different banks */ };
     static constexpr bool IS_HERE = true;
 
     /* Blocks at a time on a multiprocessor: three where their registers suffice. */
@@ -135,11 +128,10 @@ template <int D_> struct warp_tiles {
     }
 };
 
-/* Panels of 64 columns, whose rows are 128 bytes in the order that matrix_of describes. More groups in a
- * block read a tile once for more rows. BLOCKS: at a time on a multiprocessor. */
-template <int D_, int GROUPS, int BLOCKS> struct group_tiles {
-    static constexpr int D = D_, ROWS = GROUPS * GROUP_ROWS, THREADS = ROWS / 16 * WARP;
-    static constexpr int PANEL = 64;
+/* Panels of 64 columns, whose rows are 128 bytes in the order that matrix_of describes. BLOCKS: at a time
+ * on a multiprocessor. */
+template <int D_, int BLOCKS> struct group_tiles {
+    enum { D = D_, PANEL = 64 };
     static constexpr bool IS_HERE = HAS_WGMMA;
     static constexpr int blocks(bool) { return BLOCKS; }
 
@@ -153,9 +145,9 @@ template <int D_, int GROUPS, int BLOCKS> struct group_tiles {
         group_wait<PENDING>(x);
     }
 
-    /* Columns 16 k and on, from a row on, of a tile of N rows. */
-    template <int N> static __device__ uint64_t slice(const elem *tile, int row, int k) {
-        return matrix_of(tile + k / 4 * N * PANEL + row * PANEL + k % 4 * 16, 0);
+    /* Columns 16 k and on of a tile of N rows. */
+    template <int N> static __device__ uint64_t slice(const elem *tile, int k) {
+        return matrix_of(tile + k / 4 * N * PANEL + k % 4 * 16, 0);
     }
     /* In shared memory: of registers that a loop's products only read, nvcc 13.0 loses the values after
      * the first turn. */
@@ -166,8 +158,7 @@ template <int D_, int GROUPS, int BLOCKS> struct group_tiles {
         group_begin();
 #pragma unroll
         for (int k = 0; k < D / 16; k++)
-            group_multiply(s, slice<ROWS>(rows, group_of<GROUPS>() * GROUP_ROWS, k),
-                           slice<8 * N>(tile, 0, k), k > 0);
+            group_multiply(s, slice<ROWS>(rows, k), slice<8 * N>(tile, k), k > 0);
         group_commit();
     }
 
@@ -197,7 +188,7 @@ template <typename T, bool KEEP> static __device__ inline auto keep_if(const ele
  * which `there` rows exist: zeros past them and past HS, a multiple of 8. A thread has one column of 8
  * in every STEP rows. */
 template <typename T, int N> struct tile_source {
-    static constexpr int CHUNKS = T::D / 8, STEP = T::THREADS / CHUNKS;
+    enum { CHUNKS = T::D / 8, STEP = THREADS / CHUNKS };
     static_assert(N % STEP == 0 && STEP % 8 == 0);
     const elem *from;
     int step, left, place;

@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # Builds gptc for this machine's GPU, checks it and measures it, in under eight minutes. Needs neither
-# the network nor Python packages. With PyTorch, it compares the layers' errors with PyTorch's.
+# the network nor Python packages. With PyTorch, it compares the layers' errors with PyTorch's; with
+# the packages that gptc needs too, also the speed of training.
 #
 #     tools/gpu/gpu_check.sh                      everything; the results are in gpu_check/
+#     STAGES=correct tools/gpu/gpu_check.sh       some of: correct profile tune
+#     REUSE=1 tools/gpu/gpu_check.sh              does not compile: what BUILD has is checked
 #     OUT=/tmp/out tools/gpu/gpu_check.sh         the results are in /tmp/out
 #     TEXT=book.txt tools/gpu/gpu_check.sh        text for the training comparison; default: the stories
 #     LIMIT_S=1500 tools/gpu/gpu_check.sh         time limit in seconds; default: 470
 #     EMULATE=1 tools/gpu/gpu_check.sh            no GPU: runs this script on emulated kernels
 #
 # A failed step does not stop the next one; the exit code is 1 if any failed. The results are
-# gpu_check.md (the table, also printed), gpu_check.json and gpu_check.log. They are rewritten after
-# each step, so that an interrupted run keeps its results.
+# gpu_check.md (the table, also printed), gpu_check.json and gpu_check.log; of some stages alone, their
+# names are in the files' names. They are rewritten after each step, so that an interrupted run keeps
+# its results.
 #
 # The CPU is only a reference here. It uses OpenBLAS if the Python package scipy-openblas32 is
 # installed, else plain loops (-DGPTC_OPENBLAS=OFF). cuBLASLt comes from the toolkit, or from the
@@ -22,13 +26,17 @@ EMULATE=${EMULATE:-0}
 BUILD=${BUILD:-build/gpu_check}
 OUT=${OUT:-gpu_check}
 LIMIT_S=${LIMIT_S:-470} # for all steps together
+STAGES=${STAGES:-correct profile tune}
+REUSE=${REUSE:-0}
 JOBS=$(nproc)
 PYTHON=$(command -v python3 || true)
 
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-log="$OUT/gpu_check.log"
+base=gpu_check
+[ "$STAGES" = "correct profile tune" ] || base=gpu_check_${STAGES// /_}
+results=$OUT/$base log=$OUT/$base.log
 : >"$log"
 rows=() steps=() failures=() n_failed=0
 export PATH="$PATH:/usr/local/cuda/bin"
@@ -120,7 +128,11 @@ of_build() {
     echo "$(grep -c 'Building .* object' "$work/$1.json") objects"
 }
 of_spills() { tail -n1 "$work/$1.json"; }
-of_tests() { grep -E 'tests passed|tests failed' "$work/$1.json"; }
+of_tests() { echo "$(grep -c ', 0 failed' "$work/$1.json") of ${#tests[@]} tests pass"; }
+of_torch() {
+    sed -n 's/.*"name": "\(torch[^"]*\)", "step_ms": \([^,]*\), "tokens_per_s": \([^,]*\),.*"ratio": \([^}]*\)}.*/\1 \2 ms, gptc is \4 x/p' \
+        <(tr -d '\n' <"$work/$1.json" | sed 's/}/}\n/g; s/  */ /g') | paste -sd';' | sed 's/;/; /g'
+}
 of_parity() {
     echo "$(grep -c '"family".*"ok": true}' "$work/$1.json") of 6 curves within bounds: $(sed -n 's/.*"family": "\([^"]*\)", "dtype": "\([^"]*\)", "mean_difference": \([^,]*\), "allowed": \([^,]*\),.*/\1 \2 \3 of \4/p' "$work/$1.json" | paste -sd, | sed 's/,/, /g')"
 }
@@ -162,7 +174,7 @@ configure=(cmake -S . -B "$BUILD" -DGPTC_TESTS=ON)
 [ -z "$PYTHON" ] || configure+=("-DPython_EXECUTABLE=$PYTHON")
 command -v ninja >/dev/null && configure+=(-G Ninja)
 [ -n "$PYTHON" ] && "$PYTHON" -c 'import scipy_openblas32' 2>/dev/null || configure+=(-DGPTC_OPENBLAS=OFF)
-names=(adamw attention context dropout embedding linear loss norm quant rope model device)
+names=(adamw attention context dropout embedding linear classifier norm quant rope sgd model device)
 if [ "$EMULATE" = 1 ]; then
     configure+=(-DGPTC_CUDA=OFF -DGPTC_EMULATE_CUDA=ON -DGPTC_CPU_LEVEL=portable)
     prefix=emulated_ bench=$BUILD/tests/cuda/emulated_gpt_bench layers=$BUILD/tests/cuda/emulated_layers
@@ -203,35 +215,44 @@ write_results() {
         printf '%s\n' "${rows[@]}"
         printf '\n%s of %s steps failed, in %s s\n' "$n_failed" "${#rows[@]}" "$SECONDS"
         [ "$n_failed" = 0 ] || printf '\n%s\n' "${failures[@]}"
-    } >"$OUT/gpu_check.md"
+    } >"$results.md"
     {
         printf '{"title": "%s", "commit": "%s", "date": "%s", "driver": "%s", "nvcc": "%s", "emulated": %s,\n"failed": %s, "seconds": %s, "steps": [\n' \
             "$title" "$commit" "$(date -u +%FT%TZ)" "${driver:-none}" "${nvcc:-none}" "$([ "$EMULATE" = 1 ] && echo true || echo false)" "$n_failed" "$SECONDS"
         (IFS=, && printf '%s' "${steps[*]/#/$'\n'}")
         printf ']}\n'
-    } >"$OUT/gpu_check.json"
+    } >"$results.json"
 }
 
 # ---- the work ----
 
 export GPTC_TEST_TABLES=cuda
-pattern="^($(IFS='|' && echo "${tests[*]}"))\$"
 for what in build build_tests; do
     printf '%s\n' "cd '$PWD'" "$(declare -p configure clean on BUILD JOBS prefix tests)" "$(declare -f $what)" $what >"$work/$what.sh"
 done
 
-# Do not measure binaries of an earlier build.
-rm -f "$bench" "$layers" "${tests[@]/#/$(dirname "$layers")/}"
-step build 200 of_build bash "$work/build.sh"
-if [ -x "$bench" ]; then
-    step info 30 of_info "$bench" info
+has() { [[ " $STAGES " == *" $1 "* ]]; }
+needs() { [ -n "$PYTHON" ] && "$PYTHON" -c "import importlib.util as i; 1 / all(map(i.find_spec, '$*'.split()))" 2>/dev/null; }
+
+# The tests one after the other: each wants the GPU, and one wants all of its memory.
+run_tests() {
+    local test failed=0
+    for test in "${tests[@]}"; do
+        "$folder/$test" || failed=1
+    done
+    return $failed
+}
+
+correct() {
     if [ "$EMULATE" = 1 ]; then
         sizes=(--steps 5 --batch 2 --seq 16 --width 32 --layers 1)
         skip spills "an emulation has no ptxas"
     else
         sizes=(--steps 100 --batch 8 --seq 128 --width 256 --layers 4)
-        cp "$work/build.json" "$work/build.log"
-        if [ -n "$PYTHON" ]; then
+        if [ "$REUSE" = 1 ]; then
+            skip spills "nothing was compiled"
+        elif [ -n "$PYTHON" ]; then
+            cp "$work/build.json" "$work/build.log"
             step spills 20 of_spills "$PYTHON" tools/gpu/check_spills.py "$work/build.log"
         else
             skip spills "python3 is missing"
@@ -240,28 +261,25 @@ if [ -x "$bench" ]; then
     step parity 120 of_parity "$bench" parity --text "$TEXT" "${sizes[@]}"
     step repeat 10 of_repeat bash -c \
         "[ \$(grep -c '\"repeats_bit_for_bit\": true' '$work/parity.json') = 6 ]"
-    if [ "$EMULATE" = 1 ]; then
-        step train_fp32 60 of_train "$bench" train --preset tiny --dtype fp32 --batch 1 --seq 8 --steps 1 --warmup 1
-        step decode_1 60 of_decode "$bench" decode --preset tiny --tokens 1 --prompt 2 --batch 1 --warmup 1
-    else
-        step gpt2_bf16 60 of_train "$bench" train --preset gpt2 --batch 64 --seq 1024 --ops 1
-        step byte_bf16 60 of_train "$bench" train --preset byte --batch 64 --seq 1024 --ops 1
-        step gpt2_fp32 60 of_train "$bench" train --preset gpt2 --dtype fp32 --batch 8 --seq 1024 --steps 10
-        step gpt2_tf32 60 of_train env GPTC_TF32=1 \
-            "$bench" train --preset gpt2 --dtype fp32 --batch 8 --seq 1024 --steps 10
-        step gpt2_tuned 60 of_train env GPTC_TUNE=1 "$bench" train --preset gpt2 --batch 64 --seq 1024
-        step decode_1 40 of_decode "$bench" decode --preset gpt2 --batch 1 --prompt 512
-        step decode_64 40 of_decode "$bench" decode --preset gpt2 --batch 64
-    fi
-    step build_tests 120 of_build bash "$work/build_tests.sh"
-    if [ -z "$PYTHON" ] || ! "$PYTHON" -c 'import importlib.util as i; 1 / bool(i.find_spec("torch"))' 2>/dev/null; then
+    [ "$REUSE" = 1 ] || step build_tests 120 of_build bash "$work/build_tests.sh"
+    if ! needs torch; then
         skip layers "PyTorch is missing, to compare the layers' errors with"
     else
         step layers 60 of_layers bash -c \
             "GPTC_TEST_TABLES='cuda bf16' '$layers' '$work/layers.bin' && '$PYTHON' tests/cuda/layers.py '$work/layers.bin'"
     fi
-    step tests 150 of_tests ctest --test-dir "$BUILD" -R "$pattern" -j 4 --output-on-failure
-    why_not=""
+    printf '%s\n' "$(declare -p tests folder)" "$(declare -f run_tests)" run_tests >"$work/tests.sh"
+    step tests 150 of_tests bash "$work/tests.sh"
+    sanitize
+}
+
+# Each buffer of these tests is an allocation, so that memcheck sees what is read past one. racecheck
+# and initcheck run every kernel of each family, at sizes that are not multiples of tiles; the third
+# step replays a graph. The libraries' kernels are excluded: they take long, and racecheck reports
+# their synchronisation as races.
+sanitize() {
+    local why_not="" test
+    local ours=(--kernel-name-exclude kns=cublas,kns=cutlass,kns=nvjet,kns=gemm,kns=xmma)
     if [ "$EMULATE" = 1 ]; then
         why_not="compute-sanitizer needs a GPU"
     elif ! command -v compute-sanitizer >/dev/null; then
@@ -269,19 +287,73 @@ if [ -x "$bench" ]; then
     elif timeout 60 compute-sanitizer "$bench" info 2>&1 | grep 'not supported' >>"$log"; then
         why_not="compute-sanitizer reports that it does not work on this machine" # as in some sandboxes
     fi
-    for tool in memcheck racecheck initcheck; do
+    for test in attention norm classifier embedding linear; do
+        if [ -n "$why_not" ]; then
+            skip "memcheck_$test" "$why_not"
+        else
+            step "memcheck_$test" 60 of_sanitizer compute-sanitizer --tool memcheck --error-exitcode 9 \
+                "${ours[@]}" "$folder/test_$test"
+        fi
+    done
+    for tool in racecheck initcheck; do
         if [ -n "$why_not" ]; then
             skip $tool "$why_not"
         else
-            # Every kernel of each family in both dtypes, at sizes that are not multiples of tiles; the
-            # third step replays a graph. The libraries' kernels are excluded: they take long, and
-            # racecheck reports their synchronisation as races.
-            step $tool 75 of_sanitizer compute-sanitizer --tool $tool --error-exitcode 9 \
-                --kernel-name-exclude kns=cublas,kns=cutlass,kns=nvjet,kns=gemm,kns=xmma \
+            step $tool 75 of_sanitizer compute-sanitizer --tool $tool --error-exitcode 9 "${ours[@]}" \
                 "$bench" parity --text "$TEXT" --steps 3 --batch 2 --seq 67 --width 256 --layers 1
         fi
     done
+}
+
+profile() {
+    if [ "$EMULATE" = 1 ]; then
+        step train_fp32 60 of_train "$bench" train --preset tiny --dtype fp32 --batch 1 --seq 8 --steps 1 --warmup 1
+        step decode_1 60 of_decode "$bench" decode --preset tiny --tokens 1 --prompt 2 --batch 1 --warmup 1
+        skip torch_gpt2 "PyTorch is compared with a GPU"
+        return
+    fi
+    step gpt2_bf16 60 of_train "$bench" train --preset gpt2 --batch 64 --seq 1024 --ops 1
+    step byte_bf16 60 of_train "$bench" train --preset byte --batch 64 --seq 1024 --ops 1
+    for preset in gpt2 byte; do
+        if needs torch cffi numpy xxhash click; then
+            # GPT-2's vocabulary padded, as PyTorch wants it to be fast.
+            local vocab=()
+            [ $preset = byte ] || vocab=(--vocab-size 50304)
+            step torch_$preset 120 of_torch env GPTC_LIBRARY="$library" PYTHONPATH="python:${PYTHONPATH:-}" \
+                "$PYTHON" -m gptc bench train --device cuda --dtype bf16 --preset $preset "${vocab[@]}" \
+                --batch-size 64 --seq-len 1024 --against torch-bf16 --steps 10 --turns 3 --json
+        else
+            skip torch_$preset "PyTorch or a package of gptc's is missing"
+        fi
+    done
+    step decode_1 40 of_decode "$bench" decode --preset gpt2 --batch 1 --prompt 512
+    step decode_64 40 of_decode "$bench" decode --preset gpt2 --batch 64
+    step gpt2_fp32 60 of_train "$bench" train --preset gpt2 --dtype fp32 --batch 8 --seq 1024 --steps 10
+    step gpt2_tf32 60 of_train env GPTC_TF32=1 \
+        "$bench" train --preset gpt2 --dtype fp32 --batch 8 --seq 1024 --steps 10
+}
+
+tune() {
+    if [ "$EMULATE" = 1 ]; then
+        skip gpt2_tuned "an emulation has no cuBLASLt"
+    else
+        step gpt2_tuned 60 of_train env GPTC_TUNE=1 "$bench" train --preset gpt2 --batch 64 --seq 1024
+    fi
+}
+
+folder=$(dirname "$layers") library=$(cd "$BUILD" 2>/dev/null && pwd)/libgpt.so
+if [ "$REUSE" != 1 ]; then
+    # Do not measure binaries of an earlier build.
+    rm -f "$bench" "$layers" "${tests[@]/#/$folder/}"
+    step build 200 of_build bash "$work/build.sh"
+    library=$(cd "$BUILD" 2>/dev/null && pwd)/libgpt.so
+fi
+if [ -x "$bench" ]; then
+    step info 30 of_info "$bench" info
+    for stage in correct profile tune; do
+        ! has $stage || $stage
+    done
 fi
 
-cat "$OUT/gpu_check.md"
+cat "$results.md"
 [ "$n_failed" = 0 ]

@@ -104,8 +104,8 @@ def bench_ops_command(
 @click.option("--steps", type=COUNT, default=2, show_default=True, help="Steps in a turn.")
 @click.option(
     "--against",
-    type=click.Choice(["torch", "torch-all"]),
-    help="PyTorch in fp32, or in fp32, bf16 autocast and both compiled.",
+    type=click.Choice(["torch", "torch-bf16", "torch-all"]),
+    help="PyTorch in fp32; in bf16 autocast, also compiled; or in all four ways.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_train_command(
@@ -128,6 +128,7 @@ def bench_train_command(
     variants = {
         None: (),
         "torch": bench.TORCH_VARIANTS[:1],
+        "torch-bf16": tuple(name for name in bench.TORCH_VARIANTS if "bf16" in name),
         "torch-all": bench.TORCH_VARIANTS,
     }[against]
     result = bench.bench_train(
