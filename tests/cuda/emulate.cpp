@@ -50,7 +50,7 @@ struct product {
     uint64_t a, b;
     int n;
     bool transposed;
-    uint64_t seen; /* one lane tells */
+    uint64_t seen; /* one thread tells; the others have 0 */
     int group;
 };
 
@@ -391,7 +391,7 @@ void emulate_group_multiply(float *d, int n, const uint32_t *a, uint64_t a_matri
     if (a_matrix >> 62 != !a || b >> 62 != 1) emulate_die("a matrix that is not swizzled");
     product p = {
         d, std::vector<float>(4 * (size_t)n), a_matrix, b, n, transposed, 0, t.product_groups};
-    if (lane == 0) {
+    if (current % 128 == 0) {
         for (int i = 0; i < n_threads; i++)
             if (!threads[i].published) emulate_die("a product of copies that were not published");
         p.seen = sum_of(p, !a);
