@@ -4,7 +4,7 @@
 # the packages that gptc needs too, also the speed of training.
 #
 #     tools/gpu/gpu_check.sh                      everything; the results are in gpu_check/
-#     STAGES=correct tools/gpu/gpu_check.sh       some of: correct profile tune
+#     STAGES=correct tools/gpu/gpu_check.sh       some of: correct profile tune sanitize
 #     REUSE=1 tools/gpu/gpu_check.sh              does not compile: what BUILD has is checked
 #     OUT=/tmp/out tools/gpu/gpu_check.sh         the results are in /tmp/out
 #     TEXT=book.txt tools/gpu/gpu_check.sh        text for the training comparison; default: the stories
@@ -26,7 +26,8 @@ EMULATE=${EMULATE:-0}
 BUILD=${BUILD:-build/gpu_check}
 OUT=${OUT:-gpu_check}
 LIMIT_S=${LIMIT_S:-470} # for all steps together
-STAGES=${STAGES:-correct profile tune}
+ALL_STAGES="correct profile tune sanitize"
+STAGES=${STAGES:-$ALL_STAGES}
 REUSE=${REUSE:-0}
 JOBS=$(nproc)
 PYTHON=$(command -v python3 || true)
@@ -35,7 +36,7 @@ mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 base=gpu_check
-[ "$STAGES" = "correct profile tune" ] || base=gpu_check_${STAGES// /_}
+[ "$STAGES" = "$ALL_STAGES" ] || base=gpu_check_${STAGES// /_}
 results=$OUT/$base log=$OUT/$base.log
 : >"$log"
 rows=() steps=() failures=() n_failed=0
@@ -270,7 +271,6 @@ correct() {
     fi
     printf '%s\n' "$(declare -p tests folder)" "$(declare -f run_tests)" run_tests >"$work/tests.sh"
     step tests 150 of_tests bash "$work/tests.sh"
-    sanitize
 }
 
 # Each buffer of these tests is an allocation, so that memcheck sees what is read past one. racecheck
@@ -350,7 +350,7 @@ if [ "$REUSE" != 1 ]; then
 fi
 if [ -x "$bench" ]; then
     step info 30 of_info "$bench" info
-    for stage in correct profile tune; do
+    for stage in $ALL_STAGES; do
         ! has $stage || $stage
     done
 fi
