@@ -1,6 +1,6 @@
 /* product_few.cu: products of a few rows with a weight, as decoding has them: a warp reads a row of b
  * once, for all rows of a. A row's bits do not depend on how many there are. */
-#include "activation.h"
+#include "epilogue.h"
 #include "weights.h"
 
 enum {
@@ -16,22 +16,12 @@ static __device__ inline void add_dot(float &sum, const chunk &a, const chunk &b
     for (int i = 0; i < PACK; i++) sum = fmaf(number(a, i), number(b, i), sum);
 }
 
-/* One number of the product gets its bias and activation. */
-template <typename T>
-static __device__ inline void finish(const product &p, int m, int n, float y) {
-    int64_t at = (int64_t)m * p.N + n;
-    if (p.bias) y += to_float(((const elem *)p.bias)[n]);
-    if (p.pre) ((elem *)p.pre)[at] = from_float<elem>(y);
-    if (p.epilogue == EPILOGUE_GELU) y = activation_forward(GPT_ACT_GELU, y, 0);
-    ((T *)p.out)[(int64_t)m * p.ldo + n] = from_float<T>(y);
-}
-
 /* A warp a column of the product. T is what it holds, p.M at most ROWS. */
 template <typename T, int ROWS> static __global__ void few_product_kernel(product p) {
     int n = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
     if (n >= p.N) return;
     const elem *a = (const elem *)p.a, *b = (const elem *)p.b + (int64_t)n * p.ldb;
-    float sum[ROWS] = {};
+    float sum[ROWS] = {}, bias = bias_of(p, n);
     for (int first = lane * PACK; first < p.K; first += AHEAD * STEP) {
         chunk w[AHEAD] = {};
 #pragma unroll
@@ -54,7 +44,7 @@ template <typename T, int ROWS> static __global__ void few_product_kernel(produc
         float total = warp_sum(sum[m]);
         if (lane == m) mine = total;
     }
-    if (lane < p.M) finish<T>(p, lane, n, mine);
+    if (lane < p.M) finish<T>(p, lane, n, mine + bias);
 }
 
 template <typename T> static inline void start(gpt_ctx *ctx, const product *p) {
