@@ -85,6 +85,18 @@ template <int W> static __global__ void activation_forward_kernel(activation_arg
     store(a.out + i, x);
 }
 
+/* A product with op->b in its epilogue. Our own kernels take it as it is; the library wants it in the
+ * products' type. */
+static int bias_product(gpt_ctx *ctx, const product *p, const linear_memory &m) {
+    if (cuda_few_product(ctx, p)) return 1;
+    product whole = *p;
+    if (p->bias && IS_BF16) {
+        launch(ctx, bias_kernel, grid_of(p->N, 1), THREADS, 0, m.bias, p->bias, p->N);
+        whole.bias = m.bias;
+    }
+    return library_product(ctx, &whole, m.weights);
+}
+
 CUDA_OP(linear_forward) {
     int activation = op->activation, N = op->N, IC = op->IC, OC = op->OC;
     int swiglu = activation == GPT_ACT_SWIGLU, width = swiglu ? 2 * OC : OC;
@@ -92,11 +104,6 @@ CUDA_OP(linear_forward) {
     linear_memory m;
     lay_out(&m, (char *)ctx->workspace, weight_numbers(width, IC),
             product_numbers(activation, N, OC), 0);
-    const void *bias = op->b;
-    if (op->b && IS_BF16) {
-        launch(ctx, bias_kernel, grid_of(width, 1), THREADS, 0, m.bias, op->b, width);
-        bias = m.bias;
-    }
     product p = {.kind = PRODUCT_NT,
                  .bf16 = IS_BF16,
                  .M = N,
@@ -108,16 +115,16 @@ CUDA_OP(linear_forward) {
                  .out = op->out,
                  .a = op->in,
                  .b = op->w,
-                 .bias = bias,
+                 .bias = op->b,
                  .pre = pre};
     if (activation == GPT_ACT_GELU && IS_BF16) {
         p.epilogue = EPILOGUE_GELU;
-        if (weight_product(ctx, &p, m.weights)) return;
+        if (bias_product(ctx, &p, m)) return;
     }
     p.out = pre ? pre : swiglu ? m.product : op->out;
     p.pre = NULL;
     p.epilogue = EPILOGUE_BIAS;
-    int has_bias = op->b && weight_product(ctx, &p, m.weights);
+    int has_bias = op->b && bias_product(ctx, &p, m);
     if (!has_bias) {
         p.bias = NULL;
         p.epilogue = EPILOGUE_NONE;

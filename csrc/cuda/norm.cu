@@ -1,5 +1,7 @@
-/* norm.cu: residual add, dropout of the branch, and LayerNorm or RMSNorm. A warp has a row, in
- * registers unless it is long; then what it reads a second time is still in the cache. */
+/* norm.cu: residual add, dropout of the branch, and LayerNorm or RMSNorm. In forward a warp has a row,
+ * in registers unless it is long; then what it reads a second time is still in the cache. A few rows
+ * have a block each. All add a row's channels in the same order, so that its bits do not depend on how
+ * many rows there are: a lane's W neighbours, its sums in turn, then the lanes. */
 #include "columns.h"
 #include "instructions.h"
 
@@ -22,29 +24,50 @@ static __device__ inline void add_branch(float (&x)[W], float (&branch)[W],
     store((elem *)a.resid_out + at, x);
 }
 
-/* out = norm(x), W channels of a row from c on. */
-template <int W>
-static __device__ inline void norm_channels(const float (&x)[W], const residual_norm_forward &a,
-                                            int64_t start, int c, float mean, float rstd) {
-    float w[W], b[W], y[W];
-    if (a.w) load(w, a.w + c);
-    if (a.b) load(b, a.b + c);
+/* The sums that a lane adds to what it has: of W channels, and of their squared distances from mean. */
+template <int W> static __device__ inline float sum_of(const float (&x)[W]) {
+    float sum = 0;
 #pragma unroll
-    for (int k = 0; k < W; k++) {
-        y[k] = (x[k] - mean) * rstd;
-        if (a.w) y[k] *= w[k];
-        if (a.b) y[k] += b[k];
-    }
-    store((elem *)a.out + start + c, y);
+    for (int k = 0; k < W; k++) sum += x[k];
+    return sum;
+}
+template <int W> static __device__ inline float square_of(const float (&x)[W], float mean) {
+    float sum = 0;
+#pragma unroll
+    for (int k = 0; k < W; k++) sum = fmaf(x[k] - mean, x[k] - mean, sum);
+    return sum;
 }
 
+/* Of the sums over a row. RMSNorm has no mean. */
+static __device__ inline float mean_of(float sum, const residual_norm_forward &a) {
+    return a.norm == GPT_NORM_LAYERNORM ? sum / (float)a.C : 0;
+}
 static __device__ inline float rstd_of(float square, const residual_norm_forward &a) {
-    return 1.0f / sqrtf(warp_sum(square) / (float)a.C + a.eps);
+    return 1.0f / sqrtf(square / (float)a.C + a.eps);
+}
+
+/* W channels of the weight and the bias, from c on. */
+template <int W>
+static __device__ inline void load_affine(float (&w)[W], float (&b)[W],
+                                          const residual_norm_forward &a, int c) {
+#pragma unroll
+    for (int k = 0; k < W; k++) w[k] = 1, b[k] = 0;
+    if (a.w) load(w, a.w + c);
+    if (a.b) load(b, a.b + c);
+}
+
+/* out = norm(x), W channels. Rounded alike wherever it is used. */
+template <int W>
+static __device__ inline void store_norm(elem *out, const float (&x)[W], const float (&w)[W],
+                                         const float (&b)[W], float mean, float rstd) {
+    float y[W];
+#pragma unroll
+    for (int k = 0; k < W; k++) y[k] = fmaf(__fmul_rn(x[k] - mean, rstd), w[k], b[k]);
+    store(out, y);
 }
 
 static __device__ inline void keep_stats(const residual_norm_forward &a, int row, float mean,
                                          float rstd) {
-    if (!a.stats || threadIdx.x % WARP) return;
     a.stats[2 * row] = mean;
     a.stats[2 * row + 1] = rstd;
 }
@@ -59,7 +82,7 @@ static __global__ void residual_norm_forward_kernel(residual_norm_forward a) {
     int64_t start = (int64_t)row * a.C;
     const elem *resid = (const elem *)a.resid + start, *branch = (const elem *)a.branch + start;
     packed<elem, W> sum[STEPS], add[STEPS] = {};
-    float x[W], y[W], mean = 0, square = 0;
+    float x[W], y[W], w[W], b[W], mean = 0, square = 0;
     gpt_dropout dropout = dropout_at(a.dropout);
 #pragma unroll
     for (int i = 0, c = lane * W; i < STEPS; i++, c += STRIDE) {
@@ -73,26 +96,25 @@ static __global__ void residual_norm_forward_kernel(residual_norm_forward a) {
         load(x, sum[i].x);
         load(y, add[i].x);
         if (a.branch) add_branch(x, y, a, dropout, start + c);
-#pragma unroll
-        for (int k = 0; k < W; k++) mean += x[k];
+        mean += sum_of(x);
         store(sum[i].x, x);
     }
-    mean = a.norm == GPT_NORM_LAYERNORM ? warp_sum(mean) / (float)a.C : 0;
+    mean = mean_of(warp_sum(mean), a);
 #pragma unroll
     for (int i = 0, c = lane * W; i < STEPS; i++, c += STRIDE) {
         if (c >= a.C) continue;
         load(x, sum[i].x);
-#pragma unroll
-        for (int k = 0; k < W; k++) square += (x[k] - mean) * (x[k] - mean);
+        square += square_of(x, mean);
     }
-    float rstd = rstd_of(square, a);
+    float rstd = rstd_of(warp_sum(square), a);
 #pragma unroll
     for (int i = 0, c = lane * W; i < STEPS; i++, c += STRIDE) {
         if (c >= a.C) continue;
         load(x, sum[i].x);
-        norm_channels(x, a, start, c, mean, rstd);
+        load_affine(w, b, a, c);
+        store_norm((elem *)a.out + start + c, x, w, b, mean, rstd);
     }
-    keep_stats(a, row, mean, rstd);
+    if (a.stats && lane == 0) keep_stats(a, row, mean, rstd);
 }
 
 template <int W> static __global__ void long_norm_forward_kernel(residual_norm_forward a) {
@@ -101,7 +123,7 @@ template <int W> static __global__ void long_norm_forward_kernel(residual_norm_f
     int64_t start = (int64_t)row * a.C;
     const elem *resid = (const elem *)a.resid;
     const elem *sum = a.branch ? (const elem *)a.resid_out : resid;
-    float x[W], branch[W], mean = 0, square = 0;
+    float x[W], branch[W], w[W], b[W], mean = 0, square = 0;
     gpt_dropout dropout = dropout_at(a.dropout);
     for (int c = lane * W; c < a.C; c += WARP * W) {
         load(x, resid + start + c);
@@ -109,30 +131,79 @@ template <int W> static __global__ void long_norm_forward_kernel(residual_norm_f
             load(branch, (const elem *)a.branch + start + c);
             add_branch(x, branch, a, dropout, start + c);
         }
-#pragma unroll
-        for (int k = 0; k < W; k++) mean += x[k];
+        mean += sum_of(x);
     }
-    mean = a.norm == GPT_NORM_LAYERNORM ? warp_sum(mean) / (float)a.C : 0;
+    mean = mean_of(warp_sum(mean), a);
     for (int c = lane * W; c < a.C; c += WARP * W) {
         load(x, sum + start + c);
-#pragma unroll
-        for (int k = 0; k < W; k++) square += (x[k] - mean) * (x[k] - mean);
+        square += square_of(x, mean);
     }
-    float rstd = rstd_of(square, a);
+    float rstd = rstd_of(warp_sum(square), a);
     for (int c = lane * W; c < a.C; c += WARP * W) {
         load(x, sum + start + c);
-        norm_channels(x, a, start, c, mean, rstd);
+        load_affine(w, b, a, c);
+        store_norm((elem *)a.out + start + c, x, w, b, mean, rstd);
     }
-    keep_stats(a, row, mean, rstd);
+    if (a.stats && lane == 0) keep_stats(a, row, mean, rstd);
+}
+
+/* ---- forward of a few rows ---- */
+
+/* Rows of up to so many warps, each of whose lanes has PACK channels, have a block each where there are
+ * so few that a large GPU runs all blocks at once. */
+enum { MOST_BLOCK_WARPS = 16 };
+#ifndef FEW_NORM_ROWS
+#define FEW_NORM_ROWS 512
+#endif
+
+/* The sum over a block in each of its threads, in the order of a warp that has the row alone; room is
+ * for as many floats. */
+static __device__ inline float row_sum(float x, float *room) {
+    float sum = 0;
+    room[threadIdx.x] = x;
+    __syncthreads();
+    for (int i = (int)threadIdx.x % WARP; i < (int)blockDim.x; i += WARP) sum += room[i];
+    return warp_sum(sum);
+}
+
+/* A block a row. Whatever it reads is on its way at once. */
+static __global__ void __launch_bounds__(MOST_BLOCK_WARPS *WARP)
+    few_norm_forward_kernel(residual_norm_forward a) {
+    const int W = PACK;
+    float *room = shared_memory<float>(); /* (2, threads) */
+    int row = (int)blockIdx.x, c = (int)threadIdx.x * W;
+    int64_t at = (int64_t)row * a.C + c;
+    bool there = c < a.C;
+    packed<elem, W> resid = {}, add = {};
+    float x[W], branch[W], w[W] = {}, b[W] = {};
+    gpt_dropout dropout = dropout_at(a.dropout);
+    if (there) {
+        resid = *(const packed<elem, W> *)((const elem *)a.resid + at);
+        if (a.branch) add = *(const packed<elem, W> *)((const elem *)a.branch + at);
+        load_affine(w, b, a, c);
+    }
+    load(x, resid.x);
+    load(branch, add.x);
+    if (there && a.branch) add_branch(x, branch, a, dropout, at);
+    float mean = mean_of(row_sum(sum_of(x), room), a);
+    float square = there ? square_of(x, mean) : 0;
+    float rstd = rstd_of(row_sum(square, room + blockDim.x), a);
+    if (there) store_norm((elem *)a.out + at, x, w, b, mean, rstd);
+    if (a.stats && threadIdx.x == 0) keep_stats(a, row, mean, rstd);
 }
 
 CUDA_OP(residual_norm_forward) {
+    int n_warps = (int)div_up(op->C, WARP * (int)PACK);
     bool is_long = op->C > LANE_CHANNELS * (int)WARP;
-    launch(ctx,
-           op->C % PACK ? long_norm_forward_kernel<1>
-           : is_long    ? long_norm_forward_kernel<PACK>
-                        : residual_norm_forward_kernel,
-           row_grid(op->N), THREADS, 0, *op);
+    if (op->C % PACK == 0 && n_warps <= MOST_BLOCK_WARPS && op->N <= FEW_NORM_ROWS)
+        launch(ctx, few_norm_forward_kernel, dim3((unsigned)op->N), n_warps * WARP,
+               2 * sizeof(float) * (size_t)(n_warps * WARP), *op);
+    else
+        launch(ctx,
+               op->C % PACK ? long_norm_forward_kernel<1>
+               : is_long    ? long_norm_forward_kernel<PACK>
+                            : residual_norm_forward_kernel,
+               row_grid(op->N), THREADS, 0, *op);
 }
 
 /* ---- backward ---- */

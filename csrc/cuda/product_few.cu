@@ -1,6 +1,7 @@
-/* product_few.cu: products of a few rows with a weight, as decoding has them: a warp reads a row of b
- * once, for all rows of a. A row's bits do not depend on how many there are. */
-#include "activation.h"
+/* product_few.cu: products of a few rows with a weight, as decoding has them: a row of b is read once,
+ * for all rows of a, and nobody waits for one part of it before asking for the next. A row's bits do not
+ * depend on how many there are. */
+#include "epilogue.h"
 #include "weights.h"
 
 enum {
@@ -8,7 +9,8 @@ enum {
     THREADS = WARPS * WARP,
     STEP = (int)WARP * (int)PACK, /* terms that a warp reads at once */
     FEW_ROWS = 8,
-    AHEAD = 3, /* vectors of b that a lane has on their way at a time */
+    AHEAD = 3,        /* vectors of b that a lane has on their way at a time */
+    LEAST_BLOCKS = 6, /* of a multiprocessor: see few_product_kernel */
 };
 
 static __device__ inline void add_dot(float &sum, const chunk &a, const chunk &b) {
@@ -16,53 +18,72 @@ static __device__ inline void add_dot(float &sum, const chunk &a, const chunk &b
     for (int i = 0; i < PACK; i++) sum = fmaf(number(a, i), number(b, i), sum);
 }
 
-/* One number of the product gets its bias and activation. */
-template <typename T>
-static __device__ inline void finish(const product &p, int m, int n, float y) {
-    int64_t at = (int64_t)m * p.N + n;
-    if (p.bias) y += to_float(((const elem *)p.bias)[n]);
-    if (p.pre) ((elem *)p.pre)[at] = from_float<elem>(y);
-    if (p.epilogue == EPILOGUE_GELU) y = activation_forward(GPT_ACT_GELU, y, 0);
-    ((T *)p.out)[(int64_t)m * p.ldo + n] = from_float<T>(y);
+static __device__ inline chunk load_chunk(const elem *from, bool there) {
+    chunk c = {};
+    if (there) c = *(const chunk *)from;
+    return c;
 }
 
-/* A warp a column of the product. T is what it holds, p.M at most ROWS. */
-template <typename T, int ROWS> static __global__ void few_product_kernel(product p) {
-    int n = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
-    if (n >= p.N) return;
+/* Logarithm of the number of warps that share a column of the product: so many that each reads its terms
+ * at once, as far as those of a block go. */
+static inline int log2_column_warps(int K) {
+    int log2 = 0;
+    while (1 << log2 < WARPS && (AHEAD * STEP) << log2 < K) log2++;
+    return log2;
+}
+
+/* The sum over the n warps of a column, in its first. Of M numbers, lane m has number m. */
+template <int M> static __device__ inline float add_warps(float x, int n) {
+    float *room = shared_memory<float>(); /* (WARPS, M) */
+    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
+    if (lane < M) room[warp * M + lane] = x;
+    __syncthreads();
+#pragma unroll
+    for (int i = 1; i < WARPS; i++)
+        if (i < n && lane < M) x += room[(warp + i) * M + lane];
+    return x;
+}
+
+/* T is what the product holds, M its rows. Left to itself, the compiler asks for one vector after the
+ * other, to save registers for more blocks than LEAST_BLOCKS. */
+template <typename T, int M>
+static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS)
+    few_product_kernel(product p, int log2_warps) {
+    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, n_warps = 1 << log2_warps;
+    int n = (int)(blockIdx.x * WARPS + threadIdx.x / WARP) >> log2_warps;
+    int part = warp & (n_warps - 1), step = n_warps * STEP, end = n < p.N ? p.K : 0;
     const elem *a = (const elem *)p.a, *b = (const elem *)p.b + (int64_t)n * p.ldb;
-    float sum[ROWS] = {};
-    for (int first = lane * PACK; first < p.K; first += AHEAD * STEP) {
-        chunk w[AHEAD] = {};
+    float sum[M] = {}, bias = bias_of(p, n);
+    for (int first = part * STEP + lane * PACK; first < end; first += AHEAD * step) {
+        chunk w[AHEAD];
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            int k = first + i * STEP;
-            if (k < p.K) w[i] = *(const chunk *)(b + k);
-        }
+        for (int i = 0, k = first; i < AHEAD; i++, k += step) w[i] = load_chunk(b + k, k < end);
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            int k = first + i * STEP;
-            if (k >= p.K) continue;
+        for (int i = 0, k = first; i < AHEAD; i++, k += step) {
+            if (M > 1 && k >= end) continue; /* a branch, before which all of b is asked for */
 #pragma unroll
-            for (int m = 0; m < ROWS; m++)
-                if (m < p.M) add_dot(sum[m], *(const chunk *)(a + (int64_t)m * p.lda + k), w[i]);
+            for (int m = 0; m < M; m++)
+                add_dot(sum[m], load_chunk(a + (int64_t)m * p.lda + k, k < end), w[i]);
         }
     }
     float mine = 0; /* lane m's is that of row m */
 #pragma unroll
-    for (int m = 0; m < ROWS; m++) {
+    for (int m = 0; m < M; m++) {
         float total = warp_sum(sum[m]);
         if (lane == m) mine = total;
     }
-    if (lane < p.M) finish<T>(p, lane, n, mine);
+    if (n_warps > 1) mine = add_warps<M>(mine, n_warps);
+    if (part == 0 && n < p.N && lane < M) finish<T>(p, lane, n, mine + bias);
 }
 
 template <typename T> static inline void start(gpt_ctx *ctx, const product *p) {
-    auto kernel = p->M == 1   ? few_product_kernel<T, 1>
-                  : p->M == 2 ? few_product_kernel<T, 2>
-                  : p->M <= 4 ? few_product_kernel<T, 4>
-                              : few_product_kernel<T, FEW_ROWS>;
-    launch(ctx, kernel, dim3((unsigned)div_up(p->N, WARPS)), THREADS, 0, *p);
+    static void (*const kernels[FEW_ROWS])(product, int) = {
+        few_product_kernel<T, 1>, few_product_kernel<T, 2>, few_product_kernel<T, 3>,
+        few_product_kernel<T, 4>, few_product_kernel<T, 5>, few_product_kernel<T, 6>,
+        few_product_kernel<T, 7>, few_product_kernel<T, 8>};
+    int log2_warps = log2_column_warps(p->K);
+    launch(ctx, kernels[p->M - 1], dim3((unsigned)div_up(p->N, WARPS >> log2_warps)), THREADS,
+           sizeof(float) * (size_t)(WARPS * p->M), *p, log2_warps);
 }
 
 int cuda_few_product(gpt_ctx *ctx, const product *p) {

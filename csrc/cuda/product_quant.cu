@@ -1,5 +1,6 @@
 /* product_quant.cu: products with weights of 8 or 4 bits, see quant.h. */
-#include "quant.h"
+#include "epilogue.h"
+#include "weights.h"
 
 enum { THREADS = 256, WARPS = THREADS / WARP, FEW_ROWS = 8 };
 
@@ -15,15 +16,21 @@ static __global__ void unpack_kernel(elem *to, const uint8_t *w, int rows, int K
         if (first + k < K) to[(int64_t)row * K + first + k] = from_float<elem>(scale * q[k]);
 }
 
-/* A warp an output, a lane a group at a time, for all M rows of a. */
-template <typename T>
-static __global__ void quant_product_kernel(T *out, const elem *a, const uint8_t *w, int M, int N,
-                                            int K, int lda, int ldo) {
+void cuda_unpack(gpt_ctx *ctx, elem *to, const void *w, int rows, int K) {
+    launch(ctx, unpack_kernel, dim3((unsigned)div_up(rows * quant_groups(K), THREADS)), THREADS, 0,
+           to, w, rows, K);
+}
+
+/* A warp an output, a lane a group at a time, for all M rows of a. T is what the output holds. */
+template <typename T> static __global__ void few_product_kernel(product p) {
     int n = (int)(blockIdx.x * WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
-    if (n >= N) return;
+    int M = p.M, K = p.K, lda = p.lda;
+    if (n >= p.N) return;
     int64_t G = quant_groups(K);
-    const elem *scales = (const elem *)(w + quant_scales_at(N, K));
-    float sum[FEW_ROWS] = {};
+    const elem *a = (const elem *)p.a;
+    const uint8_t *w = (const uint8_t *)p.b;
+    const elem *scales = (const elem *)(w + quant_scales_at(p.N, K));
+    float sum[FEW_ROWS] = {}, bias = bias_of(p, n);
     for (int64_t g = lane; g < G; g += WARP) {
         float q[QUANT_GROUP], scale = to_float(scales[n * G + g]);
         unpack_group(q, w + (n * G + g) * QUANT_BYTES);
@@ -48,30 +55,18 @@ static __global__ void quant_product_kernel(T *out, const elem *a, const uint8_t
                 if (i == m) sum[i] += scale * dot; /* so that sums stay in registers */
         }
     }
+    float mine = 0; /* lane m's is that of row m */
 #pragma unroll
     for (int m = 0; m < FEW_ROWS; m++) {
         float total = warp_sum(sum[m]);
-        if (m < M && lane == 0) out[(int64_t)m * ldo + n] = from_float<T>(total);
+        if (lane == m) mine = total;
     }
+    if (lane < M) finish<T>(p, lane, n, mine + bias);
 }
 
-int cuda_quant_product(gpt_ctx *ctx, const product *p, elem *room) {
-    const uint8_t *w = (const uint8_t *)p->b;
-    const elem *a = (const elem *)p->a;
-    dim3 outputs((unsigned)div_up(p->N, WARPS));
-    if (p->M > FEW_ROWS) {
-        product whole = *p;
-        launch(ctx, unpack_kernel, dim3((unsigned)div_up(p->N * quant_groups(p->K), THREADS)),
-               THREADS, 0, room, w, p->N, p->K);
-        whole.b = room;
-        return cuda_product(ctx, &whole);
-    }
-    if (p->epilogue != EPILOGUE_NONE) return 0;
-    if (p->float_out)
-        launch(ctx, quant_product_kernel<float>, outputs, THREADS, 0, (float *)p->out, a, w, p->M,
-               p->N, p->K, p->lda, p->ldo);
-    else
-        launch(ctx, quant_product_kernel<elem>, outputs, THREADS, 0, (elem *)p->out, a, w, p->M,
-               p->N, p->K, p->lda, p->ldo);
+int cuda_few_product(gpt_ctx *ctx, const product *p) {
+    if (p->M > FEW_ROWS) return 0;
+    launch(ctx, p->float_out ? few_product_kernel<float> : few_product_kernel<elem>,
+           dim3((unsigned)div_up(p->N, WARPS)), THREADS, 0, *p);
     return 1;
 }

@@ -37,9 +37,8 @@ static __device__ inline void unpack_group(float (&q)[QUANT_GROUP], const uint8_
     }
 }
 
-/* As cuda_product of kind NT, with b = p->b (N, K) in this form. `room` is for N K numbers, used
- * where there are more than a few rows. Few rows have no epilogue: then 0, as there. */
-#define cuda_quant_product CUDA_NAME(quant_product)
-int cuda_quant_product(gpt_ctx *ctx, const product *p, elem *room);
+/* The weights w in this form as the bf16 table has them: to (rows, K). */
+#define cuda_unpack CUDA_NAME(unpack)
+void cuda_unpack(gpt_ctx *ctx, elem *to, const void *w, int rows, int K);
 
 #endif

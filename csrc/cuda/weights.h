@@ -7,8 +7,8 @@
 #include "quant.h"
 #endif
 
-/* product_few.cu: a product of kind NT of a few rows, whose time is that of reading b; 0 where cuda_product
- * is to do it. */
+/* A product of kind NT of a few rows with p->b in this table's form, whose time is that of reading b; 0
+ * where library_product is to do it: product_few.cu, product_quant.cu. */
 #define cuda_few_product CUDA_NAME(few_product)
 int cuda_few_product(gpt_ctx *ctx, const product *p);
 
@@ -23,13 +23,20 @@ static inline size_t weight_numbers(int rows, int cols) {
 }
 
 /* cuda_product of kind NT with p->b in this table's form. */
-static inline int weight_product(gpt_ctx *ctx, const product *p, elem *room) {
+static inline int library_product(gpt_ctx *ctx, const product *p, elem *room) {
+    product whole = *p;
 #ifdef CUDA_QUANT
-    return cuda_quant_product(ctx, p, room);
+    cuda_unpack(ctx, room, p->b, p->N, p->K);
+    whole.b = room;
 #else
     (void)room;
-    return cuda_few_product(ctx, p) || cuda_product(ctx, p);
 #endif
+    return cuda_product(ctx, &whole);
+}
+
+/* One without a bias, of any number of rows. */
+static inline int weight_product(gpt_ctx *ctx, const product *p, elem *room) {
+    return cuda_few_product(ctx, p) || library_product(ctx, p, room);
 }
 
 #endif

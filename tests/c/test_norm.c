@@ -120,6 +120,49 @@ static void test_forward(void) {
     }
 }
 
+/* A row's bits do not depend on how many others there are, which a GPU's kernels do. */
+static void check_rows_alone(int norm, int C) {
+    enum { MOST = 520 };
+    static const int counts[] = {1, 3, 9, MOST};
+    params s = {.norm = norm, .N = MOST, .C = C, .use_w = 1, .use_b = 1, .use_branch = 1};
+    int64_t most = (int64_t)MOST * C;
+    name_case(s);
+    double *resid = random_act(most, 1.0), *branch = random_act(most, 1.0);
+    double *w = random_f32(C, 1.0), *b = random_f32(C, 1.0);
+    EACH_BACKEND {
+        gpt_shape shape = shape_of(s, 1);
+        test_workspace(&shape);
+        double *all = NULL, *all_stats = NULL;
+        for (int i = TEST_COUNT(counts) - 1; i >= 0; i--) {
+            int64_t n = (int64_t)counts[i] * C;
+            void *out = device_act(NULL, n), *stats = device_f32(NULL, 2 * counts[i]);
+            test.ops->residual_norm_forward(
+                test.ctx, &(residual_norm_forward){.resid_out = device_act(NULL, n),
+                                                   .out = out,
+                                                   .stats = stats,
+                                                   .resid = device_act(resid, n),
+                                                   .branch = device_act(branch, n),
+                                                   .w = device_f32(w, C),
+                                                   .b = device_f32(b, C),
+                                                   .dropout = device_dropout(dropout_of(s)),
+                                                   .norm = norm,
+                                                   .eps = eps,
+                                                   .N = counts[i],
+                                                   .C = C});
+            double *got = read_act(out, n), *got_stats = read_f32(stats, 2 * counts[i]);
+            if (!all) all = got, all_stats = got_stats;
+            EXPECT_SAME("out", got, all, n);
+            EXPECT_SAME("stats", got_stats, all_stats, 2 * counts[i]);
+        }
+    }
+}
+
+static void test_rows_alone(void) {
+    static const int widths[] = {8, 65, 264, 768, 1000, 1600, 2056};
+    for (int i = 0; i < TEST_COUNT(widths); i++) check_rows_alone(i % 2, widths[i]);
+    check_rows_alone(GPT_NORM_LAYERNORM, 768);
+}
+
 /* A mean of 1000 costs the mean itself 10 of float32's 24 bits, so 1e-3 is what two passes reach;
  * E[x^2] - E[x]^2 would be off by more than the variance. */
 static void test_large_mean(void) {
@@ -288,5 +331,6 @@ static void test_reference(void) {
 }
 
 TEST_OPS_MAIN({"reference", test_reference}, {"forward", test_forward},
-              {"large mean", test_large_mean}, {"constant rows", test_constant_rows},
-              {"backward", test_backward}, {"same mask", test_same_mask})
+              {"rows alone", test_rows_alone}, {"large mean", test_large_mean},
+              {"constant rows", test_constant_rows}, {"backward", test_backward},
+              {"same mask", test_same_mask})
