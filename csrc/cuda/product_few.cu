@@ -36,11 +36,12 @@ static inline int log2_column_warps(int K) {
 template <int M> static __device__ inline float add_warps(float x, int n) {
     float *room = shared_memory<float>(); /* (WARPS, M) */
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
+    bool is_first = (warp & (n - 1)) == 0;
     if (lane < M) room[warp * M + lane] = x;
     __syncthreads();
 #pragma unroll
     for (int i = 1; i < WARPS; i++)
-        if (i < n && lane < M) x += room[(warp + i) * M + lane];
+        if (i < n && is_first && lane < M) x += room[(warp + i) * M + lane];
     return x;
 }
 

@@ -2,10 +2,12 @@
  * resumed with the compiler's own setjmp and longjmp, which call nothing. */
 #include "emulate.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <map>
 #include <mutex>
 #include <vector>
 
@@ -84,7 +86,9 @@ int current;
 long progress; /* counts arrivals, releases and ends */
 const std::function<void()> *body;
 unsigned char *stacks;
-alignas(1024) unsigned char shared[MAX_SHARED_BYTES];
+/* The block's shared memory, which ends where pages that nobody may touch begin. */
+unsigned char *shared;
+size_t shared_size;
 bool reversed;
 std::mutex device; /* one launch at a time, whoever starts it */
 
@@ -171,8 +175,8 @@ void enter(fiber &f) {
     enter(f);
 }
 
-void begin_block(int size, size_t shared_bytes) {
-    memset(shared, 0xff, shared_bytes);
+void begin_block(int size) {
+    memset(shared, 0xff, shared_size);
     n_threads = size, n_begun = 0;
     block = {n_threads, 0, 0};
     for (int w = 0; w * EMULATED_LANES < n_threads; w++) {
@@ -212,8 +216,8 @@ void run_warp(int w) {
     }
 }
 
-void run_block(int size, size_t shared_bytes) {
-    begin_block(size, shared_bytes);
+void run_block(int size) {
+    begin_block(size);
     int n_warps = (n_threads + EMULATED_LANES - 1) / EMULATED_LANES;
     while (block.alive > 0) {
         long before = progress;
@@ -230,6 +234,21 @@ void emulate_die(const char *what) {
     abort();
 }
 
+unsigned char *emulate_pages(size_t bytes) {
+    size_t page = 4096, whole = (bytes + page - 1) / page * page;
+    void *memory = mmap(NULL, whole + page, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) return NULL;
+    mprotect((char *)memory + whole, page, PROT_NONE);
+    return (unsigned char *)memory + whole;
+}
+
+static unsigned char *shared_end;
+
+static void out_of_bounds(int) {
+    emulate_die("an access past the end of shared memory or of an allocation");
+}
+
 void emulate_launch(dim3 grid, int size, size_t shared_bytes, const std::function<void()> &run) {
     if (size < 1 || size > MAX_THREADS || shared_bytes > MAX_SHARED_BYTES || !grid.x || !grid.y ||
         !grid.z || grid.x > 0x7fffffffu || grid.y > MAX_GRID_YZ || grid.z > MAX_GRID_YZ)
@@ -241,6 +260,12 @@ void emulate_launch(dim3 grid, int size, size_t shared_bytes, const std::functio
         if (memory == MAP_FAILED) emulate_die("no memory for stacks");
         stacks = (unsigned char *)memory;
     }
+    if (!shared_end) {
+        shared_end = emulate_pages(MAX_SHARED_BYTES);
+        signal(SIGSEGV, out_of_bounds);
+    }
+    shared_size = (shared_bytes + 15) / 16 * 16;
+    shared = shared_end - shared_size;
     body = &run;
     gridDim = grid;
     blockDim = dim3((unsigned)size);
@@ -250,7 +275,7 @@ void emulate_launch(dim3 grid, int size, size_t shared_bytes, const std::functio
         int64_t i = reversed ? n_blocks - 1 - k : k;
         blockIdx = dim3((unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y),
                         (unsigned)(i / grid.x / grid.y));
-        run_block(size, shared_bytes);
+        run_block(size);
     }
 }
 
@@ -362,7 +387,7 @@ uint16_t number(uint64_t matrix, bool transposed, int i, int k) {
     uint32_t at = start + (uint32_t)(row / 8) * eight_rows + (uint32_t)(row % 8) * 128 +
                   (uint32_t)(col / 64) * panel + (uint32_t)(col % 64) * 2;
     at ^= (at >> 7 & 7) << 4;
-    if (at + 2 > MAX_SHARED_BYTES) emulate_die("a matrix outside shared memory");
+    if (at + 2 > shared_size) emulate_die("a matrix outside shared memory");
     uint16_t bits;
     memcpy(&bits, shared + at, sizeof bits);
     return bits;
@@ -445,6 +470,34 @@ void emulate_group_wait(int n) {
 
 void emulate_group_publish() {
     threads[current].published = true;
+}
+
+/* ---- the device's memory ---- */
+
+static std::mutex memory;
+static std::map<void *, size_t> allocations; /* their bytes */
+
+cudaError_t cudaMalloc(void **out, size_t bytes) {
+    std::lock_guard<std::mutex> lock(memory);
+    bytes = (bytes + EMULATED_ALIGNMENT - 1) / EMULATED_ALIGNMENT * EMULATED_ALIGNMENT;
+    if (bytes > EMULATED_BYTES - emulated_bytes_used) return cudaErrorMemoryAllocation;
+    unsigned char *end = emulate_pages(bytes);
+    if (!end) return cudaErrorMemoryAllocation;
+    emulated_bytes_used += bytes;
+    *out = end - bytes;
+    allocations[*out] = bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p) {
+    std::lock_guard<std::mutex> lock(memory);
+    auto found = allocations.find(p);
+    if (!p || found == allocations.end()) return cudaSuccess;
+    size_t bytes = found->second, page = 4096, whole = (bytes + page - 1) / page * page;
+    munmap((char *)p + bytes - whole, whole + page);
+    emulated_bytes_used -= bytes;
+    allocations.erase(found);
+    return cudaSuccess;
 }
 
 /* ---- pinned memory ---- */

@@ -10,6 +10,7 @@
  *  - An asynchronous copy arrives when it is waited for, and no earlier; so does a warpgroup's product,
  *    which also wants its matrices published, and unchanged until then.
  *  - Pinned memory that a copy leaves from must stay as it is until the stream is waited for.
+ *  - Shared memory and every allocation end where pages begin that nobody may touch.
  *  - Threads that wait for each other for ever, a warp that works together without all its lanes,
  *    misaligned vectors and impossible launches end the program with a message. */
 #ifndef EMULATE_H
@@ -195,8 +196,11 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
 /* Launches of graphs so far, for tests. */
 extern "C" long emulate_graph_launches(void);
 
-/* The device has little memory, so that tests can run out of it. A buffer's size is stored before it. */
-enum { EMULATED_BYTES = 256 << 20, EMULATED_ALIGNMENT = 256 };
+/* Memory that ends where the result points, and pages after it that nobody may touch; NULL: no memory. */
+unsigned char *emulate_pages(size_t bytes);
+
+/* The device has little memory, so that tests can run out of it. */
+enum { EMULATED_BYTES = 256 << 20, EMULATED_ALIGNMENT = 16 };
 inline std::atomic<size_t> emulated_bytes_used;
 
 static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
@@ -204,26 +208,8 @@ static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
     *free = EMULATED_BYTES - emulated_bytes_used;
     return cudaSuccess;
 }
-static inline cudaError_t cudaMalloc(void **out, size_t bytes) {
-    bytes = (bytes / EMULATED_ALIGNMENT + 2) * EMULATED_ALIGNMENT;
-    size_t used = emulated_bytes_used.fetch_add(bytes);
-    size_t *block = NULL;
-    if (bytes <= EMULATED_BYTES - used) block = (size_t *)aligned_alloc(EMULATED_ALIGNMENT, bytes);
-    if (!block) {
-        emulated_bytes_used -= bytes;
-        return cudaErrorMemoryAllocation;
-    }
-    *block = bytes;
-    *out = (char *)block + EMULATED_ALIGNMENT;
-    return cudaSuccess;
-}
-static inline cudaError_t cudaFree(void *p) {
-    if (!p) return cudaSuccess;
-    size_t *block = (size_t *)((char *)p - EMULATED_ALIGNMENT);
-    emulated_bytes_used -= *block;
-    free(block);
-    return cudaSuccess;
-}
+cudaError_t cudaMalloc(void **out, size_t bytes);
+cudaError_t cudaFree(void *p);
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *device, int) {
     *device = {"emulated", EMULATED_BYTES, 8, 0, 1};
     return cudaSuccess;
