@@ -316,25 +316,41 @@ static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<CHUNKS>)
         out[i] = from_float<elem>(m.total[i] / m.totals[(end % 2 * r.heads + i / a.HS) * 2 + 1]);
 }
 
-/* A thread for each column of each row and head that has several pieces. */
+/* Pieces that are on their way at a time. */
+#ifndef JOINED_PIECES
+#define JOINED_PIECES 16
+#endif
+
+/* A block for each row and head that has several pieces, a thread a column. It asks for many pieces at
+ * once, and joins them in order. */
 static __global__ void attention_decode_join_kernel(decode_args args) {
     const attention_decode &a = args.op;
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; /* of (N, NH, HS) */
-    if (i >= (int64_t)a.N * a.NH * a.HS) return;
-    piece_range all = pieces_of(args, a.positions[i / a.HS / a.NH]);
-    int n_pieces = all.end - all.first, s = (int)(i % a.HS);
-    if (n_pieces < 2) return;
-    const float *values = args.values + i / a.HS * args.n_pieces * a.HS + s;
-    const float *stats = args.stats + i / a.HS * args.n_pieces * 2;
+    int at = (int)blockIdx.x, s = (int)threadIdx.x; /* at of (N, NH) */
+    piece_range all = pieces_of(args, a.positions[at / a.NH]);
+    int n_pieces = all.end - all.first;
+    if (n_pieces < 2 || s >= a.HS) return;
+    const float *values = args.values + (int64_t)at * args.n_pieces * a.HS + s;
+    const float2 *stats = (const float2 *)args.stats + (int64_t)at * args.n_pieces;
     float max = -INFINITY, sum = 0, x = 0;
-#pragma unroll 8
-    for (int p = 0; p < n_pieces; p++) {
-        joint j = join(max, stats[2 * p]);
-        max = j.max;
-        sum = join_sums(j, sum, stats[2 * p + 1]);
-        x = join_sums(j, x, values[(int64_t)p * a.HS]);
+    for (int first = 0; first < n_pieces; first += JOINED_PIECES) {
+        float value[JOINED_PIECES];
+        float2 stat[JOINED_PIECES];
+#pragma unroll
+        for (int i = 0; i < JOINED_PIECES; i++) {
+            if (first + i >= n_pieces) continue;
+            value[i] = values[(int64_t)(first + i) * a.HS];
+            stat[i] = stats[first + i];
+        }
+#pragma unroll
+        for (int i = 0; i < JOINED_PIECES; i++) {
+            if (first + i >= n_pieces) break;
+            joint j = join(max, stat[i].x);
+            max = j.max;
+            sum = join_sums(j, sum, stat[i].y);
+            x = join_sums(j, x, value[i]);
+        }
     }
-    ((elem *)a.out)[i] = from_float<elem>(x / sum);
+    ((elem *)a.out)[(int64_t)at * a.HS + s] = from_float<elem>(x / sum);
 }
 
 /* ---- the op ---- */
@@ -378,7 +394,7 @@ int attention_decode_pieces(gpt_ctx *ctx, const attention_decode &op, int has_ti
     launch(ctx, kernel, dim3((unsigned)blocks), THREADS,
            sizeof(float) * (size_t)shared_floats(least<int>(group, HEADS), HS), args);
     if (args.values)
-        launch(ctx, attention_decode_join_kernel,
-               dim3((unsigned)div_up((int64_t)op.N * op.NH * HS, THREADS)), THREADS, 0, args);
+        launch(ctx, attention_decode_join_kernel, dim3((unsigned)(op.N * op.NH)),
+               (int)div_up(HS, WARP) * WARP, 0, args);
     return 1;
 }
