@@ -1,6 +1,7 @@
 /* attention.cu: causal attention without tensor cores, for float32 and for heads that
- * attention_bf16.cu has no tiles for; and decoding for heads that are no whole vectors. A warp has a query (or, for gradients of keys
- * and values, a key), and its lanes share WARP keys (or queries) at a time. */
+ * attention_bf16.cu has no tiles for; and decoding for those that attention_decode.cu does not take. A
+ * warp has a query (or, for gradients of keys and values, a key), and its lanes share WARP keys (or
+ * queries) at a time. */
 #include "attention.h"
 
 #include <math.h>
@@ -292,16 +293,17 @@ static void store_cache(gpt_ctx *ctx, const attention_decode *op) {
 }
 
 CUDA_OP(attention_decode) {
-    int has_tiles = 0;
+    int is_stored = 0, has_tiles = 0;
 #ifdef CUDA_BF16
     /* Single rows of many sequences, or a short prompt, are not worth the launch. */
     if (op->N > ATTENTION_TILE) {
         store_cache(ctx, op);
+        is_stored = 1;
         has_tiles = attention_tiles_prefill(ctx, *op);
     }
 #endif
     if (attention_decode_pieces(ctx, *op, has_tiles)) return;
-    store_cache(ctx, op);
+    if (!is_stored) store_cache(ctx, op);
     launch(ctx, attention_decode_kernel, dim3((unsigned)(op->N * op->NH)), THREADS,
            shared_bytes(op->HS), *op, attention_scale(op->HS));
 }

@@ -12,7 +12,7 @@
 
 #include <type_traits>
 
-static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+static constexpr float LN2 = 0.6931471805599453f;
 
 /* Rows of x times factor, to rows of HS numbers `stride` apart, `there` of them. */
 template <int D>

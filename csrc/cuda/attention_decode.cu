@@ -3,6 +3,7 @@
  * a piece follows from n_ctx alone, so that a row gets the same bits whatever is decoded with it, and
  * a recorded step stays right as texts grow. */
 #include "attention.h"
+#include "instructions.h"
 
 enum {
     WARPS = 4,
@@ -15,16 +16,13 @@ enum {
     SPLIT_ROWS = 64, /* with more rows there are blocks enough: each takes all of a row's pieces */
 };
 
-static const float LOG2_E = 1.44269504088896341f;
-
 typedef struct decode_args {
     attention_decode op;
-    float *
-        values; /* (N, NH, n_pieces, HS) sums of a piece, NULL: a block takes all pieces of a row */
-    float *stats; /* (N, NH, n_pieces, 2) maximum, and the sum of exponentials relative to it */
-    float scale;  /* of scores, whose exponentials are powers of 2 */
-    int piece;    /* keys */
-    int n_pieces; /* of a row at most */
+    float *values; /* (N, NH, n_pieces, HS) sums of a piece; NULL: a block takes all of a row's */
+    float *stats;  /* (N, NH, n_pieces, 2) maximum, and the sum of exponentials relative to it */
+    float scale;   /* of scores, whose exponentials are powers of 2 */
+    int piece;     /* keys */
+    int n_pieces;  /* of a row at most */
     int has_tiles;
 } decode_args;
 
@@ -377,7 +375,7 @@ int attention_decode_pieces(gpt_ctx *ctx, const attention_decode &op, int has_ti
     decode_args args = {op,
                         NULL,
                         NULL,
-                        attention_scale(HS) * LOG2_E,
+                        attention_scale(HS) * LOG2E,
                         piece_keys(op.n_ctx),
                         most_pieces(op.n_ctx, op.window),
                         has_tiles};

@@ -36,7 +36,7 @@ CUDA_WORKSPACE(classifier_workspace) {
 
 /* e to the x, for x up to 0: within 1e-6 of the largest. */
 static __device__ inline float exp_of(float x) {
-    return exp2_of(x * 1.4426950408889634f);
+    return exp2_of(x * LOG2E);
 }
 
 /* A running maximum, and the sum of exponentials relative to it. */

@@ -17,6 +17,8 @@ static __device__ inline uint32_t pair_of(float low, float high) {
 #endif
 }
 
+static constexpr float LOG2E = 1.4426950408889634f; /* e to the x is 2 to the x LOG2E */
+
 /* 2 to the x, within two units in the last place, and 0 where that would be denormal: the one
  * instruction, of which exp2f makes four. */
 static __device__ inline float exp2_of(float x) {
@@ -193,14 +195,11 @@ static __device__ inline void group_multiply(float (&d)[N][4], uint64_t a, uint6
                  ", %" #B ", p, 1, 1, 0, 0; }"                                                     \
                  : __VA_ARGS__                                                                     \
                  : "l"(a), "l"(b), "r"((int)add))
-    static_assert(N == 4 || N == 8 || N == 16);
+    static_assert(N == 4 || N == 8);
     if constexpr (N == 4)
         MULTIPLY(32, REGISTERS_16, 16, 17, 18, ROWS_OF_4(0));
-    else if constexpr (N == 8)
-        MULTIPLY(64, REGISTERS_32, 32, 33, 34, ROWS_OF_4(0), ROWS_OF_4(4));
     else
-        MULTIPLY(128, REGISTERS_64, 64, 65, 66, ROWS_OF_4(0), ROWS_OF_4(4), ROWS_OF_4(8),
-                 ROWS_OF_4(12));
+        MULTIPLY(64, REGISTERS_32, 32, 33, 34, ROWS_OF_4(0), ROWS_OF_4(4));
 #undef MULTIPLY
 #endif
 }
