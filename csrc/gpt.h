@@ -271,6 +271,24 @@ typedef struct gpt_sampling {
     uint64_t seed;
 } gpt_sampling;
 
+enum { GPT_MAX_TOP = 32 };
+
+/* A token to be drawn by gpt_session_sample, and what was drawn. */
+typedef struct gpt_draw {
+    gpt_sampling sampling;
+    const int32_t *history; /* (n_history), NULL: none; gpt_sample says what for */
+    int32_t n_history;
+    int32_t vocab_size; /* draws from the first so many tokens; 0: from all */
+    uint64_t position;  /* the draw is a function of the seed and this */
+    int32_t n_top; /* also the log-probability of the token, and so many of the likeliest, at most
+                    * GPT_MAX_TOP; -1: neither */
+    /* results */
+    int32_t token;
+    float logprob;
+    int32_t top_tokens[GPT_MAX_TOP]; /* in falling order */
+    float top_logprobs[GPT_MAX_TOP];
+} gpt_draw;
+
 /* The tensors of a parameter that gpt_model_read and gpt_model_write reach. */
 enum gpt_tensor {
     GPT_TENSOR_VALUE = 0,
@@ -416,6 +434,12 @@ int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, uint64_t *ou
  * last of each sequence. logits may be NULL where none is wanted. */
 int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
                        const uint8_t *want, int n, float *logits);
+/* The same, but each wanted token is followed by a draw (number wanted) in place of logits: where the
+ * model is, so that no logits leave a GPU. The token is gpt_sample's of the same logits, and the
+ * log-probabilities are gpt_logprobs' but for rounding. GPT_ERR_NUMERIC where a logit is not finite, GPT_ERR_ARGUMENT
+ * where biases leave nothing to draw: the tokens are then in the session all the same. */
+int gpt_session_sample(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
+                       const uint8_t *want, int n, gpt_draw *draws);
 /* Tokens held for a sequence, or -1 for a sequence that does not exist. */
 int gpt_session_length(const gpt_session *session, int seq);
 /* Forgets all but the first length tokens of a sequence. */

@@ -96,6 +96,7 @@ typedef struct gpt_segment {
     X(attention_forward)                                                                           \
     X(attention_backward)                                                                          \
     X(attention_decode)                                                                            \
+    X(sample)                                                                                      \
     X(grad_norm)                                                                                   \
     X(adamw_update)                                                                                \
     X(sgd_update)
@@ -311,6 +312,46 @@ typedef struct weights_pack {
     const gpt_segment *segment; /* (1); segment->packed = */
     int training;               /* 1: also what only backward reads */
 } weights_pack;
+
+/* ---- sample.c ---- */
+
+/* How a row's token is drawn: gpt_sampling, with what the host knows worked in. */
+typedef struct sample_row {
+    float temperature, typical_p, top_p, min_p;
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    int32_t top_k;
+    int32_t vocab_size;                 /* the tokens to draw from: the first of V */
+    int32_t adjustments, n_adjustments; /* the row's part of the list */
+    uint32_t number;                    /* 32 random bits */
+    int32_t n_top; /* so many likeliest tokens are listed; -1: nor is there a logprob */
+} sample_row;
+
+/* What biases and penalties do to a token. A row has one for a token. */
+typedef struct sample_adjustment {
+    int32_t token, count; /* how often it is in the history */
+    float bias;
+    float raw; /* its logit before */
+} sample_adjustment;
+
+/* What a result's token says where none could be drawn. */
+enum { SAMPLE_NOT_FINITE = -1, SAMPLE_TOO_LARGE = -2, SAMPLE_NOTHING_LEFT = -3 };
+
+typedef struct sample_result {
+    int32_t token;
+    float logprob; /* of the token, by the logits before adjustments */
+    int32_t top_tokens[GPT_MAX_TOP];
+    float top_logprobs[GPT_MAX_TOP];
+} sample_result;
+
+/* Draws a token from each row of logits: gpt_sample, and gpt_logprobs. */
+typedef struct sample {
+    sample_result *results;         /* (N) = */
+    float *logits;                  /* (N, V), rows stride apart; adjusted in place */
+    const sample_row *rows;         /* (N) */
+    sample_adjustment *adjustments; /* of all rows; raw = */
+    int N, V;
+    int stride; /* V, or Vp where the table pads logits */
+} sample;
 
 /* ---- grad_norm.c ---- */
 

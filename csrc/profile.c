@@ -179,6 +179,11 @@ COST(weights_pack) {
     return (cost){.bytes = floats(size) + acts(p, op->training ? 2 * size : size)};
 }
 
+COST(sample) {
+    (void)p;
+    return (cost){.bytes = floats((double)op->N * op->V)};
+}
+
 COST(grad_norm) {
     (void)p;
     return (cost){.bytes = floats((double)op->n)};

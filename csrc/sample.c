@@ -3,8 +3,9 @@
  *
  * Keys are not sorted as a whole: a filter counts them in coarse steps, finds the step in which it
  * ends, and sorts that step alone. */
+#include "sample.h"
+
 #include "error.h"
-#include "ops.h"
 
 #include <math.h>
 #include <stdbool.h>
@@ -39,7 +40,7 @@ static int check_bias(const gpt_sampling *s, int32_t V) {
     return GPT_OK;
 }
 
-static int check_sampling(const gpt_sampling *s, int32_t V) {
+int sample_check(const gpt_sampling *s, int32_t V, const int32_t *history, int32_t n_history) {
     if (!(s->temperature >= 0 && isfinite(s->temperature)))
         return fail(GPT_ERR_ARGUMENT, "temperature is %g; it must be 0 (greedy) or above",
                     s->temperature);
@@ -51,52 +52,111 @@ static int check_sampling(const gpt_sampling *s, int32_t V) {
         return fail(GPT_ERR_ARGUMENT, "top_p is %g; it must be above 0 and at most 1", s->top_p);
     if (!(s->min_p >= 0 && s->min_p <= 1))
         return fail(GPT_ERR_ARGUMENT, "min_p is %g; it must be between 0 and 1", s->min_p);
-    return check_bias(s, V);
+    TRY(check_bias(s, V));
+    return check_history(s, history, n_history);
+}
+
+static bool all_finite(const float *logits, int32_t V) {
+    int finite = 1;
+    for (int32_t i = 0; i < V; i++) finite &= isfinite(logits[i]) != 0;
+    return finite;
 }
 
 static int check_logits(const float *logits, int32_t V) {
     if (V < 1) return fail(GPT_ERR_ARGUMENT, "vocab_size is %d; it must be at least 1", V);
-    int finite = 1;
-    for (int32_t i = 0; i < V; i++) finite &= isfinite(logits[i]) != 0;
-    for (int32_t i = 0; i < V && !finite; i++)
-        if (!isfinite(logits[i]))
-            return fail(GPT_ERR_NUMERIC,
-                        "the logit of token %d is %g: the model's weights are damaged or its "
-                        "training diverged",
-                        i, logits[i]);
-    return GPT_OK;
+    if (all_finite(logits, V)) return GPT_OK;
+    int32_t i = 0;
+    while (isfinite(logits[i])) i++;
+    return fail(GPT_ERR_NUMERIC,
+                "the logit of token %d is %g: the model's weights are damaged or its training "
+                "diverged",
+                i, logits[i]);
+}
+
+int sample_status(const sample_result *result) {
+    switch (result->token) {
+    case SAMPLE_NOT_FINITE:
+        return fail(GPT_ERR_NUMERIC,
+                    "a logit is not finite: the model's weights are damaged or its "
+                    "training diverged");
+    case SAMPLE_TOO_LARGE:
+        return fail(GPT_ERR_ARGUMENT, "biases and penalties make a logit too large");
+    case SAMPLE_NOTHING_LEFT:
+        return fail(GPT_ERR_ARGUMENT, "biases and penalties leave no token to draw");
+    default:
+        return GPT_OK;
+    }
+}
+
+/* ---- the settings of a row ---- */
+
+int32_t sample_most_adjustments(const gpt_sampling *s, int32_t n_history, int32_t V) {
+    int64_t n = (int64_t)s->n_bias + n_history;
+    return (int32_t)(n < V ? n : V);
+}
+
+/* The adjustment of a token, perhaps a new one; marks has its number in the row's list, from 1 on. */
+static sample_adjustment *adjustment_of(sample_adjustment *list, int32_t *n, int32_t *marks,
+                                        int32_t token) {
+    if (marks[token] == 0) {
+        list[*n] = (sample_adjustment){.token = token};
+        marks[token] = ++*n;
+    }
+    return &list[marks[token] - 1];
+}
+
+void sample_prepare(sample_row *out, sample_adjustment *list, int32_t *n, int32_t *marks,
+                    const gpt_sampling *s, int32_t V, const int32_t *history, int32_t n_history,
+                    uint64_t position) {
+    uint64_t key = (uint64_t)counter_bits(s->seed, 1) << 32 | counter_bits(s->seed, 2);
+    int32_t own = 0;
+    sample_adjustment *first = list + *n;
+    for (int32_t i = 0; i < s->n_bias; i++)
+        adjustment_of(first, &own, marks, s->bias[i].token)->bias += s->bias[i].value;
+    for (int32_t i = 0; i < n_history; i++)
+        if (history[i] >= 0 && history[i] < V)
+            adjustment_of(first, &own, marks, history[i])->count++;
+    for (int32_t i = 0; i < own; i++) marks[first[i].token] = 0;
+    *out = (sample_row){.temperature = s->temperature,
+                        .typical_p = s->typical_p,
+                        .top_p = s->top_p,
+                        .min_p = s->min_p,
+                        .repetition_penalty = s->repetition_penalty,
+                        .presence_penalty = s->presence_penalty,
+                        .frequency_penalty = s->frequency_penalty,
+                        .top_k = s->top_k,
+                        .vocab_size = V,
+                        .adjustments = *n,
+                        .n_adjustments = own,
+                        .number = counter_bits(key, position),
+                        .n_top = -1};
+    *n += own;
 }
 
 /* ---- logits ---- */
 
-/* Copies the logits, with biases and penalties. seen (V / 8 bytes) is zero. */
-static void adjust(float *z, uint8_t *seen, const float *logits, int32_t V, const gpt_sampling *s,
-                   const int32_t *history, int32_t n_history) {
-    memcpy(z, logits, sizeof *z * (size_t)V);
-    for (int32_t i = 0; i < s->n_bias; i++) z[s->bias[i].token] += s->bias[i].value;
-    for (int32_t i = 0; i < n_history; i++) {
-        int32_t token = history[i];
-        if (token < 0 || token >= V) continue;
-        if (!(seen[token / 8] >> token % 8 & 1)) {
-            z[token] =
-                z[token] > 0 ? z[token] / s->repetition_penalty : z[token] * s->repetition_penalty;
-            z[token] -= s->presence_penalty;
-            seen[token / 8] |= (uint8_t)(1 << token % 8);
+static void adjust(float *z, const sample_row *s, sample_adjustment *list) {
+    for (int32_t i = 0; i < s->n_adjustments; i++) {
+        sample_adjustment *a = &list[i];
+        float x = a->raw = z[a->token];
+        x += a->bias;
+        if (a->count > 0) {
+            x = x > 0 ? x / s->repetition_penalty : x * s->repetition_penalty;
+            x -= s->presence_penalty;
         }
-        z[token] -= s->frequency_penalty;
+        for (int32_t k = 0; k < a->count; k++) x -= s->frequency_penalty;
+        z[a->token] = x;
     }
 }
 
 /* Sums of what is allowed may still be too large for a number, or +inf and -inf at once. */
-static int check_adjusted(const float *z, int32_t V) {
+static int32_t adjusted_failure(const float *z, int32_t V) {
     int some = 0, sound = 1;
     for (int32_t i = 0; i < V; i++) {
         some |= z[i] > -INFINITY;
         sound &= z[i] < INFINITY; /* nor NaN */
     }
-    if (!sound) return fail(GPT_ERR_ARGUMENT, "biases and penalties make a logit too large");
-    if (!some) return fail(GPT_ERR_ARGUMENT, "biases and penalties leave no token to draw");
-    return GPT_OK;
+    return !sound ? SAMPLE_TOO_LARGE : !some ? SAMPLE_NOTHING_LEFT : 0;
 }
 
 /* Several maxima side by side, since one would wait for itself. */
@@ -115,12 +175,20 @@ static int32_t most_likely(const float *z, int32_t V) {
 
 /* ---- candidates: tokens that are still in, the most likely at least ---- */
 
-static bool before(const float *key, int32_t a, int32_t b) {
+/* What a filter looks at: chances, and the keys it keeps tokens by. */
+typedef struct weighing {
+    const float *z;
+    float best, temperature;
+    const uint32_t *p; /* (V) chances */
+    uint32_t *key;     /* (V) for typical_p */
+} weighing;
+
+static bool before(const uint32_t *key, int32_t a, int32_t b) {
     return key[a] != key[b] ? key[a] > key[b] : a < b;
 }
 
 /* A heap has the first of its candidates on top. */
-static void sift(int32_t *c, int32_t n, int32_t i, const float *key) {
+static void sift(int32_t *c, int32_t n, int32_t i, const uint32_t *key) {
     int32_t token = c[i];
     for (int32_t child; (child = 2 * i + 1) < n; i = child) {
         if (child + 1 < n && before(key, c[child + 1], c[child])) child++;
@@ -130,22 +198,22 @@ static void sift(int32_t *c, int32_t n, int32_t i, const float *key) {
     c[i] = token;
 }
 
-static double sum_of(const int32_t *c, int32_t n, const float *p) {
-    double sum = 0;
+static uint64_t sum_of(const int32_t *c, int32_t n, const uint32_t *p) {
+    uint64_t sum = 0;
     for (int32_t i = 0; i < n; i++) sum += p[c[i]];
     return sum;
 }
 
-/* Brings the first of n candidates to the front, in order: `most` of them, or as few as have the mass
- * of the chances p (NULL: not asked). Returns how many. */
-static int32_t sort_first(int32_t *c, int32_t n, const float *key, int32_t most, const float *p,
-                          double mass) {
+/* Brings the first of n candidates to the front, in order: `most` of them, or as few as have the sum
+ * of chances p. Returns how many. */
+static int32_t sort_first(int32_t *c, int32_t n, const uint32_t *key, int32_t most,
+                          const uint32_t *p, uint64_t enough) {
     int32_t left = n, kept;
-    double sum = 0;
+    uint64_t sum = 0;
     for (int32_t i = n / 2 - 1; i >= 0; i--) sift(c, n, i, key);
-    while (left > 0 && n - left < most && (left == n || sum < mass)) {
+    while (left > 0 && n - left < most && (left == n || sum < enough)) {
         int32_t first = c[0];
-        if (p) sum += p[first];
+        sum += p[first];
         c[0] = c[--left];
         sift(c, left, 0, key);
         c[left] = first; /* from the end on, in falling order */
@@ -159,33 +227,23 @@ static int32_t sort_first(int32_t *c, int32_t n, const float *key, int32_t most,
     return kept;
 }
 
-/* Steps of a key: its sign, exponent and first bits, so that they rise as keys do. */
-enum { STEPS = 1 << 12 };
-
-static int step_of(float key) {
-    uint32_t bits;
-    key += 0.0f; /* -0 is 0 */
-    memcpy(&bits, &key, sizeof bits);
-    return (int)((bits >> 31 ? ~bits : bits | 0x80000000u) >> 20);
-}
-
 /* The same as sort_first, in no order: all of the steps above the one in which it ends, and the first
  * of that one. */
-static int32_t keep_first(int32_t *c, int32_t n, const float *key, int32_t most, const float *p,
-                          double mass) {
-    int32_t counts[STEPS] = {0}, kept = 0, last = 0;
-    double sums[STEPS] = {0}, sum = 0;
+static int32_t keep_first(int32_t *c, int32_t n, const uint32_t *key, int32_t most,
+                          const uint32_t *p, uint64_t enough) {
+    int32_t counts[KEY_STEPS] = {0}, kept = 0, last = 0;
+    uint64_t sums[KEY_STEPS] = {0}, sum = 0;
     for (int32_t i = 0; i < n; i++) {
-        int step = step_of(key[c[i]]);
+        int step = key_step(key[c[i]]);
         counts[step]++;
-        if (p) sums[step] += p[c[i]];
+        sums[step] += p[c[i]];
     }
-    int step = STEPS - 1;
-    for (; step > 0 && kept + counts[step] < most && sum + sums[step] < mass; step--)
+    int step = KEY_STEPS - 1;
+    for (; step > 0 && kept + counts[step] < most && sum + sums[step] < enough; step--)
         kept += counts[step], sum += sums[step];
     int32_t front = 0;
     for (int32_t i = 0; i < n; i++) { /* the step's own go behind those above it */
-        int own = step_of(key[c[i]]);
+        int own = key_step(key[c[i]]);
         if (own < step) continue;
         int32_t token = c[i];
         if (own > step) {
@@ -195,91 +253,94 @@ static int32_t keep_first(int32_t *c, int32_t n, const float *key, int32_t most,
             c[front + last++] = token;
         }
     }
-    if (front > 0 && (front == most || sum >= mass)) return front;
-    return front + sort_first(c + front, last, key, most - front, p, mass - sum);
+    if (front > 0 && (front == most || sum >= enough)) return front;
+    return front + sort_first(c + front, last, key, most - front, p,
+                              enough == UINT64_MAX ? enough : enough - sum);
 }
 
-/* Minus the distance of each candidate's surprise, -log p, from what is expected of it. */
-static void typicality(float *key, const int32_t *c, int32_t n, const float *p) {
-    double total = sum_of(c, n, p), entropy = 0;
-    for (int32_t i = 0; i < n; i++) {
-        double q = p[c[i]] / total;
-        if (q > 0) entropy -= q * log(q);
-    }
-    for (int32_t i = 0; i < n; i++) {
-        double q = p[c[i]] / total;
-        key[c[i]] = q > 0 ? (float)-fabs(-log(q) - entropy) : -INFINITY;
-    }
-}
-
-static int32_t at_least(int32_t *c, int32_t n, const float *p, float least) {
-    float top = 0;
-    int32_t kept = 0;
-    for (int32_t i = 0; i < n; i++) top = p[c[i]] > top ? p[c[i]] : top;
+/* The typical tokens are those whose surprise, -log p, is nearest to what is expected of it. */
+static void typicality(const weighing *w, const int32_t *c, int32_t n) {
+    uint64_t total = sum_of(c, n, w->p), sum = 0;
     for (int32_t i = 0; i < n; i++)
-        if (p[c[i]] >= least * top) c[kept++] = c[i];
+        if (w->p[c[i]] > 0)
+            sum += (uint64_t)w->p[c[i]] *
+                   (halvings(w->z[c[i]], w->best, w->temperature) >> TYPICAL_SHIFT);
+    uint32_t mean = (uint32_t)(sum / total);
+    for (int32_t i = 0; i < n; i++)
+        w->key[c[i]] =
+            w->p[c[i]] == 0 ? 0 : typical_key(halvings(w->z[c[i]], w->best, w->temperature), mean);
+}
+
+static int32_t at_least(int32_t *c, int32_t n, const uint32_t *p, uint32_t least) {
+    int32_t kept = 0;
+    for (int32_t i = 0; i < n; i++)
+        if (p[c[i]] >= least) c[kept++] = c[i];
     return kept;
 }
 
-/* Lists the tokens that remain of V in c, by their chances p relative to the most likely, and
- * returns their number. */
-static int32_t filter(int32_t *c, float *key, const float *z, const float *p, int32_t V,
-                      const gpt_sampling *s) {
+/* Lists the tokens that remain of V in c, and returns their number. */
+static int32_t filter(int32_t *c, const weighing *w, int32_t V, const sample_row *s) {
+    const uint32_t *p = w->p;
     int32_t n = V;
     for (int32_t i = 0; i < V; i++) c[i] = i;
-    if (s->top_k > 0 && s->top_k < n) n = keep_first(c, n, z, s->top_k, NULL, INFINITY);
+    if (s->top_k > 0 && s->top_k < n) n = keep_first(c, n, p, s->top_k, p, UINT64_MAX);
     if (s->typical_p < 1) {
-        typicality(key, c, n, p);
-        n = keep_first(c, n, key, n, p, s->typical_p * sum_of(c, n, p));
+        typicality(w, c, n);
+        n = keep_first(c, n, w->key, n, p, share_of(sum_of(c, n, p), s->typical_p));
     }
     if (s->top_p < 1) {
-        double mass = s->top_p * sum_of(c, n, p);
+        uint64_t enough = share_of(sum_of(c, n, p), s->top_p);
         /* Together, tokens below this have less than what top_p leaves out: none of them is in. */
-        if (n == V) n = at_least(c, n, p, (float)((1 - s->top_p) * mass / V));
-        n = keep_first(c, n, z, n, p, mass);
+        if (n == V) n = at_least(c, n, p, (uint32_t)((1 - (double)s->top_p) * (double)enough / V));
+        n = keep_first(c, n, p, n, p, enough);
     }
-    if (s->min_p > 0) n = at_least(c, n, p, s->min_p);
+    if (s->min_p > 0) {
+        uint32_t top = 0;
+        for (int32_t i = 0; i < n; i++) top = p[c[i]] > top ? p[c[i]] : top;
+        n = at_least(c, n, p, (uint32_t)share_of(top, s->min_p));
+    }
     return n;
 }
 
 /* ---- the draw ---- */
 
-static int32_t draw(const int32_t *c, int32_t n, const float *p, uint64_t seed, uint64_t position) {
-    uint64_t key = (uint64_t)counter_bits(seed, 1) << 32 | counter_bits(seed, 2);
-    double u = ((double)counter_bits(key, position) + 0.5) * 0x1p-32 * sum_of(c, n, p);
-    int32_t last = c[0];
-    for (int32_t i = 0; i < n && u >= 0; i++) {
-        if (p[c[i]] > 0) last = c[i];
-        u -= p[c[i]];
+/* Of n candidates of V, in the order of tokens. in: (V / 8 + 1) */
+static int32_t draw(const int32_t *c, int32_t n, const uint32_t *p, int32_t V, uint8_t *in,
+                    uint32_t number) {
+    uint64_t place = place_in(sum_of(c, n, p), number);
+    memset(in, 0, (size_t)V / 8 + 1);
+    for (int32_t i = 0; i < n; i++) in[c[i] / 8] |= (uint8_t)(1 << c[i] % 8);
+    for (int32_t i = 0;; i++) {
+        if (i % 8 == 0)
+            while (!in[i / 8]) i += 8;
+        if (!(in[i / 8] >> i % 8 & 1)) continue;
+        if (place < p[i]) return i;
+        place -= p[i];
     }
-    return last;
-}
-
-int gpt_sample(const float *logits, int32_t vocab_size, const gpt_sampling *sampling,
-               const int32_t *history, int32_t n_history, uint64_t position, int32_t *token) {
-    if (!logits || !sampling || !token) return fail(GPT_ERR_ARGUMENT, "gpt_sample: NULL argument");
-    TRY(check_logits(logits, vocab_size));
-    TRY(check_sampling(sampling, vocab_size));
-    TRY(check_history(sampling, history, n_history));
-    size_t V = (size_t)vocab_size;
-    float *z = calloc(1, 3 * sizeof *z * V + sizeof(int32_t) * V + V / 8 + 1);
-    if (!z) return fail(GPT_ERR_MEMORY, "no memory to weigh %d logits", vocab_size);
-    float *p = z + V, *key = p + V;
-    int32_t *c = (int32_t *)(key + V);
-    adjust(z, (uint8_t *)(c + V), logits, vocab_size, sampling, history, n_history);
-    int status = check_adjusted(z, vocab_size);
-    int32_t best = status == GPT_OK ? most_likely(z, vocab_size) : 0;
-    if (status == GPT_OK && sampling->temperature == 0) *token = best;
-    if (status == GPT_OK && sampling->temperature > 0) {
-        for (size_t i = 0; i < V; i++) p[i] = expf((z[i] - z[best]) / sampling->temperature);
-        int32_t n = filter(c, key, z, p, vocab_size, sampling);
-        *token = draw(c, n, p, sampling->seed, position);
-    }
-    free(z);
-    return status;
 }
 
 /* ---- log-probabilities ---- */
+
+static double log_normalizer(const float *logits, int32_t V) {
+    float top = logits[most_likely(logits, V)];
+    double sum = 0;
+    for (int32_t i = 0; i < V; i++) sum += expf(logits[i] - top);
+    return top + log(sum);
+}
+
+/* The n_top most likely of V, in order: below the least of those so far, a logit is out. */
+static void list_top(const float *logits, int32_t V, double normalizer, int32_t n_top,
+                     int32_t *tokens, float *logprobs) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < V && n_top > 0; i++) {
+        if (n == n_top && logits[i] <= logprobs[n - 1]) continue;
+        int32_t k = n < n_top ? n++ : n - 1;
+        for (; k > 0 && logprobs[k - 1] < logits[i]; k--)
+            logprobs[k] = logprobs[k - 1], tokens[k] = tokens[k - 1];
+        logprobs[k] = logits[i], tokens[k] = i;
+    }
+    for (int32_t k = 0; k < n; k++) logprobs[k] = (float)(logprobs[k] - normalizer);
+}
 
 int gpt_logprobs(const float *logits, int32_t vocab_size, int32_t token, float *logprob,
                  int32_t n_top, int32_t *top_tokens, float *top_logprobs) {
@@ -292,22 +353,82 @@ int gpt_logprobs(const float *logits, int32_t vocab_size, int32_t token, float *
     if (n_top < 0 || n_top > vocab_size)
         return fail(GPT_ERR_ARGUMENT, "n_top is %d; it must be between 0 and %d", n_top,
                     vocab_size);
-    float top = logits[most_likely(logits, vocab_size)];
-    double sum = 0;
-    for (int32_t i = 0; i < vocab_size; i++) sum += expf(logits[i] - top);
-    double normalizer = top + log(sum);
-    if (n_top > 0) {
-        int32_t *c = malloc(sizeof *c * (size_t)vocab_size);
-        if (!c) return fail(GPT_ERR_MEMORY, "no memory to sort %d logits", vocab_size);
-        for (int32_t i = 0; i < vocab_size; i++) c[i] = i;
-        keep_first(c, vocab_size, logits, n_top, NULL, INFINITY);
-        sort_first(c, n_top, logits, n_top, NULL, INFINITY);
-        for (int32_t i = 0; i < n_top; i++) {
-            top_tokens[i] = c[i];
-            top_logprobs[i] = (float)(logits[c[i]] - normalizer);
-        }
-        free(c);
-    }
+    double normalizer = log_normalizer(logits, vocab_size);
+    list_top(logits, vocab_size, normalizer, n_top, top_tokens, top_logprobs);
     if (logprob) *logprob = (float)(logits[token] - normalizer);
     return GPT_OK;
+}
+
+/* ---- the whole ---- */
+
+/* Chances and candidates; keys of typical_p; marks. */
+size_t sample_scratch_bytes(int V) {
+    return (3 * sizeof(uint32_t) * (size_t)V + (size_t)V / 8 + 64) / 64 * 64;
+}
+
+static int32_t draw_adjusted(const float *z, const sample_row *s, void *scratch) {
+    int32_t V = s->vocab_size, *c = scratch, failure = adjusted_failure(z, V);
+    uint32_t *p = (uint32_t *)(c + V), *key = p + V;
+    if (failure) return failure;
+    int32_t best = most_likely(z, V);
+    if (s->temperature == 0) return best;
+    for (int32_t i = 0; i < V; i++) p[i] = chance_after(halvings(z[i], z[best], s->temperature));
+    weighing w = {z, z[best], s->temperature, p, key};
+    int32_t n = filter(c, &w, V, s);
+    return draw(c, n, p, V, (uint8_t *)(key + V), s->number);
+}
+
+void sample_one(const sample *op, int n, void *scratch) {
+    const sample_row *s = op->rows + n;
+    float *z = op->logits + (int64_t)n * op->stride;
+    sample_adjustment *list = op->adjustments + s->adjustments;
+    sample_result *r = op->results + n;
+    double normalizer = 0;
+    r->token = SAMPLE_NOT_FINITE;
+    if (!all_finite(z, op->V)) return;
+    if (s->n_top >= 0) {
+        normalizer = log_normalizer(z, op->V);
+        list_top(z, s->vocab_size, normalizer, s->n_top, r->top_tokens, r->top_logprobs);
+    }
+    adjust(z, s, list);
+    r->token = draw_adjusted(z, s, scratch);
+    if (s->n_top < 0 || r->token < 0) return;
+    float raw = z[r->token];
+    for (int32_t i = 0; i < s->n_adjustments; i++)
+        if (list[i].token == r->token) raw = list[i].raw;
+    r->logprob = (float)(raw - normalizer);
+}
+
+int gpt_sample(const float *logits, int32_t vocab_size, const gpt_sampling *sampling,
+               const int32_t *history, int32_t n_history, uint64_t position, int32_t *token) {
+    if (!logits || !sampling || !token) return fail(GPT_ERR_ARGUMENT, "gpt_sample: NULL argument");
+    TRY(check_logits(logits, vocab_size));
+    TRY(sample_check(sampling, vocab_size, history, n_history));
+    size_t V = (size_t)vocab_size, scratch = sample_scratch_bytes(vocab_size);
+    int32_t n = sample_most_adjustments(sampling, n_history, vocab_size);
+    float *z = malloc(sizeof *z * V + sizeof(sample_adjustment) * (size_t)n);
+    int32_t *marks = calloc(1, n > 0 ? scratch + sizeof *marks * V : scratch);
+    sample_adjustment *list = (sample_adjustment *)(z + V);
+    sample_row row;
+    sample_result result = {.token = 0};
+    int status = GPT_OK;
+    if (!z || !marks) status = fail(GPT_ERR_MEMORY, "no memory to weigh %d logits", vocab_size);
+    if (status == GPT_OK) {
+        memcpy(z, logits, sizeof *z * V);
+        n = 0;
+        sample_prepare(&row, list, &n, marks, sampling, vocab_size, history, n_history, position);
+        sample op = {.results = &result,
+                     .logits = z,
+                     .rows = &row,
+                     .adjustments = list,
+                     .N = 1,
+                     .V = vocab_size,
+                     .stride = vocab_size};
+        sample_one(&op, 0, marks);
+        status = sample_status(&result);
+    }
+    if (status == GPT_OK) *token = result.token;
+    free(z);
+    free(marks);
+    return status;
 }

@@ -1,5 +1,6 @@
 /* session.c: decoding with a KV cache. */
 #include "api.h"
+#include "sample.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,7 +50,8 @@ static int create_session_parts(gpt_session *s) {
     s->arena = m->ops->buffer_alloc(m->ctx, s->arena_bytes);
     if (!s->arena) return session_out_of_memory(s);
     session_plan(m, s->n_seq, s->n_ctx, s->arena, s);
-    return GPT_OK;
+    s->draws = calloc((size_t)s->acts.logit_rows, sizeof *s->draws);
+    return s->draws ? GPT_OK : fail(GPT_ERR_MEMORY, "no memory for the session's tables");
 }
 
 int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, gpt_session **out) {
@@ -75,6 +77,7 @@ void gpt_session_free(gpt_session *s) {
     if (s->arena) s->model->ops->buffer_free(s->model->ctx, s->arena, s->arena_bytes);
     free(s->length);
     free(s->rows);
+    free(s->draws);
     free(s->acts.layers);
     free(s);
 }
@@ -99,20 +102,126 @@ static int check_step(const gpt_session *s, const int32_t *seqs, int n) {
     return GPT_OK;
 }
 
+static int count_wanted(const int32_t *seqs, const uint8_t *want, int n) {
+    int count = 0;
+    for (int i = 0; i < n; i++) count += want ? want[i] != 0 : i + 1 == n || seqs[i + 1] != seqs[i];
+    return count;
+}
+
+static int check_tokens_of(const gpt_session *s, const int32_t *tokens, const int32_t *seqs,
+                           int n) {
+    if (n < 1) return fail(GPT_ERR_ARGUMENT, "a step needs at least 1 token, not %d", n);
+    TRY(check_tokens(s->model, "token", tokens, n, 0));
+    return check_step(s, seqs, n);
+}
+
+static int run_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
+                    int n, const step_output *out) {
+    session_step(s, tokens, seqs, want, n, out);
+    TRY(check_interrupted(s->model));
+    return s->model->ops->sync(s->model->ctx);
+}
+
 int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
                        const uint8_t *want, int n, float *logits) {
     REQUIRE(session);
     REQUIRE(tokens);
     REQUIRE(seqs);
-    bool some = !want;
-    for (int i = 0; want && i < n; i++) some |= want[i];
-    if (some) REQUIRE(logits);
-    if (n < 1) return fail(GPT_ERR_ARGUMENT, "a step needs at least 1 token, not %d", n);
-    TRY(check_tokens(session->model, "token", tokens, n, 0));
-    TRY(check_step(session, seqs, n));
-    session_step(session, tokens, seqs, want, n, logits);
-    TRY(check_interrupted(session->model));
-    return session->model->ops->sync(session->model->ctx);
+    if (count_wanted(seqs, want, n) > 0) REQUIRE(logits);
+    TRY(check_tokens_of(session, tokens, seqs, n));
+    return run_step(session, tokens, seqs, want, n, &(step_output){.logits = logits});
+}
+
+/* ---- draws ---- */
+
+static int32_t drawn_from(const gpt_session *s, const gpt_draw *d) {
+    return d->vocab_size ? d->vocab_size : s->model->config.vocab_size;
+}
+
+static int check_draws(const gpt_session *s, const gpt_draw *draws, int n) {
+    int V = s->model->config.vocab_size;
+    for (int i = 0; i < n; i++) {
+        const gpt_draw *d = draws + i;
+        int from = drawn_from(s, d), most = from < GPT_MAX_TOP ? from : GPT_MAX_TOP;
+        if (from < 1 || from > V)
+            return fail(GPT_ERR_ARGUMENT,
+                        "vocab_size is %d; it must be between 1 and the model's %d", from, V);
+        if (d->n_top < -1 || d->n_top > most)
+            return fail(GPT_ERR_ARGUMENT, "n_top is %d; it must be between -1 (none) and %d",
+                        d->n_top, most);
+        TRY(sample_check(&d->sampling, from, d->history, d->n_history));
+    }
+    return GPT_OK;
+}
+
+/* The host's part of n draws. */
+typedef struct draw_tables {
+    sample_row *rows;
+    sample_result *results;
+    sample_adjustment *adjustments;
+    int32_t *marks; /* (V) */
+} draw_tables;
+
+static void free_draw_tables(draw_tables *t) {
+    free(t->rows);
+    free(t->results);
+    free(t->adjustments);
+    free(t->marks);
+}
+
+static int make_draw_tables(const gpt_session *s, const gpt_draw *draws, int n, draw_tables *t) {
+    int64_t most = 0;
+    for (int i = 0; i < n; i++)
+        most += sample_most_adjustments(&draws[i].sampling, draws[i].n_history,
+                                        drawn_from(s, draws + i));
+    if (most > INT32_MAX)
+        return fail(GPT_ERR_ARGUMENT,
+                    "biases and penalties are for %lld tokens; draw fewer at once",
+                    (long long)most);
+    t->rows = malloc(sizeof *t->rows * (size_t)n);
+    t->results = malloc(sizeof *t->results * (size_t)n);
+    t->adjustments = malloc(sizeof *t->adjustments * (size_t)most + 1);
+    t->marks = most ? calloc((size_t)s->model->config.vocab_size, sizeof *t->marks) : NULL;
+    if (!t->rows || !t->results || !t->adjustments || (most && !t->marks))
+        return fail(GPT_ERR_MEMORY, "no memory to draw %d tokens", n);
+    int32_t n_adjustments = 0;
+    for (int i = 0; i < n; i++) {
+        const gpt_draw *d = draws + i;
+        sample_prepare(&t->rows[i], t->adjustments, &n_adjustments, t->marks, &d->sampling,
+                       drawn_from(s, d), d->history, d->n_history, d->position);
+        t->rows[i].n_top = d->n_top;
+    }
+    return GPT_OK;
+}
+
+static int take_result(gpt_draw *d, const sample_result *r) {
+    TRY(sample_status(r));
+    d->token = r->token;
+    d->logprob = d->n_top >= 0 ? r->logprob : 0;
+    for (int k = 0; k < d->n_top; k++) {
+        d->top_tokens[k] = r->top_tokens[k];
+        d->top_logprobs[k] = r->top_logprobs[k];
+    }
+    return GPT_OK;
+}
+
+int gpt_session_sample(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
+                       const uint8_t *want, int n, gpt_draw *draws) {
+    REQUIRE(session);
+    REQUIRE(tokens);
+    REQUIRE(seqs);
+    int n_draws = count_wanted(seqs, want, n);
+    if (n_draws > 0) REQUIRE(draws);
+    TRY(check_tokens_of(session, tokens, seqs, n));
+    TRY(check_draws(session, draws, n_draws));
+    draw_tables t = {NULL};
+    int status = make_draw_tables(session, draws, n_draws, &t);
+    step_output out = {.results = t.results, .draws = t.rows, .adjustments = t.adjustments};
+    if (status == GPT_OK) status = run_step(session, tokens, seqs, want, n, &out);
+    for (int i = 0; i < n_draws && status == GPT_OK; i++)
+        status = take_result(draws + i, t.results + i);
+    free_draw_tables(&t);
+    return status;
 }
 
 int gpt_session_length(const gpt_session *session, int seq) {

@@ -79,6 +79,12 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->stats_f = take_floats(&p, training, N, 2);
     out->logit_rows = s->logit_rows;
     out->logits = take_floats(&p, true, s->logit_rows, logit_stride(c, ops));
+    /* A row may have as many as V; usually all of them together have fewer than they have keys. */
+    int64_t keys = s->n_ctx < c->vocab_size ? s->n_ctx : c->vocab_size;
+    out->n_adjustments = session ? c->vocab_size + s->logit_rows * keys : 0;
+    out->draws = take(&p, session, s->logit_rows, sizeof *out->draws);
+    out->adjustments = take(&p, session, out->n_adjustments, sizeof *out->adjustments);
+    out->results = take(&p, session, s->logit_rows, sizeof *out->results);
 
     out->dresid = take_acts(&p, training, N, C);
     out->dbranch = s->dropout ? take_acts(&p, training, N, C) : out->dresid;

@@ -42,8 +42,9 @@ typedef struct step {
     const int32_t *tokens, *seqs; /* (n) */
     const uint8_t *want;          /* (n), NULL: the last of each sequence */
     int n;
-    float *logits; /* the next row's place on the host */
-    int held;      /* rows of logits on the device, to be downloaded */
+    step_output out; /* the next row's places on the host */
+    int held;        /* rows of logits on the device, to be delivered */
+    bool drawn;      /* and what was drawn from them */
 } step;
 
 static bool wanted(const step *t, int i) {
@@ -51,13 +52,77 @@ static bool wanted(const step *t, int i) {
     return i + 1 == t->n || t->seqs[i + 1] != t->seqs[i];
 }
 
+/* ---- draws ---- */
+
+/* How many of the next n draws the device has room for: one at least. */
+static int draws_that_fit(const gpt_session *s, const step *t, int n) {
+    int64_t first = t->out.draws->adjustments;
+    while (n > 1 && t->out.draws[n - 1].adjustments + t->out.draws[n - 1].n_adjustments - first >
+                        s->acts.n_adjustments)
+        n--;
+    return n;
+}
+
+/* The settings of the next n draws. */
+static void upload_draws(gpt_session *s, const step *t, int n) {
+    const gpt_model *m = s->model;
+    const sample_row *draws = t->out.draws, *last = draws + n - 1;
+    int32_t first = draws->adjustments;
+    for (int i = 0; i < n; i++) {
+        s->draws[i] = draws[i];
+        s->draws[i].adjustments -= first;
+    }
+    size_t n_adjustments = (size_t)(last->adjustments + last->n_adjustments - first);
+    m->ops->upload(m->ctx, s->acts.draws, s->draws, sizeof *draws * (size_t)n);
+    if (n_adjustments > 0)
+        m->ops->upload(m->ctx, s->acts.adjustments, t->out.adjustments + first,
+                       sizeof *t->out.adjustments * n_adjustments);
+}
+
+/* Draws from n rows of logits, the first of which is row `first` of those on the device. */
+static void draw(gpt_session *s, int first, int n) {
+    const gpt_model *m = s->model;
+    int stride = logit_stride(&m->config, m->ops);
+    sample op = {.results = s->acts.results,
+                 .logits = s->acts.logits + (int64_t)first * stride,
+                 .rows = s->acts.draws,
+                 .adjustments = s->acts.adjustments,
+                 .N = n,
+                 .V = m->config.vocab_size,
+                 .stride = stride};
+    m->ops->sample(m->ctx, &op);
+}
+
+static void deliver_draws(gpt_session *s, step *t) {
+    const gpt_model *m = s->model;
+    for (int first = 0, n; first < t->held; first += n) {
+        n = t->drawn ? t->held : draws_that_fit(s, t, t->held - first);
+        if (!t->drawn) {
+            upload_draws(s, t, n);
+            draw(s, first, n);
+        }
+        m->ops->download(m->ctx, t->out.results, s->acts.results,
+                         sizeof *t->out.results * (size_t)n);
+        t->out.results += n;
+        t->out.draws += n;
+    }
+    t->drawn = false;
+}
+
+/* ---- a step ---- */
+
+/* What was asked for of the rows of logits on the device. */
 static void deliver(gpt_session *s, step *t) {
     const gpt_model *m = s->model;
     size_t V = (size_t)m->config.vocab_size, stride = (size_t)logit_stride(&m->config, m->ops);
     if (t->held == 0) return;
-    m->ops->download_rows(m->ctx, t->logits, s->acts.logits, t->held, sizeof(float) * V,
-                          sizeof(float) * stride);
-    t->logits += (size_t)t->held * V;
+    if (t->out.logits) {
+        m->ops->download_rows(m->ctx, t->out.logits, s->acts.logits, t->held, sizeof(float) * V,
+                              sizeof(float) * stride);
+        t->out.logits += (size_t)t->held * V;
+    } else {
+        deliver_draws(s, t);
+    }
     t->held = 0;
 }
 
@@ -121,10 +186,14 @@ static void upload_rows(gpt_session *s, const step *t, int begin, int n) {
 static void session_rows(gpt_session *s, step *t, int begin, int n) {
     gpt_model *m = s->model;
     const gpt_ops *ops = m->ops;
+    bool draws = !t->out.logits;
     upload_rows(s, t, begin, n);
     batch x = {.B = n, .T = 1, .N = n, .session = s};
-    const int64_t key[] = {(int64_t)(intptr_t)s->arena, s->n_seq, s->n_ctx, n};
-    bool replays = ops->replay_begin && n == t->n && one_each(t);
+    const int64_t key[] = {(int64_t)(intptr_t)s->arena, s->n_seq, s->n_ctx, n, draws};
+    bool replays =
+        ops->replay_begin && n == t->n && one_each(t) && (!draws || draws_that_fit(s, t, n) == n);
+    if (replays && draws) upload_draws(s, t, n);
+    t->drawn = replays && draws;
     if (replays && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) {
         t->held = n;
         return;
@@ -133,13 +202,14 @@ static void session_rows(gpt_session *s, step *t, int begin, int n) {
         t->held = replays ? 0 : t->held;
         model_forward(m, &s->acts, &x);
         if (!m->interrupted) heads(s, t, begin, n);
+        if (t->drawn) draw(s, 0, n);
     } while (replays && !ops->replay_end(m->ctx));
 }
 
 void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
-                  int n, float *logits) {
+                  int n, const step_output *out) {
     gpt_model *m = s->model;
-    step t = {.tokens = tokens, .seqs = seqs, .want = want, .n = n, .logits = logits};
+    step t = {.tokens = tokens, .seqs = seqs, .want = want, .n = n, .out = *out};
     m->ops->ctx_set_workspace(m->ctx, s->workspace);
     model_pack(m);
     for (int begin = 0, rows; begin < n && !m->interrupted; begin += rows) {

@@ -158,6 +158,11 @@ typedef struct acts {
     float *stats_f;            /* (N, 2) */
     float *logits;             /* (logit_rows, V), or Vp where the table pads them */
     int logit_rows;
+    /* of a session, for rows of logits that a token is drawn from */
+    sample_row *draws;              /* (logit_rows) */
+    sample_adjustment *adjustments; /* (n_adjustments) */
+    sample_result *results;         /* (logit_rows) */
+    int64_t n_adjustments;
     /* gradients, used by one layer after the other */
     act *dresid;        /* (N, C) of the residual stream, growing as backward goes down */
     act *dbranch;       /* (N, C) of a branch; without dropout it is dresid */
@@ -234,8 +239,9 @@ struct gpt_session {
     void *workspace;
     acts acts;
     int n_seq, n_ctx, max_rows;
-    int32_t *length; /* (n_seq) tokens in the cache */
-    int32_t *rows;   /* (STEP_INTS, max_rows at most) of a step, to be uploaded as one */
+    int32_t *length;   /* (n_seq) tokens in the cache */
+    int32_t *rows;     /* (STEP_INTS, max_rows at most) of a step, to be uploaded as one */
+    sample_row *draws; /* (acts.logit_rows) */
 };
 
 /* The rows that go through the model together. */
@@ -277,11 +283,19 @@ enum { SITE_ATTENTION, SITE_ATT_PROJ, SITE_MLP_PROJ, SITES_PER_LAYER };
 gpt_dropout_site dropout_of(const gpt_model *m, const batch *x, int layer, int site);
 gpt_dropout_site dropout_of_embedding(const gpt_model *m, const batch *x);
 
+/* What a step gives for each wanted token, in order: its logits, or a draw by its settings. */
+typedef struct step_output {
+    float *logits;                  /* (number wanted, V), or NULL: results */
+    sample_result *results;         /* (number wanted) */
+    const sample_row *draws;        /* (number wanted) */
+    sample_adjustment *adjustments; /* of all draws, in order */
+} step_output;
+
 /* The number of rows that a session of this size takes at once. */
 int session_max_rows(int n_seq, int n_ctx);
 size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_session *s);
 void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
-                  int n, float *logits);
+                  int n, const step_output *out);
 void session_fork(gpt_session *s, int from, int to, int length);
 
 /* By the settings of each optimizer, NULL where it has no parameters. */

@@ -279,6 +279,69 @@ static void test_session_only(void) {
     }
 }
 
+/* Draws are gpt_sample's of the logits that decoding gives, whichever rows are wanted and however many
+ * there are: also when a step is recorded, and when adjustments take several turns. */
+static void test_drawing(void) {
+    enum { N_SEQ = 3, N_CTX = 12, STEPS = 5, MOST = N_SEQ * N_CTX };
+    EACH_PLACE {
+        for (int f = 0; f < 2; f++) {
+            const gpt_config *c = &families[f].config;
+            int V = c->vocab_size;
+            test_case("%s", families[f].name);
+            gpt_model *model = new_model(c, 0, 0, 0, 0.0f);
+            write_random_params(model, c);
+            gpt_session *drawn, *decoded;
+            EXPECT_OK(gpt_session_create(model, N_SEQ, N_CTX, &drawn));
+            EXPECT_OK(gpt_session_create(model, N_SEQ, N_CTX, &decoded));
+            float *logits = host_floats((int64_t)MOST * V);
+            int32_t *tokens = random_ints(MOST, V), seqs[MOST], *history = random_ints(V, V);
+            gpt_bias *bias = (gpt_bias *)host_ints(2 * V);
+            for (int i = 0; i < V; i++) bias[i] = (gpt_bias){i, (float)random_normal()};
+            for (int t = 0; t < STEPS; t++) {
+                int n = 0, each = t == 0 ? 4 : 1;
+                uint8_t *want = t == 0 ? (uint8_t *)host_ints(MOST) : NULL;
+                for (int q = 0; q < N_SEQ; q++)
+                    for (int i = 0; i < each; i++, n++) seqs[n] = q;
+                for (int i = 0; want && i < n; i++) want[i] = i % 3 != 1;
+                gpt_draw draws[MOST] = {{.n_history = 0}};
+                for (int i = 0; i < n; i++) {
+                    draws[i].sampling = (gpt_sampling){.repetition_penalty = 1.1f,
+                                                       .temperature = i % 3 ? 0.9f : 0,
+                                                       .typical_p = 1,
+                                                       .top_p = 0.95f,
+                                                       .seed = 5};
+                    draws[i].position = (uint64_t)(t * N_SEQ + i);
+                    draws[i].n_top = i % 2 ? -1 : 2;
+                    draws[i].history = history, draws[i].n_history = t < 3 ? V : 0;
+                    if (t < 3) draws[i].sampling.bias = bias, draws[i].sampling.n_bias = V;
+                }
+                EXPECT_OK(gpt_session_sample(drawn, tokens, seqs, want, n, draws));
+                EXPECT_OK(gpt_session_decode(decoded, tokens, seqs, want, n, logits));
+                for (int i = 0, row = 0; i < n; i++) {
+                    if (want && !want[i]) continue;
+                    const gpt_draw *d = &draws[row];
+                    const float *z = logits + (int64_t)row++ * V;
+                    int32_t token;
+                    float logprob;
+                    EXPECT_OK(gpt_sample(z, V, &d->sampling, d->history, d->n_history, d->position,
+                                         &token));
+                    EXPECT(d->token == token);
+                    if (d->n_top < 0) continue;
+                    EXPECT_OK(gpt_logprobs(z, V, token, &logprob, 0, NULL, NULL));
+                    EXPECT_NEAR("log-probability", d->logprob, logprob, 1e-4);
+                    EXPECT(d->top_logprobs[0] >= d->top_logprobs[1]);
+                }
+            }
+            for (int q = 0; q < N_SEQ; q++)
+                EXPECT(gpt_session_length(drawn, q) == gpt_session_length(decoded, q));
+            gpt_session_free(drawn);
+            gpt_session_free(decoded);
+            gpt_model_free(model);
+        }
+    }
+}
+
 TEST_API_MAIN({"sessions", test_sessions}, {"long prompts", test_long_prompts},
               {"several sessions", test_several_sessions}, {"several texts", test_several_texts},
-              {"several prompts", test_several_prompts}, {"session only", test_session_only})
+              {"several prompts", test_several_prompts}, {"session only", test_session_only},
+              {"drawing", test_drawing})

@@ -34,6 +34,7 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define __forceinline__ inline
+#define __noinline__
 
 struct dim3 {
     unsigned x, y, z;
@@ -71,6 +72,13 @@ template <typename T> static inline T __shfl_sync(unsigned mask, T x, int lane) 
 }
 template <typename T> static inline T __shfl_xor_sync(unsigned mask, T x, int offset) {
     return emulate_shuffle(mask, x, (int)threadIdx.x % EMULATED_LANES ^ offset);
+}
+
+/* Fibers give way nowhere in between. */
+template <typename T> static inline T atomicAdd(T *to, T x) {
+    T before = *to;
+    *to += x;
+    return before;
 }
 
 /* ---- asynchronous copies: zeros where there is no source ---- */

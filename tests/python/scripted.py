@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from gptc.generation import request as generation_module
-from gptc.generation.options import Sampling
+from gptc.generation import decoder
+from gptc.generation.sampling import Draw, draw_tokens
 
 
 class Script:
     """Replaces the sampler by one that repeats `text` after a prompt of `n_prompt` tokens."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, text: bytes, n_prompt: int) -> None:
-        def token(
-            logits: Any, sampling: Sampling, position: int, vocab_size: int, history: Any
-        ) -> int:
-            return text[(position - n_prompt) % len(text)]
+        def scripted(*step: Any) -> list[tuple[int, None]]:
+            draw_tokens(*step)
+            draws: Sequence[Draw] = step[-1]
+            return [(text[(draw.position - n_prompt) % len(text)], None) for draw in draws]
 
-        monkeypatch.setattr(generation_module, "sample_token", token)
+        monkeypatch.setattr(decoder, "draw_tokens", scripted)

@@ -20,7 +20,7 @@
 
 typedef struct settings {
     const char *preset, *device, *dtype, *text;
-    int batch, seq, steps, warmup, tokens, prompt, ops, layers, width;
+    int batch, seq, steps, warmup, tokens, prompt, ops, layers, width, logits;
     double peak_tflops; /* of the datasheet: dense bf16 on an H100 or H200 */
 } settings;
 
@@ -88,10 +88,16 @@ static double median(double *x, int n) {
 }
 
 static gpt_options options_for(const char *device, const char *dtype) {
+    static const char *const dtypes[] = {[GPT_DTYPE_FP32] = "fp32",
+                                         [GPT_DTYPE_BF16] = "bf16",
+                                         [GPT_DTYPE_INT8] = "int8",
+                                         [GPT_DTYPE_INT4] = "int4"};
+    int n = sizeof dtypes / sizeof *dtypes, i = 0;
     if (strcmp(device, "cpu") && strcmp(device, "cuda")) die("--device is cpu or cuda");
-    if (strcmp(dtype, "fp32") && strcmp(dtype, "bf16")) die("--dtype is fp32 or bf16");
+    while (i < n && strcmp(dtype, dtypes[i])) i++;
+    if (i == n) die("--dtype is fp32 or bf16, or to decode int8 or int4");
     return (gpt_options){.device = strcmp(device, "cuda") ? GPT_DEVICE_CPU : GPT_DEVICE_CUDA,
-                         .dtype = strcmp(dtype, "bf16") ? GPT_DTYPE_FP32 : GPT_DTYPE_BF16};
+                         .dtype = i};
 }
 
 static gpt_config preset_config(void) {
@@ -198,6 +204,21 @@ static int run_train(void) {
 
 /* ---- decode ---- */
 
+/* The next token of each sequence: the library's draw, by the settings of `gptc infer --top-p 0.95`, or
+ * with --logits all logits, which the caller draws from. */
+static void decode_step(gpt_session *session, int32_t *tokens, const int32_t *seqs, int n,
+                        gpt_draw *draws, float *logits) {
+    if (set.logits) {
+        must(gpt_session_decode(session, tokens, seqs, NULL, n, logits));
+        return;
+    }
+    must(gpt_session_sample(session, tokens, seqs, NULL, n, draws));
+    for (int i = 0; i < n; i++) {
+        tokens[i] = draws[i].token;
+        draws[i].position++;
+    }
+}
+
 static int run_decode(void) {
     gpt_config config = preset_config();
     gpt_options options = options_for(set.device, set.dtype);
@@ -211,7 +232,16 @@ static int run_decode(void) {
     int32_t *tokens = random_tokens(n_prompt, config.vocab_size);
     int32_t *seqs = allocate((size_t)n_prompt, sizeof *seqs);
     float *logits = allocate((size_t)n * (size_t)config.vocab_size, sizeof *logits);
+    gpt_draw *draws = allocate((size_t)n, sizeof *draws);
     for (int i = 0; i < n_prompt; i++) seqs[i] = i / set.prompt;
+    for (int i = 0; i < n; i++) {
+        draws[i].sampling = (gpt_sampling){.repetition_penalty = 1,
+                                           .temperature = 0.7f,
+                                           .typical_p = 1,
+                                           .top_p = 0.95f,
+                                           .seed = (uint64_t)i};
+        draws[i].n_top = -1;
+    }
     double prompt_s = 0;
     for (int turn = 0; turn < 3; turn++) { /* the last counts */
         for (int i = 0; i < n; i++) must(gpt_session_rewind(session, i, 0));
@@ -223,19 +253,20 @@ static int run_decode(void) {
     double *times = allocate((size_t)set.tokens, sizeof *times);
     for (int i = -set.warmup; i < set.tokens; i++) {
         double begin = seconds();
-        must(gpt_session_decode(session, tokens, seqs, NULL, n, logits));
+        decode_step(session, tokens, seqs, n, draws, logits);
         if (i >= 0) times[i] = seconds() - begin;
     }
     double step_s = median(times, set.tokens);
     int finite = 1;
     for (int i = 0; i < n * config.vocab_size; i++) finite &= isfinite(logits[i]) != 0;
     print_what("decode");
-    printf(", \"tokens\": %d, \"step_ms\": %.4f, \"tokens_per_s\": %.1f, \"prompt\": %d, "
-           "\"prompt_ms\": %.3f, \"prompt_tokens_per_s\": %.0f}\n",
-           set.tokens, step_s * 1e3, n / step_s, set.prompt, prompt_s * 1e3, n_prompt / prompt_s);
+    printf(", \"draws\": %s, \"tokens\": %d, \"step_ms\": %.4f, \"tokens_per_s\": %.1f, "
+           "\"prompt\": %d, \"prompt_ms\": %.3f, \"prompt_tokens_per_s\": %.0f}\n",
+           set.logits ? "false" : "true", set.tokens, step_s * 1e3, n / step_s, set.prompt,
+           prompt_s * 1e3, n_prompt / prompt_s);
     gpt_session_free(session);
     gpt_model_free(model);
-    free(tokens), free(seqs), free(logits), free(times);
+    free(tokens), free(seqs), free(logits), free(draws), free(times);
     return finite ? 0 : 1;
 }
 
@@ -395,7 +426,7 @@ static void read_option(const char *name, const char *value) {
                    {"--steps", NULL, &set.steps},   {"--warmup", NULL, &set.warmup},
                    {"--tokens", NULL, &set.tokens}, {"--prompt", NULL, &set.prompt},
                    {"--ops", NULL, &set.ops},       {"--layers", NULL, &set.layers},
-                   {"--width", NULL, &set.width}};
+                   {"--width", NULL, &set.width},   {"--logits", NULL, &set.logits}};
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
         if (strcmp(name, options[i].name)) continue;
         if (options[i].text)

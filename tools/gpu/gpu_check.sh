@@ -175,7 +175,7 @@ configure=(cmake -S . -B "$BUILD" -DGPTC_TESTS=ON)
 [ -z "$PYTHON" ] || configure+=("-DPython_EXECUTABLE=$PYTHON")
 command -v ninja >/dev/null && configure+=(-G Ninja)
 [ -n "$PYTHON" ] && "$PYTHON" -c 'import scipy_openblas32' 2>/dev/null || configure+=(-DGPTC_OPENBLAS=OFF)
-names=(adamw attention context dropout embedding linear classifier norm quant rope sgd model device)
+names=(adamw attention context draws dropout embedding linear classifier norm quant rope sgd model session device)
 if [ "$EMULATE" = 1 ]; then
     configure+=(-DGPTC_CUDA=OFF -DGPTC_EMULATE_CUDA=ON -DGPTC_CPU_LEVEL=portable)
     prefix=emulated_ bench=$BUILD/tests/cuda/emulated_gpt_bench layers=$BUILD/tests/cuda/emulated_layers
@@ -322,8 +322,10 @@ profile() {
     else
         skip torch_gpt2 "PyTorch or a package of gptc's is missing"
     fi
-    step decode_1 40 of_decode "$bench" decode --preset gpt2 --batch 1 --prompt 512
-    step decode_64 40 of_decode "$bench" decode --preset gpt2 --batch 64
+    for dtype in bf16 int8 int4; do
+        step decode_1_$dtype 30 of_decode "$bench" decode --preset gpt2 --dtype $dtype --batch 1 --prompt 512
+        step decode_64_$dtype 30 of_decode "$bench" decode --preset gpt2 --dtype $dtype --batch 64 --prompt 512
+    done
     step gpt2_fp32 60 of_train "$bench" train --preset gpt2 --dtype fp32 --batch 8 --seq 1024 --steps 10
     step gpt2_tf32 60 of_train env GPTC_TF32=1 \
         "$bench" train --preset gpt2 --dtype fp32 --batch 8 --seq 1024 --steps 10

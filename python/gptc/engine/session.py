@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.engine import library
-from gptc.engine.arrays import FloatArray, as_tokens, floats, ints
+from gptc.engine.arrays import FloatArray, TokenArray, as_tokens, floats, ints
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 
@@ -55,28 +55,55 @@ class Session:
         (number of sequences, V), in order of appearance. With `want` (N,), the logits are (number
         of true values, V): those after each token i for which want[i] is true.
         """
+        ids, seqs, flags, n_rows = self._rows(tokens, seq, want)
+        out = np.empty((n_rows, self._model.config.vocab_size), np.float32)
+        logits = floats(out) if n_rows else self._ffi.NULL
+        library.call(
+            "gpt_session_decode", self._open(), ints(ids), ints(seqs), self._flags(flags), len(ids),
+            logits,
+        )  # fmt: skip
+        single = isinstance(seq, int | np.integer)
+        return out[0] if single and want is None else out
+
+    def sample(
+        self,
+        tokens: npt.ArrayLike,
+        draws: Any,
+        seq: int | npt.ArrayLike = 0,
+        want: npt.ArrayLike | None = None,
+    ) -> None:
+        """Appends tokens (N,) as `decode` does, and draws a token in place of each row of logits.
+
+        `draws` is an array of the engine's gpt_draw, one for each row, which also receive the
+        results. No logits leave the device.
+        """
+        ids, seqs, flags, n_rows = self._rows(tokens, seq, want)
+        if len(draws) != n_rows:
+            raise GptcError(f"{len(draws)} draws for {n_rows} rows; pass as many")
+        library.call(
+            "gpt_session_sample", self._open(), ints(ids), ints(seqs), self._flags(flags), len(ids),
+            draws,
+        )  # fmt: skip
+
+    def _rows(
+        self, tokens: npt.ArrayLike, seq: int | npt.ArrayLike, want: npt.ArrayLike | None
+    ) -> tuple[TokenArray, TokenArray, npt.NDArray[np.bool_] | None, int]:
+        """Tokens (N,), their sequences (N,), which of them are wanted, and the number of these."""
         ids = as_tokens(tokens, "tokens", n_dim=1)
         single = isinstance(seq, int | np.integer)
         seqs = np.full_like(ids, seq) if single else as_tokens(seq, "seq", n_dim=1)
         if seqs.shape != ids.shape:
             raise GptcError(f"{len(ids)} tokens, but {len(seqs)} sequence numbers; pass as many")
-        flags, flags_in_c = None, self._ffi.NULL
         if want is None:
             # The tokens of a sequence are adjacent: a new one starts where the number changes.
-            n_rows = 1 + int(np.count_nonzero(np.diff(seqs)))
-        else:
-            flags = np.ascontiguousarray(want, bool)
-            if flags.shape != ids.shape:
-                raise GptcError(f"want has the shape {flags.shape}; it must be {ids.shape}")
-            n_rows = int(np.count_nonzero(flags))
-            flags_in_c = self._ffi.from_buffer("uint8_t[]", flags)
-        out = np.empty((n_rows, self._model.config.vocab_size), np.float32)
-        logits = floats(out) if n_rows else self._ffi.NULL
-        library.call(
-            "gpt_session_decode", self._open(), ints(ids), ints(seqs), flags_in_c, len(ids),
-            logits,
-        )  # fmt: skip
-        return out[0] if single and want is None else out
+            return ids, seqs, None, 1 + int(np.count_nonzero(np.diff(seqs)))
+        flags = np.ascontiguousarray(want, bool)
+        if flags.shape != ids.shape:
+            raise GptcError(f"want has the shape {flags.shape}; it must be {ids.shape}")
+        return ids, seqs, flags, int(np.count_nonzero(flags))
+
+    def _flags(self, flags: npt.NDArray[np.bool_] | None) -> Any:
+        return self._ffi.NULL if flags is None else self._ffi.from_buffer("uint8_t[]", flags)
 
     def length(self, seq: int = 0) -> int:
         """Number of tokens in a sequence's cache."""
@@ -110,6 +137,11 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits in a row."""
+        return self._model.config.vocab_size
 
     @property
     def _ffi(self) -> Any:

@@ -16,19 +16,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 
 from gptc.errors import DeadEnd, GptcError, python_names
 from gptc.generation.request import Request, Sample, make_request, split_options
-from gptc.generation.sampling import TokenLogprob
+from gptc.generation.sampling import Draw, TokenLogprob, draw_tokens
 from gptc.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
     from gptc.engine.arrays import FloatArray
     from gptc.engine.model import Model
     from gptc.engine.session import Session
+
+# What a step gives for a row: its logits, or the token that was drawn from them.
+_Given: TypeAlias = "FloatArray | tuple[int, TokenLogprob | None]"
 
 MOST_AT_ONCE = 64  # samples of a request that are decoded together
 
@@ -140,10 +143,14 @@ class Decoder:
             session.rewind(slot.index, 0)
             slot.prompt_of = None
 
-    def _advance(self, slot: _Slot, logits: FloatArray) -> Iterator[tuple[Sample, str]]:
+    def _advance(self, slot: _Slot, given: _Given) -> Iterator[tuple[Sample, str]]:
+        """Appends the next token: drawn already, or from its logits."""
         sample = slot.sample
         assert sample
-        piece = sample.advance(logits, self._n_ctx)
+        if isinstance(given, tuple):
+            piece = sample.take(*given, self._n_ctx)
+        else:
+            piece = sample.advance(given, self._n_ctx)
         if sample.finish:
             slot.sample = None
         if piece or sample.finish:
@@ -183,25 +190,41 @@ class Decoder:
             seqs += [slot.index] * (len(feed) + len(guess))
             want += [False] * (len(feed) - 1) + [True] * (1 + len(guess))
             guesses.append(guess)
-        logits = session.decode(np.array(tokens, np.int32), np.array(seqs, np.int32), want)
+        given: Sequence[_Given]
+        draws = self._draws(active, guesses)
+        if draws is None:
+            given = session.decode(np.array(tokens, np.int32), np.array(seqs, np.int32), want)
+        else:
+            given = draw_tokens(session, tokens, seqs, want, draws)
         row = 0
         for slot, guess in zip(active, guesses, strict=True):
-            yield from self._check(session, slot, guess, logits[row : row + 1 + len(guess)])
+            yield from self._check(session, slot, guess, given[row : row + 1 + len(guess)])
             row += 1 + len(guess)
 
+    def _draws(self, active: list[_Slot], guesses: list[list[int]]) -> list[Draw] | None:
+        """A draw for each row of the step; None if the logits of one are needed here."""
+        draws: list[Draw] = []
+        for slot, guess in zip(active, guesses, strict=True):
+            assert slot.sample
+            of_sample = slot.sample.draws(guess)
+            if of_sample is None or self._others(slot, slot.sample):
+                return None
+            draws += of_sample
+        return draws
+
     def _check(
-        self, session: Session, slot: _Slot, guess: list[int], logits: FloatArray
+        self, session: Session, slot: _Slot, guess: list[int], given: Sequence[_Given]
     ) -> Iterator[tuple[Sample, str]]:
-        """Draws one token after another, until a draw differs from the draft.
+        """Takes one token after another, until one differs from the draft.
 
         So a draft changes the speed and never the text.
         """
         sample = slot.sample
         assert sample
-        self._remember_prompt(slot, sample, logits[0])
+        self._remember_prompt(slot, sample, given[0])
         n_right = 0
-        for i in range(len(logits)):
-            yield from self._advance(slot, logits[i])
+        for i in range(len(given)):
+            yield from self._advance(slot, given[i])
             if sample.finish or i == len(guess) or sample.sequence[-1] != guess[i]:
                 break
             n_right += 1
@@ -210,14 +233,20 @@ class Decoder:
             if not sample.finish:
                 session.rewind(slot.index, len(sample.sequence) - 1 - slot.begin)
 
-    def _remember_prompt(self, slot: _Slot, sample: Sample, logits: FloatArray) -> None:
-        """Keeps the logits after the first sample's prompt, for the request's other samples."""
+    def _others(self, slot: _Slot, sample: Sample) -> int:
+        """The number of samples that wait for the logits after this one's prompt."""
         request = sample.request
+        first = sample.n_tokens == 0 and slot.begin == 0 and slot.prompt_of is None
+        if not first or request in self._prompts:
+            return 0
+        return request.options.num_samples - sample.index - 1
+
+    def _remember_prompt(self, slot: _Slot, sample: Sample, given: _Given) -> None:
+        """Keeps the logits after the first sample's prompt, for the request's other samples."""
         if sample.n_tokens == 0 and slot.begin == 0 and slot.prompt_of is None:
-            slot.prompt_of = request
-            others = request.options.num_samples - sample.index - 1
-            if others and request not in self._prompts:
-                self._prompts[request] = _Prompt(logits.copy(), others)
+            if (others := self._others(slot, sample)) and not isinstance(given, tuple):
+                self._prompts[sample.request] = _Prompt(given.copy(), others)
+            slot.prompt_of = sample.request
 
 
 def start(

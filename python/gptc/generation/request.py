@@ -13,6 +13,8 @@ from gptc.engine.model import Model
 from gptc.errors import DeadEnd, GptcError, UsageError
 from gptc.generation.options import Sampling, TextOptions
 from gptc.generation.sampling import (
+    MOST_TOP,
+    Draw,
     StopFilter,
     TokenLogprob,
     sample_token,
@@ -185,7 +187,37 @@ class Sample:
         """The continuation's length in tokens."""
         return len(self.sequence) - len(self.request.prompt)
 
-    def draw(self, logits: FloatArray) -> int:
+    def draws(self, guess: Sequence[int] = ()) -> list[Draw] | None:
+        """The draws of the next token, and of those after each of `guess`.
+
+        None if the sample needs the logits: for its grammar, or for many likeliest tokens.
+        """
+        top = self.request.options.logprobs
+        if self.place or (top or 0) > MOST_TOP:
+            return None
+        text = [*self.sequence, *guess] if guess else self.sequence
+        n, size = len(self.sequence), self._tokenizer.vocab_size
+        return [
+            Draw(self.sampling, at, size, text[:at] if guess else text, top)
+            for at in range(n, n + 1 + len(guess))
+        ]
+
+    def advance(self, logits: FloatArray, n_ctx: int) -> str:
+        """Draws the next token and returns the text that it completes.
+
+        At a dead end of the grammar, this sample fails; the others continue.
+        """
+        try:
+            token = self._draw(logits)
+            wanted = self.request.options.logprobs
+            size = self._tokenizer.vocab_size
+            logprob = None if wanted is None else token_logprob(logits, token, wanted, size)
+            return self.take(token, logprob, n_ctx)
+        except DeadEnd as error:
+            self.error, self.finish = error, "error"
+            return ""
+
+    def _draw(self, logits: FloatArray) -> int:
         """Draws the next token. DeadEnd if the grammar allows none."""
         position, size = len(self.sequence), self._tokenizer.vocab_size
         if not self.place:
@@ -195,21 +227,12 @@ class Sample:
             raise self.place.dead_end(self._tokenizer.decode(self.tokens))
         return sample_token(logits, self.sampling, position, size, self.sequence, allowed)
 
-    def advance(self, logits: FloatArray, n_ctx: int) -> str:
-        """Draws the next token and returns the text that it completes.
-
-        At a dead end of the grammar, this sample fails; the others continue.
-        """
+    def take(self, token: int, logprob: TokenLogprob | None, n_ctx: int) -> str:
+        """Appends a token that was drawn and returns the text that it completes."""
         n_before = self.n_tokens
-        try:
-            token = self.draw(logits)
-            piece = self.append(token, n_ctx)
-        except DeadEnd as error:
-            self.error, self.finish = error, "error"
-            return ""
-        if self.request.options.logprobs is not None and self.n_tokens > n_before:
-            wanted = self.request.options.logprobs
-            self.logprobs.append(token_logprob(logits, token, wanted, self._tokenizer.vocab_size))
+        piece = self.append(token, n_ctx)
+        if logprob and self.n_tokens > n_before:
+            self.logprobs.append(logprob)
         return piece
 
     def append(self, token: int, n_ctx: int) -> str:

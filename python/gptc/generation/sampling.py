@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from gptc.engine import library
 from gptc.engine.arrays import FloatArray
 from gptc.errors import UsageError
 from gptc.generation.options import Sampling
+
+if TYPE_CHECKING:
+    from gptc.engine.session import Session
 
 
 @lru_cache(maxsize=1024)
@@ -56,6 +59,54 @@ def sample_token(
     seen = ffi.new("int32_t[]", list(past))
     library.call("gpt_sample", row, size, settings, seen, len(past), position, token)
     return int(token[0])
+
+
+MOST_TOP = 32  # likeliest tokens that the engine lists with a draw: GPT_MAX_TOP
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A token to be drawn: by which options, at which position, after which tokens."""
+
+    sampling: Sampling
+    position: int
+    vocab_size: int  # of the tokenizer
+    history: Sequence[int]
+    top: int | None  # also log-probabilities: of the token, and of so many of the likeliest
+
+
+def draw_tokens(
+    session: Session,
+    tokens: Sequence[int],
+    seqs: Sequence[int],
+    want: Sequence[bool],
+    draws: Sequence[Draw],
+) -> list[tuple[int, TokenLogprob | None]]:
+    """Appends tokens to the session's sequences and draws after each wanted one.
+
+    The same tokens and log-probabilities as `sample_token` and `token_logprob` of the logits, which
+    stay where the model is.
+    """
+    ffi = library.load().ffi
+    out, kept = ffi.new("gpt_draw[]", len(draws)), []
+    for to, draw in zip(out, draws, strict=True):
+        sampling = draw.sampling
+        settings, bias = _settings(ffi, sampling)
+        past = draw.history[-sampling.penalty_last_n :] if sampling.looks_back else ()
+        history = ffi.new("int32_t[]", list(past)) if past else ffi.NULL
+        kept.append((bias, history))
+        to.sampling = settings[0]
+        to.history, to.n_history = history, len(past)
+        to.vocab_size = min(draw.vocab_size, session.vocab_size)
+        to.position = draw.position
+        to.n_top = -1 if draw.top is None else min(draw.top, to.vocab_size)
+    session.sample(np.array(tokens, np.int32), out, np.array(seqs, np.int32), want)
+    return [(drawn.token, _logprob_of(drawn) if drawn.n_top >= 0 else None) for drawn in out]
+
+
+def _logprob_of(drawn: Any) -> TokenLogprob:
+    top = [(drawn.top_tokens[i], drawn.top_logprobs[i]) for i in range(drawn.n_top)]
+    return TokenLogprob(drawn.token, drawn.logprob, tuple(top))
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def test_a_story_is_short_and_in_one_or_two_paragraphs(told: Told) -> None:
         r"\b(?!that|had|very|so|no|and|one)([a-z]+) \1\b(?! and)",
         r"(?:^|\n)[^A-Z\"]|(?:^|\n)\"[^A-Z]",  # a paragraph starts with a capital,
         r"[.!?] [^A-Z\"]|[.]\" [^A-Z\"]",  # and so does a sentence
-        r"(?<![,a-z]) \"[a-z]",  # and what is said, unless it goes on
+        r"(?<![,a-z]) \"[a-z]",  # and what is said, unless it continues
         r"\"(?:Are|Can|Is|May|Shall|Where|Who|Why|Will) [^\"?!]*[.,]\"",  # a question asks
         r"[^.!?\"]$|[^.!?]\"$|[^.!?\"]\n|[^.!?]\"\n",  # and it ends like one
     ],

@@ -8,10 +8,10 @@ import pytest
 
 from gptc import Model
 from gptc.errors import GptcError
-from gptc.generation import request as generation_module
+from gptc.generation import decoder
 from gptc.generation.decoder import Generation, generate, stream
 from gptc.generation.options import Sampling
-from gptc.generation.sampling import sample_token
+from gptc.generation.sampling import draw_tokens
 from gptc.tokenizer.base import Tokenizer
 from scripted import Script
 
@@ -35,15 +35,14 @@ def test_samples_of_a_batch_are_those_of_their_seeds(writer: Model, tokenizer: T
 def test_samples_may_end_at_different_times(
     writer: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = sample_token
+    def with_ends(*step: Any) -> list[tuple[int, None]]:
+        drawn = []
+        for draw, (token, _) in zip(step[-1], draw_tokens(*step), strict=True):
+            ends = draw.sampling.seed % 2 and draw.position == 5
+            drawn.append((ord("#") if ends else ord("+") if token == ord("#") else token, None))
+        return drawn
 
-    def token(logits: Any, sampling: Sampling, position: int, vocab_size: int, history: Any) -> int:
-        if sampling.seed % 2 and position == 5:
-            return ord("#")
-        token = real(logits, sampling, position, vocab_size, history)
-        return ord("+") if token == ord("#") else token
-
-    monkeypatch.setattr(generation_module, "sample_token", token)
+    monkeypatch.setattr(decoder, "draw_tokens", with_ends)
     options: dict[str, Any] = {"max_tokens": 12, "stop": ("#",)}
     generation = Generation(
         writer, tokenizer, "abc", num_samples=4, sampling=Sampling(seed=0), **options

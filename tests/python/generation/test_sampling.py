@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 from gptc import Model
-from gptc.errors import UsageError
+from gptc.errors import GptcError, UsageError
 from gptc.generation.decoder import generate
 from gptc.generation.options import Sampling
-from gptc.generation.sampling import StopFilter, sample_token, token_logprob
+from gptc.generation.sampling import (
+    Draw,
+    StopFilter,
+    draw_tokens,
+    sample_token,
+    token_logprob,
+)
 from gptc.tokenizer.base import Tokenizer
 from small_models import softmax
 
@@ -159,3 +165,43 @@ def test_logprobs_count_padding_rows_and_list_none() -> None:
     assert entry.logprob == pytest.approx(np.log(p[1]), abs=1e-6)
     assert [token for token, _ in entry.top] == [2, 1, 0]
     assert [token for token, _ in token_logprob(logits, 1, 2, vocab_size=3).top] == [2, 1]
+
+
+# ---- draws in a session ----
+
+
+def test_draws_are_those_of_the_logits(writer: Model) -> None:
+    """Also with biases, penalties and lists of likeliest tokens."""
+    text = list(b"some prompt of the test, and some prompt of it")
+    options = [
+        Sampling(0.0),
+        Sampling(1.1, seed=3),
+        Sampling(0.9, top_k=9, top_p=0.8, seed=4, repetition_penalty=1.3, penalty_last_n=20),
+        Sampling(2.0, min_p=0.1, typical_p=0.7, seed=5, bias=((7, -np.inf), (8, 2.5))),
+    ]
+    with writer.session(2) as drawn, writer.session(2) as decoded:
+        tokens, seqs, want = text[:6], [0, 0, 0, 1, 1, 1], [True, False, True, True, False, False]
+        for sampling in options:
+            draws = [Draw(sampling, 30 + i, 250, text[: 30 + i], (None, 0, 3)[i]) for i in range(3)]
+            got = draw_tokens(drawn, tokens, seqs, want, draws)
+            logits = decoded.decode(np.array(tokens), np.array(seqs), want)
+            for row, draw, (token, logprob) in zip(logits, draws, got, strict=True):
+                assert token == sample_token(row, sampling, draw.position, 250, draw.history)
+                if draw.top is None:
+                    assert logprob is None
+                    continue
+                assert logprob
+                wanted = token_logprob(row, token, draw.top, 250)
+                assert logprob.token == token
+                assert logprob.logprob == pytest.approx(wanted.logprob, abs=1e-5)
+                assert [t for t, _ in logprob.top] == [t for t, _ in wanted.top]
+
+
+def test_draws_that_cannot_be(writer: Model) -> None:
+    draws = [Draw(Sampling(1.0, bias=tuple((i, -np.inf) for i in range(256))), 1, 256, (), None)]
+    with writer.session() as session:
+        with pytest.raises(GptcError, match="leave no token to draw"):
+            draw_tokens(session, [1], [0], [True], draws)
+        assert session.length() == 1
+        with pytest.raises(GptcError, match="1 draws for 2 rows"):
+            draw_tokens(session, [1, 2], [0, 0], [True, True], draws)

@@ -1,0 +1,432 @@
+/* sample.cu: draws from each row of logits by a block, in a few passes over the row. Tokens are not
+ * sorted: each filter ends at one of them, which `select` finds, and keeps those that are not behind it.
+ * The arithmetic is that of sample.h, so that the tokens are the CPU's. */
+#include "cuda.h"
+
+#include "sample.h"
+
+enum { THREADS = 1024, WARPS = THREADS / WARP };
+static_assert(WARPS == (int)WARP, "a warp folds what the warps have");
+/* Tokens of a step that are ranked one by one; where there are more, the step is taken apart. */
+#ifndef RANKED
+#define RANKED 1024
+#endif
+
+/* What tokens are ordered by. */
+enum key { BY_LOGIT, BY_CHANCE, BY_TYPICAL, KEYS };
+
+/* The block's shared memory. */
+struct room {
+    /* the tokens, and which of them are left */
+    const float *z;
+    int V;
+    float best, temperature;
+    uint64_t last[KEYS]; /* the last order that filters by a key keep; 0: all */
+    uint32_t mean;       /* of halvings, for typical_p */
+    uint32_t least;      /* the least chance */
+    /* where the filter at work ends */
+    unsigned counts[KEY_STEPS], sums[KEY_STEPS][2]; /* of chances: the lower half, the upper one */
+    int step;                                       /* -1: it keeps all */
+    uint64_t kept, sum;                             /* above that step */
+    uint64_t ranked[RANKED];
+    unsigned chances[RANKED], n_ranked;
+
+    uint64_t slots[WARPS]; /* of each warp */
+    double normalizer;     /* log of the sum of exponentials of all logits */
+    int token;             /* drawn */
+};
+
+/* ---- what a block does together ---- */
+
+template <typename T> static __device__ inline T add(T a, T b) {
+    return a + b;
+}
+
+template <typename T, typename F> static __device__ inline T fold_warp(T x, F f) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x = f(x, __shfl_xor_sync(~0u, x, offset));
+    return x;
+}
+
+/* f over all threads' x, in all of them. */
+template <typename T, typename F> static __device__ inline T fold(room *m, T x, F f) {
+    T *slots = (T *)m->slots;
+    x = fold_warp(x, f);
+    if (threadIdx.x % WARP == 0) slots[threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = fold_warp(slots[threadIdx.x % WARP], f);
+    __syncthreads();
+    return x;
+}
+
+/* The sum over this lane and those before it. */
+static __device__ inline uint64_t scan_warp(uint64_t x) {
+    int lane = (int)threadIdx.x % WARP;
+#pragma unroll
+    for (int offset = 1; offset < WARP; offset *= 2) {
+        uint64_t other = __shfl_sync(~0u, x, lane < offset ? lane : lane - offset);
+        if (lane >= offset) x += other;
+    }
+    return x;
+}
+
+/* The sum over this thread and those before it. */
+static __device__ inline uint64_t scan(room *m, uint64_t x) {
+    int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
+    x = scan_warp(x);
+    if (lane == WARP - 1) m->slots[warp] = x;
+    __syncthreads();
+    uint64_t warps = scan_warp(m->slots[lane]);
+    uint64_t before = __shfl_sync(~0u, warps, warp > 0 ? warp - 1 : 0);
+    __syncthreads();
+    return warp > 0 ? before + x : x;
+}
+
+/* Neighbours that a thread reads as one: rows are that far apart, or a multiple of it. */
+static const int W = 4;
+
+/* f(i, z[i]) for each i below V. */
+template <int UNROLL = 1, typename F>
+static __device__ inline void for_tokens(const float *z, int V, F f) {
+#pragma unroll UNROLL
+    for (int i = (int)threadIdx.x * W; i < V; i += THREADS * W) {
+        float x[W];
+        load(x, z + i);
+#pragma unroll
+        for (int k = 0; k < W; k++)
+            if (i + k < V) f(i + k, x[k]);
+    }
+}
+
+/* ---- orders: a key, and of equal keys the first token is the largest ---- */
+
+static __device__ inline uint64_t order_of(uint32_t key, int token) {
+    return (uint64_t)key << 32 | (uint32_t)~token;
+}
+static __device__ inline int token_of(uint64_t order) {
+    return (int)~(uint32_t)order;
+}
+
+/* Rises as a logit does. */
+static __device__ inline uint32_t logit_key(float z) {
+    uint32_t bits;
+    z += 0.0f; /* -0 is 0 */
+    memcpy(&bits, &z, sizeof bits);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+/* The largest order of V logits; all ones where one is not a number, or too large; with `finite`, or
+ * too small. */
+static __device__ inline uint64_t most_likely(room *m, const float *z, int V, bool finite) {
+    uint64_t top = 0;
+    for_tokens<4>(z, V, [&](int i, float x) {
+        bool sound = x < INFINITY && !(finite && x == -INFINITY);
+        top = most(top, sound ? order_of(logit_key(x), i) : ~(uint64_t)0);
+    });
+    return fold(m, top, most<uint64_t>);
+}
+
+/* ---- what is left of the tokens ---- */
+
+/* The order of a token by a key, or 0 where it has been dropped. */
+static __device__ inline uint64_t order_left(const room *m, enum key key, int i, uint32_t n,
+                                             uint32_t chance) {
+    if (chance < most(m->least, 1u) || order_of(chance, i) < m->last[BY_CHANCE]) return 0;
+    uint64_t typical = order_of(typical_key(n, m->mean), i);
+    if (typical < m->last[BY_TYPICAL]) return 0;
+    return key == BY_TYPICAL ? typical : order_of(chance, i);
+}
+
+/* f(order, halvings, chance) for each that is left; by their logits, of all tokens. */
+template <typename F> static __device__ inline void for_left(const room *m, enum key key, F f) {
+    for_tokens(m->z, m->V, [&](int i, float x) {
+        uint32_t n = halvings(x, m->best, m->temperature), chance = chance_after(n);
+        uint64_t order =
+            key == BY_LOGIT ? order_of(logit_key(x), i) : order_left(m, key, i, n, chance);
+        if (order > 0) f(order, n, chance);
+    });
+}
+
+static __device__ inline uint64_t sum_left(room *m) {
+    uint64_t sum = 0;
+    for_left(m, BY_CHANCE, [&](uint64_t, uint32_t, uint32_t chance) { sum += chance; });
+    return fold(m, sum, add<uint64_t>);
+}
+
+/* ---- the end of a filter ---- */
+
+/* In two halves, since a 64-bit addition in shared memory would be a loop. */
+static __device__ inline void count(room *m, int step, uint32_t chance) {
+    atomicAdd(&m->counts[step], 1u);
+    if (atomicAdd(&m->sums[step][0], chance) + chance < chance) atomicAdd(&m->sums[step][1], 1u);
+}
+static __device__ inline uint64_t sum_at(const room *m, int step) {
+    return (uint64_t)m->sums[step][1] << 32 | m->sums[step][0];
+}
+
+/* The step in which so many tokens, or chances of `enough`, are reached from the highest on; and what the
+ * steps above it have. */
+static __device__ inline void find_step(room *m, uint64_t kept, uint64_t sum, uint64_t most_tokens,
+                                        uint64_t enough) {
+    const int OWN = (int)div_up(KEY_STEPS, THREADS);
+    int top = KEY_STEPS - 1 - (int)threadIdx.x * OWN;
+    uint64_t count = 0, chances = 0;
+    if (threadIdx.x == 0) m->step = -1;
+    for (int k = top; k > top - OWN && k >= 0; k--) count += m->counts[k], chances += sum_at(m, k);
+    kept += scan(m, count) - count;
+    sum += scan(m, chances) - chances;
+    for (int k = top; k > top - OWN && k >= 0 && kept < most_tokens && sum < enough; k--) {
+        if (kept + m->counts[k] >= most_tokens || sum + sum_at(m, k) >= enough) {
+            m->step = k;
+            m->kept = kept;
+            m->sum = sum;
+        }
+        kept += m->counts[k];
+        sum += sum_at(m, k);
+    }
+    __syncthreads();
+}
+
+/* Keeps the first tokens by falling order: so many of them, or as few as have chances of `enough`. */
+static __device__ __noinline__ void keep_first(room *m, enum key key, uint64_t most_tokens,
+                                               uint64_t enough) {
+    uint64_t low = 0, high = ~(uint64_t)0, kept = 0, sum = 0;
+    for (int shift = -1;;) {
+        auto step_of = [&](uint64_t order) {
+            if (order < low || order > high) return -1;
+            return shift < 0 ? key_step((uint32_t)(order >> 32)) : (int)((order - low) >> shift);
+        };
+        for (int k = (int)threadIdx.x; k < KEY_STEPS; k += THREADS)
+            m->counts[k] = m->sums[k][0] = m->sums[k][1] = 0;
+        m->n_ranked = 0;
+        __syncthreads();
+        for_left(m, key, [&](uint64_t order, uint32_t, uint32_t chance) {
+            int step = step_of(order);
+            if (step >= 0) count(m, step, chance);
+        });
+        __syncthreads();
+        find_step(m, kept, sum, most_tokens, enough);
+        int step = m->step;
+        if (step < 0) return;
+        kept = m->kept;
+        sum = m->sum;
+        if (m->counts[step] <= RANKED) {
+            for_left(m, key, [&](uint64_t order, uint32_t, uint32_t chance) {
+                if (step_of(order) != step) return;
+                unsigned at = atomicAdd(&m->n_ranked, 1u);
+                m->ranked[at] = order;
+                m->chances[at] = chance;
+            });
+            break;
+        }
+        uint64_t first = ~(uint64_t)0, last = 0;
+        for_left(m, key, [&](uint64_t order, uint32_t, uint32_t) {
+            if (step_of(order) != step) return;
+            first = least(first, order);
+            last = most(last, order);
+        });
+        low = fold(m, first, least<uint64_t>);
+        high = fold(m, last, most<uint64_t>);
+        for (shift = 0; (high - low) >> shift >= KEY_STEPS;) shift++;
+    }
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < m->n_ranked; i += THREADS) {
+        uint64_t own = m->ranked[i], before = kept, chances = sum;
+        for (unsigned k = 0; k < m->n_ranked; k++) {
+            bool is_before = m->ranked[k] > own;
+            before += is_before;
+            chances += is_before ? m->chances[k] : 0;
+        }
+        bool ends = before + 1 >= most_tokens || chances + m->chances[i] >= enough;
+        if (ends && before < most_tokens && chances < enough) m->last[key] = own;
+    }
+    __syncthreads();
+}
+
+/* What typical_p expects of halvings. */
+static __device__ inline uint32_t mean_halvings(room *m) {
+    uint64_t total = 0, sum = 0;
+    for_left(m, BY_CHANCE, [&](uint64_t, uint32_t n, uint32_t chance) {
+        total += chance;
+        sum += (uint64_t)chance * (n >> TYPICAL_SHIFT);
+    });
+    total = fold(m, total, add<uint64_t>);
+    return (uint32_t)(fold(m, sum, add<uint64_t>) / total);
+}
+
+static __device__ inline void filter(room *m, const sample_row &s) {
+    const uint64_t ALL = ~(uint64_t)0;
+    if (s.top_k > 0 && s.top_k < m->V) keep_first(m, BY_CHANCE, (uint64_t)s.top_k, ALL);
+    if (s.typical_p < 1) {
+        uint32_t mean = mean_halvings(m);
+        uint64_t enough = share_of(sum_left(m), s.typical_p);
+        m->mean = mean;
+        __syncthreads();
+        keep_first(m, BY_TYPICAL, ALL, enough);
+    }
+    if (s.top_p < 1) keep_first(m, BY_CHANCE, ALL, share_of(sum_left(m), s.top_p));
+    if (s.min_p > 0) {
+        uint32_t top = 0;
+        for_left(m, BY_CHANCE,
+                 [&](uint64_t, uint32_t, uint32_t chance) { top = most(top, chance); });
+        top = fold(m, top, most<uint32_t>);
+        m->least = (uint32_t)share_of(top, s.min_p);
+        __syncthreads();
+    }
+}
+
+/* ---- the draw ---- */
+
+/* A warp has a part of the tokens, in order, and each lane W neighbours at a time: f(the first of them,
+ * their chances), by whole warps. */
+template <typename F> static __device__ inline void for_part(const room *m, F f) {
+    int lane = (int)threadIdx.x % WARP, part = (int)div_up(m->V, (int)THREADS * W) * (int)WARP * W;
+    int begin = (int)threadIdx.x / WARP * part, end = least(begin + part, m->V);
+    for (int first = begin; first < end; first += WARP * W) {
+        int i = first + lane * W;
+        float x[W];
+        uint32_t chances[W];
+        if (i < m->V) load(x, m->z + i);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            uint32_t n = i + k < m->V ? halvings(x[k], m->best, m->temperature) : UINT32_MAX;
+            uint32_t chance = chance_after(n);
+            chances[k] = order_left(m, BY_CHANCE, i + k, n, chance) ? chance : 0;
+        }
+        f(i, chances);
+    }
+}
+
+/* Apart from the kernel, as keep_first is, so that it has all registers. */
+static __device__ __noinline__ int draw(room *m, uint32_t number) {
+    int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
+    uint64_t own = 0;
+    for_part(m, [&](int, const uint32_t(&chances)[W]) {
+#pragma unroll
+        for (int k = 0; k < W; k++) own += chances[k];
+    });
+    own = fold_warp(own, add<uint64_t>);
+    if (lane == 0) m->slots[warp] = own;
+    __syncthreads();
+    uint64_t all = scan_warp(m->slots[lane]), end = __shfl_sync(~0u, all, warp);
+    uint64_t place = place_in(__shfl_sync(~0u, all, WARP - 1), number), before = end - own;
+    if (place >= before && place < end)
+        for_part(m, [&](int i, const uint32_t(&chances)[W]) {
+            uint64_t sum = 0;
+#pragma unroll
+            for (int k = 0; k < W; k++) sum += chances[k];
+            uint64_t after = before + scan_warp(sum), at = after - sum;
+#pragma unroll
+            for (int k = 0; k < W; k++) {
+                if (place >= at && place - at < chances[k]) m->token = i + k;
+                at += chances[k];
+            }
+            before = __shfl_sync(~0u, after, WARP - 1);
+        });
+    __syncthreads();
+    return m->token;
+}
+
+/* ---- log-probabilities ---- */
+
+/* log of the sum of exponentials. */
+static __device__ inline double normalizer_of(room *m, const float *z, int V, float best) {
+    double sum = 0;
+    for_tokens(z, V, [&](int, float x) { sum += expf(x - best); });
+    return best + log(fold(m, sum, add<double>));
+}
+
+/* The n_top most likely, in order. */
+static __device__ inline void list_top(room *m, int n_top, sample_result *r) {
+    keep_first(m, BY_LOGIT, (uint64_t)n_top, ~(uint64_t)0);
+    m->n_ranked = 0;
+    __syncthreads();
+    for_tokens(m->z, m->V, [&](int i, float x) {
+        uint64_t order = order_of(logit_key(x), i);
+        if (order >= m->last[BY_LOGIT]) m->ranked[atomicAdd(&m->n_ranked, 1u)] = order;
+    });
+    __syncthreads();
+    if ((int)threadIdx.x < n_top) {
+        uint64_t own = m->ranked[threadIdx.x];
+        int rank = 0;
+        for (int k = 0; k < n_top; k++) rank += m->ranked[k] > own;
+        r->top_tokens[rank] = token_of(own);
+        r->top_logprobs[rank] = (float)(m->z[token_of(own)] - m->normalizer);
+    }
+    __syncthreads();
+}
+
+/* ---- the kernel ---- */
+
+static __device__ inline void adjust(float *z, const sample_row &s, sample_adjustment *list) {
+    for (int i = (int)threadIdx.x; i < s.n_adjustments; i += THREADS) {
+        sample_adjustment *a = &list[i];
+        float x = a->raw = z[a->token];
+        x += a->bias;
+        if (a->count > 0) {
+            /* In two roundings, as on the host. */
+            x = x > 0 ? x / s.repetition_penalty : __fmul_rn(x, s.repetition_penalty);
+            x -= s.presence_penalty;
+        }
+        for (int k = 0; k < a->count; k++) x -= s.frequency_penalty;
+        z[a->token] = x;
+    }
+    __syncthreads();
+}
+
+/* All tokens are left. */
+static __device__ inline void begin(room *m, const float *z, int V, float best, float temperature) {
+    if (threadIdx.x == 0) {
+        m->z = z;
+        m->V = V;
+        m->best = best;
+        m->temperature = temperature;
+        m->mean = m->least = 0;
+        for (int k = 0; k < KEYS; k++) m->last[k] = 0;
+    }
+    __syncthreads();
+}
+
+static __device__ inline int draw_adjusted(room *m, const float *z, const sample_row &s,
+                                           uint64_t top) {
+    if (top == ~(uint64_t)0) return SAMPLE_TOO_LARGE;
+    int best = token_of(top);
+    if (z[best] == -INFINITY) return SAMPLE_NOTHING_LEFT;
+    if (s.temperature == 0) return best;
+    begin(m, z, s.vocab_size, z[best], s.temperature);
+    filter(m, s);
+    return draw(m, s.number);
+}
+
+static __global__ void __launch_bounds__(THREADS) sample_kernel(sample op) {
+    room *m = shared_memory<room>();
+    const sample_row &s = op.rows[blockIdx.x];
+    float *z = op.logits + (int64_t)blockIdx.x * op.stride;
+    sample_adjustment *list = op.adjustments + s.adjustments;
+    sample_result *r = op.results + blockIdx.x;
+    uint64_t top = most_likely(m, z, op.V, true);
+    if (top == ~(uint64_t)0) {
+        if (threadIdx.x == 0) r->token = SAMPLE_NOT_FINITE;
+        return;
+    }
+    if (s.n_top >= 0) m->normalizer = normalizer_of(m, z, op.V, z[token_of(top)]);
+    if (s.n_top > 0) {
+        begin(m, z, s.vocab_size, z[token_of(top)], 1);
+        list_top(m, s.n_top, r);
+    }
+    if (s.n_adjustments > 0) adjust(z, s, list);
+    if (s.n_adjustments > 0 || s.vocab_size < op.V) top = most_likely(m, z, s.vocab_size, false);
+    int token = draw_adjusted(m, z, s, top);
+    if (threadIdx.x == 0) {
+        r->token = token;
+        if (token >= 0) r->logprob = (float)(z[token] - m->normalizer);
+    }
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < s.n_adjustments; i += THREADS)
+        if (list[i].token == token) r->logprob = (float)(list[i].raw - m->normalizer);
+}
+
+CUDA_OP(sample) {
+    if (op->N == 0) return;
+    launch(ctx, sample_kernel, dim3((unsigned)op->N), THREADS, sizeof(room), *op);
+}
