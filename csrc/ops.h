@@ -62,8 +62,9 @@ typedef struct gpt_dropout_site {
 
 /* The extent of a model's buffers, from which a backend sizes its workspace. */
 typedef struct gpt_shape {
-    int32_t N, T;  /* the largest number of rows, and the longest sequence, of any call */
-    int32_t n_ctx; /* of a session's cache; 0: there is none */
+    int32_t N, T;    /* the largest number of rows, and the longest sequence, of any call */
+    int32_t n_ctx;   /* of a session's cache; 0: there is none */
+    int32_t n_draws; /* rows of logits from which tokens are drawn at once */
     int32_t C, V, Vp, NH, NKV, HS, F;
     int32_t activation;
     int32_t training;
@@ -317,7 +318,9 @@ typedef struct weights_pack {
 
 /* How a row's token is drawn: gpt_sampling, with what the host knows worked in. */
 typedef struct sample_row {
-    float temperature, typical_p, top_p, min_p;
+    float steepness; /* how often a chance is halved while its logit falls by 1; 0: draw the
+                        most likely token */
+    float typical_p, top_p, min_p;
     float repetition_penalty, presence_penalty, frequency_penalty;
     int32_t top_k;
     int32_t vocab_size;                 /* the tokens to draw from: the first of V */

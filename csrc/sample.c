@@ -7,6 +7,7 @@
 
 #include "error.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -117,7 +118,8 @@ void sample_prepare(sample_row *out, sample_adjustment *list, int32_t *n, int32_
         if (history[i] >= 0 && history[i] < V)
             adjustment_of(first, &own, marks, history[i])->count++;
     for (int32_t i = 0; i < own; i++) marks[first[i].token] = 0;
-    *out = (sample_row){.temperature = s->temperature,
+    float steepness = s->temperature > 0 ? 1.44269504f / s->temperature : 0;
+    *out = (sample_row){.steepness = steepness < FLT_MAX ? steepness : FLT_MAX,
                         .typical_p = s->typical_p,
                         .top_p = s->top_p,
                         .min_p = s->min_p,
@@ -178,7 +180,7 @@ static int32_t most_likely(const float *z, int32_t V) {
 /* What a filter looks at: chances, and the keys it keeps tokens by. */
 typedef struct weighing {
     const float *z;
-    float best, temperature;
+    float best, steepness;
     const uint32_t *p; /* (V) chances */
     uint32_t *key;     /* (V) for typical_p */
 } weighing;
@@ -264,11 +266,11 @@ static void typicality(const weighing *w, const int32_t *c, int32_t n) {
     for (int32_t i = 0; i < n; i++)
         if (w->p[c[i]] > 0)
             sum += (uint64_t)w->p[c[i]] *
-                   (halvings(w->z[c[i]], w->best, w->temperature) >> TYPICAL_SHIFT);
+                   (halvings(w->z[c[i]], w->best, w->steepness) >> TYPICAL_SHIFT);
     uint32_t mean = (uint32_t)(sum / total);
     for (int32_t i = 0; i < n; i++)
         w->key[c[i]] =
-            w->p[c[i]] == 0 ? 0 : typical_key(halvings(w->z[c[i]], w->best, w->temperature), mean);
+            w->p[c[i]] == 0 ? 0 : typical_key(halvings(w->z[c[i]], w->best, w->steepness), mean);
 }
 
 static int32_t at_least(int32_t *c, int32_t n, const uint32_t *p, uint32_t least) {
@@ -371,9 +373,9 @@ static int32_t draw_adjusted(const float *z, const sample_row *s, void *scratch)
     uint32_t *p = (uint32_t *)(c + V), *key = p + V;
     if (failure) return failure;
     int32_t best = most_likely(z, V);
-    if (s->temperature == 0) return best;
-    for (int32_t i = 0; i < V; i++) p[i] = chance_after(halvings(z[i], z[best], s->temperature));
-    weighing w = {z, z[best], s->temperature, p, key};
+    if (s->steepness == 0) return best;
+    for (int32_t i = 0; i < V; i++) p[i] = chance_after(halvings(z[i], z[best], s->steepness));
+    weighing w = {z, z[best], s->steepness, p, key};
     int32_t n = filter(c, &w, V, s);
     return draw(c, n, p, V, (uint8_t *)(key + V), s->number);
 }

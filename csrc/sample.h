@@ -14,8 +14,8 @@
 enum { HALVING_BITS = 26, MOST_HALVINGS = 31 };
 
 /* How many times a chance is halved, in units of 2^-26; UINT32_MAX where nothing is left of it. */
-GPT_EVERYWHERE static inline uint32_t halvings(float z, float best, float temperature) {
-    float n = (best - z) / temperature * 1.44269504f;
+GPT_EVERYWHERE static inline uint32_t halvings(float z, float best, float steepness) {
+    float n = (best - z) * steepness;
     return n <= (float)MOST_HALVINGS ? (uint32_t)(n * (float)(1 << HALVING_BITS)) : UINT32_MAX;
 }
 

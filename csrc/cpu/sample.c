@@ -3,9 +3,8 @@
 
 #include "sample.h"
 
-/* Without a session there is nothing to draw. */
 CPU_WORKSPACE(sample_workspace) {
-    return shape->n_ctx > 0 ? sample_scratch_bytes(shape->V) * (size_t)n_threads : 0;
+    return shape->n_draws > 0 ? sample_scratch_bytes(shape->V) * (size_t)n_threads : 0;
 }
 
 typedef struct sample_task {

@@ -19,17 +19,19 @@ enum key { BY_LOGIT, BY_CHANCE, BY_TYPICAL, KEYS };
 struct room {
     /* the tokens, and which of them are left */
     const float *z;
+    uint32_t *chances;
     int V;
-    float best, temperature;
+    float best, steepness;
     uint64_t last[KEYS]; /* the last order that filters by a key keep; 0: all */
-    uint32_t mean;       /* of halvings, for typical_p */
+    bool typical;        /* whether typical_p is asked for */
+    uint32_t mean;       /* of halvings, for that */
     uint32_t least;      /* the least chance */
     /* where the filter at work ends */
     unsigned counts[KEY_STEPS], sums[KEY_STEPS][2]; /* of chances: the lower half, the upper one */
     int step;                                       /* -1: it keeps all */
     uint64_t kept, sum;                             /* above that step */
     uint64_t ranked[RANKED];
-    unsigned chances[RANKED], n_ranked;
+    unsigned ranked_chances[RANKED], n_ranked;
 
     uint64_t slots[WARPS]; /* of each warp */
     double normalizer;     /* log of the sum of exponentials of all logits */
@@ -85,16 +87,14 @@ static __device__ inline uint64_t scan(room *m, uint64_t x) {
 /* Neighbours that a thread reads as one: rows are that far apart, or a multiple of it. */
 static const int W = 4;
 
-/* f(i, z[i]) for each i below V. */
-template <int UNROLL = 1, typename F>
-static __device__ inline void for_tokens(const float *z, int V, F f) {
-#pragma unroll UNROLL
+/* f(i, x[i]) for each i below V. */
+template <typename T, typename F> static __device__ inline void for_tokens(const T *x, int V, F f) {
+#pragma unroll 4
     for (int i = (int)threadIdx.x * W; i < V; i += THREADS * W) {
-        float x[W];
-        load(x, z + i);
+        packed<T, W> own = *(const packed<T, W> *)(x + i);
 #pragma unroll
         for (int k = 0; k < W; k++)
-            if (i + k < V) f(i + k, x[k]);
+            if (i + k < V) f(i + k, own.x[k]);
     }
 }
 
@@ -119,7 +119,7 @@ static __device__ inline uint32_t logit_key(float z) {
  * too small. */
 static __device__ inline uint64_t most_likely(room *m, const float *z, int V, bool finite) {
     uint64_t top = 0;
-    for_tokens<4>(z, V, [&](int i, float x) {
+    for_tokens(z, V, [&](int i, float x) {
         bool sound = x < INFINITY && !(finite && x == -INFINITY);
         top = most(top, sound ? order_of(logit_key(x), i) : ~(uint64_t)0);
     });
@@ -128,28 +128,58 @@ static __device__ inline uint64_t most_likely(room *m, const float *z, int V, bo
 
 /* ---- what is left of the tokens ---- */
 
-/* The order of a token by a key, or 0 where it has been dropped. */
-static __device__ inline uint64_t order_left(const room *m, enum key key, int i, uint32_t n,
-                                             uint32_t chance) {
-    if (chance < most(m->least, 1u) || order_of(chance, i) < m->last[BY_CHANCE]) return 0;
-    uint64_t typical = order_of(typical_key(n, m->mean), i);
-    if (typical < m->last[BY_TYPICAL]) return 0;
-    return key == BY_TYPICAL ? typical : order_of(chance, i);
+/* All tokens, with their chances. */
+static __device__ inline void weigh(room *m, const float *z, uint32_t *chances, int V, float best,
+                                    float steepness) {
+    for_tokens(z, V,
+               [&](int i, float x) { chances[i] = chance_after(halvings(x, best, steepness)); });
+    if (threadIdx.x == 0) {
+        m->z = z;
+        m->chances = chances;
+        m->V = V;
+        m->best = best;
+        m->steepness = steepness;
+        m->typical = false;
+        m->least = 0;
+        for (int k = 0; k < KEYS; k++) m->last[k] = 0;
+    }
+    __syncthreads();
 }
 
-/* f(order, halvings, chance) for each that is left; by their logits, of all tokens. */
-template <typename F> static __device__ inline void for_left(const room *m, enum key key, F f) {
-    for_tokens(m->z, m->V, [&](int i, float x) {
-        uint32_t n = halvings(x, m->best, m->temperature), chance = chance_after(n);
-        uint64_t order =
-            key == BY_LOGIT ? order_of(logit_key(x), i) : order_left(m, key, i, n, chance);
-        if (order > 0) f(order, n, chance);
+static __device__ inline uint32_t halvings_of(const room *m, int i) {
+    return halvings(m->z[i], m->best, m->steepness);
+}
+
+/* The order of a token by its typicality, or 1 where that is not asked for. */
+static __device__ inline uint64_t typical_order(const room *m, int i) {
+    return m->typical ? order_of(typical_key(halvings_of(m, i), m->mean), i) : 1;
+}
+
+static __device__ inline bool is_left(const room *m, int i, uint32_t chance) {
+    return chance > 0 && chance >= m->least && order_of(chance, i) >= m->last[BY_CHANCE] &&
+           typical_order(m, i) >= m->last[BY_TYPICAL];
+}
+
+/* f(token, chance) for each that is left. */
+template <typename F> static __device__ inline void for_left(const room *m, F f) {
+    for_tokens(m->chances, m->V, [&](int i, uint32_t chance) {
+        if (is_left(m, i, chance)) f(i, chance);
     });
+}
+
+/* f(order, chance) for each that is left; by their logits, of all tokens. */
+template <typename F> static __device__ inline void for_orders(const room *m, enum key key, F f) {
+    if (key == BY_LOGIT)
+        for_tokens(m->z, m->V, [&](int i, float x) { f(order_of(logit_key(x), i), 0u); });
+    else
+        for_left(m, [&](int i, uint32_t chance) {
+            f(key == BY_CHANCE ? order_of(chance, i) : typical_order(m, i), chance);
+        });
 }
 
 static __device__ inline uint64_t sum_left(room *m) {
     uint64_t sum = 0;
-    for_left(m, BY_CHANCE, [&](uint64_t, uint32_t, uint32_t chance) { sum += chance; });
+    for_left(m, [&](int, uint32_t chance) { sum += chance; });
     return fold(m, sum, add<uint64_t>);
 }
 
@@ -200,7 +230,7 @@ static __device__ __noinline__ void keep_first(room *m, enum key key, uint64_t m
             m->counts[k] = m->sums[k][0] = m->sums[k][1] = 0;
         m->n_ranked = 0;
         __syncthreads();
-        for_left(m, key, [&](uint64_t order, uint32_t, uint32_t chance) {
+        for_orders(m, key, [&](uint64_t order, uint32_t chance) {
             int step = step_of(order);
             if (step >= 0) count(m, step, chance);
         });
@@ -211,16 +241,16 @@ static __device__ __noinline__ void keep_first(room *m, enum key key, uint64_t m
         kept = m->kept;
         sum = m->sum;
         if (m->counts[step] <= RANKED) {
-            for_left(m, key, [&](uint64_t order, uint32_t, uint32_t chance) {
+            for_orders(m, key, [&](uint64_t order, uint32_t chance) {
                 if (step_of(order) != step) return;
                 unsigned at = atomicAdd(&m->n_ranked, 1u);
                 m->ranked[at] = order;
-                m->chances[at] = chance;
+                m->ranked_chances[at] = chance;
             });
             break;
         }
         uint64_t first = ~(uint64_t)0, last = 0;
-        for_left(m, key, [&](uint64_t order, uint32_t, uint32_t) {
+        for_orders(m, key, [&](uint64_t order, uint32_t) {
             if (step_of(order) != step) return;
             first = least(first, order);
             last = most(last, order);
@@ -235,9 +265,9 @@ static __device__ __noinline__ void keep_first(room *m, enum key key, uint64_t m
         for (unsigned k = 0; k < m->n_ranked; k++) {
             bool is_before = m->ranked[k] > own;
             before += is_before;
-            chances += is_before ? m->chances[k] : 0;
+            chances += is_before ? m->ranked_chances[k] : 0;
         }
-        bool ends = before + 1 >= most_tokens || chances + m->chances[i] >= enough;
+        bool ends = before + 1 >= most_tokens || chances + m->ranked_chances[i] >= enough;
         if (ends && before < most_tokens && chances < enough) m->last[key] = own;
     }
     __syncthreads();
@@ -246,9 +276,9 @@ static __device__ __noinline__ void keep_first(room *m, enum key key, uint64_t m
 /* What typical_p expects of halvings. */
 static __device__ inline uint32_t mean_halvings(room *m) {
     uint64_t total = 0, sum = 0;
-    for_left(m, BY_CHANCE, [&](uint64_t, uint32_t n, uint32_t chance) {
+    for_left(m, [&](int i, uint32_t chance) {
         total += chance;
-        sum += (uint64_t)chance * (n >> TYPICAL_SHIFT);
+        sum += (uint64_t)chance * (halvings_of(m, i) >> TYPICAL_SHIFT);
     });
     total = fold(m, total, add<uint64_t>);
     return (uint32_t)(fold(m, sum, add<uint64_t>) / total);
@@ -261,14 +291,14 @@ static __device__ inline void filter(room *m, const sample_row &s) {
         uint32_t mean = mean_halvings(m);
         uint64_t enough = share_of(sum_left(m), s.typical_p);
         m->mean = mean;
+        m->typical = true;
         __syncthreads();
         keep_first(m, BY_TYPICAL, ALL, enough);
     }
     if (s.top_p < 1) keep_first(m, BY_CHANCE, ALL, share_of(sum_left(m), s.top_p));
     if (s.min_p > 0) {
         uint32_t top = 0;
-        for_left(m, BY_CHANCE,
-                 [&](uint64_t, uint32_t, uint32_t chance) { top = most(top, chance); });
+        for_left(m, [&](int, uint32_t chance) { top = most(top, chance); });
         top = fold(m, top, most<uint32_t>);
         m->least = (uint32_t)share_of(top, s.min_p);
         __syncthreads();
@@ -284,14 +314,12 @@ template <typename F> static __device__ inline void for_part(const room *m, F f)
     int begin = (int)threadIdx.x / WARP * part, end = least(begin + part, m->V);
     for (int first = begin; first < end; first += WARP * W) {
         int i = first + lane * W;
-        float x[W];
-        uint32_t chances[W];
-        if (i < m->V) load(x, m->z + i);
+        uint32_t chances[W] = {};
+        if (i < m->V) {
+            packed<uint32_t, W> own = *(const packed<uint32_t, W> *)(m->chances + i);
 #pragma unroll
-        for (int k = 0; k < W; k++) {
-            uint32_t n = i + k < m->V ? halvings(x[k], m->best, m->temperature) : UINT32_MAX;
-            uint32_t chance = chance_after(n);
-            chances[k] = order_left(m, BY_CHANCE, i + k, n, chance) ? chance : 0;
+            for (int k = 0; k < W; k++)
+                if (i + k < m->V && is_left(m, i + k, own.x[k])) chances[k] = own.x[k];
         }
         f(i, chances);
     }
@@ -337,7 +365,14 @@ static __device__ inline double normalizer_of(room *m, const float *z, int V, fl
 }
 
 /* The n_top most likely, in order. */
-static __device__ inline void list_top(room *m, int n_top, sample_result *r) {
+static __device__ inline void list_top(room *m, const float *z, int V, int n_top,
+                                       sample_result *r) {
+    if (threadIdx.x == 0) {
+        m->z = z;
+        m->V = V;
+        m->last[BY_LOGIT] = 0;
+    }
+    __syncthreads();
     keep_first(m, BY_LOGIT, (uint64_t)n_top, ~(uint64_t)0);
     m->n_ranked = 0;
     __syncthreads();
@@ -374,31 +409,18 @@ static __device__ inline void adjust(float *z, const sample_row &s, sample_adjus
     __syncthreads();
 }
 
-/* All tokens are left. */
-static __device__ inline void begin(room *m, const float *z, int V, float best, float temperature) {
-    if (threadIdx.x == 0) {
-        m->z = z;
-        m->V = V;
-        m->best = best;
-        m->temperature = temperature;
-        m->mean = m->least = 0;
-        for (int k = 0; k < KEYS; k++) m->last[k] = 0;
-    }
-    __syncthreads();
-}
-
-static __device__ inline int draw_adjusted(room *m, const float *z, const sample_row &s,
-                                           uint64_t top) {
+static __device__ inline int draw_adjusted(room *m, const float *z, uint32_t *chances,
+                                           const sample_row &s, uint64_t top) {
     if (top == ~(uint64_t)0) return SAMPLE_TOO_LARGE;
     int best = token_of(top);
     if (z[best] == -INFINITY) return SAMPLE_NOTHING_LEFT;
-    if (s.temperature == 0) return best;
-    begin(m, z, s.vocab_size, z[best], s.temperature);
+    if (s.steepness == 0) return best;
+    weigh(m, z, chances, s.vocab_size, z[best], s.steepness);
     filter(m, s);
     return draw(m, s.number);
 }
 
-static __global__ void __launch_bounds__(THREADS) sample_kernel(sample op) {
+static __global__ void __launch_bounds__(THREADS) sample_kernel(sample op, uint32_t *chances) {
     room *m = shared_memory<room>();
     const sample_row &s = op.rows[blockIdx.x];
     float *z = op.logits + (int64_t)blockIdx.x * op.stride;
@@ -410,13 +432,10 @@ static __global__ void __launch_bounds__(THREADS) sample_kernel(sample op) {
         return;
     }
     if (s.n_top >= 0) m->normalizer = normalizer_of(m, z, op.V, z[token_of(top)]);
-    if (s.n_top > 0) {
-        begin(m, z, s.vocab_size, z[token_of(top)], 1);
-        list_top(m, s.n_top, r);
-    }
+    if (s.n_top > 0) list_top(m, z, s.vocab_size, s.n_top, r);
     if (s.n_adjustments > 0) adjust(z, s, list);
     if (s.n_adjustments > 0 || s.vocab_size < op.V) top = most_likely(m, z, s.vocab_size, false);
-    int token = draw_adjusted(m, z, s, top);
+    int token = draw_adjusted(m, z, chances + (int64_t)blockIdx.x * op.stride, s, top);
     if (threadIdx.x == 0) {
         r->token = token;
         if (token >= 0) r->logprob = (float)(z[token] - m->normalizer);
@@ -426,7 +445,13 @@ static __global__ void __launch_bounds__(THREADS) sample_kernel(sample op) {
         if (list[i].token == token) r->logprob = (float)(list[i].raw - m->normalizer);
 }
 
+/* Chances. */
+CUDA_WORKSPACE(sample_workspace) {
+    return align_up(sizeof(uint32_t) * (size_t)shape->n_draws * (size_t)shape->Vp);
+}
+
 CUDA_OP(sample) {
     if (op->N == 0) return;
-    launch(ctx, sample_kernel, dim3((unsigned)op->N), THREADS, sizeof(room), *op);
+    launch(ctx, sample_kernel, dim3((unsigned)op->N), THREADS, sizeof(room), *op,
+           (uint32_t *)ctx->workspace);
 }

@@ -30,6 +30,7 @@ size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_se
     size_t bytes = acts_plan(&m->config, m->ops, &shape, base, s ? &s->acts : &none);
     if (s) s->workspace = base + bytes;
     gpt_shape extent = session_shape(m, rows, n_ctx);
+    extent.n_draws = logit_rows;
     return bytes + m->ops->workspace_bytes(m->ctx, &extent);
 }
 

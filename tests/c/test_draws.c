@@ -76,7 +76,7 @@ static void run(sample_result *results, const float *logits, const gpt_draw *dra
     int32_t n = 0, *marks = host_ints(V);
     gpt_shape shape = {.N = N,
                        .T = 1,
-                       .n_ctx = 1,
+                       .n_draws = N,
                        .C = 1,
                        .V = V,
                        .Vp = stride,
