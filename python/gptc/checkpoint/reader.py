@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from gptc.checkpoint.names import (
@@ -39,6 +38,7 @@ from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
 from gptc.errors import UPGRADE, GptcError
 from gptc.files.checksum import file_checksum, recorded_checksum
+from gptc.files.words import quoted
 from gptc.formats import hf, pickled
 from gptc.formats.binary import is_plain_name, parse_json
 from gptc.formats.layout import Part, Placement
@@ -161,7 +161,7 @@ class Checkpoint(ModelFile):
         if trainer is None or not (self.path / OPTIMIZER).is_file():
             raise GptcError(
                 f"{self.path} holds no optimizer state; start a new run from it with "
-                f"--init-from {quote(str(self.path))}"
+                f"--init-from {quoted(self.path)}"
             )
         tensors = self._moments
         for name, shape, _ in self.config.parameters():

@@ -24,6 +24,7 @@ from gptc.convert.import_model import open_assuming, tokenizer_or_note
 from gptc.convert.tokenizers import tokenizer_problem
 from gptc.errors import GptcError, UsageError
 from gptc.files.whole import move, scratch_folder, write_file
+from gptc.files.words import quoted
 from gptc.formats import hf
 from gptc.formats.format import Export, Format, Output, fixed_tokens
 from gptc.formats.model_file import ModelFile
@@ -181,7 +182,7 @@ def _compare(model: ModelFile, draft: Path, report: ExportReport) -> None:
         if not np.isfinite(values).all():
             raise GptcError(
                 f"the logits of {name} are not finite; look for the cause with: "
-                f"gptc verify {model.path}"
+                f"gptc verify {quoted(model.path)}"
             )
     report.prompt_tokens = n
     report.largest_difference = float(np.abs(theirs - ours).max())

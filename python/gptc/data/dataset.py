@@ -12,7 +12,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from itertools import accumulate
 from pathlib import Path
-from shlex import quote
 from threading import Lock
 from typing import Any
 
@@ -22,7 +21,7 @@ from gptc.data.shards import HEADER_BYTES, Shard, read_shard, shard_format
 from gptc.errors import UPGRADE, GptcError
 from gptc.files.checksum import file_checksum, recorded_checksum
 from gptc.files.download import ProgressCallback
-from gptc.files.words import plural
+from gptc.files.words import plural, quoted
 from gptc.tokenizer.base import FILE_NAME, Tokenizer, Tokens
 from gptc.tokenizer.registry import read_tokenizer
 
@@ -77,14 +76,13 @@ class Dataset:
         folder = Path(folder)
         if not folder.is_dir():
             raise GptcError(
-                f"no dataset at {folder}: make one with gptc prepare SOURCE --out "
-                f"{quote(str(folder))}"
+                f"no dataset at {folder}: make one with gptc prepare SOURCE --out {quoted(folder)}"
             )
         meta = read_meta(folder)
         if meta is None:
             raise GptcError(
                 f"{folder} holds no {DATASET_FILE}, so it is not a prepared dataset: make one of "
-                f"its files with gptc prepare {quote(str(folder))} --out DIR"
+                f"its files with gptc prepare {quoted(folder)} --out DIR"
             )
         again = "copy the dataset again, or prepare it again with --force"
         try:

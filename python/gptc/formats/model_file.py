@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
 from gptc.errors import GptcError
+from gptc.files.words import quoted
 from gptc.formats.binary import Binary
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.numbers import Codec
@@ -109,7 +109,7 @@ class ModelFile(ABC):
         """The model's tokenizer. GptcError when none is stored with it."""
         raise GptcError(
             f"{self.path} comes without a tokenizer; import it with: "
-            f"gptc import {quote(str(self.path))} --out CKPT --tokenizer KIND"
+            f"gptc import {quoted(self.path)} --out CKPT --tokenizer KIND"
         )
 
     def load_into(self, model: Model) -> None:
