@@ -260,3 +260,43 @@ def test_doctor_names_packages_that_bring_what_is_missing(gptc: Gptc) -> None:
         module = modules.get(name, name)
         if module in brought:
             assert name in {distribution.lower() for distribution in brought[module]}
+
+
+# ---- text files that cannot be read ----
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "needed"),
+    [
+        ("a.jsonl", b'{"text": "a fox"}\n{"text": a bear}\n' * 50, ["--raw"]),
+        ("b.jsonl", b'{"story": "a fox", "tale": "a bear"}\n' * 99, ["--text-field", "tale"]),
+        ("c.csv", b"text,n\na fox,1\na bear,2,3\n" * 50, ["--raw"]),
+        ("d.txt", b"a fox\xff and a bear\n" * 50, ["--errors", "replace"]),
+    ],
+)
+def test_options_of_prepare_are_named_with_prepare(
+    gptc: Gptc,
+    arguments: list[str],
+    place: Path,
+    name: str,
+    content: bytes,
+    needed: list[str],
+) -> None:
+    """`gptc train --data FILE` lacks them; so does `gptc eval`."""
+    file, tokenizer = place / name, ["--tokenizer", "char"]
+    file.write_bytes(content)
+    ran = gptc("train", *arguments[2:], "--data", file, *tokenizer)
+    assert ran.code == 1
+    assert needed[0] in ran.err
+    (command,) = advised(ran.err, " of: ", DIR=place / "d")
+    runs(gptc, command, *needed, *tokenizer)
+    runs(gptc, ["train", "--data", str(place / "d")], *arguments[2:])
+
+
+def test_options_of_train_are_not_said_to_be_others(
+    gptc: Gptc, arguments: list[str], place: Path
+) -> None:
+    (place / "empty.txt").write_text("")
+    ran = gptc("train", *arguments[2:], "--data", place / "empty.txt")
+    assert ran.code == 1
+    assert "gptc prepare" not in ran.err
