@@ -36,7 +36,7 @@ from gptc.checkpoint.names import (
 )
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
-from gptc.errors import UPGRADE, GptcError
+from gptc.errors import UPGRADE, GptcError, NoTokenizer
 from gptc.files.checksum import file_checksum, recorded_checksum
 from gptc.files.words import quoted
 from gptc.formats import hf, pickled
@@ -96,7 +96,7 @@ class Checkpoint(ModelFile):
         gpt2 = Gpt2Tokenizer
         if hf.model_type(self.config) == "gpt2" and self.config.vocab_size >= gpt2.vocab_size:
             return vocabulary.gpt2(self.path)
-        raise GptcError(
+        raise NoTokenizer(
             f"{self.path} has no tokenizer: copy {FILE_NAME} into it from the dataset that it was "
             "trained on, or save the model with one, model.save(path, tokenizer)"
         )

@@ -124,6 +124,7 @@ def import_command(
     help="Version of the llama2.c file: 0 for run, 2 (int8) for runq.  [by --dtype]",
 )
 @click.option("--debug-state", is_flag=True, help="Also write llm.c's debug state.")
+@click.option("--weights-only", is_flag=True, help="Leave the tokenizer out.")
 @click.option("--force", is_flag=True, help="Replace an existing PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export_command(
@@ -133,6 +134,7 @@ def export_command(
     dtype: str | None,
     file_version: int | None,
     debug_state: bool,
+    weights_only: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -151,6 +153,7 @@ def export_command(
         version=file_version,
         debug_state=debug_state,
         replace=force,
+        weights_only=weights_only,
     )
     for note in report.notes:
         click.echo(f"note: {note}", err=True)
