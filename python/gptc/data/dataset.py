@@ -159,6 +159,18 @@ class Dataset:
         with self._lock:  # training reads in another thread
             return self._opened(split, i)
 
+    def n_unknown(self) -> int:
+        """Tokens of all splits for text that the tokenizer has no other token for."""
+        unknown, found, step = self.tokenizer.unknown_id, 0, 1 << 24
+        if unknown is None:
+            return 0
+        for split in SPLITS:
+            for i in range(len(self.shards(split))):
+                tokens = self.shard(split, i)
+                for begin in range(0, len(tokens), step):
+                    found += int(np.count_nonzero(tokens[begin : begin + step] == unknown))
+        return found
+
     def _opened(self, split: str, i: int) -> Shard:
         tokens = self._open.get((split, i))
         if tokens is not None:

@@ -33,7 +33,7 @@ from gptc.errors import GptcError, UsageError
 from gptc.files.checksum import file_checksum
 from gptc.files.download import ProgressCallback
 from gptc.files.paths import cache_advice, cache_folder
-from gptc.files.words import quoted
+from gptc.files.words import plural, quoted
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
 from gptc.tokenizer.compare import same_tokens
 from gptc.tokenizer.marks import NONE
@@ -110,7 +110,19 @@ def prepare(
             out.rmdir()
     dataset = Dataset.open(out)
     dataset.already_there = there
+    if notify:
+        _note_unknown(dataset, notify)
     return dataset
+
+
+def _note_unknown(dataset: Dataset, notify: Callable[[str], None]) -> None:
+    """Tells how much of a text the tokenizer has lost."""
+    if n := dataset.n_unknown():
+        share = n / dataset.n_tokens("all")
+        notify(
+            f"note: {plural(n, 'token')} ({share:.2g} of all) are <unk>: the tokenizer has none "
+            "for that text, which is lost; --tokenizer bytes takes any text"
+        )
 
 
 def _job(
@@ -242,6 +254,8 @@ def resolve_dataset(
             for note in source_notes({**source, "source": name_or_path}):
                 if notify:
                     notify(note)
+        if notify:
+            _note_unknown(dataset, notify)
         return dataset
     try:
         return prepare(
