@@ -26,6 +26,7 @@ GPT_ERR_MEMORY = 2
 GPT_ERR_DEVICE = 3
 GPT_ERR_NUMERIC = 4
 GPT_ERR_INTERRUPTED = 5
+GPT_ERR_FILE = 6
 
 _BEGIN = "==== binding: begin ===="
 _END = "==== binding: end ===="

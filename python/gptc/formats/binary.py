@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.errors import GptcError
+from gptc.files.pointers import refuse_pointer
 
 MAX_ITEMS = 500_000  # values in a JSON text; the largest model's header holds several times fewer
-_LFS = b"version https://git-lfs.github.com/spec/"
 INT32 = "i"  # codes of `struct`, for Binary.number
 UINT32 = "I"
 UINT64 = "Q"
@@ -47,11 +47,7 @@ class Binary:
         except OSError as error:
             raise GptcError(f"cannot read {path}: {error.strerror}") from None
         self.view = memoryview(data)
-        if self.view[: len(_LFS)] == _LFS:
-            raise GptcError(
-                f"{path} is a pointer of Git LFS to a file, and not the file: run git lfs pull in "
-                "its folder, or download it"
-            )
+        refuse_pointer(path, self.view)
 
     def take(self, n_bytes: int, field: str) -> memoryview:
         """The next bytes. GptcError when the file ends before."""
