@@ -1,7 +1,8 @@
 /* gpt.h: the whole C interface of libgpt.so.
  *
- * A model is created from a configuration, trained with backward and update, read and written
- * parameter by parameter, and sampled from through a session (which owns a KV cache).
+ * A model is created from a configuration or loaded from a checkpoint folder, trained with backward and
+ * update, read and written parameter by parameter, and sampled from through a session (which owns a KV
+ * cache).
  *
  *     #include "gpt.h"
  *     #include <stdio.h>
@@ -69,6 +70,8 @@ enum gpt_status {
     GPT_ERR_DEVICE = 3,      /* the device is missing, unsupported or failed */
     GPT_ERR_NUMERIC = 4,     /* a gradient norm, or a logit to sample from, is not finite */
     GPT_ERR_INTERRUPTED = 5, /* gpt_set_interrupt's function asked for it */
+    GPT_ERR_FILE =
+        6, /* a file is missing or damaged, or holds a model that gptc does not compute */
 };
 
 enum gpt_device { GPT_DEVICE_CPU = 0, GPT_DEVICE_CUDA = 1 };
@@ -357,11 +360,20 @@ int gpt_config_layer(const gpt_config *config, int l, gpt_layer *out);
 int gpt_config_param_count(const gpt_config *config);
 int gpt_config_param(const gpt_config *config, int i, gpt_param *out);
 int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_plan *out);
+/* The shape of the model in a checkpoint folder: gpt_model_load says which. Its files are opened and
+ * checked, but for the weights. out->layers is NULL. */
+int gpt_config_load(const char *folder, gpt_config *out);
 
 /* ---- model ---- */
 
 /* Parameters are zero until gpt_model_init or gpt_model_write. */
 int gpt_model_create(const gpt_config *config, const gpt_options *options, gpt_model **out);
+/* Creates the model of a checkpoint folder, and gives it the weights: RUN/ckpt-STEP or RUN/best of
+ * `gptc train`, a folder of `gptc import` or `gptc export --format hf`, or of Python's model.save. Read
+ * are config.json and model.safetensors, with weights in F32, BF16 or F16; not the optimizer's state,
+ * and not checksums.json, which `gptc verify` compares. Needs memory for the largest parameter in
+ * float32 in addition, until it returns. GPT_ERR_FILE names the file. */
+int gpt_model_load(const char *folder, const gpt_options *options, gpt_model **out);
 void gpt_model_free(gpt_model *model); /* NULL is harmless; free its sessions first */
 /* Random weights as GPT-2's: normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). */
 int gpt_model_init(gpt_model *model, uint64_t seed);

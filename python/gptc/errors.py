@@ -39,6 +39,10 @@ class EngineError(GptcError):
         self.status = status
 
 
+class NoTokenizer(GptcError):
+    """A model is stored without a tokenizer, rather than with one that cannot be read."""
+
+
 class DeadEnd(GptcError):
     """A constrained text cannot continue: no token is allowed, or the grammar is too ambiguous."""
 

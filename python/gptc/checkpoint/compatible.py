@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 
 from gptc.checkpoint.find import tokenizer_name
 from gptc.data.dataset import DATASET_FILE, Dataset
 from gptc.errors import GptcError, UsageError
+from gptc.files.words import quoted
 from gptc.formats.model_file import ModelFile
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.compare import same_tokens
@@ -36,7 +36,7 @@ def tokenizer_argument(own: Tokenizer, known: ModelFile, data: str) -> str:
         return data
     raise GptcError(
         f"{data} is to be prepared with the tokenizer of {known.path}: make a checkpoint of that "
-        f"first with: gptc import {quote(str(known.path))} --out CKPT, and name CKPT instead"
+        f"first with: gptc import {quoted(known.path)} --out CKPT, and name CKPT instead"
     )
 
 
@@ -64,8 +64,8 @@ def prepared_with(dataset: Dataset, given: str | None) -> str:
     if not same:
         raise UsageError(
             f"{dataset.folder} was prepared with {spec if is_spec(spec) else theirs.kind}: leave "
-            f"--tokenizer {given} out, or prepare the text again with: "
-            f"gptc prepare SOURCE --tokenizer {quote(given)} --out DIR"
+            f"--tokenizer {quoted(given)} out, or prepare the text again with: "
+            f"gptc prepare SOURCE --tokenizer {quoted(given)} --out DIR"
         )
     return own
 
@@ -86,11 +86,11 @@ def check_vocabulary(known: ModelFile, own: Tokenizer | None, dataset: Dataset) 
     if own is not None and not same_tokenizer(own, dataset):
         first, name = "", own.kind if own.kind in ("bytes", "gpt2") else str(known.path)
         if name != own.kind and known.path.is_file():  # which --tokenizer does not read
-            first, name = f"gptc import {quote(name)} --out CKPT && ", "CKPT"
+            first, name = f"gptc import {quoted(name)} --out CKPT && ", "CKPT"
         raise GptcError(
             f"{known.path} was made with the {own.kind} tokenizer ({own.vocab_size:,} tokens), "
             f"{dataset.folder} with {theirs.kind} ({theirs.vocab_size:,}); prepare the text again "
-            f"with: {first}gptc prepare SOURCE --out DIR --tokenizer {quote(name)}"
+            f"with: {first}gptc prepare SOURCE --out DIR --tokenizer {quoted(name)}"
         )
     if dataset.vocab_size > known.config.vocab_size:
         raise GptcError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 
 from gptc.checkpoint.names import (
     ADAPTER,
@@ -11,12 +10,14 @@ from gptc.checkpoint.names import (
     CHECKSUMS,
     CONFIG,
     ROOT,
+    RUN_CONFIG,
     folders_in,
     list_checkpoints,
     logger,
 )
 from gptc.checkpoint.reader import Checkpoint, read_checksums, size_problem
 from gptc.errors import GptcError
+from gptc.files.words import quoted
 from gptc.formats import hub
 from gptc.formats.model_file import ModelFile
 from gptc.formats.registry import is_foreign, open_model
@@ -63,7 +64,7 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
         )
     if not folder.exists():
         raise GptcError(
-            f"{folder} does not exist; train a model with: gptc train --out {quote(str(folder))}"
+            f"{folder} does not exist; train a model with: gptc train --out {quoted(folder)}"
         )
     if (folder / CONFIG).is_file():
         return folder
@@ -85,14 +86,14 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
 
 def _what_instead(folder: Path) -> str:
     """The end of an error about a folder without checkpoints: its kind, and the next command."""
-    config = folder / "config.toml"
+    config = folder / RUN_CONFIG
     if config.is_file():
         return (
             " yet: its run ended before the first; begin it again with "
-            f"gptc train --config {quote(str(config))} --out {quote(str(folder))}"
+            f"gptc train --config {quoted(config)} --out {quoted(folder)}"
         )
     if (folder / "dataset.json").is_file():
-        return f": it is a dataset; train on it with gptc train --data {quote(str(folder))}"
+        return f": it is a dataset; train on it with gptc train --data {quoted(folder)}"
     runs = [run for run in folders_in(folder) if list_checkpoints(run)]
     if runs:
         return f": it is a folder of runs; name one of them, such as {min(runs)}"

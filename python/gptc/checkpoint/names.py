@@ -9,6 +9,7 @@ from pathlib import Path
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"  # of peft, in place of a config
 WEIGHTS = "model.safetensors"
+RUN_CONFIG = "config.toml"  # of a run, next to its checkpoints
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
 CHECKSUMS = "checksums.json"

@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from gptc.checkpoint.names import (
@@ -37,8 +36,9 @@ from gptc.checkpoint.names import (
 )
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
-from gptc.errors import UPGRADE, GptcError
+from gptc.errors import UPGRADE, GptcError, NoTokenizer
 from gptc.files.checksum import file_checksum, recorded_checksum
+from gptc.files.words import quoted
 from gptc.formats import hf, pickled
 from gptc.formats.binary import is_plain_name, parse_json
 from gptc.formats.layout import Part, Placement
@@ -96,7 +96,7 @@ class Checkpoint(ModelFile):
         gpt2 = Gpt2Tokenizer
         if hf.model_type(self.config) == "gpt2" and self.config.vocab_size >= gpt2.vocab_size:
             return vocabulary.gpt2(self.path)
-        raise GptcError(
+        raise NoTokenizer(
             f"{self.path} has no tokenizer: copy {FILE_NAME} into it from the dataset that it was "
             "trained on, or save the model with one, model.save(path, tokenizer)"
         )
@@ -161,7 +161,7 @@ class Checkpoint(ModelFile):
         if trainer is None or not (self.path / OPTIMIZER).is_file():
             raise GptcError(
                 f"{self.path} holds no optimizer state; start a new run from it with "
-                f"--init-from {quote(str(self.path))}"
+                f"--init-from {quoted(self.path)}"
             )
         tensors = self._moments
         for name, shape, _ in self.config.parameters():

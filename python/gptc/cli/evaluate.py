@@ -82,7 +82,7 @@ def eval_command(
     from gptc.eval.loss import check_windows, evaluate
 
     checkpoint = open_checkpoint(model)
-    dataset = _dataset(checkpoint, data)
+    dataset, name = _dataset(checkpoint, data)
     if seq_len is not None and seq_len > (context := checkpoint.config.block_size):
         raise UsageError(f"--seq-len is {seq_len}; the model's context allows at most {context}")
     if split is None:
@@ -92,7 +92,7 @@ def eval_command(
             "note: the model was trained on a part of this text; --split val measures the rest",
             err=True,
         )
-    check_windows(dataset, split, seq_len or checkpoint.config.block_size)
+    check_windows(dataset, split, seq_len or checkpoint.config.block_size, name)
     rows: list[dict[str, Any]] = []
     for kind in (dtype, *dict.fromkeys(quantize)):
         options = {"device": device, "dtype": kind, "threads": threads, "max_batch": batch_size}
@@ -120,7 +120,7 @@ def eval_command(
         answer = {"model": str(checkpoint.path), "data": str(dataset.folder), "split": split}
         click.echo(json.dumps({**answer, "results": rows}, indent=2))
         return
-    click.echo(f"{checkpoint.path} on {dataset.folder} ({split}, {rows[0]['tokens']:,} tokens)")
+    click.echo(f"{checkpoint.path} on {name} ({split}, {rows[0]['tokens']:,} tokens)")
     _print_rows(rows)
 
 
@@ -133,8 +133,8 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _dataset(checkpoint: ModelFile, data: str | None) -> Dataset:
-    """The named dataset, else that of the checkpoint's run, in the model's tokens."""
+def _dataset(checkpoint: ModelFile, data: str | None) -> tuple[Dataset, str]:
+    """The named dataset, else that of the checkpoint's run, in the model's tokens; and its name."""
     from gptc.checkpoint.compatible import check_vocabulary, tokenizer_argument
     from gptc.data.preparation import resolve_dataset
 
@@ -144,9 +144,10 @@ def _dataset(checkpoint: ModelFile, data: str | None) -> Dataset:
             raise GptcError(f"{checkpoint.path} records no dataset: give one with --data")
         data = trained
     own = checkpoint.tokenizer()
-    dataset = resolve_dataset(data, tokenizer_argument(own, checkpoint, data))
+    argument = tokenizer_argument(own, checkpoint, data)
+    dataset = resolve_dataset(data, argument, notify=lambda line: click.echo(line, err=True))
     check_vocabulary(checkpoint, own, dataset)
-    return dataset
+    return dataset, data
 
 
 def _trained_data(checkpoint: ModelFile) -> str | None:

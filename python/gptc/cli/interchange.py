@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 
 import click
 
 from gptc.cli.params import COUNT
 from gptc.convert.export_model import DTYPES, export_model
+from gptc.files.words import quoted
 from gptc.formats.registry import FORMATS
 
 
@@ -82,7 +82,7 @@ def import_command(
 ) -> None:
     """Convert the model at PATH to a checkpoint."""
     from gptc.checkpoint.find import tokenizer_name
-    from gptc.convert.import_model import import_model
+    from gptc.convert.import_model import WITHOUT_TOKENIZER, import_model
     from gptc.tokenizer.registry import make_tokenizer
 
     assumed = {"n_head": n_head, "block_size": seq_len}
@@ -97,7 +97,8 @@ def import_command(
         click.echo(json.dumps({**found, "optimizer_step": imported.optimizer_step}, indent=2))
         return
     click.echo(f"{path} ({imported.format}) is now the checkpoint {out}")
-    click.echo(f"next: gptc infer -m {shlex.quote(str(out))}", err=True)
+    if not any(note.startswith(WITHOUT_TOKENIZER) for note in imported.notes):
+        click.echo(f"next: gptc infer -m {quoted(out)}", err=True)
 
 
 @click.command("export", epilog=_EXPORT_EPILOG)
@@ -123,6 +124,7 @@ def import_command(
     help="Version of the llama2.c file: 0 for run, 2 (int8) for runq.  [by --dtype]",
 )
 @click.option("--debug-state", is_flag=True, help="Also write llm.c's debug state.")
+@click.option("--weights-only", is_flag=True, help="Leave the tokenizer out.")
 @click.option("--force", is_flag=True, help="Replace an existing PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export_command(
@@ -132,6 +134,7 @@ def export_command(
     dtype: str | None,
     file_version: int | None,
     debug_state: bool,
+    weights_only: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -150,6 +153,7 @@ def export_command(
         version=file_version,
         debug_state=debug_state,
         replace=force,
+        weights_only=weights_only,
     )
     for note in report.notes:
         click.echo(f"note: {note}", err=True)

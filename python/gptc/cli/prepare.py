@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from gptc.cli.declared import options_of
 from gptc.data.options import PrepareOptions
+from gptc.files.words import quoted
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -117,7 +117,7 @@ def _summary(dataset: Dataset) -> str:
         )
     was = "is already there" if dataset.already_there else "is written"
     lines.append(f"The dataset {was}: {dataset.folder}")
-    lines.append(f"Next: gptc train --data {shlex.quote(str(dataset.folder))}")
+    lines.append(f"Next: gptc train --data {quoted(dataset.folder)}")
     return "\n".join(lines)
 
 

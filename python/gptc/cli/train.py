@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from gptc.cli.declared import SectionedCommand, options_of
 from gptc.errors import UsageError
+from gptc.files.words import quoted
 from gptc.settings import read_toml
 from gptc.training.options import TrainOptions
 
@@ -119,7 +119,7 @@ def _print_summary(summary: Summary) -> None:
             sys.stderr,
         )
     if summary.step < summary.steps and not summary.out_of_patience:
-        say(f"resume with: gptc train --resume {shlex.quote(summary.out)}", sys.stderr)
+        say(f"resume with: gptc train --resume {quoted(summary.out)}", sys.stderr)
     else:
-        model = shlex.quote(summary.best_checkpoint or summary.out)
-        say(f"next: gptc infer -m {model} -p {shlex.quote(summary.prompt)}", sys.stderr)
+        model = quoted(summary.best_checkpoint or summary.out)
+        say(f"next: gptc infer -m {model} -p {quoted(summary.prompt)}", sys.stderr)

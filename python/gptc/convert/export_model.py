@@ -22,12 +22,14 @@ from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.writer import save
 from gptc.convert.import_model import open_assuming, tokenizer_or_note
 from gptc.convert.tokenizers import tokenizer_problem
-from gptc.errors import GptcError, UsageError
+from gptc.errors import GptcError, NoTokenizer, UsageError
 from gptc.files.whole import move, scratch_folder, write_file
+from gptc.files.words import quoted
 from gptc.formats import hf
 from gptc.formats.format import Export, Format, Output, fixed_tokens
 from gptc.formats.model_file import ModelFile
 from gptc.formats.registry import WRITERS
+from gptc.tokenizer.base import Tokenizer
 
 DTYPES = {hf.NAME: tuple(hf.CODECS)} | {name: known.dtypes for name, known in WRITERS.items()}
 """The number formats of each format that gptc writes; the first is the default."""
@@ -57,11 +59,13 @@ def export_model(
     version: int | None = None,
     debug_state: bool = False,
     replace: bool = False,
+    weights_only: bool = False,
 ) -> ExportReport:
     """Writes a model in the format `to`, reads it back and compares the logits of both.
 
     `version` is that of llama2.c (0: the one that its `run` reads), `debug_state` adds the file of
-    llm.c's own test. GptcError when the format cannot hold the model.
+    llm.c's own test. GptcError when the format cannot hold the model, or when the model's tokenizer
+    cannot be read; `weights_only` leaves it out.
     """
     if to not in DTYPES:
         raise UsageError(f"no format {to!r}; known: {', '.join(DTYPES)}")
@@ -77,7 +81,7 @@ def export_model(
     path = Path(out)
     if path.exists() and not replace:
         raise UsageError(f"{path} exists already; choose another name, or replace it with --force")
-    tokenizer, notes = tokenizer_or_note(model)
+    tokenizer, notes = (None, ()) if weights_only else _tokenizer(model)
     report = ExportReport(path, to, dtype, [path], list(notes))
     load = partial(load_model, model)
     request = Export(model, path, dtype, tokenizer, load, version, debug_state, report.notes)
@@ -93,10 +97,26 @@ def export_model(
             report.files = _write_draft(request, writer, None if replace else path)
         report.files = [path.with_name(file.name) for file in report.files]
         _compare(model, request.path, report)
+        old = _old_tokenizer(report, request, writer, replace)
         for final in report.files:
             with _explained(final):
                 move(work / final.name, final)
+        if old is not None:
+            with _explained(old):
+                old.unlink()
+            report.notes.append(f"removed {old}, the tokenizer of an earlier model")
     return report
+
+
+def _tokenizer(model: ModelFile) -> tuple[Tokenizer | None, tuple[str, ...]]:
+    """A model's tokenizer; None, with a note, where it has none that fits."""
+    try:
+        model.tokenizer()
+    except NoTokenizer:
+        pass
+    except GptcError as error:
+        raise GptcError(f"{error}; or export the weights alone with --weights-only") from None
+    return tokenizer_or_note(model)
 
 
 def _write_draft(request: Export, writer: Format | None, kept: Path | None) -> list[Path]:
@@ -117,6 +137,26 @@ def _write_draft(request: Export, writer: Format | None, kept: Path | None) -> l
     for file in files:
         _write(file)
     return [file.path for file in files]
+
+
+def _old_tokenizer(
+    report: ExportReport, request: Export, writer: Format | None, replace: bool
+) -> Path | None:
+    """The tokenizer of an earlier model of that name, which programs would read with this one.
+
+    None where there is none. UsageError without `replace`, which allows to remove it.
+    """
+    if not writer or "tokenizer" not in writer.companions:
+        return None
+    old = replaced(request, path=report.path).companion("tokenizer")
+    if old in report.files or not old.exists():
+        return None
+    if not replace:
+        raise UsageError(
+            f"{old} exists already, and this model has no tokenizer; choose another name than "
+            f"{report.path.stem} for the model, or remove that file with --force"
+        )
+    return old
 
 
 def _remove(work: Path) -> None:
@@ -181,7 +221,7 @@ def _compare(model: ModelFile, draft: Path, report: ExportReport) -> None:
         if not np.isfinite(values).all():
             raise GptcError(
                 f"the logits of {name} are not finite; look for the cause with: "
-                f"gptc verify {model.path}"
+                f"gptc verify {quoted(model.path)}"
             )
     report.prompt_tokens = n
     report.largest_difference = float(np.abs(theirs - ours).max())

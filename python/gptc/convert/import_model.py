@@ -15,6 +15,8 @@ from gptc.formats.model_file import ModelFile
 from gptc.formats.registry import detect, is_foreign
 from gptc.tokenizer.base import Tokenizer
 
+WITHOUT_TOKENIZER = "without a tokenizer:"  # how a note about that begins
+
 
 def import_model(
     path: str | Path,
@@ -58,8 +60,9 @@ def tokenizer_or_note(model: ModelFile) -> tuple[Tokenizer | None, tuple[str, ..
     try:
         tokenizer = model.tokenizer()
     except GptcError as error:
-        return None, (f"without a tokenizer: {error}",)
+        return None, (f"{WITHOUT_TOKENIZER} {error}",)
     n_tokens, n_rows = tokenizer.vocab_size, model.config.vocab_size
     if n_tokens > n_rows:
-        return None, (f"without a tokenizer: it has {n_tokens:,} tokens, and the model {n_rows:,}",)
+        why = f"it has {n_tokens:,} tokens, and the model {n_rows:,}"
+        return None, (f"{WITHOUT_TOKENIZER} {why}",)
     return tokenizer, ()

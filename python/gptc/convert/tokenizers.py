@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptc.convert.import_model import open_assuming
+from gptc.convert.import_model import WITHOUT_TOKENIZER, open_assuming
 from gptc.errors import GptcError
 from gptc.tokenizer import folder
 from gptc.tokenizer.base import Tokenizer
@@ -16,7 +16,7 @@ def tokenizer_problem(given: Tokenizer, path: Path, notes: list[str]) -> str | N
 
     The tokenizer is read back. Ends of a text that the format has no place for become a note.
     """
-    if any(note.startswith("without a tokenizer:") for note in notes):
+    if any(note.startswith(WITHOUT_TOKENIZER) for note in notes):
         return None  # the format has no place for it
     try:
         read_back = _read_back(path)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from gptc.checkpoint.facade import load_model
-from gptc.checkpoint.find import open_checkpoint
-from gptc.checkpoint.names import ADAPTER, CONFIG, list_checkpoints
+from gptc.checkpoint.find import find_checkpoint, open_checkpoint
+from gptc.checkpoint.names import ADAPTER, CONFIG, RUN_CONFIG, list_checkpoints
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import DATASET_FILE, SPLITS, Dataset
 from gptc.data.shards import is_shard, read_shard
@@ -48,6 +48,8 @@ def _verify_folder(path: Path) -> tuple[str, list[str]]:
     saved = list_checkpoints(path)
     if saved:
         return "run", _verify_checkpoints(saved)
+    if (path / RUN_CONFIG).is_file():
+        find_checkpoint(path)  # its error names the command that begins the run again
     raise GptcError(f"{path} holds no model, run or dataset; name a file or folder that does")
 
 

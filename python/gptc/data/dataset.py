@@ -12,7 +12,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from itertools import accumulate
 from pathlib import Path
-from shlex import quote
 from threading import Lock
 from typing import Any
 
@@ -22,7 +21,7 @@ from gptc.data.shards import HEADER_BYTES, Shard, read_shard, shard_format
 from gptc.errors import UPGRADE, GptcError
 from gptc.files.checksum import file_checksum, recorded_checksum
 from gptc.files.download import ProgressCallback
-from gptc.files.words import plural
+from gptc.files.words import plural, quoted
 from gptc.tokenizer.base import FILE_NAME, Tokenizer, Tokens
 from gptc.tokenizer.registry import read_tokenizer
 
@@ -77,14 +76,13 @@ class Dataset:
         folder = Path(folder)
         if not folder.is_dir():
             raise GptcError(
-                f"no dataset at {folder}: make one with gptc prepare SOURCE --out "
-                f"{quote(str(folder))}"
+                f"no dataset at {folder}: make one with gptc prepare SOURCE --out {quoted(folder)}"
             )
         meta = read_meta(folder)
         if meta is None:
             raise GptcError(
                 f"{folder} holds no {DATASET_FILE}, so it is not a prepared dataset: make one of "
-                f"its files with gptc prepare {quote(str(folder))} --out DIR"
+                f"its files with gptc prepare {quoted(folder)} --out DIR"
             )
         again = "copy the dataset again, or prepare it again with --force"
         try:
@@ -160,6 +158,18 @@ class Dataset:
         """
         with self._lock:  # training reads in another thread
             return self._opened(split, i)
+
+    def n_unknown(self) -> int:
+        """Tokens of all splits for text that the tokenizer has no other token for."""
+        unknown, found, step = self.tokenizer.unknown_id, 0, 1 << 24
+        if unknown is None:
+            return 0
+        for split in SPLITS:
+            for i in range(len(self.shards(split))):
+                tokens = self.shard(split, i)
+                for begin in range(0, len(tokens), step):
+                    found += int(np.count_nonzero(tokens[begin : begin + step] == unknown))
+        return found
 
     def _opened(self, split: str, i: int) -> Shard:
         tokens = self._open.get((split, i))

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,14 @@ from gptc.tokenizer.registry import bpe_size, make_tokenizer, read_tokenizer
 
 WORK_FOLDER = ".partial"
 _LARGE_BYTES = 16 << 20  # many blocks
+
+
+def source_notes(source: Mapping[str, Any]) -> list[str]:
+    """What gave no text, of a source in dataset.json."""
+    notes = [] if source["bytes"] else [f"note: the source {source['source']} is empty"]
+    if n := source.get("rows_without_text"):
+        notes.append(f"note: {source['source']}: {plural(n, 'row')} without text left out")
+    return notes
 
 
 class Job:
@@ -144,10 +152,8 @@ class Job:
             if not any(other["bytes"] for other in found):
                 why = " that --include and --exclude leave" if how.choice else ""
                 raise GptcError(f"the source {source['source']} is empty: name one with text{why}")
-            if not source["bytes"]:
-                how.notify(f"note: the source {source['source']} is empty")
-            if n := source.get("rows_without_text"):
-                how.notify(f"note: {source['source']}: {plural(n, 'row')} without text left out")
+            for note in source_notes(source):
+                how.notify(note)
 
     def clean(self) -> None:
         """Removes the work folder, unless it has finished shards of an unfinished dataset."""

@@ -23,7 +23,7 @@ from typing import Any
 from gptc.data import stories
 from gptc.data.choice import Choice
 from gptc.data.dataset import DATASET_FILE, DATASET_VERSION, Dataset, read_meta
-from gptc.data.job import Job, occupied
+from gptc.data.job import Job, occupied, source_notes
 from gptc.data.known import KNOWN_DATASETS, STORIES, validates
 from gptc.data.options import STORIES_BYTES, VAL_FRACTION, Errors, PrepareOptions
 from gptc.data.readers import VERSION as READER_VERSION
@@ -33,12 +33,14 @@ from gptc.errors import GptcError, UsageError
 from gptc.files.checksum import file_checksum
 from gptc.files.download import ProgressCallback
 from gptc.files.paths import cache_advice, cache_folder
+from gptc.files.words import plural, quoted
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
 from gptc.tokenizer.compare import same_tokens
 from gptc.tokenizer.marks import NONE
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.registry import bpe_size, is_spec, make_tokenizer, read_tokenizer
 
+_OF_TRAIN = ("--tokenizer", "--seed")  # the options of gptc prepare that gptc train has too
 _LONGEST_STEM = 40  # characters of a source's name in that of its folder in the cache
 
 
@@ -108,7 +110,19 @@ def prepare(
             out.rmdir()
     dataset = Dataset.open(out)
     dataset.already_there = there
+    if notify:
+        _note_unknown(dataset, notify)
     return dataset
+
+
+def _note_unknown(dataset: Dataset, notify: Callable[[str], None]) -> None:
+    """Tells how much of a text the tokenizer has lost."""
+    if n := dataset.n_unknown():
+        share = n / dataset.n_tokens("all")
+        notify(
+            f"note: {plural(n, 'token')} ({share:.2g} of all) are <unk>: the tokenizer has none "
+            "for that text, which is lost; --tokenizer bytes takes any text"
+        )
 
 
 def _job(
@@ -234,9 +248,16 @@ def resolve_dataset(
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     stem = re.sub(r"[^\w.-]", "_", path.stem)[:_LONGEST_STEM]
     out = cache_folder() / "datasets" / f"{stem}-{kind}-{digest}"
+    dataset = _cached(out)
+    if dataset is not None:
+        for source in dataset.meta["sources"]:
+            for note in source_notes({**source, "source": name_or_path}):
+                if notify:
+                    notify(note)
+        if notify:
+            _note_unknown(dataset, notify)
+        return dataset
     try:
-        return Dataset.open(out)
-    except GptcError:  # not there yet, or damaged: the cache is ours to repair
         return prepare(
             [name_or_path],
             out,
@@ -248,6 +269,27 @@ def resolve_dataset(
             progress=progress,
             notify=notify,
         )
+    except GptcError as error:
+        raise _with_command(error, name_or_path) from error.__cause__
+
+
+def _cached(out: Path) -> Dataset | None:
+    """The dataset at `out`; None where it is not there yet, or damaged: the cache is ours."""
+    try:
+        return Dataset.open(out)
+    except GptcError:
+        return None
+
+
+def _with_command(error: GptcError, source: str) -> GptcError:
+    """The error of a text file in `gptc train --data`, with the command that has its options."""
+    named = dict.fromkeys(re.findall(r"--[a-z][a-z-]*", str(error)))
+    lacking = [name for name in named if name not in _OF_TRAIN]
+    if not lacking:
+        return error
+    options = " and ".join([", ".join(lacking[:-1]), lacking[-1]] if lacking[1:] else lacking)
+    verb = "is an option" if len(lacking) == 1 else "are options"
+    return type(error)(f"{error}; {options} {verb} of: gptc prepare {quoted(source)} --out DIR")
 
 
 def _stories_options(n_bytes: int, seed: int) -> dict[str, Any]:

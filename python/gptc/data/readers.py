@@ -19,6 +19,7 @@ from gptc.data.choice import Choice
 from gptc.data.options import Errors
 from gptc.data.rows import Tally, csv_rows, json_rows, parquet_rows, tsv_rows
 from gptc.errors import GptcError
+from gptc.files.pointers import LONGEST, refuse_pointer
 from gptc.tokenizer.base import END_OF_TEXT
 
 Member: TypeAlias = tuple[str, Iterator[bytes]]
@@ -75,6 +76,9 @@ def members(path: Path, name: str, reading: Reading, tally: Tally) -> Iterator[M
     GptcError names what is corrupt, lacks the field of text, or needs a package that is not there.
     """
     with path.open("rb") as file:
+        if not reading.raw:
+            refuse_pointer(name, file.read(LONGEST))
+            file.seek(0)
         if is_plain(name, reading):
             tally.n_files += 1
             yield name, file_blocks(file, name)

@@ -26,6 +26,7 @@ GPT_ERR_MEMORY = 2
 GPT_ERR_DEVICE = 3
 GPT_ERR_NUMERIC = 4
 GPT_ERR_INTERRUPTED = 5
+GPT_ERR_FILE = 6
 
 _BEGIN = "==== binding: begin ===="
 _END = "==== binding: end ===="
@@ -127,7 +128,7 @@ def _open(ffi: Any, library: Path) -> Any:
         folder = Path(scipy_openblas32.get_lib_dir())
         blas = next(folder.glob("libscipy_openblas*.so*"))
         # Never closed: the library needs it until the process ends.
-        _preloaded.append(ffi.dlopen(str(blas), ffi.RTLD_NOW | ffi.RTLD_GLOBAL))
+        _kept_alive.append(ffi.dlopen(str(blas), ffi.RTLD_NOW | ffi.RTLD_GLOBAL))
         return ffi.dlopen(str(library))
     except (ImportError, OSError, StopIteration):
         raise GptcError(
@@ -141,7 +142,7 @@ def _reason(error: OSError) -> str:
     return str(error).partition(".  Additionally, ")[0].rpartition("': ")[2]
 
 
-_preloaded: list[Any] = []
+_kept_alive: list[Any] = []  # for as long as this library: others, and a function that it calls
 
 
 @lru_cache(maxsize=1)
@@ -185,7 +186,7 @@ def _let_signals_in(ffi: Any, lib: Any) -> None:
         return 1
 
     function = ffi.callback("int(void)", handle_signals, onerror=keep)
-    _preloaded.append(function)  # as long as the library
+    _kept_alive.append(function)
     lib.gpt_set_interrupt(function, _SIGNALS_EVERY_S)
 
 
@@ -282,7 +283,7 @@ def load_cublas(runtime: str) -> Path | None:
     ffi = load().ffi
     try:
         # Never closed: models come and go.
-        _preloaded.append(ffi.dlopen(str(file), ffi.RTLD_NOW | ffi.RTLD_GLOBAL))
+        _kept_alive.append(ffi.dlopen(str(file), ffi.RTLD_NOW | ffi.RTLD_GLOBAL))
     except OSError:
         return None
     return file

@@ -56,8 +56,11 @@ def evaluate(
     return Evaluation(loss / n, bits_per_byte(loss / n, dataset, split), n)
 
 
-def check_windows(dataset: Dataset, split: str, seq_len: int) -> None:
-    """GptcError for a split of fewer than two windows, whose loss says little about a model."""
+def check_windows(dataset: Dataset, split: str, seq_len: int, name: str) -> None:
+    """GptcError for a split of fewer than two windows, whose loss says little about a model.
+
+    `name` is that of the data in the error.
+    """
     n_tokens = dataset.n_tokens(split)
     if n_tokens > 2 * seq_len:
         return
@@ -65,7 +68,7 @@ def check_windows(dataset: Dataset, split: str, seq_len: int) -> None:
     if split != "all" and dataset.n_tokens("all") > 2 * seq_len:
         fixes.append("--split all")
     raise GptcError(
-        f"{dataset.folder} ({split}) has {plural(n_tokens, 'token')}, fewer than two windows of "
+        f"{name} ({split}) has {plural(n_tokens, 'token')}, fewer than two windows of "
         f"{seq_len} and one token more: use {' or '.join([*fixes, 'more text'])}"
     )
 

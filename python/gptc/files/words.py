@@ -1,8 +1,10 @@
-"""Numbers in words: bytes, counts, durations."""
+"""Numbers in words: bytes, counts, durations; and words of a command, as a shell reads them."""
 
 from __future__ import annotations
 
 import math
+import shlex
+from pathlib import Path
 
 DAY_S = 24 * 60 * 60
 
@@ -46,3 +48,18 @@ def few(x: float) -> str:
 def plural(n: int, noun: str, several: str | None = None) -> str:
     """A number and its noun, such as "1 layer" or "12 layers"."""
     return f"{n:,} {noun if n == 1 else several or noun + 's'}"
+
+
+def quoted(word: str | Path) -> str:
+    """A word of a printed command: `'a b'`, or `$'\\xff'` for bytes that cannot be printed."""
+    text = str(word)
+    if text.isprintable():
+        return shlex.quote(text)
+    escapes = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t"}
+    return "$'" + "".join(escapes.get(c, c if c.isprintable() else _escaped(c)) for c in text) + "'"
+
+
+def _escaped(character: str) -> str:
+    """The bytes of a character, or the byte of a file name that is not UTF-8."""
+    errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", errors))

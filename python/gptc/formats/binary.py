@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.errors import GptcError
+from gptc.files.pointers import refuse_pointer
 
 MAX_ITEMS = 500_000  # values in a JSON text; the largest model's header holds several times fewer
 INT32 = "i"  # codes of `struct`, for Binary.number
@@ -46,6 +47,7 @@ class Binary:
         except OSError as error:
             raise GptcError(f"cannot read {path}: {error.strerror}") from None
         self.view = memoryview(data)
+        refuse_pointer(path, self.view)
 
     def take(self, n_bytes: int, field: str) -> memoryview:
         """The next bytes. GptcError when the file ends before."""

@@ -79,6 +79,8 @@ class Format:
     """Number formats that `write` accepts; the first is the default."""
     options: tuple[str, ...] = ()
     """Further fields of Export that `write` uses: "version", "debug_state"."""
+    companions: tuple[str, ...] = ()
+    """Names of files that programs read next to the model: see Export.companion."""
     assumes: tuple[str, ...] = ()
     """Fields of the config that the file does not store; `open` takes them as keywords."""
 

@@ -29,7 +29,7 @@ from gptc.formats.gguf_container import (
 )
 from gptc.formats.gguf_split import SplitTable, read_parts
 from gptc.formats.layout import Naming, Part, Placement
-from gptc.formats.model_file import ModelFile, TensorTable, checked
+from gptc.formats.model_file import ModelFile, TensorTable, checked, import_with_another
 from gptc.formats.numbers import BF16, F16, F32, Q4_0, Q8_0, Codec, encoded
 from gptc.tokenizer.base import Tokenizer
 
@@ -118,7 +118,7 @@ class GgufModel(ModelFile):
         if tokenizer.vocab_size > self.config.vocab_size:
             raise GptcError(
                 f"{self.path} has {tokenizer.vocab_size:,} tokens, and a model of "
-                f"{self.config.vocab_size:,}: give another tokenizer with --tokenizer KIND"
+                f"{self.config.vocab_size:,}; {import_with_another(self.path)}"
             )
         return tokenizer
 

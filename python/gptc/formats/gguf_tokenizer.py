@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gptc.errors import GptcError
+from gptc.formats.model_file import import_with_another
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.byte_level import PATTERNS, ByteLevel, merges_of, to_bytes, to_characters
 from gptc.tokenizer.marks import marks_from
@@ -131,8 +132,8 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
         return from_scored(Scored(tokens, scores, types, add_space), where)
     if model != "gpt2" or pre not in PATTERNS:
         raise GptcError(
-            f"{where} holds a tokenizer of an unknown sort ({model!r}, {pre!r}): "
-            "give one with --tokenizer KIND"
+            f"{where} holds a tokenizer of an unknown sort ({model!r}, {pre!r}); "
+            f"{import_with_another(where)}"
         )
     special = {t: i for i, t in enumerate(tokens) if types[i] in (CONTROL, USER_DEFINED)}
     try:

@@ -184,7 +184,9 @@ class Placement:
         for part in file_parts:
             name = (aliases or {}).get(part.name, part.name)
             if name not in shapes:
-                raise GptcError(f"{where} lacks the tensor {part.name}")
+                raise GptcError(
+                    f"{where} lacks the tensor {part.name}{_similar(part.name, shapes)}"
+                )
             if tuple(shapes[name]) != part.shape:
                 raise GptcError(
                     f"{where}: {name} has the shape {tuple(shapes[name])}, not {part.shape}"
@@ -206,6 +208,15 @@ class Placement:
         for part, name in placed:
             import_tensor(part, self._tensors.read(name), out)
         return out
+
+
+def _similar(name: str, names: Iterable[str]) -> str:
+    """The end of an error about a missing tensor, where it is there with more before its name."""
+    longer = next((other for other in names if other.endswith(f".{name}")), None)
+    if longer is None:
+        return ""
+    prefix = longer.removesuffix(name)
+    return f": it holds {longer}, so save the model again without {prefix} before the names"
 
 
 # ---- the order of tensors in a file ----

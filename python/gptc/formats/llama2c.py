@@ -344,4 +344,5 @@ FORMAT = Format(
     write=write,
     dtypes=("fp32", "int8"),
     options=("version",),
+    companions=("tokenizer",),
 )

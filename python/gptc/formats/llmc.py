@@ -311,4 +311,5 @@ FORMAT = Format(
     write=write,
     dtypes=tuple(CODECS),
     options=("debug_state",),
+    companions=("tokenizer",),
 )

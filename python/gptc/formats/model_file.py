@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,8 @@ import numpy as np
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
-from gptc.errors import GptcError
+from gptc.errors import GptcError, NoTokenizer
+from gptc.files.words import quoted
 from gptc.formats.binary import Binary
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.numbers import Codec
@@ -72,6 +72,11 @@ def same_bytes(one: tuple[Binary, Entry], other: tuple[Binary, Entry]) -> bool:
     )
 
 
+def import_with_another(path: str | Path) -> str:
+    """The end of an error about the tokenizer of a model file: the next command."""
+    return f"import it with: gptc import {quoted(path)} --out CKPT --tokenizer KIND"
+
+
 class ModelFile(ABC):
     """A model in some format. Subclasses set `path` and `config`, and find the tensors."""
 
@@ -107,9 +112,8 @@ class ModelFile(ABC):
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. GptcError when none is stored with it."""
-        raise GptcError(
-            f"{self.path} comes without a tokenizer; import it with: "
-            f"gptc import {quote(str(self.path))} --out CKPT --tokenizer KIND"
+        raise NoTokenizer(
+            f"{self.path} comes without a tokenizer; {import_with_another(self.path)}"
         )
 
     def load_into(self, model: Model) -> None:

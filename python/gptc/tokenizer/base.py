@@ -46,6 +46,8 @@ class Tokenizer(ABC):
     """The text that begins a document; used without a prompt."""
     end_of_text: int | None
     """The id of the special token that separates documents, if there is one."""
+    unknown_id: int | None = None
+    """The id of the token for text that has no other (<unk>); None where all text has."""
     bos: int | None = None
     """The id of the token that begins every text of the model (BOS); None for a model without.
 

@@ -187,7 +187,9 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         self.vocab_size = max(vocabulary.values()) + 1
         added = {t.content: id for id, t in self._tokenizer.get_added_tokens_decoder().items()}
         self.end_of_text = next((added[end] for end in _ENDS if end in added), None)
-        processor = json.dumps(json.loads(definition).get("post_processor"))
+        parsed = json.loads(definition)
+        self.unknown_id = vocabulary.get((parsed.get("model") or {}).get("unk_token") or "")
+        processor = json.dumps(parsed.get("post_processor"))
         self.has_template = '"TemplateProcessing"' in processor  # which says what is added
         self._pieces = self._read_pieces(where)
         self.start = start or self.start_text()
@@ -276,6 +278,7 @@ class SentencePieceTokenizer(PretrainedTokenizer):
         self.proto = model
         end = self._model.eos_id()
         self.end_of_text = end if end >= 0 else None
+        self.unknown_id = self._model.unk_id()
         self.start = start or self.start_text()
         self.adds_space = bool(first) and first[0].startswith(_SPACE)
 

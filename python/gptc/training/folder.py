@@ -11,25 +11,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any, TextIO
 
 from gptc.checkpoint.find import open_checkpoint
-from gptc.checkpoint.names import BEST, ROOT, checkpoint_name, list_checkpoints
+from gptc.checkpoint.names import BEST, ROOT, RUN_CONFIG, checkpoint_name, list_checkpoints
 from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import save, size_of
 from gptc.data.known import KNOWN_DATASETS
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
 from gptc.files.whole import clean_up, discard
-from gptc.files.words import amount, plural
+from gptc.files.words import amount, plural, quoted
 from gptc.settings import to_toml
 from gptc.training.options import TrainOptions
 from gptc.training.setup import Setup
 from gptc.training.state import State
 
 METRICS = "metrics.jsonl"
-CONFIG_FILE = "config.toml"
+
 _LONGEST_PART = 60  # characters of a model's or dataset's name in that of a run's folder
 
 
@@ -85,7 +84,7 @@ class RunFolder:
         except OSError as error:
             raise GptcError(
                 f"cannot write {self.path / METRICS}: {error.strerror}; free disk space, then "
-                f"gptc train --resume {quote(str(self.path))}"
+                f"gptc train --resume {quoted(self.path)}"
             ) from error
 
     def save(self, setup: Setup) -> None:
@@ -114,7 +113,7 @@ class RunFolder:
             # An existing folder of this name is damaged: a run resumes from the newest whole one.
             save(path, setup.model, tokenizer=setup.tokenizer, trainer=trainer, replace=True)
         except (GptcError, OSError) as error:
-            resume = f"gptc train --resume {quote(str(self.path))}"
+            resume = f"gptc train --resume {quoted(self.path)}"
             kept = (
                 f"{state.saved} is intact: free disk space, then {resume}"
                 if state.saved
@@ -158,7 +157,7 @@ class RunFolder:
 
     def _write_config(self, options: TrainOptions) -> None:
         text = to_toml(options, leave_out=("out",))
-        (self.path / CONFIG_FILE).write_text(text, "utf-8")
+        (self.path / RUN_CONFIG).write_text(text, "utf-8")
         self._written = options
 
 
@@ -172,7 +171,7 @@ def choose_folder(options: TrainOptions, base: Checkpoint | None) -> Path | None
     # The folder of a run without a checkpoint is reused; its metrics start again.
     if list_checkpoints(out):
         raise UsageError(
-            f"{out} already holds a run; continue it with --resume {quote(str(out))}, or choose "
+            f"{out} already holds a run; continue it with --resume {quoted(out)}, or choose "
             "another --out"
         )
     return out

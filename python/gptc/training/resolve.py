@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.config import presets
 from gptc.errors import UPGRADE, GptcError, UsageError
+from gptc.files.words import quoted
 from gptc.settings import check_types, spelled
 from gptc.training.defaults import defaults_for
 from gptc.training.options import FIXED, LIMITS, SHAPE, TrainOptions
@@ -60,7 +60,7 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
         if name in given and given[name] != before:
             raise UsageError(
                 f"--{spelled(name)} cannot change on --resume (it was {before}); "
-                f"to start a new run from these weights, use --init-from {quote(str(base.path))}"
+                f"to start a new run from these weights, use --init-from {quoted(base.path)}"
             )
     out = base.path.parent
     if given.get("out") is not None and Path(given["out"]).resolve() != out.resolve():

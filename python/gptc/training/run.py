@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from gptc.checkpoint.facade import Model
@@ -26,7 +25,7 @@ from gptc.checkpoint.names import CONFIG
 from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.options import Options
 from gptc.errors import GptcError, UsageError
-from gptc.files.words import DAY_S, duration, plural
+from gptc.files.words import DAY_S, duration, plural, quoted
 from gptc.training.folder import RunFolder, choose_folder
 from gptc.training.options import TrainOptions
 from gptc.training.progress import Meter, PlainProgress, Progress, StepReport
@@ -71,15 +70,15 @@ def _resumable(path: str | Path) -> Checkpoint:
     base = Checkpoint(folder)
     if "options" not in (base.trainer() or {}):
         raise GptcError(
-            f"{folder} is a model, not a run; fine-tune it with --init-from {quote(str(folder))}"
+            f"{folder} is a model, not a run; fine-tune it with --init-from {quoted(folder)}"
         )
     is_checkpoint = (Path(path) / CONFIG).is_file()
     newest = find_checkpoint(folder.parent) if is_checkpoint else folder
     if newest != folder:
         raise UsageError(
             f"{folder} is not the newest checkpoint of its run ({newest.name} is); resume the run "
-            f"with --resume {quote(str(folder.parent))}, or start a new one with --init-from "
-            f"{quote(str(folder))}"
+            f"with --resume {quoted(folder.parent)}, or start a new one with --init-from "
+            f"{quoted(folder)}"
         )
     return base
 
@@ -151,7 +150,7 @@ class Run:
         )
 
     def _no_patience(self) -> str:
-        state, run = self.setup.state, quote(str(self.folder.path))
+        state, run = self.setup.state, quoted(self.folder.path)
         evaluations = plural(state.since_best, "evaluation")
         return (
             f"the run has ended at step {state.step:,}, after {evaluations} without a better loss; "

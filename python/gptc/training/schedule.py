@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import shlex
 from pathlib import Path
 
+from gptc.files.words import quoted
 from gptc.training.options import TrainOptions
 
 
@@ -51,4 +51,4 @@ def longer(run: Path, step: int, rate: float, options: TrainOptions) -> str:
     With --steps alone, the schedule would be stretched, and its rate would jump up.
     """
     kept = constant_rate(rate, options)
-    return f"gptc train --resume {shlex.quote(str(run))} --steps {2 * step} {kept}"
+    return f"gptc train --resume {quoted(run)} --steps {2 * step} {kept}"

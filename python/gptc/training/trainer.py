@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -13,7 +12,7 @@ from gptc.engine import library
 from gptc.engine.session import session_bytes
 from gptc.errors import EngineError, GptcError
 from gptc.eval.loss import Evaluation, bits_per_byte, evaluate
-from gptc.files.words import plural
+from gptc.files.words import plural, quoted
 from gptc.generation.decoder import Generation
 from gptc.generation.options import Sampling
 from gptc.generation.request import prompt_tokens
@@ -89,7 +88,7 @@ class Trainer:
             lr += f" --min-lr {options.min_lr / 3:.2g}"
         advice = (
             f"the last checkpoint is {state.saved}; continue from it with "
-            f"gptc train --resume {shlex.quote(str(state.saved.parent))} --lr {lr}"
+            f"gptc train --resume {quoted(state.saved.parent)} --lr {lr}"
             if state.saved
             else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
         )

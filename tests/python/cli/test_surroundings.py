@@ -7,6 +7,8 @@ with "unexpected", some of them after hours of training.
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,28 @@ def test_odd_names_are_trained_on_and_their_config_is_read_back(tmp_path: Path, 
     prepared = gptc(tmp_path, "prepare", name, "--out", "data")
     assert prepared.returncode == 0
     assert b"read   " + os.fsencode(name) in prepared.stdout
+
+
+@pytest.mark.parametrize("name", ["b\udcff1's", "del\x7f", "a b"])
+def test_printed_commands_name_odd_folders(tmp_path: Path, name: str) -> None:
+    """As a shell reads them: the commands after prepare, after training and for resuming."""
+    bash = shutil.which("bash")
+    if not bash:
+        pytest.skip("needs bash")
+
+    def follow(text: bytes, mark: bytes, *more: str) -> None:
+        (line,) = [line for line in text.splitlines() if mark in line]
+        command = line.partition(mark + b" gptc ")[2].decode("ascii")
+        python = f"{shlex.quote(sys.executable)} -m gptc {command} {shlex.join(more)}"
+        ran = subprocess.run([bash, "-c", python], cwd=tmp_path, capture_output=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+
+    (tmp_path / "a.txt").write_text(TEXT)
+    prepared = gptc(tmp_path, "prepare", "a.txt", "--out", name, "--tokenizer", "bytes")
+    follow(prepared.stdout, b"Next:", *TRAIN[1:])
+    ran = gptc(tmp_path, *TRAIN, "--data", name, "--out", f"run {name}")
+    assert ran.returncode == 0, ran.stderr
+    follow(ran.stderr, b"next:", "--max-tokens", "3")
 
 
 def test_output_in_ascii_ends_a_run_well(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
 from gptc.formats.model_file import ModelFile
 from gptc.formats.registry import open_model
-from small_models import make_checkpoint
+from small_models import make_checkpoint, make_config
 
 Config = Callable[..., GPTConfig]
+Gptc = Callable[..., Any]
 # Formats, their dtypes, and the family that each holds.
 EXPORTS = [
     ("hf", "fp32", "gpt2", {}),
@@ -156,3 +157,47 @@ def test_scaled_rotary_frequencies_go_into_gguf(config: Config, tmp_path: Path, 
         assert np.abs(one.logits(tokens) - other.logits(tokens)).max() > 1e-3
     with pytest.raises(GptcError, match="its rotary frequencies are scaled"):
         export_model(source, "llama2.c", tmp_path / "m.bin")
+
+
+# ---- tokenizers that are not there, or cannot be read ----
+
+
+def test_a_tokenizer_that_cannot_be_read_ends_the_export(gptc: Gptc, tmp_path: Path) -> None:
+    """Nothing is written, unless the weights alone are asked for."""
+    model = make_checkpoint(make_config("llama"), "", tmp_path / "model")
+    export_model(model, "llama2.c", tmp_path / "a.bin")
+    (tmp_path / "a_tokenizer.bin").write_bytes(b"\x01\x00")
+    for to in ("gguf", "llama2.c", "hf"):
+        export = ["export", "-m", tmp_path / "a.bin", "--to", to, "--out", tmp_path / to]
+        ran = gptc(*export)
+        assert ran.code == 1
+        assert "a_tokenizer.bin" in ran.err
+        assert "or export the weights alone with --weights-only" in ran.err
+        assert not (tmp_path / to).exists()
+        ran = gptc(*export, "--weights-only")
+        assert (ran.code, ran.err) == (0, "")
+        assert (tmp_path / to).exists()
+
+
+@pytest.mark.parametrize("to", ["llama2.c", "llm.c"])
+def test_the_tokenizer_of_an_earlier_model_does_not_stay(
+    gptc: Gptc, tmp_path: Path, to: str
+) -> None:
+    """Programs would read it with the new model."""
+    family = "gpt2" if to == "llm.c" else "llama"
+    with_one = make_checkpoint(make_config(family), "bytes", tmp_path / "with")
+    without = make_checkpoint(make_config(family), "", tmp_path / "without")
+    export = ["export", "-m", without.path, "--to", to, "--out", tmp_path / "x.bin"]
+    export_model(with_one, to, tmp_path / "x.bin")
+    old = tmp_path / "x_tokenizer.bin"
+    ran = gptc(*export, "--force")
+    assert ran.code == 0
+    assert f"note: removed {old}, the tokenizer of an earlier model" in ran.err
+    assert not old.exists()
+    old.write_bytes(b"another")
+    (tmp_path / "x.bin").unlink()
+    ran = gptc(*export)
+    assert ran.code == 2
+    assert f"{old} exists already, and this model has no tokenizer" in ran.err
+    assert old.exists()
+    assert not (tmp_path / "x.bin").exists()

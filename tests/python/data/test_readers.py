@@ -212,3 +212,18 @@ def test_memory_stays_small_whatever_the_format(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 30e6
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.tar.gz", "a.zip"])
+def test_a_pointer_of_git_lfs_is_named(gptc: Any, tmp_path: Path, name: str) -> None:
+    """As `git clone` without Git LFS leaves it; with --raw its bytes are text."""
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
+    (tmp_path / name).write_text(pointer)
+    (tmp_path / "other.txt").write_text("a fox and a bear\n" * 30)
+    command = ["prepare", tmp_path, "--out", tmp_path / "d", "--tokenizer", "bytes"]
+    ran = gptc(*command)
+    assert ran.code == 1
+    assert (
+        f"{name} is a pointer of Git LFS to a file, and not the file: run git lfs pull" in ran.err
+    )
+    assert gptc(*command, "--raw").code == 0

@@ -98,7 +98,7 @@ def test_a_split_of_fewer_than_two_windows_is_refused(
     text.write_text("a king saw the fox " * 12)
     ran = gptc("eval", "-m", run, "--data", text, "--split", "val")
     assert ran.code == 1
-    assert "(val) has 23 tokens, fewer than two windows of 16" in ran.err
+    assert f"error: {text} (val) has 23 tokens, fewer than two windows of 16" in ran.err
     assert "use --seq-len 11 or less or --split all or more text" in ran.err
     for more in (["--split", "val", "--seq-len", 11], ["--split", "all"]):
         assert gptc("eval", "-m", run, "--data", text, *more).code == 0
@@ -106,3 +106,15 @@ def test_a_split_of_fewer_than_two_windows_is_refused(
     ran = gptc("eval", "-m", run, "--data", text)
     assert (ran.code, "use --seq-len 2 or less or more text" in ran.err) == (1, True)
     assert gptc("eval", "-m", run, "--data", text, "--seq-len", 2).code == 0
+
+
+def test_rows_without_text_are_noted(gptc: Gptc, run: Path, tmp_path: Path) -> None:
+    """Also where the cache holds the text already, under another name."""
+    for name in ("rows.jsonl", "rows.jsonl", "other.jsonl"):
+        rows = tmp_path / name
+        rows.write_text('{"text": "a king saw the fox"}\n{"text": null}\n' * 40)
+        ran = gptc("eval", "-m", run, "--data", rows)
+        assert ran.code == 0
+        assert ran.err == f"note: {rows}: 40 rows without text left out\n"
+        assert ran.out.splitlines()[0].startswith(f"{run}/ckpt-")
+        assert f" on {rows} (all, " in ran.out

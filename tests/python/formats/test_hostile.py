@@ -24,6 +24,7 @@ from gptc.formats import gguf_tokenizer, llmc
 from gptc.formats.binary import parse_json
 from gptc.formats.registry import open_model
 from gptc.formats.safetensors import TensorFile
+from small_models import make_checkpoint, make_config
 
 NAMES = [
     "gguf", "gguf-q8_0", "llm.c", "llm.c-tokenizer", "llama2.c-v0", "llama2.c-v0-tokenizer",
@@ -362,3 +363,17 @@ def test_numbers_that_are_no_floats(targets: dict[str, Any]) -> None:
                 target.read()
     target.file.write_bytes(original)
     assert np.isfinite(open_checkpoint(target.file.parent).read("wte.weight")).all()
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.bin", "model.safetensors", "ckpt.pt"])
+def test_a_pointer_of_git_lfs_is_named(gptc: Any, tmp_path: Path, name: str) -> None:
+    """As `git clone` without Git LFS leaves it in the place of a large file."""
+    folder = make_checkpoint(make_config("llama"), "bytes", tmp_path / "model").path
+    path = folder / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n")
+    (folder / "checksums.json").unlink()
+    ran = gptc("infer", "-m", folder if name == "model.safetensors" else path, "-p", "a")
+    assert ran.code == 1
+    assert (
+        f"{path} is a pointer of Git LFS to a file, and not the file: run git lfs pull" in ran.err
+    )

@@ -262,3 +262,15 @@ def test_an_export_without_finite_logits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GptcError, match=r"are not finite; look for the cause with: gptc verify"):
         export_model(open_checkpoint(tmp_path / "m"), "hf", tmp_path / "out")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m"]
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model."])
+def test_names_of_a_wrapped_model_are_named(tmp_path: Path, prefix: str) -> None:
+    """As torch.compile, DistributedDataParallel and peft wrap a model."""
+    tensors = published(tmp_path / "model", "llama")
+    wrapped = {prefix + name: values for name, values in tensors.items()}
+    save_file(wrapped, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(GptcError) as caught:
+        _ = open_checkpoint(tmp_path / "model").placement
+    assert f"it holds {prefix}model.embed_tokens.weight, so save" in str(caught.value)
+    assert str(caught.value).endswith(f" without {prefix} before the names")

@@ -1,0 +1,181 @@
+/* load.c: the model in a checkpoint folder, from its config.json and model.safetensors. */
+#include "api.h"
+#include "files/config_json.h"
+#include "files/naming.h"
+#include "files/tensors.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define CONFIG  "config.json"
+#define WEIGHTS "model.safetensors"
+
+/* No config.json needs more. */
+enum { MAX_CONFIG = 1 << 24, STRIP_ROWS = 32 };
+
+/* ---- the folder ---- */
+
+static int read_config(const char *folder, gpt_config *out) {
+    file f;
+    char *text = NULL;
+    TRY(file_open(folder, CONFIG, &f));
+    int status = GPT_OK;
+    shown name = show_tail(f.path);
+    if (f.size > MAX_CONFIG)
+        status = fail(GPT_ERR_FILE, "%s is too large for a config: %lld bytes", name.text,
+                      (long long)f.size);
+    if (status == GPT_OK) status = file_text(&f, 0, (size_t)f.size, &text);
+    if (status == GPT_OK) status = config_from_json(text, (size_t)f.size, name.text, out);
+    free(text);
+    file_close(&f);
+    TRY(status);
+    if (gpt_config_check(out) == GPT_OK) return GPT_OK;
+    shown why = show(gpt_last_error(), strlen(gpt_last_error()));
+    return fail(GPT_ERR_FILE, "%s: %s", name.text, why.text);
+}
+
+/* A tensor by its name, or by that in a file of the bare transformer. */
+static tensor *find_tensor(const tensor_file *t, const char *name) {
+    tensor *found = tensors_find(t, name);
+    const char *bare = naming_without_prefix(name);
+    return found || !bare ? found : tensors_find(t, bare);
+}
+
+/* A head that is stored is not tied if it differs, whatever the config says: so do transformers. */
+static int check_tied(const tensor_file *t, gpt_config *c) {
+    bool same = true;
+    tensor *embedding = find_tensor(t, naming_embedding(c)), *head = tensors_find(t, NAMING_HEAD);
+    if (!c->tied || !embedding || !head) return GPT_OK;
+    TRY(tensors_same(t, embedding, head, &same));
+    c->tied = same;
+    return GPT_OK;
+}
+
+/* The tensor of a part, which must have its shape. */
+static int place(const tensor_file *t, const gpt_config *c, const gpt_param *param, const part *p,
+                 tensor **out) {
+    tensor *x = find_tensor(t, p->name);
+    bool embedding = !strcmp(p->name, naming_embedding(c));
+    if (!x && embedding && c->tied) x = tensors_find(t, NAMING_HEAD); /* under its other name */
+    const char *path = t->file.path;
+    if (!x) return fail(GPT_ERR_FILE, "%s lacks the tensor %s", show_tail(path).text, p->name);
+    int64_t rows = p->transposed ? param->shape[1] : p->n_rows;
+    int64_t cols = p->transposed ? p->n_rows : param->shape[1];
+    if (x->n_dim != param->n_dim || x->shape[0] != rows || x->shape[1] != cols)
+        return fail(GPT_ERR_FILE, "%s: %s does not have the shape (%lld, %lld) of its parameter",
+                    show_tail(path).text, p->name, (long long)rows, (long long)cols);
+    x->used = 1;
+    *out = x;
+    return tensors_readable(t, x);
+}
+
+/* Every parameter has its tensors, and every tensor its parameter. */
+static int check_tensors(const tensor_file *t, const gpt_config *c) {
+    part parts[MAX_PARTS];
+    gpt_param param;
+    tensor *x;
+    for (int i = 0, n = gpt_config_param_count(c); i < n; i++) {
+        TRY(gpt_config_param(c, i, &param));
+        for (int k = 0, n_parts = naming_parts(c, &param, parts); k < n_parts; k++)
+            TRY(place(t, c, &param, &parts[k], &x));
+    }
+    for (int64_t i = 0; i < t->n; i++) {
+        const char *name = t->tensors[i].name;
+        bool tied_head = c->tied && !strcmp(name, NAMING_HEAD);
+        if (!t->tensors[i].used && !tied_head && !naming_ignores(name))
+            return fail(GPT_ERR_FILE, "%s holds %s, which its model lacks",
+                        show_tail(t->file.path).text, show(name, strlen(name)).text);
+    }
+    return GPT_OK;
+}
+
+static int open_folder(const char *folder, gpt_config *config, tensor_file *t) {
+    gpt_config c;
+    TRY(read_config(folder, &c));
+    TRY(tensors_open(folder, WEIGHTS, t));
+    int status = check_tied(t, &c);
+    if (status == GPT_OK) status = check_tensors(t, &c);
+    if (status == GPT_OK)
+        *config = c;
+    else
+        tensors_close(t);
+    return status;
+}
+
+int gpt_config_load(const char *folder, gpt_config *out) {
+    REQUIRE(folder);
+    REQUIRE(out);
+    tensor_file t;
+    TRY(open_folder(folder, out, &t));
+    tensors_close(&t);
+    return GPT_OK;
+}
+
+/* ---- the weights ---- */
+
+/* values (n_rows, cols), from a tensor that is stored as (cols, n_rows), in strips of its rows. */
+static int read_transposed(const tensor_file *t, const tensor *x, int64_t n_rows, int64_t cols,
+                           float *values) {
+    float *strip = malloc(sizeof(float) * STRIP_ROWS * (size_t)n_rows);
+    if (!strip) return fail(GPT_ERR_MEMORY, "no memory to transpose %s", x->name);
+    int status = GPT_OK;
+    for (int64_t j = 0; j < cols && status == GPT_OK; j += STRIP_ROWS) {
+        int64_t n = cols - j < STRIP_ROWS ? cols - j : STRIP_ROWS;
+        status = tensors_read(t, x, j * n_rows, n * n_rows, strip);
+        for (int64_t i = 0; i < n_rows && status == GPT_OK; i++)
+            for (int64_t k = 0; k < n; k++) values[i * cols + j + k] = strip[k * n_rows + i];
+    }
+    free(strip);
+    return status;
+}
+
+static int read_param(const tensor_file *t, const gpt_config *c, const gpt_param *param,
+                      float *values) {
+    part parts[MAX_PARTS];
+    tensor *x;
+    int64_t cols = param->shape[1];
+    for (int k = 0, n = naming_parts(c, param, parts); k < n; k++) {
+        const part *p = &parts[k];
+        float *rows = values + p->first_row * cols;
+        TRY(place(t, c, param, p, &x));
+        if (p->transposed)
+            TRY(read_transposed(t, x, p->n_rows, cols, rows));
+        else
+            TRY(tensors_read(t, x, 0, p->n_rows * cols, rows));
+    }
+    return GPT_OK;
+}
+
+static int read_weights(const tensor_file *t, gpt_model *m) {
+    int64_t most = 0;
+    int status = GPT_OK;
+    for (int i = 0; i < m->layout.n_slots; i++)
+        if (m->layout.slots[i].info.size > most) most = m->layout.slots[i].info.size;
+    float *values = malloc(sizeof(float) * (size_t)most);
+    if (!values) return fail(GPT_ERR_MEMORY, "no memory for the largest parameter");
+    for (int i = 0; i < m->layout.n_slots && status == GPT_OK; i++) {
+        const gpt_param *param = &m->layout.slots[i].info;
+        status = read_param(t, &m->config, param, values);
+        if (status == GPT_OK) status = gpt_model_write(m, i, GPT_TENSOR_VALUE, values, param->size);
+    }
+    free(values);
+    return status;
+}
+
+int gpt_model_load(const char *folder, const gpt_options *options, gpt_model **out) {
+    REQUIRE(folder);
+    REQUIRE(options);
+    REQUIRE(out);
+    gpt_config config;
+    gpt_model *m = NULL;
+    tensor_file t;
+    TRY(open_folder(folder, &config, &t));
+    int status = gpt_model_create(&config, options, &m);
+    if (status == GPT_OK) status = read_weights(&t, m);
+    tensors_close(&t);
+    if (status == GPT_OK)
+        *out = m;
+    else
+        gpt_model_free(m);
+    return status;
+}
