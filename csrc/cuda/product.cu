@@ -28,7 +28,7 @@ typedef struct plan {
 } plan;
 
 enum { LOG2_PLANS = 11, MAX_PLANS = 1 << LOG2_PLANS, PLACES = 16 /* that a plan may have */ };
-enum { TUNED_ALGORITHMS = 32, TUNING_TURNS = 5, TUNED_WORKSPACE = 128 << 20 };
+enum { TUNED_ALGORITHMS = 32, TUNING_TURNS = 5 };
 
 struct cuda_library {
     void *handle;
@@ -120,6 +120,10 @@ static void close_plan(cuda_library *l, plan *p) {
     if (p->out) l->MatrixLayoutDestroy(p->out);
     if (p->desc) l->MatmulDescDestroy(p->desc);
     *p = plan();
+}
+
+void cuda_products_forget(gpt_ctx *ctx) {
+    for (plan &p : ctx->products->plans) close_plan(ctx->products, &p);
 }
 
 void cuda_products_close(cuda_library *l) {
