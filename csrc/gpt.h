@@ -287,6 +287,18 @@ typedef struct gpt_op_time {
     double bytes; /* that must at least be read and written */
 } gpt_op_time;
 
+/* A matrix product of the device's library at one shape: its plan, and its cost so far. */
+typedef struct gpt_product_time {
+    char name[64];     /* such as "a b^T 65536 x 2304 x 768": rows, columns, terms of a sum */
+    char epilogue[24]; /* what the product ends with, such as "gelu" */
+    char plan[96];     /* the library's algorithm and its settings */
+    char problem[64];  /* why it may be slow: an epilogue or an algorithm is missing; else empty */
+    int64_t calls;
+    double seconds;
+    double flops; /* two for each multiply-add */
+    double bytes; /* that must at least be read and written */
+} gpt_product_time;
+
 /* A GPU, and the libraries that compute on it. CUDA's versions are 1000 major + 10 minor, 0: not installed. */
 typedef struct gpt_device_info {
     char name[128];
@@ -401,6 +413,9 @@ int gpt_model_peak(gpt_model *model, double *flops, double *bytes);
 int gpt_model_profile(gpt_model *model, int on);
 /* The i-th kind of call timed so far; GPT_ERR_ARGUMENT past the last. */
 int gpt_model_profile_read(const gpt_model *model, int i, gpt_op_time *out);
+/* The i-th product of the device's library since then; GPT_ERR_ARGUMENT past the last, and where the
+ * device has none. */
+int gpt_model_profile_product(const gpt_model *model, int i, gpt_product_time *out);
 /* Seconds that one of the model's threads has been at work since then. */
 int gpt_model_profile_busy(const gpt_model *model, int thread, double *seconds);
 

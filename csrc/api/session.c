@@ -47,7 +47,10 @@ static int create_session_parts(gpt_session *s) {
         return fail(GPT_ERR_MEMORY, "no memory for the session's tables");
     s->arena_bytes = session_plan(m, s->n_seq, s->n_ctx, NULL, NULL);
     s->arena = m->ops->buffer_alloc(m->ctx, s->arena_bytes);
-    if (!s->arena) return session_out_of_memory(s);
+    if (!s->arena) {
+        TRY(m->ops->sync(m->ctx));
+        return session_out_of_memory(s);
+    }
     session_plan(m, s->n_seq, s->n_ctx, s->arena, s);
     return GPT_OK;
 }

@@ -474,16 +474,22 @@ void emulate_group_publish() {
     threads[current].published = true;
 }
 
+void emulate_capability(int major) {
+    emulated_major = major;
+}
+
 /* ---- failures for tests ---- */
 
 static std::string failing; /* the call */
+static int calls_before;
 
-void emulate_fail(const char *call) {
+void emulate_fail(const char *call, int after) {
     failing = call;
+    calls_before = after;
 }
 
 static bool fails(const char *call) {
-    if (failing != call) return false;
+    if (failing != call || calls_before-- > 0) return false;
     failing.clear();
     return true;
 }

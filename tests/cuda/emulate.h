@@ -163,8 +163,11 @@ static inline cudaError_t cudaDriverGetVersion(int *version) {
 static inline cudaError_t cudaRuntimeGetVersion(int *version) {
     return cudaDriverGetVersion(version);
 }
+/* Of the compute capability; tests may choose another. */
+inline std::atomic<int> emulated_major{8};
+extern "C" void emulate_capability(int major);
 static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 0;
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? emulated_major.load() : 0;
     return cudaSuccess;
 }
 static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, const void *) {
@@ -178,8 +181,8 @@ static inline const char *cudaGetErrorString(cudaError_t error) {
 static inline cudaError_t cudaGetLastError() {
     return cudaSuccess;
 }
-/* For tests: the next call of that name fails, as where a kernel before it did. */
-extern "C" void emulate_fail(const char *call);
+/* For tests: after so many more calls of that name one fails, as where a kernel before it did. */
+extern "C" void emulate_fail(const char *call, int after);
 static inline cudaError_t cudaSetDevice(int) {
     return cudaSuccess;
 }
@@ -239,7 +242,7 @@ static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
 cudaError_t cudaMalloc(void **out, size_t bytes);
 cudaError_t cudaFree(void *p);
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *device, int) {
-    *device = {"emulated", EMULATED_BYTES, 8, 0, 1};
+    *device = {"emulated", EMULATED_BYTES, emulated_major, 0, 1};
     return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t);

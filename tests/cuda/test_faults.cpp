@@ -137,7 +137,7 @@ static void misaligned_matrices() {
     launch(ctx, matrices_kernel, dim3(1), 32, 1024);
 }
 
-/* ---- each in a process of its own ---- */
+/* ---- each in another process ---- */
 
 /* What it says before it ends, which it has to do in a way that a test sees. */
 static std::string fate_of(void (*fault)()) {
