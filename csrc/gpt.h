@@ -60,7 +60,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 7
+#define GPT_ABI_VERSION 8
 
 enum gpt_status {
     GPT_OK = 0,
@@ -384,8 +384,8 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss);
 int gpt_model_zero_grads(gpt_model *model);
-/* The gradients of all parameters that are not frozen as one array of n numbers: parameter after
- * parameter, with zeros between them, so that a sum over several models needs one call. It is memory of
+/* The gradients of all parameters that are not frozen as one array of n numbers: of matrices that
+ * products read, then of the others, each in the order of parameters, with zeros between them, so that a sum over several models needs one call. It is memory of
  * the model's device: on a GPU, a device pointer. It stays where it is until the model is freed, and
  * holds gradients from a backward to the next update. Waits for the device. */
 int gpt_model_grads(gpt_model *model, float **grads, int64_t *n);
