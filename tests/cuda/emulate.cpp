@@ -685,6 +685,10 @@ static FILE *trace;
 
 void emulate_trace(FILE *to) {
     trace = to;
+    if (trace)
+        fprintf(trace,
+                "limits chunk_bytes=%zu multiprocessors=%d few_norm_rows=%d max_segments=%d\n",
+                (size_t)CHUNK_BYTES, MULTIPROCESSORS, FEW_NORM_ROWS, MAX_SEGMENTS);
 }
 
 static void run(const node &n) {
