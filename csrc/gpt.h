@@ -61,7 +61,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 7
+#define GPT_ABI_VERSION 8
 
 enum gpt_status {
     GPT_OK = 0,
@@ -308,6 +308,18 @@ typedef struct gpt_op_time {
     double bytes; /* that must at least be read and written */
 } gpt_op_time;
 
+/* A matrix product of the device's library at one shape: its plan, and its cost so far. */
+typedef struct gpt_product_time {
+    char name[64];     /* such as "a b^T 65536 x 2304 x 768": rows, columns, terms of a sum */
+    char epilogue[24]; /* what the product ends with, such as "gelu" */
+    char plan[96];     /* the library's algorithm and its settings */
+    char problem[64];  /* why it may be slow: an epilogue or an algorithm is missing; else empty */
+    int64_t calls;
+    double seconds;
+    double flops; /* two for each multiply-add */
+    double bytes; /* that must at least be read and written */
+} gpt_product_time;
+
 /* A GPU, and the libraries that compute on it. CUDA's versions are 1000 major + 10 minor, 0: not installed. */
 typedef struct gpt_device_info {
     char name[128];
@@ -402,8 +414,8 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss);
 int gpt_model_zero_grads(gpt_model *model);
-/* The gradients of all parameters that are not frozen as one array of n numbers: parameter after
- * parameter, with zeros between them, so that a sum over several models needs one call. It is memory of
+/* The gradients of all parameters that are not frozen as one array of n numbers: of matrices that
+ * products read, then of the others, each in the order of parameters, with zeros between them, so that a sum over several models needs one call. It is memory of
  * the model's device: on a GPU, a device pointer. It stays where it is until the model is freed, and
  * holds gradients from a backward to the next update. Waits for the device. */
 int gpt_model_grads(gpt_model *model, float **grads, int64_t *n);
@@ -431,6 +443,9 @@ int gpt_model_peak(gpt_model *model, double *flops, double *bytes);
 int gpt_model_profile(gpt_model *model, int on);
 /* The i-th kind of call timed so far; GPT_ERR_ARGUMENT past the last. */
 int gpt_model_profile_read(const gpt_model *model, int i, gpt_op_time *out);
+/* The i-th product of the device's library since then; GPT_ERR_ARGUMENT past the last, and where the
+ * device has none. */
+int gpt_model_profile_product(const gpt_model *model, int i, gpt_product_time *out);
 /* Seconds that one of the model's threads has been at work since then. */
 int gpt_model_profile_busy(const gpt_model *model, int thread, double *seconds);
 

@@ -421,6 +421,8 @@ typedef struct gpt_ops {
     /* From now on, or no longer, adds up how long each thread is at work, from 0; and that time. */
     void (*ctx_measure)(gpt_ctx *ctx, int on);
     double (*ctx_busy_seconds)(const gpt_ctx *ctx, int thread);
+    /* The i-th product of a library since ctx_measure; 0 past the last. NULL where there is none. */
+    int (*product)(const gpt_ctx *ctx, int i, gpt_product_time *out);
     /* Measures multiply-adds (two operations each) and, unless bytes is NULL, bytes copied (read and
      * written) a second; 0 where there is no memory for it. */
     int (*peak)(gpt_ctx *ctx, double *flops, double *bytes);

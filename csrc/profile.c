@@ -18,11 +18,22 @@ struct gpt_ctx {
     gpt_ctx *inner;
     int n_kinds;
     gpt_op_time kinds[MAX_KINDS];
+    int status;        /* the first failure of the device, which sync then reports */
+    char message[256]; /* its sentence */
 };
 
-static double now(const gpt_ctx *p) {
+/* A status, or the one kept from before. */
+static int kept(gpt_ctx *p, int status) {
+    if (status != GPT_OK && p->status == GPT_OK) {
+        p->status = status;
+        snprintf(p->message, sizeof p->message, "%s", gpt_last_error());
+    }
+    return p->status;
+}
+
+static double now(gpt_ctx *p) {
     struct timespec t;
-    p->ops->sync(p->inner);
+    kept(p, p->ops->sync(p->inner));
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
@@ -34,9 +45,10 @@ typedef struct cost {
     int a, b;     /* the numbers in its name; 0: none */
 } cost;
 
+/* An op that failed looks fast: it and all after it are left out. */
 static void record(gpt_ctx *p, const char *op, cost cost, double seconds) {
     char name[sizeof p->kinds->name];
-    if (cost.bytes == 0) return;
+    if (cost.bytes == 0 || p->status != GPT_OK) return;
     if (cost.b)
         snprintf(name, sizeof name, "%s %d x %d", op, cost.a, cost.b);
     else
@@ -250,7 +262,9 @@ static void profile_set_workspace(gpt_ctx *p, void *workspace) {
     p->ops->ctx_set_workspace(p->inner, workspace);
 }
 static int profile_sync(gpt_ctx *p) {
-    return p->ops->sync(p->inner);
+    int status = kept(p, p->ops->sync(p->inner));
+    p->status = GPT_OK;
+    return status == GPT_OK ? GPT_OK : fail(status, "%s", p->message);
 }
 static void *profile_alloc(gpt_ctx *p, size_t bytes) {
     return p->ops->buffer_alloc(p->inner, bytes);
@@ -314,4 +328,9 @@ int profile_read(const gpt_ctx *profile, int i, gpt_op_time *out) {
     if (i < 0 || i >= profile->n_kinds) return 0;
     *out = profile->kinds[i];
     return 1;
+}
+
+int profile_product(const gpt_ctx *profile, int i, gpt_product_time *out) {
+    const gpt_ops *ops = profile->ops;
+    return ops->product ? ops->product(profile->inner, i, out) : 0;
 }

@@ -8,7 +8,8 @@
 int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const gpt_ops **out_ops, gpt_ctx **out_ctx);
 /* Returns the wrapped (ops, ctx). */
 void profile_free(gpt_ctx *profile, const gpt_ops **ops, gpt_ctx **ctx);
-/* The i-th kind of call seen so far; 0 past the last. */
+/* The i-th kind of call seen so far, and the i-th product of the device's library; 0 past the last. */
 int profile_read(const gpt_ctx *profile, int i, gpt_op_time *out);
+int profile_product(const gpt_ctx *profile, int i, gpt_product_time *out);
 
 #endif

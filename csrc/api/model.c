@@ -169,7 +169,10 @@ static int allocate_arena(gpt_model *m) {
     arena_plan p = arena_plan_of(&m->config, &m->options, m->ops, m->ctx, &m->layout);
     m->arena_bytes = p.total;
     m->arena = m->ops->buffer_alloc(m->ctx, p.total);
-    if (!m->arena) return out_of_memory(m, &p);
+    if (!m->arena) {
+        TRY(m->ops->sync(m->ctx)); /* the device failed, before or now */
+        return out_of_memory(m, &p);
+    }
     arena_lay_out(m, &p);
     m->pack_stale = !packs_at_once(m);
     return GPT_OK;

@@ -6,8 +6,9 @@
 int gpt_model_peak(gpt_model *model, double *flops, double *bytes) {
     REQUIRE(model);
     REQUIRE(flops);
-    if (!model->ops->peak(model->ctx, flops, bytes))
-        return fail(GPT_ERR_MEMORY, "no memory to measure memory with");
+    bool measured = model->ops->peak(model->ctx, flops, bytes);
+    TRY(model->ops->sync(model->ctx));
+    if (!measured) return fail(GPT_ERR_MEMORY, "no memory to measure memory with");
     return GPT_OK;
 }
 
@@ -27,6 +28,14 @@ int gpt_model_profile_read(const gpt_model *model, int i, gpt_op_time *out) {
     REQUIRE(out);
     if (!model->profiled || !profile_read(model->ctx, i, out))
         return fail(GPT_ERR_ARGUMENT, "timed op %d does not exist", i);
+    return GPT_OK;
+}
+
+int gpt_model_profile_product(const gpt_model *model, int i, gpt_product_time *out) {
+    REQUIRE(model);
+    REQUIRE(out);
+    if (!model->profiled || !profile_product(model->ctx, i, out))
+        return fail(GPT_ERR_ARGUMENT, "timed product %d does not exist", i);
     return GPT_OK;
 }
 

@@ -48,7 +48,10 @@ static int create_session_parts(gpt_session *s) {
         return fail(GPT_ERR_MEMORY, "no memory for the session's tables");
     s->arena_bytes = session_plan(m, s->n_seq, s->n_ctx, NULL, NULL);
     s->arena = m->ops->buffer_alloc(m->ctx, s->arena_bytes);
-    if (!s->arena) return session_out_of_memory(s);
+    if (!s->arena) {
+        TRY(m->ops->sync(m->ctx));
+        return session_out_of_memory(s);
+    }
     session_plan(m, s->n_seq, s->n_ctx, s->arena, s);
     s->draws = calloc((size_t)s->acts.logit_rows, sizeof *s->draws);
     return s->draws ? GPT_OK : fail(GPT_ERR_MEMORY, "no memory for the session's tables");

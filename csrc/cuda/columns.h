@@ -5,7 +5,10 @@
 
 #include "cuda.h"
 
-enum { COLUMN_THREADS = 256, COLUMN_ROWS = COLUMN_THREADS / WARP, MAX_COLUMN_CHUNKS = 128 };
+enum { COLUMN_THREADS = 256, COLUMN_ROWS = COLUMN_THREADS / WARP };
+#ifndef MAX_COLUMN_CHUNKS
+#define MAX_COLUMN_CHUNKS 128
+#endif
 
 static inline int column_chunks(int N) {
     return (int)least<int64_t>(div_up(N, 4 * COLUMN_ROWS), MAX_COLUMN_CHUNKS);

@@ -142,7 +142,7 @@ int cuda_ctx_threads(const gpt_ctx *ctx) {
 }
 
 void cuda_ctx_measure(gpt_ctx *ctx, int on) {
-    (void)ctx, (void)on;
+    cuda_products_measure(ctx, on);
 }
 
 double cuda_ctx_busy_seconds(const gpt_ctx *ctx, int thread) {
@@ -176,8 +176,10 @@ size_t cuda_memory_free(void) {
 
 void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes) {
     void *buffer = NULL;
-    if (cudaMalloc(&buffer, bytes ? bytes : 1) != cudaSuccess) {
-        cudaGetLastError(); /* it is answered here */
+    cudaError_t error = cudaMalloc(&buffer, bytes ? bytes : 1);
+    if (error != cudaSuccess) {
+        cudaGetLastError(); /* it is answered here, or by sync */
+        if (error != cudaErrorMemoryAllocation) cuda_remember(ctx, error);
         return NULL;
     }
     cuda_zero(ctx, buffer, bytes);

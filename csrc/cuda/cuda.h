@@ -1,7 +1,7 @@
 /* cuda.h: what the files of the CUDA backend share.
  *
- * Every file here but context.cu, graph.cu, product.cu and product_plain.cu is compiled once for each
- * dtype (CUDA_DTYPE: see cuda.cmake), so that `elem` and the names below are that dtype's, as in
+ * Every file here but context.cu, graph.cu, plan_store.cu, product.cu and product_plain.cu is compiled
+ * once for each dtype (CUDA_DTYPE: see cuda.cmake), so that `elem` and the names below are that dtype's, as in
  * cpu/cpu.h. A file ending in _bf16 or _quant is compiled for that dtype alone.
  *
  * The same sources also compile as C++ for the host: tests/cuda/emulate.h runs each thread of a block

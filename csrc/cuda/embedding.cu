@@ -6,7 +6,10 @@
  * are neighbours, and sums of tokens with rows in several pieces are added in the order of pieces. */
 #include "cuda.h"
 
-enum { THREADS = 256, WARPS = THREADS / WARP, CHUNK = 1024, SCAN_THREADS = 1024 };
+enum { THREADS = 256, WARPS = THREADS / WARP, SCAN_THREADS = 1024 };
+#ifndef CHUNK
+#define CHUNK 1024
+#endif
 enum { PIECE = WARP /* rows: one for each lane to find */ };
 
 template <int W> static __global__ void embedding_forward_kernel(embedding_forward a) {

@@ -3,7 +3,10 @@
 
 #include <math.h>
 
-enum { THREADS = 256, MAX_NORM_BLOCKS = 1024, BLOCK_NUMBERS = 4096 };
+enum { THREADS = 256, BLOCK_NUMBERS = 4096 };
+#ifndef MAX_NORM_BLOCKS
+#define MAX_NORM_BLOCKS 1024
+#endif
 
 CUDA_WORKSPACE(grad_norm_workspace) {
     (void)shape;

@@ -1,5 +1,5 @@
 /* product.cu: cuBLASLt, found at run time, so that libgpt.so loads where there is none. */
-#include "product.h"
+#include "plan_store.h"
 
 #include "error.h"
 
@@ -16,7 +16,8 @@
     use(Create) use(Destroy) use(Matmul) use(MatmulAlgoGetHeuristic) use(MatmulDescCreate)         \
         use(MatmulDescDestroy) use(MatmulDescSetAttribute) use(MatrixLayoutCreate)                 \
             use(MatrixLayoutDestroy) use(MatmulPreferenceCreate) use(MatmulPreferenceDestroy)      \
-                use(MatmulPreferenceSetAttribute)
+                use(MatmulPreferenceSetAttribute) use(MatmulAlgoCheck)                             \
+                    use(MatmulAlgoConfigGetAttribute) use(GetVersion)
 
 /* A product at one shape: all that is needed to run it again. */
 typedef struct plan {
@@ -25,10 +26,13 @@ typedef struct plan {
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, out;
     cublasLtMatmulAlgo_t algo;
+    size_t workspace_bytes; /* that the algorithm needs */
+    int64_t calls;          /* since products are measured */
+    double seconds;
 } plan;
 
 enum { LOG2_PLANS = 11, MAX_PLANS = 1 << LOG2_PLANS, PLACES = 16 /* that a plan may have */ };
-enum { TUNED_ALGORITHMS = 32, TUNING_TURNS = 5, TUNED_WORKSPACE = 128 << 20 };
+enum { TUNED_ALGORITHMS = 32, TUNING_TURNS = 5 };
 
 struct cuda_library {
     void *handle;
@@ -39,6 +43,10 @@ struct cuda_library {
     FUNCTIONS(DECLARE)
 #undef DECLARE
     int tf32, tune; /* as the environment asks */
+    int major;      /* compute capability */
+    int measures;
+    cudaEvent_t begin, end; /* of a product that is measured, or tuned */
+    plan_store *store;      /* NULL: nothing is tuned */
     plan plans[MAX_PLANS];
 };
 
@@ -71,6 +79,29 @@ static int missing_library(int found) {
                 SONAME);
 }
 
+/* The measured plans of this card; to be closed. */
+static plan_store *open_store(size_t version, int tf32) {
+    plan_circumstances where = {};
+    cudaDeviceProp device = {};
+    cudaGetDeviceProperties(&device, 0);
+    cudaDriverGetVersion(&where.driver);
+    snprintf(where.card, sizeof where.card, "%.*s", (int)sizeof where.card - 1, device.name);
+    where.version = version;
+    where.tf32 = tf32;
+    return plan_store_open(getenv("GPTC_PLANS"), &where);
+}
+
+/* Appends how products are tuned, if they are. */
+static void describe_tuning(char *out, size_t size, size_t version) {
+    size_t n = strlen(out);
+    if (!is_on("GPTC_TUNE")) return;
+    n += (size_t)snprintf(out + n, size - n, ", tuned (GPTC_TUNE), ");
+    if (n >= size) return;
+    plan_store *store = open_store(version, is_on("GPTC_TF32"));
+    plan_store_describe(store, out + n, size - n);
+    plan_store_close(store);
+}
+
 int cuda_products_describe(char *out, size_t size) {
     void *handle = open_library();
     if (!handle) return missing_library(0);
@@ -79,8 +110,9 @@ int cuda_products_describe(char *out, size_t size) {
     int found = version && dladdr((void *)version, &file);
     size_t number = found ? version() : 0; /* as CUBLAS_VERSION */
     if (found)
-        snprintf(out, size, "%zu.%zu.%zu, %s%s", number / 10000, number / 100 % 100, number % 100,
-                 file.dli_fname, is_on("GPTC_TUNE") ? ", tuned (GPTC_TUNE)" : "");
+        snprintf(out, size, "%zu.%zu.%zu, %s", number / 10000, number / 100 % 100, number % 100,
+                 file.dli_fname);
+    if (found) describe_tuning(out, size, number);
     dlclose(handle);
     return found ? GPT_OK : missing_library(1);
 }
@@ -104,12 +136,17 @@ int cuda_products_open(cuda_library **out) {
         cuda_products_close(l);
         return missing_library(there);
     }
-    if (cudaMalloc(&l->workspace, l->workspace_bytes) != cudaSuccess) {
+    cudaError_t error = cudaMalloc(&l->workspace, l->workspace_bytes);
+    if (error != cudaSuccess) {
         size_t megabytes = l->workspace_bytes >> 20;
         cudaGetLastError(); /* it is answered here */
         cuda_products_close(l);
-        return fail(GPT_ERR_MEMORY, "the GPU has no %zu MB left for cuBLASLt", megabytes);
+        if (error == cudaErrorMemoryAllocation)
+            return fail(GPT_ERR_MEMORY, "the GPU has no %zu MB left for cuBLASLt", megabytes);
+        return fail(GPT_ERR_DEVICE, "the GPU failed: %s", cudaGetErrorString(error));
     }
+    cudaDeviceGetAttribute(&l->major, cudaDevAttrComputeCapabilityMajor, 0);
+    if (l->tune) l->store = open_store(l->GetVersion(), l->tf32);
     *out = l;
     return GPT_OK;
 }
@@ -122,9 +159,16 @@ static void close_plan(cuda_library *l, plan *p) {
     *p = plan();
 }
 
+void cuda_products_forget(gpt_ctx *ctx) {
+    for (plan &p : ctx->products->plans) close_plan(ctx->products, &p);
+}
+
 void cuda_products_close(cuda_library *l) {
     if (!l) return;
     for (plan &p : l->plans) close_plan(l, &p);
+    plan_store_close(l->store);
+    if (l->begin) cudaEventDestroy(l->begin);
+    if (l->end) cudaEventDestroy(l->end);
     if (l->workspace) cudaFree(l->workspace);
     if (l->lt) l->Destroy(l->lt);
     if (l->handle) dlclose(l->handle);
@@ -213,56 +257,43 @@ static int multiply(gpt_ctx *ctx, const plan *plan, const product *p, void *out)
                      l->workspace_bytes, ctx->stream) == CUBLAS_STATUS_SUCCESS;
 }
 
+/* The events that measure, made when they are first needed. */
+static bool has_events(cuda_library *l) {
+    return (l->begin || cudaEventCreate(&l->begin) == cudaSuccess) &&
+           (l->end || cudaEventCreate(&l->end) == cudaSuccess);
+}
+
+/* Milliseconds since `begin` was recorded, once all is done. */
+static float elapsed(gpt_ctx *ctx) {
+    cuda_library *l = ctx->products;
+    float ms = INFINITY;
+    cudaEventRecord(l->end, ctx->stream);
+    if (cudaEventSynchronize(l->end) == cudaSuccess) cudaEventElapsedTime(&ms, l->begin, l->end);
+    return ms;
+}
+
 /* Milliseconds of the fastest of a few runs of the plan, its output thrown away: adding to p->out
  * more than once would not be the same. */
-static float time_plan(gpt_ctx *ctx, const plan *plan, const product *p, void *out,
-                       cudaEvent_t begin, cudaEvent_t end) {
+static float time_plan(gpt_ctx *ctx, const plan *plan, const product *p, void *out) {
     float best = INFINITY;
     for (int turn = 0; turn < TUNING_TURNS; turn++) {
-        float ms = INFINITY;
-        cudaEventRecord(begin, ctx->stream);
+        cudaEventRecord(ctx->products->begin, ctx->stream);
         if (!multiply(ctx, plan, p, out)) return INFINITY;
-        cudaEventRecord(end, ctx->stream);
-        if (cudaEventSynchronize(end) == cudaSuccess) cudaEventElapsedTime(&ms, begin, end);
-        best = least(best, ms);
+        best = least(best, elapsed(ctx));
     }
     return best;
 }
 
-/* Replaces the plan's algorithm by the fastest of those found. Which one that is may differ from one
- * model to the next, and with it the last bits of what the products give: so one has to ask for it. */
-static void tune(gpt_ctx *ctx, plan *plan, const product *p,
-                 const cublasLtMatmulHeuristicResult_t *found, int n_found) {
-    cudaEvent_t begin = NULL, end = NULL;
-    void *out = NULL;
-    if (cudaMalloc(&out, sizeof(float) * (size_t)p->M * (size_t)p->ldo) == cudaSuccess &&
-        cudaEventCreate(&begin) == cudaSuccess && cudaEventCreate(&end) == cudaSuccess) {
-        float best = INFINITY;
-        cublasLtMatmulAlgo_t fastest = plan->algo;
-        for (int i = 0; i < n_found; i++) {
-            plan->algo = found[i].algo;
-            float ms = time_plan(ctx, plan, p, out, begin, end);
-            if (ms < best) best = ms, fastest = plan->algo;
-        }
-        plan->algo = fastest;
-    }
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
-    cudaFree(out);
-    cudaGetLastError(); /* without room to measure in, it is the first choice */
-}
-
-/* The library's first choice for this shape, or the fastest of its first few. */
-static int choose(gpt_ctx *ctx, plan *plan, const product *p) {
-    cuda_library *l = ctx->products;
+/* The library's first choices with so much workspace, at most n. */
+static int heuristics(cuda_library *l, const plan *plan, const product *p, size_t workspace_bytes,
+                      cublasLtMatmulHeuristicResult_t *found, int n) {
     cublasLtMatmulPreference_t preference;
-    cublasLtMatmulHeuristicResult_t found[TUNED_ALGORITHMS];
     /* Parts of a long sum may be added in float32 only, never in bf16. */
     uint32_t sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     int n_found = 0;
     if (l->MatmulPreferenceCreate(&preference) != CUBLAS_STATUS_SUCCESS) return 0;
     int bad = l->MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                              &l->workspace_bytes, sizeof l->workspace_bytes);
+                                              &workspace_bytes, sizeof workspace_bytes);
     if (p->bf16 && !p->float_out)
         bad |= l->MatmulPreferenceSetAttribute(
             preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &sums, sizeof sums);
@@ -278,13 +309,74 @@ static int choose(gpt_ctx *ctx, plan *plan, const product *p) {
         bad |= l->MatmulPreferenceSetAttribute(preference, operand.which, &bytes, sizeof bytes);
     }
     if (!bad)
-        bad =
-            l->MatmulAlgoGetHeuristic(l->lt, plan->desc, plan->a, plan->b, plan->out, plan->out,
-                                      preference, l->tune ? TUNED_ALGORITHMS : 1, found, &n_found);
+        bad = l->MatmulAlgoGetHeuristic(l->lt, plan->desc, plan->a, plan->b, plan->out, plan->out,
+                                        preference, n, found, &n_found);
     l->MatmulPreferenceDestroy(preference);
-    if (bad || n_found == 0) return 0;
-    plan->algo = found[0].algo;
-    if (l->tune && n_found > 1) tune(ctx, plan, p, found, n_found);
+    return bad ? 0 : n_found;
+}
+
+static void take(plan *plan, const cublasLtMatmulAlgo_t &algo, size_t workspace_bytes) {
+    plan->algo = algo;
+    plan->workspace_bytes = workspace_bytes;
+}
+
+/* Takes the plan that was measured for this shape before, if the library still knows it. */
+static int restore(cuda_library *l, plan *plan) {
+    const stored_plan *stored = plan_store_find(l->store, plan->key);
+    cublasLtMatmulAlgo_t algo;
+    cublasLtMatmulHeuristicResult_t checked;
+    static_assert(sizeof algo == sizeof stored->algo);
+    if (!stored) return 0;
+    memcpy(&algo, stored->algo, sizeof algo);
+    if (l->MatmulAlgoCheck(l->lt, plan->desc, plan->a, plan->b, plan->out, plan->out, &algo,
+                           &checked) != CUBLAS_STATUS_SUCCESS ||
+        checked.workspaceSize > l->workspace_bytes)
+        return 0;
+    take(plan, algo, checked.workspaceSize);
+    return 1;
+}
+
+/* Replaces the plan's algorithm by the fastest of the first ones with less or more workspace. Which one
+ * that is may differ from one measurement to the next, and with it the last bits of what the products
+ * give: so one has to ask for it. */
+static void tune(gpt_ctx *ctx, plan *plan, const product *p) {
+    cuda_library *l = ctx->products;
+    const size_t workspaces[] = {0, PRODUCT_WORKSPACE, TUNED_WORKSPACE};
+    cublasLtMatmulHeuristicResult_t found[TUNED_ALGORITHMS];
+    cublasLtMatmulAlgo_t fastest = plan->algo;
+    size_t workspace_bytes = plan->workspace_bytes;
+    float best = INFINITY;
+    void *out = NULL;
+    bool measures = has_events(l) &&
+                    cudaMalloc(&out, sizeof(float) * (size_t)p->M * (size_t)p->ldo) == cudaSuccess;
+    for (size_t workspace : workspaces) {
+        int n = measures ? heuristics(l, plan, p, workspace, found, TUNED_ALGORITHMS) : 0;
+        for (int i = 0; i < n; i++) {
+            take(plan, found[i].algo, found[i].workspaceSize);
+            float ms = time_plan(ctx, plan, p, out);
+            if (ms >= best) continue;
+            best = ms;
+            fastest = plan->algo;
+            workspace_bytes = plan->workspace_bytes;
+        }
+    }
+    take(plan, fastest, workspace_bytes);
+    cudaFree(out);
+    cudaGetLastError(); /* without room to measure in, it is the first choice */
+    if (best == INFINITY) return;
+    stored_plan stored = {plan->key, {}, best};
+    memcpy(stored.algo, &plan->algo, sizeof stored.algo);
+    plan_store_add(l->store, stored);
+}
+
+/* The library's first choice for this shape, or the fastest of its first few. */
+static int choose(gpt_ctx *ctx, plan *plan, const product *p) {
+    cuda_library *l = ctx->products;
+    cublasLtMatmulHeuristicResult_t first;
+    if (l->tune && restore(l, plan)) return 1;
+    if (!heuristics(l, plan, p, l->workspace_bytes, &first, 1)) return 0;
+    take(plan, first.algo, first.workspaceSize);
+    if (l->tune) tune(ctx, plan, p);
     return 1;
 }
 
@@ -319,7 +411,9 @@ static plan *plan_for(gpt_ctx *ctx, const product *p) {
     if (is_recording(ctx)) return NULL;
     close_plan(l, made);
     made->key = key;
-    made->usable = describe(l, made, p) && set_addresses(l, made, p) && choose(ctx, made, p);
+    /* With a second output, the library wants rows aligned. */
+    made->usable = !(p->pre && p->N % 8) && describe(l, made, p) && set_addresses(l, made, p) &&
+                   choose(ctx, made, p);
     return made;
 }
 
@@ -329,14 +423,9 @@ static int has_aligned_rows(const product *p) {
            (size_t)p->ldo * out % 16 == 0;
 }
 
-int cuda_product(gpt_ctx *ctx, const product *p) {
+/* Runs the plan, or where it has no algorithm and no epilogue the plain kernel. */
+static int run(gpt_ctx *ctx, plan *plan, const product *p) {
     cuda_library *l = ctx->products;
-    if (p->pre && p->N % 8) return 0; /* the library wants its rows aligned */
-    plan *plan = plan_for(ctx, p);
-    if (!plan) { /* the recording fails, and the ops then run: graph.cu */
-        cuda_remember(ctx, cudaErrorStreamCaptureUnsupported);
-        return 1;
-    }
     int done = plan->usable && set_addresses(l, plan, p) && multiply(ctx, plan, p, p->out);
     if (done || p->epilogue != EPILOGUE_NONE) return done;
     /* Rows that are aligned it must know: without it the product would take for ever. */
@@ -345,4 +434,105 @@ int cuda_product(gpt_ctx *ctx, const product *p) {
     else
         cuda_product_plain(ctx, p);
     return 1;
+}
+
+int cuda_product(gpt_ctx *ctx, const product *p) {
+    cuda_library *l = ctx->products;
+    plan *plan = plan_for(ctx, p);
+    if (!plan) { /* the recording fails, and the ops then run: graph.cu */
+        cuda_remember(ctx, cudaErrorStreamCaptureUnsupported);
+        return 1;
+    }
+    if (!l->measures) return run(ctx, plan, p);
+    cudaEventRecord(l->begin, ctx->stream);
+    int done = run(ctx, plan, p);
+    float ms = elapsed(ctx);
+    plan->calls++;
+    if (done && ms < INFINITY) plan->seconds += 1e-3 * (double)ms;
+    return done;
+}
+
+/* ---- what was measured ---- */
+
+void cuda_products_measure(gpt_ctx *ctx, int on) {
+    cuda_library *l = ctx->products;
+    for (plan &p : l->plans) p.calls = 0, p.seconds = 0;
+    l->measures = on && has_events(l);
+}
+
+/* Rows and columns of output that a block has, of those tiles that are often chosen. */
+static const char *tile_name(uint32_t tile) {
+#define TILES(use)                                                                                 \
+    use(64x64) use(64x128) use(128x64) use(64x256) use(128x128) use(256x64) use(128x256)           \
+        use(256x128) use(192x128) use(128x192) use(192x256) use(256x192) use(256x256)
+#define NAME(size)                                                                                 \
+    if (tile == CUBLASLT_MATMUL_TILE_##size) return #size;
+    TILES(NAME)
+#undef NAME
+    return NULL;
+}
+
+template <typename T>
+static T config_of(const cuda_library *l, const plan *p,
+                   cublasLtMatmulAlgoConfigAttributes_t which) {
+    T value = 0;
+    size_t written;
+    l->MatmulAlgoConfigGetAttribute(&p->algo, which, &value, sizeof value, &written);
+    return value;
+}
+
+/* Algorithms for Hopper and later ones have clusters of blocks, or as many stages as fit. */
+static bool is_earlier(const cuda_library *l, uint32_t stages, uint16_t cluster) {
+    const uint32_t FIRST_AUTO = 32;
+    return l->major >= 9 && cluster == 0 && stages < FIRST_AUTO;
+}
+
+static void describe_plan(const cuda_library *l, const plan *p, gpt_product_time *out) {
+    uint32_t tile = config_of<uint32_t>(l, p, CUBLASLT_ALGO_CONFIG_TILE_ID);
+    uint32_t stages = config_of<uint32_t>(l, p, CUBLASLT_ALGO_CONFIG_STAGES_ID);
+    uint16_t cluster = config_of<uint16_t>(l, p, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID);
+    char number[16];
+    snprintf(number, sizeof number, "%u", tile);
+    snprintf(out->plan, sizeof out->plan,
+             "algorithm %d, tile %s, stages %u, cluster %u, split-K %d, %.1f MB",
+             config_of<int32_t>(l, p, CUBLASLT_ALGO_CONFIG_ID),
+             tile_name(tile) ? tile_name(tile) : number, stages, cluster,
+             config_of<int32_t>(l, p, CUBLASLT_ALGO_CONFIG_SPLITK_NUM),
+             (double)p->workspace_bytes * 1e-6);
+    if (is_earlier(l, stages, cluster))
+        snprintf(out->problem, sizeof out->problem, "an algorithm of an earlier architecture");
+}
+
+static void describe_product(const plan *p, gpt_product_time *out) {
+    static const char *const kinds[] = {"a b^T", "a b", "a^T b"};
+    static const char *const epilogues[] = {"", "bias", "gelu", "gelu backward"};
+    const product &k = p->key;
+    snprintf(out->name, sizeof out->name, "%s %d x %d x %d", kinds[k.kind], k.M, k.N, k.K);
+    snprintf(out->epilogue, sizeof out->epilogue, "%s%s%s", epilogues[k.epilogue],
+             k.epilogue == EPILOGUE_GELU && k.bias ? ", bias" : "", k.add ? "add" : "");
+    double size = k.bf16 ? 2 : 4, out_size = k.float_out ? 4 : size, M = k.M, N = k.N, K = k.K;
+    double outputs = M * N * (out_size * (k.add ? 2 : 1) + (k.pre ? size : 0));
+    out->calls = p->calls;
+    out->seconds = p->seconds;
+    out->flops = 2 * M * N * K * (double)p->calls;
+    out->bytes = (size * (M * K + K * N) + outputs) * (double)p->calls;
+}
+
+int cuda_product_read(const gpt_ctx *ctx, int i, gpt_product_time *out) {
+    const cuda_library *l = ctx->products;
+    for (const plan &p : l->plans) {
+        if (p.calls == 0 || i-- > 0) continue;
+        *out = {};
+        describe_product(&p, out);
+        if (p.usable) {
+            describe_plan(l, &p, out);
+        } else if (p.key.epilogue != EPILOGUE_NONE) {
+            out->seconds = out->flops = out->bytes = 0;
+            snprintf(out->problem, sizeof out->problem, "the epilogue is not fused");
+        } else {
+            snprintf(out->problem, sizeof out->problem, "no algorithm: our plain kernel");
+        }
+        return 1;
+    }
+    return 0;
 }

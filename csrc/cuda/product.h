@@ -43,11 +43,19 @@ int cuda_product(gpt_ctx *ctx, const product *p);
 /* One without an epilogue, slowly: product_plain.cu. */
 void cuda_product_plain(gpt_ctx *ctx, const product *p);
 
-/* Device memory that the library keeps for itself, unless products are tuned. */
-enum { PRODUCT_WORKSPACE = 32 << 20 };
+/* Device memory that the library keeps for itself, and that it keeps where products are tuned. */
+#ifndef PRODUCT_WORKSPACE
+#define PRODUCT_WORKSPACE (32 << 20)
+#define TUNED_WORKSPACE   (128 << 20)
+#endif
 /* Opening it gives a status, with its sentence. */
 int cuda_products_open(cuda_library **out);
 void cuda_products_close(cuda_library *library);
+/* Times each product from now on, from 0, or no longer; and what was measured: gpt_ops.product. */
+void cuda_products_measure(gpt_ctx *ctx, int on);
+int cuda_product_read(const gpt_ctx *ctx, int i, gpt_product_time *out);
+/* For tests: as if other products had taken the place of all plans. */
+extern "C" void cuda_products_forget(gpt_ctx *ctx);
 /* The version and the file that would be opened, as text. */
 int cuda_products_describe(char *out, size_t size);
 

@@ -1,6 +1,6 @@
 # Which of cuda_sources are for the device, for fp32, bf16 and quantized weights: see cpu_sources in
 # the main CMakeLists.txt.
-set(device "/(context|graph|product|product_plain)\\.cu$")
+set(device "/(context|graph|plan_store|product|product_plain)\\.cu$")
 set(cuda_device_sources ${cuda_sources})
 list(FILTER cuda_device_sources INCLUDE REGEX ${device})
 set(cuda_fp32_sources ${cuda_sources})

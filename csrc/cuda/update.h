@@ -21,7 +21,9 @@ typedef struct update_segment {
 } update_segment;
 
 /* In one launch: as many as a kernel's arguments hold. */
-enum { MAX_SEGMENTS = 512 };
+#ifndef MAX_SEGMENTS
+#define MAX_SEGMENTS 512
+#endif
 
 template <typename Op> struct update_args {
     Op op; /* its segments are those below: op's are on the host */

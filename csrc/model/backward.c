@@ -108,21 +108,14 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
     m->ops->embedding_backward(m->ctx, &op);
 }
 
-/* Gradients that products do not overwrite: neighbours, and the padding between them, in one call. */
+/* Gradients that products do not overwrite: params.c puts them last. */
 static void zero_added_gradients(gpt_model *m) {
-    int64_t begin = 0, end = 0;
-    for (int i = 0; i <= m->layout.n_slots; i++) {
-        const gpt_segment *s = i < m->layout.n_slots ? &m->layout.segments[i] : NULL;
-        if (s && s->grad < 0) continue;
-        if (s && !s->product) {
-            if (begin == end) begin = s->grad;
-            end = s->grad + s->size;
-            continue;
-        }
-        if (begin < end)
-            m->ops->zero(m->ctx, m->grads + begin, sizeof(float) * (size_t)(end - begin));
-        begin = end;
+    int64_t end = m->layout.n_grads, begin = end;
+    for (int i = 0; i < m->layout.n_slots; i++) {
+        const gpt_segment *s = &m->layout.segments[i];
+        if (s->grad >= 0 && !s->product && s->grad < begin) begin = s->grad;
     }
+    if (begin < end) m->ops->zero(m->ctx, m->grads + begin, sizeof(float) * (size_t)(end - begin));
 }
 
 void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {

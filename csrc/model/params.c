@@ -204,10 +204,21 @@ static void train_segment(const gpt_options *o, const char *name, gpt_segment *s
     if (s->optimizer == GPT_OPTIMIZER_DEFAULT) s->optimizer = GPT_OPTIMIZER_ADAMW;
     s->lr_scale = group.lr_scale > 0 ? group.lr_scale : 1;
     if (group.decay != GPT_DECAY_DEFAULT) s->decay = group.decay == GPT_DECAY_ON;
-    s->grad = out->n_grads;
+    s->grad = 0; /* place_gradients moves it */
     s->state = out->n_states[s->optimizer];
-    out->n_grads += aligned(s->size);
     out->n_states[s->optimizer] += aligned(s->size);
+}
+
+/* Gradients that products write come first, where the buffer is aligned best; the others are then
+ * neighbours, and cleared at once. */
+static void place_gradients(params_layout *out) {
+    for (int product = 1; product >= 0; product--)
+        for (int i = 0; i < out->n_slots; i++) {
+            gpt_segment *s = &out->segments[i];
+            if (s->grad < 0 || s->product != product) continue;
+            s->grad = out->n_grads;
+            out->n_grads += aligned(s->size);
+        }
 }
 
 /* A group without parameters is a mistake in its pattern. */
@@ -261,6 +272,7 @@ int params_layout_create(const gpt_config *c, const gpt_ops *ops, const gpt_opti
     if (!out->slots || !out->segments)
         status = fail(GPT_ERR_MEMORY, "no memory for the parameter table");
     for (int i = 0; status == GPT_OK && i < out->n_slots; i++) lay_out_slot(c, ops, o, i, out);
+    if (status == GPT_OK) place_gradients(out);
     if (status == GPT_OK && o->training) status = check_groups(o, out);
     if (status != GPT_OK) params_layout_free(out);
     return status;

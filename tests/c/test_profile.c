@@ -19,6 +19,7 @@ static void test_profile(void) {
             EXPECT_OK(gpt_model_init(model, 5));
             EXPECT_OK(gpt_model_init(plain, 5));
             gpt_op_time op;
+            gpt_product_time product;
             double busy = -1, total = 0;
             EXPECT(gpt_model_profile_read(model, 0, &op) == GPT_ERR_ARGUMENT);
             EXPECT(gpt_model_profile_busy(model, 0, &busy) == GPT_ERR_ARGUMENT);
@@ -37,6 +38,10 @@ static void test_profile(void) {
                 found |= strncmp(op.name, "classifier_backward", 19) == 0 && op.calls == 1;
             }
             EXPECT(n > 8 && found);
+            /* The CPU's products are not a library's that has plans. */
+            EXPECT(gpt_model_profile_product(model, 0, &product) ==
+                   (place.options.device == GPT_DEVICE_CPU ? GPT_ERR_ARGUMENT : GPT_OK));
+            EXPECT(gpt_model_profile_product(model, 1 << 20, &product) == GPT_ERR_ARGUMENT);
             EXPECT(n_linear == 8 * c->n_layer); /* of the second round alone */
             double sum = 0;
             for (int thread = 0; thread < gpt_model_threads(model); thread++) {

@@ -1,6 +1,7 @@
 /* emulate.cpp: blocks and fibers. A fiber is entered once with makecontext and from then on left and
  * resumed with the compiler's own setjmp and longjmp, which call nothing. */
 #include "emulate.h"
+#include "symbols.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -9,6 +10,7 @@
 
 #include <map>
 #include <mutex>
+#include <string>
 #include <vector>
 
 dim3 gridDim, blockDim, blockIdx, threadIdx;
@@ -472,12 +474,34 @@ void emulate_group_publish() {
     threads[current].published = true;
 }
 
+void emulate_capability(int major) {
+    emulated_major = major;
+}
+
+/* ---- failures for tests ---- */
+
+static std::string failing; /* the call */
+static int calls_before;
+
+void emulate_fail(const char *call, int after) {
+    failing = call;
+    calls_before = after;
+}
+
+static bool fails(const char *call) {
+    if (failing != call || calls_before-- > 0) return false;
+    failing.clear();
+    return true;
+}
+
 /* ---- the device's memory ---- */
 
 static std::mutex memory;
 static std::map<void *, size_t> allocations; /* their bytes */
 
 cudaError_t cudaMalloc(void **out, size_t bytes) {
+    emulate_not_recorded("cudaMalloc");
+    if (fails("cudaMalloc")) return cudaErrorLaunchFailure;
     std::lock_guard<std::mutex> lock(memory);
     bytes = (bytes + EMULATED_ALIGNMENT - 1) / EMULATED_ALIGNMENT * EMULATED_ALIGNMENT;
     if (bytes > EMULATED_BYTES - emulated_bytes_used) return cudaErrorMemoryAllocation;
@@ -490,6 +514,7 @@ cudaError_t cudaMalloc(void **out, size_t bytes) {
 }
 
 cudaError_t cudaFree(void *p) {
+    emulate_not_recorded("cudaFree");
     std::lock_guard<std::mutex> lock(memory);
     auto found = allocations.find(p);
     if (!p || found == allocations.end()) return cudaSuccess;
@@ -526,6 +551,7 @@ bool is_within(const void *p, const pinned_block &block) {
 } // namespace
 
 cudaError_t cudaMallocHost(void **out, size_t bytes) {
+    emulate_not_recorded("cudaMallocHost");
     std::lock_guard<std::mutex> lock(pinned);
     *out = calloc(1, bytes);
     if (!*out) return cudaErrorMemoryAllocation;
@@ -534,22 +560,57 @@ cudaError_t cudaMallocHost(void **out, size_t bytes) {
 }
 
 cudaError_t cudaFreeHost(void *p) {
+    emulate_not_recorded("cudaFreeHost");
     std::lock_guard<std::mutex> lock(pinned);
     std::erase_if(pinned_blocks, [=](const pinned_block &b) { return b.at == p; });
     free(p);
     return cudaSuccess;
 }
 
-void emulate_leave(const void *from, size_t bytes) {
+/* Whether memory of the host is pinned. A copy from there is then under way. */
+static bool leave(const void *from, size_t bytes) {
     std::lock_guard<std::mutex> lock(pinned);
     const unsigned char *at = (const unsigned char *)from;
+    for (const pinned_block &block : pinned_blocks) {
+        if (!is_within(from, block)) continue;
+        departures.push_back({from, {at, at + bytes}});
+        return true;
+    }
+    return false;
+}
+
+static bool is_pinned(const void *p) {
+    std::lock_guard<std::mutex> lock(pinned);
     for (const pinned_block &block : pinned_blocks)
-        if (is_within(from, block)) departures.push_back({from, {at, at + bytes}});
+        if (is_within(p, block)) return true;
+    return false;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t) {
+    static const char *const kinds[] = {"to the device", "to the host", "on the device"};
+    char text[64];
+    if (kind == cudaMemcpyHostToDevice && !leave(from, bytes))
+        emulate_not_recorded("cudaMemcpyAsync from pageable memory");
+    if (kind == cudaMemcpyDeviceToHost && !is_pinned(to))
+        emulate_not_recorded("cudaMemcpyAsync to pageable memory");
+    snprintf(text, sizeof text, "%zu %s", bytes, kinds[kind]);
+    emulate_enqueue("copy", text, [=] { memcpy(to, from, bytes); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) {
+    char text[32];
+    snprintf(text, sizeof text, "%zu", bytes);
+    emulate_enqueue("memset", text, [=] { memset(to, value, bytes); });
+    return cudaSuccess;
 }
 
 /* Models have a stream each; to wait for one waits for all here, which finds less, and nothing that
  * is not there. */
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    emulate_not_recorded("cudaStreamSynchronize");
+    if (fails("cudaStreamSynchronize")) return cudaErrorLaunchFailure;
     std::lock_guard<std::mutex> lock(pinned);
     waits++;
     for (const departure &d : departures)
@@ -559,27 +620,108 @@ cudaError_t cudaStreamSynchronize(cudaStream_t) {
     return cudaSuccess;
 }
 
+cudaError_t cudaDeviceSynchronize() {
+    emulate_not_recorded("cudaDeviceSynchronize");
+    return cudaStreamSynchronize(NULL);
+}
+
 long emulate_waits(void) {
     return waits;
 }
 
+/* ---- events, of a clock that only products of the library move ---- */
+
+struct emulated_event {
+    double ms;
+};
+
+static double clock_ms;
+
+void emulate_pass(float ms) {
+    clock_ms += ms;
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t *out) {
+    *out = new emulated_event{0};
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    delete event;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+    event->ms = clock_ms;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t) {
+    emulate_not_recorded("cudaEventSynchronize");
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) {
+    *ms = (float)(end->ms - begin->ms);
+    return cudaSuccess;
+}
+
 /* ---- graphs: lists of what was asked for ---- */
 
+struct node {
+    const char *what;
+    std::string on;
+    std::function<void()> run;
+    const void *kernel;
+};
+
 struct emulated_graph {
-    std::vector<std::function<void()>> all;
+    std::vector<node> all;
 };
 
 static thread_local emulated_graph *recording;
-static long graph_launches;
+static long graph_launches, graph_nodes;
+static FILE *trace;
 
-void emulate_enqueue(const std::function<void()> &what) {
+void emulate_trace(FILE *to) {
+    trace = to;
+    if (trace)
+        fprintf(trace,
+                "limits chunk_bytes=%zu multiprocessors=%d few_norm_rows=%d max_segments=%d\n",
+                (size_t)CHUNK_BYTES, MULTIPROCESSORS, FEW_NORM_ROWS, MAX_SEGMENTS);
+}
+
+static void run(const node &n) {
+    if (trace)
+        fprintf(trace, "%s %s%s%s\n", n.what, n.kernel ? emulate_kernel_name(n.kernel).c_str() : "",
+                n.kernel ? " " : "", n.on.c_str());
+    n.run();
+}
+
+void emulate_enqueue(const char *what, const char *on, const std::function<void()> &work,
+                     const void *kernel) {
+    node n = {what, on, work, kernel};
     if (recording)
-        recording->all.push_back(what);
+        recording->all.push_back(n);
     else
-        what();
+        run(n);
+}
+
+void emulate_not_recorded(const char *call) {
+    char message[160];
+    if (!recording) return;
+    snprintf(message, sizeof message,
+             "%s while a stream is being recorded (cudaErrorStreamCaptureUnsupported)", call);
+    emulate_die(message);
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus *status) {
+    *status = recording ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+    return cudaSuccess;
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    emulate_not_recorded("cudaStreamBeginCapture");
     recording = new emulated_graph;
     return cudaSuccess;
 }
@@ -606,11 +748,19 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+    emulate_not_recorded("cudaGraphLaunch");
     graph_launches++;
-    for (const std::function<void()> &what : graph->all) what();
+    graph_nodes = (long)graph->all.size();
+    if (trace) fprintf(trace, "graph %ld\n", graph_nodes);
+    for (const node &n : graph->all) run(n);
+    if (trace) fprintf(trace, "end\n");
     return cudaSuccess;
 }
 
 long emulate_graph_launches(void) {
     return graph_launches;
+}
+
+long emulate_graph_nodes(void) {
+    return graph_nodes;
 }

@@ -11,14 +11,17 @@
  *    which also wants its matrices published, and unchanged until then.
  *  - Pinned memory that a copy leaves from must stay as it is until the stream is waited for.
  *  - Shared memory and every allocation end where pages begin that nobody may touch.
+ *  - A vector that is not aligned to its size ends the program (-fsanitize=alignment).
+ *  - While a stream is being recorded, a call that CUDA refuses then ends the program, and names itself.
  *  - Threads that wait for each other for ever, a warp that works together without all its lanes,
- *    misaligned vectors and impossible launches end the program with a message. */
+ *    and impossible launches end the program with a message. */
 #ifndef EMULATE_H
 #define EMULATE_H
 
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -134,9 +137,13 @@ typedef enum cudaError_t {
     cudaErrorInsufficientDriver,
     cudaErrorNoDevice,
     cudaErrorNotSupported,
+    cudaErrorLaunchFailure,
+    cudaErrorStreamCaptureUnsupported,
 } cudaError_t;
 typedef struct emulated_stream *cudaStream_t;
+typedef struct emulated_event *cudaEvent_t;
 typedef struct emulated_graph *cudaGraph_t, *cudaGraphExec_t;
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
 typedef enum cudaMemcpyKind {
     cudaMemcpyHostToDevice,
@@ -164,19 +171,26 @@ static inline cudaError_t cudaDriverGetVersion(int *version) {
 static inline cudaError_t cudaRuntimeGetVersion(int *version) {
     return cudaDriverGetVersion(version);
 }
+/* Of the compute capability; tests may choose another. */
+inline std::atomic<int> emulated_major{8};
+extern "C" void emulate_capability(int major);
 static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 0;
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? emulated_major.load() : 0;
     return cudaSuccess;
 }
 static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, const void *) {
     return cudaSuccess;
 }
-static inline const char *cudaGetErrorString(cudaError_t) {
-    return "an emulated error";
+static inline const char *cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorMemoryAllocation ? "out of memory"
+           : error == cudaErrorLaunchFailure  ? "unspecified launch failure"
+                                              : "an emulated error";
 }
 static inline cudaError_t cudaGetLastError() {
     return cudaSuccess;
 }
+/* For tests: after so many more calls of that name one fails, as where a kernel before it did. */
+extern "C" void emulate_fail(const char *call, int after);
 static inline cudaError_t cudaSetDevice(int) {
     return cudaSuccess;
 }
@@ -191,18 +205,35 @@ static inline cudaError_t cudaStreamDestroy(cudaStream_t) {
 cudaError_t cudaMallocHost(void **out, size_t bytes);
 cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaStreamSynchronize(cudaStream_t);
+cudaError_t cudaDeviceSynchronize();
 extern "C" long emulate_waits(void);
 
-/* Does it now, or, where a stream is being recorded, when that is replayed. */
-void emulate_enqueue(const std::function<void()> &what);
+/* Does it now, or, where a stream is being recorded, when that is replayed. What and on what is a line
+ * of the trace; a kernel is named by where it is. */
+void emulate_enqueue(const char *what, const char *on, const std::function<void()> &run,
+                     const void *kernel = NULL);
+/* From now on, writes all that is done into a file, line by line; NULL: no longer. */
+extern "C" void emulate_trace(FILE *to);
+/* Ends the program where a stream is being recorded: the call is not one that CUDA accepts then. */
+void emulate_not_recorded(const char *call);
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus *);
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode);
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *, cudaGraph_t, unsigned long long);
 cudaError_t cudaGraphDestroy(cudaGraph_t);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
-/* Launches of graphs so far, for tests. */
+/* Launches of graphs so far, and nodes of the last one, for tests. */
 extern "C" long emulate_graph_launches(void);
+extern "C" long emulate_graph_nodes(void);
+
+/* The device's clock, which passes only where a product of the library says so. */
+void emulate_pass(float ms);
+cudaError_t cudaEventCreate(cudaEvent_t *);
+cudaError_t cudaEventDestroy(cudaEvent_t);
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t);
+cudaError_t cudaEventSynchronize(cudaEvent_t);
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end);
 
 /* Memory that ends where the result points, and pages after it that nobody may touch; NULL: no memory. */
 unsigned char *emulate_pages(size_t bytes);
@@ -219,20 +250,11 @@ static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
 cudaError_t cudaMalloc(void **out, size_t bytes);
 cudaError_t cudaFree(void *p);
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *device, int) {
-    *device = {"emulated", EMULATED_BYTES, 8, 0, 1};
+    *device = {"emulated", EMULATED_BYTES, emulated_major, 0, 1};
     return cudaSuccess;
 }
-void emulate_leave(const void *from, size_t bytes); /* a copy to the device is under way */
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes,
-                                          cudaMemcpyKind kind, cudaStream_t) {
-    if (kind == cudaMemcpyHostToDevice) emulate_leave(from, bytes);
-    emulate_enqueue([=] { memcpy(to, from, bytes); });
-    return cudaSuccess;
-}
-static inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) {
-    emulate_enqueue([=] { memset(to, value, bytes); });
-    return cudaSuccess;
-}
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t);
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t);
 
 /* ---- launches ---- */
 
@@ -243,8 +265,12 @@ struct gpt_ctx;
 template <typename... P, typename... A>
 static void launch(gpt_ctx *, void (*kernel)(P...), dim3 grid, int threads, size_t shared_bytes,
                    A... args) {
+    char shape[96];
+    snprintf(shape, sizeof shape, "%u %u %u %d %zu", grid.x, grid.y, grid.z, threads, shared_bytes);
     emulate_enqueue(
-        [=] { emulate_launch(grid, threads, shared_bytes, [=] { kernel((P)args...); }); });
+        "kernel", shape,
+        [=] { emulate_launch(grid, threads, shared_bytes, [=] { kernel((P)args...); }); },
+        (const void *)kernel);
 }
 
 template <typename T> static inline T *shared_memory() {

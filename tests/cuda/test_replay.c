@@ -1,10 +1,11 @@
 /* Steps and decoding that are recorded and replayed give what they give without, and the host waits
  * for the device once a step. */
+#include "model/model.h"
 #include "models.h"
 
 long emulate_graph_launches(void);
 long emulate_waits(void);
-void emulate_forget_plan(void);
+void cuda_products_forget(gpt_ctx *ctx);
 
 enum { B = 2, T = 9, STEPS = 5, NEVER = -1 };
 
@@ -13,7 +14,7 @@ typedef struct run {
 } run;
 
 /* A few updates of two micro-batches each, then a few tokens of two sequences. Nothing is recorded
- * while ops are timed. In step `forget`, the first product of the first micro-batch has no plan. */
+ * while ops are timed. In step `forget`, no product of the first micro-batch has a plan. */
 static run run_of(const gpt_config *config, float dropout, int timed, int forget) {
     run r = {0};
     const gpt_adamw adamw = {1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
@@ -23,7 +24,7 @@ static run run_of(const gpt_config *config, float dropout, int timed, int forget
     int32_t *tokens = random_ints(B * T, config->vocab_size);
     for (int step = 0; step < STEPS; step++) {
         long before = emulate_waits();
-        if (step == forget) emulate_forget_plan();
+        if (step == forget) cuda_products_forget(model->ctx);
         for (int micro = 0; micro < 2; micro++)
             EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 0.5f, NULL));
         EXPECT_OK(update_adamw(model, &adamw, &r.losses[step], NULL));

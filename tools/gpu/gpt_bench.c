@@ -146,6 +146,21 @@ static float train_step(gpt_model *model, const int32_t *tokens, int B, int T) {
 
 /* The time of every kind of op in a step. Each is waited for, so together they take longer than a
  * step does. */
+/* The library's products, and how many of them have a problem. */
+static void print_products(gpt_model *model, int steps) {
+    gpt_product_time p;
+    int fallbacks = 0;
+    printf(", \"products\": [");
+    for (int i = 0; gpt_model_profile_product(model, i, &p) == GPT_OK; i++) {
+        printf("%s\n  {\"product\": \"%s\", \"epilogue\": \"%s\", \"plan\": \"%s\", \"calls\": "
+               "%.0f, \"ms\": %.4f, \"tflops\": %.1f, \"fallback\": \"%s\"}",
+               i ? "," : "", p.name, p.epilogue, p.plan, (double)p.calls / steps,
+               p.seconds / steps * 1e3, p.seconds > 0 ? p.flops / p.seconds * 1e-12 : 0, p.problem);
+        fallbacks += p.problem[0] != 0;
+    }
+    printf("], \"fallbacks\": %d", fallbacks);
+}
+
 static void print_ops(gpt_model *model, const int32_t *tokens) {
     enum { STEPS = 3 };
     gpt_op_time op;
@@ -158,6 +173,7 @@ static void print_ops(gpt_model *model, const int32_t *tokens) {
                i ? "," : "", op.name, (double)op.calls / STEPS, op.seconds / STEPS * 1e3,
                op.flops / op.seconds * 1e-12, op.bytes / op.seconds * 1e-9);
     printf("]");
+    print_products(model, STEPS);
 }
 
 static int run_train(void) {

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from gptc.bench.train import import_torch, random_batch
 from gptc.engine.config import GPTConfig
-from gptc.engine.model import Model, OpTime
+from gptc.engine.model import Model, OpTime, ProductTime
 from gptc.engine.options import Options
 
 
@@ -23,11 +23,13 @@ def bench_ops(
     between the steps, without their biases and activations, which ours include.
 
     Returns plain data: what was run, the machine's `peak_flops` and `peak_bytes`, and `ops`, the
-    costliest first; of each the time for one step, and `torch_ratio`, PyTorch's time over ours.
+    costliest first; of each the time for one step, and `torch_ratio`, PyTorch's time over ours. On
+    a GPU, `products` has each GEMM of its library: shape, epilogue, plan, time, and a `problem`.
     """
     options = options.resolved()
     inputs, targets = random_batch(config, options)
     ops: dict[str, list[OpTime]] = {}
+    gemms: dict[tuple[str, str, str], ProductTime] = {}
     theirs: dict[str, list[float]] = {}
     seconds = peak_flops = peak_bytes = 0.0
     with Model.create(config, **asdict(options)) as model:
@@ -49,6 +51,8 @@ def bench_ops(
             busy = [a + b for a, b in zip(busy, profile.busy_s, strict=True)]
             for op in profile.ops:
                 ops.setdefault(op.name, []).append(op)
+            for gemm in profile.products:
+                _add_product(gemms, gemm)
             for name, product in products.items():
                 theirs.setdefault(name, []).append(_best_of_two(product))
         threads = model.threads
@@ -70,6 +74,42 @@ def bench_ops(
         "peak_bytes": peak_bytes,
         "busy": [thread / in_ops for thread in busy],
         "ops": sorted(rows, key=lambda row: -row["ms"]),
+        "products": sorted(
+            (_product_row(gemm, steps, peak_flops) for gemm in gemms.values()),
+            key=lambda row: -row["ms"],
+        ),
+    }
+
+
+def _add_product(gemms: dict[tuple[str, str, str], ProductTime], gemm: ProductTime) -> None:
+    """Sums a GEMM over the steps. Several of one shape may differ in how they are aligned."""
+    key = (gemm.name, gemm.epilogue, gemm.plan)
+    so_far = gemms.get(key)
+    if so_far is None:
+        gemms[key] = gemm
+        return
+    gemms[key] = replace(
+        so_far,
+        calls=so_far.calls + gemm.calls,
+        seconds=so_far.seconds + gemm.seconds,
+        flops=so_far.flops + gemm.flops,
+        bytes=so_far.bytes + gemm.bytes,
+    )
+
+
+def _product_row(gemm: ProductTime, steps: int, peak_flops: float) -> dict[str, Any]:
+    """A GEMM for one step. One that the library refused took no time."""
+    flops_per_s = gemm.flops / gemm.seconds if gemm.seconds else 0.0
+    return {
+        "name": gemm.name,
+        "epilogue": gemm.epilogue,
+        "plan": gemm.plan,
+        "problem": gemm.problem,
+        "calls": gemm.calls / steps,
+        "ms": gemm.seconds / steps * 1e3,
+        "flops_per_s": flops_per_s,
+        "bytes_per_s": gemm.bytes / gemm.seconds if gemm.seconds else 0.0,
+        "of_peak_flops": flops_per_s / peak_flops,
     }
 
 
@@ -129,6 +169,7 @@ def table(bench: dict[str, Any]) -> str:
             f"{op['bytes_per_s'] / 1e9:8.1f}{op['of_peak_bytes']:9.0%}"
             + (f"{op['torch_ratio']:10.2f} x" if op["torch_ratio"] else "")
         )
+    lines += _product_lines(bench["products"])
     rest = bench["step_ms"] - sum(op["ms"] for op in bench["ops"])
     lines.append(f"{'outside ops':40}{rest:10.3f}{rest / bench['step_ms']:7.1%}")
     busy = ", ".join(f"{share:.0%}" for share in bench["busy"])
@@ -138,6 +179,26 @@ def table(bench: dict[str, Any]) -> str:
         f"{bench['peak_bytes'] / 1e9:.1f} GB/s copying memory (data in cache can be faster)"
     )
     return "\n".join(lines)
+
+
+def _product_lines(products: list[dict[str, Any]]) -> list[str]:
+    """GEMMs of the device's library. A line that ends with ! has a problem."""
+    if not products:
+        return []
+    head = "GEMMs of the library"
+    lines = [f"{head:40}{'calls':>6}{'ms/step':>10}{'TFLOP/s':>9}{'of peak':>9}{'GB/s':>8}  plan"]
+    for row in products:
+        name = f"{row['name']} {row['epilogue']}".rstrip()
+        rates = (
+            f"{row['flops_per_s'] / 1e12:9.1f}{row['of_peak_flops']:9.0%}"
+            f"{row['bytes_per_s'] / 1e9:8.0f}"
+        )
+        problem = f"! {row['problem']}" if row["problem"] else ""
+        lines.append(
+            f"{name:40}{row['calls']:6.0f}{row['ms']:10.3f}{rates if row['ms'] else '':26}  "
+            + "; ".join(filter(None, [row["plan"], problem]))
+        )
+    return lines
 
 
 def _torch_products(

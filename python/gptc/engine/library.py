@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptc.errors import EngineError, GptcError
+from gptc.files.paths import cache_folder
 
 # enum gpt_status
 GPT_OK = 0
@@ -145,9 +146,22 @@ def _reason(error: OSError) -> str:
 _kept_alive: list[Any] = []  # for as long as this library: others, and a function that it calls
 
 
+def keep_plans() -> None:
+    """Names a folder of the cache to the library, where it keeps measured plans (GPTC_TUNE)."""
+    if os.environ.get("GPTC_TUNE", "0") == "0" or "GPTC_PLANS" in os.environ:
+        return
+    try:
+        folder = cache_folder() / "plans"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (GptcError, OSError):
+        return  # it measures again
+    os.environ["GPTC_PLANS"] = str(folder)
+
+
 @lru_cache(maxsize=1)
 def load() -> Library:
     """Opens the library; later calls return the same one."""
+    keep_plans()
     library, header = find_library()
     text = header.read_text("utf-8")
     ffi = _declared(text)

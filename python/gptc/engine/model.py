@@ -58,10 +58,25 @@ class OpTime:
     bytes: float  # least number of bytes to read and write
 
 
+@dataclass(frozen=True)
+class ProductTime:
+    """The plan and the cost of a GEMM of the device's library at one shape."""
+
+    name: str  # "a b^T 65536 x 2304 x 768": rows, columns, terms of a sum
+    epilogue: str  # "bias", "gelu, bias", ...; "" for none
+    plan: str  # the library's algorithm and its settings
+    problem: str  # why it may be slow; "" if nothing is known
+    calls: int
+    seconds: float
+    flops: float
+    bytes: float
+
+
 class Profile(NamedTuple):
-    """The time of a block: by op, and the busy time of each thread."""
+    """The time of a block: by op, by GEMM of the device's library, and the busy time of threads."""
 
     ops: list[OpTime]
+    products: list[ProductTime]
     busy_s: list[float]
 
 
@@ -311,7 +326,7 @@ class Model:
     @contextmanager
     def profile(self) -> Iterator[Profile]:
         """Times every op within the block. The profile is filled when the block ends."""
-        profile = Profile([], [])
+        profile = Profile([], [], [])
         library.call("gpt_model_profile", self._open(), 1)
         try:
             yield profile
@@ -319,11 +334,29 @@ class Model:
             while not self._lib.gpt_model_profile_read(self._open(), len(profile.ops), out):
                 name = self._ffi.string(out.name).decode()
                 profile.ops.append(OpTime(name, out.calls, out.seconds, out.flops, out.bytes))
+            profile.products.extend(self._products())
             for thread in range(self.threads):
                 library.call("gpt_model_profile_busy", self._open(), thread, seconds)
                 profile.busy_s.append(float(seconds[0]))
         finally:
             library.call("gpt_model_profile", self._open(), 0)
+
+    def _products(self) -> Iterator[ProductTime]:
+        """What was measured of the library's GEMMs."""
+        out, text = self._ffi.new("gpt_product_time *"), self._ffi.string
+        i = 0
+        while not self._lib.gpt_model_profile_product(self._open(), i, out):
+            yield ProductTime(
+                name=text(out.name).decode(),
+                epilogue=text(out.epilogue).decode(),
+                plan=text(out.plan).decode(),
+                problem=text(out.problem).decode(),
+                calls=out.calls,
+                seconds=out.seconds,
+                flops=out.flops,
+                bytes=out.bytes,
+            )
+            i += 1
 
     def close(self) -> None:
         """Frees the model and its sessions; twice is harmless."""
