@@ -81,7 +81,8 @@ typedef struct gpt_segment {
     int32_t decay;
     int32_t product; /* its gradient comes from a product, and needs no clearing before one */
     int32_t rows, cols;
-    int32_t parts;  /* the rows are this many equal parts, of which row i is read with row i */
+    int32_t
+        parts; /* the rows are this many equal parts, of which row i is read with row i; 0: a bias */
     weight *packed; /* where the products' form of it is kept; NULL: there is none */
 } gpt_segment;
 
@@ -188,7 +189,7 @@ typedef struct linear_forward {
                         none, or where activation is NONE */
     const act *in;   /* (N, IC) */
     const weight *w; /* (OC, IC), or (2 OC, IC) for SwiGLU */
-    const float *b;  /* as many as w has rows, or NULL */
+    const weight *b; /* as many as w has rows, or NULL */
     int activation;  /* enum gpt_activation */
     int N, IC, OC;
 } linear_forward;
@@ -412,7 +413,8 @@ typedef struct gpt_ops {
     /* 1: residual_norm_backward, which has a branch's gradient at hand, sums it for the bias of the
      * layer that made the branch, and linear_backward of that layer has no db to make. */
     int sums_branches;
-    int pads_logits;             /* 1: head_forward writes whole rows of Vp logits */
+    int pads_logits;  /* 1: head_forward writes whole rows of Vp logits */
+    int packs_biases; /* 1: products read their biases packed as well; 0: the parameters */
     size_t thread_library_bytes; /* what the matrix library keeps for each thread, as measured */
 
     int (*ctx_create)(gpt_ctx **out, int n_threads, int pin); /* pin: see gpt_options */
@@ -450,8 +452,8 @@ typedef struct gpt_ops {
     void (*copy)(gpt_ctx *ctx, void *to, const void *from, size_t bytes); /* within the device */
     void (*zero)(gpt_ctx *ctx, void *device, size_t bytes);
 
-    /* Bytes of the products' form of a matrix (rows, cols); 0 where products read the parameters as
-     * they are. Without training it leaves out what only backward reads. */
+    /* Bytes of the products' form of a matrix (rows, cols), or with no parts of a bias; 0 where products
+     * read the parameters as they are. Without training it leaves out what only backward reads. */
     size_t (*weights_bytes)(int rows, int cols, int parts, int training);
 
 #define GPT_SLOT(name) void (*name)(gpt_ctx * ctx, const struct name *op);

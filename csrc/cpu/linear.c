@@ -9,16 +9,17 @@ __attribute__((always_inline)) static inline void activate_tile(const linear_for
                                                                 int row, int rows, int col,
                                                                 int cols) {
     int twin = activation == GPT_ACT_SWIGLU ? a->OC : 0;
+    const float *bias = a->b;
     elem *all_out = a->out, *all_pre = activation == GPT_ACT_NONE ? NULL : a->pre;
     for (int r = 0; r < rows; r++, y += ldy, y_twin += ldy) {
         elem *out = all_out + (int64_t)(row + r) * a->OC + col;
         elem *pre = all_pre ? all_pre + (int64_t)(row + r) * (a->OC + twin) + col : NULL;
         FOR_LANES (c, k, cols) {
             vf x = vf_get(y + c, k), up = {0};
-            if (a->b) x += vf_get(a->b + col + c, k);
+            if (bias) x += vf_get(bias + col + c, k);
             if (twin) {
                 up = vf_get(y_twin + c, k);
-                if (a->b) up += vf_get(a->b + twin + col + c, k);
+                if (bias) up += vf_get(bias + twin + col + c, k);
                 if (pre) vf_put(pre + twin + c, up, k);
             }
             if (pre) vf_put(pre + c, x, k);

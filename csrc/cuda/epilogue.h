@@ -7,7 +7,7 @@
 
 /* Asked for before the sums are made, so that nobody waits for it after them. */
 static __device__ inline float bias_of(const product &p, int n) {
-    return p.bias && n < p.N ? ((const float *)p.bias)[n] : 0;
+    return p.bias && n < p.N ? to_float(((const elem *)p.bias)[n]) : 0;
 }
 
 /* y, with its bias, becomes number (m, n) of the output, which holds T. */

@@ -8,22 +8,20 @@
 enum { THREADS = 256 };
 
 /* The workspace of this file: quantized weights as bf16 again, a product that no output has room for,
- * and one of the other two. */
+ * and sums. */
 typedef struct linear_memory {
-    elem *weights; /* (OC, IC) */
-    elem *product; /* (N, F), or (N, 2 F) for SwiGLU */
-    elem *bias;    /* in the products' type */
-    float *partial;
+    elem *weights;  /* (OC, IC) */
+    elem *product;  /* (N, F), or (N, 2 F) for SwiGLU */
+    float *partial; /* sums of a bias's gradient */
 } linear_memory;
 
-static size_t lay_out(linear_memory *m, char *base, size_t weights, size_t product, size_t bias) {
+static size_t lay_out(linear_memory *m, char *base, size_t weights, size_t product, int bias) {
     size_t product_at = align_up(sizeof(elem) * weights);
-    size_t bias_at = product_at + align_up(sizeof(elem) * product);
+    size_t partial_at = product_at + align_up(sizeof(elem) * product);
     m->weights = (elem *)base;
     m->product = (elem *)(base + product_at);
-    m->bias = (elem *)(base + bias_at);
-    m->partial = (float *)(base + bias_at);
-    return bias_at + most(align_up(sizeof(elem) * bias), column_bytes(1, (int)bias));
+    m->partial = (float *)(base + partial_at);
+    return partial_at + column_bytes(1, bias);
 }
 
 static size_t product_numbers(int activation, int N, int F) {
@@ -36,7 +34,7 @@ CUDA_WORKSPACE(linear_workspace) {
     int qkv = (s->NH + 2 * s->NKV) * s->HS;
     int widest = most(most(qkv, s->C), 2 * s->F);
     return lay_out(&m, NULL, weight_numbers(widest, s->C),
-                   product_numbers(s->activation, s->N, s->F), (size_t)widest);
+                   product_numbers(s->activation, s->N, s->F), widest);
 }
 
 /* For n numbers, W of them a thread. */
@@ -46,20 +44,15 @@ static inline dim3 grid_of(int64_t n, int W) {
 
 /* ---- forward ---- */
 
-static __global__ void bias_kernel(elem *out, const float *b, int n) {
-    int i = (int)(blockIdx.x * THREADS + threadIdx.x);
-    if (i < n) out[i] = from_float<elem>(b[i]);
-}
-
 typedef struct activation_args {
-    elem *out;      /* (N, F) */
-    elem *pre;      /* (N, F or 2 F): y with its bias; NULL where it is not kept */
-    const elem *y;  /* the same shape */
-    const float *b; /* NULL where y has it already */
+    elem *out;     /* (N, F) */
+    elem *pre;     /* (N, F or 2 F): y with its bias; NULL where it is not kept */
+    const elem *y; /* the same shape */
+    const elem *b; /* NULL where y has it already */
     int activation, N, F;
 } activation_args;
 
-template <int W> static __device__ inline void add_bias(float (&x)[W], const float *b) {
+template <int W> static __device__ inline void add_bias(float (&x)[W], const elem *b) {
     float bias[W];
     load(bias, b);
 #pragma unroll
@@ -85,18 +78,6 @@ template <int W> static __global__ void activation_forward_kernel(activation_arg
     store(a.out + i, x);
 }
 
-/* A product with op->b in its epilogue. Our own kernels take it as it is; the library wants it in the
- * products' type. */
-static int bias_product(gpt_ctx *ctx, const product *p, const linear_memory &m) {
-    if (cuda_few_product(ctx, p)) return 1;
-    product whole = *p;
-    if (p->bias && IS_BF16) {
-        launch(ctx, bias_kernel, grid_of(p->N, 1), THREADS, 0, m.bias, p->bias, p->N);
-        whole.bias = m.bias;
-    }
-    return library_product(ctx, &whole, m.weights);
-}
-
 CUDA_OP(linear_forward) {
     int activation = op->activation, N = op->N, IC = op->IC, OC = op->OC;
     int swiglu = activation == GPT_ACT_SWIGLU, width = swiglu ? 2 * OC : OC;
@@ -119,12 +100,12 @@ CUDA_OP(linear_forward) {
                  .pre = pre};
     if (activation == GPT_ACT_GELU && IS_BF16) {
         p.epilogue = EPILOGUE_GELU;
-        if (bias_product(ctx, &p, m)) return;
+        if (weight_product(ctx, &p, m.weights)) return;
     }
     p.out = pre ? pre : swiglu ? m.product : op->out;
     p.pre = NULL;
     p.epilogue = EPILOGUE_BIAS;
-    int has_bias = op->b && bias_product(ctx, &p, m);
+    int has_bias = op->b && weight_product(ctx, &p, m.weights);
     if (!has_bias) {
         p.bias = NULL;
         p.epilogue = EPILOGUE_NONE;
@@ -133,7 +114,7 @@ CUDA_OP(linear_forward) {
     activation_args a = {(elem *)op->out,
                          (elem *)pre,
                          (const elem *)p.out,
-                         has_bias ? NULL : op->b,
+                         has_bias ? NULL : (const elem *)op->b,
                          activation,
                          N,
                          OC};

@@ -32,7 +32,7 @@ struct product {
     int lda, ldb, ldo; /* numbers from one row to the next */
     void *out;         /* (M, N) */
     const void *a, *b;
-    const void *bias = NULL; /* (N) or NULL; for cuda_few_product always float32 */
+    const void *bias = NULL; /* (N) or NULL */
     void *pre = NULL;        /* (M, N), row after row, or NULL */
     bool operator==(const product &) const = default;
 };

@@ -3,8 +3,12 @@
 
 enum { THREADS = 256 };
 
+extern "C" CUDA_ACTS_OP(weights_pack);
+
+/* A bias stays bf16. */
 size_t cuda_weights_bytes(int rows, int cols, int parts, int training) {
-    (void)parts, (void)training;
+    (void)training;
+    if (parts == 0) return sizeof(__nv_bfloat16) * (size_t)rows;
     return (size_t)quant_scales_at(rows, cols) +
            sizeof(__nv_bfloat16) * (size_t)rows * (size_t)quant_groups(cols);
 }
@@ -44,6 +48,10 @@ static __global__ void weights_pack_kernel(uint8_t *to, const float *w, int rows
 
 CUDA_OP(weights_pack) {
     const gpt_segment *s = op->segment;
+    if (s->parts == 0) {
+        CUDA_ACTS_NAME(weights_pack)(ctx, op);
+        return;
+    }
     int64_t groups = s->rows * quant_groups(s->cols);
     launch(ctx, weights_pack_kernel, dim3((unsigned)div_up(groups, THREADS)), THREADS, 0,
            (uint8_t *)s->packed, op->w, s->rows, s->cols);

@@ -61,7 +61,7 @@ static void norm(gpt_model *m, const batch *x, int kind, act *resid_out, act *ou
 }
 
 static void linear(gpt_model *m, const batch *x, act *out, act *pre, const act *in, const weight *w,
-                   const float *b, int activation, int IC, int OC) {
+                   const weight *b, int activation, int IC, int OC) {
     linear_forward op = {.out = out,
                          .pre = pre,
                          .in = in,

@@ -56,14 +56,14 @@ double forward_flops_per_token(const gpt_config *c, int T);
 typedef struct layer_view {
     float *norm_1_w, *norm_1_b; /* (C) */
     weight *qkv_w;              /* (QKV, C) */
-    float *qkv_b;               /* (QKV) */
+    weight *qkv_b;              /* (QKV) */
     weight *att_proj_w;         /* (C, NH HS) */
-    float *att_proj_b;          /* (C) */
+    weight *att_proj_b;         /* (C) */
     float *norm_2_w, *norm_2_b; /* (C) */
     weight *fc_w;               /* (F or 2 F, C) */
-    float *fc_b;                /* (F or 2 F) */
+    weight *fc_b;               /* (F or 2 F) */
     weight *mlp_proj_w;         /* (C, F) */
-    float *mlp_proj_b;          /* (C) */
+    weight *mlp_proj_b;         /* (C) */
 } layer_view;
 
 typedef struct params_view {

@@ -171,6 +171,17 @@ static bool is_product(const gpt_config *c, const struct row *row) {
     return row->place != FIRST || c->tied;
 }
 
+/* Whether a product adds it. */
+static bool is_product_bias(const struct row *row) {
+    return row->when == QKV_BIAS || row->when == ATT_PROJ_BIAS || row->when == FC_BIAS ||
+           row->when == MLP_PROJ_BIAS;
+}
+
+/* Whether products read it, in their form. */
+static bool has_form(const gpt_segment *s) {
+    return s->product || s->parts == 0;
+}
+
 /* Whether all of a name matches: * any text, ? any character. Only the last * can need another try. */
 static bool matches(const char *pattern, const char *name) {
     const char *after_star = NULL, *retry = NULL;
@@ -255,7 +266,8 @@ static void lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_opti
                        .parts = 1};
     /* The gates and ups of SwiGLU are read in pairs. */
     if (row->rows == FC && row->cols != ONE && c->activation == GPT_ACT_SWIGLU) s->parts = 2;
-    bool packed = s->product && ops->weights_bytes(s->rows, s->cols, s->parts, o->training);
+    if (is_product_bias(row) && ops->packs_biases) s->parts = 0;
+    bool packed = has_form(s) && ops->weights_bytes(s->rows, s->cols, s->parts, o->training);
     slot->kept = o->training || !packed || row->place == FIRST || !ops->packs_host_memory;
     out->n_params += slot->info.size;
     if (slot->kept) out->n_stored += aligned(slot->stored);
@@ -288,7 +300,7 @@ size_t params_plan_packed(const gpt_ops *ops, bool training, char *base, params_
     size_t used = 0;
     for (int i = 0; i < layout->n_slots; i++) {
         gpt_segment *s = &layout->segments[i];
-        if (!s->product) continue;
+        if (!has_form(s)) continue;
         size_t bytes = ops->weights_bytes(s->rows, s->cols, s->parts, training);
         if (base && bytes) s->packed = base + used;
         used += align_buffer(bytes);
@@ -307,7 +319,7 @@ static void set_field(const gpt_config *c, const params_layout *layout, int i, t
     const struct row *row = row_at(c, i, &layer, &n);
     char *base = layer >= 0 ? (char *)&view->layers[layer] : (char *)view;
     bool is_wte = row->field == MODEL_FIELD(wte) && row->place == FIRST;
-    void *place = is_wte || !layout->segments[i].product ? at.own : at.products;
+    void *place = is_wte || !has_form(&layout->segments[i]) ? at.own : at.products;
     memcpy(base + row->field, &place, sizeof place);
     if (is_wte) view->head = at.products; /* lm_head, which comes later, where there is one */
 }

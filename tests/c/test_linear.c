@@ -69,7 +69,7 @@ static void check_forward(sizes s, int activation, int use_b) {
     test_case("N=%d IC=%d OC=%d %s b=%d", s.N, s.IC, s.OC, activation_names[activation], use_b);
     double *in = random_act((int64_t)s.N * s.IC, 1.0);
     double *w = random_act((int64_t)width * s.IC, 1.5 / sqrt(s.IC));
-    double *b = use_b ? random_f32(width, 1.0) : NULL;
+    double *b = use_b ? random_act(width, 1.0) : NULL;
     double *y = host_zeros(pre_size), *want = host_zeros(out_size);
     ref_linear_forward(y, in, w, b, s.N, s.IC, width);
     ref_activation_forward(want, y, activation, s.N, s.OC);
@@ -84,7 +84,7 @@ static void check_forward(sizes s, int activation, int use_b) {
                                             .pre = pre,
                                             .in = device_act(in, (int64_t)s.N * s.IC),
                                             .w = device_weight(w, width, s.IC, width / s.OC),
-                                            .b = b ? device_f32(b, width) : NULL,
+                                            .b = device_bias(b, width),
                                             .activation = activation,
                                             .N = s.N,
                                             .IC = s.IC,

@@ -55,7 +55,7 @@ static void check_exact(sizes s, int activation) {
     int width = ref_activation_width(activation, s.OC);
     int64_t in_size = (int64_t)s.N * s.IC, out_size = (int64_t)s.N * s.OC;
     test_case("N=%d IC=%d OC=%d activation=%d", s.N, s.IC, s.OC, activation);
-    double *in = exact_numbers(s.N, s.IC, 127), *b = random_f32(width, 1.0);
+    double *in = exact_numbers(s.N, s.IC, 127), *b = random_act(width, 1.0);
     double *w[2] = {exact_numbers(width, s.IC, 8), exact_numbers(width, s.IC, 127)};
     double *y[2] = {host_zeros((int64_t)s.N * width), host_zeros((int64_t)s.N * width)};
     double *want = host_zeros(out_size);
@@ -70,7 +70,7 @@ static void check_exact(sizes s, int activation) {
             test.ctx, &(linear_forward){.out = out,
                                         .in = device_act(in, in_size),
                                         .w = device_weight(w[k], width, s.IC, width / s.OC),
-                                        .b = device_f32(b, width),
+                                        .b = device_bias(b, width),
                                         .activation = activation,
                                         .N = s.N,
                                         .IC = s.IC,

@@ -349,6 +349,12 @@ static inline void *device_weight(const double *values, int rows, int cols, int 
     return segment.packed;
 }
 
+/* A bias as the products of this table read it; NULL: none. */
+static inline void *device_bias(const double *values, int n) {
+    if (!values) return NULL;
+    return test.ops->packs_biases ? device_weight(values, n, 1, 0) : device_f32(values, n);
+}
+
 /* A dropout on the host, for dropout_at, and the same for an op: with its key on the device. */
 static inline gpt_dropout_site host_dropout(float p, uint64_t site) {
     static const uint64_t key = 0x51ed2701abcdefull;

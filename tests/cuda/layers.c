@@ -35,6 +35,9 @@ static void *given_act(const char *name, int64_t n, double scale) {
 static void *given_f32(const char *name, int64_t n, double scale) {
     return device_f32(given(name, n, scale), n);
 }
+static void *given_bias(const char *name, int n) {
+    return device_bias(given(name, n, 1), n);
+}
 static void *given_weight(const char *name, int rows, int cols, int parts) {
     return device_weight(given(name, (int64_t)rows * cols, 1 / sqrt(cols)), rows, cols, parts);
 }
@@ -132,7 +135,7 @@ static void mlp(const char *name, int activation) {
                                                          .pre = pre,
                                                          .in = in,
                                                          .w = w1,
-                                                         .b = given_f32("b1", FC, 1),
+                                                         .b = given_bias("b1", FC),
                                                          .activation = activation,
                                                          .N = N,
                                                          .IC = C,
@@ -140,7 +143,7 @@ static void mlp(const char *name, int activation) {
     test.ops->linear_forward(
         test.ctx,
         &(linear_forward){
-            .out = out, .in = fc, .w = w2, .b = given_f32("b2", C, 1), .N = N, .IC = F, .OC = C});
+            .out = out, .in = fc, .w = w2, .b = given_bias("b2", C), .N = N, .IC = F, .OC = C});
     test.ops->linear_backward(test.ctx, &(linear_backward){.din = dpre,
                                                            .dw = dw2,
                                                            .db = db2,

@@ -222,8 +222,6 @@ class Step:
                 "few_product_kernel", part, "memory", 2.0 * N * IC * width, read, ACT * N * width
             )
         else:
-            if c.bias:
-                yield memory("bias_kernel", part, FLOAT * width, ACT * width)
             extra = ACT * N * width if gelu and kept else 0
             yield product(part, "NT", N, width, IC, extra_written=extra)
         if fc and not gelu:
