@@ -233,22 +233,18 @@ static int32_t sort_first(int32_t *c, int32_t n, const uint32_t *key, int32_t mo
  * of that one. */
 static int32_t keep_first(int32_t *c, int32_t n, const uint32_t *key, int32_t most,
                           const uint32_t *p, uint64_t enough) {
-    int32_t counts[KEY_STEPS] = {0}, kept = 0, last = 0;
+    int32_t counts[KEY_STEPS] = {0}, kept = 0, front = 0, last = 0;
     uint64_t sums[KEY_STEPS] = {0}, sum = 0;
-    for (int32_t i = 0; i < n; i++) {
-        int step = key_step(key[c[i]]);
-        counts[step]++;
-        sums[step] += p[c[i]];
-    }
+    for (int32_t i = 0; i < n; i++) counts[key_step(key[c[i]])]++;
+    for (int32_t i = 0; i < n && enough < UINT64_MAX; i++) sums[key_step(key[c[i]])] += p[c[i]];
     int step = KEY_STEPS - 1;
     for (; step > 0 && kept + counts[step] < most && sum + sums[step] < enough; step--)
         kept += counts[step], sum += sums[step];
-    int32_t front = 0;
+    uint64_t low = first_key_of(step), high = first_key_of(step + 1);
     for (int32_t i = 0; i < n; i++) { /* the step's own go behind those above it */
-        int own = key_step(key[c[i]]);
-        if (own < step) continue;
         int32_t token = c[i];
-        if (own > step) {
+        if (key[token] < low) continue;
+        if (key[token] >= high) {
             c[front + last] = c[front];
             c[front++] = token;
         } else {

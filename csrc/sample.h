@@ -54,6 +54,11 @@ GPT_EVERYWHERE static inline int key_step(uint32_t key) {
     return (int)(key >> bits) + 64 * bits;
 }
 
+/* The least key of a step. */
+GPT_EVERYWHERE static inline uint64_t first_key_of(int step) {
+    return step < 128 ? (uint64_t)step : (uint64_t)(64 + step % 64) << (step / 64 - 1);
+}
+
 /* The least sum that is at least a share of all. */
 GPT_EVERYWHERE static inline uint64_t share_of(uint64_t sum, float share) {
     double exact = (double)share * (double)sum;
