@@ -13,7 +13,7 @@ enum {
     HEADS = 8,             /* query heads of a block at most, which read the same keys */
     PIECE = 64,            /* the keys of a piece are a multiple of it, */
     MAX_PIECES = 32,       /* so that a row has no more pieces than these */
-    SPLIT_ROWS = 64, /* with more rows there are blocks enough: each takes all of a row's pieces */
+    SPLIT_ROWS = 32, /* with more rows there are blocks enough: each takes all of a row's pieces */
 };
 
 typedef struct decode_args {
@@ -276,7 +276,7 @@ static __device__ inline void finish_piece(const decode_args &args, const decode
 }
 
 /* Blocks of a multiprocessor at least, as far as no register is spilled for them. */
-template <int CHUNKS> constexpr int LEAST_BLOCKS = CHUNKS > 1 ? 3 : 5;
+template <int CHUNKS> constexpr int LEAST_BLOCKS = CHUNKS > 1 ? 3 : 6;
 
 /* A block for each row, group of query heads and piece, or for all pieces. */
 template <int CHUNKS>
@@ -296,22 +296,22 @@ static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<CHUNKS>)
                     least<int>(HEADS, group - part * HEADS),
                     kv};
     piece_range all = pieces_of(args, position);
-    int at = own, n_pieces = all.end - all.first, end = args.values ? own + 1 : n_pieces;
+    int at = own, n_pieces = all.end - all.first;
     bool split = args.values && n_pieces > 1;
     if (at >= n_pieces) return;
     decode_memory m = memory_of(r.heads, a.HS);
-    for (; at < end; at++) {
+    do {
         int first = (all.first + at) * args.piece, tile = r.begin / PIECE * PIECE;
         attend<CHUNKS>(args, r, m, most(first, tile), least(first + args.piece, position + 1));
         __syncthreads();
-        finish_piece(args, r, m, at, split);
+        finish_piece(args, r, m, at++, split);
         __syncthreads();
-    }
+    } while (!args.values && at < n_pieces);
     if (part == 0 && at == n_pieces) store_row(a, r);
     if (split) return;
     elem *out = (elem *)a.out + ((int64_t)n * a.NH + r.h) * a.HS;
     for (int i = (int)threadIdx.x; i < r.heads * a.HS; i += THREADS)
-        out[i] = from_float<elem>(m.total[i] / m.totals[(end % 2 * r.heads + i / a.HS) * 2 + 1]);
+        out[i] = from_float<elem>(m.total[i] / m.totals[(at % 2 * r.heads + i / a.HS) * 2 + 1]);
 }
 
 /* Pieces that are on their way at a time. */

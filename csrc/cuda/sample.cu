@@ -5,8 +5,8 @@
 
 #include "sample.h"
 
-enum { THREADS = 1024, WARPS = THREADS / WARP };
-static_assert(WARPS == (int)WARP, "a warp folds what the warps have");
+/* Half of what a block may have: the other half's registers keep a pass in flight. */
+enum { THREADS = 512, WARPS = THREADS / WARP };
 /* Tokens of a step that are ranked one by one; where there are more, the step is taken apart. */
 #ifndef RANKED
 #define RANKED 1024
@@ -22,10 +22,9 @@ struct room {
     uint32_t *chances;
     int V;
     float best, steepness;
-    uint64_t last[KEYS]; /* the last order that filters by a key keep; 0: all */
+    uint64_t last[KEYS]; /* the last order that filters by a key keep */
     bool typical;        /* whether typical_p is asked for */
     uint32_t mean;       /* of halvings, for that */
-    uint32_t least;      /* the least chance */
     /* where the filter at work ends */
     unsigned counts[KEY_STEPS], sums[KEY_STEPS][2]; /* of chances: the lower half, the upper one */
     int step;                                       /* -1: it keeps all */
@@ -33,9 +32,10 @@ struct room {
     uint64_t ranked[RANKED];
     unsigned ranked_chances[RANKED], n_ranked;
 
-    uint64_t slots[WARPS]; /* of each warp */
-    double normalizer;     /* log of the sum of exponentials of all logits */
-    int token;             /* drawn */
+    uint64_t parts[WARPS]; /* the chances of the tokens left in the part of each warp */
+    uint64_t slots[WARPS];
+    double normalizer; /* log of the sum of exponentials of all logits */
+    int token;         /* drawn */
 };
 
 /* ---- what a block does together ---- */
@@ -44,9 +44,10 @@ template <typename T> static __device__ inline T add(T a, T b) {
     return a + b;
 }
 
-template <typename T, typename F> static __device__ inline T fold_warp(T x, F f) {
+/* f over the x of neighbouring lanes, in all of them. */
+template <int LANES = WARP, typename T, typename F> static __device__ inline T fold_warp(T x, F f) {
 #pragma unroll
-    for (int offset = WARP / 2; offset > 0; offset /= 2) x = f(x, __shfl_xor_sync(~0u, x, offset));
+    for (int offset = LANES / 2; offset > 0; offset /= 2) x = f(x, __shfl_xor_sync(~0u, x, offset));
     return x;
 }
 
@@ -56,7 +57,7 @@ template <typename T, typename F> static __device__ inline T fold(room *m, T x, 
     x = fold_warp(x, f);
     if (threadIdx.x % WARP == 0) slots[threadIdx.x / WARP] = x;
     __syncthreads();
-    x = fold_warp(slots[threadIdx.x % WARP], f);
+    x = fold_warp<WARPS>(slots[threadIdx.x % WARPS], f);
     __syncthreads();
     return x;
 }
@@ -78,7 +79,7 @@ static __device__ inline uint64_t scan(room *m, uint64_t x) {
     x = scan_warp(x);
     if (lane == WARP - 1) m->slots[warp] = x;
     __syncthreads();
-    uint64_t warps = scan_warp(m->slots[lane]);
+    uint64_t warps = scan_warp(m->slots[lane % WARPS]);
     uint64_t before = __shfl_sync(~0u, warps, warp > 0 ? warp - 1 : 0);
     __syncthreads();
     return warp > 0 ? before + x : x;
@@ -88,13 +89,27 @@ static __device__ inline uint64_t scan(room *m, uint64_t x) {
 static const int W = 4;
 
 /* f(i, x[i]) for each i below V. */
-template <typename T, typename F> static __device__ inline void for_tokens(const T *x, int V, F f) {
-#pragma unroll 4
-    for (int i = (int)threadIdx.x * W; i < V; i += THREADS * W) {
+template <int UNROLL, typename T, typename F>
+static __device__ inline void for_tokens(const T *x, int V, F f) {
+#pragma unroll UNROLL
+    for (int i = (int)threadIdx.x * W; i < V / W * W; i += THREADS * W) {
         packed<T, W> own = *(const packed<T, W> *)(x + i);
 #pragma unroll
-        for (int k = 0; k < W; k++)
-            if (i + k < V) f(i + k, own.x[k]);
+        for (int k = 0; k < W; k++) f(i + k, own.x[k]);
+    }
+    int i = V / W * W + (int)threadIdx.x;
+    if (i < V) f(i, x[i]);
+}
+
+/* f(i, x[i] and its W - 1 neighbours) for the part of V that a warp has, by whole warps and in order. */
+template <typename T, typename F> static __device__ inline void for_part(const T *x, int V, F f) {
+    int lane = (int)threadIdx.x % WARP, part = (int)div_up(V, (int)THREADS * W) * (int)WARP * W;
+    int begin = (int)threadIdx.x / WARP * part, end = least(begin + part, V);
+    for (int first = begin; first < end; first += WARP * W) {
+        int i = first + lane * W;
+        packed<T, W> own = {};
+        if (i < V) own = *(const packed<T, W> *)(x + i);
+        f(i, own);
     }
 }
 
@@ -115,72 +130,122 @@ static __device__ inline uint32_t logit_key(float z) {
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* The largest order of V logits; all ones where one is not a number, or too large; with `finite`, or
- * too small. */
-static __device__ inline uint64_t most_likely(room *m, const float *z, int V, bool finite) {
-    uint64_t top = 0;
-    for_tokens(z, V, [&](int i, float x) {
+/* The largest of V logits: INFINITY where one is too large or not a number, or with `finite` too small. */
+static __device__ inline float largest(room *m, const float *z, int V, bool finite) {
+    float top = -INFINITY;
+    for_tokens<4>(z, V, [&](int, float x) {
         bool sound = x < INFINITY && !(finite && x == -INFINITY);
-        top = most(top, sound ? order_of(logit_key(x), i) : ~(uint64_t)0);
+        top = fmaxf(top, sound ? x : INFINITY);
     });
-    return fold(m, top, most<uint64_t>);
+    return fold(m, top, [](float a, float b) { return fmaxf(a, b); });
+}
+
+/* The first token with this logit. */
+static __device__ inline int first_of(room *m, const float *z, int V, float logit) {
+    int first = V;
+    for_tokens<4>(z, V, [&](int i, float x) {
+        if (x == logit) first = least(first, i);
+    });
+    return fold(m, first, least<int>);
 }
 
 /* ---- what is left of the tokens ---- */
 
+/* The chances of a warp's part. */
+static __device__ inline void set_part(room *m, uint64_t sum) {
+    sum = fold_warp(sum, add<uint64_t>);
+    if (threadIdx.x % WARP == 0) m->parts[threadIdx.x / WARP] = sum;
+    __syncthreads();
+}
+
 /* All tokens, with their chances. */
 static __device__ inline void weigh(room *m, const float *z, uint32_t *chances, int V, float best,
                                     float steepness) {
-    for_tokens(z, V,
-               [&](int i, float x) { chances[i] = chance_after(halvings(x, best, steepness)); });
+    uint64_t sum = 0;
+    for_part(z, V, [&](int i, const packed<float, W> &own) {
+        packed<uint32_t, W> chance = {};
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            if (i + k < V) chance.x[k] = chance_after(halvings(own.x[k], best, steepness));
+            sum += chance.x[k];
+        }
+        if (i < V) *(packed<uint32_t, W> *)(chances + i) = chance;
+    });
     if (threadIdx.x == 0) {
         m->z = z;
         m->chances = chances;
         m->V = V;
         m->best = best;
         m->steepness = steepness;
+        m->last[BY_CHANCE] = order_of(1, V); /* all that have a chance */
+        m->last[BY_TYPICAL] = 0;
         m->typical = false;
-        m->least = 0;
-        for (int k = 0; k < KEYS; k++) m->last[k] = 0;
     }
-    __syncthreads();
+    set_part(m, sum);
 }
 
 static __device__ inline uint32_t halvings_of(const room *m, int i) {
     return halvings(m->z[i], m->best, m->steepness);
 }
 
-/* The order of a token by its typicality, or 1 where that is not asked for. */
 static __device__ inline uint64_t typical_order(const room *m, int i) {
-    return m->typical ? order_of(typical_key(halvings_of(m, i), m->mean), i) : 1;
+    return order_of(typical_key(halvings_of(m, i), m->mean), i);
 }
 
-static __device__ inline bool is_left(const room *m, int i, uint32_t chance) {
-    return chance > 0 && chance >= m->least && order_of(chance, i) >= m->last[BY_CHANCE] &&
-           typical_order(m, i) >= m->last[BY_TYPICAL];
-}
+/* What a pass asks of every token, in registers: in shared memory it would be read again for each. */
+struct left {
+    const room *m;
+    uint64_t last;
+    bool typical;
+
+    __device__ left(const room *m) : m(m), last(m->last[BY_CHANCE]), typical(m->typical) {}
+    __device__ bool has(int i, uint32_t chance) const {
+        return order_of(chance, i) >= last &&
+               (!typical || typical_order(m, i) >= m->last[BY_TYPICAL]);
+    }
+};
 
 /* f(token, chance) for each that is left. */
 template <typename F> static __device__ inline void for_left(const room *m, F f) {
-    for_tokens(m->chances, m->V, [&](int i, uint32_t chance) {
-        if (is_left(m, i, chance)) f(i, chance);
+    left left(m);
+    for_tokens<4>(m->chances, m->V, [&](int i, uint32_t chance) {
+        if (left.has(i, chance)) f(i, chance);
     });
 }
 
 /* f(order, chance) for each that is left; by their logits, of all tokens. */
 template <typename F> static __device__ inline void for_orders(const room *m, enum key key, F f) {
     if (key == BY_LOGIT)
-        for_tokens(m->z, m->V, [&](int i, float x) { f(order_of(logit_key(x), i), 0u); });
+        for_tokens<1>(m->z, m->V, [&](int i, float x) { f(order_of(logit_key(x), i), 0u); });
     else
         for_left(m, [&](int i, uint32_t chance) {
             f(key == BY_CHANCE ? order_of(chance, i) : typical_order(m, i), chance);
         });
 }
 
-static __device__ inline uint64_t sum_left(room *m) {
+/* What is left of a warp's part: f(its first token, their chances). */
+template <typename F> static __device__ inline void for_part_left(const room *m, F f) {
+    left left(m);
+    for_part(m->chances, m->V, [&](int i, packed<uint32_t, W> own) {
+#pragma unroll
+        for (int k = 0; k < W; k++)
+            if (i + k >= m->V || !left.has(i + k, own.x[k])) own.x[k] = 0;
+        f(i, own);
+    });
+}
+
+/* After a filter. */
+static __device__ inline void sum_parts(room *m) {
     uint64_t sum = 0;
-    for_left(m, [&](int, uint32_t chance) { sum += chance; });
-    return fold(m, sum, add<uint64_t>);
+    for_part_left(m, [&](int, const packed<uint32_t, W> &chance) {
+#pragma unroll
+        for (int k = 0; k < W; k++) sum += chance.x[k];
+    });
+    set_part(m, sum);
+}
+
+static __device__ inline uint64_t sum_left(const room *m) {
+    return fold_warp<WARPS>(m->parts[threadIdx.x % WARPS], add<uint64_t>);
 }
 
 /* ---- the end of a filter ---- */
@@ -218,7 +283,7 @@ static __device__ inline void find_step(room *m, uint64_t kept, uint64_t sum, ui
 }
 
 /* Keeps the first tokens by falling order: so many of them, or as few as have chances of `enough`. */
-static __device__ __noinline__ void keep_first(room *m, enum key key, uint64_t most_tokens,
+static __device__ inline void keep_first(room *m, enum key key, uint64_t most_tokens,
                                                uint64_t enough) {
     uint64_t low = 0, high = ~(uint64_t)0, kept = 0, sum = 0;
     for (int shift = -1;;) {
@@ -286,68 +351,53 @@ static __device__ inline uint32_t mean_halvings(room *m) {
 
 static __device__ inline void filter(room *m, const sample_row &s) {
     const uint64_t ALL = ~(uint64_t)0;
-    if (s.top_k > 0 && s.top_k < m->V) keep_first(m, BY_CHANCE, (uint64_t)s.top_k, ALL);
+    if (s.top_k > 0 && s.top_k < m->V) {
+        keep_first(m, BY_CHANCE, (uint64_t)s.top_k, ALL);
+        sum_parts(m);
+    }
     if (s.typical_p < 1) {
         uint32_t mean = mean_halvings(m);
-        uint64_t enough = share_of(sum_left(m), s.typical_p);
-        m->mean = mean;
-        m->typical = true;
+        if (threadIdx.x == 0) {
+            m->mean = mean;
+            m->typical = true;
+        }
         __syncthreads();
-        keep_first(m, BY_TYPICAL, ALL, enough);
+        keep_first(m, BY_TYPICAL, ALL, share_of(sum_left(m), s.typical_p));
+        sum_parts(m);
     }
-    if (s.top_p < 1) keep_first(m, BY_CHANCE, ALL, share_of(sum_left(m), s.top_p));
+    if (s.top_p < 1) {
+        keep_first(m, BY_CHANCE, ALL, share_of(sum_left(m), s.top_p));
+        sum_parts(m);
+    }
     if (s.min_p > 0) {
         uint32_t top = 0;
         for_left(m, [&](int, uint32_t chance) { top = most(top, chance); });
         top = fold(m, top, most<uint32_t>);
-        m->least = (uint32_t)share_of(top, s.min_p);
+        uint64_t least = share_of(top, s.min_p) << 32;
+        if (threadIdx.x == 0) m->last[BY_CHANCE] = most(m->last[BY_CHANCE], least);
         __syncthreads();
+        sum_parts(m);
     }
 }
 
 /* ---- the draw ---- */
 
-/* A warp has a part of the tokens, in order, and each lane W neighbours at a time: f(the first of them,
- * their chances), by whole warps. */
-template <typename F> static __device__ inline void for_part(const room *m, F f) {
-    int lane = (int)threadIdx.x % WARP, part = (int)div_up(m->V, (int)THREADS * W) * (int)WARP * W;
-    int begin = (int)threadIdx.x / WARP * part, end = least(begin + part, m->V);
-    for (int first = begin; first < end; first += WARP * W) {
-        int i = first + lane * W;
-        uint32_t chances[W] = {};
-        if (i < m->V) {
-            packed<uint32_t, W> own = *(const packed<uint32_t, W> *)(m->chances + i);
-#pragma unroll
-            for (int k = 0; k < W; k++)
-                if (i + k < m->V && is_left(m, i + k, own.x[k])) chances[k] = own.x[k];
-        }
-        f(i, chances);
-    }
-}
-
-/* Apart from the kernel, as keep_first is, so that it has all registers. */
-static __device__ __noinline__ int draw(room *m, uint32_t number) {
+/* Of the tokens left, in their order. */
+static __device__ inline int draw(room *m, uint32_t number) {
     int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
-    uint64_t own = 0;
-    for_part(m, [&](int, const uint32_t(&chances)[W]) {
-#pragma unroll
-        for (int k = 0; k < W; k++) own += chances[k];
-    });
-    own = fold_warp(own, add<uint64_t>);
-    if (lane == 0) m->slots[warp] = own;
-    __syncthreads();
-    uint64_t all = scan_warp(m->slots[lane]), end = __shfl_sync(~0u, all, warp);
-    uint64_t place = place_in(__shfl_sync(~0u, all, WARP - 1), number), before = end - own;
+    uint64_t all = scan_warp(m->parts[lane % WARPS]), end = __shfl_sync(~0u, all, warp);
+    uint64_t place = place_in(__shfl_sync(~0u, all, WARPS - 1), number);
+    uint64_t before = end - m->parts[warp];
     if (place >= before && place < end)
-        for_part(m, [&](int i, const uint32_t(&chances)[W]) {
+        for_part_left(m, [&](int i, const packed<uint32_t, W> &chance) {
             uint64_t sum = 0;
 #pragma unroll
-            for (int k = 0; k < W; k++) sum += chances[k];
+            for (int k = 0; k < W; k++) sum += chance.x[k];
             uint64_t after = before + scan_warp(sum), at = after - sum;
 #pragma unroll
             for (int k = 0; k < W; k++) {
-                if (place >= at && place - at < chances[k]) m->token = i + k;
-                at += chances[k];
+                if (place >= at && place - at < chance.x[k]) m->token = i + k;
+                at += chance.x[k];
             }
             before = __shfl_sync(~0u, after, WARP - 1);
         });
@@ -360,7 +410,7 @@ static __device__ __noinline__ int draw(room *m, uint32_t number) {
 /* log of the sum of exponentials. */
 static __device__ inline double normalizer_of(room *m, const float *z, int V, float best) {
     double sum = 0;
-    for_tokens(z, V, [&](int, float x) { sum += expf(x - best); });
+    for_tokens<4>(z, V, [&](int, float x) { sum += expf(x - best); });
     return best + log(fold(m, sum, add<double>));
 }
 
@@ -374,11 +424,12 @@ static __device__ inline void list_top(room *m, const float *z, int V, int n_top
     }
     __syncthreads();
     keep_first(m, BY_LOGIT, (uint64_t)n_top, ~(uint64_t)0);
+    uint64_t end = m->last[BY_LOGIT];
     m->n_ranked = 0;
     __syncthreads();
-    for_tokens(m->z, m->V, [&](int i, float x) {
+    for_tokens<4>(z, V, [&](int i, float x) {
         uint64_t order = order_of(logit_key(x), i);
-        if (order >= m->last[BY_LOGIT]) m->ranked[atomicAdd(&m->n_ranked, 1u)] = order;
+        if (order >= end) m->ranked[atomicAdd(&m->n_ranked, 1u)] = order;
     });
     __syncthreads();
     if ((int)threadIdx.x < n_top) {
@@ -386,7 +437,7 @@ static __device__ inline void list_top(room *m, const float *z, int V, int n_top
         int rank = 0;
         for (int k = 0; k < n_top; k++) rank += m->ranked[k] > own;
         r->top_tokens[rank] = token_of(own);
-        r->top_logprobs[rank] = (float)(m->z[token_of(own)] - m->normalizer);
+        r->top_logprobs[rank] = (float)(z[token_of(own)] - m->normalizer);
     }
     __syncthreads();
 }
@@ -409,33 +460,28 @@ static __device__ inline void adjust(float *z, const sample_row &s, sample_adjus
     __syncthreads();
 }
 
-static __device__ inline int draw_adjusted(room *m, const float *z, uint32_t *chances,
-                                           const sample_row &s, uint64_t top) {
-    if (top == ~(uint64_t)0) return SAMPLE_TOO_LARGE;
-    int best = token_of(top);
-    if (z[best] == -INFINITY) return SAMPLE_NOTHING_LEFT;
-    if (s.steepness == 0) return best;
-    weigh(m, z, chances, s.vocab_size, z[best], s.steepness);
-    filter(m, s);
-    return draw(m, s.number);
-}
-
-static __global__ void __launch_bounds__(THREADS) sample_kernel(sample op, uint32_t *chances) {
+static __global__ void __launch_bounds__(THREADS, 1) sample_kernel(sample op, uint32_t *chances) {
     room *m = shared_memory<room>();
     const sample_row &s = op.rows[blockIdx.x];
     float *z = op.logits + (int64_t)blockIdx.x * op.stride;
     sample_adjustment *list = op.adjustments + s.adjustments;
     sample_result *r = op.results + blockIdx.x;
-    uint64_t top = most_likely(m, z, op.V, true);
-    if (top == ~(uint64_t)0) {
-        if (threadIdx.x == 0) r->token = SAMPLE_NOT_FINITE;
-        return;
+    float best = largest(m, z, op.V, true);
+    int token = best < INFINITY ? 0 : SAMPLE_NOT_FINITE;
+    if (token == 0) {
+        if (s.n_top >= 0) m->normalizer = normalizer_of(m, z, op.V, best);
+        if (s.n_top > 0) list_top(m, z, s.vocab_size, s.n_top, r);
+        if (s.n_adjustments > 0) adjust(z, s, list);
+        if (s.n_adjustments > 0 || s.vocab_size < op.V) best = largest(m, z, s.vocab_size, false);
+        if (best == INFINITY) token = SAMPLE_TOO_LARGE;
+        if (best == -INFINITY) token = SAMPLE_NOTHING_LEFT;
     }
-    if (s.n_top >= 0) m->normalizer = normalizer_of(m, z, op.V, z[token_of(top)]);
-    if (s.n_top > 0) list_top(m, z, s.vocab_size, s.n_top, r);
-    if (s.n_adjustments > 0) adjust(z, s, list);
-    if (s.n_adjustments > 0 || s.vocab_size < op.V) top = most_likely(m, z, s.vocab_size, false);
-    int token = draw_adjusted(m, z, chances + (int64_t)blockIdx.x * op.stride, s, top);
+    if (token == 0 && s.steepness == 0) token = first_of(m, z, s.vocab_size, best);
+    if (token == 0 && s.steepness > 0) {
+        weigh(m, z, chances + (int64_t)blockIdx.x * op.stride, s.vocab_size, best, s.steepness);
+        filter(m, s);
+        token = draw(m, s.number);
+    }
     if (threadIdx.x == 0) {
         r->token = token;
         if (token >= 0) r->logprob = (float)(z[token] - m->normalizer);

@@ -20,7 +20,7 @@
 
 typedef struct settings {
     const char *preset, *device, *dtype, *text;
-    int batch, seq, steps, warmup, tokens, prompt, ops, layers, width, logits;
+    int batch, seq, steps, warmup, tokens, prompt, ops, layers, width, logits, top_p;
     double peak_tflops; /* of the datasheet: dense bf16 on an H100 or H200 */
 } settings;
 
@@ -220,7 +220,7 @@ static int run_train(void) {
 
 /* ---- decode ---- */
 
-/* The next token of each sequence: the library's draw, by the settings of `gptc infer --top-p 0.95`, or
+/* The next token of each sequence: the library's draw, by the settings of `gptc infer`, or
  * with --logits all logits, which the caller draws from. */
 static void decode_step(gpt_session *session, int32_t *tokens, const int32_t *seqs, int n,
                         gpt_draw *draws, float *logits) {
@@ -254,7 +254,7 @@ static int run_decode(void) {
         draws[i].sampling = (gpt_sampling){.repetition_penalty = 1,
                                            .temperature = 0.7f,
                                            .typical_p = 1,
-                                           .top_p = 0.95f,
+                                           .top_p = set.top_p ? (float)set.top_p / 100 : 1,
                                            .seed = (uint64_t)i};
         draws[i].n_top = -1;
     }
@@ -442,7 +442,8 @@ static void read_option(const char *name, const char *value) {
                    {"--steps", NULL, &set.steps},   {"--warmup", NULL, &set.warmup},
                    {"--tokens", NULL, &set.tokens}, {"--prompt", NULL, &set.prompt},
                    {"--ops", NULL, &set.ops},       {"--layers", NULL, &set.layers},
-                   {"--width", NULL, &set.width},   {"--logits", NULL, &set.logits}};
+                   {"--width", NULL, &set.width},   {"--logits", NULL, &set.logits},
+                   {"--top-p", NULL, &set.top_p} /* percent */};
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
         if (strcmp(name, options[i].name)) continue;
         if (options[i].text)
