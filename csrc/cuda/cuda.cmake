@@ -29,7 +29,8 @@ if(missing)
 endif()
 
 # This machine's GPU, where there is one; else every kind that the kernels know, and PTX for later.
-# 86 and 89 have 80's PTX: compiled from their own, the machine code is the same and takes longer.
+# 86 has 80's PTX: compiled from its own, the machine code is the same and takes longer. 89 runs 86's:
+# compiled for it, the machine code is the same too.
 set(cuda_targets "")
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
@@ -37,7 +38,7 @@ if(NOT CMAKE_CUDA_ARCHITECTURES)
   if(no_gpu OR NOT capability)
     set(CMAKE_CUDA_ARCHITECTURES OFF)
     set(cuda_targets
-      "--generate-code=arch=compute_80,code=[sm_80,sm_86,sm_89]"
+      "--generate-code=arch=compute_80,code=[sm_80,sm_86]"
       "--generate-code=arch=compute_90a,code=[sm_90a]"
       "--generate-code=arch=compute_100,code=[sm_100,compute_100]")
   elseif(capability MATCHES "^9\\.0")

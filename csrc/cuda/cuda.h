@@ -2,7 +2,8 @@
  *
  * Every file here but context.cu, graph.cu, plan_store.cu, product.cu and product_plain.cu is compiled
  * once for each dtype (CUDA_DTYPE: see cuda.cmake), so that `elem` and the names below are that dtype's, as in
- * cpu/cpu.h. A file ending in _bf16 or _quant is compiled for that dtype alone.
+ * cpu/cpu.h. A file ending in _bf16 or _quant is compiled for that dtype alone; grad_norm.cu and
+ * sample.cu see float32 in every dtype, and are compiled for fp32 alone.
  *
  * The same sources also compile as C++ for the host: tests/cuda/emulate.h runs each thread of a block
  * as a fiber, so that every layer is tested where there is no GPU. For that, kernels are started
@@ -31,6 +32,12 @@
 #else
 #define CUDA_ACTS_NAME(name) CUDA_NAME(name)
 #endif
+
+/* These see float32 in every dtype, so that they are compiled once, for fp32: see sources.cmake. */
+#define cuda_bf16_grad_norm           cuda_fp32_grad_norm
+#define cuda_bf16_grad_norm_workspace cuda_fp32_grad_norm_workspace
+#define cuda_bf16_sample              cuda_fp32_sample
+#define cuda_bf16_sample_workspace    cuda_fp32_sample_workspace
 
 /* One activation, and one weight as products read it. Arithmetic is float32 in either. */
 #ifdef CUDA_BF16
