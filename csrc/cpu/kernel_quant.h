@@ -4,6 +4,8 @@
 #define CPU_KERNEL_QUANT_H
 
 #include "quant.h"
+
+#include <math.h>
 #ifdef CPU_AMX
 #include "tiles.h"
 #define kernel_begin() tiles_begin_groups(QUADS)
@@ -28,21 +30,24 @@ typedef struct rounded_rows {
     int32_t offset[ROWS][TERMS / QUANT_GROUP]; /* -ZERO times the sum of q */
 } rounded_rows;
 
-/* One group of n numbers. */
+/* One group of n numbers. One that is not finite makes the scale, and so all that the row gives, NaN. */
 static void round_group(rounded_rows *out, int row, int k, const bf16 *a, int n) {
     enum { N = QUANT_GROUP / LANES };
     vf x[N], biggest = {0};
+    vi bad = {0};
     UNROLL
     for (int i = 0; i < N; i++) {
         int m = cpu_max(0, cpu_min(LANES, n - i * LANES));
         x[i] = vf_get(a + i * LANES, m);
         biggest = vf_max(biggest, vf_max(x[i], -x[i]));
+        bad |= not_finite(x[i]);
     }
-    float scale = vf_max_lane(biggest) / 127, inverse = scale > 0 ? 1 / scale : 0;
+    float scale = any_lane(bad) ? NAN : vf_max_lane(biggest) / 127;
+    float inverse = scale_inverse(scale);
     vi sum = {0};
     UNROLL
     for (int i = 0; i < N; i++) {
-        vf scaled = x[i] * inverse;
+        vf scaled = inverse != 0 ? x[i] * inverse : (vf){0};
         vi q = __builtin_convertvector(scaled + vf_select(scaled < 0, vf_set(-0.5f), vf_set(0.5f)),
                                        vi);
         vc bytes = __builtin_convertvector(q, vc);

@@ -18,6 +18,8 @@
 #include "cpu.h"
 #include "simd.h"
 
+#include <float.h>
+
 enum {
     PANEL = 16,
     QUAD = 4,
@@ -40,6 +42,24 @@ static inline int64_t quant_scales_at(int64_t K) {
 }
 static inline int64_t quant_panel_bytes(int64_t K) {
     return cpu_round_up(quant_scales_at(K) + quant_groups(K) * PANEL * (int64_t)sizeof(bf16), 64);
+}
+
+/* ---- a group's scale ---- */
+
+/* Whether a lane of x is a NaN or an infinity: 0 for none. */
+static inline vi not_finite(vf x) {
+    return ~(x * 0.0f == (vf){0});
+}
+static inline int any_lane(vi mask) {
+    int any = 0;
+    for (int i = 0; i < LANES; i++) any |= mask[i];
+    return any;
+}
+
+/* 1 / scale where that is a finite number, else 0: then the group's integers are 0. */
+static inline float scale_inverse(float scale) {
+    float size = scale < 0 ? -scale : scale;
+    return size >= FLT_MIN && size <= FLT_MAX ? 1 / scale : 0;
 }
 
 /* ---- a group's integer products ---- */

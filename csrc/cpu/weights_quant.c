@@ -28,14 +28,17 @@ static float scale_above(float x) {
 static float round_group(group *g) {
     const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     vf above = vf_set(0), below = vf_set(0);
+    vi bad = {0};
     for (int i = 0; i < QUANT_GROUP; i += LANES) {
         above = vf_max(above, vf_load(g->x + i));
         below = vf_max(below, -vf_load(g->x + i));
+        bad |= not_finite(vf_load(g->x + i));
     }
+    if (any_lane(bad)) return NAN; /* as all sums with this group are */
     float largest = vf_max_lane(above), least = -vf_max_lane(below);
     float extreme = largest > -least ? largest : least;
     float scale = scale_above(CPU_QUANT == 8 ? extreme / LARGEST : extreme / -(LARGEST + 1));
-    vf inverse = vf_set(scale != 0 ? 1 / scale : 0);
+    vf inverse = vf_set(scale_inverse(scale));
     for (int i = 0; i < QUANT_GROUP; i += LANES) {
         vf n = vf_load(g->x + i) * inverse + shift - shift;
         vi q = __builtin_convertvector(-vf_max(-n, vf_set(-(float)LARGEST)), vi);

@@ -15,13 +15,41 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+_ADDRESS = re.compile(r"://([^\s'\"<>`]+)")  # after any scheme
+
+
+def without_secrets(text: str) -> str:
+    """The text without the user, password and query of each address in it.
+
+    A query may hold a token or a signature, so `?…` takes its place.
+    """
+    return _ADDRESS.sub(lambda m: f"://{_public(m[1])}", text)
+
+
+def _public(rest: str) -> str:
+    """An address after its `//`, as `without_secrets` shows it."""
+    tail = rest[len(rest.rstrip(").,:;")) :]
+    host = re.split(r"[/?#]", rest)[0]
+    if "@" in host:
+        rest = rest[host.rindex("@") + 1 :]
+    elif not re.fullmatch(r"[^:]*(:\d*)?|\[.*\](:\d*)?", host.rstrip(").,:;")):
+        rest = rest.rpartition("@")[2]  # a password with a slash, which is not a host and port
+    path, mark, _ = rest.partition("?")
+    if mark:
+        return f"{path}?…{tail}"
+    path, mark, _ = rest.partition("#")
+    return f"{path}#…{tail}" if mark else rest
+
+
 class GptcError(Exception):
     """A failure whose cause is outside the program. The command line exits with 1.
 
-    The message is one printable line, even if it quotes a name from a damaged file.
+    The message is one printable line, even if it quotes a name from a damaged file. Addresses in it
+    have no passwords.
     """
 
     def __init__(self, message: str) -> None:
+        message = without_secrets(message)
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
         super().__init__(printable(message))

@@ -4,6 +4,8 @@
 
 #include "reference.h"
 
+#include <float.h>
+
 enum { GROUP = 32 };
 
 typedef struct sizes {
@@ -167,4 +169,46 @@ static void test_quality(void) {
     }
 }
 
-TEST_OPS_MAIN({"linear", test_linear}, {"head", test_head}, {"quality", test_quality})
+/* Activations and weights that have no scale: NaNs, infinities, and numbers near the smallest. A sum
+ * with one that is not finite is not a number, all others are right. */
+static void test_extremes(void) {
+    enum { ROWS = 7, IC = 3 * GROUP + 5, OC = 19, BAD_ROW = 2, BAD_OUT = 3 };
+    static const float values[] = {NAN,     INFINITY, -INFINITY, FLT_MAX,      -FLT_MAX,
+                                   FLT_MIN, 1e-39f,   -1e-39f,   FLT_TRUE_MIN, -0.0f};
+    for (int v = 0; v < TEST_COUNT(values); v++)
+        for (int side = 0; side < 2; side++)
+            for (int whole = 0; whole < 2; whole++) {
+                float value = values[v];
+                test_case("%g in %s, %d", value, side ? "weights" : "activations", whole);
+                double *in = random_f32(ROWS * IC, 1.0), *w = random_f32(OC * IC, 1.0);
+                double *row = side ? w + BAD_OUT * IC : in + BAD_ROW * IC;
+                for (int k = 0; k < (whole ? GROUP : 1); k++) row[GROUP + k] = value;
+                gpt_shape shape = shape_of((sizes){ROWS, IC, OC}, GPT_ACT_NONE);
+                EACH_BACKEND {
+                    void *out = device_act(NULL, ROWS * OC);
+                    if (!test_on_cpu()) continue;
+                    test_workspace(&shape);
+                    test.ops->linear_forward(test.ctx,
+                                             &(linear_forward){.out = out,
+                                                               .in = device_act(in, ROWS * IC),
+                                                               .w = device_weight(w, OC, IC, 1),
+                                                               .b = NULL,
+                                                               .activation = GPT_ACT_NONE,
+                                                               .N = ROWS,
+                                                               .IC = IC,
+                                                               .OC = OC});
+                    double *got = read_act(out, ROWS * OC);
+                    for (int r = 0; r < ROWS; r++)
+                        for (int o = 0; o < OC; o++) {
+                            int here = side ? o == BAD_OUT : r == BAD_ROW;
+                            double y = got[r * OC + o];
+                            if (here && !isfinite(value)) EXPECT(isnan(y));
+                            if (!here) EXPECT(fabs(y) < 100);
+                            if (here && fabsf(value) < 1) EXPECT(fabs(y) < 100);
+                        }
+                }
+            }
+}
+
+TEST_OPS_MAIN({"linear", test_linear}, {"head", test_head}, {"quality", test_quality},
+              {"extremes", test_extremes})

@@ -17,6 +17,7 @@ from gptc.checkpoint.names import (
 )
 from gptc.checkpoint.reader import Checkpoint, read_checksums, size_problem
 from gptc.errors import GptcError
+from gptc.files.whole import restore
 from gptc.files.words import quoted
 from gptc.formats import hub
 from gptc.formats.model_file import ModelFile
@@ -30,6 +31,8 @@ def open_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
 
     A name that is not a path may be a model of the Hugging Face hub, which is then downloaded.
     """
+    if path is not None:
+        restore(Path(path))
     if path is not None and not Path(path).exists() and hub.is_name(str(path)):
         return Checkpoint(hub.fetch(str(path)))
     if path is not None and is_foreign(Path(path)):
@@ -55,6 +58,7 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
         return find_checkpoint(newest)
 
     folder = Path(path)
+    restore(folder)
     if folder.is_file():
         raise GptcError(f"{folder} is a file; give the folder of a checkpoint or a run")
     if folder.name == BEST and list_checkpoints(folder.parent) and not folder.exists():

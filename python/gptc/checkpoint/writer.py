@@ -25,7 +25,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
 from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
-from gptc.files.whole import whole_folder, write_chunks
+from gptc.files.whole import restore, whole_folder, write_chunks
 from gptc.formats import hf
 from gptc.formats.hf_tokenizer import hf_files, special_ids
 from gptc.formats.model_file import ModelFile
@@ -52,6 +52,7 @@ def save(
     files cannot hold is added to `notes`, or logged.
     """
     path = Path(path)
+    restore(path)
     if path.exists() and not replace:
         raise GptcError(f"{path} exists already; choose another name or remove it")
     config = model.config

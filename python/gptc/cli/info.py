@@ -36,8 +36,10 @@ def describe(path: Path) -> dict[str, Any]:
     """The facts about `path`; "kind" says whether it is a run, a model, and so on."""
     from gptc.checkpoint.names import CONFIG, list_checkpoints
     from gptc.data.dataset import DATASET_FILE, Dataset
+    from gptc.files.whole import restore
     from gptc.formats.registry import is_foreign, open_model
 
+    restore(path)
     if not path.exists():
         raise GptcError(f"{path} does not exist; name a run, a checkpoint, a dataset or a shard")
     if path.is_file():

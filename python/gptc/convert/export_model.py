@@ -8,7 +8,6 @@ given. Then its files get their names, so each appears whole or not at all.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from gptc.checkpoint.writer import save
 from gptc.convert.import_model import open_assuming, tokenizer_or_note
 from gptc.convert.tokenizers import tokenizer_problem
 from gptc.errors import GptcError, NoTokenizer, UsageError
-from gptc.files.whole import move, scratch_folder, write_file
+from gptc.files.whole import empty, move, restore, scratch_folder, write_file
 from gptc.files.words import quoted
 from gptc.formats import hf
 from gptc.formats.format import Export, Format, Output, fixed_tokens
@@ -79,6 +78,7 @@ def export_model(
     if debug_state and "debug_state" not in options:
         raise UsageError(f"{to} has no debug state: leave out --debug-state")
     path = Path(out)
+    restore(path)
     if path.exists() and not replace:
         raise UsageError(f"{path} exists already; choose another name, or replace it with --force")
     tokenizer, notes = (None, ()) if weights_only else _tokenizer(model)
@@ -91,7 +91,7 @@ def export_model(
         report.files = _write_draft(request, writer, None if replace else path)
         problem = tokenizer and tokenizer_problem(tokenizer, request.path, report.notes)
         if problem:
-            _remove(work)
+            empty(work)
             report.notes.append(f"without a tokenizer: {problem}")
             request = replaced(request, tokenizer=None)
             report.files = _write_draft(request, writer, None if replace else path)
@@ -157,12 +157,6 @@ def _old_tokenizer(
             f"{report.path.stem} for the model, or remove that file with --force"
         )
     return old
-
-
-def _remove(work: Path) -> None:
-    """Removes the files of a draft."""
-    for path in work.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

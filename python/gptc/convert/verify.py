@@ -17,6 +17,7 @@ from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import DATASET_FILE, SPLITS, Dataset
 from gptc.data.shards import is_shard, read_shard
 from gptc.errors import GptcError
+from gptc.files.whole import restore
 from gptc.formats import llmc
 from gptc.formats.binary import Binary
 from gptc.formats.model_file import ModelFile, check_finite
@@ -30,6 +31,7 @@ def verify(path: str | Path) -> dict[str, Any]:
     Returns the path, the format, and a line for each check.
     """
     path = Path(path)
+    restore(path)
     if not path.exists():
         raise GptcError(f"{path} does not exist; name a model, checkpoint, dataset or shard")
     kind, checks = _verify_folder(path) if path.is_dir() else _verify_file(path)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gptc.data.shards import HEADER_BYTES, Shard, read_shard, shard_format
-from gptc.errors import UPGRADE, GptcError
+from gptc.errors import UPGRADE, GptcError, without_secrets
 from gptc.files.checksum import file_checksum, recorded_checksum
 from gptc.files.download import ProgressCallback
 from gptc.files.words import plural, quoted
@@ -299,6 +299,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
             recorded_checksum(source)
             if not isinstance(source["source"], str) or not isinstance(source["bytes"], int):
                 raise ValueError
+            source["source"] = without_secrets(source["source"])  # which older versions kept
     except (KeyError, TypeError, ValueError, AttributeError):
         raise damaged from None
     return meta

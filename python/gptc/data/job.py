@@ -22,7 +22,7 @@ from gptc.data.options import Errors
 from gptc.data.readers import Reading, check_utf8
 from gptc.data.rows import Tally
 from gptc.data.scan import Scan, scan_text
-from gptc.data.sources import Gathering, SourceFile, Text, gather, is_url, url_file
+from gptc.data.sources import Gathering, SourceFile, Text, gather, identity, is_url, url_file
 from gptc.data.splits import DividedText, Division, at_end, held_out, val_begin
 from gptc.data.stories import SEPARATOR
 from gptc.errors import GptcError
@@ -137,7 +137,8 @@ class Job:
             tallies[i].n_files += tally.n_files
             tallies[i].n_without_text += tally.n_without_text
         for i, source in enumerate(self.sources):
-            found.append({"source": source, "bytes": scan.sizes[i], "checksum": scan.checksums[i]})
+            record = {"bytes": scan.sizes[i], "checksum": scan.checksums[i]}
+            found.append({**identity(source), **record})
             found[i]["files"] = tallies[i].n_files
             found[i]["documents"] = scan.documents[i]
             if tallies[i].n_without_text:

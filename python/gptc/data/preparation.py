@@ -28,7 +28,7 @@ from gptc.data.known import KNOWN_DATASETS, STORIES, validates
 from gptc.data.options import STORIES_BYTES, VAL_FRACTION, Errors, PrepareOptions
 from gptc.data.readers import VERSION as READER_VERSION
 from gptc.data.readers import Reading, suffixes
-from gptc.data.sources import Gathering, is_remote
+from gptc.data.sources import Gathering, identity, is_remote
 from gptc.errors import GptcError, UsageError
 from gptc.files.checksum import file_checksum
 from gptc.files.download import ProgressCallback
@@ -173,13 +173,18 @@ def _run(job: Job, how: Gathering, reading: Reading) -> bool:
     if there and there["options"] != job.options:
         raise occupied(job.out)
     remote = all(is_remote(source) for source in job.sources)
-    if there and remote and [s["source"] for s in there["sources"]] == list(job.sources):
+    if there and remote and _identities(there) == [identity(source) for source in job.sources]:
         return True  # without downloading it again to compare
     with _locked(job.out):
         try:
             return job.run(how, reading, there)
         finally:
             job.clean()
+
+
+def _identities(meta: dict[str, Any]) -> list[dict[str, str]]:
+    """The identity of each source of a dataset.json."""
+    return [{k: s[k] for k in ("source", "address") if k in s} for s in meta["sources"]]
 
 
 def _given_tokenizer(name: str, errors: Errors) -> Tokenizer | None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from gptc.data import stories
 from gptc.data.archives import BLOCK_BYTES
@@ -27,7 +27,7 @@ from gptc.data.known import KNOWN_DATASETS, STORIES, fetch
 from gptc.data.options import Errors
 from gptc.data.readers import Reading, check_utf8, is_archive, is_plain, members
 from gptc.data.rows import Tally
-from gptc.errors import GptcError
+from gptc.errors import GptcError, without_secrets
 from gptc.files.download import ProgressCallback, download
 from gptc.files.paths import cache_folder
 
@@ -94,7 +94,7 @@ def gather(source: str, how: Gathering) -> list[SourceFile]:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             download(source, path, progress=how.progress)
-        return [SourceFile.of(path, re.split("[?#]", source)[0])]
+        return [SourceFile.of(path, re.split("[?#]", without_secrets(source))[0])]
     if source == "-":
         blocks = iter(lambda: sys.stdin.buffer.read(BLOCK_BYTES), b"")
         return [_spool(blocks, how, "standard input", "reading", None)]
@@ -118,9 +118,21 @@ def gather(source: str, how: Gathering) -> list[SourceFile]:
     return _readable(files, [])
 
 
+def identity(source: str) -> dict[str, str]:
+    """The name of a source in dataset.json; for an address with a hidden part, also its hash."""
+    if not is_url(source):
+        return {"source": source}
+    shown = without_secrets(source)
+    if shown == source:
+        return {"source": source}
+    hidden = re.split("[?#]", source, maxsplit=1)[1:]  # without a password, which can be guessed
+    without_user = "".join([re.split("[?#]", shown)[0], *hidden])
+    return {"source": shown, "address": hashlib.sha256(without_user.encode()).hexdigest()[:16]}
+
+
 def url_file(url: str) -> Path:
     """The file that keeps a download until its dataset is finished."""
-    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])[-40:]
+    name = re.sub(r"[^\w.-]", "_", unquote(re.split("[?#]", url)[0]).rpartition("/")[2])[-40:]
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return cache_folder() / "downloads" / f"{digest}-{name}"
 

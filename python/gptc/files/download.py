@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import unquote
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, without_secrets
 from gptc.files.checksum import file_sha256
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ _BLOCK_BYTES = 1 << 16
 _FIRST_WAIT_S = 1.0  # before the second attempt; doubled before each further one
 _LONGEST_WAIT_S = 60.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses worth a retry
+
+
+_ETAG = re.compile(r'"[\x21\x23-\x7e]*"')
 
 
 class _Again(Exception):
@@ -83,14 +87,15 @@ def download(
 def get_json(url: str, timeout_s: float = 30) -> tuple[Any, str | None]:
     """The JSON at `url`, and the address of its next page or None."""
     import requests
+    from urllib3.exceptions import HTTPError
 
     for attempt in range(3):
         try:
             reply = requests.get(url, timeout=timeout_s, headers={"User-Agent": "gptc"})
             if reply.status_code not in _PASSING:
                 break
-        except requests.RequestException as e:
-            if attempt == 2:
+        except (requests.RequestException, HTTPError, UnicodeError) as e:
+            if attempt == 2 or _is_permanent(e):
                 raise _error(url, _reason(e)) from None
         time.sleep(_FIRST_WAIT_S * 2**attempt)
     if not reply.ok:
@@ -108,16 +113,22 @@ def _attempt(
     import requests
     from urllib3.exceptions import HTTPError
 
+    shown = without_secrets(url)
+    etag = _stored_etag(validator)
+    if etag is None:  # damaged: the bytes may be of another version
+        partial.unlink(missing_ok=True)
+        validator.unlink()
     n_done = _size(partial)
     headers = {"User-Agent": "gptc", "Accept-Encoding": "identity"}
     if n_done:
         headers["Range"] = f"bytes={n_done}-"
-        if validator.is_file():  # a newer version of the file must not be appended
-            headers["If-Range"] = validator.read_text()
+        if etag:  # a newer version of the file must not be appended
+            headers["If-Range"] = etag
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as reply:
             if reply.status_code == 416 and n_done:
-                total = re.fullmatch(r"bytes \*/(\d+)", reply.headers.get("Content-Range", ""))
+                held = reply.headers.get("Content-Range", "")
+                total = re.fullmatch(r"bytes \*/([0-9]{1,18})", held)
                 if total and int(total[1]) == n_done:
                     return
                 partial.unlink()
@@ -126,16 +137,16 @@ def _attempt(
                 raise _Again(_status(reply), _retry_after(reply))
             if not reply.ok:
                 raise _error(url, _status(reply))
-            sent = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
+            sent = re.match(r"bytes ([0-9]{1,18})-", reply.headers.get("Content-Range", ""))
             resumed = reply.status_code == 206 and sent is not None and int(sent[1]) == n_done
             if reply.status_code == 206 and not resumed:
                 partial.unlink(missing_ok=True)
                 raise _Again("the server sent the wrong part of the file")
             n_done = n_done if resumed else 0
             length = reply.headers.get("Content-Length", "")
-            n_all = n_done + int(length) if length.isdecimal() else None
+            n_all = n_done + int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
             etag = reply.headers.get("ETag", "")
-            if etag.startswith('"'):  # a weak ETag does not identify the bytes
+            if _ETAG.fullmatch(etag):  # a weak ETag does not identify the bytes
                 validator.write_text(etag)
             elif not resumed:
                 validator.unlink(missing_ok=True)
@@ -143,17 +154,37 @@ def _attempt(
                 for block in reply.raw.stream(_BLOCK_BYTES, decode_content=False):
                     file.write(block)
                     n_done += len(block)
-                    report(f"downloading {url}", n_done, n_all)
+                    report(f"downloading {shown}", n_done, n_all)
             if n_all is not None and n_done < n_all:
                 raise _Again(f"the connection ended after {n_done} of {n_all} bytes")
-    except requests.exceptions.InvalidURL as e:
-        raise _error(url, _reason(e)) from None
-    except (requests.RequestException, HTTPError) as e:
+    except (requests.RequestException, HTTPError, UnicodeError) as e:
+        if _is_permanent(e):
+            raise _error(url, _reason(e)) from None
         have = _size(partial)
         cut = have and "IncompleteRead" in repr(e) and n_all is not None
         raise _Again(
             f"the connection ended after {have} of {n_all} bytes" if cut else _reason(e)
         ) from None
+
+
+def _stored_etag(validator: Path) -> str | None:
+    """The ETag of an incomplete download, "" without one; None for a file that holds no ETag."""
+    if not validator.is_file():
+        return ""
+    etag = validator.read_bytes().decode("latin-1")
+    return etag if _ETAG.fullmatch(etag) else None
+
+
+def _is_permanent(error: BaseException) -> bool:
+    """Whether the same request would fail again: an address, a certificate, endless redirects."""
+    from requests import exceptions as known
+    from urllib3.exceptions import LocationParseError
+
+    if isinstance(error, known.SSLError):
+        return "CERTIFICATE_VERIFY_FAILED" in repr(error) or "doesn't match" in repr(error)
+    # InvalidURL and InvalidSchema are ValueErrors; so is a JSON error, which cannot occur here.
+    kinds = (ValueError, LocationParseError, known.TooManyRedirects, known.InvalidHeader)
+    return isinstance(error, kinds)
 
 
 def _size(path: Path) -> int:
@@ -190,7 +221,20 @@ def _unexpected(url: str, why: str, partial: Path) -> GptcError:
 
 
 def _error(url: str, why: str) -> GptcError:
+    if any(secret in why for secret in _secrets(url)):
+        why = "not a valid address"
+    url = without_secrets(url)
     return GptcError(
         f"cannot download {url} ({why}): check the address and the network, or download the file "
         "by other means and give its path"
     )
+
+
+def _secrets(url: str) -> list[str]:
+    """The parts of an address that no message may quote."""
+    host = url.partition("//")[2].partition("/")[0]
+    user, at, _ = host.rpartition("@")
+    if not at and "@" in url:
+        user = host  # of a password with a slash
+    found = [user, user.partition(":")[2], url.partition("?")[2], url.partition("#")[2]]
+    return [part for part in [*found, *map(unquote, found)] if len(part) > 2]

@@ -1,18 +1,28 @@
 """Files and folders that appear whole or not at all.
 
 Each is written under a temporary name in the same folder, flushed to disk, then renamed. So a full
-disk or a kill never leaves an incomplete one under its final name.
+disk or a kill never leaves an incomplete one under its final name, and never loses the one that is
+replaced: both change places in one step.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_SCRATCH = re.compile(r"\.(.+)\.tmp-\d+-[0-9a-f]{8}", re.DOTALL)  # a name of scratch_folder
+_MARK = ".gptc-scratch"  # a file in each folder of scratch_folder; other folders are not ours
+_REPLACED = ".replaced"  # in a scratch folder: what must return to its place after a kill
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 
 def write_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
@@ -21,8 +31,10 @@ def write_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> Non
     try:
         write_chunks(partial, [content] if isinstance(content, bytes) else content)
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):  # the first error is the cause
+            partial.unlink()
+        raise
 
 
 def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
@@ -38,79 +50,150 @@ def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that replaces `path` when the block ends without an error."""
-    with scratch_folder(path) as folder:
+    with scratch_folder(path) as work:
+        folder = work / path.name
+        folder.mkdir()
         yield folder
         sync_folder(folder)
-        _rename(folder, path)
+        move(folder, path)
 
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder next to `path`, removed at the end if it is still there.
+    """A temporary folder next to `path`, removed at the end.
 
-    It is locked as long as this process lives: see `clean_up`.
+    It is marked as ours, and locked as long as this process lives: see `clean_up`.
     """
     clean_up(path.parent)
-    folder = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    folder = path.parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir()
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = -1
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        # Without the mark it is never taken for one whose writer has ended: so the lock is first,
+        # and a filesystem without locks has no marks.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            (folder / _MARK).touch()
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
+        _end(folder)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def move(source: Path, path: Path) -> None:
-    """Renames a finished file or folder to `path`; a folder replaces a folder, a file a file."""
-    if source.is_dir():
-        _rename(source, path)
-    else:
+    """Renames a finished file or folder in a scratch folder to `path`, and replaces that.
+
+    A folder may replace anything, a file a file. A kill leaves the old one or the new one: on a
+    filesystem that cannot exchange two names, `restore` brings the old one back.
+    """
+    if not source.is_dir():
         source.replace(path)
-        sync_folder(path.parent)
-
-
-def _rename(folder: Path, path: Path) -> None:
-    """Renames a finished folder to `path`."""
-    if path.exists():
-        # A folder cannot replace one that holds files: the old one is renamed first, and restored
-        # if the second rename fails.
-        aside = folder.with_name(f".{path.name}.tmp-old-{os.getpid()}")
+    elif not os.path.lexists(path):
+        source.rename(path)
+    elif not _exchange(source, path):
+        aside = source.parent / _REPLACED / path.name
+        aside.parent.mkdir()
         path.rename(aside)
         try:
-            folder.rename(path)
+            source.rename(path)
         except BaseException:
             aside.rename(path)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        folder.rename(path)
     sync_folder(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names in one step; False where the system or the filesystem cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    here = ctypes.c_int(-100)  # AT_FDCWD
+    names = ctypes.c_char_p(os.fsencode(one)), here, ctypes.c_char_p(os.fsencode(other))
+    if renameat2(here, *names, ctypes.c_uint(_EXCHANGE)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def discard(folder: Path) -> None:
     """Removes a folder; its name disappears in one step."""
-    aside = folder.with_name(f".{folder.name}.tmp-old-{os.getpid()}")
-    folder.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    with scratch_folder(folder) as work:
+        folder.rename(work / folder.name)
 
 
 def clean_up(parent: Path) -> None:
-    """Removes the temporary folders in `parent` whose writers have ended."""
-    for folder in parent.glob(".*.tmp-*"):
+    """Removes the scratch folders in `parent` whose writers have ended, and restores from them."""
+    for folder in _abandoned(parent):
+        _end(folder)
+
+
+def restore(path: Path) -> None:
+    """Brings back the folder `path` if a kill took it away while it was replaced."""
+    if not os.path.lexists(path):
+        for folder in _abandoned(path.parent):
+            _restore_from(folder)
+
+
+def _abandoned(parent: Path) -> Iterator[Path]:
+    """The scratch folders in a folder whose writers have ended, each locked meanwhile.
+
+    A folder that another program made is not among them, whatever its name.
+    """
+    try:
+        folders = [path for path in parent.iterdir() if _SCRATCH.fullmatch(path.name)]
+    except OSError:
+        return
+    for folder in folders:
         try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue
         try:
             # Fails while the writer, which holds this lock, is alive.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if (folder / _MARK).is_file():
+                yield folder
         except OSError:
             continue
         finally:
             os.close(descriptor)
+
+
+def _restore_from(scratch: Path) -> bool:
+    """Renames what a scratch folder has replaced, where nothing has come in its place.
+
+    False if that failed: then the folder has the only copy.
+    """
+    try:
+        replaced = scratch / _REPLACED
+        for old in replaced.iterdir() if replaced.is_dir() else ():
+            if not os.path.lexists(scratch.parent / old.name):
+                old.rename(scratch.parent / old.name)
+    except OSError:
+        return False
+    return True
+
+
+def _end(scratch: Path) -> None:
+    """Removes a scratch folder: its mark at the end, so that an interrupted removal is repeated."""
+    if _restore_from(scratch):
+        with suppress(OSError):
+            empty(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def empty(scratch: Path) -> None:
+    """Removes the content of a scratch folder."""
+    for path in scratch.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _MARK:
+            path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -182,8 +182,19 @@ class GgufModel(ModelFile):
                 f"{self.path} scales its rotary frequencies by {_FREQUENCIES} and by a factor of "
                 f"{factor:g}; only one of them is supported"
             )
+        shape = self._table.entries[_FREQUENCIES].shape
+        if shape != (head_size // 2,):  # before anything is allocated for what the header claims
+            raise GptcError(
+                f"{self.path}: {_FREQUENCIES} has the shape {shape}, and a head of {head_size} "
+                f"needs ({head_size // 2},)"
+            )
         stored = self._table.read(_FREQUENCIES)
         theta = self._float("llama.rope.freq_base", 10000.0)
+        if not (np.isfinite(stored).all() and (stored > 0).all() and 0 < theta < np.inf):
+            raise GptcError(
+                f"{self.path}: {_FREQUENCIES} and llama.rope.freq_base have to be finite and "
+                "positive: copy the file again"
+            )
         for original in _LLAMA3_ORIGINALS:
             values: dict[str, Any] = {"rope_factor": float(f"{stored.max():.7g}")}
             values |= {"rope_low_freq": 1.0, "rope_high_freq": 4.0, "rope_original": original}

@@ -20,6 +20,7 @@ from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import save
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
+from gptc.files import whole
 from gptc.files.whole import discard
 from gptc.tokenizer.registry import make_tokenizer
 from small_models import make_model, take_steps
@@ -160,10 +161,11 @@ def test_replacing_failed_brings_the_old_one_back(
     real = Path.rename
 
     def rename(self: Path, target: Path) -> Path:
-        if "tmp" in self.name and "old" not in self.name:
+        if ".tmp-" in self.parent.name:
             no_space()
         return real(self, target)
 
+    monkeypatch.setattr(whole, "_exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", rename)
     with make_model(config()) as model:
         with pytest.raises(GptcError, match="no space left"):
@@ -204,9 +206,10 @@ def test_a_disk_that_is_really_full(small_disk: Path, config: Config) -> None:
 def test_temporary_folders_of_dead_writers_are_removed_and_of_live_ones_kept(
     run: Path, config: Config
 ) -> None:
-    dead, alive = run / ".ckpt-000007.tmp-99", run / ".ckpt-000008.tmp-98"
+    dead, alive = run / ".ckpt-000007.tmp-99-0123abcd", run / ".ckpt-000008.tmp-98-0123abcd"
     for folder in (dead, alive):
         folder.mkdir()
+        (folder / whole._MARK).touch()
         (folder / "model.safetensors").write_bytes(b"half")
     descriptor = os.open(alive, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
