@@ -284,7 +284,7 @@ static __device__ inline void find_step(room *m, uint64_t kept, uint64_t sum, ui
 
 /* Keeps the first tokens by falling order: so many of them, or as few as have chances of `enough`. */
 static __device__ inline void keep_first(room *m, enum key key, uint64_t most_tokens,
-                                               uint64_t enough) {
+                                         uint64_t enough) {
     uint64_t low = 0, high = ~(uint64_t)0, kept = 0, sum = 0;
     for (int shift = -1;;) {
         auto step_of = [&](uint64_t order) {

@@ -193,7 +193,8 @@ class Decoder:
         given: Sequence[_Given]
         draws = self._draws(active, guesses)
         if draws is None:
-            given = session.decode(np.array(tokens, np.int32), np.array(seqs, np.int32), want)
+            logits = session.decode(np.array(tokens, np.int32), np.array(seqs, np.int32), want)
+            given = list(logits)
         else:
             given = draw_tokens(session, tokens, seqs, want, draws)
         row = 0
