@@ -31,6 +31,7 @@ from pathlib import Path
 ACT, FLOAT = 2, 4  # bytes of an activation, and of a float32
 PACK = 8  # activations that a thread reads at once
 WARP = 32
+SPLIT_ROWS = 32  # the most rows of a decoding step that are cut into pieces of keys
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ class Step:
         )
 
     def attention_decode(self) -> Iterator[Launch]:
-        """A row's keys in pieces, a block each, which are joined where a row has several."""
+        """A few rows' keys in pieces, a block each, which are joined where a row has several."""
         c, N = self.c, self.N
         piece = div_up(c.block, 32 * 64) * 64
         pieces = div_up(c.block, piece)
@@ -265,7 +266,7 @@ class Step:
         read = ACT * N * (c.QKV + 2.0 * self.context * c.NKV * c.HS)
         flops = 4.0 * N * self.context * c.C
         used = div_up(self.context, piece)
-        split = N <= 64 and pieces > 1
+        split = N <= SPLIT_ROWS and pieces > 1
         out = FLOAT * N * (c.C + 2 * c.NH) * used if split and used > 1 else ACT * N * c.C
         yield Launch("attention_decode_kernel", "attention", "memory", flops, read, out)
         if split:
@@ -578,6 +579,7 @@ CHECKS = (
     ("llama-110m", "n_embd=64", "n_head=4", "n_kv_head=2", "n_ff=96", *TRAIN, "n_layer=2"),
     ("gpt2", *SMALL, "vocab_size=400", "context=70", "batch=1"),
     ("gpt2", *SMALL, "vocab_size=400", "context=5", "batch=12", "n_layer=2"),
+    ("gpt2", *SMALL, "vocab_size=400", "context=66", "batch=33", "n_layer=1"),
     ("byte", *SMALL, "context=5", "batch=4", "block_size=64", "n_layer=2"),
     ("llama-110m", *SMALL, "vocab_size=400", "context=3", "batch=3", "n_layer=2"),
 )  # fmt: skip
