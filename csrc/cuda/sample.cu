@@ -1,5 +1,5 @@
 /* sample.cu: draws from each row of logits by a block, in a few passes over the row. Tokens are not
- * sorted: each filter ends at one of them, which `select` finds, and keeps those that are not behind it.
+ * sorted: each filter ends at one of them, which `keep_first` finds, and keeps those up to it.
  * The arithmetic is that of sample.h, so that the tokens are the CPU's. */
 #include "cuda.h"
 
