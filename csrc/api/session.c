@@ -181,8 +181,8 @@ static int make_draw_tables(const gpt_session *s, const gpt_draw *draws, int n, 
         return fail(GPT_ERR_ARGUMENT,
                     "biases and penalties are for %lld tokens; draw fewer at once",
                     (long long)most);
-    t->rows = malloc(sizeof *t->rows * (size_t)n);
-    t->results = malloc(sizeof *t->results * (size_t)n);
+    t->rows = malloc(sizeof *t->rows * (size_t)n + 1);
+    t->results = malloc(sizeof *t->results * (size_t)n + 1);
     t->adjustments = malloc(sizeof *t->adjustments * (size_t)most + 1);
     t->marks = most ? calloc((size_t)s->model->config.vocab_size, sizeof *t->marks) : NULL;
     if (!t->rows || !t->results || !t->adjustments || (most && !t->marks))

@@ -149,7 +149,7 @@ static __device__ inline int first_of(room *m, const float *z, int V, float logi
     return fold(m, first, least<int>);
 }
 
-/* ---- what is left of the tokens ---- */
+/* ---- the tokens that filters keep ---- */
 
 /* The chances of a warp's part. */
 static __device__ inline void set_part(room *m, uint64_t sum) {

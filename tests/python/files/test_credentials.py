@@ -6,7 +6,6 @@ import base64
 import http.server
 import json
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from gptc.data.preparation import prepare
 from gptc.errors import GptcError, without_secrets
 from gptc.files import download as module
 from gptc.files.download import download, get_json
+from serving import serving
 
 TEXT = b"A text of some words. " * 400
 USER, PASSWORD, TOKEN = "ann.user", "hunter2-secret", "tok3n-abcdef"
@@ -60,14 +60,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(module, "_FIRST_WAIT_S", 0.0)
-    with Server() as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-        thread.start()
+    with serving(monkeypatch, Server()) as httpd:
         yield httpd
-        httpd.shutdown()
-        thread.join()
 
 
 def check_no_secret(text: str) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from gptc.data.preparation import prepare, resolve_dataset
 from gptc.errors import GptcError
 from gptc.files import download as module
 from gptc.files.download import download
+from serving import serving
 
 DATA = bytes(i * 7 % 256 for i in range(300_000))
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -78,14 +78,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(module, "_FIRST_WAIT_S", 0.0)
-    with Server() as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-        thread.start()
+    with serving(monkeypatch, Server()) as httpd:
         yield httpd
-        httpd.shutdown()
-        thread.join()
 
 
 def fetched(server: Server, path: Path, answer: Any, **options: Any) -> bytes:
