@@ -10,8 +10,6 @@
  * thread, in one order. */
 #include "tiles.h"
 
-#include <type_traits>
-
 static constexpr float LN2 = 0.6931471805599453f;
 
 /* Rows of x times factor, to rows of HS numbers `stride` apart, `there` of them. */
@@ -43,15 +41,13 @@ static __device__ inline float row_sum(float x) {
  * position that are within the window. Pointers are to first rows, strides from one row to the next. */
 typedef struct forward_tile {
     elem *out;
-    float *lse; /* or NULL */
-    const elem *q, *k, *v;
-    int64_t out_stride, q_stride, kv_stride;
-    int n_q, n_k;  /* rows there are; of queries a block's at most */
+    float *lse;        /* or NULL */
+    head_rows q, k, v; /* of queries a block's at most, of the others from position 0 */
+    int64_t out_stride;
     int first_q;   /* the position of the first */
     int window;    /* 0: none */
     int64_t row_0; /* the number of a query at position 0 among (B, NH, T), and */
     int T;         /* keys from one query to the next, for dropout */
-    int HS;
     float scale;
 } forward_tile;
 
@@ -95,19 +91,19 @@ template <typename T, int KEYS>
 static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropout dropout) {
     constexpr int D = T::D, N = KEYS / 8, SIZE = T::template SIZE<KEYS>;
     int row0 = (int)threadIdx.x / WARP * 16, query0 = t.first_q + row0; /* of this warp */
-    int first_tile = first_key(t.first_q, t.window) / KEYS, n_tiles = (int)div_up(t.n_k, KEYS);
+    int first_tile = first_key(t.first_q, t.window) / KEYS;
+    int n_tiles = (int)div_up(t.k.there, KEYS);
     elem *q = shared_memory<elem>(), *k = q + T::template SIZE<ROWS>, *v = k + STAGES * SIZE;
-    int64_t first = first_tile * KEYS * t.kv_stride;
-    int there = t.n_k - first_tile * KEYS;
-    tile_source<T, KEYS> keys(t.k + first, t.kv_stride, there, t.HS);
-    tile_source<T, KEYS> values(t.v + first, t.kv_stride, there, t.HS);
+    tile_arrivals<T> arrivals(v + STAGES * SIZE);
+    tile_source<T, KEYS> keys(t.k.from(first_tile * KEYS), arrivals);
+    tile_source<T, KEYS> values(t.v.from(first_tile * KEYS), arrivals);
 
-    tile_source<T, ROWS>(t.q, t.q_stride, t.n_q, t.HS).fetch(q);
+    tile_source<T, ROWS>(t.q, arrivals).fetch(q);
     keys.fetch(k);
-    wait_tiles<T>();
+    arrivals.wait();
     keys.advance();
     if (first_tile + 1 < n_tiles) keys.fetch(k + SIZE);
-    values.fetch(v);
+    values.fetch(v, 1);
     const auto queries = T::keep(q);
 
     float out[D / 8][4] = {}, s[N][4], scale = t.scale * LOG2E; /* so that exp is exp2 */
@@ -135,11 +131,11 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
     int tile = first_tile, stage = 0;
     for (; tile + 1 < n_tiles; tile++, stage ^= 1) {
         weights<N> p(s);
-        wait_tiles<T>();
+        arrivals.wait();
         keys.advance();
         values.advance();
         if (tile + 2 < n_tiles) keys.fetch(k + stage * SIZE);
-        values.fetch(v + (stage ^ 1) * SIZE);
+        values.fetch(v + (stage ^ 1) * SIZE, 1);
         T::product_rows(s, queries, k + (stage ^ 1) * SIZE);
         T::product_columns(out, p, v + stage * SIZE);
         T::template wait_products<1>(s);
@@ -151,7 +147,7 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
             for (int e = 0; e < 4; e++) out[d][e] *= soft.shrink[e / 2];
     }
     weights<N> p(s);
-    wait_tiles<T>();
+    arrivals.wait();
     T::product_columns(out, p, v + stage * SIZE);
     T::template wait_products<0>(out);
 
@@ -161,10 +157,11 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
         float sum = row_sum(soft.sum[r]);
         inverse[r] = 1.0f / sum;
         int row = row0 + row_of(2 * r);
-        if (t.lse && threadIdx.x % 4 == 0 && row < t.n_q)
+        if (t.lse && threadIdx.x % 4 == 0 && row < t.q.there)
             t.lse[row] = (soft.max[r] * scale + log2f(sum)) * LN2;
     }
-    store_rows<D>(t.out + row0 * t.out_stride, t.out_stride, out, inverse, t.n_q - row0, t.HS);
+    store_rows<D>(t.out + row0 * t.out_stride, t.out_stride, out, inverse, t.q.there - row0,
+                  t.q.HS);
 }
 
 /* Kernels exist with and without dropout and window (MORE): what these need takes registers even where it
@@ -188,33 +185,38 @@ static __device__ inline int last_first(int n_tiles) {
     return n_tiles - 1 - (int)blockIdx.x % n_tiles;
 }
 
+typedef struct forward_args {
+    attention_forward op;
+    float scale;
+    box_map qkv; /* where tiles arrive in boxes */
+} forward_args;
+
 template <typename T, bool MORE, int KEYS>
 static __global__ void __launch_bounds__(THREADS, BLOCKS<T, MORE>)
-    attention_forward_kernel(attention_forward a, float scale) {
+    attention_forward_kernel(const __grid_constant__ forward_args args) {
+    const attention_forward &a = args.op;
     int n_blocks = (int)div_up(a.T, ROWS), head = head_of_block(n_blocks);
     int b = head / a.NH, h = head % a.NH, first_q = last_first(n_blocks) * ROWS;
+    int key_head = a.NH + h / (a.NH / a.NKV);
     int64_t row_0 = (int64_t)head * a.T;
-    const elem *qkv = (const elem *)a.qkv;
     forward_tile t = {.out = (elem *)a.out + out_at(a, b, first_q, h),
                       .lse = a.lse ? a.lse + row_0 + first_q : NULL,
-                      .q = qkv + query_at(a, b, first_q, h),
-                      .k = qkv + key_at(a, b, 0, h),
-                      .v = qkv + value_at(a, b, 0, h),
+                      .q = rows_of_qkv(a, a.qkv, &args.qkv, b, first_q, h),
+                      .k = rows_of_qkv(a, a.qkv, &args.qkv, b, 0, key_head),
+                      .v = rows_of_qkv(a, a.qkv, &args.qkv, b, 0, key_head + a.NKV),
                       .out_stride = (int64_t)a.NH * a.HS,
-                      .q_stride = row_stride(a),
-                      .kv_stride = row_stride(a),
-                      .n_q = least<int>(ROWS, a.T - first_q),
-                      .n_k = least<int>(first_q + ROWS, a.T),
                       .first_q = first_q,
                       .window = window_of<MORE>(a.window),
                       .row_0 = row_0,
                       .T = a.T,
-                      .HS = a.HS,
-                      .scale = scale};
+                      .scale = args.scale};
+    t.q.there = least<int>(ROWS, t.q.there);
+    t.k.there = t.v.there = least<int>(first_q + ROWS, a.T);
     if constexpr (T::IS_HERE) forward<T, KEYS>(t, dropout_of<MORE>(a.dropout));
 }
 
-/* A tile of rows of a decoding step, where all of them are of one sequence. */
+/* A tile of rows of a decoding step, where all of them are of one sequence. Tiles do not arrive in boxes,
+ * since past a sequence's rows the cache may hold anything. */
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
     attention_prefill_kernel(attention_decode a, float scale) {
@@ -222,22 +224,19 @@ static __global__ void __launch_bounds__(THREADS)
     int first = last_first(n_blocks) * ROWS, n = least<int>(ROWS, a.N - first);
     if (!is_whole_tile(a, first)) return;
     int64_t cache = cache_at(a, a.seqs[first], h), stride = (int64_t)(a.NH + 2 * a.NKV) * a.HS;
-    forward_tile t = {.out = (elem *)a.out + ((int64_t)first * a.NH + h) * a.HS,
-                      .lse = NULL,
-                      .q = (const elem *)a.qkv + first * stride + (int64_t)h * a.HS,
-                      .k = (const elem *)a.cache_k + cache,
-                      .v = (const elem *)a.cache_v + cache,
-                      .out_stride = (int64_t)a.NH * a.HS,
-                      .q_stride = stride,
-                      .kv_stride = a.HS,
-                      .n_q = n,
-                      .n_k = a.positions[first] + n,
-                      .first_q = a.positions[first],
-                      .window = a.window,
-                      .row_0 = 0,
-                      .T = 0,
-                      .HS = a.HS,
-                      .scale = scale};
+    int n_k = a.positions[first] + n;
+    forward_tile t = {
+        .out = (elem *)a.out + ((int64_t)first * a.NH + h) * a.HS,
+        .lse = NULL,
+        .q = {(const elem *)a.qkv + first * stride + (int64_t)h * a.HS, stride, n, a.HS},
+        .k = {(const elem *)a.cache_k + cache, a.HS, n_k, a.HS},
+        .v = {(const elem *)a.cache_v + cache, a.HS, n_k, a.HS},
+        .out_stride = (int64_t)a.NH * a.HS,
+        .first_q = a.positions[first],
+        .window = a.window,
+        .row_0 = 0,
+        .T = 0,
+        .scale = scale};
     if constexpr (T::IS_HERE) forward<T, ATTENTION_TILE>(t, gpt_dropout{0, 0});
 }
 
@@ -258,6 +257,24 @@ static __device__ inline void score_gradient(float &p, float &dp, float delta, g
     p = probability * factor;
     dp = probability * (dp * factor - delta);
 }
+
+/* Rows of dout, or of out. */
+template <typename Op>
+static __device__ inline head_rows rows_of_out(const Op &a, const void *out, const box_map *map,
+                                               int b, int row, int head) {
+    return {(const elem *)out + out_at(a, b, row, head),
+            (int64_t)a.NH * a.HS,
+            a.T - row,
+            a.HS,
+            map,
+            b,
+            row,
+            head};
+}
+
+struct tile_backward_args : backward_args {
+    box_map qkv, dout; /* where tiles arrive in boxes */
+};
 
 /* delta[row] = <dout, out> of the block's rows, of which a pair of threads has one: what the softmax's
  * gradient takes from each dp. Also to memory, for the kernel of keys. */
@@ -285,7 +302,7 @@ static __device__ inline void make_deltas(float *delta, const backward_args &arg
 
 /* dq: a block has queries, and goes through keys. */
 template <typename T, bool MORE, int KEYS>
-static __device__ __forceinline__ void backward_queries(const backward_args &args) {
+static __device__ __forceinline__ void backward_queries(const tile_backward_args &args) {
     constexpr int D = T::D, N = KEYS / 8, ROWS_SIZE = T::template SIZE<ROWS>;
     constexpr int SIZE = T::template SIZE<KEYS>;
     const attention_backward &a = args.op;
@@ -298,31 +315,30 @@ static __device__ __forceinline__ void backward_queries(const backward_args &arg
     elem *q = shared_memory<elem>(), *dout = q + ROWS_SIZE, *k = dout + ROWS_SIZE;
     elem *v = k + STAGES * SIZE;
     float *lses = (float *)(v + STAGES * SIZE), *deltas = lses + ROWS; /* (ROWS), (ROWS) */
-    int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
-    const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
-    tile_source<T, KEYS> keys(qkv + key_at(a, b, key, h), stride, a.T - key, a.HS);
-    int to_values = a.NKV * a.HS;
+    tile_arrivals<T> arrivals(deltas + ROWS);
+    int key_head = a.NH + h / (a.NH / a.NKV);
+    tile_source<T, KEYS> keys(rows_of_qkv(a, a.qkv, &args.qkv, b, key, key_head), arrivals);
 
-    int there = a.T - first_q;
-    tile_source<T, ROWS>(qkv + query_at(a, b, first_q, h), stride, there, a.HS).fetch(q);
-    tile_source<T, ROWS>(all_dout + out_at(a, b, first_q, h), out_stride, there, a.HS).fetch(dout);
+    tile_source<T, ROWS>(rows_of_qkv(a, a.qkv, &args.qkv, b, first_q, h), arrivals).fetch(q);
+    tile_source<T, ROWS>(rows_of_out(a, a.dout, &args.dout, b, first_q, h), arrivals)
+        .fetch(dout, 2);
     keys.fetch(k);
-    keys.fetch(v, to_values);
+    keys.fetch(v, 1, a.NKV);
     keys.advance();
     make_deltas(deltas, args, b, h, first_q);
     if (int i = (int)threadIdx.x; i < ROWS)
         lses[i] = first_q + i < a.T ? a.lse[(int64_t)head * a.T + first_q + i] * LOG2E : INFINITY;
-    wait_tiles<T>();
+    arrivals.wait();
     const auto queries = T::keep(q); /* there are no registers to keep dout too */
 
     float dq[D / 8][4] = {}, scale = args.scale * LOG2E;
     /* A lane's rows: read again for each tile, which costs less than the registers. */
     const float *lse = lses + warp_row + row_of(0), *delta = deltas + warp_row + row_of(0);
     for (int tile = first_tile, stage = 0; tile < n_tiles; tile++, stage ^= 1) {
-        if (tile > first_tile) wait_tiles<T>();
+        if (tile > first_tile) arrivals.wait();
         if (tile + 1 < n_tiles) {
             keys.fetch(k + (stage ^ 1) * SIZE);
-            keys.fetch(v + (stage ^ 1) * SIZE, to_values);
+            keys.fetch(v + (stage ^ 1) * SIZE, 1, a.NKV);
             keys.advance();
         }
         int key0 = tile * KEYS, at = stage * SIZE;
@@ -352,20 +368,20 @@ static __device__ __forceinline__ void backward_queries(const backward_args &arg
         T::template wait_products<0>(dq);
     }
     const float factor[2] = {args.scale, args.scale};
-    store_rows<D>((elem *)a.dqkv + query_at(a, b, query0, h), stride, dq, factor, a.T - query0,
-                  a.HS);
+    store_rows<D>((elem *)a.dqkv + query_at(a, b, query0, h), row_stride(a), dq, factor,
+                  a.T - query0, a.HS);
 }
 
 template <typename T, bool MORE, int KEYS>
 static __global__ void __launch_bounds__(THREADS, BLOCKS<T, MORE>)
-    attention_backward_queries_kernel(const __grid_constant__ backward_args args) {
+    attention_backward_queries_kernel(const __grid_constant__ tile_backward_args args) {
     if constexpr (T::IS_HERE) backward_queries<T, MORE, KEYS>(args);
 }
 
 /* dk and dv: a block has keys, and goes through the queries of every head that reads them. Scores
  * are transposed here: rows are keys. */
 template <typename T, bool MORE, int QUERIES>
-static __device__ __forceinline__ void backward_keys(const backward_args &args) {
+static __device__ __forceinline__ void backward_keys(const tile_backward_args &args) {
     constexpr int D = T::D, N = QUERIES / 8, ROWS_SIZE = T::template SIZE<ROWS>;
     constexpr int SIZE = T::template SIZE<QUERIES>;
     /* Whether the op is copied decides whether registers suffice: tools/gpu/check_spills.py. */
@@ -380,22 +396,21 @@ static __device__ __forceinline__ void backward_keys(const backward_args &args) 
     elem *k = shared_memory<elem>(), *v = k + ROWS_SIZE, *q = v + ROWS_SIZE;
     elem *dout = q + STAGES * SIZE;
     float *lse = (float *)(dout + STAGES * SIZE), *delta = lse + STAGES * QUERIES;
-    int64_t stride = row_stride(a), out_stride = (int64_t)a.NH * a.HS;
-    const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
+    tile_arrivals<T> arrivals(delta + STAGES * QUERIES);
 
-    auto queries_of = [&](int h) {
-        return tile_source<T, QUERIES>(qkv + query_at(a, b, first_query, h), stride,
-                                       a.T - first_query, a.HS);
+    auto queries_of = [&](int h, int query) {
+        return tile_source<T, QUERIES>(rows_of_qkv(a, a.qkv, &args.qkv, b, query, h), arrivals);
     };
-    auto douts_of = [&](int h) {
-        return tile_source<T, QUERIES>(all_dout + out_at(a, b, first_query, h), out_stride,
-                                       a.T - first_query, a.HS);
+    auto douts_of = [&](int h, int query) {
+        return tile_source<T, QUERIES>(rows_of_out(a, a.dout, &args.dout, b, query, h), arrivals);
     };
-    auto queries = queries_of(h0), douts = douts_of(h0);
+    auto queries = queries_of(h0, first_query), douts = douts_of(h0, first_query);
     auto fetch = [&](int h, int query, int stage) {
-        if (h > h0 && query == first_query) queries = queries_of(h), douts = douts_of(h);
+        /* A box is as easily found from its numbers, which are in registers anyway. */
+        if (T::BOXES || (h > h0 && query == first_query))
+            queries = queries_of(h, query), douts = douts_of(h, query);
         queries.fetch(q + stage * SIZE);
-        douts.fetch(dout + stage * SIZE);
+        douts.fetch(dout + stage * SIZE, 1);
         queries.advance();
         douts.advance();
         if (int i = (int)threadIdx.x % QUERIES; (int)threadIdx.x < 2 * QUERIES) {
@@ -405,18 +420,19 @@ static __device__ __forceinline__ void backward_keys(const backward_args &args) 
                          query + i < a.T);
         }
     };
-    int there = a.T - first_k;
-    tile_source<T, ROWS>(qkv + key_at(a, b, first_k, h0), stride, there, a.HS).fetch(k);
-    tile_source<T, ROWS>(qkv + value_at(a, b, first_k, h0), stride, there, a.HS).fetch(v);
+    int key_head = a.NH + head % a.NKV;
+    tile_source<T, ROWS>(rows_of_qkv(a, a.qkv, &args.qkv, b, first_k, key_head), arrivals).fetch(k);
+    tile_source<T, ROWS>(rows_of_qkv(a, a.qkv, &args.qkv, b, first_k, key_head + a.NKV), arrivals)
+        .fetch(v, 3);
     fetch(h0, first_query, 0);
-    wait_tiles<T>();
+    arrivals.wait();
     const auto keys = keep_if<T, (D <= 64)>(k); /* there are no registers to keep v too */
     float dk[D / 8][4] = {}, dv[D / 8][4] = {}, scale = args.scale * LOG2E;
     for (int stage = 0, h = h0, next_h, query = first_query, next_query; h < h0 + group;
          stage ^= 1, h = next_h, query = next_query) {
         bool is_last = query + QUERIES >= end; /* of this head */
         next_h = h + is_last, next_query = is_last ? first_query : query + QUERIES;
-        if (h > h0 || query > first_query) wait_tiles<T>();
+        if (h > h0 || query > first_query) arrivals.wait();
         if (next_h < h0 + group) fetch(next_h, next_query, stage ^ 1);
         int at = stage * SIZE;
         const float *lses = lse + stage * QUERIES, *deltas = delta + stage * QUERIES;
@@ -457,29 +473,38 @@ static __device__ __forceinline__ void backward_keys(const backward_args &args) 
         T::template wait_products<0>(dk);
     }
     const float factor[2] = {args.scale, args.scale}, one[2] = {1, 1};
-    store_rows<D>((elem *)a.dqkv + key_at(a, b, key0, h0), stride, dk, factor, a.T - key0, a.HS);
-    store_rows<D>((elem *)a.dqkv + value_at(a, b, key0, h0), stride, dv, one, a.T - key0, a.HS);
+    elem *dqkv = (elem *)a.dqkv;
+    int64_t stride = row_stride(a);
+    store_rows<D>(dqkv + key_at(a, b, key0, h0), stride, dk, factor, a.T - key0, a.HS);
+    store_rows<D>(dqkv + value_at(a, b, key0, h0), stride, dv, one, a.T - key0, a.HS);
 }
 
 template <typename T, bool MORE, int QUERIES>
 static __global__ void __launch_bounds__(THREADS, BLOCKS<T, MORE>)
-    attention_backward_keys_kernel(const __grid_constant__ backward_args args) {
+    attention_backward_keys_kernel(const __grid_constant__ tile_backward_args args) {
     if constexpr (T::IS_HERE) backward_keys<T, MORE, QUERIES>(args);
 }
 
 /* ---- starting them: with tiles of the other side as large as registers allow ---- */
 
-/* Of `fixed` tiles that stay, and of two that come in stages, with OTHER rows each. */
+/* Of `fixed` tiles that stay, of two that come in stages, with OTHER rows each, and of their arrivals. */
 template <typename T, int OTHER> static constexpr size_t tile_bytes(int fixed) {
-    return sizeof(elem) *
-           (size_t)(fixed * T::template SIZE<ROWS> + 2 * STAGES * T::template SIZE<OTHER>);
+    return ARRIVAL_BYTES + sizeof(elem) * (size_t)(fixed * T::template SIZE<ROWS> +
+                                                   2 * STAGES * T::template SIZE<OTHER>);
+}
+
+/* The map of x (B, T, heads, HS) where tiles arrive in boxes. */
+template <typename T, typename Op>
+static box_map map_of(gpt_ctx *ctx, const void *x, const Op &a, int heads) {
+    if constexpr (T::BOXES) return cuda_box_map(ctx, x, a.B, a.T, heads, a.HS, (int)T::BOX_ROWS);
+    return {};
 }
 
 template <typename T, bool MORE, int KEYS>
 static void start_forward(gpt_ctx *ctx, const attention_forward &a) {
     dim3 grid((unsigned)(div_up(a.T, ROWS) * a.B * a.NH));
-    launch(ctx, attention_forward_kernel<T, MORE, KEYS>, grid, THREADS, tile_bytes<T, KEYS>(1), a,
-           attention_scale(a.HS));
+    launch(ctx, attention_forward_kernel<T, MORE, KEYS>, grid, THREADS, tile_bytes<T, KEYS>(1),
+           forward_args{a, attention_scale(a.HS), map_of<T>(ctx, a.qkv, a, a.NH + 2 * a.NKV)});
 }
 
 template <typename T> static void start_prefill(gpt_ctx *ctx, const attention_decode &a) {
@@ -489,17 +514,23 @@ template <typename T> static void start_prefill(gpt_ctx *ctx, const attention_de
 }
 
 template <typename T, bool MORE, int KEYS>
-static void start_backward_queries(gpt_ctx *ctx, const backward_args &args) {
-    dim3 grid((unsigned)(div_up(args.op.T, ROWS) * args.op.B * args.op.NH));
+static void start_backward_queries(gpt_ctx *ctx, const backward_args &all) {
+    const attention_backward &a = all.op;
+    dim3 grid((unsigned)(div_up(a.T, ROWS) * a.B * a.NH));
     launch(ctx, attention_backward_queries_kernel<T, MORE, KEYS>, grid, THREADS,
-           tile_bytes<T, KEYS>(2) + sizeof(float) * 2 * ROWS, args);
+           tile_bytes<T, KEYS>(2) + sizeof(float) * 2 * ROWS,
+           tile_backward_args{all, map_of<T>(ctx, a.qkv, a, a.NH + 2 * a.NKV),
+                              map_of<T>(ctx, a.dout, a, a.NH)});
 }
 
 template <typename T, bool MORE, int QUERIES>
-static void start_backward_keys(gpt_ctx *ctx, const backward_args &args) {
-    dim3 grid((unsigned)(div_up(args.op.T, ROWS) * args.op.B * args.op.NKV));
+static void start_backward_keys(gpt_ctx *ctx, const backward_args &all) {
+    const attention_backward &a = all.op;
+    dim3 grid((unsigned)(div_up(a.T, ROWS) * a.B * a.NKV));
     launch(ctx, attention_backward_keys_kernel<T, MORE, QUERIES>, grid, THREADS,
-           tile_bytes<T, QUERIES>(2) + sizeof(float) * 2 * STAGES * QUERIES, args);
+           tile_bytes<T, QUERIES>(2) + sizeof(float) * 2 * STAGES * QUERIES,
+           tile_backward_args{all, map_of<T>(ctx, a.qkv, a, a.NH + 2 * a.NKV),
+                              map_of<T>(ctx, a.dout, a, a.NH)});
 }
 
 static bool has_tiles(int HS) {
@@ -558,10 +589,10 @@ int attention_tiles_prefill(gpt_ctx *ctx, const attention_decode &op) {
     if (op.HS <= 32)
         start_prefill<warp_tiles<32>>(ctx, op);
     else if (op.HS <= 64)
-        ctx->has_groups ? start_prefill<group_tiles<64, 1>>(ctx, op)
+        ctx->has_groups ? start_prefill<group_tiles<64, 1, false>>(ctx, op)
                         : start_prefill<warp_tiles<64>>(ctx, op);
     else
-        ctx->has_groups ? start_prefill<group_tiles<128, 1>>(ctx, op)
+        ctx->has_groups ? start_prefill<group_tiles<128, 1, false>>(ctx, op)
                         : start_prefill<warp_tiles<128>>(ctx, op);
     return 1;
 }

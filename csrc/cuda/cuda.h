@@ -1,6 +1,6 @@
 /* cuda.h: what the files of the CUDA backend share.
  *
- * Every file here but context.cu, graph.cu, plan_store.cu, product.cu and product_plain.cu is compiled
+ * Every file here but boxes.cu, context.cu, graph.cu, plan_store.cu, product.cu and product_plain.cu is compiled
  * once for each dtype (CUDA_DTYPE: see cuda.cmake), so that `elem` and the names below are that dtype's, as in
  * cpu/cpu.h. A file ending in _bf16 or _quant is compiled for that dtype alone; grad_norm.cu and
  * sample.cu see float32 in every dtype, and are compiled for fp32 alone.

@@ -3,7 +3,7 @@
 #ifndef CUDA_INSTRUCTIONS_H
 #define CUDA_INSTRUCTIONS_H
 
-#include "cuda.h"
+#include "boxes.h"
 
 #include <math.h>
 
@@ -102,6 +102,65 @@ static __device__ inline void copy_wait() {
 #endif
 }
 
+/* ---- boxes: see boxes.h ---- */
+
+/* A barrier in shared memory, 8 bytes. Its phase ends when `count` threads have arrived, and as many bytes of
+ * boxes as they expect. Phases have parity 0, 1, 0 and so on. */
+static __device__ inline void barrier_init(uint64_t *barrier, int count) {
+#ifdef GPTC_EMULATE_CUDA
+    emulate_barrier_init(barrier, count);
+#else
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(barrier);
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(count) : "memory");
+#endif
+}
+/* In this phase, which this thread is still to arrive at. */
+static __device__ inline void barrier_expect(uint64_t *barrier, int bytes) {
+#ifdef GPTC_EMULATE_CUDA
+    emulate_barrier_expect(barrier, bytes);
+#else
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(barrier);
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(address),
+                 "r"(bytes)
+                 : "memory");
+#endif
+}
+static __device__ inline void barrier_arrive(uint64_t *barrier) {
+#ifdef GPTC_EMULATE_CUDA
+    emulate_barrier_arrive(barrier);
+#else
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(barrier);
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
+#endif
+}
+/* Waits for the end of a phase, the current one or the one before, of that parity. */
+static __device__ inline void barrier_wait(uint64_t *barrier, uint32_t parity) {
+#ifdef GPTC_EMULATE_CUDA
+    emulate_barrier_wait(barrier, parity);
+#else
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(barrier);
+    asm volatile("{ .reg .pred done;\n"
+                 "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again; }" ::"r"(address),
+                 "r"(parity)
+                 : "memory");
+#endif
+}
+/* A box to shared memory, at a multiple of 1,024 bytes, some time before the end of the barrier's phase. */
+static __device__ inline void copy_box(void *shared, const box_map *map, int col, int head, int row,
+                                       int b, uint64_t *barrier) {
+#ifdef GPTC_EMULATE_CUDA
+    emulate_copy_box(shared, map, col, head, row, b, barrier);
+#else
+    uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(barrier);
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
+                 "l"(map), "r"(col), "r"(head), "r"(row), "r"(b), "r"(address)
+                 : "memory");
+#endif
+}
+
 /* ---- products of a warpgroup, which is four warps: wgmma, on Hopper alone ---- */
 
 /* Whether this compilation has them. For other targets their kernels are empty. */
@@ -195,11 +254,14 @@ static __device__ inline void group_multiply(float (&d)[N][4], uint64_t a, uint6
                  ", %" #B ", p, 1, 1, 0, 0; }"                                                     \
                  : __VA_ARGS__                                                                     \
                  : "l"(a), "l"(b), "r"((int)add))
-    static_assert(N == 4 || N == 8);
+    static_assert(N == 4 || N == 8 || N == 16);
     if constexpr (N == 4)
         MULTIPLY(32, REGISTERS_16, 16, 17, 18, ROWS_OF_4(0));
-    else
+    else if constexpr (N == 8)
         MULTIPLY(64, REGISTERS_32, 32, 33, 34, ROWS_OF_4(0), ROWS_OF_4(4));
+    else
+        MULTIPLY(128, REGISTERS_64, 64, 65, 66, ROWS_OF_4(0), ROWS_OF_4(4), ROWS_OF_4(8),
+                 ROWS_OF_4(12));
 #undef MULTIPLY
 #endif
 }

@@ -1,6 +1,6 @@
 # Which of cuda_sources are for the device, for fp32, bf16 and quantized weights: see cpu_sources in
 # the main CMakeLists.txt.
-set(device "/(context|graph|plan_store|product|product_plain)\\.cu$")
+set(device "/(boxes|context|graph|plan_store|product|product_plain)\\.cu$")
 # They see float32 in every dtype: bf16's table has fp32's functions.
 set(float32 "/(grad_norm|sample)\\.cu$")
 set(cuda_device_sources ${cuda_sources})

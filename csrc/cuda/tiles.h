@@ -14,6 +14,8 @@
 #include "attention.h"
 #include "instructions.h"
 
+#include <type_traits>
+
 enum { ROWS = ATTENTION_TILE, WARPS = ROWS / 16, THREADS = WARPS * WARP, STAGES = 2 };
 
 /* 16 rows and columns of a tile, as the left side of products. */
@@ -48,6 +50,7 @@ template <int N> struct weights {
 };
 
 template <int D_> struct warp_tiles {
+    static constexpr bool BOXES = false;
     enum { D = D_, STRIDE = D + 8 /* so that eight rows are in different banks */ };
     static constexpr bool IS_HERE = true;
 
@@ -129,9 +132,10 @@ template <int D_> struct warp_tiles {
 };
 
 /* Panels of 64 columns, whose rows are 128 bytes in the order that matrix_of describes. BLOCKS: at a time
- * on a multiprocessor. */
-template <int D_, int BLOCKS> struct group_tiles {
-    enum { D = D_, PANEL = 64 };
+ * on a multiprocessor. BOXES_: tiles arrive in boxes. */
+template <int D_, int BLOCKS, bool BOXES_ = true> struct group_tiles {
+    static constexpr bool BOXES = BOXES_;
+    enum { D = D_, PANEL = 64, BOX_ROWS = D_ > 64 ? 32 : 64 /* the least that a tile has */ };
     static constexpr bool IS_HERE = HAS_WGMMA;
     static constexpr int blocks(bool) { return BLOCKS; }
 
@@ -184,27 +188,85 @@ template <typename T, bool KEEP> static __device__ inline auto keep_if(const ele
         return rows;
 }
 
-/* The next tiles of N rows of HS numbers, `stride` apart, as they follow each other in memory, of
- * which `there` rows exist: zeros past them and past HS, a multiple of 8. A thread has one column of 8
- * in every STEP rows. */
-template <typename T, int N> struct tile_source {
+/* Where rows of one head are in memory. */
+struct head_rows {
+    const elem *first;
+    int64_t stride; /* numbers from one row to the next */
+    int there, HS;  /* rows there are, of HS numbers */
+    /* The same, for boxes: a map of (B, T, heads, HS). */
+    const box_map *map = NULL;
+    int b = 0, row = 0, head = 0;
+
+    __device__ head_rows from(int n) const {
+        return {first + n * stride, stride, there - n, HS, map, b, row + n, head};
+    }
+};
+
+/* Rows of x, which is like qkv. */
+template <typename Op>
+static __device__ inline head_rows rows_of_qkv(const Op &a, const void *qkv, const box_map *map,
+                                               int b, int row, int head) {
+    return {(const elem *)qkv + query_at(a, b, row, head),
+            row_stride(a),
+            a.T - row,
+            a.HS,
+            map,
+            b,
+            row,
+            head};
+}
+
+/* Tells a block's threads when the tiles are there that were fetched before. With boxes it needs
+ * ARRIVAL_BYTES of shared memory. */
+enum { ARRIVAL_BYTES = 16 };
+
+template <typename T> struct tile_arrivals {
+    uint64_t *barrier;
+    uint32_t parity = 0;
+
+    __device__ explicit tile_arrivals(void *memory) : barrier((uint64_t *)memory) {
+        if constexpr (T::BOXES) {
+            if (threadIdx.x == 0) {
+                barrier_init(barrier, WARPS);
+                group_publish();
+            }
+            __syncthreads();
+        }
+    }
+    /* Waits for them, and for the block's threads to be done with those before. */
+    __device__ void wait() {
+        copy_wait();
+        if constexpr (T::BOXES) {
+            if (threadIdx.x % WARP == 0) barrier_arrive(barrier);
+            barrier_wait(barrier, parity);
+            parity ^= 1;
+        } else
+            T::publish();
+        __syncthreads();
+    }
+};
+
+/* The next tiles of N rows, as they follow each other in memory: zeros past those that are there and past HS, a
+ * multiple of 8. A thread copies one column of 8 in every STEP rows. */
+template <typename T, int N> struct copy_source {
     enum { CHUNKS = T::D / 8, STEP = THREADS / CHUNKS };
     static_assert(N % STEP == 0 && STEP % 8 == 0);
     const elem *from;
-    int step, left, place;
+    int step, left, place, HS;
 
-    __device__ tile_source(const elem *rows, int64_t stride, int there, int HS) {
+    __device__ copy_source(const head_rows &rows, const tile_arrivals<T> &) : HS(rows.HS) {
         int row = (int)threadIdx.x / CHUNKS, col = (int)threadIdx.x % CHUNKS * 8;
-        from = rows + row * stride + col;
-        step = (int)(STEP * stride);
-        left = col < HS ? there - row : 0;
+        from = rows.first + row * rows.stride + col;
+        step = (int)(STEP * rows.stride);
+        left = col < HS ? rows.there - row : 0;
         place = T::template at<N>(row, col);
     }
-    /* Some time before wait_tiles: a tile, and rows that are `apart` numbers from its rows. */
-    __device__ void fetch(elem *tile, int64_t apart = 0) {
+    /* Some time before the wait for arrivals: a tile, or the one of so many heads later. */
+    __device__ void fetch(elem *tile, int warp = 0, int later = 0) {
+        (void)warp;
 #pragma unroll
         for (int i = 0; i < N / STEP; i++)
-            copy_async(tile + place + T::template at<N>(i * STEP, 0), from + apart + i * step,
+            copy_async(tile + place + T::template at<N>(i * STEP, 0), from + later * HS + i * step,
                        i * STEP < left);
     }
     __device__ void advance() {
@@ -213,11 +275,28 @@ template <typename T, int N> struct tile_source {
     }
 };
 
-/* Waits for all tiles that were fetched, and for the block's threads to be done with those before. */
-template <typename T> static __device__ inline void wait_tiles() {
-    copy_wait();
-    T::publish();
-    __syncthreads();
-}
+/* The same in boxes, each copied by one thread of another warp, of which the first is `warp`. */
+template <typename T, int N> struct box_source {
+    enum { DOWN = N / (int)T::BOX_ROWS, BOXES = DOWN * (int)T::D / BOX_COLS };
+    static_assert(N % (int)T::BOX_ROWS == 0 && (int)T::PANEL == BOX_COLS && BOXES <= (int)WARPS);
+    const box_map *map;
+    uint64_t *barrier;
+    int b, row, head;
+
+    __device__ box_source(const head_rows &rows, const tile_arrivals<T> &arrivals)
+        : map(rows.map), barrier(arrivals.barrier), b(rows.b), row(rows.row), head(rows.head) {}
+    __device__ void fetch(elem *tile, int warp = 0, int later = 0) {
+        int i = ((int)threadIdx.x / WARP + WARPS - warp) % WARPS;
+        if (i >= BOXES || threadIdx.x % WARP) return;
+        const int SIZE = (int)T::BOX_ROWS * BOX_COLS;
+        barrier_expect(barrier, SIZE * (int)sizeof(elem));
+        copy_box(tile + i * SIZE, map, i / DOWN * BOX_COLS, head + later,
+                 row + i % DOWN * (int)T::BOX_ROWS, b, barrier);
+    }
+    __device__ void advance() { row += N; }
+};
+
+template <typename T, int N>
+using tile_source = std::conditional_t<T::BOXES, box_source<T, N>, copy_source<T, N>>;
 
 #endif

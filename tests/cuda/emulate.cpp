@@ -1,6 +1,7 @@
 /* emulate.cpp: blocks and fibers. A fiber is entered once with makecontext and from then on left and
  * resumed with the compiler's own setjmp and longjmp, which call nothing. */
 #include "emulate.h"
+#include "boxes.h"
 #include "symbols.h"
 
 #include <signal.h>
@@ -39,6 +40,14 @@ struct copy {
 };
 
 using place = void *[5]; /* in code and on a stack, for __builtin_setjmp */
+
+/* A barrier of boxes, by its place in shared memory. */
+struct box_barrier {
+    int count, pending; /* arrivals of a phase, and those to come */
+    int bytes;          /* bytes expected of the phase, less those that were asked for */
+    barrier phase;      /* its turn; only waited for */
+    std::vector<std::function<void()>> boxes;
+};
 
 /* A stack, which runs one thread after another until one of them waits. */
 struct fiber {
@@ -81,6 +90,7 @@ thread threads[MAX_THREADS];
 int n_threads, n_begun; /* of this block */
 warp_slots slots[MAX_WARPS];
 barrier block, warps[MAX_WARPS];
+std::map<uint64_t *, box_barrier> box_barriers;
 long turns[MAX_THREADS]; /* exchanges a lane has made */
 ucontext_t scheduler_start;
 place scheduler;
@@ -126,6 +136,8 @@ void end_thread() {
     thread &t = threads[current];
     if (!t.copies.empty()) emulate_die("a thread ends before its copies have arrived");
     if (!t.products.empty()) emulate_die("a thread ends before its products are done");
+    for (const auto &[place, b] : box_barriers)
+        if (!b.boxes.empty()) emulate_die("a thread ends before its block's boxes have arrived");
     t.done = true;
     progress++;
     barrier &warp = warps[current / EMULATED_LANES];
@@ -185,6 +197,7 @@ void begin_block(int size) {
         int lanes = n_threads - w * EMULATED_LANES;
         warps[w] = {lanes < EMULATED_LANES ? lanes : EMULATED_LANES, 0, 0};
     }
+    box_barriers.clear();
     n_idle = 0;
     for (int i = 0; i < n_threads; i++) {
         idle[n_idle++] = &fibers[n_threads - 1 - i];
@@ -313,14 +326,119 @@ void emulate_copy_async(void *to, const void *from, size_t bytes) {
 
 void emulate_copy_wait() {
     thread &t = threads[current];
-    if (!t.copies.empty()) t.published = false;
     for (const copy &c : t.copies) {
+        if (c.bytes == 16) t.published = false; /* single floats are not for tensor cores */
         if (c.from)
             memcpy(c.to, c.from, c.bytes);
         else
             memset(c.to, 0, c.bytes);
     }
     t.copies.clear();
+}
+
+/* ---- boxes ---- */
+
+namespace {
+
+/* What boxes.cu has the driver make of a tensor. */
+struct tensor {
+    const unsigned char *at;
+    uint64_t sizes[4], strides[3], rows; /* rows: of a box */
+};
+static_assert(sizeof(tensor) <= sizeof(box_map));
+
+box_barrier &barrier_at(uint64_t *place) {
+    auto found = box_barriers.find(place);
+    if (found == box_barriers.end()) emulate_die("a barrier that nobody has set up");
+    return found->second;
+}
+
+void end_phase(box_barrier &b) {
+    if (b.pending || b.bytes) return;
+    for (const auto &arrive : b.boxes) arrive();
+    b.boxes.clear();
+    b.pending = b.count;
+    b.phase.turn++;
+    progress++;
+}
+
+int encode_tensor(box_map *map, int type, uint32_t rank, void *address, const uint64_t *sizes,
+                  const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int,
+                  int swizzle, int, int) {
+    bool good = type == 9 && rank == 4 && (uintptr_t)address % 16 == 0 && swizzle == 3;
+    for (int i = 0; i < 4; i++)
+        good = good && sizes[i] > 0 && sizes[i] <= 1ull << 32 && steps[i] == 1;
+    for (int i = 0; i < 3; i++) good = good && strides[i] % 16 == 0 && strides[i] < 1ull << 40;
+    if (!good || box[0] != BOX_COLS || box[1] != 1 || box[2] > 256 || box[3] != 1) return 1;
+    tensor t = {(const unsigned char *)address, {}, {}, box[2]};
+    memcpy(t.sizes, sizes, sizeof t.sizes);
+    memcpy(t.strides, strides, sizeof t.strides);
+    memcpy((void *)map, &t, sizeof t);
+    return 0;
+}
+
+} // namespace
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **out, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult *) {
+    if (strcmp(name, "cuTensorMapEncodeTiled")) emulate_die("no such function of the driver");
+    *out = (void *)encode_tensor;
+    return cudaSuccess;
+}
+
+void emulate_barrier_init(uint64_t *place, int count) {
+    if ((uintptr_t)place % 8) emulate_die("a misaligned barrier");
+    box_barriers[place] = {count, count, 0, {}, {}};
+}
+
+void emulate_barrier_expect(uint64_t *place, int bytes) {
+    barrier_at(place).bytes += bytes;
+}
+
+void emulate_barrier_arrive(uint64_t *place) {
+    box_barrier &b = barrier_at(place);
+    if (b.pending-- == 0) emulate_die("more arrivals at a barrier than it waits for");
+    end_phase(b);
+}
+
+void emulate_barrier_wait(uint64_t *place, uint32_t parity) {
+    thread &t = threads[current];
+    barrier &phase = barrier_at(place).phase;
+    if ((phase.turn & 1) != (long)parity) return;
+    t.waits = &phase;
+    t.turn = phase.turn;
+    give_way(*t.on);
+    t.waits = NULL;
+}
+
+void emulate_copy_box(void *to, const box_map *map, int col, int head, int row, int b,
+                      uint64_t *place) {
+    tensor t;
+    memcpy(&t, map, sizeof t);
+    unsigned char *box = (unsigned char *)to;
+    int bytes = (int)t.rows * BOX_COLS * 2;
+    if ((box - shared) % 1024 || box < shared || box + bytes > shared + shared_size)
+        emulate_die("a box that is not at a multiple of 1,024 bytes of shared memory");
+    memset(box, 0xff, bytes);
+    box_barrier &barrier = barrier_at(place);
+    barrier.bytes -= bytes;
+    barrier.boxes.push_back([=] {
+        for (uint64_t r = 0; r < t.rows; r++)
+            for (uint64_t c = 0; c < BOX_COLS; c++) {
+                const uint64_t at[4] = {col + c, (uint64_t)head, row + r, (uint64_t)b};
+                uint16_t x = 0;
+                bool there = true;
+                for (int i = 0; i < 4; i++) there = there && at[i] < t.sizes[i];
+                if (there)
+                    memcpy(&x,
+                           t.at + 2 * at[0] + at[1] * t.strides[0] + at[2] * t.strides[1] +
+                               at[3] * t.strides[2],
+                           2);
+                memcpy(box + r * 128 + ((c / 8 ^ r % 8) * 8 + c % 8) * 2, &x, 2);
+            }
+    });
+    end_phase(barrier);
 }
 
 namespace {

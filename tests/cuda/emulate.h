@@ -9,6 +9,7 @@
  *  - Shared memory holds NaNs when a block begins.
  *  - An asynchronous copy arrives when it is waited for, and no earlier; so does a warpgroup's product,
  *    which also wants its matrices published, and unchanged until then.
+ *  - A box arrives when its barrier's phase ends, and until then its place holds NaNs.
  *  - Pinned memory that a copy leaves from must stay as it is until the stream is waited for.
  *  - Shared memory and every allocation end where pages begin that nobody may touch.
  *  - A vector that is not aligned to its size ends the program (-fsanitize=alignment).
@@ -129,10 +130,22 @@ void emulate_group_commit();
 void emulate_group_wait(int n);
 void emulate_group_publish();
 
+/* ---- boxes: see csrc/cuda/boxes.h and instructions.h ---- */
+
+struct box_map;
+void emulate_barrier_init(uint64_t *barrier, int count);
+void emulate_barrier_expect(uint64_t *barrier, int bytes);
+void emulate_barrier_arrive(uint64_t *barrier);
+void emulate_barrier_wait(uint64_t *barrier, uint32_t parity);
+/* Until the phase ends, shared memory holds NaNs there. */
+void emulate_copy_box(void *shared, const box_map *map, int col, int head, int row, int b,
+                      uint64_t *barrier);
+
 /* ---- the runtime ---- */
 
 typedef enum cudaError_t {
     cudaSuccess,
+    cudaErrorInvalidValue,
     cudaErrorMemoryAllocation,
     cudaErrorInsufficientDriver,
     cudaErrorNoDevice,
@@ -181,6 +194,12 @@ static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attr
 static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, const void *) {
     return cudaSuccess;
 }
+/* The driver's functions: cuTensorMapEncodeTiled alone. */
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess };
+enum { cudaEnableDefault };
+cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **out, unsigned version,
+                                             unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult *);
 static inline const char *cudaGetErrorString(cudaError_t error) {
     return error == cudaErrorMemoryAllocation ? "out of memory"
            : error == cudaErrorLaunchFailure  ? "unspecified launch failure"
