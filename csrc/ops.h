@@ -256,6 +256,7 @@ typedef struct attention_forward {
 /* Recomputes the probabilities from lse: Dao et al. 2022, algorithm 4. */
 typedef struct attention_backward {
     act *dqkv;        /* (B, T, QKV) = */
+    float *db;        /* (QKV) += the sums of dqkv's rows, or NULL: see sums_attention */
     const act *dout;  /* (B, T, NH HS) */
     const act *qkv;   /* (B, T, QKV) */
     const act *out;   /* (B, T, NH HS) */
@@ -413,6 +414,8 @@ typedef struct gpt_ops {
     /* 1: residual_norm_backward, which has a branch's gradient at hand, sums it for the bias of the
      * layer that made the branch, and linear_backward of that layer has no db to make. */
     int sums_branches;
+    /* 1: so does attention_backward for the bias of queries, keys and values that it has the gradient of. */
+    int sums_attention;
     int pads_logits;  /* 1: head_forward writes whole rows of Vp logits */
     int packs_biases; /* 1: products read their biases packed as well; 0: the parameters */
     size_t thread_library_bytes; /* what the matrix library keeps for each thread, as measured */

@@ -3,6 +3,7 @@
  * warp has a query (or, for gradients of keys and values, a key), and its lanes share WARP keys (or
  * queries) at a time. */
 #include "attention.h"
+#include "columns.h"
 
 #include <math.h>
 
@@ -206,9 +207,29 @@ static __global__ void attention_backward_keys_kernel(backward_args args) {
 
 /* ---- the ops ---- */
 
+/* The workspace of backward: delta and lse, and sums for a bias, of tiles of rows or of chunks of them. */
+typedef struct backward_memory {
+    float *delta, *lse; /* (N, NH) */
+    float *partial;
+    int64_t
+        max_tiles; /* that partial has room for: as many as sequences of a quarter of a tile make */
+} backward_memory;
+
+static size_t lay_out(backward_memory *m, char *base, int N, int NH, int QKV) {
+    size_t rows = align_up(sizeof(float) * (size_t)N * (size_t)NH);
+    m->delta = (float *)base;
+    m->lse = (float *)(base + rows);
+    m->partial = (float *)(base + 2 * rows);
+    m->max_tiles = div_up(N, ATTENTION_TILE / 4);
+    size_t sums = align_up(sizeof(float) * (size_t)m->max_tiles * (size_t)QKV);
+    return 2 * rows + most(sums, column_bytes(1, QKV));
+}
+
 CUDA_WORKSPACE(attention_workspace) {
-    if (shape->training) return align_up(sizeof(float) * (size_t)shape->N * (size_t)shape->NH);
-    return shape->n_ctx > 0 ? attention_decode_bytes(shape) : 0;
+    const gpt_shape *s = shape;
+    backward_memory m;
+    if (s->training) return lay_out(&m, NULL, s->N, s->NH, (s->NH + 2 * s->NKV) * s->HS);
+    return s->n_ctx > 0 ? attention_decode_bytes(s) : 0;
 }
 
 /* A warp for each of so many rows. */
@@ -225,17 +246,28 @@ CUDA_OP(attention_forward) {
 }
 
 CUDA_OP(attention_backward) {
-    float *delta = (float *)ctx->workspace;
-    int64_t queries = (int64_t)op->B * op->NH * op->T, keys = (int64_t)op->B * op->NKV * op->T;
-    backward_args args = {*op, delta, attention_scale(op->HS)};
+    int N = op->B * op->T, QKV = (op->NH + 2 * op->NKV) * op->HS;
+    int64_t queries = (int64_t)N * op->NH, keys = (int64_t)N * op->NKV;
+    backward_memory m;
+    lay_out(&m, (char *)ctx->workspace, N, op->NH, QKV);
+    backward_args args = {*op, m.delta, attention_scale(op->HS), m.lse, NULL};
 #ifdef CUDA_BF16
-    if (attention_tiles_backward(ctx, args)) return;
+    int64_t tiles = attention_tiles(op->B, op->T);
+    if (op->db && tiles <= m.max_tiles) args.partial = m.partial;
+    if (attention_tiles_backward(ctx, args)) {
+        if (args.partial)
+            add_chunks<1>(ctx, {{op->db}}, m.partial, (int)tiles, QKV);
+        else if (op->db)
+            sum_columns(ctx, op->db, m.partial, (const elem *)op->dqkv, N, QKV);
+        return;
+    }
 #endif
-    launch(ctx, attention_delta_kernel, warp_grid(queries), THREADS, 0, delta, *op);
+    launch(ctx, attention_delta_kernel, warp_grid(queries), THREADS, 0, m.delta, *op);
     launch(ctx, attention_backward_queries_kernel, warp_grid(queries), THREADS,
            shared_bytes(op->HS), args);
     launch(ctx, attention_backward_keys_kernel, warp_grid(keys), THREADS, shared_bytes(op->HS),
            args);
+    if (op->db) sum_columns(ctx, op->db, m.partial, (const elem *)op->dqkv, N, QKV);
 }
 
 /* ---- decoding ---- */

@@ -54,6 +54,9 @@ typedef struct backward_args {
     attention_backward op;
     float *delta; /* (B, NH, T) <dout, out> of each row */
     float scale;
+    /* Of attention_bf16.cu alone: */
+    float *lse;     /* (B, NH, T) that of op in powers of 2 */
+    float *partial; /* (tiles of rows, QKV) sums of dqkv's rows, or NULL */
 } backward_args;
 
 /* The start, in a cache, of the head of keys that query head h reads. */
@@ -63,6 +66,10 @@ static __device__ inline int64_t cache_at(const attention_decode &a, int seq, in
 
 /* Queries, or in backward keys, that a block of attention_bf16.cu has. */
 enum { ATTENTION_TILE = 64 };
+/* Tiles of the rows of B sequences. */
+static inline int64_t attention_tiles(int B, int T) {
+    return B * div_up(T, ATTENTION_TILE);
+}
 
 /* Whether the tile of rows that starts at `first` is of one sequence. */
 static __device__ inline int is_whole_tile(const attention_decode &a, int first) {
@@ -83,7 +90,7 @@ size_t attention_decode_bytes(const gpt_shape *shape);
 int attention_tiles_forward(gpt_ctx *ctx, const attention_forward &op);
 /* The whole tiles of a decoding step, whose rows are in the cache by now. */
 int attention_tiles_prefill(gpt_ctx *ctx, const attention_decode &op);
-/* Makes args.delta itself. */
+/* Makes args.delta itself, and where op.db is given, args.partial. */
 int attention_tiles_backward(gpt_ctx *ctx, const backward_args &args);
 #endif
 

@@ -25,6 +25,28 @@ static __device__ inline void store_rows(elem *to, int64_t stride, const float (
                     pair_of(x[d][e] * factor[e / 2], x[d][e + 1] * factor[e / 2]);
 }
 
+/* to[col] = factor times the sum of x's columns over a block's rows. All threads are here, through WARPS D
+ * floats of memory. */
+template <int D>
+static __device__ inline void sum_rows(float *to, float *memory, const float (&x)[D / 8][4],
+                                       float factor, int HS) {
+    int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
+#pragma unroll
+    for (int d = 0; d < D / 8; d++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            float sum = x[d][e] + x[d][e + 2];
+            for (int rows = 4; rows < WARP; rows *= 2) sum += __shfl_xor_sync(~0u, sum, rows);
+            if (lane < 4) memory[warp * D + col_of(d, e)] = sum;
+        }
+    __syncthreads();
+    for (int col = (int)threadIdx.x; col < HS; col += THREADS) {
+        float sum = 0;
+        for (int w = 0; w < WARPS; w++) sum += memory[w * D + col];
+        to[col] = factor * sum;
+    }
+}
+
 /* Over the four lanes that share a row. */
 static __device__ inline float row_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
@@ -276,6 +298,11 @@ struct tile_backward_args : backward_args {
     box_map qkv, dout; /* where tiles arrive in boxes */
 };
 
+/* Where in args.partial the sums of a tile of rows of a head are. */
+static __device__ inline int64_t sums_at(const attention_backward &a, int b, int tile, int head) {
+    return ((b * div_up(a.T, ROWS) + tile) * (a.NH + 2 * a.NKV) + head) * a.HS;
+}
+
 /* delta[row] = <dout, out> of the block's rows, of which a pair of threads has one: what the softmax's
  * gradient takes from each dp. Also to memory, for the kernel of keys. */
 static __device__ inline void make_deltas(float *delta, const backward_args &args, int b, int h,
@@ -326,8 +353,11 @@ static __device__ __forceinline__ void backward_queries(const tile_backward_args
     keys.fetch(v, 1, a.NKV);
     keys.advance();
     make_deltas(deltas, args, b, h, first_q);
-    if (int i = (int)threadIdx.x; i < ROWS)
-        lses[i] = first_q + i < a.T ? a.lse[(int64_t)head * a.T + first_q + i] * LOG2E : INFINITY;
+    if (int i = (int)threadIdx.x; i < ROWS) {
+        int64_t at = (int64_t)head * a.T + first_q + i;
+        lses[i] = first_q + i < a.T ? a.lse[at] * LOG2E : INFINITY;
+        if (first_q + i < a.T) args.lse[at] = lses[i]; /* for the kernel of keys */
+    }
     arrivals.wait();
     const auto queries = T::keep(q); /* there are no registers to keep dout too */
 
@@ -370,6 +400,12 @@ static __device__ __forceinline__ void backward_queries(const tile_backward_args
     const float factor[2] = {args.scale, args.scale};
     store_rows<D>((elem *)a.dqkv + query_at(a, b, query0, h), row_stride(a), dq, factor,
                   a.T - query0, a.HS);
+    if (args.partial) {
+        int block = block_index_again(), n = (int)div_up(a.T, ROWS), head = block / n;
+        __syncthreads(); /* no tile is read any more */
+        sum_rows<D>(args.partial + sums_at(a, head / a.NH, n - 1 - block % n, head % a.NH),
+                    shared_memory<float>(), dq, args.scale, a.HS);
+    }
 }
 
 template <typename T, bool MORE, int KEYS>
@@ -414,7 +450,7 @@ static __device__ __forceinline__ void backward_keys(const tile_backward_args &a
         queries.advance();
         douts.advance();
         if (int i = (int)threadIdx.x % QUERIES; (int)threadIdx.x < 2 * QUERIES) {
-            const float *from = (int)threadIdx.x < QUERIES ? a.lse : args.delta;
+            const float *from = (int)threadIdx.x < QUERIES ? args.lse : args.delta;
             float *to = (int)threadIdx.x < QUERIES ? lse : delta;
             copy_async_4(to + stage * QUERIES + i, from + ((int64_t)b * a.NH + h) * a.T + query + i,
                          query + i < a.T);
@@ -449,8 +485,7 @@ static __device__ __forceinline__ void backward_keys(const tile_backward_args &a
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++)
-                p[n][e] = exp2_of(p[n][e] * scale - lses[col_of(n, e)] * LOG2E);
+            for (int e = 0; e < 4; e++) p[n][e] = exp2_of(p[n][e] * scale - lses[col_of(n, e)]);
         if constexpr (!MORE) {
             weights<N> of_douts(p);
             T::product_columns(dv, of_douts, dout + at);
@@ -477,6 +512,14 @@ static __device__ __forceinline__ void backward_keys(const tile_backward_args &a
     int64_t stride = row_stride(a);
     store_rows<D>(dqkv + key_at(a, b, key0, h0), stride, dk, factor, a.T - key0, a.HS);
     store_rows<D>(dqkv + value_at(a, b, key0, h0), stride, dv, one, a.T - key0, a.HS);
+    if (args.partial) {
+        float *memory = shared_memory<float>();
+        __syncthreads(); /* no tile is read any more */
+        sum_rows<D>(args.partial + sums_at(a, b, first_k / ROWS, key_head), memory, dk, args.scale,
+                    a.HS);
+        sum_rows<D>(args.partial + sums_at(a, b, first_k / ROWS, key_head + a.NKV),
+                    memory + WARPS * D, dv, 1, a.HS);
+    }
 }
 
 template <typename T, bool MORE, int QUERIES>

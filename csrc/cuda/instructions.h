@@ -17,6 +17,17 @@ static __device__ inline uint32_t pair_of(float low, float high) {
 #endif
 }
 
+/* blockIdx.x once more: what is made of it at the end takes no registers before. */
+static __device__ inline int block_index_again() {
+#ifdef GPTC_EMULATE_CUDA
+    return (int)blockIdx.x;
+#else
+    int i;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(i));
+    return i;
+#endif
+}
+
 static constexpr float LOG2E = 1.4426950408889634f; /* e to the x is 2 to the x LOG2E */
 
 /* 2 to the x, within two units in the last place, and 0 where that would be denormal: the one

@@ -149,24 +149,6 @@ template <int W> static __global__ void activation_backward_kernel(activation_ba
     if (twin) store(a.din + at + twin, dup);
 }
 
-template <int W>
-static __global__ void bias_backward_kernel(float *partial, const elem *dout, int N, int OC) {
-    sum_chunk<1, W>(partial, N, OC, [=](int row, int c, float(&sum)[1][W]) {
-        float d[W];
-        load(d, dout + (int64_t)row * OC + c);
-#pragma unroll
-        for (int k = 0; k < W; k++) sum[0][k] += d[k];
-    });
-}
-
-template <int W>
-static void bias_backward(gpt_ctx *ctx, float *db, float *partial, const elem *dout, int N,
-                          int OC) {
-    launch(ctx, bias_backward_kernel<W>, column_grid<W>(N, OC), COLUMN_THREADS,
-           column_shared_bytes<1, W>(), partial, dout, N, OC);
-    add_chunks<1>(ctx, {{db}}, partial, column_chunks(N), OC);
-}
-
 CUDA_OP(linear_backward) {
     int activation = op->activation, N = op->N, IC = op->IC, OC = op->OC;
     int swiglu = activation == GPT_ACT_SWIGLU;
@@ -216,8 +198,5 @@ CUDA_OP(linear_backward) {
                        .b = op->in};
     if (op->dw) cuda_product(ctx, &dweight);
 
-    if (op->db && OC % PACK == 0)
-        bias_backward<PACK>(ctx, op->db, m.partial, (const elem *)op->dout, N, OC);
-    else if (op->db)
-        bias_backward<1>(ctx, op->db, m.partial, (const elem *)op->dout, N, OC);
+    if (op->db) sum_columns(ctx, op->db, m.partial, (const elem *)op->dout, N, OC);
 }

@@ -75,9 +75,15 @@ static void rope(gpt_model *m, const acts *a, const batch *x, int l) {
     if (op.table) m->ops->rope_backward(m->ctx, &op);
 }
 
+/* Whether attention sums the gradient of the bias of queries, keys and values: where nothing is between them. */
+static int attention_sums(const gpt_model *m, int l) {
+    return m->ops->sums_attention && !m->rope[l];
+}
+
 static void attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
     const gpt_config *c = &m->config;
     attention_backward op = {.dqkv = a->dqkv,
+                             .db = attention_sums(m, l) ? m->dw.layers[l].qkv_b : NULL,
                              .dout = a->datt,
                              .qkv = la->qkv,
                              .out = la->att,
@@ -145,8 +151,8 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
                w->att_proj_w, NULL, GPT_ACT_NONE, A, C);
         attention(m, a, la, x, l);
         rope(m, a, x, l);
-        linear(m, x, a->dnorm, dw->qkv_w, dw->qkv_b, a->dqkv, la->norm_1, w->qkv_w, NULL,
-               GPT_ACT_NONE, C, qkv_size(c));
+        linear(m, x, a->dnorm, dw->qkv_w, attention_sums(m, l) ? NULL : dw->qkv_b, a->dqkv,
+               la->norm_1, w->qkv_w, NULL, GPT_ACT_NONE, C, qkv_size(c));
         /* Layer 0 reads the embedding, which was not a branch. */
         gpt_dropout_site dropout = {0};
         float *dbias = l > 0 ? m->dw.layers[l - 1].mlp_proj_b : NULL;

@@ -95,9 +95,14 @@ static void expect_dqkv(sizes s, const double *got, const double *want, double t
 static void check_backward(sizes s, const answer *a, gpt_dropout_site dropout, double tol) {
     gpt_shape shape = shape_of(s, 1);
     void *dqkv = device_act(NULL, qkv_size(s));
+    int64_t QKV = (s.NH + 2 * s.NKV) * s.HS;
+    double *sums = host_zeros(QKV);
+    for (int64_t i = 0; i < QKV; i++) sums[i] = (double)(i % 5); /* to which the op adds */
+    void *db = test.ops->sums_attention ? device_f32(sums, QKV) : NULL;
     test_workspace(&shape);
     test.ops->attention_backward(test.ctx,
                                  &(attention_backward){.dqkv = dqkv,
+                                                       .db = db,
                                                        .dout = device_act(a->dout, out_size(s)),
                                                        .qkv = device_act(a->qkv, qkv_size(s)),
                                                        .out = device_act(a->out, out_size(s)),
@@ -109,7 +114,11 @@ static void check_backward(sizes s, const answer *a, gpt_dropout_site dropout, d
                                                        .NH = s.NH,
                                                        .NKV = s.NKV,
                                                        .HS = s.HS});
-    expect_dqkv(s, read_act(dqkv, qkv_size(s)), a->dqkv, tol);
+    const double *got = read_act(dqkv, qkv_size(s));
+    expect_dqkv(s, got, a->dqkv, tol);
+    if (!db) return;
+    for (int64_t i = 0; i < qkv_size(s); i++) sums[i % QKV] += got[i];
+    EXPECT_CLOSE("db", read_f32(db, QKV), sums, 1, (int)QKV, test_tol(tol));
 }
 
 static void check(sizes s, float p, const double *qkv, double tol, double grad_tol) {

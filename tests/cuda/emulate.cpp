@@ -46,7 +46,8 @@ struct box_barrier {
     int count, pending; /* arrivals of a phase, and those to come */
     int bytes;          /* bytes expected of the phase, less those that were asked for */
     barrier phase;      /* its turn; only waited for */
-    std::vector<std::function<void()>> boxes;
+    std::vector<std::function<void()>> boxes,
+        there; /* of this phase, and of the one that is over */
 };
 
 /* A stack, which runs one thread after another until one of them waits. */
@@ -137,7 +138,8 @@ void end_thread() {
     if (!t.copies.empty()) emulate_die("a thread ends before its copies have arrived");
     if (!t.products.empty()) emulate_die("a thread ends before its products are done");
     for (const auto &[place, b] : box_barriers)
-        if (!b.boxes.empty()) emulate_die("a thread ends before its block's boxes have arrived");
+        if (!b.boxes.empty() || !b.there.empty())
+            emulate_die("a thread ends before its block's boxes have arrived");
     t.done = true;
     progress++;
     barrier &warp = warps[current / EMULATED_LANES];
@@ -355,8 +357,9 @@ box_barrier &barrier_at(uint64_t *place) {
 
 void end_phase(box_barrier &b) {
     if (b.pending || b.bytes) return;
-    for (const auto &arrive : b.boxes) arrive();
-    b.boxes.clear();
+    if (!b.there.empty())
+        emulate_die("a second phase of a barrier, and nobody waited for the first");
+    b.there.swap(b.boxes);
     b.pending = b.count;
     b.phase.turn++;
     progress++;
@@ -389,7 +392,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **out, unsig
 
 void emulate_barrier_init(uint64_t *place, int count) {
     if ((uintptr_t)place % 8) emulate_die("a misaligned barrier");
-    box_barriers[place] = {count, count, 0, {}, {}};
+    box_barriers[place] = {count, count, 0, {}, {}, {}};
 }
 
 void emulate_barrier_expect(uint64_t *place, int bytes) {
@@ -402,14 +405,18 @@ void emulate_barrier_arrive(uint64_t *place) {
     end_phase(b);
 }
 
+/* Boxes arrive when the first thread has waited for them. */
 void emulate_barrier_wait(uint64_t *place, uint32_t parity) {
     thread &t = threads[current];
-    barrier &phase = barrier_at(place).phase;
-    if ((phase.turn & 1) != (long)parity) return;
-    t.waits = &phase;
-    t.turn = phase.turn;
-    give_way(*t.on);
-    t.waits = NULL;
+    box_barrier &b = barrier_at(place);
+    if ((b.phase.turn & 1) == (long)parity) {
+        t.waits = &b.phase;
+        t.turn = b.phase.turn;
+        give_way(*t.on);
+        t.waits = NULL;
+    }
+    for (const auto &arrive : b.there) arrive();
+    b.there.clear();
 }
 
 void emulate_copy_box(void *to, const box_map *map, int col, int head, int row, int b,

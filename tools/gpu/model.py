@@ -351,10 +351,13 @@ class Step:
             yield memory(name, "activation", ACT * N * IC + pre, pre)
         yield product(f"{part}, dw", "TN", OC, IC, N, floats=True)
         if bias:
-            chunks = min(div_up(N, 32), 128)
-            size = FLOAT * OC * chunks
-            yield memory("bias_backward_kernel", f"{part}, db", ACT * N * OC, size)
-            yield self.sums(f"{part}, db", 1, OC, chunks)
+            yield from self.sum_columns(f"{part}, db", OC)
+
+    def sum_columns(self, part: str, columns: int) -> Iterator[Launch]:
+        chunks = min(div_up(self.N, 32), 128)
+        size = FLOAT * columns * chunks
+        yield memory("sum_columns_kernel", part, ACT * self.N * columns, size)
+        yield self.sums(part, 1, columns, chunks)
 
     def attention_backward(self) -> Iterator[Launch]:
         c, N = self.c, self.N
@@ -366,7 +369,7 @@ class Step:
             "attention",
             self.pairs(3),
             3 * q + kv + stats,
-            q + stats,
+            q + 2 * stats,
         )
         yield Launch(
             "attention_backward_keys_kernel",
@@ -376,6 +379,13 @@ class Step:
             2 * q + kv + 2 * stats,
             kv,
         )
+        tiles = self.B * div_up(self.T, 64)
+        if not c.bias or c.rope:
+            return
+        if tiles <= div_up(N, 16):  # their kernels have summed each
+            yield self.sums("qkv, db", 1, c.QKV, tiles)
+        else:
+            yield from self.sum_columns("qkv, db", c.QKV)
 
     def embedding_backward(self) -> Iterator[Launch]:
         c, N, size = self.c, self.N, self.N * self.c.C
@@ -413,7 +423,7 @@ class Step:
             yield from self.linear_backward("att_proj", c.C, c.C)
             yield from self.attention_backward()
             yield from self.rope_kernel()
-            yield from self.linear_backward("qkv", c.C, c.QKV, bias=c.bias)
+            yield from self.linear_backward("qkv", c.C, c.QKV, bias=c.bias and c.rope)
             yield from self.norm_backward("norm 1", bias=c.bias and layer > 0)
         yield from self.embedding_backward()
 
