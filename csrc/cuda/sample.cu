@@ -1,12 +1,23 @@
-/* sample.cu: draws from each row of logits by a block, in a few passes over the row. Tokens are not
- * sorted: each filter ends at one of them, which `keep_first` finds, and keeps those up to it.
- * The arithmetic is that of sample.h, so that the tokens are the CPU's. */
+/* sample.cu: draws from each row of logits, of which each piece of PIECE tokens has a block. Three
+ * kernels find the largest logit of a row, then its tokens' chances, then a token: what pieces have found is
+ * joined by the next kernel, or by the last block of a row to end, always as integers or in the order of
+ * pieces. A piece is the same whatever the number of rows.
+ *
+ * Tokens are not sorted: a filter ends at one of them, and keeps those up to it. Pieces find the end of a
+ * row's first filter, if that is top_k or top_p; the last block finds those of others by `keep_first`, and
+ * lists the likeliest tokens. The arithmetic is that of sample.h, so that the tokens are the CPU's. */
 #include "cuda.h"
 
 #include "sample.h"
 
 /* Half of what a block may have: the other half's registers keep a pass in flight. */
-enum { THREADS = 512, WARPS = THREADS / WARP };
+#ifndef SAMPLE_THREADS
+#define SAMPLE_THREADS 512
+#endif
+enum { THREADS = SAMPLE_THREADS, WARPS = THREADS / WARP };
+/* Neighbours that a thread reads as one: rows are that far apart, or a multiple of it. And how many of
+ * those a thread has of a piece. */
+enum { W = 4, OWN = 2, PIECE = THREADS * OWN * W };
 /* Tokens of a step that are ranked one by one; where there are more, the step is taken apart. */
 #ifndef RANKED
 #define RANKED 1024
@@ -15,11 +26,31 @@ enum { THREADS = 512, WARPS = THREADS / WARP };
 /* What tokens are ordered by. */
 enum key { BY_LOGIT, BY_CHANCE, BY_TYPICAL, KEYS };
 
+/* What a piece of a row has. */
+struct piece {
+    uint64_t raw, top; /* the largest order of a logit, before and after adjustments; 0: no token */
+    double sum;        /* of exponentials, before adjustments, by the largest */
+    uint64_t chances;  /* of the tokens left */
+};
+
+/* What all pieces of a row have found for its first filter, while they find it. */
+struct tally {
+    uint64_t sums[KEY_STEPS]; /* of chances */
+    unsigned counts[KEY_STEPS];
+    unsigned weighed, gathered; /* pieces that are done with either */
+    unsigned n_ranked;
+    int step; /* where the filter ends, or one of the two below */
+    uint64_t kept, sum, enough;
+    uint64_t ranked[RANKED]; /* orders of that step */
+};
+enum { KEEPS_ALL = -1, TOO_MANY = -2 /* tokens in that step */ };
+
 /* The block's shared memory. */
 struct room {
     /* the tokens, and which of them are left */
     const float *z;
     uint32_t *chances;
+    piece *pieces;
     int V;
     float best, steepness;
     uint64_t last[KEYS]; /* the last order that filters by a key keep */
@@ -32,9 +63,11 @@ struct room {
     uint64_t ranked[RANKED];
     unsigned ranked_chances[RANKED], n_ranked;
 
-    uint64_t parts[WARPS]; /* the chances of the tokens left in the part of each warp */
     uint64_t slots[WARPS];
     double normalizer; /* log of the sum of exponentials of all logits */
+    bool is_last;      /* block of the row to end */
+    int place_piece;   /* of the token that is drawn */
+    uint64_t place;    /* in that piece */
     int token;         /* drawn */
 };
 
@@ -85,8 +118,15 @@ static __device__ inline uint64_t scan(room *m, uint64_t x) {
     return warp > 0 ? before + x : x;
 }
 
-/* Neighbours that a thread reads as one: rows are that far apart, or a multiple of it. */
-static const int W = 4;
+/* Whether this is the last of n blocks to come here, which then sees what the others have written. */
+static __device__ inline bool is_last(room *m, unsigned *arrived, unsigned n) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) m->is_last = atomicAdd(arrived, 1u) + 1 == n;
+    __syncthreads();
+    __threadfence();
+    return m->is_last;
+}
 
 /* f(i, x[i]) for each i below V. */
 template <int UNROLL, typename T, typename F>
@@ -101,16 +141,19 @@ static __device__ inline void for_tokens(const T *x, int V, F f) {
     if (i < V) f(i, x[i]);
 }
 
-/* f(i, x[i] and its W - 1 neighbours) for the part of V that a warp has, by whole warps and in order. */
-template <typename T, typename F> static __device__ inline void for_part(const T *x, int V, F f) {
-    int lane = (int)threadIdx.x % WARP, part = (int)div_up(V, (int)THREADS * W) * (int)WARP * W;
-    int begin = (int)threadIdx.x / WARP * part, end = least(begin + part, V);
-    for (int first = begin; first < end; first += WARP * W) {
-        int i = first + lane * W;
-        packed<T, W> own = {};
-        if (i < V) own = *(const packed<T, W> *)(x + i);
-        f(i, own);
+/* f(i, x[i] and its W - 1 neighbours) for those of a piece that this thread has; the last ones may be
+ * behind its end. */
+template <typename T, typename F>
+static __device__ inline void for_piece(const T *x, int begin, int end, F f) {
+#pragma unroll
+    for (int u = 0; u < OWN; u++) {
+        int i = begin + (u * THREADS + (int)threadIdx.x) * W;
+        if (i < end) f(i, *(const packed<T, W> *)(x + i));
     }
+}
+
+static __host__ __device__ inline int pieces_of(int V) {
+    return (int)div_up(V, PIECE);
 }
 
 /* ---- orders: a key, and of equal keys the first token is the largest ---- */
@@ -130,58 +173,46 @@ static __device__ inline uint32_t logit_key(float z) {
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* The largest of V logits: INFINITY where one is too large or not a number, or with `finite` too small. */
-static __device__ inline float largest(room *m, const float *z, int V, bool finite) {
-    float top = -INFINITY;
-    for_tokens<4>(z, V, [&](int, float x) {
-        bool sound = x < INFINITY && !(finite && x == -INFINITY);
-        top = fmaxf(top, sound ? x : INFINITY);
-    });
-    return fold(m, top, [](float a, float b) { return fmaxf(a, b); });
+static __device__ inline float logit_of(uint64_t order) {
+    uint32_t key = (uint32_t)(order >> 32), bits = key >> 31 ? key & 0x7fffffffu : ~key;
+    float z;
+    memcpy(&z, &bits, sizeof z);
+    return z;
 }
 
-/* The first token with this logit. */
-static __device__ inline int first_of(room *m, const float *z, int V, float logit) {
-    int first = V;
-    for_tokens<4>(z, V, [&](int i, float x) {
-        if (x == logit) first = least(first, i);
+/* The largest order of logits from `begin` to `end`, the first token with the largest one: INFINITY stands for
+ * one that is too large or not a number, or with `finite` too small. */
+static __device__ inline uint64_t largest(room *m, const float *z, int begin, int end,
+                                          bool finite) {
+    uint64_t top = 0;
+    for_piece(z, begin, end, [&](int i, const packed<float, W> &own) {
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            float x = own.x[k];
+            bool sound = x < INFINITY && !(finite && x == -INFINITY);
+            if (i + k < end) top = most(top, order_of(logit_key(sound ? x : INFINITY), i + k));
+        }
     });
-    return fold(m, first, least<int>);
+    return fold(m, top, most<uint64_t>);
 }
 
 /* ---- the tokens that filters keep ---- */
 
-/* The chances of a warp's part. */
-static __device__ inline void set_part(room *m, uint64_t sum) {
-    sum = fold_warp(sum, add<uint64_t>);
-    if (threadIdx.x % WARP == 0) m->parts[threadIdx.x / WARP] = sum;
-    __syncthreads();
-}
-
-/* All tokens, with their chances. */
-static __device__ inline void weigh(room *m, const float *z, uint32_t *chances, int V, float best,
-                                    float steepness) {
-    uint64_t sum = 0;
-    for_part(z, V, [&](int i, const packed<float, W> &own) {
-        packed<uint32_t, W> chance = {};
-#pragma unroll
-        for (int k = 0; k < W; k++) {
-            if (i + k < V) chance.x[k] = chance_after(halvings(own.x[k], best, steepness));
-            sum += chance.x[k];
-        }
-        if (i < V) *(packed<uint32_t, W> *)(chances + i) = chance;
-    });
+/* All that have a chance. */
+static __device__ inline void begin_filters(room *m, const float *z, uint32_t *chances,
+                                            piece *pieces, int V, float best, float steepness) {
     if (threadIdx.x == 0) {
         m->z = z;
         m->chances = chances;
+        m->pieces = pieces;
         m->V = V;
         m->best = best;
         m->steepness = steepness;
-        m->last[BY_CHANCE] = order_of(1, V); /* all that have a chance */
+        m->last[BY_CHANCE] = order_of(1, V);
         m->last[BY_TYPICAL] = 0;
         m->typical = false;
     }
-    set_part(m, sum);
+    __syncthreads();
 }
 
 static __device__ inline uint32_t halvings_of(const room *m, int i) {
@@ -223,29 +254,30 @@ template <typename F> static __device__ inline void for_orders(const room *m, en
         });
 }
 
-/* What is left of a warp's part: f(its first token, their chances). */
-template <typename F> static __device__ inline void for_part_left(const room *m, F f) {
+/* After a filter: what each piece has left, a warp a piece. */
+static __device__ inline void sum_pieces(room *m) {
     left left(m);
-    for_part(m->chances, m->V, [&](int i, packed<uint32_t, W> own) {
+    int lane = (int)threadIdx.x % WARP;
+    for (int p = (int)threadIdx.x / WARP; p < pieces_of(m->V); p += WARPS) {
+        int end = least((p + 1) * PIECE, m->V);
+        uint64_t sum = 0;
+#pragma unroll 4
+        for (int i = p * PIECE + lane * W; i < end; i += WARP * W) {
+            packed<uint32_t, W> own = *(const packed<uint32_t, W> *)(m->chances + i);
 #pragma unroll
-        for (int k = 0; k < W; k++)
-            if (i + k >= m->V || !left.has(i + k, own.x[k])) own.x[k] = 0;
-        f(i, own);
-    });
+            for (int k = 0; k < W; k++)
+                if (i + k < end && left.has(i + k, own.x[k])) sum += own.x[k];
+        }
+        sum = fold_warp(sum, add<uint64_t>);
+        if (lane == 0) m->pieces[p].chances = sum;
+    }
+    __syncthreads();
 }
 
-/* After a filter. */
-static __device__ inline void sum_parts(room *m) {
+static __device__ inline uint64_t sum_left(room *m, const piece *pieces, int V) {
     uint64_t sum = 0;
-    for_part_left(m, [&](int, const packed<uint32_t, W> &chance) {
-#pragma unroll
-        for (int k = 0; k < W; k++) sum += chance.x[k];
-    });
-    set_part(m, sum);
-}
-
-static __device__ inline uint64_t sum_left(const room *m) {
-    return fold_warp<WARPS>(m->parts[threadIdx.x % WARPS], add<uint64_t>);
+    for (int p = (int)threadIdx.x; p < pieces_of(V); p += THREADS) sum += pieces[p].chances;
+    return fold(m, sum, add<uint64_t>);
 }
 
 /* ---- the end of a filter ---- */
@@ -282,6 +314,29 @@ static __device__ inline void find_step(room *m, uint64_t kept, uint64_t sum, ui
     __syncthreads();
 }
 
+static __device__ inline void clear_counts(room *m) {
+    for (int k = (int)threadIdx.x; k < KEY_STEPS; k += THREADS)
+        m->counts[k] = m->sums[k][0] = m->sums[k][1] = 0;
+    m->n_ranked = 0;
+    __syncthreads();
+}
+
+/* Finds the end of a filter among the tokens that are ranked, above which are `kept` with chances of `sum`. */
+static __device__ inline void rank(room *m, enum key key, uint64_t kept, uint64_t sum,
+                                   uint64_t most_tokens, uint64_t enough) {
+    for (unsigned i = threadIdx.x; i < m->n_ranked; i += THREADS) {
+        uint64_t own = m->ranked[i], before = kept, chances = sum;
+        for (unsigned k = 0; k < m->n_ranked; k++) {
+            bool is_before = m->ranked[k] > own;
+            before += is_before;
+            chances += is_before ? m->ranked_chances[k] : 0;
+        }
+        bool ends = before + 1 >= most_tokens || chances + m->ranked_chances[i] >= enough;
+        if (ends && before < most_tokens && chances < enough) m->last[key] = own;
+    }
+    __syncthreads();
+}
+
 /* Keeps the first tokens by falling order: so many of them, or as few as have chances of `enough`. */
 static __device__ inline void keep_first(room *m, enum key key, uint64_t most_tokens,
                                          uint64_t enough) {
@@ -291,10 +346,7 @@ static __device__ inline void keep_first(room *m, enum key key, uint64_t most_to
             if (order < low || order > high) return -1;
             return shift < 0 ? key_step((uint32_t)(order >> 32)) : (int)((order - low) >> shift);
         };
-        for (int k = (int)threadIdx.x; k < KEY_STEPS; k += THREADS)
-            m->counts[k] = m->sums[k][0] = m->sums[k][1] = 0;
-        m->n_ranked = 0;
-        __syncthreads();
+        clear_counts(m);
         for_orders(m, key, [&](uint64_t order, uint32_t chance) {
             int step = step_of(order);
             if (step >= 0) count(m, step, chance);
@@ -325,17 +377,7 @@ static __device__ inline void keep_first(room *m, enum key key, uint64_t most_to
         for (shift = 0; (high - low) >> shift >= KEY_STEPS;) shift++;
     }
     __syncthreads();
-    for (unsigned i = threadIdx.x; i < m->n_ranked; i += THREADS) {
-        uint64_t own = m->ranked[i], before = kept, chances = sum;
-        for (unsigned k = 0; k < m->n_ranked; k++) {
-            bool is_before = m->ranked[k] > own;
-            before += is_before;
-            chances += is_before ? m->ranked_chances[k] : 0;
-        }
-        bool ends = before + 1 >= most_tokens || chances + m->ranked_chances[i] >= enough;
-        if (ends && before < most_tokens && chances < enough) m->last[key] = own;
-    }
-    __syncthreads();
+    rank(m, key, kept, sum, most_tokens, enough);
 }
 
 /* What typical_p expects of halvings. */
@@ -349,11 +391,27 @@ static __device__ inline uint32_t mean_halvings(room *m) {
     return (uint32_t)(fold(m, sum, add<uint64_t>) / total);
 }
 
-static __device__ inline void filter(room *m, const sample_row &s) {
-    const uint64_t ALL = ~(uint64_t)0;
-    if (s.top_k > 0 && s.top_k < m->V) {
+/* ---- filters ---- */
+
+static const uint64_t ALL = ~(uint64_t)0;
+
+static __device__ inline bool has_top_k(const sample_row &s) {
+    return s.top_k > 0 && s.top_k < s.vocab_size;
+}
+static __device__ inline bool begins_with_top_p(const sample_row &s) {
+    return !has_top_k(s) && s.typical_p >= 1 && s.top_p < 1;
+}
+/* Whether pieces find where the first filter ends. */
+static __device__ inline bool begins_in_pieces(const sample_row &s) {
+    return has_top_k(s) || begins_with_top_p(s);
+}
+
+/* All filters, or those after the first. */
+static __device__ inline void filter(room *m, const sample_row &s, bool has_first) {
+    auto left = [&] { return sum_left(m, m->pieces, m->V); };
+    if (has_top_k(s) && !has_first) {
         keep_first(m, BY_CHANCE, (uint64_t)s.top_k, ALL);
-        sum_parts(m);
+        sum_pieces(m);
     }
     if (s.typical_p < 1) {
         uint32_t mean = mean_halvings(m);
@@ -362,12 +420,12 @@ static __device__ inline void filter(room *m, const sample_row &s) {
             m->typical = true;
         }
         __syncthreads();
-        keep_first(m, BY_TYPICAL, ALL, share_of(sum_left(m), s.typical_p));
-        sum_parts(m);
+        keep_first(m, BY_TYPICAL, ALL, share_of(left(), s.typical_p));
+        sum_pieces(m);
     }
-    if (s.top_p < 1) {
-        keep_first(m, BY_CHANCE, ALL, share_of(sum_left(m), s.top_p));
-        sum_parts(m);
+    if (s.top_p < 1 && !(begins_with_top_p(s) && has_first)) {
+        keep_first(m, BY_CHANCE, ALL, share_of(left(), s.top_p));
+        sum_pieces(m);
     }
     if (s.min_p > 0) {
         uint32_t top = 0;
@@ -376,41 +434,129 @@ static __device__ inline void filter(room *m, const sample_row &s) {
         uint64_t least = share_of(top, s.min_p) << 32;
         if (threadIdx.x == 0) m->last[BY_CHANCE] = most(m->last[BY_CHANCE], least);
         __syncthreads();
-        sum_parts(m);
+        sum_pieces(m);
     }
+}
+
+/* By a row's last piece: the step in which its first filter ends. */
+static __device__ inline void end_tally(room *m, tally *t, const piece *pieces,
+                                        const sample_row &s) {
+    uint64_t most_tokens = has_top_k(s) ? (uint64_t)s.top_k : ALL, enough = ALL;
+    if (!has_top_k(s)) enough = share_of(sum_left(m, pieces, s.vocab_size), s.top_p);
+    for (int k = (int)threadIdx.x; k < KEY_STEPS; k += THREADS) {
+        m->counts[k] = t->counts[k];
+        m->sums[k][0] = (unsigned)t->sums[k];
+        m->sums[k][1] = (unsigned)(t->sums[k] >> 32);
+    }
+    __syncthreads();
+    find_step(m, 0, 0, most_tokens, enough);
+    if (threadIdx.x > 0) return;
+    t->step = m->step < 0 ? KEEPS_ALL : m->counts[m->step] > RANKED ? TOO_MANY : m->step;
+    t->kept = m->kept;
+    t->sum = m->sum;
+    t->enough = enough;
+}
+
+/* By each piece: its tokens of that step, and the chances of those above it. */
+static __device__ inline void gather(room *m, tally *t, piece *own, const uint32_t *chances,
+                                     int begin, int end) {
+    uint64_t above = 0;
+    int last = t->step;
+    for_piece(chances, begin, end, [&](int i, const packed<uint32_t, W> &chance) {
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            if (i + k >= end) continue;
+            int step = key_step(chance.x[k]);
+            if (step > last) above += chance.x[k];
+            if (step == last) t->ranked[atomicAdd(&t->n_ranked, 1u)] = order_of(chance.x[k], i + k);
+        }
+    });
+    above = fold(m, above, add<uint64_t>);
+    if (threadIdx.x == 0) own->chances = above;
+}
+
+/* By a row's last piece: which of them are kept. */
+static __device__ inline void end_gather(room *m, const tally *t, const sample_row &s) {
+    for (unsigned i = threadIdx.x; i < t->n_ranked; i += THREADS) {
+        m->ranked[i] = t->ranked[i];
+        m->ranked_chances[i] = (unsigned)(t->ranked[i] >> 32);
+    }
+    if (threadIdx.x == 0) m->n_ranked = t->n_ranked;
+    __syncthreads();
+    rank(m, BY_CHANCE, t->kept, t->sum, has_top_k(s) ? (uint64_t)s.top_k : ALL, t->enough);
+    for (unsigned i = threadIdx.x; i < m->n_ranked; i += THREADS) {
+        if (m->ranked[i] < m->last[BY_CHANCE]) continue;
+        piece *p = m->pieces + token_of(m->ranked[i]) / PIECE;
+        atomicAdd((unsigned long long *)&p->chances, (unsigned long long)m->ranked_chances[i]);
+    }
+    __syncthreads();
 }
 
 /* ---- the draw ---- */
 
+/* Finds the piece, and the place in it. */
+static __device__ inline void find_piece(room *m, uint32_t number) {
+    uint64_t place = place_in(sum_left(m, m->pieces, m->V), number), before = 0;
+    int n = pieces_of(m->V);
+    for (int first = 0; first < n; first += THREADS) {
+        int p = first + (int)threadIdx.x;
+        uint64_t own = p < n ? m->pieces[p].chances : 0, end = before + scan(m, own);
+        if (place >= end - own && place < end) {
+            m->place_piece = p;
+            m->place = place - (end - own);
+        }
+        before = fold(m, end, most<uint64_t>);
+    }
+    __syncthreads();
+}
+
 /* Of the tokens left, in their order. */
 static __device__ inline int draw(room *m, uint32_t number) {
-    int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
-    uint64_t all = scan_warp(m->parts[lane % WARPS]), end = __shfl_sync(~0u, all, warp);
-    uint64_t place = place_in(__shfl_sync(~0u, all, WARPS - 1), number);
-    uint64_t before = end - m->parts[warp];
-    if (place >= before && place < end)
-        for_part_left(m, [&](int i, const packed<uint32_t, W> &chance) {
-            uint64_t sum = 0;
+    find_piece(m, number);
+    left left(m);
+    int first = m->place_piece * PIECE + (int)threadIdx.x * OWN * W;
+    uint32_t own[OWN * W] = {};
+    uint64_t sum = 0, place = m->place;
 #pragma unroll
-            for (int k = 0; k < W; k++) sum += chance.x[k];
-            uint64_t after = before + scan_warp(sum), at = after - sum;
+    for (int u = 0; u < OWN * W; u += W) {
+        if (first + u >= m->V) continue;
+        packed<uint32_t, W> chance = *(const packed<uint32_t, W> *)(m->chances + first + u);
 #pragma unroll
-            for (int k = 0; k < W; k++) {
-                if (place >= at && place - at < chance.x[k]) m->token = i + k;
-                at += chance.x[k];
-            }
-            before = __shfl_sync(~0u, after, WARP - 1);
-        });
+        for (int k = 0; k < W; k++) {
+            int i = first + u + k;
+            if (i < m->V && left.has(i, chance.x[k])) own[u + k] = chance.x[k];
+            sum += own[u + k];
+        }
+    }
+    uint64_t at = scan(m, sum) - sum;
+#pragma unroll
+    for (int k = 0; k < OWN * W; k++) {
+        if (place >= at && place - at < own[k]) m->token = first + k;
+        at += own[k];
+    }
     __syncthreads();
     return m->token;
 }
 
 /* ---- log-probabilities ---- */
 
-/* log of the sum of exponentials. */
-static __device__ inline double normalizer_of(room *m, const float *z, int V, float best) {
+/* A piece's sum of exponentials. */
+static __device__ inline double exponentials(room *m, const float *z, int begin, int end,
+                                             float best) {
     double sum = 0;
-    for_tokens<4>(z, V, [&](int, float x) { sum += expf(x - best); });
+    for_piece(z, begin, end, [&](int i, const packed<float, W> &own) {
+#pragma unroll
+        for (int k = 0; k < W; k++)
+            if (i + k < end) sum += expf(own.x[k] - best);
+    });
+    return fold(m, sum, add<double>);
+}
+
+/* log of the row's. */
+static __device__ inline double normalizer_of(room *m, const piece *pieces, int n, float best) {
+    double sum = 0;
+    for (int p = (int)threadIdx.x; p < n; p += THREADS)
+        sum += pieces[p].sum * exp((double)logit_of(pieces[p].raw) - best);
     return best + log(fold(m, sum, add<double>));
 }
 
@@ -442,12 +588,43 @@ static __device__ inline void list_top(room *m, const float *z, int V, int n_top
     __syncthreads();
 }
 
-/* ---- the kernel ---- */
+/* ---- the kernels ---- */
 
-static __device__ inline void adjust(float *z, const sample_row &s, sample_adjustment *list) {
+struct sample_args {
+    sample op;
+    uint32_t *chances; /* (N, stride) */
+    piece *pieces;     /* (N, n_pieces) */
+    tally *tallies;    /* (N) */
+    int n_pieces;
+};
+
+/* A block's row and piece. */
+struct sample_place {
+    const sample_row &s;
+    float *z;
+    uint32_t *chances;
+    piece *pieces;
+    tally *t;
+    sample_adjustment *list;
+    int row, own, begin;
+
+    __device__ sample_place(const sample_args &a, int row)
+        : s(a.op.rows[row]), z(a.op.logits + (int64_t)row * a.op.stride),
+          chances(a.chances + (int64_t)row * a.op.stride),
+          pieces(a.pieces + (int64_t)row * a.n_pieces), t(a.tallies + row),
+          list(a.op.adjustments + s.adjustments), row(row), own((int)blockIdx.x - row * a.n_pieces),
+          begin(own * PIECE) {}
+    __device__ explicit sample_place(const sample_args &a)
+        : sample_place(a, (int)blockIdx.x / a.n_pieces) {}
+    __device__ int end(int V) const { return least(begin + (int)PIECE, V); }
+};
+
+static __device__ inline void adjust(const sample_place &at, int end) {
+    const sample_row &s = at.s;
     for (int i = (int)threadIdx.x; i < s.n_adjustments; i += THREADS) {
-        sample_adjustment *a = &list[i];
-        float x = a->raw = z[a->token];
+        sample_adjustment *a = &at.list[i];
+        if (a->token < at.begin || a->token >= end) continue;
+        float x = a->raw = at.z[a->token];
         x += a->bias;
         if (a->count > 0) {
             /* In two roundings, as on the host. */
@@ -455,49 +632,138 @@ static __device__ inline void adjust(float *z, const sample_row &s, sample_adjus
             x -= s.presence_penalty;
         }
         for (int k = 0; k < a->count; k++) x -= s.frequency_penalty;
-        z[a->token] = x;
+        at.z[a->token] = x;
     }
     __syncthreads();
 }
 
-static __global__ void __launch_bounds__(THREADS, 1) sample_kernel(sample op, uint32_t *chances) {
+/* The largest logits, and an empty tally. */
+static __global__ void __launch_bounds__(THREADS, 2) sample_largest_kernel(sample_args a) {
     room *m = shared_memory<room>();
-    const sample_row &s = op.rows[blockIdx.x];
-    float *z = op.logits + (int64_t)blockIdx.x * op.stride;
-    sample_adjustment *list = op.adjustments + s.adjustments;
-    sample_result *r = op.results + blockIdx.x;
-    float best = largest(m, z, op.V, true);
-    int token = best < INFINITY ? 0 : SAMPLE_NOT_FINITE;
-    if (token == 0) {
-        if (s.n_top >= 0) m->normalizer = normalizer_of(m, z, op.V, best);
-        if (s.n_top > 0) list_top(m, z, s.vocab_size, s.n_top, r);
-        if (s.n_adjustments > 0) adjust(z, s, list);
-        if (s.n_adjustments > 0 || s.vocab_size < op.V) best = largest(m, z, s.vocab_size, false);
-        if (best == INFINITY) token = SAMPLE_TOO_LARGE;
-        if (best == -INFINITY) token = SAMPLE_NOTHING_LEFT;
+    sample_place at(a);
+    const sample_row &s = at.s;
+    int all = at.end(a.op.V), end = at.end(s.vocab_size);
+    piece own = {};
+    own.raw = own.top = largest(m, at.z, at.begin, all, true);
+    if (s.n_top >= 0) own.sum = exponentials(m, at.z, at.begin, all, logit_of(own.raw));
+    if (s.n_adjustments > 0) adjust(at, all);
+    if (s.n_adjustments > 0 || end < all) own.top = largest(m, at.z, at.begin, end, false);
+    if (threadIdx.x == 0) at.pieces[at.own] = own;
+    if (at.own == 0 && threadIdx.x == 0) at.t->weighed = at.t->gathered = at.t->n_ranked = 0;
+    if (!begins_in_pieces(s)) return;
+    for (int k = at.own * THREADS + (int)threadIdx.x; k < KEY_STEPS; k += a.n_pieces * THREADS)
+        at.t->counts[k] = 0, at.t->sums[k] = 0;
+}
+
+/* The row's, of which the first is in `order`; 0, or why nothing can be drawn. */
+static __device__ inline int join_largest(room *m, const piece *pieces, int n, float *raw,
+                                          uint64_t *order) {
+    uint64_t before = 0, after = 0;
+    for (int p = (int)threadIdx.x; p < n; p += THREADS) {
+        before = most(before, pieces[p].raw);
+        after = most(after, pieces[p].top);
     }
-    if (token == 0 && s.steepness == 0) token = first_of(m, z, s.vocab_size, best);
-    if (token == 0 && s.steepness > 0) {
-        weigh(m, z, chances + (int64_t)blockIdx.x * op.stride, s.vocab_size, best, s.steepness);
-        filter(m, s);
+    *raw = logit_of(fold(m, before, most<uint64_t>));
+    *order = fold(m, after, most<uint64_t>);
+    float best = logit_of(*order);
+    if (*raw == INFINITY) return SAMPLE_NOT_FINITE;
+    return best == INFINITY ? SAMPLE_TOO_LARGE : best == -INFINITY ? SAMPLE_NOTHING_LEFT : 0;
+}
+
+/* The chances of all tokens, and where a filter by chance ends. */
+static __global__ void __launch_bounds__(THREADS, 2) sample_weigh_kernel(sample_args a) {
+    room *m = shared_memory<room>();
+    sample_place at(a);
+    const sample_row &s = at.s;
+    float raw;
+    uint64_t order;
+    if (join_largest(m, at.pieces, a.n_pieces, &raw, &order) || s.steepness == 0) return;
+    bool counts = begins_in_pieces(s);
+    if (counts) clear_counts(m);
+    float best = logit_of(order);
+    uint64_t sum = 0;
+    int end = at.end(s.vocab_size);
+    for_piece(at.z, at.begin, end, [&](int i, const packed<float, W> &own) {
+        packed<uint32_t, W> chance = {};
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            if (i + k < end) chance.x[k] = chance_after(halvings(own.x[k], best, s.steepness));
+            if (counts && chance.x[k] > 0) count(m, key_step(chance.x[k]), chance.x[k]);
+            sum += chance.x[k];
+        }
+        *(packed<uint32_t, W> *)(at.chances + i) = chance;
+    });
+    sum = fold(m, sum, add<uint64_t>);
+    if (threadIdx.x == 0) at.pieces[at.own].chances = sum;
+    if (!counts) return;
+    for (int k = (int)threadIdx.x; k < KEY_STEPS; k += THREADS)
+        if (m->counts[k]) {
+            atomicAdd(&at.t->counts[k], m->counts[k]);
+            atomicAdd((unsigned long long *)&at.t->sums[k], (unsigned long long)sum_at(m, k));
+        }
+    if (is_last(m, &at.t->weighed, (unsigned)a.n_pieces)) end_tally(m, at.t, at.pieces, s);
+}
+
+/* A token, by one block of the row, which for that waits for what others gather. */
+static __global__ void __launch_bounds__(THREADS, 2) sample_draw_kernel(sample_args a) {
+    room *m = shared_memory<room>();
+    sample_place at(a);
+    const sample_row &s = at.s;
+    float raw;
+    uint64_t order;
+    int token = join_largest(m, at.pieces, a.n_pieces, &raw, &order), n_own = s.n_adjustments;
+    bool draws = token == 0 && s.steepness > 0, in_pieces = draws && begins_in_pieces(s);
+    if (in_pieces && at.t->step >= 0) {
+        gather(m, at.t, at.pieces + at.own, at.chances, at.begin, at.end(s.vocab_size));
+        if (!is_last(m, &at.t->gathered, (unsigned)a.n_pieces)) return;
+    } else if (at.own > 0) {
+        return;
+    }
+    if (token == 0) token = token_of(order);
+    if (draws) {
+        begin_filters(m, at.z, at.chances, at.pieces, s.vocab_size, logit_of(order), s.steepness);
+        if (in_pieces && at.t->step >= 0) end_gather(m, at.t, s);
+        filter(m, s, in_pieces && at.t->step != TOO_MANY);
         token = draw(m, s.number);
     }
-    if (threadIdx.x == 0) {
-        r->token = token;
-        if (token >= 0) r->logprob = (float)(z[token] - m->normalizer);
+    /* By the logits before adjustments. */
+    for (int i = (int)threadIdx.x; i < n_own; i += THREADS) at.z[at.list[i].token] = at.list[i].raw;
+    sample_result *r = a.op.results + at.row;
+    if (s.n_top >= 0 && raw < INFINITY) {
+        m->normalizer = normalizer_of(m, at.pieces, a.n_pieces, raw);
+        __syncthreads();
+        if (s.n_top > 0) list_top(m, at.z, s.vocab_size, s.n_top, r);
     }
-    __syncthreads();
-    for (int i = (int)threadIdx.x; i < s.n_adjustments; i += THREADS)
-        if (list[i].token == token) r->logprob = (float)(list[i].raw - m->normalizer);
+    if (threadIdx.x > 0) return;
+    r->token = token;
+    if (token >= 0) r->logprob = (float)(at.z[token] - m->normalizer);
 }
 
-/* Chances. */
+/* ---- the op ---- */
+
+/* Lays them out from `base` on, and returns their bytes. */
+static size_t lay_out(sample_args *a, char *base, int N, int V, int stride) {
+    a->n_pieces = pieces_of(V);
+    size_t chances = align_up(sizeof(uint32_t) * (size_t)N * (size_t)stride);
+    size_t pieces = align_up(sizeof(piece) * (size_t)N * (size_t)a->n_pieces);
+    a->chances = (uint32_t *)base;
+    a->pieces = (piece *)(base + chances);
+    a->tallies = (tally *)(base + chances + pieces);
+    return chances + pieces + align_up(sizeof(tally) * (size_t)N);
+}
+
 CUDA_WORKSPACE(sample_workspace) {
-    return align_up(sizeof(uint32_t) * (size_t)shape->n_draws * (size_t)shape->Vp);
+    sample_args a;
+    return lay_out(&a, NULL, shape->n_draws, shape->V, shape->Vp);
 }
 
 CUDA_OP(sample) {
     if (op->N == 0) return;
-    launch(ctx, sample_kernel, dim3((unsigned)op->N), THREADS, sizeof(room), *op,
-           (uint32_t *)ctx->workspace);
+    sample_args a;
+    a.op = *op;
+    lay_out(&a, (char *)ctx->workspace, op->N, op->V, op->stride);
+    dim3 blocks((unsigned)(op->N * a.n_pieces));
+    launch(ctx, sample_largest_kernel, blocks, THREADS, sizeof(room), a);
+    launch(ctx, sample_weigh_kernel, blocks, THREADS, sizeof(room), a);
+    launch(ctx, sample_draw_kernel, blocks, THREADS, sizeof(room), a);
 }

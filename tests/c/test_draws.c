@@ -128,12 +128,13 @@ static void expect_draw(const sample_result *r, const float *logits, const gpt_d
     }
 }
 
-/* Odd sizes, and logits of every kind; the rows of a table that pads them hold garbage behind V. */
+/* Odd sizes, and logits of every kind; the rows of a table that pads them hold garbage behind V. A row is
+ * the same alone. */
 static void test_draws(void) {
-    static const int sizes[] = {1, 2, 31, 65, 257, 5003};
+    static const int sizes[] = {1, 2, 31, 65, 257, 5003, 33001};
     for (int k = 0; k < N_KINDS; k++)
         for (int i = 0; i < TEST_COUNT(sizes); i++) {
-            int V = sizes[i], N = V > 1000 ? 8 : MOST_ROWS, Vp = (V + 63) / 64 * 64;
+            int V = sizes[i], N = V > 10000 ? 2 : V > 1000 ? 8 : MOST_ROWS, Vp = (V + 63) / 64 * 64;
             test_case("kind %d V=%d", k, V);
             gpt_draw draws[MOST_ROWS];
             float *logits = host_floats((int64_t)N * V), *padded = host_floats((int64_t)N * Vp);
@@ -149,6 +150,11 @@ static void test_draws(void) {
                 run(results, pads ? padded : logits, draws, N, V, pads ? Vp : V);
                 for (int n = 0; n < N; n++)
                     expect_draw(results + n, logits + (int64_t)n * V, draws + n, V);
+                sample_result alone;
+                run(&alone, pads ? padded : logits, draws, 1, V, pads ? Vp : V);
+                EXPECT(alone.token == results[0].token);
+                if (draws[0].n_top >= 0 && alone.token >= 0)
+                    EXPECT(alone.logprob == results[0].logprob);
             }
         }
 }

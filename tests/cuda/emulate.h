@@ -85,6 +85,9 @@ template <typename T> static inline T atomicAdd(T *to, T x) {
     return before;
 }
 
+/* One block runs after the other. */
+static inline void __threadfence() {}
+
 /* ---- asynchronous copies: zeros where there is no source ---- */
 
 void emulate_copy_async(void *shared, const void *global, size_t bytes);
