@@ -180,8 +180,8 @@ static __device__ inline float logit_of(uint64_t order) {
     return z;
 }
 
-/* The largest order of logits from `begin` to `end`, the first token with the largest one: INFINITY stands for
- * one that is too large or not a number, or with `finite` too small. */
+/* The largest order of logits from `begin` to `end`, the first token with the largest one: INFINITY for one
+ * that is too large or not a number, or with `finite` too small. */
 static __device__ inline uint64_t largest(room *m, const float *z, int begin, int end,
                                           bool finite) {
     uint64_t top = 0;
@@ -321,7 +321,8 @@ static __device__ inline void clear_counts(room *m) {
     __syncthreads();
 }
 
-/* Finds the end of a filter among the tokens that are ranked, above which are `kept` with chances of `sum`. */
+/* Finds the end of a filter among the tokens that are ranked, above which are `kept` with chances of
+ * `sum`. */
 static __device__ inline void rank(room *m, enum key key, uint64_t kept, uint64_t sum,
                                    uint64_t most_tokens, uint64_t enough) {
     for (unsigned i = threadIdx.x; i < m->n_ranked; i += THREADS) {
