@@ -126,6 +126,11 @@ static inline void cuda_remember(gpt_ctx *ctx, cudaError_t error) {
 
 enum { WARP = 32, DEFAULT_SHARED_BYTES = 48 << 10 };
 
+/* Of a large card: how finely work is cut. */
+#ifndef MULTIPROCESSORS
+#define MULTIPROCESSORS 132
+#endif
+
 #ifndef GPTC_EMULATE_CUDA
 template <typename... P, typename... A>
 static void launch(gpt_ctx *ctx, void (*kernel)(P...), dim3 grid, int threads, size_t shared_bytes,

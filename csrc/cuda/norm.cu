@@ -216,9 +216,6 @@ enum { ROW_WARPS = 4, ROW_THREADS = ROW_WARPS * WARP, MOST_STEPS = 4, MOST_ROW_W
 enum { MOST_SUMS = 3 /* dw, db, dbias */ };
 
 /* Chunks are as many as blocks fit on a large GPU, and the same on any other: so are then the sums. */
-#ifndef MULTIPROCESSORS
-#define MULTIPROCESSORS 132
-#endif
 enum { WIDE_BLOCKS = 6 /* for each: of five warps in bf16, three at a time */, MIN_CHUNK_ROWS = 8 };
 
 /* The same for rows of warps: the more sums a lane has in its registers, the fewer blocks fit, but

@@ -8,9 +8,14 @@
 #endif
 
 /* A product of kind NT of a few rows with p->b in this table's form, whose time is that of reading b; 0
- * where library_product is to do it: product_few.cu, product_quant.cu. */
+ * where there are more: product_few.cu, product_quant.cu. */
 #define cuda_few_product CUDA_NAME(few_product)
 int cuda_few_product(gpt_ctx *ctx, const product *p);
+
+#ifdef CUDA_BF16
+/* One of up to 64 rows with p->b in bf16, if rows are aligned; else 0: product_rows_bf16.cu. */
+int cuda_rows_product(gpt_ctx *ctx, const product *p);
+#endif
 
 /* Numbers of room that products with a weight need, to make it bf16 again. */
 static inline size_t weight_numbers(int rows, int cols) {
@@ -22,8 +27,9 @@ static inline size_t weight_numbers(int rows, int cols) {
 #endif
 }
 
-/* cuda_product of kind NT with p->b in this table's form. */
-static inline int library_product(gpt_ctx *ctx, const product *p, elem *room) {
+/* One without a bias, of any number of rows. */
+static inline int weight_product(gpt_ctx *ctx, const product *p, elem *room) {
+    if (cuda_few_product(ctx, p)) return 1;
     product whole = *p;
 #ifdef CUDA_QUANT
     cuda_unpack(ctx, room, p->b, p->N, p->K);
@@ -31,12 +37,10 @@ static inline int library_product(gpt_ctx *ctx, const product *p, elem *room) {
 #else
     (void)room;
 #endif
+#ifdef CUDA_BF16
+    if (cuda_rows_product(ctx, &whole)) return 1;
+#endif
     return cuda_product(ctx, &whole);
-}
-
-/* One without a bias, of any number of rows. */
-static inline int weight_product(gpt_ctx *ctx, const product *p, elem *room) {
-    return cuda_few_product(ctx, p) || library_product(ctx, p, room);
 }
 
 #endif

@@ -14,7 +14,15 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-HOT = ("attention_bf16", "attention_decode", "norm", "classifier", "product_few", "adamw")
+HOT = (
+    "attention_bf16",
+    "attention_decode",
+    "norm",
+    "classifier",
+    "product_few",
+    "product_rows_bf16",
+    "adamw",
+)
 
 
 class Kernel(NamedTuple):

@@ -31,6 +31,7 @@ from pathlib import Path
 ACT, FLOAT = 2, 4  # bytes of an activation, and of a float32
 PACK = 8  # activations that a thread reads at once
 WARP = 32
+FEW_ROWS, MOST_ROWS = 8, 64  # of our own products: product_few.cu, product_rows_bf16.cu
 SPLIT_ROWS = 32  # the most rows of a decoding step that are cut into pieces of keys
 
 
@@ -178,6 +179,17 @@ def product(
     return Launch("product", part, "products", 2.0 * M * N * K, read, out + extra_written, shape)
 
 
+def weight_product(
+    part: str, M: int, N: int, K: int, *, floats: bool = False, extra_written: float = 0
+) -> Launch:
+    """A product with a weight (N, K): of a few rows by a kernel of ours, else the library's."""
+    x = product(part, "NT", M, N, K, floats=floats, extra_written=extra_written)
+    if (FEW_ROWS if floats else MOST_ROWS) < M:
+        return x
+    name = "few_product_kernel" if M <= FEW_ROWS else "rows_product_kernel"
+    return replace(x, name=name, kind="memory", shape=None)
+
+
 @dataclass(frozen=True)
 class Step:
     """The launches of a step of N rows: of B sequences of T tokens, or one token of each."""
@@ -217,14 +229,8 @@ class Step:
         c, N, fc = self.c, self.N, part == "fc"
         width = c.FC if fc else OC
         gelu = fc and c.family == "gpt2"
-        if N <= 8:  # product_few.cu, which has the bias and GELU
-            read = ACT * (N * IC + IC * width)
-            yield Launch(
-                "few_product_kernel", part, "memory", 2.0 * N * IC * width, read, ACT * N * width
-            )
-        else:
-            extra = ACT * N * width if gelu and kept else 0
-            yield product(part, "NT", N, width, IC, extra_written=extra)
+        extra = ACT * N * width if gelu and kept else 0
+        yield weight_product(part, N, width, IC, extra_written=extra)
         if fc and not gelu:
             name = "activation_forward_kernel"
             yield memory(name, "activation", ACT * N * width, ACT * N * c.F)
@@ -308,7 +314,7 @@ class Step:
         for first in range(0, N, rows):
             n = min(rows, N - first)
             logits = ACT * n * c.Vp
-            yield product("head", "NT", n, c.Vp, c.C)
+            yield weight_product("head", n, c.Vp, c.C)
             yield memory("classifier_kernel", "loss", logits, logits)
             yield product("head, dx", "NN", n, c.C, c.Vp)
             yield product("head, dw", "TN", c.Vp, c.C, n, floats=True, add=first > 0)
@@ -451,11 +457,7 @@ class Step:
     def head(self) -> Launch:
         """Of a step of decoding: float32 logits."""
         c, N = self.c, self.N
-        if N > 8:
-            return product("head", "NT", N, c.Vp, c.C, floats=True)
-        read = ACT * (N * c.C + c.Vp * c.C)
-        flops = 2.0 * N * c.C * c.Vp
-        return Launch("few_product_kernel", "head", "memory", flops, read, FLOAT * N * c.Vp)
+        return weight_product("head", N, c.Vp, c.C, floats=True)
 
     def launches(self) -> list[Launch]:
         self.check()

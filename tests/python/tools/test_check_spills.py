@@ -15,7 +15,15 @@ ptxas info    : Function properties for _Z11norm_kernelILi8ELi64EEv9norm_args
     {stack} bytes stack frame, {spill} bytes spill stores, {spill} bytes spill loads
 ptxas info    : Used 40 registers, used 1 barriers, {stack} bytes cumulative stack size
 """
-HOT = ("attention_bf16", "attention_decode", "norm", "classifier", "product_few", "adamw")
+HOT = (
+    "attention_bf16",
+    "attention_decode",
+    "norm",
+    "classifier",
+    "product_few",
+    "product_rows_bf16",
+    "adamw",
+)
 
 
 def log(stack: int = 0, spill: int = 0, file: str = "norm", dtype: str = "bf16") -> str:
