@@ -122,6 +122,20 @@ static __device__ inline chunks<CHUNKS> load_chunks(const elem *row, int HS, boo
     return r;
 }
 
+/* Asks for the cache's keys and values of a piece of which this block will soon read its own, so that
+ * memory works while it computes: a lane a row. */
+static __device__ inline void bring_piece_near(const decode_args &args, const decode_row &r,
+                                               int first) {
+    const attention_decode &a = args.op;
+    int end = least(first + args.piece, r.position), bytes = a.HS * (int)sizeof(elem);
+    int64_t cache = ((int64_t)r.seq * a.NKV + r.kv) * a.n_ctx * a.HS;
+    for (int i = 2 * first + (int)threadIdx.x; i < 2 * end; i += THREADS) {
+        const elem *of = (const elem *)(i % 2 ? a.cache_v : a.cache_k);
+        for (int at = 0; at < bytes; at += 128)
+            bring_near((const char *)(of + cache + (int64_t)(i / 2) * a.HS) + at);
+    }
+}
+
 /* Nothing that is made of these may be kept for the next turn of a loop: it would be twice as much. */
 template <int CHUNKS> static __device__ inline void reread(chunks<CHUNKS> &r) {
 #pragma unroll
@@ -302,6 +316,7 @@ static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<CHUNKS>)
     decode_memory m = memory_of(r.heads, a.HS);
     do {
         int first = (all.first + at) * args.piece, tile = r.begin / PIECE * PIECE;
+        if (!args.values) bring_piece_near(args, r, first + args.piece);
         attend<CHUNKS>(args, r, m, most(first, tile), least(first + args.piece, position + 1));
         __syncthreads();
         finish_piece(args, r, m, at++, split);

@@ -113,6 +113,15 @@ static __device__ inline void copy_wait() {
 #endif
 }
 
+/* The 128 bytes there will be in the second-level cache some time later. */
+static __device__ inline void bring_near(const void *global) {
+#ifdef GPTC_EMULATE_CUDA
+    (void)*(const volatile char *)global;
+#else
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+#endif
+}
+
 /* ---- boxes: see boxes.h ---- */
 
 /* A barrier in shared memory, 8 bytes. Its phase ends when `count` threads have arrived, and as many bytes of
