@@ -710,6 +710,7 @@ static __global__ void __launch_bounds__(THREADS, 2) sample_draw_kernel(sample_a
     room *m = shared_memory<room>();
     sample_place at(a);
     const sample_row &s = at.s;
+    if (at.own > 0 && (s.steepness == 0 || !begins_in_pieces(s))) return;
     float raw;
     uint64_t order;
     int token = join_largest(m, at.pieces, a.n_pieces, &raw, &order), n_own = s.n_adjustments;
