@@ -122,8 +122,8 @@ static __device__ inline chunks<CHUNKS> load_chunks(const elem *row, int HS, boo
     return r;
 }
 
-/* Asks for the cache's keys and values of a piece of which this block will soon read its own, so that
- * memory works while it computes: a lane a row. */
+/* Asks for the cache's keys and values of a piece that this block will read, so that memory works while it
+ * computes or waits: a thread a row. */
 static __device__ inline void bring_piece_near(const decode_args &args, const decode_row &r,
                                                int first) {
     const attention_decode &a = args.op;
@@ -300,7 +300,7 @@ static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<CHUNKS>)
     int group = a.NH / a.NKV, parts = (int)div_up(group, HEADS), block = (int)blockIdx.x, own = 0;
     if (args.values) own = block % args.n_pieces, block /= args.n_pieces;
     int part = block % parts, kv = block / parts % a.NKV, n = block / parts / a.NKV;
-    if (args.has_tiles && is_whole_tile(a, n / ATTENTION_TILE * ATTENTION_TILE)) return;
+    bool is_done = args.has_tiles && is_whole_tile(a, n / ATTENTION_TILE * ATTENTION_TILE);
     int position = a.positions[n];
     decode_row r = {n,
                     a.seqs[n],
@@ -312,7 +312,9 @@ static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<CHUNKS>)
     piece_range all = pieces_of(args, position);
     int at = own, n_pieces = all.end - all.first;
     bool split = args.values && n_pieces > 1;
-    if (at >= n_pieces) return;
+    if (!is_done) bring_piece_near(args, r, (all.first + at) * args.piece);
+    take_turn();
+    if (is_done || at >= n_pieces) return;
     decode_memory m = memory_of(r.heads, a.HS);
     do {
         int first = (all.first + at) * args.piece, tile = r.begin / PIECE * PIECE;
@@ -337,6 +339,7 @@ static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<CHUNKS>)
 /* A block for each row and head that has several pieces, a thread a column. It asks for many pieces at
  * once, and joins them in order. */
 static __global__ void attention_decode_join_kernel(decode_args args) {
+    take_turn();
     const attention_decode &a = args.op;
     int at = (int)blockIdx.x, s = (int)threadIdx.x; /* at of (N, NH) */
     piece_range all = pieces_of(args, a.positions[at / a.NH]);
@@ -404,10 +407,10 @@ int attention_decode_pieces(gpt_ctx *ctx, const attention_decode &op, int has_ti
     auto kernel = n_chunks == 1   ? attention_decode_kernel<1>
                   : n_chunks == 2 ? attention_decode_kernel<2>
                                   : attention_decode_kernel<4>;
-    launch(ctx, kernel, dim3((unsigned)blocks), THREADS,
-           sizeof(float) * (size_t)shared_floats(least<int>(group, HEADS), HS), args);
+    launch_early(ctx, kernel, dim3((unsigned)blocks), THREADS,
+                 sizeof(float) * (size_t)shared_floats(least<int>(group, HEADS), HS), args);
     if (args.values)
-        launch(ctx, attention_decode_join_kernel, dim3((unsigned)(op.N * op.NH)),
-               (int)div_up(HS, WARP) * WARP, 0, args);
+        launch_early(ctx, attention_decode_join_kernel, dim3((unsigned)(op.N * op.NH)),
+                     (int)div_up(HS, WARP) * WARP, 0, args);
     return 1;
 }

@@ -85,7 +85,7 @@ typedef struct cuda_graphs cuda_graphs;   /* recorded sequences of ops: graph.cu
 struct gpt_ctx {
     cudaStream_t stream;
     int device;
-    int has_groups;    /* products of a warpgroup (wgmma): a Hopper, and kernels compiled for it */
+    int has_groups; /* a Hopper, and kernels compiled for it: products of a warpgroup, launch_early */
     cudaError_t error; /* the first that happened; sync reports it */
     cuda_library *products;
     cuda_graphs *graphs;
@@ -143,12 +143,48 @@ static void launch(gpt_ctx *ctx, void (*kernel)(P...), dim3 grid, int threads, s
     cuda_remember(ctx, cudaGetLastError());
 }
 
+/* The same, where the kernel may begin while those in front of it end. Until it has called take_turn, it
+ * reads only what is older than the kernel in front, such as weights, and writes nothing. Every thread has to
+ * call that. */
+template <typename... P, typename... A>
+static void launch_early(gpt_ctx *ctx, void (*kernel)(P...), dim3 grid, int threads,
+                         size_t shared_bytes, A... args) {
+    if (!ctx->has_groups) {
+        launch(ctx, kernel, grid, threads, shared_bytes, args...);
+        return;
+    }
+    if (shared_bytes > DEFAULT_SHARED_BYTES)
+        cuda_remember(ctx, cudaFuncSetAttribute((const void *)kernel,
+                                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                (int)shared_bytes));
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = ctx->stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    cuda_remember(ctx, cudaLaunchKernelEx(&config, kernel, (P)args...));
+}
+
 /* The block's dynamic shared memory. */
 template <typename T> static __device__ inline T *shared_memory() {
     extern __shared__ __align__(1024) unsigned char dynamic_shared[];
     return (T *)dynamic_shared;
 }
 #endif
+
+/* Waits until all that the kernels in front have written is there, then lets the next one begin: see
+ * launch_early. */
+static __device__ inline void take_turn() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 /* ---- small helpers ---- */
 

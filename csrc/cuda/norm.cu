@@ -177,10 +177,11 @@ static __global__ void __launch_bounds__(MOST_BLOCK_WARPS *WARP)
     packed<elem, W> resid = {}, add = {};
     float x[W], branch[W], w[W] = {}, b[W] = {};
     gpt_dropout dropout = dropout_at(a.dropout);
+    if (there) load_affine(w, b, a, c);
+    take_turn();
     if (there) {
         resid = *(const packed<elem, W> *)((const elem *)a.resid + at);
         if (a.branch) add = *(const packed<elem, W> *)((const elem *)a.branch + at);
-        load_affine(w, b, a, c);
     }
     load(x, resid.x);
     load(branch, add.x);
@@ -196,8 +197,8 @@ CUDA_OP(residual_norm_forward) {
     int n_warps = (int)div_up(op->C, WARP * (int)PACK);
     bool is_long = op->C > LANE_CHANNELS * (int)WARP;
     if (op->C % PACK == 0 && n_warps <= MOST_BLOCK_WARPS && op->N <= FEW_NORM_ROWS)
-        launch(ctx, few_norm_forward_kernel, dim3((unsigned)op->N), n_warps * WARP,
-               2 * sizeof(float) * (size_t)(n_warps * WARP), *op);
+        launch_early(ctx, few_norm_forward_kernel, dim3((unsigned)op->N), n_warps * WARP,
+                     2 * sizeof(float) * (size_t)(n_warps * WARP), *op);
     else
         launch(ctx,
                op->C % PACK ? long_norm_forward_kernel<1>

@@ -59,6 +59,7 @@ static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS)
         chunk w[AHEAD];
 #pragma unroll
         for (int i = 0, k = first; i < AHEAD; i++, k += step) w[i] = load_chunk(b + k, k < end);
+        take_turn();
 #pragma unroll
         for (int i = 0, k = first; i < AHEAD; i++, k += step) {
             if (M > 1 && k >= end) continue; /* a branch, before which all of b is asked for */
@@ -67,6 +68,7 @@ static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS)
                 add_dot(sum[m], load_chunk(a + (int64_t)m * p.lda + k, k < end), w[i]);
         }
     }
+    take_turn();
     float mine = 0; /* lane m's is that of row m */
 #pragma unroll
     for (int m = 0; m < M; m++) {
@@ -83,8 +85,8 @@ template <typename T> static inline void start(gpt_ctx *ctx, const product *p) {
         few_product_kernel<T, 4>, few_product_kernel<T, 5>, few_product_kernel<T, 6>,
         few_product_kernel<T, 7>, few_product_kernel<T, 8>};
     int log2_warps = log2_column_warps(p->K);
-    launch(ctx, kernels[p->M - 1], dim3((unsigned)div_up(p->N, WARPS >> log2_warps)), THREADS,
-           sizeof(float) * (size_t)(WARPS * p->M), *p, log2_warps);
+    launch_early(ctx, kernels[p->M - 1], dim3((unsigned)div_up(p->N, WARPS >> log2_warps)), THREADS,
+                 sizeof(float) * (size_t)(WARPS * p->M), *p, log2_warps);
 }
 
 int cuda_few_product(gpt_ctx *ctx, const product *p) {

@@ -38,13 +38,19 @@ template <int M, int N> struct terms_source {
             b[n] = (const elem *)p.b + (int64_t)least(column + 8 * n + first, p.N - 1) * p.ldb + k;
         left = p.K - k;
     }
-    __device__ void fetch(terms<M, N> &t, int k) const {
-        t = {};
-        if (k >= left) return;
+    /* Zeros behind the last. */
+    __device__ chunk load(const elem *from, int k) const {
+        chunk c = {};
+        if (k < left) c = *(const chunk *)(from + k);
+        return c;
+    }
+    __device__ void fetch_a(terms<M, N> &t, int k) const {
 #pragma unroll
-        for (int n = 0; n < N; n++) t.b[n] = *(const chunk *)(b[n] + k);
+        for (int m = 0; m < 2 * M; m++) t.a[m / 2][m % 2] = load(a[m], k);
+    }
+    __device__ void fetch_b(terms<M, N> &t, int k) const {
 #pragma unroll
-        for (int m = 0; m < 2 * M; m++) t.a[m / 2][m % 2] = *(const chunk *)(a[m] + k);
+        for (int n = 0; n < N; n++) t.b[n] = load(b[n], k);
     }
     __device__ void advance(int k) {
 #pragma unroll
@@ -92,13 +98,17 @@ static __global__ void __launch_bounds__(THREADS, 1) rows_product_kernel(product
     terms_source<M, N> source(p, row0, column0);
     terms<M, N> t[AHEAD];
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) source.fetch(t[i], i * TURN);
+    for (int i = 0; i < AHEAD; i++) source.fetch_b(t[i], i * TURN);
+    take_turn();
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) source.fetch_a(t[i], i * TURN);
     for (int first = warp * STEP; first < p.K; first += AHEAD * TURN) {
         source.advance(AHEAD * TURN);
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            multiply_terms(sum, t[i]); /* of zeros behind the last */
-            source.fetch(t[i], i * TURN);
+            multiply_terms(sum, t[i]);
+            source.fetch_b(t[i], i * TURN);
+            source.fetch_a(t[i], i * TURN);
         }
     }
     /* The warps' sums, in their order. */
@@ -125,21 +135,23 @@ static __global__ void __launch_bounds__(THREADS, 1) rows_product_kernel(product
     }
 }
 
-template <int M, int N, int AHEAD> static void start(gpt_ctx *ctx, const product *p) {
+template <int M, int N, int AHEAD> static void start(gpt_ctx *ctx, const product *p, bool early) {
     using tile = tile_of<M, N>;
-    launch(ctx, rows_product_kernel<M, N, AHEAD>,
-           dim3((unsigned)div_up(p->M, tile::ROWS), (unsigned)div_up(p->N, tile::COLUMNS)), THREADS,
-           tile::shared_bytes, *p);
+    dim3 grid((unsigned)div_up(p->M, tile::ROWS), (unsigned)div_up(p->N, tile::COLUMNS));
+    if (early)
+        launch_early(ctx, rows_product_kernel<M, N, AHEAD>, grid, THREADS, tile::shared_bytes, *p);
+    else
+        launch(ctx, rows_product_kernel<M, N, AHEAD>, grid, THREADS, tile::shared_bytes, *p);
 }
 
 /* With large tiles, blocks read less in sum; small ones give more multiprocessors something to read. */
-int cuda_rows_product(gpt_ctx *ctx, const product *p) {
+int cuda_rows_product(gpt_ctx *ctx, const product *p, bool early) {
     if (p->M > MOST_ROWS || p->kind != PRODUCT_NT || p->add || p->float_out) return 0;
     bool aligned = ((uintptr_t)p->a | (uintptr_t)p->b) % sizeof(chunk) == 0;
     if (!aligned || p->K % PACK || p->lda % PACK || p->ldb % PACK) return 0;
     if (tile_of<2, 6>::blocks(*p) * 3 >= MULTIPROCESSORS * 2)
-        start<2, 6, 3>(ctx, p);
+        start<2, 6, 3>(ctx, p, early);
     else
-        start<1, 3, 6>(ctx, p);
+        start<1, 3, 6>(ctx, p, early);
     return 1;
 }

@@ -641,6 +641,7 @@ static __device__ inline void adjust(const sample_place &at, int end) {
 /* The largest logits, and an empty tally. */
 static __global__ void __launch_bounds__(THREADS, 2) sample_largest_kernel(sample_args a) {
     room *m = shared_memory<room>();
+    take_turn();
     sample_place at(a);
     const sample_row &s = at.s;
     int all = at.end(a.op.V), end = at.end(s.vocab_size);
@@ -674,6 +675,7 @@ static __device__ inline int join_largest(room *m, const piece *pieces, int n, f
 /* The chances of all tokens, and where a filter by chance ends. */
 static __global__ void __launch_bounds__(THREADS, 2) sample_weigh_kernel(sample_args a) {
     room *m = shared_memory<room>();
+    take_turn();
     sample_place at(a);
     const sample_row &s = at.s;
     float raw;
@@ -708,6 +710,7 @@ static __global__ void __launch_bounds__(THREADS, 2) sample_weigh_kernel(sample_
 /* A token, by one block of the row, which for that waits for what others gather. */
 static __global__ void __launch_bounds__(THREADS, 2) sample_draw_kernel(sample_args a) {
     room *m = shared_memory<room>();
+    take_turn();
     sample_place at(a);
     const sample_row &s = at.s;
     if (at.own > 0 && (s.steepness == 0 || !begins_in_pieces(s))) return;
@@ -765,7 +768,7 @@ CUDA_OP(sample) {
     a.op = *op;
     lay_out(&a, (char *)ctx->workspace, op->N, op->V, op->stride);
     dim3 blocks((unsigned)(op->N * a.n_pieces));
-    launch(ctx, sample_largest_kernel, blocks, THREADS, sizeof(room), a);
-    launch(ctx, sample_weigh_kernel, blocks, THREADS, sizeof(room), a);
-    launch(ctx, sample_draw_kernel, blocks, THREADS, sizeof(room), a);
+    launch_early(ctx, sample_largest_kernel, blocks, THREADS, sizeof(room), a);
+    launch_early(ctx, sample_weigh_kernel, blocks, THREADS, sizeof(room), a);
+    launch_early(ctx, sample_draw_kernel, blocks, THREADS, sizeof(room), a);
 }

@@ -13,8 +13,9 @@
 int cuda_few_product(gpt_ctx *ctx, const product *p);
 
 #ifdef CUDA_BF16
-/* One of up to 64 rows with p->b in bf16, if rows are aligned; else 0: product_rows_bf16.cu. */
-int cuda_rows_product(gpt_ctx *ctx, const product *p);
+/* One of up to 64 rows with p->b in bf16, if rows are aligned; else 0: product_rows_bf16.cu. `early`: b is older
+ * than the kernel in front. */
+int cuda_rows_product(gpt_ctx *ctx, const product *p, bool early);
 #endif
 
 /* Numbers of room that products with a weight need, to make it bf16 again. */
@@ -38,7 +39,7 @@ static inline int weight_product(gpt_ctx *ctx, const product *p, elem *room) {
     (void)room;
 #endif
 #ifdef CUDA_BF16
-    if (cuda_rows_product(ctx, &whole)) return 1;
+    if (cuda_rows_product(ctx, &whole, whole.b == p->b)) return 1;
 #endif
     return cuda_product(ctx, &whole);
 }

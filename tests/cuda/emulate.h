@@ -295,6 +295,13 @@ static void launch(gpt_ctx *, void (*kernel)(P...), dim3 grid, int threads, size
         (const void *)kernel);
 }
 
+/* There, too, one kernel runs after the other. */
+template <typename... P, typename... A>
+static void launch_early(gpt_ctx *ctx, void (*kernel)(P...), dim3 grid, int threads,
+                         size_t shared_bytes, A... args) {
+    launch(ctx, kernel, grid, threads, shared_bytes, args...);
+}
+
 template <typename T> static inline T *shared_memory() {
     return (T *)emulate_shared_memory();
 }
