@@ -24,6 +24,7 @@ import traceback
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ from gptc.files.whole import write_file
 from gptc.formats import llmc, openai_tf
 from gptc.formats.model_file import ModelFile
 from gptc.formats.safetensors import TensorFile, tensor_chunks
-from gptc.generation.grammar.parser import parse_grammar
+from gptc.generation.constraint import make_constraint
 from gptc.tokenizer import scored, vocabulary
 from gptc.tokenizer.pretrained import SentencePieceTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
@@ -155,10 +156,39 @@ def targets(folder: Path) -> dict[str, Target]:
     _folders(folder, model)
     grammar = folder / "json.gbnf"
     grammar.write_bytes((Path(__file__).parents[2] / "docs" / "json.gbnf").read_bytes())
-    found["grammar"] = Target(grammar, lambda: parse_grammar(decode_utf8(grammar.read_bytes())))
+    schema = folder / "schema.json"
+    schema.write_text(json.dumps(_SCHEMA))
+    for name, kind, file in (
+        ("grammar", "grammar", grammar),
+        ("json-schema", "json_schema", schema),
+    ):
+        found[name] = Target(file, partial(_follow_pattern, kind, file))
     tokenizer = small_model(folder / "tokenizer", "byte") / "gptc_tokenizer.json"
     found["tokenizer"] = Target(tokenizer, lambda: read_tokenizer(tokenizer))
     return found
+
+
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Z][a-z]{1,9}$"},
+        "born": {"type": "integer", "minimum": 1900, "maximum": 2030},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2},
+        "more": {"$ref": "#/$defs/more"},
+    },
+    "required": ["name"],
+    "$defs": {"more": {"anyOf": [{"type": "null"}, {"type": "number", "multipleOf": 0.5}]}},
+}
+
+
+def _follow_pattern(kind: str, file: Path) -> None:
+    """Reads a grammar or JSON schema, and makes a short text of bytes that begins like a match."""
+    pattern = {kind: decode_utf8(file.read_bytes())}
+    state = make_constraint(make_tokenizer("bytes"), 256, **pattern).begin()
+    for i in range(20):
+        if state.ended or not len(state.allowed):
+            break
+        state.take(int(state.allowed[7 * i % len(state.allowed)]))
 
 
 def _sentencepiece_model() -> bytes:

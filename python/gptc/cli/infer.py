@@ -171,12 +171,15 @@ def _options(given: dict[str, Any], raw: bool) -> dict[str, Any]:
     sampling.check()
     texts = {name: given[name] for name in declared(TextOptions)}
     texts["stop"] = tuple(map(_unescaped, given["stop"])) or (() if raw else DEFAULT_STOP)
-    if texts["grammar"] is not None:
-        texts["grammar"] = _read_grammar(Path(texts["grammar"]))
-    if texts["regex"] is not None:
-        from gptc.generation.grammar.parser import parse_regex
+    for kind in ("grammar", "json_schema"):
+        if texts[kind] is not None:
+            what = "JSON schema" if kind == "json_schema" else kind
+            texts[kind] = _read_pattern(Path(texts[kind]), what)
+    for kind in TextOptions.PATTERNS:
+        if texts[kind] is not None:
+            from gptc.generation.constraint import check_pattern
 
-        parse_regex(texts["regex"])
+            check_pattern(kind, texts[kind])
     return {**texts, "sampling": sampling}
 
 
@@ -186,20 +189,25 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([nrt\\])", lambda m: escapes[m[1]], text)
 
 
-def _read_grammar(path: Path) -> str:
-    """The text of a grammar file, after a trial parse."""
-    from gptc.generation.grammar.parser import parse_grammar
+def _read_pattern(path: Path, what: str) -> str:
+    """The text of a file of a grammar or JSON schema."""
+    from gptc.generation.constraint import MOST_BYTES
 
     try:
-        text = path.read_text("utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise GptcError(f"cannot read the grammar {path}: {error.strerror}") from None
+        raise GptcError(f"cannot read the {what} {path}: {error.strerror}") from None
+    if len(data) > MOST_BYTES:
+        raise UsageError(
+            f"the {what} {path} is above the limit of {MOST_BYTES:,} bytes: simplify it"
+        )
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise GptcError(
-            f"byte {error.start} of the grammar {path} is not UTF-8: convert the file to UTF-8"
+            f"byte {error.start} of the {what} {path} is not UTF-8: convert the file to UTF-8"
         ) from None
-    parse_grammar(text)
-    return text
 
 
 @contextmanager
@@ -221,7 +229,8 @@ def _made_ready(tokenizer: Tokenizer) -> Iterator[None]:
 def _check_outputs(outputs: dict[str, bool], given: dict[str, Any]) -> None:
     """Raises UsageError for options that exclude each other."""
     _exclusive(outputs)
-    _exclusive({f"--{name}": given[name] is not None for name in ("regex", "grammar")})
+    flags = {name: declared(TextOptions)[name].flag for name in TextOptions.PATTERNS}
+    _exclusive({f"--{flag}": given[name] is not None for name, flag in flags.items()})
     if given["logprobs"] is not None and not (outputs["--json"] or outputs["--prompts"]):
         raise UsageError("--logprobs needs JSON output: add --json, or use --prompts")
     if outputs["--raw"] and given["num_samples"] > 1:
@@ -235,7 +244,7 @@ def _refuse_with_beams(context: click.Context, outputs: dict[str, bool]) -> None
     for name in ("--draft", "--prompts", "--raw"):
         _exclusive({"--beams": True, name: outputs[name]})
     for name, declaration in declared(TextOptions).items():
-        if name in ("regex", "grammar"):
+        if name in TextOptions.PATTERNS:
             _exclusive({"--beams": True, f"--{declaration.flag}": bool(context.params[name])})
     for name, declaration in declared(Sampling).items():
         typed = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import click
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gptc.generation.request import Request, Sample
     from gptc.tokenizer.base import Tokenizer
 
+MOST_LINE_BYTES = 8 << 20  # of a line; a prompt of as many tokens takes 36 times as much memory
 _ANSWER = ("samples", "error")  # keys of an answer; those of the line are dropped
 _EXAMPLE = 'a line looks like {"prompt": "Once upon a time"}'
 
@@ -68,7 +69,7 @@ class _Answers:
         self.n_prompts = self.n_failed = self.n_tokens = 0
         self._tokenizer = tokenizer
         self._out = out
-        self._begun: dict[Request, tuple[int, dict[str, Any], list[Sample]]] = {}
+        self._begun: dict[Request, tuple[int, dict[str, Any], dict[int, Any]]] = {}
         self._ready: dict[int, dict[str, Any]] = {}
         self._next = 0
 
@@ -78,24 +79,26 @@ class _Answers:
         self._give(self.n_prompts, {**line, "error": str(error)})
         self.n_prompts += 1
 
-    def begun(self, line: dict[str, Any], samples: list[Sample]) -> None:
-        """Registers the samples of a line; the line is answered when all have ended."""
-        self._begun[samples[0].request] = (self.n_prompts, line, samples)
+    def begun(self, line: dict[str, Any], request: Request) -> None:
+        """Registers the request of a line; the line is answered when all samples have ended."""
+        self._begun[request] = (self.n_prompts, line, {})
         self.n_prompts += 1
 
     def ended(self, sample: Sample) -> None:
-        """Takes a finished sample."""
+        """Takes a finished sample. Only what the answer says of it is kept."""
         self.n_tokens += sample.n_tokens
-        number, line, samples = self._begun[sample.request]
-        if all(s.finish for s in samples):
-            del self._begun[sample.request]
-            if error := next((s.error for s in samples if s.error), None):
-                self.n_failed += 1
-                self._give(number, {**line, "error": str(error)})
-                return
-            seed = sample.request.sampling.seed
-            listed = [sample_json(s, self._tokenizer) for s in samples]
-            self._give(number, {**line, "seed": seed, "samples": listed})
+        request = sample.request
+        number, line, entries = self._begun[request]
+        entries[sample.index] = sample.error or sample_json(sample, self._tokenizer)
+        if len(entries) < request.options.num_samples:
+            return
+        del self._begun[request]
+        listed = [entries[i] for i in range(len(entries))]
+        if error := next((entry for entry in listed if isinstance(entry, GptcError)), None):
+            self.n_failed += 1
+            self._give(number, {**line, "error": str(error)})
+        else:
+            self._give(number, {**line, "seed": request.sampling.seed, "samples": listed})
 
     def _give(self, number: int, answer: dict[str, Any]) -> None:
         self._ready[number] = answer
@@ -146,7 +149,8 @@ def _samples(
 
     seed = options["sampling"].seed
     for line in _lines(file):
-        given: dict[str, Any] = {"line": line.decode("utf-8", "replace")}
+        shown = line if len(line) <= MOST_LINE_BYTES else line[:1000]
+        given: dict[str, Any] = {"line": shown.decode("utf-8", "replace")}
         try:
             given = _read(line)
             settings = _settings(given, options, seed)
@@ -155,9 +159,8 @@ def _samples(
             answers.failed(given, _by_key(error))
             continue
         seed = (seed + request.options.num_samples) % 2**63
-        samples = request.samples(tokenizer)
-        answers.begun(given, samples)
-        yield from samples
+        answers.begun(given, request)
+        yield from request.samples(tokenizer)
 
 
 def _by_key(error: GptcError) -> GptcError:
@@ -171,7 +174,7 @@ def _lines(file: Path) -> Iterator[bytes]:
     """The lines that are not blank. They are UTF-8 regardless of the terminal's encoding."""
     try:
         with sys.stdin.buffer if str(file) == "-" else file.open("rb") as lines:
-            for i, line in enumerate(lines):
+            for i, line in enumerate(_bounded(lines)):
                 text = line.removeprefix(codecs.BOM_UTF8) if i == 0 else line
                 if text.strip():
                     yield text.strip()
@@ -179,8 +182,19 @@ def _lines(file: Path) -> Iterator[bytes]:
         raise GptcError(f"cannot read the prompts {file}: {error.strerror}") from error
 
 
+def _bounded(lines: BinaryIO) -> Iterator[bytes]:
+    """Each line, or the beginning of one that has more than MOST_LINE_BYTES."""
+    while line := lines.readline(MOST_LINE_BYTES + 1):
+        rest = line
+        while rest and not rest.endswith(b"\n"):
+            rest = lines.readline(1 << 20)
+        yield line
+
+
 def _read(line: bytes) -> dict[str, Any]:
     """The line's object, without the keys of an answer."""
+    if len(line) > MOST_LINE_BYTES:
+        raise UsageError(f"the line has more than {MOST_LINE_BYTES:,} bytes: shorten its prompt")
     try:
         given = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -204,7 +218,8 @@ def _settings(given: dict[str, Any], options: dict[str, Any], seed: int) -> dict
         if name in given:
             if given[name] is None:
                 raise UsageError(f"{name} is null; leave it out")
-            declaration.check_type(given[name], name)
+            if name != "json_schema" or not isinstance(given[name], dict | bool):
+                declaration.check_type(given[name], name)
     if not all(isinstance(word, str) for word in given.get("stop", [])):
         raise UsageError("stop must be a list of texts")
     try:
@@ -212,8 +227,8 @@ def _settings(given: dict[str, Any], options: dict[str, Any], seed: int) -> dict
     except OverflowError:
         raise UsageError("the line holds a number that is too large") from None
     chosen = {name: given[name] for name in writing if name in given}
-    rules = ("regex", "grammar")  # one in the line replaces either of the command line
-    if given.keys() & set(rules):
-        chosen |= {name: given.get(name) for name in rules}
+    patterns = TextOptions.PATTERNS  # one in the line replaces any of the command line
+    if given.keys() & set(patterns):
+        chosen |= {name: given.get(name) for name in patterns}
     sampling = replace(options["sampling"], **{"seed": seed, **own})
     return {**options, **chosen, "sampling": sampling}

@@ -52,7 +52,7 @@ def beam_search(
     if request.options.context_shift:
         raise UsageError("beam search cannot shift the context: leave out --context-shift")
     if request.constraint:
-        raise UsageError("beam search takes no regex or grammar: leave out --beams")
+        raise UsageError("beam search takes no regex, grammar or JSON schema: leave out --beams")
     if request.options.num_samples > width:
         raise UsageError(
             f"{width} beams cannot give {request.options.num_samples} samples; raise --beams"

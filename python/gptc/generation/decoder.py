@@ -8,7 +8,7 @@
 The token at position p of sample i is drawn with (seed + i, p), so a call always gives the same
 text, whatever else is in the batch. A sample ends at an end-of-text or begin-of-text token, before
 a stop string, after max_tokens, or when the model's context is full. A constrained sample also ends
-when its regex or grammar allows no further token.
+when its regex, grammar or JSON schema allows no further token.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def start(
 ) -> tuple[list[Sample], Iterator[tuple[Sample, str]]]:
     """The samples of one request, and an iterator that decodes them.
 
-    The iterator raises DeadEnd if a sample cannot satisfy its regex or grammar.
+    The iterator raises DeadEnd if a sample cannot match its regex, grammar or JSON schema.
     """
     (samples,), pieces = _start_all(model, tokenizer, [request], draft)
     return samples, pieces
@@ -265,7 +265,7 @@ def _start_all(
     model: Model, tokenizer: Tokenizer, requests: Sequence[Request], draft: Draft | None
 ) -> tuple[list[list[Sample]], Iterator[tuple[Sample, str]]]:
     """As `start`, for several requests: the samples of each."""
-    each = [request.samples(tokenizer) for request in requests]
+    each = [list(request.samples(tokenizer)) for request in requests]
     samples = [sample for some in each for sample in some]
     n_ctx = max(request.n_ctx(model.config.block_size) for request in requests)
     decoder = Decoder(model, tokenizer, min(len(samples), MOST_AT_ONCE), n_ctx, draft)
@@ -328,9 +328,10 @@ def stream(
     """The continuation of `prompt`, in pieces as they are decoded.
 
     `options` are the fields of `TextOptions` and `Sampling` (generation/options.py). Without a
-    prompt, the model begins a document. With `regex` or `grammar` (GBNF), the continuation matches
-    it. GptcError if the prompt is longer than the model's context. A text ends when the context is
-    full; with `context_shift` it continues from the newer half.
+    prompt, the model begins a document. With `regex`, `grammar` (GBNF) or `json_schema` (a dict, or
+    its text), the continuation matches it. GptcError if the prompt is longer than the model's
+    context. A text ends when the context is full; with `context_shift` it continues from the newer
+    half.
     """
     with python_names():
         generation = Generation(model, tokenizer, prompt, draft, **split_options(options))

@@ -93,18 +93,26 @@ class ModelDraft(_Adaptive):
             same += 1
         self._session.rewind(slot, same)
         self._texts[slot] = text[:same]  # matches the cache at all times, even when interrupted
-        place = sample.place
-        for _ in range(length):
-            if place and (place.ended or not len(place.allowed)):
-                break
-            feed = text[len(self._texts[slot]) :]
-            logits = self._session.decode(np.array(feed, np.int32), slot)
-            self._texts[slot] += feed
-            allowed = (place.allowed,) if place else ()
-            text.append(
-                sample_token(logits, sample.sampling, len(text), self._vocab_size, text, *allowed)
-            )
-            place = place and place.after(text[-1])
+        grammar = sample.grammar
+        n_taken = grammar.length if grammar else 0
+        try:
+            for _ in range(length):
+                if grammar and (grammar.ended or not len(grammar.allowed)):
+                    break
+                feed = text[len(self._texts[slot]) :]
+                logits = self._session.decode(np.array(feed, np.int32), slot)
+                self._texts[slot] += feed
+                allowed = (grammar.allowed,) if grammar else ()
+                text.append(
+                    sample_token(
+                        logits, sample.sampling, len(text), self._vocab_size, text, *allowed
+                    )
+                )
+                if grammar:
+                    grammar.take(text[-1])
+        finally:
+            if grammar:
+                grammar.rewind(n_taken)
         return text[len(sample.sequence) :]
 
 

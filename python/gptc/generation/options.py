@@ -6,6 +6,7 @@ The command line, the lines of --prompts and the Python API share them.
 from __future__ import annotations
 
 import ctypes
+import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -82,7 +83,7 @@ class TextOptions:
     SECTION: ClassVar[str] = "Text"
 
     max_tokens: int = option(256, "Largest number of tokens to generate.", least=1)
-    num_samples: int = option(1, "Number of samples.", least=1)
+    num_samples: int = option(1, "Number of samples.", least=1, most=10_000)
     stop: tuple[str, ...] = option(
         DEFAULT_STOP,
         r"Stop string, which ends a sample; \n = end of a line. May be repeated.",
@@ -98,6 +99,20 @@ class TextOptions:
     grammar: str | None = option(
         None, "GBNF grammar; the text must match its rule root.", metavar="FILE"
     )
+    json_schema: str | None = option(
+        None, "JSON schema; the text must be JSON that it allows.", metavar="FILE"
+    )
+    PATTERNS: ClassVar[tuple[str, ...]] = ("regex", "grammar", "json_schema")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.json_schema, dict | bool):
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """The patterns that the text must match, by kind: at most one is allowed."""
+        given = {name: getattr(self, name) for name in self.PATTERNS}
+        return {name: text for name, text in given.items() if text is not None}
 
     def check(self) -> None:
         """Raises UsageError for a value outside its range."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,7 @@ from gptc.settings import declared
 from gptc.tokenizer.base import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
-    from gptc.generation.grammar.constraint import Constraint
+    from gptc.generation.constraint import Constraint
 
 Finish = Literal["stop", "length", "context", "error"]
 
@@ -36,15 +36,15 @@ class Request:
     prompt: list[int]
     sampling: Sampling
     options: TextOptions
-    constraint: Constraint | None = None  # the regex or grammar that the text must match
+    constraint: Constraint | None = None  # that the text must match
 
     def n_ctx(self, block_size: int) -> int:
         """Length of a sample's cache, in tokens: the last token drawn is never fed back."""
         return min(block_size, len(self.prompt) + self.options.max_tokens - 1)
 
-    def samples(self, tokenizer: Tokenizer) -> list[Sample]:
-        """New samples, without any tokens."""
-        return [Sample(i, self, tokenizer) for i in range(self.options.num_samples)]
+    def samples(self, tokenizer: Tokenizer) -> Iterator[Sample]:
+        """New samples, without any tokens, each made when it is asked for."""
+        return (Sample(i, self, tokenizer) for i in range(self.options.num_samples))
 
 
 def make_request(
@@ -78,11 +78,11 @@ def make_request(
     tokens = tokens or prompt_tokens(tokenizer, "")
     _check_prompt(model, tokens, texts.context_shift)
     constraint = None
-    if texts.regex is not None or texts.grammar is not None:
-        from gptc.generation.grammar.constraint import make_constraint  # rarely needed
+    if texts.patterns:
+        from gptc.generation.constraint import make_constraint  # rarely needed
 
         n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
-        constraint = make_constraint(tokenizer, n_tokens, regex=texts.regex, grammar=texts.grammar)
+        constraint = make_constraint(tokenizer, n_tokens, **texts.patterns)
     return Request(tokens, sampling, texts, constraint)
 
 
@@ -166,8 +166,8 @@ class Sample:
         self.logprobs: list[TokenLogprob] = []
         self.finish: Finish | None = None
         self.error: DeadEnd | None = None
-        self.place = request.constraint.start if request.constraint else None
-        """The state of the grammar; None without one."""
+        self.grammar = request.constraint.begin() if request.constraint else None
+        """The tokens that its regex, grammar or JSON schema allows; None without one."""
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._filter = StopFilter(request.options.stop)
@@ -193,7 +193,7 @@ class Sample:
         None if the sample needs the logits: for its grammar, or for many likeliest tokens.
         """
         top = self.request.options.logprobs
-        if self.place or (top or 0) > MOST_TOP:
+        if self.grammar or (top or 0) > MOST_TOP:
             return None
         text = [*self.sequence, *guess] if guess else self.sequence
         n, size = len(self.sequence), self._tokenizer.vocab_size
@@ -220,11 +220,11 @@ class Sample:
     def _draw(self, logits: FloatArray) -> int:
         """Draws the next token. DeadEnd if the grammar allows none."""
         position, size = len(self.sequence), self._tokenizer.vocab_size
-        if not self.place:
+        if not self.grammar:
             return sample_token(logits, self.sampling, position, size, self.sequence)
-        allowed = self.place.allowed
+        allowed = self.grammar.allowed
         if not len(allowed):
-            raise self.place.dead_end(self._tokenizer.decode(self.tokens))
+            raise self.grammar.dead_end()
         return sample_token(logits, self.sampling, position, size, self.sequence, allowed)
 
     def take(self, token: int, logprob: TokenLogprob | None, n_ctx: int) -> str:
@@ -246,9 +246,9 @@ class Sample:
         else:
             self.sequence.append(token)
             piece = self._filter.push(self._decoder.push(token))
-            if self.place:
-                self.place = self.place.after(token)
-            if self._filter.stopped or (self.place and self.place.ended):
+            if self.grammar:
+                self.grammar.take(token)
+            if self._filter.stopped or (self.grammar and self.grammar.ended):
                 self.finish = "stop"
             elif self.n_tokens >= self.request.options.max_tokens:
                 self.finish = "length"

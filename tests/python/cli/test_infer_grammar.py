@@ -1,4 +1,4 @@
-"""`gptc infer` follows a regex or a grammar, and names a mistake in one."""
+"""`gptc infer` follows a regex, a grammar or a JSON schema, and names a mistake in one."""
 
 from __future__ import annotations
 
@@ -31,6 +31,18 @@ def test_infer_with_a_regex_or_a_grammar(infer: Callable[..., Any], tmp_path: Pa
     assert infer("-p", "x", "--grammar", tmp_path / "g").out == f"x{samples[0]['text']}\n"
 
 
+def test_infer_with_a_json_schema(infer: Callable[..., Any], tmp_path: Path) -> None:
+    schema = {"type": "array", "items": {"enum": [1, "é"]}, "minItems": 2, "maxItems": 3}
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+    ran = infer("-p", "x", "--json-schema", tmp_path / "s.json", "--num-samples", 4, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    for sample in json.loads(ran.out)["samples"]:
+        assert sample["finish"] == "stop"
+        value = json.loads(sample["text"])
+        assert 2 <= len(value) <= 3
+        assert set(value) <= {1, "é"}
+
+
 def test_lines_with_rules_of_their_own(infer: Callable[..., Any], tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"prompt": "a"},
@@ -41,24 +53,32 @@ def test_lines_with_rules_of_their_own(infer: Callable[..., Any], tmp_path: Path
         {"prompt": "f", "regex": "a", "grammar": 'root ::= "a"'},
         {"prompt": "g", "regex": 5},
         {"prompt": "h", "max_tokens": 3},
+        {"prompt": "i", "json_schema": {"enum": ["left", "right"]}},
+        {"prompt": "j", "json_schema": '{"const": [1, 2]}'},
+        {"prompt": "k", "json_schema": {"type": "foo"}},
+        {"prompt": "l", "json_schema": 5},
     ]
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
     ran = infer("--prompts", file, "--regex", "[0-9]{6}")
     assert ran.code == 1
-    assert "4 of 8 prompts failed" in ran.err
+    assert "6 of 12 prompts failed" in ran.err
     answers = [json.loads(line) for line in ran.out.splitlines()]
     texts = [[s["text"] for s in answer.get("samples", [])] for answer in answers]
     assert re.fullmatch("[0-9]{6}", texts[0][0])
     assert all(re.fullmatch("[xy]{4}", text) for text in texts[1])
     assert re.fullmatch(r"\(*é\)*", texts[2][0])
     assert re.fullmatch("[0-9]{3}", texts[7][0])
+    assert json.loads(texts[8][0]) in ("left", "right")
+    assert json.loads(texts[9][0]) == [1, 2]
     errors = [answer.get("error") for answer in answers]
     assert errors[:3] == [None] * 3
-    assert "this ( has no )" in errors[3]
+    assert "the regex is refused: unclosed group" in errors[3]
     assert "1:10 of the grammar: no rule is called x" in errors[4]
     assert "a regex and a grammar exclude each other" in errors[5]
     assert "regex is 5; it must be text" in errors[6]
+    assert "Invalid type: foo" in errors[10]
+    assert "json_schema is 5; it must be text" in errors[11]
 
 
 def test_a_line_that_no_token_continues_stops_no_other(
@@ -82,13 +102,22 @@ def test_a_line_that_no_token_continues_stops_no_other(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--regex", "(a"], 2, "character 0 of the regex: this ( has no )"),
+        (["--regex", "(a"], 2, "the regex is refused: unclosed group"),
         (["--regex", "a", "--grammar", "g"], 2, "--regex and --grammar exclude each other"),
         (["--regex", "a", "--beams", "2"], 2, "--beams and --regex exclude each other"),
         (["--grammar", "nowhere"], 1, "cannot read the grammar nowhere: No such file"),
         (["--grammar", "{bad}"], 2, "2:7 of the grammar: no rule is called b"),
         (["--grammar", "{bytes}"], 1, "is not UTF-8"),
         (["--regex", "()"], 2, "only the empty text matches the regex"),
+        (["--json-schema", "nowhere"], 1, "cannot read the JSON schema nowhere: No such file"),
+        (["--json-schema", "{bad}"], 2, "the JSON schema is not JSON"),
+        (["--json-schema", "s", "--grammar", "g"], 2, "--grammar and --json-schema exclude each"),
+        (["--json-schema", "s", "--beams", "2"], 2, "--beams and --json-schema exclude each other"),
+        (
+            ["--grammar", "/dev/zero"],
+            2,
+            "the grammar /dev/zero is above the limit of 131,072 bytes",
+        ),
     ],
 )
 def test_infer_names_what_is_wrong(

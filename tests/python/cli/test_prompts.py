@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from gptc import Model
+from gptc.cli import prompts
+from gptc.generation import request
 from gptc.generation.decoder import generate
 from gptc.tokenizer.base import Tokenizer
 
@@ -59,6 +62,7 @@ def test_prompts_come_back_in_order_with_their_texts(
         ),
         ('{"prompt": "x", "top_p": 7}', "top_p is 7"),
         ('{"prompt": "x", "num_samples": 0}', "num_samples is 0"),
+        ('{"prompt": "x", "num_samples": 10001}', "num_samples is 10001; it must be between 1 and"),
         ('{"prompt": "x", "stop": [1]}', "stop must be a list of texts"),
         ('{"prompt": "x", "top_k": 99999999999}', "top_k is 99999999999"),
         ('{"prompt": "x", "temperature": 1%s}' % ("0" * 400), "too large"),
@@ -107,3 +111,43 @@ def test_a_line_may_ask_for_log_probabilities(infer: Callable[..., Any], tmp_pat
     asked, plain = (json.loads(line)["samples"][0] for line in ran.out.splitlines())
     assert [len(entry["top"]) for entry in asked["logprobs"]] == [1, 1, 1]
     assert "logprobs" not in plain
+
+
+def test_a_line_that_is_too_long_is_refused_unread(
+    infer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "MOST_LINE_BYTES", 100)
+    fits = json.dumps({"prompt": "a", "note": "x" * 70})
+    assert len(fits) < 100
+    long = json.dumps({"prompt": "y" * 5_000_000})
+    (tmp_path / "p").write_text(f"{fits}\n{long}\n{fits}\n{'z' * 101}")
+    ran = infer("--prompts", tmp_path / "p", "--max-tokens", 2)
+    first, second, third, fourth = [json.loads(line) for line in ran.out.splitlines()]
+    assert len(first["samples"]) == len(third["samples"]) == 1
+    for answer in (second, fourth):
+        assert answer["error"] == "the line has more than 100 bytes: shorten its prompt"
+        assert len(json.dumps(answer)) < 2000
+    assert ran.err.count("\n") == 1
+
+
+def test_samples_are_made_as_they_are_decoded(
+    infer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt is copied for each sample: 10,000 of them at once took gigabytes."""
+    made: list[weakref.ref[Any]] = []
+    most = 0
+    init = request.Sample.__init__
+
+    def counted(self: request.Sample, *args: Any) -> None:
+        nonlocal most
+        init(self, *args)
+        made.append(weakref.ref(self))
+        most = max(most, sum(ref() is not None for ref in made))
+
+    monkeypatch.setattr(request.Sample, "__init__", counted)
+    (tmp_path / "p").write_text('{"prompt": "abc", "num_samples": 40, "max_tokens": 2}\n"b"\n')
+    ran = infer("--prompts", tmp_path / "p", "--batch-size", 3)
+    samples, _ = (json.loads(line)["samples"] for line in ran.out.splitlines())
+    assert len(samples) == 40
+    assert len(made) == 41
+    assert most <= 6

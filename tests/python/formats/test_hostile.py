@@ -49,7 +49,7 @@ def test_what_is_whole_is_read(targets: dict[str, Any], name: str) -> None:
     targets[name].read()
 
 
-@pytest.mark.parametrize("name", [*NAMES, "grammar"])
+@pytest.mark.parametrize("name", [*NAMES, "grammar", "json-schema"])
 def test_a_few_hundred_accidents(targets: dict[str, Any], name: str) -> None:
     counts = fuzz.fuzz(name, targets[name], range(120), seed=0)
     assert counts["refused"] > 0

@@ -13,17 +13,16 @@ import pytest
 from gptc import Model
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
+from gptc.generation import constraint
 from gptc.generation.beam import beam_search
 from gptc.generation.decoder import Generation, generate, stream
 from gptc.generation.drafts import ModelDraft, NgramDraft
-from gptc.generation.grammar import automaton
-from gptc.generation.grammar.parser import parse_grammar
 from gptc.generation.options import Sampling
 from gptc.generation.request import make_request
 from gptc.generation.sampling import token_logprob
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.native import CharTokenizer
-from machines import JSON_GRAMMAR, after
+from patterns import JSON_GRAMMAR, of_bytes, reads
 from small_models import varied
 
 Config = Callable[..., GPTConfig]
@@ -38,15 +37,36 @@ def test_texts_are_json(writer: Model, tokenizer: Tokenizer, temperature: float)
     )  # fmt: skip
     for _ in generation:
         pass
-    machine, n_ended = parse_grammar(JSON_GRAMMAR), 0
+    found, n_ended = of_bytes(grammar=JSON_GRAMMAR), 0
     for sample in generation.samples:
-        assert after(machine, tokenizer.decode_bytes(sample.tokens))
+        assert reads(found.begin(), tokenizer.decode_bytes(sample.tokens))
         if sample.finish == "stop":
             json.loads(sample.text)
             n_ended += 1
         else:
             assert (sample.finish, sample.n_tokens) == ("length", 400)
     assert n_ended >= (0 if temperature == 0 else 4)
+
+
+def test_texts_follow_a_schema(writer: Model, tokenizer: Tokenizer) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "n": {"type": "integer", "minimum": -99, "maximum": 99},
+            "x": {"enum": ["é", 0]},
+        },
+        "required": ["n", "x"],
+        "additionalProperties": False,
+    }
+    options: dict[str, Any] = {"num_samples": 4, "temperature": 1.5, "max_tokens": 200}
+    texts = generate(writer, tokenizer, "A value: ", json_schema=schema, **options)
+    for text in texts:
+        value = json.loads(text)
+        assert list(value) == ["n", "x"]
+        assert -99 <= value["n"] <= 99
+        assert value["x"] in ("é", 0)
+    same = generate(writer, tokenizer, "A value: ", json_schema=json.dumps(schema), **options)
+    assert same == texts
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -83,12 +103,24 @@ def test_what_allows_all_changes_nothing(config: Config) -> None:
         assert generate(model, tokenizer, "A", grammar="root ::= .+", **options) == free
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        {"regex": r"(ab|ba|é|\d+ ){3,25}!"},
+        {"grammar": 'root ::= "ab" root | [0-9]+ " " root | "(" root root ")" | "é"'},
+        {"json_schema": {"type": "array", "items": {"type": "integer"}, "minItems": 9}},
+    ],
+)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_draft_writes_the_same(
-    writer: Model, config: Config, tokenizer: Tokenizer, temperature: float
+    writer: Model,
+    config: Config,
+    tokenizer: Tokenizer,
+    temperature: float,
+    pattern: dict[str, Any],
 ) -> None:
     options: dict[str, Any] = {
-        "regex": r"(ab|ba|é|\d+ ){3,25}!", "temperature": temperature, "seed": 4, "num_samples": 2,
+        **pattern, "temperature": temperature, "seed": 4, "num_samples": 2,
         "max_tokens": 120, "context_shift": True, "frequency_penalty": 0.1,
     }  # fmt: skip
     alone = generate(writer, tokenizer, "ab ab ab", **options)
@@ -97,7 +129,8 @@ def test_a_draft_writes_the_same(
         drafts: list[Any] = [same, ModelDraft(small, tokenizer, n_seq=2), NgramDraft()]
         for draft in drafts:
             assert generate(writer, tokenizer, "ab ab ab", draft=draft, **options) == alone
-    assert same.n_right == same.n_guessed > 20
+    # A draft's token that ends its sample is not counted as right.
+    assert same.n_right >= same.n_guessed - 2 > 10
 
 
 def test_samples_do_not_depend_on_each_other(writer: Model, tokenizer: Tokenizer) -> None:
@@ -153,8 +186,9 @@ def test_where_no_token_goes_on(config: Config) -> None:
 def test_too_many_ways_fail_one_text_alone(
     writer: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = make_request(writer, tokenizer, "x", regex="a(b?){60}c", max_tokens=9)
-    monkeypatch.setattr(automaton, "MOST_STACKS", 20)
+    monkeypatch.setitem(constraint.LIMITS, "step_max_items", 80)
+    grammar = 'root ::= "a" s\ns ::= [b-d] s s | ""'
+    request = make_request(writer, tokenizer, "x", grammar=grammar, max_tokens=60)
     from gptc.generation.decoder import Decoder
 
     other = make_request(writer, tokenizer, "x", max_tokens=9, stop=())
@@ -162,15 +196,17 @@ def test_too_many_ways_fail_one_text_alone(
     for _ in Decoder(writer, tokenizer, 2).run(samples):
         pass
     assert samples[0].finish == "error"
-    assert "more than 20 ways" in str(samples[0].error)
+    assert "parsed in too many ways" in str(samples[0].error)
     assert (samples[1].finish, samples[1].n_tokens) == ("length", 9)
 
 
 def test_what_excludes_each_other(writer: Model, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="a regex and a grammar exclude each other"):
         generate(writer, tokenizer, "a", regex="a", grammar='root ::= "a"')
+    with pytest.raises(UsageError, match="a grammar and a JSON schema exclude each other"):
+        generate(writer, tokenizer, "a", json_schema=True, grammar='root ::= "a"')
     request = make_request(writer, tokenizer, "a", regex="[a-z]+")
     with pytest.raises(
-        UsageError, match="beam search takes no regex or grammar: leave out --beams"
+        UsageError, match="beam search takes no regex, grammar or JSON schema: leave out --beams"
     ):
         beam_search(writer, tokenizer, request, 2)

@@ -160,7 +160,7 @@ def test_a_decoder_can_run_again(writer: Model, tokenizer: Tokenizer) -> None:
     for _ in range(4):
         next(left)
     left.close()
-    again = request.samples(tokenizer)
+    again = list(request.samples(tokenizer))
     assert {sample for sample, _ in decoder.run(again[1:])} == set(again[1:])
     expected = generate(writer, tokenizer, "abc", max_tokens=9, num_samples=3, stop=())
     assert [sample.text for sample in again[1:]] == expected[1:]

@@ -43,10 +43,11 @@ def test_a_grammar_may_end_with_each_of_them(writer: Model, tokenizer: Tokenizer
     tokenizer.marks = Marks(ends=(65, 66))
     request = make_request(writer, tokenizer, "x", regex="[A-Z]+")
     assert request.constraint is not None
-    place = request.constraint.start
+    state = request.constraint.begin()
     # Ends are not text, so "A" and "B" are not of [A-Z]; after a letter the text may end.
-    assert place.allowed.tolist() == list(range(67, 91))
-    assert place.after(67).allowed.tolist() == [65, 66, *range(67, 91)]
+    assert state.allowed.tolist() == list(range(67, 91))
+    state.take(67)
+    assert state.allowed.tolist() == [65, 66, *range(67, 91)]
 
 
 def test_an_empty_prompt_begins_with_the_end_of_a_text() -> None:
