@@ -38,7 +38,7 @@ LIMITS = {
     "max_grammar_size": 20_000,
     "initial_lexer_fuel": 30_000,
     "max_lexer_states": 50_000,
-    "max_items_in_row": 2000,
+    "max_items_in_row": 1000,
     "step_max_items": 10_000,
     "step_lexer_fuel": 200_000,
     "verbose_errors": False,
