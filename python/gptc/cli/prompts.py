@@ -166,7 +166,7 @@ def _samples(
 def _by_key(error: GptcError) -> GptcError:
     """The error with the setting spelled as in a line: max_tokens, not max-tokens."""
     return GptcError(
-        re.sub(r"^[a-z-]+(?= is )", lambda name: name[0].replace("-", "_"), str(error))
+        re.sub(r"^(?:--)?([a-z-]+)(?= is )", lambda name: name[1].replace("-", "_"), str(error))
     )
 
 

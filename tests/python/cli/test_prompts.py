@@ -83,6 +83,7 @@ def test_a_bad_line_stops_no_other(
     first, bad, last = [json.loads(answer) for answer in ran.out.splitlines()]
     assert [len(answer["samples"]) for answer in (first, last)] == [1, 1]
     assert message in bad["error"]
+    assert not bad["error"].startswith(("-", "_"))
     assert "samples" not in bad
 
 
