@@ -107,7 +107,7 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
         .param_bytes = p->params + p->packed,
         .grad_bytes = p->grads,
         .optimizer_bytes = p->states,
-        .activation_bytes = p->acts + p->rope + p->state,
+        .activation_bytes = p->acts + p->state,
         .workspace_bytes = p->workspace,
         .total_bytes = p->total,
         .forward_flops_per_token = forward_flops_per_token(c, o->max_seq),
@@ -178,17 +178,13 @@ static int allocate_arena(gpt_model *m) {
     return GPT_OK;
 }
 
-static int upload_rope(gpt_model *m) {
-    int64_t n = rope_table_size(&m->config);
-    if (!m->rope_tables) return GPT_OK;
-    float *table = malloc(sizeof(float) * (size_t)n);
-    if (!table) return fail(GPT_ERR_MEMORY, "no memory for the rotary table");
-    for (int l = 0, done = 0; l < m->config.n_layer; l++) {
-        if (rope_index(&m->config, l) != done) continue;
-        rope_table(&m->config, m->layers[l].rope_theta, table);
-        m->ops->upload(m->ctx, m->rope_tables + done++ * n, table, sizeof(float) * (size_t)n);
-    }
-    free(table);
+static int prepare_rope(gpt_model *m) {
+    const gpt_config *c = &m->config;
+    size_t n = (size_t)rope_table_count(c) * (size_t)rope_pairs(c);
+    m->rope_frequencies = malloc(sizeof(double) * (n ? n : 1));
+    if (!m->rope_frequencies) return fail(GPT_ERR_MEMORY, "no memory for rotary frequencies");
+    for (int l = 0; l < c->n_layer; l++) m->rope[l] = rope_index(c, l);
+    rope_frequencies(c, m->rope_frequencies);
     return GPT_OK;
 }
 
@@ -211,8 +207,8 @@ static int create_parts(gpt_model *m) {
     size_t rows = (size_t)m->options.max_batch * (size_t)m->options.max_seq;
     m->host_losses = malloc(sizeof(float) * (rows ? rows : 1));
     if (!m->host_losses) return fail(GPT_ERR_MEMORY, "no memory for the losses of a batch");
-    TRY(allocate_arena(m));
-    return upload_rope(m);
+    TRY(prepare_rope(m));
+    return allocate_arena(m);
 }
 
 int gpt_model_create(const gpt_config *config, const gpt_options *options, gpt_model **out) {
@@ -245,6 +241,7 @@ void gpt_model_free(gpt_model *m) {
     free(m->dw.layers);
     free(m->layers);
     free(m->rope);
+    free(m->rope_frequencies);
     free(m);
 }
 

@@ -42,10 +42,11 @@ static int check_targets(const gpt_model *m, const int32_t *targets, int N, int 
     return GPT_OK;
 }
 
-static void set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int N) {
-    size_t bytes = sizeof(int32_t) * (size_t)N;
+static void set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int B, int T) {
+    size_t bytes = sizeof(int32_t) * (size_t)B * (size_t)T;
     m->ops->ctx_set_workspace(m->ctx, m->workspace);
     model_pack(m);
+    rope_reach(m, &m->acts, T);
     m->ops->upload(m->ctx, m->acts.tokens, tokens, bytes);
     if (targets) m->ops->upload(m->ctx, m->acts.targets, targets, bytes);
 }
@@ -69,7 +70,7 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
     int N = B * T, V = model->config.vocab_size, C = model->config.n_embd;
     size_t stride = (size_t)logit_stride(&model->config, model->ops);
     TRY(check_tokens(model, "token", tokens, N, 0));
-    set_tokens(model, tokens, NULL, N);
+    set_tokens(model, tokens, NULL, B, T);
     batch x = {.B = B, .T = T, .N = N};
     model_forward(model, &model->acts, &x);
     TRY(check_interrupted(model));
@@ -100,7 +101,7 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
     int N = B * T, n_valid;
     TRY(check_tokens(model, "token", tokens, N, 0));
     TRY(check_targets(model, targets, N, &n_valid));
-    set_tokens(model, tokens, targets, N);
+    set_tokens(model, tokens, targets, B, T);
     batch x = {.B = B, .T = T, .N = N};
     model_forward(model, &model->acts, &x);
     TRY(check_interrupted(model));
@@ -152,7 +153,7 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     TRY(check_tokens(model, "token", tokens, N, 0));
     TRY(check_targets(model, targets, N, &n_valid));
     if (model->grads_stale) model->n_micro = 0;
-    set_tokens(model, tokens, targets, N);
+    set_tokens(model, tokens, targets, B, T);
     batch x = {.B = B, .T = T, .N = N, .training = true, .first = model->grads_stale};
     forward_backward(model, &x, scale / (float)n_valid);
     model->grads_stale = model->interrupted;

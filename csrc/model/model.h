@@ -152,11 +152,14 @@ typedef struct acts {
     int32_t *tokens, *targets; /* (N) */
     int32_t *positions, *seqs; /* (N) in a step of a session, behind its tokens */
     float *losses;             /* (N) */
-    act *branch;               /* (N, C) to be added to the residual stream */
-    act *resid_f;              /* (N, C) as the final norm reads it */
-    act *norm_f;               /* (N, C) */
-    float *stats_f;            /* (N, 2) */
-    float *logits;             /* (logit_rows, V), or Vp where the table pads them */
+    float *rope;     /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
+    int rope_rows;   /* positions that there is room for */
+    int rope_filled; /* and those that are filled */
+    act *branch;     /* (N, C) to be added to the residual stream */
+    act *resid_f;    /* (N, C) as the final norm reads it */
+    act *norm_f;     /* (N, C) */
+    float *stats_f;  /* (N, 2) */
+    float *logits;   /* (logit_rows, V), or Vp where the table pads them */
     int logit_rows;
     /* of a session, for rows of logits that a token is drawn from */
     sample_row *draws;              /* (logit_rows) */
@@ -205,9 +208,10 @@ typedef struct step_state {
 
 struct gpt_model {
     gpt_config config;
-    gpt_layer *layers;   /* (L) config.layers */
-    const float **rope;  /* (L) the rotary table of a layer, NULL where it has none */
-    gpt_options options; /* with defaults in place of 0 */
+    gpt_layer *layers;        /* (L) config.layers */
+    int *rope;                /* (L) the index of a layer's rotary table, -1 where it has none */
+    double *rope_frequencies; /* (number of tables, pairs) radians a position */
+    gpt_options options;      /* with defaults in place of 0 */
     const gpt_ops *ops;
     gpt_ctx *ctx;
     bool profiled; /* ops and ctx are those of profile.c */
@@ -219,7 +223,6 @@ struct gpt_model {
     float
         *optimizer_state[N_OPTIMIZERS][MAX_STATES]; /* (n_states of the optimizer) each, or NULL */
     step_state *state;                              /* (1) */
-    float *rope_tables;                             /* one for each rope_theta, or NULL */
     void *workspace;
     acts acts;
     params_view w, dw;  /* w.wte: the embedding, perhaps in the caller's memory */
@@ -256,7 +259,7 @@ typedef struct batch {
 
 /* Sizes of the parts of the arena, in their order. */
 typedef struct arena_plan {
-    size_t params, packed, grads, states, rope, state, acts, workspace, total;
+    size_t params, packed, grads, states, state, acts, workspace, total;
 } arena_plan;
 
 arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
@@ -301,12 +304,18 @@ void session_fork(gpt_session *s, int from, int to, int length);
 /* By the settings of each optimizer, NULL where it has no parameters. */
 void model_update(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd);
 
+/* ---- rope.c ---- */
+
 /* Layers with one rope_theta share a table. The index of layer l's table; -1: it has none. */
 int rope_index(const gpt_config *c, int l);
-/* The numbers in one table, and the number of tables. */
-int64_t rope_table_size(const gpt_config *c);
 int rope_table_count(const gpt_config *c);
-/* Fills one table on the host. */
-void rope_table(const gpt_config *c, float theta, float *out);
+/* Pairs of channels that a table turns: 0 with learned positions. */
+int64_t rope_pairs(const gpt_config *c);
+/* Radians a position: (number of tables, pairs). */
+void rope_frequencies(const gpt_config *c, double *out);
+/* The table of layer l, NULL where it has none. */
+const float *rope_table(const gpt_model *m, const acts *a, int l);
+/* Fills the tables for the first n_positions positions at least. */
+void rope_reach(const gpt_model *m, acts *a, int n_positions);
 
 #endif
