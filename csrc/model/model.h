@@ -152,6 +152,7 @@ typedef struct acts {
     int32_t *tokens, *targets; /* (N) */
     int32_t *positions, *seqs; /* (N) in a step of a session, behind its tokens */
     float *losses;             /* (N) */
+    float *wte_rows;           /* (N, C) of a lent embedding, for the tokens in their order */
     float *rope;     /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
     int rope_rows;   /* positions that there is room for */
     int rope_filled; /* and those that are filled */
@@ -206,6 +207,13 @@ typedef struct step_state {
     step_report report;
 } step_state;
 
+/* The rows of an embedding in a file, as float32. */
+typedef struct lent_file {
+    bool is_open;
+    int descriptor; /* a duplicate of the caller's */
+    int64_t offset; /* in bytes, of the first row */
+} lent_file;
+
 struct gpt_model {
     gpt_config config;
     gpt_layer *layers;        /* (L) config.layers */
@@ -225,7 +233,8 @@ struct gpt_model {
     step_state *state;                              /* (1) */
     void *workspace;
     acts acts;
-    params_view w, dw;  /* w.wte: the embedding, perhaps in the caller's memory */
+    params_view w, dw;
+    lent_file lent;     /* the embedding, in place of w.wte where it is open */
     float *host_losses; /* (max_batch max_seq) on the host */
     bool pack_stale;    /* parameters were written since they were packed */
 
@@ -233,6 +242,8 @@ struct gpt_model {
     int64_t n_micro;  /* backward calls since the last update */
     bool grads_stale; /* the next backward starts from zero */
     bool interrupted; /* the computation under way has stopped between two layers */
+    bool lost_rows;   /* because rows of a lent embedding could not be read */
+    int forks;        /* fork_count() of the process that made it */
 };
 
 struct gpt_session {
@@ -303,6 +314,16 @@ void session_fork(gpt_session *s, int from, int to, int length);
 
 /* By the settings of each optimizer, NULL where it has no parameters. */
 void model_update(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd);
+
+/* ---- lent.c ---- */
+
+/* Keeps a duplicate of the descriptor. GPT_ERR_ARGUMENT where it is not open. */
+int lent_open(gpt_model *m, int descriptor, int64_t offset);
+void lent_close(gpt_model *m);
+/* Numbers first to first + n of the embedding. GPT_ERR_FILE where the file has lost them. */
+int lent_read(const gpt_model *m, int64_t first, int64_t n, float *out);
+/* The rows of n tokens, to a->wte_rows. */
+int lent_look_up(const gpt_model *m, const acts *a, const int32_t *tokens, int n);
 
 /* ---- rope.c ---- */
 
