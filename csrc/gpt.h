@@ -40,7 +40,12 @@
  *  - A function that can fail returns GPT_OK or a GPT_ERR code, and has then changed nothing. The
  *    sentence that says why is gpt_last_error(), one per calling thread, valid until that thread's
  *    next failing call.
- *  - A handle is used by one thread at a time. Different handles are independent.
+ *  - A model and its sessions are used by one thread at a time: they share buffers and a thread pool. The
+ *    library has no lock; a program with several threads has one for each model, and holds it as long as its calls
+ *    belong together, such as backward and update. Different models are independent. A function without a
+ *    model or session may be called by any thread at any time.
+ *  - After a fork, the child may use a model on a CPU and its sessions, unless a call with them was under
+ *    way. For a model on a GPU it gets GPT_ERR_DEVICE. It may free both.
  *  - All memory is allocated when a handle is created; gpt_plan_memory says how much beforehand.
  *  - Arrays are row-major and belong to the caller. Sizes in comments use B (batch), T (time),
  *    V (vocab_size), C (n_embd).
@@ -61,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 8
+#define GPT_ABI_VERSION 9
 
 enum gpt_status {
     GPT_OK = 0,
@@ -397,11 +402,14 @@ int gpt_model_threads(const gpt_model *model);
  * and in no other form: they can be written, and read in fp32 alone (else GPT_ERR_ARGUMENT). */
 int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n);
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n);
-/* Gives parameter i a value as gpt_model_write does, or keeps the pointer and reads the values in place:
- * then *kept is 1, and they must not change until the parameter is written or the model freed. The
- * pointer is kept on a CPU, for the token embedding of a model that is not for training, unless its
- * products read that in fp32. */
-int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int *kept);
+/* Gives parameter i a value as gpt_model_write does. The values are also in an open file: descriptor has
+ * them as little-endian float32 from byte `offset` on. With *kept 1 the model keeps a duplicate of the
+ * descriptor and no copy, and reads the rows of tokens from the file as they occur, which must not
+ * change until the parameter is written or the model freed; a row that is missing there is GPT_ERR_FILE. So it is on
+ * a CPU, for the token embedding of a model that is not for training, unless its products read that in
+ * fp32. */
+int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int descriptor,
+                   int64_t offset, int *kept);
 
 /* logits (B, T, V) of tokens (B, T). */
 int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, float *logits);

@@ -224,8 +224,8 @@ typedef struct head_forward {
 /* Rotates the queries and keys of qkv by their positions: Su et al. 2021, equation 34. */
 typedef struct rope_forward {
     act *qkv;                 /* (N, QKV) in place */
-    const float *table;       /* of (cos, sin): (block_size, HS/2, 2) for GPT_POS_ROPE,
-                                 (block_size, NH HS/2, 2) for GPT_POS_ROPE_WIDE */
+    const float *table;       /* of (cos, sin): (positions, HS/2, 2) for GPT_POS_ROPE,
+                                 (positions, NH HS/2, 2) for GPT_POS_ROPE_WIDE */
     const int32_t *positions; /* (N), or NULL: row n is at position n % T */
     int pos;                  /* enum gpt_pos */
     int N, T, NH, NKV, HS;

@@ -11,12 +11,22 @@
         if (!(pointer)) return fail(GPT_ERR_ARGUMENT, "%s: " #pointer " is NULL", __func__);       \
     } while (0)
 
+/* And of a process that may compute with it. */
+#define REQUIRE_MODEL(model)                                                                       \
+    do {                                                                                           \
+        REQUIRE(model);                                                                            \
+        TRY(check_process(model));                                                                 \
+    } while (0)
+
 /* The most tokens of a batch, or of a session. */
 #define MAX_ROWS ((int64_t)1 << 28)
 
 /* Whether each token is in the vocabulary, or at least `least`; `what` is its name in the error. */
 int check_tokens(const gpt_model *m, const char *what, const int32_t *tokens, int64_t n,
                  int32_t least);
+
+/* GPT_ERR_DEVICE in a child of the process that made a model on a GPU. */
+int check_process(const gpt_model *m);
 
 /* GPT_ERR_INTERRUPTED where the computation stopped between two layers, from which the model is free
  * again. */

@@ -1,6 +1,7 @@
 /* model.c: configurations, plans, models, and their parameters. */
 #include "api.h"
 #include "backend.h"
+#include "fork.h"
 #include "profile.h"
 
 #include <math.h>
@@ -107,7 +108,7 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
         .param_bytes = p->params + p->packed,
         .grad_bytes = p->grads,
         .optimizer_bytes = p->states,
-        .activation_bytes = p->acts + p->rope + p->state,
+        .activation_bytes = p->acts + p->state,
         .workspace_bytes = p->workspace,
         .total_bytes = p->total,
         .forward_flops_per_token = forward_flops_per_token(c, o->max_seq),
@@ -178,17 +179,13 @@ static int allocate_arena(gpt_model *m) {
     return GPT_OK;
 }
 
-static int upload_rope(gpt_model *m) {
-    int64_t n = rope_table_size(&m->config);
-    if (!m->rope_tables) return GPT_OK;
-    float *table = malloc(sizeof(float) * (size_t)n);
-    if (!table) return fail(GPT_ERR_MEMORY, "no memory for the rotary table");
-    for (int l = 0, done = 0; l < m->config.n_layer; l++) {
-        if (rope_index(&m->config, l) != done) continue;
-        rope_table(&m->config, m->layers[l].rope_theta, table);
-        m->ops->upload(m->ctx, m->rope_tables + done++ * n, table, sizeof(float) * (size_t)n);
-    }
-    free(table);
+static int prepare_rope(gpt_model *m) {
+    const gpt_config *c = &m->config;
+    size_t n = (size_t)rope_table_count(c) * (size_t)rope_pairs(c);
+    m->rope_frequencies = malloc(sizeof(double) * (n ? n : 1));
+    if (!m->rope_frequencies) return fail(GPT_ERR_MEMORY, "no memory for rotary frequencies");
+    for (int l = 0; l < c->n_layer; l++) m->rope[l] = rope_index(c, l);
+    rope_frequencies(c, m->rope_frequencies);
     return GPT_OK;
 }
 
@@ -211,8 +208,8 @@ static int create_parts(gpt_model *m) {
     size_t rows = (size_t)m->options.max_batch * (size_t)m->options.max_seq;
     m->host_losses = malloc(sizeof(float) * (rows ? rows : 1));
     if (!m->host_losses) return fail(GPT_ERR_MEMORY, "no memory for the losses of a batch");
-    TRY(allocate_arena(m));
-    return upload_rope(m);
+    TRY(prepare_rope(m));
+    return allocate_arena(m);
 }
 
 int gpt_model_create(const gpt_config *config, const gpt_options *options, gpt_model **out) {
@@ -225,6 +222,7 @@ int gpt_model_create(const gpt_config *config, const gpt_options *options, gpt_m
     if (!m) return fail(GPT_ERR_MEMORY, "no memory for the model");
     m->config = *config;
     m->options = o;
+    m->forks = fork_count();
     int status = create_parts(m);
     if (status != GPT_OK) {
         gpt_model_free(m);
@@ -234,10 +232,23 @@ int gpt_model_create(const gpt_config *config, const gpt_options *options, gpt_m
     return GPT_OK;
 }
 
+static bool is_of_this_process(const gpt_model *m) {
+    return m->options.device == GPT_DEVICE_CPU || m->forks == fork_count();
+}
+
+int check_process(const gpt_model *m) {
+    if (is_of_this_process(m)) return GPT_OK;
+    return fail(GPT_ERR_DEVICE,
+                "the model is on a GPU, and this process was forked after it was created; create "
+                "it in the child, or start the child with spawn");
+}
+
 void gpt_model_free(gpt_model *m) {
     if (!m) return;
-    if (m->ctx && m->arena) m->ops->buffer_free(m->ctx, m->arena, m->arena_bytes);
-    if (m->ctx) m->ops->ctx_free(m->ctx);
+    bool here = is_of_this_process(m); /* else the GPU's memory is the parent's */
+    if (here && m->ctx && m->arena) m->ops->buffer_free(m->ctx, m->arena, m->arena_bytes);
+    if (here && m->ctx) m->ops->ctx_free(m->ctx);
+    lent_close(m);
     params_layout_free(&m->layout);
     free(m->host_losses);
     free(m->acts.layers);
@@ -245,6 +256,7 @@ void gpt_model_free(gpt_model *m) {
     free(m->dw.layers);
     free(m->layers);
     free(m->rope);
+    free(m->rope_frequencies);
     free(m);
 }
 
@@ -264,7 +276,7 @@ static void pack_at_once(gpt_model *m, int i, const float *values, int64_t n) {
 static void write_value(gpt_model *m, int i, const float *values, int64_t n) {
     const param_slot *slot = &m->layout.slots[i];
     float *place = m->params + slot->offset;
-    if (i == EMBEDDING) m->w.wte = place;
+    if (i == EMBEDDING) lent_close(m);
     if (slot->kept) m->ops->upload(m->ctx, place, values, sizeof(float) * (size_t)n);
     if (packs_at_once(m))
         pack_at_once(m, i, values, n);
@@ -273,7 +285,7 @@ static void write_value(gpt_model *m, int i, const float *values, int64_t n) {
 }
 
 int gpt_model_init(gpt_model *model, uint64_t seed) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     int64_t most = 0;
     for (int i = 0; i < model->layout.n_slots; i++)
         if (model->layout.slots[i].stored > most) most = model->layout.slots[i].stored;
@@ -301,7 +313,6 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
                     (long long)slot->info.size, (long long)n);
     if (tensor == GPT_TENSOR_VALUE) {
         *out = slot->kept ? m->params + slot->offset : NULL;
-        if (i == EMBEDDING) *out = m->w.wte;
         return GPT_OK;
     }
     const gpt_segment *s = &m->layout.segments[i];
@@ -320,7 +331,7 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
 }
 
 int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     REQUIRE(out);
     float *place = NULL;
     TRY(find_tensor(model, i, tensor, n, &place));
@@ -329,12 +340,14 @@ int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
                     "the model holds %s only in packed form; to read it, create the model with "
                     "training, or in fp32",
                     model->layout.slots[i].info.name);
+    if (i == EMBEDDING && tensor == GPT_TENSOR_VALUE && model->lent.is_open)
+        return lent_read(model, 0, n, out);
     model->ops->download(model->ctx, out, place, sizeof(float) * (size_t)n);
     return model->ops->sync(model->ctx);
 }
 
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     REQUIRE(values);
     float *place = NULL;
     TRY(find_tensor(model, i, tensor, n, &place));
@@ -349,17 +362,20 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
     return model->ops->sync(model->ctx);
 }
 
-int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int *kept) {
-    REQUIRE(model);
+int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int descriptor,
+                   int64_t offset, int *kept) {
+    REQUIRE_MODEL(model);
     REQUIRE(values);
     REQUIRE(kept);
     float *place = NULL;
     TRY(find_tensor(model, i, GPT_TENSOR_VALUE, n, &place));
+    if (offset < 0)
+        return fail(GPT_ERR_ARGUMENT, "offset is %lld; it must be 0 or above", (long long)offset);
     const gpt_segment *s = &model->layout.segments[i];
     /* Products that read the parameters themselves would read padding rows, too. */
     *kept = i == EMBEDDING && packs_at_once(model) && (s->packed || !s->product);
     if (!*kept) return gpt_model_write(model, i, GPT_TENSOR_VALUE, values, n);
-    model->w.wte = (float *)values; /* nothing writes there without gradients */
+    TRY(lent_open(model, descriptor, offset));
     pack_at_once(model, i, values, n);
     return model->ops->sync(model->ctx);
 }
@@ -374,7 +390,7 @@ int64_t gpt_model_step(const gpt_model *model) {
 }
 
 int gpt_model_set_step(gpt_model *model, int64_t step) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     if (step < 0)
         return fail(GPT_ERR_ARGUMENT, "step is %lld; it must be 0 or above", (long long)step);
     model->step = step;

@@ -4,7 +4,7 @@
 #include "api.h"
 
 int gpt_model_peak(gpt_model *model, double *flops, double *bytes) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     REQUIRE(flops);
     bool measured = model->ops->peak(model->ctx, flops, bytes);
     TRY(model->ops->sync(model->ctx));
@@ -13,7 +13,7 @@ int gpt_model_peak(gpt_model *model, double *flops, double *bytes) {
 }
 
 int gpt_model_profile(gpt_model *model, int on) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     if (model->profiled) profile_free(model->ctx, &model->ops, &model->ctx);
     model->profiled = false;
     if (on) {

@@ -58,7 +58,7 @@ static int create_session_parts(gpt_session *s) {
 }
 
 int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, gpt_session **out) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     REQUIRE(out);
     TRY(check_session(model, n_seq, &n_ctx));
     gpt_session *s = calloc(1, sizeof *s);
@@ -77,7 +77,8 @@ int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, gpt_session **out
 
 void gpt_session_free(gpt_session *s) {
     if (!s) return;
-    if (s->arena) s->model->ops->buffer_free(s->model->ctx, s->arena, s->arena_bytes);
+    if (s->arena && check_process(s->model) == GPT_OK)
+        s->model->ops->buffer_free(s->model->ctx, s->arena, s->arena_bytes);
     free(s->length);
     free(s->rows);
     free(s->draws);
@@ -128,6 +129,7 @@ static int run_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, 
 int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
                        const uint8_t *want, int n, float *logits) {
     REQUIRE(session);
+    TRY(check_process(session->model));
     REQUIRE(tokens);
     REQUIRE(seqs);
     if (count_wanted(seqs, want, n) > 0) REQUIRE(logits);
@@ -211,6 +213,7 @@ static int take_result(gpt_draw *d, const sample_result *r) {
 int gpt_session_sample(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
                        const uint8_t *want, int n, gpt_draw *draws) {
     REQUIRE(session);
+    TRY(check_process(session->model));
     REQUIRE(tokens);
     REQUIRE(seqs);
     int n_draws = count_wanted(seqs, want, n);
@@ -239,6 +242,7 @@ static int check_seq(const gpt_session *s, int seq) {
 
 int gpt_session_fork(gpt_session *session, int from, int to, int length) {
     REQUIRE(session);
+    TRY(check_process(session->model));
     TRY(check_seq(session, from));
     TRY(check_seq(session, to));
     if (length < 0 || length > session->length[from])
@@ -250,6 +254,7 @@ int gpt_session_fork(gpt_session *session, int from, int to, int length) {
 
 int gpt_session_rewind(gpt_session *session, int seq, int length) {
     REQUIRE(session);
+    TRY(check_process(session->model));
     TRY(check_seq(session, seq));
     if (length < 0 || length > session->length[seq])
         return fail(GPT_ERR_ARGUMENT, "sequence %d holds %d tokens; it cannot be rewound to %d",

@@ -30,6 +30,10 @@ int check_tokens(const gpt_model *m, const char *what, const int32_t *tokens, in
 int check_interrupted(gpt_model *m) {
     if (!m->interrupted) return GPT_OK;
     m->interrupted = false;
+    if (m->lost_rows) {
+        m->lost_rows = false;
+        return GPT_ERR_FILE; /* its sentence is there */
+    }
     return fail(GPT_ERR_INTERRUPTED, "interrupted");
 }
 
@@ -42,12 +46,21 @@ static int check_targets(const gpt_model *m, const int32_t *targets, int N, int 
     return GPT_OK;
 }
 
-static void set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int N) {
+/* With a lent embedding, a token is the number of its row among those that are looked up. */
+static int set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int B, int T) {
+    int N = B * T;
     size_t bytes = sizeof(int32_t) * (size_t)N;
     m->ops->ctx_set_workspace(m->ctx, m->workspace);
     model_pack(m);
-    m->ops->upload(m->ctx, m->acts.tokens, tokens, bytes);
+    rope_reach(m, &m->acts, T);
+    if (m->lent.is_open) {
+        TRY(lent_look_up(m, &m->acts, tokens, N));
+        for (int i = 0; i < N; i++) m->acts.tokens[i] = i; /* which is the host's memory */
+    } else {
+        m->ops->upload(m->ctx, m->acts.tokens, tokens, bytes);
+    }
     if (targets) m->ops->upload(m->ctx, m->acts.targets, targets, bytes);
+    return GPT_OK;
 }
 
 /* The mean of acts.losses over the targets that count. */
@@ -62,14 +75,14 @@ static int mean_loss(gpt_model *m, int N, int n_valid, float *loss, float *losse
 }
 
 int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, float *logits) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     REQUIRE(tokens);
     REQUIRE(logits);
     TRY(check_batch(model, B, T));
     int N = B * T, V = model->config.vocab_size, C = model->config.n_embd;
     size_t stride = (size_t)logit_stride(&model->config, model->ops);
     TRY(check_tokens(model, "token", tokens, N, 0));
-    set_tokens(model, tokens, NULL, N);
+    TRY(set_tokens(model, tokens, NULL, B, T));
     batch x = {.B = B, .T = T, .N = N};
     model_forward(model, &model->acts, &x);
     TRY(check_interrupted(model));
@@ -93,14 +106,14 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
 
 int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
                    float *loss, float *losses) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     REQUIRE(tokens);
     REQUIRE(targets);
     TRY(check_batch(model, B, T));
     int N = B * T, n_valid;
     TRY(check_tokens(model, "token", tokens, N, 0));
     TRY(check_targets(model, targets, N, &n_valid));
-    set_tokens(model, tokens, targets, N);
+    TRY(set_tokens(model, tokens, targets, B, T));
     batch x = {.B = B, .T = T, .N = N};
     model_forward(model, &model->acts, &x);
     TRY(check_interrupted(model));
@@ -117,7 +130,7 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
 }
 
 int gpt_model_zero_grads(gpt_model *model) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     if (!model->grads)
         return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
     model->ops->zero(model->ctx, model->grads, sizeof(float) * (size_t)model->layout.n_grads);
@@ -142,7 +155,7 @@ static void forward_backward(gpt_model *m, const batch *x, float scale) {
 
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     REQUIRE(tokens);
     REQUIRE(targets);
     if (!model->grads)
@@ -152,7 +165,7 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     TRY(check_tokens(model, "token", tokens, N, 0));
     TRY(check_targets(model, targets, N, &n_valid));
     if (model->grads_stale) model->n_micro = 0;
-    set_tokens(model, tokens, targets, N);
+    TRY(set_tokens(model, tokens, targets, B, T));
     batch x = {.B = B, .T = T, .N = N, .training = true, .first = model->grads_stale};
     forward_backward(model, &x, scale / (float)n_valid);
     model->grads_stale = model->interrupted;
@@ -211,7 +224,7 @@ static int find_settings(const gpt_model *m, const gpt_optimizer *optimizers, in
 }
 
 int gpt_model_grads(gpt_model *model, float **grads, int64_t *n) {
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     REQUIRE(grads);
     REQUIRE(n);
     if (!model->grads)
@@ -224,7 +237,7 @@ int gpt_model_grads(gpt_model *model, float **grads, int64_t *n) {
 int gpt_model_update(gpt_model *model, const gpt_optimizer *optimizers, int n_optimizers,
                      float *loss, float *grad_norm) {
     const gpt_optimizer *settings[N_OPTIMIZERS] = {NULL};
-    REQUIRE(model);
+    REQUIRE_MODEL(model);
     REQUIRE(optimizers);
     TRY(find_settings(model, optimizers, n_optimizers, settings));
     if (!model->grads)

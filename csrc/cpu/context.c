@@ -4,6 +4,7 @@
 
 #include "blas.h"
 #include "error.h"
+#include "fork.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -32,6 +33,7 @@ enum { SMALL_BUFFER = 64 << 20 };
 
 struct cpu_pool {
     const gpt_ctx *ctx;
+    int forks; /* fork_count() of the process that has the threads */
     pthread_t *threads;
     int n_started;
 
@@ -150,8 +152,20 @@ static uint32_t publish(cpu_pool *pool) {
     return generation;
 }
 
+static int pool_create(cpu_pool **out, const gpt_ctx *ctx, int pin);
+
+/* The pool, started again in a process that was forked from the one with its threads: the lock and the
+ * condition are theirs, and a wait for them would not end. Without threads, the caller does it all. */
+static cpu_pool *pool_of(gpt_ctx *ctx) {
+    if (ctx->pool && ctx->pool->forks != fork_count()) {
+        ctx->pool = NULL; /* what little memory it has stays behind */
+        pool_create(&ctx->pool, ctx, 0);
+    }
+    return ctx->pool;
+}
+
 void cpu_parallel(gpt_ctx *ctx, cpu_task_fn *task, void *args, int64_t n, int64_t grain) {
-    cpu_pool *pool = ctx->pool;
+    cpu_pool *pool = pool_of(ctx);
     if (n <= 0) return;
     if (!pool || n <= grain) {
         for (int64_t i = 0; i < n; i += grain)
@@ -171,7 +185,7 @@ void cpu_parallel(gpt_ctx *ctx, cpu_task_fn *task, void *args, int64_t n, int64_
 }
 
 static void pool_free(cpu_pool *pool) {
-    if (!pool) return;
+    if (!pool || pool->forks != fork_count()) return;
     atomic_store(&pool->stop, 1);
     publish(pool);
     for (int i = 0; i < pool->n_started; i++) pthread_join(pool->threads[i], NULL);
@@ -210,6 +224,7 @@ static int pool_create(cpu_pool **out, const gpt_ctx *ctx, int pin) {
     cpu_pool *pool = calloc(1, sizeof *pool);
     if (!pool) return fail(GPT_ERR_MEMORY, "no memory for the thread pool");
     pool->ctx = ctx;
+    pool->forks = fork_count();
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pool->threads = calloc((size_t)n_workers, sizeof *pool->threads);

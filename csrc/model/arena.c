@@ -37,11 +37,10 @@ arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_op
     p.grads = align_buffer((size_t)layout->n_grads * sizeof(float));
     for (int kind = 0; kind < N_OPTIMIZERS; kind++)
         p.states += (size_t)optimizer_states(kind) * state_bytes(layout, kind);
-    p.rope = align_buffer((size_t)(rope_table_size(c) * rope_table_count(c)) * sizeof(float));
     p.state = align_buffer(sizeof(step_state));
     p.acts = acts_plan(c, ops, &shape, NULL, &none);
     p.workspace = extent.N ? align_buffer(ops->workspace_bytes(ctx, &extent)) : 0;
-    p.total = p.params + p.packed + p.grads + p.states + p.rope + p.state + p.acts + p.workspace;
+    p.total = p.params + p.packed + p.grads + p.states + p.state + p.acts + p.workspace;
     return p;
 }
 
@@ -64,11 +63,6 @@ void arena_lay_out(gpt_model *m, const arena_plan *p) {
     for (int kind = 0; kind < N_OPTIMIZERS; kind++)
         for (int k = 0; k < optimizer_states(kind) && m->layout.n_states[kind]; k++)
             m->optimizer_state[kind][k] = (float *)at, at += state_bytes(&m->layout, kind);
-    m->rope_tables = p->rope ? (float *)at : NULL, at += p->rope;
-    for (int l = 0; l < m->config.n_layer; l++) {
-        int i = rope_index(&m->config, l);
-        m->rope[l] = i < 0 ? NULL : m->rope_tables + i * rope_table_size(&m->config);
-    }
     m->state = (step_state *)at, at += p->state;
     acts_shape shape = model_acts_shape(&m->options);
     acts_plan(&m->config, m->ops, &shape, at, &m->acts), at += p->acts;

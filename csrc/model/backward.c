@@ -65,7 +65,7 @@ static void linear(gpt_model *m, const batch *x, act *din, weight *dw, float *db
 static void rope(gpt_model *m, const acts *a, const batch *x, int l) {
     const gpt_config *c = &m->config;
     rope_backward op = {.dqkv = a->dqkv,
-                        .table = m->rope[l],
+                        .table = rope_table(m, a, l),
                         .pos = c->pos,
                         .N = x->N,
                         .T = x->T,

@@ -30,7 +30,7 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
     embedding_forward op = {.out = a->layers[0].resid_1,
                             .tokens = a->tokens,
                             .positions = a->positions,
-                            .wte = m->w.wte,
+                            .wte = m->lent.is_open ? a->wte_rows : m->w.wte,
                             .wpe = m->w.wpe,
                             .N = x->N,
                             .T = x->T,
@@ -77,7 +77,7 @@ static void linear(gpt_model *m, const batch *x, act *out, act *pre, const act *
 static void rope(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
     const gpt_config *c = &m->config;
     rope_forward op = {.qkv = la->qkv,
-                       .table = m->rope[l],
+                       .table = rope_table(m, a, l),
                        .positions = a->positions,
                        .pos = c->pos,
                        .N = x->N,

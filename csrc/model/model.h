@@ -152,11 +152,15 @@ typedef struct acts {
     int32_t *tokens, *targets; /* (N) */
     int32_t *positions, *seqs; /* (N) in a step of a session, behind its tokens */
     float *losses;             /* (N) */
-    act *branch;               /* (N, C) to be added to the residual stream */
-    act *resid_f;              /* (N, C) as the final norm reads it */
-    act *norm_f;               /* (N, C) */
-    float *stats_f;            /* (N, 2) */
-    float *logits;             /* (logit_rows, V), or Vp where the table pads them */
+    float *wte_rows;           /* (N, C) of a lent embedding, for the tokens in their order */
+    float *rope;     /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
+    int rope_rows;   /* positions that there is room for */
+    int rope_filled; /* and those that are filled */
+    act *branch;     /* (N, C) to be added to the residual stream */
+    act *resid_f;    /* (N, C) as the final norm reads it */
+    act *norm_f;     /* (N, C) */
+    float *stats_f;  /* (N, 2) */
+    float *logits;   /* (logit_rows, V), or Vp where the table pads them */
     int logit_rows;
     /* of a session, for rows of logits that a token is drawn from */
     sample_row *draws;              /* (logit_rows) */
@@ -203,11 +207,19 @@ typedef struct step_state {
     step_report report;
 } step_state;
 
+/* The rows of an embedding in a file, as float32. */
+typedef struct lent_file {
+    bool is_open;
+    int descriptor; /* a duplicate of the caller's */
+    int64_t offset; /* in bytes, of the first row */
+} lent_file;
+
 struct gpt_model {
     gpt_config config;
-    gpt_layer *layers;   /* (L) config.layers */
-    const float **rope;  /* (L) the rotary table of a layer, NULL where it has none */
-    gpt_options options; /* with defaults in place of 0 */
+    gpt_layer *layers;        /* (L) config.layers */
+    int *rope;                /* (L) the index of a layer's rotary table, -1 where it has none */
+    double *rope_frequencies; /* (number of tables, pairs) radians a position */
+    gpt_options options;      /* with defaults in place of 0 */
     const gpt_ops *ops;
     gpt_ctx *ctx;
     bool profiled; /* ops and ctx are those of profile.c */
@@ -219,10 +231,10 @@ struct gpt_model {
     float
         *optimizer_state[N_OPTIMIZERS][MAX_STATES]; /* (n_states of the optimizer) each, or NULL */
     step_state *state;                              /* (1) */
-    float *rope_tables;                             /* one for each rope_theta, or NULL */
     void *workspace;
     acts acts;
-    params_view w, dw;  /* w.wte: the embedding, perhaps in the caller's memory */
+    params_view w, dw;
+    lent_file lent;     /* the embedding, in place of w.wte where it is open */
     float *host_losses; /* (max_batch max_seq) on the host */
     bool pack_stale;    /* parameters were written since they were packed */
 
@@ -230,6 +242,8 @@ struct gpt_model {
     int64_t n_micro;  /* backward calls since the last update */
     bool grads_stale; /* the next backward starts from zero */
     bool interrupted; /* the computation under way has stopped between two layers */
+    bool lost_rows;   /* because rows of a lent embedding could not be read */
+    int forks;        /* fork_count() of the process that made it */
 };
 
 struct gpt_session {
@@ -256,7 +270,7 @@ typedef struct batch {
 
 /* Sizes of the parts of the arena, in their order. */
 typedef struct arena_plan {
-    size_t params, packed, grads, states, rope, state, acts, workspace, total;
+    size_t params, packed, grads, states, state, acts, workspace, total;
 } arena_plan;
 
 arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
@@ -301,12 +315,28 @@ void session_fork(gpt_session *s, int from, int to, int length);
 /* By the settings of each optimizer, NULL where it has no parameters. */
 void model_update(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd);
 
+/* ---- lent.c ---- */
+
+/* Keeps a duplicate of the descriptor. GPT_ERR_ARGUMENT where it is not open. */
+int lent_open(gpt_model *m, int descriptor, int64_t offset);
+void lent_close(gpt_model *m);
+/* Numbers first to first + n of the embedding. GPT_ERR_FILE where the file has lost them. */
+int lent_read(const gpt_model *m, int64_t first, int64_t n, float *out);
+/* The rows of n tokens, to a->wte_rows. */
+int lent_look_up(const gpt_model *m, const acts *a, const int32_t *tokens, int n);
+
+/* ---- rope.c ---- */
+
 /* Layers with one rope_theta share a table. The index of layer l's table; -1: it has none. */
 int rope_index(const gpt_config *c, int l);
-/* The numbers in one table, and the number of tables. */
-int64_t rope_table_size(const gpt_config *c);
 int rope_table_count(const gpt_config *c);
-/* Fills one table on the host. */
-void rope_table(const gpt_config *c, float theta, float *out);
+/* Pairs of channels that a table turns: 0 with learned positions. */
+int64_t rope_pairs(const gpt_config *c);
+/* Radians a position: (number of tables, pairs). */
+void rope_frequencies(const gpt_config *c, double *out);
+/* The table of layer l, NULL where it has none. */
+const float *rope_table(const gpt_model *m, const acts *a, int l);
+/* Fills the tables for the first n_positions positions at least. */
+void rope_reach(const gpt_model *m, acts *a, int n_positions);
 
 #endif

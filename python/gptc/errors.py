@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _LONGEST = 2000  # characters of a message
 UPGRADE = "upgrade with git pull && pip install . where you cloned gptc"
@@ -53,6 +54,17 @@ class GptcError(Exception):
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
         super().__init__(printable(message))
+
+
+class Uncopied:
+    """An object that owns memory of the library or an open file: a copy would free it twice."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        name = type(self).__name__
+        raise GptcError(
+            f"a {name} cannot be copied or pickled: create or load another one, in the process "
+            "that uses it"
+        )
 
 
 class UsageError(GptcError):

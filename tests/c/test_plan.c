@@ -2,7 +2,9 @@
 #include "testing.h"
 
 #include "models.h"
+
 #include "reference.h"
+#include <unistd.h>
 
 #include <stdbool.h>
 
@@ -49,8 +51,35 @@ static void test_kept_for_inference(void) {
     }
 }
 
-/* An embedding that is lent is read where it is, until it is written; a model that cannot do so copies
- * it. Either way the model computes the same. */
+/* A file with these numbers behind `offset` zero bytes. */
+static FILE *file_of(const float *values, int64_t n, int offset) {
+    FILE *f = tmpfile();
+    for (int i = 0; i < offset; i++) EXPECT(fputc(0, f) == 0);
+    EXPECT(fwrite(values, sizeof *values, (size_t)n, f) == (size_t)n && fflush(f) == 0);
+    return f;
+}
+
+/* Calls that need a row behind the file's end fail and change nothing; others do not. */
+static void check_shortened_file(gpt_model *model, const gpt_config *c, int descriptor) {
+    int64_t V = c->vocab_size, C = c->n_embd;
+    float *logits = host_floats(2 * V), *row = host_floats(V * C), loss;
+    int32_t first[] = {0, 1}, last[] = {0, c->vocab_size - 1}, seqs[] = {0, 0};
+    gpt_session *s;
+    EXPECT_OK(gpt_session_create(model, 1, 8, &s));
+    EXPECT_OK(gpt_session_decode(s, last, seqs, NULL, 2, logits));
+    EXPECT(ftruncate(descriptor, 12 + 4 * C * (V - 1)) == 0);
+    EXPECT(gpt_session_decode(s, last, seqs, NULL, 2, logits) == GPT_ERR_FILE);
+    EXPECT(strstr(gpt_last_error(), "token embedding") && gpt_session_length(s, 0) == 2);
+    EXPECT_OK(gpt_session_decode(s, first, seqs, NULL, 2, logits));
+    EXPECT(gpt_model_logits(model, last, 1, 2, logits) == GPT_ERR_FILE);
+    EXPECT(gpt_model_loss(model, last, last, 1, 2, &loss, NULL) == GPT_ERR_FILE);
+    EXPECT_OK(gpt_model_loss(model, first, last, 1, 2, &loss, NULL));
+    EXPECT(gpt_model_read(model, 0, GPT_TENSOR_VALUE, row, V * C) == GPT_ERR_FILE);
+    gpt_session_free(s);
+}
+
+/* The rows of an embedding that is lent are read from its file, until it is written; a model that cannot do
+ * so copies it. Either way the model computes the same. A file that becomes shorter is an error. */
 static void test_lent_embedding(void) {
     EACH_PLACE {
         for (int f = 0; f < families_here(); f++) {
@@ -69,11 +98,17 @@ static void test_lent_embedding(void) {
                 for (int64_t k = 0; k < n; k++) lent[k] = (float)round_act(-0.5f * old[k]);
 
                 int kept = -1, may_keep = is_cpu && !training && (test.act_bytes == 2 || !c->tied);
-                EXPECT_OK(gpt_model_lend(model, 0, lent, n, &kept));
+                FILE *f = file_of(lent, n, 12);
+                EXPECT(gpt_model_lend(model, 0, lent, n, -1, 12, &kept) ==
+                       (may_keep ? GPT_ERR_ARGUMENT : GPT_OK));
+                EXPECT(gpt_model_lend(model, 0, lent, n, fileno(f), -1, &kept) == GPT_ERR_ARGUMENT);
+                EXPECT_OK(gpt_model_lend(model, 0, lent, n, fileno(f), 12, &kept));
                 EXPECT(kept == may_keep);
                 EXPECT_OK(gpt_model_read(model, 0, GPT_TENSOR_VALUE, back, n));
                 EXPECT(memcmp(back, lent, sizeof(float) * (size_t)n) == 0);
                 double *after = read_logits(model, c, tokens, 1, T);
+                if (may_keep) check_shortened_file(model, c, fileno(f));
+                fclose(f);
                 EXPECT_OK(gpt_model_write(model, 0, GPT_TENSOR_VALUE, lent, n));
                 EXPECT_SAME("written", read_logits(model, c, tokens, 1, T), after,
                             (int64_t)T * c->vocab_size);
@@ -212,6 +247,46 @@ static void test_session_bytes(void) {
     }
 }
 
+/* Memory follows the sequences that are asked for, not the longest that a config allows. */
+static void test_long_block(void) {
+    enum { N_CTX = 16, T = 8 };
+    EACH_PLACE {
+        for (int f = 0; f < families_here(); f++) {
+            gpt_config near = families[f].config, far = near;
+            if (near.pos == GPT_POS_LEARNED) continue; /* a parameter has a row for each */
+            test_case("%s", families[f].name);
+            far.block_size = 1 << 20;
+            gpt_plan plans[2];
+            gpt_options options = place.options;
+            options.max_batch = 1, options.max_seq = T;
+            EXPECT_OK(gpt_plan_memory(&near, &options, &plans[0]));
+            EXPECT_OK(gpt_plan_memory(&far, &options, &plans[1]));
+            EXPECT(plans[0].total_bytes == plans[1].total_bytes);
+            gpt_model *a = new_model(&near, 0, 1, T, 0.0f), *b = new_model(&far, 0, 1, T, 0.0f);
+            EXPECT_OK(gpt_model_init(a, 1));
+            EXPECT_OK(gpt_model_init(b, 1));
+            gpt_session *sessions[2];
+            uint64_t bytes[2];
+            int32_t *tokens = random_ints(N_CTX, near.vocab_size), seqs[N_CTX] = {0};
+            float *x = host_floats(near.vocab_size), *y = host_floats(near.vocab_size);
+            EXPECT_OK(gpt_session_bytes(a, 1, N_CTX, &bytes[0]));
+            EXPECT_OK(gpt_session_bytes(b, 1, N_CTX, &bytes[1]));
+            EXPECT(bytes[0] == bytes[1]);
+            EXPECT_OK(gpt_session_create(a, 1, N_CTX, &sessions[0]));
+            EXPECT_OK(gpt_session_create(b, 1, N_CTX, &sessions[1]));
+            for (int i = 0, n = 1; i < N_CTX; i += n, n = n < 5 ? n + 1 : N_CTX - i) {
+                EXPECT_OK(gpt_session_decode(sessions[0], tokens + i, seqs, NULL, n, x));
+                EXPECT_OK(gpt_session_decode(sessions[1], tokens + i, seqs, NULL, n, y));
+                EXPECT(memcmp(x, y, sizeof *x * (size_t)near.vocab_size) == 0);
+            }
+            for (int i = 0; i < 2; i++) gpt_session_free(sessions[i]);
+            gpt_model_free(a);
+            gpt_model_free(b);
+        }
+    }
+}
+
 TEST_API_MAIN({"kept for inference", test_kept_for_inference},
               {"lent embedding", test_lent_embedding}, {"plan", test_plan},
-              {"preset sizes", test_preset_sizes}, {"session bytes", test_session_bytes})
+              {"preset sizes", test_preset_sizes}, {"session bytes", test_session_bytes},
+              {"long block", test_long_block})

@@ -33,13 +33,19 @@ class Model(engine.Model):
         save(path, self, tokenizer=tokenizer, replace=replace)
 
 
+_LONGEST_BATCH = 4096  # tokens of a sequence, unless more are asked for; sessions may be longer
+
+
 def load_model(file: ModelFile, **options: Any) -> Model:
     """The model of a file, with its weights. `options` are those of `Model.create`.
 
-    Without options the model is for inference: `training` is False, `max_batch` 1.
+    Without options the model is for inference: `training` is False, `max_batch` 1, `max_seq` at
+    most 4,096, since memory for batches as long as some models' block sizes is seldom there.
     """
     _ = file.placement  # before anything is allocated for what a header claims
     settings = {"training": False, "max_batch": 1, **options}
+    if not settings["training"]:
+        settings.setdefault("max_seq", min(file.config.block_size, _LONGEST_BATCH))
     model = Model.create(file.config, **settings, init=False)
     try:
         file.load_into(model)

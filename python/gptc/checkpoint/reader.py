@@ -42,7 +42,7 @@ from gptc.files.words import quoted
 from gptc.formats import hf, pickled
 from gptc.formats.binary import is_plain_name, parse_json
 from gptc.formats.layout import Part, Placement
-from gptc.formats.model_file import ModelFile, check_finite
+from gptc.formats.model_file import ModelFile, check_finite, give
 from gptc.formats.safetensors import ShardedTensors, TensorFile, has_tensors, open_tensors
 from gptc.tokenizer import folder, vocabulary
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
@@ -116,7 +116,7 @@ class Checkpoint(ModelFile):
             whole = pool.submit(lambda: self._weights_are_whole)
             try:
                 for name, _, _ in self.config.parameters():
-                    model.lend(name, self.placement.read(name))
+                    give(model, name, self.placement.read(name), self.placement)
             finally:
                 whole.result()  # its error says more than one that a damaged file caused above
 

@@ -88,7 +88,7 @@ def _verify_file(path: Path) -> tuple[str, list[str]]:
         tokens = read_shard(path)
         largest = int(tokens.max()) if len(tokens) else 0
         return "shard", [f"{len(tokens):,} tokens, the largest {largest:,}"]
-    magic = int.from_bytes(Binary(path).view[:4], "little")
+    magic = int.from_bytes(Binary(path).peek(0, 4), "little")
     if magic == llmc.TOKENIZER_MAGIC:
         return "llm.c tokenizer", [f"{llmc.read_tokenizer(path).vocab_size:,} tokens"]
     if magic == llmc.STATE_MAGIC:

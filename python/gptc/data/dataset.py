@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gptc.data.shards import HEADER_BYTES, Shard, read_shard, shard_format
+from gptc.data.shards import HEADER_BYTES, Shard, read_shard, read_tokens, shard_format
 from gptc.errors import UPGRADE, GptcError, without_secrets
 from gptc.files.checksum import file_checksum, recorded_checksum
 from gptc.files.download import ProgressCallback
@@ -200,7 +200,8 @@ class Dataset:
         while done < len(out):
             at = begin + done - begins[i]
             part = self.shard(split, i)[at : at + len(out) - done]
-            out[done : done + len(part)] = part
+            path = self.folder / self._shards[split][i]["file"]
+            out[done : done + len(part)] = read_tokens(path, at, part)
             done += len(part)
             i += 1
 

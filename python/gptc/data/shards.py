@@ -137,3 +137,20 @@ def read_shard(path: Path) -> Shard:
     if n_tokens == 0:
         return np.zeros(0, dtype=dtype)
     return np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,)).view(np.ndarray)
+
+
+def read_tokens(path: Path, begin: int, shard: Shard) -> Shard:
+    """Tokens of a shard's file from `begin` on, of the length and dtype of `shard`, not by mapping.
+
+    GptcError if the file has become shorter, where an access to a mapped page is a signal.
+    """
+    out = np.empty_like(shard)
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(HEADER_BYTES + begin * out.itemsize)
+            whole = file.readinto(out.data) == out.nbytes
+    except OSError as e:
+        raise GptcError(f"cannot read the shard {path}: {e.strerror}") from None
+    if not whole:
+        raise GptcError(f"the shard {path} became shorter while it was in use; prepare it again")
+    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,34 @@ FloatArray = npt.NDArray[np.float32]
 TokenArray = npt.NDArray[np.int32]
 
 
+def as_array(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
+    """The values as an array. GptcError for lists of different lengths."""
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise GptcError(f"{what} are not an array: {error}") from None
+
+
+def whole(value: Any, name: str) -> int:
+    """An argument that is a whole number. GptcError names it."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise GptcError(f"{name} is {value!r}; it must be a whole number") from None
+
+
+def number(value: Any, name: str) -> float:
+    """An argument that is a number. GptcError names it."""
+    try:
+        product: float = value * 1.0  # a text or a list has none
+        return product
+    except TypeError:
+        raise GptcError(f"{name} is {value!r}; it must be a number") from None
+
+
 def as_tokens(values: npt.ArrayLike, what: str, n_dim: int = 2) -> TokenArray:
     """The values as contiguous int32. GptcError if that would round or wrap any."""
-    array = np.asarray(values)
+    array = as_array(values, what)
     if array.dtype.kind not in "iu":
         raise GptcError(f"{what} are {array.dtype}; they must be whole numbers")
     if array.ndim != n_dim or array.size == 0:
@@ -42,14 +68,14 @@ def micro_batches(
     if isinstance(values, list | tuple):
         if not values:
             raise GptcError(f"{what} are an empty list; pass at least one micro-batch")
-        if np.ndim(values[0]) == 2:
+        if as_array(values[0], what).ndim == 2:
             return list(values)
     return [values]  # type: ignore[list-item]
 
 
 def as_parameter(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> FloatArray:
     """A parameter's values as contiguous float32. GptcError for a wrong shape or dtype."""
-    array = np.asarray(values)
+    array = as_array(values, f"the values of {name}")
     if array.shape != shape:
         raise GptcError(f"the values of {name} have the shape {array.shape}; it must be {shape}")
     if not np.can_cast(array.dtype, np.float32, "safe"):

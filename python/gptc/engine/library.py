@@ -15,6 +15,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import get_ident, main_thread
 from typing import Any, NamedTuple
 
 from gptc.errors import EngineError, GptcError
@@ -180,7 +181,8 @@ def load() -> Library:
 # ---- Ctrl-C ----
 
 _SIGNALS_EVERY_S = 0.1
-_raised: list[BaseException] = []  # by a signal's handler, during a call of the library
+_raised: dict[int, BaseException] = {}  # by thread: a signal's handler, during a call
+_ending = False  # the interpreter: threads other than the main one are done
 
 
 def _let_signals_in(ffi: Any, lib: Any) -> None:
@@ -193,10 +195,10 @@ def _let_signals_in(ffi: Any, lib: Any) -> None:
     def handle_signals() -> int:
         for _ in range(2):  # the interpreter looks for signals where a loop jumps back
             pass
-        return 0
+        return int(_must_end())
 
     def keep(kind: type[BaseException], error: BaseException, trace: Any) -> int:
-        _raised.append(error)
+        _raised[get_ident()] = error
         return 1
 
     function = ffi.callback("int(void)", handle_signals, onerror=keep)
@@ -204,23 +206,45 @@ def _let_signals_in(ffi: Any, lib: Any) -> None:
     lib.gpt_set_interrupt(function, _SIGNALS_EVERY_S)
 
 
+def _must_end() -> bool:
+    return _ending and get_ident() != main_thread().ident
+
+
+def end_other_threads() -> None:
+    """Ends calls of all threads but the main one, and those threads at their next call."""
+    global _ending
+    _ending = True
+
+
+def end_thread_at_exit() -> None:
+    """Ends this thread, if it is not the main one and the interpreter ends."""
+    if _must_end():
+        raise SystemExit
+
+
 def check(status: int) -> None:
     """Raises EngineError with the library's message unless `status` is GPT_OK."""
-    if status == GPT_ERR_INTERRUPTED and _raised:
-        raise _raised.pop().with_traceback(None)
+    if status == GPT_ERR_INTERRUPTED and (error := _raised.pop(get_ident(), None)):
+        raise error.with_traceback(None)
+    if status == GPT_ERR_INTERRUPTED:
+        end_thread_at_exit()
     if status != GPT_OK:
         ffi, lib, _ = load()
         message = ffi.string(lib.gpt_last_error()).decode("utf-8", "replace")
         raise EngineError(message or f"libgpt.so failed with status {status}", status)
 
 
-def call(function: str, *arguments: Any) -> None:
-    """Calls a function that returns a status. Raises if it fails or an argument overflows in C."""
+def value(function: str, *arguments: Any) -> Any:
+    """The result of a function. GptcError if an argument overflows in C or is not a number."""
     try:
-        status = getattr(load().lib, function)(*arguments)
-    except OverflowError as error:
+        return getattr(load().lib, function)(*arguments)
+    except (OverflowError, TypeError) as error:
         raise GptcError(f"{function}: {error}") from None
-    check(status)
+
+
+def call(function: str, *arguments: Any) -> None:
+    """Calls a function that returns a status, and raises if it fails."""
+    check(value(function, *arguments))
 
 
 def new_struct(kind: str, **fields: int | float) -> Any:

@@ -1,7 +1,8 @@
 """A model: its parameters, training step and logits, and sessions that decode with a KV cache.
 
 B is the batch size, T the sequence length, V the vocabulary size. Input arrays are checked, and
-converted only without loss; output arrays are copies. Use a model from one thread at a time.
+converted only without loss; output arrays are copies. Threads may share a model and its sessions:
+a call waits for the one under way.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ from gptc.engine.arrays import (
     floats,
     ints,
     micro_batches,
+    number,
+    whole,
 )
 from gptc.engine.config import GPTConfig
 from gptc.engine.optim import AdamW
 from gptc.engine.options import Options, plan_for
 from gptc.engine.session import Session
-from gptc.errors import GptcError, UsageError
+from gptc.engine.turns import Turns
+from gptc.errors import GptcError, Uncopied, UsageError
 
 if TYPE_CHECKING:
     pass
@@ -80,7 +84,7 @@ class Profile(NamedTuple):
     busy_s: list[float]
 
 
-class Model:
+class Model(Uncopied):
     """A GPT on a device, made by `create` or `load`. Garbage collection closes it."""
 
     def __init__(self, config: GPTConfig, options: Options) -> None:
@@ -100,8 +104,8 @@ class Model:
         self._handle = ffi.gc(out[0], lib.gpt_model_free)
         self._closed = False
         self._parameters = {p.name: (i, p.shape) for i, p in enumerate(config.parameters())}
+        self._turns = Turns()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self._lent: FloatArray | None = None  # an array that the engine reads in place
 
     @classmethod
     def create(
@@ -131,7 +135,7 @@ class Model:
 
     def init(self, seed: int = 0) -> None:
         """Draws random weights as GPT-2 does; they depend on the seed alone."""
-        library.call("gpt_model_init", self._open(), seed)
+        self._call("gpt_model_init", whole(seed, "seed"))
 
     # ---- parameters ----
 
@@ -151,17 +155,16 @@ class Model:
         """Sets a parameter to an array of its shape."""
         self.write(name, "value", values)
 
-    def lend(self, name: str, values: npt.ArrayLike) -> None:
-        """As `set`, but if possible the model reads the array in place; it must not change.
+    def lend(self, name: str, values: npt.ArrayLike, descriptor: int, offset: int) -> None:
+        """As `set`, but if possible the model keeps no copy and reads rows from a file.
 
-        So a model for inference reads its embedding from the mapped file.
+        The open file has the values as float32 from byte `offset` on, and must not change. So a
+        model for inference has its embedding in its file.
         """
         index, shape = self._find(name)
         array = as_parameter(name, values, shape)
         kept = self._ffi.new("int *")
-        library.call("gpt_model_lend", self._open(), index, floats(array), array.size, kept)
-        if kept[0]:
-            self._lent = array
+        self._call("gpt_model_lend", index, floats(array), array.size, descriptor, offset, kept)
 
     def read(self, name: str, tensor: str) -> FloatArray:
         """A copy of a parameter's "value", "grad", "moment1" or "moment2".
@@ -170,16 +173,16 @@ class Model:
         """
         index, shape = self._find(name)
         out = np.empty(shape, np.float32)
-        handle, which = self._open(), self._tensor(tensor)
-        library.call("gpt_model_read", handle, index, which, floats(out), out.size)
+        which = self._tensor(tensor)
+        self._call("gpt_model_read", index, which, floats(out), out.size)
         return out
 
     def write(self, name: str, tensor: str, values: npt.ArrayLike) -> None:
         """Sets a parameter's "value", "grad", "moment1" or "moment2"."""
         index, shape = self._find(name)
         array = as_parameter(name, values, shape)
-        handle, which = self._open(), self._tensor(tensor)
-        library.call("gpt_model_write", handle, index, which, floats(array), array.size)
+        which = self._tensor(tensor)
+        self._call("gpt_model_write", index, which, floats(array), array.size)
 
     # ---- training and evaluation ----
 
@@ -208,18 +211,19 @@ class Model:
                 f"{len(batches)} micro-batches of inputs, {len(wanted)} of targets; pass as many"
             )
         # No loss is read here, so that only the update waits for the device.
-        try:
-            for x, y in zip(batches, wanted, strict=True):
-                check()
-                self._backward(x, y, 1.0 / len(batches), self._ffi.NULL)
-        except BaseException:
-            self.zero_gradients()
-            raise
-        return self._update(AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip))
+        with self._turns.lock:
+            try:
+                for x, y in zip(batches, wanted, strict=True):
+                    check()
+                    self._backward(x, y, 1.0 / len(batches), self._ffi.NULL)
+            except BaseException:
+                self.zero_gradients()
+                raise
+            return self._update(AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip))
 
     def backward(self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float = 1.0) -> float:
         """Adds `scale` times the loss's gradient to the gradients; returns the loss, in nats."""
-        loss = self._ffi.new("float *")
+        scale, loss = number(scale, "scale"), self._ffi.new("float *")
         self._backward(inputs, targets, scale, loss)
         return float(loss[0])
 
@@ -231,27 +235,25 @@ class Model:
         self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float, loss: Any
     ) -> None:
         x, y = map(self._room, as_pair(inputs, targets))
-        library.call("gpt_model_backward", self._open(), ints(x), ints(y), *x.shape, scale, loss)
+        self._call("gpt_model_backward", ints(x), ints(y), *x.shape, scale, loss)
 
     def _update(self, adamw: AdamW) -> StepResult:
         settings = self._ffi.new("gpt_optimizer *")
         settings.kind = self._lib.GPT_OPTIMIZER_ADAMW
         settings.adamw = library.new_struct("gpt_adamw", **vars(adamw))[0]
         loss, norm = self._ffi.new("float *"), self._ffi.new("float *")
-        library.call("gpt_model_update", self._open(), settings, 1, loss, norm)
+        self._call("gpt_model_update", settings, 1, loss, norm)
         return StepResult(float(loss[0]), float(norm[0]))
 
     def zero_gradients(self) -> None:
         """Sets the gradients to zero."""
-        library.call("gpt_model_zero_grads", self._open())
+        self._call("gpt_model_zero_grads")
 
     def loss(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> float:
         """Mean cross-entropy in nats over the targets (B, T) that are not -1."""
         x, y = map(self._room, as_pair(inputs, targets))
         loss = self._ffi.new("float *")
-        library.call(
-            "gpt_model_loss", self._open(), ints(x), ints(y), *x.shape, loss, self._ffi.NULL
-        )
+        self._call("gpt_model_loss", ints(x), ints(y), *x.shape, loss, self._ffi.NULL)
         return float(loss[0])
 
     def losses(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> FloatArray:
@@ -259,14 +261,14 @@ class Model:
         x, y = map(self._room, as_pair(inputs, targets))
         out = np.empty(x.shape, np.float32)
         mean = self._ffi.new("float *")
-        library.call("gpt_model_loss", self._open(), ints(x), ints(y), *x.shape, mean, floats(out))
+        self._call("gpt_model_loss", ints(x), ints(y), *x.shape, mean, floats(out))
         return out
 
     def logits(self, tokens: npt.ArrayLike) -> FloatArray:
         """Logits (B, T, V) of tokens (B, T)."""
         x = self._room(as_tokens(tokens, "tokens"))
         out = np.empty((*x.shape, self.config.vocab_size), np.float32)
-        library.call("gpt_model_logits", self._open(), ints(x), *x.shape, floats(out))
+        self._call("gpt_model_logits", ints(x), *x.shape, floats(out))
         return out
 
     def _room(self, x: TokenArray) -> TokenArray:
@@ -282,7 +284,8 @@ class Model:
     def session(self, n_seq: int = 1, n_ctx: int | None = None) -> Session:
         """A KV cache for `n_seq` sequences of at most `n_ctx` tokens (None: the block size)."""
         session = Session(self, n_seq, n_ctx)
-        self._sessions.add(session)
+        with self._turns.lock:
+            self._sessions.add(session)
         return session
 
     # ---- state ----
@@ -290,11 +293,11 @@ class Model:
     @property
     def step(self) -> int:
         """Updates done so far; AdamW's bias correction and dropout depend on it."""
-        return int(self._lib.gpt_model_step(self._open()))
+        return int(self._value("gpt_model_step"))
 
     @step.setter
     def step(self, value: int) -> None:
-        library.call("gpt_model_set_step", self._open(), value)
+        self._call("gpt_model_set_step", whole(value, "step"))
 
     @property
     def device(self) -> str:
@@ -309,43 +312,43 @@ class Model:
     @property
     def threads(self) -> int:
         """Number of CPU threads."""
-        return int(self._lib.gpt_model_threads(self._open()))
+        return int(self._value("gpt_model_threads"))
 
     def peak_flops(self) -> float:
         """Measured peak of this machine in this dtype, in floating-point operations a second."""
         flops = self._ffi.new("double *")
-        library.call("gpt_model_peak", self._open(), flops, self._ffi.NULL)
+        self._call("gpt_model_peak", flops, self._ffi.NULL)
         return float(flops[0])
 
     def peak_bytes(self) -> float:
         """Measured memory bandwidth of a copy: bytes read and written a second."""
         flops, copied = self._ffi.new("double *"), self._ffi.new("double *")
-        library.call("gpt_model_peak", self._open(), flops, copied)
+        self._call("gpt_model_peak", flops, copied)
         return float(copied[0])
 
     @contextmanager
     def profile(self) -> Iterator[Profile]:
         """Times every op within the block. The profile is filled when the block ends."""
         profile = Profile([], [], [])
-        library.call("gpt_model_profile", self._open(), 1)
+        self._call("gpt_model_profile", 1)
         try:
             yield profile
             out, seconds = self._ffi.new("gpt_op_time *"), self._ffi.new("double *")
-            while not self._lib.gpt_model_profile_read(self._open(), len(profile.ops), out):
+            while not self._value("gpt_model_profile_read", len(profile.ops), out):
                 name = self._ffi.string(out.name).decode()
                 profile.ops.append(OpTime(name, out.calls, out.seconds, out.flops, out.bytes))
             profile.products.extend(self._products())
             for thread in range(self.threads):
-                library.call("gpt_model_profile_busy", self._open(), thread, seconds)
+                self._call("gpt_model_profile_busy", thread, seconds)
                 profile.busy_s.append(float(seconds[0]))
         finally:
-            library.call("gpt_model_profile", self._open(), 0)
+            self._call("gpt_model_profile", 0)
 
     def _products(self) -> Iterator[ProductTime]:
         """What was measured of the library's GEMMs."""
         out, text = self._ffi.new("gpt_product_time *"), self._ffi.string
         i = 0
-        while not self._lib.gpt_model_profile_product(self._open(), i, out):
+        while not self._value("gpt_model_profile_product", i, out):
             yield ProductTime(
                 name=text(out.name).decode(),
                 epilogue=text(out.epilogue).decode(),
@@ -359,7 +362,10 @@ class Model:
             i += 1
 
     def close(self) -> None:
-        """Frees the model and its sessions; twice is harmless."""
+        """Frees the model and its sessions, after the call under way; twice is harmless."""
+        self._turns.close(self._release)
+
+    def _release(self) -> None:
         if self._closed:
             return
         for session in list(self._sessions):
@@ -395,7 +401,15 @@ class Model:
             raise GptcError("this model is closed; create or load a new one")
         return self._handle
 
+    def _call(self, function: str, *arguments: Any) -> None:
+        library.check(self._value(function, *arguments))
+
+    def _value(self, function: str, *arguments: Any) -> Any:
+        return self._turns.call(function, self._open, *arguments)
+
     def _find(self, name: str) -> tuple[int, tuple[int, ...]]:
+        if not isinstance(name, str):
+            raise GptcError(f"name is {name!r}; it must be that of a parameter")
         if name not in self._parameters:
             known = ", ".join(list(self._parameters)[:3])
             raise GptcError(f"unknown parameter {name!r}; known are {known}, …")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gptc.engine import library
+from gptc.engine.arrays import whole
 from gptc.engine.config import GPTConfig
 from gptc.errors import EngineError, UsageError
 from gptc.settings import option
@@ -56,10 +57,11 @@ class Options:
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
-        for value, known in ((self.device, DEVICES), (self.dtype, DTYPES)):
+        for name, known in (("device", DEVICES), ("dtype", DTYPES)):
+            value = getattr(self, name)
             if value != "auto" and value not in known:
                 raise UsageError(
-                    f"{value!r} is unknown; it must be one of auto, {', '.join(known)}"
+                    f"{name} {value!r} is unknown; it must be one of auto, {', '.join(known)}"
                 )
         device, dtype = self.device, self.dtype
         if device == "auto" and dtype in DTYPES[2:]:
@@ -77,6 +79,7 @@ class Options:
     def to_c(self) -> Any:
         """A gpt_options *; "auto" must be resolved."""
         lib = library.load().lib
+        whole(self.threads, "threads")
         return library.new_struct(
             "gpt_options",
             device=getattr(lib, f"GPT_DEVICE_{self.device.upper()}"),

@@ -9,32 +9,35 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.engine import library
-from gptc.engine.arrays import FloatArray, TokenArray, as_tokens, floats, ints
+from gptc.engine.arrays import FloatArray, TokenArray, as_tokens, floats, ints, whole
 from gptc.engine.config import GPTConfig
-from gptc.errors import GptcError
+from gptc.engine.turns import Turns
+from gptc.errors import GptcError, Uncopied
 
 
 class OpenModel(Protocol):
     """What a session needs of its model."""
 
     config: GPTConfig
+    _turns: Turns
 
     def _open(self) -> Any:
         """The engine's handle. GptcError once the model is closed."""
 
 
-class Session:
+class Session(Uncopied):
     """Sequences being decoded, with their KV cache. Made by `Model.session`."""
 
     def __init__(self, model: OpenModel, n_seq: int = 1, n_ctx: int | None = None) -> None:
         ffi, lib, _ = library.load()
+        n_seq, n_ctx = whole(n_seq, "n_seq"), whole(n_ctx or 0, "n_ctx")
         out = ffi.new("gpt_session **")
-        handle = model._open()
-        library.call("gpt_session_create", handle, n_seq, n_ctx or 0, out)
+        turns, owner = model._turns, model._open()
+        library.check(turns.call("gpt_session_create", model._open, n_seq, n_ctx, out))
 
         # The session must be freed before its model: its destructor keeps the model alive.
-        def free(session: Any, _model: Any = handle) -> None:
-            lib.gpt_session_free(session)
+        def free(session: Any, _owner: Any = owner) -> None:
+            turns.free(lambda: lib.gpt_session_free(session) if _owner else None)
 
         self._handle = ffi.gc(out[0], free)
         self._model = model
@@ -58,8 +61,8 @@ class Session:
         ids, seqs, flags, n_rows = self._rows(tokens, seq, want)
         out = np.empty((n_rows, self._model.config.vocab_size), np.float32)
         logits = floats(out) if n_rows else self._ffi.NULL
-        library.call(
-            "gpt_session_decode", self._open(), ints(ids), ints(seqs), self._flags(flags), len(ids),
+        self._call(
+            "gpt_session_decode", ints(ids), ints(seqs), self._flags(flags), len(ids),
             logits,
         )  # fmt: skip
         single = isinstance(seq, int | np.integer)
@@ -80,8 +83,8 @@ class Session:
         ids, seqs, flags, n_rows = self._rows(tokens, seq, want)
         if len(draws) != n_rows:
             raise GptcError(f"{len(draws)} draws for {n_rows} rows; pass as many")
-        library.call(
-            "gpt_session_sample", self._open(), ints(ids), ints(seqs), self._flags(flags), len(ids),
+        self._call(
+            "gpt_session_sample", ints(ids), ints(seqs), self._flags(flags), len(ids),
             draws,
         )  # fmt: skip
 
@@ -107,25 +110,31 @@ class Session:
 
     def length(self, seq: int = 0) -> int:
         """Number of tokens in a sequence's cache."""
-        length = int(library.load().lib.gpt_session_length(self._open(), seq))
+        length = int(self._value("gpt_session_length", whole(seq, "seq")))
         if length < 0:
             raise GptcError(f"no sequence {seq}: this session has {self.n_seq}")
         return length
 
     def rewind(self, seq: int = 0, length: int = 0) -> None:
         """Keeps the first `length` tokens of a sequence and drops the others."""
-        library.call("gpt_session_rewind", self._open(), seq, length)
+        seq, length = whole(seq, "seq"), whole(length, "length")
+        self._call("gpt_session_rewind", seq, length)
 
     def fork(self, seq: int, to: int, length: int | None = None) -> None:
         """Copies the first `length` tokens of `seq` to sequence `to`; None = all."""
-        n = self.length(seq) if length is None else length
-        library.call("gpt_session_fork", self._open(), seq, to, n)
+        with self._model._turns.lock:
+            seq, to = whole(seq, "seq"), whole(to, "to")
+            n = self.length(seq) if length is None else whole(length, "length")
+            self._call("gpt_session_fork", seq, to, n)
 
     def close(self) -> None:
-        """Frees the session; twice is harmless."""
+        """Frees the session, after the call under way; twice is harmless."""
+        self._model._turns.close(self._release)
+
+    def _release(self) -> None:
         if not self._closed:
             self._closed = True
-            library.load().ffi.release(self._handle)
+            self._ffi.release(self._handle)
 
     def __enter__(self) -> Session:
         return self
@@ -147,6 +156,12 @@ class Session:
     def _ffi(self) -> Any:
         return library.load().ffi
 
+    def _call(self, function: str, *arguments: Any) -> None:
+        library.check(self._value(function, *arguments))
+
+    def _value(self, function: str, *arguments: Any) -> Any:
+        return self._model._turns.call(function, self._open, *arguments)
+
     def _open(self) -> Any:
         self._model._open()
         if self._closed:
@@ -157,5 +172,6 @@ class Session:
 def session_bytes(model: OpenModel, n_seq: int = 1, n_ctx: int | None = None) -> int:
     """Number of bytes that a session of this size allocates."""
     out = library.load().ffi.new("uint64_t *")
-    library.call("gpt_session_bytes", model._open(), n_seq, n_ctx or 0, out)
+    sizes = whole(n_seq, "n_seq"), whole(n_ctx or 0, "n_ctx")
+    library.check(model._turns.call("gpt_session_bytes", model._open, *sizes, out))
     return int(out[0])

@@ -1,33 +1,35 @@
-"""Files from strangers: mapped, and read within their bounds only.
+"""Files from strangers, read within their bounds only.
 
 Each number of a file is compared with the file's size before it is used, and an error
-names the file, the field and its byte.
+names the file, the field and its byte. Files are not mapped: one that becomes shorter while it is
+read would end the process.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import stat
 import struct
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, Uncopied
 from gptc.files.pointers import refuse_pointer
 
 MAX_ITEMS = 500_000  # values in a JSON text; the largest model's header holds several times fewer
 INT32 = "i"  # codes of `struct`, for Binary.number
 UINT32 = "I"
 UINT64 = "Q"
+_WINDOW = 1 << 16  # bytes read at once, of which small fields are taken
 
 
-class Binary:
-    """A file mapped into memory and read from `at` on; nothing is copied before it is used."""
+class Binary(Uncopied):
+    """An open file, read from `at` on. Garbage collection closes it."""
 
     def __init__(self, path: Path) -> None:
         """GptcError when it cannot be read or is not a regular file."""
@@ -35,19 +37,16 @@ class Binary:
         self.at = 0
         try:
             # A pipe or a device would be waited for.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            try:
-                status = os.fstat(descriptor)
-                if not stat.S_ISREG(status.st_mode):
-                    raise GptcError(f"{path} is not a file; give the path of a model file")
-                self.size = status.st_size
-                data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if self.size else b""
-            finally:
-                os.close(descriptor)
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            weakref.finalize(self, os.close, self.descriptor)
+            status = os.fstat(self.descriptor)
         except OSError as error:
             raise GptcError(f"cannot read {path}: {error.strerror}") from None
-        self.view = memoryview(data)
-        refuse_pointer(path, self.view)
+        if not stat.S_ISREG(status.st_mode):
+            raise GptcError(f"{path} is not a file; give the path of a model file")
+        self.size = status.st_size
+        self._window = (0, memoryview(b""))  # its first byte in the file
+        refuse_pointer(path, self.peek(0, _WINDOW))
 
     def take(self, n_bytes: int, field: str) -> memoryview:
         """The next bytes. GptcError when the file ends before."""
@@ -57,7 +56,18 @@ class Binary:
                 field, f"takes {n_bytes:,} bytes, and the file has {self.size - begin:,} more"
             )
         self.at = begin + n_bytes
-        return self.view[begin : self.at]
+        return self.peek(begin, self.at)
+
+    def peek(self, begin: int, end: int) -> memoryview:
+        """Bytes begin to end, as far as the file has them."""
+        end = min(end, self.size)
+        if end - begin > _WINDOW:
+            return self.raw(begin, end - begin).data
+        first, window = self._window
+        if not first <= begin <= end <= first + len(window):
+            first, window = begin, self.raw(begin, min(_WINDOW, self.size - begin)).data
+            self._window = first, window
+        return window[begin - first : end - first]
 
     def number(self, code: str, field: str) -> Any:
         """The next number: `code` is a letter of the module struct."""
@@ -73,14 +83,28 @@ class Binary:
         at, size, length = self.at, self.size, struct.Struct("<Q")
         for i in range(count):
             if at + 8 <= size:
-                at += 8 + length.unpack_from(self.view, at)[0]
+                at += 8 + length.unpack(self.peek(at, at + 8))[0]
             if at > size or at == self.at:
                 raise self.damaged(f"string {i} of {field}", "ends past the end of the file")
             self.at = at
 
     def raw(self, offset: int, n_bytes: int) -> npt.NDArray[np.uint8]:
-        """Bytes that were checked to be within the file."""
-        return np.frombuffer(self.view[offset : offset + n_bytes], np.uint8)
+        """Bytes that were checked to be within the file. GptcError if it has become shorter."""
+        out = np.empty(n_bytes, np.uint8)
+        done = 0
+        while done < n_bytes:
+            try:
+                n = os.preadv(self.descriptor, [out.data[done:]], offset + done)
+            except OSError as error:
+                raise GptcError(f"cannot read {self.path}: {error.strerror}") from None
+            if n == 0:
+                raise GptcError(
+                    f"{self.path} became shorter while it was read, and has no byte "
+                    f"{offset + done:,} now; copy the file again"
+                )
+            done += n
+        out.flags.writeable = False
+        return out
 
     def damaged(self, field: str, why: str, offset: int | None = None) -> GptcError:
         """The error about a field, at `offset` or else at the current position."""
@@ -109,14 +133,14 @@ def parse_json(text: bytes | memoryview, where: str, unique: bool = False) -> An
 
     `unique` refuses an object that holds a name twice.
     """
-    data = bytes(text)
     again = "copy it again"
-    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_ITEMS:
+    pieces = (bytes(text[i : i + _WINDOW]) for i in range(0, len(text), _WINDOW))
+    if sum(piece.count(mark) for piece in pieces for mark in (b",", b"[", b"{")) > MAX_ITEMS:
         raise GptcError(
             f"{where} holds more than {MAX_ITEMS:,} JSON values; no model needs so many"
         )
     try:
-        return json.loads(data, object_pairs_hook=_without_twins if unique else None)
+        return json.loads(bytes(text), object_pairs_hook=_without_twins if unique else None)
     except _TwinError as error:
         raise GptcError(f"{where} names {str(error)!r} twice; {again}") from None
     except RecursionError:
@@ -128,7 +152,8 @@ def parse_json(text: bytes | memoryview, where: str, unique: bool = False) -> An
 
 def read_json(path: Path, unique: bool = False) -> dict[str, Any]:
     """The JSON object in a file."""
-    data = parse_json(Binary(path).view, str(path), unique)
+    file = Binary(path)
+    data = parse_json(file.peek(0, file.size), str(path), unique)
     if not isinstance(data, dict):
         raise GptcError(f"{path} is damaged: not a JSON object; copy it again")
     return data

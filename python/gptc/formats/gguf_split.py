@@ -44,6 +44,10 @@ class SplitTable:
         """One tensor, as float32."""
         return self._tables[name].read(name)
 
+    def stored(self, name: str) -> tuple[Binary, int] | None:
+        """Where a tensor of float32 begins in its file; None for other numbers."""
+        return self._tables[name].stored(name)
+
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors are stored as the same bytes."""
         found = [(self._tables[name].file, self.entries[name]) for name in (one, other)]

@@ -20,6 +20,7 @@ import numpy as np
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
+from gptc.formats.binary import Binary
 
 
 class Part(NamedTuple):
@@ -40,6 +41,10 @@ class Tensors(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
     def read(self, name: str) -> FloatArray: ...
+
+    def stored(self, name: str) -> tuple[Binary, int] | None:
+        """Where a tensor of float32 begins in its file; None for other numbers."""
+        ...
 
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors are stored as the same numbers."""
@@ -199,15 +204,24 @@ class Placement:
                 raise GptcError(f"{where} holds {name}, which its model lacks")
 
     def read(self, ours: str) -> FloatArray:
-        """One of our parameters. It may be a view of the file: it is not to be written to."""
+        """One of our parameters. It may be shared: it is not to be written to."""
         shape, placed = self._shapes[ours], self._placed[ours]
-        part, name = placed[0]
-        if len(placed) == 1 and not (part.transposed or part.heads):
+        if name := self._as_it_is(ours):
             return self._tensors.read(name)[: shape[0]]  # without padding
         out = np.empty(shape, np.float32)
         for part, name in placed:
             import_tensor(part, self._tensors.read(name), out)
         return out
+
+    def stored(self, ours: str) -> tuple[Binary, int] | None:
+        """Where a parameter begins in a file, if it is there as float32 and as we have it."""
+        name = self._as_it_is(ours)
+        return self._tensors.stored(name) if name else None
+
+    def _as_it_is(self, ours: str) -> str | None:
+        """The tensor that is a parameter, perhaps with padding; None where it is converted."""
+        (part, name), *others = self._placed[ours]
+        return None if others or part.transposed or part.heads else name
 
 
 def _similar(name: str, names: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from gptc.errors import GptcError, NoTokenizer
 from gptc.files.words import quoted
 from gptc.formats.binary import Binary
 from gptc.formats.layout import Part, Placement, Tensors
-from gptc.formats.numbers import Codec
+from gptc.formats.numbers import F32, Codec
 from gptc.tokenizer.base import Tokenizer
 
 
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 
 class TensorTable:
-    """The tensors of a mapped file by name; their bounds were checked before."""
+    """The tensors of a file by name; their bounds were checked before."""
 
     def __init__(self, file: Binary, entries: Mapping[str, Entry]) -> None:
         self.file = file
@@ -50,7 +50,7 @@ class TensorTable:
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def read(self, name: str) -> FloatArray:
-        """One tensor as float32: a view of the file when it holds float32."""
+        """One tensor as float32."""
         codec, shape, offset = entry = self.entries[name]
         raw = self.file.raw(offset, entry.end - offset)
         try:
@@ -58,13 +58,18 @@ class TensorTable:
         except ValueError as error:
             raise self.file.damaged(name, f"cannot be read: {error}", offset) from None
 
+    def stored(self, name: str) -> tuple[Binary, int] | None:
+        """Where a tensor of float32 begins in its file; None for other numbers."""
+        entry = self.entries[name]
+        return (self.file, entry.offset) if entry.codec is F32 else None
+
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors are stored as the same bytes."""
         return same_bytes((self.file, self.entries[one]), (self.file, self.entries[other]))
 
 
 def same_bytes(one: tuple[Binary, Entry], other: tuple[Binary, Entry]) -> bool:
-    """Whether two tensors of mapped files have the same bytes, codec and shape."""
+    """Whether two tensors of files have the same bytes, codec and shape."""
     (file, entry), (other_file, other_entry) = one, other
     n_bytes = entry.end - entry.offset
     return entry[:2] == other_entry[:2] and np.array_equal(
@@ -119,13 +124,23 @@ class ModelFile(ABC):
     def load_into(self, model: Model) -> None:
         """Gives the weights to a model of the same shape."""
         for name, _, _ in self.config.parameters():
-            model.lend(name, self.read(name))
+            give(model, name, self.read(name), self.placement)
 
     def check(self) -> list[str]:
         """Reads everything; returns a line for each check. GptcError names the first that fails."""
         for name in self.placement.names:
             check_finite(self.tensors.read(name), f"{self.path}: {name}")
         return [f"{len(self.placement.names)} tensors, every number finite"]
+
+
+def give(model: Model, name: str, values: FloatArray, placement: Placement) -> None:
+    """Sets a parameter; the model reads it in its file where both can do so."""
+    place = placement.stored(name)
+    if place is None:
+        model.set(name, values)
+    else:
+        file, offset = place
+        model.lend(name, values, file.descriptor, offset)
 
 
 def check_finite(values: FloatArray, where: str) -> None:

@@ -126,7 +126,7 @@ def _find_index(folder: Path) -> Path:
     """The index that the file `checkpoint` names, else the only one."""
     named = folder / "checkpoint"
     if named.is_file():
-        text = bytes(Binary(named).view[:4096]).decode("utf-8", "replace")
+        text = bytes(Binary(named).peek(0, 4096)).decode("utf-8", "replace")
         found = re.search(r'^model_checkpoint_path: "([^"]*)"', text, re.MULTILINE)
         if found and is_plain_name(found[1]) and (folder / f"{found[1]}.index").is_file():
             return folder / f"{found[1]}.index"
@@ -217,7 +217,7 @@ class _Fields:
         for i in range(_MAX_VARINT):
             if self.at >= self.end:
                 break
-            byte = self.file.view[self.at]
+            byte = self.file.peek(self.at, self.at + 1)[0]
             self.at += 1
             value |= (byte & 0x7F) << 7 * i
             if byte < 0x80:
@@ -238,12 +238,13 @@ class _Fields:
 def _entries(file: Binary, block: _Handle) -> Iterator[tuple[bytes, tuple[int, int]]]:
     """Keys of a block, with where their values begin and end. Keys share prefixes."""
     begin, end = block.offset, block.offset + block.size
-    if file.view[end] != 0:
-        raise file.damaged("compression of a block", f"is {file.view[end]}; only 0 is known", end)
-    stored = int.from_bytes(file.view[end + 1 : end + 5], "little")
+    compression = file.peek(end, end + 1)[0]
+    if compression != 0:
+        raise file.damaged("compression of a block", f"is {compression}; only 0 is known", end)
+    stored = int.from_bytes(file.peek(end + 1, end + 5), "little")
     if _mask(crc32c(file.raw(begin, block.size + 1))) != stored:
         raise file.damaged("a block", "does not have the checksum after it", begin)
-    n_restarts = int.from_bytes(file.view[end - 4 : end], "little")
+    n_restarts = int.from_bytes(file.peek(end - 4, end), "little")
     if 4 * (n_restarts + 1) > block.size:
         raise file.damaged("the restarts of a block", f"are {n_restarts:,}", end - 4)
     fields = _Fields(file, begin, end - 4 * (n_restarts + 1))
@@ -253,7 +254,7 @@ def _entries(file: Binary, block: _Handle) -> Iterator[tuple[bytes, tuple[int, i
         shared, more, n_value = (fields.varint("an entry") for _ in range(3))
         if shared > len(key) or more + n_value > fields.end - fields.at or shared + more > 4096:
             raise file.damaged("an entry", "is longer than its block", at)
-        key = key[:shared] + bytes(file.view[fields.at : fields.at + more])
+        key = key[:shared] + bytes(file.peek(fields.at, fields.at + more))
         value = fields.at + more
         fields.at = value + n_value
         yield key, (value, fields.at)
@@ -313,7 +314,7 @@ def _info(file: Binary, name: str, entry: tuple[int, int]) -> _Info:
     crc = last(6, None)
     if not isinstance(crc, tuple) or crc[1] - crc[0] != 4:
         raise file.damaged(name, "has no checksum", entry[0])
-    masked = int.from_bytes(file.view[crc[0] : crc[1]], "little")
+    masked = int.from_bytes(file.peek(crc[0], crc[1]), "little")
     return _Info(codec, tuple(shape), offset, _unmask(masked))
 
 

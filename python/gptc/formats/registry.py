@@ -38,7 +38,7 @@ def is_foreign(path: Path) -> bool:
 
 def detect(path: Path) -> Format:
     """The format of the model at `path`. GptcError when there is none, or of no known kind."""
-    begin = b"" if path.is_dir() else bytes(Binary(path).view[:8])
+    begin = b"" if path.is_dir() else bytes(Binary(path).peek(0, 8))
     for known in FORMATS:
         if known.detect(path, begin):
             return known

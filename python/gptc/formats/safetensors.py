@@ -93,6 +93,10 @@ class ShardedTensors:
         """One tensor, as float32."""
         return self._files[self._file_of[name]].read(name)
 
+    def stored(self, name: str) -> tuple[Binary, int] | None:
+        """Where a tensor of float32 begins in its file; None for other numbers."""
+        return self._files[self._file_of[name]].stored(name)
+
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors are stored as the same bytes."""
         found = [(name, self._files[self._file_of[name]]) for name in (one, other)]
@@ -160,7 +164,7 @@ def _shard(index: Path, name: str) -> Path:
 def _read_header(file: Binary) -> dict[str, Entry]:
     """The tensors of a file; they fill it from the header's end to its own without a gap."""
     path, size = file.path, file.size
-    length = int.from_bytes(file.view[:8], "little")
+    length = int.from_bytes(file.peek(0, 8), "little")
     if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
         raise GptcError(
             f"{path} is not a whole safetensors file ({size:,} bytes, "

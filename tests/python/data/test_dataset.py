@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,13 @@ def test_describe_shows_what_is_inside(tmp_path: Path) -> None:
     assert told["splits"]["train"]["sample"] == text[:200]
     assert told["splits"]["val"]["sample"] == text[810:]
     json.dumps(told)
+
+
+def test_a_shard_that_becomes_shorter_is_an_error(tmp_path: Path) -> None:
+    """An access to a mapped page behind the end of its file would end the process."""
+    dataset = prepare([write_source(tmp_path, "text " * 20_000)], tmp_path / "out")
+    batches = eval_batches(dataset, "train", batch_size=8, seq_len=16)
+    next(batches)
+    os.truncate(dataset.shards("train")[0], 4096)
+    with pytest.raises(GptcError, match=r"train_000000\.bin became shorter while it was in use"):
+        list(batches)

@@ -1,0 +1,12 @@
+/* fork.h: tells a child process from its parent, whose threads and GPU it does not have. */
+#ifndef GPT_FORK_H
+#define GPT_FORK_H
+
+#ifdef __cplusplus
+extern "C"
+#endif
+    /* Forks from which this process descends, since the first call in an ancestor. */
+    int
+    fork_count(void);
+
+#endif
