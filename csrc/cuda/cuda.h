@@ -3,7 +3,8 @@
  * Every file here but boxes.cu, context.cu, graph.cu, plan_store.cu, product.cu and product_plain.cu is compiled
  * once for each dtype (CUDA_DTYPE: see cuda.cmake), so that `elem` and the names below are that dtype's, as in
  * cpu/cpu.h. A file ending in _bf16 or _quant is compiled for that dtype alone; grad_norm.cu and
- * sample.cu see float32 in every dtype, and are compiled for fp32 alone.
+ * sample.cu see float32 in every dtype, and are compiled for fp32 alone. The small ones are compiled as one
+ * file (sources.cmake).
  *
  * The same sources also compile as C++ for the host: tests/cuda/emulate.h runs each thread of a block
  * as a fiber, so that every layer is tested where there is no GPU. For that, kernels are started
@@ -124,7 +125,7 @@ static inline void cuda_remember(gpt_ctx *ctx, cudaError_t error) {
 
 /* ---- starting kernels ---- */
 
-enum { WARP = 32, DEFAULT_SHARED_BYTES = 48 << 10 };
+enum { WARP = 32, DEFAULT_SHARED_BYTES = 48 << 10, BLOCK_THREADS = 256 /* of small kernels */ };
 
 /* Of a large card: how finely work is cut. */
 #ifndef MULTIPROCESSORS

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-enum { THREADS = 256, BLOCK_NUMBERS = 4096 };
+enum { BLOCK_NUMBERS = 4096 };
 #ifndef MAX_NORM_BLOCKS
 #define MAX_NORM_BLOCKS 1024
 #endif
@@ -17,8 +17,8 @@ static __global__ void grad_norm_kernel(double *sums /* (blocks) */, grad_norm a
     const float *grads = a.grads;
     int64_t n = a.n;
     enum { W = 16 / sizeof(float) };
-    int64_t thread = (int64_t)blockIdx.x * THREADS + threadIdx.x, whole = n / W * W;
-    int64_t step = (int64_t)gridDim.x * THREADS;
+    int64_t thread = (int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x, whole = n / W * W;
+    int64_t step = (int64_t)gridDim.x * BLOCK_THREADS;
     double sum = 0;
     for (int64_t i = thread * W; i < whole; i += step * W) {
         float g[W];
@@ -27,22 +27,22 @@ static __global__ void grad_norm_kernel(double *sums /* (blocks) */, grad_norm a
         for (int k = 0; k < W; k++) sum += (double)g[k] * g[k];
     }
     for (int64_t i = whole + thread; i < n; i += step) sum += (double)grads[i] * grads[i];
-    sum = block_sum<THREADS>(sum);
+    sum = block_sum<BLOCK_THREADS>(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
 static __global__ void grad_norm_end_kernel(float *norm, const double *sums, int n) {
     double sum = 0;
-    for (int i = (int)threadIdx.x; i < n; i += THREADS) sum += sums[i];
-    sum = block_sum<THREADS>(sum);
+    for (int i = (int)threadIdx.x; i < n; i += BLOCK_THREADS) sum += sums[i];
+    sum = block_sum<BLOCK_THREADS>(sum);
     if (threadIdx.x == 0) *norm = (float)sqrt(sum);
 }
 
 CUDA_OP(grad_norm) {
     double *sums = (double *)ctx->workspace;
-    size_t shared_bytes = sizeof(double) * THREADS;
+    size_t shared_bytes = sizeof(double) * BLOCK_THREADS;
     int blocks = (int)least<int64_t>(div_up(op->n, BLOCK_NUMBERS), MAX_NORM_BLOCKS);
-    launch(ctx, grad_norm_kernel, dim3((unsigned)blocks), THREADS, shared_bytes, sums, *op);
-    launch(ctx, grad_norm_end_kernel, dim3(1), THREADS, shared_bytes, op->norm,
+    launch(ctx, grad_norm_kernel, dim3((unsigned)blocks), BLOCK_THREADS, shared_bytes, sums, *op);
+    launch(ctx, grad_norm_end_kernel, dim3(1), BLOCK_THREADS, shared_bytes, op->norm,
            (const double *)sums, blocks);
 }

@@ -3,10 +3,8 @@
 #define CUDA_DTYPE any
 #include "product.h"
 
-enum { THREADS = 256 };
-
 template <typename T, typename O> static __global__ void product_kernel(product p) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, m = i / p.N, n = i % p.N;
+    int64_t i = (int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x, m = i / p.N, n = i % p.N;
     if (m >= p.M) return;
     bool turned_a = p.kind == PRODUCT_TN, turned_b = p.kind == PRODUCT_NT;
     const T *a = (const T *)p.a + (turned_a ? m : m * p.lda);
@@ -23,5 +21,5 @@ void cuda_product_plain(gpt_ctx *ctx, const product *p) {
            !p->bf16       ? product_kernel<float, float>
            : p->float_out ? product_kernel<__nv_bfloat16, float>
                           : product_kernel<__nv_bfloat16, __nv_bfloat16>,
-           dim3((unsigned)div_up((int64_t)p->M * p->N, THREADS)), THREADS, 0, *p);
+           dim3((unsigned)div_up((int64_t)p->M * p->N, BLOCK_THREADS)), BLOCK_THREADS, 0, *p);
 }

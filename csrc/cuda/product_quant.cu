@@ -2,11 +2,11 @@
 #include "epilogue.h"
 #include "weights.h"
 
-enum { THREADS = 256, WARPS = THREADS / WARP, FEW_ROWS = 8 };
+enum { WARPS = BLOCK_THREADS / WARP, FEW_ROWS = 8 };
 
 /* The weights as the bf16 table has them. A thread a group. */
 static __global__ void unpack_kernel(elem *to, const uint8_t *w, int rows, int K) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, G = quant_groups(K);
+    int64_t i = (int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x, G = quant_groups(K);
     if (i >= rows * G) return;
     int row = (int)(i / G), first = (int)(i % G) * QUANT_GROUP;
     float q[QUANT_GROUP], scale = to_float(((const elem *)(w + quant_scales_at(rows, K)))[i]);
@@ -17,8 +17,8 @@ static __global__ void unpack_kernel(elem *to, const uint8_t *w, int rows, int K
 }
 
 void cuda_unpack(gpt_ctx *ctx, elem *to, const void *w, int rows, int K) {
-    launch(ctx, unpack_kernel, dim3((unsigned)div_up(rows * quant_groups(K), THREADS)), THREADS, 0,
-           to, w, rows, K);
+    launch(ctx, unpack_kernel, dim3((unsigned)div_up(rows * quant_groups(K), BLOCK_THREADS)),
+           BLOCK_THREADS, 0, to, w, rows, K);
 }
 
 /* A warp an output, a lane a group at a time, for all M rows of a. T is what the output holds. */
@@ -67,6 +67,6 @@ template <typename T> static __global__ void few_product_kernel(product p) {
 int cuda_few_product(gpt_ctx *ctx, const product *p) {
     if (p->M > FEW_ROWS) return 0;
     launch(ctx, p->float_out ? few_product_kernel<float> : few_product_kernel<elem>,
-           dim3((unsigned)div_up(p->N, WARPS)), THREADS, 0, *p);
+           dim3((unsigned)div_up(p->N, WARPS)), BLOCK_THREADS, 0, *p);
     return 1;
 }

@@ -1,12 +1,10 @@
 /* rope.cu: rotary positions, in place. A thread turns W neighbouring pairs of channels of a head. */
 #include "cuda.h"
 
-enum { THREADS = 256 };
-
 template <int W> static __global__ void rope_forward_kernel(rope_forward a, float sign) {
     int wide = a.pos == GPT_POS_ROPE_WIDE;
     int half = a.HS / 2, turned = (a.NH + a.NKV) * half; /* pairs of a row: queries, then keys */
-    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
+    int64_t i = ((int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x) * W;
     if (i >= (int64_t)a.N * turned) return;
     int n = (int)(i / turned), pair = (int)(i % turned), head = pair / half, within = pair % half;
     int t = a.positions ? a.positions[n] : n % a.T;
@@ -40,7 +38,7 @@ static void rotate(gpt_ctx *ctx, const rope_forward &a, float sign) {
     int W = a.HS / 2 % PACK == 0 ? PACK : 1;
     int64_t pairs = (int64_t)a.N * (a.NH + a.NKV) * (a.HS / 2);
     launch(ctx, W == 1 ? rope_forward_kernel<1> : rope_forward_kernel<PACK>,
-           dim3((unsigned)div_up(pairs, THREADS * W)), THREADS, 0, a, sign);
+           dim3((unsigned)div_up(pairs, BLOCK_THREADS * W)), BLOCK_THREADS, 0, a, sign);
 }
 
 CUDA_OP(rope_forward) {

@@ -11,3 +11,18 @@ set(cuda_bf16_sources ${cuda_sources})
 list(FILTER cuda_bf16_sources EXCLUDE REGEX "${device}|${float32}|_(fp32|quant)\\.cu$")
 set(cuda_quant_sources ${cuda_sources})
 list(FILTER cuda_quant_sources INCLUDE REGEX "/(linear|head|classifier|table|[a-z]+_quant)\\.cu$")
+
+# Files that take nvcc less time than CUDA's headers do, which it reads for the host and for each target, are
+# compiled as one for each dtype. So they share no names.
+set(small "adamw|context|dropout|embedding|grad_norm|graph|head|peak|plan_store|product_plain|product_quant|rope|sgd")
+set(small "/(${small}|table|weights|weights_quant)\\.cu$")
+foreach(dtype device fp32 bf16 quant)
+  set(sources ${cuda_${dtype}_sources})
+  list(FILTER sources INCLUDE REGEX "${small}")
+  list(FILTER cuda_${dtype}_sources EXCLUDE REGEX "${small}")
+  list(TRANSFORM sources REPLACE "(.+)" "#include \"\\1\"\n")
+  string(CONCAT includes ${sources})
+  set(file ${CMAKE_CURRENT_BINARY_DIR}/small_${dtype}.cu)
+  file(CONFIGURE OUTPUT ${file} CONTENT "${includes}" @ONLY)
+  list(APPEND cuda_${dtype}_sources ${file})
+endforeach()

@@ -3,10 +3,8 @@
 #include "cuda.h"
 
 #ifdef CUDA_BF16
-enum { THREADS = 256 };
-
 static __global__ void weights_pack_kernel(elem *packed, const float *w, int64_t n) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t i = (int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x;
     if (i < n) packed[i] = from_float<elem>(w[i]);
 }
 #endif
@@ -24,8 +22,8 @@ size_t cuda_weights_bytes(int rows, int cols, int parts, int training) {
 CUDA_OP(weights_pack) {
 #ifdef CUDA_BF16
     const gpt_segment *s = op->segment;
-    launch(ctx, weights_pack_kernel, dim3((unsigned)div_up(s->size, THREADS)), THREADS, 0,
-           (elem *)s->packed, op->w, s->size);
+    launch(ctx, weights_pack_kernel, dim3((unsigned)div_up(s->size, BLOCK_THREADS)), BLOCK_THREADS,
+           0, (elem *)s->packed, op->w, s->size);
 #else
     (void)ctx, (void)op;
 #endif

@@ -1,8 +1,6 @@
 /* weights_quant.cu: weight matrices rounded to 8 or 4 bits, as quant.h describes. */
 #include "quant.h"
 
-enum { THREADS = 256 };
-
 extern "C" CUDA_ACTS_OP(weights_pack);
 
 /* A bias stays bf16. */
@@ -22,7 +20,7 @@ static __device__ inline __nv_bfloat16 scale_above(float x) {
 /* A thread a group: the largest number becomes the largest integer, with 4 bits that of the longer
  * side. */
 static __global__ void weights_pack_kernel(uint8_t *to, const float *w, int rows, int K) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, G = quant_groups(K);
+    int64_t i = (int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x, G = quant_groups(K);
     if (i >= rows * G) return;
     int row = (int)(i / G), first = (int)(i % G) * QUANT_GROUP,
         n = least<int>(QUANT_GROUP, K - first);
@@ -53,6 +51,6 @@ CUDA_OP(weights_pack) {
         return;
     }
     int64_t groups = s->rows * quant_groups(s->cols);
-    launch(ctx, weights_pack_kernel, dim3((unsigned)div_up(groups, THREADS)), THREADS, 0,
-           (uint8_t *)s->packed, op->w, s->rows, s->cols);
+    launch(ctx, weights_pack_kernel, dim3((unsigned)div_up(groups, BLOCK_THREADS)), BLOCK_THREADS,
+           0, (uint8_t *)s->packed, op->w, s->rows, s->cols);
 }

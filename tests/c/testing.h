@@ -32,6 +32,8 @@
 #include "backend.h"
 #include "ops.h"
 
+#include <limits.h>
+#include <malloc.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -60,6 +62,8 @@ typedef struct test_block {
     struct test_block *next;
     size_t bytes; /* without the guard */
     void *data;
+    const gpt_ops *ops; /* of a device's buffer, with its context */
+    gpt_ctx *ctx;
 } test_block;
 
 /* The program's state. Tests read ops, ctx, threads and act_bytes. */
@@ -74,7 +78,9 @@ static struct {
     int n_tables;
     int visit; /* counts (table, threads, pass) in an EACH_BACKEND loop; -1 outside */
 
-    test_block *host, *device;
+    test_block *host, *host_before; /* as it was when the visit began */
+    test_block *device;
+    test_block *spare; /* buffers of the case's earlier visits, which later ones use again */
     test_block *recorded, **recorded_at; /* what pass 0 compared, in order; the cursor of pass 1 */
     uint64_t counter;                    /* of the random inputs; starts again with each case */
 
@@ -112,7 +118,7 @@ static inline void test_expect(int ok, const char *file, int line, const char *t
 }
 #define EXPECT(condition) test_expect(!!(condition), __FILE__, __LINE__, #condition)
 
-/* ---- host memory: lives until the next test_case ---- */
+/* ---- host memory: lives until the visit of EACH_BACKEND ends, or the next test_case begins ---- */
 
 static inline void *test_alloc(test_block **list, size_t bytes) {
     test_block *block = malloc(sizeof *block);
@@ -126,13 +132,17 @@ static inline void *test_alloc(test_block **list, size_t bytes) {
     return data;
 }
 
-static inline void test_free_list(test_block **list) {
-    while (*list) {
+static inline void test_free_until(test_block **list, const test_block *end) {
+    while (*list != end) {
         test_block *block = *list;
         *list = block->next;
         free(block->data);
         free(block);
     }
+}
+
+static inline void test_free_list(test_block **list) {
+    test_free_until(list, NULL);
 }
 
 /* n numbers, zero. */
@@ -160,6 +170,17 @@ static inline float *host_floats(int64_t n) {
     return x;
 }
 
+static inline void test_free_spare(void) {
+    while (test.spare) {
+        test_block *block = test.spare;
+        size_t room = block->bytes + TEST_GUARD_BYTES;
+        ASAN_UNPOISON_MEMORY_REGION(block->data, room);
+        block->ops->buffer_free(block->ctx, block->data, room);
+        test.spare = block->next;
+        free(block);
+    }
+}
+
 /* Starts a case: names its sizes for messages, frees the last one's memory, restarts the inputs. */
 __attribute__((format(printf, 1, 2))) static inline void test_case(const char *format, ...) {
     va_list args;
@@ -167,6 +188,7 @@ __attribute__((format(printf, 1, 2))) static inline void test_case(const char *f
     vsnprintf(test.sizes, sizeof test.sizes, format, args);
     va_end(args);
     test_free_list(&test.host);
+    test_free_spare();
     test.counter = 0;
 }
 
@@ -257,21 +279,39 @@ static inline int test_on_cpu(void) {
     return strncmp(test.ops->name, "cpu", 3) == 0;
 }
 
-static inline void *test_device_alloc(size_t bytes, int garbage) {
+/* A buffer with its guard: a spare one if there is one of this size, which saves the kernel zeroing
+ * pages, half of a test's time. */
+static inline test_block *test_new_block(size_t bytes) {
     size_t room = bytes + TEST_GUARD_BYTES;
-    void *data = test.ops->buffer_alloc(test.ctx, room);
+    for (test_block **at = &test.spare; *at; at = &(*at)->next) {
+        test_block *block = *at;
+        if (block->bytes != bytes || block->ops->buffer_alloc != test.ops->buffer_alloc) continue;
+        *at = block->next;
+        ASAN_UNPOISON_MEMORY_REGION(block->data, room);
+        return block;
+    }
     test_block *block = malloc(sizeof *block);
-    unsigned char *fill = malloc(room ? room : 1);
-    if (!data || !block || !fill) {
+    void *data = test.ops->buffer_alloc(test.ctx, room);
+    if (!data || !block) {
         fprintf(stderr, "no device memory for %zu bytes\n", room);
         exit(2);
     }
+    *block = (test_block){.bytes = bytes, .data = data, .ops = test.ops, .ctx = test.ctx};
+    return block;
+}
+
+static inline void *test_device_alloc(size_t bytes, int garbage) {
+    size_t room = bytes + TEST_GUARD_BYTES;
+    test_block *block = test_new_block(bytes);
+    void *data = block->data;
+    unsigned char *fill = malloc(room);
+    if (!fill) exit(2);
     memset(fill, garbage, bytes);
     memset(fill + bytes, TEST_GARBAGE, room - bytes);
     test.ops->upload(test.ctx, data, fill, room);
     free(fill);
     if (test_on_cpu()) ASAN_POISON_MEMORY_REGION((char *)data + bytes, room - bytes);
-    *block = (test_block){.next = test.device, .bytes = bytes, .data = data};
+    block->next = test.device;
     test.device = block;
     return data;
 }
@@ -297,9 +337,11 @@ static inline void test_free_device(void) {
     while (test.device) {
         test_block *block = test.device;
         test_check_guard(block);
-        test.ops->buffer_free(test.ctx, block->data, block->bytes + TEST_GUARD_BYTES);
         test.device = block->next;
-        free(block);
+        block->next = test.spare;
+        test.spare = block;
+        if (test_on_cpu()) /* until it is used again */
+            ASAN_POISON_MEMORY_REGION(block->data, block->bytes + TEST_GUARD_BYTES);
     }
 }
 
@@ -538,6 +580,7 @@ static inline void test_backend_leave(void) {
     if (!test.ops) return;
     EXPECT(test.ops->sync(test.ctx) == GPT_OK);
     test_free_device();
+    test_free_until(&test.host, test.host_before);
     test.ops->ctx_set_workspace(test.ctx, NULL);
     test.ops = NULL;
 }
@@ -554,6 +597,7 @@ static inline int test_backend_next(void) {
         test.ctx = test.contexts[table][test.threads - 1];
         if (test.visit % TEST_PASSES == 0) test_free_list(&test.recorded);
         test.recorded_at = &test.recorded;
+        test.host_before = test.host;
         return 1;
     }
     test.ops = NULL;
@@ -658,9 +702,17 @@ static inline int test_main_api(const test_entry *entries, int n, int argc, char
     return test_summary(argv[0]);
 }
 
+/* Freed memory stays with the program: to get it from the kernel again, zeroed, takes longer than most
+ * tests. */
+static inline void test_keep_memory(void) {
+    mallopt(M_MMAP_THRESHOLD, INT_MAX);
+    mallopt(M_TRIM_THRESHOLD, INT_MAX);
+}
+
 #define TEST_ENTRIES_MAIN(run, ...)                                                                \
     int main(int argc, char **argv) {                                                              \
         static const test_entry entries[] = {__VA_ARGS__};                                         \
+        test_keep_memory();                                                                        \
         return run(entries, (int)(sizeof entries / sizeof *entries), argc, argv);                  \
     }
 #define TEST_OPS_MAIN(...) TEST_ENTRIES_MAIN(test_main_ops, __VA_ARGS__)

@@ -16,6 +16,8 @@ from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.registry import make_tokenizer
 from small_models import make_config, varied
 
+pytest_plugins = ["cpu_times"]
+
 WORDS = ["the", "a", "king", "fox", "bear", "ran", "sat", "saw", "under", "tree", "and", ",", ".\n"]
 
 

@@ -45,7 +45,8 @@ def cached(folder: Path) -> dict[str, str]:
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which pip compiled the library, to reuse its objects; else a new one."""
     folder = tmp_path_factory.mktemp("ctest")
-    for wheel in (ROOT / "build").glob("py3-none-*"):
+    own = os.environ.get("SKBUILD_BUILD_DIR")  # as scikit-build-core reads it
+    for wheel in [ROOT / own] if own else (ROOT / "build").glob("py3-none-*"):
         if cached(wheel).get("CMAKE_HOME_DIRECTORY") == str(ROOT):
             folder = wheel
     settled = cached(folder)

@@ -21,7 +21,7 @@ HOT = (
     "classifier",
     "product_few",
     "product_rows_bf16",
-    "adamw",
+    "small_bf16",
 )
 
 

@@ -177,13 +177,17 @@ END
 cublas=$(find_cublas)
 [ -z "$cublas" ] || export LD_LIBRARY_PATH="$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
-configure=(cmake -S . -B "$BUILD" -DGPTC_TESTS=ON)
+# The CMake that has made the folder: another would compile everything again.
+cmake=$(sed -n 's/^CMAKE_COMMAND:INTERNAL=//p' "$BUILD/CMakeCache.txt" 2>/dev/null)
+[ -x "$cmake" ] || cmake=cmake
+configure=("$cmake" -S . -B "$BUILD" -DGPTC_TESTS=ON)
 [ -z "$PYTHON" ] || configure+=("-DPython_EXECUTABLE=$PYTHON")
 command -v ninja >/dev/null && configure+=(-G Ninja)
 [ -n "$PYTHON" ] && "$PYTHON" -c 'import scipy_openblas32' 2>/dev/null || configure+=(-DGPTC_OPENBLAS=OFF)
 names=(adamw attention context draws dropout embedding linear classifier norm quant rope sgd model session device)
 if [ "$EMULATE" = 1 ]; then
-    configure+=(-DGPTC_CUDA=OFF -DGPTC_EMULATE_CUDA=ON -DGPTC_CPU_LEVEL=portable)
+    configure+=(-DGPTC_CUDA=OFF -DGPTC_EMULATE_CUDA=ON)
+    [ -e "$BUILD/CMakeCache.txt" ] || configure+=(-DGPTC_CPU_LEVEL=portable)
     prefix=emulated_ bench=$BUILD/tests/cuda/emulated_gpt_bench layers=$BUILD/tests/cuda/emulated_layers
     names=(norm device) clean=()
 else
@@ -198,10 +202,10 @@ on=(-- -k)
 [[ " ${configure[*]} " != *" Ninja "* ]] || on=(-- -k 0)
 build() {
     "${configure[@]}" &&
-        cmake --build "$BUILD" -j "$JOBS" "${clean[@]}" --target "${prefix}gpt_bench" "${on[@]}"
+        "$cmake" --build "$BUILD" -j "$JOBS" "${clean[@]}" --target "${prefix}gpt_bench" "${on[@]}"
 }
 build_tests() {
-    cmake --build "$BUILD" -j "$JOBS" --target "${prefix}layers" "${tests[@]}" "${on[@]}"
+    "$cmake" --build "$BUILD" -j "$JOBS" --target "${prefix}layers" "${tests[@]}" "${on[@]}"
 }
 
 # ---- the results, after each step ----
@@ -235,7 +239,7 @@ write_results() {
 
 export GPTC_TEST_TABLES=cuda
 for what in build build_tests; do
-    printf '%s\n' "cd '$PWD'" "$(declare -p configure clean on BUILD JOBS prefix tests)" "$(declare -f $what)" $what >"$work/$what.sh"
+    printf '%s\n' "cd '$PWD'" "$(declare -p cmake configure clean on BUILD JOBS prefix tests)" "$(declare -f $what)" $what >"$work/$what.sh"
 done
 
 has() { [[ " $STAGES " == *" $1 "* ]]; }

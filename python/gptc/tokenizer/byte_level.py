@@ -6,6 +6,7 @@ characters.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -46,7 +47,12 @@ def merges_of(vocabulary: ByteLevel) -> list[tuple[bytes, bytes]]:
     if vocabulary.merges is not None:
         return vocabulary.merges
     others = set(vocabulary.special.values())
-    ranks = {piece: i for i, piece in enumerate(vocabulary.pieces) if i not in others and piece}
+    return _merges(tuple(p for i, p in enumerate(vocabulary.pieces) if i not in others and p))
+
+
+@lru_cache(maxsize=1)  # the files of one export ask several times, which takes seconds
+def _merges(pieces: tuple[bytes, ...]) -> list[tuple[bytes, bytes]]:
+    ranks = {piece: i for i, piece in enumerate(pieces)}
     if sum(len(piece) ** 2 for piece in ranks) > _MAX_MERGING:
         raise GptcError("the vocabulary has tokens that are too long to find their merges")
     return [_last_merge(piece, ranks) for piece in ranks if len(piece) > 1]

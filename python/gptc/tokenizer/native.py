@@ -240,7 +240,8 @@ class Gpt2Tokenizer(BpeTokenizer):
     def pieces(self) -> Sequence[bytes]:
         merges = (self.vocabulary or _gpt2_vocabulary()).decode().split("\n")[1:-1]
         byte_of = byte_characters()
-        merged = [bytes(byte_of[char] for char in merge if char != " ") for merge in merges]
+        table = str.maketrans({char: chr(byte) for char, byte in byte_of.items()} | {" ": ""})
+        merged = [merge.translate(table).encode("latin-1") for merge in merges]
         return [*(bytes([b]) for b in byte_of.values()), *merged, END_OF_TEXT.encode()]
 
     def mapping(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ HOT = (
     "classifier",
     "product_few",
     "product_rows_bf16",
-    "adamw",
+    "small_bf16",
 )
 
 
@@ -62,7 +62,7 @@ def test_a_spill_and_a_stack_are_failures(tmp_path: Path) -> None:
 
 
 def test_other_kernels_may(tmp_path: Path) -> None:
-    assert run(tmp_path, log(stack=8, spill=4, file="rope"))[0] == 0
+    assert run(tmp_path, log(stack=8, spill=4, file="linear"))[0] == 0
     assert run(tmp_path, log(stack=8, spill=4, dtype="fp32"))[0] == 0
 
 
