@@ -4,7 +4,8 @@
     cmake --build build/cuda | tee build.log; python3 tools/gpu/check_spills.py build.log
 
 Registers spill to a thread's stack, in slow memory, if there are too few; arrays with run-time
-indices go there too. A kernel of the files below may do neither.
+indices go there too. A kernel of the files below may do neither. Nor may ptxas wait after each product of
+a warpgroup, as it does, with a remark, where registers are short.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def main() -> int:
     if len(sys.argv) != 2:
         print("usage: python3 tools/gpu/check_spills.py BUILD_LOG", file=sys.stderr)
         return 2
-    hot = [k for k in kernels(Path(sys.argv[1]).read_text("utf-8")) if k.file in HOT]
+    log = Path(sys.argv[1]).read_text("utf-8")
+    hot = [k for k in kernels(log) if k.file in HOT]
+    waits = re.findall(r"wgmma.mma_async instructions are serialized.*function '(\w+)'", log)
     missing = sorted(set(HOT) - {k.file for k in hot})
     for k in hot:
         spills = k.stack_bytes or k.spill_bytes
@@ -74,11 +77,13 @@ def main() -> int:
             f"{'SPILLS' if spills else 'ok':7}{k.arch:9}{k.file}: {k.name}, {k.registers} registers"
             + (f", {k.stack_bytes} B of stack, {k.spill_bytes} B spilled" if spills else "")
         )
+    for name in waits:
+        print(f"WAITS  {readable(name)}: its warpgroup's products run one by one")
     if missing:
         print(f"the log has no kernels of {', '.join(missing)}: build from scratch, with ptxas -v")
     n = sum(bool(k.stack_bytes or k.spill_bytes) for k in hot)
     print(f"{len(hot)} hot kernels, {n} of them spill")
-    return 1 if n or missing else 0
+    return 1 if n or waits or missing else 0
 
 
 if __name__ == "__main__":

@@ -61,6 +61,17 @@ def test_a_spill_and_a_stack_are_failures(tmp_path: Path) -> None:
     assert run(tmp_path, log(stack=16))[0] == 1
 
 
+def test_products_that_run_one_by_one_are_a_failure(tmp_path: Path) -> None:
+    remark = (
+        "ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are "
+        "serialized due to insufficient register resources for the function "
+        "'_Z11norm_kernelILi8ELi64EEv9norm_args'\n"
+    )
+    code, out = run(tmp_path, log() + remark)
+    assert code == 1
+    assert "WAITS  norm_kernel<8, 64>: its warpgroup's products run one by one\n" in out
+
+
 def test_other_kernels_may(tmp_path: Path) -> None:
     assert run(tmp_path, log(stack=8, spill=4, file="linear"))[0] == 0
     assert run(tmp_path, log(stack=8, spill=4, dtype="fp32"))[0] == 0
