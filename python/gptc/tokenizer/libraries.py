@@ -12,11 +12,10 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
+from importlib import import_module
 from pathlib import Path
 
 from gptc.errors import GptcError
@@ -100,13 +99,13 @@ def _record(library: str, definition: bytes) -> Path | None:
 
 
 def _version(library: str) -> str:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(library)
-    return "unknown"
+    return str(getattr(import_module(library), "__version__", "unknown"))
 
 
 def _tried(library: str, definition: bytes) -> str | None:
     """The fault of a definition; None when there is none."""
+    import subprocess  # here, since it is seldom needed
+
     seconds = _SECONDS + len(definition) // 1_000_000
     n_bytes = _BYTES + _BYTES_EACH * len(definition)
     program = Path(__file__).with_name("trial.py")

@@ -196,7 +196,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(arguments)
         return run(*arguments, **options)
 
-    monkeypatch.setattr(libraries.subprocess, "run", count)
+    monkeypatch.setattr(subprocess, "run", count)
     return calls
 
 
