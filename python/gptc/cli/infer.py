@@ -19,6 +19,7 @@ from gptc.cli.declared import SectionedCommand, options_of
 from gptc.cli.params import COUNT
 from gptc.engine.options import DeviceOptions
 from gptc.errors import GptcError, UsageError
+from gptc.files.limits import read_any
 from gptc.generation.options import DEFAULT_STOP, Sampling, TextOptions
 from gptc.settings import declared
 
@@ -279,7 +280,11 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     if file is None and not _is_piped():
         return ""
     try:
-        data = sys.stdin.buffer.read() if file is None or stdin else file.read_bytes()
+        if file is None or stdin:
+            data = read_any(sys.stdin.buffer, "the prompt", "prompt")
+        else:
+            with file.open("rb") as opened:
+                data = read_any(opened, "the prompt", "prompt")
     except OSError as error:
         raise GptcError(f"cannot read the prompt {file}: {error.strerror}") from error
     # A final newline comes from the tool that wrote the file, not from the prompt. Bytes that are

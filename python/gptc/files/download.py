@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from gptc.errors import GptcError, without_secrets
 from gptc.files.checksum import file_sha256
+from gptc.files.limits import limit, refuse
 
 if TYPE_CHECKING:
     import requests
@@ -118,7 +119,7 @@ def _attempt(
     if etag is None:  # damaged: the bytes may be of another version
         partial.unlink(missing_ok=True)
         validator.unlink()
-    n_done = _size(partial)
+    n_done, most = _size(partial), limit("stream")
     headers = {"User-Agent": "gptc", "Accept-Encoding": "identity"}
     if n_done:
         headers["Range"] = f"bytes={n_done}-"
@@ -154,6 +155,8 @@ def _attempt(
                 for block in reply.raw.stream(_BLOCK_BYTES, decode_content=False):
                     file.write(block)
                     n_done += len(block)
+                    if n_done > most:
+                        raise refuse(shown, "stream", "download what is needed by other means")
                     report(f"downloading {shown}", n_done, n_all)
             if n_all is not None and n_done < n_all:
                 raise _Again(f"the connection ended after {n_done} of {n_all} bytes")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from gptc.errors import GptcError, UsageError
 from gptc.files.sizes import parse_size
@@ -30,10 +30,10 @@ LIMITS = {
     "fields": Limit(1_000_000, "values for a row: nested lists, columns"),
     "page": Limit(128 << 20, "bytes for an unpacked page of Parquet"),
     "window": Limit(256 << 20, "bytes for the window (dictionary) of a compressed file"),
-    "header": Limit(1 << 20, "bytes for a header of a tar archive"),
+    "header": Limit(1 << 20, "bytes for a header of a tar archive, or a configuration"),
     "directory": Limit(24 << 20, "bytes for the contents list of a zip archive or Parquet file"),
-    "stream": Limit(1 << 40, "bytes for standard input or a pipe"),
-    "prompt": Limit(64 << 20, "bytes for a prompt or a configuration"),
+    "stream": Limit(1 << 40, "bytes for standard input, a pipe or a download"),
+    "prompt": Limit(64 << 20, "bytes for a prompt"),
     "values": Limit(500_000, "JSON values for a file of a model or dataset"),
     "tokenizer": Limit(128 << 20, "bytes for a file of a tokenizer, or JSON of a model"),
     "entries": Limit(1 << 22, "JSON values for a file of a tokenizer"),
@@ -65,6 +65,15 @@ def refuse(where: str, name: str, advice: str) -> GptcError:
         f"{where} exceeds the limit of {limit(name):,} {LIMITS[name].what}: {advice}, or raise it "
         f"with {VARIABLE}={name}=SIZE"
     )
+
+
+def read_any(file: IO[bytes], where: str, name: str) -> bytes:
+    """The rest of an open file, which may be a pipe or a device."""
+    most = limit(name)
+    data = file.read(most + 1)
+    if len(data) > most:
+        raise refuse(where, name, "give a smaller one")
+    return data
 
 
 def read_file(path: Path, name: str = "tokenizer") -> bytes:

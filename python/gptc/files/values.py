@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from gptc.errors import GptcError
 from gptc.files.limits import limit, refuse
+
+# To its end, or that of the text: every quote is passed once.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 
 
 def parse_json(
@@ -32,9 +36,13 @@ def parse_json(
 
 def check_values(data: bytes, where: str, name: str, advice: str) -> None:
     """GptcError for a JSON text with more values than the limit `name`."""
-    n_marks = sum(map(data.count, (b",", b"[", b"{")))
-    if n_marks > limit(name):
+    most = limit(name)
+    if _n_marks(data) > most and _n_marks(_STRING.sub(b"", data)) > most:
         raise refuse(where, name, advice)
+
+
+def _n_marks(data: bytes) -> int:
+    return sum(map(data.count, (b",", b"[", b"{")))
 
 
 class _TwinError(Exception):
