@@ -34,6 +34,7 @@ from gptc.checkpoint.names import (
     WEIGHTS,
     list_checkpoints,
 )
+from gptc.checkpoint.trainer import check_trainer
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
 from gptc.errors import UPGRADE, GptcError, NoTokenizer
@@ -84,6 +85,7 @@ class Checkpoint(ModelFile):
         self._verify(TRAINER)
         data = _read_json(file)
         _check_version(data, file, TRAINER_VERSION)
+        check_trainer(data, str(file), _way_out(self.path))
         return data
 
     def tokenizer(self) -> Tokenizer:

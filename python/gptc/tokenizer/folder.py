@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UnknownTokenizer
 from gptc.files.limits import read_file
 from gptc.files.values import parse_json
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
@@ -170,7 +170,7 @@ def _read_folder(files: _Files) -> _Theirs | None:
     others = [name for name in _OTHERS if _holds(folder / name)]
     others += [path.name for path in [*models, *sorted(folder.glob("*.tiktoken"))]]
     if others:
-        raise GptcError(
+        raise UnknownTokenizer(
             f"{folder} holds a tokenizer that gptc does not read ({', '.join(others)}): add its "
             f"{JSON}"
         )
@@ -251,7 +251,7 @@ def _with_added(tokenizer: SentencePieceTokenizer, files: _Files, where: str) ->
 def _read_pair(vocab_file: Path, merges_file: Path, files: _Files) -> HuggingFaceTokenizer:
     """GPT-2's pair of files."""
     if files.kind() not in _PAIR_CLASSES:
-        raise GptcError(
+        raise UnknownTokenizer(
             f"{vocab_file.parent} has a {files.kind()} in {vocab_file.name} and "
             f"{merges_file.name}, and gptc reads only a GPT2Tokenizer from these: add its {JSON}"
         )

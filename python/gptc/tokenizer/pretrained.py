@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UnknownTokenizer
 from gptc.files.values import parse_json
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens
 from gptc.tokenizer.byte_level import PATTERNS
@@ -240,7 +240,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         elif "Metaspace" in model or _SPACE in model or "\\u2581" in model:
             read = _read_sentencepiece
         else:
-            raise GptcError(
+            raise UnknownTokenizer(
                 f"{where} writes its tokens in another way than ByteLevel or Metaspace, so that "
                 "text would not come back from it: use another tokenizer"
             )
