@@ -25,6 +25,7 @@ from gptc.settings import declared
 
 if TYPE_CHECKING:
     from gptc.engine.model import Model
+    from gptc.formats.model_file import ModelFile
     from gptc.generation.decoder import Draft
     from gptc.tokenizer.base import Tokenizer
 
@@ -134,19 +135,22 @@ def infer_command(
     _exclusive({name: value is not None for name, value in prompted.items()})
     asks = not (any(v is not None for v in prompted.values()) or as_json or raw) and _is_terminal()
     text = "" if prompts or asks else _read_prompt(prompt, prompt_file)
-    from gptc.checkpoint.facade import load_model
-    from gptc.checkpoint.find import open_checkpoint
+    from gptc.checkpoint.facade import load_model, on_newest
     from gptc.cli.interactive import converse
     from gptc.cli.prompts import answer
     from gptc.cli.writer import Writer
 
-    file = open_checkpoint(model)
-    tokenizer = file.tokenizer()
     # Only sessions compute here: the model needs no memory for batches.
     loading = {"device": device, "threads": threads, "max_batch": 0}
-    with ExitStack() as stack:
+
+    def load(file: ModelFile) -> tuple[ModelFile, Tokenizer, Model]:
+        tokenizer = file.tokenizer()
         with _made_ready(tokenizer):
-            gpt = stack.enter_context(load_model(file, dtype=quantize or dtype, **loading))
+            return file, tokenizer, load_model(file, dtype=quantize or dtype, **loading)
+
+    with ExitStack() as stack:
+        file, tokenizer, gpt = on_newest(model, load)
+        stack.enter_context(gpt)
         writer = Writer(gpt, tokenizer, file.path, options, beams, random_seed)
         if draft:
             n_seq = batch_size if prompts else options["num_samples"]

@@ -73,7 +73,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Unlocks the folder."""
-        self._metrics.close()
+        with suppress(OSError):  # a full disk: `write_metrics` has said so
+            self._metrics.close()
 
     def write_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
