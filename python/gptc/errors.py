@@ -83,6 +83,10 @@ class NoTokenizer(GptcError):
     """A model is stored without a tokenizer, rather than with one that cannot be read."""
 
 
+class UnknownTokenizer(GptcError):
+    """A model is stored with a tokenizer of a sort that gptc does not read; it is not damaged."""
+
+
 class DeadEnd(GptcError):
     """A constrained text cannot continue: no token is allowed, or the grammar is too ambiguous."""
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from gptc.errors import UsageError
+from gptc.files.limits import read_any
 from gptc.files.sizes import parse_size
 
 _KINDS = {
@@ -217,12 +218,13 @@ def read_toml(cls: type, path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
     try:
-        data = tomllib.loads(path.read_text("utf-8-sig"))
+        with path.open("rb") as file:
+            data = tomllib.loads(read_any(file, str(path), "header").decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text: save it as UTF-8") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     known = declared(cls)
     try:

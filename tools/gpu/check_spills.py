@@ -4,8 +4,8 @@
     cmake --build build/cuda | tee build.log; python3 tools/gpu/check_spills.py build.log
 
 Registers spill to a thread's stack, in slow memory, if there are too few; arrays with run-time
-indices go there too. A kernel of the files below may do neither. Nor may ptxas wait after each product of
-a warpgroup, as it does, with a remark, where registers are short.
+indices go there too. A kernel of the files below may do neither. Nor may ptxas wait after each
+product of a warpgroup, as it does, with a remark, where registers are short.
 """
 
 from __future__ import annotations

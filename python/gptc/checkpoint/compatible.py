@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gptc.checkpoint.find import tokenizer_name
 from gptc.data.dataset import DATASET_FILE, Dataset
-from gptc.errors import GptcError, UsageError
+from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer, UsageError
 from gptc.files.words import quoted
 from gptc.formats.model_file import ModelFile
 from gptc.tokenizer.base import Tokenizer
@@ -16,10 +16,13 @@ from gptc.tokenizer.registry import KINDS, bpe_size, is_spec, make_tokenizer
 
 
 def own_tokenizer(known: ModelFile) -> Tokenizer | None:
-    """The tokenizer that a model was trained with; None where it has none that can be read."""
+    """The tokenizer that a model was trained with; None where it has none that gptc reads.
+
+    GptcError for a damaged one.
+    """
     try:
         return known.tokenizer()
-    except GptcError:
+    except (NoTokenizer, UnknownTokenizer):
         return None
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gptc.checkpoint.find import open_checkpoint
+from gptc.checkpoint.names import ROOT, folders_in, list_checkpoints
 from gptc.checkpoint.writer import save
 from gptc.engine import model as engine
+from gptc.errors import GptcError
 from gptc.formats.model_file import ModelFile
 from gptc.tokenizer.base import Tokenizer
+
+Used = TypeVar("Used")
 
 
 class Model(engine.Model):
@@ -21,7 +26,7 @@ class Model(engine.Model):
 
         `options` are those of `create`. Without any, the model is for inference: see `load_model`.
         """
-        return load_model(open_checkpoint(path), **options)
+        return on_newest(path, lambda file: load_model(file, **options))
 
     def save(
         self, path: str | Path, tokenizer: Tokenizer | None = None, *, replace: bool = False
@@ -31,6 +36,28 @@ class Model(engine.Model):
         It must not exist yet; with `replace`, a checkpoint may.
         """
         save(path, self, tokenizer=tokenizer, replace=replace)
+
+
+def on_newest(path: str | Path | None, use: Callable[[ModelFile], Used]) -> Used:
+    """What `use` makes of the model at `path`, as `open_checkpoint` finds it.
+
+    A run that is still training may remove a checkpoint while it is read. Then its newest is used.
+    """
+    seen = _checkpoints(path)
+    while True:
+        try:
+            return use(open_checkpoint(path))
+        except (GptcError, OSError):
+            now = _checkpoints(path)
+            if now == seen:
+                raise
+            seen = now
+
+
+def _checkpoints(path: str | Path | None) -> set[Path]:
+    """The checkpoints of the run at `path`, or without one of all runs."""
+    runs = folders_in(ROOT) if path is None else [Path(path)]
+    return {checkpoint for run in runs for checkpoint in list_checkpoints(run)}
 
 
 _LONGEST_BATCH = 4096  # tokens of a sequence, unless more are asked for; sessions may be longer

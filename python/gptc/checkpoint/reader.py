@@ -34,13 +34,16 @@ from gptc.checkpoint.names import (
     WEIGHTS,
     list_checkpoints,
 )
+from gptc.checkpoint.trainer import check_trainer
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
 from gptc.errors import UPGRADE, GptcError, NoTokenizer
 from gptc.files.checksum import file_checksum, recorded_checksum
+from gptc.files.limits import read_file
+from gptc.files.values import parse_json
 from gptc.files.words import quoted
 from gptc.formats import hf, pickled
-from gptc.formats.binary import is_plain_name, parse_json
+from gptc.formats.binary import is_plain_name
 from gptc.formats.layout import Part, Placement
 from gptc.formats.model_file import ModelFile, check_finite, give
 from gptc.formats.safetensors import ShardedTensors, TensorFile, has_tensors, open_tensors
@@ -82,6 +85,7 @@ class Checkpoint(ModelFile):
         self._verify(TRAINER)
         data = _read_json(file)
         _check_version(data, file, TRAINER_VERSION)
+        check_trainer(data, str(file), _way_out(self.path))
         return data
 
     def tokenizer(self) -> Tokenizer:
@@ -90,7 +94,7 @@ class Checkpoint(ModelFile):
             self._verify(name)
         if (self.path / FILE_NAME).is_file():
             return read_tokenizer(self.path)
-        theirs = folder.read_file(self.path)
+        theirs = folder.read_files(self.path)
         if theirs is not None:
             return vocabulary.simplest(theirs, str(self.path))
         gpt2 = Gpt2Tokenizer
@@ -208,7 +212,7 @@ class Checkpoint(ModelFile):
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = parse_json(path.read_bytes(), str(path))
+        data = parse_json(read_file(path), str(path))
     except OSError as error:
         raise GptcError(f"cannot read {path}: {error.strerror}") from None
     except GptcError:

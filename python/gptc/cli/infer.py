@@ -19,11 +19,13 @@ from gptc.cli.declared import SectionedCommand, options_of
 from gptc.cli.params import COUNT
 from gptc.engine.options import DeviceOptions
 from gptc.errors import GptcError, UsageError
+from gptc.files.limits import read_any
 from gptc.generation.options import DEFAULT_STOP, Sampling, TextOptions
 from gptc.settings import declared
 
 if TYPE_CHECKING:
     from gptc.engine.model import Model
+    from gptc.formats.model_file import ModelFile
     from gptc.generation.decoder import Draft
     from gptc.tokenizer.base import Tokenizer
 
@@ -133,19 +135,22 @@ def infer_command(
     _exclusive({name: value is not None for name, value in prompted.items()})
     asks = not (any(v is not None for v in prompted.values()) or as_json or raw) and _is_terminal()
     text = "" if prompts or asks else _read_prompt(prompt, prompt_file)
-    from gptc.checkpoint.facade import load_model
-    from gptc.checkpoint.find import open_checkpoint
+    from gptc.checkpoint.facade import load_model, on_newest
     from gptc.cli.interactive import converse
     from gptc.cli.prompts import answer
     from gptc.cli.writer import Writer
 
-    file = open_checkpoint(model)
-    tokenizer = file.tokenizer()
     # Only sessions compute here: the model needs no memory for batches.
     loading = {"device": device, "threads": threads, "max_batch": 0}
-    with ExitStack() as stack:
+
+    def load(file: ModelFile) -> tuple[ModelFile, Tokenizer, Model]:
+        tokenizer = file.tokenizer()
         with _made_ready(tokenizer):
-            gpt = stack.enter_context(load_model(file, dtype=quantize or dtype, **loading))
+            return file, tokenizer, load_model(file, dtype=quantize or dtype, **loading)
+
+    with ExitStack() as stack:
+        file, tokenizer, gpt = on_newest(model, load)
+        stack.enter_context(gpt)
         writer = Writer(gpt, tokenizer, file.path, options, beams, random_seed)
         if draft:
             n_seq = batch_size if prompts else options["num_samples"]
@@ -288,7 +293,11 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     if file is None and not _is_piped():
         return ""
     try:
-        data = sys.stdin.buffer.read() if file is None or stdin else file.read_bytes()
+        if file is None or stdin:
+            data = read_any(sys.stdin.buffer, "the prompt", "prompt")
+        else:
+            with file.open("rb") as opened:
+                data = read_any(opened, "the prompt", "prompt")
     except OSError as error:
         raise GptcError(f"cannot read the prompt {file}: {error.strerror}") from error
     # A final newline comes from the tool that wrote the file, not from the prompt. Bytes that are

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptc.errors import GptcError, printable
+from gptc.errors import GptcError, NoTokenizer, printable
 
 if TYPE_CHECKING:
     from gptc.formats.model_file import ModelFile
@@ -81,13 +81,14 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 def _describe_run(path: Path) -> dict[str, Any]:
     from gptc.checkpoint.find import find_checkpoint
+    from gptc.checkpoint.metrics import METRICS, read_records
     from gptc.checkpoint.names import BEST, list_checkpoints
 
     names = [folder.name for folder in list_checkpoints(path)]
     run: dict[str, Any] = {"path": str(path), "checkpoints": names}
     if (path / BEST).is_dir():
         run["best"] = (path / BEST).resolve().name
-    lines = _metrics(path / "metrics.jsonl")
+    lines = read_records(path / METRICS)
     if lines:
         run["last_metrics"] = lines[-1]
         evaluations = [line for line in lines if "val_loss" in line]
@@ -96,16 +97,6 @@ def _describe_run(path: Path) -> dict[str, Any]:
     if names:
         run["newest"] = _describe_checkpoint(find_checkpoint(path))
     return run
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break  # the last line is still being written
-    return lines
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
@@ -159,8 +150,10 @@ def _part(name: str) -> str:
 def _tokenizer(model: ModelFile) -> str | None:
     try:
         tokenizer = model.tokenizer()
-    except GptcError:
+    except NoTokenizer:
         return None
+    except GptcError as error:
+        return f"not readable: {error}"
     begin = "" if tokenizer.bos is None else f", {tokenizer.decode([tokenizer.bos])} before a text"
     return f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens{begin}"
 
@@ -249,14 +242,10 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             )
         )
         if training["evaluation"]:
-            evaluation = training["evaluation"]
-            rows.append(
-                (
-                    "evaluation",
-                    f"loss {evaluation['val_loss']:.4f}, {evaluation['val_bpb']:.3f} bits per "
-                    f"byte; best loss {training['best_val_loss']:.4f}",
-                )
-            )
+            evaluation, best = training["evaluation"], training["best_val_loss"]
+            told = "" if best is None else f"; best loss {best:.4f}"
+            loss, bits = evaluation["val_loss"], evaluation["val_bpb"]
+            rows.append(("evaluation", f"loss {loss:.4f}, {bits:.3f} bits per byte{told}"))
     rows.append(("parameters", f"{total:,}"))
     rows += [
         (f"  {part}", f"{size:>{len(f'{total:,}')},}  {size / total:6.1%}")

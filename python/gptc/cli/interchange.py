@@ -174,6 +174,18 @@ def export_command(
     click.echo(f"read back: logits of {report.prompt_tokens} tokens {agree}")
 
 
+def _verify_options(path: Path) -> None:
+    """GptcError for a run's checkpoint with options that `gptc train --resume` would refuse."""
+    from gptc.checkpoint.names import CONFIG, list_checkpoints
+    from gptc.checkpoint.reader import Checkpoint
+    from gptc.training.resolve import stored_options
+
+    for folder in [path] if (path / CONFIG).is_file() else list_checkpoints(path):
+        checkpoint = Checkpoint(folder)
+        if "options" in (checkpoint.trainer() or {}):
+            stored_options(checkpoint)
+
+
 @click.command("verify", epilog=_VERIFY_EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -186,6 +198,7 @@ def verify_command(path: Path, as_json: bool) -> None:
     from gptc.convert.verify import verify
 
     found = verify(path)
+    _verify_options(path)
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return

@@ -38,7 +38,7 @@ def tokenizer_problem(given: Tokenizer, path: Path, notes: list[str]) -> str | N
 def _read_back(path: Path) -> list[Tokenizer]:
     """The tokenizers of an export: ours, and that of Hugging Face's files."""
     found = [open_assuming(path).tokenizer()]
-    theirs = folder.read_file(path) if path.is_dir() else None
+    theirs = folder.read_files(path) if path.is_dir() else None
     return [*found, theirs] if theirs is not None else found
 
 

@@ -16,7 +16,7 @@ from gptc.checkpoint.names import ADAPTER, CONFIG, RUN_CONFIG, list_checkpoints
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import DATASET_FILE, SPLITS, Dataset
 from gptc.data.shards import is_shard, read_shard
-from gptc.errors import GptcError
+from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer
 from gptc.files.whole import restore
 from gptc.formats import llmc
 from gptc.formats.binary import Binary
@@ -73,7 +73,7 @@ def _verify_model(model: ModelFile) -> list[str]:
     checks = model.check()
     try:
         tokenizer = model.tokenizer()
-    except GptcError as error:
+    except (NoTokenizer, UnknownTokenizer) as error:
         return [*checks, f"no tokenizer: {error}"]
     return [*checks, f"{tokenizer.kind} tokenizer, {tokenizer.vocab_size:,} tokens"]
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import IO, Any, TypeAlias, cast
 
 from gptc.errors import GptcError
+from gptc.files.limits import limit, refuse
 
 Opened: TypeAlias = tuple[str, IO[bytes]]
 """The path of an archive's member and the member, to be read before the next."""
@@ -20,7 +23,13 @@ Opened: TypeAlias = tuple[str, IO[bytes]]
 BLOCK_BYTES = 1 << 20  # text in memory at a time
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
-_LONGEST_ZSTD_WINDOW = 1 << 31  # that zstd writes with --long=31
+_ZSTD_BITE = 1 << 10  # a block of 4 bytes may unpack to 128 KiB
+_PACKED_BITE = 64  # in a zip archive, where a bite is unpacked at once: 46 MB from a block of bzip2
+_DEEPEST = 16  # headers of a tar archive that describe the next header
+
+
+class _ExceededError(Exception):
+    """A file exceeds a limit; the text is the limit's name."""
 
 
 class _Unpacked(io.RawIOBase):
@@ -57,6 +66,8 @@ def named(name: str) -> Iterator[None]:
     """Turns what the unpackers raise into an error that names the file."""
     try:
         yield
+    except _ExceededError as e:
+        raise refuse(name, str(e), "unpack it by other means") from None
     except NotImplementedError as e:  # of zipfile: a way of packing that it does not know
         raise GptcError(f"{name} cannot be unpacked ({e}): unpack it by other means") from None
     except (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, RuntimeError) as e:
@@ -88,17 +99,46 @@ def unpacked(file: IO[bytes], name: str, suffix: str) -> IO[bytes]:
 def _unpack(file: IO[bytes], name: str, suffix: str) -> Iterator[bytes]:
     with named(name):
         if suffix == ".gz":
-            packed = cast("IO[bytes]", gzip.GzipFile(fileobj=file))
+            yield from file_blocks(cast("IO[bytes]", gzip.GzipFile(fileobj=file)), name)
+        elif suffix == ".bz2":
+            yield from file_blocks(_module("bz2", name).BZ2File(file), name)
         else:
-            module, opener = {".bz2": ("bz2", "BZ2File"), ".xz": ("lzma", "LZMAFile")}[suffix]
-            try:
-                packed = getattr(import_module(module), opener)(file)
-            except ImportError:
-                raise GptcError(
-                    f"{name} needs Python's module {module}, which this Python was built without: "
-                    "use another Python, or unpack the file first"
-                ) from None
-        yield from file_blocks(packed, name)
+            yield from _unpack_xz(file, name)
+
+
+def _module(module: str, name: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError:
+        raise GptcError(
+            f"{name} needs Python's module {module}, which this Python was built without: "
+            "use another Python, or unpack the file first"
+        ) from None
+
+
+def _unpack_xz(file: IO[bytes], name: str) -> Iterator[bytes]:
+    lzma = _module("lzma", name)
+    most = limit("window") + BLOCK_BYTES  # the window, and what the decoder needs besides
+    unpacker = None
+    try:
+        while bite := file.read(BLOCK_BYTES):
+            while bite:
+                if unpacker is None and not (bite := bite.lstrip(b"\0")):  # padding
+                    break
+                unpacker = unpacker or lzma.LZMADecompressor(memlimit=most)
+                block = unpacker.decompress(bite, BLOCK_BYTES)
+                while block:
+                    yield block
+                    done = unpacker.eof or unpacker.needs_input
+                    block = b"" if done else unpacker.decompress(b"", BLOCK_BYTES)
+                bite = unpacker.unused_data
+                unpacker = None if unpacker.eof else unpacker
+    except lzma.LZMAError as e:
+        if "limit exceeded" in str(e):
+            raise _ExceededError("window") from None
+        raise
+    if unpacker is not None:
+        raise corrupt(name, "it ends within a stream")
 
 
 def _unpack_zstd(file: IO[bytes], name: str) -> Iterator[bytes]:
@@ -107,10 +147,9 @@ def _unpack_zstd(file: IO[bytes], name: str) -> Iterator[bytes]:
     except ImportError:
         raise GptcError(f"{name} needs a package: pip install zstandard") from None
     unpacker = None
-    frames = zstandard.ZstdDecompressor(max_window_size=_LONGEST_ZSTD_WINDOW)
+    frames = zstandard.ZstdDecompressor(max_window_size=max(1 << 10, limit("window")))
     try:
-        # Small bites: a bite of zeros may unpack to thousands of times its size.
-        while bite := file.read(1 << 13):
+        while bite := file.read(_ZSTD_BITE):
             while bite:
                 unpacker = unpacker or frames.decompressobj()
                 if block := unpacker.decompress(bite):
@@ -118,6 +157,8 @@ def _unpack_zstd(file: IO[bytes], name: str) -> Iterator[bytes]:
                 bite = unpacker.unused_data
                 unpacker = None if unpacker.eof else unpacker
     except zstandard.ZstdError as e:
+        if "requires too much memory" in str(e):
+            raise _ExceededError("window") from None
         raise corrupt(name, str(e)) from None
     if unpacker is not None:
         raise corrupt(name, "it ends within a frame")
@@ -125,7 +166,7 @@ def _unpack_zstd(file: IO[bytes], name: str) -> Iterator[bytes]:
 
 def zip_members(file: IO[bytes], name: str) -> Iterator[Opened]:
     """The files in a zip archive."""
-    with named(name), zipfile.ZipFile(file) as archive:
+    with named(name), _Zip(file) as archive:
         for info in archive.infolist():
             if info.is_dir():
                 continue
@@ -134,8 +175,43 @@ def zip_members(file: IO[bytes], name: str) -> Iterator[Opened]:
                     f"{name}:{info.filename} is encrypted: unpack the archive with its password, "
                     "and give the folder"
                 )
+            if info.compress_type == zipfile.ZIP_LZMA:
+                _check_window(file, info)
             with archive.open(info) as inner:
-                yield info.filename, inner
+                if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    yield info.filename, inner
+                else:
+                    inner.MIN_READ_SIZE = _PACKED_BITE  # type: ignore[attr-defined]
+                    bites = iter(partial(cast("Any", inner).read1, _PACKED_BITE), b"")
+                    yield info.filename, cast("IO[bytes]", io.BufferedReader(_Unpacked(bites)))
+
+
+class _Zip(zipfile.ZipFile):
+    """A zip archive whose list of members has a limit."""
+
+    def _RealGetContents(self) -> None:
+        end = zipfile._EndRecData(self.fp)  # type: ignore[attr-defined]
+        if end and end[5] > limit("directory"):
+            raise _ExceededError("directory")
+        super()._RealGetContents()  # type: ignore[misc]
+
+
+def _check_window(file: IO[bytes], info: zipfile.ZipInfo) -> None:
+    """Refuses a member with a window beyond the limit, which LZMA takes at once."""
+    at = file.tell()
+    file.seek(info.header_offset + 26)
+    n_name, n_extra = struct.unpack("<HH", file.read(4).ljust(4, b"\0"))
+    file.seek(n_name + n_extra + 4, io.SEEK_CUR)  # to the filter, after its version and size
+    window = int.from_bytes(file.read(5)[1:], "little")
+    file.seek(at)
+    if window > limit("window"):
+        raise _ExceededError("window")
+
+
+# Headers with data that describes the next one; all of it is read at once.
+_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_ATTRIBUTES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_SPARSE = "a file in it has holes (sparse)"
 
 
 class _Header(tarfile.TarInfo):
@@ -144,6 +220,9 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
         state = cast("_Tar", archive)
+        if state.depth >= _DEEPEST:
+            raise tarfile.ReadError("too many headers describe one file")
+        state.depth += 1
         try:
             found = super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -156,13 +235,28 @@ class _Header(tarfile.TarInfo):
         except tarfile.HeaderError as e:
             where = "after its end mark" if state.at_end else f"at byte {archive.offset}"
             raise tarfile.ReadError(f"bad header {where}: {e}") from None
+        finally:
+            state.depth -= 1
         state.at_end = False
         return found
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in (*_LONG_NAMES, *_ATTRIBUTES) and self.size > limit("header"):
+            raise _ExceededError("header")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(_SPARSE)
+        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
+
+    def _refuse_sparse(self, *arguments: object) -> None:
+        raise tarfile.ReadError(_SPARSE)
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
 
 
 class _Tar(tarfile.TarFile):
     tarinfo = _Header
     at_end = False  # the last block was zeros: nothing need follow
+    depth = 0  # of a header that describes the next
 
 
 def tar_members(file: IO[bytes], name: str) -> Iterator[Opened]:

@@ -28,7 +28,7 @@ from gptc.data.stories import SEPARATOR
 from gptc.errors import GptcError
 from gptc.files.checksum import recorded_checksum
 from gptc.files.download import ProgressCallback
-from gptc.files.whole import sync_folder, write_file
+from gptc.files.whole import remove, sync_folder, write_file
 from gptc.files.words import plural
 from gptc.tokenizer.base import END_OF_TEXT, FILE_NAME, Tokenizer
 from gptc.tokenizer.native import ByteTokenizer, CharTokenizer
@@ -162,7 +162,7 @@ class Job:
             shutil.rmtree(self.work, ignore_errors=True)
         if self.finished:
             for source in filter(is_url, self.sources):
-                url_file(source).unlink(missing_ok=True)
+                remove(url_file(source))
 
     def _marks(self, reading: Reading) -> tuple[Reading, bytes]:
         """The marks between rows and between files."""
@@ -279,7 +279,7 @@ class Job:
             count_tokens(splits["val"]) if options["val_tokens"] is None else options["val_tokens"]
         )
         if n_val >= n_all:
-            self._journal.unlink()  # the same command would not do better
+            remove(self._journal)  # the same command would not do better
             raise GptcError(
                 f"of {n_all} tokens none would be left to train on: prepare more text, or choose "
                 "a smaller --val-tokens or --val-fraction"

@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,9 @@ def prepare(
             f"the free space{cache_advice(e.filename or out)}{kept}"
         ) from e
     finally:
-        if not existed and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
+        if not existed:
+            with suppress(OSError):  # it holds something, or the disk is read-only
+                out.rmdir()
     dataset = Dataset.open(out)
     dataset.already_there = there
     if notify:

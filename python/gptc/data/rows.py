@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from gptc.data.archives import BLOCK_BYTES, corrupt, named
+from gptc.data.archives import named
+from gptc.data.parquet import largest_page, open_parquet
 from gptc.errors import GptcError
+from gptc.files.limits import limit, refuse
+from gptc.files.values import check_values
 
-LONGEST_ROW_BYTES = 32 << 20
+_RAW = "take the file as it is with --raw"
+_BATCH_ROWS = 256
+_BATCH_BYTES = 64 << 20  # of a page: its rows become as large, one by one
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # of the error handler surrogateescape
@@ -41,6 +46,7 @@ def json_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iter
         if not line.strip():
             continue
         where = f"{name}: line {number}"
+        check_values(line, where, "fields", _RAW)
         # Bytes that are not UTF-8 are kept: --errors decides about them later.
         characters = line.decode("utf-8", "surrogateescape")
         row = _json_object(characters, where)
@@ -89,19 +95,16 @@ def _without_halves(value: str, twin: Any) -> bytes:
 def _lines(file: IO[bytes], name: str) -> Iterator[bytes]:
     """The lines of a file without their ends. GptcError for one too long to be held."""
     with named(name):
-        number = 0
-        while line := file.readline(LONGEST_ROW_BYTES + 1):
+        number, most = 0, limit("row")
+        while line := file.readline(most + 1):
             number += 1
-            if len(line) > LONGEST_ROW_BYTES:
-                raise _too_long(name, number)
+            if len(line) > most:
+                raise _too_long(f"{name}: line {number}")
             yield line.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def _too_long(name: str, number: int) -> GptcError:
-    return GptcError(
-        f"{name}: line {number} is longer than the {LONGEST_ROW_BYTES >> 20} MiB that a row may "
-        "have: cut it into several rows, or take the file as it is with --raw"
-    )
+def _too_long(where: str) -> GptcError:
+    return refuse(where, "row", f"cut it into several rows, {_RAW}")
 
 
 # ---- tables ----
@@ -109,13 +112,15 @@ def _too_long(name: str, number: int) -> GptcError:
 
 def csv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
     """The texts of a CSV file (RFC 4180): quoted fields may hold line ends, which are kept."""
-    csv.field_size_limit(LONGEST_ROW_BYTES)
-    rows = csv.reader(_text_lines(file, name), strict=True)
+    csv.field_size_limit(limit("row"))
+    row_lines = _RowLines(_text_lines(file, name), name)
+    rows = csv.reader(row_lines, strict=True)
     begin = 1
     try:
         header: list[str] | None = None
         for row in rows:
             where, begin = f"{name}: line {begin}", rows.line_num + 1
+            row_lines.end()
             if not row:
                 continue
             if header is None:
@@ -134,17 +139,49 @@ def csv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Itera
         ) from None
 
 
+class _RowLines:
+    """The lines of a CSV file, with limits for a row of several lines: its size, its fields."""
+
+    def __init__(self, lines: Iterator[str], name: str) -> None:
+        self._lines = enumerate(lines, 1)
+        self._name = name
+        self._longest, self._widest = limit("row"), limit("fields")
+        self.end()
+
+    def end(self) -> None:
+        """Begins another row."""
+        self._n_characters = self._n_fields = 0
+        self._quoted = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        number, line = next(self._lines)
+        self._n_characters += len(line)
+        if self._n_characters > self._longest:
+            raise _too_long(f"{self._name}: line {number}")
+        n_fields = line.count(",")
+        if n_fields + self._n_fields > self._widest:  # not in quotes?
+            n_fields = sum(part.count(",") for part in line.split('"')[self._quoted :: 2])
+        self._n_fields += n_fields
+        if self._n_fields > self._widest:
+            raise refuse(f"{self._name}: line {number}", "fields", _RAW)
+        self._quoted ^= line.count('"') % 2 == 1
+        return line
+
+
 def _text_lines(file: IO[bytes], name: str) -> Iterator[str]:
     """The lines of a file with their ends: LF, CRLF or CR."""
     # Bytes that are not UTF-8 are kept: --errors decides about them later.
     text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
     try:
         with named(name):
-            number = 0
-            while line := text.readline(LONGEST_ROW_BYTES + 1):
+            number, most = 0, limit("row")
+            while line := text.readline(most + 1):
                 number += 1
-                if len(line) > LONGEST_ROW_BYTES:
-                    raise _too_long(name, number)
+                if len(line) > most:
+                    raise _too_long(f"{name}: line {number}")
                 yield line.removeprefix("\ufeff") if number == 1 else line
     finally:
         with suppress(ValueError):  # closed already
@@ -154,8 +191,11 @@ def _text_lines(file: IO[bytes], name: str) -> Iterator[str]:
 def tsv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
     """The texts of a TSV file (text/tab-separated-values of IANA): a line a row, no quoting."""
     header: list[str] = []
+    widest = limit("fields")
     for number, ended in enumerate(_text_lines(file, name), 1):
         line = ended.rstrip("\r\n")
+        if line.count("\t") > widest:
+            raise refuse(f"{name}: line {number}", "fields", _RAW)
         fields = line.split("\t")
         if not header:
             column, header = _column(fields, name, text_field), fields
@@ -198,27 +238,28 @@ def _check_width(row: list[str], header: list[str], where: str, advice: str) -> 
 
 def parquet_rows(path: Path, name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
     """The texts of a Parquet file."""
-    try:
+    with open_parquet(path, name) as file:
         import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise GptcError(f"{name} needs a package: pip install pyarrow") from None
-    try:
-        with path.open("rb") as stream:  # pyarrow cannot open each name
-            file = pyarrow.parquet.ParquetFile(stream, buffer_size=BLOCK_BYTES)
-            fields = file.schema_arrow.names
-            if text_field not in fields:
-                raise no_field(name, text_field, fields)
-            number = 0
-            for batch in file.iter_batches(batch_size=256, columns=[text_field], use_threads=False):
-                for value in _plain(batch.column(0)).to_pylist():
-                    number += 1
-                    if text := _field(value, f"{name}: row {number}", text_field):
-                        yield text
-                    else:
-                        tally.n_without_text += 1
-    except (pyarrow.ArrowException, OSError) as e:
-        raise corrupt(name, str(e).splitlines()[0]) from None
+
+        fields = file.schema_arrow.names
+        if text_field not in fields:
+            raise no_field(name, text_field, fields)
+        kind = file.schema_arrow.field(text_field).type
+        if pyarrow.types.is_nested(kind):
+            raise _not_text(f"{name}: row 1", text_field, str(kind))
+        page = largest_page(file, path, name, text_field)
+        n_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, page)))
+        number, longest = 0, limit("row")
+        for batch in file.iter_batches(n_rows, columns=[text_field], use_threads=False):
+            for cell in _plain(batch.column(0)):
+                number += 1
+                text = _field(cell.as_py(), f"{name}: row {number}", text_field)
+                if len(text) > longest:
+                    raise _too_long(f"{name}: row {number}")
+                if text:
+                    yield text
+                else:
+                    tally.n_without_text += 1
 
 
 def _plain(column: Any) -> Any:
@@ -241,11 +282,15 @@ def _field(value: Any, where: str, text_field: str) -> bytes:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise GptcError(
-            f"{where}: the field {text_field} is not text but {value!r:.40}: choose another with "
-            "--text-field NAME"
-        )
+        raise _not_text(where, text_field, f"{value!r:.40}")
     return value.encode("utf-8", "surrogateescape")
+
+
+def _not_text(where: str, text_field: str, found: str) -> GptcError:
+    return GptcError(
+        f"{where}: the field {text_field} is not text but {found}: choose another with "
+        "--text-field NAME"
+    )
 
 
 def no_field(where: str, text_field: str, fields: Iterable[str]) -> GptcError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -74,7 +75,8 @@ class ShardFile:
 
     def abandon(self) -> None:
         """Closes a file that will not be completed; harmless after close."""
-        self._file.close()
+        with suppress(OSError):  # a full disk, which the first error names
+            self._file.close()
 
 
 def write_shard(path: Path, tokens: npt.ArrayLike, vocab_size: int) -> None:

@@ -11,9 +11,11 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -29,6 +31,7 @@ from gptc.data.readers import Reading, check_utf8, is_archive, is_plain, members
 from gptc.data.rows import Tally
 from gptc.errors import GptcError, without_secrets
 from gptc.files.download import ProgressCallback, download
+from gptc.files.limits import limit, refuse
 from gptc.files.paths import cache_folder
 
 _MAX_LISTED = 10  # files that an error lists
@@ -96,6 +99,10 @@ def gather(source: str, how: Gathering) -> list[SourceFile]:
             download(source, path, progress=how.progress)
         return [SourceFile.of(path, re.split("[?#]", without_secrets(source))[0])]
     if source == "-":
+        with suppress(OSError):  # without a descriptor
+            descriptor = sys.stdin.buffer.fileno()
+            if not os.isatty(descriptor):
+                _refuse_device(os.fstat(descriptor), "standard input")
         blocks = iter(lambda: sys.stdin.buffer.read(BLOCK_BYTES), b"")
         return [_spool(blocks, how, "standard input", "reading", None)]
     path = Path(source)
@@ -104,6 +111,7 @@ def gather(source: str, how: Gathering) -> list[SourceFile]:
     if path.is_file():
         return _readable([path], [])
     if path.exists():  # a pipe, such as <(zcat text.gz)
+        _refuse_device(path.stat(), source)
         with path.open("rb") as pipe:
             blocks = iter(lambda: pipe.read(BLOCK_BYTES), b"")
             return [_spool(blocks, how, source, "reading", None)]
@@ -144,7 +152,8 @@ def _folder(folder: Path, how: Gathering) -> list[SourceFile]:
         raise GptcError(f"--out {how.out} is also a source: choose another --out")
     unreadable: list[str] = []
     named: dict[Path, bool] = {}  # whether --include takes a file, or perhaps its members only
-    for file, path in _walk(folder, "", how.choice, {_identity(out)}, unreadable):
+    links = _Links(folder)
+    for file, path in _walk(folder, "", how.choice, {_identity(out)}, unreadable, links):
         included = how.choice.includes(path)
         if included or (is_archive(path) and not how.raw):
             named[file] = included
@@ -157,13 +166,40 @@ def _folder(folder: Path, how: Gathering) -> list[SourceFile]:
     ]
 
 
+class _Links:
+    """The links below a folder: those that leave it have a limit."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._inside = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+        self._n_left = limit("links")
+
+    def check(self, link: str) -> None:
+        """GptcError for a link that leaves the folder, beyond the limit."""
+        target = os.path.realpath(link)
+        if f"{target}/".startswith(self._inside):
+            return
+        self._n_left -= 1
+        if self._n_left < 0:
+            raise refuse(
+                f"{link} is a link to {target}, outside of {self._folder}, which",
+                "links",
+                "name that path as a source too, leave the link out with --exclude",
+            )
+
+
 def _walk(
-    folder: Path, path: str, choice: Choice, seen: set[object], unreadable: list[str]
+    folder: Path,
+    path: str,
+    choice: Choice,
+    seen: set[object],
+    unreadable: list[str],
+    links: _Links,
 ) -> Iterator[tuple[Path, str]]:
     """The files below a folder, sorted, with their paths in it.
 
-    Hidden files and those of --exclude are left out. Links are followed; a folder is read once,
-    and one in `seen` never.
+    Hidden files and those of --exclude are left out. Links within the folder are followed; a folder
+    is read once, and one in `seen` never.
     """
     try:
         if (identity := _identity(folder)) in seen:
@@ -184,8 +220,10 @@ def _walk(
             if e.errno != errno.ELOOP:  # a link to itself leads nowhere
                 unreadable.append(f"{entry.path} ({e.strerror})")
             continue
+        if entry.is_symlink() and (is_folder or is_file):
+            links.check(entry.path)
         if is_folder:
-            yield from _walk(Path(entry.path), inner, choice, seen, unreadable)
+            yield from _walk(Path(entry.path), inner, choice, seen, unreadable, links)
         elif is_file:
             yield Path(entry.path), inner
 
@@ -216,17 +254,26 @@ def _readable(files: Sequence[Path], unreadable: list[str]) -> list[SourceFile]:
     return [SourceFile.of(file) for file in files]
 
 
+def _refuse_device(status: os.stat_result, name: str) -> None:
+    """GptcError for a device such as /dev/zero, which has no end; /dev/null has one."""
+    is_device = stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode)
+    if is_device and status.st_rdev != os.stat(os.devnull).st_rdev:  # noqa: PTH116
+        raise GptcError(f"{name} is a device, and may have no end: copy what is needed to a file")
+
+
 def _spool(
     blocks: Iterable[bytes], how: Gathering, name: str, action: str, n_bytes: int | None
 ) -> SourceFile:
     """Stores a source that can be read only once: preparing reads it twice."""
     path = how.spool / secrets.token_hex(8)
-    n_done = 0
+    n_done, most = 0, limit("stream")
     with path.open("wb") as file:
         for block in blocks:
             file.write(block)
             n_done += len(block)
             how.progress(action, n_done, n_bytes)
+            if n_done > most:
+                raise refuse(name, "stream", "give a file")
     return SourceFile.of(path, name)
 
 

@@ -17,6 +17,8 @@ from urllib.parse import unquote
 
 from gptc.errors import GptcError, without_secrets
 from gptc.files.checksum import file_sha256
+from gptc.files.limits import limit, refuse
+from gptc.files.whole import remove
 
 if TYPE_CHECKING:
     import requests
@@ -71,11 +73,11 @@ def download(
             if sha256 is not None and file_sha256(partial) != sha256:
                 if n_before and not restarted:  # the earlier partial file may be the damaged part
                     restarted = True
-                    partial.unlink()
+                    remove(partial)
                     continue
                 raise _unexpected(url, "it has the wrong SHA-256", partial)
             partial.replace(path)
-            validator.unlink(missing_ok=True)
+            remove(validator)
             return
         except _Again as e:
             n_failed = n_failed + 1 if _size(partial) <= n_before else 1
@@ -118,7 +120,7 @@ def _attempt(
     if etag is None:  # damaged: the bytes may be of another version
         partial.unlink(missing_ok=True)
         validator.unlink()
-    n_done = _size(partial)
+    n_done, most = _size(partial), limit("stream")
     headers = {"User-Agent": "gptc", "Accept-Encoding": "identity"}
     if n_done:
         headers["Range"] = f"bytes={n_done}-"
@@ -131,7 +133,7 @@ def _attempt(
                 total = re.fullmatch(r"bytes \*/([0-9]{1,18})", held)
                 if total and int(total[1]) == n_done:
                     return
-                partial.unlink()
+                remove(partial)
                 raise _Again("the server has fewer bytes than it sent before")
             if reply.status_code in _PASSING:
                 raise _Again(_status(reply), _retry_after(reply))
@@ -140,7 +142,7 @@ def _attempt(
             sent = re.match(r"bytes ([0-9]{1,18})-", reply.headers.get("Content-Range", ""))
             resumed = reply.status_code == 206 and sent is not None and int(sent[1]) == n_done
             if reply.status_code == 206 and not resumed:
-                partial.unlink(missing_ok=True)
+                remove(partial)
                 raise _Again("the server sent the wrong part of the file")
             n_done = n_done if resumed else 0
             length = reply.headers.get("Content-Length", "")
@@ -149,11 +151,13 @@ def _attempt(
             if _ETAG.fullmatch(etag):  # a weak ETag does not identify the bytes
                 validator.write_text(etag)
             elif not resumed:
-                validator.unlink(missing_ok=True)
+                remove(validator)
             with partial.open("ab" if resumed else "wb") as file:
                 for block in reply.raw.stream(_BLOCK_BYTES, decode_content=False):
                     file.write(block)
                     n_done += len(block)
+                    if n_done > most:
+                        raise refuse(shown, "stream", "download what is needed by other means")
                     report(f"downloading {shown}", n_done, n_all)
             if n_all is not None and n_done < n_all:
                 raise _Again(f"the connection ended after {n_done} of {n_all} bytes")
@@ -216,7 +220,7 @@ def _reason(e: BaseException) -> str:
 
 
 def _unexpected(url: str, why: str, partial: Path) -> GptcError:
-    partial.unlink()
+    remove(partial)
     return _error(url, why)
 
 

@@ -32,9 +32,17 @@ def write_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> Non
         write_chunks(partial, [content] if isinstance(content, bytes) else content)
         partial.replace(path)
     except BaseException:
-        with suppress(OSError):  # the first error is the cause
-            partial.unlink()
+        remove(partial)
         raise
+
+
+def remove(path: Path) -> None:
+    """Removes a file that is not needed any more, if that is possible.
+
+    On a full or read-only disk it is not, and an error about it would hide the one that matters.
+    """
+    with suppress(OSError):
+        path.unlink()
 
 
 def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:

@@ -7,7 +7,6 @@ read would end the process.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import struct
@@ -20,8 +19,8 @@ import numpy.typing as npt
 
 from gptc.errors import GptcError, Uncopied
 from gptc.files.pointers import refuse_pointer
+from gptc.files.values import parse_json
 
-MAX_ITEMS = 500_000  # values in a JSON text; the largest model's header holds several times fewer
 INT32 = "i"  # codes of `struct`, for Binary.number
 UINT32 = "I"
 UINT64 = "Q"
@@ -128,28 +127,6 @@ class Binary(Uncopied):
             raise self.damaged("the end", f"is followed by {self.size - self.at:,} bytes more")
 
 
-def parse_json(text: bytes | memoryview, where: str, unique: bool = False) -> Any:
-    """The value of a JSON text from a stranger: GptcError for all that json.loads can fail with.
-
-    `unique` refuses an object that holds a name twice.
-    """
-    again = "copy it again"
-    pieces = (bytes(text[i : i + _WINDOW]) for i in range(0, len(text), _WINDOW))
-    if sum(piece.count(mark) for piece in pieces for mark in (b",", b"[", b"{")) > MAX_ITEMS:
-        raise GptcError(
-            f"{where} holds more than {MAX_ITEMS:,} JSON values; no model needs so many"
-        )
-    try:
-        return json.loads(bytes(text), object_pairs_hook=_without_twins if unique else None)
-    except _TwinError as error:
-        raise GptcError(f"{where} names {str(error)!r} twice; {again}") from None
-    except RecursionError:
-        raise GptcError(f"{where} is damaged: its JSON is nested too deep; {again}") from None
-    except ValueError as error:
-        at = getattr(error, "pos", getattr(error, "start", 0))
-        raise GptcError(f"{where} is damaged: not JSON from byte {at:,} on; {again}") from None
-
-
 def read_json(path: Path, unique: bool = False) -> dict[str, Any]:
     """The JSON object in a file."""
     file = Binary(path)
@@ -163,16 +140,3 @@ def is_plain_name(name: str) -> bool:
     """Whether a name from a file can only be that of a file in the same folder."""
     plain = name.isprintable() and "\\" not in name and len(name.encode()) < 256
     return plain and name not in ("", ".", "..") and Path(name).name == name
-
-
-class _TwinError(Exception):
-    """A JSON object holds a name twice."""
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise _TwinError(name)
-        found[name] = value
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer
 from gptc.formats.model_file import import_with_another
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.byte_level import PATTERNS, ByteLevel, merges_of, to_bytes, to_characters
@@ -116,8 +116,9 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
     """The same, without its BOS."""
     model, pre = values.get("model"), values.get("pre", "default")
     tokens, types = values.get("tokens"), values.get("token_type")
+    _check_types(values, where)
     if not isinstance(tokens, list) or not tokens:
-        raise GptcError(f"{where} holds no tokenizer: give one with --tokenizer KIND")
+        raise NoTokenizer(f"{where} holds no tokenizer: give one with --tokenizer KIND")
     types = (
         types if isinstance(types, list) and len(types) == len(tokens) else [NORMAL] * len(tokens)
     )
@@ -131,7 +132,7 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
         add_space = values.get("add_space_prefix", True) is not False
         return from_scored(Scored(tokens, scores, types, add_space), where)
     if model != "gpt2" or pre not in PATTERNS:
-        raise GptcError(
+        raise UnknownTokenizer(
             f"{where} holds a tokenizer of an unknown sort ({model!r}, {pre!r}); "
             f"{import_with_another(where)}"
         )
@@ -146,6 +147,29 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
         raise GptcError(f"{where} holds a token that is not byte-level: {str(error)!r}") from None
     text = frozenset(i for i, kind in enumerate(types) if kind == USER_DEFINED)
     return from_byte_level(ByteLevel(pieces, special, PATTERNS[pre], merges, text), where)
+
+
+def _check_types(values: dict[str, Any], where: str) -> None:
+    """GptcError for a key of another type than llama.cpp's."""
+    kinds = {"model": (str,), "pre": (str,), "chat_template": (str,)}
+    lists: dict[str, tuple[type, ...]] = {
+        "tokens": (str,),
+        "merges": (str,),
+        "token_type": (int,),
+        "scores": (int, float),
+    }
+    for key, kind in kinds.items():
+        if values.get(key) is not None and not isinstance(values[key], kind):
+            raise GptcError(f"{where}: tokenizer.ggml.{key} is {values[key]!r:.40}, not a text")
+    for key, item in lists.items():
+        found = values.get(key)
+        if found is None:
+            continue
+        if not isinstance(found, list) or not all(type(one) in item for one in found):
+            raise GptcError(
+                f"{where}: tokenizer.ggml.{key} is not a list of "
+                f"{'texts' if item == (str,) else 'numbers'}: copy the file again"
+            )
 
 
 def _merge(line: str) -> tuple[bytes, bytes]:

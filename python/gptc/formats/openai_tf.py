@@ -80,7 +80,7 @@ class OpenaiModel(ModelFile):
         """GPT-2's, unless encoder.json and vocab.bpe are others than in OpenAI's folders."""
         merges = self.path / MERGES
         if merges.is_file() and not is_gpt2s(merges.read_bytes()):
-            theirs = folder.read_file(self.path)
+            theirs = folder.read_files(self.path)
             if theirs is not None:
                 return theirs
         if self.config.vocab_size == vocabulary.GPT2_SIZE:

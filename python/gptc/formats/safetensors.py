@@ -18,7 +18,8 @@ import numpy as np
 
 from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
-from gptc.formats.binary import Binary, is_plain_name, parse_json, read_json
+from gptc.files.values import parse_json
+from gptc.formats.binary import Binary, is_plain_name, read_json
 from gptc.formats.model_file import Entry, TensorTable, same_bytes
 from gptc.formats.numbers import BF16, F16, F32, F64, Bytes, Codec, encoded
 

@@ -13,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UnknownTokenizer
+from gptc.files.limits import read_file
+from gptc.files.values import parse_json
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
 from gptc.tokenizer.definition import (
     Added,
@@ -33,7 +35,7 @@ _MODEL_CONFIGS = ("generation_config.json", "config.json")
 # Files of tokenizers that gptc does not read; no other tokenizer is taken in their place.
 _OTHERS = ("vocab.txt", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe", _ADDED)
 NAMES = (JSON, MODEL, CONFIG, *PAIRS[0], *PAIRS[1], _ADDED, _SPECIAL, _TEMPLATE, _MODEL_CONFIGS[0])
-"""The files that `read_file` may read in a folder."""
+"""The files that `read_files` may read in a folder."""
 
 _MOST_UNUSED = 1 << 16  # ids without a token
 
@@ -41,7 +43,7 @@ _LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 _PAIR_CLASSES = ("GPT2Tokenizer", "PreTrainedTokenizer", "TokenizersBackend", "None")
 
 
-def read_file(path: Path) -> Tokenizer | None:
+def read_files(path: Path) -> Tokenizer | None:
     """The tokenizer of others in a file or folder; None when there is none.
 
     Other files in its folder may tell how texts begin and end. GptcError when one is damaged, or
@@ -97,7 +99,9 @@ class _Files:
                 found[id] = Added(id, content, special=content in self._specials())
         decoder = self.config.get("added_tokens_decoder")
         for number, entry in decoder.items() if isinstance(decoder, dict) else ():
-            if number.isdecimal() and isinstance(entry, dict) and "content" in entry:
+            if not re.fullmatch("[0-9]{1,9}", number):
+                continue
+            if isinstance(entry, dict) and "content" in entry:
                 found[int(number)] = Added.from_json(int(number), entry)
         return found
 
@@ -106,7 +110,8 @@ class _Files:
         more = [v.get("additional_special_tokens") for v in (self.config, self.read(_SPECIAL))]
         texts = [text for some in more if isinstance(some, list) for text in some]
         texts = [text.get("content") if isinstance(text, dict) else text for text in texts]
-        return {*(self.named(name) for name in names), *texts}
+        known = (text for text in texts if isinstance(text, str))
+        return {*(self.named(name) for name in names), *known}
 
     def specials_in(self, vocab: dict[str, int]) -> Iterable[tuple[str, int]]:
         """The special tokens that a vocabulary holds already."""
@@ -139,13 +144,13 @@ class _Files:
 
     def _chat_template(self) -> str | None:
         try:
-            return (self.folder / _TEMPLATE).read_text()
+            return read_file(self.folder / _TEMPLATE).decode()
         except (OSError, ValueError):
             pass
         found = self.config.get("chat_template")
         if isinstance(found, list):  # several, by name
-            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-            found = named.get("default")
+            named = [t for t in found if isinstance(t, dict) and t.get("name") == "default"]
+            found = named[-1].get("template") if named else None
         return found if isinstance(found, str) else None
 
 
@@ -165,7 +170,7 @@ def _read_folder(files: _Files) -> _Theirs | None:
     others = [name for name in _OTHERS if _holds(folder / name)]
     others += [path.name for path in [*models, *sorted(folder.glob("*.tiktoken"))]]
     if others:
-        raise GptcError(
+        raise UnknownTokenizer(
             f"{folder} holds a tokenizer that gptc does not read ({', '.join(others)}): add its "
             f"{JSON}"
         )
@@ -174,36 +179,50 @@ def _read_folder(files: _Files) -> _Theirs | None:
 
 def _holds(path: Path) -> bool:
     """Whether a file is of another tokenizer than GPT-2's, whose list of merges is enough."""
-    return path.is_file() and not is_gpt2s(path.read_bytes())
+    return path.is_file() and not is_gpt2s(read_file(path))
 
 
 def _read_one(path: Path, files: _Files) -> _Theirs | None:
     if not path.is_file():
         return None
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
     tokenizer: _Theirs
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
         try:
-            saved = json.loads(data)
-        except (ValueError, RecursionError):
+            saved = parse_json(data, str(path), name="entries")
+        except GptcError:
+            if path.name == JSON:
+                raise
             return None
         if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
+            _refuse_damaged(path)
             return None
-        tokenizer = HuggingFaceTokenizer(data.decode("utf-8-sig"), where=str(path))
+        try:
+            definition = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise GptcError(f"{path} is not UTF-8: copy it again") from None
+        tokenizer = HuggingFaceTokenizer(definition, where=str(path))
         tokenizer.bos = _bos(tokenizer, files)
         return tokenizer
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n[A-Za-z0-9+/]+=* \d+\r?\n", data[:400]):
         raise GptcError(f"{path} is of tiktoken's sort, without its pattern: give a {JSON}")
     if path.suffix != ".model" and not is_proto(data):
+        _refuse_damaged(path)
         return None
     tokenizer = SentencePieceTokenizer(data, where=str(path))
     bos = _bos(tokenizer, files)
     extended = _with_added(tokenizer, files, str(path))
     extended.bos = bos
     return extended
+
+
+def _refuse_damaged(path: Path) -> None:
+    """GptcError for a tokenizer.json that is none; a file of another name may be anything."""
+    if path.name == JSON:
+        raise GptcError(f"{path} is damaged, or not a {JSON} of Hugging Face: copy it again")
 
 
 def _with_added(tokenizer: SentencePieceTokenizer, files: _Files, where: str) -> _Theirs:
@@ -232,7 +251,7 @@ def _with_added(tokenizer: SentencePieceTokenizer, files: _Files, where: str) ->
 def _read_pair(vocab_file: Path, merges_file: Path, files: _Files) -> HuggingFaceTokenizer:
     """GPT-2's pair of files."""
     if files.kind() not in _PAIR_CLASSES:
-        raise GptcError(
+        raise UnknownTokenizer(
             f"{vocab_file.parent} has a {files.kind()} in {vocab_file.name} and "
             f"{merges_file.name}, and gptc reads only a GPT2Tokenizer from these: add its {JSON}"
         )
@@ -240,7 +259,7 @@ def _read_pair(vocab_file: Path, merges_file: Path, files: _Files) -> HuggingFac
     if not vocab or not all(type(id) is int and id >= 0 for id in vocab.values()):
         raise GptcError(f"{vocab_file} is damaged: not a mapping from tokens to ids; copy it again")
     try:
-        lines = merges_file.read_text(encoding="utf-8").split("\n")
+        lines = read_file(merges_file).decode().split("\n")
     except (OSError, ValueError) as error:
         raise GptcError(f"cannot read {merges_file}: {error}") from None
     lines = [line.rstrip("\r") for line in lines if line and not line.startswith("#version")]
@@ -287,10 +306,8 @@ def _bos(tokenizer: _Theirs, files: _Files) -> int | None:
 def _json(path: Path) -> Any:
     """The value in a JSON file; None where there is none. GptcError if it is damaged."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(read_file(path), str(path), name="entries")
     except FileNotFoundError:
         return None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
-    except (ValueError, RecursionError):
-        raise GptcError(f"{path} is damaged: not a JSON object; copy it again") from None

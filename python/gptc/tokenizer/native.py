@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     import tiktoken
 import contextlib
 import hashlib
-import json
 import os
 import tempfile
 import threading
@@ -21,10 +20,13 @@ import numpy as np
 
 from gptc.errors import GptcError
 from gptc.files.download import download
+from gptc.files.limits import read_file
 from gptc.files.paths import cache_folder
+from gptc.files.values import parse_json
 from gptc.files.whole import write_file
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, TokensLike
 from gptc.tokenizer.cutting import before_space
+from gptc.tokenizer.libraries import called
 from gptc.tokenizer.utf8 import character_cut, decode_utf8
 
 # The two files that define GPT-2's encoding hold the same list of merges; one of them is enough.
@@ -169,14 +171,16 @@ class BpeTokenizer(Tokenizer):
             show_progress=False,
         )
         texts = text.split(END_OF_TEXT)
-        _interruptible(lambda: trained.train_from_iterator(texts, trainer))
+        with called("the text"):
+            _interruptible(lambda: trained.train_from_iterator(texts, trainer))
         ids = sorted(trained.get_vocab().items(), key=lambda item: item[1])
         byte_of = byte_characters()
         pieces = [bytes(byte_of[char] for char in piece) for piece, _ in ids]
         return cls([piece for piece in pieces if len(piece) > 1])
 
     def encode(self, text: str, continued: bool = False) -> Tokens:
-        tokens = self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
+        with called(f"a text of {len(text):,} characters"):
+            tokens = self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
         return np.asarray(tokens, dtype=np.int32)
 
     def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
@@ -198,13 +202,14 @@ class BpeTokenizer(Tokenizer):
                 f"the {self.kind} tokenizer needs tiktoken: pip install tiktoken, or use "
                 "--tokenizer bytes"
             ) from None
-        return tiktoken.Encoding(
-            self.kind,
-            pat_str=GPT2_PATTERN,
-            mergeable_ranks={piece: rank for rank, piece in enumerate(self.pieces[:-1])},
-            special_tokens={END_OF_TEXT: self.vocab_size - 1},
-            explicit_n_vocab=self.vocab_size,
-        )
+        with called(f"the {self.kind} tokenizer"):
+            return tiktoken.Encoding(
+                self.kind,
+                pat_str=GPT2_PATTERN,
+                mergeable_ranks={piece: rank for rank, piece in enumerate(self.pieces[:-1])},
+                special_tokens={END_OF_TEXT: self.vocab_size - 1},
+                explicit_n_vocab=self.vocab_size,
+            )
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
@@ -296,12 +301,12 @@ def gpt2_vocabulary_in(folder: Path) -> bytes | None:
     """GPT-2's list of merges in the files of a model's folder; None where it is not there."""
     for name in ("vocab.bpe", "merges.txt", "tokenizer.json"):
         try:
-            data = (folder / name).read_bytes()
+            data = read_file(folder / name)
             if name == "tokenizer.json":
-                merges = json.loads(data)["model"]["merges"]
+                merges = parse_json(data, name, name="entries")["model"]["merges"]
                 lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
                 data = "".join(f"{line}\n" for line in ["#version: 0.2", *lines]).encode()
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        except (GptcError, OSError, ValueError, LookupError, TypeError, RecursionError):
             continue
         if is_gpt2s(data):
             return data

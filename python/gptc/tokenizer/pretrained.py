@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UnknownTokenizer
+from gptc.files.values import parse_json
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens
+from gptc.tokenizer.byte_level import PATTERNS
 from gptc.tokenizer.cutting import checked_cut
+from gptc.tokenizer.libraries import called, check_ids, remember, try_out
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.native import byte_characters
 from gptc.tokenizer.scored import read_proto
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 _ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 _BEFORE = "a0.\n"
 _SPACE = "\u2581"  # how SentencePiece writes a space
+_SILENT = 4  # a level of its log
+_MOST_GROWTH = 64  # times as long as its text, by a normalizer
 
 
 class PretrainedTokenizer(Tokenizer):
@@ -44,7 +49,8 @@ class PretrainedTokenizer(Tokenizer):
             if i and self.end_of_text is not None:
                 ids.append(self.end_of_text)
             if part:
-                ids += self._encode_rest(part) if continued and not i else self._encode(part)
+                with called(f"a text of {len(part):,} characters"):
+                    ids += self._encode_rest(part) if continued and not i else self._encode(part)
         return np.asarray(ids, dtype=np.int32)
 
     def take(self, marks: Marks) -> None:
@@ -99,13 +105,31 @@ class TiktokenTokenizer(PretrainedTokenizer):
         special: dict[str, int],
         start: str | None = None,
     ) -> None:
+        """GptcError when tiktoken could not encode every text with it."""
         self.kind = name
         self.pattern = pattern
         self.ranked = list(ranked)
         self.special = special
-        self.vocab_size = max([len(self.ranked) - 1, *special.values()]) + 1
+        self._check()
+        self.vocab_size = check_ids([*range(len(self.ranked)), *special.values()], self._where)
         self.end_of_text = special.get(END_OF_TEXT)
         self.start = start or self.start_text()
+
+    @property
+    def _where(self) -> str:
+        return f"the tokenizer {self.kind}"
+
+    def _check(self) -> None:
+        ranked, special = self.ranked, self.special
+        distinct = len({*ranked, *(text.encode() for text in special)})
+        if distinct < len(ranked) + len(special) or b"" in ranked or "" in special:
+            raise GptcError(f"{self._where} has a token twice, or one without text")
+        if not {bytes([i]) for i in range(256)} <= set(ranked):
+            raise GptcError(f"{self._where} has no token for some byte")
+        if len(set(special.values()) - set(range(len(ranked)))) < len(special):
+            raise GptcError(f"{self._where} has an id twice")
+        if self.pattern not in PATTERNS.values():  # ours are safe
+            try_out("tiktoken", self.pattern.encode("utf-8", "replace"), self._where)
 
     @classmethod
     def named(cls, name: str) -> TiktokenTokenizer:
@@ -120,6 +144,7 @@ class TiktokenTokenizer(PretrainedTokenizer):
                 f"tiktoken cannot load the encoding {name} ({type(e).__name__}): check the "
                 "network, or set TIKTOKEN_CACHE_DIR to a folder that holds it"
             ) from None
+        remember("tiktoken", encoding._pat_str.encode())
         special = dict(encoding._special_tokens)
         ranked = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
         if [rank for _, rank in ranked] != list(range(len(ranked))):
@@ -127,9 +152,10 @@ class TiktokenTokenizer(PretrainedTokenizer):
         return cls(name, encoding._pat_str, [piece for piece, _ in ranked], special)
 
     def encode(self, text: str, continued: bool = False) -> Tokens:
-        tokens = self.encoding.encode_to_numpy(
-            text, allowed_special={END_OF_TEXT} & self.special.keys(), disallowed_special=()
-        )
+        with called(f"a text of {len(text):,} characters"):
+            tokens = self.encoding.encode_to_numpy(
+                text, allowed_special={END_OF_TEXT} & self.special.keys(), disallowed_special=()
+            )
         return np.asarray(tokens, dtype=np.int32)
 
     @cached_property
@@ -137,12 +163,13 @@ class TiktokenTokenizer(PretrainedTokenizer):
         """tiktoken's encoder."""
         import tiktoken
 
-        return tiktoken.Encoding(
-            self.kind,
-            pat_str=self.pattern,
-            mergeable_ranks={piece: rank for rank, piece in enumerate(self.ranked)},
-            special_tokens=self.special,
-        )
+        with called(self._where):
+            return tiktoken.Encoding(
+                self.kind,
+                pat_str=self.pattern,
+                mergeable_ranks={piece: rank for rank, piece in enumerate(self.ranked)},
+                special_tokens=self.special,
+            )
 
     @cached_property
     def pieces(self) -> Sequence[bytes]:
@@ -173,29 +200,36 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         """`definition` is the text of the file. GptcError when it is none."""
         import tokenizers
 
-        try:
+        content = definition.encode("utf-8", "surrogatepass")
+        parsed = parse_json(content, where, name="entries")
+        if not isinstance(parsed, dict):
+            raise GptcError(f"{where} is not a tokenizer.json: copy the file again")
+        _check_normalizer(parsed.get("normalizer"), where)
+        try_out("tokenizers", content, where)
+        with called(where, "update that package, or copy the file again"):
             self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(definition)
-        except Exception as e:  # what the library raises is an Exception and no more
-            raise GptcError(
-                f"{where} is not a tokenizer.json that tokenizers {tokenizers.__version__} can "
-                f"read ({str(e).splitlines()[0]}): update that package, or copy the file again"
-            ) from None
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+            added = self._tokenizer.get_added_tokens_decoder()
+            # Such as "▁the" for a "the" that begins a text.
+            first = self._tokenizer.encode("a", add_special_tokens=False).ids
         self._definition = definition
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
-        added = {t.content: id for id, t in self._tokenizer.get_added_tokens_decoder().items()}
-        self.end_of_text = next((added[end] for end in _ENDS if end in added), None)
-        parsed = json.loads(definition)
+        self.vocab_size = check_ids(list(vocabulary.values()), where)
+        for entry in parsed.get("added_tokens") or ():
+            if vocabulary.get(entry["content"]) != entry["id"]:
+                raise GptcError(
+                    f"{where} gives its token {entry['content']!r} an id that does not follow "
+                    f"those before it, {entry['id']:,}: correct it"
+                )
+        ends = {token.content: id for id, token in added.items()}
+        self.end_of_text = next((ends[end] for end in _ENDS if end in ends), None)
         self.unknown_id = vocabulary.get((parsed.get("model") or {}).get("unk_token") or "")
         processor = json.dumps(parsed.get("post_processor"))
         self.has_template = '"TemplateProcessing"' in processor  # which says what is added
         self._pieces = self._read_pieces(where)
         self.start = start or self.start_text()
-        # Such as "▁the" for a "the" that begins a text.
-        ids = self._tokenizer.encode("a", add_special_tokens=False).ids
-        self.adds_space = b"".join(self._pieces[i] for i in ids).startswith(b" ")
+        self.adds_space = b"".join(self._pieces[i] for i in first).startswith(b" ")
 
     def _read_pieces(self, where: str) -> list[bytes]:
         model = json.dumps(json.loads(self._definition).get("decoder") or {})
@@ -206,7 +240,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         elif "Metaspace" in model or _SPACE in model or "\\u2581" in model:
             read = _read_sentencepiece
         else:
-            raise GptcError(
+            raise UnknownTokenizer(
                 f"{where} writes its tokens in another way than ByteLevel or Metaspace, so that "
                 "text would not come back from it: use another tokenizer"
             )
@@ -231,14 +265,16 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
 
     def own_bos(self) -> int | None:
         """The token that the file itself puts before every text."""
-        with_special = self._tokenizer.encode("a")
+        with called("the post-processor of a tokenizer.json"):
+            with_special = self._tokenizer.encode("a")
         begins = with_special.special_tokens_mask[:1] == [1]
         token: int | None = with_special.ids[0] if begins else None
         return token if self.has_token(token) else None
 
     def id_of(self, piece: str) -> int | None:
         """The token of that name."""
-        token: int | None = self._tokenizer.token_to_id(piece)
+        with called(repr(piece)):
+            token: int | None = self._tokenizer.token_to_id(piece)
         return token
 
     @property
@@ -266,15 +302,15 @@ class SentencePieceTokenizer(PretrainedTokenizer):
             import sentencepiece
         except ImportError:
             raise GptcError(f"{where} needs a package: pip install sentencepiece") from None
-        try:
+        try_out("sentencepiece", model, where)
+        sentencepiece.SetMinLogLevel(_SILENT)
+        with called(where, "copy it again"):
             self._model: sentencepiece.SentencePieceProcessor = (
                 sentencepiece.SentencePieceProcessor(model_proto=model)
             )
-            self.vocab_size: int = self._model.vocab_size()
+            self.vocab_size: int = check_ids(list(range(self._model.vocab_size())), where)
             self._texts: list[str] = self._model.id_to_piece(list(range(self.vocab_size)))
             first = self._model.encode("a", out_type=str)
-        except (RuntimeError, UnicodeError):
-            raise GptcError(f"{where} is not a SentencePiece model: copy it again") from None
         self.proto = model
         end = self._model.eos_id()
         self.end_of_text = end if end >= 0 else None
@@ -321,6 +357,24 @@ class SentencePieceTokenizer(PretrainedTokenizer):
 
     def mapping(self) -> dict[str, Any]:
         return {"kind": self.kind, "model": base64.b64encode(self.proto).decode()}
+
+
+def _check_normalizer(normalizer: Any, where: str) -> None:
+    """GptcError for a normalizer of a tokenizer.json whose replacements multiply a text."""
+    steps, growth = [normalizer], 1.0
+    for step in steps:  # which grows
+        if isinstance(step, dict):
+            inner = step.get("normalizers")
+            steps += inner if isinstance(inner, list) else []
+            pattern, content = step.get("pattern"), step.get("content", step.get("prepend"))
+            text = pattern.get("String") if isinstance(pattern, dict) else None
+            if isinstance(content, str):
+                growth *= max(1.0, len(content) / len(text) if text else 1 + len(content))
+    if growth > _MOST_GROWTH:
+        raise GptcError(
+            f"{where} has a normalizer that makes a text up to {growth:,.0f} times as long; gptc "
+            f"takes {_MOST_GROWTH}: use another tokenizer"
+        )
 
 
 def _read_byte_level(piece: str) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gptc.errors import UPGRADE, GptcError, UsageError
+from gptc.files.limits import read_file
+from gptc.files.values import parse_json
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
 from gptc.tokenizer.marks import marks_from
 from gptc.tokenizer.native import (
@@ -87,10 +88,10 @@ def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Token
 
         return TiktokenTokenizer.named(name)
     if (path := Path(name)).exists():
-        from gptc.tokenizer.folder import read_file
+        from gptc.tokenizer.folder import read_files
 
         if not path.is_dir() or not (path / FILE_NAME).exists():
-            theirs = read_file(path)
+            theirs = read_files(path)
             if theirs is not None:
                 return theirs
         return read_tokenizer(path)
@@ -106,20 +107,21 @@ def read_tokenizer(folder_or_file: Path) -> Tokenizer:
     if path.is_dir():
         path = path / FILE_NAME
     try:
-        saved = json.loads(path.read_bytes())
+        saved = parse_json(read_file(path), str(path), name="entries")
     except FileNotFoundError:
         raise GptcError(
             f"no tokenizer at {path}: give the folder of a dataset, checkpoint or run of gptc"
         ) from None
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
-    except (ValueError, RecursionError):
-        raise GptcError(f"{path} is truncated or not a tokenizer file: copy it again") from None
     if not isinstance(saved, dict):
         saved = {}
     if isinstance(saved.get("version"), int) and saved["version"] > _FILE_VERSION:
         raise GptcError(f"{path} was written by a newer gptc: {UPGRADE}")
-    tokenizer = _from_json(saved)
+    try:
+        tokenizer = _from_json(saved)
+    except GptcError as error:
+        raise GptcError(f"{path}: {error}") from None
     if tokenizer is not None and tokenizer.has_token(saved.get("bos")):
         tokenizer.bos = saved["bos"]
     if tokenizer is not None and isinstance(marks := saved.get("marks"), dict):

@@ -7,13 +7,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from gptc.checkpoint.find import open_checkpoint
+from gptc.checkpoint.metrics import METRICS, end_of
 from gptc.checkpoint.names import BEST, ROOT, RUN_CONFIG, checkpoint_name, list_checkpoints
 from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import save, size_of
@@ -26,8 +27,6 @@ from gptc.settings import to_toml
 from gptc.training.options import TrainOptions
 from gptc.training.setup import Setup
 from gptc.training.state import State
-
-METRICS = "metrics.jsonl"
 
 _LONGEST_PART = 60  # characters of a model's or dataset's name in that of a run's folder
 
@@ -47,7 +46,7 @@ class RunFolder:
             if chosen is not None:
                 chosen.mkdir(parents=True, exist_ok=True)
             path = chosen or _new_folder(ROOT / default_name(options))
-            metrics = (path / METRICS).open("a+", encoding="utf-8")
+            metrics = (path / METRICS).open("a", encoding="utf-8")
         except OSError as error:
             raise GptcError(
                 f"cannot make {error.filename}: {error.strerror}; choose another folder with --out"
@@ -56,8 +55,8 @@ class RunFolder:
         try:
             # Held until the run ends: two processes must not write to the same folder.
             fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            metrics.seek(0)
-            metrics.truncate(sum(len(line.encode()) for line in _lines_until(metrics, step)))
+            with (path / METRICS).open("rb") as lines:
+                metrics.truncate(end_of(lines, step))
             clean_up(path)
             if not (path / BEST).exists():  # a link to a checkpoint that was removed
                 (path / BEST).unlink(missing_ok=True)
@@ -74,7 +73,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Unlocks the folder."""
-        self._metrics.close()
+        with suppress(OSError):  # a full disk: `write_metrics` has said so
+            self._metrics.close()
 
     def write_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
@@ -211,14 +211,3 @@ def _new_folder(path: Path) -> Path:
             return folder
         except FileExistsError:
             number += 1
-
-
-def _lines_until(file: TextIO, step: int) -> Iterator[str]:
-    """The complete lines of metrics.jsonl up to a step."""
-    for line in file:
-        try:
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
-                return
-        except (ValueError, KeyError, TypeError):
-            return
-        yield line

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from gptc.checkpoint.names import TRAINER
 from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.config import presets
 from gptc.errors import UPGRADE, GptcError, UsageError
@@ -43,18 +44,33 @@ def new_options(given: Mapping[str, Any]) -> TrainOptions:
     return options
 
 
-def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
-    """The options of a resumed run: the stored ones, overridden by those given."""
-    check_types(TrainOptions, given)
+def stored_options(base: Checkpoint) -> TrainOptions:
+    """The options in a run's checkpoint. GptcError when `train` would not have written them."""
     trainer = base.trainer()
     assert trainer is not None
-    stored = dict(trainer["options"])
+    stored, file = trainer["options"], base.path / TRAINER
     unknown = set(stored) - {field.name for field in fields(TrainOptions)}
     if unknown:
         raise GptcError(
             f"{base.path} has options unknown to this gptc ({', '.join(sorted(unknown))}): "
             f"{UPGRADE}"
         )
+    missing = set(FIXED) - set(stored)
+    if missing:
+        raise GptcError(f"{file} is damaged: its options lack {', '.join(sorted(missing))}")
+    try:
+        check_types(TrainOptions, stored)
+        options = TrainOptions(**stored)
+        options.check()
+    except UsageError as error:
+        raise GptcError(f"{file} is damaged: {error}") from None
+    return options
+
+
+def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
+    """The options of a resumed run: the stored ones, overridden by those given."""
+    check_types(TrainOptions, given)
+    stored = asdict(stored_options(base))
     for name in FIXED:
         before = getattr(base.config, name) if name in SHAPE else stored[name]
         if name in given and given[name] != before:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gptc.checkpoint.reader import Checkpoint
 from gptc.training.options import TrainOptions
+from gptc.training.resolve import stored_options
 from gptc.training.schedule import learning_rate
 
 
@@ -34,7 +35,7 @@ class State:
             step=trainer["step"],
             tokens=trainer["tokens"],
             elapsed_s=trainer["elapsed_s"],
-            lr=_last_rate(trainer),
+            lr=_last_rate(trainer, stored_options(base)),
             best_val_loss=trainer["best_val_loss"],
             best_step=trainer.get("best_step"),  # older checkpoints have neither
             since_best=trainer.get("since_best", 0),
@@ -66,7 +67,6 @@ class State:
         return 0 < options.patience <= self.since_best
 
 
-def _last_rate(trainer: dict[str, Any]) -> float:
+def _last_rate(trainer: dict[str, Any], options: TrainOptions) -> float:
     """The learning rate of the last step before a checkpoint."""
-    options = TrainOptions(**trainer["options"])
     return learning_rate(trainer["step"] - 1, options.steps or trainer["step"], options)

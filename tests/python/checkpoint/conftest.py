@@ -23,6 +23,6 @@ def run(config: Config, tmp_path: Path) -> Path:
         for step in (3, 6):
             take_steps(model)
             path = tmp_path / "run" / checkpoint_name(step)
-            trainer = {"step": step, "options": {}}
+            trainer = {"step": step}
             save(path, model, tokenizer=make_tokenizer("bytes"), trainer=trainer)
     return tmp_path / "run"

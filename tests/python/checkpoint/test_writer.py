@@ -27,7 +27,7 @@ from small_models import make_model, take_steps
 
 Config = Callable[..., GPTConfig]
 
-TRAINER = {"step": 3, "options": {}}
+TRAINER = {"step": 3}
 FAMILIES = ("gpt2", "llama", "byte")
 
 

@@ -43,7 +43,7 @@ def test_moments_travel(config: Config, tmp_path: Path) -> None:
             model.train_step(x, np.roll(x, -1, 1), lr=1e-3)
         from gptc.checkpoint.writer import save
 
-        save(tmp_path / "a", model, trainer={"step": 3, "options": {}})
+        save(tmp_path / "a", model, trainer={"step": 3})
         moments = {name: model.read(name, "moment2") for name in model.parameters()}
     export_model(Checkpoint(tmp_path / "a"), "heimerl", tmp_path / "_gpt.bin")
     source = import_model(tmp_path / "_gpt.bin", tmp_path / "b", n_head=8, block_size=48)

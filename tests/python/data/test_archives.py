@@ -138,8 +138,11 @@ def test_a_zip_with_a_password_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("log", [28, 31])
-def test_zstd_frames_with_long_windows_are_read(tmp_path: Path, log: int) -> None:
+def test_zstd_frames_with_long_windows_are_read(
+    tmp_path: Path, log: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("zstandard")
+    monkeypatch.setenv("GPTC_LIMITS", "window=2Gi")
     # RFC 8878: magic number, descriptor, window descriptor (its exponent), a last raw block.
     block = (len(b"words") << 3 | 1).to_bytes(3, "little") + b"words"
     frame = b"\x28\xb5\x2f\xfd\x00" + bytes([log - 10 << 3]) + block

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from corpus import text_of
-from gptc.data import rows
 from gptc.data.dataset import Dataset
 from gptc.data.preparation import prepare
 from gptc.errors import GptcError, UsageError
@@ -165,8 +164,8 @@ def test_rows_that_are_none_are_named(tmp_path: Path, monkeypatch: pytest.Monkey
             prepared(tmp_path, "r.jsonl", good + bad)
     with pytest.raises(GptcError, match="is not a row"):
         prepared(tmp_path, "r.csv", 'text\n"a" b\n')
-    monkeypatch.setattr(rows, "LONGEST_ROW_BYTES", 1000)
-    with pytest.raises(GptcError, match=r"r\.jsonl: line 2 is longer"):
+    monkeypatch.setenv("GPTC_LIMITS", "row=1000")
+    with pytest.raises(GptcError, match=r"r\.jsonl: line 2 exceeds the limit of 1,000 bytes"):
         prepared(tmp_path, "r.jsonl", good + '{"text": "' + "b" * 2000)
 
 

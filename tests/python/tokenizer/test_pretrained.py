@@ -120,14 +120,14 @@ def test_pieces_that_only_look_like_bytes() -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     pytest.importorskip("sentencepiece")
     (tmp_path / "a.model").write_bytes(b"no model")
-    with pytest.raises(GptcError, match=r"a\.model is not a SentencePiece model"):
+    with pytest.raises(GptcError, match=r"a\.model is not a tokenizer that sentencepiece"):
         make_tokenizer(str(tmp_path / "a.model"))
     for content in (b"", b"\n\x03\n\x01\xff"):
         (tmp_path / "a.model").write_bytes(content)
-        with pytest.raises(GptcError, match=r"a\.model is not a SentencePiece model"):
+        with pytest.raises(GptcError, match=r"a\.model is not a tokenizer that sentencepiece"):
             make_tokenizer(str(tmp_path / "a.model"))
     (tmp_path / "b.json").write_text('{"model": {"type": "Words"}}')
-    with pytest.raises(GptcError, match=r"b\.json is not a tokenizer\.json"):
+    with pytest.raises(GptcError, match=r"b\.json is not a tokenizer that tokenizers"):
         make_tokenizer(str(tmp_path / "b.json"))
 
 

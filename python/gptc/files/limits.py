@@ -1,0 +1,94 @@
+"""What a file from a stranger may make this process hold or write: one table, and its override.
+
+    GPTC_LIMITS="row=64M,window=2G" gptc prepare crawl.jsonl.zst --out data/crawl
+
+Each reader asks `limit` before it allocates. Nothing here depends on what a file claims.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from gptc.errors import GptcError, UsageError
+from gptc.files.sizes import parse_size
+
+VARIABLE = "GPTC_LIMITS"
+
+
+class Limit(NamedTuple):
+    """The largest value without an override; its unit and use."""
+
+    default: int
+    what: str
+
+
+LIMITS = {
+    "row": Limit(32 << 20, "bytes for a row of JSON, CSV or TSV, or a text in Parquet"),
+    "fields": Limit(1_000_000, "values for a row: nested lists, columns"),
+    "page": Limit(128 << 20, "bytes for an unpacked page of Parquet"),
+    "window": Limit(256 << 20, "bytes for the window (dictionary) of a compressed file"),
+    "header": Limit(1 << 20, "bytes for a header of a tar archive, or a configuration"),
+    "directory": Limit(24 << 20, "bytes for the contents list of a zip archive or Parquet file"),
+    "stream": Limit(1 << 40, "bytes for standard input, a pipe or a download"),
+    "prompt": Limit(64 << 20, "bytes for a prompt"),
+    "values": Limit(500_000, "JSON values for a file of a model or dataset"),
+    "tokenizer": Limit(128 << 20, "bytes for a file of a tokenizer, or JSON of a model"),
+    "entries": Limit(1 << 22, "JSON values for a file of a tokenizer"),
+    "links": Limit(0, "followed links that leave a folder of sources"),
+}
+
+
+def limit(name: str) -> int:
+    """The limit of that name in LIMITS, or in the variable GPTC_LIMITS.
+
+    UsageError when the variable is not a list of names and sizes.
+    """
+    found = LIMITS[name].default
+    for part in filter(None, os.environ.get(VARIABLE, "").split(",")):
+        key, _, size = part.strip().partition("=")
+        try:
+            value = parse_size(size)
+        except ValueError as error:
+            raise UsageError(f"{VARIABLE}: {part!r}: {error}") from None
+        if key not in LIMITS:
+            raise UsageError(f"{VARIABLE}: {key!r} is not one of {', '.join(LIMITS)}")
+        found = value if key == name else found
+    return found
+
+
+def refuse(where: str, name: str, advice: str) -> GptcError:
+    """The error for a file that exceeds a limit."""
+    return GptcError(
+        f"{where} exceeds the limit of {limit(name):,} {LIMITS[name].what}: {advice}, or raise it "
+        f"with {VARIABLE}={name}=SIZE"
+    )
+
+
+def read_any(file: IO[bytes], where: str, name: str) -> bytes:
+    """The rest of an open file, which may be a pipe or a device."""
+    most = limit(name)
+    data = file.read(most + 1)
+    if len(data) > most:
+        raise refuse(where, name, "give a smaller one")
+    return data
+
+
+def read_file(path: Path, name: str = "tokenizer") -> bytes:
+    """The content of a regular file. OSError when it cannot be read.
+
+    GptcError for a device, a pipe, or more bytes than the limit `name`.
+    """
+    # A pipe would be waited for, and a device has no end.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(21, "Is a directory", str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise GptcError(f"{path} is not a regular file: copy its content to one")
+        if status.st_size > limit(name):
+            raise refuse(str(path), name, "give a smaller file")
+        return file.read(status.st_size)

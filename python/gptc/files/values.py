@@ -1,0 +1,58 @@
+"""JSON from strangers: bounded, and each fault is one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from gptc.errors import GptcError
+from gptc.files.limits import limit, refuse
+
+# To its end, or that of the text: every quote is passed once.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+
+
+def parse_json(
+    text: bytes | memoryview, where: str, unique: bool = False, name: str = "values"
+) -> Any:
+    """The value of a JSON text from a stranger: GptcError for all that json.loads can fail with.
+
+    `unique` refuses an object that holds a name twice; `name` is the limit of values.
+    """
+    data = bytes(text)
+    again = "copy it again"
+    check_values(data, where, name, "no model needs so many")
+    try:
+        return json.loads(data, object_pairs_hook=_without_twins if unique else None)
+    except _TwinError as error:
+        raise GptcError(f"{where} names {str(error)!r} twice; {again}") from None
+    except RecursionError:
+        raise GptcError(f"{where} is damaged: its JSON is nested too deep; {again}") from None
+    except ValueError as error:
+        at = getattr(error, "pos", getattr(error, "start", 0))
+        raise GptcError(f"{where} is damaged: not JSON from byte {at:,} on; {again}") from None
+
+
+def check_values(data: bytes, where: str, name: str, advice: str) -> None:
+    """GptcError for a JSON text with more values than the limit `name`."""
+    most = limit(name)
+    if _n_marks(data) > most and _n_marks(_STRING.sub(b"", data)) > most:
+        raise refuse(where, name, advice)
+
+
+def _n_marks(data: bytes) -> int:
+    return sum(map(data.count, (b",", b"[", b"{")))
+
+
+class _TwinError(Exception):
+    """A JSON object holds a name twice."""
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _TwinError(name)
+        found[name] = value
+    return found

@@ -1,0 +1,107 @@
+"""The package depends on what it imports and no more, and its lock and bill name all of it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Modules whose package has another name.
+PACKAGE_OF = {"tomllib": "tomli", "urllib3": "requests"}
+# Imported where one is installed, to compare with it: no extra brings them.
+ONLY_COMPARED = {"llama-cpp"}
+
+_spec = importlib.util.spec_from_file_location("sbom", ROOT / "tools" / "sbom.py")
+assert _spec is not None
+assert _spec.loader is not None
+sbom = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sbom)
+
+
+def names(requirements: list[str]) -> set[str]:
+    found = (re.match(r"[A-Za-z0-9._-]+", line) for line in requirements)
+    return {sbom.canonical(name[0]) for name in found if name} - {"gptc"}
+
+
+def imported() -> set[str]:
+    """The packages that gptc imports, but for Python's own."""
+    found = set()
+    for path in (ROOT / "python" / "gptc").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module)
+    tops = {module.partition(".")[0] for module in found} - {"gptc"}
+    tops = {
+        PACKAGE_OF.get(top, top)
+        for top in tops
+        if top not in sys.stdlib_module_names or top in PACKAGE_OF
+    }
+    return {sbom.canonical(top) for top in tops}
+
+
+def test_each_dependency_is_imported() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert names(PROJECT["dependencies"]) - imported() == set()
+    assert names([*extras["data"], *extras["hub"]]) - imported() == set()
+
+
+def test_each_import_is_a_dependency() -> None:
+    extras = PROJECT["optional-dependencies"]
+    optional = names([*extras["data"], *extras["hub"], *extras["parity"]])
+    assert imported() - names(PROJECT["dependencies"]) - optional <= ONLY_COMPARED
+
+
+def test_the_lock_has_a_hash_for_each_dependency() -> None:
+    pinned = sbom.locked((ROOT / "requirements.lock").read_text())
+    extras = PROJECT["optional-dependencies"]
+    wanted = names([*PROJECT["dependencies"], *extras["dev"], *extras["test"], *extras["data"]])
+    assert wanted - set(pinned) == set(), "see CONTRIBUTING.md for the command that writes the lock"
+    for name, versions in pinned.items():
+        assert all(hashes for _, hashes in versions), name
+
+
+def test_a_bill_of_materials(tmp_path: Path) -> None:
+    metadata = (
+        "Metadata-Version: 2.4\nName: gptc\nVersion: 0.1.0\nLicense-Expression: MIT\n"
+        "Requires-Dist: numpy>=1.24\nRequires-Dist: gptc[data]; extra == 'test'\n"
+        "Requires-Dist: Pyarrow>=14; extra == 'data'\nRequires-Dist: novel\n"
+    )
+    wheel = tmp_path / "gptc-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("gptc-0.1.0.dist-info/METADATA", metadata)
+        archive.writestr(
+            "gptc-0.1.0.dist-info/RECORD",
+            "gptc/a.py,sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU,0\nRECORD,,\n",
+        )
+    lock = (
+        f"numpy==2.1 ; python_full_version < '3.11' \\\n    --hash=sha256:{'a' * 64}\n"
+        f"numpy==2.3 \\\n    --hash=sha256:{'b' * 64}\n    # via gptc\n"
+        f"pyarrow==26.0 \\\n    --hash=sha256:{'c' * 64}\n"
+    )
+    made = sbom.bill(wheel, lock)
+    parts = {part.get("purl", part["name"]): part for part in made["components"]}
+    assert sorted(parts) == [
+        "gptc/a.py", "pkg:pypi/novel", "pkg:pypi/numpy@2.1", "pkg:pypi/numpy@2.3",
+        "pkg:pypi/pyarrow@26.0",
+    ]  # fmt: skip
+    assert parts["pkg:pypi/pyarrow@26.0"]["scope"] == "optional"
+    assert parts["pkg:pypi/numpy@2.3"]["scope"] == "required"
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert parts["gptc/a.py"]["hashes"] == [{"alg": "SHA-256", "content": empty}]
+    assert json.loads(json.dumps(made)) == made
+    assert made == sbom.bill(wheel, lock)
