@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import click
 
+from gptc.cli.command import Command
 from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
 from gptc.engine.config import GPTConfig
@@ -59,7 +60,13 @@ Examples:
 """
 
 
-@click.group("bench", epilog=_EPILOG_GROUP, invoke_without_command=True)
+class BenchGroup(click.Group):
+    """Makes its commands as those of `gptc` are."""
+
+    command_class = Command
+
+
+@click.group("bench", cls=BenchGroup, epilog=_EPILOG_GROUP, invoke_without_command=True)
 @click.pass_context
 def bench_command(ctx: click.Context) -> None:
     """Measure how fast training and writing are on this machine."""

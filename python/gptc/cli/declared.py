@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from gptc.cli.command import Command
 from gptc.cli.params import SizeParam, TokenBias
 from gptc.settings import Declared, declared, ordered_sections
 
@@ -68,7 +69,7 @@ def _type(declaration: Declared) -> Any:
     return declaration.kind
 
 
-class SectionedCommand(click.Command):
+class SectionedCommand(Command):
     """A command whose help groups the options of dataclasses by section."""
 
     declares: tuple[type, ...]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptc.cli.command import Command
 from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
 from gptc.engine.options import DeviceOptions
@@ -27,7 +28,7 @@ Examples:
 """
 
 
-@click.command("eval", epilog=_EPILOG)
+@click.command("eval", cls=Command, epilog=_EPILOG)
 @click.option(
     "-m",
     "--model",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptc.cli.command import Command
 from gptc.errors import GptcError, printable
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Examples:
 """
 
 
-@click.command("info", epilog=_EPILOG)
+@click.command("info", cls=Command, epilog=_EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info_command(path: Path, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from gptc.cli.command import Command
 from gptc.cli.params import COUNT
 from gptc.convert.export_model import DTYPES, export_model
 from gptc.files.words import quoted
@@ -51,7 +52,7 @@ Examples:
 """
 
 
-@click.command("import", help=_IMPORT_HELP, epilog=_IMPORT_EPILOG)
+@click.command("import", cls=Command, help=_IMPORT_HELP, epilog=_IMPORT_EPILOG)
 @click.argument("path")
 @click.option(
     "--out",
@@ -101,7 +102,7 @@ def import_command(
         click.echo(f"next: gptc infer -m {quoted(out)}", err=True)
 
 
-@click.command("export", epilog=_EXPORT_EPILOG)
+@click.command("export", cls=Command, epilog=_EXPORT_EPILOG)
 @click.option(
     "-m",
     "--model",
@@ -174,7 +175,7 @@ def export_command(
     click.echo(f"read back: logits of {report.prompt_tokens} tokens {agree}")
 
 
-@click.command("verify", epilog=_VERIFY_EPILOG)
+@click.command("verify", cls=Command, epilog=_VERIFY_EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify_command(path: Path, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import IO, Any, TypeAlias, cast
 
 from gptc.errors import GptcError
+from gptc.files.words import pip_install
 
 Opened: TypeAlias = tuple[str, IO[bytes]]
 """The path of an archive's member and the member, to be read before the next."""
@@ -105,7 +106,7 @@ def _unpack_zstd(file: IO[bytes], name: str) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise GptcError(f"{name} needs a package: pip install zstandard") from None
+        raise GptcError(f"{name} needs a package: {pip_install('zstandard')}") from None
     unpacker = None
     frames = zstandard.ZstdDecompressor(max_window_size=_LONGEST_ZSTD_WINDOW)
     try:

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from gptc.data.archives import BLOCK_BYTES, corrupt, named
 from gptc.errors import GptcError
+from gptc.files.words import pip_install
 
 LONGEST_ROW_BYTES = 32 << 20
 
@@ -202,7 +203,7 @@ def parquet_rows(path: Path, name: str, text_field: str, tally: Tally) -> Iterat
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise GptcError(f"{name} needs a package: pip install pyarrow") from None
+        raise GptcError(f"{name} needs a package: {pip_install('pyarrow')}") from None
     try:
         with path.open("rb") as stream:  # pyarrow cannot open each name
             file = pyarrow.parquet.ParquetFile(stream, buffer_size=BLOCK_BYTES)

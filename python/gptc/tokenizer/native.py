@@ -23,6 +23,7 @@ from gptc.errors import GptcError
 from gptc.files.download import download
 from gptc.files.paths import cache_folder
 from gptc.files.whole import write_file
+from gptc.files.words import pip_install
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, TokensLike
 from gptc.tokenizer.cutting import before_space
 from gptc.tokenizer.utf8 import character_cut, decode_utf8
@@ -195,7 +196,7 @@ class BpeTokenizer(Tokenizer):
             import tiktoken
         except ImportError:
             raise GptcError(
-                f"the {self.kind} tokenizer needs tiktoken: pip install tiktoken, or use "
+                f"the {self.kind} tokenizer needs tiktoken: {pip_install('tiktoken')}, or use "
                 "--tokenizer bytes"
             ) from None
         return tiktoken.Encoding(

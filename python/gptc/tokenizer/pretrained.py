@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptc.errors import GptcError
+from gptc.files.words import pip_install
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens
 from gptc.tokenizer.cutting import checked_cut
 from gptc.tokenizer.marks import Marks
@@ -265,7 +266,7 @@ class SentencePieceTokenizer(PretrainedTokenizer):
         try:
             import sentencepiece
         except ImportError:
-            raise GptcError(f"{where} needs a package: pip install sentencepiece") from None
+            raise GptcError(f"{where} needs a package: {pip_install('sentencepiece')}") from None
         try:
             self._model: sentencepiece.SentencePieceProcessor = (
                 sentencepiece.SentencePieceProcessor(model_proto=model)

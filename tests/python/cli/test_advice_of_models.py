@@ -254,8 +254,7 @@ def test_doctor_names_packages_that_bring_what_is_missing(gptc: Gptc) -> None:
     modules = {"nvidia-cublas": "nvidia"}
     brought = importlib.metadata.packages_distributions()
     out = gptc("doctor").out
-    for name, _, install in PACKAGES:
-        assert install == f"pip install {name}"
+    for name, _ in PACKAGES:
         assert name in out
         module = modules.get(name, name)
         if module in brought:
