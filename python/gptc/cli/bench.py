@@ -8,6 +8,7 @@ from collections.abc import Callable
 import click
 
 from gptc.cli.command import Command
+from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
 from gptc.engine.config import GPTConfig
@@ -29,7 +30,14 @@ Examples:
 """
 
 _OPTIONS = [
-    click.option("--preset", default="gpt2", show_default=True, metavar="NAME", help="Shape."),
+    click.option(
+        "--preset",
+        default="gpt2",
+        show_default=True,
+        metavar="NAME",
+        help="Shape.",
+        shell_complete=complete,
+    ),
     click.option("--batch-size", type=COUNT, default=4, show_default=True, metavar="N"),
     click.option("--seq-len", type=COUNT, default=256, show_default=True, metavar="N"),
     click.option("--vocab-size", type=COUNT, metavar="N", help="Vocabulary.  [by preset]"),
@@ -158,7 +166,14 @@ Examples:
 
 
 @bench_command.command("infer", epilog=_EPILOG_INFER, short_help="Time decoding and prompts.")
-@click.option("--preset", default="gpt2", show_default=True, metavar="NAME", help="Shape.")
+@click.option(
+    "--preset",
+    default="gpt2",
+    show_default=True,
+    metavar="NAME",
+    help="Shape.",
+    shell_complete=complete,
+)
 @click.option(
     "--dtype",
     "dtypes",

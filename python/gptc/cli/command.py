@@ -18,10 +18,10 @@ class Command(click.Command):
         try:
             rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            if error.possibilities:
+            if error.possibilities or ctx.resilient_parsing:
                 raise
             ctx.fail(f"no option {error.option_name}; {self._usage(ctx)}")
-        if rest:
+        if rest and not ctx.resilient_parsing:
             ctx.fail(f"unexpected argument {quoted(rest[0])}; {self._spelling(ctx, rest[0])}")
         return rest
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptc.cli.command import Command
+from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
 from gptc.engine.options import DeviceOptions
@@ -33,11 +34,13 @@ Examples:
     "-m",
     "--model",
     metavar="PATH",
+    type=click.Path(),
     help="Model: a run, folder, file or hub name.  [the newest run]",
 )
 @click.option(
     "--data",
     metavar="DIR",
+    shell_complete=complete,
     help="Dataset folder or name, or a text file.  [the model's own dataset]",
 )
 @click.option(

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from gptc.cli.command import Command
+from gptc.cli.complete import complete
 from gptc.cli.params import COUNT
 from gptc.convert.export_model import DTYPES, export_model
 from gptc.files.words import quoted
@@ -53,7 +54,7 @@ Examples:
 
 
 @click.command("import", cls=Command, help=_IMPORT_HELP, epilog=_IMPORT_EPILOG)
-@click.argument("path")
+@click.argument("path", type=click.Path())
 @click.option(
     "--out",
     required=True,
@@ -64,6 +65,7 @@ Examples:
 @click.option(
     "--tokenizer",
     metavar="KIND",
+    shell_complete=complete,
     help="Tokenizer, if the file has none: bytes, gpt2, a tokenizer.json or a .model.",
 )
 @click.option(
@@ -107,9 +109,12 @@ def import_command(
     "-m",
     "--model",
     metavar="PATH",
+    type=click.Path(),
     help="Model: a run, folder, file or hub name.  [the newest run]",
 )
-@click.option("--to", required=True, metavar="FORMAT", help=f"Format: {_WRITTEN}.")
+@click.option(
+    "--to", required=True, metavar="FORMAT", shell_complete=complete, help=f"Format: {_WRITTEN}."
+)
 @click.option(
     "--out",
     required=True,

@@ -33,7 +33,7 @@ Examples:
 
 
 @click.command("prepare", cls=Command, epilog=_EPILOG)
-@click.argument("sources", metavar="[SOURCE]...", nargs=-1)
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1, type=click.Path())
 @click.option(
     "--out",
     required=True,
