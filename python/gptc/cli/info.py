@@ -222,6 +222,8 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     heads = plural(config["n_head"], "head")
     if config["n_kv_head"] != config["n_head"]:
         heads += f" ({config['n_kv_head']} for keys and values)"
+    if size := config.get("head_dim"):
+        heads += f" of {size} channels"
     names = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "gptc": "gptc's own"}
     stored = names.get(found["format"], f"a file of {found['format']}")
     rows = [
