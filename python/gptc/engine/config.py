@@ -130,7 +130,7 @@ class GPTConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON. Rotary scaling is left out if it is "none", head_dim if it is 0."""
+        """Plain values, for JSON, without rotary scaling if that is "none", and `head_dim` if 0."""
         values = asdict(self)
         if not self.head_dim:
             del values["head_dim"]

@@ -17,7 +17,7 @@ FILE = ["file"]
 
 
 def completed(line: str) -> list[str]:
-    """The words with which click answers bash; "file" stands for the paths that bash knows."""
+    """The words with which click answers bash; "file": paths, which bash knows."""
     words = line.split(" ")
     asked = {
         "COMP_WORDS": line,
