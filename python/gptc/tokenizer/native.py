@@ -117,7 +117,7 @@ class CharTokenizer(Tokenizer):
         """The sentence that says that `char` is not in the vocabulary."""
         return (
             f"{char!r} (U+{ord(char):04X}) is not among the {self.vocab_size} characters of the "
-            "char tokenizer: leave it out, or use --tokenizer bytes, which knows everything"
+            "char tokenizer: leave it out, or train with --tokenizer bytes, which knows everything"
         )
 
     def _lookup(self, text: str) -> Tokens:

@@ -68,6 +68,17 @@ def test_everything_survives_bit_for_bit(config: Config, tmp_path: Path, family:
         )
 
 
+def test_a_model_saved_from_python_has_its_tokenizer(config: Config, tmp_path: Path) -> None:
+    with make_model(config("llama")) as model:
+        model.save(tmp_path / "with", make_tokenizer("bytes"))
+        model.save(tmp_path / "without")
+    assert Checkpoint(tmp_path / "with").tokenizer().kind == "bytes"
+    with pytest.raises(
+        GptcError, match=r"has no tokenizer: copy .*, model\.save\(path, tokenizer\)"
+    ):
+        Checkpoint(tmp_path / "without").tokenizer()
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(config: Config, tmp_path: Path) -> None:
     """Its last tokens would have no rows, and those who read the folder would find no error."""
     with (
