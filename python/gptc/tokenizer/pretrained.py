@@ -197,6 +197,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         # Such as "▁the" for a "the" that begins a text.
         ids = self._tokenizer.encode("a", add_special_tokens=False).ids
         self.adds_space = b"".join(self._pieces[i] for i in ids).startswith(b" ")
+        self.strips_space = self.adds_space and self._tokenizer.decode(ids) == "a"
 
     def _read_pieces(self, where: str) -> list[bytes]:
         model = json.dumps(json.loads(self._definition).get("decoder") or {})
@@ -281,7 +282,7 @@ class SentencePieceTokenizer(PretrainedTokenizer):
         self.end_of_text = end if end >= 0 else None
         self.unknown_id = self._model.unk_id()
         self.start = start or self.start_text()
-        self.adds_space = bool(first) and first[0].startswith(_SPACE)
+        self.adds_space = self.strips_space = bool(first) and first[0].startswith(_SPACE)
 
     def _encode(self, text: str) -> Sequence[int]:
         ids: list[int] = self._model.encode(text)
