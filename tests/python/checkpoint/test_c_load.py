@@ -1,7 +1,7 @@
 """gpt_model_load, in C, computes what Python loads from the same folder, for each kind of folder.
 
-Also the program docs/generate.c: it prints the tokens that Python's greedy decoding gives.
-tests/c/test_load.c damages folders.
+The class: two readers of one format that do not agree. Also the program docs/generate.c: it prints
+the tokens that Python's greedy decoding gives. tests/c/test_load.c damages folders.
 """
 
 from __future__ import annotations

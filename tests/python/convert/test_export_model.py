@@ -1,4 +1,7 @@
-"""Every format gives back the model that was exported, bit for bit if the dtype allows it."""
+"""Every format gives back the model that was exported, bit for bit if the dtype allows it.
+
+The class: a model that a format cannot hold and is written nevertheless.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A file that is not a model is refused, and the message says which file to give instead."""
+"""A file that is not a model is refused, and the message says which file to give instead.
+
+The class: messages about something else, such as damage of a file that is whole.
+"""
 
 from __future__ import annotations
 
