@@ -163,8 +163,8 @@ def test_tokens_are_shown_with_their_spaces() -> None:
     tokenizer = llama_like()
     token = int(tokenizer.encode("a", continued=False)[0])
     shown = TokenLogprob(token, -0.5, ((token, -0.5),))
-    request = SimpleNamespace(options=SimpleNamespace(logprobs=1))
+    options = SimpleNamespace(logprobs=1)
     values = {"text": " a", "n_tokens": 1, "finish": "length", "logprobs": [shown]}
-    sample: Any = SimpleNamespace(request=request, **values)
+    sample: Any = SimpleNamespace(request=SimpleNamespace(options=options), **values)
     (found,) = sample_json(sample, tokenizer)["logprobs"]
     assert (found["token"], found["top"][0]["token"]) == (" ", " ")
