@@ -386,7 +386,7 @@ int gpt_config_load(const char *folder, gpt_config *out);
 /* Parameters are zero until gpt_model_init or gpt_model_write. */
 int gpt_model_create(const gpt_config *config, const gpt_options *options, gpt_model **out);
 /* Creates the model of a checkpoint folder, and gives it the weights: RUN/ckpt-STEP or RUN/best of
- * `gptc train`, a folder of `gptc import` or `gptc export --format hf`, or of Python's model.save. Read
+ * `gptc train`, a folder of `gptc import` or `gptc export --to hf`, or of Python's model.save. Read
  * are config.json and model.safetensors, with weights in F32, BF16 or F16; not the optimizer's state,
  * and not checksums.json, which `gptc verify` compares. Needs memory for the largest parameter in
  * float32 in addition, until it returns. GPT_ERR_FILE names the file. */

@@ -89,9 +89,24 @@ static int check_tensors(const tensor_file *t, const gpt_config *c) {
     return GPT_OK;
 }
 
+/* The weights of other sorts of folders are those that Python reads: gptc import makes them one file. */
+static int check_sort(const char *folder) {
+    static const char *const others[] = {"model.safetensors.index.json", "pytorch_model.bin",
+                                         "pytorch_model.bin.index.json"};
+    if (file_exists(folder, WEIGHTS)) return GPT_OK;
+    for (int i = 0; i < 3; i++)
+        if (file_exists(folder, others[i]))
+            return fail(GPT_ERR_FILE,
+                        "%s has %s and not " WEIGHTS ", which the C library reads: make that file "
+                        "with gptc import FOLDER --out CKPT, and load CKPT",
+                        show_tail(folder).text, others[i]);
+    return GPT_OK;
+}
+
 static int open_folder(const char *folder, gpt_config *config, tensor_file *t) {
     gpt_config c;
     TRY(read_config(folder, &c));
+    TRY(check_sort(folder));
     TRY(tensors_open(folder, WEIGHTS, t));
     int status = check_tied(t, &c);
     if (status == GPT_OK) status = check_tensors(t, &c);

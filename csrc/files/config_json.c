@@ -107,6 +107,7 @@ static const char *const our_fields[] = {
     "rope_theta",     "rope_scaling",
     "rope_factor",    "rope_low_freq",
     "rope_high_freq", "rope_original",
+    "head_dim",
 };
 enum { N_OUR_FIELDS = sizeof our_fields / sizeof *our_fields, N_REQUIRED = 17 };
 
@@ -154,6 +155,7 @@ static int read_gptc(source s, gpt_config *c) {
     TRY(get_float(s, "rope_low_freq", &c->rope_low_freq));
     TRY(get_float(s, "rope_high_freq", &c->rope_high_freq));
     TRY(get_int(s, "rope_original", &c->rope_original));
+    TRY(get_int(s, "head_dim", &c->head_size));
     c->bias = bias ? GPT_BIAS_ALL : 0;
     return GPT_OK;
 }
@@ -286,7 +288,8 @@ static int read_llama(source s, gpt_config *c) {
     TRY(only_number(s, "partial_rotary_factor", 1, "1.0"));
     TRY(need(s, "hidden_size", &c->n_embd));
     TRY(need(s, "num_attention_heads", &c->n_head));
-    TRY(only_number(s, "head_dim", (float)(c->n_embd / c->n_head), "hidden_size / heads"));
+    TRY(size_or(s, "head_dim", 0, &c->head_size));
+    if ((int64_t)c->head_size * c->n_head == c->n_embd) c->head_size = 0;
     TRY(need(s, "vocab_size", &c->vocab_size));
     TRY(need(s, "max_position_embeddings", &c->block_size));
     TRY(need(s, "num_hidden_layers", &c->n_layer));

@@ -31,6 +31,18 @@ static int unreadable(const file *f, int error) {
                 strerror_r(error, text, sizeof text));
 }
 
+static int refuse_pointer(const file *f) {
+    static const char begin[] = "version https://git-lfs.github.com/spec/";
+    char found[sizeof begin - 1];
+    if (f->size < (int64_t)sizeof found) return GPT_OK;
+    TRY(file_read(f, 0, found, sizeof found));
+    if (memcmp(found, begin, sizeof found)) return GPT_OK;
+    return fail(GPT_ERR_FILE,
+                "%s is a pointer of Git LFS to a file, and not the file: run git lfs pull in its "
+                "folder, or download it",
+                show_tail(f->path).text);
+}
+
 static int open_path(file *f) {
     /* A pipe or a device would be waited for. */
     f->descriptor = open(f->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
@@ -40,14 +52,27 @@ static int open_path(file *f) {
     if (!S_ISREG(status.st_mode))
         return fail(GPT_ERR_FILE, "%s is not a file", show_tail(f->path).text);
     f->size = status.st_size;
-    return GPT_OK;
+    return refuse_pointer(f);
+}
+
+/* To be freed; NULL without memory. */
+static char *join(const char *folder, const char *name) {
+    size_t n = strlen(folder) + strlen(name) + 2;
+    char *path = malloc(n);
+    if (path) snprintf(path, n, "%s/%s", folder, name);
+    return path;
+}
+
+bool file_exists(const char *folder, const char *name) {
+    char *path = join(folder, name);
+    bool exists = path && !access(path, F_OK);
+    free(path);
+    return exists;
 }
 
 int file_open(const char *folder, const char *name, file *out) {
-    size_t n = strlen(folder) + strlen(name) + 2;
-    *out = (file){.path = malloc(n), .descriptor = -1};
+    *out = (file){.path = join(folder, name), .descriptor = -1};
     if (!out->path) return fail(GPT_ERR_MEMORY, "no memory for a path");
-    snprintf(out->path, n, "%s/%s", folder, name);
     int status = open_path(out);
     if (status != GPT_OK) file_close(out);
     return status;

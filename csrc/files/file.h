@@ -4,6 +4,7 @@
 
 #include "error.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,8 +15,11 @@ typedef struct file {
     int64_t size;
 } file;
 
-/* Opens folder/name. GPT_ERR_FILE where it cannot be read or is not a regular file. */
+/* Opens folder/name. GPT_ERR_FILE where it cannot be read, is not a regular file, or is a pointer of Git
+ * LFS, which `git clone` leaves in the place of a large file. */
 int file_open(const char *folder, const char *name, file *out);
+/* Whether there is anything of that name. */
+bool file_exists(const char *folder, const char *name);
 void file_close(file *f);
 /* The n bytes from `offset` on. GPT_ERR_FILE where the file ends before. */
 int file_read(const file *f, int64_t offset, void *out, size_t n);

@@ -8,7 +8,7 @@ enum naming { OURS, GPT2, LLAMA };
 
 static enum naming naming_of(const gpt_config *c) {
     if (c->norm == GPT_NORM_LAYERNORM && c->norm_weight && c->pos == GPT_POS_LEARNED &&
-        c->activation == GPT_ACT_GELU && c->n_kv_head == c->n_head && c->bias)
+        c->activation == GPT_ACT_GELU && c->n_kv_head == c->n_head && !c->head_size && c->bias)
         return GPT2;
     if (c->norm == GPT_NORM_RMSNORM && c->norm_weight && c->pos == GPT_POS_ROPE &&
         c->activation == GPT_ACT_SWIGLU && !c->bias)

@@ -485,6 +485,31 @@ static void test_missing_files(void) {
     end();
 }
 
+/* Weights that are not in the one file: the error names them, and what to do. */
+static void test_weights_elsewhere(void) {
+    static const char *const others[] = {"model.safetensors.index.json", "pytorch_model.bin",
+                                         "pytorch_model.bin.index.json"};
+    static const char pointer[] = "version https://git-lfs.github.com/spec/v1\n"
+                                  "oid sha256:0123\nsize 548105171\n";
+    begin();
+    write_config(&small);
+    for (int i = 0; i < 3; i++) {
+        test_case("%s", others[i]);
+        write_text(others[i], "{}");
+        EXPECT_BAD_FILE(others[i]);
+        EXPECT_BAD_FILE("gptc import FOLDER --out CKPT");
+        unlink(path_of(others[i]));
+    }
+    test_case("Git LFS");
+    write_text("model.safetensors", pointer);
+    EXPECT_BAD_FILE("model.safetensors is a pointer of Git LFS");
+    EXPECT_BAD_FILE("git lfs pull");
+    write_small();
+    write_text("config.json", pointer);
+    EXPECT_BAD_FILE("config.json is a pointer of Git LFS");
+    end();
+}
+
 /* A refusal of the options leaves nothing open. */
 static void test_options(void) {
     gpt_model *model = NULL;
@@ -502,4 +527,4 @@ TEST_API_MAIN({"round trip", test_round_trip}, {"dtypes", test_dtypes},
               {"headers that lie", test_headers_that_lie}, {"nesting", test_nesting},
               {"configs", test_configs}, {"other tensors", test_other_tensors},
               {"dtype of weights", test_dtype_of_weights}, {"missing files", test_missing_files},
-              {"options", test_options})
+              {"weights elsewhere", test_weights_elsewhere}, {"options", test_options})

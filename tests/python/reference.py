@@ -112,6 +112,23 @@ CASES = [
         1,
         40,
     ),
+    # Heads of another size than width / heads, as in Mistral's Nemo.
+    Case(
+        "llama-heads",
+        "llama",
+        _llama(
+            max_position_embeddings=48,
+            hidden_size=40,
+            intermediate_size=56,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=14,
+            tie_word_embeddings=False,
+        ),
+        2,
+        33,
+    ),
 ]
 
 

@@ -28,16 +28,15 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
 from gptc.engine.optim import AdamW
 from gptc.errors import GptcError
-from gptc.files.words import amount, plural
+from gptc.files.words import amount, pip_install, plural
 
-# What is optional: the distribution, what it is for, and what installs it. No extras of gptc:
-# on PyPI that name is another project's.
+# Optional distributions and their purpose. No extras: gptc on PyPI is another project.
 PACKAGES = (
-    ("nvidia-cublas", "--device cuda without a CUDA toolkit", "pip install nvidia-cublas"),
-    ("pyarrow", "data in .parquet", "pip install pyarrow"),
-    ("zstandard", "data in .zst", "pip install zstandard"),
-    ("sentencepiece", "SentencePiece tokenizers", "pip install sentencepiece"),
-    ("torch", "gptc bench --against torch", "pip install torch"),
+    ("nvidia-cublas", "--device cuda without a CUDA toolkit"),
+    ("pyarrow", "data in .parquet"),
+    ("zstandard", "data in .zst"),
+    ("sentencepiece", "SentencePiece tokenizers"),
+    ("torch", "gptc bench --against torch"),
 )
 
 # The largest relative errors: of the loss, of the gradient (all of it, as a vector) and of the loss
@@ -69,8 +68,8 @@ def examine() -> dict[str, Any]:
     """The machine, the optional packages and the self-test, as plain values; `ok` if all passed."""
     report: dict[str, Any] = {"gptc": __version__, "machine": _machine()}
     report["packages"] = [
-        {"name": name, "version": _version(name), "purpose": purpose, "install": install}
-        for name, purpose, install in PACKAGES
+        {"name": name, "version": _version(name), "purpose": purpose, "install": pip_install(name)}
+        for name, purpose in PACKAGES
     ]
     checks = [_check("libgpt.so", _open_library)]
     if checks[0].ok:

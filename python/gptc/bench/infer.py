@@ -20,6 +20,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
 from gptc.engine.session import Session
 from gptc.errors import GptcError
+from gptc.files.words import pip_install
 
 BATCHES = (1, 16)
 _ROWS = 96  # a turn has about so many tokens of each batch, and _LEAST steps of it at least
@@ -217,8 +218,8 @@ def _rivals(
                 export_model(source, "gguf", file, dtype=dtype)
                 found.append(LlamaCpp(file, dtype, threads, weights.config.block_size))
         except ImportError as error:
-            package = "llama-cpp-python" if name == "llama.cpp" else "torch transformers"
-            raise GptcError(f"{name} is not installed; try: pip install {package}") from error
+            packages = ["llama-cpp-python"] if name == "llama.cpp" else ["torch", "transformers"]
+            raise GptcError(f"{name} is not installed; try: {pip_install(*packages)}") from error
     return found
 
 

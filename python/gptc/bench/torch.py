@@ -22,26 +22,26 @@ class Block(nn.Module):
     def __init__(self, c: GPTConfig) -> None:
         super().__init__()
         self.c = c
-        kv = c.n_kv_head * c.head_size
+        q, kv = c.n_head * c.head_size, c.n_kv_head * c.head_size
         fc = 2 * c.n_ff if c.activation == "swiglu" else c.n_ff
         self.norm_1, self.norm_2 = make_norm(c), make_norm(c)
-        self.qkv = nn.Linear(c.n_embd, c.n_embd + 2 * kv, bias=c.bias)
-        self.att_proj = nn.Linear(c.n_embd, c.n_embd, bias=c.bias)
+        self.qkv = nn.Linear(c.n_embd, q + 2 * kv, bias=c.bias)
+        self.att_proj = nn.Linear(q, c.n_embd, bias=c.bias)
         self.fc = nn.Linear(c.n_embd, fc, bias=c.bias)
         self.mlp_proj = nn.Linear(c.n_ff, c.n_embd, bias=c.bias)
 
     def forward(self, x: torch.Tensor, rope: torch.Tensor | None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)"""
         c = self.c
-        B, T, C = x.shape
+        B, T, _ = x.shape
         kv = c.n_kv_head * c.head_size
-        q, k, v = self.qkv(self.norm_1(x)).split((C, kv, kv), dim=2)
+        q, k, v = self.qkv(self.norm_1(x)).split((c.n_head * c.head_size, kv, kv), dim=2)
         q, k, v = (z.view(B, T, -1, c.head_size).transpose(1, 2) for z in (q, k, v))
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         grouped = {"enable_gqa": True} if c.n_kv_head < c.n_head else {}
         att = F.scaled_dot_product_attention(q, k, v, is_causal=True, **grouped)
-        x = x + self.att_proj(att.transpose(1, 2).reshape(B, T, C))
+        x = x + self.att_proj(att.transpose(1, 2).reshape(B, T, -1))
         h = self.fc(self.norm_2(x))
         if c.activation == "gelu":
             h = F.gelu(h, approximate="tanh")

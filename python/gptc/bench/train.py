@@ -19,6 +19,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
 from gptc.engine.options import Options
 from gptc.errors import GptcError, UsageError
+from gptc.files.words import pip_install
 
 # PyTorch's ways to run the same step. gptc is compared with the best of them.
 TORCH_VARIANTS = ("torch fp32", "torch bf16", "torch fp32 compiled", "torch bf16 compiled")
@@ -143,7 +144,7 @@ def import_torch(device: str, threads: int) -> Any:
     try:
         import torch
     except ImportError:
-        raise GptcError("comparing with PyTorch needs it: pip install torch") from None
+        raise GptcError(f"comparing with PyTorch needs it: {pip_install('torch')}") from None
     if device == "cuda" and not torch.cuda.is_available():
         raise GptcError("this PyTorch uses no GPU; compare with it on --device cpu")
     if device == "cpu":

@@ -56,6 +56,11 @@ def save(
     if path.exists() and not replace:
         raise GptcError(f"{path} exists already; choose another name or remove it")
     config = model.config
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise GptcError(
+            f"cannot save {path}: the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} "
+            f"tokens, and the model {config.vocab_size:,}; give the tokenizer of its training data"
+        )
     description = hf.config_to_json(config, special_ids(tokenizer), codec)
     read = model.get if isinstance(model, Model) else model.read
     try:
@@ -95,10 +100,6 @@ def size_of(config: GPTConfig, training: bool) -> int:
 
 def _hf_files(tokenizer: Tokenizer, config: GPTConfig, notes: list[str] | None) -> dict[str, bytes]:
     try:
-        if tokenizer.vocab_size > config.vocab_size:
-            raise GptcError(
-                f"it has {tokenizer.vocab_size:,} tokens, and the model {config.vocab_size:,}"
-            )
         return hf_files(tokenizer, config.block_size)
     except GptcError as error:
         if notes is None:

@@ -142,13 +142,15 @@ def _open_closed_streams() -> None:
 
 
 def _print_every_character() -> None:
-    """Lets standard output take characters outside its encoding, as their UTF-8 bytes.
+    """Lets output take characters outside its encoding, as their UTF-8 bytes.
 
-    A run must not fail at its end, when it prints a sample or the name of a file.
+    A run must not fail at its end, when it prints a sample or the name of a file, and a printed
+    command must name the file.
     """
     codecs.register_error("gptc.utf8", _as_utf8)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="gptc.utf8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="gptc.utf8")
 
 
 def _as_utf8(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import click
 
+from gptc.cli.command import Command
+from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
 from gptc.engine.config import GPTConfig
@@ -28,7 +30,14 @@ Examples:
 """
 
 _OPTIONS = [
-    click.option("--preset", default="gpt2", show_default=True, metavar="NAME", help="Shape."),
+    click.option(
+        "--preset",
+        default="gpt2",
+        show_default=True,
+        metavar="NAME",
+        help="Shape.",
+        shell_complete=complete,
+    ),
     click.option("--batch-size", type=COUNT, default=4, show_default=True, metavar="N"),
     click.option("--seq-len", type=COUNT, default=256, show_default=True, metavar="N"),
     click.option("--vocab-size", type=COUNT, metavar="N", help="Vocabulary.  [by preset]"),
@@ -59,7 +68,13 @@ Examples:
 """
 
 
-@click.group("bench", epilog=_EPILOG_GROUP, invoke_without_command=True)
+class BenchGroup(click.Group):
+    """Makes its commands as those of `gptc` are."""
+
+    command_class = Command
+
+
+@click.group("bench", cls=BenchGroup, epilog=_EPILOG_GROUP, invoke_without_command=True)
 @click.pass_context
 def bench_command(ctx: click.Context) -> None:
     """Measure how fast training and writing are on this machine."""
@@ -151,7 +166,14 @@ Examples:
 
 
 @bench_command.command("infer", epilog=_EPILOG_INFER, short_help="Time decoding and prompts.")
-@click.option("--preset", default="gpt2", show_default=True, metavar="NAME", help="Shape.")
+@click.option(
+    "--preset",
+    default="gpt2",
+    show_default=True,
+    metavar="NAME",
+    help="Shape.",
+    shell_complete=complete,
+)
 @click.option(
     "--dtype",
     "dtypes",

@@ -7,8 +7,12 @@ from typing import Any, TypeVar
 
 import click
 
+from gptc.cli.command import Command
+from gptc.cli.complete import complete
 from gptc.cli.params import SizeParam, TokenBias
 from gptc.settings import Declared, declared, ordered_sections
+
+_PATHS = ("PATH", "DIR", "FILE", "KIND")  # placeholders of paths, or of names that may be paths
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -52,6 +56,8 @@ def _option(declaration: Declared, default: Any) -> Callable[[_Command], _Comman
         return click.option(flag, declaration.name, **attributes)
     if declaration.placeholder:
         attributes["metavar"] = declaration.placeholder
+    if declaration.placeholder in _PATHS or declaration.name == "preset":
+        attributes["shell_complete"] = complete
     if declaration.kind is tuple:
         attributes |= {"multiple": True, "default": ()}
         attributes["type"] = TokenBias() if declaration.name == "bias" else str
@@ -68,7 +74,7 @@ def _type(declaration: Declared) -> Any:
     return declaration.kind
 
 
-class SectionedCommand(click.Command):
+class SectionedCommand(Command):
     """A command whose help groups the options of dataclasses by section."""
 
     declares: tuple[type, ...]

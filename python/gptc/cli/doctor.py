@@ -6,6 +6,8 @@ import json
 
 import click
 
+from gptc.cli.command import Command
+
 _EPILOG = """\b
 Examples:
   gptc doctor
@@ -13,7 +15,7 @@ Examples:
 """
 
 
-@click.command("doctor", epilog=_EPILOG)
+@click.command("doctor", cls=Command, epilog=_EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def doctor_command(ctx: click.Context, as_json: bool) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptc.cli.command import Command
+from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
 from gptc.engine.options import DeviceOptions
@@ -27,16 +29,18 @@ Examples:
 """
 
 
-@click.command("eval", epilog=_EPILOG)
+@click.command("eval", cls=Command, epilog=_EPILOG)
 @click.option(
     "-m",
     "--model",
     metavar="PATH",
+    type=click.Path(),
     help="Model: a run, folder, file or hub name.  [the newest run]",
 )
 @click.option(
     "--data",
     metavar="DIR",
+    shell_complete=complete,
     help="Dataset folder or name, or a text file.  [the model's own dataset]",
 )
 @click.option(

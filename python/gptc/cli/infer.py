@@ -62,6 +62,7 @@ class InferCommand(SectionedCommand):
     "-m",
     "--model",
     metavar="PATH",
+    type=click.Path(),
     help="Model: a run, folder, file or hub name.  [the newest run]",
 )
 @click.option(
@@ -83,7 +84,12 @@ class InferCommand(SectionedCommand):
 @options_of(TextOptions)
 @options_of(Sampling, defaults={"seed": None})
 @click.option("--beams", type=COUNT, metavar="N", help="Beam search with N beams.")
-@click.option("--draft", metavar="PATH", help="Draft model for speculative decoding, or ngram.")
+@click.option(
+    "--draft",
+    metavar="PATH",
+    type=click.Path(),
+    help="Draft model for speculative decoding, or ngram.",
+)
 @options_of(DeviceOptions, without=("pin",))
 @click.option(
     "--quantize", type=click.Choice(["int8", "int4"]), help="Quantized weights, for speed."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptc.cli.command import Command
 from gptc.errors import GptcError, NoTokenizer, printable
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Examples:
 """
 
 
-@click.command("info", epilog=_EPILOG)
+@click.command("info", cls=Command, epilog=_EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info_command(path: Path, as_json: bool) -> None:
@@ -214,6 +215,8 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     heads = plural(config["n_head"], "head")
     if config["n_kv_head"] != config["n_head"]:
         heads += f" ({config['n_kv_head']} for keys and values)"
+    if size := config.get("head_dim"):
+        heads += f" of {size} channels"
     names = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "gptc": "gptc's own"}
     stored = names.get(found["format"], f"a file of {found['format']}")
     rows = [

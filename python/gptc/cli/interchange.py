@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from gptc.cli.command import Command
+from gptc.cli.complete import complete
 from gptc.cli.params import COUNT
 from gptc.convert.export_model import DTYPES, export_model
 from gptc.files.words import quoted
@@ -51,8 +53,8 @@ Examples:
 """
 
 
-@click.command("import", help=_IMPORT_HELP, epilog=_IMPORT_EPILOG)
-@click.argument("path")
+@click.command("import", cls=Command, help=_IMPORT_HELP, epilog=_IMPORT_EPILOG)
+@click.argument("path", type=click.Path())
 @click.option(
     "--out",
     required=True,
@@ -63,6 +65,7 @@ Examples:
 @click.option(
     "--tokenizer",
     metavar="KIND",
+    shell_complete=complete,
     help="Tokenizer, if the file has none: bytes, gpt2, a tokenizer.json or a .model.",
 )
 @click.option(
@@ -101,14 +104,17 @@ def import_command(
         click.echo(f"next: gptc infer -m {quoted(out)}", err=True)
 
 
-@click.command("export", epilog=_EXPORT_EPILOG)
+@click.command("export", cls=Command, epilog=_EXPORT_EPILOG)
 @click.option(
     "-m",
     "--model",
     metavar="PATH",
+    type=click.Path(),
     help="Model: a run, folder, file or hub name.  [the newest run]",
 )
-@click.option("--to", required=True, metavar="FORMAT", help=f"Format: {_WRITTEN}.")
+@click.option(
+    "--to", required=True, metavar="FORMAT", shell_complete=complete, help=f"Format: {_WRITTEN}."
+)
 @click.option(
     "--out",
     required=True,
@@ -186,7 +192,7 @@ def _verify_options(path: Path) -> None:
             stored_options(checkpoint)
 
 
-@click.command("verify", epilog=_VERIFY_EPILOG)
+@click.command("verify", cls=Command, epilog=_VERIFY_EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify_command(path: Path, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptc.cli.command import Command
 from gptc.cli.declared import options_of
 from gptc.data.options import PrepareOptions
 from gptc.files.words import quoted
@@ -31,8 +32,8 @@ Examples:
 """
 
 
-@click.command("prepare", epilog=_EPILOG)
-@click.argument("sources", metavar="[SOURCE]...", nargs=-1)
+@click.command("prepare", cls=Command, epilog=_EPILOG)
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1, type=click.Path())
 @click.option(
     "--out",
     required=True,

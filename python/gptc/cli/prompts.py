@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -41,6 +42,7 @@ def as_text(value: dict[str, Any], indent: int | None = None) -> str:
 
 def sample_json(sample: Sample, tokenizer: Tokenizer) -> dict[str, Any]:
     """A sample as a JSON object."""
+    text = partial(tokenizer.decode, continued=True)
     entry: dict[str, Any] = {
         "text": sample.text,
         "tokens": sample.n_tokens,
@@ -50,10 +52,14 @@ def sample_json(sample: Sample, tokenizer: Tokenizer) -> dict[str, Any]:
         entry["logprobs"] = [
             {
                 "id": chosen.token,
-                "token": tokenizer.decode([chosen.token]),
+                "token": text([chosen.token]),
                 "logprob": round(chosen.logprob, 6),
                 "top": [
-                    {"id": i, "token": tokenizer.decode([i]), "logprob": round(logprob, 6)}
+                    {
+                        "id": i,
+                        "token": tokenizer.decode([i], continued=True),
+                        "logprob": round(logprob, 6),
+                    }
                     for i, logprob in chosen.top
                 ],
             }

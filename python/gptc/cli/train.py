@@ -44,6 +44,7 @@ class TrainCommand(SectionedCommand):
     is_flag=False,
     flag_value=_NEWEST,
     metavar="[RUN]",
+    type=click.Path(),
     help="Run to continue, bit for bit.  [the run in --out, else the newest under runs/]",
 )
 @click.option(

@@ -16,6 +16,7 @@ from typing import IO, Any, TypeAlias, cast
 
 from gptc.errors import GptcError
 from gptc.files.limits import limit, refuse
+from gptc.files.words import pip_install
 
 Opened: TypeAlias = tuple[str, IO[bytes]]
 """The path of an archive's member and the member, to be read before the next."""
@@ -145,7 +146,7 @@ def _unpack_zstd(file: IO[bytes], name: str) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise GptcError(f"{name} needs a package: pip install zstandard") from None
+        raise GptcError(f"{name} needs a package: {pip_install('zstandard')}") from None
     unpacker = None
     frames = zstandard.ZstdDecompressor(max_window_size=max(1 << 10, limit("window")))
     try:

@@ -17,6 +17,7 @@ from typing import Any
 from gptc.data.archives import BLOCK_BYTES, corrupt
 from gptc.errors import GptcError
 from gptc.files.limits import limit, refuse
+from gptc.files.words import pip_install
 
 _END_BYTES = 8  # the size of the list of contents, and a magic number
 _UNPACKED, _PACKED = 2, 3  # fields of a page's header
@@ -29,7 +30,7 @@ def open_parquet(path: Path, name: str) -> Iterator[Any]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise GptcError(f"{name} needs a package: pip install pyarrow") from None
+        raise GptcError(f"{name} needs a package: {pip_install('pyarrow')}") from None
     with path.open("rb") as stream:  # pyarrow cannot open each name
         n_bytes = stream.seek(0, 2)
         stream.seek(max(0, n_bytes - _END_BYTES))

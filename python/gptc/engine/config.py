@@ -45,7 +45,8 @@ class GPTConfig:
     queries share keys and values. `norm` ("layernorm", "rmsnorm"), `pos` ("learned", "rope",
     "rope_wide") and `activation` ("gelu", "swish", "swiglu") choose the layers; `norm_weight` gives
     the norms a learned scale; `tied` makes the token embedding the output head. The `rope_` fields
-    are for rotary positions. `check()` raises UsageError for an invalid shape.
+    are for rotary positions. With `head_dim`, heads may have another size than n_embd / n_head.
+    `check()` raises UsageError for an invalid shape.
     """
 
     vocab_size: int
@@ -69,6 +70,7 @@ class GPTConfig:
     rope_low_freq: float = 0.0
     rope_high_freq: float = 0.0
     rope_original: int = 0
+    head_dim: int = 0  # channels of an attention head, `head_size` in C; 0: n_embd / n_head
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:
@@ -128,8 +130,10 @@ class GPTConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON. Rotary scaling is left out if it is "none"."""
+        """Plain values, for JSON, without rotary scaling if that is "none", and `head_dim` if 0."""
         values = asdict(self)
+        if not self.head_dim:
+            del values["head_dim"]
         if self.rope_scaling == "none":
             values = {k: v for k, v in values.items() if k not in _SCALING}
         return values
@@ -145,7 +149,8 @@ class GPTConfig:
     def family(self) -> str:
         """The family that the shape belongs to: gpt2, llama, or else byte."""
         shape = (self.norm, self.norm_weight, self.pos, self.activation)
-        if shape == ("layernorm", True, "learned", "gelu") and self.n_kv_head == self.n_head:
+        plain_heads = self.n_kv_head == self.n_head and not self.head_dim
+        if shape == ("layernorm", True, "learned", "gelu") and plain_heads:
             return "gpt2"
         if shape == ("rmsnorm", True, "rope", "swiglu") and not self.bias:
             return "llama"
@@ -154,7 +159,7 @@ class GPTConfig:
     @property
     def head_size(self) -> int:
         """Channels of one attention head (HS)."""
-        return self.n_embd // self.n_head
+        return self.head_dim or self.n_embd // self.n_head
 
     def parameters(self) -> tuple[Parameter, ...]:
         """The parameter tensors of this shape, in the engine's order."""
@@ -173,6 +178,7 @@ class GPTConfig:
                 value = getattr(lib, prefix + value.upper())
             values[name] = value
         values["bias"] = lib.GPT_BIAS_ALL if self.bias else 0
+        values["head_size"] = values.pop("head_dim", 0)
         return library.new_struct("gpt_config", **values)
 
     @classmethod
@@ -180,7 +186,7 @@ class GPTConfig:
         lib = library.load().lib
         values: dict[str, Any] = {}
         for field in fields(cls):
-            value = getattr(struct, field.name)
+            value = getattr(struct, "head_size" if field.name == "head_dim" else field.name)
             if field.name in _ENUMS:
                 choices, prefix = _ENUMS[field.name]
                 value = next(c for c in choices if getattr(lib, prefix + c.upper()) == value)

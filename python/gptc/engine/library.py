@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from gptc.errors import EngineError, GptcError
 from gptc.files.paths import cache_folder
+from gptc.files.words import pip_install
 
 # enum gpt_status
 GPT_OK = 0
@@ -135,7 +136,7 @@ def _open(ffi: Any, library: Path) -> Any:
     except (ImportError, OSError, StopIteration):
         raise GptcError(
             f"{library} does not load: {_reason(missing)}; install OpenBLAS with: "
-            "pip install scipy-openblas32"
+            + pip_install("scipy-openblas32")
         ) from missing
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 DAY_S = 24 * 60 * 60
@@ -57,6 +59,14 @@ def quoted(word: str | Path) -> str:
         return shlex.quote(text)
     escapes = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t"}
     return "$'" + "".join(escapes.get(c, c if c.isprintable() else _escaped(c)) for c in text) + "'"
+
+
+def pip_install(*packages: str) -> str:
+    """The command that installs packages for this Python, also where `pip` is that of another."""
+    pip = shutil.which("pip")
+    ours = pip is not None and Path(pip).parent == Path(sys.executable).parent
+    program = "pip" if ours else f"{quoted(sys.executable)} -m pip"
+    return f"{program} install {' '.join(packages)}"
 
 
 def _escaped(character: str) -> str:

@@ -161,7 +161,8 @@ class GgufModel(ModelFile):
                 "norm_eps": self._float("gpt2.attention.layer_norm_epsilon", 1e-5),
                 "rope_theta": 0.0,
             }
-        self._refuse_other_llamas(values["n_embd"] // n_head)
+        head_size = self._head_size(values["n_embd"], n_head)
+        self._refuse_other_llamas(head_size)
         return values | {
             "norm": "rmsnorm",
             "pos": "rope",
@@ -169,8 +170,20 @@ class GgufModel(ModelFile):
             "bias": False,
             "norm_eps": self._float("llama.attention.layer_norm_rms_epsilon", 1e-5),
             "rope_theta": self._float("llama.rope.freq_base", 10000.0),
-            **self._scaling(values["n_embd"] // n_head),
+            "head_dim": 0 if head_size * n_head == values["n_embd"] else head_size,
+            **self._scaling(head_size),
         }
+
+    def _head_size(self, n_embd: int, n_head: int) -> int:
+        """The channels of a head. GptcError where those of keys and values differ."""
+        usual = max(1, n_embd // n_head)
+        found = [self._size(f"llama.attention.{part}_length", usual) for part in ("key", "value")]
+        if found[0] != found[1]:
+            raise GptcError(
+                f"{self.path}: keys of {found[0]} and values of {found[1]} channels are not "
+                "supported, only heads of one size"
+            )
+        return found[0]
 
     def _scaling(self, head_size: int) -> dict[str, Any]:
         """How rotary frequencies are lowered: all by a factor, or each by one of rope_freqs."""
@@ -356,6 +369,9 @@ def _metadata(model: ModelFile, family: str, codec: Codec) -> dict[str, Any]:
     if config.rope_scaling == "linear":
         values["llama.rope.scaling.type"] = "linear"
         values["llama.rope.scaling.factor"] = config.rope_factor
+    if config.head_dim:
+        values["llama.attention.key_length"] = config.head_size
+        values["llama.attention.value_length"] = config.head_size
     return values | {
         "llama.attention.head_count_kv": config.n_kv_head,
         "llama.attention.layer_norm_rms_epsilon": config.norm_eps,

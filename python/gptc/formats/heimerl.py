@@ -246,7 +246,8 @@ def model_chunks(model: ModelFile) -> Iterator[bytes | memoryview]:
 def why_not(config: GPTConfig) -> str | None:
     """Why that program cannot compute this model; None where it can."""
     shape = (config.norm, config.norm_weight, config.pos, config.activation, config.bias)
-    if shape != ("rmsnorm", False, "rope_wide", "swish", False) or not config.tied:
+    usual = ("rmsnorm", False, "rope_wide", "swish", False)
+    if shape != usual or not config.tied or config.head_dim:
         return f"this is a model of the {config.family} family, and not as its byte preset"
     if abs(config.norm_eps - np.float32(1e-6)) > 1e-12 or config.rope_theta != 10000.0:
         return "norm_eps or rope_theta is not what it computes with"

@@ -168,6 +168,7 @@ def config_to_json(
         "num_hidden_layers": config.n_layer,
         "num_attention_heads": config.n_head,
         "num_key_value_heads": config.n_kv_head,
+        **({"head_dim": config.head_dim} if config.head_dim else {}),
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
@@ -293,8 +294,8 @@ def _llama_values(found: _ConfigJson) -> dict[str, Any]:
     found.only("attention_bias", False)
     found.only("mlp_bias", False)
     data, n_embd, n_head = found.data, found.need("hidden_size"), found.need("num_attention_heads")
-    found.only("head_dim", n_embd // n_head, None)
     found.only("partial_rotary_factor", 1.0, None)
+    head_dim = found.need("head_dim") if data.get("head_dim") else 0
     rope = data.get("rope_parameters")  # where newer files keep the base and the scaling
     rope = rope if isinstance(rope, dict) else {}
     _ConfigJson(rope, found.where).only("partial_rotary_factor", 1.0, None)
@@ -313,5 +314,6 @@ def _llama_values(found: _ConfigJson) -> dict[str, Any]:
         "tied": data.get("tie_word_embeddings", False),
         "norm_eps": data.get("rms_norm_eps", 1e-6),
         "rope_theta": rope.get("rope_theta", data.get("rope_theta", 10000.0)),
+        "head_dim": 0 if head_dim * n_head == n_embd else head_dim,
         **_scaling_from_json(data.get("rope_scaling") or rope, found.where),
     }

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gptc.errors import GptcError
+from gptc.files.words import pip_install
 from gptc.formats import pickled
 from gptc.formats.safetensors import has_tensors
 from gptc.tokenizer import folder
@@ -45,7 +46,7 @@ def fetch(name: str) -> Path:
     except ImportError:
         raise GptcError(
             f"{_not_here(name)} To download a model of that name from the Hugging Face hub: "
-            "pip install huggingface_hub"
+            + pip_install("huggingface_hub")
         ) from None
     try:
         found = Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))

@@ -253,6 +253,8 @@ def why_not(config: GPTConfig) -> str | None:
     """Why llama2.c cannot compute this model; None where it can."""
     if config.family != "llama":
         return f"this is a model of the {config.family} family"
+    if config.head_dim:
+        return f"its heads have {config.head_dim} channels, and llama2.c's n_embd / n_head"
     if abs(config.norm_eps - _NORM_EPS) > 1e-9:
         return f"norm_eps is {config.norm_eps:g}, and llama2.c's {_NORM_EPS:g}"
     if config.rope_theta != _THETA:

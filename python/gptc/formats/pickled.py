@@ -10,6 +10,7 @@ import numpy as np
 
 from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
+from gptc.files.words import pip_install
 from gptc.formats.binary import is_plain_name, read_json
 
 WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -84,8 +85,8 @@ def load(path: Path) -> dict[Any, Any]:
         import torch
     except ImportError:
         raise GptcError(
-            f"{path} is a pickle, which only PyTorch reads safely: pip install torch, or convert "
-            "it where PyTorch is"
+            f"{path} is a pickle, which only PyTorch reads safely: {pip_install('torch')}, or "
+            "convert it where PyTorch is"
         ) from None
     try:
         with path.open("rb") as file:

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from gptc.errors import GptcError
+from gptc.files.words import quoted
 from gptc.formats import gguf, heimerl, llama2c, llmc, nanogpt, openai_tf
 from gptc.formats.binary import Binary
 from gptc.formats.format import Format
 from gptc.formats.model_file import ModelFile
+
+_BEGIN = 1000  # bytes of a file that tell whether it is a text
 
 # In the order of detection. A Hugging Face folder is a checkpoint of our own: see checkpoint/.
 FORMATS: tuple[Format, ...] = (
@@ -49,7 +52,7 @@ def detect(path: Path) -> Format:
         raise GptcError(f"{path} is {what} of llm.c, not a model; give its model file")
     if path.suffix == ".safetensors":
         raise GptcError(f"{path} holds weights only; give its folder, with the config.json")
-    raise GptcError(f"{path} {_what_else(path, file.size)}")
+    raise GptcError(f"{path} {_what_else(path, file)}")
 
 
 def open_model(path: Path, **assumed: Any) -> ModelFile:
@@ -60,15 +63,23 @@ def open_model(path: Path, **assumed: Any) -> ModelFile:
     return detect(path).open(path, **assumed)
 
 
-def _what_else(path: Path, size: int) -> str:
+def _what_else(path: Path, file: Binary) -> str:
     """The error about a file that begins as no model does."""
-    if not size:
+    if not file.size:
         return "is empty: copy it again"
     if path.suffix in (".json", ".jsonl", ".toml"):
         return f"describes what its folder holds: name the folder, {path.parent}"
     if path.name.endswith("tokenizer.bin"):
         return "is the tokenizer of a model: name the model's file instead"
+    if _is_text(bytes(file.view[:_BEGIN])):
+        return f"is a text, not a model: train on it with gptc train --data {quoted(path)}"
     return (
-        f"is not a recognised model or token shard (truncated? it has {size:,} bytes); known "
+        f"is not a recognised model or token shard (truncated? it has {file.size:,} bytes); known "
         f"formats: a Hugging Face folder, {', '.join(known.name for known in FORMATS)}"
     )
+
+
+def _is_text(begin: bytes) -> bool:
+    """Whether a file that begins so holds text."""
+    text = begin.decode("utf-8", "replace").rstrip("\ufffd")  # the last character may be cut
+    return bool(text) and all(c >= " " or c.isspace() for c in text) and "\ufffd" not in text

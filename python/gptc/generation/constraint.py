@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.errors import DeadEnd, GptcError, UsageError
+from gptc.files.words import pip_install
 from gptc.generation import gbnf
 from gptc.tokenizer.base import Tokenizer
 
@@ -226,7 +227,8 @@ def _library() -> Any:
         return importlib.import_module("llguidance")
     except ImportError:
         raise GptcError(
-            "a regex, a grammar or a JSON schema needs a package: pip install 'llguidance>=1.8'"
+            "a regex, a grammar or a JSON schema needs a package: "
+            + pip_install("'llguidance>=1.8'")
         ) from None
 
 

@@ -48,6 +48,8 @@ class Tokenizer(ABC):
     """The id of the special token that separates documents, if there is one."""
     unknown_id: int | None = None
     """The id of the token for text that has no other (<unk>); None where all text has."""
+    strips_space: bool = False
+    """Whether `decode` takes a space from the beginning of a text."""
     bos: int | None = None
     """The id of the token that begins every text of the model (BOS); None for a model without.
 
@@ -176,9 +178,16 @@ class Tokenizer(ABC):
                 )
         return b"".join([pieces[token] for token in ids])
 
-    def decode(self, tokens: TokensLike) -> str:
-        """The text of `tokens`; bytes that are not UTF-8 become U+FFFD."""
-        return self.decode_bytes(tokens).decode("utf-8", errors="replace")
+    def decode(self, tokens: TokensLike, continued: bool = False) -> str:
+        """The text of `tokens`; bytes that are not UTF-8 become U+FFFD.
+
+        A space that `encode` adds to a whole text is taken away, as the tokenizer's library does.
+        `continued`: other text came before, so that nothing is.
+        """
+        data = self.decode_bytes(tokens)
+        if self.strips_space and not continued:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", errors="replace")
 
     def has_token(self, token: object) -> bool:
         """Whether this, which a file says, is the id of a token."""
@@ -212,7 +221,8 @@ class Tokenizer(ABC):
 class StreamDecoder:
     """Turns tokens into text one at a time, and never gives out part of a UTF-8 character.
 
-    The concatenation of all `push` and a final `flush` is what `decode` gives for the whole.
+    The concatenation of all `push` and a final `flush` is what `decode` gives for the whole,
+    `continued`.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

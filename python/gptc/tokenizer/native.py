@@ -24,6 +24,7 @@ from gptc.files.limits import read_file
 from gptc.files.paths import cache_folder
 from gptc.files.values import parse_json
 from gptc.files.whole import write_file
+from gptc.files.words import pip_install
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, TokensLike
 from gptc.tokenizer.cutting import before_space
 from gptc.tokenizer.libraries import called
@@ -118,7 +119,7 @@ class CharTokenizer(Tokenizer):
         """The sentence that says that `char` is not in the vocabulary."""
         return (
             f"{char!r} (U+{ord(char):04X}) is not among the {self.vocab_size} characters of the "
-            "char tokenizer: leave it out, or use --tokenizer bytes, which knows everything"
+            "char tokenizer: leave it out, or train with --tokenizer bytes, which knows everything"
         )
 
     def _lookup(self, text: str) -> Tokens:
@@ -199,7 +200,7 @@ class BpeTokenizer(Tokenizer):
             import tiktoken
         except ImportError:
             raise GptcError(
-                f"the {self.kind} tokenizer needs tiktoken: pip install tiktoken, or use "
+                f"the {self.kind} tokenizer needs tiktoken: {pip_install('tiktoken')}, or use "
                 "--tokenizer bytes"
             ) from None
         with called(f"the {self.kind} tokenizer"):

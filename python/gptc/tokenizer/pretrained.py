@@ -17,6 +17,7 @@ import numpy as np
 
 from gptc.errors import GptcError, UnknownTokenizer
 from gptc.files.values import parse_json
+from gptc.files.words import pip_install
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens
 from gptc.tokenizer.byte_level import PATTERNS
 from gptc.tokenizer.cutting import checked_cut
@@ -214,6 +215,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
             added = self._tokenizer.get_added_tokens_decoder()
             # Such as "▁the" for a "the" that begins a text.
             first = self._tokenizer.encode("a", add_special_tokens=False).ids
+            decoded = self._tokenizer.decode(first)
         self._definition = definition
         self.vocab_size = check_ids(list(vocabulary.values()), where)
         for entry in parsed.get("added_tokens") or ():
@@ -230,6 +232,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         self._pieces = self._read_pieces(where)
         self.start = start or self.start_text()
         self.adds_space = b"".join(self._pieces[i] for i in first).startswith(b" ")
+        self.strips_space = self.adds_space and decoded == "a"
 
     def _read_pieces(self, where: str) -> list[bytes]:
         model = json.dumps(json.loads(self._definition).get("decoder") or {})
@@ -301,7 +304,7 @@ class SentencePieceTokenizer(PretrainedTokenizer):
         try:
             import sentencepiece
         except ImportError:
-            raise GptcError(f"{where} needs a package: pip install sentencepiece") from None
+            raise GptcError(f"{where} needs a package: {pip_install('sentencepiece')}") from None
         try_out("sentencepiece", model, where)
         sentencepiece.SetMinLogLevel(_SILENT)
         with called(where, "copy it again"):
@@ -316,7 +319,7 @@ class SentencePieceTokenizer(PretrainedTokenizer):
         self.end_of_text = end if end >= 0 else None
         self.unknown_id = self._model.unk_id()
         self.start = start or self.start_text()
-        self.adds_space = bool(first) and first[0].startswith(_SPACE)
+        self.adds_space = self.strips_space = bool(first) and first[0].startswith(_SPACE)
 
     def _encode(self, text: str) -> Sequence[int]:
         ids: list[int] = self._model.encode(text)

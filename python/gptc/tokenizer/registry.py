@@ -95,6 +95,8 @@ def make_tokenizer(name: str, text_iter: Iterable[bytes] | None = None) -> Token
             if theirs is not None:
                 return theirs
         return read_tokenizer(path)
+    if "/" in name or path.suffix in (".json", ".model"):
+        raise UsageError(f"the tokenizer {name} does not exist: check the path")
     raise UsageError(
         f"unknown tokenizer {name!r}: choose {', '.join(KINDS)}, bpe:SIZE, a tokenizer.json or "
         ".model, or the folder of a dataset, checkpoint or run to use its tokenizer"

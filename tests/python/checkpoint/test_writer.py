@@ -22,6 +22,7 @@ from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.files import whole
 from gptc.files.whole import discard
+from gptc.tokenizer.native import BpeTokenizer
 from gptc.tokenizer.registry import make_tokenizer
 from small_models import make_model, take_steps
 
@@ -65,6 +66,27 @@ def test_everything_survives_bit_for_bit(config: Config, tmp_path: Path, family:
         assert sorted(f.name for f in saved.path.iterdir()) == sorted(
             [*saved.verify(), "checksums.json"]
         )
+
+
+def test_a_model_saved_from_python_has_its_tokenizer(config: Config, tmp_path: Path) -> None:
+    with make_model(config("llama")) as model:
+        model.save(tmp_path / "with", make_tokenizer("bytes"))
+        model.save(tmp_path / "without")
+    assert Checkpoint(tmp_path / "with").tokenizer().kind == "bytes"
+    with pytest.raises(
+        GptcError, match=r"has no tokenizer: copy .*, model\.save\(path, tokenizer\)"
+    ):
+        Checkpoint(tmp_path / "without").tokenizer()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(config: Config, tmp_path: Path) -> None:
+    """Its last tokens would have no rows, and those who read the folder would find no error."""
+    with (
+        make_model(config("llama")) as model,
+        pytest.raises(GptcError, match="has 261 tokens, and the model 256; give the tokenizer"),
+    ):
+        save(tmp_path / "saved", model, tokenizer=BpeTokenizer([b"th", b"he", b"in", b"er"]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gpt2_checkpoint_is_a_hugging_face_folder(config: Config, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""`gptc infer` prints prompt and text, as text, JSON or raw bytes."""
+"""`gptc infer` prints prompt and text, as text, JSON or raw bytes.
+
+The class: an option that does less than its name says, and a result that cannot be repeated.
+"""
 
 from __future__ import annotations
 

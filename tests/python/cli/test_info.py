@@ -55,4 +55,4 @@ def test_info_of_a_dataset_and_a_shard(gptc: Gptc, dataset_folder: Path) -> None
     (dataset_folder / "notes.txt").write_text("not a shard")
     ran = gptc("info", dataset_folder / "notes.txt")
     assert ran.code == 1
-    assert "is not a recognised model or token shard" in ran.err
+    assert "is a text, not a model: train on it with" in ran.err

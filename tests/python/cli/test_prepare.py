@@ -1,4 +1,7 @@
-"""`gptc prepare` prepares datasets and says what to type next."""
+"""`gptc prepare` prepares datasets and says what to type next.
+
+The class: text that is refused or left out without a word, and work that Ctrl-C does not end.
+"""
 
 from __future__ import annotations
 

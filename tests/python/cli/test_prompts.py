@@ -6,15 +6,19 @@ import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gptc import Model
 from gptc.cli import prompts
+from gptc.cli.prompts import sample_json
 from gptc.generation import request
 from gptc.generation.decoder import generate
+from gptc.generation.sampling import TokenLogprob
 from gptc.tokenizer.base import Tokenizer
+from vocabularies import llama_like
 
 
 def test_prompts_come_back_in_order_with_their_texts(
@@ -152,3 +156,15 @@ def test_samples_are_made_as_they_are_decoded(
     assert len(samples) == 40
     assert len(made) == 41
     assert most <= 6
+
+
+def test_tokens_are_shown_with_their_spaces() -> None:
+    """A token of a continuation is not the first of a text, whose space would be taken away."""
+    tokenizer = llama_like()
+    token = int(tokenizer.encode("a", continued=False)[0])
+    shown = TokenLogprob(token, -0.5, ((token, -0.5),))
+    options = SimpleNamespace(logprobs=1)
+    values = {"text": " a", "n_tokens": 1, "finish": "length", "logprobs": [shown]}
+    sample: Any = SimpleNamespace(request=SimpleNamespace(options=options), **values)
+    (found,) = sample_json(sample, tokenizer)["logprobs"]
+    assert (found["token"], found["top"][0]["token"]) == (" ", " ")

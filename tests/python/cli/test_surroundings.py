@@ -80,6 +80,17 @@ def test_output_in_ascii_ends_a_run_well(tmp_path: Path) -> None:
     assert ran.stdout.strip()
 
 
+def test_commands_in_ascii_name_their_folders(tmp_path: Path) -> None:
+    """Standard error too has the bytes of a name, not `\\xf6`, which no shell reads."""
+    (tmp_path / "a.txt").write_text(TEXT)
+    ran = gptc(tmp_path, *TRAIN, "--data", "a.txt", "--out", "rün", PYTHONIOENCODING="ascii")
+    (line,) = [line for line in ran.stderr.splitlines() if line.startswith(b"next: gptc ")]
+    command = shlex.split(line.decode().removeprefix("next: gptc "))
+    assert command[:3] == ["infer", "-m", "rün"]
+    again = gptc(tmp_path, *command, "--max-tokens", "3", PYTHONIOENCODING="ascii")
+    assert again.returncode == 0, again.stderr
+
+
 @pytest.mark.parametrize(
     "changes",
     [

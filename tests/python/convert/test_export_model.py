@@ -1,4 +1,7 @@
-"""Every format gives back the model that was exported, bit for bit if the dtype allows it."""
+"""Every format gives back the model that was exported, bit for bit if the dtype allows it.
+
+The class: a model that a format cannot hold and is written nevertheless.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.find import open_checkpoint
 from gptc.checkpoint.reader import Checkpoint
 from gptc.convert.export_model import export_model
 from gptc.convert.import_model import import_model
@@ -111,10 +115,12 @@ def test_a_model_goes_only_where_it_can(config: Config, tmp_path: Path) -> None:
     gpt2 = make_checkpoint(config("gpt2"), folder=tmp_path / "gpt2")
     llama = make_checkpoint(config("llama", rope_theta=5e5), folder=tmp_path / "llama")
     byte = make_checkpoint(config("byte"), folder=tmp_path / "byte")
+    heads = make_checkpoint(config("llama", head_dim=12), folder=tmp_path / "heads")
     refused = [
         (llama, "llm.c", "llm.c .*: this is a model of the llama family.*; .* --to hf or gguf$"),
         (gpt2, "llama2.c", "llama2.c computes Llama only: this is a model of the gpt2 family"),
         (llama, "llama2.c", "rope_theta is 500000, and llama2.c's 10000"),
+        (heads, "llama2.c", "its heads have 12 channels, and llama2.c's n_embd / n_head"),
         (gpt2, "heimerl", "this is a model of the gpt2 family.*; .* --to hf or gguf$"),
         (byte, "llm.c", "this is a model of the byte family.*; .* --to hf$"),
         (byte, "gguf", "llama.cpp computes no model of the byte family"),
@@ -122,7 +128,7 @@ def test_a_model_goes_only_where_it_can(config: Config, tmp_path: Path) -> None:
     for source, to, message in refused:
         with pytest.raises(GptcError, match=message):
             export_model(source, to, tmp_path / "out")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["byte", "gpt2", "llama"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["byte", "gpt2", "heads", "llama"]
     with pytest.raises(UsageError, match=r"heimerl holds fp32, not q8_0"):
         export_model(byte, "heimerl", tmp_path / "out", dtype="q8_0")
 
@@ -141,6 +147,25 @@ def test_an_export_keeps_the_tokenizer_of_another_model(config: Config, tmp_path
     export_model(first, "llama2.c", out / "a.int8", dtype="int8")  # the same tokenizer
     export_model(other, "llama2.c", out / "a.bin", replace=True)
     assert file.read_bytes() != kept
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_heads_of_another_size_than_width_by_heads(
+    config: Config, tmp_path: Path, to: str, family: str
+) -> None:
+    source = make_checkpoint(config(family, head_dim=12), folder=tmp_path / "source")
+    if (to, family) == ("gguf", "gpt2"):
+        with pytest.raises(GptcError, match=r"llama\.cpp computes no model of the byte family"):
+            export_model(source, to, tmp_path / "out")
+        return
+    assert export_model(source, to, tmp_path / "out").largest_difference == 0
+    assert open_checkpoint(tmp_path / "out").config == source.config
+    if to == "gguf":
+        written: Any = open_model(tmp_path / "out")
+        sizes = {written.metadata[f"llama.attention.{part}_length"] for part in ("key", "value")}
+        assert sizes == {12}
+        assert written.metadata["llama.rope.dimension_count"] == 12
 
 
 @pytest.mark.parametrize("kind", ["linear", "llama3"])

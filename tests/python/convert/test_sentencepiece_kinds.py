@@ -7,6 +7,7 @@ unigram model, pieces that the user has defined.
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def test_hugging_face_gets_the_model_itself(kind: str, tmp_path: Path) -> None:
     export_model(open_checkpoint(tmp_path / "in"), "hf", tmp_path / "out")
     assert not (tmp_path / "out" / "tokenizer.json").exists()
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == tokenizer.proto
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "LlamaTokenizer"  # which reads a .model
     for name in ("gptc_tokenizer.json", "checksums.json"):
         (tmp_path / "out" / name).unlink()
     again = open_checkpoint(tmp_path / "out").tokenizer()

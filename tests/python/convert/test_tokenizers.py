@@ -37,7 +37,9 @@ def exported(tmp_path: Path, tokenizer: Tokenizer, to: str, **changes: Any) -> E
     heads = {"n_head": 8} if to == "heimerl" else {}
     shape = make_config(FAMILY[to], **{"vocab_size": tokenizer.vocab_size, **heads, **changes})
     with varied(shape) as model:
-        model.save(tmp_path / "source", tokenizer)
+        fits = tokenizer.vocab_size <= shape.vocab_size
+        model.save(tmp_path / "source", tokenizer if fits else None)
+        tokenizer.save(tmp_path / "source")
     return export_model(open_checkpoint(tmp_path / "source"), to, tmp_path / "out")
 
 

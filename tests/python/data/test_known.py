@@ -1,4 +1,7 @@
-"""A name, a file or a folder given as --data becomes one prepared dataset."""
+"""A name, a file or a folder given as --data becomes one prepared dataset.
+
+The class: a cached result that is found again although something that made it has changed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The same text is read whatever it is packed in, and damage is named."""
+"""The same text is read whatever it is packed in, and damage is named.
+
+The class: a file that is taken for something else, or an error that says neither what nor why.
+"""
 
 from __future__ import annotations
 

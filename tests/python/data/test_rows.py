@@ -48,7 +48,7 @@ def test_bad_rows_are_named_by_the_line_in_which_they_begin(tmp_path: Path) -> N
     for bad, why in [
         ('2,"d" e\nf\n', "line 6 is not a row of CSV"),
         ('2,"never closed\n3,b\n4,c\n', "line 6 is not a row of CSV .*unexpected end"),
-        ("2,one, two\n", "line 6 has 3 fields, and the header has 2"),
+        ('2,"one\nmore", two\n', "line 6 has 3 fields, and the header has 2"),
     ]:
         with pytest.raises(GptcError, match=why):
             rows_of(tmp_path, "r.csv", start + bad)

@@ -1,15 +1,19 @@
-"""A word of a printed command is read by a shell as it was, whatever bytes a file's name has."""
+"""A word of a printed command is read by a shell as it was, whatever bytes a file's name has.
+
+The class: printed commands that do something else, or nothing. `pip` may be that of another Python.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from gptc.files.words import quoted
+from gptc.files.words import pip_install, quoted
 
 WORDS = [
     "plain", "", "a b", "it's", "$HOME `x` \\ !", "é", "-m", "~", "a\nb", "tab\there", "del\x7f",
@@ -27,3 +31,20 @@ def test_a_shell_reads_the_word(word: str) -> None:
     script = f"printf '%s' {text}".encode()
     told = subprocess.run([bash, "-c", script], check=True, capture_output=True).stdout
     assert told == os.fsencode(word)
+
+
+def test_pip_is_that_of_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pip_in(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "pip").write_text("")
+        (folder / "pip").chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder))
+
+    ours = tmp_path / "a venv"
+    monkeypatch.setattr(sys, "executable", str(ours / "python"))
+    pip_in(tmp_path / "other")
+    assert pip_install("a", "b") == f"'{ours}/python' -m pip install a b"
+    monkeypatch.setenv("PATH", "")
+    assert pip_install("a") == f"'{ours}/python' -m pip install a"
+    pip_in(ours)
+    assert pip_install("a") == "pip install a"

@@ -1,4 +1,7 @@
-"""A file that is not a model is refused, and the message says which file to give instead."""
+"""A file that is not a model is refused, and the message says which file to give instead.
+
+The class: messages about something else, such as damage of a file that is whole.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ def test_detection_names_what_is_no_model(config: Config, tmp_path: Path) -> Non
     export_model(source, "llm.c", tmp_path / "m.bin")
     with pytest.raises(GptcError, match=r"m_tokenizer\.bin is a tokenizer of llm\.c, not a model"):
         detect(tmp_path / "m_tokenizer.bin")
-    (tmp_path / "text").write_text("Once upon a time there was a file that is no model")
-    with pytest.raises(GptcError, match=r"text is not a recognised model or token shard"):
-        detect(tmp_path / "text")
+    (tmp_path / "data").write_bytes(bytes(range(200)))
+    with pytest.raises(GptcError, match=r"data is not a recognised model or token shard"):
+        detect(tmp_path / "data")
     for name, content, words in (
         ("empty.bin", "", "empty.bin is empty"),
         ("gptc_tokenizer.json", "{}", f"name the folder, {tmp_path}"),
@@ -33,5 +36,12 @@ def test_detection_names_what_is_no_model(config: Config, tmp_path: Path) -> Non
         (tmp_path / name).write_text(content)
         with pytest.raises(GptcError, match=words):
             detect(tmp_path / name)
+    for i, text in enumerate(
+        ["Once upon a time", "\ufeffd\u00e9j\u00e0\r\n\tvu", "\u65e5\u672c" * 999]
+    ):
+        file = tmp_path / f"a text {i}"
+        file.write_text(text)
+        with pytest.raises(GptcError, match=f"is a text, .* gptc train --data '{file}'"):
+            detect(file)
     with pytest.raises(GptcError, match=r"holds weights only; give its folder"):
         detect(tmp_path / "source" / "model.safetensors")

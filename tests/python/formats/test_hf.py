@@ -100,7 +100,7 @@ def test_half_precision_weights_are_widened(config: Config, tmp_path: Path) -> N
         ("llama", {"rope_scaling": {"factor": 2.0}}, "rope_scaling with .* is not supported"),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' is not supported"),
         ("llama", {"attention_bias": True}, "attention_bias True is not supported"),
-        ("llama", {"head_dim": 64}, "head_dim 64 is not supported, only 8"),
+        ("llama", {"head_dim": 7}, "head_size is 7; rotary positions turn pairs of channels"),
         ("byte", {"gptc_config_version": 2}, "has version 2, this gptc reads 1: upgrade"),
         ("byte", {"n_experts": 8}, "unknown model field 'n_experts'"),
     ],

@@ -197,3 +197,21 @@ def test_an_adapter_says_so(tmp_path: Path) -> None:
     for read in (open_checkpoint, verify):
         with pytest.raises(GptcError, match="it is an adapter for gpt2; merge both with peft's"):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", ""])
+def test_nanogpts_checkpoint_of_a_compiled_model(tmp_path: Path, torch: Torch, prefix: str) -> None:
+    """torch.compile puts a prefix before each name. test_nanogpt.py has PyTorch's own file."""
+    source = make_checkpoint(make_config("gpt2", bias=False), folder=tmp_path / "source")
+    weights = {}
+    for name, _, _ in source.config.parameters():
+        theirs = name.replace("attn.qkv", "attn.c_attn").replace("attn.proj", "attn.c_proj")
+        theirs = theirs.replace("mlp.fc", "mlp.c_fc").replace("mlp.proj", "mlp.c_proj")
+        weights[f"{prefix}transformer.{theirs.replace('norm_', 'ln_')}"] = Tensor(source.read(name))
+    sizes = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
+    arguments = {name: getattr(source.config, name) for name in sizes}
+    torch.save({"model": weights, "model_args": arguments}, tmp_path / "ckpt.pt", archive=False)
+    ours = open_checkpoint(tmp_path / "ckpt.pt")
+    assert ours.config == source.config
+    for name, _, _ in source.config.parameters():
+        assert np.array_equal(ours.read(name), source.read(name)), name

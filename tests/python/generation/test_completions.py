@@ -1,4 +1,7 @@
-"""What `generate` returns: texts, details, several prompts; errors name parameters."""
+"""What `generate` returns: texts, details, several prompts; errors name parameters.
+
+The class: what the command line gives, and Python does not, or by other names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A draw is a function of seed and position, and filters, penalties and masks reach it."""
+"""A draw is a function of seed and position, and filters, penalties and masks reach it.
+
+The class, for log-probabilities: numbers of one name that are not those of other programs.
+"""
 
 from __future__ import annotations
 

@@ -250,7 +250,11 @@ def test_plain_text_is_not_an_end(tmp_path: Path) -> None:
     assert ours.id_of("</s>") is not None  # type: ignore[attr-defined]
     assert len(ours.encode("</s>")) == 1
     assert ours.start == "<|end|>"
+    # Nor is another added token an end, whose name is usual.
+    other = named(tmp_path, ["</s>", "<|end|>"], tokenizer_config={"eos_token": "<|end|>"})
+    assert (other.end_of_text, other.ends) == (1, {1})
     # Without a name nothing is guessed from plain pieces.
+    named(tmp_path, ["<|end|>"])
     (tmp_path / "tokenizer_config.json").unlink()
     assert make_tokenizer(str(tmp_path)).end_of_text is None
     assert make_tokenizer(str(tmp_path)).start == "\n"

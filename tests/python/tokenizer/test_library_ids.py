@@ -173,6 +173,57 @@ def test_a_text(kind: str) -> None:
             assert prompt_tokens(ours, text) == theirs(text), text
 
 
+def with_decoder(changes: dict[str, Any], *steps: dict[str, Any]) -> tuple[Tokenizer, Ids]:
+    decoder = {"type": "Sequence", "decoders": list(steps)} if steps[1:] else steps[0]
+    return described({**changes, "decoder": decoder})
+
+
+LLAMAS_DECODER: list[dict[str, Any]] = [
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+]
+# With the text that the ids of "x" give in the library: some decoders keep the space.
+DECODED: dict[str, tuple[Callable[[], tuple[Tokenizer, Ids]], str]] = {
+    **{name: (KINDS[name], "x") for name in ("llama 2", "tiktoken", "bpe", "bpe without a space")},
+    "bpe across words": (KINDS["bpe across words"], "x"),
+    "json of llama": (lambda: with_decoder(LEGACY, *LLAMAS_DECODER), "x"),
+    "json that keeps": (lambda: with_decoder(LEGACY, *LLAMAS_DECODER[:3]), " x"),
+    "json always": (
+        lambda: with_decoder(
+            metaspace("always"), {"type": "Metaspace", "prepend_scheme": "always", "split": False}
+        ),
+        "x",
+    ),
+    "json never": (KINDS["json never"], "x"),
+    "json bytes": (KINDS["json bytes"], "x"),
+    "json bytes with a space": (KINDS["json bytes with a space"], " x"),
+}
+
+
+@pytest.mark.parametrize("kind", list(DECODED))
+def test_a_text_comes_back(kind: str) -> None:
+    """A space that is added to a text is taken away again, as in the library, and no other."""
+    make, x = DECODED[kind]
+    ours: Any = make()[0]
+    if isinstance(ours, HuggingFaceTokenizer):
+        assert ours._tokenizer.decode(ours.encode("x").tolist()) == x
+    elif isinstance(ours, SentencePieceTokenizer):
+        assert ours._model.decode(ours.encode("x").tolist()) == x
+    added = x.removesuffix("x")
+    rng = random.Random(2)
+    plain = [word for word in WORDS if not word.startswith(("<", "▁"))]
+    texts = ["x", "  two", "\nx", *LINES, *("".join(rng.choices(plain, k=9)) for _ in range(200))]
+    for text in texts:
+        ids = ours.encode(text)
+        if kind in ("json always", "json bytes with a space"):  # whose space is not added to one
+            text = text.removeprefix(" ")
+        assert ours.decode(ids) == added + text
+        rest = ours.encode(text, continued=True)
+        assert ours.decode(rest, continued=True) == text
+
+
 @each_kind
 def test_every_cut(kind: str) -> None:
     ours, _ = KINDS[kind]()

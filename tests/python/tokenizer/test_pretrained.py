@@ -52,7 +52,7 @@ def test_it_is_stored_whole(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 def test_text_comes_back(tokenizer: Tokenizer) -> None:
     for text in (TEXT, "Naïve café, 東京 😀 don't\n\n  Zoë's 12345\tx"):
-        assert tokenizer.decode(tokenizer.encode(text)).removeprefix(" ") == text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.pieces) == tokenizer.vocab_size
     end = tokenizer.end_of_text
     tokens = tokenizer.encode("the<|endoftext|>the").tolist()

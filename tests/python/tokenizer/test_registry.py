@@ -69,6 +69,9 @@ def test_a_missing_or_truncated_file_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_kind_lists_the_kinds() -> None:
     with pytest.raises(UsageError, match="bytes, char, gpt2"):
         make_tokenizer("words")
+    for path in ("tokenizer.json", "a/b", "llama.model"):
+        with pytest.raises(UsageError, match=f"the tokenizer {path} does not exist"):
+            make_tokenizer(path)
 
 
 @pytest.mark.parametrize("name", ["bpe:257", "bpe:x", "bpe:", "bpe:-3", "bpe:99999999", "bpe:2M"])

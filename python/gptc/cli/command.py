@@ -1,0 +1,41 @@
+"""Commands whose errors say how to spell a word that they do not take."""
+
+from __future__ import annotations
+
+import click
+
+from gptc.files.words import quoted
+
+_WORDS = ("model", "data", "prompt", "preset")  # options whose name is easily left out
+
+
+class Command(click.Command):
+    """A command that names the option of a word without one, or how to do without an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the command line. UsageError for words that are left."""
+        ctx.allow_extra_args = True  # click's error would not say what to type
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.possibilities or ctx.resilient_parsing:
+                raise
+            ctx.fail(f"no option {error.option_name}; {self._usage(ctx)}")
+        if rest and not ctx.resilient_parsing:
+            ctx.fail(f"unexpected argument {quoted(rest[0])}; {self._spelling(ctx, rest[0])}")
+        return rest
+
+    def _spelling(self, ctx: click.Context, word: str) -> str:
+        """The options that a word may belong to, of those that are not given."""
+        typed = click.core.ParameterSource.COMMANDLINE
+        names = [
+            min(option.opts, key=len)
+            for option in self.params
+            if option.name in _WORDS and ctx.get_parameter_source(option.name) != typed
+        ]
+        if not names:
+            return f"{self._usage(ctx)}; a value of several words needs quotes"
+        return "did you mean " + " or ".join(f"{name} {quoted(word)}" for name in names) + "?"
+
+    def _usage(self, ctx: click.Context) -> str:
+        return f"usage: {ctx.command_path} {' '.join(self.collect_usage_pieces(ctx))}"
