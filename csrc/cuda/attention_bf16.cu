@@ -25,20 +25,32 @@ static __device__ inline void store_rows(elem *to, int64_t stride, const float (
                     pair_of(x[d][e] * factor[e / 2], x[d][e + 1] * factor[e / 2]);
 }
 
+/* Of 2 N numbers, lanes that differ in `bit` each keep the sums of one half: the upper has the second. */
+template <int N> static __device__ inline void add_halves(float *x, int bit) {
+    bool is_upper = threadIdx.x & (unsigned)bit;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        float kept = is_upper ? x[N + i] : x[i], given = is_upper ? x[i] : x[N + i];
+        x[i] = kept + __shfl_xor_sync(~0u, given, bit);
+    }
+}
+
 /* to[col] = factor times the sum of x's columns over a block's rows. All threads are here, through WARPS D
  * floats of memory. */
 template <int D>
 static __device__ inline void sum_rows(float *to, float *memory, const float (&x)[D / 8][4],
                                        float factor, int HS) {
+    enum { N = D / 4 };
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
+    float sums[N];
 #pragma unroll
-    for (int d = 0; d < D / 8; d++)
+    for (int i = 0; i < N; i++) sums[i] = x[i / 2][i % 2] + x[i / 2][i % 2 + 2];
+    add_halves<N / 2>(sums, 16);
+    add_halves<N / 4>(sums, 8);
+    add_halves<N / 8>(sums, 4);
+    int first = (lane / 16 * 4 + lane / 8 % 2 * 2 + lane / 4 % 2) * (N / 8);
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-            float sum = x[d][e] + x[d][e + 2];
-            for (int rows = 4; rows < WARP; rows *= 2) sum += __shfl_xor_sync(~0u, sum, rows);
-            if (lane < 4) memory[warp * D + col_of(d, e)] = sum;
-        }
+    for (int i = 0; i < N / 8; i++) memory[warp * D + col_of((first + i) / 2, first + i)] = sums[i];
     __syncthreads();
     for (int col = (int)threadIdx.x; col < HS; col += THREADS) {
         float sum = 0;

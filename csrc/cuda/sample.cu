@@ -17,7 +17,7 @@
 enum { THREADS = SAMPLE_THREADS, WARPS = THREADS / WARP };
 /* Neighbours that a thread reads as one: rows are that far apart, or a multiple of it. And how many of
  * those a thread has of a piece. */
-enum { W = 4, OWN = 2, PIECE = THREADS * OWN * W };
+static constexpr int W = 4, OWN = 2, PIECE = THREADS * OWN * W;
 /* Tokens of a step that are ranked one by one; where there are more, the step is taken apart. */
 #ifndef RANKED
 #define RANKED 1024

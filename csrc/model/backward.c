@@ -77,7 +77,7 @@ static void rope(gpt_model *m, const acts *a, const batch *x, int l) {
 
 /* Whether attention sums the gradient of the bias of queries, keys and values: where nothing is between them. */
 static int attention_sums(const gpt_model *m, int l) {
-    return m->ops->sums_attention && !m->rope[l];
+    return m->ops->sums_attention && m->rope[l] < 0;
 }
 
 static void attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {

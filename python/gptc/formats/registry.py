@@ -71,7 +71,7 @@ def _what_else(path: Path, file: Binary) -> str:
         return f"describes what its folder holds: name the folder, {path.parent}"
     if path.name.endswith("tokenizer.bin"):
         return "is the tokenizer of a model: name the model's file instead"
-    if _is_text(bytes(file.view[:_BEGIN])):
+    if _is_text(bytes(file.peek(0, _BEGIN))):
         return f"is a text, not a model: train on it with gptc train --data {quoted(path)}"
     return (
         f"is not a recognised model or token shard (truncated? it has {file.size:,} bytes); known "
