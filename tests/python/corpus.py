@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gptc.data import archives, encode, rows, sources, splits
+from gptc.data import archives, encode, parquet, sources, splits
 from gptc.data.dataset import Dataset
 from gptc.data.preparation import prepare
 
@@ -48,7 +48,7 @@ def text_of(dataset: Dataset, *splits: str) -> bytes:
 
 def set_block(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
     """Makes readers use blocks of `n_bytes`."""
-    for module in (archives, rows, sources, encode, splits):
+    for module in (archives, encode, parquet, sources, splits):
         monkeypatch.setattr(module, "BLOCK_BYTES", n_bytes)
 
 

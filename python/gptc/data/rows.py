@@ -24,7 +24,7 @@ from gptc.files.values import check_values
 
 _RAW = "take the file as it is with --raw"
 _BATCH_ROWS = 256
-_BATCH_BYTES = 64 << 20  # of a page: its rows become as large, one by one
+_BATCH_BYTES = 32 << 20  # of a page: its rows become as large, one by one
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # of the error handler surrogateescape

@@ -198,8 +198,8 @@ def _walk(
 ) -> Iterator[tuple[Path, str]]:
     """The files below a folder, sorted, with their paths in it.
 
-    Hidden files and those of --exclude are left out. Links within the folder are followed; a folder
-    is read once, and one in `seen` never.
+    Hidden files and those of --exclude are left out. Links are followed; a folder is read once, and
+    one in `seen` never.
     """
     try:
         if (identity := _identity(folder)) in seen:

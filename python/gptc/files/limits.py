@@ -37,7 +37,7 @@ LIMITS = {
     "values": Limit(500_000, "JSON values for a file of a model or dataset"),
     "tokenizer": Limit(128 << 20, "bytes for a file of a tokenizer, or JSON of a model"),
     "entries": Limit(1 << 22, "JSON values for a file of a tokenizer"),
-    "links": Limit(0, "followed links that leave a folder of sources"),
+    "links": Limit(10_000, "followed links that leave a folder of sources"),
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from gptc.errors import GptcError
 from gptc.files.limits import limit, refuse
 
+_PIECE = 1 << 16  # bytes
 # To its end, or that of the text: every quote is passed once.
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 
@@ -20,11 +21,10 @@ def parse_json(
 
     `unique` refuses an object that holds a name twice; `name` is the limit of values.
     """
-    data = bytes(text)
     again = "copy it again"
-    check_values(data, where, name, "no model needs so many")
+    check_values(text, where, name, "no model needs so many")
     try:
-        return json.loads(data, object_pairs_hook=_without_twins if unique else None)
+        return json.loads(bytes(text), object_pairs_hook=_without_twins if unique else None)
     except _TwinError as error:
         raise GptcError(f"{where} names {str(error)!r} twice; {again}") from None
     except RecursionError:
@@ -34,15 +34,24 @@ def parse_json(
         raise GptcError(f"{where} is damaged: not JSON from byte {at:,} on; {again}") from None
 
 
-def check_values(data: bytes, where: str, name: str, advice: str) -> None:
+def check_values(data: bytes | memoryview, where: str, name: str, advice: str) -> None:
     """GptcError for a JSON text with more values than the limit `name`."""
     most = limit(name)
-    if _n_marks(data) > most and _n_marks(_STRING.sub(b"", data)) > most:
+    pieces = (bytes(data[i : i + _PIECE]) for i in range(0, len(data), _PIECE))
+    if sum(map(_n_marks, pieces)) <= most:
+        return
+    n, end = 0, 0
+    for found in _STRING.finditer(data):
+        n += _n_marks(bytes(data[end : found.start()]))
+        end = found.end()
+        if n > most:
+            break
+    if n + _n_marks(bytes(data[end:])) > most:
         raise refuse(where, name, advice)
 
 
 def _n_marks(data: bytes) -> int:
-    return sum(map(data.count, (b",", b"[", b"{")))
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 class _TwinError(Exception):

@@ -6,6 +6,7 @@ Every format derives a class that finds these in its file. The commands that rea
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -23,6 +24,8 @@ from gptc.formats.binary import Binary
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.numbers import F32, Codec
 from gptc.tokenizer.base import Tokenizer
+
+_PIECE = 1 << 18  # numbers
 
 
 class Entry(NamedTuple):
@@ -52,9 +55,17 @@ class TensorTable:
     def read(self, name: str) -> FloatArray:
         """One tensor as float32."""
         codec, shape, offset = entry = self.entries[name]
-        raw = self.file.raw(offset, entry.end - offset)
         try:
-            return codec.decode(raw, shape)
+            if codec is F32 or codec.block > 1:
+                return codec.decode(self.file.raw(offset, entry.end - offset), shape)
+            # In pieces, so that there is no second copy of narrower numbers.
+            values = np.empty(math.prod(shape), np.float32)
+            for first in range(0, values.size, _PIECE):
+                piece, n = values[first : first + _PIECE], codec.block_bytes
+                piece[:] = codec.decode(
+                    self.file.raw(offset + first * n, piece.size * n), piece.shape
+                )
+            return values.reshape(shape)
         except ValueError as error:
             raise self.file.damaged(name, f"cannot be read: {error}", offset) from None
 

@@ -332,8 +332,9 @@ def test_links_that_leave_a_folder(tmp_path: Path) -> None:
     (tmp_path / "in" / "again").symlink_to("a/text")
     for target in ("../secret", "../secret/key"):
         (tmp_path / "in" / "link").symlink_to(target)
-        said = prepare_command(tmp_path, str(tmp_path / "in"))
+        said = prepare_command(tmp_path, str(tmp_path / "in"), "links=0")
         assert f"link is a link to {tmp_path}/secret" in said
+        assert "exceeds the limit of 0 followed links" in said
         (tmp_path / "in" / "link").unlink()
 
 

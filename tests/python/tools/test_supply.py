@@ -62,7 +62,7 @@ def test_each_dependency_is_imported() -> None:
 
 def test_each_import_is_a_dependency() -> None:
     extras = PROJECT["optional-dependencies"]
-    optional = names([*extras["data"], *extras["hub"], *extras["parity"]])
+    optional = names([*extras["data"], *extras["grammar"], *extras["hub"], *extras["parity"]])
     assert imported() - names(PROJECT["dependencies"]) - optional <= ONLY_COMPARED
 
 
