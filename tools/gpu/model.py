@@ -44,7 +44,7 @@ class Card:
     flops: float  # dense bf16 products with float32 sums, a second
     # Shares of that: measured on an H200 (docs/log/2026-11-26-cuda-h200.md), assumed elsewhere.
     products: float = 0.63  # what the others leave of a step of GPT-2; the head's dw reaches 0.79
-    attention: float = 0.35  # 0.31 forward, 0.41 queries, 0.35 keys
+    attention: float = 0.36  # 0.33 forward, 0.41 queries, 0.35 keys
     memory: float = 0.80  # 0.81 classifier, 0.82 norm backward
     gap_us: float = 1.0  # between two nodes of a graph
     least_us: float = 2.0  # of a kernel that waits for memory; with the gap, decoding's 0.31 ms
