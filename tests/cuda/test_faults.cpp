@@ -137,6 +137,54 @@ static void misaligned_matrices() {
     launch(ctx, matrices_kernel, dim3(1), 32, 1024);
 }
 
+/* ---- boxes whose barrier is misused ---- */
+
+enum box_fault { BOX_FINE, NOT_AT_1024, NOT_WAITED_FOR, TOO_MUCH_EXPECTED, TWO_PHASES, NO_BARRIER };
+
+/* A box of 8 rows, whose barrier is behind it. */
+static void box_kernel(box_map map, int fault) {
+    char *box = shared_memory<char>();
+    uint64_t *barrier = (uint64_t *)(box + 2048);
+    if (fault != NO_BARRIER) barrier_init(barrier, 1);
+    barrier_expect(barrier, fault == TOO_MUCH_EXPECTED ? 2048 : 1024);
+    copy_box(fault == NOT_AT_1024 ? box + 128 : box, &map, 0, 0, 0, 0, barrier);
+    barrier_arrive(barrier);
+    if (fault == TWO_PHASES) {
+        barrier_arrive(barrier);
+        barrier_wait(barrier, 1);
+    } else if (fault != NOT_WAITED_FOR)
+        barrier_wait(barrier, 0);
+}
+static void launch_box(box_fault fault) {
+    box_map map = cuda_box_map(ctx, device_memory, 1, 8, 1, 64, 8);
+    launch(ctx, box_kernel, dim3(1), 1, 4096, map, (int)fault);
+}
+static void fine_box() {
+    launch_box(BOX_FINE);
+    fprintf(stderr, "all is well");
+    _exit(1);
+}
+static void misaligned_box() {
+    launch_box(NOT_AT_1024);
+}
+static void box_nobody_waits_for() {
+    launch_box(NOT_WAITED_FOR);
+}
+static void box_that_never_arrives() {
+    launch_box(TOO_MUCH_EXPECTED);
+}
+static void box_of_an_earlier_phase() {
+    launch_box(TWO_PHASES);
+}
+static void box_without_a_barrier() {
+    launch_box(NO_BARRIER);
+}
+static void map_of_odd_rows() {
+    cuda_box_map(ctx, device_memory, 1, 8, 1, 60, 8);
+    fprintf(stderr, "%s", ctx->error == cudaErrorInvalidValue ? "refused" : "taken");
+    _exit(1);
+}
+
 /* ---- each in another process ---- */
 
 /* What it says before it ends, which it has to do in a way that a test sees. */
@@ -206,6 +254,13 @@ int main() {
     EXPECT(misaligned_copy, "a misaligned asynchronous copy");
     EXPECT(misaligned_copy_to, "a misaligned asynchronous copy");
     EXPECT(misaligned_matrices, "a misaligned row of a matrix");
+    EXPECT(fine_box, "all is well");
+    EXPECT(misaligned_box, "a box that is not at a multiple of 1,024 bytes");
+    EXPECT(box_nobody_waits_for, "before its block's boxes have arrived");
+    EXPECT(box_that_never_arrives, "wait for each other for ever");
+    EXPECT(box_of_an_earlier_phase, "nobody waited for the first");
+    EXPECT(box_without_a_barrier, "a barrier that nobody has set up");
+    EXPECT(map_of_odd_rows, "refused");
     printf("test_faults: %ld checks, %ld failed\n", n_checks, n_failed);
     return n_failed ? 1 : 0;
 }
