@@ -169,7 +169,9 @@ class Sample:
         self.grammar = request.constraint.begin() if request.constraint else None
         """The tokens that its regex, grammar or JSON schema allows; None without one."""
         self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer)
+        begins = request.prompt in ([], [tokenizer.bos])
+        # What a pattern matches keeps its spaces.
+        self._decoder = StreamDecoder(tokenizer, continued=not begins or bool(request.constraint))
         self._filter = StopFilter(request.options.stop)
 
     @property

@@ -221,17 +221,21 @@ class Tokenizer(ABC):
 class StreamDecoder:
     """Turns tokens into text one at a time, and never gives out part of a UTF-8 character.
 
-    The concatenation of all `push` and a final `flush` is what `decode` gives for the whole,
-    `continued`.
+    The concatenation of all `push` and a final `flush` is what `decode` gives for the whole.
+    `continued` is as there.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, continued: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._strips_space = tokenizer.strips_space and not continued
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
         """The text that `token` completes, which may be empty."""
-        return self._decoder.decode(self._tokenizer.decode_bytes([token]))
+        data = self._tokenizer.decode_bytes([token])
+        if self._strips_space and data:
+            data, self._strips_space = data.removeprefix(b" "), False
+        return self._decoder.decode(data)
 
     def flush(self) -> str:
         """The rest of the text, an unfinished character as U+FFFD; the decoder can then restart."""

@@ -19,6 +19,8 @@ import pytest
 from gptc.errors import DeadEnd, GptcError, UsageError
 from gptc.generation import constraint
 from gptc.generation.constraint import Constraint, make_constraint
+from gptc.generation.options import Sampling, TextOptions
+from gptc.generation.request import Request, Sample
 from gptc.tokenizer import scored, vocabulary
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.native import BpeTokenizer, CharTokenizer
@@ -419,3 +421,18 @@ def test_without_the_library_the_error_says_what_to_install(
     for pattern in ({"regex": "ab"}, {"grammar": 'root ::= "z"'}, {"json_schema": "{}"}):
         with pytest.raises(GptcError, match=r"needs a package: .*pip install 'llguidance>="):
             of_bytes(**pattern)
+
+
+def test_only_a_whole_text_loses_the_space_that_its_tokens_add() -> None:
+    made = sentencepiece()
+    made.bos = 1
+    a, spaced_a = 259, 260
+    for prompt, rule, text in [
+        ([], None, "aa"),
+        ([1], None, "aa"),
+        ([a], None, " aa"),
+        ([], make_constraint(made, 261, regex=" a+"), " aa"),
+    ]:
+        request = Request(prompt, Sampling(), TextOptions(max_tokens=2), rule)
+        sample = Sample(0, request, made)
+        assert sample.append(spaced_a, 9) + sample.append(a, 9) == text == sample.text

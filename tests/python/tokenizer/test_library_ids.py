@@ -19,7 +19,7 @@ from corpus import set_block, tokens_of, write_source
 from gptc.data import encode
 from gptc.data.preparation import prepare
 from gptc.generation.request import prompt_tokens
-from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.base import StreamDecoder, Tokenizer
 from gptc.tokenizer.cutting import cut_inside
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.registry import make_tokenizer
@@ -220,6 +220,8 @@ def test_a_text_comes_back(kind: str) -> None:
         if kind in ("json always", "json bytes with a space"):  # whose space is not added to one
             text = text.removeprefix(" ")
         assert ours.decode(ids) == added + text
+        stream = StreamDecoder(ours, continued=False)
+        assert "".join(map(stream.push, ids.tolist())) + stream.flush() == added + text
         rest = ours.encode(text, continued=True)
         assert ours.decode(rest, continued=True) == text
 
