@@ -32,6 +32,7 @@ class FourLetters:
     """A tokenizer of four letters, the last of which ends a text."""
 
     kind, vocab_size, start, bos, ends = "four", 4, "a", None, frozenset({3})
+    strips_space = False
 
     def encode(self, text: str) -> Any:
         return np.array(["abcd".index(c) for c in text], np.int32)
