@@ -2,11 +2,7 @@
 #ifndef GPT_FORK_H
 #define GPT_FORK_H
 
-#ifdef __cplusplus
-extern "C"
-#endif
-    /* Forks from which this process descends, since the first call in an ancestor. */
-    int
-    fork_count(void);
+/* Forks from which this process descends, since the first call in an ancestor. */
+int fork_count(void);
 
 #endif

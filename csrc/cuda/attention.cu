@@ -211,8 +211,7 @@ static __global__ void attention_backward_keys_kernel(backward_args args) {
 typedef struct backward_memory {
     float *delta, *lse; /* (N, NH) */
     float *partial;
-    int64_t
-        max_tiles; /* that partial has room for: as many as sequences of a quarter of a tile make */
+    int64_t max_tiles; /* of partial: as many as sequences of a quarter of a tile make */
 } backward_memory;
 
 static size_t lay_out(backward_memory *m, char *base, int N, int NH, int QKV) {

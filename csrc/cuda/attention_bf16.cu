@@ -292,20 +292,6 @@ static __device__ inline void score_gradient(float &p, float &dp, float delta, g
     dp = probability * (dp * factor - delta);
 }
 
-/* Rows of dout, or of out. */
-template <typename Op>
-static __device__ inline head_rows rows_of_out(const Op &a, const void *out, const box_map *map,
-                                               int b, int row, int head) {
-    return {(const elem *)out + out_at(a, b, row, head),
-            (int64_t)a.NH * a.HS,
-            a.T - row,
-            a.HS,
-            map,
-            b,
-            row,
-            head};
-}
-
 struct tile_backward_args : backward_args {
     box_map qkv, dout; /* where tiles arrive in boxes */
 };

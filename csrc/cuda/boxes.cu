@@ -12,17 +12,16 @@ enum { SINCE_CUDA = 12000 };
 
 /* The driver's function, or NULL. */
 static encode_tiled find_encode(void) {
-    static void *found; /* the same for every thread that looks */
+    void *found = NULL;
     cudaDriverEntryPointQueryResult result;
-    if (!found)
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, SINCE_CUDA,
-                                         cudaEnableDefault, &result);
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, SINCE_CUDA,
+                                     cudaEnableDefault, &result);
     return (encode_tiled)found;
 }
 
 box_map cuda_box_map(gpt_ctx *ctx, const void *x, int B, int T, int heads, int HS, int rows) {
     box_map map = {};
-    encode_tiled encode = find_encode();
+    static const encode_tiled encode = find_encode();
     const uint64_t sizes[4] = {(uint64_t)HS, (uint64_t)heads, (uint64_t)T, (uint64_t)B};
     const uint64_t head = 2 * sizes[0], row = head * sizes[1],
                    strides[3] = {head, row, row * sizes[2]};

@@ -133,13 +133,17 @@ enum { WARP = 32, DEFAULT_SHARED_BYTES = 48 << 10, BLOCK_THREADS = 256 /* of sma
 #endif
 
 #ifndef GPTC_EMULATE_CUDA
+/* Lets a kernel have so much shared memory. */
+static inline void allow_shared(gpt_ctx *ctx, const void *kernel, size_t bytes) {
+    if (bytes > DEFAULT_SHARED_BYTES)
+        cuda_remember(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                (int)bytes));
+}
+
 template <typename... P, typename... A>
 static void launch(gpt_ctx *ctx, void (*kernel)(P...), dim3 grid, int threads, size_t shared_bytes,
                    A... args) {
-    if (shared_bytes > DEFAULT_SHARED_BYTES)
-        cuda_remember(ctx, cudaFuncSetAttribute((const void *)kernel,
-                                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                (int)shared_bytes));
+    allow_shared(ctx, (const void *)kernel, shared_bytes);
     kernel<<<grid, threads, shared_bytes, ctx->stream>>>((P)args...);
     cuda_remember(ctx, cudaGetLastError());
 }
@@ -154,10 +158,7 @@ static void launch_early(gpt_ctx *ctx, void (*kernel)(P...), dim3 grid, int thre
         launch(ctx, kernel, grid, threads, shared_bytes, args...);
         return;
     }
-    if (shared_bytes > DEFAULT_SHARED_BYTES)
-        cuda_remember(ctx, cudaFuncSetAttribute((const void *)kernel,
-                                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                (int)shared_bytes));
+    allow_shared(ctx, (const void *)kernel, shared_bytes);
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;

@@ -204,10 +204,24 @@ struct head_rows {
 
 /* Rows of x, which is like qkv. */
 template <typename Op>
-static __device__ inline head_rows rows_of_qkv(const Op &a, const void *qkv, const box_map *map,
+static __device__ inline head_rows rows_of_qkv(const Op &a, const void *x, const box_map *map,
                                                int b, int row, int head) {
-    return {(const elem *)qkv + query_at(a, b, row, head),
+    return {(const elem *)x + query_at(a, b, row, head),
             row_stride(a),
+            a.T - row,
+            a.HS,
+            map,
+            b,
+            row,
+            head};
+}
+
+/* Rows of x, which is like out. */
+template <typename Op>
+static __device__ inline head_rows rows_of_out(const Op &a, const void *x, const box_map *map,
+                                               int b, int row, int head) {
+    return {(const elem *)x + out_at(a, b, row, head),
+            (int64_t)a.NH * a.HS,
             a.T - row,
             a.HS,
             map,

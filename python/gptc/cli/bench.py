@@ -29,15 +29,16 @@ Examples:
   gptc bench ops --dtype fp32 --n-layer 4 --n-embd 128 --n-head 4 --vocab-size 65
 """
 
+_preset = click.option(
+    "--preset",
+    default="gpt2",
+    show_default=True,
+    metavar="NAME",
+    help="Shape.",
+    shell_complete=complete,
+)
 _OPTIONS = [
-    click.option(
-        "--preset",
-        default="gpt2",
-        show_default=True,
-        metavar="NAME",
-        help="Shape.",
-        shell_complete=complete,
-    ),
+    _preset,
     click.option("--batch-size", type=COUNT, default=4, show_default=True, metavar="N"),
     click.option("--seq-len", type=COUNT, default=256, show_default=True, metavar="N"),
     click.option("--vocab-size", type=COUNT, metavar="N", help="Vocabulary.  [by preset]"),
@@ -166,14 +167,7 @@ Examples:
 
 
 @bench_command.command("infer", epilog=_EPILOG_INFER, short_help="Time decoding and prompts.")
-@click.option(
-    "--preset",
-    default="gpt2",
-    show_default=True,
-    metavar="NAME",
-    help="Shape.",
-    shell_complete=complete,
-)
+@_preset
 @click.option(
     "--dtype",
     "dtypes",

@@ -42,7 +42,7 @@ def as_text(value: dict[str, Any], indent: int | None = None) -> str:
 
 def sample_json(sample: Sample, tokenizer: Tokenizer) -> dict[str, Any]:
     """A sample as a JSON object."""
-    text = partial(tokenizer.decode, continued=True)
+    word = partial(tokenizer.decode, continued=True)
     entry: dict[str, Any] = {
         "text": sample.text,
         "tokens": sample.n_tokens,
@@ -52,14 +52,10 @@ def sample_json(sample: Sample, tokenizer: Tokenizer) -> dict[str, Any]:
         entry["logprobs"] = [
             {
                 "id": chosen.token,
-                "token": text([chosen.token]),
+                "token": word([chosen.token]),
                 "logprob": round(chosen.logprob, 6),
                 "top": [
-                    {
-                        "id": i,
-                        "token": tokenizer.decode([i], continued=True),
-                        "logprob": round(logprob, 6),
-                    }
+                    {"id": i, "token": word([i]), "logprob": round(logprob, 6)}
                     for i, logprob in chosen.top
                 ],
             }
