@@ -17,6 +17,7 @@ from gptc.checkpoint.find import open_checkpoint
 from gptc.convert.export_model import export_model
 from gptc.convert.import_model import import_model
 from gptc.generation.request import prompt_tokens
+from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.registry import make_tokenizer
 from small_models import make_config
 from vocabularies import LLAMA, PROMPT, begun, byte_level, llama_like, published, template
@@ -29,36 +30,45 @@ needs_transformers = pytest.mark.skipif(
 PROMPTS = ["the cat sat", "Once upon a time, there was", "naïve 東京 😀\n\nx", "a", ""]
 
 
-def by_transformers(folder: Path, prompt: str, n: int) -> tuple[list[int], list[int]]:
-    """The ids of a prompt, and the greedy continuation of `n` ids."""
+def by_transformers(folder: Path, prompts: list[str], n: int) -> list[tuple[list[int], list[int]]]:
+    """For each prompt: its ids, and the greedy continuation of `n` ids."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    given = tokenizer(prompt, return_tensors="pt")
-    ids = given.input_ids[0].long().tolist()
-    if not ids:
-        return ids, []
-    out = model.generate(
-        input_ids=given.input_ids, attention_mask=given.attention_mask,
-        do_sample=False, max_new_tokens=n, pad_token_id=0,
-    )[0].tolist()  # fmt: skip
-    return ids, out[len(ids) :]
+    results = []
+    for prompt in prompts:
+        given = tokenizer(prompt, return_tensors="pt")
+        ids = given.input_ids[0].long().tolist()
+        written = []
+        if ids:
+            out = model.generate(
+                input_ids=given.input_ids, attention_mask=given.attention_mask,
+                do_sample=False, max_new_tokens=n, pad_token_id=0,
+            )  # fmt: skip
+            written = out[0, len(ids) :].tolist()
+        results.append((ids, written))
+    return results
+
+
+@pytest.fixture(scope="module", params=["small", "llama 2"])
+def source(request: Any, tmp_path_factory: Any) -> tuple[Path, Tokenizer]:
+    """A folder as it is published, and its tokenizer."""
+    pytest.importorskip("sentencepiece")
+    if request.param == "llama 2" and not LLAMA.is_file():
+        pytest.skip("no llama2-tokenizer.model")
+    tokenizer = llama_like() if request.param == "small" else make_tokenizer(str(LLAMA))
+    return published(tmp_path_factory.mktemp("source") / "published", tokenizer), tokenizer
 
 
 @pytest.mark.parity
 @needs_transformers
-@pytest.mark.parametrize("kind", ["small", "llama 2"])
 @pytest.mark.parametrize("sort", ["published", "imported", "gguf", "trained"])
 def test_the_ids_and_the_greedy_text_are_transformers(
-    tmp_path: Path, kind: str, sort: str, gptc: Gptc
+    tmp_path: Path, source: tuple[Path, Tokenizer], sort: str, gptc: Gptc
 ) -> None:
-    if kind == "llama 2" and not LLAMA.is_file():
-        pytest.skip("no llama2-tokenizer.model")
-    pytest.importorskip("sentencepiece")
-    tokenizer = llama_like() if kind == "small" else make_tokenizer(str(LLAMA))
-    folder = published(tmp_path / "published", tokenizer)
+    folder, tokenizer = source
     if sort in ("imported", "gguf"):
         import_model(folder, tmp_path / "imported")
         folder = tmp_path / "imported"
@@ -71,20 +81,26 @@ def test_the_ids_and_the_greedy_text_are_transformers(
             model.save(tmp_path / "trained", begun(tokenizer, None))
         folder = tmp_path / "trained"
     ours = open_checkpoint(folder).tokenizer()
-    n_begun = 0
-    for prompt in PROMPTS:
-        ids, written = by_transformers(folder, prompt, 16)
-        if not ids:
-            continue
-        n_begun += ids[0] == 1
+    results = [
+        (prompt, ids, written)
+        for prompt, (ids, written) in zip(
+            PROMPTS, by_transformers(folder, PROMPTS, 16), strict=True
+        )
+        if ids
+    ]
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt, _, _ in results))
+    ran = gptc(
+        "infer", "-m", folder, "--prompts", lines, "--temperature", 0, "--max-tokens", 16,
+        "--dtype", "fp32",
+    )  # fmt: skip
+    answers = [json.loads(line) for line in ran.out.splitlines()]
+    for (prompt, ids, written), answer in zip(results, answers, strict=True):
         assert ids == prompt_tokens(ours, prompt)
-        ran = gptc(
-            "infer", "-m", folder, "-p", prompt, "--temperature", 0, "--max-tokens", 16,
-            "--dtype", "fp32", "--json",
-        )  # fmt: skip
         end = next((i for i, token in enumerate(written) if token in (1, 2)), len(written))
         text = ours.decode(written[:end], continued=prompt != "")
-        assert json.loads(ran.out)["samples"][0]["text"] == text
+        assert answer["samples"][0]["text"] == text
+    n_begun = sum(ids[0] == 1 for _, ids, _ in results)
     assert n_begun == (0 if sort == "trained" else len(PROMPTS))
 
 
