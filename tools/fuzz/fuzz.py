@@ -111,6 +111,7 @@ def targets(folder: Path) -> dict[str, Target]:
         ("llama2.c-v1", "llama2.c", "llama", {"version": 1}),
         ("llama2.c-v2", "llama2.c", "wide", {"dtype": "int8"}),
         ("heimerl", "heimerl", "byte", {}),
+        ("qgpt", "qgpt", "byte", {}),
     ]
     for name, to, family, options in exports:
         out = folder / name / "model.bin"

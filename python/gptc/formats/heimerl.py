@@ -107,12 +107,9 @@ class HeimerlModel(ModelFile):
     def __init__(self, path: Path, n_head: int = N_HEAD, block_size: int = BLOCK_SIZE) -> None:
         """`n_head` and `block_size` are not stored. GptcError when the file is damaged."""
         self.path = path
-        self.notes = (
-            f"the file does not say how many heads the model has and how long a sequence may be: "
-            f"taken to be {n_head} and {block_size} (--n-head, --seq-len)",
-        )
+        self.notes = (assumed_note(n_head, block_size),)
         file = Binary(path)
-        self.config = _config(file, n_head, block_size)
+        self.config = read_config(file, 0, n_head, block_size)
         if _size(self.config) != file.size:
             raise GptcError(
                 f"{path} is damaged: its header promises {_size(self.config):,} bytes, and it has "
@@ -145,8 +142,7 @@ class HeimerlModel(ModelFile):
         return Placement(self.config, self.parts(), self._moments[moment], where).read(name)
 
     def tokenizer(self) -> Tokenizer:
-        """Bytes, where the vocabulary is theirs."""
-        return make_tokenizer("bytes") if self.config.vocab_size == 256 else super().tokenizer()
+        return bytes_where_256(self.config) or super().tokenizer()
 
     def check(self) -> list[str]:
         found = super().check()
@@ -164,13 +160,14 @@ def detect(path: Path, begin: bytes) -> bool:
     try:
         file = Binary(path)
         # Neither number changes the size.
-        return _size(_config(file, 1, 1)) == file.size
+        return _size(read_config(file, 0, 1, 1)) == file.size
     except GptcError:
         return False
 
 
-def _config(file: Binary, n_head: int, block_size: int) -> GPTConfig:
-    file.at = 0
+def read_config(file: Binary, at: int, n_head: int, block_size: int) -> GPTConfig:
+    """The config of the four sizes that begin at byte `at`."""
+    file.at = at
     C, F, L, V = file.numbers(INT32, 4, "the sizes")
     return checked(
         {
@@ -190,8 +187,21 @@ def _config(file: Binary, n_head: int, block_size: int) -> GPTConfig:
             "norm_eps": 1e-6,
             "rope_theta": 10000.0,
         },
-        f"{file.path}: the sizes at byte 0 (with --n-head {n_head})",
+        f"{file.path}: the sizes at byte {at} (with --n-head {n_head})",
     )
+
+
+def assumed_note(n_head: int, block_size: int) -> str:
+    """What a person is told who imports a file."""
+    return (
+        "the file does not say how many heads the model has and how long a sequence may be: "
+        f"taken to be {n_head} and {block_size} (--n-head, --seq-len)"
+    )
+
+
+def bytes_where_256(config: GPTConfig) -> Tokenizer | None:
+    """Bytes, where the vocabulary is theirs."""
+    return make_tokenizer("bytes") if config.vocab_size == 256 else None
 
 
 def _read(file: Binary, config: GPTConfig) -> tuple[dict[str, Entry], dict[str, int]]:
@@ -216,20 +226,26 @@ def _read(file: Binary, config: GPTConfig) -> tuple[dict[str, Entry], dict[str, 
 
 def write(export: Export) -> list[Output]:
     """One file."""
+    add_notes(export)
+    return [Output(export.path, model_chunks(export.model))]
+
+
+def add_notes(export: Export) -> None:
+    """What the file has no place for."""
     if export.tokenizer is not None and not isinstance(export.tokenizer, ByteTokenizer):
         export.notes.append("without a tokenizer: the file has no place for one")
-    return [Output(export.path, model_chunks(export.model))]
+    n_head = export.model.config.n_head
+    if n_head != N_HEAD:
+        export.notes.append(
+            f"without the number of heads, {n_head}: markusheimerl/gpt's programs have to be "
+            f"compiled with it, for they take {N_HEAD}"
+        )
 
 
 def model_chunks(model: ModelFile) -> Iterator[bytes | memoryview]:
     """The bytes of a _gpt.bin; moments are zero when the model has none."""
     config = model.config
-    refusal = why_not(config)
-    if refusal:
-        raise GptcError(
-            f"markusheimerl/gpt computes one sort of model: {refusal}; export it with --to "
-            f"{elsewhere(config)}"
-        )
+    check_sort(config)
     step = model.optimizer_step
     for field in _walk(config):
         if isinstance(field, _Number):
@@ -241,6 +257,16 @@ def model_chunks(model: ModelFile) -> Iterator[bytes | memoryview]:
             ours = field.part.ours
             values = model.read_moment(ours, field.moment) if field.moment else model.read(ours)
             yield F32.encode(layout.export_tensor(field.part, values))
+
+
+def check_sort(config: GPTConfig) -> None:
+    """GptcError for a model that its programs cannot compute."""
+    refusal = why_not(config)
+    if refusal:
+        raise GptcError(
+            f"markusheimerl/gpt computes one sort of model: {refusal}; export it with --to "
+            f"{elsewhere(config)}"
+        )
 
 
 def why_not(config: GPTConfig) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from gptc.errors import GptcError
 from gptc.files.words import quoted
-from gptc.formats import gguf, heimerl, llama2c, llmc, nanogpt, openai_tf
+from gptc.formats import gguf, heimerl, llama2c, llmc, nanogpt, openai_tf, qgpt
 from gptc.formats.binary import Binary
 from gptc.formats.format import Format
 from gptc.formats.model_file import ModelFile
@@ -27,6 +27,7 @@ FORMATS: tuple[Format, ...] = (
     gguf.FORMAT,
     llmc.FORMAT,
     llama2c.FORMAT,
+    qgpt.FORMAT,
     heimerl.FORMAT,
     openai_tf.FORMAT,
     nanogpt.FORMAT,  # after those that have no magic number: two bytes are easily alike

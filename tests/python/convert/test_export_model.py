@@ -44,6 +44,7 @@ EXPORTS = [
     ("llama2.c", "fp32", "llama", {"version": 1}),
     ("llama2.c", "int8", "llama", {}),
     ("heimerl", "fp32", "byte", {}),
+    ("qgpt", "int8", "byte", {}),
 ]
 
 
@@ -75,7 +76,7 @@ def test_there_and_back(
         most = {"fp16": 3e-3, "bf16": 3e-2, "q4_0": 0.5}.get(dtype, 0.1)
         assert 0 < report.relative_difference < most
 
-    seq = {"block_size": shape.block_size, "n_head": 8} if to == "heimerl" else {}
+    seq = {"block_size": shape.block_size, "n_head": 8} if to in ("heimerl", "qgpt") else {}
     again = import_model(tmp_path / "out", tmp_path / "again", **seq)
     assert again.format == to
     back = Checkpoint(tmp_path / "again")

@@ -29,12 +29,15 @@ from gptc.tokenizer.probe import check_tokens, probe
 from small_models import make_config, varied
 from vocabularies import byte_level, llama_like
 
-FAMILY = {"hf": "llama", "gguf": "llama", "llama2.c": "llama", "llm.c": "gpt2", "heimerl": "byte"}
+FAMILY = {
+    "hf": "llama", "gguf": "llama", "llama2.c": "llama", "llm.c": "gpt2", "heimerl": "byte",
+    "qgpt": "byte",
+}  # fmt: skip
 
 
 def exported(tmp_path: Path, tokenizer: Tokenizer, to: str, **changes: Any) -> ExportReport:
     """An export of a small model with this tokenizer."""
-    heads = {"n_head": 8} if to == "heimerl" else {}
+    heads = {"n_head": 8} if FAMILY[to] == "byte" else {}
     shape = make_config(FAMILY[to], **{"vocab_size": tokenizer.vocab_size, **heads, **changes})
     with varied(shape) as model:
         fits = tokenizer.vocab_size <= shape.vocab_size
@@ -73,7 +76,7 @@ def test_a_tokenizer_that_fits_comes_back(tmp_path: Path, to: str) -> None:
     tokenizer = vocabulary.make_tokenizer("bytes")
     report = exported(tmp_path, tokenizer, to)
     assert "tokenizer" not in " ".join(report.notes)
-    heads = {"n_head": 8} if to == "heimerl" else {}
+    heads = {"n_head": 8} if FAMILY[to] == "byte" else {}
     again = import_model(tmp_path / "out", tmp_path / "again", **heads).tokenizer()
     assert again.fingerprint() == tokenizer.fingerprint()
 

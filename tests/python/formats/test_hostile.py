@@ -28,8 +28,8 @@ from small_models import make_checkpoint, make_config
 
 NAMES = [
     "gguf", "gguf-q8_0", "llm.c", "llm.c-tokenizer", "llama2.c-v0", "llama2.c-v0-tokenizer",
-    "llama2.c-v1", "llama2.c-v2", "heimerl", "model.safetensors", "config.json",
-    "gptc_tokenizer.json", "checksums.json", "shard", "debug-state", "tokenizer",
+    "llama2.c-v1", "llama2.c-v2", "heimerl", "qgpt", "model.safetensors",
+    "config.json", "gptc_tokenizer.json", "checksums.json", "shard", "debug-state", "tokenizer",
     "dataset.json", "tokenizer.json", "tokenizer_config.json", "openai", "openai-index",
     "openai-hparams", "sharded-index",
 ]  # fmt: skip
@@ -89,6 +89,7 @@ HOSTILE = [-1, 0, 2**31 - 1, -(2**31), 2**31, 2**63, 2**64 - 1]
         ("llama2.c-v1", range(0, 36, 4), "I"),
         ("llama2.c-v2", [*range(0, 36, 4), 37], "I"),
         ("heimerl", range(0, 16, 4), "I"),
+        ("qgpt", range(4, 20, 4), "I"),
         ("gguf", [8, 16, 24], "Q"),
         ("gguf", [4], "I"),
         ("model.safetensors", [0], "Q"),
