@@ -61,6 +61,7 @@ enum {
 typedef struct test_block {
     struct test_block *next;
     size_t bytes; /* without the guard */
+    size_t room;  /* of host memory that is kept; else 0 */
     void *data;
     const gpt_ops *ops; /* of a device's buffer, with its context */
     gpt_ctx *ctx;
@@ -79,6 +80,7 @@ static struct {
     int visit; /* counts (table, threads, pass) in an EACH_BACKEND loop; -1 outside */
 
     test_block *host, *host_before; /* as it was when the visit began */
+    test_block *kept;               /* large host memory that was freed */
     test_block *device;
     test_block *spare; /* buffers of the case's earlier visits, which later ones use again */
     test_block *recorded, **recorded_at; /* what pass 0 compared, in order; the cursor of pass 1 */
@@ -120,22 +122,63 @@ static inline void test_expect(int ok, const char *file, int line, const char *t
 
 /* ---- host memory: lives until the visit of EACH_BACKEND ends, or the next test_case begins ---- */
 
-static inline void *test_alloc(test_block **list, size_t bytes) {
+/* Memory of so many bytes is kept for later: giving pages back to the kernel and taking them again
+ * takes AddressSanitizer longer than the tests. What is not in use may not be touched. */
+enum { TEST_KEPT_BYTES = 1 << 16 };
+
+static inline test_block *test_new_host_block(size_t bytes) {
+    size_t room = 0;
+    if (bytes >= TEST_KEPT_BYTES) {
+        for (room = TEST_KEPT_BYTES; room < bytes;) room *= 2;
+        for (test_block **at = &test.kept; *at; at = &(*at)->next) {
+            test_block *block = *at;
+            if (block->room != room) continue;
+            *at = block->next;
+            return block;
+        }
+    }
     test_block *block = malloc(sizeof *block);
-    void *data = malloc(bytes ? bytes : 1);
+    void *data = malloc(room ? room : bytes ? bytes : 1);
     if (!block || !data) {
         fprintf(stderr, "out of memory\n");
         exit(2);
     }
-    *block = (test_block){.next = *list, .bytes = bytes, .data = data};
+    *block = (test_block){.room = room, .data = data};
+    return block;
+}
+
+static inline void *test_alloc(test_block **list, size_t bytes) {
+    test_block *block = test_new_host_block(bytes);
+    if (block->room) {
+        ASAN_UNPOISON_MEMORY_REGION(block->data, bytes);
+        ASAN_POISON_MEMORY_REGION((char *)block->data + bytes, block->room - bytes);
+    }
+    block->bytes = bytes;
+    block->next = *list;
     *list = block;
-    return data;
+    return block->data;
 }
 
 static inline void test_free_until(test_block **list, const test_block *end) {
     while (*list != end) {
         test_block *block = *list;
         *list = block->next;
+        if (block->room) {
+            ASAN_POISON_MEMORY_REGION(block->data, block->room);
+            block->next = test.kept;
+            test.kept = block;
+        } else {
+            free(block->data);
+            free(block);
+        }
+    }
+}
+
+static inline void test_free_kept(void) {
+    while (test.kept) {
+        test_block *block = test.kept;
+        ASAN_UNPOISON_MEMORY_REGION(block->data, block->room);
+        test.kept = block->next;
         free(block->data);
         free(block);
     }
@@ -304,12 +347,12 @@ static inline void *test_device_alloc(size_t bytes, int garbage) {
     size_t room = bytes + TEST_GUARD_BYTES;
     test_block *block = test_new_block(bytes);
     void *data = block->data;
-    unsigned char *fill = malloc(room);
-    if (!fill) exit(2);
+    test_block *temporary = NULL;
+    unsigned char *fill = test_alloc(&temporary, room);
     memset(fill, garbage, bytes);
     memset(fill + bytes, TEST_GARBAGE, room - bytes);
     test.ops->upload(test.ctx, data, fill, room);
-    free(fill);
+    test_free_list(&temporary);
     if (test_on_cpu()) ASAN_POISON_MEMORY_REGION((char *)data + bytes, room - bytes);
     block->next = test.device;
     test.device = block;
@@ -318,8 +361,8 @@ static inline void *test_device_alloc(size_t bytes, int garbage) {
 
 static inline void test_check_guard(const test_block *block) {
     size_t room = block->bytes + TEST_GUARD_BYTES;
-    unsigned char *bytes = malloc(room ? room : 1);
-    if (!bytes) exit(2);
+    test_block *temporary = NULL;
+    unsigned char *bytes = test_alloc(&temporary, room);
     if (test_on_cpu()) {
         ASAN_UNPOISON_MEMORY_REGION((char *)block->data + block->bytes, room - block->bytes);
     }
@@ -330,7 +373,7 @@ static inline void test_check_guard(const test_block *block) {
                   block->bytes, i);
         break;
     }
-    free(bytes);
+    test_free_list(&temporary);
 }
 
 static inline void test_free_device(void) {
@@ -349,11 +392,11 @@ static inline void test_free_device(void) {
 static inline void *device_f32(const double *values, int64_t n) {
     void *data = test_device_alloc((size_t)n * 4, TEST_GARBAGE);
     if (!values) return data;
-    float *host = malloc((size_t)n * 4 + 1);
-    if (!host) exit(2);
+    test_block *temporary = NULL;
+    float *host = test_alloc(&temporary, (size_t)n * 4);
     for (int64_t i = 0; i < n; i++) host[i] = (float)values[i];
     test.ops->upload(test.ctx, data, host, (size_t)n * 4);
-    free(host);
+    test_free_list(&temporary);
     return data;
 }
 
@@ -361,11 +404,11 @@ static inline void *device_act(const double *values, int64_t n) {
     if (test.ops->act_bytes == 4) return device_f32(values, n);
     void *data = test_device_alloc((size_t)n * 2, TEST_GARBAGE);
     if (!values) return data;
-    uint16_t *host = malloc((size_t)n * 2 + 1);
-    if (!host) exit(2);
+    test_block *temporary = NULL;
+    uint16_t *host = test_alloc(&temporary, (size_t)n * 2);
     for (int64_t i = 0; i < n; i++) host[i] = bf16_of_float((float)values[i]);
     test.ops->upload(test.ctx, data, host, (size_t)n * 2);
-    free(host);
+    test_free_list(&temporary);
     return data;
 }
 
@@ -691,6 +734,7 @@ static inline int test_main_ops(const test_entry *entries, int n, int argc, char
         }
     }
     test_close_tables();
+    test_free_kept();
     return test_summary(argv[0]);
 }
 
@@ -699,6 +743,7 @@ static inline int test_main_api(const test_entry *entries, int n, int argc, char
     test.act_bytes = 4;
     test.visit = -1;
     test_run_entries(entries, n, argc > 1 ? argv[1] : NULL);
+    test_free_kept();
     return test_summary(argv[0]);
 }
 
