@@ -80,46 +80,52 @@ def eval_command(
     from those before it in its window, or from the last token of the window before. Compare models
     with different tokenizers by bits per byte.
     """
-    from gptc.checkpoint.facade import load_model
-    from gptc.checkpoint.find import open_checkpoint
+    from gptc.checkpoint.facade import load_model, on_newest
     from gptc.data.preparation import is_text_file
     from gptc.eval.loss import check_windows, evaluate
 
-    checkpoint = open_checkpoint(model)
-    dataset, name = _dataset(checkpoint, data)
-    if seq_len is not None and seq_len > (context := checkpoint.config.block_size):
-        raise UsageError(f"--seq-len is {seq_len}; the model's context allows at most {context}")
     if split is None:
         split = "all" if data is not None and is_text_file(data) else "val"
+    loading = {"device": device, "threads": threads, "max_batch": batch_size}
+
+    def measure(checkpoint: ModelFile) -> tuple[ModelFile, Dataset, str, list[dict[str, Any]]]:
+        dataset, name = _dataset(checkpoint, data)
+        context = checkpoint.config.block_size
+        if seq_len is not None and seq_len > context:
+            raise UsageError(
+                f"--seq-len is {seq_len}; the model's context allows at most {context}"
+            )
+        check_windows(dataset, split, seq_len or context, name)
+        rows: list[dict[str, Any]] = []
+        for kind in (dtype, *dict.fromkeys(quantize)):
+            with load_model(checkpoint, dtype=kind, **loading) as gpt:
+                result = evaluate(
+                    gpt,
+                    dataset,
+                    split,
+                    batch_size=batch_size,
+                    seq_len=seq_len,
+                    n_batches=batches,
+                    progress=_progress(as_json, gpt.dtype),
+                )
+                rows.append(
+                    {
+                        "dtype": gpt.dtype,
+                        "loss": result.loss,
+                        "perplexity": result.perplexity,
+                        "bpb": result.bpb,
+                        "tokens": result.tokens,
+                        "cost": result.bpb / rows[0]["bpb"] - 1 if rows else 0.0,
+                    }
+                )
+        return checkpoint, dataset, name, rows
+
+    checkpoint, dataset, name, rows = on_newest(model, measure)
     if split == "all" and _is_training_data(checkpoint, data):
         click.echo(
             "note: the model was trained on a part of this text; --split val measures the rest",
             err=True,
         )
-    check_windows(dataset, split, seq_len or checkpoint.config.block_size, name)
-    rows: list[dict[str, Any]] = []
-    for kind in (dtype, *dict.fromkeys(quantize)):
-        options = {"device": device, "dtype": kind, "threads": threads, "max_batch": batch_size}
-        with load_model(checkpoint, **options) as gpt:
-            result = evaluate(
-                gpt,
-                dataset,
-                split,
-                batch_size=batch_size,
-                seq_len=seq_len,
-                n_batches=batches,
-                progress=_progress(as_json, gpt.dtype),
-            )
-            rows.append(
-                {
-                    "dtype": gpt.dtype,
-                    "loss": result.loss,
-                    "perplexity": result.perplexity,
-                    "bpb": result.bpb,
-                    "tokens": result.tokens,
-                    "cost": result.bpb / rows[0]["bpb"] - 1 if rows else 0.0,
-                }
-            )
     if as_json:
         answer = {"model": str(checkpoint.path), "data": str(dataset.folder), "split": split}
         click.echo(json.dumps({**answer, "results": rows}, indent=2))

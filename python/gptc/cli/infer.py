@@ -283,12 +283,15 @@ def _open_draft(
 
     if name == "ngram":
         return NgramDraft()
-    from gptc.checkpoint.facade import load_model
-    from gptc.checkpoint.find import open_checkpoint
+    from gptc.checkpoint.facade import load_model, on_newest
 
-    file = open_checkpoint(name)
-    small = stack.enter_context(load_model(file, **loading))
-    check_draft(gpt, tokenizer, small, file.tokenizer())
+    def load(file: ModelFile) -> tuple[Model, Tokenizer]:
+        own = file.tokenizer()
+        return load_model(file, **loading), own
+
+    small, own = on_newest(name, load)
+    stack.enter_context(small)
+    check_draft(gpt, tokenizer, small, own)
     return ModelDraft(small, tokenizer, n_seq)
 
 

@@ -64,19 +64,19 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
         shapes = TensorFile(path).shapes
         return {"kind": "safetensors", "path": str(path), "tensors": dict(shapes.items())}
-    from gptc.data.shards import is_shard, read_shard
+    from gptc.data.shards import is_shard, open_shard
     from gptc.formats.registry import open_model
 
     if not is_shard(path):
         return {"kind": "model", **_describe_model(open_model(path))}
-    tokens = read_shard(path)
+    shard = open_shard(path)
     return {
         "kind": "shard",
         "path": str(path),
-        "tokens": len(tokens),
-        "bytes_per_number": tokens.dtype.itemsize,
-        "largest_token": int(tokens.max()) if len(tokens) else None,
-        "first_tokens": tokens[:16].tolist(),
+        "tokens": shard.n_tokens,
+        "bytes_per_number": shard.dtype.itemsize,
+        "largest_token": shard.largest() if shard.n_tokens else None,
+        "first_tokens": shard.read(0, min(16, shard.n_tokens)).tolist(),
     }
 
 

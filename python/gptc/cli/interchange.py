@@ -149,17 +149,20 @@ def export_command(
     gptc reads the file back and compares its logits for a fixed prompt with the original's. The
     tokenizer goes into the file (gguf), the folder (hf) or a file next to it.
     """
-    from gptc.checkpoint.find import open_checkpoint
+    from gptc.checkpoint.facade import on_newest
 
-    report = export_model(
-        open_checkpoint(model),
-        to,
-        out,
-        dtype=dtype,
-        version=file_version,
-        debug_state=debug_state,
-        replace=force,
-        weights_only=weights_only,
+    report = on_newest(
+        model,
+        lambda file: export_model(
+            file,
+            to,
+            out,
+            dtype=dtype,
+            version=file_version,
+            debug_state=debug_state,
+            replace=force,
+            weights_only=weights_only,
+        ),
     )
     for note in report.notes:
         click.echo(f"note: {note}", err=True)

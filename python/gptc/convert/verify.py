@@ -15,7 +15,7 @@ from gptc.checkpoint.find import find_checkpoint, open_checkpoint
 from gptc.checkpoint.names import ADAPTER, CONFIG, RUN_CONFIG, list_checkpoints
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import DATASET_FILE, SPLITS, Dataset
-from gptc.data.shards import is_shard, read_shard
+from gptc.data.shards import is_shard, open_shard
 from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer
 from gptc.files.whole import restore
 from gptc.formats import llmc
@@ -85,9 +85,8 @@ def _verify_file(path: Path) -> tuple[str, list[str]]:
             check_finite(tensors.read(name), f"{path}: {name}")
         return "safetensors", [f"{len(tensors.entries)} tensors, every number finite"]
     if is_shard(path):
-        tokens = read_shard(path)
-        largest = int(tokens.max()) if len(tokens) else 0
-        return "shard", [f"{len(tokens):,} tokens, the largest {largest:,}"]
+        shard = open_shard(path)
+        return "shard", [f"{shard.n_tokens:,} tokens, the largest {max(0, shard.largest()):,}"]
     magic = int.from_bytes(Binary(path).peek(0, 4), "little")
     if magic == llmc.TOKENIZER_MAGIC:
         return "llm.c tokenizer", [f"{llmc.read_tokenizer(path).vocab_size:,} tokens"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import stat
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -24,8 +25,11 @@ Opened: TypeAlias = tuple[str, IO[bytes]]
 BLOCK_BYTES = 1 << 20  # text in memory at a time
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
+_STREAM_BITE = 1 << 16  # the rest of it is copied after each stream, which may be very short
 _ZSTD_BITE = 1 << 10  # a block of 4 bytes may unpack to 128 KiB
 _PACKED_BITE = 64  # in a zip archive, where a bite is unpacked at once: 46 MB from a block of bzip2
+_MEMBER = b"PK\3\4"  # begins a member of a zip archive
+_DESCRIPTOR_BYTES = 24  # at most, after a member
 _DEEPEST = 16  # headers of a tar archive that describe the next header
 
 
@@ -102,7 +106,7 @@ def _unpack(file: IO[bytes], name: str, suffix: str) -> Iterator[bytes]:
         if suffix == ".gz":
             yield from file_blocks(cast("IO[bytes]", gzip.GzipFile(fileobj=file)), name)
         elif suffix == ".bz2":
-            yield from file_blocks(_module("bz2", name).BZ2File(file), name)
+            yield from _unpack_streams(file, name, _module("bz2", name).BZ2Decompressor)
         else:
             yield from _unpack_xz(file, name)
 
@@ -120,24 +124,32 @@ def _module(module: str, name: str) -> Any:
 def _unpack_xz(file: IO[bytes], name: str) -> Iterator[bytes]:
     lzma = _module("lzma", name)
     most = limit("window") + BLOCK_BYTES  # the window, and what the decoder needs besides
-    unpacker = None
     try:
-        while bite := file.read(BLOCK_BYTES):
-            while bite:
-                if unpacker is None and not (bite := bite.lstrip(b"\0")):  # padding
-                    break
-                unpacker = unpacker or lzma.LZMADecompressor(memlimit=most)
-                block = unpacker.decompress(bite, BLOCK_BYTES)
-                while block:
-                    yield block
-                    done = unpacker.eof or unpacker.needs_input
-                    block = b"" if done else unpacker.decompress(b"", BLOCK_BYTES)
-                bite = unpacker.unused_data
-                unpacker = None if unpacker.eof else unpacker
+        yield from _unpack_streams(file, name, partial(lzma.LZMADecompressor, memlimit=most))
     except lzma.LZMAError as e:
         if "limit exceeded" in str(e):
             raise _ExceededError("window") from None
         raise
+
+
+def _unpack_streams(file: IO[bytes], name: str, new_unpacker: Callable[[], Any]) -> Iterator[bytes]:
+    """The content of streams, one after another. Zeros may follow each; anything else is damage.
+
+    BZ2File and LZMAFile take a damaged second stream for the end of the file.
+    """
+    unpacker = None
+    while bite := file.read(_STREAM_BITE):
+        while bite:
+            if unpacker is None and not (bite := bite.lstrip(b"\0")):
+                break
+            unpacker = unpacker or new_unpacker()
+            block = unpacker.decompress(bite, BLOCK_BYTES)
+            while block:
+                yield block
+                done = unpacker.eof or unpacker.needs_input
+                block = b"" if done else unpacker.decompress(b"", BLOCK_BYTES)
+            bite = unpacker.unused_data
+            unpacker = None if unpacker.eof else unpacker
     if unpacker is not None:
         raise corrupt(name, "it ends within a stream")
 
@@ -165,26 +177,28 @@ def _unpack_zstd(file: IO[bytes], name: str) -> Iterator[bytes]:
         raise corrupt(name, "it ends within a frame")
 
 
-def zip_members(file: IO[bytes], name: str) -> Iterator[Opened]:
-    """The files in a zip archive."""
+def zip_members(file: IO[bytes], name: str, wanted: Callable[[str], bool]) -> Iterator[Opened]:
+    """The files in a zip archive whose paths are wanted. Links are left out."""
     with named(name), _Zip(file) as archive:
+        _check_listed(file, archive, name)
         for info in archive.infolist():
-            if info.is_dir():
+            path = info.filename.replace("\\", "/")  # of an archive that Windows has made
+            if path.endswith("/") or stat.S_ISLNK(info.external_attr >> 16) or not wanted(path):
                 continue
             if info.flag_bits & 1:
                 raise GptcError(
-                    f"{name}:{info.filename} is encrypted: unpack the archive with its password, "
-                    "and give the folder"
+                    f"{name}:{path} is encrypted: unpack the archive with its password, and give "
+                    "the folder"
                 )
             if info.compress_type == zipfile.ZIP_LZMA:
                 _check_window(file, info)
             with archive.open(info) as inner:
                 if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    yield info.filename, inner
+                    yield path, inner
                 else:
                     inner.MIN_READ_SIZE = _PACKED_BITE  # type: ignore[attr-defined]
                     bites = iter(partial(cast("Any", inner).read1, _PACKED_BITE), b"")
-                    yield info.filename, cast("IO[bytes]", io.BufferedReader(_Unpacked(bites)))
+                    yield path, cast("IO[bytes]", io.BufferedReader(_Unpacked(bites)))
 
 
 class _Zip(zipfile.ZipFile):
@@ -197,14 +211,35 @@ class _Zip(zipfile.ZipFile):
         super()._RealGetContents()  # type: ignore[misc]
 
 
+def _check_listed(file: IO[bytes], archive: zipfile.ZipFile, name: str) -> None:
+    """Refuses an archive with a member that its list does not name, as where two were joined."""
+    listed = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    ends = [0, *(_end_of_member(file, info) for info in listed)]
+    begins = [*(info.header_offset for info in listed), archive.start_dir]
+    for end, begin in zip(ends, begins, strict=True):
+        if end >= begin:
+            continue
+        file.seek(end)
+        # A descriptor of the member's sizes may follow it.
+        if _MEMBER in file.read(min(begin - end, _DESCRIPTOR_BYTES + len(_MEMBER))):
+            raise GptcError(
+                f"{name} holds a member behind byte {end:,} that its list does not name, as where "
+                "archives were joined: give each archive, or unpack it and give the folder"
+            )
+
+
+def _end_of_member(file: IO[bytes], info: zipfile.ZipInfo) -> int:
+    file.seek(max(0, info.header_offset) + 26)
+    n_name, n_extra = struct.unpack("<HH", file.read(4).ljust(4, b"\0"))
+    return info.header_offset + 30 + int(n_name) + int(n_extra) + info.compress_size
+
+
 def _check_window(file: IO[bytes], info: zipfile.ZipInfo) -> None:
     """Refuses a member with a window beyond the limit, which LZMA takes at once."""
-    at = file.tell()
-    file.seek(info.header_offset + 26)
-    n_name, n_extra = struct.unpack("<HH", file.read(4).ljust(4, b"\0"))
-    file.seek(n_name + n_extra + 4, io.SEEK_CUR)  # to the filter, after its version and size
-    window = int.from_bytes(file.read(5)[1:], "little")
-    file.seek(at)
+    file.seek(
+        max(0, _end_of_member(file, info) - info.compress_size + 4)
+    )  # after its version and size
+    window = int.from_bytes(file.read(5)[1:], "little")  # after the filter's first byte
     if window > limit("window"):
         raise _ExceededError("window")
 
@@ -212,6 +247,8 @@ def _check_window(file: IO[bytes], info: zipfile.ZipInfo) -> None:
 # Headers with data that describes the next one; all of it is read at once.
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _ATTRIBUTES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_CONTINUED = b"M"  # the rest of a file
+_NOTES = (b"V", b"D", b"N")  # of GNU tar: a label, the names in a folder, long names
 _SPARSE = "a file in it has holes (sparse)"
 
 
@@ -265,7 +302,11 @@ def tar_members(file: IO[bytes], name: str) -> Iterator[Opened]:
     # Only zeros may follow the end mark, or another archive: hence ignore_zeros.
     with named(name), _Tar.open(fileobj=file, mode="r|", ignore_zeros=True) as archive:
         for info in archive:
-            inner = archive.extractfile(info) if info.isreg() else None
+            if info.type == _CONTINUED:
+                raise tarfile.ReadError(f"{info.name} in it began in another volume")
+            known = info.type in (*tarfile.SUPPORTED_TYPES, *_NOTES)
+            # POSIX: a type that is not known is that of a file.
+            inner = None if known and not info.isreg() else archive.extractfile(info)
             if inner is not None:
                 yield info.name, inner
             archive.members = []  # type: ignore[attr-defined]  # it would hold every name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections import OrderedDict
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gptc.data.shards import HEADER_BYTES, Shard, read_shard, read_tokens, shard_format
+from gptc.data.shards import HEADER_BYTES, OpenShard, Shard, open_shard, read_shard, shard_format
 from gptc.errors import UPGRADE, GptcError, without_secrets
 from gptc.files.checksum import file_checksum, recorded_checksum
 from gptc.files.download import ProgressCallback
@@ -30,8 +30,6 @@ ALL = "all"  # both, one after the other: the whole text
 DATASET_FILE = "dataset.json"
 # Version 1 recorded the SHA-256 of shards, 2 counted the bytes of some end-of-text marks.
 DATASET_VERSION = 3
-
-_MAX_OPEN = 256  # shards mapped at a time: a process may not map any number of files
 
 
 class Dataset:
@@ -55,8 +53,7 @@ class Dataset:
         self.vocab_size = int(meta["vocab_size"])
         self.already_there = False
         self._lock = Lock()
-        self._open: OrderedDict[tuple[str, int], Shard] = OrderedDict()  # the latest used last
-        self._checked: set[tuple[str, int]] = set()
+        self._open: dict[Path, OpenShard] = {}  # those whose tokens were checked
         self._bytes: dict[str, int] = {}  # by split
         self._shards: dict[str, list[dict[str, Any]]] = {
             split: meta["splits"][split]["shards"] for split in SPLITS
@@ -142,7 +139,9 @@ class Dataset:
         if split not in self._bytes:
             recorded = int(self.meta["splits"][split]["bytes"])
             if self.meta["version"] < DATASET_VERSION and self.tokenizer.specials:
-                parts = (self.shard(split, i) for i in range(len(self.shards(split))))
+                parts = (
+                    part for path in self.shards(split) for part in self._opened(path).blocks()
+                )
                 recorded = sum(map(self.tokenizer.count_bytes, parts))
             self._bytes[split] = recorded
         return self._bytes[split]
@@ -152,45 +151,38 @@ class Dataset:
         return [self.folder / shard["file"] for shard in self._shards[split]]
 
     def shard(self, split: str, i: int) -> Shard:
-        """The tokens of the i-th shard of a split (N_i,), read-only.
+        """The tokens of the i-th shard of a split (N_i,), read-only. `read` gives parts of them.
 
         They are compared with vocab_size at the first call; GptcError names a shard that fails.
         """
-        with self._lock:  # training reads in another thread
-            return self._opened(split, i)
+        return read_shard(self._opened(self.shards(split)[i]).path)
 
     def n_unknown(self) -> int:
         """Tokens of all splits for text that the tokenizer has no other token for."""
-        unknown, found, step = self.tokenizer.unknown_id, 0, 1 << 24
+        unknown = self.tokenizer.unknown_id
         if unknown is None:
             return 0
-        for split in SPLITS:
-            for i in range(len(self.shards(split))):
-                tokens = self.shard(split, i)
-                for begin in range(0, len(tokens), step):
-                    found += int(np.count_nonzero(tokens[begin : begin + step] == unknown))
-        return found
+        return sum(int(np.count_nonzero(block == unknown)) for block in self._blocks(ALL))
 
-    def _opened(self, split: str, i: int) -> Shard:
-        tokens = self._open.get((split, i))
-        if tokens is not None:
-            self._open.move_to_end((split, i))
-            return tokens
-        path = self.folder / self._shards[split][i]["file"]
-        tokens = read_shard(path)
-        if (split, i) not in self._checked:
-            if len(tokens) and self.vocab_size <= np.iinfo(tokens.dtype).max:
-                largest = int(tokens.max())
+    def _blocks(self, split: str) -> Iterator[Shard]:
+        for path in self.shards(split):
+            yield from self._opened(path).blocks()
+
+    def _opened(self, path: Path) -> OpenShard:
+        """A shard, whose tokens are compared with vocab_size at the first call."""
+        with self._lock:  # training reads in another thread
+            if path in self._open:
+                return self._open[path]
+            shard = open_shard(path)
+            if self.vocab_size <= np.iinfo(shard.dtype).max:
+                largest = shard.largest()
                 if largest >= self.vocab_size:
                     raise GptcError(
                         f"the shard {path} holds token {largest}, outside the vocabulary of "
                         f"{self.vocab_size}: prepare the dataset again with --force"
                     )
-            self._checked.add((split, i))
-        self._open[split, i] = tokens
-        if len(self._open) > _MAX_OPEN:
-            self._open.popitem(last=False)
-        return tokens
+            self._open[path] = shard
+            return shard
 
     def read(self, split: str, begin: int, out: Tokens) -> None:
         """Fills `out` (n,) with the tokens of a split from position `begin` on, across shards."""
@@ -198,11 +190,11 @@ class Dataset:
         i = bisect_right(begins, begin) - 1
         done = 0
         while done < len(out):
-            at = begin + done - begins[i]
-            part = self.shard(split, i)[at : at + len(out) - done]
-            path = self.folder / self._shards[split][i]["file"]
-            out[done : done + len(part)] = read_tokens(path, at, part)
-            done += len(part)
+            shard = self._opened(self.folder / self._shards[split][i]["file"])
+            first = begin + done - begins[i]
+            end = min(first + len(out) - done, begins[i + 1] - begins[i])
+            out[done : done + end - first] = shard.read(first, end)
+            done += end - first
             i += 1
 
     def too_small(self, split: str, n_needed: int) -> GptcError:
@@ -253,7 +245,7 @@ class Dataset:
                         f"the shard {path} is damaged (wrong checksum): copy the dataset again, or "
                         "prepare it again with --force"
                     )
-                self.shard(split, i)
+                self._opened(path)
                 n_done += path.stat().st_size
                 if progress:
                     progress("verifying", n_done, n_bytes)

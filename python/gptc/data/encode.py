@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptc.data.options import Errors
-from gptc.data.shards import HEADER_BYTES, Shard, ShardFile, read_shard, shard_format
+from gptc.data.shards import HEADER_BYTES, Shard, ShardFile, open_shard, shard_format
 from gptc.data.sources import Readable
 from gptc.files.checksum import file_checksum
 from gptc.tokenizer.base import Tokenizer
@@ -224,16 +224,16 @@ def move_tail(
     for shard in train["shards"]:
         path = folder / shard["file"]
         cut = min(max(0, n_train - begin), shard["tokens"])  # tokens that stay
-        tokens = read_shard(path)
+        tokens = open_shard(path)
         for first in range(cut, shard["tokens"], BLOCK_BYTES):
-            some = tokens[first : min(first + BLOCK_BYTES, shard["tokens"])]
+            some = tokens.read(first, min(first + BLOCK_BYTES, shard["tokens"]))
             val.append(Piece(0, 0, some))
         if cut == shard["tokens"]:
             kept.append(shard)
         elif cut:
             fewer = ShardFile(path.with_suffix(".cut"), tokenizer.vocab_size, cut)
             for first in range(0, cut, BLOCK_BYTES):
-                fewer.append(tokens[first : min(first + BLOCK_BYTES, cut)])
+                fewer.append(tokens.read(first, min(first + BLOCK_BYTES, cut)))
             kept.append({**shard, "tokens": cut, "checksum": fewer.close()})
         begin += shard["tokens"]
     moved = val.finish(0)

@@ -8,11 +8,10 @@ https://github.com/apache/parquet-format: headers are structs of Thrift's compac
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gptc.data.archives import BLOCK_BYTES, corrupt
 from gptc.errors import GptcError
@@ -21,6 +20,7 @@ from gptc.files.words import pip_install
 
 _END_BYTES = 8  # the size of the list of contents, and a magic number
 _UNPACKED, _PACKED = 2, 3  # fields of a page's header
+_WINDOW_BYTES = 1 << 16  # that are read at once
 _DEEPEST = 16  # structs in a header
 
 
@@ -49,12 +49,12 @@ def open_parquet(path: Path, name: str) -> Iterator[Any]:
 def largest_page(file: Any, path: Path, name: str, column: str) -> int:
     """The bytes of the largest page of a column, unpacked. GptcError when it exceeds the limit."""
     largest, most = 0, limit("page")
-    if not path.stat().st_size:
-        return 0
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    n_bytes = path.stat().st_size
+    with path.open("rb") as stream:
+        data = _Bytes(stream)
         for first, end in _chunks(file.metadata, column):
             at = first
-            while at < min(end, len(data)):
+            while at < min(end, n_bytes):
                 try:
                     begin, sizes = _header(data, at)
                     unpacked, packed = sizes[_UNPACKED], sizes[_PACKED]
@@ -66,6 +66,22 @@ def largest_page(file: Any, path: Path, name: str, column: str) -> int:
                     raise refuse(name, "page", "write it with smaller pages")
                 largest, at = max(largest, unpacked), begin + packed
     return largest
+
+
+class _Bytes:
+    """The bytes of a file, by index. IndexError for one that it does not have."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._begin, self._window = 0, b""
+
+    def __getitem__(self, at: int) -> int:
+        if at < 0:
+            raise IndexError
+        if not 0 <= at - self._begin < len(self._window):
+            self._file.seek(at)
+            self._begin, self._window = at, self._file.read(_WINDOW_BYTES)
+        return self._window[at - self._begin]
 
 
 def _chunks(metadata: Any, column: str) -> Iterator[tuple[int, int]]:
@@ -84,7 +100,7 @@ def _chunks(metadata: Any, column: str) -> Iterator[tuple[int, int]]:
             yield first, first + chunk.total_compressed_size
 
 
-def _header(data: mmap.mmap, at: int, depth: int = 0) -> tuple[int, dict[int, int]]:
+def _header(data: _Bytes, at: int, depth: int = 0) -> tuple[int, dict[int, int]]:
     """The end of a struct, and its numbers by field. IndexError when it is damaged."""
     if depth > _DEEPEST:
         raise IndexError
@@ -103,7 +119,7 @@ def _header(data: mmap.mmap, at: int, depth: int = 0) -> tuple[int, dict[int, in
     return at + 1, numbers
 
 
-def _skipped(data: mmap.mmap, at: int, kind: int, depth: int) -> int:
+def _skipped(data: _Bytes, at: int, kind: int, depth: int) -> int:
     """The end of a value of another type. IndexError for one that no header of a page has."""
     if kind in (1, 2):  # true, false
         return at
@@ -119,13 +135,13 @@ def _skipped(data: mmap.mmap, at: int, kind: int, depth: int) -> int:
     raise IndexError
 
 
-def _number(data: mmap.mmap, at: int) -> tuple[int, int]:
+def _number(data: _Bytes, at: int) -> tuple[int, int]:
     """A whole number in zigzag order, and its end."""
     value, at = _varint(data, at)
     return value >> 1 ^ -(value & 1), at
 
 
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+def _varint(data: _Bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while shift < 64:
         byte = data[at]

@@ -19,13 +19,13 @@ from gptc.data.choice import Choice
 from gptc.data.options import Errors
 from gptc.data.rows import Tally, csv_rows, json_rows, parquet_rows, tsv_rows
 from gptc.errors import GptcError
-from gptc.files.pointers import LONGEST, refuse_pointer
+from gptc.files.pointers import refuse_pointer
 from gptc.tokenizer.base import END_OF_TEXT
 
 Member: TypeAlias = tuple[str, Iterator[bytes]]
 """The name of a document or a file of rows, and its bytes in blocks."""
 
-VERSION = 2
+VERSION = 3
 """Raised with each change of the text that a file gives, so that cached datasets are not reused."""
 
 _TARS = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
@@ -33,6 +33,18 @@ _JSON = (".jsonl", ".ndjson")
 _ROWS = (*_JSON, ".csv", ".tsv", ".parquet")
 _ARCHIVES = (".tar", ".zip")
 _MARK = END_OF_TEXT.encode()
+
+_BEGIN_BYTES = 64
+# How files begin. LZMA's older format is one of .xz too, zstd may begin with a frame to be skipped.
+_BZ2_FIRST = (b"1AY&SY", b"\x17rE8P\x90")  # of a block, and of the end
+_BEGINS = {
+    ".gz": (b"\x1f\x8b",),
+    ".bz2": tuple(b"BZh%d" % i + first for i in range(1, 10) for first in _BZ2_FIRST),
+    ".xz": (b"\xfd7zXZ\0", b"]\0\0"),
+    ".zst": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + i, 0x2A, 0x4D, 0x18]) for i in range(16))),
+    ".zip": (b"PK\3\4", b"PK\5\6"),
+    ".parquet": (b"PAR1\x15",),
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,12 @@ class Reading:
     """The members of archives that are read."""
     before_row: bytes = b""
     after_row: bytes = b""
+
+    def takes(self, path: str) -> bool:
+        """Whether the member of an archive at `path` is read, or may hold one that is."""
+        if self.choice.leaves_out(path):
+            return False
+        return is_archive(path) or self.choice.includes(path)
 
 
 def suffixes(name: str) -> tuple[str, ...]:
@@ -77,7 +95,9 @@ def members(path: Path, name: str, reading: Reading, tally: Tally) -> Iterator[M
     """
     with path.open("rb") as file:
         if not reading.raw:
-            refuse_pointer(name, file.read(LONGEST))
+            begin = file.read(_BEGIN_BYTES)
+            refuse_pointer(name, begin)
+            _refuse_misnamed(name, begin)
             file.seek(0)
         if is_plain(name, reading):
             tally.n_files += 1
@@ -87,9 +107,28 @@ def members(path: Path, name: str, reading: Reading, tally: Tally) -> Iterator[M
             rows = parquet_rows(path, name, reading.text_field, tally)
             yield name, _joined(rows, reading)
         elif suffixes(name) == (".zip",):
-            yield from _chosen(archives.zip_members(file, name), name, reading, tally)
+            found = archives.zip_members(file, name, reading.takes)
+            yield from _chosen(found, name, reading, tally)
         else:
             yield from _members(file, name, reading, tally)
+
+
+def _refuse_misnamed(name: str, begin: bytes) -> None:
+    """GptcError if a file that begins so is not what its name says, though it may be whole."""
+    said = suffixes(name)[-1:]
+    if not said or (said[0] in _BEGINS and begin.startswith(_BEGINS[said[0]])):
+        return
+    found = next((suffix for suffix, begins in _BEGINS.items() if begin.startswith(begins)), "")
+    raw = "take its bytes as they are with --raw"
+    if found:
+        raise GptcError(
+            f"{name} begins as a {found} file does: give it a name that ends in {found}, or {raw}"
+        )
+    if said[0] in COMPRESSED and begin:
+        raise GptcError(
+            f"{name} does not begin as a {said[0]} file does: rename it if it is unpacked already, "
+            f"copy or download it again if not, or {raw}"
+        )
 
 
 def _members(file: IO[bytes], name: str, reading: Reading, tally: Tally) -> Iterator[Member]:
@@ -115,25 +154,25 @@ def _members(file: IO[bytes], name: str, reading: Reading, tally: Tally) -> Iter
 def _chosen(
     found: Iterator[archives.Opened], name: str, reading: Reading, tally: Tally
 ) -> Iterator[Member]:
-    """The members of an archive that are not hidden, and that the globs take."""
+    """The members of an archive that are taken."""
     for path, file in found:
-        if reading.choice.leaves_out(path):
-            continue
-        if is_archive(path) or reading.choice.includes(path):
+        if reading.takes(path):
             yield from _members(file, f"{name}:{path}", reading, tally)
 
 
 def _joined(rows: Iterable[bytes], reading: Reading) -> Iterator[bytes]:
     """Rows with their marks, in blocks: a row alone may be very short.
 
-    A mark with which a row begins or ends is not doubled.
+    Marks with which a row begins or ends are not doubled.
     """
     block = bytearray()
     for row in rows:
-        text = row.removeprefix(_MARK)
-        if (end := text.rstrip()).endswith(_MARK):
-            text = end.removesuffix(_MARK)
-        if not text:
+        text = row
+        while (rest := text.lstrip()).startswith(_MARK):
+            text = rest.removeprefix(_MARK)
+        while (rest := text.rstrip()).endswith(_MARK):
+            text = rest.removesuffix(_MARK)
+        if text is not row and not text.strip():
             continue
         block += reading.before_row
         block += text

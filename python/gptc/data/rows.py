@@ -23,6 +23,7 @@ from gptc.files.limits import limit, refuse
 from gptc.files.values import check_values
 
 _RAW = "take the file as it is with --raw"
+_MOST_DIGITS = 1000
 _BATCH_ROWS = 256
 _BATCH_BYTES = 32 << 20  # of a page: its rows become as large, one by one
 
@@ -41,11 +42,12 @@ class Tally:
 def json_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
     """The texts of JSON lines."""
     for number, line in enumerate(_lines(file, name), 1):
+        where = f"{name}: line {number}"
         if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
+            _refuse_utf16(line, name)
+        line = line.removeprefix(codecs.BOM_UTF8)  # of each file, where some were joined
         if not line.strip():
             continue
-        where = f"{name}: line {number}"
         check_values(line, where, "fields", _RAW)
         # Bytes that are not UTF-8 are kept: --errors decides about them later.
         characters = line.decode("utf-8", "surrogateescape")
@@ -66,7 +68,7 @@ def json_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iter
 
 def _json_object(characters: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(characters)
+        row = json.loads(characters, parse_int=_number)
     except (ValueError, RecursionError):
         raise GptcError(
             f"{where} is not JSON: repair it, or take the file as it is with --raw"
@@ -77,6 +79,20 @@ def _json_object(characters: str, where: str) -> dict[str, Any]:
             "the file as it is with --raw"
         )
     return row
+
+
+def _number(digits: str) -> float:
+    """A whole number, of which int() takes only so many digits."""
+    return int(digits) if len(digits) < _MOST_DIGITS else float(digits)
+
+
+def _refuse_utf16(begin: bytes, name: str) -> None:
+    """GptcError for a text of rows in UTF-16 or UTF-32, by its byte order mark."""
+    if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        raise GptcError(
+            f"{name} is text in UTF-16 or UTF-32: convert it to UTF-8, for instance with iconv, or "
+            f"{_RAW}"
+        )
 
 
 def _without_halves(value: str, twin: Any) -> bytes:
@@ -182,7 +198,10 @@ def _text_lines(file: IO[bytes], name: str) -> Iterator[str]:
                 number += 1
                 if len(line) > most:
                     raise _too_long(f"{name}: line {number}")
-                yield line.removeprefix("\ufeff") if number == 1 else line
+                if number == 1:
+                    _refuse_utf16(line[:4].encode("utf-8", "surrogateescape"), name)
+                    line = line.removeprefix("\ufeff")
+                yield line
     finally:
         with suppress(ValueError):  # closed already
             text.detach()  # whoever has opened the file closes it

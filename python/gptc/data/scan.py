@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from gptc.data.sources import Text, end_of
+from gptc.data.sources import Text, end_of, without_space
 from gptc.errors import GptcError
 from gptc.files.checksum import Checksum
 from gptc.files.download import ProgressCallback
@@ -88,6 +88,7 @@ def scan_text(
     n_done, file_begin = 0, 0
     last_border, last_mark = 0, -1
     source, end = 0, b""
+    opening = -1  # a mark there, with which a file begins, separates nothing
     checksums = [Checksum(algorithm) for _ in range(max(source_of) + 1)]
     scan.sizes, scan.documents = [0] * len(checksums), [0] * len(checksums)
     for i, block in text.documents():
@@ -101,6 +102,8 @@ def scan_text(
                 last_border = n_done
                 scan.documents[source_of[i]] += 1
             continue
+        if file_begin == n_done:
+            opening = n_done + len(block) - len(without_space(block))
         source, end = source_of[i], end_of(end, block)
         scan.documents[source] = scan.documents[source] or 1
         checksums[source].update(block)
@@ -108,7 +111,7 @@ def scan_text(
         joint = _marks(tail + block[:n_tail], n_done - len(tail))
         for last_mark in (*joint, *_marks(block, n_done)):
             scan.marked = True
-            if last_border < last_mark:  # a mark at the very beginning separates nothing
+            if last_border < last_mark != opening:
                 scan.borders.add(last_mark)
                 scan.documents[source] += 1
                 last_border = last_mark

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ HEADER_BYTES = 1024  # 256 int32
 _Format: TypeAlias = tuple[int, int, np.dtype[np.unsignedinteger[Any]]]  # magic, version, token
 _NARROW: _Format = (20240520, 1, np.dtype("<u2"))
 _WIDE: _Format = (20240801, 7, np.dtype("<u4"))
+_BLOCK_TOKENS = 1 << 17  # that are read at once
 _MAX_CACHED_BYTES = 16 << 20  # of a shard that is written
 
 
@@ -108,11 +110,56 @@ def is_shard(path: Path) -> bool:
 
 
 def read_shard(path: Path) -> Shard:
-    """The tokens of a shard, uint16 or uint32 (N,), mapped from the file and read-only.
+    """The tokens of a shard, uint16 or uint32 (N,), read-only. See `open_shard` for parts of it.
 
     GptcError names the file and what is wrong with it.
     """
-    path = Path(path)
+    shard = open_shard(Path(path))
+    tokens = shard.read(0, shard.n_tokens)
+    tokens.flags.writeable = False
+    return tokens
+
+
+class OpenShard(NamedTuple):
+    """A shard whose header was checked. Tokens are read, not mapped: see formats/binary.py."""
+
+    path: Path
+    dtype: np.dtype[np.unsignedinteger[Any]]
+    n_tokens: int
+
+    def read(self, begin: int, end: int) -> Shard:
+        """The tokens [begin, end), which the shard has.
+
+        GptcError if the file has become shorter.
+        """
+        out = np.empty(end - begin, self.dtype)
+        done = 0
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(HEADER_BYTES + begin * self.dtype.itemsize)
+                data = out.view(np.uint8)
+                while done < out.nbytes and (n := file.readinto(data[done:].data)):
+                    done += n
+        except OSError as e:
+            raise GptcError(f"cannot read the shard {self.path}: {e.strerror}") from None
+        if done < out.nbytes:
+            raise GptcError(
+                f"the shard {self.path} became shorter while it was in use; prepare it again"
+            )
+        return out
+
+    def blocks(self) -> Iterator[Shard]:
+        """All tokens, in blocks."""
+        for begin in range(0, self.n_tokens, _BLOCK_TOKENS):
+            yield self.read(begin, min(begin + _BLOCK_TOKENS, self.n_tokens))
+
+    def largest(self) -> int:
+        """The largest token; -1 where there is none."""
+        return max((int(tokens.max()) for tokens in self.blocks()), default=-1)
+
+
+def open_shard(path: Path) -> OpenShard:
+    """A shard whose header is right. GptcError names the file and what is wrong with it."""
     try:
         with path.open("rb") as file:
             header = np.frombuffer(file.read(HEADER_BYTES), dtype=np.uint8)
@@ -136,23 +183,4 @@ def read_shard(path: Path) -> Shard:
             f"{path} is damaged: its header promises {n_tokens} tokens, {expected} bytes, and it "
             f"has {n_bytes} bytes: copy it again, or prepare the dataset again"
         )
-    if n_tokens == 0:
-        return np.zeros(0, dtype=dtype)
-    return np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,)).view(np.ndarray)
-
-
-def read_tokens(path: Path, begin: int, shard: Shard) -> Shard:
-    """Tokens of a shard's file from `begin` on, of the length and dtype of `shard`, not by mapping.
-
-    GptcError if the file has become shorter, where an access to a mapped page is a signal.
-    """
-    out = np.empty_like(shard)
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(HEADER_BYTES + begin * out.itemsize)
-            whole = file.readinto(out.data) == out.nbytes
-    except OSError as e:
-        raise GptcError(f"cannot read the shard {path}: {e.strerror}") from None
-    if not whole:
-        raise GptcError(f"the shard {path} became shorter while it was in use; prepare it again")
-    return out
+    return OpenShard(path, dtype, n_tokens)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import glob
 import hashlib
@@ -33,9 +34,11 @@ from gptc.errors import GptcError, without_secrets
 from gptc.files.download import ProgressCallback, download
 from gptc.files.limits import limit, refuse
 from gptc.files.paths import cache_folder
+from gptc.tokenizer.base import END_OF_TEXT
 
 _MAX_LISTED = 10  # files that an error lists
 _END_BYTES = 64
+_SPACE = b" \t\r\n\v\f" + codecs.BOM_UTF8
 
 
 def is_url(source: str) -> bool:
@@ -386,7 +389,8 @@ class Text:
                 continue
             if follows:
                 yield b""
-                marked = first.startswith(self._between) or end.rstrip().endswith(self._between)
+                marked = without_space(first).startswith(self._between)
+                marked = marked or end.rstrip().endswith(self._between)
                 if self._between and not marked:
                     yield self._between
             follows = True
@@ -395,9 +399,18 @@ class Text:
                 yield block
 
 
+def without_space(block: bytes) -> bytes:
+    """The bytes of a block after white space and a byte order mark."""
+    return block.lstrip(_SPACE)
+
+
 def end_of(end: bytes, block: bytes) -> bytes:
-    """The last bytes of a text that ends with `end` and `block`: a mark, and white space after."""
-    return (end + block[-_END_BYTES:])[-_END_BYTES:]
+    """The last bytes of a text that ends with `end` and `block`: of white space, one."""
+    last = block[-_END_BYTES:]
+    if len(last.rstrip()) < len(END_OF_TEXT):  # short, or much white space
+        last = end + block
+    text = last.rstrip()
+    return text[-len(END_OF_TEXT) :] + last[len(text) :][:1]
 
 
 def _file_blocks(path: Path, begin: int) -> Iterator[bytes]:

@@ -7,12 +7,11 @@ from pathlib import Path
 from gptc.errors import GptcError
 
 _BEGIN = b"version https://git-lfs.github.com/spec/"
-LONGEST = len(_BEGIN)  # bytes of a file that tell
 
 
 def refuse_pointer(path: Path | str, begin: bytes | memoryview) -> None:
     """GptcError if a file that begins so is a pointer."""
-    if begin[:LONGEST] == _BEGIN:
+    if begin[: len(_BEGIN)] == _BEGIN:
         raise GptcError(
             f"{path} is a pointer of Git LFS to a file, and not the file: run git lfs pull in its "
             "folder, or download it"

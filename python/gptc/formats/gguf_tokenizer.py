@@ -7,7 +7,14 @@ from typing import Any
 from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer
 from gptc.formats.model_file import import_with_another
 from gptc.tokenizer.base import Tokenizer
-from gptc.tokenizer.byte_level import PATTERNS, ByteLevel, merges_of, to_bytes, to_characters
+from gptc.tokenizer.byte_level import (
+    PATTERNS,
+    ByteLevel,
+    merges_of,
+    to_bytes,
+    to_characters,
+    unmerged,
+)
 from gptc.tokenizer.marks import marks_from
 from gptc.tokenizer.pretrained import PretrainedTokenizer
 from gptc.tokenizer.scored import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Scored
@@ -15,6 +22,8 @@ from gptc.tokenizer.vocabulary import byte_level, from_byte_level, from_scored, 
 
 # The keys of tokens that end a text, of which llama.cpp has three.
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+# Patterns for which llama.cpp takes a cut that is a piece as that token, before it merges.
+_WHOLE = ("llama-bpe",)
 
 # ---- writing ----
 
@@ -52,6 +61,12 @@ def _byte_level_to_gguf(level: ByteLevel, tokenizer: Tokenizer) -> dict[str, Any
     pre = next((name for name, p in PATTERNS.items() if p == level.pattern), None)
     if pre is None:
         raise GptcError(f"llama.cpp has no name for the pattern of the {tokenizer.kind} tokenizer")
+    lost = unmerged(level) if level.whole != (pre in _WHOLE) else ()
+    for piece in lost:
+        raise GptcError(
+            f"llama.cpp would cut {piece.decode('utf-8', 'replace')!r} in another way: no merges "
+            "make it"
+        )
     special = set(level.special.values())
     pieces = list(enumerate(level.pieces))
     values: dict[str, Any] = {
@@ -119,16 +134,13 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
     _check_types(values, where)
     if not isinstance(tokens, list) or not tokens:
         raise NoTokenizer(f"{where} holds no tokenizer: give one with --tokenizer KIND")
-    types = (
-        types if isinstance(types, list) and len(types) == len(tokens) else [NORMAL] * len(tokens)
-    )
     n = len(tokens)
+    types = [NORMAL] * n if types is None else types
     while n and types[n - 1] == UNUSED:  # padding
         n -= 1
     tokens, types = tokens[:n], types[:n]
     if model == "llama":
-        scores = values.get("scores")
-        scores = scores[:n] if isinstance(scores, list) and len(scores) >= n else [0.0] * n
+        scores = (values.get("scores") or [0.0] * n)[:n]
         add_space = values.get("add_space_prefix", True) is not False
         return from_scored(Scored(tokens, scores, types, add_space), where)
     if model != "gpt2" or pre not in PATTERNS:
@@ -146,7 +158,8 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
     except ValueError as error:
         raise GptcError(f"{where} holds a token that is not byte-level: {str(error)!r}") from None
     text = frozenset(i for i, kind in enumerate(types) if kind == USER_DEFINED)
-    return from_byte_level(ByteLevel(pieces, special, PATTERNS[pre], merges, text), where)
+    level = ByteLevel(pieces, special, PATTERNS[pre], merges, text, pre in _WHOLE)
+    return from_byte_level(level, where)
 
 
 def _check_types(values: dict[str, Any], where: str) -> None:
@@ -169,6 +182,13 @@ def _check_types(values: dict[str, Any], where: str) -> None:
             raise GptcError(
                 f"{where}: tokenizer.ggml.{key} is not a list of "
                 f"{'texts' if item == (str,) else 'numbers'}: copy the file again"
+            )
+    n_tokens = len(values.get("tokens") or ())
+    for key in ("token_type", "scores"):
+        if values.get(key) and len(values[key]) != n_tokens:
+            raise GptcError(
+                f"{where}: tokenizer.ggml.{key} has {len(values[key]):,} numbers for "
+                f"{n_tokens:,} tokens: copy the file again"
             )
 
 

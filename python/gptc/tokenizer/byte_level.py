@@ -6,6 +6,7 @@ characters.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -37,6 +38,7 @@ class ByteLevel(NamedTuple):
     pattern: str
     merges: list[tuple[bytes, bytes]] | None = None  # None: pieces are merged in order
     text: frozenset[int] = frozenset()  # tokens of `special` that are text, such as added words
+    whole: bool = True  # a cut that is a piece is that token, even if no merges make it
 
 
 def merges_of(vocabulary: ByteLevel) -> list[tuple[bytes, bytes]]:
@@ -66,6 +68,29 @@ def _last_merge(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
         i = joined.index(min(joined))
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts[0], parts[1]
+
+
+def unmerged(vocabulary: ByteLevel) -> Iterator[bytes]:
+    """The pieces that merges of their bytes do not make."""
+    merges = merges_of(vocabulary)
+    ranks = {pair: i for i, pair in enumerate(merges)}
+    others = set(vocabulary.special.values())
+    pieces = [p for i, p in enumerate(vocabulary.pieces) if i not in others and len(p) > 1]
+    if vocabulary.merges is None:  # the last merge of each piece
+        known = set(vocabulary.pieces)
+        yield from (a + b for a, b in merges if a not in known or b not in known)
+        return
+    if sum(len(piece) ** 2 for piece in pieces) > _MAX_MERGING:
+        raise GptcError("the vocabulary has tokens that are too long to try their merges")
+    for piece in pieces:
+        parts = [piece[i : i + 1] for i in range(len(piece))]
+        while len(parts) > 1:
+            found = [ranks.get(pair, len(ranks)) for pair in pairwise(parts)]
+            if (first := min(found)) == len(ranks):
+                yield piece
+                break
+            i = found.index(first)
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
 
 
 def vocab_bpe(vocabulary: ByteLevel) -> bytes:

@@ -10,12 +10,10 @@ from typing import Any
 
 from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer
-from gptc.tokenizer.definition import scored_of
+from gptc.tokenizer.definition import ALWAYS, NEVER, scored_of, space_of
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
-from gptc.tokenizer.scored import NORMAL, SPACE, Scored
+from gptc.tokenizer.scored import NORMAL, Scored
 from gptc.tokenizer.vocabulary import byte_level, merged_in_order, scored
-
-_ALWAYS, _UNLESS_THERE, _NEVER = "always", "unless there", "never"  # a space before a text
 
 
 def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
@@ -36,13 +34,14 @@ def _rules(tokenizer: Tokenizer) -> tuple[Any, ...] | None:
     if isinstance(tokenizer, HuggingFaceTokenizer) and not _is_plain(tokenizer):
         return None
     if (level := byte_level(tokenizer)) is not None:
-        merges = None if merged_in_order(level) else level.merges
-        return ("bytes", level.pieces, level.special, level.pattern, merges)
+        if merged_in_order(level):
+            return ("bytes", level.pieces, level.special, level.pattern)
+        return ("bytes", level.pieces, level.special, level.pattern, level.merges, level.whole)
     if isinstance(tokenizer, SentencePieceTokenizer):
         weighted = scored(tokenizer)
-        space: str | None = _ALWAYS if tokenizer.adds_space else _NEVER
+        space: str | None = ALWAYS if tokenizer.adds_space else NEVER
     elif isinstance(tokenizer, HuggingFaceTokenizer):
-        weighted, space = scored_of(tokenizer), _space(tokenizer)
+        weighted, space = scored_of(tokenizer), space_of(tokenizer)
     else:
         return None
     if weighted is None or space is None:
@@ -74,18 +73,3 @@ def _is_plain(tokenizer: HuggingFaceTokenizer) -> bool:
     return not any(model.get(name) for name in odd) and not any(
         entry.get(flag) for entry in saved.get("added_tokens") or () for flag in flags
     )
-
-
-def _space(tokenizer: HuggingFaceTokenizer) -> str | None:
-    """When a space comes before a text; None for other rules than those of SentencePiece."""
-    saved = tokenizer.saved
-    normalizer, cut = saved.get("normalizer"), saved.get("pre_tokenizer")
-    if cut is not None:
-        if cut["type"] != "Metaspace" or normalizer is not None or cut.get("split", True):
-            return None
-        return _UNLESS_THERE if tokenizer.adds_space else _NEVER
-    steps = (normalizer or {}).get("normalizers", [normalizer])
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    if steps == [replace]:
-        return _NEVER
-    return _ALWAYS if steps == [{"type": "Prepend", "prepend": SPACE}, replace] else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from gptc.errors import GptcError
@@ -45,13 +46,13 @@ class Added(NamedTuple):
 
 def byte_level_definition(vocabulary: ByteLevel) -> dict[str, Any]:
     """The content of a tokenizer.json of a byte-level vocabulary."""
-    pieces, special, pattern, _, text = vocabulary
+    pieces, special, pattern, _, text, whole = vocabulary
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     cut: dict[str, Any] = {**level, "use_regex": True}
     if pattern != GPT2_PATTERN:
         split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
-        whole = {**level, "use_regex": False}
-        cut = {"type": "Sequence", "pretokenizers": [{**split, "invert": False}, whole]}
+        bytewise = {**level, "use_regex": False}
+        cut = {"type": "Sequence", "pretokenizers": [{**split, "invert": False}, bytewise]}
     ids = set(special.values())
     vocab = {to_characters(p): i for i, p in enumerate(pieces) if i not in ids and p}
     pairs = [[to_characters(a), to_characters(b)] for a, b in merges_of(vocabulary)]
@@ -59,7 +60,7 @@ def byte_level_definition(vocabulary: ByteLevel) -> dict[str, Any]:
         **shell(Added(id, name, id not in text) for name, id in special.items()),
         "pre_tokenizer": cut,
         "decoder": {**level, "use_regex": True},
-        "model": {**bpe_model(vocab | special, pairs), "ignore_merges": vocabulary.merges is None},
+        "model": {**bpe_model(vocab | special, pairs), "ignore_merges": whole},
     }
 
 
@@ -92,11 +93,9 @@ def scored_definition(
     } | dict(added or {})
     # Any two pieces that make up a third may be merged; the highest score first.
     pairs = []
-    merged = {piece for piece, i in ids.items() if types[i] in (NORMAL, UNKNOWN)}
+    joined = _joined(pieces, types)
     for i in sorted(range(len(pieces)), key=lambda i: -scores[i]):
-        piece = pieces[i] if types[i] == NORMAL else ""
-        cuts = [(piece[:k], piece[k:]) for k in range(1, len(piece))]
-        known = [(a, b) for a, b in cuts if a in merged and b in merged]
+        known = joined(pieces[i]) if types[i] == NORMAL else ()
         pairs += [[a, b] for a, b in sorted(known, key=lambda cut: (ids[cut[0]], ids[cut[1]]))]
     scheme = "first" if first_only and add_space else "never"
     space = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
@@ -116,6 +115,17 @@ def scored_definition(
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": model,
     }
+
+
+def _joined(pieces: list[str], types: list[int]) -> Callable[[str], list[tuple[str, str]]]:
+    """A function that gives all pairs of pieces which make up a piece."""
+    parts = {p for p, type in zip(pieces, types, strict=True) if type in (NORMAL, UNKNOWN)}
+
+    def pairs(piece: str) -> list[tuple[str, str]]:
+        cuts = ((piece[:k], piece[k:]) for k in range(1, len(piece)))
+        return [(a, b) for a, b in cuts if a in parts and b in parts]
+
+    return pairs
 
 
 def shell(tokens: Iterable[Added]) -> dict[str, Any]:
@@ -160,7 +170,8 @@ def byte_level_of(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
             merges.append((to_bytes(first), to_bytes(second)))
     except ValueError:
         return None
-    return ByteLevel(list(tokenizer.pieces), special, pattern, merges, text)
+    whole = saved["model"].get("ignore_merges") is True
+    return ByteLevel(list(tokenizer.pieces), special, pattern, merges, text, whole)
 
 
 def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
@@ -174,8 +185,19 @@ def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
         whole = len(steps) == 2 and steps[0] == alone and steps[1].get("use_regex", True)
         return PATTERNS["smollm"] if whole else None
     if '"Split"' in cut:
-        return next((p for p in PATTERNS.values() if json.dumps(p) in cut), None)
+        return next((pattern for pattern in PATTERNS.values() if _splits_by(pattern, steps)), None)
     return GPT2_PATTERN if len(steps) == 1 and steps[0].get("use_regex", True) else None
+
+
+def _splits_by(pattern: str, steps: list[dict[str, Any]]) -> bool:
+    """Whether steps of a pre_tokenizer cut a text by a pattern, and in no other way."""
+    split, level = steps if len(steps) == 2 else ({}, {})
+    cut = (split.get("type"), split.get("pattern"), split.get("behavior"), split.get("invert"))
+    bytewise = (level.get("type"), level.get("use_regex"))
+    return cut == ("Split", {"Regex": pattern}, "Isolated", False) and bytewise == (
+        "ByteLevel",
+        False,
+    )
 
 
 def scored_vocabulary(tokenizer: SentencePieceTokenizer) -> Scored:
@@ -192,11 +214,16 @@ def scored_vocabulary(tokenizer: SentencePieceTokenizer) -> Scored:
 
 
 def scored_of(tokenizer: HuggingFaceTokenizer) -> Scored | None:
-    """The scored vocabulary of a tokenizer.json; None for another sort."""
+    """The scored vocabulary of a tokenizer.json; None for another sort.
+
+    Programs with scores join any two neighbours that make a piece, the piece with the highest score
+    first. So the merges must be all such pairs, those of one piece together.
+    """
     saved = tokenizer.saved
-    if saved["model"].get("type") != "BPE" or not saved["model"].get("byte_fallback"):
+    model = saved["model"]
+    if model.get("type") != "BPE" or not model.get("byte_fallback") or space_of(tokenizer) is None:
         return None
-    texts = dict(saved["model"]["vocab"])
+    texts = dict(model["vocab"])
     entries = saved.get("added_tokens") or ()
     added = {entry["content"]: entry["id"] for entry in entries}
     words = {entry["content"] for entry in entries if not entry.get("special")}
@@ -204,10 +231,32 @@ def scored_of(tokenizer: HuggingFaceTokenizer) -> Scored | None:
     for text, i in (texts | added).items():
         pieces[i] = text
     types = [USER_DEFINED if p in words else type_of(p, p in added) for p in pieces]
-    # Pieces that are merged first get the highest scores.
-    rank: dict[str, int] = {}
-    for i, merge in enumerate(saved["model"]["merges"]):
-        made = "".join(merge.split(" ")) if isinstance(merge, str) else "".join(merge)
-        rank.setdefault(made, i)
+    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    made = [piece for piece, _ in groupby("".join(pair) for pair in pairs)]
+    rank = {piece: i for i, piece in enumerate(made)}
+    joined = _joined(pieces, types)
+    normal = (piece for piece, type in zip(pieces, types, strict=True) if type == NORMAL)
+    if len(rank) < len(made) or not {pair for p in normal for pair in joined(p)} <= set(pairs):
+        return None
     scores = [-float(rank.get(piece, len(rank))) for piece in pieces]
     return Scored(pieces, scores, types, tokenizer.adds_space)
+
+
+ALWAYS, UNLESS_THERE, NEVER = "always", "unless there", "never"  # a space before a text
+
+
+def space_of(tokenizer: HuggingFaceTokenizer) -> str | None:
+    """When a space comes before a text; None for other rules than those of SentencePiece."""
+    saved = tokenizer.saved
+    normalizer, cut = saved.get("normalizer"), saved.get("pre_tokenizer")
+    if cut is not None:
+        if cut["type"] != "Metaspace" or normalizer is not None:
+            return None
+        if cut.get("split", True) and any(SPACE in piece[1:] for piece in saved["model"]["vocab"]):
+            return None
+        return UNLESS_THERE if tokenizer.adds_space else NEVER
+    steps = (normalizer or {}).get("normalizers", [normalizer])
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    if steps == [replace]:
+        return NEVER
+    return ALWAYS if steps == [{"type": "Prepend", "prepend": SPACE}, replace] else None

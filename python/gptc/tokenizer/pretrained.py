@@ -24,7 +24,7 @@ from gptc.tokenizer.cutting import checked_cut
 from gptc.tokenizer.libraries import called, check_ids, remember, try_out
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.native import byte_characters
-from gptc.tokenizer.scored import read_proto
+from gptc.tokenizer.scored import Proto, read_proto
 from gptc.tokenizer.utf8 import decode_utf8
 
 if TYPE_CHECKING:
@@ -337,12 +337,17 @@ class SentencePieceTokenizer(PretrainedTokenizer):
     def scored_pieces(self) -> tuple[list[str], list[float], list[int]]:
         """Texts, scores and sorts of all pieces: the sorts are numbered as in its proto."""
         scores = list(self._model.get_score(list(range(self.vocab_size))))
-        return list(self._texts), scores, list(self._types)
+        return list(self._texts), scores, list(self._facts.types)
+
+    def cut(self, data: bytes | bytearray) -> int:
+        if self._facts.is_words:  # the last one may become longer, and another token
+            data = data[: max(data.rfind(b" "), data.rfind(b"\n"), 0)]
+        return super().cut(data)
 
     @cached_property
-    def _types(self) -> list[int]:
+    def _facts(self) -> Proto:
         try:
-            return read_proto(self.proto).types
+            return read_proto(self.proto)
         except ValueError:
             raise GptcError("this SentencePiece model is damaged: copy it again") from None
 

@@ -57,6 +57,7 @@ class Proto(NamedTuple):
 
     types: list[int]  # of pieces
     is_bpe: bool
+    is_words: bool  # a token is a word between spaces
     normalizes: bool  # replaces characters, or removes spaces
 
 
@@ -77,7 +78,9 @@ def read_proto(data: bytes) -> Proto:
         elif number in (2, 3):
             (trainer if number == 2 else normalizer).update(_fields(value))
     normalizes = bool(normalizer.get(2)) or bool(normalizer.get(4, 1)) or bool(trainer.get(24))
-    return Proto(types, trainer.get(3, 1) == 2, normalizes or not normalizer.get(5, 1))
+    normalizes = normalizes or not normalizer.get(5, 1)
+    sort = trainer.get(3, 1)
+    return Proto(types, sort == 2, sort == 3, normalizes)
 
 
 def _fields(data: Any) -> Iterator[tuple[int, Any]]:

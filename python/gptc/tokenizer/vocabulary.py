@@ -68,7 +68,7 @@ def byte_level(tokenizer: Tokenizer) -> ByteLevel | None:
 
 def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
     """The tokenizer of these pieces, one of ours if it is the same. `where` is named in errors."""
-    pieces, special, pattern, _, text = vocabulary
+    pieces, special, pattern, _, text, _ = vocabulary
     ranked = _ranked(vocabulary)
     if len(set(ranked)) < len(ranked):
         raise GptcError(f"{where} has a token twice")
@@ -103,9 +103,13 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
 
 
 def merged_in_order(vocabulary: ByteLevel) -> bool:
-    """Whether the merges make the pieces in the order of their ids."""
+    """Whether the merges make all pieces but single bytes, in the order of their ids."""
     merges, ranked = vocabulary.merges, _ranked(vocabulary)
-    return merges is None or [a + b for a, b in merges] == ranked[len(ranked) - len(merges) :]
+    if merges is None:
+        return True
+    n = len(ranked) - len(merges)
+    bytes_alone = all(len(piece) == 1 for piece in ranked[:n])
+    return bytes_alone and [a + b for a, b in merges] == ranked[n:]
 
 
 def _ranked(vocabulary: ByteLevel) -> list[bytes]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from gptc.engine.config import GPTConfig, presets
 from gptc.engine.options import Options, plan_for
+from gptc.files.words import amount
 from gptc.training.defaults import defaults_for
 from gptc.training.options import SHAPE, TrainOptions
 
@@ -15,9 +16,12 @@ def what_fits(
 ) -> str:
     """What to change so that the run's plan is at most `available` bytes."""
 
-    def fits(config: GPTConfig, batch_size: int, seq_len: int) -> bool:
+    def needed(config: GPTConfig, batch_size: int, seq_len: int) -> int:
         sized = replace(settings, max_batch=batch_size, max_seq=seq_len)
-        return plan_for(config, sized).total_bytes <= available
+        return plan_for(config, sized).total_bytes
+
+    def fits(config: GPTConfig, batch_size: int, seq_len: int) -> bool:
+        return needed(config, batch_size, seq_len) <= available
 
     batch_size, seq_len = options.batch_size, options.seq_len
     while batch_size > 1:
@@ -36,19 +40,35 @@ def what_fits(
         return "its weights alone are too large: fine-tune a smaller model"
     if any(getattr(options, name) is not None for name in SHAPE):
         return "its weights alone are too large: use a smaller --n-layer or --n-embd"
-    for preset, smaller in _by_size(config.vocab_size, options.seq_len):
-        table = defaults_for(preset)
-        usual = (
-            table.get("batch_size", TrainOptions.batch_size),
-            table.get("seq_len", TrainOptions.seq_len),
-        )
+    shapes = _by_size(config.vocab_size, options.seq_len)
+    for preset, smaller in shapes:
         # Sizes that were given stay, others are the preset's.
         if all(
             fits(replace(smaller, block_size=seq_len), batch_size, seq_len)
-            for batch_size, seq_len in (usual, (options.batch_size, options.seq_len))
+            for batch_size, seq_len in (_sizes(preset), (options.batch_size, options.seq_len))
         ):
             return f"its weights alone are too large: use --preset {preset}"
-    return "its weights alone are too large, and so are those of every preset: free memory"
+    preset, smallest = shapes[-1]
+    usual = seq_len = _sizes(preset)[1]
+    sized = f"--preset {preset} --batch-size 1 --seq-len "
+    while seq_len > 1:
+        seq_len //= 2
+        if fits(replace(smallest, block_size=seq_len), 1, seq_len):
+            return f"its weights alone are too large: use {sized}{seq_len}"
+    least = needed(replace(smallest, block_size=usual), 1, usual)
+    return (
+        "the weights of every preset are too large: free memory, "
+        f"{amount(least)} for {sized}{usual}"
+    )
+
+
+def _sizes(preset: str) -> tuple[int, int]:
+    """The batch size and the length of sequences that a preset has by default."""
+    table = defaults_for(preset)
+    return (
+        table.get("batch_size", TrainOptions.batch_size),
+        table.get("seq_len", TrainOptions.seq_len),
+    )
 
 
 def _by_size(vocab_size: int, block_size: int) -> list[tuple[str, GPTConfig]]:

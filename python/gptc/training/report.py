@@ -53,7 +53,7 @@ class Summary:
     resident_before_bytes: int
     engine_bytes: int
     peak_resident_bytes: int
-    planned_peak_bytes: int  # resident before, engine, BLAS, sampling or saving, mapped data
+    planned_peak_bytes: int  # resident before, engine, BLAS, sampling or saving
     sample: str | None = None
     prompt: str = ""  # words of the training text
     signal: int | None = None  # the signal that ended it early
@@ -235,15 +235,9 @@ def summarize(
 
 def _planned_bytes(setup: Setup, session: int) -> int:
     """The expected peak of this process's resident memory."""
-    splits = setup.dataset.meta["splits"].values()
-    shards = [shard["file"] for split in splits for shard in split["shards"]]
-    mapped: int = sum((setup.dataset.folder / shard).stat().st_size for shard in shards)
-    # The kernel also maps pages of a shard around those that are read.
-    n_read = 2 * setup.state.step * setup.options.batch_size * setup.options.grad_accum
-    mapped = min(mapped, n_read * (64 << 10))
     engine = setup.plan.total_bytes + setup.plan.library_bytes
     if setup.model.device != "cpu":
         engine = session = 0  # they use GPU memory
     shapes = [shape for _, shape, _ in setup.model.config.parameters()]
     saving = 4 * max(int(math.prod(shape)) for shape in shapes)  # one tensor at a time
-    return setup.resident_before + engine + max(session, saving) + mapped
+    return setup.resident_before + engine + max(session, saving)

@@ -173,6 +173,38 @@ def test_a_preset_whose_weights_alone_do_not_fit(
     begin[-1] = tmp_path / "other"
     ran = gptc(*begin, "--preset", "gpt2-xl", "--n-head", 20)
     assert "use a smaller --n-layer or --n-embd" in ran.err
+    smaller = ["--n-head", 20, "--n-layer", 1, "--n-embd", 40]
+    assert gptc(*begin, "--preset", "gpt2-xl", *smaller).code == 0
+
+
+@pytest.mark.parametrize("sizes", [(), ("--batch-size", "8", "--seq-len", "128")])
+def test_where_no_preset_fits_with_its_usual_sizes(
+    gptc: Gptc,
+    dataset_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: tuple[str, ...],
+) -> None:
+    """The advice is the smallest preset with shorter sequences, then an amount of memory."""
+    available = 12_000_000
+    monkeypatch.setattr("gptc.training.setup.available_bytes", lambda: available)
+    begin = ["train", "--data", dataset_folder, "--steps", 1, "--device", "cpu", "--dtype", "fp32"]
+    begin += ["--threads", 1, *sizes]
+    ran = gptc(*begin, "--preset", "gpt2-xl", "--out", tmp_path / "run")
+    assert ran.code == 1
+    options = ran.err.partition("its weights alone are too large: use ")[2].split()
+    assert options[:2] == ["--preset", "tiny"], ran.err
+    assert gptc(*begin, *options, "--out", tmp_path / "run").code == 0
+
+    for preset in ("gpt2-xl", "tiny"):
+        available = 5_000_000
+        ran = gptc(*begin, "--preset", preset, "--out", tmp_path / preset)
+        assert ran.code == 1
+        number, unit, _, *options = ran.err.partition("free memory, ")[2].split()
+        assert (unit, options[:2]) == ("MB", ["--preset", "tiny"])
+        for part, code in ((0.99, 1), (1.01, 0)):  # the number has three digits
+            available = int(float(number) * 1e6 * part)
+            assert gptc(*begin, *options, "--out", tmp_path / preset).code == code
 
 
 def test_a_resumed_run_is_not_told_to_change_its_length(

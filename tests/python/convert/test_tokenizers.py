@@ -163,7 +163,7 @@ def test_a_writer_that_changes_tokens_is_found(
 ) -> None:
     """As if the file held another tokenizer than the one that was given."""
     written = module._write_draft
-    other = BpeTokenizer([b"th", b"he "])
+    other = BpeTokenizer([b"th", b"he"])
 
     def wrong(request: Any, *given: Any) -> Any:
         swapped = request.tokenizer and other

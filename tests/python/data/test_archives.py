@@ -7,8 +7,13 @@ as for files; messages name the fault and its remedy.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import json
+import lzma
+import stat
+import struct
 import sys
 import tarfile
 import zipfile
@@ -83,6 +88,77 @@ def test_a_whole_tar_is_read_and_so_are_joined_ones(tmp_path: Path) -> None:
     assert text_of(prepared(tmp_path / "two", "b.tar", WHOLE + WHOLE)) == text + text
 
 
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
+@pytest.mark.parametrize("damage", ["first byte", "cut", "refuse"])
+def test_damage_in_a_second_stream_is_found(tmp_path: Path, suffix: str, damage: str) -> None:
+    packers = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    if suffix == "zst":
+        zstandard = pytest.importorskip("zstandard")
+        packers["zst"] = zstandard.ZstdCompressor().compress
+    one, two = (packers[suffix](word * 20) for word in (b"one ", b"two "))
+    assert text_of(prepared(tmp_path, f"a.{suffix}", one + two)) == b"one " * 20 + b"two " * 20
+    second = {"first byte": changed(two, 0), "cut": two[:3], "refuse": b"end"}[damage]
+    with pytest.raises(GptcError, match=rf"b.{suffix} cannot be unpacked"):
+        prepared(tmp_path, f"b.{suffix}", one + second)
+
+
+def of_type(archive: bytes, name: str, sort: bytes) -> bytes:
+    """A tar archive with another type of a member."""
+    at = archive.index(name.encode())
+    header = bytearray(archive[at : at + 512])
+    header[156:157] = sort
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return archive[:at] + bytes(header) + archive[at + 512 :]
+
+
+def test_members_of_unknown_types_are_files(tmp_path: Path) -> None:
+    for sort in (b"7", b"A", b"z"):
+        (folder := tmp_path / sort.decode()).mkdir()
+        text = text_of(prepared(folder, "a.tar", of_type(WHOLE, "f3.txt", sort)))
+        assert text == b"".join(MEMBERS.values())
+    for sort in (b"V", b"D"):  # a label, a list of names
+        (folder := tmp_path / sort.decode()).mkdir()
+        text = text_of(prepared(folder, "a.tar", of_type(WHOLE, "f3.txt", sort)))
+        assert text == b"".join(MEMBERS[name] for name in MEMBERS if name != "f3.txt")
+    with pytest.raises(GptcError, match=r"a\.tar .*f3\.txt in it began in another volume"):
+        prepared(tmp_path, "a.tar", of_type(WHOLE, "f3.txt", b"M"))
+
+
+def without_first(archive: bytes) -> bytes:
+    """A zip archive whose list lacks its first member, which is in the file."""
+    end = archive.rindex(b"PK\5\6")
+    begin = struct.unpack_from("<I", archive, end + 16)[0]
+    listed = archive[archive.index(b"PK\1\2", begin + 4) : end]
+    n = struct.unpack_from("<H", archive, end + 8)[0] - 1
+    tail = b"PK\5\6" + struct.pack("<4H2IH", 0, 0, n, n, len(listed), begin, 0)
+    return archive[:begin] + listed + tail
+
+
+def test_a_zip_with_members_that_its_list_lacks_is_refused(tmp_path: Path) -> None:
+    whole = zipped(MEMBERS)
+    for i, data in enumerate((whole + whole, without_first(whole))):
+        with pytest.raises(GptcError, match=rf"{i}\.zip holds a member behind byte 0"):
+            prepared(tmp_path, f"{i}.zip", data)
+    # A program that unpacks itself begins with its code.
+    text = text_of(prepared(tmp_path, "a.zip", b"#!/bin/sh\nexec unzip $0\n" + whole))
+    assert text == b"".join(MEMBERS.values())
+
+
+def test_a_zip_of_windows_has_folders_and_links_are_left_out(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in ("d\\", "d\\a.txt", "d\\.git\\b.txt", "__MACOSX\\d\\c.txt", "e\\f.txt"):
+            info = zipfile.ZipInfo(name)
+            info.filename = name
+            info.create_system = 0
+            archive.writestr(info, name[-5:] if name[-1] != "\\" else "")
+        link = zipfile.ZipInfo("link.txt")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "d/a.txt")
+    assert text_of(prepared(tmp_path, "a.zip", packed.getvalue(), exclude=["e"])) == b"a.txt"
+
+
 @pytest.mark.parametrize("pack", [tar, zipped])
 def test_hidden_members_and_resource_forks_are_left_out(tmp_path: Path, pack: Any) -> None:
     members = {
@@ -135,6 +211,28 @@ def test_a_zip_with_a_password_says_so(tmp_path: Path) -> None:
     data[central + 8] |= 1
     with pytest.raises(GptcError, match=r"a\.zip:a\.txt is encrypted: .*password"):
         prepared(tmp_path, "a.zip", bytes(data))
+    with pytest.raises(GptcError, match="empty"):  # nothing but that member
+        prepared(tmp_path, "a.zip", bytes(data), exclude=["a.txt"])
+
+
+NAMED_WRONG = {
+    "a.tar": (gzip.compress(WHOLE), ".gz"),
+    "b.tar.gz": (lzma.compress(WHOLE), ".xz"),
+    "c.csv": (zipped({"sheet.xml": b"<x/>"}), ".zip"),
+    "d.jsonl": (bz2.compress(b"{}"), ".bz2"),
+    "e.zip": (gzip.compress(b"text"), ".gz"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED_WRONG)
+def test_a_whole_file_with_another_name_is_not_called_damaged(tmp_path: Path, name: str) -> None:
+    data, suffix = NAMED_WRONG[name]
+    with pytest.raises(GptcError) as caught:
+        prepared(tmp_path, name, data)
+    assert f"{name} begins as a {suffix} file does: give it a name that ends in" in str(
+        caught.value
+    )
+    assert "again" not in str(caught.value)
 
 
 @pytest.mark.parametrize("log", [28, 31])
@@ -163,11 +261,14 @@ def test_a_python_without_a_module_is_named(
 def test_a_file_that_ends_with_the_mark_gets_no_second_one(tmp_path: Path) -> None:
     mark = "<|endoftext|>"
     contents = [f"one{mark}", f"two{mark}\n", "three", f"{mark}four", "", "five"]
+    contents += ["six" + mark + "\n" * 200, f"\n {mark}seven", f"\ufeff{mark}eight"]
     for i, content in enumerate(contents):
         write_source(tmp_path / "in", content, f"{i}.txt")
-    rows = "".join(f'{{"text": "{row}"}}\n' for row in (f"six{mark}", f"{mark}seven", mark))
-    write_source(tmp_path / "in", rows, "9.jsonl")
+    rows = (f"nine{mark}", f"{mark}ten", mark, f"\n{mark}{mark}eleven{mark} {mark}", f" {mark} ")
+    lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+    write_source(tmp_path / "in", lines, "9.jsonl")
     dataset = prepare([str(tmp_path / "in")], tmp_path / "out", tokenizer="bpe:300", val_fraction=0)
     text = text_of(dataset).decode()
-    assert text == "one|two|\nthree|four|five|six|seven".replace("|", mark)
-    assert dataset.meta["sources"][0]["documents"] == 7
+    files = "one|two|\nthree|four|five|six|" + "\n" * 200 + "\n |seven\ufeff|eight"
+    assert text == f"{files}|nine|ten|eleven".replace("|", mark)
+    assert dataset.meta["sources"][0]["documents"] == 11

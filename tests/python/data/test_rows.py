@@ -98,6 +98,27 @@ def test_a_byte_order_mark_is_not_a_part_of_a_name(tmp_path: Path, name: str, da
     assert rows_of(tmp_path, name, "\ufeff" + data) == [b"one, 1", b"two"]
 
 
+def test_byte_order_marks_of_joined_files_are_passed_over(tmp_path: Path) -> None:
+    one = '\ufeff{"text": "one"}\n'
+    assert rows_of(tmp_path, "r.jsonl", one + one + "\ufeff\n") == [b"one", b"one"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.tsv"])
+def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str) -> None:
+    text = '{"text": "one"}\n' if name == "r.jsonl" else "text\none\n"
+    data = text.encode(encoding)
+    data = data if encoding != "utf-16-be" else b"\xfe\xff" + data
+    with pytest.raises(GptcError, match=f"{name} is text in UTF-16 or UTF-32: convert"):
+        rows_of(tmp_path, name, data)
+
+
+def test_a_number_of_many_digits_is_json(tmp_path: Path) -> None:
+    assert rows_of(tmp_path, "r.jsonl", f'{{"text": "one", "n": {"9" * 5000}}}') == [b"one"]
+    with pytest.raises(GptcError, match="the field text is not text but 99999"):
+        rows_of(tmp_path, "r.jsonl", f'{{"text": {"9" * 50}}}')
+
+
 def as_parquet(folder: Path, texts: Any, kind: str = "string") -> bytes:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

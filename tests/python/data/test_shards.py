@@ -1,14 +1,22 @@
-"""Shards have the published layout, are read back unchanged, and damage is named."""
+"""Shards have the published layout, are read back unchanged, and damage is named.
+
+The class: a mapped page behind the end of a file that became shorter, which ends the process.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from corpus import write_source
-from gptc.data.shards import read_shard, write_shard
+from gptc.data.dataset import Dataset
+from gptc.data.loader import Loader
+from gptc.data.preparation import prepare
+from gptc.data.shards import open_shard, read_shard, write_shard
 from gptc.errors import GptcError
 
 
@@ -77,3 +85,56 @@ def test_a_damaged_shard_is_named(tmp_path: Path, content: bytes, why: str) -> N
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     with pytest.raises(GptcError, match=r"none\.bin: No such file"):
         read_shard(tmp_path / "none.bin")
+
+
+def test_a_shard_that_becomes_shorter_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    """In whatever way it is read; the dataset was opened before."""
+    made = [write_source(tmp_path, "a text of some length. " * 2000), tmp_path / "d"]
+    uses: list[Callable[[Dataset], object]] = [
+        lambda dataset: dataset.shard("train", 0),
+        lambda dataset: dataset.read("train", 10_000, np.empty(10, np.int32)),
+        lambda dataset: Loader(dataset, "train", 64, 500, seed=1).next(),
+        lambda dataset: dataset.n_unknown(),
+        lambda dataset: dataset.n_bytes("train"),
+        lambda dataset: dataset.describe(),
+    ]
+    for first in (False, True):  # before the tokens were compared with the vocabulary, or after
+        for use in uses:
+            dataset = prepare([made[0]], made[1], tokenizer="bpe:260", force=True)
+            dataset.tokenizer.unknown_id = 0
+            dataset.meta["version"] = 1  # whose bytes are counted again
+            if first:
+                dataset.shard("train", 0)
+            os.truncate(dataset.shards("train")[0], 2048)
+            with pytest.raises(GptcError, match=r"became shorter|is damaged: its header promises"):
+                use(dataset)
+    shard = open_shard(dataset.shards("val")[0])
+    os.truncate(shard.path, 1024 + 2 * shard.n_tokens - 1)
+    for read in (shard.largest, lambda: shard.read(0, shard.n_tokens)):
+        with pytest.raises(GptcError, match="became shorter"):
+            read()
+
+
+def test_a_parquet_file_that_becomes_shorter_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    written = pytest.importorskip("pyarrow.parquet")
+    from gptc.data import parquet
+
+    path = tmp_path / "a.parquet"
+    texts = [str(i) * 50 for i in range(20_000)]
+    written.write_table(pyarrow.table({"text": texts}), path, compression="none")
+    with parquet.open_parquet(path, "a.parquet") as file:
+        size = path.stat().st_size
+        assert parquet.largest_page(file, path, "a.parquet", "text") > 100_000
+
+        def cut(*given: object) -> object:
+            os.truncate(path, 4096)
+            return chunks(*given)
+
+        chunks: Callable[..., object] = parquet._chunks
+        monkeypatch.setattr(parquet, "_chunks", cut)
+        with pytest.raises(GptcError, match="damaged page at byte"):
+            parquet.largest_page(file, path, "a.parquet", "text")
+        os.truncate(path, size)

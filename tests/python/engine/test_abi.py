@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -80,21 +81,53 @@ def test_the_example_at_the_top_of_the_header_works(tmp_path: Path) -> None:
     check_example(*example(tmp_path))
 
 
-def test_pkg_config_gives_the_options(tmp_path: Path) -> None:
-    """From a plain folder that holds the library, OpenBLAS, gpt.h and gptc.pc."""
+@pytest.fixture
+def plain_folder(tmp_path: Path) -> Path:
+    """A folder with an installed libgpt.so, gpt.h, gptc.pc and OpenBLAS, and nothing else."""
     path, header = library.find_library()
+    folder = tmp_path / "a plain folder"
+    folder.mkdir()
+    installed = path.parent
+    if (path.parent / "CMakeCache.txt").is_file():  # a build folder, whose paths CMake replaces
+        if not shutil.which("cmake"):
+            pytest.skip("needs cmake, or an installed library")
+        command = ["cmake", "--install", path.parent, "--prefix", tmp_path / "installed"]
+        subprocess.run(command, check=True, capture_output=True)
+        installed = tmp_path / "installed" / "gptc"
+    for file in (installed / "libgpt.so", header, installed / "gptc.pc"):
+        shutil.copy(file, folder)
     blas = pytest.importorskip("scipy_openblas32")
-    pc = path.with_name("gptc.pc")
-    if not shutil.which("pkg-config"):
-        pytest.skip("needs pkg-config")
-    if path.parent.name != "gptc" or not pc.is_file():
-        pytest.skip("the library is not the installed one")
-    for file in (path, header, pc, *Path(blas.get_lib_dir()).glob("*.so*")):
-        shutil.copy(file, tmp_path)
-    asked = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "gptc"], check=True, capture_output=True, text=True,
-        env={**os.environ, "PKG_CONFIG_PATH": str(tmp_path)},
-    )  # fmt: skip
-    options = asked.stdout.split()
-    assert set(options) == {f"-I{tmp_path}", f"-L{tmp_path}", "-lgpt", f"-Wl,-rpath,{tmp_path}"}
+    for file in Path(blas.get_lib_dir()).glob("*.so*"):
+        shutil.copy(file, folder)
+    shutil.rmtree(tmp_path / "installed", ignore_errors=True)
+    return folder
+
+
+def options_of(pc: Path) -> list[str]:
+    """Compiler options by pkg-config, or read from gptc.pc where it is missing."""
+    if shutil.which("pkg-config"):
+        command = ["pkg-config", "--cflags", "--libs", "gptc"]
+        there = {**os.environ, "PKG_CONFIG_PATH": str(pc.parent)}
+        asked = subprocess.run(command, check=True, capture_output=True, text=True, env=there)
+        return shlex.split(asked.stdout)
+    lines = pc.read_text().splitlines()
+    assert lines[0] == "prefix=${pcfiledir}"
+    words = " ".join(line.partition(": ")[2] for line in lines if line[:4] in ("Cfla", "Libs"))
+    return [word.replace("${prefix}", str(pc.parent)) for word in words.split()]
+
+
+def test_a_plain_folder_is_enough_for_a_c_program(
+    plain_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gptc.pc has the options, and libgpt.so finds OpenBLAS next to itself, wherever that is."""
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    options = options_of(plain_folder / "gptc.pc")
+    rpath = f"-Wl,-rpath,{plain_folder}"
+    assert set(options) == {f"-I{plain_folder}", f"-L{plain_folder}", "-lgpt", rpath}
     check_example(example(tmp_path)[0], options)
+    # Not by a path that was there when it was built.
+    for blas in plain_folder.glob("*openblas*"):
+        blas.unlink()
+    ran = subprocess.run([tmp_path / "example"], capture_output=True, text=True)
+    assert ran.returncode == 127
+    assert "openblas" in ran.stderr

@@ -7,6 +7,7 @@ ids; after one, a SentencePiece model adds its space again.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,30 @@ def test_our_own_tokenizers_stay_ours() -> None:
     again = gguf_tokenizer.from_gguf(gguf_tokenizer.to_gguf(learned, 259), "it")
     assert again.to_json() == learned.to_json()
     assert not isinstance(again, HuggingFaceTokenizer)
+
+
+@pytest.mark.parametrize(("pre", "whole"), [("gpt-2", False), ("llama-bpe", True)])
+def test_a_piece_without_merges_is_a_token_where_llama_cpp_takes_it(pre: str, whole: bool) -> None:
+    """llama.cpp takes a whole cut as a token before it merges, for the pattern of Llama 3 alone."""
+    tokens = [*BYTES, "xyz", "sp", "spo"]
+    keys = {"model": "gpt2", "pre": pre, "tokens": tokens, "merges": ["s p", "sp o"]}
+    ours = gguf_tokenizer.from_gguf({**keys, "token_type": [NORMAL] * len(tokens)}, "it")
+    letters = [tokens.index(char) for char in "xyz"]
+    assert ours.encode("xyz").tolist() == ([256] if whole else letters)
+    assert ours.encode("xyzspo").tolist() == [*letters, 258]
+    assert gguf_tokenizer.to_gguf(ours, len(tokens))["merges"] == keys["merges"]
+    # The other way has no name there, unless merges make every piece.
+    definition = json.loads(ours.mapping()["definition"])
+    assert definition["model"]["ignore_merges"] is whole
+    definition["model"]["ignore_merges"] = not whole
+    with pytest.raises(GptcError, match="would cut 'xyz' in another way"):
+        gguf_tokenizer.to_gguf(HuggingFaceTokenizer(json.dumps(definition)), len(tokens))
+
+
+@pytest.mark.parametrize("key", ["token_type", "scores"])
+def test_a_list_that_does_not_cover_the_tokens_is_refused(key: str) -> None:
+    n = len(PIECES)
+    keys = {"model": "llama", "tokens": PIECES, "scores": [0.0] * n, "token_type": TYPES}
+    for wrong in (keys[key][:-1], [*keys[key], keys[key][0]]):
+        with pytest.raises(GptcError, match=rf"ggml.{key} has .* numbers for {n} tokens"):
+            gguf_tokenizer.from_gguf({**keys, key: wrong}, "it")

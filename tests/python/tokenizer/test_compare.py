@@ -24,6 +24,7 @@ from gptc.formats.hf_tokenizer import hf_files
 from gptc.generation.drafts import check_draft
 from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.byte_level import PATTERNS
 from gptc.tokenizer.compare import same_tokens
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.registry import make_tokenizer
@@ -205,3 +206,49 @@ def test_where_tokenizers_are_compared(copies: dict[str, Path], tmp_path: Path) 
         prepare([source], tmp_path / "out", tokenizer=str(tmp_path / "other"))
     with pytest.raises(UsageError, match="was prepared with"):
         prepared_with(dataset, str(tmp_path / "other"))
+
+
+def changed(tokenizer: Tokenizer, part: str, value: Any) -> Tokenizer:
+    return read_back({**spelled(tokenizer), part: value})
+
+
+def test_rules_that_scores_cannot_express_are_no_scores() -> None:
+    """A rare replacement, or merges of some pairs only: a fixed text need not show them."""
+    ours = small()
+    definition = spelled(ours)
+    assert vocabulary.scored(read_back(definition)) is not None
+    rare = {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}
+    steps = [*definition["normalizer"]["normalizers"], rare]
+    replaced = changed(ours, "normalizer", {"type": "Sequence", "normalizers": steps})
+    merges = definition["model"]["merges"]
+    assert ["t", "he"] in merges
+    some = [merge for merge in merges if merge != ["t", "he"]]
+    fewer = changed(ours, "model", {**definition["model"], "merges": some})
+    # The pairs of one piece apart from each other: no score has a place for both.
+    apart = [*some, ["t", "he"]]
+    spread = changed(ours, "model", {**definition["model"], "merges": apart})
+    split = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
+    cut = read_back({**definition, "normalizer": None, "pre_tokenizer": split})
+    for other in (replaced, fewer, spread):
+        assert vocabulary.scored(other) is None
+        assert not same_tokens(ours, other)
+    assert vocabulary.scored(cut) is not None  # no piece has a space inside
+
+
+def test_a_pattern_that_is_used_in_another_way_is_another(tmp_path: Path) -> None:
+    definition = json.loads(byte_level(tmp_path).read_text())
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    split = {"type": "Split", "pattern": {"Regex": PATTERNS["llama-bpe"]}, "behavior": "Isolated"}
+    steps = [{**split, "invert": False}, {**level, "use_regex": False}]
+
+    def by(*steps: dict[str, Any]) -> Tokenizer:
+        cut = {"type": "Sequence", "pretokenizers": list(steps)}
+        return read_back({**definition, "pre_tokenizer": cut})
+
+    known = vocabulary.byte_level(by(*steps))
+    assert known is not None
+    assert known.pattern == PATTERNS["llama-bpe"]
+    for change in ({"behavior": "Removed"}, {"invert": True}):
+        assert vocabulary.byte_level(by({**steps[0], **change}, steps[1])) is None
+    assert vocabulary.byte_level(by(steps[0], {**level, "use_regex": True})) is None
+    assert vocabulary.byte_level(by(steps[0], {"type": "Punctuation"}, steps[1])) is None

@@ -236,6 +236,22 @@ def test_every_cut(kind: str) -> None:
     assert n_cuts > 60
 
 
+def test_every_cut_between_words_that_are_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word is known at its end only, and unknown words that follow each other are one token."""
+    ours, theirs = trained(model_type="word", byte_fallback=False)
+    rng = random.Random(22)
+    words = [*" ".join(LINES).split(), "zz", "\n", "", "\u3000" * 9 + "thezz", "\u3000" * 9 + "cat"]
+    texts = [" ".join(rng.choices(words, k=60)) for _ in range(20)]
+    assert sum(assert_cut_is_exact(ours, text.encode()) for text in texts) > 60
+    set_block(monkeypatch, 64)
+    ours.save(tmp_path)
+    source = write_source(tmp_path, "\n".join(texts))
+    dataset = prepare([source], tmp_path / "out", tokenizer=str(tmp_path), val_fraction=0)
+    assert tokens_of(dataset, "train") == theirs("\n".join(texts))
+
+
 @each_kind
 def test_a_place_without_spaces(kind: str) -> None:
     ours, theirs = KINDS[kind]()

@@ -1,4 +1,7 @@
-"""The package depends on what it imports and no more, and its lock and bill name all of it."""
+"""The package depends on what it imports and no more, and its lock and bill name all of it.
+
+The class: a part that a build, a wheel or a user needs, and that no list names.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import ast
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -105,3 +110,55 @@ def test_a_bill_of_materials(tmp_path: Path) -> None:
     assert parts["gptc/a.py"]["hashes"] == [{"alg": "SHA-256", "content": empty}]
     assert json.loads(json.dumps(made)) == made
     assert made == sbom.bill(wheel, lock)
+
+
+# ---- the packages of Debian that the README names ----
+
+
+def readme_packages() -> list[str]:
+    """README's packages for a fresh Debian; git only brings the clone."""
+    (line,) = re.findall(r"`apt-get install ([^`]+)`", (ROOT / "README.md").read_text("utf-8"))
+    return [name for name in line.split() if name != "git"]
+
+
+def test_cmake_needs_a_c_compiler_and_python_alone() -> None:
+    assert readme_packages() == ["gcc", "libc6-dev", "python3-venv"]
+    listed = (ROOT / "CMakeLists.txt").read_text("utf-8")
+    assert re.findall(r"^project\(.* LANGUAGES (.*)\)", listed, re.MULTILINE) == ["C"]
+    assert set(re.findall(r"find_package\((\w+)", listed)) == {"Python", "Threads"}
+    assert re.search(r"option\(GPTC_SYSTEM_OPENBLAS .* OFF\)", listed)
+    # Its CMake and Ninja come from PyPI where they are missing.
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["build-system"]
+    assert "scikit-build-core" in names(build["requires"])
+
+
+def test_system_headers_are_those_of_the_readme_packages(tmp_path: Path) -> None:
+    if not (shutil.which("dpkg-query") and shutil.which("gcc")):
+        pytest.skip("needs gcc of a Debian")
+
+    def query(*arguments: str) -> str:
+        return subprocess.run(["dpkg-query", *arguments], capture_output=True, text=True).stdout
+
+    allowed, found = set(), readme_packages()
+    while found:
+        name = found.pop()
+        if name not in allowed:
+            allowed.add(name)
+            depends = query("-W", "-f", "${Depends},${Pre-Depends}\n", name)
+            found += re.findall(r"(?:^|[,|])\s*([a-z0-9][a-z0-9+.-]+)", depends)
+    if not {"gcc", "libc6-dev"} <= set(query("-W", "-f", "${Package}\n", *allowed).split()):
+        pytest.skip("needs gcc of a Debian")
+
+    sources = [*(ROOT / "csrc").rglob("*.c"), *(ROOT / "csrc").rglob("*.h")]
+    text = "\n".join(path.read_text("utf-8") for path in sources if path.parent.name != "cuda")
+    headers = set(re.findall(r"^# *include <([^>]+)>", text, re.MULTILINE))
+    assert {"math.h", "pthread.h", "sys/mman.h"} < headers
+    everything = tmp_path / "headers.c"
+    everything.write_text("".join(f"#include <{header}>\n" for header in sorted(headers)))
+    run = subprocess.run(
+        ["gcc", "-M", "-D_GNU_SOURCE", everything], capture_output=True, text=True, check=True
+    )
+    files = {str(Path(word).resolve()) for word in run.stdout.split() if word[0] == "/"}
+    owners = query("-S", *files - {str(everything)}).splitlines()
+    assert len(owners) > 20
+    assert {line.partition(":")[0] for line in owners} <= allowed
