@@ -52,6 +52,14 @@ class Tensors(Protocol):
         ...
 
 
+class Stored(NamedTuple):
+    """The place of a parameter in a file that has it as float32, perhaps column by column."""
+
+    file: Binary
+    offset: int
+    transposed: bool
+
+
 class Naming(NamedTuple):
     """How a format names and cuts our parameters.
 
@@ -225,10 +233,11 @@ class Placement:
         converted = (shape for ours, shape in self._shapes.items() if not self._as_it_is(ours))
         return max(map(math.prod, converted), default=0)
 
-    def stored(self, ours: str) -> tuple[Binary, int] | None:
-        """Where a parameter begins in a file, if it is there as float32 and as we have it."""
-        name = self._as_it_is(ours)
-        return self._tensors.stored(name) if name else None
+    def stored(self, ours: str) -> Stored | None:
+        """Where a parameter is in a file as float32, if one tensor is all of it."""
+        (part, name), *others = self._placed[ours]
+        place = None if others or part.heads else self._tensors.stored(name)
+        return None if place is None else Stored(*place, part.transposed)
 
     def _as_it_is(self, ours: str) -> str | None:
         """The tensor that is a parameter, perhaps with padding; None where it is converted."""

@@ -6,6 +6,7 @@ The class of fault: memory that two weights share is written before the first of
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 
 from gptc import Model
+from gptc.checkpoint.facade import load_model
+from gptc.convert.export_model import export_model
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
+from gptc.formats.registry import open_model
 from small_models import make_checkpoint, make_config
 
 
@@ -64,3 +68,17 @@ def test_a_weight_that_cannot_be_read_ends_the_load(
         (tmp_path / "m" / "model.safetensors").write_bytes(b"")
         with pytest.raises(GptcError, match="was altered or damaged"):
             file.load_into(model)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_file_that_is_cut_before_its_weights_are_read(
+    tmp_path: Path, family: str, dtype: str
+) -> None:
+    path = tmp_path / "x.gguf"
+    export_model(make_checkpoint(make_config(family), "bytes", tmp_path / "m"), "gguf", path)
+    file = open_model(path)
+    assert file.placement.stored("h.1.mlp.proj.weight")
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(GptcError, match=r"x\.gguf:? (the file )?became shorter"):
+        load_model(file, dtype=dtype)
