@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 9
+#define GPT_ABI_VERSION 10
 
 enum gpt_status {
     GPT_OK = 0,
@@ -402,14 +402,16 @@ int gpt_model_threads(const gpt_model *model);
  * and in no other form: they can be written, and read in fp32 alone (else GPT_ERR_ARGUMENT). */
 int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n);
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n);
-/* Gives parameter i a value as gpt_model_write does. The values are also in an open file: descriptor has
- * them as little-endian float32 from byte `offset` on. With *kept 1 the model keeps a duplicate of the
+/* Gives parameter i the value in an open file, which descriptor has as n little-endian float32 from byte
+ * `offset` on: (rows, columns), or with `transposed` 1 (columns, rows). No copy is made on the way where
+ * that can be. GPT_ERR_FILE where the file ends before; the value is undefined then. kept may be NULL.
+ * Otherwise, with *kept 1 on return, the model keeps a duplicate of the
  * descriptor and no copy, and reads the rows of tokens from the file as they occur, which must not
  * change until the parameter is written or the model freed; a row that is missing there is GPT_ERR_FILE. So it is on
  * a CPU, for the token embedding of a model that is not for training, unless its products read that in
  * fp32. */
-int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int descriptor,
-                   int64_t offset, int *kept);
+int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t offset,
+                   int transposed, int *kept);
 
 /* logits (B, T, V) of tokens (B, T). */
 int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, float *logits);

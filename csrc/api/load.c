@@ -161,6 +161,23 @@ static int read_param(const tensor_file *t, const gpt_config *c, const gpt_param
     return GPT_OK;
 }
 
+/* A parameter that is one tensor in float32: it needs no copy on its way. */
+static int read_in_place(const tensor_file *t, gpt_model *m, int i, bool *done) {
+    part parts[MAX_PARTS];
+    tensor *x;
+    const gpt_param *param = &m->layout.slots[i].info;
+    *done = false;
+    if (naming_parts(&m->config, param, parts) > 1) return GPT_OK;
+    TRY(place(t, &m->config, param, &parts[0], &x));
+    if (!tensors_is_float32(x)) return GPT_OK;
+    *done = true;
+    int status =
+        gpt_model_lend(m, i, param->size, t->file.descriptor, x->begin, parts[0].transposed, NULL);
+    if (status != GPT_ERR_FILE) return status;
+    shown why = show(gpt_last_error(), strlen(gpt_last_error()));
+    return fail(GPT_ERR_FILE, "%s: %s", show_tail(t->file.path).text, why.text);
+}
+
 static int read_weights(const tensor_file *t, gpt_model *m) {
     int64_t most = 0;
     int status = GPT_OK;
@@ -170,8 +187,11 @@ static int read_weights(const tensor_file *t, gpt_model *m) {
     if (!values) return fail(GPT_ERR_MEMORY, "no memory for the largest parameter");
     for (int i = 0; i < m->layout.n_slots && status == GPT_OK; i++) {
         const gpt_param *param = &m->layout.slots[i].info;
-        status = read_param(t, &m->config, param, values);
-        if (status == GPT_OK) status = gpt_model_write(m, i, GPT_TENSOR_VALUE, values, param->size);
+        bool done;
+        status = read_in_place(t, m, i, &done);
+        if (status == GPT_OK && !done) status = read_param(t, &m->config, param, values);
+        if (status == GPT_OK && !done)
+            status = gpt_model_write(m, i, GPT_TENSOR_VALUE, values, param->size);
     }
     free(values);
     return status;

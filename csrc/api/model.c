@@ -273,11 +273,13 @@ static void pack_at_once(gpt_model *m, int i, const float *values, int64_t n) {
                              &(weights_pack){.w = values, .segment = &segment, .training = 0});
 }
 
+/* Gives a parameter these values, which may be in its place already. */
 static void write_value(gpt_model *m, int i, const float *values, int64_t n) {
     const param_slot *slot = &m->layout.slots[i];
     float *place = m->params + slot->offset;
     if (i == EMBEDDING) lent_close(m);
-    if (slot->kept) m->ops->upload(m->ctx, place, values, sizeof(float) * (size_t)n);
+    if (slot->kept && values != place)
+        m->ops->upload(m->ctx, place, values, sizeof(float) * (size_t)n);
     if (packs_at_once(m))
         pack_at_once(m, i, values, n);
     else
@@ -362,22 +364,41 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
     return model->ops->sync(model->ctx);
 }
 
-int gpt_model_lend(gpt_model *model, int i, const float *values, int64_t n, int descriptor,
-                   int64_t offset, int *kept) {
+/* Reads a parameter from a file and gives it to the model, or lends the file to it. */
+static int fetch_value(gpt_model *m, int i, float *values, int64_t n, int descriptor,
+                       int64_t offset, bool transposed, bool lend) {
+    const gpt_param *info = &m->layout.slots[i].info;
+    TRY(lent_fetch(descriptor, offset, info->shape[0], n / info->shape[0], transposed, values));
+    if (lend) {
+        pack_at_once(m, i, values, n);
+        return lent_open(m, descriptor, offset);
+    }
+    write_value(m, i, values, n);
+    return m->ops->sync(m->ctx);
+}
+
+int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t offset,
+                   int transposed, int *kept) {
     REQUIRE_MODEL(model);
-    REQUIRE(values);
-    REQUIRE(kept);
     float *place = NULL;
     TRY(find_tensor(model, i, GPT_TENSOR_VALUE, n, &place));
     if (offset < 0)
         return fail(GPT_ERR_ARGUMENT, "offset is %lld; it must be 0 or above", (long long)offset);
+    if (transposed != 0 && transposed != 1)
+        return fail(GPT_ERR_ARGUMENT, "transposed is %d; it must be 0 or 1", transposed);
     const gpt_segment *s = &model->layout.segments[i];
     /* Products that read the parameters themselves would read padding rows, too. */
-    *kept = i == EMBEDDING && packs_at_once(model) && (s->packed || !s->product);
-    if (!*kept) return gpt_model_write(model, i, GPT_TENSOR_VALUE, values, n);
-    TRY(lent_open(model, descriptor, offset));
-    pack_at_once(model, i, values, n);
-    return model->ops->sync(model->ctx);
+    bool lend =
+        kept && !transposed && i == EMBEDDING && packs_at_once(model) && (s->packed || !s->product);
+    if (kept) *kept = lend;
+    if (lend && !s->packed) return lent_open(model, descriptor, offset);
+    bool in_place = place && !lend && model->ops->packs_host_memory;
+    float *values = in_place ? place : malloc(sizeof(float) * (size_t)n);
+    if (!values)
+        return fail(GPT_ERR_MEMORY, "no memory to read %s", model->layout.slots[i].info.name);
+    int status = fetch_value(model, i, values, n, descriptor, offset, transposed, lend);
+    if (!in_place) free(values);
+    return status;
 }
 
 int gpt_model_state_count(const gpt_model *model, int i) {

@@ -223,6 +223,10 @@ int tensors_readable(const tensor_file *t, const tensor *x) {
                 dtypes[x->dtype].name);
 }
 
+bool tensors_is_float32(const tensor *x) {
+    return dtypes[x->dtype].decode == decode_f32;
+}
+
 int tensors_read(const tensor_file *t, const tensor *x, int64_t first, int64_t count, float *out) {
     unsigned char chunk[CHUNK];
     int bytes = dtypes[x->dtype].bytes;

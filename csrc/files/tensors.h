@@ -31,6 +31,7 @@ void tensors_close(tensor_file *t);
 tensor *tensors_find(const tensor_file *t, const char *name);
 /* GPT_ERR_FILE where a tensor's numbers are not of a dtype that tensors_read reads. */
 int tensors_readable(const tensor_file *t, const tensor *x);
+bool tensors_is_float32(const tensor *x);
 /* Numbers first to first + count of a tensor that is readable, as float32. */
 int tensors_read(const tensor_file *t, const tensor *x, int64_t first, int64_t count, float *out);
 /* Whether two tensors are stored alike: dtype, shape and bytes. */

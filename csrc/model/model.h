@@ -317,6 +317,10 @@ void model_update(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd);
 
 /* ---- lent.c ---- */
 
+/* (rows, cols) numbers of a file from byte `offset` on, which has them as (cols, rows) with
+ * `transposed`. GPT_ERR_FILE where the file ends before. */
+int lent_fetch(int descriptor, int64_t offset, int64_t rows, int64_t cols, bool transposed,
+               float *out);
 /* Keeps a duplicate of the descriptor. GPT_ERR_ARGUMENT where it is not open. */
 int lent_open(gpt_model *m, int descriptor, int64_t offset);
 void lent_close(gpt_model *m);

@@ -99,10 +99,10 @@ static void test_lent_embedding(void) {
 
                 int kept = -1, may_keep = is_cpu && !training && (test.act_bytes == 2 || !c->tied);
                 FILE *f = file_of(lent, n, 12);
-                EXPECT(gpt_model_lend(model, 0, lent, n, -1, 12, &kept) ==
-                       (may_keep ? GPT_ERR_ARGUMENT : GPT_OK));
-                EXPECT(gpt_model_lend(model, 0, lent, n, fileno(f), -1, &kept) == GPT_ERR_ARGUMENT);
-                EXPECT_OK(gpt_model_lend(model, 0, lent, n, fileno(f), 12, &kept));
+                EXPECT(gpt_model_lend(model, 0, n, -1, 12, 0, &kept) == GPT_ERR_ARGUMENT);
+                EXPECT(gpt_model_lend(model, 0, n, fileno(f), -1, 0, &kept) == GPT_ERR_ARGUMENT);
+                EXPECT(gpt_model_lend(model, 0, n, fileno(f), 12, 2, &kept) == GPT_ERR_ARGUMENT);
+                EXPECT_OK(gpt_model_lend(model, 0, n, fileno(f), 12, 0, &kept));
                 EXPECT(kept == may_keep);
                 EXPECT_OK(gpt_model_read(model, 0, GPT_TENSOR_VALUE, back, n));
                 EXPECT(memcmp(back, lent, sizeof(float) * (size_t)n) == 0);
@@ -118,6 +118,55 @@ static void test_lent_embedding(void) {
                             (int64_t)T * c->vocab_size);
                 EXPECT(memcmp(before, after, sizeof(double) * (size_t)T) != 0);
                 gpt_model_free(model);
+            }
+        }
+    }
+}
+
+/* The numbers of a matrix (rows, cols), column after column. */
+static float *columns_of(const float *values, int64_t rows, int64_t cols) {
+    float *out = malloc(sizeof(float) * (size_t)(rows * cols));
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++) out[j * rows + i] = values[i * cols + j];
+    return out;
+}
+
+/* Each parameter from a file, as rows and as columns, gives the model of the same values written. */
+static void test_parameters_in_a_file(void) {
+    EACH_PLACE {
+        for (int f = 0; f < families_here(); f++) {
+            const gpt_config *c = &families[f].config;
+            int T = c->block_size;
+            for (int training = 0; training < 2; training++) {
+                test_case("%s, %s", families[f].name, training ? "training" : "inference");
+                gpt_model *model = new_model(c, training, 1, 0, 0.0f);
+                gpt_model *read = new_model(c, training, 1, 0, 0.0f);
+                gpt_model *cut = new_model(c, training, 1, 0, 0.0f);
+                int32_t *tokens = random_ints(T, c->vocab_size);
+                for (int i = 0; i < gpt_config_param_count(c); i++) {
+                    gpt_param p;
+                    EXPECT_OK(gpt_config_param(c, i, &p));
+                    float *values = host_floats(p.size);
+                    for (int64_t k = 0; k < p.size; k++)
+                        values[k] = (float)round_act(0.3 * random_normal());
+                    float *stored = columns_of(values, p.shape[0], p.shape[1]);
+                    int transposed = i % 3 != 0;
+                    FILE *file = file_of(transposed ? stored : values, p.size, 7);
+                    int descriptor = fileno(file);
+                    EXPECT_OK(gpt_model_write(model, i, GPT_TENSOR_VALUE, values, p.size));
+                    EXPECT_OK(gpt_model_lend(read, i, p.size, descriptor, 7, transposed, NULL));
+                    EXPECT(ftruncate(descriptor, 7 + 4 * p.size - 1) == 0);
+                    EXPECT(gpt_model_lend(cut, i, p.size, descriptor, 7, transposed, NULL) ==
+                           GPT_ERR_FILE);
+                    EXPECT(strstr(gpt_last_error(), "became shorter"));
+                    fclose(file);
+                    free(stored);
+                }
+                EXPECT_SAME("logits", read_logits(read, c, tokens, 1, T),
+                            read_logits(model, c, tokens, 1, T), (int64_t)T * c->vocab_size);
+                gpt_model_free(model);
+                gpt_model_free(read);
+                gpt_model_free(cut);
             }
         }
     }
@@ -287,6 +336,7 @@ static void test_long_block(void) {
 }
 
 TEST_API_MAIN({"kept for inference", test_kept_for_inference},
-              {"lent embedding", test_lent_embedding}, {"plan", test_plan},
+              {"lent embedding", test_lent_embedding},
+              {"parameters in a file", test_parameters_in_a_file}, {"plan", test_plan},
               {"preset sizes", test_preset_sizes}, {"session bytes", test_session_bytes},
               {"long block", test_long_block})

@@ -1,13 +1,15 @@
-"""The fuzzer of tools/fuzz as a module, `fuzz`: its targets, its accidents and its writers."""
+"""The modules of tools/fuzz: valid files of each format, their damage, and what reads them."""
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
 
-_FILE = Path(__file__).resolve().parents[2] / "tools" / "fuzz" / "fuzz.py"
-_spec = importlib.util.spec_from_file_location("fuzz", _FILE)
-assert _spec is not None
-assert _spec.loader is not None
-fuzz = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fuzz)
+FOLDER = Path(__file__).resolve().parents[2] / "tools" / "fuzz"
+sys.path.insert(0, str(FOLDER))
+
+import fuzz  # noqa: E402
+import mutate  # noqa: E402
+import openai_files  # noqa: E402
+
+__all__ = ["FOLDER", "fuzz", "mutate", "openai_files"]

@@ -45,7 +45,7 @@ from gptc.files.words import quoted
 from gptc.formats import hf, pickled
 from gptc.formats.binary import is_plain_name
 from gptc.formats.layout import Part, Placement
-from gptc.formats.model_file import ModelFile, check_finite, give
+from gptc.formats.model_file import ModelFile, check_finite
 from gptc.formats.safetensors import ShardedTensors, TensorFile, has_tensors, open_tensors
 from gptc.tokenizer import folder, vocabulary
 from gptc.tokenizer.base import FILE_NAME, Tokenizer
@@ -119,8 +119,7 @@ class Checkpoint(ModelFile):
         with ThreadPoolExecutor(max_workers=1) as pool:
             whole = pool.submit(lambda: self._weights_are_whole)
             try:
-                for name, _, _ in self.config.parameters():
-                    give(model, name, self.placement.read(name), self.placement)
+                super().load_into(model)
             finally:
                 whole.result()  # its error says more than one that a damaged file caused above
 

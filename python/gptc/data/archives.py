@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import stat
 import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -75,16 +75,13 @@ def named(name: str) -> Iterator[None]:
         raise refuse(name, str(e), "unpack it by other means") from None
     except NotImplementedError as e:  # of zipfile: a way of packing that it does not know
         raise GptcError(f"{name} cannot be unpacked ({e}): unpack it by other means") from None
-    except (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, RuntimeError) as e:
-        raise corrupt(name, str(e)) from None
-    except OSError as e:
-        if e.errno is None:  # "Invalid data stream" of bz2, and gzip's errors
-            raise corrupt(name, str(e)) from None
+    except (GptcError, MemoryError):
         raise
-    except Exception as e:
-        if type(e).__name__ == "LZMAError":  # its module may be missing
-            raise corrupt(name, str(e)) from None
-        raise
+    except Exception as e:  # of many sorts: the libraries trust the fields of a file
+        # Without a number, or with that of a place before a file's begin, it is about its content.
+        if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL):
+            raise
+        raise corrupt(name, (str(e).strip() or type(e).__name__).splitlines()[0]) from None
 
 
 def corrupt(name: str, why: str) -> GptcError:

@@ -31,6 +31,8 @@ DATASET_FILE = "dataset.json"
 # Version 1 recorded the SHA-256 of shards, 2 counted the bytes of some end-of-text marks.
 DATASET_VERSION = 3
 
+_MOST = 1 << 62  # of a count
+
 
 class Dataset:
     """A prepared dataset: its tokenizer and the shards of its splits, "train" and "val".
@@ -89,13 +91,12 @@ class Dataset:
                     f"{folder / FILE_NAME} is not the tokenizer that the dataset was made with: "
                     f"{again}"
                 )
+            if tokenizer.vocab_size != meta["vocab_size"]:
+                raise ValueError
             dataset = cls(folder, meta, tokenizer)
             itemsize = shard_format(dataset.vocab_size)[2].itemsize
             for split in SPLITS:
                 for shard in meta["splits"][split]["shards"]:
-                    recorded_checksum(shard)
-                    if "/" in shard["file"]:
-                        raise ValueError
                     path = f"{folder}/{shard['file']}"  # no Path: there may be very many
                     try:
                         n_bytes = os.stat(path).st_size  # noqa: PTH116
@@ -108,7 +109,7 @@ class Dataset:
                         )
         except OSError as e:
             raise GptcError(f"cannot read {e.filename}: {e.strerror}") from None
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except ValueError:  # of a name too
             raise GptcError(
                 f"{folder / DATASET_FILE} was altered or is incomplete: {again}"
             ) from None
@@ -278,9 +279,8 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
     except (ValueError, RecursionError):
         meta = None
-    keys = {"version", "sources", "tokenizer", "vocab_size", "splits", "options", "created_by"}
     damaged = GptcError(f"{path} is damaged: prepare the dataset again with --force")
-    if not isinstance(meta, dict) or not meta.keys() >= keys:
+    if not isinstance(meta, dict) or "version" not in meta:
         raise damaged
     if meta["version"] not in range(1, DATASET_VERSION + 1):
         raise GptcError(
@@ -288,11 +288,42 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
             f"{UPGRADE}"
         )
     try:
-        for source in meta["sources"]:
-            recorded_checksum(source)
-            if not isinstance(source["source"], str) or not isinstance(source["bytes"], int):
-                raise ValueError
-            source["source"] = without_secrets(source["source"])  # which older versions kept
+        _check_meta(meta)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise damaged from None
+    for source in meta["sources"]:
+        source["source"] = without_secrets(source["source"])  # which older versions kept
     return meta
+
+
+def _check_meta(meta: dict[str, Any]) -> None:
+    """KeyError, TypeError or ValueError for a content that `prepare` would not have written."""
+    _check(meta, created_by=str, vocab_size=int, sources=list, options=dict)
+    _check(meta["tokenizer"], kind=str, fingerprint=str)
+    if not meta["sources"]:
+        raise ValueError("sources")
+    for source in meta["sources"]:
+        recorded_checksum(source)
+        _check(source, source=str, bytes=int)
+        _check_there(source, files=int, documents=int, rows_without_text=int, licence=str)
+    for split in SPLITS:
+        found = meta["splits"][split]
+        _check(found, bytes=int, shards=list)
+        _check_there(found, documents=int)
+        for shard in found["shards"]:
+            recorded_checksum(shard)
+            _check(shard, file=str, tokens=int)
+            if "/" in shard["file"]:
+                raise ValueError(shard["file"])
+
+
+def _check(values: dict[str, Any], **types: type) -> None:
+    """KeyError or TypeError unless each of these values is there, of its type, and not below 0."""
+    for name, kind in types.items():
+        if type(values[name]) is not kind or (kind is int and not 0 <= values[name] < _MOST):
+            raise TypeError(name)
+
+
+def _check_there(values: dict[str, Any], **types: type) -> None:
+    """The same for values that need not be there."""
+    _check(values, **{name: kind for name, kind in types.items() if name in values})

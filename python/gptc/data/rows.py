@@ -266,7 +266,7 @@ def parquet_rows(path: Path, name: str, text_field: str, tally: Tally) -> Iterat
         kind = file.schema_arrow.field(text_field).type
         if pyarrow.types.is_nested(kind):
             raise _not_text(f"{name}: row 1", text_field, str(kind))
-        page = largest_page(file, path, name, text_field)
+        page = largest_page(path, name, text_field)
         n_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, page)))
         number, longest = 0, limit("row")
         for batch in file.iter_batches(n_rows, columns=[text_field], use_threads=False):

@@ -7,6 +7,7 @@ a call waits for the one under way.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -155,16 +156,17 @@ class Model(Uncopied):
         """Sets a parameter to an array of its shape."""
         self.write(name, "value", values)
 
-    def lend(self, name: str, values: npt.ArrayLike, descriptor: int, offset: int) -> None:
-        """As `set`, but if possible the model keeps no copy and reads rows from a file.
+    def lend(self, name: str, descriptor: int, offset: int, transposed: bool = False) -> None:
+        """As `set`, from an open file, which has the values as float32 from byte `offset` on.
 
-        The open file has the values as float32 from byte `offset` on, and must not change. So a
-        model for inference has its embedding in its file.
+        With `transposed` the file has the matrix column by column. Nothing is copied on the way
+        where that can be. The file must not change: if possible the model keeps no copy, and reads
+        rows from it, so that a model for inference has its embedding in its file. EngineError of
+        the status GPT_ERR_FILE where the file ends before.
         """
         index, shape = self._find(name)
-        array = as_parameter(name, values, shape)
         kept = self._ffi.new("int *")
-        self._call("gpt_model_lend", index, floats(array), array.size, descriptor, offset, kept)
+        self._call("gpt_model_lend", index, math.prod(shape), descriptor, offset, transposed, kept)
 
     def read(self, name: str, tensor: str) -> FloatArray:
         """A copy of a parameter's "value", "grad", "moment1" or "moment2".

@@ -35,7 +35,7 @@ LIMITS = {
     "stream": Limit(1 << 40, "bytes for standard input, a pipe or a download"),
     "prompt": Limit(64 << 20, "bytes for a prompt"),
     "values": Limit(500_000, "JSON values for a file of a model or dataset"),
-    "tokenizer": Limit(128 << 20, "bytes for a file of a tokenizer, or JSON of a model"),
+    "tokenizer": Limit(64 << 20, "bytes for a file of a tokenizer, or JSON of a model"),
     "entries": Limit(1 << 22, "JSON values for a file of a tokenizer"),
     "links": Limit(10_000, "followed links that leave a folder of sources"),
 }

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 _SCRATCH = re.compile(r"\.(.+)\.tmp-\d+-[0-9a-f]{8}", re.DOTALL)  # a name of scratch_folder
 _MARK = ".gptc-scratch"  # a file in each folder of scratch_folder; other folders are not ours
@@ -27,13 +28,37 @@ _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 def write_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Writes bytes or chunks to a file. It is on disk when this returns."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    _remove_partials(path)
+    file, partial = _new_partial(path)
     try:
-        write_chunks(partial, [content] if isinstance(content, bytes) else content)
-        partial.replace(path)
+        with file:
+            _put(file, [content] if isinstance(content, bytes) else content)
+            partial.replace(path)
     except BaseException:
         remove(partial)
         raise
+
+
+def _new_partial(path: Path) -> tuple[BinaryIO, Path]:
+    """A temporary file next to `path`, locked as long as this process writes it."""
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        file = partial.open("xb")
+        with suppress(OSError):  # a filesystem without locks: nobody removes it
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file, partial
+        file.close()  # another process took it for one that was left
+
+
+def _remove_partials(path: Path) -> None:
+    """Removes the temporary files of `path` whose writers have ended."""
+    name = re.compile(re.escape(f".{path.name}.") + "[0-9a-f]{8}" + re.escape(".partial"))
+    with suppress(OSError):
+        for partial in [other for other in path.parent.iterdir() if name.fullmatch(other.name)]:
+            with suppress(OSError), partial.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while it is written
+                partial.unlink()
 
 
 def remove(path: Path) -> None:
@@ -48,11 +73,15 @@ def remove(path: Path) -> None:
 def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """Writes a new file under its own name and flushes it to disk."""
     with path.open("xb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-            del chunk  # a tensor: free it before the next one is read
-        file.flush()
-        os.fsync(file.fileno())
+        _put(file, chunks)
+
+
+def _put(file: BinaryIO, chunks: Iterable[bytes | memoryview]) -> None:
+    for chunk in chunks:
+        file.write(chunk)
+        del chunk  # a tensor: free it before the next one is read
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager

@@ -11,6 +11,7 @@ and up rows; rotary channels i and i + HS/2 of a head turn together. Others diff
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -49,6 +50,14 @@ class Tensors(Protocol):
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors are stored as the same numbers."""
         ...
+
+
+class Stored(NamedTuple):
+    """The place of a parameter in a file that has it as float32, perhaps column by column."""
+
+    file: Binary
+    offset: int
+    transposed: bool
 
 
 class Naming(NamedTuple):
@@ -203,20 +212,32 @@ class Placement:
             if name not in used and not ignored(name):
                 raise GptcError(f"{where} holds {name}, which its model lacks")
 
-    def read(self, ours: str) -> FloatArray:
-        """One of our parameters. It may be shared: it is not to be written to."""
+    def read(self, ours: str, buffer: FloatArray | None = None) -> FloatArray:
+        """One of our parameters. It may be shared: it is not to be written to.
+
+        One that is converted is written to `buffer`, if that is given: see `n_converted`.
+        """
         shape, placed = self._shapes[ours], self._placed[ours]
         if name := self._as_it_is(ours):
             return self._tensors.read(name)[: shape[0]]  # without padding
-        out = np.empty(shape, np.float32)
+        if buffer is None:
+            buffer = np.empty(math.prod(shape), np.float32)
+        out = buffer[: math.prod(shape)].reshape(shape)
         for part, name in placed:
             import_tensor(part, self._tensors.read(name), out)
         return out
 
-    def stored(self, ours: str) -> tuple[Binary, int] | None:
-        """Where a parameter begins in a file, if it is there as float32 and as we have it."""
-        name = self._as_it_is(ours)
-        return self._tensors.stored(name) if name else None
+    @property
+    def n_converted(self) -> int:
+        """The numbers of the largest parameter that is not in the file as it is."""
+        converted = (shape for ours, shape in self._shapes.items() if not self._as_it_is(ours))
+        return max(map(math.prod, converted), default=0)
+
+    def stored(self, ours: str) -> Stored | None:
+        """Where a parameter is in a file as float32, if one tensor is all of it."""
+        (part, name), *others = self._placed[ours]
+        place = None if others or part.heads else self._tensors.stored(name)
+        return None if place is None else Stored(*place, part.transposed)
 
     def _as_it_is(self, ours: str) -> str | None:
         """The tensor that is a parameter, perhaps with padding; None where it is converted."""

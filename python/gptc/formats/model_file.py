@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +18,12 @@ import numpy as np
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
+from gptc.engine.library import GPT_ERR_FILE
 from gptc.engine.model import Model
-from gptc.errors import GptcError, NoTokenizer
+from gptc.errors import EngineError, GptcError, NoTokenizer
 from gptc.files.words import quoted
 from gptc.formats.binary import Binary
-from gptc.formats.layout import Part, Placement, Tensors
+from gptc.formats.layout import Part, Placement, Stored, Tensors
 from gptc.formats.numbers import F32, Codec
 from gptc.tokenizer.base import Tokenizer
 
@@ -133,9 +135,16 @@ class ModelFile(ABC):
         )
 
     def load_into(self, model: Model) -> None:
-        """Gives the weights to a model of the same shape."""
-        for name, _, _ in self.config.parameters():
-            give(model, name, self.read(name), self.placement)
+        """Gives the weights to a model of the same shape; those to convert are read meanwhile."""
+        names = [name for name, _, _ in self.config.parameters()]
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            converted = _ahead(pool, self.placement, names)
+            for name in names:
+                place = self.placement.stored(name)
+                if place is None:
+                    model.set(name, next(converted))
+                else:
+                    _lend(model, name, place)
 
     def check(self) -> list[str]:
         """Reads everything; returns a line for each check. GptcError names the first that fails."""
@@ -144,14 +153,27 @@ class ModelFile(ABC):
         return [f"{len(self.placement.names)} tensors, every number finite"]
 
 
-def give(model: Model, name: str, values: FloatArray, placement: Placement) -> None:
-    """Sets a parameter; the model reads it in its file where both can do so."""
-    place = placement.stored(name)
-    if place is None:
-        model.set(name, values)
-    else:
-        file, offset = place
-        model.lend(name, values, file.descriptor, offset)
+def _ahead(pool: Executor, placement: Placement, names: list[str]) -> Iterator[FloatArray]:
+    """The parameters that are not in their file as float32; the next is read meanwhile."""
+    wanted = [name for name in names if placement.stored(name) is None]
+    # Memory that is used again has its pages already.
+    buffers = [np.empty(placement.n_converted, np.float32) for _ in wanted[:2]]
+    reads = (pool.submit(placement.read, name, buffers[i % 2]) for i, name in enumerate(wanted))
+    coming = next(reads, None)
+    while coming is not None:
+        values = coming.result()
+        coming = next(reads, None)
+        yield values
+
+
+def _lend(model: Model, name: str, place: Stored) -> None:
+    """Sets a parameter to the numbers in a file."""
+    try:
+        model.lend(name, place.file.descriptor, place.offset, place.transposed)
+    except EngineError as error:
+        if error.status != GPT_ERR_FILE:
+            raise
+        raise GptcError(f"{place.file.path}: {error}") from None
 
 
 def check_finite(values: FloatArray, where: str) -> None:

@@ -195,27 +195,36 @@ class Tokenizer(ABC):
 
     def fingerprint(self) -> str:
         """A SHA-256 in hex, equal for tokenizers that map text to the same ids."""
-        canonical = json.dumps(self.mapping(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return _digest(self.mapping())
 
     def to_json(self) -> dict[str, Any]:
         """Everything that `load_tokenizer` needs, as plain JSON values."""
         begins = {"version": 1} if self.bos is None else {"version": 2, "bos": self.bos}
         marks = {"version": 3, "marks": self.marks.to_json()} if self.marks != NONE else {}
+        mapping = self.mapping()
         return {
             **begins,
             **marks,
             "vocab_size": self.vocab_size,
             "start": self.start,
             "end_of_text": self.end_of_text,
-            **self.mapping(),
-            "fingerprint": self.fingerprint(),
+            **mapping,
+            "fingerprint": _digest(mapping),
         }
 
     def save(self, folder: Path) -> None:
         """Writes `folder/gptc_tokenizer.json`, whole or not at all."""
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         write_file(folder / FILE_NAME, text.encode())
+
+
+def _digest(mapping: dict[str, Any]) -> str:
+    """The SHA-256 of a mapping. Its text, which may be large, is encoded piece by piece."""
+    canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256()
+    for first in range(0, len(canonical), 1 << 20):
+        digest.update(canonical[first : first + (1 << 20)].encode())
+    return digest.hexdigest()
 
 
 class StreamDecoder:

@@ -21,7 +21,7 @@ from gptc.checkpoint.writer import save, size_of
 from gptc.data.known import KNOWN_DATASETS
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
-from gptc.files.whole import clean_up, discard
+from gptc.files.whole import clean_up, discard, write_file
 from gptc.files.words import amount, plural, quoted
 from gptc.settings import to_toml
 from gptc.training.options import TrainOptions
@@ -157,7 +157,7 @@ class RunFolder:
 
     def _write_config(self, options: TrainOptions) -> None:
         text = to_toml(options, leave_out=("out",))
-        (self.path / RUN_CONFIG).write_text(text, "utf-8")
+        write_file(self.path / RUN_CONFIG, text.encode())
         self._written = options
 
 

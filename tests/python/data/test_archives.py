@@ -235,6 +235,27 @@ def test_a_whole_file_with_another_name_is_not_called_damaged(tmp_path: Path, na
     assert "again" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {8: b"\0\x08", 46: b"\xff"},  # the name shall be UTF-8
+        {46: b"\0"},  # the name ends where it begins
+        {42: b"\xf0\xff\xff\x7f"},  # the member begins behind the end
+        {46 + 5 + 16: b"\xff\xff\0\0"},  # the list does, so that members begin before 0
+    ],
+)
+def test_a_zip_with_wrong_fields_cannot_be_unpacked(
+    tmp_path: Path, changes: dict[int, bytes]
+) -> None:
+    """Python's zipfile raises errors of many sorts for these."""
+    data = bytearray(zipped({"a.txt": b"some words"}))
+    central = data.index(b"PK\x01\x02")
+    for at, change in changes.items():
+        data[central + at : central + at + len(change)] = change
+    with pytest.raises(GptcError, match=r"^[^\n]*a\.zip cannot be unpacked [^\n]*$"):
+        prepared(tmp_path, "a.zip", bytes(data))
+
+
 @pytest.mark.parametrize("log", [28, 31])
 def test_zstd_frames_with_long_windows_are_read(
     tmp_path: Path, log: int, monkeypatch: pytest.MonkeyPatch

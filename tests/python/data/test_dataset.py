@@ -11,7 +11,7 @@ import pytest
 import xxhash
 
 from corpus import counting, write_source
-from gptc.data.dataset import Dataset
+from gptc.data.dataset import Dataset, counts, drawn
 from gptc.data.loader import eval_batches
 from gptc.data.preparation import prepare
 from gptc.data.shards import write_shard
@@ -86,13 +86,48 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path) -> None:
     damaged("dataset.json", good[out / "dataset.json"][:-20], "damaged")
     damaged("dataset.json", b"{}", "damaged")
     meta = json.loads(good[out / "dataset.json"])
-    damaged("dataset.json", json.dumps(meta | {"splits": {}}).encode(), "altered or is incomplete")
+    damaged("dataset.json", json.dumps(meta | {"splits": {}}).encode(), "is damaged")
     damaged("dataset.json", json.dumps(meta | {"sources": [{"bytes": 3}]}).encode(), "is damaged")
     damaged("dataset.json", json.dumps(meta | {"version": 4}).encode(), "version 4")
     damaged("gptc_tokenizer.json", None, "no tokenizer")
     CharTokenizer("ab").save(out)
     damaged("gptc_tokenizer.json", (out / "gptc_tokenizer.json").read_bytes(), "not the tokenizer")
     Dataset.open(out).verify()
+
+
+WRONG = (None, True, -1, 2**63, 1.5, "x", "", [], ["x"], {}, {"a": 1})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "vocab_size", "options", "created_by", "sources", "tokenizer.kind", "tokenizer.fingerprint",
+        "splits.train.bytes", "splits.val.documents", "splits.train.shards",
+        "splits.train.shards.0.file", "splits.train.shards.0.tokens", "sources.0.source",
+        "sources.0.bytes", "sources.0.files", "sources.0.documents", "sources.0.licence",
+    ],
+)  # fmt: skip
+def test_a_wrong_value_in_dataset_json_is_one_line(tmp_path: Path, field: str) -> None:
+    """Whichever value is wrong: whoever reads the file finds the types that `prepare` wrote."""
+    out = counting(tmp_path, 100).folder
+    whole = (out / "dataset.json").read_bytes()
+    *path, last = [int(key) if key.isdigit() else key for key in field.split(".")]
+    refused = 0
+    for value in WRONG:
+        meta = json.loads(whole)
+        inside = meta
+        for key in path:
+            inside = inside[key]
+        inside[last] = value
+        (out / "dataset.json").write_text(json.dumps(meta))
+        try:
+            dataset = Dataset.open(out)
+            json.dumps(dataset.describe())
+            drawn(dataset.meta["splits"]["val"])
+            counts(dataset.meta["sources"][0])
+        except GptcError as error:
+            refused += "\n" not in str(error)
+    assert refused >= len(WRONG) - 3
 
 
 def test_verify_finds_a_changed_token(tmp_path: Path) -> None:

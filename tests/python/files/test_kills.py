@@ -20,7 +20,14 @@ from gptc.checkpoint.find import find_checkpoint
 from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import save
 from gptc.files import whole
-from gptc.files.whole import clean_up, discard, restore, scratch_folder, whole_folder
+from gptc.files.whole import (
+    clean_up,
+    discard,
+    restore,
+    scratch_folder,
+    whole_folder,
+    write_file,
+)
 from small_models import make_checkpoint, make_config
 
 CALLS = [
@@ -128,6 +135,34 @@ def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one(
             break
     assert seen == {"old", "new"}
     assert nth > 10
+
+
+def test_a_killed_write_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    """And the next write removes what the killed one left."""
+    path, seen = tmp_path / "config", set()
+    others = [tmp_path / ".config.0011aabb.partial.txt", tmp_path / ".other.0011aabb.partial"]
+    for other in others:
+        other.write_text("theirs")
+    for nth, after in kills():
+        write_file(path, b"old")
+        killed = killed_at(nth, after, lambda: write_file(path, b"new"))
+        seen.add(path.read_bytes())
+        write_file(path, b"old")
+        assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+        if not killed:
+            break
+    assert seen == {b"old", b"new"}
+    assert nth > 2
+
+
+def test_a_file_that_another_process_writes_is_kept(tmp_path: Path) -> None:
+    def chunks() -> Iterator[bytes]:
+        write_file(tmp_path / "config", b"in between")
+        yield b"at last"
+
+    write_file(tmp_path / "config", chunks())
+    assert (tmp_path / "config").read_bytes() == b"at last"
+    assert len([*tmp_path.iterdir()]) == 1
 
 
 def test_a_killed_save_of_a_model_leaves_a_whole_one(tmp_path: Path, exchange: bool) -> None:

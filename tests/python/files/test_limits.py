@@ -348,7 +348,7 @@ def test_a_file_that_is_not_regular(tmp_path: Path, make: Callable[[Path], None]
 def test_a_file_beyond_its_limit(tmp_path: Path) -> None:
     with (tmp_path / "x.json").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(GptcError, match=r"x\.json exceeds the limit of 134,217,728 bytes"):
+    with pytest.raises(GptcError, match=r"x\.json exceeds the limit of 67,108,864 bytes"):
         read_file(tmp_path / "x.json")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fuzzing import fuzz
+from fuzzing import openai_files
 from gptc.convert.verify import verify
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
@@ -41,7 +41,7 @@ def test_checksums_of_any_length() -> None:
 def test_openai_folders(config: Config, tmp_path: Path) -> None:
     source = make_checkpoint(config("gpt2"), folder=tmp_path / "source")
     folder = tmp_path / "124M"
-    fuzz.write_openai(folder, source)
+    openai_files.write_openai(folder, source)
     ours = open_model(folder)
     assert ours.config == source.config
     for name, _, _ in source.config.parameters():
@@ -60,7 +60,7 @@ def test_openai_folders(config: Config, tmp_path: Path) -> None:
 def test_another_vocabulary_than_gpt2s_is_read(config: Config, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     source = make_checkpoint(config("gpt2", vocab_size=50257, n_embd=8), "", tmp_path / "source")
-    fuzz.write_openai(tmp_path / "m", source)
+    openai_files.write_openai(tmp_path / "m", source)
     vocab = {to_characters(bytes([i])): i for i in range(256)} | {"th": 256, "<|endoftext|>": 257}
     (tmp_path / "m" / "encoder.json").write_text(json.dumps(vocab))
     (tmp_path / "m" / "vocab.bpe").write_text("#version: 0.2\nt h\n")

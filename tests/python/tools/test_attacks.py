@@ -1,0 +1,59 @@
+"""docs/reliability.md shows the results that the attacks recorded, and its commands exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+ATTACKS = ROOT / "tools" / "attack"
+
+
+@pytest.fixture(scope="module")
+def results() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("results", ATTACKS / "results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_up_to_date(results: ModuleType) -> None:
+    text = results.PAGE.read_text()
+    assert results.page(text, results.read()) == text, "python tools/attack/results.py --write"
+
+
+def test_a_recorded_result_changes_the_page(
+    results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FILE", tmp_path / "results.json")
+    (tmp_path / "results.json").write_bytes((ATTACKS / "results.json").read_bytes())
+    results.record("kills", "7 kills", "1 lost")
+    text = results.PAGE.read_text()
+    page = results.page(text, results.read())
+    assert page != text
+    assert "| 7 kills | 1 lost | `python tools/attack/kills.py" in page
+
+
+def test_each_command_names_files_that_exist(results: ModuleType) -> None:
+    for row in results.read().values():
+        for name in re.findall(r"(?:tools|tests)/[\w/.]+\.(?:py|supp)", row["command"]):
+            assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the attack needs Linux")
+def test_a_few_kills_lose_nothing() -> None:
+    command = [sys.executable, str(ATTACKS / "kills.py"), "--kills", "60"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    kinds = r"(\d+) elsewhere, (\d+) in saves, (\d+) in replacing saves, (\d+) in preparations"
+    found = re.search(kinds, ran.stdout)
+    assert found is not None
+    assert all(int(n) > 0 for n in found.groups()[1:])

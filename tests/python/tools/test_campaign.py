@@ -1,0 +1,115 @@
+"""The fuzzing campaign counts each sort of failure, and no loader has one for a few hundred files.
+
+The class of fault: a failure that ends the campaign, or is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fuzzing import FOLDER
+from gptc.errors import GptcError
+
+import campaign  # isort: skip
+from model_files import Target  # isort: skip
+
+# One of each module, and those whose libraries once crashed.
+FORMATS = [
+    "plain.parquet", "snappy.parquet", "files.zip", "dataset.json-info", "files.tar",
+    "tokenizer.json-unigram", "tokenizer.model-bpe", "gptc_tokenizer.json-tiktoken", "vocab.json",
+    "gguf-tokenizer-bpe", "c-config", "trainer.json", "metrics.jsonl", "config.toml",
+]  # fmt: skip
+
+
+def test_loaders_survive_a_few_hundred_files_each(tmp_path: Path) -> None:
+    """In another process, which a library may end."""
+    pytest.importorskip("pyarrow")
+    counts = tmp_path / "counts.json"
+    command = [sys.executable, str(FOLDER / "campaign.py"), "--counts", str(counts)]
+    command += ["--minutes", "5", "--formats", *FORMATS]
+    for cases in (20, 260):  # in two pieces
+        again = [*command, "--cases", str(cases)]
+        ran = subprocess.run(again, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        found = json.loads(counts.read_text())
+        assert {name: one["inputs"] for name, one in found.items()} == dict.fromkeys(FORMATS, cases)
+    assert campaign.in_all(found)["inputs"] == 260 * len(FORMATS)
+    assert all(one["refused"] or name == "metrics.jsonl" for name, one in found.items())
+
+
+def _abort() -> None:
+    os.abort()
+
+
+def _hang() -> None:
+    while True:
+        pass
+
+
+def _allocate() -> None:
+    bytearray(300 << 20)
+
+
+def _raise(error: BaseException) -> Callable[[], None]:
+    def read() -> None:
+        raise error
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("read", "outcome"),
+    [
+        (lambda: None, "read"),
+        (_raise(GptcError("x is damaged")), "refused"),
+        (_raise(GptcError("")), "long errors"),
+        (_raise(KeyError("x")), "tracebacks"),
+        (_raise(SystemExit(1)), "tracebacks"),
+        (_abort, "crashes"),
+        (_hang, "hangs"),
+        (_allocate, "memory"),
+    ],
+)
+def test_each_outcome_is_counted(
+    tmp_path: Path, read: Callable[[], None], outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "HANG_SECONDS", 1)
+    path = tmp_path / "x"
+    path.write_bytes(b"whole")
+    kept = tmp_path / "kept"
+    then, counts = campaign.slice_of("x", Target(path, read), range(3), 1, 60, kept)
+    assert (then, counts[outcome], sum(counts.values())) == (3, 3, 3)
+    assert path.read_bytes() == b"whole"
+    n_kept = 2 * 3 if outcome in campaign.FAILURES else 0
+    assert len(list(kept.glob("*"))) == n_kept
+
+
+def test_an_end_during_a_trial_is_a_refusal(tmp_path: Path) -> None:
+    """gptc tries a definition in another process, which may end."""
+    from gptc.tokenizer.libraries import try_out
+
+    path = tmp_path / "x"
+    path.write_bytes(b"whole")
+
+    def read() -> None:
+        campaign.trial._ENCODERS["tokenizers"] = lambda definition: os.abort()
+        try_out("tokenizers", b"x", "it")
+
+    _, counts = campaign.slice_of("x", Target(path, read), range(2), 1, 60, None)
+    assert counts["refused"] == 2
+
+
+def test_a_slice_ends_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"whole")
+    target = Target(path, lambda: time.sleep(0.01))
+    then, counts = campaign.slice_of("x", target, range(10**9), 1, 0.5, None)
+    assert 1 <= then == counts["read"] <= 51
