@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer
 from gptc.formats.model_file import import_with_another
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.byte_level import PATTERNS, ByteLevel, merges_of, to_bytes, to_characters
-from gptc.tokenizer.marks import marks_from
+from gptc.tokenizer.marks import DEFAULT, marks_from
 from gptc.tokenizer.pretrained import PretrainedTokenizer
 from gptc.tokenizer.scored import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Scored
 from gptc.tokenizer.vocabulary import byte_level, from_byte_level, from_scored, scored
 
 # The keys of tokens that end a text, of which llama.cpp has three.
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+_TEMPLATE = "tokenizer.chat_template"  # of other templates, a point and their name follow
 
 # ---- writing ----
 
@@ -46,6 +49,15 @@ def to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     if tokenizer.marks.pad is not None:
         values["padding_token_id"] = tokenizer.marks.pad
     return values
+
+
+def chat_template_keys(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The keys of the chat templates."""
+    marks = tokenizer.marks
+    keys: dict[str, Any] = {f"{_TEMPLATE}.{name}": text for name, text in marks.named_templates}
+    if keys:
+        keys["tokenizer.chat_templates"] = [name for name, _ in marks.named_templates]
+    return keys | ({} if marks.chat_template is None else {_TEMPLATE: marks.chat_template})
 
 
 def _byte_level_to_gguf(level: ByteLevel, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -107,9 +119,18 @@ def from_gguf(values: dict[str, Any], where: str) -> Tokenizer:
     )
     if isinstance(tokenizer, PretrainedTokenizer):
         tokenizer.take(marks)
-    elif marks.ends != tokenizer.named_ends or marks.chat_template or marks.pad is not None:
+    elif marks.ends != tokenizer.named_ends or marks.templates or marks.pad is not None:
         tokenizer.marks = marks
     return tokenizer
+
+
+def chat_templates(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat templates by name."""
+    found = {key: value for key, value in metadata.items() if key.startswith(_TEMPLATE)}
+    default = {DEFAULT: found.pop(_TEMPLATE)} if _TEMPLATE in found else {}
+    prefix = f"{_TEMPLATE}."
+    named = {k.removeprefix(prefix): text for k, text in found.items() if k.startswith(prefix)}
+    return named | default
 
 
 def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
@@ -151,7 +172,7 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
 
 def _check_types(values: dict[str, Any], where: str) -> None:
     """GptcError for a key of another type than llama.cpp's."""
-    kinds = {"model": (str,), "pre": (str,), "chat_template": (str,)}
+    kinds = {"model": (str,), "pre": (str,)}
     lists: dict[str, tuple[type, ...]] = {
         "tokens": (str,),
         "merges": (str,),
@@ -161,6 +182,9 @@ def _check_types(values: dict[str, Any], where: str) -> None:
     for key, kind in kinds.items():
         if values.get(key) is not None and not isinstance(values[key], kind):
             raise GptcError(f"{where}: tokenizer.ggml.{key} is {values[key]!r:.40}, not a text")
+    for name, text in (values.get("chat_template") or {}).items():
+        if not isinstance(text, str):
+            raise GptcError(f"{where}: its chat template {name} is {text!r:.40}, not a text")
     for key, item in lists.items():
         found = values.get(key)
         if found is None:

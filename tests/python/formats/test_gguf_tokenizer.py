@@ -84,7 +84,7 @@ def test_added_tokens_of_a_scored_vocabulary() -> None:
 def test_each_key_of_an_end_counts() -> None:
     keys = {"eos_token_id": 1, "eot_token_id": 7, "eom_token_id": 8, "padding_token_id": 9}
     keys |= {"bos_token_id": 0}
-    ours = gguf_tokenizer.from_gguf(values(chat_template="{{ x }}", **keys), "it")
+    ours = gguf_tokenizer.from_gguf(values(chat_template={"default": "{{ x }}"}, **keys), "it")
     assert ours.marks == Marks(0, (1, 7, 8), 9, "{{ x }}")
     assert (ours.ends, ours.end_of_text, ours.bos) == ({1, 7, 8}, 1, None)
     assert ours.start == "<|im_end|>"
