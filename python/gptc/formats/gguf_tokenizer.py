@@ -17,6 +17,24 @@ from gptc.tokenizer.vocabulary import byte_level, from_byte_level, from_scored, 
 # The keys of tokens that end a text, of which llama.cpp has three.
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
+# Tokens that end a text by their names, as in llama.cpp (its src/llama-vocab.cpp, special_eog_ids):
+# ends of turns, of texts, and of files of code.
+_END_NAMES = frozenset(
+    (
+        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+        "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+        "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
+        "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+    )
+)  # fmt: skip
+# Where all of the first exist, the second only ends a part of an answer.
+_PARTS = (
+    (("<|return|>", "<|call|>"), "<|end|>"),
+    (("<|calls|>", "<|flush|>"), "<|end|>"),
+    (("<|tool_response>",), "</s>"),
+)
+
 _TEMPLATE = "tokenizer.chat_template"  # of other templates, a point and their name follow
 
 # ---- writing ----
@@ -113,7 +131,7 @@ def from_gguf(values: dict[str, Any], where: str) -> Tokenizer:
     marks = marks_from(
         tokenizer.vocab_size,
         values.get("bos_token_id"),
-        [values.get(key) for key in _ENDS],
+        [*(values.get(key) for key in _ENDS), _ends_by_name(values)],
         values.get("padding_token_id"),
         values.get("chat_template"),
     )
@@ -131,6 +149,18 @@ def chat_templates(metadata: Mapping[str, Any]) -> dict[str, Any]:
     prefix = f"{_TEMPLATE}."
     named = {k.removeprefix(prefix): text for k, text in found.items() if k.startswith(prefix)}
     return named | default
+
+
+def _ends_by_name(values: dict[str, Any]) -> list[int]:
+    """The added tokens whose names say that a text ends."""
+    types = values.get("token_type") or ()
+    added = zip(values.get("tokens") or (), types, strict=False)
+    ids = {t: i for i, (t, kind) in enumerate(added) if kind in (CONTROL, USER_DEFINED)}
+    found = {name: ids[name] for name in ids.keys() & _END_NAMES}
+    for others, name in _PARTS:
+        if found.keys() >= set(others):
+            found.pop(name, None)
+    return sorted(found.values())
 
 
 def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:

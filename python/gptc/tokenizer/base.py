@@ -67,10 +67,15 @@ class Tokenizer(ABC):
     """The special tokens that the model's files name; like `bos`, not part of the mapping."""
 
     @property
+    def all_ends(self) -> list[int]:
+        """The ids that end a text when a model writes them: the main one first, BOS last."""
+        found = dict.fromkeys((*self.marks.ends, self.end_of_text, self.bos))
+        return [id for id in found if id is not None]
+
+    @property
     def ends(self) -> frozenset[int]:
-        """The ids that end a text when a model writes them."""
-        found = {self.end_of_text, self.bos, *self.marks.ends}
-        return frozenset(id for id in found if id is not None)
+        """The same as a set."""
+        return frozenset(self.all_ends)
 
     def start_text(self) -> str:
         """The text of the token that ends a text and so begins the next one; else a line end."""
