@@ -92,7 +92,7 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise UsageError(f"the messages are {messages!r:.60}; they must be a list of objects")
     if not messages:
-        raise UsageError("there is no message: give at least one")
+        raise UsageError("the list of messages is empty: give at least one")
     return [_checked(message, i + 1) for i, message in enumerate(messages)]
 
 

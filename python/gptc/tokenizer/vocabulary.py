@@ -85,13 +85,13 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
                 return Gpt2Tokenizer(vocabulary=found)
         if ranked[:256] == single and all(len(piece) > 1 for piece in ranked[256:]):
             return BpeTokenizer(ranked[256:])
-    missing = sorted(set(single) - set(ranked))
-    if missing:
-        raise GptcError(
-            f"{where} has no token for the byte {missing[0][0]}: give one with --tokenizer"
-        )
-    # tiktoken's class finds only the end of a text in a text.
-    if in_order and pieces[: len(ranked)] == ranked and not (special.keys() - {END_OF_TEXT}):
+    # tiktoken's class finds only the end of a text in a text, and needs a token for each byte.
+    if (
+        set(single) <= set(ranked)
+        and in_order
+        and pieces[: len(ranked)] == ranked
+        and not (special.keys() - {END_OF_TEXT})
+    ):
         return TiktokenTokenizer("byte-level", pattern, ranked, special)
     definition = json.dumps(byte_level_definition(vocabulary), ensure_ascii=False)
     try:

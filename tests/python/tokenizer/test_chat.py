@@ -235,7 +235,7 @@ def test_a_template_that_is_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 @pytest.mark.parametrize(
     ("messages", "fault"),
     [
-        ([], "there is no message"),
+        ([], "the list of messages is empty"),
         ("hello", "the messages are 'hello'; they must be a list"),
         ({"role": "user"}, "they must be a list"),
         (["hello"], "message 1 is 'hello'"),
