@@ -8,7 +8,7 @@ from typing import Any
 
 from gptc.tokenizer.byte_level import ByteLevel
 from gptc.tokenizer.definition import Added, byte_level_definition, scored_definition
-from gptc.tokenizer.native import GPT2_PATTERN
+from gptc.tokenizer.patterns import GPT2
 from gptc.tokenizer.scored import Scored
 from vocabularies import PIECES, TYPES
 
@@ -43,7 +43,7 @@ def definition(sort: str) -> dict[str, Any]:
         pieces = [bytes([i]) for i in range(256)] + [a + b for a, b in merges]
         special = {text: len(pieces) + i for i, text in enumerate(("<unk>", "<s>", "</s>"))}
         pieces += [text.encode() for text in special]
-        saved = byte_level_definition(ByteLevel(pieces, special, GPT2_PATTERN, merges))
+        saved = byte_level_definition(ByteLevel(pieces, special, GPT2, merges))
         n = len(pieces)
     else:
         scores = [0.0] * 259 + [-float(i) for i in range(len(PIECES) - 259)]

@@ -195,6 +195,8 @@ def infer_command(
         elif prompts:
             answer(prompts, gpt, tokenizer, options, batch_size, writer.draft)
         elif asks:
+            if tokenizer.marks.templates:
+                click.echo("note: this model was taught to talk; add --chat for that", err=True)
             converse(writer.answer)
         elif as_json:
             writer.print_json(text)

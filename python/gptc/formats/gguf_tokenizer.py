@@ -8,8 +8,9 @@ from typing import Any
 from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer
 from gptc.formats.model_file import import_with_another
 from gptc.tokenizer.base import Tokenizer
-from gptc.tokenizer.byte_level import PATTERNS, ByteLevel, merges_of, to_bytes, to_characters
+from gptc.tokenizer.byte_level import ByteLevel, merges_of, to_bytes, to_characters
 from gptc.tokenizer.marks import DEFAULT, marks_from
+from gptc.tokenizer.patterns import CUTS, name_of
 from gptc.tokenizer.pretrained import PretrainedTokenizer
 from gptc.tokenizer.scored import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Scored
 from gptc.tokenizer.vocabulary import byte_level, from_byte_level, from_scored, scored
@@ -35,6 +36,9 @@ _PARTS = (
     (("<|calls|>", "<|flush|>"), "<|end|>"),
     (("<|tool_response>",), "</s>"),
 )
+
+# The pre-tokenizers after whose names llama.cpp puts BOS before a text, if no key says otherwise.
+_WITH_BOS = frozenset(name for name in CUTS if CUTS[name] in (CUTS["llama-bpe"], CUTS["tekken"]))
 
 _TEMPLATE = "tokenizer.chat_template"  # of other templates, a point and their name follow
 
@@ -80,7 +84,7 @@ def chat_template_keys(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _byte_level_to_gguf(level: ByteLevel, tokenizer: Tokenizer) -> dict[str, Any]:
-    pre = next((name for name, p in PATTERNS.items() if p == level.pattern), None)
+    pre = name_of(level.cut)
     if pre is None:
         raise GptcError(f"llama.cpp has no name for the pattern of the {tokenizer.kind} tokenizer")
     special = set(level.special.values())
@@ -125,7 +129,7 @@ def from_gguf(values: dict[str, Any], where: str) -> Tokenizer:
     """The tokenizer of these keys. GptcError when it is of an unknown sort."""
     tokenizer = _cut_as_in_gguf(values, where)
     # llama.cpp's defaults.
-    like_llama2, like_llama3 = values.get("model") == "llama", values.get("pre") == "llama-bpe"
+    like_llama2, like_llama3 = values.get("model") == "llama", values.get("pre") in _WITH_BOS
     begin = values.get("bos_token_id", 1 if like_llama2 else None)
     if values.get("add_bos_token", like_llama2 or like_llama3) and tokenizer.has_token(begin):
         tokenizer.bos = begin
@@ -183,7 +187,7 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
         scores = scores[:n] if isinstance(scores, list) and len(scores) >= n else [0.0] * n
         add_space = values.get("add_space_prefix", True) is not False
         return from_scored(Scored(tokens, scores, types, add_space), where)
-    if model != "gpt2" or pre not in PATTERNS:
+    if model != "gpt2" or pre not in CUTS:
         raise UnknownTokenizer(
             f"{where} holds a tokenizer of an unknown sort ({model!r}, {pre!r}); "
             f"{import_with_another(where)}"
@@ -198,7 +202,7 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
     except ValueError as error:
         raise GptcError(f"{where} holds a token that is not byte-level: {str(error)!r}") from None
     text = frozenset(i for i, kind in enumerate(types) if kind == USER_DEFINED)
-    return from_byte_level(ByteLevel(pieces, special, PATTERNS[pre], merges, text), where)
+    return from_byte_level(ByteLevel(pieces, special, CUTS[pre], merges, text), where)
 
 
 def _check_types(values: dict[str, Any], where: str) -> None:

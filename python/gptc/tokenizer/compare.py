@@ -37,7 +37,7 @@ def _rules(tokenizer: Tokenizer) -> tuple[Any, ...] | None:
         return None
     if (level := byte_level(tokenizer)) is not None:
         merges = None if merged_in_order(level) else level.merges
-        return ("bytes", level.pieces, level.special, level.pattern, merges)
+        return ("bytes", level.pieces, level.special, level.cut[:2], merges)
     if isinstance(tokenizer, SentencePieceTokenizer):
         weighted = scored(tokenizer)
         space: str | None = _ALWAYS if tokenizer.adds_space else _NEVER

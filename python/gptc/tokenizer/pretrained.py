@@ -20,11 +20,11 @@ from gptc.errors import GptcError, UnknownTokenizer
 from gptc.files.values import parse_json
 from gptc.files.words import pip_install
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, any_of
-from gptc.tokenizer.byte_level import PATTERNS
 from gptc.tokenizer.cutting import checked_cut
 from gptc.tokenizer.libraries import called, check_ids, remember, try_out
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.native import byte_characters
+from gptc.tokenizer.patterns import SAFE
 from gptc.tokenizer.scored import read_proto
 from gptc.tokenizer.utf8 import decode_utf8
 
@@ -134,7 +134,7 @@ class TiktokenTokenizer(PretrainedTokenizer):
             raise GptcError(f"{self._where} has no token for some byte")
         if len(set(special.values()) - set(range(len(ranked)))) < len(special):
             raise GptcError(f"{self._where} has an id twice")
-        if self.pattern not in PATTERNS.values():  # ours are safe
+        if self.pattern not in SAFE:  # ours are safe
             try_out("tiktoken", self.pattern.encode("utf-8", "replace"), self._where)
 
     @classmethod
