@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gptc.data.options import PrepareOptions
 from gptc.engine.options import DeviceOptions
-from gptc.generation.options import Sampling, TextOptions
+from gptc.generation.options import ChatOptions, Sampling, TextOptions
 from gptc.settings import markdown
 from gptc.training.options import TrainOptions
 
@@ -36,6 +36,7 @@ def lines() -> Iterator[str]:
     yield from ("The lines of `--prompts`, `generate` and `stream` use the same names.", "")
     yield from markdown(TextOptions)
     yield from markdown(Sampling)
+    yield from markdown(ChatOptions)
     yield from ("## `gptc prepare`", "", "The same names are options of `gptc.data.prepare`.", "")
     yield from markdown(PrepareOptions)
     yield from ("## Shared options", "")

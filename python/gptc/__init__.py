@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from gptc.engine.optim import AdamW
     from gptc.engine.options import Options, Plan
     from gptc.engine.session import Session
+    from gptc.generation.chat import chat
     from gptc.generation.decoder import Completion, generate, stream
     from gptc.tokenizer.base import Tokenizer
+    from gptc.tokenizer.chat import chat_prompt
     from gptc.training.facade import train
 
 # Imported when first used, so that `gptc --help` does not wait for NumPy.
@@ -40,6 +42,8 @@ _LAZY = {
     "Session": "engine.session",
     "StepResult": "engine.model",
     "Tokenizer": "tokenizer.base",
+    "chat": "generation.chat",
+    "chat_prompt": "tokenizer.chat",
     "generate": "generation.decoder",
     "load_tokenizer": "checkpoint.find",
     "resolve_dataset": "data.preparation",
@@ -61,6 +65,8 @@ __all__ = [
     "Tokenizer",
     "UsageError",
     "__version__",
+    "chat",
+    "chat_prompt",
     "generate",
     "load_tokenizer",
     "resolve_dataset",

@@ -20,7 +20,14 @@ from gptc.cli.params import COUNT
 from gptc.engine.options import DeviceOptions
 from gptc.errors import GptcError, UsageError
 from gptc.files.limits import read_any
-from gptc.generation.options import DEFAULT_STOP, Sampling, TextOptions
+from gptc.generation.options import (
+    ANSWER_STOP,
+    ANSWER_TOKENS,
+    DEFAULT_STOP,
+    ChatOptions,
+    Sampling,
+    TextOptions,
+)
 from gptc.settings import declared
 
 if TYPE_CHECKING:
@@ -36,6 +43,8 @@ Examples:
   gptc infer -m runs/tiny-stories --temperature 0 --max-tokens 100
   gptc infer -m gpt2 -p "Alan Turing theorized that"    downloaded if not a local folder
   gptc infer -m stories15M.bin --prompt-file question.txt --num-samples 3 --json
+  gptc infer -m SmolLM2-135M-Instruct.gguf --chat --system "Be brief."
+  gptc infer -m SmolLM2-135M-Instruct.gguf --messages question.json > answer.txt
   gptc infer --prompts questions.jsonl > answers.jsonl
   gptc infer -p "Her name is" --regex " [A-Z][a-z]+[.]"    text that matches
   echo "The king" | gptc infer -m runs/tiny-shakespeare
@@ -52,7 +61,7 @@ def _once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) ->
 class InferCommand(SectionedCommand):
     """Its help has sections for the text, the sampling and the device."""
 
-    declares = (TextOptions, Sampling, DeviceOptions)
+    declares = (ChatOptions, TextOptions, Sampling, DeviceOptions)
     rest = "Model, prompt and output"
     rest_first = True
 
@@ -81,6 +90,7 @@ class InferCommand(SectionedCommand):
     help='JSON lines of prompts, such as {"prompt": …}; - = standard input. '
     "The answers are JSON lines too.",
 )
+@options_of(ChatOptions)
 @options_of(TextOptions)
 @options_of(Sampling, defaults={"seed": None})
 @click.option("--beams", type=COUNT, metavar="N", help="Beam search with N beams.")
@@ -128,21 +138,33 @@ def infer_command(
 
     The prompt comes from -p, --prompt-file or standard input. Without one, gptc asks for prompts on
     a terminal; elsewhere the model begins a new document. The text goes to standard output, all
-    else to standard error.
+    else to standard error. With --chat or --messages, a model that was taught to talk answers.
     """
+    talk = ChatOptions(**{name: given.pop(name) for name in declared(ChatOptions)})
     outputs = {"--json": as_json, "--raw": raw, "--prompts": prompts is not None}
     _check_outputs(outputs, given)
     _exclusive({"--no-echo": no_echo, "--json or --prompts": as_json or prompts is not None})
+    conversing = talk.chat or talk.messages is not None
+    if conversing:
+        _check_talk(context, talk, outputs | {"--no-echo": no_echo, "--beams": beams is not None})
+    elif talk.system is not None or talk.chat_template is not None:
+        name = "--chat-template" if talk.system is None else "--system"
+        raise UsageError(f"{name} is for conversations: add --chat or --messages FILE")
     if beams:
         _refuse_with_beams(context, outputs | {"--draft": draft is not None})
     random_seed = given["seed"] is None and given["temperature"] > 0 and not beams
-    options = _options(given, raw)
+    if conversing and _is_default(context, "max_tokens"):
+        given["max_tokens"] = ANSWER_TOKENS
+    options = _options(given, () if raw else ANSWER_STOP if conversing else DEFAULT_STOP)
     prompted = {"-p": prompt, "--prompt-file": prompt_file, "--prompts": prompts}
-    _exclusive({name: value is not None for name, value in prompted.items()})
-    asks = not (any(v is not None for v in prompted.values()) or as_json or raw) and _is_terminal()
-    text = "" if prompts or asks else _read_prompt(prompt, prompt_file)
+    named = {name: value is not None for name, value in prompted.items()}
+    _exclusive(named | {"--chat": talk.chat, "--messages": conversing and not talk.chat})
+    from gptc.cli.interactive import converse, is_terminal
+
+    asks = not (any(named.values()) or as_json or raw or conversing) and is_terminal()
+    text = "" if prompts or asks or conversing else _read_prompt(prompt, prompt_file)
+    begin = _read_messages(talk)
     from gptc.checkpoint.facade import load_model, on_newest
-    from gptc.cli.interactive import converse
     from gptc.cli.prompts import answer
     from gptc.cli.writer import Writer
 
@@ -151,6 +173,12 @@ def infer_command(
 
     def load(file: ModelFile) -> tuple[ModelFile, Tokenizer, Model]:
         tokenizer = file.tokenizer()
+        if conversing:  # before the weights are read
+            from gptc.cli.chat import find_template
+
+            begin["chat_template"] = find_template(
+                tokenizer, talk.chat_template, begin.get("tools")
+            )
         with _made_ready(tokenizer):
             return file, tokenizer, load_model(file, dtype=quantize or dtype, **loading)
 
@@ -162,9 +190,13 @@ def infer_command(
             n_seq = batch_size if prompts else options["num_samples"]
             loading["dtype"] = dtype
             writer.draft = _open_draft(stack, draft, gpt, tokenizer, n_seq, loading)
-        if prompts:
+        if conversing:
+            _converse(gpt, tokenizer, talk, begin, writer.draft, options, random_seed)
+        elif prompts:
             answer(prompts, gpt, tokenizer, options, batch_size, writer.draft)
         elif asks:
+            if tokenizer.marks.templates:
+                click.echo("note: this model was taught to talk; add --chat for that", err=True)
             converse(writer.answer)
         elif as_json:
             writer.print_json(text)
@@ -174,14 +206,59 @@ def infer_command(
             writer.write(text, echo="" if no_echo else text)
 
 
-def _options(given: dict[str, Any], raw: bool) -> dict[str, Any]:
+def _check_talk(context: click.Context, talk: ChatOptions, others: dict[str, bool]) -> None:
+    """Raises UsageError for options that a conversation cannot use; sets the defaults of others."""
+    kind = "--chat" if talk.chat else "--messages"
+    for name, is_given in others.items():
+        _exclusive({kind: True, name: is_given})
+    _exclusive({kind: True, "--num-samples": context.params["num_samples"] > 1})
+    _exclusive({kind: True, "--logprobs": context.params["logprobs"] is not None})
+
+
+def _read_messages(talk: ChatOptions) -> dict[str, Any]:
+    """The messages and tools that a conversation begins with. UsageError for two of --system."""
+    if talk.messages is None:
+        return {}
+    from gptc.cli.chat import read_messages
+
+    begin = read_messages(talk.messages)
+    if talk.system is not None and begin["messages"][0]["role"] == "system":
+        raise UsageError(f"{talk.messages} has a system message: leave out --system")
+    return begin
+
+
+def _converse(
+    gpt: Model,
+    tokenizer: Tokenizer,
+    talk: ChatOptions,
+    begin: dict[str, Any],
+    draft: Draft | None,
+    options: dict[str, Any],
+    random_seed: bool,
+) -> None:
+    from gptc.cli.chat import print_answer
+    from gptc.cli.chat import talk as talk_with
+    from gptc.generation.chat import Conversation
+
+    conversation = Conversation(gpt, tokenizer, **begin, system=talk.system, draft=draft, **options)
+    if talk.chat:
+        talk_with(conversation)
+    else:
+        print_answer(conversation, options["sampling"].seed if random_seed else None)
+
+
+def _is_default(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) == click.core.ParameterSource.DEFAULT
+
+
+def _options(given: dict[str, Any], stop: tuple[str, ...]) -> dict[str, Any]:
     """The checked options of `make_request`."""
     if given["seed"] is None:
         given["seed"] = secrets.randbits(31)
     sampling = Sampling(**{name: given[name] for name in declared(Sampling)})
     sampling.check()
     texts = {name: given[name] for name in declared(TextOptions)}
-    texts["stop"] = tuple(map(_unescaped, given["stop"])) or (() if raw else DEFAULT_STOP)
+    texts["stop"] = tuple(map(_unescaped, given["stop"])) or stop
     for kind in ("grammar", "json_schema"):
         if texts[kind] is not None:
             what = "JSON schema" if kind == "json_schema" else kind
@@ -321,8 +398,3 @@ def _is_piped() -> bool:
     except (OSError, ValueError, AttributeError):
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
-
-
-def _is_terminal() -> bool:
-    """Whether standard input and output are a terminal."""
-    return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())

@@ -134,7 +134,7 @@ def _describe_model(model: ModelFile) -> dict[str, Any]:
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
         "config": config.to_dict(),
-        "tokenizer": _tokenizer(model),
+        **_tokenizer(model),
         "notes": list(model.notes),
         "files": {f.name: f.stat().st_size for f in files if f.is_file()},
     }
@@ -148,15 +148,24 @@ def _part(name: str) -> str:
     return names.get(name.split(".")[0], "norms")
 
 
-def _tokenizer(model: ModelFile) -> str | None:
+def _tokenizer(model: ModelFile) -> dict[str, Any]:
+    """The tokenizer in words, the tokens that end a text, and the names of chat templates."""
     try:
         tokenizer = model.tokenizer()
     except NoTokenizer:
-        return None
+        return {"tokenizer": None}
     except GptcError as error:
-        return f"not readable: {error}"
-    begin = "" if tokenizer.bos is None else f", {tokenizer.decode([tokenizer.bos])} before a text"
-    return f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens{begin}"
+        return {"tokenizer": f"not readable: {error}"}
+
+    def name(id: int) -> str:
+        return tokenizer.pieces[id].decode("utf-8", "replace")
+
+    begin = "" if tokenizer.bos is None else f", {name(tokenizer.bos)} before a text"
+    return {
+        "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens{begin}",
+        "ends": {name(id): id for id in tokenizer.all_ends},
+        "chat_templates": list(tokenizer.marks.templates),
+    }
 
 
 # ---- as text: names and texts from files must not control the terminal ----
@@ -234,6 +243,11 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("vocabulary", f"{config['vocab_size']:,} ({found['tokenizer'] or 'no tokenizer'})"),
     ]
+    if found.get("ends"):
+        ends = (f"{name} ({id})" for name, id in found["ends"].items())
+        rows.append(("ends of text", ", ".join(ends)))
+    if found.get("chat_templates"):
+        rows.append(("chat template", ", ".join(found["chat_templates"])))
     rows += [("note", note) for note in found["notes"]]
     if "training" in found:
         training = found["training"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -24,36 +25,60 @@ def converse(answer: Callable[[str], None]) -> None:
     An empty prompt continues the last text. Ctrl-C only ends the text that is being generated, or
     the line that is being typed.
     """
-    history = _open_history()
     click.echo(_HELP, err=True)
-    try:
-        while (prompt := _ask()) is not None:
+    with history():
+        while (prompt := typed()) is not None:
             try:
                 answer(prompt)
             except KeyboardInterrupt:
                 continue
             except GptcError as error:
                 click.echo(f"error: {error}", err=True)
+
+
+@contextmanager
+def history() -> Iterator[None]:
+    """Lines of earlier sessions can be edited in the block, and its lines are kept for later."""
+    path = _open_history() if is_terminal() else None
+    try:
+        yield
     finally:
-        _save_history(history)
+        _save_history(path)
 
 
-def _ask() -> str | None:
-    """The next prompt, or None at the end of input. A backslash ends a line that continues."""
+def typed(interrupt_ends: bool = False) -> str | None:
+    """The next prompt, or None at the end of input. A backslash ends a line that continues.
+
+    Ctrl-C drops what was typed; with `interrupt_ends`, it ends the input where nothing was.
+    """
     lines: list[str] = []
     while True:
         try:
-            line = input("... " if lines else ">>> ")
+            line = input(("... " if lines else ">>> ") if is_terminal() else "")
         except KeyboardInterrupt:
             click.echo()
+            if interrupt_ends and not lines and not _half_a_line():
+                return None
             lines = []
             continue
         except EOFError:
-            click.echo()
+            if is_terminal():
+                click.echo()
             return None
         if not line.endswith("\\"):
             return "\n".join([*lines, line])
         lines.append(line[:-1])
+
+
+def is_terminal() -> bool:
+    """Whether standard input and output are a terminal."""
+    return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())
+
+
+def _half_a_line() -> str:
+    """What was typed of the line that was interrupted."""
+    readline = sys.modules.get("readline")
+    return readline.get_line_buffer() if readline else ""
 
 
 def _open_history() -> Path | None:

@@ -161,19 +161,19 @@ def _stream(prompt: str, samples: list[Sample], pieces: Iterator[Any]) -> None:
     """
     several = len(samples) > 1
     for i, sample in enumerate(samples):
-        _write((f"--- sample {i + 1} ---\n" if several else "") + prompt)
+        write_out((f"--- sample {i + 1} ---\n" if several else "") + prompt)
         printed = 0
         while True:
             for piece in sample.pieces[printed:]:
-                _write(piece)
+                write_out(piece)
                 printed += 1
             if sample.finish is not None:
                 break
             next(pieces)
-        _write("\n")
+        write_out("\n")
 
 
-def _write(text: str) -> None:
+def write_out(text: str) -> None:
     """Writes and flushes text; surrogate escapes become their bytes."""
     out = sys.stdout
     try:

@@ -14,7 +14,8 @@ from gptc.tokenizer.probe import check_tokens
 def tokenizer_problem(given: Tokenizer, path: Path, notes: list[str]) -> str | None:
     """Why a program would not have the tokenizer `given` from the file at `path`; None if it would.
 
-    The tokenizer is read back. Ends of a text that the format has no place for become a note.
+    The tokenizer is read back. Ends of a text that the format has no place for become a note, and
+    so do those that its programs know by name.
     """
     if any(note.startswith(WITHOUT_TOKENIZER) for note in notes):
         return None  # the format has no place for it
@@ -29,7 +30,7 @@ def tokenizer_problem(given: Tokenizer, path: Path, notes: list[str]) -> str | N
             return str(error)
         ours, found = set(given.named_ends), set(theirs.named_ends)
         if found - ours:
-            return f"read back, it would end texts with {_names(theirs, found - ours)} too"
+            notes.append(f"texts will end with {_names(theirs, found - ours)} too, by that name")
         if ours - found:
             notes.append(f"without the end of text {_names(given, ours - found)}: no place for it")
     return None

@@ -34,6 +34,7 @@ LIMITS = {
     "directory": Limit(24 << 20, "bytes for the contents list of a zip archive or Parquet file"),
     "stream": Limit(1 << 40, "bytes for standard input, a pipe or a download"),
     "prompt": Limit(64 << 20, "bytes for a prompt"),
+    "template": Limit(1 << 20, "bytes for a chat template"),
     "values": Limit(500_000, "JSON values for a file of a model or dataset"),
     "tokenizer": Limit(64 << 20, "bytes for a file of a tokenizer, or JSON of a model"),
     "entries": Limit(1 << 22, "JSON values for a file of a tokenizer"),

@@ -113,7 +113,7 @@ class GgufModel(ModelFile):
             for key, value in self.metadata.items()
             if key.startswith("tokenizer.ggml.")
         }
-        values["chat_template"] = self.metadata.get("tokenizer.chat_template")
+        values["chat_template"] = gguf_tokenizer.chat_templates(self.metadata)
         tokenizer = gguf_tokenizer.from_gguf(values, str(self.path))
         if tokenizer.vocab_size > self.config.vocab_size:
             raise GptcError(
@@ -322,8 +322,7 @@ def model_chunks(
     else:
         found = gguf_tokenizer.to_gguf(tokenizer, config.vocab_size)
         values |= {f"tokenizer.ggml.{key}": value for key, value in found.items()}
-        if tokenizer.marks.chat_template:
-            values["tokenizer.chat_template"] = tokenizer.marks.chat_template
+        values |= gguf_tokenizer.chat_template_keys(tokenizer)
     slots = [(part, _codec_for(part, wanted)) for part in layout.parts(config, _NAMINGS[family])]
     if config.rope_scaling == "llama3":
         half = config.head_size // 2

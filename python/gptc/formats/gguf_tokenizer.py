@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer
 from gptc.formats.model_file import import_with_another
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.byte_level import (
-    PATTERNS,
     ByteLevel,
     merges_of,
+    takes_whole,
     to_bytes,
     to_characters,
     unmerged,
 )
-from gptc.tokenizer.marks import marks_from
+from gptc.tokenizer.marks import DEFAULT, marks_from
+from gptc.tokenizer.patterns import CUTS, name_of
 from gptc.tokenizer.pretrained import PretrainedTokenizer
 from gptc.tokenizer.scored import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Scored
 from gptc.tokenizer.vocabulary import byte_level, from_byte_level, from_scored, scored
 
 # The keys of tokens that end a text, of which llama.cpp has three.
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-# Patterns for which llama.cpp takes a cut that is a piece as that token, before it merges.
-_WHOLE = ("llama-bpe",)
+
+# Tokens that end a text by their names, as in llama.cpp (its src/llama-vocab.cpp, special_eog_ids):
+# ends of turns, of texts, and of files of code.
+_END_NAMES = frozenset(
+    (
+        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+        "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+        "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[", "<|fim_pad|>", "<fim-pad>", "<fim_pad>",
+        "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>",
+        "<|file_sep|>",
+    )
+)  # fmt: skip
+# Where all of the first exist, the second only ends a part of an answer.
+_PARTS = (
+    (("<|return|>", "<|call|>"), "<|end|>"),
+    (("<|calls|>", "<|flush|>"), "<|end|>"),
+    (("<|tool_response>",), "</s>"),
+)
+
+# The pre-tokenizers after whose names llama.cpp puts BOS before a text, if no key says otherwise.
+_WITH_BOS = frozenset(name for name in CUTS if CUTS[name] in (CUTS["llama-bpe"], CUTS["tekken"]))
+
+_TEMPLATE = "tokenizer.chat_template"  # of other templates, a point and their name follow
 
 # ---- writing ----
 
@@ -57,11 +81,20 @@ def to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     return values
 
 
+def chat_template_keys(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The keys of the chat templates."""
+    marks = tokenizer.marks
+    keys: dict[str, Any] = {f"{_TEMPLATE}.{name}": text for name, text in marks.named_templates}
+    if keys:
+        keys["tokenizer.chat_templates"] = [name for name, _ in marks.named_templates]
+    return keys | ({} if marks.chat_template is None else {_TEMPLATE: marks.chat_template})
+
+
 def _byte_level_to_gguf(level: ByteLevel, tokenizer: Tokenizer) -> dict[str, Any]:
-    pre = next((name for name, p in PATTERNS.items() if p == level.pattern), None)
+    pre = name_of(level.cut)
     if pre is None:
         raise GptcError(f"llama.cpp has no name for the pattern of the {tokenizer.kind} tokenizer")
-    lost = unmerged(level) if level.whole != (pre in _WHOLE) else ()
+    lost = unmerged(level) if takes_whole(level) != CUTS[pre].whole else ()
     for piece in lost:
         raise GptcError(
             f"llama.cpp would cut {piece.decode('utf-8', 'replace')!r} in another way: no merges "
@@ -109,22 +142,43 @@ def from_gguf(values: dict[str, Any], where: str) -> Tokenizer:
     """The tokenizer of these keys. GptcError when it is of an unknown sort."""
     tokenizer = _cut_as_in_gguf(values, where)
     # llama.cpp's defaults.
-    like_llama2, like_llama3 = values.get("model") == "llama", values.get("pre") == "llama-bpe"
+    like_llama2, like_llama3 = values.get("model") == "llama", values.get("pre") in _WITH_BOS
     begin = values.get("bos_token_id", 1 if like_llama2 else None)
     if values.get("add_bos_token", like_llama2 or like_llama3) and tokenizer.has_token(begin):
         tokenizer.bos = begin
     marks = marks_from(
         tokenizer.vocab_size,
         values.get("bos_token_id"),
-        [values.get(key) for key in _ENDS],
+        [*(values.get(key) for key in _ENDS), _ends_by_name(values)],
         values.get("padding_token_id"),
         values.get("chat_template"),
     )
     if isinstance(tokenizer, PretrainedTokenizer):
         tokenizer.take(marks)
-    elif marks.ends != tokenizer.named_ends or marks.chat_template or marks.pad is not None:
+    elif marks.ends != tokenizer.named_ends or marks.templates or marks.pad is not None:
         tokenizer.marks = marks
     return tokenizer
+
+
+def chat_templates(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat templates by name."""
+    found = {key: value for key, value in metadata.items() if key.startswith(_TEMPLATE)}
+    default = {DEFAULT: found.pop(_TEMPLATE)} if _TEMPLATE in found else {}
+    prefix = f"{_TEMPLATE}."
+    named = {k.removeprefix(prefix): text for k, text in found.items() if k.startswith(prefix)}
+    return named | default
+
+
+def _ends_by_name(values: dict[str, Any]) -> list[int]:
+    """The added tokens whose names say that a text ends."""
+    types = values.get("token_type") or ()
+    added = zip(values.get("tokens") or (), types, strict=False)
+    ids = {t: i for i, (t, kind) in enumerate(added) if kind in (CONTROL, USER_DEFINED)}
+    found = {name: ids[name] for name in ids.keys() & _END_NAMES}
+    for others, name in _PARTS:
+        if found.keys() >= set(others):
+            found.pop(name, None)
+    return sorted(found.values())
 
 
 def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
@@ -143,7 +197,7 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
         scores = (values.get("scores") or [0.0] * n)[:n]
         add_space = values.get("add_space_prefix", True) is not False
         return from_scored(Scored(tokens, scores, types, add_space), where)
-    if model != "gpt2" or pre not in PATTERNS:
+    if model != "gpt2" or pre not in CUTS:
         raise UnknownTokenizer(
             f"{where} holds a tokenizer of an unknown sort ({model!r}, {pre!r}); "
             f"{import_with_another(where)}"
@@ -158,13 +212,12 @@ def _cut_as_in_gguf(values: dict[str, Any], where: str) -> Tokenizer:
     except ValueError as error:
         raise GptcError(f"{where} holds a token that is not byte-level: {str(error)!r}") from None
     text = frozenset(i for i, kind in enumerate(types) if kind == USER_DEFINED)
-    level = ByteLevel(pieces, special, PATTERNS[pre], merges, text, pre in _WHOLE)
-    return from_byte_level(level, where)
+    return from_byte_level(ByteLevel(pieces, special, CUTS[pre], merges, text), where)
 
 
 def _check_types(values: dict[str, Any], where: str) -> None:
     """GptcError for a key of another type than llama.cpp's."""
-    kinds = {"model": (str,), "pre": (str,), "chat_template": (str,)}
+    kinds = {"model": (str,), "pre": (str,)}
     lists: dict[str, tuple[type, ...]] = {
         "tokens": (str,),
         "merges": (str,),
@@ -174,6 +227,9 @@ def _check_types(values: dict[str, Any], where: str) -> None:
     for key, kind in kinds.items():
         if values.get(key) is not None and not isinstance(values[key], kind):
             raise GptcError(f"{where}: tokenizer.ggml.{key} is {values[key]!r:.40}, not a text")
+    for name, text in (values.get("chat_template") or {}).items():
+        if not isinstance(text, str):
+            raise GptcError(f"{where}: its chat template {name} is {text!r:.40}, not a text")
     for key, item in lists.items():
         found = values.get(key)
         if found is None:

@@ -32,10 +32,8 @@ def _begin(tokenizer: Tokenizer) -> int | None:
 
     As in GPT-2, <|endoftext|> has both names if no other is known. Another end of a text has not.
     """
-    if tokenizer.bos is not None or tokenizer.marks.begin is not None:
-        return tokenizer.marks.begin if tokenizer.bos is None else tokenizer.bos
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        return tokenizer.own_bos()
+    if tokenizer.named_begin is not None or isinstance(tokenizer, SentencePieceTokenizer):
+        return tokenizer.named_begin
     end = tokenizer.end_of_text
     return end if end is not None and tokenizer.start_text() == END_OF_TEXT else None
 
@@ -81,8 +79,9 @@ def _files(tokenizer: Tokenizer, block_size: int, *_changing: object) -> dict[st
     named = {"bos_token": _begin(tokenizer), "pad_token": marks.pad}
     named["eos_token"] = next(iter(tokenizer.named_ends), None)
     config |= {key: _name(tokenizer, id) for key, id in named.items() if id is not None}
-    if marks.chat_template:
-        config["chat_template"] = marks.chat_template
+    templates = [{"name": name, "template": text} for name, text in marks.templates.items()]
+    if templates:
+        config["chat_template"] = templates if marks.named_templates else marks.chat_template
     config |= {"add_bos_token": tokenizer.bos is not None}
     config |= {"model_max_length": block_size, "clean_up_tokenization_spaces": False}
     files["tokenizer_config.json"] = _dump(config)

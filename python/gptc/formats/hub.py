@@ -24,6 +24,7 @@ _FILES = [
     "model*.safetensors",
     "model.safetensors.index.json",
     *folder.NAMES,
+    folder.MORE_TEMPLATES,
     "*.model",
     "gptc_tokenizer.json",
 ]

@@ -58,6 +58,7 @@ class _Slot:
     index: int
     sample: Sample | None = None
     begin: int = 0  # position in the sample's sequence at which the cache begins
+    last: Sample | None = None  # the sample whose tokens are in the cache, ended or not
     prompt_of: Request | None = None  # the request whose prompt begins the cache
 
 
@@ -75,6 +76,9 @@ class Decoder:
     A prompt with several samples is computed once. A sample ends when the n_ctx tokens of its cache
     are full. With context_shift it continues from their newer half, which is recomputed as a new
     prefix; if the text began with the tokenizer's `bos`, so does that prefix.
+
+    With `keep`, the cache stays until `close`, and a prompt that begins as the text before it did
+    is computed from where the two differ.
     """
 
     def __init__(
@@ -84,31 +88,51 @@ class Decoder:
         n_seq: int = 1,
         n_ctx: int | None = None,
         draft: Draft | None = None,
+        keep: bool = False,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._n_seq = n_seq
         self._n_ctx = n_ctx or model.config.block_size
+        self._keep = keep
+        self._session: Session | None = None  # that is kept
         self._draft = draft
         self._slots: list[_Slot] = []
         self._prompts: dict[Request, _Prompt] = {}
 
     def run(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, str]]:
         """Yields (sample, piece of text) as pieces are decoded, and once when a sample ends."""
-        self._slots = [_Slot(i) for i in range(self._n_seq)]
+        if self._session:
+            for slot in self._slots:
+                slot.sample = slot.prompt_of = None
+        else:
+            self._slots = [_Slot(i) for i in range(self._n_seq)]
         self._prompts = {}
+        if self._keep:
+            self._session = self._session or self._model.session(self._n_seq, self._n_ctx)
+            yield from self._run(self._session, samples)
+        else:
+            with self._model.session(self._n_seq, self._n_ctx) as session:
+                yield from self._run(session, samples)
+
+    def close(self) -> None:
+        """Frees a cache that is kept; twice is harmless."""
+        if self._session:
+            self._session.close()
+        self._session = None
+
+    def _run(self, session: Session, samples: Iterable[Sample]) -> Iterator[tuple[Sample, str]]:
         waiting = iter(samples)
         coming = next(waiting, None)
-        with self._model.session(self._n_seq, self._n_ctx) as session:
-            while True:
-                while coming and (slot := self._place(coming)):
-                    yield from self._begin(session, slot, coming)
-                    coming = next(waiting, None)
-                active = [slot for slot in self._slots if slot.sample]
-                if active:
-                    yield from self._step(session, active)
-                elif not coming:
-                    return
+        while True:
+            while coming and (slot := self._place(coming)):
+                yield from self._begin(session, slot, coming)
+                coming = next(waiting, None)
+            active = [slot for slot in self._slots if slot.sample]
+            if active:
+                yield from self._step(session, active)
+            elif not coming:
+                return
 
     def _place(self, sample: Sample) -> _Slot | None:
         """A free slot for the sample, if possible one with its prompt in the cache; else None."""
@@ -130,7 +154,8 @@ class Decoder:
                 f"the prompt has {len(request.prompt):,} tokens; the cache holds {self._n_ctx:,}: "
                 "shorten it, or use a longer n_ctx"
             )
-        slot.sample, slot.begin = sample, 0
+        n_known = self._n_known(session, slot, request.prompt) if self._keep else 0
+        slot.sample, slot.begin, slot.last = sample, 0, sample
         if known:
             known.n_waiting -= 1
             if known.n_waiting == 0:
@@ -140,8 +165,19 @@ class Decoder:
             slot.prompt_of = request
             yield from self._advance(slot, known.logits)
         else:
-            session.rewind(slot.index, 0)
+            session.rewind(slot.index, n_known)
             slot.prompt_of = None
+
+    def _n_known(self, session: Session, slot: _Slot, prompt: Sequence[int]) -> int:
+        """The number of tokens that the cache shares with a prompt, of which the last is fed.
+
+        The last token of a sequence was never fed; in its place there may be those of a draft.
+        """
+        if slot.last is None or slot.begin:
+            return 0
+        n_sure = min(session.length(slot.index), len(slot.last.sequence) - 1)
+        pairs = zip(slot.last.sequence[:n_sure], prompt[:-1], strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(n_sure, len(prompt) - 1))
 
     def _advance(self, slot: _Slot, given: _Given) -> Iterator[tuple[Sample, str]]:
         """Appends the next token: drawn already, or from its logits."""
@@ -320,12 +356,12 @@ class Completion:
 def stream(
     model: Model,
     tokenizer: Tokenizer,
-    prompt: str = "",
+    prompt: str | Sequence[int] = "",
     *,
     draft: Draft | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """The continuation of `prompt`, in pieces as they are decoded.
+    """The continuation of `prompt`, a text or a list of tokens, in pieces as they are decoded.
 
     `options` are the fields of `TextOptions` and `Sampling` (generation/options.py). Without a
     prompt, the model begins a document. With `regex`, `grammar` (GBNF) or `json_schema` (a dict, or

@@ -13,6 +13,8 @@ from typing import ClassVar
 from gptc.settings import check, option
 
 DEFAULT_STOP = ("<|endoftext|>",)
+# Of an answer in a conversation, whose end is a token.
+ANSWER_TOKENS, ANSWER_STOP = 2048, ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,12 @@ class TextOptions:
 
     SECTION: ClassVar[str] = "Text"
 
-    max_tokens: int = option(256, "Largest number of tokens to generate.", least=1)
+    max_tokens: int = option(
+        256,
+        "Largest number of tokens to generate.",
+        least=1,
+        shown=f"256; of an answer in a conversation {ANSWER_TOKENS}",
+    )
     num_samples: int = option(1, "Number of samples.", least=1, most=10_000)
     stop: tuple[str, ...] = option(
         DEFAULT_STOP,
@@ -117,6 +124,27 @@ class TextOptions:
     def check(self) -> None:
         """Raises UsageError for a value outside its range."""
         check(self)
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """The options for conversations with a model that was taught a chat template."""
+
+    SECTION: ClassVar[str] = "Conversation"
+
+    chat: bool = option(False, "Conversation at the terminal, with commands such as /help.")
+    messages: str | None = option(
+        None,
+        'JSON file of messages, such as [{"role": "user", "content": …}], to answer; - = standard '
+        "input. With --chat, the beginning of the conversation.",
+        metavar="FILE",
+    )
+    system: str | None = option(
+        None, "System message, which begins the conversation.", metavar="TEXT"
+    )
+    chat_template: str | None = option(
+        None, "Chat template: a file in Jinja, or the name of one of the model's.", metavar="FILE"
+    )
 
 
 def _as_float32(x: float) -> float:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,12 @@ Tokens: TypeAlias = npt.NDArray[np.int32]
 TokensLike: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "gptc_tokenizer.json"
+
+
+def any_of(texts: Iterable[str], flags: int = 0) -> re.Pattern[str]:
+    """Matches the longest of these texts."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)", flags)
 
 
 class Tokenizer(ABC):
@@ -61,10 +67,15 @@ class Tokenizer(ABC):
     """The special tokens that the model's files name; like `bos`, not part of the mapping."""
 
     @property
+    def all_ends(self) -> list[int]:
+        """The ids that end a text when a model writes them: the main one first, BOS last."""
+        found = dict.fromkeys((*self.marks.ends, self.end_of_text, self.bos))
+        return [id for id in found if id is not None]
+
+    @property
     def ends(self) -> frozenset[int]:
-        """The ids that end a text when a model writes them."""
-        found = {self.end_of_text, self.bos, *self.marks.ends}
-        return frozenset(id for id in found if id is not None)
+        """The same as a set."""
+        return frozenset(self.all_ends)
 
     def start_text(self) -> str:
         """The text of the token that ends a text and so begins the next one; else a line end."""
@@ -76,6 +87,11 @@ class Tokenizer(ABC):
         """The ids that end a text by the model's files, the main one first."""
         end = () if self.end_of_text is None else (self.end_of_text,)
         return self.marks.ends or end
+
+    @property
+    def named_begin(self) -> int | None:
+        """The id that the model's files name as BOS, whether or not texts begin with it."""
+        return self.marks.begin if self.bos is None else self.bos
 
     def adopt(self, other: Tokenizer) -> None:
         """Takes over what a model's files say about special tokens, from its tokenizer.
@@ -92,6 +108,21 @@ class Tokenizer(ABC):
 
         `continued`: other text came before, so that nothing is added which begins a text.
         """
+
+    def encode_parts(self, parts: Sequence[str | int]) -> Tokens:
+        """The tokens of a text (T,) whose special tokens are given by their ids.
+
+        In the texts between them, the characters of a special token are text.
+        """
+        found: list[int] = []
+        for part in parts:
+            found += [part] if isinstance(part, int) else self._encode_text(part, bool(found))
+        return np.asarray(found, dtype=np.int32)
+
+    def _encode_text(self, text: str, continued: bool) -> Sequence[int]:
+        """The tokens of a text in which no special token is found."""
+        ids: list[int] = self.encode(text, continued).tolist() if text else []
+        return ids
 
     @abstractmethod
     def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
@@ -145,6 +176,11 @@ class Tokenizer(ABC):
     def specials(self) -> frozenset[int]:
         """The ids of tokens that are not text, such as those that begin and end one."""
         return self.ends
+
+    def special_texts(self) -> dict[str, int]:
+        """The special tokens by their text, but for single characters: these are text as well."""
+        texts = {self.pieces[id].decode("utf-8", "replace"): id for id in sorted(self.specials)}
+        return {text: id for text, id in texts.items() if len(text) > 1}
 
     @abstractmethod
     def mapping(self) -> dict[str, Any]:
@@ -200,7 +236,8 @@ class Tokenizer(ABC):
     def to_json(self) -> dict[str, Any]:
         """Everything that `load_tokenizer` needs, as plain JSON values."""
         begins = {"version": 1} if self.bos is None else {"version": 2, "bos": self.bos}
-        marks = {"version": 3, "marks": self.marks.to_json()} if self.marks != NONE else {}
+        version = 4 if self.marks.named_templates else 3
+        marks = {"version": version, "marks": self.marks.to_json()} if self.marks != NONE else {}
         mapping = self.mapping()
         return {
             **begins,

@@ -1,6 +1,6 @@
 """Byte-level vocabularies, as of GPT-2 and Llama 3: pieces of bytes, joined by merges.
 
-A pattern cuts the text; within each cut, merges join bytes to pieces. GPT-2's files write bytes as
+Patterns cut the text; within each cut, merges join bytes to pieces. GPT-2's files write bytes as
 characters.
 """
 
@@ -12,21 +12,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from gptc.errors import GptcError
-from gptc.tokenizer.native import GPT2_PATTERN, byte_characters
+from gptc.tokenizer.native import byte_characters
+from gptc.tokenizer.patterns import Cut
 
 _MAX_MERGING = 1 << 25  # steps; the largest vocabularies take a few times fewer
 
-# Patterns by llama.cpp's names for them.
-PATTERNS = {
-    "gpt-2": GPT2_PATTERN,
-    "llama-bpe": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    # GPT-2's pattern with every digit alone: no other piece reaches to a digit, and space before a
-    # digit ends as space before the end of the text does.
-    "smollm": (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"),
-}
 _CHARACTER_OF = {byte: char for char, byte in byte_characters().items()}
 
 
@@ -35,10 +25,14 @@ class ByteLevel(NamedTuple):
 
     pieces: list[bytes]
     special: dict[str, int]  # tokens that no merge makes
-    pattern: str
+    cut: Cut
     merges: list[tuple[bytes, bytes]] | None = None  # None: pieces are merged in order
     text: frozenset[int] = frozenset()  # tokens of `special` that are text, such as added words
-    whole: bool = True  # a cut that is a piece is that token, even if no merges make it
+
+
+def takes_whole(vocabulary: ByteLevel) -> bool:
+    """Whether a cut that is a piece is that token, even if no merges make it."""
+    return vocabulary.cut.whole or vocabulary.merges is None
 
 
 def merges_of(vocabulary: ByteLevel) -> list[tuple[bytes, bytes]]:

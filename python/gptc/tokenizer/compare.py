@@ -10,6 +10,7 @@ from typing import Any
 
 from gptc.errors import GptcError
 from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.byte_level import takes_whole
 from gptc.tokenizer.definition import ALWAYS, NEVER, scored_of, space_of
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import NORMAL, Scored
@@ -35,8 +36,9 @@ def _rules(tokenizer: Tokenizer) -> tuple[Any, ...] | None:
         return None
     if (level := byte_level(tokenizer)) is not None:
         if merged_in_order(level):
-            return ("bytes", level.pieces, level.special, level.pattern)
-        return ("bytes", level.pieces, level.special, level.pattern, level.merges, level.whole)
+            return ("bytes", level.pieces, level.special, level.cut[:2])
+        rules = (level.cut[:2], level.merges, takes_whole(level))
+        return ("bytes", level.pieces, level.special, *rules)
     if isinstance(tokenizer, SentencePieceTokenizer):
         weighted = scored(tokenizer)
         space: str | None = ALWAYS if tokenizer.adds_space else NEVER

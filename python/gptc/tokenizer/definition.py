@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from gptc.errors import GptcError
-from gptc.tokenizer.byte_level import PATTERNS, ByteLevel, merges_of, to_bytes, to_characters
-from gptc.tokenizer.native import GPT2_PATTERN
+from gptc.tokenizer.byte_level import ByteLevel, merges_of, takes_whole, to_bytes, to_characters
+from gptc.tokenizer.patterns import cut_of, definition_of
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import (
     CONTROL,
@@ -46,21 +45,20 @@ class Added(NamedTuple):
 
 def byte_level_definition(vocabulary: ByteLevel) -> dict[str, Any]:
     """The content of a tokenizer.json of a byte-level vocabulary."""
-    pieces, special, pattern, _, text, whole = vocabulary
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    cut: dict[str, Any] = {**level, "use_regex": True}
-    if pattern != GPT2_PATTERN:
-        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
-        bytewise = {**level, "use_regex": False}
-        cut = {"type": "Sequence", "pretokenizers": [{**split, "invert": False}, bytewise]}
+    pieces, special, cut, _, text = vocabulary
     ids = set(special.values())
     vocab = {to_characters(p): i for i, p in enumerate(pieces) if i not in ids and p}
     pairs = [[to_characters(a), to_characters(b)] for a, b in merges_of(vocabulary)]
     return {
         **shell(Added(id, name, id not in text) for name, id in special.items()),
-        "pre_tokenizer": cut,
-        "decoder": {**level, "use_regex": True},
-        "model": {**bpe_model(vocab | special, pairs), "ignore_merges": whole},
+        **definition_of(cut),
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "model": {**bpe_model(vocab | special, pairs), "ignore_merges": takes_whole(vocabulary)},
     }
 
 
@@ -155,8 +153,8 @@ def bpe_model(vocab: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
 def byte_level_of(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
     """The byte-level vocabulary of a tokenizer.json; None for another sort or pattern."""
     saved = tokenizer.saved
-    pattern = _pattern_of(saved.get("pre_tokenizer") or {})
-    if saved["model"].get("type") != "BPE" or saved.get("normalizer") is not None or not pattern:
+    cut = cut_of(saved)
+    if saved["model"].get("type") != "BPE" or cut is None:
         return None
     added = saved.get("added_tokens") or ()
     special = {entry["content"]: entry["id"] for entry in added}
@@ -170,34 +168,7 @@ def byte_level_of(tokenizer: HuggingFaceTokenizer) -> ByteLevel | None:
             merges.append((to_bytes(first), to_bytes(second)))
     except ValueError:
         return None
-    whole = saved["model"].get("ignore_merges") is True
-    return ByteLevel(list(tokenizer.pieces), special, pattern, merges, text, whole)
-
-
-def _pattern_of(pre_tokenizer: dict[str, Any]) -> str | None:
-    """The pattern of a pre_tokenizer, if it is one of PATTERNS."""
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    cut = json.dumps(steps)
-    if '"ByteLevel"' not in cut or '"add_prefix_space": true' in cut:
-        return None
-    if '"Digits"' in cut:
-        alone = {"type": "Digits", "individual_digits": True}
-        whole = len(steps) == 2 and steps[0] == alone and steps[1].get("use_regex", True)
-        return PATTERNS["smollm"] if whole else None
-    if '"Split"' in cut:
-        return next((pattern for pattern in PATTERNS.values() if _splits_by(pattern, steps)), None)
-    return GPT2_PATTERN if len(steps) == 1 and steps[0].get("use_regex", True) else None
-
-
-def _splits_by(pattern: str, steps: list[dict[str, Any]]) -> bool:
-    """Whether steps of a pre_tokenizer cut a text by a pattern, and in no other way."""
-    split, level = steps if len(steps) == 2 else ({}, {})
-    cut = (split.get("type"), split.get("pattern"), split.get("behavior"), split.get("invert"))
-    bytewise = (level.get("type"), level.get("use_regex"))
-    return cut == ("Split", {"Regex": pattern}, "Isolated", False) and bytewise == (
-        "ByteLevel",
-        False,
-    )
+    return ByteLevel(list(tokenizer.pieces), special, cut, merges, text)
 
 
 def scored_vocabulary(tokenizer: SentencePieceTokenizer) -> Scored:

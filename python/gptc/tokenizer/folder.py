@@ -23,7 +23,7 @@ from gptc.tokenizer.definition import (
     scored_definition,
     scored_vocabulary,
 )
-from gptc.tokenizer.marks import Marks, marks_from
+from gptc.tokenizer.marks import DEFAULT, Marks, marks_from
 from gptc.tokenizer.native import is_gpt2s
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import CONTROL, UNUSED, USER_DEFINED, Scored, is_proto
@@ -31,6 +31,7 @@ from gptc.tokenizer.scored import CONTROL, UNUSED, USER_DEFINED, Scored, is_prot
 JSON, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _ADDED, _SPECIAL, _TEMPLATE = "added_tokens.json", "special_tokens_map.json", "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 _MODEL_CONFIGS = ("generation_config.json", "config.json")
 # Files of tokenizers that gptc does not read; no other tokenizer is taken in their place.
 _OTHERS = ("vocab.txt", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe", _ADDED)
@@ -133,7 +134,7 @@ class _Files:
                 *(config.get("eos_token_id") for config in configs),
             ],
             first("pad_token_id", "pad_token"),
-            self._chat_template(),
+            self._chat_templates(),
         )
 
     def _of_model(self, name: str) -> dict[str, Any]:
@@ -142,16 +143,24 @@ class _Files:
             return self.read(name)
         return {}
 
-    def _chat_template(self) -> str | None:
-        try:
-            return read_file(self.folder / _TEMPLATE).decode()
-        except (OSError, ValueError):
-            pass
-        found = self.config.get("chat_template")
-        if isinstance(found, list):  # several, by name
-            named = [t for t in found if isinstance(t, dict) and t.get("name") == "default"]
-            found = named[-1].get("template") if named else None
-        return found if isinstance(found, str) else None
+    def _chat_templates(self) -> object:
+        """Those in files, of which one may have no name; else those of tokenizer_config.json."""
+        files = {DEFAULT: self.folder / _TEMPLATE}
+        files |= {path.stem: path for path in sorted(self.folder.glob(MORE_TEMPLATES))}
+        found = {name: read_template(path) for name, path in files.items() if path.is_file()}
+        return found or self.config.get("chat_template")
+
+
+def read_template(path: Path) -> str:
+    """The chat template in a file. GptcError if it cannot be read."""
+    try:
+        return read_file(path, "template").decode("utf-8-sig")
+    except OSError as error:
+        raise GptcError(f"cannot read the chat template {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise GptcError(
+            f"byte {error.start} of the chat template {path} is not UTF-8: copy it again"
+        ) from None
 
 
 def _read_folder(files: _Files) -> _Theirs | None:

@@ -9,16 +9,14 @@ trusted for what it says of itself: whoever could fake the record can write to t
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
 from gptc.errors import GptcError
+from gptc.files.bounded import Fault, run_bounded
 from gptc.files.paths import cache_folder
 from gptc.files.whole import write_file
 
@@ -27,7 +25,6 @@ _SPARE_IDS = 1 << 16  # without a token: vocabularies are padded
 
 _VERSION = 1  # of the texts that are tried
 _SECONDS = 10  # and one for each MB, of one core
-_WAIT = 12  # times as long on a busy machine
 _BYTES = 1 << 30  # of address space; a library reserves more than it uses
 _BYTES_EACH = 48  # for each byte of a definition
 
@@ -104,30 +101,12 @@ def _version(library: str) -> str:
 
 def _tried(library: str, definition: bytes) -> str | None:
     """The fault of a definition; None when there is none."""
-    import subprocess  # here, since it is seldom needed
-
     seconds = _SECONDS + len(definition) // 1_000_000
     n_bytes = _BYTES + _BYTES_EACH * len(definition)
     program = Path(__file__).with_name("trial.py")
-    settings = [json.dumps(sys.path), library, str(seconds), str(n_bytes)]
-    # One thread: each reserves address space.
-    quiet = {**os.environ, "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
-        child = subprocess.run(
-            [sys.executable or "python3", "-I", "-S", str(program), *settings],
-            input=definition,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=seconds * _WAIT,
-            env=quiet,
-        )
-    except subprocess.TimeoutExpired:
-        return f"it takes longer than {seconds} s"
-    except OSError as error:
-        return f"it cannot be tried in another process: {error.strerror}"
-    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"it takes longer than {seconds} s"
-    if child.returncode:
-        return f"it crashes, or needs more than {n_bytes >> 20:,} MiB"
-    said = child.stdout.decode("utf-8", "replace").strip()
-    return None if said == "fine" else said or "it ends the process"
+        said = run_bounded(program, [library], definition, seconds, n_bytes)
+    except Fault as fault:
+        return str(fault)
+    text = said.decode("utf-8", "replace").strip()
+    return None if text == "fine" else text or "it ends the process"

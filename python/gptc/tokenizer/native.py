@@ -184,6 +184,11 @@ class BpeTokenizer(Tokenizer):
             tokens = self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
         return np.asarray(tokens, dtype=np.int32)
 
+    def _encode_text(self, text: str, continued: bool) -> Sequence[int]:
+        with called(f"a text of {len(text):,} characters"):
+            ids: list[int] = self.encoding.encode_ordinary(text)
+        return ids
+
     def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
         return self.encode(decode_utf8(data))
 
@@ -236,7 +241,9 @@ class Gpt2Tokenizer(BpeTokenizer):
     def to_json(self) -> dict[str, Any]:
         if self.vocabulary is None:
             return super().to_json()
-        return {**super().to_json(), "version": 3, "vocab_bpe": self.vocabulary.decode()}
+        saved = super().to_json()
+        version = max(saved["version"], 3)
+        return {**saved, "version": version, "vocab_bpe": self.vocabulary.decode()}
 
     def save(self, folder: Path) -> None:
         self.vocabulary = self.vocabulary or _cached_vocabulary()

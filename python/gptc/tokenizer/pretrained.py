@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,12 @@ import numpy as np
 from gptc.errors import GptcError, UnknownTokenizer
 from gptc.files.values import parse_json
 from gptc.files.words import pip_install
-from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens
-from gptc.tokenizer.byte_level import PATTERNS
+from gptc.tokenizer.base import END_OF_TEXT, Tokenizer, Tokens, any_of
 from gptc.tokenizer.cutting import checked_cut
 from gptc.tokenizer.libraries import called, check_ids, remember, try_out
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.native import byte_characters
+from gptc.tokenizer.patterns import SAFE
 from gptc.tokenizer.scored import Proto, read_proto
 from gptc.tokenizer.utf8 import decode_utf8
 
@@ -67,6 +68,10 @@ class PretrainedTokenizer(Tokenizer):
 
     def encode_bytes(self, data: bytes, continued: bool = False) -> Tokens:
         return self.encode(decode_utf8(data), continued)
+
+    def _encode_text(self, text: str, continued: bool) -> Sequence[int]:
+        with called(f"a text of {len(text):,} characters"):
+            return self._encode(text) if text else []
 
     def _encode(self, text: str) -> Sequence[int]:
         """The tokens of a whole text without a mark, as the library gives them."""
@@ -129,7 +134,7 @@ class TiktokenTokenizer(PretrainedTokenizer):
             raise GptcError(f"{self._where} has no token for some byte")
         if len(set(special.values()) - set(range(len(ranked)))) < len(special):
             raise GptcError(f"{self._where} has an id twice")
-        if self.pattern not in PATTERNS.values():  # ours are safe
+        if self.pattern not in SAFE:  # ours are safe
             try_out("tiktoken", self.pattern.encode("utf-8", "replace"), self._where)
 
     @classmethod
@@ -158,6 +163,10 @@ class TiktokenTokenizer(PretrainedTokenizer):
                 text, allowed_special={END_OF_TEXT} & self.special.keys(), disallowed_special=()
             )
         return np.asarray(tokens, dtype=np.int32)
+
+    def _encode(self, text: str) -> Sequence[int]:
+        ids: list[int] = self.encoding.encode_ordinary(text)
+        return ids
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:
@@ -217,6 +226,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
             first = self._tokenizer.encode("a", add_special_tokens=False).ids
             decoded = self._tokenizer.decode(first)
         self._definition = definition
+        self._renamed: tuple[frozenset[int], tokenizers.Tokenizer, dict[int, str]] | None = None
         self.vocab_size = check_ids(list(vocabulary.values()), where)
         for entry in parsed.get("added_tokens") or ():
             if vocabulary.get(entry["content"]) != entry["id"]:
@@ -259,6 +269,35 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids: list[int] = encoded[0].ids
         return ids
+
+    def encode_parts(self, parts: Sequence[str | int]) -> Tokens:
+        names = {id: text for text, id in self.special_texts().items()}
+        spelled = any_of(names.values())
+        plain = not any(isinstance(part, str) and spelled.search(part) for part in parts)
+        tokenizer, hidden = (self._tokenizer, names) if plain else self._hidden(names)
+        text = "".join(hidden[part] if isinstance(part, int) else part for part in parts)
+        with called(f"a text of {len(text):,} characters"):
+            ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return np.asarray(ids, dtype=np.int32)
+
+    def _hidden(self, names: dict[int, str]) -> tuple[tokenizers.Tokenizer, dict[int, str]]:
+        """The same tokenizer with other names of special tokens, which no text can hold.
+
+        So what surrounds these tokens is cut as ever, and no text is taken for one.
+        """
+        import tokenizers
+
+        key = frozenset(names)
+        if self._renamed is None or self._renamed[0] != key:
+            secret = secrets.token_hex(16)
+            hidden = {id: f"<{secret}-{id}>" for id in names}
+            with called("the tokenizer with hidden names"):
+                definition = json.dumps(_with_names(self.saved, names, hidden))
+                found = tokenizers.Tokenizer.from_str(definition)
+                found.no_padding()
+                found.no_truncation()
+            self._renamed = key, found, hidden
+        return self._renamed[1:]
 
     @property
     def saved(self) -> dict[str, Any]:
@@ -325,6 +364,11 @@ class SentencePieceTokenizer(PretrainedTokenizer):
         ids: list[int] = self._model.encode(text)
         return ids
 
+    @property
+    def named_begin(self) -> int | None:
+        known = super().named_begin
+        return self.own_bos() if known is None else known
+
     def own_bos(self) -> int | None:
         """The token that begins a text; those who read such files, as Llama's, put it there."""
         begin = self._model.bos_id()
@@ -365,6 +409,43 @@ class SentencePieceTokenizer(PretrainedTokenizer):
 
     def mapping(self) -> dict[str, Any]:
         return {"kind": self.kind, "model": base64.b64encode(self.proto).decode()}
+
+
+def _with_names(
+    saved: dict[str, Any], names: dict[int, str], hidden: dict[int, str]
+) -> dict[str, Any]:
+    """A tokenizer.json whose special tokens have other names."""
+    new = {names[id]: hidden[id] for id in names}
+    model = saved["model"]
+    vocab, merges = model["vocab"], model.get("merges")
+    if isinstance(vocab, dict):
+        vocab = {new.get(text, text): id for text, id in vocab.items()}
+    else:  # of the sort Unigram: pairs
+        vocab = [[new.get(text, text), *rest] for text, *rest in vocab]
+    model = {**model, "vocab": vocab}
+    if merges:  # none may end at a special token
+        joined = (
+            merge.replace(" ", "") if isinstance(merge, str) else "".join(merge) for merge in merges
+        )
+        model["merges"] = [m for m, text in zip(merges, joined, strict=True) if text not in new]
+    if model.get("unk_token") in new:
+        model["unk_token"] = new[model["unk_token"]]
+    entries = saved.get("added_tokens") or []
+    added = {entry["id"]: entry for entry in entries}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    added |= {
+        id: {
+            **plain,
+            **added.get(id, {}),
+            "id": id,
+            "content": text,
+            "special": True,
+            "normalized": False,
+        }
+        for id, text in hidden.items()
+    }
+    tokens = [added[id] for id in sorted(added)]
+    return {**saved, "added_tokens": tokens, "model": model, "post_processor": None}
 
 
 def _check_normalizer(normalizer: Any, where: str) -> None:

@@ -24,7 +24,8 @@ from gptc.tokenizer.utf8 import Utf8Decoder, character_cut, decode_utf8
 
 ENCODINGS = ("r50k_base", "p50k_base", "cl100k_base", "o200k_base")  # of tiktoken
 KINDS = ("bytes", "char", "gpt2", "bpe", *ENCODINGS)
-_FILE_VERSION = 3  # 1: no "bos"; 2: no "marks", no vocabulary of GPT-2's
+# 1: no "bos"; 2: no "marks", no vocabulary of GPT-2's; 3: one chat template
+_FILE_VERSION = 4
 _BPE_VOCAB_SIZE = 2048  # of "bpe" without a size
 _BPE_SIZES = range(258, (1 << 20) + 1)  # from every byte, one merged piece and the end of text on
 _BPE_TRAIN_BYTES = 64 << 20  # more text than this does not change which pairs are frequent

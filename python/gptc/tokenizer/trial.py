@@ -1,15 +1,12 @@
 """A program that tries a tokenizer and ends: `libraries` runs it before the tokenizer is used.
 
-    python -I -S trial.py SYS_PATH KIND SECONDS BYTES < DEFINITION
+    python -I -S child.py trial.py … KIND < DEFINITION
 
-A library that aborts, hangs or takes all memory does so here. It prints "fine", or the fault. It
-imports nothing of gptc, to start soon.
+It prints "fine", or the fault. It imports nothing of gptc, to start soon.
 """
 
 from __future__ import annotations
 
-import json
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,13 +16,8 @@ _MOST_IDS = 32  # a byte of text; text that multiplies fills the memory
 
 def main() -> None:
     """Tries the tokenizer on standard input."""
-    path, kind, seconds, n_bytes = sys.argv[1:]
-    sys.path[:] = json.loads(path)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (int(n_bytes), int(n_bytes)))
     try:
-        encode = _ENCODERS[kind](sys.stdin.buffer.read())
+        encode = _ENCODERS[sys.argv[1]](sys.stdin.buffer.read())
         for text in _texts():
             n_ids, most = len(encode(text)), _MOST_IDS * (len(text.encode()) + 1)
             if n_ids > most:

@@ -21,7 +21,6 @@ from gptc.tokenizer.definition import (
     scored_vocabulary,
 )
 from gptc.tokenizer.native import (
-    GPT2_PATTERN,
     BpeTokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -30,6 +29,7 @@ from gptc.tokenizer.native import (
     is_gpt2s,
     keep_gpt2_vocabulary,
 )
+from gptc.tokenizer.patterns import GPT2, Cut
 from gptc.tokenizer.pretrained import (
     HuggingFaceTokenizer,
     SentencePieceTokenizer,
@@ -55,12 +55,14 @@ def gpt2(folder: Path) -> Tokenizer:
 def byte_level(tokenizer: Tokenizer) -> ByteLevel | None:
     """The vocabulary of a byte-level tokenizer; None for another sort."""
     if isinstance(tokenizer, TiktokenTokenizer):
-        return ByteLevel(list(tokenizer.pieces), tokenizer.special, tokenizer.pattern)
+        return ByteLevel(
+            list(tokenizer.pieces), tokenizer.special, Cut((tokenizer.pattern,), whole=True)
+        )
     if isinstance(tokenizer, BpeTokenizer):
         end = {END_OF_TEXT: tokenizer.vocab_size - 1}
-        return ByteLevel(list(tokenizer.pieces), end, GPT2_PATTERN)
+        return ByteLevel(list(tokenizer.pieces), end, GPT2)
     if isinstance(tokenizer, ByteTokenizer):
-        return ByteLevel(list(tokenizer.pieces), {}, GPT2_PATTERN)
+        return ByteLevel(list(tokenizer.pieces), {}, GPT2)
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return byte_level_of(tokenizer)
     return None
@@ -68,12 +70,12 @@ def byte_level(tokenizer: Tokenizer) -> ByteLevel | None:
 
 def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
     """The tokenizer of these pieces, one of ours if it is the same. `where` is named in errors."""
-    pieces, special, pattern, _, text, _ = vocabulary
+    pieces, special, cut, _, text = vocabulary
     ranked = _ranked(vocabulary)
     if len(set(ranked)) < len(ranked):
         raise GptcError(f"{where} has a token twice")
     in_order = merged_in_order(vocabulary)
-    plain = pattern == GPT2_PATTERN and in_order
+    plain = cut[:2] == GPT2[:2] and in_order
     single = [bytes([i]) for i in range(256)]
     if plain and not special and ranked == single:
         return ByteTokenizer()
@@ -85,14 +87,11 @@ def from_byte_level(vocabulary: ByteLevel, where: str) -> Tokenizer:
                 return Gpt2Tokenizer(vocabulary=found)
         if ranked[:256] == single and all(len(piece) > 1 for piece in ranked[256:]):
             return BpeTokenizer(ranked[256:])
-    missing = sorted(set(single) - set(ranked))
-    if missing:
-        raise GptcError(
-            f"{where} has no token for the byte {missing[0][0]}: give one with --tokenizer"
-        )
-    # tiktoken's class finds only the end of a text in a text.
-    if in_order and pieces[: len(ranked)] == ranked and not (special.keys() - {END_OF_TEXT}):
-        return TiktokenTokenizer("byte-level", pattern, ranked, special)
+    # tiktoken's class finds only the end of a text in a text, and needs a token for each byte.
+    complete = set(single) <= set(ranked) and not special.keys() - {END_OF_TEXT}
+    one = len(cut.patterns) == 1 and not cut.composes
+    if complete and one and in_order and pieces[: len(ranked)] == ranked:
+        return TiktokenTokenizer("byte-level", cut.patterns[0], ranked, special)
     definition = json.dumps(byte_level_definition(vocabulary), ensure_ascii=False)
     try:
         return HuggingFaceTokenizer(definition, where=where)
@@ -134,14 +133,14 @@ def simplest(tokenizer: Tokenizer, where: str) -> Tokenizer:
 def from_pieces(pieces: list[bytes], end_of_text: int | None, where: str) -> Tokenizer:
     """The tokenizer of a file that holds the bytes of each token and no more."""
     if len(pieces) == 256 and len(set(pieces)) == 256 and max(map(len, pieces)) == 1:
-        return from_byte_level(ByteLevel(pieces, {}, GPT2_PATTERN), where)
+        return from_byte_level(ByteLevel(pieces, {}, GPT2), where)
     texts = [piece.decode("utf-8", "replace") for piece in pieces]
     if all(len(text) == 1 for text in texts) and texts == sorted(set(texts)):
         return CharTokenizer(texts)
     if end_of_text is None:
         raise GptcError(f"{where} holds no tokenizer that gptc knows: give one with --tokenizer")
     special = {texts[end_of_text] or END_OF_TEXT: end_of_text}
-    return from_byte_level(ByteLevel(pieces, special, GPT2_PATTERN), where)
+    return from_byte_level(ByteLevel(pieces, special, GPT2), where)
 
 
 # ---- scored ----

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gptc.tokenizer.marks import Marks
+from gptc.tokenizer.registry import make_tokenizer
+
 Gptc = Callable[..., Any]
 
 
@@ -30,6 +33,19 @@ def test_info_of_a_run_and_a_checkpoint(gptc: Gptc, arguments: list[str], tmp_pa
     weights = gptc("info", Path(newest["path"]) / "model.safetensors").out
     assert "model.embed_tokens.weight" in weights
     assert "256 x 32" in weights
+
+
+def test_info_names_the_ends_and_the_chat_templates(gptc: Gptc, saved: Path) -> None:
+    tokenizer = make_tokenizer("bytes")
+    tokenizer.marks = Marks(ends=(66, 27), chat_template="x", named_templates=(("rag", "y"),))
+    tokenizer.save(saved)
+    (saved / "checksums.json").unlink()
+    found = json.loads(gptc("info", saved, "--json").out)
+    assert found["ends"] == {"B": 66, "\x1b": 27}
+    assert found["chat_templates"] == ["default", "rag"]
+    table = " ".join(gptc("info", saved).out.split())
+    assert "ends of text B (66), \\x1b (27)" in table
+    assert "chat template default, rag" in table
 
 
 def test_info_shows_no_text_that_commands_the_terminal(gptc: Gptc, tmp_path: Path) -> None:

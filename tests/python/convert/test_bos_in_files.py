@@ -13,8 +13,8 @@ from gptc.convert.export_model import export_model
 from gptc.convert.import_model import import_model
 from gptc.formats import gguf_tokenizer
 from gptc.formats.registry import open_model
-from gptc.tokenizer.byte_level import PATTERNS
 from gptc.tokenizer.native import ByteTokenizer
+from gptc.tokenizer.patterns import CUTS
 from gptc.tokenizer.pretrained import TiktokenTokenizer
 from small_models import make_config, varied
 from vocabularies import PIECES, begun, llama_like
@@ -47,7 +47,7 @@ def test_gguf_where_nothing_is_said() -> None:
     special = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257}
     ranked = [bytes([i]) for i in range(256)]
     for pre, bos in (("llama-bpe", 256), ("gpt-2", None), ("smollm", None)):
-        pattern = PATTERNS[pre]
+        pattern = CUTS[pre].patterns[0]
         values = gguf_tokenizer.to_gguf(
             begun(TiktokenTokenizer("it", pattern, ranked, special), 256), 258
         )

@@ -149,6 +149,19 @@ def test_characters_are_probed_with_what_they_know(tmp_path: Path) -> None:
     assert exported(tmp_path, known, "llm.c").notes == []
 
 
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_chat_templates_survive_an_export(tmp_path: Path, to: str) -> None:
+    learned = BpeTokenizer([b"th", b"the"])
+    templates = (("rag", "{{ documents }}"), ("tool_use", "{{ tools }}"))
+    learned.marks = Marks(ends=(258,), chat_template="{{ x }}", named_templates=templates)
+    assert exported(tmp_path, learned, to).notes == []
+    again = import_model(tmp_path / "out", tmp_path / "again").tokenizer()
+    assert again.marks.templates == learned.marks.templates
+    (tmp_path / "again" / "gptc_tokenizer.json").unlink()
+    (tmp_path / "again" / "checksums.json").unlink()
+    assert open_checkpoint(tmp_path / "again").tokenizer().marks.templates == again.marks.templates
+
+
 def test_a_place_for_one_end_is_a_note(tmp_path: Path) -> None:
     learned = BpeTokenizer([b"th", b"the"])
     learned.marks = Marks(ends=(258, 7))

@@ -85,14 +85,36 @@ def test_added_tokens_of_a_scored_vocabulary() -> None:
 def test_each_key_of_an_end_counts() -> None:
     keys = {"eos_token_id": 1, "eot_token_id": 7, "eom_token_id": 8, "padding_token_id": 9}
     keys |= {"bos_token_id": 0}
-    ours = gguf_tokenizer.from_gguf(values(chat_template="{{ x }}", **keys), "it")
+    ours = gguf_tokenizer.from_gguf(values(chat_template={"default": "{{ x }}"}, **keys), "it")
     assert ours.marks == Marks(0, (1, 7, 8), 9, "{{ x }}")
     assert (ours.ends, ours.end_of_text, ours.bos) == ({1, 7, 8}, 1, None)
     assert ours.start == "<|im_end|>"
     written = gguf_tokenizer.to_gguf(ours, len(ours.pieces))
     assert keys.items() <= written.items()
     for wrong in (10**6, -1, "1", 1.0):
-        assert gguf_tokenizer.from_gguf(values(eos_token_id=wrong), "it").marks.ends == ()
+        assert gguf_tokenizer.from_gguf(values(eos_token_id=wrong), "it").marks.ends == (1,)
+
+
+def named(*tokens: str, **keys: Any) -> list[str]:
+    """The ends of a vocabulary with these control tokens, by name."""
+    words = ["<|im_start|>", *tokens]
+    found = values(**keys)
+    found |= {"tokens": [*words, *BYTES], "merges": []}
+    found["token_type"] = [CONTROL] * len(words) + [NORMAL] * 256
+    return [found["tokens"][id] for id in gguf_tokenizer.from_gguf(found, "it").marks.ends]
+
+
+def test_tokens_that_end_a_text_by_their_name_do_as_in_llama_cpp() -> None:
+    assert named("<|eot_id|>", "<|im_sep|>", "<|eom_id|>") == ["<|eot_id|>", "<|eom_id|>"]
+    assert named("<|endoftext|>", "<|im_end|>", eos_token_id=2) == ["<|im_end|>", "<|endoftext|>"]
+    # An answer has several parts there, which <|end|> ends.
+    assert named("<|end|>", "<|return|>") == ["<|end|>", "<|return|>"]
+    assert named("<|end|>", "<|return|>", "<|call|>") == ["<|return|>", "<|call|>"]
+    plain = values()
+    plain["token_type"] = [
+        NORMAL if t == "<|im_end|>" else ADDED.get(t, NORMAL) for t in plain["tokens"]
+    ]
+    assert gguf_tokenizer._ends_by_name(plain) == []  # text, not an added token
 
 
 def test_a_file_keeps_ends_and_template(tmp_path: Path) -> None:

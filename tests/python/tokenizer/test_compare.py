@@ -24,8 +24,9 @@ from gptc.formats.hf_tokenizer import hf_files
 from gptc.generation.drafts import check_draft
 from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
-from gptc.tokenizer.byte_level import PATTERNS
 from gptc.tokenizer.compare import same_tokens
+from gptc.tokenizer.native import GPT2_PATTERN
+from gptc.tokenizer.patterns import CUTS
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.registry import make_tokenizer
 from gptc.tokenizer.scored import Scored, model_proto
@@ -238,7 +239,8 @@ def test_rules_that_scores_cannot_express_are_no_scores() -> None:
 def test_a_pattern_that_is_used_in_another_way_is_another(tmp_path: Path) -> None:
     definition = json.loads(byte_level(tmp_path).read_text())
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    split = {"type": "Split", "pattern": {"Regex": PATTERNS["llama-bpe"]}, "behavior": "Isolated"}
+    patterns = CUTS["llama-bpe"].patterns
+    split = {"type": "Split", "pattern": {"Regex": patterns[0]}, "behavior": "Isolated"}
     steps = [{**split, "invert": False}, {**level, "use_regex": False}]
 
     def by(*steps: dict[str, Any]) -> Tokenizer:
@@ -247,8 +249,10 @@ def test_a_pattern_that_is_used_in_another_way_is_another(tmp_path: Path) -> Non
 
     known = vocabulary.byte_level(by(*steps))
     assert known is not None
-    assert known.pattern == PATTERNS["llama-bpe"]
+    assert known.cut.patterns == patterns
     for change in ({"behavior": "Removed"}, {"invert": True}):
         assert vocabulary.byte_level(by({**steps[0], **change}, steps[1])) is None
-    assert vocabulary.byte_level(by(steps[0], {**level, "use_regex": True})) is None
+    twice = vocabulary.byte_level(by(steps[0], {**level, "use_regex": True}))
+    assert twice is not None
+    assert twice.cut.patterns == (*patterns, GPT2_PATTERN)
     assert vocabulary.byte_level(by(steps[0], {"type": "Punctuation"}, steps[1])) is None

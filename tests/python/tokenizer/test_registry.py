@@ -44,7 +44,7 @@ def test_a_fingerprint_tells_mappings_apart() -> None:
         ({"kind": "word"}, "altered"),
         ({"characters": None}, "altered"),
         ({"start": ""}, "altered"),
-        ({"version": 4}, "newer"),
+        ({"version": 5}, "newer"),
     ],
 )
 def test_an_altered_file_is_refused(change: dict[str, object], why: str, tmp_path: Path) -> None:

@@ -244,9 +244,9 @@ def test_what_gptc_makes_itself_is_not_tried(counted: list[Any]) -> None:
 
 
 def libraries_pattern() -> str:
-    from gptc.tokenizer.byte_level import PATTERNS
+    from gptc.tokenizer.patterns import CUTS
 
-    return PATTERNS["llama-bpe"]
+    return CUTS["llama-bpe"].patterns[0]
 
 
 @pytest.mark.parametrize(

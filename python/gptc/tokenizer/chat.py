@@ -1,0 +1,204 @@
+"""Prompts of conversations: messages become tokens by a model's chat template.
+
+    prompt = chat_prompt(tokenizer, [{"role": "user", "content": "Hello"}])
+
+The template is a program in Jinja, of whoever made the model. It runs in another process, with
+limits, in jinja2's sandbox (render.py), and gives the text that transformers gives. The marks that
+the template writes, such as <|im_end|>, become special tokens. In the messages the same characters
+are text: a character that occurs nowhere else divides them while the template runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gptc.errors import GptcError, UsageError
+from gptc.files.bounded import Fault, run_bounded
+from gptc.files.limits import limit, refuse
+from gptc.tokenizer.base import Tokenizer, any_of
+from gptc.tokenizer.marks import DEFAULT
+
+_SECONDS = 10  # and one for each MB, of one core
+_BYTES = 1 << 29  # of address space
+_BYTES_EACH = 64  # for each byte of a request
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # one field, by three names
+_PRIVATE = range(0xF0000, 0xFFFFE)  # characters for private use
+
+
+def chat_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
+    add_generation_prompt: bool = True,
+    variables: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """The tokens of a conversation, ready for the model's answer.
+
+    `messages` are OpenAI's: {"role": "user", "content": "Hello"}. `tools` are JSON schemas of
+    functions. `chat_template` is the name of one of the model's templates, or the text of another.
+    `variables` are further values for the template, such as {"enable_thinking": False}.
+
+    The tokens are those of transformers' `apply_chat_template`, but for special tokens that a
+    message spells out: these are text here.
+    """
+    given = {"messages": check_messages(messages), "tools": tools, "documents": documents}
+    for name in ("tools", "documents"):
+        _check_objects(given[name], name)
+    template = choose_template(tokenizer, chat_template, bool(tools))
+    names = tokenizer.special_texts()
+    mark = _unused(json.dumps([template, given], ensure_ascii=False))
+    divided = _divide(given, any_of(names, re.IGNORECASE), mark)
+    values = {**_named_tokens(tokenizer), **divided, **(variables or {})}
+    values["add_generation_prompt"] = add_generation_prompt
+    text = render(template, values, mark)
+    return [int(id) for id in tokenizer.encode_parts(list(_parts(text, names, mark)))]
+
+
+def choose_template(tokenizer: Tokenizer, given: str | None, with_tools: bool = False) -> str:
+    """The chat template of that name or text; None: the model's own. UsageError without one.
+
+    As in transformers, the one of tool_use is taken for tools if there is one.
+    """
+    templates = tokenizer.marks.templates
+    if given is not None:
+        return templates.get(given, given)
+    for name in ("tool_use", DEFAULT) if with_tools else (DEFAULT,):
+        if name in templates:
+            return templates[name]
+    if templates:
+        raise UsageError(
+            f"the model has several chat templates and no default: choose with --chat-template "
+            f"{' or '.join(templates)}"
+        )
+    raise UsageError(
+        "the model has no chat template: give one with --chat-template FILE, or let it continue a "
+        "text with -p"
+    )
+
+
+def check_messages(messages: Any) -> list[dict[str, Any]]:
+    """Messages as templates expect them. UsageError for what is not a list of messages.
+
+    Parts of text in a content are joined.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise UsageError(f"the messages are {messages!r:.60}; they must be a list of objects")
+    if not messages:
+        raise UsageError("the list of messages is empty: give at least one")
+    return [_checked(message, i + 1) for i, message in enumerate(messages)]
+
+
+def _checked(message: Any, number: int) -> dict[str, Any]:
+    where = f"message {number}"
+    if not isinstance(message, Mapping):
+        raise UsageError(f'{where} is {message!r:.60}; it must be {{"role": …, "content": …}}')
+    found = {name: value for name, value in message.items() if value is not None}
+    role, content = found.get("role"), found.get("content")
+    if not isinstance(role, str) or not role:
+        raise UsageError(f'{where} has no "role": give one, such as "user"')
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        if not all(isinstance(text, str) for text in texts):
+            raise UsageError(f"{where} has parts that are not text, which gptc does not read")
+        found["content"] = "\n".join(map(str, texts))
+    elif content is not None and not isinstance(content, str):
+        raise UsageError(f"the content of {where} is {content!r:.60}; it must be text")
+    elif content is None and "tool_calls" not in found:
+        raise UsageError(f'{where} has no "content": give its text')
+    thought = next((found[name] for name in _REASONING if name in found), None)
+    # Templates read either name.
+    aliases = {} if thought is None else {"thinking": thought, "reasoning_content": thought}
+    return aliases | found | ({} if thought is None else {"reasoning_content": thought})
+
+
+def _check_objects(values: Any, name: str) -> None:
+    if values is None:
+        return
+    several = isinstance(values, Sequence) and not isinstance(values, str)
+    if not several or not all(isinstance(value, Mapping) for value in values):
+        raise UsageError(f"{name} are {values!r:.60}; they must be a list of objects")
+
+
+def render(template: str, variables: Mapping[str, Any], mark: str = "\0") -> str:
+    """The text of a chat template. GptcError, in bounded time and memory, if it fails.
+
+    `mark` is a character that JSON in the text keeps as it is.
+    """
+    most = limit("template")
+    if len(template) > most:
+        raise refuse("the chat template", "template", "use another one")
+    try:
+        request = {"template": template, "variables": variables, "mark": mark}
+        data = json.dumps(request).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"the messages or tools are not values of JSON: {error}") from None
+    program = Path(__file__).with_name("render.py")
+    seconds, n_bytes = _SECONDS + len(data) // 1_000_000, _BYTES + _BYTES_EACH * len(data)
+    try:
+        answer = json.loads(run_bounded(program, [], data, seconds, n_bytes) or b"{}")
+    except Fault as fault:
+        answer = {"error": str(fault)}
+    except (ValueError, RecursionError):
+        answer = {}
+    if "refused" in answer:
+        raise GptcError(f"the chat template does not take these messages: {answer['refused']:.500}")
+    text = answer.get("text")
+    if not isinstance(text, str):
+        why = answer.get("error", "it ends the process")
+        raise GptcError(
+            f"the chat template fails ({why:.500}): give another one with --chat-template FILE"
+        )
+    return text
+
+
+def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """The special tokens that a template may name: bos_token, eos_token, unk_token, pad_token."""
+    ids = {
+        "bos_token": tokenizer.named_begin,
+        "eos_token": next(iter(tokenizer.named_ends), None),
+        "unk_token": tokenizer.unknown_id,
+        "pad_token": tokenizer.marks.pad,
+    }
+    return {
+        name: tokenizer.pieces[id].decode("utf-8", "replace")
+        for name, id in ids.items()
+        if id is not None
+    }
+
+
+# ---- special tokens ----
+
+
+def _unused(text: str) -> str:
+    """A character that the text does not hold."""
+    held = set(text)
+    return next(char for code in _PRIVATE if (char := chr(code)) not in held)
+
+
+def _divide(value: Any, pattern: re.Pattern[str], mark: str) -> Any:
+    """The value with `mark` after each character of the names in its texts; roles stay."""
+    if isinstance(value, str):
+        return pattern.sub(lambda found: "".join(char + mark for char in found[0]), value)
+    if isinstance(value, Mapping):
+        return {k: v if k == "role" else _divide(v, pattern, mark) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_divide(item, pattern, mark) for item in value]
+    return value
+
+
+def _parts(text: str, names: Mapping[str, int], mark: str) -> Iterator[str | int]:
+    """The text as texts and ids of special tokens."""
+    at = 0
+    for found in any_of(names).finditer(text):
+        yield text[at : found.start()].replace(mark, "")
+        yield names[found[0]]
+        at = found.end()
+    yield text[at:].replace(mark, "")

@@ -1,0 +1,139 @@
+"""A program that renders a chat template as transformers does: `chat` runs it within limits.
+
+    python -I -S child.py render.py … < REQUEST
+
+The request is JSON: the template and its variables. The answer is JSON too: {"text": …}, or
+{"refused": …} for a message of the template itself, or {"error": …}. It imports nothing of gptc, to
+start soon.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import jinja2.constants
+import jinja2.debug
+import jinja2.ext
+import jinja2.sandbox
+
+
+class _Refused(jinja2.TemplateError):
+    """The template's own raise_exception."""
+
+
+class _Generation(jinja2.ext.Extension):
+    """{% generation %}…{% endgeneration %} is around the model's own text; it prints that text."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)
+
+    def _text(self, caller: Any) -> Any:
+        return caller()
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """namespace(…), without names that begin with an underscore."""
+
+    def __init__(*args: Any, **values: Any) -> None:
+        self, *rest = args
+        values = dict(*rest, **values)
+        for name in values:
+            _check_name(name)
+        jinja2.utils.Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: str) -> None:
+    if name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace takes no {name!r}")
+
+
+class _Dict:
+    """dict(…) and dict.fromkeys(…), without the other attributes of Python's class."""
+
+    def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
+        return dict(*args, **values)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+def _refuse(message: object) -> None:
+    raise _Refused(str(message))
+
+
+def _environment(mark: str) -> jinja2.Environment:
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        text = json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+        return text.replace(json.dumps(mark)[1:-1], mark) if ensure_ascii else text
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals |= {
+        "raise_exception": _refuse,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+        "dict": _Dict(),
+        "namespace": _Namespace,
+    }
+    return environment
+
+
+def main() -> None:
+    """Answers the request on standard input."""
+    time.localtime()  # reads the time zone
+    try:
+        request = json.load(sys.stdin)
+        template = _environment(request["mark"]).from_string(request["template"])
+        # No template needs a file, even if it left the sandbox.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        answer = {"text": template.render(**request["variables"])}
+    except _Refused as error:
+        answer = {"refused": str(error)}
+    except jinja2.TemplateSyntaxError as error:
+        answer = {"error": f"line {error.lineno}: {error.message}"}
+    except MemoryError:
+        answer = {"error": "it takes too much memory"}
+    except BaseException as error:
+        answer = {"error": _line(error) + (str(error).strip() or type(error).__name__)}
+    json.dump(answer, sys.stdout)
+
+
+def _line(error: BaseException) -> str:
+    """The template's line at which an error was raised, if it is known."""
+    found, step = "", error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == "<template>":
+            found = f"line {step.tb_lineno}: "
+        step = step.tb_next
+    return found
+
+
+if __name__ == "__main__":
+    main()
