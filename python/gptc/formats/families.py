@@ -165,6 +165,12 @@ def of(config: GPTConfig) -> Family | None:
     return next((family for family in FAMILIES if family.fits(config)), None)
 
 
+def name(config: GPTConfig) -> str:
+    """The family of a model: one of this table, else one of the engine's."""
+    family = of(config)
+    return family.model_type if family else config.family
+
+
 def by_model_type(kind: Any, classes: Any = None) -> Family | None:
     """The family of a config.json, by its model_type, else by its architectures."""
     if kind is None and isinstance(classes, list) and len(classes) == 1:

@@ -183,6 +183,23 @@ def test_a_model_of_no_family_keeps_our_names(changes: dict[str, Any], tmp_path:
         export_model(source, "gguf", tmp_path / "m.gguf", weights_only=True)
 
 
+@pytest.mark.parametrize(
+    ("to", "family", "message"),
+    [("llama2.c", "llama", "it has {}"), ("heimerl", "byte", "byte"), ("llm.c", "gpt2", "family")],
+)
+@pytest.mark.parametrize("field", [*families.BIASES, "qk_norm", "window"])
+def test_other_formats_refuse_what_they_cannot_hold(
+    to: str, family: str, message: str, field: str, tmp_path: Path
+) -> None:
+    if family == "gpt2" and field in families.BIASES:
+        return  # it has them all
+    changes = {field: 5 if field == "window" else True}
+    source = make_checkpoint(make_config(family, **changes), folder=tmp_path / "model")
+    with pytest.raises(GptcError, match=message.format(field)):
+        export_model(source, to, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 # ---- what is refused ----
 
 
