@@ -68,7 +68,7 @@ class Family:
 
 def dynamic_length(original: int, factor: float) -> int:
     """The longest sequence of a model whose rotary frequencies are lowered as it grows."""
-    return int(original * factor)
+    return int(min(original, 1 << 32) * factor)  # gpt_config_check refuses those that are longer
 
 
 _QWEN = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
@@ -196,8 +196,9 @@ def missing_features(data: Mapping[str, Any]) -> Iterator[str]:
         if key in data and data[key] not in plain:
             yield name
     for key in ("hidden_act", "hidden_activation", "activation_function"):
-        if data.get(key) not in (None, "silu", "swiglu", "gelu_new", "gelu_pytorch_tanh"):
-            yield f"the activation {data[key]}"
+        kind = data.get(key)
+        if kind not in (None, "silu", "swiglu", "gelu_new", "gelu_pytorch_tanh"):
+            yield f"the activation {kind}" if str(kind).isidentifier() else "its activation"
     if (
         isinstance(kinds := data.get("layer_types"), list)
         and len({str(kind) for kind in kinds}) > 1

@@ -245,6 +245,13 @@ class _ConfigJson(NamedTuple):
             raise GptcError(f"{self.where}: {key} is {value!r}, not a whole number above 0")
         return value
 
+    def flag(self, key: str) -> bool:
+        """A value that is true or false, and false if it is not there."""
+        value = self.data.get(key, False)
+        if not isinstance(value, bool):
+            raise GptcError(f"{self.where}: {key} is {value!r}, not true or false")
+        return value
+
     def only(self, key: str, *allowed: Any) -> None:
         """GptcError when a key is there with a value that gptc does not compute."""
         if key in self.data and self.data[key] not in allowed:
@@ -310,7 +317,7 @@ def _bias(found: _ConfigJson, family: Family, name: str) -> Any:
 def _window(found: _ConfigJson, family: Family) -> int:
     """The window of every layer, 0 for none. GptcError where layers differ."""
     data, n_layer = found.data, found.need("num_hidden_layers")
-    used = family.window and (not family.window_switch or data.get("use_sliding_window", False))
+    used = family.window and (not family.window_switch or found.flag("use_sliding_window"))
     window = found.need("sliding_window") if used and data.get("sliding_window") is not None else 0
     kinds = data.get("layer_types")
     if kinds is None:
@@ -323,9 +330,10 @@ def _window(found: _ConfigJson, family: Family) -> int:
             return window
         key = "max_window_layers"
     else:
-        if kinds == ["full_attention"] * n_layer:
+        n = len(kinds) if isinstance(kinds, list) else 0
+        if n == n_layer and all(kind == "full_attention" for kind in kinds):
             return 0
-        if window and kinds == ["sliding_attention"] * n_layer:
+        if window and n == n_layer and all(kind == "sliding_attention" for kind in kinds):
             return window
         key = "layer_types"
     raise GptcError(

@@ -28,7 +28,7 @@ _KEYS["yarn"] = {
     "rope_high_freq": "beta_fast",
     "rope_original": "original_max_position_embeddings",
 }
-# The longest sequence of these is another one than the file's: it is the original.
+_HUGE = 1e30  # above any number that makes sense, and far from where products overflow
 _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 
@@ -65,8 +65,8 @@ def from_json(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     values = {"rope_theta": rope.get("rope_theta", theta), **_scaling(rope, data, where)}
     if values["rope_scaling"] == "dynamic":
-        factor, original = values["rope_factor"], data["max_position_embeddings"]
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < 1e6:
+        factor, original = _number(rope, "factor", where), data["max_position_embeddings"]
+        if factor < 1:
             raise GptcError(f"{where}: rope_factor is {factor!r}; it must be at least 1")
         values |= {"rope_original": original, "block_size": dynamic_length(original, factor)}
     return values
@@ -100,16 +100,18 @@ def _scaling(rope: Mapping[str, Any], data: Mapping[str, Any], where: str) -> di
 
 def _attention_factor(rope: Mapping[str, Any], where: str) -> float:
     """The factor of queries and keys; 0: the usual one for the scale."""
-    stated = rope.get("attention_factor")
-    if stated is not None:
-        if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated > 0:
-            raise GptcError(f"{where}: attention_factor is {stated!r}, not a number above 0")
-        return float(stated)
-    scales = rope.get("mscale"), rope.get("mscale_all_dim")
-    if not all(scales):
+    if rope.get("attention_factor") is not None:
+        return _number(rope, "attention_factor", where)
+    if not (rope.get("mscale") and rope.get("mscale_all_dim")):
         return 0.0
-    numbers = [rope["factor"], *scales]
-    if any(isinstance(x, bool) or not isinstance(x, int | float) for x in numbers):
-        raise GptcError(f"{where}: mscale and mscale_all_dim are {scales!r}, not numbers")
-    one, other = (0.1 * mscale * math.log(max(numbers[0], 1.0)) + 1 for mscale in numbers[1:])
-    return float(one / other)
+    log = math.log(max(_number(rope, "factor", where), 1.0))
+    one, other = (0.1 * _number(rope, key, where) * log + 1 for key in ("mscale", "mscale_all_dim"))
+    return one / other
+
+
+def _number(rope: Mapping[str, Any], key: str, where: str) -> float:
+    value = rope[key]
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not 0 < value < _HUGE:
+        raise GptcError(f"{where}: {key} of rope_scaling is {value!r}, not a number above 0")
+    return float(value)
