@@ -116,6 +116,13 @@ enum gpt_rope_scaling {
     GPT_ROPE_NONE = 0,
     GPT_ROPE_LINEAR = 1, /* all divided by rope_factor: Chen et al. 2023 */
     GPT_ROPE_LLAMA3 = 2, /* the slow ones only, those in between by less: Llama 3.1 */
+    /* The slow ones only, those in between by less with their index: Peng et al. 2023, section 3.2. Queries
+     * and keys are also multiplied, by rope_attention. */
+    GPT_ROPE_YARN = 3,
+    /* As an NTK-aware base that grows with the sequence beyond rope_original, and not at all before
+     * that: Peng et al. 2023, section 3.3 and appendix A. Each call has the frequencies of its longest sequence, as in transformers;
+     * keys that a session holds keep those that they were stored with. */
+    GPT_ROPE_DYNAMIC = 4,
 };
 
 /* The layers that have a bias; they add up. */
@@ -156,11 +163,18 @@ typedef struct gpt_config {
     int32_t rope_scaling; /* enum gpt_rope_scaling; NONE unless pos is GPT_POS_ROPE */
     float
         rope_factor; /* at least 1; this and the next are unused where scaling does not read them */
-    float rope_low_freq;   /* LLAMA3: turns within rope_original below which it applies in full, */
-    float rope_high_freq;  /* and above which it does not apply; greater than rope_low_freq */
-    int32_t rope_original; /* LLAMA3: the longest sequence before the frequencies were lowered */
-    int32_t head_size;     /* 0: n_embd / n_head */
-    /* (n_layer), or NULL: every layer has the norm, pos and rope_theta above, and no window. A model
+    /* LLAMA3, YARN: turns within rope_original below which it applies in full, */
+    float rope_low_freq;
+    float rope_high_freq; /* and above which it does not apply; greater than rope_low_freq */
+    int32_t
+        rope_original;    /* the longest sequence before the frequencies were lowered; not LINEAR */
+    float rope_attention; /* YARN: factor of queries and keys; 0: 0.1 log(rope_factor) + 1 */
+    int32_t head_size;    /* 0: n_embd / n_head */
+    /* 1: RMSNorm over each head of queries and keys, with learned scales, before the rotation:
+     * Henry et al. 2020, as in Qwen3 (Yang et al. 2025) */
+    int32_t qk_norm;
+    int32_t window; /* of every layer: see gpt_layer */
+    /* (n_layer), or NULL: every layer has the norm, pos, rope_theta and window above. A model
      * keeps its own copy. */
     const gpt_layer *layers;
 } gpt_config;

@@ -93,6 +93,8 @@ typedef struct gpt_segment {
     X(dropout_apply)                                                                               \
     X(residual_norm_forward)                                                                       \
     X(residual_norm_backward)                                                                      \
+    X(qk_norm_forward)                                                                             \
+    X(qk_norm_backward)                                                                            \
     X(rope_forward)                                                                                \
     X(rope_backward)                                                                               \
     X(attention_forward)                                                                           \
@@ -218,6 +220,32 @@ typedef struct head_forward {
     const weight *wte; /* (Vp, C) */
     int N, C, V, Vp;
 } head_forward;
+
+/* ---- qk_norm.c ---- */
+
+/* RMSNorm (Zhang and Sennrich 2019) of each head of the queries and keys: x / sqrt(mean(x^2) + eps) w,
+ * as in Qwen3: Henry et al. 2020, and Dehghani et al. 2023, section 2.1. */
+typedef struct qk_norm_forward {
+    act *qkv;         /* (N, QKV) in place */
+    act *in;          /* (N, (NH + NKV) HS) = what was normalised, for backward; or NULL */
+    float *stats;     /* (N, NH + NKV) = 1/std of each head, for backward; or NULL */
+    const float *q_w; /* (HS) */
+    const float *k_w; /* (HS) */
+    float eps;
+    int N, NH, NKV, HS;
+} qk_norm_forward;
+
+/* The gradient of what was normalised, in place of that of the result. */
+typedef struct qk_norm_backward {
+    act *dqkv;          /* (N, QKV) in place */
+    float *dq_w;        /* (HS) +=, or NULL */
+    float *dk_w;        /* (HS) +=, or NULL */
+    const act *in;      /* (N, (NH + NKV) HS) */
+    const float *stats; /* (N, NH + NKV) */
+    const float *q_w;   /* (HS) */
+    const float *k_w;   /* (HS) */
+    int N, NH, NKV, HS;
+} qk_norm_backward;
 
 /* ---- rope.c ---- */
 

@@ -135,6 +135,15 @@ COST(head_forward) {
                   .b = op->V};
 }
 
+COST(qk_norm_forward) {
+    double kept = op->in ? 3 : 2;
+    return (cost){.bytes = acts(p, kept * op->N * (op->NH + op->NKV) * op->HS)};
+}
+
+COST(qk_norm_backward) {
+    return (cost){.bytes = acts(p, 3.0 * op->N * (op->NH + op->NKV) * op->HS)};
+}
+
 COST(rope_forward) {
     return (cost){.bytes = acts(p, 2.0 * op->N * (op->NH + op->NKV) * op->HS)};
 }

@@ -15,7 +15,7 @@ enum { MAX_CONFIG = 1 << 24, STRIP_ROWS = 32 };
 
 /* ---- the folder ---- */
 
-static int read_config(const char *folder, gpt_config *out) {
+static int read_config(const char *folder, gpt_config *out, enum naming *names) {
     file f;
     char *text = NULL;
     TRY(file_open(folder, CONFIG, &f));
@@ -25,7 +25,7 @@ static int read_config(const char *folder, gpt_config *out) {
         status = fail(GPT_ERR_FILE, "%s is too large for a config: %lld bytes", name.text,
                       (long long)f.size);
     if (status == GPT_OK) status = file_text(&f, 0, (size_t)f.size, &text);
-    if (status == GPT_OK) status = config_from_json(text, (size_t)f.size, name.text, out);
+    if (status == GPT_OK) status = config_from_json(text, (size_t)f.size, name.text, out, names);
     free(text);
     file_close(&f);
     TRY(status);
@@ -42,9 +42,10 @@ static tensor *find_tensor(const tensor_file *t, const char *name) {
 }
 
 /* A head that is stored is not tied if it differs, whatever the config says: so do transformers. */
-static int check_tied(const tensor_file *t, gpt_config *c) {
+static int check_tied(const tensor_file *t, enum naming names, gpt_config *c) {
     bool same = true;
-    tensor *embedding = find_tensor(t, naming_embedding(c)), *head = tensors_find(t, NAMING_HEAD);
+    tensor *embedding = find_tensor(t, naming_embedding(names)),
+           *head = tensors_find(t, NAMING_HEAD);
     if (!c->tied || !embedding || !head) return GPT_OK;
     TRY(tensors_same(t, embedding, head, &same));
     c->tied = same;
@@ -52,10 +53,10 @@ static int check_tied(const tensor_file *t, gpt_config *c) {
 }
 
 /* The tensor of a part, which must have its shape. */
-static int place(const tensor_file *t, const gpt_config *c, const gpt_param *param, const part *p,
-                 tensor **out) {
+static int place(const tensor_file *t, enum naming names, const gpt_config *c,
+                 const gpt_param *param, const part *p, tensor **out) {
     tensor *x = find_tensor(t, p->name);
-    bool embedding = !strcmp(p->name, naming_embedding(c));
+    bool embedding = !strcmp(p->name, naming_embedding(names));
     if (!x && embedding && c->tied) x = tensors_find(t, NAMING_HEAD); /* under its other name */
     const char *path = t->file.path;
     if (!x) return fail(GPT_ERR_FILE, "%s lacks the tensor %s", show_tail(path).text, p->name);
@@ -70,14 +71,14 @@ static int place(const tensor_file *t, const gpt_config *c, const gpt_param *par
 }
 
 /* Every parameter has its tensors, and every tensor its parameter. */
-static int check_tensors(const tensor_file *t, const gpt_config *c) {
+static int check_tensors(const tensor_file *t, enum naming names, const gpt_config *c) {
     part parts[MAX_PARTS];
     gpt_param param;
     tensor *x;
     for (int i = 0, n = gpt_config_param_count(c); i < n; i++) {
         TRY(gpt_config_param(c, i, &param));
-        for (int k = 0, n_parts = naming_parts(c, &param, parts); k < n_parts; k++)
-            TRY(place(t, c, &param, &parts[k], &x));
+        for (int k = 0, n_parts = naming_parts(names, c, &param, parts); k < n_parts; k++)
+            TRY(place(t, names, c, &param, &parts[k], &x));
     }
     for (int64_t i = 0; i < t->n; i++) {
         const char *name = t->tensors[i].name;
@@ -103,13 +104,13 @@ static int check_sort(const char *folder) {
     return GPT_OK;
 }
 
-static int open_folder(const char *folder, gpt_config *config, tensor_file *t) {
+static int open_folder(const char *folder, gpt_config *config, enum naming *names, tensor_file *t) {
     gpt_config c;
-    TRY(read_config(folder, &c));
+    TRY(read_config(folder, &c, names));
     TRY(check_sort(folder));
     TRY(tensors_open(folder, WEIGHTS, t));
-    int status = check_tied(t, &c);
-    if (status == GPT_OK) status = check_tensors(t, &c);
+    int status = check_tied(t, *names, &c);
+    if (status == GPT_OK) status = check_tensors(t, *names, &c);
     if (status == GPT_OK)
         *config = c;
     else
@@ -121,7 +122,8 @@ int gpt_config_load(const char *folder, gpt_config *out) {
     REQUIRE(folder);
     REQUIRE(out);
     tensor_file t;
-    TRY(open_folder(folder, out, &t));
+    enum naming names;
+    TRY(open_folder(folder, out, &names, &t));
     tensors_close(&t);
     return GPT_OK;
 }
@@ -144,15 +146,15 @@ static int read_transposed(const tensor_file *t, const tensor *x, int64_t n_rows
     return status;
 }
 
-static int read_param(const tensor_file *t, const gpt_config *c, const gpt_param *param,
-                      float *values) {
+static int read_param(const tensor_file *t, enum naming names, const gpt_config *c,
+                      const gpt_param *param, float *values) {
     part parts[MAX_PARTS];
     tensor *x;
     int64_t cols = param->shape[1];
-    for (int k = 0, n = naming_parts(c, param, parts); k < n; k++) {
+    for (int k = 0, n = naming_parts(names, c, param, parts); k < n; k++) {
         const part *p = &parts[k];
         float *rows = values + p->first_row * cols;
-        TRY(place(t, c, param, p, &x));
+        TRY(place(t, names, c, param, p, &x));
         if (p->transposed)
             TRY(read_transposed(t, x, p->n_rows, cols, rows));
         else
@@ -162,13 +164,13 @@ static int read_param(const tensor_file *t, const gpt_config *c, const gpt_param
 }
 
 /* A parameter that is one tensor in float32: it needs no copy on its way. */
-static int read_in_place(const tensor_file *t, gpt_model *m, int i, bool *done) {
+static int read_in_place(const tensor_file *t, enum naming names, gpt_model *m, int i, bool *done) {
     part parts[MAX_PARTS];
     tensor *x;
     const gpt_param *param = &m->layout.slots[i].info;
     *done = false;
-    if (naming_parts(&m->config, param, parts) > 1) return GPT_OK;
-    TRY(place(t, &m->config, param, &parts[0], &x));
+    if (naming_parts(names, &m->config, param, parts) > 1) return GPT_OK;
+    TRY(place(t, names, &m->config, param, &parts[0], &x));
     if (!tensors_is_float32(x)) return GPT_OK;
     *done = true;
     int status =
@@ -178,7 +180,7 @@ static int read_in_place(const tensor_file *t, gpt_model *m, int i, bool *done) 
     return fail(GPT_ERR_FILE, "%s: %s", show_tail(t->file.path).text, why.text);
 }
 
-static int read_weights(const tensor_file *t, gpt_model *m) {
+static int read_weights(const tensor_file *t, enum naming names, gpt_model *m) {
     int64_t most = 0;
     int status = GPT_OK;
     for (int i = 0; i < m->layout.n_slots; i++)
@@ -188,8 +190,8 @@ static int read_weights(const tensor_file *t, gpt_model *m) {
     for (int i = 0; i < m->layout.n_slots && status == GPT_OK; i++) {
         const gpt_param *param = &m->layout.slots[i].info;
         bool done;
-        status = read_in_place(t, m, i, &done);
-        if (status == GPT_OK && !done) status = read_param(t, &m->config, param, values);
+        status = read_in_place(t, names, m, i, &done);
+        if (status == GPT_OK && !done) status = read_param(t, names, &m->config, param, values);
         if (status == GPT_OK && !done)
             status = gpt_model_write(m, i, GPT_TENSOR_VALUE, values, param->size);
     }
@@ -204,9 +206,10 @@ int gpt_model_load(const char *folder, const gpt_options *options, gpt_model **o
     gpt_config config;
     gpt_model *m = NULL;
     tensor_file t;
-    TRY(open_folder(folder, &config, &t));
+    enum naming names;
+    TRY(open_folder(folder, &config, &names, &t));
     int status = gpt_model_create(&config, options, &m);
-    if (status == GPT_OK) status = read_weights(&t, m);
+    if (status == GPT_OK) status = read_weights(&t, names, m);
     tensors_close(&t);
     if (status == GPT_OK)
         *out = m;

@@ -52,7 +52,7 @@ static int set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *target
     size_t bytes = sizeof(int32_t) * (size_t)N;
     m->ops->ctx_set_workspace(m->ctx, m->workspace);
     model_pack(m);
-    rope_reach(m, &m->acts, T);
+    rope_reach(m, &m->acts, 0, T, T);
     if (m->lent.is_open) {
         TRY(lent_look_up(m, &m->acts, tokens, N));
         for (int i = 0; i < N; i++) m->acts.tokens[i] = i; /* which is the host's memory */

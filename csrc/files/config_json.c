@@ -3,6 +3,7 @@
 #include "file.h"
 #include "json.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -93,7 +94,8 @@ static int get_choice(source s, const char *key, const char *const *choices, int
 static const char *const norms[] = {"layernorm", "rmsnorm"};
 static const char *const positions[] = {"learned", "rope", "rope_wide"};
 static const char *const activations[] = {NULL, "gelu", "swish", "swiglu"};
-static const char *const scalings[] = {"none", "linear", "llama3"};
+static const char *const scalings[] = {"none", "linear", "llama3", "yarn", "dynamic"};
+enum { N_SCALINGS = sizeof scalings / sizeof *scalings };
 
 static const char *const our_fields[] = {
     "model_type",     "gptc_config_version",
@@ -107,7 +109,10 @@ static const char *const our_fields[] = {
     "rope_theta",     "rope_scaling",
     "rope_factor",    "rope_low_freq",
     "rope_high_freq", "rope_original",
-    "head_dim",
+    "rope_attention", "head_dim",
+    "qk_norm",        "window",
+    "qkv_bias",       "attn_proj_bias",
+    "mlp_bias",
 };
 enum { N_OUR_FIELDS = sizeof our_fields / sizeof *our_fields, N_REQUIRED = 17 };
 
@@ -128,8 +133,13 @@ static int check_our_fields(source s) {
     return GPT_OK;
 }
 
+static int32_t biases(bool qkv, bool att_proj, bool mlp) {
+    return (qkv ? GPT_BIAS_QKV : 0) | (att_proj ? GPT_BIAS_ATT_PROJ : 0) |
+           (mlp ? GPT_BIAS_FC | GPT_BIAS_MLP_PROJ : 0);
+}
+
 static int read_gptc(source s, gpt_config *c) {
-    int32_t version = 0, bias = 0;
+    int32_t version = 0, bias = 0, qkv = 0, att_proj = 0, mlp = 0;
     TRY(get_int(s, "gptc_config_version", &version));
     if (version != VERSION)
         return fail(GPT_ERR_FILE, "%s has version %d, this gptc reads %d: upgrade gptc", s.where,
@@ -150,13 +160,19 @@ static int read_gptc(source s, gpt_config *c) {
     TRY(get_bool(s, "tied", &c->tied));
     TRY(get_float(s, "norm_eps", &c->norm_eps));
     TRY(get_float(s, "rope_theta", &c->rope_theta));
-    TRY(get_choice(s, "rope_scaling", scalings, 3, &c->rope_scaling));
+    TRY(get_choice(s, "rope_scaling", scalings, N_SCALINGS, &c->rope_scaling));
     TRY(get_float(s, "rope_factor", &c->rope_factor));
     TRY(get_float(s, "rope_low_freq", &c->rope_low_freq));
     TRY(get_float(s, "rope_high_freq", &c->rope_high_freq));
     TRY(get_int(s, "rope_original", &c->rope_original));
+    TRY(get_float(s, "rope_attention", &c->rope_attention));
     TRY(get_int(s, "head_dim", &c->head_size));
-    c->bias = bias ? GPT_BIAS_ALL : 0;
+    TRY(get_bool(s, "qk_norm", &c->qk_norm));
+    TRY(get_int(s, "window", &c->window));
+    TRY(get_bool(s, "qkv_bias", &qkv));
+    TRY(get_bool(s, "attn_proj_bias", &att_proj));
+    TRY(get_bool(s, "mlp_bias", &mlp));
+    c->bias = bias ? GPT_BIAS_ALL : biases(qkv, att_proj, mlp);
     return GPT_OK;
 }
 
@@ -185,16 +201,80 @@ static int only_bool(source s, const char *key, bool allowed) {
     return unsupported(s, key, value, allowed ? "true" : "false");
 }
 
-/* Or null. */
+/* Whether a value is this number (false: 0, or false), or null, or an empty array. */
+static bool is_plain(json_value value, float number) {
+    float found;
+    json_value unused;
+    if (value.kind == JSON_NULL || (value.kind == JSON_FALSE && number == 0)) return true;
+    if (value.kind == JSON_ARRAY) {
+        json_walk walk = json_inside(value);
+        return !json_next(&walk, &unused, &unused);
+    }
+    return json_float(value, &found) && found == number;
+}
+
 static int only_number(source s, const char *key, float allowed, const char *name) {
     json_value value;
-    float number;
     bool found;
     TRY(find(s, key, &value, &found));
-    if (!found || value.kind == JSON_NULL) return GPT_OK;
-    if (json_float(value, &number) && number == allowed) return GPT_OK;
-    return unsupported(s, key, value, name);
+    return !found || is_plain(value, allowed) ? GPT_OK : unsupported(s, key, value, name);
 }
+
+/* FEATURES of python/gptc/formats/families.py: what no family of ours has. NAN: null alone. */
+static const struct {
+    const char *key;
+    float plain;
+} features[] = {
+    {"num_experts", 0},
+    {"num_local_experts", 0},
+    {"n_routed_experts", 0},
+    {"kv_lora_rank", 0},
+    {"partial_rotary_factor", 1},
+    {"rotary_pct", 1},
+    {"no_rope_layers", NAN},
+    {"attention_chunk_size", 0},
+    {"attn_logit_softcapping", NAN},
+    {"final_logit_softcapping", NAN},
+    {"query_pre_attn_scalar", NAN},
+    {"attention_multiplier", NAN},
+    {"embedding_multiplier", 1},
+    {"residual_multiplier", 1},
+    {"logits_scaling", 1},
+    {"logit_scale", 1},
+    {"clip_qkv", 0},
+    {"alibi", 0},
+    {"is_encoder_decoder", 0},
+    {"vision_config", NAN},
+};
+enum { N_FEATURES = sizeof features / sizeof *features };
+
+static int refuse_features(source s) {
+    for (int i = 0; i < N_FEATURES; i++) {
+        float plain = features[i].plain;
+        const char *name = plain == 1 ? "1.0" : plain == 0 ? "0" : "null";
+        TRY(only_number(s, features[i].key, plain, name));
+    }
+    return GPT_OK;
+}
+
+/* FAMILIES of python/gptc/formats/families.py that have rotary positions. An `_key` has the choice of
+ * config.json's attention_bias or mlp_bias. */
+typedef struct family {
+    const char *model_type, *model_class;
+    int32_t bias;
+    bool attention_key, mlp_key, qk_norm, window, window_switch, divided;
+    int32_t n_kv_head, head_size; /* of a config.json that names none; 0: n_head, n_embd / n_head */
+} family;
+
+static const family families[] = {
+    {"llama", "LlamaForCausalLM", .attention_key = true, .mlp_key = true, .divided = true},
+    {"mistral", "MistralForCausalLM", .window = true, .n_kv_head = 8},
+    {"qwen2", "Qwen2ForCausalLM", GPT_BIAS_QKV, .window = true, .window_switch = true,
+     .n_kv_head = 32},
+    {"qwen3", "Qwen3ForCausalLM", .attention_key = true, .qk_norm = true, .window = true,
+     .window_switch = true, .n_kv_head = 32, .head_size = 128},
+};
+enum { N_FAMILIES = sizeof families / sizeof *families, USUAL_WINDOW = 4096, USUAL_FIRST = 28 };
 
 static int read_gpt2(source s, gpt_config *c) {
     json_value value;
@@ -225,33 +305,93 @@ static int read_gpt2(source s, gpt_config *c) {
 /* A number that the chosen scaling needs. */
 static int need_float(source s, const char *key, float *out) {
     json_value value;
-    if (!json_find(s.object, key, &value))
+    if (!json_find(s.object, key, &value) || value.kind == JSON_NULL)
         return fail(GPT_ERR_FILE, "%s: rope_scaling lacks %s", s.where, key);
     return get_float(s, key, out);
 }
 
-/* `s` is rope_scaling, or rope_parameters of newer files. */
-static int read_scaling(source s, gpt_config *c) {
-    json_value kind;
+/* A number that may be missing or null, or 0, and then is `otherwise`. */
+static int float_or(source s, const char *key, float otherwise, float *out) {
+    json_value value;
+    bool found;
+    TRY(find(s, key, &value, &found));
+    *out = 0;
+    if (found && value.kind != JSON_NULL) TRY(get_float(s, key, out));
+    if (*out == 0) *out = otherwise;
+    return GPT_OK;
+}
+
+/* c->rope_original, from the config itself or its scaling; else block_size. */
+static int read_original(source config, source scaling, gpt_config *c) {
+    json_value value;
+    bool outside;
+    TRY(find(config, "original_max_position_embeddings", &value, &outside));
+    c->rope_original = c->block_size;
+    bool inside = json_find(scaling.object, "original_max_position_embeddings", &value) > 0;
+    if (inside) return need(scaling, "original_max_position_embeddings", &c->rope_original);
+    return outside ? need(config, "original_max_position_embeddings", &c->rope_original) : GPT_OK;
+}
+
+/* Peng et al. 2023, with the names of transformers. */
+static int read_yarn(source s, gpt_config *c) {
+    float one, other;
+    json_value value;
+    bool has_factor;
+    TRY(float_or(s, "beta_slow", 1, &c->rope_low_freq));
+    TRY(float_or(s, "beta_fast", 32, &c->rope_high_freq));
+    TRY(only_bool(s, "truncate", true));
+    TRY(find(s, "attention_factor", &value, &has_factor));
+    if (has_factor && value.kind != JSON_NULL) {
+        TRY(get_float(s, "attention_factor", &c->rope_attention));
+        return c->rope_attention > 0 ? GPT_OK : wrong(s, "attention_factor", "a number above 0");
+    }
+    TRY(float_or(s, "mscale", 0, &one));
+    TRY(float_or(s, "mscale_all_dim", 0, &other));
+    double scale = log(fmax(c->rope_factor, 1));
+    if (one != 0 && other != 0)
+        c->rope_attention = (float)((0.1 * one * scale + 1) / (0.1 * other * scale + 1));
+    return GPT_OK;
+}
+
+/* `s` is rope_scaling, or rope_parameters of newer files, of the object config. */
+static int read_scaling(source config, source s, gpt_config *c) {
+    json_value kind, key, value;
     bool found, has_factor;
+    json_walk walk = json_inside(s.object);
+    while (json_next(&walk, &key, &value))
+        if (value.kind == JSON_OBJECT)
+            return fail(GPT_ERR_FILE,
+                        "%s: rope_parameters for some layers alone are not supported, only for all",
+                        s.where);
     TRY(find(s, "factor", &kind, &has_factor));
     TRY(find(s, "rope_type", &kind, &found));
     if (!found) TRY(find(s, "type", &kind, &found));
     if (!found && !has_factor) return GPT_OK;
-    if (found && (json_is(kind, "default") || json_is(kind, "none"))) return GPT_OK;
-    if (found && json_is(kind, "linear"))
-        c->rope_scaling = GPT_ROPE_LINEAR;
-    else if (found && json_is(kind, "llama3"))
-        c->rope_scaling = GPT_ROPE_LLAMA3;
-    else
+    if (found && json_is(kind, "default")) return GPT_OK;
+    int i = 0;
+    while (i < N_SCALINGS && !(found && json_is(kind, scalings[i]))) i++;
+    if (i == N_SCALINGS)
         return fail(GPT_ERR_FILE,
-                    "%s: this rope_type of rope_scaling is not supported, only linear and llama3",
+                    "%s: this rope_type of rope_scaling is not supported, only linear, dynamic, "
+                    "llama3 and yarn",
                     s.where);
+    c->rope_scaling = i;
+    if (i == GPT_ROPE_NONE) return GPT_OK;
     TRY(need_float(s, "factor", &c->rope_factor));
-    if (c->rope_scaling == GPT_ROPE_LINEAR) return GPT_OK;
+    if (i == GPT_ROPE_LINEAR) return GPT_OK;
+    if (i == GPT_ROPE_DYNAMIC) { /* applies from max_position_embeddings on */
+        double longest = (double)c->block_size * c->rope_factor;
+        if (!(c->rope_factor >= 1 && longest < INT32_MAX))
+            return fail(GPT_ERR_FILE, "%s: rope_factor is %g; it must be at least 1", s.where,
+                        c->rope_factor);
+        c->rope_original = c->block_size;
+        c->block_size = (int32_t)longest;
+        return GPT_OK;
+    }
+    TRY(read_original(config, s, c));
+    if (i == GPT_ROPE_YARN) return read_yarn(s, c);
     TRY(need_float(s, "low_freq_factor", &c->rope_low_freq));
-    TRY(need_float(s, "high_freq_factor", &c->rope_high_freq));
-    return need(s, "original_max_position_embeddings", &c->rope_original);
+    return need_float(s, "high_freq_factor", &c->rope_high_freq);
 }
 
 static bool is_empty(json_value value) {
@@ -275,36 +415,105 @@ static int read_rope(source s, gpt_config *c) {
         has_parameters = false;
     }
     if (has_scaling && !is_empty(scaling.object)) {
-        if (scaling.object.kind == JSON_OBJECT) return read_scaling(scaling, c);
+        if (scaling.object.kind == JSON_OBJECT) {
+            TRY(get_float(scaling, "rope_theta", &c->rope_theta));
+            return read_scaling(s, scaling, c);
+        }
         return unsupported(s, "rope_scaling", scaling.object, "an object");
     }
-    return has_parameters ? read_scaling(parameters, c) : GPT_OK;
+    return has_parameters ? read_scaling(s, parameters, c) : GPT_OK;
 }
 
-static int read_llama(source s, gpt_config *c) {
+/* How many items of layer_types are of either sort. */
+static void count_layers(json_value kinds, int *full, int *sliding) {
+    json_value unused, kind;
+    json_walk walk = json_inside(kinds);
+    *full = *sliding = 0;
+    while (json_next(&walk, &unused, &kind)) {
+        *full += json_is(kind, "full_attention");
+        *sliding += json_is(kind, "sliding_attention");
+    }
+}
+
+/* The window of every layer. GPT_ERR_FILE where layers differ. */
+static int read_window(source s, const family *f, gpt_config *c) {
+    int32_t used = f->window && !f->window_switch, first = 0, window = 0;
+    int full = c->n_layer, sliding = 0;
+    json_value value;
+    bool found;
+    if (f->window_switch) TRY(get_bool(s, "use_sliding_window", &used));
+    TRY(find(s, "sliding_window", &value, &found));
+    if (used && !found) window = USUAL_WINDOW;
+    if (used && found && value.kind != JSON_NULL) TRY(need(s, "sliding_window", &window));
+    TRY(find(s, "layer_types", &value, &found));
+    if (found && value.kind == JSON_ARRAY) {
+        count_layers(value, &full, &sliding);
+    } else {
+        if (f->window_switch) first = USUAL_FIRST;
+        if (f->window_switch) TRY(get_int(s, "max_window_layers", &first));
+        if (window && first < full) full = first > 0 ? first : 0;
+        sliding = c->n_layer - full;
+    }
+    if (full == c->n_layer && sliding == 0) return GPT_OK;
+    c->window = window;
+    if (window && sliding == c->n_layer && full == 0) return GPT_OK;
+    return fail(
+        GPT_ERR_FILE,
+        "%s: %s with layers of several kinds is not supported, only layers that all have the "
+        "same attention window, or none",
+        s.where, found ? "layer_types" : "max_window_layers");
+}
+
+static int read_llama(source s, const family *f, gpt_config *c) {
+    int32_t attention_bias = 0, mlp_bias = 0;
+    json_value value;
+    bool found;
     TRY(only_string(s, "hidden_act", "silu", "silu"));
-    TRY(only_bool(s, "attention_bias", false));
-    TRY(only_bool(s, "mlp_bias", false));
-    TRY(only_number(s, "partial_rotary_factor", 1, "1.0"));
     TRY(need(s, "hidden_size", &c->n_embd));
     TRY(need(s, "num_attention_heads", &c->n_head));
-    TRY(size_or(s, "head_dim", 0, &c->head_size));
+    if (f->divided && c->n_embd % c->n_head)
+        return fail(GPT_ERR_FILE, "%s: n_head %d does not divide n_embd %d", s.where, c->n_head,
+                    c->n_embd);
+    TRY(find(s, "head_dim", &value, &found));
+    c->head_size = found ? 0 : f->head_size;
+    if (found) TRY(size_or(s, "head_dim", 0, &c->head_size));
     if ((int64_t)c->head_size * c->n_head == c->n_embd) c->head_size = 0;
     TRY(need(s, "vocab_size", &c->vocab_size));
     TRY(need(s, "max_position_embeddings", &c->block_size));
     TRY(need(s, "num_hidden_layers", &c->n_layer));
-    TRY(size_or(s, "num_key_value_heads", c->n_head, &c->n_kv_head));
+    TRY(find(s, "num_key_value_heads", &value, &found));
+    c->n_kv_head = f->n_kv_head ? f->n_kv_head : c->n_head;
+    if (found) TRY(size_or(s, "num_key_value_heads", c->n_head, &c->n_kv_head));
     TRY(need(s, "intermediate_size", &c->n_ff));
     c->norm = GPT_NORM_RMSNORM;
     c->pos = GPT_POS_ROPE;
     c->activation = GPT_ACT_SWIGLU;
     c->norm_eps = 1e-6f;
+    c->qk_norm = f->qk_norm;
+    if (f->attention_key) TRY(get_bool(s, "attention_bias", &attention_bias));
+    if (f->mlp_key) TRY(get_bool(s, "mlp_bias", &mlp_bias));
+    c->bias = f->bias | biases(attention_bias, attention_bias, mlp_bias);
     TRY(get_bool(s, "tie_word_embeddings", &c->tied));
     TRY(get_float(s, "rms_norm_eps", &c->norm_eps));
+    TRY(read_window(s, f, c));
     return read_rope(s, c);
 }
 
-int config_from_json(const char *text, size_t n, const char *where, gpt_config *out) {
+/* The family of model_type, or without one of architectures. */
+static const family *find_family(source s, json_value kind, bool has_kind) {
+    json_value list, unused, name;
+    if (!has_kind) {
+        if (!json_find(s.object, "architectures", &list) || list.kind != JSON_ARRAY) return NULL;
+        json_walk walk = json_inside(list);
+        if (!json_next(&walk, &unused, &name)) return NULL;
+    }
+    for (const family *f = families; f < families + N_FAMILIES; f++)
+        if (has_kind ? json_is(kind, f->model_type) : json_is(name, f->model_class)) return f;
+    return NULL;
+}
+
+int config_from_json(const char *text, size_t n, const char *where, gpt_config *out,
+                     enum naming *names) {
     source s = {.where = where};
     json_value kind, value;
     bool found;
@@ -312,20 +521,23 @@ int config_from_json(const char *text, size_t n, const char *where, gpt_config *
     TRY(json_parse(text, n, where, &s.object));
     if (s.object.kind != JSON_OBJECT) return fail(GPT_ERR_FILE, "%s is not a JSON object", where);
     TRY(find(s, "model_type", &kind, &found));
-    if (!found) return fail(GPT_ERR_FILE, "%s lacks model_type", where);
-    if (!json_is(kind, "gptc")) {
+    const family *f = find_family(s, kind, found);
+    if (!found && !f) return fail(GPT_ERR_FILE, "%s lacks model_type", where);
+    *names = f ? NAMES_LLAMA : json_is(kind, "gpt2") ? NAMES_GPT2 : NAMES_OURS;
+    if (*names == NAMES_OURS && !json_is(kind, "gptc"))
+        return unsupported(s, "model_type", kind, "gpt2, llama, mistral, qwen2, qwen3 and gptc");
+    if (*names != NAMES_OURS) {
         TRY(find(s, "quantization_config", &value, &found));
         if (found && value.kind == JSON_OBJECT)
             return fail(GPT_ERR_FILE, "%s: the weights are quantized by another program", where);
+        TRY(refuse_features(s));
     }
-    if (json_is(kind, "gptc"))
-        TRY(read_gptc(s, &c));
-    else if (json_is(kind, "gpt2"))
+    if (f)
+        TRY(read_llama(s, f, &c));
+    else if (*names == NAMES_GPT2)
         TRY(read_gpt2(s, &c));
-    else if (json_is(kind, "llama"))
-        TRY(read_llama(s, &c));
     else
-        return unsupported(s, "model_type", kind, "gpt2, llama and gptc");
+        TRY(read_gptc(s, &c));
     *out = c;
     return GPT_OK;
 }

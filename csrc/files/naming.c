@@ -4,18 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum naming { OURS, GPT2, LLAMA };
-
-static enum naming naming_of(const gpt_config *c) {
-    if (c->norm == GPT_NORM_LAYERNORM && c->norm_weight && c->pos == GPT_POS_LEARNED &&
-        c->activation == GPT_ACT_GELU && c->n_kv_head == c->n_head && !c->head_size && c->bias)
-        return GPT2;
-    if (c->norm == GPT_NORM_RMSNORM && c->norm_weight && c->pos == GPT_POS_ROPE &&
-        c->activation == GPT_ACT_SWIGLU && !c->bias)
-        return LLAMA;
-    return OURS;
-}
-
 /* Without layer and leaf: ours, GPT-2's, and Llama's one to three. */
 static const struct {
     const char *ours, *gpt2, *llama[MAX_PARTS];
@@ -23,6 +11,8 @@ static const struct {
     {"norm_1", "ln_1", {"input_layernorm"}},
     {"norm_2", "ln_2", {"post_attention_layernorm"}},
     {"attn.qkv", "attn.c_attn", {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}},
+    {"attn.q_norm", NULL, {"self_attn.q_norm"}},
+    {"attn.k_norm", NULL, {"self_attn.k_norm"}},
     {"attn.proj", "attn.c_proj", {"self_attn.o_proj"}},
     {"mlp.fc", "mlp.c_fc", {"mlp.gate_proj", "mlp.up_proj"}},
     {"mlp.proj", "mlp.c_proj", {"mlp.down_proj"}},
@@ -33,13 +23,13 @@ static const struct {
 };
 enum { N_STEMS = sizeof stems / sizeof *stems };
 
-const char *naming_embedding(const gpt_config *c) {
-    static const char *const names[] = {
-        [OURS] = "wte.weight",
-        [GPT2] = "transformer.wte.weight",
-        [LLAMA] = "model.embed_tokens.weight",
+const char *naming_embedding(enum naming names) {
+    static const char *const embeddings[] = {
+        [NAMES_OURS] = "wte.weight",
+        [NAMES_GPT2] = "transformer.wte.weight",
+        [NAMES_LLAMA] = "model.embed_tokens.weight",
     };
-    return names[naming_of(c)];
+    return embeddings[names];
 }
 
 const char *naming_without_prefix(const char *name) {
@@ -94,9 +84,9 @@ static int their_parts(const gpt_config *c, bool llama, const gpt_param *param, 
     return n;
 }
 
-int naming_parts(const gpt_config *c, const gpt_param *param, part out[MAX_PARTS]) {
-    enum naming naming = naming_of(c);
-    if (naming != OURS) return their_parts(c, naming == LLAMA, param, out);
+int naming_parts(enum naming names, const gpt_config *c, const gpt_param *param,
+                 part out[MAX_PARTS]) {
+    if (names != NAMES_OURS) return their_parts(c, names == NAMES_LLAMA, param, out);
     out[0] = (part){.n_rows = param->shape[0]};
     snprintf(out[0].name, sizeof out[0].name, "%s", param->name);
     return 1;

@@ -39,6 +39,9 @@ static void plan_layer(planner *p, const gpt_config *c, const acts_shape *s, lay
     a->stats_1 = take_floats(p, training, N, 2);
     a->stats_2 = take_floats(p, training, N, 2);
     a->qkv = take_acts(p, true, N, qkv_size(c));
+    int64_t heads = c->n_head + c->n_kv_head;
+    a->qk = take_acts(p, training && c->qk_norm, N, heads * head_size(c));
+    a->stats_qk = take_floats(p, training && c->qk_norm, N, heads);
     a->att = take_acts(p, true, N, att_size(c));
     a->lse = take_floats(p, training, N, c->n_head);
     a->fc_pre = take_acts(p, training, N, fc_size(c));

@@ -75,9 +75,25 @@ static void rope(gpt_model *m, const acts *a, const batch *x, int l) {
     if (op.table) m->ops->rope_backward(m->ctx, &op);
 }
 
+static void qk_norm(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
+    const gpt_config *c = &m->config;
+    qk_norm_backward op = {.dqkv = a->dqkv,
+                           .dq_w = m->dw.layers[l].q_norm_w,
+                           .dk_w = m->dw.layers[l].k_norm_w,
+                           .in = la->qk,
+                           .stats = la->stats_qk,
+                           .q_w = m->w.layers[l].q_norm_w,
+                           .k_w = m->w.layers[l].k_norm_w,
+                           .N = x->N,
+                           .NH = c->n_head,
+                           .NKV = c->n_kv_head,
+                           .HS = head_size(c)};
+    if (c->qk_norm) m->ops->qk_norm_backward(m->ctx, &op);
+}
+
 /* Whether attention sums the gradient of the bias of queries, keys and values: where nothing is between them. */
 static int attention_sums(const gpt_model *m, int l) {
-    return m->ops->sums_attention && m->rope[l] < 0;
+    return m->ops->sums_attention && m->rope[l] < 0 && !m->config.qk_norm;
 }
 
 static void attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
@@ -151,6 +167,7 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
                w->att_proj_w, NULL, GPT_ACT_NONE, A, C);
         attention(m, a, la, x, l);
         rope(m, a, x, l);
+        qk_norm(m, a, la, x, l);
         linear(m, x, a->dnorm, dw->qkv_w, attention_sums(m, l) ? NULL : dw->qkv_b, a->dqkv,
                la->norm_1, w->qkv_w, NULL, GPT_ACT_NONE, C, qkv_size(c));
         /* Layer 0 reads the embedding, which was not a branch. */

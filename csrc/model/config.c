@@ -5,8 +5,8 @@
 #include <math.h>
 #include <string.h>
 
-/* And heads of n_embd / n_head, and layers that do not differ. */
-#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0, 0, NULL
+/* And heads of n_embd / n_head without norms, and layers that do not differ. */
+#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0, 0, 0, 0, 0, NULL
 #define GPT2(layers, heads, width)                                                                 \
     {50257,                                                                                        \
      1024,                                                                                         \
@@ -76,19 +76,27 @@ static int check_range(const char *field, int64_t value, int64_t least, int64_t 
 }
 
 static int check_rope_scaling(const gpt_config *c) {
-    TRY(check_range("rope_scaling", c->rope_scaling, GPT_ROPE_NONE, GPT_ROPE_LLAMA3));
+    TRY(check_range("rope_scaling", c->rope_scaling, GPT_ROPE_NONE, GPT_ROPE_DYNAMIC));
     if (c->rope_scaling == GPT_ROPE_NONE) return GPT_OK;
     if (c->pos != GPT_POS_ROPE)
         return fail(GPT_ERR_ARGUMENT, "rope_scaling needs rotary positions within heads");
     if (!(c->rope_factor >= 1 && isfinite(c->rope_factor)))
         return fail(GPT_ERR_ARGUMENT, "rope_factor is %g; it must be at least 1", c->rope_factor);
     if (c->rope_scaling == GPT_ROPE_LINEAR) return GPT_OK;
+    TRY(check_range("rope_original", c->rope_original, 1, MAX_BLOCK));
+    if (c->rope_scaling == GPT_ROPE_DYNAMIC) {
+        if (head_size(c) > 2) return GPT_OK;
+        return fail(GPT_ERR_ARGUMENT, "dynamic rope_scaling needs heads of more than 2 channels");
+    }
+    if (!(c->rope_attention >= 0 && isfinite(c->rope_attention)))
+        return fail(GPT_ERR_ARGUMENT, "rope_attention is %g; it must be 0 (of the factor) or above",
+                    c->rope_attention);
     if (!(c->rope_low_freq > 0 && c->rope_high_freq > c->rope_low_freq &&
           isfinite(c->rope_high_freq)))
         return fail(GPT_ERR_ARGUMENT,
                     "rope_low_freq is %g and rope_high_freq %g; they must be above 0 and rise",
                     c->rope_low_freq, c->rope_high_freq);
-    return check_range("rope_original", c->rope_original, 1, MAX_BLOCK);
+    return GPT_OK;
 }
 
 static int check_layer(const gpt_config *c, int l) {
@@ -112,7 +120,8 @@ static int check_layer(const gpt_config *c, int l) {
 gpt_layer config_layer(const gpt_config *c, int l) {
     if (c->layers) return c->layers[l];
     int rope = c->pos != GPT_POS_LEARNED;
-    return (gpt_layer){.norm = c->norm, .rope = rope, .rope_theta = c->rope_theta};
+    return (gpt_layer){
+        .norm = c->norm, .rope = rope, .rope_theta = c->rope_theta, .window = c->window};
 }
 
 int gpt_config_check(const gpt_config *c) {
@@ -131,6 +140,8 @@ int gpt_config_check(const gpt_config *c) {
     TRY(check_range("bias", c->bias, 0, GPT_BIAS_ALL));
     TRY(check_range("tied", c->tied, 0, 1));
     TRY(check_range("head_size", c->head_size, 0, MAX_WIDTH));
+    TRY(check_range("qk_norm", c->qk_norm, 0, 1));
+    TRY(check_range("window", c->window, 0, INT32_MAX));
     if (c->head_size == 0 && c->n_embd % c->n_head)
         return fail(GPT_ERR_ARGUMENT, "n_head %d does not divide n_embd %d", c->n_head, c->n_embd);
     if (c->n_head % c->n_kv_head)

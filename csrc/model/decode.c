@@ -43,6 +43,7 @@ typedef struct step {
     const int32_t *tokens, *seqs; /* (n) */
     const uint8_t *want;          /* (n), NULL: the last of each sequence */
     int n;
+    int longest;     /* tokens of the longest of its sequences, at its end */
     step_output out; /* the next row's places on the host */
     int held;        /* rows of logits on the device, to be delivered */
     bool drawn;      /* and what was drawn from them */
@@ -172,14 +173,16 @@ static bool one_each(const step *t) {
 /* The rows' tokens, positions and sequences, one after the other. */
 static void upload_rows(gpt_session *s, const step *t, int begin, int n) {
     gpt_model *m = s->model;
-    int32_t *tokens = s->rows, *positions = tokens + n, *seqs = positions + n, last = 0;
+    int32_t *tokens = s->rows, *positions = tokens + n, *seqs = positions + n;
+    int32_t first = INT32_MAX, last = 0;
     for (int i = 0; i < n; i++) {
         tokens[i] = m->lent.is_open ? i : t->tokens[begin + i]; /* then its row of wte_rows */
         seqs[i] = t->seqs[begin + i];
         positions[i] = s->length[seqs[i]]++;
         if (positions[i] > last) last = positions[i];
+        if (positions[i] < first) first = positions[i];
     }
-    rope_reach(m, &s->acts, last + 1);
+    rope_reach(m, &s->acts, first, last + 1, t->longest);
     if (m->lent.is_open && lent_look_up(m, &s->acts, t->tokens + begin, n) != GPT_OK)
         m->interrupted = m->lost_rows = true;
     m->ops->upload(m->ctx, s->acts.tokens, s->rows, STEP_INTS * sizeof *s->rows * (size_t)n);
@@ -211,10 +214,25 @@ static void session_rows(gpt_session *s, step *t, int begin, int n) {
     } while (replays && !ops->replay_end(m->ctx));
 }
 
+static int longest_after(const gpt_session *s, const int32_t *seqs, int n) {
+    int longest = 0;
+    for (int i = 0, added = 0; i < n; i++) {
+        added = i > 0 && seqs[i] == seqs[i - 1] ? added + 1 : 1;
+        int length = s->length[seqs[i]] + added;
+        if (length > longest) longest = length;
+    }
+    return longest;
+}
+
 void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
                   int n, const step_output *out) {
     gpt_model *m = s->model;
-    step t = {.tokens = tokens, .seqs = seqs, .want = want, .n = n, .out = *out};
+    step t = {.tokens = tokens,
+              .seqs = seqs,
+              .want = want,
+              .n = n,
+              .longest = longest_after(s, seqs, n),
+              .out = *out};
     m->ops->ctx_set_workspace(m->ctx, s->workspace);
     model_pack(m);
     for (int begin = 0, rows; begin < n && !m->interrupted; begin += rows) {

@@ -74,6 +74,21 @@ static void linear(gpt_model *m, const batch *x, act *out, act *pre, const act *
     m->ops->linear_forward(m->ctx, &op);
 }
 
+static void qk_norm(gpt_model *m, const layer_acts *la, const batch *x, int l) {
+    const gpt_config *c = &m->config;
+    qk_norm_forward op = {.qkv = la->qkv,
+                          .in = la->qk,
+                          .stats = la->stats_qk,
+                          .q_w = m->w.layers[l].q_norm_w,
+                          .k_w = m->w.layers[l].k_norm_w,
+                          .eps = c->norm_eps,
+                          .N = x->N,
+                          .NH = c->n_head,
+                          .NKV = c->n_kv_head,
+                          .HS = head_size(c)};
+    if (c->qk_norm) m->ops->qk_norm_forward(m->ctx, &op);
+}
+
 static void rope(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
     const gpt_config *c = &m->config;
     rope_forward op = {.qkv = la->qkv,
@@ -142,6 +157,7 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
         norm(m, x, m->layers[l].norm, la->resid_1, la->norm_1, la->stats_1, resid, branch,
              w->norm_1_w, w->norm_1_b, dropout);
         linear(m, x, la->qkv, NULL, la->norm_1, w->qkv_w, w->qkv_b, GPT_ACT_NONE, C, qkv_size(c));
+        qk_norm(m, la, x, l);
         rope(m, a, la, x, l);
         if (x->session)
             cached_attention(m, a, la, x, l);

@@ -57,6 +57,7 @@ typedef struct layer_view {
     float *norm_1_w, *norm_1_b; /* (C) */
     weight *qkv_w;              /* (QKV, C) */
     weight *qkv_b;              /* (QKV) */
+    float *q_norm_w, *k_norm_w; /* (HS) */
     weight *att_proj_w;         /* (C, NH HS) */
     weight *att_proj_b;         /* (C) */
     float *norm_2_w, *norm_2_b; /* (C) */
@@ -131,19 +132,21 @@ static inline size_t align_buffer(size_t bytes) {
 
 /* The activations of one layer that backward reads again. */
 typedef struct layer_acts {
-    act *resid_1;   /* (N, C) the residual stream as norm 1 reads it */
-    act *norm_1;    /* (N, C) */
-    float *stats_1; /* (N, 2) */
-    act *qkv;       /* (N, QKV), rotated in place */
-    act *att;       /* (N, NH HS) */
-    float *lse;     /* (B, NH, T) */
-    act *resid_2;   /* (N, C) the residual stream as norm 2 reads it */
-    act *norm_2;    /* (N, C) */
-    float *stats_2; /* (N, 2) */
-    act *fc_pre;    /* (N, F or 2 F) */
-    act *fc;        /* (N, F); shared by all layers where backward recomputes it */
-    act *cache_k;   /* (n_seq, NKV, n_ctx, HS) */
-    act *cache_v;   /* the same */
+    act *resid_1;    /* (N, C) the residual stream as norm 1 reads it */
+    act *norm_1;     /* (N, C) */
+    float *stats_1;  /* (N, 2) */
+    act *qkv;        /* (N, QKV), normalised and rotated in place */
+    act *qk;         /* (N, (NH + NKV) HS) queries and keys as their norm reads them */
+    float *stats_qk; /* (N, NH + NKV) */
+    act *att;        /* (N, NH HS) */
+    float *lse;      /* (B, NH, T) */
+    act *resid_2;    /* (N, C) the residual stream as norm 2 reads it */
+    act *norm_2;     /* (N, C) */
+    float *stats_2;  /* (N, 2) */
+    act *fc_pre;     /* (N, F or 2 F) */
+    act *fc;         /* (N, F); shared by all layers where backward recomputes it */
+    act *cache_k;    /* (n_seq, NKV, n_ctx, HS) */
+    act *cache_v;    /* the same */
 } layer_acts;
 
 /* Every buffer of a forward and backward pass. Without training all layers share one set, and the
@@ -155,7 +158,7 @@ typedef struct acts {
     float *wte_rows;           /* (N, C) of a lent embedding, for the tokens in their order */
     float *rope;     /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
     int rope_rows;   /* positions that there is room for */
-    int rope_filled; /* and those that are filled */
+    int rope_filled; /* and those that are filled for sequences of any length */
     act *branch;     /* (N, C) to be added to the residual stream */
     act *resid_f;    /* (N, C) as the final norm reads it */
     act *norm_f;     /* (N, C) */
@@ -340,7 +343,7 @@ int64_t rope_pairs(const gpt_config *c);
 void rope_frequencies(const gpt_config *c, double *out);
 /* The table of layer l, NULL where it has none. */
 const float *rope_table(const gpt_model *m, const acts *a, int l);
-/* Fills the tables for the first n_positions positions at least. */
-void rope_reach(const gpt_model *m, acts *a, int n_positions);
+/* Fills the tables for positions first to end at least, in sequences the longest of which ends at length. */
+void rope_reach(const gpt_model *m, acts *a, int first, int end, int length);
 
 #endif

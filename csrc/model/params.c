@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum dim { ONE, WIDTH, QKV, ATT, FF, FC, VOCAB, BLOCK } dim;
+typedef enum dim { ONE, WIDTH, QKV, ATT, HEAD, FF, FC, VOCAB, BLOCK } dim;
 typedef enum init { ZEROS, ONES, NORMAL, RESIDUAL } init; /* RESIDUAL: normal / sqrt(2 L) */
 typedef enum place { FIRST, LAYER, LAST } place;
 typedef enum when {
@@ -18,6 +18,7 @@ typedef enum when {
     NORM_WEIGHT,
     NORM_BIAS,
     QKV_BIAS,
+    QK_NORM,
     ATT_PROJ_BIAS,
     FC_BIAS,
     MLP_PROJ_BIAS,
@@ -41,6 +42,8 @@ static const struct row {
     {LAYER, "norm_1.bias", LAYER_FIELD(norm_1_b), WIDTH, ONE, ZEROS, NORM_BIAS},
     {LAYER, "attn.qkv.weight", LAYER_FIELD(qkv_w), QKV, WIDTH, NORMAL, ALWAYS},
     {LAYER, "attn.qkv.bias", LAYER_FIELD(qkv_b), QKV, ONE, ZEROS, QKV_BIAS},
+    {LAYER, "attn.q_norm.weight", LAYER_FIELD(q_norm_w), HEAD, ONE, ONES, QK_NORM},
+    {LAYER, "attn.k_norm.weight", LAYER_FIELD(k_norm_w), HEAD, ONE, ONES, QK_NORM},
     {LAYER, "attn.proj.weight", LAYER_FIELD(att_proj_w), WIDTH, ATT, RESIDUAL, ALWAYS},
     {LAYER, "attn.proj.bias", LAYER_FIELD(att_proj_b), WIDTH, ONE, ZEROS, ATT_PROJ_BIAS},
     {LAYER, "norm_2.weight", LAYER_FIELD(norm_2_w), WIDTH, ONE, ONES, NORM_WEIGHT},
@@ -68,6 +71,8 @@ static bool present(const gpt_config *c, int norm, when when) {
         return c->norm_weight && c->bias & GPT_BIAS_NORM && norm == GPT_NORM_LAYERNORM;
     case QKV_BIAS:
         return c->bias & GPT_BIAS_QKV;
+    case QK_NORM:
+        return c->qk_norm;
     case ATT_PROJ_BIAS:
         return c->bias & GPT_BIAS_ATT_PROJ;
     case FC_BIAS:
@@ -90,6 +95,8 @@ static int64_t extent(const gpt_config *c, dim dim) {
         return qkv_size(c);
     case ATT:
         return att_size(c);
+    case HEAD:
+        return head_size(c);
     case FF:
         return c->n_ff;
     case FC:

@@ -5,6 +5,7 @@
 #include <math.h>
 
 enum { STRIP_FLOATS = 2048 };
+static const double PI = 3.141592653589793;
 
 int64_t rope_pairs(const gpt_config *c) {
     if (c->pos == GPT_POS_LEARNED) return 0;
@@ -37,15 +38,39 @@ int rope_table_count(const gpt_config *c) {
     return n;
 }
 
+/* The index of the pair that turns so often within rope_original: Peng et al. 2023, section 3.2. */
+static double pair_of_turns(const gpt_config *c, float theta, int64_t pairs, double turns) {
+    return (double)pairs * log(c->rope_original / (turns * 2 * PI)) / log(theta);
+}
+
+/* How much of the i-th pair's frequency is kept: 0 to 1. The rest is divided by rope_factor. */
+static double kept_share(const gpt_config *c, float theta, int64_t i, int64_t pairs) {
+    double at = (double)i, slow, fast;
+    switch (c->rope_scaling) {
+    case GPT_ROPE_LINEAR:
+        return 0;
+    case GPT_ROPE_LLAMA3: /* by its turns */
+        at = c->rope_original * pow(theta, -at / (double)pairs) / (2 * PI);
+        slow = c->rope_low_freq;
+        fast = c->rope_high_freq;
+        break;
+    case GPT_ROPE_YARN: /* by its index, which falls as turns rise */
+        slow =
+            fmin(ceil(pair_of_turns(c, theta, pairs, c->rope_low_freq)), 2.0 * (double)pairs - 1);
+        fast = fmax(floor(pair_of_turns(c, theta, pairs, c->rope_high_freq)), 0);
+        if (slow == fast) slow += 0.001;
+        break;
+    default:
+        return 1;
+    }
+    return fmin(fmax((at - slow) / (fast - slow), 0), 1);
+}
+
 /* Radians a position of the i-th pair. */
 static double rope_frequency(const gpt_config *c, float theta, int64_t i, int64_t pairs) {
     double frequency = pow(theta, -(double)i / (double)pairs);
-    if (c->rope_scaling == GPT_ROPE_NONE) return frequency;
-    if (c->rope_scaling == GPT_ROPE_LINEAR) return frequency / c->rope_factor;
-    double turns = c->rope_original * frequency / (2 * 3.141592653589793);
-    double kept = (turns - c->rope_low_freq) / (c->rope_high_freq - c->rope_low_freq);
-    kept = fmin(fmax(kept, 0), 1);
-    return (1 - kept) * frequency / c->rope_factor + kept * frequency;
+    double kept = kept_share(c, theta, i, pairs);
+    return kept < 1 ? (1 - kept) * frequency / c->rope_factor + kept * frequency : frequency;
 }
 
 void rope_frequencies(const gpt_config *c, double *out) {
@@ -63,17 +88,27 @@ const float *rope_table(const gpt_model *m, const acts *a, int l) {
     return m->rope[l] < 0 ? NULL : a->rope + m->rope[l] * n;
 }
 
-/* Rows first to end of one table, made on the host in strips of a few pairs. */
-static void fill(const gpt_model *m, const double *frequencies, float *table, int first, int end) {
+/* Queries and keys are multiplied by it: Peng et al. 2023, section 3.4. */
+static double rope_attention(const gpt_config *c) {
+    if (c->rope_scaling != GPT_ROPE_YARN) return 1;
+    return c->rope_attention > 0 ? c->rope_attention : 0.1 * log(c->rope_factor) + 1;
+}
+
+/* Rows first to end of one table, made on the host in strips of a few pairs. growth: of the base, to the
+ * power of (pairs - 1) / pairs. */
+static void fill(const gpt_model *m, const double *frequencies, double growth, float *table,
+                 int first, int end) {
     float strip[STRIP_FLOATS];
     int64_t pairs = rope_pairs(&m->config), at = first * pairs, i = 0;
+    double length = rope_attention(&m->config);
     size_t n = 0;
     for (int t = first; t < end; i++) {
         if (i == pairs) i = 0, t++;
         if (t < end) {
             double angle = t * frequencies[i];
-            strip[n++] = (float)cos(angle);
-            strip[n++] = (float)sin(angle);
+            if (growth > 1) angle *= pow(growth, -(double)i / (double)(pairs - 1));
+            strip[n++] = (float)(length * cos(angle));
+            strip[n++] = (float)(length * sin(angle));
         }
         if (n == STRIP_FLOATS || t == end) {
             m->ops->upload(m->ctx, table + 2 * at, strip, sizeof *strip * n);
@@ -83,14 +118,28 @@ static void fill(const gpt_model *m, const double *frequencies, float *table, in
     }
 }
 
-/* At least doubled, so that a step of decoding seldom does this. */
-void rope_reach(const gpt_model *m, acts *a, int n_positions) {
-    int64_t pairs = rope_pairs(&m->config), end = n_positions;
-    if (!a->rope || n_positions <= a->rope_filled) return;
-    if (end < 2 * (int64_t)a->rope_filled) end = 2 * (int64_t)a->rope_filled;
-    if (end > a->rope_rows) end = a->rope_rows;
+/* Of GPT_ROPE_DYNAMIC, in sequences of this length; else 1. */
+static double growth_at(const gpt_config *c, int length) {
+    if (c->rope_scaling != GPT_ROPE_DYNAMIC || length <= c->rope_original) return 1;
+    return (double)c->rope_factor * length / c->rope_original - ((double)c->rope_factor - 1);
+}
+
+/* At least doubled, so that a step of decoding seldom does this; but what has grown holds for this
+ * call alone. */
+void rope_reach(const gpt_model *m, acts *a, int first, int end, int length) {
+    int64_t pairs = rope_pairs(&m->config), last = end;
+    double growth = growth_at(&m->config, length);
+    if (!a->rope || (growth == 1 && end <= a->rope_filled)) return;
+    if (growth == 1) {
+        first = a->rope_filled;
+        if (last < 2 * (int64_t)first) last = 2 * (int64_t)first;
+        if (last > a->rope_rows) last = a->rope_rows;
+    }
     for (int i = 0, n = rope_table_count(&m->config); i < n; i++)
-        fill(m, m->rope_frequencies + i * pairs, a->rope + 2 * i * a->rope_rows * pairs,
-             a->rope_filled, (int)end);
-    a->rope_filled = (int)end;
+        fill(m, m->rope_frequencies + i * pairs, growth, a->rope + 2 * i * a->rope_rows * pairs,
+             first, (int)last);
+    if (growth == 1)
+        a->rope_filled = (int)last;
+    else if (a->rope_filled > first)
+        a->rope_filled = first;
 }

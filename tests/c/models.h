@@ -10,7 +10,7 @@ typedef struct family {
     gpt_config config;
 } family;
 
-#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0, 0, NULL
+#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0, 0, 0, 0, 0, NULL
 
 /* Layers that differ in everything that they can. */
 static const gpt_layer mixed_layers[] = {
@@ -59,8 +59,37 @@ static const family families[] = {
       0,
       0,
       0,
+      0,
       6,
+      0,
+      0,
       mixed_layers}},
+    {"normed heads", /* as in Qwen3, with the biases of Qwen2 and a window */
+     {71,
+      24,
+      2,
+      4,
+      2,
+      18,
+      13,
+      GPT_NORM_RMSNORM,
+      1,
+      GPT_POS_ROPE,
+      GPT_ACT_SWIGLU,
+      GPT_BIAS_QKV,
+      1,
+      1e-5f,
+      10000,
+      GPT_ROPE_YARN,
+      4,
+      0.1f,
+      1.5f,
+      12,
+      0,
+      10,
+      1,
+      7,
+      NULL}},
 };
 
 /* ---- where models run ---- */

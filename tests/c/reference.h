@@ -85,6 +85,34 @@ static inline void ref_norm_backward(double *dx, double *dw /* or NULL */, doubl
     }
 }
 
+/* The heads of queries and keys, in place; in and stats are for backward. */
+static inline void ref_qk_norm_forward(double *qkv /* (N, QKV) */, double *in /* (N, QKV) */,
+                                       double *stats /* (N, NH + NKV, 2) */, const double *q_w,
+                                       const double *k_w, double eps, int N, int NH, int NKV,
+                                       int HS) {
+    memcpy(in, qkv, sizeof *in * (size_t)(N * (NH + 2 * NKV) * HS));
+    for (int n = 0; n < N; n++)
+        for (int h = 0; h < NH + NKV; h++) {
+            int at = (n * (NH + 2 * NKV) + h) * HS;
+            ref_norm_forward(qkv + at, stats + 2 * (n * (NH + NKV) + h), in + at,
+                             h < NH ? q_w : k_w, NULL, GPT_NORM_RMSNORM, eps, 1, HS);
+        }
+}
+
+static inline void ref_qk_norm_backward(double *dqkv, double *dq_w, double *dk_w, const double *in,
+                                        const double *stats, const double *q_w, const double *k_w,
+                                        int N, int NH, int NKV, int HS) {
+    double *dout = host_zeros(HS);
+    for (int n = 0; n < N; n++)
+        for (int h = 0; h < NH + NKV; h++) {
+            int at = (n * (NH + 2 * NKV) + h) * HS;
+            for (int c = 0; c < HS; c++) dout[c] = dqkv[at + c], dqkv[at + c] = 0.0;
+            ref_norm_backward(dqkv + at, h < NH ? dq_w : dk_w, NULL, dout, in + at,
+                              stats + 2 * (n * (NH + NKV) + h), h < NH ? q_w : k_w,
+                              GPT_NORM_RMSNORM, 1, HS);
+        }
+}
+
 /* ---- activation ---- */
 
 static inline double ref_sigmoid(double x) {
@@ -191,6 +219,26 @@ static inline void ref_rope_table(double *table, int pos, double theta, int T, i
             double angle = ref_rope_angle(pos, theta, t, h, i % (HS / 2), HS, C);
             table[(t * pairs + i) * 2] = cos(angle);
             table[(t * pairs + i) * 2 + 1] = sin(angle);
+        }
+    }
+}
+
+/* YaRN (Peng et al. 2023) as its authors' program computes it: each pair's frequency is a mixture of itself
+ * and of what interpolation makes of it, by a ramp over the pairs between those that turn `fast` and `slow` times within
+ * the original length; then attention is scaled. */
+static inline void ref_yarn_table(double *table, double theta, double factor, double slow,
+                                  double fast, double original, double attention, int T, int HS) {
+    double low = floor(HS * log(original / (fast * 2 * acos(-1.0))) / (2 * log(theta)));
+    double high = ceil(HS * log(original / (slow * 2 * acos(-1.0))) / (2 * log(theta)));
+    low = low > 0 ? low : 0, high = high < HS - 1 ? high : HS - 1;
+    if (low == high) high += 0.001;
+    for (int t = 0; t < T; t++) {
+        for (int i = 0; i < HS / 2; i++) {
+            double ramp = (i - low) / (high - low), frequency = 1 / pow(theta, 2.0 * i / HS);
+            ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
+            frequency = frequency / factor * ramp + frequency * (1 - ramp);
+            table[(t * (HS / 2) + i) * 2] = attention * cos(t * frequency);
+            table[(t * (HS / 2) + i) * 2 + 1] = attention * sin(t * frequency);
         }
     }
 }

@@ -6,7 +6,7 @@
 #include "reference.h"
 
 typedef struct ref_layer {
-    double *resid_1, *norm_1, *stats_1, *qkv, *p, *lse, *att;
+    double *resid_1, *norm_1, *stats_1, *qkv, *heads, *stats_qk, *p, *lse, *att;
     double *resid_2, *norm_2, *stats_2, *pre, *fc;
     gpt_layer is;
     double *rope; /* NULL where queries and keys are not rotated */
@@ -62,6 +62,8 @@ static inline void ref_model_allocate(ref_model *m) {
         ref_layer *a = &m->layers[l];
         a->resid_1 = host_zeros(N * C), a->norm_1 = host_zeros(N * C);
         a->stats_1 = host_zeros(2 * N), a->qkv = host_zeros(N * m->QKV);
+        a->heads = host_zeros(N * m->QKV);
+        a->stats_qk = host_zeros(2 * N * (m->c.n_head + m->c.n_kv_head));
         a->p = host_zeros(N * m->c.n_head * m->T), a->lse = host_zeros(N * m->c.n_head);
         a->att = host_zeros(N * m->ATT), a->resid_2 = host_zeros(N * C);
         a->norm_2 = host_zeros(N * C), a->stats_2 = host_zeros(2 * N);
@@ -91,6 +93,10 @@ static inline ref_model ref_model_of(gpt_model *model, const gpt_config *config,
         if (!a->is.rope) continue;
         a->rope = host_zeros((int64_t)T * m.ATT);
         ref_rope_table(a->rope, config->pos, a->is.rope_theta, T, m.HS, m.ATT);
+        if (config->rope_scaling == GPT_ROPE_YARN)
+            ref_yarn_table(a->rope, a->is.rope_theta, config->rope_factor, config->rope_low_freq,
+                           config->rope_high_freq, config->rope_original,
+                           0.1 * log(config->rope_factor) + 1, T, m.HS);
     }
     ref_model_allocate(&m);
     return m;
@@ -127,6 +133,10 @@ static inline void ref_layer_forward(const ref_model *m, int l, double *out) {
     gpt_dropout none = {0};
     ref_norm(m, a->norm_1, a->stats_1, a->resid_1, l, "norm_1.weight", "norm_1.bias");
     ref_linear(m, a->qkv, a->norm_1, l, "attn.qkv.weight", "attn.qkv.bias", C, m->QKV);
+    if (m->c.qk_norm)
+        ref_qk_norm_forward(a->qkv, a->heads, a->stats_qk, ref_param(m, l, "attn.q_norm.weight"),
+                            ref_param(m, l, "attn.k_norm.weight"), m->c.norm_eps, m->N, m->c.n_head,
+                            m->c.n_kv_head, m->HS);
     ref_rotate(m, l, a->qkv, 1);
     ref_attention_forward(a->att, a->lse, a->p, a->qkv, none, a->is.window, m->B, m->T, m->c.n_head,
                           m->c.n_kv_head, m->HS);
@@ -188,6 +198,11 @@ static inline void ref_layer_backward(const ref_model *m, int l, double *dresid)
     ref_attention_backward(dqkv, datt, a->p, a->qkv, none, m->B, m->T, m->c.n_head, m->c.n_kv_head,
                            m->HS);
     ref_rotate(m, l, dqkv, -1);
+    if (m->c.qk_norm)
+        ref_qk_norm_backward(
+            dqkv, ref_grad(m, l, "attn.q_norm.weight"), ref_grad(m, l, "attn.k_norm.weight"),
+            a->heads, a->stats_qk, ref_param(m, l, "attn.q_norm.weight"),
+            ref_param(m, l, "attn.k_norm.weight"), m->N, m->c.n_head, m->c.n_kv_head, m->HS);
     dnorm = ref_linear_back(m, dqkv, a->norm_1, l, "attn.qkv.weight", "attn.qkv.bias", C, m->QKV);
     ref_norm_back(m, dresid, dnorm, a->resid_1, a->stats_1, l, "norm_1.weight", "norm_1.bias");
 }

@@ -120,8 +120,11 @@ static const bad_int bad_ints[] = {
     INT_FIELD(head_size, 7),
     INT_FIELD(head_size, INT_MAX),
     INT_FIELD(tied, -1),
-    INT_FIELD(rope_scaling, 3),
+    INT_FIELD(rope_scaling, GPT_ROPE_DYNAMIC + 1),
     INT_FIELD(rope_scaling, -1),
+    INT_FIELD(qk_norm, 2),
+    INT_FIELD(qk_norm, -1),
+    INT_FIELD(window, -1),
 };
 
 /* A config with one thing wrong: every function that takes a config names it, and says no more. */
@@ -185,9 +188,19 @@ static void test_config_rope_scaling(void) {
     for (int i = 0; i < TEST_COUNT(originals); i++) {
         config = good, config.rope_original = originals[i];
         check_bad_config(&config, "rope_original");
+        config.rope_scaling = GPT_ROPE_DYNAMIC, check_bad_config(&config, "rope_original");
         config.rope_scaling = GPT_ROPE_LINEAR; /* where it is not used, it is not looked at */
         EXPECT_OK(gpt_config_check(&config));
     }
+    good.rope_scaling = GPT_ROPE_YARN;
+    for (int i = 1; i < TEST_COUNT(factors); i++) {
+        if (factors[i] > 0 && factors[i] < INFINITY) continue;
+        config = good, config.rope_attention = factors[i];
+        check_bad_config(&config, "rope_attention");
+    }
+    config = good, config.n_head = 12, config.n_kv_head = 12, config.head_size = 2;
+    EXPECT_OK(gpt_config_check(&config));
+    config.rope_scaling = GPT_ROPE_DYNAMIC, check_bad_config(&config, "rope_scaling");
     config = good, config.pos = GPT_POS_LEARNED, check_bad_config(&config, "rope_scaling");
 }
 
@@ -304,13 +317,7 @@ static void test_too_large(void) {
                     0,
                     1e-5f,
                     0.0f,
-                    0,
-                    0,
-                    0,
-                    0,
-                    0,
-                    0,
-                    NULL};
+                    NO_SCALING};
     gpt_options options = {.n_threads = 1, .training = 1, .max_batch = 1};
     gpt_model *model = NULL;
     gpt_plan plan = {0};

@@ -185,10 +185,14 @@ static int64_t count_params(const gpt_config *c) {
     return sum;
 }
 
+static int head_size_of(const gpt_config *c) {
+    return c->head_size ? c->head_size : c->n_embd / c->n_head;
+}
+
 /* Two operations for each weight of a product and each token, the head's included, and for
- * attention two products of T (T + 1) / 2 pairs of width C; "about" since T + 1 may count as T. */
+ * attention two products of T (T + 1) / 2 pairs of width NH HS; "about" since T + 1 may count as T. */
 static double forward_flops(const gpt_config *c, int T) {
-    int HS = c->head_size ? c->head_size : c->n_embd / c->n_head, C = c->n_embd;
+    int HS = head_size_of(c), C = c->n_embd;
     double qkv = (c->n_head + 2 * c->n_kv_head) * HS, A = c->n_head * HS, pairs = 0;
     double fc = ref_activation_width(c->activation, c->n_ff);
     double weights = C * qkv + A * C + C * fc + (double)c->n_ff * C;
@@ -245,7 +249,7 @@ static void check_plan(const gpt_config *c, int training, int max_batch, int max
     EXPECT(training ? p.optimizer_bytes >= 2 * least : p.optimizer_bytes == 0);
     int T = max_seq ? max_seq : c->block_size;
     EXPECT_NEAR("flops", p.forward_flops_per_token, forward_flops(c, T),
-                c->n_layer * 2.0 * c->n_embd);
+                c->n_layer * 2.0 * c->n_head * head_size_of(c));
     EXPECT(p.train_flops_per_token == 3 * p.forward_flops_per_token);
 }
 

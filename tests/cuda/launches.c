@@ -25,11 +25,17 @@ static int set(gpt_config *c, const char *field, int value) {
     const struct {
         const char *name;
         int32_t *at;
-    } fields[] = {
-        {"n_layer", &c->n_layer},       {"n_embd", &c->n_embd}, {"n_head", &c->n_head},
-        {"n_kv_head", &c->n_kv_head},   {"n_ff", &c->n_ff},     {"vocab_size", &c->vocab_size},
-        {"block_size", &c->block_size}, {"batch", &batch},      {"seq", &seq},
-        {"context", &context}};
+    } fields[] = {{"n_layer", &c->n_layer},
+                  {"n_embd", &c->n_embd},
+                  {"n_head", &c->n_head},
+                  {"n_kv_head", &c->n_kv_head},
+                  {"n_ff", &c->n_ff},
+                  {"vocab_size", &c->vocab_size},
+                  {"block_size", &c->block_size},
+                  {"qk_norm", &c->qk_norm},
+                  {"batch", &batch},
+                  {"seq", &seq},
+                  {"context", &context}};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (!strcmp(fields[i].name, field)) return *fields[i].at = value, 1;
     return 0;

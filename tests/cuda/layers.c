@@ -220,6 +220,40 @@ static void rope(void) {
     got_act("out", qkv, N * QKV);
 }
 
+static void qk_norm(void) {
+    enum { WIDTH = (NH + NKV) * HS };
+    begin("qk_norm");
+    void *qkv = given_act("qkv", N * QKV, 1), *in = device_act(NULL, N * WIDTH);
+    void *q_w = given_f32("q_w", HS, 1), *k_w = given_f32("k_w", HS, 1);
+    void *stats = device_f32(NULL, N * (NH + NKV)), *dq_w = zeros(HS), *dk_w = zeros(HS);
+    void *dqkv = given_act("dout", N * QKV, 1);
+    test.ops->qk_norm_forward(test.ctx, &(qk_norm_forward){.qkv = qkv,
+                                                           .in = in,
+                                                           .stats = stats,
+                                                           .q_w = q_w,
+                                                           .k_w = k_w,
+                                                           .eps = 1e-5f,
+                                                           .N = N,
+                                                           .NH = NH,
+                                                           .NKV = NKV,
+                                                           .HS = HS});
+    test.ops->qk_norm_backward(test.ctx, &(qk_norm_backward){.dqkv = dqkv,
+                                                             .dq_w = dq_w,
+                                                             .dk_w = dk_w,
+                                                             .in = in,
+                                                             .stats = stats,
+                                                             .q_w = q_w,
+                                                             .k_w = k_w,
+                                                             .N = N,
+                                                             .NH = NH,
+                                                             .NKV = NKV,
+                                                             .HS = HS});
+    got_act("out", qkv, N * QKV);
+    got_act("dqkv", dqkv, N * QKV);
+    got_f32("dq_w", dq_w, HS);
+    got_f32("dk_w", dk_w, HS);
+}
+
 static void classifier(void) {
     begin("classifier");
     double *wte = random_act(Vp * C, 1 / sqrt(C));
@@ -292,6 +326,7 @@ int main(int argc, char **argv) {
     embedding();
     norm("layernorm", GPT_NORM_LAYERNORM);
     norm("rmsnorm", GPT_NORM_RMSNORM);
+    qk_norm();
     rope();
     attention();
     mlp("gelu", GPT_ACT_GELU);

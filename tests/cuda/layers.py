@@ -65,6 +65,15 @@ def norm(kind: str) -> Layer:
     return run
 
 
+def qk_norm(x: Tensors, s: dict[str, int]) -> Tensors:
+    NH, NKV, HS = s["NH"], s["NKV"], s["HS"]
+    qkv, q_w, k_w = leaf(x["qkv"].view(-1, NH + 2 * NKV, HS)), leaf(x["q_w"]), leaf(x["k_w"])
+    q, k, v = qkv.split((NH, NKV, NKV), 1)
+    out = torch.cat((F.rms_norm(q, (HS,), q_w, 1e-5), F.rms_norm(k, (HS,), k_w, 1e-5), v), 1)
+    out.backward(x["dout"].view_as(out))
+    return {"out": out, "dqkv": qkv.grad, "dq_w": q_w.grad, "dk_w": k_w.grad}
+
+
 def rope(x: Tensors, s: dict[str, int]) -> Tensors:
     heads = s["NH"] + 2 * s["NKV"]
     qkv = x["qkv"].view(s["B"], s["T"], heads, s["HS"])
@@ -121,6 +130,7 @@ LAYERS: dict[str, Layer] = {
     "embedding": embedding,
     "layernorm": norm("layernorm"),
     "rmsnorm": norm("rmsnorm"),
+    "qk_norm": qk_norm,
     "rope": rope,
     "attention": attention,
     "gelu": mlp("gelu"),

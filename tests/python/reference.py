@@ -132,6 +132,88 @@ CASES = [
 ]
 
 
+def _like_llama(kind: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "model_type": kind,
+        "vocab_size": 89,
+        "hidden_size": 40,
+        "intermediate_size": 56,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 48,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        **changes,
+    }
+
+
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12}
+_WINDOW = {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 5}
+
+# The families and what their configs may choose. There are no golden files of them: plain_llama.py
+# computes the same without PyTorch.
+FAMILIES = [
+    Case("mistral", "mistral", _like_llama("mistral", sliding_window=7), 2, 33),
+    # A width that heads do not divide, and no window.
+    Case(
+        "mistral-full",
+        "mistral",
+        _like_llama("mistral", sliding_window=None, hidden_size=42, head_dim=12),
+        1,
+        17,
+    ),
+    Case("smollm2", "llama", _like_llama("llama", tie_word_embeddings=True), 2, 21),
+    Case("llama-biases", "llama", _like_llama("llama", attention_bias=True, mlp_bias=True), 2, 13),
+    Case("qwen2", "qwen2", _like_llama("qwen2", use_sliding_window=False), 2, 29),
+    Case("qwen2-window", "qwen2", _like_llama("qwen2", **_WINDOW, tie_word_embeddings=True), 1, 31),
+    Case("qwen3", "qwen3", _like_llama("qwen3", head_dim=16, tie_word_embeddings=True), 2, 27),
+    Case(
+        "qwen3-biases",
+        "qwen3",
+        _like_llama("qwen3", head_dim=6, attention_bias=True, num_key_value_heads=1, **_WINDOW),
+        1,
+        37,
+    ),
+    Case("llama-yarn", "llama", _like_llama("llama", rope_scaling=_YARN), 1, 41),
+    # The spelling of transformers 5, with everything that YaRN may have.
+    Case(
+        "qwen3-yarn",
+        "qwen3",
+        _like_llama(
+            "qwen3",
+            head_dim=16,
+            rope_parameters={
+                **_YARN,
+                "rope_theta": 5000.0,
+                "beta_fast": 2.0,
+                "beta_slow": 0.25,
+                "attention_factor": 1.25,
+            },
+        ),
+        2,
+        23,
+    ),
+    # Sequences beyond the original length, from which on the frequencies are lowered.
+    Case(
+        "llama-dynamic",
+        "llama",
+        _like_llama(
+            "llama", max_position_embeddings=24, rope_scaling={"type": "dynamic", "factor": 10.0}
+        ),
+        2,
+        40,
+    ),
+    Case(
+        "qwen2-linear",
+        "qwen2",
+        _like_llama("qwen2", rope_scaling={"type": "linear", "factor": 3.0}),
+        1,
+        19,
+    ),
+]
+
+
 def batches(case: Case) -> Array:
     """Tokens (STEPS, B, T + 1) of every training step."""
     random = np.random.RandomState(1234)
@@ -152,15 +234,15 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
 def run(case: Case) -> dict[str, Array]:
     """logits (B, T, V), loss, `grad.<name>` of the first batch, and the losses of STEPS updates."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    classes = {"gpt2": (GPT2Config, GPT2LMHeadModel), "llama": (LlamaConfig, LlamaForCausalLM)}
-    config_class, model_class = classes[case.kind]
     settings = {k: v for k, v in case.config.items() if k != "model_type"}
     dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config = config_class(**settings, **(dropouts if case.kind == "gpt2" else {}))
+    config = AutoConfig.for_model(
+        case.kind, **settings, **(dropouts if case.kind == "gpt2" else {})
+    )
     config._attn_implementation = "eager"
-    model = model_class(config).double()
+    model = AutoModelForCausalLM.from_config(config).double()
     model.train()
 
     named = dict(model.named_parameters())

@@ -51,24 +51,16 @@ def error(got: Array, want: Array) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "golden",
-        pytest.param(
-            "live",
-            marks=[
-                pytest.mark.parity,
-                pytest.mark.skipif(not HAVE_TORCH, reason="needs torch and transformers"),
-            ],
-        ),
-    ],
-)
-def source(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+LIVE = [
+    pytest.mark.parity,
+    pytest.mark.skipif(not HAVE_TORCH, reason="needs torch and transformers"),
+]
+ALL = [*reference.CASES, *reference.FAMILIES]
+RUNS = [pytest.param(case, "golden", id=f"golden-{case.name}") for case in reference.CASES]
+RUNS += [pytest.param(case, "live", id=f"live-{case.name}", marks=LIVE) for case in ALL]
 
 
-@pytest.mark.parametrize("case", reference.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "source"), RUNS)
 def test_logits_loss_and_every_gradient(case: reference.Case, source: str) -> None:
     want = expected(case, source)
     tokens = reference.batches(case)[0].astype(np.int32)
@@ -93,7 +85,7 @@ def test_logits_loss_and_every_gradient(case: reference.Case, source: str) -> No
         assert compared == sum(name.startswith("grad.") for name in want)
 
 
-@pytest.mark.parametrize("case", reference.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "source"), RUNS)
 def test_ten_updates_give_the_same_losses(case: reference.Case, source: str) -> None:
     want = expected(case, source)["losses"]
     adamw = AdamW(**reference.ADAMW, grad_clip=reference.GRAD_CLIP)
@@ -107,7 +99,7 @@ def test_ten_updates_give_the_same_losses(case: reference.Case, source: str) -> 
 
 @pytest.mark.parity
 @pytest.mark.skipif(not HAVE_TORCH, reason="needs torch and transformers")
-@pytest.mark.parametrize("case", reference.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_a_saved_model_loads_in_transformers(case: reference.Case, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -124,7 +116,7 @@ def test_a_saved_model_loads_in_transformers(case: reference.Case, tmp_path: Pat
 
 @pytest.mark.parity
 @pytest.mark.skipif(not HAVE_TORCH, reason="needs torch and transformers")
-@pytest.mark.parametrize("case", reference.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_what_transformers_saves_in_several_files_loads_here(
     case: reference.Case, tmp_path: Path
 ) -> None:
@@ -147,17 +139,19 @@ def test_what_transformers_saves_in_several_files_loads_here(
 
 @pytest.mark.parity
 @pytest.mark.skipif(not HAVE_TORCH, reason="needs torch and transformers")
-@pytest.mark.parametrize("case", reference.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_greedy_text_is_the_same_for_200_tokens(case: reference.Case, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     longer = {"n_positions" if case.kind == "gpt2" else "max_position_embeddings": 256}
+    if case.name == "llama-dynamic":  # whose length changes the frequencies, and is long enough
+        longer = {}
     case = case._replace(config={**case.config, **longer}, T=8)
     prompt = reference.batches(case)[0, 0, :8].astype(np.int32)
-    with make_model(case._replace(B=1, T=256)) as model:
+    with make_model(case._replace(B=1, T=208)) as model:
         model.save(tmp_path / "model")
-        session = model.session(1, 256)
+        session = model.session(1, 208)
         tokens = prompt.tolist()
         logits = session.decode(prompt)
         for _ in range(200):

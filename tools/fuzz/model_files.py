@@ -30,6 +30,20 @@ _SHAPES = {
     "gpt2": {"preset": "gpt2", **_SMALL, "n_head": 2},
     "llama": _LLAMA,
     "wide": {**_LLAMA, "n_embd": 32},
+    "qwen3": {
+        **_LLAMA,
+        "head_dim": 4,
+        "qk_norm": True,
+        "qkv_bias": True,
+        "attn_proj_bias": True,
+        "window": 5,
+        "rope_scaling": "yarn",
+        "rope_factor": 4.0,
+        "rope_original": 4,
+        "rope_low_freq": 0.5,
+        "rope_high_freq": 2.0,
+        "rope_attention": 1.5,
+    },
     "byte": {"preset": "byte", **_SMALL, "n_layer": 1, "n_embd": 16, "n_ff": 64, "n_head": 8},
 }
 
@@ -84,6 +98,7 @@ def targets(folder: Path) -> dict[str, Target]:
     exports = [
         ("gguf", "gguf", "gpt2", {}),
         ("gguf-q8_0", "gguf", "wide", {"dtype": "q8_0"}),
+        ("gguf-qwen3", "gguf", "qwen3", {}),
         ("llm.c", "llm.c", "gpt2", {}),
         ("llama2.c-v0", "llama2.c", "llama", {"version": 0}),
         ("llama2.c-v1", "llama2.c", "llama", {"version": 1}),
@@ -104,6 +119,8 @@ def targets(folder: Path) -> dict[str, Target]:
             (path / "checksums.json").unlink()
         structure = mutate.safetensors if name == "model.safetensors" else mutate.json_value
         model(name, path / name, path, structure)
+    qwen3 = bare_model(folder / "qwen3-config", "qwen3")
+    model("qwen3-config.json", qwen3 / "config.json", qwen3, mutate.json_value)
     theirs = bare_model(folder / "theirs")
     (theirs / "gptc_tokenizer.json").unlink()
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -80,6 +80,7 @@ class Config:
     C: int
     F: int
     family: str  # gpt2, llama or byte
+    qk_norm: bool = False
 
     @property
     def HS(self) -> int:
@@ -235,6 +236,13 @@ class Step:
             name = "activation_forward_kernel"
             yield memory(name, "activation", ACT * N * width, ACT * N * c.F)
 
+    def qk_norm(self) -> Iterator[Launch]:
+        c = self.c
+        if c.qk_norm:
+            size = ACT * self.N * (c.NH + c.NKV) * c.HS
+            kept = 0 if self.context else size + FLOAT * self.N * (c.NH + c.NKV)
+            yield memory("qk_norm_forward_kernel", "norm of heads", size, size + kept)
+
     def rope_kernel(self) -> Iterator[Launch]:
         c = self.c
         if c.rope:
@@ -296,6 +304,7 @@ class Step:
         for layer in range(c.L):
             yield self.norm("norm 1", layer > 0)
             yield from self.linear("qkv", c.C, c.QKV)
+            yield from self.qk_norm()
             yield from self.rope_kernel()
             yield from self.attention()
             yield from self.linear("att_proj", c.C, c.C)
@@ -393,6 +402,16 @@ class Step:
         else:
             yield from self.sum_columns("qkv, db", c.QKV)
 
+    def qk_norm_backward(self) -> Iterator[Launch]:
+        c, part = self.c, "norm of heads"
+        if not c.qk_norm:
+            return
+        size, chunks = ACT * self.N * (c.NH + c.NKV) * c.HS, min(div_up(self.N, 32), 128)
+        sums = FLOAT * 2 * c.HS * chunks
+        yield memory("qk_norm_weights_backward_kernel", part, 2 * size, sums)
+        yield self.sums(part, 2, c.HS, chunks)
+        yield memory("qk_norm_backward_kernel", part, 2 * size, size)
+
     def embedding_backward(self) -> Iterator[Launch]:
         c, N, size = self.c, self.N, self.N * self.c.C
         counts = 4 * div_up(N, 1024) * c.V
@@ -413,6 +432,7 @@ class Step:
         """Numbers of gradients that no product writes."""
         c = self.c
         n = (2 * c.L + 1) * c.C * (2 if c.bias else 1) if c.norm_weight else 0
+        n += 2 * c.L * c.HS if c.qk_norm else 0
         return n + (c.L * (c.QKV + 2 * c.C + c.F) + c.block * c.C if c.bias else 0)
 
     def backward(self) -> Iterator[Launch]:
@@ -429,6 +449,7 @@ class Step:
             yield from self.linear_backward("att_proj", c.C, c.C)
             yield from self.attention_backward()
             yield from self.rope_kernel()
+            yield from self.qk_norm_backward()
             yield from self.linear_backward("qkv", c.C, c.QKV, bias=c.bias and c.rope)
             yield from self.norm_backward("norm 1", bias=c.bias and layer > 0)
         yield from self.embedding_backward()
@@ -441,7 +462,7 @@ class Step:
         matrices = c.C * (c.QKV + c.C + c.FC + c.F)
         n_norms = (2 if c.bias else 1) if c.norm_weight else 0
         norms = n_norms * (2 * c.L + 1)
-        count = 1 + norms + 4 * c.L + (4 * c.L + 1 if c.bias else 0)
+        count = 1 + norms + 4 * c.L + (4 * c.L + 1 if c.bias else 0) + 2 * c.L * c.qk_norm
         numbers = c.Vp * c.C + c.L * matrices + self.small_gradients()
         return count, numbers, c.Vp * c.C + c.L * matrices
 
@@ -589,6 +610,8 @@ CHECKS = (
      "vocab_size=64"),
     ("byte", *SMALL, *TRAIN, "n_layer=2"),
     ("llama-110m", "n_embd=64", "n_head=4", "n_kv_head=2", "n_ff=96", *TRAIN, "n_layer=2"),
+    ("llama-110m", *SMALL, *TRAIN, "n_layer=2", "qk_norm=1"),
+    ("llama-110m", *SMALL, "vocab_size=400", "context=3", "batch=3", "n_layer=2", "qk_norm=1"),
     ("gpt2", *SMALL, "vocab_size=400", "context=70", "batch=1"),
     ("gpt2", *SMALL, "vocab_size=400", "context=5", "batch=12", "n_layer=2"),
     ("gpt2", *SMALL, "vocab_size=400", "context=66", "batch=33", "n_layer=1"),
@@ -603,6 +626,7 @@ FIELDS = {
     "n_ff": "F",
     "vocab_size": "V",
     "block_size": "block",
+    "qk_norm": "qk_norm",
 }
 MOST_NODES = 400  # of a training step of 12 layers
 

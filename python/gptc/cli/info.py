@@ -118,6 +118,8 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
 
 def _describe_model(model: ModelFile) -> dict[str, Any]:
     """The facts about a model in any format."""
+    from gptc.formats import families
+
     config, path = model.config, model.path
     parts: dict[str, int] = {}
     for name, shape, _ in config.parameters():
@@ -129,7 +131,7 @@ def _describe_model(model: ModelFile) -> dict[str, Any]:
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return {
         "path": str(path),
-        "family": config.family,
+        "family": families.name(config),
         "format": model.format,
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
@@ -219,6 +221,7 @@ def _metrics_line(line: dict[str, Any]) -> str:
 
 def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     from gptc.files.words import amount, plural
+    from gptc.formats.families import FAMILIES
 
     config, total = found["config"], found["parameters"]
     heads = plural(config["n_head"], "head")
@@ -226,7 +229,8 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         heads += f" ({config['n_kv_head']} for keys and values)"
     if size := config.get("head_dim"):
         heads += f" of {size} channels"
-    names = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "gptc": "gptc's own"}
+    classes = {family.model_type: family.model_class for family in FAMILIES}
+    names = {**classes, "gptc": "gptc's own"}
     stored = names.get(found["format"], f"a file of {found['format']}")
     rows = [
         ("family", f"{found['family']}, stored as {stored}"),
@@ -238,9 +242,9 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "layers",
             f"{config['norm']}, {config['pos']} positions, {config['activation']}, "
-            f"{'biases' if config['bias'] else 'no biases'}, "
-            f"{'tied' if config['tied'] else 'untied'} output head",
+            f"{_biases(config)}, {'tied' if config['tied'] else 'untied'} output head",
         ),
+        *_attention_rows(config),
         ("vocabulary", f"{config['vocab_size']:,} ({found['tokenizer'] or 'no tokenizer'})"),
     ]
     if found.get("ends"):
@@ -271,6 +275,28 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("files", amount(sum(found["files"].values()))))
     rows += [(f"  {name}", amount(size)) for name, size in found["files"].items()]
     return rows
+
+
+def _biases(config: dict[str, Any]) -> str:
+    from gptc.formats.families import BIASES
+
+    words = {"qkv_bias": "queries, keys and values", "attn_proj_bias": "attention's output"}
+    words["mlp_bias"] = "feed-forward"
+    some = [words[name] for name in BIASES if config.get(name)]
+    if config["bias"]:
+        return "biases"
+    return f"biases of {', '.join(some)}" if some else "no biases"
+
+
+def _attention_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """What few models have: norms of heads, a window, scaled rotary frequencies."""
+    found = ["norms of queries and keys"] if config.get("qk_norm") else []
+    if window := config.get("window"):
+        found.append(f"window of {window:,} tokens")
+    if (scaling := config.get("rope_scaling", "none")) != "none":
+        original = f" from {size:,} tokens" if (size := config["rope_original"]) else ""
+        found.append(f"{scaling} rotary scaling by {config['rope_factor']:g}{original}")
+    return [("attention", ", ".join(found))] if found else []
 
 
 def _dataset_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

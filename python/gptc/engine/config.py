@@ -14,7 +14,7 @@ from gptc.errors import EngineError, UsageError
 Norm = Literal["layernorm", "rmsnorm"]
 Pos = Literal["learned", "rope", "rope_wide"]
 Activation = Literal["gelu", "swish", "swiglu"]
-RopeScaling = Literal["none", "linear", "llama3"]
+RopeScaling = Literal["none", "linear", "llama3", "yarn", "dynamic"]
 
 # Fields that are enums in C: their values here, and the prefix of the C names.
 _ENUMS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -25,7 +25,12 @@ _ENUMS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-_SCALING = ("rope_scaling", "rope_factor", "rope_low_freq", "rope_high_freq", "rope_original")
+_SCALING = (
+    *("rope_scaling", "rope_factor", "rope_low_freq", "rope_high_freq", "rope_original"),
+    "rope_attention",
+)
+# Fields that only some models have; `to_dict` leaves them out where they are 0.
+_RARE = ("head_dim", "qk_norm", "window", "qkv_bias", "attn_proj_bias", "mlp_bias")
 
 
 class Parameter(NamedTuple):
@@ -46,6 +51,9 @@ class GPTConfig:
     "rope_wide") and `activation` ("gelu", "swish", "swiglu") choose the layers; `norm_weight` gives
     the norms a learned scale; `tied` makes the token embedding the output head. The `rope_` fields
     are for rotary positions. With `head_dim`, heads may have another size than n_embd / n_head.
+    `bias` gives all layers biases, `qkv_bias`, `attn_proj_bias` and `mlp_bias` only some of them.
+    `qk_norm` normalises each head of queries and keys; `window` is the number of keys that a query
+    sees.
     `check()` raises UsageError for an invalid shape.
     """
 
@@ -70,7 +78,14 @@ class GPTConfig:
     rope_low_freq: float = 0.0
     rope_high_freq: float = 0.0
     rope_original: int = 0
+    rope_attention: float = 0.0  # of "yarn": factor of queries and keys; 0: by rope_factor
     head_dim: int = 0  # channels of an attention head, `head_size` in C; 0: n_embd / n_head
+    qk_norm: bool = False  # RMSNorm with a learned scale over each head of queries and keys
+    window: int = 0  # keys that a query sees, its own and those before it; 0: all
+    # Biases of some layers, where `bias` is false.
+    qkv_bias: bool = False
+    attn_proj_bias: bool = False
+    mlp_bias: bool = False  # of both feed-forward layers
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:
@@ -130,13 +145,12 @@ class GPTConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON, without rotary scaling if that is "none", and `head_dim` if 0."""
+        """Plain values, for JSON, without what few models have where this one does not."""
         values = asdict(self)
-        if not self.head_dim:
-            del values["head_dim"]
+        absent = {key for key in (*_RARE, "rope_attention") if not values[key]}
         if self.rope_scaling == "none":
-            values = {k: v for k, v in values.items() if k not in _SCALING}
-        return values
+            absent |= set(_SCALING)
+        return {key: value for key, value in values.items() if key not in absent}
 
     def check(self) -> None:
         """Raises UsageError, which names the field, for an invalid shape."""
@@ -149,8 +163,8 @@ class GPTConfig:
     def family(self) -> str:
         """The family that the shape belongs to: gpt2, llama, or else byte."""
         shape = (self.norm, self.norm_weight, self.pos, self.activation)
-        plain_heads = self.n_kv_head == self.n_head and not self.head_dim
-        if shape == ("layernorm", True, "learned", "gelu") and plain_heads:
+        plain_heads = self.n_kv_head == self.n_head and not self.head_dim and not self.qk_norm
+        if shape == ("layernorm", True, "learned", "gelu") and plain_heads and not self.window:
             return "gpt2"
         if shape == ("rmsnorm", True, "rope", "swiglu") and not self.bias:
             return "llama"
@@ -177,8 +191,9 @@ class GPTConfig:
                     raise UsageError(f"{name} is {value!r}, not one of {', '.join(choices)}")
                 value = getattr(lib, prefix + value.upper())
             values[name] = value
-        values["bias"] = lib.GPT_BIAS_ALL if self.bias else 0
         values["head_size"] = values.pop("head_dim", 0)
+        some = sum(bits for name, bits in _biases(lib).items() if values.pop(name, False))
+        values["bias"] = lib.GPT_BIAS_ALL if self.bias else some
         return library.new_struct("gpt_config", **values)
 
     @classmethod
@@ -186,8 +201,13 @@ class GPTConfig:
         lib = library.load().lib
         values: dict[str, Any] = {}
         for field in fields(cls):
+            if bits := _biases(lib).get(field.name):
+                values[field.name] = not values["bias"] and struct.bias & bits == bits
+                continue
             value = getattr(struct, "head_size" if field.name == "head_dim" else field.name)
-            if field.name in _ENUMS:
+            if field.name == "bias":
+                value = value == lib.GPT_BIAS_ALL
+            elif field.name in _ENUMS:
                 choices, prefix = _ENUMS[field.name]
                 value = next(c for c in choices if getattr(lib, prefix + c.upper()) == value)
             elif field.type == "bool":
@@ -196,6 +216,15 @@ class GPTConfig:
                 value = float(f"{value:.7g}")  # 1e-05, where the float32 reads 9.99999974e-06
             values[field.name] = value
         return cls(**values)
+
+
+def _biases(lib: Any) -> dict[str, int]:
+    """The fields for biases of some layers, and their bits in C."""
+    return {
+        "qkv_bias": lib.GPT_BIAS_QKV,
+        "attn_proj_bias": lib.GPT_BIAS_ATT_PROJ,
+        "mlp_bias": lib.GPT_BIAS_FC | lib.GPT_BIAS_MLP_PROJ,
+    }
 
 
 @lru_cache(maxsize=1)

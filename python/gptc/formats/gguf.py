@@ -1,6 +1,7 @@
 """GGUF models, the files of llama.cpp: their names, their metadata, their tokenizer.
 
-A matrix is (out, in) as ours. Llama's rotary channels are paired. gguf_container.py has the layout.
+A matrix is (out, in) as ours. families.py has the architectures, gguf_rope.py the scaling of their
+rotary positions. gguf_container.py has the layout.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gptc._version import __version__
-from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.formats import gguf_tokenizer, hf, layout
+from gptc.formats import families, gguf_rope, gguf_tokenizer, layout
+from gptc.formats.families import BIASES, Family
 from gptc.formats.format import Export, Format, Output
 from gptc.formats.gguf_container import (
     ALIGNMENT,
@@ -61,6 +60,8 @@ _LLAMA = Naming(
             "norm_1": "blk.{}.attn_norm",
             "norm_2": "blk.{}.ffn_norm",
             "attn.qkv": ("blk.{}.attn_q", "blk.{}.attn_k", "blk.{}.attn_v"),
+            "attn.q_norm": "blk.{}.attn_q_norm",
+            "attn.k_norm": "blk.{}.attn_k_norm",
             "attn.proj": "blk.{}.attn_output",
             "mlp.fc": ("blk.{}.ffn_gate", "blk.{}.ffn_up"),
             "mlp.proj": "blk.{}.ffn_down",
@@ -68,20 +69,32 @@ _LLAMA = Naming(
             "norm_f": "output_norm",
             "lm_head": "output",
         }
-    ),
-    paired=True,
+    )
 )
-# The divisor of each rotary frequency, for Llama 3's scaling. The file does not store how they were
-# computed; published models have one of these original contexts, and factors of 1 and 4.
-_FREQUENCIES = "rope_freqs.weight"
-_LLAMA3_ORIGINALS = tuple(1 << n for n in range(13, 4, -1))
-_NAMINGS = {"gpt2": _GPT2, "llama": _LLAMA}
-# Keys that make another model of a Llama, and the values with which they do not.
-_PLAIN = {"expert_count": 0, "rope.scaling.attn_factor": 1.0, "attention.causal": True}
+# A tensor of the first layer, which is there if a family that may have these biases has them.
+_BIAS_TENSORS = dict(zip(BIASES, ("attn_q", "attn_output", "ffn_up"), strict=True))
+# Keys that make another model of a family, what they ask for, and values with which they do not.
+_PLAIN = {
+    "expert_count": (0, "experts"),
+    "attention.causal": (True, "attention to later tokens"),
+    "attn_logit_softcapping": (0.0, "soft caps on scores"),
+    "final_logit_softcapping": (0.0, "a soft cap on logits"),
+    "attention.max_alibi_bias": (0.0, "biases by distance"),
+    "attention.clamp_kqv": (0.0, "clipped queries, keys and values"),
+    "attention.scale": (0.0, "another scale of scores"),
+    "attention.kv_lora_rank": (0, "latent attention"),
+    "embedding_scale": (0.0, "a factor of the embedding"),
+    "residual_scale": (0.0, "a factor of the branches"),
+    "logit_scale": (0.0, "a factor of the logits"),
+}
+
+
+def _naming(family: Family) -> Naming:
+    return _GPT2 if family.gguf == "gpt2" else _LLAMA._replace(paired=family.paired)
 
 
 class GgufModel(ModelFile):
-    """A GGUF file of a GPT-2 or Llama, or any part of one in several files."""
+    """A GGUF file of one of the families, or any part of one in several files."""
 
     format = "gguf"
 
@@ -96,13 +109,13 @@ class GgufModel(ModelFile):
         return self._table
 
     def parts(self) -> list[Part]:
-        return layout.parts(self.config, _NAMINGS[hf.model_type(self.config)])
+        return layout.parts(self.config, _naming(self._family))
 
     @cached_property
     def placement(self) -> Placement:
         def ignored(name: str) -> bool:
             tied_head = name == "output.weight" and self.config.tied
-            return tied_head or name == _FREQUENCIES
+            return tied_head or name == gguf_rope.FREQUENCIES
 
         where = str(self.path)
         return Placement(self.config, self.parts(), self.tensors, where, ignored=ignored)
@@ -132,52 +145,75 @@ class GgufModel(ModelFile):
         return list(file.numbers(CODES[kind], count, "an array"))
 
     def _config(self) -> dict[str, Any]:
-        family = self.metadata.get("general.architecture")
-        if family not in _NAMINGS:
-            raise GptcError(
-                f"{self.path}: general.architecture is {family!r}, not one of gpt2, llama"
-            )
+        family, prefix = self._family, self._family.gguf
         embedding = self._table.entries.get("token_embd.weight")
         if embedding is None or len(embedding.shape) != 2:
             raise GptcError(f"{self.path} lacks the tensor token_embd.weight")
-        n_head = self._size(f"{family}.attention.head_count")
+        n_head = self._size(f"{prefix}.attention.head_count")
+        n_embd = self._size(f"{prefix}.embedding_length")
+        context = self._size(f"{prefix}.context_length")
         values = {
             "vocab_size": embedding.shape[0],
-            "block_size": self._size(f"{family}.context_length"),
-            "n_layer": self._size(f"{family}.block_count"),
+            "block_size": context,
+            "n_layer": self._size(f"{prefix}.block_count"),
             "n_head": n_head,
-            "n_kv_head": self._size(f"{family}.attention.head_count_kv", n_head),
-            "n_embd": self._size(f"{family}.embedding_length"),
-            "n_ff": self._size(f"{family}.feed_forward_length"),
+            "n_kv_head": self._size(f"{prefix}.attention.head_count_kv", n_head),
+            "n_embd": n_embd,
+            "n_ff": self._size(f"{prefix}.feed_forward_length"),
+            "norm": family.norm,
             "norm_weight": True,
+            "pos": family.pos,
+            "activation": family.activation,
             "tied": self._is_tied(),
         }
-        if family == "gpt2":
-            return values | {
-                "norm": "layernorm",
-                "pos": "learned",
-                "activation": "gelu",
-                "bias": True,
-                "norm_eps": self._float("gpt2.attention.layer_norm_epsilon", 1e-5),
-                "rope_theta": 0.0,
-            }
-        head_size = self._head_size(values["n_embd"], n_head)
-        self._refuse_other_llamas(head_size)
+        if family.norm == "layernorm":
+            epsilon = self._float(f"{prefix}.attention.layer_norm_epsilon", 1e-5)
+            return values | {"bias": True, "norm_eps": epsilon, "rope_theta": 0.0}
+        head_size = self._head_size(n_embd, n_head)
+        self._refuse_others(head_size)
+        rope = gguf_rope.RopeReader(prefix, self.metadata, self._float)
         return values | {
-            "norm": "rmsnorm",
-            "pos": "rope",
-            "activation": "swiglu",
             "bias": False,
-            "norm_eps": self._float("llama.attention.layer_norm_rms_epsilon", 1e-5),
-            "rope_theta": self._float("llama.rope.freq_base", 10000.0),
-            "head_dim": 0 if head_size * n_head == values["n_embd"] else head_size,
-            **self._scaling(head_size),
+            **{name: self._has_bias(name) for name in BIASES},
+            "norm_eps": self._float(f"{prefix}.attention.layer_norm_rms_epsilon", 1e-5),
+            "head_dim": 0 if head_size * n_head == n_embd else head_size,
+            "qk_norm": family.qk_norm,
+            "window": self._window(),
+            **rope.read(self._table, head_size, context, str(self.path)),
         }
+
+    @cached_property
+    def _family(self) -> Family:
+        name = self.metadata.get("general.architecture")
+        family = families.by_gguf(name)
+        if family is None:
+            missing = self._other_features(name) if isinstance(name, str) else ()
+            names = ", ".join(dict.fromkeys(family.gguf for family in families.FAMILIES))
+            found = families.unknown("general.architecture is", name, missing, names)
+            raise GptcError(f"{self.path}: {found.replace(' is not one of', ', not one of', 1)}")
+        return family
+
+    def _other_features(self, prefix: str) -> list[str]:
+        return [
+            name
+            for key, (plain, name) in _PLAIN.items()
+            if self.metadata.get(f"{prefix}.{key}", plain) != plain
+        ]
+
+    def _has_bias(self, name: str) -> bool:
+        choice, tensor = getattr(self._family, name), f"blk.0.{_BIAS_TENSORS[name]}.bias"
+        return choice if isinstance(choice, bool) else tensor in self._table.entries
+
+    def _window(self) -> int:
+        """The attention window of all layers, 0 for none: an array of one for each is refused."""
+        key = f"{self._family.gguf}.attention.sliding_window"
+        return self._size(key) if self.metadata.get(key) else 0
 
     def _head_size(self, n_embd: int, n_head: int) -> int:
         """The channels of a head. GptcError where those of keys and values differ."""
-        usual = max(1, n_embd // n_head)
-        found = [self._size(f"llama.attention.{part}_length", usual) for part in ("key", "value")]
+        usual, prefix = max(1, n_embd // n_head), self._family.gguf
+        parts = ("key", "value")
+        found = [self._size(f"{prefix}.attention.{part}_length", usual) for part in parts]
         if found[0] != found[1]:
             raise GptcError(
                 f"{self.path}: keys of {found[0]} and values of {found[1]} channels are not "
@@ -185,67 +221,20 @@ class GgufModel(ModelFile):
             )
         return found[0]
 
-    def _scaling(self, head_size: int) -> dict[str, Any]:
-        """How rotary frequencies are lowered: all by a factor, or each by one of rope_freqs."""
-        factor = self._linear_factor()
-        if _FREQUENCIES not in self._table.entries:
-            return {} if factor == 1 else {"rope_scaling": "linear", "rope_factor": factor}
-        if factor != 1:
-            raise GptcError(
-                f"{self.path} scales its rotary frequencies by {_FREQUENCIES} and by a factor of "
-                f"{factor:g}; only one of them is supported"
-            )
-        shape = self._table.entries[_FREQUENCIES].shape
-        if shape != (head_size // 2,):  # before anything is allocated for what the header claims
-            raise GptcError(
-                f"{self.path}: {_FREQUENCIES} has the shape {shape}, and a head of {head_size} "
-                f"needs ({head_size // 2},)"
-            )
-        stored = self._table.read(_FREQUENCIES)
-        theta = self._float("llama.rope.freq_base", 10000.0)
-        if not (np.isfinite(stored).all() and (stored > 0).all() and 0 < theta < np.inf):
-            raise GptcError(
-                f"{self.path}: {_FREQUENCIES} and llama.rope.freq_base have to be finite and "
-                "positive: copy the file again"
-            )
-        for original in _LLAMA3_ORIGINALS:
-            values: dict[str, Any] = {"rope_factor": float(f"{stored.max():.7g}")}
-            values |= {"rope_low_freq": 1.0, "rope_high_freq": 4.0, "rope_original": original}
-            expected = _divisors(theta, head_size, **values)
-            if stored.shape == expected.shape and np.allclose(stored, expected, rtol=1e-4):
-                return {"rope_scaling": "llama3", **values}
-        raise GptcError(
-            f"{self.path}: {_FREQUENCIES} is not as in Llama 3 with an original context of one of "
-            f"{', '.join(map(str, _LLAMA3_ORIGINALS))}: import the model from its original folder"
-        )
-
-    def _linear_factor(self) -> float:
-        """The factor that lowers all rotary frequencies; 1 for none.
-
-        As in llama.cpp, scaling without a type is linear, a factor may have its old key, and 0
-        means none.
-        """
-        if self.metadata.get("llama.rope.scaling.type", "linear") == "none":
-            return 1.0
-        old = self._float("llama.rope.scale_linear", 0.0)
-        return self._float("llama.rope.scaling.factor", old) or 1.0
-
-    def _refuse_other_llamas(self, head_size: int) -> None:
-        """GptcError when a key asks for a Llama that gptc does not compute."""
-        n_rotated = self.metadata.get("llama.rope.dimension_count", head_size)
-        scaling = self.metadata.get("llama.rope.scaling.type", "linear")
+    def _refuse_others(self, head_size: int) -> None:
+        """GptcError when a key asks for a model of the family that gptc does not compute."""
+        prefix = self._family.gguf
+        n_rotated = self.metadata.get(f"{prefix}.rope.dimension_count", head_size)
         if n_rotated != head_size:
             raise GptcError(
-                f"{self.path}: llama.rope.dimension_count is {n_rotated!r}, and only "
+                f"{self.path}: {prefix}.rope.dimension_count is {n_rotated!r}, and only "
                 f"the head size {head_size} is supported"
             )
-        if scaling not in ("none", "linear"):
-            raise GptcError(f"{self.path}: llama.rope.scaling.type {scaling!r} is not supported")
-        for key, plain in _PLAIN.items():
-            value = self.metadata.get(f"llama.{key}", plain)
+        for key, (plain, _) in _PLAIN.items():
+            value = self.metadata.get(f"{prefix}.{key}", plain)
             if value != plain:
                 raise GptcError(
-                    f"{self.path}: llama.{key} is {value!r}, and only {plain!r} is supported"
+                    f"{self.path}: {prefix}.{key} is {value!r}, and only {plain!r} is supported"
                 )
 
     def _size(self, key: str, default: int | None = None) -> int:
@@ -268,24 +257,6 @@ class GgufModel(ModelFile):
         return self._table.same("output.weight", "token_embd.weight")
 
 
-# ---- reading ----
-
-
-def _divisors(
-    theta: float,
-    head_size: int,
-    rope_factor: float,
-    rope_original: int,
-    rope_low_freq: float,
-    rope_high_freq: float,
-) -> FloatArray:
-    """The divisors of Llama 3's frequencies (HS/2), as in csrc/model/config.c."""
-    half = head_size // 2
-    turns = rope_original * theta ** (-np.arange(half) / half) / (2 * np.pi)
-    kept = np.clip((turns - rope_low_freq) / (rope_high_freq - rope_low_freq), 0, 1)
-    return (1 / ((1 - kept) / rope_factor + kept)).astype(np.float32)
-
-
 # ---- writing ----
 
 
@@ -298,7 +269,24 @@ def write(export: Export) -> list[Output]:
         except GptcError as error:
             export.notes.append(f"without a tokenizer: {error}")
             tokenizer = None
+    export.notes.extend(_lost(export.model.config))
     return [Output(export.path, model_chunks(export.model, tokenizer, export.dtype))]
+
+
+def _lost(config: GPTConfig) -> list[str]:
+    """Notes on what llama.cpp does not compute as gptc does."""
+    notes = []
+    if config.window and config.window < config.block_size:
+        notes.append(
+            f"llama.cpp computes these models without attention windows: texts of more than "
+            f"{config.window:,} tokens differ there"
+        )
+    if config.rope_scaling == "dynamic":
+        notes.append(
+            f"llama.cpp has no dynamic rotary scaling: the context is the original one of "
+            f"{config.rope_original:,} tokens"
+        )
+    return notes
 
 
 def model_chunks(
@@ -309,11 +297,11 @@ def model_chunks(
     As in llama.cpp, vectors and positions stay float32, and so do matrices whose rows are not whole
     blocks.
     """
-    config, family = model.config, hf.model_type(model.config)
-    if family not in _NAMINGS:
+    config, family = model.config, families.of(model.config)
+    if family is None:
         raise GptcError(
-            f"llama.cpp computes no model of the {config.family} family without "
-            "biases or learned norms; export it with --to hf"
+            f"llama.cpp computes no model of the {config.family} family with these biases, norms "
+            "and windows; export it with --to hf"
         )
     wanted = CODECS[dtype]
     values = _metadata(model, family, wanted)
@@ -323,22 +311,18 @@ def model_chunks(
         found = gguf_tokenizer.to_gguf(tokenizer, config.vocab_size)
         values |= {f"tokenizer.ggml.{key}": value for key, value in found.items()}
         values |= gguf_tokenizer.chat_template_keys(tokenizer)
-    slots = [(part, _codec_for(part, wanted)) for part in layout.parts(config, _NAMINGS[family])]
-    if config.rope_scaling == "llama3":
-        half = config.head_size // 2
-        slots.append((Part(_FREQUENCIES, "", (half,), slice(0, half)), F32))
+    slots = [(part, _codec_for(part, wanted)) for part in layout.parts(config, _naming(family))]
+    frequencies = gguf_rope.divisors_of(config)
+    if frequencies is not None:
+        shape = frequencies.shape
+        slots.append((Part(gguf_rope.FREQUENCIES, "", shape, slice(0, shape[0])), F32))
     yield header(values, [(part.name, codec, part.shape) for part, codec in slots])
     for part, codec in slots:
-        if part.name == _FREQUENCIES:
-            yield codec.encode(_divisors(config.rope_theta, config.head_size, **_llama3(config)))
+        if frequencies is not None and not part.ours:
+            yield codec.encode(frequencies)
         else:
             yield encoded(codec, layout.export_tensor(part, model.read(part.ours)), part.name)
         yield bytes(-codec.n_bytes(part.shape) % ALIGNMENT)
-
-
-def _llama3(config: GPTConfig) -> dict[str, Any]:
-    names = ("rope_factor", "rope_original", "rope_low_freq", "rope_high_freq")
-    return {name: getattr(config, name) for name in names}
 
 
 def _codec_for(part: Part, wanted: Codec) -> Codec:
@@ -346,36 +330,35 @@ def _codec_for(part: Part, wanted: Codec) -> Codec:
     return F32 if vector or not wanted.fits(part.shape) else wanted
 
 
-def _metadata(model: ModelFile, family: str, codec: Codec) -> dict[str, Any]:
-    config = model.config
+def _metadata(model: ModelFile, family: Family, codec: Codec) -> dict[str, Any]:
+    config, prefix = model.config, family.gguf
+    dynamic = config.rope_scaling == "dynamic"
     values: dict[str, Any] = {
-        "general.architecture": family,
+        "general.architecture": prefix,
         "general.name": model.path.name,
         "general.file_type": _FILE_TYPE[codec],
         "general.alignment": ALIGNMENT,
         "general.quantization_version": 2,
         "gptc.version": __version__,
-        f"{family}.context_length": config.block_size,
-        f"{family}.embedding_length": config.n_embd,
-        f"{family}.block_count": config.n_layer,
-        f"{family}.feed_forward_length": config.n_ff,
-        f"{family}.attention.head_count": config.n_head,
-        f"{family}.vocab_size": config.vocab_size,
+        f"{prefix}.context_length": config.rope_original if dynamic else config.block_size,
+        f"{prefix}.embedding_length": config.n_embd,
+        f"{prefix}.block_count": config.n_layer,
+        f"{prefix}.feed_forward_length": config.n_ff,
+        f"{prefix}.attention.head_count": config.n_head,
+        f"{prefix}.vocab_size": config.vocab_size,
     }
-    if family == "gpt2":
-        values["gpt2.attention.layer_norm_epsilon"] = config.norm_eps
+    if family.norm == "layernorm":
+        values[f"{prefix}.attention.layer_norm_epsilon"] = config.norm_eps
         return values
-    if config.rope_scaling == "linear":
-        values["llama.rope.scaling.type"] = "linear"
-        values["llama.rope.scaling.factor"] = config.rope_factor
     if config.head_dim:
-        values["llama.attention.key_length"] = config.head_size
-        values["llama.attention.value_length"] = config.head_size
+        values[f"{prefix}.attention.key_length"] = config.head_size
+        values[f"{prefix}.attention.value_length"] = config.head_size
+    if config.window:
+        values[f"{prefix}.attention.sliding_window"] = config.window
     return values | {
-        "llama.attention.head_count_kv": config.n_kv_head,
-        "llama.attention.layer_norm_rms_epsilon": config.norm_eps,
-        "llama.rope.dimension_count": config.head_size,
-        "llama.rope.freq_base": config.rope_theta,
+        f"{prefix}.attention.head_count_kv": config.n_kv_head,
+        f"{prefix}.attention.layer_norm_rms_epsilon": config.norm_eps,
+        **gguf_rope.write(config, prefix),
     }
 
 

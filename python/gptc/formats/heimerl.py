@@ -18,6 +18,7 @@ from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats import layout
 from gptc.formats.binary import INT32, Binary
+from gptc.formats.families import BIASES
 from gptc.formats.format import Export, Format, Output
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import Entry, ModelFile, TensorTable, check_finite, checked, elsewhere
@@ -273,7 +274,8 @@ def why_not(config: GPTConfig) -> str | None:
     """Why that program cannot compute this model; None where it can."""
     shape = (config.norm, config.norm_weight, config.pos, config.activation, config.bias)
     usual = ("rmsnorm", False, "rope_wide", "swish", False)
-    if shape != usual or not config.tied or config.head_dim:
+    rare = any(getattr(config, name) for name in (*BIASES, "head_dim", "qk_norm", "window"))
+    if shape != usual or not config.tied or rare:
         return f"this is a model of the {config.family} family, and not as its byte preset"
     if abs(config.norm_eps - np.float32(1e-6)) > 1e-12 or config.rope_theta != 10000.0:
         return "norm_eps or rope_theta is not what it computes with"

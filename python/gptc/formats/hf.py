@@ -1,8 +1,9 @@
-"""Hugging Face's GPT-2 and Llama: config.json and tensor names, both directions in one table.
+"""Hugging Face's families: config.json and tensor names, both directions in one table.
 
 Our linear weights are (out, in), as Llama's are; GPT-2's are Conv1D, (in, out). Our query, key and
 value rows are packed in one matrix, and so are SwiGLU's gate and up rows; Llama keeps them apart.
-A model that neither class describes is written under our own names, with model_type "gptc".
+families.py has the families. A model of none of them is written under our own names, with
+model_type "gptc".
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.errors import UPGRADE, GptcError
-from gptc.formats import layout
+from gptc.formats import families, hf_rope, layout
+from gptc.formats.families import BIASES, Family
 from gptc.formats.layout import Naming, Part, Placement, Tensors
 from gptc.formats.layout import export_tensor as export_tensor
 from gptc.formats.model_file import checked
@@ -43,6 +45,8 @@ _LLAMA_STEMS: dict[str, str | tuple[str, ...]] = {
     "norm_1": "model.layers.{}.input_layernorm",
     "norm_2": "model.layers.{}.post_attention_layernorm",
     "attn.qkv": tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+    "attn.q_norm": "model.layers.{}.self_attn.q_norm",
+    "attn.k_norm": "model.layers.{}.self_attn.k_norm",
     "attn.proj": "model.layers.{}.self_attn.o_proj",
     "mlp.fc": ("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"),
     "mlp.proj": "model.layers.{}.mlp.down_proj",
@@ -50,10 +54,8 @@ _LLAMA_STEMS: dict[str, str | tuple[str, ...]] = {
     "norm_f": "model.norm",
     "lm_head": "lm_head",
 }
-_NAMINGS = {
-    "gpt2": Naming(layout.with_leaves(GPT2_STEMS), conv1d=True),
-    "llama": Naming(layout.with_leaves(_LLAMA_STEMS)),
-}
+_GPT2 = Naming(layout.with_leaves(GPT2_STEMS), conv1d=True)
+_LLAMA = Naming(layout.with_leaves(_LLAMA_STEMS))
 
 HEAD = "lm_head.weight"
 
@@ -62,17 +64,16 @@ _IGNORED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
 
 
 def model_type(config: GPTConfig) -> str:
-    """The Hugging Face class that computes exactly this model: gpt2 or llama, else gptc."""
-    if config.family == "gpt2" and config.bias:
-        return "gpt2"
-    return "llama" if config.family == "llama" else "gptc"
+    """The model_type of the Hugging Face class that computes exactly this model, else gptc."""
+    family = families.of(config)
+    return family.model_type if family else "gptc"
 
 
 def parts(config: GPTConfig) -> list[Part]:
     """The tensors of this model's file, in order, with their rows of our parameters."""
-    naming = _NAMINGS.get(model_type(config))
-    if naming is not None:
-        return layout.parts(config, naming)
+    family = families.of(config)
+    if family is not None:
+        return layout.parts(config, _GPT2 if family.model_type == "gpt2" else _LLAMA)
     return [Part(name, name, shape, slice(0, shape[0])) for name, shape, _ in config.parameters()]
 
 
@@ -132,20 +133,20 @@ def config_to_json(
 
     `special_ids` are those of its tokenizer, such as "eos_token_id".
     """
-    kind = model_type(config)
-    if kind == "gptc":
+    family = families.of(config)
+    if family is None:
         return {"model_type": "gptc", "gptc_config_version": VERSION, **config.to_dict()}
     common = {
-        "model_type": kind,
+        "architectures": [family.model_class],
+        "model_type": family.model_type,
         "vocab_size": config.vocab_size,
         **(special_ids or {"bos_token_id": None, "eos_token_id": None}),
         "tie_word_embeddings": config.tied,
         "torch_dtype": _TORCH_DTYPES[codec.name],
         "use_cache": True,
     }
-    if kind == "gpt2":
+    if family.model_type == "gpt2":
         return {
-            "architectures": ["GPT2LMHeadModel"],
             **common,
             "n_positions": config.block_size,
             "n_ctx": config.block_size,
@@ -159,59 +160,41 @@ def config_to_json(
             "embd_pdrop": 0.0,
             "attn_pdrop": 0.0,
         }
+    explicit = config.head_dim or "head_dim" in family.defaults
+    biases = {key: getattr(config, name) for name in BIASES if (key := _bias_key(family, name))}
     return {
-        "architectures": ["LlamaForCausalLM"],
         **common,
-        "max_position_embeddings": config.block_size,
+        "max_position_embeddings": hf_rope.max_positions(config),
         "hidden_size": config.n_embd,
         "intermediate_size": config.n_ff,
         "num_hidden_layers": config.n_layer,
         "num_attention_heads": config.n_head,
         "num_key_value_heads": config.n_kv_head,
-        **({"head_dim": config.head_dim} if config.head_dim else {}),
+        **({"head_dim": config.head_size} if explicit else {}),
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        **_scaling_to_json(config),
-        "attention_bias": False,
+        **hf_rope.to_json(config),
         "attention_dropout": 0.0,
-        "mlp_bias": False,
+        **biases,
+        **_window_to_json(config, family),
     }
 
 
-# Ours and theirs, of each way in which rotary frequencies are lowered.
-_SCALING = {"none": {}, "linear": {"rope_factor": "factor"}}
-_SCALING["llama3"] = {
-    **_SCALING["linear"],
-    "rope_low_freq": "low_freq_factor",
-    "rope_high_freq": "high_freq_factor",
-    "rope_original": "original_max_position_embeddings",
-}
+def _bias_key(family: Family, name: str) -> str:
+    """The key of config.json that decides about a bias; "" where the family does."""
+    choice = getattr(family, name)
+    return choice if isinstance(choice, str) else ""
 
 
-def _scaling_to_json(config: GPTConfig) -> dict[str, Any]:
-    kind = config.rope_scaling
-    if kind == "none":
+def _window_to_json(config: GPTConfig, family: Family) -> dict[str, Any]:
+    if not family.window:
         return {}
-    values = {theirs: getattr(config, ours) for ours, theirs in _SCALING[kind].items()}
-    return {"rope_scaling": {"rope_type": kind, **values}}
-
-
-def _scaling_from_json(rope: Any, where: str) -> dict[str, Any]:
-    """`rope` is rope_scaling, or rope_parameters of newer files."""
-    if not isinstance(rope, dict):
-        raise GptcError(f"{where}: rope_scaling {rope!r} is not supported")
-    kind = rope.get("rope_type", rope.get("type", "default" if "factor" not in rope else None))
-    kind = "none" if kind == "default" else kind
-    if not isinstance(kind, str) or kind not in _SCALING:
-        raise GptcError(
-            f"{where}: rope_scaling with rope_type {kind!r} is not supported, only linear, llama3"
-        )
-    missing = [theirs for theirs in _SCALING[kind].values() if theirs not in rope]
-    if missing:
-        raise GptcError(f"{where}: rope_scaling lacks {missing[0]}")
-    values = {ours: rope[theirs] for ours, theirs in _SCALING[kind].items()}
-    return {"rope_scaling": kind, **values}
+    values: dict[str, Any] = {"sliding_window": config.window or None}
+    if family.window_switch:
+        values["use_sliding_window"] = config.window > 0
+        values["max_window_layers"] = 0 if config.window else config.n_layer
+    return values
 
 
 def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
@@ -223,13 +206,18 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
             raise GptcError(f"{where} has version {version}, this gptc reads {VERSION}: {UPGRADE}")
         known = {"model_type", "gptc_config_version"}
         return checked({k: v for k, v in data.items() if k not in known}, where)
-    if kind not in ("gpt2", "llama"):
-        raise GptcError(f"{where}: model_type {kind!r} is not one of gpt2, llama, gptc")
+    family = families.by_model_type(kind, data.get("architectures"))
+    if family is None:
+        names, missing = f"{families.NAMES}, gptc", families.missing_features(data)
+        raise GptcError(f"{where}: {families.unknown('model_type', kind, missing, names)}")
 
     _refuse_quantized(data.get("quantization_config"), where)
-    found = _ConfigJson(data, where)
-    values = _gpt2_values(found) if kind == "gpt2" else _llama_values(found)
-    return checked({"norm_weight": True, **values}, where)
+    found = _ConfigJson({**family.defaults, **data}, where)
+    for key, (plain, _) in families.FEATURES.items():
+        found.only(key, *plain)
+    values = _gpt2_values(found) if family.model_type == "gpt2" else _llama_values(found, family)
+    shape = {"norm": family.norm, "norm_weight": True}
+    return checked({**shape, "pos": family.pos, "activation": family.activation, **values}, where)
 
 
 def _refuse_quantized(how: Any, where: str) -> None:
@@ -257,6 +245,13 @@ class _ConfigJson(NamedTuple):
             raise GptcError(f"{self.where}: {key} is {value!r}, not a whole number above 0")
         return value
 
+    def flag(self, key: str) -> bool:
+        """A value that is true or false, and false if it is not there."""
+        value = self.data.get(key, False)
+        if not isinstance(value, bool):
+            raise GptcError(f"{self.where}: {key} is {value!r}, not true or false")
+        return value
+
     def only(self, key: str, *allowed: Any) -> None:
         """GptcError when a key is there with a value that gptc does not compute."""
         if key in self.data and self.data[key] not in allowed:
@@ -279,9 +274,6 @@ def _gpt2_values(found: _ConfigJson) -> dict[str, Any]:
         "n_kv_head": n_head,
         "n_embd": n_embd,
         "n_ff": data.get("n_inner") or 4 * n_embd,
-        "norm": "layernorm",
-        "pos": "learned",
-        "activation": "gelu",
         "bias": True,
         "tied": data.get("tie_word_embeddings", True),
         "norm_eps": data.get("layer_norm_epsilon", 1e-5),
@@ -289,16 +281,15 @@ def _gpt2_values(found: _ConfigJson) -> dict[str, Any]:
     }
 
 
-def _llama_values(found: _ConfigJson) -> dict[str, Any]:
+def _llama_values(found: _ConfigJson, family: Family) -> dict[str, Any]:
     found.only("hidden_act", "silu")
-    found.only("attention_bias", False)
-    found.only("mlp_bias", False)
     data, n_embd, n_head = found.data, found.need("hidden_size"), found.need("num_attention_heads")
-    found.only("partial_rotary_factor", 1.0, None)
+    if family.divided and n_embd % n_head:  # as the class has it, whatever the head_dim
+        raise GptcError(f"{found.where}: n_head {n_head} does not divide n_embd {n_embd}")
     head_dim = found.need("head_dim") if data.get("head_dim") else 0
-    rope = data.get("rope_parameters")  # where newer files keep the base and the scaling
-    rope = rope if isinstance(rope, dict) else {}
-    _ConfigJson(rope, found.where).only("partial_rotary_factor", 1.0, None)
+    parameters = data.get("rope_parameters")
+    if isinstance(parameters, dict):
+        _ConfigJson(parameters, found.where).only("partial_rotary_factor", 1.0, None)
     return {
         "vocab_size": found.need("vocab_size"),
         "block_size": found.need("max_position_embeddings"),
@@ -307,13 +298,45 @@ def _llama_values(found: _ConfigJson) -> dict[str, Any]:
         "n_kv_head": data.get("num_key_value_heads") or n_head,
         "n_embd": n_embd,
         "n_ff": found.need("intermediate_size"),
-        "norm": "rmsnorm",
-        "pos": "rope",
-        "activation": "swiglu",
         "bias": False,
         "tied": data.get("tie_word_embeddings", False),
         "norm_eps": data.get("rms_norm_eps", 1e-6),
-        "rope_theta": rope.get("rope_theta", data.get("rope_theta", 10000.0)),
         "head_dim": 0 if head_dim * n_head == n_embd else head_dim,
-        **_scaling_from_json(data.get("rope_scaling") or rope, found.where),
+        "qk_norm": family.qk_norm,
+        "window": _window(found, family),
+        **{name: _bias(found, family, name) for name in BIASES},
+        **hf_rope.from_json(data, found.where),
     }
+
+
+def _bias(found: _ConfigJson, family: Family, name: str) -> Any:
+    key = _bias_key(family, name)
+    return found.data.get(key, False) if key else getattr(family, name)
+
+
+def _window(found: _ConfigJson, family: Family) -> int:
+    """The window of every layer, 0 for none. GptcError where layers differ."""
+    data, n_layer = found.data, found.need("num_hidden_layers")
+    used = family.window and (not family.window_switch or found.flag("use_sliding_window"))
+    window = found.need("sliding_window") if used and data.get("sliding_window") is not None else 0
+    kinds = data.get("layer_types")
+    if kinds is None:
+        first = data.get("max_window_layers", 0) if family.window_switch else 0
+        if isinstance(first, bool) or not isinstance(first, int):
+            raise GptcError(f"{found.where}: max_window_layers is {first!r}, not a whole number")
+        if not window or first >= n_layer:
+            return 0
+        if first <= 0:
+            return window
+        key = "max_window_layers"
+    else:
+        n = len(kinds) if isinstance(kinds, list) else 0
+        if n == n_layer and all(kind == "full_attention" for kind in kinds):
+            return 0
+        if window and n == n_layer and all(kind == "sliding_attention" for kind in kinds):
+            return window
+        key = "layer_types"
+    raise GptcError(
+        f"{found.where}: {key} with layers of several kinds is not supported, only layers that all "
+        "have the same attention window, or none"
+    )

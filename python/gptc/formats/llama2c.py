@@ -18,6 +18,7 @@ from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
 from gptc.formats import layout
 from gptc.formats.binary import INT32, UINT32, Binary
+from gptc.formats.families import BIASES
 from gptc.formats.format import Export, Format, Output
 from gptc.formats.layout import Naming, Part
 from gptc.formats.model_file import ModelFile, TensorTable, check_size, checked, elsewhere, laid_out
@@ -259,6 +260,9 @@ def why_not(config: GPTConfig) -> str | None:
         return f"norm_eps is {config.norm_eps:g}, and llama2.c's {_NORM_EPS:g}"
     if config.rope_theta != _THETA:
         return f"rope_theta is {config.rope_theta:g}, and llama2.c's {_THETA:g}"
+    for name in (*BIASES, "qk_norm", "window"):
+        if getattr(config, name):
+            return f"it has {name}, which llama2.c's models lack"
     if config.rope_scaling != "none":
         return "its rotary frequencies are scaled, and llama2.c's are not"
     return None

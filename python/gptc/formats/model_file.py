@@ -22,6 +22,7 @@ from gptc.engine.library import GPT_ERR_FILE
 from gptc.engine.model import Model
 from gptc.errors import EngineError, GptcError, NoTokenizer
 from gptc.files.words import quoted
+from gptc.formats import families
 from gptc.formats.binary import Binary
 from gptc.formats.layout import Part, Placement, Stored, Tensors
 from gptc.formats.numbers import F32, Codec
@@ -196,7 +197,7 @@ def checked(config: Mapping[str, Any], where: str) -> GPTConfig:
 
 def elsewhere(config: GPTConfig) -> str:
     """The formats that can hold a model that another one refused."""
-    return "hf" if config.family == "byte" else "hf or gguf"
+    return "hf or gguf" if families.of(config) else "hf"
 
 
 def laid_out(

@@ -16,6 +16,7 @@ from gptc.engine import library
 from gptc.engine.options import Plan
 from gptc.files.memory import peak_resident_bytes
 from gptc.files.words import amount, count, duration, few, plural
+from gptc.formats import families
 from gptc.tokenizer.base import END_OF_TEXT
 from gptc.training.options import SHAPE
 from gptc.training.schedule import constant_rate, learning_rate, lowest_rate
@@ -70,9 +71,9 @@ def header(setup: Setup, out: Path) -> Iterator[str]:
     epochs = total / n_train
     yield f"gptc {__version__}: {'resuming' if setup.base else 'training'} in {out}"
     yield (
-        f"  model   {_origin(setup)} ({config.family}), {setup.plan.n_params:,} parameters: "
-        f"{plural(config.n_layer, 'layer')}, {plural(config.n_head, 'head')}, "
-        f"width {config.n_embd}, context {config.block_size}"
+        f"  model   {_origin(setup)} ({families.name(config)}), "
+        f"{setup.plan.n_params:,} parameters: {plural(config.n_layer, 'layer')}, "
+        f"{plural(config.n_head, 'head')}, width {config.n_embd}, context {config.block_size}"
     )
     yield (
         f"  data    {options.data}: {n_train:,} training tokens, {n_val:,} for validation, "

@@ -9,6 +9,7 @@ from typing import Any
 
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.registry import make_tokenizer
+from small_models import make_checkpoint, make_config
 
 Gptc = Callable[..., Any]
 
@@ -46,6 +47,24 @@ def test_info_names_the_ends_and_the_chat_templates(gptc: Gptc, saved: Path) -> 
     table = " ".join(gptc("info", saved).out.split())
     assert "ends of text B (66), \\x1b (27)" in table
     assert "chat template default, rag" in table
+
+
+def test_info_shows_what_few_models_have(gptc: Gptc, tmp_path: Path) -> None:
+    yarn = {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original": 12}
+    yarn |= {"rope_low_freq": 1.0, "rope_high_freq": 32.0}
+    changes = {"qk_norm": True, "qkv_bias": True, "attn_proj_bias": True, "window": 7, **yarn}
+    make_checkpoint(make_config("llama", **changes), folder=tmp_path / "model")
+    table = gptc("info", tmp_path / "model").out
+    for part in (
+        "qwen3, stored as Qwen3ForCausalLM",
+        "biases of queries, keys and values, attention's output, untied",
+        "norms of queries and keys, window of 7 tokens, yarn rotary scaling by 4 from 12 tokens",
+    ):
+        assert part in table
+    make_checkpoint(make_config("llama"), folder=tmp_path / "plain")
+    table = gptc("info", tmp_path / "plain").out
+    assert "no biases" in table
+    assert "window" not in table
 
 
 def test_info_shows_no_text_that_commands_the_terminal(gptc: Gptc, tmp_path: Path) -> None:
