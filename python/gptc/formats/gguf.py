@@ -17,6 +17,7 @@ from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats import gguf_tokenizer, hf, layout
+from gptc.formats.blocks import Q4_0, Q8_0
 from gptc.formats.format import Export, Format, Output
 from gptc.formats.gguf_container import (
     ALIGNMENT,
@@ -30,7 +31,7 @@ from gptc.formats.gguf_container import (
 from gptc.formats.gguf_split import SplitTable, read_parts
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, TensorTable, checked, import_with_another
-from gptc.formats.numbers import BF16, F16, F32, Q4_0, Q8_0, Codec, encoded
+from gptc.formats.numbers import BF16, F16, F32, Codec, encoded
 from gptc.tokenizer.base import Tokenizer
 
 CODECS: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0}

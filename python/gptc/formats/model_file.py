@@ -25,7 +25,7 @@ from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.numbers import F32, Codec
 from gptc.tokenizer.base import Tokenizer
 
-_PIECE = 1 << 18  # numbers
+_PIECE = 1 << 18  # numbers: whole blocks of each codec
 
 
 class Entry(NamedTuple):
@@ -56,15 +56,15 @@ class TensorTable:
         """One tensor as float32."""
         codec, shape, offset = entry = self.entries[name]
         try:
-            if codec is F32 or codec.block > 1:
+            if codec.whole:
                 return codec.decode(self.file.raw(offset, entry.end - offset), shape)
             # In pieces, so that there is no second copy of narrower numbers.
             values = np.empty(math.prod(shape), np.float32)
             for first in range(0, values.size, _PIECE):
-                piece, n = values[first : first + _PIECE], codec.block_bytes
-                piece[:] = codec.decode(
-                    self.file.raw(offset + first * n, piece.size * n), piece.shape
-                )
+                piece = values[first : first + _PIECE]
+                place = offset + codec.n_bytes((first,))
+                raw = self.file.raw(place, codec.n_bytes(piece.shape))
+                piece[:] = codec.decode(raw, piece.shape)
             return values.reshape(shape)
         except ValueError as error:
             raise self.file.damaged(name, f"cannot be read: {error}", offset) from None
