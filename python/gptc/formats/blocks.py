@@ -91,7 +91,8 @@ def _planes(packed: Bytes, width: int, bits: int) -> Ints:
 def _fifth_bits(blocks: Bytes, at: int) -> Ints:
     """Bit i of the 32 at a byte is the fifth of integer i: 0 or 16."""
     bits: Ints = np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little")
-    return bits * np.uint8(16)
+    bits *= np.uint8(16)
+    return bits
 
 
 def _grouped(

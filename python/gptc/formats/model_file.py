@@ -18,11 +18,12 @@ import numpy as np
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
+from gptc.engine.options import BlockRows
 from gptc.errors import GptcError, NoTokenizer
 from gptc.files.words import quoted
 from gptc.formats.binary import Binary
 from gptc.formats.layout import Part, Placement, Tensors
-from gptc.formats.numbers import F32, Codec
+from gptc.formats.numbers import F32, Bytes, Codec
 from gptc.tokenizer.base import Tokenizer
 
 _PIECE = 1 << 18  # numbers: whole blocks of each codec
@@ -68,6 +69,16 @@ class TensorTable:
             return values.reshape(shape)
         except ValueError as error:
             raise self.file.damaged(name, f"cannot be read: {error}", offset) from None
+
+    def blocks(self, name: str) -> Bytes:
+        """The bytes of a tensor of blocks, whose scales are finite: (rows, bytes of a row)."""
+        codec, shape, offset = entry = self.entries[name]
+        raw = self.file.raw(offset, entry.end - offset)
+        try:
+            codec.check(raw)
+        except ValueError as error:
+            raise self.file.damaged(name, f"cannot be read: {error}", offset) from None
+        return raw.reshape(math.prod(shape[:-1]), -1)
 
     def stored(self, name: str) -> tuple[Binary, int] | None:
         """Where a tensor of float32 begins in its file; None for other numbers."""
@@ -131,6 +142,14 @@ class ModelFile(ABC):
         raise NoTokenizer(
             f"{self.path} comes without a tokenizer; {import_with_another(self.path)}"
         )
+
+    def types(self) -> dict[str, tuple[int, int]]:
+        """Number types of the tensors, if they differ: how many tensors, and their bytes."""
+        return {}
+
+    def packing(self) -> tuple[BlockRows, ...]:
+        """The matrices that a model can keep as the blocks that they are stored in."""
+        return ()
 
     def load_into(self, model: Model) -> None:
         """Gives the weights to a model of the same shape."""

@@ -41,6 +41,9 @@ class Codec(ABC):
         """Bytes of a tensor; Python's integers do not overflow."""
         return math.prod(shape) // self.block * self.block_bytes
 
+    def check(self, raw: Bytes) -> None:  # noqa: B027
+        """ValueError for a scale that is not finite."""
+
     @abstractmethod
     def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
         """float32 of this shape. ValueError for a scale that is not finite."""
