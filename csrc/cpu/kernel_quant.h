@@ -22,7 +22,7 @@ typedef struct rounded_rows {
     /* Rows whose distance is not a power of two are in different cache sets. */
     int8_t q[ROWS][TERMS + 64];
     float scale[ROWS][TERMS / QUANT_GROUP];
-    int32_t sum[ROWS][TERMS / HALF_GROUP]; /* of q in each half of a group */
+    int16_t sum[ROWS][TERMS / HALF_GROUP]; /* of q in each half of a group */
 } rounded_rows;
 
 /* One group of n numbers. One that is not finite makes the scale, and so all that the row gives, NaN. */
@@ -52,7 +52,7 @@ static void round_group(rounded_rows *out, int row, int k, const bf16 *a, int n)
     for (int half = 0; half < 2; half++) {
         int32_t total = 0;
         for (int i = 0; i < LANES; i++) total += sum[half][i];
-        out->sum[row][k / HALF_GROUP + half] = total;
+        out->sum[row][k / HALF_GROUP + half] = (int16_t)total;
     }
     out->scale[row][k / QUANT_GROUP] = scale;
 }
@@ -65,16 +65,28 @@ static void round_row(rounded_rows *out, int row, const bf16 *a, int K) {
 
 /* The sum of q in group g of the form. */
 static inline int32_t sum_of(quant_form f, const rounded_rows *a, int row, int g) {
-    const int32_t *sum = a->sum[row];
+    const int16_t *sum = a->sum[row];
     return f.group == QUANT_GROUP ? sum[2 * g] + sum[2 * g + 1] : sum[g];
+}
+
+/* The sums of both halves of 32 terms, in every lane. */
+static inline vs sum_pairs(const rounded_rows *a, int row, int g) {
+    int32_t both;
+    memcpy(&both, &a->sum[row][2 * g], sizeof both);
+    return (vs)((vi){0} + both);
 }
 
 enum { MOST_VECTORS = BAND_PANELS * VECTORS };
 
-/* sums (groups of 32 terms, rows, vectors) of group g: u times q. Where asked, lines of later groups
- * are asked for. */
+/* What pairs of each half of 32 terms are multiplied by as they are joined. */
+typedef struct joins {
+    vs by[2][MOST_VECTORS];
+} joins;
+
+/* sums (groups of 32 terms, rows, vectors) of group g: u times q. If scales join, the sums of both halves
+ * are one. Where asked, lines of later groups are asked for. */
 __attribute__((always_inline)) static inline void group_sums(
-    quant_form f, vi sums[2][BAND][MOST_VECTORS], const rounded_rows *a, int row,
+    quant_form f, vi sums[2][BAND][MOST_VECTORS], const joins *join, const rounded_rows *a, int row,
     const panel_part *b, const panel_part *ask, int asks, int g, int M, int n) {
     int in_pairs = quads_in_pairs(f), last = QUANT_GROUP / f.group - 1, held = 0;
     vs pairs[2][BAND][MOST_VECTORS] = {0};
@@ -115,10 +127,60 @@ __attribute__((always_inline)) static inline void group_sums(
             for (int m = 0; m < M; m++) {
                 UNROLL
                 for (int v = 0; v < n; v++) {
-                    sums[half][m][v] = pairs_join(sums[half][m][v], pairs[half][m][v]);
+                    int to = scales_join(f) ? 0 : half;
+                    sums[to][m][v] =
+                        pairs_join(sums[to][m][v], pairs[half][m][v], join->by[half][v]);
                     pairs[half][m][v] = (vs){0};
                 }
             }
+        }
+    }
+}
+
+/* total (M rows, n vectors) += the sums of group g, by the scales of each of its halves. */
+__attribute__((always_inline)) static inline void add_halves(
+    quant_form f, vf total[BAND][MOST_VECTORS], vi sums[2][BAND][MOST_VECTORS],
+    const rounded_rows *a, int row, const panel_part *b, int g, int M, int n) {
+    int halves = QUANT_GROUP / f.group;
+    UNROLL
+    for (int half = 0; half < halves; half++) {
+        int at = g * halves + half;
+        UNROLL
+        for (int v = 0; v < n; v++) {
+            const panel_part *p = &b[v / VECTORS];
+            vf scale = quant_scale(f, p, at, 0, v % VECTORS), least = {0};
+            if (f.rows == 2) least = quant_scale(f, p, at, 1, v % VECTORS);
+            UNROLL
+            for (int m = 0; m < M; m++) {
+                int32_t q = sum_of(f, a, row + m, at);
+                float unit = a->scale[row + m][g];
+                vi sum = sums[half][m][v] - zero_to_subtract(f) * q;
+                total[m][v] += __builtin_convertvector(sum, vf) * (scale * unit);
+                if (f.rows == 2) total[m][v] += least * (unit * (float)q);
+            }
+        }
+    }
+}
+
+/* The same of sums that have met their integer scales. */
+__attribute__((always_inline)) static inline void add_joined(
+    quant_form f, vf total[BAND][MOST_VECTORS], vi sums[BAND][MOST_VECTORS], const rounded_rows *a,
+    int row, const panel_part *b, int g, int M, int n) {
+    int halves = QUANT_GROUP / f.group, first = g * halves, last = first + halves - 1;
+    UNROLL
+    for (int v = 0; v < n; v++) {
+        const panel_part *p = &b[v / VECTORS];
+        vf scale = quant_block_scale(f, p, first, 0, v % VECTORS), least = {0};
+        vs by = pairs_of(quant_integers(f, p, first, f.rows - 1, v % VECTORS),
+                         quant_integers(f, p, last, f.rows - 1, v % VECTORS));
+        if (f.rows == 2) least = quant_block_scale(f, p, first, 1, v % VECTORS);
+        UNROLL
+        for (int m = 0; m < M; m++) {
+            vi all = pairs_join((vi){0}, sum_pairs(a, row + m, g), by), sum = sums[m][v];
+            float unit = a->scale[row + m][g];
+            if (f.rows == 1) sum -= zero_to_subtract(f) * all;
+            total[m][v] += __builtin_convertvector(sum, vf) * (scale * unit);
+            if (f.rows == 2) total[m][v] += __builtin_convertvector(all, vf) * (least * unit);
         }
     }
 }
@@ -139,25 +201,22 @@ __attribute__((always_inline)) static inline void quant_band(quant_form f, float
     }
     for (int g = 0; g < n_groups; g++) {
         vi sums[2][BAND][MOST_VECTORS] = {0};
-        group_sums(f, sums, a, row, b, ask, asks, g, M, n);
+        joins join;
         UNROLL
         for (int half = 0; half < halves; half++) {
-            int at = g * halves + half;
             UNROLL
             for (int v = 0; v < n; v++) {
-                const panel_part *p = &b[v / VECTORS];
-                vf scale = quant_scale(f, p, at, 0, v % VECTORS), least = {0};
-                if (f.rows == 2) least = quant_scale(f, p, at, 1, v % VECTORS);
-                UNROLL
-                for (int m = 0; m < M; m++) {
-                    int32_t q = sum_of(f, a, row + m, at);
-                    float unit = a->scale[row + m][g];
-                    vi sum = sums[half][m][v] - zero_to_subtract(f) * q;
-                    total[m][v] += __builtin_convertvector(sum, vf) * (scale * unit);
-                    if (f.rows == 2) total[m][v] += least * (unit * (float)q);
-                }
+                vi by = (vi){0} + 1;
+                if (scales_join(f))
+                    by = quant_integers(f, &b[v / VECTORS], g * halves + half, 0, v % VECTORS);
+                join.by[half][v] = pairs_of(by, by);
             }
         }
+        group_sums(f, sums, &join, a, row, b, ask, asks, g, M, n);
+        if (scales_join(f))
+            add_joined(f, total, sums[0], a, row, b, g, M, n);
+        else
+            add_halves(f, total, sums, a, row, b, g, M, n);
     }
     UNROLL
     for (int m = 0; m < M; m++) {

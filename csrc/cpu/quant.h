@@ -188,15 +188,23 @@ static inline panel_part panel_from(quant_form f, const uint8_t *panel, int64_t 
                         .blocks = (const uint16_t *)(panel + quant_blocks_at(f, K) + in_blocks)};
 }
 
-/* The scales (row 0) or minima (row 1) of group g, of LANES columns from vector v on. */
+/* Where forms of 256 have the scales (row 0) or minima (row 1) of group g, of LANES columns from vector v
+ * on: as integers, and what multiplies these. */
+static inline vi quant_integers(quant_form f, const panel_part *b, int g, int row, int v) {
+    return vi_from_bytes((const int8_t *)b->scales + (g * f.rows + row) * PANEL + v * LANES);
+}
+static inline vf quant_block_scale(quant_form f, const panel_part *b, int g, int row, int v) {
+    int block = g * f.group / QUANT_BLOCK;
+    return vf_from_half(b->blocks + (block * f.rows + row) * PANEL + v * LANES);
+}
+
+/* The scales or minima themselves. */
 static inline vf quant_scale(quant_form f, const panel_part *b, int g, int row, int v) {
-    int at = (g * f.rows + row) * PANEL + v * LANES;
-    const uint16_t *halves = (const uint16_t *)b->scales + at;
+    const uint16_t *halves = (const uint16_t *)b->scales + (g * f.rows + row) * PANEL + v * LANES;
     if (f.scale == SCALE_BF16) return vf_get_bf16(halves, LANES);
     if (f.scale == SCALE_FP16) return vf_from_half(halves);
-    int block = g * f.group / QUANT_BLOCK;
-    vf whole = vf_from_half(b->blocks + (block * f.rows + row) * PANEL + v * LANES);
-    return whole * __builtin_convertvector(vi_from_bytes((const int8_t *)b->scales + at), vf);
+    return quant_block_scale(f, b, g, row, v) *
+           __builtin_convertvector(quant_integers(f, b, g, row, v), vf);
 }
 
 /* ---- a group's integer products ---- */
@@ -262,15 +270,26 @@ static inline vs pairs_dot(vs sum, vb u, int32_t a) {
 #endif
 }
 
-static inline vi pairs_join(vi sum, vs pairs) {
+/* sum + the pairs times those of `by`. */
+static inline vi pairs_join(vi sum, vs pairs, vs by) {
 #if defined(__AVX512F__)
-    return sum + (vi)_mm512_madd_epi16((__m512i)pairs, _mm512_set1_epi16(1));
+    return sum + (vi)_mm512_madd_epi16((__m512i)pairs, (__m512i)by);
 #elif defined(__AVX2__)
-    return sum + (vi)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1));
+    return sum + (vi)_mm256_madd_epi16((__m256i)pairs, (__m256i)by);
 #else
-    (void)pairs;
+    (void)pairs, (void)by;
     return sum;
 #endif
+}
+
+/* Whether integer scales multiply pairs as they are joined, so that 32 terms meet one float scale. */
+static inline int scales_join(quant_form f) {
+    return quads_in_pairs(f) && f.scale == SCALE_INT8;
+}
+
+/* Pairs of 16 bits in the lanes: of the integers a, and b above them. */
+static inline vs pairs_of(vi a, vi b) {
+    return (vs)((a & 0xffff) | (b << 16));
 }
 
 /* sum + u a, or (u - 128) a where HAS_PAIRS. */
@@ -282,11 +301,13 @@ static inline vi quad_dot(vi sum, vb u, int32_t a) {
     __m512i w = _mm512_xor_si512((__m512i)u, _mm512_set1_epi8((char)0x80));
     __m512i x = _mm512_set1_epi32(a);
     x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
-    return pairs_join(sum, (vs)_mm512_maddubs_epi16(_mm512_abs_epi8(w), x));
+    return pairs_join(sum, (vs)_mm512_maddubs_epi16(_mm512_abs_epi8(w), x),
+                      (vs)_mm512_set1_epi16(1));
 #elif defined(__AVX2__)
     __m256i w = _mm256_xor_si256((__m256i)u, _mm256_set1_epi8((char)0x80));
     __m256i x = _mm256_sign_epi8(_mm256_set1_epi32(a), w);
-    return pairs_join(sum, (vs)_mm256_maddubs_epi16(_mm256_abs_epi8(w), x));
+    return pairs_join(sum, (vs)_mm256_maddubs_epi16(_mm256_abs_epi8(w), x),
+                      (vs)_mm256_set1_epi16(1));
 #else
     int8_t x[QUAD];
     memcpy(x, &a, sizeof x);
