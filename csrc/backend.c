@@ -14,15 +14,17 @@
 
 /* A level's tables by enum gpt_dtype. */
 #define DECLARE_BF16(level)                                                                        \
-    extern const gpt_ops cpu_bf16_##level##_ops, cpu_int8_##level##_ops, cpu_int4_##level##_ops
+    extern const gpt_ops cpu_bf16_##level##_ops, cpu_int8_##level##_ops, cpu_int4_##level##_ops,   \
+        cpu_packed_##level##_ops
 #define DECLARE(level)                                                                             \
     extern const gpt_ops cpu_fp32_##level##_ops;                                                   \
     DECLARE_BF16(level)
 #define TABLES_BF16(level)                                                                         \
-    {NULL, &cpu_bf16_##level##_ops, &cpu_int8_##level##_ops, &cpu_int4_##level##_ops}
+    {NULL, &cpu_bf16_##level##_ops, &cpu_int8_##level##_ops, &cpu_int4_##level##_ops,              \
+     &cpu_packed_##level##_ops}
 #define TABLES(level)                                                                              \
     {&cpu_fp32_##level##_ops, &cpu_bf16_##level##_ops, &cpu_int8_##level##_ops,                    \
-     &cpu_int4_##level##_ops}
+     &cpu_int4_##level##_ops, &cpu_packed_##level##_ops}
 DECLARE(portable);
 #ifdef GPTC_X86
 DECLARE(avx2);
@@ -34,12 +36,13 @@ DECLARE_BF16(amx);
 extern const gpt_ops cuda_fp32_ops, cuda_bf16_ops, cuda_int8_ops, cuda_int4_ops;
 static const gpt_ops *const cuda_ops[] = {&cuda_fp32_ops, &cuda_bf16_ops, &cuda_int8_ops,
                                           &cuda_int4_ops};
+enum { N_CUDA_DTYPES = sizeof cuda_ops / sizeof *cuda_ops };
 #endif
 
 /* An instruction-set level of the CPU, and its tables: NULL where another level's will do. */
 typedef struct cpu_level {
     const char *name;
-    const gpt_ops *ops[GPT_DTYPE_INT4 + 1];
+    const gpt_ops *ops[GPT_DTYPE_PACKED + 1];
     int (*supported)(void);
 } cpu_level;
 
@@ -48,8 +51,11 @@ static int always(void) {
 }
 
 #ifdef GPTC_X86
+/* Leaf 1 of CPUID: ECX bit 29 is F16C. */
 __attribute__((unused)) static int has_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
 }
 
 __attribute__((unused)) static int has_avx512(void) {
@@ -101,7 +107,7 @@ static const cpu_level levels[] = {
 #endif
     {"portable", TABLES(portable), always},
 };
-enum { N_LEVELS = sizeof levels / sizeof *levels, N_DTYPES = GPT_DTYPE_INT4 + 1 };
+enum { N_LEVELS = sizeof levels / sizeof *levels, N_DTYPES = GPT_DTYPE_PACKED + 1 };
 
 /* The best level for a dtype that the CPU has, no better than GPTC_CPU_LEVEL where that names one. */
 static const cpu_level *best_level(int dtype) {
@@ -153,8 +159,8 @@ int gpt_cuda_info(gpt_device_info *out) {
 static const gpt_ops *table_at(int i, int supported) {
 #ifdef GPTC_HAS_CUDA
     if (!(cuda_check() == GPT_OK) == !supported) {
-        if (i < N_DTYPES) return cuda_ops[i];
-        i -= N_DTYPES;
+        if (i < N_CUDA_DTYPES) return cuda_ops[i];
+        i -= N_CUDA_DTYPES;
     }
 #endif
     for (int j = 0; j < N_LEVELS; j++)
@@ -175,11 +181,15 @@ const gpt_ops *backend_missing_at(int i) {
 int backend_ops(int device, int dtype, const gpt_ops **out) {
     if (device != GPT_DEVICE_CPU && device != GPT_DEVICE_CUDA)
         return fail(GPT_ERR_ARGUMENT, "unknown device %d", device);
-    if (dtype < GPT_DTYPE_FP32 || dtype > GPT_DTYPE_INT4)
+    if (dtype < GPT_DTYPE_FP32 || dtype > GPT_DTYPE_PACKED)
         return fail(GPT_ERR_ARGUMENT, "unknown dtype %d", dtype);
     if (device == GPT_DEVICE_CUDA) {
 #ifdef GPTC_HAS_CUDA
         TRY(cuda_check());
+        if (dtype >= N_CUDA_DTYPES)
+            return fail(GPT_ERR_DEVICE,
+                        "a GPU does not multiply packed weights: take bf16 there, or "
+                        "a CPU");
         *out = cuda_ops[dtype];
         return GPT_OK;
 #else

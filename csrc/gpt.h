@@ -88,6 +88,25 @@ enum gpt_dtype {
      * for training. */
     GPT_DTYPE_INT8 = 2,
     GPT_DTYPE_INT4 = 3,
+    /* Matrices as the blocks that gpt_options.block_rows names, others in bf16, and bf16 activations;
+     * on a CPU, not for training. */
+    GPT_DTYPE_PACKED = 4,
+};
+
+/* Types of blocks, in which GGUF files store rows of numbers; these are their numbers there. */
+enum gpt_block {
+    GPT_BLOCK_Q4_0 = 2,
+    GPT_BLOCK_Q4_1 = 3,
+    GPT_BLOCK_Q5_0 = 6,
+    GPT_BLOCK_Q5_1 = 7,
+    GPT_BLOCK_Q8_0 = 8,
+    GPT_BLOCK_Q2_K = 10,
+    GPT_BLOCK_Q3_K = 11,
+    GPT_BLOCK_Q4_K = 12,
+    GPT_BLOCK_Q5_K = 13,
+    GPT_BLOCK_Q6_K = 14,
+    GPT_BLOCK_IQ4_NL = 20,
+    GPT_BLOCK_IQ4_XS = 23,
 };
 
 enum gpt_norm {
@@ -201,6 +220,15 @@ typedef struct gpt_group {
     float lr_scale;      /* multiplies the learning rate; 0: 1 */
 } gpt_group;
 
+/* Rows of a matrix that are given as blocks of one type, by gpt_model_write_blocks. */
+typedef struct gpt_block_rows {
+    int32_t param;
+    int32_t rows;  /* those after the rows of entries before; together all that it has */
+    int32_t block; /* enum gpt_block */
+} gpt_block_rows;
+
+enum { GPT_MAX_STACKED = 3 }; /* entries for a parameter: queries, keys and values */
+
 typedef struct gpt_options {
     int32_t device;      /* enum gpt_device */
     int32_t dtype;       /* enum gpt_dtype */
@@ -216,6 +244,10 @@ typedef struct gpt_options {
     /* (n_groups) or NULL. The first group that matches a parameter holds for it. Each must match one.
      * Unused without training. */
     const gpt_group *groups;
+    /* (n_block_rows) or NULL: of GPT_DTYPE_PACKED. The embedding, and matrices that products read, may
+     * be given as blocks; gates and ups of SwiGLU in two entries. */
+    int32_t n_block_rows;
+    const gpt_block_rows *block_rows;
 } gpt_options;
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */
@@ -416,6 +448,10 @@ int gpt_model_threads(const gpt_model *model);
  * and in no other form: they can be written, and read in fp32 alone (else GPT_ERR_ARGUMENT). */
 int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n);
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n);
+/* Gives rows of parameter i, entry `part` of its entries in gpt_options.block_rows, as blocks: n_bytes, row
+ * by row. They are kept without rounding; gpt_model_read gives their numbers, and gpt_model_write is an
+ * error. */
+int gpt_model_write_blocks(gpt_model *model, int i, int part, const void *blocks, uint64_t n_bytes);
 /* Gives parameter i the value in an open file, which descriptor has as n little-endian float32 from byte
  * `offset` on: (rows, columns), or with `transposed` 1 (columns, rows). No copy is made on the way where
  * that can be. GPT_ERR_FILE where the file ends before; the value is undefined then. kept may be NULL.

@@ -71,6 +71,11 @@ typedef struct gpt_shape {
     int64_t n_params; /* numbers in the parameter buffer, padding included */
 } gpt_shape;
 
+/* Rows of a matrix that are blocks of one type. */
+typedef struct gpt_stack {
+    int32_t rows, block; /* enum gpt_block */
+} gpt_stack;
+
 /* One tensor of the parameter buffer, as the optimizer sees it. */
 typedef struct gpt_segment {
     int64_t offset, size; /* size = rows cols */
@@ -83,6 +88,8 @@ typedef struct gpt_segment {
     int32_t rows, cols;
     int32_t
         parts; /* the rows are this many equal parts, of which row i is read with row i; 0: a bias */
+    int32_t n_stacked; /* runs of its rows that are given as blocks; 0: it is given as floats */
+    gpt_stack stacked[GPT_MAX_STACKED];
     weight *packed; /* where the products' form of it is kept; NULL: there is none */
 } gpt_segment;
 
@@ -104,15 +111,15 @@ typedef struct gpt_segment {
     X(grad_norm)                                                                                   \
     X(adamw_update)                                                                                \
     X(sgd_update)
-/* Ops that read or make weights in that form. Quantized tables differ from bf16's in these alone. */
-#define GPT_WEIGHT_OPS(X)                                                                          \
+/* Ops that read weights in that form, or make it. Quantized tables differ from bf16's in these alone. */
+#define GPT_PRODUCT_OPS(X)                                                                         \
     X(linear_forward)                                                                              \
     X(linear_backward)                                                                             \
     X(head_forward)                                                                                \
     X(classifier_forward)                                                                          \
-    X(classifier_backward)                                                                         \
-    X(weights_pack)
-#define GPT_OPS(X) GPT_ACT_OPS(X) GPT_WEIGHT_OPS(X)
+    X(classifier_backward)
+#define GPT_WEIGHT_OPS(X) GPT_PRODUCT_OPS(X) X(weights_pack)
+#define GPT_OPS(X)        GPT_ACT_OPS(X) GPT_WEIGHT_OPS(X)
 
 /* ---- embedding.c ---- */
 
@@ -486,6 +493,17 @@ typedef struct gpt_ops {
     /* Bytes of the products' form of a matrix (rows, cols), or with no parts of a bias; 0 where products
      * read the parameters as they are. Without training it leaves out what only backward reads. */
     size_t (*weights_bytes)(int rows, int cols, int parts, int training);
+    /* Those of a matrix that is there; NULL where they follow from its shape. */
+    size_t (*weight_bytes)(const weight *w);
+    /* Matrices that are given as blocks; NULL where the table has none. Bytes of the products' form, 0
+     * where a type is not known or its blocks do not fill rows, and of the blocks of run `part` of the
+     * rows; that form of the run, whose blocks are row by row; and the float32 numbers of some rows
+     * (n, cols), NULL: of the first. */
+    size_t (*blocks_bytes)(const gpt_segment *segment);
+    size_t (*blocks_given)(const gpt_segment *segment, int part);
+    void (*blocks_pack)(gpt_ctx *ctx, const gpt_segment *segment, int part, const void *blocks);
+    void (*blocks_unpack)(gpt_ctx *ctx, float *out, const gpt_segment *segment, const int32_t *rows,
+                          int n);
 
 #define GPT_SLOT(name) void (*name)(gpt_ctx * ctx, const struct name *op);
     GPT_OPS(GPT_SLOT)

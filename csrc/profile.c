@@ -75,7 +75,8 @@ static double floats(double n) {
     return n * (double)sizeof(float);
 }
 /* Bytes of a matrix of weights as products read it. */
-static double weights(const gpt_ctx *p, int rows, int cols, int parts) {
+static double weights(const gpt_ctx *p, const weight *w, int rows, int cols, int parts) {
+    if (p->ops->weight_bytes) return (double)p->ops->weight_bytes(w);
     size_t packed = p->ops->weights_bytes(rows, cols, parts, 0);
     return packed ? (double)packed : floats((double)rows * cols);
 }
@@ -112,7 +113,7 @@ COST(linear_forward) {
     double kept = op->pre ? width : 0;
     return (cost){.flops = 2.0 * op->N * op->IC * width,
                   .bytes = acts(p, (double)op->N * (op->IC + op->OC + kept)) +
-                           weights(p, width, op->IC, parts),
+                           weights(p, op->w, width, op->IC, parts),
                   .a = op->IC,
                   .b = width};
 }
@@ -122,14 +123,14 @@ COST(linear_backward) {
     double written = op->dw ? (op->add ? 2.0 : 1.0) * op->IC * op->OC : 0;
     return (cost){.flops = (op->dw ? 4.0 : 2.0) * op->N * op->IC * op->OC,
                   .bytes = acts(p, (double)op->N * (op->OC + op->IC + 2 * width)) +
-                           weights(p, op->OC, op->IC, 1) + floats(written),
+                           weights(p, op->w, op->OC, op->IC, 1) + floats(written),
                   .a = op->IC,
                   .b = op->OC};
 }
 
 COST(head_forward) {
     return (cost){.flops = 2.0 * op->N * op->C * op->V,
-                  .bytes = acts(p, (double)op->N * op->C) + weights(p, op->V, op->C, 1) +
+                  .bytes = acts(p, (double)op->N * op->C) + weights(p, op->wte, op->V, op->C, 1) +
                            floats((double)op->N * op->V),
                   .a = op->C,
                   .b = op->V};
@@ -181,7 +182,7 @@ COST(attention_decode) {
 
 COST(classifier_forward) {
     return (cost){.flops = 2.0 * op->N * op->C * op->V,
-                  .bytes = acts(p, (double)op->N * op->C) + weights(p, op->V, op->C, 1),
+                  .bytes = acts(p, (double)op->N * op->C) + weights(p, op->wte, op->V, op->C, 1),
                   .a = op->C,
                   .b = op->V};
 }
@@ -189,8 +190,8 @@ COST(classifier_forward) {
 COST(classifier_backward) {
     double written = op->dwte ? (op->add ? 2.0 : 1.0) * op->C * op->V : 0;
     return (cost){.flops = (op->dwte ? 6.0 : 4.0) * op->N * op->C * op->V,
-                  .bytes =
-                      acts(p, 2.0 * op->N * op->C) + weights(p, op->V, op->C, 1) + floats(written),
+                  .bytes = acts(p, 2.0 * op->N * op->C) + weights(p, op->wte, op->V, op->C, 1) +
+                           floats(written),
                   .a = op->C,
                   .b = op->V};
 }
@@ -290,6 +291,14 @@ static void profile_copy(gpt_ctx *p, void *to, const void *from, size_t bytes) {
 static void profile_download(gpt_ctx *p, void *host, const void *device, size_t bytes) {
     p->ops->download(p->inner, host, device, bytes);
 }
+static void profile_blocks_pack(gpt_ctx *p, const gpt_segment *segment, int part,
+                                const void *blocks) {
+    p->ops->blocks_pack(p->inner, segment, part, blocks);
+}
+static void profile_blocks_unpack(gpt_ctx *p, float *out, const gpt_segment *segment,
+                                  const int32_t *rows, int n) {
+    p->ops->blocks_unpack(p->inner, out, segment, rows, n);
+}
 static void profile_download_rows(gpt_ctx *p, void *host, const void *device, int rows,
                                   size_t bytes, size_t stride) {
     p->ops->download_rows(p->inner, host, device, rows, bytes, stride);
@@ -317,6 +326,8 @@ int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const gpt_ops **out_ops, gp
     p->table.download_rows = profile_download_rows;
     p->table.copy = profile_copy;
     p->table.zero = profile_zero;
+    p->table.blocks_pack = profile_blocks_pack;
+    p->table.blocks_unpack = profile_blocks_unpack;
 #define WRAP(name) p->table.name = profile_##name;
     GPT_OPS(WRAP)
 #undef WRAP

@@ -70,6 +70,20 @@ static int check_group(const gpt_group *group, int g) {
     return GPT_OK;
 }
 
+static int check_block_rows(const gpt_config *c, const gpt_options *o) {
+    if (o->n_block_rows < 0 || (o->n_block_rows > 0 && !o->block_rows))
+        return fail(GPT_ERR_ARGUMENT, "n_block_rows is %d; it must be the number of entries",
+                    o->n_block_rows);
+    if (o->n_block_rows > 0 && o->dtype != GPT_DTYPE_PACKED)
+        return fail(GPT_ERR_ARGUMENT, "block_rows needs the dtype GPT_DTYPE_PACKED");
+    for (int k = 0; k < o->n_block_rows; k++)
+        if (o->block_rows[k].param < 0 || o->block_rows[k].param >= params_count(c))
+            return fail(GPT_ERR_ARGUMENT,
+                        "entry %d of block_rows is of parameter %d; the model has %d", k,
+                        o->block_rows[k].param, params_count(c));
+    return GPT_OK;
+}
+
 static int check_options(const gpt_config *c, const gpt_options *given, gpt_options *out) {
     *out = *given;
     if (out->max_seq == 0) out->max_seq = c->block_size;
@@ -79,7 +93,7 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (out->max_batch < 0 || (int64_t)out->max_batch * out->max_seq > MAX_ROWS)
         return fail(GPT_ERR_ARGUMENT, "max_batch is %d; it must be 0 or above, and at most %lld",
                     out->max_batch, (long long)(MAX_ROWS / out->max_seq));
-    if (out->training && (out->dtype == GPT_DTYPE_INT8 || out->dtype == GPT_DTYPE_INT4))
+    if (out->training && out->dtype >= GPT_DTYPE_INT8)
         return fail(GPT_ERR_ARGUMENT, "quantized weights cannot be trained: use fp32 or bf16");
     if (out->training && out->max_batch == 0)
         return fail(GPT_ERR_ARGUMENT, "max_batch is 0; training needs at least 1");
@@ -98,7 +112,7 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
         return fail(GPT_ERR_ARGUMENT, "n_groups is %d; it must be the number of groups",
                     out->n_groups);
     for (int g = 0; g < out->n_groups; g++) TRY(check_group(&out->groups[g], g));
-    return GPT_OK;
+    return check_block_rows(c, out);
 }
 
 static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_plan *p,
@@ -199,7 +213,8 @@ static int create_parts(gpt_model *m) {
     TRY(backend_ops(m->options.device, m->options.dtype, &m->ops));
     TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads, m->options.pin_threads));
     TRY(params_layout_create(&m->config, m->ops, &m->options, &m->layout));
-    m->options.groups = NULL; /* the caller's memory; the layout has copied it */
+    m->options.groups = NULL; /* the caller's memory; the layout has copied both */
+    m->options.block_rows = NULL;
     m->acts.layers = calloc(L, sizeof *m->acts.layers);
     m->w.layers = calloc(L, sizeof *m->w.layers);
     m->dw.layers = calloc(L, sizeof *m->dw.layers);
@@ -286,8 +301,16 @@ static void write_value(gpt_model *m, int i, const float *values, int64_t n) {
         m->pack_stale = true;
 }
 
+/* Floats cannot replace what is kept as blocks. */
+static int check_floats(const gpt_model *m, int i) {
+    if (!m->layout.segments[i].n_stacked) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "%s is kept as blocks: give it with gpt_model_write_blocks",
+                m->layout.slots[i].info.name);
+}
+
 int gpt_model_init(gpt_model *model, uint64_t seed) {
     REQUIRE_MODEL(model);
+    for (int i = 0; i < model->layout.n_slots; i++) TRY(check_floats(model, i));
     int64_t most = 0;
     for (int i = 0; i < model->layout.n_slots; i++)
         if (model->layout.slots[i].stored > most) most = model->layout.slots[i].stored;
@@ -337,6 +360,11 @@ int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
     REQUIRE(out);
     float *place = NULL;
     TRY(find_tensor(model, i, tensor, n, &place));
+    const gpt_segment *s = &model->layout.segments[i];
+    if (tensor == GPT_TENSOR_VALUE && s->n_stacked) {
+        model->ops->blocks_unpack(model->ctx, out, s, NULL, (int)(n / s->cols));
+        return model->ops->sync(model->ctx);
+    }
     if (!place)
         return fail(GPT_ERR_ARGUMENT,
                     "the model holds %s only in packed form; to read it, create the model with "
@@ -357,10 +385,29 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
         if (model->grads_stale) TRY(gpt_model_zero_grads(model));
         if (model->n_micro == 0) model->n_micro = 1; /* there is something to apply */
     }
-    if (tensor == GPT_TENSOR_VALUE)
+    if (tensor == GPT_TENSOR_VALUE) {
+        TRY(check_floats(model, i));
         write_value(model, i, values, n);
-    else
+    } else {
         model->ops->upload(model->ctx, place, values, sizeof(float) * (size_t)n);
+    }
+    return model->ops->sync(model->ctx);
+}
+
+int gpt_model_write_blocks(gpt_model *model, int i, int part, const void *blocks,
+                           uint64_t n_bytes) {
+    REQUIRE_MODEL(model);
+    REQUIRE(blocks);
+    if (i < 0 || i >= model->layout.n_slots || part < 0 ||
+        part >= model->layout.segments[i].n_stacked)
+        return fail(GPT_ERR_ARGUMENT, "parameter %d has no entry %d of blocks", i, part);
+    const gpt_segment *s = &model->layout.segments[i];
+    uint64_t wanted = model->ops->blocks_given(s, part);
+    if (n_bytes != wanted)
+        return fail(GPT_ERR_ARGUMENT, "entry %d of %s has %llu bytes of blocks, not %llu", part,
+                    model->layout.slots[i].info.name, (unsigned long long)wanted,
+                    (unsigned long long)n_bytes);
+    model->ops->blocks_pack(model->ctx, s, part, blocks);
     return model->ops->sync(model->ctx);
 }
 
@@ -387,6 +434,7 @@ int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t o
     if (transposed != 0 && transposed != 1)
         return fail(GPT_ERR_ARGUMENT, "transposed is %d; it must be 0 or 1", transposed);
     const gpt_segment *s = &model->layout.segments[i];
+    TRY(check_floats(model, i));
     /* Products that read the parameters themselves would read padding rows, too. */
     bool lend =
         kept && !transposed && i == EMBEDDING && packs_at_once(model) && (s->packed || !s->product);

@@ -46,15 +46,15 @@ static int check_targets(const gpt_model *m, const int32_t *targets, int N, int 
     return GPT_OK;
 }
 
-/* With a lent embedding, a token is the number of its row among those that are looked up. */
+/* Where rows are looked up, a token is the number of its row among those that are looked up. */
 static int set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int B, int T) {
     int N = B * T;
     size_t bytes = sizeof(int32_t) * (size_t)N;
     m->ops->ctx_set_workspace(m->ctx, m->workspace);
     model_pack(m);
     rope_reach(m, &m->acts, 0, T, T);
-    if (m->lent.is_open) {
-        TRY(lent_look_up(m, &m->acts, tokens, N));
+    if (rows_are_looked_up(m)) {
+        TRY(rows_look_up(m, &m->acts, tokens, N));
         for (int i = 0; i < N; i++) m->acts.tokens[i] = i; /* which is the host's memory */
     } else {
         m->ops->upload(m->ctx, m->acts.tokens, tokens, bytes);

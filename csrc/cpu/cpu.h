@@ -13,8 +13,8 @@
 #define CPU_JOIN(dtype, level, name)  CPU_JOIN2(dtype, level, name)
 #define CPU_NAME(name)                CPU_JOIN(CPU_DTYPE, CPU_LEVEL, name)
 
-/* Quantized tables (CPU_QUANT: bits of a weight) have bf16 activations, and take from the bf16 table
- * all functions that see no weights. */
+/* Quantized tables (CPU_QUANT) have bf16 activations, and take from the bf16 table all functions that
+ * see no weights. They share the others: table.c has one of them for each way to make weights. */
 #ifdef CPU_QUANT
 #define CPU_ACTS_NAME(name) CPU_JOIN(bf16, CPU_LEVEL, name)
 #else

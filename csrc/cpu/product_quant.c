@@ -1,4 +1,4 @@
-/* product_quant.c: products with weights of 8 or 4 bits, see quant.h. There is only the forward one:
+/* product_quant.c: products with weights of 4 to 8 bits, see quant.h. There is only the forward one:
  * such weights are not trained. */
 #include "kernel_quant.h"
 #include "product.h"
@@ -18,29 +18,63 @@ _Static_assert(sizeof(tile_memory) <= CPU_SCRATCH, "scratch");
 typedef struct product_tiles {
     gpt_ctx *ctx;
     const product *p;
+    const quant_head *w;
     rounded_rows *all;      /* every row, rounded beforehand; NULL: each tile rounds its own */
     int rows, cols, n_rows; /* of a tile; tiles below one another */
 } product_tiles;
 
-/* sums (rows, cols) += the terms k to k + terms - 1, of columns from col on. */
-static void multiply(tile_memory *m, const rounded_rows *a, int half, const product *p, int rows,
-                     int col, int cols, int k, int terms) {
-    int64_t size = quant_panel_bytes(p->K), skip = k / QUANT_GROUP;
-    for (int c = 0; c < cols; c += BAND_PANELS * PANEL) {
+/* Rows and columns of the product, and where these begin in their part of the weights. */
+typedef struct tile {
+    int row, rows, col, cols;
+    int part, in_part;
+} tile;
+
+/* Columns of a part, of those that the product has. */
+static int part_columns(const product_tiles *t, int part, int first) {
+    return cpu_max(0, cpu_min(t->w->parts[part].rows, t->p->N - first));
+}
+
+/* Tiles of all parts; of a twin the first half, whose other half comes with it. */
+static int64_t count_tiles(const product_tiles *t) {
+    int64_t n = 0;
+    for (int part = 0, first = 0; part < t->w->n_parts; first += t->w->parts[part++].rows)
+        n += cpu_div_up(part_columns(t, part, first), t->cols);
+    return n * t->n_rows;
+}
+
+static tile tile_at(const product_tiles *t, int64_t i) {
+    int row = (int)(i % t->n_rows) * t->rows, first = 0, part = 0;
+    int64_t k = i / t->n_rows, n;
+    while (k >= (n = cpu_div_up(part_columns(t, part, first), t->cols)))
+        k -= n, first += t->w->parts[part++].rows;
+    int in_part = (int)k * t->cols;
+    return (tile){.row = row,
+                  .rows = cpu_min(t->rows, t->p->M - row),
+                  .col = first + in_part,
+                  .cols = cpu_min(t->cols, part_columns(t, part, first) - in_part),
+                  .part = part,
+                  .in_part = in_part};
+}
+
+/* sums (rows, cols) += the terms k to k + terms - 1, by the weights of a part. */
+static void multiply(const product_tiles *t, float *sums, const rounded_rows *a, int part,
+                     const tile *at, int k, int terms) {
+    const product *p = t->p;
+    const quant_part *w = &t->w->parts[part];
+    quant_form f = quant_forms[w->form];
+    int64_t size = quant_panel_bytes(f, p->K);
+    for (int c = 0; c < at->cols; c += BAND_PANELS * PANEL) {
         panel_part b[BAND_PANELS];
-        int panels = cpu_min(BAND_PANELS, (int)quant_panels(cols - c));
+        int panels = cpu_min(BAND_PANELS, (int)quant_panels(at->cols - c));
         for (int i = 0; i < panels; i++) {
-            const uint8_t *panel = (const uint8_t *)p->w + ((col + c) / PANEL + i) * size;
-            if (half) panel += quant_panels(p->N) * size;
-            b[i].chunks = panel + skip * CHUNKS * CHUNK_BYTES;
+            int64_t panel = (at->in_part + c) / PANEL + i;
+            b[i] =
+                panel_from(f, (const uint8_t *)t->w + w->at + panel * size, p->K, k / QUANT_GROUP);
             b[i].next = p->M > FEW ? NULL : b[i].chunks + (p->M == 1 ? NEAR : BAND_PANELS * size);
-            b[i].scales = (const bf16 *)(panel + quant_scales_at(p->K)) + skip * PANEL;
         }
-        int n_groups = (int)quant_groups(terms);
-        if (panels == BAND_PANELS)
-            quant_bands(&m->sums[half][0][c], a, rows, b, n_groups, BAND_PANELS);
-        else
-            quant_bands(&m->sums[half][0][c], a, rows, b, n_groups, 1);
+        for (int i = 0; i < panels; i += panels == BAND_PANELS ? BAND_PANELS : 1)
+            quant_kernels[w->form](sums + c + i * PANEL, a, at->rows, b + i,
+                                   (int)quant_groups(terms), panels);
     }
 }
 
@@ -51,33 +85,37 @@ static void store(const product *p, const float *y, int row, int rows, int col, 
     }
 }
 
+static void run_tile(const product_tiles *t, tile_memory *m, const tile *at) {
+    const product *p = t->p;
+    int halves = p->twin ? 2 : 1;
+    for (int half = 0; half < halves; half++)
+        memset(m->sums[half], 0, sizeof m->sums[0][0] * (size_t)at->rows);
+    for (int k = 0; k < p->K; k += TERMS) {
+        int terms = cpu_min(TERMS, p->K - k);
+        for (int r = 0; r < at->rows && !t->all; r++)
+            round_row(&m->rows, r, p->a + (int64_t)(at->row + r) * p->lda + k, terms);
+        for (int half = 0; half < halves; half++)
+            multiply(t, m->sums[half][0], t->all ? t->all : &m->rows, at->part + half, at, k,
+                     terms);
+    }
+    for (int c = 0; c < at->cols; c += BLOCK) {
+        int n = cpu_min(BLOCK, at->cols - c);
+        const float *y = &m->sums[0][0][c];
+        if (p->epilogue)
+            p->epilogue(p->epilogue_args, y, &m->sums[1][0][c], COLS, at->row, at->rows,
+                        at->col + c, n);
+        else
+            store(p, y, at->row, at->rows, at->col + c, n);
+    }
+}
+
 static void run_tiles(void *args, int thread, int64_t begin, int64_t end) {
     const product_tiles *t = args;
-    const product *p = t->p;
     tile_memory *m = cpu_scratch(t->ctx, thread);
-    kernel_begin();
     for (int64_t i = begin; i < end; i++) {
-        int row = (int)(i % t->n_rows) * t->rows, col = (int)(i / t->n_rows) * t->cols;
-        int rows = cpu_min(t->rows, p->M - row), cols = cpu_min(t->cols, p->N - col);
-        for (int half = 0; half < (p->twin ? 2 : 1); half++)
-            memset(m->sums[half], 0, sizeof m->sums[0][0] * (size_t)rows);
-        for (int k = 0; k < p->K; k += TERMS) {
-            int terms = cpu_min(TERMS, p->K - k);
-            for (int r = 0; r < rows && !t->all; r++)
-                round_row(&m->rows, r, p->a + (int64_t)(row + r) * p->lda + k, terms);
-            for (int half = 0; half < (p->twin ? 2 : 1); half++)
-                multiply(m, t->all ? t->all : &m->rows, half, p, rows, col, cols, k, terms);
-        }
-        for (int c = 0; c < cols; c += BLOCK) {
-            int n = cpu_min(BLOCK, cols - c);
-            const float *y = &m->sums[0][0][c];
-            if (p->epilogue)
-                p->epilogue(p->epilogue_args, y, &m->sums[1][0][c], COLS, row, rows, col + c, n);
-            else
-                store(p, y, row, rows, col + c, n);
-        }
+        tile at = tile_at(t, i);
+        run_tile(t, m, &at);
     }
-    kernel_end();
 }
 
 static void round_rows(void *args, int thread, int64_t begin, int64_t end) {
@@ -88,18 +126,26 @@ static void round_rows(void *args, int thread, int64_t begin, int64_t end) {
         round_row(t->all, (int)row, p->a + row * p->lda, p->K);
 }
 
+/* A matrix that is not rounded: the bf16 table's product, at this level. */
+void CPU_ACTS_NAME(product)(gpt_ctx *ctx, product *p);
+
 void cpu_product(gpt_ctx *ctx, product *p) {
-    product_tiles t = {.ctx = ctx, .p = p, .rows = ROWS, .cols = COLS};
+    product_tiles t = {.ctx = ctx, .p = p, .w = p->w, .rows = ROWS, .cols = COLS};
     if (p->kind != PRODUCT_NT) return; /* such models are not trained */
+    if (t.w->parts[0].form == FORM_BF16) {
+        product plain = *p;
+        plain.w = (const char *)p->w + t.w->parts[0].at;
+        CPU_ACTS_NAME(product)(ctx, &plain);
+        return;
+    }
     t.n_rows = (int)cpu_div_up(p->M, ROWS);
     t.rows = (int)cpu_div_up(p->M, t.n_rows);
     if (p->M <= ROWS && p->K <= TERMS) {
         t.all = &((tile_memory *)cpu_scratch(ctx, 0))->rows;
         cpu_parallel(ctx, round_rows, &t, p->M, 4);
     }
-    while (t.cols > 2 * BLOCK && t.n_rows * cpu_div_up(p->N, t.cols) < 8 * ctx->n_threads)
-        t.cols /= 2;
-    cpu_parallel(ctx, run_tiles, &t, t.n_rows * cpu_div_up(p->N, t.cols), 1);
+    while (t.cols > 2 * BLOCK && count_tiles(&t) < 8 * ctx->n_threads) t.cols /= 2;
+    cpu_parallel(ctx, run_tiles, &t, count_tiles(&t), 1);
 }
 
 /* Parts of the backward pass, which there is not. */

@@ -1,17 +1,25 @@
-/* quant.h: weights of 8 or 4 bits, as the kernel of product_quant.c reads them.
+/* quant.h: weights of 4 to 8 bits, as the kernel of product_quant.c reads them.
  *
- * Terms of a sum are taken in groups of 32, each with one scale for each output:
- * w[n][k] = scale[k / 32][n] * (u - ZERO), u an unsigned byte or nibble. Activations are rounded in
- * the same groups as they come (8 bits, a float32 scale for a row's group), so that a group is 32
- * integer products and one of floats.
+ * A weight is scale * (u - zero) + minimum, u an unsigned integer. Terms of a sum are taken in groups
+ * of 32 or 16, each with one scale, and perhaps one minimum, for each output. Activations are rounded
+ * in groups of 32 as they come (8 bits, a float32 scale for a row's group), so that a group is integer
+ * products and one or two of floats.
  *
- * As in pack.h outputs are in panels of 16, here with four neighbouring terms of each:
+ * As in pack.h outputs are in panels of 16, here with four neighbouring terms of each. 32 terms are 8
+ * such quads, of which a chunk of 64 bytes has one for every column:
  *
- *     group g, quad i, column j, term h  =  u[16 p + j][32 g + 4 i + h]      [K/32][8][16][4]
+ *     quad i, column j, term h  =  u[16 p + j][32 g + 4 i + h]                        [8][16][4]
  *
- * which is what one instruction of AVX-512 VNNI takes, and a tile of AMX. With 4 bits, a byte of
- * quad i has quad i + 4 in its upper half. The scales of a panel, bf16 [K/32][16], come after its
- * groups. Weights past the end of w are ZERO. */
+ * which is what one instruction of AVX-512 VNNI takes, and a tile of AMX. With fewer than 8 bits, a
+ * byte of chunk i < 4 has quad i in its lower half and quad i + 4 in its upper. The fifth bits of all
+ * quads are chunk 4, bit i of a byte that of quad i. The fifth and sixth bits are chunks 4 and 5,
+ * bits 2 i and 2 i + 1 those of quad i of the lower, or upper, four. So 32 terms are as many chunks as
+ * a weight has bits.
+ *
+ * A panel is the chunks of all its terms, then the scales of a group in a row, followed by its minima
+ * where the form has them: [groups][1 or 2][16]. They are 16-bit floats, or in forms of 256 terms
+ * ("K") int8 that the float16 of a block multiplies: these, [K/256][1 or 2][16], come last. Weights past
+ * the end of w are zero. */
 #ifndef CPU_QUANT_H
 #define CPU_QUANT_H
 
@@ -25,11 +33,65 @@ enum {
     QUAD = 4,
     QUANT_GROUP = 32,
     QUADS = QUANT_GROUP / QUAD,
-    ZERO = CPU_QUANT == 8 ? 128 : 8,
-    CHUNK_BYTES = PANEL * QUAD, /* a quad of every column; two with 4 bits */
-    CHUNKS = CPU_QUANT == 8 ? QUADS : QUADS / 2,
+    QUANT_BLOCK = 256,
+    CHUNK_BYTES = PANEL * QUAD,
     VECTORS = PANEL / LANES,
 };
+
+/* How scales are stored. */
+enum { SCALE_BF16, SCALE_FP16, SCALE_INT8 };
+
+typedef struct quant_form {
+    int bits, zero;
+    int group; /* terms of a scale: 32 or 16 */
+    int scale; /* SCALE_BF16 or another */
+    int rows;  /* of a group's scales: 2 with minima, else 1 */
+} quant_form;
+
+/* name, bits, zero, group, scale, rows. The first two are ours, the others those of GGUF's types. */
+#define QUANT_FORMS(X)                                                                             \
+    X(INT8, 8, 128, 32, SCALE_BF16, 1)                                                             \
+    X(INT4, 4, 8, 32, SCALE_BF16, 1)                                                               \
+    X(Q4_0, 4, 8, 32, SCALE_FP16, 1)                                                               \
+    X(Q4_1, 4, 0, 32, SCALE_FP16, 2)                                                               \
+    X(Q5_0, 5, 16, 32, SCALE_FP16, 1)                                                              \
+    X(Q5_1, 5, 0, 32, SCALE_FP16, 2)                                                               \
+    X(Q8_0, 8, 128, 32, SCALE_FP16, 1) /* IQ4_NL too */                                            \
+    X(Q2_K, 4, 0, 16, SCALE_INT8, 2)                                                               \
+    X(Q3_K, 4, 4, 16, SCALE_INT8, 1)                                                               \
+    X(Q4_K, 4, 0, 32, SCALE_INT8, 2)                                                               \
+    X(Q5_K, 5, 0, 32, SCALE_INT8, 2)                                                               \
+    X(Q6_K, 6, 32, 16, SCALE_INT8, 1)                                                              \
+    X(IQ4_XS, 8, 128, 32, SCALE_INT8, 1)
+
+enum {
+#define FORM(name, ...) FORM_##name,
+    QUANT_FORMS(FORM)
+#undef FORM
+        FORM_BF16, /* a matrix that is not rounded: as pack.h has it */
+};
+
+static const quant_form quant_forms[] = {
+#define FORM(name, ...) {__VA_ARGS__},
+    QUANT_FORMS(FORM)
+#undef FORM
+};
+
+/* ---- a matrix in memory ---- */
+
+/* Rows that follow one another and have one form. */
+typedef struct quant_part {
+    int32_t form, rows;
+    int64_t at; /* of its first panel, in bytes from the matrix's head */
+} quant_part;
+
+/* What comes before the panels. */
+typedef struct quant_head {
+    int64_t bytes; /* of the whole matrix */
+    int64_t n_parts;
+    quant_part parts[GPT_MAX_STACKED];
+} quant_head;
+_Static_assert(sizeof(quant_head) == 64, "panels are aligned as the head is");
 
 static inline int64_t quant_panels(int64_t columns) {
     return cpu_div_up(columns, PANEL);
@@ -37,11 +99,59 @@ static inline int64_t quant_panels(int64_t columns) {
 static inline int64_t quant_groups(int64_t K) {
     return cpu_div_up(K, QUANT_GROUP);
 }
-static inline int64_t quant_scales_at(int64_t K) {
-    return quant_groups(K) * CHUNKS * CHUNK_BYTES;
+/* Bytes of 32 terms. */
+static inline int64_t quant_chunk_bytes(quant_form f) {
+    return f.bits * CHUNK_BYTES;
 }
-static inline int64_t quant_panel_bytes(int64_t K) {
-    return cpu_round_up(quant_scales_at(K) + quant_groups(K) * PANEL * (int64_t)sizeof(bf16), 64);
+/* Bytes of a group's scales and minima, and of those of a block. */
+static inline int64_t quant_scale_bytes(quant_form f) {
+    return f.rows * PANEL * (f.scale == SCALE_INT8 ? 1 : (int64_t)sizeof(uint16_t));
+}
+static inline int64_t quant_block_bytes(quant_form f) {
+    return f.scale == SCALE_INT8 ? f.rows * PANEL * (int64_t)sizeof(uint16_t) : 0;
+}
+static inline int64_t quant_scales_at(quant_form f, int64_t K) {
+    return quant_groups(K) * quant_chunk_bytes(f);
+}
+static inline int64_t quant_blocks_at(quant_form f, int64_t K) {
+    return quant_scales_at(f, K) + quant_groups(K) * (QUANT_GROUP / f.group) * quant_scale_bytes(f);
+}
+static inline int64_t quant_panel_bytes(quant_form f, int64_t K) {
+    int64_t blocks = cpu_div_up(K, QUANT_BLOCK) * quant_block_bytes(f);
+    return cpu_round_up(quant_blocks_at(f, K) + blocks, 64);
+}
+static inline int64_t quant_part_bytes(quant_form f, int64_t rows, int64_t K) {
+    return quant_panels(rows) * quant_panel_bytes(f, K);
+}
+
+/* The 32 integers u become column j of their chunks, which are zero there. */
+static inline void quant_put(quant_form f, uint8_t *chunks, const uint8_t *u, int j) {
+    for (int k = 0; k < QUANT_GROUP; k++) {
+        int i = k / QUAD, at = j * QUAD + k % QUAD;
+        if (f.bits == 8) {
+            chunks[i * CHUNK_BYTES + at] = u[k];
+            continue;
+        }
+        chunks[i % 4 * CHUNK_BYTES + at] |= (uint8_t)((u[k] & 15) << i / 4 * 4);
+        if (f.bits == 5) chunks[4 * CHUNK_BYTES + at] |= (uint8_t)(u[k] >> 4 << i);
+        if (f.bits == 6)
+            chunks[(4 + i / 4) * CHUNK_BYTES + at] |= (uint8_t)(u[k] >> 4 << i % 4 * 2);
+    }
+}
+
+/* The same back. */
+static inline void quant_get(quant_form f, const uint8_t *chunks, uint8_t *u, int j) {
+    for (int k = 0; k < QUANT_GROUP; k++) {
+        int i = k / QUAD, at = j * QUAD + k % QUAD;
+        if (f.bits == 8) {
+            u[k] = chunks[i * CHUNK_BYTES + at];
+            continue;
+        }
+        u[k] = chunks[i % 4 * CHUNK_BYTES + at] >> i / 4 * 4 & 15;
+        if (f.bits == 5) u[k] |= (uint8_t)((chunks[4 * CHUNK_BYTES + at] >> i & 1) << 4);
+        if (f.bits == 6)
+            u[k] |= (uint8_t)((chunks[(4 + i / 4) * CHUNK_BYTES + at] >> i % 4 * 2 & 3) << 4);
+    }
 }
 
 /* ---- a group's scale ---- */
@@ -62,10 +172,47 @@ static inline float scale_inverse(float scale) {
     return size >= FLT_MIN && size <= FLT_MAX ? 1 / scale : 0;
 }
 
+/* Where a panel's parts are for terms from some group of 32 on. */
+typedef struct panel_part {
+    const uint8_t *chunks;
+    const uint8_t *next; /* asked for meanwhile; NULL: what is in cache already */
+    const uint8_t *scales;
+    const uint16_t *blocks;
+} panel_part;
+
+static inline panel_part panel_from(quant_form f, const uint8_t *panel, int64_t K, int64_t group) {
+    int64_t in_scales = group * (QUANT_GROUP / f.group) * quant_scale_bytes(f);
+    int64_t in_blocks = group * QUANT_GROUP / QUANT_BLOCK * quant_block_bytes(f);
+    return (panel_part){.chunks = panel + group * quant_chunk_bytes(f),
+                        .scales = panel + quant_scales_at(f, K) + in_scales,
+                        .blocks = (const uint16_t *)(panel + quant_blocks_at(f, K) + in_blocks)};
+}
+
+/* Where forms of 256 have the scales (row 0) or minima (row 1) of group g, of LANES columns from vector v
+ * on: as integers, and what multiplies these. */
+static inline vi quant_integers(quant_form f, const panel_part *b, int g, int row, int v) {
+    return vi_from_bytes((const int8_t *)b->scales + (g * f.rows + row) * PANEL + v * LANES);
+}
+static inline vf quant_block_scale(quant_form f, const panel_part *b, int g, int row, int v) {
+    int block = g * f.group / QUANT_BLOCK;
+    return vf_from_half(b->blocks + (block * f.rows + row) * PANEL + v * LANES);
+}
+
+/* The scales or minima themselves. */
+static inline vf quant_scale(quant_form f, const panel_part *b, int g, int row, int v) {
+    const uint16_t *halves = (const uint16_t *)b->scales + (g * f.rows + row) * PANEL + v * LANES;
+    if (f.scale == SCALE_BF16) return vf_get_bf16(halves, LANES);
+    if (f.scale == SCALE_FP16) return vf_from_half(halves);
+    return quant_block_scale(f, b, g, row, v) *
+           __builtin_convertvector(quant_integers(f, b, g, row, v), vf);
+}
+
 /* ---- a group's integer products ---- */
 
 /* Four bytes for each of LANES columns. */
 typedef uint8_t vb __attribute__((vector_size(LANES * QUAD)));
+/* Sums of two products of bytes. */
+typedef int16_t vs __attribute__((vector_size(LANES * QUAD)));
 
 static inline vb vb_load(const uint8_t *p) {
     vb v;
@@ -73,49 +220,101 @@ static inline vb vb_load(const uint8_t *p) {
     return v;
 }
 
-/* The quads of a chunk's lower, or upper, halves. */
-static inline vb vb_lower(vb x) {
-    return CPU_QUANT == 8 ? x : x & 15;
+/* Quad i < 4 of 32 terms, and quad i + 4. i and the form are constants where this is inlined. */
+typedef struct quad_pair {
+    vb lower, upper;
+} quad_pair;
+
+__attribute__((always_inline)) static inline quad_pair quad_load(quant_form f, const uint8_t *p,
+                                                                 int i) {
+    vb x = vb_load(p + i * CHUNK_BYTES);
+    if (f.bits == 8) return (quad_pair){x, vb_load(p + (i + 4) * CHUNK_BYTES)};
+    vb lower = x & 15, upper = (vb)((vu)x >> 4) & 15;
+    if (f.bits == 5) {
+        vu fifth = (vu)vb_load(p + 4 * CHUNK_BYTES);
+        lower |= (vb)(fifth << (4 - i)) & 16;
+        upper |= (vb)(fifth >> i) & 16;
+    }
+    if (f.bits == 6) {
+        vu one = (vu)vb_load(p + 4 * CHUNK_BYTES), two = (vu)vb_load(p + 5 * CHUNK_BYTES);
+        lower |= (vb)(i < 2 ? one << (4 - 2 * i) : one >> (2 * i - 4)) & 48;
+        upper |= (vb)(i < 2 ? two << (4 - 2 * i) : two >> (2 * i - 4)) & 48;
+    }
+    return (quad_pair){lower, upper};
 }
-static inline vb vb_upper(vb x) {
-    return (vb)((vu)x >> 4) & 15;
-}
 
-#if defined(__AVX512VNNI__)
-
-/* u times a rather than (u - ZERO) times a: the sum begins with what that is too much. */
-enum { SUM_IS_OFFSET = 1 };
-
-static inline vi quad_dot(vi sum, vb u, int32_t a) {
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, _mm512_set1_epi32(a));
-}
-
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+enum { HAS_PAIRS = 1 };
 #else
+enum { HAS_PAIRS = 0 };
+#endif
 
-enum { SUM_IS_OFFSET = 0 };
+/* Integers of fewer than 8 bits may be summed in pairs of 16 bits first: so many quads of them. */
+static inline int quads_in_pairs(quant_form f) {
+    return !HAS_PAIRS || f.bits == 8 ? 0 : 32767 / (2 * 127 * ((1 << f.bits) - 1));
+}
 
-/* |w| times a with w's sign: two such products fit 16 bits. */
-static inline vi quad_dot(vi sum, vb u, int32_t a) {
+/* 8 bits are taken as signed where only such an instruction adds up to 32 bits. */
+static inline int zero_to_subtract(quant_form f) {
+    return HAS_PAIRS && f.bits == 8 ? 0 : f.zero;
+}
+
+static inline vs pairs_dot(vs sum, vb u, int32_t a) {
+#if defined(__AVX512VNNI__) || !defined(__AVX2__)
+    (void)u, (void)a;
+    return sum;
+#elif defined(__AVX512F__)
+    return sum + (vs)_mm512_maddubs_epi16((__m512i)u, _mm512_set1_epi32(a));
+#else
+    return sum + (vs)_mm256_maddubs_epi16((__m256i)u, _mm256_set1_epi32(a));
+#endif
+}
+
+/* sum + the pairs times those of `by`. */
+static inline vi pairs_join(vi sum, vs pairs, vs by) {
 #if defined(__AVX512F__)
-    __m512i w = _mm512_sub_epi8((__m512i)u, _mm512_set1_epi8((char)ZERO));
-    __m512i x = _mm512_set1_epi32(a);
-    x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
-    __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), x);
-    return sum + (vi)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    return sum + (vi)_mm512_madd_epi16((__m512i)pairs, (__m512i)by);
 #elif defined(__AVX2__)
-    __m256i w = _mm256_sub_epi8((__m256i)u, _mm256_set1_epi8((char)ZERO));
-    __m256i x = _mm256_sign_epi8(_mm256_set1_epi32(a), w);
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), x);
-    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    return sum + (vi)_mm256_madd_epi16((__m256i)pairs, (__m256i)by);
 #else
-    int8_t x[QUAD];
-    memcpy(x, &a, sizeof x);
-    for (int lane = 0; lane < LANES; lane++)
-        for (int h = 0; h < QUAD; h++) sum[lane] += ((int)u[lane * QUAD + h] - ZERO) * x[h];
+    (void)pairs, (void)by;
     return sum;
 #endif
 }
 
+/* Whether integer scales multiply pairs as they are joined, so that 32 terms meet one float scale. */
+static inline int scales_join(quant_form f) {
+    return quads_in_pairs(f) && f.scale == SCALE_INT8;
+}
+
+/* Pairs of 16 bits in the lanes: of the integers a, and b above them. */
+static inline vs pairs_of(vi a, vi b) {
+    return (vs)((a & 0xffff) | (b << 16));
+}
+
+/* sum + u a, or (u - 128) a where HAS_PAIRS. */
+static inline vi quad_dot(vi sum, vb u, int32_t a) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, _mm512_set1_epi32(a));
+#elif defined(__AVX512F__)
+    /* |w| times a with w's sign: two such products fit 16 bits. */
+    __m512i w = _mm512_xor_si512((__m512i)u, _mm512_set1_epi8((char)0x80));
+    __m512i x = _mm512_set1_epi32(a);
+    x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
+    return pairs_join(sum, (vs)_mm512_maddubs_epi16(_mm512_abs_epi8(w), x),
+                      (vs)_mm512_set1_epi16(1));
+#elif defined(__AVX2__)
+    __m256i w = _mm256_xor_si256((__m256i)u, _mm256_set1_epi8((char)0x80));
+    __m256i x = _mm256_sign_epi8(_mm256_set1_epi32(a), w);
+    return pairs_join(sum, (vs)_mm256_maddubs_epi16(_mm256_abs_epi8(w), x),
+                      (vs)_mm256_set1_epi16(1));
+#else
+    int8_t x[QUAD];
+    memcpy(x, &a, sizeof x);
+    for (int lane = 0; lane < LANES; lane++)
+        for (int h = 0; h < QUAD; h++) sum[lane] += (int)u[lane * QUAD + h] * x[h];
+    return sum;
 #endif
+}
 
 #endif

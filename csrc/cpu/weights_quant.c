@@ -1,21 +1,40 @@
 /* weights_quant.c: weight matrices rounded to 8 or 4 bits, as quant.h describes. */
-#include "quant.h"
+#include "weights_quant.h"
 
 #include <math.h>
 
-enum { LARGEST = CPU_QUANT == 8 ? 127 : 7 };
+/* ---- matrices that stay bf16 ---- */
 
-size_t cpu_weights_bytes(int rows, int cols, int parts, int training) {
-    (void)training;
-    int64_t panels = parts * quant_panels(rows / parts);
-    return (size_t)(panels * quant_panel_bytes(cols));
+CPU_ACTS_OP(weights_pack);
+size_t CPU_ACTS_NAME(weights_bytes)(int rows, int cols, int parts, int training);
+
+size_t quant_bf16_bytes(int rows, int cols, int parts, int training) {
+    return sizeof(quant_head) + CPU_ACTS_NAME(weights_bytes)(rows, cols, parts, training);
 }
+
+void quant_bf16_pack(gpt_ctx *ctx, const weights_pack *op) {
+    gpt_segment inner = *op->segment;
+    weights_pack plain = {.w = op->w, .segment = &inner};
+    quant_head *head = inner.packed;
+    *head = (quant_head){.bytes = (int64_t)quant_bf16_bytes(inner.rows, inner.cols, inner.parts, 0),
+                         .n_parts = 1,
+                         .parts = {{.form = FORM_BF16, .rows = inner.rows, .at = sizeof *head}}};
+    inner.packed = head + 1;
+    CPU_ACTS_NAME(weights_pack)(ctx, &plain);
+}
+
+/* ---- rounding ---- */
 
 /* A group of one row: numbers with zeros past its end, and what they become. */
 typedef struct group {
     float x[QUANT_GROUP];
-    int32_t q[QUANT_GROUP]; /* -LARGEST - 1 to LARGEST */
+    int32_t q[QUANT_GROUP]; /* -largest - 1 to largest */
 } group;
+
+/* The largest integer. */
+static int largest_of(int form) {
+    return form == FORM_INT8 ? 127 : 7;
+}
 
 /* Up to the next bf16, so that nothing grows past the largest integer. */
 static float scale_above(float x) {
@@ -25,8 +44,9 @@ static float scale_above(float x) {
 
 /* q, and the scale: the largest number becomes the largest integer, with 4 bits that of the longer
  * side. (Searching for the scale with the least error made no model better that was tried.) */
-static float round_group(group *g) {
+static float round_group(group *g, int form) {
     const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    float most = (float)largest_of(form);
     vf above = vf_set(0), below = vf_set(0);
     vi bad = {0};
     for (int i = 0; i < QUANT_GROUP; i += LANES) {
@@ -37,51 +57,69 @@ static float round_group(group *g) {
     if (any_lane(bad)) return NAN; /* as all sums with this group are */
     float largest = vf_max_lane(above), least = -vf_max_lane(below);
     float extreme = largest > -least ? largest : least;
-    float scale = scale_above(CPU_QUANT == 8 ? extreme / LARGEST : extreme / -(LARGEST + 1));
+    float scale = scale_above(form == FORM_INT8 ? extreme / most : extreme / -(most + 1));
     vf inverse = vf_set(scale_inverse(scale));
     for (int i = 0; i < QUANT_GROUP; i += LANES) {
         vf n = vf_load(g->x + i) * inverse + shift - shift;
-        vi q = __builtin_convertvector(-vf_max(-n, vf_set(-(float)LARGEST)), vi);
+        vi q = __builtin_convertvector(-vf_max(-n, vf_set(-most)), vi);
         memcpy(g->q + i, &q, sizeof q);
     }
     return scale;
 }
 
-/* The group becomes column j of its chunks. */
-static void put_group(uint8_t *chunks, const group *g, int j) {
-    uint8_t u[QUANT_GROUP];
-    for (int k = 0; k < QUANT_GROUP; k++) u[k] = (uint8_t)(g->q[k] + ZERO);
-    for (int k = CHUNKS * QUAD; k < QUANT_GROUP; k++) u[k - CHUNKS * QUAD] |= (uint8_t)(u[k] << 4);
-    for (int i = 0; i < CHUNKS; i++)
-        memcpy(chunks + i * CHUNK_BYTES + j * QUAD, u + i * QUAD, QUAD);
-}
+/* A matrix to be rounded: its parts are as long as each other. */
+typedef struct rounding {
+    const weights_pack *op;
+    int form;
+    quant_head *head;
+} rounding;
 
 static void pack_panels(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const weights_pack *a = p;
-    const gpt_segment *s = a->segment;
+    const rounding *a = p;
+    const gpt_segment *s = a->op->segment;
+    quant_form f = quant_forms[a->form];
     int part_rows = s->rows / s->parts, per_part = (int)quant_panels(part_rows), K = s->cols;
     for (int64_t i = begin; i < end; i++) {
-        uint8_t *panel = (uint8_t *)s->packed + i * quant_panel_bytes(K);
-        bf16 *scales = (bf16 *)(panel + quant_scales_at(K));
+        uint8_t *panel = (uint8_t *)a->head + a->head->parts[0].at + i * quant_panel_bytes(f, K);
+        bf16 *scales = (bf16 *)(panel + quant_scales_at(f, K));
         int in_part = (int)i % per_part * PANEL, first = (int)i / per_part * part_rows + in_part;
-        memset(panel, 0, (size_t)quant_panel_bytes(K));
+        memset(panel, 0, (size_t)quant_panel_bytes(f, K));
         for (int k = 0; k < K; k += QUANT_GROUP)
             for (int j = 0; j < PANEL; j++) {
                 group g = {{0}, {0}};
+                uint8_t u[QUANT_GROUP];
                 float scale = 0;
                 if (in_part + j < part_rows) {
-                    memcpy(g.x, a->w + (int64_t)(first + j) * K + k,
+                    memcpy(g.x, a->op->w + (int64_t)(first + j) * K + k,
                            sizeof(float) * (size_t)cpu_min(QUANT_GROUP, K - k));
-                    scale = round_group(&g);
+                    scale = round_group(&g, a->form);
                 }
-                put_group(panel + k / QUANT_GROUP * CHUNKS * CHUNK_BYTES, &g, j);
+                for (int h = 0; h < QUANT_GROUP; h++) u[h] = (uint8_t)(g.q[h] + f.zero);
+                quant_put(f, panel + k / QUANT_GROUP * quant_chunk_bytes(f), u, j);
                 scales[k / QUANT_GROUP * PANEL + j] = bf16_round(scale);
             }
     }
 }
 
-CPU_OP(weights_pack) {
+size_t quant_rounded_bytes(int form, int rows, int cols, int parts) {
+    return sizeof(quant_head) +
+           (size_t)(parts * quant_part_bytes(quant_forms[form], rows / parts, cols));
+}
+
+void quant_round(gpt_ctx *ctx, int form, const weights_pack *op) {
     const gpt_segment *s = op->segment;
-    cpu_parallel(ctx, pack_panels, (void *)op, s->parts * quant_panels(s->rows / s->parts), 4);
+    rounding a = {.op = op, .form = form, .head = s->packed};
+    int part_rows = s->rows / s->parts;
+    int64_t part_bytes = quant_part_bytes(quant_forms[form], part_rows, s->cols);
+    *a.head = (quant_head){.bytes = (int64_t)quant_rounded_bytes(form, s->rows, s->cols, s->parts),
+                           .n_parts = s->parts};
+    for (int part = 0; part < s->parts; part++)
+        a.head->parts[part] = (quant_part){
+            .form = form, .rows = part_rows, .at = (int64_t)sizeof *a.head + part * part_bytes};
+    cpu_parallel(ctx, pack_panels, &a, s->parts * quant_panels(part_rows), 4);
+}
+
+size_t quant_weight_bytes(const weight *w) {
+    return (size_t)((const quant_head *)w)->bytes;
 }

@@ -175,15 +175,16 @@ static void upload_rows(gpt_session *s, const step *t, int begin, int n) {
     gpt_model *m = s->model;
     int32_t *tokens = s->rows, *positions = tokens + n, *seqs = positions + n;
     int32_t first = INT32_MAX, last = 0;
+    bool looks_up = rows_are_looked_up(m);
     for (int i = 0; i < n; i++) {
-        tokens[i] = m->lent.is_open ? i : t->tokens[begin + i]; /* then its row of wte_rows */
+        tokens[i] = looks_up ? i : t->tokens[begin + i]; /* then its row of wte_rows */
         seqs[i] = t->seqs[begin + i];
         positions[i] = s->length[seqs[i]]++;
         if (positions[i] > last) last = positions[i];
         if (positions[i] < first) first = positions[i];
     }
     rope_reach(m, &s->acts, first, last + 1, t->longest);
-    if (m->lent.is_open && lent_look_up(m, &s->acts, t->tokens + begin, n) != GPT_OK)
+    if (looks_up && rows_look_up(m, &s->acts, t->tokens + begin, n) != GPT_OK)
         m->interrupted = m->lost_rows = true;
     m->ops->upload(m->ctx, s->acts.tokens, s->rows, STEP_INTS * sizeof *s->rows * (size_t)n);
     s->acts.positions = s->acts.tokens + n;

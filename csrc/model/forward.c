@@ -30,7 +30,7 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
     embedding_forward op = {.out = a->layers[0].resid_1,
                             .tokens = a->tokens,
                             .positions = a->positions,
-                            .wte = m->lent.is_open ? a->wte_rows : m->w.wte,
+                            .wte = rows_are_looked_up(m) ? a->wte_rows : m->w.wte,
                             .wpe = m->w.wpe,
                             .N = x->N,
                             .T = x->T,

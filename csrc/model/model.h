@@ -155,7 +155,7 @@ typedef struct acts {
     int32_t *tokens, *targets; /* (N) */
     int32_t *positions, *seqs; /* (N) in a step of a session, behind its tokens */
     float *losses;             /* (N) */
-    float *wte_rows;           /* (N, C) of a lent embedding, for the tokens in their order */
+    float *wte_rows; /* (N, C) of an embedding that is not kept as floats, for the tokens */
     float *rope;     /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
     int rope_rows;   /* positions that there is room for */
     int rope_filled; /* and those that are filled for sequences of any length */
@@ -318,7 +318,13 @@ void session_fork(gpt_session *s, int from, int to, int length);
 /* By the settings of each optimizer, NULL where it has no parameters. */
 void model_update(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd);
 
-/* ---- lent.c ---- */
+/* ---- rows.c ---- */
+
+/* Whether the rows of tokens are looked up on the host, for embedding_forward to read in their order:
+ * the embedding is lent, or was given as blocks. */
+bool rows_are_looked_up(const gpt_model *m);
+/* Those of n tokens, to a->wte_rows. */
+int rows_look_up(const gpt_model *m, const acts *a, const int32_t *tokens, int n);
 
 /* (rows, cols) numbers of a file from byte `offset` on, which has them as (cols, rows) with
  * `transposed`. GPT_ERR_FILE where the file ends before. */
@@ -329,8 +335,6 @@ int lent_open(gpt_model *m, int descriptor, int64_t offset);
 void lent_close(gpt_model *m);
 /* Numbers first to first + n of the embedding. GPT_ERR_FILE where the file has lost them. */
 int lent_read(const gpt_model *m, int64_t first, int64_t n, float *out);
-/* The rows of n tokens, to a->wte_rows. */
-int lent_look_up(const gpt_model *m, const acts *a, const int32_t *tokens, int n);
 
 /* ---- rope.c ---- */
 

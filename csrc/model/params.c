@@ -184,9 +184,15 @@ static bool is_product_bias(const struct row *row) {
            row->when == MLP_PROJ_BIAS;
 }
 
-/* Whether products read it, in their form. */
+/* Whether products read it, in their form, or it is given as blocks. */
 static bool has_form(const gpt_segment *s) {
-    return s->product || s->parts == 0;
+    return s->product || s->parts == 0 || s->n_stacked;
+}
+
+static size_t form_bytes(const gpt_ops *ops, const gpt_segment *s, bool training) {
+    if (!has_form(s)) return 0;
+    if (s->n_stacked) return ops->blocks_bytes(s);
+    return ops->weights_bytes(s->rows, s->cols, s->parts, training);
 }
 
 /* Whether all of a name matches: * any text, ? any character. Only the last * can need another try. */
@@ -254,8 +260,39 @@ static int check_groups(const gpt_options *o, const params_layout *layout) {
     return GPT_OK;
 }
 
-static void lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_options *o, int i,
-                         params_layout *out) {
+/* The rows of a tensor that are given as blocks. */
+static int stack_rows(const gpt_ops *ops, const gpt_options *o, int i, const param_slot *slot,
+                      bool may_be_blocks, gpt_segment *s) {
+    const char *name = slot->info.name;
+    int64_t rows = 0;
+    for (int k = 0; k < o->n_block_rows; k++) {
+        const gpt_block_rows *given = &o->block_rows[k];
+        if (given->param != i) continue;
+        if (!may_be_blocks) return fail(GPT_ERR_ARGUMENT, "%s cannot be given as blocks", name);
+        if (s->n_stacked == GPT_MAX_STACKED)
+            return fail(GPT_ERR_ARGUMENT, "%s has more than %d entries of blocks", name,
+                        GPT_MAX_STACKED);
+        if (given->rows < 1)
+            return fail(GPT_ERR_ARGUMENT, "an entry of blocks of %s has %d rows", name,
+                        given->rows);
+        s->stacked[s->n_stacked++] = (gpt_stack){given->rows, given->block};
+        rows += given->rows;
+        if (!ops->blocks_bytes(s))
+            return fail(GPT_ERR_ARGUMENT,
+                        "blocks of type %d are not known, or do not fill the %d columns of %s",
+                        given->block, s->cols, name);
+    }
+    if (!s->n_stacked) return GPT_OK;
+    if (rows != slot->info.shape[0])
+        return fail(GPT_ERR_ARGUMENT, "the entries of blocks of %s have %lld rows, not %lld", name,
+                    (long long)rows, (long long)slot->info.shape[0]);
+    if (s->parts == 2 && (s->n_stacked != 2 || s->stacked[0].rows != s->stacked[1].rows))
+        return fail(GPT_ERR_ARGUMENT, "gates and ups of %s must be two entries of blocks", name);
+    return GPT_OK;
+}
+
+static int lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_options *o, int i,
+                        params_layout *out) {
     param_slot *slot = &out->slots[i];
     gpt_segment *s = &out->segments[i];
     int layer, n;
@@ -274,11 +311,14 @@ static void lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_opti
     /* The gates and ups of SwiGLU are read in pairs. */
     if (row->rows == FC && row->cols != ONE && c->activation == GPT_ACT_SWIGLU) s->parts = 2;
     if (is_product_bias(row) && ops->packs_biases) s->parts = 0;
-    bool packed = has_form(s) && ops->weights_bytes(s->rows, s->cols, s->parts, o->training);
-    slot->kept = o->training || !packed || row->place == FIRST || !ops->packs_host_memory;
+    TRY(stack_rows(ops, o, i, slot, row->cols != ONE && row->rows != BLOCK, s));
+    bool read_too = row->place == FIRST && !s->n_stacked;
+    slot->kept =
+        o->training || !form_bytes(ops, s, o->training) || read_too || !ops->packs_host_memory;
     out->n_params += slot->info.size;
     if (slot->kept) out->n_stored += aligned(slot->stored);
     if (o->training) train_segment(o, slot->info.name, s, out);
+    return GPT_OK;
 }
 
 int params_layout_create(const gpt_config *c, const gpt_ops *ops, const gpt_options *o,
@@ -290,7 +330,8 @@ int params_layout_create(const gpt_config *c, const gpt_ops *ops, const gpt_opti
     int status = GPT_OK;
     if (!out->slots || !out->segments)
         status = fail(GPT_ERR_MEMORY, "no memory for the parameter table");
-    for (int i = 0; status == GPT_OK && i < out->n_slots; i++) lay_out_slot(c, ops, o, i, out);
+    for (int i = 0; status == GPT_OK && i < out->n_slots; i++)
+        status = lay_out_slot(c, ops, o, i, out);
     if (status == GPT_OK) place_gradients(out);
     if (status == GPT_OK && o->training) status = check_groups(o, out);
     if (status != GPT_OK) params_layout_free(out);
@@ -307,8 +348,7 @@ size_t params_plan_packed(const gpt_ops *ops, bool training, char *base, params_
     size_t used = 0;
     for (int i = 0; i < layout->n_slots; i++) {
         gpt_segment *s = &layout->segments[i];
-        if (!has_form(s)) continue;
-        size_t bytes = ops->weights_bytes(s->rows, s->cols, s->parts, training);
+        size_t bytes = form_bytes(ops, s, training);
         if (base && bytes) s->packed = base + used;
         used += align_buffer(bytes);
     }

@@ -1,5 +1,5 @@
 /* linear_forward, head_forward and classifier_forward with weights of 8 and 4 bits. */
-#define TEST_QUANTIZED 1
+#define TEST_QUANTIZED TEST_ROUNDS
 #include "testing.h"
 
 #include "reference.h"

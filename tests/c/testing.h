@@ -658,12 +658,15 @@ typedef struct test_entry {
     void (*run)(void);
 } test_entry;
 
-/* Tables with rounded weights answer other questions than the rest: a program tests either. */
+/* Tables with rounded weights, and those that have blocks, answer other questions than the rest: a program
+ * tests one of these sorts. */
+enum { TEST_PLAIN, TEST_ROUNDS, TEST_HAS_BLOCKS };
 #ifndef TEST_QUANTIZED
-#define TEST_QUANTIZED 0
+#define TEST_QUANTIZED TEST_PLAIN
 #endif
 static inline int test_is_quantized(const gpt_ops *ops) {
-    return strstr(ops->name, "int8") || strstr(ops->name, "int4");
+    if (ops->blocks_pack) return TEST_HAS_BLOCKS;
+    return strstr(ops->name, "int8") || strstr(ops->name, "int4") ? TEST_ROUNDS : TEST_PLAIN;
 }
 
 static inline void test_open_tables(void) {

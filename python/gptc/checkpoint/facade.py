@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gptc.checkpoint.find import open_checkpoint
-from gptc.checkpoint.names import ROOT, folders_in, list_checkpoints
+from gptc.checkpoint.names import ROOT, folders_in, list_checkpoints, logger
 from gptc.checkpoint.writer import save
 from gptc.engine import model as engine
-from gptc.errors import GptcError
+from gptc.engine.options import Options
+from gptc.errors import GptcError, UsageError
 from gptc.formats.model_file import ModelFile
 from gptc.tokenizer.base import Tokenizer
 
@@ -67,12 +68,14 @@ def load_model(file: ModelFile, **options: Any) -> Model:
     """The model of a file, with its weights. `options` are those of `Model.create`.
 
     Without options the model is for inference: `training` is False, `max_batch` 1, `max_seq` at
-    most 4,096, since memory for batches as long as some models' block sizes is seldom there.
+    most 4,096, since memory for batches as long as some models' block sizes is seldom there. Unless
+    another `dtype` is given, the quantized matrices of a file stay as they are stored: "packed".
     """
     _ = file.placement  # before anything is allocated for what a header claims
     settings = {"training": False, "max_batch": 1, **options}
     if not settings["training"]:
         settings.setdefault("max_seq", min(file.config.block_size, _LONGEST_BATCH))
+    settings |= _packing(file, settings)
     model = Model.create(file.config, **settings, init=False)
     try:
         file.load_into(model)
@@ -80,3 +83,20 @@ def load_model(file: ModelFile, **options: Any) -> Model:
         model.close()
         raise
     return model
+
+
+def _packing(file: ModelFile, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with which a model keeps the blocks of its file; none where it does not."""
+    dtype, blocks = settings.get("dtype", "auto"), file.packing()
+    if dtype == "packed" and not blocks:
+        raise UsageError(f"{file.path} has no quantized matrices: choose another dtype")
+    if not blocks or settings["training"] or dtype not in ("auto", "packed"):
+        return {}
+    if dtype == "auto" and Options(settings.get("device", "auto")).resolved().device != "cpu":
+        logger.warning(
+            "note: a GPU computes with the quantized matrices of %s in bf16; --device cpu keeps "
+            "them as they are",
+            file.path,
+        )
+        return {"dtype": "bf16"}
+    return {"dtype": "packed", "device": "cpu", "blocks": blocks}

@@ -129,6 +129,7 @@ def _describe_model(model: ModelFile) -> dict[str, Any]:
         part = _part(name)
         parts[part] = parts.get(part, 0) + size
     files = sorted(path.iterdir()) if path.is_dir() else [path]
+    types = model.types()
     return {
         "path": str(path),
         "family": families.name(config),
@@ -137,6 +138,7 @@ def _describe_model(model: ModelFile) -> dict[str, Any]:
         "parameters_by_part": parts,
         "config": config.to_dict(),
         **_tokenizer(model),
+        "types": {name: {"tensors": n, "bytes": size} for name, (n, size) in types.items()},
         "notes": list(model.notes),
         "files": {f.name: f.stat().st_size for f in files if f.is_file()},
     }
@@ -271,6 +273,12 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [
         (f"  {part}", f"{size:>{len(f'{total:,}')},}  {size / total:6.1%}")
         for part, size in found["parameters_by_part"].items()
+    ]
+    if found["types"]:
+        rows.append(("tensors", f"{sum(kind['tensors'] for kind in found['types'].values()):,}"))
+    rows += [
+        (f"  {name}", f"{kind['tensors']:,}, {amount(kind['bytes'])}")
+        for name, kind in found["types"].items()
     ]
     rows.append(("files", amount(sum(found["files"].values()))))
     rows += [(f"  {name}", amount(size)) for name, size in found["files"].items()]

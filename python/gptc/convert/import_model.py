@@ -10,11 +10,15 @@ from pathlib import Path
 from gptc.checkpoint.find import open_checkpoint
 from gptc.checkpoint.writer import save
 from gptc.errors import GptcError, UsageError
+from gptc.files.words import quoted
 from gptc.formats import hf
 from gptc.formats.model_file import ModelFile
 from gptc.formats.registry import detect, is_foreign
 from gptc.tokenizer.base import Tokenizer
 
+_WIDENED = (
+    "quantized matrices are float32 in a checkpoint; to keep them packed, use gptc infer -m {}"
+)
 WITHOUT_TOKENIZER = "without a tokenizer:"  # how a note about that begins
 
 
@@ -38,6 +42,8 @@ def import_model(
             f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} tokens, and "
             f"{model.path} a vocabulary of {model.config.vocab_size:,}; choose another"
         )
+    if model.packing():
+        model.notes += (_WIDENED.format(quoted(model.path)),)
     step = model.optimizer_step
     trainer = None if step is None else {"step": step, "imported_from": model.format}
     save(out, model, tokenizer=tokenizer, trainer=trainer)

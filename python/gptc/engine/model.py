@@ -33,7 +33,7 @@ from gptc.engine.arrays import (
 )
 from gptc.engine.config import GPTConfig
 from gptc.engine.optim import AdamW
-from gptc.engine.options import Options, plan_for
+from gptc.engine.options import BlockRows, Options, plan_for
 from gptc.engine.session import Session
 from gptc.engine.turns import Turns
 from gptc.errors import GptcError, Uncopied, UsageError
@@ -122,13 +122,16 @@ class Model(Uncopied):
         dropout: float = 0.0,
         seed: int = 0,
         pin: bool = False,
+        blocks: Sequence[BlockRows] = (),
         init: bool = True,
     ) -> _Model:
         """A new model with random weights from `seed`; without `init` they are zero.
 
-        `max_batch` and `max_seq` are the largest B and T of logits, loss and backward.
+        `max_batch` and `max_seq` are the largest B and T of logits, loss and backward. `blocks`
+        names the matrices of the dtype "packed" that `write_blocks` gives.
         """
-        options = Options(device, dtype, threads, training, max_batch, max_seq, dropout, seed, pin)
+        sizes = (training, max_batch, max_seq)
+        options = Options(device, dtype, threads, *sizes, dropout, seed, pin, tuple(blocks))
         model = cls(config, options)
         if init:
             model.init(seed)
@@ -167,6 +170,16 @@ class Model(Uncopied):
         index, shape = self._find(name)
         kept = self._ffi.new("int *")
         self._call("gpt_model_lend", index, math.prod(shape), descriptor, offset, transposed, kept)
+
+    def write_blocks(self, name: str, part: int, blocks: npt.NDArray[np.uint8]) -> None:
+        """Sets rows of a parameter: those of its entry number `part` in the option `blocks`.
+
+        `blocks` are the bytes of a GGUF file, row by row. They are kept without rounding.
+        """
+        index, _ = self._find(name)
+        data = np.ascontiguousarray(blocks, np.uint8)
+        raw = self._ffi.from_buffer(data)
+        self._call("gpt_model_write_blocks", index, whole(part, "part"), raw, data.nbytes)
 
     def read(self, name: str, tensor: str) -> FloatArray:
         """A copy of a parameter's "value", "grad", "moment1" or "moment2".
@@ -308,7 +321,7 @@ class Model(Uncopied):
 
     @property
     def dtype(self) -> str:
-        """The dtype of its arithmetic: "fp32", "bf16", "int8" or "int4"."""
+        """The dtype of its arithmetic: "fp32", "bf16", "int8", "int4" or "packed"."""
         return self.options.dtype
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptc.engine import library
 from gptc.engine.arrays import whole
@@ -12,7 +13,22 @@ from gptc.errors import EngineError, UsageError
 from gptc.settings import option
 
 DEVICES = ("cpu", "cuda")
-DTYPES = ("fp32", "bf16", "int8", "int4")  # the first two also for training
+DTYPES = ("fp32", "bf16", "int8", "int4", "packed")  # the first two also for training
+
+
+class BlockRows(NamedTuple):
+    """Rows of a matrix that are blocks of a type of GGUF files, as `enum gpt_block` numbers it.
+
+    They follow those of entries before for the same parameter, an index of `config.parameters()`.
+    """
+
+    parameter: int
+    rows: int
+    block: int
+
+
+# The memory that a struct points to lives as long as the struct.
+_kept: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -40,9 +56,10 @@ class Options:
     """The device, dtype and largest sizes of a model.
 
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
-    stay fp32), "int8" or "int4" (weights rounded in groups of 32, inference only) or "auto": bf16
-    on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core; `pin` pins each
-    thread to a core; `max_seq` None = the block size.
+    stay fp32), "int8" or "int4" (weights rounded in groups of 32, inference only), "packed" (the
+    matrices of `blocks` as a GGUF file has them, others in bf16; on a CPU, inference only) or
+    "auto": bf16 on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core;
+    `pin` pins each thread to a core; `max_seq` None = the block size.
     """
 
     device: str = "auto"
@@ -54,6 +71,7 @@ class Options:
     dropout: float = 0.0
     seed: int = 0
     pin: bool = False
+    blocks: tuple[BlockRows, ...] = ()
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -80,7 +98,7 @@ class Options:
         """A gpt_options *; "auto" must be resolved."""
         lib = library.load().lib
         whole(self.threads, "threads")
-        return library.new_struct(
+        struct = library.new_struct(
             "gpt_options",
             device=getattr(lib, f"GPT_DEVICE_{self.device.upper()}"),
             dtype=getattr(lib, f"GPT_DTYPE_{self.dtype.upper()}"),
@@ -92,6 +110,11 @@ class Options:
             dropout=self.dropout,
             seed=self.seed,
         )
+        if self.blocks:
+            rows = library.load().ffi.new("gpt_block_rows[]", [tuple(b) for b in self.blocks])
+            struct.block_rows, struct.n_block_rows = rows, len(self.blocks)
+            _kept[struct] = rows
+        return struct
 
 
 @dataclass(frozen=True)

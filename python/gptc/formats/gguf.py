@@ -13,8 +13,11 @@ from typing import Any
 
 from gptc._version import __version__
 from gptc.engine.config import GPTConfig
+from gptc.engine.model import Model
+from gptc.engine.options import BlockRows
 from gptc.errors import GptcError
 from gptc.formats import families, gguf_rope, gguf_tokenizer, layout
+from gptc.formats.blocks import Q4_0, Q8_0, Blocks
 from gptc.formats.families import BIASES, Family
 from gptc.formats.format import Export, Format, Output
 from gptc.formats.gguf_container import (
@@ -29,7 +32,7 @@ from gptc.formats.gguf_container import (
 from gptc.formats.gguf_split import SplitTable, read_parts
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, TensorTable, checked, import_with_another
-from gptc.formats.numbers import BF16, F16, F32, Q4_0, Q8_0, Codec, encoded
+from gptc.formats.numbers import BF16, F16, F32, Codec, encoded
 from gptc.tokenizer.base import Tokenizer
 
 CODECS: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0}
@@ -119,6 +122,43 @@ class GgufModel(ModelFile):
 
         where = str(self.path)
         return Placement(self.config, self.parts(), self.tensors, where, ignored=ignored)
+
+    @cached_property
+    def _packed(self) -> dict[str, list[tuple[Part, str, Blocks]]]:
+        """Matrices whose tensors are all blocks: their parts, names in the file and types."""
+        found = {}
+        for ours, shape, _ in self.config.parameters():
+            parts = self.placement.parts(ours)
+            codecs = [self._table.entries[name].codec for _, name in parts]
+            if len(shape) == 2 and ours != "wpe.weight":
+                kinds = [codec for codec in codecs if isinstance(codec, Blocks)]
+                if len(kinds) == len(parts):
+                    found[ours] = [(*part, kind) for part, kind in zip(parts, kinds, strict=True)]
+        return found
+
+    def packing(self) -> tuple[BlockRows, ...]:
+        return tuple(
+            BlockRows(i, part.rows.stop - part.rows.start, kind.number)
+            for i, (ours, _, _) in enumerate(self.config.parameters())
+            for part, _, kind in self._packed.get(ours, ())
+        )
+
+    def load_into(self, model: Model) -> None:
+        """Gives the weights to a model; to one that is packed, blocks as they are."""
+        packed = self._packed if model.dtype == "packed" else {}
+        self.give(model, [name for name, _, _ in self.config.parameters() if name not in packed])
+        for ours, tensors in packed.items():
+            for i, (part, name, _) in enumerate(tensors):
+                rows = self._table.blocks(name)
+                rows = layout.pairs_to_halves(rows, part.heads) if part.heads else rows
+                model.write_blocks(ours, i, rows)
+
+    def types(self) -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+        for codec, shape, _ in self._table.entries.values():
+            count, size = found.get(codec.name, (0, 0))
+            found[codec.name] = (count + 1, size + codec.n_bytes(shape))
+        return found
 
     def tokenizer(self) -> Tokenizer:
         values = {

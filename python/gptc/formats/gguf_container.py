@@ -11,29 +11,21 @@ from typing import Any, NamedTuple
 
 from gptc.errors import GptcError
 from gptc.formats.binary import UINT32, UINT64, Binary
+from gptc.formats.blocks import BLOCKS
 from gptc.formats.model_file import Entry
-from gptc.formats.numbers import BF16, F16, F32, F64, Q4_0, Q8_0, Codec
+from gptc.formats.numbers import BF16, F16, F32, F64, Codec
 
 MAGIC = b"GGUF"
 VERSION = 3
 ALIGNMENT = 32
 
 # Numbers of ggml's types; those that gptc does not read are named in errors.
-_CODEC_OF: dict[int, Codec] = {0: F32, 1: F16, 2: Q4_0, 8: Q8_0, 28: F64, 30: BF16}
+_CODEC_OF: dict[int, Codec] = {0: F32, 1: F16, 28: F64, 30: BF16}
+_CODEC_OF |= {kind.number: kind for kind in BLOCKS}
 _NUMBER_OF = {codec: number for number, codec in _CODEC_OF.items()}
-_UNREAD = {
-    3: "Q4_1",
-    6: "Q5_0",
-    7: "Q5_1",
-    9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    12: "Q4_K",
-    13: "Q5_K",
-}
-_UNREAD |= {14: "Q6_K", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64"}
-_UNREAD |= {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S"}
-_UNREAD |= {22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+_UNREAD = {9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S"}
+_UNREAD |= {21: "IQ3_S", 22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 29: "IQ1_M"}
+_UNREAD |= {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
 
 # Codes of the module struct for the types of metadata; 8 is a string, 9 an array.
 CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -178,9 +170,11 @@ def _read_info(file: Binary, name: str) -> tuple[Codec, tuple[int, ...], int]:
     kind, offset = file.number(UINT32, f"type of {name}"), file.number(UINT64, f"offset of {name}")
     if kind not in _CODEC_OF:
         what = _UNREAD.get(kind, "unknown")
+        *others, last = (codec.name for codec in _CODEC_OF.values())
+        known = f"{', '.join(others)} and {last}"
         raise GptcError(
-            f"{file.path}: type of {name} at byte {at:,} is {kind} ({what}); gptc reads F32, F16, "
-            "BF16, Q8_0 and Q4_0: quantize the model to one of them"
+            f"{file.path}: type of {name} at byte {at:,} is {kind} ({what}); gptc reads "
+            f"{known}: quantize the model to one of them"
         )
     codec, shape = _CODEC_OF[kind], tuple(reversed(sizes))
     if not codec.fits(shape):

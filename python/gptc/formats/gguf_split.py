@@ -11,6 +11,7 @@ from gptc.errors import GptcError
 from gptc.formats.binary import Binary
 from gptc.formats.gguf_container import ALIGNMENT, read_header, read_metadata, read_tensors
 from gptc.formats.model_file import Entry, TensorTable, same_bytes
+from gptc.formats.numbers import Bytes
 
 _COUNT, _NUMBER, _TENSORS = "split.count", "split.no", "split.tensors.count"
 _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -43,6 +44,10 @@ class SplitTable:
     def read(self, name: str) -> FloatArray:
         """One tensor, as float32."""
         return self._tables[name].read(name)
+
+    def blocks(self, name: str) -> Bytes:
+        """The bytes of a tensor of blocks: (rows, bytes of a row)."""
+        return self._tables[name].blocks(name)
 
     def stored(self, name: str) -> tuple[Binary, int] | None:
         """Where a tensor of float32 begins in its file; None for other numbers."""

@@ -14,14 +14,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats.binary import Binary
+
+_Rows = TypeVar("_Rows", bound=npt.NDArray[Any])
 
 
 class Part(NamedTuple):
@@ -156,10 +159,10 @@ def import_tensor(part: Part, tensor: FloatArray, out: FloatArray) -> None:
     out[part.rows] = pairs_to_halves(values, part.heads) if part.heads else values
 
 
-def pairs_to_halves(rows: FloatArray, heads: int) -> FloatArray:
-    """Rows 2i and 2i + 1 of each head become i and i + HS/2."""
-    halves: FloatArray = rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2)
-    return halves.reshape(rows.shape)
+def pairs_to_halves(rows: _Rows, heads: int) -> _Rows:
+    """Rows 2i and 2i + 1 of each head become i and i + HS/2. They may be numbers or bytes."""
+    halves = rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+    return cast(_Rows, halves)
 
 
 def _transpose(values: FloatArray, out: FloatArray) -> None:
@@ -238,6 +241,10 @@ class Placement:
         (part, name), *others = self._placed[ours]
         place = None if others or part.heads else self._tensors.stored(name)
         return None if place is None else Stored(*place, part.transposed)
+
+    def parts(self, ours: str) -> list[tuple[Part, str]]:
+        """The tensors that make up a parameter, in the order of its rows, by their names."""
+        return self._placed[ours]
 
     def _as_it_is(self, ours: str) -> str | None:
         """The tensor that is a parameter, perhaps with padding; None where it is converted."""

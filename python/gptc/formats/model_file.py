@@ -20,15 +20,16 @@ from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.engine.library import GPT_ERR_FILE
 from gptc.engine.model import Model
+from gptc.engine.options import BlockRows
 from gptc.errors import EngineError, GptcError, NoTokenizer
 from gptc.files.words import quoted
 from gptc.formats import families
 from gptc.formats.binary import Binary
 from gptc.formats.layout import Part, Placement, Stored, Tensors
-from gptc.formats.numbers import F32, Codec
+from gptc.formats.numbers import F32, Bytes, Codec
 from gptc.tokenizer.base import Tokenizer
 
-_PIECE = 1 << 18  # numbers
+_PIECE = 1 << 18  # numbers: whole blocks of each codec
 
 
 class Entry(NamedTuple):
@@ -59,18 +60,28 @@ class TensorTable:
         """One tensor as float32."""
         codec, shape, offset = entry = self.entries[name]
         try:
-            if codec is F32 or codec.block > 1:
+            if codec.whole:
                 return codec.decode(self.file.raw(offset, entry.end - offset), shape)
             # In pieces, so that there is no second copy of narrower numbers.
             values = np.empty(math.prod(shape), np.float32)
             for first in range(0, values.size, _PIECE):
-                piece, n = values[first : first + _PIECE], codec.block_bytes
-                piece[:] = codec.decode(
-                    self.file.raw(offset + first * n, piece.size * n), piece.shape
-                )
+                piece = values[first : first + _PIECE]
+                place = offset + codec.n_bytes((first,))
+                raw = self.file.raw(place, codec.n_bytes(piece.shape))
+                piece[:] = codec.decode(raw, piece.shape)
             return values.reshape(shape)
         except ValueError as error:
             raise self.file.damaged(name, f"cannot be read: {error}", offset) from None
+
+    def blocks(self, name: str) -> Bytes:
+        """The bytes of a tensor of blocks, whose scales are finite: (rows, bytes of a row)."""
+        codec, shape, offset = entry = self.entries[name]
+        raw = self.file.raw(offset, entry.end - offset)
+        try:
+            codec.check(raw)
+        except ValueError as error:
+            raise self.file.damaged(name, f"cannot be read: {error}", offset) from None
+        return raw.reshape(math.prod(shape[:-1]), -1)
 
     def stored(self, name: str) -> tuple[Binary, int] | None:
         """Where a tensor of float32 begins in its file; None for other numbers."""
@@ -135,9 +146,20 @@ class ModelFile(ABC):
             f"{self.path} comes without a tokenizer; {import_with_another(self.path)}"
         )
 
+    def types(self) -> dict[str, tuple[int, int]]:
+        """Number types of the tensors, if they differ: how many tensors, and their bytes."""
+        return {}
+
+    def packing(self) -> tuple[BlockRows, ...]:
+        """The matrices that a model can keep as the blocks that they are stored in."""
+        return ()
+
     def load_into(self, model: Model) -> None:
-        """Gives the weights to a model of the same shape; those to convert are read meanwhile."""
-        names = [name for name, _, _ in self.config.parameters()]
+        """Gives the weights to a model of the same shape."""
+        self.give(model, [name for name, _, _ in self.config.parameters()])
+
+    def give(self, model: Model, names: list[str]) -> None:
+        """Gives these weights to a model; those to convert are read meanwhile."""
         with ThreadPoolExecutor(max_workers=1) as pool:
             converted = _ahead(pool, self.placement, names)
             for name in names:

@@ -1,7 +1,7 @@
 """How files write numbers: floats of four widths, and integers that share a scale.
 
 A codec turns bytes into float32 and back. Where rounding is needed it is to the nearest, ties to
-even, as processors do; quantized blocks follow ggml (https://github.com/ggml-org/ggml).
+even, as processors do. blocks.py has the quantized types of GGUF files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
 
 Bytes = npt.NDArray[np.uint8]
-_F16_OVERFLOW = 65520.0  # halfway from the largest number, 65504, to 2^16
+F16_OVERFLOW = 65520.0  # halfway from the largest number, 65504, to 2^16
 
 
 class Codec(ABC):
@@ -27,6 +27,8 @@ class Codec(ABC):
     block_bytes = 4
     overflow = math.inf
     """The least magnitude that becomes infinite."""
+    whole = False
+    """Whether a tensor is decoded at once, since its bytes are not in order or are the numbers."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -38,6 +40,9 @@ class Codec(ABC):
     def n_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor; Python's integers do not overflow."""
         return math.prod(shape) // self.block * self.block_bytes
+
+    def check(self, raw: Bytes) -> None:  # noqa: B027
+        """ValueError for a scale that is not finite."""
 
     @abstractmethod
     def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
@@ -55,6 +60,7 @@ class Float(Codec):
         super().__init__(name)
         self.overflow = overflow
         self.dtype = np.dtype(dtype)
+        self.whole = self.dtype == np.float32
         self.block_bytes = self.dtype.itemsize
 
     def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
@@ -64,7 +70,7 @@ class Float(Codec):
 
     def encode(self, values: FloatArray) -> memoryview:
         with np.errstate(over="ignore"):
-            return _bytes(values.astype(self.dtype, copy=False))
+            return to_bytes(values.astype(self.dtype, copy=False))
 
 
 class BFloat16(Codec):
@@ -82,50 +88,7 @@ class BFloat16(Codec):
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
         rounded = (bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))) >> 16
         quiet = bits >> 16 | 0x40  # rounding could turn NaN into infinity
-        return _bytes(np.where(np.isnan(values), quiet, rounded).astype("<u2"))
-
-
-class Q8(Codec):
-    """ggml's Q8_0: 32 int8 after the float16 that they are multiples of."""
-
-    block = 32
-    block_bytes = 34
-    overflow = 127 * _F16_OVERFLOW
-
-    def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
-        blocks = raw.reshape(-1, 34)
-        quanta = blocks[:, 2:].view(np.int8)
-        return _product(_scales(blocks), quanta, shape)
-
-    def encode(self, values: FloatArray) -> memoryview:
-        quanta, scales = _quantize(values, 32)
-        halves = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
-        return _bytes(np.hstack([halves, quanta.view(np.uint8)]))
-
-
-class Q4(Codec):
-    """ggml's Q4_0: 32 numbers from -8 to 7 after their float16; the first half in low nibbles."""
-
-    block = 32
-    block_bytes = 18
-    overflow = 8 * _F16_OVERFLOW
-
-    def decode(self, raw: Bytes, shape: tuple[int, ...]) -> FloatArray:
-        blocks = raw.reshape(-1, 18)
-        nibbles = np.hstack([blocks[:, 2:] & 15, blocks[:, 2:] >> 4]).astype(np.int8)
-        return _product(_scales(blocks), nibbles - np.int8(8), shape)
-
-    def encode(self, values: FloatArray) -> memoryview:
-        rows = values.reshape(-1, 32)
-        # The largest number becomes -8, whatever its sign: the sixteenth step is not wasted.
-        largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
-        scales = (largest / np.float32(-8)).astype(np.float32)
-        with np.errstate(divide="ignore"):
-            inverse = np.where(scales != 0, np.float32(1) / scales, np.float32(0))
-        steps = np.trunc(rows.astype(np.float64) * inverse + 8.5)
-        nibbles = np.clip(steps, 0, 15).astype(np.uint8)
-        halves = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
-        return _bytes(np.hstack([halves, nibbles[:, :16] | nibbles[:, 16:] << 4]))
+        return to_bytes(np.where(np.isnan(values), quiet, rounded).astype("<u2"))
 
 
 class Int8Groups(Codec):
@@ -135,6 +98,7 @@ class Int8Groups(Codec):
         super().__init__(f"int8 in groups of {group}")
         self.block = group
         self.block_bytes = group + 4
+        self.whole = True
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return math.prod(shape) % self.block == 0  # groups may cross rows
@@ -147,16 +111,14 @@ class Int8Groups(Codec):
         return _product(scales, quanta, shape)
 
     def encode(self, values: FloatArray) -> memoryview:
-        quanta, scales = _quantize(values, self.block, half_to_even=True)
-        return _bytes(np.concatenate([quanta.reshape(-1).view(np.uint8), scales.view(np.uint8)]))
+        quanta, scales = quantize(values, self.block, half_to_even=True)
+        return to_bytes(np.concatenate([quanta.reshape(-1).view(np.uint8), scales.view(np.uint8)]))
 
 
 F32 = Float("F32", "<f4")
 F64 = Float("F64", "<f8")
-F16 = Float("F16", "<f2", _F16_OVERFLOW)
+F16 = Float("F16", "<f2", F16_OVERFLOW)
 BF16 = BFloat16("BF16")
-Q8_0 = Q8("Q8_0")
-Q4_0 = Q4("Q4_0")
 
 
 def encoded(codec: Codec, values: FloatArray, name: str) -> memoryview:
@@ -169,13 +131,6 @@ def encoded(codec: Codec, values: FloatArray, name: str) -> memoryview:
                 "wider range, such as fp32"
             )
     return codec.encode(values)
-
-
-def _scales(blocks: Bytes) -> FloatArray:
-    """The float16 that begin blocks, as a column."""
-    scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
-    _check_finite(scales)
-    return scales
 
 
 def _product(
@@ -191,7 +146,7 @@ def _check_finite(scales: npt.NDArray[Any]) -> None:
         raise ValueError(f"scale {int(np.argmin(np.isfinite(scales)))} is not finite")
 
 
-def _quantize(
+def quantize(
     values: FloatArray, group: int, half_to_even: bool = False
 ) -> tuple[npt.NDArray[np.int8], FloatArray]:
     """int8 (n, group) and their scales (n,): the largest of a group becomes 127."""
@@ -208,5 +163,5 @@ def _quantize(
     return np.clip(quanta, -127, 127).astype(np.int8), scales
 
 
-def _bytes(values: npt.NDArray[Any]) -> memoryview:
+def to_bytes(values: npt.NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

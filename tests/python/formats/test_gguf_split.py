@@ -121,13 +121,13 @@ def test_another_version_says_so(tmp_path: Path, whole: GgufModel, version: int)
 
 def test_another_number_format_has_its_name(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    kind = gguf.GGMLQuantizationType.IQ4_NL
-    writer.add_tensor("token_embd.weight", np.zeros((4, 18), np.uint8), raw_dtype=kind)
+    kind = gguf.GGMLQuantizationType.IQ3_S
+    writer.add_tensor("token_embd.weight", np.zeros((4, 110), np.uint8), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(GptcError, match=r"is 20 \(IQ4_NL\); gptc reads F32"):
+    with pytest.raises(GptcError, match=r"is 21 \(IQ3_S\); gptc reads F32"):
         open_model(tmp_path / "m.gguf")
     for number, name in ((k.value, k.name) for k in gguf.GGMLQuantizationType):
         data = (tmp_path / "m.gguf").read_bytes()

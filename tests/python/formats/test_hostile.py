@@ -155,7 +155,12 @@ DATA = bytes(64)
         (gguf([ARCH], [tensor("a" * 65, (8,))], DATA), "is 65; it must be between 1 and 64"),
         (gguf([key(b"\xff", 8, text("x"))], [tensor("a", (8,))], DATA), "is not UTF-8 text"),
         (gguf([ARCH], [tensor("a", (8,), 99)], DATA), r"type of a .* is 99 \(unknown\)"),
-        (gguf([ARCH], [tensor("a", (256,), 12)], DATA), r"is 12 \(Q4_K\); gptc reads F32"),
+        (
+            gguf([ARCH], [tensor("a", (256,), 16)], DATA),
+            r"type of a .* is 16 \(IQ2_XXS\); gptc reads F32",
+        ),
+        (gguf([ARCH], [tensor("a", (32,), 12)], DATA), "not whole blocks of Q4_K"),
+        (gguf([ARCH], [tensor("a", (256,), 12)], DATA), "past the end"),
         (gguf([ARCH], [tensor("a", (33,), 8)], DATA), "not whole blocks of Q8_0"),
         (gguf([ARCH], [tensor("a", (8,), 0, 31)], DATA), "not aligned"),
         (gguf([ARCH], [tensor("a", (8,), 0, 64)], DATA), "past the end"),

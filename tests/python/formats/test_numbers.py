@@ -1,4 +1,4 @@
-"""Rounded numbers have the bits of bf16, of ggml and of llama2.c."""
+"""Rounded numbers have the bits of bf16, of float16 and of llama2.c."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from gptc.formats.numbers import BF16, F16, Q4_0, Q8_0, Int8Groups
+from gptc.formats.numbers import BF16, F16, Int8Groups
 from small_models import random_values
 
 
@@ -17,18 +17,12 @@ def test_bf16_rounds_to_even_and_keeps_nan() -> None:
     assert stored.tolist() == [0x3F80, 0x3F82, 0x3F81, 0x7FC0, 0xFF80, 0]
 
 
-def test_quantized_blocks_are_ggmls() -> None:
+def test_narrow_floats_are_ggmls() -> None:
     quants = pytest.importorskip("gguf.quants")
     constants = pytest.importorskip("gguf.constants")
     values = random_values(7, 96) * np.float32(3)
-    values[0, :32] = 0
     kind = constants.GGMLQuantizationType
-    for ours, theirs in (
-        (Q8_0, kind.Q8_0),
-        (Q4_0, kind.Q4_0),
-        (BF16, kind.BF16),
-        (F16, kind.F16),
-    ):
+    for ours, theirs in ((BF16, kind.BF16), (F16, kind.F16)):
         expected = quants.quantize(values, theirs)
         assert bytes(ours.encode(values)) == expected.tobytes(), ours.name
         raw = np.frombuffer(expected.tobytes(), np.uint8)

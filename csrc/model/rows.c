@@ -1,6 +1,6 @@
-/* lent.c: parameters in files, and an embedding whose rows are read from a file as tokens occur. A file is
- * not mapped: a read past the end of one that has become shorter is an error, and an access to a mapped
- * page is a signal. */
+/* rows.c: parameters in files, and an embedding whose rows are looked up as tokens occur: in blocks, or in a
+ * file. A file is not mapped: a read past the end of one that has become shorter is an error, and an access
+ * to a mapped page is a signal. */
 #include "error.h"
 #include "model.h"
 
@@ -91,8 +91,21 @@ int lent_read(const gpt_model *m, int64_t first, int64_t n, float *out) {
         (long long)(offset + (int64_t)done));
 }
 
-int lent_look_up(const gpt_model *m, const acts *a, const int32_t *tokens, int n) {
+static const gpt_segment *blocks_of(const gpt_model *m) {
+    const gpt_segment *embedding = &m->layout.segments[EMBEDDING];
+    return embedding->n_stacked ? embedding : NULL;
+}
+
+bool rows_are_looked_up(const gpt_model *m) {
+    return m->lent.is_open || blocks_of(m);
+}
+
+int rows_look_up(const gpt_model *m, const acts *a, const int32_t *tokens, int n) {
     int64_t C = m->config.n_embd;
+    if (blocks_of(m)) {
+        m->ops->blocks_unpack(m->ctx, a->wte_rows, blocks_of(m), tokens, n);
+        return GPT_OK;
+    }
     for (int i = 0; i < n; i++) TRY(lent_read(m, tokens[i] * C, C, a->wte_rows + i * C));
     return GPT_OK;
 }

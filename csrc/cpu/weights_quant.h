@@ -1,0 +1,33 @@
+/* weights_quant.h: how the tables with quantized weights make them. */
+#ifndef CPU_WEIGHTS_QUANT_H
+#define CPU_WEIGHTS_QUANT_H
+
+#include "quant.h"
+
+#define quant_bf16_bytes    CPU_NAME(quant_bf16_bytes)
+#define quant_bf16_pack     CPU_NAME(quant_bf16_pack)
+#define quant_rounded_bytes CPU_NAME(quant_rounded_bytes)
+#define quant_round         CPU_NAME(quant_round)
+#define quant_weight_bytes  CPU_NAME(quant_weight_bytes)
+#define quant_blocks_bytes  CPU_NAME(quant_blocks_bytes)
+#define quant_blocks_given  CPU_NAME(quant_blocks_given)
+#define quant_blocks_pack   CPU_NAME(quant_blocks_pack)
+#define quant_blocks_unpack CPU_NAME(quant_blocks_unpack)
+
+/* A matrix as the bf16 table has it, with a head. */
+size_t quant_bf16_bytes(int rows, int cols, int parts, int training);
+void quant_bf16_pack(gpt_ctx *ctx, const weights_pack *op);
+
+/* A matrix rounded to FORM_INT8 or FORM_INT4. */
+size_t quant_rounded_bytes(int form, int rows, int cols, int parts);
+void quant_round(gpt_ctx *ctx, int form, const weights_pack *op);
+
+/* Slots of gpt_ops. */
+size_t quant_weight_bytes(const weight *w);
+size_t quant_blocks_bytes(const gpt_segment *segment);
+size_t quant_blocks_given(const gpt_segment *segment, int part);
+void quant_blocks_pack(gpt_ctx *ctx, const gpt_segment *segment, int part, const void *blocks);
+void quant_blocks_unpack(gpt_ctx *ctx, float *out, const gpt_segment *segment, const int32_t *rows,
+                         int n);
+
+#endif

@@ -1,0 +1,157 @@
+/* The products of one thread with weights of each form of quant.h, in float64 by their definition there:
+ * on vectors, and on AMX tiles with plain C in the place of the tile instructions (tiles.h). */
+#define CPU_BF16
+#define CPU_AMX
+#define GPTC_EMULATE_AMX
+#include "cpu/kernel_quant.h"
+#include "testing.h"
+
+static const char *const names[] = {
+#define NAME(name, ...) #name,
+    QUANT_FORMS(NAME)
+#undef NAME
+};
+
+/* Term k of 32, of column n: panels are made of random bytes, for every pattern of bits is a weight. */
+static int integer_at(quant_form f, const uint8_t *chunks, int k, int n) {
+    int quad = k / QUAD, at = n * QUAD + k % QUAD;
+    if (f.bits == 8) return chunks[quad * CHUNK_BYTES + at];
+    int byte = chunks[quad % 4 * CHUNK_BYTES + at], u = quad < 4 ? byte & 15 : byte >> 4;
+    if (f.bits == 5) u += 16 * (chunks[4 * CHUNK_BYTES + at] >> quad & 1);
+    if (f.bits == 6) u += 16 * (chunks[(4 + quad / 4) * CHUNK_BYTES + at] >> 2 * (quad % 4) & 3);
+    return u;
+}
+
+/* A float16 of random sign, from 2^-8 to 2^0. */
+static uint16_t random_half(void) {
+    int bits = random_below(1 << 11), exponent = 7 + random_below(8);
+    return (uint16_t)((bits & 1) << 15 | exponent << 10 | bits >> 1);
+}
+
+static double half_value(uint16_t x) {
+    double value = ldexp(1024 + (x & 1023), (x >> 10 & 31) - 25);
+    return x >> 15 ? -value : value;
+}
+
+/* The scale, or in row 1 the minimum, of a group. */
+static double scale_at(quant_form f, const uint8_t *panel, int K, int group, int row, int n) {
+    const uint8_t *scales = panel + quant_groups(K) * f.bits * 64;
+    int at = (group * f.rows + row) * PANEL + n;
+    if (f.scale == SCALE_BF16) return float_of_bf16(((const uint16_t *)scales)[at]);
+    if (f.scale == SCALE_FP16) return half_value(((const uint16_t *)scales)[at]);
+    const uint8_t *blocks = scales + quant_groups(K) * 32 / f.group * f.rows * PANEL;
+    int block = (group * f.group / 256 * f.rows + row) * PANEL + n;
+    return half_value(((const uint16_t *)blocks)[block]) * (int8_t)scales[at];
+}
+
+static uint8_t *random_panels(quant_form f, int panels, int K) {
+    size_t size = (size_t)quant_panel_bytes(f, K);
+    uint8_t *b = test_alloc(&test.host, size * (size_t)panels);
+    for (size_t i = 0; i < size * (size_t)panels; i++) b[i] = (uint8_t)random_below(256);
+    for (int p = 0; p < panels; p++) {
+        uint16_t *scales = (uint16_t *)(b + (size_t)p * size + quant_scales_at(f, K));
+        uint16_t *blocks = (uint16_t *)(b + (size_t)p * size + quant_blocks_at(f, K));
+        for (uint16_t *x = scales; f.scale != SCALE_INT8 && x < blocks; x++)
+            *x = f.scale == SCALE_BF16 ? bf16_round((float)random_normal()) : random_half();
+        int64_t n = cpu_div_up(K, QUANT_BLOCK) * quant_block_bytes(f) / 2;
+        for (int64_t i = 0; i < n; i++) blocks[i] = random_half();
+    }
+    return b;
+}
+
+static void check(int form, int rows, int panels, int K) {
+    quant_form f = quant_forms[form];
+    test_case("%s, rows=%d panels=%d K=%d", names[form], rows, panels, K);
+    int groups = (int)quant_groups(K);
+    int64_t size = quant_panel_bytes(f, K);
+    uint8_t *b = random_panels(f, panels, K);
+    bf16 *x = test_alloc(&test.host, sizeof *x * (size_t)(rows * K));
+    for (int i = 0; i < rows * K; i++) x[i] = bf16_round((float)random_normal());
+    rounded_rows *a = test_alloc(&test.host, sizeof *a);
+    memset(a, TEST_GARBAGE, sizeof *a);
+    for (int r = 0; r < rows; r++) round_row(a, r, x + r * K, K);
+
+    panel_part parts[2];
+    for (int p = 0; p < panels; p++) {
+        parts[p] = panel_from(f, b + p * size, K, 0);
+        parts[p].next = rows % 2 ? parts[p].chunks : NULL;
+    }
+    float *c = host_floats((int64_t)rows * COLS);
+    double *want = host_zeros((int64_t)rows * COLS), *got = host_zeros((int64_t)rows * COLS);
+    for (int i = 0; i < rows * COLS; i++) want[i] = c[i] = (float)random_normal();
+    for (int r = 0; r < rows; r++)
+        for (int n = 0; n < panels * PANEL; n++)
+            for (int k = 0; k < groups * QUANT_GROUP; k += f.group) {
+                const uint8_t *panel = b + n / PANEL * size;
+                double sum = 0, all = 0;
+                for (int h = k; h < k + f.group; h++) {
+                    int u = integer_at(f, panel + h / QUANT_GROUP * f.bits * 64, h % QUANT_GROUP,
+                                       n % PANEL);
+                    sum += (u - f.zero) * a->q[r][h];
+                    all += a->q[r][h];
+                }
+                sum *= scale_at(f, panel, K, k / f.group, 0, n % PANEL);
+                if (f.rows == 2) sum += all * scale_at(f, panel, K, k / f.group, 1, n % PANEL);
+                want[r * COLS + n] += sum * a->scale[r][k / QUANT_GROUP];
+            }
+    for (int p = 0; p < panels; p += panels == BAND_PANELS ? panels : 1)
+        quant_kernels[form](c + p * PANEL, a, rows, parts + p, groups,
+                            panels == BAND_PANELS ? panels : 1);
+    for (int i = 0; i < rows * COLS; i++) got[i] = c[i];
+    EXPECT_CLOSE("c", got, want, rows, COLS, 2e-6);
+}
+
+/* Rounding: to the nearest of 127 steps of the largest of each group. */
+static void test_rounding(void) {
+    enum { K = 3 * QUANT_GROUP + 5 };
+    test_case("rounding");
+    bf16 x[K];
+    for (int k = 0; k < K; k++) x[k] = bf16_round((float)(100 * random_normal()));
+    for (int k = QUANT_GROUP; k < 2 * QUANT_GROUP; k++) x[k] = 0;
+    rounded_rows *a = test_alloc(&test.host, sizeof *a);
+    memset(a, TEST_GARBAGE, sizeof *a);
+    round_row(a, 1, x, K);
+    for (int g = 0; g < quant_groups(K); g++) {
+        int n = cpu_min(QUANT_GROUP, K - g * QUANT_GROUP), sum[2] = {0, 0};
+        double largest = 0, scale = a->scale[1][g];
+        for (int k = 0; k < n; k++)
+            largest = fmax(largest, fabs(bf16_float(x[g * QUANT_GROUP + k])));
+        EXPECT_NEAR("scale", scale, largest / 127, 1e-6 * largest);
+        for (int k = 0; k < QUANT_GROUP; k++) {
+            int q = a->q[1][g * QUANT_GROUP + k];
+            double value = k < n ? bf16_float(x[g * QUANT_GROUP + k]) : 0;
+            EXPECT(fabs(q * scale - value) <= 0.501 * scale);
+            sum[k / HALF_GROUP] += q;
+        }
+        EXPECT(a->sum[1][2 * g] == sum[0] && a->sum[1][2 * g + 1] == sum[1]);
+    }
+}
+
+static void test_products(void) {
+    static const int rows[] = {1, 3, 4, 15, 16, 17, 31, 32, 48};
+    static const int terms[] = {1, 4, 31, 32, 33, 64, 100, 256, 1056};
+    for (int form = 0; form < TEST_COUNT(names); form++)
+        for (int i = 0; i < TEST_COUNT(rows) * TEST_COUNT(terms); i++)
+            for (int panels = 1; panels <= 2; panels++)
+                check(form, rows[i % TEST_COUNT(rows)], panels, terms[i / TEST_COUNT(rows)]);
+}
+
+/* Integers that are put into their chunks come back, next to those of other columns. */
+static void test_chunks(void) {
+    for (int form = 0; form < TEST_COUNT(names); form++) {
+        quant_form f = quant_forms[form];
+        uint8_t chunks[8 * CHUNK_BYTES] = {0}, u[PANEL][QUANT_GROUP], got[QUANT_GROUP];
+        test_case("%s", names[form]);
+        for (int j = 0; j < PANEL; j++) {
+            for (int k = 0; k < QUANT_GROUP; k++) u[j][k] = (uint8_t)random_below(1 << f.bits);
+            quant_put(f, chunks, u[j], j);
+        }
+        for (int j = 0; j < PANEL; j++) {
+            quant_get(f, chunks, got, j);
+            EXPECT(!memcmp(got, u[j], sizeof got));
+            for (int k = 0; k < QUANT_GROUP; k++) EXPECT(integer_at(f, chunks, k, j) == u[j][k]);
+        }
+    }
+}
+
+TEST_API_MAIN({"rounding", test_rounding}, {"products", test_products}, {"chunks", test_chunks})
