@@ -135,12 +135,12 @@ enum gpt_rope_scaling {
     GPT_ROPE_NONE = 0,
     GPT_ROPE_LINEAR = 1, /* all divided by rope_factor: Chen et al. 2023 */
     GPT_ROPE_LLAMA3 = 2, /* the slow ones only, those in between by less: Llama 3.1 */
-    /* The slow ones only, those in between by less with their index: Peng et al. 2023, section 3.2. Queries
-     * and keys are also multiplied, by rope_attention. */
+    /* The slow ones only, by a ramp over their indices: Peng et al. 2023, section 3.2. Queries and keys
+     * are also multiplied by rope_attention: section 3.4. */
     GPT_ROPE_YARN = 3,
-    /* As an NTK-aware base that grows with the sequence beyond rope_original, and not at all before
-     * that: Peng et al. 2023, section 3.3 and appendix A. Each call has the frequencies of its longest sequence, as in transformers;
-     * keys that a session holds keep those that they were stored with. */
+    /* In a sequence of T > rope_original tokens the base is rope_theta times
+     * (rope_factor T / rope_original - rope_factor + 1)^(HS / (HS - 2)): section 3.3, as in transformers.
+     * A call has the T of its longest sequence; keys that a session holds stay as they are. */
     GPT_ROPE_DYNAMIC = 4,
 };
 

@@ -1,5 +1,6 @@
 /* naming.h: the tensors of a model.safetensors in which a parameter is stored, as
- * python/gptc/formats/hf.py names them: Hugging Face's names for a GPT-2, or for the families like Llama, else ours. */
+ * python/gptc/formats/hf.py names them: Hugging Face's names for a GPT-2 or a
+ * family like Llama, else ours. */
 #ifndef GPT_NAMING_H
 #define GPT_NAMING_H
 

@@ -94,8 +94,8 @@ static double rope_attention(const gpt_config *c) {
     return c->rope_attention > 0 ? c->rope_attention : 0.1 * log(c->rope_factor) + 1;
 }
 
-/* Rows first to end of one table, made on the host in strips of a few pairs. growth: of the base, to the
- * power of (pairs - 1) / pairs. */
+/* Rows first to end of one table, made on the host in strips of a few pairs. The base is multiplied by
+ * growth^(pairs / (pairs - 1)): see GPT_ROPE_DYNAMIC. */
 static void fill(const gpt_model *m, const double *frequencies, double growth, float *table,
                  int first, int end) {
     float strip[STRIP_FLOATS];

@@ -1,6 +1,6 @@
 """A checkpoint is a folder: the model, its tokenizer, and the state that resuming needs.
 
-    config.json            the model's shape, as Hugging Face's gpt2 or llama if that fits
+    config.json            the model's shape, as a family of Hugging Face has it if one fits
     model.safetensors      the weights, under the names of that class
     gptc_tokenizer.json    the tokenizer; also Hugging Face's files, if one of its classes fits
     trainer.json           step, options and loader position; only in a run's checkpoints
