@@ -26,6 +26,7 @@ from random import Random
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # files are read in forked processes
 
+import chat_files
 import data_files
 import model_files
 import tokenizer_files
@@ -47,7 +48,7 @@ class Failed(Exception):
 def targets(folder: Path) -> dict[str, Target]:
     """A small valid file of each format, made in `folder`."""
     found = {}
-    for part in (model_files, tokenizer_files, data_files):
+    for part in (model_files, tokenizer_files, data_files, chat_files):
         below = folder / part.__name__
         below.mkdir()
         found |= part.targets(below)

@@ -16,9 +16,10 @@ from gptc.convert.export_model import export_model
 from gptc.errors import GptcError
 from gptc.tokenizer import scored, vocabulary
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
-from gptc.tokenizer.byte_level import PATTERNS, to_characters
+from gptc.tokenizer.byte_level import to_characters
 from gptc.tokenizer.definition import scored_definition, scored_vocabulary
 from gptc.tokenizer.native import BpeTokenizer, CharTokenizer
+from gptc.tokenizer.patterns import CUTS
 from gptc.tokenizer.pretrained import (
     HuggingFaceTokenizer,
     SentencePieceTokenizer,
@@ -124,7 +125,7 @@ def _definitions(has_sentencepiece: bool) -> dict[str, dict[str, Any]]:
     level = {"type": "WordLevel", "unk_token": "<unk>", "vocab": ids}
     found = {
         "byte-level": _byte_level_definition(None),
-        "split": _byte_level_definition(PATTERNS["llama-bpe"]),
+        "split": _byte_level_definition(CUTS["llama-bpe"].patterns[0]),
         "unigram": _definition(unigram, **spaced, normalizer=nfkc),
         "wordpiece": _definition({**pieces, "max_input_chars_per_word": 9, "vocab": ids}, **spaced),
         "wordlevel": _definition(level, **spaced),
@@ -189,7 +190,7 @@ def _ours(folder: Path, found: dict[str, Target], has_sentencepiece: bool) -> No
         "bytes": make_tokenizer("bytes"),
         "char": CharTokenizer("the cats\n\u65e5"),
         "bpe": BpeTokenizer([b"th", b"the", b" the", b"at"]),
-        "tiktoken": TiktokenTokenizer("small", PATTERNS["llama-bpe"], ranked, special),
+        "tiktoken": TiktokenTokenizer("small", CUTS["llama-bpe"].patterns[0], ranked, special),
         "huggingface": HuggingFaceTokenizer(json.dumps(_byte_level_definition(None))),
     }
     if has_sentencepiece:

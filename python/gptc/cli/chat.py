@@ -40,7 +40,7 @@ def read_messages(name: str) -> dict[str, Any]:
 
     UsageError for what is neither a list of messages nor an object with one.
     """
-    where = "the messages" if name == "-" else f"the messages {name}"
+    where = "standard input" if name == "-" else name
     try:
         if name == "-":
             data = read_any(sys.stdin.buffer, where, "prompt")
@@ -48,15 +48,15 @@ def read_messages(name: str) -> dict[str, Any]:
             with Path(name).open("rb") as file:
                 data = read_any(file, where, "prompt")
     except OSError as error:
-        raise GptcError(f"cannot read {where}: {error.strerror}") from None
+        raise GptcError(f"cannot read the messages {where}: {error.strerror}") from None
     given = parse_json(data.removeprefix(b"\xef\xbb\xbf"), where)
     found = given if isinstance(given, dict) else {"messages": given}
     if not isinstance(found.get("messages"), list):
-        raise UsageError(f"{name} holds no list of messages; give one, {_EXAMPLE}")
+        raise UsageError(f"{where} holds no list of messages; give one, {_EXAMPLE}")
     try:
         messages = check_messages(found["messages"])
     except UsageError as error:
-        raise UsageError(f"{name}: {error}") from None
+        raise UsageError(f"{where}: {error}") from None
     return {"messages": messages, "tools": found.get("tools")}
 
 

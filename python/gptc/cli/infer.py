@@ -207,7 +207,7 @@ def infer_command(
 
 
 def _check_talk(context: click.Context, talk: ChatOptions, others: dict[str, bool]) -> None:
-    """Raises UsageError for options that a conversation cannot use; sets the defaults of others."""
+    """Raises UsageError for options that a conversation cannot use."""
     kind = "--chat" if talk.chat else "--messages"
     for name, is_given in others.items():
         _exclusive({kind: True, name: is_given})

@@ -16,6 +16,7 @@ from gptc.errors import GptcError, UsageError
 from gptc.files.sizes import parse_size
 
 VARIABLE = "GPTC_LIMITS"
+_PIECE = 1 << 20  # bytes
 
 
 class Limit(NamedTuple):
@@ -71,10 +72,12 @@ def refuse(where: str, name: str, advice: str) -> GptcError:
 def read_any(file: IO[bytes], where: str, name: str) -> bytes:
     """The rest of an open file, which may be a pipe or a device."""
     most = limit(name)
-    data = file.read(most + 1)
+    data = bytearray()  # grows with what there is: read(most) would take it all
+    while len(data) <= most and (piece := file.read(min(_PIECE, most + 1 - len(data)))):
+        data += piece
     if len(data) > most:
         raise refuse(where, name, "give a smaller one")
-    return data
+    return bytes(data)
 
 
 def read_file(path: Path, name: str = "tokenizer") -> bytes:

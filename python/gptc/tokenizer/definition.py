@@ -49,6 +49,8 @@ def byte_level_definition(vocabulary: ByteLevel) -> dict[str, Any]:
     ids = set(special.values())
     vocab = {to_characters(p): i for i, p in enumerate(pieces) if i not in ids and p}
     pairs = [[to_characters(a), to_characters(b)] for a, b in merges_of(vocabulary)]
+    if vocabulary.merges is None:  # some may be found whole only
+        pairs = [[a, b] for a, b in pairs if a in vocab and b in vocab]
     return {
         **shell(Added(id, name, id not in text) for name, id in special.items()),
         **definition_of(cut),

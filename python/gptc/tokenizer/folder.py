@@ -27,15 +27,28 @@ from gptc.tokenizer.marks import DEFAULT, Marks, marks_from
 from gptc.tokenizer.native import is_gpt2s
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import CONTROL, UNUSED, USER_DEFINED, Scored, is_proto
+from gptc.tokenizer.tekken import is_tekken, read_tekken
 
 JSON, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _ADDED, _SPECIAL, _TEMPLATE = "added_tokens.json", "special_tokens_map.json", "chat_template.jinja"
+TEKKEN = "tekken.json"
 MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 _MODEL_CONFIGS = ("generation_config.json", "config.json")
 # Files of tokenizers that gptc does not read; no other tokenizer is taken in their place.
 _OTHERS = ("vocab.txt", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe", _ADDED)
-NAMES = (JSON, MODEL, CONFIG, *PAIRS[0], *PAIRS[1], _ADDED, _SPECIAL, _TEMPLATE, _MODEL_CONFIGS[0])
+NAMES = (
+    JSON,
+    MODEL,
+    TEKKEN,
+    CONFIG,
+    *PAIRS[0],
+    *PAIRS[1],
+    _ADDED,
+    _SPECIAL,
+    _TEMPLATE,
+    _MODEL_CONFIGS[0],
+)
 """The files that `read_files` may read in a folder."""
 
 _MOST_UNUSED = 1 << 16  # ids without a token
@@ -173,7 +186,7 @@ def _read_folder(files: _Files) -> _Theirs | None:
     for vocab, merges in PAIRS:
         if (folder / vocab).is_file() and (folder / merges).is_file():
             return _read_pair(folder / vocab, folder / merges, files)
-    models = sorted(folder.glob("*.model"))
+    models = [*sorted(folder.glob("*.model")), *sorted(folder.glob(TEKKEN))]
     if len(models) == 1:
         return _read_one(models[0], files)
     others = [name for name in _OTHERS if _holds(folder / name)]
@@ -206,6 +219,8 @@ def _read_one(path: Path, files: _Files) -> _Theirs | None:
             if path.name == JSON:
                 raise
             return None
+        if is_tekken(saved):
+            return read_tekken(saved, str(path))
         if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
             _refuse_damaged(path)
             return None

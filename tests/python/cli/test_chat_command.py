@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from chat_templates import message
+from gptc.cli import interactive
 from gptc.engine.config import GPTConfig
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.registry import make_tokenizer
@@ -200,6 +201,17 @@ def test_a_conversation_of_lines(
     lines("more", f"/save {tmp_path / 'again.json'}")
     assert gptc(*options(folder), "--chat", "--messages", file).code == 0
     assert json.loads((tmp_path / "again.json").read_text())[:3] == said
+
+
+def test_asking_for_prompts_says_that_the_model_can_talk(
+    gptc: Gptc, folder: Path, lines: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(interactive, "is_terminal", lambda: True)
+    lines("On")
+    ran = gptc(*options(folder))
+    assert "note: this model was taught to talk; add --chat for that" in ran.err
 
 
 def test_a_message_that_fails_does_not_end_it(

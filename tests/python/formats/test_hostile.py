@@ -31,7 +31,7 @@ NAMES = [
     "llama2.c-v1", "llama2.c-v2", "heimerl", "qgpt", "model.safetensors", "config.json",
     "gptc_tokenizer.json", "checksums.json", "shard", "debug-state", "shard-wide", "tokenizer",
     "dataset.json", "tokenizer.json", "tokenizer_config.json", "openai", "openai-index",
-    "openai-hparams", "sharded-index",
+    "openai-hparams", "sharded-index", "messages", "tekken.json",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Each of llama.cpp's pre-tokenizers cuts as the tokenizer.json that it stands for.
+"""Each of llama.cpp's pre-tokenizers cuts as the tokenizer.json that has its name in llama.cpp.
 
 The class of fault: a pattern that is read as another one, so that ids differ on rare characters.
 The definitions here are those of the models, written with their own steps, and the library cuts.
