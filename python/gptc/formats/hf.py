@@ -201,6 +201,10 @@ def _scaling_from_json(rope: Any, where: str) -> dict[str, Any]:
     """`rope` is rope_scaling, or rope_parameters of newer files."""
     if not isinstance(rope, dict):
         raise GptcError(f"{where}: rope_scaling {rope!r} is not supported")
+    if kinds := [kind for kind, values in rope.items() if isinstance(values, dict)]:
+        raise GptcError(
+            f"{where}: rope_parameters by kinds of layers, as of {kinds[0]}, are not supported"
+        )
     kind = rope.get("rope_type", rope.get("type", "default" if "factor" not in rope else None))
     kind = "none" if kind == "default" else kind
     if not isinstance(kind, str) or kind not in _SCALING:

@@ -99,6 +99,11 @@ def test_half_precision_weights_are_widened(config: Config, tmp_path: Path) -> N
         ("llama", {"rms_norm_eps": "tiny"}, "norm_eps is 'tiny', not a number"),
         ("llama", {"rope_scaling": {"factor": 2.0}}, "rope_scaling with .* is not supported"),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' is not supported"),
+        (
+            "llama",
+            {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5}}},
+            "rope_parameters by kinds of layers, as of full_attention, are not supported",
+        ),
         ("llama", {"attention_bias": True}, "attention_bias True is not supported"),
         ("llama", {"head_dim": 7}, "head_size is 7; rotary positions turn pairs of channels"),
         ("byte", {"gptc_config_version": 2}, "has version 2, this gptc reads 1: upgrade"),
