@@ -81,13 +81,25 @@ static inline vb vb_upper(vb x) {
     return (vb)((vu)x >> 4) & 15;
 }
 
-#if defined(__AVX512VNNI__)
+static inline vi plain_quad_dot(vi sum, vb u, int32_t a, int zero) {
+    int8_t x[QUAD];
+    memcpy(x, &a, sizeof x);
+    for (int lane = 0; lane < LANES; lane++)
+        for (int h = 0; h < QUAD; h++) sum[lane] += ((int)u[lane * QUAD + h] - zero) * x[h];
+    return sum;
+}
+
+#if defined(__AVX512VNNI__) || defined(GPTC_EMULATE_VNNI)
 
 /* u times a rather than (u - ZERO) times a: the sum begins with what that is too much. */
 enum { SUM_IS_OFFSET = 1 };
 
 static inline vi quad_dot(vi sum, vb u, int32_t a) {
+#if defined(GPTC_EMULATE_VNNI)
+    return plain_quad_dot(sum, u, a, 0);
+#else
     return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, _mm512_set1_epi32(a));
+#endif
 }
 
 #else
@@ -108,11 +120,7 @@ static inline vi quad_dot(vi sum, vb u, int32_t a) {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), x);
     return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
-    int8_t x[QUAD];
-    memcpy(x, &a, sizeof x);
-    for (int lane = 0; lane < LANES; lane++)
-        for (int h = 0; h < QUAD; h++) sum[lane] += ((int)u[lane * QUAD + h] - ZERO) * x[h];
-    return sum;
+    return plain_quad_dot(sum, u, a, ZERO);
 #endif
 }
 

@@ -14,6 +14,8 @@ enum { LANES = 16 };
 #elif defined(__AVX2__)
 #include <immintrin.h>
 enum { LANES = 8 };
+#elif defined(CPU_LANES) /* of a level that the CPU which tests it lacks */
+enum { LANES = CPU_LANES };
 #else
 enum { LANES = 4 };
 #endif

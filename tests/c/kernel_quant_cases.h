@@ -1,8 +1,13 @@
-/* Shared by test_kernel_int8.c and test_kernel_int4.c: the product by its definition in
- * quant.h, in float64. */
+/* Shared by test_kernel_int8.c and test_kernel_int4.c, and the same for 16 lanes: the product by its
+ * definition in quant.h, in float64. The instructions of AMX and AVX-512 VNNI are plain C here, so
+ * that the code around them runs on any CPU. */
 #define CPU_BF16
+#ifdef CPU_LANES
+#define GPTC_EMULATE_VNNI
+#else
 #define CPU_AMX
 #define GPTC_EMULATE_AMX
+#endif
 #include "cpu/kernel_quant.h"
 #include "testing.h"
 
@@ -83,6 +88,40 @@ static void test_rounding(void) {
     }
 }
 
+/* A group with a number that is not finite makes all that its row gives NaN; one whose scale would
+ * be subnormal is zero. Neither is converted to integers, which is undefined. */
+static void test_scales_without_an_inverse(void) {
+    enum { K = 2 * QUANT_GROUP };
+    static const float special[] = {NAN, -NAN, INFINITY, -INFINITY, 1e-40f, -1e-38f, 0.0f};
+    for (int i = 0; i < TEST_COUNT(special); i++)
+        for (int at = 0; at < QUANT_GROUP; at += 5) {
+            test_case("%d bits, %g at %d", CPU_QUANT, (double)special[i], at);
+            bf16 x[K];
+            int is_finite = special[i] - special[i] == 0;
+            for (int k = 0; k < K; k++)
+                x[k] = bf16_round(is_finite && k < QUANT_GROUP ? 0 : (float)random_normal());
+            x[at] = bf16_round(special[i]);
+            rounded_rows *a = test_alloc(&test.host, sizeof *a);
+            memset(a, TEST_GARBAGE, sizeof *a);
+            round_row(a, 0, x, K);
+            for (int k = 0; k < QUANT_GROUP; k++) EXPECT(a->q[0][k] == 0);
+            EXPECT(a->offset[0][0] == 0);
+            EXPECT(is_finite ? fabsf(a->scale[0][0]) < FLT_MIN : isnan(a->scale[0][0]));
+            EXPECT(a->scale[0][1] > 0 && a->q[0][QUANT_GROUP] != TEST_GARBAGE);
+
+            uint8_t *b = test_alloc(&test.host, (size_t)quant_panel_bytes(K));
+            memset(b, 0x99, (size_t)quant_panel_bytes(K));
+            bf16 *scales = (bf16 *)(b + quant_scales_at(K));
+            for (int j = 0; j < 2 * PANEL; j++) scales[j] = bf16_round(0.5f);
+            panel_part part = {.chunks = b, .scales = scales};
+            float c[COLS] = {0};
+            kernel_begin();
+            quant_bands(c, a, 1, &part, 2, 1);
+            kernel_end();
+            for (int j = 0; j < PANEL; j++) EXPECT(!is_finite == isnan(c[j]));
+        }
+}
+
 static void test_products(void) {
     static const int rows[] = {1, 3, 4, 15, 16, 17, 31, 32, 48};
     static const int terms[] = {1, 4, 31, 32, 33, 64, 100, 4096};
@@ -91,4 +130,6 @@ static void test_products(void) {
             check(rows[i % TEST_COUNT(rows)], panels, terms[i / TEST_COUNT(rows)]);
 }
 
-TEST_API_MAIN({"rounding", test_rounding}, {"products", test_products})
+TEST_API_MAIN({"rounding", test_rounding},
+              {"scales without an inverse", test_scales_without_an_inverse},
+              {"products", test_products})
