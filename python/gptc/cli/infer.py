@@ -19,7 +19,7 @@ from gptc.cli.declared import SectionedCommand, options_of
 from gptc.cli.params import COUNT
 from gptc.engine.options import DeviceOptions
 from gptc.errors import GptcError, UsageError
-from gptc.files.limits import read_any
+from gptc.files.limits import limit, read_any, refuse
 from gptc.generation.options import (
     ANSWER_STOP,
     ANSWER_TOKENS,
@@ -279,17 +279,13 @@ def _unescaped(text: str) -> str:
 
 def _read_pattern(path: Path, what: str) -> str:
     """The text of a file of a grammar or JSON schema."""
-    from gptc.generation.constraint import MOST_BYTES
-
     try:
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            data = file.read(limit("pattern") + 1)
     except OSError as error:
         raise GptcError(f"cannot read the {what} {path}: {error.strerror}") from None
-    if len(data) > MOST_BYTES:
-        raise UsageError(
-            f"the {what} {path} is above the limit of {MOST_BYTES:,} bytes: simplify it"
-        )
+    if len(data) > limit("pattern"):
+        raise refuse(f"the {what} {path}", "pattern", "simplify it")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

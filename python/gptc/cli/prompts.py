@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 import click
 
 from gptc.errors import GptcError, UsageError
+from gptc.files.limits import limit, refuse
 from gptc.generation.options import Sampling, TextOptions
 from gptc.settings import declared
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from gptc.generation.request import Request, Sample
     from gptc.tokenizer.base import Tokenizer
 
-MOST_LINE_BYTES = 8 << 20  # of a line; a prompt of as many tokens takes 36 times as much memory
 _ANSWER = ("samples", "error")  # keys of an answer; those of the line are dropped
 _EXAMPLE = 'a line looks like {"prompt": "Once upon a time"}'
 
@@ -151,7 +151,7 @@ def _samples(
 
     seed = options["sampling"].seed
     for line in _lines(file):
-        shown = line if len(line) <= MOST_LINE_BYTES else line[:1000]
+        shown = line if len(line) <= limit("line") else line[:1000]
         given: dict[str, Any] = {"line": shown.decode("utf-8", "replace")}
         try:
             given = _read(line)
@@ -185,8 +185,8 @@ def _lines(file: Path) -> Iterator[bytes]:
 
 
 def _bounded(lines: BinaryIO) -> Iterator[bytes]:
-    """Each line, or the beginning of one that has more than MOST_LINE_BYTES."""
-    while line := lines.readline(MOST_LINE_BYTES + 1):
+    """Each line, or the beginning of one that exceeds the limit."""
+    while line := lines.readline(limit("line") + 1):
         rest = line
         while rest and not rest.endswith(b"\n"):
             rest = lines.readline(1 << 20)
@@ -195,8 +195,8 @@ def _bounded(lines: BinaryIO) -> Iterator[bytes]:
 
 def _read(line: bytes) -> dict[str, Any]:
     """The line's object, without the keys of an answer."""
-    if len(line) > MOST_LINE_BYTES:
-        raise UsageError(f"the line has more than {MOST_LINE_BYTES:,} bytes: shorten its prompt")
+    if len(line) > limit("line"):
+        raise refuse("the line", "line", "shorten its prompt")
     try:
         given = json.loads(line.decode())
     except UnicodeDecodeError as error:

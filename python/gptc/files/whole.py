@@ -14,13 +14,15 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-_SCRATCH = re.compile(r"\.(.+)\.tmp-\d+-[0-9a-f]{8}", re.DOTALL)  # a name of scratch_folder
+_SCRATCH = re.compile(r"\.(.+)\.tmp-(\d{1,9})-[0-9a-f]{8}", re.DOTALL)  # a name of scratch_folder
 _MARK = ".gptc-scratch"  # a file in each folder of scratch_folder; other folders are not ours
+_MARKED_S = 60.0  # in which a new folder has its mark
 _REPLACED = ".replaced"  # in a scratch folder: what must return to its place after a kill
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
@@ -195,10 +197,24 @@ def _abandoned(parent: Path) -> Iterator[Path]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if (folder / _MARK).is_file():
                 yield folder
+            elif _is_left_unmarked(folder):
+                folder.rmdir()  # which takes none with content
         except OSError:
             continue
         finally:
             os.close(descriptor)
+
+
+def _is_left_unmarked(folder: Path) -> bool:
+    """Whether a kill has come between the making of a scratch folder and its mark."""
+    found = _SCRATCH.fullmatch(folder.name)
+    if found is None or time.time() - folder.stat().st_mtime < _MARKED_S:
+        return False
+    try:
+        os.kill(int(found[2]), 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def _restore_from(scratch: Path) -> bool:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.errors import DeadEnd, GptcError, UsageError
+from gptc.files.limits import limit, refuse
 from gptc.files.words import pip_install
 from gptc.generation import gbnf
 from gptc.tokenizer.base import Tokenizer
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Ints: TypeAlias = npt.NDArray[np.integer[Any]]
-MOST_BYTES = 128 << 10  # of a pattern
 # Work: the symbols of a grammar, states of its lexer, parses of a text, and steps for one mask.
 LIMITS = {
     "max_grammar_size": 20_000,
@@ -245,7 +245,7 @@ def check_pattern(kind: str, text: str) -> None:
 
 
 def _lark(kind: str, text: str) -> str:
-    """The pattern in llguidance's Lark. UsageError for one that is too large."""
+    """The pattern in llguidance's Lark. GptcError for one that is too large."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
@@ -253,10 +253,8 @@ def _lark(kind: str, text: str) -> str:
             f"character {error.start} of the {_named(kind)} is U+{ord(text[error.start]):04X}, "
             "half of a surrogate pair; give the whole character"
         ) from None
-    if size > MOST_BYTES:
-        raise UsageError(
-            f"the {_named(kind)} has {size:,} bytes, above the limit of {MOST_BYTES:,}: simplify it"
-        )
+    if size > limit("pattern"):
+        raise refuse(f"the {_named(kind)} of {size:,} bytes", "pattern", "simplify it")
     return _HEADER + {"regex": _of_regex, "grammar": gbnf.lark, "json_schema": _of_schema}[kind](
         text
     )

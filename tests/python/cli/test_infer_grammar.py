@@ -113,11 +113,7 @@ def test_a_line_that_no_token_continues_stops_no_other(
         (["--json-schema", "{bad}"], 2, "the JSON schema is not JSON"),
         (["--json-schema", "s", "--grammar", "g"], 2, "--grammar and --json-schema exclude each"),
         (["--json-schema", "s", "--beams", "2"], 2, "--beams and --json-schema exclude each other"),
-        (
-            ["--grammar", "/dev/zero"],
-            2,
-            "the grammar /dev/zero is above the limit of 131,072 bytes",
-        ),
+        (["--grammar", "/dev/zero"], 1, "/dev/zero exceeds the limit of 131,072 bytes for a regex"),
     ],
 )
 def test_infer_names_what_is_wrong(
@@ -130,3 +126,13 @@ def test_infer_names_what_is_wrong(
     assert (ran.code, ran.out) == (code, "")
     assert message in ran.err
     assert len(ran.err.splitlines()) == 1
+
+
+def test_the_limit_of_a_pattern_can_be_raised(
+    infer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "g").write_text('root ::= "ab"\n' + "# a long comment\n" * 8000)
+    given = ("-p", "x", "--grammar", tmp_path / "g")
+    assert "GPTC_LIMITS=pattern=SIZE" in infer(*given).err
+    monkeypatch.setenv("GPTC_LIMITS", "pattern=200k")
+    assert infer(*given).out == "xab\n"

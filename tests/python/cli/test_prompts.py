@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from gptc import Model
-from gptc.cli import prompts
 from gptc.cli.prompts import sample_json
 from gptc.generation import request
 from gptc.generation.decoder import generate
@@ -121,7 +120,7 @@ def test_a_line_may_ask_for_log_probabilities(infer: Callable[..., Any], tmp_pat
 def test_a_line_that_is_too_long_is_refused_unread(
     infer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompts, "MOST_LINE_BYTES", 100)
+    monkeypatch.setenv("GPTC_LIMITS", "line=100")
     fits = json.dumps({"prompt": "a", "note": "x" * 70})
     assert len(fits) < 100
     long = json.dumps({"prompt": "y" * 5_000_000})
@@ -130,7 +129,8 @@ def test_a_line_that_is_too_long_is_refused_unread(
     first, second, third, fourth = [json.loads(line) for line in ran.out.splitlines()]
     assert len(first["samples"]) == len(third["samples"]) == 1
     for answer in (second, fourth):
-        assert answer["error"] == "the line has more than 100 bytes: shorten its prompt"
+        assert "the line exceeds the limit of 100 bytes for a line" in answer["error"]
+        assert "GPTC_LIMITS=line=SIZE" in answer["error"]
         assert len(json.dumps(answer)) < 2000
     assert ran.err.count("\n") == 1
 

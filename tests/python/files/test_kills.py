@@ -10,7 +10,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +92,12 @@ def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return str(request.param) == "exchange"
 
 
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders that a kill left without a mark are removed by the next visit."""
+    monkeypatch.setattr(whole, "_MARKED_S", -1.0)
+
+
 def kills() -> Iterator[tuple[int, bool]]:
     """Before and after each call; the loop's body ends it when there are no more."""
     for nth in range(1, 2000):
@@ -102,10 +107,7 @@ def kills() -> Iterator[tuple[int, bool]]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Names other than the model's. Empty folders are removed: those not marked yet, or no more."""
-    for path in folder.iterdir():
-        with suppress(OSError):
-            path.rmdir()
+    """Names other than the model's."""
     return [path.name for path in folder.iterdir() if path.name not in ("model", "sources")]
 
 
@@ -256,6 +258,26 @@ def test_folders_of_others_are_kept(tmp_path: Path, name: str) -> None:
     discard(tmp_path / "model")
     assert (theirs / "thesis.tex").read_text() == "years of work"
     assert (tmp_path / "empty.tmp-1").is_dir()
+
+
+def test_a_folder_without_a_mark_is_kept_while_its_writer_may_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    begun = tmp_path / f".model.tmp-{os.getpid()}-0011aabb"
+    left = tmp_path / f".model.tmp-{ended.pid}-0011aabb"
+    begun.mkdir()
+    left.mkdir()
+    monkeypatch.setattr(whole, "_MARKED_S", 60.0)  # the writer may be on another machine
+    clean_up(tmp_path)
+    assert begun.is_dir()
+    assert left.is_dir()
+    os.utime(begun, (1, 1))
+    os.utime(left, (1, 1))
+    clean_up(tmp_path)
+    assert begun.is_dir()
+    assert not left.exists()
 
 
 def test_a_link_with_our_name_is_not_followed(tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ def test_half_precision_weights_are_widened(config: Config, tmp_path: Path) -> N
         ("llama", {"rope_scaling": {"factor": 2.0}}, "rope_scaling with .* is not supported"),
         ("llama", {"rope_parameters": {"rope_type": "su"}}, "rope_type 'su' is not supported"),
         ("llama", {"attention_bias": "yes"}, "qkv_bias is 'yes', not true or false"),
+        (
+            "llama",
+            {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5}}},
+            "rope_parameters for full_attention alone are not supported",
+        ),
         ("llama", {"head_dim": 7}, "head_size is 7; rotary positions turn pairs of channels"),
         ("byte", {"gptc_config_version": 2}, "has version 2, this gptc reads 1: upgrade"),
         ("byte", {"n_experts": 8}, "unknown model field 'n_experts'"),

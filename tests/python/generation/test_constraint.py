@@ -389,7 +389,7 @@ def chain(n: int, last: dict[str, Any]) -> str:
     ],
 )  # fmt: skip
 def test_a_pattern_that_would_take_long_is_refused(pattern: dict[str, str], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(GptcError, match=message):
         of_bytes(**pattern)
 
 

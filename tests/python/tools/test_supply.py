@@ -6,6 +6,7 @@ The class: a part that a build, a wheel or a user needs, and that no list names.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import json
 import re
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE_OF = {"tomllib": "tomli", "urllib3": "requests"}
 # Imported where one is installed, to compare with it: no extra brings them.
 ONLY_COMPARED = {"llama-cpp"}
+DIST_INFO = f"gptc-{PROJECT['version']}.dist-info"
 
 _spec = importlib.util.spec_from_file_location("sbom", ROOT / "tools" / "sbom.py")
 assert _spec is not None
@@ -110,6 +113,39 @@ def test_a_bill_of_materials(tmp_path: Path) -> None:
     assert parts["gptc/a.py"]["hashes"] == [{"alg": "SHA-256", "content": empty}]
     assert json.loads(json.dumps(made)) == made
     assert made == sbom.bill(wheel, lock)
+
+
+def test_the_bill_of_the_wheel_that_is_installed(tmp_path: Path) -> None:
+    """A wheel of the files that pip has installed, with the RECORD that they had in theirs."""
+    try:
+        installed = distribution("gptc")
+    except PackageNotFoundError:
+        pytest.skip("gptc is not installed")
+    kept = [file for file in installed.files or () if file.parts[0] in ("gptc", DIST_INFO)]
+    kept = [file for file in kept if "__pycache__" not in file.parts and file.locate().is_file()]
+    if Path("gptc", "libgpt.so") not in map(Path, kept):
+        pytest.skip("gptc is installed without its library, as from a folder of sources")
+    wheel = tmp_path / f"{DIST_INFO.removesuffix('.dist-info')}-py3-none-linux_x86_64.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in kept:
+            archive.write(file.locate(), str(file))
+    command = [sys.executable, ROOT / "tools" / "sbom.py", wheel]
+    made = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    parts = {part["name"]: part for part in made["components"]}
+    requires = installed.requires or []
+    needed = names([line for line in requires if "extra ==" not in line])
+    assert {"cffi", "numpy", "scipy-openblas32"} < needed
+    for scope, wanted in (("required", needed), ("optional", names(requires) - needed)):
+        assert {name for name, part in parts.items() if part.get("scope") == scope} == wanted
+    # The library, its header, the data: each file of the package, by its content.
+    files = {name for name, part in parts.items() if part["type"] == "file"}
+    assert {"gptc/libgpt.so", "gptc/gpt.h", "gptc/gptc.pc", "gptc/py.typed"} <= files
+    assert {str(file) for file in kept if file.parts[0] == "gptc"} <= files
+    for file in kept:
+        if file.parts[0] == "gptc":
+            content = hashlib.sha256(file.locate().read_bytes()).hexdigest()
+            assert parts[str(file)]["hashes"] == [{"alg": "SHA-256", "content": content}]
 
 
 # ---- the packages of Debian that the README names ----
