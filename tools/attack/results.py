@@ -1,8 +1,9 @@
-"""The table of docs/reliability.md, and the file of results that it is made of.
+"""The tables of docs/reliability.md, and the files of results that they are made of.
 
     python tools/attack/results.py --run mutated strangers    # attacks that are tests, by name
-    python tools/attack/results.py --write                    # writes the table
-    python tools/attack/results.py --check                    # compares it only
+    python tools/attack/results.py --campaign COUNTS          # records what campaign.py counted
+    python tools/attack/results.py --write                    # writes the tables
+    python tools/attack/results.py --check                    # compares them only
 
 An attack's own program records its result with --record; one that is a test is run by this one.
 """
@@ -23,7 +24,10 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).with_name("results.json")
 PAGE = ROOT / "docs" / "reliability.md"
-_BEGIN, _END = "<!-- attacks: tools/attack/results.py -->\n", "<!-- end -->\n"
+COUNTS = Path(__file__).with_name("campaign.json")
+_BEGIN, _END = "<!-- attacks: tools/attack/results.py -->\n", "<!-- attacks: end -->\n"
+_BEGIN_FORMATS, _END_FORMATS = "<!-- formats -->\n", "<!-- formats: end -->\n"
+_OUTCOMES = ("inputs", "read", "refused")
 
 
 def read() -> dict[str, dict[str, str]]:
@@ -47,10 +51,44 @@ def table(found: dict[str, dict[str, str]]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def page(text: str, found: dict[str, dict[str, str]]) -> str:
-    """The page with the table of these results."""
-    begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
-    return text[:begin] + table(found) + text[end:]
+def formats(counts: dict[str, dict[str, int]]) -> str:
+    """The counts of the campaign in Markdown, a row for each format."""
+    rows = ["| format | inputs | read | refused | failures |", "| --- | --- | --- | --- | --- |"]
+    for name, one in counts.items():
+        numbers = [*(one[outcome] for outcome in _OUTCOMES), failures(one)]
+        rows.append(f"| {name} | " + " | ".join(f"{n:,}" for n in numbers) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def failures(counts: dict[str, int]) -> int:
+    """Inputs that were neither read nor refused in one line."""
+    return counts["inputs"] - counts["read"] - counts["refused"]
+
+
+def page(text: str, found: dict[str, dict[str, str]], counts: dict[str, dict[str, int]]) -> str:
+    """The page with the tables of these results."""
+    text = _between(text, _BEGIN, _END, table(found))
+    return _between(text, _BEGIN_FORMATS, _END_FORMATS, formats(counts))
+
+
+def _between(text: str, begin: str, end: str, content: str) -> str:
+    return text[: text.index(begin) + len(begin)] + content + text[text.index(end) :]
+
+
+def record_campaign(path: Path) -> None:
+    """Keeps the counts of a campaign, by format, and their sum."""
+    counts = json.loads(path.read_bytes())
+    kept = {name: {k: n for k, n in counts[name].items() if k != "next"} for name in sorted(counts)}
+    COUNTS.write_text(json.dumps(kept, indent=1) + "\n")
+    n_inputs = sum(one["inputs"] for one in kept.values())
+    n_failures = sum(map(failures, kept.values()))
+    record("campaign", f"{n_inputs:,} inputs, {len(kept)} formats", f"{n_failures} failures")
+
+
+def read_counts() -> dict[str, dict[str, int]]:
+    """The counts of the campaign by format."""
+    found: dict[str, dict[str, int]] = json.loads(COUNTS.read_text())
+    return found
 
 
 def run_tests(name: str, command: str) -> None:
@@ -72,13 +110,16 @@ def run_tests(name: str, command: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--campaign", type=Path, metavar="COUNTS")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     for name in options.run:
         run_tests(name, read()[name]["command"])
+    if options.campaign:
+        record_campaign(options.campaign)
     there = PAGE.read_text()
-    wanted = page(there, read())
+    wanted = page(there, read(), read_counts())
     if options.write:
         PAGE.write_text(wanted)
     elif options.check and there != wanted:

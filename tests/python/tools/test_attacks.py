@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -27,7 +28,8 @@ def results() -> ModuleType:
 
 def test_the_page_is_up_to_date(results: ModuleType) -> None:
     text = results.PAGE.read_text()
-    assert results.page(text, results.read()) == text, "python tools/attack/results.py --write"
+    wanted = results.page(text, results.read(), results.read_counts())
+    assert wanted == text, "python tools/attack/results.py --write"
 
 
 def test_a_recorded_result_changes_the_page(
@@ -37,9 +39,23 @@ def test_a_recorded_result_changes_the_page(
     (tmp_path / "results.json").write_bytes((ATTACKS / "results.json").read_bytes())
     results.record("kills", "7 kills", "1 lost")
     text = results.PAGE.read_text()
-    page = results.page(text, results.read())
+    page = results.page(text, results.read(), results.read_counts())
     assert page != text
     assert "| 7 kills | 1 lost | `python tools/attack/kills.py" in page
+
+
+def test_a_campaign_is_recorded_by_format(
+    results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FILE", tmp_path / "results.json")
+    monkeypatch.setattr(results, "COUNTS", tmp_path / "campaign.json")
+    (tmp_path / "results.json").write_bytes((ATTACKS / "results.json").read_bytes())
+    counts = {"next": 9, "inputs": 9, "read": 3, "refused": 5, "crashes": 1}
+    (tmp_path / "counts.json").write_text(json.dumps({"x": counts, "a": counts}))
+    results.record_campaign(tmp_path / "counts.json")
+    page = results.page(results.PAGE.read_text(), results.read(), results.read_counts())
+    assert "| a | 9 | 3 | 5 | 1 |\n| x | 9 | 3 | 5 | 1 |\n" in page
+    assert "| 18 inputs, 2 formats | 2 failures |" in page
 
 
 def test_each_command_names_files_that_exist(results: ModuleType) -> None:
