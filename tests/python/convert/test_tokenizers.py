@@ -116,7 +116,7 @@ def test_a_sentencepiece_model_of_another_sort_is_left_out(
 @pytest.mark.parametrize("to", ["llm.c", "llama2.c"])
 def test_a_file_of_pieces_does_not_hold_added_words(tmp_path: Path, to: str) -> None:
     report = exported(tmp_path, with_added(tmp_path), to)
-    assert "without a tokenizer: read back, it is another one" in report.notes
+    assert any(note.startswith("without a tokenizer: read back, it ") for note in report.notes)
     assert report.files == [tmp_path / "out"]
     assert not list(tmp_path.glob("*_tokenizer.bin"))
     assert report.largest_difference == 0

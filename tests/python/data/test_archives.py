@@ -252,7 +252,9 @@ def test_a_zip_with_wrong_fields_cannot_be_unpacked(
     central = data.index(b"PK\x01\x02")
     for at, change in changes.items():
         data[central + at : central + at + len(change)] = change
-    with pytest.raises(GptcError, match=r"^[^\n]*a\.zip cannot be unpacked [^\n]*$"):
+    with pytest.raises(
+        GptcError, match=r"^[^\n]*a\.zip (cannot be unpacked|holds a member) [^\n]*$"
+    ):
         prepared(tmp_path, "a.zip", bytes(data))
 
 

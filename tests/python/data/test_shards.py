@@ -6,7 +6,7 @@ The class: a mapped page behind the end of a file that became shorter, which end
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -125,16 +125,16 @@ def test_a_parquet_file_that_becomes_shorter_is_an_error(
     path = tmp_path / "a.parquet"
     texts = [str(i) * 50 for i in range(20_000)]
     written.write_table(pyarrow.table({"text": texts}), path, compression="none")
-    with parquet.open_parquet(path, "a.parquet") as file:
-        size = path.stat().st_size
-        assert parquet.largest_page(file, path, "a.parquet", "text") > 100_000
+    size = path.stat().st_size
+    assert parquet.largest_page(path, "a.parquet", "text") > 100_000
 
-        def cut(*given: object) -> object:
-            os.truncate(path, 4096)
-            return chunks(*given)
+    def cut(*given: object) -> object:
+        found = list(pages(*given))
+        os.truncate(path, 4096)
+        return found
 
-        chunks: Callable[..., object] = parquet._chunks
-        monkeypatch.setattr(parquet, "_chunks", cut)
-        with pytest.raises(GptcError, match="damaged page at byte"):
-            parquet.largest_page(file, path, "a.parquet", "text")
-        os.truncate(path, size)
+    pages: Callable[..., Iterable[object]] = parquet._pages
+    monkeypatch.setattr(parquet, "_pages", cut)
+    with pytest.raises(GptcError, match="damaged header at byte"):
+        parquet.largest_page(path, "a.parquet", "text")
+    os.truncate(path, size)

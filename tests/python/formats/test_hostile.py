@@ -29,7 +29,7 @@ from small_models import make_checkpoint, make_config
 NAMES = [
     "gguf", "gguf-q8_0", "llm.c", "llm.c-tokenizer", "llama2.c-v0", "llama2.c-v0-tokenizer",
     "llama2.c-v1", "llama2.c-v2", "heimerl", "qgpt", "model.safetensors", "config.json",
-    "gptc_tokenizer.json", "checksums.json", "shard", "debug-state", "shard-wide", "tokenizer",
+    "gptc_tokenizer.json", "checksums.json", "shard", "debug-state", "shard-wide",
     "dataset.json", "tokenizer.json", "tokenizer_config.json", "openai", "openai-index",
     "openai-hparams", "sharded-index", "messages", "tekken.json",
 ]  # fmt: skip
