@@ -5,6 +5,7 @@ The class of fault: a failure that ends the campaign, or is not counted.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import subprocess
@@ -46,6 +47,7 @@ def test_loaders_survive_a_few_hundred_files_each(tmp_path: Path) -> None:
 
 
 def _abort() -> None:
+    faulthandler.disable()  # pytest's, whose dump would look like a failed test
     os.abort()
 
 
@@ -100,7 +102,7 @@ def test_an_end_during_a_trial_is_a_refusal(tmp_path: Path) -> None:
     path.write_bytes(b"whole")
 
     def read() -> None:
-        campaign.trial._ENCODERS["tokenizers"] = lambda definition: os.abort()
+        campaign.trial._ENCODERS["tokenizers"] = lambda definition: _abort()
         try_out("tokenizers", b"x", "it")
 
     _, counts = campaign.slice_of("x", Target(path, read), range(2), 1, 60, None)
