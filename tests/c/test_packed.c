@@ -68,8 +68,9 @@ static void write_blocks(gpt_model *m, const gpt_block_rows *rows, int n) {
         for (size_t b = 0; b < n_blocks; b++) {
             uint8_t *block = blocks + b * (size_t)bytes;
             for (int i = 0; i < bytes; i++) block[i] = (uint8_t)random_below(256);
-            int narrow = bytes == 34 ? 3 : 0; /* 8 bits have larger integers */
-            block[1] = (uint8_t)((8 - narrow) << 2 | random_below(8) | random_below(2) << 7);
+            int narrow = bytes == 34 ? 3 : 0;                     /* 8 bits have larger integers */
+            int digits = random_below(8), sign = random_below(2); /* of the float16 scale */
+            block[1] = (uint8_t)((8 - narrow) << 2 | digits | sign << 7);
             if (least) block[3] = (uint8_t)(10 << 2 | (~block[1] & 128));
         }
         EXPECT_OK(gpt_model_write_blocks(m, rows[k].param, part, blocks, n_blocks * (size_t)bytes));
@@ -94,7 +95,10 @@ static double distance(const float *a, const float *b, int64_t n) {
 
 /* Logits are those of the fp32 model with the numbers that can be read, but for activations, which are
  * rounded to bf16 and to 8 bits in groups of 32: each product has an error of about 0.6 %, and there are
- * nine, of which some are in a row. Decoding by sessions sees the same. */
+ * nine, of which some are in a row: in all 2.1 to 3.6 % for 26 draws of blocks. Decoding by sessions sees
+ * the same. */
+static const double most_rounding = 0.04;
+
 static void test_computes(void) {
     gpt_block_rows rows[32];
     int n = block_rows(rows), n_params = gpt_config_param_count(&config);
@@ -120,12 +124,12 @@ static void test_computes(void) {
         float *got = host_floats(T * V), *want = host_floats(T * V), *stepped = host_floats(T * V);
         EXPECT_OK(gpt_model_logits(packed, tokens, 1, T, got));
         EXPECT_OK(gpt_model_logits(wide, tokens, 1, T, want));
-        EXPECT(distance(got, want, T * V) < 0.03);
+        EXPECT(distance(got, want, T * V) < most_rounding);
         gpt_session *session = NULL;
         EXPECT_OK(gpt_session_create(packed, 1, T, &session));
         for (int t = 0; t < T; t++)
             EXPECT_OK(gpt_session_decode(session, tokens + t, seqs, NULL, 1, stepped + t * V));
-        EXPECT(distance(stepped, want, T * V) < 0.03);
+        EXPECT(distance(stepped, want, T * V) < most_rounding);
         gpt_session_free(session);
         gpt_model_free(packed);
         gpt_model_free(wide);
@@ -203,7 +207,7 @@ static void test_refused_calls(void) {
     EXPECT(gpt_model_init(model, 1) == GPT_ERR_ARGUMENT && strstr(gpt_last_error(), "blocks"));
     EXPECT(gpt_model_write(model, 0, GPT_TENSOR_VALUE, x, V * C) == GPT_ERR_ARGUMENT);
     EXPECT(strstr(gpt_last_error(), "wte.weight is kept as blocks"));
-    EXPECT(gpt_model_lend(model, 0, x, V * C, 0, 0, &kept) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_model_lend(model, 0, V * C, 0, 0, 0, &kept) == GPT_ERR_ARGUMENT);
     EXPECT(gpt_model_write_blocks(model, 0, 0, blocks, V * C / 32 * 34 - 1) == GPT_ERR_ARGUMENT);
     EXPECT(strstr(gpt_last_error(), "has 4760 bytes of blocks, not 4759"));
     EXPECT(gpt_model_write_blocks(model, 0, 1, blocks, V * C / 32 * 34) == GPT_ERR_ARGUMENT);
