@@ -454,12 +454,12 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
 int gpt_model_write_blocks(gpt_model *model, int i, int part, const void *blocks, uint64_t n_bytes);
 /* Gives parameter i the value in an open file, which descriptor has as n little-endian float32 from byte
  * `offset` on: (rows, columns), or with `transposed` 1 (columns, rows). No copy is made on the way where
- * that can be. GPT_ERR_FILE where the file ends before; the value is undefined then. kept may be NULL.
- * Otherwise, with *kept 1 on return, the model keeps a duplicate of the
- * descriptor and no copy, and reads the rows of tokens from the file as they occur, which must not
- * change until the parameter is written or the model freed; a row that is missing there is GPT_ERR_FILE. So it is on
- * a CPU, for the token embedding of a model that is not for training, unless its products read that in
- * fp32. */
+ * that can be. GPT_ERR_FILE where the file ends before; the value is undefined then.
+ *
+ * kept may be NULL. Otherwise *kept 1 on return means that the model keeps a duplicate of the descriptor and
+ * no copy, and reads the rows of tokens from the file as they occur. The file must not change until the
+ * parameter is written or the model freed; a row that is missing there is GPT_ERR_FILE. So it is on a CPU,
+ * for the token embedding of a model that is not for training, unless its products read that in fp32. */
 int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t offset,
                    int transposed, int *kept);
 

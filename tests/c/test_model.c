@@ -59,7 +59,7 @@ static void check_against_reference(const family *f, gpt_model *model, int B, in
         const gpt_param *p = &grads.info[i];
         int64_t rows = p->n_dim == 2 ? p->shape[0] : 1;
         if (T == 1 && (strstr(p->name, "q_norm") || strstr(p->name, "k_norm"))) {
-            /* A key alone has the probability 1, whatever its score: what is left is rounding. */
+            /* With one key the probability is 1 for any score, so the gradient is rounding errors alone. */
             for (int64_t k = 0; k < p->size; k++)
                 EXPECT_NEAR(p->name, grads.x[i][k], 0, test_tols(1e-6, 1e-2));
             continue;

@@ -197,7 +197,7 @@ def test_a_conversation_of_lines(
         "a new conversation",
     ):
         assert text in ran.err.replace("\n ", " "), ran.err
-    # The saved file goes on where the conversation was.
+    # The saved file continues the conversation.
     lines("more", f"/save {tmp_path / 'again.json'}")
     assert gptc(*options(folder), "--chat", "--messages", file).code == 0
     assert json.loads((tmp_path / "again.json").read_text())[:3] == said
