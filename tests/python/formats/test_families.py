@@ -127,6 +127,17 @@ def test_frequencies_grow_with_a_session_and_shrink_again(tmp_path: Path) -> Non
 # ---- the table ----
 
 
+def test_c_refuses_the_same_features() -> None:
+    """The list is written in Python and in C: the keys, and the numbers that ask for nothing."""
+    source = Path(__file__).parents[3] / "csrc" / "files" / "config_json.c"
+    rows = source.read_text().split("} features[] = {")[1].split("};")[0]
+    in_c = dict(re.findall(r'\{"(\w+)", (\w+)\}', rows))
+    assert list(in_c) == list(families.FEATURES)
+    for key, (values, _) in families.FEATURES.items():
+        numbers = {float(value) for value in values if isinstance(value, int | float)}
+        assert numbers == (set() if in_c[key] == "NAN" else {float(in_c[key])}), key
+
+
 def test_each_family_has_a_paper_and_is_found_by_its_names() -> None:
     for family in families.FAMILIES:
         assert "arXiv" in family.paper or "et al." in family.paper
