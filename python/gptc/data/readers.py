@@ -108,7 +108,7 @@ def members(path: Path, name: str, reading: Reading, tally: Tally) -> Iterator[M
             yield name, _joined(rows, reading)
         elif suffixes(name) == (".zip",):
             found = archives.zip_members(file, name, reading.takes)
-            yield from _chosen(found, name, reading, tally)
+            yield from _inside(found, name, reading, tally)
         else:
             yield from _members(file, name, reading, tally)
 
@@ -137,7 +137,7 @@ def _members(file: IO[bytes], name: str, reading: Reading, tally: Tally) -> Iter
     if packed and packed[0] in COMPRESSED:
         file = archives.unpacked(file, name, packed[0])
     if inner == (".tar",):
-        yield from _chosen(archives.tar_members(file, name), name, reading, tally)
+        yield from _inside(archives.tar_members(file, name, reading.takes), name, reading, tally)
         return
     if inner in ((".parquet",), (".zip",)):
         raise GptcError(
@@ -151,13 +151,12 @@ def _members(file: IO[bytes], name: str, reading: Reading, tally: Tally) -> Iter
         yield name, file_blocks(file, name)
 
 
-def _chosen(
+def _inside(
     found: Iterator[archives.Opened], name: str, reading: Reading, tally: Tally
 ) -> Iterator[Member]:
-    """The members of an archive that are taken."""
+    """The members of an archive and of those inside it."""
     for path, file in found:
-        if reading.takes(path):
-            yield from _members(file, f"{name}:{path}", reading, tally)
+        yield from _members(file, f"{name}:{path}", reading, tally)
 
 
 def _joined(rows: Iterable[bytes], reading: Reading) -> Iterator[bytes]:
