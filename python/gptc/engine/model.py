@@ -25,6 +25,7 @@ from gptc.engine.arrays import (
     as_pair,
     as_parameter,
     as_tokens,
+    count_targets,
     floats,
     ints,
     micro_batches,
@@ -216,8 +217,9 @@ class Model(Uncopied):
     ) -> StepResult:
         """One optimizer step on inputs (B, T) and targets (B, T), or on lists of micro-batches.
 
-        The gradients of micro-batches are averaged before the update. `check` is called before
-        each; an exception from it drops the step and leaves the model unchanged.
+        The loss is the mean over all targets that are not -1, of all micro-batches together; one
+        without a target is passed over. `check` is called before each; an exception from it drops
+        the step and leaves the model unchanged. UsageError without any target.
         """
         batches = micro_batches(inputs, "inputs")
         wanted = micro_batches(targets, "targets")
@@ -225,12 +227,16 @@ class Model(Uncopied):
             raise GptcError(
                 f"{len(batches)} micro-batches of inputs, {len(wanted)} of targets; pass as many"
             )
+        n_targets = [count_targets(y) for y in wanted]
+        if not (n_all := sum(n_targets)):
+            raise UsageError("all targets are -1; a step needs at least one")
         # No loss is read here, so that only the update waits for the device.
         with self._turns.lock:
             try:
-                for x, y in zip(batches, wanted, strict=True):
+                for x, y, n in zip(batches, wanted, n_targets, strict=True):
                     check()
-                    self._backward(x, y, 1.0 / len(batches), self._ffi.NULL)
+                    if n:
+                        self._backward(x, y, n / n_all, self._ffi.NULL)
             except BaseException:
                 self.zero_gradients()
                 raise
