@@ -25,6 +25,7 @@ from gptc.engine.arrays import (
     as_pair,
     as_parameter,
     as_tokens,
+    count_targets,
     floats,
     ints,
     micro_batches,
@@ -232,9 +233,10 @@ class Model(Uncopied):
     ) -> StepResult:
         """One optimizer step on inputs (B, T) and targets (B, T), or on lists of micro-batches.
 
-        The gradients of micro-batches are averaged before the update. `positions` are as many, as
-        `backward` takes them. `check` is called before each; an exception from it drops the step
-        and leaves the model unchanged.
+        The loss is the mean over all targets that are not -1, of all micro-batches together; one
+        without a target is passed over. `positions` are as many as inputs, as `backward` takes
+        them. `check` is called before each; an exception from it drops the step and leaves the
+        model unchanged. UsageError without any target.
         """
         batches = micro_batches(inputs, "inputs")
         wanted = micro_batches(targets, "targets")
@@ -246,12 +248,16 @@ class Model(Uncopied):
                 raise GptcError(
                     f"{len(batches)} micro-batches of inputs, {len(values)} of {what}; pass as many"
                 )
+        n_targets = [count_targets(y) for y in wanted]
+        if not (n_all := sum(n_targets)):
+            raise UsageError("all targets are -1; a step needs at least one")
         # No loss is read here, so that only the update waits for the device.
         with self._turns.lock:
             try:
-                for x, y, at in zip(batches, wanted, places, strict=True):
+                for x, y, at, n in zip(batches, wanted, places, n_targets, strict=True):
                     check()
-                    self._backward(x, y, at, 1.0 / len(batches), self._ffi.NULL)
+                    if n:
+                        self._backward(x, y, at, n / n_all, self._ffi.NULL)
             except BaseException:
                 self.zero_gradients()
                 raise
