@@ -189,6 +189,13 @@ class Batch:
         for slot in self._slots:
             slot.sample = slot.prompt_of = None
 
+    def reset(self) -> None:
+        """Ends all samples and empties their caches, after a step that failed."""
+        self.clear()
+        for slot in self._slots:
+            slot.last = None
+            self.session.rewind(slot.index, 0)
+
     def forget(self, request: Request) -> None:
         """Drops the logits kept for samples of a request that will not join."""
         self._prompts.pop(request, None)
