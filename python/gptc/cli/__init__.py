@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare": ("gptc.cli.prepare", "prepare_command", "Turn any text into token shards."),
     "train": ("gptc.cli.train", "train_command", "Train a model, resume a run, or fine-tune."),
     "infer": ("gptc.cli.infer", "infer_command", "Generate text with a trained model."),
+    "serve": ("gptc.cli.serve", "serve_command", "Serve a model to OpenAI's clients."),
     "eval": ("gptc.cli.evaluate", "eval_command", "Measure a model's loss on a dataset."),
     "info": ("gptc.cli.info", "info_command", "Describe a run, checkpoint, model or dataset."),
     "import": ("gptc.cli.interchange", "import_command", "Import a model from another program."),
