@@ -37,6 +37,7 @@ class Request:
     sampling: Sampling
     options: TextOptions
     constraint: Constraint | None = None  # that the text must match
+    prompt_logprobs: int | None = None  # as `options.logprobs`, of the prompt's tokens
 
     def n_ctx(self, block_size: int) -> int:
         """Length of a sample's cache, in tokens: the last token drawn is never fed back."""
@@ -164,6 +165,8 @@ class Sample:
         self.sequence = list(request.prompt)
         """Prompt and continuation."""
         self.logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: list[TokenLogprob] = []
+        """Of the prompt's tokens but the first, if the request asks for them."""
         self.finish: Finish | None = None
         self.error: DeadEnd | None = None
         self.grammar = request.constraint.begin() if request.constraint else None
@@ -188,6 +191,21 @@ class Sample:
     def n_tokens(self) -> int:
         """The continuation's length in tokens."""
         return len(self.sequence) - len(self.request.prompt)
+
+    @property
+    def unscored(self) -> int:
+        """The number of the prompt's tokens whose log-probabilities are still missing."""
+        if self.request.prompt_logprobs is None:
+            return 0
+        return len(self.request.prompt) - 1 - len(self.prompt_logprobs)
+
+    def score(self, logits: FloatArray) -> None:
+        """Adds the log-probability of the prompt's next token, if there is one left."""
+        top = self.request.prompt_logprobs
+        if top is not None and self.unscored:
+            token = self.request.prompt[len(self.prompt_logprobs) + 1]
+            found = token_logprob(logits, token, top, self._tokenizer.vocab_size)
+            self.prompt_logprobs.append(found)
 
     def draws(self, guess: Sequence[int] = ()) -> list[Draw] | None:
         """The draws of the next token, and of those after each of `guess`.
