@@ -2,6 +2,13 @@
  * rounded. The layouts of blocks are those of ggml (ggml/src/ggml-quants.c). */
 #include "weights_quant.h"
 
+/* One block: its integers as the form has them, its scales and minima. */
+typedef struct block_parts {
+    uint8_t u[QUANT_BLOCK];
+    int8_t scale[QUANT_BLOCK / 16], least[QUANT_BLOCK / 16]; /* of each group, in forms of 256 */
+    uint16_t d, d_least; /* float16. The minimum is d_least, or d_least times least */
+} block_parts;
+
 static uint16_t half_at(const uint8_t *p) {
     return (uint16_t)(p[0] | p[1] << 8);
 }
@@ -194,18 +201,18 @@ static void put_scale(quant_form f, uint8_t *panel, int K, int group, int row, i
         ((uint16_t *)scales)[at] = (uint16_t)value;
 }
 
-void quant_put_block(quant_form f, uint8_t *panel, int K, int j, int first, int size,
-                     const block_parts *b) {
-    for (int k = 0; k < size; k += QUANT_GROUP)
+static void put_block(const packing *a, uint8_t *panel, int j, int first, const block_parts *b) {
+    quant_form f = quant_forms[a->type->form];
+    for (int k = 0; k < a->type->size; k += QUANT_GROUP)
         quant_put(f, panel + (first + k) / QUANT_GROUP * quant_chunk_bytes(f), b->u + k, j);
-    for (int g = 0; g < size / f.group; g++) {
+    for (int g = 0; g < a->type->size / f.group; g++) {
         int at = first / f.group + g, whole = f.scale == SCALE_INT8;
-        put_scale(f, panel, K, at, 0, j, whole ? b->scale[g] : b->d);
-        if (f.rows == 2) put_scale(f, panel, K, at, 1, j, whole ? b->least[g] : b->d_least);
+        put_scale(f, panel, a->cols, at, 0, j, whole ? b->scale[g] : b->d);
+        if (f.rows == 2) put_scale(f, panel, a->cols, at, 1, j, whole ? b->least[g] : b->d_least);
     }
     if (f.scale != SCALE_INT8) return;
-    uint16_t *blocks =
-        (uint16_t *)(panel + quant_blocks_at(f, K)) + (int64_t)first / QUANT_BLOCK * f.rows * PANEL;
+    uint16_t *blocks = (uint16_t *)(panel + quant_blocks_at(f, a->cols)) +
+                       (int64_t)first / QUANT_BLOCK * f.rows * PANEL;
     blocks[j] = b->d;
     if (f.rows == 2) blocks[PANEL + j] = b->d_least;
 }
@@ -224,7 +231,7 @@ static void pack_quantized(void *p, int thread, int64_t begin, int64_t end) {
             for (int k = 0; k < a->cols; k += t->size, block += t->bytes) {
                 block_parts b = {0};
                 t->take(block, &b);
-                quant_put_block(quant_forms[t->form], panel, a->cols, j, k, t->size, &b);
+                put_block(a, panel, j, k, &b);
             }
         }
     }

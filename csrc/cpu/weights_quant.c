@@ -76,57 +76,37 @@ typedef struct rounding {
     quant_head *head;
 } rounding;
 
-/* Row j of a panel, from w (K). */
-static void round_groups(int form, uint8_t *panel, int j, const float *w, int K) {
-    quant_form f = quant_forms[form];
-    bf16 *scales = (bf16 *)(panel + quant_scales_at(f, K));
-    for (int k = 0; k < K; k += QUANT_GROUP) {
-        group g = {{0}, {0}};
-        uint8_t u[QUANT_GROUP];
-        memcpy(g.x, w + k, sizeof(float) * (size_t)cpu_min(QUANT_GROUP, K - k));
-        float scale = round_group(&g, form);
-        for (int h = 0; h < QUANT_GROUP; h++) u[h] = (uint8_t)(g.q[h] + f.zero);
-        quant_put(f, panel + k / QUANT_GROUP * quant_chunk_bytes(f), u, j);
-        scales[k / QUANT_GROUP * PANEL + j] = bf16_round(scale);
-    }
-}
-
-static void round_blocks(uint8_t *panel, int j, const float *w, int K) {
-    for (int k = 0; k < K; k += QUANT_BLOCK) {
-        block_parts b = {0};
-        quant_search_block(&b, w + k);
-        quant_put_block(quant_forms[FORM_Q4_K], panel, K, j, k, QUANT_BLOCK, &b);
-    }
-}
-
 static void pack_quantized(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const rounding *a = p;
     const gpt_segment *s = a->op->segment;
+    quant_form f = quant_forms[a->form];
     int part_rows = s->rows / s->parts, per_part = (int)quant_panels(part_rows), K = s->cols;
-    int64_t size = quant_panel_bytes(quant_forms[a->form], K);
     for (int64_t i = begin; i < end; i++) {
-        uint8_t *panel = (uint8_t *)a->head + a->head->parts[0].at + i * size;
+        uint8_t *panel = (uint8_t *)a->head + a->head->parts[0].at + i * quant_panel_bytes(f, K);
+        bf16 *scales = (bf16 *)(panel + quant_scales_at(f, K));
         int in_part = (int)i % per_part * PANEL, first = (int)i / per_part * part_rows + in_part;
-        memset(panel, 0, (size_t)size);
-        for (int j = 0; j < PANEL && in_part + j < part_rows; j++) {
-            const float *w = a->op->w + (int64_t)(first + j) * K;
-            if (a->form == FORM_Q4_K)
-                round_blocks(panel, j, w, K);
-            else
-                round_groups(a->form, panel, j, w, K);
-        }
+        memset(panel, 0, (size_t)quant_panel_bytes(f, K));
+        for (int k = 0; k < K; k += QUANT_GROUP)
+            for (int j = 0; j < PANEL; j++) {
+                group g = {{0}, {0}};
+                uint8_t u[QUANT_GROUP];
+                float scale = 0;
+                if (in_part + j < part_rows) {
+                    memcpy(g.x, a->op->w + (int64_t)(first + j) * K + k,
+                           sizeof(float) * (size_t)cpu_min(QUANT_GROUP, K - k));
+                    scale = round_group(&g, a->form);
+                }
+                for (int h = 0; h < QUANT_GROUP; h++) u[h] = (uint8_t)(g.q[h] + f.zero);
+                quant_put(f, panel + k / QUANT_GROUP * quant_chunk_bytes(f), u, j);
+                scales[k / QUANT_GROUP * PANEL + j] = bf16_round(scale);
+            }
     }
 }
 
-/* The form of 4 bits has scales for blocks of 256 where rows are whole ones. */
-static int form_for(int form, int cols) {
-    return form == FORM_INT4 && cols % QUANT_BLOCK == 0 ? FORM_Q4_K : form;
-}
-
 size_t quant_rounded_bytes(int form, int rows, int cols, int parts) {
-    quant_form f = quant_forms[form_for(form, cols)];
-    return sizeof(quant_head) + (size_t)(parts * quant_part_bytes(f, rows / parts, cols));
+    return sizeof(quant_head) +
+           (size_t)(parts * quant_part_bytes(quant_forms[form], rows / parts, cols));
 }
 
 void quant_round(gpt_ctx *ctx, int form, const weights_pack *op) {
@@ -134,14 +114,14 @@ void quant_round(gpt_ctx *ctx, int form, const weights_pack *op) {
     const gpt_segment *s = &given;
     if (op->given) given.rows = op->given;
     weights_pack pack = {.w = op->w, .segment = s};
-    rounding a = {.op = &pack, .form = form_for(form, given.cols), .head = s->packed};
+    rounding a = {.op = &pack, .form = form, .head = s->packed};
     int part_rows = s->rows / s->parts;
-    int64_t part_bytes = quant_part_bytes(quant_forms[a.form], part_rows, s->cols);
+    int64_t part_bytes = quant_part_bytes(quant_forms[form], part_rows, s->cols);
     *a.head = (quant_head){.bytes = (int64_t)quant_rounded_bytes(form, s->rows, s->cols, s->parts),
                            .n_parts = s->parts};
     for (int part = 0; part < s->parts; part++)
         a.head->parts[part] = (quant_part){
-            .form = a.form, .rows = part_rows, .at = (int64_t)sizeof *a.head + part * part_bytes};
+            .form = form, .rows = part_rows, .at = (int64_t)sizeof *a.head + part * part_bytes};
     cpu_parallel(ctx, pack_quantized, &a, s->parts * quant_panels(part_rows), 4);
 }
 
