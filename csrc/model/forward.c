@@ -103,11 +103,12 @@ static void rope(gpt_model *m, const acts *a, const layer_acts *la, const batch 
     if (op.table) m->ops->rope_forward(m->ctx, &op);
 }
 
-static void attention(gpt_model *m, const layer_acts *la, const batch *x, int l) {
+static void attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
     const gpt_config *c = &m->config;
     attention_forward op = {.out = la->att,
                             .lse = la->lse,
                             .qkv = la->qkv,
+                            .positions = a->positions,
                             .dropout = dropout_of(m, x, l, SITE_ATTENTION),
                             .window = m->layers[l].window,
                             .B = x->B,
@@ -162,7 +163,7 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
         if (x->session)
             cached_attention(m, a, la, x, l);
         else
-            attention(m, la, x, l);
+            attention(m, a, la, x, l);
         linear(m, x, a->branch, NULL, la->att, w->att_proj_w, w->att_proj_b, GPT_ACT_NONE, A, C);
 
         norm(m, x, m->layers[l].norm, la->resid_2, la->norm_2, la->stats_2, la->resid_1, a->branch,
