@@ -112,6 +112,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
         options.seq_len,
         options.seed,
         n_ahead=options.grad_accum,
+        packing=options.packing,
     )
     settings, plan = _settings(options, base, config)
     resident_before = resident_bytes()
