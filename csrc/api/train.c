@@ -185,7 +185,7 @@ static void forward_backward(gpt_model *m, const batch *x, float scale) {
     bool documents = m->acts.positions != NULL;
     const int64_t key[] = {
         (int64_t)(intptr_t)m->arena, x->B, x->T, x->first, scale_bits, documents};
-    if (m->options.dropout > 0) dropout_draw(m);
+    if (m->options.dropout > 0 || m->options.lora.dropout > 0) dropout_draw(m);
     if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {
         model_forward(m, &m->acts, x);

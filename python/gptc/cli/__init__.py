@@ -24,6 +24,7 @@ COMMANDS = {
     "finetune": ("gptc.cli.finetune", "finetune_command", "Fine-tune a model on conversations."),
     "infer": ("gptc.cli.infer", "infer_command", "Generate text with a trained model."),
     "eval": ("gptc.cli.evaluate", "eval_command", "Measure a model's loss on a dataset."),
+    "plot": ("gptc.cli.plot", "plot_command", "Draw the curves of training runs."),
     "info": ("gptc.cli.info", "info_command", "Describe a run, checkpoint, model or dataset."),
     "import": ("gptc.cli.interchange", "import_command", "Import a model from another program."),
     "export": ("gptc.cli.interchange", "export_command", "Export a model to another program."),

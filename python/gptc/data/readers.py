@@ -133,7 +133,7 @@ def opened(path: Path, name: str, reading: Reading, tally: Tally) -> Iterator[Op
             yield OpenFile(name, ".parquet", file, path)
         elif suffixes(name) == (".zip",):
             found = archives.zip_members(file, name, reading.takes)
-            yield from _chosen(found, path, name, reading, tally)
+            yield from _inside(found, path, name, reading, tally)
         else:
             yield from _unpacked(file, path, name, reading, tally)
 
@@ -164,7 +164,8 @@ def _unpacked(
     if packed and packed[0] in COMPRESSED:
         file = archives.unpacked(file, name, packed[0])
     if inner == (".tar",):
-        yield from _chosen(archives.tar_members(file, name), path, name, reading, tally)
+        found = archives.tar_members(file, name, reading.takes)
+        yield from _inside(found, path, name, reading, tally)
         return
     if inner in ((".parquet",), (".zip",)):
         raise GptcError(
@@ -175,13 +176,12 @@ def _unpacked(
     yield OpenFile(name, rows, file, path)
 
 
-def _chosen(
+def _inside(
     found: Iterator[archives.Opened], archive: Path, name: str, reading: Reading, tally: Tally
 ) -> Iterator[OpenFile]:
-    """The members of an archive that are taken."""
+    """The members of an archive and of those inside it."""
     for path, file in found:
-        if reading.takes(path):
-            yield from _unpacked(file, archive, f"{name}:{path}", reading, tally)
+        yield from _unpacked(file, archive, f"{name}:{path}", reading, tally)
 
 
 def _joined(rows: Iterable[bytes], reading: Reading) -> Iterator[bytes]:

@@ -33,6 +33,7 @@ from gptc.engine.arrays import (
     whole,
 )
 from gptc.engine.config import GPTConfig
+from gptc.engine.lora import Lora
 from gptc.engine.optim import AdamW
 from gptc.engine.options import BlockRows, Options, plan_for
 from gptc.engine.session import Session
@@ -105,7 +106,12 @@ class Model(Uncopied):
         library.call("gpt_model_create", config.to_c(), self.options.to_c(), out)
         self._handle = ffi.gc(out[0], lib.gpt_model_free)
         self._closed = False
-        self._parameters = {p.name: (i, p.shape) for i, p in enumerate(config.parameters())}
+        lora = self.options.lora
+        adapters = lora.parameters(config) if lora else ()
+        every = (*config.parameters(), *adapters)
+        self._parameters = {p.name: (i, p.shape) for i, p in enumerate(every)}
+        self.trained = adapters or every
+        """The parameters that training changes: the adapters, or all."""
         self._turns = Turns()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -124,15 +130,20 @@ class Model(Uncopied):
         seed: int = 0,
         pin: bool = False,
         blocks: Sequence[BlockRows] = (),
+        lora: Lora | None = None,
+        recompute: str = "none",
         init: bool = True,
     ) -> _Model:
         """A new model with random weights from `seed`; without `init` they are zero.
 
         `max_batch` and `max_seq` are the largest B and T of logits, loss and backward. `blocks`
-        names the matrices of the dtype "packed" that `write_blocks` gives.
+        names the matrices of the dtype "packed" that `write_blocks` gives. `lora` and `recompute`
+        are those of `Options`.
         """
         sizes = (training, max_batch, max_seq)
-        options = Options(device, dtype, threads, *sizes, dropout, seed, pin, tuple(blocks))
+        options = Options(
+            device, dtype, threads, *sizes, dropout, seed, pin, tuple(blocks), lora, recompute
+        )
         model = cls(config, options)
         if init:
             model.init(seed)
@@ -142,6 +153,10 @@ class Model(Uncopied):
         """Draws random weights as GPT-2 does; they depend on the seed alone."""
         self._call("gpt_model_init", whole(seed, "seed"))
 
+    def init_adapters(self, seed: int = 0) -> None:
+        """Draws the adapters alone as peft does: A uniform within 1 / sqrt(in), B zero."""
+        self._call("gpt_model_init_lora", whole(seed, "seed"))
+
     # ---- parameters ----
 
     def parameters(self) -> dict[str, FloatArray]:
@@ -149,8 +164,8 @@ class Model(Uncopied):
         return {name: self.get(name) for name in self._parameters}
 
     def gradients(self) -> dict[str, FloatArray]:
-        """A copy of the gradient of every parameter by name."""
-        return {name: self.read(name, "grad") for name in self._parameters}
+        """A copy of the gradient of every parameter that is trained, by name."""
+        return {p.name: self.read(p.name, "grad") for p in self.trained}
 
     def get(self, name: str) -> FloatArray:
         """A copy of one parameter."""
@@ -219,9 +234,9 @@ class Model(Uncopied):
         """One optimizer step on inputs (B, T) and targets (B, T), or on lists of micro-batches.
 
         The loss is the mean over all targets that are not -1, of all micro-batches together; one
-        without a target is passed over. `positions` are as many, as `backward` takes them. `check`
-        is called before each; an exception from it drops the step and leaves the model unchanged.
-        UsageError without any target.
+        without a target is passed over. `positions` are as many as inputs, as `backward` takes
+        them. `check` is called before each; an exception from it drops the step and leaves the
+        model unchanged. UsageError without any target.
         """
         batches = micro_batches(inputs, "inputs")
         wanted = micro_batches(targets, "targets")

@@ -77,6 +77,12 @@ def header(setup: Setup, out: Path) -> Iterator[str]:
         f"{setup.plan.n_params:,} parameters: {plural(config.n_layer, 'layer')}, "
         f"{plural(config.n_head, 'head')}, width {config.n_embd}, context {config.block_size}"
     )
+    if lora := setup.model.options.lora:
+        trained = sum(math.prod(shape) for _, shape, _ in setup.model.trained)
+        yield (
+            f"  adapter rank {lora.rank}, alpha {lora.alpha:g}, of {', '.join(lora.targets)}: "
+            f"{trained:,} parameters are trained"
+        )
     yield (
         f"  data    {options.data}: {n_train:,} training tokens, {n_val:,} for validation, "
         f"{setup.tokenizer.kind} tokenizer"

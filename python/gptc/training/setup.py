@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gptc.checkpoint.adapter import AdapterCheckpoint
 from gptc.checkpoint.compatible import (
     check_vocabulary,
     is_kind,
@@ -29,11 +30,12 @@ from gptc.data.loader import Loader
 from gptc.data.preparation import resolve_dataset
 from gptc.engine import library
 from gptc.engine.config import GPTConfig
-from gptc.engine.options import Options, Plan, plan_for
+from gptc.engine.lora import Lora, targets_named
+from gptc.engine.options import BlockRows, Options, Plan, plan_for
 from gptc.errors import EngineError, GptcError, UsageError
 from gptc.files.checksum import recorded_checksum
 from gptc.files.memory import available_bytes, resident_bytes
-from gptc.files.words import amount
+from gptc.files.words import amount, quoted
 from gptc.formats.model_file import ModelFile
 from gptc.settings import spelled
 from gptc.tokenizer.base import Tokenizer
@@ -66,6 +68,13 @@ class Setup:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the data and the model."""
         return self.dataset.tokenizer
+
+    @property
+    def adapted(self) -> ModelFile:
+        """The model that adapters are trained for."""
+        known = self.base.base if isinstance(self.base, AdapterCheckpoint) else self.initial
+        assert known is not None
+        return known
 
     @property
     def has_val(self) -> bool:
@@ -101,6 +110,11 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
     initial: ModelFile | None = None
     if base is None and options.init_from is not None:
         initial = open_checkpoint(options.init_from)
+        if initial.lora is not None:
+            raise UsageError(
+                f"{options.init_from} holds adapters: continue their run with --resume, or merge "
+                f"them first: gptc export {quoted(options.init_from)} --merge --to hf --out CKPT"
+            )
     options, dataset = _open_dataset(options, base, initial, show)
     dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
     config = _shape(options, base or initial, dataset)
@@ -114,7 +128,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
         n_ahead=options.grad_accum,
         packing=options.packing,
     )
-    settings, plan = _settings(options, base, config)
+    settings, plan = _settings(options, base, base or initial, config)
     resident_before = resident_bytes()
     model = _create_model(options, base, config, settings)
     try:
@@ -129,6 +143,8 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
             loader.position = trainer["loader_position"]
         elif initial is not None:
             initial.load_into(model)
+            if options.lora_rank:
+                model.init_adapters(options.seed)
         else:
             model.init(options.seed)
         step_s = time_step(model, loader, options.grad_accum) if options.minutes else None
@@ -220,8 +236,28 @@ def _fit_context(options: TrainOptions, config: GPTConfig, show: Progress) -> Tr
     return replace(options, seq_len=config.block_size)
 
 
+def _lora(options: TrainOptions, config: GPTConfig) -> Lora | None:
+    """The adapters that the options ask for."""
+    rank = options.lora_rank
+    if not rank:
+        return None
+    targets = targets_named(config, options.lora_targets)
+    alpha = 2.0 * rank if options.lora_alpha is None else options.lora_alpha
+    return Lora(rank, alpha, targets, options.lora_dropout, options.lora_kind)
+
+
+def _packing(options: TrainOptions, dtype: str, known: ModelFile | None) -> tuple[BlockRows, ...]:
+    """The matrices that stay as a quantized file has them while adapters are trained."""
+    if not options.lora_rank or known is None or dtype not in ("auto", "packed"):
+        return ()
+    blocks = known.packing()
+    if dtype == "packed" and not blocks:
+        raise UsageError(f"{known.path} has no quantized matrices: choose another --dtype")
+    return blocks
+
+
 def _settings(
-    options: TrainOptions, base: Checkpoint | None, config: GPTConfig
+    options: TrainOptions, base: Checkpoint | None, known: ModelFile | None, config: GPTConfig
 ) -> tuple[Options, Plan]:
     """The model's options and memory plan. GptcError if the memory is not available."""
     threads, dtype = options.threads, options.dtype
@@ -232,9 +268,10 @@ def _settings(
         assert trainer is not None
         threads = threads or min(trainer["threads"], library.cpu_count())
         dtype = trainer["dtype"] if dtype == "auto" else dtype
+    blocks = _packing(options, dtype, known)
     settings = Options(
         options.device,
-        dtype,
+        "packed" if blocks else dtype,
         threads,
         training=True,
         max_batch=options.batch_size,
@@ -242,6 +279,9 @@ def _settings(
         dropout=options.dropout,
         seed=options.seed,
         pin=options.pin,
+        blocks=blocks,
+        lora=_lora(options, config),
+        recompute=options.recompute,
     ).resolved()
     try:
         plan = plan_for(config, settings)
