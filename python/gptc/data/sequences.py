@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gptc.data.dataset import Dataset
-from gptc.data.kinds import is_target
+from gptc.data.kinds import REJECTED, is_target
 from gptc.data.loader import Rows
 from gptc.data.options import Packing
 from gptc.tokenizer.base import Tokens
@@ -45,8 +45,9 @@ class Sequences:
 class Windows:
     """Rows of at most T + 1 tokens, of which each has a target: a sequence, or several.
 
-    Of longer sequences the end is cut off, or they are left out. With the packing "fit", sequences
-    that are together at most T positions share a window.
+    Of longer sequences the end is cut off, or they are left out. Rejected answers of preference
+    data are left out. With the packing "fit", sequences that are together at most T positions share
+    a window.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Windows:
         kept = n_targets > 0
         if dataset.long_rows == "drop":
             kept &= ~is_long
+        kept &= (sequences.kinds[begins] & REJECTED) == 0
         used: list[int] = np.flatnonzero(kept).tolist()
         self.n_used = len(used)
         """Sequences that are learned."""

@@ -142,6 +142,9 @@ def test_preference_rows_are_pairs(tmp_path: Path) -> None:
     assert worse == [False, True] * 4
     assert "Good 2." in texts(dataset, "train")[4]
     assert "Bad." in texts(dataset, "train")[5]
+    windows = Windows(dataset, "train", 100)
+    assert len(windows) == 4
+    assert not any(b"Bad" in bytes(row.astype(np.uint8)) for row in windows.batch(range(4)).inputs)
 
 
 # ---- batches ----
