@@ -184,6 +184,7 @@ def _print_ngrams(rows: list[dict[str, Any]]) -> None:
 def _dataset(checkpoint: ModelFile, data: str | None) -> tuple[Dataset, str]:
     """The named dataset, else that of the checkpoint's run, in the model's tokens; and its name."""
     from gptc.checkpoint.compatible import check_vocabulary, tokenizer_argument
+    from gptc.data.chat_cache import is_chat_file, resolve_chats
     from gptc.data.preparation import resolve_dataset
 
     if data is None:
@@ -192,6 +193,8 @@ def _dataset(checkpoint: ModelFile, data: str | None) -> tuple[Dataset, str]:
             raise GptcError(f"{checkpoint.path} records no dataset: give one with --data")
         data = trained
     own = checkpoint.tokenizer()
+    if is_chat_file(data):
+        return resolve_chats(data, own, notify=lambda line: click.echo(line, err=True)), data
     argument = tokenizer_argument(own, checkpoint, data)
     dataset = resolve_dataset(data, argument, notify=lambda line: click.echo(line, err=True))
     check_vocabulary(checkpoint, own, dataset)

@@ -1,4 +1,4 @@
-"""Batches of conversations: each row of a batch is one conversation, filled up with padding.
+"""Batches of conversations. A row of a batch has one, or several that attention keeps apart.
 
 Letters in shapes: B is batch_size, T at most seq_len, W the number of windows of a split.
 """
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from gptc.data.dataset import Dataset
-from gptc.data.loader import Batch, Loader, Order, eval_batches, mix, permute
+from gptc.data.loader import Batch, Loader, Order, Rows, eval_batches, mix, permute
+from gptc.data.options import Packing
 from gptc.data.sequences import Windows
 from gptc.errors import GptcError, UsageError
 
@@ -18,8 +19,9 @@ from gptc.errors import GptcError, UsageError
 class ChatLoader(Loader):
     """Draws batches of conversations; what it draws is a function of the seed and `position` only.
 
-    In an epoch each window is drawn once, in random order. Targets are -1 where nothing is
-    to be learned. T is that of the longest row of a batch, rounded up.
+    With the packing "fit", a window has as many whole conversations as fit. In an epoch each window
+    is drawn once, in random order. Targets are -1 where nothing is to be learned. T is that of the
+    longest row of a batch, rounded up.
     """
 
     def __init__(
@@ -31,16 +33,17 @@ class ChatLoader(Loader):
         seed: int = 0,
         order: Order = "random",
         n_ahead: int = 1,
+        packing: Packing = "pad",
     ) -> None:
         """GptcError when no conversation has a target within seq_len + 1 tokens."""
         self._set(dataset, split, batch_size, seq_len, seed, order, n_ahead)
-        self.windows = Windows(dataset, split, seq_len)
+        self.windows = Windows(dataset, split, seq_len, packing)
         self.n_windows = len(self.windows)
         if not self.n_windows:
             raise no_targets(dataset, split, seq_len)
         self.epoch_tokens = self.n_windows * seq_len
 
-    def _draw(self, position: int) -> Batch:
+    def _draw(self, position: int) -> Rows:
         at = np.arange(position, position + self.batch_size, dtype=np.uint64)
         epochs, windows = np.divmod(at, np.uint64(self.n_windows))
         if self.order == "random":
@@ -59,11 +62,20 @@ def no_targets(dataset: Dataset, split: str, seq_len: int) -> GptcError:
 
 
 def make_loader(
-    dataset: Dataset, split: str, batch_size: int, seq_len: int, seed: int = 0, n_ahead: int = 1
+    dataset: Dataset,
+    split: str,
+    batch_size: int,
+    seq_len: int,
+    seed: int = 0,
+    n_ahead: int = 1,
+    packing: Packing = "pad",
 ) -> Loader:
     """The loader for a dataset of either sort, in random order."""
-    kind = ChatLoader if dataset.is_chats else Loader
-    return kind(dataset, split, batch_size, seq_len, seed, n_ahead=n_ahead)
+    if dataset.is_chats:
+        return ChatLoader(
+            dataset, split, batch_size, seq_len, seed, n_ahead=n_ahead, packing=packing
+        )
+    return Loader(dataset, split, batch_size, seq_len, seed, n_ahead=n_ahead)
 
 
 def n_windows(dataset: Dataset, split: str, seq_len: int) -> int:
@@ -88,4 +100,5 @@ def all_batches(
     n_all = len(windows)
     n = n_all if n_batches is None else min(n_all, n_batches * batch_size)
     for first in range(0, n, batch_size):
-        yield windows.batch([i * n_all // n for i in range(first, min(first + batch_size, n))])
+        rows = range(first, min(first + batch_size, n))
+        yield windows.batch([i * n_all // n for i in rows])[:2]

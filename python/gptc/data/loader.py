@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,18 @@ from gptc.tokenizer.base import Tokens
 
 Batch: TypeAlias = tuple[Tokens, Tokens]
 Order: TypeAlias = Literal["random", "sequential"]
+
+
+class Rows(NamedTuple):
+    """A batch: inputs and targets, int32 (B, T) each; `positions` if rows hold several documents.
+
+    They are the positions (B, T) of tokens in theirs, 0 where one begins.
+    """
+
+    inputs: Tokens
+    targets: Tokens
+    positions: Tokens | None = None
+
 
 _U64: TypeAlias = npt.NDArray[np.uint64]
 _CHUNK = 1024  # sequences whose places are computed at once
@@ -91,7 +103,7 @@ class Loader:
         self.order = order
         self.position = 0
         self._n_ahead = n_ahead
-        self._ahead: deque[tuple[int, Future[Batch]]] = deque()  # by position
+        self._ahead: deque[tuple[int, Future[Rows]]] = deque()  # by position
         self._thread: ThreadPoolExecutor | None = None
         self._process = os.getpid()
         self._chunk = -1
@@ -99,6 +111,10 @@ class Loader:
 
     def next(self) -> Batch:
         """The next inputs and targets, int32 (B, T) each; targets are one token further on."""
+        return self.next_rows()[:2]
+
+    def next_rows(self) -> Rows:
+        """The next batch, with the positions of tokens in their documents if there are several."""
         if self._process != os.getpid():  # a fork has the loader, but not its thread
             self._process = os.getpid()
             self._thread = None
@@ -126,9 +142,9 @@ class Loader:
             batch.cancel()
         self._ahead.clear()
 
-    def _draw(self, position: int) -> Batch:
+    def _draw(self, position: int) -> Rows:
         starts = [self._start(position + b) for b in range(self.batch_size)]
-        return _batch(self.dataset, self.split, starts, self.seq_len)
+        return Rows(*_batch(self.dataset, self.split, starts, self.seq_len))
 
     def _start(self, position: int) -> int:
         """Where in the split the sequence at `position` of the stream begins."""

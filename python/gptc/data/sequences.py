@@ -6,12 +6,15 @@ of a batch, T that of their positions.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 import numpy as np
 
 from gptc.data.dataset import Dataset
-from gptc.data.kinds import is_target
+from gptc.data.kinds import REJECTED, is_target
+from gptc.data.loader import Rows
+from gptc.data.options import Packing
 from gptc.tokenizer.base import Tokens
 from gptc.tokenizer.conversations import FIRST
 
@@ -40,12 +43,16 @@ class Sequences:
 
 
 class Windows:
-    """Sequences as rows of at most T + 1 tokens, of which each has a target.
+    """Rows of at most T + 1 tokens, of which each has a target: a sequence, or several.
 
-    Of longer ones the end is cut off, or they are left out.
+    Of longer sequences the end is cut off, or they are left out. Rejected answers of preference
+    data are left out. With the packing "fit", sequences that are together at most T positions share
+    a window.
     """
 
-    def __init__(self, dataset: Dataset, split: str, seq_len: int) -> None:
+    def __init__(
+        self, dataset: Dataset, split: str, seq_len: int, packing: Packing = "pad"
+    ) -> None:
         self.sequences = sequences = Sequences(dataset, split)
         self.seq_len = seq_len
         self._target = is_target(sequences.kinds, dataset.train_on)
@@ -57,31 +64,77 @@ class Windows:
         kept = n_targets > 0
         if dataset.long_rows == "drop":
             kept &= ~is_long
-        self.rows = np.flatnonzero(kept)
-        """The sequences that are used (W,)."""
-        self.n_targets = int(n_targets[kept].sum())
+        kept &= (sequences.kinds[begins] & REJECTED) == 0
+        used: list[int] = np.flatnonzero(kept).tolist()
+        self.n_used = len(used)
+        """Sequences that are learned."""
         self.n_long = int(is_long.sum())
         """Sequences that are cut or left out since they are long."""
         self.n_empty = int((n_targets == 0).sum())
         """Sequences that are left out since they have no target, or none before the cut."""
+        self.packing = packing
+        positions = np.minimum(sizes - 1, seq_len).tolist()
+        if packing == "pad":
+            self._rows = [[i] for i in used]
+        else:
+            self._rows = best_fit(used, positions, seq_len)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._rows)
 
-    def batch(self, windows: Sequence[int]) -> tuple[Tokens, Tokens]:
-        """Inputs and targets of these windows, int32 (B, T) each; -1 is not a target.
+    def batch(self, windows: Sequence[int]) -> Rows:
+        """Inputs, targets and positions of these windows, int32 (B, T) each; -1 is not a target.
 
         T is that of the longest, rounded up. Padding follows the tokens of a row, so that causal
-        attention does not read it.
+        attention does not read it; where positions are needed it is a document.
         """
-        rows = [int(self.rows[window]) for window in windows]
-        longest = max(int(self.sequences.sizes[row]) - 1 for row in rows)
+        rows = [self._rows[window] for window in windows]
+        found = [[self._pair(i) for i in row] for row in rows]
+        longest = max(sum(len(x) for x, _ in row) for row in found)
         width = min(self.seq_len, -(-longest // _ROUND) * _ROUND)
-        x = np.zeros((len(rows), width), np.int32)
-        y = np.full((len(rows), width), -1, np.int32)
-        for b, row in enumerate(rows):
-            tokens, begin = self.sequences.tokens(row, width + 1), int(self.sequences.begins[row])
-            n = len(tokens) - 1
-            x[b, :n] = tokens[:-1]
-            y[b, :n] = np.where(self._target[begin + 1 : begin + n + 1], tokens[1:], -1)
-        return x, y
+        shape = (len(rows), width)
+        inputs, targets = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+        positions = np.zeros(shape, np.int32)
+        for b, row in enumerate(found):
+            at = 0
+            for x, y in row:
+                end = at + len(x)
+                inputs[b, at:end], targets[b, at:end] = x, y
+                positions[b, at:end] = np.arange(len(x))
+                at = end
+            positions[b, at:] = np.arange(width - at)
+        return Rows(inputs, targets, positions if self.packing == "fit" else None)
+
+    def _pair(self, i: int) -> tuple[Tokens, Tokens]:
+        """The inputs and targets of a sequence (n,)."""
+        tokens, begin = self.sequences.tokens(i, self.seq_len + 1), int(self.sequences.begins[i])
+        learned = self._target[begin + 1 : begin + len(tokens)]
+        return tokens[:-1], np.where(learned, tokens[1:], -1).astype(np.int32)
+
+
+def best_fit(items: Sequence[int], sizes: Sequence[int], room: int) -> list[list[int]]:
+    """Packs items into bins of `room`: the largest first, each where it leaves the least room.
+
+    Best-fit decreasing (Johnson 1973): at most 11/9 of the fewest bins, and one. `sizes` is by
+    item.
+    """
+    bins: list[list[int]] = []
+    open_bins: dict[int, list[int]] = {}  # by the room that they have
+    rooms: list[int] = []  # of these, ascending
+    for item in sorted(items, key=lambda i: (-sizes[i], i)):
+        at = bisect_left(rooms, sizes[item])
+        if at == len(rooms):
+            chosen, left = len(bins), room
+            bins.append([])
+        else:
+            left = rooms[at]
+            chosen = open_bins[left].pop()
+            if not open_bins[left]:
+                del open_bins[left], rooms[at]
+        bins[chosen].append(item)
+        left -= sizes[item]
+        if left and left not in open_bins:
+            insort(rooms, left)
+        if left:
+            open_bins.setdefault(left, []).append(chosen)
+    return bins

@@ -64,7 +64,7 @@ def check_windows(dataset: Dataset, split: str, seq_len: int, name: str) -> None
     `name` is that of the data in the error.
     """
     n_tokens = dataset.n_tokens(split)
-    if n_tokens > 2 * seq_len:
+    if n_tokens > 2 * seq_len or dataset.is_chats:
         return
     fixes = [f"--seq-len {(n_tokens - 1) // 2} or less"] if n_tokens > 2 else []
     if split != "all" and dataset.n_tokens("all") > 2 * seq_len:

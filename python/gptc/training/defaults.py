@@ -56,12 +56,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "batch_size": 4,
         "seq_len": 512,
         "epochs": 3.0,
-        "lr": 2e-5,
+        "lora_rank": 16,
+        "lr": 2e-4,
         "weight_decay": 0.0,
         "eval_every": 50,
         "eval_batches": 50,
     },
 }
+FULL_LR = 2e-5  # of `gptc finetune` without adapters
 OTHER_DEFAULTS: dict[str, Any] = {"steps": 5000, "warmup_steps": 200}
 
 

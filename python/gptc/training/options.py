@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from gptc.data.options import LONG_ROWS, TRAIN_ON
+from gptc.data.options import LONG_ROWS, PACKING, TRAIN_ON
 from gptc.engine.lora import KINDS
 from gptc.engine.options import DTYPES, RECOMPUTE, DeviceOptions
 from gptc.errors import UsageError
@@ -77,6 +77,12 @@ class TrainOptions(DeviceOptions):
         "Treatment of conversations longer than --seq-len.",
         section=_WHAT,
         choices=LONG_ROWS,
+    )
+    packing: Literal["pad", "fit"] = option(
+        "pad",
+        "Conversations in a row of a batch: one, or as many as fit, apart in attention.",
+        section=_WHAT,
+        choices=PACKING,
     )
     on_bad_row: str = option(
         "stop",
@@ -271,4 +277,4 @@ LIMITS = ("steps", "tokens", "epochs", "minutes")
 # Options that cannot change on --resume: the model, and the stream of batches.
 FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)
 LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_kind")
-FIXED_CHATS = ("train_on", "long_rows", "on_bad_row", "chat_template")
+FIXED_CHATS = ("train_on", "long_rows", "packing", "on_bad_row", "chat_template")

@@ -126,6 +126,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
         options.seq_len,
         options.seed,
         n_ahead=options.grad_accum,
+        packing=options.packing,
     )
     settings, plan = _settings(options, base, base or initial, config)
     resident_before = resident_bytes()

@@ -57,11 +57,13 @@ class Trainer:
         setup, state, options = self._setup, self._setup.state, self._setup.options
         position = setup.loader.position
         lr = learning_rate(state.step, setup.horizon.steps, options)
-        batches = [setup.loader.next() for _ in range(options.grad_accum)]
+        batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
+        places = [rows.positions for rows in batches if rows.positions is not None]
         try:
             result = setup.model.train_step(
-                [x for x, _ in batches],
-                [y for _, y in batches],
+                [rows.inputs for rows in batches],
+                [rows.targets for rows in batches],
+                positions=places or None,
                 lr=lr,
                 beta1=options.beta1,
                 beta2=options.beta2,
@@ -82,7 +84,7 @@ class Trainer:
         state.step += 1
         state.tokens += options.tokens_per_step
         self.n_steps += 1
-        self.n_positions += sum(x.size for x, _ in batches)
+        self.n_positions += sum(rows.inputs.size for rows in batches)
         state.lr = lr
         return {
             "step": state.step,

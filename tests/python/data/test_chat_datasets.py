@@ -7,6 +7,7 @@ past of the loader.
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from gptc.data.chat_loader import ChatLoader, all_batches
 from gptc.data.dataset import Dataset
 from gptc.data.kinds import REJECTED
 from gptc.data.preparation import prepare
-from gptc.data.sequences import Sequences, Windows
+from gptc.data.sequences import Sequences, Windows, best_fit
 from gptc.errors import GptcError, UsageError
 from gptc.tokenizer.conversations import SAID
 
@@ -141,6 +142,9 @@ def test_preference_rows_are_pairs(tmp_path: Path) -> None:
     assert worse == [False, True] * 4
     assert "Good 2." in texts(dataset, "train")[4]
     assert "Bad." in texts(dataset, "train")[5]
+    windows = Windows(dataset, "train", 100)
+    assert len(windows) == 4
+    assert not any(b"Bad" in bytes(row.astype(np.uint8)) for row in windows.batch(range(4)).inputs)
 
 
 # ---- batches ----
@@ -153,7 +157,7 @@ def test_targets_are_what_is_to_be_learned(tmp_path: Path, train_on: Any) -> Non
     ]
     dataset = prepared(tmp_path, [{"messages": turns}] * 3, val_fraction=0)
     dataset.train_on = train_on
-    x, y = Windows(dataset, "train", 200).batch([0, 1])
+    x, y, _ = Windows(dataset, "train", 200).batch([0, 1])
     n = int(Sequences(dataset, "train").sizes[0]) - 1
     learned = bytes(int(t) for t in y[0] if t >= 0).decode()
     said = ["assistant 0<|im_end|>\n", "assistant 1<|im_end|>\n"]
@@ -173,7 +177,7 @@ def test_long_rows_are_cut_or_dropped_and_counted(tmp_path: Path) -> None:
     sizes = Sequences(dataset, "train").sizes.tolist()
     cut = Windows(dataset, "train", 100)
     assert (len(cut), cut.n_long, cut.n_empty) == (2, 1, 0)
-    x, y = cut.batch([1])
+    x, y, _ = cut.batch([1])
     assert x.shape == (1, 100)
     assert y[0, -1] == ord("y")
     dataset.long_rows = "drop"
@@ -205,6 +209,41 @@ def test_an_epoch_draws_each_row_once_and_the_order_is_a_function_of_the_place(
     assert whole[:30] != whole[30:]
     assert drawn(5, 12, 7) == whole[12:33]  # across an epoch
     assert drawn(6, 0, 10) != whole[:30]
+
+
+def test_best_fit_loses_nothing_and_exceeds_no_bin() -> None:
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(1, 40, 300).tolist()
+    bins = best_fit(range(300), sizes, 64)
+    assert sorted(item for some in bins for item in some) == list(range(300))
+    filled = [sum(sizes[i] for i in some) for some in bins]
+    assert max(filled) <= 64
+    assert len(bins) <= -(-sum(sizes) // 64) * 11 / 9 + 1
+    assert best_fit([0, 1, 2, 3], [4, 3, 3, 2], 6) == [[0, 3], [1, 2]]
+
+
+def test_packed_windows_have_the_same_rows_side_by_side(tmp_path: Path) -> None:
+    dataset = prepared(tmp_path, rows(30), val_fraction=0)
+    alone, packed = Windows(dataset, "train", 512), Windows(dataset, "train", 512, "fit")
+    assert len(packed) < len(alone) / 2
+
+    def documents(windows: Windows) -> list[tuple[bytes, bytes]]:
+        x, y, positions = windows.batch(range(len(windows)))
+        if positions is None:
+            positions = np.broadcast_to(np.arange(x.shape[1]), x.shape)
+        found = []
+        for b in range(len(x)):
+            begins = [*np.flatnonzero(positions[b] == 0).tolist(), x.shape[1]]
+            for begin, end in itertools.pairwise(begins):
+                assert positions[b, begin:end].tolist() == list(range(end - begin))
+                n = int(np.append(np.flatnonzero(y[b, begin:end] >= 0), -1).max()) + 1
+                if n:  # not padding
+                    found.append(
+                        (x[b, begin : begin + n].tobytes(), y[b, begin : begin + n].tobytes())
+                    )
+        return sorted(found)
+
+    assert documents(packed) == documents(alone)
 
 
 def test_evaluation_takes_each_target_once(tmp_path: Path) -> None:

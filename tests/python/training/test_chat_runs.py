@@ -20,7 +20,9 @@ from conversing import rows, write_base, write_rows
 from gptc import Model
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.chat_cache import is_chat_file, resolve_chats
+from gptc.data.options import PACKING
 from gptc.data.preparation import prepare
+from gptc.data.sequences import Windows
 from gptc.errors import GptcError, UsageError
 from gptc.eval.loss import evaluate
 from gptc.generation.chat import chat
@@ -70,9 +72,29 @@ def test_the_loss_of_a_step_is_the_mean_of_all_targets(tmp_path: Path) -> None:
         assert model.step == 1
 
 
+def test_the_packing_does_not_change_the_gradient(options: dict[str, Any]) -> None:
+    base = Path(options["init_from"])
+    with Model.load(base, threads=1, training=True, max_batch=50) as model:
+        dataset = resolve_chats(options["data"], Checkpoint(base).tokenizer())
+        found = []
+        for packing in PACKING:
+            windows = Windows(dataset, "train", 128, packing)
+            rows = windows.batch(range(len(windows)))
+            loss = model.backward(rows.inputs, rows.targets, positions=rows.positions)
+            found.append((len(windows), loss, model.gradients()))
+            model.zero_gradients()
+        (n_alone, alone, expected), (n_packed, packed, gradients) = found
+        assert n_packed < n_alone
+        assert packed == pytest.approx(alone, rel=1e-5)
+        for name, gradient in expected.items():
+            assert np.allclose(gradients[name], gradient, rtol=1e-3, atol=1e-6), name
+
+
+@pytest.mark.parametrize("packing", PACKING)
 def test_an_interrupted_run_ends_with_the_same_bits(
-    options: dict[str, Any], tmp_path: Path
+    options: dict[str, Any], tmp_path: Path, packing: str
 ) -> None:
+    options["packing"] = packing
     whole, parts = ({**options, "out": str(tmp_path / name)} for name in ("whole", "parts"))
     train(whole)
 

@@ -1,0 +1,85 @@
+"""`gptc finetune` and `gptc info --show-mask`: their defaults, output and errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conversing import rows, write_base, write_rows
+from gptc.cli.finetune import finetune_options
+from gptc.training.options import LIMITS
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A model and rows for it; the cache is empty."""
+    monkeypatch.setenv("GPTC_CACHE", str(tmp_path / "cache"))
+    return write_base(tmp_path / "base"), write_rows(tmp_path / "chats.jsonl", rows(30))
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_model_is_fine_tuned(
+    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path, rank: int
+) -> None:
+    base, chats = files
+    out, steps = tmp_path / "run", ("--steps", 4, "--threads", 1, "--device", "cpu")
+    ran = gptc("finetune", "-m", base, "--data", chats, "--out", out, "--lora-rank", rank, *steps)
+    assert ran.code == 0, ran.err
+    assert "27 conversations to train on, 3 held out" in ran.err
+    assert ran.out.count("before: ") == ran.out.count("after: ") == 3
+    assert f"next: gptc infer -m {out}" in ran.err
+    options = json.loads((out / "ckpt-000004" / "trainer.json").read_text())["options"]
+    assert (options["lora_rank"], options["lr"]) == (rank, 2e-4 if rank else 2e-5)
+    messages = tmp_path / "messages.json"
+    messages.write_text(json.dumps([{"role": "user", "content": "Hi"}]))
+    answer = gptc("infer", "-m", out, "--messages", messages, "--max-tokens", 4)
+    assert answer.code == 0, answer.err
+    again = gptc("finetune", "-m", base, "--data", chats, "--out", out, "--steps", 4)
+    assert (again.code, "--resume" in again.err) == (2, True)
+
+
+def test_defaults_follow_the_options() -> None:
+    cpu = {"device": "cpu"}
+    assert finetune_options(cpu)["epochs"] == 3
+    for name in LIMITS:
+        options = finetune_options({**cpu, name: 7})
+        assert [limit for limit in LIMITS if limit in options] == [name]
+    assert finetune_options({**cpu, "lr": 1e-3, "lora_rank": 0})["lr"] == 1e-3
+
+
+def test_faults_are_one_line(
+    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
+) -> None:
+    base, _ = files
+    bad = write_rows(tmp_path / "bad.jsonl", [*rows(2), {"instruction": "x", "output": ""}])
+    ran = gptc("finetune", "-m", base, "--data", bad, "--out", tmp_path / "run")
+    assert ran.code == 1
+    assert f"{bad}: line 3: message 2 (assistant) is empty" in ran.err
+    assert not (tmp_path / "run").exists()
+    config = tmp_path / "c.toml"
+    config.write_text('data = "stories"\n')
+    ran = gptc("finetune", "-m", base, "--data", bad, "--config", config)
+    assert (ran.code, "sets data" in ran.err) == (2, True)
+
+
+def test_masks_are_shown_in_brackets(
+    files: tuple[Path, Path], gptc: Callable[..., Any], tmp_path: Path
+) -> None:
+    base, chats = files
+    out = tmp_path / "data"
+    assert gptc("prepare", chats, "--tokenizer", base, "--out", out).code == 0
+    shown = gptc("info", out, "--show-mask")
+    assert shown.out.count("---- train") == 3
+    assert '<|im_start|>assistant\n[{"name": ' in shown.out
+    assert shown.out.count('"}<|endoftext|>]\n') == 3
+    every = gptc("info", out, "--show-mask", "--train-on", "all")
+    assert "[" in every.out.splitlines()[1]
+    ran = gptc("info", base, "--show-mask")
+    assert (ran.code, "for a dataset of conversations" in ran.err) == (2, True)
+    assert "answers" in gptc("info", out).out
+    evaluated = gptc("eval", "-m", base, "--data", chats, "--split", "val", "--seq-len", 120)
+    assert evaluated.code == 0, evaluated.err
