@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 10
+#define GPT_ABI_VERSION 11
 
 enum gpt_status {
     GPT_OK = 0,
@@ -229,6 +229,36 @@ typedef struct gpt_block_rows {
 
 enum { GPT_MAX_STACKED = 3 }; /* entries for a parameter: queries, keys and values */
 
+/* What an adapter changes; they add up. A matrix has one adapter, or its rows of queries, keys and values, or
+ * of gates and ups, have one each. */
+enum gpt_lora_target {
+    GPT_LORA_QKV = 1, /* as one matrix, as in GPT-2; not with the three of its rows */
+    GPT_LORA_Q = 2,
+    GPT_LORA_K = 4,
+    GPT_LORA_V = 8,
+    GPT_LORA_ATT_PROJ = 16,
+    GPT_LORA_FC = 32,   /* as one matrix; not with the two of its rows */
+    GPT_LORA_GATE = 64, /* of SwiGLU */
+    GPT_LORA_UP = 128,  /* of SwiGLU */
+    GPT_LORA_MLP_PROJ = 256,
+};
+
+/* Low-rank adapters: Hu et al. 2021. A linear layer with one computes x W^T + scale dropout(x) A^T B^T, with A
+ * (rank, in) and B (out, rank) in float32. With adapters all other parameters are frozen, in training too. */
+typedef struct gpt_lora {
+    int32_t rank;    /* 0: there are none; the rest is then unused */
+    int32_t targets; /* sum of enum gpt_lora_target, not 0 */
+    float scale;     /* usually alpha / rank; alpha / sqrt(rank): Kalajdzievski 2023 */
+    float dropout;   /* probability, in backward only; 0 <= dropout < 1 */
+} gpt_lora;
+
+/* What a training step computes again in its backward pass, to keep less; the results are the same bits. */
+enum gpt_recompute {
+    GPT_RECOMPUTE_NONE = 0,
+    GPT_RECOMPUTE_MLP = 1,   /* the first feed-forward layer */
+    GPT_RECOMPUTE_BLOCK = 2, /* all of a layer from the residual stream: Chen et al. 2016 */
+};
+
 typedef struct gpt_options {
     int32_t device;      /* enum gpt_device */
     int32_t dtype;       /* enum gpt_dtype */
@@ -248,6 +278,8 @@ typedef struct gpt_options {
      * be given as blocks; gates and ups of SwiGLU in two entries. */
     int32_t n_block_rows;
     const gpt_block_rows *block_rows;
+    gpt_lora lora;     /* on a CPU */
+    int32_t recompute; /* enum gpt_recompute; unused without training */
 } gpt_options;
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */
@@ -422,6 +454,10 @@ int gpt_config_layer(const gpt_config *config, int l, gpt_layer *out);
 /* The number of parameter tensors (-1 for an impossible shape), and the i-th of them. */
 int gpt_config_param_count(const gpt_config *config);
 int gpt_config_param(const gpt_config *config, int i, gpt_param *out);
+/* The same of adapters, which are parameters of a model after those of its shape: "h.0.attn.qkv.lora_a"
+ * (R, in), with the rank for each adapter of the matrix, and "h.0.attn.qkv.lora_b" (rows that have one, rank). */
+int gpt_lora_param_count(const gpt_config *config, const gpt_lora *lora);
+int gpt_lora_param(const gpt_config *config, const gpt_lora *lora, int i, gpt_param *out);
 int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_plan *out);
 /* The shape of the model in a checkpoint folder: gpt_model_load says which. Its files are opened and
  * checked, but for the weights. out->layers is NULL. */
@@ -440,6 +476,8 @@ int gpt_model_load(const char *folder, const gpt_options *options, gpt_model **o
 void gpt_model_free(gpt_model *model); /* NULL is harmless; free its sessions first */
 /* Random weights as GPT-2's: normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). */
 int gpt_model_init(gpt_model *model, uint64_t seed);
+/* Adapters alone: A uniform within 1/sqrt(in), B zero, as peft begins. */
+int gpt_model_init_lora(gpt_model *model, uint64_t seed);
 int gpt_model_threads(const gpt_model *model);
 
 /* Copy parameter i out of, or into, the model; n is its size in numbers. Gradients may be written
@@ -463,6 +501,10 @@ int gpt_model_write_blocks(gpt_model *model, int i, int part, const void *blocks
 int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t offset,
                    int transposed, int *kept);
 
+/* The next call of gpt_model_logits, gpt_model_loss or gpt_model_backward has sequences that are made of
+ * documents: positions (B, T) of the tokens in theirs, 0 where one begins and else 1 more than before. A
+ * token attends to its own document alone, and has its position there. */
+int gpt_model_documents(gpt_model *model, const int32_t *positions, int B, int T);
 /* logits (B, T, V) of tokens (B, T). */
 int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, float *logits);
 /* Mean cross-entropy in nats over the targets (B, T) that are not -1. losses (B, T) may be NULL. */

@@ -68,7 +68,8 @@ typedef struct gpt_shape {
     int32_t C, V, Vp, NH, NKV, HS, F;
     int32_t activation;
     int32_t training;
-    int64_t n_params; /* numbers in the parameter buffer, padding included */
+    int32_t lora_rank; /* 0: there are no adapters */
+    int64_t n_params;  /* numbers in the parameter buffer, padding included */
 } gpt_shape;
 
 /* Rows of a matrix that are blocks of one type. */
@@ -119,7 +120,9 @@ typedef struct gpt_segment {
     X(classifier_forward)                                                                          \
     X(classifier_backward)
 #define GPT_WEIGHT_OPS(X) GPT_PRODUCT_OPS(X) X(weights_pack)
-#define GPT_OPS(X)        GPT_ACT_OPS(X) GPT_WEIGHT_OPS(X)
+/* Ops of adapters, which touch activations and float32 parameters; NULL in the tables of CUDA. */
+#define GPT_LORA_OPS(X) X(lora_forward) X(lora_backward)
+#define GPT_OPS(X)      GPT_ACT_OPS(X) GPT_LORA_OPS(X) GPT_WEIGHT_OPS(X)
 
 /* ---- embedding.c ---- */
 
@@ -135,10 +138,11 @@ typedef struct embedding_forward {
 
 /* The order of additions is fixed, so the result is deterministic. */
 typedef struct embedding_backward {
-    float *dwte;           /* (Vp, C) +=, or NULL */
-    float *dwpe;           /* (block_size, C) +=, or NULL */
-    const act *dout;       /* (N, C) */
-    const int32_t *tokens; /* (N) */
+    float *dwte;              /* (Vp, C) +=, or NULL */
+    float *dwpe;              /* (block_size, C) +=, or NULL */
+    const act *dout;          /* (N, C) */
+    const int32_t *tokens;    /* (N) */
+    const int32_t *positions; /* as in forward */
     int N, T, C, V;
 } embedding_backward;
 
@@ -200,6 +204,7 @@ typedef struct linear_forward {
     const weight *w; /* (OC, IC), or (2 OC, IC) for SwiGLU */
     const weight *b; /* as many as w has rows, or NULL */
     int activation;  /* enum gpt_activation */
+    int exact;       /* 1: `in` is not rounded to fewer bits, since backward will not either */
     int N, IC, OC;
 } linear_forward;
 
@@ -217,6 +222,50 @@ typedef struct linear_backward {
     int add;
     int N, IC, OC;
 } linear_backward;
+
+/* ---- lora.c ---- */
+
+/* Outputs of a linear layer that have an adapter: A is R rows of a, B so many rows of b. */
+typedef struct lora_part {
+    int first, rows;
+} lora_part;
+
+/* The adapters of a linear layer (Hu et al. 2021), after linear_forward with the same fields:
+ * u = dropout(in) a^T; then for each part y += scale u b^T in its columns, and out = activation(y). */
+typedef struct lora_forward {
+    act *out;       /* (N, OC) +=; where there is an activation = activation(pre) */
+    act *pre;       /* (N, OC), or (N, 2 OC) for SwiGLU, +=; NULL where activation is NONE */
+    float *u;       /* (N, n_parts R) =, for backward */
+    const act *in;  /* (N, IC) */
+    const float *a; /* (n_parts R, IC) */
+    const float *b; /* (rows of all parts, R) */
+    lora_part parts[GPT_MAX_STACKED];
+    gpt_dropout_site dropout;
+    float scale;
+    int activation; /* enum gpt_activation */
+    int n_parts;
+    int N, IC, OC, R;
+} lora_forward;
+
+/* After linear_backward with the same fields: du = scale dout b, of each part's columns of dout; then
+ * din += du a, where in is activation(pre) through that to the gradient of pre. */
+typedef struct lora_backward {
+    act *din;        /* (N, IC), or (N, 2 IC) for SwiGLU, += */
+    float *da;       /* (n_parts R, IC) +=, or NULL */
+    float *db;       /* (rows of all parts, R) +=, or NULL */
+    const act *dout; /* (N, OC) */
+    const act *in;   /* (N, IC); NULL where there is a pre and the table recomputes activations */
+    const act *pre;  /* (N, IC), or (N, 2 IC) for SwiGLU; NULL where activation is NONE */
+    const float *u;  /* (N, n_parts R) of forward */
+    const float *a;  /* (n_parts R, IC) */
+    const float *b;  /* (rows of all parts, R) */
+    lora_part parts[GPT_MAX_STACKED];
+    gpt_dropout_site dropout;
+    float scale;
+    int activation; /* enum gpt_activation, of the layer's input */
+    int n_parts;
+    int N, IC, OC, R;
+} lora_backward;
 
 /* ---- head.c ---- */
 
@@ -268,9 +317,10 @@ typedef struct rope_forward {
 
 /* The inverse rotation, which is the transpose. */
 typedef struct rope_backward {
-    act *dqkv;          /* (N, QKV) in place */
-    const float *table; /* as in forward */
-    int pos;            /* enum gpt_pos */
+    act *dqkv;                /* (N, QKV) in place */
+    const float *table;       /* as in forward */
+    const int32_t *positions; /* as in forward */
+    int pos;                  /* enum gpt_pos */
     int N, T, NH, NKV, HS;
 } rope_backward;
 
@@ -278,11 +328,13 @@ typedef struct rope_backward {
 
 /* Causal softmax(q k^T / sqrt(HS)) v in tiles, with the running maximum of Milakov and
  * Gimelshein 2018; query head h reads key head h / (NH / NKV). Dropout acts on the probabilities.
- * With a window, a query sees its own key and the window - 1 before it: Beltagy et al. 2020. */
+ * With a window, a query sees its own key and the window - 1 before it: Beltagy et al. 2020. With
+ * positions, a sequence is several documents, and a query sees only keys of the same one. */
 typedef struct attention_forward {
     act *out;   /* (B, T, NH HS) = */
     float *lse; /* (B, NH, T) = log of the sum of exponentials of each row, for backward; or NULL */
-    const act *qkv; /* (B, T, QKV) */
+    const act *qkv;           /* (B, T, QKV) */
+    const int32_t *positions; /* (B, T) of a row in its document, or NULL: a sequence is one */
     gpt_dropout_site dropout;
     int window; /* 0: all keys up to the query's */
     int B, T, NH, NKV, HS;
@@ -290,12 +342,13 @@ typedef struct attention_forward {
 
 /* Recomputes the probabilities from lse: Dao et al. 2022, algorithm 4. */
 typedef struct attention_backward {
-    act *dqkv;        /* (B, T, QKV) = */
-    float *db;        /* (QKV) += the sums of dqkv's rows, or NULL: see sums_attention */
-    const act *dout;  /* (B, T, NH HS) */
-    const act *qkv;   /* (B, T, QKV) */
-    const act *out;   /* (B, T, NH HS) */
-    const float *lse; /* (B, NH, T) */
+    act *dqkv;                /* (B, T, QKV) = */
+    float *db;                /* (QKV) += the sums of dqkv's rows, or NULL: see sums_attention */
+    const act *dout;          /* (B, T, NH HS) */
+    const act *qkv;           /* (B, T, QKV) */
+    const act *out;           /* (B, T, NH HS) */
+    const float *lse;         /* (B, NH, T) */
+    const int32_t *positions; /* as in forward */
     gpt_dropout_site dropout;
     int window; /* as in forward */
     int B, T, NH, NKV, HS;
@@ -348,6 +401,7 @@ typedef struct classifier_backward {
 typedef struct weights_pack {
     const float *w;             /* (rows, cols) */
     const gpt_segment *segment; /* (1); segment->packed = */
+    int given;                  /* rows of w that are there, others are zero; 0: all */
     int training;               /* 1: also what only backward reads */
 } weights_pack;
 

@@ -128,6 +128,27 @@ COST(linear_backward) {
                   .b = op->OC};
 }
 
+/* Two products with A and B, which are small: activations are read for each, and the results added to. */
+COST(lora_forward) {
+    double width = 0, kept = op->activation == GPT_ACT_NONE ? 2 : 3;
+    for (int i = 0; i < op->n_parts; i++) width += op->parts[i].rows;
+    double numbers = op->R * (width + (double)op->n_parts * op->IC);
+    return (cost){.flops = 2.0 * op->N * numbers,
+                  .bytes = acts(p, op->N * (op->IC + kept * width)) + floats(numbers),
+                  .a = op->IC,
+                  .b = (int)width};
+}
+
+COST(lora_backward) {
+    double width = 0;
+    for (int i = 0; i < op->n_parts; i++) width += op->parts[i].rows;
+    double numbers = op->R * (width + (double)op->n_parts * op->IC);
+    return (cost){.flops = 4.0 * op->N * numbers,
+                  .bytes = acts(p, op->N * (3.0 * op->IC + 2 * width)) + floats(3 * numbers),
+                  .a = op->IC,
+                  .b = (int)width};
+}
+
 COST(head_forward) {
     return (cost){.flops = 2.0 * op->N * op->C * op->V,
                   .bytes = acts(p, (double)op->N * op->C) + weights(p, op->wte, op->V, op->C, 1) +

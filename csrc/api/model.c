@@ -48,6 +48,25 @@ int gpt_config_param(const gpt_config *config, int i, gpt_param *out) {
     return GPT_OK;
 }
 
+int gpt_lora_param_count(const gpt_config *config, const gpt_lora *lora) {
+    bool possible =
+        lora && gpt_config_check(config) == GPT_OK && lora_check(config, lora) == GPT_OK;
+    return possible ? lora_count(config, lora) : -1;
+}
+
+int gpt_lora_param(const gpt_config *config, const gpt_lora *lora, int i, gpt_param *out) {
+    REQUIRE(lora);
+    REQUIRE(out);
+    TRY(gpt_config_check(config));
+    TRY(lora_check(config, lora));
+    param_slot slot;
+    if (!lora_slot(config, lora, i, &slot))
+        return fail(GPT_ERR_ARGUMENT, "parameter %d of adapters does not exist; there are %d", i,
+                    lora_count(config, lora));
+    *out = slot.info;
+    return GPT_OK;
+}
+
 /* ---- planning ---- */
 
 enum { MAX_THREADS = 1024 };
@@ -93,8 +112,15 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (out->max_batch < 0 || (int64_t)out->max_batch * out->max_seq > MAX_ROWS)
         return fail(GPT_ERR_ARGUMENT, "max_batch is %d; it must be 0 or above, and at most %lld",
                     out->max_batch, (long long)(MAX_ROWS / out->max_seq));
-    if (out->training && out->dtype >= GPT_DTYPE_INT8)
-        return fail(GPT_ERR_ARGUMENT, "quantized weights cannot be trained: use fp32 or bf16");
+    if (out->training && out->dtype >= GPT_DTYPE_INT8 && !out->lora.rank)
+        return fail(GPT_ERR_ARGUMENT,
+                    "quantized weights cannot be trained: use fp32 or bf16, or train adapters");
+    TRY(lora_check(c, &out->lora));
+    if (out->lora.rank && out->device != GPT_DEVICE_CPU)
+        return fail(GPT_ERR_ARGUMENT, "adapters (LoRA) are computed on a CPU only: use its device");
+    if (out->recompute < GPT_RECOMPUTE_NONE || out->recompute > GPT_RECOMPUTE_BLOCK)
+        return fail(GPT_ERR_ARGUMENT, "recompute is %d; it must be an enum gpt_recompute",
+                    out->recompute);
     if (out->training && out->max_batch == 0)
         return fail(GPT_ERR_ARGUMENT, "max_batch is 0; training needs at least 1");
     if (out->n_threads < 0 || out->n_threads > MAX_THREADS)
@@ -175,9 +201,9 @@ static int out_of_memory(gpt_model *m, const arena_plan *p) {
                 o->max_seq, free_now, way_on);
 }
 
-/* Without training, a matrix is packed as it is written. The packed form may be its only one. */
+/* A matrix that is not trained is packed as it is written. The packed form may be its only one. */
 static bool packs_at_once(const gpt_model *m) {
-    return !m->options.training && m->ops->packs_host_memory;
+    return weights_are_fixed(&m->options) && m->ops->packs_host_memory;
 }
 
 static int allocate_arena(gpt_model *m) {
@@ -279,13 +305,12 @@ int gpt_model_threads(const gpt_model *m) {
     return m ? m->ops->ctx_threads(m->ctx) : 0;
 }
 
+/* The n numbers may leave out padding rows, which are zeros. */
 static void pack_at_once(gpt_model *m, int i, const float *values, int64_t n) {
-    gpt_segment segment = m->layout.segments[i];
-    segment.rows = (int)(n / segment.cols); /* perhaps without padding rows, which stay zero */
-    segment.size = n;
-    if (segment.packed)
-        m->ops->weights_pack(m->ctx,
-                             &(weights_pack){.w = values, .segment = &segment, .training = 0});
+    const gpt_segment *s = &m->layout.segments[i];
+    weights_pack op = {
+        .w = values, .segment = s, .given = (int)(n / s->cols), .training = m->options.training};
+    if (s->packed) m->ops->weights_pack(m->ctx, &op);
 }
 
 /* Gives a parameter these values, which may be in its place already. */
@@ -308,21 +333,33 @@ static int check_floats(const gpt_model *m, int i) {
                 m->layout.slots[i].info.name);
 }
 
-int gpt_model_init(gpt_model *model, uint64_t seed) {
-    REQUIRE_MODEL(model);
-    for (int i = 0; i < model->layout.n_slots; i++) TRY(check_floats(model, i));
-    int64_t most = 0;
-    for (int i = 0; i < model->layout.n_slots; i++)
+/* Parameters from `first` on. */
+static int init_from(gpt_model *model, int first, uint64_t seed) {
+    int64_t most = 1;
+    for (int i = first; i < model->layout.n_slots; i++)
         if (model->layout.slots[i].stored > most) most = model->layout.slots[i].stored;
     float *values = malloc(sizeof(float) * (size_t)most);
     if (!values) return fail(GPT_ERR_MEMORY, "no memory for initial values");
-    for (int i = 0; i < model->layout.n_slots; i++) {
+    for (int i = first; i < model->layout.n_slots; i++) {
         const param_slot *slot = &model->layout.slots[i];
         params_init(slot, i, seed, values);
         write_value(model, i, values, slot->stored);
     }
     free(values);
     return model->ops->sync(model->ctx);
+}
+
+int gpt_model_init(gpt_model *model, uint64_t seed) {
+    REQUIRE_MODEL(model);
+    for (int i = 0; i < model->layout.n_slots; i++) TRY(check_floats(model, i));
+    return init_from(model, 0, seed);
+}
+
+int gpt_model_init_lora(gpt_model *model, uint64_t seed) {
+    REQUIRE_MODEL(model);
+    if (!model->options.lora.rank)
+        return fail(GPT_ERR_ARGUMENT, "the model was created without adapters");
+    return init_from(model, params_count(&model->config), seed);
 }
 
 /* The place of one parameter's values, gradients or optimizer state; NULL where they are not kept. */

@@ -217,7 +217,7 @@ static void put_block(const packing *a, uint8_t *panel, int j, int first, const 
     if (f.rows == 2) blocks[PANEL + j] = b->d_least;
 }
 
-static void pack_panels(void *p, int thread, int64_t begin, int64_t end) {
+static void pack_quantized(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const packing *a = p;
     const block_type *t = a->type;
@@ -245,7 +245,7 @@ void quant_blocks_pack(gpt_ctx *ctx, const gpt_segment *s, int part, const void 
                  .panels = (uint8_t *)head + head->parts[part].at,
                  .rows = s->stacked[part].rows,
                  .cols = s->cols};
-    cpu_parallel(ctx, pack_panels, &a, quant_panels(a.rows), 4);
+    cpu_parallel(ctx, pack_quantized, &a, quant_panels(a.rows), 4);
 }
 
 /* ---- unpacking ---- */
@@ -257,34 +257,12 @@ typedef struct unpacking {
     int cols;
 } unpacking;
 
-/* The scale of column j, or in row 1 its minimum. */
-static float get_scale(quant_form f, const uint8_t *panel, int K, int group, int row, int j) {
-    int64_t at = (int64_t)(group * f.rows + row) * PANEL + j;
-    const uint8_t *scales = panel + quant_scales_at(f, K);
-    if (f.scale != SCALE_INT8) return half_float(((const uint16_t *)scales)[at]);
-    const uint16_t *blocks = (const uint16_t *)(panel + quant_blocks_at(f, K)) +
-                             (int64_t)group * f.group / QUANT_BLOCK * f.rows * PANEL;
-    return half_float(blocks[row * PANEL + j]) * (float)(int8_t)scales[at];
-}
-
 static void unpack_row(const unpacking *a, int row, float *out) {
-    const quant_part *part = a->head->parts;
-    for (; row >= part->rows; part++) row -= part->rows;
-    quant_form f = quant_forms[part->form];
-    int K = a->cols, j = row % PANEL;
-    const uint8_t *panel =
-        (const uint8_t *)a->head + part->at + row / PANEL * quant_panel_bytes(f, K);
-    for (int k = 0; k < K; k += f.group) {
-        uint8_t u[QUANT_GROUP];
-        float scale = get_scale(f, panel, K, k / f.group, 0, j);
-        float least = f.rows == 2 ? get_scale(f, panel, K, k / f.group, 1, j) : 0;
-        if (k % QUANT_GROUP == 0)
-            quant_get(f, panel + k / QUANT_GROUP * quant_chunk_bytes(f), u, j);
-        for (int h = 0; h < f.group; h++) {
-            float product = scale * (float)(u[k % QUANT_GROUP + h] - f.zero);
-            out[k + h] = f.rows == 2 ? product + least : product;
-        }
-    }
+    quant_form f = {0};
+    int in_part = 0;
+    const uint8_t *panel = quant_panel_of(a->head, a->cols, row, &f, &in_part);
+    for (int k = 0; k < a->cols; k += QUANT_GROUP)
+        quant_terms(f, panel, a->cols, k, in_part % PANEL, out + k);
 }
 
 static void unpack_rows(void *p, int thread, int64_t begin, int64_t end) {

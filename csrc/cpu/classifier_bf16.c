@@ -47,7 +47,7 @@ static size_t lay_out(chunk_task *a, char *base, int rows) {
                              a->gradient ? (int64_t)sizeof(float) * rows * a->C : 0,
                              a->gradient ? (int64_t)cpu_packed_operand_bytes(a->C, rows) : 0};
     void *places[sizeof bytes / sizeof *bytes];
-    size_t used = 0;
+    size_t used = a->gradient ? cpu_product_room(cpu_max(a->C, SLICE)) : 0;
     for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
         places[i] = base ? base + used : NULL;
         used += (size_t)cpu_round_up(bytes[i], 64);
@@ -202,6 +202,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                         .M = n,
                         .N = V,
                         .K = C,
+                        .exact = dx != NULL,
                         .epilogue = exponentials,
                         .epilogue_args = &a};
         cpu_product(ctx, &head);

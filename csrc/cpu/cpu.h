@@ -36,12 +36,14 @@ typedef float elem;
 #define CPU_DECLARE_ACTS(name) CPU_ACTS_OP(name);
 GPT_WEIGHT_OPS(CPU_DECLARE)
 GPT_ACT_OPS(CPU_DECLARE_ACTS)
+GPT_LORA_OPS(CPU_DECLARE_ACTS)
 
 /* Bytes of workspace that the ops of one file need at most; an op lays it out itself. The files of
  * CPU_ACT_WORKSPACES have GPT_ACT_OPS, the others GPT_WEIGHT_OPS. */
 #define CPU_ACT_WORKSPACES(X)                                                                      \
     X(norm_workspace)                                                                              \
-    X(qk_norm_workspace) X(attention_workspace) X(grad_norm_workspace) X(sample_workspace)
+    X(qk_norm_workspace)                                                                           \
+    X(lora_workspace) X(attention_workspace) X(grad_norm_workspace) X(sample_workspace)
 #define CPU_WEIGHT_WORKSPACES(X) X(linear_workspace) X(classifier_workspace)
 #define CPU_WORKSPACE(name)      size_t CPU_NAME(name)(const gpt_shape *shape, int n_threads)
 #define CPU_ACTS_WORKSPACE(name) size_t CPU_ACTS_NAME(name)(const gpt_shape *shape, int n_threads)

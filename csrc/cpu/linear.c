@@ -116,6 +116,7 @@ CPU_OP(linear_forward) {
                  .M = op->N,
                  .N = op->OC,
                  .K = op->IC,
+                 .exact = op->exact,
                  .twin = swiglu ? op->OC : 0};
     if (!p.out || op->b || op->activation != GPT_ACT_NONE) {
         p.epilogue = forward_epilogue;

@@ -27,7 +27,8 @@ typedef struct product {
     float *sums; /* TN only, or NULL: (M) += the sums of a over its K rows */
     const elem *a, *b;
     const weight *w;    /* NT and NN, in the products' form */
-    const bf16 *panels; /* TN in bf16: b, where cpu_pack_operand packed it; NULL: to be packed */
+    const bf16 *panels; /* TN in bf16: b, where cpu_pack_operand packed it; NULL: to be packed.
+                         * NN: w in the form of backward alone; NULL: behind that of forward */
     /* TN in bf16: with an activation, b (K, N) is activation(pre) and made as it is packed; pre is
      * (K, N), or (K, 2 N) for SwiGLU. */
     int activation;
@@ -36,18 +37,23 @@ typedef struct product {
     int M, N, K;
     int first, rows; /* NN in bf16: w has `rows` rows, of which K from `first` on count. 0: all K */
     int add;         /* out += y: TN, and NN in bf16 */
+    int exact;       /* NT: a is not rounded to fewer bits */
     int twin; /* NT only, 0: none. Columns twin + j come with columns j: the halves of SwiGLU */
     product_epilogue_fn *epilogue; /* or NULL; NT and NN */
     void *epilogue_args;
 } product;
 
 #define cpu_product              CPU_NAME(product)
+#define cpu_product_room         CPU_NAME(product_room)
 #define cpu_product_workspace    CPU_NAME(product_workspace)
 #define cpu_pack_operand         CPU_NAME(pack_operand)
 #define cpu_packed_operand_bytes CPU_NAME(packed_operand_bytes)
 
 void cpu_product(gpt_ctx *ctx, product *p);
 
+/* Bytes at the beginning of the workspace that products of up to K terms use when a model is trained, and
+ * that an op with its own numbers there leaves to them. */
+size_t cpu_product_room(int K);
 /* Bytes of workspace for a product of kind TN of this size. */
 size_t cpu_product_workspace(int N, int K);
 

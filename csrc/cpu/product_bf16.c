@@ -158,7 +158,10 @@ static void multiply(gpt_ctx *ctx, const product *p) {
     if (p->kind == PRODUCT_NN) {
         int rows = p->rows ? p->rows : p->K;
         t.panel = pack_panel_size(rows);
-        t.b += pack_forward_size(rows, p->N) + (int64_t)p->first * PANEL;
+        if (p->panels)
+            t.b = p->panels;
+        else
+            t.b += pack_forward_size(rows, p->N) + (int64_t)p->first * PANEL;
     }
     int64_t n_tiles = split(&t, ctx->n_threads, COLS);
     cpu_parallel(ctx, run_tiles, &t, n_tiles, 1);
@@ -173,6 +176,11 @@ static int64_t operand_panel(int K) {
 
 size_t cpu_packed_operand_bytes(int N, int K) {
     return sizeof(bf16) * (size_t)(pack_panels(N) * operand_panel(K));
+}
+
+size_t cpu_product_room(int K) {
+    (void)K;
+    return 0;
 }
 
 size_t cpu_product_workspace(int N, int K) {

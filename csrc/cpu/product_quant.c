@@ -1,7 +1,7 @@
-/* product_quant.c: products with weights of 4 to 8 bits, see quant.h. There is only the forward one:
- * such weights are not trained. */
+/* product_quant.c: products with weights of 4 to 8 bits, see quant.h. Such weights are not trained; a product
+ * of a training step is unpacked_quant.c's. */
 #include "kernel_quant.h"
-#include "product.h"
+#include "unpacked_quant.h"
 
 enum { BLOCK = 32 /* columns of an epilogue */ };
 /* Up to FEW rows, panels come from memory and are asked for: those that follow, or by one row, which
@@ -126,16 +126,17 @@ static void round_rows(void *args, int thread, int64_t begin, int64_t end) {
         round_row(t->all, (int)row, p->a + row * p->lda, p->K);
 }
 
-/* A matrix that is not rounded: the bf16 table's product, at this level. */
-void CPU_ACTS_NAME(product)(gpt_ctx *ctx, product *p);
-
 void cpu_product(gpt_ctx *ctx, product *p) {
     product_tiles t = {.ctx = ctx, .p = p, .w = p->w, .rows = ROWS, .cols = COLS};
-    if (p->kind != PRODUCT_NT) return; /* such models are not trained */
+    if (p->kind == PRODUCT_TN) return; /* a gradient of weights that are not trained */
     if (t.w->parts[0].form == FORM_BF16) {
         product plain = *p;
         plain.w = (const char *)p->w + t.w->parts[0].at;
         CPU_ACTS_NAME(product)(ctx, &plain);
+        return;
+    }
+    if (p->kind == PRODUCT_NN || p->exact) {
+        quant_unpacked_product(ctx, p);
         return;
     }
     t.n_rows = (int)cpu_div_up(p->M, ROWS);
@@ -148,10 +149,10 @@ void cpu_product(gpt_ctx *ctx, product *p) {
     cpu_parallel(ctx, run_tiles, &t, count_tiles(&t), 1);
 }
 
-/* Parts of the backward pass, which there is not. */
+/* Parts of a gradient of weights, which there is not. */
 size_t cpu_product_workspace(int N, int K) {
-    (void)N, (void)K;
-    return 0;
+    (void)K;
+    return cpu_product_room(N);
 }
 size_t cpu_packed_operand_bytes(int N, int K) {
     (void)N, (void)K;

@@ -23,13 +23,11 @@
 #ifndef CPU_QUANT_H
 #define CPU_QUANT_H
 
-#include "cpu.h"
-#include "simd.h"
+#include "pack.h"
 
 #include <float.h>
 
 enum {
-    PANEL = 16,
     QUAD = 4,
     QUANT_GROUP = 32,
     QUADS = QUANT_GROUP / QUAD,
@@ -152,6 +150,45 @@ static inline void quant_get(quant_form f, const uint8_t *chunks, uint8_t *u, in
         if (f.bits == 6)
             u[k] |= (uint8_t)((chunks[(4 + i / 4) * CHUNK_BYTES + at] >> i % 4 * 2 & 3) << 4);
     }
+}
+
+/* The scale of column j, or in row 1 its minimum. */
+static inline float quant_scale_at(quant_form f, const uint8_t *panel, int K, int group, int row,
+                                   int j) {
+    int64_t at = (int64_t)(group * f.rows + row) * PANEL + j;
+    const uint8_t *scales = panel + quant_scales_at(f, K);
+    if (f.scale == SCALE_BF16) return bf16_float(((const uint16_t *)scales)[at]);
+    if (f.scale == SCALE_FP16) return half_float(((const uint16_t *)scales)[at]);
+    const uint16_t *blocks = (const uint16_t *)(panel + quant_blocks_at(f, K)) +
+                             (int64_t)group * f.group / QUANT_BLOCK * f.rows * PANEL;
+    return half_float(blocks[row * PANEL + j]) * (float)(int8_t)scales[at];
+}
+
+/* The 32 weights of column j from term k on. */
+static inline void quant_terms(quant_form f, const uint8_t *panel, int K, int k, int j,
+                               float *out) {
+    uint8_t u[QUANT_GROUP];
+    quant_get(f, panel + k / QUANT_GROUP * quant_chunk_bytes(f), u, j);
+    for (int first = 0; first < QUANT_GROUP; first += f.group) {
+        int g = (k + first) / f.group;
+        float scale = quant_scale_at(f, panel, K, g, 0, j);
+        float least = f.rows == 2 ? quant_scale_at(f, panel, K, g, 1, j) : 0;
+        for (int h = first; h < first + f.group; h++) {
+            float product = scale * (float)(u[h] - f.zero);
+            out[h] = f.rows == 2 ? product + least : product;
+        }
+    }
+}
+
+/* The panel of row `row` of the matrix, whose column in it is row % PANEL of *in_part; NULL past the end. */
+static inline const uint8_t *quant_panel_of(const quant_head *head, int K, int row, quant_form *f,
+                                            int *in_part) {
+    const quant_part *part = head->parts, *end = part + head->n_parts;
+    for (; part < end && row >= part->rows; part++) row -= part->rows;
+    if (part == end) return NULL;
+    *f = quant_forms[part->form];
+    *in_part = row;
+    return (const uint8_t *)head + part->at + row / PANEL * quant_panel_bytes(*f, K);
 }
 
 /* ---- a group's scale ---- */

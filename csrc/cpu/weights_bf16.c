@@ -54,16 +54,26 @@ int cpu_strips_are_whole(const gpt_segment *s) {
     return s->packed && s->rows / s->parts % PANEL == 0;
 }
 
-void cpu_pack_strip(const gpt_segment *s, const float *w, int64_t strip, int training) {
+/* Of so many rows from `row` on, those that are there. */
+static int given_rows(const weights_pack *a, int row, int rows) {
+    int end = a->given ? a->given : a->segment->rows;
+    return cpu_max(0, cpu_min(rows, end - row));
+}
+
+static void pack_strip(const weights_pack *a, int64_t strip) {
     int row, rows;
-    bf16 *panel = forward_panel(s, strip, &row, &rows);
-    pack_rows(s, w, row, rows, panel, backward_form(s, training));
+    bf16 *panel = forward_panel(a->segment, strip, &row, &rows);
+    pack_rows(a->segment, a->w, row, given_rows(a, row, rows), panel,
+              backward_form(a->segment, a->training));
+}
+
+void cpu_pack_strip(const gpt_segment *s, const float *w, int64_t strip, int training) {
+    pack_strip(&(weights_pack){.w = w, .segment = s, .training = training}, strip);
 }
 
 static void pack_strips(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
-    const weights_pack *a = p;
-    for (int64_t i = begin; i < end; i++) cpu_pack_strip(a->segment, a->w, i, a->training);
+    for (int64_t i = begin; i < end; i++) pack_strip(p, i);
 }
 
 /* Where parts end inside a panel, forward and backward cut the rows at different places. */
@@ -73,7 +83,7 @@ static void pack_forward(void *p, int thread, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
         int row, rows;
         bf16 *panel = forward_panel(a->segment, i, &row, &rows);
-        pack_rows(a->segment, a->w, row, rows, panel, NULL);
+        pack_rows(a->segment, a->w, row, given_rows(a, row, rows), panel, NULL);
     }
 }
 
@@ -82,7 +92,7 @@ static void pack_backward(void *p, int thread, int64_t begin, int64_t end) {
     const weights_pack *a = p;
     const gpt_segment *s = a->segment;
     for (int row = (int)begin * PANEL; row < cpu_min((int)end * PANEL, s->rows); row += PANEL)
-        pack_rows(s, a->w, row, cpu_min(PANEL, s->rows - row), NULL, backward_form(s, 1));
+        pack_rows(s, a->w, row, given_rows(a, row, PANEL), NULL, backward_form(s, 1));
 }
 
 CPU_OP(weights_pack) {

@@ -14,11 +14,13 @@ size_t quant_bf16_bytes(int rows, int cols, int parts, int training) {
 
 void quant_bf16_pack(gpt_ctx *ctx, const weights_pack *op) {
     gpt_segment inner = *op->segment;
-    weights_pack plain = {.w = op->w, .segment = &inner};
+    weights_pack plain = {
+        .w = op->w, .segment = &inner, .given = op->given, .training = op->training};
     quant_head *head = inner.packed;
-    *head = (quant_head){.bytes = (int64_t)quant_bf16_bytes(inner.rows, inner.cols, inner.parts, 0),
-                         .n_parts = 1,
-                         .parts = {{.form = FORM_BF16, .rows = inner.rows, .at = sizeof *head}}};
+    *head = (quant_head){
+        .bytes = (int64_t)quant_bf16_bytes(inner.rows, inner.cols, inner.parts, op->training),
+        .n_parts = 1,
+        .parts = {{.form = FORM_BF16, .rows = inner.rows, .at = sizeof *head}}};
     inner.packed = head + 1;
     CPU_ACTS_NAME(weights_pack)(ctx, &plain);
 }
@@ -74,7 +76,7 @@ typedef struct rounding {
     quant_head *head;
 } rounding;
 
-static void pack_panels(void *p, int thread, int64_t begin, int64_t end) {
+static void pack_quantized(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const rounding *a = p;
     const gpt_segment *s = a->op->segment;
@@ -108,8 +110,11 @@ size_t quant_rounded_bytes(int form, int rows, int cols, int parts) {
 }
 
 void quant_round(gpt_ctx *ctx, int form, const weights_pack *op) {
-    const gpt_segment *s = op->segment;
-    rounding a = {.op = op, .form = form, .head = s->packed};
+    gpt_segment given = *op->segment; /* without padding rows, which are zeros */
+    const gpt_segment *s = &given;
+    if (op->given) given.rows = op->given;
+    weights_pack pack = {.w = op->w, .segment = s};
+    rounding a = {.op = &pack, .form = form, .head = s->packed};
     int part_rows = s->rows / s->parts;
     int64_t part_bytes = quant_part_bytes(quant_forms[form], part_rows, s->cols);
     *a.head = (quant_head){.bytes = (int64_t)quant_rounded_bytes(form, s->rows, s->cols, s->parts),
@@ -117,7 +122,7 @@ void quant_round(gpt_ctx *ctx, int form, const weights_pack *op) {
     for (int part = 0; part < s->parts; part++)
         a.head->parts[part] = (quant_part){
             .form = form, .rows = part_rows, .at = (int64_t)sizeof *a.head + part * part_bytes};
-    cpu_parallel(ctx, pack_panels, &a, s->parts * quant_panels(part_rows), 4);
+    cpu_parallel(ctx, pack_quantized, &a, s->parts * quant_panels(part_rows), 4);
 }
 
 size_t quant_weight_bytes(const weight *w) {

@@ -28,12 +28,12 @@ static int32_t *take_ints(planner *p, bool wanted, int64_t count) {
     return take(p, wanted, count, sizeof(int32_t));
 }
 
-static void plan_layer(planner *p, const gpt_config *c, const acts_shape *s, layer_acts *a) {
+/* The buffers of a layer that go with its branches; the stream itself is there. */
+static void plan_branches(planner *p, const gpt_config *c, const acts_shape *s, layer_acts *a) {
     int64_t N = s->N, C = c->n_embd;
     bool training = s->training;
-    a->resid_1 = take_acts(p, true, N, C);
     /* Without backward, the residual stream is one buffer, in place, and so is the norm. */
-    a->resid_2 = training ? take_acts(p, true, N, C) : a->resid_1;
+    a->resid_2 = take_acts(p, training, N, C);
     a->norm_1 = take_acts(p, true, N, C);
     a->norm_2 = training ? take_acts(p, true, N, C) : a->norm_1;
     a->stats_1 = take_floats(p, training, N, 2);
@@ -44,17 +44,27 @@ static void plan_layer(planner *p, const gpt_config *c, const acts_shape *s, lay
     a->stats_qk = take_floats(p, training && c->qk_norm, N, heads);
     a->att = take_acts(p, true, N, att_size(c));
     a->lse = take_floats(p, training, N, c->n_head);
-    a->fc_pre = take_acts(p, training, N, fc_size(c));
+    for (int matrix = 0; matrix < LORA_MLP_PROJ; matrix++)
+        a->lora_u[matrix] = take_floats(p, true, N, lora_width(c, &s->lora, matrix));
 }
 
 static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, const acts_shape *s,
                         layer_acts *layers) {
-    bool keep_fc = s->training && !ops->makes_activations;
+    bool keeps = s->training, keeps_branches = keeps && s->recompute != GPT_RECOMPUTE_BLOCK;
+    bool keeps_pre = keeps && s->recompute == GPT_RECOMPUTE_NONE;
+    bool keeps_fc = keeps_pre && !ops->makes_activations;
+    bool has_pre = keeps || lora_width(c, &s->lora, LORA_FC) > 0;
     layer_acts shared = {0};
     int64_t cache = (int64_t)s->n_seq * c->n_kv_head * s->n_ctx * head_size(c);
     for (int l = 0; l < c->n_layer; l++) {
-        if (s->training || l == 0) plan_layer(p, c, s, &shared);
-        if (keep_fc || l == 0) shared.fc = take_acts(p, true, s->N, c->n_ff);
+        if (keeps || l == 0) shared.resid_1 = take_acts(p, true, s->N, c->n_embd);
+        if (keeps_branches || l == 0) plan_branches(p, c, s, &shared);
+        if (!keeps) shared.resid_2 = shared.resid_1;
+        if (keeps || l == 0) /* the last matrix's are never computed again */
+            shared.lora_u[LORA_MLP_PROJ] =
+                take_floats(p, true, s->N, lora_width(c, &s->lora, LORA_MLP_PROJ));
+        if (keeps_pre || l == 0) shared.fc_pre = take_acts(p, has_pre, s->N, fc_size(c));
+        if (keeps_fc || l == 0) shared.fc = take_acts(p, true, s->N, c->n_ff);
         shared.cache_k = take_acts(p, true, cache, 1);
         shared.cache_v = take_acts(p, true, cache, 1);
         if (layers) layers[l] = shared;
@@ -73,8 +83,10 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
 
     out->tokens = take_ints(&p, true, session ? STEP_INTS * N : N);
     out->targets = take_ints(&p, !session, N);
+    out->documents = take_ints(&p, !session, N);
     out->losses = take_floats(&p, !session, N, 1);
-    out->wte_rows = take_floats(&p, !training && ops->packs_host_memory, N, C);
+    bool is_fixed = !training || s->lora.rank > 0;
+    out->wte_rows = take_floats(&p, is_fixed && ops->packs_host_memory, N, C);
     out->rope = take_floats(&p, true, (int64_t)rope_table_count(c) * s->T, 2 * rope_pairs(c));
     out->rope_rows = s->T;
     out->branch = take_acts(&p, true, N, C);

@@ -9,6 +9,8 @@ static acts_shape model_acts_shape(const gpt_options *o) {
                         .T = o->max_seq,
                         .training = o->training,
                         .dropout = o->dropout > 0,
+                        .recompute = o->training ? o->recompute : GPT_RECOMPUTE_NONE,
+                        .lora = o->lora,
                         .logit_rows = N < LOGIT_ROWS ? N : LOGIT_ROWS};
 }
 
@@ -17,6 +19,7 @@ static gpt_shape model_shape(const gpt_config *c, const gpt_options *o, int64_t 
     shape.N = o->max_batch * o->max_seq;
     shape.T = o->max_seq;
     shape.training = o->training;
+    shape.lora_rank = o->lora.rank;
     shape.n_params = n_stored;
     return shape;
 }

@@ -1,6 +1,8 @@
 /* backward.c: the mirror of forward.c, step by step from the last to the first. */
 #include "model.h"
 
+#include <string.h>
+
 static void classifier(gpt_model *m, const acts *a, const batch *x, float scale) {
     const gpt_config *c = &m->config;
     classifier_backward op = {.losses = a->losses,
@@ -45,8 +47,31 @@ static float *branch_bias(const gpt_model *m, float *dbias) {
     return m->ops->sums_branches ? NULL : dbias;
 }
 
-static void linear(gpt_model *m, const batch *x, act *din, weight *dw, float *db, const act *dout,
-                   const act *in, const weight *w, const act *pre, int activation, int IC, int OC) {
+static void lora(gpt_model *m, const linear_backward *layer, adapter r) {
+    lora_backward op = {.din = layer->din,
+                        .da = r.da,
+                        .db = r.db,
+                        .dout = layer->dout,
+                        .in = layer->in,
+                        .pre = layer->pre,
+                        .u = r.u,
+                        .a = r.a,
+                        .b = r.b,
+                        .dropout = r.dropout,
+                        .scale = m->options.lora.scale,
+                        .activation = layer->activation,
+                        .n_parts = r.shape.n_parts,
+                        .N = layer->N,
+                        .IC = layer->IC,
+                        .OC = layer->OC,
+                        .R = m->options.lora.rank};
+    memcpy(op.parts, r.shape.parts, sizeof op.parts);
+    m->ops->lora_backward(m->ctx, &op);
+}
+
+static void linear(gpt_model *m, const batch *x, adapter r, act *din, weight *dw, float *db,
+                   const act *dout, const act *in, const weight *w, const act *pre, int activation,
+                   int IC, int OC) {
     linear_backward op = {.din = din,
                           .dw = dw,
                           .db = db,
@@ -60,12 +85,14 @@ static void linear(gpt_model *m, const batch *x, act *din, weight *dw, float *db
                           .IC = IC,
                           .OC = OC};
     m->ops->linear_backward(m->ctx, &op);
+    if (r.a) lora(m, &op, r);
 }
 
 static void rope(gpt_model *m, const acts *a, const batch *x, int l) {
     const gpt_config *c = &m->config;
     rope_backward op = {.dqkv = a->dqkv,
                         .table = rope_table(m, a, l),
+                        .positions = a->positions,
                         .pos = c->pos,
                         .N = x->N,
                         .T = x->T,
@@ -104,6 +131,7 @@ static void attention(gpt_model *m, const acts *a, const layer_acts *la, const b
                              .qkv = la->qkv,
                              .out = la->att,
                              .lse = la->lse,
+                             .positions = a->positions,
                              .dropout = dropout_of(m, x, l, SITE_ATTENTION),
                              .window = m->layers[l].window,
                              .B = x->B,
@@ -122,6 +150,7 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
                              .dwpe = m->dw.wpe,
                              .dout = a->dresid,
                              .tokens = a->tokens,
+                             .positions = a->positions,
                              .N = x->N,
                              .T = x->T,
                              .C = c->n_embd,
@@ -155,21 +184,25 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
         const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
         const layer_acts *la = &a->layers[l];
 
+        model_remake(m, a, x, l);
         const act *fc = m->ops->makes_activations ? NULL : la->fc;
-        linear(m, x, a->dfc, dw->mlp_proj_w, branch_bias(m, dw->mlp_proj_b), a->dbranch, fc,
-               w->mlp_proj_w, la->fc_pre, c->activation, F, C);
-        linear(m, x, a->dnorm, dw->fc_w, dw->fc_b, a->dfc, la->norm_2, w->fc_w, NULL, GPT_ACT_NONE,
-               C, fc_size(c));
+        linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), a->dfc, dw->mlp_proj_w,
+               branch_bias(m, dw->mlp_proj_b), a->dbranch, fc, w->mlp_proj_w, la->fc_pre,
+               c->activation, F, C);
+        linear(m, x, adapter_of(m, a, x, l, LORA_FC), a->dnorm, dw->fc_w, dw->fc_b, a->dfc,
+               la->norm_2, w->fc_w, NULL, GPT_ACT_NONE, C, fc_size(c));
         norm(m, a, x, m->layers[l].norm, dw->norm_2_w, dw->norm_2_b, dw->att_proj_b, la->resid_2,
              la->stats_2, w->norm_2_w, dropout_of(m, x, l, SITE_ATT_PROJ));
 
-        linear(m, x, a->datt, dw->att_proj_w, branch_bias(m, dw->att_proj_b), a->dbranch, la->att,
-               w->att_proj_w, NULL, GPT_ACT_NONE, A, C);
+        linear(m, x, adapter_of(m, a, x, l, LORA_ATT_PROJ), a->datt, dw->att_proj_w,
+               branch_bias(m, dw->att_proj_b), a->dbranch, la->att, w->att_proj_w, NULL,
+               GPT_ACT_NONE, A, C);
         attention(m, a, la, x, l);
         rope(m, a, x, l);
         qk_norm(m, a, la, x, l);
-        linear(m, x, a->dnorm, dw->qkv_w, attention_sums(m, l) ? NULL : dw->qkv_b, a->dqkv,
-               la->norm_1, w->qkv_w, NULL, GPT_ACT_NONE, C, qkv_size(c));
+        linear(m, x, adapter_of(m, a, x, l, LORA_QKV), a->dnorm, dw->qkv_w,
+               attention_sums(m, l) ? NULL : dw->qkv_b, a->dqkv, la->norm_1, w->qkv_w, NULL,
+               GPT_ACT_NONE, C, qkv_size(c));
         /* Layer 0 reads the embedding, which was not a branch. */
         gpt_dropout_site dropout = {0};
         float *dbias = l > 0 ? m->dw.layers[l - 1].mlp_proj_b : NULL;

@@ -18,6 +18,7 @@ static gpt_shape session_shape(const gpt_model *m, int rows, int n_ctx) {
     gpt_shape shape = config_shape(&m->config);
     shape.N = rows;
     shape.T = shape.n_ctx = n_ctx;
+    shape.lora_rank = m->options.lora.rank;
     return shape;
 }
 
@@ -25,8 +26,12 @@ size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_se
     acts none = {0};
     int rows = session_max_rows(n_seq, n_ctx);
     int few = rows < LOGIT_ROWS ? rows : LOGIT_ROWS, logit_rows = n_seq > few ? n_seq : few;
-    acts_shape shape = {
-        .N = rows, .T = n_ctx, .n_seq = n_seq, .n_ctx = n_ctx, .logit_rows = logit_rows};
+    acts_shape shape = {.N = rows,
+                        .T = n_ctx,
+                        .lora = m->options.lora,
+                        .n_seq = n_seq,
+                        .n_ctx = n_ctx,
+                        .logit_rows = logit_rows};
     size_t bytes = acts_plan(&m->config, m->ops, &shape, base, s ? &s->acts : &none);
     if (s) s->workspace = base + bytes;
     gpt_shape extent = session_shape(m, rows, n_ctx);

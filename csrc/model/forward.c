@@ -2,6 +2,8 @@
 #include "interrupt.h"
 #include "model.h"
 
+#include <string.h>
+
 /* From (seed, step, micro-step), so that a resumed run drops the same elements. */
 void dropout_draw(gpt_model *m) {
     uint64_t key = m->options.seed;
@@ -12,17 +14,21 @@ void dropout_draw(gpt_model *m) {
     m->ops->upload(m->ctx, &m->state->dropout_key, &key, sizeof key);
 }
 
-static gpt_dropout_site dropout_site(const gpt_model *m, const batch *x, int site) {
-    float p = x->training ? m->options.dropout : 0;
-    return (gpt_dropout_site){p, (uint64_t)site, &m->state->dropout_key};
+static gpt_dropout_site dropout_site(const gpt_model *m, const batch *x, float p, int site) {
+    return (gpt_dropout_site){x->training ? p : 0, (uint64_t)site, &m->state->dropout_key};
 }
 
 gpt_dropout_site dropout_of_embedding(const gpt_model *m, const batch *x) {
-    return dropout_site(m, x, 0);
+    return dropout_site(m, x, m->options.dropout, 0);
 }
 
 gpt_dropout_site dropout_of(const gpt_model *m, const batch *x, int layer, int site) {
-    return dropout_site(m, x, 1 + layer * SITES_PER_LAYER + site);
+    return dropout_site(m, x, m->options.dropout, 1 + layer * SITES_PER_LAYER + site);
+}
+
+gpt_dropout_site dropout_of_adapter(const gpt_model *m, const batch *x, int layer, int matrix) {
+    int first = 1 + m->config.n_layer * SITES_PER_LAYER;
+    return dropout_site(m, x, m->options.lora.dropout, first + layer * LORA_MATRICES + matrix);
 }
 
 static void embedding(gpt_model *m, const acts *a, const batch *x) {
@@ -60,18 +66,39 @@ static void norm(gpt_model *m, const batch *x, int kind, act *resid_out, act *ou
     m->ops->residual_norm_forward(m->ctx, &op);
 }
 
-static void linear(gpt_model *m, const batch *x, act *out, act *pre, const act *in, const weight *w,
-                   const weight *b, int activation, int IC, int OC) {
+static void lora(gpt_model *m, const linear_forward *layer, adapter r) {
+    lora_forward op = {.out = layer->out,
+                       .pre = layer->pre,
+                       .u = r.u,
+                       .in = layer->in,
+                       .a = r.a,
+                       .b = r.b,
+                       .dropout = r.dropout,
+                       .scale = m->options.lora.scale,
+                       .activation = layer->activation,
+                       .n_parts = r.shape.n_parts,
+                       .N = layer->N,
+                       .IC = layer->IC,
+                       .OC = layer->OC,
+                       .R = m->options.lora.rank};
+    memcpy(op.parts, r.shape.parts, sizeof op.parts);
+    m->ops->lora_forward(m->ctx, &op);
+}
+
+static void linear(gpt_model *m, const batch *x, adapter r, act *out, act *pre, const act *in,
+                   const weight *w, const weight *b, int activation, int IC, int OC) {
     linear_forward op = {.out = out,
                          .pre = pre,
                          .in = in,
                          .w = w,
                          .b = b,
                          .activation = activation,
+                         .exact = x->training,
                          .N = x->N,
                          .IC = IC,
                          .OC = OC};
     m->ops->linear_forward(m->ctx, &op);
+    if (r.a) lora(m, &op, r);
 }
 
 static void qk_norm(gpt_model *m, const layer_acts *la, const batch *x, int l) {
@@ -103,11 +130,12 @@ static void rope(gpt_model *m, const acts *a, const layer_acts *la, const batch 
     if (op.table) m->ops->rope_forward(m->ctx, &op);
 }
 
-static void attention(gpt_model *m, const layer_acts *la, const batch *x, int l) {
+static void attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
     const gpt_config *c = &m->config;
     attention_forward op = {.out = la->att,
                             .lse = la->lse,
                             .qkv = la->qkv,
+                            .positions = a->positions,
                             .dropout = dropout_of(m, x, l, SITE_ATTENTION),
                             .window = m->layers[l].window,
                             .B = x->B,
@@ -142,9 +170,36 @@ bool model_stops(gpt_model *m) {
     return m->interrupted;
 }
 
+/* The branch of attention, from norm 1. */
+static void attend(gpt_model *m, const acts *a, const batch *x, int l) {
+    const gpt_config *c = &m->config;
+    const layer_view *w = &m->w.layers[l];
+    const layer_acts *la = &a->layers[l];
+
+    linear(m, x, adapter_of(m, a, x, l, LORA_QKV), la->qkv, NULL, la->norm_1, w->qkv_w, w->qkv_b,
+           GPT_ACT_NONE, c->n_embd, qkv_size(c));
+    qk_norm(m, la, x, l);
+    rope(m, a, la, x, l);
+    if (x->session)
+        cached_attention(m, a, la, x, l);
+    else
+        attention(m, a, la, x, l);
+    linear(m, x, adapter_of(m, a, x, l, LORA_ATT_PROJ), a->branch, NULL, la->att, w->att_proj_w,
+           w->att_proj_b, GPT_ACT_NONE, att_size(c), c->n_embd);
+}
+
+/* The hidden channels of the feed-forward layer, from norm 2. */
+static void expand(gpt_model *m, const acts *a, const batch *x, int l) {
+    const gpt_config *c = &m->config;
+    const layer_view *w = &m->w.layers[l];
+    const layer_acts *la = &a->layers[l];
+    linear(m, x, adapter_of(m, a, x, l, LORA_FC), la->fc, la->fc_pre, la->norm_2, w->fc_w, w->fc_b,
+           c->activation, c->n_embd, c->n_ff);
+}
+
 void model_forward(gpt_model *m, const acts *a, const batch *x) {
     const gpt_config *c = &m->config;
-    int C = c->n_embd, A = att_size(c), F = c->n_ff, L = c->n_layer;
+    int C = c->n_embd, F = c->n_ff, L = c->n_layer;
 
     embedding(m, a, x);
     const act *resid = a->layers[0].resid_1, *branch = NULL;
@@ -156,19 +211,13 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
 
         norm(m, x, m->layers[l].norm, la->resid_1, la->norm_1, la->stats_1, resid, branch,
              w->norm_1_w, w->norm_1_b, dropout);
-        linear(m, x, la->qkv, NULL, la->norm_1, w->qkv_w, w->qkv_b, GPT_ACT_NONE, C, qkv_size(c));
-        qk_norm(m, la, x, l);
-        rope(m, a, la, x, l);
-        if (x->session)
-            cached_attention(m, a, la, x, l);
-        else
-            attention(m, la, x, l);
-        linear(m, x, a->branch, NULL, la->att, w->att_proj_w, w->att_proj_b, GPT_ACT_NONE, A, C);
+        attend(m, a, x, l);
 
         norm(m, x, m->layers[l].norm, la->resid_2, la->norm_2, la->stats_2, la->resid_1, a->branch,
              w->norm_2_w, w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
-        linear(m, x, la->fc, la->fc_pre, la->norm_2, w->fc_w, w->fc_b, c->activation, C, F);
-        linear(m, x, a->branch, NULL, la->fc, w->mlp_proj_w, w->mlp_proj_b, GPT_ACT_NONE, F, C);
+        expand(m, a, x, l);
+        linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), a->branch, NULL, la->fc, w->mlp_proj_w,
+               w->mlp_proj_b, GPT_ACT_NONE, F, C);
 
         resid = la->resid_2;
         branch = a->branch;
@@ -176,4 +225,18 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
     }
     norm(m, x, c->norm, a->resid_f, a->norm_f, a->stats_f, resid, branch, m->w.norm_f_w,
          m->w.norm_f_b, dropout);
+}
+
+void model_remake(gpt_model *m, const acts *a, const batch *x, int l) {
+    const layer_view *w = &m->w.layers[l];
+    const layer_acts *la = &a->layers[l];
+    if (m->options.recompute == GPT_RECOMPUTE_NONE) return;
+    if (m->options.recompute == GPT_RECOMPUTE_BLOCK) {
+        norm(m, x, m->layers[l].norm, NULL, la->norm_1, la->stats_1, la->resid_1, NULL, w->norm_1_w,
+             w->norm_1_b, (gpt_dropout_site){0});
+        attend(m, a, x, l);
+        norm(m, x, m->layers[l].norm, la->resid_2, la->norm_2, la->stats_2, la->resid_1, a->branch,
+             w->norm_2_w, w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
+    }
+    expand(m, a, x, l);
 }

@@ -49,22 +49,49 @@ static inline gpt_shape config_shape(const gpt_config *c) {
 gpt_layer config_layer(const gpt_config *c, int l);
 double forward_flops_per_token(const gpt_config *c, int T);
 
+/* ---- lora.c ---- */
+
+/* The matrices of a layer that may have adapters. */
+enum { LORA_QKV, LORA_ATT_PROJ, LORA_FC, LORA_MLP_PROJ, LORA_MATRICES };
+
+/* The adapters of one: none, or those of its parts. */
+typedef struct lora_shape {
+    int n_parts, rows; /* rows of all parts */
+    lora_part parts[GPT_MAX_STACKED];
+} lora_shape;
+
+lora_shape lora_shape_of(const gpt_config *c, const gpt_lora *o, int matrix);
+/* Outputs of u for a row. */
+static inline int lora_width(const gpt_config *c, const gpt_lora *o, int matrix) {
+    return lora_shape_of(c, o, matrix).n_parts * o->rank;
+}
+/* Whether this model can have them, and how many parameters they are. */
+int lora_check(const gpt_config *c, const gpt_lora *o);
+int lora_count(const gpt_config *c, const gpt_lora *o);
+
+/* Without training, or with adapters, parameters of the shape are only read. */
+static inline bool weights_are_fixed(const gpt_options *o) {
+    return !o->training || o->lora.rank > 0;
+}
+
 /* ---- params.c ---- */
 
 /* The places of the parameters of a layer, or of the whole model; the gradients have the same view.
  * A tensor that this configuration does not have is NULL. */
 typedef struct layer_view {
-    float *norm_1_w, *norm_1_b; /* (C) */
-    weight *qkv_w;              /* (QKV, C) */
-    weight *qkv_b;              /* (QKV) */
-    float *q_norm_w, *k_norm_w; /* (HS) */
-    weight *att_proj_w;         /* (C, NH HS) */
-    weight *att_proj_b;         /* (C) */
-    float *norm_2_w, *norm_2_b; /* (C) */
-    weight *fc_w;               /* (F or 2 F, C) */
-    weight *fc_b;               /* (F or 2 F) */
-    weight *mlp_proj_w;         /* (C, F) */
-    weight *mlp_proj_b;         /* (C) */
+    float *norm_1_w, *norm_1_b;   /* (C) */
+    weight *qkv_w;                /* (QKV, C) */
+    weight *qkv_b;                /* (QKV) */
+    float *q_norm_w, *k_norm_w;   /* (HS) */
+    weight *att_proj_w;           /* (C, NH HS) */
+    weight *att_proj_b;           /* (C) */
+    float *norm_2_w, *norm_2_b;   /* (C) */
+    weight *fc_w;                 /* (F or 2 F, C) */
+    weight *fc_b;                 /* (F or 2 F) */
+    weight *mlp_proj_w;           /* (C, F) */
+    weight *mlp_proj_b;           /* (C) */
+    float *lora_a[LORA_MATRICES]; /* (parts R, in) */
+    float *lora_b[LORA_MATRICES]; /* (rows of parts, R) */
 } layer_view;
 
 typedef struct params_view {
@@ -81,6 +108,7 @@ typedef struct param_slot {
     int64_t offset, stored; /* in numbers; stored counts padding rows too */
     bool kept;              /* in the buffer; else in the form that products read alone */
     float init_std;
+    float init_bound; /* uniform within */
     bool init_ones;
 } param_slot;
 
@@ -95,6 +123,7 @@ typedef struct params_layout {
     param_slot *slots;
     gpt_segment *segments;
     int n_slots;
+    gpt_lora lora;
     int64_t n_stored; /* numbers in the buffer, padding included */
     int64_t n_params; /* learned numbers */
     int64_t n_grads;  /* numbers in the gradients: of parameters that are not frozen */
@@ -106,7 +135,10 @@ enum { EMBEDDING = 0 }; /* wte is the first tensor */
 int params_count(const gpt_config *c);
 /* The i-th tensor; false past the last. */
 bool params_slot(const gpt_config *c, int i, param_slot *out);
-/* Without training, a matrix that has a form for products is kept in the buffer only where something
+/* The i-th of the adapters, which follow those; and its layer and matrix: see layer_view. */
+bool lora_slot(const gpt_config *c, const gpt_lora *o, int i, param_slot *out);
+float **lora_field(const gpt_config *c, const gpt_lora *o, int i, layer_view *layers);
+/* Where weights are fixed, a matrix that has a form for products is kept in the buffer only where something
  * else reads it too, or where the backend cannot make that form of the host's memory. */
 int params_layout_create(const gpt_config *c, const gpt_ops *ops, const gpt_options *o,
                          params_layout *out);
@@ -132,38 +164,41 @@ static inline size_t align_buffer(size_t bytes) {
 
 /* The activations of one layer that backward reads again. */
 typedef struct layer_acts {
-    act *resid_1;    /* (N, C) the residual stream as norm 1 reads it */
-    act *norm_1;     /* (N, C) */
-    float *stats_1;  /* (N, 2) */
-    act *qkv;        /* (N, QKV), normalised and rotated in place */
-    act *qk;         /* (N, (NH + NKV) HS) queries and keys as their norm reads them */
-    float *stats_qk; /* (N, NH + NKV) */
-    act *att;        /* (N, NH HS) */
-    float *lse;      /* (B, NH, T) */
-    act *resid_2;    /* (N, C) the residual stream as norm 2 reads it */
-    act *norm_2;     /* (N, C) */
-    float *stats_2;  /* (N, 2) */
-    act *fc_pre;     /* (N, F or 2 F) */
-    act *fc;         /* (N, F); shared by all layers where backward recomputes it */
-    act *cache_k;    /* (n_seq, NKV, n_ctx, HS) */
-    act *cache_v;    /* the same */
+    act *resid_1;                 /* (N, C) the residual stream as norm 1 reads it */
+    act *norm_1;                  /* (N, C) */
+    float *stats_1;               /* (N, 2) */
+    act *qkv;                     /* (N, QKV), normalised and rotated in place */
+    act *qk;                      /* (N, (NH + NKV) HS) queries and keys as their norm reads them */
+    float *stats_qk;              /* (N, NH + NKV) */
+    act *att;                     /* (N, NH HS) */
+    float *lse;                   /* (B, NH, T) */
+    act *resid_2;                 /* (N, C) the residual stream as norm 2 reads it */
+    act *norm_2;                  /* (N, C) */
+    float *stats_2;               /* (N, 2) */
+    act *fc_pre;                  /* (N, F or 2 F) */
+    act *fc;                      /* (N, F); shared by all layers where backward recomputes it */
+    float *lora_u[LORA_MATRICES]; /* (N, parts R) */
+    act *cache_k;                 /* (n_seq, NKV, n_ctx, HS) */
+    act *cache_v;                 /* the same */
 } layer_acts;
 
 /* Every buffer of a forward and backward pass. Without training all layers share one set, and the
  * gradients are absent; without a session there is no cache. */
 typedef struct acts {
     int32_t *tokens, *targets; /* (N) */
-    int32_t *positions, *seqs; /* (N) in a step of a session, behind its tokens */
-    float *losses;             /* (N) */
-    float *wte_rows; /* (N, C) of an embedding that is not kept as floats, for the tokens */
-    float *rope;     /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
-    int rope_rows;   /* positions that there is room for */
-    int rope_filled; /* and those that are filled for sequences of any length */
-    act *branch;     /* (N, C) to be added to the residual stream */
-    act *resid_f;    /* (N, C) as the final norm reads it */
-    act *norm_f;     /* (N, C) */
-    float *stats_f;  /* (N, 2) */
-    float *logits;   /* (logit_rows, V), or Vp where the table pads them */
+    int32_t *positions; /* (N) in a step of a session, or `documents`; NULL: row n is at n % T */
+    int32_t *seqs;      /* (N) in a step of a session */
+    int32_t *documents; /* (N) positions in documents, for a batch that has several in a sequence */
+    float *losses;      /* (N) */
+    float *wte_rows;    /* (N, C) of an embedding that is not kept as floats, for the tokens */
+    float *rope;        /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
+    int rope_rows;      /* positions that there is room for */
+    int rope_filled;    /* and those that are filled for sequences of any length */
+    act *branch;        /* (N, C) to be added to the residual stream */
+    act *resid_f;       /* (N, C) as the final norm reads it */
+    act *norm_f;        /* (N, C) */
+    float *stats_f;     /* (N, 2) */
+    float *logits;      /* (logit_rows, V), or Vp where the table pads them */
     int logit_rows;
     /* of a session, for rows of logits that a token is drawn from */
     sample_row *draws;              /* (logit_rows) */
@@ -186,6 +221,8 @@ enum { STEP_INTS = 3 }; /* of a row: its token, position and sequence */
 typedef struct acts_shape {
     int N, T; /* rows, and the longest sequence */
     bool training, dropout;
+    int recompute; /* enum gpt_recompute */
+    gpt_lora lora;
     int n_seq, n_ctx; /* of the cache; 0: none */
     int logit_rows;
 } acts_shape;
@@ -241,12 +278,13 @@ struct gpt_model {
     float *host_losses; /* (max_batch max_seq) on the host */
     bool pack_stale;    /* parameters were written since they were packed */
 
-    int64_t step;     /* updates done */
-    int64_t n_micro;  /* backward calls since the last update */
-    bool grads_stale; /* the next backward starts from zero */
-    bool interrupted; /* the computation under way has stopped between two layers */
-    bool lost_rows;   /* because rows of a lent embedding could not be read */
-    int forks;        /* fork_count() of the process that made it */
+    int64_t step;                 /* updates done */
+    int64_t n_micro;              /* backward calls since the last update */
+    int documents_B, documents_T; /* the next batch, which is of several documents; 0: it is not */
+    bool grads_stale;             /* the next backward starts from zero */
+    bool interrupted;             /* the computation under way has stopped between two layers */
+    bool lost_rows;               /* because rows of a lent embedding could not be read */
+    int forks;                    /* fork_count() of the process that made it */
 };
 
 struct gpt_session {
@@ -291,6 +329,8 @@ void model_pack(gpt_model *m);
 bool model_stops(gpt_model *m);
 /* From acts.tokens to acts.norm_f, unless m->interrupted. */
 void model_forward(gpt_model *m, const acts *a, const batch *x);
+/* The activations of a layer again that backward reads and forward has not kept. */
+void model_remake(gpt_model *m, const acts *a, const batch *x, int l);
 /* From acts.targets to the gradients of every parameter, and acts.losses, unless m->interrupted. */
 void model_backward(gpt_model *m, const acts *a, const batch *x, float scale);
 /* Makes the key of this step and micro-step that all dropouts share. */
@@ -299,6 +339,16 @@ void dropout_draw(gpt_model *m);
 enum { SITE_ATTENTION, SITE_ATT_PROJ, SITE_MLP_PROJ, SITES_PER_LAYER };
 gpt_dropout_site dropout_of(const gpt_model *m, const batch *x, int layer, int site);
 gpt_dropout_site dropout_of_embedding(const gpt_model *m, const batch *x);
+gpt_dropout_site dropout_of_adapter(const gpt_model *m, const batch *x, int layer, int matrix);
+
+/* The adapters of a matrix of a layer; a is NULL where it has none. */
+typedef struct adapter {
+    lora_shape shape;
+    const float *a, *b;
+    float *da, *db, *u;
+    gpt_dropout_site dropout;
+} adapter;
+adapter adapter_of(const gpt_model *m, const acts *a, const batch *x, int l, int matrix);
 
 /* What a step gives for each wanted token, in order: its logits, or a draw by its settings. */
 typedef struct step_output {

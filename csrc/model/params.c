@@ -168,6 +168,11 @@ int params_count(const gpt_config *c) {
     return n;
 }
 
+/* The i-th tensor of a model, perhaps one of its adapters. */
+static bool slot_of(const gpt_config *c, const gpt_options *o, int i, param_slot *out) {
+    return params_slot(c, i, out) || lora_slot(c, &o->lora, i - params_count(c), out);
+}
+
 static int64_t aligned(int64_t n) {
     return (n + ALIGN - 1) / ALIGN * ALIGN;
 }
@@ -214,7 +219,7 @@ static bool matches(const char *pattern, const char *name) {
 }
 
 /* Settings of a tensor, from the first group that matches, and places of its gradient and state. */
-static void train_segment(const gpt_options *o, const char *name, gpt_segment *s,
+static void train_segment(const gpt_options *o, const char *name, bool is_adapter, gpt_segment *s,
                           params_layout *out) {
     gpt_group group = {0};
     for (int g = 0; g < o->n_groups; g++) {
@@ -223,7 +228,7 @@ static void train_segment(const gpt_options *o, const char *name, gpt_segment *s
         break;
     }
     s->grad = -1;
-    if (group.frozen) return;
+    if (group.frozen || (o->lora.rank && !is_adapter)) return;
     s->optimizer = group.optimizer ? group.optimizer : o->optimizer;
     if (s->optimizer == GPT_OPTIMIZER_DEFAULT) s->optimizer = GPT_OPTIMIZER_ADAMW;
     s->lr_scale = group.lr_scale > 0 ? group.lr_scale : 1;
@@ -296,35 +301,36 @@ static int lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_optio
     param_slot *slot = &out->slots[i];
     gpt_segment *s = &out->segments[i];
     int layer, n;
-    const struct row *row = row_at(c, i, &layer, &n);
-    params_slot(c, i, slot);
+    const struct row *row = row_at(c, i, &layer, &n); /* NULL: an adapter */
+    slot_of(c, o, i, slot);
     slot->offset = out->n_stored;
     int cols = slot->info.n_dim == 2 ? (int)slot->info.shape[1] : 1;
     *s = (gpt_segment){.offset = slot->offset,
                        .size = slot->stored,
                        .grad = -1,
                        .decay = slot->info.decay,
-                       .product = is_product(c, row),
+                       .product = row && is_product(c, row),
                        .rows = (int)(slot->stored / cols),
                        .cols = cols,
                        .parts = 1};
     /* The gates and ups of SwiGLU are read in pairs. */
-    if (row->rows == FC && row->cols != ONE && c->activation == GPT_ACT_SWIGLU) s->parts = 2;
-    if (is_product_bias(row) && ops->packs_biases) s->parts = 0;
-    TRY(stack_rows(ops, o, i, slot, row->cols != ONE && row->rows != BLOCK, s));
-    bool read_too = row->place == FIRST && !s->n_stacked;
-    slot->kept =
-        o->training || !form_bytes(ops, s, o->training) || read_too || !ops->packs_host_memory;
+    if (row && row->rows == FC && row->cols != ONE && c->activation == GPT_ACT_SWIGLU) s->parts = 2;
+    if (row && is_product_bias(row) && ops->packs_biases) s->parts = 0;
+    TRY(stack_rows(ops, o, i, slot, row && row->cols != ONE && row->rows != BLOCK, s));
+    bool read_too = row && row->place == FIRST && !s->n_stacked;
+    slot->kept = !weights_are_fixed(o) || !form_bytes(ops, s, o->training) || read_too ||
+                 !ops->packs_host_memory;
     out->n_params += slot->info.size;
     if (slot->kept) out->n_stored += aligned(slot->stored);
-    if (o->training) train_segment(o, slot->info.name, s, out);
+    if (o->training) train_segment(o, slot->info.name, !row, s, out);
     return GPT_OK;
 }
 
 int params_layout_create(const gpt_config *c, const gpt_ops *ops, const gpt_options *o,
                          params_layout *out) {
     memset(out, 0, sizeof *out);
-    out->n_slots = params_count(c);
+    out->lora = o->lora;
+    out->n_slots = params_count(c) + lora_count(c, &o->lora);
     out->slots = calloc((size_t)out->n_slots, sizeof *out->slots);
     out->segments = calloc((size_t)out->n_slots, sizeof *out->segments);
     int status = GPT_OK;
@@ -364,6 +370,10 @@ static void set_field(const gpt_config *c, const params_layout *layout, int i, t
                       params_view *view) {
     int layer, n;
     const struct row *row = row_at(c, i, &layer, &n);
+    if (!row) {
+        *lora_field(c, &layout->lora, i - n, view->layers) = at.own;
+        return;
+    }
     char *base = layer >= 0 ? (char *)&view->layers[layer] : (char *)view;
     bool is_wte = row->field == MODEL_FIELD(wte) && row->place == FIRST;
     void *place = is_wte || !has_form(&layout->segments[i]) ? at.own : at.products;
@@ -405,12 +415,14 @@ static uint64_t mix(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-/* Normal numbers in pairs by Box and Muller 1958. */
+/* Normal numbers in pairs by Box and Muller 1958; those of adapters are uniform. */
 void params_init(const param_slot *slot, int i, uint64_t seed, float *out) {
     memset(out, 0, sizeof(float) * (size_t)slot->stored);
     uint64_t key = mix(seed) ^ mix((uint64_t)i + 1);
     for (int64_t j = 0; j < slot->info.size; j++) {
         if (slot->init_ones) out[j] = 1;
+        if (slot->init_bound > 0)
+            out[j] = slot->init_bound * ((float)(mix(key + (uint64_t)j) >> 40) * 0x1p-23f - 1);
         if (slot->init_std == 0 || j % 2) continue;
         uint64_t bits = mix(key + (uint64_t)j);
         double radius = sqrt(-2 * log(((double)(bits >> 32) + 1) * 0x1p-32));

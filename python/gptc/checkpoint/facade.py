@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gptc.checkpoint.adapter import save_adapter
 from gptc.checkpoint.find import open_checkpoint
 from gptc.checkpoint.names import ROOT, folders_in, list_checkpoints, logger
 from gptc.checkpoint.writer import save
@@ -36,7 +37,22 @@ class Model(engine.Model):
 
         It must not exist yet; with `replace`, a checkpoint may.
         """
+        if self.options.lora:
+            raise GptcError(
+                f"cannot save {path}: the model has adapters; save them with save_adapter"
+            )
         save(path, self, tokenizer=tokenizer, replace=replace)
+
+    def save_adapter(
+        self,
+        path: str | Path,
+        base: str | Path,
+        tokenizer: Tokenizer | None = None,
+        *,
+        replace: bool = False,
+    ) -> None:
+        """Writes the adapters as a folder of peft's; `base` is the model that they change."""
+        save_adapter(path, self, open_checkpoint(base), tokenizer=tokenizer, replace=replace)
 
 
 def on_newest(path: str | Path | None, use: Callable[[ModelFile], Used]) -> Used:
@@ -75,6 +91,8 @@ def load_model(file: ModelFile, **options: Any) -> Model:
     settings = {"training": False, "max_batch": 1, **options}
     if not settings["training"]:
         settings.setdefault("max_seq", min(file.config.block_size, _LONGEST_BATCH))
+    if file.lora is not None:
+        settings.setdefault("lora", file.lora)
     settings |= _packing(file, settings)
     model = Model.create(file.config, **settings, init=False)
     try:
@@ -90,7 +108,8 @@ def _packing(file: ModelFile, settings: Mapping[str, Any]) -> dict[str, Any]:
     dtype, blocks = settings.get("dtype", "auto"), file.packing()
     if dtype == "packed" and not blocks:
         raise UsageError(f"{file.path} has no quantized matrices: choose another dtype")
-    if not blocks or settings["training"] or dtype not in ("auto", "packed"):
+    trains_all = settings["training"] and not settings.get("lora")
+    if not blocks or trains_all or dtype not in ("auto", "packed"):
         return {}
     if dtype == "auto" and Options(settings.get("device", "auto")).resolved().device != "cpu":
         logger.warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gptc.checkpoint.adapter import AdapterCheckpoint, missing_base
 from gptc.checkpoint.names import (
     ADAPTER,
     BEST,
@@ -19,7 +20,7 @@ from gptc.checkpoint.reader import Checkpoint, read_checksums, size_problem
 from gptc.errors import GptcError
 from gptc.files.whole import restore
 from gptc.files.words import quoted
-from gptc.formats import hub
+from gptc.formats import hub, peft
 from gptc.formats.model_file import ModelFile
 from gptc.formats.registry import is_foreign, open_model
 from gptc.tokenizer.base import Tokenizer
@@ -34,10 +35,22 @@ def open_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
     if path is not None:
         restore(Path(path))
     if path is not None and not Path(path).exists() and hub.is_name(str(path)):
-        return Checkpoint(hub.fetch(str(path)))
+        return open_folder(hub.fetch(str(path)))
     if path is not None and is_foreign(Path(path)):
         return open_model(Path(path))
-    return Checkpoint(find_checkpoint(path, root))
+    return open_folder(find_checkpoint(path, root))
+
+
+def open_folder(folder: Path, base: ModelFile | None = None) -> Checkpoint:
+    """The checkpoint in a folder; of adapters with `base`, or the base that they name."""
+    if (folder / CONFIG).is_file() or not (folder / ADAPTER).is_file():
+        return Checkpoint(folder)
+    if base is None:
+        named = peft.base_of(folder)
+        if not Path(named).exists():
+            raise missing_base(folder, named)
+        base = open_checkpoint(named)
+    return AdapterCheckpoint(folder, base)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -73,7 +86,7 @@ def find_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
     if (folder / CONFIG).is_file():
         return folder
     if (folder / ADAPTER).is_file():
-        return folder  # its reader says what to do
+        return folder
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         raise GptcError(f"{folder} holds no checkpoint{_what_instead(folder)}")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"  # of peft, in place of a config
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BASE = "base.json"  # of adapters: the model that they were trained with
 WEIGHTS = "model.safetensors"
 RUN_CONFIG = "config.toml"  # of a run, next to its checkpoints
 OPTIMIZER = "optimizer.safetensors"

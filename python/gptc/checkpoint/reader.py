@@ -36,6 +36,7 @@ from gptc.checkpoint.names import (
 )
 from gptc.checkpoint.trainer import check_trainer
 from gptc.engine.arrays import FloatArray
+from gptc.engine.config import Parameter
 from gptc.engine.model import Model
 from gptc.errors import UPGRADE, GptcError, NoTokenizer
 from gptc.files.checksum import file_checksum, recorded_checksum
@@ -60,16 +61,20 @@ class Checkpoint(ModelFile):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not (path / CONFIG).is_file():
-            raise GptcError(f"{path} is not a checkpoint: {_what_else(path)}")
-        self._recorded = read_checksums(path)
-        problem = size_problem(path, self._recorded)
-        if problem:
-            raise GptcError(problem + _way_out(path))
-        self._verify(CONFIG)
-        self.config = hf.config_from_json(_read_json(path / CONFIG), str(path / CONFIG))
+        self._open(CONFIG)
+        self.config = hf.config_from_json(read_json_object(path / CONFIG), str(path / CONFIG))
         if self.config.tied and WEIGHTS not in self._recorded and _has_tensors(path):
             self.config = replace(self.config, tied=hf.is_tied(self.config, self.tensors))
+
+    def _open(self, config: str) -> None:
+        """Checks the sizes of the files; `config` is the name of the one that is read first."""
+        if not (self.path / config).is_file():
+            raise GptcError(f"{self.path} is not a checkpoint: it has no {config}")
+        self._recorded = read_checksums(self.path)
+        problem = size_problem(self.path, self._recorded)
+        if problem:
+            raise GptcError(problem + _way_out(self.path))
+        self._verify(config)
 
     @property
     def step(self) -> int | None:
@@ -83,7 +88,7 @@ class Checkpoint(ModelFile):
         if not file.is_file():
             return None
         self._verify(TRAINER)
-        data = _read_json(file)
+        data = read_json_object(file)
         _check_version(data, file, TRAINER_VERSION)
         check_trainer(data, str(file), _way_out(self.path))
         return data
@@ -167,13 +172,17 @@ class Checkpoint(ModelFile):
                 f"--init-from {quoted(self.path)}"
             )
         tensors = self._moments
-        for name, shape, _ in self.config.parameters():
+        for name, shape, _ in self.trained():
             for prefix, moment in MOMENTS.items():
                 stored = f"{prefix}.{name}"
                 if tensors.shapes.get(stored) != shape:
                     raise GptcError(f"{tensors.path} lacks {stored} with the shape {shape}")
                 model.write(name, moment, tensors.read(stored))
         model.step = trainer["step"]
+
+    def trained(self) -> tuple[Parameter, ...]:
+        """The parameters that have moments."""
+        return self.config.parameters()
 
     def check(self) -> list[str]:
         """Checks every file's checksum and every number; returns a line for each check."""
@@ -209,7 +218,8 @@ class Checkpoint(ModelFile):
 # ---- its files ----
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The content of a file of a checkpoint."""
     try:
         data = parse_json(read_file(path), str(path))
     except OSError as error:
@@ -232,7 +242,7 @@ def read_checksums(path: Path) -> dict[str, dict[str, Any]]:
     file = path / CHECKSUMS
     if not file.is_file():
         return {}
-    data = _read_json(file)
+    data = read_json_object(file)
     _check_version(data, file, CHECKSUMS_VERSION)
     try:
         files = dict(data["files"])
@@ -255,7 +265,7 @@ def size_problem(path: Path, recorded: Mapping[str, Mapping[str, Any]]) -> str |
         if found != expected:
             what = "is truncated" if found < expected else "has grown"
             return f"{file} {what}: {expected:,} bytes expected, {found:,} found"
-    if not (path / CONFIG).is_file():
+    if not (path / CONFIG).is_file() and not (path / ADAPTER).is_file():
         return f"{path / CONFIG} is missing"
     return None
 
@@ -267,17 +277,6 @@ def _way_out(path: Path) -> str:
             if other.name != path.name and (other / CHECKSUMS).is_file():
                 return f"; use {other} instead"
     return "; copy it again"
-
-
-def _what_else(path: Path) -> str:
-    """What a folder without a config.json is."""
-    if not (path / ADAPTER).is_file():
-        return f"it has no {CONFIG}"
-    base = _read_json(path / ADAPTER).get("base_model_name_or_path")
-    return (
-        f"it is an adapter for {base}; merge both with peft's merge_and_unload, save the model, "
-        "and give its folder"
-    )
 
 
 def _has_tensors(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from gptc.checkpoint.names import (
     WEIGHTS,
     logger,
 )
-from gptc.engine.config import GPTConfig
+from gptc.engine.config import GPTConfig, Parameter
 from gptc.engine.model import Model
 from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
@@ -32,6 +32,8 @@ from gptc.formats.model_file import ModelFile
 from gptc.formats.numbers import F32, Codec
 from gptc.formats.safetensors import tensor_chunks
 from gptc.tokenizer.base import Tokenizer
+
+Chunks = Iterable[bytes | memoryview]
 
 
 def save(
@@ -51,6 +53,38 @@ def save(
     folder of that name to exist, `codec` stores other numbers than float32. What Hugging Face's
     files cannot hold is added to `notes`, or logged.
     """
+    config = model.config
+    description = hf.config_to_json(config, special_ids(tokenizer), codec)
+    read = model.get if isinstance(model, Model) else model.read
+
+    def files() -> Iterator[tuple[str, Chunks]]:
+        yield CONFIG, [_json(description)]
+        parts = {part.name: part for part in hf.parts(config)}
+        yield (
+            WEIGHTS,
+            tensor_chunks(
+                {name: part.shape for name, part in parts.items()},
+                lambda name: hf.export_tensor(parts[name], read(parts[name].ours)),
+                codec,
+            ),
+        )
+
+    write_folder(
+        path, model, files, tokenizer=tokenizer, trainer=trainer, replace=replace, notes=notes
+    )
+
+
+def write_folder(
+    path: str | Path,
+    model: Model | ModelFile,
+    files: Callable[[], Iterator[tuple[str, Chunks]]],
+    *,
+    tokenizer: Tokenizer | None,
+    trainer: Mapping[str, Any] | None,
+    replace: bool,
+    notes: list[str] | None = None,
+) -> None:
+    """Writes the named files of a model, then those that all checkpoints have."""
     path = Path(path)
     restore(path)
     if path.exists() and not replace:
@@ -61,21 +95,11 @@ def save(
             f"cannot save {path}: the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} "
             f"tokens, and the model {config.vocab_size:,}; give the tokenizer of its training data"
         )
-    description = hf.config_to_json(config, special_ids(tokenizer), codec)
-    read = model.get if isinstance(model, Model) else model.read
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(path) as folder:
-            write_chunks(folder / CONFIG, [_json(description)])
-            file_parts = {part.name: part for part in hf.parts(config)}
-            write_chunks(
-                folder / WEIGHTS,
-                tensor_chunks(
-                    {name: part.shape for name, part in file_parts.items()},
-                    lambda name: hf.export_tensor(file_parts[name], read(file_parts[name].ours)),
-                    codec,
-                ),
-            )
+            for name, chunks in files():
+                write_chunks(folder / name, chunks)
             if tokenizer is not None:
                 tokenizer.save(folder)
                 if hf.model_type(config) != "gptc":  # so that AutoTokenizer reads it too
@@ -88,13 +112,18 @@ def save(
             sums = {file.name: _record(file) for file in sorted(folder.iterdir())}
             write_chunks(folder / CHECKSUMS, [_json({"version": CHECKSUMS_VERSION, "files": sums})])
     except OSError as error:
-        needed = size_of(config, training=trainer is not None)
+        needed = size_of(_trained(model), training=trainer is not None)
         raise GptcError(f"cannot save {path}: {_explain(error, path, needed)}") from error
 
 
-def size_of(config: GPTConfig, training: bool) -> int:
+def _trained(model: Model | ModelFile) -> Iterable[Parameter]:
+    """The parameters that a checkpoint stores, with moments where it is of a run."""
+    return model.trained if isinstance(model, Model) else model.config.parameters()
+
+
+def size_of(parameters: Iterable[Parameter], training: bool) -> int:
     """About how many bytes a checkpoint takes; `training`: with the state that resuming needs."""
-    n_numbers = sum(math.prod(shape) for _, shape, _ in config.parameters())
+    n_numbers = sum(math.prod(shape) for _, shape, _ in parameters)
     return 4 * (3 if training else 1) * n_numbers
 
 
@@ -110,11 +139,7 @@ def _hf_files(tokenizer: Tokenizer, config: GPTConfig, notes: list[str] | None) 
 
 
 def _optimizer_chunks(model: Model | ModelFile) -> Iterator[bytes | memoryview]:
-    shapes = {
-        f"{prefix}.{name}": shape
-        for name, shape, _ in model.config.parameters()
-        for prefix in MOMENTS
-    }
+    shapes = {f"{prefix}.{name}": shape for name, shape, _ in _trained(model) for prefix in MOMENTS}
 
     def read(stored: str) -> Any:
         prefix, _, name = stored.partition(".")

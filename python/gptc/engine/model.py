@@ -25,6 +25,7 @@ from gptc.engine.arrays import (
     as_pair,
     as_parameter,
     as_tokens,
+    count_targets,
     floats,
     ints,
     micro_batches,
@@ -32,6 +33,7 @@ from gptc.engine.arrays import (
     whole,
 )
 from gptc.engine.config import GPTConfig
+from gptc.engine.lora import Lora
 from gptc.engine.optim import AdamW
 from gptc.engine.options import BlockRows, Options, plan_for
 from gptc.engine.session import Session
@@ -104,7 +106,12 @@ class Model(Uncopied):
         library.call("gpt_model_create", config.to_c(), self.options.to_c(), out)
         self._handle = ffi.gc(out[0], lib.gpt_model_free)
         self._closed = False
-        self._parameters = {p.name: (i, p.shape) for i, p in enumerate(config.parameters())}
+        lora = self.options.lora
+        adapters = lora.parameters(config) if lora else ()
+        every = (*config.parameters(), *adapters)
+        self._parameters = {p.name: (i, p.shape) for i, p in enumerate(every)}
+        self.trained = adapters or every
+        """The parameters that training changes: the adapters, or all."""
         self._turns = Turns()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -123,15 +130,20 @@ class Model(Uncopied):
         seed: int = 0,
         pin: bool = False,
         blocks: Sequence[BlockRows] = (),
+        lora: Lora | None = None,
+        recompute: str = "none",
         init: bool = True,
     ) -> _Model:
         """A new model with random weights from `seed`; without `init` they are zero.
 
         `max_batch` and `max_seq` are the largest B and T of logits, loss and backward. `blocks`
-        names the matrices of the dtype "packed" that `write_blocks` gives.
+        names the matrices of the dtype "packed" that `write_blocks` gives. `lora` and `recompute`
+        are those of `Options`.
         """
         sizes = (training, max_batch, max_seq)
-        options = Options(device, dtype, threads, *sizes, dropout, seed, pin, tuple(blocks))
+        options = Options(
+            device, dtype, threads, *sizes, dropout, seed, pin, tuple(blocks), lora, recompute
+        )
         model = cls(config, options)
         if init:
             model.init(seed)
@@ -141,6 +153,10 @@ class Model(Uncopied):
         """Draws random weights as GPT-2 does; they depend on the seed alone."""
         self._call("gpt_model_init", whole(seed, "seed"))
 
+    def init_adapters(self, seed: int = 0) -> None:
+        """Draws the adapters alone as peft does: A uniform within 1 / sqrt(in), B zero."""
+        self._call("gpt_model_init_lora", whole(seed, "seed"))
+
     # ---- parameters ----
 
     def parameters(self) -> dict[str, FloatArray]:
@@ -148,8 +164,8 @@ class Model(Uncopied):
         return {name: self.get(name) for name in self._parameters}
 
     def gradients(self) -> dict[str, FloatArray]:
-        """A copy of the gradient of every parameter by name."""
-        return {name: self.read(name, "grad") for name in self._parameters}
+        """A copy of the gradient of every parameter that is trained, by name."""
+        return {p.name: self.read(p.name, "grad") for p in self.trained}
 
     def get(self, name: str) -> FloatArray:
         """A copy of one parameter."""
@@ -206,6 +222,7 @@ class Model(Uncopied):
         inputs: npt.ArrayLike | Sequence[npt.ArrayLike],
         targets: npt.ArrayLike | Sequence[npt.ArrayLike],
         *,
+        positions: npt.ArrayLike | Sequence[npt.ArrayLike] | None = None,
         lr: float,
         beta1: float = 0.9,
         beta2: float = 0.95,
@@ -216,30 +233,50 @@ class Model(Uncopied):
     ) -> StepResult:
         """One optimizer step on inputs (B, T) and targets (B, T), or on lists of micro-batches.
 
-        The gradients of micro-batches are averaged before the update. `check` is called before
-        each; an exception from it drops the step and leaves the model unchanged.
+        The loss is the mean over all targets that are not -1, of all micro-batches together; one
+        without a target is passed over. `positions` are as many as inputs, as `backward` takes
+        them. `check` is called before each; an exception from it drops the step and leaves the
+        model unchanged. UsageError without any target.
         """
         batches = micro_batches(inputs, "inputs")
         wanted = micro_batches(targets, "targets")
-        if len(batches) != len(wanted):
-            raise GptcError(
-                f"{len(batches)} micro-batches of inputs, {len(wanted)} of targets; pass as many"
-            )
+        places = (
+            [None] * len(batches) if positions is None else micro_batches(positions, "positions")
+        )
+        for values, what in (wanted, "targets"), (places, "positions"):
+            if len(batches) != len(values):
+                raise GptcError(
+                    f"{len(batches)} micro-batches of inputs, {len(values)} of {what}; pass as many"
+                )
+        n_targets = [count_targets(y) for y in wanted]
+        if not (n_all := sum(n_targets)):
+            raise UsageError("all targets are -1; a step needs at least one")
         # No loss is read here, so that only the update waits for the device.
         with self._turns.lock:
             try:
-                for x, y in zip(batches, wanted, strict=True):
+                for x, y, at, n in zip(batches, wanted, places, n_targets, strict=True):
                     check()
-                    self._backward(x, y, 1.0 / len(batches), self._ffi.NULL)
+                    if n:
+                        self._backward(x, y, at, n / n_all, self._ffi.NULL)
             except BaseException:
                 self.zero_gradients()
                 raise
             return self._update(AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip))
 
-    def backward(self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float = 1.0) -> float:
-        """Adds `scale` times the loss's gradient to the gradients; returns the loss, in nats."""
+    def backward(
+        self,
+        inputs: npt.ArrayLike,
+        targets: npt.ArrayLike,
+        scale: float = 1.0,
+        positions: npt.ArrayLike | None = None,
+    ) -> float:
+        """Adds `scale` times the loss's gradient to the gradients; returns the loss, in nats.
+
+        A sequence may hold several documents, with `positions` (B, T) of the tokens in theirs: 0
+        where one begins, and else 1 more than before. A token attends to its own document alone.
+        """
         scale, loss = number(scale, "scale"), self._ffi.new("float *")
-        self._backward(inputs, targets, scale, loss)
+        self._backward(inputs, targets, positions, scale, loss)
         return float(loss[0])
 
     def update(self, adamw: AdamW) -> float:
@@ -247,10 +284,16 @@ class Model(Uncopied):
         return self._update(adamw).grad_norm
 
     def _backward(
-        self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float, loss: Any
+        self,
+        inputs: npt.ArrayLike,
+        targets: npt.ArrayLike,
+        positions: npt.ArrayLike | None,
+        scale: float,
+        loss: Any,
     ) -> None:
         x, y = map(self._room, as_pair(inputs, targets))
-        self._call("gpt_model_backward", ints(x), ints(y), *x.shape, scale, loss)
+        with self._documents(x, positions):
+            self._call("gpt_model_backward", ints(x), ints(y), *x.shape, scale, loss)
 
     def _update(self, adamw: AdamW) -> StepResult:
         settings = self._ffi.new("gpt_optimizer *")
@@ -264,20 +307,45 @@ class Model(Uncopied):
         """Sets the gradients to zero."""
         self._call("gpt_model_zero_grads")
 
-    def loss(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> float:
+    def loss(
+        self,
+        inputs: npt.ArrayLike,
+        targets: npt.ArrayLike,
+        positions: npt.ArrayLike | None = None,
+    ) -> float:
         """Mean cross-entropy in nats over the targets (B, T) that are not -1."""
         x, y = map(self._room, as_pair(inputs, targets))
         loss = self._ffi.new("float *")
-        self._call("gpt_model_loss", ints(x), ints(y), *x.shape, loss, self._ffi.NULL)
+        with self._documents(x, positions):
+            self._call("gpt_model_loss", ints(x), ints(y), *x.shape, loss, self._ffi.NULL)
         return float(loss[0])
 
-    def losses(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> FloatArray:
+    def losses(
+        self,
+        inputs: npt.ArrayLike,
+        targets: npt.ArrayLike,
+        positions: npt.ArrayLike | None = None,
+    ) -> FloatArray:
         """Cross-entropy in nats at every position: (B, T); 0 where the target is -1."""
         x, y = map(self._room, as_pair(inputs, targets))
         out = np.empty(x.shape, np.float32)
         mean = self._ffi.new("float *")
-        self._call("gpt_model_loss", ints(x), ints(y), *x.shape, mean, floats(out))
+        with self._documents(x, positions):
+            self._call("gpt_model_loss", ints(x), ints(y), *x.shape, mean, floats(out))
         return out
+
+    @contextmanager
+    def _documents(self, x: TokenArray, positions: npt.ArrayLike | None) -> Iterator[None]:
+        """The call within has this model for itself, and these positions, if any, in documents."""
+        with self._turns.lock:
+            if positions is not None:
+                at = as_tokens(positions, "positions")
+                if at.shape != x.shape:
+                    raise GptcError(
+                        f"positions have the shape {at.shape}, inputs {x.shape}; they must agree"
+                    )
+                self._call("gpt_model_documents", ints(at), *at.shape)
+            yield
 
     def logits(self, tokens: npt.ArrayLike) -> FloatArray:
         """Logits (B, T, V) of tokens (B, T)."""

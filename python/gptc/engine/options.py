@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 from gptc.engine import library
 from gptc.engine.arrays import whole
 from gptc.engine.config import GPTConfig
+from gptc.engine.lora import Lora
 from gptc.errors import EngineError, UsageError
 from gptc.settings import option
 
 DEVICES = ("cpu", "cuda")
-DTYPES = ("fp32", "bf16", "int8", "int4", "packed")  # the first two also for training
+DTYPES = ("fp32", "bf16", "int8", "int4", "packed")  # the first two also for training all weights
+RECOMPUTE = ("none", "mlp", "block")
 
 
 class BlockRows(NamedTuple):
@@ -59,7 +61,9 @@ class Options:
     stay fp32), "int8" or "int4" (weights rounded in groups of 32, inference only), "packed" (the
     matrices of `blocks` as a GGUF file has them, others in bf16; on a CPU, inference only) or
     "auto": bf16 on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core;
-    `pin` pins each thread to a core; `max_seq` None = the block size.
+    `pin` pins each thread to a core; `max_seq` None = the block size. With `lora`, training changes
+    adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
+    keep less: the first feed-forward layer ("mlp"), or each layer ("block").
     """
 
     device: str = "auto"
@@ -72,6 +76,8 @@ class Options:
     seed: int = 0
     pin: bool = False
     blocks: tuple[BlockRows, ...] = ()
+    lora: Lora | None = None
+    recompute: str = "none"
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -81,7 +87,15 @@ class Options:
                 raise UsageError(
                     f"{name} {value!r} is unknown; it must be one of auto, {', '.join(known)}"
                 )
+        if self.recompute not in RECOMPUTE:
+            raise UsageError(
+                f"recompute {self.recompute!r} is unknown; it must be one of {', '.join(RECOMPUTE)}"
+            )
         device, dtype = self.device, self.dtype
+        if self.lora and device == "cuda":
+            raise UsageError("adapters (LoRA) are computed on a CPU only: use --device cpu")
+        if self.lora:
+            device = "cpu"
         if device == "auto" and dtype in DTYPES[2:]:
             device = "cpu"  # quantized weights have been measured there only
         problem = None if device == "cpu" else library.gpu().problem
@@ -109,7 +123,10 @@ class Options:
             max_seq=self.max_seq or 0,
             dropout=self.dropout,
             seed=self.seed,
+            recompute=RECOMPUTE.index(self.recompute),
         )
+        if self.lora:
+            struct.lora = self.lora.to_c()[0]
         if self.blocks:
             rows = library.load().ffi.new("gpt_block_rows[]", [tuple(b) for b in self.blocks])
             struct.block_rows, struct.n_block_rows = rows, len(self.blocks)

@@ -19,6 +19,7 @@ import numpy as np
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.engine.library import GPT_ERR_FILE
+from gptc.engine.lora import Lora
 from gptc.engine.model import Model
 from gptc.engine.options import BlockRows
 from gptc.errors import EngineError, GptcError, NoTokenizer
@@ -115,6 +116,8 @@ class ModelFile(ABC):
     config: GPTConfig
     notes: tuple[str, ...] = ()
     """Notes for the user who imports the model."""
+    lora: Lora | None = None
+    """The adapters of a file that has them; its base is another file."""
     optimizer_step: int | None = None
     """Number of updates in AdamW's moments; None for a file without moments."""
 

@@ -13,13 +13,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from gptc.checkpoint.adapter import save_adapter
 from gptc.checkpoint.find import open_checkpoint
 from gptc.checkpoint.metrics import METRICS, end_of
 from gptc.checkpoint.names import BEST, ROOT, RUN_CONFIG, checkpoint_name, list_checkpoints
 from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import save, size_of
 from gptc.data.known import KNOWN_DATASETS
-from gptc.engine.config import GPTConfig
+from gptc.engine.model import Model
 from gptc.errors import GptcError, UsageError
 from gptc.files.whole import clean_up, discard, write_file
 from gptc.files.words import amount, plural, quoted
@@ -111,7 +112,13 @@ class RunFolder:
                 self._write_config(options)
             os.fsync(self._metrics.fileno())
             # An existing folder of this name is damaged: a run resumes from the newest whole one.
-            save(path, setup.model, tokenizer=setup.tokenizer, trainer=trainer, replace=True)
+            model, tokenizer = setup.model, setup.tokenizer
+            if model.options.lora:
+                save_adapter(
+                    path, model, setup.adapted, tokenizer=tokenizer, trainer=trainer, replace=True
+                )
+            else:
+                save(path, model, tokenizer=tokenizer, trainer=trainer, replace=True)
         except (GptcError, OSError) as error:
             resume = f"gptc train --resume {quoted(self.path)}"
             kept = (
@@ -139,14 +146,14 @@ class RunFolder:
         link = self.path / BEST
         return link if link.is_symlink() and link.samefile(folder) else folder
 
-    def disk_note(self, config: GPTConfig, options: TrainOptions, n_steps: int) -> str | None:
+    def disk_note(self, model: Model, options: TrainOptions, n_steps: int) -> str | None:
         """A note if the disk is too small for the checkpoints of `n_steps`; else None."""
         # The best is kept too.
         n = math.ceil(n_steps / min(options.save_every or options.eval_every, options.eval_every))
         if options.keep_last:  # one more, since the oldest is removed after the newest is written
             there = len(list_checkpoints(self.path))
             n = min(n, max(1, options.keep_last + 2 - there))
-        needed = n * size_of(config, training=True)
+        needed = n * size_of(model.trained, training=True)
         free = shutil.disk_usage(self.path).free
         if needed <= free:
             return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from gptc.engine.options import DeviceOptions
+from gptc.data.options import LONG_ROWS, TRAIN_ON
+from gptc.engine.lora import KINDS
+from gptc.engine.options import DTYPES, RECOMPUTE, DeviceOptions
 from gptc.errors import UsageError
 from gptc.settings import check, option
 
@@ -16,6 +18,7 @@ MOST_TOKENS = 2**28  # of a step: all its batches are drawn before it begins
 _WHAT = "Data, model and output"
 _LONG = "Length (the first limit reached ends the run)"
 _STEP = "Batches and optimizer (defaults by preset)"
+_LORA = "Adapters (LoRA)"
 _SAVE = "Reports and checkpoints"
 _SHAPE = "Model shape (overrides the preset)"
 
@@ -24,7 +27,15 @@ _SHAPE = "Model shape (overrides the preset)"
 class TrainOptions(DeviceOptions):
     """The options of a run. Command line, TOML files and checkpoints use these names."""
 
-    SECTIONS: ClassVar[tuple[str, ...]] = (_WHAT, "Device", _LONG, _STEP, _SAVE, _SHAPE)
+    SECTIONS: ClassVar[tuple[str, ...]] = (_WHAT, "Device", _LONG, _STEP, _LORA, _SAVE, _SHAPE)
+
+    dtype: str = option(
+        "auto",
+        "Data type; bf16 = mixed precision, auto = bf16 if it is faster here. With --lora-rank "
+        "also int8, int4, or packed: the matrices as a GGUF file has them, which is then auto.",
+        section="Device",
+        choices=("auto", *DTYPES),
+    )
 
     data: str = option(
         "stories",
@@ -54,6 +65,31 @@ class TrainOptions(DeviceOptions):
         "Model to fine-tune: a checkpoint, run, folder or file.",
         section=_WHAT,
         metavar="PATH",
+    )
+    train_on: Literal["assistant", "completion", "all"] = option(
+        "assistant",
+        "Tokens of conversations to learn: all answers, the last one (completion), or all.",
+        section=_WHAT,
+        choices=TRAIN_ON,
+    )
+    long_rows: Literal["cut", "drop"] = option(
+        "cut",
+        "Treatment of conversations longer than --seq-len.",
+        section=_WHAT,
+        choices=LONG_ROWS,
+    )
+    on_bad_row: str = option(
+        "stop",
+        "Treatment of rows that are not a conversation, as in gptc prepare.",
+        section=_WHAT,
+        choices=("stop", "skip"),
+    )
+    chat_template: str | None = option(
+        None,
+        "Chat template for rows of messages, as in gptc prepare.",
+        section=_WHAT,
+        metavar="FILE",
+        shown="the model's, else ChatML",
     )
     seed: int = option(
         1337, "Random seed of weights, batches, dropout and samples.", section=_WHAT, least=0
@@ -127,6 +163,41 @@ class TrainOptions(DeviceOptions):
     )
     dropout: float = option(0.0, "Dropout probability.", section=_STEP, least=0, below=1)
     optimizer: str = option("adamw", "Optimizer.", section=_STEP, choices=OPTIMIZERS)
+    recompute: str = option(
+        "none",
+        "Activations to compute again in the backward pass, to save memory: of the first "
+        "feed-forward layers, or of whole layers.",
+        section=_STEP,
+        choices=RECOMPUTE,
+    )
+
+    lora_rank: int = option(
+        0,
+        "Rank of adapters of the --init-from model, which stays as it is; 0 = train all weights.",
+        section=_LORA,
+        least=0,
+        most=4096,
+    )
+    lora_alpha: float | None = option(
+        None,
+        "Adapters are scaled by this / rank.",
+        section=_LORA,
+        above=0,
+        shown="twice the rank",
+    )
+    lora_dropout: float = option(
+        0.0, "Dropout probability of adapters' inputs.", section=_LORA, least=0, below=1
+    )
+    lora_targets: str = option(
+        "all",
+        "Layers with adapters, separated by commas: qkv, q, k, v, proj, fc, gate, up, mlp_proj, "
+        "all.",
+        section=_LORA,
+        metavar="NAMES",
+    )
+    lora_kind: str = option(
+        "plain", "Scale of adapters; rslora = alpha / sqrt(rank).", section=_LORA, choices=KINDS
+    )
 
     eval_every: int = option(
         250, "Steps between evaluations.", section=_SAVE, least=1, shown="by preset"
@@ -182,6 +253,15 @@ class TrainOptions(DeviceOptions):
                 f"x --grad-accum {self.grad_accum} is {self.tokens_per_step:,} tokens; "
                 f"it must be at most {MOST_TOKENS:,}"
             )
+        if self.lora_rank and self.init_from is None:
+            raise UsageError(
+                f"--lora-rank {self.lora_rank} needs --init-from: adapters change a trained model"
+            )
+        if self.dtype in DTYPES[2:] and not self.lora_rank:
+            raise UsageError(
+                f"--dtype {self.dtype} is not for training all weights: use fp32 or bf16, or train "
+                "adapters with --lora-rank 16"
+            )
         if self.min_lr is not None and self.min_lr > self.lr:
             raise UsageError(f"--min-lr is {self.min_lr}; it must be at most --lr ({self.lr})")
 
@@ -190,3 +270,5 @@ SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", "bias")
 LIMITS = ("steps", "tokens", "epochs", "minutes")
 # Options that cannot change on --resume: the model, and the stream of batches.
 FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)
+LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_kind")
+FIXED_CHATS = ("train_on", "long_rows", "on_bad_row", "chat_template")

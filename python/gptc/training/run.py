@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from gptc.checkpoint.facade import Model
-from gptc.checkpoint.find import find_checkpoint
-from gptc.checkpoint.names import CONFIG
+from gptc.checkpoint.find import find_checkpoint, open_folder
+from gptc.checkpoint.names import ADAPTER, CONFIG
 from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.options import Options
 from gptc.errors import GptcError, UsageError
@@ -67,12 +67,12 @@ def _resumable(path: str | Path) -> Checkpoint:
     folder = find_checkpoint(path)
     if folder.is_symlink():  # such as the run's link to its best
         folder = folder.parent / folder.resolve().name
-    base = Checkpoint(folder)
+    base = open_folder(folder)
     if "options" not in (base.trainer() or {}):
         raise GptcError(
             f"{folder} is a model, not a run; fine-tune it with --init-from {quoted(folder)}"
         )
-    is_checkpoint = (Path(path) / CONFIG).is_file()
+    is_checkpoint = any((Path(path) / name).is_file() for name in (CONFIG, ADAPTER))
     newest = find_checkpoint(folder.parent) if is_checkpoint else folder
     if newest != folder:
         raise UsageError(
@@ -99,7 +99,7 @@ class Run:
             for line in header(self.setup, self.folder.path):
                 show.note(line)
             n_steps = self.setup.horizon.steps - state.step
-            if note := self.folder.disk_note(self.setup.model.config, settled, n_steps):
+            if note := self.folder.disk_note(self.setup.model, settled, n_steps):
                 show.note(note)
             self._opened = undo.pop_all()
 
@@ -125,6 +125,8 @@ class Run:
             )
         elif state.out_of_patience(self.setup.options):
             self.show.note(self._no_patience())
+        if self.trainer.held_out is not None and not state.step:
+            self.trainer.held_out.remember()
         self.show.start(state.step, horizon.steps)
         with heard_signals() as signals:
             trained_s = self._steps(signals, meter, on_step)
@@ -187,7 +189,7 @@ class Run:
             meter.add(record["train_loss"], step_s)
             state.elapsed_s = elapsed_before + time.perf_counter() - begin
             trainer.measure_peak()
-            rate = options.tokens_per_step / step_s
+            rate = trainer.positions_per_step / step_s
             record["elapsed_s"] = round(state.elapsed_s, 3)
             record["tokens_per_s"] = round(rate, 1)
             record["mfu"] = trainer.mfu(rate)

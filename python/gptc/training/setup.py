@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gptc.checkpoint.adapter import AdapterCheckpoint
 from gptc.checkpoint.compatible import (
     check_vocabulary,
     is_kind,
@@ -21,20 +22,24 @@ from gptc.checkpoint.compatible import (
 from gptc.checkpoint.facade import Model
 from gptc.checkpoint.find import open_checkpoint, tokenizer_name
 from gptc.checkpoint.reader import Checkpoint
+from gptc.data.chat_cache import is_chat_file
+from gptc.data.chat_loader import make_loader, n_windows
 from gptc.data.dataset import SPLITS, Dataset
 from gptc.data.known import KNOWN_DATASETS
 from gptc.data.loader import Loader
 from gptc.data.preparation import resolve_dataset
 from gptc.engine import library
 from gptc.engine.config import GPTConfig
-from gptc.engine.options import Options, Plan, plan_for
+from gptc.engine.lora import Lora, targets_named
+from gptc.engine.options import BlockRows, Options, Plan, plan_for
 from gptc.errors import EngineError, GptcError, UsageError
 from gptc.files.checksum import recorded_checksum
 from gptc.files.memory import available_bytes, resident_bytes
-from gptc.files.words import amount
+from gptc.files.words import amount, quoted
 from gptc.formats.model_file import ModelFile
 from gptc.settings import spelled
 from gptc.tokenizer.base import Tokenizer
+from gptc.training.chats import open_chats
 from gptc.training.defaults import default_tokenizer, defaults_for
 from gptc.training.fitting import what_fits
 from gptc.training.horizon import Horizon, time_step
@@ -65,9 +70,16 @@ class Setup:
         return self.dataset.tokenizer
 
     @property
+    def adapted(self) -> ModelFile:
+        """The model that adapters are trained for."""
+        known = self.base.base if isinstance(self.base, AdapterCheckpoint) else self.initial
+        assert known is not None
+        return known
+
+    @property
     def has_val(self) -> bool:
         """Whether the validation split holds at least one window."""
-        return self.dataset.n_tokens("val") > self.options.seq_len
+        return n_windows(self.dataset, "val", self.options.seq_len) > 0
 
     def close(self) -> None:
         """Frees the model and the data."""
@@ -78,9 +90,11 @@ class Setup:
         """The values on which bit-for-bit resuming depends."""
         splits = self.dataset.meta["splits"]
         shards = [
-            recorded_checksum(shard).partition(":")[2]
+            recorded_checksum(file).partition(":")[2]
             for split in SPLITS
             for shard in splits[split]["shards"]
+            for file in (shard, shard.get("mask"))
+            if file is not None
         ]
         return {
             "threads": self.model.threads,
@@ -96,10 +110,16 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
     initial: ModelFile | None = None
     if base is None and options.init_from is not None:
         initial = open_checkpoint(options.init_from)
+        if initial.lora is not None:
+            raise UsageError(
+                f"{options.init_from} holds adapters: continue their run with --resume, or merge "
+                f"them first: gptc export {quoted(options.init_from)} --merge --to hf --out CKPT"
+            )
     options, dataset = _open_dataset(options, base, initial, show)
+    dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
     config = _shape(options, base or initial, dataset)
     options = _fit_context(options, config, show)
-    loader = Loader(
+    loader = make_loader(
         dataset,
         "train",
         options.batch_size,
@@ -107,7 +127,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
         options.seed,
         n_ahead=options.grad_accum,
     )
-    settings, plan = _settings(options, base, config)
+    settings, plan = _settings(options, base, base or initial, config)
     resident_before = resident_bytes()
     model = _create_model(options, base, config, settings)
     try:
@@ -122,10 +142,12 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
             loader.position = trainer["loader_position"]
         elif initial is not None:
             initial.load_into(model)
+            if options.lora_rank:
+                model.init_adapters(options.seed)
         else:
             model.init(options.seed)
         step_s = time_step(model, loader, options.grad_accum) if options.minutes else None
-        horizon = Horizon(options, state, dataset.n_tokens("train"), step_s)
+        horizon = Horizon(options, state, loader.epoch_tokens, step_s)
         setup = Setup(
             options=_settle(options, horizon.steps),
             base=base,
@@ -157,6 +179,8 @@ def _open_dataset(
     """
     known, name = base or initial, options.tokenizer
     own = own_tokenizer(known) if known is not None else None
+    if is_chat_file(options.data):
+        return open_chats(options, known, own, show)
     own_name = None
     if own and known and (name is None or base is not None):
         own_name = tokenizer_argument(own, known, options.data)
@@ -184,7 +208,7 @@ def _open_dataset(
     if known is not None:
         check_vocabulary(known, own, dataset)
     if own is not None:
-        dataset.tokenizer.adopt(own)  # as in the model's earlier training
+        dataset.adopt(own)  # as in the model's earlier training
     return options, dataset
 
 
@@ -211,8 +235,28 @@ def _fit_context(options: TrainOptions, config: GPTConfig, show: Progress) -> Tr
     return replace(options, seq_len=config.block_size)
 
 
+def _lora(options: TrainOptions, config: GPTConfig) -> Lora | None:
+    """The adapters that the options ask for."""
+    rank = options.lora_rank
+    if not rank:
+        return None
+    targets = targets_named(config, options.lora_targets)
+    alpha = 2.0 * rank if options.lora_alpha is None else options.lora_alpha
+    return Lora(rank, alpha, targets, options.lora_dropout, options.lora_kind)
+
+
+def _packing(options: TrainOptions, dtype: str, known: ModelFile | None) -> tuple[BlockRows, ...]:
+    """The matrices that stay as a quantized file has them while adapters are trained."""
+    if not options.lora_rank or known is None or dtype not in ("auto", "packed"):
+        return ()
+    blocks = known.packing()
+    if dtype == "packed" and not blocks:
+        raise UsageError(f"{known.path} has no quantized matrices: choose another --dtype")
+    return blocks
+
+
 def _settings(
-    options: TrainOptions, base: Checkpoint | None, config: GPTConfig
+    options: TrainOptions, base: Checkpoint | None, known: ModelFile | None, config: GPTConfig
 ) -> tuple[Options, Plan]:
     """The model's options and memory plan. GptcError if the memory is not available."""
     threads, dtype = options.threads, options.dtype
@@ -223,9 +267,10 @@ def _settings(
         assert trainer is not None
         threads = threads or min(trainer["threads"], library.cpu_count())
         dtype = trainer["dtype"] if dtype == "auto" else dtype
+    blocks = _packing(options, dtype, known)
     settings = Options(
         options.device,
-        dtype,
+        "packed" if blocks else dtype,
         threads,
         training=True,
         max_batch=options.batch_size,
@@ -233,6 +278,9 @@ def _settings(
         dropout=options.dropout,
         seed=options.seed,
         pin=options.pin,
+        blocks=blocks,
+        lora=_lora(options, config),
+        recompute=options.recompute,
     ).resolved()
     try:
         plan = plan_for(config, settings)

@@ -197,7 +197,10 @@ def test_an_adapter_says_so(tmp_path: Path) -> None:
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "gpt2"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
     for read in (open_checkpoint, verify):
-        with pytest.raises(GptcError, match="it is an adapter for gpt2; merge both with peft's"):
+        with pytest.raises(
+            GptcError,
+            match="is an adapter of gpt2, which is not there",
+        ):
             read(tmp_path)
 
 

@@ -1,0 +1,253 @@
+"""Adapters as peft stores them: adapter_config.json and adapter_model.safetensors.
+
+peft has an adapter for each matrix of a Hugging Face class, under the name of its module. Ours of
+queries, keys and values are rows of one parameter, as layout.py has it for the matrices themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptc.engine.arrays import FloatArray
+from gptc.engine.config import GPTConfig
+from gptc.engine.lora import Lora, adapters_of
+from gptc.errors import GptcError
+from gptc.files.limits import read_file
+from gptc.files.values import parse_json
+from gptc.formats import hf
+from gptc.formats.model_file import check_finite
+from gptc.formats.safetensors import TensorFile
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_MOST_RANK = 4096
+
+# Fields of peft's LoraConfig that ask for what the engine does not compute, unless empty or so.
+_PLAIN: Mapping[str, Any] = {
+    "bias": "none",
+    "use_dora": False,
+    "use_qalora": False,
+    "lora_bias": False,
+    "modules_to_save": None,
+    "layers_to_transform": None,
+    "layer_replication": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "trainable_token_indices": None,
+    "target_parameters": None,
+}
+
+# An adapter by name: its matrix, and which of the matrices it is that a family stores in its place.
+_MATRICES = {
+    "qkv": ("attn.qkv", None),
+    "q": ("attn.qkv", 0),
+    "k": ("attn.qkv", 1),
+    "v": ("attn.qkv", 2),
+    "proj": ("attn.proj", None),
+    "fc": ("mlp.fc", None),
+    "gate": ("mlp.fc", 0),
+    "up": ("mlp.fc", 1),
+    "mlp_proj": ("mlp.proj", None),
+}
+
+
+class Place(NamedTuple):
+    """An adapter of a layer: its module in a file, and its rows of our two parameters."""
+
+    module: str  # such as "model.layers.0.self_attn.q_proj"
+    target: str
+    ours: str  # such as "h.0.attn.qkv"
+    a: slice  # rows of ours + ".lora_a"
+    b: slice  # rows of ours + ".lora_b"
+    weight: slice  # rows of ours + ".weight"
+
+
+def places(config: GPTConfig, lora: Lora) -> list[Place]:
+    """The adapters of a model, in the order of its matrices."""
+    modules: dict[str, list[tuple[str, slice]]] = {}
+    for part in hf.parts(config):
+        modules.setdefault(part.ours, []).append((part.name.removesuffix(".weight"), part.rows))
+    found = []
+    for layer in range(config.n_layer):
+        ends: dict[str, tuple[int, int]] = {}
+        for target in (name for name in _MATRICES if name in lora.targets):
+            matrix, which = _MATRICES[target]
+            ours = f"h.{layer}.{matrix}"
+            there = modules[f"{ours}.weight"]
+            if which is None and len(there) > 1:
+                raise GptcError(f"peft has no adapter {target} of this family: it has {len(there)}")
+            module, rows = there[which or 0]
+            a, b = ends.get(ours, (0, 0))
+            size = rows.stop - rows.start
+            found.append(
+                Place(module, target, ours, slice(a, a + lora.rank), slice(b, b + size), rows)
+            )
+            ends[ours] = (a + lora.rank, b + size)
+    return found
+
+
+# ---- ours to theirs ----
+
+
+def config_to_json(config: GPTConfig, lora: Lora, base: str) -> dict[str, Any]:
+    """The adapter_config.json of these adapters; `base` is the path or name of the base model."""
+    alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
+    modules = sorted({_of_any_layer(place.module) for place in places(config, lora)})
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": modules,
+        "fan_in_fan_out": hf.model_type(config) == "gpt2",
+        "bias": "none",
+        "use_rslora": lora.kind == "rslora",
+        "inference_mode": True,
+    }
+
+
+def _of_any_layer(module: str) -> str:
+    """The end of a module's name, as target_modules names it: without its layer."""
+    return re.sub(r"^.*\.\d+\.", "", module)
+
+
+def tensor_shapes(config: GPTConfig, lora: Lora) -> dict[str, tuple[int, ...]]:
+    """The tensors of an adapter_model.safetensors."""
+    inputs = {name: shape[1] for name, shape, _ in config.parameters() if len(shape) == 2}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for place in places(config, lora):
+        name = _PREFIX + place.module
+        shapes[f"{name}.lora_A.weight"] = (lora.rank, inputs[f"{place.ours}.weight"])
+        shapes[f"{name}.lora_B.weight"] = (place.b.stop - place.b.start, lora.rank)
+    return shapes
+
+
+def tensor_reader(
+    config: GPTConfig, lora: Lora, read: Callable[[str], FloatArray]
+) -> Callable[[str], FloatArray]:
+    """A function that makes each of those tensors of our parameters, which `read` gives."""
+    by_module = {_PREFIX + place.module: place for place in places(config, lora)}
+
+    def tensor(name: str) -> FloatArray:
+        module, _, kind = name.removesuffix(".weight").rpartition(".")
+        place = by_module[module]
+        if kind == "lora_A":
+            return read(f"{place.ours}.lora_a")[place.a]
+        return read(f"{place.ours}.lora_b")[place.b]
+
+    return tensor
+
+
+# ---- theirs to ours ----
+
+
+class AdapterFile:
+    """The adapters of a folder, for a base of some shape."""
+
+    def __init__(self, folder: Path, config: GPTConfig) -> None:
+        """GptcError for what the engine does not compute, or an adapter of another model."""
+        self.path = folder
+        data = read_config(folder)
+        self.tensors = TensorFile(folder / WEIGHTS)
+        self.lora = self._settings(data, config)
+        self._places = places(config, self.lora)
+        self._check_shapes(config)
+
+    def _settings(self, data: Mapping[str, Any], config: GPTConfig) -> Lora:
+        rank = _number(self.path, data, "r", lambda x: type(x) is int and 1 <= x <= _MOST_RANK)
+        alpha = _number(self.path, data, "lora_alpha", lambda x: x > 0)
+        dropout = _number(self.path, data, "lora_dropout", lambda x: 0 <= x < 1)
+        every = Lora(int(rank), alpha, adapters_of(config))
+        first = {p.target: p.module for p in places(config, every) if p.ours.startswith("h.0.")}
+        targets = tuple(t for t, m in first.items() if self._names(m)[0] in self.tensors.shapes)
+        if not targets:
+            raise GptcError(
+                f"{self.path} has no adapter of this model: it is of another base, {_base(data)}"
+            )
+        kind = "rslora" if data.get("use_rslora") else "plain"
+        return Lora(int(rank), alpha, targets, dropout, kind)
+
+    @staticmethod
+    def _names(module: str) -> tuple[str, str]:
+        return f"{_PREFIX}{module}.lora_A.weight", f"{_PREFIX}{module}.lora_B.weight"
+
+    def _check_shapes(self, config: GPTConfig) -> None:
+        wanted, found = tensor_shapes(config, self.lora), self.tensors.shapes
+        for name, shape in wanted.items():
+            if found.get(name) != shape:
+                raise GptcError(
+                    f"{self.tensors.path}: {name} has the shape {found.get(name)}, its base "
+                    f"needs {shape}: the adapter is of another model"
+                )
+        for name in found:
+            if name not in wanted:
+                raise GptcError(f"{self.tensors.path} holds {name}, which gptc does not compute")
+
+    def read(self, name: str) -> FloatArray:
+        """One of our parameters, such as "h.0.attn.qkv.lora_a"."""
+        ours, _, kind = name.rpartition(".")
+        which = 0 if kind == "lora_a" else 1
+        parts = [self.tensors.read(self._names(p.module)[which]) for p in self._places_of(ours)]
+        return np.concatenate(parts)
+
+    def _places_of(self, ours: str) -> list[Place]:
+        return [place for place in self._places if place.ours == ours]
+
+    def check(self) -> None:
+        """GptcError for a number that is not finite."""
+        for name in self.tensors.shapes:
+            check_finite(self.tensors.read(name), f"{self.tensors.path}: {name}")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The adapter_config.json of a folder. GptcError for what the engine does not compute."""
+    file = folder / CONFIG
+    try:
+        data = parse_json(read_file(file), str(file))
+    except OSError as error:
+        raise GptcError(f"cannot read {file}: {error.strerror}") from None
+    if not isinstance(data, dict):
+        raise GptcError(f"{file} is damaged: not a JSON object; copy it again")
+    if data.get("peft_type") != "LORA":
+        raise GptcError(f"{file}: peft_type is {data.get('peft_type')!r}; gptc reads LORA")
+    for name, plain in _PLAIN.items():
+        value = data.get(name, plain)
+        if value != plain and value not in (None, {}, []):
+            raise GptcError(
+                f"{file} has {name} {value!r:.60}, which gptc does not compute; merge the adapter "
+                "with peft's merge_and_unload, and give that model's folder"
+            )
+    return data
+
+
+def _number(
+    folder: Path, data: Mapping[str, Any], name: str, holds: Callable[[float], bool]
+) -> float:
+    """A number of an adapter_config.json. GptcError where it is none, or out of range."""
+    value = data.get(name, 0)
+    if type(value) not in (int, float) or not np.isfinite(value) or not holds(value):
+        raise GptcError(f"{folder / CONFIG}: {name} is {value!r:.40}, out of range")
+    return float(value)
+
+
+def _base(data: Mapping[str, Any]) -> str:
+    return str(data.get("base_model_name_or_path"))
+
+
+def base_of(folder: Path) -> str:
+    """The path or name of the base, as an adapter_config.json has it."""
+    return _base(read_config(folder))
+
+
+def merged(place: Place, lora: Lora, adapter: AdapterFile, weight: FloatArray) -> None:
+    """Adds an adapter to its rows of a matrix (out, in), in place."""
+    a, b = adapter.read(f"{place.ours}.lora_a")[place.a], adapter.read(f"{place.ours}.lora_b")
+    weight[place.weight] += np.float32(lora.scale) * (b[place.b] @ a)

@@ -1,0 +1,518 @@
+/* Models with adapters through gpt.h: they compute what the merged weights do, forward and backward; what is
+ * frozen costs no gradient, no optimizer state and no float32 copy; recomputing changes no bit. */
+#include "testing.h"
+
+#include "models.h"
+
+enum { B = 2, T = 12, N = B * T };
+
+static const gpt_lora none = {0};
+
+/* All matrices, each as parts where it has them; then fewer. */
+static gpt_lora lora_of(const gpt_config *c, int kind, float dropout) {
+    int swiglu = c->activation == GPT_ACT_SWIGLU;
+    int all = GPT_LORA_Q | GPT_LORA_K | GPT_LORA_V | GPT_LORA_ATT_PROJ | GPT_LORA_MLP_PROJ |
+              (swiglu ? GPT_LORA_GATE | GPT_LORA_UP : GPT_LORA_FC);
+    int whole = GPT_LORA_QKV | GPT_LORA_FC | GPT_LORA_MLP_PROJ;
+    int few = GPT_LORA_Q | GPT_LORA_V | (swiglu ? GPT_LORA_UP : 0);
+    int targets[] = {all, whole, few};
+    return (gpt_lora){.rank = 3, .targets = targets[kind], .scale = 1.5f, .dropout = dropout};
+}
+
+static gpt_model *adapted_model(const gpt_config *c, gpt_lora lora, int training, int recompute,
+                                float dropout) {
+    gpt_options options = place.options;
+    options.training = training;
+    options.max_batch = B;
+    options.max_seq = T;
+    options.dropout = dropout;
+    options.seed = 77;
+    options.lora = lora;
+    options.recompute = recompute;
+    gpt_model *m = NULL;
+    EXPECT_OK(gpt_model_create(c, &options, &m));
+    if (!m) exit(test_summary("no model"));
+    return m;
+}
+
+static int is_cpu(void) {
+    return place.options.device == GPT_DEVICE_CPU;
+}
+
+/* Adapters with numbers that matter. */
+typedef struct adapters {
+    int first, n;
+    gpt_param info[MAX_PARAMS];
+    float *x[MAX_PARAMS];
+} adapters;
+
+static adapters random_adapters(const gpt_config *c, const gpt_lora *lora) {
+    adapters set = {.first = gpt_config_param_count(c), .n = gpt_lora_param_count(c, lora)};
+    EXPECT(set.n > 0 && set.n <= MAX_PARAMS);
+    for (int i = 0; i < set.n; i++) {
+        EXPECT_OK(gpt_lora_param(c, lora, i, &set.info[i]));
+        int64_t n = set.info[i].size;
+        set.x[i] = host_floats(n);
+        for (int64_t k = 0; k < n; k++)
+            set.x[i][k] = (float)(0.6 * random_normal() / sqrt((double)set.info[i].shape[1]));
+    }
+    return set;
+}
+
+static void write_adapters(gpt_model *m, const adapters *set) {
+    for (int i = 0; i < set->n; i++)
+        EXPECT_OK(
+            gpt_model_write(m, set->first + i, GPT_TENSOR_VALUE, set->x[i], set->info[i].size));
+}
+
+static param_set random_params(const gpt_config *c) {
+    param_set set = {.n = gpt_config_param_count(c)};
+    for (int i = 0; i < set.n; i++) {
+        gpt_param *p = &set.info[i];
+        EXPECT_OK(gpt_config_param(c, i, p));
+        set.x[i] = host_floats(p->size);
+        int is_scale = p->n_dim == 1 && strstr(p->name, "norm") && strstr(p->name, "weight");
+        double spread = p->n_dim == 1 ? 0.3 : 0.8 / sqrt((double)p->shape[1]);
+        for (int64_t k = 0; k < p->size; k++)
+            set.x[i][k] = (float)round_act(is_scale + spread * random_normal());
+    }
+    return set;
+}
+
+/* The matrix "h.1.attn.qkv" of an adapter "h.1.attn.qkv.lora_a", and its parts' rows in it. */
+typedef struct adapted {
+    int matrix, n_parts;
+    lora_part parts[3];
+} adapted;
+
+static adapted matrix_of(const gpt_config *c, const gpt_lora *lora, const param_set *params,
+                         const gpt_param *adapter) {
+    char name[64];
+    adapted out = {.matrix = -1};
+    int HS = c->head_size ? c->head_size : c->n_embd / c->n_head, Q = c->n_head * HS;
+    int KV = c->n_kv_head * HS, F = c->n_ff, targets = lora->targets;
+    snprintf(name, sizeof name, "%.*s.weight",
+             (int)(strstr(adapter->name, ".lora") - adapter->name), adapter->name);
+    for (int i = 0; i < params->n; i++)
+        if (!strcmp(params->info[i].name, name)) out.matrix = i;
+    int bits[] = {GPT_LORA_Q, GPT_LORA_K, GPT_LORA_V, GPT_LORA_GATE, GPT_LORA_UP};
+    lora_part rows[] = {{0, Q}, {Q, KV}, {Q + KV, KV}, {0, F}, {F, F}};
+    int is_qkv = strstr(name, "qkv") != NULL, is_fc = strstr(name, "fc") != NULL;
+    for (int k = is_qkv ? 0 : 3; (is_qkv || is_fc) && k < (is_qkv ? 3 : 5); k++)
+        if (targets & bits[k]) out.parts[out.n_parts++] = rows[k];
+    if (!out.n_parts)
+        out.parts[out.n_parts++] = (lora_part){0, (int)params->info[out.matrix].shape[0]};
+    return out;
+}
+
+/* Adds scale B A of each adapter to its matrix. */
+static void merge(const gpt_config *c, const gpt_lora *lora, const adapters *set,
+                  param_set *params) {
+    int R = lora->rank;
+    for (int i = 0; i < set->n; i += 2) {
+        adapted at = matrix_of(c, lora, params, &set->info[i]);
+        int64_t cols = params->info[at.matrix].shape[1], row = 0;
+        const float *a = set->x[i], *b = set->x[i + 1];
+        for (int p = 0; p < at.n_parts; row += at.parts[p++].rows)
+            for (int o = 0; o < at.parts[p].rows; o++)
+                for (int64_t k = 0; k < cols; k++) {
+                    double sum = 0;
+                    for (int j = 0; j < R; j++)
+                        sum += (double)b[(row + o) * R + j] * a[(p * R + j) * cols + k];
+                    params->x[at.matrix][(at.parts[p].first + o) * cols + k] +=
+                        (float)(lora->scale * sum);
+                }
+    }
+}
+
+/* The gradient of an adapter from that of its matrix: dB = scale dW A^T, dA = scale B^T dW. */
+static double *gradient_of(const gpt_config *c, const gpt_lora *lora, const adapters *set,
+                           const param_set *params, const param_set *grads, int i) {
+    int R = lora->rank, is_b = i % 2;
+    adapted at = matrix_of(c, lora, params, &set->info[i]);
+    int64_t cols = params->info[at.matrix].shape[1], row = 0;
+    const float *a = set->x[i - is_b], *b = set->x[i - is_b + 1], *dw = grads->x[at.matrix];
+    double *out = host_zeros(set->info[i].size);
+    for (int p = 0; p < at.n_parts; row += at.parts[p++].rows)
+        for (int o = 0; o < at.parts[p].rows; o++)
+            for (int64_t k = 0; k < cols; k++)
+                for (int j = 0; j < R; j++) {
+                    double d = lora->scale * dw[(at.parts[p].first + o) * cols + k];
+                    int64_t in_a = (p * R + j) * cols + k, in_b = (row + o) * R + j;
+                    out[is_b ? in_b : in_a] += d * (is_b ? a[in_a] : b[in_b]);
+                }
+    return out;
+}
+
+static void check_merged(const family *f, int kind) {
+    const gpt_config *c = &f->config;
+    gpt_lora lora = lora_of(c, kind, 0);
+    test_case("%s, targets %d", f->name, lora.targets);
+    adapters set = random_adapters(c, &lora);
+    param_set params = random_params(c), merged = random_params(c);
+    for (int i = 0; i < params.n; i++)
+        memcpy(merged.x[i], params.x[i], sizeof(float) * (size_t)params.info[i].size);
+    merge(c, &lora, &set, &merged);
+    gpt_model *adapted = adapted_model(c, lora, 1, 0, 0), *lean = adapted_model(c, lora, 0, 0, 0);
+    gpt_options here = place.options; /* in bf16 the merged weights would be rounded, too */
+    place.options.dtype = GPT_DTYPE_FP32;
+    gpt_model *full = adapted_model(c, none, 1, 0, 0);
+    place.options = here;
+    for (int i = 0; i < 2; i++) {
+        write_params(i ? lean : adapted, &params, GPT_TENSOR_VALUE);
+        write_adapters(i ? lean : adapted, &set);
+    }
+    write_params(full, &merged, GPT_TENSOR_VALUE);
+
+    int32_t *tokens = random_ints(N, c->vocab_size), *targets = random_targets(N, c->vocab_size);
+    double *want = read_logits(full, c, tokens, B, T), *got = read_logits(adapted, c, tokens, B, T);
+    EXPECT_CLOSE("logits", got, want, N, c->vocab_size, test_tols(2e-5, 0.1));
+    EXPECT_SAME("logits without training", read_logits(lean, c, tokens, B, T), got,
+                (int64_t)N * c->vocab_size);
+    float loss, merged_loss;
+    EXPECT_OK(gpt_model_backward(full, tokens, targets, B, T, 1, &merged_loss));
+    EXPECT_OK(gpt_model_backward(adapted, tokens, targets, B, T, 1, &loss));
+    EXPECT_NEAR("loss", loss, merged_loss, test_tols(1e-5, 0.1));
+    param_set grads = read_params(full, c, GPT_TENSOR_GRAD);
+    double error = 0, norm = 0;
+    for (int i = 0; i < set.n; i++) {
+        const gpt_param *p = &set.info[i];
+        float *x = host_floats(p->size);
+        double *wanted = gradient_of(c, &lora, &set, &params, &grads, i);
+        EXPECT_OK(gpt_model_read(adapted, set.first + i, GPT_TENSOR_GRAD, x, p->size));
+        for (int64_t k = 0; k < p->size; k++) {
+            error += (x[k] - wanted[k]) * (x[k] - wanted[k]);
+            norm += wanted[k] * wanted[k];
+        }
+        if (test.act_bytes == 4)
+            EXPECT_CLOSE(p->name, doubles_of(x, p->size), wanted, p->shape[0], p->shape[1], 1e-4);
+    }
+    EXPECT_NEAR("all gradients", sqrt(error / norm), 0, test_tols(1e-5, 0.05));
+
+    /* Sessions decode with them. */
+    gpt_session *s;
+    int32_t seqs[T] = {0};
+    uint8_t all[T];
+    memset(all, 1, sizeof all);
+    float *logits = host_floats((int64_t)T * c->vocab_size);
+    EXPECT_OK(gpt_session_create(lean, 1, T, &s));
+    EXPECT_OK(gpt_session_decode(s, tokens, seqs, all, T, logits));
+    EXPECT_CLOSE("decoded", doubles_of(logits, (int64_t)T * c->vocab_size), got, T, c->vocab_size,
+                 test_tols(2e-5, 0.1));
+    gpt_session_free(s);
+    gpt_model_free(adapted);
+    gpt_model_free(lean);
+    gpt_model_free(full);
+}
+
+static void test_merged(void) {
+    EACH_PLACE {
+        for (int f = 0; is_cpu() && f < families_here(); f++)
+            for (int kind = 0; kind < 3; kind++) check_merged(&families[f], kind);
+    }
+}
+
+/* Frozen parameters have no gradient and keep their values; an update changes each adapter. */
+static void test_frozen(void) {
+    EACH_PLACE {
+        if (!is_cpu()) continue;
+        const gpt_config *c = &families[1].config;
+        gpt_lora lora = lora_of(c, 0, 0.2f);
+        test_case("frozen");
+        gpt_model *m = adapted_model(c, lora, 1, 0, 0);
+        param_set params = random_params(c);
+        write_params(m, &params, GPT_TENSOR_VALUE);
+        EXPECT(gpt_model_init_lora(m, 5) == GPT_OK);
+        int32_t *tokens = random_ints(N, c->vocab_size);
+        float first = NAN, loss = NAN, one;
+        for (int step = 0; step < 30; step++) {
+            EXPECT_OK(gpt_model_backward(m, tokens, tokens, B, T, 1, NULL));
+            EXPECT_OK(update_adamw(m, &adamw, &loss, NULL));
+            if (step == 0) first = loss;
+        }
+        EXPECT(loss < 0.9f * first);
+        int n = gpt_config_param_count(c);
+        for (int i = 0; i < n; i++) {
+            EXPECT(gpt_model_state_count(m, i) == 0);
+            EXPECT(gpt_model_read(m, i, GPT_TENSOR_GRAD, &one, params.info[i].size) ==
+                   GPT_ERR_ARGUMENT);
+        }
+        EXPECT(gpt_model_state_count(m, n) == 2);
+        gpt_param norm;
+        float *now = host_floats(c->n_embd);
+        EXPECT_OK(gpt_config_param(c, 1, &norm));
+        EXPECT_OK(gpt_model_read(m, 1, GPT_TENSOR_VALUE, now, norm.size));
+        EXPECT(!memcmp(now, params.x[1], sizeof(float) * (size_t)norm.size));
+        gpt_model_free(m);
+    }
+}
+
+/* Gradients and optimizer state are those of the adapters alone; in bf16, matrices of layers have no float32. */
+static void test_plan(void) {
+    const gpt_config c = {50257,
+                          256,
+                          4,
+                          4,
+                          4,
+                          256,
+                          1024,
+                          GPT_NORM_LAYERNORM,
+                          1,
+                          GPT_POS_LEARNED,
+                          GPT_ACT_GELU,
+                          GPT_BIAS_ALL,
+                          1,
+                          1e-5f,
+                          0,
+                          NO_SCALING};
+    gpt_lora lora = lora_of(&c, 1, 0);
+    int64_t n_lora = 0, n_matrices = 0;
+    gpt_param p;
+    for (int i = 0; i < gpt_lora_param_count(&c, &lora); i++) {
+        EXPECT_OK(gpt_lora_param(&c, &lora, i, &p));
+        n_lora += p.size;
+    }
+    for (int i = 0; i < gpt_config_param_count(&c); i++) {
+        EXPECT_OK(gpt_config_param(&c, i, &p));
+        if (p.n_dim == 2 && !strncmp(p.name, "h.", 2)) n_matrices += p.size;
+    }
+    for (int dtype = GPT_DTYPE_FP32; dtype <= GPT_DTYPE_BF16; dtype++) {
+        test_case("plan, dtype %d", dtype);
+        gpt_options options = {.dtype = dtype, .training = 1, .max_batch = 1, .max_seq = 16};
+        gpt_plan full, plan;
+        EXPECT_OK(gpt_plan_memory(&c, &options, &full));
+        options.lora = lora;
+        EXPECT_OK(gpt_plan_memory(&c, &options, &plan));
+        EXPECT(plan.n_params == full.n_params + n_lora);
+        uint64_t bytes = sizeof(float) * (uint64_t)n_lora, slack = 4096; /* to align buffers */
+        EXPECT(plan.grad_bytes >= bytes && plan.grad_bytes < bytes + slack);
+        EXPECT(plan.optimizer_bytes >= 2 * bytes && plan.optimizer_bytes < 2 * bytes + slack);
+        uint64_t spared = dtype == GPT_DTYPE_BF16 ? sizeof(float) * (uint64_t)n_matrices : 0;
+        EXPECT(plan.param_bytes <= full.param_bytes + bytes + slack - spared);
+        EXPECT(plan.param_bytes + slack >= full.param_bytes + bytes - spared);
+    }
+}
+
+/* ---- recomputing ---- */
+
+static void check_recompute(const family *f, gpt_lora lora, float dropout) {
+    const gpt_config *c = &f->config;
+    test_case("%s, rank %d, dropout %g", f->name, lora.rank, dropout);
+    param_set params = random_params(c);
+    adapters set = lora.rank ? random_adapters(c, &lora) : (adapters){0};
+    int32_t *tokens = random_ints(N, c->vocab_size), *targets = random_targets(N, c->vocab_size);
+    float losses[3], *grads[3];
+    int64_t n = 0;
+    for (int recompute = 0; recompute < 3; recompute++) {
+        gpt_model *m = adapted_model(c, lora, 1, recompute, dropout);
+        float *at;
+        write_params(m, &params, GPT_TENSOR_VALUE);
+        write_adapters(m, &set);
+        EXPECT_OK(gpt_model_backward(m, tokens, targets, B, T, 0.5f, NULL));
+        EXPECT_OK(gpt_model_backward(m, tokens, targets, B, T, 0.5f, &losses[recompute]));
+        EXPECT_OK(gpt_model_grads(m, &at, &n));
+        grads[recompute] = host_floats(n);
+        memcpy(grads[recompute], at, sizeof(float) * (size_t)n);
+        gpt_model_free(m);
+    }
+    for (int recompute = 1; recompute < 3; recompute++) {
+        EXPECT(losses[recompute] == losses[0]);
+        EXPECT(!memcmp(grads[recompute], grads[0], sizeof(float) * (size_t)n));
+    }
+}
+
+static void test_recompute(void) {
+    EACH_PLACE {
+        for (int f = 0; is_cpu() && f < families_here(); f++) {
+            check_recompute(&families[f], none, 0);
+            check_recompute(&families[f], none, 0.2f);
+            check_recompute(&families[f], lora_of(&families[f].config, 0, 0.3f), 0.2f);
+        }
+    }
+}
+
+static void test_recompute_plan(void) {
+    const gpt_config *c = &families[0].config;
+    test_case("recompute, plan");
+    gpt_options options = {.training = 1, .max_batch = 8};
+    uint64_t before = UINT64_MAX;
+    for (options.recompute = 0; options.recompute < 3; options.recompute++) {
+        gpt_plan plan;
+        EXPECT_OK(gpt_plan_memory(c, &options, &plan));
+        EXPECT(plan.activation_bytes < before);
+        before = plan.activation_bytes;
+    }
+}
+
+/* ---- quantized weights ---- */
+
+static double distance(const float *a, const float *b, int64_t n) {
+    double error = 0, all = 0;
+    for (int64_t i = 0; i < n; i++) {
+        error += (a[i] - b[i]) * (double)(a[i] - b[i]);
+        all += b[i] * (double)b[i];
+    }
+    return sqrt(error / all);
+}
+
+/* All matrices as blocks of 32: a scale of 2^-6, and 32 integers of 8 bits. */
+static int block_rows(const gpt_config *c, gpt_block_rows *out) {
+    int n = 0;
+    for (int i = 0; i < gpt_config_param_count(c); i++) {
+        gpt_param p;
+        EXPECT_OK(gpt_config_param(c, i, &p));
+        if (p.n_dim != 2 || p.shape[1] % 32) continue;
+        int two = strstr(p.name, "fc") && c->activation == GPT_ACT_SWIGLU;
+        for (int k = 0; k < 1 + two; k++)
+            out[n++] = (gpt_block_rows){i, (int32_t)p.shape[0] / (1 + two), GPT_BLOCK_Q8_0};
+    }
+    return n;
+}
+
+static void write_blocks(gpt_model *m, const gpt_config *c, const gpt_block_rows *rows, int n) {
+    for (int k = 0, part = 0; k < n; k++) {
+        gpt_param p;
+        part = k > 0 && rows[k - 1].param == rows[k].param ? part + 1 : 0;
+        EXPECT_OK(gpt_config_param(c, rows[k].param, &p));
+        size_t n_blocks = (size_t)(rows[k].rows * (p.shape[1] / 32));
+        uint8_t *blocks = test_alloc(&test.host, n_blocks * 34);
+        for (size_t b = 0; b < n_blocks; b++) {
+            for (int i = 2; i < 34; i++) blocks[b * 34 + (size_t)i] = (uint8_t)random_below(256);
+            blocks[b * 34] = (uint8_t)random_below(256), blocks[b * 34 + 1] = 5 << 2;
+        }
+        EXPECT_OK(gpt_model_write_blocks(m, rows[k].param, part, blocks, n_blocks * 34));
+    }
+}
+
+/* With rows of gates and ups that end within a panel, and a matrix that is not given as blocks. */
+static const gpt_config packed_config = {
+    200, 24, 2,     4,     2,         64, 72, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU,
+    0,   1,  1e-5f, 10000, NO_SCALING};
+
+static int write_floats(gpt_model *m, int i, int tensor, float *x, int64_t n) {
+    return gpt_model_write(m, i, tensor, x, n);
+}
+
+/* A step with packed weights is that of a bf16 model which has their numbers, bit for bit. */
+static void test_packed(void) {
+    static const char *const levels[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
+    const gpt_config *c = &packed_config;
+    for (int level = 0; level < TEST_COUNT(levels); level++) {
+        setenv("GPTC_CPU_LEVEL", levels[level], 1);
+        test_case("packed, %s", levels[level]);
+        if (strcmp(gpt_cpu_level(), levels[level])) continue;
+        gpt_block_rows rows[MAX_PARAMS];
+        gpt_lora lora = lora_of(c, 0, 0.2f);
+        place.options = (gpt_options){.n_threads = 2, .dtype = GPT_DTYPE_PACKED};
+        int n_rows = place.options.n_block_rows = block_rows(c, rows);
+        place.options.block_rows = rows;
+        gpt_model *packed = adapted_model(c, lora, 1, GPT_RECOMPUTE_MLP, 0);
+        write_blocks(packed, c, rows, place.options.n_block_rows);
+        place.options = (gpt_options){.n_threads = 2, .dtype = GPT_DTYPE_BF16};
+        gpt_model *plain = adapted_model(c, lora, 1, 0, 0);
+        adapters set = random_adapters(c, &lora);
+        float *grads, *wanted, loss, wanted_loss;
+        int64_t n;
+        param_set params = random_params(c);
+        for (int i = 0; i < params.n; i++) {
+            int is_blocks = 0;
+            for (int k = 0; k < n_rows; k++) is_blocks |= rows[k].param == i;
+            EXPECT_OK((is_blocks ? gpt_model_read : write_floats)(
+                packed, i, GPT_TENSOR_VALUE, params.x[i], params.info[i].size));
+        }
+        write_params(plain, &params, GPT_TENSOR_VALUE);
+        write_adapters(packed, &set);
+        write_adapters(plain, &set);
+        int32_t *tokens = random_ints(N, c->vocab_size),
+                *targets = random_targets(N, c->vocab_size);
+        EXPECT_OK(gpt_model_backward(packed, tokens, targets, B, T, 1, &loss));
+        EXPECT_OK(gpt_model_backward(plain, tokens, targets, B, T, 1, &wanted_loss));
+        EXPECT_OK(gpt_model_grads(packed, &grads, &n));
+        EXPECT_OK(gpt_model_grads(plain, &wanted, &n));
+        EXPECT(loss == wanted_loss);
+        EXPECT(!memcmp(grads, wanted, sizeof(float) * (size_t)n));
+        gpt_model_free(packed);
+        gpt_model_free(plain);
+    }
+    unsetenv("GPTC_CPU_LEVEL");
+}
+
+/* Weights of 8 and 4 bits: gradients near those of the float32 model, as near as the weights are. */
+static void test_rounded(void) {
+    static const struct {
+        int dtype;
+        double most;
+    } cases[] = {
+        {GPT_DTYPE_FP32, 0}, {GPT_DTYPE_BF16, 0.03}, {GPT_DTYPE_INT8, 0.03}, {GPT_DTYPE_INT4, 0.4}};
+    const gpt_config *c = &packed_config;
+    gpt_lora lora = lora_of(c, 0, 0);
+    test_case("rounded");
+    param_set params = random_params(c);
+    adapters set = random_adapters(c, &lora);
+    int32_t *tokens = random_ints(N, c->vocab_size), *targets = random_targets(N, c->vocab_size);
+    float *wanted = NULL;
+    for (int k = 0; k < TEST_COUNT(cases); k++) {
+        place.options = (gpt_options){.n_threads = 2, .dtype = cases[k].dtype};
+        gpt_model *m = adapted_model(c, lora, 1, 0, 0);
+        float *grads, loss;
+        int64_t n;
+        write_params(m, &params, GPT_TENSOR_VALUE);
+        write_adapters(m, &set);
+        EXPECT_OK(gpt_model_backward(m, tokens, targets, B, T, 1, &loss));
+        EXPECT_OK(gpt_model_grads(m, &grads, &n));
+        if (k == 0) {
+            wanted = host_floats(n);
+            memcpy(wanted, grads, sizeof(float) * (size_t)n);
+        }
+        EXPECT_NEAR("gradients", distance(grads, wanted, n), 0, cases[k].most);
+        gpt_model_free(m);
+    }
+}
+
+/* ---- what is refused ---- */
+
+static void expect_refused(const gpt_config *c, const gpt_options *options, const char *word) {
+    gpt_plan plan;
+    EXPECT(gpt_plan_memory(c, options, &plan) == GPT_ERR_ARGUMENT);
+    EXPECT(strstr(gpt_last_error(), word));
+}
+
+static void test_refused(void) {
+    const gpt_config *gpt2 = &families[0].config, *llama = &families[1].config;
+    test_case("refused");
+    gpt_options good = {.training = 1, .max_batch = 1}, o = good;
+    good.lora = (gpt_lora){.rank = 2, .targets = GPT_LORA_Q, .scale = 1};
+    o = good, o.lora.rank = -1;
+    expect_refused(gpt2, &o, "rank");
+    o = good, o.lora.targets = 0;
+    expect_refused(gpt2, &o, "targets");
+    o = good, o.lora.targets = 1 << 20;
+    expect_refused(gpt2, &o, "targets");
+    o = good, o.lora.targets = GPT_LORA_GATE;
+    expect_refused(gpt2, &o, "SwiGLU");
+    o = good, o.lora.targets = GPT_LORA_QKV | GPT_LORA_V;
+    expect_refused(gpt2, &o, "both");
+    o = good, o.lora.targets = GPT_LORA_FC | GPT_LORA_UP;
+    expect_refused(llama, &o, "both");
+    o = good, o.lora.scale = NAN;
+    expect_refused(gpt2, &o, "scale");
+    o = good, o.lora.dropout = 1;
+    expect_refused(gpt2, &o, "dropout");
+    o = good, o.recompute = 3;
+    expect_refused(gpt2, &o, "recompute");
+    o = good, o.dtype = GPT_DTYPE_INT8, o.lora.rank = 0;
+    expect_refused(gpt2, &o, "adapters");
+    gpt_param p;
+    EXPECT(gpt_lora_param(gpt2, &good.lora, 99, &p) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_lora_param_count(gpt2, &good.lora) == 2 * gpt2->n_layer);
+    o = good, o.lora.rank = 0;
+    EXPECT(gpt_lora_param_count(gpt2, &o.lora) == 0);
+    gpt_model *m = NULL;
+    EXPECT_OK(gpt_model_create(gpt2, &o, &m));
+    EXPECT(gpt_model_init_lora(m, 1) == GPT_ERR_ARGUMENT);
+    gpt_model_free(m);
+}
+
+TEST_API_MAIN({"merged", test_merged}, {"frozen", test_frozen}, {"plan", test_plan},
+              {"recompute", test_recompute}, {"recompute plan", test_recompute_plan},
+              {"packed", test_packed}, {"rounded", test_rounded}, {"refused", test_refused})

@@ -1,0 +1,241 @@
+/* lora_forward, lora_backward: adapters against float64, at odd sizes, around activations and with dropout. */
+#include "testing.h"
+
+#include "reference.h"
+
+/* A layer with its parts: columns `first` to first + rows - 1 of its products, twice as many with SwiGLU. */
+typedef struct sizes {
+    int N, IC, OC, R, n_parts;
+    lora_part parts[3];
+} sizes;
+
+static const sizes cases[] = {
+    {1, 1, 1, 1, 1, {{0, 1}}},
+    {3, 65, 33, 5, 1, {{0, 33}}},
+    {3, 65, 65, 1, 1, {{0, 65}}},
+    {5, 17, 70, 16, 1, {{0, 70}}},
+    {9, 33, 40, 3, 3, {{0, 20}, {20, 7}, {27, 13}}}, /* queries, keys and values */
+    {70, 65, 96, 16, 2, {{0, 64}, {80, 16}}},        /* without the keys */
+    {67, 130, 129, 5, 1, {{64, 65}}},
+    {37, 1101, 9, 2, 1, {{0, 9}}}, /* more terms than a tile has */
+    {6, 9, 1101, 7, 1, {{0, 1101}}},
+};
+
+static gpt_shape shape_of(const sizes *s, int activation) {
+    int widest = s->IC > s->OC ? s->IC : s->OC;
+    return (gpt_shape){.N = s->N,
+                       .T = s->N,
+                       .C = widest,
+                       .V = 2,
+                       .Vp = 2,
+                       .NH = 1,
+                       .NKV = 1,
+                       .HS = widest,
+                       .F = widest,
+                       .activation = activation,
+                       .training = 1,
+                       .lora_rank = s->R,
+                       .n_params = 1};
+}
+
+/* The whole of one adapter in float64. */
+typedef struct problem {
+    const sizes *s;
+    int width, rows; /* of a row of the products; of all parts */
+    gpt_dropout dropout;
+    double *in, *kept; /* (N, IC) after dropout; which factor each had */
+    double *a, *b, *y; /* y: (N, width) the layer's products */
+    double scale;
+} problem;
+
+static problem new_problem(const sizes *s, int width, gpt_dropout_site site) {
+    problem p = {.s = s, .width = width, .dropout = dropout_at(site), .scale = 1.25f};
+    for (int i = 0; i < s->n_parts; i++) p.rows += s->parts[i].rows;
+    p.in = random_act((int64_t)s->N * s->IC, 1.0);
+    p.kept = host_zeros((int64_t)s->N * s->IC);
+    for (int64_t i = 0; i < (int64_t)s->N * s->IC; i++)
+        p.kept[i] = p.dropout.p > 0 ? dropout_factor(p.dropout, (uint64_t)i) : 1;
+    p.a = random_f32((int64_t)s->n_parts * s->R * s->IC, 1 / sqrt(s->IC));
+    p.b = random_f32((int64_t)p.rows * s->R, 1 / sqrt(s->R));
+    p.y = random_act((int64_t)s->N * width, 1.0);
+    return p;
+}
+
+/* u (N, parts R), and y += scale u b^T. */
+static double *adapt(const problem *p, double *y) {
+    const sizes *s = p->s;
+    int R = s->R, W = s->n_parts * R;
+    double *u = host_zeros((int64_t)s->N * W);
+    for (int n = 0; n < s->N; n++)
+        for (int j = 0; j < W; j++)
+            for (int c = 0; c < s->IC; c++) {
+                int64_t at = (int64_t)n * s->IC + c;
+                u[n * W + j] += p->in[at] * p->kept[at] * p->a[j * s->IC + c];
+            }
+    for (int i = 0, row = 0; i < s->n_parts; row += s->parts[i++].rows)
+        for (int n = 0; n < s->N; n++)
+            for (int o = 0; o < s->parts[i].rows; o++)
+                for (int j = 0; j < R; j++)
+                    y[(int64_t)n * p->width + s->parts[i].first + o] +=
+                        p->scale * u[n * W + i * R + j] * p->b[(row + o) * R + j];
+    return u;
+}
+
+static void check_forward(const sizes *s, int activation, gpt_dropout_site site) {
+    int width = ref_activation_width(activation, s->OC);
+    int64_t n_out = (int64_t)s->N * s->OC, n_pre = (int64_t)s->N * width;
+    test_case("forward N=%d IC=%d OC=%d R=%d parts=%d activation=%d p=%g", s->N, s->IC, s->OC, s->R,
+              s->n_parts, activation, site.p);
+    problem p = new_problem(s, width, site);
+    double *y = host_copy(p.y, n_pre), *want = host_zeros(n_out), *u = adapt(&p, y);
+    ref_activation_forward(want, y, activation, s->N, s->OC);
+    int W = s->n_parts * s->R, activates = activation != GPT_ACT_NONE;
+    gpt_shape shape = shape_of(s, activation);
+    EACH_BACKEND {
+        if (!test.ops->lora_forward) continue;
+        void *pre = device_act(p.y, n_pre), *out = activates ? device_act(NULL, n_out) : pre;
+        void *device_u = device_f32(NULL, (int64_t)s->N * W);
+        test_workspace(&shape);
+        lora_forward op = {.out = out,
+                           .pre = activates ? pre : NULL,
+                           .u = device_u,
+                           .in = device_act(p.in, (int64_t)s->N * s->IC),
+                           .a = device_f32(p.a, (int64_t)W * s->IC),
+                           .b = device_f32(p.b, (int64_t)p.rows * s->R),
+                           .dropout = device_dropout(site),
+                           .scale = (float)p.scale,
+                           .activation = activation,
+                           .n_parts = s->n_parts,
+                           .N = s->N,
+                           .IC = s->IC,
+                           .OC = s->OC,
+                           .R = s->R};
+        memcpy(op.parts, s->parts, sizeof op.parts);
+        test.ops->lora_forward(test.ctx, &op);
+        EXPECT_CLOSE("u", read_f32(device_u, (int64_t)s->N * W), u, s->N, W, 5e-6);
+        EXPECT_CLOSE("out", read_act(out, n_out), want, s->N, s->OC, test_tol(5e-6));
+        EXPECT_CLOSE("pre", read_act(pre, n_pre), y, s->N, width, test_tol(5e-6));
+    }
+}
+
+/* Gradients in float64 of dout (N, OC): added to those that are there. */
+typedef struct gradients {
+    double *din, *da, *db;
+} gradients;
+
+static void differentiate(const problem *p, const double *u, const double *dout, gradients g) {
+    const sizes *s = p->s;
+    int R = s->R, W = s->n_parts * R;
+    for (int n = 0; n < s->N; n++)
+        for (int i = 0, row = 0; i < s->n_parts; row += s->parts[i++].rows)
+            for (int j = 0; j < R; j++) {
+                double du = 0;
+                for (int o = 0; o < s->parts[i].rows; o++) {
+                    double d = p->scale * dout[(int64_t)n * s->OC + s->parts[i].first + o];
+                    du += d * p->b[(row + o) * R + j];
+                    g.db[(row + o) * R + j] += d * u[n * W + i * R + j];
+                }
+                for (int c = 0; c < s->IC; c++) {
+                    int64_t at = (int64_t)n * s->IC + c, of_a = (int64_t)(i * R + j) * s->IC + c;
+                    g.da[of_a] += du * p->in[at] * p->kept[at];
+                    g.din[at] += du * p->kept[at] * p->a[of_a];
+                }
+            }
+}
+
+/* With an activation before the layer; `recomputes` has the table make the layer's input of pre. */
+static void check_backward(const sizes *s, int activation, int recomputes, gpt_dropout_site site) {
+    int width = ref_activation_width(activation, s->IC), W = s->n_parts * s->R;
+    int64_t n_in = (int64_t)s->N * s->IC, n_pre = (int64_t)s->N * width;
+    int64_t n_out = (int64_t)s->N * s->OC, n_a = (int64_t)W * s->IC;
+    test_case("backward N=%d IC=%d OC=%d R=%d parts=%d activation=%d%s p=%g", s->N, s->IC, s->OC,
+              s->R, s->n_parts, activation, recomputes ? ", recomputed" : "", site.p);
+    problem p = new_problem(s, s->OC, site);
+    double *pre = random_act(n_pre, 1.0), *dout = random_act(n_out, 1.0);
+    if (recomputes) ref_activation_forward(p.in, pre, activation, s->N, s->IC);
+    int64_t n_b = (int64_t)p.rows * s->R;
+    double *u = adapt(&p, p.y);
+    for (int64_t i = 0; i < (int64_t)s->N * W; i++) u[i] = (float)u[i];
+    gradients g = {host_zeros(n_in), random_f32(n_a, 1.0), random_f32(n_b, 1.0)};
+    double *before_a = host_copy(g.da, n_a), *before_b = host_copy(g.db, n_b);
+    differentiate(&p, u, dout, g);
+    double *before = random_act(n_pre, 0.5), *want = host_zeros(n_pre);
+    ref_activation_backward(want, g.din, pre, activation, s->N, s->IC);
+    for (int64_t i = 0; i < n_pre; i++) want[i] += before[i];
+    gpt_shape shape = shape_of(s, activation);
+    EACH_BACKEND {
+        if (!test.ops->lora_backward) continue;
+        void *din = device_act(before, n_pre);
+        void *da = device_f32(before_a, n_a), *db = device_f32(before_b, n_b);
+        test_workspace(&shape);
+        lora_backward op = {.din = din,
+                            .da = da,
+                            .db = db,
+                            .dout = device_act(dout, n_out),
+                            .in = recomputes ? NULL : device_act(p.in, n_in),
+                            .pre = activation == GPT_ACT_NONE ? NULL : device_act(pre, n_pre),
+                            .u = device_f32(u, (int64_t)s->N * W),
+                            .a = device_f32(p.a, n_a),
+                            .b = device_f32(p.b, n_b),
+                            .dropout = device_dropout(site),
+                            .scale = (float)p.scale,
+                            .activation = activation,
+                            .n_parts = s->n_parts,
+                            .N = s->N,
+                            .IC = s->IC,
+                            .OC = s->OC,
+                            .R = s->R};
+        memcpy(op.parts, s->parts, sizeof op.parts);
+        test.ops->lora_backward(test.ctx, &op);
+        EXPECT_CLOSE("din", read_act(din, n_pre), want, s->N, width, test_tol(1e-5));
+        EXPECT_CLOSE("da", read_f32(da, n_a), g.da, W, s->IC, 1e-5);
+        EXPECT_CLOSE("db", read_f32(db, n_b), g.db, p.rows, s->R, 1e-5);
+    }
+}
+
+static void test_forward(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        check_forward(&cases[i], GPT_ACT_NONE, host_dropout(0, 0));
+        check_forward(&cases[i], GPT_ACT_GELU, host_dropout(i % 2 ? 0.3f : 0, 1));
+        check_forward(&cases[i], GPT_ACT_SWIGLU, host_dropout(i % 2 ? 0 : 0.3f, 2));
+    }
+    /* Gates and ups of SwiGLU. */
+    const sizes gate_and_up = {7, 12, 20, 4, 2, {{0, 20}, {20, 20}}};
+    check_forward(&gate_and_up, GPT_ACT_SWIGLU, host_dropout(0, 0));
+}
+
+static void test_backward(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        check_backward(&cases[i], GPT_ACT_NONE, 0, host_dropout(0, 0));
+        check_backward(&cases[i], GPT_ACT_NONE, 0, host_dropout(0.3f, 3));
+        check_backward(&cases[i], GPT_ACT_GELU, i % 2, host_dropout(0, 0));
+        check_backward(&cases[i], GPT_ACT_SWIGLU, i % 2, host_dropout(i % 3 ? 0 : 0.3f, 4));
+        check_backward(&cases[i], GPT_ACT_SWISH, 1 - i % 2, host_dropout(0, 0));
+    }
+}
+
+/* The reference itself, by finite differences. */
+static const double *direction;
+static double loss_of(void *state) {
+    const problem *p = state;
+    double *y = host_copy(p->y, (int64_t)p->s->N * p->width);
+    adapt(p, y);
+    return test_dot(y, direction, (int64_t)p->s->N * p->width);
+}
+
+static void test_reference(void) {
+    const sizes *s = &cases[4];
+    test_case("finite differences");
+    problem p = new_problem(s, s->OC, host_dropout(0.3f, 5));
+    int64_t n_in = (int64_t)s->N * s->IC, n_a = (int64_t)s->n_parts * s->R * s->IC;
+    int64_t n_b = (int64_t)p.rows * s->R, n_out = (int64_t)s->N * s->OC;
+    double *dout = random_act(n_out, 1.0), *y = host_copy(p.y, n_out), *u = adapt(&p, y);
+    gradients g = {host_zeros(n_in), host_zeros(n_a), host_zeros(n_b)};
+    differentiate(&p, u, dout, g);
+    direction = dout;
+    EXPECT_GRADIENT("din", loss_of, &p, p.in, g.din, n_in);
+    EXPECT_GRADIENT("da", loss_of, &p, p.a, g.da, n_a);
+    EXPECT_GRADIENT("db", loss_of, &p, p.b, g.db, n_b);
+}
+
+TEST_OPS_MAIN({"reference", test_reference}, {"forward", test_forward}, {"backward", test_backward})
