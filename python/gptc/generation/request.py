@@ -88,14 +88,25 @@ def make_request(
 
 
 def split_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by name, with the fields of `Sampling` as one. UsageError for unknown names."""
+    """Options by name, with the fields of `Sampling` as one.
+
+    UsageError for unknown names, and for values of the wrong type.
+    """
     drawing, writing = declared(Sampling), declared(TextOptions)
-    for name in options:
+    if isinstance(options.get("stop"), str):
+        options = {**options, "stop": (options["stop"],)}
+    for name, value in options.items():
         if name not in drawing and name not in writing:
             known = ", ".join([*writing, *drawing])
             raise UsageError(f"unknown option {name!r}; known: {known}")
-    if isinstance(options.get("stop"), str):
-        options = {**options, "stop": (options["stop"],)}
+        if name != "json_schema" or not isinstance(value, dict | bool):
+            plain = value.item() if isinstance(value, np.generic) else value
+            (drawing | writing)[name].check_type(plain, name)
+    if not all(isinstance(text, str) for text in options.get("stop", ())):
+        raise UsageError(f"stop is {options['stop']!r}; it must be text, or a list of texts")
+    biases = options.get("bias", ())
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in biases):
+        raise UsageError(f"bias is {biases!r}; it must be a list of (token id, number)")
     sampling = Sampling(**{name: options[name] for name in drawing if name in options})
     return {"sampling": sampling, **{n: options[n] for n in writing if n in options}}
 
