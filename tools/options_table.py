@@ -13,6 +13,7 @@ from pathlib import Path
 from gptc.data.options import PrepareOptions
 from gptc.engine.options import DeviceOptions
 from gptc.generation.options import ChatOptions, Sampling, TextOptions
+from gptc.serve.options import ServeOptions
 from gptc.settings import markdown
 from gptc.training.options import TrainOptions
 
@@ -37,10 +38,12 @@ def lines() -> Iterator[str]:
     yield from markdown(TextOptions)
     yield from markdown(Sampling)
     yield from markdown(ChatOptions)
+    yield from ("## `gptc serve`", "", "The keys of a file for `--config` are the same.", "")
+    yield from markdown(ServeOptions, ServeOptions.SECTIONS)
     yield from ("## `gptc prepare`", "", "The same names are options of `gptc.data.prepare`.", "")
     yield from markdown(PrepareOptions)
     yield from ("## Shared options", "")
-    yield from ("`gptc train`, `infer`, `eval` and `bench` share these.", "")
+    yield from ("`gptc train`, `infer`, `serve`, `eval` and `bench` share these.", "")
     yield from markdown(DeviceOptions, ("",))
 
 

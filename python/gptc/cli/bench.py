@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 
 import click
@@ -213,3 +214,53 @@ def bench_infer_command(
         report=lambda text: click.echo(text, err=True) if not as_json else None,
     )
     click.echo(json.dumps(result, indent=2) if as_json else bench_infer.table(result))
+
+
+_EPILOG_SERVE = """\b
+Examples:
+  gptc bench serve --against http://127.0.0.1:8000
+  gptc bench serve --against http://127.0.0.1:8000 --clients 16 --prompt-words 800
+"""
+
+
+@bench_command.command("serve", epilog=_EPILOG_SERVE, short_help="Time a server's answers.")
+@click.option("--against", required=True, metavar="URL", help="Address of the server.")
+@click.option(
+    "--clients", type=COUNT, multiple=True, metavar="N",
+    help="Clients at once; may be repeated.  [1, 4, 16 and 64]",
+)  # fmt: skip
+@click.option("--requests", type=COUNT, default=2, show_default=True, help="Of each client.")
+@click.option("--prompt-words", type=COUNT, default=100, show_default=True, metavar="N")
+@click.option("--max-tokens", type=COUNT, default=64, show_default=True, metavar="N")
+@click.option("--model", metavar="NAME", help="Name of the model, if the server needs it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def bench_serve_command(
+    against: str,
+    clients: tuple[int, ...],
+    requests: int,
+    prompt_words: int,
+    max_tokens: int,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Time a server of OpenAI's kind: tokens a second, and the times of pieces.
+
+    A key is read from the variable OPENAI_API_KEY.
+    """
+    from dataclasses import asdict
+
+    from gptc.bench import serve
+
+    rows = serve.bench_serve(
+        against,
+        clients=clients or serve.CLIENTS,
+        requests=requests,
+        prompt_words=prompt_words,
+        max_tokens=max_tokens,
+        model=model,
+        key=os.environ.get("OPENAI_API_KEY"),
+        report=lambda text: click.echo(text, err=True) if not as_json else None,
+    )
+    click.echo(
+        json.dumps([asdict(row) for row in rows], indent=2) if as_json else serve.table(rows)
+    )

@@ -6,6 +6,7 @@ The same tables make the OpenAPI document, so that it cannot promise something e
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -43,10 +44,25 @@ def check_fields(fields: Mapping[str, Schema], body: Any) -> dict[str, Any]:
             raise BadRequest(f"{name!r:.{_SHOWN}} is not a field{hint}", param=name[:_SHOWN])
     for name, schema in fields.items():
         if body.get(name) is not None:
+            _check_text(body[name], name)
             check(schema, body[name], name)
         elif schema.get("required_field"):
             raise BadRequest(f"{name} is missing: give {accepted(schema)}", param=name)
     return {name: value for name, value in body.items() if value is not None}
+
+
+def _check_text(value: Any, name: str) -> None:
+    """Raises BadRequest for halves of surrogate pairs, which no tokenizer can encode."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise BadRequest(
+            f"{name} has U+{code:04X}, half of a surrogate pair; give the whole character",
+            param=name,
+        ) from None
+    except RecursionError:
+        raise BadRequest(f"{name} is nested too deeply", param=name) from None
 
 
 def accepted(schema: Schema) -> str:
@@ -78,7 +94,9 @@ def _problem(schema: Schema, value: Any, name: str) -> tuple[str, str] | None:
             return None
         deeper = [found for found in problems if found and found[0] != name]
         return deeper[0] if deeper else (name, _must(schema, value, name))
-    if not _has_type(schema.get("type"), value):
+    if "type" not in schema:
+        return None
+    if not _has_type(schema["type"], value):
         return name, _must(schema, value, name)
     if "enum" in schema and value not in schema["enum"]:
         return name, _must(schema, value, name)
@@ -117,11 +135,10 @@ def _object_problem(schema: Schema, value: Mapping[str, Any], name: str) -> tupl
     return None
 
 
-def _has_type(kind: str | None, value: Any) -> bool:
+def _has_type(kind: str, value: Any) -> bool:
     is_bool = isinstance(value, bool)
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     return {
-        None: True,
         "string": isinstance(value, str),
         "integer": whole and not is_bool,
         "number": isinstance(value, int | float) and not is_bool,

@@ -27,7 +27,7 @@ else:
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Modules whose package has another name.
-PACKAGE_OF = {"tomllib": "tomli", "urllib3": "requests"}
+PACKAGE_OF = {"tomllib": "tomli", "urllib3": "requests", "prometheus_client": "prometheus-client"}
 # Imported where one is installed, to compare with it: no extra brings them.
 ONLY_COMPARED = {"llama-cpp"}
 DIST_INFO = f"gptc-{PROJECT['version']}.dist-info"
@@ -65,21 +65,21 @@ def imported() -> set[str]:
 def test_each_dependency_is_imported() -> None:
     extras = PROJECT["optional-dependencies"]
     assert names(PROJECT["dependencies"]) - imported() == set()
-    assert names([*extras["data"], *extras["hub"]]) - imported() == set()
+    assert names([*extras["data"], *extras["hub"], *extras["serve"]]) - imported() == set()
 
 
 def test_each_import_is_a_dependency() -> None:
     extras = PROJECT["optional-dependencies"]
-    optional = names(
-        [*extras["data"], *extras["grammar"], *extras["hub"], *extras["parity"], *extras["plot"]]
-    )
+    groups = ("data", "grammar", "hub", "serve", "parity", "plot")
+    optional = names([line for group in groups for line in extras[group]])
     assert imported() - names(PROJECT["dependencies"]) - optional <= ONLY_COMPARED
 
 
 def test_the_lock_has_a_hash_for_each_dependency() -> None:
     pinned = sbom.locked((ROOT / "requirements.lock").read_text())
     extras = PROJECT["optional-dependencies"]
-    wanted = names([*PROJECT["dependencies"], *extras["dev"], *extras["test"], *extras["data"]])
+    groups = ("dev", "test", "data", "serve")
+    wanted = names([*PROJECT["dependencies"], *(x for group in groups for x in extras[group])])
     assert wanted - set(pinned) == set(), "see CONTRIBUTING.md for the command that writes the lock"
     for name, versions in pinned.items():
         assert all(hashes for _, hashes in versions), name

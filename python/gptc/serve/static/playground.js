@@ -1,1 +1,288 @@
+// The playground: a page without a build step. Options and their meaning come from /openapi.json.
+const byId = (id) => document.getElementById(id);
+const STORE = "gptc-playground";
+const SHOWN = [
+  "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
+  "presence_penalty", "frequency_penalty", "penalty_last_n", "seed", "stop", "regex", "grammar",
+];
+const TEXTS = new Set(["stop", "regex", "grammar"]);
+const ALTERNATIVES = 5;
+let running = null; // the AbortController of the text under way
+let messages = [];
 
+function element(name, text, attributes = {}) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+// ---- options, and the saved session ----
+
+function addField(name, schema) {
+  const input = element("input", undefined, { id: `option-${name}`, name });
+  if (!TEXTS.has(name)) {
+    input.type = "number";
+    input.step = schema.type === "integer" ? "1" : "any";
+    if (schema.minimum !== undefined) input.min = schema.minimum;
+    if (schema.maximum !== undefined) input.max = schema.maximum;
+  }
+  const first = name === "max_tokens" ? 64 : schema.default;
+  input.value = first ?? "";
+  input.setAttribute("aria-describedby", `help-${name}`);
+  byId("fields").append(
+    element("label", name, { for: input.id }),
+    input,
+    element("p", schema.description, { id: `help-${name}`, class: "help" }),
+  );
+}
+
+function optionValues() {
+  const found = {};
+  for (const name of SHOWN) {
+    const text = byId(`option-${name}`)?.value ?? "";
+    if (text === "") continue;
+    if (!TEXTS.has(name)) found[name] = Number(text);
+    else found[name] = name === "stop" ? text.replaceAll("\\n", "\n") : text;
+  }
+  return found;
+}
+
+function mode() {
+  return document.querySelector("input[name=mode]:checked").value;
+}
+
+function save() {
+  const options = Object.fromEntries(SHOWN.map((n) => [n, byId(`option-${n}`)?.value ?? ""]));
+  const theme = document.documentElement.dataset.theme ?? "";
+  const kept = { mode: mode(), prompt: byId("prompt").value, options, messages, theme };
+  try {
+    localStorage.setItem(STORE, JSON.stringify(kept));
+  } catch { /* the browser keeps nothing */ }
+}
+
+function restore() {
+  let kept = null;
+  try {
+    kept = JSON.parse(localStorage.getItem(STORE));
+  } catch { /* the browser keeps nothing, or something else */ }
+  if (!kept) return;
+  byId("prompt").value = kept.prompt ?? "";
+  const radio = document.querySelector(`input[name=mode][value="${kept.mode === "chat" ? "chat" : "completion"}"]`);
+  radio.checked = true;
+  for (const name of SHOWN) {
+    const input = byId(`option-${name}`);
+    if (input && kept.options?.[name] !== undefined) input.value = kept.options[name];
+  }
+  if (Array.isArray(kept.messages)) messages = kept.messages;
+  if (kept.theme) document.documentElement.dataset.theme = kept.theme;
+}
+
+// ---- a request ----
+
+function headers() {
+  const found = { "Content-Type": "application/json" };
+  if (byId("key").value) found.Authorization = `Bearer ${byId("key").value}`;
+  return found;
+}
+
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    held += value;
+    const blocks = held.split("\n\n");
+    held = blocks.pop();
+    for (const block of blocks) {
+      const data = block.replace(/^data: /, "");
+      if (data !== "[DONE]") yield JSON.parse(data);
+    }
+  }
+}
+
+function tokensOf(choice) {
+  const scores = choice.logprobs;
+  if (!scores) return [];
+  if (scores.content) {
+    return scores.content.map((one) => ({
+      text: one.token, logprob: one.logprob,
+      top: one.top_logprobs.map((other) => [other.token, other.logprob]),
+    }));
+  }
+  return scores.tokens.map((text, i) => ({
+    text, logprob: scores.token_logprobs[i], top: Object.entries(scores.top_logprobs[i] ?? {}),
+  }));
+}
+
+async function run(prompt) {
+  if (running) return;
+  const chat = mode() === "chat";
+  const options = optionValues();
+  const body = { ...options, stream: true, stream_options: { include_usage: true } };
+  if (chat) {
+    messages.push({ role: "user", content: prompt });
+    byId("prompt").value = "";
+    Object.assign(body, { messages, logprobs: true, top_logprobs: ALTERNATIVES });
+  } else {
+    Object.assign(body, { prompt, logprobs: ALTERNATIVES });
+  }
+  running = new AbortController();
+  setRunning(true);
+  showMessages();
+  const samples = makeSamples(options.n ?? 1);
+  const begun = performance.now();
+  let usage = null;
+  try {
+    const path = chat ? "/v1/chat/completions" : "/v1/completions";
+    const response = await fetch(path, {
+      method: "POST", headers: headers(), body: JSON.stringify(body), signal: running.signal,
+    });
+    if (!response.ok) throw new Error((await response.json()).error.message);
+    for await (const event of events(response)) {
+      if (event.error) throw new Error(event.error.message);
+      usage = event.usage ?? usage;
+      for (const choice of event.choices) addPiece(samples[choice.index], choice, prompt, chat);
+    }
+    const seconds = (performance.now() - begun) / 1000;
+    say(`${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s`);
+  } catch (error) {
+    if (error.name === "AbortError") say("stopped");
+    else say(error.message, true);
+  } finally {
+    running = null;
+    setRunning(false);
+    if (chat && samples[0].text) messages.push({ role: "assistant", content: samples[0].text });
+    if (chat) showMessages();
+    save();
+  }
+}
+
+function setRunning(on) {
+  byId("run").disabled = on;
+  byId("stop").disabled = !on;
+  if (on) say("running …");
+}
+
+function say(text, isError = false) {
+  byId("status").textContent = text;
+  byId("status").className = isError ? "error" : "";
+}
+
+// ---- samples and tokens ----
+
+function makeSamples(n) {
+  byId("samples").replaceChildren();
+  byId("alternatives").hidden = true;
+  return Array.from({ length: n }, (_, i) => {
+    const box = element("article", undefined, { class: "sample", "aria-label": `Sample ${i + 1}` });
+    box.append(element("h3", `Sample ${i + 1}`));
+    byId("samples").append(box);
+    return { box, text: "", tokens: [], first: true };
+  });
+}
+
+function addPiece(sample, choice, prompt, chat) {
+  const piece = chat ? (choice.delta.content ?? "") : choice.text;
+  sample.text += piece;
+  const tokens = tokensOf(choice);
+  if (!tokens.length) sample.box.append(piece);
+  for (const token of tokens) {
+    const at = sample.tokens.length;
+    sample.tokens.push(token);
+    const percent = Math.round(100 * Math.exp(token.logprob));
+    const span = element("span", readable(token.text), {
+      class: "token", role: "button", tabindex: sample.first ? "0" : "-1",
+      title: `${percent} %`, "aria-label": `token ${token.text}, ${percent} percent`,
+    });
+    sample.first = false;
+    span.style.backgroundColor = `color-mix(in srgb, orange ${Math.round((100 - percent) * 0.45)}%, transparent)`;
+    const show = () => showAlternatives(sample, at, prompt, chat);
+    span.addEventListener("mouseenter", show);
+    span.addEventListener("focus", show);
+    span.addEventListener("click", show);
+    span.addEventListener("keydown", (event) => moveFocus(event, span));
+    sample.box.append(span);
+  }
+  if (choice.finish_reason) sample.box.querySelector("h3").textContent += ` (${choice.finish_reason})`;
+}
+
+function readable(text) {
+  return text.startsWith("bytes:") ? "\uFFFD" : text;
+}
+
+function moveFocus(event, span) {
+  const steps = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" };
+  if (event.key === "Enter") byId("alternatives").querySelector("button")?.focus();
+  const next = steps[event.key] && span[steps[event.key]];
+  if (!next?.classList.contains("token")) return;
+  event.preventDefault();
+  span.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+}
+
+function showAlternatives(sample, at, prompt, chat) {
+  const panel = byId("alternatives");
+  panel.replaceChildren(element("h2", `Instead of ${JSON.stringify(sample.tokens[at].text)}`));
+  for (const [text, logprob] of [...sample.tokens[at].top].sort((a, b) => b[1] - a[1])) {
+    const button = element("button", `${JSON.stringify(text)} ${(100 * Math.exp(logprob)).toFixed(1)} %`, { type: "button" });
+    button.disabled = chat || text.startsWith("bytes:");
+    button.addEventListener("click", () => {
+      const before = sample.tokens.slice(0, at).map((token) => readable(token.text)).join("");
+      byId("prompt").value = prompt + before + text;
+      run(byId("prompt").value);
+    });
+    panel.append(button);
+  }
+  panel.hidden = false;
+}
+
+function showMessages() {
+  const chat = mode() === "chat";
+  byId("messages").hidden = !chat;
+  byId("prompt-label").textContent = chat ? "Message" : "Prompt";
+  byId("messages").replaceChildren(
+    ...messages.map((message) => element("li", `${message.role}: ${message.content}`)),
+  );
+}
+
+// ---- the page ----
+
+async function begin() {
+  const document_ = await (await fetch("/openapi.json")).json();
+  const path = document_.paths["/v1/completions"].post;
+  const fields = path.requestBody.content["application/json"].schema.properties;
+  for (const name of SHOWN) addField(name, fields[name]);
+  byId("model").textContent = document_.info.title.replace("gptc serve: ", "");
+  restore();
+  showMessages();
+  byId("run").addEventListener("click", () => run(byId("prompt").value));
+  byId("stop").addEventListener("click", () => running?.abort());
+  byId("clear").addEventListener("click", () => {
+    messages = [];
+    byId("samples").replaceChildren();
+    byId("alternatives").hidden = true;
+    showMessages();
+    save();
+  });
+  byId("theme").addEventListener("click", () => {
+    const root = document.documentElement;
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+    root.dataset.theme = (root.dataset.theme ?? dark) === "dark" ? "light" : "dark";
+    save();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(byId("prompt").value);
+    if (event.key === "Escape") running?.abort();
+  });
+  document.addEventListener("change", () => {
+    showMessages();
+    save();
+  });
+  byId("options").addEventListener("submit", (event) => event.preventDefault());
+  document.body.dataset.ready = "yes";
+}
+
+begin();

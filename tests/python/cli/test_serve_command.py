@@ -1,0 +1,132 @@
+"""`gptc serve` starts only where it is safe to, answers, and ends when it is told to."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Gptc = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _packages() -> None:
+    for name in ("starlette", "uvicorn", "prometheus_client"):
+        pytest.importorskip(name, reason="pip install 'gptc[serve]'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--host", "0.0.0.0"], "lets other machines use the model: give --api-key-file FILE"),
+        (["--api-key-file", "missing"], "cannot read the keys in missing"),
+        (["--api-key-file", "empty"], "empty has no key"),
+        (["--api-key-file", "short"], "a key of less than 16 characters"),
+        (["--tls-cert", "short"], "--tls-cert and --tls-key go together"),
+        (["--tls-cert", "short", "--tls-key", "missing"], "--tls-key missing does not exist"),
+        (["--tls-cert", "short", "--tls-key", "short"], "not a certificate and its key"),
+        (["--port", "70000"], "--port is 70000; it must be"),
+        (["--timeout", "0"], "--timeout is 0.0; it must be above 0"),
+        (["--context", "1000"], "--context is 1,000; the model's context is 48"),
+        (["--config", "bad.toml"], "unknown option 'prot'; did you mean port?"),
+        (["--chat-template", "nothing"], "the chat template nothing does not exist"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(
+    gptc: Gptc, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], says: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("empty").write_text("# none\n")
+    Path("short").write_text("abc\n")
+    Path("bad.toml").write_text("prot = 1\n")
+    ran = gptc("serve", "-m", saved, "--port", 0, *arguments)
+    assert ran.code == 2, ran
+    assert says in ran.err
+    assert len(ran.err.strip().splitlines()) <= 3
+
+
+def test_check_loads_and_answers(gptc: Gptc, saved: Path, tmp_path: Path) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text('parallel = 3\ncontext = 40\ncors = ["https://ours.org"]\n')
+    ran = gptc("serve", "-m", saved, "--check", "--config", config, "--parallel", 2, "--no-auth",
+               "--host", "0.0.0.0")  # fmt: skip
+    assert (ran.code, ran.out) == (0, "")
+    assert "2 sequences of 40 tokens\nok" in ran.err
+
+
+def test_without_the_packages_it_says_which_extra_to_install(
+    gptc: Gptc, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "uvicorn":
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    ran = gptc("serve", "-m", saved, "--check")
+    assert ran.code == 1
+    assert "uvicorn" in ran.err
+    assert "gptc[serve]" in ran.err
+
+
+def start(*arguments: object) -> tuple[subprocess.Popen[str], str]:
+    """A server in a process, and its address."""
+    command = [sys.executable, "-m", "gptc", "serve", "--port", "0", *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert process.stderr
+    for line in process.stderr:
+        if found := re.match(r"listening on (\S+)", line):
+            return process, found[1]
+    raise AssertionError(process.wait())
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_and_a_taken_port_is_named(saved: Path, number: int, gptc: Gptc) -> None:
+    process, url = start("-m", saved)
+    with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
+        assert answer.status == 200
+    ran = gptc("serve", "-m", saved, "--port", url.rpartition(":")[2])
+    process.send_signal(number)
+    errors = ended(process)
+    assert "stopping: 0 choices run" in errors
+    assert "Traceback" not in errors
+    assert (ran.code, "choose another" in ran.err) == (1, True), ran
+
+
+def test_https(saved: Path, tmp_path: Path) -> None:
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tmp_path / "key.pem",
+         "-out", tmp_path / "cert.pem", "-days", "2"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip("no openssl program to make a certificate: apt install openssl")
+    process, url = start(
+        "-m", saved, "--tls-cert", tmp_path / "cert.pem", "--tls-key", tmp_path / "key.pem"
+    )
+    assert url.startswith("https://")
+    context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    with urllib.request.urlopen(f"{url}/health", timeout=30, context=context) as answer:
+        assert answer.status == 200
+    process.terminate()
+    ended(process)

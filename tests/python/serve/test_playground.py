@@ -1,0 +1,115 @@
+"""The page in a real browser: it streams, stops, shows alternatives, fits 360 px, and remembers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STATIC = Path(__file__).resolve().parents[3] / "python" / "gptc" / "serve" / "static"
+
+
+def test_pages_load_nothing_from_elsewhere() -> None:
+    files = sorted(STATIC.iterdir())
+    assert {"index.html", "playground.js", "playground.css"} <= {file.name for file in files}
+    for file in files:
+        text = file.read_text("utf-8")
+        text = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+        assert not re.search(r"https?://|//[a-z]+\.[a-z]", text), file.name
+        if file.suffix == ".html":
+            assert not re.search(r"<script>|<style>| on[a-z]+=| style=", text), file.name
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="pip install playwright, apt install chromium"
+    )
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not program:
+        pytest.skip("no chromium: apt install chromium")
+    with api.sync_playwright() as play:
+        found = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Any) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 360, "height": 740})
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.set_default_timeout(60_000)
+    page.goto(server.url)
+    page.wait_for_selector("body[data-ready=yes]")
+    yield page
+    assert problems == []
+    context.close()
+
+
+def says(page: Any, text: str) -> None:
+    page.locator("#status", has_text=text).wait_for()
+
+
+def wide(page: Any) -> int:
+    return int(page.evaluate("document.documentElement.scrollWidth"))
+
+
+def test_a_completion_with_alternatives_by_keyboard(page: Any) -> None:
+    assert wide(page) <= 360
+    page.fill("#option-max_tokens", "12")
+    page.fill("#option-n", "2")
+    page.focus("#prompt")
+    page.keyboard.press("Control+Enter")
+    says(page, "24 tokens")
+    assert page.locator(".sample").count() == 2
+    assert page.locator(".sample").first.locator(".token").count() == 12
+    page.locator(".token").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#alternatives button").count() >= 5
+    enabled = page.locator("#alternatives button:enabled")
+    if enabled.count():
+        enabled.first.click()
+        assert page.input_value("#prompt").startswith("Once upon a time")
+        page.wait_for_selector("#stop:disabled")
+    assert wide(page) <= 360
+
+
+def test_stop_session_and_theme(page: Any, server: Any) -> None:
+    page.fill("#option-max_tokens", "2000")
+    page.click("#run")
+    page.wait_for_selector(".token")
+    page.keyboard.press("Escape")
+    says(page, "stopped")
+    page.click("#theme")
+    theme = page.evaluate("document.documentElement.dataset.theme")
+    page.fill("#option-max_tokens", "7")
+    page.fill("#prompt", "remember this")
+    page.locator("#prompt").blur()
+    page.reload()
+    page.wait_for_selector("body[data-ready=yes]")
+    assert page.input_value("#prompt") == "remember this"
+    assert page.input_value("#option-max_tokens") == "7"
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+
+
+def test_a_conversation(page: Any) -> None:
+    page.check("input[value=chat]")
+    page.fill("#option-max_tokens", "5")
+    page.fill("#prompt", "Hello")
+    page.click("#run")
+    says(page, "5 tokens")
+    assert page.locator("#messages li").count() == 2
+
+
+def test_the_documentation(page: Any, server: Any) -> None:
+    page.goto(f"{server.url}/docs")
+    page.wait_for_selector("table")
+    assert page.locator("h2").count() >= 9
+    assert page.get_by_text("min_p").count() >= 1
