@@ -103,6 +103,7 @@ void quant_unpacked_product(gpt_ctx *ctx, product *p) {
         shifted s = {p, a.first};
         product slab = *p;
         slab.N = a.cols;
+        slab.first = slab.rows = 0; /* the slab has those K rows alone */
         slab.w = slab.panels = a.slab;
         slab.twin = p->twin ? a.cols : 0;
         if (p->out) slab.out = p->out + a.first;

@@ -385,9 +385,10 @@ static void write_blocks(gpt_model *m, const gpt_config *c, const gpt_block_rows
 }
 
 /* With rows of gates and ups that end within a panel, and a matrix that is not given as blocks. */
+/* Its vocabulary has more than two slices of a classifier's gradient. */
 static const gpt_config packed_config = {
-    200, 24, 2,     4,     2,         64, 72, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU,
-    0,   1,  1e-5f, 10000, NO_SCALING};
+    4300,           24, 2, 4,     2,     64,        72, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE,
+    GPT_ACT_SWIGLU, 0,  1, 1e-5f, 10000, NO_SCALING};
 
 static int write_floats(gpt_model *m, int i, int tensor, float *x, int64_t n) {
     return gpt_model_write(m, i, tensor, x, n);
@@ -444,7 +445,8 @@ static void test_rounded(void) {
         double most;
     } cases[] = {
         {GPT_DTYPE_FP32, 0}, {GPT_DTYPE_BF16, 0.03}, {GPT_DTYPE_INT8, 0.03}, {GPT_DTYPE_INT4, 0.4}};
-    const gpt_config *c = &packed_config;
+    gpt_config config = packed_config, *c = &config;
+    config.vocab_size = 200;
     gpt_lora lora = lora_of(c, 0, 0);
     test_case("rounded");
     param_set params = random_params(c);
