@@ -44,6 +44,7 @@ Examples:
   gptc export -m runs/tiny-stories --to llama2.c --out stories.bin
   gptc export -m gpt2 --to llm.c --dtype bf16 --out gpt2_124M_bf16.bin
   gptc export -m runs/tiny-stories --to hf --out stories-hf
+  gptc export -m runs/adapter --merge --to gguf --out tuned.gguf
 """
 _VERIFY_EPILOG = """\b
 Examples:
@@ -130,6 +131,7 @@ def import_command(
     help="Version of the llama2.c file: 0 for run, 2 (int8) for runq.  [by --dtype]",
 )
 @click.option("--debug-state", is_flag=True, help="Also write llm.c's debug state.")
+@click.option("--merge", is_flag=True, help="Write adapters into the model that they change.")
 @click.option("--weights-only", is_flag=True, help="Leave the tokenizer out.")
 @click.option("--force", is_flag=True, help="Replace an existing PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -140,6 +142,7 @@ def export_command(
     dtype: str | None,
     file_version: int | None,
     debug_state: bool,
+    merge: bool,
     weights_only: bool,
     force: bool,
     as_json: bool,
@@ -150,11 +153,12 @@ def export_command(
     tokenizer goes into the file (gguf), the folder (hf) or a file next to it.
     """
     from gptc.checkpoint.facade import on_newest
+    from gptc.checkpoint.merged import merged
 
     report = on_newest(
         model,
         lambda file: export_model(
-            file,
+            merged(file) if merge else file,
             to,
             out,
             dtype=dtype,

@@ -245,9 +245,3 @@ def _base(data: Mapping[str, Any]) -> str:
 def base_of(folder: Path) -> str:
     """The path or name of the base, as an adapter_config.json has it."""
     return _base(read_config(folder))
-
-
-def merged(place: Place, lora: Lora, adapter: AdapterFile, weight: FloatArray) -> None:
-    """Adds an adapter to its rows of a matrix (out, in), in place."""
-    a, b = adapter.read(f"{place.ours}.lora_a")[place.a], adapter.read(f"{place.ours}.lora_b")
-    weight[place.weight] += np.float32(lora.scale) * (b[place.b] @ a)
