@@ -193,7 +193,7 @@ def _adapter(given: dict[str, Any], adapters: AdapterSet | None) -> str | None:
         return names[0] if names else None
     name = given["adapter"]
     if name is not None and name not in names:
-        known = f"it must be one of {', '.join(names)}" if names else "there is no --adapter"
+        known = f"it must be one of {', '.join(names)}" if names else "no --adapter is given"
         raise UsageError(f"adapter is {name!r}; {known}")
     return None if name is None else str(name)
 
