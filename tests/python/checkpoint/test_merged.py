@@ -83,8 +83,35 @@ def test_a_merged_model_is_exported_and_computes_the_same(
         return  # which GGUF does not hold
     export_model(merged(file), to, tmp_path / "out")
     np.testing.assert_allclose(logits(tmp_path / "out"), logits(pair[1]), atol=2e-5)
-    with pytest.raises(GptcError, match="no adapters to merge"):
+    with pytest.raises(UsageError, match="no adapters to merge"):
         merged(open_checkpoint(base))
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_adapters_alone_are_exported_and_used(
+    base: Path, pair: list[Path], tmp_path: Path, to: str
+) -> None:
+    file = open_checkpoint(base)
+    out = tmp_path / "alone"
+    if to == "gguf" and file.config.family == "byte":
+        assert run("export", "-m", str(pair[1]), "--to", to, "--out", str(out)) == 1
+        return
+    assert run("export", "-m", str(pair[1]), "--to", to, "--out", str(out)) == 0
+    adapters = AdapterSet(file, [out])
+    with load_model(file, lora=adapters.lora, dtype="fp32", threads=1) as model:
+        adapters.use(model, "alone")
+        np.testing.assert_allclose(model.logits(batch(B=1)[0]), logits(pair[1]), atol=2e-5)
+    back = tmp_path / "back"
+    named = ["-m", str(base), "--adapter", str(out)]
+    assert run("export", *named, "--to", "hf", "--out", str(back)) == 0
+    assert run("export", *named, "--to", "hf", "--merge", "--out", str(tmp_path / "whole")) == 0
+    np.testing.assert_allclose(logits(tmp_path / "whole"), logits(pair[1]), atol=2e-5)
+    weights = "adapter_model.safetensors"
+    if to == "hf":
+        assert (back / weights).read_bytes() == (pair[1] / weights).read_bytes()
+    else:
+        with pytest.raises(GptcError, match="is an adapter: name its model"):
+            open_checkpoint(out)
 
 
 def test_lines_of_prompts_choose_their_adapter(
@@ -155,7 +182,7 @@ def test_an_altered_adapter_is_found(tmp_path: Path) -> None:
 def test_an_adapter_of_an_adapter_or_of_a_model_is_refused(tmp_path: Path) -> None:
     base = make_checkpoint(make_config("gpt2"), folder=tmp_path / "base").path
     folder = make_adapter(tmp_path / "one", base, "all", 2)
-    with pytest.raises(GptcError, match="an adapter itself"):
+    with pytest.raises(UsageError, match="holds adapters itself"):
         AdapterSet(open_checkpoint(folder), [folder])
     with pytest.raises(UsageError, match="is a model, not an adapter"):
         AdapterSet(open_checkpoint(base), [base])
