@@ -138,10 +138,11 @@ typedef struct embedding_forward {
 
 /* The order of additions is fixed, so the result is deterministic. */
 typedef struct embedding_backward {
-    float *dwte;           /* (Vp, C) +=, or NULL */
-    float *dwpe;           /* (block_size, C) +=, or NULL */
-    const act *dout;       /* (N, C) */
-    const int32_t *tokens; /* (N) */
+    float *dwte;              /* (Vp, C) +=, or NULL */
+    float *dwpe;              /* (block_size, C) +=, or NULL */
+    const act *dout;          /* (N, C) */
+    const int32_t *tokens;    /* (N) */
+    const int32_t *positions; /* as in forward */
     int N, T, C, V;
 } embedding_backward;
 
@@ -316,9 +317,10 @@ typedef struct rope_forward {
 
 /* The inverse rotation, which is the transpose. */
 typedef struct rope_backward {
-    act *dqkv;          /* (N, QKV) in place */
-    const float *table; /* as in forward */
-    int pos;            /* enum gpt_pos */
+    act *dqkv;                /* (N, QKV) in place */
+    const float *table;       /* as in forward */
+    const int32_t *positions; /* as in forward */
+    int pos;                  /* enum gpt_pos */
     int N, T, NH, NKV, HS;
 } rope_backward;
 
@@ -326,11 +328,13 @@ typedef struct rope_backward {
 
 /* Causal softmax(q k^T / sqrt(HS)) v in tiles, with the running maximum of Milakov and
  * Gimelshein 2018; query head h reads key head h / (NH / NKV). Dropout acts on the probabilities.
- * With a window, a query sees its own key and the window - 1 before it: Beltagy et al. 2020. */
+ * With a window, a query sees its own key and the window - 1 before it: Beltagy et al. 2020. With
+ * positions, a sequence is several documents, and a query sees only keys of the same one. */
 typedef struct attention_forward {
     act *out;   /* (B, T, NH HS) = */
     float *lse; /* (B, NH, T) = log of the sum of exponentials of each row, for backward; or NULL */
-    const act *qkv; /* (B, T, QKV) */
+    const act *qkv;           /* (B, T, QKV) */
+    const int32_t *positions; /* (B, T) of a row in its document, or NULL: a sequence is one */
     gpt_dropout_site dropout;
     int window; /* 0: all keys up to the query's */
     int B, T, NH, NKV, HS;
@@ -338,12 +342,13 @@ typedef struct attention_forward {
 
 /* Recomputes the probabilities from lse: Dao et al. 2022, algorithm 4. */
 typedef struct attention_backward {
-    act *dqkv;        /* (B, T, QKV) = */
-    float *db;        /* (QKV) += the sums of dqkv's rows, or NULL: see sums_attention */
-    const act *dout;  /* (B, T, NH HS) */
-    const act *qkv;   /* (B, T, QKV) */
-    const act *out;   /* (B, T, NH HS) */
-    const float *lse; /* (B, NH, T) */
+    act *dqkv;                /* (B, T, QKV) = */
+    float *db;                /* (QKV) += the sums of dqkv's rows, or NULL: see sums_attention */
+    const act *dout;          /* (B, T, NH HS) */
+    const act *qkv;           /* (B, T, QKV) */
+    const act *out;           /* (B, T, NH HS) */
+    const float *lse;         /* (B, NH, T) */
+    const int32_t *positions; /* as in forward */
     gpt_dropout_site dropout;
     int window; /* as in forward */
     int B, T, NH, NKV, HS;

@@ -46,10 +46,48 @@ static int check_targets(const gpt_model *m, const int32_t *targets, int N, int 
     return GPT_OK;
 }
 
+/* Positions of one document or several: 0, or 1 more than those before. */
+static int check_positions(const int32_t *positions, int B, int T) {
+    for (int b = 0; b < B; b++)
+        for (int t = 0; t < T; t++) {
+            int32_t position = positions[b * T + t], before = t ? positions[b * T + t - 1] : -1;
+            if (position != 0 && (t == 0 || position != before + 1))
+                return fail(
+                    GPT_ERR_ARGUMENT,
+                    "position %d of sequence %d is %d; it must be 0 where a document begins, "
+                    "and else 1 more than the one before",
+                    t, b, position);
+        }
+    return GPT_OK;
+}
+
+int gpt_model_documents(gpt_model *model, const int32_t *positions, int B, int T) {
+    REQUIRE_MODEL(model);
+    REQUIRE(positions);
+    TRY(check_batch(model, B, T));
+    TRY(check_positions(positions, B, T));
+    model->ops->upload(model->ctx, model->acts.documents, positions,
+                       sizeof(int32_t) * (size_t)(B * T));
+    model->documents_B = B, model->documents_T = T;
+    return GPT_OK;
+}
+
+/* The documents that were given for this batch, and no other. */
+static int take_documents(gpt_model *m, int B, int T) {
+    int given_B = m->documents_B, given_T = m->documents_T;
+    m->acts.positions = given_B ? m->acts.documents : NULL;
+    m->documents_B = m->documents_T = 0;
+    if (given_B && (given_B != B || given_T != T))
+        return fail(GPT_ERR_ARGUMENT, "the batch is %d x %d; its documents were given as %d x %d",
+                    B, T, given_B, given_T);
+    return GPT_OK;
+}
+
 /* Where rows are looked up, a token is the number of its row among those that are looked up. */
 static int set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int B, int T) {
     int N = B * T;
     size_t bytes = sizeof(int32_t) * (size_t)N;
+    TRY(take_documents(m, B, T));
     m->ops->ctx_set_workspace(m->ctx, m->workspace);
     model_pack(m);
     rope_reach(m, &m->acts, 0, T, T);
@@ -144,7 +182,9 @@ static void forward_backward(gpt_model *m, const batch *x, float scale) {
     const gpt_ops *ops = m->ops;
     int32_t scale_bits;
     memcpy(&scale_bits, &scale, sizeof scale_bits);
-    const int64_t key[] = {(int64_t)(intptr_t)m->arena, x->B, x->T, x->first, scale_bits};
+    bool documents = m->acts.positions != NULL;
+    const int64_t key[] = {
+        (int64_t)(intptr_t)m->arena, x->B, x->T, x->first, scale_bits, documents};
     if (m->options.dropout > 0 || m->options.lora.dropout > 0) dropout_draw(m);
     if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {

@@ -122,7 +122,8 @@ typedef struct query_tile {
     const bf16 *q;
     int64_t ldo, ldq;
     head_shape head;
-    int q0, nq, window;
+    int q0, nq;
+    sight sight;
     float scale; /* of the scores */
     gpt_dropout dropout;
     uint64_t index; /* of the probability (q0, key 0), for dropout */
@@ -130,7 +131,7 @@ typedef struct query_tile {
 
 static void forward_tile(const query_tile *t, buffers *w) {
     int HS = t->head.HS, HS16 = t->head.HS16, n_keys = t->q0 + t->nq;
-    int first = first_key(t->q0, t->window);
+    int first = first_key(t->sight, t->q0);
     for (int r = 0; r < t->nq; r++) {
         w->max[r] = -INFINITY;
         w->sum[r] = 0;
@@ -140,7 +141,7 @@ static void forward_tile(const query_tile *t, buffers *w) {
         multiply(w->s, TILE_K, t->q, t->ldq, w->keys + k0 / PANEL * pack_panel_size(HS),
                  pack_panel_size(HS), t->nq, nk, HS, 0);
         for (int r = 0; r < t->nq; r++) {
-            seen_keys seen = keys_seen(t->q0 + r, t->window, k0, nk);
+            seen_keys seen = keys_seen(t->sight, t->q0 + r, k0, nk);
             float *s = w->s + r * TILE_K, *sum = w->sum_q + (int64_t)r * HS16;
             if (seen.begin == seen.end) { /* a block of keys that this query does not see */
                 memset(s, 0, sizeof(float) * (size_t)nk);
@@ -196,7 +197,7 @@ static void attention_forward_heads(void *p, int thread, int64_t begin, int64_t 
                                 .head = head,
                                 .q0 = q0,
                                 .nq = cpu_min(TILE_Q, T - q0),
-                                .window = a->window,
+                                .sight = sight_of(a->window, a->positions, b, T),
                                 .scale = 1 / sqrtf((float)HS),
                                 .dropout = task->dropout,
                                 .index = (uint64_t)row * (uint64_t)T};
@@ -224,12 +225,12 @@ typedef struct backward_task {
 
 /* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row; the columns up to nk16 are 0
  * where the query does not see them. In place: ds held dp. w->sum is delta. */
-static void backward_rows(const backward_task *task, buffers *w, const float *lse, int q0, int nq,
-                          int k0, int nk16) {
+static void backward_rows(const backward_task *task, buffers *w, sight sight, const float *lse,
+                          int q0, int nq, int k0, int nk16) {
     float scale = task->scale;
     for (int r = 0; r < nq; r++) {
         float *s = w->s + r * TILE_K, *ds = w->ds + r * TILE_K;
-        seen_keys seen = keys_seen(q0 + r, task->op->window, k0, nk16);
+        seen_keys seen = keys_seen(sight, q0 + r, k0, nk16);
         for (int j = 0; j < seen.begin; j++) s[j] = ds[j] = 0;
         for (int j = seen.end; j < nk16; j++) s[j] = ds[j] = 0;
         s += seen.begin, ds += seen.begin;
@@ -259,7 +260,8 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, buffe
     const attention_backward *a = task->op;
     int HS = task->head.HS, HS16 = task->head.HS16, T = a->T, T16 = task->head.T16, NH = a->NH;
     int nq = cpu_min(TILE_Q, T - q0), n_keys = q0 + nq;
-    int first = first_key(q0, a->window);
+    sight sight = sight_of(a->window, a->positions, b, T);
+    int first = first_key(sight, q0);
     int64_t stride = (int64_t)(NH + 2 * a->NKV) * HS, ldo = (int64_t)NH * HS;
     int64_t row = (int64_t)b * T + q0, panel = pack_panel_size(HS);
     const bf16 *q = (const bf16 *)a->qkv + row * stride + h * HS;
@@ -283,7 +285,7 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, buffe
         multiply(w->s, TILE_K, q, stride, keys, panel, nq, nk, HS, 0);    /* s = q k^T */
         multiply(w->ds, TILE_K, dout, ldo, values, panel, nq, nk, HS, 0); /* dp = dout v^T */
         drop_tile(w->ds, nq, nk, task->dropout, index, T);
-        backward_rows(task, w, lse, q0, nq, k0, nk16);
+        backward_rows(task, w, sight, lse, q0, nq, k0, nk16);
         drop_tile(w->s, nq, nk, task->dropout, index, T);
         pack_tile(w->p_panels, w->s, nq, nk16);
         pack_tile(w->ds_panels, w->ds, nq, nk16);
@@ -425,7 +427,7 @@ static void dot_keys(float *s, const bf16 *q, const bf16 *k, int n, int HS, cons
 static void decode_query(const query_tile *t, const bf16 *k, const bf16 *v, const bf16 *next,
                          buffers *w) {
     int HS = t->head.HS, n_keys = t->q0 + 1;
-    int first = t->window > 0 ? cpu_max(0, n_keys - t->window) : 0;
+    int first = first_seen(t->sight, t->q0);
     float max = -INFINITY, sum = 0;
     memset(w->sum_q, 0, sizeof(float) * (size_t)HS);
     for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
@@ -466,7 +468,7 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
             query_tile t = {.ldo = (int64_t)NH * HS,
                             .ldq = stride,
                             .head = head,
-                            .window = a->window,
+                            .sight = {a->window, NULL},
                             .scale = 1 / sqrtf((float)HS)};
             if (run > FEW_ROWS) {
                 pack_keys(w.keys, k, HS, position + run, HS);

@@ -34,7 +34,8 @@ typedef struct query_tile {
     float *lse; /* (nq) or NULL */
     const float *q, *k, *v;
     int ldo, ldq, ldk, ldv;
-    int q0, nq, HS, window;
+    int q0, nq, HS;
+    sight sight;
     float scale; /* of the scores */
     gpt_dropout dropout;
     uint64_t index; /* of the probability (q0, key 0), for dropout */
@@ -50,7 +51,7 @@ static void drop_tile(float *s, int nq, int nk, gpt_dropout dropout, uint64_t in
 }
 
 static void forward_tile(const query_tile *t, scratch w) {
-    int HS = t->HS, n_keys = t->q0 + t->nq, first = first_key(t->q0, t->window);
+    int HS = t->HS, n_keys = t->q0 + t->nq, first = first_key(t->sight, t->q0);
     for (int r = 0; r < t->nq; r++) {
         w.max[r] = -INFINITY;
         w.sum[r] = 0;
@@ -61,7 +62,7 @@ static void forward_tile(const query_tile *t, scratch w) {
         gemm_nt(t->nq, nk, HS, 1, t->q, t->ldq, t->k + (int64_t)k0 * t->ldk, t->ldk, 0, w.s,
                 TILE_K);
         for (int r = 0; r < t->nq; r++) {
-            seen_keys seen = keys_seen(t->q0 + r, t->window, k0, nk);
+            seen_keys seen = keys_seen(t->sight, t->q0 + r, k0, nk);
             float *s = w.s + r * TILE_K;
             if (seen.begin == seen.end) { /* a block of keys that this query does not see */
                 memset(s, 0, sizeof(float) * (size_t)nk);
@@ -117,7 +118,7 @@ static void attention_forward_tiles(void *p, int thread, int64_t begin, int64_t 
             .q0 = q0,
             .nq = cpu_min(TILE_Q, T - q0),
             .HS = HS,
-            .window = a->window,
+            .sight = sight_of(a->window, a->positions, b, T),
             .scale = 1 / sqrtf((float)HS),
             .dropout = task->dropout,
             .index = (((uint64_t)b * NH + h) * T + q0) * T,
@@ -140,12 +141,12 @@ typedef struct backward_task {
 } backward_task;
 
 /* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row. In place: ds held dp. */
-static void backward_rows(const backward_task *task, scratch w, const float *lse, int q0, int nq,
-                          int k0, int nk) {
+static void backward_rows(const backward_task *task, scratch w, sight sight, const float *lse,
+                          int q0, int nq, int k0, int nk) {
     float scale = task->scale;
     for (int r = 0; r < nq; r++) {
         float *s = w.s + r * TILE_K, *ds = w.ds + r * TILE_K;
-        seen_keys seen = keys_seen(q0 + r, task->op->window, k0, nk);
+        seen_keys seen = keys_seen(sight, q0 + r, k0, nk);
         for (int j = 0; j < seen.begin; j++) s[j] = ds[j] = 0;
         for (int j = seen.end; j < nk; j++) s[j] = ds[j] = 0;
         s += seen.begin, ds += seen.begin;
@@ -164,7 +165,8 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, scrat
     float *dqkv = a->dqkv;
     int HS = a->HS, T = a->T, NH = a->NH, stride = (NH + 2 * a->NKV) * HS, ldo = NH * HS;
     int kv = h / (NH / a->NKV), nq = cpu_min(TILE_Q, T - q0), n_keys = q0 + nq;
-    int first = first_key(q0, a->window);
+    sight sight = sight_of(a->window, a->positions, b, T);
+    int first = first_key(sight, q0);
     int64_t base = (int64_t)b * T * stride, key = (NH + kv) * HS, value = key + a->NKV * HS;
     const float *q = qkv + base + (int64_t)q0 * stride + h * HS;
     const float *out = (const float *)a->out + ((int64_t)b * T + q0) * ldo + h * HS;
@@ -186,7 +188,7 @@ static void backward_tile(const backward_task *task, int b, int h, int q0, scrat
         gemm_nt(nq, nk, HS, 1, q, stride, k, stride, 0, w.s, TILE_K);  /* s = q k^T */
         gemm_nt(nq, nk, HS, 1, dout, ldo, v, stride, 0, w.ds, TILE_K); /* dp = dout v^T */
         drop_tile(w.ds, nq, nk, task->dropout, index, T);
-        backward_rows(task, w, lse, q0, nq, k0, nk);
+        backward_rows(task, w, sight, lse, q0, nq, k0, nk);
         drop_tile(w.s, nq, nk, task->dropout, index, T);
         gemm_tn(nk, HS, nq, 1, w.s, TILE_K, dout, ldo, 1, dqkv + keys + value, stride);
         gemm_tn(nk, HS, nq, 1, w.ds, TILE_K, q, stride, 1, dqkv + keys + key, stride);
@@ -245,7 +247,7 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
                             .q0 = a->positions[n],
                             .nq = nq,
                             .HS = HS,
-                            .window = a->window,
+                            .sight = {a->window, NULL},
                             .scale = 1 / sqrtf((float)HS)};
             forward_tile(&t, thread_scratch(task->ctx, thread));
         }

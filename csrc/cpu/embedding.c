@@ -37,7 +37,8 @@ static void embedding_backward_channels(void *p, int thread, int64_t begin, int6
         if (dwte)
             FOR_LANES (c, k, width) vf_put(dwte + c, vf_get(dwte + c, k) + vf_get(dout + c, k), k);
         if (!a->dwpe) continue;
-        float *dwpe = a->dwpe + (int64_t)(n % a->T) * a->C + begin;
+        int64_t t = a->positions ? a->positions[n] : n % a->T;
+        float *dwpe = a->dwpe + t * a->C + begin;
         FOR_LANES (c, k, width) vf_put(dwpe + c, vf_get(dwpe + c, k) + vf_get(dout + c, k), k);
     }
 }

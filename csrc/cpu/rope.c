@@ -65,6 +65,7 @@ CPU_OP(rope_forward) {
 CPU_OP(rope_backward) {
     rope_forward same = {.qkv = op->dqkv,
                          .table = op->table,
+                         .positions = op->positions,
                          .pos = op->pos,
                          .N = op->N,
                          .T = op->T,

@@ -5,12 +5,29 @@
 #include "simd.h"
 
 #include <math.h>
+#include <stdint.h>
+
+/* How far back a query sees. */
+typedef struct sight {
+    int window; /* so many keys; 0: no limit */
+    const int32_t
+        *positions; /* (T) of the sequence's rows in their documents, which end it; or NULL */
+} sight;
+
+static inline int first_seen(sight s, int query) {
+    int first = s.positions ? query - s.positions[query] : 0, in_window = query + 1 - s.window;
+    return s.window > 0 && in_window > first ? in_window : first;
+}
+
+/* That of sequence b of positions (B, T), or NULL. */
+static inline sight sight_of(int window, const int32_t *positions, int b, int T) {
+    return (sight){window, positions ? positions + (int64_t)b * T : NULL};
+}
 
 /* The first key that queries from position q0 on see, rounded down to a whole panel of 16, at which
  * packed keys can be entered. */
-static inline int first_key(int q0, int window) {
-    int first = window > 0 ? q0 + 1 - window : 0;
-    return first > 0 ? first / 16 * 16 : 0;
+static inline int first_key(sight s, int q0) {
+    return first_seen(s, q0) / 16 * 16;
 }
 
 /* The keys k0 + begin to k0 + end - 1 of nk that a query sees; none where they are equal. */
@@ -18,8 +35,8 @@ typedef struct seen_keys {
     int begin, end;
 } seen_keys;
 
-static inline seen_keys keys_seen(int query, int window, int k0, int nk) {
-    int end = query + 1 - k0, begin = window > 0 ? end - window : 0;
+static inline seen_keys keys_seen(sight s, int query, int k0, int nk) {
+    int end = query + 1 - k0, begin = first_seen(s, query) - k0;
     end = end < 0 ? 0 : end < nk ? end : nk;
     begin = begin < 0 ? 0 : begin < end ? begin : end;
     return (seen_keys){begin, end};

@@ -89,7 +89,7 @@ static __global__ void attention_forward_kernel(attention_forward a, float scale
     online o = {-INFINITY, 0};
     gpt_dropout dropout = dropout_at(a.dropout);
     const elem *k = qkv + key_at(a, b, 0, h), *v = qkv + value_at(a, b, 0, h);
-    for (int first = first_key(i, a.window); first <= i; first += WARP) {
+    for (int first = first_key(sight_of(a, b), i); first <= i; first += WARP) {
         float factor = 1;
         if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(row * a.T + first + lane));
         o = attend(m, o, k, v, row_stride(a), first, i + 1, scale, factor, a.HS);
@@ -139,7 +139,7 @@ static __global__ void attention_backward_queries_kernel(backward_args args) {
     for (int s = lane; s < a.HS; s += WARP) m.sum_1[s] = 0;
     __syncwarp();
     const elem *k = qkv + key_at(a, b, 0, h), *v = qkv + value_at(a, b, 0, h);
-    for (int first = first_key(i, a.window); first <= i; first += WARP) {
+    for (int first = first_key(sight_of(a, b), i); first <= i; first += WARP) {
         int j = first + lane, n = least<int>(WARP, i + 1 - first);
         float ds = 0, p;
         if (j <= i)
@@ -166,7 +166,7 @@ static __global__ void attention_backward_keys_kernel(backward_args args) {
     if (task >= (int64_t)a.B * a.NKV * a.T) return;
     int j = (int)(task % a.T), group = a.NH / a.NKV, lane = (int)threadIdx.x % WARP;
     int h0 = (int)(task / a.T % a.NKV) * group, b = (int)(task / a.T / a.NKV);
-    int end = end_query(j, a.window, a.T);
+    int end = end_query(sight_of(a, b), j);
     const elem *qkv = (const elem *)a.qkv, *all_dout = (const elem *)a.dout;
     warp_memory m = memory_of_warp(a.HS);
     gpt_dropout dropout = dropout_at(a.dropout);
@@ -294,7 +294,7 @@ static __global__ void attention_decode_kernel(attention_decode a, float scale) 
     for (int s = lane; s < HS; s += WARP) m.sum_1[s] = 0;
     __syncwarp();
     online o = {-INFINITY, 0};
-    int begin = first_key(end - 1, a.window);
+    int begin = first_key(sight{a.window, NULL, 0}, end - 1);
     for (int first = begin + warp * WARP; first < end; first += THREADS)
         o = attend(m, o, k, v, HS, first, end, scale, 1, HS);
     if (lane == 0) {

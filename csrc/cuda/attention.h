@@ -32,21 +32,45 @@ static inline float attention_scale(int HS) {
     return 1.0f / sqrtf((float)HS);
 }
 
+/* How far back the queries of a sequence see. */
+typedef struct sight {
+    int window;               /* so many keys; 0: no limit */
+    const int32_t *positions; /* (T) of its rows in their documents, which end it; or NULL */
+    int T;
+} sight;
+
+/* In sequence b of an op that has positions (B, T), or NULL. */
+template <typename Op> static __device__ inline sight sight_of(const Op &a, int b) {
+    return {a.window, a.positions ? a.positions + (int64_t)b * a.T : NULL, a.T};
+}
+/* The first key that a query sees. Queries past the sequence see what its last one sees. */
+static __device__ inline int first_key(sight s, int query) {
+    int last = least<int>(query, s.T - 1), first = s.positions ? last - s.positions[last] : 0;
+    return s.window > 0 && query + 1 - s.window > first ? query + 1 - s.window : first;
+}
 /* Whether a query sees a key. */
-static __device__ inline bool sees(int query, int key, int window) {
-    return key <= query && (window == 0 || query - key < window);
+static __device__ inline bool sees(sight s, int query, int key) {
+    return key <= query && ((s.window == 0 && !s.positions) || key >= first_key(s, query));
 }
-/* Whether all of some queries see all of some keys. */
-static __device__ inline bool all_see(int query, int n_queries, int key, int n_keys, int window) {
-    return key + n_keys - 1 <= query && (window == 0 || query + n_queries - 1 - key < window);
+/* Whether all of some queries are known to see all of some keys. */
+static __device__ inline bool all_see(sight s, int query, int n_queries, int key, int n_keys) {
+    return key + n_keys - 1 <= query && !s.positions &&
+           (s.window == 0 || query + n_queries - 1 - key < s.window);
 }
-/* The first key that it sees. */
-static __device__ inline int first_key(int query, int window) {
-    return window > 0 && query >= window ? query + 1 - window : 0;
-}
-/* One past the last of T queries that see a key. */
-static __device__ inline int end_query(int key, int window, int T) {
-    return window > 0 && window < T - key ? key + window : T;
+/* One past the last query that sees a key: documents follow each other, so what queries see begins ever
+ * later. */
+static __device__ inline int end_query(sight s, int key) {
+    int end = s.window > 0 && s.window < s.T - key ? key + s.window : s.T;
+    if (!s.positions) return end;
+    int seen = key;
+    while (end - seen > 1) {
+        int middle = (seen + end) / 2;
+        if (middle - s.positions[middle] <= key)
+            seen = middle;
+        else
+            end = middle;
+    }
+    return end;
 }
 
 /* Arguments of the kernels of backward. */

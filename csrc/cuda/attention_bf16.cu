@@ -78,8 +78,8 @@ typedef struct forward_tile {
     float *lse;        /* or NULL */
     head_rows q, k, v; /* of queries a block's at most, of the others from position 0 */
     int64_t out_stride;
-    int first_q;   /* the position of the first */
-    int window;    /* 0: none */
+    int first_q; /* the position of the first */
+    sight see;
     int64_t row_0; /* the number of a query at position 0 among (B, NH, T), and */
     int T;         /* keys from one query to the next, for dropout */
     float scale;
@@ -125,7 +125,7 @@ template <typename T, int KEYS>
 static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropout dropout) {
     constexpr int D = T::D, N = KEYS / 8, SIZE = T::template SIZE<KEYS>;
     int row0 = (int)threadIdx.x / WARP * 16, query0 = t.first_q + row0; /* of this warp */
-    int first_tile = first_key(t.first_q, t.window) / KEYS;
+    int first_tile = first_key(t.see, t.first_q) / KEYS;
     int n_tiles = (int)div_up(t.k.there, KEYS);
     elem *q = shared_memory<elem>(), *k = q + T::template SIZE<ROWS>, *v = k + STAGES * SIZE;
     tile_arrivals<T> arrivals(v + STAGES * SIZE);
@@ -143,12 +143,12 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
     float out[D / 8][4] = {}, s[N][4], scale = t.scale * LOG2E; /* so that exp is exp2 */
     softmax soft;
     auto take = [&](int key0) {
-        if (!all_see(query0, 16, key0, KEYS, t.window))
+        if (!all_see(t.see, query0, 16, key0, KEYS))
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++)
-                    if (!sees(query0 + row_of(e), key0 + col_of(n, e), t.window)) s[n][e] = UNSEEN;
+                    if (!sees(t.see, query0 + row_of(e), key0 + col_of(n, e))) s[n][e] = UNSEEN;
         soft.take(s, scale);
         if (dropout.p > 0)
 #pragma unroll
@@ -198,13 +198,16 @@ static __device__ __forceinline__ void forward(const forward_tile &t, gpt_dropou
                   t.q.HS);
 }
 
-/* Kernels exist with and without dropout and window (MORE): what these need takes registers even where it
+/* Kernels exist with and without dropout, window and documents (MORE): what these need takes registers even where it
  * is skipped, and with them blocks that could run at the same time. */
 template <bool MORE> static __device__ inline gpt_dropout dropout_of(gpt_dropout_site site) {
     return MORE ? dropout_at(site) : gpt_dropout{0, 0};
 }
-template <bool MORE> static __device__ inline int window_of(int window) {
-    return MORE ? window : 0;
+template <bool MORE, typename Op> static __device__ inline sight see_of(const Op &a, int b) {
+    return MORE ? sight_of(a, b) : sight{0, NULL, a.T};
+}
+static bool needs_more(float dropout, int window, const int32_t *positions) {
+    return dropout > 0 || window > 0 || positions;
 }
 /* Blocks at a time on a multiprocessor. */
 template <typename T, bool MORE> static constexpr int BLOCKS = T::blocks(MORE);
@@ -240,7 +243,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS<T, MORE>)
                       .v = rows_of_qkv(a, a.qkv, &args.qkv, b, 0, key_head + a.NKV),
                       .out_stride = (int64_t)a.NH * a.HS,
                       .first_q = first_q,
-                      .window = window_of<MORE>(a.window),
+                      .see = see_of<MORE>(a, b),
                       .row_0 = row_0,
                       .T = a.T,
                       .scale = args.scale};
@@ -267,7 +270,7 @@ static __global__ void __launch_bounds__(THREADS)
         .v = {(const elem *)a.cache_v + cache, a.HS, n_k, a.HS},
         .out_stride = (int64_t)a.NH * a.HS,
         .first_q = a.positions[first],
-        .window = a.window,
+        .see = {a.window, NULL, 0},
         .row_0 = 0,
         .T = 0,
         .scale = scale};
@@ -335,7 +338,8 @@ static __device__ __forceinline__ void backward_queries(const tile_backward_args
     int n_blocks = (int)div_up(a.T, ROWS), head = head_of_block(n_blocks);
     int b = head / a.NH, h = head % a.NH, first_q = last_first(n_blocks) * ROWS;
     int warp_row = (int)threadIdx.x / WARP * 16, query0 = first_q + warp_row; /* of this warp */
-    int window = window_of<MORE>(a.window), first_tile = first_key(first_q, window) / KEYS;
+    sight see = see_of<MORE>(a, b);
+    int first_tile = first_key(see, first_q) / KEYS;
     int n_tiles = (int)div_up(least<int>(first_q + ROWS, a.T), KEYS), key = first_tile * KEYS;
     elem *q = shared_memory<elem>(), *dout = q + ROWS_SIZE, *k = dout + ROWS_SIZE;
     elem *v = k + STAGES * SIZE;
@@ -374,12 +378,12 @@ static __device__ __forceinline__ void backward_queries(const tile_backward_args
         T::product_rows(p, queries, k + at);
         T::product_rows(ds, dout, v + at);
         T::template wait_products<1>(p);
-        if (!all_see(query0, 16, key0, KEYS, window))
+        if (!all_see(see, query0, 16, key0, KEYS))
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++)
-                    if (!sees(query0 + row_of(e), key0 + col_of(n, e), window)) p[n][e] = -INFINITY;
+                    if (!sees(see, query0 + row_of(e), key0 + col_of(n, e))) p[n][e] = -INFINITY;
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
@@ -425,8 +429,9 @@ static __device__ __forceinline__ void backward_keys(const tile_backward_args &a
     int b = head / a.NKV, h0 = head % a.NKV * group;
     int first_k = (int)blockIdx.x % n_blocks * ROWS; /* the first keys have the most queries */
     int warp_row = (int)threadIdx.x / WARP * 16, key0 = first_k + warp_row; /* of this warp */
-    int first_query = first_k / QUERIES * QUERIES, window = window_of<MORE>(a.window);
-    int end = end_query(least<int>(first_k + ROWS, a.T) - 1, window, a.T);
+    sight see = see_of<MORE>(a, b);
+    int first_query = first_k / QUERIES * QUERIES;
+    int end = end_query(see, least<int>(first_k + ROWS, a.T) - 1);
     elem *k = shared_memory<elem>(), *v = k + ROWS_SIZE, *q = v + ROWS_SIZE;
     elem *dout = q + STAGES * SIZE;
     float *lse = (float *)(dout + STAGES * SIZE), *delta = lse + STAGES * QUERIES;
@@ -474,12 +479,12 @@ static __device__ __forceinline__ void backward_keys(const tile_backward_args &a
         T::product_rows(p, keys, q + at);
         T::product_rows(ds, v, dout + at);
         T::template wait_products<1>(p);
-        if (!all_see(query, QUERIES, key0, 16, window))
+        if (!all_see(see, query, QUERIES, key0, 16))
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++)
-                    if (!sees(query + col_of(n, e), key0 + row_of(e), window)) p[n][e] = -INFINITY;
+                    if (!sees(see, query + col_of(n, e), key0 + row_of(e))) p[n][e] = -INFINITY;
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
@@ -613,15 +618,16 @@ template <bool MORE> static void backward_of(gpt_ctx *ctx, const backward_args &
 
 int attention_tiles_forward(gpt_ctx *ctx, const attention_forward &op) {
     if (!has_tiles(op.HS)) return 0;
-    op.dropout.p > 0 || op.window > 0 ? forward_of<true>(ctx, op) : forward_of<false>(ctx, op);
+    needs_more(op.dropout.p, op.window, op.positions) ? forward_of<true>(ctx, op)
+                                                      : forward_of<false>(ctx, op);
     return 1;
 }
 
 int attention_tiles_backward(gpt_ctx *ctx, const backward_args &args) {
     const attention_backward &op = args.op;
     if (!has_tiles(op.HS)) return 0;
-    op.dropout.p > 0 || op.window > 0 ? backward_of<true>(ctx, args)
-                                      : backward_of<false>(ctx, args);
+    needs_more(op.dropout.p, op.window, op.positions) ? backward_of<true>(ctx, args)
+                                                      : backward_of<false>(ctx, args);
     return 1;
 }
 

@@ -32,7 +32,8 @@ typedef struct piece_range {
 } piece_range;
 
 static __device__ inline piece_range pieces_of(const decode_args &args, int position) {
-    piece_range r = {first_key(position, args.op.window) / args.piece, position / args.piece + 1};
+    piece_range r = {first_key(sight{args.op.window, NULL, 0}, position) / args.piece,
+                     position / args.piece + 1};
     return r;
 }
 
@@ -305,7 +306,7 @@ static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<CHUNKS>)
     decode_row r = {n,
                     a.seqs[n],
                     position,
-                    first_key(position, a.window),
+                    first_key(sight{a.window, NULL, 0}, position),
                     kv * group + part * HEADS,
                     least<int>(HEADS, group - part * HEADS),
                     kv};

@@ -62,7 +62,7 @@ static size_t lay_out(sorting *s, char *base, int N, int V, int C) {
 
 CUDA_WORKSPACE(embedding_workspace) {
     sorting s;
-    return shape->training ? lay_out(&s, NULL, shape->N, shape->V, shape->C) : 0;
+    return shape->training ? lay_out(&s, NULL, shape->N, most(shape->V, shape->T), shape->C) : 0;
 }
 
 /* A block a chunk, a thread a row. The last row of a token knows how many there are. */
@@ -124,6 +124,20 @@ static __global__ void order_rows_kernel(sorting s, const int32_t *tokens, int N
     if (n >= N) return;
     int token = tokens[n];
     s.order[s.begins[token] + s.counts[(int64_t)(n / CHUNK) * V + token] + s.ranks[n]] = n;
+}
+
+static sorting sort_rows(gpt_ctx *ctx, const embedding_backward &a) {
+    int N = a.N, V = a.V, n_chunks = (int)div_up(N, CHUNK);
+    sorting s;
+    lay_out(&s, (char *)ctx->workspace, N, V, a.C);
+    cuda_zero(ctx, s.counts, sizeof(int32_t) * (size_t)n_chunks * (size_t)V);
+    launch(ctx, count_tokens_kernel, dim3((unsigned)n_chunks), CHUNK, sizeof(int32_t) * CHUNK, s,
+           a.tokens, N, V);
+    launch(ctx, sum_chunks_kernel, dim3((unsigned)div_up(V, THREADS)), THREADS, 0, s, n_chunks, V);
+    launch(ctx, scan_tokens_kernel, dim3(1), SCAN_THREADS, sizeof(int32_t) * SCAN_THREADS, s, V);
+    launch(ctx, order_rows_kernel, dim3((unsigned)div_up(N, THREADS)), THREADS, 0, s, a.tokens, N,
+           V);
+    return s;
 }
 
 /* A warp for each piece and strip of WARP * W channels. */
@@ -196,37 +210,28 @@ template <int W> static __global__ void position_backward_kernel(embedding_backw
     store(a.dwpe + i, sum);
 }
 
-template <int W> static void backward(gpt_ctx *ctx, const embedding_backward &a, sorting s) {
+/* Adds the rows of dout to rows of dwte, of which there are V. */
+template <int W> static void add_by_token(gpt_ctx *ctx, const embedding_backward &a) {
     unsigned pieces = (unsigned)div_up(a.N, PIECE), strips = (unsigned)div_up(a.C, WARP * W);
-    if (a.dwte) {
-        launch(ctx, embedding_backward_kernel<W>, dim3((unsigned)div_up(pieces, WARPS), strips),
-               THREADS, 0, a, s);
-        launch(ctx, add_pieces_kernel<W>, dim3(pieces, strips), THREADS,
-               sizeof(float) * THREADS * W, a, s);
-    }
-    if (a.dwpe)
-        launch(ctx, position_backward_kernel<W>,
-               dim3((unsigned)div_up((int64_t)a.T * a.C, THREADS * W)), THREADS, 0, a);
+    sorting s = sort_rows(ctx, a);
+    launch(ctx, embedding_backward_kernel<W>, dim3((unsigned)div_up(pieces, WARPS), strips),
+           THREADS, 0, a, s);
+    launch(ctx, add_pieces_kernel<W>, dim3(pieces, strips), THREADS, sizeof(float) * THREADS * W, a,
+           s);
 }
 
-/* Fills s for the rows of op. */
-static void sort_rows(gpt_ctx *ctx, sorting *s, const embedding_backward *op) {
-    int N = op->N, V = op->V, n_chunks = (int)div_up(N, CHUNK);
-    lay_out(s, (char *)ctx->workspace, N, V, op->C);
-    cuda_zero(ctx, s->counts, sizeof(int32_t) * (size_t)n_chunks * (size_t)V);
-    launch(ctx, count_tokens_kernel, dim3((unsigned)n_chunks), CHUNK, sizeof(int32_t) * CHUNK, *s,
-           op->tokens, N, V);
-    launch(ctx, sum_chunks_kernel, dim3((unsigned)div_up(V, THREADS)), THREADS, 0, *s, n_chunks, V);
-    launch(ctx, scan_tokens_kernel, dim3(1), SCAN_THREADS, sizeof(int32_t) * SCAN_THREADS, *s, V);
-    launch(ctx, order_rows_kernel, dim3((unsigned)div_up(N, THREADS)), THREADS, 0, *s, op->tokens,
-           N, V);
+template <int W> static void backward(gpt_ctx *ctx, const embedding_backward &a) {
+    if (a.dwte) add_by_token<W>(ctx, a);
+    if (a.dwpe && a.positions) {
+        embedding_backward positions = a; /* found as tokens are */
+        positions.dwte = a.dwpe, positions.tokens = a.positions, positions.V = a.T;
+        add_by_token<W>(ctx, positions);
+    } else if (a.dwpe) {
+        launch(ctx, position_backward_kernel<W>,
+               dim3((unsigned)div_up((int64_t)a.T * a.C, THREADS * W)), THREADS, 0, a);
+    }
 }
 
 CUDA_OP(embedding_backward) {
-    sorting s = {};
-    if (op->dwte) sort_rows(ctx, &s, op);
-    if (op->C % PACK == 0)
-        backward<PACK>(ctx, *op, s);
-    else
-        backward<1>(ctx, *op, s);
+    op->C % PACK == 0 ? backward<PACK>(ctx, *op) : backward<1>(ctx, *op);
 }

@@ -48,7 +48,7 @@ CUDA_OP(rope_forward) {
 CUDA_OP(rope_backward) {
     rope_forward same = {.qkv = op->dqkv,
                          .table = op->table,
-                         .positions = NULL,
+                         .positions = op->positions,
                          .pos = op->pos,
                          .N = op->N,
                          .T = op->T,

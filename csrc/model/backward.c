@@ -92,6 +92,7 @@ static void rope(gpt_model *m, const acts *a, const batch *x, int l) {
     const gpt_config *c = &m->config;
     rope_backward op = {.dqkv = a->dqkv,
                         .table = rope_table(m, a, l),
+                        .positions = a->positions,
                         .pos = c->pos,
                         .N = x->N,
                         .T = x->T,
@@ -130,6 +131,7 @@ static void attention(gpt_model *m, const acts *a, const layer_acts *la, const b
                              .qkv = la->qkv,
                              .out = la->att,
                              .lse = la->lse,
+                             .positions = a->positions,
                              .dropout = dropout_of(m, x, l, SITE_ATTENTION),
                              .window = m->layers[l].window,
                              .B = x->B,
@@ -148,6 +150,7 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
                              .dwpe = m->dw.wpe,
                              .dout = a->dresid,
                              .tokens = a->tokens,
+                             .positions = a->positions,
                              .N = x->N,
                              .T = x->T,
                              .C = c->n_embd,

@@ -130,11 +130,12 @@ static void rope(gpt_model *m, const acts *a, const layer_acts *la, const batch 
     if (op.table) m->ops->rope_forward(m->ctx, &op);
 }
 
-static void attention(gpt_model *m, const layer_acts *la, const batch *x, int l) {
+static void attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x, int l) {
     const gpt_config *c = &m->config;
     attention_forward op = {.out = la->att,
                             .lse = la->lse,
                             .qkv = la->qkv,
+                            .positions = a->positions,
                             .dropout = dropout_of(m, x, l, SITE_ATTENTION),
                             .window = m->layers[l].window,
                             .B = x->B,
@@ -182,7 +183,7 @@ static void attend(gpt_model *m, const acts *a, const batch *x, int l) {
     if (x->session)
         cached_attention(m, a, la, x, l);
     else
-        attention(m, la, x, l);
+        attention(m, a, la, x, l);
     linear(m, x, adapter_of(m, a, x, l, LORA_ATT_PROJ), a->branch, NULL, la->att, w->att_proj_w,
            w->att_proj_b, GPT_ACT_NONE, att_size(c), c->n_embd);
 }

@@ -186,17 +186,19 @@ typedef struct layer_acts {
  * gradients are absent; without a session there is no cache. */
 typedef struct acts {
     int32_t *tokens, *targets; /* (N) */
-    int32_t *positions, *seqs; /* (N) in a step of a session, behind its tokens */
-    float *losses;             /* (N) */
-    float *wte_rows; /* (N, C) of an embedding that is not kept as floats, for the tokens */
-    float *rope;     /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
-    int rope_rows;   /* positions that there is room for */
-    int rope_filled; /* and those that are filled for sequences of any length */
-    act *branch;     /* (N, C) to be added to the residual stream */
-    act *resid_f;    /* (N, C) as the final norm reads it */
-    act *norm_f;     /* (N, C) */
-    float *stats_f;  /* (N, 2) */
-    float *logits;   /* (logit_rows, V), or Vp where the table pads them */
+    int32_t *positions; /* (N) in a step of a session, or `documents`; NULL: row n is at n % T */
+    int32_t *seqs;      /* (N) in a step of a session */
+    int32_t *documents; /* (N) positions in documents, for a batch that has several in a sequence */
+    float *losses;      /* (N) */
+    float *wte_rows;    /* (N, C) of an embedding that is not kept as floats, for the tokens */
+    float *rope;        /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
+    int rope_rows;      /* positions that there is room for */
+    int rope_filled;    /* and those that are filled for sequences of any length */
+    act *branch;        /* (N, C) to be added to the residual stream */
+    act *resid_f;       /* (N, C) as the final norm reads it */
+    act *norm_f;        /* (N, C) */
+    float *stats_f;     /* (N, 2) */
+    float *logits;      /* (logit_rows, V), or Vp where the table pads them */
     int logit_rows;
     /* of a session, for rows of logits that a token is drawn from */
     sample_row *draws;              /* (logit_rows) */
@@ -276,12 +278,13 @@ struct gpt_model {
     float *host_losses; /* (max_batch max_seq) on the host */
     bool pack_stale;    /* parameters were written since they were packed */
 
-    int64_t step;     /* updates done */
-    int64_t n_micro;  /* backward calls since the last update */
-    bool grads_stale; /* the next backward starts from zero */
-    bool interrupted; /* the computation under way has stopped between two layers */
-    bool lost_rows;   /* because rows of a lent embedding could not be read */
-    int forks;        /* fork_count() of the process that made it */
+    int64_t step;                 /* updates done */
+    int64_t n_micro;              /* backward calls since the last update */
+    int documents_B, documents_T; /* the next batch, which is of several documents; 0: it is not */
+    bool grads_stale;             /* the next backward starts from zero */
+    bool interrupted;             /* the computation under way has stopped between two layers */
+    bool lost_rows;               /* because rows of a lent embedding could not be read */
+    int forks;                    /* fork_count() of the process that made it */
 };
 
 struct gpt_session {

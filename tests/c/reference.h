@@ -27,12 +27,14 @@ static inline void ref_embedding_forward(double *out /* (N, C) */, const int32_t
 }
 
 static inline void ref_embedding_backward(double *dwte, double *dwpe /* or NULL */,
-                                          const double *dout, const int32_t *tokens, int N, int T,
+                                          const double *dout, const int32_t *tokens,
+                                          const int32_t *positions /* or NULL */, int N, int T,
                                           int C) {
     for (int n = 0; n < N; n++) {
         for (int c = 0; c < C; c++) {
             dwte[tokens[n] * C + c] += dout[n * C + c];
-            if (dwpe) dwpe[n % T * C + c] += dout[n * C + c];
+            int t = positions ? positions[n] : n % T;
+            if (dwpe) dwpe[t * C + c] += dout[n * C + c];
         }
     }
 }
@@ -284,9 +286,10 @@ static inline double ref_attention_factor(gpt_dropout dropout, int b, int h, int
 }
 
 /* One row of probabilities, before dropout; returns its log of the sum of exponentials. With a window,
- * keys further back are not seen. */
+ * keys further back are not seen, and with positions keys of another document. */
 static inline double ref_attention_row(double *p /* (T) */, const double *qkv, int b, int h, int i,
-                                       int window, int T, int NH, int NKV, int HS) {
+                                       int window, const int32_t *positions, int T, int NH, int NKV,
+                                       int HS) {
     double max = -INFINITY, sum = 0.0;
     for (int j = 0; j <= i; j++) {
         p[j] = 0.0;
@@ -295,6 +298,7 @@ static inline double ref_attention_row(double *p /* (T) */, const double *qkv, i
                     qkv[ref_key_at(b * T + j, h, NH, NKV, HS) + s] / sqrt(HS);
         }
         if (window > 0 && i - j >= window) p[j] = -INFINITY;
+        if (positions && i - j > positions[b * T + i]) p[j] = -INFINITY;
         max = fmax(max, p[j]);
     }
     for (int j = 0; j <= i; j++) sum += exp(p[j] - max);
@@ -305,15 +309,15 @@ static inline double ref_attention_row(double *p /* (T) */, const double *qkv, i
 static inline void ref_attention_forward(double *out /* (B, T, NH HS) */,
                                          double *lse /* (B, NH, T) */,
                                          double *p /* (B, NH, T, T) */, const double *qkv,
-                                         gpt_dropout dropout, int window, int B, int T, int NH,
-                                         int NKV, int HS) {
+                                         gpt_dropout dropout, int window, const int32_t *positions,
+                                         int B, int T, int NH, int NKV, int HS) {
     for (int b = 0; b < B; b++) {
         for (int h = 0; h < NH; h++) {
             for (int i = 0; i < T; i++) {
                 int row = (b * NH + h) * T + i;
                 double *o = out + ((b * T + i) * NH + h) * HS;
-                lse[row] =
-                    ref_attention_row(p + (int64_t)row * T, qkv, b, h, i, window, T, NH, NKV, HS);
+                lse[row] = ref_attention_row(p + (int64_t)row * T, qkv, b, h, i, window, positions,
+                                             T, NH, NKV, HS);
                 for (int s = 0; s < HS; s++) o[s] = 0.0;
                 for (int j = 0; j <= i; j++) {
                     double kept =

@@ -138,8 +138,8 @@ static inline void ref_layer_forward(const ref_model *m, int l, double *out) {
                             ref_param(m, l, "attn.k_norm.weight"), m->c.norm_eps, m->N, m->c.n_head,
                             m->c.n_kv_head, m->HS);
     ref_rotate(m, l, a->qkv, 1);
-    ref_attention_forward(a->att, a->lse, a->p, a->qkv, none, a->is.window, m->B, m->T, m->c.n_head,
-                          m->c.n_kv_head, m->HS);
+    ref_attention_forward(a->att, a->lse, a->p, a->qkv, none, a->is.window, NULL, m->B, m->T,
+                          m->c.n_head, m->c.n_kv_head, m->HS);
     ref_linear(m, m->branch, a->att, l, "attn.proj.weight", "attn.proj.bias", m->ATT, C);
     ref_add(a->resid_2, a->resid_1, m->branch, (int64_t)m->N * C);
     ref_norm(m, a->norm_2, a->stats_2, a->resid_2, l, "norm_2.weight", "norm_2.bias");
@@ -216,7 +216,7 @@ static inline void ref_model_backward(ref_model *m, double scale) {
     ref_norm_back(m, dresid, dnorm, m->resid_f, m->stats_f, -1, "norm_f.weight", "norm_f.bias");
     for (int l = m->c.n_layer - 1; l >= 0; l--) ref_layer_backward(m, l, dresid);
     ref_embedding_backward(ref_grad(m, -1, "wte.weight"), ref_grad(m, -1, "wpe.weight"), dresid,
-                           m->tokens, m->N, m->T, C);
+                           m->tokens, NULL, m->N, m->T, C);
 }
 
 #endif

@@ -18,6 +18,9 @@ static const sizes cases[] = {
     {1, 129, 4, 2, 24, 0},
 };
 
+/* The position of each row (B, T) in its document, NULL: a sequence is one. */
+static int32_t *positions;
+
 static int64_t row_size(sizes s) {
     return (int64_t)(s.NH + 2 * s.NKV) * s.HS;
 }
@@ -57,9 +60,14 @@ static answer answer_of(sizes s, const double *qkv, gpt_dropout dropout) {
     a.lse = host_zeros(lse_size(s));
     a.out = host_zeros(out_size(s));
     a.dqkv = host_zeros(qkv_size(s));
-    ref_attention_forward(a.out, a.lse, a.p, a.qkv, dropout, s.window, s.B, s.T, s.NH, s.NKV, s.HS);
+    ref_attention_forward(a.out, a.lse, a.p, a.qkv, dropout, s.window, positions, s.B, s.T, s.NH,
+                          s.NKV, s.HS);
     ref_attention_backward(a.dqkv, a.dout, a.p, a.qkv, dropout, s.B, s.T, s.NH, s.NKV, s.HS);
     return a;
+}
+
+static void *device_positions(sizes s) {
+    return positions ? device_i32(positions, s.B * s.T) : NULL;
 }
 
 static void check_forward(sizes s, const answer *a, gpt_dropout_site dropout, int keep_lse,
@@ -72,6 +80,7 @@ static void check_forward(sizes s, const answer *a, gpt_dropout_site dropout, in
                                 &(attention_forward){.out = out,
                                                      .lse = lse,
                                                      .qkv = device_act(a->qkv, qkv_size(s)),
+                                                     .positions = device_positions(s),
                                                      .dropout = device_dropout(dropout),
                                                      .window = s.window,
                                                      .B = s.B,
@@ -107,6 +116,7 @@ static void check_backward(sizes s, const answer *a, gpt_dropout_site dropout, d
                                                        .qkv = device_act(a->qkv, qkv_size(s)),
                                                        .out = device_act(a->out, out_size(s)),
                                                        .lse = device_f32(a->lse, lse_size(s)),
+                                                       .positions = device_positions(s),
                                                        .dropout = device_dropout(dropout),
                                                        .window = s.window,
                                                        .B = s.B,
@@ -164,6 +174,33 @@ static void test_window(void) {
             check(s, p, random_act(qkv_size(s), 1.0), 5e-6, 1e-5);
         }
     }
+}
+
+/* Documents of 1 to `most` rows, from the first row of each sequence on. */
+static int32_t *random_documents(sizes s, int most) {
+    int32_t *out = host_ints((int64_t)s.B * s.T);
+    for (int b = 0; b < s.B; b++)
+        for (int t = 0, end = 0, begin = 0; t < s.T; t++) {
+            if (t == end) begin = t, end = t + 1 + random_below(most);
+            out[b * s.T + t] = t - begin;
+        }
+    return out;
+}
+
+/* Documents that end within panels, within tiles and after several; with windows too. */
+static void test_documents(void) {
+    static const int most[] = {1, 3, 20, 70, 300};
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        for (int k = i % 2; k < TEST_COUNT(most); k += 2) {
+            sizes s = cases[i];
+            float p = (i + k) % 3 ? 0.0f : 0.3f;
+            if ((i + k) % 4 == 0) s.window = 19;
+            name_case(s, p, " documents");
+            positions = random_documents(s, most[k]);
+            check(s, p, random_act(qkv_size(s), 1.0), 5e-6, 1e-5);
+        }
+    }
+    positions = NULL;
 }
 
 /* A window as long as the sequence hides nothing: the same bits as without. */
@@ -498,25 +535,27 @@ typedef struct state {
 static double loss_of(void *pointer) {
     state *a = pointer;
     sizes s = a->s;
-    ref_attention_forward(a->out, a->lse, a->p, a->qkv, a->dropout, s.window, s.B, s.T, s.NH, s.NKV,
-                          s.HS);
+    ref_attention_forward(a->out, a->lse, a->p, a->qkv, a->dropout, s.window, positions, s.B, s.T,
+                          s.NH, s.NKV, s.HS);
     return test_dot(a->out, a->dout, out_size(s));
 }
 
 static void test_reference(void) {
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < 4; k++) {
         sizes s = {2, 5, 4, 2, 3, k == 2 ? 3 : 0};
         gpt_dropout dropout = {k ? 0.4f : 0.0f, 99};
         name_case(s, dropout.p, "");
+        if (k == 3) positions = random_documents(s, 3);
         answer a = answer_of(s, random_f32(qkv_size(s), 1.0), dropout);
         state p = {a.qkv, a.dout, a.out, a.lse, a.p, dropout, s};
         EXPECT_GRADIENT("dqkv", loss_of, &p, p.qkv, a.dqkv, qkv_size(s));
     }
+    positions = NULL;
 }
 
 TEST_OPS_MAIN({"reference", test_reference}, {"attention", test_attention},
               {"attention, dropout", test_dropout}, {"large scores", test_large_scores},
               {"trend", test_trend}, {"causal", test_causal}, {"decode", test_decode},
               {"window", test_window}, {"window of all", test_whole_window},
-              {"decode, window", test_decode_window}, {"decode, pieces", test_decode_pieces},
-              {"decode, alone", test_decode_alone})
+              {"documents", test_documents}, {"decode, window", test_decode_window},
+              {"decode, pieces", test_decode_pieces}, {"decode, alone", test_decode_alone})

@@ -66,25 +66,30 @@ static void test_forward(void) {
 
 /* Few tokens for many rows, so that rows of dwte are added to many times; the rows that no token
  * names, and the positions past T, must keep what they hold. */
-static void check_backward(sizes s, int use_wpe) {
+static void check_backward(sizes s, int use_wpe, int use_positions) {
     int N = s.B * s.T, Vp = s.V + 3, block_size = s.T + 4;
     int64_t wte_size = (int64_t)Vp * s.C, wpe_size = (int64_t)block_size * s.C;
-    test_case("B=%d T=%d C=%d V=%d wpe=%d", s.B, s.T, s.C, s.V, use_wpe);
+    test_case("B=%d T=%d C=%d V=%d wpe=%d positions=%d", s.B, s.T, s.C, s.V, use_wpe,
+              use_positions);
+    int32_t *positions = use_positions ? random_ints(N, s.T) : NULL;
     double *dout = random_act((int64_t)N * s.C, 1.0);
     double *dwte = random_f32(wte_size, 1.0), *dwpe = random_f32(wpe_size, 1.0);
     int32_t *tokens = random_ints(N, s.V);
     double *want_dwte = host_copy(dwte, wte_size), *want_dwpe = host_copy(dwpe, wpe_size);
-    ref_embedding_backward(want_dwte, use_wpe ? want_dwpe : NULL, dout, tokens, N, s.T, s.C);
+    ref_embedding_backward(want_dwte, use_wpe ? want_dwpe : NULL, dout, tokens, positions, N, s.T,
+                           s.C);
     gpt_shape shape = shape_of(s, Vp);
     EACH_BACKEND {
         void *device_dwte = device_f32(dwte, wte_size);
         void *device_dwpe = use_wpe ? device_f32(dwpe, wpe_size) : NULL;
+        void *given = positions ? device_i32(positions, N) : NULL;
         test_workspace(&shape);
         test.ops->embedding_backward(
             test.ctx, &(embedding_backward){.dwte = device_dwte,
                                             .dwpe = device_dwpe,
                                             .dout = device_act(dout, (int64_t)N * s.C),
                                             .tokens = device_i32(tokens, N),
+                                            .positions = given,
                                             .N = N,
                                             .T = s.T,
                                             .C = s.C,
@@ -98,6 +103,7 @@ static void check_backward(sizes s, int use_wpe) {
             test.ctx, &(embedding_backward){.dwpe = alone,
                                             .dout = device_act(dout, (int64_t)N * s.C),
                                             .tokens = device_i32(tokens, N),
+                                            .positions = given,
                                             .N = N,
                                             .T = s.T,
                                             .C = s.C,
@@ -114,8 +120,9 @@ static void check_backward(sizes s, int use_wpe) {
 
 static void test_backward(void) {
     for (int i = 0; i < TEST_COUNT(cases); i++) {
-        check_backward(cases[i], 0);
-        check_backward(cases[i], 1);
+        check_backward(cases[i], 0, 0);
+        check_backward(cases[i], 1, 0);
+        check_backward(cases[i], 1, 1);
     }
 }
 
@@ -143,7 +150,7 @@ static void test_reference(void) {
                T,
                C};
     double *dwte = host_zeros(V * C), *dwpe = host_zeros(T * C);
-    ref_embedding_backward(dwte, dwpe, s.dout, s.tokens, N, T, C);
+    ref_embedding_backward(dwte, dwpe, s.dout, s.tokens, NULL, N, T, C);
     EXPECT_GRADIENT("dwte", loss_of, &s, s.wte, dwte, V * C);
     EXPECT_GRADIENT("dwpe", loss_of, &s, s.wpe, dwpe, T * C);
 }

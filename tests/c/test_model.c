@@ -81,6 +81,66 @@ static void test_against_reference(void) {
     }
 }
 
+/* ---- documents ---- */
+
+/* Two documents in each sequence: their losses, and the gradient of all, are those of each alone. */
+static void check_documents(const family *f, gpt_model *model) {
+    enum { B = 2, T = 19, FIRST = 7, N = B * T };
+    const gpt_config *c = &f->config;
+    name_case(f, B, T);
+    write_random_params(model, c);
+    int32_t *tokens = random_ints(N, c->vocab_size), *targets = random_ints(N, c->vocab_size);
+    int32_t *positions = host_ints(N);
+    for (int n = 0; n < N; n++) positions[n] = n % T < FIRST ? n % T : n % T - FIRST;
+    float loss, alone, *losses = host_floats(N), *losses_alone = host_floats(N);
+
+    EXPECT_OK(gpt_model_zero_grads(model));
+    for (int b = 0; b < B; b++)
+        for (int k = 0; k < 2; k++) {
+            int begin = b * T + (k ? FIRST : 0), n = k ? T - FIRST : FIRST;
+            int32_t *x = tokens + begin, *y = targets + begin;
+            EXPECT_OK(gpt_model_loss(model, x, y, 1, n, &alone, losses_alone + begin));
+            EXPECT_OK(gpt_model_backward(model, x, y, 1, n, (float)n / N, NULL));
+        }
+    param_set want = read_params(model, c, GPT_TENSOR_GRAD);
+
+    EXPECT_OK(gpt_model_documents(model, positions, B, T));
+    EXPECT_OK(gpt_model_loss(model, tokens, targets, B, T, &loss, losses));
+    EXPECT_CLOSE("losses", doubles_of(losses, N), doubles_of(losses_alone, N), 1, N,
+                 test_tols(2e-5, 0.1));
+    EXPECT_OK(gpt_model_zero_grads(model));
+    EXPECT_OK(gpt_model_documents(model, positions, B, T));
+    EXPECT_OK(gpt_model_backward(model, tokens, targets, B, T, 1.0f, NULL));
+    param_set got = read_params(model, c, GPT_TENSOR_GRAD);
+    for (int i = 0; i < got.n; i++) {
+        const gpt_param *p = &got.info[i];
+        int64_t rows = p->n_dim == 2 ? p->shape[0] : 1;
+        EXPECT_CLOSE(p->name, doubles_of(got.x[i], p->size), doubles_of(want.x[i], p->size), rows,
+                     p->size / rows, test_tols(1e-4, 0.2));
+    }
+
+    /* They are those of one call: the next has whole sequences again. */
+    EXPECT_OK(gpt_model_loss(model, tokens, targets, B, T, &alone, NULL));
+    EXPECT(fabs(alone - loss) > 1e-3);
+    EXPECT_OK(gpt_model_documents(model, positions, B, T));
+    EXPECT(gpt_model_loss(model, tokens, targets, 1, T, &loss, NULL) == GPT_ERR_ARGUMENT);
+    EXPECT(strstr(gpt_last_error(), "documents were given as 2 x 19") != NULL);
+    EXPECT_OK(gpt_model_loss(model, tokens, targets, 1, T, &loss, NULL));
+    positions[FIRST] = 1;
+    EXPECT(gpt_model_documents(model, positions, B, T) == GPT_ERR_ARGUMENT);
+    EXPECT(strstr(gpt_last_error(), "position 7 of sequence 0 is 1") != NULL);
+}
+
+static void test_documents(void) {
+    EACH_PLACE {
+        for (int f = 0; f < TEST_COUNT(families); f++) {
+            gpt_model *model = new_model(&families[f].config, 1, 3, 0, 0.0f);
+            check_documents(&families[f], model);
+            gpt_model_free(model);
+        }
+    }
+}
+
 /* ---- finite differences of the engine itself ---- */
 
 typedef struct problem {
@@ -243,4 +303,4 @@ static void test_first_loss(void) {
 
 TEST_API_MAIN({"reference", test_reference}, {"against the reference", test_against_reference},
               {"finite differences", test_finite_differences}, {"init", test_init},
-              {"first loss", test_first_loss})
+              {"documents", test_documents}, {"first loss", test_first_loss})

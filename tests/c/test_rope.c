@@ -94,15 +94,16 @@ static void check_forward(sizes s, int pos, int use_positions) {
         double *got = read_act(qkv, size);
         EXPECT_CLOSE("qkv", got, want, N, row_size(s), test_tol(1e-6));
         check_kept(s, got, x);
-        if (use_positions) continue;
-        test.ops->rope_backward(test.ctx, &(rope_backward){.dqkv = qkv,
-                                                           .table = device_table,
-                                                           .pos = pos,
-                                                           .N = N,
-                                                           .T = s.T,
-                                                           .NH = s.NH,
-                                                           .NKV = s.NKV,
-                                                           .HS = s.HS});
+        test.ops->rope_backward(
+            test.ctx, &(rope_backward){.dqkv = qkv,
+                                       .table = device_table,
+                                       .positions = positions ? device_i32(positions, N) : NULL,
+                                       .pos = pos,
+                                       .N = N,
+                                       .T = s.T,
+                                       .NH = s.NH,
+                                       .NKV = s.NKV,
+                                       .HS = s.HS});
         EXPECT_CLOSE("there and back", read_act(qkv, size), x, N, row_size(s), test_tol(1e-6));
     }
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptc.generation import decoder
+from gptc.generation import batch
 from gptc.generation.sampling import Draw, draw_tokens
 
 
@@ -20,4 +20,4 @@ class Script:
             draws: Sequence[Draw] = step[-1]
             return [(text[(draw.position - n_prompt) % len(text)], None) for draw in draws]
 
-        monkeypatch.setattr(decoder, "draw_tokens", scripted)
+        monkeypatch.setattr(batch, "draw_tokens", scripted)

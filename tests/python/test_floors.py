@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON_FLOORS = [
     "cli",
     "bench",
+    "serve",
     "training",
     "convert",
     "checkpoint",

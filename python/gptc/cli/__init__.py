@@ -21,8 +21,11 @@ from gptc.errors import GptcError, UsageError
 COMMANDS = {
     "prepare": ("gptc.cli.prepare", "prepare_command", "Turn any text into token shards."),
     "train": ("gptc.cli.train", "train_command", "Train a model, resume a run, or fine-tune."),
+    "finetune": ("gptc.cli.finetune", "finetune_command", "Fine-tune a model on conversations."),
     "infer": ("gptc.cli.infer", "infer_command", "Generate text with a trained model."),
+    "serve": ("gptc.cli.serve", "serve_command", "Serve a model to OpenAI's clients."),
     "eval": ("gptc.cli.evaluate", "eval_command", "Measure a model's loss on a dataset."),
+    "plot": ("gptc.cli.plot", "plot_command", "Draw the curves of training runs."),
     "info": ("gptc.cli.info", "info_command", "Describe a run, checkpoint, model or dataset."),
     "import": ("gptc.cli.interchange", "import_command", "Import a model from another program."),
     "export": ("gptc.cli.interchange", "export_command", "Export a model to another program."),

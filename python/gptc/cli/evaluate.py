@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ Examples:
   gptc eval -m runs/tiny-book --data data/other
   gptc eval -m runs/tiny-book --data other.txt      the whole file
   gptc eval --quantize int8 --quantize int4         the cost of quantization
+  gptc eval --ngram 5                               the loss next to that of counting n-grams
 """
 
 
@@ -59,6 +61,12 @@ Examples:
     type=click.Choice(["int8", "int4"]),
     help="Quantization to compare with. May be repeated.",
 )
+@click.option(
+    "--ngram",
+    type=click.IntRange(1, 10),
+    metavar="N",
+    help="Order up to which to compare with n-grams, counted in the training split (Kneser-Ney).",
+)
 @options_of(DeviceOptions, without=("pin",), defaults={"dtype": "fp32"})
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def eval_command(
@@ -69,6 +77,7 @@ def eval_command(
     seq_len: int | None,
     batches: int | None,
     quantize: tuple[str, ...],
+    ngram: int | None,
     device: str,
     dtype: str,
     threads: int,
@@ -86,6 +95,10 @@ def eval_command(
 
     if split is None:
         split = "all" if data is not None and is_text_file(data) else "val"
+    if ngram and split != "val":
+        raise UsageError(
+            f"--ngram counts the training split, which --split {split} contains: use --split val"
+        )
     loading = {"device": device, "threads": threads, "max_batch": batch_size}
 
     def measure(checkpoint: ModelFile) -> tuple[ModelFile, Dataset, str, list[dict[str, Any]]]:
@@ -126,12 +139,18 @@ def eval_command(
             "note: the model was trained on a part of this text; --split val measures the rest",
             err=True,
         )
+    counted = _count(dataset, split, ngram, rows[0]) if ngram else []
     if as_json:
         answer = {"model": str(checkpoint.path), "data": str(dataset.folder), "split": split}
-        click.echo(json.dumps({**answer, "results": rows}, indent=2))
+        click.echo(
+            json.dumps(
+                {**answer, "results": rows, **({"ngrams": counted} if ngram else {})}, indent=2
+            )
+        )
         return
     click.echo(f"{checkpoint.path} on {name} ({split}, {rows[0]['tokens']:,} tokens)")
     _print_rows(rows)
+    _print_ngrams(counted)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
@@ -140,6 +159,25 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
         click.echo(
             f"  {row['dtype']:<5} loss {row['loss']:.4f}  perplexity {row['perplexity']:.3f}  "
             f"bits per byte {row['bpb']:.4f}{cost}"
+        )
+
+
+def _count(dataset: Dataset, split: str, order: int, model: dict[str, Any]) -> list[dict[str, Any]]:
+    """The losses of n-grams up to an order, from uniform on; `model` is the row of the model."""
+    from gptc.eval.ngram import evaluate_ngrams
+
+    return [
+        {"order": k, "loss": result.loss, "bpb": result.bpb, "model": model["bpb"] / result.bpb - 1}
+        for k, result in enumerate(evaluate_ngrams(dataset, order, split))
+    ]
+
+
+def _print_ngrams(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        name = f"{row['order']}-gram" if row["order"] else "uniform"
+        click.echo(
+            f"  {name:<7} loss {row['loss']:.4f}  perplexity {math.exp(row['loss']):.3f}  bits per "
+            f"byte {row['bpb']:.4f}  (the model: {row['model']:+.1%})"
         )
 
 

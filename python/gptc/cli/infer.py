@@ -33,7 +33,7 @@ from gptc.settings import declared
 if TYPE_CHECKING:
     from gptc.engine.model import Model
     from gptc.formats.model_file import ModelFile
-    from gptc.generation.decoder import Draft
+    from gptc.generation.batch import Draft
     from gptc.tokenizer.base import Tokenizer
 
 _EPILOG = """\b

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptc.cli.command import Command
+from gptc.data.options import TRAIN_ON, TrainOn
 from gptc.errors import GptcError, NoTokenizer, printable
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ Examples:
   gptc info runs/tiny-stories
   gptc info runs/tiny-stories/ckpt-001000 --json
   gptc info data/books
+  gptc info data/chats --show-mask
   gptc info data/books/val_000000.bin
   gptc info stories15M.bin
 """
@@ -27,8 +29,25 @@ Examples:
 @click.command("info", cls=Command, epilog=_EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info_command(path: Path, as_json: bool) -> None:
+@click.option(
+    "--show-mask",
+    is_flag=True,
+    help="Print the first conversations of a dataset; tokens that are not learned are dim (on a "
+    "terminal), those that are learned are in brackets (elsewhere).",
+)
+@click.option(
+    "--train-on",
+    type=click.Choice(TRAIN_ON),
+    default="assistant",
+    help="Tokens that are learned, for --show-mask.  [assistant]",
+)
+def info_command(path: Path, as_json: bool, show_mask: bool, train_on: TrainOn) -> None:
     """Describe PATH: a run, a checkpoint, a model in any format, a dataset or a shard."""
+    if show_mask:
+        from gptc.cli.masks import show_masks
+
+        show_masks(path, train_on)
+        return
     found = describe(path)
     click.echo(_json(found) if as_json else _table(found))
 

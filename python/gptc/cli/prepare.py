@@ -27,6 +27,7 @@ Examples:
   gptc prepare shakespeare --tokenizer char --out data/shakespeare
   gptc prepare books/ notes.txt --tokenizer gpt2 --out data/books
   gptc prepare crawl.jsonl.zst --text-field content --tokenizer bpe:8192 --out data/crawl
+  gptc prepare chats.jsonl --tokenizer runs/tiny-stories --out data/chats
   gptc prepare src/ --include '*.py' --exclude 'test_*' --out data/code
   zcat dump.gz | gptc prepare - --val-tokens 1M --out data/dump
 """
@@ -57,7 +58,9 @@ def prepare_command(
     or a known dataset: stories (built in, the default), stories-wide (built in, more plots),
     shakespeare, tinystories, openwebtext, fineweb-10b or fineweb-edu-10b (downloaded). Several are
     joined in order. Compressed files and archives (.gz .bz2 .xz .zst .zip .tar) are unpacked;
-    .jsonl, .csv, .tsv and .parquet give a document a row. Documents (files, rows, texts
+    .jsonl, .csv, .tsv and .parquet give a document a row, or a conversation (`messages`, `prompt`
+    and `completion`, `instruction` and `output`, `conversations`), written by the chat template of
+    --tokenizer. Documents (files, rows, texts
     between two <|endoftext|>) stay whole in one split; some are drawn at random to validate on.
     The same command resumes after the last
     finished shard. Sizes take suffixes: 64K, 2M, 1G.
@@ -118,7 +121,8 @@ def _summary(dataset: Dataset) -> str:
         )
     was = "is already there" if dataset.already_there else "is written"
     lines.append(f"The dataset {was}: {dataset.folder}")
-    lines.append(f"Next: gptc train --data {quoted(dataset.folder)}")
+    command = "finetune -m MODEL" if dataset.is_chats else "train"
+    lines.append(f"Next: gptc {command} --data {quoted(dataset.folder)}")
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ from gptc.settings import declared
 if TYPE_CHECKING:
     from gptc.checkpoint.merged import AdapterSet
     from gptc.engine.model import Model
-    from gptc.generation.decoder import Draft
+    from gptc.generation.batch import Draft
     from gptc.generation.request import Request, Sample
     from gptc.tokenizer.base import Tokenizer
 

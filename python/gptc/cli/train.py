@@ -79,12 +79,13 @@ def train_command(
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=2))
     else:
-        _print_summary(summary)
+        print_summary(summary)
     if summary.signal is not None:
         ctx.exit(128 + summary.signal)
 
 
-def _print_summary(summary: Summary) -> None:
+def print_summary(summary: Summary) -> None:
+    """Prints a run's sample, figures and next command."""
     from gptc.files.words import amount, duration
     from gptc.training.progress import say
 
@@ -123,4 +124,5 @@ def _print_summary(summary: Summary) -> None:
         say(f"resume with: gptc train --resume {quoted(summary.out)}", sys.stderr)
     else:
         model = quoted(summary.best_checkpoint or summary.out)
-        say(f"next: gptc infer -m {model} -p {quoted(summary.prompt)}", sys.stderr)
+        prompt = "" if summary.chats else f" -p {quoted(summary.prompt)}"
+        say(f"next: gptc infer -m {model}{prompt}", sys.stderr)

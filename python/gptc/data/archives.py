@@ -294,8 +294,12 @@ class _Tar(tarfile.TarFile):
     depth = 0  # of a header that describes the next
 
 
-def tar_members(file: IO[bytes], name: str) -> Iterator[Opened]:
-    """The files in a tar archive, or in several that were joined. Links are left out."""
+def tar_members(file: IO[bytes], name: str, wanted: Callable[[str], bool]) -> Iterator[Opened]:
+    """The files in a tar archive, or in several that were joined, whose paths are wanted.
+
+    Links are left out: what they lead to is read itself, or GptcError names a hard link to a file
+    that is not wanted.
+    """
     # Only zeros may follow the end mark, or another archive: hence ignore_zeros.
     with named(name), _Tar.open(fileobj=file, mode="r|", ignore_zeros=True) as archive:
         for info in archive:
@@ -303,7 +307,12 @@ def tar_members(file: IO[bytes], name: str) -> Iterator[Opened]:
                 raise tarfile.ReadError(f"{info.name} in it began in another volume")
             known = info.type in (*tarfile.SUPPORTED_TYPES, *_NOTES)
             # POSIX: a type that is not known is that of a file.
-            inner = None if known and not info.isreg() else archive.extractfile(info)
-            if inner is not None:
+            is_file = info.isreg() or not known
+            if is_file and wanted(info.name) and (inner := archive.extractfile(info)) is not None:
                 yield info.name, inner
+            elif info.islnk() and wanted(info.name) and not wanted(info.linkname):
+                raise GptcError(
+                    f"{name}:{info.name} is a hard link to {info.linkname}, which is hidden or not "
+                    "chosen: unpack the archive, and give the folder"
+                )
             archive.members = []  # type: ignore[attr-defined]  # it would hold every name

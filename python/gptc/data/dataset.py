@@ -10,6 +10,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -17,12 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from gptc.data.kinds import is_target
+from gptc.data.options import LongRows, TrainOn
 from gptc.data.shards import HEADER_BYTES, OpenShard, Shard, open_shard, read_shard, shard_format
 from gptc.errors import UPGRADE, GptcError, without_secrets
 from gptc.files.checksum import file_checksum, recorded_checksum
 from gptc.files.download import ProgressCallback
 from gptc.files.words import plural, quoted
 from gptc.tokenizer.base import FILE_NAME, Tokenizer, Tokens
+from gptc.tokenizer.conversations import FIRST, Kinds
 from gptc.tokenizer.registry import read_tokenizer
 
 SPLITS = ("train", "val")
@@ -30,6 +34,7 @@ ALL = "all"  # both, one after the other: the whole text
 DATASET_FILE = "dataset.json"
 # Version 1 recorded the SHA-256 of shards, 2 counted the bytes of some end-of-text marks.
 DATASET_VERSION = 3
+CHATS_VERSION = 4  # of a dataset of conversations, whose shards have masks
 
 _MOST = 1 << 62  # of a count
 
@@ -47,6 +52,10 @@ class Dataset:
     vocab_size: int
     already_there: bool
     """True when `prepare` found it as asked for, and wrote nothing."""
+    train_on: TrainOn = "assistant"
+    """The tokens of conversations that are targets."""
+    long_rows: LongRows = "cut"
+    """What becomes of conversations that are longer than a row of a batch."""
 
     def __init__(self, folder: Path, meta: dict[str, Any], tokenizer: Tokenizer) -> None:
         self.folder = folder
@@ -57,6 +66,7 @@ class Dataset:
         self._lock = Lock()
         self._open: dict[Path, OpenShard] = {}  # those whose tokens were checked
         self._bytes: dict[str, int] = {}  # by split
+        self._kinds: dict[str, Kinds] = {}  # by split
         self._shards: dict[str, list[dict[str, Any]]] = {
             split: meta["splits"][split]["shards"] for split in SPLITS
         }
@@ -107,6 +117,8 @@ class Dataset:
                         raise GptcError(
                             f"the shard {path} has {n_bytes} bytes instead of {expected}: {again}"
                         )
+                    if dataset.is_chats:
+                        mask_size(folder, shard)
         except OSError as e:
             raise GptcError(f"cannot read {e.filename}: {e.strerror}") from None
         except ValueError:  # of a name too
@@ -115,6 +127,47 @@ class Dataset:
             ) from None
         return dataset
 
+    @property
+    def is_chats(self) -> bool:
+        """Whether it has conversations: sequences of tokens that are not joined to one text."""
+        return "chats" in self.meta
+
+    def adopt(self, own: Tokenizer) -> None:
+        """Takes over what the tokenizer of a model that is trained further says about texts.
+
+        A dataset of conversations keeps its chat template, and the ends of texts that it has.
+        """
+        marks = self.tokenizer.marks
+        self.tokenizer.adopt(own)
+        if self.is_chats:
+            ends = tuple(dict.fromkeys((*marks.ends, *self.tokenizer.marks.ends)))
+            self.tokenizer.marks = replace(
+                self.tokenizer.marks,
+                ends=ends,
+                chat_template=marks.chat_template,
+                named_templates=marks.named_templates,
+            )
+
+    def masks(self, split: str) -> list[Path]:
+        """The files with the kinds of the tokens of a split, in order; see data/sequences.py."""
+        return [self.folder / shard["mask"]["file"] for shard in self._shards[split]]
+
+    def kinds(self, split: str) -> Kinds:
+        """The kind of each token of a split (N,): see data/kinds.py. They are read once.
+
+        GptcError if a mask is not as long as its shard.
+        """
+        if split not in self._kinds:
+            parts = [np.fromfile(path, np.uint8) for path in self.masks(split)]
+            kinds = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+            if len(kinds) != self.n_tokens(split) or not (kinds[:1] & FIRST).all():
+                raise GptcError(
+                    f"a mask of {self.folder} is damaged: copy the dataset again, or prepare it "
+                    "again with --force"
+                )
+            self._kinds[split] = kinds
+        return self._kinds[split]
+
     def n_tokens(self, split: str) -> int:
         """The number of tokens of a split."""
         return self._begins[split][-1]
@@ -122,16 +175,31 @@ class Dataset:
     def bytes_per_token(self, split: str) -> float:
         """Average number of text bytes in a token. Special tokens count, but have no bytes.
 
+        Of conversations, the tokens are those that are targets by `train_on`.
+
         A loss in nats per token is loss / ln 2 / bytes_per_token bits per byte.
         """
         if not self.n_tokens(split):
             raise self.too_small(split, 1)
+        if self.is_chats:
+            return self._bytes_per_target(split)
         if not self.n_bytes(split):
             raise GptcError(
                 f"the {split} split of {self.folder} has no text, only end-of-text marks: prepare "
                 "more text"
             )
         return self.n_bytes(split) / self.n_tokens(split)
+
+    def _bytes_per_target(self, split: str) -> float:
+        key = f"{split} {self.train_on}"
+        targets = is_target(self.kinds(split), self.train_on)
+        if key not in self._bytes:
+            self._bytes[key], begin = 0, 0
+            for block in self._blocks(split):
+                some = block[targets[begin : begin + len(block)]]
+                self._bytes[key] += self.tokenizer.count_bytes(some)
+                begin += len(block)
+        return self._bytes[key] / max(1, int(np.count_nonzero(targets)))
 
     def n_bytes(self, split: str) -> int:
         """The number of bytes of text in a split. Special tokens have none."""
@@ -227,7 +295,11 @@ class Dataset:
         return {
             "tokens": self.n_tokens(split),
             "bytes": self.n_bytes(split),
-            **{k: n for k, n in self.meta["splits"][split].items() if k == "documents"},
+            **{
+                k: n
+                for k, n in self.meta["splits"][split].items()
+                if k in ("documents", "rows", "said")
+            },
             "bytes_per_token": self.bytes_per_token(split),
             "shards": len(self.shards(split)),
             "tokens_seen": n_seen,
@@ -240,16 +312,32 @@ class Dataset:
         n_done, n_bytes = 0, sum(path.stat().st_size for s in SPLITS for path in self.shards(s))
         for split in SPLITS:
             for i, path in enumerate(self.shards(split)):
-                recorded = recorded_checksum(self.meta["splits"][split]["shards"][i])
-                if file_checksum(path, like=recorded) != recorded:
-                    raise GptcError(
-                        f"the shard {path} is damaged (wrong checksum): copy the dataset again, or "
-                        "prepare it again with --force"
-                    )
+                shard = self.meta["splits"][split]["shards"][i]
+                for file in (shard, shard["mask"]) if self.is_chats else (shard,):
+                    recorded, found = recorded_checksum(file), self.folder / file["file"]
+                    if file_checksum(found, like=recorded) != recorded:
+                        raise GptcError(
+                            f"the shard {found} is damaged (wrong checksum): copy the dataset "
+                            "again, or prepare it again with --force"
+                        )
                 self._opened(path)
                 n_done += path.stat().st_size
                 if progress:
                     progress("verifying", n_done, n_bytes)
+
+
+def mask_size(folder: Path, shard: dict[str, Any]) -> None:
+    """GptcError for a mask that is missing, or not as long as its shard."""
+    path = folder / shard["mask"]["file"]
+    again = "copy the dataset again, or prepare it again with --force"
+    try:
+        n_bytes = path.stat().st_size
+    except FileNotFoundError:
+        raise GptcError(f"the mask {path} is missing: {again}") from None
+    if n_bytes != shard["tokens"]:
+        raise GptcError(
+            f"the mask {path} has {n_bytes} bytes instead of {shard['tokens']}: {again}"
+        )
 
 
 def counts(source: dict[str, Any]) -> str:
@@ -263,7 +351,9 @@ def counts(source: dict[str, Any]) -> str:
 
 
 def drawn(split: dict[str, Any]) -> str:
-    """The documents of a split of dataset.json that were drawn at random, if they were."""
+    """The documents or rows of a split of dataset.json, if it says how many."""
+    if "rows" in split:
+        return f", {plural(split['rows'], 'row')}, {split['said']:,} tokens of answers"
     n = split.get("documents")
     return "" if n is None else f", {plural(n, 'document')} drawn at random"
 
@@ -282,10 +372,9 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     damaged = GptcError(f"{path} is damaged: prepare the dataset again with --force")
     if not isinstance(meta, dict) or "version" not in meta:
         raise damaged
-    if meta["version"] not in range(1, DATASET_VERSION + 1):
+    if meta["version"] not in range(1, CHATS_VERSION + 1):
         raise GptcError(
-            f"{path} has version {meta['version']}, and this gptc knows {DATASET_VERSION}: "
-            f"{UPGRADE}"
+            f"{path} has version {meta['version']}, and this gptc knows {CHATS_VERSION}: {UPGRADE}"
         )
     try:
         _check_meta(meta)
@@ -300,6 +389,10 @@ def _check_meta(meta: dict[str, Any]) -> None:
     """KeyError, TypeError or ValueError for a content that `prepare` would not have written."""
     _check(meta, created_by=str, vocab_size=int, sources=list, options=dict)
     _check(meta["tokenizer"], kind=str, fingerprint=str)
+    if (meta["version"] == CHATS_VERSION) != ("chats" in meta):
+        raise ValueError("chats")
+    if "chats" in meta:
+        _check(meta["chats"], layout=str, template=str, left_out=int, sequences=int)
     if not meta["sources"]:
         raise ValueError("sources")
     for source in meta["sources"]:
@@ -309,12 +402,19 @@ def _check_meta(meta: dict[str, Any]) -> None:
     for split in SPLITS:
         found = meta["splits"][split]
         _check(found, bytes=int, shards=list)
-        _check_there(found, documents=int)
+        _check_there(found, documents=int, rows=int, said=int)
+        if "chats" in meta:
+            _check(found, rows=int, said=int)
         for shard in found["shards"]:
             recorded_checksum(shard)
             _check(shard, file=str, tokens=int)
-            if "/" in shard["file"]:
-                raise ValueError(shard["file"])
+            files = [shard["file"]]
+            if "chats" in meta:
+                recorded_checksum(shard["mask"])
+                _check(shard["mask"], file=str)
+                files.append(shard["mask"]["file"])
+            if any("/" in file for file in files):
+                raise ValueError(files)
 
 
 def _check(values: dict[str, Any], **types: type) -> None:

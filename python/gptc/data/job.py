@@ -116,7 +116,7 @@ class Job:
             "options": self.options,
             "created_by": f"gptc {__version__}",
         }
-        _install(self.work / "dataset", self.out, meta)
+        install(self.work / "dataset", self.out, meta)
         self.finished = True
         return False
 
@@ -306,7 +306,7 @@ def _start(tokenizer: Tokenizer, marked: bool) -> str:
     return start
 
 
-def _install(built: Path, out: Path, meta: dict[str, Any]) -> None:
+def install(built: Path, out: Path, meta: dict[str, Any]) -> None:
     """Moves a finished dataset to its place; dataset.json leaves first and arrives last."""
     description = (json.dumps(meta, indent=2) + "\n").encode()
     there = out / DATASET_FILE
@@ -316,9 +316,10 @@ def _install(built: Path, out: Path, meta: dict[str, Any]) -> None:
     os.sync()  # every shard, in one go: there may be very many
     for path in built.iterdir():
         path.replace(out / path.name)
-    wanted = {shard["file"] for split in meta["splits"].values() for shard in split["shards"]}
-    for path in out.glob("*.bin"):
-        if re.fullmatch(r"(train|val)_\d{6}\.bin", path.name) and path.name not in wanted:
+    shards = [shard for split in meta["splits"].values() for shard in split["shards"]]
+    wanted = {file["file"] for shard in shards for file in (shard, shard.get("mask", shard))}
+    for path in out.iterdir():
+        if re.fullmatch(r"(train|val)_\d{6}\.(bin|mask)", path.name) and path.name not in wanted:
             path.unlink()
     sync_folder(out)
     write_file(there, description)

@@ -41,6 +41,8 @@ class Loader:
     """Number of sequences given out. Set it to resume from there."""
     n_windows: int
     """Sequences in an epoch."""
+    epoch_tokens: int
+    """Positions of an epoch."""
 
     def __init__(
         self,
@@ -53,20 +55,10 @@ class Loader:
         n_ahead: int = 1,
     ) -> None:
         """GptcError when the split has fewer than seq_len + 1 tokens."""
-        if batch_size < 1 or seq_len < 1:
-            raise UsageError("--batch-size and --seq-len must be at least 1")
-        if order not in ("random", "sequential"):
-            raise UsageError(f"unknown order {order!r}: choose random or sequential")
+        self._set(dataset, split, batch_size, seq_len, seed, order, n_ahead)
         n_tokens = dataset.n_tokens(split)
         if n_tokens < seq_len + 1:
             raise dataset.too_small(split, seq_len + 1)
-        self.dataset = dataset
-        self.split = split
-        self.batch_size = batch_size
-        self.seq_len = seq_len
-        self.seed = seed
-        self.order = order
-        self.position = 0
         # A window reads one token more than it is long: the last target.
         if order == "random":
             # At least T offsets, so that windows begin everywhere; fewer where the split is short.
@@ -74,6 +66,30 @@ class Loader:
         else:
             self.n_windows = (n_tokens - 1) // seq_len
         self._n_offsets = n_tokens - self.n_windows * seq_len
+        self.epoch_tokens = n_tokens
+
+    def _set(
+        self,
+        dataset: Dataset,
+        split: str,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        order: Order,
+        n_ahead: int,
+    ) -> None:
+        """Sets everything that does not depend on the windows."""
+        if batch_size < 1 or seq_len < 1:
+            raise UsageError("--batch-size and --seq-len must be at least 1")
+        if order not in ("random", "sequential"):
+            raise UsageError(f"unknown order {order!r}: choose random or sequential")
+        self.dataset = dataset
+        self.split = split
+        self.batch_size = batch_size
+        self.seq_len = seq_len
+        self.seed = seed
+        self.order = order
+        self.position = 0
         self._n_ahead = n_ahead
         self._ahead: deque[tuple[int, Future[Batch]]] = deque()  # by position
         self._thread: ThreadPoolExecutor | None = None
@@ -130,7 +146,7 @@ class Loader:
             seed = np.full(_CHUNK, self.seed % 2**64, dtype=np.uint64)
             key = mix(seed, epoch)
             offset = mix(key, 0) % np.uint64(self._n_offsets)
-            window = _permute(window, self.n_windows, key)
+            window = permute(window, self.n_windows, key)
         starts: list[int] = (offset + window * np.uint64(self.seq_len)).tolist()
         return starts
 
@@ -183,7 +199,7 @@ def mix(key: _U64, value: _U64 | int) -> _U64:
     return mixed
 
 
-def _permute(x: _U64, n: int, key: _U64) -> _U64:
+def permute(x: _U64, n: int, key: _U64) -> _U64:
     """The place of each x in a shuffle of [0, n) chosen by its key, without storing the shuffle.
 
     A Feistel network over pairs (left, right) of rows x columns numbers, a few more than n; what
@@ -198,5 +214,5 @@ def _permute(x: _U64, n: int, key: _U64) -> _U64:
     out: _U64 = left * columns + right
     outside = out >= np.uint64(n)
     if outside.any():
-        out[outside] = _permute(out[outside], n, key[outside])
+        out[outside] = permute(out[outside], n, key[outside])
     return out

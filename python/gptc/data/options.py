@@ -9,6 +9,11 @@ from gptc.errors import UsageError
 from gptc.settings import check, option
 
 Errors: TypeAlias = Literal["strict", "replace", "bytes"]
+TrainOn: TypeAlias = Literal["assistant", "completion", "all"]
+LongRows: TypeAlias = Literal["cut", "drop"]
+
+TRAIN_ON: tuple[TrainOn, ...] = get_args(TrainOn)
+LONG_ROWS: tuple[LongRows, ...] = get_args(LongRows)
 
 MAX_SHARD_TOKENS = 2**31 - 1  # the count in the header is an int32
 SHARD_TOKENS = 100_000_000
@@ -43,6 +48,17 @@ class PrepareOptions:
         "strict",
         "Treatment of bytes that are not UTF-8, when the tokenizer needs text.",
         choices=get_args(Errors),
+    )
+    chat_template: str | None = option(
+        None,
+        "Chat template for rows of messages: a file in Jinja, or the name of one of the model's.",
+        metavar="FILE",
+        shown="the model's, else ChatML",
+    )
+    on_bad_row: Literal["stop", "skip"] = option(
+        "stop",
+        "Treatment of a row of messages that is not a conversation.",
+        choices=("stop", "skip"),
     )
     val_fraction: float | None = option(
         None,

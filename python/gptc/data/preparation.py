@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from gptc.data import stories
+from gptc.data.chat_job import ChatJob, has_chats
 from gptc.data.choice import Choice
 from gptc.data.dataset import DATASET_FILE, DATASET_VERSION, Dataset, read_meta
-from gptc.data.job import Job, occupied, source_notes
+from gptc.data.job import WORK_FOLDER, Job, occupied, source_notes
 from gptc.data.known import KNOWN_DATASETS, STORIES, validates
 from gptc.data.options import STORIES_BYTES, VAL_FRACTION, Errors, PrepareOptions
 from gptc.data.readers import VERSION as READER_VERSION
@@ -51,6 +52,7 @@ def prepare(
     force: bool = False,
     progress: ProgressCallback | None = None,
     notify: Callable[[str], None] | None = None,
+    tokenizer_of_chats: Tokenizer | None = None,
     **options: Any,
 ) -> Dataset:
     """Turns text into a dataset at `out`, which appears complete or not at all.
@@ -59,6 +61,9 @@ def prepare(
     names in KNOWN_DATASETS; they are joined in order. Of a folder or archive, hidden files and
     those that the globs `include` and `exclude` leave out are not read.
     `options` are the fields of `PrepareOptions`.
+
+    Rows of conversations (data/chats.py) become sequences with masks, and whole rows validate.
+    Their tokenizer is `tokenizer_of_chats`, a model's, or that of the options.
 
     Documents are files, rows, and texts that <|endoftext|> separates. With several, random ones
     that make up `val_fraction` of the bytes become the validation split, as a function of the seed.
@@ -85,19 +90,27 @@ def prepare(
         how.val_fraction is None or how.val_tokens is not None or set(sources) <= set(STORIES)
     ):
         how = replace(how, val_by="order")  # the stories have a random order already
-    job = _job(sources, out, how, force, progress or (lambda action, n_done, n_bytes: None))
+    report = progress or (lambda action, n_done, n_bytes: None)
     gathering = Gathering(
         out,
-        job.work / "spool",
+        out / WORK_FOLDER / "spool",
         Choice(how.include, how.exclude),
         how.raw,
         (how.stories_bytes, how.seed),
-        job.report,
+        report,
         notify or (lambda line: None),
     )
+    reading = Reading(how.text_field, how.raw, gathering.choice)
+    if has_chats(sources, gathering, reading):
+        job: Job | ChatJob = ChatJob(
+            out, sources, how, tokenizer_of_chats or _chat_tokenizer(how.tokenizer), force, report
+        )
+    else:
+        _refuse_options_of_chats(how)
+        job = _job(sources, out, how, force, report)
     existed = out.exists()
     try:
-        there = _run(job, gathering, Reading(how.text_field, how.raw, gathering.choice))
+        there = _run(job, gathering, reading)
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
         kept = "; the same command continues after the finished shards" if job.work.exists() else ""
@@ -114,6 +127,23 @@ def prepare(
     if notify:
         _note_unknown(dataset, notify)
     return dataset
+
+
+def _chat_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer for conversations, with the special tokens and templates of its model."""
+    if name == "char" or bpe_size(name) is not None:
+        raise UsageError(
+            f"--tokenizer {name} learns from a text, and the rows are conversations: give that of "
+            "a model, such as the folder of a checkpoint"
+        )
+    return make_tokenizer(name)
+
+
+def _refuse_options_of_chats(how: PrepareOptions) -> None:
+    if how.chat_template is not None:
+        raise UsageError(
+            "--chat-template is for rows of conversations, and the sources are texts: leave it out"
+        )
 
 
 def _note_unknown(dataset: Dataset, notify: Callable[[str], None]) -> None:
@@ -168,7 +198,7 @@ def _recorded_tokenizer(name: str, given: Tokenizer | None, out: Path) -> str:
         return own
 
 
-def _run(job: Job, how: Gathering, reading: Reading) -> bool:
+def _run(job: Job | ChatJob, how: Gathering, reading: Reading) -> bool:
     """Prepares the dataset. True when it is there already."""
     there = None if job.force else _dataset_at(job.out)
     if there and there["options"] != job.options:

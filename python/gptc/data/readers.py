@@ -11,7 +11,7 @@ import codecs
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, NamedTuple, TypeAlias
 
 from gptc.data import archives
 from gptc.data.archives import COMPRESSED, file_blocks
@@ -32,6 +32,7 @@ _TARS = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".t
 _JSON = (".jsonl", ".ndjson")
 _ROWS = (*_JSON, ".csv", ".tsv", ".parquet")
 _ARCHIVES = (".tar", ".zip")
+_ROW_READERS = {".jsonl": json_rows, ".ndjson": json_rows, ".csv": csv_rows, ".tsv": tsv_rows}
 _MARK = END_OF_TEXT.encode()
 
 _BEGIN_BYTES = 64
@@ -88,11 +89,36 @@ def is_archive(name: str) -> bool:
     return suffixes(name)[:1] in ((".tar",), (".zip",))
 
 
+class OpenFile(NamedTuple):
+    """A file, or a member of an archive, while it is read."""
+
+    name: str
+    format: str
+    """The suffix of a file of rows, such as ".jsonl"; "" for bytes that are read as they are."""
+    file: IO[bytes]
+    path: Path
+    """The file itself, or the archive that holds it."""
+
+
 def members(path: Path, name: str, reading: Reading, tally: Tally) -> Iterator[Member]:
     """The members of the file at `path`, called `name`. Each is to be read before the next.
 
     GptcError names what is corrupt, lacks the field of text, or needs a package that is not there.
     """
+    field = reading.text_field
+    for found in opened(path, name, reading, tally):
+        if found.format == ".parquet":
+            rows = parquet_rows(found.path, found.name, field, tally)
+            yield found.name, _joined(rows, reading)
+        elif found.format:
+            rows = _ROW_READERS[found.format](found.file, found.name, field, tally)
+            yield found.name, _joined(rows, reading)
+        else:
+            yield found.name, file_blocks(found.file, found.name)
+
+
+def opened(path: Path, name: str, reading: Reading, tally: Tally) -> Iterator[OpenFile]:
+    """The file at `path`, or its members if it is an archive, unpacked. See `members`."""
     with path.open("rb") as file:
         if not reading.raw:
             begin = file.read(_BEGIN_BYTES)
@@ -101,16 +127,15 @@ def members(path: Path, name: str, reading: Reading, tally: Tally) -> Iterator[M
             file.seek(0)
         if is_plain(name, reading):
             tally.n_files += 1
-            yield name, file_blocks(file, name)
+            yield OpenFile(name, "", file, path)
         elif suffixes(name) == (".parquet",):
             tally.n_files += 1
-            rows = parquet_rows(path, name, reading.text_field, tally)
-            yield name, _joined(rows, reading)
+            yield OpenFile(name, ".parquet", file, path)
         elif suffixes(name) == (".zip",):
             found = archives.zip_members(file, name, reading.takes)
-            yield from _chosen(found, name, reading, tally)
+            yield from _inside(found, path, name, reading, tally)
         else:
-            yield from _members(file, name, reading, tally)
+            yield from _unpacked(file, path, name, reading, tally)
 
 
 def _refuse_misnamed(name: str, begin: bytes) -> None:
@@ -131,33 +156,32 @@ def _refuse_misnamed(name: str, begin: bytes) -> None:
         )
 
 
-def _members(file: IO[bytes], name: str, reading: Reading, tally: Tally) -> Iterator[Member]:
+def _unpacked(
+    file: IO[bytes], path: Path, name: str, reading: Reading, tally: Tally
+) -> Iterator[OpenFile]:
     """The members of a file that is read from beginning to end."""
     inner, packed = suffixes(name)[:1], suffixes(name)[-1:]
     if packed and packed[0] in COMPRESSED:
         file = archives.unpacked(file, name, packed[0])
     if inner == (".tar",):
-        yield from _chosen(archives.tar_members(file, name), name, reading, tally)
+        found = archives.tar_members(file, name, reading.takes)
+        yield from _inside(found, path, name, reading, tally)
         return
     if inner in ((".parquet",), (".zip",)):
         raise GptcError(
             f"{name} cannot be read inside another file: unpack it first, and give the folder"
         )
     tally.n_files += 1
-    readers = {".jsonl": json_rows, ".ndjson": json_rows, ".csv": csv_rows, ".tsv": tsv_rows}
-    if inner and (reader := readers.get(inner[0])):
-        yield name, _joined(reader(file, name, reading.text_field, tally), reading)
-    else:
-        yield name, file_blocks(file, name)
+    rows = inner[0] if inner and inner[0] in _ROW_READERS else ""
+    yield OpenFile(name, rows, file, path)
 
 
-def _chosen(
-    found: Iterator[archives.Opened], name: str, reading: Reading, tally: Tally
-) -> Iterator[Member]:
-    """The members of an archive that are taken."""
+def _inside(
+    found: Iterator[archives.Opened], archive: Path, name: str, reading: Reading, tally: Tally
+) -> Iterator[OpenFile]:
+    """The members of an archive and of those inside it."""
     for path, file in found:
-        if reading.takes(path):
-            yield from _members(file, f"{name}:{path}", reading, tally)
+        yield from _unpacked(file, archive, f"{name}:{path}", reading, tally)
 
 
 def _joined(rows: Iterable[bytes], reading: Reading) -> Iterator[bytes]:

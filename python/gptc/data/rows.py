@@ -41,22 +41,13 @@ class Tally:
 
 def json_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
     """The texts of JSON lines."""
-    for number, line in enumerate(_lines(file, name), 1):
-        where = f"{name}: line {number}"
-        if number == 1:
-            _refuse_utf16(line, name)
-        line = line.removeprefix(codecs.BOM_UTF8)  # of each file, where some were joined
-        if not line.strip():
-            continue
-        check_values(line, where, "fields", _RAW)
-        # Bytes that are not UTF-8 are kept: --errors decides about them later.
-        characters = line.decode("utf-8", "surrogateescape")
-        row = _json_object(characters, where)
+    for where, characters in json_lines(file, name):
+        row = json_object(characters, where)
         if text_field not in row:
             raise no_field(where, text_field, row)
         value = row[text_field]
         if isinstance(value, str) and _SURROGATE.search(value):
-            twin = _json_object(_ESCAPED_BYTE.sub("\ufffd", characters), where).get(text_field)
+            twin = json_object(_ESCAPED_BYTE.sub("\ufffd", characters), where).get(text_field)
             text = _without_halves(value, twin)
         else:
             text = _field(value, where, text_field)
@@ -66,7 +57,23 @@ def json_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iter
             tally.n_without_text += 1
 
 
-def _json_object(characters: str, where: str) -> dict[str, Any]:
+def json_lines(file: IO[bytes], name: str) -> Iterator[tuple[str, str]]:
+    """The place and the characters of each line with JSON.
+
+    Bytes that are not UTF-8 are kept as halves of surrogate pairs: --errors decides about them.
+    """
+    for number, line in enumerate(_lines(file, name), 1):
+        where = f"{name}: line {number}"
+        if number == 1:
+            _refuse_utf16(line, name)
+        line = line.removeprefix(codecs.BOM_UTF8)  # of each file, where some were joined
+        if line.strip():
+            check_values(line, where, "fields", _RAW)
+            yield where, line.decode("utf-8", "surrogateescape")
+
+
+def json_object(characters: str, where: str) -> dict[str, Any]:
+    """The object that a line of JSON is. GptcError for anything else."""
     try:
         row = json.loads(characters, parse_int=_number)
     except (ValueError, RecursionError):
@@ -127,7 +134,24 @@ def _too_long(where: str) -> GptcError:
 
 
 def csv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
-    """The texts of a CSV file (RFC 4180): quoted fields may hold line ends, which are kept."""
+    """The texts of a CSV file."""
+    column = None
+    for _, row in csv_table(file, name):
+        if column is None:
+            column = _column(row, name, text_field)
+            continue
+        text = row[column] if column < len(row) else ""
+        if text:
+            yield text.encode("utf-8", "surrogateescape")
+        else:
+            tally.n_without_text += 1
+
+
+def csv_table(file: IO[bytes], name: str) -> Iterator[tuple[str, list[str]]]:
+    """The place and the fields of the header of a CSV file (RFC 4180), then those of its rows.
+
+    Quoted fields may hold line ends, which are kept.
+    """
     csv.field_size_limit(limit("row"))
     row_lines = _RowLines(_text_lines(file, name), name)
     rows = csv.reader(row_lines, strict=True)
@@ -140,14 +164,10 @@ def csv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Itera
             if not row:
                 continue
             if header is None:
-                column, header = _column(row, name, text_field), row
-                continue
-            _check_width(row, header, where, "quote it")
-            text = row[column] if column < len(row) else ""
-            if text:
-                yield text.encode("utf-8", "surrogateescape")
+                header = row
             else:
-                tally.n_without_text += 1
+                _check_width(row, header, where, "quote it")
+            yield where, row
     except csv.Error as e:
         raise GptcError(
             f"{name}: line {begin} is not a row of CSV ({e}): repair it, or take the file "
@@ -208,29 +228,42 @@ def _text_lines(file: IO[bytes], name: str) -> Iterator[str]:
 
 
 def tsv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
-    """The texts of a TSV file (text/tab-separated-values of IANA): a line a row, no quoting."""
+    """The texts of a TSV file."""
+    column = None
+    for _, fields in tsv_table(file, name):
+        if column is None:
+            column, n_columns = _column(fields, name, text_field), len(fields)
+            continue
+        text = fields[column] if column < len(fields) else ""
+        if text:
+            yield text.encode("utf-8", "surrogateescape")
+        elif fields != [""] or n_columns == 1:
+            tally.n_without_text += 1
+
+
+def tsv_table(file: IO[bytes], name: str) -> Iterator[tuple[str, list[str]]]:
+    """The place and the fields of the header and the rows of a TSV file: a line each, no quoting.
+
+    The format is text/tab-separated-values of IANA.
+    """
     header: list[str] = []
     widest = limit("fields")
     for number, ended in enumerate(_text_lines(file, name), 1):
         line = ended.rstrip("\r\n")
         if line.count("\t") > widest:
             raise refuse(f"{name}: line {number}", "fields", _RAW)
-        fields = line.split("\t")
+        fields, where = line.split("\t"), f"{name}: line {number}"
         if not header:
-            column, header = _column(fields, name, text_field), fields
+            header = fields
+            yield where, fields
             continue
-        where = f"{name}: line {number}"
         _check_width(fields, header, where, "a text cannot hold one in TSV, so give CSV")
         if line and len(fields) < len(header):
             raise GptcError(
                 f"{where} has {len(fields)} of {len(header)} fields: TSV knows no quotes around "
                 "tabs and line ends, so give CSV, or take the file as it is with --raw"
             )
-        text = fields[column] if column < len(fields) else ""
-        if text:
-            yield text.encode("utf-8", "surrogateescape")
-        elif line or len(header) == 1:
-            tally.n_without_text += 1
+        yield where, fields
 
 
 def _column(header: list[str], name: str, text_field: str) -> int:

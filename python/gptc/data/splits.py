@@ -105,7 +105,7 @@ def held_out(text: Text, scan: Scan, val_fraction: float, seed: int) -> Division
     bounds = np.array([0, *scan.borders.kept, text.n_bytes], dtype=np.int64)
     sizes = np.diff(bounds)
     wanted = text.n_bytes * val_fraction
-    drawn = _drawn(sizes, wanted, seed)
+    drawn = drawn_documents(sizes, wanted, seed)
     n_val = int(sizes[drawn].sum())
     if n_val < wanted / 2 or text.n_bytes - n_val < (text.n_bytes - wanted) / 2:
         return None
@@ -114,7 +114,9 @@ def held_out(text: Text, scan: Scan, val_fraction: float, seed: int) -> Division
     return Division(_ranges(bounds, ~drawn), _ranges(bounds, drawn), count)
 
 
-def _drawn(sizes: npt.NDArray[np.int64], wanted: float, seed: int) -> npt.NDArray[np.bool_]:
+def drawn_documents(
+    sizes: npt.NDArray[np.int64], wanted: float, seed: int
+) -> npt.NDArray[np.bool_]:
     """Documents in random order, until they have about `wanted` bytes; too long ones are not."""
     keys = mix(
         np.full(len(sizes), seed % 2**64, dtype=np.uint64), np.arange(len(sizes), dtype=np.uint64)

@@ -73,6 +73,11 @@ def micro_batches(
     return [values]  # type: ignore[list-item]
 
 
+def count_targets(targets: npt.ArrayLike) -> int:
+    """The number of targets of a micro-batch that are not -1."""
+    return int(np.count_nonzero(as_array(targets, "targets") != -1))
+
+
 def as_parameter(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> FloatArray:
     """A parameter's values as contiguous float32. GptcError for a wrong shape or dtype."""
     array = as_array(values, f"the values of {name}")

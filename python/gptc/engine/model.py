@@ -25,6 +25,7 @@ from gptc.engine.arrays import (
     as_pair,
     as_parameter,
     as_tokens,
+    count_targets,
     floats,
     ints,
     micro_batches,
@@ -221,6 +222,7 @@ class Model(Uncopied):
         inputs: npt.ArrayLike | Sequence[npt.ArrayLike],
         targets: npt.ArrayLike | Sequence[npt.ArrayLike],
         *,
+        positions: npt.ArrayLike | Sequence[npt.ArrayLike] | None = None,
         lr: float,
         beta1: float = 0.9,
         beta2: float = 0.95,
@@ -231,30 +233,50 @@ class Model(Uncopied):
     ) -> StepResult:
         """One optimizer step on inputs (B, T) and targets (B, T), or on lists of micro-batches.
 
-        The gradients of micro-batches are averaged before the update. `check` is called before
-        each; an exception from it drops the step and leaves the model unchanged.
+        The loss is the mean over all targets that are not -1, of all micro-batches together; one
+        without a target is passed over. `positions` are as many as inputs, as `backward` takes
+        them. `check` is called before each; an exception from it drops the step and leaves the
+        model unchanged. UsageError without any target.
         """
         batches = micro_batches(inputs, "inputs")
         wanted = micro_batches(targets, "targets")
-        if len(batches) != len(wanted):
-            raise GptcError(
-                f"{len(batches)} micro-batches of inputs, {len(wanted)} of targets; pass as many"
-            )
+        places = (
+            [None] * len(batches) if positions is None else micro_batches(positions, "positions")
+        )
+        for values, what in (wanted, "targets"), (places, "positions"):
+            if len(batches) != len(values):
+                raise GptcError(
+                    f"{len(batches)} micro-batches of inputs, {len(values)} of {what}; pass as many"
+                )
+        n_targets = [count_targets(y) for y in wanted]
+        if not (n_all := sum(n_targets)):
+            raise UsageError("all targets are -1; a step needs at least one")
         # No loss is read here, so that only the update waits for the device.
         with self._turns.lock:
             try:
-                for x, y in zip(batches, wanted, strict=True):
+                for x, y, at, n in zip(batches, wanted, places, n_targets, strict=True):
                     check()
-                    self._backward(x, y, 1.0 / len(batches), self._ffi.NULL)
+                    if n:
+                        self._backward(x, y, at, n / n_all, self._ffi.NULL)
             except BaseException:
                 self.zero_gradients()
                 raise
             return self._update(AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip))
 
-    def backward(self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float = 1.0) -> float:
-        """Adds `scale` times the loss's gradient to the gradients; returns the loss, in nats."""
+    def backward(
+        self,
+        inputs: npt.ArrayLike,
+        targets: npt.ArrayLike,
+        scale: float = 1.0,
+        positions: npt.ArrayLike | None = None,
+    ) -> float:
+        """Adds `scale` times the loss's gradient to the gradients; returns the loss, in nats.
+
+        A sequence may hold several documents, with `positions` (B, T) of the tokens in theirs: 0
+        where one begins, and else 1 more than before. A token attends to its own document alone.
+        """
         scale, loss = number(scale, "scale"), self._ffi.new("float *")
-        self._backward(inputs, targets, scale, loss)
+        self._backward(inputs, targets, positions, scale, loss)
         return float(loss[0])
 
     def update(self, adamw: AdamW) -> float:
@@ -262,10 +284,16 @@ class Model(Uncopied):
         return self._update(adamw).grad_norm
 
     def _backward(
-        self, inputs: npt.ArrayLike, targets: npt.ArrayLike, scale: float, loss: Any
+        self,
+        inputs: npt.ArrayLike,
+        targets: npt.ArrayLike,
+        positions: npt.ArrayLike | None,
+        scale: float,
+        loss: Any,
     ) -> None:
         x, y = map(self._room, as_pair(inputs, targets))
-        self._call("gpt_model_backward", ints(x), ints(y), *x.shape, scale, loss)
+        with self._documents(x, positions):
+            self._call("gpt_model_backward", ints(x), ints(y), *x.shape, scale, loss)
 
     def _update(self, adamw: AdamW) -> StepResult:
         settings = self._ffi.new("gpt_optimizer *")
@@ -279,20 +307,45 @@ class Model(Uncopied):
         """Sets the gradients to zero."""
         self._call("gpt_model_zero_grads")
 
-    def loss(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> float:
+    def loss(
+        self,
+        inputs: npt.ArrayLike,
+        targets: npt.ArrayLike,
+        positions: npt.ArrayLike | None = None,
+    ) -> float:
         """Mean cross-entropy in nats over the targets (B, T) that are not -1."""
         x, y = map(self._room, as_pair(inputs, targets))
         loss = self._ffi.new("float *")
-        self._call("gpt_model_loss", ints(x), ints(y), *x.shape, loss, self._ffi.NULL)
+        with self._documents(x, positions):
+            self._call("gpt_model_loss", ints(x), ints(y), *x.shape, loss, self._ffi.NULL)
         return float(loss[0])
 
-    def losses(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> FloatArray:
+    def losses(
+        self,
+        inputs: npt.ArrayLike,
+        targets: npt.ArrayLike,
+        positions: npt.ArrayLike | None = None,
+    ) -> FloatArray:
         """Cross-entropy in nats at every position: (B, T); 0 where the target is -1."""
         x, y = map(self._room, as_pair(inputs, targets))
         out = np.empty(x.shape, np.float32)
         mean = self._ffi.new("float *")
-        self._call("gpt_model_loss", ints(x), ints(y), *x.shape, mean, floats(out))
+        with self._documents(x, positions):
+            self._call("gpt_model_loss", ints(x), ints(y), *x.shape, mean, floats(out))
         return out
+
+    @contextmanager
+    def _documents(self, x: TokenArray, positions: npt.ArrayLike | None) -> Iterator[None]:
+        """The call within has this model for itself, and these positions, if any, in documents."""
+        with self._turns.lock:
+            if positions is not None:
+                at = as_tokens(positions, "positions")
+                if at.shape != x.shape:
+                    raise GptcError(
+                        f"positions have the shape {at.shape}, inputs {x.shape}; they must agree"
+                    )
+                self._call("gpt_model_documents", ints(at), *at.shape)
+            yield
 
     def logits(self, tokens: npt.ArrayLike) -> FloatArray:
         """Logits (B, T, V) of tokens (B, T)."""

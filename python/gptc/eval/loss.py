@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gptc.data.chat_loader import all_batches
 from gptc.data.dataset import Dataset
-from gptc.data.loader import eval_batches
+from gptc.engine.arrays import count_targets
 from gptc.engine.model import Model
 from gptc.errors import GptcError
 from gptc.files.words import plural
@@ -48,10 +49,11 @@ def evaluate(
         seq_len = max(1, min(model.config.block_size, n_targets))
     total = min(n_targets, (n_batches or n_targets) * batch_size * seq_len)
     loss, n = 0.0, 0
-    for x, y in eval_batches(dataset, split, batch_size, seq_len, n_batches):
-        loss += model.loss(x, y) * x.size
-        n += x.size
-        progress(n, total)
+    for x, y in all_batches(dataset, split, batch_size, seq_len, n_batches):
+        n_some = count_targets(y)
+        loss += model.loss(x, y) * n_some
+        n += n_some
+        progress(n, max(n, total))
     progress(n, n)
     return Evaluation(loss / n, bits_per_byte(loss / n, dataset, split), n)
 

@@ -39,6 +39,7 @@ LIMITS = {
     # A prompt of as many tokens takes 36 times as much memory.
     "line": Limit(8 << 20, "bytes for a line of --prompts"),
     "pattern": Limit(128 << 10, "bytes for a regex, a grammar or a JSON schema"),
+    "request": Limit(8 << 20, "bytes for a request to a server"),
     "values": Limit(500_000, "JSON values for a file of a model or dataset"),
     "tokenizer": Limit(64 << 20, "bytes for a file of a tokenizer, or JSON of a model"),
     "entries": Limit(1 << 22, "JSON values for a file of a tokenizer"),

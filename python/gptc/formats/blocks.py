@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.engine.arrays import FloatArray
-from gptc.formats.numbers import F16_OVERFLOW, Bytes, Codec, quantize, to_bytes
+from gptc.formats import block_encoders as encoders
+from gptc.formats.numbers import F16_OVERFLOW, Bytes, Codec
 
 Ints = npt.NDArray[np.uint8]
 _NONLINEAR = np.array(
@@ -182,45 +183,27 @@ def _iq4_xs(blocks: Bytes) -> FloatArray:
     return _grouped(_NONLINEAR[_planes(blocks[:, 8:], 16, 4)], scaled)
 
 
-# ---- encoding ----
-
-
-def _halves(scales: FloatArray) -> Bytes:
-    return scales.astype("<f2").view(np.uint8).reshape(-1, 2)
-
-
-def _encode_q8_0(values: FloatArray) -> memoryview:
-    quanta, scales = quantize(values, 32)
-    return to_bytes(np.hstack([_halves(scales), quanta.view(np.uint8)]))
-
-
-def _encode_q4_0(values: FloatArray) -> memoryview:
-    rows = values.reshape(-1, 32)
-    # The largest number becomes -8, whatever its sign: the sixteenth step is not wasted.
-    largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
-    scales = (largest / np.float32(-8)).astype(np.float32)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scales != 0, np.float32(1) / scales, np.float32(0))
-    steps = np.trunc(rows.astype(np.float64) * inverse + 8.5)
-    nibbles = np.clip(steps, 0, 15).astype(np.uint8)
-    return to_bytes(np.hstack([_halves(scales), nibbles[:, :16] | nibbles[:, 16:] << 4]))
-
-
 # ---- the table ----
 
-Q4_0 = Blocks("Q4_0", 2, Layout(32, 18, (0,), _q4_0), _encode_q4_0, 8 * F16_OVERFLOW)
-Q8_0 = Blocks("Q8_0", 8, Layout(32, 34, (0,), _q8_0), _encode_q8_0, 127 * F16_OVERFLOW)
+# A scale is at most a number / integer, and twice that where a search fits it.
+Q4_0 = Blocks("Q4_0", 2, Layout(32, 18, (0,), _q4_0), encoders.q4_0, 8 * F16_OVERFLOW)
+Q5_0 = Blocks("Q5_0", 6, Layout(32, 22, (0,), _q5_0), encoders.q5_0, 16 * F16_OVERFLOW)
+Q5_1 = Blocks("Q5_1", 7, Layout(32, 24, (0, 2), _q5_1), encoders.q5_1, F16_OVERFLOW)
+Q8_0 = Blocks("Q8_0", 8, Layout(32, 34, (0,), _q8_0), encoders.q8_0, 127 * F16_OVERFLOW)
+Q4_K = Blocks("Q4_K", 12, Layout(256, 144, (0, 2), _q4_k), encoders.q4_k, 31 * F16_OVERFLOW)
+Q5_K = Blocks("Q5_K", 13, Layout(256, 176, (0, 2), _q5_k), encoders.q5_k, 31 * F16_OVERFLOW)
+Q6_K = Blocks("Q6_K", 14, Layout(256, 210, (208,), _q6_k), encoders.q6_k, 2048 * F16_OVERFLOW)
 BLOCKS = (
     Q4_0,
     Blocks("Q4_1", 3, Layout(32, 20, (0, 2), _q4_1)),
-    Blocks("Q5_0", 6, Layout(32, 22, (0,), _q5_0)),
-    Blocks("Q5_1", 7, Layout(32, 24, (0, 2), _q5_1)),
+    Q5_0,
+    Q5_1,
     Q8_0,
     Blocks("Q2_K", 10, Layout(256, 84, (80, 82), _q2_k)),
     Blocks("Q3_K", 11, Layout(256, 110, (108,), _q3_k)),
-    Blocks("Q4_K", 12, Layout(256, 144, (0, 2), _q4_k)),
-    Blocks("Q5_K", 13, Layout(256, 176, (0, 2), _q5_k)),
-    Blocks("Q6_K", 14, Layout(256, 210, (208,), _q6_k)),
+    Q4_K,
+    Q5_K,
+    Q6_K,
     Blocks("IQ4_NL", 20, Layout(32, 18, (0,), _iq4_nl)),
     Blocks("IQ4_XS", 23, Layout(256, 136, (0,), _iq4_xs)),
 )

@@ -18,7 +18,7 @@ from gptc.engine.options import BlockRows
 from gptc.errors import GptcError
 from gptc.files.words import quoted
 from gptc.formats import families, gguf_rope, gguf_tokenizer, layout
-from gptc.formats.blocks import Q4_0, Q8_0, Blocks
+from gptc.formats.blocks import Blocks
 from gptc.formats.families import BIASES, Family
 from gptc.formats.format import Export, Format, Output
 from gptc.formats.gguf_container import (
@@ -31,16 +31,11 @@ from gptc.formats.gguf_container import (
     read_text,
 )
 from gptc.formats.gguf_split import SplitTable, read_parts
+from gptc.formats.gguf_types import MIXES, Mix, codec_of
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, TensorTable, checked, import_with_another
-from gptc.formats.numbers import BF16, F16, F32, Codec, encoded
+from gptc.formats.numbers import F32, encoded
 from gptc.tokenizer.base import Tokenizer
-
-CODECS: dict[str, Codec] = {"fp32": F32, "fp16": F16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0}
-
-# general.file_type: "mostly" of such a type
-_FILE_TYPE = {F32: 0, F16: 1, Q4_0: 2, Q8_0: 7, BF16: 32}
-
 
 _GPT2 = Naming(
     layout.with_leaves(
@@ -338,26 +333,22 @@ def _lost(config: GPTConfig) -> list[str]:
 def model_chunks(
     model: ModelFile, tokenizer: Tokenizer | None, dtype: str = "fp32"
 ) -> Iterator[bytes | memoryview]:
-    """The bytes of a GGUF file. GptcError for a model or tokenizer that llama.cpp lacks.
-
-    As in llama.cpp, vectors and positions stay float32, and so do matrices whose rows are not whole
-    blocks.
-    """
+    """The bytes of a GGUF file. GptcError for a model or tokenizer that llama.cpp lacks."""
     config, family = model.config, families.of(model.config)
     if family is None:
         raise GptcError(
             f"llama.cpp computes no model of the {config.family} family with these biases, norms "
             "and windows; export it with --to hf"
         )
-    wanted = CODECS[dtype]
-    values = _metadata(model, family, wanted)
+    mix = MIXES[dtype]
+    values = _metadata(model, family, mix)
     if tokenizer is None:
         values["tokenizer.ggml.model"] = "no_vocab"
     else:
         found = gguf_tokenizer.to_gguf(tokenizer, config.vocab_size)
         values |= {f"tokenizer.ggml.{key}": value for key, value in found.items()}
         values |= gguf_tokenizer.chat_template_keys(tokenizer)
-    slots = [(part, _codec_for(part, wanted)) for part in layout.parts(config, naming(family))]
+    slots = [(part, codec_of(part, mix, config)) for part in layout.parts(config, naming(family))]
     frequencies = gguf_rope.divisors_of(config)
     if frequencies is not None:
         shape = frequencies.shape
@@ -371,18 +362,13 @@ def model_chunks(
         yield bytes(-codec.n_bytes(part.shape) % ALIGNMENT)
 
 
-def _codec_for(part: Part, wanted: Codec) -> Codec:
-    vector = len(part.shape) == 1 or part.name == "position_embd.weight"
-    return F32 if vector or not wanted.fits(part.shape) else wanted
-
-
-def _metadata(model: ModelFile, family: Family, codec: Codec) -> dict[str, Any]:
+def _metadata(model: ModelFile, family: Family, mix: Mix) -> dict[str, Any]:
     config, prefix = model.config, family.gguf
     dynamic = config.rope_scaling == "dynamic"
     values: dict[str, Any] = {
         "general.architecture": prefix,
         "general.name": model.path.name,
-        "general.file_type": _FILE_TYPE[codec],
+        "general.file_type": mix.file_type,
         "general.alignment": ALIGNMENT,
         "general.quantization_version": 2,
         "gptc.version": __version__,
@@ -414,5 +400,5 @@ FORMAT = Format(
     detect=lambda path, begin: begin.startswith(MAGIC),
     open=GgufModel,
     write=write,
-    dtypes=tuple(CODECS),
+    dtypes=tuple(MIXES),
 )

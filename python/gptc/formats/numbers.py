@@ -123,8 +123,10 @@ BF16 = BFloat16("BF16")
 
 def encoded(codec: Codec, values: FloatArray, name: str) -> memoryview:
     """The bytes of a tensor. GptcError when a number of it would become infinite."""
-    if codec.overflow < math.inf:
+    if codec.overflow < math.inf or codec.block > 1:
         largest = float(np.abs(values).max(initial=0))
+        if math.isnan(largest):
+            raise GptcError(f"{name} holds nan, which {codec.name} does not round to a number")
         if not largest < codec.overflow:
             raise GptcError(
                 f"{name} holds {largest:g}, which {codec.name} cannot hold: choose a --dtype of a "
@@ -156,8 +158,9 @@ def quantize(
         with np.errstate(divide="ignore", invalid="ignore"):
             quanta = np.rint(np.where(scales[:, None] > 0, rows / scales[:, None], 0))
     else:  # as C's roundf of a product with the reciprocal
-        with np.errstate(divide="ignore"):
-            inverse = np.where(scales > 0, np.float32(1) / scales, np.float32(0))
+        with np.errstate(divide="ignore", over="ignore"):
+            inverse = np.float32(1) / scales
+        inverse[~np.isfinite(inverse)] = 0
         scaled = rows * inverse[:, None]
         quanta = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
     return np.clip(quanta, -127, 127).astype(np.int8), scales

@@ -17,6 +17,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -136,6 +137,11 @@ class GrammarState:
             mask[self._constraint.ends] = complete
             self._allowed = np.flatnonzero(mask)
         return self._allowed
+
+    def prepare(self) -> None:
+        """Finds `allowed` now, perhaps in another thread; an error is left to the next use."""
+        with suppress(DeadEnd):
+            _ = self.allowed
 
     @property
     def complete(self) -> bool:

@@ -37,6 +37,7 @@ class Request:
     sampling: Sampling
     options: TextOptions
     constraint: Constraint | None = None  # that the text must match
+    prompt_logprobs: int | None = None  # as `options.logprobs`, of the prompt's tokens
 
     def n_ctx(self, block_size: int) -> int:
         """Length of a sample's cache, in tokens: the last token drawn is never fed back."""
@@ -87,14 +88,25 @@ def make_request(
 
 
 def split_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by name, with the fields of `Sampling` as one. UsageError for unknown names."""
+    """Options by name, with the fields of `Sampling` as one.
+
+    UsageError for unknown names, and for values of the wrong type.
+    """
     drawing, writing = declared(Sampling), declared(TextOptions)
-    for name in options:
+    if isinstance(options.get("stop"), str):
+        options = {**options, "stop": (options["stop"],)}
+    for name, value in options.items():
         if name not in drawing and name not in writing:
             known = ", ".join([*writing, *drawing])
             raise UsageError(f"unknown option {name!r}; known: {known}")
-    if isinstance(options.get("stop"), str):
-        options = {**options, "stop": (options["stop"],)}
+        if name != "json_schema" or not isinstance(value, dict | bool):
+            plain = value.item() if isinstance(value, np.generic) else value
+            (drawing | writing)[name].check_type(plain, name)
+    if not all(isinstance(text, str) for text in options.get("stop", ())):
+        raise UsageError(f"stop is {options['stop']!r}; it must be text, or a list of texts")
+    biases = options.get("bias", ())
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in biases):
+        raise UsageError(f"bias is {biases!r}; it must be a list of (token id, number)")
     sampling = Sampling(**{name: options[name] for name in drawing if name in options})
     return {"sampling": sampling, **{n: options[n] for n in writing if n in options}}
 
@@ -164,6 +176,8 @@ class Sample:
         self.sequence = list(request.prompt)
         """Prompt and continuation."""
         self.logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: list[TokenLogprob] = []
+        """Of the prompt's tokens but the first, if the request asks for them."""
         self.finish: Finish | None = None
         self.error: DeadEnd | None = None
         self.grammar = request.constraint.begin() if request.constraint else None
@@ -188,6 +202,21 @@ class Sample:
     def n_tokens(self) -> int:
         """The continuation's length in tokens."""
         return len(self.sequence) - len(self.request.prompt)
+
+    @property
+    def unscored(self) -> int:
+        """The number of the prompt's tokens whose log-probabilities are still missing."""
+        if self.request.prompt_logprobs is None:
+            return 0
+        return len(self.request.prompt) - 1 - len(self.prompt_logprobs)
+
+    def score(self, logits: FloatArray) -> None:
+        """Adds the log-probability of the prompt's next token, if there is one left."""
+        top = self.request.prompt_logprobs
+        if top is not None and self.unscored:
+            token = self.request.prompt[len(self.prompt_logprobs) + 1]
+            found = token_logprob(logits, token, top, self._tokenizer.vocab_size)
+            self.prompt_logprobs.append(found)
 
     def draws(self, guess: Sequence[int] = ()) -> list[Draw] | None:
         """The draws of the next token, and of those after each of `guess`.

@@ -54,12 +54,12 @@ def chat_prompt(
         _check_objects(given[name], name)
     template = choose_template(tokenizer, chat_template, bool(tools))
     names = tokenizer.special_texts()
-    mark = _unused(json.dumps([template, given], ensure_ascii=False))
-    divided = _divide(given, any_of(names, re.IGNORECASE), mark)
-    values = {**_named_tokens(tokenizer), **divided, **(variables or {})}
+    mark = unused(json.dumps([template, given], ensure_ascii=False))
+    marked = divided(given, any_of(names, re.IGNORECASE), mark)
+    values = {**named_tokens(tokenizer), **marked, **(variables or {})}
     values["add_generation_prompt"] = add_generation_prompt
     text = render(template, values, mark)
-    return [int(id) for id in tokenizer.encode_parts(list(_parts(text, names, mark)))]
+    return [int(id) for id in tokenizer.encode_parts(list(parts_of(text, names, mark)))]
 
 
 def choose_template(tokenizer: Tokenizer, given: str | None, with_tools: bool = False) -> str:
@@ -132,34 +132,67 @@ def render(template: str, variables: Mapping[str, Any], mark: str = "\0") -> str
 
     `mark` is a character that JSON in the text keeps as it is.
     """
+    ends = [(len(variables.get("messages", ())), bool(variables.get("add_generation_prompt")))]
+    (texts,) = render_several(template, [(variables, ends)], mark)
+    if isinstance(texts, GptcError):
+        raise texts
+    return texts[0]
+
+
+def render_several(
+    template: str,
+    conversations: Sequence[tuple[Mapping[str, Any], Sequence[tuple[int, bool]]]],
+    mark: str = "\0",
+) -> list[list[str] | GptcError]:
+    """The texts of conversations, or the fault of each that the template does not take.
+
+    Each has variables, with messages among them, and the ends of its texts: the number of messages,
+    and whether the prompt for an answer follows. GptcError if the template fails for all.
+    """
     most = limit("template")
     if len(template) > most:
         raise refuse("the chat template", "template", "use another one")
+    several = [{"variables": variables, "ends": ends} for variables, ends in conversations]
     try:
-        request = {"template": template, "variables": variables, "mark": mark}
-        data = json.dumps(request).encode()
+        data = json.dumps({"template": template, "several": several, "mark": mark}).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"the messages or tools are not values of JSON: {error}") from None
     program = Path(__file__).with_name("render.py")
+    n_texts = sum(len(ends) for _, ends in conversations)
     seconds, n_bytes = _SECONDS + len(data) // 1_000_000, _BYTES + _BYTES_EACH * len(data)
+    seconds += n_texts // 1000
     try:
         answer = json.loads(run_bounded(program, [], data, seconds, n_bytes) or b"{}")
     except Fault as fault:
         answer = {"error": str(fault)}
     except (ValueError, RecursionError):
         answer = {}
+    found = answer.get("several")
+    if not isinstance(found, list) or len(found) != len(conversations):
+        raise _failure(answer)
+    return [
+        one["texts"] if _are_texts(one.get("texts"), len(ends)) else _failure(one)
+        for one, (_, ends) in zip(found, conversations, strict=True)
+    ]
+
+
+def _are_texts(texts: Any, n: int) -> bool:
+    return isinstance(texts, list) and len(texts) == n and all(isinstance(t, str) for t in texts)
+
+
+def _failure(answer: Mapping[str, Any]) -> GptcError:
+    """The error of a template that gives no text."""
     if "refused" in answer:
-        raise GptcError(f"the chat template does not take these messages: {answer['refused']:.500}")
-    text = answer.get("text")
-    if not isinstance(text, str):
-        why = answer.get("error", "it ends the process")
-        raise GptcError(
-            f"the chat template fails ({why:.500}): give another one with --chat-template FILE"
+        return GptcError(
+            f"the chat template does not take these messages: {answer['refused']:.500}"
         )
-    return text
+    why = answer.get("error", "it ends the process")
+    return GptcError(
+        f"the chat template fails ({why:.500}): give another one with --chat-template FILE"
+    )
 
 
-def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+def named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """The special tokens that a template may name: bos_token, eos_token, unk_token, pad_token."""
     ids = {
         "bos_token": tokenizer.named_begin,
@@ -177,24 +210,24 @@ def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
 # ---- special tokens ----
 
 
-def _unused(text: str) -> str:
+def unused(text: str) -> str:
     """A character that the text does not hold."""
     held = set(text)
     return next(char for code in _PRIVATE if (char := chr(code)) not in held)
 
 
-def _divide(value: Any, pattern: re.Pattern[str], mark: str) -> Any:
+def divided(value: Any, pattern: re.Pattern[str], mark: str) -> Any:
     """The value with `mark` after each character of the names in its texts; roles stay."""
     if isinstance(value, str):
         return pattern.sub(lambda found: "".join(char + mark for char in found[0]), value)
     if isinstance(value, Mapping):
-        return {k: v if k == "role" else _divide(v, pattern, mark) for k, v in value.items()}
+        return {k: v if k == "role" else divided(v, pattern, mark) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_divide(item, pattern, mark) for item in value]
+        return [divided(item, pattern, mark) for item in value]
     return value
 
 
-def _parts(text: str, names: Mapping[str, int], mark: str) -> Iterator[str | int]:
+def parts_of(text: str, names: Mapping[str, int], mark: str) -> Iterator[str | int]:
     """The text as texts and ids of special tokens."""
     at = 0
     for found in any_of(names).finditer(text):

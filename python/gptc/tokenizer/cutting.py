@@ -2,7 +2,9 @@
 
 A border between two tokens is exact if the tokens around it are the same with and without it:
 byte-pair encoding, a pattern and Viterbi's search let distant text act on a border only through
-the tokens next to it. So a place is compared with a little text around it.
+the tokens next to it. So a place is compared with a little text around it. A pattern that counts,
+such as one of eight characters a piece, fits by chance where that text begins at a border: so it
+is compared from several beginnings.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import numpy as np
 
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
 
-_NEAR = 1024  # bytes around a cut that are compared
+_BEFORE, _AFTER = 1024, 256  # bytes around a cut that are compared
+_BEGINNINGS = (0, -64, -63)  # characters of those before it
 _WORD = re.compile(rb"[^ \n\t\r]")
 _N_PLACES = 64  # spaces that are tried, from the last
 _N_INSIDE = 512  # characters that are tried in text without a space; tokens are shorter
@@ -34,14 +37,15 @@ def before_space(data: bytes | bytearray) -> Iterator[int]:
 
 def checked_cut(tokenizer: Tokenizer, data: bytes | bytearray) -> int:
     """The last place before whitespace, or before a mark, with the same tokens on both sides."""
-    known = max(0, len(data) - tokenizer.longest)  # up to here it is known which token begins
+    # It is known which token begins at a place if the text reaches a token further; more is better.
+    known = max(0, len(data) - max(tokenizer.longest, min(_AFTER, len(data) // 4)))
     for at in islice(before_space(data[:known]), _N_PLACES):
         word = _WORD.search(data, at, known)
         if word is None:
             continue
-        near = data[max(0, at - _NEAR) : at], data[at : word.start() + _NEAR]
+        near = data[max(0, at - _BEFORE) : at], data[at : word.start() + _AFTER]
         before, after = (part.decode("utf-8", errors="ignore") for part in near)
-        if _joins(tokenizer, before, after, continued=True):
+        if all(_joins(tokenizer, before[i:], after, continued=True) for i in _BEGINNINGS):
             return at
     mark = data.rfind(END_OF_TEXT.encode())
     return mark if mark > 0 and tokenizer.end_of_text is not None else 0

@@ -229,6 +229,7 @@ def _read_one(path: Path, files: _Files) -> _Theirs | None:
         except UnicodeDecodeError:
             raise GptcError(f"{path} is not UTF-8: copy it again") from None
         tokenizer = HuggingFaceTokenizer(definition, where=str(path))
+        tokenizer = _with_more(tokenizer, saved, files, str(path))
         tokenizer.bos = _bos(tokenizer, files)
         return tokenizer
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n[A-Za-z0-9+/]+=* \d+\r?\n", data[:400]):
@@ -247,6 +248,23 @@ def _refuse_damaged(path: Path) -> None:
     """GptcError for a tokenizer.json that is none; a file of another name may be anything."""
     if path.name == JSON:
         raise GptcError(f"{path} is damaged, or not a {JSON} of Hugging Face: copy it again")
+
+
+def _with_more(
+    tokenizer: HuggingFaceTokenizer, saved: dict[str, Any], files: _Files, where: str
+) -> HuggingFaceTokenizer:
+    """A tokenizer.json with the tokens that other files add to it, as in transformers."""
+    entries = list(saved.get("added_tokens") or ())
+    there = {entry["content"] for entry in entries}
+    added = sorted(token for token in files.added().values() if token.content not in there)
+    if not added:
+        return tokenizer
+    for token in added:
+        own = tokenizer.id_of(token.content)
+        entries.append(token._replace(id=token.id if own is None else own)._asdict())
+    definition = json.dumps({**saved, "added_tokens": entries}, ensure_ascii=False)
+    where = f"{where}, with the tokens that other files add,"
+    return HuggingFaceTokenizer(definition, where=where)
 
 
 def _with_added(tokenizer: SentencePieceTokenizer, files: _Files, where: str) -> _Theirs:

@@ -2,9 +2,10 @@
 
     python -I -S child.py render.py … < REQUEST
 
-The request is JSON: the template and its variables. The answer is JSON too: {"text": …}, or
-{"refused": …} for a message of the template itself, or {"error": …}. It imports nothing of gptc, to
-start soon.
+The request is JSON: the template and `several` conversations: their variables, and in `ends` the
+numbers of messages at which to end and whether the prompt for an answer follows. The answer is JSON
+too: for each, {"texts": […]}, or {"refused": …} for a message of the template itself, or
+{"error": …}. It imports nothing of gptc, to start soon.
 """
 
 from __future__ import annotations
@@ -113,16 +114,37 @@ def main() -> None:
         template = _environment(request["mark"]).from_string(request["template"])
         # No template needs a file, even if it left the sandbox.
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-        answer = {"text": template.render(**request["variables"])}
-    except _Refused as error:
-        answer = {"refused": str(error)}
-    except jinja2.TemplateSyntaxError as error:
-        answer = {"error": f"line {error.lineno}: {error.message}"}
-    except MemoryError:
-        answer = {"error": "it takes too much memory"}
+        several = [_rendered(template, **one) for one in request["several"]]
+        answer: dict[str, Any] = {"several": several}
     except BaseException as error:
-        answer = {"error": _line(error) + (str(error).strip() or type(error).__name__)}
+        answer = _fault(error)
     json.dump(answer, sys.stdout)
+
+
+def _rendered(template: Any, variables: dict[str, Any], ends: list[Any]) -> dict[str, Any]:
+    """The texts of a conversation, ended at each of `ends`."""
+    texts = []
+    try:
+        for n, add_generation_prompt in ends:
+            some = {"messages": variables.get("messages", [])[:n]}
+            some["add_generation_prompt"] = add_generation_prompt
+            texts.append(template.render(**{**variables, **some}))
+    except MemoryError:
+        raise
+    except BaseException as error:
+        return _fault(error)
+    return {"texts": texts}
+
+
+def _fault(error: BaseException) -> dict[str, Any]:
+    """The answer for an error."""
+    if isinstance(error, _Refused):
+        return {"refused": str(error)}
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return {"error": f"line {error.lineno}: {error.message}"}
+    if isinstance(error, MemoryError):
+        return {"error": "it takes too much memory"}
+    return {"error": _line(error) + (str(error).strip() or type(error).__name__)}
 
 
 def _line(error: BaseException) -> str:

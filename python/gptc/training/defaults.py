@@ -52,6 +52,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "warmup_steps": 20,
         "eval_every": 100,
     },
+    "finetune": {
+        "batch_size": 4,
+        "seq_len": 512,
+        "epochs": 3.0,
+        "lr": 2e-5,
+        "weight_decay": 0.0,
+        "eval_every": 50,
+        "eval_batches": 50,
+    },
 }
 OTHER_DEFAULTS: dict[str, Any] = {"steps": 5000, "warmup_steps": 200}
 

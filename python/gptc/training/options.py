@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from gptc.data.options import LONG_ROWS, TRAIN_ON
 from gptc.engine.lora import KINDS
 from gptc.engine.options import DTYPES, RECOMPUTE, DeviceOptions
 from gptc.errors import UsageError
@@ -64,6 +65,31 @@ class TrainOptions(DeviceOptions):
         "Model to fine-tune: a checkpoint, run, folder or file.",
         section=_WHAT,
         metavar="PATH",
+    )
+    train_on: Literal["assistant", "completion", "all"] = option(
+        "assistant",
+        "Tokens of conversations to learn: all answers, the last one (completion), or all.",
+        section=_WHAT,
+        choices=TRAIN_ON,
+    )
+    long_rows: Literal["cut", "drop"] = option(
+        "cut",
+        "Treatment of conversations longer than --seq-len.",
+        section=_WHAT,
+        choices=LONG_ROWS,
+    )
+    on_bad_row: str = option(
+        "stop",
+        "Treatment of rows that are not a conversation, as in gptc prepare.",
+        section=_WHAT,
+        choices=("stop", "skip"),
+    )
+    chat_template: str | None = option(
+        None,
+        "Chat template for rows of messages, as in gptc prepare.",
+        section=_WHAT,
+        metavar="FILE",
+        shown="the model's, else ChatML",
     )
     seed: int = option(
         1337, "Random seed of weights, batches, dropout and samples.", section=_WHAT, least=0
@@ -245,3 +271,4 @@ LIMITS = ("steps", "tokens", "epochs", "minutes")
 # Options that cannot change on --resume: the model, and the stream of batches.
 FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)
 LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_kind")
+FIXED_CHATS = ("train_on", "long_rows", "on_bad_row", "chat_template")

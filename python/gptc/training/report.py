@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from gptc._version import __version__
-from gptc.data.dataset import Dataset
+from gptc.data.dataset import SPLITS, Dataset
 from gptc.engine import library
 from gptc.engine.options import Plan
 from gptc.files.memory import peak_resident_bytes
 from gptc.files.words import amount, count, duration, few, plural
 from gptc.formats import families
 from gptc.tokenizer.base import END_OF_TEXT
+from gptc.training.held_out import chat_notes
 from gptc.training.options import SHAPE
 from gptc.training.schedule import constant_rate, learning_rate, lowest_rate
 from gptc.training.setup import Setup
@@ -57,6 +58,7 @@ class Summary:
     planned_peak_bytes: int  # resident before, engine, BLAS, sampling or saving
     sample: str | None = None
     prompt: str = ""  # words of the training text
+    chats: bool = False  # the data are conversations
     signal: int | None = None  # the signal that ended it early
     out_of_patience: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +70,7 @@ def header(setup: Setup, out: Path) -> Iterator[str]:
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
     total = setup.horizon.steps * options.tokens_per_step
-    epochs = total / n_train
+    epochs = total / setup.loader.epoch_tokens
     yield f"gptc {__version__}: {'resuming' if setup.base else 'training'} in {out}"
     yield (
         f"  model   {_origin(setup)} ({families.name(config)}), "
@@ -85,6 +87,13 @@ def header(setup: Setup, out: Path) -> Iterator[str]:
         f"  data    {options.data}: {n_train:,} training tokens, {n_val:,} for validation, "
         f"{setup.tokenizer.kind} tokenizer"
     )
+    if data.is_chats:
+        train, val = (data.meta["splits"][split] for split in SPLITS)
+        yield (
+            f"          {plural(train['rows'], 'conversation')} to train on, {val['rows']:,} held "
+            f"out; answers have {train['said']:,} of the tokens"
+        )
+        yield from chat_notes(setup)
     yield f"  device  {_device(setup)}"
     yield (
         f"  memory  {amount(setup.plan.total_bytes)} for the engine, "
@@ -107,8 +116,8 @@ def header(setup: Setup, out: Path) -> Iterator[str]:
         )
     if not setup.has_val:
         yield (
-            f"note: no evaluations, since the validation split has {n_val:,} tokens, fewer than "
-            f"--seq-len {options.seq_len}"
+            f"note: no evaluations, since the validation split has {n_val:,} tokens"
+            + ("" if data.is_chats else f", fewer than --seq-len {options.seq_len}")
         )
 
 
@@ -204,7 +213,7 @@ def summarize(
 ) -> Summary:
     """The summary of a run in `out` that began at `first_step` and trained for `trained_s`."""
     state, model, plan = setup.state, setup.model, setup.plan
-    n_tokens = (state.step - first_step) * setup.options.tokens_per_step
+    n_tokens = (state.step - first_step) * trainer.positions_per_step
     pace = n_tokens / trained_s if trained_s else None
     return Summary(
         out=str(out),
@@ -234,6 +243,7 @@ def summarize(
         planned_peak_bytes=_planned_bytes(setup, trainer.sample_bytes()),
         sample=sample,
         prompt=_prompt(setup.dataset, model.config.block_size),
+        chats=setup.dataset.is_chats,
         signal=signal,
         out_of_patience=state.out_of_patience(setup.options),
         options=asdict(setup.options) | {"steps": setup.horizon.steps},

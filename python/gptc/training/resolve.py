@@ -15,7 +15,7 @@ from gptc.errors import UPGRADE, GptcError, UsageError
 from gptc.files.words import quoted
 from gptc.settings import check_types, spelled
 from gptc.training.defaults import defaults_for
-from gptc.training.options import FIXED, LIMITS, LORA, SHAPE, TrainOptions
+from gptc.training.options import FIXED, FIXED_CHATS, LIMITS, LORA, SHAPE, TrainOptions
 
 
 def new_options(given: Mapping[str, Any]) -> TrainOptions:
@@ -71,7 +71,7 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
     """The options of a resumed run: the stored ones, overridden by those given."""
     check_types(TrainOptions, given)
     stored = asdict(stored_options(base))
-    for name in (*FIXED, *LORA):
+    for name in (*FIXED, *FIXED_CHATS, *LORA):
         before = getattr(base.config, name) if name in SHAPE else stored[name]
         if name in given and given[name] != before:
             raise UsageError(

@@ -125,6 +125,8 @@ class Run:
             )
         elif state.out_of_patience(self.setup.options):
             self.show.note(self._no_patience())
+        if self.trainer.held_out is not None and not state.step:
+            self.trainer.held_out.remember()
         self.show.start(state.step, horizon.steps)
         with heard_signals() as signals:
             trained_s = self._steps(signals, meter, on_step)
@@ -187,7 +189,7 @@ class Run:
             meter.add(record["train_loss"], step_s)
             state.elapsed_s = elapsed_before + time.perf_counter() - begin
             trainer.measure_peak()
-            rate = options.tokens_per_step / step_s
+            rate = trainer.positions_per_step / step_s
             record["elapsed_s"] = round(state.elapsed_s, 3)
             record["tokens_per_s"] = round(rate, 1)
             record["mfu"] = trainer.mfu(rate)

@@ -22,6 +22,8 @@ from gptc.checkpoint.compatible import (
 from gptc.checkpoint.facade import Model
 from gptc.checkpoint.find import open_checkpoint, tokenizer_name
 from gptc.checkpoint.reader import Checkpoint
+from gptc.data.chat_cache import is_chat_file
+from gptc.data.chat_loader import make_loader, n_windows
 from gptc.data.dataset import SPLITS, Dataset
 from gptc.data.known import KNOWN_DATASETS
 from gptc.data.loader import Loader
@@ -37,6 +39,7 @@ from gptc.files.words import amount, quoted
 from gptc.formats.model_file import ModelFile
 from gptc.settings import spelled
 from gptc.tokenizer.base import Tokenizer
+from gptc.training.chats import open_chats
 from gptc.training.defaults import default_tokenizer, defaults_for
 from gptc.training.fitting import what_fits
 from gptc.training.horizon import Horizon, time_step
@@ -76,7 +79,7 @@ class Setup:
     @property
     def has_val(self) -> bool:
         """Whether the validation split holds at least one window."""
-        return self.dataset.n_tokens("val") > self.options.seq_len
+        return n_windows(self.dataset, "val", self.options.seq_len) > 0
 
     def close(self) -> None:
         """Frees the model and the data."""
@@ -87,9 +90,11 @@ class Setup:
         """The values on which bit-for-bit resuming depends."""
         splits = self.dataset.meta["splits"]
         shards = [
-            recorded_checksum(shard).partition(":")[2]
+            recorded_checksum(file).partition(":")[2]
             for split in SPLITS
             for shard in splits[split]["shards"]
+            for file in (shard, shard.get("mask"))
+            if file is not None
         ]
         return {
             "threads": self.model.threads,
@@ -111,9 +116,10 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
                 f"them first: gptc export {quoted(options.init_from)} --merge --to hf --out CKPT"
             )
     options, dataset = _open_dataset(options, base, initial, show)
+    dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
     config = _shape(options, base or initial, dataset)
     options = _fit_context(options, config, show)
-    loader = Loader(
+    loader = make_loader(
         dataset,
         "train",
         options.batch_size,
@@ -141,7 +147,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
         else:
             model.init(options.seed)
         step_s = time_step(model, loader, options.grad_accum) if options.minutes else None
-        horizon = Horizon(options, state, dataset.n_tokens("train"), step_s)
+        horizon = Horizon(options, state, loader.epoch_tokens, step_s)
         setup = Setup(
             options=_settle(options, horizon.steps),
             base=base,
@@ -173,6 +179,8 @@ def _open_dataset(
     """
     known, name = base or initial, options.tokenizer
     own = own_tokenizer(known) if known is not None else None
+    if is_chat_file(options.data):
+        return open_chats(options, known, own, show)
     own_name = None
     if own and known and (name is None or base is not None):
         own_name = tokenizer_argument(own, known, options.data)
@@ -200,7 +208,7 @@ def _open_dataset(
     if known is not None:
         check_vocabulary(known, own, dataset)
     if own is not None:
-        dataset.tokenizer.adopt(own)  # as in the model's earlier training
+        dataset.adopt(own)  # as in the model's earlier training
     return options, dataset
 
 

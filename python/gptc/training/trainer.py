@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
+from gptc.data.chat_loader import n_windows
 from gptc.engine import library
 from gptc.engine.session import session_bytes
 from gptc.errors import EngineError, GptcError
@@ -16,6 +17,7 @@ from gptc.files.words import plural, quoted
 from gptc.generation.decoder import Generation
 from gptc.generation.options import Sampling
 from gptc.generation.request import prompt_tokens
+from gptc.training.held_out import HeldOut
 from gptc.training.progress import Meter, Progress, StepReport, step_label
 from gptc.training.schedule import learning_rate
 from gptc.training.setup import Setup
@@ -37,6 +39,15 @@ class Trainer:
         self.peak_flops = setup.peak_flops
         self._rise_noted: int | None = None  # the best step when a rise was noted
         self._peak_at = time.monotonic()
+        self.n_steps = self.n_positions = 0  # of this process
+        self.held_out = HeldOut(setup) if setup.dataset.is_chats else None
+
+    @property
+    def positions_per_step(self) -> float:
+        """Positions of a step, with the padding of rows; the mean of this process."""
+        if not self.n_steps:
+            return self._setup.options.tokens_per_step
+        return self.n_positions / self.n_steps
 
     def step(self, check: Callable[[], None]) -> dict[str, Any]:
         """Runs a step; returns its record for metrics.jsonl.
@@ -70,6 +81,8 @@ class Trainer:
             raise self._diverged()
         state.step += 1
         state.tokens += options.tokens_per_step
+        self.n_steps += 1
+        self.n_positions += sum(x.size for x, _ in batches)
         state.lr = lr
         return {
             "step": state.step,
@@ -102,14 +115,14 @@ class Trainer:
         """
         setup, state, options = self._setup, self._setup.state, self._setup.options
         n_batches = options.eval_batches
-        n_windows = (setup.dataset.n_tokens("val") - 1) // options.seq_len
+        n_all = n_windows(setup.dataset, "val", options.seq_len)
         n_sampled = n_batches * options.batch_size
-        if n_windows <= n_sampled:
+        if n_all <= n_sampled:
             n_batches = 0
         result = self._evaluated(n_batches)
         state.compare(result.loss)
         rise = self._rise(result.loss)
-        if last and n_batches and n_windows <= n_sampled * WHOLE_AT_END:
+        if last and n_batches and n_all <= n_sampled * WHOLE_AT_END:
             n_batches = 0
             result = self._evaluated(0)
         state.evaluation = {"val_loss": _short(result.loss), "val_bpb": _short(result.bpb)}
@@ -146,8 +159,10 @@ class Trainer:
         )
 
     def sample(self) -> str:
-        """A sample from the current model."""
+        """A sample from the current model; for conversations, answers to held-out prompts."""
         setup = self._setup
+        if self.held_out is not None:
+            return self.held_out.text()
         generation = Generation(
             setup.model,
             setup.tokenizer,
@@ -160,6 +175,9 @@ class Trainer:
     def sample_bytes(self) -> int:
         """Bytes that `sample` takes for its KV cache."""
         setup = self._setup
+        if self.held_out is not None:
+            size = min(setup.model.config.block_size, self.held_out.longest)
+            return session_bytes(setup.model, 1, size)
         n_prompt = len(prompt_tokens(setup.tokenizer, ""))
         n_ctx = min(setup.model.config.block_size, n_prompt + SAMPLE_TOKENS - 1)
         return session_bytes(setup.model, 1, n_ctx)
@@ -184,7 +202,7 @@ class Trainer:
     def report(self, meter: Meter, lr: float) -> StepReport:
         """The state of training for the display."""
         setup, state = self._setup, self._setup.state
-        rate = setup.options.tokens_per_step / meter.step_s
+        rate = self.positions_per_step / meter.step_s
         return StepReport(
             step=state.step,
             steps=setup.horizon.steps,

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import stat
 import struct
 import sys
@@ -171,6 +172,24 @@ def test_hidden_members_and_resource_forks_are_left_out(tmp_path: Path, pack: An
     }
     name = "a.tar" if pack is tar else "a.zip"
     assert text_of(prepared(tmp_path, name, pack(members))) == b"one;two;"
+
+
+@pytest.mark.parametrize("target", [".hidden/a.txt", "old/a.txt", "a.blob"])
+def test_a_hard_link_to_a_member_that_is_not_read_is_named(tmp_path: Path, target: str) -> None:
+    """A tar archive holds a file of two names once, under the first."""
+    members = {"f.txt": b"text " * 9, "sub/b.txt": b"", target: b"linked " * 9}
+    archive = of_type(tar(members), "sub/b.txt", b"1")
+    at = archive.index(b"sub/b.txt") + 157
+    archive = archive[:at] + target.encode().ljust(100, b"\0") + archive[at + 100 :]
+    archive = of_type(archive, "sub/b.txt", b"1")  # the checksum again
+    chosen = {"include": ("*.txt",), "exclude": ("old",)}
+    where = "a.tar:sub/b.txt is a hard link to " + target
+    with pytest.raises(GptcError, match=f"{re.escape(where)}, which is hidden or not chosen"):
+        prepared(tmp_path, "a.tar", archive, **chosen)
+    if not target.startswith("."):  # both names are read: the text comes once
+        assert text_of(prepared(tmp_path, "b.tar", archive)) == b"text " * 9 + b"linked " * 9
+    chosen["exclude"] += ("sub",)  # neither is
+    assert text_of(prepared(tmp_path / "sub", "a.tar", archive, **chosen)) == b"text " * 9
 
 
 @pytest.mark.parametrize("pack", [tar, zipped])

@@ -88,7 +88,7 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path) -> None:
     meta = json.loads(good[out / "dataset.json"])
     damaged("dataset.json", json.dumps(meta | {"splits": {}}).encode(), "is damaged")
     damaged("dataset.json", json.dumps(meta | {"sources": [{"bytes": 3}]}).encode(), "is damaged")
-    damaged("dataset.json", json.dumps(meta | {"version": 4}).encode(), "version 4")
+    damaged("dataset.json", json.dumps(meta | {"version": 5}).encode(), "version 5")
     damaged("gptc_tokenizer.json", None, "no tokenizer")
     CharTokenizer("ab").save(out)
     damaged("gptc_tokenizer.json", (out / "gptc_tokenizer.json").read_bytes(), "not the tokenizer")

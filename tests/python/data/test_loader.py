@@ -211,14 +211,14 @@ def test_sequential_order_goes_round(tmp_path: Path) -> None:
 def test_the_shuffle_is_a_permutation(n: int) -> None:
     x = np.arange(n, dtype=np.uint64)
     for key in range(5):
-        out = loader._permute(x, n, np.full(n, key, dtype=np.uint64))
+        out = loader.permute(x, n, np.full(n, key, dtype=np.uint64))
         assert sorted(out.tolist()) == list(range(n))
 
 
 def test_the_shuffle_is_even() -> None:
     n, n_keys = 20, 20_000
     keys = loader.mix(np.arange(n_keys, dtype=np.uint64), 1)
-    places = np.stack([loader._permute(np.full(n_keys, i, np.uint64), n, keys) for i in range(n)])
+    places = np.stack([loader.permute(np.full(n_keys, i, np.uint64), n, keys) for i in range(n)])
     counts = np.array([np.bincount(row.astype(int), minlength=n) for row in places])
     expected = n_keys / n
     # Chi-square with (n - 1)^2 degrees of freedom: mean 361, deviation 27.
@@ -229,7 +229,7 @@ def test_the_shuffle_is_even() -> None:
 
 def test_a_huge_corpus_needs_no_table() -> None:
     n = 10**12
-    out = loader._permute(np.arange(1000, dtype=np.uint64), n, np.full(1000, 9, np.uint64))
+    out = loader.permute(np.arange(1000, dtype=np.uint64), n, np.full(1000, 9, np.uint64))
     assert len(set(out.tolist())) == 1000
     assert out.max() < n
     assert out.std() == pytest.approx(n / 12**0.5, rel=0.1)

@@ -163,6 +163,46 @@ def test_wrong_tokens_are_refused(model: Model, x: Any, message: str) -> None:
         model.loss(x, y)
 
 
+def test_documents_of_a_sequence_do_not_see_each_other(config: Config) -> None:
+    x, y = batch(2, 16)
+    cut = np.array([5, 11])
+    positions = np.arange(16) - cut[:, None] * (np.arange(16) >= cut[:, None])
+    with Model.create(config(), threads=1, max_batch=2) as model:
+        whole = model.losses(x, y)
+        apart = model.losses(x, y, positions)
+        assert np.array_equal(model.losses(x, y), whole)  # they are those of one call
+        for row, at in enumerate(cut):
+            assert np.allclose(apart[row, :at], whole[row, :at], atol=1e-6)
+            alone = model.losses(x[row : row + 1, at:], y[row : row + 1, at:])
+            assert np.allclose(apart[row, at:], alone, atol=1e-5)
+            assert np.abs(apart[row, at:] - whole[row, at:]).max() > 1e-3
+        assert model.loss(x, y, positions) == pytest.approx(float(apart.mean()), rel=1e-6)
+        assert model.backward(x, y, positions=positions) == pytest.approx(apart.mean(), rel=1e-6)
+        model.zero_gradients()
+        step = model.train_step([x, x], [y, y], positions=[positions] * 2, lr=0.0)
+        assert step.loss == pytest.approx(float(apart.mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        (np.zeros((1, 16), int), r"positions have the shape \(1, 16\), inputs \(2, 16\)"),
+        (
+            np.ones((2, 16), int),
+            "position 0 of sequence 0 is 1; it must be 0 where a document begins",
+        ),
+        (np.tile([0, 2], (2, 8)), "position 1 of sequence 0 is 2"),
+        (np.zeros((2, 16)), "positions are float64; they must be whole numbers"),
+    ],
+)
+def test_wrong_positions_are_refused(model: Model, positions: Any, message: str) -> None:
+    x, y = batch(2, 16)
+    before = model.loss(x, y)
+    with pytest.raises(GptcError, match=message):
+        model.loss(x, y, positions)
+    assert model.loss(x, y) == before
+
+
 def test_unequal_batches_are_refused(model: Model) -> None:
     x, y = batch()
     with pytest.raises(GptcError, match=r"inputs have the shape \(2, 12\), targets \(2, 11\)"):

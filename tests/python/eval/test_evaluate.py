@@ -146,3 +146,26 @@ def test_a_model_in_a_file_with_a_tokenizer_of_its_own(
             assert ran.code == 1
             assert words in ran.err
             assert f"gptc import {file} --out CKPT" in ran.err
+
+
+def test_ngrams_are_counted_in_the_training_split(gptc: Gptc, run: Path) -> None:
+    ran = gptc("eval", "-m", run, "--ngram", "2", "--json")
+    answer = json.loads(ran.out)
+    rows = answer["ngrams"]
+    assert [row["order"] for row in rows] == [0, 1, 2]
+    dataset = Dataset.open(answer["data"])
+    text = [dataset.shard(split, 0) for split in ("train", "val")]
+    counts = np.bincount(text[0], minlength=dataset.vocab_size)
+    assert rows[0]["loss"] == pytest.approx(math.log(dataset.vocab_size))
+    # Discounts and the share of unseen tokens are small here.
+    seen = counts[text[1]] > 0
+    assert seen.mean() > 0.99
+    unigram = -np.log(counts[text[1][seen]] / counts.sum()).mean()
+    assert rows[1]["loss"] == pytest.approx(unigram, rel=0.05)
+    assert rows[2]["loss"] < rows[1]["loss"]
+    model = answer["results"][0]["bpb"]
+    assert rows[2]["model"] == pytest.approx(model / rows[2]["bpb"] - 1)
+    assert "2-gram  loss" in gptc("eval", "-m", run, "--ngram", "2").out
+    refused = gptc("eval", "-m", run, "--ngram", "2", "--split", "all")
+    assert refused.code == 2
+    assert "--ngram counts the training split, which --split all contains" in refused.err

@@ -232,6 +232,7 @@ def test_a_part_of_the_head_is_not_rotated(tmp_path: Path) -> None:
         ("gguf", "fp16", "gpt2", -1e5),
         ("gguf", "q8_0", "llama", 1e7),
         ("gguf", "q4_0", "llama", -6e5),
+        ("gguf", "q4_k_m", "llama", 1.1e6),
         ("llm.c", "bf16", "gpt2", 3.4e38),
     ],
 )
@@ -244,7 +245,7 @@ def test_an_overflow_is_an_error(
     tensors[name][3, 5] = value
     save_file(tensors, tmp_path / "m" / "model.safetensors")
     (tmp_path / "m" / "checksums.json").unlink()
-    with pytest.raises(GptcError, match=r"holds .*, which (F16|BF16|Q8_0|Q4_0) cannot hold: "):
+    with pytest.raises(GptcError, match=r"holds .*, which (F16|BF16|Q8_0|Q4_0|Q5_0) cannot hold: "):
         export_model(open_checkpoint(tmp_path / "m"), to, tmp_path / "out", dtype=dtype)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m"]
 

@@ -6,6 +6,7 @@ The class: what the command line gives, and Python does not, or by other names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,3 +81,30 @@ def test_errors_name_python_parameters(writer: Model, tokenizer: Tokenizer) -> N
         python_names(),
     ):
         raise GptcError("--min-lr: try gptc train --resume R --lr 3, or --val-by")
+
+
+@pytest.mark.parametrize(
+    ("option", "wanted"),
+    [
+        ({"stop": 3}, "a list"),
+        ({"stop": ["a", 3]}, "text, or a list of texts"),
+        ({"bias": {5: 1.0}}, "a list"),
+        ({"bias": [5]}, r"a list of \(token id, number\)"),
+        ({"max_tokens": "9"}, "a whole number"),
+        ({"temperature": None}, "a number"),
+        ({"regex": 5}, "text"),
+        ({"json_schema": 5}, "text"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(
+    writer: Model, tokenizer: Tokenizer, option: dict[str, Any], wanted: str
+) -> None:
+    (name,) = option
+    with pytest.raises(UsageError, match=rf"^{name} is .*; it must be {wanted}$"):
+        generate(writer, tokenizer, "a", **option)
+
+
+def test_options_may_be_numbers_of_numpy(writer: Model, tokenizer: Tokenizer) -> None:
+    options: dict[str, Any] = {"max_tokens": 5, "seed": 3, "temperature": 0.5}
+    theirs = {"max_tokens": np.int64(5), "seed": np.uint32(3), "temperature": np.float32(0.5)}
+    assert generate(writer, tokenizer, "a", **theirs) == generate(writer, tokenizer, "a", **options)

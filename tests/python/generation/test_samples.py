@@ -8,7 +8,7 @@ import pytest
 
 from gptc import Model
 from gptc.errors import GptcError
-from gptc.generation import decoder
+from gptc.generation import batch
 from gptc.generation.decoder import Generation, generate, stream
 from gptc.generation.options import Sampling
 from gptc.generation.sampling import draw_tokens
@@ -42,7 +42,7 @@ def test_samples_may_end_at_different_times(
             drawn.append((ord("#") if ends else ord("+") if token == ord("#") else token, None))
         return drawn
 
-    monkeypatch.setattr(decoder, "draw_tokens", with_ends)
+    monkeypatch.setattr(batch, "draw_tokens", with_ends)
     options: dict[str, Any] = {"max_tokens": 12, "stop": ("#",)}
     generation = Generation(
         writer, tokenizer, "abc", num_samples=4, sampling=Sampling(seed=0), **options

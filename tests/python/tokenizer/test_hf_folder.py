@@ -193,6 +193,35 @@ def test_added_tokens_that_cannot_be_placed_are_refused(tmp_path: Path) -> None:
         make_tokenizer(str(tmp_path))
 
 
+def test_tokens_added_to_a_tokenizer_json(tmp_path: Path) -> None:
+    """The ids are those of transformers 5.24: AutoTokenizer.from_pretrained(folder)."""
+    plain = named(tmp_path)
+    n = plain.vocab_size
+    flags = {"special": False, "lstrip": True}
+    decoder = {
+        "1": {"content": "<|im_start|>", "special": True},  # is there already
+        str(n - 1): {"content": "</s>", "special": True},  # a word of the vocabulary
+        str(n): {"content": "spouse", **flags},
+        str(n + 1): {"content": "<|user|>"},
+    }
+    dump(tmp_path, tokenizer_config={"added_tokens_decoder": decoder})
+    ours = make_tokenizer(str(tmp_path / "tokenizer.json"))
+    text = "a<|user|>b  spouse<|im_start|></s>"
+    a, b = plain.encode("ab").tolist()
+    assert ours.encode(text).tolist() == [a, n + 1, b, n, 1, n - 1]
+    assert ours.vocab_size == n + 2
+    assert {1, n - 1} <= ours.specials
+    assert n not in ours.specials
+    ours.save(tmp_path)
+    assert read_tokenizer(tmp_path).encode(text).tolist() == ours.encode(text).tolist()
+    named(tmp_path)  # tokenizer.json as it was
+    dump(tmp_path, tokenizer_config={}, added_tokens={"cat": n})
+    assert make_tokenizer(str(tmp_path / "tokenizer.json")).encode("acat").tolist() == [a, n]
+    dump(tmp_path, added_tokens={"<|user|>": n + 7})
+    with pytest.raises(GptcError, match=r"files add, gives its token '<\|user\|>' an id that"):
+        make_tokenizer(str(tmp_path / "tokenizer.json"))
+
+
 # ---- ends ----
 
 NAMES = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot|>"]

@@ -294,6 +294,33 @@ def test_a_dataset(
     assert n_pieces > 3
 
 
+COUNTED = {
+    "of a length": {"type": "FixedLength", "length": 8},
+    "of a pattern": {"type": "Split", "pattern": {"Regex": r"[\s\S]{1,2}"}, "invert": False},
+    "of a long pattern": {"type": "Split", "pattern": {"Regex": r"[\s\S]{1,7}"}, "invert": False},
+    "at the beginning": {"type": "Split", "pattern": {"Regex": r"\A[\s\S]{40}"}, "invert": False},
+}
+
+
+@pytest.mark.parametrize("step", COUNTED)
+def test_pieces_that_are_counted_from_the_beginning(step: str) -> None:
+    """Text around a place says nothing about them: what surrounds it may fit by chance."""
+    cut = {"behavior": "Isolated", **COUNTED[step]}
+    bytes_alone = {**BYTES, "add_prefix_space": False, "use_regex": False}
+    steps = {"type": "Sequence", "pretokenizers": [cut, bytes_alone]}
+    made: Any = described({**PLAIN, "normalizer": None})[0]
+    ours = HuggingFaceTokenizer(json.dumps({**made.saved, "pre_tokenizer": steps}))
+    rng = random.Random(55)
+    words = [word for line in LINES for word in line.split()]
+    for _ in range(3):
+        data = " ".join(rng.choices(words, k=1500)).encode()
+        whole = ours.encode_bytes(data).tolist()
+        for end in range(3000, len(data), 2000):
+            if at := ours.cut(data[:end]):
+                parts = [ours.encode_bytes(data[:at]), ours.encode_bytes(data[at:], True)]
+                assert [*parts[0].tolist(), *parts[1].tolist()] == whole
+
+
 def test_bytes_that_are_not_text_add_no_space() -> None:
     ours, theirs = KINDS["bpe"]()
     assert ours.decode_bytes(ours.encode_raw(b"the\xffcat \xfe  sat")) == b" the\xffcat \xfe  sat"

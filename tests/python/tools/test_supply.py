@@ -70,7 +70,9 @@ def test_each_dependency_is_imported() -> None:
 
 def test_each_import_is_a_dependency() -> None:
     extras = PROJECT["optional-dependencies"]
-    optional = names([*extras["data"], *extras["grammar"], *extras["hub"], *extras["parity"]])
+    optional = names(
+        [*extras["data"], *extras["grammar"], *extras["hub"], *extras["parity"], *extras["plot"]]
+    )
     assert imported() - names(PROJECT["dependencies"]) - optional <= ONLY_COMPARED
 
 

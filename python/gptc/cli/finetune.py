@@ -1,0 +1,98 @@
+"""`gptc finetune`: trains a model further on conversations, with defaults that work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptc.cli.declared import SectionedCommand, options_of
+from gptc.cli.train import print_summary
+from gptc.errors import UsageError
+from gptc.settings import read_toml
+from gptc.training.defaults import defaults_for
+from gptc.training.options import LIMITS, SHAPE, TrainOptions
+
+_EPILOG = """\b
+Examples:
+  gptc finetune -m runs/tiny-stories --data chats.jsonl
+  gptc finetune -m SmolLM2-135M-Instruct --data chats.jsonl --epochs 2 --lr 1e-4
+  gptc finetune -m model.gguf --data chats.parquet --train-on completion --on-bad-row skip
+"""
+_ABSENT = ("data", "init_from", "preset", *SHAPE)  # options of gptc train that it has not
+
+
+class FinetuneCommand(SectionedCommand):
+    """Groups its help by the sections of TrainOptions."""
+
+    declares = (TrainOptions,)
+    rest = "Model and data"
+    rest_first = True
+
+
+@click.command("finetune", cls=FinetuneCommand, epilog=_EPILOG)
+@click.option(
+    "-m",
+    "--model",
+    required=True,
+    metavar="PATH",
+    type=click.Path(),
+    help="Model to fine-tune: a checkpoint, run, folder or file.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="FILE",
+    type=click.Path(),
+    help="Rows of conversations (.jsonl, .csv, .tsv or .parquet), or the folder of a dataset.",
+)
+@options_of(TrainOptions, without=_ABSENT, unset=True)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML file of options; the command line overrides it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end.")
+@click.pass_context
+def finetune_command(
+    ctx: click.Context,
+    /,
+    model: str,
+    data: str,
+    config: Path | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Fine-tune a model on chat or instruction data.
+
+    Rows have `messages`, `prompt` and `completion`, `instruction`, `input` and `output`, or
+    ShareGPT's `conversations`. Only the answers are learned. A tenth of the rows is held out; the
+    model answers three of their prompts before and after. Three epochs unless a limit is given.
+    """
+    from gptc.training.progress import make_progress
+    from gptc.training.run import train
+
+    given = {} if config is None else read_toml(TrainOptions, config)
+    given |= {name: value for name, value in values.items() if value is not None}
+    if wrong := [name for name in _ABSENT if name in given]:
+        raise UsageError(f"{config} sets {wrong[0]}, which gptc finetune takes from -m and --data")
+    options = finetune_defaults() | given
+    if any(name in given for name in LIMITS) and "epochs" not in given:
+        del options["epochs"]
+    summary = train({**options, "init_from": model, "data": data}, progress=make_progress())
+    if as_json:
+        click.echo(json.dumps(asdict(summary), indent=2))
+    else:
+        print_summary(summary)
+    if summary.signal is not None:
+        ctx.exit(128 + summary.signal)
+
+
+def finetune_defaults() -> dict[str, Any]:
+    """The defaults of `gptc finetune` where they differ from those of `gptc train`."""
+    table = defaults_for("finetune")
+    return {name: table[name] for name in table if name not in ("steps", "warmup_steps")}

@@ -1,0 +1,79 @@
+"""Files of conversations that are named instead of a dataset: prepared in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from gptc.data.chat_job import layout_of
+from gptc.data.dataset import CHATS_VERSION, Dataset
+from gptc.data.preparation import prepare
+from gptc.data.readers import VERSION, Reading, suffixes
+from gptc.data.sources import SourceFile
+from gptc.errors import GptcError
+from gptc.files.checksum import file_checksum
+from gptc.files.download import ProgressCallback
+from gptc.files.paths import cache_folder
+from gptc.tokenizer.base import Tokenizer
+from gptc.tokenizer.folder import read_template
+
+_LONGEST_STEM = 40  # characters of a file's name in that of its folder in the cache
+
+
+def is_chat_file(name: str) -> bool:
+    """Whether this is a file whose rows are conversations."""
+    path = Path(name)
+    try:
+        return path.is_file() and layout_of(SourceFile.of(path), Reading()) is not None
+    except OSError:
+        return False
+
+
+def resolve_chats(
+    name: str,
+    tokenizer: Tokenizer,
+    *,
+    chat_template: str | None = None,
+    on_bad_row: str = "stop",
+    progress: ProgressCallback | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Dataset:
+    """The dataset of a file of conversations, prepared with a model's tokenizer at first use."""
+    path, templates = Path(name), tokenizer.marks.templates
+    text = chat_template
+    if chat_template is not None:
+        named = templates.get(chat_template)
+        text = read_template(Path(chat_template)) if named is None else named
+    try:
+        checksum = file_checksum(path)
+    except OSError as e:
+        raise GptcError(f"cannot read {path}: {e.strerror}") from None
+    key = {
+        "version": [CHATS_VERSION, VERSION, *suffixes(path.name)],
+        "checksum": checksum,
+        "tokenizer": tokenizer.fingerprint(),
+        "marks": tokenizer.marks.to_json(),
+        "bos": tokenizer.bos,
+        "template": text,
+        "on_bad_row": on_bad_row,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    stem = re.sub(r"[^\w.-]", "_", path.stem)[:_LONGEST_STEM]
+    out = cache_folder() / "datasets" / f"{stem}-chats-{digest}"
+    try:
+        return Dataset.open(out)
+    except GptcError:
+        pass  # not there yet, or damaged: the cache is ours
+    return prepare(
+        [name],
+        out,
+        force=out.exists(),
+        progress=progress,
+        notify=notify,
+        tokenizer_of_chats=tokenizer,
+        chat_template=chat_template,
+        on_bad_row=on_bad_row,
+    )

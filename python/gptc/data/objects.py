@@ -1,0 +1,116 @@
+"""Rows of files as objects: all fields of a row of JSON lines, CSV, TSV and Parquet.
+
+`rows.py` gives the field of text alone. Here a row that cannot be read is a value, so that the
+caller may leave it out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from gptc.data.parquet import largest_page, open_parquet
+from gptc.data.readers import OpenFile, Reading, opened
+from gptc.data.rows import Tally, csv_table, json_lines, json_object, tsv_table
+from gptc.errors import GptcError
+from gptc.files.limits import limit, refuse
+
+Row: TypeAlias = tuple[str, dict[str, Any] | GptcError]
+"""The place of a row, such as "chats.jsonl: line 7", and its fields or the fault."""
+
+LISTS = ("messages", "conversations", "tools")
+"""Columns with lists, which a table holds as JSON."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BATCH_ROWS = 64
+
+
+def objects(
+    path: Path, name: str, reading: Reading, columns: Sequence[str], tally: Tally
+) -> Iterator[Row]:
+    """The rows of the file at `path`, called `name`, or of the members of an archive.
+
+    Of Parquet, only `columns` are read. Text with JSON in one of the columns LISTS becomes a list.
+    GptcError for a file that is damaged, or not a file of rows.
+    """
+    for found in opened(path, name, reading, tally):
+        if found.format == ".parquet":
+            yield from _parquet_objects(found.path, found.name, columns)
+        elif found.format in (".jsonl", ".ndjson"):
+            yield from _json_objects(found)
+        elif found.format:
+            tables = {".csv": csv_table, ".tsv": tsv_table}
+            yield from _table_objects(tables[found.format](found.file, found.name), columns)
+        else:
+            raise GptcError(
+                f"{found.name} is not a file of rows, as the other sources are: give .jsonl, .csv, "
+                ".tsv or .parquet, or leave it out with --exclude"
+            )
+
+
+def _json_objects(found: OpenFile) -> Iterator[Row]:
+    for where, characters in json_lines(found.file, found.name):
+        try:
+            characters.encode()
+            yield where, _whole(json_object(characters, where))
+        except UnicodeEncodeError:
+            yield where, GptcError(f"{where} is not UTF-8 text: convert it")
+        except GptcError as error:
+            yield where, error
+
+
+def _table_objects(table: Iterator[tuple[str, list[str]]], columns: Sequence[str]) -> Iterator[Row]:
+    where, header = next(table, ("", []))
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None and twice in columns:
+        raise GptcError(f"{where} has several columns {twice}: rename all but one")
+    for where, fields in table:
+        if _SURROGATE.search("".join(fields)):
+            yield where, GptcError(f"{where} is not UTF-8 text: convert it")
+            continue
+        row = dict(zip(header, fields, strict=False))
+        yield where, {name: _cell(row[name], name) for name in row}
+
+
+def _parquet_objects(path: Path, name: str, columns: Sequence[str]) -> Iterator[Row]:
+    with open_parquet(path, name) as file:
+        chosen = [column for column in file.schema_arrow.names if column in columns]
+        n_rows, number, longest = _BATCH_ROWS, 0, limit("row")
+        for column in chosen:
+            if largest_page(path, name, column) > longest:
+                n_rows = 1
+        for batch in file.iter_batches(n_rows, columns=chosen, use_threads=False):
+            if batch.nbytes > longest * max(1, batch.num_rows):
+                raise refuse(f"{name}: row {number + 1}", "row", "cut it into several rows")
+            for i in range(batch.num_rows):
+                number += 1
+                where = f"{name}: row {number}"
+                try:
+                    row = {c: batch.column(j)[i].as_py() for j, c in enumerate(chosen)}
+                except UnicodeDecodeError:
+                    yield where, GptcError(f"{where} is not UTF-8 text: convert it")
+                    continue
+                yield where, {c: _cell(value, c) for c, value in row.items()}
+
+
+def _cell(value: Any, column: str) -> Any:
+    """A cell's value: a list, where its text is that of one."""
+    if isinstance(value, str) and column in LISTS:
+        with suppress(ValueError, RecursionError):
+            return _whole(json.loads(value))
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """The value with U+FFFD for each half of a surrogate pair in its texts."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value) if _SURROGATE.search(value) else value
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    return value

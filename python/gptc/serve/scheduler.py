@@ -1,0 +1,241 @@
+"""Decodes the requests of many threads in one batch.
+
+    scheduler = Scheduler(model, tokenizer, n_seq=16)
+    job = scheduler.submit(request, print)    # print is called with each Event
+    scheduler.cancel(job)
+    scheduler.close()
+
+One thread, the engine's, uses the model. In each step it decodes all running samples and reads a
+bounded part of the prompts that have joined (generation/batch.py), so a long prompt delays the
+others by one block at a time. Requests wait in turn by key (queue.py) until a sequence is free.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gptc.errors import GptcError
+from gptc.generation.batch import Batch, Draft
+from gptc.serve.jobs import Event, Job
+from gptc.serve.queue import FairQueue
+
+if TYPE_CHECKING:
+    from gptc.engine.model import Model
+    from gptc.generation.request import Request, Sample
+    from gptc.tokenizer.base import Tokenizer
+
+CHUNK = 32  # tokens of a prompt that a step reads at once
+_MASK_THREADS = 2
+
+
+class QueueFull(GptcError):
+    """As many requests wait as may."""
+
+
+class Closed(GptcError):
+    """The scheduler takes no more requests."""
+
+
+@dataclass
+class Counts:
+    """Totals since the start."""
+
+    steps: int = 0
+    tokens: int = 0  # generated
+    prompt_tokens_read: int = 0
+    prompt_tokens_reused: int = 0
+    cancelled: int = 0
+    failed: int = 0
+
+
+class Scheduler:
+    """A session of n_seq sequences of n_ctx tokens, shared by all requests.
+
+    At most `most_waiting` requests wait. `on_step` is told the seconds and samples of each step.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        n_seq: int = 16,
+        n_ctx: int | None = None,
+        *,
+        chunk: int = CHUNK,
+        most_waiting: int = 1024,
+        draft: Draft | None = None,
+        on_step: Callable[[float, int], None] = lambda seconds, n_samples: None,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self._session = model.session(n_seq, n_ctx)
+        self._masks = ThreadPoolExecutor(_MASK_THREADS, thread_name_prefix="gptc-masks")
+        self._batch = Batch(
+            self._session, tokenizer, draft=draft, keep=True, chunk=chunk, masks=self._masks
+        )
+        self.n_seq, self.n_ctx = n_seq, self._session.n_ctx
+        self._most_waiting = most_waiting
+        self._on_step = on_step
+        self._changed = threading.Condition()
+        self._queue = FairQueue()
+        self._running: dict[Sample, Job] = {}
+        self._cancelled: set[Job] = set()
+        self._closing = self._stopping = False
+        self.counts = Counts()
+        self._thread = threading.Thread(target=self._run, name="gptc-engine", daemon=True)
+        self._thread.start()
+
+    # ---- from any thread ----
+
+    def submit(
+        self,
+        request: Request,
+        listener: Callable[[Event], None],
+        *,
+        key: str = "",
+        priority: int = 0,
+    ) -> Job:
+        """Queues a request. QueueFull, Closed, or GptcError for a prompt that cannot fit."""
+        if len(request.prompt) > self.n_ctx and not request.options.context_shift:
+            raise GptcError(
+                f"the prompt has {len(request.prompt):,} tokens; a sequence holds {self.n_ctx:,}: "
+                "shorten it"
+            )
+        job = Job(request, list(request.samples(self.tokenizer)), listener, key, priority)
+        with self._changed:
+            if self._closing:
+                raise Closed("this server is shutting down: try another one")
+            if len(self._queue) >= self._most_waiting:
+                raise QueueFull(f"{self._most_waiting:,} requests wait already: try again later")
+            self._queue.add(job)
+            self._changed.notify()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Ends a job before the next step; harmless for one that has ended."""
+        with self._changed:
+            self._cancelled.add(job)
+            self._changed.notify()
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests with samples that have not begun."""
+        return len(self._queue)
+
+    @property
+    def n_running(self) -> int:
+        """Samples that are being decoded."""
+        return len(self._running)
+
+    def close(self, drain_s: float = 0.0) -> bool:
+        """Takes no more requests, waits so long for those it has, and frees the session.
+
+        False if some had to be ended.
+        """
+        end = time.monotonic() + drain_s
+        with self._changed:
+            self._closing = True
+            while (self._running or len(self._queue)) and (left := end - time.monotonic()) > 0:
+                self._changed.wait(min(left, 0.1))
+            complete = not self._running and not len(self._queue)
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._masks.shutdown()
+        self._session.close()
+        return complete
+
+    # ---- in the engine's thread ----
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._stopping or self._cancelled or self._running or len(self._queue)):
+                    self._changed.wait()
+                if self._stopping:
+                    self._end_all("the server has stopped")
+                    return
+                for job in self._cancelled:
+                    self._leave(job)
+                self._cancelled.clear()
+            try:
+                self._admit()
+                self._step()
+            except Exception as error:  # of the engine: whatever runs ends, the server continues
+                with self._changed:
+                    self._end_all(str(error))
+
+    def _admit(self) -> None:
+        """Lets samples join while sequences are free, in the order of the queue."""
+        joined = True
+        while joined:
+            joined = False
+            with self._changed:
+                ready = (j for j in self._queue if self._batch.has_room(j.samples[j.n_begun]))
+                job = next(ready, None)
+                if job:
+                    sample = job.samples[job.n_begun]
+                    job.n_begun += 1
+                    self._queue.took(job, job.n_begun == len(job.samples))
+                    self._running[sample] = job
+                    joined = True
+            if job:
+                for told, piece in self._batch.join(sample):
+                    self._tell(told, piece)
+
+    def _step(self) -> None:
+        active = self._batch.active
+        if not active:
+            return
+        begin, before = time.monotonic(), sum(sample.n_tokens for sample in active)
+        for sample, piece in self._batch.step():
+            self._tell(sample, piece)
+        counts = self.counts
+        counts.steps += 1
+        counts.tokens += sum(sample.n_tokens for sample in active) - before
+        counts.prompt_tokens_read = self._batch.n_read
+        counts.prompt_tokens_reused = self._batch.n_reused
+        self._on_step(time.monotonic() - begin, len(active))
+
+    def _tell(self, sample: Sample, piece: str) -> None:
+        job = self._running[sample]
+        if sample.finish:
+            with self._changed:
+                del self._running[sample]
+                self._changed.notify_all()
+        error = str(sample.error) if sample.error else None
+        job.listener(Event(sample, piece, sample.n_tokens, sample.finish, error))
+
+    def _leave(self, job: Job) -> None:
+        """Ends a job that was cancelled."""
+        self._queue.drop(job)
+        self._batch.forget(job.request)
+        running = [sample for sample in job.samples if self._running.pop(sample, None)]
+        for sample in running:
+            self._batch.leave(sample)
+        self.counts.cancelled += bool(running) or job.n_begun < len(job.samples)
+        self._changed.notify_all()
+
+    def _end_all(self, reason: str) -> None:
+        """Ends all jobs, and tells each of its samples why."""
+        jobs = set(self._running.values())
+        if self._stopping:
+            while waiting := list(self._queue):
+                for job in waiting:
+                    self._queue.drop(job)
+                    jobs.add(job)
+        for job in jobs:
+            self._queue.drop(job)
+        self._running.clear()
+        self._batch.reset()
+        for job in jobs:
+            self.counts.failed += 1
+            for sample in job.samples:
+                if not sample.finish:
+                    sample.finish = "error"
+                    job.listener(Event(sample, "", sample.n_tokens, "error", reason))
+        self._changed.notify_all()

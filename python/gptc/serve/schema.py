@@ -1,0 +1,158 @@
+"""Checks JSON values against the part of JSON Schema that the tables of fields use.
+
+The same tables make the OpenAPI document, so that it cannot promise something else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from gptc.serve.problems import BadRequest
+
+Schema: TypeAlias = Mapping[str, Any]
+
+_WORDS = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+_SHOWN = 60  # characters of a value in a message
+
+
+def check(schema: Schema, value: Any, name: str) -> None:
+    """Raises BadRequest, with the field's name and the values accepted, if `value` is not valid."""
+    problem = _problem(schema, value, name)
+    if problem:
+        raise BadRequest(problem[1], param=problem[0])
+
+
+def check_fields(fields: Mapping[str, Schema], body: Any) -> dict[str, Any]:
+    """The fields of a body that are not null. BadRequest for one that is unknown or invalid."""
+    if not isinstance(body, dict):
+        raise BadRequest(f"the body is {_shown(body)}; it must be an object")
+    for name in body:
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(fields)}"
+            raise BadRequest(f"{name!r:.{_SHOWN}} is not a field{hint}", param=name[:_SHOWN])
+    for name, schema in fields.items():
+        if body.get(name) is not None:
+            check(schema, body[name], name)
+        elif schema.get("required_field"):
+            raise BadRequest(f"{name} is missing: give {accepted(schema)}", param=name)
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def accepted(schema: Schema) -> str:
+    """The values that a schema accepts, in words."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(accepted(one) for one in schema["anyOf"]))
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    words = _WORDS[schema["type"]]
+    if schema["type"] == "array":
+        return f"{words} with items that are each {accepted(schema['items'])}"
+    if "maxLength" in schema:
+        words += f" of at most {schema['maxLength']:,} characters"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is not None and high is not None:
+        return f"{words} between {low:g} and {high:g}"
+    if low is not None:
+        return f"{words}, {low:g} or more"
+    if "exclusiveMinimum" in schema:
+        return f"{words} above {schema['exclusiveMinimum']:g}"
+    return words
+
+
+def _problem(schema: Schema, value: Any, name: str) -> tuple[str, str] | None:
+    """The name of the field at fault, and what is wrong with it; None if it is valid."""
+    if "anyOf" in schema:
+        problems = [_problem(one, value, name) for one in schema["anyOf"]]
+        if None in problems:
+            return None
+        deeper = [found for found in problems if found and found[0] != name]
+        return deeper[0] if deeper else (name, _must(schema, value, name))
+    if not _has_type(schema.get("type"), value):
+        return name, _must(schema, value, name)
+    if "enum" in schema and value not in schema["enum"]:
+        return name, _must(schema, value, name)
+    if isinstance(value, int | float) and not isinstance(value, bool) and not _fits(schema, value):
+        return name, _must(schema, value, name)
+    if isinstance(value, str) and len(value) > schema.get("maxLength", math.inf):
+        return name, f"{name} has {len(value):,} characters; it must be {accepted(schema)}"
+    if isinstance(value, list):
+        return _list_problem(schema, value, name)
+    if isinstance(value, dict):
+        return _object_problem(schema, value, name)
+    return None
+
+
+def _list_problem(schema: Schema, value: Sequence[Any], name: str) -> tuple[str, str] | None:
+    least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
+    if not least <= len(value) <= most:
+        bound = f"at least {least}" if len(value) < least else f"at most {most:,}"
+        return name, f"{name} has {len(value):,} items; it must have {bound}"
+    problems = (_problem(schema["items"], item, f"{name}[{i}]") for i, item in enumerate(value))
+    return next(filter(None, problems), None)
+
+
+def _object_problem(schema: Schema, value: Mapping[str, Any], name: str) -> tuple[str, str] | None:
+    known = schema.get("properties", {})
+    for key in schema.get("required", ()):
+        if value.get(key) is None:
+            return f"{name}.{key}", f"{name}.{key} is missing: give {accepted(known[key])}"
+    for key, item in value.items():
+        inner = known.get(key, schema.get("additionalProperties"))
+        found = None if item is None or inner is None else _problem(inner, item, f"{name}.{key}")
+        if found:
+            return found
+    if len(value) > schema.get("maxProperties", math.inf):
+        return name, f"{name} has {len(value):,} entries; at most {schema['maxProperties']:,} fit"
+    return None
+
+
+def _has_type(kind: str | None, value: Any) -> bool:
+    is_bool = isinstance(value, bool)
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return {
+        None: True,
+        "string": isinstance(value, str),
+        "integer": whole and not is_bool,
+        "number": isinstance(value, int | float) and not is_bool,
+        "boolean": is_bool,
+        "array": isinstance(value, list),
+        "object": isinstance(value, dict),
+    }[kind]
+
+
+def _fits(schema: Schema, value: float) -> bool:
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+    return (
+        finite
+        and value >= schema.get("minimum", -math.inf)
+        and value > schema.get("exclusiveMinimum", -math.inf)
+        and value <= schema.get("maximum", math.inf)
+    )
+
+
+def _must(schema: Schema, value: Any, name: str) -> str:
+    return f"{name} is {_shown(value)}; it must be {accepted(schema)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of too many digits
+        return "a number that is too large"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

@@ -1,0 +1,124 @@
+"""Pictures of runs show the numbers of the runs, and a run without numbers is one clear line."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from gptc.errors import GptcError
+from gptc.training.curves import read_curves, smooth
+from gptc.training.plot import draw
+
+pytest.importorskip("matplotlib", reason="needs matplotlib: pip install matplotlib")
+
+Gptc = Callable[..., Any]
+
+
+def _write(folder: Path, n: int, *, loss: float = 4.0) -> Path:
+    """A run of n steps that is evaluated at each third."""
+    folder.mkdir()
+    lines = []
+    for step in range(1, n + 1):
+        record = {"step": step, "tokens": 10 * step, "elapsed_s": 0.5 * step, "lr": 1e-3}
+        record |= {"train_loss": loss / step, "grad_norm": 1.0, "tokens_per_s": 20.0}
+        if step % 3 == 0:
+            record |= {"val_loss": loss / step + (step > n // 2), "val_bpb": 1 / step}
+        lines.append(json.dumps(record) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines) + '{"step": dam')
+    return folder
+
+
+def test_curves_are_the_records(tmp_path: Path) -> None:
+    run = read_curves(_write(tmp_path / "a<b", 9))
+    assert run.name == "a<b"
+    for axis, factor in (("step", 1), ("tokens", 10), ("time", 0.5)):
+        at, values = run.curve("train_loss", axis)
+        assert at.tolist() == [factor * step for step in range(1, 10)]
+        assert values.tolist() == [4.0 / step for step in range(1, 10)]
+    assert run.curve("val_bpb")[0].tolist() == [3, 6, 9]
+    assert run.curve("elsewhere")[0].shape == (0,)
+    best = run.best()
+    assert best is not None
+    assert best["step"] == 3
+
+
+def test_smoothing_keeps_means_and_straight_lines() -> None:
+    line = np.arange(1000.0)
+    assert np.allclose(smooth(line), line)
+    noise = np.random.default_rng(1).normal(size=10_000)
+    assert smooth(noise)[200:-200].std() == pytest.approx(1 / np.sqrt(101), rel=0.3)
+    assert np.array_equal(smooth(noise[:50]), noise[:50])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")]
+)
+def test_images_are_of_the_kind_of_their_suffix(tmp_path: Path, suffix: str, magic: bytes) -> None:
+    out = tmp_path / f"curves{suffix}"
+    draw([read_curves(_write(tmp_path / "run", 300))], out)
+    assert out.read_bytes().startswith(magic)
+
+
+def test_a_page_needs_nothing_else_and_names_what_differs(tmp_path: Path) -> None:
+    runs = [
+        read_curves(_write(tmp_path / name, 9, loss=loss)) for name, loss in (("<a>", 4), ("b", 3))
+    ]
+    for run, rate in zip(runs, (0.1, 0.2), strict=True):
+        options = {"lr": rate, "steps": 9}
+        kind = {"device": "cpu", "cpu_level": "avx2", "threads": 2, "dtype": "fp32"}
+        object.__setattr__(run, "trainer", {"options": options, **kind})
+    out = tmp_path / "page.html"
+    draw(runs, out, "time")
+    page = out.read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)|@import|url\((?!#)""", page)
+    assert "&lt;a&gt;" in page
+    assert "<a>" not in page
+    assert "<td>0.1</td><td>0.2</td>" in page
+    assert "<th>steps</th><td>9</td><td>9</td>" in page  # a result
+    assert page.count("<th>steps</th>") == 1  # and an option in which they do not differ
+    assert "<td>1.3333</td><td>1.0000</td>" in page  # best validation losses
+    ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+
+
+def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for lines in (None, "", "{}\n", "\x00\n"):
+        if lines is not None:
+            (tmp_path / "run" / "metrics.jsonl").write_text(lines)
+        with pytest.raises(GptcError, match=r"run holds no metrics\.jsonl with a step in it"):
+            read_curves(tmp_path / "run")
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = read_curves(_write(tmp_path / "run", 9))
+    with pytest.raises(GptcError, match=r"x.gif has no known suffix: use .png, .svg"):
+        draw([run], tmp_path / "x.gif")
+    real = builtins.__import__
+
+    def without_matplotlib(name: str, *rest: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+    with pytest.raises(GptcError, match=r"pictures need matplotlib: .*install matplotlib"):
+        draw([run], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_the_command_draws_a_run(gptc: Gptc, arguments: list[str], options: dict[str, Any]) -> None:
+    assert gptc("train", *arguments).code == 0
+    ran = gptc("plot", options["out"])
+    assert ran.code == 0, ran.err
+    assert ran.out == f"wrote {options['out']}/curves.png\n"
+    page = Path(options["out"]) / "page.html"
+    assert gptc("plot", options["out"], "--out", page).code == 0
+    assert "cpu (" in page.read_text()
