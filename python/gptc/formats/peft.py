@@ -86,7 +86,7 @@ def places(config: GPTConfig, lora: Lora, parts: list[Part] | None = None) -> li
             ours = f"h.{layer}.{matrix}"
             there = modules[f"{ours}.weight"]
             if which is None and len(there) > 1:
-                raise GptcError(f"there is no place for an adapter {target} of this family")
+                raise GptcError(f"this family has no place for an adapter {target}")
             part = there[which or 0]
             a, b = ends.get(ours, (0, 0))
             size = part.rows.stop - part.rows.start
