@@ -1,4 +1,4 @@
-"""Each text of a shared batch is that of its own run alone, whoever joins, waits or leaves."""
+"""Each text of a shared batch is that of a run alone, whoever joins, waits or leaves."""
 
 from __future__ import annotations
 
