@@ -10,7 +10,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from typing import IO, Any, TypeAlias, cast
@@ -27,6 +27,8 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 _STREAM_BITE = 1 << 16  # the rest of it is copied after each stream, which may be very short
 _ZSTD_BITE = 1 << 10  # a block of 4 bytes may unpack to 128 KiB
+_ZSTD_HEADER = 18  # bytes of a frame's header at most
+_ZSTD_WINDOW = 1 << 31  # that of --long=31, the largest
 _PACKED_BITE = 64  # in a zip archive, where a bite is unpacked at once: 46 MB from a block of bzip2
 _MEMBER = b"PK\3\4"  # begins a member of a zip archive
 _DESCRIPTOR_BYTES = 24  # at most, after a member
@@ -156,18 +158,26 @@ def _unpack_zstd(file: IO[bytes], name: str) -> Iterator[bytes]:
         import zstandard
     except ImportError:
         raise GptcError(f"{name} needs a package: {pip_install('zstandard')}") from None
-    unpacker = None
-    frames = zstandard.ZstdDecompressor(max_window_size=max(1 << 10, limit("window")))
+    unpacker, window, n_bytes = None, 0, 0  # of the current frame
+    frames = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
         while bite := file.read(_ZSTD_BITE):
             while bite:
-                unpacker = unpacker or frames.decompressobj()
+                if unpacker is None:
+                    bite += file.read(max(0, _ZSTD_HEADER - len(bite)))
+                    with suppress(zstandard.ZstdError):  # of which the decoder says more
+                        window = zstandard.get_frame_parameters(bite).window_size
+                    unpacker, n_bytes = frames.decompressobj(), 0
                 if block := unpacker.decompress(bite):
                     yield block
+                # The decoder fills the window as far as the frame reaches.
+                n_bytes += len(block)
+                if min(window, n_bytes) > limit("window"):
+                    raise _ExceededError("window")
                 bite = unpacker.unused_data
                 unpacker = None if unpacker.eof else unpacker
     except zstandard.ZstdError as e:
-        if "requires too much memory" in str(e):
+        if "memory" in str(e):
             raise _ExceededError("window") from None
         raise corrupt(name, str(e)) from None
     if unpacker is not None:

@@ -140,8 +140,9 @@ def zstd_of_runs(path: Path) -> None:
 
 
 def zstd_of_a_window(path: Path) -> None:
-    block = (5 << 3 | 1).to_bytes(3, "little") + b"words"
-    path.write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([21 << 3]) + block)
+    """A window of 2 GiB, which the content fills."""
+    block = (128 << 10 << 3 | 2).to_bytes(3, "little") + b"a"
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([21 << 3]) + block * 20_000)
 
 
 def gzip_of_a_line(path: Path) -> None:
