@@ -75,6 +75,15 @@ class InferCommand(SectionedCommand):
     help="Model: a run, folder, file or hub name.  [the newest run]",
 )
 @click.option(
+    "--adapter",
+    "adapters",
+    metavar="DIR",
+    type=click.Path(),
+    multiple=True,
+    help="Adapter (LoRA) of the model. May be repeated: the first one is used, or the one that a "
+    'line of --prompts names, such as {"adapter": "DIR"}.',
+)
+@click.option(
     "-p", "--prompt", metavar="TEXT", multiple=True, callback=_once, help="Prompt to continue."
 )
 @click.option(
@@ -119,6 +128,7 @@ def infer_command(
     context: click.Context,
     /,
     model: str | None,
+    adapters: tuple[str, ...],
     prompt: str | None,
     prompt_file: Path | None,
     prompts: Path | None,
@@ -165,13 +175,15 @@ def infer_command(
     text = "" if prompts or asks or conversing else _read_prompt(prompt, prompt_file)
     begin = _read_messages(talk)
     from gptc.checkpoint.facade import load_model, on_newest
+    from gptc.checkpoint.merged import AdapterSet
     from gptc.cli.prompts import answer
     from gptc.cli.writer import Writer
 
     # Only sessions compute here: the model needs no memory for batches.
     loading = {"device": device, "threads": threads, "max_batch": 0}
 
-    def load(file: ModelFile) -> tuple[ModelFile, Tokenizer, Model]:
+    def load(file: ModelFile) -> tuple[ModelFile, Tokenizer, Model, AdapterSet | None]:
+        several = AdapterSet(file, adapters) if adapters else None
         tokenizer = file.tokenizer()
         if conversing:  # before the weights are read
             from gptc.cli.chat import find_template
@@ -180,10 +192,14 @@ def infer_command(
                 tokenizer, talk.chat_template, begin.get("tools")
             )
         with _made_ready(tokenizer):
-            return file, tokenizer, load_model(file, dtype=quantize or dtype, **loading)
+            lora = {"lora": several.lora} if several else {}
+            gpt = load_model(file, dtype=quantize or dtype, **loading, **lora)
+        if several:
+            several.use(gpt, several.names[0])
+        return file, tokenizer, gpt, several
 
     with ExitStack() as stack:
-        file, tokenizer, gpt = on_newest(model, load)
+        file, tokenizer, gpt, several = on_newest(model, load)
         stack.enter_context(gpt)
         writer = Writer(gpt, tokenizer, file.path, options, beams, random_seed)
         if draft:
@@ -193,7 +209,7 @@ def infer_command(
         if conversing:
             _converse(gpt, tokenizer, talk, begin, writer.draft, options, random_seed)
         elif prompts:
-            answer(prompts, gpt, tokenizer, options, batch_size, writer.draft)
+            answer(prompts, gpt, tokenizer, options, batch_size, writer.draft, several)
         elif asks:
             if tokenizer.marks.templates:
                 click.echo("note: this model was taught to talk; add --chat for that", err=True)

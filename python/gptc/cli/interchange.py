@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gptc.cli.command import Command
 from gptc.cli.complete import complete
 from gptc.cli.params import COUNT
-from gptc.convert.export_model import DTYPES, export_model
+from gptc.convert.export_model import DTYPES, ExportReport, export_model
 from gptc.files.words import quoted
 from gptc.formats.registry import FORMATS
+
+if TYPE_CHECKING:
+    from gptc.formats.model_file import ModelFile
 
 
 def _dtypes_help() -> str:
@@ -44,6 +48,8 @@ Examples:
   gptc export -m runs/tiny-stories --to llama2.c --out stories.bin
   gptc export -m gpt2 --to llm.c --dtype bf16 --out gpt2_124M_bf16.bin
   gptc export -m runs/tiny-stories --to hf --out stories-hf
+  gptc export -m runs/adapter --merge --to gguf --out tuned.gguf
+  gptc export -m runs/adapter --to gguf --out adapter.gguf    for llama.cpp's --lora
 """
 _VERIFY_EPILOG = """\b
 Examples:
@@ -130,6 +136,13 @@ def import_command(
     help="Version of the llama2.c file: 0 for run, 2 (int8) for runq.  [by --dtype]",
 )
 @click.option("--debug-state", is_flag=True, help="Also write llm.c's debug state.")
+@click.option(
+    "--adapter",
+    metavar="PATH",
+    type=click.Path(),
+    help="Adapter (LoRA) of the model, to be written.",
+)
+@click.option("--merge", is_flag=True, help="Write adapters into the model that they change.")
 @click.option("--weights-only", is_flag=True, help="Leave the tokenizer out.")
 @click.option("--force", is_flag=True, help="Replace an existing PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -140,6 +153,8 @@ def export_command(
     dtype: str | None,
     file_version: int | None,
     debug_state: bool,
+    adapter: str | None,
+    merge: bool,
     weights_only: bool,
     force: bool,
     as_json: bool,
@@ -150,11 +165,16 @@ def export_command(
     tokenizer goes into the file (gguf), the folder (hf) or a file next to it.
     """
     from gptc.checkpoint.facade import on_newest
+    from gptc.checkpoint.merged import adapted, merged
+    from gptc.convert.export_adapter import export_adapter
 
-    report = on_newest(
-        model,
-        lambda file: export_model(
-            file,
+    def write(file: ModelFile) -> ExportReport:
+        base, adapters = adapted(file, adapter)
+        if adapters is not None and not merge:
+            export_adapter(base, adapters, to, out, replace=force)
+            return ExportReport(out, to, "fp32", [out])
+        return export_model(
+            merged(file, adapter) if merge else file,
             to,
             out,
             dtype=dtype,
@@ -162,8 +182,9 @@ def export_command(
             debug_state=debug_state,
             replace=force,
             weights_only=weights_only,
-        ),
-    )
+        )
+
+    report = on_newest(model, write)
     for note in report.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:
@@ -172,6 +193,9 @@ def export_command(
         return
     for file in report.files:
         click.echo(f"wrote {file}")
+    if not report.prompt_tokens:
+        click.echo("read back: the adapters are the same")
+        return
     agree = (
         "are the same"
         if not report.largest_difference

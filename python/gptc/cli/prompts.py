@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -21,6 +22,7 @@ from gptc.generation.options import Sampling, TextOptions
 from gptc.settings import declared
 
 if TYPE_CHECKING:
+    from gptc.checkpoint.merged import AdapterSet
     from gptc.engine.model import Model
     from gptc.generation.batch import Draft
     from gptc.generation.request import Request, Sample
@@ -72,6 +74,7 @@ class _Answers:
         self._tokenizer = tokenizer
         self._out = out
         self._begun: dict[Request, tuple[int, dict[str, Any], dict[int, Any]]] = {}
+        self._adapters: dict[Request, str | None] = {}
         self._ready: dict[int, dict[str, Any]] = {}
         self._next = 0
 
@@ -81,10 +84,15 @@ class _Answers:
         self._give(self.n_prompts, {**line, "error": str(error)})
         self.n_prompts += 1
 
-    def begun(self, line: dict[str, Any], request: Request) -> None:
+    def begun(self, line: dict[str, Any], request: Request, adapter: str | None) -> None:
         """Registers the request of a line; the line is answered when all samples have ended."""
         self._begun[request] = (self.n_prompts, line, {})
+        self._adapters[request] = adapter
         self.n_prompts += 1
+
+    def adapter(self, sample: Sample) -> str | None:
+        """The adapter that a sample is to be drawn with."""
+        return self._adapters[sample.request]
 
     def ended(self, sample: Sample) -> None:
         """Takes a finished sample. Only what the answer says of it is kept."""
@@ -94,7 +102,7 @@ class _Answers:
         entries[sample.index] = sample.error or sample_json(sample, self._tokenizer)
         if len(entries) < request.options.num_samples:
             return
-        del self._begun[request]
+        del self._begun[request], self._adapters[request]
         listed = [entries[i] for i in range(len(entries))]
         if error := next((entry for entry in listed if isinstance(entry, GptcError)), None):
             self.n_failed += 1
@@ -117,8 +125,12 @@ def answer(
     options: dict[str, Any],
     batch_size: int,
     draft: Draft | None,
+    adapters: AdapterSet | None = None,
 ) -> None:
     """Continues every prompt of the file, batch_size samples at a time.
+
+    With `adapters`, a line may name one; lines that follow one another with the same are decoded
+    together.
 
     A line that fails is printed with its error, and the command exits with 1.
     """
@@ -127,10 +139,13 @@ def answer(
 
     answers = _Answers(tokenizer, sys.stdout)
     begin = time.perf_counter()
-    samples = _samples(file, gpt, tokenizer, options, answers)
-    for sample, _ in Decoder(gpt, tokenizer, batch_size, draft=draft).run(samples):
-        if sample.finish:
-            answers.ended(sample)
+    samples = _samples(file, gpt, tokenizer, options, answers, adapters)
+    for adapter, group in groupby(samples, answers.adapter):
+        if adapters:
+            adapters.use(gpt, adapter)
+        for sample, _ in Decoder(gpt, tokenizer, batch_size, draft=draft).run(group):
+            if sample.finish:
+                answers.ended(sample)
     if sys.stderr.isatty():
         speed = answers.n_tokens / (time.perf_counter() - begin)
         click.echo(
@@ -144,7 +159,12 @@ def answer(
 
 
 def _samples(
-    file: Path, gpt: Model, tokenizer: Tokenizer, options: dict[str, Any], answers: _Answers
+    file: Path,
+    gpt: Model,
+    tokenizer: Tokenizer,
+    options: dict[str, Any],
+    answers: _Answers,
+    adapters: AdapterSet | None,
 ) -> Iterator[Sample]:
     """The samples of every line, made lazily. No two lines share a seed."""
     from gptc.generation.request import make_request
@@ -155,14 +175,27 @@ def _samples(
         given: dict[str, Any] = {"line": shown.decode("utf-8", "replace")}
         try:
             given = _read(line)
+            adapter = _adapter(given, adapters)
             settings = _settings(given, options, seed)
             request = make_request(gpt, tokenizer, given["prompt"], **settings)
         except GptcError as error:
             answers.failed(given, _by_key(error))
             continue
         seed = (seed + request.options.num_samples) % 2**63
-        answers.begun(given, request)
+        answers.begun(given, request, adapter)
         yield from request.samples(tokenizer)
+
+
+def _adapter(given: dict[str, Any], adapters: AdapterSet | None) -> str | None:
+    """The adapter of a line: its own, else the first; null = none. UsageError for another."""
+    names = adapters.names if adapters else ()
+    if "adapter" not in given:
+        return names[0] if names else None
+    name = given["adapter"]
+    if name is not None and name not in names:
+        known = f"it must be one of {', '.join(names)}" if names else "no --adapter is given"
+        raise UsageError(f"adapter is {name!r}; {known}")
+    return None if name is None else str(name)
 
 
 def _by_key(error: GptcError) -> GptcError:

@@ -72,6 +72,8 @@ def export_model(
     dtype = dtype or DTYPES[to][0]
     if dtype not in DTYPES[to]:
         raise UsageError(f"{to} holds {', '.join(DTYPES[to])}, not {dtype}")
+    if model.lora is not None:
+        raise UsageError(f"{model.path} holds adapters: add --merge to write them into their base")
     writer = WRITERS.get(to)
     options = writer.options if writer else ()
     if version is not None and "version" not in options:

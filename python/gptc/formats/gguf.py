@@ -16,6 +16,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
 from gptc.engine.options import BlockRows
 from gptc.errors import GptcError
+from gptc.files.words import quoted
 from gptc.formats import families, gguf_rope, gguf_tokenizer, layout
 from gptc.formats.blocks import Blocks
 from gptc.formats.families import BIASES, Family
@@ -87,7 +88,8 @@ _PLAIN = {
 }
 
 
-def _naming(family: Family) -> Naming:
+def naming(family: Family) -> Naming:
+    """The names of a family's tensors."""
     return _GPT2 if family.gguf == "gpt2" else _LLAMA._replace(paired=family.paired)
 
 
@@ -100,6 +102,10 @@ class GgufModel(ModelFile):
         """GptcError when the file is damaged, or holds another kind of model."""
         self.path = path
         self._file, self.metadata, self._table = read_parts(path)
+        if self.metadata.get("general.type") == "adapter":
+            raise GptcError(
+                f"{path} is an adapter: name its model with -m BASE --adapter {quoted(path)}"
+            )
         self.config = checked(self._config(), f"{path}: its metadata")
 
     @property
@@ -107,7 +113,7 @@ class GgufModel(ModelFile):
         return self._table
 
     def parts(self) -> list[Part]:
-        return layout.parts(self.config, _naming(self._family))
+        return layout.parts(self.config, naming(self._family))
 
     @cached_property
     def placement(self) -> Placement:
@@ -342,7 +348,7 @@ def model_chunks(
         found = gguf_tokenizer.to_gguf(tokenizer, config.vocab_size)
         values |= {f"tokenizer.ggml.{key}": value for key, value in found.items()}
         values |= gguf_tokenizer.chat_template_keys(tokenizer)
-    slots = [(part, codec_of(part, mix, config)) for part in layout.parts(config, _naming(family))]
+    slots = [(part, codec_of(part, mix, config)) for part in layout.parts(config, naming(family))]
     frequencies = gguf_rope.divisors_of(config)
     if frequencies is not None:
         shape = frequencies.shape

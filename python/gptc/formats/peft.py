@@ -20,6 +20,7 @@ from gptc.errors import GptcError
 from gptc.files.limits import read_file
 from gptc.files.values import parse_json
 from gptc.formats import hf
+from gptc.formats.layout import Part
 from gptc.formats.model_file import check_finite
 from gptc.formats.safetensors import TensorFile
 
@@ -66,13 +67,17 @@ class Place(NamedTuple):
     a: slice  # rows of ours + ".lora_a"
     b: slice  # rows of ours + ".lora_b"
     weight: slice  # rows of ours + ".weight"
+    heads: int  # as of layout.Part
 
 
-def places(config: GPTConfig, lora: Lora) -> list[Place]:
-    """The adapters of a model, in the order of its matrices."""
-    modules: dict[str, list[tuple[str, slice]]] = {}
-    for part in hf.parts(config):
-        modules.setdefault(part.ours, []).append((part.name.removesuffix(".weight"), part.rows))
+def places(config: GPTConfig, lora: Lora, parts: list[Part] | None = None) -> list[Place]:
+    """The adapters of a model, in the order of its matrices.
+
+    `parts` are the matrices of a format that names them otherwise than Hugging Face's classes.
+    """
+    modules: dict[str, list[Part]] = {}
+    for part in hf.parts(config) if parts is None else parts:
+        modules.setdefault(part.ours, []).append(part)
     found = []
     for layer in range(config.n_layer):
         ends: dict[str, tuple[int, int]] = {}
@@ -81,12 +86,20 @@ def places(config: GPTConfig, lora: Lora) -> list[Place]:
             ours = f"h.{layer}.{matrix}"
             there = modules[f"{ours}.weight"]
             if which is None and len(there) > 1:
-                raise GptcError(f"peft has no adapter {target} of this family: it has {len(there)}")
-            module, rows = there[which or 0]
+                raise GptcError(f"this family has no place for an adapter {target}")
+            part = there[which or 0]
             a, b = ends.get(ours, (0, 0))
-            size = rows.stop - rows.start
+            size = part.rows.stop - part.rows.start
             found.append(
-                Place(module, target, ours, slice(a, a + lora.rank), slice(b, b + size), rows)
+                Place(
+                    part.name.removesuffix(".weight"),
+                    target,
+                    ours,
+                    slice(a, a + lora.rank),
+                    slice(b, b + size),
+                    part.rows,
+                    part.heads,
+                )
             )
             ends[ours] = (a + lora.rank, b + size)
     return found
@@ -245,9 +258,3 @@ def _base(data: Mapping[str, Any]) -> str:
 def base_of(folder: Path) -> str:
     """The path or name of the base, as an adapter_config.json has it."""
     return _base(read_config(folder))
-
-
-def merged(place: Place, lora: Lora, adapter: AdapterFile, weight: FloatArray) -> None:
-    """Adds an adapter to its rows of a matrix (out, in), in place."""
-    a, b = adapter.read(f"{place.ours}.lora_a")[place.a], adapter.read(f"{place.ours}.lora_b")
-    weight[place.weight] += np.float32(lora.scale) * (b[place.b] @ a)

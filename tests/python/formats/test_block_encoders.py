@@ -125,7 +125,7 @@ def test_the_largest_numbers_have_finite_scales(kind: Blocks) -> None:
 def types(config: GPTConfig, dtype: str) -> dict[str, str]:
     family = of(config)
     assert family is not None
-    parts = layout.parts(config, gguf._naming(family))
+    parts = layout.parts(config, gguf.naming(family))
     return {part.name: codec_of(part, MIXES[dtype], config).name for part in parts}
 
 

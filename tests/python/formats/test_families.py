@@ -157,7 +157,7 @@ def test_gguf_files_have_the_tensors_that_the_gguf_package_lists(case: reference
     architecture = {name: a for a, name in gguf_package.MODEL_ARCH_NAMES.items()}[family.gguf]
     tensors = gguf_package.MODEL_TENSORS[architecture]
     known = {gguf_package.TENSOR_NAMES[tensor].replace("{bid}", "{}") for tensor in tensors}
-    ours = {part.name.rpartition(".")[0] for part in layout.parts(config, gguf._naming(family))}
+    ours = {part.name.rpartition(".")[0] for part in layout.parts(config, gguf.naming(family))}
     assert {re.sub(r"blk\.\d+", "blk.{}", name) for name in ours} <= known
 
 

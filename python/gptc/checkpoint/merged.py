@@ -1,0 +1,146 @@
+"""Several adapters in a model that switches between them, and a base merged with one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from gptc.checkpoint.adapter import AdapterCheckpoint
+from gptc.checkpoint.find import find_checkpoint, open_folder
+from gptc.engine.arrays import FloatArray
+from gptc.engine.lora import Lora, adapters_of
+from gptc.engine.model import Model
+from gptc.errors import UsageError
+from gptc.formats import gguf_lora, peft
+from gptc.formats.layout import Part, Placement, Tensors
+from gptc.formats.model_file import ModelFile
+from gptc.tokenizer.base import Tokenizer
+
+
+class Adapters(Protocol):
+    """The numbers of adapters, in a folder of peft's or in a GGUF file."""
+
+    lora: Lora
+
+    def read(self, name: str, /) -> FloatArray: ...
+
+
+def open_adapters(path: Path, base: ModelFile) -> Adapters:
+    """The adapters in a folder or a GGUF file. GptcError where they are of another base."""
+    if base.lora is not None:
+        raise UsageError(f"{base.path} holds adapters itself: name the model that they are of")
+    if gguf_lora.is_adapter(path):
+        return gguf_lora.GgufAdapter(path, base.config)
+    file = open_folder(find_checkpoint(path), base)
+    if not isinstance(file, AdapterCheckpoint):
+        raise UsageError(f"{path} is a model, not an adapter: it has no {peft.CONFIG}")
+    return file
+
+
+class AdapterSet:
+    """Adapters by the names of their folders. A model computes with one of them, or with none."""
+
+    def __init__(self, base: ModelFile, folders: Sequence[str | Path]) -> None:
+        """Opens them; GptcError where one is of another base."""
+        self._files: dict[str, Adapters] = {}
+        for folder in map(Path, folders):
+            file = open_adapters(folder, base)
+            name = folder.resolve().name
+            if name in self._files:
+                raise UsageError(f"two adapters are named {name}: give their folders other names")
+            self._files[name] = file
+        self._config = base.config
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._files)
+
+    @cached_property
+    def lora(self) -> Lora:
+        """Adapters that have room for each of these; their scale is 1."""
+        each = [file.lora for file in self._files.values()]
+        rank = max(lora.rank for lora in each)
+        targets = {target for lora in each for target in lora.targets}
+        known = adapters_of(self._config)
+        return Lora(rank, float(rank), tuple(t for t in known if t in targets))
+
+    def use(self, model: Model, name: str | None) -> None:
+        """Lets a model of `self.lora` compute with an adapter, or with none.
+
+        UsageError for an unknown name. What sessions hold is of the adapter before.
+        """
+        if name is not None and name not in self._files:
+            raise UsageError(f"adapter is {name!r}; it must be one of {', '.join(self.names)}")
+        values = {p.name: np.zeros(p.shape, np.float32) for p in model.trained}
+        if name is not None:
+            self._fill(values, self._files[name])
+        for ours, array in values.items():
+            model.set(ours, array)
+
+    def _fill(self, values: dict[str, FloatArray], file: Adapters) -> None:
+        room = {(p.ours, p.target): p for p in peft.places(self._config, self.lora)}
+        scale, rank = np.float32(file.lora.scale), file.lora.rank
+        for place in peft.places(self._config, file.lora):
+            to = room[place.ours, place.target]
+            a, b = (file.read(f"{place.ours}.lora_{kind}") for kind in "ab")
+            values[f"{place.ours}.lora_a"][to.a][:rank] = a[place.a]
+            values[f"{place.ours}.lora_b"][to.b, :rank] = scale * b[place.b]
+
+
+class MergedModel(ModelFile):
+    """A base whose matrices have the adapters' products added."""
+
+    def __init__(self, path: Path, base: ModelFile, adapters: Adapters) -> None:
+        self.path, self.config, self.format = path, base.config, base.format
+        self._base, self._adapters = base, adapters
+        self._places: dict[str, list[peft.Place]] = {}
+        for place in peft.places(base.config, adapters.lora):
+            self._places.setdefault(f"{place.ours}.weight", []).append(place)
+
+    @property
+    def tensors(self) -> Tensors:
+        return self._base.tensors
+
+    def parts(self) -> list[Part]:
+        return self._base.parts()
+
+    @cached_property
+    def placement(self) -> Placement:
+        return self._base.placement
+
+    def tokenizer(self) -> Tokenizer:
+        return self._base.tokenizer()
+
+    def read(self, name: str) -> FloatArray:
+        values, places = self._base.read(name), self._places.get(name, ())
+        if places:
+            values = values.copy()
+        for place in places:
+            a, b = (self._adapters.read(f"{place.ours}.lora_{kind}") for kind in "ab")
+            values[place.weight] += np.float32(self._adapters.lora.scale) * (
+                b[place.b] @ a[place.a]
+            )
+        return values
+
+    def load_into(self, model: Model) -> None:
+        for name, _, _ in self.config.parameters():
+            model.set(name, self.read(name))
+
+
+def adapted(file: ModelFile, adapter: str | Path | None) -> tuple[ModelFile, Adapters | None]:
+    """A model, and its adapters: those at `adapter`, or the ones that `file` has with its base."""
+    if adapter is not None:
+        return file, open_adapters(Path(adapter), file)
+    return (file.base, file) if isinstance(file, AdapterCheckpoint) else (file, None)
+
+
+def merged(file: ModelFile, adapter: str | Path | None = None) -> MergedModel:
+    """A base with its adapters added. UsageError for a model without any."""
+    base, adapters = adapted(file, adapter)
+    if adapters is None:
+        raise UsageError(f"{file.path} has no adapters to merge: leave out --merge")
+    return MergedModel(file.path, base, adapters)
