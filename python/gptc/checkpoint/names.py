@@ -30,6 +30,14 @@ def checkpoint_name(step: int) -> str:
     return f"ckpt-{step:06d}"
 
 
+def model_name(path: Path) -> str:
+    """The name of a model for people: that of its run, or else of its folder or file."""
+    path = path.resolve()
+    if path.is_file():
+        return path.stem
+    return path.parent.name if path.name.startswith("ckpt-") else path.name
+
+
 def step_of(checkpoint: Path) -> int:
     """The step in a name that `checkpoint_name` made."""
     return int(checkpoint.name.removeprefix("ckpt-"))

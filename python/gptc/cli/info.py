@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def info_command(path: Path, as_json: bool, show_mask: bool, train_on: TrainOn) 
 
 def describe(path: Path) -> dict[str, Any]:
     """The facts about `path`; "kind" says whether it is a run, a model, and so on."""
-    from gptc.checkpoint.names import CONFIG, list_checkpoints
+    from gptc.checkpoint.names import ADAPTER, CONFIG, list_checkpoints
     from gptc.data.dataset import DATASET_FILE, Dataset
     from gptc.files.whole import restore
     from gptc.formats.registry import is_foreign, open_model
@@ -64,7 +65,7 @@ def describe(path: Path) -> dict[str, Any]:
         raise GptcError(f"{path} does not exist; name a run, a checkpoint, a dataset or a shard")
     if path.is_file():
         return _describe_file(path)
-    if (path / CONFIG).is_file():
+    if (path / CONFIG).is_file() or (path / ADAPTER).is_file():
         return {"kind": "checkpoint", **_describe_checkpoint(path)}
     if is_foreign(path):
         return {"kind": "model", **_describe_model(open_model(path))}
@@ -120,12 +121,20 @@ def _describe_run(path: Path) -> dict[str, Any]:
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
-    from gptc.checkpoint.reader import Checkpoint
+    from gptc.checkpoint.find import open_folder
     from gptc.formats import hf
 
-    checkpoint = Checkpoint(path)
+    checkpoint = open_folder(path)
     described = _describe_model(checkpoint)
     described["format"] = hf.model_type(checkpoint.config)
+    if (lora := checkpoint.lora) is not None:
+        described["adapter"] = {
+            "rank": lora.rank,
+            "alpha": lora.alpha,
+            "kind": lora.kind,
+            "targets": list(lora.targets),
+            "parameters": sum(math.prod(p.shape) for p in checkpoint.trained()),
+        }
     trainer = checkpoint.trainer()
     if trainer is not None and "options" in trainer:
         names = ("step", "tokens", "elapsed_s", "evaluation", "best_val_loss", "gptc_version")
@@ -273,6 +282,15 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("ends of text", ", ".join(ends)))
     if found.get("chat_templates"):
         rows.append(("chat template", ", ".join(found["chat_templates"])))
+    if adapter := found.get("adapter"):
+        kind = "" if adapter["kind"] == "plain" else f", {adapter['kind']}"
+        rows.append(
+            (
+                "adapter",
+                f"rank {adapter['rank']}, alpha {adapter['alpha']:g}{kind}, of "
+                f"{', '.join(adapter['targets'])}: {adapter['parameters']:,} parameters",
+            )
+        )
     rows += [("note", note) for note in found["notes"]]
     if "training" in found:
         training = found["training"]

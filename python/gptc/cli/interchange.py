@@ -209,12 +209,13 @@ def export_command(
 
 def _verify_options(path: Path) -> None:
     """GptcError for a run's checkpoint with options that `gptc train --resume` would refuse."""
-    from gptc.checkpoint.names import CONFIG, list_checkpoints
-    from gptc.checkpoint.reader import Checkpoint
+    from gptc.checkpoint.find import open_folder
+    from gptc.checkpoint.names import ADAPTER, CONFIG, list_checkpoints
     from gptc.training.resolve import stored_options
 
-    for folder in [path] if (path / CONFIG).is_file() else list_checkpoints(path):
-        checkpoint = Checkpoint(folder)
+    is_one = (path / CONFIG).is_file() or (path / ADAPTER).is_file()
+    for folder in [path] if is_one else list_checkpoints(path):
+        checkpoint = open_folder(folder)
         if "options" in (checkpoint.trainer() or {}):
             stored_options(checkpoint)
 

@@ -82,6 +82,7 @@ def serve_command(
     options = _options(config, given)
     _check_packages()
     from gptc.checkpoint.facade import load_model, on_newest
+    from gptc.checkpoint.names import model_name
     from gptc.serve.server import Server, check_security, make_service
 
     check_security(options)  # before the weights are read
@@ -99,7 +100,7 @@ def serve_command(
             gpt,
             tokenizer,
             options,
-            name=options.name or Path(file.path).name,
+            name=options.name or model_name(Path(file.path)),
             chat_template=_template(tokenizer, options.chat_template),
             draft=_draft(draft),
         )

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from gptc.checkpoint.facade import load_model
-from gptc.checkpoint.find import find_checkpoint, open_checkpoint
+from gptc.checkpoint.find import find_checkpoint, open_checkpoint, open_folder
 from gptc.checkpoint.names import ADAPTER, CONFIG, RUN_CONFIG, list_checkpoints
-from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import DATASET_FILE, SPLITS, Dataset
 from gptc.data.shards import is_shard, open_shard
 from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer
@@ -60,7 +59,7 @@ def _verify_checkpoints(folders: list[Path]) -> list[str]:
     checks, whole, problems = [], [], []
     for folder in folders:
         try:
-            checks += [f"{folder.name}: {line}" for line in _verify_model(Checkpoint(folder))]
+            checks += [f"{folder.name}: {line}" for line in _verify_model(open_folder(folder))]
             whole.append(folder.name)
         except GptcError as error:
             problems.append(str(error))

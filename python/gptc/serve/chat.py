@@ -82,15 +82,21 @@ def prompt_of(
 ) -> list[int]:
     """The tokens of a conversation. BadRequest if the model's template does not take it."""
     tokenizer = service.scheduler.tokenizer
+    if not service.can_chat:
+        raise BadRequest(
+            "the model has no chat template: use /v1/completions, or start the server with "
+            "--chat-template FILE",
+            param="messages",
+        )
     try:
+        template = choose_template(tokenizer, service.chat_template, bool(tools))
+        if tools and "tools" not in template:
+            raise BadRequest(
+                "the model's chat template has no place for tools: leave them out, or start the "
+                "server with another --chat-template FILE",
+                param="tools",
+            )
         with python_names():
-            template = choose_template(tokenizer, service.chat_template, bool(tools))
-            if tools and "tools" not in template:
-                raise BadRequest(
-                    "the model's chat template has no place for tools: leave them out, or give "
-                    "another template with --chat-template",
-                    param="tools",
-                )
             return chat_prompt(
                 tokenizer, [_message(m) for m in messages], tools=tools, chat_template=template,
                 variables=variables,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,9 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gptc.checkpoint.find import open_folder
 from gptc.checkpoint.metrics import METRICS, read_records
 from gptc.checkpoint.names import list_checkpoints
-from gptc.checkpoint.reader import Checkpoint
 from gptc.errors import GptcError
 from gptc.files.words import quoted
 
@@ -52,7 +53,9 @@ def read_curves(run: Path | str) -> Curves:
             f"runs/tiny-stories; gptc info {quoted(folder)} says what it is"
         )
     checkpoints = list_checkpoints(folder)
-    trainer = Checkpoint(checkpoints[-1]).trainer() if checkpoints else None
+    trainer = None
+    with suppress(GptcError):  # a base that has gone: the curves are there all the same
+        trainer = open_folder(checkpoints[-1]).trainer() if checkpoints else None
     return Curves(folder.resolve().name, records, trainer)
 
 

@@ -16,7 +16,14 @@ from typing import Any, TextIO
 from gptc.checkpoint.adapter import save_adapter
 from gptc.checkpoint.find import open_checkpoint
 from gptc.checkpoint.metrics import METRICS, end_of
-from gptc.checkpoint.names import BEST, ROOT, RUN_CONFIG, checkpoint_name, list_checkpoints
+from gptc.checkpoint.names import (
+    BEST,
+    ROOT,
+    RUN_CONFIG,
+    checkpoint_name,
+    list_checkpoints,
+    model_name,
+)
 from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import save, size_of
 from gptc.data.known import KNOWN_DATASETS
@@ -192,9 +199,7 @@ def default_name(options: TrainOptions) -> str:
     if options.init_from is not None:
         what = Path(options.init_from).name
         if Path(options.init_from).exists():  # else a model of the hub
-            base = open_checkpoint(options.init_from).path.resolve()
-            what = base.parent.name if base.name.startswith("ckpt-") else base.name
-            what = base.stem if base.is_file() else what
+            what = model_name(open_checkpoint(options.init_from).path)
     return f"{what[:_LONGEST_PART]}-{dataset[:_LONGEST_PART]}"
 
 

@@ -62,7 +62,7 @@ def test_check_loads_and_answers(gptc: Gptc, saved: Path, tmp_path: Path) -> Non
     ran = gptc("serve", "-m", saved, "--check", "--config", config, "--parallel", 2, "--no-auth",
                "--host", "0.0.0.0")  # fmt: skip
     assert (ran.code, ran.out) == (0, "")
-    assert "2 sequences of 40 tokens\nok" in ran.err
+    assert f"{saved.name}: 2 sequences of 40 tokens\nok" in ran.err
 
 
 def test_without_the_packages_it_says_which_extra_to_install(

@@ -16,6 +16,7 @@ from gptc.checkpoint.find import find_checkpoint, open_checkpoint
 from gptc.engine.lora import Lora, targets_named
 from gptc.engine.options import Options, plan_for
 from gptc.errors import GptcError, UsageError
+from gptc.training.curves import read_curves
 from gptc.training.run import train
 from runs import metrics, reproducible
 from small_models import SHAPES, batch, make_checkpoint, make_config
@@ -62,6 +63,24 @@ def test_training_adapters_lowers_the_loss_and_leaves_the_base_alone(given: Give
     assert {"adapter_config.json", "adapter_model.safetensors", "base.json"} <= files
     assert "model.safetensors" not in files
     assert (file.path / "adapter_model.safetensors").stat().st_size < 100_000
+
+
+def test_a_run_of_adapters_is_described_checked_and_drawn(given: Given, gptc: Any) -> None:
+    train(given)
+    described = gptc("info", given["out"])
+    assert described.code == 0, described.err
+    assert "rank 3, alpha 6, of " in described.out
+    assert gptc("info", Path(given["out"]) / "ckpt-000008").code == 0
+    verified = gptc("verify", given["out"])
+    assert verified.code == 0, verified.err
+    assert "ckpt-000008: adapter_model.safetensors: its checksum is right" in verified.out
+    shutil.rmtree(given["init_from"])
+    for command in ("info", "verify"):
+        ran = gptc(command, given["out"])
+        assert ran.code == 1
+        assert "base" in ran.err
+        assert len(ran.err.splitlines()) == 1
+    assert len(read_curves(given["out"]).records) == 8
 
 
 def test_a_resumed_run_ends_with_the_same_bits(given: Given, tmp_path: Path) -> None:
