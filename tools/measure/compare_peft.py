@@ -89,7 +89,7 @@ def theirs(options: argparse.Namespace) -> Callable[[], float]:
 
 
 def serve(pipe: Connection, options: argparse.Namespace, is_ours: bool) -> None:
-    """Takes a step for each message, and answers with its loss, seconds, CPU seconds, and memory."""
+    """Takes a step for each message; answers with loss, seconds, CPU seconds and memory."""
     step = (ours if is_ours else theirs)(options)
     while pipe.recv():
         begin, cpu = time.perf_counter(), time.process_time()
