@@ -129,13 +129,16 @@ def _options(config: Path | None, given: dict[str, Any]) -> ServeOptions:
     return options
 
 
+_PACKAGES = ("starlette", "uvicorn", "prometheus-client")
+
+
 def _check_packages() -> None:
-    for name in ("starlette", "uvicorn", "prometheus_client"):
+    for name in _PACKAGES:
         try:
-            __import__(name)
+            __import__(name.replace("-", "_"))
         except ImportError:
             raise GptcError(
-                f"gptc serve needs the package {name}: " + pip_install("'gptc[serve]'")
+                f"gptc serve needs the package {name}: {pip_install(*_PACKAGES)}"
             ) from None
 
 

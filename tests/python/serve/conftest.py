@@ -24,9 +24,9 @@ TEMPLATE = (
 @contextmanager
 def running(template: str | None = TEMPLATE, **options: Any) -> Iterator[Any]:
     """A server in a thread; its `url` is the address."""
-    pytest.importorskip("starlette", reason="pip install 'gptc[serve]'")
-    pytest.importorskip("uvicorn", reason="pip install 'gptc[serve]'")
-    pytest.importorskip("prometheus_client", reason="pip install 'gptc[serve]'")
+    pytest.importorskip("starlette", reason="pip install '.[serve]'")
+    pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
+    pytest.importorskip("prometheus_client", reason="pip install '.[serve]'")
     from gptc.serve.server import Server, make_service
 
     given = {"port": 0, "parallel": 8, "prefill_chunk": 16, "drain_seconds": 5, **options}

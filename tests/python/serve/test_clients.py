@@ -49,7 +49,7 @@ def test_the_openai_package(server: Any) -> None:
 
 def test_the_openai_package_with_schemas_tools_and_async(server: Any) -> None:
     openai = pytest.importorskip("openai", reason="pip install openai")
-    pytest.importorskip("llguidance", reason="pip install 'gptc[grammar]'")
+    pytest.importorskip("llguidance", reason="pip install '.[grammar]'")
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     schema = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"],
               "additionalProperties": False}  # fmt: skip

@@ -87,7 +87,7 @@ def test_token_ids_best_of_stop_and_biases(server: Any) -> None:
 
 
 def test_structured_text_matches(server: Any) -> None:
-    pytest.importorskip("llguidance", reason="pip install 'gptc[grammar]'")
+    pytest.importorskip("llguidance", reason="pip install '.[grammar]'")
     assert complete(server, regex="[0-9]{4}")["choices"][0]["text"].isdigit()
     assert complete(server, grammar='root ::= "yes" | "no"')["choices"][0]["text"] in ("yes", "no")
     schema = {
@@ -139,7 +139,7 @@ def test_an_answer_whole_and_as_a_stream(server: Any) -> None:
 
 
 def test_a_required_call_is_valid_and_parsed(server: Any) -> None:
-    pytest.importorskip("llguidance", reason="pip install 'gptc[grammar]'")
+    pytest.importorskip("llguidance", reason="pip install '.[grammar]'")
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
         body = {"messages": HELLO, "tools": TOOLS, "tool_choice": choice, "seed": 2}
         found = call(server.url, CHAT, body).json["choices"][0]

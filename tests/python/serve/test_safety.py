@@ -24,7 +24,7 @@ VALUES = [
 
 def fields() -> Iterator[tuple[str, str]]:
     """Each field of each path but the ignored, from the tables that the server reads."""
-    pytest.importorskip("starlette", reason="pip install 'gptc[serve]'")
+    pytest.importorskip("starlette", reason="pip install '.[serve]'")
     from gptc.serve import tables
     from gptc.serve.options import ServeOptions
 
@@ -99,7 +99,7 @@ def test_a_bad_body_gets_its_reason(server: Any, body: bytes, status: int, says:
 
 
 def test_schema_bombs_are_refused_in_bounded_time(server: Any) -> None:
-    pytest.importorskip("llguidance", reason="pip install 'gptc[grammar]'")
+    pytest.importorskip("llguidance", reason="pip install '.[grammar]'")
     deep: Any = {"type": "string"}
     for _ in range(200):
         deep = {"type": "object", "properties": {"a": deep}, "required": ["a"]}

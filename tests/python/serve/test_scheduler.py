@@ -250,7 +250,7 @@ def test_an_error_of_the_engine_ends_what_runs_and_nothing_else(
 def test_masks_of_grammars_and_prompt_logprobs_share_a_batch_with_plain_texts(
     make: Callable[..., Scheduler], writer: Model, tokenizer: Tokenizer
 ) -> None:
-    pytest.importorskip("llguidance", reason="pip install 'gptc[grammar]'")
+    pytest.importorskip("llguidance", reason="pip install '.[grammar]'")
     plain = make_request(writer, tokenizer, "abc" * 9, max_tokens=9, stop=())
     digits = make_request(writer, tokenizer, "n = ", regex="[0-9]{5}", max_tokens=9, stop=())
     scored = make_request(writer, tokenizer, "abc" * 9, max_tokens=1, stop=())
