@@ -124,5 +124,5 @@ def print_summary(summary: Summary) -> None:
         say(f"resume with: gptc train --resume {quoted(summary.out)}", sys.stderr)
     else:
         model = quoted(summary.best_checkpoint or summary.out)
-        prompt = "" if summary.chats else f" -p {quoted(summary.prompt)}"
+        prompt = " --chat" if summary.chats else f" -p {quoted(summary.prompt)}"
         say(f"next: gptc infer -m {model}{prompt}", sys.stderr)

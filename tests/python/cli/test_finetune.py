@@ -31,7 +31,7 @@ def test_a_model_is_fine_tuned(
     assert ran.code == 0, ran.err
     assert "27 conversations to train on, 3 held out" in ran.err
     assert ran.out.count("before: ") == ran.out.count("after: ") == 3
-    assert f"next: gptc infer -m {out}" in ran.err
+    assert f"next: gptc infer -m {out} --chat\n" in ran.err
     options = json.loads((out / "ckpt-000004" / "trainer.json").read_text())["options"]
     assert (options["lora_rank"], options["lr"]) == (rank, 2e-4 if rank else 2e-5)
     messages = tmp_path / "messages.json"
