@@ -64,6 +64,7 @@ static int check_positions(const int32_t *positions, int B, int T) {
 int gpt_model_documents(gpt_model *model, const int32_t *positions, int B, int T) {
     REQUIRE_MODEL(model);
     REQUIRE(positions);
+    model->documents_B = model->documents_T = 0;
     TRY(check_batch(model, B, T));
     TRY(check_positions(positions, B, T));
     model->ops->upload(model->ctx, model->acts.documents, positions,
@@ -72,7 +73,8 @@ int gpt_model_documents(gpt_model *model, const int32_t *positions, int B, int T
     return GPT_OK;
 }
 
-/* The documents that were given for this batch, and no other. */
+/* The documents that were given for this call and no other: they are taken before any other check, so that a
+ * call that is refused leaves none to the next. */
 static int take_documents(gpt_model *m, int B, int T) {
     int given_B = m->documents_B, given_T = m->documents_T;
     m->acts.positions = given_B ? m->acts.documents : NULL;
@@ -87,7 +89,6 @@ static int take_documents(gpt_model *m, int B, int T) {
 static int set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int B, int T) {
     int N = B * T;
     size_t bytes = sizeof(int32_t) * (size_t)N;
-    TRY(take_documents(m, B, T));
     m->ops->ctx_set_workspace(m->ctx, m->workspace);
     model_pack(m);
     rope_reach(m, &m->acts, 0, T, T);
@@ -114,6 +115,7 @@ static int mean_loss(gpt_model *m, int N, int n_valid, float *loss, float *losse
 
 int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, float *logits) {
     REQUIRE_MODEL(model);
+    TRY(take_documents(model, B, T));
     REQUIRE(tokens);
     REQUIRE(logits);
     TRY(check_batch(model, B, T));
@@ -145,6 +147,7 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
 int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
                    float *loss, float *losses) {
     REQUIRE_MODEL(model);
+    TRY(take_documents(model, B, T));
     REQUIRE(tokens);
     REQUIRE(targets);
     TRY(check_batch(model, B, T));
@@ -196,6 +199,7 @@ static void forward_backward(gpt_model *m, const batch *x, float scale) {
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss) {
     REQUIRE_MODEL(model);
+    TRY(take_documents(model, B, T));
     REQUIRE(tokens);
     REQUIRE(targets);
     if (!model->grads)
