@@ -151,6 +151,9 @@ def damaged(folder: Path, **changes: Any) -> Path:
         ({"bias": "all"}, "bias 'all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', with which peft changes"),
+        ({"init_lora_weights": "OLoRA"}, "init_lora_weights 'olora'"),
+        ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens .* use another adapter"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"r": 3}, "the adapter is of another model"),
         ({"r": "2"}, "r is '2'"),
@@ -164,6 +167,14 @@ def test_what_the_engine_does_not_compute_is_refused_by_name(
     folder = damaged(make_adapter(tmp_path / "one", base, "all", 2), **changes)
     with pytest.raises(GptcError, match=words):
         open_folder(folder)
+
+
+def test_an_adapter_may_begin_with_any_numbers(tmp_path: Path) -> None:
+    base = make_checkpoint(make_config("llama"), folder=tmp_path / "base").path
+    folder = make_adapter(tmp_path / "one", base, "all", 2)
+    for init in (True, False, "gaussian", "eva", None):
+        shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
+        assert open_folder(damaged(folder, init_lora_weights=init)).lora is not None
 
 
 def test_an_altered_adapter_is_found(tmp_path: Path) -> None:
