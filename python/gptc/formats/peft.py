@@ -97,7 +97,8 @@ def places(config: GPTConfig, lora: Lora, parts: list[Part] | None = None) -> li
             there = modules[f"{ours}.weight"]
             if which is None and len(there) > 1:
                 raise GptcError(f"this family has no place for an adapter {target}")
-            part = there[which or 0]
+            is_whole = which is not None and len(there) == 1
+            part = _rows_of(config, there[0], target) if is_whole else there[which or 0]
             a, b = ends.get(ours, (0, 0))
             size = part.rows.stop - part.rows.start
             found.append(
@@ -113,6 +114,21 @@ def places(config: GPTConfig, lora: Lora, parts: list[Part] | None = None) -> li
             )
             ends[ours] = (a + lora.rank, b + size)
     return found
+
+
+def _rows_of(config: GPTConfig, whole: Part, target: str) -> Part:
+    """The rows of an adapter, of a matrix that a class of our own stores as one."""
+    kv, ff = config.n_kv_head * config.head_size, config.n_ff
+    keys = whole.rows.stop - 2 * kv
+    begin, end = {
+        "q": (0, keys),
+        "k": (keys, keys + kv),
+        "v": (keys + kv, keys + 2 * kv),
+        "gate": (0, ff),
+        "up": (ff, 2 * ff),
+    }[target]
+    name = whole.name.removesuffix(".weight")
+    return whole._replace(name=f"{name}.{target}.weight", rows=slice(begin, end))
 
 
 # ---- ours to theirs ----
