@@ -46,8 +46,9 @@ static int check_targets(const gpt_model *m, const int32_t *targets, int N, int 
     return GPT_OK;
 }
 
-/* Positions of one document or several: 0, or 1 more than those before. */
-static int check_positions(const int32_t *positions, int B, int T) {
+/* Positions of one document or several: 0, or 1 more than those before. The tokens of the longest. */
+static int check_positions(const int32_t *positions, int B, int T, int *longest) {
+    *longest = 0;
     for (int b = 0; b < B; b++)
         for (int t = 0; t < T; t++) {
             int32_t position = positions[b * T + t], before = t ? positions[b * T + t - 1] : -1;
@@ -57,6 +58,7 @@ static int check_positions(const int32_t *positions, int B, int T) {
                     "position %d of sequence %d is %d; it must be 0 where a document begins, "
                     "and else 1 more than the one before",
                     t, b, position);
+            if (position >= *longest) *longest = position + 1;
         }
     return GPT_OK;
 }
@@ -66,7 +68,7 @@ int gpt_model_documents(gpt_model *model, const int32_t *positions, int B, int T
     REQUIRE(positions);
     model->documents_B = model->documents_T = 0;
     TRY(check_batch(model, B, T));
-    TRY(check_positions(positions, B, T));
+    TRY(check_positions(positions, B, T, &model->documents_longest));
     model->ops->upload(model->ctx, model->acts.documents, positions,
                        sizeof(int32_t) * (size_t)(B * T));
     model->documents_B = B, model->documents_T = T;
@@ -87,11 +89,11 @@ static int take_documents(gpt_model *m, int B, int T) {
 
 /* Where rows are looked up, a token is the number of its row among those that are looked up. */
 static int set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int B, int T) {
-    int N = B * T;
+    int N = B * T, longest = m->acts.positions ? m->documents_longest : T;
     size_t bytes = sizeof(int32_t) * (size_t)N;
     m->ops->ctx_set_workspace(m->ctx, m->workspace);
     model_pack(m);
-    rope_reach(m, &m->acts, 0, T, T);
+    rope_reach(m, &m->acts, 0, longest, longest);
     if (rows_are_looked_up(m)) {
         TRY(rows_look_up(m, &m->acts, tokens, N));
         for (int i = 0; i < N; i++) m->acts.tokens[i] = i; /* which is the host's memory */
