@@ -503,7 +503,7 @@ int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t o
 
 /* The next call of gpt_model_logits, gpt_model_loss or gpt_model_backward has sequences that are made of
  * documents: positions (B, T) of the tokens in theirs, 0 where one begins and else 1 more than before. A
- * token attends to its own document alone, and has its position there. */
+ * token attends to its own document alone, and has its position there. A call that is refused counts. */
 int gpt_model_documents(gpt_model *model, const int32_t *positions, int B, int T);
 /* logits (B, T, V) of tokens (B, T). */
 int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, float *logits);

@@ -46,8 +46,9 @@ static int check_targets(const gpt_model *m, const int32_t *targets, int N, int 
     return GPT_OK;
 }
 
-/* Positions of one document or several: 0, or 1 more than those before. */
-static int check_positions(const int32_t *positions, int B, int T) {
+/* Positions of one document or several: 0, or 1 more than those before. The tokens of the longest. */
+static int check_positions(const int32_t *positions, int B, int T, int *longest) {
+    *longest = 0;
     for (int b = 0; b < B; b++)
         for (int t = 0; t < T; t++) {
             int32_t position = positions[b * T + t], before = t ? positions[b * T + t - 1] : -1;
@@ -57,6 +58,7 @@ static int check_positions(const int32_t *positions, int B, int T) {
                     "position %d of sequence %d is %d; it must be 0 where a document begins, "
                     "and else 1 more than the one before",
                     t, b, position);
+            if (position >= *longest) *longest = position + 1;
         }
     return GPT_OK;
 }
@@ -64,15 +66,17 @@ static int check_positions(const int32_t *positions, int B, int T) {
 int gpt_model_documents(gpt_model *model, const int32_t *positions, int B, int T) {
     REQUIRE_MODEL(model);
     REQUIRE(positions);
+    model->documents_B = model->documents_T = 0;
     TRY(check_batch(model, B, T));
-    TRY(check_positions(positions, B, T));
+    TRY(check_positions(positions, B, T, &model->documents_longest));
     model->ops->upload(model->ctx, model->acts.documents, positions,
                        sizeof(int32_t) * (size_t)(B * T));
     model->documents_B = B, model->documents_T = T;
     return GPT_OK;
 }
 
-/* The documents that were given for this batch, and no other. */
+/* The documents that were given for this call and no other: they are taken before any other check, so that a
+ * call that is refused leaves none to the next. */
 static int take_documents(gpt_model *m, int B, int T) {
     int given_B = m->documents_B, given_T = m->documents_T;
     m->acts.positions = given_B ? m->acts.documents : NULL;
@@ -85,12 +89,11 @@ static int take_documents(gpt_model *m, int B, int T) {
 
 /* Where rows are looked up, a token is the number of its row among those that are looked up. */
 static int set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int B, int T) {
-    int N = B * T;
+    int N = B * T, longest = m->acts.positions ? m->documents_longest : T;
     size_t bytes = sizeof(int32_t) * (size_t)N;
-    TRY(take_documents(m, B, T));
     m->ops->ctx_set_workspace(m->ctx, m->workspace);
     model_pack(m);
-    rope_reach(m, &m->acts, 0, T, T);
+    rope_reach(m, &m->acts, 0, longest, longest);
     if (rows_are_looked_up(m)) {
         TRY(rows_look_up(m, &m->acts, tokens, N));
         for (int i = 0; i < N; i++) m->acts.tokens[i] = i; /* which is the host's memory */
@@ -114,6 +117,7 @@ static int mean_loss(gpt_model *m, int N, int n_valid, float *loss, float *losse
 
 int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, float *logits) {
     REQUIRE_MODEL(model);
+    TRY(take_documents(model, B, T));
     REQUIRE(tokens);
     REQUIRE(logits);
     TRY(check_batch(model, B, T));
@@ -145,6 +149,7 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
 int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
                    float *loss, float *losses) {
     REQUIRE_MODEL(model);
+    TRY(take_documents(model, B, T));
     REQUIRE(tokens);
     REQUIRE(targets);
     TRY(check_batch(model, B, T));
@@ -196,6 +201,7 @@ static void forward_backward(gpt_model *m, const batch *x, float scale) {
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss) {
     REQUIRE_MODEL(model);
+    TRY(take_documents(model, B, T));
     REQUIRE(tokens);
     REQUIRE(targets);
     if (!model->grads)

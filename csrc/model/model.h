@@ -281,6 +281,7 @@ struct gpt_model {
     int64_t step;                 /* updates done */
     int64_t n_micro;              /* backward calls since the last update */
     int documents_B, documents_T; /* the next batch, which is of several documents; 0: it is not */
+    int documents_longest;        /* tokens of the longest of them */
     bool grads_stale;             /* the next backward starts from zero */
     bool interrupted;             /* the computation under way has stopped between two layers */
     bool lost_rows;               /* because rows of a lent embedding could not be read */

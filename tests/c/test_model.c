@@ -83,6 +83,24 @@ static void test_against_reference(void) {
 
 /* ---- documents ---- */
 
+/* A call that is refused has taken its documents: the next one has whole sequences. */
+static void check_refused_calls(const family *f, gpt_model *model, const int32_t *positions,
+                                const int32_t *tokens, const int32_t *targets, int B, int T) {
+    int32_t *none = host_ints(B * T), *unknown = host_ints(B * T);
+    float whole, loss, *logits = host_floats((int64_t)B * T * f->config.vocab_size);
+    for (int n = 0; n < B * T; n++) none[n] = -1, unknown[n] = f->config.vocab_size;
+    EXPECT_OK(gpt_model_loss(model, tokens, targets, B, T, &whole, NULL));
+    for (int call = 0; call < 4; call++) {
+        EXPECT_OK(gpt_model_documents(model, positions, B, T));
+        if (call == 0) EXPECT(gpt_model_loss(model, tokens, none, B, T, &loss, NULL) != GPT_OK);
+        if (call == 1) EXPECT(gpt_model_backward(model, tokens, none, B, T, 1, NULL) != GPT_OK);
+        if (call == 2) EXPECT(gpt_model_logits(model, unknown, B, T, logits) != GPT_OK);
+        if (call == 3) EXPECT(gpt_model_documents(model, tokens, B, T) != GPT_OK);
+        EXPECT_OK(gpt_model_loss(model, tokens, targets, B, T, &loss, NULL));
+        EXPECT(loss == whole);
+    }
+}
+
 /* Two documents in each sequence: their losses, and the gradient of all, are those of each alone. */
 static void check_documents(const family *f, gpt_model *model) {
     enum { B = 2, T = 19, FIRST = 7, N = B * T };
@@ -126,13 +144,23 @@ static void check_documents(const family *f, gpt_model *model) {
     EXPECT(gpt_model_loss(model, tokens, targets, 1, T, &loss, NULL) == GPT_ERR_ARGUMENT);
     EXPECT(strstr(gpt_last_error(), "documents were given as 2 x 19") != NULL);
     EXPECT_OK(gpt_model_loss(model, tokens, targets, 1, T, &loss, NULL));
+    check_refused_calls(f, model, positions, tokens, targets, B, T);
     positions[FIRST] = 1;
     EXPECT(gpt_model_documents(model, positions, B, T) == GPT_ERR_ARGUMENT);
     EXPECT(strstr(gpt_last_error(), "position 7 of sequence 0 is 1") != NULL);
 }
 
 static void test_documents(void) {
+    /* Their frequencies depend on the longest document, not on the row: none is longer than this. */
+    family lowered = families[1];
+    lowered.name = "dynamic";
+    lowered.config.rope_scaling = GPT_ROPE_DYNAMIC;
+    lowered.config.rope_factor = 2;
+    lowered.config.rope_original = 12;
     EACH_PLACE {
+        gpt_model *dynamic = new_model(&lowered.config, 1, 3, 0, 0.0f);
+        check_documents(&lowered, dynamic);
+        gpt_model_free(dynamic);
         for (int f = 0; f < TEST_COUNT(families); f++) {
             gpt_model *model = new_model(&families[f].config, 1, 3, 0, 0.0f);
             check_documents(&families[f], model);

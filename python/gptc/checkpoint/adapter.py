@@ -104,7 +104,8 @@ class AdapterCheckpoint(Checkpoint):
     def check(self) -> list[str]:
         found = [f"{name}: its checksum is right" for name in self.verify()]
         self._adapters.check()
-        return [*found, f"{len(self._adapters.tensors.shapes)} tensors, every number finite"]
+        found.append(f"{len(self._adapters.tensors.shapes)} tensors, every number finite")
+        return [*found, *self._check_moments()]
 
 
 def fingerprint(file: ModelFile) -> str:

@@ -187,12 +187,14 @@ class Checkpoint(ModelFile):
     def check(self) -> list[str]:
         """Checks every file's checksum and every number; returns a line for each check."""
         found = [f"{name}: its checksum is right" for name in self.verify()]
-        found += super().check()
-        if self.optimizer_step is not None:
-            for name in self._moments.shapes:
-                check_finite(self._moments.read(name), f"{self._moments.path}: {name}")
-            found.append(f"{len(self._moments.shapes)} moments, every number finite")
-        return found
+        return [*found, *super().check(), *self._check_moments()]
+
+    def _check_moments(self) -> list[str]:
+        if self.optimizer_step is None:
+            return []
+        for name in self._moments.shapes:
+            check_finite(self._moments.read(name), f"{self._moments.path}: {name}")
+        return [f"{len(self._moments.shapes)} moments, every number finite"]
 
     def verify(self) -> list[str]:
         """Checks the checksum of every file; returns their names."""

@@ -28,6 +28,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _MOST_RANK = 4096
+_MERGE = "merge the adapter with peft's merge_and_unload, and give that model's folder"
 
 # Fields of peft's LoraConfig that ask for what the engine does not compute, unless empty or so.
 _PLAIN: Mapping[str, Any] = {
@@ -42,7 +43,16 @@ _PLAIN: Mapping[str, Any] = {
     "alpha_pattern": {},
     "trainable_token_indices": None,
     "target_parameters": None,
+    "use_bdlora": None,
+    "kasa_config": None,
+    "monteclora_config": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
 }
+_NOT_MERGEABLE = ("alora_invocation_tokens", "arrow_config")
+
+# Beginnings of init_lora_weights with which peft changes the base, also when it loads an adapter.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
 # An adapter by name: its matrix, and which of the matrices it is that a family stores in its place.
 _MATRICES = {
@@ -87,7 +97,8 @@ def places(config: GPTConfig, lora: Lora, parts: list[Part] | None = None) -> li
             there = modules[f"{ours}.weight"]
             if which is None and len(there) > 1:
                 raise GptcError(f"this family has no place for an adapter {target}")
-            part = there[which or 0]
+            is_whole = which is not None and len(there) == 1
+            part = _rows_of(config, there[0], target) if is_whole else there[which or 0]
             a, b = ends.get(ours, (0, 0))
             size = part.rows.stop - part.rows.start
             found.append(
@@ -103,6 +114,21 @@ def places(config: GPTConfig, lora: Lora, parts: list[Part] | None = None) -> li
             )
             ends[ours] = (a + lora.rank, b + size)
     return found
+
+
+def _rows_of(config: GPTConfig, whole: Part, target: str) -> Part:
+    """The rows of an adapter, of a matrix that a class of our own stores as one."""
+    kv, ff = config.n_kv_head * config.head_size, config.n_ff
+    keys = whole.rows.stop - 2 * kv
+    begin, end = {
+        "q": (0, keys),
+        "k": (keys, keys + kv),
+        "v": (keys + kv, keys + 2 * kv),
+        "gate": (0, ff),
+        "up": (ff, 2 * ff),
+    }[target]
+    name = whole.name.removesuffix(".weight")
+    return whole._replace(name=f"{name}.{target}.weight", rows=slice(begin, end))
 
 
 # ---- ours to theirs ----
@@ -234,10 +260,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name, plain in _PLAIN.items():
         value = data.get(name, plain)
         if value != plain and value not in (None, {}, []):
+            way_out = "use another adapter" if name in _NOT_MERGEABLE else _MERGE
             raise GptcError(
-                f"{file} has {name} {value!r:.60}, which gptc does not compute; merge the adapter "
-                "with peft's merge_and_unload, and give that model's folder"
+                f"{file} has {name} {value!r:.60}, which gptc does not compute; {way_out}"
             )
+    init = str(data.get("init_lora_weights")).lower()
+    if init.startswith(_CHANGES_BASE):
+        raise GptcError(
+            f"{file} has init_lora_weights {init!r:.60}, with which peft changes the base; {_MERGE}"
+        )
     return data
 
 

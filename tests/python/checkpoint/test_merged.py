@@ -19,6 +19,7 @@ from gptc.cli import main
 from gptc.convert.export_model import export_model
 from gptc.engine.lora import targets_named
 from gptc.errors import GptcError, UsageError
+from gptc.formats import hf
 from small_models import SHAPES, batch, make_checkpoint, make_config
 
 
@@ -70,6 +71,18 @@ def test_a_model_switches_between_adapters_and_none(base: Path, pair: list[Path]
             np.testing.assert_allclose(model.logits(batch(B=1)[0]), wanted[name], atol=2e-5)
         with pytest.raises(UsageError, match="one of one, two"):
             adapters.use(model, "three")
+
+
+@pytest.mark.parametrize("targets", ["all", "k,up"])
+def test_a_model_that_no_other_class_computes_has_adapters(tmp_path: Path, targets: str) -> None:
+    """Its config.json is our own, and queries, keys and values are one matrix of its file."""
+    config = make_config("llama", attn_proj_bias=True)
+    assert (config.family, hf.model_type(config)) == ("llama", "gptc")
+    base = make_checkpoint(config, folder=tmp_path / "base").path
+    folder = make_adapter(tmp_path / "one", base, targets, 2)
+    assert not np.allclose(logits(folder), logits(base), atol=1e-2)
+    export_model(merged(open_checkpoint(folder)), "hf", tmp_path / "out")
+    np.testing.assert_allclose(logits(tmp_path / "out"), logits(folder), atol=2e-5)
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
@@ -151,6 +164,9 @@ def damaged(folder: Path, **changes: Any) -> Path:
         ({"bias": "all"}, "bias 'all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', with which peft changes"),
+        ({"init_lora_weights": "OLoRA"}, "init_lora_weights 'olora'"),
+        ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens .* use another adapter"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"r": 3}, "the adapter is of another model"),
         ({"r": "2"}, "r is '2'"),
@@ -164,6 +180,14 @@ def test_what_the_engine_does_not_compute_is_refused_by_name(
     folder = damaged(make_adapter(tmp_path / "one", base, "all", 2), **changes)
     with pytest.raises(GptcError, match=words):
         open_folder(folder)
+
+
+def test_an_adapter_may_begin_with_any_numbers(tmp_path: Path) -> None:
+    base = make_checkpoint(make_config("llama"), folder=tmp_path / "base").path
+    folder = make_adapter(tmp_path / "one", base, "all", 2)
+    for init in (True, False, "gaussian", "eva", None):
+        shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
+        assert open_folder(damaged(folder, init_lora_weights=init)).lora is not None
 
 
 def test_an_altered_adapter_is_found(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_a_run_of_adapters_is_described_checked_and_drawn(given: Given, gptc: An
     verified = gptc("verify", given["out"])
     assert verified.code == 0, verified.err
     assert "ckpt-000008: adapter_model.safetensors: its checksum is right" in verified.out
+    assert "moments, every number finite" in verified.out
     shutil.rmtree(given["init_from"])
     for command in ("info", "verify"):
         ran = gptc(command, given["out"])
@@ -81,6 +82,17 @@ def test_a_run_of_adapters_is_described_checked_and_drawn(given: Given, gptc: An
         assert "base" in ran.err
         assert len(ran.err.splitlines()) == 1
     assert len(read_curves(given["out"]).records) == 8
+
+
+def test_moments_that_are_not_finite_are_found(given: Given, gptc: Any) -> None:
+    train({**given, "steps": 1})
+    folder = find_checkpoint(given["out"])
+    (folder / "checksums.json").unlink()
+    file = folder / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + np.float32(np.nan).tobytes())
+    verified = gptc("verify", folder)
+    assert verified.code == 1
+    assert "optimizer.safetensors" in verified.err
 
 
 def test_a_resumed_run_ends_with_the_same_bits(given: Given, tmp_path: Path) -> None:
