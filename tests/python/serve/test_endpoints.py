@@ -72,6 +72,17 @@ def test_echo_scores_the_prompt_as_the_model_does(server: Any) -> None:
             assert logprobs["token_logprobs"][i + 1] == pytest.approx(expected, abs=1e-3)
 
 
+def test_echo_scores_the_prompt_of_each_choice(server: Any) -> None:
+    body = {"prompt": "Hello", "echo": True, "logprobs": 1, "max_tokens": 5}
+    (one,) = complete(server, **body)["choices"]
+    many = complete(server, n=3, **body)["choices"]
+    assert len(many) == 3
+    for choice in many:
+        found, expected = choice["logprobs"]["token_logprobs"], one["logprobs"]["token_logprobs"]
+        assert (found[0], len(found)) == (None, 10)
+        assert found[1:5] == pytest.approx(expected[1:5], abs=1e-4)
+
+
 def test_token_ids_best_of_stop_and_biases(server: Any) -> None:
     by_ids = complete(server, prompt=list(b"Once"))["choices"][0]["text"]
     assert by_ids == complete(server, prompt="Once")["choices"][0]["text"]
