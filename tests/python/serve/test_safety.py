@@ -90,12 +90,27 @@ def test_a_field_of_any_type_is_taken_or_refused_by_name(server: Any, path: str,
         (b'{"prompt": "a", "regex": "(a"}', 400, "regex"),
         (b'{"prompt": "a", "logit_bias": {"x": 1}}', 400, "token id"),
         (b'{"prompt": "a", "logit_bias": {"256": 1}}', 400, "vocabulary"),
+        (b'{"prompt": "a", "logit_bias": {"65": null}}', 400, "logit_bias.65 is None"),
     ],
 )  # fmt: skip
 def test_a_bad_body_gets_its_reason(server: Any, body: bytes, status: int, says: str) -> None:
     reply = call(server.url, COMPLETIONS, body)
     assert (reply.status, says in reply.message) == (status, True), reply
     assert call(server.url, COMPLETIONS, VALID[COMPLETIONS]).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": None}}, "is missing"),
+        ({"chat_template_kwargs": {"messages": 5}}, "set messages"),
+        ({"chat_template_kwargs": {"tools": []}}, "set tools"),
+        ({"chat_template_kwargs": {"add_generation_prompt": False}}, "add_generation_prompt"),
+    ],
+)
+def test_a_bad_body_of_a_chat_gets_its_reason(server: Any, body: Any, says: str) -> None:
+    reply = call(server.url, CHAT, {**VALID[CHAT], **body})
+    assert (reply.status, says in reply.message) == (400, True), reply
 
 
 def test_schema_bombs_are_refused_in_bounded_time(server: Any) -> None:
