@@ -238,7 +238,41 @@ def test_slow_writers_and_readers_are_cut_off(own_server: Callable[..., Any]) ->
             )  # fmt: skip
             assert until(lambda: scheduler.n_running == 8)
             assert until(lambda: scheduler.n_running == 0, 60)
+            assert until(lambda: not server.connections, 60)
         assert scheduler.counts.cancelled == 1
+
+
+def test_a_whole_answer_that_nobody_reads_is_cut_off(own_server: Callable[..., Any]) -> None:
+    with own_server(timeout=0.5) as server, connect(server.url) as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        text = json.dumps({"content": "a" * 4_000_000}).encode()
+        reader.sendall(
+            b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(text)}\r\n\r\n".encode() + text
+        )  # fmt: skip
+        assert until(lambda: len(server.connections) == 1)
+        assert until(lambda: not server.connections, 60)
+
+
+def test_a_long_text_to_tokenize_does_not_hold_up_other_requests(
+    server: Any, monkeypatch: Any
+) -> None:
+    import threading
+
+    tokenizer, go = server.service.scheduler.tokenizer, threading.Event()
+    encode = type(tokenizer).encode
+    monkeypatch.setattr(
+        type(tokenizer), "encode", lambda self, text: go.wait(30) and encode(self, text)
+    )
+    asking = threading.Thread(target=call, args=(server.url, "/tokenize", {"content": "a"}))
+    asking.start()
+    try:
+        begin = time.monotonic()
+        assert call(server.url, "/health").status == 200
+        assert time.monotonic() - begin < 20
+    finally:
+        go.set()
+        asking.join(60)
 
 
 def test_a_full_queue_is_429_with_retry_after(own_server: Callable[..., Any]) -> None:
