@@ -148,6 +148,23 @@ def test_a_prepared_dataset_keeps_its_template(options: dict[str, Any], tmp_path
     assert marks.chat_template == template.read_text()
 
 
+def test_a_run_resumes_without_the_file_of_its_template(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    template = tmp_path / "plain.jinja"
+    text = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    template.write_text(text)
+    options["chat_template"] = str(template)
+    train(options)
+    template.unlink()
+    summary = train({"steps": 9}, resume=options["out"])
+    assert summary.checkpoint is not None
+    assert Checkpoint(Path(summary.checkpoint)).tokenizer().marks.chat_template == text
+
+
 def _obeys(answer: str) -> bool:
     try:
         found = json.loads(answer)
