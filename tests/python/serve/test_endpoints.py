@@ -49,6 +49,8 @@ def test_a_stream_has_the_same_text_and_usage(server: Any) -> None:
         assert "".join(piece["text"] for piece in mine) == expected["text"]
         tokens = [token for piece in mine for token in piece["logprobs"]["token_logprobs"]]
         assert tokens == expected["logprobs"]["token_logprobs"]
+        offsets = [at for piece in mine for at in piece["logprobs"]["text_offset"]]
+        assert offsets == expected["logprobs"]["text_offset"]
         assert [piece["finish_reason"] for piece in mine][-1] == "length"
     assert last["choices"] == []
     assert last["usage"] == whole["usage"]
@@ -58,6 +60,7 @@ def test_echo_scores_the_prompt_as_the_model_does(server: Any) -> None:
     found = complete(server, prompt="Hello", echo=True, logprobs=1, max_tokens=0)
     choice = found["choices"][0]
     assert choice["text"] == "Hello"
+    assert found["usage"] == {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}
     logprobs = choice["logprobs"]
     assert logprobs["tokens"] == list("Hello")
     assert logprobs["text_offset"] == [0, 1, 2, 3, 4]
@@ -81,6 +84,11 @@ def test_echo_scores_the_prompt_of_each_choice(server: Any) -> None:
         found, expected = choice["logprobs"]["token_logprobs"], one["logprobs"]["token_logprobs"]
         assert (found[0], len(found)) == (None, 10)
         assert found[1:5] == pytest.approx(expected[1:5], abs=1e-4)
+
+
+def test_offsets_count_whole_characters(server: Any) -> None:
+    body = {"prompt": "é!", "echo": True, "logprobs": 0, "max_tokens": 0}
+    assert complete(server, **body)["choices"][0]["logprobs"]["text_offset"] == [0, 0, 1]
 
 
 def test_token_ids_best_of_stop_and_biases(server: Any) -> None:
