@@ -157,6 +157,14 @@ def test_an_answer_whole_and_as_a_stream(server: Any) -> None:
     assert pieces[-1]["choices"][0]["finish_reason"] == "length"
 
 
+def test_one_space_is_stripped_whole_and_as_a_stream(server: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(server.service.scheduler.tokenizer, "strips_space", True)
+    spaces = {"messages": HELLO, "logit_bias": {"32": 100}, "max_tokens": 4}
+    whole = call(server.url, CHAT, spaces).json["choices"][0]["message"]["content"]
+    pieces = events(call(server.url, CHAT, {**spaces, "stream": True}))
+    assert whole == "".join(p["choices"][0]["delta"].get("content", "") for p in pieces) == "   "
+
+
 def test_a_required_call_is_valid_and_parsed(server: Any) -> None:
     pytest.importorskip("llguidance", reason="pip install 'gptc[grammar]'")
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
