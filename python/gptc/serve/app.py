@@ -125,7 +125,7 @@ async def _health(service: Service, http: HttpRequest, fields: Any) -> Response:
 
 
 async def _ready(service: Service, http: HttpRequest, fields: Any) -> Response:
-    if not service.ready:
+    if not (service.ready and service.scheduler.ready):
         raise Unavailable("this server is shutting down")
     return Json({"status": "ready"})
 
