@@ -240,7 +240,14 @@ class ChatJob:
                 self._kind = self._kind or recognised(row)
                 if self._kind is None:
                     raise _unknown(where, row)
-                yield where, self._kind.chats(row, where)
+                chats = self._kind.chats(row, where)
+                if "tool_calls" not in self._template and any(map(_has_calls, chats)):
+                    raise GptcError(
+                        f"{where} calls a tool, and the chat template has no place for calls: give "
+                        "another one with --chat-template FILE, or leave such rows out with "
+                        "--on-bad-row skip"
+                    )
+                yield where, chats
             except GptcError as error:
                 self._refuse(error)
 
@@ -335,6 +342,10 @@ def _groups(
 
 
 _ADVICE = ": repair it, or leave such rows out with --on-bad-row skip"
+
+
+def _has_calls(chat: Chat) -> bool:
+    return any(message.get("tool_calls") for message in chat.messages)
 
 
 def _row(found: list[list[Encoded] | GptcError]) -> list[Encoded]:

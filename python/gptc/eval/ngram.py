@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.data.dataset import Dataset
+from gptc.data.kinds import REJECTED, is_target
+from gptc.data.sequences import Sequences
 from gptc.errors import GptcError
 from gptc.eval.loss import Evaluation, bits_per_byte
 
@@ -166,14 +168,24 @@ def _discounts(counts: Ids) -> Floats:
 def evaluate_ngrams(dataset: Dataset, order: int, split: str = "val") -> list[Evaluation]:
     """The loss on a split of n-grams of the training split: uniform, then orders 1 to `order`.
 
-    Of longer splits, the first MOST_TOKENS are read.
+    Of longer splits, the first MOST_TOKENS are read. Of conversations all tokens are counted, and
+    the loss is that of the targets, as a model's is.
     """
     text, held_out = (_tokens(dataset, name) for name in ("train", split))
-    losses = NgramModel(text, dataset.vocab_size, order).losses(held_out).mean(axis=1)
+    losses = NgramModel(text, dataset.vocab_size, order).losses(held_out)
+    if dataset.is_chats:
+        losses = losses[:, _targets(dataset, split)[: len(held_out)]]
     return [
-        Evaluation(float(loss), bits_per_byte(float(loss), dataset, split), len(held_out))
-        for loss in losses
+        Evaluation(loss, bits_per_byte(loss, dataset, split), losses.shape[1])
+        for loss in losses.mean(axis=1).tolist()
     ]
+
+
+def _targets(dataset: Dataset, split: str) -> npt.NDArray[np.bool_]:
+    """Whether each token of conversations (N,) is a target; those of rejected ones are not."""
+    sequences = Sequences(dataset, split)
+    rejected = np.repeat(sequences.kinds[sequences.begins] & REJECTED, sequences.sizes) > 0
+    return is_target(sequences.kinds, dataset.train_on) & ~rejected
 
 
 def _tokens(dataset: Dataset, split: str) -> Ids:

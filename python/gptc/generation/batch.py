@@ -67,9 +67,10 @@ class _Slot:
 
 @dataclass(eq=False)
 class _Prompt:
-    """The logits after a prompt, kept while samples of it wait to begin."""
+    """The logits after a prompt and its scores, kept while samples of it wait to begin."""
 
     logits: FloatArray
+    scores: list[TokenLogprob]
     n_waiting: int
 
 
@@ -167,6 +168,7 @@ class Batch:
             self.session.rewind(slot.index, n_known if source is slot else 0)
         slot.sample, slot.begin, slot.last = sample, 0, sample
         if known:
+            sample.prompt_logprobs = list(known.scores)
             known.n_waiting -= 1
             if known.n_waiting == 0:
                 del self._prompts[request]
@@ -375,5 +377,6 @@ class Batch:
         """Keeps the logits after the first sample's prompt, for the request's other samples."""
         if sample.n_tokens == 0 and slot.begin == 0 and slot.prompt_of is None:
             if (others := self._others(slot, sample)) and not isinstance(given, tuple):
-                self._prompts[sample.request] = _Prompt(given.copy(), others)
+                scores = sample.prompt_logprobs
+                self._prompts[sample.request] = _Prompt(given.copy(), scores, others)
             slot.prompt_of = sample.request

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ class Answer:
         self.finish: str | None = None
         self.n_tokens = 0
         self.n_told = 0  # tokens whose log-probabilities were told
+        self.n_characters = 0  # of these tokens
+        self.utf8 = getincrementaldecoder("utf-8")("replace")
         self.last_s: float | None = None
 
 

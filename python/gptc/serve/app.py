@@ -100,9 +100,11 @@ async def _embeddings(service: Service, http: HttpRequest, fields: Any) -> Respo
 
 
 async def _tokenize(service: Service, http: HttpRequest, fields: Any) -> Response:
-    tokenizer = service.scheduler.tokenizer
+    loop, tokenizer = asyncio.get_running_loop(), service.scheduler.tokenizer
     try:
-        tokens = [int(token) for token in tokenizer.encode(fields["content"])]
+        # A long text must not hold up the streams, which this thread sends.
+        found = await loop.run_in_executor(service.pool, tokenizer.encode, fields["content"])
+        tokens = [int(token) for token in found]
     except (GptcError, UnicodeEncodeError) as error:
         raise BadRequest(f"content cannot be tokenized: {error}", param="content") from None
     if fields.get("add_special") and tokenizer.bos is not None and tokens[:1] != [tokenizer.bos]:
@@ -123,7 +125,7 @@ async def _health(service: Service, http: HttpRequest, fields: Any) -> Response:
 
 
 async def _ready(service: Service, http: HttpRequest, fields: Any) -> Response:
-    if not service.ready:
+    if not (service.ready and service.scheduler.ready):
         raise Unavailable("this server is shutting down")
     return Json({"status": "ready"})
 

@@ -129,7 +129,7 @@ class _Choice:
 
     text: str = ""
     filter: StopFilter = field(default_factory=lambda: StopFilter((BEGIN,)))
-    strips: bool = False
+    stripped: bool = False  # of the space that the tokenizer adds to a text
     begun: bool = False
 
 
@@ -205,8 +205,8 @@ class _Reply:
                 ids = answer.sample.tokens[answer.n_told : answer.n_tokens]
                 answer.n_told = answer.n_tokens
                 delta: dict[str, Any] = {} if choice.begun else {"role": "assistant", "content": ""}
-                if not choice.text:
-                    piece = self.plain(piece)
+                if piece and not choice.stripped:
+                    piece, choice.stripped = self.plain(piece), True
                 choice.begun = True
                 choice.text += piece
                 finish = answer.finish

@@ -72,7 +72,7 @@ async def answer(
             text = reply.prompt_text(choice.sample) + (reply.kept(texts[choice.index]))
             logprobs = reply.logprobs(choice, with_prompt=True)
             choices.append(reply.choice(i, text, choice, logprobs, choice.finish))
-        usage = answers.usage()
+        usage = reply.usage(answers)
     return Json({**reply.head(), "choices": choices, "usage": usage})
 
 
@@ -95,6 +95,12 @@ class _Reply:
 
     def kept(self, text: str) -> str:
         return "" if self._nothing else text
+
+    def usage(self, answers: Answers) -> dict[str, Any]:
+        found = answers.usage()
+        if self._nothing:
+            found |= {"completion_tokens": 0, "total_tokens": answers.n_prompt}
+        return found
 
     def prompt_text(self, sample: Sample) -> str:
         if not self._fields.get("echo"):
@@ -135,7 +141,7 @@ class _Reply:
         if not self._nothing:
             new = sample.logprobs[answer.n_told : answer.n_tokens]
             found += [(score.token, score) for score in new]
-        return _as_openai(self._tokenizer, found)
+        return _as_openai(self._tokenizer, found, answer)
 
     async def events(self, http: HttpRequest, requests: list[Request]) -> AsyncIterator[bytes]:
         priority = int(self._fields.get("priority", 0))
@@ -151,7 +157,7 @@ class _Reply:
                 answer.n_told = answer.n_tokens
                 yield event_bytes({**self.head(), "choices": [choice]})
             if self._fields.get("stream_options", {}).get("include_usage"):
-                yield event_bytes({**self.head(), "choices": [], "usage": answers.usage()})
+                yield event_bytes({**self.head(), "choices": [], "usage": self.usage(answers)})
             yield DONE
 
 
@@ -170,12 +176,14 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 def _as_openai(
-    tokenizer: Tokenizer, scores: list[tuple[int, TokenLogprob | None]]
+    tokenizer: Tokenizer, scores: list[tuple[int, TokenLogprob | None]], answer: Answer
 ) -> dict[str, Any]:
-    offsets, at = [], 0
+    """The scores of tokens that follow those told before; offsets are those of the whole text."""
+    offsets = []
     for token, _ in scores:
-        offsets.append(at)
-        at += len(tokenizer.pieces[token].decode("utf-8", "replace"))
+        offsets.append(answer.n_characters)
+        if token != tokenizer.bos:  # which an echo leaves out
+            answer.n_characters += len(answer.utf8.decode(tokenizer.pieces[token]))
     return {
         "tokens": [token_text(tokenizer, token) for token, _ in scores],
         "token_logprobs": [score and score.logprob for _, score in scores],

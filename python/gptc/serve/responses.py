@@ -109,10 +109,10 @@ class _Reply:
             yield event("response.output_item.added", output_index=0, item=item)
             part = {"type": "output_text", "text": "", "annotations": []}
             yield event("response.content_part.added", **where, part=part)
-            text = ""
+            text, begun = "", False
             async for _, piece in answers:
-                if self._strips and not text:
-                    piece = piece.removeprefix(" ")
+                if self._strips and not begun:
+                    piece, begun = piece.removeprefix(" "), bool(piece)
                 text += piece
                 if piece:
                     yield event("response.output_text.delta", **where, delta=piece, logprobs=[])

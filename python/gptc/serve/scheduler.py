@@ -12,10 +12,12 @@ others by one block at a time. Requests wait in turn by key (queue.py) until a s
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from gptc.generation.request import Request, Sample
     from gptc.tokenizer.base import Tokenizer
 
+log = logging.getLogger("gptc.serve")
 CHUNK = 32  # tokens of a prompt that a step reads at once
 _MASK_THREADS = 2
 
@@ -122,6 +125,11 @@ class Scheduler:
             self._changed.notify()
 
     @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return not self._closing
+
+    @property
     def n_waiting(self) -> int:
         """Requests with samples that have not begun."""
         return len(self._queue)
@@ -152,6 +160,15 @@ class Scheduler:
     # ---- in the engine's thread ----
 
     def _run(self) -> None:
+        try:
+            self._turns()
+        except Exception as error:  # nobody decodes any more: no request may wait for it
+            log.exception("the engine has stopped")
+            with self._changed, suppress(Exception):
+                self._closing = self._stopping = True
+                self._end_all(str(error))
+
+    def _turns(self) -> None:
         while True:
             with self._changed:
                 while not (self._stopping or self._cancelled or self._running or len(self._queue)):
@@ -231,7 +248,6 @@ class Scheduler:
         for job in jobs:
             self._queue.drop(job)
         self._running.clear()
-        self._batch.reset()
         for job in jobs:
             self.counts.failed += 1
             for sample in job.samples:
@@ -239,3 +255,4 @@ class Scheduler:
                     sample.finish = "error"
                     job.listener(Event(sample, "", sample.n_tokens, "error", reason))
         self._changed.notify_all()
+        self._batch.reset()

@@ -127,7 +127,8 @@ def _object_problem(schema: Schema, value: Mapping[str, Any], name: str) -> tupl
             return f"{name}.{key}", f"{name}.{key} is missing: give {accepted(known[key])}"
     for key, item in value.items():
         inner = known.get(key, schema.get("additionalProperties"))
-        found = None if item is None or inner is None else _problem(inner, item, f"{name}.{key}")
+        absent = item is None and key in known  # as if it were not given
+        found = None if absent or inner is None else _problem(inner, item, f"{name}.{key}")
         if found:
             return found
     if len(value) > schema.get("maxProperties", math.inf):

@@ -132,9 +132,10 @@ def make_service(
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection whose request does not arrive in time."""
+    """Ends a connection whose request does not arrive, or whose answer is not read, in time."""
 
     timeout_s = 30.0
+    _n_left: int | None = None  # bytes of a closing connection that were not read
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -145,6 +146,13 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _check(self) -> None:
+        if self.transport.is_closing():  # and stays open until the client has read the rest
+            before, self._n_left = self._n_left, self.transport.get_write_buffer_size()
+            if before == self._n_left:
+                self.transport.abort()
+            else:
+                self._timer = self.loop.call_later(self.timeout_s, self._check)
+            return
         answering = self.cycle is not None and not self.cycle.response_complete
         if not answering and self.timeout_keep_alive_task is None:
             self.transport.close()
@@ -211,6 +219,11 @@ class Server:
         await serving
         service.pool.shutdown(wait=False, cancel_futures=True)
         return complete
+
+    @property
+    def connections(self) -> set[Any]:
+        """The connections that are open."""
+        return self._uvicorn.server_state.connections
 
     @property
     def url(self) -> str:

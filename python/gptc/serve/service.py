@@ -105,7 +105,7 @@ def pattern_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     if form.get("type") == "json_object":
         given["json_schema"] = {"type": "object"}
     elif form.get("type") == "json_schema":
-        if "json_schema" not in form:
+        if not form.get("json_schema"):
             raise BadRequest(
                 "response_format.json_schema is missing: give an object with a schema",
                 param="response_format.json_schema",

@@ -52,6 +52,8 @@ def chat_prompt(
     given = {"messages": check_messages(messages), "tools": tools, "documents": documents}
     for name in ("tools", "documents"):
         _check_objects(given[name], name)
+    if taken := sorted({*given, "add_generation_prompt"}.intersection(variables or ())):
+        raise UsageError(f"the template's variables set {taken[0]}: give it by its own name")
     template = choose_template(tokenizer, chat_template, bool(tools))
     names = tokenizer.special_texts()
     mark = unused(json.dumps([template, given], ensure_ascii=False))

@@ -17,9 +17,17 @@ from gptc.training.progress import Progress
 
 
 def open_chats(
-    options: TrainOptions, known: ModelFile | None, own: Tokenizer | None, show: Progress
+    options: TrainOptions,
+    known: ModelFile | None,
+    own: Tokenizer | None,
+    show: Progress,
+    *,
+    resumed: bool = False,
 ) -> tuple[TrainOptions, Dataset]:
-    """The dataset of the file of conversations in `options.data`, with a model's tokenizer."""
+    """The dataset of the file of conversations in `options.data`, with a model's tokenizer.
+
+    A resumed run's tokenizer has the run's chat template, whose file may be gone.
+    """
     if own is None:
         name = options.tokenizer or "bytes"
         if name == "char" or bpe_size(name) is not None:
@@ -32,7 +40,7 @@ def open_chats(
     dataset = resolve_chats(
         options.data,
         own,
-        chat_template=options.chat_template,
+        chat_template=None if resumed else options.chat_template,
         on_bad_row=options.on_bad_row,
         notify=show.note,
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gptc.data.chat_loader import ChatLoader
+from gptc.data.kinds import REJECTED
 from gptc.data.sequences import Sequences
 from gptc.files.words import plural
 from gptc.generation.decoder import Generation
@@ -49,6 +50,8 @@ class HeldOut:
             begin = int(sequences.begins[i])
             kinds = sequences.kinds[begin : begin + int(sequences.sizes[i])]
             n = int(np.argmax((kinds & SAID) > 0))
+            if kinds[0] & REJECTED:
+                continue  # the chosen answer has the same prompt
             if 0 < n < room and len(self._prompts) < N_PROMPTS:
                 self._prompts.append(sequences.tokens(i, n).tolist())
         self._before: list[str] = []

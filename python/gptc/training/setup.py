@@ -181,7 +181,7 @@ def _open_dataset(
     known, name = base or initial, options.tokenizer
     own = own_tokenizer(known) if known is not None else None
     if is_chat_file(options.data):
-        return open_chats(options, known, own, show)
+        return open_chats(options, known, own, show, resumed=base is not None)
     own_name = None
     if own and known and (name is None or base is not None):
         own_name = tokenizer_argument(own, known, options.data)

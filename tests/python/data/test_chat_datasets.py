@@ -93,6 +93,19 @@ def test_a_template_that_refuses_a_row_names_it(tmp_path: Path) -> None:
     assert dataset.tokenizer.marks.chat_template == template.read_text()
 
 
+def test_a_call_that_the_template_would_lose_is_refused(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    found = [{"messages": turns}]
+    for row in rows(2):
+        said = [("user", row["instruction"]), ("assistant", row["output"])]
+        found.append({"messages": [{"role": role, "content": text} for role, text in said]})
+    with pytest.raises(GptcError, match="line 1 calls a tool, and the chat template has no place"):
+        prepared(tmp_path, found)
+    dataset = prepared(tmp_path, found, on_bad_row="skip")
+    assert dataset.meta["chats"]["left_out"] == 1
+
+
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--val-tokens would cut a conversation"):
         prepared(tmp_path, rows(3), val_tokens=7)

@@ -49,6 +49,8 @@ def test_a_stream_has_the_same_text_and_usage(server: Any) -> None:
         assert "".join(piece["text"] for piece in mine) == expected["text"]
         tokens = [token for piece in mine for token in piece["logprobs"]["token_logprobs"]]
         assert tokens == expected["logprobs"]["token_logprobs"]
+        offsets = [at for piece in mine for at in piece["logprobs"]["text_offset"]]
+        assert offsets == expected["logprobs"]["text_offset"]
         assert [piece["finish_reason"] for piece in mine][-1] == "length"
     assert last["choices"] == []
     assert last["usage"] == whole["usage"]
@@ -58,6 +60,7 @@ def test_echo_scores_the_prompt_as_the_model_does(server: Any) -> None:
     found = complete(server, prompt="Hello", echo=True, logprobs=1, max_tokens=0)
     choice = found["choices"][0]
     assert choice["text"] == "Hello"
+    assert found["usage"] == {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}
     logprobs = choice["logprobs"]
     assert logprobs["tokens"] == list("Hello")
     assert logprobs["text_offset"] == [0, 1, 2, 3, 4]
@@ -70,6 +73,22 @@ def test_echo_scores_the_prompt_as_the_model_does(server: Any) -> None:
                 __import__("numpy").log(__import__("numpy").exp(row - row.max()).sum())
             )
             assert logprobs["token_logprobs"][i + 1] == pytest.approx(expected, abs=1e-3)
+
+
+def test_echo_scores_the_prompt_of_each_choice(server: Any) -> None:
+    body = {"prompt": "Hello", "echo": True, "logprobs": 1, "max_tokens": 5}
+    (one,) = complete(server, **body)["choices"]
+    many = complete(server, n=3, **body)["choices"]
+    assert len(many) == 3
+    for choice in many:
+        found, expected = choice["logprobs"]["token_logprobs"], one["logprobs"]["token_logprobs"]
+        assert (found[0], len(found)) == (None, 10)
+        assert found[1:5] == pytest.approx(expected[1:5], abs=1e-4)
+
+
+def test_offsets_count_whole_characters(server: Any) -> None:
+    body = {"prompt": "é!", "echo": True, "logprobs": 0, "max_tokens": 0}
+    assert complete(server, **body)["choices"][0]["logprobs"]["text_offset"] == [0, 0, 1]
 
 
 def test_token_ids_best_of_stop_and_biases(server: Any) -> None:
@@ -136,6 +155,14 @@ def test_an_answer_whole_and_as_a_stream(server: Any) -> None:
     assert deltas[0]["role"] == "assistant"
     assert "".join(d.get("content", "") for d in deltas) == choice["message"]["content"]
     assert pieces[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_one_space_is_stripped_whole_and_as_a_stream(server: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(server.service.scheduler.tokenizer, "strips_space", True)
+    spaces = {"messages": HELLO, "logit_bias": {"32": 100}, "max_tokens": 4}
+    whole = call(server.url, CHAT, spaces).json["choices"][0]["message"]["content"]
+    pieces = events(call(server.url, CHAT, {**spaces, "stream": True}))
+    assert whole == "".join(p["choices"][0]["delta"].get("content", "") for p in pieces) == "   "
 
 
 def test_a_required_call_is_valid_and_parsed(server: Any) -> None:

@@ -108,6 +108,20 @@ def test_a_conversation(page: Any) -> None:
     assert page.locator("#messages li").count() == 2
 
 
+def test_a_message_without_an_answer_can_be_sent_again(page: Any) -> None:
+    page.check("input[value=chat]")
+    page.fill("#option-max_tokens", "5")
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=""))
+    page.fill("#prompt", "Hello")
+    page.click("#run")
+    says(page, "the answer was cut off")
+    assert page.input_value("#prompt") == "Hello"
+    page.unroute("**/v1/chat/completions")
+    page.click("#run")
+    says(page, "5 tokens")
+    assert page.locator("#messages li").count() == 2
+
+
 def test_the_documentation(page: Any, server: Any) -> None:
     page.goto(f"{server.url}/docs")
     page.wait_for_selector("table")

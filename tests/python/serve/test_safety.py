@@ -90,12 +90,27 @@ def test_a_field_of_any_type_is_taken_or_refused_by_name(server: Any, path: str,
         (b'{"prompt": "a", "regex": "(a"}', 400, "regex"),
         (b'{"prompt": "a", "logit_bias": {"x": 1}}', 400, "token id"),
         (b'{"prompt": "a", "logit_bias": {"256": 1}}', 400, "vocabulary"),
+        (b'{"prompt": "a", "logit_bias": {"65": null}}', 400, "logit_bias.65 is None"),
     ],
 )  # fmt: skip
 def test_a_bad_body_gets_its_reason(server: Any, body: bytes, status: int, says: str) -> None:
     reply = call(server.url, COMPLETIONS, body)
     assert (reply.status, says in reply.message) == (status, True), reply
     assert call(server.url, COMPLETIONS, VALID[COMPLETIONS]).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": None}}, "is missing"),
+        ({"chat_template_kwargs": {"messages": 5}}, "set messages"),
+        ({"chat_template_kwargs": {"tools": []}}, "set tools"),
+        ({"chat_template_kwargs": {"add_generation_prompt": False}}, "add_generation_prompt"),
+    ],
+)
+def test_a_bad_body_of_a_chat_gets_its_reason(server: Any, body: Any, says: str) -> None:
+    reply = call(server.url, CHAT, {**VALID[CHAT], **body})
+    assert (reply.status, says in reply.message) == (400, True), reply
 
 
 def test_schema_bombs_are_refused_in_bounded_time(server: Any) -> None:
@@ -223,7 +238,41 @@ def test_slow_writers_and_readers_are_cut_off(own_server: Callable[..., Any]) ->
             )  # fmt: skip
             assert until(lambda: scheduler.n_running == 8)
             assert until(lambda: scheduler.n_running == 0, 60)
+            assert until(lambda: not server.connections, 60)
         assert scheduler.counts.cancelled == 1
+
+
+def test_a_whole_answer_that_nobody_reads_is_cut_off(own_server: Callable[..., Any]) -> None:
+    with own_server(timeout=0.5) as server, connect(server.url) as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        text = json.dumps({"content": "a" * 4_000_000}).encode()
+        reader.sendall(
+            b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(text)}\r\n\r\n".encode() + text
+        )  # fmt: skip
+        assert until(lambda: len(server.connections) == 1)
+        assert until(lambda: not server.connections, 60)
+
+
+def test_a_long_text_to_tokenize_does_not_hold_up_other_requests(
+    server: Any, monkeypatch: Any
+) -> None:
+    import threading
+
+    tokenizer, go = server.service.scheduler.tokenizer, threading.Event()
+    encode = type(tokenizer).encode
+    monkeypatch.setattr(
+        type(tokenizer), "encode", lambda self, text: go.wait(30) and encode(self, text)
+    )
+    asking = threading.Thread(target=call, args=(server.url, "/tokenize", {"content": "a"}))
+    asking.start()
+    try:
+        begin = time.monotonic()
+        assert call(server.url, "/health").status == 200
+        assert time.monotonic() - begin < 20
+    finally:
+        go.set()
+        asking.join(60)
 
 
 def test_a_full_queue_is_429_with_retry_after(own_server: Callable[..., Any]) -> None:

@@ -247,6 +247,26 @@ def test_an_error_of_the_engine_ends_what_runs_and_nothing_else(
     assert after.texts() == alone(make, [request])[0]
 
 
+def test_an_engine_that_cannot_continue_leaves_no_request_waiting(
+    make: Callable[..., Scheduler], writer: Model, tokenizer: Tokenizer, monkeypatch: Any
+) -> None:
+    from gptc.generation import batch
+
+    scheduler, heard = make(1), [Heard() for _ in range(3)]
+    request = make_request(writer, tokenizer, "a", max_tokens=5, stop=())
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "draw_tokens", lambda *step: time.sleep(0.2) or 1 / 0)
+        patch.setattr(batch.Batch, "reset", lambda self: 1 / 0)
+        for listener in heard:
+            scheduler.submit(request, listener)
+        for listener in heard:
+            listener.texts()
+    assert {listener.events[-1].finish for listener in heard} == {"error"}
+    assert not scheduler.ready
+    with pytest.raises(Closed):
+        scheduler.submit(request, Heard())
+
+
 def test_masks_of_grammars_and_prompt_logprobs_share_a_batch_with_plain_texts(
     make: Callable[..., Scheduler], writer: Model, tokenizer: Tokenizer
 ) -> None:

@@ -25,6 +25,7 @@ from gptc.data.preparation import prepare
 from gptc.data.sequences import Windows
 from gptc.errors import GptcError, UsageError
 from gptc.eval.loss import evaluate
+from gptc.eval.ngram import evaluate_ngrams
 from gptc.generation.chat import chat
 from gptc.training.run import train
 from runs import content, metrics, reproducible
@@ -148,6 +149,23 @@ def test_a_prepared_dataset_keeps_its_template(options: dict[str, Any], tmp_path
     assert marks.chat_template == template.read_text()
 
 
+def test_a_run_resumes_without_the_file_of_its_template(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    template = tmp_path / "plain.jinja"
+    text = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    template.write_text(text)
+    options["chat_template"] = str(template)
+    train(options)
+    template.unlink()
+    summary = train({"steps": 9}, resume=options["out"])
+    assert summary.checkpoint is not None
+    assert Checkpoint(Path(summary.checkpoint)).tokenizer().marks.chat_template == text
+
+
 def _obeys(answer: str) -> bool:
     try:
         found = json.loads(answer)
@@ -167,6 +185,25 @@ def test_evaluation_is_over_targets_alone(options: dict[str, Any]) -> None:
         alone = evaluate(model, dataset, batch_size=1, seq_len=127)
     assert every.tokens > answers.tokens == alone.tokens
     assert alone.loss == pytest.approx(answers.loss, rel=1e-5)  # whatever the padding is
+
+
+def test_ngrams_are_compared_on_the_targets(options: dict[str, Any]) -> None:
+    tokenizer = Checkpoint(Path(options["init_from"])).tokenizer()
+    dataset = resolve_chats(options["data"], tokenizer)
+    with Model.load(options["init_from"], threads=1, max_batch=2) as model:
+        expected = evaluate(model, dataset, batch_size=2)
+    found = evaluate_ngrams(dataset, 2)
+    assert [result.tokens for result in found] == [expected.tokens] * 3
+    assert found[0].loss == pytest.approx(np.log(dataset.vocab_size))
+
+
+def test_each_prompt_of_preference_data_is_shown_once(options: dict[str, Any]) -> None:
+    found = [{"prompt": f"Ask {i}?", "chosen": "Yes.", "rejected": "No."} for i in range(40)]
+    write_rows(Path(options["data"]), found)
+    sample = train({**options, "steps": 1}).sample
+    assert sample is not None
+    asked = [line for line in sample.splitlines() if line.startswith("prompt: ")]
+    assert len(asked) == len(set(asked)) == 3
 
 
 def test_what_is_no_file_of_conversations(options: dict[str, Any], tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ async function run(prompt) {
       usage = event.usage ?? usage;
       for (const choice of event.choices) addPiece(samples[choice.index], choice, prompt, chat);
     }
+    if (!usage) throw new Error("the answer was cut off");
     const seconds = (performance.now() - begun) / 1000;
     say(`${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s`);
   } catch (error) {
@@ -154,6 +155,10 @@ async function run(prompt) {
     running = null;
     setRunning(false);
     if (chat && samples[0].text) messages.push({ role: "assistant", content: samples[0].text });
+    else if (chat) { // no answer: the message can be sent again
+      messages.pop();
+      if (!byId("prompt").value) byId("prompt").value = prompt;
+    }
     if (chat) showMessages();
     save();
   }
