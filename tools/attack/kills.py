@@ -296,7 +296,10 @@ def make_models(folder: Path) -> None:
 
 
 def attack_all(n_kills: int, seed: int, folder: Path) -> Attack:
-    """Kills in turn: two fifths replacing saves, two fifths runs, one fifth preparations."""
+    """Kills in turn: two fifths replacing saves, two fifths runs, one fifth preparations.
+
+    There are more than `n_kills` if none has hit a save, a replacing save or a preparation.
+    """
     attack = Attack(seed)
     run_folder.save = attack.during(SAVING, run_folder.save)
     rng = np.random.default_rng(seed)
@@ -311,7 +314,11 @@ def attack_all(n_kills: int, seed: int, folder: Path) -> Attack:
     seconds = attack.seconds_of(partial(train, options_of(text, folder / "a-run")))
     prepared = attack.seconds_of(partial(prepare_again, text, folder / "expected"))
     turn = 0
-    while attack.n_kills < n_kills:
+
+    def is_done() -> bool:
+        return attack.n_kills >= n_kills and all(map(attack.kills.get, STATES[1:]))
+
+    while not is_done() and turn < n_kills:
         begin, place = attack.n_kills, folder / "work"
         place.mkdir()
         try:
