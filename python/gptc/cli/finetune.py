@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gptc.cli.declared import SectionedCommand, options_of
-from gptc.cli.train import print_summary
+from gptc.cli.train import end, given_options
 from gptc.errors import UsageError
-from gptc.settings import read_toml
 from gptc.training.defaults import FULL_LR, defaults_for
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
 
@@ -77,18 +74,11 @@ def finetune_command(
     from gptc.training.progress import make_progress
     from gptc.training.run import train
 
-    given = {} if config is None else read_toml(TrainOptions, config)
-    given |= {name: value for name, value in values.items() if value is not None}
+    given = given_options(config, values)
     if wrong := [name for name in _ABSENT if name in given]:
         raise UsageError(f"{config} sets {wrong[0]}, which gptc finetune takes from -m and --data")
     options = {**finetune_options(given), "init_from": model, "data": data}
-    summary = train(options, progress=make_progress())
-    if as_json:
-        click.echo(json.dumps(asdict(summary), indent=2))
-    else:
-        print_summary(summary)
-    if summary.signal is not None:
-        ctx.exit(128 + summary.signal)
+    end(ctx, train(options, progress=make_progress()), as_json)
 
 
 def finetune_options(given: dict[str, Any]) -> dict[str, Any]:

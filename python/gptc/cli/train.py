@@ -71,20 +71,29 @@ def train_command(
     from gptc.training.progress import make_progress
     from gptc.training.run import train
 
-    given = {} if config is None else read_toml(TrainOptions, config)
-    given |= {name: value for name, value in values.items() if value is not None}
+    given = given_options(config, values)
     if resume == _NEWEST:
         resume = given.get("out") or str(find_checkpoint().parent)
-    summary = train(given, resume=resume, progress=make_progress())
+    end(ctx, train(given, resume=resume, progress=make_progress()), as_json)
+
+
+def given_options(config: Path | None, values: dict[str, Any]) -> dict[str, Any]:
+    """The options of a TOML file and of the command line, which wins; None = not given."""
+    given = {} if config is None else read_toml(TrainOptions, config)
+    return given | {name: value for name, value in values.items() if value is not None}
+
+
+def end(ctx: click.Context, summary: Summary, as_json: bool) -> None:
+    """Prints the summary of a run, and exits with its signal's code if one has ended it."""
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=2))
     else:
-        print_summary(summary)
+        _print_summary(summary)
     if summary.signal is not None:
         ctx.exit(128 + summary.signal)
 
 
-def print_summary(summary: Summary) -> None:
+def _print_summary(summary: Summary) -> None:
     """Prints a run's sample, figures and next command."""
     from gptc.files.words import amount, duration
     from gptc.training.progress import say

@@ -46,7 +46,7 @@ class Answer:
 
 
 class Answers:
-    """The choices of requests that were submitted together; a context that cancels what is left.
+    """The choices of requests submitted together. Leaving the context cancels unfinished ones.
 
     async with Answers(service, http, requests) as answers:
         async for answer, piece in answers:
