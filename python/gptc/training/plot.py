@@ -107,21 +107,17 @@ def _page(runs: Sequence[Curves], svg: str) -> str:
 
 def _results(runs: Sequence[Curves]) -> Iterator[list[str]]:
     """Rows of the first table: a title, and a cell for each run."""
-
-    def row(title: str, *cells: str) -> list[str]:
-        return [title, *cells]
-
     lasts = [run.records[-1] for run in runs]
     bests = [run.best() for run in runs]
-    yield row("steps", *(f"{last['step']:,}" for last in lasts))
-    yield row("tokens", *(count(last["tokens"]) for last in lasts))
-    yield row("time", *(duration(last["elapsed_s"]) for last in lasts))
-    yield row("training loss", *(f"{last['train_loss']:.4f}" for last in lasts))
+    yield ["steps", *(f"{last['step']:,}" for last in lasts)]
+    yield ["tokens", *(count(last["tokens"]) for last in lasts)]
+    yield ["time", *(duration(last["elapsed_s"]) for last in lasts)]
+    yield ["training loss", *(f"{last['train_loss']:.4f}" for last in lasts)]
     for title, key in (("best validation loss", "val_loss"), ("its bits per byte", "val_bpb")):
-        yield row(title, *(f"{best[key]:.4f}" if best else "" for best in bests))
-    yield row("at step", *(f"{best['step']:,}" if best else "" for best in bests))
+        yield [title, *(f"{best[key]:.4f}" if best else "" for best in bests)]
+    yield ["at step", *(f"{best['step']:,}" if best else "" for best in bests)]
     machines = [_machine(run.trainer) if run.trainer else "" for run in runs]
-    yield row("machine", *machines)
+    yield ["machine", *machines]
 
 
 def _machine(trainer: dict[str, Any]) -> str:
@@ -143,11 +139,7 @@ def _options(runs: Sequence[Curves]) -> Iterator[list[str]]:
 def _table(rows: list[list[str]]) -> str:
     lines = []
     for i, row in enumerate(rows):
-        cells = [
-            f"<{tag}>{html.escape(cell)}</{tag}>"
-            for cell, tag in zip(
-                row, ["th" if i == 0 or not j else "td" for j in range(len(row))], strict=True
-            )
-        ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+        tags = ["th", *("th" if i == 0 else "td" for _ in row[1:])]
+        cells = zip(tags, map(html.escape, row), strict=True)
+        lines.append(f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for tag, cell in cells)}</tr>")
     return "<table>\n" + "\n".join(lines) + "\n</table>"
