@@ -22,7 +22,7 @@ from gptc.checkpoint.reader import Checkpoint
 from gptc.convert.export_model import export_model
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.formats import families, gguf, hf, layout
+from gptc.formats import families, gguf, gguf_write, hf, layout
 from gptc.formats.registry import open_model
 from small_models import make_checkpoint, make_config
 
@@ -273,9 +273,9 @@ def test_a_gguf_file_with_other_features(
     keys: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_checkpoint(make_config("llama"), folder=tmp_path / "model")
-    metadata = gguf._metadata
+    metadata = gguf_write._metadata
     with monkeypatch.context() as patch:
-        patch.setattr(gguf, "_metadata", lambda *given: {**metadata(*given), **keys})
+        patch.setattr(gguf_write, "_metadata", lambda *given: {**metadata(*given), **keys})
         (tmp_path / "m.gguf").write_bytes(b"".join(gguf.model_chunks(source, None)))
     with pytest.raises(GptcError, match=message) as caught:
         open_model(tmp_path / "m.gguf")
