@@ -102,7 +102,9 @@ def test_commands_know_such_a_folder(tmp_path: Path) -> None:
         "seq_len": 24,
         "steps": 2,
     }
-    summary = train(**options, lora_rank=2, out=str(tmp_path / "tuned"), device="cpu", warmup_steps=0)
+    summary = train(
+        **options, lora_rank=2, out=str(tmp_path / "tuned"), device="cpu", warmup_steps=0
+    )
     with Model.load(summary.out) as tuned:
         assert tuned.dtype == "packed"
         assert tuned.options.lora
@@ -117,7 +119,7 @@ def test_the_tokenizer_in_the_gguf_file_is_read_where_the_folder_has_none(tmp_pa
     for file in (tmp_path / "imported").iterdir():
         if file.name not in ("config.json", "model.gguf"):
             file.unlink()
-    assert open_checkpoint(tmp_path / "imported").tokenizer().encode("ab") == [97, 98]
+    assert open_checkpoint(tmp_path / "imported").tokenizer().encode("ab").tolist() == [97, 98]
 
 
 def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
