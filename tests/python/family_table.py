@@ -67,7 +67,8 @@ def parts_of_page() -> tuple[str, str, str]:
     """The page before the table, the table, and the page after it."""
     before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     inside, end, after = rest.partition(END)
-    assert begin and end
+    assert begin
+    assert end
     return before + begin, inside, end + after
 
 
