@@ -214,7 +214,7 @@ FAMILIES = [
 ]
 
 
-# Heads of an odd size, which only learned positions allow. There is no golden file of it.
+# Heads of an odd size, which only learned positions allow. It has no golden file.
 OTHERS = [
     Case("gpt2-odd-heads", "gpt2", _gpt2(n_positions=20, n_embd=45, n_layer=2, n_head=3), 2, 15)
 ]

@@ -34,6 +34,7 @@ from gptc.files.checksum import Checksum, file_checksum, recorded_checksum
 from gptc.files.download import ProgressCallback
 from gptc.files.whole import remove
 from gptc.files.words import plural
+from gptc.tokenizer.absent import Absent
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.chat import choose_template
 from gptc.tokenizer.conversations import SAID, Encoded, encode_conversations, with_template
@@ -133,6 +134,7 @@ class ChatJob:
         }
         self._kind: Kind | None = None
         self._left_out: list[GptcError] = []
+        self._absent = Absent(tokenizer)
 
     def run(self, how: Gathering, reading: Reading, there: dict[str, Any] | None) -> bool:
         """Prepares. True when the dataset `there` is the same already."""
@@ -154,6 +156,8 @@ class ChatJob:
         if self._left_out:
             more = f", such as {self._left_out[0]}".removesuffix(_ADVICE)
             how.notify(f"note: {plural(len(self._left_out), 'bad row')} left out{more}")
+        if note := self._absent.note():
+            how.notify(note)
         if not spool.sizes:
             raise GptcError(f"{', '.join(self.sources)} has no conversation: name a file with some")
         for source, files in zip(found, gathered, strict=True):
@@ -265,6 +269,8 @@ class ChatJob:
         ]
         if not values:
             return
+        for message in (message for value in values for message in value["messages"]):
+            self._absent.see(str(message.get("content")).encode("utf-8", "surrogatepass"))
         encoded = iter(encode_conversations(self._tokenizer, values, self._template))
         for where, chats in batch:
             try:
