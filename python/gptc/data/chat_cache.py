@@ -20,6 +20,7 @@ from gptc.files.paths import cache_folder
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.folder import read_template
 
+_SPLITS = 2  # of the rules that hold rows out
 _LONGEST_STEM = 40  # characters of a file's name in that of its folder in the cache
 
 
@@ -52,7 +53,7 @@ def resolve_chats(
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
     key = {
-        "version": [CHATS_VERSION, VERSION, *suffixes(path.name)],
+        "version": [CHATS_VERSION, VERSION, _SPLITS, *suffixes(path.name)],
         "checksum": checksum,
         "tokenizer": tokenizer.fingerprint(),
         "marks": tokenizer.marks.to_json(),

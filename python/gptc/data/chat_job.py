@@ -79,14 +79,20 @@ class _Spool:
     tokens: IO[bytes]
     kinds: IO[bytes]
     sizes: list[int]  # tokens of each row
+    contents: list[bytes]  # a hash of each row
     n_sequences: int = 0
 
     def add(self, sequences: Sequence[Encoded]) -> None:
         """Appends a row."""
+        digest = hashlib.blake2b(digest_size=16)
         for sequence in sequences:
+            digest.update(len(sequence.tokens).to_bytes(8, "little"))
+            digest.update(sequence.tokens.astype("<i4").tobytes())
+            digest.update(sequence.kinds.tobytes())
             self.tokens.write(sequence.tokens.astype("<i4").data)
             self.kinds.write(sequence.kinds.data)
         self.sizes.append(sum(len(sequence.tokens) for sequence in sequences))
+        self.contents.append(digest.digest())
         self.n_sequences += len(sequences)
 
 
@@ -150,7 +156,7 @@ class ChatJob:
                 raise occupied(self.out)
             return True
         with (how.spool / "tokens").open("wb") as tokens, (how.spool / "kinds").open("wb") as kinds:
-            spool = _Spool(tokens, kinds, [])
+            spool = _Spool(tokens, kinds, [], [])
             for source, files in zip(found, gathered, strict=True):
                 self._encode(source, files, reading, spool)
         if self._left_out:
@@ -163,7 +169,12 @@ class ChatJob:
         for source, files in zip(found, gathered, strict=True):
             if self._described(source["source"], files)["checksum"] != source["checksum"]:
                 raise GptcError(f"{source['source']} changed while it was read: prepare again")
-        held_out = self._held_out(np.array(spool.sizes, np.int64))
+        if repeated := len(spool.contents) - len(set(spool.contents)):
+            how.notify(
+                f"note: {plural(repeated, 'row')} of {len(spool.contents):,} repeat others; equal "
+                "rows are all trained on or all held out"
+            )
+        held_out = self._held_out(spool.contents)
         splits = {
             "train": self._write(built, "train", how.spool, spool.sizes, ~held_out),
             "val": self._write(built, "val", how.spool, spool.sizes, held_out),
@@ -281,13 +292,23 @@ class ChatJob:
 
     # ---- splits ----
 
-    def _held_out(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """The rows that validate: whole ones, at least one of several unless none is asked for."""
+    def _held_out(self, contents: list[bytes]) -> npt.NDArray[np.bool_]:
+        """The rows that validate: whole ones, at least one of several unless none is asked for.
+
+        None of them is equal to one that trains.
+        """
         fraction = self._how.val_fraction or 0
-        n = min(len(sizes) - 1, max(1, round(len(sizes) * fraction))) if fraction else 0
+        n = min(len(contents) - 1, max(1, round(len(contents) * fraction))) if fraction else 0
+        number: dict[bytes, int] = {}
+        which = np.array([number.setdefault(row, len(number)) for row in contents])
         if self._how.val_by == "order":
-            return np.arange(len(sizes)) >= len(sizes) - n
-        return drawn_documents(np.ones_like(sizes), n, self._how.seed)
+            return ~np.isin(which, which[: len(contents) - n])
+        counts = np.bincount(which)
+        drawn = drawn_documents(counts, n, self._how.seed)
+        if n and len(counts) > 1 and not drawn.any():  # each is repeated too often
+            drawn[np.argmin(counts)] = True
+        held_out: npt.NDArray[np.bool_] = drawn[which]
+        return held_out
 
     def _write(
         self, folder: Path, split: str, spool: Path, sizes: list[int], chosen: npt.NDArray[np.bool_]

@@ -15,12 +15,23 @@ from typing import Any, TypeAlias
 
 from gptc.data.parquet import largest_page, open_parquet
 from gptc.data.readers import OpenFile, Reading, opened
-from gptc.data.rows import Tally, csv_table, json_lines, json_object, tsv_table
+from gptc.data.rows import (
+    AS_IT_IS,
+    Fields,
+    Tally,
+    csv_table,
+    json_lines,
+    json_object,
+    raised,
+    tsv_table,
+)
 from gptc.errors import GptcError
 from gptc.files.limits import limit, refuse
 
 Row: TypeAlias = tuple[str, dict[str, Any] | GptcError]
 """The place of a row, such as "chats.jsonl: line 7", and its fields or the fault."""
+
+LEAVE_OUT = "or leave such rows out with --on-bad-row skip"
 
 LISTS = ("messages", "conversations", "tools")
 """Columns with lists, which a table holds as JSON."""
@@ -63,12 +74,16 @@ def _json_objects(found: OpenFile) -> Iterator[Row]:
             yield where, error
 
 
-def _table_objects(table: Iterator[tuple[str, list[str]]], columns: Sequence[str]) -> Iterator[Row]:
-    where, header = next(table, ("", []))
+def _table_objects(table: Iterator[tuple[str, Fields]], columns: Sequence[str]) -> Iterator[Row]:
+    where, first = next(table, ("", []))
+    header = raised(first)
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None and twice in columns:
         raise GptcError(f"{where} has several columns {twice}: rename all but one")
     for where, fields in table:
+        if isinstance(fields, GptcError):
+            yield where, GptcError(str(fields).replace(AS_IT_IS, LEAVE_OUT))
+            continue
         if _SURROGATE.search("".join(fields)):
             yield where, GptcError(f"{where} is not UTF-8 text: convert it")
             continue
