@@ -10,7 +10,9 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +23,7 @@ from gptc._version import __version__
 from gptc.data.chats import COLUMNS, KINDS, Chat, Kind, recognised
 from gptc.data.dataset import CHATS_VERSION
 from gptc.data.job import WORK_FOLDER, install, occupied
+from gptc.data.json_array import is_json
 from gptc.data.kinds import REJECTED
 from gptc.data.objects import Row, objects
 from gptc.data.options import PrepareOptions
@@ -40,23 +43,31 @@ from gptc.tokenizer.chat import choose_template
 from gptc.tokenizer.conversations import SAID, Encoded, encode_conversations, with_template
 from gptc.tokenizer.folder import read_template
 
+_MOST_BAD = 1000  # rows before the first good one
 _BATCH_ROWS = 256  # rendered by one process
 _BATCH_BYTES = 4 << 20
 _FORMATS = [(s,) for s in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".zip", ".tar")]
 
 
-def layout_of(file: SourceFile, reading: Reading) -> Kind | None:
-    """The layout of the rows of a file or archive; None if it has no conversations."""
-    if reading.raw or suffixes(file.name)[:1] not in _FORMATS:
+def first_row(file: SourceFile, reading: Reading) -> tuple[str, dict[str, Any]] | None:
+    """The place and the fields of the first good row of a file or archive; None without any."""
+    if reading.raw or not (suffixes(file.name)[:1] in _FORMATS or is_json(file.name)):
         return None
     columns = (*COLUMNS, reading.text_field)
-    try:
-        _, row = next(objects(file.path, file.name, reading, columns, Tally()))
-    except (GptcError, StopIteration):
-        return None  # the reader of texts names the fault
-    if isinstance(row, GptcError) or reading.text_field in row:
+    with suppress(GptcError):  # the reader of texts names the fault
+        rows = objects(file.path, file.name, reading, columns, Tally())
+        for where, row in islice(rows, _MOST_BAD):
+            if not isinstance(row, GptcError):
+                return where, row
+    return None
+
+
+def layout_of(file: SourceFile, reading: Reading) -> Kind | None:
+    """The layout of the rows of a file or archive; None if it has no conversations."""
+    found = first_row(file, reading)
+    if found is None or reading.text_field in found[1]:
         return None
-    return recognised(row)
+    return recognised(found[1])
 
 
 def has_chats(sources: Sequence[str], how: Gathering, reading: Reading) -> bool:
@@ -67,8 +78,9 @@ def has_chats(sources: Sequence[str], how: Gathering, reading: Reading) -> bool:
             if path.exists() and not path.is_file() and not path.is_dir():
                 continue  # a pipe can be read only once
             for file in gather(source, how):
-                if suffixes(file.name)[:1] in _FORMATS:
-                    return layout_of(file, reading) is not None
+                found = layout_of(file, reading)
+                if found is not None or suffixes(file.name)[:1] in _FORMATS:
+                    return found is not None
     return False
 
 
@@ -254,7 +266,7 @@ class ChatJob:
                     raise row
                 self._kind = self._kind or recognised(row)
                 if self._kind is None:
-                    raise _unknown(where, row)
+                    raise unknown_layout(where, row)
                 chats = self._kind.chats(row, where)
                 if "tool_calls" not in self._template and any(map(_has_calls, chats)):
                     raise GptcError(
@@ -387,7 +399,10 @@ def _row(found: list[list[Encoded] | GptcError]) -> list[Encoded]:
     return sequences
 
 
-def _unknown(where: str, row: dict[str, Any]) -> GptcError:
-    known = ", ".join(" and ".join(kind.needs) for kind in KINDS)
+def unknown_layout(where: str, row: dict[str, Any]) -> GptcError:
+    known = ", or ".join(" and ".join(kind.needs) for kind in (*KINDS[1:], KINDS[0]))
     names = ", ".join(map(str, row)) or "none"
-    return GptcError(f"{where} has the fields {names:.100}, which no layout has: {known}")
+    cut = " (separated by ; and not by commas?)" if ";" in names and len(row) == 1 else ""
+    return GptcError(
+        f"{where} has the fields {names:.100}, which no layout has{cut}: name them {known}"
+    )

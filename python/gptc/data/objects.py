@@ -1,4 +1,4 @@
-"""Rows of files as objects: all fields of a row of JSON lines, CSV, TSV and Parquet.
+"""Rows of files as objects: all fields of a row of JSON (lines or an array), CSV, TSV and Parquet.
 
 `rows.py` gives the field of text alone. Here a row that cannot be read is a value, so that the
 caller may leave it out.
@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from gptc.data.json_array import array_objects, is_json
 from gptc.data.parquet import largest_page, open_parquet
 from gptc.data.readers import OpenFile, Reading, opened
 from gptc.data.rows import (
@@ -56,10 +57,12 @@ def objects(
         elif found.format:
             tables = {".csv": csv_table, ".tsv": tsv_table}
             yield from _table_objects(tables[found.format](found.file, found.name), columns)
+        elif is_json(found.name):
+            yield from _array_rows(found)
         else:
             raise GptcError(
-                f"{found.name} is not a file of rows, as the other sources are: give .jsonl, .csv, "
-                ".tsv or .parquet, or leave it out with --exclude"
+                f"{found.name} is not a file of rows, as the other sources are: give .jsonl, "
+                ".json, .csv, .tsv or .parquet, or leave it out with --exclude"
             )
 
 
@@ -72,6 +75,11 @@ def _json_objects(found: OpenFile) -> Iterator[Row]:
             yield where, GptcError(f"{where} is not UTF-8 text: convert it")
         except GptcError as error:
             yield where, error
+
+
+def _array_rows(found: OpenFile) -> Iterator[Row]:
+    for where, row in array_objects(found.file, found.name):
+        yield where, row if isinstance(row, GptcError) else _whole(row)
 
 
 def _table_objects(table: Iterator[tuple[str, Fields]], columns: Sequence[str]) -> Iterator[Row]:
