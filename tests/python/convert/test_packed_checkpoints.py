@@ -6,6 +6,7 @@ parts belong to different models, a command that does not know such a folder.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -149,3 +150,19 @@ def test_weights_in_safetensors_come_first(tmp_path: Path) -> None:
     assert np.array_equal(
         open_checkpoint(source.path).read("wte.weight"), source.read("wte.weight")
     )
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
+def test_transformers_reads_the_gguf_file_in_the_folder(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = imported(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf").eval()
+    tokens = np.arange(30, dtype=np.int32)[None]
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens).long()).logits.numpy()
+    with Model.load(folder, dtype="fp32") as model:
+        off = model.logits(tokens) - expected
+    assert np.linalg.norm(off) < 1e-4 * np.linalg.norm(expected)
