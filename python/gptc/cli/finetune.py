@@ -44,7 +44,7 @@ class FinetuneCommand(SectionedCommand):
     required=True,
     metavar="FILE",
     type=click.Path(),
-    help="Rows of conversations (.jsonl, .csv, .tsv or .parquet), or the folder of a dataset.",
+    help="Rows of conversations (.jsonl, .json, .csv, .tsv, .parquet), or the folder of a dataset.",
 )
 @options_of(TrainOptions, without=_ABSENT, unset=True)
 @click.option(
@@ -71,12 +71,14 @@ def finetune_command(
     by all parameters) at a learning rate of 2e-4 (2e-5), in three epochs unless a limit is given. A
     tenth of the rows is held out; the model answers three of their prompts before and after.
     """
+    from gptc.data.chat_cache import check_rows
     from gptc.training.progress import make_progress
     from gptc.training.run import train
 
     given = given_options(config, values)
     if wrong := [name for name in _ABSENT if name in given]:
         raise UsageError(f"{config} sets {wrong[0]}, which gptc finetune takes from -m and --data")
+    check_rows(data)
     options = {**finetune_options(given), "init_from": model, "data": data}
     end(ctx, train(options, progress=make_progress()), as_json)
 

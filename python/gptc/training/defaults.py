@@ -79,3 +79,8 @@ def defaults_for(preset: str) -> dict[str, Any]:
     """The training defaults of a preset, else those of its family (the name up to a hyphen)."""
     family = preset.split("-")[0]
     return {**OTHER_DEFAULTS, **DEFAULTS.get(preset, DEFAULTS.get(family, {}))}
+
+
+def default_alpha(rank: int) -> float:
+    """The alpha of adapters that none is given for."""
+    return 2.0 * rank

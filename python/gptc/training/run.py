@@ -138,6 +138,7 @@ class Run:
             self.show.note(f"time is up after {duration(horizon.budget_s)}")
         sample = None
         if state.step > first_step and signals.received is None:
+            self._take_best()
             sample = self.trainer.sample()
         return summarize(
             self.setup,
@@ -150,6 +151,20 @@ class Run:
             sample=sample,
             signal=signals.received,
         )
+
+    def _take_best(self) -> None:
+        """Gives the model of a run on conversations the weights with the lowest loss.
+
+        Its answers are compared with those before, and it is the one that the run recommends.
+        """
+        best = self.folder.best(self.setup.state)
+        if self.trainer.held_out is None or best is None:
+            return
+        adapted = self.setup.adapted if self.setup.options.lora_rank else None
+        checkpoint = open_folder(best, adapted)
+        for parameter in checkpoint.trained():
+            self.setup.model.set(parameter.name, checkpoint.read(parameter.name))
+        self.show.note(f"the answers after training are those of {best}, the best checkpoint")
 
     def _no_patience(self) -> str:
         state, run = self.setup.state, quoted(self.folder.path)

@@ -40,7 +40,7 @@ from gptc.formats.model_file import ModelFile
 from gptc.settings import spelled
 from gptc.tokenizer.base import Tokenizer
 from gptc.training.chats import open_chats
-from gptc.training.defaults import default_tokenizer, defaults_for
+from gptc.training.defaults import default_alpha, default_tokenizer, defaults_for
 from gptc.training.fitting import what_fits
 from gptc.training.horizon import Horizon, time_step
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
@@ -242,7 +242,7 @@ def _lora(options: TrainOptions, config: GPTConfig) -> Lora | None:
     if not rank:
         return None
     targets = targets_named(config, options.lora_targets)
-    alpha = 2.0 * rank if options.lora_alpha is None else options.lora_alpha
+    alpha = default_alpha(rank) if options.lora_alpha is None else options.lora_alpha
     return Lora(rank, alpha, targets, options.lora_dropout, options.lora_kind)
 
 
