@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 11
+#define GPT_ABI_VERSION 12
 
 enum gpt_status {
     GPT_OK = 0,
@@ -91,6 +91,13 @@ enum gpt_dtype {
     /* Matrices as the blocks that gpt_options.block_rows names, others in bf16, and bf16 activations;
      * on a CPU, not for training. */
     GPT_DTYPE_PACKED = 4,
+};
+
+/* How a session keeps keys and values. */
+enum gpt_kv {
+    GPT_KV_ACTIVATIONS = 0, /* in the dtype of activations: float32, or bf16 */
+    /* A vector of a head as int8 and one float32 scale, which is its largest number / 127; on a CPU. */
+    GPT_KV_INT8 = 1,
 };
 
 /* Types of blocks, in which GGUF files store rows of numbers; these are their numbers there. */
@@ -553,11 +560,11 @@ int gpt_model_profile_busy(const gpt_model *model, int thread, double *seconds);
 
 /* ---- session: decoding with a KV cache ---- */
 
-/* Room for n_seq sequences of at most n_ctx tokens each (0: block_size). */
-int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, gpt_session **out);
+/* Room for n_seq sequences of at most n_ctx tokens each (0: block_size); kv is an enum gpt_kv. */
+int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, int kv, gpt_session **out);
 void gpt_session_free(gpt_session *session);
 /* Bytes that a session of this size allocates. */
-int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, uint64_t *out);
+int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, int kv, uint64_t *out);
 /* Appends n tokens, tokens[i] to sequence seqs[i]; the tokens of one sequence are neighbours. logits
  * (number wanted, V) receives, in order, what follows each token i with want[i] != 0; want NULL: the
  * last of each sequence. logits may be NULL where none is wanted. */

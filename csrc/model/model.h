@@ -178,8 +178,9 @@ typedef struct layer_acts {
     act *fc_pre;                  /* (N, F or 2 F) */
     act *fc;                      /* (N, F); shared by all layers where backward recomputes it */
     float *lora_u[LORA_MATRICES]; /* (N, parts R) */
-    act *cache_k;                 /* (n_seq, NKV, n_ctx, HS) */
-    act *cache_v;                 /* the same */
+    void *cache_k;                /* (n_seq, NKV, n_ctx, HS) act, or int8 with scales */
+    void *cache_v;                /* the same */
+    float *scale_k, *scale_v;     /* (n_seq, NKV, n_ctx), or NULL */
 } layer_acts;
 
 /* Every buffer of a forward and backward pass. Without training all layers share one set, and the
@@ -224,6 +225,7 @@ typedef struct acts_shape {
     int recompute; /* enum gpt_recompute */
     gpt_lora lora;
     int n_seq, n_ctx; /* of the cache; 0: none */
+    int kv;           /* enum gpt_kv, its dtype */
     int logit_rows;
 } acts_shape;
 
@@ -295,6 +297,7 @@ struct gpt_session {
     void *workspace;
     acts acts;
     int n_seq, n_ctx, max_rows;
+    int kv;            /* enum gpt_kv */
     int32_t *length;   /* (n_seq) tokens in the cache */
     int32_t *rows;     /* (STEP_INTS, max_rows at most) of a step, to be uploaded as one */
     sample_row *draws; /* (acts.logit_rows) */
@@ -361,7 +364,7 @@ typedef struct step_output {
 
 /* The number of rows that a session of this size takes at once. */
 int session_max_rows(int n_seq, int n_ctx);
-size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_session *s);
+size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, int kv, char *base, gpt_session *s);
 void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
                   int n, const step_output *out);
 void session_fork(gpt_session *s, int from, int to, int length);

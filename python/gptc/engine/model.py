@@ -132,18 +132,20 @@ class Model(Uncopied):
         blocks: Sequence[BlockRows] = (),
         lora: Lora | None = None,
         recompute: str = "none",
+        kv_dtype: str = "auto",
         init: bool = True,
     ) -> _Model:
         """A new model with random weights from `seed`; without `init` they are zero.
 
         `max_batch` and `max_seq` are the largest B and T of logits, loss and backward. `blocks`
-        names the matrices of the dtype "packed" that `write_blocks` gives. `lora` and `recompute`
-        are those of `Options`.
+        names the matrices of the dtype "packed" that `write_blocks` gives. `lora`, `recompute` and
+        `kv_dtype` are those of `Options`.
         """
         sizes = (training, max_batch, max_seq)
         options = Options(
-            device, dtype, threads, *sizes, dropout, seed, pin, tuple(blocks), lora, recompute
-        )
+            device, dtype, threads, *sizes, dropout, seed, pin, tuple(blocks), lora, recompute,
+            kv_dtype,
+        )  # fmt: skip
         model = cls(config, options)
         if init:
             model.init(seed)
@@ -364,9 +366,14 @@ class Model(Uncopied):
             )
         return x
 
-    def session(self, n_seq: int = 1, n_ctx: int | None = None) -> Session:
-        """A KV cache for `n_seq` sequences of at most `n_ctx` tokens (None: the block size)."""
-        session = Session(self, n_seq, n_ctx)
+    def session(
+        self, n_seq: int = 1, n_ctx: int | None = None, kv_dtype: str | None = None
+    ) -> Session:
+        """A KV cache for `n_seq` sequences of at most `n_ctx` tokens (None: the block size).
+
+        `kv_dtype` is "int8" or "auto", as `Options` says; None = the model's.
+        """
+        session = Session(self, n_seq, n_ctx, kv_dtype)
         with self._turns.lock:
             self._sessions.add(session)
         return session
