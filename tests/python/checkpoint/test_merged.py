@@ -171,6 +171,10 @@ def damaged(folder: Path, **changes: Any) -> Path:
         ({"r": 3}, "the adapter is of another model"),
         ({"r": "2"}, "r is '2'"),
         ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 10+, out of range"),
+        ({"lora_alpha": 1e300}, "lora_alpha is 1e.300, out of range"),
+        ({"r": 10**400}, "r is 10"),
+        ({"lora_dropout": 10**30}, "lora_dropout is 10"),
     ],
 )
 def test_what_the_engine_does_not_compute_is_refused_by_name(
