@@ -57,9 +57,7 @@ def check(archive: zipfile.ZipFile, record: list[list[str]]) -> None:
     listed = sorted(row[0] for row in record)
     if inside != listed:
         odd = sorted(set(inside) ^ set(listed)) or inside
-        sys.exit(
-            f"{archive.filename}: {odd[0]} is in the wheel or in its RECORD alone: build again"
-        )
+        sys.exit(f"{archive.filename}: {odd[0]} is in it or in its RECORD alone: build again")
     for name, digest, *_ in record:
         if digest and _sha256(digest)["content"] != hashlib.sha256(archive.read(name)).hexdigest():
             sys.exit(f"{archive.filename}: {name} differs from its hash in RECORD: build again")
