@@ -46,7 +46,7 @@ def test_a_recorded_result_changes_the_page(
 
 @pytest.fixture
 def recorded(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module with files of its own, and no campaign yet."""
+    """The module with other files, and no campaign yet."""
     monkeypatch.setattr(results, "FILE", tmp_path / "results.json")
     monkeypatch.setattr(results, "COUNTS", tmp_path / "campaign.json")
     (tmp_path / "results.json").write_bytes((ATTACKS / "results.json").read_bytes())
