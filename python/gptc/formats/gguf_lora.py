@@ -111,6 +111,8 @@ class GgufAdapter:
         if len(ranks) != 1:
             raise GptcError(f"{self.path} has no adapters of one rank in the model's first layer")
         rank = ranks.pop()
+        if not 1 <= rank <= peft.MOST_RANK:
+            raise GptcError(f"{self.path} has adapters of rank {rank:,}, out of range")
         return Lora(rank, alpha or float(rank), tuple(target for target, _ in first))
 
     def _check(self, config: GPTConfig) -> None:
