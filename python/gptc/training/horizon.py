@@ -85,7 +85,7 @@ def _check_that_steps_remain(steps: int, options: TrainOptions, state: State) ->
 def time_step(model: Model, loader: Loader, grad_accum: int) -> float:
     """Seconds per step, measured on a few passes whose gradients are discarded."""
     x, y = loader.next()
-    loader.position -= len(x)
+    loader.position -= loader.batch_size
     model.backward(x, y)
     begin = time.perf_counter()
     for _ in range(2):
