@@ -508,7 +508,7 @@ int gpt_model_write_blocks(gpt_model *model, int i, int part, const void *blocks
 int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t offset,
                    int transposed, int *kept);
 
-/* The next call of gpt_model_logits, gpt_model_loss or gpt_model_backward has sequences that are made of
+/* The next call of gpt_model_logits, _loss, _backward or _forward has sequences that are made of
  * documents: positions (B, T) of the tokens in theirs, 0 where one begins and else 1 more than before. A
  * token attends to its own document alone, and has its position there. A call that is refused counts. */
 int gpt_model_documents(gpt_model *model, const int32_t *positions, int B, int T);
@@ -522,6 +522,13 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
  * loss NULL nothing waits for the device, and a failure of it is the next call's. */
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss);
+/* A training step whose gradient depends on the losses, in two calls: the forward pass of training gives
+ * the losses (B, T), 0 where the target is -1; then the gradient of the sum of weights (B, T) times losses is
+ * added to the gradients, as gpt_model_backward adds it. Weights are finite numbers. The second call belongs
+ * to the last call of the model, which must be the first with the same B and T. */
+int gpt_model_forward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
+                      float *losses);
+int gpt_model_backward_weighted(gpt_model *model, const float *weights, int B, int T);
 int gpt_model_zero_grads(gpt_model *model);
 /* The gradients of all parameters that are not frozen as one array of n numbers: of matrices that
  * products read, then of the others, each in the order of parameters, with zeros between them, so that a sum over several models needs one call. It is memory of

@@ -382,11 +382,13 @@ typedef struct classifier_forward {
     const act *x;           /* (N, C) */
     const weight *wte;      /* (Vp, C) */
     const int32_t *targets; /* (N) */
+    int exact;              /* as in linear_forward */
     int N, C, V, Vp;
 } classifier_forward;
 
-/* The same losses, total += scale * sum(losses) in a fixed order and, while a chunk's logits are
- * there, the gradient of that. A training step calls this one only. */
+/* The same losses, total += scale * sum(weights * losses) in a fixed order and, while a chunk's logits
+ * are there, the gradient of that. A training step calls this one only, unless its weights depend on
+ * the losses. */
 typedef struct classifier_backward {
     float *losses;          /* (N) = */
     float *total;           /* (1) +=, or = without add */
@@ -395,6 +397,7 @@ typedef struct classifier_backward {
     const act *x;           /* (N, C) */
     const weight *wte;      /* (Vp, C) */
     const int32_t *targets; /* (N) */
+    const float *weights;   /* (N) of the losses; NULL: each is 1 */
     float scale;
     int add;
     int N, C, V, Vp;

@@ -89,6 +89,7 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->targets = take_ints(&p, !session, N);
     out->documents = take_ints(&p, !session, N);
     out->losses = take_floats(&p, !session, N, 1);
+    out->weights = take_floats(&p, training, N, 1);
     bool is_fixed = !training || s->lora.rank > 0;
     out->wte_rows = take_floats(&p, is_fixed && ops->packs_host_memory, N, C);
     out->rope = take_floats(&p, true, (int64_t)rope_table_count(c) * s->T, 2 * rope_pairs(c));

@@ -191,6 +191,7 @@ typedef struct acts {
     int32_t *seqs;      /* (N) in a step of a session */
     int32_t *documents; /* (N) positions in documents, for a batch that has several in a sequence */
     float *losses;      /* (N) */
+    float *weights;     /* (N) of the losses, in training */
     float *wte_rows;    /* (N, C) of an embedding that is not kept as floats, for the tokens */
     float *rope;        /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
     int rope_rows;      /* positions that there is room for */
@@ -284,10 +285,11 @@ struct gpt_model {
     int64_t n_micro;              /* backward calls since the last update */
     int documents_B, documents_T; /* the next batch, which is of several documents; 0: it is not */
     int documents_longest;        /* tokens of the longest of them */
-    bool grads_stale;             /* the next backward starts from zero */
-    bool interrupted;             /* the computation under way has stopped between two layers */
-    bool lost_rows;               /* because rows of a lent embedding could not be read */
-    int forks;                    /* fork_count() of the process that made it */
+    int forward_B, forward_T; /* the batch of a forward pass that waits for its weights; 0: none */
+    bool grads_stale;         /* the next backward starts from zero */
+    bool interrupted;         /* the computation under way has stopped between two layers */
+    bool lost_rows;           /* because rows of a lent embedding could not be read */
+    int forks;                /* fork_count() of the process that made it */
 };
 
 struct gpt_session {
@@ -309,6 +311,7 @@ typedef struct batch {
     gpt_session *session; /* NULL: B sequences of T; else rows with positions and seqs */
     bool training;        /* dropout, and what backward needs */
     bool first;           /* its gradients replace what is in the buffer */
+    bool weighted;        /* its losses have the weights of acts.weights */
 } batch;
 
 /* ---- arena.c ---- */

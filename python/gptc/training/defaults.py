@@ -64,6 +64,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 FULL_LR = 2e-5  # of `gptc finetune` without adapters
+DPO_LR, FULL_DPO_LR = 1e-5, 1e-6  # with --dpo: of adapters, and without them
 OTHER_DEFAULTS: dict[str, Any] = {"steps": 5000, "warmup_steps": 200}
 
 

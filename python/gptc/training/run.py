@@ -28,7 +28,9 @@ from gptc.errors import GptcError, UsageError
 from gptc.files.words import DAY_S, duration, plural, quoted
 from gptc.training.folder import RunFolder, choose_folder
 from gptc.training.options import TrainOptions
+from gptc.training.preference import MEASURES
 from gptc.training.progress import Meter, PlainProgress, Progress, StepReport
+from gptc.training.reference import prepare_preference
 from gptc.training.report import Summary, header, summarize
 from gptc.training.resolve import new_options, resumed_options
 from gptc.training.schedule import longer
@@ -95,9 +97,10 @@ class Run:
             state, settled = self.setup.state, self.setup.options
             opened = RunFolder.open(chosen, settled, state.step)
             self.folder = undo.enter_context(closing(opened))
-            self.trainer = Trainer(self.setup, show)
             for line in header(self.setup, self.folder.path):
                 show.note(line)
+            preference = prepare_preference(self.setup, self.folder.path, show)
+            self.trainer = Trainer(self.setup, show, preference)
             n_steps = self.setup.horizon.steps - state.step
             if note := self.folder.disk_note(self.setup.model, settled, n_steps):
                 show.note(note)
@@ -201,7 +204,8 @@ class Run:
                 break
             step_s = time.perf_counter() - started
             trained_s += step_s
-            meter.add(record["train_loss"], step_s)
+            measures = {name: record[name] for name in MEASURES if name in record}
+            meter.add(record["train_loss"], step_s, measures)
             state.elapsed_s = elapsed_before + time.perf_counter() - begin
             trainer.measure_peak()
             rate = trainer.positions_per_step / step_s
