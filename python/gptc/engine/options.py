@@ -16,6 +16,7 @@ from gptc.settings import option
 DEVICES = ("cpu", "cuda")
 DTYPES = ("fp32", "bf16", "int8", "int4", "packed")  # the first two also for training all weights
 RECOMPUTE = ("none", "mlp", "block")
+OPTIMIZERS = ("adamw", "muon")
 
 
 class BlockRows(NamedTuple):
@@ -63,7 +64,8 @@ class Options:
     "auto": bf16 on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core;
     `pin` pins each thread to a core; `max_seq` None = the block size. With `lora`, training changes
     adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
-    keep less: the first feed-forward layer ("mlp"), or each layer ("block").
+    keep less: the first feed-forward layer ("mlp"), or each layer ("block"). `optimizer` "muon"
+    trains the matrices of layers by Muon, and the other parameters by AdamW.
     """
 
     device: str = "auto"
@@ -78,6 +80,7 @@ class Options:
     blocks: tuple[BlockRows, ...] = ()
     lora: Lora | None = None
     recompute: str = "none"
+    optimizer: str = "adamw"
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -87,10 +90,12 @@ class Options:
                 raise UsageError(
                     f"{name} {value!r} is unknown; it must be one of auto, {', '.join(known)}"
                 )
-        if self.recompute not in RECOMPUTE:
-            raise UsageError(
-                f"recompute {self.recompute!r} is unknown; it must be one of {', '.join(RECOMPUTE)}"
-            )
+        for name, choices in {"recompute": RECOMPUTE, "optimizer": OPTIMIZERS}.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise UsageError(
+                    f"{name} {value!r} is unknown; it must be one of {', '.join(choices)}"
+                )
         device, dtype = self.device, self.dtype
         if self.lora and device == "cuda":
             raise UsageError("adapters (LoRA) are computed on a CPU only: use --device cpu")
@@ -124,6 +129,7 @@ class Options:
             dropout=self.dropout,
             seed=self.seed,
             recompute=RECOMPUTE.index(self.recompute),
+            optimizer=getattr(lib, f"GPT_OPTIMIZER_{self.optimizer.upper()}"),
         )
         if self.lora:
             struct.lora = self.lora.to_c()[0]
@@ -148,6 +154,7 @@ class Plan:
     library_bytes: int  # further memory of the BLAS library, as measured
     forward_flops_per_token: float  # at T = max_seq
     train_flops_per_token: float
+    update_flops: float  # of the products of one update: Muon has them
 
 
 def plan_for(config: GPTConfig, options: Options | None = None) -> Plan:

@@ -7,12 +7,11 @@ from typing import ClassVar, Literal
 
 from gptc.data.options import LONG_ROWS, PACKING, TRAIN_ON
 from gptc.engine.lora import KINDS
-from gptc.engine.options import DTYPES, RECOMPUTE, DeviceOptions
+from gptc.engine.options import DTYPES, OPTIMIZERS, RECOMPUTE, DeviceOptions
 from gptc.errors import UsageError
 from gptc.settings import check, option
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
-OPTIMIZERS = ("adamw",)
 MOST_TOKENS = 2**28  # of a step: all its batches are drawn before it begins
 
 _WHAT = "Data, model and output"
@@ -168,7 +167,22 @@ class TrainOptions(DeviceOptions):
         1.0, "Largest gradient norm; 0 = no clipping.", section=_STEP, least=0
     )
     dropout: float = option(0.0, "Dropout probability.", section=_STEP, least=0, below=1)
-    optimizer: str = option("adamw", "Optimizer.", section=_STEP, choices=OPTIMIZERS)
+    optimizer: str = option(
+        "adamw",
+        "Optimizer; muon = Muon for the matrices of layers, AdamW for other parameters.",
+        section=_STEP,
+        choices=OPTIMIZERS,
+        shown="by preset",
+    )
+    momentum: float = option(
+        0.95, "Decay rate of Muon's momentum.", section=_STEP, least=0, below=1
+    )
+    momentum_warmup: int = option(
+        300,
+        "Steps in which Muon's momentum rises to --momentum from 0.85, if that is more.",
+        section=_STEP,
+        least=0,
+    )
     recompute: str = option(
         "none",
         "Activations to compute again in the backward pass, to save memory: of the first "
@@ -262,6 +276,10 @@ class TrainOptions(DeviceOptions):
         if self.lora_rank and self.init_from is None:
             raise UsageError(
                 f"--lora-rank {self.lora_rank} needs --init-from: adapters change a trained model"
+            )
+        if self.lora_rank and self.optimizer != "adamw":
+            raise UsageError(
+                f"--optimizer {self.optimizer} trains all weights: with --lora-rank use adamw"
             )
         if self.dtype in DTYPES[2:] and not self.lora_rank:
             raise UsageError(

@@ -19,7 +19,7 @@ from gptc.generation.options import Sampling
 from gptc.generation.request import prompt_tokens
 from gptc.training.held_out import HeldOut
 from gptc.training.progress import Meter, Progress, StepReport, step_label
-from gptc.training.schedule import learning_rate
+from gptc.training.schedule import learning_rate, momentum
 from gptc.training.setup import Setup
 from gptc.training.signals import StepDropped
 
@@ -70,6 +70,7 @@ class Trainer:
                 eps=options.eps,
                 weight_decay=options.weight_decay,
                 grad_clip=options.grad_clip,
+                momentum=momentum(state.step, options),
                 check=check,
             )
         except StepDropped:
@@ -198,7 +199,9 @@ class Trainer:
 
     def mfu(self, tokens_per_s: float) -> float:
         """Model FLOPs utilization: the model's arithmetic as a share of the machine's peak."""
-        flops = self._setup.plan.train_flops_per_token * tokens_per_s
+        plan, tokens_per_step = self._setup.plan, self._setup.options.tokens_per_step
+        flops_per_token = plan.train_flops_per_token + plan.update_flops / tokens_per_step
+        flops = flops_per_token * tokens_per_s
         return round(flops / self.peak_flops, 4)
 
     def report(self, meter: Meter, lr: float) -> StepReport:
