@@ -51,8 +51,8 @@ class TrainOptions(DeviceOptions):
     )
     preset: str = option(
         "tiny",
-        "Model shape and training defaults: tiny, byte, gpt2, gpt2-medium, gpt2-large, gpt2-xl, "
-        "llama-15m, llama-42m, llama-110m.",
+        "Model shape and training defaults: tiny, modern, byte, gpt2, gpt2-medium, gpt2-large, "
+        "gpt2-xl, llama-15m, llama-42m, llama-110m.",
         section=_WHAT,
         metavar="NAME",
     )
@@ -175,13 +175,19 @@ class TrainOptions(DeviceOptions):
         shown="by preset",
     )
     momentum: float = option(
-        0.95, "Decay rate of Muon's momentum.", section=_STEP, least=0, below=1
+        0.95,
+        "Decay rate of Muon's momentum.",
+        section=_STEP,
+        least=0,
+        below=1,
+        shown="by preset",
     )
     momentum_warmup: int = option(
         300,
         "Steps in which Muon's momentum rises to --momentum from 0.85, if that is more.",
         section=_STEP,
         least=0,
+        shown="by preset",
     )
     recompute: str = option(
         "none",
