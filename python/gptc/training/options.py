@@ -166,6 +166,13 @@ class TrainOptions(DeviceOptions):
     grad_clip: float = option(
         1.0, "Largest gradient norm; 0 = no clipping.", section=_STEP, least=0
     )
+    on_nan: str = option(
+        "stop",
+        "Treatment of a step whose gradients are not finite: end the run, or skip its batches. "
+        "Its weights never change, and its batches are kept in the run's folder.",
+        section=_STEP,
+        choices=("stop", "skip"),
+    )
     dropout: float = option(0.0, "Dropout probability.", section=_STEP, least=0, below=1)
     optimizer: str = option(
         "adamw",

@@ -95,7 +95,7 @@ class Run:
             state, settled = self.setup.state, self.setup.options
             opened = RunFolder.open(chosen, settled, state.step)
             self.folder = undo.enter_context(closing(opened))
-            self.trainer = Trainer(self.setup, show)
+            self.trainer = Trainer(self.setup, show, self.folder.path)
             for line in header(self.setup, self.folder.path):
                 show.note(line)
             n_steps = self.setup.horizon.steps - state.step

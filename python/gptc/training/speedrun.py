@@ -1,4 +1,4 @@
-"""Speedruns: a recipe is trained by a process of its own, and its time goes into a table.
+"""Speedruns: each run is a process, and its time goes into a table.
 
 The time is that of the whole process, from its start to its end: imports, the model, all steps, the
 evaluation over the whole validation split and the last checkpoint. Data are prepared before.
@@ -110,7 +110,7 @@ class Race:
 def run_attempts(
     options: Mapping[str, Any], measure: str, seeds: int, folder: Path
 ) -> Iterator[Attempt]:
-    """Runs the options with seeds 1 to `seeds`, each in a process and a folder of its own."""
+    """Runs the options with seeds 1 to `seeds`, each in another process and folder."""
     data, tokenizer = str(options["data"]), options.get("tokenizer")
     resolve_dataset(data, tokenizer or "bytes")
     for seed in range(1, seeds + 1):

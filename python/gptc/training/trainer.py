@@ -6,10 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from gptc.data.chat_loader import n_windows
+from gptc.data.loader import Rows
 from gptc.engine import library
+from gptc.engine.model import StepResult
 from gptc.engine.session import session_bytes
 from gptc.errors import EngineError, GptcError
 from gptc.eval.loss import Evaluation, bits_per_byte, evaluate
@@ -22,6 +25,7 @@ from gptc.training.progress import Meter, Progress, StepReport, step_label
 from gptc.training.schedule import learning_rate, momentum
 from gptc.training.setup import Setup
 from gptc.training.signals import StepDropped
+from gptc.training.trouble import MOST_SKIPPED, first_bad, save_batches
 
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.5
@@ -33,8 +37,9 @@ PEAK_EVERY_S = 5.0  # seconds between measurements of the machine's peak
 class Trainer:
     """Runs the steps of a run. Their effects are in `setup.state`."""
 
-    def __init__(self, setup: Setup, show: Progress) -> None:
+    def __init__(self, setup: Setup, show: Progress, folder: Path) -> None:
         self._setup = setup
+        self._folder = folder  # for the batches of a step that has failed
         self._show = show
         self.peak_flops = setup.peak_flops
         self._rise_noted: int | None = None  # the best step when a rise was noted
@@ -57,31 +62,26 @@ class Trainer:
         setup, state, options = self._setup, self._setup.state, self._setup.options
         position = setup.loader.position
         lr = learning_rate(state.step, setup.horizon.steps, options)
-        batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
-        places = [rows.positions for rows in batches if rows.positions is not None]
-        try:
-            result = setup.model.train_step(
-                [rows.inputs for rows in batches],
-                [rows.targets for rows in batches],
-                positions=places or None,
-                lr=lr,
-                beta1=options.beta1,
-                beta2=options.beta2,
-                eps=options.eps,
-                weight_decay=options.weight_decay,
-                grad_clip=options.grad_clip,
-                momentum=momentum(state.step, options),
-                check=check,
-            )
-        except StepDropped:
-            setup.loader.position = position  # so that its batches are drawn again
-            raise
-        except EngineError as error:
-            if error.status != library.GPT_ERR_NUMERIC:
+        for n_skipped in range(MOST_SKIPPED + 1):
+            batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
+            try:
+                result = self._apply(batches, lr, check)
+                break
+            except StepDropped:
+                setup.loader.position = position  # so that its batches are drawn again
                 raise
-            raise self._diverged() from None
+            except EngineError as error:
+                if error.status != library.GPT_ERR_NUMERIC:
+                    raise
+                trouble = self._trouble(batches)
+                if options.on_nan == "stop" or n_skipped == MOST_SKIPPED:
+                    raise self._diverged(trouble) from None
+                self._show.note(
+                    f"note: the loss is not finite at step {state.step + 1} ({trouble}): "
+                    "its batches are skipped"
+                )
         if not math.isfinite(result.loss):
-            raise self._diverged()
+            raise self._diverged("each gradient is finite")
         state.step += 1
         state.tokens += options.tokens_per_step
         self.n_steps += 1
@@ -97,7 +97,30 @@ class Trainer:
             "grad_norm": _short(result.grad_norm),
         }
 
-    def _diverged(self) -> GptcError:
+    def _apply(self, batches: list[Rows], lr: float, check: Callable[[], None]) -> StepResult:
+        """The forward and backward passes and the update. EngineError leaves the weights as is."""
+        setup, state, options = self._setup, self._setup.state, self._setup.options
+        places = [rows.positions for rows in batches if rows.positions is not None]
+        return setup.model.train_step(
+            [rows.inputs for rows in batches],
+            [rows.targets for rows in batches],
+            positions=places or None,
+            lr=lr,
+            beta1=options.beta1,
+            beta2=options.beta2,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            grad_clip=options.grad_clip,
+            momentum=momentum(state.step, options),
+            check=check,
+        )
+
+    def _trouble(self, batches: list[Rows]) -> str:
+        """What was not finite, and the file with the batches."""
+        file = save_batches(self._folder, self._setup.state.step + 1, batches)
+        return f"{first_bad(self._setup.model)}; the batch is in {file}"
+
+    def _diverged(self, trouble: str) -> GptcError:
         state, options = self._setup.state, self._setup.options
         lr = f"{options.lr / 3:.2g}"
         if options.min_lr is not None and options.min_lr > float(lr):
@@ -108,7 +131,7 @@ class Trainer:
             if state.saved
             else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
         )
-        return GptcError(f"the loss is not finite at step {state.step + 1}; {advice}")
+        return GptcError(f"the loss is not finite at step {state.step + 1} ({trouble}); {advice}")
 
     def evaluate(self, last: bool) -> dict[str, float]:
         """The loss on the validation split, in nats per token and in bits per byte.

@@ -1,4 +1,4 @@
-"""A speedrun times processes of its own, and a table keeps what they did."""
+"""A speedrun times whole processes, and a table keeps what they did."""
 
 from __future__ import annotations
 
