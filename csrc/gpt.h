@@ -210,6 +210,8 @@ enum gpt_optimizer_kind {
     GPT_OPTIMIZER_DEFAULT = 0, /* of a group: gpt_options.optimizer; there: AdamW */
     GPT_OPTIMIZER_ADAMW = 1,   /* two state slots: the moments */
     GPT_OPTIMIZER_SGD = 2,     /* one state slot: the momentum buffer */
+    /* Matrices of layers, one state slot: the momentum buffer. Other parameters have AdamW instead. */
+    GPT_OPTIMIZER_MUON = 3,
 };
 
 enum gpt_decay {
@@ -301,6 +303,7 @@ typedef struct gpt_plan {
     uint64_t library_bytes;         /* what the matrix library allocates in addition, as measured */
     double forward_flops_per_token; /* at T = max_seq, causal attention counted once, not twice */
     double train_flops_per_token;   /* three times that: forward, and two products in backward */
+    double update_flops;            /* of the products of one update: Muon has them */
 } gpt_plan;
 
 /* One parameter tensor. Linear weights are (out, in). */
@@ -331,12 +334,24 @@ typedef struct gpt_sgd {
     float grad_clip; /* largest global gradient norm; 0: no clipping */
 } gpt_sgd;
 
+/* Muon: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A step is the orthogonal
+ * matrix nearest to the momentum (Nesterov's), nearly: five products of Amsel et al. 2025. It is scaled to
+ * 0.2 sqrt(max(rows, columns)) (Liu et al. 2025, section 2.2), so that its numbers are as large as AdamW's, and rate
+ * and decay can be the same. Queries, keys and values, gates and ups are matrices each. */
+typedef struct gpt_muon {
+    float lr;
+    float momentum;
+    float weight_decay; /* decoupled, as AdamW's */
+    float grad_clip;    /* largest global gradient norm; 0: no clipping */
+} gpt_muon;
+
 /* The settings of one optimizer for one update. */
 typedef struct gpt_optimizer {
     int32_t kind; /* enum gpt_optimizer_kind, not DEFAULT: which of these there is */
     union {
         gpt_adamw adamw;
         gpt_sgd sgd;
+        gpt_muon muon;
     };
 } gpt_optimizer;
 

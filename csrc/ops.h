@@ -30,6 +30,8 @@
 
 #include "gpt.h"
 
+#include <math.h>
+
 /* For functions here that a device's compiler compiles for host and device. */
 #ifdef __CUDACC__
 #define GPT_EVERYWHERE __host__ __device__
@@ -70,6 +72,7 @@ typedef struct gpt_shape {
     int32_t activation;
     int32_t training;
     int32_t lora_rank; /* 0: there are no adapters */
+    int32_t muon;      /* 1: some parameters have this optimizer */
     int64_t n_params;  /* numbers in the parameter buffer, padding included */
 } gpt_shape;
 
@@ -90,6 +93,8 @@ typedef struct gpt_segment {
     int32_t rows, cols;
     int32_t
         parts; /* the rows are this many equal parts, of which row i is read with row i; 0: a bias */
+    int32_t n_matrices; /* the rows are matrices of their own, of so many rows each */
+    int32_t matrix_rows[GPT_MAX_STACKED];
     int32_t n_stacked; /* runs of its rows that are given as blocks; 0: it is given as floats */
     gpt_stack stacked[GPT_MAX_STACKED];
     weight *packed; /* where the products' form of it is kept; NULL: there is none */
@@ -112,7 +117,8 @@ typedef struct gpt_segment {
     X(sample)                                                                                      \
     X(grad_norm)                                                                                   \
     X(adamw_update)                                                                                \
-    X(sgd_update)
+    X(sgd_update)                                                                                  \
+    X(muon_update)
 /* Ops that read weights in that form, or make it. Quantized tables differ from bf16's in these alone. */
 #define GPT_PRODUCT_OPS(X)                                                                         \
     X(linear_forward)                                                                              \
@@ -498,6 +504,49 @@ typedef struct sgd_update {
     const gpt_segment *segments; /* (n_segments), on the host; segments[i].packed = */
     int n_segments;
 } sgd_update;
+
+/* ---- muon.c ---- */
+
+/* The same by Muon, of each matrix X (rows, columns) of the segments, with m its momentum buffer:
+ *     m = momentum m + (1 - momentum) grad;  u = (1 - momentum) grad + momentum m
+ *     X = u / |u|, then five times X = a X + (b A + c A^2) X with A = X X^T (or X^T X from the right)
+ *     w = (1 - lr weight_decay) w - lr 0.2 sqrt(max(rows, columns)) X
+ * Products are in the table's dtype. A matrix of zeros has a step of zeros. */
+typedef struct muon_update {
+    float *w;                    /* at each segment's offset, in place */
+    float *momentum;             /* at its state, in place */
+    const float *grads;          /* at its grad */
+    const float *norm;           /* (1) */
+    const gpt_muon *step;        /* (1), in the device's memory */
+    const gpt_segment *segments; /* (n_segments), on the host; segments[i].packed = */
+    int n_segments;
+} muon_update;
+
+enum { MUON_ITERATIONS = 5 };
+
+/* The polynomials that bring singular values from 1e-3 to 1 near to 1 in the fewest products: Amsel et al. 2025,
+ * "The Polar Express", algorithm 1, with the margin of 2 % for rounding by which MUON_MARGIN divides first. */
+#define MUON_MARGIN 1.02f
+#define MUON_POLYNOMIALS                                                                           \
+    {                                                                                              \
+        {8.156554524902461f, -22.48329292557795f, 15.878769915207462f},                            \
+            {4.042929935166739f, -2.808917465908714f, 0.5000178451051316f},                        \
+            {3.8916678022926607f, -2.772484153217685f, 0.5060648178503393f},                       \
+            {3.285753657755655f, -2.3681294933425376f, 0.46449024233003106f}, {                    \
+            2.3465413258596377f, -1.7097828382687081f, 0.42323551169305323f                        \
+        }                                                                                          \
+    }
+
+/* The factor of the step. */
+static inline float muon_scale(int rows, int cols) {
+    return 0.2f * sqrtf((float)(rows > cols ? rows : cols));
+}
+
+/* Of its products: A, its square, and one with X in each iteration. */
+static inline double muon_flops(int rows, int cols) {
+    double least = rows < cols ? rows : cols, most = rows < cols ? cols : rows;
+    return MUON_ITERATIONS * 2 * least * least * (2 * most + least);
+}
 
 /* ---- context.c, table.c ---- */
 

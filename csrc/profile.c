@@ -253,6 +253,14 @@ COST(sgd_update) {
     return update_cost(p, op->segments, op->n_segments, GPT_OPTIMIZER_SGD, 5);
 }
 
+COST(muon_update) {
+    cost all = update_cost(p, op->segments, op->n_segments, GPT_OPTIMIZER_MUON, 5);
+    for (const gpt_segment *s = op->segments; s < op->segments + op->n_segments; s++)
+        for (int i = 0; s->optimizer == GPT_OPTIMIZER_MUON && i < s->n_matrices; i++)
+            all.flops += muon_flops(s->matrix_rows[i], s->cols);
+    return all;
+}
+
 /* ---- the wrappers ---- */
 
 #define TIMED(name)                                                                                \

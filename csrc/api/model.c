@@ -76,7 +76,7 @@ static int check_group(const gpt_group *group, int g) {
     if (group->frozen != 0 && group->frozen != 1)
         return fail(GPT_ERR_ARGUMENT, "frozen of group %d is %d; it must be 0 or 1", g,
                     group->frozen);
-    if (group->optimizer < GPT_OPTIMIZER_DEFAULT || group->optimizer > GPT_OPTIMIZER_SGD)
+    if (group->optimizer < GPT_OPTIMIZER_DEFAULT || group->optimizer > GPT_OPTIMIZER_MUON)
         return fail(GPT_ERR_ARGUMENT,
                     "optimizer of group %d is %d; it must be an enum gpt_optimizer_kind", g,
                     group->optimizer);
@@ -131,7 +131,7 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (!(out->dropout >= 0 && out->dropout < 1))
         return fail(GPT_ERR_ARGUMENT, "dropout is %g; it must be at least 0 and below 1",
                     out->dropout);
-    if (out->optimizer < GPT_OPTIMIZER_DEFAULT || out->optimizer > GPT_OPTIMIZER_SGD)
+    if (out->optimizer < GPT_OPTIMIZER_DEFAULT || out->optimizer > GPT_OPTIMIZER_MUON)
         return fail(GPT_ERR_ARGUMENT, "optimizer is %d; it must be an enum gpt_optimizer_kind",
                     out->optimizer);
     if (out->n_groups < 0 || (out->n_groups > 0 && !out->groups))
@@ -142,9 +142,9 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
 }
 
 static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_plan *p,
-                      int64_t n_params, gpt_plan *out) {
+                      const params_layout *layout, gpt_plan *out) {
     *out = (gpt_plan){
-        .n_params = n_params,
+        .n_params = layout->n_params,
         .param_bytes = p->params + p->packed,
         .grad_bytes = p->grads,
         .optimizer_bytes = p->states,
@@ -154,6 +154,7 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
         .forward_flops_per_token = forward_flops_per_token(c, o->max_seq),
     };
     out->train_flops_per_token = 3 * out->forward_flops_per_token;
+    out->update_flops = update_flops(layout);
 }
 
 int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_plan *out) {
@@ -170,7 +171,7 @@ int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_pl
     int status = ops->ctx_create(&ctx, o.n_threads, 0);
     if (status == GPT_OK) {
         arena_plan p = arena_plan_of(config, &o, ops, ctx, &layout);
-        fill_plan(config, &o, &p, layout.n_params, out);
+        fill_plan(config, &o, &p, &layout, out);
         out->library_bytes = ops->thread_library_bytes * (size_t)ops->ctx_threads(ctx);
         ops->ctx_free(ctx);
     }

@@ -308,17 +308,40 @@ static int check_sgd(const gpt_sgd *s) {
     return GPT_OK;
 }
 
+static int check_muon(const gpt_muon *s) {
+    if (!(s->lr >= 0 && isfinite(s->lr)))
+        return fail(GPT_ERR_ARGUMENT, "lr is %g; it must be 0 or above", s->lr);
+    if (!(s->momentum >= 0 && s->momentum < 1))
+        return fail(GPT_ERR_ARGUMENT, "momentum is %g; it must be at least 0 and below 1",
+                    s->momentum);
+    if (!(s->weight_decay >= 0 && isfinite(s->weight_decay)))
+        return fail(GPT_ERR_ARGUMENT, "weight_decay is %g; it must be 0 or above", s->weight_decay);
+    if (!(s->grad_clip >= 0 && isfinite(s->grad_clip)))
+        return fail(GPT_ERR_ARGUMENT, "grad_clip is %g; it must be 0 (off) or above", s->grad_clip);
+    return GPT_OK;
+}
+
+static int check_settings(const gpt_optimizer *o) {
+    switch (o->kind) {
+    case GPT_OPTIMIZER_ADAMW:
+        return check_adamw(&o->adamw);
+    case GPT_OPTIMIZER_SGD:
+        return check_sgd(&o->sgd);
+    case GPT_OPTIMIZER_MUON:
+        return check_muon(&o->muon);
+    }
+    return fail(GPT_ERR_ARGUMENT, "unknown optimizer %d", o->kind);
+}
+
 /* The settings of each kind: one for every kind that has parameters, and none twice. */
 static int find_settings(const gpt_model *m, const gpt_optimizer *optimizers, int n,
                          const gpt_optimizer *found[N_OPTIMIZERS]) {
-    static const char *const names[N_OPTIMIZERS] = {"", "AdamW", "SGD"};
+    static const char *const names[N_OPTIMIZERS] = {"", "AdamW", "SGD", "Muon"};
     for (int i = 0; i < n; i++) {
         const gpt_optimizer *o = &optimizers[i];
-        if (o->kind != GPT_OPTIMIZER_ADAMW && o->kind != GPT_OPTIMIZER_SGD)
-            return fail(GPT_ERR_ARGUMENT, "unknown optimizer %d", o->kind);
+        TRY(check_settings(o));
         if (found[o->kind])
             return fail(GPT_ERR_ARGUMENT, "there are two settings of %s", names[o->kind]);
-        TRY(o->kind == GPT_OPTIMIZER_ADAMW ? check_adamw(&o->adamw) : check_sgd(&o->sgd));
         found[o->kind] = o;
     }
     for (int kind = 0; kind < N_OPTIMIZERS; kind++)
@@ -349,11 +372,10 @@ int gpt_model_update(gpt_model *model, const gpt_optimizer *optimizers, int n_op
         return fail(GPT_ERR_ARGUMENT, "no gradients to apply; call backward first");
     step_report report;
     model->ops->ctx_set_workspace(model->ctx, model->workspace);
-    const gpt_optimizer *adamw = settings[GPT_OPTIMIZER_ADAMW], *sgd = settings[GPT_OPTIMIZER_SGD];
-    const int64_t *used = model->layout.n_states;
     model->forward_B = model->forward_T = 0;
-    model_update(model, adamw && used[GPT_OPTIMIZER_ADAMW] ? &adamw->adamw : NULL,
-                 sgd && used[GPT_OPTIMIZER_SGD] ? &sgd->sgd : NULL);
+    for (int kind = 0; kind < N_OPTIMIZERS; kind++)
+        if (!model->layout.n_states[kind]) settings[kind] = NULL;
+    model_update(model, settings);
     model->ops->download(model->ctx, &report, &model->state->report, sizeof report);
     TRY(model->ops->sync(model->ctx));
     if (loss) *loss = report.loss;

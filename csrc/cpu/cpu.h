@@ -43,7 +43,8 @@ GPT_LORA_OPS(CPU_DECLARE_ACTS)
 #define CPU_ACT_WORKSPACES(X)                                                                      \
     X(norm_workspace)                                                                              \
     X(qk_norm_workspace)                                                                           \
-    X(lora_workspace) X(attention_workspace) X(grad_norm_workspace) X(sample_workspace)
+    X(lora_workspace)                                                                              \
+    X(attention_workspace) X(grad_norm_workspace) X(muon_workspace) X(sample_workspace)
 #define CPU_WEIGHT_WORKSPACES(X) X(linear_workspace) X(classifier_workspace)
 #define CPU_WORKSPACE(name)      size_t CPU_NAME(name)(const gpt_shape *shape, int n_threads)
 #define CPU_ACTS_WORKSPACE(name) size_t CPU_ACTS_NAME(name)(const gpt_shape *shape, int n_threads)

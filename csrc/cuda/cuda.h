@@ -56,7 +56,8 @@ typedef float elem;
 #define CUDA_ACT_WORKSPACES(X)                                                                     \
     X(embedding_workspace)                                                                         \
     X(norm_workspace)                                                                              \
-    X(qk_norm_workspace) X(attention_workspace) X(grad_norm_workspace) X(sample_workspace)
+    X(qk_norm_workspace)                                                                           \
+    X(attention_workspace) X(grad_norm_workspace) X(muon_workspace) X(sample_workspace)
 #define CUDA_WEIGHT_WORKSPACES(X) X(linear_workspace) X(head_workspace) X(classifier_workspace)
 #define CUDA_WORKSPACE(name)      size_t CUDA_NAME(name)(const gpt_shape *shape)
 #define CUDA_ACTS_WORKSPACE(name) size_t CUDA_ACTS_NAME(name)(const gpt_shape *shape)

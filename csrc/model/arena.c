@@ -14,13 +14,15 @@ static acts_shape model_acts_shape(const gpt_options *o) {
                         .logit_rows = N < LOGIT_ROWS ? N : LOGIT_ROWS};
 }
 
-static gpt_shape model_shape(const gpt_config *c, const gpt_options *o, int64_t n_stored) {
+static gpt_shape model_shape(const gpt_config *c, const gpt_options *o,
+                             const params_layout *layout) {
     gpt_shape shape = config_shape(c);
     shape.N = o->max_batch * o->max_seq;
     shape.T = o->max_seq;
     shape.training = o->training;
     shape.lora_rank = o->lora.rank;
-    shape.n_params = n_stored;
+    shape.n_params = layout->n_stored;
+    shape.muon = layout->n_states[GPT_OPTIMIZER_MUON] > 0;
     return shape;
 }
 
@@ -34,7 +36,7 @@ arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_op
     int64_t n_stored = layout->n_stored;
     acts none = {0};
     acts_shape shape = model_acts_shape(o);
-    gpt_shape extent = model_shape(c, o, n_stored);
+    gpt_shape extent = model_shape(c, o, layout);
     p.params = align_buffer((size_t)n_stored * sizeof(float));
     p.packed = params_plan_packed(ops, o->training, NULL, layout);
     p.grads = align_buffer((size_t)layout->n_grads * sizeof(float));

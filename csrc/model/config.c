@@ -28,6 +28,11 @@
     {vocab, block,        layers,         heads, heads, width, ff,    GPT_NORM_RMSNORM,            \
      1,     GPT_POS_ROPE, GPT_ACT_SWIGLU, 0,     1,     1e-5f, 10000, NO_SCALING}
 
+/* A Llama with norms of the heads of queries and keys and its own head, which is a Qwen3. */
+#define MODERN(vocab, block, layers, heads, width, ff)                                             \
+    {vocab, block,        layers,         heads, heads, width, ff,    GPT_NORM_RMSNORM,            \
+     1,     GPT_POS_ROPE, GPT_ACT_SWIGLU, 0,     0,     1e-5f, 10000, .qk_norm = 1}
+
 /* vocab, block, layers, heads, kv heads, width, ff, norm, its weight, positions, activation, bias,
  * tied, eps, theta, scaling. The llama sizes are llama2.c's; byte is the published
  * markusheimerl/gpt. */
@@ -36,6 +41,7 @@ static const struct {
     gpt_config config;
 } presets[] = {
     {"tiny", LLAMA(2048, 160, 4, 3, 96, 256)},
+    {"modern", MODERN(2048, 160, 4, 3, 96, 256)},
     {"byte",
      {256, 1024, 16, 8, 8, 512, 1024, GPT_NORM_RMSNORM, 0, GPT_POS_ROPE_WIDE, GPT_ACT_SWISH, 0, 1,
       1e-6f, 10000, NO_SCALING}},
@@ -60,10 +66,11 @@ int gpt_config_preset(const char *name, gpt_config *out) {
         *out = presets[i].config;
         return GPT_OK;
     }
-    return fail(GPT_ERR_ARGUMENT,
-                "unknown preset '%s'; the presets are tiny, byte, gpt2, gpt2-medium, gpt2-large, "
-                "gpt2-xl, llama-15m, llama-42m, llama-110m",
-                name);
+    return fail(
+        GPT_ERR_ARGUMENT,
+        "unknown preset '%s'; the presets are tiny, modern, byte, gpt2, gpt2-medium, gpt2-large, "
+        "gpt2-xl, llama-15m, llama-42m, llama-110m",
+        name);
 }
 
 /* Bounds far above any small GPT, and low enough that no product of two of them overflows. */

@@ -113,10 +113,10 @@ typedef struct param_slot {
 } param_slot;
 
 /* Optimizers, and the most state slots of one. */
-enum { N_OPTIMIZERS = GPT_OPTIMIZER_SGD + 1, MAX_STATES = 2 };
+enum { N_OPTIMIZERS = GPT_OPTIMIZER_MUON + 1, MAX_STATES = 2 };
 
 static inline int optimizer_states(int kind) {
-    return kind == GPT_OPTIMIZER_ADAMW ? 2 : kind == GPT_OPTIMIZER_SGD ? 1 : 0;
+    return kind == GPT_OPTIMIZER_ADAMW ? 2 : kind != GPT_OPTIMIZER_DEFAULT ? 1 : 0;
 }
 
 typedef struct params_layout {
@@ -246,6 +246,7 @@ typedef struct step_report {
 typedef struct step_state {
     gpt_adamw_step adamw;
     gpt_sgd sgd;
+    gpt_muon muon;
     uint64_t dropout_key;
     step_report report;
 } step_state;
@@ -373,7 +374,9 @@ void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, co
 void session_fork(gpt_session *s, int from, int to, int length);
 
 /* By the settings of each optimizer, NULL where it has no parameters. */
-void model_update(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd);
+void model_update(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS]);
+/* Of the products of an update. */
+double update_flops(const params_layout *layout);
 
 /* ---- rows.c ---- */
 

@@ -17,16 +17,27 @@ static float correction(float beta, int64_t step) {
     return (float)(1 - pow((double)beta, (double)step));
 }
 
-static void upload_settings(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd) {
+static void upload_settings(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS]) {
+    const gpt_optimizer *adamw = settings[GPT_OPTIMIZER_ADAMW];
+    const gpt_optimizer *sgd = settings[GPT_OPTIMIZER_SGD], *muon = settings[GPT_OPTIMIZER_MUON];
     if (adamw) {
-        gpt_adamw_step step = {*adamw, correction(adamw->beta1, m->step + 1),
-                               correction(adamw->beta2, m->step + 1)};
+        gpt_adamw_step step = {adamw->adamw, correction(adamw->adamw.beta1, m->step + 1),
+                               correction(adamw->adamw.beta2, m->step + 1)};
         m->ops->upload(m->ctx, &m->state->adamw, &step, sizeof step);
     }
-    if (sgd) m->ops->upload(m->ctx, &m->state->sgd, sgd, sizeof *sgd);
+    if (sgd) m->ops->upload(m->ctx, &m->state->sgd, &sgd->sgd, sizeof sgd->sgd);
+    if (muon) m->ops->upload(m->ctx, &m->state->muon, &muon->muon, sizeof muon->muon);
 }
 
-void model_update(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd) {
+double update_flops(const params_layout *layout) {
+    double flops = 0;
+    for (const gpt_segment *s = layout->segments; s < layout->segments + layout->n_slots; s++)
+        for (int i = 0; s->optimizer == GPT_OPTIMIZER_MUON && i < s->n_matrices; i++)
+            flops += muon_flops(s->matrix_rows[i], s->cols);
+    return flops;
+}
+
+void model_update(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS]) {
     const gpt_ops *ops = m->ops;
     const int64_t key[] = {(int64_t)(intptr_t)m->arena};
     grad_norm norm = {
@@ -46,12 +57,20 @@ void model_update(gpt_model *m, const gpt_adamw *adamw, const gpt_sgd *sgd) {
                          .step = &m->state->sgd,
                          .segments = m->layout.segments,
                          .n_segments = m->layout.n_slots};
+    muon_update by_muon = {.w = m->params,
+                           .momentum = m->optimizer_state[GPT_OPTIMIZER_MUON][0],
+                           .grads = m->grads,
+                           .norm = norm.norm,
+                           .step = &m->state->muon,
+                           .segments = m->layout.segments,
+                           .n_segments = m->layout.n_slots};
     model_pack(m); /* so that a step that is refused leaves both forms alike */
-    upload_settings(m, adamw, sgd);
+    upload_settings(m, settings);
     if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {
         ops->grad_norm(m->ctx, &norm);
-        if (adamw) ops->adamw_update(m->ctx, &by_adamw);
-        if (sgd) ops->sgd_update(m->ctx, &by_sgd);
+        if (settings[GPT_OPTIMIZER_ADAMW]) ops->adamw_update(m->ctx, &by_adamw);
+        if (settings[GPT_OPTIMIZER_SGD]) ops->sgd_update(m->ctx, &by_sgd);
+        if (settings[GPT_OPTIMIZER_MUON]) ops->muon_update(m->ctx, &by_muon);
     } while (ops->replay_begin && !ops->replay_end(m->ctx));
 }

@@ -218,9 +218,10 @@ static bool matches(const char *pattern, const char *name) {
     return !*pattern;
 }
 
-/* Settings of a tensor, from the first group that matches, and places of its gradient and state. */
-static void train_segment(const gpt_options *o, const char *name, bool is_adapter, gpt_segment *s,
-                          params_layout *out) {
+/* Settings of a tensor, from the first group that matches, and places of its gradient and state. row is
+ * NULL for an adapter. */
+static void train_segment(const gpt_options *o, const char *name, const struct row *row,
+                          gpt_segment *s, params_layout *out) {
     gpt_group group = {0};
     for (int g = 0; g < o->n_groups; g++) {
         if (!matches(o->groups[g].pattern, name)) continue;
@@ -228,8 +229,10 @@ static void train_segment(const gpt_options *o, const char *name, bool is_adapte
         break;
     }
     s->grad = -1;
-    if (group.frozen || (o->lora.rank && !is_adapter)) return;
+    if (group.frozen || (o->lora.rank && row)) return;
     s->optimizer = group.optimizer ? group.optimizer : o->optimizer;
+    bool is_hidden = row && row->place == LAYER && row->cols != ONE;
+    if (s->optimizer == GPT_OPTIMIZER_MUON && !is_hidden) s->optimizer = GPT_OPTIMIZER_ADAMW;
     if (s->optimizer == GPT_OPTIMIZER_DEFAULT) s->optimizer = GPT_OPTIMIZER_ADAMW;
     s->lr_scale = group.lr_scale > 0 ? group.lr_scale : 1;
     if (group.decay != GPT_DECAY_DEFAULT) s->decay = group.decay == GPT_DECAY_ON;
@@ -296,6 +299,18 @@ static int stack_rows(const gpt_ops *ops, const gpt_options *o, int i, const par
     return GPT_OK;
 }
 
+/* The matrices in the rows of a tensor. */
+static void split_rows(const gpt_config *c, const struct row *row, gpt_segment *s) {
+    int head = head_size(c), kv = c->n_kv_head * head;
+    if (row && row->rows == QKV) {
+        s->n_matrices = 3;
+        s->matrix_rows[0] = c->n_head * head, s->matrix_rows[1] = s->matrix_rows[2] = kv;
+        return;
+    }
+    s->n_matrices = s->parts == 2 ? 2 : 1;
+    for (int i = 0; i < s->n_matrices; i++) s->matrix_rows[i] = s->rows / s->n_matrices;
+}
+
 static int lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_options *o, int i,
                         params_layout *out) {
     param_slot *slot = &out->slots[i];
@@ -315,6 +330,7 @@ static int lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_optio
                        .parts = 1};
     /* The gates and ups of SwiGLU are read in pairs. */
     if (row && row->rows == FC && row->cols != ONE && c->activation == GPT_ACT_SWIGLU) s->parts = 2;
+    split_rows(c, row, s);
     if (row && is_product_bias(row) && ops->packs_biases) s->parts = 0;
     TRY(stack_rows(ops, o, i, slot, row && row->cols != ONE && row->rows != BLOCK, s));
     bool read_too = row && row->place == FIRST && !s->n_stacked;
@@ -322,7 +338,7 @@ static int lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_optio
                  !ops->packs_host_memory;
     out->n_params += slot->info.size;
     if (slot->kept) out->n_stored += aligned(slot->stored);
-    if (o->training) train_segment(o, slot->info.name, !row, s, out);
+    if (o->training) train_segment(o, slot->info.name, row, s, out);
     return GPT_OK;
 }
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gptc.data.preparation import resolve_dataset
     from gptc.engine.config import GPTConfig
     from gptc.engine.model import StepResult
-    from gptc.engine.optim import AdamW
+    from gptc.engine.optim import AdamW, Muon
     from gptc.engine.options import Options, Plan
     from gptc.engine.session import Session
     from gptc.generation.chat import chat
@@ -38,6 +38,7 @@ _LAZY = {
     "GPTConfig": "engine.config",
     "Lora": "engine.lora",
     "Model": "checkpoint.facade",
+    "Muon": "engine.optim",
     "Options": "engine.options",
     "Plan": "engine.options",
     "Session": "engine.session",
@@ -60,6 +61,7 @@ __all__ = [
     "GptcError",
     "Lora",
     "Model",
+    "Muon",
     "Options",
     "Plan",
     "Session",

@@ -205,6 +205,40 @@ static void test_sgd(void) {
     }
 }
 
+/* Muon lowers the loss, and has the matrices of layers; other parameters have AdamW. */
+static void test_muon(void) {
+    const gpt_optimizer both[] = {
+        {.kind = GPT_OPTIMIZER_MUON, .muon = {2e-2f, 0.9f, 0.0f, 1.0f}},
+        {.kind = GPT_OPTIMIZER_ADAMW, .adamw = {2e-2f, 0.9f, 0.95f, 1e-8f, 0.0f, 1.0f}}};
+    EACH_PLACE {
+        const gpt_config *c = &families[1].config;
+        test_case("%s", families[1].name);
+        gpt_options options = place.options;
+        options.training = 1, options.max_batch = B, options.max_seq = T;
+        options.optimizer = GPT_OPTIMIZER_MUON;
+        gpt_model *model = NULL;
+        EXPECT_OK(gpt_model_create(c, &options, &model));
+        EXPECT_OK(gpt_model_init(model, 3));
+        int32_t *tokens = random_ints(B * T, c->vocab_size);
+        float losses[12];
+        for (int step = 0; step < TEST_COUNT(losses); step++) {
+            EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, NULL));
+            EXPECT_OK(gpt_model_update(model, both, 2, &losses[step], NULL));
+        }
+        EXPECT(losses[11] < 0.8f * losses[0]);
+        for (int i = 0; i < gpt_config_param_count(c); i++) {
+            gpt_param p;
+            EXPECT_OK(gpt_config_param(c, i, &p));
+            int is_hidden = p.n_dim == 2 && !strncmp(p.name, "h.", 2);
+            EXPECT(gpt_model_state_count(model, i) == (is_hidden ? 1 : 2));
+        }
+        EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, NULL));
+        EXPECT(gpt_model_update(model, both + 1, 1, NULL, NULL) == GPT_ERR_ARGUMENT);
+        EXPECT(strstr(gpt_last_error(), "no settings of Muon"));
+        gpt_model_free(model);
+    }
+}
+
 /* A matrix that products read, in GPT-2. */
 static int is_product(const gpt_param *p) {
     return p->n_dim == 2 && strcmp(p->name, "wpe.weight") != 0;
@@ -264,7 +298,8 @@ static void test_refusals(void) {
     expect_refused(&(gpt_group){.pattern = NULL}, 1, "no pattern");
     expect_refused(&(gpt_group){.pattern = "*", .frozen = 1}, 1, "nothing to train");
     expect_refused(&(gpt_group){.pattern = "*", .frozen = 2}, 1, "frozen");
-    expect_refused(&(gpt_group){.pattern = "*", .optimizer = 3}, 1, "optimizer");
+    expect_refused(&(gpt_group){.pattern = "*", .optimizer = GPT_OPTIMIZER_MUON + 1}, 1,
+                   "optimizer");
     expect_refused(&(gpt_group){.pattern = "*", .decay = -1}, 1, "decay");
     expect_refused(&(gpt_group){.pattern = "*", .lr_scale = -1}, 1, "lr_scale");
     expect_refused(&(gpt_group){.pattern = "*", .lr_scale = NAN}, 1, "lr_scale");
@@ -273,4 +308,4 @@ static void test_refusals(void) {
 }
 
 TEST_API_MAIN({"frozen", test_frozen}, {"settings", test_settings}, {"sgd", test_sgd},
-              {"grads", test_grads}, {"refusals", test_refusals})
+              {"muon", test_muon}, {"grads", test_grads}, {"refusals", test_refusals})

@@ -97,8 +97,8 @@ def read_rows(path: Path) -> None:
 def _prepared(folder: Path, found: dict[str, Target]) -> None:
     """A dataset of conversations: the whole preparation, and its files."""
     rows = folder / "rows.jsonl"
-    plain = _LAYOUTS["conversations"]
-    rows.write_text("".join(json.dumps(plain) + "\n" for _ in range(6)))
+    pairs = ({"prompt": f"Hi {n}", "completion": "Hello"} for n in range(6))
+    rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     dataset, out = folder / "dataset", folder / "again"
     options = {"tokenizer": "bytes", "val_fraction": 0.3, "progress": lambda *_: None}
     prepare([str(rows)], dataset, **options)

@@ -5,7 +5,7 @@
     model.gguf             in its place where quantized matrices were imported: see packed.py
     gptc_tokenizer.json    the tokenizer; also Hugging Face's files, if one of its classes fits
     trainer.json           step, options and loader position; only in a run's checkpoints
-    optimizer.safetensors  AdamW's moments; likewise
+    optimizer.safetensors  the optimizer's state; likewise
     checksums.json         size and checksum of every other file
 
 It is written under a temporary name, flushed to disk and renamed, so it appears whole or not at
@@ -180,11 +180,14 @@ class Checkpoint(ModelFile):
             )
         tensors = self._moments
         for name, shape, _ in self.trained():
-            for prefix, moment in MOMENTS.items():
-                stored = f"{prefix}.{name}"
+            for state in model.states(name):
+                stored = f"{MOMENTS[state]}.{name}"
                 if tensors.shapes.get(stored) != shape:
-                    raise GptcError(f"{tensors.path} lacks {stored} with the shape {shape}")
-                model.write(name, moment, tensors.read(stored))
+                    raise GptcError(
+                        f"{tensors.path} lacks {stored} with the shape {shape}: is it the state of "
+                        "another optimizer?"
+                    )
+                model.write(name, state, tensors.read(stored))
         model.step = trainer["step"]
 
     def trained(self) -> tuple[Parameter, ...]:

@@ -146,13 +146,19 @@ def _hf_files(tokenizer: Tokenizer, config: GPTConfig, notes: list[str] | None) 
 
 
 def _optimizer_chunks(model: Model | ModelFile) -> Iterator[bytes | memoryview]:
-    shapes = {f"{prefix}.{name}": shape for name, shape, _ in _trained(model) for prefix in MOMENTS}
+    shapes: dict[str, tuple[int, ...]] = {}
+    states: dict[str, str] = {}
+    for name, shape, _ in _trained(model):
+        known = model.states(name) if isinstance(model, Model) else ("moment1", "moment2")
+        for state in known:
+            stored = f"{MOMENTS[state]}.{name}"
+            shapes[stored], states[stored] = shape, state
 
     def read(stored: str) -> Any:
         prefix, _, name = stored.partition(".")
         if isinstance(model, ModelFile):
             return model.read_moment(name, prefix)
-        return model.read(name, MOMENTS[prefix])
+        return model.read(name, states[stored])
 
     return tensor_chunks(shapes, read)
 

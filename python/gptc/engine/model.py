@@ -34,7 +34,7 @@ from gptc.engine.arrays import (
 )
 from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora
-from gptc.engine.optim import AdamW
+from gptc.engine.optim import AdamW, Muon
 from gptc.engine.options import BlockRows, Options, plan_for
 from gptc.engine.session import Session
 from gptc.engine.turns import Turns
@@ -133,18 +133,19 @@ class Model(Uncopied):
         lora: Lora | None = None,
         recompute: str = "none",
         kv_dtype: str = "auto",
+        optimizer: str = "adamw",
         init: bool = True,
     ) -> _Model:
         """A new model with random weights from `seed`; without `init` they are zero.
 
         `max_batch` and `max_seq` are the largest B and T of logits, loss and backward. `blocks`
         names the matrices of the dtype "packed" that `write_blocks` gives. `lora`, `recompute` and
-        `kv_dtype` are those of `Options`.
+        `kv_dtype` and `optimizer` are those of `Options`.
         """
-        sizes = (training, max_batch, max_seq)
+        sizes, given = (training, max_batch, max_seq), tuple(blocks)
         options = Options(
-            device, dtype, threads, *sizes, dropout, seed, pin, tuple(blocks), lora, recompute,
-            kv_dtype,
+            device, dtype, threads, *sizes, dropout, seed, pin, given, lora, recompute,
+            kv_dtype, optimizer,
         )  # fmt: skip
         model = cls(config, options)
         if init:
@@ -200,7 +201,7 @@ class Model(Uncopied):
         self._call("gpt_model_write_blocks", index, whole(part, "part"), raw, data.nbytes)
 
     def read(self, name: str, tensor: str) -> FloatArray:
-        """A copy of a parameter's "value", "grad", "moment1" or "moment2".
+        """A copy of a parameter's "value", "grad", or one of `states`.
 
         EngineError for a matrix of an inference model in bf16, int8 or int4: it is rounded.
         """
@@ -210,8 +211,14 @@ class Model(Uncopied):
         self._call("gpt_model_read", index, which, floats(out), out.size)
         return out
 
+    def states(self, name: str) -> tuple[str, ...]:
+        """The state of a parameter's optimizer: AdamW's two moments, or Muon's momentum."""
+        index, _ = self._find(name)
+        n_states = self._value("gpt_model_state_count", index)
+        return {2: ("moment1", "moment2"), 1: ("momentum",)}.get(n_states, ())
+
     def write(self, name: str, tensor: str, values: npt.ArrayLike) -> None:
-        """Sets a parameter's "value", "grad", "moment1" or "moment2"."""
+        """Sets a parameter's "value", "grad", or one of `states`."""
         index, shape = self._find(name)
         array = as_parameter(name, values, shape)
         which = self._tensor(tensor)
@@ -231,6 +238,7 @@ class Model(Uncopied):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         grad_clip: float = 1.0,
+        momentum: float = 0.95,
         check: Callable[[], None] = lambda: None,
     ) -> StepResult:
         """One optimizer step on inputs (B, T) and targets (B, T), or on lists of micro-batches.
@@ -263,7 +271,8 @@ class Model(Uncopied):
             except BaseException:
                 self.zero_gradients()
                 raise
-            return self._update(AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip))
+            adamw = AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip)
+            return self._update(adamw, Muon(lr, momentum, weight_decay, grad_clip))
 
     def backward(
         self,
@@ -306,9 +315,13 @@ class Model(Uncopied):
             self._call("gpt_model_backward_weighted", floats(weights), *x.shape)
         return losses
 
-    def update(self, adamw: AdamW) -> float:
-        """Clips and applies the gradients; returns their norm before clipping."""
-        return self._update(adamw).grad_norm
+    def update(self, adamw: AdamW, muon: Muon | None = None) -> float:
+        """Clips and applies the gradients; returns their norm before clipping.
+
+        `muon` has the settings of the optimizer "muon"; None: AdamW's rate, decay and clipping.
+        """
+        same = Muon(adamw.lr, weight_decay=adamw.weight_decay, grad_clip=adamw.grad_clip)
+        return self._update(adamw, muon or same).grad_norm
 
     def _backward(
         self,
@@ -322,12 +335,14 @@ class Model(Uncopied):
         with self._documents(x, positions):
             self._call("gpt_model_backward", ints(x), ints(y), *x.shape, scale, loss)
 
-    def _update(self, adamw: AdamW) -> StepResult:
-        settings = self._ffi.new("gpt_optimizer *")
-        settings.kind = self._lib.GPT_OPTIMIZER_ADAMW
-        settings.adamw = library.new_struct("gpt_adamw", **vars(adamw))[0]
+    def _update(self, adamw: AdamW, muon: Muon) -> StepResult:
+        settings = self._ffi.new("gpt_optimizer[2]")
+        settings[0].kind = self._lib.GPT_OPTIMIZER_ADAMW
+        settings[0].adamw = library.new_struct("gpt_adamw", **vars(adamw))[0]
+        settings[1].kind = self._lib.GPT_OPTIMIZER_MUON
+        settings[1].muon = library.new_struct("gpt_muon", **vars(muon))[0]
         loss, norm = self._ffi.new("float *"), self._ffi.new("float *")
-        self._call("gpt_model_update", settings, 1, loss, norm)
+        self._call("gpt_model_update", settings, len(settings), loss, norm)
         return StepResult(float(loss[0]), float(norm[0]))
 
     def zero_gradients(self) -> None:
@@ -541,7 +556,8 @@ class Model(Uncopied):
 
     def _tensor(self, name: str) -> int:
         lib = self._lib
-        states = {"moment1": lib.GPT_TENSOR_STATE0, "moment2": lib.GPT_TENSOR_STATE0 + 1}
+        states = dict.fromkeys(("moment1", "momentum"), lib.GPT_TENSOR_STATE0)
+        states["moment2"] = lib.GPT_TENSOR_STATE0 + 1
         tensors = {"value": lib.GPT_TENSOR_VALUE, "grad": lib.GPT_TENSOR_GRAD, **states}
         if name not in tensors:
             raise GptcError(f"unknown tensor {name!r}; known: {', '.join(tensors)}")

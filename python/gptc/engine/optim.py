@@ -1,4 +1,4 @@
-"""The optimizer's settings."""
+"""The optimizers' settings."""
 
 from __future__ import annotations
 
@@ -20,3 +20,17 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.1
     grad_clip: float = 1.0  # largest global gradient norm; 0 = no clipping
+
+
+@dataclass(frozen=True)
+class Muon:
+    """The settings of one Muon update, which changes the matrices of layers: `gpt_muon` in gpt.h.
+
+    `momentum` is the decay rate of the momentum buffer. The step has numbers as large as AdamW's,
+    so that `lr` and `weight_decay` can be the same. `grad_clip` is that of AdamW.
+    """
+
+    lr: float
+    momentum: float = 0.95
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0

@@ -17,6 +17,7 @@ DEVICES = ("cpu", "cuda")
 DTYPES = ("fp32", "bf16", "int8", "int4", "packed")  # the first two also for training all weights
 KV_DTYPES = ("auto", "int8")
 RECOMPUTE = ("none", "mlp", "block")
+OPTIMIZERS = ("adamw", "muon")
 
 
 class BlockRows(NamedTuple):
@@ -78,7 +79,8 @@ class Options:
     `pin` pins each thread to a core; `max_seq` None = the block size. With `lora`, training changes
     adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
     keep less: the first feed-forward layer ("mlp"), or each layer ("block"). `kv_dtype` is that of
-    its sessions' KV caches: "int8", on a CPU, or "auto", the dtype of activations.
+    its sessions' KV caches: "int8", on a CPU, or "auto", the dtype of activations. `optimizer`
+    "muon" trains the matrices of layers by Muon, and the other parameters by AdamW.
     """
 
     device: str = "auto"
@@ -94,6 +96,7 @@ class Options:
     lora: Lora | None = None
     recompute: str = "none"
     kv_dtype: str = "auto"
+    optimizer: str = "adamw"
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -103,10 +106,13 @@ class Options:
                 raise UsageError(
                     f"{name} {value!r} is unknown; it must be one of auto, {', '.join(known)}"
                 )
-        for name, few in (("recompute", RECOMPUTE), ("kv_dtype", KV_DTYPES)):
+        few = {"recompute": RECOMPUTE, "kv_dtype": KV_DTYPES, "optimizer": OPTIMIZERS}
+        for name, choices in few.items():
             value = getattr(self, name)
-            if value not in few:
-                raise UsageError(f"{name} {value!r} is unknown; it must be one of {', '.join(few)}")
+            if value not in choices:
+                raise UsageError(
+                    f"{name} {value!r} is unknown; it must be one of {', '.join(choices)}"
+                )
         device, dtype = self.device, self.dtype
         if self.lora and device == "cuda":
             raise UsageError("adapters (LoRA) are computed on a CPU only: use --device cpu")
@@ -142,6 +148,7 @@ class Options:
             dropout=self.dropout,
             seed=self.seed,
             recompute=RECOMPUTE.index(self.recompute),
+            optimizer=getattr(lib, f"GPT_OPTIMIZER_{self.optimizer.upper()}"),
         )
         if self.lora:
             struct.lora = self.lora.to_c()[0]
@@ -166,6 +173,7 @@ class Plan:
     library_bytes: int  # further memory of the BLAS library, as measured
     forward_flops_per_token: float  # at T = max_seq
     train_flops_per_token: float
+    update_flops: float  # of the products of one update: Muon has them
 
 
 def plan_for(config: GPTConfig, options: Options | None = None) -> Plan:

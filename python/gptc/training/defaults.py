@@ -19,6 +19,19 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "eval_every": 1000,
         "eval_batches": 60,
     },
+    "modern": {
+        # Muon needs larger batches: its products cost the same for any.
+        "batch_size": 8,
+        "seq_len": 160,
+        "steps": 5000,
+        "lr": 8e-3,
+        "warmup_steps": 100,
+        "optimizer": "muon",
+        "momentum": 0.9,
+        "momentum_warmup": 50,
+        "eval_every": 1000,
+        "eval_batches": 30,
+    },
     "byte": {
         "batch_size": 15,
         "seq_len": 1024,

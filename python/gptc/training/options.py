@@ -7,12 +7,11 @@ from typing import ClassVar, Literal
 
 from gptc.data.options import LONG_ROWS, PACKING, TRAIN_ON
 from gptc.engine.lora import KINDS
-from gptc.engine.options import DTYPES, RECOMPUTE, DeviceOptions
+from gptc.engine.options import DTYPES, OPTIMIZERS, RECOMPUTE, DeviceOptions
 from gptc.errors import UsageError
 from gptc.settings import check, option
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
-OPTIMIZERS = ("adamw",)
 MOST_TOKENS = 2**28  # of a step: all its batches are drawn before it begins
 
 _WHAT = "Data, model and output"
@@ -52,8 +51,8 @@ class TrainOptions(DeviceOptions):
     )
     preset: str = option(
         "tiny",
-        "Model shape and training defaults: tiny, byte, gpt2, gpt2-medium, gpt2-large, gpt2-xl, "
-        "llama-15m, llama-42m, llama-110m.",
+        "Model shape and training defaults: tiny, modern, byte, gpt2, gpt2-medium, gpt2-large, "
+        "gpt2-xl, llama-15m, llama-42m, llama-110m.",
         section=_WHAT,
         metavar="NAME",
     )
@@ -182,8 +181,36 @@ class TrainOptions(DeviceOptions):
     grad_clip: float = option(
         1.0, "Largest gradient norm; 0 = no clipping.", section=_STEP, least=0
     )
+    on_nan: str = option(
+        "stop",
+        "Treatment of a step whose gradients are not finite: end the run, or skip its batches. "
+        "Its weights never change, and its batches are kept in the run's folder.",
+        section=_STEP,
+        choices=("stop", "skip"),
+    )
     dropout: float = option(0.0, "Dropout probability.", section=_STEP, least=0, below=1)
-    optimizer: str = option("adamw", "Optimizer.", section=_STEP, choices=OPTIMIZERS)
+    optimizer: str = option(
+        "adamw",
+        "Optimizer; muon = Muon for the matrices of layers, AdamW for other parameters.",
+        section=_STEP,
+        choices=OPTIMIZERS,
+        shown="by preset",
+    )
+    momentum: float = option(
+        0.95,
+        "Decay rate of Muon's momentum.",
+        section=_STEP,
+        least=0,
+        below=1,
+        shown="by preset",
+    )
+    momentum_warmup: int = option(
+        300,
+        "Steps in which Muon's momentum rises to --momentum from 0.85, if that is more.",
+        section=_STEP,
+        least=0,
+        shown="by preset",
+    )
     recompute: str = option(
         "none",
         "Activations to compute again in the backward pass, to save memory: of the first "
@@ -285,6 +312,10 @@ class TrainOptions(DeviceOptions):
             )
         if self.dpo:
             self._check_preference()
+        if self.lora_rank and self.optimizer != "adamw":
+            raise UsageError(
+                f"--optimizer {self.optimizer} trains all weights: with --lora-rank use adamw"
+            )
         if self.dtype in DTYPES[2:] and not self.lora_rank:
             raise UsageError(
                 f"--dtype {self.dtype} is not for training all weights: use fp32 or bf16, or train "

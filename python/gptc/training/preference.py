@@ -18,7 +18,7 @@ from gptc.data.loader import Rows
 from gptc.data.pairs import PairLoader, Pairs
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model, StepResult
-from gptc.engine.optim import AdamW
+from gptc.engine.optim import AdamW, Muon
 from gptc.training.options import TrainOptions
 
 MEASURES = ("reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy")
@@ -96,7 +96,12 @@ class Preference:
         self._references = references
 
     def step(
-        self, position: int, batches: Sequence[Rows], adamw: AdamW, check: Callable[[], None]
+        self,
+        position: int,
+        batches: Sequence[Rows],
+        adamw: AdamW,
+        muon: Muon,
+        check: Callable[[], None],
     ) -> tuple[StepResult, dict[str, float]]:
         """One optimizer step on the batches at a position of the loader; its result and measures.
 
@@ -112,7 +117,7 @@ class Preference:
         except BaseException:
             self._model.zero_gradients()
             raise
-        norm = self._model.update(adamw)
+        norm = self._model.update(adamw, muon)
         found = joined(parts)
         return StepResult(float(found.losses.mean()), norm), found.measures()
 

@@ -100,7 +100,7 @@ class Run:
             for line in header(self.setup, self.folder.path):
                 show.note(line)
             preference = prepare_preference(self.setup, self.folder.path, show)
-            self.trainer = Trainer(self.setup, show, preference)
+            self.trainer = Trainer(self.setup, show, self.folder.path, preference)
             n_steps = self.setup.horizon.steps - state.step
             if note := self.folder.disk_note(self.setup.model, settled, n_steps):
                 show.note(note)

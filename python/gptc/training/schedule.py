@@ -29,6 +29,17 @@ def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
     return lr + (low - lr) * done
 
 
+FIRST_MOMENTUM = 0.85  # Jordan et al. 2024: while gradients still change fast, old ones mislead
+
+
+def momentum(step: int, options: TrainOptions) -> float:
+    """Muon's momentum at step `step` (from 0): it rises linearly to the one in the options."""
+    first, last = min(FIRST_MOMENTUM, options.momentum), options.momentum
+    if step >= options.momentum_warmup:
+        return last
+    return first + (last - first) * step / options.momentum_warmup
+
+
 def lowest_rate(options: TrainOptions) -> float:
     """The learning rate of the last step, unless the schedule is constant."""
     return options.lr / 10 if options.min_lr is None else options.min_lr

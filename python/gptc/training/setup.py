@@ -290,6 +290,7 @@ def _settings(
         blocks=blocks,
         lora=_lora(options, config),
         recompute=options.recompute,
+        optimizer=options.optimizer,
     ).resolved()
     try:
         plan = plan_for(config, settings)

@@ -6,10 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
+from gptc.data.loader import Rows
 from gptc.engine import library
-from gptc.engine.optim import AdamW
+from gptc.engine.model import StepResult
+from gptc.engine.optim import AdamW, Muon
 from gptc.engine.session import session_bytes
 from gptc.errors import EngineError, GptcError
 from gptc.eval.loss import bits_per_byte, evaluate
@@ -20,9 +23,10 @@ from gptc.generation.request import prompt_tokens
 from gptc.training.held_out import HeldOut
 from gptc.training.preference import Preference
 from gptc.training.progress import Meter, Progress, StepReport, described, step_label
-from gptc.training.schedule import learning_rate
+from gptc.training.schedule import learning_rate, momentum
 from gptc.training.setup import Setup
 from gptc.training.signals import StepDropped
+from gptc.training.trouble import MOST_SKIPPED, first_bad, save_batches
 
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.5
@@ -34,8 +38,11 @@ PEAK_EVERY_S = 5.0  # seconds between measurements of the machine's peak
 class Trainer:
     """Runs the steps of a run. Their effects are in `setup.state`."""
 
-    def __init__(self, setup: Setup, show: Progress, preference: Preference | None = None) -> None:
+    def __init__(
+        self, setup: Setup, show: Progress, folder: Path, preference: Preference | None = None
+    ) -> None:
         self._setup = setup
+        self._folder = folder  # for the batches of a step that has failed
         self._show = show
         self.peak_flops = setup.peak_flops
         self._rise_noted: int | None = None  # the best step when a rise was noted
@@ -59,37 +66,28 @@ class Trainer:
         setup, state, options = self._setup, self._setup.state, self._setup.options
         position = setup.loader.position
         lr = learning_rate(state.step, setup.horizon.steps, options)
-        batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
-        places = [rows.positions for rows in batches if rows.positions is not None]
-        adamw = AdamW(
-            lr,
-            options.beta1,
-            options.beta2,
-            options.eps,
-            options.weight_decay,
-            options.grad_clip,
-        )
         measures: dict[str, float] = {}
-        try:
-            if self.preference is not None:
-                result, measures = self.preference.step(position, batches, adamw, check)
-            else:
-                result = setup.model.train_step(
-                    [rows.inputs for rows in batches],
-                    [rows.targets for rows in batches],
-                    positions=places or None,
-                    check=check,
-                    **vars(adamw),
-                )
-        except StepDropped:
-            setup.loader.position = position  # so that its batches are drawn again
-            raise
-        except EngineError as error:
-            if error.status != library.GPT_ERR_NUMERIC:
+        for n_skipped in range(MOST_SKIPPED + 1):
+            at = setup.loader.position
+            batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
+            try:
+                result, measures = self._apply(at, batches, lr, check)
+                break
+            except StepDropped:
+                setup.loader.position = position  # so that its batches are drawn again
                 raise
-            raise self._diverged() from None
+            except EngineError as error:
+                if error.status != library.GPT_ERR_NUMERIC:
+                    raise
+                trouble = self._trouble(batches)
+                if options.on_nan == "stop" or n_skipped == MOST_SKIPPED:
+                    raise self._diverged(trouble) from None
+                self._show.note(
+                    f"note: the loss is not finite at step {state.step + 1} ({trouble}): "
+                    "its batches are skipped"
+                )
         if not math.isfinite(result.loss):
-            raise self._diverged()
+            raise self._diverged("each gradient is finite")
         state.step += 1
         state.tokens += options.tokens_per_step
         self.n_steps += 1
@@ -106,7 +104,33 @@ class Trainer:
             **{name: _short(value) for name, value in measures.items()},
         }
 
-    def _diverged(self) -> GptcError:
+    def _apply(
+        self, position: int, batches: list[Rows], lr: float, check: Callable[[], None]
+    ) -> tuple[StepResult, dict[str, float]]:
+        """The passes and the update; measures of pairs. EngineError leaves the weights as is."""
+        setup, state, options = self._setup, self._setup.state, self._setup.options
+        decay, clip = options.weight_decay, options.grad_clip
+        adamw = AdamW(lr, options.beta1, options.beta2, options.eps, decay, clip)
+        muon = Muon(lr, momentum(state.step, options), decay, clip)
+        if self.preference is not None:
+            return self.preference.step(position, batches, adamw, muon, check)
+        places = [rows.positions for rows in batches if rows.positions is not None]
+        result = setup.model.train_step(
+            [rows.inputs for rows in batches],
+            [rows.targets for rows in batches],
+            positions=places or None,
+            momentum=muon.momentum,
+            check=check,
+            **vars(adamw),
+        )
+        return result, {}
+
+    def _trouble(self, batches: list[Rows]) -> str:
+        """What was not finite, and the file with the batches."""
+        file = save_batches(self._folder, self._setup.state.step + 1, batches)
+        return f"{first_bad(self._setup.model)}; the batch is in {file}"
+
+    def _diverged(self, trouble: str) -> GptcError:
         state, options = self._setup.state, self._setup.options
         lr = f"{options.lr / 3:.2g}"
         if options.min_lr is not None and options.min_lr > float(lr):
@@ -117,7 +141,7 @@ class Trainer:
             if state.saved
             else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
         )
-        return GptcError(f"the loss is not finite at step {state.step + 1}; {advice}")
+        return GptcError(f"the loss is not finite at step {state.step + 1} ({trouble}); {advice}")
 
     def evaluate(self, last: bool) -> dict[str, float]:
         """The loss on the validation split, in nats per token and in bits per byte.
@@ -211,7 +235,9 @@ class Trainer:
 
     def mfu(self, tokens_per_s: float) -> float:
         """Model FLOPs utilization: the model's arithmetic as a share of the machine's peak."""
-        flops = self._setup.plan.train_flops_per_token * tokens_per_s
+        plan, tokens_per_step = self._setup.plan, self._setup.options.tokens_per_step
+        flops_per_token = plan.train_flops_per_token + plan.update_flops / tokens_per_step
+        flops = flops_per_token * tokens_per_s
         return round(flops / self.peak_flops, 4)
 
     def report(self, meter: Meter, lr: float) -> StepReport:

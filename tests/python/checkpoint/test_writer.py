@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from gptc import Model
 from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import save
 from gptc.engine.config import GPTConfig
@@ -33,6 +34,17 @@ FAMILIES = ("gpt2", "llama", "byte")
 
 
 # ---- content ----
+
+
+def test_the_state_of_another_optimizer_is_refused(config: Config, tmp_path: Path) -> None:
+    muon = Model.create(config(), threads=1, optimizer="muon")
+    with muon, make_model(config()) as adamw:
+        save(tmp_path / "adamw", adamw, trainer=TRAINER)
+        save(tmp_path / "muon", muon, trainer=TRAINER)
+        with pytest.raises(GptcError, match=r"lacks momentum\.h\.0.*state of another optimizer"):
+            Checkpoint(tmp_path / "adamw").restore_optimizer(muon)
+        with pytest.raises(GptcError, match=r"lacks m\.h\.0.*state of another optimizer"):
+            Checkpoint(tmp_path / "muon").restore_optimizer(adamw)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

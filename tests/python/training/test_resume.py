@@ -40,8 +40,9 @@ def test_a_damaged_checkpoint_is_skipped_and_said_once(
         {},
         {"dropout": 0.2, "grad_accum": 3, "schedule": "linear", "eval_every": 3},
         {"preset": "gpt2", "n_ff": 64, "schedule": "wsd", "save_every": 1, "keep_last": 0},
+        {"optimizer": "muon", "momentum_warmup": 6, "batch_size": 3},
     ],
-    ids=["plain", "dropout and micro-batches", "gpt2"],
+    ids=["plain", "dropout and micro-batches", "gpt2", "muon"],
 )
 def test_an_interrupted_run_ends_with_the_same_bits(
     options: Options, changes: Options, tmp_path: Path
@@ -136,7 +137,8 @@ def test_a_limit_that_the_run_is_past_is_refused(options: Options, limit: Option
 def test_what_cannot_change_on_resume(options: Options, tmp_path: Path) -> None:
     out = Path(options["out"])
     train({**options, "keep_last": 0})
-    for name, value in {"n_layer": 3, "seq_len": 8, "seed": 2, "preset": "gpt2"}.items():
+    fixed = {"n_layer": 3, "seq_len": 8, "seed": 2, "preset": "gpt2", "optimizer": "muon"}
+    for name, value in fixed.items():
         spelled = name.replace("_", "-")
         with pytest.raises(UsageError, match=f"--{spelled} cannot change on --resume"):
             train({name: value}, resume=out)

@@ -118,7 +118,9 @@ def test_divergence_stops_with_the_last_checkpoint_intact(options: Options) -> N
         if step == 6:
             model.set("wte.weight", np.full((256, 32), np.nan, np.float32))
 
-    with pytest.raises(GptcError, match=r"the loss is not finite at step 7; the last .* --lr"):
+    with pytest.raises(
+        GptcError, match=r"at step 7 \(wte.weight itself is not finite; .*\); the last .* --lr"
+    ):
         train(options, on_step=poison)
     newest = find_checkpoint(options["out"])
     assert newest.name == "ckpt-000004"
@@ -130,8 +132,38 @@ def test_divergence_before_any_checkpoint(options: Options) -> None:
     def poison(step: int, model: Model) -> None:
         model.set("wte.weight", np.full((256, 32), np.inf, np.float32))
 
-    with pytest.raises(GptcError, match="not finite at step 2; try a smaller --lr"):
+    with pytest.raises(GptcError, match=r"not finite at step 2 \(.*\); try a smaller --lr"):
         train(options, on_step=poison)
+
+
+def test_a_bad_batch_is_skipped_named_and_kept(
+    options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One byte's embedding is not finite: batches with it are bad, others are not."""
+    text = tmp_path / "text.txt"
+    line = "the quick brown fox jumps over the lazy dog "
+    text.write_text((line + "Q ") * 48 + line * 10)
+    given = {**options, "data": str(text), "preset": "modern", "n_layer": 1, "n_embd": 32}
+    given |= {"n_head": 2, "n_ff": 32, "steps": 12, "batch_size": 1, "eval_batches": 1}
+
+    def poison(step: int, model: Model) -> None:
+        if step == 2:
+            table = model.get("wte.weight")
+            table[ord("Q")] = np.nan
+            model.set("wte.weight", table)
+
+    with pytest.raises(
+        GptcError, match=r"\(wte.weight itself is not finite; the batch is in .*npz"
+    ):
+        train(given, on_step=poison)
+    (kept,) = Path(given["out"]).glob("bad-step-*.npz")
+    batch = np.load(kept)
+    assert ord("Q") in batch["inputs"][0, 0]
+    assert batch["inputs"].shape == batch["targets"].shape == (1, 1, 16)
+    skipped = {**given, "out": str(tmp_path / "skipped"), "on_nan": "skip"}
+    assert train(skipped, on_step=poison).step == 12
+    assert "its batches are skipped" in capsys.readouterr().err
+    assert np.isfinite([line["train_loss"] for line in metrics(skipped["out"])]).all()
 
 
 # ---- limits ----

@@ -1,0 +1,185 @@
+"""Speedruns: each run is a process, and its time goes into a table.
+
+The time is that of the whole process, from its start to its end: imports, the model, all steps, the
+evaluation over the whole validation split and the last checkpoint. Data are prepared before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from gptc._version import __version__
+from gptc.checkpoint.metrics import METRICS, read_records
+from gptc.data.preparation import resolve_dataset
+from gptc.engine import library
+from gptc.errors import GptcError, UsageError
+from gptc.settings import spelled
+
+WHOLE = {"eval_batches": 0, "eval_every": 1_000_000_000}  # evaluated once, after the last step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Options of `gptc train`, and the measure of the result that a target is for."""
+
+    options: Mapping[str, Any]
+    measure: str  # "val_loss", in nats per token, or "val_bpb", in bits per byte
+    target: float | None = None
+
+
+RECIPES = {
+    # nanoGPT's shape for CPUs, with its characters and its context.
+    "shakespeare-char": Recipe(
+        {
+            "data": "shakespeare",
+            "tokenizer": "char",
+            "preset": "modern",
+            "n_head": 4,
+            "n_embd": 128,
+            "n_ff": 344,
+            "seq_len": 64,
+            "batch_size": 16,
+            "steps": 180,
+            "schedule": "linear",
+            "lr": 8e-3,
+            "min_lr": 0.0,
+            "momentum_warmup": 50,
+        },
+        "val_loss",
+        1.88,
+    ),
+    "stories": Recipe({"data": "stories", "preset": "modern", "minutes": 1.0}, "val_bpb"),
+}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process: its result, and the time that it took."""
+
+    seed: int
+    value: float  # of the recipe's measure
+    steps: int
+    tokens: int
+    seconds: float  # by the clock, of the whole process
+    cpu_seconds: float  # of all its threads
+    load: float  # processes that wanted the CPU, on average of the last minute
+
+
+@dataclass(frozen=True)
+class Race:
+    """The attempts of a recipe, one for each seed, and the machine they ran on."""
+
+    recipe: str
+    measure: str
+    target: float | None
+    options: Mapping[str, Any]
+    attempts: list[Attempt]
+    machine: Mapping[str, Any]
+    version: str = __version__
+    time: str = field(
+        default_factory=lambda: datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    )
+
+    @property
+    def median(self) -> Attempt:
+        """The attempt with the median time; of an even number the slower one."""
+        return sorted(self.attempts, key=lambda a: a.seconds)[len(self.attempts) // 2]
+
+    @property
+    def median_value(self) -> float:
+        """The median of the results; of an even number the worse one."""
+        return sorted(a.value for a in self.attempts)[len(self.attempts) // 2]
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the median of the results is at or below the target; True without one."""
+        return self.target is None or self.median_value <= self.target
+
+
+def run_attempts(
+    options: Mapping[str, Any], measure: str, seeds: int, folder: Path
+) -> Iterator[Attempt]:
+    """Runs the options with seeds 1 to `seeds`, each in another process and folder."""
+    data, tokenizer = str(options["data"]), options.get("tokenizer")
+    resolve_dataset(data, tokenizer or "bytes")
+    for seed in range(1, seeds + 1):
+        out = folder / f"seed-{seed}"
+        if out.exists():
+            raise UsageError(f"{out} exists already; choose another --out or remove it")
+        yield _attempt({**options, **WHOLE, "seed": seed, "out": str(out)}, measure)
+
+
+def _attempt(options: Mapping[str, Any], measure: str) -> Attempt:
+    load, before, begin = os.getloadavg()[0], _child_seconds(), time.perf_counter()
+    done = subprocess.run(command(options), capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - begin
+    cpu_seconds = _child_seconds() - before
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise GptcError(f"the run of seed {options['seed']} has failed: {last}")
+    records = [r for r in read_records(Path(options["out"]) / METRICS) if measure in r]
+    if not records:
+        raise GptcError(f"{options['out']} has no {measure}: its validation split is too short")
+    last_record = records[-1]
+    return Attempt(
+        options["seed"],
+        last_record[measure],
+        last_record["step"],
+        last_record["tokens"],
+        round(seconds, 2),
+        round(cpu_seconds, 2),
+        round(load, 2),
+    )
+
+
+def command(options: Mapping[str, Any]) -> list[str]:
+    """The command that trains with these options."""
+    words = [sys.executable, "-m", "gptc", "train"]
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{spelled(name)}")
+        elif value is not None:
+            words += [f"--{spelled(name)}", str(value)]
+    return words
+
+
+def _child_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def machine() -> dict[str, Any]:
+    """The features of this machine on which the time depends."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": library.load().lib.gpt_cpu_count(),
+        "cpu_level": library.cpu_level(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def append(file: Path, race: Race) -> None:
+    """Adds a race as a line of JSON to a table."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(asdict(race)) + "\n")

@@ -1,0 +1,51 @@
+"""A step whose gradients are not finite: the first such tensor, and the batches for replay."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gptc.data.loader import Rows
+from gptc.engine.model import Model
+from gptc.files.whole import write_file
+
+MOST_SKIPPED = 10  # steps' batches in a row: more are not the data's fault
+
+
+def first_bad(model: Model) -> str:
+    """The first tensor with numbers that are not finite: of weights, else of gradients.
+
+    Gradients are in the order of the backward pass, so that the first one made the others bad.
+    """
+    for parameter in model.trained:
+        if not np.isfinite(model.get(parameter.name)).all():
+            return f"{parameter.name} itself is not finite"
+    for parameter in reversed(model.trained):
+        if not np.isfinite(model.read(parameter.name, "grad")).all():
+            return f"the gradient of {parameter.name} was the first"
+    return "each gradient is finite, but not their norm"
+
+
+def save_batches(folder: Path, step: int, batches: Sequence[Rows]) -> Path:
+    """Writes the micro-batches of a step: inputs and targets (n, B, T), and positions if any.
+
+    Rows of micro-batches of other lengths are filled with targets of -1.
+    """
+    length = max(rows.inputs.shape[1] for rows in batches)
+    tensors = {}
+    for name, fill in (("inputs", 0), ("targets", -1), ("positions", 0)):
+        found = [getattr(rows, name) for rows in batches]
+        if all(values is not None for values in found):
+            tensors[name] = np.stack([_filled(values, length, fill) for values in found])
+    file, out = folder / f"bad-step-{step:06d}.npz", io.BytesIO()
+    np.savez(out, allow_pickle=False, **tensors)
+    write_file(file, out.getvalue())
+    return file
+
+
+def _filled(values: np.ndarray, length: int, fill: int) -> np.ndarray:
+    missing = length - values.shape[1]
+    return np.pad(values, ((0, 0), (0, missing)), constant_values=fill)

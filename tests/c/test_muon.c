@@ -1,0 +1,257 @@
+/* muon_update. */
+#include "testing.h"
+
+#include "reference.h"
+
+/* Queries, keys and values of grouped heads, their projection, and a feed-forward layer. */
+typedef struct shape_case {
+    int C, NH, NKV, HS, F;
+} shape_case;
+
+static gpt_shape shape_of(shape_case s, int64_t n) {
+    return (gpt_shape){.N = 1,
+                       .T = 1,
+                       .C = s.C,
+                       .V = 2,
+                       .Vp = 2,
+                       .NH = s.NH,
+                       .NKV = s.NKV,
+                       .HS = s.HS,
+                       .F = s.F,
+                       .activation = GPT_ACT_SWIGLU,
+                       .training = 1,
+                       .muon = 1,
+                       .n_params = n};
+}
+
+enum { MATRICES = 7, SEGMENTS = 6, STEPS = 3 };
+
+/* The segments of a layer, with one of AdamW and a frozen one between them; offsets of parameters, gradients
+ * and states differ. Returns the numbers of all. */
+static int64_t make_segments(shape_case s, gpt_segment *segments) {
+    int A = s.NH * s.HS, KV = s.NKV * s.HS;
+    const gpt_segment shapes[SEGMENTS] = {
+        {.rows = A + 2 * KV, .cols = s.C, .n_matrices = 3, .matrix_rows = {A, KV, KV}},
+        {.rows = 5, .cols = 3, .optimizer = GPT_OPTIMIZER_ADAMW},
+        {.rows = s.C, .cols = A, .n_matrices = 1, .matrix_rows = {s.C}},
+        {.rows = 2 * s.F, .cols = s.C, .n_matrices = 2, .matrix_rows = {s.F, s.F}},
+        {.rows = 2, .cols = 3, .grad = -1},
+        {.rows = s.C, .cols = s.F, .n_matrices = 1, .matrix_rows = {s.C}},
+    };
+    int64_t offset = 0, grad = 0, state = 0;
+    for (int i = 0; i < SEGMENTS; i++) {
+        gpt_segment *to = &segments[i];
+        *to = shapes[i];
+        to->parts = 1;
+        to->size = (int64_t)to->rows * to->cols;
+        to->offset = offset, offset += to->size;
+        to->lr_scale = i % 2 ? 0.5f : 1.0f;
+        to->decay = i != 2;
+        if (to->grad >= 0) to->grad = grad, grad += to->size;
+        if (!to->n_matrices) continue;
+        to->optimizer = GPT_OPTIMIZER_MUON;
+        to->state = state, state += to->size;
+    }
+    return offset;
+}
+
+/* x (M, N) = alpha x + a b, or a b^T: float64. */
+static void ref_product(double *x, const double *a, const double *b, int M, int N, int K,
+                        int turned, double alpha) {
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) {
+            double sum = 0;
+            for (int k = 0; k < K; k++)
+                sum += a[m * K + k] * (turned ? b[n * K + k] : b[k * N + n]);
+            x[m * N + n] = alpha * x[m * N + n] + sum;
+        }
+}
+
+/* Five times x = a x + (b A + c A^2) x, A = x x^T, always from the left: the result is the same from either
+ * side. */
+static void ref_orthogonal(double *x, int R, int C) {
+    static const float polynomials[MUON_ITERATIONS][3] = MUON_POLYNOMIALS;
+    double sum = 0;
+    for (int i = 0; i < R * C; i++) sum += x[i] * x[i];
+    for (int i = 0; i < R * C && sum > 0; i++) x[i] /= (double)MUON_MARGIN * sqrt(sum);
+    for (int k = 0; k < MUON_ITERATIONS; k++) {
+        const float *abc = polynomials[k];
+        double *gram = host_zeros(R * R), *poly = host_zeros(R * R), *old = host_copy(x, R * C);
+        ref_product(gram, x, x, R, R, C, 1, 0);
+        ref_product(poly, gram, gram, R, R, R, 0, 0);
+        for (int i = 0; i < R * R; i++)
+            poly[i] = (double)abc[1] * gram[i] + (double)abc[2] * poly[i];
+        ref_product(x, poly, old, R, C, R, 0, abc[0]);
+    }
+}
+
+static void ref_matrix(double *w, double *m, const double *grad, double clip, gpt_muon muon,
+                       const gpt_segment *s, int R) {
+    int C = s->cols;
+    double *x = host_zeros((int64_t)R * C), mu = muon.momentum, lr = (double)muon.lr * s->lr_scale;
+    for (int i = 0; i < R * C; i++) {
+        m[i] = mu * m[i] + (1 - mu) * clip * grad[i];
+        x[i] = mu * m[i] + (1 - mu) * clip * grad[i];
+    }
+    ref_orthogonal(x, R, C);
+    for (int i = 0; i < R * C; i++) {
+        w[i] -= lr * (s->decay ? muon.weight_decay : 0) * w[i];
+        w[i] -= lr * 0.2 * sqrt(R > C ? R : C) * x[i];
+    }
+}
+
+static void ref_muon(double *w, double *momentum, const double *grads, double norm, gpt_muon muon,
+                     const gpt_segment *segments) {
+    double clip = muon.grad_clip > 0 ? fmin(1.0, muon.grad_clip / (norm + 1e-6)) : 1.0;
+    for (const gpt_segment *s = segments; s < segments + SEGMENTS; s++)
+        for (int k = 0, row = 0; k < s->n_matrices; row += s->matrix_rows[k++]) {
+            int64_t at = (int64_t)row * s->cols;
+            ref_matrix(w + s->offset + at, momentum + s->state + at, grads + s->grad + at, clip,
+                       muon, s, s->matrix_rows[k]);
+        }
+}
+
+static void *device_muon(gpt_muon muon) {
+    void *device = test_device_alloc(sizeof muon, TEST_GARBAGE);
+    test.ops->upload(test.ctx, device, &muon, sizeof muon);
+    return device;
+}
+
+/* The form that products read of what the update has written. */
+static void check_packed(const gpt_segment *s, const void *device_w) {
+    size_t bytes = test.ops->weights_bytes(s->rows, s->cols, s->parts, 1);
+    if (!bytes) return;
+    gpt_segment again = *s;
+    again.packed = test_device_alloc(bytes, 0);
+    const float *w = (const float *)device_w + s->offset;
+    test.ops->weights_pack(test.ctx, &(weights_pack){.w = w, .segment = &again, .training = 1});
+    EXPECT(test.ops->sync(test.ctx) == GPT_OK);
+    unsigned char *got = test_alloc(&test.host, bytes), *want = test_alloc(&test.host, bytes);
+    test.ops->download(test.ctx, got, s->packed, bytes);
+    test.ops->download(test.ctx, want, again.packed, bytes);
+    EXPECT(!memcmp(got, want, bytes));
+}
+
+static void update(void *w, void *momentum, void *grads, void *norm, gpt_muon muon,
+                   const gpt_segment *segments) {
+    test.ops->muon_update(test.ctx, &(muon_update){.w = w,
+                                                   .momentum = momentum,
+                                                   .grads = grads,
+                                                   .norm = norm,
+                                                   .step = device_muon(muon),
+                                                   .segments = segments,
+                                                   .n_segments = SEGMENTS});
+}
+
+static void check_updates(shape_case s, gpt_muon muon) {
+    test_case("C=%d NH=%d NKV=%d HS=%d F=%d momentum=%g decay=%g clip=%g", s.C, s.NH, s.NKV, s.HS,
+              s.F, muon.momentum, muon.weight_decay, muon.grad_clip);
+    gpt_segment segments[SEGMENTS];
+    int64_t n = make_segments(s, segments);
+    double *w = random_f32(n, 0.1), *momentum = host_zeros(n), *grads[STEPS], norms[STEPS];
+    double *want = host_copy(w, n), *want_momentum = host_zeros(n);
+    for (int k = 0; k < STEPS; k++) {
+        grads[k] = random_f32(n, 0.3);
+        norms[k] = (float)ref_grad_norm(grads[k], n);
+        ref_muon(want, want_momentum, grads[k], norms[k], muon, segments);
+    }
+    gpt_shape shape = shape_of(s, n);
+    EACH_BACKEND {
+        void *device_w = device_f32(w, n), *device_momentum = device_f32(momentum, n);
+        test_workspace(&shape);
+        for (int i = 0; i < SEGMENTS; i++) {
+            gpt_segment *at = &segments[i];
+            size_t bytes = test.ops->weights_bytes(at->rows, at->cols, at->parts, 1);
+            at->packed = at->n_matrices && bytes ? test_device_alloc(bytes, 0) : NULL;
+        }
+        for (int k = 0; k < STEPS; k++)
+            update(device_w, device_momentum, device_f32(grads[k], n), device_f32(&norms[k], 1),
+                   muon, segments);
+        double *got = read_f32(device_w, n), *got_momentum = read_f32(device_momentum, n);
+        EXPECT_CLOSE("momentum", got_momentum, want_momentum, 1, n, 2e-6);
+        for (int i = 0; i < SEGMENTS; i++) {
+            const gpt_segment *at = &segments[i];
+            const double *now = got + at->offset, *then = w + at->offset;
+            if (at->n_matrices) {
+                EXPECT_CLOSE("w", now, want + at->offset, at->rows, at->cols,
+                             test_tols(2e-5, 3e-2));
+                check_packed(at, device_w);
+            } else {
+                EXPECT_SAME("others", now, then, at->size);
+            }
+        }
+    }
+}
+
+static const shape_case shapes[] = {
+    {1, 1, 1, 1, 1}, {3, 1, 1, 2, 5}, {17, 3, 1, 5, 33}, {65, 2, 2, 24, 31}, {48, 3, 3, 16, 128}};
+
+static void test_updates(void) {
+    static const gpt_muon settings[] = {
+        {1e-2f, 0.95f, 0.1f, 1.0f}, {2e-2f, 0.0f, 0.0f, 0.0f}, {5e-3f, 0.9f, 2.0f, 1e-3f}};
+    for (int i = 0; i < TEST_COUNT(shapes); i++)
+        for (int k = 0; k < (i == 2 ? TEST_COUNT(settings) : 1); k++)
+            check_updates(shapes[i], settings[k]);
+}
+
+/* Rows of a step of a wide matrix are nearly orthogonal: with X = U S V^T, each number of S is within a fifth
+ * of 1 where those of the gradient are within a factor of 100. */
+static void test_orthogonal(void) {
+    enum { R = 23, C = 40 };
+    shape_case s = {C, 1, 1, R, R};
+    gpt_segment segments[SEGMENTS];
+    test_case("R=%d C=%d", R, C);
+    int64_t n = make_segments(s, segments);
+    double *zero = host_zeros(n), *grads = random_f32(n, 1.0),
+           norm = (float)ref_grad_norm(grads, n);
+    for (int i = 0; i < R * C; i++) /* of the queries: some rows are far smaller */
+        if (i / C % 5 == 0) grads[i] = (float)(grads[i] * 0.03);
+    gpt_shape shape = shape_of(s, n);
+    gpt_muon muon = {1.0f, 0.0f, 0.0f, 0.0f};
+    EACH_BACKEND {
+        void *w = device_f32(zero, n);
+        test_workspace(&shape);
+        update(w, device_f32(zero, n), device_f32(grads, n), device_f32(&norm, 1), muon, segments);
+        double *x = read_f32(w, R * C), *gram = host_zeros(R * R), *square = host_zeros(R * R);
+        for (int i = 0; i < R * C; i++) x[i] /= (double)muon_scale(R, C);
+        /* |X X^T - I| in the spectral norm is at most its Frobenius norm: powers bring it near. */
+        ref_product(gram, x, x, R, R, C, 1, 0);
+        for (int i = 0; i < R; i++) gram[i * R + i] -= 1;
+        double spectral = 0;
+        for (int k = 0; k < 5; k++) { /* the 32nd power: |M|_F^(1/32) is within 6 % of |M|_2 */
+            double scale = sqrt(test_dot(gram, gram, R * R));
+            spectral += log(scale) / (1 << k);
+            for (int i = 0; i < R * R; i++) gram[i] /= scale;
+            for (int i = 0; i < R * R; i++) square[i] = 0;
+            ref_product(square, gram, gram, R, R, R, 0, 0);
+            memcpy(gram, square, sizeof *gram * R * R);
+        }
+        EXPECT(exp(spectral) < 0.45); /* 1.2^2 - 1 */
+        EXPECT(exp(spectral) > 1e-4); /* five products reach no more */
+    }
+}
+
+/* Gradients of zero leave only the decay; a norm that is not finite changes nothing. */
+static void test_nothing(void) {
+    shape_case s = shapes[2];
+    gpt_segment segments[SEGMENTS];
+    gpt_muon muon = {0.1f, 0.9f, 0.5f, 1.0f};
+    static const double norms[] = {0, NAN, INFINITY};
+    for (int k = 0; k < TEST_COUNT(norms); k++) {
+        test_case("norm=%g", norms[k]);
+        int64_t n = make_segments(s, segments);
+        double *w = random_f32(n, 1.0), *zero = host_zeros(n), *want = host_copy(w, n);
+        if (k == 0) ref_muon(want, host_zeros(n), zero, 0, muon, segments);
+        gpt_shape shape = shape_of(s, n);
+        EACH_BACKEND {
+            void *device_w = device_f32(w, n), *device_momentum = device_f32(zero, n);
+            test_workspace(&shape);
+            update(device_w, device_momentum, device_f32(zero, n), device_f32(&norms[k], 1), muon,
+                   segments);
+            EXPECT_CLOSE("w", read_f32(device_w, n), want, 1, n, k ? 0 : 1e-6);
+            EXPECT_SAME("momentum", read_f32(device_momentum, n), zero, n);
+        }
+    }
+}
+
+TEST_OPS_MAIN({"updates", test_updates}, {"orthogonal", test_orthogonal}, {"nothing", test_nothing})
