@@ -27,7 +27,7 @@ def prepare(data):
 def answer(state, data):
     state.append(data)
     if data == b"memory":
-        bytearray(1 << 40)
+        bytearray(1 << 29)
     if data == b"loop":
         while True: pass
     if data == b"pipes":
