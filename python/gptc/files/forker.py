@@ -3,7 +3,7 @@
     python -I -S forker.py PROGRAM SYS_PATH RESULT_FD < REQUESTS > STATES
 
 The program is a file with two functions: prepare(data) gives a state, and answer(state, data) the
-bytes of an answer. Both run within limits, and each answer in a process of its own. A request is a
+bytes of an answer. Both run within limits, and each answer in a copy of the process. A request is a
 head (HEAD) and its data; the first one is for prepare. The answer is in the file RESULT_FD, which
 `warm` reads; the state (STATE) says how the process ended. It imports nothing of gptc.
 """

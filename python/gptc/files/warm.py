@@ -3,7 +3,7 @@
     answer = warm_answer(program, template, request, seconds=10, n_bytes=1 << 29)
 
 A process is prepared with the stranger's data once, within limits. It forks for each request, and
-the copy has limits of its own, so no request sees another one. Whatever fails ends the process.
+the copy has its limits, so no request sees another one. Whatever fails ends the process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Programs that are prepared once answer each request in a process of its own, within limits."""
+"""Programs that are prepared once answer each request in a copy of the process, within limits."""
 
 from __future__ import annotations
 
