@@ -40,6 +40,7 @@ def test_litellm(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         prompt="Once", **{**given, "model": "text-completion-openai/tiny"}
     )
     assert plain.choices[0].text
+    given["model"] = "openai/tiny"
     with pytest.raises(litellm.BadRequestError, match="temperature is"):
         litellm.completion(messages=HELLO, **given, temperature=-1.0)
 
