@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 11
+#define GPT_ABI_VERSION 12
 
 enum gpt_status {
     GPT_OK = 0,
@@ -91,6 +91,13 @@ enum gpt_dtype {
     /* Matrices as the blocks that gpt_options.block_rows names, others in bf16, and bf16 activations;
      * on a CPU, not for training. */
     GPT_DTYPE_PACKED = 4,
+};
+
+/* How a session keeps keys and values. */
+enum gpt_kv {
+    GPT_KV_ACTIVATIONS = 0, /* in the dtype of activations: float32, or bf16 */
+    /* A vector of a head as int8 and one float32 scale, which is its largest number / 127; on a CPU. */
+    GPT_KV_INT8 = 1,
 };
 
 /* Types of blocks, in which GGUF files store rows of numbers; these are their numbers there. */
@@ -501,7 +508,7 @@ int gpt_model_write_blocks(gpt_model *model, int i, int part, const void *blocks
 int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t offset,
                    int transposed, int *kept);
 
-/* The next call of gpt_model_logits, gpt_model_loss or gpt_model_backward has sequences that are made of
+/* The next call of gpt_model_logits, _loss, _backward or _forward has sequences that are made of
  * documents: positions (B, T) of the tokens in theirs, 0 where one begins and else 1 more than before. A
  * token attends to its own document alone, and has its position there. A call that is refused counts. */
 int gpt_model_documents(gpt_model *model, const int32_t *positions, int B, int T);
@@ -515,6 +522,13 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
  * loss NULL nothing waits for the device, and a failure of it is the next call's. */
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss);
+/* A training step whose gradient depends on the losses, in two calls: the forward pass of training gives
+ * the losses (B, T), 0 where the target is -1; then the gradient of the sum of weights (B, T) times losses is
+ * added to the gradients, as gpt_model_backward adds it. Weights are finite numbers. The second call belongs
+ * to the last call of the model, which must be the first with the same B and T. */
+int gpt_model_forward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
+                      float *losses);
+int gpt_model_backward_weighted(gpt_model *model, const float *weights, int B, int T);
 int gpt_model_zero_grads(gpt_model *model);
 /* The gradients of all parameters that are not frozen as one array of n numbers: of matrices that
  * products read, then of the others, each in the order of parameters, with zeros between them, so that a sum over several models needs one call. It is memory of
@@ -553,11 +567,11 @@ int gpt_model_profile_busy(const gpt_model *model, int thread, double *seconds);
 
 /* ---- session: decoding with a KV cache ---- */
 
-/* Room for n_seq sequences of at most n_ctx tokens each (0: block_size). */
-int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, gpt_session **out);
+/* Room for n_seq sequences of at most n_ctx tokens each (0: block_size); kv is an enum gpt_kv. */
+int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, int kv, gpt_session **out);
 void gpt_session_free(gpt_session *session);
 /* Bytes that a session of this size allocates. */
-int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, uint64_t *out);
+int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, int kv, uint64_t *out);
 /* Appends n tokens, tokens[i] to sequence seqs[i]; the tokens of one sequence are neighbours. logits
  * (number wanted, V) receives, in order, what follows each token i with want[i] != 0; want NULL: the
  * last of each sequence. logits may be NULL where none is wanted. */

@@ -64,6 +64,7 @@ typedef struct gpt_dropout_site {
 typedef struct gpt_shape {
     int32_t N, T;    /* the largest number of rows, and the longest sequence, of any call */
     int32_t n_ctx;   /* of a session's cache; 0: there is none */
+    int32_t kv_int8; /* 1: that is int8 */
     int32_t n_draws; /* rows of logits from which tokens are drawn at once */
     int32_t C, V, Vp, NH, NKV, HS, F;
     int32_t activation;
@@ -356,11 +357,15 @@ typedef struct attention_backward {
 
 /* Decoding: first stores the keys and values of each row n in the cache at (seqs[n], positions[n]),
  * then lets its queries attend to positions 0..positions[n] of its sequence, or the last of these. Rows of a sequence are
- * neighbours, their positions consecutive. */
+ * neighbours, their positions consecutive. With scales, a key or value of a head is int8 in -127 to 127 times its scale,
+ * which is largest / 127. */
 typedef struct attention_decode {
-    act *out;                 /* (N, NH HS) = */
-    act *cache_k;             /* (n_seq, NKV, n_ctx, HS), the rows' places = */
-    act *cache_v;             /* the same */
+    act *out; /* (N, NH HS) = */
+    void *
+        cache_k; /* (n_seq, NKV, n_ctx, HS) act, or int8 where there are scales; the rows' places = */
+    void *cache_v;            /* the same */
+    float *scale_k;           /* (n_seq, NKV, n_ctx), the rows' places =; or NULL. On a CPU */
+    float *scale_v;           /* the same */
     const act *qkv;           /* (N, QKV) */
     const int32_t *seqs;      /* (N) */
     const int32_t *positions; /* (N) */
@@ -377,11 +382,13 @@ typedef struct classifier_forward {
     const act *x;           /* (N, C) */
     const weight *wte;      /* (Vp, C) */
     const int32_t *targets; /* (N) */
+    int exact;              /* as in linear_forward */
     int N, C, V, Vp;
 } classifier_forward;
 
-/* The same losses, total += scale * sum(losses) in a fixed order and, while a chunk's logits are
- * there, the gradient of that. A training step calls this one only. */
+/* The same losses, total += scale * sum(weights * losses) in a fixed order and, while a chunk's logits
+ * are there, the gradient of that. A training step calls this one only, unless its weights depend on
+ * the losses. */
 typedef struct classifier_backward {
     float *losses;          /* (N) = */
     float *total;           /* (1) +=, or = without add */
@@ -390,6 +397,7 @@ typedef struct classifier_backward {
     const act *x;           /* (N, C) */
     const weight *wte;      /* (Vp, C) */
     const int32_t *targets; /* (N) */
+    const float *weights;   /* (N) of the losses; NULL: each is 1 */
     float scale;
     int add;
     int N, C, V, Vp;

@@ -197,8 +197,9 @@ COST(attention_decode) {
         p->ops->download(p->inner, some, op->positions + n, sizeof *some * (size_t)count);
         for (int i = 0; i < count; i++) keys += some[i] + 1;
     }
+    double numbers = 2.0 * keys * op->NKV * op->HS;
     return (cost){.flops = 4.0 * keys * op->NH * op->HS,
-                  .bytes = acts(p, 2.0 * keys * op->NKV * op->HS)};
+                  .bytes = op->scale_k ? numbers + floats(2.0 * keys * op->NKV) : acts(p, numbers)};
 }
 
 COST(classifier_forward) {

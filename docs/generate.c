@@ -32,7 +32,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < n_prompt; i++) tokens[i] = atoi(argv[3 + i]);
 
     if (gpt_model_load(argv[1], &options, &model)) return failed();
-    if (gpt_session_create(model, 1, 0, &session)) return failed();
+    if (gpt_session_create(model, 1, 0, GPT_KV_ACTIVATIONS, &session)) return failed();
     for (int i = 0; i < n_new; i++) {
         int n = i == 0 ? n_prompt : 1; /* the prompt, then one token at a time */
         if (gpt_session_decode(session, tokens, sequences, NULL, n, logits)) return failed();

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptc.data.options import PrepareOptions
-from gptc.engine.options import DeviceOptions
+from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.generation.options import ChatOptions, Sampling, TextOptions
 from gptc.serve.options import ServeOptions
 from gptc.settings import markdown
@@ -45,6 +45,8 @@ def lines() -> Iterator[str]:
     yield from ("## Shared options", "")
     yield from ("`gptc train`, `infer`, `serve`, `eval` and `bench` share these.", "")
     yield from markdown(DeviceOptions, ("",))
+    yield from ("`gptc infer`, `serve`, `eval` and `bench infer` share this one.", "")
+    yield from markdown(CacheOptions)
 
 
 def page() -> str:

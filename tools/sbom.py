@@ -3,7 +3,8 @@
     python tools/sbom.py dist/gptc-0.1.0-py3-none-linux_x86_64.whl > dist/gptc-0.1.0.cdx.json
 
 What the wheel needs comes from its metadata, versions and hashes from requirements.lock. Its own
-files are listed with the SHA-256 of its RECORD. The same wheel and lock give the same bytes.
+files are listed with the SHA-256 of its RECORD, with which their content is compared. The same
+wheel and lock give the same bytes.
 """
 
 from __future__ import annotations
@@ -50,6 +51,20 @@ def requirements(metadata: Any) -> list[tuple[str, str]]:
     return found
 
 
+def check(archive: zipfile.ZipFile, record: list[list[str]]) -> None:
+    """SystemExit unless the RECORD of a wheel has each file, with the hash of its content."""
+    inside = sorted(name for name in archive.namelist() if not name.endswith("/"))
+    listed = sorted(row[0] for row in record)
+    if inside != listed:
+        odd = sorted(set(inside) ^ set(listed)) or inside
+        sys.exit(f"{archive.filename}: {odd[0]} is in it or in its RECORD alone: build again")
+    for name, digest, *_ in record:
+        if digest and _sha256(digest)["content"] != hashlib.sha256(archive.read(name)).hexdigest():
+            sys.exit(f"{archive.filename}: {name} differs from its hash in RECORD: build again")
+        if not digest and not name.endswith("dist-info/RECORD"):
+            sys.exit(f"{archive.filename}: {name} has no hash in RECORD: build again")
+
+
 def bill(wheel: Path, lock: str) -> dict[str, Any]:
     """The bill of materials of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
@@ -58,6 +73,7 @@ def bill(wheel: Path, lock: str) -> dict[str, Any]:
         }
         metadata = Parser().parsestr(archive.read(names["METADATA"]).decode())
         record = list(csv.reader(io.StringIO(archive.read(names["RECORD"]).decode())))
+        check(archive, record)
     own, version = canonical(metadata["Name"]), metadata["Version"]
     reference = f"pkg:pypi/{own}@{version}"
     packages: dict[str, dict[str, Any]] = {}

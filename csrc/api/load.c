@@ -90,16 +90,16 @@ static int check_tensors(const tensor_file *t, enum naming names, const gpt_conf
     return GPT_OK;
 }
 
-/* The weights of other sorts of folders are those that Python reads: gptc import makes them one file. */
+/* The weights of other sorts of folders are those that Python reads: gptc export makes them one file. */
 static int check_sort(const char *folder) {
     static const char *const others[] = {"model.safetensors.index.json", "pytorch_model.bin",
-                                         "pytorch_model.bin.index.json"};
+                                         "pytorch_model.bin.index.json", "model.gguf"};
     if (file_exists(folder, WEIGHTS)) return GPT_OK;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         if (file_exists(folder, others[i]))
             return fail(GPT_ERR_FILE,
                         "%s has %s and not " WEIGHTS ", which the C library reads: make that file "
-                        "with gptc import FOLDER --out CKPT, and load CKPT",
+                        "with gptc export -m FOLDER --to hf --out CKPT, and load CKPT",
                         show_tail(folder).text, others[i]);
     return GPT_OK;
 }

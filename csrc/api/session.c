@@ -5,8 +5,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static int check_session(const gpt_model *m, int n_seq, int *n_ctx) {
+static int check_session(const gpt_model *m, int n_seq, int *n_ctx, int kv) {
     int block = m->config.block_size;
+    if (kv != GPT_KV_ACTIVATIONS && kv != GPT_KV_INT8)
+        return fail(GPT_ERR_ARGUMENT, "kv is %d; it must be an enum gpt_kv", kv);
+    if (kv == GPT_KV_INT8 && m->options.device != GPT_DEVICE_CPU)
+        return fail(GPT_ERR_ARGUMENT,
+                    "a KV cache in int8 is read on a CPU only: use its device, or the dtype of "
+                    "activations");
     if (*n_ctx == 0) *n_ctx = block;
     if (*n_ctx < 1 || *n_ctx > block)
         return fail(GPT_ERR_ARGUMENT, "n_ctx is %d; it must be between 1 and block_size %d", *n_ctx,
@@ -17,11 +23,11 @@ static int check_session(const gpt_model *m, int n_seq, int *n_ctx) {
     return GPT_OK;
 }
 
-int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, uint64_t *out) {
+int gpt_session_bytes(const gpt_model *model, int n_seq, int n_ctx, int kv, uint64_t *out) {
     REQUIRE(model);
     REQUIRE(out);
-    TRY(check_session(model, n_seq, &n_ctx));
-    *out = session_plan(model, n_seq, n_ctx, NULL, NULL);
+    TRY(check_session(model, n_seq, &n_ctx, kv));
+    *out = session_plan(model, n_seq, n_ctx, kv, NULL, NULL);
     return GPT_OK;
 }
 
@@ -46,26 +52,27 @@ static int create_session_parts(gpt_session *s) {
     s->acts.layers = calloc((size_t)m->config.n_layer, sizeof *s->acts.layers);
     if (!s->length || !s->rows || !s->acts.layers)
         return fail(GPT_ERR_MEMORY, "no memory for the session's tables");
-    s->arena_bytes = session_plan(m, s->n_seq, s->n_ctx, NULL, NULL);
+    s->arena_bytes = session_plan(m, s->n_seq, s->n_ctx, s->kv, NULL, NULL);
     s->arena = m->ops->buffer_alloc(m->ctx, s->arena_bytes);
     if (!s->arena) {
         TRY(m->ops->sync(m->ctx));
         return session_out_of_memory(s);
     }
-    session_plan(m, s->n_seq, s->n_ctx, s->arena, s);
+    session_plan(m, s->n_seq, s->n_ctx, s->kv, s->arena, s);
     s->draws = calloc((size_t)s->acts.logit_rows, sizeof *s->draws);
     return s->draws ? GPT_OK : fail(GPT_ERR_MEMORY, "no memory for the session's tables");
 }
 
-int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, gpt_session **out) {
+int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, int kv, gpt_session **out) {
     REQUIRE_MODEL(model);
     REQUIRE(out);
-    TRY(check_session(model, n_seq, &n_ctx));
+    TRY(check_session(model, n_seq, &n_ctx, kv));
     gpt_session *s = calloc(1, sizeof *s);
     if (!s) return fail(GPT_ERR_MEMORY, "no memory for the session");
     s->model = model;
     s->n_seq = n_seq;
     s->n_ctx = n_ctx;
+    s->kv = kv;
     int status = create_session_parts(s);
     if (status != GPT_OK) {
         gpt_session_free(s);

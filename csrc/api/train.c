@@ -67,6 +67,7 @@ int gpt_model_documents(gpt_model *model, const int32_t *positions, int B, int T
     REQUIRE_MODEL(model);
     REQUIRE(positions);
     model->documents_B = model->documents_T = 0;
+    model->forward_B = model->forward_T = 0;
     TRY(check_batch(model, B, T));
     TRY(check_positions(positions, B, T, &model->documents_longest));
     model->ops->upload(model->ctx, model->acts.documents, positions,
@@ -87,10 +88,18 @@ static int take_documents(gpt_model *m, int B, int T) {
     return GPT_OK;
 }
 
+/* Whether there are gradients, or why not. */
+static int check_trains(const gpt_model *m) {
+    if (!m->grads)
+        return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
+    return GPT_OK;
+}
+
 /* Where rows are looked up, a token is the number of its row among those that are looked up. */
 static int set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int B, int T) {
     int N = B * T, longest = m->acts.positions ? m->documents_longest : T;
     size_t bytes = sizeof(int32_t) * (size_t)N;
+    m->forward_B = m->forward_T = 0;
     m->ops->ctx_set_workspace(m->ctx, m->workspace);
     model_pack(m);
     rope_reach(m, &m->acts, 0, longest, longest);
@@ -146,6 +155,18 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
     return model->ops->sync(model->ctx);
 }
 
+static void classifier_losses(gpt_model *m, int N, int exact) {
+    m->ops->classifier_forward(m->ctx, &(classifier_forward){.losses = m->acts.losses,
+                                                             .x = m->acts.norm_f,
+                                                             .wte = m->w.head,
+                                                             .targets = m->acts.targets,
+                                                             .exact = exact,
+                                                             .N = N,
+                                                             .C = m->config.n_embd,
+                                                             .V = m->config.vocab_size,
+                                                             .Vp = padded_vocab_size(&m->config)});
+}
+
 int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
                    float *loss, float *losses) {
     REQUIRE_MODEL(model);
@@ -160,22 +181,13 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
     batch x = {.B = B, .T = T, .N = N};
     model_forward(model, &model->acts, &x);
     TRY(check_interrupted(model));
-    model->ops->classifier_forward(model->ctx,
-                                   &(classifier_forward){.losses = model->acts.losses,
-                                                         .x = model->acts.norm_f,
-                                                         .wte = model->w.head,
-                                                         .targets = model->acts.targets,
-                                                         .N = N,
-                                                         .C = model->config.n_embd,
-                                                         .V = model->config.vocab_size,
-                                                         .Vp = padded_vocab_size(&model->config)});
+    classifier_losses(model, N, 0);
     return mean_loss(model, N, n_valid, loss, losses);
 }
 
 int gpt_model_zero_grads(gpt_model *model) {
     REQUIRE_MODEL(model);
-    if (!model->grads)
-        return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
+    TRY(check_trains(model));
     model->ops->zero(model->ctx, model->grads, sizeof(float) * (size_t)model->layout.n_grads);
     model->ops->zero(model->ctx, &model->state->report, sizeof model->state->report);
     model->grads_stale = false;
@@ -204,8 +216,7 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     TRY(take_documents(model, B, T));
     REQUIRE(tokens);
     REQUIRE(targets);
-    if (!model->grads)
-        return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
+    TRY(check_trains(model));
     TRY(check_batch(model, B, T));
     int N = B * T, n_valid;
     TRY(check_tokens(model, "token", tokens, N, 0));
@@ -218,6 +229,54 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     model->n_micro = model->interrupted ? 0 : model->n_micro + 1;
     TRY(check_interrupted(model));
     return loss ? mean_loss(model, N, n_valid, loss, NULL) : GPT_OK;
+}
+
+int gpt_model_forward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
+                      float *losses) {
+    REQUIRE_MODEL(model);
+    TRY(take_documents(model, B, T));
+    REQUIRE(tokens);
+    REQUIRE(targets);
+    REQUIRE(losses);
+    TRY(check_trains(model));
+    TRY(check_batch(model, B, T));
+    int N = B * T, n_valid;
+    TRY(check_tokens(model, "token", tokens, N, 0));
+    TRY(check_targets(model, targets, N, &n_valid));
+    if (model->grads_stale) model->n_micro = 0;
+    TRY(set_tokens(model, tokens, targets, B, T));
+    batch x = {.B = B, .T = T, .N = N, .training = true};
+    if (model->options.dropout > 0 || model->options.lora.dropout > 0) dropout_draw(model);
+    model_forward(model, &model->acts, &x);
+    TRY(check_interrupted(model));
+    classifier_losses(model, N, 1);
+    TRY(mean_loss(model, N, n_valid, NULL, losses));
+    model->forward_B = B, model->forward_T = T;
+    return GPT_OK;
+}
+
+int gpt_model_backward_weighted(gpt_model *model, const float *weights, int B, int T) {
+    REQUIRE_MODEL(model);
+    REQUIRE(weights);
+    TRY(check_trains(model));
+    if (!model->forward_B || model->forward_B != B || model->forward_T != T)
+        return fail(GPT_ERR_ARGUMENT,
+                    "weights of %d x %d; call gpt_model_forward with as many tokens just before", B,
+                    T);
+    int N = B * T;
+    for (int i = 0; i < N; i++)
+        if (!isfinite(weights[i]))
+            return fail(GPT_ERR_ARGUMENT, "weight %d is %g; it must be finite", i, weights[i]);
+    model->forward_B = model->forward_T = 0;
+    model->ops->ctx_set_workspace(model->ctx, model->workspace);
+    model->ops->upload(model->ctx, model->acts.weights, weights, sizeof(float) * (size_t)N);
+    batch x = {
+        .B = B, .T = T, .N = N, .training = true, .first = model->grads_stale, .weighted = true};
+    if (model->grads_stale) model->n_micro = 0;
+    model_backward(model, &model->acts, &x, 1);
+    model->grads_stale = model->interrupted;
+    model->n_micro = model->interrupted ? 0 : model->n_micro + 1;
+    return check_interrupted(model);
 }
 
 static int check_adamw(const gpt_adamw *a) {
@@ -273,8 +332,7 @@ int gpt_model_grads(gpt_model *model, float **grads, int64_t *n) {
     REQUIRE_MODEL(model);
     REQUIRE(grads);
     REQUIRE(n);
-    if (!model->grads)
-        return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
+    TRY(check_trains(model));
     *grads = model->grads;
     *n = model->layout.n_grads;
     return model->ops->sync(model->ctx);
@@ -286,14 +344,14 @@ int gpt_model_update(gpt_model *model, const gpt_optimizer *optimizers, int n_op
     REQUIRE_MODEL(model);
     REQUIRE(optimizers);
     TRY(find_settings(model, optimizers, n_optimizers, settings));
-    if (!model->grads)
-        return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
+    TRY(check_trains(model));
     if (model->n_micro == 0)
         return fail(GPT_ERR_ARGUMENT, "no gradients to apply; call backward first");
     step_report report;
     model->ops->ctx_set_workspace(model->ctx, model->workspace);
     const gpt_optimizer *adamw = settings[GPT_OPTIMIZER_ADAMW], *sgd = settings[GPT_OPTIMIZER_SGD];
     const int64_t *used = model->layout.n_states;
+    model->forward_B = model->forward_T = 0;
     model_update(model, adamw && used[GPT_OPTIMIZER_ADAMW] ? &adamw->adamw : NULL,
                  sgd && used[GPT_OPTIMIZER_SGD] ? &sgd->sgd : NULL);
     model->ops->download(model->ctx, &report, &model->state->report, sizeof report);

@@ -1,6 +1,7 @@
 /* attention_fp32.c: causal attention in fp32, in tiles of queries and keys: forward, backward, decode. */
 #include "cpu.h"
 
+#include "attention_int8.h"
 #include "blas.h"
 #include "cache.h"
 #include "softmax.h"
@@ -8,24 +9,29 @@
 /* A tile of probabilities, TILE_Q x TILE_K floats, stays in the second-level cache. */
 enum { TILE_Q = 64, TILE_K = 256 };
 
-/* Per thread: S and dS tiles, and for each query of a tile its maximum, sum and delta. */
-static size_t thread_floats(void) {
-    return 2 * TILE_Q * TILE_K + 4 * TILE_Q;
+/* Per thread: S and dS tiles, for each query of a tile its maximum, sum and delta, and of an int8 cache a tile
+ * of its rows, or a query and its result. */
+static size_t thread_floats(int int8_HS) {
+    return 2 * TILE_Q * TILE_K + 4 * TILE_Q + TILE_K * (size_t)int8_HS;
 }
 
 CPU_WORKSPACE(attention_workspace) {
-    (void)shape;
-    return sizeof(float) * thread_floats() * (size_t)n_threads;
+    return sizeof(float) * thread_floats(shape->kv_int8 ? shape->HS : 0) * (size_t)n_threads;
 }
 
 typedef struct scratch {
-    float *s, *ds, *max, *sum, *delta;
+    float *s, *ds, *max, *sum, *delta, *rows;
 } scratch;
 
+static scratch thread_scratch_int8(gpt_ctx *ctx, int thread, int int8_HS) {
+    float *p = (float *)ctx->workspace + thread_floats(int8_HS) * (size_t)thread;
+    float *after = p + 2 * TILE_Q * TILE_K;
+    return (scratch){
+        p, p + TILE_Q * TILE_K, after, after + TILE_Q, after + 2 * TILE_Q, after + 4 * TILE_Q};
+}
+
 static scratch thread_scratch(gpt_ctx *ctx, int thread) {
-    float *p = (float *)ctx->workspace + thread_floats() * (size_t)thread;
-    return (scratch){p, p + TILE_Q * TILE_K, p + 2 * TILE_Q * TILE_K,
-                     p + 2 * TILE_Q * TILE_K + TILE_Q, p + 2 * TILE_Q * TILE_K + 2 * TILE_Q};
+    return thread_scratch_int8(ctx, thread, 0);
 }
 
 /* Queries q0 to q0 + nq - 1 of one head; their keys and values start at position 0. */
@@ -33,6 +39,7 @@ typedef struct query_tile {
     float *out; /* rows ldo apart */
     float *lse; /* (nq) or NULL */
     const float *q, *k, *v;
+    int8_head int8; /* in place of k and v, where it has keys */
     int ldo, ldq, ldk, ldv;
     int q0, nq, HS;
     sight sight;
@@ -50,6 +57,25 @@ static void drop_tile(float *s, int nq, int nk, gpt_dropout dropout, uint64_t in
             s[r * TILE_K + j] *= dropout_factor(dropout, index + (uint64_t)r * (uint64_t)T + j);
 }
 
+/* (n, HS) = scale x: rows of an int8 cache as floats. */
+static const float *widen_int8(float *out, const int8_t *x, const float *scale, int n, int HS) {
+    for (int j = 0; j < n; j++, x += HS)
+        FOR_LANES (c, k, HS) vf_put(out + j * (int64_t)HS + c, vf_get_int8(x + c, k) * scale[j], k);
+    return out;
+}
+
+/* The keys, or values, of a tile from key k0 on; ld apart. */
+static const float *tile_keys(const query_tile *t, int k0, int nk, scratch w) {
+    int64_t first = (int64_t)k0 * t->ldk;
+    if (!t->int8.k) return t->k + first;
+    return widen_int8(w.rows, t->int8.k + first, t->int8.scale_k + k0, nk, t->HS);
+}
+static const float *tile_values(const query_tile *t, int k0, int nk, scratch w) {
+    int64_t first = (int64_t)k0 * t->ldv;
+    if (!t->int8.k) return t->v + first;
+    return widen_int8(w.rows, t->int8.v + first, t->int8.scale_v + k0, nk, t->HS);
+}
+
 static void forward_tile(const query_tile *t, scratch w) {
     int HS = t->HS, n_keys = t->q0 + t->nq, first = first_key(t->sight, t->q0);
     for (int r = 0; r < t->nq; r++) {
@@ -59,8 +85,7 @@ static void forward_tile(const query_tile *t, scratch w) {
     }
     for (int k0 = first; k0 < n_keys; k0 += TILE_K) {
         int nk = cpu_min(TILE_K, n_keys - k0);
-        gemm_nt(t->nq, nk, HS, 1, t->q, t->ldq, t->k + (int64_t)k0 * t->ldk, t->ldk, 0, w.s,
-                TILE_K);
+        gemm_nt(t->nq, nk, HS, 1, t->q, t->ldq, tile_keys(t, k0, nk, w), t->ldk, 0, w.s, TILE_K);
         for (int r = 0; r < t->nq; r++) {
             seen_keys seen = keys_seen(t->sight, t->q0 + r, k0, nk);
             float *s = w.s + r * TILE_K;
@@ -76,7 +101,7 @@ static void forward_tile(const query_tile *t, scratch w) {
                 FOR_LANES (c, k, HS) vf_put(out + c, vf_get(out + c, k) * shrink, k);
         }
         drop_tile(w.s, t->nq, nk, t->dropout, t->index + (uint64_t)k0, t->T);
-        gemm_nn(t->nq, HS, nk, 1, w.s, TILE_K, t->v + (int64_t)k0 * t->ldv, t->ldv, 1, t->out,
+        gemm_nn(t->nq, HS, nk, 1, w.s, TILE_K, tile_values(t, k0, nk, w), t->ldv, 1, t->out,
                 t->ldo);
     }
     for (int r = 0; r < t->nq; r++) {
@@ -225,6 +250,13 @@ typedef struct decode_task {
     const attention_decode *op;
 } decode_task;
 
+/* One query of an int8 cache. */
+static void int8_decode_query(const query_tile *t, const int8_t *next, scratch w) {
+    float factor =
+        int8_attend(t->out, t->q, t->int8, t->sight, t->q0, t->HS, w.s, TILE_K, w.rows, next);
+    FOR_LANES (c, k, t->HS) vf_put(t->out + c, vf_get(t->out + c, k) * factor, k);
+}
+
 /* Item h is a query head. Rows that follow each other in one sequence share a tile. */
 static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
     const decode_task *task = p;
@@ -232,14 +264,17 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
     const float *qkv = a->qkv, *cache_k = a->cache_k, *cache_v = a->cache_v;
     float *out = a->out;
     int HS = a->HS, NH = a->NH, stride = (NH + 2 * a->NKV) * HS;
+    scratch w = thread_scratch_int8(task->ctx, thread, a->scale_k ? HS : 0);
     for (int64_t h = begin; h < end; h++) {
         for (int n = 0, nq; n < a->N; n += nq) {
-            nq = cache_run(a, n, TILE_Q);
-            int64_t rows = cache_begin(a, n, h / (NH / a->NKV));
+            int kv = (int)h / (NH / a->NKV), run = cache_run(a, n, TILE_Q);
+            int64_t rows = cache_begin(a, n, kv);
+            nq = a->scale_k && run <= FEW_ROWS ? 1 : run;
             query_tile t = {.out = out + ((int64_t)n * NH + h) * HS,
                             .q = qkv + (int64_t)n * stride + h * HS,
                             .k = cache_k + rows,
                             .v = cache_v + rows,
+                            .int8 = int8_head_of(a, n, kv),
                             .ldo = NH * HS,
                             .ldq = stride,
                             .ldk = HS,
@@ -249,7 +284,10 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
                             .HS = HS,
                             .sight = {a->window, NULL},
                             .scale = 1 / sqrtf((float)HS)};
-            forward_tile(&t, thread_scratch(task->ctx, thread));
+            if (a->scale_k && nq == 1)
+                int8_decode_query(&t, int8_head_of(a, n + 1 < a->N ? n + 1 : n, kv).k, w);
+            else
+                forward_tile(&t, w);
         }
     }
 }

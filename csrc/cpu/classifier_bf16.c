@@ -33,7 +33,8 @@ typedef struct chunk_task {
     float *losses;
     const int32_t *targets;
     bf16 *dx_out;
-    float scale; /* of the gradient */
+    const float *weights; /* or NULL */
+    float scale;          /* of the gradient */
     int C, V, Vp, n_blocks, gradient;
     int slice, slice_end; /* columns */
 } chunk_task;
@@ -93,6 +94,11 @@ static void exponentials(void *p, const float *y, const float *y_twin, int ldy, 
     }
 }
 
+/* The factor of a row's gradient. */
+static float row_scale(const chunk_task *a, int64_t n) {
+    return a->weights ? a->scale * a->weights[n] : a->scale;
+}
+
 /* The loss of each row from its blocks; with gradient, max becomes scale exp(max) / total. */
 static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
@@ -111,7 +117,7 @@ static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
         }
         total = vf_sum(totals);
         a->losses[n] = known ? m + logf(total) - a->picked[n] : 0;
-        float factor = known ? a->scale / total : 0;
+        float factor = known ? row_scale(a, n) / total : 0;
         FOR_LANES (b, k, used) vf_put(max + b, vf_get(max + b, k) * factor, k);
         for (int b = used; b < a->n_blocks; b++) max[b] = 0;
         if (a->gradient)
@@ -127,7 +133,8 @@ static void gradient_rows(void *p, int thread, int64_t begin, int64_t end) {
         bf16 *x = a->dlogits + n * a->Vp;
         const float *factor = a->max + n * a->n_blocks;
         int target = a->targets[n], here = target >= a->slice && target < a->slice_end;
-        float at_target = here ? bf16_float(x[target]) * factor[target / BLOCK] - a->scale : 0;
+        float at_target =
+            here ? bf16_float(x[target]) * factor[target / BLOCK] - row_scale(a, n) : 0;
         for (int c = a->slice; c < a->slice_end; c += BLOCK) {
             float f = factor[c / BLOCK];
             int width = cpu_min(BLOCK, a->slice_end - c);
@@ -179,7 +186,7 @@ static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backwa
 }
 
 /* Without dx: the losses alone. */
-static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
+static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
     int N = op->N, C = op->C, V = op->V, Vp = op->Vp, rows = cpu_min(N, chunk_rows(N, C, Vp));
     const bf16 *x = op->x;
     bf16 *dx = op->dx;
@@ -194,6 +201,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
         int n = cpu_min(rows, N - row);
         a.losses = op->losses + row;
         a.targets = op->targets + row;
+        a.weights = op->weights ? op->weights + row : NULL;
         a.dx_out = dx ? dx + (int64_t)row * C : NULL;
         product head = {.kind = PRODUCT_NT,
                         .a = x + (int64_t)row * C,
@@ -202,7 +210,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                         .M = n,
                         .N = V,
                         .K = C,
-                        .exact = dx != NULL,
+                        .exact = exact,
                         .epilogue = exponentials,
                         .epilogue_args = &a};
         cpu_product(ctx, &head);
@@ -220,10 +228,10 @@ CPU_OP(classifier_forward) {
                                   .C = op->C,
                                   .V = op->V,
                                   .Vp = op->Vp};
-    classifier(ctx, &losses);
+    classifier(ctx, &losses, op->exact);
 }
 
 CPU_OP(classifier_backward) {
-    classifier(ctx, op);
-    cpu_add_losses(op->total, op->losses, op->scale, op->add, op->N);
+    classifier(ctx, op, 1);
+    cpu_add_losses(op->total, op->losses, op->weights, op->scale, op->add, op->N);
 }

@@ -30,7 +30,8 @@ CPU_WORKSPACE(classifier_workspace) {
 typedef struct chunk_task {
     float *logits, *losses; /* of the chunk */
     const int32_t *targets;
-    float scale; /* of the gradient */
+    const float *weights; /* or NULL */
+    float scale;          /* of the gradient */
     int V, stride, gradient;
 } chunk_task;
 
@@ -70,9 +71,9 @@ static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
         float total = vf_sum(sum);
         a->losses[n] = logf(total) - picked;
         if (!a->gradient) continue;
-        float factor = a->scale / total;
+        float scale = a->weights ? a->scale * a->weights[n] : a->scale, factor = scale / total;
         FOR_LANES (v, k, a->V) vf_put(x + v, vf_get(x + v, k) * factor, k);
-        x[target] -= a->scale;
+        x[target] -= scale;
     }
 }
 
@@ -96,8 +97,14 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                         .N = V,
                         .K = C};
         cpu_product(ctx, &head);
-        chunk_task args = {logits, op->losses + row, op->targets + row, op->scale,
-                           V,      stride,           dx != NULL};
+        chunk_task args = {.logits = logits,
+                           .losses = op->losses + row,
+                           .targets = op->targets + row,
+                           .weights = op->weights ? op->weights + row : NULL,
+                           .scale = op->scale,
+                           .V = V,
+                           .stride = stride,
+                           .gradient = dx != NULL};
         cpu_parallel(ctx, softmax_rows, &args, n, cpu_grain(ctx, n, 1));
         if (!dx) continue;
         product dinput = {.kind = PRODUCT_NN,
@@ -140,5 +147,5 @@ CPU_OP(classifier_forward) {
 
 CPU_OP(classifier_backward) {
     classifier(ctx, op);
-    cpu_add_losses(op->total, op->losses, op->scale, op->add, op->N);
+    cpu_add_losses(op->total, op->losses, op->weights, op->scale, op->add, op->N);
 }

@@ -124,10 +124,11 @@ static inline int64_t cpu_round_up(int64_t a, int64_t b) {
     return cpu_div_up(a, b) * b;
 }
 
-/* total += scale * sum(losses), or = without add. */
-static inline void cpu_add_losses(float *total, const float *losses, float scale, int add, int N) {
+/* total += scale * sum(weights * losses), or = without add. Without weights each is 1. */
+static inline void cpu_add_losses(float *total, const float *losses, const float *weights,
+                                  float scale, int add, int N) {
     double sum = 0;
-    for (int n = 0; n < N; n++) sum += losses[n];
+    for (int n = 0; n < N; n++) sum += weights ? (double)weights[n] * losses[n] : losses[n];
     *total = (float)((add ? *total : 0) + scale * sum);
 }
 

@@ -14,6 +14,8 @@ enum { LANES = 16 };
 #elif defined(__AVX2__)
 #include <immintrin.h>
 enum { LANES = 8 };
+#elif defined(PLAIN_LANES) /* a test of the code for wider vectors, without their instructions */
+enum { LANES = PLAIN_LANES };
 #else
 enum { LANES = 4 };
 #endif
@@ -310,7 +312,7 @@ static inline vi vi_from_bytes(const int8_t *p) {
 /* The loop every elementwise op is made of: full vectors, then the rest with n < LANES. The body
  * sees i and n; load and store through vf_get and vf_put. */
 #define FOR_LANES(i, n, size)                                                                      \
-    for (int i = 0, n = LANES; i < (size) && ((n = (size) - i < LANES ? (size) - i : LANES), 1);   \
+    for (int i = 0, n = LANES; i < (size) && ((n = (size)-i < LANES ? (size)-i : LANES), 1);       \
          i += LANES)
 
 static inline vf vf_get_f32(const float *p, int n) {
@@ -352,7 +354,7 @@ static inline void vf_put_bf16(bf16 *p, vf v, int n) {
 
 /* n numbers of either type, as floats in registers. */
 #define vf_get(p, n)                                                                               \
-    _Generic((p), const bf16 *: vf_get_bf16, bf16 *: vf_get_bf16, default: vf_get_f32)(p, n)
-#define vf_put(p, v, n) _Generic((p), bf16 *: vf_put_bf16, default: vf_put_f32)(p, v, n)
+    _Generic((p), const bf16 * : vf_get_bf16, bf16 * : vf_get_bf16, default : vf_get_f32)(p, n)
+#define vf_put(p, v, n) _Generic((p), bf16 * : vf_put_bf16, default : vf_put_f32)(p, v, n)
 
 #endif

@@ -83,6 +83,7 @@ typedef struct classifier_args {
     elem *logits;           /* (n, Vp); with gradient they become scale (softmax - onehot), and 0 in
                                the padding */
     const int32_t *targets; /* (n) */
+    const float *weights;   /* (n) or NULL */
     float scale;
     int gradient, n, V, Vp;
 } classifier_args;
@@ -143,7 +144,7 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
     }
     if (lane == 0) a.losses[row] = target < 0 ? 0 : s.max + logf(s.sum) - hot;
     if (!a.gradient) return;
-    float factor = a.scale / s.sum;
+    float scale = a.weights ? a.scale * a.weights[row] : a.scale, factor = scale / s.sum;
     for (int v = lane * W; v < a.Vp; v += STRIDE) {
 #pragma unroll
         for (int k = 0; k < W; k++) y[k] = 0;
@@ -154,7 +155,7 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
             if (target >= v && target < v + W)
 #pragma unroll
                 for (int k = 0; k < W; k++)
-                    if (v + k == target) y[k] -= a.scale;
+                    if (v + k == target) y[k] -= scale;
         }
         store(out + v, y);
     }
@@ -179,10 +180,11 @@ static void losses_of_logits(gpt_ctx *ctx, const classifier_args &a) {
 }
 
 /* One block. */
-static __global__ void total_kernel(float *total, const float *losses, float scale, int add,
-                                    int N) {
+static __global__ void total_kernel(float *total, const float *losses, const float *weights,
+                                    float scale, int add, int N) {
     double sum = 0;
-    for (int n = (int)threadIdx.x; n < N; n += TOTAL_THREADS) sum += losses[n];
+    for (int n = (int)threadIdx.x; n < N; n += TOTAL_THREADS)
+        sum += weights ? (double)weights[n] * losses[n] : losses[n];
     sum = block_sum<TOTAL_THREADS>(sum);
     if (threadIdx.x == 0) *total = (float)((add ? *total : 0) + scale * sum);
 }
@@ -209,8 +211,9 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                         .a = x_chunk,
                         .b = wte};
         weight_product(ctx, &head, (elem *)((char *)logits + logits_bytes(N, Vp)));
-        losses_of_logits(
-            ctx, {op->losses + row, logits, op->targets + row, op->scale, dx != NULL, n, V, Vp});
+        const float *weights = op->weights ? op->weights + row : NULL;
+        losses_of_logits(ctx, {op->losses + row, logits, op->targets + row, weights, op->scale,
+                               dx != NULL, n, V, Vp});
         if (!dx) continue;
         product dinput = {.kind = PRODUCT_NN,
                           .bf16 = IS_BF16,
@@ -258,5 +261,5 @@ CUDA_OP(classifier_forward) {
 CUDA_OP(classifier_backward) {
     classifier(ctx, op);
     launch(ctx, total_kernel, dim3(1), TOTAL_THREADS, sizeof(double) * TOTAL_THREADS, op->total,
-           (const float *)op->losses, op->scale, op->add, op->N);
+           (const float *)op->losses, op->weights, op->scale, op->add, op->N);
 }

@@ -55,6 +55,8 @@ static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, con
     bool keeps_fc = keeps_pre && !ops->makes_activations;
     bool has_pre = keeps || lora_width(c, &s->lora, LORA_FC) > 0;
     layer_acts shared = {0};
+    bool is_int8 = s->kv == GPT_KV_INT8;
+    size_t number = is_int8 ? 1 : p->act_bytes;
     int64_t cache = (int64_t)s->n_seq * c->n_kv_head * s->n_ctx * head_size(c);
     for (int l = 0; l < c->n_layer; l++) {
         if (keeps || l == 0) shared.resid_1 = take_acts(p, true, s->N, c->n_embd);
@@ -65,8 +67,10 @@ static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, con
                 take_floats(p, true, s->N, lora_width(c, &s->lora, LORA_MLP_PROJ));
         if (keeps_pre || l == 0) shared.fc_pre = take_acts(p, has_pre, s->N, fc_size(c));
         if (keeps_fc || l == 0) shared.fc = take_acts(p, true, s->N, c->n_ff);
-        shared.cache_k = take_acts(p, true, cache, 1);
-        shared.cache_v = take_acts(p, true, cache, 1);
+        shared.cache_k = take(p, true, cache, number);
+        shared.cache_v = take(p, true, cache, number);
+        shared.scale_k = take_floats(p, is_int8, cache / head_size(c), 1);
+        shared.scale_v = take_floats(p, is_int8, cache / head_size(c), 1);
         if (layers) layers[l] = shared;
     }
 }
@@ -85,6 +89,7 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->targets = take_ints(&p, !session, N);
     out->documents = take_ints(&p, !session, N);
     out->losses = take_floats(&p, !session, N, 1);
+    out->weights = take_floats(&p, training, N, 1);
     bool is_fixed = !training || s->lora.rank > 0;
     out->wte_rows = take_floats(&p, is_fixed && ops->packs_host_memory, N, C);
     out->rope = take_floats(&p, true, (int64_t)rope_table_count(c) * s->T, 2 * rope_pairs(c));

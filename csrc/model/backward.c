@@ -12,6 +12,7 @@ static void classifier(gpt_model *m, const acts *a, const batch *x, float scale)
                               .x = a->norm_f,
                               .wte = m->w.head,
                               .targets = a->targets,
+                              .weights = x->weighted ? a->weights : NULL,
                               .scale = scale,
                               .add = !x->first,
                               .N = x->N,

@@ -14,15 +14,16 @@ int session_max_rows(int n_seq, int n_ctx) {
     return rows > n_seq ? rows : n_seq;
 }
 
-static gpt_shape session_shape(const gpt_model *m, int rows, int n_ctx) {
+static gpt_shape session_shape(const gpt_model *m, int rows, int n_ctx, int kv) {
     gpt_shape shape = config_shape(&m->config);
     shape.N = rows;
     shape.T = shape.n_ctx = n_ctx;
+    shape.kv_int8 = kv == GPT_KV_INT8;
     shape.lora_rank = m->options.lora.rank;
     return shape;
 }
 
-size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_session *s) {
+size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, int kv, char *base, gpt_session *s) {
     acts none = {0};
     int rows = session_max_rows(n_seq, n_ctx);
     int few = rows < LOGIT_ROWS ? rows : LOGIT_ROWS, logit_rows = n_seq > few ? n_seq : few;
@@ -31,10 +32,11 @@ size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_se
                         .lora = m->options.lora,
                         .n_seq = n_seq,
                         .n_ctx = n_ctx,
+                        .kv = kv,
                         .logit_rows = logit_rows};
     size_t bytes = acts_plan(&m->config, m->ops, &shape, base, s ? &s->acts : &none);
     if (s) s->workspace = base + bytes;
-    gpt_shape extent = session_shape(m, rows, n_ctx);
+    gpt_shape extent = session_shape(m, rows, n_ctx, kv);
     extent.n_draws = logit_rows;
     return bytes + m->ops->workspace_bytes(m->ctx, &extent);
 }
@@ -249,18 +251,27 @@ void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, co
     if (!m->interrupted) deliver(s, &t);
 }
 
+/* Copies the first `length` rows of each head of a cache, where there is one. */
+static void copy_rows(const gpt_session *s, char *cache, size_t row, int from, int to, int length) {
+    const gpt_model *m = s->model;
+    int heads = m->config.n_kv_head;
+    size_t head = row * (size_t)s->n_ctx;
+    for (int h = 0; cache && h < heads; h++)
+        m->ops->copy(m->ctx, cache + head * (size_t)(to * heads + h),
+                     cache + head * (size_t)(from * heads + h), row * (size_t)length);
+}
+
 void session_fork(gpt_session *s, int from, int to, int length) {
     const gpt_model *m = s->model;
-    const gpt_config *c = &m->config;
-    size_t row = (size_t)head_size(c) * m->ops->act_bytes, sequence = row * (size_t)s->n_ctx;
+    size_t number = s->kv == GPT_KV_INT8 ? 1 : m->ops->act_bytes;
+    size_t row = (size_t)head_size(&m->config) * number;
     s->length[to] = length;
     if (from == to || length == 0) return;
-    for (int l = 0; l < c->n_layer; l++) {
-        char *caches[] = {(char *)s->acts.layers[l].cache_k, (char *)s->acts.layers[l].cache_v};
-        for (int i = 0; i < 2; i++)
-            for (int h = 0; h < c->n_kv_head; h++)
-                m->ops->copy(m->ctx, caches[i] + sequence * (size_t)(to * c->n_kv_head + h),
-                             caches[i] + sequence * (size_t)(from * c->n_kv_head + h),
-                             row * (size_t)length);
+    for (int l = 0; l < m->config.n_layer; l++) {
+        const layer_acts *la = &s->acts.layers[l];
+        copy_rows(s, la->cache_k, row, from, to, length);
+        copy_rows(s, la->cache_v, row, from, to, length);
+        copy_rows(s, (char *)la->scale_k, sizeof(float), from, to, length);
+        copy_rows(s, (char *)la->scale_v, sizeof(float), from, to, length);
     }
 }

@@ -178,8 +178,9 @@ typedef struct layer_acts {
     act *fc_pre;                  /* (N, F or 2 F) */
     act *fc;                      /* (N, F); shared by all layers where backward recomputes it */
     float *lora_u[LORA_MATRICES]; /* (N, parts R) */
-    act *cache_k;                 /* (n_seq, NKV, n_ctx, HS) */
-    act *cache_v;                 /* the same */
+    void *cache_k;                /* (n_seq, NKV, n_ctx, HS) act, or int8 with scales */
+    void *cache_v;                /* the same */
+    float *scale_k, *scale_v;     /* (n_seq, NKV, n_ctx), or NULL */
 } layer_acts;
 
 /* Every buffer of a forward and backward pass. Without training all layers share one set, and the
@@ -190,6 +191,7 @@ typedef struct acts {
     int32_t *seqs;      /* (N) in a step of a session */
     int32_t *documents; /* (N) positions in documents, for a batch that has several in a sequence */
     float *losses;      /* (N) */
+    float *weights;     /* (N) of the losses, in training */
     float *wte_rows;    /* (N, C) of an embedding that is not kept as floats, for the tokens */
     float *rope;        /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
     int rope_rows;      /* positions that there is room for */
@@ -224,6 +226,7 @@ typedef struct acts_shape {
     int recompute; /* enum gpt_recompute */
     gpt_lora lora;
     int n_seq, n_ctx; /* of the cache; 0: none */
+    int kv;           /* enum gpt_kv, its dtype */
     int logit_rows;
 } acts_shape;
 
@@ -282,10 +285,11 @@ struct gpt_model {
     int64_t n_micro;              /* backward calls since the last update */
     int documents_B, documents_T; /* the next batch, which is of several documents; 0: it is not */
     int documents_longest;        /* tokens of the longest of them */
-    bool grads_stale;             /* the next backward starts from zero */
-    bool interrupted;             /* the computation under way has stopped between two layers */
-    bool lost_rows;               /* because rows of a lent embedding could not be read */
-    int forks;                    /* fork_count() of the process that made it */
+    int forward_B, forward_T; /* the batch of a forward pass that waits for its weights; 0: none */
+    bool grads_stale;         /* the next backward starts from zero */
+    bool interrupted;         /* the computation under way has stopped between two layers */
+    bool lost_rows;           /* because rows of a lent embedding could not be read */
+    int forks;                /* fork_count() of the process that made it */
 };
 
 struct gpt_session {
@@ -295,6 +299,7 @@ struct gpt_session {
     void *workspace;
     acts acts;
     int n_seq, n_ctx, max_rows;
+    int kv;            /* enum gpt_kv */
     int32_t *length;   /* (n_seq) tokens in the cache */
     int32_t *rows;     /* (STEP_INTS, max_rows at most) of a step, to be uploaded as one */
     sample_row *draws; /* (acts.logit_rows) */
@@ -306,6 +311,7 @@ typedef struct batch {
     gpt_session *session; /* NULL: B sequences of T; else rows with positions and seqs */
     bool training;        /* dropout, and what backward needs */
     bool first;           /* its gradients replace what is in the buffer */
+    bool weighted;        /* its losses have the weights of acts.weights */
 } batch;
 
 /* ---- arena.c ---- */
@@ -361,7 +367,7 @@ typedef struct step_output {
 
 /* The number of rows that a session of this size takes at once. */
 int session_max_rows(int n_seq, int n_ctx);
-size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, char *base, gpt_session *s);
+size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, int kv, char *base, gpt_session *s);
 void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
                   int n, const step_output *out);
 void session_fork(gpt_session *s, int from, int to, int length);

@@ -13,6 +13,8 @@ UPGRADE = "upgrade with git pull && pip install . where you cloned gptc"
 
 def printable(text: str) -> str:
     """The text as one printable line; control characters are escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -24,6 +24,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from gptc.errors import UsageError
 from gptc.files.limits import read_any
 from gptc.files.sizes import parse_size
+from gptc.files.values import is_finite
 
 _KINDS = {
     int: "a whole number",
@@ -46,7 +47,7 @@ class Range(NamedTuple):
     def holds(self, x: float) -> bool:
         """Whether the number is in range; infinity and NaN never are."""
         return (
-            math.isfinite(x)
+            is_finite(x)
             and (self.above is None or x > self.above)
             and (self.least is None or x >= self.least)
             and (self.below is None or x < self.below)

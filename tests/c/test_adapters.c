@@ -195,7 +195,7 @@ static void check_merged(const family *f, int kind) {
     uint8_t all[T];
     memset(all, 1, sizeof all);
     float *logits = host_floats((int64_t)T * c->vocab_size);
-    EXPECT_OK(gpt_session_create(lean, 1, T, &s));
+    EXPECT_OK(gpt_session_create(lean, 1, T, GPT_KV_ACTIVATIONS, &s));
     EXPECT_OK(gpt_session_decode(s, tokens, seqs, all, T, logits));
     EXPECT_CLOSE("decoded", doubles_of(logits, (int64_t)T * c->vocab_size), got, T, c->vocab_size,
                  test_tols(2e-5, 0.1));

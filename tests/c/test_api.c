@@ -396,7 +396,7 @@ static fixture new_fixture(const char *what) {
         EXPECT_OK(update_adamw(f.model, &adamw, NULL, &f.grad_norm));
     }
     EXPECT_OK(gpt_model_backward(f.model, f.tokens, f.targets, B, T, 1.0f, &loss));
-    EXPECT_OK(gpt_session_create(f.model, N_SEQ, N_CTX, &f.session));
+    EXPECT_OK(gpt_session_create(f.model, N_SEQ, N_CTX, GPT_KV_ACTIVATIONS, &f.session));
     static const int32_t seqs[] = {2, 2, 2, 0};
     EXPECT_OK(gpt_session_decode(f.session, f.tokens, seqs, NULL, 4, logits));
     for (int i = 0; i < 4; i++) f.params[i] = read_params(f.model, f.c, i);
@@ -546,8 +546,8 @@ static void test_null_model(void) {
     EXPECT_REFUSED(gpt_model_zero_grads(NULL), "NULL");
     EXPECT_REFUSED(update_adamw(NULL, &adamw, x, x), "NULL");
     EXPECT_REFUSED(gpt_model_set_step(NULL, 1), "NULL");
-    EXPECT_REFUSED(gpt_session_create(NULL, 1, 1, &session), "NULL");
-    EXPECT_REFUSED(gpt_session_bytes(NULL, 1, 1, &bytes), "NULL");
+    EXPECT_REFUSED(gpt_session_create(NULL, 1, 1, GPT_KV_ACTIVATIONS, &session), "NULL");
+    EXPECT_REFUSED(gpt_session_bytes(NULL, 1, 1, GPT_KV_ACTIVATIONS, &bytes), "NULL");
     EXPECT_REFUSED(gpt_session_decode(NULL, tokens, tokens, NULL, 1, x), "NULL");
     EXPECT_REFUSED(gpt_session_rewind(NULL, 0, 0), "NULL");
     EXPECT(gpt_session_length(NULL, 0) == -1);
@@ -674,13 +674,17 @@ static void test_session_sizes(void) {
     gpt_session *session = NULL;
     uint64_t bytes = 77;
     for (int i = 0; i < 3; i++) {
-        EXPECT_REFUSED(gpt_session_create(f.model, counts[i], 4, &session), "n_seq");
-        EXPECT_REFUSED(gpt_session_bytes(f.model, counts[i], 4, &bytes), "n_seq");
-        EXPECT_REFUSED(gpt_session_create(f.model, 1, lengths[i], &session), "n_ctx");
-        EXPECT_REFUSED(gpt_session_bytes(f.model, 1, lengths[i], &bytes), "n_ctx");
+        EXPECT_REFUSED(gpt_session_create(f.model, counts[i], 4, GPT_KV_ACTIVATIONS, &session),
+                       "n_seq");
+        EXPECT_REFUSED(gpt_session_bytes(f.model, counts[i], 4, GPT_KV_ACTIVATIONS, &bytes),
+                       "n_seq");
+        EXPECT_REFUSED(gpt_session_create(f.model, 1, lengths[i], GPT_KV_ACTIVATIONS, &session),
+                       "n_ctx");
+        EXPECT_REFUSED(gpt_session_bytes(f.model, 1, lengths[i], GPT_KV_ACTIVATIONS, &bytes),
+                       "n_ctx");
     }
-    EXPECT_REFUSED(gpt_session_create(f.model, 1, 4, NULL), "NULL");
-    EXPECT_REFUSED(gpt_session_bytes(f.model, 1, 4, NULL), "NULL");
+    EXPECT_REFUSED(gpt_session_create(f.model, 1, 4, GPT_KV_ACTIVATIONS, NULL), "NULL");
+    EXPECT_REFUSED(gpt_session_bytes(f.model, 1, 4, GPT_KV_ACTIVATIONS, NULL), "NULL");
     EXPECT(session == NULL && bytes == 77);
     free_fixture(&f);
 }

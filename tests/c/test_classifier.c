@@ -172,6 +172,55 @@ static void test_classifier(void) {
     check((sizes){7, 33, 65, 128}, 1, -2.0, 1.0);
 }
 
+/* Weights of the losses, among them 0 and negative ones: the reference takes row by row with its scale. */
+static void check_weights(sizes s) {
+    test_case("weights, N=%d C=%d V=%d", s.N, s.C, s.V);
+    int64_t x_size = (int64_t)s.N * s.C, wte_size = (int64_t)s.Vp * s.C;
+    double *x = random_act(x_size, 1.0), *wte = random_wte(s, 1.0 / sqrt(s.C)), scale = 0.5;
+    double *weights = random_f32(s.N, 2.0), total_want = 0, size = 0;
+    int32_t *targets = random_targets(s, 1);
+    double *dwte = random_f32(wte_size, 1.0), *want_dwte = host_copy(dwte, wte_size);
+    double *want_dx = host_zeros(x_size), *want = host_zeros(s.N);
+    for (int n = 0; n < s.N; n++) {
+        if (n % 4 == 3) weights[n] = 0;
+        ref_classifier(want + n, want_dx + n * s.C, want_dwte, x + n * s.C, wte, targets + n,
+                       scale * weights[n], 1, s.C, s.V);
+        total_want += scale * weights[n] * want[n], size += fabs(scale * weights[n] * want[n]);
+    }
+    gpt_shape shape = shape_of(s, 1);
+    EACH_BACKEND {
+        void *losses = device_f32(NULL, s.N), *dx = device_act(NULL, x_size);
+        double zero = 0;
+        void *total = device_f32(&zero, 1), *device_dwte = device_f32(dwte, wte_size);
+        test_workspace(&shape);
+        test.ops->classifier_backward(
+            test.ctx, &(classifier_backward){.losses = losses,
+                                             .total = total,
+                                             .dx = dx,
+                                             .dwte = device_dwte,
+                                             .x = device_act(x, x_size),
+                                             .wte = device_weight(wte, s.Vp, s.C, 1),
+                                             .targets = device_i32(targets, s.N),
+                                             .weights = device_f32(weights, s.N),
+                                             .scale = (float)scale,
+                                             .add = 1,
+                                             .N = s.N,
+                                             .C = s.C,
+                                             .V = s.V,
+                                             .Vp = s.Vp});
+        EXPECT_CLOSE("losses", read_f32(losses, s.N), want, 1, s.N, test_tol(1e-5));
+        EXPECT_CLOSE("dx", read_act(dx, x_size), want_dx, s.N, s.C, test_tol(2e-5));
+        EXPECT_CLOSE("dwte", read_f32(device_dwte, wte_size), want_dwte, s.V, s.C, test_tol(2e-5));
+        EXPECT_NEAR("total", read_f32(total, 1)[0], total_want, test_tol(1e-5) * (size + 1));
+    }
+}
+
+static void test_weights(void) {
+    check_weights((sizes){3, 5, 7, 64});
+    check_weights((sizes){130, 33, 65, 66});
+    check_weights((sizes){5, 7, 2101, 2112});
+}
+
 /* Logits near +-64, whose exponentials float32 can hold one by one but whose ratio it cannot, and
  * past +-1024, which it can hold in no way. All are bfloat16 numbers: a table may store them so. */
 static void test_large_logits(void) {
@@ -341,5 +390,5 @@ static void test_reference(void) {
 }
 
 TEST_OPS_MAIN({"reference", test_reference}, {"classifier", test_classifier},
-              {"large logits", test_large_logits}, {"not finite", test_not_finite},
-              {"chunks", test_chunks})
+              {"weights", test_weights}, {"large logits", test_large_logits},
+              {"not finite", test_not_finite}, {"chunks", test_chunks})

@@ -57,7 +57,7 @@ static void make_model(int dtype, shared_model *out) {
     out->training = training;
     check(gpt_model_create(&config, &options, &out->model));
     check(gpt_model_init(out->model, 7));
-    check(gpt_session_create(out->model, 2, 24, &out->session));
+    check(gpt_session_create(out->model, 2, 24, GPT_KV_ACTIVATIONS, &out->session));
 }
 
 static void free_model(shared_model *m) {

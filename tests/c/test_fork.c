@@ -64,7 +64,7 @@ static void test_fork(void) {
         gpt_model *model = new_model(c, 0, 1, T, 0);
         gpt_session *session;
         write_random_params(model, c);
-        EXPECT_OK(gpt_session_create(model, 1, T, &session));
+        EXPECT_OK(gpt_session_create(model, 1, T, GPT_KV_ACTIVATIONS, &session));
         int32_t *tokens = random_ints(T, c->vocab_size);
         size_t bytes = sizeof(float) * T * (size_t)c->vocab_size;
         float *want = host_floats(T * c->vocab_size), *again = host_floats(T * c->vocab_size);

@@ -68,7 +68,7 @@ static void test_decoding(void) {
         gpt_model *model = new_model(c, 0, 0, 0, 0);
         write_random_params(model, c);
         gpt_session *session;
-        EXPECT_OK(gpt_session_create(model, 2, T, &session));
+        EXPECT_OK(gpt_session_create(model, 2, T, GPT_KV_ACTIVATIONS, &session));
         int32_t *tokens = random_ints(T, c->vocab_size), seqs[T] = {0};
         for (int i = T / 2; i < T; i++) seqs[i] = 1;
         float *want = host_floats(2 * c->vocab_size), *got = host_floats(2 * c->vocab_size);

@@ -6,6 +6,27 @@
 #include "cpu/kernel_quant.h"
 #include "testing.h"
 
+/* CMake compiles this file for each level too. */
+#if defined(__AVX512VNNI__)
+#define NEEDS __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")
+#elif defined(__AVX512F__)
+#define NEEDS __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
+#elif defined(__AVX2__)
+#define NEEDS __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+#else
+#define NEEDS 1
+#endif
+enum { SKIPPED = 77 };
+#if defined(__AVX2__) || defined(PLAIN_LANES)
+enum { STEP = 5 }; /* of the sizes; a prime that gives each of both lists */
+#else
+enum { STEP = 1 };
+#endif
+
+__attribute__((constructor)) static void end_where_the_level_is_missing(void) {
+    if (!(NEEDS)) exit(SKIPPED);
+}
+
 static const char *const names[] = {
 #define NAME(name, ...) #name,
     QUANT_FORMS(NAME)
@@ -131,9 +152,68 @@ static void test_products(void) {
     static const int rows[] = {1, 3, 4, 15, 16, 17, 31, 32, 48};
     static const int terms[] = {1, 4, 31, 32, 33, 64, 100, 256, 1056};
     for (int form = 0; form < TEST_COUNT(names); form++)
-        for (int i = 0; i < TEST_COUNT(rows) * TEST_COUNT(terms); i++)
+        for (int i = 0; i < TEST_COUNT(rows) * TEST_COUNT(terms); i += STEP)
             for (int panels = 1; panels <= 2; panels++)
                 check(form, rows[i % TEST_COUNT(rows)], panels, terms[i / TEST_COUNT(rows)]);
+}
+
+enum { M = 5, K = 3 * QUANT_BLOCK - 7, ROW = 3, COLUMN = 6, AT = 9 }; /* AT: a group of 32 */
+
+/* The sums (M, COLS) of the same random numbers, but for `value` in group AT: of the weights' scale in
+ * COLUMN, where its float16 is given, else of the activations of ROW. */
+static float *sums_with(int form, float value, const uint16_t *as_half) {
+    quant_form f = quant_forms[form];
+    test.counter = 1;
+    uint8_t *b = random_panels(f, 1, K);
+    bf16 *x = test_alloc(&test.host, sizeof *x * M * K);
+    for (int i = 0; i < M * K; i++) x[i] = bf16_round((float)random_normal());
+    int of_block = f.scale == SCALE_INT8;
+    uint16_t *scales = (uint16_t *)(b + (of_block ? quant_blocks_at(f, K) : quant_scales_at(f, K)));
+    int group = AT * QUANT_GROUP / (of_block ? QUANT_BLOCK : f.group);
+    uint16_t *scale = scales + group * f.rows * PANEL + COLUMN;
+    if (as_half) *scale = f.scale == SCALE_BF16 ? bf16_round(value) : *as_half;
+    for (int k = 0; !as_half && k < QUANT_GROUP; k++)
+        x[ROW * K + AT * QUANT_GROUP + k] = isfinite(value) || k % 5 == 0 ? bf16_round(value) : 0;
+    rounded_rows *a = test_alloc(&test.host, sizeof *a);
+    memset(a, TEST_GARBAGE, sizeof *a);
+    for (int r = 0; r < M; r++) round_row(a, r, x + r * K, K);
+    float *c = host_floats(M * COLS);
+    memset(c, 0, sizeof *c * M * COLS);
+    panel_part part = panel_from(f, b, K, 0);
+    quant_kernels[form](c, a, M, &part, (int)quant_groups(K), 1);
+    return c;
+}
+
+/* A number that is not finite makes its sums NaN or infinite, NaN at least from activations; one near
+ * the smallest is as good as 0. No other sum changes by a bit. */
+static void test_extremes(void) {
+    static const struct {
+        float value;
+        uint16_t half;
+    } numbers[] = {{NAN, 0x7e00},     {INFINITY, 0x7c00},     {-INFINITY, 0xfc00},
+                   {-NAN, 0xfe01},    {FLT_MIN, 0x0001},      {1e-39f, 0x8001},
+                   {-1e-39f, 0x0003}, {FLT_TRUE_MIN, 0x0001}, {-0.0f, 0x8000}};
+    for (int form = 0; form < TEST_COUNT(names); form++)
+        for (int in_scale = 0; in_scale < 2; in_scale++) {
+            uint16_t zero = 0;
+            float *plain = sums_with(form, 0, in_scale ? &zero : NULL);
+            for (int i = 0; i < TEST_COUNT(numbers); i++) {
+                float value = numbers[i].value;
+                test_case("%s, %g in %s", names[form], value, in_scale ? "a scale" : "activations");
+                plain = sums_with(form, 0, in_scale ? &zero : NULL);
+                float *c = sums_with(form, value, in_scale ? &numbers[i].half : NULL);
+                for (int r = 0; r < M; r++)
+                    for (int n = 0; n < PANEL; n++) {
+                        float got = c[r * COLS + n], want = plain[r * COLS + n];
+                        if (in_scale ? n != COLUMN : r != ROW)
+                            EXPECT(got == want);
+                        else if (isfinite(value))
+                            EXPECT(fabsf(got - want) < 0.1f);
+                        else
+                            EXPECT(isnan(got) || (in_scale && isinf(value) && isinf(got)));
+                    }
+            }
+        }
 }
 
 /* Integers that are put into their chunks come back, next to those of other columns. */
@@ -154,4 +234,5 @@ static void test_chunks(void) {
     }
 }
 
-TEST_API_MAIN({"rounding", test_rounding}, {"products", test_products}, {"chunks", test_chunks})
+TEST_API_MAIN({"rounding", test_rounding}, {"products", test_products}, {"chunks", test_chunks},
+              {"extremes", test_extremes})

@@ -488,16 +488,16 @@ static void test_missing_files(void) {
 /* Weights that are not in the one file: the error names them, and what to do. */
 static void test_weights_elsewhere(void) {
     static const char *const others[] = {"model.safetensors.index.json", "pytorch_model.bin",
-                                         "pytorch_model.bin.index.json"};
+                                         "pytorch_model.bin.index.json", "model.gguf"};
     static const char pointer[] = "version https://git-lfs.github.com/spec/v1\n"
                                   "oid sha256:0123\nsize 548105171\n";
     begin();
     write_config(&small);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         test_case("%s", others[i]);
         write_text(others[i], "{}");
         EXPECT_BAD_FILE(others[i]);
-        EXPECT_BAD_FILE("gptc import FOLDER --out CKPT");
+        EXPECT_BAD_FILE("gptc export -m FOLDER --to hf --out CKPT");
         unlink(path_of(others[i]));
     }
     test_case("Git LFS");

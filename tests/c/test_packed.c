@@ -126,7 +126,7 @@ static void test_computes(void) {
         EXPECT_OK(gpt_model_logits(wide, tokens, 1, T, want));
         EXPECT(distance(got, want, T * V) < most_rounding);
         gpt_session *session = NULL;
-        EXPECT_OK(gpt_session_create(packed, 1, T, &session));
+        EXPECT_OK(gpt_session_create(packed, 1, T, GPT_KV_ACTIVATIONS, &session));
         for (int t = 0; t < T; t++)
             EXPECT_OK(gpt_session_decode(session, tokens + t, seqs, NULL, 1, stepped + t * V));
         EXPECT(distance(stepped, want, T * V) < most_rounding);

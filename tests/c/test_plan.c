@@ -65,7 +65,7 @@ static void check_shortened_file(gpt_model *model, const gpt_config *c, int desc
     float *logits = host_floats(2 * V), *row = host_floats(V * C), loss;
     int32_t first[] = {0, 1}, last[] = {0, c->vocab_size - 1}, seqs[] = {0, 0};
     gpt_session *s;
-    EXPECT_OK(gpt_session_create(model, 1, 8, &s));
+    EXPECT_OK(gpt_session_create(model, 1, 8, GPT_KV_ACTIVATIONS, &s));
     EXPECT_OK(gpt_session_decode(s, last, seqs, NULL, 2, logits));
     EXPECT(ftruncate(descriptor, 12 + 4 * C * (V - 1)) == 0);
     EXPECT(gpt_session_decode(s, last, seqs, NULL, 2, logits) == GPT_ERR_FILE);
@@ -287,10 +287,10 @@ static void test_session_bytes(void) {
         test_case("%s", families[1].name);
         gpt_model *model = new_model(c, 0, 0, 0, 0.0f);
         uint64_t two = 0, four = 0, whole = 0, block = 0;
-        EXPECT_OK(gpt_session_bytes(model, 2, N_CTX, &two));
-        EXPECT_OK(gpt_session_bytes(model, 4, N_CTX, &four));
-        EXPECT_OK(gpt_session_bytes(model, 4, 0, &whole));
-        EXPECT_OK(gpt_session_bytes(model, 4, c->block_size, &block));
+        EXPECT_OK(gpt_session_bytes(model, 2, N_CTX, GPT_KV_ACTIVATIONS, &two));
+        EXPECT_OK(gpt_session_bytes(model, 4, N_CTX, GPT_KV_ACTIVATIONS, &four));
+        EXPECT_OK(gpt_session_bytes(model, 4, 0, GPT_KV_ACTIVATIONS, &whole));
+        EXPECT_OK(gpt_session_bytes(model, 4, c->block_size, GPT_KV_ACTIVATIONS, &block));
         uint64_t row =
             2 * test.act_bytes * (uint64_t)(c->n_layer * c->n_kv_head * (c->n_embd / c->n_head));
         EXPECT(two >= 2 * N_CTX * row);
@@ -322,11 +322,11 @@ static void test_long_block(void) {
             uint64_t bytes[2];
             int32_t *tokens = random_ints(N_CTX, near.vocab_size), seqs[N_CTX] = {0};
             float *x = host_floats(near.vocab_size), *y = host_floats(near.vocab_size);
-            EXPECT_OK(gpt_session_bytes(a, 1, N_CTX, &bytes[0]));
-            EXPECT_OK(gpt_session_bytes(b, 1, N_CTX, &bytes[1]));
+            EXPECT_OK(gpt_session_bytes(a, 1, N_CTX, GPT_KV_ACTIVATIONS, &bytes[0]));
+            EXPECT_OK(gpt_session_bytes(b, 1, N_CTX, GPT_KV_ACTIVATIONS, &bytes[1]));
             EXPECT(bytes[0] == bytes[1]);
-            EXPECT_OK(gpt_session_create(a, 1, N_CTX, &sessions[0]));
-            EXPECT_OK(gpt_session_create(b, 1, N_CTX, &sessions[1]));
+            EXPECT_OK(gpt_session_create(a, 1, N_CTX, GPT_KV_ACTIVATIONS, &sessions[0]));
+            EXPECT_OK(gpt_session_create(b, 1, N_CTX, GPT_KV_ACTIVATIONS, &sessions[1]));
             for (int i = 0, n = 1; i < N_CTX; i += n, n = n < 5 ? n + 1 : N_CTX - i) {
                 EXPECT_OK(gpt_session_decode(sessions[0], tokens + i, seqs, NULL, n, x));
                 EXPECT_OK(gpt_session_decode(sessions[1], tokens + i, seqs, NULL, n, y));

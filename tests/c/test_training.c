@@ -349,8 +349,80 @@ static void test_smaller_calls(void) {
     }
 }
 
+/* In two calls: with equal weights the gradient of the mean loss; with others that of a sum over rows, which
+ * is the sum of the rows' own. Losses are those of the training pass. */
+static void test_weighted(void) {
+    enum { B = 3, T = 9, N = B * T };
+    EACH_PLACE {
+        for (int f = 0; f < families_here(); f++) {
+            const gpt_config *c = &families[f].config;
+            name_case(&families[f], B, T);
+            gpt_model *model = new_model(c, 1, B, T, 0.0f);
+            write_random_params(model, c);
+            int32_t *tokens = random_ints(N, c->vocab_size);
+            int32_t *targets = random_targets(N, c->vocab_size);
+            float loss, losses[N], weights[N], rows[B] = {0.5f, -2.0f, 0.0f};
+            int n_valid = 0;
+            for (int i = 0; i < N; i++) n_valid += targets[i] >= 0;
+            EXPECT_OK(gpt_model_backward(model, tokens, targets, B, T, 1.0f, &loss));
+            param_set whole = read_params(model, c, GPT_TENSOR_GRAD);
+            EXPECT_OK(gpt_model_zero_grads(model));
+            double sum = 0;
+            EXPECT_OK(gpt_model_forward(model, tokens, targets, B, T, losses));
+            for (int i = 0; i < N; i++) sum += losses[i], weights[i] = 1.0f / (float)n_valid;
+            EXPECT_NEAR("loss", sum / n_valid, loss, 1e-5);
+            EXPECT_OK(gpt_model_backward_weighted(model, weights, B, T));
+            param_set same = read_params(model, c, GPT_TENSOR_GRAD);
+            expect_close_sets("gradients", &same, &whole, 1.0, test_tols(1e-6, 1e-2));
+
+            EXPECT_OK(gpt_model_zero_grads(model));
+            for (int b = 0; b < B; b++) {
+                int n = 0;
+                for (int t = 0; t < T; t++) n += targets[b * T + t] >= 0;
+                if (n)
+                    EXPECT_OK(gpt_model_backward(model, tokens + b * T, targets + b * T, 1, T,
+                                                 rows[b] * (float)n, NULL));
+            }
+            param_set parts = read_params(model, c, GPT_TENSOR_GRAD);
+            EXPECT_OK(gpt_model_zero_grads(model));
+            EXPECT_OK(gpt_model_forward(model, tokens, targets, B, T, losses));
+            for (int i = 0; i < N; i++) weights[i] = rows[i / T];
+            EXPECT_OK(gpt_model_backward_weighted(model, weights, B, T));
+            param_set got = read_params(model, c, GPT_TENSOR_GRAD);
+            expect_close_sets("weighted gradients", &got, &parts, 1.0, test_tols(2e-5, 5e-2));
+            gpt_model_free(model);
+        }
+    }
+}
+
+/* The second call needs the first one just before, of the same sizes, and weights that are numbers. */
+static void test_weighted_refused(void) {
+    enum { B = 2, T = 5, N = B * T };
+    EACH_PLACE {
+        const gpt_config *c = &families[0].config;
+        name_case(&families[0], B, T);
+        gpt_model *model = new_model(c, 1, B, T, 0.0f);
+        write_random_params(model, c);
+        int32_t *tokens = random_ints(N, c->vocab_size);
+        float losses[N], weights[N] = {0};
+        EXPECT(gpt_model_backward_weighted(model, weights, B, T) == GPT_ERR_ARGUMENT);
+        EXPECT_OK(gpt_model_forward(model, tokens, tokens, B, T, losses));
+        EXPECT(gpt_model_backward_weighted(model, weights, 1, T) == GPT_ERR_ARGUMENT);
+        EXPECT_OK(gpt_model_loss(model, tokens, tokens, B, T, losses, NULL));
+        EXPECT(gpt_model_backward_weighted(model, weights, B, T) == GPT_ERR_ARGUMENT);
+        EXPECT_OK(gpt_model_forward(model, tokens, tokens, B, T, losses));
+        weights[N - 1] = NAN;
+        EXPECT(gpt_model_backward_weighted(model, weights, B, T) == GPT_ERR_ARGUMENT);
+        weights[N - 1] = 0;
+        EXPECT_OK(gpt_model_backward_weighted(model, weights, B, T));
+        EXPECT(gpt_model_backward_weighted(model, weights, B, T) == GPT_ERR_ARGUMENT);
+        gpt_model_free(model);
+    }
+}
+
 TEST_API_MAIN({"accumulation", test_accumulation}, {"update", test_update},
-              {"loss of a step", test_step_loss}, {"zero rate", test_zero_rate},
+              {"loss of a step", test_step_loss}, {"weighted losses", test_weighted},
+              {"weighted losses, refused", test_weighted_refused}, {"zero rate", test_zero_rate},
               {"training", test_training}, {"repeat and resume", test_repeat_and_resume},
               {"dropout", test_dropout}, {"independent handles", test_independent_handles},
               {"smaller calls", test_smaller_calls})

@@ -14,7 +14,7 @@
  *     }
  *
  * The loop visits every table of backend_ops_at() (those whose name contains GPTC_TEST_TABLES, where
- * that is set) with 1, 2 and 3 threads, and each of them twice:
+ * that is set) with 1, 2 and 3 threads, a device and more than one thread twice:
  * the second visit starts from other garbage in the workspace and must repeat every compared number
  * bit for bit. Entries run once for each element size that a table has, because inputs are rounded
  * to that type before the answer is computed.
@@ -343,13 +343,17 @@ static inline test_block *test_new_block(size_t bytes) {
     return block;
 }
 
-static inline void *test_device_alloc(size_t bytes, int garbage) {
+/* A buffer of these bytes, NULL: of garbage, and its guard. */
+static inline void *test_device_filled(const void *values, size_t bytes, int garbage) {
     size_t room = bytes + TEST_GUARD_BYTES;
     test_block *block = test_new_block(bytes);
     void *data = block->data;
     test_block *temporary = NULL;
     unsigned char *fill = test_alloc(&temporary, room);
-    memset(fill, garbage, bytes);
+    if (values)
+        memcpy(fill, values, bytes);
+    else
+        memset(fill, garbage, bytes);
     memset(fill + bytes, TEST_GARBAGE, room - bytes);
     test.ops->upload(test.ctx, data, fill, room);
     test_free_list(&temporary);
@@ -359,21 +363,21 @@ static inline void *test_device_alloc(size_t bytes, int garbage) {
     return data;
 }
 
+static inline void *test_device_alloc(size_t bytes, int garbage) {
+    return test_device_filled(NULL, bytes, garbage);
+}
+
 static inline void test_check_guard(const test_block *block) {
-    size_t room = block->bytes + TEST_GUARD_BYTES;
-    test_block *temporary = NULL;
-    unsigned char *bytes = test_alloc(&temporary, room);
-    if (test_on_cpu()) {
-        ASAN_UNPOISON_MEMORY_REGION((char *)block->data + block->bytes, room - block->bytes);
-    }
-    test.ops->download(test.ctx, bytes, block->data, room);
-    for (size_t i = block->bytes; i < room; i++) {
-        if (bytes[i] == TEST_GARBAGE) continue;
+    unsigned char guard[TEST_GUARD_BYTES];
+    char *end = (char *)block->data + block->bytes;
+    if (test_on_cpu()) ASAN_UNPOISON_MEMORY_REGION(end, sizeof guard);
+    test.ops->download(test.ctx, guard, end, sizeof guard);
+    for (size_t i = 0; i < sizeof guard; i++) {
+        if (guard[i] == TEST_GARBAGE) continue;
         test_fail(__FILE__, __LINE__, "a buffer of %zu bytes was written past its end, at byte %zu",
-                  block->bytes, i);
+                  block->bytes, block->bytes + i);
         break;
     }
-    test_free_list(&temporary);
 }
 
 static inline void test_free_device(void) {
@@ -390,32 +394,30 @@ static inline void test_free_device(void) {
 
 /* Each device_* uploads n numbers; NULL fills with NaNs, for outputs that an op must overwrite. */
 static inline void *device_f32(const double *values, int64_t n) {
-    void *data = test_device_alloc((size_t)n * 4, TEST_GARBAGE);
-    if (!values) return data;
+    size_t bytes = (size_t)n * 4;
+    if (!values) return test_device_alloc(bytes, TEST_GARBAGE);
     test_block *temporary = NULL;
-    float *host = test_alloc(&temporary, (size_t)n * 4);
+    float *host = test_alloc(&temporary, bytes);
     for (int64_t i = 0; i < n; i++) host[i] = (float)values[i];
-    test.ops->upload(test.ctx, data, host, (size_t)n * 4);
+    void *data = test_device_filled(host, bytes, 0);
     test_free_list(&temporary);
     return data;
 }
 
 static inline void *device_act(const double *values, int64_t n) {
     if (test.ops->act_bytes == 4) return device_f32(values, n);
-    void *data = test_device_alloc((size_t)n * 2, TEST_GARBAGE);
-    if (!values) return data;
+    size_t bytes = (size_t)n * 2;
+    if (!values) return test_device_alloc(bytes, TEST_GARBAGE);
     test_block *temporary = NULL;
-    uint16_t *host = test_alloc(&temporary, (size_t)n * 2);
+    uint16_t *host = test_alloc(&temporary, bytes);
     for (int64_t i = 0; i < n; i++) host[i] = bf16_of_float((float)values[i]);
-    test.ops->upload(test.ctx, data, host, (size_t)n * 2);
+    void *data = test_device_filled(host, bytes, 0);
     test_free_list(&temporary);
     return data;
 }
 
 static inline void *device_i32(const int32_t *values, int64_t n) {
-    void *data = test_device_alloc((size_t)n * 4, TEST_GARBAGE);
-    test.ops->upload(test.ctx, data, values, (size_t)n * 4);
-    return data;
+    return test_device_filled(values, (size_t)n * 4, 0);
 }
 
 /* A weight matrix as the products of this table read it: all that backward needs too. */
@@ -448,9 +450,7 @@ static inline gpt_dropout_site host_dropout(float p, uint64_t site) {
 
 static inline gpt_dropout_site device_dropout(gpt_dropout_site host) {
     if (host.p == 0) return (gpt_dropout_site){0};
-    void *key = test_device_alloc(sizeof *host.key, TEST_GARBAGE);
-    test.ops->upload(test.ctx, key, host.key, sizeof *host.key);
-    return (gpt_dropout_site){host.p, host.site, key};
+    return (gpt_dropout_site){host.p, host.site, test_device_filled(host.key, sizeof *host.key, 0)};
 }
 
 static inline double *read_f32(const void *device, int64_t n) {
@@ -637,6 +637,7 @@ static inline int test_backend_next(void) {
         test.ops = test.tables[table];
         test.threads = test.visit / TEST_PASSES % TEST_MAX_THREADS + 1;
         if (test.threads > 1 && !test_on_cpu()) continue; /* threads are the CPU's */
+        if (test_on_cpu() && test.threads == 1 && test.visit % TEST_PASSES > 0) continue;
         test.ctx = test.contexts[table][test.threads - 1];
         if (test.visit % TEST_PASSES == 0) test_free_list(&test.recorded);
         test.recorded_at = &test.recorded;

@@ -59,7 +59,7 @@ static void decode(gpt_model *model, const gpt_config *c) {
     size_t n = (size_t)(batch * context);
     int32_t *tokens = calloc(n, sizeof *tokens), *seqs = calloc(n, sizeof *seqs);
     float *logits = calloc((size_t)(batch * c->vocab_size), sizeof *logits);
-    TRY(gpt_session_create(model, batch, 0, &session));
+    TRY(gpt_session_create(model, batch, 0, GPT_KV_ACTIVATIONS, &session));
     for (int i = 0; i < batch * context; i++) seqs[i] = i / context;
     TRY(gpt_session_decode(session, tokens, seqs, NULL, (int)n, logits));
     for (int i = 0; i < batch; i++) seqs[i] = i;

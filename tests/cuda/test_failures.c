@@ -31,9 +31,10 @@ static void test_session_memory(void) {
         gpt_model *model = new_model(&families[0].config, 0, 1, 0, 0.0f);
         gpt_session *session = NULL;
         emulate_fail("cudaMalloc", 0);
-        expect_failure(gpt_session_create(model, 1, 0, &session));
-        EXPECT(gpt_session_create(model, 100000, 0, &session) == GPT_ERR_MEMORY);
-        EXPECT_OK(gpt_session_create(model, 1, 0, &session));
+        expect_failure(gpt_session_create(model, 1, 0, GPT_KV_ACTIVATIONS, &session));
+        EXPECT(gpt_session_create(model, 100000, 0, GPT_KV_ACTIVATIONS, &session) ==
+               GPT_ERR_MEMORY);
+        EXPECT_OK(gpt_session_create(model, 1, 0, GPT_KV_ACTIVATIONS, &session));
         gpt_session_free(session);
         gpt_model_free(model);
     }

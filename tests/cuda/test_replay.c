@@ -32,7 +32,7 @@ static run run_of(const gpt_config *config, float dropout, int timed, int forget
         if (!timed) EXPECT(emulate_waits() - before == 2);
     }
     gpt_session *session = NULL;
-    EXPECT_OK(gpt_session_create(model, B, 0, &session));
+    EXPECT_OK(gpt_session_create(model, B, 0, GPT_KV_ACTIVATIONS, &session));
     for (int t = 0; t < STEPS; t++) {
         const int32_t next[B] = {tokens[t], tokens[T + t]}, seqs[B] = {0, 1};
         long before = emulate_waits();

@@ -16,7 +16,7 @@ from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.registry import make_tokenizer
 from small_models import make_config, varied
 
-pytest_plugins = ["cpu_times"]
+pytest_plugins = ["cpu_times", "family_table"]
 
 WORDS = ["the", "a", "king", "fox", "bear", "ran", "sat", "saw", "under", "tree", "and", ",", ".\n"]
 

@@ -214,6 +214,12 @@ FAMILIES = [
 ]
 
 
+# Heads of an odd size, which only learned positions allow. It has no golden file.
+OTHERS = [
+    Case("gpt2-odd-heads", "gpt2", _gpt2(n_positions=20, n_embd=45, n_layer=2, n_head=3), 2, 15)
+]
+
+
 def batches(case: Case) -> Array:
     """Tokens (STEPS, B, T + 1) of every training step."""
     random = np.random.RandomState(1234)

@@ -37,9 +37,11 @@ def make_config(family: str = "byte", **changes: Any) -> GPTConfig:
     return GPTConfig.preset(shape.pop("preset"), **shape)
 
 
-def varied(config: GPTConfig, seed: int = 3, dtype: str = "fp32") -> Model:
+def varied(config: GPTConfig, seed: int = 3, dtype: str = "fp32", kv_dtype: str = "auto") -> Model:
     """A model whose text is varied: weights larger than at the start of training."""
-    model = Model.create(config, dtype=dtype, threads=1, training=False, max_batch=1, seed=2)
+    model = Model.create(
+        config, dtype=dtype, threads=1, training=False, max_batch=1, seed=2, kv_dtype=kv_dtype
+    )
     rng = np.random.default_rng(seed)
     for name, shape, _ in config.parameters():
         model.set(name, rng.normal(0, 0.3, shape).astype(np.float32))

@@ -12,10 +12,13 @@ import pytest
 
 from gptc import Model
 from gptc.checkpoint.find import open_checkpoint
+from gptc.data.loader import Rows
 from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora, targets_named
 from gptc.formats import hf
 from gptc.formats import peft as ours
+from gptc.training.preference import backward, log_probabilities
+from gptc.training.reference import without_adapters
 from small_models import batch, make_checkpoint, make_config
 
 Array = npt.NDArray[Any]
@@ -133,3 +136,49 @@ def test_their_adapters_load_here_with_the_same_logits(
     assert file.lora.kind == ("rslora" if rslora else "plain")
     with Model.load(tmp_path / "adapter", dtype="fp32") as loaded:
         assert error(loaded.logits(x), logits_of(model, x)) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_step_of_dpo_is_that_of_trls_formula(family: str, tmp_path: Path) -> None:
+    """Loss, rewards and gradients; the formula is that of trl (loss_type "sigmoid")."""
+    import torch
+    from peft import PeftModel
+
+    config, beta = CONFIGS[family], 0.1
+    base = make_checkpoint(config, folder=tmp_path / "base").path
+    lora = Lora(5, 7.0, targets_named(config, "all"))
+    x, y = (np.concatenate([part, part[::-1]]) for part in batch())  # two pairs
+    y[2:] = (y[2:] + 1) % config.vocab_size  # rejected answers
+    y[:, :5] = -1  # the prompt
+    y[1, -3:] = y[2, -6:] = -1  # padding
+    rows = Rows(x, y)
+    with Model.load(base, lora=lora, training=True, max_batch=4, dtype="fp32", threads=2) as model:
+        randomized(model)
+        model.save_adapter(tmp_path / "adapter", base)
+        with without_adapters(model):
+            reference = log_probabilities(model.losses(x, y, training=True))
+        found = backward(model, rows, reference, beta, 2)
+        grads = model.gradients()
+    peft = PeftModel.from_pretrained(theirs(base), str(tmp_path / "adapter"), is_trainable=True)
+    peft.eval()
+    labels = torch.tensor(y.astype(np.int64))
+
+    def logps() -> Any:
+        each = peft(torch.tensor(x.astype(np.int64))).logits.log_softmax(-1)
+        picked = each.gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2)
+        return (picked * (labels >= 0)).sum(1)
+
+    with torch.no_grad(), peft.disable_adapter():
+        ref = logps()
+    ratios = (logps() - ref).chunk(2)
+    loss = -torch.nn.functional.logsigmoid(beta * (ratios[0] - ratios[1])).mean()
+    loss.backward()
+    rewards = np.stack([beta * part.detach().numpy() for part in ratios], 1)
+    assert error(reference.T.ravel(), ref.numpy()) < TOLERANCE
+    assert found.losses.mean() == pytest.approx(float(loss.detach()), rel=TOLERANCE)
+    assert error(found.rewards, rewards) < TOLERANCE
+    read = ours.tensor_reader(config, lora, grads.__getitem__)
+    for name, parameter in peft.named_parameters():
+        if parameter.requires_grad:
+            name = name.replace(".default", "")
+            assert error(read(name), parameter.grad.numpy()) < TOLERANCE, name

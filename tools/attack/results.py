@@ -1,7 +1,7 @@
 """The tables of docs/reliability.md, and the files of results that they are made of.
 
     python tools/attack/results.py --run mutated strangers    # attacks that are tests, by name
-    python tools/attack/results.py --campaign COUNTS          # records what campaign.py counted
+    python tools/attack/results.py --campaign COUNTS          # adds what campaign.py counted
     python tools/attack/results.py --write                    # writes the tables
     python tools/attack/results.py --check                    # compares them only
 
@@ -76,19 +76,41 @@ def _between(text: str, begin: str, end: str, content: str) -> str:
 
 
 def record_campaign(path: Path) -> None:
-    """Keeps the counts of a campaign, by format, and their sum."""
+    """Adds the counts of a campaign by format to those of other seeds, and records their sum.
+
+    A longer campaign of the same seed takes the place of the shorter one. SystemExit for counts of
+    several seeds, or a campaign that is shorter than the recorded one.
+    """
     counts = json.loads(path.read_bytes())
-    kept = {name: {k: n for k, n in counts[name].items() if k != "next"} for name in sorted(counts)}
-    COUNTS.write_text(json.dumps(kept, indent=1) + "\n")
-    n_inputs = sum(one["inputs"] for one in kept.values())
-    n_failures = sum(map(failures, kept.values()))
-    record("campaign", f"{n_inputs:,} inputs, {len(kept)} formats", f"{n_failures} failures")
+    seeds = {one["seed"] for one in counts.values()}
+    if len(seeds) != 1:
+        sys.exit(f"{path} has counts of the seeds {sorted(seeds)}: record each seed by itself")
+    kept = {
+        name: {key: n for key, n in counts[name].items() if key not in ("next", "seed")}
+        for name in sorted(counts)
+    }
+    by_seed = json.loads(COUNTS.read_text())
+    seed = str(seeds.pop())
+    for name, one in by_seed.get(seed, {}).items():
+        if kept.get(name, {"inputs": 0})["inputs"] < one["inputs"]:
+            sys.exit(f"{path} has fewer inputs of {name} than are recorded for seed {seed}")
+    COUNTS.write_text(json.dumps(by_seed | {seed: kept}, indent=1) + "\n")
+    sums = read_counts()
+    n_inputs = sum(one["inputs"] for one in sums.values())
+    n_failures = sum(map(failures, sums.values()))
+    record("campaign", f"{n_inputs:,} inputs, {len(sums)} formats", f"{n_failures} failures")
 
 
 def read_counts() -> dict[str, dict[str, int]]:
-    """The counts of the campaign by format."""
-    found: dict[str, dict[str, int]] = json.loads(COUNTS.read_text())
-    return found
+    """The counts of all campaigns by format."""
+    by_seed: dict[str, dict[str, dict[str, int]]] = json.loads(COUNTS.read_text())
+    sums: dict[str, dict[str, int]] = {}
+    for counts in by_seed.values():
+        for name, one in counts.items():
+            there = sums.setdefault(name, dict.fromkeys(one, 0))
+            for key, n in one.items():
+                there[key] = there.get(key, 0) + n
+    return dict(sorted(sums.items()))
 
 
 def run_tests(name: str, command: str) -> None:

@@ -7,11 +7,11 @@ process that reads one file after the other, thousands a second where a loader i
 each format are inputs, those read and refused, and the failures: crashes, hangs (more than 10 s of
 CPU time), tracebacks, errors that are not one line, and more memory than twice the file and 200 MB.
 The file of counts is read at the beginning and written after each slice, so a campaign continues
-where it ended. Failing files are kept next to it.
+where it ended; another seed, in another file, gives other inputs. Failing files are kept there.
 
 gptc tries a tokenizer's definition in another process before it uses it (tokenizer/trial.py). That
 takes 0.2 s, so here the same trial runs in the process that reads, which may end: such a definition
-counts as refused.
+counts as refused. Chat templates run in a fork of that process, with the same limits (warm.py).
 """
 
 from __future__ import annotations
@@ -29,20 +29,23 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import fuzz
 from gptc.errors import GptcError
 from gptc.files.whole import write_file
-from gptc.tokenizer import libraries, trial
+from gptc.tokenizer import chat, libraries, trial
 from model_files import Target
 from mutate import mutator
+from warm import run_forked
 
 HANG_SECONDS = 10
 SPARE_BYTES = 200 << 20
-_WAIT = 120  # seconds that a file may take on a busy machine, the process running
+_WAIT = 600  # seconds that a file may take on a busy machine, the process running
 _MOST_KEPT = 10  # failing files of a format and outcome
 FRESH = 3  # exit code of a process that shall be followed by one with less memory
 
@@ -137,7 +140,7 @@ def _forget_peak() -> None:
 
 
 def _try_here(at: Shared) -> None:
-    """Replaces the process in which a definition is tried, and forgets those that are safe."""
+    """Replaces the processes in which definitions are tried and templates rendered."""
 
     def tried(library: str, definition: bytes) -> str | None:
         at["trial"] = 1
@@ -153,8 +156,18 @@ def _try_here(at: Shared) -> None:
             _forget_peak()  # the other process has its own
         return None
 
+    def record(library: str, definition: bytes) -> Any:
+        digest = sha256(library.encode() + definition).digest()
+        return SimpleNamespace(is_file=lambda: digest in known)
+
+    def remember(library: str, definition: bytes) -> None:
+        known.add(sha256(library.encode() + definition).digest())
+
+    known: set[bytes] = set()
     libraries._tried = tried
-    libraries._record = lambda library, definition: None
+    libraries._record = record
+    libraries.remember = remember
+    chat.run_bounded = run_forked
 
 
 def slice_of(
@@ -247,6 +260,8 @@ def main() -> int:
     options = parser.parse_args()
     path: Path | None = options.counts
     known = json.loads(path.read_bytes()) if path and path.exists() else {}
+    if other := {one["seed"] for one in known.values()} - {options.seed}:
+        parser.error(f"{path} has counts of the seed {other.pop()}: give it, or another file")
     end, shared = time.monotonic() + 60 * options.minutes, Path("/dev/shm")
     kept = path.with_suffix(".failures") if path else None
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
@@ -263,7 +278,7 @@ def main() -> int:
                 before = known.get(name, {})
                 cases = range(before.get("next", 0), options.cases)
                 then, counts = slice_of(name, found[name], cases, options.seed, seconds, kept)
-                known[name] = {"next": then, **added(before, counts)}
+                known[name] = {"seed": options.seed, "next": then, **added(before, counts)}
                 if path:
                     write_file(path, (json.dumps(known, indent=1) + "\n").encode())
     for name in names:

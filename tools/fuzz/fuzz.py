@@ -26,9 +26,12 @@ from random import Random
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # files are read in forked processes
 
+import adapter_files
+import body_files
 import chat_files
 import data_files
 import model_files
+import row_files
 import tokenizer_files
 from gptc.errors import GptcError
 from model_files import Target
@@ -45,10 +48,21 @@ class Failed(Exception):
     """A loader crashed, or used too much time or memory."""
 
 
+_PARTS = (
+    model_files,
+    tokenizer_files,
+    data_files,
+    chat_files,
+    adapter_files,
+    row_files,
+    body_files,
+)
+
+
 def targets(folder: Path) -> dict[str, Target]:
     """A small valid file of each format, made in `folder`."""
     found = {}
-    for part in (model_files, tokenizer_files, data_files, chat_files):
+    for part in _PARTS:
         below = folder / part.__name__
         below.mkdir()
         found |= part.targets(below)

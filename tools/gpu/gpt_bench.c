@@ -244,7 +244,7 @@ static int run_decode(void) {
     if (n_ctx > config.block_size) die("--prompt and --tokens are more than the model's context");
     must(gpt_model_create(&config, &options, &model));
     must(gpt_model_init(model, 1));
-    must(gpt_session_create(model, n, n_ctx, &session));
+    must(gpt_session_create(model, n, n_ctx, GPT_KV_ACTIVATIONS, &session));
     int32_t *tokens = random_tokens(n_prompt, config.vocab_size);
     int32_t *seqs = allocate((size_t)n_prompt, sizeof *seqs);
     float *logits = allocate((size_t)n * (size_t)config.vocab_size, sizeof *logits);

@@ -46,11 +46,13 @@ class Contender(Protocol):
 class Ours:
     """gptc, in one dtype."""
 
-    def __init__(self, config: GPTConfig, weights: Model, dtype: str, threads: int) -> None:
-        self.name = f"gptc {dtype}"
+    def __init__(
+        self, config: GPTConfig, weights: Model, dtype: str, threads: int, kv_dtype: str
+    ) -> None:
+        self.name = f"gptc {dtype}" + (", int8 cache" if kv_dtype == "int8" else "")
         self.model = Model.create(
             config, device="cpu", dtype=dtype, threads=threads, training=False, max_batch=0,
-            init=False,
+            kv_dtype=kv_dtype, init=False,
         )  # fmt: skip
         for name, _, _ in config.parameters():
             self.model.set(name, weights.get(name))
@@ -158,6 +160,7 @@ def bench_infer(
     *,
     against: Sequence[str] = (),
     threads: int = 0,
+    kv_dtype: str = "auto",
     turns: int = 5,
     n_prompt: int = 512,
     batches: Sequence[int] = BATCHES,
@@ -171,7 +174,11 @@ def bench_infer(
         tempfile.TemporaryDirectory(prefix="gptc-bench-") as folder,
         Model.create(config, device="cpu", training=False, max_batch=0, threads=threads) as weights,
     ):
-        contenders: list[Contender] = [Ours(config, weights, d, threads) for d in dtypes]
+        contenders: list[Contender] = [
+            Ours(config, weights, d, threads, cache)
+            for d in dtypes
+            for cache in dict.fromkeys(("auto", kv_dtype))
+        ]
         contenders += _rivals(against, weights, Path(folder), weights.threads)
         times: dict[str, list[list[float]]] = {c.name: [] for c in contenders}
         for turn in range(-1, turns):  # the first one is not counted

@@ -16,6 +16,7 @@ from gptc.checkpoint.names import (
     list_checkpoints,
     logger,
 )
+from gptc.checkpoint.packed import PackedCheckpoint, is_packed
 from gptc.checkpoint.reader import Checkpoint, read_checksums, size_problem
 from gptc.errors import GptcError
 from gptc.files.whole import restore
@@ -44,7 +45,7 @@ def open_checkpoint(path: str | Path | None = None, root: str | Path = ROOT) -> 
 def open_folder(folder: Path, base: ModelFile | None = None) -> Checkpoint:
     """The checkpoint in a folder; of adapters with `base`, or the base that they name."""
     if (folder / CONFIG).is_file() or not (folder / ADAPTER).is_file():
-        return Checkpoint(folder)
+        return PackedCheckpoint(folder) if is_packed(folder) else Checkpoint(folder)
     if base is None:
         named = peft.base_of(folder)
         if not Path(named).exists():

@@ -11,6 +11,7 @@ ADAPTER = "adapter_config.json"  # of peft, in place of a config
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"  # of adapters: the model that they were trained with
 WEIGHTS = "model.safetensors"
+PACKED = "model.gguf"  # in its place: matrices of blocks
 RUN_CONFIG = "config.toml"  # of a run, next to its checkpoints
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"

@@ -2,6 +2,7 @@
 
     config.json            the model's shape, as a family of Hugging Face has it if one fits
     model.safetensors      the weights, under the names of that class
+    model.gguf             in its place where quantized matrices were imported: see packed.py
     gptc_tokenizer.json    the tokenizer; also Hugging Face's files, if one of its classes fits
     trainer.json           step, options and loader position; only in a run's checkpoints
     optimizer.safetensors  AdamW's moments; likewise
@@ -58,6 +59,8 @@ class Checkpoint(ModelFile):
     """A checkpoint folder that has been found: its sizes are right, its weights not read yet."""
 
     format = hf.NAME
+    weights = WEIGHTS
+    """The file whose checksum is checked before its weights are used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,7 +119,7 @@ class Checkpoint(ModelFile):
 
     @cached_property
     def _weights_are_whole(self) -> bool:
-        self._verify(WEIGHTS)
+        self._verify(self.weights)
         return True
 
     def load_into(self, model: Model) -> None:
@@ -124,9 +127,13 @@ class Checkpoint(ModelFile):
         with ThreadPoolExecutor(max_workers=1) as pool:
             whole = pool.submit(lambda: self._weights_are_whole)
             try:
-                super().load_into(model)
+                self.give_all(model)
             finally:
                 whole.result()  # its error says more than one that a damaged file caused above
+
+    def give_all(self, model: Model) -> None:
+        """Gives every weight to a model."""
+        super().load_into(model)
 
     @cached_property
     def tensors(self) -> TensorFile | ShardedTensors | pickled.PickledTensors:

@@ -31,7 +31,8 @@ def _evaluation(value: Any) -> bool:
     """Results by name. A loss may be NaN, of a run that diverged."""
     if not isinstance(value, dict) or not all(map(_number, value.values())):
         return False
-    return not value or {"val_loss", "val_bpb"} <= value.keys()
+    kinds = ({"val_loss", "val_bpb"}, {"val_loss", "val_accuracy", "val_margin"})
+    return not value or any(kind <= value.keys() for kind in kinds)
 
 
 def _options(value: Any) -> bool:

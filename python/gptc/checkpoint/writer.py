@@ -16,6 +16,7 @@ from gptc.checkpoint.names import (
     CONFIG,
     MOMENTS,
     OPTIMIZER,
+    PACKED,
     TRAINER,
     TRAINER_VERSION,
     WEIGHTS,
@@ -26,7 +27,7 @@ from gptc.engine.model import Model
 from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
 from gptc.files.whole import restore, whole_folder, write_chunks
-from gptc.formats import hf
+from gptc.formats import gguf_types, gguf_write, hf
 from gptc.formats.hf_tokenizer import hf_files, special_ids
 from gptc.formats.model_file import ModelFile
 from gptc.formats.numbers import F32, Codec
@@ -44,14 +45,16 @@ def save(
     trainer: Mapping[str, Any] | None = None,
     replace: bool = False,
     codec: Codec = F32,
+    packed: bool = False,
     notes: list[str] | None = None,
 ) -> None:
     """Writes a checkpoint folder; with `trainer`, also the state that resuming needs.
 
     A model of another format is copied a tensor at a time. A failure leaves nothing behind and an
     existing folder untouched; a full disk is a GptcError that says so. `replace` allows a
-    folder of that name to exist, `codec` stores other numbers than float32. What Hugging Face's
-    files cannot hold is added to `notes`, or logged.
+    folder of that name to exist, `codec` stores other numbers than float32, and `packed` the
+    tensors of a GGUF file as they are. What Hugging Face's files cannot hold is added to `notes`,
+    or logged.
     """
     config = model.config
     description = hf.config_to_json(config, special_ids(tokenizer), codec)
@@ -59,6 +62,10 @@ def save(
 
     def files() -> Iterator[tuple[str, Chunks]]:
         yield CONFIG, [_json(description)]
+        if packed and isinstance(model, ModelFile):
+            known = gguf_write.expressible(tokenizer, config, [])  # the folder has it anyway
+            yield PACKED, gguf_write.model_chunks(model, known, gguf_types.PACKED)
+            return
         parts = {part.name: part for part in hf.parts(config)}
         yield (
             WEIGHTS,

@@ -33,6 +33,17 @@ COMMANDS = {
     "bench": ("gptc.cli.bench", "bench_command", "Measure training and inference speed."),
     "doctor": ("gptc.cli.doctor", "doctor_command", "Test gptc on this machine's devices."),
 }
+# Commands of other programs.
+_ELSEWHERE = {
+    **dict.fromkeys(("chat", "talk"), "infer -m MODEL --chat"),
+    **dict.fromkeys(("run", "generate", "complete", "sample"), "infer -m MODEL -p TEXT"),
+    **dict.fromkeys(("lora", "sft", "tune"), "finetune -m MODEL --data FILE"),
+    "quantize": "export -m MODEL --to gguf --dtype q4_k_m --out FILE",
+    "convert": "import or gptc export",
+    "merge": "export -m ADAPTER --merge --to FORMAT --out PATH",
+    "tokenize": "prepare",
+    "pull": "import NAME --out CKPT",
+}
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -61,6 +72,8 @@ class LazyGroup(click.Group):
         if name not in COMMANDS and not name.startswith("-"):
             close = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(COMMANDS)}"
+            if name in _ELSEWHERE:
+                hint = f"; use gptc {_ELSEWHERE[name]}"
             ctx.fail(f"unknown command {name!r}{hint}")
         return super().resolve_command(ctx, args)
 

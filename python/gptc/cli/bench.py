@@ -13,7 +13,7 @@ from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
 from gptc.engine.config import GPTConfig
-from gptc.engine.options import DeviceOptions
+from gptc.engine.options import CacheOptions, DeviceOptions
 
 _EPILOG = """\b
 Examples:
@@ -177,6 +177,7 @@ Examples:
     help="May be repeated.  [all]",
 )
 @options_of(DeviceOptions, only=("threads",))
+@options_of(CacheOptions)
 @click.option("--turns", type=COUNT, default=5, show_default=True, metavar="N")
 @click.option("--prompt-tokens", type=COUNT, default=512, show_default=True, metavar="N")
 @click.option(
@@ -194,6 +195,7 @@ def bench_infer_command(
     preset: str,
     dtypes: tuple[str, ...],
     threads: int,
+    kv_dtype: str,
     turns: int,
     prompt_tokens: int,
     batches: tuple[int, ...],
@@ -208,6 +210,7 @@ def bench_infer_command(
         dtypes or ("fp32", "bf16", "int8", "int4"),
         against=against,
         threads=threads,
+        kv_dtype=kv_dtype,
         turns=turns,
         n_prompt=prompt_tokens,
         batches=batches or bench_infer.BATCHES,

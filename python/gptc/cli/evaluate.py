@@ -14,11 +14,12 @@ from gptc.cli.command import Command
 from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
-from gptc.engine.options import DeviceOptions
+from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.errors import GptcError, UsageError
 
 if TYPE_CHECKING:
     from gptc.data.dataset import Dataset
+    from gptc.eval.loss import Evaluation
     from gptc.formats.model_file import ModelFile
 
 _EPILOG = """\b
@@ -27,6 +28,7 @@ Examples:
   gptc eval -m runs/tiny-book --data data/other
   gptc eval -m runs/tiny-book --data other.txt      the whole file
   gptc eval --quantize int8 --quantize int4         the cost of quantization
+  gptc eval --kv-dtype int8                         the cost of a rounded KV cache
   gptc eval --ngram 5                               the loss next to that of counting n-grams
 """
 
@@ -68,6 +70,7 @@ Examples:
     help="Order up to which to compare with n-grams, counted in the training split (Kneser-Ney).",
 )
 @options_of(DeviceOptions, without=("pin",), defaults={"dtype": "fp32"})
+@options_of(CacheOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def eval_command(
     model: str | None,
@@ -81,6 +84,7 @@ def eval_command(
     device: str,
     dtype: str,
     threads: int,
+    kv_dtype: str,
     as_json: bool,
 ) -> None:
     """Measure a model's loss on a dataset.
@@ -99,7 +103,8 @@ def eval_command(
         raise UsageError(
             f"--ngram counts the training split, which --split {split} contains: use --split val"
         )
-    loading = {"device": device, "threads": threads, "max_batch": batch_size}
+    loading = {"device": device, "threads": threads, "max_batch": batch_size, "kv_dtype": kv_dtype}
+    caches = (None,) if kv_dtype == "auto" else ("auto", kv_dtype)
 
     def measure(checkpoint: ModelFile) -> tuple[ModelFile, Dataset, str, list[dict[str, Any]]]:
         dataset, name = _dataset(checkpoint, data)
@@ -112,25 +117,18 @@ def eval_command(
         rows: list[dict[str, Any]] = []
         for kind in (dtype, *dict.fromkeys(quantize)):
             with load_model(checkpoint, dtype=kind, **loading) as gpt:
-                result = evaluate(
-                    gpt,
-                    dataset,
-                    split,
-                    batch_size=batch_size,
-                    seq_len=seq_len,
-                    n_batches=batches,
-                    progress=_progress(as_json, gpt.dtype),
-                )
-                rows.append(
-                    {
-                        "dtype": gpt.dtype,
-                        "loss": result.loss,
-                        "perplexity": result.perplexity,
-                        "bpb": result.bpb,
-                        "tokens": result.tokens,
-                        "cost": result.bpb / rows[0]["bpb"] - 1 if rows else 0.0,
-                    }
-                )
+                for cache in caches:
+                    result = evaluate(
+                        gpt,
+                        dataset,
+                        split,
+                        batch_size=batch_size,
+                        seq_len=seq_len,
+                        n_batches=batches,
+                        kv_dtype=cache,
+                        progress=_progress(as_json, gpt.dtype),
+                    )
+                    rows.append(_row(gpt.dtype, cache, result, rows[0]["bpb"] if rows else None))
         return checkpoint, dataset, name, rows
 
     checkpoint, dataset, name, rows = on_newest(model, measure)
@@ -153,11 +151,27 @@ def eval_command(
     _print_ngrams(counted)
 
 
+def _row(dtype: str, cache: str | None, result: Evaluation, first: float | None) -> dict[str, Any]:
+    """A row of the answer; `first` is the bits per byte of the first one, None = this is it."""
+    return {
+        "dtype": dtype,
+        **({"kv_dtype": cache} if cache else {}),
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bpb": result.bpb,
+        "tokens": result.tokens,
+        "cost": 0.0 if first is None else result.bpb / first - 1,
+    }
+
+
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
+    caches = {"auto": ", exact cache", "int8": ", int8 cache"}
+    names = [row["dtype"] + caches.get(row.get("kv_dtype", ""), "") for row in rows]
+    width = max(5, *map(len, names))
+    for name, row in zip(names, rows, strict=True):
         cost = f"  {row['cost']:+.2%}" if row is not rows[0] else ""
         click.echo(
-            f"  {row['dtype']:<5} loss {row['loss']:.4f}  perplexity {row['perplexity']:.3f}  "
+            f"  {name:<{width}} loss {row['loss']:.4f}  perplexity {row['perplexity']:.3f}  "
             f"bits per byte {row['bpb']:.4f}{cost}"
         )
 

@@ -10,7 +10,7 @@ import click
 from gptc.cli.declared import SectionedCommand, options_of
 from gptc.cli.train import end, given_options
 from gptc.errors import UsageError
-from gptc.training.defaults import FULL_LR, defaults_for
+from gptc.training.defaults import DPO_LR, FULL_DPO_LR, FULL_LR, defaults_for
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
 
 _EPILOG = """\b
@@ -18,6 +18,7 @@ Examples:
   gptc finetune -m runs/tiny-stories --data chats.jsonl
   gptc finetune -m SmolLM2-135M-Instruct --data chats.jsonl --epochs 2 --lr 1e-4
   gptc finetune -m model.gguf --data chats.parquet --train-on completion --on-bad-row skip
+  gptc finetune -m runs/people --data pairs.jsonl --dpo
 """
 _ABSENT = ("data", "init_from", "preset", *SHAPE)  # options of gptc train that it has not
 
@@ -44,7 +45,7 @@ class FinetuneCommand(SectionedCommand):
     required=True,
     metavar="FILE",
     type=click.Path(),
-    help="Rows of conversations (.jsonl, .csv, .tsv or .parquet), or the folder of a dataset.",
+    help="Rows of conversations (.jsonl, .json, .csv, .tsv, .parquet), or the folder of a dataset.",
 )
 @options_of(TrainOptions, without=_ABSENT, unset=True)
 @click.option(
@@ -69,14 +70,17 @@ def finetune_command(
     Rows have `messages`, `prompt` and `completion`, `instruction`, `input` and `output`, or
     ShareGPT's `conversations`. Only the answers are learned, by adapters of rank 16 (--lora-rank 0:
     by all parameters) at a learning rate of 2e-4 (2e-5), in three epochs unless a limit is given. A
-    tenth of the rows is held out; the model answers three of their prompts before and after.
+    tenth of the rows is held out; the model answers three of their prompts before and after. With
+    --dpo, rows have `prompt`, `chosen` and `rejected`, and the learning rate is 1e-5 (1e-6).
     """
+    from gptc.data.chat_cache import check_rows
     from gptc.training.progress import make_progress
     from gptc.training.run import train
 
     given = given_options(config, values)
     if wrong := [name for name in _ABSENT if name in given]:
         raise UsageError(f"{config} sets {wrong[0]}, which gptc finetune takes from -m and --data")
+    check_rows(data)
     options = {**finetune_options(given), "init_from": model, "data": data}
     end(ctx, train(options, progress=make_progress()), as_json)
 
@@ -94,6 +98,9 @@ def finetune_options(given: dict[str, Any]) -> dict[str, Any]:
         del options["epochs"]
     if Options(given.get("device", "auto")).resolved().device != "cpu":
         options["lora_rank"] = 0
-    if not given.get("lora_rank", options["lora_rank"]):
+    full = not given.get("lora_rank", options["lora_rank"])
+    if given.get("dpo"):
+        options["lr"] = FULL_DPO_LR if full else DPO_LR
+    elif full:
         options["lr"] = FULL_LR
     return options | given

@@ -17,7 +17,7 @@ import click
 
 from gptc.cli.declared import SectionedCommand, options_of
 from gptc.cli.params import COUNT
-from gptc.engine.options import DeviceOptions
+from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.errors import GptcError, UsageError
 from gptc.files.limits import limit, read_any, refuse
 from gptc.generation.options import (
@@ -61,7 +61,7 @@ def _once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) ->
 class InferCommand(SectionedCommand):
     """Its help has sections for the text, the sampling and the device."""
 
-    declares = (ChatOptions, TextOptions, Sampling, DeviceOptions)
+    declares = (ChatOptions, TextOptions, Sampling, DeviceOptions, CacheOptions)
     rest = "Model, prompt and output"
     rest_first = True
 
@@ -110,6 +110,7 @@ class InferCommand(SectionedCommand):
     help="Draft model for speculative decoding, or ngram.",
 )
 @options_of(DeviceOptions, without=("pin",))
+@options_of(CacheOptions)
 @click.option(
     "--quantize", type=click.Choice(["int8", "int4"]), help="Quantized weights, for speed."
 )
@@ -137,6 +138,7 @@ def infer_command(
     device: str,
     dtype: str,
     threads: int,
+    kv_dtype: str,
     quantize: str | None,
     batch_size: int,
     no_echo: bool,
@@ -180,7 +182,7 @@ def infer_command(
     from gptc.cli.writer import Writer
 
     # Only sessions compute here: the model needs no memory for batches.
-    loading = {"device": device, "threads": threads, "max_batch": 0}
+    loading = {"device": device, "threads": threads, "max_batch": 0, "kv_dtype": kv_dtype}
 
     def load(file: ModelFile) -> tuple[ModelFile, Tokenizer, Model, AdapterSet | None]:
         several = AdapterSet(file, adapters) if adapters else None

@@ -249,6 +249,13 @@ def _metrics_line(line: dict[str, Any]) -> str:
     )
 
 
+def _measures(evaluation: dict[str, Any]) -> str:
+    """The other results of an evaluation."""
+    if "val_bpb" in evaluation:
+        return f", {evaluation['val_bpb']:.3f} bits per byte"
+    return f", accuracy {evaluation['val_accuracy']:.0%}, margin {evaluation['val_margin']:.3f}"
+
+
 def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     from gptc.files.words import amount, plural
     from gptc.formats.families import FAMILIES
@@ -304,8 +311,8 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         if training["evaluation"]:
             evaluation, best = training["evaluation"], training["best_val_loss"]
             told = "" if best is None else f"; best loss {best:.4f}"
-            loss, bits = evaluation["val_loss"], evaluation["val_bpb"]
-            rows.append(("evaluation", f"loss {loss:.4f}, {bits:.3f} bits per byte{told}"))
+            told = f"loss {evaluation['val_loss']:.4f}{_measures(evaluation)}{told}"
+            rows.append(("evaluation", told))
     rows.append(("parameters", f"{total:,}"))
     rows += [
         (f"  {part}", f"{size:>{len(f'{total:,}')},}  {size / total:6.1%}")

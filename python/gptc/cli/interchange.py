@@ -128,7 +128,11 @@ def import_command(
     metavar="PATH",
     help="Output file, or for hf the folder.",
 )
-@click.option("--dtype", metavar="DTYPE", help=f"Data type: {_dtypes_help()}.  [fp32]")
+@click.option(
+    "--dtype",
+    metavar="DTYPE",
+    help=f"Data type: {_dtypes_help()}.  [fp32; a packed model stays packed in gguf]",
+)
 @click.option(
     "--file-version",
     type=click.IntRange(0, 2),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptc.cli.declared import SectionedCommand, options_of
-from gptc.engine.options import DeviceOptions
+from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.errors import GptcError
 from gptc.files.words import pip_install
 from gptc.serve.options import ServeOptions
@@ -35,7 +35,7 @@ Examples:
 class ServeCommand(SectionedCommand):
     """Its help has sections for the address, the sequences, the limits and the security."""
 
-    declares = (ServeOptions, DeviceOptions)
+    declares = (ServeOptions, DeviceOptions, CacheOptions)
     rest = "Model"
     rest_first = True
 
@@ -63,12 +63,14 @@ class ServeCommand(SectionedCommand):
 @click.option("--check", "checks", is_flag=True, help="Load the model, answer once, and exit.")
 @options_of(ServeOptions, unset=True)
 @options_of(DeviceOptions, without=("pin",))
+@options_of(CacheOptions)
 def serve_command(
     model: str | None,
     draft: str | None,
     device: str,
     dtype: str,
     threads: int,
+    kv_dtype: str,
     quantize: str | None,
     config: Path | None,
     checks: bool,
@@ -91,7 +93,7 @@ def serve_command(
     with ExitStack() as stack:
 
         def load(file: Any) -> Any:
-            loading = {"device": device, "threads": threads, "max_batch": 0}
+            loading = {"device": device, "threads": threads, "max_batch": 0, "kv_dtype": kv_dtype}
             return file, file.tokenizer(), load_model(file, dtype=quantize or dtype, **loading)
 
         file, tokenizer, gpt = on_newest(model, load)

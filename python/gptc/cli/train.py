@@ -101,8 +101,12 @@ def _print_summary(summary: Summary) -> None:
     if summary.sample is not None:
         say(f"\n{summary.sample}\n", sys.stdout)
     done = f"{summary.step:,} of {summary.steps:,} steps in {duration(summary.elapsed_s)}"
-    if summary.val_loss is not None and summary.val_bpb is not None:
-        done += f", val loss {summary.val_loss:.4f}, {summary.val_bpb:.3f} bits per byte"
+    if summary.val_loss is not None:
+        done += f", val loss {summary.val_loss:.4f}"
+    if summary.val_bpb is not None:
+        done += f", {summary.val_bpb:.3f} bits per byte"
+    if summary.val_accuracy is not None:
+        done += f", accuracy {summary.val_accuracy:.0%}, margin {summary.val_margin:.3f}"
     say(done, sys.stderr)
     if summary.tokens_per_s is not None:
         peak = f"{summary.dtype} peak, {summary.peak_flops / 1e9:,.0f} GFLOP/s"

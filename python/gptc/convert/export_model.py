@@ -27,6 +27,7 @@ from gptc.files.whole import empty, move, restore, scratch_folder, write_file
 from gptc.files.words import quoted
 from gptc.formats import hf
 from gptc.formats.format import Export, Format, Output, fixed_tokens
+from gptc.formats.gguf_types import PACKED
 from gptc.formats.model_file import ModelFile
 from gptc.formats.registry import WRITERS
 from gptc.tokenizer.base import Tokenizer
@@ -69,9 +70,11 @@ def export_model(
     """
     if to not in DTYPES:
         raise UsageError(f"no format {to!r}; known: {', '.join(DTYPES)}")
-    dtype = dtype or DTYPES[to][0]
+    dtype = dtype or default_dtype(model, to)
     if dtype not in DTYPES[to]:
         raise UsageError(f"{to} holds {', '.join(DTYPES[to])}, not {dtype}")
+    if dtype == PACKED and not model.packing():
+        raise UsageError(f"{model.path} has no quantized matrices: choose another --dtype")
     if model.lora is not None:
         raise UsageError(f"{model.path} holds adapters: add --merge to write them into their base")
     writer = WRITERS.get(to)
@@ -109,6 +112,12 @@ def export_model(
                 old.unlink()
             report.notes.append(f"removed {old}, the tokenizer of an earlier model")
     return report
+
+
+def default_dtype(model: ModelFile, to: str) -> str:
+    """The dtype of an export that names none: a quantized model keeps its blocks where it can."""
+    keeps = PACKED in DTYPES[to] and model.packing()
+    return PACKED if keeps else DTYPES[to][0]
 
 
 def _tokenizer(model: ModelFile) -> tuple[Tokenizer | None, tuple[str, ...]]:
@@ -213,8 +222,10 @@ def _compare(model: ModelFile, draft: Path, report: ExportReport) -> None:
     if report.dtype != "fp32":
         _compare_rows(model, back, report)
     logits = []
+    kept = report.dtype == PACKED  # a model that would not fit into memory as float32 fits so
+    how = {"dtype": "packed", "device": "cpu"} if kept else {"dtype": "fp32"}
     for side in (model, back):
-        with load_model(side, dtype="fp32", max_batch=1, max_seq=n) as loaded:
+        with load_model(side, **how, max_batch=1, max_seq=n) as loaded:
             logits.append(loaded.logits(prompt).astype(np.float64))
     ours, theirs = logits
     for name, values in ((model.path, ours), (report.path, theirs)):
@@ -226,7 +237,7 @@ def _compare(model: ModelFile, draft: Path, report: ExportReport) -> None:
     report.prompt_tokens = n
     report.largest_difference = float(np.abs(theirs - ours).max())
     report.relative_difference = float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours))
-    if report.dtype == "fp32" and report.largest_difference:
+    if (kept or report.dtype == "fp32") and report.largest_difference:
         raise GptcError(
             f"{report.path} was not written: read back, its logits differ by "
             f"{report.largest_difference:g}; this is an error of gptc, please report it"

@@ -8,17 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptc.checkpoint.find import open_checkpoint
+from gptc.checkpoint.names import PACKED
 from gptc.checkpoint.writer import save
 from gptc.errors import GptcError, UsageError
 from gptc.files.words import quoted
-from gptc.formats import hf
+from gptc.formats import families, hf
 from gptc.formats.model_file import ModelFile
 from gptc.formats.registry import detect, is_foreign
 from gptc.tokenizer.base import Tokenizer
 
-_WIDENED = (
-    "quantized matrices are float32 in a checkpoint; to keep them packed, use gptc infer -m {}"
-)
+_WIDENED = "quantized matrices are float32 in the checkpoint: llama.cpp computes no such model"
+_KEPT = "quantized matrices stay as they are, in {}"
 WITHOUT_TOKENIZER = "without a tokenizer:"  # how a note about that begins
 
 
@@ -30,6 +30,7 @@ def import_model(
 ) -> ModelFile:
     """Writes the model at `path`, in any format, as a checkpoint folder; returns the model file.
 
+    The quantized matrices of a GGUF file stay as they are: the folder has a model.gguf then.
     `assumed` are fields of the config that the file does not store. AdamW's moments are kept when
     the file holds them.
     """
@@ -42,11 +43,12 @@ def import_model(
             f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} tokens, and "
             f"{model.path} a vocabulary of {model.config.vocab_size:,}; choose another"
         )
+    packed = bool(model.packing()) and families.of(model.config) is not None
     if model.packing():
-        model.notes += (_WIDENED.format(quoted(model.path)),)
+        model.notes += ((_KEPT if packed else _WIDENED).format(quoted(Path(out) / PACKED)),)
     step = model.optimizer_step
     trainer = None if step is None else {"step": step, "imported_from": model.format}
-    save(out, model, tokenizer=tokenizer, trainer=trainer)
+    save(out, model, tokenizer=tokenizer, trainer=trainer, packed=packed)
     return model
 
 

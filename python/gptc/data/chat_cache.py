@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from gptc.data.chat_job import layout_of
+from gptc.data.chat_job import first_row, layout_of, unknown_layout
 from gptc.data.dataset import CHATS_VERSION, Dataset
 from gptc.data.preparation import prepare
 from gptc.data.readers import VERSION, Reading, suffixes
@@ -17,9 +18,11 @@ from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
 from gptc.files.download import ProgressCallback
 from gptc.files.paths import cache_folder
+from gptc.files.words import plural
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.folder import read_template
 
+_SPLITS = 2  # of the rules that hold rows out
 _LONGEST_STEM = 40  # characters of a file's name in that of its folder in the cache
 
 
@@ -30,6 +33,17 @@ def is_chat_file(name: str) -> bool:
         return path.is_file() and layout_of(SourceFile.of(path), Reading()) is not None
     except OSError:
         return False
+
+
+def check_rows(name: str) -> None:
+    """GptcError for a file of rows that are neither conversations nor texts."""
+    path, reading = Path(name), Reading()
+    if not path.is_file() or is_chat_file(name):
+        return
+    with suppress(OSError):
+        found = first_row(SourceFile.of(path), reading)
+        if found is not None and reading.text_field not in found[1]:
+            raise unknown_layout(*found)
 
 
 def resolve_chats(
@@ -52,7 +66,7 @@ def resolve_chats(
     except OSError as e:
         raise GptcError(f"cannot read {path}: {e.strerror}") from None
     key = {
-        "version": [CHATS_VERSION, VERSION, *suffixes(path.name)],
+        "version": [CHATS_VERSION, VERSION, _SPLITS, *suffixes(path.name)],
         "checksum": checksum,
         "tokenizer": tokenizer.fingerprint(),
         "marks": tokenizer.marks.to_json(),
@@ -64,9 +78,13 @@ def resolve_chats(
     stem = re.sub(r"[^\w.-]", "_", path.stem)[:_LONGEST_STEM]
     out = cache_folder() / "datasets" / f"{stem}-chats-{digest}"
     try:
-        return Dataset.open(out)
+        found = Dataset.open(out)
     except GptcError:
         pass  # not there yet, or damaged: the cache is ours
+    else:
+        if notify and (n := found.meta["chats"]["left_out"]):
+            notify(f"note: {plural(n, 'bad row')} left out")
+        return found
     return prepare(
         [name],
         out,

@@ -10,7 +10,9 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +23,7 @@ from gptc._version import __version__
 from gptc.data.chats import COLUMNS, KINDS, Chat, Kind, recognised
 from gptc.data.dataset import CHATS_VERSION
 from gptc.data.job import WORK_FOLDER, install, occupied
+from gptc.data.json_array import is_json
 from gptc.data.kinds import REJECTED
 from gptc.data.objects import Row, objects
 from gptc.data.options import PrepareOptions
@@ -34,28 +37,37 @@ from gptc.files.checksum import Checksum, file_checksum, recorded_checksum
 from gptc.files.download import ProgressCallback
 from gptc.files.whole import remove
 from gptc.files.words import plural
+from gptc.tokenizer.absent import Absent
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.chat import choose_template
 from gptc.tokenizer.conversations import SAID, Encoded, encode_conversations, with_template
 from gptc.tokenizer.folder import read_template
 
+_MOST_BAD = 1000  # rows before the first good one
 _BATCH_ROWS = 256  # rendered by one process
 _BATCH_BYTES = 4 << 20
 _FORMATS = [(s,) for s in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".zip", ".tar")]
 
 
-def layout_of(file: SourceFile, reading: Reading) -> Kind | None:
-    """The layout of the rows of a file or archive; None if it has no conversations."""
-    if reading.raw or suffixes(file.name)[:1] not in _FORMATS:
+def first_row(file: SourceFile, reading: Reading) -> tuple[str, dict[str, Any]] | None:
+    """The place and the fields of the first good row of a file or archive; None without any."""
+    if reading.raw or not (suffixes(file.name)[:1] in _FORMATS or is_json(file.name)):
         return None
     columns = (*COLUMNS, reading.text_field)
-    try:
-        _, row = next(objects(file.path, file.name, reading, columns, Tally()))
-    except (GptcError, StopIteration):
-        return None  # the reader of texts names the fault
-    if isinstance(row, GptcError) or reading.text_field in row:
+    with suppress(GptcError):  # the reader of texts names the fault
+        rows = objects(file.path, file.name, reading, columns, Tally())
+        for where, row in islice(rows, _MOST_BAD):
+            if not isinstance(row, GptcError):
+                return where, row
+    return None
+
+
+def layout_of(file: SourceFile, reading: Reading) -> Kind | None:
+    """The layout of the rows of a file or archive; None if it has no conversations."""
+    found = first_row(file, reading)
+    if found is None or reading.text_field in found[1]:
         return None
-    return recognised(row)
+    return recognised(found[1])
 
 
 def has_chats(sources: Sequence[str], how: Gathering, reading: Reading) -> bool:
@@ -66,8 +78,9 @@ def has_chats(sources: Sequence[str], how: Gathering, reading: Reading) -> bool:
             if path.exists() and not path.is_file() and not path.is_dir():
                 continue  # a pipe can be read only once
             for file in gather(source, how):
-                if suffixes(file.name)[:1] in _FORMATS:
-                    return layout_of(file, reading) is not None
+                found = layout_of(file, reading)
+                if found is not None or suffixes(file.name)[:1] in _FORMATS:
+                    return found is not None
     return False
 
 
@@ -78,14 +91,20 @@ class _Spool:
     tokens: IO[bytes]
     kinds: IO[bytes]
     sizes: list[int]  # tokens of each row
+    contents: list[bytes]  # a hash of each row
     n_sequences: int = 0
 
     def add(self, sequences: Sequence[Encoded]) -> None:
         """Appends a row."""
+        digest = hashlib.blake2b(digest_size=16)
         for sequence in sequences:
+            digest.update(len(sequence.tokens).to_bytes(8, "little"))
+            digest.update(sequence.tokens.astype("<i4").tobytes())
+            digest.update(sequence.kinds.tobytes())
             self.tokens.write(sequence.tokens.astype("<i4").data)
             self.kinds.write(sequence.kinds.data)
         self.sizes.append(sum(len(sequence.tokens) for sequence in sequences))
+        self.contents.append(digest.digest())
         self.n_sequences += len(sequences)
 
 
@@ -133,6 +152,7 @@ class ChatJob:
         }
         self._kind: Kind | None = None
         self._left_out: list[GptcError] = []
+        self._absent = Absent(tokenizer)
 
     def run(self, how: Gathering, reading: Reading, there: dict[str, Any] | None) -> bool:
         """Prepares. True when the dataset `there` is the same already."""
@@ -148,18 +168,25 @@ class ChatJob:
                 raise occupied(self.out)
             return True
         with (how.spool / "tokens").open("wb") as tokens, (how.spool / "kinds").open("wb") as kinds:
-            spool = _Spool(tokens, kinds, [])
+            spool = _Spool(tokens, kinds, [], [])
             for source, files in zip(found, gathered, strict=True):
                 self._encode(source, files, reading, spool)
         if self._left_out:
             more = f", such as {self._left_out[0]}".removesuffix(_ADVICE)
             how.notify(f"note: {plural(len(self._left_out), 'bad row')} left out{more}")
+        if note := self._absent.note():
+            how.notify(note)
         if not spool.sizes:
             raise GptcError(f"{', '.join(self.sources)} has no conversation: name a file with some")
         for source, files in zip(found, gathered, strict=True):
             if self._described(source["source"], files)["checksum"] != source["checksum"]:
                 raise GptcError(f"{source['source']} changed while it was read: prepare again")
-        held_out = self._held_out(np.array(spool.sizes, np.int64))
+        if repeated := len(spool.contents) - len(set(spool.contents)):
+            how.notify(
+                f"note: {plural(repeated, 'row')} of {len(spool.contents):,} repeat others; equal "
+                "rows are all trained on or all held out"
+            )
+        held_out = self._held_out(spool.contents)
         splits = {
             "train": self._write(built, "train", how.spool, spool.sizes, ~held_out),
             "val": self._write(built, "val", how.spool, spool.sizes, held_out),
@@ -239,7 +266,7 @@ class ChatJob:
                     raise row
                 self._kind = self._kind or recognised(row)
                 if self._kind is None:
-                    raise _unknown(where, row)
+                    raise unknown_layout(where, row)
                 chats = self._kind.chats(row, where)
                 if "tool_calls" not in self._template and any(map(_has_calls, chats)):
                     raise GptcError(
@@ -265,6 +292,8 @@ class ChatJob:
         ]
         if not values:
             return
+        for message in (message for value in values for message in value["messages"]):
+            self._absent.see(str(message.get("content")).encode("utf-8", "surrogatepass"))
         encoded = iter(encode_conversations(self._tokenizer, values, self._template))
         for where, chats in batch:
             try:
@@ -275,13 +304,23 @@ class ChatJob:
 
     # ---- splits ----
 
-    def _held_out(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """The rows that validate: whole ones, at least one of several unless none is asked for."""
+    def _held_out(self, contents: list[bytes]) -> npt.NDArray[np.bool_]:
+        """The rows that validate: whole ones, at least one of several unless none is asked for.
+
+        None of them is equal to one that trains.
+        """
         fraction = self._how.val_fraction or 0
-        n = min(len(sizes) - 1, max(1, round(len(sizes) * fraction))) if fraction else 0
+        n = min(len(contents) - 1, max(1, round(len(contents) * fraction))) if fraction else 0
+        number: dict[bytes, int] = {}
+        which = np.array([number.setdefault(row, len(number)) for row in contents])
         if self._how.val_by == "order":
-            return np.arange(len(sizes)) >= len(sizes) - n
-        return drawn_documents(np.ones_like(sizes), n, self._how.seed)
+            return ~np.isin(which, which[: len(contents) - n])
+        counts = np.bincount(which)
+        drawn = drawn_documents(counts, n, self._how.seed)
+        if n and len(counts) > 1 and not drawn.any():  # each is repeated too often
+            drawn[np.argmin(counts)] = True
+        held_out: npt.NDArray[np.bool_] = drawn[which]
+        return held_out
 
     def _write(
         self, folder: Path, split: str, spool: Path, sizes: list[int], chosen: npt.NDArray[np.bool_]
@@ -360,7 +399,10 @@ def _row(found: list[list[Encoded] | GptcError]) -> list[Encoded]:
     return sequences
 
 
-def _unknown(where: str, row: dict[str, Any]) -> GptcError:
-    known = ", ".join(" and ".join(kind.needs) for kind in KINDS)
+def unknown_layout(where: str, row: dict[str, Any]) -> GptcError:
+    known = ", or ".join(" and ".join(kind.needs) for kind in (*KINDS[1:], KINDS[0]))
     names = ", ".join(map(str, row)) or "none"
-    return GptcError(f"{where} has the fields {names:.100}, which no layout has: {known}")
+    cut = " (separated by ; and not by commas?)" if ";" in names and len(row) == 1 else ""
+    return GptcError(
+        f"{where} has the fields {names:.100}, which no layout has{cut}: name them {known}"
+    )

@@ -5,7 +5,8 @@ Letters in shapes: B is batch_size, T at most seq_len, W the number of windows o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +15,20 @@ from gptc.data.loader import Batch, Loader, Order, Rows, eval_batches, mix, perm
 from gptc.data.options import Packing
 from gptc.data.sequences import Windows
 from gptc.errors import GptcError, UsageError
+
+
+class Drawn(Protocol):
+    """The windows of a split, or pairs of them."""
+
+    what: str
+    n_long: int
+    n_empty: int
+
+    def __len__(self) -> int: ...
+
+    def batch(self, windows: Sequence[int]) -> Rows:
+        """The rows of a batch."""
+        ...
 
 
 class ChatLoader(Loader):
@@ -37,19 +52,23 @@ class ChatLoader(Loader):
     ) -> None:
         """GptcError when no conversation has a target within seq_len + 1 tokens."""
         self._set(dataset, split, batch_size, seq_len, seed, order, n_ahead)
-        self.windows = Windows(dataset, split, seq_len, packing)
+        self.windows: Drawn = Windows(dataset, split, seq_len, packing)
         self.n_windows = len(self.windows)
         if not self.n_windows:
             raise no_targets(dataset, split, seq_len)
         self.epoch_tokens = self.n_windows * seq_len
 
     def _draw(self, position: int) -> Rows:
+        return self.windows.batch(self._windows_at(position))
+
+    def _windows_at(self, position: int) -> list[int]:
         at = np.arange(position, position + self.batch_size, dtype=np.uint64)
         epochs, windows = np.divmod(at, np.uint64(self.n_windows))
         if self.order == "random":
             key = mix(np.full(len(at), self.seed % 2**64, dtype=np.uint64), epochs)
             windows = permute(windows, self.n_windows, key)
-        return self.windows.batch(windows.tolist())
+        drawn: list[int] = windows.tolist()
+        return drawn
 
 
 def no_targets(dataset: Dataset, split: str, seq_len: int) -> GptcError:

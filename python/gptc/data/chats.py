@@ -145,7 +145,7 @@ def _text(row: Fields, name: str) -> str:
 def _list(row: Fields, name: str) -> Messages:
     value = row[name]
     if not _are_objects(value):
-        raise ValueError(f"its {name} are {value!r:.40}, not a list of objects")
+        raise ValueError(f"its {name} are {value!r:.40}, not a list of objects (JSON)")
     return [{k: v for k, v in item.items() if v is not None} for item in value]
 
 

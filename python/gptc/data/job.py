@@ -96,6 +96,8 @@ class Job:
         )
         found = self._described(scan, text, source_of)
         self._note(found, how)
+        if note := scan.absent.note():
+            how.notify(note)
         if there:
             if recorded != list(zip(scan.sizes, scan.checksums, strict=True)):
                 raise occupied(self.out)

@@ -1,4 +1,4 @@
-"""Rows of files as objects: all fields of a row of JSON lines, CSV, TSV and Parquet.
+"""Rows of files as objects: all fields of a row of JSON (lines or an array), CSV, TSV and Parquet.
 
 `rows.py` gives the field of text alone. Here a row that cannot be read is a value, so that the
 caller may leave it out.
@@ -13,14 +13,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from gptc.data.json_array import array_objects, is_json
 from gptc.data.parquet import largest_page, open_parquet
 from gptc.data.readers import OpenFile, Reading, opened
-from gptc.data.rows import Tally, csv_table, json_lines, json_object, tsv_table
+from gptc.data.rows import (
+    AS_IT_IS,
+    Fields,
+    Tally,
+    csv_table,
+    json_lines,
+    json_object,
+    raised,
+    tsv_table,
+)
 from gptc.errors import GptcError
 from gptc.files.limits import limit, refuse
 
 Row: TypeAlias = tuple[str, dict[str, Any] | GptcError]
 """The place of a row, such as "chats.jsonl: line 7", and its fields or the fault."""
+
+LEAVE_OUT = "or leave such rows out with --on-bad-row skip"
 
 LISTS = ("messages", "conversations", "tools")
 """Columns with lists, which a table holds as JSON."""
@@ -45,10 +57,12 @@ def objects(
         elif found.format:
             tables = {".csv": csv_table, ".tsv": tsv_table}
             yield from _table_objects(tables[found.format](found.file, found.name), columns)
+        elif is_json(found.name):
+            yield from _array_rows(found)
         else:
             raise GptcError(
-                f"{found.name} is not a file of rows, as the other sources are: give .jsonl, .csv, "
-                ".tsv or .parquet, or leave it out with --exclude"
+                f"{found.name} is not a file of rows, as the other sources are: give .jsonl, "
+                ".json, .csv, .tsv or .parquet, or leave it out with --exclude"
             )
 
 
@@ -63,12 +77,21 @@ def _json_objects(found: OpenFile) -> Iterator[Row]:
             yield where, error
 
 
-def _table_objects(table: Iterator[tuple[str, list[str]]], columns: Sequence[str]) -> Iterator[Row]:
-    where, header = next(table, ("", []))
+def _array_rows(found: OpenFile) -> Iterator[Row]:
+    for where, row in array_objects(found.file, found.name):
+        yield where, row if isinstance(row, GptcError) else _whole(row)
+
+
+def _table_objects(table: Iterator[tuple[str, Fields]], columns: Sequence[str]) -> Iterator[Row]:
+    where, first = next(table, ("", []))
+    header = raised(first)
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None and twice in columns:
         raise GptcError(f"{where} has several columns {twice}: rename all but one")
     for where, fields in table:
+        if isinstance(fields, GptcError):
+            yield where, GptcError(str(fields).replace(AS_IT_IS, LEAVE_OUT))
+            continue
         if _SURROGATE.search("".join(fields)):
             yield where, GptcError(f"{where} is not UTF-8 text: convert it")
             continue

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from gptc.data.archives import named
 from gptc.data.parquet import largest_page, open_parquet
@@ -23,6 +23,7 @@ from gptc.files.limits import limit, refuse
 from gptc.files.values import check_values
 
 _RAW = "take the file as it is with --raw"
+AS_IT_IS = f"or {_RAW}"
 _MOST_DIGITS = 1000
 _BATCH_ROWS = 256
 _BATCH_BYTES = 32 << 20  # of a page: its rows become as large, one by one
@@ -136,7 +137,8 @@ def _too_long(where: str) -> GptcError:
 def csv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
     """The texts of a CSV file."""
     column = None
-    for _, row in csv_table(file, name):
+    for _, fields in csv_table(file, name):
+        row = raised(fields)
         if column is None:
             column = _column(row, name, text_field)
             continue
@@ -147,32 +149,37 @@ def csv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Itera
             tally.n_without_text += 1
 
 
-def csv_table(file: IO[bytes], name: str) -> Iterator[tuple[str, list[str]]]:
+Fields: TypeAlias = list[str] | GptcError
+"""The fields of a row of a table, or what is wrong with it."""
+
+
+def csv_table(file: IO[bytes], name: str) -> Iterator[tuple[str, Fields]]:
     """The place and the fields of the header of a CSV file (RFC 4180), then those of its rows.
 
-    Quoted fields may hold line ends, which are kept.
+    Quoted fields may hold line ends, which are kept. A row that cannot be read is an error in its
+    place.
     """
     csv.field_size_limit(limit("row"))
     row_lines = _RowLines(_text_lines(file, name), name)
     rows = csv.reader(row_lines, strict=True)
-    begin = 1
-    try:
-        header: list[str] | None = None
-        for row in rows:
-            where, begin = f"{name}: line {begin}", rows.line_num + 1
-            row_lines.end()
-            if not row:
-                continue
-            if header is None:
-                header = row
-            else:
-                _check_width(row, header, where, "quote it")
-            yield where, row
-    except csv.Error as e:
-        raise GptcError(
-            f"{name}: line {begin} is not a row of CSV ({e}): repair it, or take the file "
-            "as it is with --raw"
-        ) from None
+    begin, header = 1, list[str]()
+    while True:
+        fields: Fields | None
+        try:
+            fields = next(rows, None)
+        except csv.Error as e:
+            fields = GptcError(
+                f"{name}: line {begin} is not a row of CSV ({e}): repair it, {AS_IT_IS}"
+            )
+        if fields is None:
+            return
+        where, begin = f"{name}: line {begin}", rows.line_num + 1
+        row_lines.end()
+        if not fields:
+            continue
+        if not header and isinstance(fields, list):
+            header = fields
+        yield where, _of_width(fields, header, where, "quote it")
 
 
 class _RowLines:
@@ -230,7 +237,8 @@ def _text_lines(file: IO[bytes], name: str) -> Iterator[str]:
 def tsv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Iterator[bytes]:
     """The texts of a TSV file."""
     column = None
-    for _, fields in tsv_table(file, name):
+    for _, found in tsv_table(file, name):
+        fields = raised(found)
         if column is None:
             column, n_columns = _column(fields, name, text_field), len(fields)
             continue
@@ -241,10 +249,10 @@ def tsv_rows(file: IO[bytes], name: str, text_field: str, tally: Tally) -> Itera
             tally.n_without_text += 1
 
 
-def tsv_table(file: IO[bytes], name: str) -> Iterator[tuple[str, list[str]]]:
+def tsv_table(file: IO[bytes], name: str) -> Iterator[tuple[str, Fields]]:
     """The place and the fields of the header and the rows of a TSV file: a line each, no quoting.
 
-    The format is text/tab-separated-values of IANA.
+    The format is text/tab-separated-values of IANA. A row of wrong width is an error in its place.
     """
     header: list[str] = []
     widest = limit("fields")
@@ -252,18 +260,16 @@ def tsv_table(file: IO[bytes], name: str) -> Iterator[tuple[str, list[str]]]:
         line = ended.rstrip("\r\n")
         if line.count("\t") > widest:
             raise refuse(f"{name}: line {number}", "fields", _RAW)
-        fields, where = line.split("\t"), f"{name}: line {number}"
+        fields: Fields = line.split("\t")
+        where = f"{name}: line {number}"
         if not header:
-            header = fields
-            yield where, fields
-            continue
-        _check_width(fields, header, where, "a text cannot hold one in TSV, so give CSV")
-        if line and len(fields) < len(header):
-            raise GptcError(
-                f"{where} has {len(fields)} of {len(header)} fields: TSV knows no quotes around "
-                "tabs and line ends, so give CSV, or take the file as it is with --raw"
+            header = line.split("\t")
+        elif line and len(line.split("\t")) < len(header):
+            fields = GptcError(
+                f"{where} has {len(line.split(chr(9)))} of {len(header)} fields: TSV knows no "
+                f"quotes around tabs and line ends, so give CSV, {AS_IT_IS}"
             )
-        yield where, fields
+        yield where, _of_width(fields, header, where, "a text cannot hold one in TSV, so give CSV")
 
 
 def _column(header: list[str], name: str, text_field: str) -> int:
@@ -279,13 +285,21 @@ def _column(header: list[str], name: str, text_field: str) -> int:
     return header.index(text_field)
 
 
-def _check_width(row: list[str], header: list[str], where: str, advice: str) -> None:
-    """GptcError for a row with more fields than the header: a separator in a text cuts it."""
-    if any(row[len(header) :]):
-        raise GptcError(
-            f"{where} has {len(row)} fields, and the header has {len(header)} (a separator in a "
-            f"text: {advice}): repair it, or take the file as it is with --raw"
-        )
+def _of_width(fields: Fields, header: list[str], where: str, advice: str) -> Fields:
+    """The fields, or an error if there are more than in the header: a text was cut."""
+    if isinstance(fields, GptcError) or not any(fields[len(header) :]):
+        return fields
+    return GptcError(
+        f"{where} has {len(fields)} fields, and the header has {len(header)} (a separator in a "
+        f"text: {advice}): repair it, {AS_IT_IS}"
+    )
+
+
+def raised(fields: Fields) -> list[str]:
+    """The fields. GptcError for a row that cannot be read."""
+    if isinstance(fields, GptcError):
+        raise fields
+    return fields
 
 
 def parquet_rows(path: Path, name: str, text_field: str, tally: Tally) -> Iterator[bytes]:

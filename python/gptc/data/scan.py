@@ -15,6 +15,7 @@ from gptc.data.sources import Text, end_of, without_space
 from gptc.errors import GptcError
 from gptc.files.checksum import Checksum
 from gptc.files.download import ProgressCallback
+from gptc.tokenizer.absent import Absent
 from gptc.tokenizer.base import END_OF_TEXT, Tokenizer
 from gptc.tokenizer.native import ByteTokenizer, CharTokenizer
 from gptc.tokenizer.utf8 import Utf8Decoder
@@ -33,6 +34,7 @@ class Scan:
     characters: list[str] = field(default_factory=list)  # that occur, for a new char tokenizer
     n_characters: int = 0
     documents: list[int] = field(default_factory=list)  # number in each source
+    absent: Absent = field(default_factory=lambda: Absent(None))  # bytes without a token
     blocks: list[tuple[int, int]] = field(default_factory=list)  # (first byte, characters before)
 
 
@@ -78,7 +80,7 @@ def scan_text(
 
     `collects`: the characters that occur are needed. GptcError where a char tokenizer refuses one.
     """
-    scan = Scan()
+    scan = Scan(absent=Absent(given))
     mark = END_OF_TEXT.encode()
     known = np.zeros(sys.maxunicode + 1, dtype=np.bool_)  # code points that occur
     decoder = Utf8Decoder() if collects or isinstance(given, CharTokenizer) else None
@@ -108,6 +110,7 @@ def scan_text(
         scan.documents[source] = scan.documents[source] or 1
         checksums[source].update(block)
         scan.sizes[source] += len(block)
+        scan.absent.see(block)
         joint = _marks(tail + block[:n_tail], n_done - len(tail))
         for last_mark in (*joint, *_marks(block, n_done)):
             scan.marked = True

@@ -50,6 +50,8 @@ class Windows:
     a window.
     """
 
+    what = "conversation"
+
     def __init__(
         self, dataset: Dataset, split: str, seq_len: int, packing: Packing = "pad"
     ) -> None:
@@ -88,28 +90,36 @@ class Windows:
         T is that of the longest, rounded up. Padding follows the tokens of a row, so that causal
         attention does not read it; where positions are needed it is a document.
         """
-        rows = [self._rows[window] for window in windows]
-        found = [[self._pair(i) for i in row] for row in rows]
-        longest = max(sum(len(x) for x, _ in row) for row in found)
-        width = min(self.seq_len, -(-longest // _ROUND) * _ROUND)
-        shape = (len(rows), width)
-        inputs, targets = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
-        positions = np.zeros(shape, np.int32)
-        for b, row in enumerate(found):
-            at = 0
-            for x, y in row:
-                end = at + len(x)
-                inputs[b, at:end], targets[b, at:end] = x, y
-                positions[b, at:end] = np.arange(len(x))
-                at = end
-            positions[b, at:] = np.arange(width - at)
-        return Rows(inputs, targets, positions if self.packing == "fit" else None)
+        rows = [[self._pair(i) for i in self._rows[window]] for window in windows]
+        filled = fill(rows, self.seq_len)
+        return filled if self.packing == "fit" else filled._replace(positions=None)
 
     def _pair(self, i: int) -> tuple[Tokens, Tokens]:
         """The inputs and targets of a sequence (n,)."""
         tokens, begin = self.sequences.tokens(i, self.seq_len + 1), int(self.sequences.begins[i])
         learned = self._target[begin + 1 : begin + len(tokens)]
         return tokens[:-1], np.where(learned, tokens[1:], -1).astype(np.int32)
+
+
+def fill(rows: Sequence[Sequence[tuple[Tokens, Tokens]]], seq_len: int) -> Rows:
+    """Rows (B, T) of sequences one after the other, each as inputs (n,) and targets (n,).
+
+    T is that of the longest row, rounded up, and at most `seq_len`.
+    """
+    longest = max(sum(len(x) for x, _ in row) for row in rows)
+    width = min(seq_len, -(-longest // _ROUND) * _ROUND)
+    shape = (len(rows), width)
+    inputs, targets = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    positions = np.zeros(shape, np.int32)
+    for b, row in enumerate(rows):
+        at = 0
+        for x, y in row:
+            end = at + len(x)
+            inputs[b, at:end], targets[b, at:end] = x, y
+            positions[b, at:end] = np.arange(len(x))
+            at = end
+        positions[b, at:] = np.arange(width - at)
+    return Rows(inputs, targets, positions)
 
 
 def best_fit(items: Sequence[int], sizes: Sequence[int], room: int) -> list[list[int]]:

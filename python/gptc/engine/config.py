@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -146,7 +146,7 @@ class GPTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON, without what few models have where this one does not."""
-        values = asdict(self)
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         absent = {key for key in (*_RARE, "rope_attention") if not values[key]}
         if self.rope_scaling == "none":
             absent |= set(_SCALING)
@@ -177,7 +177,6 @@ class GPTConfig:
 
     def parameters(self) -> tuple[Parameter, ...]:
         """The parameter tensors of this shape, in the engine's order."""
-        self.check()
         return _parameters(self)
 
     def to_c(self) -> Any:
@@ -239,6 +238,7 @@ def presets() -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def _parameters(config: GPTConfig) -> tuple[Parameter, ...]:
+    config.check()
     ffi, lib, _ = library.load()
     struct = config.to_c()
     param = ffi.new("gpt_param *")

@@ -132,18 +132,20 @@ class Model(Uncopied):
         blocks: Sequence[BlockRows] = (),
         lora: Lora | None = None,
         recompute: str = "none",
+        kv_dtype: str = "auto",
         init: bool = True,
     ) -> _Model:
         """A new model with random weights from `seed`; without `init` they are zero.
 
         `max_batch` and `max_seq` are the largest B and T of logits, loss and backward. `blocks`
-        names the matrices of the dtype "packed" that `write_blocks` gives. `lora` and `recompute`
-        are those of `Options`.
+        names the matrices of the dtype "packed" that `write_blocks` gives. `lora`, `recompute` and
+        `kv_dtype` are those of `Options`.
         """
         sizes = (training, max_batch, max_seq)
         options = Options(
-            device, dtype, threads, *sizes, dropout, seed, pin, tuple(blocks), lora, recompute
-        )
+            device, dtype, threads, *sizes, dropout, seed, pin, tuple(blocks), lora, recompute,
+            kv_dtype,
+        )  # fmt: skip
         model = cls(config, options)
         if init:
             model.init(seed)
@@ -279,6 +281,31 @@ class Model(Uncopied):
         self._backward(inputs, targets, positions, scale, loss)
         return float(loss[0])
 
+    def backward_weighted(
+        self,
+        inputs: npt.ArrayLike,
+        targets: npt.ArrayLike,
+        weigh: Callable[[FloatArray], npt.ArrayLike],
+        positions: npt.ArrayLike | None = None,
+    ) -> FloatArray:
+        """Adds the gradient of a weighted sum of losses to the gradients; returns the losses.
+
+        `weigh` gets the cross-entropy in nats of each position (B, T), 0 where the target is -1, as
+        the training pass gives it, and returns their weights (B, T). So a loss that is a function
+        of them has its gradient by its derivatives.
+        """
+        x, y = map(self._room, as_pair(inputs, targets))
+        losses = np.empty(x.shape, np.float32)
+        with self._documents(x, positions):
+            self._call("gpt_model_forward", ints(x), ints(y), *x.shape, floats(losses))
+            weights = np.ascontiguousarray(weigh(losses), np.float32)
+            if weights.shape != x.shape:
+                raise GptcError(
+                    f"weights have the shape {weights.shape}, inputs {x.shape}; they must agree"
+                )
+            self._call("gpt_model_backward_weighted", floats(weights), *x.shape)
+        return losses
+
     def update(self, adamw: AdamW) -> float:
         """Clips and applies the gradients; returns their norm before clipping."""
         return self._update(adamw).grad_norm
@@ -325,12 +352,21 @@ class Model(Uncopied):
         inputs: npt.ArrayLike,
         targets: npt.ArrayLike,
         positions: npt.ArrayLike | None = None,
+        *,
+        training: bool = False,
     ) -> FloatArray:
-        """Cross-entropy in nats at every position: (B, T); 0 where the target is -1."""
+        """Cross-entropy in nats at every position: (B, T); 0 where the target is -1.
+
+        With `training` they are those of a training pass, with dropout, and without the rounding of
+        activations over quantized weights.
+        """
         x, y = map(self._room, as_pair(inputs, targets))
         out = np.empty(x.shape, np.float32)
         mean = self._ffi.new("float *")
         with self._documents(x, positions):
+            if training:
+                self._call("gpt_model_forward", ints(x), ints(y), *x.shape, floats(out))
+                return out
             self._call("gpt_model_loss", ints(x), ints(y), *x.shape, mean, floats(out))
         return out
 
@@ -364,9 +400,14 @@ class Model(Uncopied):
             )
         return x
 
-    def session(self, n_seq: int = 1, n_ctx: int | None = None) -> Session:
-        """A KV cache for `n_seq` sequences of at most `n_ctx` tokens (None: the block size)."""
-        session = Session(self, n_seq, n_ctx)
+    def session(
+        self, n_seq: int = 1, n_ctx: int | None = None, kv_dtype: str | None = None
+    ) -> Session:
+        """A KV cache for `n_seq` sequences of at most `n_ctx` tokens (None: the block size).
+
+        `kv_dtype` is "int8" or "auto", as `Options` says; None = the model's.
+        """
+        session = Session(self, n_seq, n_ctx, kv_dtype)
         with self._turns.lock:
             self._sessions.add(session)
         return session

@@ -15,6 +15,7 @@ from gptc.settings import option
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("fp32", "bf16", "int8", "int4", "packed")  # the first two also for training all weights
+KV_DTYPES = ("auto", "int8")
 RECOMPUTE = ("none", "mlp", "block")
 
 
@@ -54,6 +55,19 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True)
+class CacheOptions:
+    """The options of sessions that all commands share which decode."""
+
+    kv_dtype: str = option(
+        "auto",
+        "Data type of the KV cache; int8 = half the memory of bf16, on a CPU; "
+        "auto = that of activations.",
+        section="Device",
+        choices=KV_DTYPES,
+    )
+
+
+@dataclass(frozen=True)
 class Options:
     """The device, dtype and largest sizes of a model.
 
@@ -63,7 +77,8 @@ class Options:
     "auto": bf16 on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core;
     `pin` pins each thread to a core; `max_seq` None = the block size. With `lora`, training changes
     adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
-    keep less: the first feed-forward layer ("mlp"), or each layer ("block").
+    keep less: the first feed-forward layer ("mlp"), or each layer ("block"). `kv_dtype` is that of
+    its sessions' KV caches: "int8", on a CPU, or "auto", the dtype of activations.
     """
 
     device: str = "auto"
@@ -78,6 +93,7 @@ class Options:
     blocks: tuple[BlockRows, ...] = ()
     lora: Lora | None = None
     recompute: str = "none"
+    kv_dtype: str = "auto"
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -87,14 +103,16 @@ class Options:
                 raise UsageError(
                     f"{name} {value!r} is unknown; it must be one of auto, {', '.join(known)}"
                 )
-        if self.recompute not in RECOMPUTE:
-            raise UsageError(
-                f"recompute {self.recompute!r} is unknown; it must be one of {', '.join(RECOMPUTE)}"
-            )
+        for name, few in (("recompute", RECOMPUTE), ("kv_dtype", KV_DTYPES)):
+            value = getattr(self, name)
+            if value not in few:
+                raise UsageError(f"{name} {value!r} is unknown; it must be one of {', '.join(few)}")
         device, dtype = self.device, self.dtype
         if self.lora and device == "cuda":
             raise UsageError("adapters (LoRA) are computed on a CPU only: use --device cpu")
-        if self.lora:
+        if self.kv_dtype == "int8" and device == "cuda":
+            raise UsageError("a KV cache in int8 is read on a CPU only: use --device cpu")
+        if self.lora or self.kv_dtype == "int8":
             device = "cpu"
         if device == "auto" and dtype in DTYPES[2:]:
             device = "cpu"  # quantized weights have been measured there only

@@ -11,14 +11,16 @@ import numpy.typing as npt
 from gptc.engine import library
 from gptc.engine.arrays import FloatArray, TokenArray, as_tokens, floats, ints, whole
 from gptc.engine.config import GPTConfig
+from gptc.engine.options import KV_DTYPES, Options
 from gptc.engine.turns import Turns
-from gptc.errors import GptcError, Uncopied
+from gptc.errors import GptcError, Uncopied, UsageError
 
 
 class OpenModel(Protocol):
     """What a session needs of its model."""
 
     config: GPTConfig
+    options: Options
     _turns: Turns
 
     def _open(self) -> Any:
@@ -28,12 +30,19 @@ class OpenModel(Protocol):
 class Session(Uncopied):
     """Sequences being decoded, with their KV cache. Made by `Model.session`."""
 
-    def __init__(self, model: OpenModel, n_seq: int = 1, n_ctx: int | None = None) -> None:
+    def __init__(
+        self,
+        model: OpenModel,
+        n_seq: int = 1,
+        n_ctx: int | None = None,
+        kv_dtype: str | None = None,
+    ) -> None:
         ffi, lib, _ = library.load()
         n_seq, n_ctx = whole(n_seq, "n_seq"), whole(n_ctx or 0, "n_ctx")
+        kv = _kv_number(model, kv_dtype)
         out = ffi.new("gpt_session **")
         turns, owner = model._turns, model._open()
-        library.check(turns.call("gpt_session_create", model._open, n_seq, n_ctx, out))
+        library.check(turns.call("gpt_session_create", model._open, n_seq, n_ctx, kv, out))
 
         # The session must be freed before its model: its destructor keeps the model alive.
         def free(session: Any, _owner: Any = owner) -> None:
@@ -44,6 +53,7 @@ class Session(Uncopied):
         self._closed = False
         self.n_seq = n_seq
         self.n_ctx = n_ctx or model.config.block_size
+        self.kv_dtype = KV_DTYPES[kv]
 
     def decode(
         self,
@@ -169,9 +179,19 @@ class Session(Uncopied):
         return self._handle
 
 
-def session_bytes(model: OpenModel, n_seq: int = 1, n_ctx: int | None = None) -> int:
+def session_bytes(
+    model: OpenModel, n_seq: int = 1, n_ctx: int | None = None, kv_dtype: str | None = None
+) -> int:
     """Number of bytes that a session of this size allocates."""
     out = library.load().ffi.new("uint64_t *")
-    sizes = whole(n_seq, "n_seq"), whole(n_ctx or 0, "n_ctx")
+    sizes = whole(n_seq, "n_seq"), whole(n_ctx or 0, "n_ctx"), _kv_number(model, kv_dtype)
     library.check(model._turns.call("gpt_session_bytes", model._open, *sizes, out))
     return int(out[0])
+
+
+def _kv_number(model: OpenModel, kv_dtype: str | None) -> int:
+    """The enum gpt_kv of a name; None = the model's. UsageError for an unknown one."""
+    name = model.options.kv_dtype if kv_dtype is None else kv_dtype
+    if name not in KV_DTYPES:
+        raise UsageError(f"kv_dtype {name!r} is unknown; it must be one of {', '.join(KV_DTYPES)}")
+    return KV_DTYPES.index(name)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from gptc.data.chat_loader import all_batches
 from gptc.data.dataset import Dataset
-from gptc.engine.arrays import count_targets
+from gptc.engine.arrays import TokenArray, count_targets
 from gptc.engine.model import Model
 from gptc.errors import GptcError
+from gptc.eval.cached import cached_loss
 from gptc.files.words import plural
 
 
@@ -36,24 +39,31 @@ def evaluate(
     batch_size: int = 8,
     seq_len: int | None = None,
     n_batches: int | None = None,
+    kv_dtype: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """The loss over a split, in windows of `seq_len` tokens that do not overlap.
 
     `n_batches` None = the whole split, in which each token but the first is predicted once; else
     that many batches, spread evenly. `seq_len` None = the model's block size, or less for a shorter
-    split. Calls progress(tokens done, tokens in all).
+    split. With a `kv_dtype`, windows go through a session with such a cache. Calls
+    progress(tokens done, tokens in all).
     """
     n_targets = dataset.n_tokens(split) - 1
     if seq_len is None:
         seq_len = max(1, min(model.config.block_size, n_targets))
     total = min(n_targets, (n_batches or n_targets) * batch_size * seq_len)
     loss, n = 0.0, 0
-    for x, y in all_batches(dataset, split, batch_size, seq_len, n_batches):
-        n_some = count_targets(y)
-        loss += model.loss(x, y) * n_some
-        n += n_some
-        progress(n, max(n, total))
+    with ExitStack() as stack:
+        measure: Callable[[TokenArray, TokenArray], float] = model.loss
+        if kv_dtype is not None:
+            session = stack.enter_context(model.session(1, seq_len, kv_dtype))
+            measure = partial(cached_loss, session)
+        for x, y in all_batches(dataset, split, batch_size, seq_len, n_batches):
+            n_some = count_targets(y)
+            loss += measure(x, y) * n_some
+            n += n_some
+            progress(n, max(n, total))
     progress(n, n)
     return Evaluation(loss / n, bits_per_byte(loss / n, dataset, split), n)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -32,6 +33,14 @@ def parse_json(
     except ValueError as error:
         at = getattr(error, "pos", getattr(error, "start", 0))
         raise GptcError(f"{where} is damaged: not JSON from byte {at:,} on; {again}") from None
+
+
+def is_finite(x: float) -> bool:
+    """Whether a number of any size is a finite float; a whole number of JSON may be too large."""
+    try:
+        return math.isfinite(x)
+    except OverflowError:
+        return False
 
 
 def check_values(data: bytes | memoryview, where: str, name: str, advice: str) -> None:

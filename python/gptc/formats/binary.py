@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 import weakref
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ INT32 = "i"  # codes of `struct`, for Binary.number
 UINT32 = "I"
 UINT64 = "Q"
 _WINDOW = 1 << 16  # bytes read at once, of which small fields are taken
+
+
+@lru_cache(maxsize=64)
+def _layout(code: str, count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}{code}")
 
 
 class Binary(Uncopied):
@@ -44,7 +50,7 @@ class Binary(Uncopied):
         if not stat.S_ISREG(status.st_mode):
             raise GptcError(f"{path} is not a file; give the path of a model file")
         self.size = status.st_size
-        self._window = (0, memoryview(b""))  # its first byte in the file
+        self._window = (0, memoryview(b""), 0)  # between its first and last byte in the file
         refuse_pointer(path, self.peek(0, _WINDOW))
 
     def take(self, n_bytes: int, field: str) -> memoryview:
@@ -59,13 +65,14 @@ class Binary(Uncopied):
 
     def peek(self, begin: int, end: int) -> memoryview:
         """Bytes begin to end, as far as the file has them."""
-        end = min(end, self.size)
+        if end > self.size:
+            end = self.size
         if end - begin > _WINDOW:
             return self.raw(begin, end - begin).data
-        first, window = self._window
-        if not first <= begin <= end <= first + len(window):
+        first, window, last = self._window
+        if not first <= begin <= end <= last:
             first, window = begin, self.raw(begin, min(_WINDOW, self.size - begin)).data
-            self._window = first, window
+            self._window = first, window, first + len(window)
         return window[begin - first : end - first]
 
     def number(self, code: str, field: str) -> Any:
@@ -74,7 +81,7 @@ class Binary(Uncopied):
 
     def numbers(self, code: str, count: int, field: str) -> tuple[Any, ...]:
         """The next `count` numbers."""
-        layout = struct.Struct(f"<{count}{code}")
+        layout = _layout(code, count)
         return layout.unpack(self.take(layout.size, field))
 
     def skip_strings(self, count: int, field: str) -> None:

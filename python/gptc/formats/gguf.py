@@ -6,13 +6,10 @@ rotary positions. gguf_container.py has the layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from gptc._version import __version__
-from gptc.engine.config import GPTConfig
 from gptc.engine.model import Model
 from gptc.engine.options import BlockRows
 from gptc.errors import GptcError
@@ -20,56 +17,30 @@ from gptc.files.words import quoted
 from gptc.formats import families, gguf_rope, gguf_tokenizer, layout
 from gptc.formats.blocks import Blocks
 from gptc.formats.families import BIASES, Family
-from gptc.formats.format import Export, Format, Output
+from gptc.formats.format import Format
 from gptc.formats.gguf_container import (
-    ALIGNMENT,
     CODES,
     MAGIC,
     STRING,
     Array,
-    header,
     read_text,
 )
+from gptc.formats.gguf_names import naming
 from gptc.formats.gguf_split import SplitTable, read_parts
-from gptc.formats.gguf_types import MIXES, Mix, codec_of
-from gptc.formats.layout import Naming, Part, Placement
-from gptc.formats.model_file import ModelFile, TensorTable, checked, import_with_another
-from gptc.formats.numbers import F32, encoded
+from gptc.formats.gguf_types import MIXES, PACKED
+from gptc.formats.gguf_write import model_chunks as model_chunks
+from gptc.formats.gguf_write import write
+from gptc.formats.layout import Part, Placement
+from gptc.formats.model_file import (
+    ModelFile,
+    StoredRows,
+    TensorTable,
+    checked,
+    import_with_another,
+)
+from gptc.formats.numbers import Bytes
 from gptc.tokenizer.base import Tokenizer
 
-_GPT2 = Naming(
-    layout.with_leaves(
-        {
-            "norm_1": "blk.{}.attn_norm",
-            "norm_2": "blk.{}.ffn_norm",
-            "attn.qkv": "blk.{}.attn_qkv",
-            "attn.proj": "blk.{}.attn_output",
-            "mlp.fc": "blk.{}.ffn_up",
-            "mlp.proj": "blk.{}.ffn_down",
-            "wte": "token_embd",
-            "wpe": "position_embd",
-            "norm_f": "output_norm",
-            "lm_head": "output",
-        }
-    )
-)
-_LLAMA = Naming(
-    layout.with_leaves(
-        {
-            "norm_1": "blk.{}.attn_norm",
-            "norm_2": "blk.{}.ffn_norm",
-            "attn.qkv": ("blk.{}.attn_q", "blk.{}.attn_k", "blk.{}.attn_v"),
-            "attn.q_norm": "blk.{}.attn_q_norm",
-            "attn.k_norm": "blk.{}.attn_k_norm",
-            "attn.proj": "blk.{}.attn_output",
-            "mlp.fc": ("blk.{}.ffn_gate", "blk.{}.ffn_up"),
-            "mlp.proj": "blk.{}.ffn_down",
-            "wte": "token_embd",
-            "norm_f": "output_norm",
-            "lm_head": "output",
-        }
-    )
-)
 # A tensor of the first layer, which is there if a family that may have these biases has them.
 _BIAS_TENSORS = dict(zip(BIASES, ("attn_q", "attn_output", "ffn_up"), strict=True))
 # Keys that make another model of a family, what they ask for, and values with which they do not.
@@ -86,11 +57,6 @@ _PLAIN = {
     "residual_scale": (0.0, "a factor of the branches"),
     "logit_scale": (0.0, "a factor of the logits"),
 }
-
-
-def naming(family: Family) -> Naming:
-    """The names of a family's tensors."""
-    return _GPT2 if family.gguf == "gpt2" else _LLAMA._replace(paired=family.paired)
 
 
 class GgufModel(ModelFile):
@@ -144,15 +110,27 @@ class GgufModel(ModelFile):
             for part, _, kind in self._packed.get(ours, ())
         )
 
+    def stored_rows(self, part: Part) -> StoredRows | None:
+        """One tensor that holds the rows of `part`, or None; queries and keys are cut by heads."""
+        for theirs, name in self.placement.parts(part.ours):
+            if theirs.rows == part.rows:
+                return StoredRows(
+                    self._table.entries[name].codec, partial(self._rows, theirs, name)
+                )
+        return None
+
+    def _rows(self, part: Part, name: str) -> Bytes:
+        """The bytes of a tensor's rows, in the order of ours."""
+        rows = self._table.blocks(name).reshape(part.shape[0], -1)
+        return layout.pairs_to_halves(rows, part.heads) if part.heads else rows
+
     def load_into(self, model: Model) -> None:
         """Gives the weights to a model; to one that is packed, blocks as they are."""
         packed = self._packed if model.dtype == "packed" else {}
         self.give(model, [name for name, _, _ in self.config.parameters() if name not in packed])
         for ours, tensors in packed.items():
             for i, (part, name, _) in enumerate(tensors):
-                rows = self._table.blocks(name)
-                rows = layout.pairs_to_halves(rows, part.heads) if part.heads else rows
-                model.write_blocks(ours, i, rows)
+                model.write_blocks(ours, i, self._rows(part, name))
 
     def types(self) -> dict[str, tuple[int, int]]:
         found: dict[str, tuple[int, int]] = {}
@@ -298,107 +276,11 @@ class GgufModel(ModelFile):
         return self._table.same("output.weight", "token_embd.weight")
 
 
-# ---- writing ----
-
-
-def write(export: Export) -> list[Output]:
-    """One file; without a tokenizer, and with a note, when llama.cpp has none like it."""
-    tokenizer = export.tokenizer
-    if tokenizer is not None:
-        try:
-            gguf_tokenizer.to_gguf(tokenizer, export.model.config.vocab_size)
-        except GptcError as error:
-            export.notes.append(f"without a tokenizer: {error}")
-            tokenizer = None
-    export.notes.extend(_lost(export.model.config))
-    return [Output(export.path, model_chunks(export.model, tokenizer, export.dtype))]
-
-
-def _lost(config: GPTConfig) -> list[str]:
-    """Notes on what llama.cpp does not compute as gptc does."""
-    notes = []
-    if config.window and config.window < config.block_size:
-        notes.append(
-            f"llama.cpp computes these models without attention windows: texts of more than "
-            f"{config.window:,} tokens differ there"
-        )
-    if config.rope_scaling == "dynamic":
-        notes.append(
-            f"llama.cpp has no dynamic rotary scaling: the context is the original one of "
-            f"{config.rope_original:,} tokens"
-        )
-    return notes
-
-
-def model_chunks(
-    model: ModelFile, tokenizer: Tokenizer | None, dtype: str = "fp32"
-) -> Iterator[bytes | memoryview]:
-    """The bytes of a GGUF file. GptcError for a model or tokenizer that llama.cpp lacks."""
-    config, family = model.config, families.of(model.config)
-    if family is None:
-        raise GptcError(
-            f"llama.cpp computes no model of the {config.family} family with these biases, norms "
-            "and windows; export it with --to hf"
-        )
-    mix = MIXES[dtype]
-    values = _metadata(model, family, mix)
-    if tokenizer is None:
-        values["tokenizer.ggml.model"] = "no_vocab"
-    else:
-        found = gguf_tokenizer.to_gguf(tokenizer, config.vocab_size)
-        values |= {f"tokenizer.ggml.{key}": value for key, value in found.items()}
-        values |= gguf_tokenizer.chat_template_keys(tokenizer)
-    slots = [(part, codec_of(part, mix, config)) for part in layout.parts(config, naming(family))]
-    frequencies = gguf_rope.divisors_of(config)
-    if frequencies is not None:
-        shape = frequencies.shape
-        slots.append((Part(gguf_rope.FREQUENCIES, "", shape, slice(0, shape[0])), F32))
-    yield header(values, [(part.name, codec, part.shape) for part, codec in slots])
-    for part, codec in slots:
-        if frequencies is not None and not part.ours:
-            yield codec.encode(frequencies)
-        else:
-            yield encoded(codec, layout.export_tensor(part, model.read(part.ours)), part.name)
-        yield bytes(-codec.n_bytes(part.shape) % ALIGNMENT)
-
-
-def _metadata(model: ModelFile, family: Family, mix: Mix) -> dict[str, Any]:
-    config, prefix = model.config, family.gguf
-    dynamic = config.rope_scaling == "dynamic"
-    values: dict[str, Any] = {
-        "general.architecture": prefix,
-        "general.name": model.path.name,
-        "general.file_type": mix.file_type,
-        "general.alignment": ALIGNMENT,
-        "general.quantization_version": 2,
-        "gptc.version": __version__,
-        f"{prefix}.context_length": config.rope_original if dynamic else config.block_size,
-        f"{prefix}.embedding_length": config.n_embd,
-        f"{prefix}.block_count": config.n_layer,
-        f"{prefix}.feed_forward_length": config.n_ff,
-        f"{prefix}.attention.head_count": config.n_head,
-        f"{prefix}.vocab_size": config.vocab_size,
-    }
-    if family.norm == "layernorm":
-        values[f"{prefix}.attention.layer_norm_epsilon"] = config.norm_eps
-        return values
-    if config.head_dim:
-        values[f"{prefix}.attention.key_length"] = config.head_size
-        values[f"{prefix}.attention.value_length"] = config.head_size
-    if config.window:
-        values[f"{prefix}.attention.sliding_window"] = config.window
-    return values | {
-        f"{prefix}.attention.head_count_kv": config.n_kv_head,
-        f"{prefix}.attention.layer_norm_rms_epsilon": config.norm_eps,
-        **gguf_rope.write(config, prefix),
-    }
-
-
 FORMAT = Format(
     GgufModel.format,
     "GGUF",
     detect=lambda path, begin: begin.startswith(MAGIC),
     open=GgufModel,
     write=write,
-    dtypes=tuple(MIXES),
+    dtypes=(*MIXES, PACKED),
 )

@@ -16,9 +16,10 @@ from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora, adapters_of
 from gptc.errors import GptcError
-from gptc.formats import families, gguf, layout, peft
+from gptc.formats import families, layout, peft
 from gptc.formats.families import Family
 from gptc.formats.gguf_container import ALIGNMENT, MAGIC, header
+from gptc.formats.gguf_names import naming
 from gptc.formats.gguf_split import read_parts
 from gptc.formats.numbers import F32
 from gptc.formats.peft import Place
@@ -35,7 +36,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def _places(config: GPTConfig, lora: Lora, family: Family) -> list[Place]:
-    return peft.places(config, lora, layout.parts(config, gguf.naming(family)))
+    return peft.places(config, lora, layout.parts(config, naming(family)))
 
 
 def _family(config: GPTConfig) -> Family:
@@ -110,6 +111,8 @@ class GgufAdapter:
         if len(ranks) != 1:
             raise GptcError(f"{self.path} has no adapters of one rank in the model's first layer")
         rank = ranks.pop()
+        if not 1 <= rank <= peft.MOST_RANK:
+            raise GptcError(f"{self.path} has adapters of rank {rank:,}, out of range")
         return Lora(rank, alpha or float(rank), tuple(target for target, _ in first))
 
     def _check(self, config: GPTConfig) -> None:

@@ -43,6 +43,12 @@ MIXES = {
     "q4_k_m": Mix(15, Q4_K, Q6_K, Q5_K, Q6_K),
     "q4_0": Mix(2, Q4_0, Q6_K, Q4_0, Q4_0),
 }
+PACKED = "packed"
+"""The dtype of an export whose tensors have the types of the model's own file."""
+# llama.cpp's numbers of files whose matrices are mostly of one type (its enum llama_ftype).
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10}
+FILE_TYPES |= {"Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30}
+FILE_TYPES |= {"BF16": 32, "F64": 0}
 # For rows that are not whole blocks of 256, and then for those that are not of 32 either.
 _SMALLER_BLOCKS: Mapping[Codec, Codec] = {Q4_K: Q5_0, Q5_K: Q5_1, Q6_K: Q8_0}
 

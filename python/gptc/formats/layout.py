@@ -139,10 +139,10 @@ def export_tensor(part: Part, parameter: FloatArray) -> FloatArray:
     return np.ascontiguousarray(values).reshape(part.shape)
 
 
-def halves_to_pairs(rows: FloatArray, heads: int) -> FloatArray:
-    """Rows i and i + HS/2 of each head become 2i and 2i + 1."""
-    pairs: FloatArray = rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2)
-    return pairs.reshape(rows.shape)
+def halves_to_pairs(rows: _Rows, heads: int) -> _Rows:
+    """Rows i and i + HS/2 of each head become 2i and 2i + 1. They may be numbers or bytes."""
+    pairs = rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+    return cast(_Rows, pairs)
 
 
 # ---- theirs to ours ----

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +108,16 @@ def import_with_another(path: str | Path) -> str:
     return f"import it with: gptc import {quoted(path)} --out CKPT --tokenizer KIND"
 
 
+class StoredRows(NamedTuple):
+    """Rows of a parameter as a file has them: their type, and their bytes (rows, bytes of a row).
+
+    Rotary channels i and i + HS/2 of a head turn together, as in our parameters.
+    """
+
+    codec: Codec
+    read: Callable[[], Bytes]
+
+
 class ModelFile(ABC):
     """A model in some format. Subclasses set `path` and `config`, and find the tensors."""
 
@@ -156,6 +166,10 @@ class ModelFile(ABC):
     def packing(self) -> tuple[BlockRows, ...]:
         """The matrices that a model can keep as the blocks that they are stored in."""
         return ()
+
+    def stored_rows(self, part: Part) -> StoredRows | None:
+        """The rows of a tensor of another file as this one has them; None for those it has not."""
+        return None
 
     def load_into(self, model: Model) -> None:
         """Gives the weights to a model of the same shape."""

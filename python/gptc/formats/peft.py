@@ -18,7 +18,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora, adapters_of
 from gptc.errors import GptcError
 from gptc.files.limits import read_file
-from gptc.files.values import parse_json
+from gptc.files.values import is_finite, parse_json
 from gptc.formats import hf
 from gptc.formats.layout import Part
 from gptc.formats.model_file import check_finite
@@ -27,7 +27,8 @@ from gptc.formats.safetensors import TensorFile
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_MOST_RANK = 4096
+MOST_RANK = 4096
+_MOST_ALPHA = 1e30  # the engine's scale is a float32
 _MERGE = "merge the adapter with peft's merge_and_unload, and give that model's folder"
 
 # Fields of peft's LoraConfig that ask for what the engine does not compute, unless empty or so.
@@ -201,8 +202,8 @@ class AdapterFile:
         self._check_shapes(config)
 
     def _settings(self, data: Mapping[str, Any], config: GPTConfig) -> Lora:
-        rank = _number(self.path, data, "r", lambda x: type(x) is int and 1 <= x <= _MOST_RANK)
-        alpha = _number(self.path, data, "lora_alpha", lambda x: x > 0)
+        rank = _number(self.path, data, "r", lambda x: type(x) is int and 1 <= x <= MOST_RANK)
+        alpha = _number(self.path, data, "lora_alpha", lambda x: 0 < x <= _MOST_ALPHA)
         dropout = _number(self.path, data, "lora_dropout", lambda x: 0 <= x < 1)
         every = Lora(int(rank), alpha, adapters_of(config))
         first = {p.target: p.module for p in places(config, every) if p.ours.startswith("h.0.")}
@@ -277,7 +278,7 @@ def _number(
 ) -> float:
     """A number of an adapter_config.json. GptcError where it is none, or out of range."""
     value = data.get(name, 0)
-    if type(value) not in (int, float) or not np.isfinite(value) or not holds(value):
+    if type(value) not in (int, float) or not is_finite(value) or not holds(value):
         raise GptcError(f"{folder / CONFIG}: {name} is {value!r:.40}, out of range")
     return float(value)
 

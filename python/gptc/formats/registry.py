@@ -68,6 +68,13 @@ def _what_else(path: Path, file: Binary) -> str:
     """The error about a file that begins as no model does."""
     if not file.size:
         return "is empty: copy it again"
+    rows = path.suffix == ".jsonl" and path.name != "metrics.jsonl"
+    if rows or (path.suffix == ".json" and bytes(file.peek(0, _BEGIN)).lstrip()[:1] == b"["):
+        data = quoted(path)
+        return (
+            f"has rows, not a model: train on them with gptc finetune -m MODEL --data {data}, or "
+            f"gptc train --data {data}"
+        )
     if path.suffix in (".json", ".jsonl", ".toml"):
         return f"describes what its folder holds: name the folder, {path.parent}"
     if path.name.endswith("tokenizer.bin"):

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from gptc.files.values import is_finite
 from gptc.serve.problems import BadRequest
 
 Schema: TypeAlias = Mapping[str, Any]
@@ -150,12 +151,8 @@ def _has_type(kind: str, value: Any) -> bool:
 
 
 def _fits(schema: Schema, value: float) -> bool:
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
-        return False
     return (
-        finite
+        is_finite(value)
         and value >= schema.get("minimum", -math.inf)
         and value > schema.get("exclusiveMinimum", -math.inf)
         and value <= schema.get("maximum", math.inf)

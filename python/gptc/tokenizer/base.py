@@ -53,6 +53,10 @@ class Tokenizer(ABC):
     end_of_text: int | None
     """The id of the special token that separates documents, if there is one."""
     unknown_id: int | None = None
+    takes_spaces: bool = False
+    """Whether a token takes all spaces before it (`lstrip`)."""
+    absent_bytes: bytes = b""
+    """Bytes that have no token, and are left out of a text."""
     """The id of the token for text that has no other (<unk>); None where all text has."""
     strips_space: bool = False
     """Whether `decode` takes a space from the beginning of a text."""

@@ -45,6 +45,9 @@ def checked_cut(tokenizer: Tokenizer, data: bytes | bytearray) -> int:
             continue
         near = data[max(0, at - _BEFORE) : at], data[at : word.start() + _AFTER]
         before, after = (part.decode("utf-8", errors="ignore") for part in near)
+        # A token that must be a whole word (`single_word`) is not found after a letter.
+        if at < _BEFORE and not _joins(tokenizer, before, after, continued=False):
+            continue
         if all(_joins(tokenizer, before[i:], after, continued=True) for i in _BEGINNINGS):
             return at
     mark = data.rfind(END_OF_TEXT.encode())
@@ -61,6 +64,8 @@ def cut_inside(tokenizer: Tokenizer, data: bytes | bytearray, continued: bool) -
     whole = tokenizer.encode(text, continued)
     last = len(text) * 7 // 8
     for at in range(last, max(0, last - _N_INSIDE), -1):
+        if tokenizer.takes_spaces and text[at - 1].isspace():
+            continue  # a token that takes this one may follow
         near = text[max(0, at - _INSIDE_NEAR) : at], text[at : at + _INSIDE_NEAR]
         if not _joins(tokenizer, *near, continued=True):
             continue

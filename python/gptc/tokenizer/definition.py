@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gptc.errors import GptcError
 from gptc.tokenizer.byte_level import ByteLevel, merges_of, takes_whole, to_bytes, to_characters
-from gptc.tokenizer.patterns import cut_of, definition_of
+from gptc.tokenizer.patterns import GPT2, Cut, cut_of, definition_of
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import (
     CONTROL,
@@ -65,13 +65,20 @@ def byte_level_definition(vocabulary: ByteLevel) -> dict[str, Any]:
 
 
 def pair_definition(
-    vocab: dict[str, int], merges: list[list[str]], added: Mapping[int, Added], add_space: bool
+    vocab: dict[str, int],
+    merges: list[list[str]],
+    added: Mapping[int, Added],
+    add_space: bool,
+    cut: Cut = GPT2,
 ) -> dict[str, Any]:
     """The content of a tokenizer.json of GPT-2's pair of files, and of tokens added to them."""
     level = {"type": "ByteLevel", "add_prefix_space": add_space, "trim_offsets": True}
+    rules = definition_of(cut)
+    steps = rules["pre_tokenizer"].get("pretokenizers", [rules["pre_tokenizer"]])
+    steps[-1]["add_prefix_space"] = add_space
     return {
         **shell(added[id] for id in sorted(added)),
-        "pre_tokenizer": {**level, "use_regex": True},
+        **rules,
         "decoder": {**level, "use_regex": True},
         "model": bpe_model(vocab, merges),
     }

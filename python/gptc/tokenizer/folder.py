@@ -1,7 +1,7 @@
 """Tokenizers in the files of a Hugging Face folder, and the special tokens that these name.
 
 A file is recognised by its content: a tokenizer.json, or a SentencePiece model. A folder may also
-hold GPT-2's pair, vocab.json and merges.txt.
+hold the pair of GPT-2 or Qwen, vocab.json and merges.txt.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gptc.tokenizer.definition import (
 )
 from gptc.tokenizer.marks import DEFAULT, Marks, marks_from
 from gptc.tokenizer.native import is_gpt2s
+from gptc.tokenizer.patterns import CUTS, GPT2
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.scored import CONTROL, UNUSED, USER_DEFINED, Scored, is_proto
 from gptc.tokenizer.tekken import is_tekken, read_tekken
@@ -53,8 +54,12 @@ NAMES = (
 
 _MOST_UNUSED = 1 << 16  # ids without a token
 
+_QWENS = ("qwen2", "qwen3")
 _LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
-_PAIR_CLASSES = ("GPT2Tokenizer", "PreTrainedTokenizer", "TokenizersBackend", "None")
+# The classes that have a pair, and how they cut a text.
+_PAIR_CLASSES = dict.fromkeys(
+    ("GPT2Tokenizer", "PreTrainedTokenizer", "TokenizersBackend", "None"), GPT2
+) | {"Qwen2Tokenizer": CUTS["qwen2"]}
 
 
 def read_files(path: Path) -> Tokenizer | None:
@@ -103,7 +108,11 @@ class _Files:
         return None
 
     def kind(self) -> str:
-        return str(self.config.get("tokenizer_class")).removesuffix("Fast")
+        """The class of the tokenizer; that of Qwen's models where no file names one."""
+        found = self.config.get("tokenizer_class")
+        if found is None and self._of_model(_MODEL_CONFIGS[1]).get("model_type") in _QWENS:
+            found = "Qwen2Tokenizer"
+        return str(found).removesuffix("Fast")
 
     def added(self) -> dict[int, Added]:
         """The tokens that are added to a vocabulary, by id."""
@@ -291,11 +300,12 @@ def _with_added(tokenizer: SentencePieceTokenizer, files: _Files, where: str) ->
 
 
 def _read_pair(vocab_file: Path, merges_file: Path, files: _Files) -> HuggingFaceTokenizer:
-    """GPT-2's pair of files."""
-    if files.kind() not in _PAIR_CLASSES:
+    """GPT-2's pair of files, or Qwen's."""
+    kind = files.kind()
+    if kind not in _PAIR_CLASSES:
         raise UnknownTokenizer(
-            f"{vocab_file.parent} has a {files.kind()} in {vocab_file.name} and "
-            f"{merges_file.name}, and gptc reads only a GPT2Tokenizer from these: add its {JSON}"
+            f"{vocab_file.parent} has a {kind} in {vocab_file.name} and {merges_file.name}, and "
+            f"gptc reads only a GPT2Tokenizer or Qwen2Tokenizer from these: add its {JSON}"
         )
     vocab = files.read(vocab_file.name)
     if not vocab or not all(type(id) is int and id >= 0 for id in vocab.values()):
@@ -311,10 +321,13 @@ def _read_pair(vocab_file: Path, merges_file: Path, files: _Files) -> HuggingFac
     added = files.added()
     if max([*vocab.values(), *added]) >= 2 * (len(vocab) + len(added)) + _MOST_UNUSED:
         raise GptcError(f"{vocab_file}: its ids go far beyond its {len(vocab):,} tokens")
+    if kind == "Qwen2Tokenizer" and not added and END_OF_TEXT not in vocab:
+        added[len(vocab)] = Added(len(vocab), END_OF_TEXT)  # which the class adds by itself
     for text, id in [*files.specials_in(vocab), *_end_in(vocab)]:
         added.setdefault(id, Added(id, text, special=True))
     space = files.config.get("add_prefix_space") is True
-    definition = json.dumps(pair_definition(vocab, merges, added, space), ensure_ascii=False)
+    made = pair_definition(vocab, merges, added, space, _PAIR_CLASSES[kind])
+    definition = json.dumps(made, ensure_ascii=False)
     tokenizer = HuggingFaceTokenizer(definition, where=str(vocab_file))
     if files.config.get("add_bos_token") is True:
         tokenizer.bos = tokenizer.id_of(files.named("bos_token") or END_OF_TEXT)

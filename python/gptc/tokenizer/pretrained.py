@@ -229,6 +229,7 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         self._renamed: tuple[frozenset[int], tokenizers.Tokenizer, dict[int, str]] | None = None
         self.vocab_size = check_ids(list(vocabulary.values()), where)
         for entry in parsed.get("added_tokens") or ():
+            self.takes_spaces = self.takes_spaces or entry.get("lstrip") is True
             if vocabulary.get(entry["content"]) != entry["id"]:
                 raise GptcError(
                     f"{where} gives its token {entry['content']!r} an id that does not follow "
@@ -240,6 +241,9 @@ class HuggingFaceTokenizer(PretrainedTokenizer):
         processor = json.dumps(parsed.get("post_processor"))
         self.has_template = '"TemplateProcessing"' in processor  # which says what is added
         self._pieces = self._read_pieces(where)
+        if self.unknown_id is None and "ByteLevel" in json.dumps(parsed.get("decoder")):
+            known = {piece for piece in self._pieces if len(piece) == 1}
+            self.absent_bytes = bytes(i for i in range(256) if bytes([i]) not in known)
         self.start = start or self.start_text()
         self.adds_space = b"".join(self._pieces[i] for i in first).startswith(b" ")
         self.strips_space = self.adds_space and decoded == "a"

@@ -64,6 +64,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 FULL_LR = 2e-5  # of `gptc finetune` without adapters
+DPO_LR, FULL_DPO_LR = 1e-5, 1e-6  # with --dpo: of adapters, and without them
 OTHER_DEFAULTS: dict[str, Any] = {"steps": 5000, "warmup_steps": 200}
 
 
@@ -79,3 +80,8 @@ def defaults_for(preset: str) -> dict[str, Any]:
     """The training defaults of a preset, else those of its family (the name up to a hyphen)."""
     family = preset.split("-")[0]
     return {**OTHER_DEFAULTS, **DEFAULTS.get(preset, DEFAULTS.get(family, {}))}
+
+
+def default_alpha(rank: int) -> float:
+    """The alpha of adapters that none is given for."""
+    return 2.0 * rank

@@ -17,7 +17,8 @@ def what_fits(
     """What to change so that the run's plan is at most `available` bytes."""
 
     def needed(config: GPTConfig, batch_size: int, seq_len: int) -> int:
-        sized = replace(settings, max_batch=batch_size, max_seq=seq_len)
+        rows = batch_size * options.rows // options.batch_size
+        sized = replace(settings, max_batch=rows, max_seq=seq_len)
         return plan_for(config, sized).total_bytes
 
     def fits(config: GPTConfig, batch_size: int, seq_len: int) -> bool:

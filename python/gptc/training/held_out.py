@@ -24,16 +24,17 @@ def chat_notes(setup: Setup) -> Iterator[str]:
     """Notes on conversations that are cut or left out."""
     assert isinstance(setup.loader, ChatLoader)
     windows, longest = setup.loader.windows, setup.options.seq_len + 1
+    train_on = "completion" if setup.options.dpo else setup.options.train_on
     if windows.n_long:
         done = "are cut" if setup.options.long_rows == "cut" else "are left out"
         yield (
-            f"note: {plural(windows.n_long, 'conversation')} of more than {longest} tokens {done}; "
+            f"note: {plural(windows.n_long, windows.what)} of more than {longest} tokens {done}; "
             "a larger --seq-len takes more of them"
         )
     if windows.n_empty:
         yield (
-            f"note: {plural(windows.n_empty, 'conversation')} left out that have nothing to learn "
-            f"(--train-on {setup.options.train_on}) within {longest} tokens"
+            f"note: {plural(windows.n_empty, windows.what)} left out that have nothing to learn "
+            f"(--train-on {train_on}) within {longest} tokens"
         )
 
 

@@ -83,13 +83,17 @@ def _check_that_steps_remain(steps: int, options: TrainOptions, state: State) ->
 
 
 def time_step(model: Model, loader: Loader, grad_accum: int) -> float:
-    """Seconds per step, measured on a few passes whose gradients are discarded."""
-    x, y = loader.next()
-    loader.position -= len(x)
-    model.backward(x, y)
+    """Seconds per step, measured on a few passes whose gradients are discarded.
+
+    Batches of conversations differ in length, so each pass has another one.
+    """
+    position = loader.position
+    batches = [loader.next() for _ in range(3)]
+    loader.position = position
+    model.backward(*batches.pop())
     begin = time.perf_counter()
-    for _ in range(2):
+    for x, y in batches:
         model.backward(x, y)
-    seconds = (time.perf_counter() - begin) / 2
+    seconds = (time.perf_counter() - begin) / len(batches)
     model.zero_gradients()
     return max(seconds * grad_accum, 1e-6)

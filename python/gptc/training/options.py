@@ -97,6 +97,17 @@ class TrainOptions(DeviceOptions):
         metavar="FILE",
         shown="the model's, else ChatML",
     )
+    dpo: bool = option(
+        False,
+        "Direct preference optimization: rows with chosen and rejected answers, in pairs.",
+        section=_WHAT,
+    )
+    dpo_beta: float = option(
+        0.1,
+        "Strength of the pull to the model before training, with --dpo.",
+        section=_WHAT,
+        above=0,
+    )
     seed: int = option(
         1337, "Random seed of weights, batches, dropout and samples.", section=_WHAT, least=0
     )
@@ -122,7 +133,11 @@ class TrainOptions(DeviceOptions):
     )
 
     batch_size: int = option(
-        8, "Sequences per micro-batch.", section=_STEP, least=1, shown="by preset"
+        8,
+        "Sequences per micro-batch; with --dpo pairs of them.",
+        section=_STEP,
+        least=1,
+        shown="by preset",
     )
     seq_len: int = option(
         256,
@@ -248,7 +263,12 @@ class TrainOptions(DeviceOptions):
     @property
     def tokens_per_step(self) -> int:
         """Tokens of all micro-batches of a step."""
-        return self.batch_size * self.seq_len * self.grad_accum
+        return self.rows * self.seq_len * self.grad_accum
+
+    @property
+    def rows(self) -> int:
+        """Sequences of a micro-batch."""
+        return self.batch_size * (2 if self.dpo else 1)
 
     def check(self) -> None:
         """Raises UsageError for a value outside its range, or values that contradict each other."""
@@ -263,6 +283,8 @@ class TrainOptions(DeviceOptions):
             raise UsageError(
                 f"--lora-rank {self.lora_rank} needs --init-from: adapters change a trained model"
             )
+        if self.dpo:
+            self._check_preference()
         if self.dtype in DTYPES[2:] and not self.lora_rank:
             raise UsageError(
                 f"--dtype {self.dtype} is not for training all weights: use fp32 or bf16, or train "
@@ -271,10 +293,24 @@ class TrainOptions(DeviceOptions):
         if self.min_lr is not None and self.min_lr > self.lr:
             raise UsageError(f"--min-lr is {self.min_lr}; it must be at most --lr ({self.lr})")
 
+    def _check_preference(self) -> None:
+        if self.init_from is None:
+            raise UsageError("--dpo needs --init-from: it changes a trained model")
+        if self.dropout:
+            raise UsageError(
+                f"--dropout {self.dropout:g} with --dpo would change the reference too: use "
+                "--lora-dropout, or leave it out"
+            )
+        for name, value in ("train-on", self.train_on), ("packing", self.packing):
+            if value not in ("assistant", "completion", "pad"):
+                raise UsageError(
+                    f"--{name} {value} excludes --dpo, which compares the last answers of pairs"
+                )
+
 
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", "bias")
 LIMITS = ("steps", "tokens", "epochs", "minutes")
 # Options that cannot change on --resume: the model, and the stream of batches.
 FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)
 LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_kind")
-FIXED_CHATS = ("train_on", "long_rows", "packing", "on_bad_row", "chat_template")
+FIXED_CHATS = ("dpo", "dpo_beta", "train_on", "long_rows", "packing", "on_bad_row", "chat_template")

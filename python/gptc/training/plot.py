@@ -20,6 +20,10 @@ PAGE = ".html"
 _PANELS = (
     ("loss (nats per token)", "train_loss", "val_loss", "linear"),
     ("validation, bits per byte", None, "val_bpb", "linear"),
+    ("margin of rewards", "reward_margin", "val_margin", "linear"),
+    ("share of pairs with a positive margin", "reward_accuracy", "val_accuracy", "linear"),
+    ("reward of chosen answers", "reward_chosen", None, "linear"),
+    ("reward of rejected answers", "reward_rejected", None, "linear"),
     ("learning rate", "lr", None, "linear"),
     ("gradient norm", "grad_norm", None, "log"),
     ("tokens per second", "tokens_per_s", None, "linear"),
@@ -114,7 +118,7 @@ def _results(runs: Sequence[Curves]) -> Iterator[list[str]]:
     yield ["time", *(duration(last["elapsed_s"]) for last in lasts)]
     yield ["training loss", *(f"{last['train_loss']:.4f}" for last in lasts)]
     for title, key in (("best validation loss", "val_loss"), ("its bits per byte", "val_bpb")):
-        yield [title, *(f"{best[key]:.4f}" if best else "" for best in bests)]
+        yield [title, *(f"{best[key]:.4f}" if best and key in best else "" for best in bests)]
     yield ["at step", *(f"{best['step']:,}" if best else "" for best in bests)]
     machines = [_machine(run.trainer) if run.trainer else "" for run in runs]
     yield ["machine", *machines]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TextIO
 
@@ -27,35 +27,64 @@ class StepReport:
     step: int
     steps: int
     loss: float  # nats per token
-    bpb: float  # bits per byte
+    bpb: float | None  # bits per byte; None if the loss is not of tokens
     lr: float
     tokens_per_s: float
     mfu: float | None
     left_s: float
+    measures: dict[str, float] = field(default_factory=dict)  # of pairs, with --dpo
 
     def describe(self) -> str:
         """The numbers as text, for a line or a bar."""
         mfu = "" if self.mfu is None else f"  mfu {self.mfu:.0%}"
+        bpb = "" if self.bpb is None else f"  bpb {self.bpb:.3f}"
+        pairs = "".join(f"  {part}" for part in in_words(self.measures))
         return (
-            f"loss {self.loss:.4f}  bpb {self.bpb:.3f}  {self.tokens_per_s:,.0f} tok/s{mfu}"
+            f"loss {self.loss:.4f}{bpb}{pairs}  {self.tokens_per_s:,.0f} tok/s{mfu}"
             f"  left {duration(self.left_s)}"
         )
 
 
+def in_words(measures: Mapping[str, float]) -> Iterator[str]:
+    """The accuracy and the margin of pairs, of a step or an evaluation."""
+    for name in ("reward_accuracy", "val_accuracy"):
+        if name in measures:
+            yield f"accuracy {measures[name]:.0%}"
+    for name in ("reward_margin", "val_margin"):
+        if name in measures:
+            yield f"margin {measures[name]:.3f}"
+
+
+def described(evaluation: Mapping[str, float]) -> str:
+    """The results of an evaluation."""
+    parts = [f"val loss {evaluation['val_loss']:.4f}"]
+    if "val_bpb" in evaluation:
+        parts.append(f"val bpb {evaluation['val_bpb']:.3f}")
+    return "  ".join([*parts, *in_words(evaluation)])
+
+
 class Meter:
-    """Smooths loss and seconds per step: an exponential mean with bias correction."""
+    """Smooths loss, measures and seconds per step: an exponential mean with bias correction."""
 
     def __init__(self) -> None:
         self._weight = 0.0
         self._loss = 0.0
         self._step_s = 0.0
+        self._sums: dict[str, float] = {}
 
-    def add(self, loss: float, step_s: float) -> None:
+    def add(self, loss: float, step_s: float, measures: Mapping[str, float] | None = None) -> None:
         """Adds a step."""
         past = _SMOOTHING
         self._weight = past * self._weight + (1 - past)
         self._loss = past * self._loss + (1 - past) * loss
         self._step_s = past * self._step_s + (1 - past) * step_s
+        for name, value in (measures or {}).items():
+            self._sums[name] = past * self._sums.get(name, 0.0) + (1 - past) * value
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """The smoothed measures."""
+        return {name: total / self._weight for name, total in self._sums.items()}
 
     @property
     def loss(self) -> float:

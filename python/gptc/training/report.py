@@ -42,6 +42,8 @@ class Summary:
     train_loss: float | None  # smoothed over the last steps
     val_loss: float | None
     val_bpb: float | None
+    val_accuracy: float | None  # of pairs, with --dpo
+    val_margin: float | None
     best_val_loss: float | None
     best_step: int | None
     best_checkpoint: str | None  # None if it is the newest
@@ -93,6 +95,11 @@ def header(setup: Setup, out: Path) -> Iterator[str]:
             f"          {plural(train['rows'], 'conversation')} to train on, {val['rows']:,} held "
             f"out; answers have {train['said']:,} of the tokens"
         )
+        if options.dpo:
+            yield (
+                f"          {plural(setup.loader.n_windows, 'pair')} of answers (DPO, beta "
+                f"{options.dpo_beta:g}), {setup.n_val:,} held out"
+            )
         yield from chat_notes(setup)
     yield f"  device  {_device(setup)}"
     yield (
@@ -101,7 +108,7 @@ def header(setup: Setup, out: Path) -> Iterator[str]:
     )
     yield f"          ({_memory_parts(setup.plan)})"
     yield (
-        f"  steps   {_steps(setup)} of {options.batch_size} x {options.seq_len}{accum} tokens: "
+        f"  steps   {_steps(setup)} of {options.rows} x {options.seq_len}{accum} tokens: "
         f"{count(total)} tokens, {few(epochs)} epochs"
     )
     yield f"  rate    {_rate(setup)}"
@@ -227,6 +234,8 @@ def summarize(
         train_loss=train_loss if state.step > first_step else None,
         val_loss=state.evaluation.get("val_loss"),
         val_bpb=state.evaluation.get("val_bpb"),
+        val_accuracy=state.evaluation.get("val_accuracy"),
+        val_margin=state.evaluation.get("val_margin"),
         best_val_loss=state.best_val_loss,
         best_step=state.best_step,
         best_checkpoint=None if best is None else str(best),

@@ -14,7 +14,7 @@ from gptc.engine.config import presets
 from gptc.errors import UPGRADE, GptcError, UsageError
 from gptc.files.words import quoted
 from gptc.settings import check_types, spelled
-from gptc.training.defaults import defaults_for
+from gptc.training.defaults import default_alpha, defaults_for
 from gptc.training.options import FIXED, FIXED_CHATS, LIMITS, LORA, SHAPE, TrainOptions
 
 
@@ -73,6 +73,8 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
     stored = asdict(stored_options(base))
     for name in (*FIXED, *FIXED_CHATS, *LORA):
         before = getattr(base.config, name) if name in SHAPE else stored[name]
+        if name == "lora_alpha" and before is None:
+            before = default_alpha(stored["lora_rank"])
         if name in given and given[name] != before:
             raise UsageError(
                 f"--{spelled(name)} cannot change on --resume (it was {before}); "

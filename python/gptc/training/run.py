@@ -28,7 +28,9 @@ from gptc.errors import GptcError, UsageError
 from gptc.files.words import DAY_S, duration, plural, quoted
 from gptc.training.folder import RunFolder, choose_folder
 from gptc.training.options import TrainOptions
+from gptc.training.preference import MEASURES
 from gptc.training.progress import Meter, PlainProgress, Progress, StepReport
+from gptc.training.reference import prepare_preference
 from gptc.training.report import Summary, header, summarize
 from gptc.training.resolve import new_options, resumed_options
 from gptc.training.schedule import longer
@@ -95,9 +97,10 @@ class Run:
             state, settled = self.setup.state, self.setup.options
             opened = RunFolder.open(chosen, settled, state.step)
             self.folder = undo.enter_context(closing(opened))
-            self.trainer = Trainer(self.setup, show)
             for line in header(self.setup, self.folder.path):
                 show.note(line)
+            preference = prepare_preference(self.setup, self.folder.path, show)
+            self.trainer = Trainer(self.setup, show, preference)
             n_steps = self.setup.horizon.steps - state.step
             if note := self.folder.disk_note(self.setup.model, settled, n_steps):
                 show.note(note)
@@ -138,6 +141,7 @@ class Run:
             self.show.note(f"time is up after {duration(horizon.budget_s)}")
         sample = None
         if state.step > first_step and signals.received is None:
+            self._take_best()
             sample = self.trainer.sample()
         return summarize(
             self.setup,
@@ -150,6 +154,20 @@ class Run:
             sample=sample,
             signal=signals.received,
         )
+
+    def _take_best(self) -> None:
+        """Gives the model of a run on conversations the weights with the lowest loss.
+
+        Its answers are compared with those before, and it is the one that the run recommends.
+        """
+        best = self.folder.best(self.setup.state)
+        if self.trainer.held_out is None or best is None:
+            return
+        adapted = self.setup.adapted if self.setup.options.lora_rank else None
+        checkpoint = open_folder(best, adapted)
+        for parameter in checkpoint.trained():
+            self.setup.model.set(parameter.name, checkpoint.read(parameter.name))
+        self.show.note(f"the answers after training are those of {best}, the best checkpoint")
 
     def _no_patience(self) -> str:
         state, run = self.setup.state, quoted(self.folder.path)
@@ -186,7 +204,8 @@ class Run:
                 break
             step_s = time.perf_counter() - started
             trained_s += step_s
-            meter.add(record["train_loss"], step_s)
+            measures = {name: record[name] for name in MEASURES if name in record}
+            meter.add(record["train_loss"], step_s, measures)
             state.elapsed_s = elapsed_before + time.perf_counter() - begin
             trainer.measure_peak()
             rate = trainer.positions_per_step / step_s

@@ -27,6 +27,7 @@ from gptc.data.chat_loader import make_loader, n_windows
 from gptc.data.dataset import SPLITS, Dataset
 from gptc.data.known import KNOWN_DATASETS
 from gptc.data.loader import Loader
+from gptc.data.pairs import PairLoader, Pairs
 from gptc.data.preparation import resolve_dataset
 from gptc.engine import library
 from gptc.engine.config import GPTConfig
@@ -40,7 +41,7 @@ from gptc.formats.model_file import ModelFile
 from gptc.settings import spelled
 from gptc.tokenizer.base import Tokenizer
 from gptc.training.chats import open_chats
-from gptc.training.defaults import default_tokenizer, defaults_for
+from gptc.training.defaults import default_alpha, default_tokenizer, defaults_for
 from gptc.training.fitting import what_fits
 from gptc.training.horizon import Horizon, time_step
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
@@ -79,7 +80,14 @@ class Setup:
     @property
     def has_val(self) -> bool:
         """Whether the validation split holds at least one window."""
-        return n_windows(self.dataset, "val", self.options.seq_len) > 0
+        return self.n_val > 0
+
+    @property
+    def n_val(self) -> int:
+        """Windows of the validation split, or pairs."""
+        if self.options.dpo:
+            return len(Pairs(self.dataset, "val", self.options.seq_len))
+        return n_windows(self.dataset, "val", self.options.seq_len)
 
     def close(self) -> None:
         """Frees the model and the data."""
@@ -119,15 +127,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
     dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
     config = _shape(options, base or initial, dataset)
     options = _fit_context(options, config, show)
-    loader = make_loader(
-        dataset,
-        "train",
-        options.batch_size,
-        options.seq_len,
-        options.seed,
-        n_ahead=options.grad_accum,
-        packing=options.packing,
-    )
+    loader = _loader(options, dataset)
     settings, plan = _settings(options, base, base or initial, config)
     resident_before = resident_bytes()
     model = _create_model(options, base, config, settings)
@@ -169,6 +169,14 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
         loader.close()
         model.close()
         raise
+
+
+def _loader(options: TrainOptions, dataset: Dataset) -> Loader:
+    """The loader of the training split."""
+    sizes, n_ahead = (options.batch_size, options.seq_len, options.seed), options.grad_accum
+    if options.dpo:
+        return PairLoader(dataset, "train", *sizes, n_ahead=n_ahead)
+    return make_loader(dataset, "train", *sizes, n_ahead=n_ahead, packing=options.packing)
 
 
 def _open_dataset(
@@ -242,7 +250,7 @@ def _lora(options: TrainOptions, config: GPTConfig) -> Lora | None:
     if not rank:
         return None
     targets = targets_named(config, options.lora_targets)
-    alpha = 2.0 * rank if options.lora_alpha is None else options.lora_alpha
+    alpha = default_alpha(rank) if options.lora_alpha is None else options.lora_alpha
     return Lora(rank, alpha, targets, options.lora_dropout, options.lora_kind)
 
 
@@ -274,7 +282,7 @@ def _settings(
         "packed" if blocks else dtype,
         threads,
         training=True,
-        max_batch=options.batch_size,
+        max_batch=options.rows,
         max_seq=options.seq_len,
         dropout=options.dropout,
         seed=options.seed,

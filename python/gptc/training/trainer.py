@@ -8,17 +8,18 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
-from gptc.data.chat_loader import n_windows
 from gptc.engine import library
+from gptc.engine.optim import AdamW
 from gptc.engine.session import session_bytes
 from gptc.errors import EngineError, GptcError
-from gptc.eval.loss import Evaluation, bits_per_byte, evaluate
+from gptc.eval.loss import bits_per_byte, evaluate
 from gptc.files.words import plural, quoted
 from gptc.generation.decoder import Generation
 from gptc.generation.options import Sampling
 from gptc.generation.request import prompt_tokens
 from gptc.training.held_out import HeldOut
-from gptc.training.progress import Meter, Progress, StepReport, step_label
+from gptc.training.preference import Preference
+from gptc.training.progress import Meter, Progress, StepReport, described, step_label
 from gptc.training.schedule import learning_rate
 from gptc.training.setup import Setup
 from gptc.training.signals import StepDropped
@@ -33,13 +34,14 @@ PEAK_EVERY_S = 5.0  # seconds between measurements of the machine's peak
 class Trainer:
     """Runs the steps of a run. Their effects are in `setup.state`."""
 
-    def __init__(self, setup: Setup, show: Progress) -> None:
+    def __init__(self, setup: Setup, show: Progress, preference: Preference | None = None) -> None:
         self._setup = setup
         self._show = show
         self.peak_flops = setup.peak_flops
         self._rise_noted: int | None = None  # the best step when a rise was noted
         self._peak_at = time.monotonic()
         self.n_steps = self.n_positions = 0  # of this process
+        self.preference = preference
         self.held_out = HeldOut(setup) if setup.dataset.is_chats else None
 
     @property
@@ -59,19 +61,26 @@ class Trainer:
         lr = learning_rate(state.step, setup.horizon.steps, options)
         batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
         places = [rows.positions for rows in batches if rows.positions is not None]
+        adamw = AdamW(
+            lr,
+            options.beta1,
+            options.beta2,
+            options.eps,
+            options.weight_decay,
+            options.grad_clip,
+        )
+        measures: dict[str, float] = {}
         try:
-            result = setup.model.train_step(
-                [rows.inputs for rows in batches],
-                [rows.targets for rows in batches],
-                positions=places or None,
-                lr=lr,
-                beta1=options.beta1,
-                beta2=options.beta2,
-                eps=options.eps,
-                weight_decay=options.weight_decay,
-                grad_clip=options.grad_clip,
-                check=check,
-            )
+            if self.preference is not None:
+                result, measures = self.preference.step(position, batches, adamw, check)
+            else:
+                result = setup.model.train_step(
+                    [rows.inputs for rows in batches],
+                    [rows.targets for rows in batches],
+                    positions=places or None,
+                    check=check,
+                    **vars(adamw),
+                )
         except StepDropped:
             setup.loader.position = position  # so that its batches are drawn again
             raise
@@ -94,6 +103,7 @@ class Trainer:
             "train_loss": _short(result.loss),
             "lr": _short(lr),
             "grad_norm": _short(result.grad_norm),
+            **{name: _short(value) for name, value in measures.items()},
         }
 
     def _diverged(self) -> GptcError:
@@ -117,33 +127,36 @@ class Trainer:
         """
         setup, state, options = self._setup, self._setup.state, self._setup.options
         n_batches = options.eval_batches
-        n_all = n_windows(setup.dataset, "val", options.seq_len)
+        n_all = setup.n_val
         n_sampled = n_batches * options.batch_size
         if n_all <= n_sampled:
             n_batches = 0
         result = self._evaluated(n_batches)
-        state.compare(result.loss)
-        rise = self._rise(result.loss)
+        state.compare(result["val_loss"])
+        rise = self._rise(result["val_loss"])
         if last and n_batches and n_all <= n_sampled * WHOLE_AT_END:
             n_batches = 0
             result = self._evaluated(0)
-        state.evaluation = {"val_loss": _short(result.loss), "val_bpb": _short(result.bpb)}
+        state.evaluation = {name: _short(value) for name, value in result.items()}
         part = f"  (over {plural(n_batches, 'batch', 'batches')})" if n_batches else ""
         label = step_label(state.step, setup.horizon.steps)
-        self._show.note(f"{label}  val loss {result.loss:.4f}  val bpb {result.bpb:.3f}{part}")
+        self._show.note(f"{label}  {described(result)}{part}")
         if rise:
             self._show.note(rise)
         return state.evaluation
 
-    def _evaluated(self, n_batches: int) -> Evaluation:
+    def _evaluated(self, n_batches: int) -> dict[str, float]:
         setup, options = self._setup, self._setup.options
-        return evaluate(
+        if self.preference is not None:
+            return self.preference.evaluate(n_batches or None)
+        found = evaluate(
             setup.model,
             setup.dataset,
             batch_size=options.batch_size,
             seq_len=options.seq_len,
             n_batches=n_batches or None,
         )
+        return {"val_loss": found.loss, "val_bpb": found.bpb}
 
     def _rise(self, val_loss: float) -> str | None:
         """A note when the loss has risen past its best by a margin; once for each best."""
@@ -203,13 +216,14 @@ class Trainer:
 
     def report(self, meter: Meter, lr: float) -> StepReport:
         """The state of training for the display."""
-        setup, state = self._setup, self._setup.state
+        setup, state, options = self._setup, self._setup.state, self._setup.options
         rate = self.positions_per_step / meter.step_s
         return StepReport(
             step=state.step,
             steps=setup.horizon.steps,
             loss=meter.loss,
-            bpb=bits_per_byte(meter.loss, setup.dataset, "train"),
+            bpb=None if options.dpo else bits_per_byte(meter.loss, setup.dataset, "train"),
+            measures=dict(meter.measures),
             lr=lr,
             tokens_per_s=rate,
             mfu=self.mfu(rate),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from gptc import Lora, Model
@@ -19,7 +20,7 @@ from gptc.cli import main
 from gptc.convert.export_model import export_model
 from gptc.engine.lora import targets_named
 from gptc.errors import GptcError, UsageError
-from gptc.formats import hf
+from gptc.formats import gguf_lora, hf
 from small_models import SHAPES, batch, make_checkpoint, make_config
 
 
@@ -171,6 +172,10 @@ def damaged(folder: Path, **changes: Any) -> Path:
         ({"r": 3}, "the adapter is of another model"),
         ({"r": "2"}, "r is '2'"),
         ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 10+, out of range"),
+        ({"lora_alpha": 1e300}, "lora_alpha is 1e.300, out of range"),
+        ({"r": 10**400}, "r is 10"),
+        ({"lora_dropout": 10**30}, "lora_dropout is 10"),
     ],
 )
 def test_what_the_engine_does_not_compute_is_refused_by_name(
@@ -212,3 +217,17 @@ def test_an_adapter_of_an_adapter_or_of_a_model_is_refused(tmp_path: Path) -> No
         AdapterSet(open_checkpoint(base), [base])
     with pytest.raises(UsageError, match="two adapters are named one"):
         AdapterSet(open_checkpoint(base), [folder, folder])
+
+
+def test_a_gguf_adapter_of_a_rank_out_of_range_is_refused(tmp_path: Path) -> None:
+    config = make_config("gpt2")
+    shapes = {name: shape for name, shape, _ in Lora(2, 1.0, ("qkv",)).parameters(config)}
+
+    def read(name: str) -> npt.NDArray[np.float32]:
+        """Zeros of another rank than the engine would accept."""
+        return np.zeros([5000 if n == 2 else n for n in shapes[name]], np.float32)
+
+    path = tmp_path / "one.gguf"
+    path.write_bytes(b"".join(gguf_lora.chunks(config, Lora(5000, 1.0, ("qkv",)), read)))
+    with pytest.raises(GptcError, match="adapters of rank 5,000, out of range"):
+        gguf_lora.GgufAdapter(path, config)

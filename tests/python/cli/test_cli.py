@@ -24,6 +24,7 @@ Gptc = Callable[..., Any]
     ("arguments", "code", "message"),
     [
         (["trian"], 2, "unknown command 'trian'; did you mean train?"),
+        (["chat", "-m", "x"], 2, "unknown command 'chat'; use gptc infer -m MODEL --chat"),
         (["frobnicate"], 2, "unknown command 'frobnicate'; known: prepare, train"),
         (["train", "--stpes", "3"], 2, "--steps"),
         (["train", "--steps", "few"], 2, "'few' is not a size"),

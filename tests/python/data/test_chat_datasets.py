@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,58 @@ def test_bad_rows_stop_or_are_counted(tmp_path: Path) -> None:
     with pytest.raises(GptcError, match="already holds a dataset"):
         prepared(tmp_path, found, on_bad_row="skip", seed=4)
     assert prepared(tmp_path, found, on_bad_row="skip").already_there
+
+
+@pytest.mark.parametrize("val_by", ["random", "order"])
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_rows_are_all_in_one_split(tmp_path: Path, val_by: Any, seed: int) -> None:
+    """A row that trains would be known when it validates: losses would be too low."""
+    single, twice, often = rows(30), rows(6, 2), rows(1, 3) * 9
+    found = single + twice + often + twice
+    notes: list[str] = []
+    dataset = prepared(tmp_path, found, val_by=val_by, seed=seed, notify=notes.append)
+    train, val = texts(dataset, "train"), texts(dataset, "val")
+    assert len(train) + len(val) == len(found)
+    assert not set(train) & set(val)
+    assert notes == [
+        "note: 14 rows of 51 repeat others; equal rows are all trained on or all held out"
+    ]
+    assert len(val) in (range(4, 7) if val_by == "random" else range(1))
+
+
+def test_rows_that_are_all_repeated_leave_one_to_validate(tmp_path: Path) -> None:
+    dataset = prepared(tmp_path, rows(2) * 8, val_fraction=0.05)
+    assert len(set(texts(dataset, "train"))) == len(set(texts(dataset, "val"))) == 1
+    (tmp_path / "one").mkdir()
+    assert not texts(prepared(tmp_path / "one", rows(1) * 8), "val")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "bad", "fault"),
+    [
+        ("csv", "Say 1,one,two", r"has 3 fields, and the header has 2"),
+        ("csv", "Say 1", r"has no output \(only instruction\)"),
+        ("csv", '"Say" 1,one', r"is not a row of CSV \(.*\)"),
+        ("tsv", "Say 1\tone\ttwo", r"has 3 fields, and the header has 2"),
+        ("tsv", "Say 1", r"has 1 of 2 fields"),
+    ],
+)
+def test_rows_of_wrong_width_stop_or_are_counted(
+    tmp_path: Path, suffix: str, bad: str, fault: str
+) -> None:
+    between = "\t" if suffix == "tsv" else ","
+    lines = [f"instruction{between}output", *(f"Say {i}.{between}{i}" for i in range(9))]
+    source = tmp_path / f"rows.{suffix}"
+    source.write_text("\n".join([*lines[:5], bad, *lines[5:]]) + "\n")
+    with pytest.raises(GptcError) as caught:
+        prepare([str(source)], tmp_path / "out")
+    assert str(caught.value).startswith(f"{source}: line 6")
+    assert re.search(f"line 6:? {fault}", str(caught.value))
+    assert str(caught.value).endswith("leave such rows out with --on-bad-row skip")
+    notes: list[str] = []
+    dataset = prepare([str(source)], tmp_path / "out", on_bad_row="skip", notify=notes.append)
+    assert dataset.meta["chats"] | {"left_out": 1, "sequences": 9} == dataset.meta["chats"]
+    assert re.match(r"note: 1 bad row left out, such as .*line 6:? " + fault, notes[0])
 
 
 def test_a_template_that_refuses_a_row_names_it(tmp_path: Path) -> None:

@@ -6,11 +6,15 @@ script, become <unk>. A note counts them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gptc.tokenizer.byte_level import to_characters
+from vocabularies import byte_level
 
 Gptc = Callable[..., Any]
 
@@ -53,3 +57,35 @@ def test_unknown_words_of_a_tokenizer_json_are_noted(gptc: Gptc, tmp_path: Path)
     ran = gptc("prepare", text, *options, "--out", tmp_path / "d")
     assert ran.code == 0, ran.err
     assert ran.err.startswith("note: 51 tokens (0.17 of all) are <unk>"), ran.err  # a space too
+
+
+@pytest.mark.parametrize("chats", [False, True])
+def test_bytes_without_a_token_are_counted(gptc: Gptc, tmp_path: Path, chats: bool) -> None:
+    """SmolLM2's vocabulary lacks 21 of the bytes, six of which are in texts: 0x04, for one."""
+    tokenizers = pytest.importorskip("tokenizers")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    known = [c for c in alphabet if c not in (to_characters(b"\x04"), to_characters(b"\xf5"))]
+    vocab = {c: i for i, c in enumerate([*known, "<|endoftext|>"])}
+    own = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+    own.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own.decoder = tokenizers.decoders.ByteLevel()
+    own.add_special_tokens(["<|endoftext|>"])
+    own.save(str(tmp_path / "tokenizer.json"))
+    text = tmp_path / ("rows.jsonl" if chats else "text.txt")
+    row = json.dumps({"prompt": "the\x04 king", "completion": "a\x04\x04"})
+    text.write_text(f"{row}\n" * 4 if chats else "the\x04 king\n" * 12)
+    ran = gptc("prepare", text, "--tokenizer", tmp_path / "tokenizer.json", "--out", tmp_path / "d")
+    assert ran.code == 0, ran.err
+    assert (
+        "note: the tokenizer has no token for 2 of the 256 bytes, and leaves out 12 bytes of the "
+        "text (0x04)\n"
+    ) in ran.err
+
+
+@pytest.mark.parametrize("kind", ["bytes", "gpt2-like"])
+def test_a_text_of_known_bytes_has_no_note(gptc: Gptc, tmp_path: Path, kind: str) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the\x04 king é\n" * 12)
+    name = "bytes" if kind == "bytes" else str(byte_level(tmp_path))
+    ran = gptc("prepare", text, "--tokenizer", name, "--out", tmp_path / "d")
+    assert (ran.code, ran.err) == (0, "")

@@ -9,8 +9,9 @@ import pytest
 
 from gptc import Model
 from gptc.engine.config import GPTConfig
+from gptc.engine.options import Options
 from gptc.engine.session import session_bytes
-from gptc.errors import EngineError, GptcError
+from gptc.errors import EngineError, GptcError, UsageError
 from small_models import batch, varied
 
 Config = Callable[..., GPTConfig]
@@ -76,3 +77,29 @@ def test_session_errors(model: Model) -> None:
         session.decode(np.zeros(9, np.int32))
     assert session.length(0) == 0
     assert session_bytes(model, 2, 8) > 0
+
+
+def test_an_int8_cache_takes_half_of_the_memory(config: Config) -> None:
+    shape = config(block_size=1024, n_embd=128, n_head=2)
+    with varied(shape, dtype="bf16") as model:
+        cache = 2 * shape.n_layer * 64 * 1024 * shape.n_embd
+        sizes = {kind: session_bytes(model, 64, kv_dtype=kind) for kind in ("auto", "int8")}
+        scales = 2 * shape.n_layer * 64 * 1024 * shape.n_head * 4
+        saved = sizes["auto"] - sizes["int8"]
+        assert saved == pytest.approx(cache - scales, abs=256 * 8)
+        assert model.session(2).kv_dtype == "auto"
+        assert model.session(2, kv_dtype="int8").kv_dtype == "int8"
+        with pytest.raises(UsageError, match="kv_dtype 'int4' is unknown; it must be one of auto"):
+            model.session(2, kv_dtype="int4")
+    with varied(config(), kv_dtype="int8") as model:
+        assert session_bytes(model, 4) == session_bytes(model, 4, kv_dtype="int8")
+        assert session_bytes(model, 4) < session_bytes(model, 4, kv_dtype="auto")
+        assert model.session().kv_dtype == "int8"
+
+
+def test_an_int8_cache_is_for_a_cpu() -> None:
+    assert Options(device="auto", kv_dtype="int8").resolved().device == "cpu"
+    with pytest.raises(UsageError, match="a KV cache in int8 is read on a CPU only: use --device"):
+        Options(device="cuda", kv_dtype="int8").resolved()
+    with pytest.raises(UsageError, match="kv_dtype 'fp8' is unknown"):
+        Options(kv_dtype="fp8").resolved()

@@ -75,6 +75,20 @@ def test_rounded_weights_cost_little(gptc: Gptc, run: Path) -> None:
     assert "%" in plain
 
 
+def test_an_int8_cache_costs_little(gptc: Gptc, run: Path) -> None:
+    for dtype in ("fp32", "bf16"):
+        asked = ("eval", "-m", run, "--kv-dtype", "int8", "--dtype", dtype)
+        exact, rounded = json.loads(gptc(*asked, "--json").out)["results"]
+        assert (exact["kv_dtype"], rounded["kv_dtype"]) == ("auto", "int8")
+        assert exact["tokens"] == rounded["tokens"]
+        assert 0 < abs(rounded["cost"]) < 0.003
+        plain = json.loads(gptc("eval", "-m", run, "--dtype", dtype, "--json").out)["results"]
+        assert exact["loss"] == pytest.approx(
+            plain[0]["loss"], rel=1e-5 if dtype == "fp32" else 1e-3
+        )
+    assert re.search(r"bf16, int8 cache +loss .*%", gptc(*asked).out)
+
+
 def test_another_tokenizers_data_is_refused(gptc: Gptc, run: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("a tale of another kind\n" * 200)

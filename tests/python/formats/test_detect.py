@@ -31,6 +31,8 @@ def test_detection_names_what_is_no_model(config: Config, tmp_path: Path) -> Non
         ("empty.bin", "", "empty.bin is empty"),
         ("gptc_tokenizer.json", "{}", f"name the folder, {tmp_path}"),
         ("metrics.jsonl", "{}", f"name the folder, {tmp_path}"),
+        ("chats.jsonl", "{}", "has rows, not a model: train on them with gptc finetune -m MODEL"),
+        ("alpaca.json", " [{}]", "has rows, not a model"),
         ("ll_tokenizer.bin", "abcdefgh", "is the tokenizer of a model: name the model's file"),
     ):
         (tmp_path / name).write_text(content)

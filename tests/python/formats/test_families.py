@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import family_table
 import plain_llama
 import reference
 from gptc import Model
@@ -22,7 +23,7 @@ from gptc.checkpoint.reader import Checkpoint
 from gptc.convert.export_model import export_model
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.formats import families, gguf, hf, layout
+from gptc.formats import families, gguf, gguf_write, hf, layout
 from gptc.formats.registry import open_model
 from small_models import make_checkpoint, make_config
 
@@ -273,11 +274,30 @@ def test_a_gguf_file_with_other_features(
     keys: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_checkpoint(make_config("llama"), folder=tmp_path / "model")
-    metadata = gguf._metadata
+    metadata = gguf_write._metadata
     with monkeypatch.context() as patch:
-        patch.setattr(gguf, "_metadata", lambda *given: {**metadata(*given), **keys})
+        patch.setattr(gguf_write, "_metadata", lambda *given: {**metadata(*given), **keys})
         (tmp_path / "m.gguf").write_bytes(b"".join(gguf.model_chunks(source, None)))
     with pytest.raises(GptcError, match=message) as caught:
         open_model(tmp_path / "m.gguf")
     assert "m.gguf" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# ---- the table of what was compared ----
+
+
+def test_the_table_of_the_docs_has_each_family_and_each_comparison() -> None:
+    """`pytest -m parity tests/python/test_parity.py --family-table` writes it."""
+    _, inside, _ = family_table.parts_of_page()
+    _, _, *rows = inside.splitlines()
+    for case, row in zip(family_table.CASES, rows, strict=True):
+        cells = row.strip("| ").split(" | ")
+        assert cells[:2] == [case.name, case.kind]
+        assert cells[2].strip() == family_table.features(case)
+        for column, value in zip(family_table.COLUMNS, cells[3:], strict=True):
+            if (case.name, column) in family_table.MISSING:
+                assert value == "none"
+            elif value not in ("same", "same bits"):
+                assert 0 < float(value) < 1e-4, (case.name, column)
+    assert {case.kind for case in family_table.CASES} == {f.model_type for f in families.FAMILIES}

@@ -32,6 +32,7 @@ NAMES = [
     "gptc_tokenizer.json", "checksums.json", "shard", "debug-state", "shard-wide",
     "dataset.json", "tokenizer.json", "tokenizer_config.json", "openai", "openai-index",
     "openai-hparams", "sharded-index", "messages", "tekken.json",
+    "peft-gpt2-adapter_config.json", "peft-gpt2-adapter_model.safetensors", "gguf-lora-gpt2",
 ]  # fmt: skip
 
 
@@ -47,6 +48,15 @@ def test_every_format_is_a_target(targets: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_whole_is_read(targets: dict[str, Any], name: str) -> None:
     targets[name].read()
+
+
+def test_what_is_whole_of_adapters_rows_and_bodies_is_read(targets: dict[str, Any]) -> None:
+    """A target whose valid file is refused would damage what is never reached."""
+    starts = ("adapter-", "gguf-lora", "chats", "mask", "dataset.json-", "shard-", "body-", "tool-")
+    chosen = [name for name in targets if name.startswith(starts)]
+    assert len(chosen) > 25
+    for name in chosen:
+        targets[name].read()
 
 
 @pytest.mark.parametrize("name", NAMES)

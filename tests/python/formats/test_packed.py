@@ -14,69 +14,12 @@ import numpy as np
 import pytest
 
 from gptc.checkpoint.facade import load_model
-from gptc.checkpoint.find import open_checkpoint
 from gptc.cli.info import describe
-from gptc.convert.import_model import import_model
 from gptc.errors import EngineError, GptcError, UsageError
-from gptc.formats import layout
 from gptc.formats.blocks import BLOCKS, Blocks
-from gptc.formats.gguf import _LLAMA, GgufModel
-from gptc.formats.gguf_container import ALIGNMENT, header
-from gptc.formats.layout import Part
-from gptc.formats.numbers import F16, F32, Codec
+from gptc.formats.gguf import GgufModel
+from packed_models import CONFIG, MIXED, write_gguf
 from small_models import make_checkpoint, make_config
-
-CONFIG = make_config("llama", n_embd=256, n_ff=512, vocab_size=96, n_layer=2, tied=True)
-BY_NAME = {kind.name: kind for kind in BLOCKS}
-# As llama.cpp's Q4_K_M: some values, and what leads back to the residual stream, are finer.
-MIXED = {"attn_v": "Q6_K", "ffn_down": "Q6_K", "token_embd": "Q8_0"}
-
-
-# What the integers of a type have above the middle of its numbers, where it has minima.
-MIDDLES = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
-
-
-def random_blocks(kind: Blocks, shape: tuple[int, ...], rng: np.random.Generator) -> bytes:
-    """Blocks whose numbers are about as large as the weights of a model, and of both signs."""
-    size = (kind.n_bytes(shape) // kind.block_bytes, kind.block_bytes)
-    blocks = rng.integers(0, 256, size, np.uint8)
-    scales = rng.uniform(0.5, 1.5, len(blocks)) * rng.choice([-1, 1], len(blocks))
-    for unit in (1.0, 0.06):
-        for i, at in enumerate(kind.scales_at):
-            halves = (unit * scales * (MIDDLES[kind.name] if i else 1)).astype("<f2")
-            blocks[:, at : at + 2] = halves.view(np.uint8).reshape(-1, 2)
-        scales /= kind.dequantize(blocks[:64]).std()
-    return blocks.tobytes()
-
-
-def write_gguf(path: Path, kinds: dict[str, str], rest: str, seed: int = 1) -> GgufModel:
-    """A Llama with random blocks: of `kinds` by a part of a tensor's name, else of `rest`."""
-    rng = np.random.default_rng(seed)
-    codecs: list[tuple[Part, Codec]] = []
-    for part in layout.parts(CONFIG, _LLAMA):
-        name = next((kind for mark, kind in kinds.items() if mark in part.name), rest)
-        codecs.append((part, BY_NAME.get(name, F16) if len(part.shape) == 2 else F32))
-    sizes = {
-        "context_length": CONFIG.block_size,
-        "embedding_length": CONFIG.n_embd,
-        "block_count": CONFIG.n_layer,
-        "feed_forward_length": CONFIG.n_ff,
-        "attention.head_count": CONFIG.n_head,
-        "attention.head_count_kv": CONFIG.n_kv_head,
-    }
-    values = {"general.architecture": "llama", "tokenizer.ggml.model": "no_vocab"}
-    values |= {f"llama.{key}": size for key, size in sizes.items()}
-    with path.open("wb") as file:
-        file.write(header(values, [(part.name, codec, part.shape) for part, codec in codecs]))
-        for part, codec in codecs:
-            if isinstance(codec, Blocks):
-                data = random_blocks(codec, part.shape, rng)
-            else:
-                mean = 1.0 if len(part.shape) == 1 else 0.0
-                data = bytes(codec.encode(rng.normal(mean, 0.06, part.shape).astype(np.float32)))
-            file.write(data + bytes(-len(data) % ALIGNMENT))
-    return GgufModel(path)
-
 
 TOKENS = np.random.default_rng(2).integers(0, 96, (1, 40)).astype(np.int32)
 
@@ -160,14 +103,6 @@ def test_a_scale_that_is_not_finite_is_named(tmp_path: Path) -> None:
         load_model(GgufModel(file.path))
 
 
-def test_import_says_that_it_widens(tmp_path: Path) -> None:
-    file = write_gguf(tmp_path / "m.gguf", MIXED, "Q4_K")
-    notes = import_model(file.path, tmp_path / "imported").notes
-    assert any("quantized matrices are float32 in a checkpoint" in note for note in notes)
-    with load_model(open_checkpoint(tmp_path / "imported")) as model:
-        assert np.array_equal(model.get("h.1.attn.qkv.weight"), file.read("h.1.attn.qkv.weight"))
-
-
 def test_info_lists_types(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "m.gguf", MIXED, "Q4_K")
     types = describe(file.path)["types"]
@@ -194,14 +129,11 @@ with load_model(large, max_batch=0):
 """
 
 
-def test_loading_takes_little_more_than_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loading_takes_little_more_than_the_file(tmp_path: Path) -> None:
     """At most a tenth more than the file, for panels, twice its largest tensor, and 8 MB."""
     small = write_gguf(tmp_path / "small.gguf", {}, "Q4_K")
     wide = make_config("llama", n_embd=1024, n_ff=4096, vocab_size=96, n_layer=4, tied=True)
-    monkeypatch.setattr("test_packed.CONFIG", wide)
-    large = write_gguf(tmp_path / "large.gguf", MIXED, "Q4_K")
+    large = write_gguf(tmp_path / "large.gguf", MIXED, "Q4_K", config=wide)
     n_bytes = large.path.stat().st_size
     most = max(entry.end - entry.offset for entry in large.tensors.entries.values())
     done = subprocess.run(

@@ -19,7 +19,7 @@ from gptc.checkpoint.find import open_checkpoint
 from gptc.convert.export_model import export_model
 from gptc.convert.verify import verify
 from gptc.errors import GptcError
-from gptc.formats import gguf
+from gptc.formats import gguf, gguf_write
 from gptc.formats.nanogpt import NanogptModel
 from gptc.formats.numbers import BF16, F16, encoded
 from gptc.formats.pickled import PickledTensors
@@ -152,9 +152,9 @@ TYPE, FACTOR, OLD = (
 
 def with_keys(path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]) -> Path:
     """A small Llama as GGUF, with these keys."""
-    written = gguf._metadata
+    written = gguf_write._metadata
     with monkeypatch.context() as patch:
-        patch.setattr(gguf, "_metadata", lambda *given: {**written(*given), **keys})
+        patch.setattr(gguf_write, "_metadata", lambda *given: {**written(*given), **keys})
         source = make_checkpoint(make_config("llama"), folder=path.with_suffix(".source"))
         path.write_bytes(b"".join(gguf.model_chunks(source, None)))
     return path
@@ -203,8 +203,8 @@ def test_two_scalings_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     values: dict[str, Any] = {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original": 32}
     values |= {"rope_low_freq": 1.0, "rope_high_freq": 4.0}
     source = make_checkpoint(make_config("llama", **values), folder=tmp_path / "source")
-    written = gguf._metadata
-    monkeypatch.setattr(gguf, "_metadata", lambda *given: {**written(*given), FACTOR: 4.0})
+    written = gguf_write._metadata
+    monkeypatch.setattr(gguf_write, "_metadata", lambda *given: {**written(*given), FACTOR: 4.0})
     (tmp_path / "m.gguf").write_bytes(b"".join(gguf.model_chunks(source, None)))
     with pytest.raises(GptcError, match=r"by rope_freqs\.weight and by a factor of 4; only one"):
         open_model(tmp_path / "m.gguf")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gptc.errors import GptcError
-from gptc.formats import gguf, gguf_rope
+from gptc.formats import gguf, gguf_rope, gguf_write
 from gptc.formats.registry import open_model
 from small_models import make_checkpoint, make_config
 
@@ -20,9 +20,9 @@ def write(path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], fac
     values: dict[str, Any] = {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original": 32}
     values |= {"rope_low_freq": 1.0, "rope_high_freq": 4.0}
     source = make_checkpoint(make_config("llama", **values), folder=path.with_name("source"))
-    metadata, divisors = gguf._metadata, gguf_rope.divisors
+    metadata, divisors = gguf_write._metadata, gguf_rope.divisors
     with monkeypatch.context() as patch:
-        patch.setattr(gguf, "_metadata", lambda *given: {**metadata(*given), **keys})
+        patch.setattr(gguf_write, "_metadata", lambda *given: {**metadata(*given), **keys})
 
         def changed(*given: Any, **named: Any) -> Any:
             found = divisors(*given, **named)

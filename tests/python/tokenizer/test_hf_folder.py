@@ -23,6 +23,7 @@ from gptc.tokenizer.byte_level import to_characters
 from gptc.tokenizer.marks import Marks
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer
 from gptc.tokenizer.registry import make_tokenizer, read_tokenizer
+from pretokenizers import PUBLISHED, TEXTS
 from small_models import make_config, varied
 from vocabularies import PIECES, TYPES, byte_level, gpt2_folder, llama_like, needs_gpt2
 
@@ -106,9 +107,36 @@ def test_the_files_next_to_the_pair_add_tokens(tmp_path: Path) -> None:
 
 def test_the_pair_of_another_class_is_refused(tmp_path: Path) -> None:
     pair(tmp_path)
-    dump(tmp_path, tokenizer_config={"tokenizer_class": "Qwen2Tokenizer"})
-    with pytest.raises(GptcError, match=r"has a Qwen2Tokenizer in vocab\.json and merges\.txt"):
+    dump(tmp_path, tokenizer_config={"tokenizer_class": "CodeGenTokenizer"})
+    with pytest.raises(GptcError, match=r"has a CodeGenTokenizer in vocab\.json and merges\.txt"):
         make_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("named", ["by its class", "by the model", "with its special tokens"])
+def test_qwens_pair_cuts_and_composes_as_qwen(tmp_path: Path, named: str) -> None:
+    """The pre-tokenizer and normalizer are those of transformers' Qwen2Tokenizer."""
+    vocab = pair(tmp_path)
+    del vocab["<|endoftext|>"]
+    end = {"content": "<|endoftext|>", "special": True}
+    turn = {"content": "<|im_start|>", "special": True}
+    config: dict[str, Any] = {"tokenizer_class": "Qwen2Tokenizer"}
+    if named == "with its special tokens":
+        n = len(vocab)
+        config |= {"added_tokens_decoder": {str(n): end, str(n + 1): turn}, "eos_token": end}
+    dump(tmp_path, vocab=vocab)
+    if named == "by the model":
+        dump(tmp_path, config={"model_type": "qwen3"})
+    else:
+        dump(tmp_path, tokenizer_config=config)
+    ours = make_tokenizer(str(tmp_path))
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=MERGES))
+    splitter, normalizer = PUBLISHED["qwen2"]
+    saved = {**json.loads(theirs.to_str()), "pre_tokenizer": splitter, "normalizer": normalizer}
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(saved))
+    theirs.add_special_tokens(["<|endoftext|>", *(["<|im_start|>"] if len(config) > 1 else [])])
+    for text in [*TEXTS, "hello<|endoftext|><|im_start|>hell", "e\u0301 123"]:
+        assert ours.encode(text).tolist() == theirs.encode(text).ids, text
+    assert ours.end_of_text == len(vocab)
 
 
 @pytest.mark.parametrize(

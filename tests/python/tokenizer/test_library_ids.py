@@ -10,6 +10,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gptc.tokenizer.base import StreamDecoder, Tokenizer
 from gptc.tokenizer.cutting import cut_inside
 from gptc.tokenizer.pretrained import HuggingFaceTokenizer, SentencePieceTokenizer
 from gptc.tokenizer.registry import make_tokenizer
+from pretokenizers import TEXTS
 from vocabularies import LLAMA, assert_cut_is_exact, begun, small_tiktoken
 
 Ids = Callable[[str], list[int]]
@@ -44,7 +46,20 @@ WORDS = [
     "é",
     "東京",
 ]
-WORDS += ["aaaa", "()", "<mask>", "e\u0301", "\u3000", "ﬁ", "\u2581", "<s>", "😀"]
+WORDS += [
+    "<MASK>",
+    "THE CAT",
+    "tHe cat",
+    "aaaa",
+    "()",
+    "<mask>",
+    "e\u0301",
+    "\u3000",
+    "ﬁ",
+    "\u2581",
+    "<s>",
+    "😀",
+]
 
 
 def trained(**options: Any) -> tuple[Tokenizer, Ids]:
@@ -63,7 +78,9 @@ def trained(**options: Any) -> tuple[Tokenizer, Ids]:
     return SentencePieceTokenizer(out.getvalue()), theirs.encode
 
 
-def described(changes: dict[str, Any], unigram: bool = False) -> tuple[Tokenizer, Ids]:
+def described(
+    changes: dict[str, Any], unigram: bool = False, **flags: bool
+) -> tuple[Tokenizer, Ids]:
     """A tokenizer.json of Llama's or GPT-2's sort with these parts, and its library's ids."""
     import tokenizers
 
@@ -88,7 +105,9 @@ def described(changes: dict[str, Any], unigram: bool = False) -> tuple[Tokenizer
     named = ("<unk>", "<s>", "</s>")
     definition["added_tokens"] = [t for t in definition["added_tokens"] if t["content"] in named]
     theirs = tokenizers.Tokenizer.from_str(json.dumps(definition))
-    theirs.add_tokens([tokenizers.AddedToken("<mask>", rstrip=True, normalized=False)])
+    names = ("<mask>", "tHe cat") if flags else ("<mask>",)
+    flags = flags or {"rstrip": True, "normalized": False}
+    theirs.add_tokens([tokenizers.AddedToken(name, **flags) for name in names])
     return (
         HuggingFaceTokenizer(theirs.to_str()),
         lambda text: list(theirs.encode(text, add_special_tokens=False).ids),
@@ -115,6 +134,7 @@ STRIPPED["normalizer"] = {"type": "Strip", "strip_left": True, "strip_right": Tr
 BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 SPACED = {"pre_tokenizer": BYTES, "decoder": BYTES}
 PLAIN = {"pre_tokenizer": {**BYTES, "add_prefix_space": False}, "decoder": BYTES}
+LOWER = {"type": "Lowercase"}
 IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 
 
@@ -154,6 +174,13 @@ KINDS: dict[str, Callable[[], tuple[Tokenizer, Ids]]] = {
     "json unigram": lambda: described(metaspace("always", split=True), unigram=True),
     "json bytes": lambda: described({**PLAIN, "normalizer": None}),
     "json bytes with a space": lambda: described({**SPACED, "normalizer": None}),
+    **{
+        f"json added {flag}, {name}": partial(
+            described, {**changes, "normalizer": LOWER}, **{"normalized": False, flag: True}
+        )
+        for name, changes in (("spaces", metaspace("first")), ("bytes", PLAIN))
+        for flag in ("lstrip", "rstrip", "single_word", "normalized")
+    },
 }
 each_kind = pytest.mark.parametrize("kind", list(KINDS))
 
@@ -167,7 +194,7 @@ def test_a_text(kind: str) -> None:
     ours, theirs = KINDS[kind]()
     rng = random.Random(1)
     texts = [" wind of", "  two", " ", "   ", "\nx", "x", "", " \n x", *LINES]
-    for text in [*texts, *(some_text(rng, 20) for _ in range(200))]:
+    for text in [*texts, *TEXTS, *(some_text(rng, 20) for _ in range(200))]:
         assert ours.encode(text).tolist() == theirs(text), text
         if text:
             assert prompt_tokens(ours, text) == theirs(text), text

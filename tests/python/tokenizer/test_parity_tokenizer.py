@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 
 from gptc import Model
 from gptc.checkpoint.reader import Checkpoint
+from gptc.tokenizer.byte_level import to_characters
 from gptc.tokenizer.registry import make_tokenizer
+from pretokenizers import TEXTS
 from small_models import make_config
 from vocabularies import LLAMA, byte_level, gpt2_folder, small_tiktoken
 
@@ -52,3 +55,17 @@ def test_auto_tokenizer_reads_a_checkpoint(
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.vocab_size == (
         tokenizer.vocab_size
     )
+
+
+def test_qwens_pair_of_files_has_the_ids_of_its_class(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    vocab = {to_characters(bytes([i])): i for i in range(256)} | {"he": 256, "ll": 257}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\nl l\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    ours, theirs = make_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
+    assert type(theirs).__name__.startswith("Qwen2Tokenizer")
+    for text in [*TEXTS, "hello<|endoftext|>hell"]:
+        assert ours.encode(text).tolist() == theirs.encode(text), text
+    assert ours.end_of_text == theirs.eos_token_id

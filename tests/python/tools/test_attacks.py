@@ -44,18 +44,44 @@ def test_a_recorded_result_changes_the_page(
     assert "| 7 kills | 1 lost | `python tools/attack/kills.py" in page
 
 
-def test_a_campaign_is_recorded_by_format(
-    results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def recorded(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module with other files, and no campaign yet."""
     monkeypatch.setattr(results, "FILE", tmp_path / "results.json")
     monkeypatch.setattr(results, "COUNTS", tmp_path / "campaign.json")
     (tmp_path / "results.json").write_bytes((ATTACKS / "results.json").read_bytes())
-    counts = {"next": 9, "inputs": 9, "read": 3, "refused": 5, "crashes": 1}
-    (tmp_path / "counts.json").write_text(json.dumps({"x": counts, "a": counts}))
-    results.record_campaign(tmp_path / "counts.json")
-    page = results.page(results.PAGE.read_text(), results.read(), results.read_counts())
+    (tmp_path / "campaign.json").write_text("{}")
+    return results
+
+
+def _campaign(folder: Path, seed: int, **inputs: int) -> Path:
+    """A file of counts in which one input of each format crashed and five were refused."""
+    counts = {
+        name: {"seed": seed, "next": n, "inputs": n, "read": n - 6, "refused": 5, "crashes": 1}
+        for name, n in inputs.items()
+    }
+    path = folder / "counts.json"
+    path.write_text(json.dumps(counts))
+    return path
+
+
+def test_a_campaign_is_recorded_by_format(recorded: ModuleType, tmp_path: Path) -> None:
+    recorded.record_campaign(_campaign(tmp_path, 1, x=9, a=9))
+    text = recorded.PAGE.read_text()
+    page = recorded.page(text, recorded.read(), recorded.read_counts())
     assert "| a | 9 | 3 | 5 | 1 |\n| x | 9 | 3 | 5 | 1 |\n" in page
     assert "| 18 inputs, 2 formats | 2 failures |" in page
+
+
+def test_campaigns_of_several_seeds_add_up(recorded: ModuleType, tmp_path: Path) -> None:
+    recorded.record_campaign(_campaign(tmp_path, 1, x=9, a=9))
+    recorded.record_campaign(_campaign(tmp_path, 2, x=10, b=8))
+    recorded.record_campaign(_campaign(tmp_path, 2, x=20, b=8))  # the same one, later
+    counts = recorded.read_counts()
+    assert {name: one["inputs"] for name, one in counts.items()} == {"a": 9, "b": 8, "x": 29}
+    assert recorded.read()["campaign"]["count"] == "46 inputs, 3 formats"
+    with pytest.raises(SystemExit, match="fewer inputs of x than are recorded for seed 2"):
+        recorded.record_campaign(_campaign(tmp_path, 2, x=19, b=8))
 
 
 def test_each_command_names_files_that_exist(results: ModuleType) -> None:

@@ -6,8 +6,11 @@ The class: a part that a build, a wheel or a user needs, and that no list names.
 from __future__ import annotations
 
 import ast
+import base64
+import csv
 import hashlib
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -85,19 +88,31 @@ def test_the_lock_has_a_hash_for_each_dependency() -> None:
         assert all(hashes for _, hashes in versions), name
 
 
-def test_a_bill_of_materials(tmp_path: Path) -> None:
-    metadata = (
-        "Metadata-Version: 2.4\nName: gptc\nVersion: 0.1.0\nLicense-Expression: MIT\n"
-        "Requires-Dist: numpy>=1.24\nRequires-Dist: gptc[data]; extra == 'test'\n"
-        "Requires-Dist: Pyarrow>=14; extra == 'data'\nRequires-Dist: novel\n"
-    )
-    wheel = tmp_path / "gptc-0.1.0-py3-none-any.whl"
+EMPTY = "gptc/a.py,sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU,0"
+METADATA = (
+    "Metadata-Version: 2.4\nName: gptc\nVersion: 0.1.0\nLicense-Expression: MIT\n"
+    "Requires-Dist: numpy>=1.24\nRequires-Dist: gptc[data]; extra == 'test'\n"
+    "Requires-Dist: Pyarrow>=14; extra == 'data'\nRequires-Dist: novel\n"
+)
+
+
+def make_wheel(folder: Path, *rows: str, content: str = "", more: str = "") -> Path:
+    """A wheel with gptc/a.py, its METADATA, perhaps one `more` file, and a RECORD of these rows."""
+    info = "gptc-0.1.0.dist-info"
+    digest = base64.urlsafe_b64encode(hashlib.sha256(METADATA.encode()).digest()).decode()
+    own = [f"{info}/METADATA,sha256={digest.rstrip('=')},{len(METADATA)}", f"{info}/RECORD,,"]
+    wheel = folder / "gptc-0.1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("gptc-0.1.0.dist-info/METADATA", metadata)
-        archive.writestr(
-            "gptc-0.1.0.dist-info/RECORD",
-            "gptc/a.py,sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU,0\nRECORD,,\n",
-        )
+        archive.writestr("gptc/a.py", content)
+        archive.writestr(f"{info}/METADATA", METADATA)
+        if more:
+            archive.writestr(more, "")
+        archive.writestr(f"{info}/RECORD", "\n".join([*rows, *own]) + "\n")
+    return wheel
+
+
+def test_a_bill_of_materials(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, EMPTY)
     lock = (
         f"numpy==2.1 ; python_full_version < '3.11' \\\n    --hash=sha256:{'a' * 64}\n"
         f"numpy==2.3 \\\n    --hash=sha256:{'b' * 64}\n    # via gptc\n"
@@ -106,8 +121,8 @@ def test_a_bill_of_materials(tmp_path: Path) -> None:
     made = sbom.bill(wheel, lock)
     parts = {part.get("purl", part["name"]): part for part in made["components"]}
     assert sorted(parts) == [
-        "gptc/a.py", "pkg:pypi/novel", "pkg:pypi/numpy@2.1", "pkg:pypi/numpy@2.3",
-        "pkg:pypi/pyarrow@26.0",
+        "gptc-0.1.0.dist-info/METADATA", "gptc/a.py", "pkg:pypi/novel", "pkg:pypi/numpy@2.1",
+        "pkg:pypi/numpy@2.3", "pkg:pypi/pyarrow@26.0",
     ]  # fmt: skip
     assert parts["pkg:pypi/pyarrow@26.0"]["scope"] == "optional"
     assert parts["pkg:pypi/numpy@2.3"]["scope"] == "required"
@@ -115,6 +130,23 @@ def test_a_bill_of_materials(tmp_path: Path) -> None:
     assert parts["gptc/a.py"]["hashes"] == [{"alg": "SHA-256", "content": empty}]
     assert json.loads(json.dumps(made)) == made
     assert made == sbom.bill(wheel, lock)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "said"),
+    [
+        ((EMPTY,), {"content": "x = 1"}, "gptc/a.py differs from its hash in RECORD"),
+        ((), {}, "gptc/a.py is in it or in its RECORD alone"),
+        ((EMPTY, EMPTY.replace("a.py", "b.py")), {}, "gptc/b.py is in it or in its RECORD"),
+        ((EMPTY,), {"more": "gptc/c.py"}, "gptc/c.py is in it or in its RECORD alone"),
+        (("gptc/a.py,,",), {}, "gptc/a.py has no hash in RECORD"),
+    ],
+)
+def test_a_wheel_that_is_not_its_record_has_no_bill(
+    tmp_path: Path, rows: tuple[str, ...], changes: dict[str, str], said: str
+) -> None:
+    with pytest.raises(SystemExit, match=said):
+        sbom.bill(make_wheel(tmp_path, *rows, **changes), "")
 
 
 def test_the_bill_of_the_wheel_that_is_installed(tmp_path: Path) -> None:
@@ -130,7 +162,13 @@ def test_the_bill_of_the_wheel_that_is_installed(tmp_path: Path) -> None:
     wheel = tmp_path / f"{DIST_INFO.removesuffix('.dist-info')}-py3-none-linux_x86_64.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for file in kept:
-            archive.write(file.locate(), str(file))
+            if file.name != "RECORD":
+                archive.write(file.locate(), str(file))
+                continue
+            # Without the scripts and caches that pip added.
+            rows = csv.reader(io.StringIO(file.read_text()))
+            own = [",".join(row) for row in rows if row[0] in set(map(str, kept))]
+            archive.writestr(str(file), "\n".join(own) + "\n")
     command = [sys.executable, ROOT / "tools" / "sbom.py", wheel]
     made = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 

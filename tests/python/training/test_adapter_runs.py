@@ -113,6 +113,14 @@ def test_a_resumed_run_ends_with_the_same_bits(given: Given, tmp_path: Path) -> 
     assert reproducible(metrics(given["out"])) == reproducible(metrics(parts["out"]))
 
 
+def test_a_resumed_run_takes_the_alpha_that_it_has(given: Given) -> None:
+    """Twice the rank, where none was given."""
+    train({**given, "steps": 1})
+    assert train({"steps": 2, "lora_alpha": 6.0}, resume=given["out"]).step == 2
+    with pytest.raises(UsageError, match=r"--lora-alpha cannot change on --resume \(it was 6"):
+        train({"steps": 3, "lora_alpha": 5.0}, resume=given["out"])
+
+
 def test_a_base_that_has_gone_or_changed_is_named(
     given: Given, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,15 +18,18 @@ import pytest
 
 from conversing import rows, write_base, write_rows
 from gptc import Model
+from gptc.checkpoint.find import open_folder
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.chat_cache import is_chat_file, resolve_chats
 from gptc.data.options import PACKING
 from gptc.data.preparation import prepare
 from gptc.data.sequences import Windows
 from gptc.errors import GptcError, UsageError
-from gptc.eval.loss import evaluate
+from gptc.eval.loss import Evaluation, evaluate
 from gptc.eval.ngram import evaluate_ngrams
 from gptc.generation.chat import chat
+from gptc.training import trainer
+from gptc.training.held_out import HeldOut
 from gptc.training.run import train
 from runs import content, metrics, reproducible
 
@@ -217,3 +220,28 @@ def test_what_is_no_file_of_conversations(options: dict[str, Any], tmp_path: Pat
     assert not Path(options["out"]).exists()
     summary = train({**options, "data": str(bad), "on_bad_row": "skip", "steps": 2})
     assert summary.chats
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_answers_after_training_are_those_of_the_best_checkpoint(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """The losses here say that the first evaluation was the best."""
+    losses = iter([1.0, 2.0])
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: Evaluation(next(losses), 1.0, 9))
+    answering, seen = HeldOut.text, list[Any]()
+
+    def text(held_out: HeldOut) -> str:
+        model = held_out._setup.model
+        seen.append({p.name: model.get(p.name).copy() for p in model.trained})
+        return answering(held_out)
+
+    monkeypatch.setattr(HeldOut, "text", text)
+    summary = train({**options, "lora_rank": rank, "sample_every": 0})
+    assert (summary.best_step, summary.step) == (4, 8)
+    best = open_folder(Path(str(summary.best_checkpoint)))
+    last = open_folder(Path(str(summary.checkpoint)))
+    assert len(seen) == 1
+    for name, values in seen[0].items():
+        assert np.array_equal(values, best.read(name)), name
+    assert any(not np.array_equal(values, last.read(name)) for name, values in seen[0].items())

@@ -1,0 +1,158 @@
+"""Writes GGUF files, in a type for each --dtype or in those of the model's own file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from gptc._version import __version__
+from gptc.engine.config import GPTConfig
+from gptc.errors import GptcError
+from gptc.formats import families, gguf_rope, gguf_tokenizer, layout
+from gptc.formats.families import Family
+from gptc.formats.format import Export, Output
+from gptc.formats.gguf_container import ALIGNMENT, header
+from gptc.formats.gguf_names import naming
+from gptc.formats.gguf_types import FILE_TYPES, MIXES, PACKED, codec_of
+from gptc.formats.layout import Part
+from gptc.formats.model_file import ModelFile, StoredRows
+from gptc.formats.numbers import F32, Codec, encoded, to_bytes
+from gptc.tokenizer.base import Tokenizer
+
+
+def write(export: Export) -> list[Output]:
+    """One file; without a tokenizer, and with a note, when llama.cpp has none like it."""
+    tokenizer = expressible(export.tokenizer, export.model.config, export.notes)
+    export.notes.extend(_lost(export.model.config))
+    return [Output(export.path, model_chunks(export.model, tokenizer, export.dtype))]
+
+
+def expressible(
+    tokenizer: Tokenizer | None, config: GPTConfig, notes: list[str]
+) -> Tokenizer | None:
+    """A tokenizer that llama.cpp has one like; None, with a note, where it has not."""
+    if tokenizer is not None:
+        try:
+            gguf_tokenizer.to_gguf(tokenizer, config.vocab_size)
+        except GptcError as error:
+            notes.append(f"without a tokenizer: {error}")
+            return None
+    return tokenizer
+
+
+def _lost(config: GPTConfig) -> list[str]:
+    """Notes on what llama.cpp does not compute as gptc does."""
+    notes = []
+    if config.window and config.window < config.block_size:
+        notes.append(
+            f"llama.cpp computes these models without attention windows: texts of more than "
+            f"{config.window:,} tokens differ there"
+        )
+    if config.rope_scaling == "dynamic":
+        notes.append(
+            f"llama.cpp has no dynamic rotary scaling: the context is the original one of "
+            f"{config.rope_original:,} tokens"
+        )
+    return notes
+
+
+def model_chunks(
+    model: ModelFile, tokenizer: Tokenizer | None, dtype: str = "fp32"
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a GGUF file. GptcError for a model or tokenizer that llama.cpp lacks.
+
+    `dtype` is one of MIXES, or PACKED: each tensor in the type that the model's own file has it in.
+    """
+    config, family = model.config, families.of(model.config)
+    if family is None:
+        raise GptcError(
+            f"llama.cpp computes no model of the {config.family} family with these biases, norms "
+            "and windows; export it with --to hf"
+        )
+    tensors = [_tensor(model, part, dtype) for part in layout.parts(config, naming(family))]
+    frequencies = gguf_rope.divisors_of(config)
+    if frequencies is not None:
+        part = Part(gguf_rope.FREQUENCIES, "", frequencies.shape, slice(0, frequencies.shape[0]))
+        tensors.append(_Tensor(part, F32, partial(F32.encode, frequencies)))
+    mix = MIXES.get(dtype)
+    values = _metadata(model, family, mix.file_type if mix else _file_type(tensors))
+    if tokenizer is None:
+        values["tokenizer.ggml.model"] = "no_vocab"
+    else:
+        found = gguf_tokenizer.to_gguf(tokenizer, config.vocab_size)
+        values |= {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+        values |= gguf_tokenizer.chat_template_keys(tokenizer)
+    yield header(values, [(part.name, codec, part.shape) for part, codec, _ in tensors])
+    for part, codec, encode in tensors:
+        yield encode()
+        yield bytes(-codec.n_bytes(part.shape) % ALIGNMENT)
+
+
+class _Tensor(NamedTuple):
+    """A tensor to write; its bytes are made when its turn comes."""
+
+    part: Part
+    codec: Codec
+    encode: Callable[[], memoryview]
+
+
+def _tensor(model: ModelFile, part: Part, dtype: str) -> _Tensor:
+    if dtype == PACKED:
+        stored = model.stored_rows(part)
+        if stored is None:
+            raise GptcError(
+                f"{model.path} does not have {part.name} as one tensor: choose another --dtype"
+            )
+        return _Tensor(part, stored.codec, partial(_copied, stored, part))
+    codec = codec_of(part, MIXES[dtype], model.config)
+
+    def encode() -> memoryview:
+        return encoded(codec, layout.export_tensor(part, model.read(part.ours)), part.name)
+
+    return _Tensor(part, codec, encode)
+
+
+def _copied(stored: StoredRows, part: Part) -> memoryview:
+    rows = stored.read()
+    return to_bytes(layout.halves_to_pairs(rows, part.heads) if part.heads else rows)
+
+
+def _file_type(tensors: Iterable[_Tensor]) -> int:
+    """llama.cpp's number of a file in which most bytes are of one type."""
+    sizes: dict[str, int] = {}
+    for part, codec, _ in tensors:
+        sizes[codec.name] = sizes.get(codec.name, 0) + codec.n_bytes(part.shape)
+    return FILE_TYPES[max(sizes, key=sizes.__getitem__)]
+
+
+def _metadata(model: ModelFile, family: Family, file_type: int) -> dict[str, Any]:
+    config, prefix = model.config, family.gguf
+    dynamic = config.rope_scaling == "dynamic"
+    values: dict[str, Any] = {
+        "general.architecture": prefix,
+        "general.name": model.path.name,
+        "general.file_type": file_type,
+        "general.alignment": ALIGNMENT,
+        "general.quantization_version": 2,
+        "gptc.version": __version__,
+        f"{prefix}.context_length": config.rope_original if dynamic else config.block_size,
+        f"{prefix}.embedding_length": config.n_embd,
+        f"{prefix}.block_count": config.n_layer,
+        f"{prefix}.feed_forward_length": config.n_ff,
+        f"{prefix}.attention.head_count": config.n_head,
+        f"{prefix}.vocab_size": config.vocab_size,
+    }
+    if family.norm == "layernorm":
+        values[f"{prefix}.attention.layer_norm_epsilon"] = config.norm_eps
+        return values
+    if config.head_dim:
+        values[f"{prefix}.attention.key_length"] = config.head_size
+        values[f"{prefix}.attention.value_length"] = config.head_size
+    if config.window:
+        values[f"{prefix}.attention.sliding_window"] = config.window
+    return values | {
+        f"{prefix}.attention.head_count_kv": config.n_kv_head,
+        f"{prefix}.attention.layer_norm_rms_epsilon": config.norm_eps,
+        **gguf_rope.write(config, prefix),
+    }

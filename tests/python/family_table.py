@@ -1,0 +1,93 @@
+"""A pytest plugin: `pytest -m parity --family-table` writes the table of docs/formats.md.
+
+The tests of test_parity.py record how far each model of reference.py is from transformers; the
+table has these numbers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reference
+
+PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
+BEGIN, END = "<!-- family table: begin -->\n", "<!-- family table: end -->"
+COLUMNS = ("folder in", "logits", "gradients", "ten steps", "greedy", "folder out")
+COLUMNS += ("GGUF in", "GGUF out")
+CASES = [*reference.CASES, *reference.OTHERS, *reference.FAMILIES]
+MISSING = {("llama-dynamic", column) for column in COLUMNS[-2:]}  # llama.cpp has no such scaling
+_FLAGS = ("attention_bias", "mlp_bias")
+found: dict[tuple[str, str], float | str] = {}
+
+
+def features(case: reference.Case) -> str:
+    """What a model has that the plainest of its family lacks."""
+    config, names = case.config, []
+    names += [name for name in _FLAGS if config.get(name)]
+    if size := config.get("head_dim"):
+        names.append(f"heads of {size}")
+    elif case.kind == "gpt2":
+        names.append(f"heads of {config['n_embd'] // config['n_head']}")
+    if case.kind == "mistral" or config.get("use_sliding_window"):
+        names.append(f"window {config['sliding_window'] or 'null'}")
+    for key in ("rope_scaling", "rope_parameters"):
+        if rope := config.get(key):
+            names.append(f"{key}: {rope.get('rope_type', rope.get('type'))}")
+    if config.get("tie_word_embeddings"):
+        names.append("tied")
+    return ", ".join(names)
+
+
+def cell(case: str, column: str) -> str:
+    if (case, column) in MISSING:
+        return "none"
+    value = found.get((case, column), "?")
+    if isinstance(value, str):
+        return value
+    return "same bits" if value == 0 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def table() -> str:
+    """The table as Markdown. "?" is in the place of a test that did not run or failed."""
+    lines = [
+        f"| model | family | with | {' | '.join(COLUMNS)} |",
+        "| --- " * (len(COLUMNS) + 3) + "|",
+    ]
+    for case in CASES:
+        cells = [case.name, case.kind, features(case)]
+        cells += [cell(case.name, column) for column in COLUMNS]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def parts_of_page() -> tuple[str, str, str]:
+    """The page before the table, the table, and the page after it."""
+    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    inside, end, after = rest.partition(END)
+    assert begin
+    assert end
+    return before + begin, inside, end + after
+
+
+# ---- the plugin ----
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--family-table", action="store_true", help="write docs/formats.md's table")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    name = report.nodeid.rpartition("[")[2].removesuffix("]").removeprefix("live-")
+    if report.when == "call" and report.passed and "test_parity.py" in report.nodeid:
+        for column, value in report.user_properties:
+            if column in COLUMNS:
+                found[name, column] = value
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    if session.config.getoption("--family-table") and not hasattr(session.config, "workerinput"):
+        before, _, after = parts_of_page()
+        PAGE.write_text(before + table() + after, encoding="utf-8")
