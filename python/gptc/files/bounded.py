@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gptc.errors import GptcError
 
-_WAIT = 12  # times as long on a busy machine
+WAIT = 12  # times as long on a busy machine
 
 
 class Fault(GptcError):
@@ -30,11 +30,8 @@ def run_bounded(
     import subprocess  # here, since it is seldom needed
     import tempfile
 
-    launcher = Path(__file__).with_name("child.py")
     settings = [str(program), json.dumps(sys.path), str(seconds), str(n_bytes)]
-    # One thread: each reserves address space.
-    quiet = {**os.environ, "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable or "python3", "-I", "-S", str(launcher), *settings, *arguments]
+    command = [*launcher("child.py"), *settings, *arguments]
     with tempfile.TemporaryFile() as out:  # a pipe would have no end
         try:
             child = subprocess.run(
@@ -42,16 +39,31 @@ def run_bounded(
                 input=data,
                 stdout=out,
                 stderr=subprocess.DEVNULL,
-                timeout=seconds * _WAIT,
-                env=quiet,
+                timeout=seconds * WAIT,
+                env=one_thread(),
             )
         except subprocess.TimeoutExpired:
             raise Fault(f"it takes longer than {seconds} s") from None
         except OSError as error:
             raise Fault(f"it cannot run in another process: {error.strerror}") from None
-        if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-            raise Fault(f"it takes longer than {seconds} s")
-        if child.returncode:
-            raise Fault(f"it crashes, or needs more than {n_bytes >> 20:,} MiB")
+        check_code(child.returncode, seconds, n_bytes)
         out.seek(0)
         return out.read()
+
+
+def launcher(name: str) -> list[str]:
+    """The command of a program in this folder, which imports nothing by itself."""
+    return [sys.executable or "python3", "-I", "-S", str(Path(__file__).with_name(name))]
+
+
+def one_thread() -> dict[str, str]:
+    """The environment of a child: one thread, since each reserves address space."""
+    return {**os.environ, "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def check_code(code: int, seconds: int, n_bytes: int) -> None:
+    """Raises Fault for the exit code (negative: signal) of a child with these limits."""
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise Fault(f"it takes longer than {seconds} s")
+    if code:
+        raise Fault(f"it crashes, or needs more than {n_bytes >> 20:,} MiB")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from codecs import getincrementaldecoder
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from gptc.errors import GptcError
@@ -62,7 +62,8 @@ class Answers:
     ) -> None:
         self._service, self._http, self._requests = service, http, requests
         self._priority = priority
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: deque[Event] = deque()
+        self._waiter: asyncio.Future[None] | None = None
         self._jobs: list[Job] = []
         self.choices: list[Answer] = []
         self.n_prompt = sum(len(request.prompt) for request in requests)
@@ -75,22 +76,26 @@ class Answers:
         return sum(answer.n_tokens for answer in self.choices)
 
     async def __aenter__(self) -> Answers:
-        loop = asyncio.get_running_loop()
-
-        def tell(event: Event) -> None:
-            with suppress(RuntimeError):  # the server's loop has ended
-                loop.call_soon_threadsafe(self._events.put_nowait, event)
-
         try:
             for request in self._requests:
-                self._jobs.append(self._submit(request, tell))
+                self._jobs.append(self._submit(request, self._tell))
         except BaseException:
             self._cancel()
             raise
         samples = [sample for job in self._jobs for sample in job.samples]
         self.choices = [Answer(i, sample) for i, sample in enumerate(samples)]
         self._gone = asyncio.create_task(self._until_gone())
+        self._gone.add_done_callback(lambda task: self._wake())
         return self
+
+    def _tell(self, event: Event) -> None:
+        """Takes an event, in the loop's thread (see `Server`)."""
+        self._events.append(event)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _submit(self, request: Request, tell: Any) -> Job:
         key = self._http.scope.get("gptc.client", "")
@@ -137,17 +142,13 @@ class Answers:
             yield answer, event.piece
 
     async def _next(self, gone: asyncio.Task[None]) -> Event:
-        if not self._events.empty():
-            return self._events.get_nowait()
-        coming = asyncio.ensure_future(self._events.get())
-        try:
-            await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not coming.done():
-                coming.cancel()
-        if not coming.done() or coming.cancelled():
-            raise ClientGone
-        return coming.result()
+        """The next event. No task is made for it, since there is one for each token."""
+        while not self._events:
+            if gone.done():
+                raise ClientGone
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._events.popleft()
 
     def _measure(self, answer: Answer, event: Event) -> None:
         now, n_new = time.monotonic(), event.n_tokens - answer.n_tokens

@@ -24,7 +24,7 @@ class Event:
 
 @dataclass(eq=False)
 class Job:
-    """A request that was submitted. `listener` is called in the engine's thread: be quick."""
+    """A request that was submitted. `listener` is called by the scheduler's `post`: be quick."""
 
     request: Request
     samples: list[Sample]

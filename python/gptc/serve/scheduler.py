@@ -60,6 +60,8 @@ class Scheduler:
     """A session of n_seq sequences of n_ctx tokens, shared by all requests.
 
     At most `most_waiting` requests wait. `on_step` is told the seconds and samples of each step.
+    `post` is given a function after each step, which calls the listeners: in another thread if that
+    is where they belong.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Scheduler:
         self.n_seq, self.n_ctx = n_seq, self._session.n_ctx
         self._most_waiting = most_waiting
         self._on_step = on_step
+        self.post: Callable[[Callable[[], None]], object] = lambda tell: tell()
+        self._news: list[tuple[Job, Event]] = []
         self._changed = threading.Condition()
         self._queue = FairQueue()
         self._running: dict[Sample, Job] = {}
@@ -185,6 +189,18 @@ class Scheduler:
             except Exception as error:  # of the engine: whatever runs ends, the server continues
                 with self._changed:
                     self._end_all(str(error))
+            self._post_news()
+
+    def _post_news(self) -> None:
+        """Tells the listeners, in one call, what has happened since the last one."""
+        news, self._news = self._news, []
+
+        def tell() -> None:
+            for job, event in news:
+                job.listener(event)
+
+        if news:
+            self.post(tell)
 
     def _admit(self) -> None:
         """Lets samples join while sequences are free, in the order of the queue."""
@@ -225,7 +241,7 @@ class Scheduler:
                 del self._running[sample]
                 self._changed.notify_all()
         error = str(sample.error) if sample.error else None
-        job.listener(Event(sample, piece, sample.n_tokens, sample.finish, error))
+        self._news.append((job, Event(sample, piece, sample.n_tokens, sample.finish, error)))
 
     def _leave(self, job: Job) -> None:
         """Ends a job that was cancelled."""
@@ -253,6 +269,8 @@ class Scheduler:
             for sample in job.samples:
                 if not sample.finish:
                     sample.finish = "error"
-                    job.listener(Event(sample, "", sample.n_tokens, "error", reason))
+                    event = Event(sample, "", sample.n_tokens, "error", reason)
+                    self._news.append((job, event))
         self._changed.notify_all()
+        self._post_news()
         self._batch.reset()

@@ -192,8 +192,15 @@ class Server:
         if self._loop:
             self._loop.call_soon_threadsafe(self._ended.set)
 
+    def _post(self, tell: Callable[[], None]) -> None:
+        """Calls a function in the loop's thread, from the engine's: one wake-up a step."""
+        assert self._loop
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(tell)
+
     async def _run(self) -> bool:
         self._loop = asyncio.get_running_loop()
+        self.service.scheduler.post = self._post
         for number in (signal.SIGTERM, signal.SIGINT):
             with suppress(ValueError, RuntimeError):  # not the main thread
                 self._loop.add_signal_handler(number, self._ended.set)

@@ -59,10 +59,13 @@ class Events(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the stream."""
+        watch = _Watch(self._timeout_s)
 
         async def put(data: bytes, more: bool = True) -> None:
             message = {"type": "http.response.body", "body": data, "more_body": more}
-            await asyncio.wait_for(send(message), self._timeout_s)
+            watch.begin()
+            await send(message)
+            watch.end()
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
@@ -73,10 +76,40 @@ class Events(Response):
         except Problem as problem:
             await put(event_bytes(problem.body()) + DONE)
             await put(b"", more=False)
-        except (ClientGone, asyncio.TimeoutError, OSError):
+        except asyncio.CancelledError:
+            if not watch.expired:
+                raise
+        except (ClientGone, OSError):
             pass  # uvicorn closes a connection whose answer has no end
         finally:
+            watch.close()
             await _closed(self._events)
+
+
+class _Watch:
+    """Cancels this task if a send takes too long. One timer for all sends, which are many."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s, self._begin_s = timeout_s, 0.0
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self.expired = False
+        self._timer = self._loop.call_later(timeout_s / 4, self._check)
+
+    def begin(self) -> None:
+        self._begin_s = self._loop.time()
+
+    def end(self) -> None:
+        self._begin_s = 0.0
+
+    def _check(self) -> None:
+        if self._begin_s and self._loop.time() - self._begin_s > self._timeout_s and self._task:
+            self.expired = True
+            self._task.cancel()
+        else:
+            self._timer = self._loop.call_later(self._timeout_s / 4, self._check)
+
+    def close(self) -> None:
+        self._timer.cancel()
 
 
 async def stream(events: AsyncIterator[bytes], timeout_s: float) -> Events:

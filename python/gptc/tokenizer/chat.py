@@ -3,7 +3,8 @@
     prompt = chat_prompt(tokenizer, [{"role": "user", "content": "Hello"}])
 
 The template is a program in Jinja, of whoever made the model. It runs in another process, with
-limits, in jinja2's sandbox (render.py), and gives the text that transformers gives. The marks that
+limits, in jinja2's sandbox (render.py), and gives the text that transformers gives. That process is
+ready for the next conversation with the same template (files/warm.py). The marks that
 the template writes, such as <|im_end|>, become special tokens. In the messages the same characters
 are text: a character that occurs nowhere else divides them while the template runs.
 """
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from gptc.errors import GptcError, UsageError
-from gptc.files.bounded import Fault, run_bounded
+from gptc.files.bounded import Fault
 from gptc.files.limits import limit, refuse
+from gptc.files.warm import warm_answer
 from gptc.tokenizer.base import Tokenizer, any_of
 from gptc.tokenizer.marks import DEFAULT
 
@@ -156,7 +158,7 @@ def render_several(
         raise refuse("the chat template", "template", "use another one")
     several = [{"variables": variables, "ends": ends} for variables, ends in conversations]
     try:
-        data = json.dumps({"template": template, "several": several, "mark": mark}).encode()
+        data = json.dumps({"several": several, "mark": mark}).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"the messages or tools are not values of JSON: {error}") from None
     program = Path(__file__).with_name("render.py")
@@ -164,7 +166,8 @@ def render_several(
     seconds, n_bytes = _SECONDS + len(data) // 1_000_000, _BYTES + _BYTES_EACH * len(data)
     seconds += n_texts // 1000
     try:
-        answer = json.loads(run_bounded(program, [], data, seconds, n_bytes) or b"{}")
+        text = template.encode("utf-8", "surrogatepass")
+        answer = json.loads(warm_answer(program, text, data, seconds, n_bytes) or b"{}")
     except Fault as fault:
         answer = {"error": str(fault)}
     except (ValueError, RecursionError):

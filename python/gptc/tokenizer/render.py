@@ -1,19 +1,19 @@
 """A program that renders a chat template as transformers does: `chat` runs it within limits.
 
-    python -I -S child.py render.py … < REQUEST
+    template = prepare(b"{{ messages[0].content }}")
+    answer(template, b'{"mark": "|", "several": [...]}')
 
-The request is JSON: the template and `several` conversations: their variables, and in `ends` the
-numbers of messages at which to end and whether the prompt for an answer follows. The answer is JSON
-too: for each, {"texts": […]}, or {"refused": …} for a message of the template itself, or
-{"error": …}. It imports nothing of gptc, to start soon.
+A request is JSON: a mark, and `several` conversations: their variables, and in `ends` the numbers
+of messages at which to end and whether the prompt for an answer follows. The answer is JSON too:
+for each, {"texts": […]}, or {"refused": …} for a message of the template itself, or {"error": …}.
+It imports nothing of gptc, to start soon. files/forker.py calls the two functions.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -76,7 +76,7 @@ def _refuse(message: object) -> None:
     raise _Refused(str(message))
 
 
-def _environment(mark: str) -> jinja2.Environment:
+def _environment(mark: Callable[[], str]) -> jinja2.Environment:
     def tojson(
         value: Any,
         ensure_ascii: bool = False,
@@ -91,7 +91,7 @@ def _environment(mark: str) -> jinja2.Environment:
             separators=separators,
             sort_keys=sort_keys,
         )
-        return text.replace(json.dumps(mark)[1:-1], mark) if ensure_ascii else text
+        return text.replace(json.dumps(mark())[1:-1], mark()) if ensure_ascii else text
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
@@ -106,22 +106,37 @@ def _environment(mark: str) -> jinja2.Environment:
     return environment
 
 
-def main() -> None:
-    """Answers the request on standard input."""
+class _Template:
+    """A template, or its fault. `mark` is that of the request."""
+
+    def __init__(self, text: str) -> None:
+        self.mark, self.fault = "", {}
+        try:
+            self.render = _environment(lambda: self.mark).from_string(text).render
+        except BaseException as error:
+            self.fault = _fault(error)
+
+
+def prepare(template: bytes) -> _Template:
+    """The template, compiled once."""
     time.localtime()  # reads the time zone
-    try:
-        request = json.load(sys.stdin)
-        template = _environment(request["mark"]).from_string(request["template"])
-        # No template needs a file, even if it left the sandbox.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-        several = [_rendered(template, **one) for one in request["several"]]
-        answer: dict[str, Any] = {"several": several}
-    except BaseException as error:
-        answer = _fault(error)
-    json.dump(answer, sys.stdout)
+    return _Template(template.decode("utf-8", "surrogatepass"))
 
 
-def _rendered(template: Any, variables: dict[str, Any], ends: list[Any]) -> dict[str, Any]:
+def answer(template: _Template, data: bytes) -> bytes:
+    """The answer to a request."""
+    found: dict[str, Any] = template.fault
+    if not found:
+        try:
+            request = json.loads(data)
+            template.mark = request["mark"]
+            found = {"several": [_rendered(template, **one) for one in request["several"]]}
+        except BaseException as error:
+            found = _fault(error)
+    return json.dumps(found).encode()
+
+
+def _rendered(template: _Template, variables: dict[str, Any], ends: list[Any]) -> dict[str, Any]:
     """The texts of a conversation, ended at each of `ends`."""
     texts = []
     try:
@@ -155,7 +170,3 @@ def _line(error: BaseException) -> str:
             found = f"line {step.tb_lineno}: "
         step = step.tb_next
     return found
-
-
-if __name__ == "__main__":
-    main()
