@@ -11,7 +11,7 @@ where it ended; another seed, in another file, gives other inputs. Failing files
 
 gptc tries a tokenizer's definition in another process before it uses it (tokenizer/trial.py). That
 takes 0.2 s, so here the same trial runs in the process that reads, which may end: such a definition
-counts as refused. Chat templates run in a fork of that process, with the same limits (warm.py).
+counts as refused.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ from typing import Any, TypeAlias
 import fuzz
 from gptc.errors import GptcError
 from gptc.files.whole import write_file
-from gptc.tokenizer import chat, libraries, trial
+from gptc.tokenizer import libraries, trial
 from model_files import Target
 from mutate import mutator
-from warm import run_forked
 
 HANG_SECONDS = 10
 SPARE_BYTES = 200 << 20
@@ -167,7 +166,6 @@ def _try_here(at: Shared) -> None:
     libraries._tried = tried
     libraries._record = record
     libraries.remember = remember
-    chat.run_bounded = run_forked
 
 
 def slice_of(

@@ -117,25 +117,3 @@ def test_a_slice_ends_in_time(tmp_path: Path) -> None:
     target = Target(path, lambda: time.sleep(0.01))
     then, counts = campaign.slice_of("x", target, range(10**9), 1, 0.5, None)
     assert 1 <= then == counts["read"] <= 51
-
-
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [
-        ("{{ 1 }}", None),
-        ("{{ 1 / 0 }}", "line 1: division by zero"),
-        ("{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}", "too much memory|crashes"),
-    ],
-)
-def test_a_template_in_a_fork_ends_as_in_another_process(template: str, said: str | None) -> None:
-    from gptc.tokenizer import chat
-    from warm import run_forked
-
-    with pytest.MonkeyPatch.context() as patch:
-        for run in (chat.run_bounded, run_forked):
-            patch.setattr(chat, "run_bounded", run)
-            if said is None:
-                assert chat.render(template, {}) == "1"
-                continue
-            with pytest.raises(GptcError, match=said):
-                chat.render(template, {})
