@@ -527,6 +527,8 @@ enum { MUON_ITERATIONS = 5 };
 /* The polynomials that bring singular values from 1e-3 to 1 near to 1 in the fewest products: Amsel et al. 2025,
  * "The Polar Express", algorithm 1, with the margin of 2 % for rounding by which MUON_MARGIN divides first. */
 #define MUON_MARGIN 1.02f
+/* A matrix whose mean square is smaller is taken as zeros: float32 cannot hold such squares. */
+#define MUON_LEAST 1e-36
 #define MUON_POLYNOMIALS                                                                           \
     {                                                                                              \
         {8.156554524902461f, -22.48329292557795f, 15.878769915207462f},                            \

@@ -82,6 +82,7 @@ static int take_documents(gpt_model *m, int B, int T) {
     int given_B = m->documents_B, given_T = m->documents_T;
     m->acts.positions = given_B ? m->acts.documents : NULL;
     m->documents_B = m->documents_T = 0;
+    m->forward_B = m->forward_T = 0; /* whose documents are gone */
     if (given_B && (given_B != B || given_T != T))
         return fail(GPT_ERR_ARGUMENT, "the batch is %d x %d; its documents were given as %d x %d",
                     B, T, given_B, given_T);

@@ -66,13 +66,15 @@ typedef struct int8_query {
 static inline int8_query int8_query_of(const elem *q, int HS, void *memory) {
     int size = (int)cpu_round_up(HS, INT8_STEP);
     int8_query out = {.upper = memory, .lower = (int8_t *)memory + size};
-    vf most = {0};
+    vf most = {0},
+       none = {0}; /* none: 0, or NaN where a number is not finite, which a maximum loses */
     FOR_LANES (c, k, HS) {
         vf x = vf_get(q + c, k);
         most = vf_max(most, vf_max(x, -x));
+        none += x * 0.0f;
     }
     float largest = vf_max_lane(most), inverse = largest > 0 ? 32512 / largest : 0;
-    out.scale = largest / 32512;
+    out.scale = largest / 32512 + vf_sum(none);
     memset(memory, 0, 2 * (size_t)size);
     FOR_LANES (c, k, HS) {
         __m512i x = _mm512_cvtps_epi32((__m512)(vf_get(q + c, k) * inverse));
@@ -105,7 +107,8 @@ static inline vf int8_dot(const int8_query *q, const int8_t *k, int HS) {
         upper = _mm512_dpbusd_epi32(upper, key, _mm512_loadu_si512(q->upper + c));
         lower = _mm512_dpbusd_epi32(lower, key, _mm512_loadu_si512(q->lower + c));
     }
-    return (vf)_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(upper, 8), lower));
+    /* Together they would not fit into int32 for heads of more than 8,320 channels. */
+    return (vf)_mm512_cvtepi32_ps(upper) * 256.0f + (vf)_mm512_cvtepi32_ps(lower);
 }
 
 #else

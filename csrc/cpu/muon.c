@@ -283,7 +283,7 @@ static void update_matrix(gpt_ctx *ctx, const muon_task *all, matrix at, void *m
     cpu_parallel(ctx, gather_rows, &t, at.rows, 16);
     double sum = 0;
     for (int row = 0; row < at.rows; row++) sum += t.m.sums[row];
-    t.scale = sum > 0 ? (float)(1 / (MUON_MARGIN * sqrt(sum))) : 0;
+    t.scale = sum > MUON_LEAST * at.rows * at.cols ? (float)(1 / (MUON_MARGIN * sqrt(sum))) : 0;
     cpu_parallel(ctx, scale_rows, &t, at.rows, 16);
     for (int i = 0; i < MUON_ITERATIONS; i++) iterate(ctx, &t.m, at.rows, at.cols, polynomials[i]);
     cpu_parallel(ctx, step_rows, &t, at.rows, 16);

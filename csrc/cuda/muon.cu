@@ -87,11 +87,12 @@ static __global__ void muon_gather_kernel(double *sums, muon_matrix a) {
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-static __global__ void muon_factor_kernel(float *factor, const double *sums, int n) {
+static __global__ void muon_factor_kernel(float *factor, const double *sums, int n, double least) {
     double sum = 0;
     for (int i = (int)threadIdx.x; i < n; i += BLOCK_THREADS) sum += sums[i];
     sum = block_sum<BLOCK_THREADS>(sum);
-    if (threadIdx.x == 0) *factor = sum > 0 ? (float)(1 / ((double)MUON_MARGIN * sqrt(sum))) : 0;
+    if (threadIdx.x == 0)
+        *factor = sum > least ? (float)(1 / ((double)MUON_MARGIN * sqrt(sum))) : 0;
 }
 
 static __global__ void muon_scale_kernel(elem *x, const float *factor, muon_matrix a) {
@@ -171,7 +172,7 @@ static void update_matrix(gpt_ctx *ctx, const muon_matrix &a) {
     size_t shared_bytes = sizeof(double) * BLOCK_THREADS;
     launch(ctx, muon_gather_kernel, blocks, BLOCK_THREADS, shared_bytes, m.sums, a);
     launch(ctx, muon_factor_kernel, dim3(1), BLOCK_THREADS, shared_bytes, m.factor,
-           (const double *)m.sums, (int)blocks.x);
+           (const double *)m.sums, (int)blocks.x, MUON_LEAST * a.rows * a.cols);
     launch(ctx, muon_scale_kernel, blocks, BLOCK_THREADS, 0, m.x, (const float *)m.factor, a);
     for (const auto &abc : polynomials) muon_iterate(ctx, &m, a.rows, a.cols, abc);
     launch(ctx, muon_step_kernel, blocks, BLOCK_THREADS, 0, (const elem *)m.x, a);

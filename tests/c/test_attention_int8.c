@@ -234,6 +234,9 @@ static void test_special_vectors(void) {
         double *second = decode(s, qkv, &c, seqs, positions + 1, 1);
         for (int i = 0; i < s.HS; i++) EXPECT(isfinite(second[i]));
         double *bad = host_copy(qkv, s.T * row_size(s));
+        bad[2 * row_size(s) + 3] = NAN;
+        EXPECT(isnan(decode(s, bad, &c, seqs, positions + 2, 1)[0])); /* of a query */
+        bad[2 * row_size(s) + 3] = 0;
         bad[2 * row_size(s) + 2 * s.HS + 5] = NAN;
         bad[3 * row_size(s) + s.HS + 7] = INFINITY;
         double *third = decode(s, bad, &c, seqs, positions + 2, 1);
@@ -242,4 +245,29 @@ static void test_special_vectors(void) {
     }
 }
 
-TEST_OPS_MAIN({"decode", test_decode}, {"special vectors", test_special_vectors})
+/* Equal numbers of so many channels that their product, as 16 bits by 8, does not fit into int32. */
+static void test_long_heads(void) {
+    sizes s = {1, 2, 1, 1, 8400, 0, 1};
+    test_case("HS=%d", s.HS);
+    double *qkv = host_zeros(s.T * row_size(s)), *want = host_zeros(s.HS);
+    for (int i = 0; i < s.HS; i++) {
+        qkv[i] = qkv[s.HS + i] = qkv[2 * s.HS + i] = want[i] = 1; /* the first row */
+        qkv[row_size(s) + i] = 1, qkv[row_size(s) + s.HS + i] = -1;
+    }
+    gpt_shape shape = {.N = 2, .T = 5, .n_ctx = 5, .kv_int8 = 1, .NH = 1, .NKV = 1, .HS = s.HS};
+    shape.C = shape.F = s.HS, shape.V = shape.Vp = 2, shape.activation = GPT_ACT_GELU;
+    shape.n_params = 1;
+    EACH_BACKEND {
+        if (!test_on_cpu()) continue;
+        caches c = new_caches(s);
+        int32_t *seqs = host_ints(2), *positions = host_ints(2);
+        positions[1] = 1;
+        test_workspace(&shape);
+        decode(s, qkv, &c, seqs, positions, 1);
+        EXPECT_CLOSE("out", decode(s, qkv, &c, seqs, positions + 1, 1), want, 1, s.HS,
+                     test_tol(1e-5));
+    }
+}
+
+TEST_OPS_MAIN({"decode", test_decode}, {"special vectors", test_special_vectors},
+              {"long heads", test_long_heads})

@@ -254,4 +254,28 @@ static void test_nothing(void) {
     }
 }
 
-TEST_OPS_MAIN({"updates", test_updates}, {"orthogonal", test_orthogonal}, {"nothing", test_nothing})
+/* Gradients whose squares float32 cannot hold, or which it holds as subnormal numbers, are as zeros. */
+static void test_tiny(void) {
+    static const double scales[] = {1e-21, 8e-24, 1e-40};
+    gpt_segment segments[SEGMENTS];
+    gpt_muon muon = {0.1f, 0.0f, 0.5f, 0.0f};
+    for (int k = 0; k < TEST_COUNT(scales); k++) {
+        shape_case s = shapes[4];
+        test_case("gradients of %g", scales[k]);
+        int64_t n = make_segments(s, segments);
+        double *w = random_f32(n, 1.0), *zero = host_zeros(n), *want = host_copy(w, n);
+        double *grads = random_f32(n, scales[k]), norm = (float)ref_grad_norm(grads, n);
+        ref_muon(want, host_zeros(n), zero, 0, muon, segments);
+        gpt_shape shape = shape_of(s, n);
+        EACH_BACKEND {
+            void *device_w = device_f32(w, n);
+            test_workspace(&shape);
+            update(device_w, device_f32(zero, n), device_f32(grads, n), device_f32(&norm, 1), muon,
+                   segments);
+            EXPECT_CLOSE("w", read_f32(device_w, n), want, 1, n, 1e-6);
+        }
+    }
+}
+
+TEST_OPS_MAIN({"updates", test_updates}, {"orthogonal", test_orthogonal}, {"nothing", test_nothing},
+              {"tiny", test_tiny})

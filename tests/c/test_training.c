@@ -411,6 +411,10 @@ static void test_weighted_refused(void) {
         EXPECT_OK(gpt_model_loss(model, tokens, tokens, B, T, losses, NULL));
         EXPECT(gpt_model_backward_weighted(model, weights, B, T) == GPT_ERR_ARGUMENT);
         EXPECT_OK(gpt_model_forward(model, tokens, tokens, B, T, losses));
+        /* A call that is refused has taken the documents of the pass away. */
+        EXPECT(gpt_model_loss(model, NULL, tokens, B, T, losses, NULL) == GPT_ERR_ARGUMENT);
+        EXPECT(gpt_model_backward_weighted(model, weights, B, T) == GPT_ERR_ARGUMENT);
+        EXPECT_OK(gpt_model_forward(model, tokens, tokens, B, T, losses));
         weights[N - 1] = NAN;
         EXPECT(gpt_model_backward_weighted(model, weights, B, T) == GPT_ERR_ARGUMENT);
         weights[N - 1] = 0;
