@@ -14,6 +14,7 @@ from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.model import Model
 from gptc.engine.options import BlockRows
 from gptc.errors import GptcError, NoTokenizer
+from gptc.formats import pickled
 from gptc.formats.gguf import GgufModel
 from gptc.formats.layout import Part, Placement, Tensors
 from gptc.formats.model_file import StoredRows
@@ -23,7 +24,9 @@ from gptc.tokenizer.base import Tokenizer
 
 def is_packed(folder: Path) -> bool:
     """Whether the weights of a folder are in model.gguf, and there are no safetensors."""
-    return (folder / PACKED).is_file() and not has_tensors(folder)
+    return (
+        (folder / PACKED).is_file() and not has_tensors(folder) and not pickled.has_tensors(folder)
+    )
 
 
 class PackedCheckpoint(Checkpoint):

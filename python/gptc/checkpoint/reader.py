@@ -157,7 +157,11 @@ class Checkpoint(ModelFile):
 
     @property
     def optimizer_step(self) -> int | None:  # type: ignore[override]
-        return self.step if (self.path / OPTIMIZER).is_file() else None
+        """AdamW's step; None for the state of another optimizer, which other formats lack."""
+        if not (self.path / OPTIMIZER).is_file():
+            return None
+        wanted = {f"{moment}.{name}" for name, *_ in self.trained() for moment in ("m", "v")}
+        return self.step if wanted <= self._moments.shapes.keys() else None
 
     def read_moment(self, name: str, moment: str) -> FloatArray:
         tensors, stored = self._moments, f"{moment}.{name}"
@@ -200,7 +204,7 @@ class Checkpoint(ModelFile):
         return [*found, *super().check(), *self._check_moments()]
 
     def _check_moments(self) -> list[str]:
-        if self.optimizer_step is None:
+        if not (self.path / OPTIMIZER).is_file():
             return []
         for name in self._moments.shapes:
             check_finite(self._moments.read(name), f"{self._moments.path}: {name}")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gptc.cli.declared import SectionedCommand, options_of
-from gptc.training.options import TrainOptions
+from gptc.training.options import LIMITS, SHAPE, TrainOptions
 
 _EPILOG = """\b
 Examples:
@@ -59,7 +59,8 @@ def speedrun_command(
 ) -> int:
     """Train a recipe, shakespeare-char or stories, and time the whole process.
 
-    Options of gptc train replace the recipe's. Exits with 1 if the median result misses the target.
+    Options of gptc train replace the recipe's; a limit its limits, and a preset its shape. Exits
+    with 1 if the median result misses the target.
     """
     from gptc.training.speedrun import RECIPES, Attempt, Race, append, machine, run_attempts
 
@@ -67,9 +68,11 @@ def speedrun_command(
         raise click.UsageError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
     known = RECIPES[recipe]
     given = {name: value for name, value in values.items() if value is not None}
-    race = Race(
-        recipe, known.measure, target or known.target, {**known.options, **given}, [], machine()
-    )
+    own = dict(known.options)
+    for causes, replaced in (LIMITS, LIMITS), (("preset",), (*SHAPE, "momentum_warmup")):
+        if given.keys() & set(causes):
+            own = {name: value for name, value in own.items() if name not in replaced}
+    race = Race(recipe, known.measure, target or known.target, {**own, **given}, [], machine())
     folder = runs or Path(f"runs/speedrun-{recipe}-{race.time.replace(':', '')}")
     attempts: list[Attempt] = []
     for attempt in run_attempts(race.options, race.measure, seeds, folder):

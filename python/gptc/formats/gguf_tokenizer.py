@@ -241,7 +241,7 @@ def _check_types(values: dict[str, Any], where: str) -> None:
             )
     n_tokens = len(values.get("tokens") or ())
     for key in ("token_type", "scores"):
-        if values.get(key) and len(values[key]) != n_tokens:
+        if values.get(key) is not None and len(values[key]) != n_tokens:
             raise GptcError(
                 f"{where}: tokenizer.ggml.{key} has {len(values[key]):,} numbers for "
                 f"{n_tokens:,} tokens: copy the file again"

@@ -461,7 +461,7 @@ def _check_normalizer(normalizer: Any, where: str) -> None:
             steps += inner if isinstance(inner, list) else []
             pattern, content = step.get("pattern"), step.get("content", step.get("prepend"))
             text = pattern.get("String") if isinstance(pattern, dict) else None
-            if isinstance(content, str):
+            if isinstance(content, str) and isinstance(text, str | None):
                 growth *= max(1.0, len(content) / len(text) if text else 1 + len(content))
     if growth > _MOST_GROWTH:
         raise GptcError(

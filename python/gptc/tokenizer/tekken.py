@@ -40,7 +40,7 @@ def read_tekken(saved: dict[str, Any], where: str) -> HuggingFaceTokenizer:
         ranked = [base64.b64decode(entry["token_bytes"], validate=True) for entry in entries]
         in_order = [entry["rank"] for entry in entries] == list(range(len(entries)))
         cut = Cut((str(saved["config"]["pattern"]),), whole=True)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         in_order = False
     if not in_order or not 0 < n_pieces == len(set(ranked)) or b"" in ranked:
         raise GptcError(f"{where} is damaged, or not a tekken.json of Mistral: copy it again")

@@ -327,11 +327,11 @@ class TrainOptions(DeviceOptions):
     def _check_preference(self) -> None:
         if self.init_from is None:
             raise UsageError("--dpo needs --init-from: it changes a trained model")
-        if self.dropout:
-            raise UsageError(
-                f"--dropout {self.dropout:g} with --dpo would change the reference too: use "
-                "--lora-dropout, or leave it out"
-            )
+        for name, rate in ("dropout", self.dropout), ("lora-dropout", self.lora_dropout):
+            if rate:
+                raise UsageError(
+                    f"--{name} {rate:g} with --dpo would make its losses random: leave it out"
+                )
         for name, value in ("train-on", self.train_on), ("packing", self.packing):
             if value not in ("assistant", "completion", "pad"):
                 raise UsageError(

@@ -17,8 +17,10 @@ import numpy.typing as npt
 from gptc.data.loader import Rows
 from gptc.data.pairs import PairLoader, Pairs
 from gptc.engine.arrays import FloatArray
+from gptc.engine.library import GPT_ERR_NUMERIC
 from gptc.engine.model import Model, StepResult
 from gptc.engine.optim import AdamW, Muon
+from gptc.errors import EngineError
 from gptc.training.options import TrainOptions
 
 MEASURES = ("reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy")
@@ -71,7 +73,10 @@ def backward(
     found: list[PairLosses] = []
 
     def weigh(losses: FloatArray) -> FloatArray:
-        found.append(pair_losses(log_probabilities(losses), reference, beta))
+        with np.errstate(all="ignore"):
+            found.append(pair_losses(log_probabilities(losses), reference, beta))
+        if not np.isfinite(found[0].losses).all():
+            raise EngineError("the losses of pairs are not finite", GPT_ERR_NUMERIC)
         # The loss of a token is minus its log-probability.
         weights = -found[0].slopes.T.reshape(-1, 1) / n_pairs
         return np.broadcast_to(weights, losses.shape).astype(np.float32)

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ from gptc.data.preparation import resolve_dataset
 from gptc.engine import library
 from gptc.errors import GptcError, UsageError
 from gptc.settings import spelled
+from gptc.training.defaults import default_tokenizer
+from gptc.training.options import TrainOptions
 
 WHOLE = {"eval_batches": 0, "eval_every": 1_000_000_000}  # evaluated once, after the last step
 
@@ -111,8 +114,8 @@ def run_attempts(
     options: Mapping[str, Any], measure: str, seeds: int, folder: Path
 ) -> Iterator[Attempt]:
     """Runs the options with seeds 1 to `seeds`, each in another process and folder."""
-    data, tokenizer = str(options["data"]), options.get("tokenizer")
-    resolve_dataset(data, tokenizer or "bytes")
+    known = TrainOptions(data=str(options["data"]), preset=str(options["preset"]))
+    resolve_dataset(known.data, options.get("tokenizer") or default_tokenizer(known))
     for seed in range(1, seeds + 1):
         out = folder / f"seed-{seed}"
         if out.exists():
@@ -120,13 +123,33 @@ def run_attempts(
         yield _attempt({**options, **WHOLE, "seed": seed, "out": str(out)}, measure)
 
 
+def _run(arguments: list[str]) -> tuple[int, str]:
+    """The exit code and the messages of a process, which ends when this one is told to."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        errors = process.communicate()[1]
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
+    return process.returncode, errors
+
+
 def _attempt(options: Mapping[str, Any], measure: str) -> Attempt:
     load, before, begin = os.getloadavg()[0], _child_seconds(), time.perf_counter()
-    done = subprocess.run(command(options), capture_output=True, text=True, check=False)
+    code, errors = _run(command(options))
     seconds = time.perf_counter() - begin
     cpu_seconds = _child_seconds() - before
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if code:
+        last = (errors.strip().splitlines() or ["no message"])[-1]
         raise GptcError(f"the run of seed {options['seed']} has failed: {last}")
     records = [r for r in read_records(Path(options["out"]) / METRICS) if measure in r]
     if not records:

@@ -79,7 +79,7 @@ class Trainer:
             except EngineError as error:
                 if error.status != library.GPT_ERR_NUMERIC:
                     raise
-                trouble = self._trouble(batches)
+                trouble = self._trouble(batches, n_skipped)
                 if options.on_nan == "stop" or n_skipped == MOST_SKIPPED:
                     raise self._diverged(trouble) from None
                 self._show.note(
@@ -125,9 +125,9 @@ class Trainer:
         )
         return result, {}
 
-    def _trouble(self, batches: list[Rows]) -> str:
+    def _trouble(self, batches: list[Rows], n_skipped: int) -> str:
         """What was not finite, and the file with the batches."""
-        file = save_batches(self._folder, self._setup.state.step + 1, batches)
+        file = save_batches(self._folder, self._setup.state.step + 1, batches, n_skipped)
         return f"{first_bad(self._setup.model)}; the batch is in {file}"
 
     def _diverged(self, trouble: str) -> GptcError:

@@ -29,10 +29,11 @@ def first_bad(model: Model) -> str:
     return "each gradient is finite, but not their norm"
 
 
-def save_batches(folder: Path, step: int, batches: Sequence[Rows]) -> Path:
+def save_batches(folder: Path, step: int, batches: Sequence[Rows], skipped: int = 0) -> Path:
     """Writes the micro-batches of a step: inputs and targets (n, B, T), and positions if any.
 
-    Rows of micro-batches of other lengths are filled with targets of -1.
+    `skipped` counts what was saved of this step before. Rows of micro-batches of other lengths are
+    filled with targets of -1.
     """
     length = max(rows.inputs.shape[1] for rows in batches)
     tensors = {}
@@ -40,7 +41,7 @@ def save_batches(folder: Path, step: int, batches: Sequence[Rows]) -> Path:
         found = [getattr(rows, name) for rows in batches]
         if all(values is not None for values in found):
             tensors[name] = np.stack([_filled(values, length, fill) for values in found])
-    file, out = folder / f"bad-step-{step:06d}.npz", io.BytesIO()
+    file, out = folder / f"bad-step-{step:06d}{f'-{skipped}' * bool(skipped)}.npz", io.BytesIO()
     np.savez(out, allow_pickle=False, **tensors)
     write_file(file, out.getvalue())
     return file

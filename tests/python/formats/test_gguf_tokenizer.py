@@ -181,3 +181,10 @@ def test_a_list_that_does_not_cover_the_tokens_is_refused(key: str) -> None:
     for wrong in (keys[key][:-1], [*keys[key], keys[key][0]]):
         with pytest.raises(GptcError, match=rf"ggml.{key} has .* numbers for {n} tokens"):
             gguf_tokenizer.from_gguf({**keys, key: wrong}, "it")
+
+
+@pytest.mark.parametrize("name", ["token_type", "scores"])
+def test_numbers_that_are_not_one_a_token_are_refused(name: str) -> None:
+    for numbers in ([], [1]):
+        with pytest.raises(GptcError, match=f"{name} has {len(numbers)} numbers for 261 tokens"):
+            gguf_tokenizer.from_gguf(values(**{name: numbers}), "it")

@@ -143,3 +143,9 @@ def test_a_dataset_is_made_with_it(tokenizer: Tokenizer, tmp_path: Path) -> None
     assert tokens.count(tokenizer.end_of_text) == 20
     assert dataset.shard("val", 0)[0] == tokenizer.end_of_text
     assert dataset.tokenizer.fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_normalizer_with_a_number_in_place_of_a_text_is_left_to_its_library() -> None:
+    from gptc.tokenizer.pretrained import _check_normalizer
+
+    _check_normalizer({"type": "Replace", "pattern": {"String": 0}, "content": "a"}, "it")

@@ -64,6 +64,7 @@ def test_special_tokens_that_the_file_lists(tmp_path: Path) -> None:
         {"config": {"default_num_special_tokens": 10**9}},
         {"config": {"default_num_special_tokens": -1}},
         {"config": {"default_vocab_size": "many"}},
+        {"config": {"default_vocab_size": float("inf")}},
         {"vocab": []},
         {"vocab": [{"rank": 0}] * 262},
         {"vocab": [{"rank": i, "token_bytes": "AA=="} for i in range(262)]},

@@ -179,11 +179,19 @@ def test_what_excludes_pairs_is_refused(options: dict[str, Any], tmp_path: Path)
     for change, words in (
         ({"data": chats}, "--dpo needs rows with chosen and rejected"),
         ({"dropout": 0.1}, "--dropout 0.1 with --dpo"),
+        ({"lora_dropout": 0.1}, "--lora-dropout 0.1 with --dpo"),
         ({"packing": "fit"}, "--packing fit excludes --dpo"),
         ({"train_on": "all"}, "--train-on all excludes --dpo"),
     ):
         with pytest.raises(GptcError, match=words):
             train(options | change)
+
+
+def test_losses_that_are_not_finite_stop_a_run(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(GptcError, match="is not finite") as caught:
+        train(options | {"lr": 1e20, "warmup_steps": 0, "lora_rank": 4})
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.rglob("bad-step-*.npz"))
 
 
 def test_bad_pairs_are_counted(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,9 @@ import pytest
 
 from gptc import Model
 from gptc.checkpoint.find import find_checkpoint
+from gptc.checkpoint.reader import Checkpoint
+from gptc.convert.export_model import export_model
+from gptc.convert.import_model import import_model
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError, UsageError
 from gptc.settings import read_toml
@@ -207,3 +210,15 @@ def test_a_run_of_minutes_that_is_interrupted_goes_on_by_the_step(
     assert whole.step == again.step == first.steps
     newest = [find_checkpoint(run) for run in (first.out, tmp_path / "copy")]
     assert content(newest[0]) == content(newest[1])
+
+
+def test_a_run_with_muon_is_imported_without_its_optimizer(
+    options: Options, tmp_path: Path
+) -> None:
+    """Other formats keep AdamW's two moments."""
+    train({**options, "optimizer": "muon", "preset": "byte"})
+    found = Checkpoint(find_checkpoint(options["out"]))
+    assert found.optimizer_step is None
+    assert any("moments, every number finite" in line for line in found.check())
+    assert import_model(found.path, tmp_path / "imported").optimizer_step is None
+    export_model(found, "heimerl", tmp_path / "model_gpt.bin")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,3 +81,35 @@ def test_wrong_recipes_and_failed_runs_are_one_line(gptc: Gptc, tmp_path: Path) 
     assert ran.code == 1
     assert "the run of seed 1 has failed: " in ran.err
     assert "does not divide" in ran.err
+
+
+def test_a_limit_replaces_the_recipe_s_limit(gptc: Gptc, tmp_path: Path) -> None:
+    text, table = tmp_path / "text.txt", tmp_path / "table.jsonl"
+    text.write_text("To be, or not to be, that is the question. " * 60)
+    shape = ("--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--n-ff", 16, "--seq-len", 16)
+    given = ("--data", text, *shape, "--steps", 2, "--threads", 1, "--seeds", 1)
+    gptc("speedrun", "stories", *given, "--runs", tmp_path / "runs", "--table", table)
+    (row,) = map(json.loads, table.read_text().splitlines())
+    assert "minutes" not in row["options"]
+    assert row["attempts"][0]["steps"] == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_run_ends_with_the_command(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question. " * 60)
+    command = [sys.executable, "-m", "gptc", "speedrun", "stories", "--data", str(text)]
+    command += ["--runs", str(tmp_path / "runs"), "--table", str(tmp_path / "t"), "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        end = time.monotonic() + 60
+        while not (tmp_path / "runs" / "seed-1" / "config.toml").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        (child,) = children.read_text().split()
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+        assert not Path(f"/proc/{child}").exists()
+    finally:
+        process.kill()

@@ -34,3 +34,5 @@ def test_batches_of_two_lengths_are_kept(tmp_path: Path) -> None:
     assert sorted(kept) == ["inputs", "targets"]
     assert kept["targets"].tolist()[0][1] == [3, 3, 3, -1, -1]
     assert kept["inputs"].tolist()[1][0] == [5] * 5
+    files = {save_batches(tmp_path, 7, rows, n) for n in range(3)}
+    assert len(files) == len(list(tmp_path.iterdir())) == 3
