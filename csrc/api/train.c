@@ -296,29 +296,17 @@ static int check_adamw(const gpt_adamw *a) {
     return GPT_OK;
 }
 
-static int check_sgd(const gpt_sgd *s) {
-    if (!(s->lr >= 0 && isfinite(s->lr)))
-        return fail(GPT_ERR_ARGUMENT, "lr is %g; it must be 0 or above", s->lr);
-    if (!(s->momentum >= 0 && s->momentum < 1))
+/* The settings that SGD and Muon share. */
+static int check_momentum(float lr, float momentum, float weight_decay, float grad_clip) {
+    if (!(lr >= 0 && isfinite(lr)))
+        return fail(GPT_ERR_ARGUMENT, "lr is %g; it must be 0 or above", lr);
+    if (!(momentum >= 0 && momentum < 1))
         return fail(GPT_ERR_ARGUMENT, "momentum is %g; it must be at least 0 and below 1",
-                    s->momentum);
-    if (!(s->weight_decay >= 0 && isfinite(s->weight_decay)))
-        return fail(GPT_ERR_ARGUMENT, "weight_decay is %g; it must be 0 or above", s->weight_decay);
-    if (!(s->grad_clip >= 0 && isfinite(s->grad_clip)))
-        return fail(GPT_ERR_ARGUMENT, "grad_clip is %g; it must be 0 (off) or above", s->grad_clip);
-    return GPT_OK;
-}
-
-static int check_muon(const gpt_muon *s) {
-    if (!(s->lr >= 0 && isfinite(s->lr)))
-        return fail(GPT_ERR_ARGUMENT, "lr is %g; it must be 0 or above", s->lr);
-    if (!(s->momentum >= 0 && s->momentum < 1))
-        return fail(GPT_ERR_ARGUMENT, "momentum is %g; it must be at least 0 and below 1",
-                    s->momentum);
-    if (!(s->weight_decay >= 0 && isfinite(s->weight_decay)))
-        return fail(GPT_ERR_ARGUMENT, "weight_decay is %g; it must be 0 or above", s->weight_decay);
-    if (!(s->grad_clip >= 0 && isfinite(s->grad_clip)))
-        return fail(GPT_ERR_ARGUMENT, "grad_clip is %g; it must be 0 (off) or above", s->grad_clip);
+                    momentum);
+    if (!(weight_decay >= 0 && isfinite(weight_decay)))
+        return fail(GPT_ERR_ARGUMENT, "weight_decay is %g; it must be 0 or above", weight_decay);
+    if (!(grad_clip >= 0 && isfinite(grad_clip)))
+        return fail(GPT_ERR_ARGUMENT, "grad_clip is %g; it must be 0 (off) or above", grad_clip);
     return GPT_OK;
 }
 
@@ -327,9 +315,10 @@ static int check_settings(const gpt_optimizer *o) {
     case GPT_OPTIMIZER_ADAMW:
         return check_adamw(&o->adamw);
     case GPT_OPTIMIZER_SGD:
-        return check_sgd(&o->sgd);
+        return check_momentum(o->sgd.lr, o->sgd.momentum, o->sgd.weight_decay, o->sgd.grad_clip);
     case GPT_OPTIMIZER_MUON:
-        return check_muon(&o->muon);
+        return check_momentum(o->muon.lr, o->muon.momentum, o->muon.weight_decay,
+                              o->muon.grad_clip);
     }
     return fail(GPT_ERR_ARGUMENT, "unknown optimizer %d", o->kind);
 }
