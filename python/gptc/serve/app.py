@@ -170,14 +170,17 @@ class App:
         if scope["type"] != "http":
             return
         begin_s, scope["gptc.id"] = time.monotonic(), secrets.token_hex(8)
-        status, begun = 0, False
+        status, noted = 0, False
 
         async def told(message: Message) -> None:
-            nonlocal status, begun
+            nonlocal status, noted
             if message["type"] == "http.response.start":
-                status, begun = message["status"], True
+                status = message["status"]
                 message.setdefault("headers", [])
                 message["headers"] = [*message["headers"], *self._headers(http)]
+            elif not message.get("more_body"):  # whoever has the whole answer finds it in the log
+                self._note(http, status, begin_s)
+                noted = True
             await send(message)
 
         http = HttpRequest(scope, receive)
@@ -195,6 +198,12 @@ class App:
                 await response(scope, receive, told)
         except (ClientGone, OSError, asyncio.TimeoutError):
             pass
+        if not noted:  # the client left before the last message
+            self._note(http, status, begin_s)
+
+    def _note(self, http: HttpRequest, status: int, begin_s: float) -> None:
+        """Counts and logs an answered request; status 0: the client got none."""
+        scope = http.scope
         known = (http.method, self._path(http)) in self._endpoints
         path = self._path(http) if known else "other"
         self._service.metrics.requests.labels(path, str(status)).inc()

@@ -193,7 +193,22 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     return condition()
 
 
-def test_a_client_that_leaves_frees_its_sequence(server: Any) -> None:
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """slowly(server): each step takes 10 ms more, so that texts last while a test looks at them."""
+
+    def slow(server: Any) -> None:
+        batch = server.service.scheduler._batch
+        step = batch.step
+        monkeypatch.setattr(batch, "step", lambda: time.sleep(0.01) or step())
+
+    return slow
+
+
+def test_a_client_that_leaves_frees_its_sequence(
+    server: Any, slowly: Callable[[Any], None]
+) -> None:
+    slowly(server)
     scheduler = server.service.scheduler
     for stream in (True, False):
         before = scheduler.counts.cancelled
@@ -275,8 +290,11 @@ def test_a_long_text_to_tokenize_does_not_hold_up_other_requests(
         asking.join(60)
 
 
-def test_a_full_queue_is_429_with_retry_after(own_server: Callable[..., Any]) -> None:
+def test_a_full_queue_is_429_with_retry_after(
+    own_server: Callable[..., Any], slowly: Callable[[Any], None]
+) -> None:
     with own_server(parallel=1, max_waiting=1) as server:
+        slowly(server)
         endless = {"prompt": "a", "max_tokens": 2000, "stream": True}
         netloc = urlsplit(server.url).netloc
         held = [http.client.HTTPConnection(netloc) for _ in range(2)]
@@ -294,8 +312,11 @@ def test_a_full_queue_is_429_with_retry_after(own_server: Callable[..., Any]) ->
         assert call(server.url, COMPLETIONS, VALID[COMPLETIONS]).status == 200
 
 
-def test_the_end_lets_texts_finish_and_takes_no_more(own_server: Callable[..., Any]) -> None:
-    with own_server() as server:
+def test_the_end_lets_texts_finish_and_takes_no_more(
+    own_server: Callable[..., Any], slowly: Callable[[Any], None]
+) -> None:
+    with own_server(drain_seconds=60) as server:
+        slowly(server)
         connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
         body = {"prompt": "a", "max_tokens": 400, "stream": True}
         connection.request("POST", COMPLETIONS, json.dumps(body),
