@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -94,6 +95,21 @@ def test_each_outcome_is_counted(
     assert path.read_bytes() == b"whole"
     n_kept = 2 * 3 if outcome in campaign.FAILURES else 0
     assert len(list(kept.glob("*"))) == n_kept
+
+
+def test_memory_for_the_damage_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "SPARE_BYTES", 20 << 20)
+    path = tmp_path / "x"
+    path.write_bytes(b"whole")
+
+    def structure(data: bytes) -> Callable[[Random], bytes]:
+        return lambda random: (b"x" * (60 << 20))[:5]
+
+    for read, n_failures in ((lambda: None, 0), (lambda: b"x" * (60 << 20), 8)):
+        _, counts = campaign.slice_of("x", Target(path, read, structure), range(8), 1, 60, None)
+        assert counts["memory"] == n_failures
 
 
 def test_an_end_during_a_trial_is_a_refusal(tmp_path: Path) -> None:
