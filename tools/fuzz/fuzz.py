@@ -32,6 +32,7 @@ import chat_files
 import data_files
 import model_files
 import packed_files
+import pickled_files
 import row_files
 import run_files
 import tokenizer_files
@@ -59,6 +60,7 @@ _PARTS = (
     row_files,
     body_files,
     packed_files,
+    pickled_files,
     run_files,
 )
 
