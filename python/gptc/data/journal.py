@@ -1,4 +1,4 @@
-"""The journal of a preparation: a line of JSON for each finished shard, with a checksum of its own.
+"""The journal of a preparation: a line of JSON for each finished shard, with a checksum.
 
 A line is believed only if it is whole and its shard is: a disk may lose either of them.
 """
