@@ -36,7 +36,7 @@ def targets(folder: Path) -> dict[str, Target]:
     found: dict[str, Target] = {}
     _of_pairs(folder / "pairs", found)
     _of_preparation(folder / "preparation", found)
-    _of_optimizer(folder, found)
+    optimizer_target(folder, found)
     keys = folder / "keys.txt"
     keys.write_text("# one a line\n" + "a1b2c3d4" * 6 + "\n" + "e5f6a7b8" * 6 + "\n")
     found["api-keys"] = Target(keys, partial(server._read_keys, keys), mutate.lines)
@@ -122,7 +122,7 @@ def _of_preparation(folder: Path, found: dict[str, Target]) -> None:
         found[f"prepare-{name}"] = Target(folder / name, partial(again, name), structure)
 
 
-def _of_optimizer(folder: Path, found: dict[str, Target]) -> None:
+def optimizer_target(folder: Path, found: dict[str, Target]) -> None:
     """AdamW's moments, which a resumed run reads."""
     text, run = folder / "text.txt", folder / "run"
     text.write_text("the cat sat on the mat. " * 40)
