@@ -28,6 +28,7 @@ from gptc.errors import DeadEnd, GptcError, UsageError
 from gptc.files.limits import limit, refuse
 from gptc.files.words import pip_install
 from gptc.generation import gbnf
+from gptc.generation.multiples import check_multiples
 from gptc.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -280,6 +281,7 @@ def _of_schema(text: str) -> str:
     schema = {} if schema is True else schema
     if not isinstance(schema, dict):
         raise UsageError('the JSON schema is not an object, such as {"type": "object"}')
+    check_multiples(schema)
     layout = schema.get("x-guidance", {})
     if isinstance(layout, dict) and not layout.keys() & {"whitespace_flexible", *_LAYOUT}:
         schema = {**schema, "x-guidance": {**_LAYOUT, **layout}}

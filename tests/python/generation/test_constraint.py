@@ -386,11 +386,27 @@ def chain(n: int, last: dict[str, Any]) -> str:
         ({"json_schema": json.dumps({"allOf": [
             {"anyOf": [{"properties": {f"p{i}": {"const": j}}} for j in range(10)]}
             for i in range(8)]})}, "too large"),
+        ({"json_schema": '{"multipleOf": 2147483648}'}, "more than 65,536 remainders"),
+        ({"json_schema": '{"type": "number", "multipleOf": 9999991e-3}'}, "remainders"),
+        ({"json_schema": json.dumps({"allOf": [{"multipleOf": 997}, {"multipleOf": 991.0}]})},
+         "remainders"),
+        ({"json_schema": json.dumps({"items": [{"a": {"multipleOf": 99999.0}}]})}, "remainders"),
     ],
 )  # fmt: skip
 def test_a_pattern_that_would_take_long_is_refused(pattern: dict[str, str], message: str) -> None:
     with pytest.raises(GptcError, match=message):
         of_bytes(**pattern)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "number", "other"),
+    [("1000000", "3000000", "7"), ("0.01", "1.25", "1.255"), ("30e1", "600", "650"),
+     ("2.5", "7.5", "7"), ("997", "1994", "1995")],
+)  # fmt: skip
+def test_usual_multiples_take_little_work(multiple: str, number: str, other: str) -> None:
+    found = of_bytes(json_schema=f'{{"type": "number", "multipleOf": {multiple}}}')
+    assert matches(found, number)
+    assert not matches(found, other)
 
 
 def test_large_patterns_that_take_little_work() -> None:
