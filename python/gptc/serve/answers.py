@@ -151,6 +151,8 @@ class Answers:
         return self._events.popleft()
 
     def _measure(self, answer: Answer, event: Event) -> None:
+        if answer.sample.request.pooling:
+            return  # it has no tokens
         now, n_new = time.monotonic(), event.n_tokens - answer.n_tokens
         metrics = self._service.metrics
         if answer.last_s is None:

@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from gptc.errors import GptcError
-from gptc.serve import chat, completions, responses, tables
+from gptc.serve import chat, completions, embeddings, responses, tables
 from gptc.serve.answers import ClientGone
 from gptc.serve.bodies import read_json
 from gptc.serve.openapi import document
@@ -26,7 +26,6 @@ from gptc.serve.problems import (
     Forbidden,
     NotAllowed,
     NotFound,
-    NotImplementedHere,
     Problem,
     Unauthorized,
     Unavailable,
@@ -95,10 +94,6 @@ async def _models(service: Service, http: HttpRequest, fields: Any) -> Response:
     return Json(model if name else {"object": "list", "data": [model]})
 
 
-async def _embeddings(service: Service, http: HttpRequest, fields: Any) -> Response:
-    raise NotImplementedHere("embeddings are not supported: the engine gives logits only")
-
-
 async def _tokenize(service: Service, http: HttpRequest, fields: Any) -> Response:
     loop, tokenizer = asyncio.get_running_loop(), service.scheduler.tokenizer
     try:
@@ -145,7 +140,8 @@ def endpoints(service: Service) -> list[Endpoint]:
                  tables.chat_fields(o)),
         Endpoint("POST", "/v1/responses", "The answer to an input, as text.", _texts(responses),
                  tables.response_fields(o)),
-        Endpoint("POST", "/v1/embeddings", "Not supported.", _embeddings),
+        Endpoint("POST", "/v1/embeddings", "Vectors of texts.", _texts(embeddings),
+                 tables.embedding_fields(o)),
         Endpoint("POST", "/tokenize", "The tokens of a text.", _tokenize,
                  tables.tokenize_fields(o)),
         Endpoint("POST", "/detokenize", "The text of tokens.", _detokenize,

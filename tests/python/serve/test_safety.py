@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from clients import Reply, call, events
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
 VALUES = [
     None, True, -1, 0, 1.5, 1e400, 10**30, -(2**63), "", "x", "\ud800", [], [[]], [None], {},
     {"": 1}, {"type": 7}, {"type": "json_schema"}, [1, "a"], [[1], "a"], [-1], [10**9], [{}],
@@ -32,6 +32,7 @@ def fields() -> Iterator[tuple[str, str]]:
         COMPLETIONS: tables.completion_fields,
         CHAT: tables.chat_fields,
         "/v1/responses": tables.response_fields,
+        EMBEDDINGS: tables.embedding_fields,
         "/tokenize": tables.tokenize_fields,
         "/detokenize": tables.detokenize_fields,
     }
@@ -44,6 +45,7 @@ VALID = {
     COMPLETIONS: {"prompt": "a", "max_tokens": 1},
     CHAT: {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
     "/v1/responses": {"input": "a", "max_output_tokens": 1},
+    EMBEDDINGS: {"input": "a"},
     "/tokenize": {"content": "a"},
     "/detokenize": {"tokens": [1]},
 }
