@@ -12,7 +12,7 @@ A step reads the tokens that each sample has not yet in its cache, and draws its
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Draft(Protocol):
         ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """A sequence of the session."""
 
@@ -124,6 +124,9 @@ class Batch:
 
     The sample of a request with `pooling` is an embedding: it ends when its prompt is read. Its
     blocks are a call of the session after that of the texts.
+
+    A step is of samples with the same adapter, which `adapt` gives to the model first; adapters
+    take turns.
     """
 
     def __init__(
@@ -135,6 +138,7 @@ class Batch:
         keep: bool = False,
         chunk: int | None = None,
         masks: Executor | None = None,
+        adapt: Callable[[Hashable], None] = lambda adapter: None,
     ) -> None:
         self.session = session
         self._tokenizer = tokenizer
@@ -142,6 +146,9 @@ class Batch:
         self._keep = keep
         self._chunk = chunk
         self._masks = masks
+        self._adapt = adapt
+        self._last_turn: dict[Hashable, int] = {}  # the last step of each adapter that has samples
+        self._n_steps = 0
         self._slots = [_Slot(i) for i in range(session.n_seq)]
         self._prompts: dict[Request, _Prompt] = {}
         self._n_joined = 0
@@ -238,17 +245,17 @@ class Batch:
         """The slot whose cache shares most of a sample's prompt, and how many tokens."""
         if not self._keep or sample.unscored or sample.request.pooling == "mean":
             return None, 0
-        prompt = sample.request.prompt
-        shared = [(n_reusable(self._cached(s), prompt, self._chunk or 1), s) for s in self._slots]
+        prompt, adapter, block = sample.request.prompt, sample.request.adapter, self._chunk or 1
+        shared = [(n_reusable(self._cached(s, adapter), prompt, block), s) for s in self._slots]
         n_known, source = max(shared, key=lambda pair: pair[0])
         return source, n_known
 
-    def _cached(self, slot: _Slot) -> list[int]:
-        """The tokens of a cache that another prompt may use.
+    def _cached(self, slot: _Slot, adapter: Hashable) -> list[int]:
+        """The tokens of a cache that another prompt of this adapter may use.
 
         The last token of a sequence was never read; in its place there may be those of a draft.
         """
-        if slot.last is None or slot.begin:
+        if slot.last is None or slot.begin or slot.last.request.adapter != adapter:
             return []
         sequence = slot.last.sequence
         n_sure = min(self.session.length(slot.index), len(sequence) - 1)
@@ -260,13 +267,23 @@ class Batch:
 
     def step(self) -> Iterator[tuple[Sample, str]]:
         """Yields (sample, piece of text) as pieces are decoded, and once when a sample ends."""
-        feeds = self._feeds([slot for slot in self._slots if slot.sample])
+        feeds = self._feeds(self._turn())
         texts = [feed for feed in feeds if not feed.pooling]
         pools = [feed for feed in feeds if feed.pooling]
         if texts:
             yield from self._write(texts)
         if pools:
             yield from self._pool(pools)
+
+    def _turn(self) -> list[_Slot]:
+        """The slots of the adapter that had its last step longest ago; the model has it now."""
+        of_slot = {slot: slot.sample.request.adapter for slot in self._slots if slot.sample}
+        last = {adapter: self._last_turn.get(adapter, 0) for adapter in of_slot.values()}
+        chosen = min(last, key=last.__getitem__)
+        self._n_steps += 1
+        self._last_turn = {**last, chosen: self._n_steps}
+        self._adapt(chosen)
+        return [slot for slot, adapter in of_slot.items() if adapter == chosen]
 
     def _pool(self, feeds: list[_Feed]) -> Iterator[tuple[Sample, str]]:
         """Reads the prompts of embeddings; yields those that have ended."""

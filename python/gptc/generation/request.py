@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +40,7 @@ class Request:
     options: TextOptions
     constraint: Constraint | None = None  # that the text must match
     prompt_logprobs: int | None = None  # as `options.logprobs`, of the prompt's tokens
+    adapter: Hashable = None  # what the model computes with, as `Batch` is told
     pooling: Pooling | None = None  # of an embedding: the prompt's states, and no text
 
     def n_ctx(self, block_size: int) -> int:

@@ -80,18 +80,22 @@ def _texts(module: Any) -> Callable[[Service, HttpRequest, Any], Awaitable[Respo
 
 async def _models(service: Service, http: HttpRequest, fields: Any) -> Response:
     model = {
-        "id": service.name,
         "object": "model",
         "created": service.created,
         "owned_by": "gptc",
         "context": service.scheduler.n_ctx,
         "vocab_size": service.scheduler.tokenizer.vocab_size,
         "chat": service.can_chat,
+        "root": service.name,
+    }
+    found = {
+        name: {"id": name, **model, "parent": None if name == service.name else service.name}
+        for name in service.names
     }
     name = http.url.path.removeprefix("/v1/models").removeprefix("/")
-    if name and name != service.name:
-        raise NotFound(f"the model {name!r:.60} is not here; this server has {service.name}")
-    return Json(model if name else {"object": "list", "data": [model]})
+    if name:
+        return Json(found[service.model_of({"model": name})])
+    return Json({"object": "list", "data": list(found.values())})
 
 
 async def _tokenize(service: Service, http: HttpRequest, fields: Any) -> Response:
@@ -133,7 +137,7 @@ def endpoints(service: Service) -> list[Endpoint]:
     """All endpoints but the pages."""
     o = service.options
     return [
-        Endpoint("GET", "/v1/models", "The model of this server.", _models),
+        Endpoint("GET", "/v1/models", "The model of this server, and its adapters.", _models),
         Endpoint("POST", "/v1/completions", "Continuations of prompts.", _texts(completions),
                  tables.completion_fields(o)),
         Endpoint("POST", "/v1/chat/completions", "Answers to a conversation.", _texts(chat),

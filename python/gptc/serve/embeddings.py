@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
     """The requests of a body, one for each input."""
-    service.check_model(fields)
+    service.model_of(fields)
     scheduler = service.scheduler
     size = scheduler.model.config.n_embd
     if int(fields.get("dimensions", size)) != size:
@@ -37,7 +37,8 @@ def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
         try:
             with python_names():
                 pooling = fields.get("pooling", "mean")
-                found.append(embedding(scheduler.model, scheduler.tokenizer, given, pooling))
+                request = embedding(scheduler.model, scheduler.tokenizer, given, pooling)
+                found.append(service.adapt(request, fields))
         except GptcError as error:
             raise BadRequest(str(error), param="input") from None
     return found
@@ -61,7 +62,7 @@ async def answer(
         {"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-    return Json({"object": "list", "data": data, "model": service.name, "usage": usage})
+    return Json({"object": "list", "data": data, "model": service.model_of(fields), "usage": usage})
 
 
 def _vector(sample: Sample, encodes: bool) -> str | list[float]:

@@ -334,6 +334,29 @@ def test_the_end_lets_texts_finish_and_takes_no_more(
         assert len("".join(e["choices"][0]["text"] for e in rest)) > 300
 
 
+def test_a_second_signal_ends_texts_that_still_run(
+    own_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with own_server(drain_seconds=3600) as server:
+        batch = server.service.scheduler._batch
+        step = batch.step
+        monkeypatch.setattr(batch, "step", lambda: time.sleep(0.3) or step())
+        body = json.dumps({"prompt": "a", "max_tokens": 2000, "stream": True}).encode()
+        with connect(server.url) as client:
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/json\r\n"
+                + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+            )  # fmt: skip
+            assert b"200 OK" in client.recv(100)
+            server._loop.call_soon_threadsafe(server._end)
+            assert until(lambda: not server.service.ready)
+            assert server.service.scheduler.n_running == 1
+            server._loop.call_soon_threadsafe(server._end)
+            assert until(lambda: server.service.scheduler.n_running == 0)
+            assert until(lambda: server._loop.is_closed())
+
+
 # ---- many at once ----
 
 
