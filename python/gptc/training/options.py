@@ -148,6 +148,12 @@ class TrainOptions(DeviceOptions):
     grad_accum: int = option(
         1, "Micro-batches per step.", section=_STEP, least=1, shown="by preset"
     )
+    tokens_per_step: int | None = option(
+        None,
+        "Tokens per step, such as 64K, at least: sets --grad-accum.",
+        section=_STEP,
+        least=1,
+    )
     lr: float = option(6e-4, "Peak learning rate.", section=_STEP, above=0, shown="by preset")
     min_lr: float | None = option(
         None,
@@ -288,7 +294,7 @@ class TrainOptions(DeviceOptions):
     )
 
     @property
-    def tokens_per_step(self) -> int:
+    def step_tokens(self) -> int:
         """Tokens of all micro-batches of a step."""
         return self.rows * self.seq_len * self.grad_accum
 
@@ -300,10 +306,10 @@ class TrainOptions(DeviceOptions):
     def check(self) -> None:
         """Raises UsageError for a value outside its range, or values that contradict each other."""
         check(self)
-        if self.tokens_per_step > MOST_TOKENS:
+        if self.step_tokens > MOST_TOKENS:
             raise UsageError(
                 f"a step of --batch-size {self.batch_size} x --seq-len {self.seq_len} "
-                f"x --grad-accum {self.grad_accum} is {self.tokens_per_step:,} tokens; "
+                f"x --grad-accum {self.grad_accum} is {self.step_tokens:,} tokens; "
                 f"it must be at most {MOST_TOKENS:,}"
             )
         if self.lora_rank and self.init_from is None:

@@ -126,7 +126,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
     options, dataset = _open_dataset(options, base, initial, show)
     dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
     config = _shape(options, base or initial, dataset)
-    options = _fit_context(options, config, show)
+    options = _fill_step(_fit_context(options, config, show))
     loader = _loader(options, dataset)
     settings, plan = _settings(options, base, base or initial, config)
     resident_before = resident_bytes()
@@ -242,6 +242,21 @@ def _fit_context(options: TrainOptions, config: GPTConfig, show: Progress) -> Tr
     if options.seq_len != defaults_for("init-from")["seq_len"]:  # given explicitly
         show.note(f"note: --seq-len is lowered to the model's context of {config.block_size}")
     return replace(options, seq_len=config.block_size)
+
+
+def _fill_step(options: TrainOptions) -> TrainOptions:
+    """Sets --grad-accum by --tokens-per-step."""
+    wanted, pass_tokens = options.tokens_per_step, options.rows * options.seq_len
+    if wanted is None:
+        return options
+    if wanted < pass_tokens:
+        raise UsageError(
+            f"--tokens-per-step is {wanted}; a micro-batch of {options.rows} x {options.seq_len} "
+            f"tokens is more: use --batch-size {max(1, wanted // options.seq_len)} or less"
+        )
+    filled = replace(options, grad_accum=-(-wanted // pass_tokens), tokens_per_step=None)
+    filled.check()
+    return filled
 
 
 def _lora(options: TrainOptions, config: GPTConfig) -> Lora | None:

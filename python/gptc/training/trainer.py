@@ -55,7 +55,7 @@ class Trainer:
     def positions_per_step(self) -> float:
         """Positions of a step, with the padding of rows; the mean of this process."""
         if not self.n_steps:
-            return self._setup.options.tokens_per_step
+            return self._setup.options.step_tokens
         return self.n_positions / self.n_steps
 
     def step(self, check: Callable[[], None]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Trainer:
         if not math.isfinite(result.loss):
             raise self._diverged("each gradient is finite")
         state.step += 1
-        state.tokens += options.tokens_per_step
+        state.tokens += options.step_tokens
         self.n_steps += 1
         self.n_positions += sum(rows.inputs.size for rows in batches)
         state.lr = lr
@@ -235,8 +235,8 @@ class Trainer:
 
     def mfu(self, tokens_per_s: float) -> float:
         """Model FLOPs utilization: the model's arithmetic as a share of the machine's peak."""
-        plan, tokens_per_step = self._setup.plan, self._setup.options.tokens_per_step
-        flops_per_token = plan.train_flops_per_token + plan.update_flops / tokens_per_step
+        plan, step_tokens = self._setup.plan, self._setup.options.step_tokens
+        flops_per_token = plan.train_flops_per_token + plan.update_flops / step_tokens
         flops = flops_per_token * tokens_per_s
         return round(flops / self.peak_flops, 4)
 
