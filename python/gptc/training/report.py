@@ -274,4 +274,6 @@ def planned_bytes(setup: Setup, session: int) -> int:
         engine = session = 0  # they use GPU memory
     shapes = [shape for _, shape, _ in setup.model.config.parameters()]
     saving = 4 * max(int(math.prod(shape)) for shape in shapes)  # one tensor at a time
-    return setup.resident_before + engine + max(session, saving)
+    n_trained = sum(math.prod(shape) for _, shape, _ in setup.model.trained)
+    averages = 4 * 2 * n_trained if setup.average is not None else 0  # and the weights meanwhile
+    return setup.resident_before + engine + max(session, saving) + averages

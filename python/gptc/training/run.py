@@ -168,6 +168,7 @@ class Run:
             return
         adapted = self.setup.adapted if self.setup.options.lora_rank else None
         checkpoint = open_folder(best, adapted)
+        self.setup.average = None
         for parameter in checkpoint.trained():
             self.setup.model.set(parameter.name, checkpoint.read(parameter.name))
         self.show.note(f"the answers after training are those of {best}, the best checkpoint")

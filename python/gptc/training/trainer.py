@@ -89,6 +89,8 @@ class Trainer:
         if not math.isfinite(result.loss):
             raise self._diverged("each gradient is finite")
         state.step += 1
+        if setup.average is not None:
+            setup.average.update(state.step)
         state.tokens += options.step_tokens
         self.n_steps += 1
         self.n_positions += sum(rows.inputs.size for rows in batches)
@@ -155,12 +157,14 @@ class Trainer:
         n_sampled = n_batches * options.batch_size
         if n_all <= n_sampled:
             n_batches = 0
-        result = self._evaluated(n_batches)
+        with setup.averaged():
+            result = self._evaluated(n_batches)
         state.compare(result["val_loss"])
         rise = self._rise(result["val_loss"])
         if last and n_batches and n_all <= n_sampled * WHOLE_AT_END:
             n_batches = 0
-            result = self._evaluated(0)
+            with setup.averaged():
+                result = self._evaluated(0)
         state.evaluation = {name: _short(value) for name, value in result.items()}
         part = f"  (over {plural(n_batches, 'batch', 'batches')})" if n_batches else ""
         label = step_label(state.step, setup.horizon.steps)
@@ -199,6 +203,10 @@ class Trainer:
 
     def sample(self) -> str:
         """A sample from the current model; for conversations, answers to held-out prompts."""
+        with self._setup.averaged():
+            return self._sample()
+
+    def _sample(self) -> str:
         setup = self._setup
         if self.held_out is not None:
             return self.held_out.text()
