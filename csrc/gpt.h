@@ -289,6 +289,9 @@ typedef struct gpt_options {
     const gpt_block_rows *block_rows;
     gpt_lora lora;     /* on a CPU */
     int32_t recompute; /* enum gpt_recompute; unused without training */
+    /* Of the gradient alone: losses stay cross-entropy. The share of a target that all tokens get
+     * alike, 0 <= label_smoothing < 1; and the factor of the squared logarithm of the softmax's sum. */
+    float label_smoothing, z_loss;
 } gpt_options;
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */
