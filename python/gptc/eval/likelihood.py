@@ -95,12 +95,19 @@ def split_pair(
     context's own tokens say where it begins.
     """
     if not context:
-        return prompt_tokens(tokenizer, ""), encoded(tokenizer, continuation, continued=True)
+        return beginning(tokenizer), encoded(tokenizer, continuation, continued=True)
     kept = context.rstrip()
     continuation, context = context[len(kept) :] + continuation, kept
-    begin = encoded(tokenizer, context) if context else prompt_tokens(tokenizer, "")
+    begin = encoded(tokenizer, context) if context else beginning(tokenizer)
     whole = encoded(tokenizer, context + continuation)
     return begin, whole[len(begin) :] if context else whole
+
+
+def beginning(tokenizer: Tokenizer) -> list[int]:
+    """The context of a text without one, as in the harness: BOS, else the end of texts."""
+    known = (tokenizer.named_begin, *tokenizer.all_ends)
+    first = next((id for id in known if id is not None), None)
+    return prompt_tokens(tokenizer, "") if first is None else [first]
 
 
 def encoded(tokenizer: Tokenizer, text: str, continued: bool = False) -> list[int]:
