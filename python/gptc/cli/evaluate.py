@@ -58,6 +58,12 @@ Examples:
 @click.option(
     "--seq-len", type=COUNT, metavar="N", help="Tokens per window.  [the model's context]"
 )
+@click.option(
+    "--stride",
+    type=COUNT,
+    metavar="N",
+    help="Tokens between the begins of windows, which then overlap.  [the window]",
+)
 @click.option("--batches", type=COUNT, metavar="N", help="Number of batches, spread evenly.  [all]")
 @click.option(
     "--quantize",
@@ -88,6 +94,7 @@ def eval_command(
     split: str | None,
     batch_size: int,
     seq_len: int | None,
+    stride: int | None,
     batches: int | None,
     quantize: tuple[str, ...],
     ngram: int | None,
@@ -100,9 +107,9 @@ def eval_command(
 ) -> None:
     """Measure a model's loss on a dataset.
 
-    The text is cut into windows that do not overlap. Each token but the first of all is predicted
-    from those before it in its window, or from the last token of the window before. Compare models
-    with different tokenizers by bits per byte.
+    The text is cut into windows that do not overlap, unless --stride is given. Each token but the
+    first of all is predicted from those before it in its window, or from the last token of the
+    window before. Compare models with different tokenizers by bits per byte.
     """
     from gptc.checkpoint.facade import load_model, on_newest
     from gptc.data.preparation import is_text_file
@@ -144,6 +151,7 @@ def eval_command(
                         seq_len=seq_len,
                         n_batches=batches,
                         kv_dtype=cache,
+                        stride=stride,
                         progress=_progress(as_json, gpt.dtype),
                     )
                     rows.append(_row(gpt.dtype, cache, result, rows[0]["bpb"] if rows else None))
