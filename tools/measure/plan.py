@@ -47,7 +47,7 @@ def row(name: str, arguments: list[str], out: Path) -> str:
     given = ["--data", "stories", *arguments, "--out", str(out)]
     plan = gptc("plan", *given)
     run = gptc("train", *given)
-    peak, planned = run["peak_resident_bytes"], plan["planned_peak_bytes"]
+    peak, planned = run["peak_resident_bytes"], plan["peak_bytes"]
     seconds, expected = run["elapsed_s"], plan["seconds"]
     return (
         f"| {name} | {plan['n_params']:,} | {plan['flops_per_token'] / 1e6:.1f} | "

@@ -26,6 +26,7 @@ COMMANDS = {
     "infer": ("gptc.cli.infer", "infer_command", "Generate text with a trained model."),
     "serve": ("gptc.cli.serve", "serve_command", "Serve a model to OpenAI's clients."),
     "eval": ("gptc.cli.evaluate", "eval_command", "Measure a model's loss on a dataset."),
+    "ngram": ("gptc.cli.ngram", "ngram_command", "Count n-grams, the yardstick of a model."),
     "speedrun": ("gptc.cli.speedrun", "speedrun_command", "Time training to a loss."),
     "plot": ("gptc.cli.plot", "plot_command", "Draw the curves of training runs."),
     "info": ("gptc.cli.info", "info_command", "Describe a run, checkpoint, model or dataset."),

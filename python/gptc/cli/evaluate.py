@@ -14,6 +14,7 @@ from gptc.cli.command import Command
 from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
+from gptc.cli.tasks import run_tasks
 from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.errors import GptcError, UsageError
 
@@ -30,6 +31,7 @@ Examples:
   gptc eval --quantize int8 --quantize int4         the cost of quantization
   gptc eval --kv-dtype int8                         the cost of a rounded KV cache
   gptc eval --ngram 5                               the loss next to that of counting n-grams
+  gptc eval --task hellaswag_val.jsonl --task stories    accuracy on multiple choice
 """
 
 
@@ -56,6 +58,12 @@ Examples:
 @click.option(
     "--seq-len", type=COUNT, metavar="N", help="Tokens per window.  [the model's context]"
 )
+@click.option(
+    "--stride",
+    type=COUNT,
+    metavar="N",
+    help="Tokens between the begins of windows, which then overlap.  [the window]",
+)
 @click.option("--batches", type=COUNT, metavar="N", help="Number of batches, spread evenly.  [all]")
 @click.option(
     "--quantize",
@@ -69,6 +77,14 @@ Examples:
     metavar="N",
     help="Order up to which to compare with n-grams, counted in the training split (Kneser-Ney).",
 )
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="FILE",
+    help="Rows of HellaSwag, ARC, PIQA or LAMBADA, or `stories`, in place of a loss. May be "
+    "repeated.",
+)
 @options_of(DeviceOptions, without=("pin",), defaults={"dtype": "fp32"})
 @options_of(CacheOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -78,9 +94,11 @@ def eval_command(
     split: str | None,
     batch_size: int,
     seq_len: int | None,
+    stride: int | None,
     batches: int | None,
     quantize: tuple[str, ...],
     ngram: int | None,
+    tasks: tuple[str, ...],
     device: str,
     dtype: str,
     threads: int,
@@ -89,14 +107,21 @@ def eval_command(
 ) -> None:
     """Measure a model's loss on a dataset.
 
-    The text is cut into windows that do not overlap. Each token but the first of all is predicted
-    from those before it in its window, or from the last token of the window before. Compare models
-    with different tokenizers by bits per byte.
+    The text is cut into windows that do not overlap, unless --stride is given. Each token but the
+    first of all is predicted from those before it in its window, or from the last token of the
+    window before. Compare models with different tokenizers by bits per byte.
     """
     from gptc.checkpoint.facade import load_model, on_newest
     from gptc.data.preparation import is_text_file
     from gptc.eval.loss import check_windows, evaluate
 
+    if tasks:
+        given = {"--data": data, "--split": split, "--quantize": quantize, "--ngram": ngram}
+        if wrong := [name for name, value in given.items() if value]:
+            raise UsageError(f"{wrong[0]} is for a loss, and --task has questions: leave one out")
+        options = {"device": device, "dtype": dtype, "threads": threads, "kv_dtype": kv_dtype}
+        run_tasks(model, tasks, options, as_json, _progress(as_json, "questions", ""))
+        return
     if split is None:
         split = "all" if data is not None and is_text_file(data) else "val"
     if ngram and split != "val":
@@ -126,6 +151,7 @@ def eval_command(
                         seq_len=seq_len,
                         n_batches=batches,
                         kv_dtype=cache,
+                        stride=stride,
                         progress=_progress(as_json, gpt.dtype),
                     )
                     rows.append(_row(gpt.dtype, cache, result, rows[0]["bpb"] if rows else None))
@@ -229,13 +255,13 @@ def _is_training_data(checkpoint: ModelFile, data: str | None) -> bool:
     return trained is not None and (data is None or Path(data).resolve() == Path(trained).resolve())
 
 
-def _progress(quiet: bool, dtype: str) -> Any:
+def _progress(quiet: bool, dtype: str, unit: str = " tokens") -> Any:
     """Shows a counter on a terminal; else nothing."""
     shown = sys.stderr.isatty() and not quiet
 
     def show(done: int, total: int) -> None:
         if shown:
             end = "\r\x1b[K" if done == total else ""
-            click.echo(f"\r{dtype}: {done:,} of {total:,} tokens{end}", nl=False, err=True)
+            click.echo(f"\r{dtype}: {done:,} of {total:,}{unit}{end}", nl=False, err=True)
 
     return show

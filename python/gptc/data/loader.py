@@ -194,6 +194,38 @@ def eval_batches(
         yield _batch(dataset, split, [n_windows * seq_len], n_rest)
 
 
+def sliding_batches(
+    dataset: Dataset,
+    split: str,
+    batch_size: int,
+    seq_len: int,
+    stride: int,
+    n_batches: int | None = None,
+) -> Iterator[Batch]:
+    """Inputs and targets, int32 (B, T) each, of windows that begin `stride` tokens apart.
+
+    Each token but the first of the split is a target once, of the first window that has it; others
+    are -1. `n_batches` are the first ones, None = all. UsageError for a stride beyond the window,
+    GptcError for a split of fewer than seq_len + 1 tokens.
+    """
+    if dataset.is_chats:
+        raise UsageError("--stride is for texts, and the data are conversations: leave it out")
+    if not 1 <= stride <= seq_len:
+        raise UsageError(f"--stride is {stride}; it must be 1 to {seq_len}, the window")
+    n_targets = dataset.n_tokens(split) - 1
+    if n_targets < seq_len:
+        raise dataset.too_small(split, seq_len + 1)
+    starts = list(range(0, n_targets - seq_len, stride))
+    starts.append(n_targets - seq_len)  # the last window ends with the split
+    done = 0
+    for first in range(0, len(starts), batch_size)[:n_batches]:
+        x, y = _batch(dataset, split, starts[first : first + batch_size], seq_len)
+        for row, start in enumerate(starts[first : first + batch_size]):
+            y[row, : done - start] = -1
+            done = start + seq_len
+        yield x, y
+
+
 def _batch(dataset: Dataset, split: str, starts: Sequence[int], seq_len: int) -> Batch:
     x = np.empty((len(starts), seq_len), dtype=np.int32)
     y = np.empty_like(x)

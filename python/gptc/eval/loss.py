@@ -10,6 +10,7 @@ from functools import partial
 
 from gptc.data.chat_loader import all_batches
 from gptc.data.dataset import Dataset
+from gptc.data.loader import sliding_batches
 from gptc.engine.arrays import TokenArray, count_targets
 from gptc.engine.model import Model
 from gptc.errors import GptcError
@@ -40,14 +41,16 @@ def evaluate(
     seq_len: int | None = None,
     n_batches: int | None = None,
     kv_dtype: str | None = None,
+    stride: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """The loss over a split, in windows of `seq_len` tokens that do not overlap.
 
     `n_batches` None = the whole split, in which each token but the first is predicted once; else
     that many batches, spread evenly. `seq_len` None = the model's block size, or less for a shorter
-    split. With a `kv_dtype`, windows go through a session with such a cache. Calls
-    progress(tokens done, tokens in all).
+    split. With a `kv_dtype`, windows go through a session with such a cache. With a `stride`,
+    windows begin so many tokens apart, and each predicts its last ones alone, so that they have at
+    least seq_len - stride tokens before them. Calls progress(tokens done, tokens in all).
     """
     n_targets = dataset.n_tokens(split) - 1
     if seq_len is None:
@@ -59,7 +62,10 @@ def evaluate(
         if kv_dtype is not None:
             session = stack.enter_context(model.session(1, seq_len, kv_dtype))
             measure = partial(cached_loss, session)
-        for x, y in all_batches(dataset, split, batch_size, seq_len, n_batches):
+        batches = all_batches(dataset, split, batch_size, seq_len, n_batches)
+        if stride is not None:
+            batches = sliding_batches(dataset, split, batch_size, seq_len, stride, n_batches)
+        for x, y in batches:
             n_some = count_targets(y)
             loss += measure(x, y) * n_some
             n += n_some

@@ -165,20 +165,43 @@ def _discounts(counts: Ids) -> Floats:
     return np.array([0, *(min(max(d, 0.05), k - 0.05) for k, d in enumerate(found, 1))])
 
 
-def evaluate_ngrams(dataset: Dataset, order: int, split: str = "val") -> list[Evaluation]:
+def count_ngrams(dataset: Dataset, order: int) -> NgramModel:
+    """The n-grams of the first MOST_TOKENS of the training split."""
+    return NgramModel(_tokens(dataset, "train"), dataset.vocab_size, order)
+
+
+def evaluate_ngrams(
+    dataset: Dataset, order: int, split: str = "val", model: NgramModel | None = None
+) -> list[Evaluation]:
     """The loss on a split of n-grams of the training split: uniform, then orders 1 to `order`.
 
-    Of longer splits, the first MOST_TOKENS are read. Of conversations all tokens are counted, and
-    the loss is that of the targets, as a model's is.
+    `model` are n-grams counted before. Of longer splits, the first MOST_TOKENS are read. Of
+    conversations all tokens are counted, and the loss is that of the targets, as a model's is.
     """
-    text, held_out = (_tokens(dataset, name) for name in ("train", split))
-    losses = NgramModel(text, dataset.vocab_size, order).losses(held_out)
+    held_out = _tokens(dataset, split)
+    losses = (model or count_ngrams(dataset, order)).losses(held_out)
     if dataset.is_chats:
         losses = losses[:, _targets(dataset, split)[: len(held_out)]]
     return [
         Evaluation(loss, bits_per_byte(loss, dataset, split), losses.shape[1])
         for loss in losses.mean(axis=1).tolist()
     ]
+
+
+def write_text(model: NgramModel, dataset: Dataset, n_tokens: int, seed: int = 0) -> list[int]:
+    """Tokens drawn from the largest order, after the first ones of the training split.
+
+    The draw of a token is a function of the seed and its position.
+    """
+    history: list[int] = _tokens(dataset, "train")[: max(1, model.order - 1)].tolist()
+    n_first = len(history)
+    for position in range(n_tokens):
+        sums = np.cumsum(model.probabilities(history))
+        draw = np.random.Generator(np.random.Philox(key=seed, counter=position)).random()
+        # Rounding may leave the last sum below the draw.
+        token = int(np.searchsorted(sums, draw * sums[-1], "right"))
+        history.append(min(token, model.vocab_size - 1))
+    return history[n_first:]
 
 
 def _targets(dataset: Dataset, split: str) -> npt.NDArray[np.bool_]:

@@ -23,7 +23,7 @@ from gptc.engine import library
 from gptc.engine.optim import AdamW, Muon
 from gptc.engine.options import plan_for
 from gptc.files.checksum import file_checksum
-from gptc.files.memory import available_bytes
+from gptc.files.memory import available_bytes, peak_resident_bytes
 from gptc.files.whole import write_chunks
 from gptc.files.words import amount, duration, few, plural
 from gptc.training.options import MOST_TOKENS
@@ -57,7 +57,8 @@ class Forecast:
     flops_per_token: float
     flops: float  # of all steps
     engine_bytes: int
-    planned_peak_bytes: int
+    planned_peak_bytes: int  # the sum of what is planned
+    peak_bytes: int  # that, or the peak during the calibration if it is more: libraries take some
     steps: int
     step_tokens: int
     tokens: int
@@ -89,14 +90,15 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path) -> Forecast:
     if (budget_s := setup.horizon.budget_s) is not None:
         steps = min(steps, max(1, int((budget_s - rest_s) / step_s)))
     tokens = steps * options.step_tokens
-    plan = setup.plan
+    plan, planned = setup.plan, planned_bytes(setup, trainer.sample_bytes())
     flops = plan.train_flops_per_token + plan.update_flops / options.step_tokens
     return Forecast(
         n_params=plan.n_params,
         flops_per_token=flops,
         flops=flops * tokens,
         engine_bytes=plan.total_bytes,
-        planned_peak_bytes=planned_bytes(setup, trainer.sample_bytes()),
+        planned_peak_bytes=planned,
+        peak_bytes=max(planned, peak_resident_bytes()),
         steps=steps,
         step_tokens=options.step_tokens,
         tokens=tokens,
@@ -128,7 +130,7 @@ def described(found: Forecast) -> Iterator[str]:
         f"{found.options['grad_accum']} x {few(1e3 * costs.pass_s)} ms and an update of "
         f"{few(1e3 * costs.update_s)} ms"
     )
-    yield f"  peak    {amount(found.planned_peak_bytes)} of this process's memory"
+    yield f"  peak    {amount(found.peak_bytes)} of this process's memory"
     if found.largest_batch is not None:
         yield f"  fits    --batch-size {found.largest_batch} at most, in the memory that is free"
 

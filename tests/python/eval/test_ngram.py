@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from gptc.data.dataset import Dataset
 from gptc.errors import GptcError
-from gptc.eval.ngram import NgramModel
+from gptc.eval.ngram import NgramModel, count_ngrams, evaluate_ngrams, write_text
 
 Text = list[int]
 
@@ -95,3 +100,33 @@ def test_short_texts_and_wrong_orders() -> None:
     for order in (0, 11):
         with pytest.raises(GptcError, match=f"the order is {order}; it must be 1 to 10"):
             NgramModel([1, 2], 5, order)
+
+
+def test_text_has_the_probabilities_of_the_model(dataset_folder: Path) -> None:
+    dataset = Dataset.open(dataset_folder)
+    model = count_ngrams(dataset, 1)
+    written = write_text(model, dataset, 4000, seed=2)
+    shares = np.bincount(written, minlength=256) / len(written)
+    np.testing.assert_allclose(shares, model.probabilities([]), atol=0.03)
+    longer = count_ngrams(dataset, 4)
+    text = write_text(longer, dataset, 60, seed=2)
+    assert text[:30] == write_text(longer, dataset, 30, seed=2)  # of the seed and the position
+    assert text != write_text(longer, dataset, 60, seed=3)
+    first = np.empty(3, np.int32)
+    dataset.read("train", 0, first)
+    history = [*first.tolist(), *text]
+    chances = [longer.probabilities(history[:i])[history[i]] for i in range(3, len(history))]
+    assert np.mean(np.log(chances)) > np.log(0.1)  # the order's, and not the unigrams'
+
+
+def test_the_command(gptc: Callable[..., Any], dataset_folder: Path) -> None:
+    ran = gptc("ngram", "--data", dataset_folder, "--order", 3, "--sample", 20, "--json")
+    answer = json.loads(ran.out)
+    want = evaluate_ngrams(Dataset.open(dataset_folder), 3)
+    assert [row["loss"] for row in answer["results"]] == [r.loss for r in want]
+    assert [row["order"] for row in answer["results"]] == [0, 1, 2, 3]
+    assert len(answer["sample"]) == 20
+    shown = gptc("ngram", "--data", dataset_folder, "--order", 3, "--sample", 20).out
+    assert f"3-gram  loss {want[3].loss:.4f}" in shown
+    assert shown.endswith(f"\n\n{answer['sample']}\n")
+    assert gptc("ngram", "--data", dataset_folder, "--order", 11).code == 2

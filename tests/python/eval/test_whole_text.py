@@ -18,6 +18,7 @@ import pytest
 from gptc import Model
 from gptc.data.dataset import Dataset
 from gptc.data.preparation import prepare
+from gptc.errors import UsageError
 from gptc.eval.loss import evaluate
 
 Gptc = Callable[..., Any]
@@ -47,6 +48,41 @@ def test_every_token_but_the_first_is_predicted(model: Model, tmp_path: Path) ->
         result = evaluate(model, dataset, batch_size=batch_size, seq_len=16)
         assert result.tokens == 38
         assert result.loss == pytest.approx(np.mean(nats), rel=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 5, 16])
+def test_sliding_windows_give_each_token_more_context(
+    model: Model, tmp_path: Path, stride: int
+) -> None:
+    """By hand: each token once, by the first window that has it."""
+    (tmp_path / "x").write_bytes(bytes(range(60, 110)) * 3)
+    dataset = prepare([str(tmp_path / "x")], tmp_path / "d", val_tokens=39)
+    tokens = np.empty(39, dtype=np.int32)
+    dataset.read("val", 0, tokens)
+    nats: dict[int, float] = {}
+    for begin in [*range(0, 22, stride), 22]:
+        window = tokens[begin : begin + 17]
+        logits = model.logits(window[None, :-1])[0].astype(np.float64)
+        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        for i, token in enumerate(window[1:]):
+            nats.setdefault(begin + i, -float(logits[i, token]))
+    assert sorted(nats) == list(range(38))
+    for batch_size in (1, 4):
+        sizes = {"batch_size": batch_size, "seq_len": 16}
+        result = evaluate(model, dataset, stride=stride, **sizes)
+        assert result.tokens == 38
+        assert result.loss == pytest.approx(np.mean(list(nats.values())), rel=1e-5)
+    with pytest.raises(UsageError, match="--stride is 17; it must be 1 to 16"):
+        evaluate(model, dataset, stride=17, seq_len=16)
+
+
+def test_the_command_slides(gptc: Gptc, run: Path) -> None:
+    plain, slid = (
+        json.loads(gptc("eval", "-m", run, "--json", *more).out)["results"][0]
+        for more in ((), ("--stride", 4))
+    )
+    assert slid["tokens"] == plain["tokens"]
+    assert slid["loss"] != plain["loss"]
 
 
 def test_a_text_file_is_evaluated_whole(gptc: Gptc, run: Path, tmp_path: Path) -> None:

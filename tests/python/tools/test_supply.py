@@ -73,7 +73,7 @@ def test_each_dependency_is_imported() -> None:
 
 def test_each_import_is_a_dependency() -> None:
     extras = PROJECT["optional-dependencies"]
-    groups = ("data", "grammar", "hub", "serve", "parity", "plot")
+    groups = ("data", "grammar", "hub", "serve", "parity", "plot", "harness")
     optional = names([line for group in groups for line in extras[group]])
     assert imported() - names(PROJECT["dependencies"]) - optional <= ONLY_COMPARED
 

@@ -67,6 +67,7 @@ def test_the_plan_is_what_a_run_then_does(
     assert (found.steps, found.tokens) == (summary.step, summary.tokens)
     assert (found.n_params, found.engine_bytes) == (summary.n_params, summary.engine_bytes)
     assert found.planned_peak_bytes == pytest.approx(summary.planned_peak_bytes, rel=0.05)
+    assert found.peak_bytes >= found.planned_peak_bytes
     assert found.n_eval_batches == len(evaluated)
     assert found.n_saves == len(list_checkpoints(Path(options["out"])))
     step_s = 0.5 * options.get("grad_accum", 1) + 0.25
