@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from gptc.data.chat_loader import all_batches
 from gptc.data.dataset import Dataset
 from gptc.engine.arrays import TokenArray, count_targets
 from gptc.engine.model import Model
+from gptc.engine.world import World
 from gptc.errors import GptcError
 from gptc.eval.cached import cached_loss
 from gptc.files.words import plural
@@ -40,6 +42,7 @@ def evaluate(
     seq_len: int | None = None,
     n_batches: int | None = None,
     kv_dtype: str | None = None,
+    world: World | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """The loss over a split, in windows of `seq_len` tokens that do not overlap.
@@ -47,24 +50,30 @@ def evaluate(
     `n_batches` None = the whole split, in which each token but the first is predicted once; else
     that many batches, spread evenly. `seq_len` None = the model's block size, or less for a shorter
     split. With a `kv_dtype`, windows go through a session with such a cache. Calls
-    progress(tokens done, tokens in all).
+    progress(tokens done, tokens in all). The ranks of a `world` share the batches; the result is
+    that of one process.
     """
+    rank, size = (world.rank, world.size) if world else (0, 1)
     n_targets = dataset.n_tokens(split) - 1
     if seq_len is None:
         seq_len = max(1, min(model.config.block_size, n_targets))
     total = min(n_targets, (n_batches or n_targets) * batch_size * seq_len)
-    loss, n = 0.0, 0
+    losses, n = array("d"), 0
     with ExitStack() as stack:
         measure: Callable[[TokenArray, TokenArray], float] = model.loss
         if kv_dtype is not None:
             session = stack.enter_context(model.session(1, seq_len, kv_dtype))
             measure = partial(cached_loss, session)
-        for x, y in all_batches(dataset, split, batch_size, seq_len, n_batches):
+        for i, (x, y) in enumerate(all_batches(dataset, split, batch_size, seq_len, n_batches)):
             n_some = count_targets(y)
-            loss += measure(x, y) * n_some
+            losses.append(measure(x, y) * n_some if i % size == rank else 0.0)
             n += n_some
             progress(n, max(n, total))
     progress(n, n)
+    every = [array("d", part) for part in world.gather(losses.tobytes())] if world else [losses]
+    loss = 0.0
+    for i in range(len(losses)):  # in the order of batches
+        loss += every[i % size][i]
     return Evaluation(loss / n, bits_per_byte(loss / n, dataset, split), n)
 
 
