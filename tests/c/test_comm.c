@@ -339,6 +339,12 @@ static gpt_model *share_model(const gpt_config *c, float dropout, gpt_lora lora)
     return model;
 }
 
+/* A step that leaves gradients of before. */
+static void do_other_step(gpt_model *m, const int32_t *tokens) {
+    EXPECT_OK(gpt_model_backward(m, tokens, tokens, 1, 9, 1.0f, NULL));
+    EXPECT_OK(update_adamw(m, &adamw, NULL, NULL));
+}
+
 /* Two ranks with two rows each of a batch, which is the second of its step, and one process with all four. A
  * third rank without a row changes nothing. */
 static void check_share(const family *f, float dropout, gpt_lora lora) {
@@ -358,6 +364,7 @@ static void check_share(const family *f, float dropout, gpt_lora lora) {
     r.numbers = host_floats(r.n), r.comm.stage = host_floats(COMM_STAGE);
     for (int rank = 0; rank < 3; rank++) {
         r.comm.rank = rank, r.at = 0;
+        if (rank == 2 && !lora.rank) do_other_step(part, tokens);
         if (rank < 2) {
             int32_t *x = tokens + rank * HALF, *y = targets + rank * HALF;
             EXPECT_OK(gpt_model_place(part, 1, 2 * rank));
@@ -378,6 +385,29 @@ static void check_share(const family *f, float dropout, gpt_lora lora) {
     gpt_model_free(whole);
 }
 
+/* A rank has the second micro-batch of a step alone, and drops out what one process drops out there. */
+static void check_micro(const family *f) {
+    enum { B = 2, T = 9 };
+    const gpt_config *c = &f->config;
+    float loss[3];
+    test_case("%s", f->name);
+    int32_t *tokens = random_ints(2 * B * T, c->vocab_size), *second = tokens + B * T;
+    gpt_model *m = share_model(c, 0.4f, (gpt_lora){0});
+    EXPECT_OK(gpt_model_backward(m, tokens, tokens, B, T, 0.5f, NULL));
+    EXPECT_OK(gpt_model_backward(m, second, second, B, T, 0.5f, &loss[0]));
+    EXPECT_OK(gpt_model_zero_grads(m));
+    EXPECT_OK(gpt_model_place(m, 1, 0));
+    EXPECT_OK(gpt_model_backward(m, second, second, B, T, 0.5f, &loss[1]));
+    EXPECT_OK(gpt_model_zero_grads(m));
+    EXPECT_OK(gpt_model_place(m, 1, 0));
+    EXPECT(gpt_model_backward(m, second, second, 0, T, 0.5f, &loss[1]) == GPT_ERR_ARGUMENT);
+    EXPECT_OK(gpt_model_backward(m, second, second, B, T, 0.5f, &loss[2]));
+    EXPECT(loss[0] == loss[1]);
+    EXPECT(loss[0] != loss[2]); /* the place was that of the call that was refused */
+    EXPECT(gpt_model_place(m, -1, 0) == GPT_ERR_ARGUMENT);
+    gpt_model_free(m);
+}
+
 static void test_shares(void) {
     EACH_PLACE {
         gpt_lora lora = {.rank = 3,
@@ -387,6 +417,7 @@ static void test_shares(void) {
         for (int f = 0; f < 2; f++) {
             check_share(&families[f], 0.0f, (gpt_lora){0});
             check_share(&families[f], 0.4f, (gpt_lora){0});
+            check_micro(&families[f]);
             if (place.options.device == GPT_DEVICE_CPU) check_share(&families[f], 0.0f, lora);
         }
     }

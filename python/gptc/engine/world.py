@@ -136,7 +136,7 @@ class World:
             time.sleep(_GRACE_S)
 
     def leave(self) -> None:
-        """Ends this rank's part; after a failure of its own, the whole job."""
+        """Ends this rank's part; if it has failed alone, it ends the whole job."""
         if self._comm is None:
             return
         lib, comm = library.load().lib, self._comm

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ from gptc import GptcError
 from gptc.engine.launch import STARTERS, launched, mpi_library
 from gptc.engine.world import World
 from gptc.training.options import TrainOptions
-from gptc.training.parallel import check_options, parts_of
+from gptc.training.parallel import check_options, parts_of, settle
 from gptc.training.run import train
+from gptc.training.signals import Received
 
 TESTS = Path(__file__).resolve().parents[1]
 MPIRUN = shutil.which("mpirun")
@@ -70,6 +73,27 @@ def test_options_that_ranks_cannot_share(changes: dict[str, Any], message: str) 
     with pytest.raises(GptcError, match=message):
         check_options(options, world_of(3))
     check_options(options, World())
+
+
+class Late(World):
+    """Two ranks; the other one has heard nothing, and a signal comes here during the exchange."""
+
+    def __init__(self, signals: Received) -> None:
+        super().__init__()
+        self.size, self._signals = 2, signals
+
+    def gather(self, data: bytes) -> list[bytes]:
+        self._signals.received = signal.SIGTERM
+        return [data, bytes(len(data))]
+
+
+def test_a_signal_ends_the_run_after_all_ranks_have_heard_of_it() -> None:
+    signals, horizon = Received(n_ranks=2), SimpleNamespace(steps=9)
+    settle(Late(signals), signals, horizon)
+    assert (signals.received, signals.ending) == (signal.SIGTERM, None)
+    settle(Late(signals), signals, horizon)
+    assert signals.ending == signal.SIGTERM
+    assert horizon.steps == 9
 
 
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
