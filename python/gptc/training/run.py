@@ -19,6 +19,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from gptc._version import __version__
 from gptc.checkpoint.facade import Model
 from gptc.checkpoint.find import find_checkpoint, open_folder
 from gptc.checkpoint.names import ADAPTER, CONFIG
@@ -125,7 +126,9 @@ class Run:
             adopt(self.setup, world)
             state, settled = self.setup.state, self.setup.options
             self.folder = undo.enter_context(closing(self._open_folder(chosen)))
-            for line in header(self.setup, self.folder.path):
+            done = "resuming" if base else "training"
+            show.note(f"gptc {__version__}: {done} in {self.folder.path}")
+            for line in header(self.setup):
                 show.note(line)
             if world.size > 1:
                 show.note(described(world, self.setup.model.threads))
@@ -211,6 +214,7 @@ class Run:
             return
         adapted = self.setup.adapted if self.setup.options.lora_rank else None
         checkpoint = open_folder(best, adapted)
+        self.setup.average = None
         for parameter in checkpoint.trained():
             self.setup.model.set(parameter.name, checkpoint.read(parameter.name))
         self.show.note(f"the answers after training are those of {best}, the best checkpoint")

@@ -64,7 +64,7 @@ class Trainer:
     def positions_per_step(self) -> float:
         """Positions of a step, with the padding of rows; the mean of this process."""
         if not self.n_steps:
-            return self._setup.options.tokens_per_step
+            return self._setup.options.step_tokens
         return self.n_positions / self.n_steps
 
     def step(self, check: Callable[[], None]) -> dict[str, Any]:
@@ -98,7 +98,9 @@ class Trainer:
         if not math.isfinite(result.loss):
             raise self._diverged("each gradient is finite")
         state.step += 1
-        state.tokens += options.tokens_per_step
+        if setup.average is not None:
+            setup.average.update(state.step)
+        state.tokens += options.step_tokens
         self.n_steps += 1
         self.n_positions += sum(rows.inputs.size for rows in batches)
         state.lr = lr
@@ -154,7 +156,8 @@ class Trainer:
             if state.saved
             else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
         )
-        return GptcError(f"the loss is not finite at step {state.step + 1} ({trouble}); {advice}")
+        found = f"the loss is not finite at step {state.step + 1} ({trouble})"
+        return self._world.refusal(f"{found}; {advice}")  # all ranks of a job have the same loss
 
     def evaluate(self, last: bool) -> dict[str, float]:
         """The loss on the validation split, in nats per token and in bits per byte.
@@ -168,12 +171,14 @@ class Trainer:
         n_sampled = n_batches * options.batch_size
         if n_all <= n_sampled:
             n_batches = 0
-        result = self._evaluated(n_batches)
+        with setup.averaged():
+            result = self._evaluated(n_batches)
         state.compare(result["val_loss"])
         rise = self._rise(result["val_loss"])
         if last and n_batches and n_all <= n_sampled * WHOLE_AT_END:
             n_batches = 0
-            result = self._evaluated(0)
+            with setup.averaged():
+                result = self._evaluated(0)
         state.evaluation = {name: _short(value) for name, value in result.items()}
         part = f"  (over {plural(n_batches, 'batch', 'batches')})" if n_batches else ""
         label = step_label(state.step, setup.horizon.steps)
@@ -213,6 +218,10 @@ class Trainer:
 
     def sample(self) -> str:
         """A sample from the current model; for conversations, answers to held-out prompts."""
+        with self._setup.averaged():
+            return self._sample()
+
+    def _sample(self) -> str:
         setup = self._setup
         if self.held_out is not None:
             return self.held_out.text()
@@ -249,8 +258,8 @@ class Trainer:
 
     def mfu(self, tokens_per_s: float) -> float:
         """Model FLOPs utilization: the model's arithmetic as a share of the machine's peak."""
-        plan, tokens_per_step = self._setup.plan, self._setup.options.tokens_per_step
-        flops_per_token = plan.train_flops_per_token + plan.update_flops / tokens_per_step
+        plan, step_tokens = self._setup.plan, self._setup.options.step_tokens
+        flops_per_token = plan.train_flops_per_token + plan.update_flops / step_tokens
         flops = flops_per_token * tokens_per_s
         return round(flops / self.peak_flops, 4)
 
