@@ -77,7 +77,11 @@ enum gpt_status {
     GPT_ERR_INTERRUPTED = 5, /* gpt_set_interrupt's function asked for it */
     GPT_ERR_FILE =
         6, /* a file is missing or damaged, or holds a model that gptc does not compute */
+    GPT_ERR_COMM = 7, /* a rank of the job has not answered, or messages failed */
 };
+
+/* How the ranks of a job exchange numbers. */
+enum gpt_comm_kind { GPT_COMM_NONE = 0, GPT_COMM_MPI = 1 };
 
 enum gpt_device { GPT_DEVICE_CPU = 0, GPT_DEVICE_CUDA = 1 };
 
@@ -442,6 +446,7 @@ typedef struct gpt_device_info {
 
 typedef struct gpt_model gpt_model;
 typedef struct gpt_session gpt_session;
+typedef struct gpt_comm gpt_comm;
 
 /* ---- library ---- */
 
@@ -623,6 +628,44 @@ int gpt_sample(const float *logits, int32_t vocab_size, const gpt_sampling *samp
  * wanted), and of the n_top most likely, in falling order. */
 int gpt_logprobs(const float *logits, int32_t vocab_size, int32_t token, float *logprob,
                  int32_t n_top, int32_t *top_tokens, float *top_logprobs);
+
+/* ---- several processes: the ranks of a job ---- */
+
+/* Joins the other ranks of this job, which all do. kind is an enum gpt_comm_kind: with GPT_COMM_NONE there is
+ * one rank. For GPT_COMM_MPI, library names libmpi.so of Open MPI or of a library with MPICH's ABI; NULL: the
+ * linker's. It is initialised here, and ended by gpt_comm_free, unless the program has done that before; a
+ * process can join only once. A rank that has not answered for timeout_s seconds is lost (0: never), and
+ * the call under way, and all after it, return GPT_ERR_COMM. GPT_ERR_DEVICE where the library does not load.
+ *
+ * All ranks make the same calls in the same order, with the same sizes. */
+int gpt_comm_create(int kind, const char *library, double timeout_s, gpt_comm **out);
+void gpt_comm_free(gpt_comm *comm); /* NULL is harmless */
+int gpt_comm_rank(const gpt_comm *comm);
+int gpt_comm_size(const gpt_comm *comm);
+/* The host of a rank; "" for a number of none. */
+const char *gpt_comm_host(const gpt_comm *comm, int rank);
+/* 1 where a call has waited for this rank in vain. */
+int gpt_comm_lost(const gpt_comm *comm, int rank);
+int gpt_comm_set_timeout(gpt_comm *comm, double timeout_s);
+/* x (n) becomes the sum over ranks, added in the order of ranks: the same bits on all, and in every run. */
+int gpt_comm_all_reduce(gpt_comm *comm, float *x, int64_t n);
+/* The same for the slice of this rank; the rest of x keeps its numbers. */
+int gpt_comm_reduce_scatter(gpt_comm *comm, float *x, int64_t n);
+/* The first of n numbers in the slice of a rank; with the number of ranks, n. */
+int64_t gpt_comm_slice(const gpt_comm *comm, int64_t n, int rank);
+/* x holds a part of each rank, bytes offsets[r] to offsets[r + 1], of which this rank's is given. */
+int gpt_comm_all_gather(gpt_comm *comm, void *x, const int64_t *offsets);
+/* x (n_bytes) becomes that of rank root. */
+int gpt_comm_broadcast(gpt_comm *comm, void *x, int64_t n_bytes, int root);
+/* Ends all processes of the job with this exit code. Returns where there is one rank. */
+void gpt_comm_abort(gpt_comm *comm, int code);
+
+/* The next gpt_model_backward has rows of a larger batch, which is number `micro` of the step: those from
+ * `row` on. They are dropped out as in that batch. A call that is refused counts. */
+int gpt_model_place(gpt_model *model, int64_t micro, int64_t row);
+/* Adds the gradients of all ranks, and their losses since the last update. Before gpt_model_update; a rank
+ * that had no backward adds zero. GPT_ERR_COMM leaves the gradients undefined. */
+int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm);
 
 /* ==== binding: end ==== */
 

@@ -60,6 +60,7 @@ typedef struct gpt_dropout_site {
     float p;
     uint64_t site;       /* which dropout of the model */
     const uint64_t *key; /* (1) from (seed, step, micro-step); not read where p is 0 */
+    uint64_t first;      /* element 0 here is this one of a larger batch */
 } gpt_dropout_site;
 
 /* The extent of a model's buffers, from which a backend sizes its workspace. */
@@ -632,8 +633,9 @@ typedef struct gpt_ops {
 
 /* The dropout decision, the same on every backend: 32 bits from (key, i), a hash of the counter
  * (the finaliser of Steele, Lea and Flood's SplitMix, 2014, folded to 32 bits). */
+#define GPT_COUNTER_STEP 0x9e3779b97f4a7c15ull
 GPT_EVERYWHERE static inline uint32_t counter_bits(uint64_t key, uint64_t i) {
-    uint64_t z = key + i * 0x9e3779b97f4a7c15ull;
+    uint64_t z = key + i * GPT_COUNTER_STEP;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
     return (uint32_t)(z >> 32);
@@ -645,6 +647,7 @@ GPT_EVERYWHERE static inline gpt_dropout dropout_at(gpt_dropout_site s) {
     if (s.p > 0) {
         uint64_t key = *s.key + s.site;
         dropout.key = (uint64_t)counter_bits(key, 5) << 32 | counter_bits(key, 6);
+        dropout.key += s.first * GPT_COUNTER_STEP; /* bits of i are now those of first + i */
     }
     return dropout;
 }

@@ -196,14 +196,14 @@ int gpt_model_zero_grads(gpt_model *model) {
     return model->ops->sync(model->ctx);
 }
 
-static void forward_backward(gpt_model *m, const batch *x, float scale) {
+static void forward_backward(gpt_model *m, const batch *x, int64_t micro, float scale) {
     const gpt_ops *ops = m->ops;
     int32_t scale_bits;
     memcpy(&scale_bits, &scale, sizeof scale_bits);
     bool documents = m->acts.positions != NULL;
     const int64_t key[] = {
-        (int64_t)(intptr_t)m->arena, x->B, x->T, x->first, scale_bits, documents};
-    if (m->options.dropout > 0 || m->options.lora.dropout > 0) dropout_draw(m);
+        (int64_t)(intptr_t)m->arena, x->B, x->T, x->first, scale_bits, documents, x->row};
+    if (m->options.dropout > 0 || m->options.lora.dropout > 0) dropout_draw(m, micro);
     if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {
         model_forward(m, &m->acts, x);
@@ -214,6 +214,8 @@ static void forward_backward(gpt_model *m, const batch *x, float scale) {
 int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B,
                        int T, float scale, float *loss) {
     REQUIRE_MODEL(model);
+    batch_place place = model->place;
+    model->place = (batch_place){0};
     TRY(take_documents(model, B, T));
     REQUIRE(tokens);
     REQUIRE(targets);
@@ -224,8 +226,9 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     TRY(check_targets(model, targets, N, &n_valid));
     if (model->grads_stale) model->n_micro = 0;
     TRY(set_tokens(model, tokens, targets, B, T));
-    batch x = {.B = B, .T = T, .N = N, .training = true, .first = model->grads_stale};
-    forward_backward(model, &x, scale / (float)n_valid);
+    batch x = {
+        .B = B, .T = T, .N = N, .training = true, .first = model->grads_stale, .row = place.row};
+    forward_backward(model, &x, place.given ? place.micro : model->n_micro, scale / (float)n_valid);
     model->grads_stale = model->interrupted;
     model->n_micro = model->interrupted ? 0 : model->n_micro + 1;
     TRY(check_interrupted(model));
@@ -247,7 +250,8 @@ int gpt_model_forward(gpt_model *model, const int32_t *tokens, const int32_t *ta
     if (model->grads_stale) model->n_micro = 0;
     TRY(set_tokens(model, tokens, targets, B, T));
     batch x = {.B = B, .T = T, .N = N, .training = true};
-    if (model->options.dropout > 0 || model->options.lora.dropout > 0) dropout_draw(model);
+    if (model->options.dropout > 0 || model->options.lora.dropout > 0)
+        dropout_draw(model, model->n_micro);
     model_forward(model, &model->acts, &x);
     TRY(check_interrupted(model));
     classifier_losses(model, N, 1);

@@ -5,30 +5,35 @@
 #include <string.h>
 
 /* From (seed, step, micro-step), so that a resumed run drops the same elements. */
-void dropout_draw(gpt_model *m) {
+void dropout_draw(gpt_model *m, int64_t micro) {
     uint64_t key = m->options.seed;
     key = (uint64_t)counter_bits(key, 1) << 32 | counter_bits(key, 2);
     key += (uint64_t)m->step * 0xd1342543de82ef95ull;
     key = (uint64_t)counter_bits(key, 3) << 32 | counter_bits(key, 4);
-    key += (uint64_t)m->n_micro * 0x2545f4914f6cdd1dull;
+    key += (uint64_t)micro * 0x2545f4914f6cdd1dull;
     m->ops->upload(m->ctx, &m->state->dropout_key, &key, sizeof key);
 }
 
-static gpt_dropout_site dropout_site(const gpt_model *m, const batch *x, float p, int site) {
-    return (gpt_dropout_site){x->training ? p : 0, (uint64_t)site, &m->state->dropout_key};
+/* Of a tensor with so many elements a sequence. */
+static gpt_dropout_site dropout_site(const gpt_model *m, const batch *x, float p, int site,
+                                     int64_t elements) {
+    return (gpt_dropout_site){x->training ? p : 0, (uint64_t)site, &m->state->dropout_key,
+                              (uint64_t)(x->row * elements)};
 }
 
 gpt_dropout_site dropout_of_embedding(const gpt_model *m, const batch *x) {
-    return dropout_site(m, x, m->options.dropout, 0);
+    return dropout_site(m, x, m->options.dropout, 0, (int64_t)x->T * m->config.n_embd);
 }
 
 gpt_dropout_site dropout_of(const gpt_model *m, const batch *x, int layer, int site) {
-    return dropout_site(m, x, m->options.dropout, 1 + layer * SITES_PER_LAYER + site);
+    int64_t T = x->T, width = site == SITE_ATTENTION ? m->config.n_head * T : m->config.n_embd;
+    return dropout_site(m, x, m->options.dropout, 1 + layer * SITES_PER_LAYER + site, T * width);
 }
 
 gpt_dropout_site dropout_of_adapter(const gpt_model *m, const batch *x, int layer, int matrix) {
     int first = 1 + m->config.n_layer * SITES_PER_LAYER;
-    return dropout_site(m, x, m->options.lora.dropout, first + layer * LORA_MATRICES + matrix);
+    return dropout_site(m, x, m->options.lora.dropout, first + layer * LORA_MATRICES + matrix,
+                        (int64_t)x->T * lora_inputs(&m->config, matrix));
 }
 
 static void embedding(gpt_model *m, const acts *a, const batch *x) {

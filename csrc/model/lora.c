@@ -86,9 +86,13 @@ int lora_count(const gpt_config *c, const gpt_lora *o) {
     return 2 * c->n_layer * list_matrices(c, o, matrices);
 }
 
+int lora_inputs(const gpt_config *c, int matrix) {
+    const int inputs[] = {c->n_embd, att_size(c), c->n_embd, c->n_ff};
+    return inputs[matrix];
+}
+
 bool lora_slot(const gpt_config *c, const gpt_lora *o, int i, param_slot *out) {
     static const char *const names[] = {"attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"};
-    const int inputs[] = {c->n_embd, att_size(c), c->n_embd, c->n_ff};
     int matrices[LORA_MATRICES], n = list_matrices(c, o, matrices);
     if (i < 0 || i >= 2 * n * c->n_layer) return false;
     int matrix = matrices[i / 2 % n];
@@ -100,9 +104,9 @@ bool lora_slot(const gpt_config *c, const gpt_lora *o, int i, param_slot *out) {
     info->n_dim = 2;
     info->decay = 1;
     info->shape[0] = i % 2 ? shape.rows : shape.n_parts * o->rank;
-    info->shape[1] = i % 2 ? o->rank : inputs[matrix];
+    info->shape[1] = i % 2 ? o->rank : lora_inputs(c, matrix);
     info->size = out->stored = info->shape[0] * info->shape[1];
-    if (i % 2 == 0) out->init_bound = 1 / sqrtf((float)inputs[matrix]);
+    if (i % 2 == 0) out->init_bound = 1 / sqrtf((float)lora_inputs(c, matrix));
     return true;
 }
 

@@ -65,6 +65,8 @@ lora_shape lora_shape_of(const gpt_config *c, const gpt_lora *o, int matrix);
 static inline int lora_width(const gpt_config *c, const gpt_lora *o, int matrix) {
     return lora_shape_of(c, o, matrix).n_parts * o->rank;
 }
+/* Inputs of a matrix of a layer. */
+int lora_inputs(const gpt_config *c, int matrix);
 /* Whether this model can have them, and how many parameters they are. */
 int lora_check(const gpt_config *c, const gpt_lora *o);
 int lora_count(const gpt_config *c, const gpt_lora *o);
@@ -258,6 +260,12 @@ typedef struct lent_file {
     int64_t offset; /* in bytes, of the first row */
 } lent_file;
 
+/* The rows of the next batch in a larger one of the step. */
+typedef struct batch_place {
+    bool given;
+    int64_t micro, row; /* number of that batch, and its first row here */
+} batch_place;
+
 struct gpt_model {
     gpt_config config;
     gpt_layer *layers;        /* (L) config.layers */
@@ -286,6 +294,7 @@ struct gpt_model {
     int64_t n_micro;              /* backward calls since the last update */
     int documents_B, documents_T; /* the next batch, which is of several documents; 0: it is not */
     int documents_longest;        /* tokens of the longest of them */
+    batch_place place;
     int forward_B, forward_T; /* the batch of a forward pass that waits for its weights; 0: none */
     bool grads_stale;         /* the next backward starts from zero */
     bool interrupted;         /* the computation under way has stopped between two layers */
@@ -313,6 +322,7 @@ typedef struct batch {
     bool training;        /* dropout, and what backward needs */
     bool first;           /* its gradients replace what is in the buffer */
     bool weighted;        /* its losses have the weights of acts.weights */
+    int64_t row;          /* its first row in the batch that dropout is of */
 } batch;
 
 /* ---- arena.c ---- */
@@ -342,7 +352,7 @@ void model_remake(gpt_model *m, const acts *a, const batch *x, int l);
 /* From acts.targets to the gradients of every parameter, and acts.losses, unless m->interrupted. */
 void model_backward(gpt_model *m, const acts *a, const batch *x, float scale);
 /* Makes the key of this step and micro-step that all dropouts share. */
-void dropout_draw(gpt_model *m);
+void dropout_draw(gpt_model *m, int64_t micro);
 /* The dropout of one site. */
 enum { SITE_ATTENTION, SITE_ATT_PROJ, SITE_MLP_PROJ, SITES_PER_LAYER };
 gpt_dropout_site dropout_of(const gpt_model *m, const batch *x, int layer, int site);

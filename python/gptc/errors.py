@@ -51,6 +51,9 @@ class GptcError(Exception):
     have no passwords.
     """
 
+    silent = False
+    """Another process of the job prints it."""
+
     def __init__(self, message: str) -> None:
         message = without_secrets(message)
         if len(message) > _LONGEST:

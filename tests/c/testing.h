@@ -445,12 +445,13 @@ static inline void *device_bias(const double *values, int n) {
 /* A dropout on the host, for dropout_at, and the same for an op: with its key on the device. */
 static inline gpt_dropout_site host_dropout(float p, uint64_t site) {
     static const uint64_t key = 0x51ed2701abcdefull;
-    return (gpt_dropout_site){p, site, &key};
+    return (gpt_dropout_site){.p = p, .site = site, .key = &key};
 }
 
 static inline gpt_dropout_site device_dropout(gpt_dropout_site host) {
     if (host.p == 0) return (gpt_dropout_site){0};
-    return (gpt_dropout_site){host.p, host.site, test_device_filled(host.key, sizeof *host.key, 0)};
+    host.key = test_device_filled(host.key, sizeof *host.key, 0);
+    return host;
 }
 
 static inline double *read_f32(const void *device, int64_t n) {

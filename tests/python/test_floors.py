@@ -188,6 +188,7 @@ C_FLOORS = {
         "files/config_json.h",
         "files/naming.h",
         "files/tensors.h",
+        "comm/comm.h",
         "error.h",
         "fork.h",
     },
@@ -195,6 +196,7 @@ C_FLOORS = {
     "profile": {"ops.h", "error.h"},
     "model": {"ops.h", "error.h", "interrupt.h"},
     "files": {"error.h", "gpt.h"},
+    "comm": {"error.h", "interrupt.h", "gpt.h"},
     "cpu": {"sample.h", "ops.h", "error.h", "fork.h", "gpt.h"},
     "cuda": {"sample.h", "cuda_device.h", "ops.h", "error.h"},
     "sample": {"ops.h", "error.h"},
@@ -222,7 +224,7 @@ def wrong_includes(csrc: Path) -> list[str]:
         text = re.sub(r"/\*.*?\*/", "", path.read_text("utf-8"), flags=re.DOTALL)
         for quote, included in re.findall(r'^\s*#\s*include\s+(["<])([^">]+)', text, re.MULTILINE):
             if quote == "<":
-                fine = floor == "cuda" or not re.match("cuda|cublas|nv|mma", included)
+                fine = floor == "cuda" or not re.match("cuda|cublas|nv|mma|mpi", included)
             else:
                 near = path.parent / included
                 found = near if near.is_file() else csrc / included
@@ -263,6 +265,8 @@ def test_the_floors_of_c_are_in_order() -> None:
         ("model/forward.c", "<cublasLt.h>"),
         ("files/tensors.c", '"model/model.h"'),
         ("model/forward.c", '"files/json.h"'),
+        ("model/forward.c", '"comm/comm.h"'),
+        ("comm/mpi.c", "<mpi.h>"),
         ("api/model.c", '"cuda_device.h"'),
         ("api/model.c", "<cuda_bf16.h>"),
         ("ops.h", '"backend.h"'),

@@ -54,13 +54,14 @@ _OF_A_RUN: dict[str, Callable[[Any], bool]] = {
     "loader_position": _count,
     "tokenizer_fingerprint": _text,
     "threads": lambda value: _count(value) and value > 0,
+    "ranks": lambda value: _count(value) and value > 0,
     "device": _text,
     "dtype": _text,
     "cpu_level": _text,
     "data_sha256": _text,
     "options": _options,
 }
-_LATER = ("best_step", "since_best")  # which older checkpoints lack
+_LATER = ("best_step", "since_best", "ranks")  # which older checkpoints lack
 
 
 def check_trainer(data: Mapping[str, Any], where: str, way_out: str) -> None:

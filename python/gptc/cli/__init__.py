@@ -7,6 +7,7 @@ import difflib
 import io
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -193,12 +194,14 @@ def run(args: list[str], debug: bool = False) -> int:
     except click.ClickException as error:
         if debug:
             raise
-        _print_error(error.format_message(), error)
+        if _is_first():
+            _print_error(error.format_message(), error)
         return 2 if isinstance(error, click.UsageError) else 1
     except GptcError as error:
         if debug:
             raise
-        _print_error(str(error))
+        if not error.silent:
+            _print_error(str(error))
         return 2 if isinstance(error, UsageError) else 1
     except (KeyboardInterrupt, click.exceptions.Abort) as error:
         cause = error.__cause__ or error  # click raises Abort from a KeyboardInterrupt
@@ -226,6 +229,20 @@ def run(args: list[str], debug: bool = False) -> int:
             "the same command and --debug"
         )
         return 1
+
+
+def _is_first() -> bool:
+    """Whether this process is alone, or the first of several ranks, which all fail alike.
+
+    Others wait a moment: their starter ends all when one ends.
+    """
+    from gptc.engine.launch import launched
+
+    place = launched()
+    if place is None or place.rank == 0:
+        return True
+    time.sleep(2)
+    return False
 
 
 def _print_error(message: str, error: click.ClickException | None = None) -> None:

@@ -74,15 +74,23 @@ def finetune_command(
     --dpo, rows have `prompt`, `chosen` and `rejected`, and the learning rate is 1e-5 (1e-6).
     """
     from gptc.data.chat_cache import check_rows
+    from gptc.engine.world import join
     from gptc.training.progress import make_progress
     from gptc.training.run import train
 
-    given = given_options(config, values)
-    if wrong := [name for name in _ABSENT if name in given]:
-        raise UsageError(f"{config} sets {wrong[0]}, which gptc finetune takes from -m and --data")
-    check_rows(data)
-    options = {**finetune_options(given), "init_from": model, "data": data}
-    end(ctx, train(options, progress=make_progress()), as_json)
+    def asked_for() -> dict[str, Any]:
+        given = given_options(config, values)
+        if wrong := [name for name in _ABSENT if name in given]:
+            raise UsageError(
+                f"{config} sets {wrong[0]}, which gptc finetune takes from -m and --data"
+            )
+        check_rows(data)
+        return {**finetune_options(given), "init_from": model, "data": data}
+
+    world = join()
+    options = world.together(asked_for)
+    summary = train(options, progress=None if world.rank else make_progress())
+    end(ctx, summary, as_json, quiet=world.rank > 0)
 
 
 def finetune_options(given: dict[str, Any]) -> dict[str, Any]:

@@ -62,8 +62,11 @@ def speedrun_command(
     Options of gptc train replace the recipe's; a limit its limits, and a preset its shape. Exits
     with 1 if the median result misses the target.
     """
+    from gptc.engine.launch import launched
     from gptc.training.speedrun import RECIPES, Attempt, Race, append, machine, run_attempts
 
+    if launched():
+        raise click.UsageError("gptc speedrun times one process: start it without mpirun or srun")
     if recipe not in RECIPES:
         raise click.UsageError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
     known = RECIPES[recipe]

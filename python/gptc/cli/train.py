@@ -68,13 +68,19 @@ def train_command(
             "--resume and --init-from exclude each other: continue a run, or start a new one"
         )
     from gptc.checkpoint.find import find_checkpoint
+    from gptc.engine.world import join
     from gptc.training.progress import make_progress
     from gptc.training.run import train
 
-    given = given_options(config, values)
-    if resume == _NEWEST:
-        resume = given.get("out") or str(find_checkpoint().parent)
-    end(ctx, train(given, resume=resume, progress=make_progress()), as_json)
+    def asked_for() -> tuple[dict[str, Any], str | None]:
+        given = given_options(config, values)
+        newest = resume == _NEWEST
+        return given, (given.get("out") or str(find_checkpoint().parent)) if newest else resume
+
+    world = join()
+    given, run = world.together(asked_for)
+    summary = train(given, resume=run, progress=None if world.rank else make_progress())
+    end(ctx, summary, as_json, quiet=world.rank > 0)
 
 
 def given_options(config: Path | None, values: dict[str, Any]) -> dict[str, Any]:
@@ -83,9 +89,11 @@ def given_options(config: Path | None, values: dict[str, Any]) -> dict[str, Any]
     return given | {name: value for name, value in values.items() if value is not None}
 
 
-def end(ctx: click.Context, summary: Summary, as_json: bool) -> None:
+def end(ctx: click.Context, summary: Summary, as_json: bool, quiet: bool = False) -> None:
     """Prints the summary of a run, and exits with its signal's code if one has ended it."""
-    if as_json:
+    if quiet:
+        pass
+    elif as_json:
         click.echo(json.dumps(asdict(summary), indent=2))
     else:
         _print_summary(summary)

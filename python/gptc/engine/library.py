@@ -30,6 +30,7 @@ GPT_ERR_DEVICE = 3
 GPT_ERR_NUMERIC = 4
 GPT_ERR_INTERRUPTED = 5
 GPT_ERR_FILE = 6
+GPT_ERR_COMM = 7
 
 _BEGIN = "==== binding: begin ===="
 _END = "==== binding: end ===="

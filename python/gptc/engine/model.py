@@ -55,6 +55,15 @@ class StepResult(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of a rank in a step of several."""
+
+    n_targets: int  # of all ranks
+    places: Sequence[tuple[int, int]]  # of each micro-batch: its number in the step, its first row
+    meet: Callable[[], None]  # adds the gradients of all ranks
+
+
+@dataclass(frozen=True)
 class OpTime:
     """The cost of an op at one shape, summed over its calls."""
 
@@ -242,13 +251,15 @@ class Model(Uncopied):
         grad_clip: float = 1.0,
         momentum: float = 0.95,
         check: Callable[[], None] = lambda: None,
+        share: Share | None = None,
     ) -> StepResult:
         """One optimizer step on inputs (B, T) and targets (B, T), or on lists of micro-batches.
 
         The loss is the mean over all targets that are not -1, of all micro-batches together; one
         without a target is passed over. `positions` are as many as inputs, as `backward` takes
         them. `check` is called before each; an exception from it drops the step and leaves the
-        model unchanged. UsageError without any target.
+        model unchanged. UsageError without any target. With a `share`, they are a rank's part of a
+        step of several ranks.
         """
         batches = micro_batches(inputs, "inputs")
         wanted = micro_batches(targets, "targets")
@@ -261,15 +272,19 @@ class Model(Uncopied):
                     f"{len(batches)} micro-batches of inputs, {len(values)} of {what}; pass as many"
                 )
         n_targets = [count_targets(y) for y in wanted]
-        if not (n_all := sum(n_targets)):
+        if not (n_all := share.n_targets if share else sum(n_targets)):
             raise UsageError("all targets are -1; a step needs at least one")
         # No loss is read here, so that only the update waits for the device.
         with self._turns.lock:
             try:
-                for x, y, at, n in zip(batches, wanted, places, n_targets, strict=True):
+                for i, (x, y, at) in enumerate(zip(batches, wanted, places, strict=True)):
                     check()
-                    if n:
-                        self._backward(x, y, at, n / n_all, self._ffi.NULL)
+                    if share and n_targets[i]:
+                        self._call("gpt_model_place", *share.places[i])
+                    if n_targets[i]:
+                        self._backward(x, y, at, n_targets[i] / n_all, self._ffi.NULL)
+                if share:
+                    share.meet()
             except BaseException:
                 self.zero_gradients()
                 raise
@@ -346,6 +361,10 @@ class Model(Uncopied):
         loss, norm = self._ffi.new("float *"), self._ffi.new("float *")
         self._call("gpt_model_update", settings, len(settings), loss, norm)
         return StepResult(float(loss[0]), float(norm[0]))
+
+    def all_reduce(self, comm: Any) -> None:
+        """Adds the gradients of all ranks, and their losses since the last update."""
+        self._call("gpt_model_all_reduce", comm)
 
     def zero_gradients(self) -> None:
         """Sets the gradients to zero."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from gptc.data.dataset import Dataset
 from gptc.data.loader import sliding_batches
 from gptc.engine.arrays import TokenArray, count_targets
 from gptc.engine.model import Model
+from gptc.engine.world import World
 from gptc.errors import GptcError
 from gptc.eval.cached import cached_loss
 from gptc.files.words import plural
@@ -42,6 +44,7 @@ def evaluate(
     n_batches: int | None = None,
     kv_dtype: str | None = None,
     stride: int | None = None,
+    world: World | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """The loss over a split, in windows of `seq_len` tokens that do not overlap.
@@ -50,13 +53,15 @@ def evaluate(
     that many batches, spread evenly. `seq_len` None = the model's block size, or less for a shorter
     split. With a `kv_dtype`, windows go through a session with such a cache. With a `stride`,
     windows begin so many tokens apart, and each predicts its last ones alone, so that they have at
-    least seq_len - stride tokens before them. Calls progress(tokens done, tokens in all).
+    least seq_len - stride tokens before them. Calls progress(tokens done, tokens in all). The ranks
+    of a `world` share the batches; the result is that of one process.
     """
+    rank, size = (world.rank, world.size) if world else (0, 1)
     n_targets = dataset.n_tokens(split) - 1
     if seq_len is None:
         seq_len = max(1, min(model.config.block_size, n_targets))
     total = min(n_targets, (n_batches or n_targets) * batch_size * seq_len)
-    loss, n = 0.0, 0
+    losses, n = array("d"), 0
     with ExitStack() as stack:
         measure: Callable[[TokenArray, TokenArray], float] = model.loss
         if kv_dtype is not None:
@@ -65,12 +70,16 @@ def evaluate(
         batches = all_batches(dataset, split, batch_size, seq_len, n_batches)
         if stride is not None:
             batches = sliding_batches(dataset, split, batch_size, seq_len, stride, n_batches)
-        for x, y in batches:
+        for i, (x, y) in enumerate(batches):
             n_some = count_targets(y)
-            loss += measure(x, y) * n_some
+            losses.append(measure(x, y) * n_some if i % size == rank else 0.0)
             n += n_some
             progress(n, max(n, total))
     progress(n, n)
+    every = [array("d", part) for part in world.gather(losses.tobytes())] if world else [losses]
+    loss = 0.0
+    for i in range(len(losses)):  # in the order of batches
+        loss += every[i % size][i]
     return Evaluation(loss / n, bits_per_byte(loss / n, dataset, split), n)
 
 

@@ -182,6 +182,31 @@ class RunFolder:
         self._written = options
 
 
+class OthersFolder:
+    """The run's folder for ranks other than 0, which leave it to rank 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def close(self) -> None:
+        """Does nothing."""
+
+    def write_metrics(self, record: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def save(self, setup: Setup) -> None:
+        """Notes the checkpoint, which rank 0 writes."""
+        setup.state.saved = self.path / checkpoint_name(setup.state.step)
+
+    def best(self, state: State) -> Path | None:
+        """None: rank 0 names it."""
+        return None
+
+    def disk_note(self, model: Model, options: TrainOptions, n_steps: int) -> str | None:
+        """None: rank 0 notes it."""
+        return None
+
+
 def choose_folder(options: TrainOptions, base: Checkpoint | None) -> Path | None:
     """The run's folder; None = a new one under runs/."""
     if base is not None:

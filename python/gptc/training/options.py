@@ -36,6 +36,13 @@ class TrainOptions(DeviceOptions):
         choices=("auto", *DTYPES),
     )
 
+    comm_timeout: float = option(
+        600.0,
+        "Seconds without an answer after which a rank of several counts as lost; 0 = never.",
+        section="Device",
+        least=0,
+    )
+
     data: str = option(
         "stories",
         "Dataset folder, text file, or dataset name (see gptc prepare --help).",

@@ -139,6 +139,22 @@ class PlainProgress:
         """Does nothing."""
 
 
+class SilentProgress:
+    """No display, of a rank other than 0."""
+
+    def start(self, step: int, steps: int) -> None:
+        """Does nothing."""
+
+    def update(self, report: StepReport) -> None:
+        """Does nothing."""
+
+    def note(self, text: str) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 class LiveProgress:
     """A bar redrawn in place, with notes above it."""
 

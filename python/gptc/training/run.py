@@ -25,17 +25,27 @@ from gptc.checkpoint.find import find_checkpoint, open_folder
 from gptc.checkpoint.names import ADAPTER, CONFIG
 from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.options import Options
+from gptc.engine.world import World, join
 from gptc.errors import GptcError, UsageError
 from gptc.files.words import DAY_S, duration, plural, quoted
-from gptc.training.folder import RunFolder, choose_folder
+from gptc.training.folder import OthersFolder, RunFolder, choose_folder
 from gptc.training.options import TrainOptions
+from gptc.training.parallel import (
+    adopt,
+    check_options,
+    check_same,
+    described,
+    lost_ranks,
+    settle,
+    shared_threads,
+)
 from gptc.training.preference import MEASURES
-from gptc.training.progress import Meter, PlainProgress, Progress, StepReport
+from gptc.training.progress import Meter, PlainProgress, Progress, SilentProgress, StepReport
 from gptc.training.reference import prepare_preference
 from gptc.training.report import Summary, header, summarize
 from gptc.training.resolve import new_options, resumed_options
 from gptc.training.schedule import longer
-from gptc.training.setup import set_up
+from gptc.training.setup import prepare_data, set_up
 from gptc.training.signals import Received, StepDropped, heard_signals
 from gptc.training.trainer import Trainer
 
@@ -55,14 +65,24 @@ def train(
     the options to change. `on_step(step, model)` is called after every step. SIGINT, SIGTERM and
     SIGHUP save and end the run early, with `Summary.signal` set.
     """
-    show = progress or PlainProgress()
+    world = join()
+    show = SilentProgress() if world.rank else progress or PlainProgress()
     try:
-        base = None if resume is None else _resumable(resume)
-        options = resumed_options(base, given) if base else new_options(given)
-        with Run(options, base, show) as run:
-            return run.train(on_step)
+        with world.ending_together():
+            base, options = world.together(lambda: _asked_for(given, resume))
+            world.set_timeout(options.comm_timeout)
+            with Run(options, base, show, world) as run:
+                return run.train(on_step)
     finally:
         show.close()
+
+
+def _asked_for(
+    given: Mapping[str, Any], resume: str | Path | None
+) -> tuple[Checkpoint | None, TrainOptions]:
+    """The checkpoint to resume, and the options of the run."""
+    base = None if resume is None else _resumable(resume)
+    return base, resumed_options(base, given) if base else new_options(given)
 
 
 def _resumable(path: str | Path) -> Checkpoint:
@@ -89,25 +109,50 @@ def _resumable(path: str | Path) -> Checkpoint:
 class Run:
     """A training run in its folder: set-up, steps, summary."""
 
-    def __init__(self, options: TrainOptions, base: Checkpoint | None, show: Progress) -> None:
-        Options(options.device).resolved()  # fail on a missing device before preparing data
-        chosen = choose_folder(options, base)
-        self.show = show
+    def __init__(
+        self, options: TrainOptions, base: Checkpoint | None, show: Progress, world: World
+    ) -> None:
+        self.show, self.world = show, world
+        chosen = world.together(lambda: self._checked(options, base))
+        options = shared_threads(options, world)
         with ExitStack() as undo:
-            self.setup = undo.enter_context(closing(set_up(options, base, show)))
+            if world.size > 1:  # ranks of a host share its files
+                world.together(
+                    lambda: None if world.local_rank else prepare_data(options, base, show)
+                )
+            made = world.together(lambda: set_up(options, base, show, world.size))
+            self.setup = undo.enter_context(closing(made))
+            check_same(self.setup, world)
+            adopt(self.setup, world)
             state, settled = self.setup.state, self.setup.options
-            opened = RunFolder.open(chosen, settled, state.step)
-            self.folder = undo.enter_context(closing(opened))
+            self.folder = undo.enter_context(closing(self._open_folder(chosen)))
             done = "resuming" if base else "training"
             show.note(f"gptc {__version__}: {done} in {self.folder.path}")
             for line in header(self.setup):
                 show.note(line)
+            if world.size > 1:
+                show.note(described(world, self.setup.model.threads))
             preference = prepare_preference(self.setup, self.folder.path, show)
-            self.trainer = Trainer(self.setup, show, self.folder.path, preference)
+            self.trainer = Trainer(self.setup, show, self.folder.path, preference, world)
             n_steps = self.setup.horizon.steps - state.step
             if note := self.folder.disk_note(self.setup.model, settled, n_steps):
                 show.note(note)
             self._opened = undo.pop_all()
+
+    def _checked(self, options: TrainOptions, base: Checkpoint | None) -> Path | None:
+        """The folder that was asked for, after checks that need no data."""
+        Options(options.device).resolved()  # fail on a missing device before preparing data
+        check_options(options, self.world)
+        return choose_folder(options, base)
+
+    def _open_folder(self, chosen: Path | None) -> RunFolder | OthersFolder:
+        """The run's folder, which rank 0 makes and writes."""
+        setup, world = self.setup, self.world
+        opened = world.together(
+            lambda: None if world.rank else RunFolder.open(chosen, setup.options, setup.state.step)
+        )
+        path = world.gather_json(str(opened.path) if opened else "")[0]
+        return opened or OthersFolder(Path(path))
 
     def __enter__(self) -> Run:
         return self
@@ -131,10 +176,11 @@ class Run:
             )
         elif state.out_of_patience(self.setup.options):
             self.show.note(self._no_patience())
-        if self.trainer.held_out is not None and not state.step:
+        if self.trainer.held_out is not None and not state.step and not self.world.rank:
             self.trainer.held_out.remember()
         self.show.start(state.step, horizon.steps)
-        with heard_signals() as signals:
+        hearing = heard_signals(self.world.size, quiet=self.world.rank > 0)
+        with hearing as signals, lost_ranks(state, self.folder.path):
             trained_s = self._steps(signals, meter, on_step)
         self.show.close()
         if state.step > first_step and state.out_of_patience(self.setup.options):
@@ -143,7 +189,7 @@ class Run:
             assert horizon.budget_s is not None
             self.show.note(f"time is up after {duration(horizon.budget_s)}")
         sample = None
-        if state.step > first_step and signals.received is None:
+        if state.step > first_step and signals.ending is None and not self.world.rank:
             self._take_best()
             sample = self.trainer.sample()
         return summarize(
@@ -155,7 +201,7 @@ class Run:
             trained_s=trained_s,
             train_loss=meter.loss,
             sample=sample,
-            signal=signals.received,
+            signal=signals.ending,
         )
 
     def _take_best(self) -> None:
@@ -203,6 +249,7 @@ class Run:
             try:
                 record = trainer.step(signals.check)
             except StepDropped:
+                settle(self.world, signals, horizon)
                 if state.step:
                     folder.save(setup)
                 break
@@ -217,6 +264,7 @@ class Run:
             record["tokens_per_s"] = round(rate, 1)
             record["mfu"] = trainer.mfu(rate)
             horizon.follow_clock(state.step, state.elapsed_s - elapsed_before, state.step - first)
+            settle(self.world, signals, horizon)
             report = trainer.report(meter, record["lr"])
             self.show.update(report)
             if state.step == first + 1:
@@ -229,9 +277,10 @@ class Run:
                 folder.write_metrics(record)
             if on_step is not None:
                 on_step(state.step, setup.model)
-            if options.sample_every and state.step % options.sample_every == 0 and not last:
+            shown = options.sample_every and state.step % options.sample_every == 0
+            if shown and not last and not self.world.rank:
                 self.show.note(f"sample at step {state.step}:\n{trainer.sample()}\n")
-            stop = signals.received is not None
+            stop = signals.ending is not None
             last = last or state.out_of_patience(options)
             every = options.save_every or options.eval_every
             if last or stop or best or state.step % every == 0:

@@ -69,6 +69,7 @@ class Setup:
     state: State
     horizon: Horizon
     average: Average | None  # of the weights, with --ema
+    ranks: int = 1
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -120,6 +121,7 @@ class Setup:
         ]
         return {
             "threads": self.model.threads,
+            "ranks": self.ranks,
             "device": self.model.device,
             "dtype": self.model.dtype,
             "cpu_level": library.cpu_level(),
@@ -127,16 +129,27 @@ class Setup:
         }
 
 
-def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Setup:
-    """Opens the data, makes the model and sets its weights."""
-    initial: ModelFile | None = None
-    if base is None and options.init_from is not None:
-        initial = open_checkpoint(options.init_from)
-        if initial.lora is not None:
-            raise UsageError(
-                f"{options.init_from} holds adapters: continue their run with --resume, or merge "
-                f"them first: gptc export {quoted(options.init_from)} --merge --to hf --out CKPT"
-            )
+def prepare_data(options: TrainOptions, base: Checkpoint | None, show: Progress) -> None:
+    """Prepares the data, so that others find it prepared."""
+    _open_dataset(options, base, _initial(options, base), show)
+
+
+def _initial(options: TrainOptions, base: Checkpoint | None) -> ModelFile | None:
+    """The model to fine-tune."""
+    if base is not None or options.init_from is None:
+        return None
+    initial = open_checkpoint(options.init_from)
+    if initial.lora is not None:
+        raise UsageError(
+            f"{options.init_from} holds adapters: continue their run with --resume, or merge "
+            f"them first: gptc export {quoted(options.init_from)} --merge --to hf --out CKPT"
+        )
+    return initial
+
+
+def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress, ranks: int = 1) -> Setup:
+    """Opens the data, makes the model and sets its weights. `ranks` train it together."""
+    initial = _initial(options, base)
     options, dataset = _open_dataset(options, base, initial, show)
     dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
     config = _shape(options, base or initial, dataset)
@@ -165,6 +178,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
             model.init(options.seed)
         average = average or _average(options, model)
         step_s = time_step(model, loader, options.grad_accum) if options.minutes else None
+        step_s = step_s and step_s / ranks
         horizon = Horizon(options, state, loader.epoch_tokens, step_s)
         setup = Setup(
             options=_settle(options, horizon.steps),
@@ -179,6 +193,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
             state=state,
             horizon=horizon,
             average=average,
+            ranks=ranks,
         )
         if base is not None:
             _note_changes(setup, base, show)
@@ -382,8 +397,8 @@ def _note_changes(setup: Setup, base: Checkpoint, show: Progress) -> None:
     trainer = base.trainer()
     assert trainer is not None
     for name, value in setup.circumstances().items():
-        if trainer[name] != value:
-            changed = f"{spelled(name)} was {trainer[name]} and is {value} now"
+        if (before := trainer.get(name, 1)) != value:  # older checkpoints are of one rank
+            changed = f"{spelled(name)} was {before} and is {value} now"
             if name == "data_sha256":
                 changed = f"{setup.options.data} has changed"
             show.note(

@@ -15,8 +15,21 @@ class StepDropped(Exception):
 
 
 class Received:
-    def __init__(self) -> None:
+    """The first signal that has arrived here, and the one that ends the run.
+
+    With several ranks they differ until all have heard of it (`parallel.settle`): a rank that ended
+    by itself would leave the others waiting.
+    """
+
+    def __init__(self, n_ranks: int = 1) -> None:
         self.received: int | None = None
+        self.agreed: int | None = None
+        self._n_ranks = n_ranks
+
+    @property
+    def ending(self) -> int | None:
+        """The signal that ends the run."""
+        return self.received if self._n_ranks == 1 else self.agreed
 
     def check(self) -> None:
         """Raises StepDropped after a signal. Called between micro-batches."""
@@ -25,12 +38,13 @@ class Received:
 
 
 @contextmanager
-def heard_signals() -> Iterator[Received]:
+def heard_signals(n_ranks: int = 1, quiet: bool = False) -> Iterator[Received]:
     """Records the first SIGINT, SIGTERM or SIGHUP; the second one has its usual effect.
 
-    Signals that this process ignores from its start, as SIGHUP under nohup, stay ignored.
+    Signals that this process ignores from its start, as SIGHUP under nohup, stay ignored. Prints a
+    line then, unless `quiet`.
     """
-    state = Received()
+    state = Received(n_ranks)
     if threading.current_thread() is not threading.main_thread():
         yield state  # Python delivers signals to the main thread only
         return
@@ -40,8 +54,9 @@ def heard_signals() -> Iterator[Received]:
         for other, before in previous.items():
             signal.signal(other, before)
         # Not through the progress display: this may interrupt it.
-        with suppress(OSError):  # the terminal may be gone
-            os.write(2, b"\nstopping and saving; a second signal aborts at once\n")
+        if not quiet:
+            with suppress(OSError):  # the terminal may be gone
+                os.write(2, b"\nstopping and saving; a second signal aborts at once\n")
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]

@@ -14,6 +14,7 @@ from gptc.engine import library
 from gptc.engine.model import StepResult
 from gptc.engine.optim import AdamW, Muon
 from gptc.engine.session import session_bytes
+from gptc.engine.world import World
 from gptc.errors import EngineError, GptcError
 from gptc.eval.loss import bits_per_byte, evaluate
 from gptc.files.words import plural, quoted
@@ -21,6 +22,7 @@ from gptc.generation.decoder import Generation
 from gptc.generation.options import Sampling
 from gptc.generation.request import prompt_tokens
 from gptc.training.held_out import HeldOut
+from gptc.training.parallel import Parallel
 from gptc.training.preference import Preference
 from gptc.training.progress import Meter, Progress, StepReport, described, step_label
 from gptc.training.schedule import learning_rate, momentum
@@ -39,12 +41,19 @@ class Trainer:
     """Runs the steps of a run. Their effects are in `setup.state`."""
 
     def __init__(
-        self, setup: Setup, show: Progress, folder: Path, preference: Preference | None = None
+        self,
+        setup: Setup,
+        show: Progress,
+        folder: Path,
+        preference: Preference | None = None,
+        world: World | None = None,
     ) -> None:
         self._setup = setup
+        self._world = world or World()
+        self._parallel = Parallel(setup, self._world) if self._world.size > 1 else None
         self._folder = folder  # for the batches of a step that has failed
         self._show = show
-        self.peak_flops = setup.peak_flops
+        self.peak_flops = setup.peak_flops * setup.ranks
         self._rise_noted: int | None = None  # the best step when a rise was noted
         self._peak_at = time.monotonic()
         self.n_steps = self.n_positions = 0  # of this process
@@ -116,6 +125,8 @@ class Trainer:
         muon = Muon(lr, momentum(state.step, options), decay, clip)
         if self.preference is not None:
             return self.preference.step(position, batches, adamw, muon, check)
+        if self._parallel is not None:
+            return self._parallel.step(batches, adamw, muon, check), {}
         places = [rows.positions for rows in batches if rows.positions is not None]
         result = setup.model.train_step(
             [rows.inputs for rows in batches],
@@ -129,6 +140,8 @@ class Trainer:
 
     def _trouble(self, batches: list[Rows], n_skipped: int) -> str:
         """What was not finite, and the file with the batches."""
+        if self._world.rank:
+            return "rank 0 says where"
         file = save_batches(self._folder, self._setup.state.step + 1, batches, n_skipped)
         return f"{first_bad(self._setup.model)}; the batch is in {file}"
 
@@ -143,7 +156,8 @@ class Trainer:
             if state.saved
             else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
         )
-        return GptcError(f"the loss is not finite at step {state.step + 1} ({trouble}); {advice}")
+        found = f"the loss is not finite at step {state.step + 1} ({trouble})"
+        return self._world.refusal(f"{found}; {advice}")  # all ranks of a job have the same loss
 
     def evaluate(self, last: bool) -> dict[str, float]:
         """The loss on the validation split, in nats per token and in bits per byte.
@@ -183,6 +197,7 @@ class Trainer:
             batch_size=options.batch_size,
             seq_len=options.seq_len,
             n_batches=n_batches or None,
+            world=self._world,
         )
         return {"val_loss": found.loss, "val_bpb": found.bpb}
 
@@ -233,7 +248,7 @@ class Trainer:
         """Remeasures the peak now and then: a shared machine may be slow at the start."""
         if time.monotonic() - self._peak_at > PEAK_EVERY_S:
             before = self.peak_flops
-            self.peak_flops = max(before, self._setup.model.peak_flops())
+            self.peak_flops = max(before, self._setup.model.peak_flops() * self._setup.ranks)
             if self.peak_flops > 1.1 * before:
                 self._show.note(
                     f"note: peak remeasured: {self.peak_flops / 1e9:,.0f} GFLOP/s; "

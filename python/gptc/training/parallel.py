@@ -1,0 +1,242 @@
+"""Data parallel training: a rank's share of a step, and what ranks agree on.
+
+The sequences of a step are those of one process, in the same order; rank r of N has the r-th of N
+equal parts. Each rank draws all batches, which is cheap, so that their order and the number of
+targets need no messages. Letters: S sequences of a step, B of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from gptc._version import __version__
+from gptc.data.loader import Rows
+from gptc.engine import library
+from gptc.engine.arrays import count_targets
+from gptc.engine.model import Share, StepResult
+from gptc.engine.optim import AdamW, Muon
+from gptc.engine.world import World
+from gptc.errors import EngineError, GptcError
+from gptc.files.words import plural, quoted
+from gptc.training.horizon import Horizon
+from gptc.training.options import TrainOptions
+from gptc.training.setup import Setup
+from gptc.training.signals import Received, StepDropped
+from gptc.training.state import State
+
+_NEWS = struct.Struct("<iq")  # a signal or 0, and the number of steps
+# Paths differ between hosts; files are compared by their content. Steps and warm-up may follow the
+# clock of a rank.
+_NOT_COMPARED = ("data", "out", "init_from", "tokenizer", "chat_template", "steps", "warmup_steps")
+
+
+class Part(NamedTuple):
+    """Rows `first` to `end` of a micro-batch of the step."""
+
+    micro: int
+    first: int
+    end: int
+
+
+def parts_of(rank: int, size: int, n_micro: int, n_rows: int) -> list[Part]:
+    """The rows of a rank among those of a step, S = n_micro n_rows; `size` divides S."""
+    each = n_micro * n_rows // size
+    begin, end = rank * each, (rank + 1) * each
+    parts = []
+    for micro in range(begin // n_rows, -(-end // n_rows)):
+        base = micro * n_rows
+        parts.append(Part(micro, max(begin - base, 0), min(end - base, n_rows)))
+    return parts
+
+
+def check_options(options: TrainOptions, world: World) -> None:
+    """GptcError for options with which several ranks cannot train."""
+    if world.size == 1:
+        return
+    n_sequences = options.batch_size * options.grad_accum
+    if n_sequences % world.size:
+        whole = -(-n_sequences // world.size) * world.size
+        raise GptcError(
+            f"a step has {n_sequences} sequences (--batch-size {options.batch_size} x --grad-accum "
+            f"{options.grad_accum}), which {world.size} ranks cannot share equally: use "
+            f"--batch-size {whole} --grad-accum 1, or another number of ranks"
+        )
+    if options.dpo:
+        raise GptcError(
+            f"--dpo trains in one process; {world.size} ranks have been started: leave out mpirun"
+        )
+    if options.device != "cpu" and (options.device == "cuda" or library.gpu().problem is None):
+        raise GptcError(
+            f"{world.size} ranks train on CPUs only: use --device cpu, or one process for the GPU"
+        )
+
+
+def shared_threads(options: TrainOptions, world: World) -> TrainOptions:
+    """With --threads 0, those of a rank: its part of the cores that ranks of its host may use.
+
+    All ranks have the same number, since the order of sums depends on it.
+    """
+    if world.size == 1 or options.threads:
+        return options
+    cores = sorted(os.sched_getaffinity(0))
+    every = world.gather_json([world.host(world.rank), cores])
+    counts = [len(own) // every.count([host, own]) for host, own in every]
+    return replace(options, threads=max(1, min(counts)))
+
+
+def described(world: World, threads: int) -> str:
+    """The line about ranks at the start of a run."""
+    hosts = len({world.host(rank) for rank in range(world.size)})
+    return (
+        f"  ranks   {world.size} on {plural(hosts, 'host')}, {plural(threads, 'thread')} each; "
+        "MPI, sums in the order of ranks"
+    )
+
+
+# ---- the start ----
+
+
+def check_same(setup: Setup, world: World) -> None:
+    """JobError if a rank differs from rank 0 in anything that must be the same."""
+    if world.size == 1:
+        return
+    every = world.gather_json(_circumstances(setup))
+    for rank, found in enumerate(every):
+        for name, value in every[0].items():
+            if found[name] != value:
+                raise world.refusal(
+                    f"{world.named(rank)} differs from {world.named(0)} in {name}: "
+                    f"{_short(found[name])} and {_short(value)}; all ranks need the same"
+                )
+
+
+def _circumstances(setup: Setup) -> dict[str, object]:
+    """What must be the same, by its name in the error."""
+    options = asdict(setup.options)
+    found = {
+        "the version of gptc": __version__,
+        "the version of libgpt.so": library.version(),
+        "the data": setup.circumstances()["data_sha256"],
+        "the tokenizer": setup.tokenizer.fingerprint(),
+        "the model's shape": setup.model.config.to_dict(),
+        **{
+            f"--{name.replace('_', '-')}": value
+            for name, value in options.items()
+            if name not in _NOT_COMPARED
+        },
+        "the checkpoint's step": setup.state.step,
+        "the checkpoint's batches": setup.loader.position,
+    }
+    for name in ("device", "dtype", "cpu_level", "threads"):
+        found[name.replace("_", " ")] = setup.circumstances()[name]
+    found["the weights"] = f"{_weights(setup):08x}"
+    return found
+
+
+def _weights(setup: Setup) -> int:
+    """A checksum of all parameters that are trained, and of their optimizer's state."""
+    total, model = 0, setup.model
+    for parameter in model.trained:
+        states = model.states(parameter.name) if setup.state.step else ()
+        for tensor in ("value", *states):
+            total = zlib.crc32(model.read(parameter.name, tensor).data, total)
+    return total
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:16]}…"
+
+
+def adopt(setup: Setup, world: World) -> None:
+    """Gives every rank the number of steps and the options that rank 0 has settled."""
+    if world.size == 1:
+        return
+    steps, most, warmup = world.gather_json(
+        [setup.horizon.steps, setup.horizon.most, setup.options.warmup_steps]
+    )[0]
+    setup.horizon.steps, setup.horizon.most = steps, most
+    setup.options = replace(setup.options, steps=steps, warmup_steps=warmup)
+
+
+# ---- a step ----
+
+
+class Parallel:
+    """The share of this rank in the steps of a run."""
+
+    def __init__(self, setup: Setup, world: World) -> None:
+        self._setup, self._world = setup, world
+        options = setup.options
+        self._parts = parts_of(world.rank, world.size, options.grad_accum, options.rows)
+
+    def step(
+        self, batches: Sequence[Rows], adamw: AdamW, muon: Muon, check: Callable[[], None]
+    ) -> StepResult:
+        """One optimizer step of all ranks on the batches of a step.
+
+        StepDropped on all ranks if `check` raises it on one; the model is then unchanged.
+        """
+        own = [_rows(batches[part.micro], part) for part in self._parts]
+        places = [rows.positions for rows in own if rows.positions is not None]
+        dropped = False
+
+        def note_signal() -> None:
+            nonlocal dropped
+            if not dropped:
+                try:
+                    check()
+                except StepDropped:
+                    dropped = True
+
+        def meet() -> None:
+            note_signal()
+            if any(map(any, self._world.gather(bytes([dropped])))):
+                raise StepDropped
+            self._world.add_gradients(self._setup.model)
+
+        n_targets = sum(count_targets(rows.targets) for rows in batches)
+        return self._setup.model.train_step(
+            [rows.inputs for rows in own],
+            [rows.targets for rows in own],
+            positions=places or None,
+            momentum=muon.momentum,
+            check=note_signal,
+            share=Share(n_targets, [part[:2] for part in self._parts], meet),
+            **vars(adamw),
+        )
+
+
+def _rows(rows: Rows, part: Part) -> Rows:
+    own = slice(part.first, part.end)
+    positions = None if rows.positions is None else rows.positions[own]
+    return Rows(rows.inputs[own], rows.targets[own], positions)
+
+
+@contextmanager
+def lost_ranks(state: State, run: Path) -> Iterator[None]:
+    """Says in the error for a lost rank how to continue."""
+    try:
+        yield
+    except EngineError as error:
+        if error.status == library.GPT_ERR_COMM:
+            resume = f"continue from {state.saved} with gptc train --resume {quoted(run)}"
+            error.args = (f"{error}; {resume if state.saved else 'no checkpoint is saved yet'}",)
+        raise
+
+
+def settle(world: World, signals: Received, horizon: Horizon) -> None:
+    """After a step: a signal of one rank ends all, and rank 0 says how many steps there are."""
+    if world.size == 1:
+        return
+    news = world.gather(_NEWS.pack(signals.received or 0, min(horizon.steps, 2**62)))
+    heard = [_NEWS.unpack(part) for part in news]
+    signals.agreed = next((number for number, _ in heard if number), None)
+    horizon.steps = heard[0][1]

@@ -1,0 +1,429 @@
+/* The ranks of a job: the four calls among threads that stand in for processes, and a model's share of a batch. */
+#include "testing.h"
+
+#include "comm/links.h"
+#include "error.h"
+#include "models.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+/* ---- threads as ranks: a queue of messages for each pair ---- */
+
+enum { MOST_RANKS = 5 };
+
+typedef struct letter {
+    struct letter *next;
+    int64_t n_bytes;
+    char data[];
+} letter;
+
+/* A receive that waits for its letter. */
+typedef struct slot {
+    void *to;
+    int64_t n_bytes;
+    int from;
+} slot;
+
+typedef struct post {
+    pthread_mutex_t lock;
+    letter *first[MOST_RANKS][MOST_RANKS]; /* by sender and receiver */
+    letter **last[MOST_RANKS][MOST_RANKS];
+} post;
+
+typedef struct thread_links {
+    links links;
+    post *post;
+    slot slots[2 * MOST_RANKS];
+} thread_links;
+
+static int post_send(links *l, int rank, const void *data, int64_t n_bytes, link_request *out) {
+    post *p = ((thread_links *)l)->post;
+    letter *new = malloc(sizeof *new + (size_t)n_bytes);
+    *new = (letter){.n_bytes = n_bytes};
+    memcpy(new->data, data, (size_t)n_bytes);
+    pthread_mutex_lock(&p->lock);
+    *p->last[l->rank][rank] = new;
+    p->last[l->rank][rank] = &new->next;
+    pthread_mutex_unlock(&p->lock);
+    *out = -1;
+    return GPT_OK;
+}
+
+static int post_receive(links *l, int rank, void *data, int64_t n_bytes, link_request *out) {
+    thread_links *t = (thread_links *)l;
+    int i = 0;
+    while (t->slots[i].to) i++;
+    t->slots[i] = (slot){data, n_bytes, rank};
+    *out = i;
+    return GPT_OK;
+}
+
+static int post_test(links *l, link_request *request, bool *done) {
+    thread_links *t = (thread_links *)l;
+    *done = *request < 0;
+    if (*done) return GPT_OK;
+    slot *s = &t->slots[*request];
+    int status = GPT_OK;
+    pthread_mutex_lock(&t->post->lock);
+    letter **at = &t->post->first[s->from][l->rank], *found = *at;
+    if (found) {
+        if (found->n_bytes != s->n_bytes)
+            status = fail(GPT_ERR_COMM, "%lld bytes came; %lld were expected",
+                          (long long)found->n_bytes, (long long)s->n_bytes);
+        else
+            memcpy(s->to, found->data, (size_t)s->n_bytes);
+        *at = found->next;
+        if (!*at) t->post->last[s->from][l->rank] = at;
+        free(found);
+        s->to = NULL;
+        *done = true;
+    }
+    pthread_mutex_unlock(&t->post->lock);
+    return status;
+}
+
+static void post_end(links *l, int code) {
+    (void)l, (void)code;
+}
+
+static void post_free(links *l) {
+    free(l);
+}
+
+/* ---- jobs ---- */
+
+typedef struct job job;
+typedef void job_function(job *j, gpt_comm *comm, int rank);
+
+struct job {
+    job_function *run;
+    int size;
+    int64_t n;
+    double timeout_s;
+    int missing; /* this rank makes no call; -1: none */
+    post post;
+    float *x[MOST_RANKS];                      /* (n) of each rank */
+    int status[MOST_RANKS], again[MOST_RANKS]; /* of the call, and of another after it */
+    int lost[MOST_RANKS];                      /* bits of lost ranks */
+    char sentence[MOST_RANKS][200], host[MOST_RANKS][COMM_HOST_BYTES];
+};
+
+typedef struct member {
+    job *job;
+    int rank;
+} member;
+
+static void *run_member(void *p) {
+    static const link_ops ops = {post_send, post_receive, post_test, post_end, post_free};
+    member *me = p;
+    job *j = me->job;
+    thread_links *t = calloc(1, sizeof *t);
+    t->links = (links){.ops = &ops, .rank = me->rank, .size = j->size};
+    t->post = &j->post;
+    gpt_comm *comm = NULL;
+    j->status[me->rank] = comm_over_links(&t->links, 20, &comm);
+    if (j->status[me->rank] != GPT_OK) return NULL;
+    gpt_comm_set_timeout(comm, j->timeout_s);
+    if (me->rank != j->missing) j->run(j, comm, me->rank);
+    snprintf(j->sentence[me->rank], sizeof j->sentence[0], "%s", gpt_last_error());
+    snprintf(j->host[me->rank], sizeof j->host[0], "%s", gpt_comm_host(comm, j->size - 1));
+    for (int rank = 0; rank < j->size; rank++)
+        j->lost[me->rank] |= gpt_comm_lost(comm, rank) << rank;
+    gpt_comm_free(comm);
+    return NULL;
+}
+
+static void run_job(job *j) {
+    pthread_t threads[MOST_RANKS];
+    member members[MOST_RANKS];
+    pthread_mutex_init(&j->post.lock, NULL);
+    for (int a = 0; a < j->size; a++)
+        for (int b = 0; b < j->size; b++) j->post.last[a][b] = &j->post.first[a][b];
+    for (int rank = 0; rank < j->size; rank++) {
+        members[rank] = (member){j, rank};
+        pthread_create(&threads[rank], NULL, run_member, &members[rank]);
+    }
+    for (int rank = 0; rank < j->size; rank++) pthread_join(threads[rank], NULL);
+    for (int a = 0; a < j->size; a++)
+        for (int b = 0; b < j->size; b++)
+            while (j->post.first[a][b]) {
+                letter *next = j->post.first[a][b]->next;
+                free(j->post.first[a][b]);
+                j->post.first[a][b] = next;
+            }
+    pthread_mutex_destroy(&j->post.lock);
+}
+
+static job new_job(job_function *run, int size, int64_t n) {
+    job j = {.run = run, .size = size, .n = n, .timeout_s = 20, .missing = -1};
+    for (int rank = 0; rank < size; rank++) {
+        j.x[rank] = host_floats(n + 1);
+        for (int64_t i = 0; i < n; i++) j.x[rank][i] = (float)random_normal();
+    }
+    return j;
+}
+
+/* The sum of element i in the order of ranks. */
+static float sum_in_order(float *const *x, int size, int64_t i) {
+    float sum = x[0][i];
+    for (int rank = 1; rank < size; rank++) sum += x[rank][i];
+    return sum;
+}
+
+static const int64_t sizes[] = {0, 1, 15, 17, 100, 4099, 3 * 65536 + 77, 400003};
+
+static void copy_inputs(const job *j, float **out) {
+    for (int rank = 0; rank < j->size; rank++) {
+        out[rank] = host_floats(j->n + 1);
+        memcpy(out[rank], j->x[rank], sizeof(float) * (size_t)j->n);
+    }
+}
+
+static void do_all_reduce(job *j, gpt_comm *comm, int rank) {
+    j->status[rank] = gpt_comm_all_reduce(comm, j->x[rank], j->n);
+}
+
+static void test_all_reduce(void) {
+    for (int size = 1; size <= MOST_RANKS; size++)
+        for (int k = 0; k < TEST_COUNT(sizes); k++) {
+            test_case("%d ranks, n=%lld", size, (long long)sizes[k]);
+            job j = new_job(do_all_reduce, size, sizes[k]);
+            float *before[MOST_RANKS];
+            copy_inputs(&j, before);
+            run_job(&j);
+            for (int rank = 0; rank < size; rank++) {
+                int64_t wrong = 0;
+                EXPECT(j.status[rank] == GPT_OK);
+                for (int64_t i = 0; i < j.n; i++)
+                    wrong += j.x[rank][i] != sum_in_order(before, size, i);
+                EXPECT(wrong == 0);
+            }
+        }
+}
+
+static void do_reduce_scatter(job *j, gpt_comm *comm, int rank) {
+    j->status[rank] = gpt_comm_reduce_scatter(comm, j->x[rank], j->n);
+    j->again[rank] = (int)gpt_comm_slice(comm, j->n, rank);
+}
+
+static void test_reduce_scatter(void) {
+    for (int size = 2; size <= MOST_RANKS; size++)
+        for (int k = 0; k < TEST_COUNT(sizes); k++) {
+            test_case("%d ranks, n=%lld", size, (long long)sizes[k]);
+            job j = new_job(do_reduce_scatter, size, sizes[k]);
+            float *before[MOST_RANKS];
+            copy_inputs(&j, before);
+            run_job(&j);
+            for (int rank = 0; rank < size; rank++) {
+                int64_t first = j.again[rank], end = rank + 1 < size ? j.again[rank + 1] : j.n;
+                int64_t wrong = 0;
+                EXPECT(j.status[rank] == GPT_OK && first <= end && (rank || first == 0));
+                for (int64_t i = 0; i < j.n; i++) {
+                    bool own = i >= first && i < end;
+                    wrong +=
+                        j.x[rank][i] != (own ? sum_in_order(before, size, i) : before[rank][i]);
+                }
+                EXPECT(wrong == 0);
+            }
+        }
+}
+
+/* Parts of different sizes, one of them empty. */
+static void do_gather(job *j, gpt_comm *comm, int rank) {
+    int64_t offsets[MOST_RANKS + 1] = {0};
+    for (int r = 0; r < j->size; r++)
+        offsets[r + 1] = offsets[r] + (r == 1 ? 0 : j->n / j->size * (int64_t)sizeof(float));
+    j->status[rank] = gpt_comm_all_gather(comm, j->x[rank], offsets);
+    j->again[rank] =
+        gpt_comm_broadcast(comm, j->x[rank] + j->n - 5, 5 * sizeof(float), j->size - 1);
+}
+
+static void test_gather_and_broadcast(void) {
+    for (int size = 2; size <= MOST_RANKS; size++) {
+        int64_t n = 2500003; /* more than a message */
+        test_case("%d ranks", size);
+        job j = new_job(do_gather, size, n);
+        float *before[MOST_RANKS];
+        copy_inputs(&j, before);
+        run_job(&j);
+        for (int rank = 0; rank < size; rank++) {
+            int64_t at = 0, wrong = 0;
+            EXPECT(j.status[rank] == GPT_OK && j.again[rank] == GPT_OK);
+            for (int r = 0; r < size; r++)
+                for (int64_t i = r == 1 ? n / size : 0; i < n / size; i++, at++)
+                    wrong += j.x[rank][at] != before[r][at];
+            for (; at < n - 5; at++) wrong += j.x[rank][at] != before[rank][at];
+            for (; at < n; at++) wrong += j.x[rank][at] != before[size - 1][at];
+            EXPECT(wrong == 0);
+        }
+    }
+}
+
+static void do_two(job *j, gpt_comm *comm, int rank) {
+    j->status[rank] = gpt_comm_all_reduce(comm, j->x[rank], j->n);
+    j->again[rank] = gpt_comm_all_reduce(comm, j->x[rank], j->n);
+}
+
+/* The other rank waits for as long as it may, then names the one that is missing, and its host. */
+static void test_a_missing_rank(void) {
+    enum { SIZE = 2, MISSING = 1 };
+    char host[COMM_HOST_BYTES] = "", want[200];
+    test_case("rank %d of %d", MISSING, SIZE);
+    job j = new_job(do_all_reduce, SIZE, 100);
+    j.timeout_s = 0.3, j.missing = MISSING;
+    run_job(&j);
+    gethostname(host, sizeof host - 1);
+    snprintf(want, sizeof want, "no answer from rank 1 (%s) for 0.3 s", host);
+    EXPECT(j.status[0] == GPT_ERR_COMM && j.lost[0] == 1 << MISSING);
+    EXPECT(!strcmp(j.sentence[0], want) && !strcmp(j.host[0], host));
+    j = new_job(do_two, SIZE, 100);
+    j.timeout_s = 0.3, j.missing = MISSING;
+    run_job(&j);
+    EXPECT(j.status[0] == GPT_ERR_COMM && j.again[0] == GPT_ERR_COMM);
+}
+
+static void test_arguments(void) {
+    gpt_comm *comm = NULL;
+    float x[3] = {1, 2, 3};
+    int64_t good[] = {0, 12}, bad[] = {4, 0};
+    test_case("one rank");
+    EXPECT(gpt_comm_create(7, NULL, 1, &comm) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_comm_create(GPT_COMM_NONE, NULL, -1, &comm) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_comm_create(GPT_COMM_MPI, "/nowhere/libmpi.so", 1, &comm) == GPT_ERR_DEVICE);
+    EXPECT(strstr(gpt_last_error(), "/nowhere/libmpi.so") != NULL);
+    EXPECT_OK(gpt_comm_create(GPT_COMM_NONE, NULL, 0, &comm));
+    EXPECT(gpt_comm_rank(comm) == 0 && gpt_comm_size(comm) == 1);
+    EXPECT(gpt_comm_slice(comm, 3, 0) == 0 && gpt_comm_slice(comm, 3, 1) == 3);
+    EXPECT_OK(gpt_comm_all_reduce(comm, x, 3));
+    EXPECT_OK(gpt_comm_reduce_scatter(comm, x, 3));
+    EXPECT_OK(gpt_comm_all_gather(comm, x, good));
+    EXPECT_OK(gpt_comm_broadcast(comm, x, sizeof x, 0));
+    EXPECT(x[0] == 1 && x[1] == 2 && x[2] == 3);
+    EXPECT(gpt_comm_all_reduce(comm, NULL, 3) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_comm_all_reduce(comm, x, -1) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_comm_all_gather(comm, x, bad) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_comm_broadcast(comm, x, sizeof x, 1) == GPT_ERR_ARGUMENT);
+    gpt_comm_free(comm);
+    gpt_comm_free(NULL);
+}
+
+/* ---- a model's share ---- */
+
+/* Ranks one after the other: rank 0 leaves its numbers, and the last one adds them to its own. */
+typedef struct relay {
+    gpt_comm comm;
+    float *numbers;
+    int64_t n, at;
+} relay;
+
+static int relay_numbers(gpt_comm *comm, float *x, int64_t n) {
+    relay *r = (relay *)comm;
+    for (int64_t i = 0; i < n; i++, r->at++) {
+        if (comm->rank) x[i] += r->numbers[r->at];
+        r->numbers[r->at] = x[i];
+    }
+    return GPT_OK;
+}
+
+static const comm_ops relay_ops = {.all_reduce = relay_numbers};
+
+static gpt_model *share_model(const gpt_config *c, float dropout, gpt_lora lora) {
+    gpt_options options = place.options;
+    options.training = 1, options.max_batch = 4, options.max_seq = 9, options.seed = 77;
+    options.dropout = dropout, options.lora = lora;
+    gpt_model *model = NULL;
+    EXPECT_OK(gpt_model_create(c, &options, &model));
+    EXPECT_OK(gpt_model_init(model, 5));
+    if (lora.rank) EXPECT_OK(gpt_model_init_lora(model, 5));
+    return model;
+}
+
+/* A step that leaves gradients of before. */
+static void do_other_step(gpt_model *m, const int32_t *tokens) {
+    EXPECT_OK(gpt_model_backward(m, tokens, tokens, 1, 9, 1.0f, NULL));
+    EXPECT_OK(update_adamw(m, &adamw, NULL, NULL));
+}
+
+/* Two ranks with two rows each of a batch, which is the second of its step, and one process with all four. A
+ * third rank without a row changes nothing. */
+static void check_share(const family *f, float dropout, gpt_lora lora) {
+    enum { B = 4, T = 9, HALF = 2 * T };
+    const gpt_config *c = &f->config;
+    float loss, norm, whole_loss, whole_norm;
+    test_case("%s, dropout %g, rank %d", f->name, dropout, lora.rank);
+    int32_t *tokens = random_ints(B * T, c->vocab_size),
+            *targets = random_ints(B * T, c->vocab_size);
+    gpt_model *whole = share_model(c, dropout, lora), *part = share_model(c, dropout, lora);
+    EXPECT_OK(gpt_model_place(whole, 1, 0));
+    EXPECT_OK(gpt_model_backward(whole, tokens, targets, B, T, 1.0f, NULL));
+    float *grads;
+    relay r = {.comm = {.ops = &relay_ops, .size = 3}};
+    EXPECT_OK(gpt_model_grads(part, &grads, &r.n));
+    r.n++; /* the loss */
+    r.numbers = host_floats(r.n), r.comm.stage = host_floats(COMM_STAGE);
+    for (int rank = 0; rank < 3; rank++) {
+        r.comm.rank = rank, r.at = 0;
+        if (rank == 2 && !lora.rank) do_other_step(part, tokens);
+        if (rank < 2) {
+            int32_t *x = tokens + rank * HALF, *y = targets + rank * HALF;
+            EXPECT_OK(gpt_model_place(part, 1, 2 * rank));
+            EXPECT_OK(gpt_model_backward(part, x, y, 2, T, 0.5f, NULL));
+        }
+        EXPECT_OK(gpt_model_all_reduce(part, &r.comm));
+        EXPECT(r.at == r.n);
+        if (rank < 2) {
+            gpt_model_free(part);
+            part = share_model(c, dropout, lora);
+        }
+    }
+    EXPECT_OK(update_adamw(part, &adamw, &loss, &norm));
+    EXPECT_OK(update_adamw(whole, &adamw, &whole_loss, &whole_norm));
+    EXPECT_NEAR("loss", loss, whole_loss, whole_loss * test_tols(1e-6, 1e-2));
+    EXPECT_NEAR("norm", norm, whole_norm, whole_norm * test_tols(1e-5, 2e-2));
+    gpt_model_free(part);
+    gpt_model_free(whole);
+}
+
+/* A rank has the second micro-batch of a step alone, and drops out what one process drops out there. */
+static void check_micro(const family *f) {
+    enum { B = 2, T = 9 };
+    const gpt_config *c = &f->config;
+    float loss[3];
+    test_case("%s", f->name);
+    int32_t *tokens = random_ints(2 * B * T, c->vocab_size), *second = tokens + B * T;
+    gpt_model *m = share_model(c, 0.4f, (gpt_lora){0});
+    EXPECT_OK(gpt_model_backward(m, tokens, tokens, B, T, 0.5f, NULL));
+    EXPECT_OK(gpt_model_backward(m, second, second, B, T, 0.5f, &loss[0]));
+    EXPECT_OK(gpt_model_zero_grads(m));
+    EXPECT_OK(gpt_model_place(m, 1, 0));
+    EXPECT_OK(gpt_model_backward(m, second, second, B, T, 0.5f, &loss[1]));
+    EXPECT_OK(gpt_model_zero_grads(m));
+    EXPECT_OK(gpt_model_place(m, 1, 0));
+    EXPECT(gpt_model_backward(m, second, second, 0, T, 0.5f, &loss[1]) == GPT_ERR_ARGUMENT);
+    EXPECT_OK(gpt_model_backward(m, second, second, B, T, 0.5f, &loss[2]));
+    EXPECT(loss[0] == loss[1]);
+    EXPECT(loss[0] != loss[2]); /* the place was that of the call that was refused */
+    EXPECT(gpt_model_place(m, -1, 0) == GPT_ERR_ARGUMENT);
+    gpt_model_free(m);
+}
+
+static void test_shares(void) {
+    EACH_PLACE {
+        gpt_lora lora = {.rank = 3,
+                         .targets = GPT_LORA_ATT_PROJ | GPT_LORA_MLP_PROJ,
+                         .scale = 2,
+                         .dropout = 0.4f};
+        for (int f = 0; f < 2; f++) {
+            check_share(&families[f], 0.0f, (gpt_lora){0});
+            check_share(&families[f], 0.4f, (gpt_lora){0});
+            check_micro(&families[f]);
+            if (place.options.device == GPT_DEVICE_CPU) check_share(&families[f], 0.0f, lora);
+        }
+    }
+}
+
+TEST_API_MAIN({"all-reduce", test_all_reduce}, {"reduce-scatter", test_reduce_scatter},
+              {"gather and broadcast", test_gather_and_broadcast},
+              {"a missing rank", test_a_missing_rank}, {"arguments", test_arguments},
+              {"shares of a batch", test_shares})

@@ -1,0 +1,94 @@
+"""A rank of a test's job, run by mpirun with the folder for its results and training options.
+
+It trains, then makes one step by hand, whose sums the test knows; or it hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from gptc.engine.model import Model, Share, StepResult
+from gptc.engine.optim import AdamW
+from gptc.engine.world import World, join
+from gptc.errors import GptcError
+from gptc.training.run import train
+from small_models import make_config
+
+ADAMW = AdamW(1e-2)
+B, T, N_MICRO = 2, 16, 4
+
+
+def new_model() -> Model:
+    """The model of the step by hand, the same on all ranks."""
+    return Model.create(
+        make_config(), threads=1, max_batch=B, max_seq=T, seed=3, device="cpu", dropout=0.1
+    )
+
+
+def micro_batches(model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of a step, some of which are masked."""
+    rng = np.random.default_rng(4)
+    x, y = rng.integers(0, model.config.vocab_size, (2, N_MICRO, B, T), dtype=np.int32)
+    y[1, :, 3:] = y[3] = -1  # the last micro-batch has no target
+    return x, y
+
+
+def step_by_hand(world: World, out: Path) -> StepResult:
+    """A step of all ranks; each writes its weights."""
+    with new_model() as model:
+        x, y = micro_batches(model)
+        own = range(world.rank * N_MICRO // world.size, (world.rank + 1) * N_MICRO // world.size)
+        meet = lambda: world.add_gradients(model)  # noqa: E731
+        share = Share(int((y >= 0).sum()), [(i, 0) for i in own], meet)
+        result = model.train_step(
+            [x[i] for i in own], [y[i] for i in own], share=share, **vars(ADAMW)
+        )
+        np.savez(out / f"rank{world.rank}.npz", **model.parameters())
+    return result
+
+
+def hang(step: int, model: Model) -> None:
+    """After a checkpoint rank 1 stops, and rank 0 does not wait for long."""
+    if step == 5:
+        join().set_timeout(0.5)
+        if join().rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def main(out: Path, options: dict[str, object], what: str) -> None:
+    """Trains; a rank writes its results, or hangs."""
+    options = {**options, "out": str(out / "run")}
+    if what == "hang":
+        with errors_as_the_command_line():
+            train(options, on_step=hang)
+        return
+    world, summary = join(), train(options)
+    found = {
+        "step": step_by_hand(world, out),
+        "val_loss": summary.val_loss,
+        "saved": summary.checkpoint,
+    }
+    (out / f"rank{world.rank}.json").write_text(json.dumps(found))
+
+
+@contextmanager
+def errors_as_the_command_line() -> Iterator[None]:
+    """Prints an error as the command line does."""
+    try:
+        yield
+    except GptcError as error:
+        if not error.silent:
+            print(f"gptc: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,259 @@
+"""Data parallel training: the share of a rank, and whole jobs where MPI is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ranks
+from gptc import GptcError
+from gptc.engine.launch import STARTERS, launched, mpi_library
+from gptc.engine.world import World
+from gptc.training.options import TrainOptions
+from gptc.training.parallel import check_options, parts_of, settle
+from gptc.training.run import train
+from gptc.training.signals import Received
+
+TESTS = Path(__file__).resolve().parents[1]
+MPIRUN = shutil.which("mpirun")
+needs_mpi = pytest.mark.skipif(
+    MPIRUN is None or mpi_library(STARTERS[0]) is None,
+    reason="needs Open MPI's mpirun and library: pip install gptc[mpi]",
+)
+
+
+# ---- without MPI ----
+
+
+@pytest.mark.parametrize(
+    ("size", "n_micro", "n_rows"),
+    [(1, 2, 3), (2, 1, 4), (2, 3, 4), (3, 2, 6), (4, 4, 1), (6, 4, 3)],
+)
+def test_ranks_share_the_rows_of_a_step_in_their_order(
+    size: int, n_micro: int, n_rows: int
+) -> None:
+    shares = [parts_of(rank, size, n_micro, n_rows) for rank in range(size)]
+    rows = [
+        (part.micro, row)
+        for share in shares
+        for part in share
+        for row in range(part.first, part.end)
+    ]
+    assert rows == [(micro, row) for micro in range(n_micro) for row in range(n_rows)]
+    assert len({sum(part.end - part.first for part in share) for share in shares}) == 1
+
+
+def world_of(size: int) -> World:
+    world = World()
+    world.size = size
+    return world
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 4, "grad_accum": 2}, "8 sequences .* 3 ranks .* --batch-size 9"),
+        ({"batch_size": 3, "dpo": True}, "--dpo trains in one process"),
+        ({"batch_size": 3, "device": "cuda"}, "3 ranks train on CPUs only"),
+    ],
+)
+def test_options_that_ranks_cannot_share(changes: dict[str, Any], message: str) -> None:
+    options = replace(TrainOptions(device="cpu"), **changes)
+    with pytest.raises(GptcError, match=message):
+        check_options(options, world_of(3))
+    check_options(options, World())
+
+
+class Late(World):
+    """Two ranks; the other one has heard nothing, and a signal comes here during the exchange."""
+
+    def __init__(self, signals: Received) -> None:
+        super().__init__()
+        self.size, self._signals = 2, signals
+
+    def gather(self, data: bytes) -> list[bytes]:
+        self._signals.received = signal.SIGTERM
+        return [data, bytes(len(data))]
+
+
+def test_a_signal_ends_the_run_after_all_ranks_have_heard_of_it() -> None:
+    signals, horizon = Received(n_ranks=2), SimpleNamespace(steps=9)
+    settle(Late(signals), signals, horizon)
+    assert (signals.received, signals.ending) == (signal.SIGTERM, None)
+    settle(Late(signals), signals, horizon)
+    assert signals.ending == signal.SIGTERM
+    assert horizon.steps == 9
+
+
+OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({}, None),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"OMPI_COMM_WORLD_LOCAL_RANK": "1", **OPEN_MPI}, (1, 2, 1, "mpirun")),
+        ({"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1"}, (3, 4, 1, "mpirun")),
+        ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "3"}, (2, 3, 0, "srun")),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "3"}, None),  # a batch script
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", **OPEN_MPI}, (1, 2, 0, "mpirun")),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, (1, 2, 1, "torchrun")),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, None),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, None),
+    ],
+)
+def test_starters_are_known_by_their_variables(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], found: tuple[object, ...] | None
+) -> None:
+    for starter in STARTERS:
+        for name in starter[1:4]:
+            monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    place = launched()
+    assert (place and (*place[:3], place.starter.name)) == found
+
+
+@pytest.mark.parametrize(("rank", "spoken"), [(0, True), (1, False)])
+def test_without_mpi_rank_0_says_so(tmp_path: Path, rank: int, spoken: bool) -> None:
+    env = os.environ | {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "GPTC_MPI": str(tmp_path / "libmpi.so"),
+    }
+    command = [sys.executable, "-m", "gptc", "train", "--out", str(tmp_path / "run")]
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1
+    lines = ran.stderr.splitlines()
+    assert len(lines) == spoken
+    if spoken:
+        assert "2 ranks need MPI: " in lines[0]
+        assert str(tmp_path / "libmpi.so") in lines[0]
+
+
+# ---- with MPI ----
+
+
+def mpirun(*parts: list[object]) -> list[str]:
+    """A command of mpirun: the parts are numbers of ranks with their arguments of Python."""
+    command = [str(MPIRUN), "--oversubscribe", "--allow-run-as-root", "--bind-to", "none"]
+    for i, (n, *arguments) in enumerate(parts):
+        command += [":"] * bool(i) + ["-n", str(n), sys.executable, *map(str, arguments)]
+    return command
+
+
+def environment() -> dict[str, str]:
+    paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    }
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def job(folder: Path, options: dict[str, Any], what: str) -> subprocess.CompletedProcess[str]:
+    """Two ranks of ranks.py."""
+    command = mpirun([2, TESTS / "ranks.py", folder, json.dumps(options), what])
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def ours(stderr: str) -> list[str]:
+    """The errors of gptc; mpirun adds its own lines about the exit code."""
+    return [line for line in stderr.splitlines() if "gptc: error: " in line]
+
+
+@needs_mpi
+def test_two_ranks_train_the_model_of_one_process(options: dict[str, Any], tmp_path: Path) -> None:
+    options |= {
+        "batch_size": 2, "grad_accum": 2, "threads": 1, "dropout": 0.1, "dtype": "fp32",
+        "device": "cpu", "eval_batches": 3,
+    }  # fmt: skip
+    ran = job(tmp_path, options, "train")
+    assert ran.returncode == 0, ran.stderr
+    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert "ranks   2 on 1 host, 1 thread each" in ran.stderr
+    assert ran.stderr.count("val loss") == 2  # of rank 0 alone
+
+    alone = train({**options, "out": str(tmp_path / "alone")})
+    pairs = list(zip(lines_of(tmp_path / "run"), lines_of(tmp_path / "alone"), strict=True))
+    assert len(pairs) == 8
+    for of_two, of_one in pairs:
+        assert of_two.keys() == of_one.keys()
+        for name in of_two.keys() & {"train_loss", "grad_norm", "val_loss", "lr", "tokens"}:
+            assert of_two[name] == pytest.approx(of_one[name], rel=1e-5)
+    assert found[0]["val_loss"] == pytest.approx(alone.val_loss, rel=1e-5)
+    # Written once, by rank 0, and continued by one process.
+    assert Path(found[0]["saved"]).name == "ckpt-000008"
+    resumed = train({"steps": 10}, resume=tmp_path / "run")
+    assert (resumed.first_step, resumed.step) == (8, 10)
+    check_step(tmp_path, found[0]["step"])
+
+
+def check_step(folder: Path, result: list[float]) -> None:
+    """The ranks' step has the bits of one process that adds the gradients of each rank's part."""
+    with ranks.new_model() as model:
+        x, y = ranks.micro_batches(model)
+        n_all, sums, loss = int((y >= 0).sum()), {}, np.float32(0)
+        for rank in (0, 1):
+            model.zero_gradients()
+            part = np.float32(0)
+            for i in (2 * rank, 2 * rank + 1):
+                if n := int((y[i] >= 0).sum()):
+                    model._call("gpt_model_place", i, 0)
+                    part += np.float32(n / n_all) * np.float32(
+                        model.backward(x[i], y[i], n / n_all)
+                    )
+            loss += part
+            for name, values in model.gradients().items():
+                sums[name] = sums[name] + values if rank else values
+        for name, values in sums.items():
+            model.write(name, "grad", values)
+        norm = model.update(ranks.ADAMW)
+        assert result[1] == norm
+        assert result[0] == pytest.approx(float(loss), rel=1e-6)
+        for rank in (0, 1):
+            with np.load(folder / f"rank{rank}.npz") as saved:
+                for name, values in model.parameters().items():
+                    np.testing.assert_array_equal(saved[name], values, err_msg=name)
+
+
+@needs_mpi
+def test_ranks_that_differ_are_refused(arguments: list[str], tmp_path: Path) -> None:
+    command = ["-m", "gptc", "train", *arguments, "--device", "cpu"]
+    ran = subprocess.run(
+        mpirun([1, *command], [1, *command, "--lr", "0.5"]),
+        env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert len(ours(ran.stderr)) == 1, ran.stderr
+    assert "differs from rank 0" in ours(ran.stderr)[0]
+    assert "in --lr: 0.5 and 0.008" in ours(ran.stderr)[0]
+    assert not (tmp_path / "run").exists()
+
+
+@needs_mpi
+def test_a_rank_that_hangs_ends_the_job(options: dict[str, Any], tmp_path: Path) -> None:
+    ran = job(tmp_path, options | {"steps": 100, "save_every": 4, "device": "cpu"}, "hang")
+    assert ran.returncode == 1
+    (line,) = ours(ran.stderr)
+    assert "no answer from rank 1 (" in line
+    assert f"continue from {tmp_path / 'run' / 'ckpt-000004'} with gptc train --resume" in line
+    assert sorted(path.name for path in (tmp_path / "run").glob("ckpt*")) == ["ckpt-000004"]
+    resumed = train({"steps": 6}, resume=tmp_path / "run")
+    assert (resumed.first_step, resumed.step) == (4, 6)

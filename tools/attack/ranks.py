@@ -1,0 +1,139 @@
+"""Jobs of three ranks, one of which is killed at random.
+
+    python tools/attack/ranks.py --jobs 20
+
+Each job has to end within the time that a lost rank may be silent, with its newest checkpoint
+whole. Two ranks then continue the run to its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from gptc.checkpoint.find import find_checkpoint, open_checkpoint
+from gptc.checkpoint.names import list_checkpoints
+from gptc.convert.verify import verify
+
+TIMEOUT_S = 5
+STEPS = 400
+_MPIRUN = ["mpirun", "--oversubscribe", "--allow-run-as-root", "--bind-to", "none"]
+_GRACE_S = 30  # to end processes, on a machine that others use
+
+
+def main() -> None:
+    """Runs the jobs and prints counts; exits with 1 for a failure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=20, help="number of jobs")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    losses, slowest, n_saving = [], 0.0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        for job in range(args.jobs):
+            run = Path(folder) / f"run-{job}"
+            seconds, saving = kill_one(run, folder, rng)
+            slowest, n_saving = max(slowest, seconds), n_saving + saving
+            losses.append(finish(run))
+            shutil.rmtree(run)
+    print(
+        f"{args.jobs} jobs, {n_saving} killed while a checkpoint was written: the slowest ended "
+        f"after {slowest:.1f} s; final losses {min(losses):.4f} to {max(losses):.4f}"
+    )
+
+
+def kill_one(run: Path, folder: str, rng: random.Random) -> tuple[float, bool]:
+    """Kills a rank of three; seconds until all are gone, and if a checkpoint was written then."""
+    options = {
+        "data": text(folder), "tokenizer": "bytes", "preset": "tiny", "n-layer": 1, "n-embd": 32,
+        "n-head": 2, "n-ff": 48, "seq-len": 32, "batch-size": 6, "steps": STEPS, "eval-every": 5,
+        "eval-batches": 2, "threads": 1, "device": "cpu", "dtype": "fp32", "lr": 1e-3,
+        "comm-timeout": TIMEOUT_S, "out": run,
+    }  # fmt: skip
+    command = [*_MPIRUN, "-n", "3", sys.executable, "-m", "gptc", "train"]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not list_checkpoints(run):
+        if process.poll() is not None:
+            raise SystemExit(f"{run}: the job ended by itself with {process.returncode}")
+        time.sleep(0.02)
+    time.sleep(rng.random())
+    victim = rng.choice(ranks_of(run))
+    # Half of the kills wait for a checkpoint that is being written.
+    deadline = time.monotonic() + (2 if rng.random() < 0.5 else 0)
+    while time.monotonic() < deadline and not list(run.glob(".*.tmp-*")):
+        pass
+    saving = bool(list(run.glob(".*.tmp-*")))
+    began = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    process.wait(timeout=TIMEOUT_S + _GRACE_S)
+    while ranks_of(run):
+        if time.monotonic() - began > TIMEOUT_S + _GRACE_S:
+            raise SystemExit(f"{run}: ranks are left")
+        time.sleep(0.02)
+    verify(find_checkpoint(run))
+    return time.monotonic() - began, saving
+
+
+def ranks_of(run: Path) -> list[int]:
+    """The processes of a run's ranks."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue  # it has ended
+            if arguments[0] == sys.executable.encode() and str(run).encode() in arguments:
+                found.append(int(entry.name))
+    return found
+
+
+def finish(run: Path) -> float:
+    """Two ranks continue the run; the final validation loss."""
+    step = open_checkpoint(run).trainer()["step"]
+    command = [
+        *_MPIRUN,
+        "-n",
+        "2",
+        sys.executable,
+        "-m",
+        "gptc",
+        "train",
+        "--resume",
+        str(run),
+        "--json",
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if ran.returncode:
+        raise SystemExit(f"{run}: did not continue from step {step}: {ran.stderr}")
+    summary = json.loads(ran.stdout)
+    assert (summary["first_step"], summary["step"]) == (step, STEPS), summary
+    return float(summary["val_loss"])
+
+
+def text(folder: str) -> str:
+    """A text that a small model can learn."""
+    path, words = (
+        Path(folder) / "fable.txt",
+        ["the", "a", "king", "fox", "bear", "ran", "sat", "under", "tree", "and", "."],
+    )
+    if not path.exists():
+        path.write_text(" ".join(random.Random(5).choices(words, k=9000)))
+    return str(path)
+
+
+if __name__ == "__main__":
+    main()
