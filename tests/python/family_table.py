@@ -20,7 +20,8 @@ COLUMNS += ("GGUF in", "GGUF out")
 CASES = [*reference.CASES, *reference.OTHERS, *reference.FAMILIES, *reference.ARCHITECTURES]
 # llama.cpp computes no such models; then transformers reads no GGUF files of these families.
 _NOT_IN_GGUF = ("llama-dynamic", "cerebras-gpt", "gpt2-relu", "smollm3-list", "gemma3-types")
-_NO_READER = ("smollm3", "pythia", "neox-in-turn", "olmo2")
+_NOT_IN_GGUF += ("neox-in-turn",)
+_NO_READER = ("smollm3", "pythia", "olmo2")
 MISSING = {(name, column) for name in _NOT_IN_GGUF for column in COLUMNS[-2:]}
 MISSING |= {(name, COLUMNS[-1]) for name in _NO_READER}
 _FLAGS = ("attention_bias", "mlp_bias", "use_qkv_bias", "scale_attn_by_inverse_layer_idx")

@@ -279,6 +279,7 @@ ARCHITECTURES = [
             head_dim=16,
             query_pre_attn_scalar=16,
             sliding_window=5,
+            pad_token_id=None,
             tie_word_embeddings=True,
         ),
         1,
@@ -292,6 +293,7 @@ ARCHITECTURES = [
             head_dim=8,
             query_pre_attn_scalar=11,
             sliding_window=4,
+            pad_token_id=None,
             layer_types=["full_attention", "sliding_attention"],
             tie_word_embeddings=True,
         ),
@@ -316,10 +318,11 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
     """Random weights for these tensors, large enough that each affects the results."""
     random = np.random.RandomState(4321)
     out = {}
+    centre = 0 if any("pre_feedforward" in name for name in shapes) else 1  # Gemma adds 1 to norms
     for name in sorted(shapes):
         values = random.standard_normal(shapes[name])
         is_norm = len(shapes[name]) == 1 and name.endswith("weight")
-        out[name] = (1 + 0.2 * values if is_norm else 0.15 * values).astype(np.float32)
+        out[name] = (centre + 0.2 * values if is_norm else 0.15 * values).astype(np.float32)
     return out
 
 
@@ -337,7 +340,9 @@ def run(case: Case) -> dict[str, Array]:
     model = AutoModelForCausalLM.from_config(config).double()
     model.train()
 
-    named = dict(model.named_parameters())
+    # transformers 5 renames a matrix when it saves it.
+    stored = {"lm_head.weight": "embed_out.weight"} if case.kind == "gpt_neox" else {}
+    named = {stored.get(name, name): p for name, p in model.named_parameters()}
     values = weights({name: tuple(p.shape) for name, p in named.items()})
     with torch.no_grad():
         for name, parameter in named.items():

@@ -61,6 +61,8 @@ class Family:
     window_switch: bool = False  # but only with use_sliding_window, from max_window_layers on
     paired: bool = False  # in GGUF, rotary channels 2i and 2i + 1 turn together
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of a config.json without these keys
+    plain: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value
+    pad: bool = False  # the class has a pad token, which it does not train, unless a key says null
 
     def fits(self, config: GPTConfig) -> bool:
         """Whether this family's classes compute exactly this model."""
@@ -220,6 +222,7 @@ FAMILIES = (
         mlp_bias="mlp_bias",
         no_rope=True,
         paired=True,
+        pad=True,
         defaults={
             "num_key_value_heads": 4,
             "rope_theta": 2000000.0,
@@ -271,6 +274,7 @@ FAMILIES = (
             "layer_norm_eps": 1e-5,
             "partial_rotary_factor": 0.25,
         },
+        plain={"use_parallel_residual": False, "qk_layernorm": False},
     ),
     Family(
         "olmo2",
@@ -283,6 +287,7 @@ FAMILIES = (
         attn_proj_bias="attention_bias",
         wide_qk_norm=True,
         norm_at="after",
+        pad=True,
         defaults={"rms_norm_eps": 1e-5},
     ),
     Family(  # of text alone
@@ -303,6 +308,7 @@ FAMILIES = (
         score_key="query_pre_attn_scalar",
         scaled_embedding=True,
         norms_from_one=True,
+        pad=True,
         defaults={
             "num_key_value_heads": 4,
             "head_dim": 256,

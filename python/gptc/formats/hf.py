@@ -130,6 +130,7 @@ def config_to_json(
         "architectures": [family.model_class],
         "model_type": family.model_type,
         "vocab_size": config.vocab_size,
+        **({"pad_token_id": None} if family.pad else {}),
         **(special_ids or {"bos_token_id": None, "eos_token_id": None}),
         "tie_word_embeddings": config.tied,
         "torch_dtype": _TORCH_DTYPES[codec.name],
@@ -194,6 +195,8 @@ def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
     for key, (plain, _) in families.FEATURES.items():
         if key not in family.reads:
             found.only(key, *plain)
+    for key, value in family.plain.items():
+        found.only(key, value)
     is_gpt2 = family.model_type == "gpt2"
     values = _gpt2_values(found, family) if is_gpt2 else _llama_values(found, family)
     shape = {"norm": family.norm, "norm_weight": True, "pos": family.pos}
