@@ -314,6 +314,9 @@ typedef struct gpt_options {
     const gpt_block_rows *block_rows;
     gpt_lora lora;     /* on a CPU */
     int32_t recompute; /* enum gpt_recompute; unused without training */
+    /* Of the gradient alone: losses stay cross-entropy. The share of a target that all tokens get
+     * alike, 0 <= label_smoothing < 1; and the factor of the squared logarithm of the softmax's sum. */
+    float label_smoothing, z_loss;
 } gpt_options;
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */
@@ -623,6 +626,11 @@ int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_
  * where biases leave nothing to draw: the tokens are then in the session all the same. */
 int gpt_session_sample(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
                        const uint8_t *want, int n, gpt_draw *draws);
+/* The same, but each wanted token is followed by its state in place of logits: states (number wanted, C) are
+ * the output of the final norm, which the head multiplies, as float32 of any dtype. No head is computed.
+ * They are last_hidden_state of transformers' models. */
+int gpt_session_states(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
+                       const uint8_t *want, int n, float *states);
 /* Tokens held for a sequence, or -1 for a sequence that does not exist. */
 int gpt_session_length(const gpt_session *session, int seq);
 /* Forgets all but the first length tokens of a sequence. */

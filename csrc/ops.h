@@ -416,7 +416,13 @@ typedef struct classifier_forward {
 
 /* The same losses, total += scale * sum(weights * losses) in a fixed order and, while a chunk's logits
  * are there, the gradient of that. A training step calls this one only, unless its weights depend on
- * the losses. */
+ * the losses.
+ *
+ * The gradient may be that of a regularised loss, while `losses` stay cross-entropy. With l = log sum exp of
+ * the V logits z and the target t,
+ *     (1 - e) (l - z[t]) + e (l - mean z) + c l^2
+ * has the gradient (1 + 2 c l) softmax - (1 - e) onehot - e / V. Label smoothing: Szegedy et al. 2016,
+ * section 7. z-loss: Chowdhery et al. 2022, section 5. */
 typedef struct classifier_backward {
     float *losses;          /* (N) = */
     float *total;           /* (1) +=, or = without add */
@@ -427,6 +433,7 @@ typedef struct classifier_backward {
     const int32_t *targets; /* (N) */
     const float *weights;   /* (N) of the losses; NULL: each is 1 */
     float scale;
+    float label_smoothing, z_loss; /* e and c */
     int add;
     int N, C, V, Vp;
 } classifier_backward;

@@ -131,6 +131,11 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (!(out->dropout >= 0 && out->dropout < 1))
         return fail(GPT_ERR_ARGUMENT, "dropout is %g; it must be at least 0 and below 1",
                     out->dropout);
+    if (!(out->label_smoothing >= 0 && out->label_smoothing < 1))
+        return fail(GPT_ERR_ARGUMENT, "label_smoothing is %g; it must be at least 0 and below 1",
+                    out->label_smoothing);
+    if (!(out->z_loss >= 0 && isfinite(out->z_loss)))
+        return fail(GPT_ERR_ARGUMENT, "z_loss is %g; it must be 0 or above", out->z_loss);
     if (out->optimizer < GPT_OPTIMIZER_DEFAULT || out->optimizer > GPT_OPTIMIZER_MUON)
         return fail(GPT_ERR_ARGUMENT, "optimizer is %d; it must be an enum gpt_optimizer_kind",
                     out->optimizer);

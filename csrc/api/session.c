@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int check_session(const gpt_model *m, int n_seq, int *n_ctx, int kv) {
     int block = m->config.block_size;
@@ -142,6 +143,32 @@ int gpt_session_decode(gpt_session *session, const int32_t *tokens, const int32_
     if (count_wanted(seqs, want, n) > 0) REQUIRE(logits);
     TRY(check_tokens_of(session, tokens, seqs, n));
     return run_step(session, tokens, seqs, want, n, &(step_output){.logits = logits});
+}
+
+/* n numbers of `bytes` each, which are at the end of the room for out. */
+static void widen(float *out, const char *numbers, int64_t n, size_t bytes) {
+    for (int64_t i = 0; bytes < sizeof *out && i < n; i++) {
+        uint16_t half; /* of the bits of a float */
+        memcpy(&half, numbers + i * (int64_t)sizeof half, sizeof half);
+        uint32_t bits = (uint32_t)half << 16;
+        memcpy(out + i, &bits, sizeof bits);
+    }
+}
+
+int gpt_session_states(gpt_session *session, const int32_t *tokens, const int32_t *seqs,
+                       const uint8_t *want, int n, float *states) {
+    REQUIRE(session);
+    TRY(check_process(session->model));
+    REQUIRE(tokens);
+    REQUIRE(seqs);
+    int64_t size = (int64_t)count_wanted(seqs, want, n) * session->model->config.n_embd;
+    if (size > 0) REQUIRE(states);
+    TRY(check_tokens_of(session, tokens, seqs, n));
+    size_t bytes = session->model->ops->act_bytes;
+    char *numbers = (char *)states + (size_t)size * (sizeof *states - bytes);
+    TRY(run_step(session, tokens, seqs, want, n, &(step_output){.states = size ? numbers : NULL}));
+    widen(states, numbers, size, bytes);
+    return GPT_OK;
 }
 
 /* ---- draws ---- */

@@ -35,6 +35,7 @@ typedef struct chunk_task {
     bf16 *dx_out;
     const float *weights; /* or NULL */
     float scale;          /* of the gradient */
+    float label_smoothing, z_loss;
     int C, V, Vp, n_blocks, gradient;
     int slice, slice_end; /* columns */
 } chunk_task;
@@ -99,7 +100,7 @@ static float row_scale(const chunk_task *a, int64_t n) {
     return a->weights ? a->scale * a->weights[n] : a->scale;
 }
 
-/* The loss of each row from its blocks; with gradient, max becomes scale exp(max) / total. */
+/* The loss of each row from its blocks; with gradient, max becomes the factor of each block's exponentials. */
 static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const chunk_task *a = p;
@@ -116,8 +117,9 @@ static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
             vf_put(max + b, shrink, k);
         }
         total = vf_sum(totals);
-        a->losses[n] = known ? m + logf(total) - a->picked[n] : 0;
-        float factor = known ? row_scale(a, n) / total : 0;
+        float log_sum = m + logf(total);
+        a->losses[n] = known ? log_sum - a->picked[n] : 0;
+        float factor = known ? row_scale(a, n) * (1 + 2 * a->z_loss * log_sum) / total : 0;
         FOR_LANES (b, k, used) vf_put(max + b, vf_get(max + b, k) * factor, k);
         for (int b = used; b < a->n_blocks; b++) max[b] = 0;
         if (a->gradient)
@@ -125,7 +127,7 @@ static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
     }
 }
 
-/* The columns of a slice: scale (softmax - onehot). */
+/* The columns of a slice become gradients: ops.h has the formula. Those from V on are 0. */
 static void gradient_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const chunk_task *a = p;
@@ -133,12 +135,15 @@ static void gradient_rows(void *p, int thread, int64_t begin, int64_t end) {
         bf16 *x = a->dlogits + n * a->Vp;
         const float *factor = a->max + n * a->n_blocks;
         int target = a->targets[n], here = target >= a->slice && target < a->slice_end;
-        float at_target =
-            here ? bf16_float(x[target]) * factor[target / BLOCK] - row_scale(a, n) : 0;
-        for (int c = a->slice; c < a->slice_end; c += BLOCK) {
+        float smoothed = target < 0 ? 0 : row_scale(a, n) * a->label_smoothing;
+        float everywhere = smoothed / (float)a->V, at_target = 0;
+        if (here)
+            at_target = bf16_float(x[target]) * factor[target / BLOCK] - everywhere -
+                        (row_scale(a, n) - smoothed);
+        for (int c = a->slice, end = cpu_min(a->slice_end, a->V); c < end; c += BLOCK) {
             float f = factor[c / BLOCK];
-            int width = cpu_min(BLOCK, a->slice_end - c);
-            FOR_LANES (i, k, width) vf_put(x + c + i, vf_get(x + c + i, k) * f, k);
+            int width = cpu_min(BLOCK, end - c);
+            FOR_LANES (i, k, width) vf_put(x + c + i, vf_get(x + c + i, k) * f - everywhere, k);
         }
         if (here) x[target] = bf16_round(at_target);
     }
@@ -195,6 +200,8 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
                     .Vp = Vp,
                     .n_blocks = (int)cpu_div_up(Vp, BLOCK),
                     .scale = op->scale,
+                    .label_smoothing = op->label_smoothing,
+                    .z_loss = op->z_loss,
                     .gradient = dx != NULL};
     lay_out(&a, ctx->workspace, rows);
     for (int row = 0; row < N; row += rows) {

@@ -32,6 +32,7 @@ typedef struct chunk_task {
     const int32_t *targets;
     const float *weights; /* or NULL */
     float scale;          /* of the gradient */
+    float label_smoothing, z_loss;
     int V, stride, gradient;
 } chunk_task;
 
@@ -44,7 +45,7 @@ static float row_max(const float *x, int V) {
     return m;
 }
 
-/* The loss of each row; with gradient, its logits become scale (softmax - onehot). */
+/* The loss of each row; with gradient, its logits become that: ops.h has the formula. */
 static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const chunk_task *a = p;
@@ -69,11 +70,14 @@ static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
             sum += e;
         }
         float total = vf_sum(sum);
-        a->losses[n] = logf(total) - picked;
+        float log_total = logf(total);
+        a->losses[n] = log_total - picked;
         if (!a->gradient) continue;
-        float scale = a->weights ? a->scale * a->weights[n] : a->scale, factor = scale / total;
-        FOR_LANES (v, k, a->V) vf_put(x + v, vf_get(x + v, k) * factor, k);
-        x[target] -= scale;
+        float scale = a->weights ? a->scale * a->weights[n] : a->scale;
+        float factor = scale * (1 + 2 * a->z_loss * (max + log_total)) / total;
+        float everywhere = scale * a->label_smoothing / (float)a->V;
+        FOR_LANES (v, k, a->V) vf_put(x + v, vf_get(x + v, k) * factor - everywhere, k);
+        x[target] -= scale * (1 - a->label_smoothing);
     }
 }
 
@@ -102,6 +106,8 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                            .targets = op->targets + row,
                            .weights = op->weights ? op->weights + row : NULL,
                            .scale = op->scale,
+                           .label_smoothing = op->label_smoothing,
+                           .z_loss = op->z_loss,
                            .V = V,
                            .stride = stride,
                            .gradient = dx != NULL};

@@ -329,4 +329,12 @@ static quant_kernel *const quant_kernels[] = {
 #undef KERNEL
 };
 
+/* What a level compiles from this file: tests call it. */
+typedef struct quant_level {
+    quant_kernel *const *kernels;
+    void (*round_row)(rounded_rows *out, int row, const bf16 *a, int K);
+    int band_panels;
+} quant_level;
+#define QUANT_LEVEL {quant_kernels, round_row, BAND_PANELS}
+
 #endif

@@ -161,3 +161,6 @@ size_t cpu_packed_operand_bytes(int N, int K) {
 void cpu_pack_operand(gpt_ctx *ctx, bf16 *out, const bf16 *b, int ldb, int N, int K) {
     (void)ctx, (void)out, (void)b, (void)ldb, (void)N, (void)K;
 }
+
+extern const quant_level CPU_NAME(quant_level);
+const quant_level CPU_NAME(quant_level) = QUANT_LEVEL;

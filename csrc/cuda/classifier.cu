@@ -79,12 +79,12 @@ template <row_place PLACE> static inline size_t classifier_shared_bytes(int Vp) 
 }
 
 typedef struct classifier_args {
-    float *losses;          /* (n) = */
-    elem *logits;           /* (n, Vp); with gradient they become scale (softmax - onehot), and 0 in
+    float *losses; /* (n) = */
+    elem *logits;  /* (n, Vp); with gradient they become that (ops.h has the formula), and 0 in
                                the padding */
     const int32_t *targets; /* (n) */
     const float *weights;   /* (n) or NULL */
-    float scale;
+    float scale, label_smoothing, z_loss;
     int gradient, n, V, Vp;
 } classifier_args;
 
@@ -142,20 +142,24 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
         softmax_state none = {-INFINITY, 0};
         s = merge_warp(thread % WARP < WARPS ? warps[thread % WARP] : none);
     }
-    if (lane == 0) a.losses[row] = target < 0 ? 0 : s.max + logf(s.sum) - hot;
+    float log_sum = s.max + logf(s.sum);
+    if (lane == 0) a.losses[row] = target < 0 ? 0 : log_sum - hot;
     if (!a.gradient) return;
-    float scale = a.weights ? a.scale * a.weights[row] : a.scale, factor = scale / s.sum;
+    float scale = a.weights ? a.scale * a.weights[row] : a.scale;
+    float factor = scale * (1 + 2 * a.z_loss * log_sum) / s.sum;
+    float smoothed = scale * a.label_smoothing, everywhere = smoothed / (float)V;
     for (int v = lane * W; v < a.Vp; v += STRIDE) {
 #pragma unroll
         for (int k = 0; k < W; k++) y[k] = 0;
         if (target >= 0 && v < V) {
             load_logits(y, x, v, V);
 #pragma unroll
-            for (int k = 0; k < W; k++) y[k] = exp_of(y[k] - s.max) * factor;
+            for (int k = 0; k < W; k++)
+                y[k] = v + k < V ? exp_of(y[k] - s.max) * factor - everywhere : 0;
             if (target >= v && target < v + W)
 #pragma unroll
                 for (int k = 0; k < W; k++)
-                    if (v + k == target) y[k] -= scale;
+                    if (v + k == target) y[k] -= scale - smoothed;
         }
         store(out + v, y);
     }
@@ -213,7 +217,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
         weight_product(ctx, &head, (elem *)((char *)logits + logits_bytes(N, Vp)));
         const float *weights = op->weights ? op->weights + row : NULL;
         losses_of_logits(ctx, {op->losses + row, logits, op->targets + row, weights, op->scale,
-                               dx != NULL, n, V, Vp});
+                               op->label_smoothing, op->z_loss, dx != NULL, n, V, Vp});
         if (!dx) continue;
         product dinput = {.kind = PRODUCT_NN,
                           .bf16 = IS_BF16,

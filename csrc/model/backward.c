@@ -14,6 +14,8 @@ static void classifier(gpt_model *m, const acts *a, const batch *x, float scale)
                               .targets = a->targets,
                               .weights = x->weighted ? a->weights : NULL,
                               .scale = scale,
+                              .label_smoothing = m->options.label_smoothing,
+                              .z_loss = m->options.z_loss,
                               .add = !x->first,
                               .N = x->N,
                               .C = c->n_embd,

@@ -153,11 +153,23 @@ static void head(gpt_session *s, step *t, int first, int n) {
     }
 }
 
+/* n rows of the final norm, from `first` on, to the host. */
+static void deliver_states(gpt_session *s, step *t, int first, int n) {
+    const gpt_model *m = s->model;
+    size_t bytes = (size_t)n * (size_t)m->config.n_embd * m->ops->act_bytes;
+    if (n == 0) return;
+    m->ops->download(m->ctx, t->out.states, row_of(m, s->acts.norm_f, first), bytes);
+    t->out.states = (char *)t->out.states + bytes;
+}
+
 /* Neighbours among the wanted rows go through the head together: all of them in plain decoding. */
 static void heads(gpt_session *s, step *t, int begin, int n) {
     for (int i = 0, first; i < n; i++) {
         for (first = i; i < n && wanted(t, begin + i);) i++;
-        head(s, t, first, i - first);
+        if (t->out.states)
+            deliver_states(s, t, first, i - first);
+        else
+            head(s, t, first, i - first);
     }
 }
 
@@ -202,12 +214,12 @@ static void upload_rows(gpt_session *s, const step *t, int begin, int n) {
 static void session_rows(gpt_session *s, step *t, int begin, int n) {
     gpt_model *m = s->model;
     const gpt_ops *ops = m->ops;
-    bool draws = !t->out.logits;
+    bool states = t->out.states, draws = !states && !t->out.logits;
     upload_rows(s, t, begin, n);
     batch x = {.B = n, .T = 1, .N = n, .session = s};
     const int64_t key[] = {(int64_t)(intptr_t)s->arena, s->n_seq, s->n_ctx, n, draws};
-    bool replays =
-        ops->replay_begin && n == t->n && one_each(t) && (!draws || draws_that_fit(s, t, n) == n);
+    bool replays = ops->replay_begin && !states && n == t->n && one_each(t) &&
+                   (!draws || draws_that_fit(s, t, n) == n);
     if (replays && draws) upload_draws(s, t, n);
     t->drawn = replays && draws;
     if (replays && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) {

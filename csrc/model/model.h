@@ -379,8 +379,9 @@ typedef struct adapter {
 } adapter;
 adapter adapter_of(const gpt_model *m, const acts *a, const batch *x, int l, int matrix);
 
-/* What a step gives for each wanted token, in order: its logits, or a draw by its settings. */
+/* What a step gives for each wanted token, in order: its state, its logits, or a draw by its settings. */
 typedef struct step_output {
+    act *states;                    /* (number wanted, C) on the host, or NULL: logits */
     float *logits;                  /* (number wanted, V), or NULL: results */
     sample_result *results;         /* (number wanted) */
     const sample_row *draws;        /* (number wanted) */

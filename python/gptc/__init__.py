@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gptc.engine.session import Session
     from gptc.generation.chat import chat
     from gptc.generation.decoder import Completion, generate, stream
+    from gptc.generation.embedding import embed
     from gptc.tokenizer.base import Tokenizer
     from gptc.tokenizer.chat import chat_prompt
     from gptc.training.facade import train
@@ -46,6 +47,7 @@ _LAZY = {
     "Tokenizer": "tokenizer.base",
     "chat": "generation.chat",
     "chat_prompt": "tokenizer.chat",
+    "embed": "generation.embedding",
     "generate": "generation.decoder",
     "load_tokenizer": "checkpoint.find",
     "resolve_dataset": "data.preparation",
@@ -71,6 +73,7 @@ __all__ = [
     "__version__",
     "chat",
     "chat_prompt",
+    "embed",
     "generate",
     "load_tokenizer",
     "resolve_dataset",

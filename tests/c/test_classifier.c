@@ -215,6 +215,91 @@ static void check_weights(sizes s) {
     }
 }
 
+/* The regularised loss of a row with logits z (V), and its derivatives (V) or NULL: not the op's formula,
+ * but the cross-entropy with a smoothed target, each of its terms differentiated. */
+static double regularised(const double *z, double *dz, int V, int target, double e, double c) {
+    double sum = 0, loss = 0, *p = host_zeros(V), max = -INFINITY;
+    for (int v = 0; v < V; v++) max = fmax(max, z[v]);
+    for (int v = 0; v < V; v++) sum += p[v] = exp(z[v] - max);
+    double l = max + log(sum);
+    for (int v = 0; v < V; v++) p[v] /= sum;
+    for (int v = 0; v < V; v++) {
+        double q = (v == target ? 1 - e : 0) + e / V;
+        loss -= q * (z[v] - l);
+        /* d (z[v] - l) / d z[u] = [u = v] - p[u] */
+        for (int u = 0; dz && u < V; u++) dz[u] -= q * ((u == v) - p[u]);
+    }
+    for (int u = 0; dz && u < V; u++) dz[u] += c * 2 * l * p[u];
+    return loss + c * l * l;
+}
+
+static void check_regularised(sizes s, double e, double c) {
+    test_case("label smoothing %g, z-loss %g, N=%d C=%d V=%d", e, c, s.N, s.C, s.V);
+    int64_t x_size = (int64_t)s.N * s.C, wte_size = (int64_t)s.Vp * s.C;
+    double *x = random_act(x_size, 1.0), *wte = random_wte(s, 1.0 / sqrt(s.C)), scale = 0.5;
+    double *weights = random_f32(s.N, 2.0), *want_dwte = host_zeros(wte_size);
+    double *want_dx = host_zeros(x_size), *want = host_zeros(s.N), *z = host_zeros(s.V);
+    int32_t *targets = random_targets(s, 1);
+    ref_classifier(want, NULL, NULL, x, wte, targets, 1.0, s.N, s.C, s.V);
+    for (int n = 0; n < s.N; n++) {
+        if (targets[n] < 0) continue;
+        double *dz = host_zeros(s.V);
+        ref_linear_forward(z, x + n * s.C, wte, NULL, 1, s.C, s.V);
+        regularised(z, dz, s.V, targets[n], e, c);
+        for (int v = 0; v < s.V; v++) dz[v] *= scale * weights[n];
+        ref_linear_backward(want_dx + n * s.C, want_dwte, NULL, dz, x + n * s.C, wte, 1, s.C, s.V);
+    }
+    gpt_shape shape = shape_of(s, 1);
+    EACH_BACKEND {
+        void *losses = device_f32(NULL, s.N), *dx = device_act(NULL, x_size);
+        void *total = device_f32(NULL, 1), *dwte = device_f32(NULL, wte_size);
+        test_workspace(&shape);
+        test.ops->classifier_backward(
+            test.ctx, &(classifier_backward){.losses = losses,
+                                             .total = total,
+                                             .dx = dx,
+                                             .dwte = dwte,
+                                             .x = device_act(x, x_size),
+                                             .wte = device_weight(wte, s.Vp, s.C, 1),
+                                             .targets = device_i32(targets, s.N),
+                                             .weights = device_f32(weights, s.N),
+                                             .scale = (float)scale,
+                                             .label_smoothing = (float)e,
+                                             .z_loss = (float)c,
+                                             .N = s.N,
+                                             .C = s.C,
+                                             .V = s.V,
+                                             .Vp = s.Vp});
+        EXPECT_CLOSE("losses", read_f32(losses, s.N), want, 1, s.N, test_tol(1e-5));
+        EXPECT_CLOSE("dx", read_act(dx, x_size), want_dx, s.N, s.C, test_tol(2e-5));
+        EXPECT_CLOSE("dwte", read_f32(dwte, wte_size), want_dwte, s.V, s.C, test_tol(2e-5));
+    }
+}
+
+typedef struct row {
+    double *z;
+    int V, target;
+    double e, c;
+} row;
+
+static double row_loss(void *pointer) {
+    row *r = pointer;
+    return regularised(r->z, NULL, r->V, r->target, r->e, r->c);
+}
+
+static void test_regularised(void) {
+    test_case("the derivatives of the reference");
+    row r = {random_f32(7, 2.0), 7, 4, 0.25, 0.5};
+    double *dz = host_zeros(r.V);
+    regularised(r.z, dz, r.V, r.target, r.e, r.c);
+    EXPECT_GRADIENT("dz", row_loss, &r, r.z, dz, r.V);
+    check_regularised((sizes){3, 5, 7, 64}, 0.25, 0.0);
+    check_regularised((sizes){3, 5, 7, 64}, 0.0, 0.125);
+    check_regularised((sizes){65, 33, 65, 66}, 0.125, 0.0625);
+    check_regularised((sizes){5, 7, 2101, 2112}, 0.5, 0.0);
+    check_regularised((sizes){5, 7, 2101, 2112}, 0.125, 0.25);
+}
+
 static void test_weights(void) {
     check_weights((sizes){3, 5, 7, 64});
     check_weights((sizes){130, 33, 65, 66});
@@ -390,5 +475,6 @@ static void test_reference(void) {
 }
 
 TEST_OPS_MAIN({"reference", test_reference}, {"classifier", test_classifier},
-              {"weights", test_weights}, {"large logits", test_large_logits},
-              {"not finite", test_not_finite}, {"chunks", test_chunks})
+              {"weights", test_weights}, {"regularised", test_regularised},
+              {"large logits", test_large_logits}, {"not finite", test_not_finite},
+              {"chunks", test_chunks})

@@ -1,31 +1,58 @@
 /* The products of one thread with weights of each form of quant.h, in float64 by their definition there:
- * on vectors, and on AMX tiles with plain C in the place of the tile instructions (tiles.h). */
+ * with the kernels of each level of this machine, and with those of 16 lanes and of AMX's tiles (tiles.h) in
+ * plain C, which are compiled here. */
 #define CPU_BF16
 #define CPU_AMX
 #define GPTC_EMULATE_AMX
+#define PLAIN_LANES 16
 #include "cpu/kernel_quant.h"
 #include "testing.h"
 
-/* CMake compiles this file for each level too. */
-#if defined(__AVX512VNNI__)
-#define NEEDS __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")
-#elif defined(__AVX512F__)
-#define NEEDS __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
-#elif defined(__AVX2__)
-#define NEEDS __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-#else
-#define NEEDS 1
-#endif
-enum { SKIPPED = 77 };
-#if defined(__AVX2__) || defined(PLAIN_LANES)
-enum { STEP = 5 }; /* of the sizes; a prime that gives each of both lists */
-#else
-enum { STEP = 1 };
-#endif
+#define DECLARE(level) extern const quant_level cpu_quant_##level##_quant_level
+DECLARE(portable);
+DECLARE(avx2);
+DECLARE(avx512);
+DECLARE(avx512bf16);
+DECLARE(amx);
 
-__attribute__((constructor)) static void end_where_the_level_is_missing(void) {
-    if (!(NEEDS)) exit(SKIPPED);
+static const quant_level in_plain_c = QUANT_LEVEL;
+/* `step`: of the sizes; a prime that gives each of both lists. */
+static const struct {
+    const char *name;
+    const quant_level *level;
+    int step;
+} levels[] = {
+    {"16 lanes and tiles in plain C", &in_plain_c, 1},
+    {"portable", &cpu_quant_portable_quant_level, 5},
+#ifdef GPTC_HAS_AVX2
+    {"avx2", &cpu_quant_avx2_quant_level, 5},
+#endif
+#ifdef GPTC_HAS_AVX512
+    {"avx512", &cpu_quant_avx512_quant_level, 5},
+#endif
+#ifdef GPTC_HAS_AVX512BF16
+    {"avx512bf16", &cpu_quant_avx512bf16_quant_level, 5},
+#endif
+#ifdef GPTC_HAS_AMX
+    {"amx", &cpu_quant_amx_quant_level, 1},
+#endif
+};
+
+static const quant_level *level;
+static int step;
+
+/* True where this machine has the level, which is the one that is tested from now on. */
+static int level_begin(int i) {
+    setenv("GPTC_CPU_LEVEL", levels[i].name, 1);
+    int there = levels[i].level == &in_plain_c || !strcmp(gpt_cpu_level(), levels[i].name);
+    unsetenv("GPTC_CPU_LEVEL");
+    test.target = levels[i].name;
+    level = levels[i].level, step = levels[i].step;
+    return there;
 }
+#define EACH_LEVEL                                                                                 \
+    for (int at = 0; at < TEST_COUNT(levels); at++)                                                \
+        if (level_begin(at))
 
 static const char *const names[] = {
 #define NAME(name, ...) #name,
@@ -90,7 +117,7 @@ static void check(int form, int rows, int panels, int K) {
     for (int i = 0; i < rows * K; i++) x[i] = bf16_round((float)random_normal());
     rounded_rows *a = test_alloc(&test.host, sizeof *a);
     memset(a, TEST_GARBAGE, sizeof *a);
-    for (int r = 0; r < rows; r++) round_row(a, r, x + r * K, K);
+    for (int r = 0; r < rows; r++) level->round_row(a, r, x + r * K, K);
 
     panel_part parts[2];
     for (int p = 0; p < panels; p++) {
@@ -115,15 +142,15 @@ static void check(int form, int rows, int panels, int K) {
                 if (f.rows == 2) sum += all * scale_at(f, panel, K, k / f.group, 1, n % PANEL);
                 want[r * COLS + n] += sum * a->scale[r][k / QUANT_GROUP];
             }
-    for (int p = 0; p < panels; p += panels == BAND_PANELS ? panels : 1)
-        quant_kernels[form](c + p * PANEL, a, rows, parts + p, groups,
-                            panels == BAND_PANELS ? panels : 1);
+    int together = panels == level->band_panels ? panels : 1;
+    for (int p = 0; p < panels; p += together)
+        level->kernels[form](c + p * PANEL, a, rows, parts + p, groups, together);
     for (int i = 0; i < rows * COLS; i++) got[i] = c[i];
     EXPECT_CLOSE("c", got, want, rows, COLS, 2e-6);
 }
 
 /* Rounding: to the nearest of 127 steps of the largest of each group. */
-static void test_rounding(void) {
+static void check_rounding(void) {
     enum { K = 3 * QUANT_GROUP + 5 };
     test_case("rounding");
     bf16 x[K];
@@ -131,7 +158,7 @@ static void test_rounding(void) {
     for (int k = QUANT_GROUP; k < 2 * QUANT_GROUP; k++) x[k] = 0;
     rounded_rows *a = test_alloc(&test.host, sizeof *a);
     memset(a, TEST_GARBAGE, sizeof *a);
-    round_row(a, 1, x, K);
+    level->round_row(a, 1, x, K);
     for (int g = 0; g < quant_groups(K); g++) {
         int n = cpu_min(QUANT_GROUP, K - g * QUANT_GROUP), sum[2] = {0, 0};
         double largest = 0, scale = a->scale[1][g];
@@ -148,11 +175,11 @@ static void test_rounding(void) {
     }
 }
 
-static void test_products(void) {
+static void check_products(void) {
     static const int rows[] = {1, 3, 4, 15, 16, 17, 31, 32, 48};
     static const int terms[] = {1, 4, 31, 32, 33, 64, 100, 256, 1056};
     for (int form = 0; form < TEST_COUNT(names); form++)
-        for (int i = 0; i < TEST_COUNT(rows) * TEST_COUNT(terms); i += STEP)
+        for (int i = 0; i < TEST_COUNT(rows) * TEST_COUNT(terms); i += step)
             for (int panels = 1; panels <= 2; panels++)
                 check(form, rows[i % TEST_COUNT(rows)], panels, terms[i / TEST_COUNT(rows)]);
 }
@@ -176,17 +203,17 @@ static float *sums_with(int form, float value, const uint16_t *as_half) {
         x[ROW * K + AT * QUANT_GROUP + k] = isfinite(value) || k % 5 == 0 ? bf16_round(value) : 0;
     rounded_rows *a = test_alloc(&test.host, sizeof *a);
     memset(a, TEST_GARBAGE, sizeof *a);
-    for (int r = 0; r < M; r++) round_row(a, r, x + r * K, K);
+    for (int r = 0; r < M; r++) level->round_row(a, r, x + r * K, K);
     float *c = host_floats(M * COLS);
     memset(c, 0, sizeof *c * M * COLS);
     panel_part part = panel_from(f, b, K, 0);
-    quant_kernels[form](c, a, M, &part, (int)quant_groups(K), 1);
+    level->kernels[form](c, a, M, &part, (int)quant_groups(K), 1);
     return c;
 }
 
 /* A number that is not finite makes its sums NaN or infinite, NaN at least from activations; one near
  * the smallest is as good as 0. No other sum changes by a bit. */
-static void test_extremes(void) {
+static void check_extremes(void) {
     static const struct {
         float value;
         uint16_t half;
@@ -232,6 +259,18 @@ static void test_chunks(void) {
             for (int k = 0; k < QUANT_GROUP; k++) EXPECT(integer_at(f, chunks, k, j) == u[j][k]);
         }
     }
+}
+
+static void test_rounding(void) {
+    EACH_LEVEL check_rounding();
+}
+
+static void test_products(void) {
+    EACH_LEVEL check_products();
+}
+
+static void test_extremes(void) {
+    EACH_LEVEL check_extremes();
 }
 
 TEST_API_MAIN({"rounding", test_rounding}, {"products", test_products}, {"chunks", test_chunks},

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from gptc import Model
+from gptc import Lora, Model
+from gptc.checkpoint.find import open_checkpoint
 from gptc.checkpoint.reader import Checkpoint
 from gptc.engine.config import GPTConfig
+from gptc.engine.lora import targets_named
 from gptc.formats.model_file import ModelFile
 from gptc.tokenizer.registry import make_tokenizer
 
@@ -77,6 +79,18 @@ def make_checkpoint(
             model.set(name, values.astype(np.float32))
         model.save(folder, make_tokenizer(tokenizer) if tokenizer else None)
     return Checkpoint(folder)
+
+
+def make_adapter(folder: Path, base: Path, targets: str, rank: int, **changes: Any) -> Path:
+    """An adapter with random numbers."""
+    config = open_checkpoint(base).config
+    lora = Lora(rank, 2.5 * rank, targets_named(config, targets), **changes)
+    rng = np.random.default_rng(rank)
+    with Model.load(base, lora=lora, threads=1) as model:
+        for name, shape, _ in model.trained:
+            model.set(name, rng.normal(0, 0.4 / np.sqrt(shape[1]), shape).astype(np.float32))
+        model.save_adapter(folder, base)
+    return folder
 
 
 def random_values(*shape: int) -> np.ndarray[Any, Any]:

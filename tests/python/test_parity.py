@@ -132,10 +132,16 @@ def test_a_saved_model_loads_in_transformers(
     with make_model(case) as model:
         model.save(tmp_path / "model")
         ours = model.logits(tokens)
+        with model.session(*tokens.shape) as session:
+            seqs = np.repeat(np.arange(len(tokens)), tokens.shape[1])
+            states = session.states(tokens.ravel(), seqs, np.ones(tokens.size, bool))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     with torch.no_grad():
         logits = theirs(torch.from_numpy(tokens).long()).logits.numpy()
+        hidden = theirs.base_model(torch.from_numpy(tokens).long()).last_hidden_state.numpy()
     record_property("folder out", off := error(ours, logits))
+    assert off < TOLERANCE
+    record_property("states", off := error(states, hidden.reshape(states.shape)))
     assert off < TOLERANCE
 
 

@@ -54,6 +54,7 @@ _SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "seq_len": 16, "batch_size": 
 _CLOCK = ("elapsed_s", "time", "tokens_per_s", "mfu")
 _SAVE_SECONDS = 0.03  # of a small checkpoint
 _MOST_BEGINNINGS = 200  # of one work: a work that cannot end is a loss
+_PATIENCE = 20  # beginnings, after which each has twice the time: others may use the machine
 
 ELSEWHERE, SAVING, REPLACING, PREPARING = range(4)
 STATES = ("elsewhere", "in saves", "in replacing saves", "in preparations")
@@ -175,12 +176,13 @@ def attack_run(attack: Attack, text: Path, folder: Path, expected: Path, seconds
     run = folder / "run"
     options = options_of(text, run)
     newest = 0
-    for _ in range(_MOST_BEGINNINGS):
+    for n in range(_MOST_BEGINNINGS):
+        more = 2 ** (n // _PATIENCE)
         if attack.random.random() < 0.2:  # anywhere
-            ended = attack.run(partial(train_or_resume, options), seconds)
+            ended = attack.run(partial(train_or_resume, options), more * seconds)
         else:
             nth = attack.random.choice((1, 1, 2, 3))
-            ended = attack.run(partial(train_or_resume, options), _SAVE_SECONDS, nth)
+            ended = attack.run(partial(train_or_resume, options), more * _SAVE_SECONDS, nth)
         now = newest_of(run)
         if now < newest:
             raise Failed(f"step {newest} was saved, and the newest whole one is {now}")
@@ -263,8 +265,8 @@ def attack_prepare(
         prepare([str(text)], out, tokenizer="bytes", shard_tokens=50_000)
     before = text.read_bytes()
     action = attack.during(PREPARING, partial(prepare_again, text, out))
-    for _ in range(_MOST_BEGINNINGS):
-        if attack.run(action, seconds):
+    for n in range(_MOST_BEGINNINGS):
+        if attack.run(action, seconds * 2 ** (n // _PATIENCE)):
             break
         if text.read_bytes() != before:
             raise Failed("a source was changed")

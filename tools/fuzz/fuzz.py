@@ -31,7 +31,10 @@ import body_files
 import chat_files
 import data_files
 import model_files
+import packed_files
+import pickled_files
 import row_files
+import run_files
 import tokenizer_files
 from gptc.errors import GptcError
 from model_files import Target
@@ -56,6 +59,9 @@ _PARTS = (
     adapter_files,
     row_files,
     body_files,
+    packed_files,
+    pickled_files,
+    run_files,
 )
 
 

@@ -47,6 +47,11 @@ def mutator(structure: Structure | None, data: bytes) -> Mutate:
     return mutate
 
 
+def same_size(data: bytes) -> Mutate:
+    """Damage that keeps the size, which is compared first."""
+    return lambda random: damage(random, data)[: len(data)].ljust(len(data), b"\xff")
+
+
 def _flip(random: Random, out: bytearray, at: int) -> None:
     if at < len(out):
         out[at] ^= 1 << random.randrange(8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from functools import partial
@@ -10,6 +11,8 @@ from typing import Any
 
 import mutate
 from gptc.convert.verify import verify
+from gptc.data import json_array
+from gptc.data.chat_cache import check_rows, is_chat_file
 from gptc.data.chat_loader import all_batches, make_loader, n_windows
 from gptc.data.chats import COLUMNS, recognised
 from gptc.data.dataset import SPLITS, Dataset
@@ -21,6 +24,7 @@ from gptc.errors import GptcError
 from gptc.tokenizer.registry import make_tokenizer
 from model_files import Target
 
+_PIECE = 7  # characters
 _ASKED, _TOLD = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 _CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 _LAYOUTS: dict[str, dict[str, Any]] = {
@@ -51,6 +55,7 @@ def targets(folder: Path) -> dict[str, Target]:
         path = folder / f"{name}.jsonl"
         path.write_text(3 * (json.dumps(row) + "\n"))
         found[f"chats.jsonl-{name}"] = Target(path, partial(read_rows, path), mutate.lines)
+    _arrays(folder, found)
     turns = json.dumps(_LAYOUTS["messages"]["messages"]).replace('"', '""')
     table = folder / "chats.csv"
     table.write_text(f'n,messages\n1,"{turns}"\n2,"{turns}"\n')
@@ -61,6 +66,38 @@ def targets(folder: Path) -> dict[str, Target]:
         found["chats.parquet"] = Target(path, partial(read_rows, path), mutate.parquet)
     _prepared(folder, found)
     return found
+
+
+def _arrays(folder: Path, found: dict[str, Target]) -> None:
+    """Arrays of rows, read as a whole and in pieces that end anywhere, plain and compressed."""
+    data, other = (
+        json.dumps(3 * [_LAYOUTS[name]], indent=1).encode() for name in ("messages", "instruction")
+    )
+    inner = mutate.mutator(mutate.json_value, data)
+    files: dict[str, tuple[bytes, mutate.Structure]] = {
+        "chats.json": (data, mutate.json_value),
+        "chats-pieces.json": (other, mutate.json_value),
+        "chats.json.gz": (
+            gzip.compress(data, mtime=0),
+            lambda _: lambda random: gzip.compress(inner(random), 1, mtime=0),
+        ),
+    }
+    for name, (content, structure) in files.items():
+        path = folder / name
+        path.write_bytes(content)
+        n = _PIECE if "pieces" in name else json_array._PIECE
+        found[name] = Target(path, partial(_read_array, path, n), structure)
+
+
+def _read_array(path: Path, n: int) -> None:
+    """Reads an array of rows, `n` characters at a time, and tells whether it has conversations."""
+    before, json_array._PIECE = json_array._PIECE, n
+    try:
+        is_chat_file(str(path))
+        read_rows(path)
+        check_rows(str(path))
+    finally:
+        json_array._PIECE = before
 
 
 def _parquet() -> bytes | None:
@@ -109,16 +146,11 @@ def _prepared(folder: Path, found: dict[str, Target]) -> None:
     found["chats-prepared"] = Target(rows, again, mutate.lines)
     read = partial(read_dataset, dataset)
     (mask,) = Dataset.open(dataset).masks("train")
-    found["mask"] = Target(mask, read, _same_size)
-    found["mask-verify"] = Target(mask, partial(verify, dataset), _same_size)
+    found["mask"] = Target(mask, read, mutate.same_size)
+    found["mask-verify"] = Target(mask, partial(verify, dataset), mutate.same_size)
     found["dataset.json-chats"] = Target(dataset / "dataset.json", read, mutate.json_value)
     tokens = mask.with_suffix(".bin")
-    found["shard-chats"] = Target(tokens, read, _same_size)
-
-
-def _same_size(data: bytes) -> mutate.Mutate:
-    """Damage that keeps the size, which is compared first."""
-    return lambda random: mutate.damage(random, data)[: len(data)].ljust(len(data), b"\xff")
+    found["shard-chats"] = Target(tokens, read, mutate.same_size)
 
 
 def read_dataset(path: Path) -> None:

@@ -67,6 +67,7 @@ def targets(folder: Path) -> dict[str, Target]:
             path.write_bytes(model)
             found[f"tokenizer.model-{name}"] = Target(path, partial(use, path), mutate.proto)
     _pair(folder / "pair", found)
+    _pair_of_qwen(folder / "qwen", found)
     _ours(folder, found, has_sentencepiece)
     _in_gguf(folder, found)
     _named_by_others(folder / "named", found)
@@ -180,6 +181,26 @@ def _pair(folder: Path, found: dict[str, Target]) -> None:
     read = partial(use, folder)
     found["vocab.json"] = Target(folder / "vocab.json", read, mutate.json_value)
     found["merges.txt"] = Target(folder / "merges.txt", read, mutate.lines)
+
+
+def _pair_of_qwen(folder: Path, found: dict[str, Target]) -> None:
+    """Qwen's pair of files, and those that tell that it is Qwen's."""
+    _pair(folder, {})
+    vocab = json.loads((folder / "vocab.json").read_text())  # without special tokens
+    added = {str(len(vocab) + i): _added(0, name) for i, name in enumerate((END_OF_TEXT, "<x>"))}
+    for entry in added.values():
+        del entry["id"]
+    config = {"added_tokens_decoder": added, "eos_token": "<x>", "add_prefix_space": False}
+    files = {
+        "tokenizer_config.json": {**config, "tokenizer_class": "Qwen2Tokenizer"},
+        "config.json": {"model_type": "qwen2", "eos_token_id": len(vocab)},
+    }
+    for name, values in files.items():
+        (folder / name).write_text(json.dumps(values))
+    read = partial(use, folder)
+    for name in (*files, "vocab.json"):
+        found[f"{name}-qwen"] = Target(folder / name, read, mutate.json_value)
+    found["merges.txt-qwen"] = Target(folder / "merges.txt", read, mutate.lines)
 
 
 def _ours(folder: Path, found: dict[str, Target], has_sentencepiece: bool) -> None:

@@ -126,6 +126,7 @@ def save_adapter(
     tokenizer: Tokenizer | None = None,
     trainer: Mapping[str, Any] | None = None,
     replace: bool = False,
+    own: Mapping[str, FloatArray] | None = None,
 ) -> None:
     """Writes the adapters of a model as a folder; as `save`, it appears whole or not at all."""
     lora = model.options.lora
@@ -141,7 +142,7 @@ def save_adapter(
         read = peft.tensor_reader(model.config, lora, model.get)
         yield ADAPTER_WEIGHTS, tensor_chunks(shapes, read, F32)
 
-    write_folder(path, model, files, tokenizer=tokenizer, trainer=trainer, replace=replace)
+    write_folder(path, model, files, tokenizer=tokenizer, trainer=trainer, replace=replace, own=own)
 
 
 def _json(data: Mapping[str, Any]) -> list[bytes]:

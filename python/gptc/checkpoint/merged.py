@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -42,14 +43,17 @@ def open_adapters(path: Path, base: ModelFile) -> Adapters:
 
 
 class AdapterSet:
-    """Adapters by the names of their folders. A model computes with one of them, or with none."""
+    """Adapters by name. A model computes with one of them, or with none."""
 
-    def __init__(self, base: ModelFile, folders: Sequence[str | Path]) -> None:
-        """Opens them; GptcError where one is of another base."""
+    def __init__(
+        self, base: ModelFile, folders: Sequence[str | Path], names: Sequence[str | None] = ()
+    ) -> None:
+        """Opens them; GptcError where one is of another base. Without a name: its folder's."""
         self._files: dict[str, Adapters] = {}
-        for folder in map(Path, folders):
+        for path, given in zip_longest(folders, names):
+            folder = Path(path)
             file = open_adapters(folder, base)
-            name = folder.resolve().name
+            name = given or folder.resolve().name
             if name in self._files:
                 raise UsageError(f"two adapters are named {name}: give their folders other names")
             self._files[name] = file

@@ -52,4 +52,5 @@ TRAINER_VERSION = 1  # of trainer.json
 CHECKSUMS_VERSION = 2  # 1 recorded a SHA-256
 # Prefixes in OPTIMIZER of the state of AdamW and of Muon, by their names in a model.
 MOMENTS = {"moment1": "m", "moment2": "v", "momentum": "momentum"}
+OWN = "own"  # prefix in OPTIMIZER of the weights whose average a checkpoint has
 logger = logging.getLogger("gptc")

@@ -30,6 +30,7 @@ from gptc.checkpoint.names import (
     CONFIG,
     MOMENTS,
     OPTIMIZER,
+    OWN,
     TRAINER,
     TRAINER_VERSION,
     WEIGHTS,
@@ -174,6 +175,13 @@ class Checkpoint(ModelFile):
         self._verify(OPTIMIZER)
         return TensorFile(self.path / OPTIMIZER)
 
+    def restore_own(self, model: Model) -> None:
+        """Gives `model` the weights that training continues with, if the folder has an average."""
+        for name, shape, _ in self.trained() if (self.path / OPTIMIZER).is_file() else ():
+            stored = f"{OWN}.{name}"
+            if self._moments.shapes.get(stored) == shape:
+                model.set(name, self._moments.read(stored))
+
     def restore_optimizer(self, model: Model) -> None:
         """Gives `model` the moments and the step count that were saved with it."""
         trainer = self.trainer()
@@ -208,7 +216,8 @@ class Checkpoint(ModelFile):
             return []
         for name in self._moments.shapes:
             check_finite(self._moments.read(name), f"{self._moments.path}: {name}")
-        return [f"{len(self._moments.shapes)} moments, every number finite"]
+        n_moments = sum(not name.startswith(f"{OWN}.") for name in self._moments.shapes)
+        return [f"{n_moments} moments, every number finite"]
 
     def verify(self) -> list[str]:
         """Checks the checksum of every file; returns their names."""

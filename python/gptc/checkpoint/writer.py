@@ -16,12 +16,14 @@ from gptc.checkpoint.names import (
     CONFIG,
     MOMENTS,
     OPTIMIZER,
+    OWN,
     PACKED,
     TRAINER,
     TRAINER_VERSION,
     WEIGHTS,
     logger,
 )
+from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig, Parameter
 from gptc.engine.model import Model
 from gptc.errors import GptcError
@@ -47,6 +49,7 @@ def save(
     codec: Codec = F32,
     packed: bool = False,
     notes: list[str] | None = None,
+    own: Mapping[str, FloatArray] | None = None,
 ) -> None:
     """Writes a checkpoint folder; with `trainer`, also the state that resuming needs.
 
@@ -54,7 +57,7 @@ def save(
     existing folder untouched; a full disk is a GptcError that says so. `replace` allows a
     folder of that name to exist, `codec` stores other numbers than float32, and `packed` the
     tensors of a GGUF file as they are. What Hugging Face's files cannot hold is added to `notes`,
-    or logged.
+    or logged. `own` are the weights that training continues with, if the model has others now.
     """
     config = model.config
     description = hf.config_to_json(config, special_ids(tokenizer), codec)
@@ -77,7 +80,14 @@ def save(
         )
 
     write_folder(
-        path, model, files, tokenizer=tokenizer, trainer=trainer, replace=replace, notes=notes
+        path,
+        model,
+        files,
+        tokenizer=tokenizer,
+        trainer=trainer,
+        replace=replace,
+        notes=notes,
+        own=own,
     )
 
 
@@ -90,6 +100,7 @@ def write_folder(
     trainer: Mapping[str, Any] | None,
     replace: bool,
     notes: list[str] | None = None,
+    own: Mapping[str, FloatArray] | None = None,
 ) -> None:
     """Writes the named files of a model, then those that all checkpoints have."""
     path = Path(path)
@@ -115,7 +126,7 @@ def write_folder(
             if trainer is not None:
                 stamp = {"version": TRAINER_VERSION, "gptc_version": __version__}
                 write_chunks(folder / TRAINER, [_json({**stamp, **trainer})])
-                write_chunks(folder / OPTIMIZER, _optimizer_chunks(model))
+                write_chunks(folder / OPTIMIZER, _optimizer_chunks(model, own or {}))
             sums = {file.name: _record(file) for file in sorted(folder.iterdir())}
             write_chunks(folder / CHECKSUMS, [_json({"version": CHECKSUMS_VERSION, "files": sums})])
     except OSError as error:
@@ -145,7 +156,9 @@ def _hf_files(tokenizer: Tokenizer, config: GPTConfig, notes: list[str] | None) 
         return {}
 
 
-def _optimizer_chunks(model: Model | ModelFile) -> Iterator[bytes | memoryview]:
+def _optimizer_chunks(
+    model: Model | ModelFile, own: Mapping[str, FloatArray]
+) -> Iterator[bytes | memoryview]:
     shapes: dict[str, tuple[int, ...]] = {}
     states: dict[str, str] = {}
     for name, shape, _ in _trained(model):
@@ -153,9 +166,13 @@ def _optimizer_chunks(model: Model | ModelFile) -> Iterator[bytes | memoryview]:
         for state in known:
             stored = f"{MOMENTS[state]}.{name}"
             shapes[stored], states[stored] = shape, state
+        if name in own:
+            shapes[f"{OWN}.{name}"] = shape
 
     def read(stored: str) -> Any:
         prefix, _, name = stored.partition(".")
+        if prefix == OWN:
+            return own[name]
         if isinstance(model, ModelFile):
             return model.read_moment(name, prefix)
         return model.read(name, states[stored])

@@ -21,6 +21,7 @@ from gptc.errors import GptcError, UsageError
 COMMANDS = {
     "prepare": ("gptc.cli.prepare", "prepare_command", "Turn any text into token shards."),
     "train": ("gptc.cli.train", "train_command", "Train a model, resume a run, or fine-tune."),
+    "plan": ("gptc.cli.plan", "plan_command", "Print the memory and time of a training run."),
     "finetune": ("gptc.cli.finetune", "finetune_command", "Fine-tune a model on conversations."),
     "infer": ("gptc.cli.infer", "infer_command", "Generate text with a trained model."),
     "serve": ("gptc.cli.serve", "serve_command", "Serve a model to OpenAI's clients."),

@@ -26,6 +26,7 @@ Examples:
   gptc serve                                        the newest model under runs/
   gptc serve -m SmolLM2-135M-Instruct.gguf          then open http://127.0.0.1:8000
   gptc serve -m gpt2 --parallel 32 --context 512
+  gptc serve -m gpt2 --adapter poems=runs/poems     requests say "model": "poems"
   gptc serve -m runs/tiny --host 0.0.0.0 --api-key-file keys.txt
   curl http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" \\
     -d '{"prompt": "Once upon a time", "max_tokens": 50}'
@@ -49,6 +50,14 @@ class ServeCommand(SectionedCommand):
     help="Model: a run, folder, file or hub name.  [the newest run]",
 )
 @click.option(
+    "--adapter",
+    "adapters",
+    metavar="[NAME=]PATH",
+    type=click.Path(),
+    multiple=True,
+    help="Adapter (LoRA) of the model, for requests that name it as their model. May be repeated.",
+)
+@click.option(
     "--draft", metavar="ngram", type=click.Choice(["ngram"]), help="Speculative decoding."
 )
 @click.option(
@@ -66,6 +75,7 @@ class ServeCommand(SectionedCommand):
 @options_of(CacheOptions)
 def serve_command(
     model: str | None,
+    adapters: tuple[str, ...],
     draft: str | None,
     device: str,
     dtype: str,
@@ -84,7 +94,9 @@ def serve_command(
     options = _options(config, given)
     _check_packages()
     from gptc.checkpoint.facade import load_model, on_newest
+    from gptc.checkpoint.merged import AdapterSet
     from gptc.checkpoint.names import model_name
+    from gptc.serve.adapters import parse_adapters
     from gptc.serve.server import Server, check_security, make_service
 
     check_security(options)  # before the weights are read
@@ -94,9 +106,14 @@ def serve_command(
 
         def load(file: Any) -> Any:
             loading = {"device": device, "threads": threads, "max_batch": 0, "kv_dtype": kv_dtype}
-            return file, file.tokenizer(), load_model(file, dtype=quantize or dtype, **loading)
+            paths, names = parse_adapters(adapters)
+            read = (lambda: AdapterSet(file, paths, names)) if paths else None
+            if read:
+                loading["lora"] = read().lora
+            gpt = load_model(file, dtype=quantize or dtype, **loading)
+            return file, file.tokenizer(), gpt, read
 
-        file, tokenizer, gpt = on_newest(model, load)
+        file, tokenizer, gpt, read = on_newest(model, load)
         stack.enter_context(gpt)
         service = make_service(
             gpt,
@@ -105,6 +122,7 @@ def serve_command(
             name=options.name or model_name(Path(file.path)),
             chat_template=_template(tokenizer, options.chat_template),
             draft=_draft(draft),
+            adapters=read,
         )
         scheduler = service.scheduler
         click.echo(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gptc.data import journal
 from gptc.data.options import Errors
-from gptc.data.shards import HEADER_BYTES, Shard, ShardFile, open_shard, shard_format
+from gptc.data.shards import Shard, ShardFile, open_shard, shard_format
 from gptc.data.sources import Readable
-from gptc.files.checksum import file_checksum
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.cutting import cut_inside
 from gptc.tokenizer.native import ByteTokenizer
@@ -148,7 +147,7 @@ class SplitWriter:
         """Writes the tokens of a piece, without the first `skip`."""
         while skip < len(piece.tokens):
             if self._shard is None:
-                path = self._folder / f"{self._split}_{len(self._shards):06d}.bin"
+                path = self._folder / journal.shard_name(self._split, len(self._shards))
                 n_planned = self._shard_tokens
                 if self._n_expected is not None:
                     n_planned = min(n_planned, self._n_expected)
@@ -176,7 +175,7 @@ class SplitWriter:
         self.n_bytes += self._shard_bytes
         self._shard, self._shard_bytes = None, 0
         self._shards.append(_entry(line))
-        self._log(json.dumps(line) + "\n")
+        self._log(journal.line_of(line))
 
     def finish(self, end: int) -> list[dict[str, Any]]:
         """Completes the last shard; returns the entries of all. `end` is a byte."""
@@ -193,25 +192,6 @@ class SplitWriter:
 def _entry(line: dict[str, Any]) -> dict[str, Any]:
     """The entry of a shard in dataset.json."""
     return {key: line[key] for key in ("file", "tokens", "checksum")}
-
-
-def intact(
-    folder: Path, lines: Sequence[dict[str, Any]], tokenizer: Tokenizer
-) -> list[dict[str, Any]]:
-    """The lines of a journal up to the first whose shard is not what was written."""
-    itemsize = shard_format(tokenizer.vocab_size)[2].itemsize
-    intact = []
-    for line in lines:
-        path = folder / line["file"]
-        n_bytes = HEADER_BYTES + line["tokens"] * itemsize
-        if not path.is_file() or path.stat().st_size != n_bytes:
-            break
-        if "bytes" not in line:  # of an older version
-            break
-        if file_checksum(path) != line.get("checksum"):
-            break
-        intact.append(line)
-    return intact
 
 
 def move_tail(

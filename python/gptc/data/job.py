@@ -16,7 +16,8 @@ import numpy as np
 
 from gptc._version import __version__
 from gptc.data.dataset import DATASET_FILE, DATASET_VERSION, SPLITS
-from gptc.data.encode import SplitWriter, count_tokens, encode_text, intact, move_tail
+from gptc.data.encode import SplitWriter, count_tokens, encode_text, move_tail
+from gptc.data.journal import intact, line_of, read_lines
 from gptc.data.known import licence, validates
 from gptc.data.options import Errors
 from gptc.data.readers import Reading, check_utf8
@@ -160,7 +161,7 @@ class Job:
 
     def clean(self) -> None:
         """Removes the work folder, unless it has finished shards of an unfinished dataset."""
-        if self.finished or not self._journal_lines():
+        if self.finished or not read_lines(self._journal):
             shutil.rmtree(self.work, ignore_errors=True)
         if self.finished:
             for source in filter(is_url, self.sources):
@@ -179,10 +180,10 @@ class Job:
         """Keeps the finished shards of the same preparation. GptcError when they are another's."""
         try:
             old = json.loads(self._plan.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             old = None
         if old != plan:
-            if old is not None and self._journal_lines() and not self.force:
+            if old is not None and read_lines(self._journal) and not self.force:
                 raise GptcError(
                     f"{self.out} holds an unfinished dataset made of other sources or with other "
                     "options: choose another --out, or discard it with --force"
@@ -210,17 +211,6 @@ class Job:
         chosen.save(folder)
         return chosen
 
-    def _journal_lines(self) -> list[dict[str, Any]]:
-        """The lines of the journal; one that was cut off and all after it are left out."""
-        lines = []
-        try:
-            for line in self._journal.read_text().splitlines(keepends=True):
-                if line.endswith("\n"):
-                    lines.append(json.loads(line))
-        except (OSError, ValueError):
-            pass
-        return lines
-
     def _divided(self, text: Text, scan: Scan, begin: int, tokenizer: Tokenizer) -> Division:
         """The documents that train and those that validate; `begin`: of files set apart."""
         fraction, by = self.options["val_fraction"], self.options["val_by"]
@@ -240,12 +230,12 @@ class Job:
         """Writes the shards of both splits; returns their entries in dataset.json."""
         options = self.options
         folder = self.work / "dataset"
-        done = intact(folder, self._journal_lines(), tokenizer)
+        done = intact(folder, read_lines(self._journal), tokenizer)
         wanted = {line["file"] for line in done}
         for path in folder.glob("*.bin"):
             if path.name not in wanted:
                 path.unlink()
-        write_file(self._journal, b"".join(json.dumps(line).encode() + b"\n" for line in done))
+        write_file(self._journal, b"".join(line_of(line).encode() for line in done))
         ranges = {"train": (0, text.n_train), "val": (text.n_train, text.n_bytes)}
         splits: dict[str, dict[str, Any]] = {}
         with self._journal.open("a") as journal, ThreadPoolExecutor(self.jobs) as pool:

@@ -134,18 +134,20 @@ class Model(Uncopied):
         recompute: str = "none",
         kv_dtype: str = "auto",
         optimizer: str = "adamw",
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         init: bool = True,
     ) -> _Model:
         """A new model with random weights from `seed`; without `init` they are zero.
 
         `max_batch` and `max_seq` are the largest B and T of logits, loss and backward. `blocks`
-        names the matrices of the dtype "packed" that `write_blocks` gives. `lora`, `recompute` and
-        `kv_dtype` and `optimizer` are those of `Options`.
+        names the matrices of the dtype "packed" that `write_blocks` gives. Those from `lora` on are
+        as in `Options`.
         """
         sizes, given = (training, max_batch, max_seq), tuple(blocks)
         options = Options(
             device, dtype, threads, *sizes, dropout, seed, pin, given, lora, recompute,
-            kv_dtype, optimizer,
+            kv_dtype, optimizer, label_smoothing, z_loss,
         )  # fmt: skip
         model = cls(config, options)
         if init:

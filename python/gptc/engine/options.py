@@ -81,6 +81,7 @@ class Options:
     keep less: the first feed-forward layer ("mlp"), or each layer ("block"). `kv_dtype` is that of
     its sessions' KV caches: "int8", on a CPU, or "auto", the dtype of activations. `optimizer`
     "muon" trains the matrices of layers by Muon, and the other parameters by AdamW.
+    `label_smoothing` and `z_loss` change the gradient alone: losses stay cross-entropy.
     """
 
     device: str = "auto"
@@ -97,6 +98,8 @@ class Options:
     recompute: str = "none"
     kv_dtype: str = "auto"
     optimizer: str = "adamw"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -147,6 +150,8 @@ class Options:
             max_seq=self.max_seq or 0,
             dropout=self.dropout,
             seed=self.seed,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
             recompute=RECOMPUTE.index(self.recompute),
             optimizer=getattr(lib, f"GPT_OPTIMIZER_{self.optimizer.upper()}"),
         )

@@ -78,6 +78,27 @@ class Session(Uncopied):
         single = isinstance(seq, int | np.integer)
         return out[0] if single and want is None else out
 
+    def states(
+        self,
+        tokens: npt.ArrayLike,
+        seq: int | npt.ArrayLike = 0,
+        want: npt.ArrayLike | None = None,
+    ) -> FloatArray:
+        """Appends tokens (N,) as `decode` does, and returns states in place of logits.
+
+        A state (C,) is the output of the final norm after a token: transformers' last_hidden_state.
+        With one sequence number and without `want`, it is the last one's; else they are (number of
+        sequences, C), or (number of true values, C).
+        """
+        ids, seqs, flags, n_rows = self._rows(tokens, seq, want)
+        out = np.empty((n_rows, self._model.config.n_embd), np.float32)
+        states = floats(out) if n_rows else self._ffi.NULL
+        self._call(
+            "gpt_session_states", ints(ids), ints(seqs), self._flags(flags), len(ids), states
+        )
+        single = isinstance(seq, int | np.integer)
+        return out[0] if single and want is None else out
+
     def sample(
         self,
         tokens: npt.ArrayLike,

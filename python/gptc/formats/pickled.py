@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,40 @@ from gptc.files.words import pip_install
 from gptc.formats.binary import is_plain_name, read_json
 
 WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_MOST_TIMES = 2  # the bytes of a file: an embedding may be the head, too
 
 
 class PickledTensors:
     """The tensors of a state dictionary of PyTorch, mapped from the file if it can be."""
 
-    def __init__(self, path: Path, found: Mapping[Any, Any]) -> None:
-        """GptcError when there are other values than tensors."""
+    def __init__(self, path: Path, found: Mapping[Any, Any], files: Sequence[Path] = ()) -> None:
+        """The tensors of `files`, or of the one at `path`.
+
+        GptcError when there are other values than tensors, or tensors that are larger than the
+        files: one number may be a tensor of any size, with strides of 0.
+        """
         if not all(isinstance(n, str) and hasattr(t, "shape") for n, t in found.items()):
             raise GptcError(f"{path} holds more than tensors")
+        n_stored = sum(file.stat().st_size for file in files or (path,))
+        n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+        if n_bytes > _MOST_TIMES * n_stored:
+            raise GptcError(
+                f"{path}: its tensors have {n_bytes:,} bytes, and the file {n_stored:,}: save them "
+                "whole, with contiguous()"
+            )
         self.path = path
         self._found = found
         self.shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
 
     def read(self, name: str) -> FloatArray:
         """One tensor, as float32."""
-        return np.asarray(self._found[name].float().numpy())
+        try:
+            return np.asarray(self._found[name].detach().float().numpy())
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            why = str(error).splitlines()[0]
+            raise GptcError(
+                f"{self.path}: {name} is not a plain tensor ({why:.200}): save it as one"
+            ) from None
 
     def stored(self, name: str) -> None:
         """No tensor is read in place."""
@@ -67,12 +85,13 @@ def open_tensors(folder: Path, optional: Collection[str] = ()) -> PickledTensors
     if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
         raise GptcError(f"{index}: weight_map is not a mapping from tensors to files")
     found: dict[Any, Any] = {}
-    for name in sorted(set(weight_map.values())):
+    names = sorted(set(weight_map.values()))
+    for name in names:
         found |= load(folder / name)
     for tensor, name in weight_map.items():
         if tensor not in found and tensor not in optional:
             raise GptcError(f"{index}: weight_map places {tensor} in {name}, which lacks it")
-    return PickledTensors(index, found)
+    return PickledTensors(index, found, [folder / name for name in names])
 
 
 def _is_file_name(name: Any) -> bool:

@@ -12,7 +12,7 @@ A step reads the tokens that each sample has not yet in its cache, and draws its
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from gptc.generation.sampling import Draw, TokenLogprob, draw_tokens
 from gptc.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
-    from gptc.engine.arrays import FloatArray
+    from gptc.engine.arrays import FloatArray, TokenArray
     from gptc.engine.session import Session
 
 # What a step gives for a row: its logits, or the token that was drawn from them.
@@ -53,7 +53,7 @@ class Draft(Protocol):
         ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """A sequence of the session."""
 
@@ -84,11 +84,27 @@ class _Feed:
     ends: bool  # the last token gets a row of logits, from which the next one is drawn
 
     @property
+    def pooling(self) -> str | None:
+        """That of the sample, if it is an embedding."""
+        return self.slot.sample.request.pooling if self.slot.sample else None
+
+    @property
     def want(self) -> list[bool]:
-        """Whether each token's logits are needed."""
+        """Whether each token's logits, or states, are needed."""
         sample = self.slot.sample
+        if self.pooling == "mean":
+            return [True] * len(self.tokens)
         scored = sample is not None and sample.unscored > 0
         return [scored] * (len(self.tokens) - 1) + [scored or self.ends] + [True] * len(self.guess)
+
+
+def _rows(feeds: list[_Feed]) -> tuple[TokenArray, TokenArray, list[bool]]:
+    """The tokens of a step, their sequences, and which of them are wanted."""
+    each = [feed.tokens + feed.guess for feed in feeds]
+    tokens = [token for some in each for token in some]
+    seqs = np.repeat([feed.slot.index for feed in feeds], [len(some) for some in each])
+    want = [wanted for feed in feeds for wanted in feed.want]
+    return np.array(tokens, np.int32), seqs.astype(np.int32), want
 
 
 class Batch:
@@ -105,6 +121,12 @@ class Batch:
     step has, and `keep` reuses only such blocks. So the logits of a text are its own.
 
     `masks` runs the grammars of samples during the step.
+
+    The sample of a request with `pooling` is an embedding: it ends when its prompt is read. Its
+    blocks are a call of the session after that of the texts.
+
+    A step is of samples with the same adapter, which `adapt` gives to the model first; adapters
+    take turns.
     """
 
     def __init__(
@@ -116,6 +138,7 @@ class Batch:
         keep: bool = False,
         chunk: int | None = None,
         masks: Executor | None = None,
+        adapt: Callable[[Hashable], None] = lambda adapter: None,
     ) -> None:
         self.session = session
         self._tokenizer = tokenizer
@@ -123,6 +146,9 @@ class Batch:
         self._keep = keep
         self._chunk = chunk
         self._masks = masks
+        self._adapt = adapt
+        self._last_turn: dict[Hashable, int] = {}  # the last step of each adapter that has samples
+        self._n_steps = 0
         self._slots = [_Slot(i) for i in range(session.n_seq)]
         self._prompts: dict[Request, _Prompt] = {}
         self._n_joined = 0
@@ -217,19 +243,19 @@ class Batch:
 
     def _held(self, sample: Sample) -> tuple[_Slot | None, int]:
         """The slot whose cache shares most of a sample's prompt, and how many tokens."""
-        if not self._keep or sample.unscored:
+        if not self._keep or sample.unscored or sample.request.pooling == "mean":
             return None, 0
-        prompt = sample.request.prompt
-        shared = [(n_reusable(self._cached(s), prompt, self._chunk or 1), s) for s in self._slots]
+        prompt, adapter, block = sample.request.prompt, sample.request.adapter, self._chunk or 1
+        shared = [(n_reusable(self._cached(s, adapter), prompt, block), s) for s in self._slots]
         n_known, source = max(shared, key=lambda pair: pair[0])
         return source, n_known
 
-    def _cached(self, slot: _Slot) -> list[int]:
-        """The tokens of a cache that another prompt may use.
+    def _cached(self, slot: _Slot, adapter: Hashable) -> list[int]:
+        """The tokens of a cache that another prompt of this adapter may use.
 
         The last token of a sequence was never read; in its place there may be those of a draft.
         """
-        if slot.last is None or slot.begin:
+        if slot.last is None or slot.begin or slot.last.request.adapter != adapter:
             return []
         sequence = slot.last.sequence
         n_sure = min(self.session.length(slot.index), len(sequence) - 1)
@@ -241,12 +267,40 @@ class Batch:
 
     def step(self) -> Iterator[tuple[Sample, str]]:
         """Yields (sample, piece of text) as pieces are decoded, and once when a sample ends."""
-        feeds = self._feeds([slot for slot in self._slots if slot.sample])
-        tokens = [token for feed in feeds for token in feed.tokens + feed.guess]
-        want = [wanted for feed in feeds for wanted in feed.want]
-        seqs = [
-            feed.slot.index for feed in feeds for _ in range(len(feed.tokens) + len(feed.guess))
-        ]
+        feeds = self._feeds(self._turn())
+        texts = [feed for feed in feeds if not feed.pooling]
+        pools = [feed for feed in feeds if feed.pooling]
+        if texts:
+            yield from self._write(texts)
+        if pools:
+            yield from self._pool(pools)
+
+    def _turn(self) -> list[_Slot]:
+        """The slots of the adapter that had its last step longest ago; the model has it now."""
+        of_slot = {slot: slot.sample.request.adapter for slot in self._slots if slot.sample}
+        last = {adapter: self._last_turn.get(adapter, 0) for adapter in of_slot.values()}
+        chosen = min(last, key=last.__getitem__)
+        self._n_steps += 1
+        self._last_turn = {**last, chosen: self._n_steps}
+        self._adapt(chosen)
+        return [slot for slot, adapter in of_slot.items() if adapter == chosen]
+
+    def _pool(self, feeds: list[_Feed]) -> Iterator[tuple[Sample, str]]:
+        """Reads the prompts of embeddings; yields those that have ended."""
+        states = self.session.states(*_rows(feeds))
+        row = 0
+        for feed in feeds:
+            n, sample = sum(feed.want), feed.slot.sample
+            assert sample
+            sample.pool(states[row : row + n])
+            row += n
+            if feed.ends:
+                sample.finish, feed.slot.sample = "stop", None
+                yield sample, ""
+
+    def _write(self, feeds: list[_Feed]) -> Iterator[tuple[Sample, str]]:
+        """Continues texts by a token each, or by a block of their prompts."""
+        tokens, seqs, want = _rows(feeds)
         samples = [feed.slot.sample for feed in feeds if feed.ends]
         states = [sample.grammar for sample in samples if sample and sample.grammar]
         made = [self._masks.submit(state.prepare) for state in states] if self._masks else []
@@ -255,9 +309,7 @@ class Batch:
         if draws:
             given = draw_tokens(self.session, tokens, seqs, want, draws)
         else:
-            given = list(
-                self.session.decode(np.array(tokens, np.int32), np.array(seqs, np.int32), want)
-            )
+            given = list(self.session.decode(tokens, seqs, want))
         for mask in made:
             mask.result()
         row = 0
@@ -281,7 +333,7 @@ class Batch:
                 n = min(n, self._chunk)
                 room = room - n if room - n >= self._chunk else 0
             feed = _Feed(slot, tokens[:n], [], n == len(tokens))
-            if feed.ends:
+            if feed.ends and not feed.pooling:
                 feed.guess = self._guess(slot, slot.sample, feed.tokens)
             if slot.sample.n_tokens == 0:
                 self.n_read += n

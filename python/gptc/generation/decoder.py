@@ -34,7 +34,7 @@ class Decoder:
     """Decodes up to n_seq samples at a time; when one ends, the next begins. See `Batch`.
 
     With `keep`, the cache stays until `close`, and a prompt that begins as the text before it did
-    is computed from where the two differ.
+    is computed from where the two differ. `chunk` is that of `Batch`.
     """
 
     def __init__(
@@ -45,12 +45,14 @@ class Decoder:
         n_ctx: int | None = None,
         draft: Draft | None = None,
         keep: bool = False,
+        chunk: int | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._n_seq = n_seq
         self._n_ctx = n_ctx or model.config.block_size
         self._keep = keep
+        self._chunk = chunk
         self._draft = draft
         self._kept: Batch | None = None
 
@@ -71,7 +73,9 @@ class Decoder:
         self._kept = None
 
     def _batch(self, session: Session) -> Batch:
-        return Batch(session, self._tokenizer, draft=self._draft, keep=self._keep)
+        return Batch(
+            session, self._tokenizer, draft=self._draft, keep=self._keep, chunk=self._chunk
+        )
 
 
 def _run(batch: Batch, samples: Iterable[Sample]) -> Iterator[tuple[Sample, str]]:

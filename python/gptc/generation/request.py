@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gptc.generation.constraint import Constraint
 
 Finish = Literal["stop", "length", "context", "error"]
+Pooling = Literal["mean", "last"]  # of the states after all tokens, or of that after the last one
 
 
 @dataclass(eq=False)
@@ -38,6 +40,8 @@ class Request:
     options: TextOptions
     constraint: Constraint | None = None  # that the text must match
     prompt_logprobs: int | None = None  # as `options.logprobs`, of the prompt's tokens
+    adapter: Hashable = None  # what the model computes with, as `Batch` is told
+    pooling: Pooling | None = None  # of an embedding: the prompt's states, and no text
 
     def n_ctx(self, block_size: int) -> int:
         """Length of a sample's cache, in tokens: the last token drawn is never fed back."""
@@ -182,6 +186,8 @@ class Sample:
         self.error: DeadEnd | None = None
         self.grammar = request.constraint.begin() if request.constraint else None
         """The tokens that its regex, grammar or JSON schema allows; None without one."""
+        self.pooled: npt.NDArray[np.float64] | None = None
+        """Of an embedding: the sum of the prompt's states so far, or the last one: (C,)."""
         self._tokenizer = tokenizer
         begins = request.prompt in ([], [tokenizer.bos])
         # What a pattern matches keeps its spaces.
@@ -217,6 +223,12 @@ class Sample:
             token = self.request.prompt[len(self.prompt_logprobs) + 1]
             found = token_logprob(logits, token, top, self._tokenizer.vocab_size)
             self.prompt_logprobs.append(found)
+
+    def pool(self, states: FloatArray) -> None:
+        """Takes the states (N, C) of the prompt's next tokens, as far as its pooling needs them."""
+        if len(states):
+            total = states.sum(0, dtype=np.float64)
+            self.pooled = total if self.pooled is None else self.pooled + total
 
     def draws(self, guess: Sequence[int] = ()) -> list[Draw] | None:
         """The draws of the next token, and of those after each of `guess`.

@@ -77,9 +77,9 @@ class Draw:
 
 def draw_tokens(
     session: Session,
-    tokens: Sequence[int],
-    seqs: Sequence[int],
-    want: Sequence[bool],
+    tokens: npt.ArrayLike,
+    seqs: npt.ArrayLike,
+    want: npt.ArrayLike,
     draws: Sequence[Draw],
 ) -> list[tuple[int, TokenLogprob | None]]:
     """Appends tokens to the session's sequences and draws after each wanted one.
@@ -100,7 +100,7 @@ def draw_tokens(
         to.vocab_size = min(draw.vocab_size, session.vocab_size)
         to.position = draw.position
         to.n_top = -1 if draw.top is None else min(draw.top, to.vocab_size)
-    session.sample(np.array(tokens, np.int32), out, np.array(seqs, np.int32), want)
+    session.sample(tokens, out, seqs, want)
     return [(drawn.token, _logprob_of(drawn) if drawn.n_top >= 0 else None) for drawn in out]
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from gptc.serve.service import Service
 
+_MOST_AT_ONCE = 4  # events of one answer that are sent before others have their turn
 RETRY_S = 1  # seconds after which a client that got 429 may try again
 _FINISH = {"stop": "stop", "length": "length", "context": "length"}
 
@@ -63,6 +64,7 @@ class Answers:
         self._service, self._http, self._requests = service, http, requests
         self._priority = priority
         self._events: deque[Event] = deque()
+        self._n_at_once = 0  # events taken since the loop had its turn
         self._waiter: asyncio.Future[None] | None = None
         self._jobs: list[Job] = []
         self.choices: list[Answer] = []
@@ -143,14 +145,21 @@ class Answers:
 
     async def _next(self, gone: asyncio.Task[None]) -> Event:
         """The next event. No task is made for it, since there is one for each token."""
-        while not self._events:
-            if gone.done():
-                raise ClientGone
+        if self._events:
+            self._n_at_once += 1
+            if self._n_at_once % _MOST_AT_ONCE == 0:
+                await asyncio.sleep(0)  # other streams have their turn, and news of the connection
+        while not gone.done():
+            if self._events:
+                return self._events.popleft()
+            self._n_at_once = 0
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        return self._events.popleft()
+        raise ClientGone
 
     def _measure(self, answer: Answer, event: Event) -> None:
+        if answer.sample.request.pooling:
+            return  # it has no tokens
         now, n_new = time.monotonic(), event.n_tokens - answer.n_tokens
         metrics = self._service.metrics
         if answer.last_s is None:

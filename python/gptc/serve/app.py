@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from gptc.errors import GptcError
-from gptc.serve import chat, completions, responses, tables
+from gptc.serve import chat, completions, embeddings, responses, tables
 from gptc.serve.answers import ClientGone
 from gptc.serve.bodies import read_json
 from gptc.serve.openapi import document
@@ -26,7 +26,6 @@ from gptc.serve.problems import (
     Forbidden,
     NotAllowed,
     NotFound,
-    NotImplementedHere,
     Problem,
     Unauthorized,
     Unavailable,
@@ -81,22 +80,22 @@ def _texts(module: Any) -> Callable[[Service, HttpRequest, Any], Awaitable[Respo
 
 async def _models(service: Service, http: HttpRequest, fields: Any) -> Response:
     model = {
-        "id": service.name,
         "object": "model",
         "created": service.created,
         "owned_by": "gptc",
         "context": service.scheduler.n_ctx,
         "vocab_size": service.scheduler.tokenizer.vocab_size,
         "chat": service.can_chat,
+        "root": service.name,
+    }
+    found = {
+        name: {"id": name, **model, "parent": None if name == service.name else service.name}
+        for name in service.names
     }
     name = http.url.path.removeprefix("/v1/models").removeprefix("/")
-    if name and name != service.name:
-        raise NotFound(f"the model {name!r:.60} is not here; this server has {service.name}")
-    return Json(model if name else {"object": "list", "data": [model]})
-
-
-async def _embeddings(service: Service, http: HttpRequest, fields: Any) -> Response:
-    raise NotImplementedHere("embeddings are not supported: the engine gives logits only")
+    if name:
+        return Json(found[service.model_of({"model": name})])
+    return Json({"object": "list", "data": list(found.values())})
 
 
 async def _tokenize(service: Service, http: HttpRequest, fields: Any) -> Response:
@@ -138,14 +137,15 @@ def endpoints(service: Service) -> list[Endpoint]:
     """All endpoints but the pages."""
     o = service.options
     return [
-        Endpoint("GET", "/v1/models", "The model of this server.", _models),
+        Endpoint("GET", "/v1/models", "The model of this server, and its adapters.", _models),
         Endpoint("POST", "/v1/completions", "Continuations of prompts.", _texts(completions),
                  tables.completion_fields(o)),
         Endpoint("POST", "/v1/chat/completions", "Answers to a conversation.", _texts(chat),
                  tables.chat_fields(o)),
         Endpoint("POST", "/v1/responses", "The answer to an input, as text.", _texts(responses),
                  tables.response_fields(o)),
-        Endpoint("POST", "/v1/embeddings", "Not supported.", _embeddings),
+        Endpoint("POST", "/v1/embeddings", "Vectors of texts.", _texts(embeddings),
+                 tables.embedding_fields(o)),
         Endpoint("POST", "/tokenize", "The tokens of a text.", _tokenize,
                  tables.tokenize_fields(o)),
         Endpoint("POST", "/detokenize", "The text of tokens.", _detokenize,

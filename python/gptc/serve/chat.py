@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
     """The request of a conversation."""
-    service.check_model(fields)
+    service.model_of(fields)
     if fields.get("top_logprobs") and not fields.get("logprobs"):
         raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     refuse_together(fields, "max_tokens", "max_completion_tokens")
@@ -148,7 +148,7 @@ class _Reply:
             "id": self._id,
             "object": kind,
             "created": self._created,
-            "model": self._service.name,
+            "model": self._service.model_of(self._fields),
         }
 
     def plain(self, text: str) -> str:

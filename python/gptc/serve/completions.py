@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def prepare(service: Service, fields: Mapping[str, Any]) -> list[Request]:
     """The requests of a body, one for each prompt."""
-    service.check_model(fields)
+    service.model_of(fields)
     if "suffix" in fields:
         raise BadRequest("suffix is not supported: models here continue a text", param="suffix")
     refuse_together(fields, "stream", "best_of")
@@ -90,7 +90,7 @@ class _Reply:
             "id": self._id,
             "object": "text_completion",
             "created": self._created,
-            "model": self._service.name,
+            "model": self._service.model_of(self._fields),
         }
 
     def kept(self, text: str) -> str:

@@ -79,12 +79,6 @@ class Busy(Problem):
     status, kind, code = 429, "rate_limit_error", "queue_full"
 
 
-class NotImplementedHere(Problem):
-    """An endpoint that this server does not have."""
-
-    status, kind, code = 501, "invalid_request_error", "not_implemented"
-
-
 class Unavailable(Problem):
     """The server is shutting down."""
 

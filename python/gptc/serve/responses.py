@@ -34,7 +34,7 @@ async def answer(
     service: Service, http: HttpRequest, fields: Mapping[str, Any], requests: list[Request]
 ) -> Response:
     """The answer, whole or as a stream of OpenAI's named events."""
-    reply = _Reply(service)
+    reply = _Reply(service, fields)
     if fields.get("stream"):
         return await stream(reply.events(http, requests), service.options.timeout)
     async with Answers(service, http, requests) as answers:
@@ -43,8 +43,9 @@ async def answer(
 
 
 class _Reply:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, fields: Mapping[str, Any]) -> None:
         self._service, self._created = service, int(time.time())
+        self._model = service.model_of(fields)
         self._id, self._message = f"resp_{secrets.token_hex(12)}", f"msg_{secrets.token_hex(12)}"
         self._strips = service.scheduler.tokenizer.strips_space
 
@@ -54,7 +55,7 @@ class _Reply:
             "id": self._id,
             "object": "response",
             "created_at": self._created,
-            "model": self._service.name,
+            "model": self._model,
             "status": "in_progress",
             "error": None,
             "incomplete_details": None,

@@ -15,8 +15,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,9 +59,9 @@ class Counts:
 class Scheduler:
     """A session of n_seq sequences of n_ctx tokens, shared by all requests.
 
-    At most `most_waiting` requests wait. `on_step` is told the seconds and samples of each step.
-    `post` is given a function after each step, which calls the listeners: in another thread if that
-    is where they belong.
+    At most `most_waiting` requests wait. `adapt` is that of `Batch`. `on_step` is told the seconds
+    and samples of each step. `post` is given a function after each step, which calls the listeners:
+    in another thread if that is where they belong.
     """
 
     def __init__(
@@ -74,14 +74,16 @@ class Scheduler:
         chunk: int = CHUNK,
         most_waiting: int = 1024,
         draft: Draft | None = None,
+        adapt: Callable[[Hashable], None] = lambda adapter: None,
         on_step: Callable[[float, int], None] = lambda seconds, n_samples: None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._session = model.session(n_seq, n_ctx)
         self._masks = ThreadPoolExecutor(_MASK_THREADS, thread_name_prefix="gptc-masks")
         self._batch = Batch(
-            self._session, tokenizer, draft=draft, keep=True, chunk=chunk, masks=self._masks
-        )
+            self._session, tokenizer, draft=draft, keep=True, chunk=chunk, masks=self._masks,
+            adapt=adapt,
+        )  # fmt: skip
         self.n_seq, self.n_ctx = n_seq, self._session.n_ctx
         self._most_waiting = most_waiting
         self._on_step = on_step
@@ -91,7 +93,8 @@ class Scheduler:
         self._queue = FairQueue()
         self._running: dict[Sample, Job] = {}
         self._cancelled: set[Job] = set()
-        self._closing = self._stopping = False
+        self._calls: list[tuple[Future[None], Callable[[], None]]] = []
+        self._closing = self._stopping = self._hurried = False
         self.counts = Counts()
         self._thread = threading.Thread(target=self._run, name="gptc-engine", daemon=True)
         self._thread.start()
@@ -128,6 +131,16 @@ class Scheduler:
             self._cancelled.add(job)
             self._changed.notify()
 
+    def between_steps(self, function: Callable[[], None]) -> None:
+        """Calls a function in the engine's thread between steps. Raises its error, or Closed."""
+        done: Future[None] = Future()
+        with self._changed:
+            if self._stopping:
+                raise Closed("this server is shutting down")
+            self._calls.append((done, function))
+            self._changed.notify()
+        done.result()
+
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
@@ -151,7 +164,9 @@ class Scheduler:
         end = time.monotonic() + drain_s
         with self._changed:
             self._closing = True
-            while (self._running or len(self._queue)) and (left := end - time.monotonic()) > 0:
+            while (self._running or len(self._queue)) and not self._hurried:
+                if (left := end - time.monotonic()) <= 0:
+                    break
                 self._changed.wait(min(left, 0.1))
             complete = not self._running and not len(self._queue)
             self._stopping = True
@@ -160,6 +175,12 @@ class Scheduler:
         self._masks.shutdown()
         self._session.close()
         return complete
+
+    def hurry(self) -> None:
+        """Lets `close` wait no longer, now or later."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
 
     # ---- in the engine's thread ----
 
@@ -175,7 +196,7 @@ class Scheduler:
     def _turns(self) -> None:
         while True:
             with self._changed:
-                while not (self._stopping or self._cancelled or self._running or len(self._queue)):
+                while not self._has_work():
                     self._changed.wait()
                 if self._stopping:
                     self._end_all("the server has stopped")
@@ -183,6 +204,12 @@ class Scheduler:
                 for job in self._cancelled:
                     self._leave(job)
                 self._cancelled.clear()
+                calls, self._calls = self._calls, []
+            for done, function in calls:
+                try:
+                    done.set_result(function())
+                except Exception as error:  # of the function's: whoever waits for it gets it
+                    done.set_exception(error)
             try:
                 self._admit()
                 self._step()
@@ -190,6 +217,10 @@ class Scheduler:
                 with self._changed:
                     self._end_all(str(error))
             self._post_news()
+
+    def _has_work(self) -> bool:
+        waits = self._cancelled or self._running or self._calls or len(self._queue)
+        return bool(self._stopping or waits)
 
     def _post_news(self) -> None:
         """Tells the listeners, in one call, what has happened since the last one."""
@@ -255,6 +286,9 @@ class Scheduler:
 
     def _end_all(self, reason: str) -> None:
         """Ends all jobs, and tells each of its samples why."""
+        for done, _ in self._calls:
+            done.set_exception(Closed(reason))
+        self._calls = []
         jobs = set(self._running.values())
         if self._stopping:
             while waiting := list(self._queue):

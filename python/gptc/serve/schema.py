@@ -93,8 +93,10 @@ def _problem(schema: Schema, value: Any, name: str) -> tuple[str, str] | None:
         problems = [_problem(one, value, name) for one in schema["anyOf"]]
         if None in problems:
             return None
-        deeper = [found for found in problems if found and found[0] != name]
-        return deeper[0] if deeper else (name, _must(schema, value, name))
+        wrong_type = {_must(one, value, name) for one in schema["anyOf"]}
+        right = [p for p in problems if p and p[0] == name and p[1] not in wrong_type]
+        deeper = [p for p in problems if p and p[0] != name]
+        return (*right, *deeper, (name, _must(schema, value, name)))[0]
     if "type" not in schema:
         return None
     if not _has_type(schema["type"], value):
@@ -114,11 +116,13 @@ def _problem(schema: Schema, value: Any, name: str) -> tuple[str, str] | None:
 
 def _list_problem(schema: Schema, value: Sequence[Any], name: str) -> tuple[str, str] | None:
     least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
+    problems = (_problem(schema["items"], item, f"{name}[{i}]") for i, item in enumerate(value))
+    if found := next(filter(None, problems), None):
+        return found
     if not least <= len(value) <= most:
         bound = f"at least {least}" if len(value) < least else f"at most {most:,}"
         return name, f"{name} has {len(value):,} items; it must have {bound}"
-    problems = (_problem(schema["items"], item, f"{name}[{i}]") for i, item in enumerate(value))
-    return next(filter(None, problems), None)
+    return None
 
 
 def _object_problem(schema: Schema, value: Mapping[str, Any], name: str) -> tuple[str, str] | None:

@@ -20,6 +20,7 @@ from gptc.errors import GptcError, UsageError
 from gptc.files.limits import read_file
 from gptc.files.memory import available_bytes
 from gptc.files.words import amount
+from gptc.serve.adapters import Adapters
 from gptc.serve.app import App
 from gptc.serve.metrics import Metrics
 from gptc.serve.options import ServeOptions
@@ -27,6 +28,7 @@ from gptc.serve.scheduler import Scheduler
 from gptc.serve.service import Service
 
 if TYPE_CHECKING:
+    from gptc.checkpoint.merged import AdapterSet
     from gptc.engine.model import Model
     from gptc.generation.batch import Draft
     from gptc.tokenizer.base import Tokenizer
@@ -110,16 +112,24 @@ def make_service(
     name: str,
     chat_template: str | None = None,
     draft: Draft | None = None,
+    adapters: Callable[[], AdapterSet] | None = None,
 ) -> Service:
-    """The service of a model. GptcError if its sequences do not fit into memory."""
+    """The service of a model. GptcError if its sequences do not fit into memory.
+
+    `adapters` opens those of a model that was created with room for them.
+    """
     from gptc.engine.session import session_bytes
 
     keys, metrics = check_security(options), Metrics()
+    several = Adapters(model, adapters) if adapters else None
+    if several and name in several.names:
+        raise UsageError(f"an adapter and the model are both named {name}: give one another name")
     n_ctx = choose_context(model, options)
     try:
         scheduler = Scheduler(
             model, tokenizer, options.parallel, n_ctx, chunk=options.prefill_chunk,
             most_waiting=options.max_waiting, draft=draft, on_step=metrics.step,
+            **({"adapt": several.use} if several else {}),
         )  # fmt: skip
     except GptcError as error:
         size = amount(session_bytes(model, options.parallel, n_ctx))
@@ -128,7 +138,7 @@ def make_service(
             f"--parallel or --context ({error})"
         ) from None
     metrics.watch(scheduler)
-    return Service(name, scheduler, options, metrics, chat_template, keys)
+    return Service(name, scheduler, options, metrics, chat_template, keys, several)
 
 
 class _Protocol(H11Protocol):
@@ -188,9 +198,34 @@ class Server:
         return asyncio.run(self._run())
 
     def stop(self) -> None:
-        """Begins the end, from any thread."""
+        """Begins the end, from any thread; harmless after it."""
         if self._loop:
-            self._loop.call_soon_threadsafe(self._ended.set)
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _end(self) -> None:
+        """Begins the end, or at the second time cuts off the texts that still run."""
+        if self._ended.is_set():
+            log.info("stopping at once")
+            self.service.scheduler.hurry()
+            self._uvicorn.force_exit = True
+        self._ended.set()
+
+    def reload(self) -> None:
+        """Reads the adapters again, in another thread. Called in the loop's."""
+        assert self._loop
+        self._loop.run_in_executor(None, self._reload)
+
+    def _reload(self) -> None:
+        if not self.service.adapters:
+            log.info("there are no adapters to read again")
+            return
+        try:
+            self.service.adapters.reload(self.service.scheduler.between_steps)
+        except (GptcError, OSError) as error:
+            log.error("the adapters stay as they were: %s", error)
+        else:
+            log.info("the adapters are read again: %s", ", ".join(self.service.adapters.names))
 
     def _post(self, tell: Callable[[], None]) -> None:
         """Calls a function in the loop's thread, from the engine's: one wake-up a step."""
@@ -203,7 +238,9 @@ class Server:
         self.service.scheduler.post = self._post
         for number in (signal.SIGTERM, signal.SIGINT):
             with suppress(ValueError, RuntimeError):  # not the main thread
-                self._loop.add_signal_handler(number, self._ended.set)
+                self._loop.add_signal_handler(number, self._end)
+        with suppress(ValueError, RuntimeError):
+            self._loop.add_signal_handler(signal.SIGHUP, self.reload)
         self._socket = self._listen()
         serving = asyncio.create_task(self._uvicorn._serve([self._socket]))
         while not self._uvicorn.started and not serving.done():

@@ -17,6 +17,7 @@ from gptc.serve.problems import BadRequest, NotFound
 from gptc.settings import declared
 
 if TYPE_CHECKING:
+    from gptc.serve.adapters import Adapters
     from gptc.serve.metrics import Metrics
     from gptc.serve.scheduler import Scheduler
 
@@ -33,6 +34,7 @@ class Service:
     metrics: Metrics
     chat_template: str | None = None
     keys: Sequence[bytes] = ()
+    adapters: Adapters | None = None
     ready: bool = True
     created: int = field(default_factory=lambda: int(time.time()))
     pool: ThreadPoolExecutor = field(
@@ -44,13 +46,26 @@ class Service:
         """Whether there is a chat template."""
         return bool(self.chat_template or self.scheduler.tokenizer.marks.templates)
 
-    def check_model(self, fields: Mapping[str, Any]) -> None:
-        """Raises NotFound if the body names another model."""
-        name = fields.get("model", self.name)
-        if name not in (self.name, ""):
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that a request may have for the model: its own, and those of adapters."""
+        return (self.name, *(self.adapters.names if self.adapters else ()))
+
+    def model_of(self, fields: Mapping[str, Any]) -> str:
+        """The name of the model that a body asks for. NotFound if it is not here."""
+        name = fields.get("model") or self.name
+        if name not in self.names:
             raise NotFound(
-                f"the model {name!r:.60} is not here; this server has {self.name}", param="model"
+                f"the model {name!r:.60} is not here; this server has {', '.join(self.names)}",
+                param="model",
             )
+        return str(name)
+
+    def adapt(self, request: Request, fields: Mapping[str, Any]) -> Request:
+        """The request, with the adapter that the body asks for."""
+        name = self.model_of(fields)
+        request.adapter = self.adapters.find(name) if self.adapters else None
+        return request
 
     def make_request(
         self, prompt: str | Sequence[int], fields: Mapping[str, Any], **options: Any
@@ -58,10 +73,11 @@ class Service:
         """A request for the scheduler. BadRequest for a value that the model cannot take."""
         try:
             with python_names():
-                return make_request(
+                request = make_request(
                     self.scheduler.model, self.scheduler.tokenizer, prompt,
                     sampling=_sampling(fields), **options,
                 )  # fmt: skip
+                return self.adapt(request, fields)
         except GptcError as error:
             raise BadRequest(str(error)) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gptc.generation.embedding import POOLING
 from gptc.generation.options import Sampling
 from gptc.serve.options import ServeOptions
 from gptc.serve.schema import Schema
@@ -88,14 +89,16 @@ def _text_fields(options: ServeOptions) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def completion_fields(options: ServeOptions) -> dict[str, Any]:
-    """The fields of /v1/completions."""
+def _prompts(options: ServeOptions) -> dict[str, Any]:
     several = {"type": "array", "minItems": 1, "maxItems": options.max_prompts}
     texts, ids = {**several, "items": _TEXT}, {**several, "items": _IDS}
+    return {"anyOf": [_TEXT, texts, _IDS, ids]}
+
+
+def completion_fields(options: ServeOptions) -> dict[str, Any]:
+    """The fields of /v1/completions."""
     return {
-        "prompt": _with_help(
-            {"anyOf": [_TEXT, texts, _IDS, ids]}, "Text or token ids to continue, or several."
-        ),
+        "prompt": _with_help(_prompts(options), "Text or token ids to continue, or several."),
         "max_tokens": {
             "type": "integer", "minimum": 0, "maximum": 2**31 - 1, "default": 16,
             "description": "Largest number of tokens to generate.",
@@ -216,6 +219,31 @@ def response_fields(options: ServeOptions) -> dict[str, Any]:
         "max_output_tokens": _with_help(_LENGTH, "Largest number of tokens of the answer."),
         **{name: fields[name] for name in kept},
     }
+
+
+def embedding_fields(options: ServeOptions) -> dict[str, Any]:
+    """The fields of /v1/embeddings."""
+    fields = _text_fields(options)
+    return {
+        "input": _required(
+            _with_help(_prompts(options), "Text or token ids to embed, or several.")
+        ),
+        "model": fields["model"],
+        "encoding_format": {
+            "type": "string", "enum": ["float", "base64"], "default": "float",
+            "description": "base64: of the numbers as little-endian float32.",
+        },
+        "dimensions": {
+            "type": "integer", "minimum": 1, "maximum": 2**31 - 1,
+            "description": "Numbers of a vector: the model's width, and no other.",
+        },
+        "pooling": {
+            "type": "string", "enum": list(POOLING), "default": "mean",
+            "description": "mean: of the states after all tokens; last: of the last token.",
+        },
+        "priority": fields["priority"],
+        "user": fields["user"],
+    }  # fmt: skip
 
 
 def tokenize_fields(options: ServeOptions) -> dict[str, Any]:

@@ -119,13 +119,18 @@ class RunFolder:
                 self._write_config(options)
             os.fsync(self._metrics.fileno())
             # An existing folder of this name is damaged: a run resumes from the newest whole one.
-            model, tokenizer = setup.model, setup.tokenizer
-            if model.options.lora:
-                save_adapter(
-                    path, model, setup.adapted, tokenizer=tokenizer, trainer=trainer, replace=True
-                )
-            else:
-                save(path, model, tokenizer=tokenizer, trainer=trainer, replace=True)
+            model = setup.model
+            with setup.averaged() as own:
+                also: dict[str, Any] = {
+                    "tokenizer": setup.tokenizer,
+                    "trainer": trainer,
+                    "replace": True,
+                    "own": own,
+                }
+                if model.options.lora:
+                    save_adapter(path, model, setup.adapted, **also)
+                else:
+                    save(path, model, **also)
         except (GptcError, OSError) as error:
             resume = f"gptc train --resume {quoted(self.path)}"
             kept = (
@@ -161,6 +166,8 @@ class RunFolder:
             there = len(list_checkpoints(self.path))
             n = min(n, max(1, options.keep_last + 2 - there))
         needed = n * size_of(model.trained, training=True)
+        if options.ema:  # also the weights themselves
+            needed += n * size_of(model.trained, training=False)
         free = shutil.disk_usage(self.path).free
         if needed <= free:
             return None

@@ -62,10 +62,10 @@ def _most_steps(options: TrainOptions, state: State, n_train_tokens: int) -> int
     limits = [] if options.steps is None else [options.steps]
     remaining = []
     if options.tokens is not None:
-        remaining.append((options.tokens - state.tokens) / options.tokens_per_step)
+        remaining.append((options.tokens - state.tokens) / options.step_tokens)
     if options.epochs is not None:
         tokens = options.epochs * n_train_tokens
-        remaining.append((tokens - state.tokens) / options.tokens_per_step)
+        remaining.append((tokens - state.tokens) / options.step_tokens)
     limits += [state.step + max(0, math.ceil(n)) for n in remaining]
     return max(1, min(limits)) if limits else sys.maxsize
 

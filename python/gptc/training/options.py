@@ -148,6 +148,12 @@ class TrainOptions(DeviceOptions):
     grad_accum: int = option(
         1, "Micro-batches per step.", section=_STEP, least=1, shown="by preset"
     )
+    tokens_per_step: int | None = option(
+        None,
+        "Tokens per step, such as 64K, at least: sets --grad-accum.",
+        section=_STEP,
+        least=1,
+    )
     lr: float = option(6e-4, "Peak learning rate.", section=_STEP, above=0, shown="by preset")
     min_lr: float | None = option(
         None,
@@ -159,11 +165,21 @@ class TrainOptions(DeviceOptions):
     warmup_steps: int | None = option(
         None, "Number of linear warm-up steps.", section=_STEP, least=0, shown="by preset"
     )
+    warmup_share: float | None = option(
+        None,
+        "Share of the steps for the warm-up: sets --warmup-steps.",
+        section=_STEP,
+        least=0,
+        most=1,
+    )
     schedule: str = option(
         "cosine",
-        "Learning-rate schedule after the warm-up; wsd = constant, then falls in the last fifth.",
+        "Learning-rate schedule after the warm-up; wsd = constant, then falls at the end.",
         section=_STEP,
         choices=SCHEDULES,
+    )
+    decay_share: float = option(
+        0.2, "Share of the steps in which wsd falls.", section=_STEP, above=0, most=1
     )
     weight_decay: float = option(
         0.1, "Weight decay, for matrices only.", section=_STEP, least=0, shown="by preset"
@@ -189,6 +205,27 @@ class TrainOptions(DeviceOptions):
         choices=("stop", "skip"),
     )
     dropout: float = option(0.0, "Dropout probability.", section=_STEP, least=0, below=1)
+    label_smoothing: float = option(
+        0.0,
+        "Share of each target that all tokens get alike. Losses shown stay those of the targets.",
+        section=_STEP,
+        least=0,
+        below=1,
+    )
+    z_loss: float = option(
+        0.0,
+        "Factor of the squared logarithm of the softmax's sum, such as 1e-4; not in losses shown.",
+        section=_STEP,
+        least=0,
+    )
+    ema: float = option(
+        0.0,
+        "Decay rate of an average of the weights, such as 0.999, which is evaluated and saved in "
+        "their place; 0 = none.",
+        section=_STEP,
+        least=0,
+        below=1,
+    )
     optimizer: str = option(
         "adamw",
         "Optimizer; muon = Muon for the matrices of layers, AdamW for other parameters.",
@@ -288,7 +325,7 @@ class TrainOptions(DeviceOptions):
     )
 
     @property
-    def tokens_per_step(self) -> int:
+    def step_tokens(self) -> int:
         """Tokens of all micro-batches of a step."""
         return self.rows * self.seq_len * self.grad_accum
 
@@ -300,10 +337,10 @@ class TrainOptions(DeviceOptions):
     def check(self) -> None:
         """Raises UsageError for a value outside its range, or values that contradict each other."""
         check(self)
-        if self.tokens_per_step > MOST_TOKENS:
+        if self.step_tokens > MOST_TOKENS:
             raise UsageError(
                 f"a step of --batch-size {self.batch_size} x --seq-len {self.seq_len} "
-                f"x --grad-accum {self.grad_accum} is {self.tokens_per_step:,} tokens; "
+                f"x --grad-accum {self.grad_accum} is {self.step_tokens:,} tokens; "
                 f"it must be at most {MOST_TOKENS:,}"
             )
         if self.lora_rank and self.init_from is None:
@@ -331,6 +368,12 @@ class TrainOptions(DeviceOptions):
             if rate:
                 raise UsageError(
                     f"--{name} {rate:g} with --dpo would make its losses random: leave it out"
+                )
+        for name, rate in ("label-smoothing", self.label_smoothing), ("z-loss", self.z_loss):
+            if rate:
+                raise UsageError(
+                    f"--{name} {rate:g} changes the loss of tokens, and --dpo has one of pairs: "
+                    "leave it out"
                 )
         for name, value in ("train-on", self.train_on), ("packing", self.packing):
             if value not in ("assistant", "completion", "pad"):

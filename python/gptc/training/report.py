@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from gptc._version import __version__
 from gptc.data.dataset import SPLITS, Dataset
 from gptc.engine import library
 from gptc.engine.options import Plan
@@ -66,14 +65,13 @@ class Summary:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def header(setup: Setup, out: Path) -> Iterator[str]:
-    """The lines and notes at the start of a run."""
+def header(setup: Setup) -> Iterator[str]:
+    """The lines and notes at the start of a run, after its first line."""
     options, config, data = setup.options, setup.model.config, setup.dataset
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
-    total = setup.horizon.steps * options.tokens_per_step
+    total = setup.horizon.steps * options.step_tokens
     epochs = total / setup.loader.epoch_tokens
-    yield f"gptc {__version__}: {'resuming' if setup.base else 'training'} in {out}"
     yield (
         f"  model   {_origin(setup)} ({families.name(config)}), "
         f"{setup.plan.n_params:,} parameters: {plural(config.n_layer, 'layer')}, "
@@ -111,6 +109,7 @@ def header(setup: Setup, out: Path) -> Iterator[str]:
         f"  steps   {_steps(setup)} of {options.rows} x {options.seq_len}{accum} tokens: "
         f"{count(total)} tokens, {few(epochs)} epochs"
     )
+    yield f"  compute {_compute(setup, total)}"
     yield f"  rate    {_rate(setup)}"
     if note := _rate_note(setup):
         yield note
@@ -153,6 +152,15 @@ def _memory_parts(plan: Plan) -> str:
         "workspace": plan.workspace_bytes,
     }
     return ", ".join(f"{name} {amount(n_bytes)}" for name, n_bytes in parts.items())
+
+
+def _compute(setup: Setup, n_tokens: int) -> str:
+    """FLOPs by the formula of gptc.training.plan."""
+    flops = setup.plan.train_flops_per_token
+    flops += setup.plan.update_flops / setup.options.step_tokens
+    step = flops * setup.options.step_tokens
+    whole = count(flops * n_tokens)
+    return f"{count(flops)} FLOPs per token, {count(step)} per step, {whole} in all"
 
 
 def _steps(setup: Setup) -> str:
@@ -249,7 +257,7 @@ def summarize(
         resident_before_bytes=setup.resident_before,
         engine_bytes=plan.total_bytes,
         peak_resident_bytes=peak_resident_bytes(),
-        planned_peak_bytes=_planned_bytes(setup, trainer.sample_bytes()),
+        planned_peak_bytes=planned_bytes(setup, trainer.sample_bytes()),
         sample=sample,
         prompt=_prompt(setup.dataset, model.config.block_size),
         chats=setup.dataset.is_chats,
@@ -259,11 +267,13 @@ def summarize(
     )
 
 
-def _planned_bytes(setup: Setup, session: int) -> int:
+def planned_bytes(setup: Setup, session: int) -> int:
     """The expected peak of this process's resident memory."""
     engine = setup.plan.total_bytes + setup.plan.library_bytes
     if setup.model.device != "cpu":
         engine = session = 0  # they use GPU memory
     shapes = [shape for _, shape, _ in setup.model.config.parameters()]
     saving = 4 * max(int(math.prod(shape)) for shape in shapes)  # one tensor at a time
-    return setup.resident_before + engine + max(session, saving)
+    n_trained = sum(math.prod(shape) for _, shape, _ in setup.model.trained)
+    averages = 4 * 2 * n_trained if setup.average is not None else 0  # and the weights meanwhile
+    return setup.resident_before + engine + max(session, saving) + averages

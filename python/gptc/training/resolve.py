@@ -39,6 +39,7 @@ def new_options(given: Mapping[str, Any]) -> TrainOptions:
     if any(given.get(name) is not None for name in LIMITS):
         defaults["steps"] = None
     defaults["warmup_steps"] = None  # set when the number of steps is known
+    _check_sets(given)
     options = TrainOptions(**{**defaults, **given})
     options.check()
     return options
@@ -85,6 +86,17 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
         raise UsageError(f"--out cannot be given with --resume: the run continues in {out}")
     if any(given.get(name) is not None for name in LIMITS):
         stored = {**stored, **dict.fromkeys(LIMITS)}
+    _check_sets(given)
     options = TrainOptions(**{**stored, **given, "out": str(out)})
     options.check()
     return options
+
+
+def _check_sets(given: Mapping[str, Any]) -> None:
+    """UsageError for an option that sets another, given too."""
+    for name, other in ("tokens_per_step", "grad_accum"), ("warmup_share", "warmup_steps"):
+        if given.get(name) is not None and given.get(other) is not None:
+            raise UsageError(
+                f"--{spelled(name)} {given[name]} sets --{spelled(other)}: leave out "
+                f"--{spelled(other)} {given[other]}"
+            )

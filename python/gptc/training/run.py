@@ -19,6 +19,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from gptc._version import __version__
 from gptc.checkpoint.facade import Model
 from gptc.checkpoint.find import find_checkpoint, open_folder
 from gptc.checkpoint.names import ADAPTER, CONFIG
@@ -97,7 +98,9 @@ class Run:
             state, settled = self.setup.state, self.setup.options
             opened = RunFolder.open(chosen, settled, state.step)
             self.folder = undo.enter_context(closing(opened))
-            for line in header(self.setup, self.folder.path):
+            done = "resuming" if base else "training"
+            show.note(f"gptc {__version__}: {done} in {self.folder.path}")
+            for line in header(self.setup):
                 show.note(line)
             preference = prepare_preference(self.setup, self.folder.path, show)
             self.trainer = Trainer(self.setup, show, self.folder.path, preference)
@@ -165,6 +168,7 @@ class Run:
             return
         adapted = self.setup.adapted if self.setup.options.lora_rank else None
         checkpoint = open_folder(best, adapted)
+        self.setup.average = None
         for parameter in checkpoint.trained():
             self.setup.model.set(parameter.name, checkpoint.read(parameter.name))
         self.show.note(f"the answers after training are those of {best}, the best checkpoint")

@@ -13,7 +13,7 @@ def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
     """The learning rate of step `step` (from 0) of `steps`: linear warm-up, then the schedule.
 
     The first step after the warm-up has the peak rate, the last step `min_lr`. "constant" keeps the
-    peak rate; "wsd" keeps it and falls linearly over the last fifth.
+    peak rate; "wsd" keeps it and falls linearly over the last `decay_share` of the steps.
     """
     lr, warmup = options.lr, options.warmup_steps or 0
     low = lowest_rate(options)
@@ -22,7 +22,8 @@ def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
     if options.schedule == "constant":
         return lr
     last = steps - 1
-    begin = max(warmup, last - max(1, steps // 5)) if options.schedule == "wsd" else warmup
+    falling = max(1, int(steps * options.decay_share))
+    begin = max(warmup, last - falling) if options.schedule == "wsd" else warmup
     done = min(1.0, max(0.0, (step - begin) / max(1, last - begin)))
     if options.schedule == "cosine":
         return low + 0.5 * (1 + math.cos(math.pi * done)) * (lr - low)

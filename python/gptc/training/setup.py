@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from gptc.data.loader import Loader
 from gptc.data.pairs import PairLoader, Pairs
 from gptc.data.preparation import resolve_dataset
 from gptc.engine import library
+from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora, targets_named
 from gptc.engine.options import BlockRows, Options, Plan, plan_for
@@ -40,6 +43,7 @@ from gptc.files.words import amount, quoted
 from gptc.formats.model_file import ModelFile
 from gptc.settings import spelled
 from gptc.tokenizer.base import Tokenizer
+from gptc.training.average import Average
 from gptc.training.chats import open_chats
 from gptc.training.defaults import default_alpha, default_tokenizer, defaults_for
 from gptc.training.fitting import what_fits
@@ -64,6 +68,7 @@ class Setup:
     resident_before: int  # resident bytes of this process before that
     state: State
     horizon: Horizon
+    average: Average | None  # of the weights, with --ema
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -88,6 +93,15 @@ class Setup:
         if self.options.dpo:
             return len(Pairs(self.dataset, "val", self.options.seq_len))
         return n_windows(self.dataset, "val", self.options.seq_len)
+
+    @contextmanager
+    def averaged(self) -> Iterator[dict[str, FloatArray] | None]:
+        """The model has the average of its weights within, if any; yields its own, or None."""
+        if self.average is None:
+            yield None
+            return
+        with self.average.applied() as own:
+            yield own
 
     def close(self) -> None:
         """Frees the model and the data."""
@@ -126,16 +140,18 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
     options, dataset = _open_dataset(options, base, initial, show)
     dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
     config = _shape(options, base or initial, dataset)
-    options = _fit_context(options, config, show)
+    options = _fill_step(_fit_context(options, config, show))
     loader = _loader(options, dataset)
     settings, plan = _settings(options, base, base or initial, config)
     resident_before = resident_bytes()
     model = _create_model(options, base, config, settings)
     try:
         peak_flops = model.peak_flops()
-        state = State()
+        state, average = State(), None
         if base is not None:
             base.load_into(model)
+            average = _average(options, model)  # a checkpoint's weights are the average
+            base.restore_own(model)
             base.restore_optimizer(model)
             state = State.of(base)
             trainer = base.trainer()
@@ -147,6 +163,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
                 model.init_adapters(options.seed)
         else:
             model.init(options.seed)
+        average = average or _average(options, model)
         step_s = time_step(model, loader, options.grad_accum) if options.minutes else None
         horizon = Horizon(options, state, loader.epoch_tokens, step_s)
         setup = Setup(
@@ -161,6 +178,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
             resident_before=resident_before,
             state=state,
             horizon=horizon,
+            average=average,
         )
         if base is not None:
             _note_changes(setup, base, show)
@@ -169,6 +187,10 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress) -> Se
         loader.close()
         model.close()
         raise
+
+
+def _average(options: TrainOptions, model: Model) -> Average | None:
+    return Average(model, options.ema) if options.ema else None
 
 
 def _loader(options: TrainOptions, dataset: Dataset) -> Loader:
@@ -244,6 +266,21 @@ def _fit_context(options: TrainOptions, config: GPTConfig, show: Progress) -> Tr
     return replace(options, seq_len=config.block_size)
 
 
+def _fill_step(options: TrainOptions) -> TrainOptions:
+    """Sets --grad-accum by --tokens-per-step."""
+    wanted, pass_tokens = options.tokens_per_step, options.rows * options.seq_len
+    if wanted is None:
+        return options
+    if wanted < pass_tokens:
+        raise UsageError(
+            f"--tokens-per-step is {wanted}; a micro-batch of {options.rows} x {options.seq_len} "
+            f"tokens is more: use --batch-size {max(1, wanted // options.seq_len)} or less"
+        )
+    filled = replace(options, grad_accum=-(-wanted // pass_tokens), tokens_per_step=None)
+    filled.check()
+    return filled
+
+
 def _lora(options: TrainOptions, config: GPTConfig) -> Lora | None:
     """The adapters that the options ask for."""
     rank = options.lora_rank
@@ -291,6 +328,8 @@ def _settings(
         lora=_lora(options, config),
         recompute=options.recompute,
         optimizer=options.optimizer,
+        label_smoothing=options.label_smoothing,
+        z_loss=options.z_loss,
     ).resolved()
     try:
         plan = plan_for(config, settings)
@@ -325,7 +364,9 @@ def _create_model(
 def _settle(options: TrainOptions, steps: int) -> TrainOptions:
     """Fills in the options that depend on the data or the machine."""
     changes: dict[str, Any] = dict.fromkeys(LIMITS) | {"steps": steps}
-    if options.warmup_steps is None:
+    if options.warmup_share is not None:
+        changes |= {"warmup_share": None, "warmup_steps": round(options.warmup_share * steps)}
+    elif options.warmup_steps is None:
         table = defaults_for("init-from" if options.init_from else options.preset)
         changes["warmup_steps"] = min(int(table["warmup_steps"]), steps // 10)
     # A run may be resumed from a different folder: make paths absolute.

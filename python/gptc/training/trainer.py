@@ -55,7 +55,7 @@ class Trainer:
     def positions_per_step(self) -> float:
         """Positions of a step, with the padding of rows; the mean of this process."""
         if not self.n_steps:
-            return self._setup.options.tokens_per_step
+            return self._setup.options.step_tokens
         return self.n_positions / self.n_steps
 
     def step(self, check: Callable[[], None]) -> dict[str, Any]:
@@ -89,7 +89,9 @@ class Trainer:
         if not math.isfinite(result.loss):
             raise self._diverged("each gradient is finite")
         state.step += 1
-        state.tokens += options.tokens_per_step
+        if setup.average is not None:
+            setup.average.update(state.step)
+        state.tokens += options.step_tokens
         self.n_steps += 1
         self.n_positions += sum(rows.inputs.size for rows in batches)
         state.lr = lr
@@ -155,12 +157,14 @@ class Trainer:
         n_sampled = n_batches * options.batch_size
         if n_all <= n_sampled:
             n_batches = 0
-        result = self._evaluated(n_batches)
+        with setup.averaged():
+            result = self._evaluated(n_batches)
         state.compare(result["val_loss"])
         rise = self._rise(result["val_loss"])
         if last and n_batches and n_all <= n_sampled * WHOLE_AT_END:
             n_batches = 0
-            result = self._evaluated(0)
+            with setup.averaged():
+                result = self._evaluated(0)
         state.evaluation = {name: _short(value) for name, value in result.items()}
         part = f"  (over {plural(n_batches, 'batch', 'batches')})" if n_batches else ""
         label = step_label(state.step, setup.horizon.steps)
@@ -199,6 +203,10 @@ class Trainer:
 
     def sample(self) -> str:
         """A sample from the current model; for conversations, answers to held-out prompts."""
+        with self._setup.averaged():
+            return self._sample()
+
+    def _sample(self) -> str:
         setup = self._setup
         if self.held_out is not None:
             return self.held_out.text()
@@ -235,8 +243,8 @@ class Trainer:
 
     def mfu(self, tokens_per_s: float) -> float:
         """Model FLOPs utilization: the model's arithmetic as a share of the machine's peak."""
-        plan, tokens_per_step = self._setup.plan, self._setup.options.tokens_per_step
-        flops_per_token = plan.train_flops_per_token + plan.update_flops / tokens_per_step
+        plan, step_tokens = self._setup.plan, self._setup.options.step_tokens
+        flops_per_token = plan.train_flops_per_token + plan.update_flops / step_tokens
         flops = flops_per_token * tokens_per_s
         return round(flops / self.peak_flops, 4)
 

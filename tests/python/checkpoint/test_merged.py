@@ -18,22 +18,9 @@ from gptc.checkpoint.find import open_checkpoint, open_folder
 from gptc.checkpoint.merged import AdapterSet, merged
 from gptc.cli import main
 from gptc.convert.export_model import export_model
-from gptc.engine.lora import targets_named
 from gptc.errors import GptcError, UsageError
 from gptc.formats import gguf_lora, hf
-from small_models import SHAPES, batch, make_checkpoint, make_config
-
-
-def make_adapter(folder: Path, base: Path, targets: str, rank: int, **changes: Any) -> Path:
-    """An adapter with random numbers."""
-    config = open_checkpoint(base).config
-    lora = Lora(rank, 2.5 * rank, targets_named(config, targets), **changes)
-    rng = np.random.default_rng(rank)
-    with Model.load(base, lora=lora, threads=1) as model:
-        for name, shape, _ in model.trained:
-            model.set(name, rng.normal(0, 0.4 / np.sqrt(shape[1]), shape).astype(np.float32))
-        model.save_adapter(folder, base)
-    return folder
+from small_models import SHAPES, batch, make_adapter, make_checkpoint, make_config
 
 
 @pytest.fixture(params=sorted(SHAPES))

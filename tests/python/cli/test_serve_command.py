@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from small_models import make_adapter
 
 Gptc = Callable[..., Any]
 
@@ -40,6 +43,7 @@ def _packages() -> None:
         (["--context", "1000"], "--context is 1,000; the model's context is 48"),
         (["--config", "bad.toml"], "unknown option 'prot'; did you mean port?"),
         (["--chat-template", "nothing"], "the chat template nothing does not exist"),
+        (["--adapter", "x=saved"], "saved is a model, not an adapter"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(
@@ -110,6 +114,21 @@ def test_a_signal_ends_it_and_a_taken_port_is_named(saved: Path, number: int, gp
     assert "stopping: 0 choices run" in errors
     assert "Traceback" not in errors
     assert (ran.code, "choose another" in ran.err) == (1, True), ran
+
+
+def test_adapters_are_listed_and_read_again_at_sighup(saved: Path, tmp_path: Path) -> None:
+    one = make_adapter(tmp_path / "one", saved, "all", 2)
+    process, url = start("-m", saved, "--adapter", f"poems={one}", "--adapter", one)
+    assert process.stderr
+    with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
+        names = [model["id"] for model in json.load(answer)["data"]]
+    assert names == ["saved", "poems", "one"]
+    process.send_signal(signal.SIGHUP)
+    for line in process.stderr:
+        if "the adapters are read again: poems, one" in line:
+            break
+    process.terminate()
+    ended(process)
 
 
 def test_https(saved: Path, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,61 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
     with (out / ".partial" / "journal.jsonl").open("a") as journal:
         journal.write('{"split": "tr')  # a line that was being written
     prepare([str(source)], out, shard_tokens=1000)
+    assert files(out) == whole
+
+
+def _other(line: bytes, **changes: Any) -> bytes:
+    return json.dumps({**json.loads(line), **changes}).encode() + b"\n"
+
+
+JOURNALS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "a line is lost": lambda lines: lines[:1] + lines[2:],
+    "the first line is lost": lambda lines: lines[1:],
+    "lines are swapped": lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
+    "a line is there twice": lambda lines: lines[:2] + lines[1:],
+    "another place": lambda lines: [_other(line, at=7) for line in lines],
+    "tokens are skipped": lambda lines: [lines[0], _other(lines[1], skip=9)],
+    "another number of bytes": lambda lines: [_other(line, bytes=1) for line in lines],
+    "a text for a number": lambda lines: [_other(lines[0], tokens="x"), *lines[1:]],
+    "another split": lambda lines: [_other(line, split="val") for line in lines],
+    "a file elsewhere": lambda lines: [_other(line, file="/dev/null") for line in lines],
+    "no objects": lambda lines: [b"7\n", b"[]\n", b"null\n", *lines],
+    "empty objects": lambda lines: [b"{}\n", *lines],
+    "deep lists": lambda lines: [lines[0], b"[" * 100_000 + b"\n", *lines[1:]],
+    "no text": lambda lines: [b"\xff\n", *lines],
+    "an older version": lambda lines: [
+        json.dumps({k: v for k, v in json.loads(line).items() if k != "line"}).encode() + b"\n"
+        for line in lines
+    ],
+}
+
+
+def test_a_damaged_journal_costs_time_and_no_data(tmp_path: Path) -> None:
+    source = tmp_path / "text"
+    source.write_text(text(600))
+    options: dict[str, Any] = {"tokenizer": "bytes", "shard_tokens": 500}
+    whole = files(prepare([str(source)], tmp_path / "whole", **options).folder)
+    stopped = tmp_path / "stopped"
+    assert prepare_killed(6, [str(source)], stopped, **options) is None
+    for name, damage in JOURNALS.items():
+        out = tmp_path / name
+        shutil.copytree(stopped, out)
+        path = out / ".partial" / "journal.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        assert len(lines) > 3
+        path.write_bytes(b"".join(damage(lines)))
+        prepare([str(source)], out, **options)
+        assert files(out) == whole, name
+
+
+def test_a_damaged_plan_is_not_followed(tmp_path: Path) -> None:
+    source = tmp_path / "text"
+    source.write_text(text(600))
+    whole = files(prepare([str(source)], tmp_path / "whole", shard_tokens=500).folder)
+    out = tmp_path / "out"
+    assert prepare_killed(6, [str(source)], out, shard_tokens=500) is None
+    (out / ".partial" / "plan.json").write_text("[" * 100_000)
+    prepare([str(source)], out, shard_tokens=500)
     assert files(out) == whole
 
 

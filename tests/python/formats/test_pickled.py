@@ -26,17 +26,47 @@ BIN, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 class Tensor:
-    """A tensor with the two methods of PyTorch's that gptc calls."""
+    """A tensor with the methods of PyTorch's that gptc calls."""
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: Any, learned: bool = False) -> None:
         self.values = values
         self.shape = values.shape
+        self.n_stored = values.nbytes if values.base is None else values.base.nbytes
+        self.learned = learned
+
+    def numel(self) -> int:
+        return int(self.values.size)
+
+    def element_size(self) -> int:
+        return int(self.values.itemsize)
+
+    def detach(self) -> Tensor:
+        return Tensor(self.values)
 
     def float(self) -> Tensor:
-        return Tensor(self.values.astype(np.float32))
+        return Tensor(self.values.astype(np.float32), self.learned)
 
     def numpy(self) -> Any:
+        if self.learned:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.\nUse detach()")
         return self.values
+
+
+class Sparse(Tensor):
+    """A tensor that numpy has no array for."""
+
+    def detach(self) -> Tensor:
+        return self
+
+    def float(self) -> Tensor:
+        raise TypeError("no dense array\nfor it")
+
+
+def _n_stored(found: Any) -> int:
+    """Bytes of all tensors in nested dictionaries."""
+    if isinstance(found, dict):
+        return sum(map(_n_stored, found.values()))
+    return getattr(found, "n_stored", 0)
 
 
 class Torch(ModuleType):
@@ -49,6 +79,7 @@ class Torch(ModuleType):
 
     def save(self, found: Any, path: Path, archive: bool = True) -> None:
         content = (b"PK" if archive else b"\x80\x02") + str(len(self.files)).encode()
+        content += bytes(_n_stored(found))
         self.files[content] = found
         path.write_bytes(content)
 
@@ -137,6 +168,32 @@ def test_other_content_is_an_error(tmp_path: Path, torch: Torch, saved: Any, mes
     if saved is not None:
         torch.save(saved, tmp_path / "m" / BIN)
     with pytest.raises(GptcError, match=message):
+        open_checkpoint(tmp_path / "m").check()
+
+
+def test_a_tensor_that_was_learned_is_read(tmp_path: Path, torch: Torch) -> None:
+    tensors = pickled(tmp_path / "m")
+    whole = tensors["model.norm.weight"].values
+    tensors["model.norm.weight"] = Tensor(whole, learned=True)
+    torch.save(tensors, tmp_path / "m" / BIN)
+    assert np.array_equal(open_checkpoint(tmp_path / "m").read("norm_f.weight"), whole)
+
+
+def test_a_tensor_without_an_array_is_named(tmp_path: Path, torch: Torch) -> None:
+    tensors = pickled(tmp_path / "m")
+    norm = "model.norm.weight"
+    torch.save({**tensors, norm: Sparse(tensors[norm].values)}, tmp_path / "m" / BIN)
+    with pytest.raises(GptcError, match=r"model\.norm\.weight is not a plain tensor \(no dense"):
+        open_checkpoint(tmp_path / "m").check()
+
+
+def test_tensors_that_are_larger_than_their_file_are_refused(tmp_path: Path, torch: Torch) -> None:
+    """One number with strides of 0 may have any shape."""
+    tensors = pickled(tmp_path / "m")
+    shape = tensors["model.embed_tokens.weight"].shape
+    wide = np.broadcast_to(np.zeros(1, np.float16), (50 * shape[0], *shape[1:]))
+    torch.save({**tensors, "model.embed_tokens.weight": Tensor(wide)}, tmp_path / "m" / BIN)
+    with pytest.raises(GptcError, match=r"its tensors have .* bytes, and the file"):
         open_checkpoint(tmp_path / "m").check()
 
 

@@ -22,18 +22,20 @@ TEMPLATE = (
 
 
 @contextmanager
-def running(template: str | None = TEMPLATE, **options: Any) -> Iterator[Any]:
-    """A server in a thread; its `url` is the address."""
+def running(
+    template: str | None = TEMPLATE, model: Any = None, adapters: Any = None, **options: Any
+) -> Iterator[Any]:
+    """A server in a thread; its `url` is the address. `model` is closed at its end."""
     pytest.importorskip("starlette", reason="pip install '.[serve]'")
     pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
     pytest.importorskip("prometheus_client", reason="pip install '.[serve]'")
     from gptc.serve.server import Server, make_service
 
     given = {"port": 0, "parallel": 8, "prefill_chunk": 16, "drain_seconds": 5, **options}
-    with varied(make_config(block_size=2048)) as model:
+    with model or varied(make_config(block_size=2048)) as model:
         service = make_service(
             model, make_tokenizer("bytes"), ServeOptions(**given), name="tiny",
-            chat_template=template,
+            chat_template=template, adapters=adapters,
         )  # fmt: skip
         begun = threading.Event()
         server = Server(service, lambda url: begun.set())

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gptc import embed
 from gptc.tokenizer.native import byte_characters
 
 pytestmark = pytest.mark.clients
@@ -66,6 +67,24 @@ def test_langchain(server: Any) -> None:
         longer = chat.model_copy(update={"max_tokens": 200})
         found = longer.with_structured_output(schema, method=method).invoke("Is it on?")
         assert found["on"] in (True, False)
+
+
+def test_embeddings_of_langchain_and_litellm(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from langchain_openai import OpenAIEmbeddings
+
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    import litellm
+
+    service, texts = server.service, ["Once", "Twice"]
+    expected = embed(service.scheduler.model, service.scheduler.tokenizer, texts)
+    given = OpenAIEmbeddings(
+        base_url=f"{server.url}/v1", api_key="none", model="tiny", check_embedding_ctx_length=False
+    )
+    np.testing.assert_allclose(given.embed_documents(texts), expected, atol=1e-5)
+    found = litellm.embedding(
+        model="openai/tiny", input=texts, api_base=f"{server.url}/v1", api_key="none"
+    )
+    np.testing.assert_allclose([e["embedding"] for e in found.data], expected, atol=1e-5)
 
 
 def test_curl(server: Any) -> None:

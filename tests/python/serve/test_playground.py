@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-STATIC = Path(__file__).resolve().parents[3] / "python" / "gptc" / "serve" / "static"
+ROOT = Path(__file__).resolve().parents[3]
+STATIC = ROOT / "python" / "gptc" / "serve" / "static"
+AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 
 
 def test_pages_load_nothing_from_elsewhere() -> None:
@@ -51,6 +53,24 @@ def page(browser: Any, server: Any) -> Iterator[Any]:
     yield page
     assert problems == []
     context.close()
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The program of axe-core, which finds what keeps people from using a page."""
+    if not AXE.is_file():
+        pytest.skip("no axe-core: npm install --no-save axe-core")
+    return AXE.read_text("utf-8")
+
+
+def barriers(page: Any, axe: str) -> list[str]:
+    """The findings of axe-core, serious or not: the rule, and the elements."""
+    page.evaluate(axe)
+    found = page.evaluate("axe.run()")["violations"]
+    return [
+        f"{one['id']} ({one['help']}): {', '.join(node['html'][:200] for node in one['nodes'])}"
+        for one in found
+    ]
 
 
 def says(page: Any, text: str) -> None:
@@ -127,3 +147,39 @@ def test_the_documentation(page: Any, server: Any) -> None:
     page.wait_for_selector("table")
     assert page.locator("h2").count() >= 9
     assert page.get_by_text("min_p").count() >= 1
+
+
+def test_nothing_keeps_people_from_using_it(page: Any, server: Any, axe: str) -> None:
+    """No finding of axe-core: with texts and alternatives, in both themes, and in /docs."""
+    page.fill("#option-max_tokens", "12")
+    page.fill("#option-n", "2")
+    page.fill("#option-seed", "1")
+    page.click("#run")
+    says(page, "24 tokens")
+    page.locator(".token").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.locator("#alternatives button").first.wait_for()
+    for _ in range(2):
+        assert barriers(page, axe) == []
+        page.click("#theme")
+    page.check("input[value=chat]")
+    page.fill("#prompt", "Hello")
+    page.click("#run")
+    says(page, "tokens")
+    page.locator("#messages li").nth(1).wait_for()
+    assert barriers(page, axe) == []
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=""))
+    page.fill("#prompt", "Hello")
+    page.click("#run")
+    page.locator("#status.error").wait_for()
+    for _ in range(2):
+        assert barriers(page, axe) == []
+        page.click("#theme")
+    page.goto(f"{server.url}/docs")
+    page.wait_for_selector("table")
+    assert barriers(page, axe) == []
+
+
+def test_a_barrier_is_found(page: Any, axe: str) -> None:
+    page.evaluate("document.body.append(document.createElement('button'))")
+    assert any(found.startswith("button-name") for found in barriers(page, axe))

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from clients import Reply, call, events
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
 VALUES = [
     None, True, -1, 0, 1.5, 1e400, 10**30, -(2**63), "", "x", "\ud800", [], [[]], [None], {},
     {"": 1}, {"type": 7}, {"type": "json_schema"}, [1, "a"], [[1], "a"], [-1], [10**9], [{}],
@@ -32,6 +32,7 @@ def fields() -> Iterator[tuple[str, str]]:
         COMPLETIONS: tables.completion_fields,
         CHAT: tables.chat_fields,
         "/v1/responses": tables.response_fields,
+        EMBEDDINGS: tables.embedding_fields,
         "/tokenize": tables.tokenize_fields,
         "/detokenize": tables.detokenize_fields,
     }
@@ -44,6 +45,7 @@ VALID = {
     COMPLETIONS: {"prompt": "a", "max_tokens": 1},
     CHAT: {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
     "/v1/responses": {"input": "a", "max_output_tokens": 1},
+    EMBEDDINGS: {"input": "a"},
     "/tokenize": {"content": "a"},
     "/detokenize": {"tokens": [1]},
 }
@@ -330,6 +332,29 @@ def test_the_end_lets_texts_finish_and_takes_no_more(
         rest = events(Reply(200, {}, first + answer.read()))
         assert rest[-1]["choices"][0]["finish_reason"] == "length"
         assert len("".join(e["choices"][0]["text"] for e in rest)) > 300
+
+
+def test_a_second_signal_ends_texts_that_still_run(
+    own_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with own_server(drain_seconds=3600) as server:
+        batch = server.service.scheduler._batch
+        step = batch.step
+        monkeypatch.setattr(batch, "step", lambda: time.sleep(0.3) or step())
+        body = json.dumps({"prompt": "a", "max_tokens": 2000, "stream": True}).encode()
+        with connect(server.url) as client:
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/json\r\n"
+                + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+            )  # fmt: skip
+            assert b"200 OK" in client.recv(100)
+            server._loop.call_soon_threadsafe(server._end)
+            assert until(lambda: not server.service.ready)
+            assert server.service.scheduler.n_running == 1
+            server._loop.call_soon_threadsafe(server._end)
+            assert until(lambda: server.service.scheduler.n_running == 0)
+            assert until(lambda: server._loop.is_closed())
 
 
 # ---- many at once ----

@@ -180,6 +180,8 @@ def test_what_excludes_pairs_is_refused(options: dict[str, Any], tmp_path: Path)
         ({"data": chats}, "--dpo needs rows with chosen and rejected"),
         ({"dropout": 0.1}, "--dropout 0.1 with --dpo"),
         ({"lora_dropout": 0.1}, "--lora-dropout 0.1 with --dpo"),
+        ({"label_smoothing": 0.1}, "--label-smoothing 0.1 changes the loss of tokens"),
+        ({"z_loss": 1e-4}, "--z-loss 0.0001 changes the loss of tokens"),
         ({"packing": "fit"}, "--packing fit excludes --dpo"),
         ({"train_on": "all"}, "--train-on all excludes --dpo"),
     ):

@@ -10,6 +10,7 @@ import pytest
 
 from gptc.checkpoint.find import find_checkpoint
 from gptc.checkpoint.reader import Checkpoint
+from gptc.errors import UsageError
 from gptc.training.options import TrainOptions
 from gptc.training.resolve import new_options
 from gptc.training.run import train
@@ -36,6 +37,26 @@ def test_schedules(name: str) -> None:
     if name == "wsd":
         assert rates[79] == 1.0
         assert rates[80] < 1.0
+
+
+@pytest.mark.parametrize(("share", "last_full"), [(0.2, 79), (0.5, 49), (1.0, 10), (0.001, 98)])
+def test_the_share_of_the_steps_in_which_wsd_falls(share: float, last_full: int) -> None:
+    rates = schedule(schedule="wsd", decay_share=share)
+    assert rates[10] == rates[last_full] == 1.0
+    assert rates[last_full + 1] < 1.0
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_the_warm_up_as_a_share_of_the_steps(options: Options) -> None:
+    summary = train({**options, "steps": 10, "warmup_share": 0.5, "lr": 1e-3})
+    assert (summary.options["warmup_steps"], summary.options["warmup_share"]) == (5, None)
+    assert [m["lr"] for m in metrics(options["out"])][:5] == pytest.approx(
+        [2e-4, 4e-4, 6e-4, 8e-4, 1e-3]
+    )
+    resumed = train({"steps": 20, "warmup_share": 0.75}, resume=options["out"])
+    assert resumed.options["warmup_steps"] == 15
+    with pytest.raises(UsageError, match=r"--warmup-share 0.5 sets --warmup-steps: leave out"):
+        train({**options, "warmup_share": 0.5, "warmup_steps": 3})
 
 
 def test_schedules_of_short_runs_stay_finite() -> None:

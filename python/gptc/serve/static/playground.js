@@ -182,7 +182,7 @@ function makeSamples(n) {
   byId("alternatives").hidden = true;
   return Array.from({ length: n }, (_, i) => {
     const box = element("article", undefined, { class: "sample", "aria-label": `Sample ${i + 1}` });
-    box.append(element("h3", `Sample ${i + 1}`));
+    box.append(element("h2", `Sample ${i + 1}`));
     byId("samples").append(box);
     return { box, text: "", tokens: [], first: true };
   });
@@ -210,7 +210,7 @@ function addPiece(sample, choice, prompt, chat) {
     span.addEventListener("keydown", (event) => moveFocus(event, span));
     sample.box.append(span);
   }
-  if (choice.finish_reason) sample.box.querySelector("h3").textContent += ` (${choice.finish_reason})`;
+  if (choice.finish_reason) sample.box.querySelector("h2").textContent += ` (${choice.finish_reason})`;
 }
 
 function readable(text) {

@@ -1,0 +1,66 @@
+"""`gptc plan`: the memory, arithmetic and time of a training run, before it starts."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptc.cli.declared import SectionedCommand, options_of
+from gptc.cli.train import given_options
+from gptc.training.options import TrainOptions
+
+_EPILOG = """\b
+Examples:
+  gptc plan                                         the run of gptc train
+  gptc plan --preset gpt2 --data data/books --tokens-per-step 64K
+  gptc plan --config runs/tiny-book/config.toml --steps 20K --json
+"""
+
+
+class PlanCommand(SectionedCommand):
+    """Groups its help by the sections of TrainOptions."""
+
+    declares = (TrainOptions,)
+
+
+@click.command("plan", cls=PlanCommand, epilog=_EPILOG)
+@options_of(TrainOptions, unset=True)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML file of options; the command line overrides it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan_command(config: Path | None, as_json: bool, **values: Any) -> None:
+    """Print the plan of a training run: parameters, FLOPs, memory, time.
+
+    Takes the options of gptc train. Data that is not prepared yet is prepared. Two seconds of
+    training, which are discarded, give the time.
+    """
+    from gptc.checkpoint.names import ROOT
+    from gptc.engine.options import Options
+    from gptc.training.folder import default_name
+    from gptc.training.plan import described, forecast
+    from gptc.training.progress import PlainProgress
+    from gptc.training.report import header
+    from gptc.training.resolve import new_options
+    from gptc.training.setup import set_up
+    from gptc.training.trainer import Trainer
+
+    options, show = new_options(given_options(config, values)), PlainProgress()
+    Options(options.device).resolved()  # fail on a missing device before preparing data
+    with closing(set_up(options, None, show)) as setup:
+        folder = Path(options.out or ROOT / default_name(setup.options))
+        lines = list(header(setup))
+        found = forecast(setup, Trainer(setup, show, folder), folder)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    for line in (*lines, *described(found)):
+        click.echo(line)

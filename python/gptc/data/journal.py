@@ -1,0 +1,84 @@
+"""The journal of a preparation: a line of JSON for each finished shard, with a checksum.
+
+A line is believed only if it is whole and its shard is: a disk may lose either of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptc.data.shards import HEADER_BYTES, shard_format
+from gptc.files.checksum import Checksum, file_checksum
+from gptc.tokenizer.base import Tokenizer
+
+_TYPES = {"split": str, "file": str, "tokens": int, "bytes": int, "checksum": str}
+_TYPES |= {"at": int, "skip": int}
+_SUM = "line"  # the checksum of the rest of a line
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file of a shard of a split; the first is number 0."""
+    return f"{split}_{number:06d}.bin"
+
+
+def line_of(entry: dict[str, Any]) -> str:
+    """The line of a finished shard: all of _TYPES, and the line's checksum."""
+    content = {name: entry[name] for name in _TYPES}
+    return json.dumps({**content, _SUM: _checksum(content)}) + "\n"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal up to the first that was cut off, damaged or lost."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError:
+        return []
+    found, numbers = [], Counter[str]()
+    for line in lines:
+        entry = _entry(line)
+        if entry is None or entry["file"] != shard_name(entry["split"], numbers[entry["split"]]):
+            break
+        numbers[entry["split"]] += 1
+        found.append(entry)
+    return found
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """The content of a line; None for a damaged one, and one of an older version."""
+    try:
+        saved = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(saved, dict) or saved.keys() != {*_TYPES, _SUM}:
+        return None
+    entry = {name: saved[name] for name in _TYPES}
+    if any(type(entry[name]) is not kind for name, kind in _TYPES.items()):
+        return None
+    return entry if saved[_SUM] == _checksum(entry) else None
+
+
+def _checksum(entry: dict[str, Any]) -> str:
+    checksum = Checksum()
+    checksum.update(json.dumps(entry).encode())
+    return checksum.value()
+
+
+def intact(
+    folder: Path, lines: Sequence[dict[str, Any]], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """The lines of a journal up to the first whose shard is not what was written."""
+    itemsize = shard_format(tokenizer.vocab_size)[2].itemsize
+    found = []
+    for line in lines:
+        path = folder / line["file"]
+        n_bytes = HEADER_BYTES + line["tokens"] * itemsize
+        if not path.is_file() or path.stat().st_size != n_bytes:
+            break
+        if file_checksum(path) != line["checksum"]:
+            break
+        found.append(line)
+    return found

@@ -1,0 +1,248 @@
+"""The plan of a run: arithmetic, memory and time, before it starts.
+
+FLOPs of a token: two for each multiply-add of the products of a forward pass, with half the keys of
+a sequence for causal attention (csrc/model/config.c), times three for a training step, and those of
+the update's products, divided by the step's tokens. Norms, activations and softmax are left out.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptc.checkpoint.writer import save, size_of
+from gptc.data.chat_loader import all_batches
+from gptc.engine import library
+from gptc.engine.optim import AdamW, Muon
+from gptc.engine.options import plan_for
+from gptc.files.checksum import file_checksum
+from gptc.files.memory import available_bytes
+from gptc.files.whole import write_chunks
+from gptc.files.words import amount, duration, few, plural
+from gptc.training.options import MOST_TOKENS
+from gptc.training.report import planned_bytes
+from gptc.training.setup import Setup
+from gptc.training.trainer import WHOLE_AT_END, Trainer
+
+CALIBRATION_S = 2.0
+_WRITTEN = 1 << 26  # bytes of a checkpoint that are written to time it
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured seconds of the parts of a run."""
+
+    pass_s: float  # forward and backward of a micro-batch
+    update_s: float
+    eval_s: float  # a batch of an evaluation
+    save_s: float  # a checkpoint
+
+    def step_s(self, grad_accum: int) -> float:
+        """Seconds of a step."""
+        return grad_accum * self.pass_s + self.update_s
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take. Bytes are of this process, or of the engine on a GPU."""
+
+    n_params: int
+    flops_per_token: float
+    flops: float  # of all steps
+    engine_bytes: int
+    planned_peak_bytes: int
+    steps: int
+    step_tokens: int
+    tokens: int
+    epochs: float
+    costs: Costs
+    step_s: float
+    n_eval_batches: int
+    n_saves: int
+    seconds: float  # of all steps, evaluations and checkpoints
+    tokens_per_s: float
+    mfu: float
+    largest_batch: int | None  # that fits into free memory; None: not known
+    calibration_s: float
+    options: dict[str, Any]
+
+
+def forecast(setup: Setup, trainer: Trainer, folder: Path) -> Forecast:
+    """The plan of the run, after a calibration that changes the model's weights.
+
+    A checkpoint is written for a moment to `folder`, or to the folder above that exists.
+    """
+    begin = time.perf_counter()
+    options, state = setup.options, setup.state
+    costs = _measure(setup, folder)
+    steps = setup.horizon.steps - state.step
+    step_s = costs.step_s(options.grad_accum)
+    n_batches, n_saves = _evaluations(setup), _saves(setup)
+    rest_s = n_batches * costs.eval_s + n_saves * costs.save_s
+    if (budget_s := setup.horizon.budget_s) is not None:
+        steps = min(steps, max(1, int((budget_s - rest_s) / step_s)))
+    tokens = steps * options.step_tokens
+    plan = setup.plan
+    flops = plan.train_flops_per_token + plan.update_flops / options.step_tokens
+    return Forecast(
+        n_params=plan.n_params,
+        flops_per_token=flops,
+        flops=flops * tokens,
+        engine_bytes=plan.total_bytes,
+        planned_peak_bytes=planned_bytes(setup, trainer.sample_bytes()),
+        steps=steps,
+        step_tokens=options.step_tokens,
+        tokens=tokens,
+        epochs=tokens / setup.loader.epoch_tokens,
+        costs=costs,
+        step_s=step_s,
+        n_eval_batches=n_batches,
+        n_saves=n_saves,
+        seconds=steps * step_s + rest_s,
+        tokens_per_s=options.step_tokens / step_s,
+        mfu=trainer.mfu(options.step_tokens / step_s),
+        largest_batch=largest_batch(setup),
+        calibration_s=time.perf_counter() - begin,
+        options=asdict(options),
+    )
+
+
+def described(found: Forecast) -> Iterator[str]:
+    """The lines of a plan that follow those of a run's start."""
+    costs = found.costs
+    yield (
+        f"  time    {_about(found.seconds)}: {plural(found.steps, 'step')} of "
+        f"{few(1e3 * found.step_s)} ms, {plural(found.n_eval_batches, 'batch', 'batches')} to "
+        f"evaluate of {few(1e3 * costs.eval_s)} ms, {plural(found.n_saves, 'checkpoint')} of "
+        f"{few(1e3 * costs.save_s)} ms (measured in {found.calibration_s:.1f} s)"
+    )
+    yield (
+        f"  pace    {found.tokens_per_s:,.0f} tokens/s, {found.mfu:.0%} of the peak; a step is "
+        f"{found.options['grad_accum']} x {few(1e3 * costs.pass_s)} ms and an update of "
+        f"{few(1e3 * costs.update_s)} ms"
+    )
+    yield f"  peak    {amount(found.planned_peak_bytes)} of this process's memory"
+    if found.largest_batch is not None:
+        yield f"  fits    --batch-size {found.largest_batch} at most, in the memory that is free"
+
+
+def largest_batch(setup: Setup) -> int | None:
+    """The largest --batch-size whose plan fits into free memory, with this model's own; or None."""
+    options, model = setup.options, setup.model
+    free = available_bytes() if model.device == "cpu" else library.gpu().free_bytes
+    if free is None:
+        return None
+    room = free + setup.plan.total_bytes  # it is taken already
+    rows = options.rows // options.batch_size
+    extra = setup.plan.library_bytes if model.device == "cpu" else 0
+
+    def fits(batch_size: int) -> bool:
+        sized = replace(model.options, max_batch=rows * batch_size)
+        return plan_for(model.config, sized).total_bytes + extra <= room
+
+    low, high = options.batch_size, max(1, MOST_TOKENS // (rows * options.seq_len))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _measure(setup: Setup, folder: Path) -> Costs:
+    """Seconds of each part. One pass comes before, so that memory and caches are warm."""
+    options, model = setup.options, setup.model
+    passes: list[float] = []
+    updates: list[float] = []
+    adamw = AdamW(options.lr, options.beta1, options.beta2, options.eps, 0.0, options.grad_clip)
+    muon = Muon(options.lr, options.momentum, 0.0, options.grad_clip)
+
+    def one_pass() -> None:
+        rows = setup.loader.next_rows()
+        model.backward(rows.inputs, rows.targets, positions=rows.positions)
+
+    _timed(one_pass)
+    begin = time.perf_counter()
+    while not passes or time.perf_counter() - begin < 0.8 * CALIBRATION_S:
+        passes.append(_timed(one_pass))
+        updates.append(_timed(lambda: model.update(adamw, muon)))
+    return Costs(
+        float(np.mean(passes)),
+        float(np.mean(updates)),
+        _eval_s(setup),
+        _save_s(setup, folder),
+    )
+
+
+def _eval_s(setup: Setup) -> float:
+    """Seconds of a batch of an evaluation; 0 without one."""
+    options, model = setup.options, setup.model
+    if not setup.has_val:
+        return 0.0
+    found, begin = [], time.perf_counter()
+    for x, y in all_batches(setup.dataset, "val", options.batch_size, options.seq_len, None):
+        found.append(_timed(lambda x=x, y=y: model.loss(x, y)))  # type: ignore[misc]
+        if len(found) > 1 and time.perf_counter() - begin > 0.1 * CALIBRATION_S:
+            break
+    return float(np.mean(found[1:] or found))
+
+
+def _save_s(setup: Setup, folder: Path) -> float:
+    """Seconds of a checkpoint: of a whole one, or in proportion if it is large."""
+    model, n_bytes = setup.model, size_of(setup.model.trained, training=True)
+    above = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    with tempfile.TemporaryDirectory(dir=above, prefix=".gptc-plan-") as name:
+        if n_bytes <= _WRITTEN and model.options.lora is None:
+            whole = {"tokenizer": setup.tokenizer, "trainer": {"step": 1}}
+            return _timed(lambda: save(Path(name) / "ckpt", model, **whole))  # type: ignore[arg-type]
+        part, block = min(n_bytes, _WRITTEN), bytes(1 << 20)
+        file = Path(name) / "part"
+
+        def write() -> None:
+            write_chunks(file, (block for _ in range(math.ceil(part / len(block)))))
+            file_checksum(file)
+
+        return _timed(write) * n_bytes / part
+
+
+def _timed(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _evaluations(setup: Setup) -> int:
+    """Batches of all evaluations, with the larger one at the end."""
+    options, first, last = setup.options, setup.state.step, setup.horizon.steps
+    if not setup.has_val or last <= first:
+        return 0
+    data, n_val, n_sampled = setup.dataset, setup.n_val, options.eval_batches * options.batch_size
+    rest = 0 if data.is_chats else (data.n_tokens("val") - 1) % options.seq_len
+    whole = math.ceil(n_val / options.batch_size) + (rest > 0)
+    sampled = options.eval_batches if 0 < n_sampled < n_val else whole
+    n = len(_multiples(first, last, options.eval_every))
+    at_end = whole if 0 < n_sampled < n_val <= n_sampled * WHOLE_AT_END else 0
+    return n * sampled + at_end
+
+
+def _saves(setup: Setup) -> int:
+    """Checkpoints, if each evaluation is better than the one before."""
+    options, first, last = setup.options, setup.state.step, setup.horizon.steps
+    saved = _multiples(first, last, options.save_every or options.eval_every)
+    if setup.has_val:
+        saved |= _multiples(first, last, options.eval_every)
+    return len(saved)
+
+
+def _multiples(first: int, last: int, every: int) -> set[int]:
+    """The steps after `first` that are multiples, and the last one."""
+    return {*range(first - first % every + every, last + 1, every), last} if last > first else set()
+
+
+def _about(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else duration(seconds)

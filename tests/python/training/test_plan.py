@@ -1,0 +1,149 @@
+"""The plan of a run, against the run itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptc.checkpoint.names import list_checkpoints
+from gptc.engine.options import plan_for
+from gptc.errors import UsageError
+from gptc.training import plan as planning
+from gptc.training.options import TrainOptions
+from gptc.training.plan import Costs, Forecast, forecast
+from gptc.training.progress import PlainProgress
+from gptc.training.resolve import new_options
+from gptc.training.run import train
+from gptc.training.setup import Setup, set_up
+from gptc.training.trainer import Trainer
+
+Options = dict[str, Any]
+Gptc = Callable[..., Any]
+COSTS = Costs(pass_s=0.5, update_s=0.25, eval_s=0.125, save_s=2.0)
+
+
+@contextmanager
+def _ready(options: Options) -> Iterator[Setup]:
+    show = PlainProgress()
+    setup = set_up(new_options(options), None, show)
+    yield setup
+    setup.close()
+
+
+def _forecast(options: Options) -> Forecast:
+    with _ready(options) as setup:
+        folder = Path(options["out"])
+        return forecast(setup, Trainer(setup, PlainProgress(), folder), folder)
+
+
+@pytest.fixture
+def _costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known costs in place of measured ones."""
+    monkeypatch.setattr(planning, "_measure", lambda setup, folder: COSTS)
+
+
+@pytest.mark.usefixtures("_costs")
+@pytest.mark.parametrize(
+    "given", [{}, {"steps": 9, "grad_accum": 3, "save_every": 3}, {"eval_batches": 0}]
+)
+def test_the_plan_is_what_a_run_then_does(
+    options: Options, given: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**options, "keep_last": 0, **given}
+    found = _forecast(options)
+    evaluated: list[int] = []
+    from gptc import Model
+
+    real = Model.loss
+    monkeypatch.setattr(
+        Model, "loss", lambda model, x, *rest: evaluated.append(len(x)) or real(model, x, *rest)
+    )
+    summary = train({**options, "lr": 1e-2})
+    assert (found.steps, found.tokens) == (summary.step, summary.tokens)
+    assert (found.n_params, found.engine_bytes) == (summary.n_params, summary.engine_bytes)
+    assert found.planned_peak_bytes == pytest.approx(summary.planned_peak_bytes, rel=0.05)
+    assert found.n_eval_batches == len(evaluated)
+    assert found.n_saves == len(list_checkpoints(Path(options["out"])))
+    step_s = 0.5 * options.get("grad_accum", 1) + 0.25
+    assert found.step_s == step_s
+    rest_s = found.n_eval_batches * 0.125 + found.n_saves * 2.0
+    assert found.seconds == found.steps * step_s + rest_s
+
+
+@pytest.mark.usefixtures("_costs")
+def test_flops_are_those_of_the_products(options: Options) -> None:
+    found = _forecast({**options, "preset": "tiny"})
+    with _ready(options) as setup:
+        config = setup.model.config
+        matrices = [
+            shape
+            for name, shape, _ in config.parameters()
+            if len(shape) == 2 and (not name.startswith("wte") or config.tied)
+        ]
+    multiplied = sum(rows * columns for rows, columns in matrices)
+    attention = config.n_layer * 2 * (options["seq_len"] / 2) * config.n_embd
+    assert found.flops_per_token == 3 * 2 * (multiplied + attention)
+    assert found.flops == found.flops_per_token * found.tokens
+
+
+@pytest.mark.usefixtures("_costs")
+@pytest.mark.parametrize("free", [20_000_000, 21_000_000, 29_000_000])
+def test_the_largest_batch_fits_and_one_more_does_not(
+    options: Options, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    monkeypatch.setattr(planning, "available_bytes", lambda: free)
+    found = _forecast(options)
+    assert found.largest_batch is not None
+    with _ready({**options, "batch_size": found.largest_batch}) as setup:
+        room = free + found.engine_bytes - setup.plan.library_bytes
+        assert setup.plan.total_bytes <= room
+    with _ready({**options, "batch_size": found.largest_batch + 1}) as setup:
+        assert plan_for(setup.model.config, setup.model.options).total_bytes > room
+
+
+def test_a_calibration_leaves_nothing(
+    options: Options, gptc: Gptc, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(planning, "CALIBRATION_S", 0.0)
+    folder = Path(options["out"]).parent
+    before = sorted(folder.rglob("*"))
+    found = json.loads(gptc("plan", *arguments, "--json").out)
+    assert all(value > 0 for value in found["costs"].values())
+    shown = gptc("plan", *arguments).out
+    assert "FLOPs per token" in shown
+    assert "8 steps of" in shown
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_tokens_per_step_set_the_micro_batches(options: Options) -> None:
+    given = {**options, "tokens_per_step": 70, "steps": 2, "eval_every": 2}  # of 2 x 16
+    summary = train(given)
+    assert (summary.options["grad_accum"], summary.tokens) == (3, 2 * 96)
+    assert train({"tokens_per_step": 64, "steps": 3}, resume=options["out"]).tokens == 192 + 64
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tokens_per_step": 70, "grad_accum": 2}, "sets --grad-accum: leave out --grad-accum 2"),
+        ({"tokens_per_step": 31}, "2 x 16 tokens is more: use --batch-size 1 or less"),
+        ({"tokens_per_step": 2**30}, "tokens; it must be at most"),
+    ],
+)
+def test_sizes_of_a_step_that_contradict(options: Options, given: Options, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        train({**options, **given})
+    assert not Path(options["out"]).exists()
+
+
+def test_the_head_of_a_run_has_its_flops(
+    options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = train(options)
+    assert "FLOPs per token" in capsys.readouterr().err
+    assert TrainOptions(**summary.options).step_tokens == 32

@@ -1,0 +1,146 @@
+"""Valid small files that runs and preparations continue from, and the functions that read them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mutate
+from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.find import open_checkpoint
+from gptc.checkpoint.reader import Checkpoint
+from gptc.data.dataset import Dataset
+from gptc.data.pairs import PairLoader, Pairs
+from gptc.data.preparation import prepare
+from gptc.formats.safetensors import tensor_chunks
+from gptc.serve import server
+from gptc.training import reference
+from gptc.training.facade import train
+from model_files import Target
+
+_LENGTH = 200  # tokens of a row
+
+
+class _Stop(Exception):
+    """Ends a preparation before its time."""
+
+
+def targets(folder: Path) -> dict[str, Target]:
+    """A small valid file of each sort, made in `folder`."""
+    found: dict[str, Target] = {}
+    _of_pairs(folder / "pairs", found)
+    _of_preparation(folder / "preparation", found)
+    _of_optimizer(folder, found)
+    keys = folder / "keys.txt"
+    keys.write_text("# one a line\n" + "a1b2c3d4" * 6 + "\n" + "e5f6a7b8" * 6 + "\n")
+    found["api-keys"] = Target(keys, partial(server._read_keys, keys), mutate.lines)
+    return found
+
+
+# ---- preferences ----
+
+
+def _of_pairs(folder: Path, found: dict[str, Target]) -> None:
+    """Rows with two answers: the whole preparation, the files of a dataset, and the reference."""
+    folder.mkdir()
+    rows, dataset, out = folder / "rows.jsonl", folder / "dataset", folder / "again"
+    said = ({"prompt": f"Hi {n}", "chosen": f"Hello {n}", "rejected": "No"} for n in range(6))
+    rows.write_text("".join(json.dumps(row) + "\n" for row in said))
+    options: dict[str, Any] = {"tokenizer": "bytes", "val_fraction": 0.3}
+    prepare([str(rows)], dataset, **options)
+
+    def again() -> None:
+        prepare([str(rows)], out, force=True, on_bad_row="skip", **options)
+        read_pairs(out)
+
+    found["pairs-prepared"] = Target(rows, again, mutate.lines)
+    read = partial(read_pairs, dataset)
+    (mask,) = Dataset.open(dataset).masks("train")
+    found["pairs-mask"] = Target(mask, read, mutate.same_size)
+    found["pairs-shard"] = Target(mask.with_suffix(".bin"), read, mutate.same_size)
+    found["dataset.json-pairs"] = Target(dataset / "dataset.json", read, mutate.json_value)
+    splits = {split: Pairs(Dataset.open(dataset), split, _LENGTH) for split in ("train", "val")}
+    of = np.arange(17, dtype=np.float32)
+    tensors = {split: np.zeros((len(pairs), 2), np.float32) for split, pairs in splits.items()}
+    tensors["of"] = of
+    shapes = {name: values.shape for name, values in tensors.items()}
+    file = folder / "reference.safetensors"
+    file.write_bytes(b"".join(tensor_chunks(shapes, tensors.__getitem__)))
+    assert reference._read(file, splits, of) is not None
+    read = partial(reference._read, file, splits, of)
+    found["reference.safetensors"] = Target(file, read, mutate.safetensors)
+
+
+def read_pairs(path: Path) -> None:
+    """Reads all pairs of a dataset of preferences, whole and cut, and draws batches."""
+    dataset = Dataset.open(path)
+    json.dumps(dataset.describe())
+    for length in (_LENGTH, 12):
+        for split in ("train", "val"):
+            for _ in Pairs(dataset, split, length).batches(2):
+                pass
+    loader = PairLoader(dataset, "train", 2, _LENGTH)
+    loader.next_rows()
+    loader.pairs(0)
+
+
+# ---- what was interrupted ----
+
+
+def _of_preparation(folder: Path, found: dict[str, Target]) -> None:
+    """The plan and the journal of a preparation that was interrupted."""
+    folder.mkdir()
+    text, out = folder / "text.txt", folder / "dataset"
+    text.write_text("The cat sat on the mat. " * 60 + "\n")
+    options: dict[str, Any] = {"tokenizer": "bytes", "shard_tokens": 300, "val_by": "order"}
+
+    def stop(action: str, n_done: int, n_bytes: int | None) -> None:
+        if action == "encoding" and n_done == n_bytes:
+            raise _Stop
+
+    with suppress(_Stop):
+        prepare([str(text)], out, progress=stop, **options)
+    work, kept = out / ".partial", folder / "kept"
+    shutil.copytree(work, kept)
+    whole = prepare([str(text)], folder / "whole", **options).meta["splits"]
+
+    def again(name: str) -> None:
+        """Continues, with the damaged file and all others as they were."""
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(kept, work)
+        shutil.copyfile(folder / name, work / name)
+        assert prepare([str(text)], out, **options).meta["splits"] == whole
+
+    for name, structure in (("plan.json", mutate.json_value), ("journal.jsonl", mutate.lines)):
+        shutil.copyfile(kept / name, folder / name)
+        found[f"prepare-{name}"] = Target(folder / name, partial(again, name), structure)
+
+
+def _of_optimizer(folder: Path, found: dict[str, Target]) -> None:
+    """AdamW's moments, which a resumed run reads."""
+    text, run = folder / "text.txt", folder / "run"
+    text.write_text("the cat sat on the mat. " * 40)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "seq_len": 8, "batch_size": 2, "threads": 1}
+    train(data=str(text), tokenizer="bytes", out=str(run), steps=1, eval_every=1, **sizes)
+    path = run / "ckpt-000001"
+    (path / "checksums.json").unlink()
+
+    def read() -> None:
+        file = open_checkpoint(path)
+        assert isinstance(file, Checkpoint)
+        for name, *_ in file.trained():
+            for moment in ("m", "v"):
+                file.read_moment(name, moment)
+        with load_model(file, threads=1, training=True) as model:
+            file.restore_optimizer(model)
+        file.check()
+
+    found["optimizer.safetensors"] = Target(
+        path / "optimizer.safetensors", read, mutate.safetensors
+    )

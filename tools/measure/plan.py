@@ -1,0 +1,75 @@
+"""The plan of a run against the run: memory and time of six configurations.
+
+    python tools/measure/plan.py --out /tmp/plans
+
+Each is a process of `gptc plan --json`, then one of `gptc train --json`. Writes a Markdown table.
+On a machine that does other work too, times differ by that work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+CONFIGURATIONS = {
+    "`tiny`": ["--steps", "2000"],
+    "`modern`": ["--preset", "modern", "--steps", "600"],
+    "`byte`": ["--preset", "byte", "--steps", "12", "--eval-every", "6", "--eval-batches", "4"],
+    "`gpt2`, 1 x 256 x 2": [
+        *("--preset", "gpt2", "--seq-len", "256", "--batch-size", "1", "--grad-accum", "2"),
+        *("--steps", "8", "--eval-every", "8", "--eval-batches", "4"),
+    ],
+    "`llama-15m`, recomputed": [
+        *("--preset", "llama-15m", "--recompute", "block", "--seq-len", "256"),
+        *("--tokens-per-step", "4096", "--steps", "10", "--eval-every", "5", "--eval-batches", "4"),
+    ],
+    "`tiny`, fp32, one minute": ["--dtype", "fp32", "--minutes", "1"],
+}
+
+
+def gptc(*arguments: str) -> dict[str, Any]:
+    """The JSON of a command."""
+    command = [sys.executable, "-m", "gptc", *arguments, "--json"]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(ran.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def row(name: str, arguments: list[str], out: Path) -> str:
+    """The table's row of a configuration."""
+    shutil.rmtree(out, ignore_errors=True)
+    given = ["--data", "stories", *arguments, "--out", str(out)]
+    plan = gptc("plan", *given)
+    run = gptc("train", *given)
+    peak, planned = run["peak_resident_bytes"], plan["planned_peak_bytes"]
+    seconds, expected = run["elapsed_s"], plan["seconds"]
+    return (
+        f"| {name} | {plan['n_params']:,} | {plan['flops_per_token'] / 1e6:.1f} | "
+        f"{planned / 1e6:.0f} | {peak / 1e6:.0f} | {peak / planned - 1:+.1%} | "
+        f"{plan['steps']:,} | {run['step']:,} | {expected:.1f} | {seconds:.1f} | "
+        f"{seconds / expected - 1:+.1%} |"
+    )
+
+
+def main() -> None:
+    """Prints the table, a row at a time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs, emptied")
+    parser.add_argument("--only", help="one configuration by a part of its name")
+    options = parser.parse_args()
+    heads = "run, parameters, MFLOP per token, MB planned, MB peak, off, steps planned, steps"
+    print(f"| {heads.replace(', ', ' | ')} | s planned | s | off |")
+    print("|" + " --- |" * 11)
+    for i, (name, arguments) in enumerate(CONFIGURATIONS.items()):
+        if options.only is None or options.only in name:
+            print(row(name, arguments, options.out / f"run-{i}"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
