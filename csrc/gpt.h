@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 13
+#define GPT_ABI_VERSION 14
 
 enum gpt_status {
     GPT_OK = 0,
@@ -139,6 +139,9 @@ enum gpt_activation {
     GPT_ACT_SWISH = 2, /* x * sigmoid(x) */
     GPT_ACT_SWIGLU =
         3, /* swish(gate) * up: Shazeer 2020; the first layer then has 2 n_ff outputs */
+    GPT_ACT_GELU_ERF = 4, /* x Phi(x), Phi of the normal distribution: Hendrycks and Gimpel 2016 */
+    GPT_ACT_RELU = 5,     /* max(x, 0) */
+    GPT_ACT_GEGLU = 6,    /* gelu(gate) * up, by the tanh approximation: Shazeer 2020 */
 };
 
 /* How rotary frequencies are lowered for sequences longer than a model was first trained on. */
@@ -163,6 +166,21 @@ enum gpt_bias_of {
     GPT_BIAS_MLP_PROJ = 8,
     GPT_BIAS_NORM = 16, /* LayerNorms that have a weight */
     GPT_BIAS_ALL = 31,
+};
+
+/* The place of a layer's norms. */
+enum gpt_norm_at {
+    GPT_NORM_BEFORE = 0, /* of each branch: x + f(norm(x)) */
+    GPT_NORM_AFTER = 1,  /* x + norm(f(x)): Liu et al. 2022, as in OLMo 2 (2024), section 3.2 */
+    GPT_NORM_BOTH = 2,   /* x + norm(f(norm(x))): Gemma 2 (2024), section 2 */
+};
+
+/* RMSNorm of queries and keys, before the rotation. */
+enum gpt_qk_norm {
+    GPT_QK_NORM_NONE = 0,
+    GPT_QK_NORM_HEADS =
+        1, /* over each head, of which all have the same scales: Henry et al. 2020 */
+    GPT_QK_NORM_WIDTH = 2, /* over all queries, and all keys, of a token: Dehghani et al. 2023 */
 };
 
 /* One layer of a model whose layers differ. */
@@ -200,13 +218,20 @@ typedef struct gpt_config {
         rope_original;    /* the longest sequence before the frequencies were lowered; not LINEAR */
     float rope_attention; /* YARN: factor of queries and keys; 0: 0.1 log(rope_factor) + 1 */
     int32_t head_size;    /* 0: n_embd / n_head */
-    /* 1: RMSNorm over each head of queries and keys, with learned scales, before the rotation:
-     * Henry et al. 2020, as in Qwen3 (Yang et al. 2025) */
-    int32_t qk_norm;
-    int32_t window; /* of every layer: see gpt_layer */
+    int32_t qk_norm;      /* enum gpt_qk_norm; WIDTH needs n_kv_head equal to n_head */
+    int32_t window;       /* of every layer: see gpt_layer */
     /* (n_layer), or NULL: every layer has the norm, pos, rope_theta and window above. A model
      * keeps its own copy. */
     const gpt_layer *layers;
+    /* Rotated channels of each head, the first of them; 0: all. An even number. */
+    int32_t rope_dim;
+    /* 1: both branches of a layer read its input: x + attention(norm_1(x)) + mlp(norm_2(x)), as in
+     * GPT-NeoX (Black et al. 2022, section 2.1). Both have one dropout of the residual stream. */
+    int32_t parallel;
+    int32_t norm_at;        /* enum gpt_norm_at; BEFORE where parallel is 1 */
+    float score_scale;      /* factor of the scores; 0: 1 / sqrt(head size) */
+    int32_t score_by_layer; /* 1: that of layer l, from 0 on, is also divided by l + 1 */
+    float embedding_scale;  /* factor of the token embedding as layers read it; 0: 1 */
 } gpt_config;
 
 /* The optimizer of a parameter. */

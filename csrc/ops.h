@@ -70,6 +70,7 @@ typedef struct gpt_shape {
     int32_t kv_int8; /* 1: that is int8 */
     int32_t n_draws; /* rows of logits from which tokens are drawn at once */
     int32_t C, V, Vp, NH, NKV, HS, F;
+    int32_t QK; /* numbers that a norm of queries is over; 0: HS */
     int32_t activation;
     int32_t training;
     int32_t lora_rank; /* 0: there are no adapters */
@@ -134,13 +135,14 @@ typedef struct gpt_segment {
 
 /* ---- embedding.c ---- */
 
-/* out[n] = wte[tokens[n]] + wpe[position of n], from the float32 parameters. */
+/* out[n] = scale wte[tokens[n]] + wpe[position of n], from the float32 parameters. */
 typedef struct embedding_forward {
     act *out;                 /* (N, C) = */
     const int32_t *tokens;    /* (N) */
     const int32_t *positions; /* (N), or NULL: row n is at position n % T */
     const float *wte;         /* (Vp, C) */
     const float *wpe;         /* (block_size, C), or NULL: no learned positions */
+    float scale;              /* of wte; 0: 1 */
     int N, T, C;
 } embedding_forward;
 
@@ -151,6 +153,7 @@ typedef struct embedding_backward {
     const act *dout;          /* (N, C) */
     const int32_t *tokens;    /* (N) */
     const int32_t *positions; /* as in forward */
+    float scale;              /* as in forward */
     int N, T, C, V;
 } embedding_backward;
 
@@ -165,6 +168,9 @@ typedef struct dropout_apply {
 
 /* ---- norm.c ---- */
 
+/* No norm: out = resid_out, which it may be, with a mean of 0 and an std of 1. */
+enum { NORM_NONE = 2 };
+
 /* The residual stream and the norm that reads it, in one pass:
  *     resid_out = resid + dropout(branch);  out = norm(resid_out)
  * With branch NULL, out = norm(resid) and resid_out is not touched. */
@@ -178,7 +184,7 @@ typedef struct residual_norm_forward {
     const float *w;    /* (C) or NULL */
     const float *b;    /* (C) or NULL */
     gpt_dropout_site dropout;
-    int norm; /* enum gpt_norm */
+    int norm; /* enum gpt_norm, or NORM_NONE */
     float eps;
     int N, C;
 } residual_norm_forward;
@@ -196,13 +202,18 @@ typedef struct residual_norm_backward {
     const float *stats; /* (N, 2) */
     const float *w;     /* (C) or NULL */
     gpt_dropout_site dropout;
-    int norm; /* enum gpt_norm */
+    int norm; /* enum gpt_norm, or NORM_NONE */
     int N, C;
 } residual_norm_backward;
 
 /* ---- linear.c ---- */
 
-/* y = in w^T + b, then out = activation(y). For SwiGLU, OC is F and w has 2 F rows: gates, then
+/* Whether an activation multiplies: its input has gates, then as many ups. */
+GPT_EVERYWHERE static inline int is_gated(int activation) {
+    return activation == GPT_ACT_SWIGLU || activation == GPT_ACT_GEGLU;
+}
+
+/* y = in w^T + b, then out = activation(y). For a gated one, as SwiGLU, OC is F and w has 2 F rows: gates, then
  * ups. */
 typedef struct linear_forward {
     act *out;        /* (N, OC) = */
@@ -288,7 +299,8 @@ typedef struct head_forward {
 /* ---- qk_norm.c ---- */
 
 /* RMSNorm (Zhang and Sennrich 2019) of each head of the queries and keys: x / sqrt(mean(x^2) + eps) w,
- * as in Qwen3: Henry et al. 2020, and Dehghani et al. 2023, section 2.1. */
+ * as in Qwen3: Henry et al. 2020, and Dehghani et al. 2023, section 2.1. For a norm over all queries of a token, and
+ * all keys, HS is their width, and NH and NKV are 1. */
 typedef struct qk_norm_forward {
     act *qkv;         /* (N, QKV) in place */
     act *in;          /* (N, (NH + NKV) HS) = what was normalised, for backward; or NULL */
@@ -316,10 +328,11 @@ typedef struct qk_norm_backward {
 /* Rotates the queries and keys of qkv by their positions: Su et al. 2021, equation 34. */
 typedef struct rope_forward {
     act *qkv;                 /* (N, QKV) in place */
-    const float *table;       /* of (cos, sin): (positions, HS/2, 2) for GPT_POS_ROPE,
+    const float *table;       /* of (cos, sin): (positions, turned/2, 2) for GPT_POS_ROPE,
                                  (positions, NH HS/2, 2) for GPT_POS_ROPE_WIDE */
     const int32_t *positions; /* (N), or NULL: row n is at position n % T */
     int pos;                  /* enum gpt_pos */
+    int turned;               /* channels of a head that GPT_POS_ROPE rotates, the first; 0: HS */
     int N, T, NH, NKV, HS;
 } rope_forward;
 
@@ -329,12 +342,18 @@ typedef struct rope_backward {
     const float *table;       /* as in forward */
     const int32_t *positions; /* as in forward */
     int pos;                  /* enum gpt_pos */
+    int turned;               /* as in forward */
     int N, T, NH, NKV, HS;
 } rope_backward;
 
 /* ---- attention.c ---- */
 
-/* Causal softmax(q k^T / sqrt(HS)) v in tiles, with the running maximum of Milakov and
+/* The scale of an op's scores. */
+GPT_EVERYWHERE static inline float score_scale(float scale, int HS) {
+    return scale > 0 ? scale : 1.0f / sqrtf((float)HS);
+}
+
+/* Causal softmax(scale q k^T) v in tiles, with the running maximum of Milakov and
  * Gimelshein 2018; query head h reads key head h / (NH / NKV). Dropout acts on the probabilities.
  * With a window, a query sees its own key and the window - 1 before it: Beltagy et al. 2020. With
  * positions, a sequence is several documents, and a query sees only keys of the same one. */
@@ -344,7 +363,8 @@ typedef struct attention_forward {
     const act *qkv;           /* (B, T, QKV) */
     const int32_t *positions; /* (B, T) of a row in its document, or NULL: a sequence is one */
     gpt_dropout_site dropout;
-    int window; /* 0: all keys up to the query's */
+    int window;  /* 0: all keys up to the query's */
+    float scale; /* of the scores; 0: 1 / sqrt(HS) */
     int B, T, NH, NKV, HS;
 } attention_forward;
 
@@ -358,7 +378,8 @@ typedef struct attention_backward {
     const float *lse;         /* (B, NH, T) */
     const int32_t *positions; /* as in forward */
     gpt_dropout_site dropout;
-    int window; /* as in forward */
+    int window;  /* as in forward */
+    float scale; /* as in forward */
     int B, T, NH, NKV, HS;
 } attention_backward;
 
@@ -377,6 +398,7 @@ typedef struct attention_decode {
     const int32_t *seqs;      /* (N) */
     const int32_t *positions; /* (N) */
     int window;               /* as in forward */
+    float scale;              /* as in forward */
     int N, n_ctx, NH, NKV, HS;
 } attention_decode;
 

@@ -109,7 +109,7 @@ COST(residual_norm_backward) {
 }
 
 COST(linear_forward) {
-    int parts = op->activation == GPT_ACT_SWIGLU ? 2 : 1, width = parts * op->OC;
+    int parts = is_gated(op->activation) ? 2 : 1, width = parts * op->OC;
     double kept = op->pre ? width : 0;
     return (cost){.flops = 2.0 * op->N * op->IC * width,
                   .bytes = acts(p, (double)op->N * (op->IC + op->OC + kept)) +
@@ -119,7 +119,7 @@ COST(linear_forward) {
 }
 
 COST(linear_backward) {
-    double width = op->activation == GPT_ACT_SWIGLU ? 2.0 * op->IC : op->IC;
+    double width = is_gated(op->activation) ? 2.0 * op->IC : op->IC;
     double written = op->dw ? (op->add ? 2.0 : 1.0) * op->IC * op->OC : 0;
     return (cost){.flops = (op->dw ? 4.0 : 2.0) * op->N * op->IC * op->OC,
                   .bytes = acts(p, (double)op->N * (op->OC + op->IC + 2 * width)) +

@@ -17,7 +17,7 @@ import reference
 
 def main() -> None:
     reference.GOLDEN.mkdir(exist_ok=True)
-    for case in reference.CASES:
+    for case in [*reference.CASES, *reference.ARCHITECTURES]:
         path = reference.golden_path(case)
         np.savez_compressed(path, **reference.run(case))
         print(f"{path.relative_to(Path.cwd())}: {path.stat().st_size} bytes")

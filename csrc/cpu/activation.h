@@ -20,6 +20,39 @@ static inline vf gelu_slope(vf x) {
     return s + x * s * (1.0f - s) * (GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x));
 }
 
+/* The error function's complement is exp(-z^2) times a polynomial in 1 / (1 + 0.3275911 z), z >= 0, within 1.5e-7:
+ * Abramowitz and Stegun 1964, 7.1.26. */
+static inline vf half_erfc(vf z, vf exponential) {
+    vf t = vf_reciprocal(1.0f + 0.3275911f * z);
+    vf p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    return 0.5f * (p * t) * exponential;
+}
+
+/* Phi(x) of the normal distribution, and its density. */
+static inline vf normal_cdf(vf x, vf *density) {
+    vf z = 0.7071067811865475f * vf_max(x, -x), exponential = vf_exp(-z * z);
+    vf tail = half_erfc(z, exponential);
+    *density = 0.3989422804014327f * exponential;
+    return vf_select(x > 0.0f, 1.0f - tail, tail);
+}
+
+static inline vf gelu_erf(vf x) {
+    vf density;
+    return x * normal_cdf(x, &density);
+}
+
+static inline vf gelu_erf_slope(vf x) {
+    vf density, cdf = normal_cdf(x, &density);
+    return cdf + x * density;
+}
+
+static inline vf relu(vf x) {
+    return vf_select(x < 0.0f, vf_set(0.0f), x); /* NaN stays NaN */
+}
+
 static inline vf swish(vf x) {
     return x * vf_sigmoid(x);
 }
@@ -29,18 +62,27 @@ static inline vf swish_slope(vf x) {
     return s * (1.0f + x * (1.0f - s));
 }
 
-/* activation(x); up is the second half of SwiGLU's input, else unused. */
+/* activation(x); up is the second half of a gated one's input, else unused. */
 static inline vf activation_forward(int activation, vf x, vf up) {
     if (activation == GPT_ACT_GELU) return gelu(x);
     if (activation == GPT_ACT_SWISH) return swish(x);
     if (activation == GPT_ACT_SWIGLU) return swish(x) * up;
+    if (activation == GPT_ACT_GELU_ERF) return gelu_erf(x);
+    if (activation == GPT_ACT_RELU) return relu(x);
+    if (activation == GPT_ACT_GEGLU) return gelu(x) * up;
     return x;
 }
 
-/* d times the activation's slope at x; for SwiGLU dup = d times the slope in up. */
+/* d times the activation's slope at x; of a gated one dup = d times the slope in up. */
 static inline vf activation_backward(int activation, vf d, vf x, vf up, vf *dup) {
     if (activation == GPT_ACT_GELU) return d * gelu_slope(x);
     if (activation == GPT_ACT_SWISH) return d * swish_slope(x);
+    if (activation == GPT_ACT_GELU_ERF) return d * gelu_erf_slope(x);
+    if (activation == GPT_ACT_RELU) return vf_select(x > 0.0f, d, vf_set(0.0f));
+    if (activation == GPT_ACT_GEGLU) {
+        *dup = d * gelu(x);
+        return d * up * gelu_slope(x);
+    }
     if (activation != GPT_ACT_SWIGLU) return d;
     vf s = vf_sigmoid(x);
     *dup = d * x * s;

@@ -42,7 +42,7 @@ static void attention_forward_heads(void *p, int thread, int64_t begin, int64_t 
                                 .q0 = q0,
                                 .nq = cpu_min(TILE_Q, T - q0),
                                 .sight = sight_of(a->window, a->positions, b, T),
-                                .scale = 1 / sqrtf((float)HS),
+                                .scale = score_scale(a->scale, HS),
                                 .dropout = task->dropout,
                                 .index = (uint64_t)row * (uint64_t)T};
                 forward_tile(&t, &w);
@@ -191,6 +191,6 @@ static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t
 
 CPU_OP(attention_backward) {
     backward_task task = {ctx, op, dropout_at(op->dropout), shape_of(op->T, op->HS),
-                          1 / sqrtf((float)op->HS)};
+                          score_scale(op->scale, op->HS)};
     cpu_parallel(ctx, attention_backward_heads, &task, (int64_t)op->B * op->NKV, 1);
 }

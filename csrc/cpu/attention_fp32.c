@@ -144,7 +144,7 @@ static void attention_forward_tiles(void *p, int thread, int64_t begin, int64_t 
             .nq = cpu_min(TILE_Q, T - q0),
             .HS = HS,
             .sight = sight_of(a->window, a->positions, b, T),
-            .scale = 1 / sqrtf((float)HS),
+            .scale = score_scale(a->scale, HS),
             .dropout = task->dropout,
             .index = (((uint64_t)b * NH + h) * T + q0) * T,
             .T = T,
@@ -241,7 +241,7 @@ static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t
 }
 
 CPU_OP(attention_backward) {
-    backward_task task = {ctx, op, dropout_at(op->dropout), 1 / sqrtf((float)op->HS)};
+    backward_task task = {ctx, op, dropout_at(op->dropout), score_scale(op->scale, op->HS)};
     cpu_parallel(ctx, attention_backward_heads, &task, (int64_t)op->B * op->NKV, 1);
 }
 
@@ -252,8 +252,8 @@ typedef struct decode_task {
 
 /* One query of an int8 cache. */
 static void int8_decode_query(const query_tile *t, const int8_t *next, scratch w) {
-    float factor =
-        int8_attend(t->out, t->q, t->int8, t->sight, t->q0, t->HS, w.s, TILE_K, w.rows, next);
+    float factor = int8_attend(t->out, t->q, t->int8, t->sight, t->q0, t->scale, t->HS, w.s, TILE_K,
+                               w.rows, next);
     FOR_LANES (c, k, t->HS) vf_put(t->out + c, vf_get(t->out + c, k) * factor, k);
 }
 
@@ -283,7 +283,7 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
                             .nq = nq,
                             .HS = HS,
                             .sight = {a->window, NULL},
-                            .scale = 1 / sqrtf((float)HS)};
+                            .scale = score_scale(a->scale, HS)};
             if (a->scale_k && nq == 1)
                 int8_decode_query(&t, int8_head_of(a, n + 1 < a->N ? n + 1 : n, kv).k, w);
             else

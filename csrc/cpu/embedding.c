@@ -7,16 +7,17 @@ static void embedding_forward_rows(void *p, int thread, int64_t begin, int64_t e
     (void)thread;
     const embedding_forward *a = p;
     elem *all_out = a->out;
+    float scale = a->scale > 0 ? a->scale : 1;
     for (int64_t n = begin; n < end; n++) {
         elem *out = all_out + n * a->C;
         const float *wte = a->wte + (int64_t)a->tokens[n] * a->C;
         if (!a->wpe) {
-            FOR_LANES (c, k, a->C) vf_put(out + c, vf_get(wte + c, k), k);
+            FOR_LANES (c, k, a->C) vf_put(out + c, vf_get(wte + c, k) * scale, k);
             continue;
         }
         int64_t t = a->positions ? a->positions[n] : n % a->T;
         const float *wpe = a->wpe + t * a->C;
-        FOR_LANES (c, k, a->C) vf_put(out + c, vf_get(wte + c, k) + vf_get(wpe + c, k), k);
+        FOR_LANES (c, k, a->C) vf_put(out + c, vf_get(wte + c, k) * scale + vf_get(wpe + c, k), k);
     }
 }
 
@@ -31,11 +32,13 @@ static void embedding_backward_channels(void *p, int thread, int64_t begin, int6
     const embedding_backward *a = p;
     const elem *all_dout = a->dout;
     int width = (int)(end - begin);
+    float scale = a->scale > 0 ? a->scale : 1;
     for (int n = 0; n < a->N; n++) {
         const elem *dout = all_dout + (int64_t)n * a->C + begin;
         float *dwte = a->dwte ? a->dwte + (int64_t)a->tokens[n] * a->C + begin : NULL;
         if (dwte)
-            FOR_LANES (c, k, width) vf_put(dwte + c, vf_get(dwte + c, k) + vf_get(dout + c, k), k);
+            FOR_LANES (c, k, width)
+                vf_put(dwte + c, vf_get(dwte + c, k) + vf_get(dout + c, k) * scale, k);
         if (!a->dwpe) continue;
         int64_t t = a->positions ? a->positions[n] : n % a->T;
         float *dwpe = a->dwpe + t * a->C + begin;

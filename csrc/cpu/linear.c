@@ -8,7 +8,7 @@ __attribute__((always_inline)) static inline void activate_tile(const linear_for
                                                                 const float *y_twin, int ldy,
                                                                 int row, int rows, int col,
                                                                 int cols) {
-    int twin = activation == GPT_ACT_SWIGLU ? a->OC : 0;
+    int twin = is_gated(activation) ? a->OC : 0;
     const float *bias = a->b;
     elem *all_out = a->out, *all_pre = activation == GPT_ACT_NONE ? NULL : a->pre;
     for (int r = 0; r < rows; r++, y += ldy, y_twin += ldy) {
@@ -41,18 +41,27 @@ static void forward_epilogue(void *p, const float *y, const float *y_twin, int l
     case GPT_ACT_SWIGLU:
         activate_tile(a, GPT_ACT_SWIGLU, y, y_twin, ldy, row, rows, col, cols);
         break;
+    case GPT_ACT_GELU_ERF:
+        activate_tile(a, GPT_ACT_GELU_ERF, y, y_twin, ldy, row, rows, col, cols);
+        break;
+    case GPT_ACT_RELU:
+        activate_tile(a, GPT_ACT_RELU, y, y_twin, ldy, row, rows, col, cols);
+        break;
+    case GPT_ACT_GEGLU:
+        activate_tile(a, GPT_ACT_GEGLU, y, y_twin, ldy, row, rows, col, cols);
+        break;
     default:
         activate_tile(a, GPT_ACT_NONE, y, y_twin, ldy, row, rows, col, cols);
         break;
     }
 }
 
-/* din = y through the activation; for SwiGLU, y fills the gates and the ups. */
+/* din = y through the activation; of a gated one, y fills the gates and the ups. */
 __attribute__((always_inline)) static inline void deactivate_tile(const linear_backward *a,
                                                                   int activation, const float *y,
                                                                   int ldy, int row, int rows,
                                                                   int col, int cols) {
-    int twin = activation == GPT_ACT_SWIGLU ? a->IC : 0;
+    int twin = is_gated(activation) ? a->IC : 0;
     int64_t stride = a->IC + twin;
     elem *all_din = a->din;
     const elem *all_pre = a->pre;
@@ -85,6 +94,15 @@ static void input_epilogue(void *p, const float *y, const float *y_twin, int ldy
     case GPT_ACT_SWIGLU:
         deactivate_tile(a, GPT_ACT_SWIGLU, y, ldy, row, rows, col, cols);
         break;
+    case GPT_ACT_GELU_ERF:
+        deactivate_tile(a, GPT_ACT_GELU_ERF, y, ldy, row, rows, col, cols);
+        break;
+    case GPT_ACT_RELU:
+        deactivate_tile(a, GPT_ACT_RELU, y, ldy, row, rows, col, cols);
+        break;
+    case GPT_ACT_GEGLU:
+        deactivate_tile(a, GPT_ACT_GEGLU, y, ldy, row, rows, col, cols);
+        break;
     default:
         deactivate_tile(a, GPT_ACT_NONE, y, ldy, row, rows, col, cols);
         break;
@@ -92,7 +110,7 @@ static void input_epilogue(void *p, const float *y, const float *y_twin, int ldy
 }
 
 /* The fp32 product writes to the op's output, so that it needs an epilogue only to change the result.
- * SwiGLU's is twice as wide as out: without a place for pre it goes to the workspace. */
+ * A gated one's is twice as wide as out: without a place for pre it goes to the workspace. */
 static float *forward_target(gpt_ctx *ctx, const linear_forward *op) {
 #ifdef CPU_BF16
     (void)ctx, (void)op;
@@ -100,24 +118,24 @@ static float *forward_target(gpt_ctx *ctx, const linear_forward *op) {
 #else
     if (op->activation == GPT_ACT_NONE) return op->out;
     if (op->pre) return op->pre;
-    return op->activation == GPT_ACT_SWIGLU ? ctx->workspace : op->out;
+    return is_gated(op->activation) ? ctx->workspace : op->out;
 #endif
 }
 
 CPU_OP(linear_forward) {
-    int swiglu = op->activation == GPT_ACT_SWIGLU;
+    int gated = is_gated(op->activation);
     product p = {.kind = PRODUCT_NT,
                  .out = forward_target(ctx, op),
                  .a = op->in,
                  .w = op->w,
                  .lda = op->IC,
                  .ldb = op->IC,
-                 .ldo = swiglu ? 2 * op->OC : op->OC,
+                 .ldo = gated ? 2 * op->OC : op->OC,
                  .M = op->N,
                  .N = op->OC,
                  .K = op->IC,
                  .exact = op->exact,
-                 .twin = swiglu ? op->OC : 0};
+                 .twin = gated ? op->OC : 0};
     if (!p.out || op->b || op->activation != GPT_ACT_NONE) {
         p.epilogue = forward_epilogue;
         p.epilogue_args = (void *)op;
@@ -131,7 +149,7 @@ CPU_OP(linear_backward) {
                       .w = op->w,
                       .lda = op->OC,
                       .ldb = op->IC,
-                      .ldo = op->activation == GPT_ACT_SWIGLU ? 2 * op->IC : op->IC,
+                      .ldo = is_gated(op->activation) ? 2 * op->IC : op->IC,
                       .M = op->N,
                       .N = op->IC,
                       .K = op->OC};
@@ -163,10 +181,10 @@ CPU_OP(linear_backward) {
 
 CPU_WORKSPACE(linear_workspace) {
     (void)n_threads;
-    int fc = shape->activation == GPT_ACT_SWIGLU ? 2 * shape->F : shape->F;
+    int fc = is_gated(shape->activation) ? 2 * shape->F : shape->F;
     size_t twice = 0, most = 0;
 #ifndef CPU_BF16
-    if (shape->activation == GPT_ACT_SWIGLU) twice = sizeof(float) * (size_t)shape->N * (size_t)fc;
+    if (is_gated(shape->activation)) twice = sizeof(float) * (size_t)shape->N * (size_t)fc;
 #endif
     int widest = cpu_max(cpu_max(fc, (shape->NH + 2 * shape->NKV) * shape->HS), shape->C);
     if (shape->training) most = cpu_product_workspace(widest, shape->N);

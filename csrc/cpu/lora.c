@@ -96,7 +96,7 @@ typedef struct source {
 
 /* Columns col to col + n - 1 of a row; zeros up to a whole vector. */
 static void take(float *out, const source *s, int64_t row, int col, int n) {
-    int64_t twin = s->activation == GPT_ACT_SWIGLU ? s->K : 0;
+    int64_t twin = is_gated(s->activation) ? s->K : 0;
     const elem *pre = s->x ? NULL : s->pre + row * (s->K + twin) + col;
     const elem *x = s->x ? s->x + row * s->stride + col : NULL;
     FOR_LANES (c, k, n) {
@@ -161,7 +161,7 @@ static void turn_parts(float *out, const float *b, const lora_part *parts, int n
 CPU_WORKSPACE(lora_workspace) {
     (void)n_threads;
     if (!shape->lora_rank) return 0;
-    int fc = shape->activation == GPT_ACT_SWIGLU ? 2 * shape->F : shape->F;
+    int fc = is_gated(shape->activation) ? 2 * shape->F : shape->F;
     int qkv = (shape->NH + 2 * shape->NKV) * shape->HS;
     int64_t R = shape->lora_rank, widest = cpu_max(cpu_max(fc, qkv), shape->C);
     int64_t u = cpu_round_up(shape->N, ROWS) * GPT_MAX_STACKED * R;
@@ -194,7 +194,7 @@ static void add_part(const forward_task *t, elem *y, int64_t stride, const lora_
 }
 
 static void activate_row(const lora_forward *a, int64_t row) {
-    int64_t twin = a->activation == GPT_ACT_SWIGLU ? a->OC : 0;
+    int64_t twin = is_gated(a->activation) ? a->OC : 0;
     const elem *pre = (const elem *)a->pre + row * (a->OC + twin);
     elem *out = (elem *)a->out + row * a->OC;
     FOR_LANES (c, k, a->OC) {
@@ -210,7 +210,7 @@ static void forward_rows(void *p, int thread, int64_t first, int64_t last) {
     const lora_forward *a = t->op;
     int64_t width = (int64_t)a->n_parts * a->R;
     int activates = a->activation != GPT_ACT_NONE;
-    int64_t stride = a->activation == GPT_ACT_SWIGLU ? 2 * (int64_t)a->OC : a->OC;
+    int64_t stride = is_gated(a->activation) ? 2 * (int64_t)a->OC : a->OC;
     for (int64_t tile = first; tile < last; tile++) {
         int64_t begin = tile * ROWS, end = begin + ROWS < a->N ? begin + ROWS : a->N;
         float *u = t->u + begin * width;
@@ -251,7 +251,7 @@ typedef struct backward_task {
 /* din += y, through dropout and the activation, in columns col to col + n - 1. */
 static void add_input(const backward_task *t, const float *y, int64_t row, int col, int n) {
     const lora_backward *a = t->op;
-    int64_t twin = a->activation == GPT_ACT_SWIGLU ? a->IC : 0, at = row * (a->IC + twin) + col;
+    int64_t twin = is_gated(a->activation) ? a->IC : 0, at = row * (a->IC + twin) + col;
     elem *din = (elem *)a->din + at;
     const elem *pre = a->activation == GPT_ACT_NONE ? NULL : (const elem *)a->pre + at;
     gpt_dropout dropout = t->in.dropout;

@@ -64,7 +64,7 @@ static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
             }
             s += d * d;
         }
-        float rstd = 1.0f / sqrtf(vf_sum(s) / (float)C + a->eps);
+        float rstd = a->norm == NORM_NONE ? 1 : 1.0f / sqrtf(vf_sum(s) / (float)C + a->eps);
         FOR_LANES (c, k, C) {
             vf y = (vf_get(x + c, k) - mean) * rstd;
             if (a->w) y *= vf_get(a->w + c, k);
@@ -109,7 +109,7 @@ static void norm_backward_row(const backward_task *task, int64_t row, float *dw,
         if (db) vf_put(db + c, vf_get(db + c, k) + d, k);
     }
     float mean_g = a->norm == GPT_NORM_LAYERNORM ? vf_sum(sum_g) / (float)C : 0;
-    float mean_gh = vf_sum(sum_gh) / (float)C;
+    float mean_gh = a->norm == NORM_NONE ? 0 : vf_sum(sum_gh) / (float)C;
     FOR_LANES (c, k, C) {
         vf d = vf_get(dout + c, k);
         vf h = (vf_get(x + c, k) - mean) * rstd;

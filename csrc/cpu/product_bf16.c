@@ -198,7 +198,7 @@ typedef struct pack_args {
 static void activate_row(bf16 *out, const bf16 *pre, int twin, int activation, int n) {
     FOR_LANES (c, k, n) {
         vf up = {0};
-        if (activation == GPT_ACT_SWIGLU) up = vf_get(pre + twin + c, k);
+        if (is_gated(activation)) up = vf_get(pre + twin + c, k);
         vf_put(out + c, activation_forward(activation, vf_get(pre + c, k), up), k);
     }
 }
@@ -240,7 +240,7 @@ static void pack_chunk(gpt_ctx *ctx, const product *p, int first, int K) {
     pack_args args = {ctx->workspace, p->b, p->ldb, p->N, K, p->activation};
     if (p->activation != GPT_ACT_NONE) {
         args.b = p->pre;
-        args.ldb = p->activation == GPT_ACT_SWIGLU ? 2 * p->N : p->N;
+        args.ldb = is_gated(p->activation) ? 2 * p->N : p->N;
     }
     args.b += (int64_t)first * args.ldb;
     cpu_parallel(ctx, pack_groups, &args, cpu_div_up(p->N, GROUP_COLS), 2);

@@ -14,7 +14,8 @@ static int block_rows(int N) {
 
 CPU_WORKSPACE(qk_norm_workspace) {
     (void)n_threads;
-    return shape->training ? sizeof(float) * MAX_BLOCKS * 2 * (size_t)shape->HS : 0;
+    return shape->training ? sizeof(float) * MAX_BLOCKS * 2 * (size_t)cpu_max(shape->QK, shape->HS)
+                           : 0;
 }
 
 /* 1 / sqrt(mean(x^2) + eps) of a head. */

@@ -8,9 +8,8 @@ typedef struct rope_task {
     float sign; /* 1 rotates forward, -1 back */
 } rope_task;
 
-/* Channels (i, i + HS/2) of each head, the same angles for every head. */
-static void rotate_heads(elem *x, const float *table, float sign, int n_heads, int HS) {
-    int half = HS / 2;
+/* Channels (i, i + half) of each head, the same angles for every head. */
+static void rotate_heads(elem *x, const float *table, float sign, int n_heads, int half, int HS) {
     FOR_LANES (i, k, half) {
         float cosines[LANES] = {0}, sines[LANES] = {0};
         for (int j = 0; j < k; j++) {
@@ -43,13 +42,15 @@ static void rope_rows(void *p, int thread, int64_t begin, int64_t end) {
     const rope_forward *a = task->op;
     elem *qkv = a->qkv;
     int width = a->NH * a->HS, stride = (a->NH + 2 * a->NKV) * a->HS;
-    int64_t pairs = a->pos == GPT_POS_ROPE ? a->HS / 2 : width / 2;
+    int half = (a->turned ? a->turned : a->HS) / 2;
+    int64_t pairs = a->pos == GPT_POS_ROPE ? half : width / 2;
     for (int64_t n = begin; n < end; n++) {
         elem *q = qkv + n * stride, *k = q + width;
         int64_t t = a->positions ? a->positions[n] : n % a->T;
         const float *table = a->table + t * pairs * 2;
         if (a->pos == GPT_POS_ROPE) {
-            rotate_heads(q, table, task->sign, a->NH + a->NKV, a->HS); /* keys follow the queries */
+            /* Keys follow the queries. */
+            rotate_heads(q, table, task->sign, a->NH + a->NKV, half, a->HS);
         } else {
             rotate_wide(q, table, task->sign, width);
             rotate_wide(k, table, task->sign, width);
@@ -67,6 +68,7 @@ CPU_OP(rope_backward) {
                          .table = op->table,
                          .positions = op->positions,
                          .pos = op->pos,
+                         .turned = op->turned,
                          .N = op->N,
                          .T = op->T,
                          .NH = op->NH,

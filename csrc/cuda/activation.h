@@ -5,36 +5,57 @@
 
 #include "cuda.h"
 
-#define GELU_SCALE 0.7978845608028654f /* sqrt(2 / pi) */
-#define GELU_CUBIC 0.044715f
+#define GELU_SCALE     0.7978845608028654f /* sqrt(2 / pi) */
+#define GELU_CUBIC     0.044715f
+#define SQRT_HALF      0.7071067811865475f
+#define NORMAL_DENSITY 0.3989422804014327f /* of 0 */
 
 static __device__ inline float sigmoid(float x) {
     return 1.0f / (1.0f + expf(-x));
 }
 
-/* activation(x); for SwiGLU, x is the gate. */
+static __device__ inline float gelu(float x) {
+    return 0.5f * x * (1.0f + tanhf(GELU_SCALE * (x + GELU_CUBIC * x * x * x)));
+}
+
+static __device__ inline float gelu_slope(float x) {
+    float t = tanhf(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
+    float inner = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner;
+}
+
+/* activation(x); of a gated one, x is the gate. */
 static __device__ inline float activation_forward(int activation, float x, float up) {
     switch (activation) {
     case GPT_ACT_GELU:
-        return 0.5f * x * (1.0f + tanhf(GELU_SCALE * (x + GELU_CUBIC * x * x * x)));
+        return gelu(x);
     case GPT_ACT_SWISH:
         return x * sigmoid(x);
     case GPT_ACT_SWIGLU:
         return x * sigmoid(x) * up;
+    case GPT_ACT_GELU_ERF:
+        return 0.5f * x * erfcf(-SQRT_HALF * x);
+    case GPT_ACT_RELU:
+        return x < 0 ? 0 : x; /* NaN stays NaN */
+    case GPT_ACT_GEGLU:
+        return gelu(x) * up;
     default:
         return x;
     }
 }
 
-/* The gradient of x; for SwiGLU also of up, in *dup. */
+/* The gradient of x; of a gated one also of up, in *dup. */
 static __device__ inline float activation_backward(int activation, float dout, float x, float up,
                                                    float *dup) {
-    if (activation == GPT_ACT_GELU) {
-        float t = tanhf(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
-        float inner = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
-        return dout * (0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner);
-    }
     if (activation == GPT_ACT_NONE) return dout;
+    if (activation == GPT_ACT_GELU) return dout * gelu_slope(x);
+    if (activation == GPT_ACT_RELU) return x > 0 ? dout : 0;
+    if (activation == GPT_ACT_GELU_ERF)
+        return dout * (0.5f * erfcf(-SQRT_HALF * x) + x * NORMAL_DENSITY * expf(-0.5f * x * x));
+    if (activation == GPT_ACT_GEGLU) {
+        *dup = dout * gelu(x);
+        return dout * gelu_slope(x) * up;
+    }
     float s = sigmoid(x), slope = s + x * s * (1.0f - s);
     if (activation == GPT_ACT_SWISH) return dout * slope;
     *dup = dout * x * s;

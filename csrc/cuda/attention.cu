@@ -241,7 +241,7 @@ CUDA_OP(attention_forward) {
     if (attention_tiles_forward(ctx, *op)) return;
 #endif
     launch(ctx, attention_forward_kernel, warp_grid((int64_t)op->B * op->NH * op->T), THREADS,
-           shared_bytes(op->HS), *op, attention_scale(op->HS));
+           shared_bytes(op->HS), *op, score_scale(op->scale, op->HS));
 }
 
 CUDA_OP(attention_backward) {
@@ -249,7 +249,7 @@ CUDA_OP(attention_backward) {
     int64_t queries = (int64_t)N * op->NH, keys = (int64_t)N * op->NKV;
     backward_memory m;
     lay_out(&m, (char *)ctx->workspace, N, op->NH, QKV);
-    backward_args args = {*op, m.delta, attention_scale(op->HS), m.lse, NULL};
+    backward_args args = {*op, m.delta, score_scale(op->scale, op->HS), m.lse, NULL};
 #ifdef CUDA_BF16
     int64_t tiles = attention_tiles(op->B, op->T);
     if (op->db && tiles <= m.max_tiles) args.partial = m.partial;
@@ -336,5 +336,5 @@ CUDA_OP(attention_decode) {
     if (attention_decode_pieces(ctx, *op, has_tiles)) return;
     if (!is_stored) store_cache(ctx, op);
     launch(ctx, attention_decode_kernel, dim3((unsigned)(op->N * op->NH)), THREADS,
-           shared_bytes(op->HS), *op, attention_scale(op->HS));
+           shared_bytes(op->HS), *op, score_scale(op->scale, op->HS));
 }

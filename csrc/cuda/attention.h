@@ -28,9 +28,6 @@ template <typename Op>
 static __host__ __device__ inline int64_t out_at(const Op &a, int b, int t, int h) {
     return (((int64_t)b * a.T + t) * a.NH + h) * a.HS;
 }
-static inline float attention_scale(int HS) {
-    return 1.0f / sqrtf((float)HS);
-}
 
 /* How far back the queries of a sequence see. */
 typedef struct sight {

@@ -550,13 +550,13 @@ template <typename T, bool MORE, int KEYS>
 static void start_forward(gpt_ctx *ctx, const attention_forward &a) {
     dim3 grid((unsigned)(div_up(a.T, ROWS) * a.B * a.NH));
     launch(ctx, attention_forward_kernel<T, MORE, KEYS>, grid, THREADS, tile_bytes<T, KEYS>(1),
-           forward_args{a, attention_scale(a.HS), map_of<T>(ctx, a.qkv, a, a.NH + 2 * a.NKV)});
+           forward_args{a, score_scale(a.scale, a.HS), map_of<T>(ctx, a.qkv, a, a.NH + 2 * a.NKV)});
 }
 
 template <typename T> static void start_prefill(gpt_ctx *ctx, const attention_decode &a) {
     dim3 grid((unsigned)(div_up(a.N, ROWS) * a.NH));
     launch(ctx, attention_prefill_kernel<T>, grid, THREADS, tile_bytes<T, ATTENTION_TILE>(1), a,
-           attention_scale(a.HS));
+           score_scale(a.scale, a.HS));
 }
 
 template <typename T, bool MORE, int KEYS>

@@ -394,7 +394,7 @@ int attention_decode_pieces(gpt_ctx *ctx, const attention_decode &op, int has_ti
     decode_args args = {op,
                         NULL,
                         NULL,
-                        attention_scale(HS) * LOG2E,
+                        score_scale(op.scale, HS) * LOG2E,
                         piece_keys(op.n_ctx),
                         most_pieces(op.n_ctx, op.window),
                         has_tiles};

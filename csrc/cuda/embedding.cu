@@ -18,6 +18,9 @@ template <int W> static __global__ void embedding_forward_kernel(embedding_forwa
     int n = (int)(i / a.C), c = (int)(i % a.C);
     float x[W], position[W];
     load(x, a.wte + (int64_t)a.tokens[n] * a.C + c);
+    if (a.scale > 0)
+#pragma unroll
+        for (int k = 0; k < W; k++) x[k] *= a.scale;
     if (a.wpe) {
         int t = a.positions ? a.positions[n] : n % a.T;
         load(position, a.wpe + (int64_t)t * a.C + c);
@@ -147,7 +150,7 @@ template <int W> static __global__ void embedding_backward_kernel(embedding_back
     int begin = piece * PIECE, n = least<int>(PIECE, a.N - begin);
     if (n <= 0) return;
     int my_row = lane < n ? s.order[begin + lane] : 0, my_token = lane < n ? a.tokens[my_row] : -1;
-    float sum[W] = {}, x[W];
+    float sum[W] = {}, x[W], scale = a.scale > 0 ? a.scale : 1;
     for (int i = 0; i < n; i++) {
         int row = __shfl_sync(~0u, my_row, i), token = __shfl_sync(~0u, my_token, i);
         int next = __shfl_sync(~0u, my_token, i + 1);
@@ -161,6 +164,8 @@ template <int W> static __global__ void embedding_backward_kernel(embedding_back
         float *to = whole ? a.dwte + (int64_t)token * C + c
                           : s.partial + ((int64_t)piece * 2 + (first > begin)) * C + c;
         if (whole) load(x, to);
+#pragma unroll
+        for (int k = 0; k < W; k++) sum[k] *= scale;
 #pragma unroll
         for (int k = 0; k < W; k++) x[k] = whole ? x[k] + sum[k] : sum[k], sum[k] = 0;
         store(to, x);
@@ -224,7 +229,8 @@ template <int W> static void backward(gpt_ctx *ctx, const embedding_backward &a)
     if (a.dwte) add_by_token<W>(ctx, a);
     if (a.dwpe && a.positions) {
         embedding_backward positions = a; /* found as tokens are */
-        positions.dwte = a.dwpe, positions.tokens = a.positions, positions.V = a.T;
+        positions.dwte = a.dwpe, positions.scale = 1, positions.tokens = a.positions,
+        positions.V = a.T;
         add_by_token<W>(ctx, positions);
     } else if (a.dwpe) {
         launch(ctx, position_backward_kernel<W>,

@@ -25,7 +25,7 @@ static size_t lay_out(linear_memory *m, char *base, size_t weights, size_t produ
 }
 
 static size_t product_numbers(int activation, int N, int F) {
-    return activation == GPT_ACT_SWIGLU ? 2 * (size_t)N * (size_t)F : 0;
+    return is_gated(activation) ? 2 * (size_t)N * (size_t)F : 0;
 }
 
 CUDA_WORKSPACE(linear_workspace) {
@@ -62,7 +62,7 @@ template <int W> static __device__ inline void add_bias(float (&x)[W], const ele
 template <int W> static __global__ void activation_forward_kernel(activation_args a) {
     int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
     if (i >= (int64_t)a.N * a.F) return;
-    int twin = a.activation == GPT_ACT_SWIGLU ? a.F : 0, f = (int)(i % a.F);
+    int twin = is_gated(a.activation) ? a.F : 0, f = (int)(i % a.F);
     int64_t at = i / a.F * (a.F + twin) + f;
     float x[W], up[W] = {};
     load(x, a.y + at);
@@ -80,7 +80,7 @@ template <int W> static __global__ void activation_forward_kernel(activation_arg
 
 CUDA_OP(linear_forward) {
     int activation = op->activation, N = op->N, IC = op->IC, OC = op->OC;
-    int swiglu = activation == GPT_ACT_SWIGLU, width = swiglu ? 2 * OC : OC;
+    int gated = is_gated(activation), width = gated ? 2 * OC : OC;
     act *pre = activation == GPT_ACT_NONE ? NULL : op->pre;
     linear_memory m;
     lay_out(&m, (char *)ctx->workspace, weight_numbers(width, IC),
@@ -102,7 +102,7 @@ CUDA_OP(linear_forward) {
         p.epilogue = EPILOGUE_GELU;
         if (weight_product(ctx, &p, m.weights)) return;
     }
-    p.out = pre ? pre : swiglu ? m.product : op->out;
+    p.out = pre ? pre : gated ? m.product : op->out;
     p.pre = NULL;
     p.epilogue = EPILOGUE_BIAS;
     int has_bias = op->b && weight_product(ctx, &p, m.weights);
@@ -136,7 +136,7 @@ typedef struct activation_backward_args {
 template <int W> static __global__ void activation_backward_kernel(activation_backward_args a) {
     int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
     if (i >= (int64_t)a.N * a.F) return;
-    int twin = a.activation == GPT_ACT_SWIGLU ? a.F : 0;
+    int twin = is_gated(a.activation) ? a.F : 0;
     int64_t at = i / a.F * (a.F + twin) + i % a.F;
     float d[W], x[W], up[W] = {}, dup[W] = {};
     load(d, a.dout + i);
@@ -151,7 +151,7 @@ template <int W> static __global__ void activation_backward_kernel(activation_ba
 
 CUDA_OP(linear_backward) {
     int activation = op->activation, N = op->N, IC = op->IC, OC = op->OC;
-    int swiglu = activation == GPT_ACT_SWIGLU;
+    int gated = is_gated(activation);
     linear_memory m;
     lay_out(&m, (char *)ctx->workspace, 0, product_numbers(activation, N, IC), 0);
     product dinput = {.kind = PRODUCT_NN,
@@ -162,7 +162,7 @@ CUDA_OP(linear_backward) {
                       .lda = OC,
                       .ldb = IC,
                       .ldo = IC,
-                      .out = swiglu ? m.product : op->din,
+                      .out = gated ? m.product : op->din,
                       .a = op->dout,
                       .b = op->w};
     int done = 0;

@@ -43,7 +43,7 @@ static __device__ inline float mean_of(float sum, const residual_norm_forward &a
     return a.norm == GPT_NORM_LAYERNORM ? sum / (float)a.C : 0;
 }
 static __device__ inline float rstd_of(float square, const residual_norm_forward &a) {
-    return 1.0f / sqrtf(square / (float)a.C + a.eps);
+    return a.norm == NORM_NONE ? 1 : 1.0f / sqrtf(square / (float)a.C + a.eps);
 }
 
 /* W channels of the weight and the bias, from c on. */
@@ -353,7 +353,7 @@ static __global__ void __launch_bounds__(ROW_THREADS, row_blocks(STEPS, BRANCH))
     for (int c = (int)threadIdx.x; c < WIDTH; c += ROW_THREADS)
         room[c] = c >= a.C ? 0 : a.w ? a.w[c] : 1;
     __syncthreads();
-    float per_channel = 1.0f / (float)a.C;
+    float per_channel = a.norm == NORM_NONE ? 0 : 1.0f / (float)a.C; /* without, no means */
     bool layernorm = a.norm == GPT_NORM_LAYERNORM;
     int last = lane_c + (STEPS - 1) * STRIDE < a.C ? (STEPS - 1) * STRIDE : -lane_c;
     for (int row = first + warp; row < end; row += ROW_WARPS) {
@@ -450,7 +450,8 @@ static __global__ void __launch_bounds__(MOST_ROW_WARPS *WARP)
         if (c >= a.C) continue;
         float mean_g = a.norm == GPT_NORM_LAYERNORM ? sum.x / (float)a.C : 0;
         load(dx, p.dresid.x);
-        add_gradient(dx, g, h, p.rstd, mean_g, sum.y / (float)a.C);
+        float mean_gh = a.norm == NORM_NONE ? 0 : sum.y / (float)a.C;
+        add_gradient(dx, g, h, p.rstd, mean_g, mean_gh);
         store_gradient(dx, a, a.dbranch, dropout, (int64_t)row * a.C + c);
         if (S == 3)
 #pragma unroll
@@ -506,7 +507,7 @@ template <int W> static __global__ void long_norm_backward_kernel(residual_norm_
         }
     }
     float mean_g = a.norm == GPT_NORM_LAYERNORM ? warp_sum(sum_g) / (float)a.C : 0;
-    float mean_gh = warp_sum(sum_gh) / (float)a.C;
+    float mean_gh = a.norm == NORM_NONE ? 0 : warp_sum(sum_gh) / (float)a.C;
     for (int c = lane * W; c < a.C; c += WARP * W) {
         load_weights(w, a, c);
         load(g, dout + c);

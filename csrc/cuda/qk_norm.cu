@@ -5,7 +5,7 @@
 enum { QK_NORM_WARPS = BLOCK_THREADS / WARP };
 
 CUDA_WORKSPACE(qk_norm_workspace) {
-    return shape->training ? column_bytes(2, shape->HS) : 0;
+    return shape->training ? column_bytes(2, most(shape->QK, shape->HS)) : 0;
 }
 
 template <int W> static __global__ void qk_norm_forward_kernel(qk_norm_forward a) {

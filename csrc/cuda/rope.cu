@@ -1,9 +1,14 @@
 /* rope.cu: rotary positions, in place. A thread turns W neighbouring pairs of channels of a head. */
 #include "cuda.h"
 
+/* Pairs of a head. */
+static __host__ __device__ inline int turned_pairs(const rope_forward &a) {
+    return (a.turned && a.pos == GPT_POS_ROPE ? a.turned : a.HS) / 2;
+}
+
 template <int W> static __global__ void rope_forward_kernel(rope_forward a, float sign) {
     int wide = a.pos == GPT_POS_ROPE_WIDE;
-    int half = a.HS / 2, turned = (a.NH + a.NKV) * half; /* pairs of a row: queries, then keys */
+    int half = turned_pairs(a), turned = (a.NH + a.NKV) * half; /* of a row: queries, then keys */
     int64_t i = ((int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x) * W;
     if (i >= (int64_t)a.N * turned) return;
     int n = (int)(i / turned), pair = (int)(i % turned), head = pair / half, within = pair % half;
@@ -35,8 +40,8 @@ template <int W> static __global__ void rope_forward_kernel(rope_forward a, floa
 }
 
 static void rotate(gpt_ctx *ctx, const rope_forward &a, float sign) {
-    int W = a.HS / 2 % PACK == 0 ? PACK : 1;
-    int64_t pairs = (int64_t)a.N * (a.NH + a.NKV) * (a.HS / 2);
+    int half = turned_pairs(a), W = half % PACK == 0 && a.HS % PACK == 0 ? PACK : 1;
+    int64_t pairs = (int64_t)a.N * (a.NH + a.NKV) * half;
     launch(ctx, W == 1 ? rope_forward_kernel<1> : rope_forward_kernel<PACK>,
            dim3((unsigned)div_up(pairs, BLOCK_THREADS * W)), BLOCK_THREADS, 0, a, sign);
 }
@@ -50,6 +55,7 @@ CUDA_OP(rope_backward) {
                          .table = op->table,
                          .positions = op->positions,
                          .pos = op->pos,
+                         .turned = op->turned,
                          .N = op->N,
                          .T = op->T,
                          .NH = op->NH,

@@ -93,26 +93,51 @@ static int get_choice(source s, const char *key, const char *const *choices, int
 
 static const char *const norms[] = {"layernorm", "rmsnorm"};
 static const char *const positions[] = {"learned", "rope", "rope_wide"};
-static const char *const activations[] = {NULL, "gelu", "swish", "swiglu"};
+static const char *const activations[] = {NULL,       "gelu", "swish", "swiglu",
+                                          "gelu_erf", "relu", "geglu"};
+enum { N_ACTIVATIONS = sizeof activations / sizeof *activations };
+static const char *const norm_places[] = {"before", "after", "both"};
 static const char *const scalings[] = {"none", "linear", "llama3", "yarn", "dynamic"};
 enum { N_SCALINGS = sizeof scalings / sizeof *scalings };
 
 static const char *const our_fields[] = {
-    "model_type",     "gptc_config_version",
-    "vocab_size",     "block_size",
-    "n_layer",        "n_head",
-    "n_kv_head",      "n_embd",
-    "n_ff",           "norm",
-    "norm_weight",    "pos",
-    "activation",     "bias",
-    "tied",           "norm_eps",
-    "rope_theta",     "rope_scaling",
-    "rope_factor",    "rope_low_freq",
-    "rope_high_freq", "rope_original",
-    "rope_attention", "head_dim",
-    "qk_norm",        "window",
-    "qkv_bias",       "attn_proj_bias",
+    "model_type",
+    "gptc_config_version",
+    "vocab_size",
+    "block_size",
+    "n_layer",
+    "n_head",
+    "n_kv_head",
+    "n_embd",
+    "n_ff",
+    "norm",
+    "norm_weight",
+    "pos",
+    "activation",
+    "bias",
+    "tied",
+    "norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_factor",
+    "rope_low_freq",
+    "rope_high_freq",
+    "rope_original",
+    "rope_attention",
+    "head_dim",
+    "qk_norm",
+    "window",
+    "qkv_bias",
+    "attn_proj_bias",
     "mlp_bias",
+    "norm_bias",
+    "wide_qk_norm",
+    "rope_dim",
+    "parallel",
+    "norm_at",
+    "score_scale",
+    "score_by_layer",
+    "embedding_scale",
 };
 enum { N_OUR_FIELDS = sizeof our_fields / sizeof *our_fields, N_REQUIRED = 17 };
 
@@ -138,6 +163,22 @@ static int32_t biases(bool qkv, bool att_proj, bool mlp) {
            (mlp ? GPT_BIAS_FC | GPT_BIAS_MLP_PROJ : 0);
 }
 
+/* Fields that few models have. */
+static int read_branches(source s, gpt_config *c) {
+    int32_t wide = 0, norm_bias = 0;
+    TRY(get_bool(s, "norm_bias", &norm_bias));
+    TRY(get_bool(s, "wide_qk_norm", &wide));
+    TRY(get_int(s, "rope_dim", &c->rope_dim));
+    TRY(get_bool(s, "parallel", &c->parallel));
+    TRY(get_choice(s, "norm_at", norm_places, 3, &c->norm_at));
+    TRY(get_float(s, "score_scale", &c->score_scale));
+    TRY(get_bool(s, "score_by_layer", &c->score_by_layer));
+    TRY(get_float(s, "embedding_scale", &c->embedding_scale));
+    if (wide) c->qk_norm = GPT_QK_NORM_WIDTH;
+    if (norm_bias) c->bias |= GPT_BIAS_NORM;
+    return GPT_OK;
+}
+
 static int read_gptc(source s, gpt_config *c) {
     int32_t version = 0, bias = 0, qkv = 0, att_proj = 0, mlp = 0;
     TRY(get_int(s, "gptc_config_version", &version));
@@ -155,7 +196,7 @@ static int read_gptc(source s, gpt_config *c) {
     TRY(get_choice(s, "norm", norms, 2, &c->norm));
     TRY(get_bool(s, "norm_weight", &c->norm_weight));
     TRY(get_choice(s, "pos", positions, 3, &c->pos));
-    TRY(get_choice(s, "activation", activations, 4, &c->activation));
+    TRY(get_choice(s, "activation", activations, N_ACTIVATIONS, &c->activation));
     TRY(get_bool(s, "bias", &bias));
     TRY(get_bool(s, "tied", &c->tied));
     TRY(get_float(s, "norm_eps", &c->norm_eps));
@@ -173,7 +214,7 @@ static int read_gptc(source s, gpt_config *c) {
     TRY(get_bool(s, "attn_proj_bias", &att_proj));
     TRY(get_bool(s, "mlp_bias", &mlp));
     c->bias = bias ? GPT_BIAS_ALL : biases(qkv, att_proj, mlp);
-    return GPT_OK;
+    return read_branches(s, c);
 }
 
 /* ---- Hugging Face's classes ---- */
@@ -276,12 +317,27 @@ static const family families[] = {
 };
 enum { N_FAMILIES = sizeof families / sizeof *families, USUAL_WINDOW = 4096, USUAL_FIRST = 28 };
 
+/* The row gpt2 of families.py. */
+static int read_gpt2_activation(source s, gpt_config *c) {
+    static const char *const names[] = {"gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu",
+                                        "relu"};
+    json_value value;
+    bool found;
+    c->activation = GPT_ACT_GELU;
+    TRY(find(s, "activation_function", &value, &found));
+    if (!found) return GPT_OK;
+    int i = 0;
+    while (i < 5 && !json_is(value, names[i])) i++;
+    if (i == 5) return unsupported(s, "activation_function", value, names[0]);
+    if (i > 2) c->activation = i == 3 ? GPT_ACT_GELU_ERF : GPT_ACT_RELU;
+    return GPT_OK;
+}
+
 static int read_gpt2(source s, gpt_config *c) {
     json_value value;
     bool n_positions;
-    TRY(only_string(s, "activation_function", "gelu_new", "gelu_pytorch_tanh"));
     TRY(only_bool(s, "scale_attn_weights", true));
-    TRY(only_bool(s, "scale_attn_by_inverse_layer_idx", false));
+    TRY(get_bool(s, "scale_attn_by_inverse_layer_idx", &c->score_by_layer));
     TRY(only_bool(s, "add_cross_attention", false));
     TRY(need(s, "n_embd", &c->n_embd));
     TRY(need(s, "n_head", &c->n_head));
@@ -294,7 +350,7 @@ static int read_gpt2(source s, gpt_config *c) {
     c->n_kv_head = c->n_head;
     c->norm = GPT_NORM_LAYERNORM;
     c->pos = GPT_POS_LEARNED;
-    c->activation = GPT_ACT_GELU;
+    TRY(read_gpt2_activation(s, c));
     c->bias = GPT_BIAS_ALL;
     c->tied = 1;
     c->norm_eps = 1e-5f;

@@ -29,13 +29,14 @@ static int32_t *take_ints(planner *p, bool wanted, int64_t count) {
 }
 
 /* The buffers of a layer that go with its branches; the stream itself is there. */
-static void plan_branches(planner *p, const gpt_config *c, const acts_shape *s, layer_acts *a) {
+static void plan_branches(planner *p, const gpt_config *c, const acts_shape *s, act *branch,
+                          layer_acts *a) {
     int64_t N = s->N, C = c->n_embd;
     bool training = s->training;
     /* Without backward, the residual stream is one buffer, in place, and so is the norm. */
     a->resid_2 = take_acts(p, training, N, C);
-    a->norm_1 = take_acts(p, true, N, C);
-    a->norm_2 = training ? take_acts(p, true, N, C) : a->norm_1;
+    a->norm_1 = take_acts(p, norms_before(c), N, C);
+    a->norm_2 = training ? take_acts(p, norms_before(c), N, C) : a->norm_1;
     a->stats_1 = take_floats(p, training, N, 2);
     a->stats_2 = take_floats(p, training, N, 2);
     a->qkv = take_acts(p, true, N, qkv_size(c));
@@ -44,12 +45,14 @@ static void plan_branches(planner *p, const gpt_config *c, const acts_shape *s, 
     a->stats_qk = take_floats(p, training && c->qk_norm, N, heads);
     a->att = take_acts(p, true, N, att_size(c));
     a->lse = take_floats(p, training, N, c->n_head);
+    a->att_out = norms_after(c) ? take_acts(p, true, N, C) : branch;
+    a->stats_att = take_floats(p, training && norms_after(c), N, 2);
     for (int matrix = 0; matrix < LORA_MLP_PROJ; matrix++)
         a->lora_u[matrix] = take_floats(p, true, N, lora_width(c, &s->lora, matrix));
 }
 
 static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, const acts_shape *s,
-                        layer_acts *layers) {
+                        act *branch, layer_acts *layers) {
     bool keeps = s->training, keeps_branches = keeps && s->recompute != GPT_RECOMPUTE_BLOCK;
     bool keeps_pre = keeps && s->recompute == GPT_RECOMPUTE_NONE;
     bool keeps_fc = keeps_pre && !ops->makes_activations;
@@ -60,12 +63,17 @@ static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, con
     int64_t cache = (int64_t)s->n_seq * c->n_kv_head * s->n_ctx * head_size(c);
     for (int l = 0; l < c->n_layer; l++) {
         if (keeps || l == 0) shared.resid_1 = take_acts(p, true, s->N, c->n_embd);
-        if (keeps_branches || l == 0) plan_branches(p, c, s, &shared);
+        if (keeps_branches || l == 0) plan_branches(p, c, s, branch, &shared);
         if (!keeps) shared.resid_2 = shared.resid_1;
+        if (!norms_before(c)) shared.norm_1 = shared.resid_1, shared.norm_2 = shared.resid_2;
         if (keeps || l == 0) /* the last matrix's are never computed again */
             shared.lora_u[LORA_MLP_PROJ] =
                 take_floats(p, true, s->N, lora_width(c, &s->lora, LORA_MLP_PROJ));
         if (keeps_pre || l == 0) shared.fc_pre = take_acts(p, has_pre, s->N, fc_size(c));
+        if (keeps || l == 0) { /* nor is its result */
+            shared.mlp_out = norms_after(c) ? take_acts(p, true, s->N, c->n_embd) : branch;
+            shared.stats_mlp = take_floats(p, keeps && norms_after(c), s->N, 2);
+        }
         if (keeps_fc || l == 0) shared.fc = take_acts(p, true, s->N, c->n_ff);
         shared.cache_k = take(p, true, cache, number);
         shared.cache_v = take(p, true, cache, number);
@@ -95,10 +103,11 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->rope = take_floats(&p, true, (int64_t)rope_table_count(c) * s->T, 2 * rope_pairs(c));
     out->rope_rows = s->T;
     out->branch = take_acts(&p, true, N, C);
-    plan_layers(&p, c, ops, s, layers);
+    plan_layers(&p, c, ops, s, out->branch, layers);
     /* Without backward the stream of the layers is also the stream of the final norm. */
     out->resid_f = training ? take_acts(&p, true, N, C) : layers ? layers[0].resid_1 : NULL;
-    out->norm_f = training ? take_acts(&p, true, N, C) : layers ? layers[0].norm_1 : NULL;
+    bool is_apart = training || !norms_before(c);
+    out->norm_f = is_apart ? take_acts(&p, true, N, C) : layers ? layers[0].norm_1 : NULL;
     out->stats_f = take_floats(&p, training, N, 2);
     out->logit_rows = s->logit_rows;
     out->logits = take_floats(&p, true, s->logit_rows, logit_stride(c, ops));
@@ -110,7 +119,8 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->results = take(&p, session, s->logit_rows, sizeof *out->results);
 
     out->dresid = take_acts(&p, training, N, C);
-    out->dbranch = s->dropout ? take_acts(&p, training, N, C) : out->dresid;
+    out->dbranch = s->dropout || c->parallel ? take_acts(&p, training, N, C) : out->dresid;
+    out->dunnormed = take_acts(&p, training && norms_after(c), N, C);
     out->dnorm = take_acts(&p, training, N, C);
     out->dqkv = take_acts(&p, training, N, qkv_size(c));
     out->datt = take_acts(&p, training, N, att_size(c));

@@ -24,16 +24,27 @@ static void classifier(gpt_model *m, const acts *a, const batch *x, float scale)
     m->ops->classifier_backward(m->ctx, &op);
 }
 
+/* Whether norms sum the gradient of the bias of a branch's last layer, which has no norm after it. */
+static bool norm_sums(const gpt_model *m) {
+    return m->ops->sums_branches && !norms_after(&m->config);
+}
+
+/* The kind of the norms before the branches. */
+static int norm_before(const gpt_model *m, int l) {
+    return norms_before(&m->config) ? m->layers[l].norm : NORM_NONE;
+}
+
 /* The norm's gradient joins dresid; what then flows into the branch is dbranch, of which the bias of
  * the branch's last layer has the sums. */
 static void norm(gpt_model *m, const acts *a, const batch *x, int kind, float *dw, float *db,
                  float *dbias, const act *resid, const float *stats, const float *w,
                  gpt_dropout_site dropout) {
+    bool apart = dropout.p > 0 || m->config.parallel;
     residual_norm_backward op = {.dresid = a->dresid,
-                                 .dbranch = dropout.p > 0 ? a->dbranch : NULL,
+                                 .dbranch = apart ? a->dbranch : NULL,
                                  .dw = dw,
                                  .db = db,
-                                 .dbias = m->ops->sums_branches ? dbias : NULL,
+                                 .dbias = norm_sums(m) ? dbias : NULL,
                                  .dout = a->dnorm,
                                  .resid = resid,
                                  .stats = stats,
@@ -47,7 +58,45 @@ static void norm(gpt_model *m, const acts *a, const batch *x, int kind, float *d
 
 /* The last layer of a branch: its bias, where the norm has not summed its gradient. */
 static float *branch_bias(const gpt_model *m, float *dbias) {
-    return m->ops->sums_branches ? NULL : dbias;
+    return norm_sums(m) ? NULL : dbias;
+}
+
+/* A norm that no branch goes into: dresid += its gradient. */
+static void plain_norm(gpt_model *m, const batch *x, int kind, act *dresid, float *dw, float *db,
+                       const act *dout, const act *resid, const float *stats, const float *w) {
+    residual_norm_backward op = {.dresid = dresid,
+                                 .dw = dw,
+                                 .db = db,
+                                 .dout = dout,
+                                 .resid = resid,
+                                 .stats = stats,
+                                 .w = w,
+                                 .norm = kind,
+                                 .N = x->N,
+                                 .C = m->config.n_embd};
+    m->ops->residual_norm_backward(m->ctx, &op);
+}
+
+/* The gradient of a branch before the norm after it, where there is one. */
+static const act *branch_norm(gpt_model *m, const acts *a, const batch *x, int l, float *dw,
+                              const act *in, const float *stats, const float *w) {
+    if (!norms_after(&m->config)) return a->dbranch;
+    size_t bytes = (size_t)x->N * (size_t)m->config.n_embd * m->ops->act_bytes;
+    m->ops->zero(m->ctx, a->dunnormed, bytes);
+    plain_norm(m, x, m->layers[l].norm, a->dunnormed, dw, NULL, a->dbranch, in, stats, w);
+    return a->dunnormed;
+}
+
+/* In parallel layers dbranch is that of both branches, and norm 2 has read what norm 1 has. */
+static void join(gpt_model *m, const acts *a, const batch *x, int l) {
+    const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
+    const layer_acts *la = &a->layers[l];
+    if (m->config.parallel)
+        plain_norm(m, x, norm_before(m, l), a->dresid, dw->norm_2_w, dw->norm_2_b, a->dnorm,
+                   la->resid_1, la->stats_2, w->norm_2_w);
+    else
+        norm(m, a, x, norm_before(m, l), dw->norm_2_w, dw->norm_2_b, dw->att_proj_b, la->resid_2,
+             la->stats_2, w->norm_2_w, dropout_of(m, x, l, SITE_ATT_PROJ));
 }
 
 static void lora(gpt_model *m, const linear_backward *layer, adapter r) {
@@ -97,6 +146,7 @@ static void rope(gpt_model *m, const acts *a, const batch *x, int l) {
                         .table = rope_table(m, a, l),
                         .positions = a->positions,
                         .pos = c->pos,
+                        .turned = c->rope_dim,
                         .N = x->N,
                         .T = x->T,
                         .NH = c->n_head,
@@ -118,6 +168,7 @@ static void qk_norm(gpt_model *m, const acts *a, const layer_acts *la, const bat
                            .NH = c->n_head,
                            .NKV = c->n_kv_head,
                            .HS = head_size(c)};
+    if (c->qk_norm == GPT_QK_NORM_WIDTH) op.NH = op.NKV = 1, op.HS = att_size(c);
     if (c->qk_norm) m->ops->qk_norm_backward(m->ctx, &op);
 }
 
@@ -137,6 +188,7 @@ static void attention(gpt_model *m, const acts *a, const layer_acts *la, const b
                              .positions = a->positions,
                              .dropout = dropout_of(m, x, l, SITE_ATTENTION),
                              .window = m->layers[l].window,
+                             .scale = layer_score_scale(c, l),
                              .B = x->B,
                              .T = x->T,
                              .NH = c->n_head,
@@ -154,6 +206,7 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
                              .dout = a->dresid,
                              .tokens = a->tokens,
                              .positions = a->positions,
+                             .scale = c->embedding_scale,
                              .N = x->N,
                              .T = x->T,
                              .C = c->n_embd,
@@ -188,18 +241,21 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
         const layer_acts *la = &a->layers[l];
 
         model_remake(m, a, x, l);
-        const act *fc = m->ops->makes_activations ? NULL : la->fc;
+        const act *fc = m->ops->makes_activations ? NULL : la->fc, *dbranch;
+        dbranch =
+            branch_norm(m, a, x, l, dw->mlp_norm_w, la->mlp_out, la->stats_mlp, w->mlp_norm_w);
         linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), a->dfc, dw->mlp_proj_w,
-               branch_bias(m, dw->mlp_proj_b), a->dbranch, fc, w->mlp_proj_w, la->fc_pre,
+               branch_bias(m, dw->mlp_proj_b), dbranch, fc, w->mlp_proj_w, la->fc_pre,
                c->activation, F, C);
         linear(m, x, adapter_of(m, a, x, l, LORA_FC), a->dnorm, dw->fc_w, dw->fc_b, a->dfc,
                la->norm_2, w->fc_w, NULL, GPT_ACT_NONE, C, fc_size(c));
-        norm(m, a, x, m->layers[l].norm, dw->norm_2_w, dw->norm_2_b, dw->att_proj_b, la->resid_2,
-             la->stats_2, w->norm_2_w, dropout_of(m, x, l, SITE_ATT_PROJ));
+        join(m, a, x, l);
 
+        dbranch =
+            branch_norm(m, a, x, l, dw->att_norm_w, la->att_out, la->stats_att, w->att_norm_w);
         linear(m, x, adapter_of(m, a, x, l, LORA_ATT_PROJ), a->datt, dw->att_proj_w,
-               branch_bias(m, dw->att_proj_b), a->dbranch, la->att, w->att_proj_w, NULL,
-               GPT_ACT_NONE, A, C);
+               c->parallel ? dw->att_proj_b : branch_bias(m, dw->att_proj_b), dbranch, la->att,
+               w->att_proj_w, NULL, GPT_ACT_NONE, A, C);
         attention(m, a, la, x, l);
         rope(m, a, x, l);
         qk_norm(m, a, la, x, l);
@@ -210,7 +266,7 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
         gpt_dropout_site dropout = {0};
         float *dbias = l > 0 ? m->dw.layers[l - 1].mlp_proj_b : NULL;
         if (l > 0) dropout = dropout_of(m, x, l - 1, SITE_MLP_PROJ);
-        norm(m, a, x, m->layers[l].norm, dw->norm_1_w, dw->norm_1_b, dbias, la->resid_1,
+        norm(m, a, x, norm_before(m, l), dw->norm_1_w, dw->norm_1_b, dbias, la->resid_1,
              la->stats_1, w->norm_1_w, dropout);
     }
     embedding(m, a, x);

@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* And heads of n_embd / n_head without norms, and layers that do not differ. */
-#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0, 0, 0, 0, 0, NULL
+#define NO_SCALING .rope_scaling = GPT_ROPE_NONE
 #define GPT2(layers, heads, width)                                                                 \
     {50257,                                                                                        \
      1024,                                                                                         \
@@ -92,8 +92,8 @@ static int check_rope_scaling(const gpt_config *c) {
     if (c->rope_scaling == GPT_ROPE_LINEAR) return GPT_OK;
     TRY(check_range("rope_original", c->rope_original, 1, MAX_BLOCK));
     if (c->rope_scaling == GPT_ROPE_DYNAMIC) {
-        if (head_size(c) > 2) return GPT_OK;
-        return fail(GPT_ERR_ARGUMENT, "dynamic rope_scaling needs heads of more than 2 channels");
+        if (rope_pairs(c) > 1) return GPT_OK;
+        return fail(GPT_ERR_ARGUMENT, "dynamic rope_scaling needs more than 2 rotated channels");
     }
     if (!(c->rope_attention >= 0 && isfinite(c->rope_attention)))
         return fail(GPT_ERR_ARGUMENT, "rope_attention is %g; it must be 0 (of the factor) or above",
@@ -124,6 +124,36 @@ static int check_layer(const gpt_config *c, int l) {
     return GPT_OK;
 }
 
+float layer_score_scale(const gpt_config *c, int l) {
+    float scale = score_scale(c->score_scale, head_size(c));
+    return c->score_by_layer ? scale / (float)(l + 1) : scale;
+}
+
+/* The choices of a layer's branches, and factors. */
+static int check_branches(const gpt_config *c) {
+    TRY(check_range("qk_norm", c->qk_norm, GPT_QK_NORM_NONE, GPT_QK_NORM_WIDTH));
+    if (c->qk_norm == GPT_QK_NORM_WIDTH && c->n_kv_head != c->n_head)
+        return fail(GPT_ERR_ARGUMENT, "qk_norm over the width needs n_kv_head equal to n_head");
+    TRY(check_range("parallel", c->parallel, 0, 1));
+    TRY(check_range("norm_at", c->norm_at, GPT_NORM_BEFORE, GPT_NORM_BOTH));
+    if (c->parallel && c->norm_at != GPT_NORM_BEFORE)
+        return fail(GPT_ERR_ARGUMENT, "norm_at must be 0 (before the branches): they are parallel");
+    TRY(check_range("score_by_layer", c->score_by_layer, 0, 1));
+    if (!(c->score_scale >= 0 && isfinite(c->score_scale)))
+        return fail(GPT_ERR_ARGUMENT, "score_scale is %g; it must be 0 (of the head size) or above",
+                    c->score_scale);
+    if (!(c->embedding_scale >= 0 && isfinite(c->embedding_scale)))
+        return fail(GPT_ERR_ARGUMENT, "embedding_scale is %g; it must be 0 (none) or above",
+                    c->embedding_scale);
+    TRY(check_range("rope_dim", c->rope_dim, 0, head_size(c)));
+    if (c->rope_dim % 2)
+        return fail(GPT_ERR_ARGUMENT, "rope_dim is %d; pairs of channels turn, so it must be even",
+                    c->rope_dim);
+    if (c->rope_dim && c->pos != GPT_POS_ROPE)
+        return fail(GPT_ERR_ARGUMENT, "rope_dim needs rotary positions within heads");
+    return GPT_OK;
+}
+
 gpt_layer config_layer(const gpt_config *c, int l) {
     if (c->layers) return c->layers[l];
     int rope = c->pos != GPT_POS_LEARNED;
@@ -143,11 +173,10 @@ int gpt_config_check(const gpt_config *c) {
     TRY(check_range("norm", c->norm, GPT_NORM_LAYERNORM, GPT_NORM_RMSNORM));
     TRY(check_range("norm_weight", c->norm_weight, 0, 1));
     TRY(check_range("pos", c->pos, GPT_POS_LEARNED, GPT_POS_ROPE_WIDE));
-    TRY(check_range("activation", c->activation, GPT_ACT_GELU, GPT_ACT_SWIGLU));
+    TRY(check_range("activation", c->activation, GPT_ACT_GELU, GPT_ACT_GEGLU));
     TRY(check_range("bias", c->bias, 0, GPT_BIAS_ALL));
     TRY(check_range("tied", c->tied, 0, 1));
     TRY(check_range("head_size", c->head_size, 0, MAX_WIDTH));
-    TRY(check_range("qk_norm", c->qk_norm, 0, 1));
     TRY(check_range("window", c->window, 0, INT32_MAX));
     if (c->head_size == 0 && c->n_embd % c->n_head)
         return fail(GPT_ERR_ARGUMENT, "n_head %d does not divide n_embd %d", c->n_head, c->n_embd);
@@ -157,6 +186,7 @@ int gpt_config_check(const gpt_config *c) {
     if (!(c->norm_eps >= 0 && c->norm_eps < 1))
         return fail(GPT_ERR_ARGUMENT, "norm_eps is %g; it must be between 0 and 1", c->norm_eps);
     TRY(check_range("n_head times head_size", (int64_t)c->n_head * head_size(c), 1, MAX_WIDTH));
+    TRY(check_branches(c));
     TRY(check_rope_scaling(c));
     for (int l = 0; c->layers && l < c->n_layer; l++) TRY(check_layer(c, l));
     if (c->pos == GPT_POS_LEARNED) return GPT_OK;

@@ -45,6 +45,7 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
                             .wpe = m->w.wpe,
                             .N = x->N,
                             .T = x->T,
+                            .scale = m->config.embedding_scale,
                             .C = C};
     dropout_apply drop = {
         .x = op.out, .dropout = dropout_of_embedding(m, x), .n = (int64_t)x->N * C};
@@ -118,6 +119,7 @@ static void qk_norm(gpt_model *m, const layer_acts *la, const batch *x, int l) {
                           .NH = c->n_head,
                           .NKV = c->n_kv_head,
                           .HS = head_size(c)};
+    if (c->qk_norm == GPT_QK_NORM_WIDTH) op.NH = op.NKV = 1, op.HS = att_size(c);
     if (c->qk_norm) m->ops->qk_norm_forward(m->ctx, &op);
 }
 
@@ -127,6 +129,7 @@ static void rope(gpt_model *m, const acts *a, const layer_acts *la, const batch 
                        .table = rope_table(m, a, l),
                        .positions = a->positions,
                        .pos = c->pos,
+                       .turned = c->rope_dim,
                        .N = x->N,
                        .T = x->T,
                        .NH = c->n_head,
@@ -143,6 +146,7 @@ static void attention(gpt_model *m, const acts *a, const layer_acts *la, const b
                             .positions = a->positions,
                             .dropout = dropout_of(m, x, l, SITE_ATTENTION),
                             .window = m->layers[l].window,
+                            .scale = layer_score_scale(c, l),
                             .B = x->B,
                             .T = x->T,
                             .NH = c->n_head,
@@ -163,6 +167,7 @@ static void cached_attention(gpt_model *m, const acts *a, const layer_acts *la, 
                            .seqs = a->seqs,
                            .positions = a->positions,
                            .window = m->layers[l].window,
+                           .scale = layer_score_scale(c, l),
                            .N = x->N,
                            .n_ctx = x->session->n_ctx,
                            .NH = c->n_head,
@@ -175,6 +180,19 @@ bool model_stops(gpt_model *m) {
     bool asks = !m->interrupted && m->options.device == GPT_DEVICE_CPU;
     if (asks) m->interrupted = interrupt_wanted();
     return m->interrupted;
+}
+
+/* The norm after a branch, where there is one. */
+static void branch_norm(gpt_model *m, const acts *a, const batch *x, int l, float *stats,
+                        const act *in, const float *w) {
+    if (norms_after(&m->config))
+        norm(m, x, m->layers[l].norm, NULL, a->branch, stats, in, NULL, w, NULL,
+             (gpt_dropout_site){0});
+}
+
+/* The kind of the norms before the branches. */
+static int norm_before(const gpt_model *m, int l) {
+    return norms_before(&m->config) ? m->layers[l].norm : NORM_NONE;
 }
 
 /* The branch of attention, from norm 1. */
@@ -191,8 +209,24 @@ static void attend(gpt_model *m, const acts *a, const batch *x, int l) {
         cached_attention(m, a, la, x, l);
     else
         attention(m, a, la, x, l);
-    linear(m, x, adapter_of(m, a, x, l, LORA_ATT_PROJ), a->branch, NULL, la->att, w->att_proj_w,
+    linear(m, x, adapter_of(m, a, x, l, LORA_ATT_PROJ), la->att_out, NULL, la->att, w->att_proj_w,
            w->att_proj_b, GPT_ACT_NONE, att_size(c), c->n_embd);
+    branch_norm(m, a, x, l, la->stats_att, la->att_out, w->att_norm_w);
+}
+
+/* The stream takes in the branch of attention. Norm 2 reads it, or in parallel layers what norm 1 has read. */
+static void join(gpt_model *m, const acts *a, const batch *x, int l) {
+    const layer_view *w = &m->w.layers[l];
+    const layer_acts *la = &a->layers[l];
+    if (!m->config.parallel) {
+        norm(m, x, norm_before(m, l), la->resid_2, la->norm_2, la->stats_2, la->resid_1, a->branch,
+             w->norm_2_w, w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
+        return;
+    }
+    norm(m, x, norm_before(m, l), NULL, la->norm_2, la->stats_2, la->resid_1, NULL, w->norm_2_w,
+         w->norm_2_b, (gpt_dropout_site){0});
+    norm(m, x, NORM_NONE, la->resid_2, la->resid_2, NULL, la->resid_1, a->branch, NULL, NULL,
+         dropout_of(m, x, l, SITE_MLP_PROJ));
 }
 
 /* The hidden channels of the feed-forward layer, from norm 2. */
@@ -204,27 +238,33 @@ static void expand(gpt_model *m, const acts *a, const batch *x, int l) {
            c->activation, c->n_embd, c->n_ff);
 }
 
+/* The rest of that branch. */
+static void contract(gpt_model *m, const acts *a, const batch *x, int l) {
+    const gpt_config *c = &m->config;
+    const layer_view *w = &m->w.layers[l];
+    const layer_acts *la = &a->layers[l];
+    linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), la->mlp_out, NULL, la->fc, w->mlp_proj_w,
+           w->mlp_proj_b, GPT_ACT_NONE, c->n_ff, c->n_embd);
+    branch_norm(m, a, x, l, la->stats_mlp, la->mlp_out, w->mlp_norm_w);
+}
+
 void model_forward(gpt_model *m, const acts *a, const batch *x) {
     const gpt_config *c = &m->config;
-    int C = c->n_embd, F = c->n_ff, L = c->n_layer;
 
     embedding(m, a, x);
     const act *resid = a->layers[0].resid_1, *branch = NULL;
     gpt_dropout_site dropout = {0};
 
-    for (int l = 0; l < L && !model_stops(m); l++) {
+    for (int l = 0; l < c->n_layer && !model_stops(m); l++) {
         const layer_view *w = &m->w.layers[l];
         const layer_acts *la = &a->layers[l];
 
-        norm(m, x, m->layers[l].norm, la->resid_1, la->norm_1, la->stats_1, resid, branch,
+        norm(m, x, norm_before(m, l), la->resid_1, la->norm_1, la->stats_1, resid, branch,
              w->norm_1_w, w->norm_1_b, dropout);
         attend(m, a, x, l);
-
-        norm(m, x, m->layers[l].norm, la->resid_2, la->norm_2, la->stats_2, la->resid_1, a->branch,
-             w->norm_2_w, w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
+        join(m, a, x, l);
         expand(m, a, x, l);
-        linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), a->branch, NULL, la->fc, w->mlp_proj_w,
-               w->mlp_proj_b, GPT_ACT_NONE, F, C);
+        contract(m, a, x, l);
 
         resid = la->resid_2;
         branch = a->branch;
@@ -239,11 +279,10 @@ void model_remake(gpt_model *m, const acts *a, const batch *x, int l) {
     const layer_acts *la = &a->layers[l];
     if (m->options.recompute == GPT_RECOMPUTE_NONE) return;
     if (m->options.recompute == GPT_RECOMPUTE_BLOCK) {
-        norm(m, x, m->layers[l].norm, NULL, la->norm_1, la->stats_1, la->resid_1, NULL, w->norm_1_w,
+        norm(m, x, norm_before(m, l), NULL, la->norm_1, la->stats_1, la->resid_1, NULL, w->norm_1_w,
              w->norm_1_b, (gpt_dropout_site){0});
         attend(m, a, x, l);
-        norm(m, x, m->layers[l].norm, la->resid_2, la->norm_2, la->stats_2, la->resid_1, a->branch,
-             w->norm_2_w, w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
+        join(m, a, x, l);
     }
     expand(m, a, x, l);
 }

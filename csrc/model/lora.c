@@ -27,7 +27,7 @@ static int list_targets(const gpt_config *c, target *out) {
         {GPT_LORA_UP, LORA_FC, F, F},
     };
     memcpy(out, all, sizeof all);
-    return c->activation == GPT_ACT_SWIGLU ? MAX_TARGETS : MAX_TARGETS - 2;
+    return is_gated(c->activation) ? MAX_TARGETS : MAX_TARGETS - 2;
 }
 
 lora_shape lora_shape_of(const gpt_config *c, const gpt_lora *o, int matrix) {
@@ -53,7 +53,8 @@ int lora_check(const gpt_config *c, const gpt_lora *o) {
                     o->rank, MOST_RANK);
     for (int n = list_targets(c, targets), i = 0; i < n; i++) known |= targets[i].bit;
     if (o->targets & fc && !(known & fc))
-        return fail(GPT_ERR_ARGUMENT, "adapters of gates or ups need a model with SwiGLU");
+        return fail(GPT_ERR_ARGUMENT,
+                    "adapters of gates or ups need a model with gates, such as SwiGLU's");
     if (!o->targets || o->targets & ~known)
         return fail(GPT_ERR_ARGUMENT,
                     "the targets of adapters are %d; they must be a sum of enum gpt_lora_target",

@@ -19,9 +19,20 @@ static inline int att_size(const gpt_config *c) {
 static inline int qkv_size(const gpt_config *c) {
     return (c->n_head + 2 * c->n_kv_head) * head_size(c);
 }
+/* Numbers that a norm of queries, or of keys, is over. */
+static inline int qk_norm_size(const gpt_config *c) {
+    return c->qk_norm == GPT_QK_NORM_WIDTH ? att_size(c) : head_size(c);
+}
 /* Outputs of the first feed-forward layer: SwiGLU has a gate and an up for each hidden channel. */
 static inline int fc_size(const gpt_config *c) {
-    return c->activation == GPT_ACT_SWIGLU ? 2 * c->n_ff : c->n_ff;
+    return is_gated(c->activation) ? 2 * c->n_ff : c->n_ff;
+}
+/* Whether a layer's branches begin with a norm, and whether they end with one. */
+static inline bool norms_before(const gpt_config *c) {
+    return c->norm_at != GPT_NORM_AFTER;
+}
+static inline bool norms_after(const gpt_config *c) {
+    return c->norm_at != GPT_NORM_BEFORE;
 }
 /* Vp: rows of the embedding table in memory. Padding rows are zero and stay zero. */
 static inline int padded_vocab_size(const gpt_config *c) {
@@ -41,12 +52,15 @@ static inline gpt_shape config_shape(const gpt_config *c) {
                        .NH = c->n_head,
                        .NKV = c->n_kv_head,
                        .HS = head_size(c),
+                       .QK = qk_norm_size(c),
                        .F = c->n_ff,
                        .activation = c->activation};
 }
 
 /* The record of layer l. */
 gpt_layer config_layer(const gpt_config *c, int l);
+/* The factor of its scores. */
+float layer_score_scale(const gpt_config *c, int l);
 double forward_flops_per_token(const gpt_config *c, int T);
 
 /* ---- lora.c ---- */
@@ -84,14 +98,16 @@ typedef struct layer_view {
     float *norm_1_w, *norm_1_b;   /* (C) */
     weight *qkv_w;                /* (QKV, C) */
     weight *qkv_b;                /* (QKV) */
-    float *q_norm_w, *k_norm_w;   /* (HS) */
+    float *q_norm_w, *k_norm_w;   /* (HS), or (NH HS) of a norm over the width */
     weight *att_proj_w;           /* (C, NH HS) */
     weight *att_proj_b;           /* (C) */
+    float *att_norm_w;            /* (C) of the norm after the branch */
     float *norm_2_w, *norm_2_b;   /* (C) */
     weight *fc_w;                 /* (F or 2 F, C) */
     weight *fc_b;                 /* (F or 2 F) */
     weight *mlp_proj_w;           /* (C, F) */
     weight *mlp_proj_b;           /* (C) */
+    float *mlp_norm_w;            /* (C) of the norm after the branch */
     float *lora_a[LORA_MATRICES]; /* (parts R, in) */
     float *lora_b[LORA_MATRICES]; /* (rows of parts, R) */
 } layer_view;
@@ -166,19 +182,23 @@ static inline size_t align_buffer(size_t bytes) {
 
 /* The activations of one layer that backward reads again. */
 typedef struct layer_acts {
-    act *resid_1;                 /* (N, C) the residual stream as norm 1 reads it */
-    act *norm_1;                  /* (N, C) */
-    float *stats_1;               /* (N, 2) */
-    act *qkv;                     /* (N, QKV), normalised and rotated in place */
-    act *qk;                      /* (N, (NH + NKV) HS) queries and keys as their norm reads them */
-    float *stats_qk;              /* (N, NH + NKV) */
-    act *att;                     /* (N, NH HS) */
-    float *lse;                   /* (B, NH, T) */
-    act *resid_2;                 /* (N, C) the residual stream as norm 2 reads it */
-    act *norm_2;                  /* (N, C) */
-    float *stats_2;               /* (N, 2) */
-    act *fc_pre;                  /* (N, F or 2 F) */
-    act *fc;                      /* (N, F); shared by all layers where backward recomputes it */
+    act *resid_1;     /* (N, C) the residual stream as norm 1 reads it */
+    act *norm_1;      /* (N, C); resid_1 where no norm is before the branches */
+    float *stats_1;   /* (N, 2) */
+    act *qkv;         /* (N, QKV), normalised and rotated in place */
+    act *qk;          /* (N, (NH + NKV) HS) queries and keys as their norm reads them */
+    float *stats_qk;  /* (N, NH + NKV) */
+    act *att;         /* (N, NH HS) */
+    float *lse;       /* (B, NH, T) */
+    act *att_out;     /* (N, C) as the norm after the branch reads it; else acts.branch */
+    float *stats_att; /* (N, 2) of that norm */
+    act *resid_2;     /* (N, C) the residual stream as norm 2 reads it */
+    act *norm_2;      /* (N, C); resid_2 where no norm is before the branches */
+    float *stats_2;   /* (N, 2) */
+    act *fc_pre;      /* (N, F or 2 F) */
+    act *fc;          /* (N, F); shared by all layers where backward recomputes it */
+    act *mlp_out;     /* (N, C) as the norm after the branch reads it; else acts.branch */
+    float *stats_mlp; /* (N, 2) of that norm */
     float *lora_u[LORA_MATRICES]; /* (N, parts R) */
     void *cache_k;                /* (n_seq, NKV, n_ctx, HS) act, or int8 with scales */
     void *cache_v;                /* the same */
@@ -211,7 +231,8 @@ typedef struct acts {
     int64_t n_adjustments;
     /* gradients, used by one layer after the other */
     act *dresid;        /* (N, C) of the residual stream, growing as backward goes down */
-    act *dbranch;       /* (N, C) of a branch; without dropout it is dresid */
+    act *dbranch;       /* (N, C) of a branch; dresid, but with dropout and in parallel layers */
+    act *dunnormed;     /* (N, C) of a branch before the norm after it */
     act *dnorm;         /* (N, C) */
     act *dqkv;          /* (N, QKV) */
     act *datt;          /* (N, NH HS) */

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum dim { ONE, WIDTH, QKV, ATT, HEAD, FF, FC, VOCAB, BLOCK } dim;
+typedef enum dim { ONE, WIDTH, QKV, ATT, QK, FF, FC, VOCAB, BLOCK } dim;
 typedef enum init { ZEROS, ONES, NORMAL, RESIDUAL } init; /* RESIDUAL: normal / sqrt(2 L) */
 typedef enum place { FIRST, LAYER, LAST } place;
 typedef enum when {
@@ -17,6 +17,9 @@ typedef enum when {
     LEARNED_POS,
     NORM_WEIGHT,
     NORM_BIAS,
+    NORM_BEFORE_WEIGHT,
+    NORM_BEFORE_BIAS,
+    NORM_AFTER_WEIGHT,
     QKV_BIAS,
     QK_NORM,
     ATT_PROJ_BIAS,
@@ -38,25 +41,32 @@ static const struct row {
 } table[] = {
     {FIRST, "wte.weight", MODEL_FIELD(wte), VOCAB, WIDTH, NORMAL, ALWAYS},
     {FIRST, "wpe.weight", MODEL_FIELD(wpe), BLOCK, WIDTH, NORMAL, LEARNED_POS},
-    {LAYER, "norm_1.weight", LAYER_FIELD(norm_1_w), WIDTH, ONE, ONES, NORM_WEIGHT},
-    {LAYER, "norm_1.bias", LAYER_FIELD(norm_1_b), WIDTH, ONE, ZEROS, NORM_BIAS},
+    {LAYER, "norm_1.weight", LAYER_FIELD(norm_1_w), WIDTH, ONE, ONES, NORM_BEFORE_WEIGHT},
+    {LAYER, "norm_1.bias", LAYER_FIELD(norm_1_b), WIDTH, ONE, ZEROS, NORM_BEFORE_BIAS},
     {LAYER, "attn.qkv.weight", LAYER_FIELD(qkv_w), QKV, WIDTH, NORMAL, ALWAYS},
     {LAYER, "attn.qkv.bias", LAYER_FIELD(qkv_b), QKV, ONE, ZEROS, QKV_BIAS},
-    {LAYER, "attn.q_norm.weight", LAYER_FIELD(q_norm_w), HEAD, ONE, ONES, QK_NORM},
-    {LAYER, "attn.k_norm.weight", LAYER_FIELD(k_norm_w), HEAD, ONE, ONES, QK_NORM},
+    {LAYER, "attn.q_norm.weight", LAYER_FIELD(q_norm_w), QK, ONE, ONES, QK_NORM},
+    {LAYER, "attn.k_norm.weight", LAYER_FIELD(k_norm_w), QK, ONE, ONES, QK_NORM},
     {LAYER, "attn.proj.weight", LAYER_FIELD(att_proj_w), WIDTH, ATT, RESIDUAL, ALWAYS},
     {LAYER, "attn.proj.bias", LAYER_FIELD(att_proj_b), WIDTH, ONE, ZEROS, ATT_PROJ_BIAS},
-    {LAYER, "norm_2.weight", LAYER_FIELD(norm_2_w), WIDTH, ONE, ONES, NORM_WEIGHT},
-    {LAYER, "norm_2.bias", LAYER_FIELD(norm_2_b), WIDTH, ONE, ZEROS, NORM_BIAS},
+    {LAYER, "attn.norm.weight", LAYER_FIELD(att_norm_w), WIDTH, ONE, ONES, NORM_AFTER_WEIGHT},
+    {LAYER, "norm_2.weight", LAYER_FIELD(norm_2_w), WIDTH, ONE, ONES, NORM_BEFORE_WEIGHT},
+    {LAYER, "norm_2.bias", LAYER_FIELD(norm_2_b), WIDTH, ONE, ZEROS, NORM_BEFORE_BIAS},
     {LAYER, "mlp.fc.weight", LAYER_FIELD(fc_w), FC, WIDTH, NORMAL, ALWAYS},
     {LAYER, "mlp.fc.bias", LAYER_FIELD(fc_b), FC, ONE, ZEROS, FC_BIAS},
     {LAYER, "mlp.proj.weight", LAYER_FIELD(mlp_proj_w), WIDTH, FF, RESIDUAL, ALWAYS},
     {LAYER, "mlp.proj.bias", LAYER_FIELD(mlp_proj_b), WIDTH, ONE, ZEROS, MLP_PROJ_BIAS},
+    {LAYER, "mlp.norm.weight", LAYER_FIELD(mlp_norm_w), WIDTH, ONE, ONES, NORM_AFTER_WEIGHT},
     {LAST, "norm_f.weight", MODEL_FIELD(norm_f_w), WIDTH, ONE, ONES, NORM_WEIGHT},
     {LAST, "norm_f.bias", MODEL_FIELD(norm_f_b), WIDTH, ONE, ZEROS, NORM_BIAS},
     {LAST, "lm_head.weight", MODEL_FIELD(head), VOCAB, WIDTH, NORMAL, UNTIED},
 };
 enum { N_ROWS = sizeof table / sizeof *table, ALIGN = 16 /* numbers: a cache line */ };
+
+/* Whether a norm has a bias. */
+static bool has_norm_bias(const gpt_config *c, int norm) {
+    return c->norm_weight && c->bias & GPT_BIAS_NORM && norm == GPT_NORM_LAYERNORM;
+}
 
 /* norm: the one of the layer, or of the end of the model. */
 static bool present(const gpt_config *c, int norm, when when) {
@@ -68,7 +78,13 @@ static bool present(const gpt_config *c, int norm, when when) {
     case NORM_WEIGHT:
         return c->norm_weight;
     case NORM_BIAS:
-        return c->norm_weight && c->bias & GPT_BIAS_NORM && norm == GPT_NORM_LAYERNORM;
+        return has_norm_bias(c, norm);
+    case NORM_BEFORE_WEIGHT:
+        return c->norm_weight && norms_before(c);
+    case NORM_BEFORE_BIAS:
+        return has_norm_bias(c, norm) && norms_before(c);
+    case NORM_AFTER_WEIGHT:
+        return c->norm_weight && norms_after(c);
     case QKV_BIAS:
         return c->bias & GPT_BIAS_QKV;
     case QK_NORM:
@@ -95,8 +111,8 @@ static int64_t extent(const gpt_config *c, dim dim) {
         return qkv_size(c);
     case ATT:
         return att_size(c);
-    case HEAD:
-        return head_size(c);
+    case QK:
+        return qk_norm_size(c);
     case FF:
         return c->n_ff;
     case FC:
@@ -328,8 +344,8 @@ static int lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_optio
                        .rows = (int)(slot->stored / cols),
                        .cols = cols,
                        .parts = 1};
-    /* The gates and ups of SwiGLU are read in pairs. */
-    if (row && row->rows == FC && row->cols != ONE && c->activation == GPT_ACT_SWIGLU) s->parts = 2;
+    /* Gates and ups are read in pairs. */
+    if (row && row->rows == FC && row->cols != ONE && is_gated(c->activation)) s->parts = 2;
     split_rows(c, row, s);
     if (row && is_product_bias(row) && ops->packs_biases) s->parts = 0;
     TRY(stack_rows(ops, o, i, slot, row && row->cols != ONE && row->rows != BLOCK, s));

@@ -9,7 +9,8 @@ static const double PI = 3.141592653589793;
 
 int64_t rope_pairs(const gpt_config *c) {
     if (c->pos == GPT_POS_LEARNED) return 0;
-    return c->pos == GPT_POS_ROPE ? head_size(c) / 2 : att_size(c) / 2;
+    if (c->pos == GPT_POS_ROPE_WIDE) return att_size(c) / 2;
+    return (c->rope_dim ? c->rope_dim : head_size(c)) / 2;
 }
 
 static bool same_rope(const gpt_config *c, int l, int other) {

@@ -10,13 +10,20 @@ typedef struct family {
     gpt_config config;
 } family;
 
-#define NO_SCALING GPT_ROPE_NONE, 0, 0, 0, 0, 0, 0, 0, 0, NULL
+#define NO_SCALING .rope_scaling = GPT_ROPE_NONE
 
 /* Layers that differ in everything that they can. */
 static const gpt_layer mixed_layers[] = {
     {GPT_NORM_RMSNORM, 1, 100.0f, 5},
     {GPT_NORM_LAYERNORM, 1, 1000.0f, 1},
     {GPT_NORM_RMSNORM, 0, 0.0f, 0},
+};
+
+/* Two rotary bases and windows, as in Gemma 3. */
+static const gpt_layer around_layers[] = {
+    {GPT_NORM_RMSNORM, 1, 100.0f, 5},
+    {GPT_NORM_RMSNORM, 1, 1000.0f, 0},
+    {GPT_NORM_RMSNORM, 1, 100.0f, 5},
 };
 
 /* vocab, block, layers, heads, kv heads, width, ff, norm, its weight, positions, activation, bias,
@@ -39,31 +46,9 @@ static const family families[] = {
      {64, 24, 3, 2, 1, 8, 11, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_GELU, GPT_BIAS_ALL, 1,
       1e-3f, 100, NO_SCALING}},
     {"mixed layers",
-     {59,
-      24,
-      3,
-      3,
-      1,
-      14,
-      13,
-      GPT_NORM_LAYERNORM,
-      1,
-      GPT_POS_ROPE,
-      GPT_ACT_GELU,
-      GPT_BIAS_QKV | GPT_BIAS_MLP_PROJ | GPT_BIAS_NORM,
-      1,
-      1e-5f,
-      10,
-      GPT_ROPE_NONE,
-      0,
-      0,
-      0,
-      0,
-      0,
-      6,
-      0,
-      0,
-      mixed_layers}},
+     {59, 24, 3, 3, 1, 14, 13, GPT_NORM_LAYERNORM, 1, GPT_POS_ROPE, GPT_ACT_GELU,
+      GPT_BIAS_QKV | GPT_BIAS_MLP_PROJ | GPT_BIAS_NORM, 1, 1e-5f, 10, .head_size = 6,
+      .layers = mixed_layers}},
     {"normed heads", /* as in Qwen3, with the biases of Qwen2 and a window */
      {71,
       24,
@@ -80,16 +65,43 @@ static const family families[] = {
       1,
       1e-5f,
       10000,
-      GPT_ROPE_YARN,
+      .rope_scaling = GPT_ROPE_YARN,
+      .rope_factor = 4,
+      .rope_low_freq = 0.1f,
+      .rope_high_freq = 1.5f,
+      .rope_original = 12,
+      .head_size = 10,
+      .qk_norm = GPT_QK_NORM_HEADS,
+      .window = 7}},
+    {"parallel", /* as GPT-NeoX */
+     {63, 24, 2, 3, 3, 24, 19, GPT_NORM_LAYERNORM, 1, GPT_POS_ROPE, GPT_ACT_GELU_ERF, GPT_BIAS_ALL,
+      0, 1e-5f, 10000, .rope_dim = 2, .parallel = 1}},
+    {"norms after", /* as OLMo 2, with the scores of a Cerebras-GPT */
+     {57, 24, 3, 3, 3, 20, 17, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU, GPT_BIAS_ATT_PROJ,
+      0, 1e-6f, 500, .head_size = 4, .qk_norm = GPT_QK_NORM_WIDTH, .norm_at = GPT_NORM_AFTER,
+      .score_by_layer = 1}},
+    {"norms around", /* as Gemma 3 */
+     {66,
+      24,
+      2,
       4,
-      0.1f,
-      1.5f,
-      12,
-      0,
-      10,
+      2,
+      24,
+      21,
+      GPT_NORM_RMSNORM,
       1,
-      7,
-      NULL}},
+      GPT_POS_ROPE,
+      GPT_ACT_GEGLU,
+      0,
+      1,
+      1e-6f,
+      100,
+      .head_size = 8,
+      .qk_norm = GPT_QK_NORM_HEADS,
+      .layers = around_layers,
+      .norm_at = GPT_NORM_BOTH,
+      .score_scale = 0.21f,
+      .embedding_scale = 1.3f}},
 };
 
 /* ---- where models run ---- */

@@ -50,7 +50,7 @@ static inline void ref_norm_stats(double *stats /* (2) */, const double *x /* (C
     }
     for (int c = 0; c < C; c++) square += (x[c] - mean) * (x[c] - mean) / C;
     stats[0] = mean;
-    stats[1] = 1.0 / sqrt(square + eps);
+    stats[1] = norm == NORM_NONE ? 1.0 : 1.0 / sqrt(square + eps);
 }
 
 static inline void ref_norm_forward(double *out /* (N, C) */, double *stats /* (N, 2) */,
@@ -76,7 +76,7 @@ static inline void ref_norm_backward(double *dx, double *dw /* or NULL */, doubl
         for (int c = 0; c < C; c++) {
             double g = dout[n * C + c] * (w ? w[c] : 1.0), u = (x[n * C + c] - mean) * rstd;
             if (norm == GPT_NORM_LAYERNORM) mean_g += g / C;
-            mean_gu += g * u / C;
+            if (norm != NORM_NONE) mean_gu += g * u / C;
         }
         for (int c = 0; c < C; c++) {
             double g = dout[n * C + c] * (w ? w[c] : 1.0), u = (x[n * C + c] - mean) * rstd;
@@ -136,12 +136,16 @@ static inline double ref_swish_slope(double x) {
     return s + x * s * (1.0 - s);
 }
 
-/* The width of what an activation with F outputs reads. */
-static inline int ref_activation_width(int activation, int F) {
-    return activation == GPT_ACT_SWIGLU ? 2 * F : F;
+static inline double ref_normal_cdf(double x) {
+    return 0.5 * erfc(-x / sqrt(2.0));
 }
 
-/* out (N, F) of y (N, F), or (N, 2 F) for SwiGLU: gates, then ups. */
+/* The width of what an activation with F outputs reads. */
+static inline int ref_activation_width(int activation, int F) {
+    return activation == GPT_ACT_SWIGLU || activation == GPT_ACT_GEGLU ? 2 * F : F;
+}
+
+/* out (N, F) of y (N, F), or (N, 2 F) for SwiGLU and GeGLU: gates, then ups. */
 static inline void ref_activation_forward(double *out, const double *y, int activation, int N,
                                           int F) {
     int width = ref_activation_width(activation, F);
@@ -153,6 +157,9 @@ static inline void ref_activation_forward(double *out, const double *y, int acti
             if (activation == GPT_ACT_GELU) *o = ref_gelu(x);
             if (activation == GPT_ACT_SWISH) *o = x * ref_sigmoid(x);
             if (activation == GPT_ACT_SWIGLU) *o = x * ref_sigmoid(x) * y[n * width + F + f];
+            if (activation == GPT_ACT_GELU_ERF) *o = x * ref_normal_cdf(x);
+            if (activation == GPT_ACT_RELU) *o = x > 0.0 ? x : 0.0;
+            if (activation == GPT_ACT_GEGLU) *o = ref_gelu(x) * y[n * width + F + f];
         }
     }
 }
@@ -167,6 +174,13 @@ static inline void ref_activation_backward(double *dy, const double *dout, const
             if (activation == GPT_ACT_NONE) *d += g;
             if (activation == GPT_ACT_GELU) *d += g * ref_gelu_slope(x);
             if (activation == GPT_ACT_SWISH) *d += g * ref_swish_slope(x);
+            if (activation == GPT_ACT_GELU_ERF)
+                *d += g * (ref_normal_cdf(x) + x * exp(-x * x / 2) / sqrt(2 * acos(-1.0)));
+            if (activation == GPT_ACT_RELU) *d += x > 0.0 ? g : 0.0;
+            if (activation == GPT_ACT_GEGLU) {
+                *d += g * ref_gelu_slope(x) * y[n * width + F + f];
+                dy[n * width + F + f] += g * ref_gelu(x);
+            }
             if (activation == GPT_ACT_SWIGLU) {
                 *d += g * ref_swish_slope(x) * y[n * width + F + f];
                 dy[n * width + F + f] += g * x * ref_sigmoid(x);
@@ -245,19 +259,20 @@ static inline void ref_yarn_table(double *table, double theta, double factor, do
     }
 }
 
-/* In place; sign 1 rotates forward, -1 back. */
+/* In place; sign 1 rotates forward, -1 back. Within heads, only the first `turned` channels. */
 static inline void ref_rope(double *qkv /* (N, QKV) */, const double *table,
                             const int32_t *positions /* or NULL */, int pos, int sign, int N, int T,
-                            int NH, int NKV, int HS) {
-    int wide = pos == GPT_POS_ROPE_WIDE, pairs = wide ? NH * HS / 2 : HS / 2;
+                            int NH, int NKV, int HS, int turned) {
+    int wide = pos == GPT_POS_ROPE_WIDE, pairs = wide ? NH * HS / 2 : turned / 2;
     for (int n = 0; n < N; n++) {
         int t = positions ? positions[n] : n % T;
         for (int h = 0; h < NH + NKV; h++) { /* queries, then keys */
             double *x = qkv + (n * (NH + 2 * NKV) + h) * HS;
             int head = h < NH ? h : h - NH;
-            for (int i = 0; i < HS / 2; i++) {
+            for (int i = 0; i < (wide ? HS : turned) / 2; i++) {
                 const double *turn = table + (t * pairs + (wide ? head * HS / 2 + i : i)) * 2;
-                double *a = wide ? &x[2 * i] : &x[i], *b = wide ? &x[2 * i + 1] : &x[i + HS / 2];
+                double *a = wide ? &x[2 * i] : &x[i],
+                       *b = wide ? &x[2 * i + 1] : &x[i + turned / 2];
                 double u = *a, v = *b, s = sign * turn[1];
                 *a = u * turn[0] - v * s;
                 *b = v * turn[0] + u * s;

@@ -8,6 +8,7 @@
 typedef struct ref_layer {
     double *resid_1, *norm_1, *stats_1, *qkv, *heads, *stats_qk, *p, *lse, *att;
     double *resid_2, *norm_2, *stats_2, *pre, *fc;
+    double *att_out, *stats_att, *mlp_out, *stats_mlp; /* of norms after the branches */
     gpt_layer is;
     double *rope; /* NULL where queries and keys are not rotated */
 } ref_layer;
@@ -15,7 +16,8 @@ typedef struct ref_layer {
 typedef struct ref_model {
     gpt_config c;
     int n_params, HS, ATT, QKV,
-        FC; /* ATT: outputs of attention; FC: of the first feed-forward layer */
+        FC;     /* ATT: outputs of attention; FC: of the first feed-forward layer */
+    int turned; /* channels of a head */
     gpt_param info[MAX_PARAMS];
     double *value[MAX_PARAMS], *grad[MAX_PARAMS];
 
@@ -67,6 +69,8 @@ static inline void ref_model_allocate(ref_model *m) {
         a->p = host_zeros(N * m->c.n_head * m->T), a->lse = host_zeros(N * m->c.n_head);
         a->att = host_zeros(N * m->ATT), a->resid_2 = host_zeros(N * C);
         a->norm_2 = host_zeros(N * C), a->stats_2 = host_zeros(2 * N);
+        a->att_out = host_zeros(N * C), a->mlp_out = host_zeros(N * C);
+        a->stats_att = host_zeros(2 * N), a->stats_mlp = host_zeros(2 * N);
         a->pre = host_zeros(N * m->FC), a->fc = host_zeros(N * m->c.n_ff);
     }
 }
@@ -76,6 +80,7 @@ static inline ref_model ref_model_of(gpt_model *model, const gpt_config *config,
                                      const int32_t *tokens, const int32_t *targets, int B, int T) {
     ref_model m = {.c = *config, .B = B, .T = T, .N = B * T, .tokens = tokens, .targets = targets};
     m.HS = config->head_size ? config->head_size : config->n_embd / config->n_head;
+    m.turned = config->rope_dim ? config->rope_dim : m.HS;
     m.ATT = config->n_head * m.HS;
     m.QKV = (config->n_head + 2 * config->n_kv_head) * m.HS;
     m.FC = ref_activation_width(config->activation, config->n_ff);
@@ -92,7 +97,8 @@ static inline ref_model ref_model_of(gpt_model *model, const gpt_config *config,
         EXPECT(gpt_config_layer(config, l, &a->is) == GPT_OK);
         if (!a->is.rope) continue;
         a->rope = host_zeros((int64_t)T * m.ATT);
-        ref_rope_table(a->rope, config->pos, a->is.rope_theta, T, m.HS, m.ATT);
+        int width = config->pos == GPT_POS_ROPE ? m.turned : m.HS;
+        ref_rope_table(a->rope, config->pos, a->is.rope_theta, T, width, m.ATT);
         if (config->rope_scaling == GPT_ROPE_YARN)
             ref_yarn_table(a->rope, a->is.rope_theta, config->rope_factor, config->rope_low_freq,
                            config->rope_high_freq, config->rope_original,
@@ -116,10 +122,35 @@ static inline void ref_norm(const ref_model *m, double *out, double *stats, cons
                      m->c.n_embd);
 }
 
+/* The norm before a branch, where there is one. */
+static inline void ref_norm_before(const ref_model *m, double *out, double *stats, const double *in,
+                                   int layer, const char *w, const char *b) {
+    if (m->c.norm_at == GPT_NORM_AFTER)
+        memcpy(out, in, sizeof *out * (size_t)(m->N * m->c.n_embd));
+    else
+        ref_norm(m, out, stats, in, layer, w, b);
+}
+
+/* The norm after a branch, where there is one: in place, with its input in `in`. */
+static inline void ref_norm_after(const ref_model *m, double *branch, double *stats, double *in,
+                                  int layer, const char *w) {
+    if (m->c.norm_at == GPT_NORM_BEFORE) return;
+    memcpy(in, branch, sizeof *in * (size_t)(m->N * m->c.n_embd));
+    ref_norm(m, branch, stats, in, layer, w, "none");
+}
+
+/* Queries times the factor that makes the usual scale of scores the model's. */
+static inline void ref_scale_queries(const ref_model *m, int l, double *qkv) {
+    double factor = m->c.score_scale > 0 ? m->c.score_scale * sqrt(m->HS) : 1;
+    if (m->c.score_by_layer) factor /= l + 1;
+    for (int n = 0; n < m->N; n++)
+        for (int c = 0; c < m->ATT; c++) qkv[n * m->QKV + c] *= factor;
+}
+
 static inline void ref_rotate(const ref_model *m, int l, double *qkv, int sign) {
     if (!m->layers[l].rope) return;
     ref_rope(qkv, m->layers[l].rope, NULL, m->c.pos, sign, m->N, m->T, m->c.n_head, m->c.n_kv_head,
-             m->HS);
+             m->HS, m->turned);
 }
 
 static inline void ref_add(double *out, const double *a, const double *b, int64_t n) {
@@ -131,21 +162,27 @@ static inline void ref_layer_forward(const ref_model *m, int l, double *out) {
     const ref_layer *a = &m->layers[l];
     int C = m->c.n_embd, F = m->c.n_ff;
     gpt_dropout none = {0};
-    ref_norm(m, a->norm_1, a->stats_1, a->resid_1, l, "norm_1.weight", "norm_1.bias");
+    int wide = m->c.qk_norm == GPT_QK_NORM_WIDTH;
+    ref_norm_before(m, a->norm_1, a->stats_1, a->resid_1, l, "norm_1.weight", "norm_1.bias");
     ref_linear(m, a->qkv, a->norm_1, l, "attn.qkv.weight", "attn.qkv.bias", C, m->QKV);
     if (m->c.qk_norm)
         ref_qk_norm_forward(a->qkv, a->heads, a->stats_qk, ref_param(m, l, "attn.q_norm.weight"),
-                            ref_param(m, l, "attn.k_norm.weight"), m->c.norm_eps, m->N, m->c.n_head,
-                            m->c.n_kv_head, m->HS);
+                            ref_param(m, l, "attn.k_norm.weight"), m->c.norm_eps, m->N,
+                            wide ? 1 : m->c.n_head, wide ? 1 : m->c.n_kv_head,
+                            wide ? m->ATT : m->HS);
     ref_rotate(m, l, a->qkv, 1);
+    ref_scale_queries(m, l, a->qkv);
     ref_attention_forward(a->att, a->lse, a->p, a->qkv, none, a->is.window, NULL, m->B, m->T,
                           m->c.n_head, m->c.n_kv_head, m->HS);
     ref_linear(m, m->branch, a->att, l, "attn.proj.weight", "attn.proj.bias", m->ATT, C);
+    ref_norm_after(m, m->branch, a->stats_att, a->att_out, l, "attn.norm.weight");
     ref_add(a->resid_2, a->resid_1, m->branch, (int64_t)m->N * C);
-    ref_norm(m, a->norm_2, a->stats_2, a->resid_2, l, "norm_2.weight", "norm_2.bias");
+    ref_norm_before(m, a->norm_2, a->stats_2, m->c.parallel ? a->resid_1 : a->resid_2, l,
+                    "norm_2.weight", "norm_2.bias");
     ref_linear(m, a->pre, a->norm_2, l, "mlp.fc.weight", "mlp.fc.bias", C, m->FC);
     ref_activation_forward(a->fc, a->pre, m->c.activation, m->N, F);
     ref_linear(m, m->branch, a->fc, l, "mlp.proj.weight", "mlp.proj.bias", F, C);
+    ref_norm_after(m, m->branch, a->stats_mlp, a->mlp_out, l, "mlp.norm.weight");
     ref_add(out, a->resid_2, m->branch, (int64_t)m->N * C);
 }
 
@@ -154,6 +191,8 @@ static inline double ref_model_forward(void *pointer) {
     int C = m->c.n_embd, V = m->c.vocab_size, L = m->c.n_layer;
     ref_embedding_forward(m->layers[0].resid_1, m->tokens, NULL, ref_param(m, -1, "wte.weight"),
                           ref_param(m, -1, "wpe.weight"), m->N, m->T, C);
+    for (int i = 0; m->c.embedding_scale > 0 && i < m->N * C; i++)
+        m->layers[0].resid_1[i] *= m->c.embedding_scale;
     for (int l = 0; l < L; l++) {
         ref_layer_forward(m, l, l + 1 < L ? m->layers[l + 1].resid_1 : m->resid_f);
     }
@@ -183,28 +222,62 @@ static inline void ref_norm_back(const ref_model *m, double *dresid, const doubl
                       m->N, m->c.n_embd);
 }
 
+static inline void ref_norm_before_back(const ref_model *m, double *dresid, const double *dout,
+                                        const double *in, const double *stats, int layer,
+                                        const char *w, const char *b) {
+    if (m->c.norm_at == GPT_NORM_AFTER)
+        ref_add(dresid, dresid, dout, (int64_t)m->N * m->c.n_embd);
+    else
+        ref_norm_back(m, dresid, dout, in, stats, layer, w, b);
+}
+
+/* The gradient of a branch before the norm after it. */
+static inline double *ref_norm_after_back(const ref_model *m, const double *dbranch,
+                                          const double *in, const double *stats, int layer,
+                                          const char *w) {
+    int64_t size = (int64_t)m->N * m->c.n_embd;
+    double *din = host_zeros(size);
+    if (m->c.norm_at == GPT_NORM_BEFORE)
+        memcpy(din, dbranch, sizeof *din * (size_t)size);
+    else
+        ref_norm_back(m, din, dbranch, in, stats, layer, w, "none");
+    return din;
+}
+
 static inline void ref_layer_backward(const ref_model *m, int l, double *dresid) {
     const ref_layer *a = &m->layers[l];
     int C = m->c.n_embd, F = m->c.n_ff;
     gpt_dropout none = {0};
     double *dpre = host_zeros((int64_t)m->N * m->FC), *dqkv = host_zeros((int64_t)m->N * m->QKV);
-    double *dfc = ref_linear_back(m, dresid, a->fc, l, "mlp.proj.weight", "mlp.proj.bias", F, C);
+    int wide = m->c.qk_norm == GPT_QK_NORM_WIDTH;
+    double *dbranch =
+        ref_norm_after_back(m, dresid, a->mlp_out, a->stats_mlp, l, "mlp.norm.weight");
+    double *dfc = ref_linear_back(m, dbranch, a->fc, l, "mlp.proj.weight", "mlp.proj.bias", F, C);
     ref_activation_backward(dpre, dfc, a->pre, m->c.activation, m->N, F);
     double *dnorm =
         ref_linear_back(m, dpre, a->norm_2, l, "mlp.fc.weight", "mlp.fc.bias", C, m->FC);
-    ref_norm_back(m, dresid, dnorm, a->resid_2, a->stats_2, l, "norm_2.weight", "norm_2.bias");
+    if (!m->c.parallel) /* else attention gets what the feed-forward layer does */
+        ref_norm_before_back(m, dresid, dnorm, a->resid_2, a->stats_2, l, "norm_2.weight",
+                             "norm_2.bias");
+    dbranch = ref_norm_after_back(m, dresid, a->att_out, a->stats_att, l, "attn.norm.weight");
+    if (m->c.parallel)
+        ref_norm_before_back(m, dresid, dnorm, a->resid_1, a->stats_2, l, "norm_2.weight",
+                             "norm_2.bias");
     double *datt =
-        ref_linear_back(m, dresid, a->att, l, "attn.proj.weight", "attn.proj.bias", m->ATT, C);
+        ref_linear_back(m, dbranch, a->att, l, "attn.proj.weight", "attn.proj.bias", m->ATT, C);
     ref_attention_backward(dqkv, datt, a->p, a->qkv, none, m->B, m->T, m->c.n_head, m->c.n_kv_head,
                            m->HS);
+    ref_scale_queries(m, l, dqkv);
     ref_rotate(m, l, dqkv, -1);
     if (m->c.qk_norm)
-        ref_qk_norm_backward(
-            dqkv, ref_grad(m, l, "attn.q_norm.weight"), ref_grad(m, l, "attn.k_norm.weight"),
-            a->heads, a->stats_qk, ref_param(m, l, "attn.q_norm.weight"),
-            ref_param(m, l, "attn.k_norm.weight"), m->N, m->c.n_head, m->c.n_kv_head, m->HS);
+        ref_qk_norm_backward(dqkv, ref_grad(m, l, "attn.q_norm.weight"),
+                             ref_grad(m, l, "attn.k_norm.weight"), a->heads, a->stats_qk,
+                             ref_param(m, l, "attn.q_norm.weight"),
+                             ref_param(m, l, "attn.k_norm.weight"), m->N, wide ? 1 : m->c.n_head,
+                             wide ? 1 : m->c.n_kv_head, wide ? m->ATT : m->HS);
     dnorm = ref_linear_back(m, dqkv, a->norm_1, l, "attn.qkv.weight", "attn.qkv.bias", C, m->QKV);
-    ref_norm_back(m, dresid, dnorm, a->resid_1, a->stats_1, l, "norm_1.weight", "norm_1.bias");
+    ref_norm_before_back(m, dresid, dnorm, a->resid_1, a->stats_1, l, "norm_1.weight",
+                         "norm_1.bias");
 }
 
 /* Adds scale times the gradient of the mean loss; after ref_model_forward. */
@@ -215,6 +288,8 @@ static inline void ref_model_backward(ref_model *m, double scale) {
                    scale / n_valid, m->N, C, m->c.vocab_size);
     ref_norm_back(m, dresid, dnorm, m->resid_f, m->stats_f, -1, "norm_f.weight", "norm_f.bias");
     for (int l = m->c.n_layer - 1; l >= 0; l--) ref_layer_backward(m, l, dresid);
+    for (int i = 0; m->c.embedding_scale > 0 && i < m->N * C; i++)
+        dresid[i] *= m->c.embedding_scale;
     ref_embedding_backward(ref_grad(m, -1, "wte.weight"), ref_grad(m, -1, "wpe.weight"), dresid,
                            m->tokens, NULL, m->N, m->T, C);
 }

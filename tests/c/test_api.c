@@ -113,7 +113,7 @@ static const bad_int bad_ints[] = {
     INT_FIELD(pos, 3),
     INT_FIELD(pos, -1),
     INT_FIELD(activation, GPT_ACT_NONE),
-    INT_FIELD(activation, 4),
+    INT_FIELD(activation, GPT_ACT_GEGLU + 1),
     INT_FIELD(bias, GPT_BIAS_ALL + 1),
     INT_FIELD(bias, -1),
     INT_FIELD(head_size, -1),
@@ -122,9 +122,15 @@ static const bad_int bad_ints[] = {
     INT_FIELD(tied, -1),
     INT_FIELD(rope_scaling, GPT_ROPE_DYNAMIC + 1),
     INT_FIELD(rope_scaling, -1),
-    INT_FIELD(qk_norm, 2),
+    INT_FIELD(qk_norm, 3),
     INT_FIELD(qk_norm, -1),
     INT_FIELD(window, -1),
+    INT_FIELD(rope_dim, -2),
+    INT_FIELD(rope_dim, 3),
+    INT_FIELD(rope_dim, 4096),
+    INT_FIELD(parallel, 2),
+    INT_FIELD(norm_at, 3),
+    INT_FIELD(score_by_layer, 2),
 };
 
 /* A config with one thing wrong: every function that takes a config names it, and says no more. */

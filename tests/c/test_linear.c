@@ -37,8 +37,10 @@ static const sizes cases[] = {
     {2101, 5, 18},
 };
 
-static const int activations[] = {GPT_ACT_NONE, GPT_ACT_GELU, GPT_ACT_SWISH, GPT_ACT_SWIGLU};
-static const char *const activation_names[] = {"none", "gelu", "swish", "swiglu"};
+static const int activations[] = {GPT_ACT_NONE,     GPT_ACT_GELU, GPT_ACT_SWISH, GPT_ACT_SWIGLU,
+                                  GPT_ACT_GELU_ERF, GPT_ACT_RELU, GPT_ACT_GEGLU};
+static const char *const activation_names[] = {"none",     "gelu", "swish", "swiglu",
+                                               "gelu_erf", "relu", "geglu"};
 
 static int max_int(int a, int b) {
     return a > b ? a : b;

@@ -5,16 +5,23 @@
 
 typedef struct sizes {
     int B, T, NH, NKV, HS;
+    int turned; /* channels of a head; 0: HS */
 } sizes;
 
 static const sizes cases[] = {
-    {1, 1, 1, 1, 2},  {1, 2, 2, 2, 6},    {3, 5, 4, 2, 16},  {1, 7, 6, 1, 20},  {2, 63, 3, 3, 2},
-    {1, 64, 4, 2, 6}, {1, 65, 1, 1, 128}, {2, 13, 2, 2, 64}, {1, 130, 6, 1, 6}, {7, 1, 3, 3, 20},
+    {1, 1, 1, 1, 2, 0},   {1, 2, 2, 2, 6, 0},  {3, 5, 4, 2, 16, 0},   {1, 7, 6, 1, 20, 0},
+    {2, 63, 3, 3, 2, 0},  {1, 64, 4, 2, 6, 0}, {1, 65, 1, 1, 128, 0}, {2, 13, 2, 2, 64, 0},
+    {1, 130, 6, 1, 6, 0}, {7, 1, 3, 3, 20, 0}, {2, 13, 2, 2, 64, 16}, {3, 5, 4, 2, 21, 6},
+    {1, 9, 2, 1, 40, 32},
 };
 
 /* The wide kind numbers its pairs over the C channels of the queries; keys have as many. */
 static int is_possible(sizes s, int pos) {
-    return pos == GPT_POS_ROPE || s.NH == s.NKV;
+    return pos == GPT_POS_ROPE || (s.NH == s.NKV && !s.turned);
+}
+
+static int turned_of(sizes s) {
+    return s.turned ? s.turned : s.HS;
 }
 
 static const char *pos_name(int pos) {
@@ -46,9 +53,9 @@ typedef struct table {
 } table;
 
 static table table_of(sizes s, int pos, int block_size) {
-    int pairs = pos == GPT_POS_ROPE ? s.HS / 2 : s.NH * s.HS / 2;
+    int pairs = pos == GPT_POS_ROPE ? turned_of(s) / 2 : s.NH * s.HS / 2;
     table t = {host_zeros((int64_t)block_size * pairs * 2), (int64_t)block_size * pairs * 2};
-    ref_rope_table(t.values, pos, 10000.0, block_size, s.HS, s.NH * s.HS);
+    ref_rope_table(t.values, pos, 10000.0, block_size, turned_of(s), s.NH * s.HS);
     for (int64_t i = 0; i < t.size; i++) t.values[i] = (float)t.values[i];
     return t;
 }
@@ -76,7 +83,7 @@ static void check_forward(sizes s, int pos, int use_positions) {
     double *x = random_act(size, 1.0), *want = host_copy(x, size);
     int32_t *positions = use_positions ? random_ints(N, block_size) : NULL;
     table t = table_of(s, pos, block_size);
-    ref_rope(want, t.values, positions, pos, 1, N, s.T, s.NH, s.NKV, s.HS);
+    ref_rope(want, t.values, positions, pos, 1, N, s.T, s.NH, s.NKV, s.HS, turned_of(s));
     gpt_shape shape = shape_of(s);
     EACH_BACKEND {
         void *qkv = device_act(x, size), *device_table = device_f32(t.values, t.size);
@@ -86,6 +93,7 @@ static void check_forward(sizes s, int pos, int use_positions) {
                                       .table = device_table,
                                       .positions = positions ? device_i32(positions, N) : NULL,
                                       .pos = pos,
+                                      .turned = s.turned,
                                       .N = N,
                                       .T = s.T,
                                       .NH = s.NH,
@@ -99,6 +107,7 @@ static void check_forward(sizes s, int pos, int use_positions) {
                                        .table = device_table,
                                        .positions = positions ? device_i32(positions, N) : NULL,
                                        .pos = pos,
+                                       .turned = s.turned,
                                        .N = N,
                                        .T = s.T,
                                        .NH = s.NH,
@@ -114,7 +123,7 @@ static void check_backward(sizes s, int pos) {
     test_case("%s B=%d T=%d NH=%d NKV=%d HS=%d", pos_name(pos), s.B, s.T, s.NH, s.NKV, s.HS);
     double *x = random_act(size, 1.0), *want = host_copy(x, size);
     table t = table_of(s, pos, block_size);
-    ref_rope(want, t.values, NULL, pos, -1, N, s.T, s.NH, s.NKV, s.HS);
+    ref_rope(want, t.values, NULL, pos, -1, N, s.T, s.NH, s.NKV, s.HS, turned_of(s));
     gpt_shape shape = shape_of(s);
     EACH_BACKEND {
         void *dqkv = device_act(x, size);
@@ -122,6 +131,7 @@ static void check_backward(sizes s, int pos) {
         test.ops->rope_backward(test.ctx, &(rope_backward){.dqkv = dqkv,
                                                            .table = device_f32(t.values, t.size),
                                                            .pos = pos,
+                                                           .turned = s.turned,
                                                            .N = N,
                                                            .T = s.T,
                                                            .NH = s.NH,
@@ -154,7 +164,7 @@ static void test_backward(void) {
 /* The purpose of the rotation: a query and a key turned by their positions have a product that
  * depends on the distance alone. */
 static void test_relative(void) {
-    sizes s = {1, 2, 1, 1, 16};
+    sizes s = {1, 2, 1, 1, 16, 0};
     enum { BLOCK = 40, SIZE = 2 * 3 * 16 };
     for (int pos = GPT_POS_ROPE; pos <= GPT_POS_ROPE_WIDE; pos++) {
         test_case("%s", pos_name(pos));
@@ -172,13 +182,14 @@ static void test_relative(void) {
                                                        .table = device_f32(t.values, t.size),
                                                        .positions = device_i32(positions, 2),
                                                        .pos = pos,
+                                                       .turned = s.turned,
                                                        .N = 2,
                                                        .T = 2,
                                                        .NH = 1,
                                                        .NKV = 1,
                                                        .HS = s.HS});
                 double *got = read_act(qkv, SIZE);
-                products[shift] = test_dot(got, got + row_size(s) + s.HS, s.HS);
+                products[shift] = test_dot(got, got + row_size(s) + s.HS, turned_of(s));
             }
             EXPECT_NEAR("q k", products[1], products[0], test_tol(3e-6) * s.HS);
         }
@@ -197,13 +208,13 @@ static double loss_of(void *pointer) {
     sizes s = p->s;
     int64_t size = s.B * s.T * row_size(s);
     memcpy(p->out, p->x, (size_t)size * sizeof *p->out);
-    ref_rope(p->out, p->t.values, NULL, p->pos, 1, s.B * s.T, s.T, s.NH, s.NKV, s.HS);
+    ref_rope(p->out, p->t.values, NULL, p->pos, 1, s.B * s.T, s.T, s.NH, s.NKV, s.HS, turned_of(s));
     return test_dot(p->out, p->dout, size);
 }
 
 static void test_reference(void) {
     for (int pos = GPT_POS_ROPE; pos <= GPT_POS_ROPE_WIDE; pos++) {
-        sizes s = {2, 3, 2, 2, 6};
+        sizes s = {2, 3, 2, 2, 6, 0};
         int64_t size = s.B * s.T * row_size(s);
         test_case("%s", pos_name(pos));
         state p = {random_f32(size, 1.0),
@@ -213,7 +224,7 @@ static void test_reference(void) {
                    s,
                    pos};
         double *dx = host_copy(p.dout, size);
-        ref_rope(dx, p.t.values, NULL, pos, -1, s.B * s.T, s.T, s.NH, s.NKV, s.HS);
+        ref_rope(dx, p.t.values, NULL, pos, -1, s.B * s.T, s.T, s.NH, s.NKV, s.HS, turned_of(s));
         EXPECT_GRADIENT("dx", loss_of, &p, p.x, dx, size);
     }
 }

@@ -17,9 +17,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- family table: begin -->\n", "<!-- family table: end -->"
 COLUMNS = ("folder in", "logits", "gradients", "ten steps", "greedy", "folder out")
 COLUMNS += ("GGUF in", "GGUF out")
-CASES = [*reference.CASES, *reference.OTHERS, *reference.FAMILIES]
-MISSING = {("llama-dynamic", column) for column in COLUMNS[-2:]}  # llama.cpp has no such scaling
-_FLAGS = ("attention_bias", "mlp_bias")
+CASES = [*reference.CASES, *reference.OTHERS, *reference.FAMILIES, *reference.ARCHITECTURES]
+# llama.cpp computes no such models; then transformers reads no GGUF files of these families.
+_NOT_IN_GGUF = ("llama-dynamic", "cerebras-gpt", "gpt2-relu", "smollm3-list", "gemma3-types")
+_NOT_IN_GGUF += ("neox-in-turn",)
+_NO_READER = ("smollm3", "pythia", "olmo2")
+MISSING = {(name, column) for name in _NOT_IN_GGUF for column in COLUMNS[-2:]}
+MISSING |= {(name, COLUMNS[-1]) for name in _NO_READER}
+_FLAGS = ("attention_bias", "mlp_bias", "use_qkv_bias", "scale_attn_by_inverse_layer_idx")
+_CHOICES = ("activation_function", "hidden_act", "rotary_pct", "use_parallel_residual")
+_CHOICES += ("no_rope_layers", "layer_types", "query_pre_attn_scalar")
 found: dict[tuple[str, str], float | str] = {}
 
 
@@ -31,6 +38,7 @@ def features(case: reference.Case) -> str:
         names.append(f"heads of {size}")
     elif case.kind == "gpt2":
         names.append(f"heads of {config['n_embd'] // config['n_head']}")
+    names += [f"{key}: {config[key]}" for key in _CHOICES if key in config]
     if case.kind == "mistral" or config.get("use_sliding_window"):
         names.append(f"window {config['sliding_window'] or 'null'}")
     for key in ("rope_scaling", "rope_parameters"):

@@ -9,10 +9,10 @@ import numpy as np
 from gptc.engine.config import GPTConfig
 from gptc.formats import layout
 from gptc.formats.blocks import BLOCKS, Blocks
+from gptc.formats.family_names import GGUF_SPLIT
 from gptc.formats.gguf import GgufModel
 from gptc.formats.gguf_container import ALIGNMENT, header
-from gptc.formats.gguf_names import LLAMA
-from gptc.formats.layout import Part
+from gptc.formats.layout import Naming, Part
 from gptc.formats.numbers import F16, F32, Codec
 from small_models import make_config
 
@@ -46,7 +46,7 @@ def write_gguf(
     config = config or CONFIG
     rng = np.random.default_rng(seed)
     codecs: list[tuple[Part, Codec]] = []
-    for part in layout.parts(config, LLAMA):
+    for part in layout.parts(config, Naming(layout.with_leaves(GGUF_SPLIT))):
         name = next((kind for mark, kind in kinds.items() if mark in part.name), rest)
         codecs.append((part, BY_NAME.get(name, F16) if len(part.shape) == 2 else F32))
     sizes = {

@@ -214,6 +214,94 @@ FAMILIES = [
 ]
 
 
+# Families whose layers differ from Llama's; each has a golden file.
+_NEOX = {"num_key_value_heads": None, "hidden_size": 48, "layer_norm_eps": 1e-5}
+ARCHITECTURES = [
+    Case(
+        "cerebras-gpt",
+        "gpt2",
+        {
+            **_gpt2(n_positions=24, n_embd=24, n_layer=3, n_head=2),
+            "activation_function": "gelu",
+            "scale_attn_by_inverse_layer_idx": True,
+        },
+        2,
+        17,
+    ),
+    Case(
+        "gpt2-relu",
+        "gpt2",
+        {
+            **_gpt2(n_positions=24, n_embd=24, n_layer=2, n_head=2),
+            "activation_function": "relu",
+        },
+        2,
+        17,
+    ),
+    Case(
+        "smollm3",
+        "smollm3",
+        _like_llama("smollm3", num_hidden_layers=5, pad_token_id=None, tie_word_embeddings=True),
+        1,
+        21,
+    ),
+    Case(
+        "smollm3-list",
+        "smollm3",
+        _like_llama("smollm3", no_rope_layers=[0, 1], pad_token_id=None),
+        2,
+        13,
+    ),
+    Case("pythia", "gpt_neox", _like_llama("gpt_neox", **_NEOX, rotary_pct=0.5), 2, 19),
+    Case(
+        "neox-in-turn",
+        "gpt_neox",
+        _like_llama(
+            "gpt_neox", **_NEOX, rotary_pct=1.0, use_parallel_residual=False, hidden_act="gelu_new"
+        ),
+        1,
+        23,
+    ),
+    Case(
+        "stablelm",
+        "stablelm",
+        _like_llama("stablelm", hidden_size=64, layer_norm_eps=1e-5, use_qkv_bias=True),
+        1,
+        25,
+    ),
+    Case("olmo2", "olmo2", _like_llama("olmo2", num_key_value_heads=4, pad_token_id=None), 2, 22),
+    Case(
+        "gemma3",
+        "gemma3_text",
+        _like_llama(
+            "gemma3_text",
+            num_hidden_layers=7,
+            head_dim=16,
+            query_pre_attn_scalar=16,
+            sliding_window=5,
+            pad_token_id=None,
+            tie_word_embeddings=True,
+        ),
+        1,
+        29,
+    ),
+    Case(
+        "gemma3-types",
+        "gemma3_text",
+        _like_llama(
+            "gemma3_text",
+            head_dim=8,
+            query_pre_attn_scalar=11,
+            sliding_window=4,
+            pad_token_id=None,
+            layer_types=["full_attention", "sliding_attention"],
+            tie_word_embeddings=True,
+        ),
+        2,
+        15,
+    ),
+]
+
 # Heads of an odd size, which only learned positions allow. It has no golden file.
 OTHERS = [
     Case("gpt2-odd-heads", "gpt2", _gpt2(n_positions=20, n_embd=45, n_layer=2, n_head=3), 2, 15)
@@ -230,10 +318,11 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
     """Random weights for these tensors, large enough that each affects the results."""
     random = np.random.RandomState(4321)
     out = {}
+    centre = 0 if any("pre_feedforward" in name for name in shapes) else 1  # Gemma adds 1 to norms
     for name in sorted(shapes):
         values = random.standard_normal(shapes[name])
         is_norm = len(shapes[name]) == 1 and name.endswith("weight")
-        out[name] = (1 + 0.2 * values if is_norm else 0.15 * values).astype(np.float32)
+        out[name] = (centre + 0.2 * values if is_norm else 0.15 * values).astype(np.float32)
     return out
 
 
@@ -251,7 +340,9 @@ def run(case: Case) -> dict[str, Array]:
     model = AutoModelForCausalLM.from_config(config).double()
     model.train()
 
-    named = dict(model.named_parameters())
+    # transformers 5 renames a matrix when it saves it.
+    stored = {"lm_head.weight": "embed_out.weight"} if case.kind == "gpt_neox" else {}
+    named = {stored.get(name, name): p for name, p in model.named_parameters()}
     values = weights({name: tuple(p.shape) for name, p in named.items()})
     with torch.no_grad():
         for name, parameter in named.items():

@@ -333,7 +333,7 @@ def _biases(config: dict[str, Any]) -> str:
     from gptc.formats.families import BIASES
 
     words = {"qkv_bias": "queries, keys and values", "attn_proj_bias": "attention's output"}
-    words["mlp_bias"] = "feed-forward"
+    words |= {"mlp_bias": "feed-forward", "norm_bias": "norms"}
     some = [words[name] for name in BIASES if config.get(name)]
     if config["bias"]:
         return "biases"
@@ -343,6 +343,21 @@ def _biases(config: dict[str, Any]) -> str:
 def _attention_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
     """What few models have: norms of heads, a window, scaled rotary frequencies."""
     found = ["norms of queries and keys"] if config.get("qk_norm") else []
+    words = {
+        "wide_qk_norm": "norms of all queries and all keys",
+        "parallel": "parallel to the feed-forward layer",
+        "score_by_layer": "scores divided by the layer's number",
+    }
+    found += [text for name, text in words.items() if config.get(name)]
+    if at := config.get("norm_at"):
+        found.append("norms after the branches" if at == "after" else "norms around the branches")
+    for name, text in (("rope_dim", "rotated channels"), ("score_scale", "as scale of scores")):
+        if value := config.get(name):
+            found.append(f"{value:g} {text}")
+    if layers := config.get("layers"):
+        rotated = sum(layer["rope"] for layer in layers)
+        windowed = sum(layer["window"] > 0 for layer in layers)
+        found.append(f"{rotated} of {len(layers)} layers with rotation, {windowed} with a window")
     if window := config.get("window"):
         found.append(f"window of {window:,} tokens")
     if (scaling := config.get("rope_scaling", "none")) != "none":

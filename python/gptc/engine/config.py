@@ -13,7 +13,8 @@ from gptc.errors import EngineError, UsageError
 
 Norm = Literal["layernorm", "rmsnorm"]
 Pos = Literal["learned", "rope", "rope_wide"]
-Activation = Literal["gelu", "swish", "swiglu"]
+Activation = Literal["gelu", "swish", "swiglu", "gelu_erf", "relu", "geglu"]
+NormAt = Literal["before", "after", "both"]
 RopeScaling = Literal["none", "linear", "llama3", "yarn", "dynamic"]
 
 # Fields that are enums in C: their values here, and the prefix of the C names.
@@ -22,6 +23,7 @@ _ENUMS: dict[str, tuple[tuple[str, ...], str]] = {
     "pos": (get_args(Pos), "GPT_POS_"),
     "activation": (get_args(Activation), "GPT_ACT_"),
     "rope_scaling": (get_args(RopeScaling), "GPT_ROPE_"),
+    "norm_at": (get_args(NormAt), "GPT_NORM_"),
 }
 
 
@@ -30,7 +32,27 @@ _SCALING = (
     "rope_attention",
 )
 # Fields that only some models have; `to_dict` leaves them out where they are 0.
-_RARE = ("head_dim", "qk_norm", "window", "qkv_bias", "attn_proj_bias", "mlp_bias")
+_BIASES = ("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias")
+_RARE: tuple[str, ...] = (
+    "head_dim",
+    "qk_norm",
+    "wide_qk_norm",
+    "window",
+    *_BIASES,
+    "rope_dim",
+    "parallel",
+)
+_RARE += ("score_scale", "score_by_layer", "embedding_scale", "layers")
+GATED = ("swiglu", "geglu")
+"""Activations with gates and ups."""
+
+
+class Layer(NamedTuple):
+    """One layer of a model whose layers differ."""
+
+    rope: bool  # queries and keys are rotated
+    rope_theta: float  # base of their frequencies; unused without
+    window: int  # keys that a query sees; 0: all
 
 
 class Parameter(NamedTuple):
@@ -52,8 +74,10 @@ class GPTConfig:
     the norms a learned scale; `tied` makes the token embedding the output head. The `rope_` fields
     are for rotary positions. With `head_dim`, heads may have another size than n_embd / n_head.
     `bias` gives all layers biases, `qkv_bias`, `attn_proj_bias` and `mlp_bias` only some of them.
-    `qk_norm` normalises each head of queries and keys; `window` is the number of keys that a query
-    sees.
+    `qk_norm` normalises each head of queries and keys, `wide_qk_norm` all of a token's together;
+    `window` is the number of keys that a query sees, `rope_dim` that of the channels of a head that
+    turn. Branches have their norms before, after or on both sides (`norm_at`), and with `parallel`
+    both read the layer's input. `layers` is for models whose layers differ.
     `check()` raises UsageError for an invalid shape.
     """
 
@@ -86,6 +110,15 @@ class GPTConfig:
     qkv_bias: bool = False
     attn_proj_bias: bool = False
     mlp_bias: bool = False  # of both feed-forward layers
+    norm_bias: bool = False  # of LayerNorms
+    wide_qk_norm: bool = False  # RMSNorm over all queries, and all keys, of a token
+    rope_dim: int = 0  # rotated channels of a head, the first; 0: all
+    parallel: bool = False  # both branches of a layer read its input
+    norm_at: NormAt = "before"  # the norms of a branch
+    score_scale: float = 0.0  # factor of the scores; 0: 1 / sqrt(head size)
+    score_by_layer: bool = False  # scores of layer l, from 0 on, are divided by l + 1
+    embedding_scale: float = 0.0  # factor of the token embedding; 0: 1
+    layers: tuple[Layer, ...] = ()  # a record for each; (): all have the fields above
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:
@@ -105,7 +138,7 @@ class GPTConfig:
                 raise UsageError(f"unknown model field {key!r}{_did_you_mean(key, names)}")
         if "n_embd" in overrides and "n_ff" not in overrides:
             n_ff = base.n_ff * overrides["n_embd"] / base.n_embd
-            multiple = 8 if overrides.get("activation", base.activation) == "swiglu" else 1
+            multiple = 8 if overrides.get("activation", base.activation) in GATED else 1
             overrides["n_ff"] = max(multiple, round(n_ff / multiple) * multiple)
         if "n_head" in overrides and "n_kv_head" not in overrides:
             overrides["n_kv_head"] = max(1, overrides["n_head"] * base.n_kv_head // base.n_head)
@@ -125,6 +158,9 @@ class GPTConfig:
                     continue
                 raise UsageError(f"the model's {field.name} is missing")
             value = data[field.name]
+            if field.name == "layers":
+                values["layers"] = _layers(value)
+                continue
             if field.name in _ENUMS:
                 choices, _ = _ENUMS[field.name]
                 if value not in choices:
@@ -148,6 +184,9 @@ class GPTConfig:
         """Plain values, for JSON, without what few models have where this one does not."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         absent = {key for key in (*_RARE, "rope_attention") if not values[key]}
+        if self.norm_at == "before":
+            absent.add("norm_at")
+        values["layers"] = [layer._asdict() for layer in self.layers]
         if self.rope_scaling == "none":
             absent |= set(_SCALING)
         return {key: value for key, value in values.items() if key not in absent}
@@ -163,12 +202,20 @@ class GPTConfig:
     def family(self) -> str:
         """The family that the shape belongs to: gpt2, llama, or else byte."""
         shape = (self.norm, self.norm_weight, self.pos, self.activation)
+        if self.rare_features():
+            return "byte"
         plain_heads = self.n_kv_head == self.n_head and not self.head_dim and not self.qk_norm
         if shape == ("layernorm", True, "learned", "gelu") and plain_heads and not self.window:
             return "gpt2"
         if shape == ("rmsnorm", True, "rope", "swiglu") and not self.bias:
             return "llama"
         return "byte"
+
+    def rare_features(self) -> list[str]:
+        """The fields that neither a GPT-2 nor a Llama or byte model has set."""
+        names = [name for name in _RARE[_RARE.index("rope_dim") :] if getattr(self, name)]
+        names += [name for name in ("wide_qk_norm",) if getattr(self, name)]
+        return names + ["norm_at"] * (self.norm_at != "before")
 
     @property
     def head_size(self) -> int:
@@ -182,7 +229,7 @@ class GPTConfig:
     def to_c(self) -> Any:
         """A gpt_config *."""
         lib = library.load().lib
-        values: dict[str, int | float] = {}
+        values: dict[str, Any] = {}
         for name, value in self.to_dict().items():
             if name in _ENUMS:
                 choices, prefix = _ENUMS[name]
@@ -190,10 +237,20 @@ class GPTConfig:
                     raise UsageError(f"{name} is {value!r}, not one of {', '.join(choices)}")
                 value = getattr(lib, prefix + value.upper())
             values[name] = value
+        layers = values.pop("layers", ())
         values["head_size"] = values.pop("head_dim", 0)
+        if values.pop("wide_qk_norm", False):
+            values["qk_norm"] = lib.GPT_QK_NORM_WIDTH
         some = sum(bits for name, bits in _biases(lib).items() if values.pop(name, False))
         values["bias"] = lib.GPT_BIAS_ALL if self.bias else some
-        return library.new_struct("gpt_config", **values)
+        struct = library.new_struct("gpt_config", **values)
+        if layers:
+            if len(layers) != self.n_layer:
+                raise UsageError(f"layers has {len(layers)} records, and n_layer is {self.n_layer}")
+            norm = values["norm"]
+            records = [library.new_struct("gpt_layer", norm=norm, **layer) for layer in layers]
+            library.attach(struct, "layers", "gpt_layer", records)
+        return struct
 
     @classmethod
     def _from_c(cls, struct: Any) -> GPTConfig:
@@ -203,6 +260,11 @@ class GPTConfig:
             if bits := _biases(lib).get(field.name):
                 values[field.name] = not values["bias"] and struct.bias & bits == bits
                 continue
+            if field.name == "layers":  # of no preset
+                continue
+            if field.name == "wide_qk_norm":
+                values[field.name] = struct.qk_norm == lib.GPT_QK_NORM_WIDTH
+                continue
             value = getattr(struct, "head_size" if field.name == "head_dim" else field.name)
             if field.name == "bias":
                 value = value == lib.GPT_BIAS_ALL
@@ -210,7 +272,7 @@ class GPTConfig:
                 choices, prefix = _ENUMS[field.name]
                 value = next(c for c in choices if getattr(lib, prefix + c.upper()) == value)
             elif field.type == "bool":
-                value = bool(value)
+                value = value == 1
             elif field.type == "float":
                 value = float(f"{value:.7g}")  # 1e-05, where the float32 reads 9.99999974e-06
             values[field.name] = value
@@ -223,7 +285,30 @@ def _biases(lib: Any) -> dict[str, int]:
         "qkv_bias": lib.GPT_BIAS_QKV,
         "attn_proj_bias": lib.GPT_BIAS_ATT_PROJ,
         "mlp_bias": lib.GPT_BIAS_FC | lib.GPT_BIAS_MLP_PROJ,
+        "norm_bias": lib.GPT_BIAS_NORM,
     }
+
+
+def _layers(data: Any) -> tuple[Layer, ...]:
+    """The records of `to_dict`."""
+    if not isinstance(data, list):
+        raise UsageError(f"layers is {data!r}, not a list of records")
+    found = []
+    for i, record in enumerate(data):
+        if not isinstance(record, Mapping) or record.keys() != set(Layer._fields):
+            raise UsageError(
+                f"layers[{i}] is {record!r}, not a record of {', '.join(Layer._fields)}"
+            )
+        rope, theta, window = (record[name] for name in Layer._fields)
+        whole = isinstance(window, int) and not isinstance(window, bool)
+        number = isinstance(theta, int | float) and not isinstance(theta, bool)
+        if not (isinstance(rope, bool) and number and whole):
+            raise UsageError(f"layers[{i}] is {record!r}, not true or false, and two numbers")
+        try:
+            found.append(Layer(rope, float(theta), window))
+        except OverflowError:
+            raise UsageError(f"rope_theta of layers[{i}] is too large a number") from None
+    return tuple(found)
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,8 @@ import hashlib
 import os
 import re
 import sysconfig
+import weakref
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -261,6 +263,18 @@ def new_struct(kind: str, **fields: int | float) -> Any:
         except TypeError:
             raise GptcError(f"{name} is {value!r}; it must be a number") from None
     return struct
+
+
+_kept: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def attach(struct: Any, field: str, kind: str, items: Sequence[Any]) -> None:
+    """Sets a pointer of a C struct to an array of these structs, which lives as long as it."""
+    array = load().ffi.new(f"{kind}[]", len(items))
+    for i, item in enumerate(items):
+        array[i] = item[0]
+    setattr(struct, field, array)
+    _kept[struct] = array
 
 
 def version() -> str:

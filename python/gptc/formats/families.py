@@ -6,14 +6,18 @@ To add a family whose layers the engine has, add a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptc.engine.config import Activation, GPTConfig, Norm, Pos
+from gptc.engine.config import Activation, GPTConfig, Layer, Norm, NormAt, Pos
+from gptc.formats import family_names
+from gptc.formats.family_names import Stems
 
-BIASES = ("qkv_bias", "attn_proj_bias", "mlp_bias")
+BIASES = ("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias")
 """Fields of GPTConfig, and of a row."""
+ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")
 
 
 @dataclass(frozen=True)
@@ -27,22 +31,47 @@ class Family:
     paper: str
     norm: Norm = "rmsnorm"
     pos: Pos = "rope"
-    activation: Activation = "swiglu"
+    # By their names in config.json; the first of each is written. llama.cpp has the first alone.
+    activations: Mapping[str, Activation] = field(default_factory=lambda: {"silu": "swiglu"})
+    activation_key: str = "hidden_act"
+    eps_key: str = "rms_norm_eps"
+    stems: Stems = field(default_factory=lambda: family_names.LLAMA)
+    gguf_stems: Stems = field(default_factory=lambda: family_names.GGUF_SPLIT)
     grouped: bool = True  # queries may share keys, and heads may have a size of their own
     divided: bool = False  # the width is a multiple of the number of heads
     qkv_bias: bool | str = False
     attn_proj_bias: bool | str = False
     mlp_bias: bool | str = False
+    norm_bias: bool = False
     qk_norm: bool = False
+    wide_qk_norm: bool = False  # over all queries, and all keys, of a token
+    norm_at: NormAt = "before"
+    rotary_key: str = ""  # of the share of a head's channels that turn
+    theta_key: str = "rope_theta"
+    parallel: bool | str = False  # whether branches are, or the key that decides
+    by_layer_key: str = ""  # whether scores are divided by the layer's number
+    no_rope: bool = False  # config.json has no_rope_layers, or no_rope_layer_interval
+    local_theta: float = 0.0  # windowed layers have this rotary base, others none (layer_types)
+    period: int = 0  # without layer_types, each so-many-th layer has no window
+    score_key: str = ""  # scores are divided by the square root of its value
+    scaled_embedding: bool = False  # by the square root of the width
+    norms_from_one: bool = False  # a folder has the weights of norms minus 1; a GGUF file has not
+    interleaved: bool = False  # a folder has queries, keys and values head by head
     window: bool = False  # config.json may have a sliding_window
     window_switch: bool = False  # but only with use_sliding_window, from max_window_layers on
     paired: bool = False  # in GGUF, rotary channels 2i and 2i + 1 turn together
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of a config.json without these keys
+    plain: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value
+    pad: bool = False  # the class has a pad token, which it does not train, unless a key says null
 
     def fits(self, config: GPTConfig) -> bool:
         """Whether this family's classes compute exactly this model."""
-        shape = (config.norm, config.pos, config.activation, config.norm_weight, config.qk_norm)
-        if shape != (self.norm, self.pos, self.activation, True, self.qk_norm):
+        shape = (config.norm, config.pos, config.norm_weight, config.qk_norm, config.wide_qk_norm)
+        if shape != (self.norm, self.pos, True, self.qk_norm, self.wide_qk_norm):
+            return False
+        if config.activation not in self.activations.values() or config.norm_at != self.norm_at:
+            return False
+        if not self._branches_fit(config) or not self._layers_fit(config):
             return False
         if not self.grouped and (config.n_kv_head != config.n_head or config.head_dim):
             return False
@@ -55,13 +84,53 @@ class Family:
         for name in BIASES:
             has = config.bias or bool(getattr(config, name))
             decided.setdefault(getattr(self, name), set()).add(has)
-        norms = config.bias == (self.norm == "layernorm")  # all layers with biases, norms included
-        return norms and all(len(values) == 1 for values in decided.values())
+        return all(len(values) == 1 for values in decided.values())
+
+    def _branches_fit(self, config: GPTConfig) -> bool:
+        if not isinstance(self.parallel, str) and config.parallel != self.parallel:
+            return False
+        if config.rope_dim and not self.rotary_key:
+            return False
+        if config.score_by_layer and not self.by_layer_key:
+            return False
+        if config.score_scale and not self.score_key:
+            return False
+        return math.isclose(
+            config.embedding_scale, self.embedding_scale(config.n_embd), rel_tol=1e-6
+        )
+
+    @property
+    def reads(self) -> set[str]:
+        """Keys of FEATURES that a config.json of this family may have."""
+        keys = {self.rotary_key, self.score_key}
+        if self.rotary_key:
+            keys.add("partial_rotary_factor")
+        return keys | ({"no_rope_layers"} if self.no_rope else set())
+
+    def activation_name(self, activation: Activation) -> str:
+        """The first name in config.json of one that the family has."""
+        return next(name for name, ours in self.activations.items() if ours == activation)
+
+    def embedding_scale(self, n_embd: int) -> float:
+        """The field of a model of this width."""
+        return math.sqrt(n_embd) if self.scaled_embedding else 0.0
+
+    def _layers_fit(self, config: GPTConfig) -> bool:
+        if not config.layers:
+            return True
+        if self.local_theta:
+            local = Layer(True, self.local_theta, config.window)
+            full = Layer(True, config.rope_theta, 0)
+            return bool(config.window) and set(config.layers) <= {local, full}
+        plain = {layer._replace(rope=True) for layer in config.layers}
+        return self.no_rope and plain == {Layer(True, config.rope_theta, 0)}
 
     def _lengths_fit(self, config: GPTConfig) -> bool:
         if config.rope_scaling == "dynamic" and config.block_size != dynamic_length(
             config.rope_original, config.rope_factor
         ):
+            return False
+        if self.local_theta and bool(config.window) != bool(config.layers):
             return False
         return self.window or not config.window
 
@@ -71,7 +140,10 @@ def dynamic_length(original: int, factor: float) -> int:
     return int(min(original, 1 << 32) * factor)  # gpt_config_check refuses those that are longer
 
 
+NO_ROPE_INTERVAL = 4  # llama.cpp has no other
 _QWEN = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
+
+_ALL_BIASES: dict[str, Any] = dict.fromkeys(BIASES, True)
 
 FAMILIES = (
     Family(
@@ -81,11 +153,19 @@ FAMILIES = (
         "Radford et al. 2019, Language Models are Unsupervised Multitask Learners",
         norm="layernorm",
         pos="learned",
-        activation="gelu",
+        activations={
+            "gelu_new": "gelu",
+            "gelu_pytorch_tanh": "gelu",
+            "gelu_fast": "gelu",
+            "gelu": "gelu_erf",
+            "relu": "relu",
+        },
+        activation_key="activation_function",
+        stems=family_names.GPT2,
+        gguf_stems=family_names.GGUF_JOINED,
         grouped=False,
-        qkv_bias=True,
-        attn_proj_bias=True,
-        mlp_bias=True,
+        by_layer_key="scale_attn_by_inverse_layer_idx",
+        **_ALL_BIASES,
     ),
     Family(  # also TinyLlama and SmolLM2
         "llama",
@@ -130,6 +210,115 @@ FAMILIES = (
         window_switch=True,
         defaults={**_QWEN, "head_dim": 128},
     ),
+    Family(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        "smollm3",
+        "Bakouch et al. 2025, SmolLM3 (huggingface.co/blog/smollm3); layers without rotation: "
+        "Yang et al. 2025, arXiv 2501.18795",
+        divided=True,
+        qkv_bias="attention_bias",
+        attn_proj_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        no_rope=True,
+        paired=True,
+        pad=True,
+        defaults={
+            "num_key_value_heads": 4,
+            "rope_theta": 2000000.0,
+            "no_rope_layer_interval": NO_ROPE_INTERVAL,
+            "tie_word_embeddings": True,
+        },
+    ),
+    Family(  # also Pythia: Biderman et al. 2023, arXiv 2304.01373
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        "gptneox",
+        "Black et al. 2022, arXiv 2204.06745",
+        norm="layernorm",
+        activations={"gelu": "gelu_erf", "gelu_new": "gelu", "gelu_fast": "gelu", "relu": "relu"},
+        eps_key="layer_norm_eps",
+        stems=family_names.GPT_NEOX,
+        gguf_stems=family_names.GGUF_JOINED,
+        grouped=False,
+        divided=True,
+        qkv_bias="attention_bias",
+        attn_proj_bias="attention_bias",
+        mlp_bias=True,
+        norm_bias=True,
+        rotary_key="rotary_pct",
+        theta_key="rotary_emb_base",
+        parallel="use_parallel_residual",
+        interleaved=True,
+        defaults={
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-5,
+            "rotary_pct": 0.25,
+            "attention_bias": True,
+            "use_parallel_residual": True,
+        },
+    ),
+    Family(
+        "stablelm",
+        "StableLmForCausalLM",
+        "stablelm",
+        "Bellagente et al. 2024, arXiv 2402.17834",
+        norm="layernorm",
+        eps_key="layer_norm_eps",
+        divided=True,
+        qkv_bias="use_qkv_bias",
+        norm_bias=True,
+        rotary_key="partial_rotary_factor",
+        defaults={
+            "num_key_value_heads": 32,
+            "layer_norm_eps": 1e-5,
+            "partial_rotary_factor": 0.25,
+        },
+        plain={"use_parallel_residual": False, "qk_layernorm": False},
+    ),
+    Family(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        "olmo2",
+        "OLMo et al. 2025, arXiv 2501.00656",
+        stems=family_names.OLMO2,
+        divided=True,
+        qkv_bias="attention_bias",
+        attn_proj_bias="attention_bias",
+        wide_qk_norm=True,
+        norm_at="after",
+        pad=True,
+        defaults={"rms_norm_eps": 1e-5},
+    ),
+    Family(  # of text alone
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        "gemma3",
+        "Kamath et al. 2025, arXiv 2503.19786",
+        activations={"gelu_pytorch_tanh": "geglu"},
+        activation_key="hidden_activation",
+        stems=family_names.GEMMA3,
+        qkv_bias="attention_bias",
+        attn_proj_bias="attention_bias",
+        qk_norm=True,
+        norm_at="both",
+        window=True,
+        local_theta=10000.0,
+        period=6,
+        score_key="query_pre_attn_scalar",
+        scaled_embedding=True,
+        norms_from_one=True,
+        pad=True,
+        defaults={
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": 256,
+            "rope_theta": 1000000.0,
+            "sliding_window": 4096,
+            "tie_word_embeddings": True,
+        },
+    ),
 )
 
 NAMES = ", ".join(family.model_type for family in FAMILIES)
@@ -158,6 +347,19 @@ FEATURES: dict[str, tuple[tuple[Any, ...], str]] = {
     "is_encoder_decoder": ((False, None), "an encoder"),
     "vision_config": ((None,), "images"),
 }
+
+
+def records(family: Family, n_layer: int, theta: float, window: int) -> list[dict[str, Any]]:
+    """The layers of a GGUF file of a family whose layers differ: llama.cpp has one pattern each."""
+    period = family.period or NO_ROPE_INTERVAL
+    found = []
+    for i in range(n_layer):
+        last = (i + 1) % period == 0  # of its period
+        layer = Layer(True, theta, 0) if last else Layer(True, family.local_theta, window)
+        if family.no_rope:
+            layer = Layer(not last, theta, 0)
+        found.append(layer._asdict())
+    return found
 
 
 def of(config: GPTConfig) -> Family | None:
@@ -195,9 +397,10 @@ def missing_features(data: Mapping[str, Any]) -> Iterator[str]:
     for key, (plain, name) in FEATURES.items():
         if key in data and data[key] not in plain:
             yield name
-    for key in ("hidden_act", "hidden_activation", "activation_function"):
+    known = {name for family in FAMILIES for name in family.activations}
+    for key in ACTIVATION_KEYS:
         kind = data.get(key)
-        if kind not in (None, "silu", "swiglu", "gelu_new", "gelu_pytorch_tanh"):
+        if kind is not None and kind not in known:
             yield f"the activation {kind}" if str(kind).isidentifier() else "its activation"
     if (
         isinstance(kinds := data.get("layer_types"), list)

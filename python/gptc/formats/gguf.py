@@ -42,7 +42,7 @@ from gptc.formats.numbers import Bytes
 from gptc.tokenizer.base import Tokenizer
 
 # A tensor of the first layer, which is there if a family that may have these biases has them.
-_BIAS_TENSORS = dict(zip(BIASES, ("attn_q", "attn_output", "ffn_up"), strict=True))
+_BIAS_TENSORS = dict(zip(BIASES, ("attn_q", "attn_output", "ffn_up", "attn_norm"), strict=True))
 # Keys that make another model of a family, what they ask for, and values with which they do not.
 _PLAIN = {
     "expert_count": (0, "experts"),
@@ -171,7 +171,7 @@ class GgufModel(ModelFile):
         n_head = self._size(f"{prefix}.attention.head_count")
         n_embd = self._size(f"{prefix}.embedding_length")
         context = self._size(f"{prefix}.context_length")
-        values = {
+        values: dict[str, Any] = {
             "vocab_size": embedding.shape[0],
             "block_size": context,
             "n_layer": self._size(f"{prefix}.block_count"),
@@ -182,24 +182,27 @@ class GgufModel(ModelFile):
             "norm": family.norm,
             "norm_weight": True,
             "pos": family.pos,
-            "activation": family.activation,
+            "activation": next(iter(family.activations.values())),
             "tied": self._is_tied(),
         }
-        if family.norm == "layernorm":
-            epsilon = self._float(f"{prefix}.attention.layer_norm_epsilon", 1e-5)
-            return values | {"bias": True, "norm_eps": epsilon, "rope_theta": 0.0}
+        key = "layer_norm_epsilon" if family.norm == "layernorm" else "layer_norm_rms_epsilon"
+        values |= {"norm_eps": self._float(f"{prefix}.attention.{key}", 1e-5), **self._biases()}
+        if family.pos == "learned":
+            return values | {"rope_theta": 0.0}
         head_size = self._head_size(n_embd, n_head)
         self._refuse_others(head_size)
         rope = gguf_rope.RopeReader(prefix, self.metadata, self._float)
-        return values | {
-            "bias": False,
-            **{name: self._has_bias(name) for name in BIASES},
-            "norm_eps": self._float(f"{prefix}.attention.layer_norm_rms_epsilon", 1e-5),
+        values |= {
             "head_dim": 0 if head_size * n_head == n_embd else head_size,
             "qk_norm": family.qk_norm,
-            "window": self._window(),
+            "wide_qk_norm": family.wide_qk_norm,
+            "norm_at": family.norm_at,
+            "parallel": self._parallel(),
+            "rope_dim": self._rope_dim(head_size),
+            "embedding_scale": family.embedding_scale(n_embd),
             **rope.read(self._table, head_size, context, str(self.path)),
         }
+        return values | self._layers(values)
 
     @cached_property
     def _family(self) -> Family:
@@ -219,8 +222,42 @@ class GgufModel(ModelFile):
             if self.metadata.get(f"{prefix}.{key}", plain) != plain
         ]
 
+    def _layers(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The window, and the records of layers that differ as llama.cpp has them."""
+        family, n_layer, theta = self._family, values["n_layer"], values["rope_theta"]
+        window = self._window()
+        if n_layer > 1 << 12:  # before records are made for what the header claims
+            raise GptcError(f"{self.path}: {family.gguf}.block_count is {n_layer}, above 4,096")
+        if family.no_rope:
+            return {"layers": families.records(family, n_layer, theta, window)}
+        if family.local_theta and window:
+            return {"layers": families.records(family, n_layer, theta, window), "window": window}
+        return {"window": window}
+
+    def _parallel(self) -> bool:
+        choice = self._family.parallel
+        if not isinstance(choice, str):
+            return choice
+        value = self.metadata.get(f"{self._family.gguf}.use_parallel_residual", True)
+        if not isinstance(value, bool):
+            raise GptcError(f"{self.path}: use_parallel_residual is {value!r}, not true or false")
+        return value
+
+    def _rope_dim(self, head_size: int) -> int:
+        if not self._family.rotary_key:
+            return 0
+        turned = self._size(f"{self._family.gguf}.rope.dimension_count", head_size)
+        return 0 if turned == head_size else turned
+
+    def _biases(self) -> dict[str, Any]:
+        values = {name: self._has_bias(name) for name in BIASES}
+        return {"bias": True} if all(values.values()) else {"bias": False, **values}
+
     def _has_bias(self, name: str) -> bool:
-        choice, tensor = getattr(self._family, name), f"blk.0.{_BIAS_TENSORS[name]}.bias"
+        choice, stem = getattr(self._family, name), _BIAS_TENSORS[name]
+        if stem == "attn_q" and self._family.gguf_stems["attn.qkv"] == "blk.{}.attn_qkv":
+            stem = "attn_qkv"
+        tensor = f"blk.0.{stem}.bias"
         return choice if isinstance(choice, bool) else tensor in self._table.entries
 
     def _window(self) -> int:
@@ -244,7 +281,7 @@ class GgufModel(ModelFile):
         """GptcError when a key asks for a model of the family that gptc does not compute."""
         prefix = self._family.gguf
         n_rotated = self.metadata.get(f"{prefix}.rope.dimension_count", head_size)
-        if n_rotated != head_size:
+        if n_rotated != head_size and not self._family.rotary_key:
             raise GptcError(
                 f"{self.path}: {prefix}.rope.dimension_count is {n_rotated!r}, and only "
                 f"the head size {head_size} is supported"

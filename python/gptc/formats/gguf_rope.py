@@ -144,7 +144,10 @@ def divisors_of(config: GPTConfig) -> FloatArray | None:
 
 def write(config: GPTConfig, prefix: str) -> dict[str, Any]:
     """The keys for a model's rotary positions."""
-    values: dict[str, Any] = {"dimension_count": config.head_size, "freq_base": config.rope_theta}
+    values: dict[str, Any] = {
+        "dimension_count": config.rope_dim or config.head_size,
+        "freq_base": config.rope_theta,
+    }
     if config.rope_scaling in ("linear", "yarn"):
         values |= {"scaling.type": config.rope_scaling, "scaling.factor": config.rope_factor}
     if config.rope_scaling == "yarn":

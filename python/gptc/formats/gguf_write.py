@@ -44,7 +44,7 @@ def expressible(
 def _lost(config: GPTConfig) -> list[str]:
     """Notes on what llama.cpp does not compute as gptc does."""
     notes = []
-    if config.window and config.window < config.block_size:
+    if config.window and config.window < config.block_size and not config.layers:
         notes.append(
             f"llama.cpp computes these models without attention windows: texts of more than "
             f"{config.window:,} tokens differ there"
@@ -70,6 +70,7 @@ def model_chunks(
             f"llama.cpp computes no model of the {config.family} family with these biases, norms "
             "and windows; export it with --to hf"
         )
+    _check_expressible(config, family)
     tensors = [_tensor(model, part, dtype) for part in layout.parts(config, naming(family))]
     frequencies = gguf_rope.divisors_of(config)
     if frequencies is not None:
@@ -87,6 +88,25 @@ def model_chunks(
     for part, codec, encode in tensors:
         yield encode()
         yield bytes(-codec.n_bytes(part.shape) % ALIGNMENT)
+
+
+def _check_expressible(config: GPTConfig, family: Family) -> None:
+    """GptcError for a model of a family of which llama.cpp computes others only."""
+    lacks = ""
+    first = next(iter(family.activations.values()))
+    if config.activation != first:
+        lacks = f"the activation {config.activation} in {family.model_type}, only {first}"
+    elif config.score_by_layer:
+        lacks = f"scores divided by the layer's number ({family.by_layer_key})"
+    elif config.score_scale:
+        lacks = f"another scale of scores ({family.score_key} other than the head size)"
+    elif family.no_rope or config.layers:
+        usual = families.records(family, config.n_layer, config.rope_theta, config.window)
+        if [layer._asdict() for layer in config.layers] != usual:
+            key = "no_rope_layers" if family.no_rope else "layer_types"
+            lacks = f"these {key}, only each {family.period or families.NO_ROPE_INTERVAL}th layer"
+    if lacks:
+        raise GptcError(f"llama.cpp lacks {lacks}; export it with --to hf")
 
 
 class _Tensor(NamedTuple):
@@ -143,16 +163,18 @@ def _metadata(model: ModelFile, family: Family, file_type: int) -> dict[str, Any
         f"{prefix}.attention.head_count": config.n_head,
         f"{prefix}.vocab_size": config.vocab_size,
     }
-    if family.norm == "layernorm":
-        values[f"{prefix}.attention.layer_norm_epsilon"] = config.norm_eps
+    kind = "layer_norm_epsilon" if family.norm == "layernorm" else "layer_norm_rms_epsilon"
+    values[f"{prefix}.attention.{kind}"] = config.norm_eps
+    if family.pos == "learned":
         return values
-    if config.head_dim:
+    if isinstance(family.parallel, str):
+        values[f"{prefix}.use_parallel_residual"] = config.parallel
+    if config.head_dim or "head_dim" in family.defaults:
         values[f"{prefix}.attention.key_length"] = config.head_size
         values[f"{prefix}.attention.value_length"] = config.head_size
     if config.window:
         values[f"{prefix}.attention.sliding_window"] = config.window
     return values | {
         f"{prefix}.attention.head_count_kv": config.n_kv_head,
-        f"{prefix}.attention.layer_norm_rms_epsilon": config.norm_eps,
         **gguf_rope.write(config, prefix),
     }

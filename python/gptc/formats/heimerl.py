@@ -275,7 +275,7 @@ def why_not(config: GPTConfig) -> str | None:
     shape = (config.norm, config.norm_weight, config.pos, config.activation, config.bias)
     usual = ("rmsnorm", False, "rope_wide", "swish", False)
     rare = any(getattr(config, name) for name in (*BIASES, "head_dim", "qk_norm", "window"))
-    if shape != usual or not config.tied or rare:
+    if shape != usual or not config.tied or rare or config.rare_features():
         return f"this is a model of the {config.family} family, and not as its byte preset"
     if abs(config.norm_eps - np.float32(1e-6)) > 1e-12 or config.rope_theta != 10000.0:
         return "norm_eps or rope_theta is not what it computes with"

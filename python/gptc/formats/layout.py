@@ -36,6 +36,13 @@ class Part(NamedTuple):
     rows: slice
     transposed: bool = False
     heads: int = 0  # so many heads, in each of which rotary channels are paired in the file
+    interleaved: int = 0  # so many heads, each with its queries, keys and values in turn
+    minus_one: bool = False  # the file has the numbers minus 1
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether the file has other rows or numbers than the parameter."""
+        return bool(self.transposed or self.heads or self.interleaved or self.minus_one)
 
 
 class Tensors(Protocol):
@@ -74,6 +81,8 @@ class Naming(NamedTuple):
     conv1d: bool = False
     conv1d_lead: tuple[int, ...] = ()  # axes of 1 before those of such a matrix
     paired: bool = False
+    interleaved: bool = False  # rows of queries, keys and values head by head, in one tensor
+    norms_from_one: bool = False  # weights of norms minus 1
 
 
 def with_leaves(
@@ -109,7 +118,10 @@ def parts(config: GPTConfig, naming: Naming, padded_vocab: int = 0) -> list[Part
             elif ours in ("wte.weight", "lm_head.weight") and padded_vocab:
                 file_shape = (padded_vocab, *shape[1:])
             heads = heads if naming.paired else 0
-            found.append(Part(full, ours, file_shape, rows, turned, heads))
+            own = layer[2] if layer else ours
+            mixed = config.n_head if naming.interleaved and own.startswith("attn.qkv.") else 0
+            minus_one = naming.norms_from_one and re.search(r"norm\w*\.weight$", own) is not None
+            found.append(Part(full, ours, file_shape, rows, turned, heads, mixed, minus_one))
     return found
 
 
@@ -129,6 +141,10 @@ def _cuts(config: GPTConfig, names: tuple[str, ...], n_rows: int) -> tuple[list[
 def export_tensor(part: Part, parameter: FloatArray) -> FloatArray:
     """The file's tensor, from our whole parameter."""
     values = parameter[part.rows]
+    if part.interleaved:
+        values = swap_heads(values, 3, part.interleaved)
+    if part.minus_one:
+        values = values - 1
     if part.heads:
         values = halves_to_pairs(values, part.heads)
     if part.transposed:
@@ -145,6 +161,12 @@ def halves_to_pairs(rows: _Rows, heads: int) -> _Rows:
     return cast(_Rows, pairs)
 
 
+def swap_heads(rows: _Rows, outer: int, inner: int) -> _Rows:
+    """Runs of rows (outer, inner) become (inner, outer). They may be numbers or bytes."""
+    runs = rows.reshape(outer, inner, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
+    return cast(_Rows, runs)
+
+
 # ---- theirs to ours ----
 
 
@@ -156,6 +178,10 @@ def import_tensor(part: Part, tensor: FloatArray, out: FloatArray) -> None:
         _transpose(values, out[part.rows])
         return
     values = values[:n_rows]
+    if part.interleaved:
+        values = swap_heads(values, part.interleaved, 3)
+    if part.minus_one:
+        values = values + 1
     out[part.rows] = pairs_to_halves(values, part.heads) if part.heads else values
 
 
@@ -239,7 +265,8 @@ class Placement:
     def stored(self, ours: str) -> Stored | None:
         """Where a parameter is in a file as float32, if one tensor is all of it."""
         (part, name), *others = self._placed[ours]
-        place = None if others or part.heads else self._tensors.stored(name)
+        is_other = others or part.heads or part.interleaved or part.minus_one
+        place = None if is_other else self._tensors.stored(name)
         return None if place is None else Stored(*place, part.transposed)
 
     def parts(self, ours: str) -> list[tuple[Part, str]]:
@@ -249,7 +276,7 @@ class Placement:
     def _as_it_is(self, ours: str) -> str | None:
         """The tensor that is a parameter, perhaps with padding; None where it is converted."""
         (part, name), *others = self._placed[ours]
-        return None if others or part.transposed or part.heads else name
+        return None if others or part.is_converted else name
 
 
 def _similar(name: str, names: Iterable[str]) -> str:

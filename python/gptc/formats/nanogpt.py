@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from gptc.errors import GptcError
-from gptc.formats import hf, layout
+from gptc.formats import family_names, hf, layout
 from gptc.formats.format import Format
 from gptc.formats.layout import Naming, Part, Placement
 from gptc.formats.model_file import ModelFile, checked
@@ -18,7 +18,7 @@ from gptc.formats.pickled import PickledTensors, load
 from gptc.tokenizer import vocabulary
 from gptc.tokenizer.base import Tokenizer
 
-_NAMING = Naming(layout.with_leaves(hf.GPT2_STEMS))
+_NAMING = Naming(layout.with_leaves(family_names.GPT2))
 _COMPILED = "_orig_mod."  # before each name, when the model had been compiled
 _PADDED_GPT2 = 50304  # nanoGPT rounds GPT-2's vocabulary up to a multiple of 64
 

@@ -96,6 +96,11 @@ def places(config: GPTConfig, lora: Lora, parts: list[Part] | None = None) -> li
             matrix, which = _MATRICES[target]
             ours = f"h.{layer}.{matrix}"
             there = modules[f"{ours}.weight"]
+            if there[0].interleaved:
+                raise GptcError(
+                    f"adapters of {there[0].name} are not supported: this family has queries, keys "
+                    "and values head by head"
+                )
             if which is None and len(there) > 1:
                 raise GptcError(f"this family has no place for an adapter {target}")
             is_whole = which is not None and len(there) == 1

@@ -57,6 +57,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "family": "llama", "rope_scaling": "dynamic", "rope_factor": 6.0, "rope_original": 8,
     },
     "of no family": {"family": "llama", "qk_norm": True, "mlp_bias": True, "window": 4},
+    "parallel": {
+        "family": "llama", "parallel": True, "rope_dim": 4, "score_scale": 0.3,
+        "embedding_scale": 2.0, "score_by_layer": True, "activation": "gelu_erf",
+    },
+    "norms around": {
+        "family": "llama", "norm_at": "both", "activation": "geglu", "n_head": 4, "n_kv_head": 4,
+        "wide_qk_norm": True, "norm": "layernorm", "norm_bias": True,
+    },
     "byte": {"family": "byte"},
     "crossed": {
         "family": "byte", "norm": "layernorm", "norm_weight": True, "pos": "rope", "bias": True,
@@ -182,6 +190,8 @@ def test_tensors_as_others_name_them(shape: str, change: Any, tmp_path: Path) ->
     [
         ("gpt2", {"n_inner": None}),
         ("gpt2", {"n_positions": ..., "activation_function": "gelu_pytorch_tanh"}),
+        ("gpt2", {"activation_function": "gelu", "scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"activation_function": "relu"}),
         ("gpt2", {"tie_word_embeddings": ..., "layer_norm_epsilon": ...}),
         ("llama", {"head_dim": 8, "rope_scaling": None, "partial_rotary_factor": None}),
         ("llama", {"rope_theta": ..., "rms_norm_eps": ...}),
@@ -220,9 +230,9 @@ def test_configs_as_others_write_them(shape: str, values: Any, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("shape", "values"),
     [
-        ("gpt2", {"activation_function": "relu"}),
+        ("gpt2", {"activation_function": "quick_gelu"}),
         ("gpt2", {"scale_attn_weights": False}),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": 1}),
         ("gpt2", {"add_cross_attention": True}),
         ("gpt2", {"n_embd": 0}),
         ("gpt2", {"n_head": None}),

@@ -218,9 +218,9 @@ def test_other_formats_refuse_what_they_cannot_hold(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma3", "final_logit_softcapping": 30.0, "hidden_activation": "gelu"},
-         r"'gemma3' is not one of gpt2, llama, mistral, qwen2, qwen3, gptc \(gptc lacks a soft cap "
-         r"on logits, the activation gelu\)"),
+        ({"model_type": "gemma2", "final_logit_softcapping": 3.0, "hidden_activation": "quick"},
+         r"'gemma2' is not one of gpt2, llama, mistral, [^(]*gptc \(gptc lacks a soft cap on "
+         r"logits, the activation quick\)"),
         ({"model_type": "mixtral", "num_local_experts": 8}, r"'mixtral' is .* lacks experts\)"),
         ({"model_type": "phi"}, r"'phi' is not one of [^(]*, gptc$"),
         ({"num_experts": 8}, "num_experts 8 is not supported, only None"),
@@ -258,7 +258,7 @@ def test_a_config_json_with_other_features(changes: dict[str, Any], message: str
     ("keys", "message"),
     [
         ({"general.architecture": "gemma", "gemma.final_logit_softcapping": 30.0},
-         r"architecture is 'gemma', not one of gpt2, llama, qwen2, qwen3 \(gptc lacks a soft cap"),
+         r"architecture is 'gemma', not one of gpt2, llama, [^(]* \(gptc lacks a soft cap"),
         ({"llama.expert_count": 8}, "llama.expert_count is 8, and only 0 is supported"),
         ({"llama.attention.scale": 0.5}, "llama.attention.scale is 0.5"),
         ({"llama.attention.sliding_window": "x"}, "sliding_window is 'x', not a whole number"),

@@ -88,8 +88,8 @@ def test_half_precision_weights_are_widened(config: Config, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("gpt2", {"activation_function": "relu"}, "activation_function 'relu' is not supported"),
-        ("gpt2", {"model_type": "bert"}, "'bert' is not one of gpt2, llama, .*qwen3, gptc$"),
+        ("gpt2", {"activation_function": "silu"}, "activation_function 'silu' is not supported"),
+        ("gpt2", {"model_type": "bert"}, "'bert' is not one of gpt2, llama, .*qwen3, .*, gptc$"),
         ("gpt2", {"n_embd": None}, "lacks n_embd"),
         ("gpt2", {"n_head": 0}, "n_head is 0"),
         ("gpt2", {"n_layer": "12"}, "n_layer is '12', not a whole number"),
@@ -99,7 +99,7 @@ def test_half_precision_weights_are_widened(config: Config, tmp_path: Path) -> N
         ("llama", {"rms_norm_eps": "tiny"}, "norm_eps is 'tiny', not a number"),
         ("llama", {"rope_scaling": {"factor": 2.0}}, "rope_scaling with .* is not supported"),
         ("llama", {"rope_parameters": {"rope_type": "su"}}, "rope_type 'su' is not supported"),
-        ("llama", {"attention_bias": "yes"}, "qkv_bias is 'yes', not true or false"),
+        ("llama", {"attention_bias": "yes"}, "attention_bias is 'yes', not true or false"),
         (
             "llama",
             {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5}}},

@@ -1,0 +1,75 @@
+"""The names of a family's tensors, in Hugging Face's folders and in GGUF files.
+
+A stem of ours has one of theirs, or one for each part of its rows: queries, keys and values, or
+gates and ups. {} is the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Stems = Mapping[str, str | tuple[str, ...]]
+
+GPT2: Stems = {
+    "norm_1": "transformer.h.{}.ln_1",
+    "norm_2": "transformer.h.{}.ln_2",
+    "attn.qkv": "transformer.h.{}.attn.c_attn",
+    "attn.proj": "transformer.h.{}.attn.c_proj",
+    "mlp.fc": "transformer.h.{}.mlp.c_fc",
+    "mlp.proj": "transformer.h.{}.mlp.c_proj",
+    "wte": "transformer.wte",
+    "wpe": "transformer.wpe",
+    "norm_f": "transformer.ln_f",
+    "lm_head": "lm_head",
+}
+LLAMA: Stems = {
+    "norm_1": "model.layers.{}.input_layernorm",
+    "norm_2": "model.layers.{}.post_attention_layernorm",
+    "attn.qkv": tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+    "attn.q_norm": "model.layers.{}.self_attn.q_norm",
+    "attn.k_norm": "model.layers.{}.self_attn.k_norm",
+    "attn.proj": "model.layers.{}.self_attn.o_proj",
+    "mlp.fc": ("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"),
+    "mlp.proj": "model.layers.{}.mlp.down_proj",
+    "wte": "model.embed_tokens",
+    "norm_f": "model.norm",
+    "lm_head": "lm_head",
+}
+GPT_NEOX: Stems = {
+    "norm_1": "gpt_neox.layers.{}.input_layernorm",
+    "norm_2": "gpt_neox.layers.{}.post_attention_layernorm",
+    "attn.qkv": "gpt_neox.layers.{}.attention.query_key_value",
+    "attn.proj": "gpt_neox.layers.{}.attention.dense",
+    "mlp.fc": "gpt_neox.layers.{}.mlp.dense_h_to_4h",
+    "mlp.proj": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+    "wte": "gpt_neox.embed_in",
+    "norm_f": "gpt_neox.final_layer_norm",
+    "lm_head": "embed_out",
+}
+OLMO2: Stems = {
+    **LLAMA,
+    "attn.norm": "model.layers.{}.post_attention_layernorm",
+    "mlp.norm": "model.layers.{}.post_feedforward_layernorm",
+}
+GEMMA3: Stems = {**OLMO2, "norm_2": "model.layers.{}.pre_feedforward_layernorm"}
+
+_GGUF: Stems = {
+    "norm_1": "blk.{}.attn_norm",
+    "norm_2": "blk.{}.ffn_norm",
+    "attn.proj": "blk.{}.attn_output",
+    "attn.norm": "blk.{}.post_attention_norm",
+    "mlp.proj": "blk.{}.ffn_down",
+    "mlp.norm": "blk.{}.post_ffw_norm",
+    "wte": "token_embd",
+    "wpe": "position_embd",
+    "norm_f": "output_norm",
+    "lm_head": "output",
+}
+GGUF_JOINED: Stems = {**_GGUF, "attn.qkv": "blk.{}.attn_qkv", "mlp.fc": "blk.{}.ffn_up"}
+GGUF_SPLIT: Stems = {
+    **_GGUF,
+    "attn.qkv": ("blk.{}.attn_q", "blk.{}.attn_k", "blk.{}.attn_v"),
+    "attn.q_norm": "blk.{}.attn_q_norm",
+    "attn.k_norm": "blk.{}.attn_k_norm",
+    "mlp.fc": ("blk.{}.ffn_gate", "blk.{}.ffn_up"),
+}

@@ -1,0 +1,148 @@
+"""Families whose layers differ from Llama's: in, out, decoded token by token, and refused.
+
+test_parity.py compares them with golden files of transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import family_table
+import reference
+from gptc import Model
+from gptc.checkpoint.reader import Checkpoint
+from gptc.convert.export_model import export_model
+from gptc.engine.config import GPTConfig
+from gptc.errors import GptcError
+from gptc.formats import hf
+from gptc.formats.registry import open_model
+
+ROOT = Path(__file__).parents[3]
+CASES = [pytest.param(case, id=case.name) for case in reference.ARCHITECTURES]
+NOT_IN_GGUF = {
+    "cerebras-gpt": "the activation gelu_erf in gpt2, only gelu",
+    "gpt2-relu": "the activation relu in gpt2",
+    "smollm3-list": "these no_rope_layers, only each 4th layer",
+    "neox-in-turn": "the activation gelu in gpt_neox, only gelu_erf",
+    "gemma3-types": "another scale of scores",
+}
+
+
+def published(case: reference.Case, folder: Path) -> dict[str, Any]:
+    """Writes a folder as another program would; returns its tensors."""
+    shapes = {part.name: part.shape for part in hf.parts(hf.config_from_json(case.config, "x"))}
+    tensors = reference.weights(shapes)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(case.config))
+    save_file(tensors, folder / "model.safetensors")
+    return tensors
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_folder_comes_back_as_it_was(case: reference.Case, tmp_path: Path) -> None:
+    tensors = published(case, tmp_path / "model")
+    source = Checkpoint(tmp_path / "model")
+    assert GPTConfig.from_dict(source.config.to_dict()) == source.config
+    export_model(source, "hf", tmp_path / "again", weights_only=True)
+    written = json.loads((tmp_path / "again/config.json").read_text())
+    assert written["model_type"] == case.kind
+    assert Checkpoint(tmp_path / "again").config == source.config
+    stored = load_file(tmp_path / "again/model.safetensors")
+    assert stored.keys() == tensors.keys()
+    for name, values in tensors.items():  # Gemma's norms are stored minus 1
+        np.testing.assert_allclose(stored[name], values, atol=2e-7, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_gguf_file_has_the_model_or_names_what_is_lacking(
+    case: reference.Case, tmp_path: Path
+) -> None:
+    published(case, tmp_path / "model")
+    source = Checkpoint(tmp_path / "model")
+    if reason := NOT_IN_GGUF.get(case.name):
+        assert (case.name, "GGUF in") in family_table.MISSING
+        with pytest.raises(GptcError, match=f"llama.cpp lacks {reason}") as caught:
+            export_model(source, "gguf", tmp_path / "m.gguf", weights_only=True)
+        assert "\n" not in str(caught.value)
+        return
+    export_model(source, "gguf", tmp_path / "m.gguf", weights_only=True)
+    back = open_model(tmp_path / "m.gguf")
+    assert back.config == source.config
+    for name, _, _ in source.config.parameters():
+        assert np.array_equal(back.read(name), source.read(name)), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_session_continues_as_a_batch(case: reference.Case, tmp_path: Path) -> None:
+    published(case, tmp_path / "model")
+    tokens = reference.batches(case)[0, 0, :-1].astype(np.int32)
+    with Model.load(tmp_path / "model", threads=1, max_batch=1, max_seq=len(tokens)) as model:
+        session, want = model.session(1, len(tokens)), model.logits(tokens[None])[0]
+        session.decode(tokens[:5])
+        for i in range(5, len(tokens)):
+            got = session.decode(tokens[i : i + 1])
+            assert np.linalg.norm(got - want[i]) < 1e-5 * np.linalg.norm(want[i]), i
+
+
+def test_the_page_of_architectures_is_current() -> None:
+    command = [sys.executable, ROOT / "tools" / "architectures_table.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def case_of(name: str) -> reference.Case:
+    return next(case for case in reference.ARCHITECTURES if case.name == name)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("pythia", {"rotary_pct": 0}, "rotary_pct is 0, not a number above 0 up to 1"),
+        ("pythia", {"rotary_pct": 0.3}, "rotary_pct 0.3 turns 3 of 12 channels"),
+        ("pythia", {"use_parallel_residual": "x"}, "'x', not true or false"),
+        ("pythia", {"hidden_act": "silu"}, "hidden_act 'silu' is not supported, only 'gelu'"),
+        ("cerebras-gpt", {"activation_function": "quick_gelu"}, "only 'gelu_new'"),
+        ("cerebras-gpt", {"scale_attn_by_inverse_layer_idx": 1}, "is 1, not true or false"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers is not a list of 0 or 1"),
+        ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
+        ("smollm3", {"use_sliding_window": True}, "use_sliding_window True is not supported"),
+        ("olmo2", {"num_key_value_heads": 2}, "qk_norm over the width needs n_kv_head equal"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not"),
+        ("gemma3", {"sliding_window": 0}, "sliding_window is 0, not a whole number above 0"),
+        ("gemma3", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0, not a number"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "layer_types must be full_attention or"),
+        ("gemma3", {"rope_local_base_freq": 5e3}, "rotary base of 5000.0 of windowed layers"),
+        ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_type 'linear'"),
+        ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual True is not"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm True is not supported"),
+    ],
+)
+def test_what_is_not_computed_is_named(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(GptcError, match=message) as caught:
+        hf.config_from_json({**case_of(name).config, **changes}, "config.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("x", "not a list of records"),
+        ([{"rope": True}] * 5, r"layers\[0\] is .* not a record of rope, rope_theta, window"),
+        ([{"rope": 1, "rope_theta": 1e4, "window": 0}] * 5, "not true or false, and two numbers"),
+        ([{"rope": True, "rope_theta": 1e4, "window": 0}] * 4, "4 records, and n_layer is 5"),
+        ([{"rope": True, "rope_theta": 1e4, "window": -1}] * 5, "window of layer 0 is -1"),
+    ],
+)
+def test_records_of_layers_are_checked(layers: Any, message: str) -> None:
+    config = hf.config_from_json(case_of("smollm3").config, "x").to_dict()
+    with pytest.raises(GptcError, match=message):
+        GPTConfig.from_dict({**config, "layers": layers}).check()
