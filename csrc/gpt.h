@@ -290,7 +290,7 @@ typedef struct gpt_options {
      * be given as blocks; gates and ups of SwiGLU in two entries. */
     int32_t n_block_rows;
     const gpt_block_rows *block_rows;
-    gpt_lora lora;     /* on a CPU */
+    gpt_lora lora;     /* with DoRA, or over quantized weights in training: on a CPU */
     int32_t recompute; /* enum gpt_recompute; unused without training */
 } gpt_options;
 

@@ -128,10 +128,11 @@ typedef struct gpt_segment {
     X(classifier_forward)                                                                          \
     X(classifier_backward)
 #define GPT_WEIGHT_OPS(X) GPT_PRODUCT_OPS(X) X(weights_pack)
-/* Ops of adapters, which touch activations and float32 parameters; NULL in the tables of CUDA. */
-#define GPT_LORA_OPS(X)                                                                            \
-    X(lora_forward) X(lora_backward) X(dora_inputs) X(dora_gain) X(dora_backward)
-#define GPT_OPS(X) GPT_ACT_OPS(X) GPT_LORA_OPS(X) GPT_WEIGHT_OPS(X)
+/* Ops of adapters, which touch activations and float32 parameters. */
+#define GPT_LORA_OPS(X) X(lora_forward) X(lora_backward)
+/* Those of DoRA; NULL in the tables of CUDA. */
+#define GPT_DORA_OPS(X) X(dora_inputs) X(dora_gain) X(dora_backward)
+#define GPT_OPS(X)      GPT_ACT_OPS(X) GPT_LORA_OPS(X) GPT_DORA_OPS(X) GPT_WEIGHT_OPS(X)
 
 /* ---- embedding.c ---- */
 

@@ -116,8 +116,12 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
         return fail(GPT_ERR_ARGUMENT,
                     "quantized weights cannot be trained: use fp32 or bf16, or train adapters");
     TRY(lora_check(c, &out->lora));
-    if (out->lora.rank && out->device != GPT_DEVICE_CPU)
-        return fail(GPT_ERR_ARGUMENT, "adapters (LoRA) are computed on a CPU only: use its device");
+    if (out->lora.rank && out->lora.dora && out->device != GPT_DEVICE_CPU)
+        return fail(GPT_ERR_ARGUMENT, "DoRA is computed on a CPU only: use its device");
+    if (out->training && out->dtype >= GPT_DTYPE_INT8 && out->device != GPT_DEVICE_CPU)
+        return fail(GPT_ERR_ARGUMENT,
+                    "adapters of quantized weights are trained on a CPU only: use its device, or "
+                    "bf16");
     if (out->recompute < GPT_RECOMPUTE_NONE || out->recompute > GPT_RECOMPUTE_BLOCK)
         return fail(GPT_ERR_ARGUMENT, "recompute is %d; it must be an enum gpt_recompute",
                     out->recompute);

@@ -108,15 +108,15 @@ static void check_merged(const family *f, int kind) {
 
 static void test_merged(void) {
     EACH_PLACE {
-        for (int f = 0; is_cpu() && f < families_here(); f++)
-            for (int kind = 0; kind < 3; kind++) check_merged(&families[f], kind);
+        for (int f = 0; f < families_here(); f++)
+            for (int kind = 0; kind < 3; kind++)
+                if (is_cpu() || kind == f % 3) check_merged(&families[f], kind);
     }
 }
 
 /* Frozen parameters have no gradient and keep their values; an update changes each adapter. */
 static void test_frozen(void) {
     EACH_PLACE {
-        if (!is_cpu()) continue;
         const gpt_config *c = &families[1].config;
         gpt_lora lora = lora_of(c, 0, 0.2f);
         test_case("frozen");
@@ -224,7 +224,7 @@ static void check_recompute(const family *f, gpt_lora lora, float dropout) {
 
 static void test_recompute(void) {
     EACH_PLACE {
-        for (int f = 0; is_cpu() && f < families_here(); f++) {
+        for (int f = 0; f < families_here(); f++) {
             check_recompute(&families[f], none, 0);
             check_recompute(&families[f], none, 0.2f);
             check_recompute(&families[f], lora_of(&families[f].config, 0, 0.3f), 0.2f);
@@ -374,6 +374,10 @@ static void test_refused(void) {
     expect_refused(gpt2, &o, "dropout");
     o = good, o.recompute = 3;
     expect_refused(gpt2, &o, "recompute");
+    o = good, o.device = GPT_DEVICE_CUDA, o.lora.dora = 1;
+    expect_refused(gpt2, &o, "DoRA");
+    o = good, o.device = GPT_DEVICE_CUDA, o.dtype = GPT_DTYPE_INT8;
+    expect_refused(gpt2, &o, "on a CPU only");
     o = good, o.dtype = GPT_DTYPE_INT8, o.lora.rank = 0;
     expect_refused(gpt2, &o, "adapters");
     gpt_param p;

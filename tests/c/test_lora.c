@@ -103,7 +103,7 @@ static void check_forward(const sizes *s, int activation, gpt_dropout_site site,
     int W = s->n_parts * s->R, activates = activation != GPT_ACT_NONE;
     gpt_shape shape = shape_of(s, activation);
     EACH_BACKEND {
-        if (!test.ops->lora_forward) continue;
+        if (!test.ops->lora_forward || (scales && !test.ops->dora_gain)) continue;
         void *pre = device_act(p.y, n_pre), *out = activates ? device_act(NULL, n_out) : pre;
         void *device_u = device_f32(NULL, (int64_t)s->N * W);
         void *device_v = device_act(NULL, (int64_t)s->N * p.rows);

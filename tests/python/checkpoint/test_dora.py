@@ -19,6 +19,7 @@ from gptc.checkpoint.merged import AdapterSet, merged
 from gptc.convert.export_adapter import export_adapter
 from gptc.convert.export_model import export_model
 from gptc.engine.lora import targets_named
+from gptc.engine.options import Options
 from gptc.errors import GptcError, UsageError
 from gptc.training.reference import without_adapters
 from gptc.training.run import train
@@ -48,6 +49,15 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def logits(path: Path) -> Any:
     with Model.load(path, dtype="fp32", threads=1) as model:
         return model.logits(batch(B=1)[0])
+
+
+def test_what_a_gpu_does_not_train_is_refused() -> None:
+    lora, dora = (Lora(2, 4.0, ("qkv",), dora=dora) for dora in (False, True))
+    with pytest.raises(UsageError, match="DoRA is computed on a CPU only"):
+        Options("cuda", lora=dora).resolved()
+    with pytest.raises(UsageError, match="over --dtype int8 are trained on a CPU only"):
+        Options("cuda", "int8", lora=lora).resolved()
+    assert Options(lora=lora).resolved().device == "cpu"
 
 
 def test_a_model_switches_between_adapters_and_none(base: Path, tmp_path: Path) -> None:
