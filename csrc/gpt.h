@@ -288,6 +288,9 @@ typedef struct gpt_lora {
     int32_t targets; /* sum of enum gpt_lora_target, not 0 */
     float scale;     /* usually alpha / rank; alpha / sqrt(rank): Kalajdzievski 2023 */
     float dropout;   /* probability, in backward only; 0 <= dropout < 1 */
+    /* 1: DoRA (Liu et al. 2024): each adapted row of W + scale B A is scaled to a learned length. Its gradient
+     * takes the length before for a constant (section 4.3). Dropout is of the adapter's input alone. */
+    int32_t dora;
 } gpt_lora;
 
 /* What a training step computes again in its backward pass, to keep less; the results are the same bits. */
@@ -316,7 +319,7 @@ typedef struct gpt_options {
      * be given as blocks; gates and ups of SwiGLU in two entries. */
     int32_t n_block_rows;
     const gpt_block_rows *block_rows;
-    gpt_lora lora;     /* on a CPU */
+    gpt_lora lora;     /* with DoRA, or over quantized weights in training: on a CPU */
     int32_t recompute; /* enum gpt_recompute; unused without training */
     /* Of the gradient alone: losses stay cross-entropy. The share of a target that all tokens get
      * alike, 0 <= label_smoothing < 1; and the factor of the squared logarithm of the softmax's sum. */
@@ -510,7 +513,8 @@ int gpt_config_layer(const gpt_config *config, int l, gpt_layer *out);
 int gpt_config_param_count(const gpt_config *config);
 int gpt_config_param(const gpt_config *config, int i, gpt_param *out);
 /* The same of adapters, which are parameters of a model after those of its shape: "h.0.attn.qkv.lora_a"
- * (R, in), with the rank for each adapter of the matrix, and "h.0.attn.qkv.lora_b" (rows that have one, rank). */
+ * (R, in), with the rank for each adapter of the matrix, and "h.0.attn.qkv.lora_b" (rows that have one, rank).
+ * With DoRA, "h.0.attn.qkv.lora_m" (rows that have one) follows. */
 int gpt_lora_param_count(const gpt_config *config, const gpt_lora *lora);
 int gpt_lora_param(const gpt_config *config, const gpt_lora *lora, int i, gpt_param *out);
 int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_plan *out);
@@ -531,7 +535,8 @@ int gpt_model_load(const char *folder, const gpt_options *options, gpt_model **o
 void gpt_model_free(gpt_model *model); /* NULL is harmless; free its sessions first */
 /* Random weights as GPT-2's: normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). */
 int gpt_model_init(gpt_model *model, uint64_t seed);
-/* Adapters alone: A uniform within 1/sqrt(in), B zero, as peft begins. */
+/* Adapters alone: A uniform within 1/sqrt(in), B zero, as peft begins. With DoRA, magnitudes are the lengths of
+ * the model's rows, which must be there. */
 int gpt_model_init_lora(gpt_model *model, uint64_t seed);
 int gpt_model_threads(const gpt_model *model);
 
@@ -573,7 +578,7 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
 /* A training step whose gradient depends on the losses, in two calls: the forward pass of training gives
  * the losses (B, T), 0 where the target is -1; then the gradient of the sum of weights (B, T) times losses is
  * added to the gradients, as gpt_model_backward adds it. Weights are finite numbers. The second call belongs
- * to the last call of the model, which must be the first with the same B and T. */
+ * to the last call of the model, which must be the first with the same B and T; no parameter is written between. */
 int gpt_model_forward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
                       float *losses);
 int gpt_model_backward_weighted(gpt_model *model, const float *weights, int B, int T);

@@ -74,6 +74,7 @@ typedef struct gpt_shape {
     int32_t activation;
     int32_t training;
     int32_t lora_rank; /* 0: there are no adapters */
+    int32_t dora;      /* 1: they have magnitudes */
     int32_t muon;      /* 1: some parameters have this optimizer */
     int64_t n_params;  /* numbers in the parameter buffer, padding included */
 } gpt_shape;
@@ -129,9 +130,11 @@ typedef struct gpt_segment {
     X(classifier_forward)                                                                          \
     X(classifier_backward)
 #define GPT_WEIGHT_OPS(X) GPT_PRODUCT_OPS(X) X(weights_pack)
-/* Ops of adapters, which touch activations and float32 parameters; NULL in the tables of CUDA. */
+/* Ops of adapters, which touch activations and float32 parameters. */
 #define GPT_LORA_OPS(X) X(lora_forward) X(lora_backward)
-#define GPT_OPS(X)      GPT_ACT_OPS(X) GPT_LORA_OPS(X) GPT_WEIGHT_OPS(X)
+/* Those of DoRA; NULL in the tables of CUDA. */
+#define GPT_DORA_OPS(X) X(dora_inputs) X(dora_gain) X(dora_backward)
+#define GPT_OPS(X)      GPT_ACT_OPS(X) GPT_LORA_OPS(X) GPT_DORA_OPS(X) GPT_WEIGHT_OPS(X)
 
 /* ---- embedding.c ---- */
 
@@ -250,14 +253,18 @@ typedef struct lora_part {
 } lora_part;
 
 /* The adapters of a linear layer (Hu et al. 2021), after linear_forward with the same fields:
- * u = dropout(in) a^T; then for each part y += scale u b^T in its columns, and out = activation(y). */
+ * u = dropout(in) a^T; then for each part y += scale u b^T in its columns, and out = activation(y). With a gain,
+ * v = y - bias after that addition, and y = gain v + bias. */
 typedef struct lora_forward {
-    act *out;       /* (N, OC) +=; where there is an activation = activation(pre) */
-    act *pre;       /* (N, OC), or (N, 2 OC) for SwiGLU, +=; NULL where activation is NONE */
-    float *u;       /* (N, n_parts R) =, for backward */
-    const act *in;  /* (N, IC) */
-    const float *a; /* (n_parts R, IC) */
-    const float *b; /* (rows of all parts, R) */
+    act *out;           /* (N, OC) +=; where there is an activation = activation(pre) */
+    act *pre;           /* (N, OC), or (N, 2 OC) for SwiGLU, +=; NULL where activation is NONE */
+    float *u;           /* (N, n_parts R) =, for backward */
+    act *v;             /* (N, rows of all parts) =, for dora_backward; or NULL */
+    const act *in;      /* (N, IC) */
+    const float *a;     /* (n_parts R, IC) */
+    const float *b;     /* (rows of all parts, R) */
+    const float *gain;  /* (rows of all parts) of dora_gain, or NULL */
+    const weight *bias; /* as linear_forward's b; unused without a gain */
     lora_part parts[GPT_MAX_STACKED];
     gpt_dropout_site dropout;
     float scale;
@@ -285,6 +292,45 @@ typedef struct lora_backward {
     int n_parts;
     int N, IC, OC, R;
 } lora_backward;
+
+/* ---- dora.c ---- */
+
+/* out = a, as a product reads it. */
+typedef struct dora_inputs {
+    act *out;       /* (n) = */
+    const float *a; /* (n) */
+    int64_t n;
+} dora_inputs;
+
+/* gain = m / |W + scale B A| of each adapted row: Liu et al. 2024, equation 5. The squared length is
+ * |W|^2 + 2 scale B (A W^T) + scale^2 B (A A^T) B^T, so that W + scale B A never exists. A row of zeros has 0. */
+typedef struct dora_gain {
+    float *gain;          /* (rows of all parts) = */
+    float *per_norm;      /* (rows of all parts) = 1 / |W + scale B A| */
+    const float *m;       /* (rows of all parts) */
+    const float *squares; /* (rows of all parts) |W|^2 */
+    const act *aw;        /* (n_parts R, OC) A W^T */
+    const float *a;       /* (n_parts R, IC) */
+    const float *b;       /* (rows of all parts, R) */
+    lora_part parts[GPT_MAX_STACKED];
+    float scale;
+    int n_parts;
+    int IC, OC, R;
+} dora_gain;
+
+/* The gradient of v, where y = gain v + bias, before linear_backward. The gain's dependence on A and B is left
+ * out: section 4.3. */
+typedef struct dora_backward {
+    act *dv;               /* (N, OC) = gain dout in the columns of parts, dout in others */
+    float *dm;             /* (rows of all parts) += per_norm v dout, summed over rows; or NULL */
+    const act *dout;       /* (N, OC) */
+    const act *v;          /* (N, rows of all parts) */
+    const float *gain;     /* (rows of all parts) */
+    const float *per_norm; /* (rows of all parts) */
+    lora_part parts[GPT_MAX_STACKED];
+    int n_parts;
+    int N, OC;
+} dora_backward;
 
 /* ---- head.c ---- */
 

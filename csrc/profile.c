@@ -149,6 +149,25 @@ COST(lora_backward) {
                   .b = (int)width};
 }
 
+COST(dora_inputs) {
+    return (cost){.bytes = acts(p, (double)op->n) + floats((double)op->n)};
+}
+
+COST(dora_gain) {
+    double rows = 0;
+    for (int i = 0; i < op->n_parts; i++) rows += op->parts[i].rows;
+    double square = (double)op->R * op->R;
+    return (cost){.flops = 2 * square * (rows + (double)op->n_parts * op->IC),
+                  .bytes = floats((double)op->R * (rows + (double)op->n_parts * op->IC)) +
+                           acts(p, op->R * rows),
+                  .a = op->IC,
+                  .b = op->OC};
+}
+
+COST(dora_backward) {
+    return (cost){.bytes = acts(p, 3.0 * op->N * op->OC)};
+}
+
 COST(head_forward) {
     return (cost){.flops = 2.0 * op->N * op->C * op->V,
                   .bytes = acts(p, (double)op->N * op->C) + weights(p, op->wte, op->V, op->C, 1) +

@@ -116,8 +116,12 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
         return fail(GPT_ERR_ARGUMENT,
                     "quantized weights cannot be trained: use fp32 or bf16, or train adapters");
     TRY(lora_check(c, &out->lora));
-    if (out->lora.rank && out->device != GPT_DEVICE_CPU)
-        return fail(GPT_ERR_ARGUMENT, "adapters (LoRA) are computed on a CPU only: use its device");
+    if (out->lora.rank && out->lora.dora && out->device != GPT_DEVICE_CPU)
+        return fail(GPT_ERR_ARGUMENT, "DoRA is computed on a CPU only: use its device");
+    if (out->training && out->dtype >= GPT_DTYPE_INT8 && out->device != GPT_DEVICE_CPU)
+        return fail(GPT_ERR_ARGUMENT,
+                    "adapters of quantized weights are trained on a CPU only: use its device, or "
+                    "bf16");
     if (out->recompute < GPT_RECOMPUTE_NONE || out->recompute > GPT_RECOMPUTE_BLOCK)
         return fail(GPT_ERR_ARGUMENT, "recompute is %d; it must be an enum gpt_recompute",
                     out->recompute);
@@ -153,7 +157,7 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
         .param_bytes = p->params + p->packed,
         .grad_bytes = p->grads,
         .optimizer_bytes = p->states,
-        .activation_bytes = p->acts + p->state,
+        .activation_bytes = p->acts + p->state + p->dora,
         .workspace_bytes = p->workspace,
         .total_bytes = p->total,
         .forward_flops_per_token = forward_flops_per_token(c, o->max_seq),
@@ -245,6 +249,10 @@ static int create_parts(gpt_model *m) {
     TRY(backend_ops(m->options.device, m->options.dtype, &m->ops));
     TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads, m->options.pin_threads));
     TRY(params_layout_create(&m->config, m->ops, &m->options, &m->layout));
+    if (dora_rows(&m->options.lora)) {
+        m->dora.of = calloc(L * LORA_MATRICES, sizeof *m->dora.of);
+        if (!m->dora.of) return fail(GPT_ERR_MEMORY, "no memory for the adapters' tables");
+    }
     m->options.groups = NULL; /* the caller's memory; the layout has copied both */
     m->options.block_rows = NULL;
     m->acts.layers = calloc(L, sizeof *m->acts.layers);
@@ -304,6 +312,7 @@ void gpt_model_free(gpt_model *m) {
     free(m->layers);
     free(m->rope);
     free(m->rope_frequencies);
+    free(m->dora.of);
     free(m);
 }
 
@@ -323,7 +332,9 @@ static void pack_at_once(gpt_model *m, int i, const float *values, int64_t n) {
 static void write_value(gpt_model *m, int i, const float *values, int64_t n) {
     const param_slot *slot = &m->layout.slots[i];
     float *place = m->params + slot->offset;
+    m->forward_B = m->forward_T = 0; /* whose weights are gone */
     if (i == EMBEDDING) lent_close(m);
+    dora_written(m, i, values, n);
     if (slot->kept && values != place)
         m->ops->upload(m->ctx, place, values, sizeof(float) * (size_t)n);
     if (packs_at_once(m))
@@ -349,6 +360,7 @@ static int init_from(gpt_model *model, int first, uint64_t seed) {
     for (int i = first; i < model->layout.n_slots; i++) {
         const param_slot *slot = &model->layout.slots[i];
         params_init(slot, i, seed, values);
+        dora_init(model, i, values);
         write_value(model, i, values, slot->stored);
     }
     free(values);
@@ -450,7 +462,9 @@ int gpt_model_write_blocks(gpt_model *model, int i, int part, const void *blocks
         return fail(GPT_ERR_ARGUMENT, "entry %d of %s has %llu bytes of blocks, not %llu", part,
                     model->layout.slots[i].info.name, (unsigned long long)wanted,
                     (unsigned long long)n_bytes);
+    model->forward_B = model->forward_T = 0;
     model->ops->blocks_pack(model->ctx, s, part, blocks);
+    TRY(dora_written_blocks(model, i, part));
     return model->ops->sync(model->ctx);
 }
 
@@ -458,6 +472,7 @@ int gpt_model_write_blocks(gpt_model *model, int i, int part, const void *blocks
 static int fetch_value(gpt_model *m, int i, float *values, int64_t n, int descriptor,
                        int64_t offset, bool transposed, bool lend) {
     const gpt_param *info = &m->layout.slots[i].info;
+    m->forward_B = m->forward_T = 0;
     TRY(lent_fetch(descriptor, offset, info->shape[0], n / info->shape[0], transposed, values));
     if (lend) {
         pack_at_once(m, i, values, n);

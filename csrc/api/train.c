@@ -103,6 +103,7 @@ static int set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *target
     m->forward_B = m->forward_T = 0;
     m->ops->ctx_set_workspace(m->ctx, m->workspace);
     model_pack(m);
+    dora_measure(m);
     rope_reach(m, &m->acts, 0, longest, longest);
     if (rows_are_looked_up(m)) {
         TRY(rows_look_up(m, &m->acts, tokens, N));

@@ -37,6 +37,7 @@ typedef float elem;
 GPT_WEIGHT_OPS(CPU_DECLARE)
 GPT_ACT_OPS(CPU_DECLARE_ACTS)
 GPT_LORA_OPS(CPU_DECLARE_ACTS)
+GPT_DORA_OPS(CPU_DECLARE_ACTS)
 
 /* Bytes of workspace that the ops of one file need at most; an op lays it out itself. The files of
  * CPU_ACT_WORKSPACES have GPT_ACT_OPS, the others GPT_WEIGHT_OPS. */

@@ -157,15 +157,17 @@ static void turn_parts(float *out, const float *b, const lora_part *parts, int n
     }
 }
 
-/* Numbers of the workspace: b by columns, its gradient, and du and scale u of all rows. */
+/* Numbers of the workspace: b by columns, its gradient, and du and scale u of all rows; or A A^T of each part
+ * for dora_gain. */
 CPU_WORKSPACE(lora_workspace) {
     (void)n_threads;
     if (!shape->lora_rank) return 0;
     int fc = is_gated(shape->activation) ? 2 * shape->F : shape->F;
     int qkv = (shape->NH + 2 * shape->NKV) * shape->HS;
     int64_t R = shape->lora_rank, widest = cpu_max(cpu_max(fc, qkv), shape->C);
-    int64_t u = cpu_round_up(shape->N, ROWS) * GPT_MAX_STACKED * R;
-    return sizeof(float) * (size_t)(2 * widest * R + u);
+    int64_t u = cpu_round_up(shape->N, ROWS) * GPT_MAX_STACKED * R, all = 2 * widest * R + u;
+    if (shape->dora && all < GPT_MAX_STACKED * R * R) all = GPT_MAX_STACKED * R * R;
+    return sizeof(float) * (size_t)all;
 }
 
 /* ---- forward ---- */
@@ -177,10 +179,22 @@ typedef struct forward_task {
     float *u;            /* (N up to a multiple of ROWS, n_parts R) */
 } forward_task;
 
-/* y += scale u b^T in the columns of a part, of rows begin to end - 1. */
-static void add_part(const forward_task *t, elem *y, int64_t stride, const lora_part *part,
-                     const float *u, const float *b, int64_t begin, int64_t end) {
+/* y = gain v + bias of up to LANES columns, where v = y + sum - bias. */
+static vf scaled(vf v, elem *kept, const float *gain, const float *bias, int k) {
+    vf shift = {0};
+    if (bias) shift = vf_get_f32(bias, k);
+    v -= shift;
+    if (kept) vf_put(kept, v, k);
+    return vf_get_f32(gain, k) * v + shift;
+}
+
+/* y += scale u b^T in the columns of part i, of rows begin to end - 1. `before`: rows of the parts before. */
+static void add_part(const forward_task *t, elem *y, int64_t stride, int i, const float *u,
+                     int before, int64_t begin, int64_t end) {
     const lora_forward *a = t->op;
+    const lora_part *part = &a->parts[i];
+    const float *b = t->turned + (int64_t)before * a->R;
+    int64_t all = part_rows(a->parts, a->n_parts);
     float sums[ROWS][COLS];
     for (int col = 0; col < part->rows; col += COLS) {
         int n = cpu_min(COLS, part->rows - col);
@@ -188,7 +202,14 @@ static void add_part(const forward_task *t, elem *y, int64_t stride, const lora_
         for (int64_t row = begin; row < end; row++) {
             elem *to = y + row * stride + part->first + col;
             const float *from = sums[row - begin];
-            FOR_LANES (c, k, n) vf_put(to + c, vf_get(to + c, k) + a->scale * vf_load(from + c), k);
+            elem *v = a->v ? (elem *)a->v + row * all + before + col : NULL;
+            const float *gain = a->gain ? a->gain + before + col : NULL;
+            const float *bias = a->bias ? (const float *)a->bias + part->first + col : NULL;
+            FOR_LANES (c, k, n) {
+                vf sum = vf_get(to + c, k) + a->scale * vf_load(from + c);
+                if (gain) sum = scaled(sum, v ? v + c : NULL, gain + c, bias ? bias + c : NULL, k);
+                vf_put(to + c, sum, k);
+            }
         }
     }
 }
@@ -214,13 +235,9 @@ static void forward_rows(void *p, int thread, int64_t first, int64_t last) {
     for (int64_t tile = first; tile < last; tile++) {
         int64_t begin = tile * ROWS, end = begin + ROWS < a->N ? begin + ROWS : a->N;
         float *u = t->u + begin * width;
-        const float *b = t->turned;
         project(u, width, &t->in, begin, end, a->a, (int)width);
-        for (int i = 0; i < a->n_parts; i++) {
-            add_part(t, activates ? a->pre : a->out, stride, &a->parts[i], u + i * a->R, b, begin,
-                     end);
-            b += (int64_t)a->parts[i].rows * a->R;
-        }
+        for (int i = 0, before = 0; i < a->n_parts; before += a->parts[i++].rows)
+            add_part(t, activates ? a->pre : a->out, stride, i, u + i * a->R, before, begin, end);
         memcpy(a->u + begin * width, u, sizeof *u * (size_t)((end - begin) * width));
         for (int64_t row = begin; activates && row < end; row++) activate_row(a, row);
     }

@@ -14,7 +14,7 @@ list(FILTER cuda_quant_sources INCLUDE REGEX "/(linear|head|classifier|table|[a-
 
 # Files that take nvcc less time than CUDA's headers do, which it reads for the host and for each target, are
 # compiled as one for each dtype. So they share no names.
-set(small "adamw|context|dropout|embedding|grad_norm|graph|head|muon|peak|plan_store|product_plain|product_quant|qk_norm|rope|sgd")
+set(small "adamw|context|dropout|embedding|grad_norm|graph|head|lora|muon|peak|plan_store|product_plain|product_quant|qk_norm|rope|sgd")
 set(small "/(${small}|table|weights|weights_quant)\\.cu$")
 foreach(dtype device fp32 bf16 quant)
   set(sources ${cuda_${dtype}_sources})

@@ -55,4 +55,7 @@ const gpt_ops cuda_ops = {.name = "cuda " CUDA_STRING(CUDA_DTYPE),
                           .blocks_unpack = NULL,
 #define FILL(name)      .name = CUDA_NAME(name),
 #define FILL_ACTS(name) .name = CUDA_ACTS_NAME(name),
-                          GPT_ACT_OPS(FILL_ACTS) GPT_WEIGHT_OPS(FILL)};
+                          GPT_ACT_OPS(FILL_ACTS) GPT_LORA_OPS(FILL_ACTS).dora_inputs = NULL,
+                          .dora_gain = NULL,
+                          .dora_backward = NULL,
+                          GPT_WEIGHT_OPS(FILL)};

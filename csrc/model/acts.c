@@ -28,6 +28,19 @@ static int32_t *take_ints(planner *p, bool wanted, int64_t count) {
     return take(p, wanted, count, sizeof(int32_t));
 }
 
+/* What backward reads of the products of an adapter that scales rows. */
+static void plan_rows(planner *p, const gpt_config *c, const acts_shape *s, int matrix,
+                      layer_acts *a) {
+    bool wanted = s->training && dora_rows(&s->lora) > 0;
+    a->lora_v[matrix] = take_acts(p, wanted, s->N, lora_shape_of(c, &s->lora, matrix).rows);
+}
+
+static void plan_adapter(planner *p, const gpt_config *c, const acts_shape *s, int matrix,
+                         layer_acts *a) {
+    a->lora_u[matrix] = take_floats(p, true, s->N, lora_width(c, &s->lora, matrix));
+    plan_rows(p, c, s, matrix, a);
+}
+
 /* The buffers of a layer that go with its branches; the stream itself is there. */
 static void plan_branches(planner *p, const gpt_config *c, const acts_shape *s, act *branch,
                           layer_acts *a) {
@@ -47,8 +60,8 @@ static void plan_branches(planner *p, const gpt_config *c, const acts_shape *s, 
     a->lse = take_floats(p, training, N, c->n_head);
     a->att_out = norms_after(c) ? take_acts(p, true, N, C) : branch;
     a->stats_att = take_floats(p, training && norms_after(c), N, 2);
-    for (int matrix = 0; matrix < LORA_MLP_PROJ; matrix++)
-        a->lora_u[matrix] = take_floats(p, true, N, lora_width(c, &s->lora, matrix));
+    for (int matrix = 0; matrix < LORA_FC; matrix++) plan_adapter(p, c, s, matrix, a);
+    a->lora_u[LORA_FC] = take_floats(p, true, N, lora_width(c, &s->lora, LORA_FC));
 }
 
 static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, const acts_shape *s,
@@ -67,8 +80,8 @@ static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, con
         if (!keeps) shared.resid_2 = shared.resid_1;
         if (!norms_before(c)) shared.norm_1 = shared.resid_1, shared.norm_2 = shared.resid_2;
         if (keeps || l == 0) /* the last matrix's are never computed again */
-            shared.lora_u[LORA_MLP_PROJ] =
-                take_floats(p, true, s->N, lora_width(c, &s->lora, LORA_MLP_PROJ));
+            plan_adapter(p, c, s, LORA_MLP_PROJ, &shared);
+        if (keeps_pre || l == 0) plan_rows(p, c, s, LORA_FC, &shared);
         if (keeps_pre || l == 0) shared.fc_pre = take_acts(p, has_pre, s->N, fc_size(c));
         if (keeps || l == 0) { /* nor is its result */
             shared.mlp_out = norms_after(c) ? take_acts(p, true, s->N, c->n_embd) : branch;
@@ -125,5 +138,7 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->dqkv = take_acts(&p, training, N, qkv_size(c));
     out->datt = take_acts(&p, training, N, att_size(c));
     out->dfc = take_acts(&p, training, N, fc_size(c));
+    int64_t widest = fc_size(c) > qkv_size(c) ? fc_size(c) : qkv_size(c);
+    out->dv = take_acts(&p, training && dora_rows(&s->lora) > 0, N, widest > C ? widest : C);
     return p.used;
 }

@@ -21,6 +21,8 @@ static gpt_shape model_shape(const gpt_config *c, const gpt_options *o,
     shape.T = o->max_seq;
     shape.training = o->training;
     shape.lora_rank = o->lora.rank;
+    shape.dora = dora_rows(&o->lora) > 0;
+    if (shape.N && shape.N < dora_rows(&o->lora)) shape.N = dora_rows(&o->lora);
     shape.n_params = layout->n_stored;
     shape.muon = layout->n_states[GPT_OPTIMIZER_MUON] > 0;
     return shape;
@@ -43,9 +45,10 @@ arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_op
     for (int kind = 0; kind < N_OPTIMIZERS; kind++)
         p.states += (size_t)optimizer_states(kind) * state_bytes(layout, kind);
     p.state = align_buffer(sizeof(step_state));
+    p.dora = dora_plan(c, o, ops, NULL, NULL);
     p.acts = acts_plan(c, ops, &shape, NULL, &none);
     p.workspace = extent.N ? align_buffer(ops->workspace_bytes(ctx, &extent)) : 0;
-    p.total = p.params + p.packed + p.grads + p.states + p.state + p.acts + p.workspace;
+    p.total = p.params + p.packed + p.grads + p.states + p.state + p.dora + p.acts + p.workspace;
     return p;
 }
 
@@ -69,6 +72,7 @@ void arena_lay_out(gpt_model *m, const arena_plan *p) {
         for (int k = 0; k < optimizer_states(kind) && m->layout.n_states[kind]; k++)
             m->optimizer_state[kind][k] = (float *)at, at += state_bytes(&m->layout, kind);
     m->state = (step_state *)at, at += p->state;
+    dora_plan(&m->config, &m->options, m->ops, at, &m->dora), at += p->dora;
     acts_shape shape = model_acts_shape(&m->options);
     acts_plan(&m->config, m->ops, &shape, at, &m->acts), at += p->acts;
     m->workspace = at;

@@ -121,13 +121,30 @@ static void lora(gpt_model *m, const linear_backward *layer, adapter r) {
     m->ops->lora_backward(m->ctx, &op);
 }
 
+/* The gradient of a layer's products before their rows were scaled, where they were. */
+static const act *dora(gpt_model *m, const batch *x, adapter r, const act *dout, int OC) {
+    dora_backward op = {.dv = m->acts.dv,
+                        .dm = r.dm,
+                        .dout = dout,
+                        .v = r.v,
+                        .gain = r.gain,
+                        .per_norm = r.per_norm,
+                        .n_parts = r.shape.n_parts,
+                        .N = x->N,
+                        .OC = OC};
+    if (!r.gain) return dout;
+    memcpy(op.parts, r.shape.parts, sizeof op.parts);
+    m->ops->dora_backward(m->ctx, &op);
+    return op.dv;
+}
+
 static void linear(gpt_model *m, const batch *x, adapter r, act *din, weight *dw, float *db,
                    const act *dout, const act *in, const weight *w, const act *pre, int activation,
                    int IC, int OC) {
     linear_backward op = {.din = din,
                           .dw = dw,
                           .db = db,
-                          .dout = dout,
+                          .dout = dora(m, x, r, dout, OC),
                           .in = in,
                           .w = w,
                           .pre = pre,

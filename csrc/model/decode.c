@@ -20,6 +20,8 @@ static gpt_shape session_shape(const gpt_model *m, int rows, int n_ctx, int kv) 
     shape.T = shape.n_ctx = n_ctx;
     shape.kv_int8 = kv == GPT_KV_INT8;
     shape.lora_rank = m->options.lora.rank;
+    shape.dora = dora_rows(&m->options.lora) > 0;
+    if (shape.N < dora_rows(&m->options.lora)) shape.N = dora_rows(&m->options.lora);
     return shape;
 }
 
@@ -255,6 +257,7 @@ void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, co
               .out = *out};
     m->ops->ctx_set_workspace(m->ctx, s->workspace);
     model_pack(m);
+    dora_measure(m);
     for (int begin = 0, rows; begin < n && !m->interrupted; begin += rows) {
         rows = rows_from(&t, begin, s->max_rows);
         session_rows(s, &t, begin, rows);

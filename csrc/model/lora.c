@@ -64,6 +64,8 @@ int lora_check(const gpt_config *c, const gpt_lora *o) {
         return fail(GPT_ERR_ARGUMENT,
                     "a matrix has an adapter, or its rows have; the targets %d name both",
                     o->targets);
+    if (o->dora != 0 && o->dora != 1)
+        return fail(GPT_ERR_ARGUMENT, "dora of adapters is %d; it must be 0 or 1", o->dora);
     if (!isfinite(o->scale))
         return fail(GPT_ERR_ARGUMENT, "the scale of adapters is %g; it must be finite", o->scale);
     if (!(o->dropout >= 0 && o->dropout < 1))
@@ -73,6 +75,26 @@ int lora_check(const gpt_config *c, const gpt_lora *o) {
 }
 
 /* ---- parameters ---- */
+
+static const char *const names[] = {"attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"};
+
+bool lora_matrix_of(const char *name, int *layer, int *matrix) {
+    int end = 0;
+    if (sscanf(name, "h.%d.%n", layer, &end) != 1 || !end) return false;
+    const char *rest = strrchr(name, '.');
+    bool is_bias = !strcmp(rest, ".bias");
+    for (*matrix = 0; *matrix < LORA_MATRICES; ++*matrix) {
+        size_t n = strlen(names[*matrix]);
+        if (!is_bias && (size_t)(rest - name) == (size_t)end + n &&
+            !memcmp(name + end, names[*matrix], n))
+            return true;
+    }
+    return false;
+}
+
+static int kinds(const gpt_lora *o) {
+    return o->dora ? 3 : 2;
+}
 
 /* Matrices of a layer that have adapters, in order. */
 static int list_matrices(const gpt_config *c, const gpt_lora *o, int *out) {
@@ -84,7 +106,7 @@ static int list_matrices(const gpt_config *c, const gpt_lora *o, int *out) {
 
 int lora_count(const gpt_config *c, const gpt_lora *o) {
     int matrices[LORA_MATRICES];
-    return 2 * c->n_layer * list_matrices(c, o, matrices);
+    return kinds(o) * c->n_layer * list_matrices(c, o, matrices);
 }
 
 int lora_inputs(const gpt_config *c, int matrix) {
@@ -93,28 +115,28 @@ int lora_inputs(const gpt_config *c, int matrix) {
 }
 
 bool lora_slot(const gpt_config *c, const gpt_lora *o, int i, param_slot *out) {
-    static const char *const names[] = {"attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"};
-    int matrices[LORA_MATRICES], n = list_matrices(c, o, matrices);
-    if (i < 0 || i >= 2 * n * c->n_layer) return false;
-    int matrix = matrices[i / 2 % n];
+    int matrices[LORA_MATRICES], n = list_matrices(c, o, matrices), kind = i % kinds(o);
+    if (i < 0 || i >= kinds(o) * n * c->n_layer) return false;
+    int matrix = matrices[i / kinds(o) % n];
     lora_shape shape = lora_shape_of(c, o, matrix);
     memset(out, 0, sizeof *out);
     gpt_param *info = &out->info;
-    snprintf(info->name, sizeof info->name, "h.%d.%s.lora_%c", i / (2 * n), names[matrix],
-             "ab"[i % 2]);
-    info->n_dim = 2;
-    info->decay = 1;
-    info->shape[0] = i % 2 ? shape.rows : shape.n_parts * o->rank;
-    info->shape[1] = i % 2 ? o->rank : lora_inputs(c, matrix);
+    snprintf(info->name, sizeof info->name, "h.%d.%s.lora_%c", i / (kinds(o) * n), names[matrix],
+             "abm"[kind]);
+    info->n_dim = kind == 2 ? 1 : 2;
+    info->decay = kind != 2;
+    info->shape[0] = kind ? shape.rows : shape.n_parts * o->rank;
+    info->shape[1] = kind == 2 ? 1 : kind ? o->rank : lora_inputs(c, matrix);
     info->size = out->stored = info->shape[0] * info->shape[1];
-    if (i % 2 == 0) out->init_bound = 1 / sqrtf((float)lora_inputs(c, matrix));
+    if (kind == 0) out->init_bound = 1 / sqrtf((float)lora_inputs(c, matrix));
     return true;
 }
 
 float **lora_field(const gpt_config *c, const gpt_lora *o, int i, layer_view *layers) {
     int matrices[LORA_MATRICES], n = list_matrices(c, o, matrices);
-    layer_view *layer = &layers[i / (2 * n)];
-    return &(i % 2 ? layer->lora_b : layer->lora_a)[matrices[i / 2 % n]];
+    layer_view *layer = &layers[i / (kinds(o) * n)];
+    float **const fields[] = {layer->lora_a, layer->lora_b, layer->lora_m};
+    return &fields[i % kinds(o)][matrices[i / kinds(o) % n]];
 }
 
 /* ---- a pass ---- */
@@ -122,11 +144,16 @@ float **lora_field(const gpt_config *c, const gpt_lora *o, int i, layer_view *la
 adapter adapter_of(const gpt_model *m, const acts *a, const batch *x, int l, int matrix) {
     const gpt_lora *o = &m->options.lora;
     if (!m->w.layers[l].lora_a[matrix]) return (adapter){0};
+    dora_rows_of rows = dora_of(m, l, matrix);
     return (adapter){.shape = lora_shape_of(&m->config, o, matrix),
                      .a = m->w.layers[l].lora_a[matrix],
                      .b = m->w.layers[l].lora_b[matrix],
+                     .gain = rows.gain,
+                     .per_norm = rows.per_norm,
                      .da = m->dw.layers[l].lora_a[matrix],
                      .db = m->dw.layers[l].lora_b[matrix],
+                     .dm = m->dw.layers[l].lora_m[matrix],
                      .u = a->layers[l].lora_u[matrix],
+                     .v = a->layers[l].lora_v[matrix],
                      .dropout = dropout_of_adapter(m, x, l, matrix)};
 }

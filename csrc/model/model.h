@@ -84,6 +84,8 @@ int lora_inputs(const gpt_config *c, int matrix);
 /* Whether this model can have them, and how many parameters they are. */
 int lora_check(const gpt_config *c, const gpt_lora *o);
 int lora_count(const gpt_config *c, const gpt_lora *o);
+/* The layer and the matrix of a parameter such as "h.0.attn.qkv.weight", or of an adapter; false for others. */
+bool lora_matrix_of(const char *name, int *layer, int *matrix);
 
 /* Without training, or with adapters, parameters of the shape are only read. */
 static inline bool weights_are_fixed(const gpt_options *o) {
@@ -110,6 +112,7 @@ typedef struct layer_view {
     float *mlp_norm_w;            /* (C) of the norm after the branch */
     float *lora_a[LORA_MATRICES]; /* (parts R, in) */
     float *lora_b[LORA_MATRICES]; /* (rows of parts, R) */
+    float *lora_m[LORA_MATRICES]; /* (rows of parts), with DoRA */
 } layer_view;
 
 typedef struct params_view {
@@ -200,6 +203,7 @@ typedef struct layer_acts {
     act *mlp_out;     /* (N, C) as the norm after the branch reads it; else acts.branch */
     float *stats_mlp; /* (N, 2) of that norm */
     float *lora_u[LORA_MATRICES]; /* (N, parts R) */
+    act *lora_v[LORA_MATRICES];   /* (N, rows of parts), with DoRA */
     void *cache_k;                /* (n_seq, NKV, n_ctx, HS) act, or int8 with scales */
     void *cache_v;                /* the same */
     float *scale_k, *scale_v;     /* (n_seq, NKV, n_ctx), or NULL */
@@ -237,6 +241,7 @@ typedef struct acts {
     act *dqkv;          /* (N, QKV) */
     act *datt;          /* (N, NH HS) */
     act *dfc;           /* (N, F or 2 F) */
+    act *dv;            /* (N, the widest of a layer's products), with DoRA */
     layer_acts *layers; /* (L) */
 } acts;
 
@@ -274,6 +279,21 @@ typedef struct step_state {
     step_report report;
 } step_state;
 
+/* The adapted rows of a matrix, with DoRA. */
+typedef struct dora_rows_of {
+    float *squares;  /* (rows of parts) of the model's rows */
+    float *gain;     /* (rows of parts) as dora_gain makes it */
+    float *per_norm; /* the same */
+} dora_rows_of;
+
+typedef struct dora_state {
+    dora_rows_of *of; /* (L, LORA_MATRICES); NULL without DoRA */
+    act *in;          /* (dora_rows, the widest input) */
+    act *products;    /* (dora_rows, the widest output) */
+    act *hidden;      /* (dora_rows, F) */
+    bool stale;       /* parameters were written since */
+} dora_state;
+
 /* The rows of an embedding in a file, as float32. */
 typedef struct lent_file {
     bool is_open;
@@ -310,6 +330,7 @@ struct gpt_model {
     lent_file lent;     /* the embedding, in place of w.wte where it is open */
     float *host_losses; /* (max_batch max_seq) on the host */
     bool pack_stale;    /* parameters were written since they were packed */
+    dora_state dora;
 
     int64_t step;                 /* updates done */
     int64_t n_micro;              /* backward calls since the last update */
@@ -350,7 +371,7 @@ typedef struct batch {
 
 /* Sizes of the parts of the arena, in their order. */
 typedef struct arena_plan {
-    size_t params, packed, grads, states, state, acts, workspace, total;
+    size_t params, packed, grads, states, state, dora, acts, workspace, total;
 } arena_plan;
 
 arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
@@ -383,11 +404,28 @@ gpt_dropout_site dropout_of_adapter(const gpt_model *m, const batch *x, int laye
 /* The adapters of a matrix of a layer; a is NULL where it has none. */
 typedef struct adapter {
     lora_shape shape;
-    const float *a, *b;
-    float *da, *db, *u;
+    const float *a, *b, *gain, *per_norm;
+    float *da, *db, *dm, *u;
+    act *v;
     gpt_dropout_site dropout;
 } adapter;
 adapter adapter_of(const gpt_model *m, const acts *a, const batch *x, int l, int matrix);
+
+/* ---- dora.c ---- */
+
+/* The most rows of A in a matrix; 0 without DoRA. */
+int dora_rows(const gpt_lora *o);
+/* Lays the state out from base (NULL: only counts). out may be NULL when counting. Returns the bytes. */
+size_t dora_plan(const gpt_config *c, const gpt_options *o, const gpt_ops *ops, char *base,
+                 dora_state *out);
+dora_rows_of dora_of(const gpt_model *m, int l, int matrix);
+/* After parameter i, or entry `part` of its blocks, was given values. */
+void dora_written(gpt_model *m, int i, const float *values, int64_t n);
+int dora_written_blocks(gpt_model *m, int i, int part);
+/* Initial magnitudes, where parameter i has some. */
+void dora_init(gpt_model *m, int i, float *values);
+/* Brings the gains up to date with the parameters, where those were written. Uses the workspace. */
+void dora_measure(gpt_model *m);
 
 /* What a step gives for each wanted token, in order: its state, its logits, or a draw by its settings. */
 typedef struct step_output {

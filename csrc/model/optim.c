@@ -66,6 +66,7 @@ void model_update(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS
                            .n_segments = m->layout.n_slots};
     model_pack(m); /* so that a step that is refused leaves both forms alike */
     upload_settings(m, settings);
+    m->dora.stale = true;
     if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {
         ops->grad_norm(m->ctx, &norm);

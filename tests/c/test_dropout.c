@@ -99,9 +99,9 @@ static void test_independence(void) {
 static void test_sites(void) {
     enum { n = 200000 };
     static const uint64_t steps[] = {5, 6};
-    gpt_dropout one = dropout_at((gpt_dropout_site){0.3f, 1, &steps[0]});
-    gpt_dropout others[] = {dropout_at((gpt_dropout_site){0.3f, 2, &steps[0]}),
-                            dropout_at((gpt_dropout_site){0.3f, 1, &steps[1]})};
+    gpt_dropout one = dropout_at((gpt_dropout_site){.p = 0.3f, .site = 1, .key = &steps[0]});
+    gpt_dropout others[] = {dropout_at((gpt_dropout_site){.p = 0.3f, .site = 2, .key = &steps[0]}),
+                            dropout_at((gpt_dropout_site){.p = 0.3f, .site = 1, .key = &steps[1]})};
     for (int k = 0; k < 2; k++) {
         test_case(k ? "two steps" : "two sites");
         double both = 0;

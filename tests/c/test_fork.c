@@ -1,4 +1,5 @@
 /* A forked child computes with a model on a CPU, is refused one on a GPU, and ends. */
+#define _GNU_SOURCE
 #include "testing.h"
 
 #include "models.h"

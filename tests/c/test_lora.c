@@ -81,24 +81,39 @@ static double *adapt(const problem *p, double *y) {
     return u;
 }
 
-static void check_forward(const sizes *s, int activation, gpt_dropout_site site) {
+/* With `scales`, rows have a gain, and outputs a bias that it leaves alone. */
+static void check_forward(const sizes *s, int activation, gpt_dropout_site site, int scales) {
     int width = ref_activation_width(activation, s->OC);
     int64_t n_out = (int64_t)s->N * s->OC, n_pre = (int64_t)s->N * width;
-    test_case("forward N=%d IC=%d OC=%d R=%d parts=%d activation=%d p=%g", s->N, s->IC, s->OC, s->R,
-              s->n_parts, activation, site.p);
+    test_case("forward N=%d IC=%d OC=%d R=%d parts=%d activation=%d p=%g%s", s->N, s->IC, s->OC,
+              s->R, s->n_parts, activation, site.p, scales ? ", scaled" : "");
     problem p = new_problem(s, width, site);
     double *y = host_copy(p.y, n_pre), *want = host_zeros(n_out), *u = adapt(&p, y);
+    double *gain = random_f32(p.rows, 1.0), *bias = random_f32(width, 1.0);
+    double *v = host_zeros((int64_t)s->N * p.rows);
+    for (int i = 0, row = 0; scales && i < s->n_parts; i++)
+        for (int o = 0; o < s->parts[i].rows; o++, row++)
+            for (int n = 0; n < s->N; n++) {
+                int col = s->parts[i].first + o;
+                double *at = &y[(int64_t)n * width + col];
+                v[(int64_t)n * p.rows + row] = *at - bias[col];
+                *at = gain[row] * (*at - bias[col]) + bias[col];
+            }
     ref_activation_forward(want, y, activation, s->N, s->OC);
     int W = s->n_parts * s->R, activates = activation != GPT_ACT_NONE;
     gpt_shape shape = shape_of(s, activation);
     EACH_BACKEND {
-        if (!test.ops->lora_forward) continue;
+        if (!test.ops->lora_forward || (scales && !test.ops->dora_gain)) continue;
         void *pre = device_act(p.y, n_pre), *out = activates ? device_act(NULL, n_out) : pre;
         void *device_u = device_f32(NULL, (int64_t)s->N * W);
+        void *device_v = device_act(NULL, (int64_t)s->N * p.rows);
         test_workspace(&shape);
         lora_forward op = {.out = out,
                            .pre = activates ? pre : NULL,
                            .u = device_u,
+                           .v = scales ? device_v : NULL,
+                           .gain = scales ? device_f32(gain, p.rows) : NULL,
+                           .bias = scales ? device_f32(bias, width) : NULL,
                            .in = device_act(p.in, (int64_t)s->N * s->IC),
                            .a = device_f32(p.a, (int64_t)W * s->IC),
                            .b = device_f32(p.b, (int64_t)p.rows * s->R),
@@ -115,6 +130,9 @@ static void check_forward(const sizes *s, int activation, gpt_dropout_site site)
         EXPECT_CLOSE("u", read_f32(device_u, (int64_t)s->N * W), u, s->N, W, 5e-6);
         EXPECT_CLOSE("out", read_act(out, n_out), want, s->N, s->OC, test_tol(5e-6));
         EXPECT_CLOSE("pre", read_act(pre, n_pre), y, s->N, width, test_tol(5e-6));
+        if (scales)
+            EXPECT_CLOSE("v", read_act(device_v, (int64_t)s->N * p.rows), v, s->N, p.rows,
+                         test_tol(5e-6));
     }
 }
 
@@ -195,13 +213,118 @@ static void check_backward(const sizes *s, int activation, int recomputes, gpt_d
 
 static void test_forward(void) {
     for (int i = 0; i < TEST_COUNT(cases); i++) {
-        check_forward(&cases[i], GPT_ACT_NONE, host_dropout(0, 0));
-        check_forward(&cases[i], GPT_ACT_GELU, host_dropout(i % 2 ? 0.3f : 0, 1));
-        check_forward(&cases[i], GPT_ACT_SWIGLU, host_dropout(i % 2 ? 0 : 0.3f, 2));
+        check_forward(&cases[i], GPT_ACT_NONE, host_dropout(0, 0), 0);
+        check_forward(&cases[i], GPT_ACT_GELU, host_dropout(i % 2 ? 0.3f : 0, 1), 0);
+        check_forward(&cases[i], GPT_ACT_SWIGLU, host_dropout(i % 2 ? 0 : 0.3f, 2), 0);
+        check_forward(&cases[i], i % 2 ? GPT_ACT_GELU : GPT_ACT_NONE, host_dropout(0, 0), 1);
     }
     /* Gates and ups of SwiGLU. */
     const sizes gate_and_up = {7, 12, 20, 4, 2, {{0, 20}, {20, 20}}};
-    check_forward(&gate_and_up, GPT_ACT_SWIGLU, host_dropout(0, 0));
+    for (int scales = 0; scales < 2; scales++)
+        check_forward(&gate_and_up, GPT_ACT_SWIGLU, host_dropout(0, 0), scales);
+}
+
+/* ---- DoRA ---- */
+
+/* Gains against the lengths of rows of W + scale B A; one row of zeros. */
+static void check_gain(const sizes *s) {
+    test_case("gain IC=%d OC=%d R=%d parts=%d", s->IC, s->OC, s->R, s->n_parts);
+    problem p = new_problem(s, s->OC, host_dropout(0, 0));
+    int R = s->R, W = s->n_parts * R;
+    double *w = random_f32((int64_t)s->OC * s->IC, 1 / sqrt(s->IC)), *m = random_f32(p.rows, 1.0);
+    double *squares = host_zeros(p.rows), *gain = host_zeros(p.rows),
+           *per_norm = host_zeros(p.rows);
+    double *aw = host_zeros((int64_t)W * s->OC);
+    for (int k = 0; k < s->IC; k++) w[s->parts[0].first * s->IC + k] = 0;
+    for (int j = 0; j < R; j++) p.b[j] = 0;
+    for (int j = 0; j < W; j++)
+        for (int o = 0; o < s->OC; o++) {
+            double *to = &aw[(int64_t)j * s->OC + o];
+            for (int k = 0; k < s->IC; k++) *to += p.a[j * s->IC + k] * w[o * s->IC + k];
+            *to = round_act(*to);
+        }
+    for (int i = 0, row = 0; i < s->n_parts; i++)
+        for (int o = 0; o < s->parts[i].rows; o++, row++) {
+            double square = 0;
+            for (int k = 0; k < s->IC; k++) {
+                double x = w[(s->parts[i].first + o) * s->IC + k], y = x;
+                for (int j = 0; j < R; j++)
+                    y += p.scale * p.b[row * R + j] * p.a[(i * R + j) * s->IC + k];
+                squares[row] += x * x;
+                square += y * y;
+            }
+            per_norm[row] = square > 0 ? 1 / sqrt(square) : 0;
+            gain[row] = m[row] * per_norm[row];
+        }
+    gpt_shape shape = shape_of(s, GPT_ACT_NONE);
+    shape.dora = 1;
+    EACH_BACKEND {
+        if (!test.ops->dora_gain) continue;
+        float *got = device_f32(NULL, p.rows), *inverse = device_f32(NULL, p.rows);
+        test_workspace(&shape);
+        dora_gain op = {.gain = got,
+                        .per_norm = inverse,
+                        .m = device_f32(m, p.rows),
+                        .squares = device_f32(squares, p.rows),
+                        .aw = device_act(aw, (int64_t)W * s->OC),
+                        .a = device_f32(p.a, (int64_t)W * s->IC),
+                        .b = device_f32(p.b, (int64_t)p.rows * R),
+                        .scale = (float)p.scale,
+                        .n_parts = s->n_parts,
+                        .IC = s->IC,
+                        .OC = s->OC,
+                        .R = R};
+        memcpy(op.parts, s->parts, sizeof op.parts);
+        test.ops->dora_gain(test.ctx, &op);
+        EXPECT_CLOSE("gain", read_f32(got, p.rows), gain, 1, p.rows, test_tol(5e-6));
+        EXPECT_CLOSE("per_norm", read_f32(inverse, p.rows), per_norm, 1, p.rows, test_tol(5e-6));
+    }
+}
+
+static void check_rows_backward(const sizes *s) {
+    test_case("rows backward N=%d OC=%d parts=%d", s->N, s->OC, s->n_parts);
+    int rows = 0;
+    for (int i = 0; i < s->n_parts; i++) rows += s->parts[i].rows;
+    int64_t n = (int64_t)s->N * s->OC, n_v = (int64_t)s->N * rows;
+    double *dout = random_act(n, 1.0), *v = random_act(n_v, 1.0), *gain = random_f32(rows, 1.0);
+    double *per_norm = random_f32(rows, 1.0), *before = random_f32(rows, 1.0);
+    double *dv = host_copy(dout, n), *dm = host_copy(before, rows);
+    for (int i = 0, row = 0; i < s->n_parts; i++)
+        for (int o = 0; o < s->parts[i].rows; o++, row++)
+            for (int64_t k = 0; k < s->N; k++) {
+                int64_t at = k * s->OC + s->parts[i].first + o;
+                dm[row] += per_norm[row] * v[k * rows + row] * dout[at];
+                dv[at] *= gain[row];
+            }
+    EACH_BACKEND {
+        if (!test.ops->dora_backward) continue;
+        void *got = device_act(NULL, n);
+        float *got_m = device_f32(before, rows);
+        dora_backward op = {.dv = got,
+                            .dm = got_m,
+                            .dout = device_act(dout, n),
+                            .v = device_act(v, n_v),
+                            .gain = device_f32(gain, rows),
+                            .per_norm = device_f32(per_norm, rows),
+                            .n_parts = s->n_parts,
+                            .N = s->N,
+                            .OC = s->OC};
+        memcpy(op.parts, s->parts, sizeof op.parts);
+        test.ops->dora_backward(test.ctx, &op);
+        EXPECT_CLOSE("dv", read_act(got, n), dv, s->N, s->OC, test_tol(1e-6));
+        EXPECT_CLOSE("dm", read_f32(got_m, rows), dm, 1, rows, 1e-5);
+        void *in = device_act(NULL, rows);
+        test.ops->dora_inputs(test.ctx,
+                              &(dora_inputs){.out = in, .a = device_f32(gain, rows), .n = rows});
+        EXPECT_CLOSE("inputs", read_act(in, rows), gain, 1, rows, test_tol(1e-7));
+    }
+}
+
+static void test_dora(void) {
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        check_gain(&cases[i]);
+        check_rows_backward(&cases[i]);
+    }
 }
 
 static void test_backward(void) {
@@ -238,4 +361,5 @@ static void test_reference(void) {
     EXPECT_GRADIENT("db", loss_of, &p, p.b, g.db, n_b);
 }
 
-TEST_OPS_MAIN({"reference", test_reference}, {"forward", test_forward}, {"backward", test_backward})
+TEST_OPS_MAIN({"reference", test_reference}, {"forward", test_forward}, {"backward", test_backward},
+              {"dora", test_dora})

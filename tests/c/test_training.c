@@ -415,6 +415,11 @@ static void test_weighted_refused(void) {
         EXPECT(gpt_model_loss(model, NULL, tokens, B, T, losses, NULL) == GPT_ERR_ARGUMENT);
         EXPECT(gpt_model_backward_weighted(model, weights, B, T) == GPT_ERR_ARGUMENT);
         EXPECT_OK(gpt_model_forward(model, tokens, tokens, B, T, losses));
+        /* So has a parameter that was written. */
+        param_set params = read_params(model, c, GPT_TENSOR_VALUE);
+        write_params(model, &params, GPT_TENSOR_VALUE);
+        EXPECT(gpt_model_backward_weighted(model, weights, B, T) == GPT_ERR_ARGUMENT);
+        EXPECT_OK(gpt_model_forward(model, tokens, tokens, B, T, losses));
         weights[N - 1] = NAN;
         EXPECT(gpt_model_backward_weighted(model, weights, B, T) == GPT_ERR_ARGUMENT);
         weights[N - 1] = 0;

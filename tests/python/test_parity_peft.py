@@ -74,10 +74,12 @@ def randomized(model: Model) -> None:
     """Gives adapters numbers that matter."""
     rng = np.random.default_rng(3)
     for name, shape, _ in model.trained:
-        model.set(name, rng.normal(0, 0.5 / np.sqrt(shape[1]), shape).astype(np.float32))
+        spread = 0.5 / np.sqrt(shape[1]) if len(shape) == 2 else 0.1
+        mean = model.get(name) if len(shape) == 1 else 0  # lengths, of the base
+        model.set(name, (mean + rng.normal(0, spread, shape)).astype(np.float32))
 
 
-@pytest.mark.parametrize("kind", ["plain", "rslora"])
+@pytest.mark.parametrize("kind", ["plain", "rslora", "dora"])
 @pytest.mark.parametrize("targets", TARGETS)
 def test_our_adapters_load_in_peft_with_the_same_logits_and_gradients(
     config: GPTConfig, base: Path, tmp_path: Path, targets: str, kind: str
@@ -85,9 +87,12 @@ def test_our_adapters_load_in_peft_with_the_same_logits_and_gradients(
     import torch
     from peft import PeftModel
 
-    lora = Lora(5, 7.0, targets_named(config, TARGETS[targets]), kind=kind)
+    dora = kind == "dora"
+    scaled = "plain" if dora else kind
+    lora = Lora(5, 7.0, targets_named(config, TARGETS[targets]), kind=scaled, dora=dora)
     x, y = batch()
     with Model.load(base, lora=lora, training=True, max_batch=2, dtype="fp32", threads=2) as model:
+        model.init_adapters(0)
         randomized(model)
         model.save_adapter(tmp_path / "adapter", base)
         got, loss = model.logits(x), model.backward(x, y)
@@ -102,7 +107,7 @@ def test_our_adapters_load_in_peft_with_the_same_logits_and_gradients(
     wanted_loss.backward()
     assert loss == pytest.approx(float(wanted_loss), rel=TOLERANCE)
     found = {
-        name.replace(".default", ""): parameter.grad.numpy()
+        tensor_name(name): parameter.grad.numpy()
         for name, parameter in peft.named_parameters()
         if parameter.requires_grad
     }
@@ -112,28 +117,42 @@ def test_our_adapters_load_in_peft_with_the_same_logits_and_gradients(
         assert error(read(name), want) < TOLERANCE, name
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+def tensor_name(name: str) -> str:
+    """A parameter of peft's model as its file names it."""
+    name = name.replace(".default", "")
+    return name.removesuffix(".weight") if "magnitude" in name else name
+
+
+@pytest.mark.parametrize(("rslora", "dora"), [(False, False), (True, False), (False, True)])
 def test_their_adapters_load_here_with_the_same_logits(
-    config: GPTConfig, base: Path, tmp_path: Path, rslora: bool
+    config: GPTConfig, base: Path, tmp_path: Path, rslora: bool, dora: bool
 ) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
     names = ["c_attn", "c_fc"] if config.family == "gpt2" else ["q_proj", "v_proj", "up_proj"]
     settings = LoraConfig(
-        r=3, lora_alpha=5, target_modules=names, use_rslora=rslora, task_type="CAUSAL_LM"
+        r=3,
+        lora_alpha=5,
+        target_modules=names,
+        use_rslora=rslora,
+        use_dora=dora,
+        task_type="CAUSAL_LM",
     )
     model = get_peft_model(theirs(base), settings)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
+        if "magnitude" in name:
+            parameter.data *= 1 + 0.3 * torch.randn(parameter.shape)
     model.eval()
     model.save_pretrained(tmp_path / "adapter")
     x, _ = batch(B=1)
     file = open_checkpoint(tmp_path / "adapter")
     assert file.lora is not None
     assert file.lora.kind == ("rslora" if rslora else "plain")
+    assert file.lora.dora == dora
     with Model.load(tmp_path / "adapter", dtype="fp32") as loaded:
         assert error(loaded.logits(x), logits_of(model, x)) < TOLERANCE
 

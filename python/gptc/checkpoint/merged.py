@@ -70,7 +70,12 @@ class AdapterSet:
         rank = max(lora.rank for lora in each)
         targets = {target for lora in each for target in lora.targets}
         known = adapters_of(self._config)
-        return Lora(rank, float(rank), tuple(t for t in known if t in targets))
+        if len({lora.dora for lora in each}) > 1:
+            raise UsageError(
+                f"{', '.join(self.names)}: a model switches between adapters with DoRA, or between "
+                "others; merge some of them with gptc export --merge"
+            )
+        return Lora(rank, float(rank), tuple(t for t in known if t in targets), dora=each[0].dora)
 
     def use(self, model: Model, name: str | None) -> None:
         """Lets a model of `self.lora` compute with an adapter, or with none.
@@ -80,6 +85,9 @@ class AdapterSet:
         if name is not None and name not in self._files:
             raise UsageError(f"adapter is {name!r}; it must be one of {', '.join(self.names)}")
         values = {p.name: np.zeros(p.shape, np.float32) for p in model.trained}
+        if self.lora.dora:
+            model.init_adapters(0)
+            values |= {ours: model.get(ours) for ours in values if ours.endswith(".lora_m")}
         if name is not None:
             self._fill(values, self._files[name])
         for ours, array in values.items():
@@ -93,6 +101,8 @@ class AdapterSet:
             a, b = (file.read(f"{place.ours}.lora_{kind}") for kind in "ab")
             values[f"{place.ours}.lora_a"][to.a][:rank] = a[place.a]
             values[f"{place.ours}.lora_b"][to.b, :rank] = scale * b[place.b]
+            if file.lora.dora:
+                values[f"{place.ours}.lora_m"][to.b] = file.read(f"{place.ours}.lora_m")[place.b]
 
 
 class MergedModel(ModelFile):
@@ -125,9 +135,12 @@ class MergedModel(ModelFile):
             values = values.copy()
         for place in places:
             a, b = (self._adapters.read(f"{place.ours}.lora_{kind}") for kind in "ab")
-            values[place.weight] += np.float32(self._adapters.lora.scale) * (
-                b[place.b] @ a[place.a]
-            )
+            rows = values[place.weight]
+            rows += np.float32(self._adapters.lora.scale) * (b[place.b] @ a[place.a])
+            if self._adapters.lora.dora:
+                lengths = np.linalg.norm(rows, axis=1)
+                m = self._adapters.read(f"{place.ours}.lora_m")[place.b]
+                rows *= np.divide(m, lengths, out=np.zeros_like(m), where=lengths > 0)[:, None]
         return values
 
     def load_into(self, model: Model) -> None:

@@ -132,6 +132,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
             "rank": lora.rank,
             "alpha": lora.alpha,
             "kind": lora.kind,
+            "dora": lora.dora,
             "targets": list(lora.targets),
             "parameters": sum(math.prod(p.shape) for p in checkpoint.trained()),
         }

@@ -38,7 +38,7 @@ class Lora:
 
     `targets` are names of `adapters_of(config)`. `kind` "rslora" scales by alpha / sqrt(rank)
     (Kalajdzievski 2023), "plain" by alpha / rank. `dropout` is for training alone; the adapters of
-    a matrix drop the same inputs.
+    a matrix drop the same inputs. With `dora`, rows have learned lengths (Liu et al. 2024).
     """
 
     rank: int
@@ -46,6 +46,7 @@ class Lora:
     targets: tuple[str, ...]
     dropout: float = 0.0
     kind: str = "plain"
+    dora: bool = False
 
     @property
     def scale(self) -> float:
@@ -57,7 +58,12 @@ class Lora:
         lib = library.load().lib
         bits = sum(getattr(lib, _BITS[name]) for name in self.targets)
         return library.new_struct(
-            "gpt_lora", rank=self.rank, targets=bits, scale=self.scale, dropout=self.dropout
+            "gpt_lora",
+            rank=self.rank,
+            targets=bits,
+            scale=self.scale,
+            dropout=self.dropout,
+            dora=int(self.dora),
         )
 
     def parameters(self, config: GPTConfig) -> tuple[Parameter, ...]:
@@ -67,7 +73,7 @@ class Lora:
         found = []
         for i in range(max(0, lib.gpt_lora_param_count(struct, settings))):
             library.call("gpt_lora_param", struct, settings, i, param)
-            shape = (int(param.shape[0]), int(param.shape[1]))
+            shape = tuple(int(param.shape[k]) for k in range(param.n_dim))
             found.append(Parameter(ffi.string(param.name).decode(), shape, bool(param.decay)))
         return tuple(found)
 

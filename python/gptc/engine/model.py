@@ -168,7 +168,10 @@ class Model(Uncopied):
         self._call("gpt_model_init", whole(seed, "seed"))
 
     def init_adapters(self, seed: int = 0) -> None:
-        """Draws the adapters alone as peft does: A uniform within 1 / sqrt(in), B zero."""
+        """Draws the adapters alone as peft does: A uniform within 1 / sqrt(in), B zero.
+
+        Magnitudes (DoRA) are the lengths of the rows that the model has now.
+        """
         self._call("gpt_model_init_lora", whole(seed, "seed"))
 
     # ---- parameters ----

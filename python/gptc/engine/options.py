@@ -118,11 +118,17 @@ class Options:
                 )
         device, dtype = self.device, self.dtype
         if self.lora and device == "cuda":
-            raise UsageError("adapters (LoRA) are computed on a CPU only: use --device cpu")
+            if self.lora.dora:
+                raise UsageError("DoRA is computed on a CPU only: use --device cpu")
+            if self.training and dtype in DTYPES[2:]:
+                raise UsageError(
+                    f"adapters over --dtype {dtype} are trained on a CPU only: use --device cpu, "
+                    "or bf16"
+                )
         if self.kv_dtype == "int8" and device == "cuda":
             raise UsageError("a KV cache in int8 is read on a CPU only: use --device cpu")
-        if self.lora or self.kv_dtype == "int8":
-            device = "cpu"
+        if device == "auto" and (self.lora or self.kv_dtype == "int8"):
+            device = "cpu"  # adapters have been measured there only
         if device == "auto" and dtype in DTYPES[2:]:
             device = "cpu"  # quantized weights have been measured there only
         problem = None if device == "cpu" else library.gpu().problem

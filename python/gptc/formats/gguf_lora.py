@@ -55,6 +55,10 @@ def chunks(
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a file of these adapters; `read` gives our parameters."""
     family = _family(config)
+    if lora.dora:
+        raise GptcError(
+            "a GGUF adapter has no place for the magnitudes of DoRA: use --to hf, or --merge"
+        )
     values = {
         "general.architecture": family.gguf,
         "general.type": "adapter",

@@ -34,7 +34,6 @@ _MERGE = "merge the adapter with peft's merge_and_unload, and give that model's 
 # Fields of peft's LoraConfig that ask for what the engine does not compute, unless empty or so.
 _PLAIN: Mapping[str, Any] = {
     "bias": "none",
-    "use_dora": False,
     "use_qalora": False,
     "lora_bias": False,
     "modules_to_save": None,
@@ -76,7 +75,7 @@ class Place(NamedTuple):
     target: str
     ours: str  # such as "h.0.attn.qkv"
     a: slice  # rows of ours + ".lora_a"
-    b: slice  # rows of ours + ".lora_b"
+    b: slice  # rows of ours + ".lora_b", and of ours + ".lora_m"
     weight: slice  # rows of ours + ".weight"
     heads: int  # as of layout.Part
 
@@ -155,6 +154,7 @@ def config_to_json(config: GPTConfig, lora: Lora, base: str) -> dict[str, Any]:
         "fan_in_fan_out": hf.model_type(config) == "gpt2",
         "bias": "none",
         "use_rslora": lora.kind == "rslora",
+        "use_dora": lora.dora,
         "inference_mode": True,
     }
 
@@ -169,24 +169,33 @@ def tensor_shapes(config: GPTConfig, lora: Lora) -> dict[str, tuple[int, ...]]:
     inputs = {name: shape[1] for name, shape, _ in config.parameters() if len(shape) == 2}
     shapes: dict[str, tuple[int, ...]] = {}
     for place in places(config, lora):
-        name = _PREFIX + place.module
-        shapes[f"{name}.lora_A.weight"] = (lora.rank, inputs[f"{place.ours}.weight"])
-        shapes[f"{name}.lora_B.weight"] = (place.b.stop - place.b.start, lora.rank)
+        names, rows = _names(place.module), place.b.stop - place.b.start
+        shapes[names["a"]] = (lora.rank, inputs[f"{place.ours}.weight"])
+        shapes[names["b"]] = (rows, lora.rank)
+        if lora.dora:
+            shapes[names["m"]] = (rows,)
     return shapes
+
+
+def _names(module: str) -> dict[str, str]:
+    """The tensors of an adapter, by the ends of our names."""
+    ends = {"a": "lora_A.weight", "b": "lora_B.weight", "m": "lora_magnitude_vector"}
+    return {kind: f"{_PREFIX}{module}.{end}" for kind, end in ends.items()}
 
 
 def tensor_reader(
     config: GPTConfig, lora: Lora, read: Callable[[str], FloatArray]
 ) -> Callable[[str], FloatArray]:
     """A function that makes each of those tensors of our parameters, which `read` gives."""
-    by_module = {_PREFIX + place.module: place for place in places(config, lora)}
+    by_name = {
+        name: (place, kind)
+        for place in places(config, lora)
+        for kind, name in _names(place.module).items()
+    }
 
     def tensor(name: str) -> FloatArray:
-        module, _, kind = name.removesuffix(".weight").rpartition(".")
-        place = by_module[module]
-        if kind == "lora_A":
-            return read(f"{place.ours}.lora_a")[place.a]
-        return read(f"{place.ours}.lora_b")[place.b]
+        place, kind = by_name[name]
+        return read(f"{place.ours}.lora_{kind}")[place.a if kind == "a" else place.b]
 
     return tensor
 
@@ -212,17 +221,13 @@ class AdapterFile:
         dropout = _number(self.path, data, "lora_dropout", lambda x: 0 <= x < 1)
         every = Lora(int(rank), alpha, adapters_of(config))
         first = {p.target: p.module for p in places(config, every) if p.ours.startswith("h.0.")}
-        targets = tuple(t for t, m in first.items() if self._names(m)[0] in self.tensors.shapes)
+        targets = tuple(t for t, m in first.items() if _names(m)["a"] in self.tensors.shapes)
         if not targets:
             raise GptcError(
                 f"{self.path} has no adapter of this model: it is of another base, {_base(data)}"
             )
         kind = "rslora" if data.get("use_rslora") else "plain"
-        return Lora(int(rank), alpha, targets, dropout, kind)
-
-    @staticmethod
-    def _names(module: str) -> tuple[str, str]:
-        return f"{_PREFIX}{module}.lora_A.weight", f"{_PREFIX}{module}.lora_B.weight"
+        return Lora(int(rank), alpha, targets, dropout, kind, bool(data.get("use_dora")))
 
     def _check_shapes(self, config: GPTConfig) -> None:
         wanted, found = tensor_shapes(config, self.lora), self.tensors.shapes
@@ -238,9 +243,8 @@ class AdapterFile:
 
     def read(self, name: str) -> FloatArray:
         """One of our parameters, such as "h.0.attn.qkv.lora_a"."""
-        ours, _, kind = name.rpartition(".")
-        which = 0 if kind == "lora_a" else 1
-        parts = [self.tensors.read(self._names(p.module)[which]) for p in self._places_of(ours)]
+        ours, _, kind = name.rpartition(".lora_")
+        parts = [self.tensors.read(_names(p.module)[kind]) for p in self._places_of(ours)]
         return np.concatenate(parts)
 
     def _places_of(self, ours: str) -> list[Place]:

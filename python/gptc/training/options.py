@@ -291,6 +291,10 @@ class TrainOptions(DeviceOptions):
         "plain", "Scale of adapters; rslora = alpha / sqrt(rank).", section=_LORA, choices=KINDS
     )
 
+    dora: bool = option(
+        False, "Adapters with DoRA: learned lengths of the rows of matrices.", section=_LORA
+    )
+
     eval_every: int = option(
         250, "Steps between evaluations.", section=_SAVE, least=1, shown="by preset"
     )
@@ -354,6 +358,8 @@ class TrainOptions(DeviceOptions):
             raise UsageError(
                 f"--lora-rank {self.lora_rank} needs --init-from: adapters change a trained model"
             )
+        if self.dora and not self.lora_rank:
+            raise UsageError("--dora is of adapters: add --lora-rank 16")
         if self.dpo:
             self._check_preference()
         if self.lora_rank and self.optimizer != "adamw":
@@ -393,5 +399,5 @@ SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", "bias")
 LIMITS = ("steps", "tokens", "epochs", "minutes")
 # Options that cannot change on --resume: the model, and the stream of batches.
 FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)
-LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_kind")
+LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_kind", "dora")
 FIXED_CHATS = ("dpo", "dpo_beta", "train_on", "long_rows", "packing", "on_bad_row", "chat_template")

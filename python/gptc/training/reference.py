@@ -75,10 +75,8 @@ def _read(path: Path, splits: dict[str, Pairs], of: FloatArray) -> dict[str, Flo
 @contextmanager
 def without_adapters(model: Model) -> Iterator[None]:
     """The model computes without its adapters within; they are as before afterwards."""
-    names = [p.name for p in model.trained if p.name.endswith("lora_b")]
-    kept = {name: model.get(name) for name in names}
-    for name, values in kept.items():
-        model.set(name, np.zeros_like(values))
+    kept = {p.name: model.get(p.name) for p in model.trained}
+    model.init_adapters(0)
     try:
         yield
     finally:

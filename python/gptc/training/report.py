@@ -80,8 +80,8 @@ def header(setup: Setup) -> Iterator[str]:
     if lora := setup.model.options.lora:
         trained = sum(math.prod(shape) for _, shape, _ in setup.model.trained)
         yield (
-            f"  adapter rank {lora.rank}, alpha {lora.alpha:g}, of {', '.join(lora.targets)}: "
-            f"{trained:,} parameters are trained"
+            f"  adapter {'DoRA, ' if lora.dora else ''}rank {lora.rank}, alpha {lora.alpha:g}, "
+            f"of {', '.join(lora.targets)}: {trained:,} parameters are trained"
         )
     yield (
         f"  data    {options.data}: {n_train:,} training tokens, {n_val:,} for validation, "

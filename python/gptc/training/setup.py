@@ -303,7 +303,7 @@ def _lora(options: TrainOptions, config: GPTConfig) -> Lora | None:
         return None
     targets = targets_named(config, options.lora_targets)
     alpha = default_alpha(rank) if options.lora_alpha is None else options.lora_alpha
-    return Lora(rank, alpha, targets, options.lora_dropout, options.lora_kind)
+    return Lora(rank, alpha, targets, options.lora_dropout, options.lora_kind, options.dora)
 
 
 def _packing(options: TrainOptions, dtype: str, known: ModelFile | None) -> tuple[BlockRows, ...]:
