@@ -58,7 +58,7 @@ static __device__ inline float lora_read(const lora_source &s, gpt_dropout dropo
     if (s.in) {
         x = to_float(s.in[at]);
     } else {
-        int twin = s.activation == GPT_ACT_SWIGLU ? s.K : 0;
+        int twin = is_gated(s.activation) ? s.K : 0;
         const elem *pre = s.pre + row * (s.K + twin) + k;
         if (twin) up = to_float(pre[twin]);
         x = activation_forward(s.activation, to_float(pre[0]), up);
@@ -104,7 +104,7 @@ static __device__ inline float lora_adapted(const lora_forward &a, const lora_ro
 static __global__ void lora_forward_kernel(lora_forward a, lora_rows rows) {
     int64_t i = (int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x;
     if (i >= (int64_t)a.N * a.OC) return;
-    int twin = a.activation == GPT_ACT_SWIGLU ? a.OC : 0, col = (int)(i % a.OC);
+    int twin = is_gated(a.activation) ? a.OC : 0, col = (int)(i % a.OC);
     int64_t row = i / a.OC;
     elem *y = (elem *)(a.activation == GPT_ACT_NONE ? a.out : a.pre) + row * (a.OC + twin);
     float x = lora_adapted(a, rows, y, row, col), up = 0;
@@ -160,7 +160,7 @@ static __global__ void lora_outputs_backward_kernel(float *du, lora_backward a, 
 static __global__ void lora_inputs_backward_kernel(const float *du, lora_backward a) {
     int64_t i = (int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x;
     if (i >= (int64_t)a.N * a.IC) return;
-    int twin = a.activation == GPT_ACT_SWIGLU ? a.IC : 0, k = (int)(i % a.IC);
+    int twin = is_gated(a.activation) ? a.IC : 0, k = (int)(i % a.IC);
     int64_t row = i / a.IC, at = row * (a.IC + twin) + k, width = (int64_t)a.n_parts * a.R;
     float d = 0, x = 0, up = 0, dup = 0;
     for (int j = 0; j < width; j++) d = fmaf(du[row * width + j], a.a[(int64_t)j * a.IC + k], d);

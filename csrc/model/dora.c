@@ -14,10 +14,6 @@ int dora_rows(const gpt_lora *o) {
     return o->rank && o->dora ? GPT_MAX_STACKED * o->rank : 0;
 }
 
-static int inputs_of(const gpt_config *c, int matrix) {
-    return matrix == LORA_ATT_PROJ ? att_size(c) : matrix == LORA_MLP_PROJ ? c->n_ff : c->n_embd;
-}
-
 static int outputs_of(const gpt_config *c, int matrix) {
     return matrix == LORA_QKV ? qkv_size(c) : matrix == LORA_FC ? fc_size(c) : c->n_embd;
 }
@@ -34,7 +30,7 @@ size_t dora_plan(const gpt_config *c, const gpt_options *o, const gpt_ops *ops, 
     if (!rows) return 0;
     for (int matrix = 0; matrix < LORA_MATRICES; matrix++) {
         size_t n = sizeof(float) * (size_t)lora_shape_of(c, &o->lora, matrix).rows;
-        size_t in = (size_t)inputs_of(c, matrix), outputs = (size_t)outputs_of(c, matrix);
+        size_t in = (size_t)lora_inputs(c, matrix), outputs = (size_t)outputs_of(c, matrix);
         if (in > widest_in) widest_in = in;
         if (outputs > widest_out) widest_out = outputs;
         for (int l = 0; n && l < c->n_layer; l++) {
@@ -123,14 +119,14 @@ static const weight *matrix_of(const layer_view *w, int matrix) {
 static void multiply(gpt_model *m, int l, int matrix, int n_parts) {
     const gpt_config *c = &m->config;
     const dora_state *d = &m->dora;
-    bool pairs = matrix == LORA_FC && c->activation == GPT_ACT_SWIGLU;
-    int N = n_parts * m->options.lora.rank, IC = inputs_of(c, matrix);
+    bool pairs = matrix == LORA_FC && is_gated(c->activation);
+    int N = n_parts * m->options.lora.rank, IC = lora_inputs(c, matrix);
     dora_inputs in = {.out = d->in, .a = m->w.layers[l].lora_a[matrix], .n = (int64_t)N * IC};
     linear_forward op = {.out = pairs ? d->hidden : d->products,
                          .pre = pairs ? d->products : NULL,
                          .in = d->in,
                          .w = matrix_of(&m->w.layers[l], matrix),
-                         .activation = pairs ? GPT_ACT_SWIGLU : GPT_ACT_NONE,
+                         .activation = pairs ? c->activation : GPT_ACT_NONE,
                          .exact = m->options.training,
                          .N = N,
                          .IC = IC,
@@ -154,7 +150,7 @@ static void measure(gpt_model *m, int l, int matrix) {
                     .b = m->w.layers[l].lora_b[matrix],
                     .scale = o->scale,
                     .n_parts = shape.n_parts,
-                    .IC = inputs_of(&m->config, matrix),
+                    .IC = lora_inputs(&m->config, matrix),
                     .OC = outputs_of(&m->config, matrix),
                     .R = o->rank};
     memcpy(op.parts, shape.parts, sizeof op.parts);
