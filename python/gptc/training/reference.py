@@ -75,6 +75,9 @@ def _read(path: Path, splits: dict[str, Pairs], of: FloatArray) -> dict[str, Flo
 @contextmanager
 def without_adapters(model: Model) -> Iterator[None]:
     """The model computes without its adapters within; they are as before afterwards."""
+    if not model.options.lora:
+        yield
+        return
     kept = {p.name: model.get(p.name) for p in model.trained}
     model.init_adapters(0)
     try:

@@ -124,11 +124,13 @@ def test_a_long_prompt_delays_a_running_text_by_one_block_at_a_time(
     from gptc.engine.session import Session
 
     rows: list[list[int]] = []
+    both = threading.Event()  # the second request is there, before the first one's text ends
     for name, at in (("decode", 1), ("sample", 2)):
         step = getattr(Session, name)
 
         def counted(self: Session, tokens: Any, *rest: Any, step: Any = step, at: int = at) -> Any:
             rows.append(list(rest[at - 1]))
+            assert len(rows) < 3 or both.wait(60)
             return step(self, tokens, *rest)
 
         monkeypatch.setattr(Session, name, counted)
@@ -140,6 +142,7 @@ def test_a_long_prompt_delays_a_running_text_by_one_block_at_a_time(
     )
     assert begun.wait(60)
     scheduler.submit(make_request(writer, tokenizer, "b" * 90, max_tokens=2, stop=()), long)
+    both.set()
     long.texts()
     together = [step for step in rows if len(set(step)) == 2]
     assert len(together) >= 90 // CHUNK
