@@ -101,7 +101,8 @@ static __device__ inline float lora_adapted(const lora_forward &a, const lora_ro
     return to_float(y[col]) + a.scale * sum;
 }
 
-static __global__ void lora_forward_kernel(lora_forward a, lora_rows rows) {
+static __global__ void lora_forward_kernel(const __grid_constant__ lora_forward a,
+                                           const __grid_constant__ lora_rows rows) {
     int64_t i = (int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x;
     if (i >= (int64_t)a.N * a.OC) return;
     int twin = is_gated(a.activation) ? a.OC : 0, col = (int)(i % a.OC);
