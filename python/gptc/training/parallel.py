@@ -56,10 +56,8 @@ def parts_of(rank: int, size: int, n_micro: int, n_rows: int) -> list[Part]:
     return parts
 
 
-def check_options(options: TrainOptions, world: World) -> None:
-    """GptcError for options with which several ranks cannot train."""
-    if world.size == 1:
-        return
+def check_sequences(options: TrainOptions, world: World) -> None:
+    """GptcError for steps whose sequences the ranks cannot share equally."""
     n_sequences = options.batch_size * options.grad_accum
     if n_sequences % world.size:
         whole = -(-n_sequences // world.size) * world.size
@@ -68,6 +66,14 @@ def check_options(options: TrainOptions, world: World) -> None:
             f"{options.grad_accum}), which {world.size} ranks cannot share equally: use "
             f"--batch-size {whole} --grad-accum 1, or another number of ranks"
         )
+
+
+def check_options(options: TrainOptions, world: World) -> None:
+    """GptcError for options with which several ranks cannot train."""
+    if world.size == 1:
+        return
+    if not options.tokens_per_step:  # else --grad-accum is not known yet
+        check_sequences(options, world)
     if options.dpo:
         raise GptcError(
             f"--dpo trains in one process; {world.size} ranks have been started: leave out mpirun"

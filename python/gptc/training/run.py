@@ -34,6 +34,7 @@ from gptc.training.parallel import (
     adopt,
     check_options,
     check_same,
+    check_sequences,
     described,
     lost_ranks,
     settle,
@@ -125,6 +126,7 @@ class Run:
             check_same(self.setup, world)
             adopt(self.setup, world)
             state, settled = self.setup.state, self.setup.options
+            world.together(lambda: check_sequences(settled, world))
             self.folder = undo.enter_context(closing(self._open_folder(chosen)))
             done = "resuming" if base else "training"
             show.note(f"gptc {__version__}: {done} in {self.folder.path}")
