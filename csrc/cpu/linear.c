@@ -2,6 +2,31 @@
 #include "activation.h"
 #include "product.h"
 
+/* call(ACTIVATION), where the activation is a constant. */
+#define BY_ACTIVATION(activation, call)                                                            \
+    switch (activation) {                                                                          \
+    case GPT_ACT_GELU:                                                                             \
+        call(GPT_ACT_GELU);                                                                        \
+        break;                                                                                     \
+    case GPT_ACT_SWISH:                                                                            \
+        call(GPT_ACT_SWISH);                                                                       \
+        break;                                                                                     \
+    case GPT_ACT_SWIGLU:                                                                           \
+        call(GPT_ACT_SWIGLU);                                                                      \
+        break;                                                                                     \
+    case GPT_ACT_GELU_ERF:                                                                         \
+        call(GPT_ACT_GELU_ERF);                                                                    \
+        break;                                                                                     \
+    case GPT_ACT_RELU:                                                                             \
+        call(GPT_ACT_RELU);                                                                        \
+        break;                                                                                     \
+    case GPT_ACT_GEGLU:                                                                            \
+        call(GPT_ACT_GEGLU);                                                                       \
+        break;                                                                                     \
+    default:                                                                                       \
+        call(GPT_ACT_NONE);                                                                        \
+    }
+
 /* pre = y + b, out = activation(pre). The activation is a constant where this is inlined. */
 __attribute__((always_inline)) static inline void activate_tile(const linear_forward *a,
                                                                 int activation, const float *y,
@@ -31,29 +56,9 @@ __attribute__((always_inline)) static inline void activate_tile(const linear_for
 static void forward_epilogue(void *p, const float *y, const float *y_twin, int ldy, int row,
                              int rows, int col, int cols) {
     const linear_forward *a = p;
-    switch (a->activation) {
-    case GPT_ACT_GELU:
-        activate_tile(a, GPT_ACT_GELU, y, y_twin, ldy, row, rows, col, cols);
-        break;
-    case GPT_ACT_SWISH:
-        activate_tile(a, GPT_ACT_SWISH, y, y_twin, ldy, row, rows, col, cols);
-        break;
-    case GPT_ACT_SWIGLU:
-        activate_tile(a, GPT_ACT_SWIGLU, y, y_twin, ldy, row, rows, col, cols);
-        break;
-    case GPT_ACT_GELU_ERF:
-        activate_tile(a, GPT_ACT_GELU_ERF, y, y_twin, ldy, row, rows, col, cols);
-        break;
-    case GPT_ACT_RELU:
-        activate_tile(a, GPT_ACT_RELU, y, y_twin, ldy, row, rows, col, cols);
-        break;
-    case GPT_ACT_GEGLU:
-        activate_tile(a, GPT_ACT_GEGLU, y, y_twin, ldy, row, rows, col, cols);
-        break;
-    default:
-        activate_tile(a, GPT_ACT_NONE, y, y_twin, ldy, row, rows, col, cols);
-        break;
-    }
+#define ACTIVATE(activation) activate_tile(a, activation, y, y_twin, ldy, row, rows, col, cols)
+    BY_ACTIVATION(a->activation, ACTIVATE);
+#undef ACTIVATE
 }
 
 /* din = y through the activation; of a gated one, y fills the gates and the ups. */
@@ -84,29 +89,9 @@ static void input_epilogue(void *p, const float *y, const float *y_twin, int ldy
                            int col, int cols) {
     (void)y_twin;
     const linear_backward *a = p;
-    switch (a->activation) {
-    case GPT_ACT_GELU:
-        deactivate_tile(a, GPT_ACT_GELU, y, ldy, row, rows, col, cols);
-        break;
-    case GPT_ACT_SWISH:
-        deactivate_tile(a, GPT_ACT_SWISH, y, ldy, row, rows, col, cols);
-        break;
-    case GPT_ACT_SWIGLU:
-        deactivate_tile(a, GPT_ACT_SWIGLU, y, ldy, row, rows, col, cols);
-        break;
-    case GPT_ACT_GELU_ERF:
-        deactivate_tile(a, GPT_ACT_GELU_ERF, y, ldy, row, rows, col, cols);
-        break;
-    case GPT_ACT_RELU:
-        deactivate_tile(a, GPT_ACT_RELU, y, ldy, row, rows, col, cols);
-        break;
-    case GPT_ACT_GEGLU:
-        deactivate_tile(a, GPT_ACT_GEGLU, y, ldy, row, rows, col, cols);
-        break;
-    default:
-        deactivate_tile(a, GPT_ACT_NONE, y, ldy, row, rows, col, cols);
-        break;
-    }
+#define DEACTIVATE(activation) deactivate_tile(a, activation, y, ldy, row, rows, col, cols)
+    BY_ACTIVATION(a->activation, DEACTIVATE);
+#undef DEACTIVATE
 }
 
 /* The fp32 product writes to the op's output, so that it needs an epilogue only to change the result.

@@ -8,11 +8,11 @@ enum { B = 2, T = 12, N = B * T };
 
 /* All matrices, each as parts where it has them; then fewer. */
 static inline gpt_lora lora_of(const gpt_config *c, int kind, float dropout) {
-    int swiglu = c->activation == GPT_ACT_SWIGLU;
+    int gated = is_gated(c->activation);
     int all = GPT_LORA_Q | GPT_LORA_K | GPT_LORA_V | GPT_LORA_ATT_PROJ | GPT_LORA_MLP_PROJ |
-              (swiglu ? GPT_LORA_GATE | GPT_LORA_UP : GPT_LORA_FC);
+              (gated ? GPT_LORA_GATE | GPT_LORA_UP : GPT_LORA_FC);
     int whole = GPT_LORA_QKV | GPT_LORA_FC | GPT_LORA_MLP_PROJ;
-    int few = GPT_LORA_Q | GPT_LORA_V | (swiglu ? GPT_LORA_UP : 0);
+    int few = GPT_LORA_Q | GPT_LORA_V | (gated ? GPT_LORA_UP : 0);
     int targets[] = {all, whole, few};
     return (gpt_lora){.rank = 3, .targets = targets[kind], .scale = 1.5f, .dropout = dropout};
 }
@@ -131,6 +131,21 @@ static inline void write_blocks(gpt_model *m, const gpt_config *c, const gpt_blo
         }
         EXPECT_OK(gpt_model_write_blocks(m, rows[k].param, part, blocks, n_blocks * 34));
     }
+}
+
+/* Sessions decode with adapters: to the logits `want` (T, V) of the first sequence of `tokens`. */
+static inline void check_decoded(gpt_model *m, const gpt_config *c, const int32_t *tokens,
+                                 const double *want) {
+    gpt_session *s;
+    int32_t seqs[T] = {0};
+    uint8_t all[T];
+    int64_t n = (int64_t)T * c->vocab_size;
+    memset(all, 1, sizeof all);
+    float *logits = host_floats(n);
+    EXPECT_OK(gpt_session_create(m, 1, T, GPT_KV_ACTIVATIONS, &s));
+    EXPECT_OK(gpt_session_decode(s, tokens, seqs, all, T, logits));
+    EXPECT_CLOSE("decoded", doubles_of(logits, n), want, T, c->vocab_size, test_tols(2e-5, 0.1));
+    gpt_session_free(s);
 }
 
 #endif

@@ -89,18 +89,7 @@ static void check_merged(const family *f, int kind) {
             EXPECT_CLOSE(p->name, doubles_of(x, p->size), wanted, p->shape[0], p->shape[1], 1e-4);
     }
     EXPECT_NEAR("all gradients", sqrt(error / norm), 0, test_tols(1e-5, 0.05));
-
-    /* Sessions decode with them. */
-    gpt_session *s;
-    int32_t seqs[T] = {0};
-    uint8_t all[T];
-    memset(all, 1, sizeof all);
-    float *logits = host_floats((int64_t)T * c->vocab_size);
-    EXPECT_OK(gpt_session_create(lean, 1, T, GPT_KV_ACTIVATIONS, &s));
-    EXPECT_OK(gpt_session_decode(s, tokens, seqs, all, T, logits));
-    EXPECT_CLOSE("decoded", doubles_of(logits, (int64_t)T * c->vocab_size), got, T, c->vocab_size,
-                 test_tols(2e-5, 0.1));
-    gpt_session_free(s);
+    check_decoded(lean, c, tokens, got);
     gpt_model_free(adapted);
     gpt_model_free(lean);
     gpt_model_free(full);
