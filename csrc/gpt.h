@@ -694,7 +694,7 @@ void gpt_comm_abort(gpt_comm *comm, int code);
  * `row` on. They are dropped out as in that batch. A call that is refused counts. */
 int gpt_model_place(gpt_model *model, int64_t micro, int64_t row);
 /* Adds the gradients of all ranks, and their losses since the last update. Before gpt_model_update; a rank
- * that had no backward adds zero. GPT_ERR_COMM leaves the gradients undefined. */
+ * that had no backward adds zero. After an error the gradients are gone. */
 int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm);
 
 /* ==== binding: end ==== */

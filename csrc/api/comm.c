@@ -124,8 +124,11 @@ int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm) {
         return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
     if (model->grads_stale) TRY(gpt_model_zero_grads(model));
     TRY(model->ops->sync(model->ctx));
-    TRY(reduce_on(model, comm, model->grads, model->layout.n_grads));
-    TRY(reduce_on(model, comm, &model->state->report.loss, 1));
-    if (!model->n_micro) model->n_micro = 1; /* there is something to apply */
-    return GPT_OK;
+    int status = reduce_on(model, comm, model->grads, model->layout.n_grads);
+    if (status == GPT_OK) status = reduce_on(model, comm, &model->state->report.loss, 1);
+    if (status != GPT_OK)
+        model->grads_stale = true, model->n_micro = 0; /* some are sums, and some are not */
+    else if (!model->n_micro)
+        model->n_micro = 1; /* there is something to apply */
+    return status;
 }

@@ -194,6 +194,7 @@ int gpt_model_zero_grads(gpt_model *model) {
     model->ops->zero(model->ctx, &model->state->report, sizeof model->state->report);
     model->grads_stale = false;
     model->n_micro = 0;
+    model->place = (batch_place){0};
     return model->ops->sync(model->ctx);
 }
 

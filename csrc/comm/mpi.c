@@ -144,7 +144,9 @@ static void mpi_free(links *l) {
 }
 
 static int join(mpi *m, handle errors) {
-    int before = 0, provided;
+    int before = 0, over = 0, provided;
+    TRY(check(m->Finalized(&over), "MPI_Finalized"));
+    if (over) return fail(GPT_ERR_COMM, "MPI has ended in this process: it can join only once");
     TRY(check(m->Initialized(&before), "MPI_Initialized"));
     if (!before) {
         TRY(check(m->Init_thread(NULL, NULL, THREAD_SERIALIZED, &provided), "MPI_Init_thread"));

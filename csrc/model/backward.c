@@ -14,8 +14,8 @@ static void classifier(gpt_model *m, const acts *a, const batch *x, float scale)
                               .targets = a->targets,
                               .weights = x->weighted ? a->weights : NULL,
                               .scale = scale,
-                              .label_smoothing = m->options.label_smoothing,
-                              .z_loss = m->options.z_loss,
+                              .label_smoothing = x->weighted ? 0 : m->options.label_smoothing,
+                              .z_loss = x->weighted ? 0 : m->options.z_loss,
                               .add = !x->first,
                               .N = x->N,
                               .C = c->n_embd,
@@ -27,11 +27,6 @@ static void classifier(gpt_model *m, const acts *a, const batch *x, float scale)
 /* Whether norms sum the gradient of the bias of a branch's last layer, which has no norm after it. */
 static bool norm_sums(const gpt_model *m) {
     return m->ops->sums_branches && !norms_after(&m->config);
-}
-
-/* The kind of the norms before the branches. */
-static int norm_before(const gpt_model *m, int l) {
-    return norms_before(&m->config) ? m->layers[l].norm : NORM_NONE;
 }
 
 /* The norm's gradient joins dresid; what then flows into the branch is dbranch, of which the bias of

@@ -18,7 +18,7 @@ void dropout_draw(gpt_model *m, int64_t micro) {
 static gpt_dropout_site dropout_site(const gpt_model *m, const batch *x, float p, int site,
                                      int64_t elements) {
     return (gpt_dropout_site){x->training ? p : 0, (uint64_t)site, &m->state->dropout_key,
-                              (uint64_t)(x->row * elements)};
+                              (uint64_t)x->row * (uint64_t)elements};
 }
 
 gpt_dropout_site dropout_of_embedding(const gpt_model *m, const batch *x) {
@@ -191,11 +191,6 @@ static void branch_norm(gpt_model *m, const acts *a, const batch *x, int l, floa
     if (norms_after(&m->config))
         norm(m, x, m->layers[l].norm, NULL, a->branch, stats, in, NULL, w, NULL,
              (gpt_dropout_site){0});
-}
-
-/* The kind of the norms before the branches. */
-static int norm_before(const gpt_model *m, int l) {
-    return norms_before(&m->config) ? m->layers[l].norm : NORM_NONE;
 }
 
 /* The branch of attention, from norm 1. */

@@ -344,6 +344,11 @@ struct gpt_model {
     int forks;                /* fork_count() of the process that made it */
 };
 
+/* The kind of the norms before the branches. */
+static inline int norm_before(const gpt_model *m, int l) {
+    return norms_before(&m->config) ? m->layers[l].norm : NORM_NONE;
+}
+
 struct gpt_session {
     gpt_model *model;
     void *arena;

@@ -328,6 +328,15 @@ static int relay_numbers(gpt_comm *comm, float *x, int64_t n) {
 
 static const comm_ops relay_ops = {.all_reduce = relay_numbers};
 
+/* Adds some, and then loses a rank. */
+static int break_off(gpt_comm *comm, float *x, int64_t n) {
+    (void)comm;
+    for (int64_t i = 0; i < n / 2; i++) x[i] *= 2;
+    return fail(GPT_ERR_COMM, "lost");
+}
+
+static const comm_ops broken_ops = {.all_reduce = break_off};
+
 static gpt_model *share_model(const gpt_config *c, float dropout, gpt_lora lora) {
     gpt_options options = place.options;
     options.training = 1, options.max_batch = 4, options.max_seq = 9, options.seed = 77;
@@ -405,7 +414,33 @@ static void check_micro(const family *f) {
     EXPECT(loss[0] == loss[1]);
     EXPECT(loss[0] != loss[2]); /* the place was that of the call that was refused */
     EXPECT(gpt_model_place(m, -1, 0) == GPT_ERR_ARGUMENT);
+    EXPECT_OK(gpt_model_zero_grads(m));
+    EXPECT_OK(gpt_model_place(m, 1, 0));
+    EXPECT_OK(gpt_model_zero_grads(m)); /* a step is given up, and its place with it */
+    EXPECT_OK(gpt_model_backward(m, second, second, B, T, 0.5f, &loss[1]));
+    EXPECT(loss[1] == loss[2]);
     gpt_model_free(m);
+}
+
+/* What a lost rank leaves is no step: it cannot be applied, and the next step does without it. */
+static void check_broken(const family *f) {
+    enum { B = 2, T = 9 };
+    const gpt_config *c = &f->config;
+    gpt_comm comm = {.ops = &broken_ops, .size = 2, .stage = host_floats(COMM_STAGE)};
+    float norm, again;
+    test_case("%s, broken", f->name);
+    int32_t *tokens = random_ints(B * T, c->vocab_size);
+    gpt_model *m = share_model(c, 0, (gpt_lora){0}), *other = share_model(c, 0, (gpt_lora){0});
+    EXPECT_OK(gpt_model_backward(m, tokens, tokens, B, T, 1.0f, NULL));
+    EXPECT(gpt_model_all_reduce(m, &comm) == GPT_ERR_COMM);
+    EXPECT(update_adamw(m, &adamw, NULL, NULL) == GPT_ERR_ARGUMENT);
+    EXPECT_OK(gpt_model_backward(m, tokens, tokens, B, T, 1.0f, NULL));
+    EXPECT_OK(gpt_model_backward(other, tokens, tokens, B, T, 1.0f, NULL));
+    EXPECT_OK(update_adamw(m, &adamw, NULL, &norm));
+    EXPECT_OK(update_adamw(other, &adamw, NULL, &again));
+    EXPECT(norm == again);
+    gpt_model_free(m);
+    gpt_model_free(other);
 }
 
 static void test_shares(void) {
@@ -418,6 +453,7 @@ static void test_shares(void) {
             check_share(&families[f], 0.0f, (gpt_lora){0});
             check_share(&families[f], 0.4f, (gpt_lora){0});
             check_micro(&families[f]);
+            check_broken(&families[f]);
             if (place.options.device == GPT_DEVICE_CPU) check_share(&families[f], 0.0f, lora);
         }
     }
