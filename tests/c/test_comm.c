@@ -422,7 +422,7 @@ static void check_micro(const family *f) {
     gpt_model_free(m);
 }
 
-/* What a lost rank leaves is no step: it cannot be applied, and the next step does without it. */
+/* What a lost rank leaves is not a step: it cannot be applied, and the next step does without it. */
 static void check_broken(const family *f) {
     enum { B = 2, T = 9 };
     const gpt_config *c = &f->config;

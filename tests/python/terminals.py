@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,17 +30,24 @@ class Terminal:
 
     def until(self, text: str, seconds: float = 30) -> str:
         """Waits for `text`, and returns all output up to its end."""
+        self._wait(lambda: text in self.seen, text, seconds)
+        at = self.seen.index(text) + len(text)
+        shown, self.seen = self.seen[:at], self.seen[at:]
+        return shown.replace("\r\n", "\n")
+
+    def flows(self, n: int) -> None:
+        """Waits until there are n characters that nobody has waited for: an answer is under way."""
+        self._wait(lambda: len(self.seen) >= n, f"{n} characters", 30)
+
+    def _wait(self, there: Callable[[], bool], what: str, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while text not in self.seen:
-            assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
+        while not there():
+            assert time.monotonic() < end, f"no {what!r} in {self.seen!r}"
             if select.select([self.fd], [], [], 0.1)[0]:
                 try:
                     self.seen += os.read(self.fd, 4096).decode(errors="replace")
                 except OSError:
-                    assert text in self.seen, f"it ended: {self.seen!r}"
-        at = self.seen.index(text) + len(text)
-        shown, self.seen = self.seen[:at], self.seen[at:]
-        return shown.replace("\r\n", "\n")
+                    assert there(), f"it ended: {self.seen!r}"
 
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())

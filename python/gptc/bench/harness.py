@@ -8,6 +8,7 @@ importing this module is enough: `lm_eval.simple_evaluate(model="gptc", model_ar
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from gptc.checkpoint.facade import load_model
@@ -66,7 +67,7 @@ class GptcLM(LM):  # type: ignore[misc]
         # Contexts that begin alike come in turn, so that they are computed once.
         order = sorted(range(len(pairs)), key=lambda i: pairs[i])
         found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-        with Scorer(self.gpt) as scorer:
+        with closing(Scorer(self.gpt)) as scorer:
             for i in order:
                 found[i] = scorer.score(*pairs[i])[:2]
         return found
@@ -77,7 +78,7 @@ class GptcLM(LM):  # type: ignore[misc]
         """The log-probability of each text, in windows of the model's context."""
         first, room = beginning(self.texts), self.gpt.config.block_size
         found = []
-        with Scorer(self.gpt) as scorer:
+        with closing(Scorer(self.gpt)) as scorer:
             for request in requests:
                 windows = rolling_windows(encoded(self.texts, request.args[0]), first, room)
                 found.append(sum(scorer.score(*window).logprob for window in windows))

@@ -194,7 +194,7 @@ def run(args: list[str], debug: bool = False) -> int:
     except click.ClickException as error:
         if debug:
             raise
-        if _is_first():
+        if _is_first(args):
             _print_error(error.format_message(), error)
         return 2 if isinstance(error, click.UsageError) else 1
     except GptcError as error:
@@ -231,14 +231,14 @@ def run(args: list[str], debug: bool = False) -> int:
         return 1
 
 
-def _is_first() -> bool:
-    """Whether this process is alone, or the first of several ranks, which all fail alike.
+def _is_first(args: Sequence[str]) -> bool:
+    """Whether this process prints its error: not that of later ranks of a job, which fail alike.
 
     Others wait a moment: their starter ends all when one ends.
     """
     from gptc.engine.launch import launched
 
-    place = launched()
+    place = launched() if args[:1] in (["train"], ["finetune"]) else None  # others do not join
     if place is None or place.rank == 0:
         return True
     time.sleep(2)

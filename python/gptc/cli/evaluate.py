@@ -116,7 +116,8 @@ def eval_command(
     from gptc.eval.loss import check_windows, evaluate
 
     if tasks:
-        given = {"--data": data, "--split": split, "--quantize": quantize, "--ngram": ngram}
+        given = {"--data": data, "--split": split, "--quantize": quantize, "--ngram": ngram,
+                 "--stride": stride, "--batches": batches, "--seq-len": seq_len}  # fmt: skip
         if wrong := [name for name, value in given.items() if value]:
             raise UsageError(f"{wrong[0]} is for a loss, and --task has questions: leave one out")
         options = {"device": device, "dtype": dtype, "threads": threads, "kv_dtype": kv_dtype}

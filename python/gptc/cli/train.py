@@ -85,8 +85,14 @@ def train_command(
 
 def given_options(config: Path | None, values: dict[str, Any]) -> dict[str, Any]:
     """The options of a TOML file and of the command line, which wins; None = not given."""
-    given = {} if config is None else read_toml(TrainOptions, config)
-    return given | {name: value for name, value in values.items() if value is not None}
+    from gptc.training.resolve import SETS
+
+    file = {} if config is None else read_toml(TrainOptions, config)
+    given = {name: value for name, value in values.items() if value is not None}
+    for pair in SETS:  # either option of the command line replaces the file's other one
+        if any(name in given for name in pair):
+            file = {name: value for name, value in file.items() if name not in pair}
+    return file | given
 
 
 def end(ctx: click.Context, summary: Summary, as_json: bool, quiet: bool = False) -> None:

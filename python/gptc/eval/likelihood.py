@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ class Scorer:
         first = len(tokens) - n  # the row of logits for the first token of the continuation
         begin = min(_alike(tokens, self._cached), first)
         self._session.rewind(0, begin)
-        self._cached = tokens
+        self._cached = tokens[:begin]
         logprob, greedy = 0.0, True
         while begin < len(tokens):
             # The context at once; the continuation's rows a few at a time.
@@ -62,22 +62,12 @@ class Scorer:
                 logprob += float((logits[np.arange(len(at)), at] - log_sum).sum())
                 greedy = greedy and bool((logits.argmax(axis=1) == at).all())
             begin = end
+        self._cached = tokens
         return Likelihood(logprob, greedy, n)
 
     def close(self) -> None:
         """Frees the session; twice is harmless."""
         self._session.close()
-
-    def __enter__(self) -> Scorer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:
@@ -139,6 +129,6 @@ def scored(
     model: Model, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
 ) -> Iterator[Likelihood]:
     """The likelihood of each pair of a context and a continuation, in order."""
-    with Scorer(model) as scorer:
+    with closing(Scorer(model)) as scorer:
         for context, continuation in pairs:
             yield scorer.score(context, continuation)

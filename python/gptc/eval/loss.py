@@ -60,7 +60,7 @@ def evaluate(
     n_targets = dataset.n_tokens(split) - 1
     if seq_len is None:
         seq_len = max(1, min(model.config.block_size, n_targets))
-    total = min(n_targets, (n_batches or n_targets) * batch_size * seq_len)
+    total = min(n_targets, (n_batches or n_targets) * batch_size * (stride or seq_len))
     losses, n = array("d"), 0
     with ExitStack() as stack:
         measure: Callable[[TokenArray, TokenArray], float] = model.loss

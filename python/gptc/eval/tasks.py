@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ def _question(row: Any) -> Question:
 
 
 def _made(context: str, choices: Sequence[str], answer: int) -> Question:
+    if not isinstance(choices, list):
+        raise ValueError("its choices must be a list")
     if not isinstance(context, str) or not all(isinstance(c, str) and c for c in choices):
         raise ValueError("context and choices must be text")
     if len(choices) < 2:
@@ -137,13 +140,14 @@ def _arc(row: Mapping[str, Any]) -> Question:
         texts, labels = choices["text"], choices["label"]
     else:
         texts, labels = ([choice[name] for choice in choices] for name in ("text", "label"))
+    known = ", ".join(map(str, labels))
     if row["answerKey"] not in labels:
-        raise ValueError(f"answerKey {row['answerKey']!r} is not one of {', '.join(labels)}")
+        raise ValueError(f"answerKey {row['answerKey']!r} is not one of {known}")
     return _made(f"Question: {question}\nAnswer:", texts, labels.index(row["answerKey"]))
 
 
 def _piqa(row: Mapping[str, Any]) -> Question:
-    choices = (row["sol1"], row["sol2"])
+    choices = [row["sol1"], row["sol2"]]
     return _made(f"Question: {row['goal']}\nAnswer:", choices, row["label"])
 
 
@@ -171,9 +175,12 @@ def evaluate_task(
 ) -> TaskResult:
     """The results of a model on questions. Calls progress(questions done, questions in all)."""
     right, normalized, chances, logprobs = 0, 0, 0.0, 0.0
-    with Scorer(model) as scorer:
+    with closing(Scorer(model)) as scorer:
         for i, question in enumerate(questions):
-            found = list(_likelihoods(scorer, tokenizer, question))
+            try:
+                found = list(_likelihoods(scorer, tokenizer, question))
+            except GptcError as error:
+                raise GptcError(f"question {i + 1} of {len(questions)}: {error}") from None
             if len(found) == 1:
                 right += found[0].greedy
                 logprobs += found[0].logprob

@@ -22,6 +22,7 @@ from gptc.data.chat_loader import all_batches
 from gptc.engine import library
 from gptc.engine.optim import AdamW, Muon
 from gptc.engine.options import plan_for
+from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
 from gptc.files.memory import available_bytes, peak_resident_bytes
 from gptc.files.whole import write_chunks
@@ -40,7 +41,8 @@ class Costs:
     """Measured seconds of the parts of a run."""
 
     pass_s: float  # forward and backward of a micro-batch
-    update_s: float
+    pass_positions: float  # of its rows, which conversations do not fill
+    update_s: float  # with that of --ema
     eval_s: float  # a batch of an evaluation
     save_s: float  # a checkpoint
 
@@ -61,7 +63,7 @@ class Forecast:
     peak_bytes: int  # that, or the peak during the calibration if it is more: libraries take some
     steps: int
     step_tokens: int
-    tokens: int
+    tokens: int  # of all steps, with the padding of rows
     epochs: float
     costs: Costs
     step_s: float
@@ -89,7 +91,8 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path) -> Forecast:
     rest_s = n_batches * costs.eval_s + n_saves * costs.save_s
     if (budget_s := setup.horizon.budget_s) is not None:
         steps = min(steps, max(1, int((budget_s - rest_s) / step_s)))
-    tokens = steps * options.step_tokens
+    positions = costs.pass_positions * options.grad_accum
+    tokens = round(steps * positions)
     plan, planned = setup.plan, planned_bytes(setup, trainer.sample_bytes())
     flops = plan.train_flops_per_token + plan.update_flops / options.step_tokens
     return Forecast(
@@ -102,14 +105,14 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path) -> Forecast:
         steps=steps,
         step_tokens=options.step_tokens,
         tokens=tokens,
-        epochs=tokens / setup.loader.epoch_tokens,
+        epochs=steps * options.step_tokens / setup.loader.epoch_tokens,
         costs=costs,
         step_s=step_s,
         n_eval_batches=n_batches,
         n_saves=n_saves,
         seconds=steps * step_s + rest_s,
-        tokens_per_s=options.step_tokens / step_s,
-        mfu=trainer.mfu(options.step_tokens / step_s),
+        tokens_per_s=positions / step_s,
+        mfu=trainer.mfu(positions / step_s),
         largest_batch=largest_batch(setup),
         calibration_s=time.perf_counter() - begin,
         options=asdict(options),
@@ -160,21 +163,29 @@ def _measure(setup: Setup, folder: Path) -> Costs:
     """Seconds of each part. One pass comes before, so that memory and caches are warm."""
     options, model = setup.options, setup.model
     passes: list[float] = []
+    sizes: list[int] = []
     updates: list[float] = []
     adamw = AdamW(options.lr, options.beta1, options.beta2, options.eps, 0.0, options.grad_clip)
     muon = Muon(options.lr, options.momentum, 0.0, options.grad_clip)
 
     def one_pass() -> None:
         rows = setup.loader.next_rows()
+        sizes.append(rows.inputs.size)
         model.backward(rows.inputs, rows.targets, positions=rows.positions)
+
+    def update() -> None:
+        model.update(adamw, muon)
+        if setup.average:
+            setup.average.update(1)
 
     _timed(one_pass)
     begin = time.perf_counter()
     while not passes or time.perf_counter() - begin < 0.8 * CALIBRATION_S:
         passes.append(_timed(one_pass))
-        updates.append(_timed(lambda: model.update(adamw, muon)))
+        updates.append(_timed(update))
     return Costs(
         float(np.mean(passes)),
+        float(np.mean(sizes)),
         float(np.mean(updates)),
         _eval_s(setup),
         _save_s(setup, folder),
@@ -198,7 +209,13 @@ def _save_s(setup: Setup, folder: Path) -> float:
     """Seconds of a checkpoint: of a whole one, or in proportion if it is large."""
     model, n_bytes = setup.model, size_of(setup.model.trained, training=True)
     above = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    with tempfile.TemporaryDirectory(dir=above, prefix=".gptc-plan-") as name:
+    try:
+        place = tempfile.TemporaryDirectory(dir=above, prefix=".gptc-plan-")
+    except OSError as error:
+        raise GptcError(
+            f"cannot write to {above} ({error.strerror}): choose another folder with --out"
+        ) from None
+    with place as name:
         if n_bytes <= _WRITTEN and model.options.lora is None:
             whole = {"tokenizer": setup.tokenizer, "trainer": {"step": 1}}
             return _timed(lambda: save(Path(name) / "ckpt", model, **whole))  # type: ignore[arg-type]
@@ -227,7 +244,7 @@ def _evaluations(setup: Setup) -> int:
     rest = 0 if data.is_chats else (data.n_tokens("val") - 1) % options.seq_len
     whole = math.ceil(n_val / options.batch_size) + (rest > 0)
     sampled = options.eval_batches if 0 < n_sampled < n_val else whole
-    n = len(_multiples(first, last, options.eval_every))
+    n = _n_multiples(first, last, options.eval_every)
     at_end = whole if 0 < n_sampled < n_val <= n_sampled * WHOLE_AT_END else 0
     return n * sampled + at_end
 
@@ -235,15 +252,20 @@ def _evaluations(setup: Setup) -> int:
 def _saves(setup: Setup) -> int:
     """Checkpoints, if each evaluation is better than the one before."""
     options, first, last = setup.options, setup.state.step, setup.horizon.steps
-    saved = _multiples(first, last, options.save_every or options.eval_every)
-    if setup.has_val:
-        saved |= _multiples(first, last, options.eval_every)
-    return len(saved)
+    save_every = options.save_every or options.eval_every
+    return _n_multiples(
+        first, last, save_every, options.eval_every if setup.has_val else save_every
+    )
 
 
-def _multiples(first: int, last: int, every: int) -> set[int]:
-    """The steps after `first` that are multiples, and the last one."""
-    return {*range(first - first % every + every, last + 1, every), last} if last > first else set()
+def _n_multiples(first: int, last: int, every: int, other: int | None = None) -> int:
+    """How many steps after `first` up to `last` are multiples of either, or the last one."""
+    other = other or every
+    if last <= first:
+        return 0
+    both, ends = math.lcm(every, other), last % every == 0 or last % other == 0
+    each, others, shared = (last // n - first // n for n in (every, other, both))
+    return each + others - shared + (not ends)
 
 
 def _about(seconds: float) -> str:

@@ -17,6 +17,9 @@ from gptc.settings import check_types, spelled
 from gptc.training.defaults import default_alpha, defaults_for
 from gptc.training.options import FIXED, FIXED_CHATS, LIMITS, LORA, SHAPE, TrainOptions
 
+SETS = (("tokens_per_step", "grad_accum"), ("warmup_share", "warmup_steps"))
+"""Options, and those that they set."""
+
 
 def new_options(given: Mapping[str, Any]) -> TrainOptions:
     """The options of a new run."""
@@ -94,7 +97,7 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
 
 def _check_sets(given: Mapping[str, Any]) -> None:
     """UsageError for an option that sets another, given too."""
-    for name, other in ("tokens_per_step", "grad_accum"), ("warmup_share", "warmup_steps"):
+    for name, other in SETS:
         if given.get(name) is not None and given.get(other) is not None:
             raise UsageError(
                 f"--{spelled(name)} {given[name]} sets --{spelled(other)}: leave out "

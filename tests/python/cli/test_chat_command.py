@@ -243,7 +243,7 @@ def test_ctrl_c_stops_an_answer_and_twice_the_program(folder: Path, tmp_path: Pa
     terminal.until("Ctrl-D quits.")
     terminal.until(">>> ")
     terminal.type("On\n")
-    time.sleep(1.0)
+    terminal.flows(100)
     os.kill(terminal.pid, signal.SIGINT)
     terminal.until(">>> ")
     terminal.type("half a line")

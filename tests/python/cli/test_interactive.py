@@ -69,7 +69,7 @@ def test_an_interrupt_stops_the_text_and_not_the_program(saved: Path, tmp_path: 
     terminal.type("\x03")
     terminal.until(">>> ")
     terminal.type("On\n")
-    time.sleep(0.5)
+    terminal.flows(100)
     os.kill(terminal.pid, signal.SIGINT)
     terminal.until(">>> ")
     terminal.type("\x04")

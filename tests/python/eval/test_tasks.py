@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ def test_layouts(tmp_path: Path, name: str) -> None:
         ({"text": "word"}, "its text has no last word"),
         ({"prompt": "a"}, "its fields are prompt; known: "),
         ([1], "it must be an object"),
+        ({**ROWS["own"], "choices": "abcd"}, "its choices must be a list"),
+        (
+            {"question": "q", "choices": {"text": ["a", "b"], "label": [1, 2]}, "answerKey": "A"},
+            "answerKey 'A' is not one of 1, 2",
+        ),
     ],
 )
 def test_a_broken_row_is_named_before_any_work(
@@ -106,8 +112,9 @@ def test_files_that_are_no_tasks(tmp_path: Path, gptc: Gptc) -> None:
     ):
         ran = gptc("eval", "-m", "nothing", "--task", tmp_path / name)
         assert (ran.code, message in ran.err) == (1, True)
-    ran = gptc("eval", "--task", "stories", "--ngram", "3")
-    assert (ran.code, "--ngram is for a loss" in ran.err) == (2, True)
+    for name in ("--ngram", "--stride", "--batches", "--seq-len"):
+        ran = gptc("eval", "--task", "stories", name, "3")
+        assert (ran.code, f"{name} is for a loss" in ran.err) == (2, True)
 
 
 def _logprobs(model: Model, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +132,7 @@ def test_scores_are_those_of_a_forward_pass(writer: Model, tokenizer: Tokenizer)
         ("the fox", " ran"), ("the fox", " rested"), ("the bear ", "x"), ("", "so"),
         (long[: room - 3], "abc"), (long[: 2 * room], " cut"), ("a", long[: room - 1]),
     ]  # fmt: skip
-    with Scorer(writer) as scorer:
+    with closing(Scorer(writer)) as scorer:
         for context, continuation in pairs:
             begin, end = split_pair(tokenizer, context, continuation)
             found = scorer.score(begin, end)
@@ -199,6 +206,12 @@ def test_last_words(writer: Model, tokenizer: Tokenizer, saved: Path, tmp_path: 
         total += _logprobs(writer, tokenizer.encode(text).tolist())[0][-n:].sum()
     assert found.perplexity == pytest.approx(math.exp(-total / 2), rel=1e-4)
     assert (found.normalized, found.accuracy) == (None, 0.0)
+
+
+def test_a_choice_that_is_too_long_is_named(writer: Model, tokenizer: Tokenizer) -> None:
+    short, long = (Question("a", (" b", f" {'c' * n}"), 0, (1, n)) for n in (1, 10_000))
+    with pytest.raises(GptcError, match=r"question 2 of 2: a continuation has 10,?001 tokens"):
+        evaluate_task(writer, tokenizer, [short, long])
 
 
 def test_the_command_and_the_set_that_ships(gptc: Gptc, saved: Path, tmp_path: Path) -> None:

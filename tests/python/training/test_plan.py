@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from gptc.checkpoint.names import list_checkpoints
+from gptc.cli.train import given_options
 from gptc.engine.options import plan_for
-from gptc.errors import UsageError
+from gptc.errors import GptcError, UsageError
 from gptc.training import plan as planning
 from gptc.training.options import TrainOptions
 from gptc.training.plan import Costs, Forecast, forecast
@@ -24,7 +25,7 @@ from gptc.training.trainer import Trainer
 
 Options = dict[str, Any]
 Gptc = Callable[..., Any]
-COSTS = Costs(pass_s=0.5, update_s=0.25, eval_s=0.125, save_s=2.0)
+COSTS = Costs(pass_s=0.5, pass_positions=32.0, update_s=0.25, eval_s=0.125, save_s=2.0)
 
 
 @contextmanager
@@ -148,3 +149,38 @@ def test_the_head_of_a_run_has_its_flops(
     summary = train(options)
     assert "FLOPs per token" in capsys.readouterr().err
     assert TrainOptions(**summary.options).step_tokens == 32
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 1), (0, 24), (7, 25), (12, 36), (5, 4)])
+@pytest.mark.parametrize(("every", "other"), [(1, 1), (4, 6), (5, 7), (100, 3)])
+def test_steps_are_counted_as_they_come(first: int, last: int, every: int, other: int) -> None:
+    steps = range(first + 1, last + 1)
+    hits = [n for n in steps if n % every == 0 or n % other == 0 or n == last]
+    assert planning._n_multiples(first, last, every, other) == len(hits)
+    assert planning._n_multiples(0, 10**15, 1) == 10**15
+
+
+def test_the_command_line_replaces_what_a_file_sets_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("grad_accum = 4\nwarmup_steps = 5\n")
+    assert given_options(file, {"tokens_per_step": 64, "steps": None}) == {
+        "warmup_steps": 5, "tokens_per_step": 64}  # fmt: skip
+    file.write_text("warmup_share = 0.1\n")
+    assert given_options(file, {"warmup_steps": 3}) == {"warmup_steps": 3}
+
+
+def test_a_folder_that_cannot_be_written_is_named(options: Options, tmp_path: Path) -> None:
+    with _ready(options) as setup, pytest.raises(GptcError, match="cannot write to /proc"):
+        forecast(setup, Trainer(setup, PlainProgress(), tmp_path), Path("/proc/x"))
+
+
+def test_the_pace_is_of_positions_that_there_are(options: Options) -> None:
+    """Rows of conversations are as long as the longest of their batch, and not as --seq-len."""
+    rows = [{"prompt": "ab", "completion": "c" * (1 + i % 5)} for i in range(40)]
+    data = Path(options["out"]).parent / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    given = {**options, "data": str(data), "seq_len": 128, "tokenizer": "bytes"}
+    found = _forecast(given)
+    assert 0 < found.costs.pass_positions < 0.8 * found.step_tokens
+    assert found.tokens == round(found.steps * found.costs.pass_positions)
+    assert found.tokens_per_s == pytest.approx(found.costs.pass_positions / found.step_s)
