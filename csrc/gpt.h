@@ -530,7 +530,8 @@ int gpt_model_create(const gpt_config *config, const gpt_options *options, gpt_m
  * `gptc train`, a folder of `gptc import` or `gptc export --to hf`, or of Python's model.save. Read
  * are config.json and model.safetensors, with weights in F32, BF16 or F16; not the optimizer's state,
  * and not checksums.json, which `gptc verify` compares. Needs memory for the largest parameter in
- * float32 in addition, until it returns. GPT_ERR_FILE names the file. */
+ * float32 in addition, until it returns. Adapters, where the options have some, begin as gpt_model_init_lora
+ * makes them. GPT_ERR_FILE names the file. */
 int gpt_model_load(const char *folder, const gpt_options *options, gpt_model **out);
 void gpt_model_free(gpt_model *model); /* NULL is harmless; free its sessions first */
 /* Random weights as GPT-2's: normal(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). */

@@ -183,11 +183,12 @@ static int read_in_place(const tensor_file *t, enum naming names, gpt_model *m, 
 static int read_weights(const tensor_file *t, enum naming names, gpt_model *m) {
     int64_t most = 0;
     int status = GPT_OK;
-    for (int i = 0; i < m->layout.n_slots; i++)
+    int n = params_count(&m->config); /* adapters follow, which the file does not have */
+    for (int i = 0; i < n; i++)
         if (m->layout.slots[i].info.size > most) most = m->layout.slots[i].info.size;
     float *values = malloc(sizeof(float) * (size_t)most);
     if (!values) return fail(GPT_ERR_MEMORY, "no memory for the largest parameter");
-    for (int i = 0; i < m->layout.n_slots && status == GPT_OK; i++) {
+    for (int i = 0; i < n && status == GPT_OK; i++) {
         const gpt_param *param = &m->layout.slots[i].info;
         bool done;
         status = read_in_place(t, names, m, i, &done);
@@ -210,6 +211,7 @@ int gpt_model_load(const char *folder, const gpt_options *options, gpt_model **o
     TRY(open_folder(folder, &config, &names, &t));
     int status = gpt_model_create(&config, options, &m);
     if (status == GPT_OK) status = read_weights(&t, names, m);
+    if (status == GPT_OK && options->lora.rank) status = gpt_model_init_lora(m, options->seed);
     tensors_close(&t);
     if (status == GPT_OK)
         *out = m;

@@ -158,6 +158,33 @@ static void test_round_trip(void) {
     end();
 }
 
+/* Adapters of the options change nothing at first. */
+static void test_adapters(void) {
+    const gpt_config *c = &families[2].config;
+    gpt_options with = options;
+    begin();
+    for (int dora = 0; dora < 2; dora++) {
+        gpt_model *model = NULL, *loaded = NULL;
+        test_case("dora %d", dora);
+        with.lora =
+            (gpt_lora){.rank = 2, .targets = GPT_LORA_QKV | GPT_LORA_FC, .scale = 1, .dora = dora};
+        EXPECT_OK(gpt_model_create(c, &options, &model));
+        write_random_params(model, c);
+        content file = model_content(model, c);
+        write_config(c);
+        write_file("model.safetensors", file.bytes, file.n);
+        EXPECT_OK(gpt_model_load(folder, &with, &loaded));
+        if (!loaded) continue;
+        int32_t tokens[] = {1, 2, 3, 4, 5, 6};
+        double *want = read_logits(model, c, tokens, 1, 6);
+        double *got = read_logits(loaded, c, tokens, 1, 6);
+        EXPECT_CLOSE("logits", got, want, 6, c->vocab_size, 1e-5);
+        gpt_model_free(model);
+        gpt_model_free(loaded);
+    }
+    end();
+}
+
 /* Numbers of 16 bits, and those that are special: subnormal, the largest, infinite. */
 static void test_dtypes(void) {
     static const struct {
@@ -522,7 +549,7 @@ static void test_options(void) {
     end();
 }
 
-TEST_API_MAIN({"round trip", test_round_trip}, {"dtypes", test_dtypes},
+TEST_API_MAIN({"round trip", test_round_trip}, {"adapters", test_adapters}, {"dtypes", test_dtypes},
               {"cut anywhere", test_cut_anywhere}, {"change anywhere", test_change_anywhere},
               {"headers that lie", test_headers_that_lie}, {"nesting", test_nesting},
               {"configs", test_configs}, {"other tensors", test_other_tensors},
