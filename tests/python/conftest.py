@@ -51,8 +51,12 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or fills the user's cache, or asks the hub."""
+    """No test reads or fills the user's caches, or asks the hub.
+
+    A test that needs GPT-2's vocabulary names its folder (vocabularies.py), or is skipped.
+    """
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "tiktoken"))
     monkeypatch.setenv("GPTC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

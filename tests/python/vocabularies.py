@@ -26,11 +26,14 @@ TEXT = "the cat sat on the mat, and the hat.\n" * 20
 PROMPT = "the cat sat"
 
 
+_NAMED = os.environ.get("TIKTOKEN_CACHE_DIR")  # tests see an empty folder (conftest.py)
+
+
 def gpt2_folder() -> Path | None:
     """A folder with the two GPT-2 files under tiktoken's names for them."""
     folders = [DOWNLOADS / "tiktoken-cache"]
-    if named := os.environ.get("TIKTOKEN_CACHE_DIR"):
-        folders.insert(0, Path(named))
+    if _NAMED:
+        folders.insert(0, Path(_NAMED))
     files = (module._GPT2_FILE, "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
     for folder in folders:
         if all((folder / file).is_file() for file in files):

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from vocabularies import gpt2_folder
+
 TEXT = "hello wörld\n" * 100
 TRAIN = ("train", "--steps", "2", "--batch-size", "2", "--seq-len", "16", "--threads", "1")
 
@@ -108,7 +110,8 @@ def test_a_cache_that_cannot_be_written_names_the_variable(
     assert "set GPTC_CACHE to a folder that can be written" in last
     assert "unexpected" not in last
     # GPT-2's vocabulary is read without our cache, if another has it.
-    if "TIKTOKEN_CACHE_DIR" in os.environ:
+    if folder := gpt2_folder():
+        changes = {**changes, "TIKTOKEN_CACHE_DIR": str(folder)}
         ran = gptc(tmp_path, "prepare", "a.txt", "--tokenizer", "gpt2", "--out", "data", **changes)
         assert b"unexpected" not in ran.stderr
 

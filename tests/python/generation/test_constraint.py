@@ -27,6 +27,7 @@ from gptc.tokenizer.native import BpeTokenizer, CharTokenizer
 from gptc.tokenizer.pretrained import SentencePieceTokenizer, TiktokenTokenizer
 from gptc.tokenizer.registry import make_tokenizer
 from patterns import JSON_GRAMMAR, matches, of_bytes, reads, texts
+from vocabularies import gpt2_folder, needs_gpt2
 
 # ---- vocabularies ----
 
@@ -100,11 +101,10 @@ def test_allowed_tokens_are_those_whose_bytes_fit(
     assert n_seen > 3
 
 
-def test_allowed_tokens_of_gpt2() -> None:
-    try:
-        gpt2 = make_tokenizer("gpt2")
-    except GptcError:
-        pytest.skip("GPT-2's vocabulary is not here")
+@needs_gpt2
+def test_allowed_tokens_of_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_folder()))
+    gpt2 = make_tokenizer("gpt2")
     state = make_constraint(gpt2, gpt2.vocab_size, grammar=JSON_GRAMMAR).begin()
     for token in gpt2.encode('{"name": ["é😀", {"a": [1, 2.5e3, null]}').tolist():
         assert token in state.allowed
