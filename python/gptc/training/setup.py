@@ -26,7 +26,8 @@ from gptc.checkpoint.find import open_checkpoint, tokenizer_name
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.chat_cache import is_chat_file
 from gptc.data.chat_loader import make_loader, n_windows
-from gptc.data.dataset import SPLITS, Dataset
+from gptc.data.dataset import Dataset
+from gptc.data.description import SPLITS
 from gptc.data.known import KNOWN_DATASETS
 from gptc.data.loader import Loader
 from gptc.data.pairs import PairLoader, Pairs
