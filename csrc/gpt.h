@@ -474,6 +474,7 @@ typedef struct gpt_device_info {
 
 typedef struct gpt_model gpt_model;
 typedef struct gpt_session gpt_session;
+typedef struct gpt_adapter gpt_adapter;
 typedef struct gpt_comm gpt_comm;
 
 /* ---- library ---- */
@@ -648,6 +649,19 @@ int gpt_session_length(const gpt_session *session, int seq);
 int gpt_session_rewind(gpt_session *session, int seq, int length);
 /* Sequence `to` becomes a copy of the first length tokens of `from`; what it held is forgotten. */
 int gpt_session_fork(gpt_session *session, int from, int to, int length);
+
+/* ---- several adapters in one step of a session ---- */
+
+/* The numbers that the model's adapters have now, as a copy on its device; or with `none` 1, an adapter that
+ * changes nothing. For a model with gpt_options.lora, whose other parameters then stay as they are. */
+int gpt_adapter_create(gpt_model *model, int none, gpt_adapter **out);
+/* NULL is harmless; free it before its model, and after sequences that have it were given another one. */
+void gpt_adapter_free(gpt_adapter *adapter);
+/* Tokens that are appended to sequence seq from now on go through this adapter of the session's model; NULL, as
+ * at first: through the parameters of the model. What the sequence holds stays. A step may have sequences
+ * of several adapters; their logits are those of a step with one. It is fastest if sequences of the same adapter
+ * are neighbours. gpt_session_fork copies no adapter. */
+int gpt_session_adapt(gpt_session *session, int seq, const gpt_adapter *adapter);
 
 /* ---- sampling ---- */
 

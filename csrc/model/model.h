@@ -349,6 +349,18 @@ static inline int norm_before(const gpt_model *m, int l) {
     return norms_before(&m->config) ? m->layers[l].norm : NORM_NONE;
 }
 
+/* The numbers of a matrix's adapters; a is NULL where it has none. */
+typedef struct adapter_numbers {
+    const float *a, *b, *gain;
+} adapter_numbers;
+
+struct gpt_adapter {
+    gpt_model *model;
+    void *arena; /* NULL: it changes nothing */
+    size_t arena_bytes;
+    adapter_numbers *of; /* (L, LORA_MATRICES) */
+};
+
 struct gpt_session {
     gpt_model *model;
     void *arena;
@@ -356,8 +368,9 @@ struct gpt_session {
     void *workspace;
     acts acts;
     int n_seq, n_ctx, max_rows;
-    int kv;            /* enum gpt_kv */
-    int32_t *length;   /* (n_seq) tokens in the cache */
+    int kv;                       /* enum gpt_kv */
+    int32_t *length;              /* (n_seq) tokens in the cache */
+    const gpt_adapter **adapters; /* (n_seq) NULL: the model's parameters */
     int32_t *rows;     /* (STEP_INTS, max_rows at most) of a step, to be uploaded as one */
     sample_row *draws; /* (acts.logit_rows) */
 };
@@ -409,12 +422,24 @@ gpt_dropout_site dropout_of_adapter(const gpt_model *m, const batch *x, int laye
 /* The adapters of a matrix of a layer; a is NULL where it has none. */
 typedef struct adapter {
     lora_shape shape;
+    int index; /* of the matrix, as in gpt_adapter.of */
     const float *a, *b, *gain, *per_norm;
     float *da, *db, *dm, *u;
     act *v;
     gpt_dropout_site dropout;
 } adapter;
 adapter adapter_of(const gpt_model *m, const acts *a, const batch *x, int l, int matrix);
+/* Runs the op: in a session, row by row with the adapters of the rows' sequences, neighbours together. */
+void adapter_run(gpt_model *m, const batch *x, int index, const lora_forward *op);
+
+/* ---- adapters.c ---- */
+
+/* Bytes of a copy of the model's adapters; with a base, points out->of into it. */
+size_t adapter_plan(const gpt_model *m, char *base, gpt_adapter *out);
+/* Copies them. */
+void adapter_copy(gpt_model *m, gpt_adapter *to);
+/* The adapter that all of n sequences have, where they have the same: *same. */
+const gpt_adapter *adapter_of_all(const gpt_session *s, const int32_t *seqs, int n, bool *same);
 
 /* ---- dora.c ---- */
 
@@ -431,6 +456,8 @@ int dora_written_blocks(gpt_model *m, int i, int part);
 void dora_init(gpt_model *m, int i, float *values);
 /* Brings the gains up to date with the parameters, where those were written. Uses the workspace. */
 void dora_measure(gpt_model *m);
+/* Bytes of a workspace for that; 0 without DoRA. */
+size_t dora_workspace(const gpt_model *m);
 
 /* What a step gives for each wanted token, in order: its state, its logits, or a draw by its settings. */
 typedef struct step_output {

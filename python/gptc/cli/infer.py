@@ -205,9 +205,11 @@ def infer_command(
         stack.enter_context(gpt)
         writer = Writer(gpt, tokenizer, file.path, options, beams, random_seed)
         if draft:
+            from gptc.cli.drafts import open_draft
+
             n_seq = batch_size if prompts else options["num_samples"]
             loading["dtype"] = dtype
-            writer.draft = _open_draft(stack, draft, gpt, tokenizer, n_seq, loading)
+            writer.draft = open_draft(stack, draft, gpt, tokenizer, n_seq, loading)(0)
         if conversing:
             _converse(gpt, tokenizer, talk, begin, writer.draft, options, random_seed)
         elif prompts:
@@ -360,30 +362,6 @@ def _exclusive(given: dict[str, bool]) -> None:
     names = [name for name, is_given in given.items() if is_given]
     if len(names) > 1:
         raise UsageError(f"{' and '.join(names)} exclude each other: give one of them")
-
-
-def _open_draft(
-    stack: ExitStack,
-    name: str,
-    gpt: Model,
-    tokenizer: Tokenizer,
-    n_seq: int,
-    loading: dict[str, Any],
-) -> Draft:
-    from gptc.generation.drafts import ModelDraft, NgramDraft, check_draft
-
-    if name == "ngram":
-        return NgramDraft()
-    from gptc.checkpoint.facade import load_model, on_newest
-
-    def load(file: ModelFile) -> tuple[Model, Tokenizer]:
-        own = file.tokenizer()
-        return load_model(file, **loading), own
-
-    small, own = on_newest(name, load)
-    stack.enter_context(small)
-    check_draft(gpt, tokenizer, small, own)
-    return ModelDraft(small, tokenizer, n_seq)
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:

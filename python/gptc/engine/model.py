@@ -36,7 +36,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora
 from gptc.engine.optim import AdamW, Muon
 from gptc.engine.options import BlockRows, Options, plan_for
-from gptc.engine.session import Session
+from gptc.engine.session import AdapterCopy, Session
 from gptc.engine.turns import Turns
 from gptc.errors import GptcError, Uncopied, UsageError
 
@@ -122,7 +122,7 @@ class Model(Uncopied):
         self.trained = adapters or every
         """The parameters that training changes: the adapters, or all."""
         self._turns = Turns()
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._parts: weakref.WeakSet[Session | AdapterCopy] = weakref.WeakSet()
 
     @classmethod
     def create(
@@ -448,7 +448,7 @@ class Model(Uncopied):
         """
         session = Session(self, n_seq, n_ctx, kv_dtype)
         with self._turns.lock:
-            self._sessions.add(session)
+            self._parts.add(session)
         return session
 
     # ---- state ----
@@ -531,8 +531,8 @@ class Model(Uncopied):
     def _release(self) -> None:
         if self._closed:
             return
-        for session in list(self._sessions):
-            session.close()
+        for part in list(self._parts):
+            part._release()
         self._closed = True
         self._ffi.release(self._handle)
 

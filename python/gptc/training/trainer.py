@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ class Trainer:
     def step(self, check: Callable[[], None]) -> dict[str, Any]:
         """Runs a step; returns its record for metrics.jsonl.
 
-        An exception from `check`, called between micro-batches, drops the step.
+        An exception from `check` drops the step. It is called between micro-batches, and on a CPU
+        between layers.
         """
         setup, state, options = self._setup, self._setup.state, self._setup.options
         position = setup.loader.position
@@ -80,7 +82,8 @@ class Trainer:
             at = setup.loader.position
             batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
             try:
-                result, measures = self._apply(at, batches, lr, check)
+                with self._ended_by(check):
+                    result, measures = self._apply(at, batches, lr, check)
                 break
             except StepDropped:
                 setup.loader.position = position  # so that its batches are drawn again
@@ -114,6 +117,10 @@ class Trainer:
             "grad_norm": _short(result.grad_norm),
             **{name: _short(value) for name, value in measures.items()},
         }
+
+    def _ended_by(self, check: Callable[[], None]) -> AbstractContextManager[None]:
+        """Lets `check` end a pass too, unless other ranks would wait for its result."""
+        return library.ended_by(check) if self._world.size == 1 else nullcontext()
 
     def _apply(
         self, position: int, batches: list[Rows], lr: float, check: Callable[[], None]
