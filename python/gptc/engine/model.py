@@ -214,13 +214,19 @@ class Model(Uncopied):
         raw = self._ffi.from_buffer(data)
         self._call("gpt_model_write_blocks", index, whole(part, "part"), raw, data.nbytes)
 
-    def read(self, name: str, tensor: str) -> FloatArray:
-        """A copy of a parameter's "value", "grad", or one of `states`.
+    def read(self, name: str, tensor: str, out: FloatArray | None = None) -> FloatArray:
+        """A copy of a parameter's "value", "grad", or one of `states`; in `out` if given.
 
         EngineError for a matrix of an inference model in bf16, int8 or int4: it is rounded.
         """
         index, shape = self._find(name)
-        out = np.empty(shape, np.float32)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise GptcError(
+                f"out has the shape {out.shape} of {out.dtype}; {name} needs {shape} of float32, "
+                "in C order"
+            )
         which = self._tensor(tensor)
         self._call("gpt_model_read", index, which, floats(out), out.size)
         return out

@@ -206,10 +206,11 @@ class TrainOptions(DeviceOptions):
     )
     on_nan: str = option(
         "stop",
-        "Treatment of a step whose gradients are not finite: end the run, or skip its batches. "
-        "Its weights never change, and its batches are kept in the run's folder.",
+        "Treatment of a step whose gradients are not finite: end the run, skip its batches, or go "
+        "back to the last checkpoint and skip all batches since. Its weights never change, and its "
+        "batches are kept in the run's folder.",
         section=_STEP,
-        choices=("stop", "skip"),
+        choices=("stop", "skip", "rollback"),
     )
     dropout: float = option(0.0, "Dropout probability.", section=_STEP, least=0, below=1)
     label_smoothing: float = option(

@@ -13,11 +13,13 @@ import numpy as np
 from gptc.data.dataset import SPLITS, Dataset
 from gptc.engine import library
 from gptc.engine.options import Plan
+from gptc.engine.snapshot import snapshot_bytes
 from gptc.files.memory import peak_resident_bytes
 from gptc.files.words import amount, count, duration, few, plural
 from gptc.formats import families
 from gptc.tokenizer.base import END_OF_TEXT
 from gptc.training.held_out import chat_notes
+from gptc.training.horizon import count_saves
 from gptc.training.options import SHAPE
 from gptc.training.schedule import constant_rate, learning_rate, lowest_rate
 from gptc.training.setup import Setup
@@ -56,7 +58,7 @@ class Summary:
     resident_before_bytes: int
     engine_bytes: int
     peak_resident_bytes: int
-    planned_peak_bytes: int  # resident before, engine, BLAS, sampling or saving
+    planned_peak_bytes: int  # resident before, engine, BLAS, a copy to save, sampling or saving
     sample: str | None = None
     prompt: str = ""  # words of the training text
     chats: bool = False  # the data are conversations
@@ -228,8 +230,7 @@ def summarize(
 ) -> Summary:
     """The summary of a run in `out` that began at `first_step` and trained for `trained_s`."""
     state, model, plan = setup.state, setup.model, setup.plan
-    n_tokens = (state.step - first_step) * trainer.positions_per_step
-    pace = n_tokens / trained_s if trained_s else None
+    pace = trainer.n_positions / trained_s if trained_s and trainer.n_positions else None
     return Summary(
         out=str(out),
         checkpoint=str(state.saved) if state.saved else None,
@@ -257,7 +258,7 @@ def summarize(
         resident_before_bytes=setup.resident_before,
         engine_bytes=plan.total_bytes,
         peak_resident_bytes=peak_resident_bytes(),
-        planned_peak_bytes=planned_bytes(setup, trainer.sample_bytes()),
+        planned_peak_bytes=planned_bytes(setup, trainer.sample_bytes(), first_step),
         sample=sample,
         prompt=_prompt(setup.dataset, model.config.block_size),
         chats=setup.dataset.is_chats,
@@ -267,13 +268,16 @@ def summarize(
     )
 
 
-def planned_bytes(setup: Setup, session: int) -> int:
-    """The expected peak of this process's resident memory."""
+def planned_bytes(setup: Setup, session: int, first_step: int) -> int:
+    """The expected peak of this process's resident memory in a run from `first_step` on."""
     engine = setup.plan.total_bytes + setup.plan.library_bytes
     if setup.model.device != "cpu":
         engine = session = 0  # they use GPU memory
     shapes = [shape for _, shape, _ in setup.model.config.parameters()]
     saving = 4 * max(int(math.prod(shape)) for shape in shapes)  # one tensor at a time
+    n_saves = count_saves(setup.options, first_step, setup.horizon.steps, setup.has_val)
+    # The last one is written from the model itself.
+    copy = snapshot_bytes(setup.model, setup.average is not None) if n_saves > 1 else 0
     n_trained = sum(math.prod(shape) for _, shape, _ in setup.model.trained)
     averages = 4 * 2 * n_trained if setup.average is not None else 0  # and the weights meanwhile
-    return setup.resident_before + engine + max(session, saving) + averages
+    return setup.resident_before + engine + max(session, saving) + copy + averages

@@ -22,7 +22,7 @@ from gptc.checkpoint.compatible import (
     tokenizer_argument,
 )
 from gptc.checkpoint.facade import Model
-from gptc.checkpoint.find import open_checkpoint, tokenizer_name
+from gptc.checkpoint.find import open_checkpoint, open_folder, tokenizer_name
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.chat_cache import is_chat_file
 from gptc.data.chat_loader import make_loader, n_windows
@@ -104,6 +104,18 @@ class Setup:
         with self.average.applied() as own:
             yield own
 
+    def go_back(self) -> None:
+        """Gives the model, its average and the state those of the newest checkpoint.
+
+        The loader stays: the batches since then are not drawn again.
+        """
+        assert self.state.saved is not None
+        base = open_folder(self.state.saved, self.adapted if self.options.lora_rank else None)
+        for parameter in base.trained():
+            self.model.set(parameter.name, base.read(parameter.name))
+        self.average = _restored(base, self.model, self.options)
+        self.state.go_back(base)
+
     def close(self) -> None:
         """Frees the model and the data."""
         self.loader.close()
@@ -163,9 +175,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress, ranks
         state, average = State(), None
         if base is not None:
             base.load_into(model)
-            average = _average(options, model)  # a checkpoint's weights are the average
-            base.restore_own(model)
-            base.restore_optimizer(model)
+            average = _restored(base, model, options)
             state = State.of(base)
             trainer = base.trainer()
             assert trainer is not None
@@ -202,6 +212,14 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress, ranks
         loader.close()
         model.close()
         raise
+
+
+def _restored(base: Checkpoint, model: Model, options: TrainOptions) -> Average | None:
+    """The average of the weights, if any; gives the model the rest of a checkpoint."""
+    average = _average(options, model)  # a checkpoint's weights are the average
+    base.restore_own(model)
+    base.restore_optimizer(model)
+    return average
 
 
 def _average(options: TrainOptions, model: Model) -> Average | None:

@@ -15,9 +15,9 @@ from gptc.engine.model import StepResult
 from gptc.engine.optim import AdamW, Muon
 from gptc.engine.session import session_bytes
 from gptc.engine.world import World
-from gptc.errors import EngineError, GptcError
+from gptc.errors import EngineError
 from gptc.eval.loss import bits_per_byte, evaluate
-from gptc.files.words import plural, quoted
+from gptc.files.words import plural
 from gptc.generation.decoder import Generation
 from gptc.generation.options import Sampling
 from gptc.generation.request import prompt_tokens
@@ -28,7 +28,7 @@ from gptc.training.progress import Meter, Progress, StepReport, described, step_
 from gptc.training.schedule import learning_rate, momentum
 from gptc.training.setup import Setup
 from gptc.training.signals import StepDropped
-from gptc.training.trouble import MOST_SKIPPED, first_bad, save_batches
+from gptc.training.trouble import MOST_SKIPPED, NotFinite, first_bad, save_batches
 
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.5
@@ -70,7 +70,8 @@ class Trainer:
     def step(self, check: Callable[[], None]) -> dict[str, Any]:
         """Runs a step; returns its record for metrics.jsonl.
 
-        An exception from `check`, called between micro-batches, drops the step.
+        An exception from `check`, called between micro-batches, drops the step. NotFinite if its
+        loss is not, or those of the batches that --on-nan skip took instead.
         """
         setup, state, options = self._setup, self._setup.state, self._setup.options
         position = setup.loader.position
@@ -89,14 +90,14 @@ class Trainer:
                 if error.status != library.GPT_ERR_NUMERIC:
                     raise
                 trouble = self._trouble(batches, n_skipped)
-                if options.on_nan == "stop" or n_skipped == MOST_SKIPPED:
-                    raise self._diverged(trouble) from None
+                if options.on_nan != "skip" or n_skipped == MOST_SKIPPED:
+                    raise NotFinite(trouble) from None
                 self._show.note(
                     f"note: the loss is not finite at step {state.step + 1} ({trouble}): "
                     "its batches are skipped"
                 )
         if not math.isfinite(result.loss):
-            raise self._diverged("each gradient is finite")
+            raise NotFinite("each gradient is finite")
         state.step += 1
         if setup.average is not None:
             setup.average.update(state.step)
@@ -144,20 +145,6 @@ class Trainer:
             return "rank 0 says where"
         file = save_batches(self._folder, self._setup.state.step + 1, batches, n_skipped)
         return f"{first_bad(self._setup.model)}; the batch is in {file}"
-
-    def _diverged(self, trouble: str) -> GptcError:
-        state, options = self._setup.state, self._setup.options
-        lr = f"{options.lr / 3:.2g}"
-        if options.min_lr is not None and options.min_lr > float(lr):
-            lr += f" --min-lr {options.min_lr / 3:.2g}"
-        advice = (
-            f"the last checkpoint is {state.saved}; continue from it with "
-            f"gptc train --resume {quoted(state.saved.parent)} --lr {lr}"
-            if state.saved
-            else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
-        )
-        found = f"the loss is not finite at step {state.step + 1} ({trouble})"
-        return self._world.refusal(f"{found}; {advice}")  # all ranks of a job have the same loss
 
     def evaluate(self, last: bool) -> dict[str, float]:
         """The loss on the validation split, in nats per token and in bits per byte.

@@ -11,8 +11,16 @@ import numpy as np
 from gptc.data.loader import Rows
 from gptc.engine.model import Model
 from gptc.files.whole import write_file
+from gptc.files.words import quoted
+from gptc.training.options import TrainOptions
+from gptc.training.state import State
 
 MOST_SKIPPED = 10  # steps' batches in a row: more are not the data's fault
+MOST_ROLLBACKS = 3  # to one checkpoint: its weights may be the cause
+
+
+class NotFinite(Exception):
+    """A step without a finite loss; the message says what was not finite, and names the batches."""
 
 
 def first_bad(model: Model) -> str:
@@ -27,6 +35,20 @@ def first_bad(model: Model) -> str:
         if not np.isfinite(model.read(parameter.name, "grad")).all():
             return f"the gradient of {parameter.name} was the first"
     return "each gradient is finite, but not their norm"
+
+
+def diverged(trouble: NotFinite, state: State, options: TrainOptions) -> str:
+    """The error that ends a run, with what to do."""
+    lr = f"{options.lr / 3:.2g}"
+    if options.min_lr is not None and options.min_lr > float(lr):
+        lr += f" --min-lr {options.min_lr / 3:.2g}"
+    advice = (
+        f"the last checkpoint is {state.saved}; continue from it with "
+        f"gptc train --resume {quoted(state.saved.parent)} --lr {lr}"
+        if state.saved
+        else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
+    )
+    return f"the loss is not finite at step {state.step + 1} ({trouble}); {advice}"
 
 
 def save_batches(folder: Path, step: int, batches: Sequence[Rows], skipped: int = 0) -> Path:
