@@ -88,6 +88,16 @@ class ProductTime:
     bytes: float
 
 
+class NotFinite(NamedTuple):
+    """A number that is not finite, in an output of an op."""
+
+    op: str  # such as "attention_forward"
+    tensor: str  # the field of csrc/ops.h
+    layer: int | None  # None: outside of layers
+    at: int  # index in the tensor
+    value: float
+
+
 class Profile(NamedTuple):
     """The time of a block: by op, by GEMM of the device's library, and the busy time of threads."""
 
@@ -512,6 +522,19 @@ class Model(Uncopied):
                 profile.busy_s.append(float(seconds[0]))
         finally:
             self._call("gpt_model_profile", 0)
+
+    def check_ops(self, on: bool = True) -> None:
+        """From now on, or no longer, looks at the outputs of every op, which takes time."""
+        self._call("gpt_model_profile", self._lib.GPT_PROFILE_CHECKED if on else 0)
+
+    def not_finite(self) -> NotFinite | None:
+        """The first number in an output of an op, since `check_ops`, that is not finite."""
+        out = self._ffi.new("gpt_not_finite *")
+        if self._value("gpt_model_not_finite", out):
+            return None
+        op, tensor = (self._ffi.string(text).decode() for text in (out.op, out.tensor))
+        layer = None if out.layer < 0 else int(out.layer)
+        return NotFinite(op, tensor, layer, int(out.index), float(out.value))
 
     def _products(self) -> Iterator[ProductTime]:
         """What was measured of the library's GEMMs."""

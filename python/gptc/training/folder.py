@@ -299,8 +299,8 @@ def choose_folder(options: TrainOptions, base: Checkpoint | None) -> Path | None
 
 def default_name(options: TrainOptions) -> str:
     """The name of a run's folder under runs/: MODEL-DATASET."""
-    data = options.data
-    dataset = data if data in KNOWN_DATASETS else Path(data).resolve().stem
+    names = [one.name for one in options.mixture] or [options.named_data]
+    dataset = "+".join(n if n in KNOWN_DATASETS else Path(n).resolve().stem for n in names)
     what = options.preset
     if options.init_from is not None:
         what = Path(options.init_from).name

@@ -19,6 +19,8 @@ import numpy as np
 
 from gptc.checkpoint.writer import save, size_of
 from gptc.data.chat_loader import all_batches
+from gptc.data.dataset import Dataset
+from gptc.data.mixture import parts_of
 from gptc.engine import library
 from gptc.engine.optim import AdamW, Muon
 from gptc.engine.options import plan_for
@@ -204,7 +206,8 @@ def _eval_s(setup: Setup) -> float:
     if not setup.has_val:
         return 0.0
     found, begin = [], time.perf_counter()
-    for x, y in all_batches(setup.dataset, "val", options.batch_size, options.seq_len, None):
+    data = next(parts_of(setup.dataset)).dataset
+    for x, y in all_batches(data, "val", options.batch_size, options.seq_len, None):
         found.append(_timed(lambda x=x, y=y: model.loss(x, y)))  # type: ignore[misc]
         if len(found) > 1 and time.perf_counter() - begin > 0.1 * CALIBRATION_S:
             break
@@ -259,13 +262,21 @@ def _evaluations(setup: Setup) -> int:
     options, first, last = setup.options, setup.state.step, setup.horizon.steps
     if not setup.has_val or last <= first:
         return 0
-    data, n_val, n_sampled = setup.dataset, setup.n_val, options.eval_batches * options.batch_size
-    rest = 0 if data.is_chats else (data.n_tokens("val") - 1) % options.seq_len
-    whole = math.ceil(n_val / options.batch_size) + (rest > 0)
-    sampled = options.eval_batches if 0 < n_sampled < n_val else whole
+    parts = [part.dataset for part in parts_of(setup.dataset)]
+    n_val, n_sampled = setup.n_val, options.eval_batches * options.batch_size * len(parts)
+    is_sampled = 0 < n_sampled < n_val
+    each = [_all_batches(setup, part) for part in parts]
+    sampled = sum(min(n, options.eval_batches) if is_sampled else n for n in each)
     n = count_multiples(first, last, options.eval_every)
-    at_end = whole if 0 < n_sampled < n_val <= n_sampled * WHOLE_AT_END else 0
+    at_end = sum(each) if is_sampled and n_val <= n_sampled * WHOLE_AT_END else 0
     return n * sampled + at_end
+
+
+def _all_batches(setup: Setup, data: Dataset) -> int:
+    """Batches of the whole validation split."""
+    options = setup.options
+    rest = 0 if data.is_chats else (data.n_tokens("val") - 1) % options.seq_len
+    return math.ceil(setup.n_val_of(data) / options.batch_size) + (rest > 0)
 
 
 def _about(seconds: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gptc.data.dataset import SPLITS, Dataset
+from gptc.data.mixture import Mixture
 from gptc.engine import library
 from gptc.engine.options import Plan
 from gptc.engine.snapshot import snapshot_bytes
@@ -86,9 +87,15 @@ def header(setup: Setup) -> Iterator[str]:
             f"of {', '.join(lora.targets)}: {trained:,} parameters are trained"
         )
     yield (
-        f"  data    {options.data}: {n_train:,} training tokens, {n_val:,} for validation, "
+        f"  data    {options.named_data}: {n_train:,} training tokens, {n_val:,} for validation, "
         f"{setup.tokenizer.kind} tokenizer"
     )
+    for part in data.parts if isinstance(data, Mixture) else ():
+        n = part.dataset.n_tokens("train")
+        yield (
+            f"          {part.weight:.3g} of {part.label}: {n:,} training tokens, "
+            f"{few(part.weight * total / n)} epochs"
+        )
     if data.is_chats:
         train, val = (data.meta["splits"][split] for split in SPLITS)
         yield (

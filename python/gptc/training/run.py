@@ -49,7 +49,7 @@ from gptc.training.schedule import longer
 from gptc.training.setup import prepare_data, set_up
 from gptc.training.signals import Received, StepDropped, heard_signals
 from gptc.training.trainer import Trainer
-from gptc.training.trouble import MOST_ROLLBACKS, NotFinite, diverged
+from gptc.training.trouble import MOST_ROLLBACKS, Diverged, advised
 
 MOST_LINES = 20_000  # of metrics.jsonl, but for evaluations
 
@@ -252,7 +252,7 @@ class Run:
             started = time.perf_counter()
             try:
                 record = trainer.step(signals.check)
-            except NotFinite as trouble:
+            except Diverged as trouble:
                 self._roll_back(trouble)
                 continue
             except StepDropped:
@@ -297,14 +297,14 @@ class Run:
                 break
         return trained_s
 
-    def _roll_back(self, trouble: NotFinite) -> None:
+    def _roll_back(self, trouble: Diverged) -> None:
         """With --on-nan rollback, goes back to the last checkpoint; else GptcError."""
         setup, world, state = self.setup, self.world, self.setup.state
         world.together(self.folder.finish)
         n_before = self._went_back[1] if self._went_back[0] == state.saved else 0
         wanted = setup.options.on_nan == "rollback" and state.saved is not None
         if not wanted or n_before == MOST_ROLLBACKS:
-            problem = diverged(trouble, state, setup.options)
+            problem = advised(trouble, state, setup.options)
             after = f"after {plural(n_before, 'rollback')} to {state.saved}: " if n_before else ""
             raise world.refusal(after + problem) from None
         self._went_back = (state.saved, n_before + 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptc.data.loader import Rows
+from gptc.data.mixture import parts_of
 from gptc.engine import library
 from gptc.engine.model import StepResult
 from gptc.engine.optim import AdamW, Muon
@@ -28,7 +29,7 @@ from gptc.training.progress import Meter, Progress, StepReport, described, step_
 from gptc.training.schedule import learning_rate, momentum
 from gptc.training.setup import Setup
 from gptc.training.signals import StepDropped
-from gptc.training.trouble import MOST_SKIPPED, NotFinite, first_bad, save_batches
+from gptc.training.trouble import MOST_SKIPPED, Diverged, first_bad, first_output, save_batches
 
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.5
@@ -70,7 +71,7 @@ class Trainer:
     def step(self, check: Callable[[], None]) -> dict[str, Any]:
         """Runs a step; returns its record for metrics.jsonl.
 
-        An exception from `check`, called between micro-batches, drops the step. NotFinite if its
+        An exception from `check`, called between micro-batches, drops the step. Diverged if its
         loss is not, or those of the batches that --on-nan skip took instead.
         """
         setup, state, options = self._setup, self._setup.state, self._setup.options
@@ -79,6 +80,8 @@ class Trainer:
         measures: dict[str, float] = {}
         for n_skipped in range(MOST_SKIPPED + 1):
             at = setup.loader.position
+            if options.debug_nans:
+                setup.model.check_ops()  # from nothing
             batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
             try:
                 result, measures = self._apply(at, batches, lr, check)
@@ -91,13 +94,17 @@ class Trainer:
                     raise
                 trouble = self._trouble(batches, n_skipped)
                 if options.on_nan != "skip" or n_skipped == MOST_SKIPPED:
-                    raise NotFinite(trouble) from None
+                    raise Diverged(trouble) from None
                 self._show.note(
                     f"note: the loss is not finite at step {state.step + 1} ({trouble}): "
                     "its batches are skipped"
                 )
         if not math.isfinite(result.loss):
-            raise NotFinite("each gradient is finite")
+            raise Diverged("each gradient is finite")
+        if options.debug_nans and (found := setup.model.not_finite()) is not None:
+            self._show.note(
+                f"note: {first_output(found)} of step {state.step + 1}, whose gradients are finite"
+            )
         state.step += 1
         if setup.average is not None:
             setup.average.update(state.step)
@@ -155,7 +162,7 @@ class Trainer:
         setup, state, options = self._setup, self._setup.state, self._setup.options
         n_batches = options.eval_batches
         n_all = setup.n_val
-        n_sampled = n_batches * options.batch_size
+        n_sampled = n_batches * options.batch_size * len(list(parts_of(setup.dataset)))
         if n_all <= n_sampled:
             n_batches = 0
         with setup.averaged():
@@ -178,15 +185,26 @@ class Trainer:
         setup, options = self._setup, self._setup.options
         if self.preference is not None:
             return self.preference.evaluate(n_batches or None)
-        found = evaluate(
-            setup.model,
-            setup.dataset,
-            batch_size=options.batch_size,
-            seq_len=options.seq_len,
-            n_batches=n_batches or None,
-            world=self._world,
-        )
-        return {"val_loss": found.loss, "val_bpb": found.bpb}
+        parts = list(parts_of(setup.dataset))
+        losses = []
+        for part in parts:
+            found = evaluate(
+                setup.model,
+                part.dataset,
+                batch_size=options.batch_size,
+                seq_len=options.seq_len,
+                n_batches=n_batches or None,
+                world=self._world,
+            )
+            losses.append(found.loss)
+        if len(parts) == 1:
+            return {"val_loss": found.loss, "val_bpb": found.bpb}
+        loss = sum(part.weight * one for part, one in zip(parts, losses, strict=True))
+        return {
+            "val_loss": loss,
+            "val_bpb": bits_per_byte(loss, setup.dataset, "val"),
+            **{f"val_loss/{part.label}": one for part, one in zip(parts, losses, strict=True)},
+        }
 
     def _rise(self, val_loss: float) -> str | None:
         """A note when the loss has risen past its best by a margin; once for each best."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 
 from gptc import Model
+from gptc.checkpoint.names import CHECKSUMS, TRAINER
+from gptc.checkpoint.writer import _record
 from gptc.data.loader import Loader
 from gptc.errors import GptcError
 from gptc.training.run import train
@@ -68,6 +72,20 @@ def test_going_back_skips_the_batches_since(
         train(other, on_step=_poison(at=6, times=1, crash=6))
     train({}, resume=other["out"], on_step=_poison(at=6, times=1))
     assert content(run / "ckpt-000008") == content(Path(other["out"]) / "ckpt-000008")
+
+    # So does one that begins at the checkpoint, with the batches behind the bad one.
+    begun = run.with_name("begun")
+    shutil.copytree(run, begun, symlinks=True)
+    shutil.rmtree(begun / "ckpt-000008")
+    (begun / "best").unlink()
+    folder = begun / "ckpt-000004"
+    trainer = json.loads((folder / TRAINER).read_text())
+    (folder / TRAINER).write_text(json.dumps({**trainer, "loader_position": 2 * 7}))
+    sums = json.loads((folder / CHECKSUMS).read_text())
+    sums["files"][TRAINER] = _record(folder / TRAINER)
+    (folder / CHECKSUMS).write_text(json.dumps(sums))
+    train({}, resume=begun)
+    assert content(run / "ckpt-000008") == content(begun / "ckpt-000008")
 
 
 def test_it_goes_back_so_often_and_not_without_a_checkpoint(
