@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 14
+#define GPT_ABI_VERSION 15
 
 enum gpt_status {
     GPT_OK = 0,
@@ -448,6 +448,15 @@ typedef struct gpt_op_time {
     double bytes; /* that must at least be read and written */
 } gpt_op_time;
 
+/* A number that is not finite, in an output of an op. */
+typedef struct gpt_not_finite {
+    char op[32];     /* such as "attention_forward" */
+    char tensor[16]; /* the field of csrc/ops.h */
+    int32_t layer;   /* from 0; -1: the embedding, the last norm, the head or an update */
+    int64_t index;   /* of the number in the tensor */
+    double value;
+} gpt_not_finite;
+
 /* A matrix product of the device's library at one shape: its plan, and its cost so far. */
 typedef struct gpt_product_time {
     char name[64];     /* such as "a b^T 65536 x 2304 x 768": rows, columns, terms of a sum */
@@ -610,8 +619,12 @@ int gpt_model_set_step(gpt_model *model, int64_t step);
  * multiply-adds in registers, and bytes a second (read and written) of copying memory, for which
  * it takes 128 MB for a moment; bytes may be NULL. */
 int gpt_model_peak(gpt_model *model, double *flops, double *bytes);
-/* From now on (on: 1), or no longer (0), every op is timed. Turning it on starts from nothing. */
+/* From now on (on: 1), or no longer (0), every op is timed. Turning it on starts from nothing. With
+ * GPT_PROFILE_CHECKED the outputs of every op are looked at, too. */
+enum { GPT_PROFILE_CHECKED = 2 };
 int gpt_model_profile(gpt_model *model, int on);
+/* The first number that was not finite since then; GPT_ERR_ARGUMENT where there is none. */
+int gpt_model_not_finite(const gpt_model *model, gpt_not_finite *out);
 /* The i-th kind of call timed so far; GPT_ERR_ARGUMENT past the last. */
 int gpt_model_profile_read(const gpt_model *model, int i, gpt_op_time *out);
 /* The i-th product of the device's library since then; GPT_ERR_ARGUMENT past the last, and where the

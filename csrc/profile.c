@@ -4,6 +4,7 @@
 #include "profile.h"
 
 #include "error.h"
+#include "finite.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,8 +19,10 @@ struct gpt_ctx {
     gpt_ctx *inner;
     int n_kinds;
     gpt_op_time kinds[MAX_KINDS];
-    int status;        /* the first failure of the device, which sync then reports */
-    char message[256]; /* its sentence */
+    const int *layer;   /* the one that is computed; NULL: outputs are not checked */
+    gpt_not_finite bad; /* the first number that was not finite; no op: none yet */
+    int status;         /* the first failure of the device, which sync then reports */
+    char message[256];  /* its sentence */
 };
 
 /* A status, or the one kept from before. */
@@ -282,12 +285,28 @@ COST(muon_update) {
 
 /* ---- the wrappers ---- */
 
+/* Keeps the first number of the outputs that is not finite, unless there was one before. */
+static void look(gpt_ctx *p, const char *op, const output *outputs) {
+    float value;
+    for (; outputs->name && p->layer && !p->bad.op[0]; outputs++) {
+        gpt_not_finite *bad = &p->bad;
+        if (!finite_find(p->ops, p->inner, outputs, &bad->index, &value)) continue;
+        bad->layer = *p->layer;
+        bad->value = value;
+        snprintf(bad->op, sizeof bad->op, "%s", op);
+        snprintf(bad->tensor, sizeof bad->tensor, "%s", outputs->name);
+    }
+}
+
 #define TIMED(name)                                                                                \
     static void profile_##name(gpt_ctx *p, const struct name *op) {                                \
         cost cost = cost_of_##name(p, op);                                                         \
         double begin = now(p);                                                                     \
         p->ops->name(p->inner, op);                                                                \
         record(p, #name, cost, now(p) - begin);                                                    \
+        output outputs[MAX_OUTPUTS];                                                               \
+        outputs_of_##name(op, outputs);                                                            \
+        look(p, #name, outputs);                                                                   \
     }
 GPT_OPS(TIMED)
 
@@ -353,11 +372,13 @@ static void profile_download_rows(gpt_ctx *p, void *host, const void *device, in
     p->ops->download_rows(p->inner, host, device, rows, bytes, stride);
 }
 
-int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const gpt_ops **out_ops, gpt_ctx **out_ctx) {
+int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const int *layer, const gpt_ops **out_ops,
+                   gpt_ctx **out_ctx) {
     gpt_ctx *p = calloc(1, sizeof *p);
     if (!p) return fail(GPT_ERR_MEMORY, "no memory for the profile");
     p->ops = ops;
     p->inner = ctx;
+    p->layer = layer;
     p->table = *ops;
     p->table.replay_begin = NULL; /* each op is to be seen */
     p->table.ctx_free = profile_free_ctx;
@@ -397,6 +418,11 @@ int profile_read(const gpt_ctx *profile, int i, gpt_op_time *out) {
     if (i < 0 || i >= profile->n_kinds) return 0;
     *out = profile->kinds[i];
     return 1;
+}
+
+int profile_not_finite(const gpt_ctx *profile, gpt_not_finite *out) {
+    *out = profile->bad;
+    return out->op[0] != 0;
 }
 
 int profile_product(const gpt_ctx *profile, int i, gpt_product_time *out) {

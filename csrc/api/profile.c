@@ -17,7 +17,8 @@ int gpt_model_profile(gpt_model *model, int on) {
     if (model->profiled) profile_free(model->ctx, &model->ops, &model->ctx);
     model->profiled = false;
     if (on) {
-        TRY(profile_create(model->ops, model->ctx, &model->ops, &model->ctx));
+        const int *layer = on == GPT_PROFILE_CHECKED ? &model->layer : NULL;
+        TRY(profile_create(model->ops, model->ctx, layer, &model->ops, &model->ctx));
         model->profiled = true;
     }
     return GPT_OK;
@@ -28,6 +29,14 @@ int gpt_model_profile_read(const gpt_model *model, int i, gpt_op_time *out) {
     REQUIRE(out);
     if (!model->profiled || !profile_read(model->ctx, i, out))
         return fail(GPT_ERR_ARGUMENT, "timed op %d does not exist", i);
+    return GPT_OK;
+}
+
+int gpt_model_not_finite(const gpt_model *model, gpt_not_finite *out) {
+    REQUIRE(model);
+    REQUIRE(out);
+    if (!model->profiled || !profile_not_finite(model->ctx, out))
+        return fail(GPT_ERR_ARGUMENT, "no output of an op was checked and not finite");
     return GPT_OK;
 }
 

@@ -252,6 +252,7 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
         const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
         const layer_acts *la = &a->layers[l];
 
+        m->layer = l;
         model_remake(m, a, x, l);
         const act *fc = m->ops->makes_activations ? NULL : la->fc, *dbranch;
         dbranch =
@@ -281,5 +282,6 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
         norm(m, a, x, norm_before(m, l), dw->norm_1_w, dw->norm_1_b, dbias, la->resid_1,
              la->stats_1, w->norm_1_w, dropout);
     }
+    m->layer = -1;
     embedding(m, a, x);
 }

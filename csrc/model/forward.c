@@ -249,6 +249,7 @@ static void contract(gpt_model *m, const acts *a, const batch *x, int l) {
 void model_forward(gpt_model *m, const acts *a, const batch *x) {
     const gpt_config *c = &m->config;
 
+    m->layer = -1;
     embedding(m, a, x);
     const act *resid = a->layers[0].resid_1, *branch = NULL;
     gpt_dropout_site dropout = {0};
@@ -257,6 +258,7 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
         const layer_view *w = &m->w.layers[l];
         const layer_acts *la = &a->layers[l];
 
+        m->layer = l;
         norm(m, x, norm_before(m, l), la->resid_1, la->norm_1, la->stats_1, resid, branch,
              w->norm_1_w, w->norm_1_b, dropout);
         attend(m, a, x, l);
@@ -268,6 +270,7 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
         branch = a->branch;
         dropout = dropout_of(m, x, l, SITE_MLP_PROJ);
     }
+    m->layer = -1;
     norm(m, x, c->norm, a->resid_f, a->norm_f, a->stats_f, resid, branch, m->w.norm_f_w,
          m->w.norm_f_b, dropout);
 }

@@ -316,6 +316,7 @@ struct gpt_model {
     const gpt_ops *ops;
     gpt_ctx *ctx;
     bool profiled; /* ops and ctx are those of profile.c */
+    int layer;     /* the one that is computed; -1: none */
     params_layout layout;
 
     void *arena; /* one allocation: everything below */

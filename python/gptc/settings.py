@@ -17,8 +17,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from gptc.errors import UsageError
@@ -87,6 +87,7 @@ class Declared:
     shown: str | None  # the default in words, if it is not a plain value
     metavar: str | None
     flag: str  # the name on the command line, without --
+    several: bool = False  # a list of such values is allowed, too
 
     @property
     def default_text(self) -> str:
@@ -125,6 +126,12 @@ class Declared:
     def check_type(self, value: Any, spelled: str) -> None:
         """Raises UsageError for a value of the wrong type, such as one from a file."""
         if value is None and self.optional:
+            return
+        if self.several and isinstance(value, list | tuple):
+            if not all(type(one) is self.kind for one in value):
+                raise UsageError(
+                    f"{spelled} is {value!r}; it must be a list of {_KINDS[self.kind]}s"
+                )
             return
         is_bool = isinstance(value, bool)
         fits = {
@@ -174,14 +181,15 @@ def declared(cls: type) -> dict[str, Declared]:
 
 
 def _declared(f: Field[Any], hint: Any, section: str) -> Declared:
-    arms = get_args(hint) if NoneType in get_args(hint) else (hint,)
+    arms = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kind = next(get_origin(arm) or arm for arm in arms if arm is not NoneType)
     kind = str if kind is Literal else kind
     facts = dict(f.metadata["option"])
     facts["section"] = facts["section"] or section
     facts["flag"] = facts["flag"] or spelled(f.name)
     default = None if f.default is MISSING else f.default
-    return Declared(f.name, kind, NoneType in arms, default, **facts)
+    several = kind is not tuple and any(get_origin(arm) is tuple for arm in arms)
+    return Declared(f.name, kind, NoneType in arms, default, **facts, several=several)
 
 
 def spelled(name: str) -> str:

@@ -8,6 +8,38 @@ static void step(gpt_model *model, const int32_t *tokens, const int32_t *targets
     EXPECT_OK(update_adamw(model, &adamw, NULL, NULL));
 }
 
+/* An output that is not finite is named, with its layer; finite ones are not. */
+static void test_checked(void) {
+    EACH_PLACE {
+        for (int f = 0; f < families_here(); f++) {
+            const gpt_config *c = &families[f].config;
+            test_case("%s", families[f].name);
+            int32_t *tokens = random_ints(14, c->vocab_size);
+            int32_t *targets = random_ints(14, c->vocab_size);
+            gpt_model *model = new_model(c, 1, 2, 0, 0.1f);
+            EXPECT_OK(gpt_model_init(model, 5));
+            gpt_not_finite bad;
+            float loss;
+            EXPECT(gpt_model_not_finite(model, &bad) == GPT_ERR_ARGUMENT);
+            EXPECT_OK(gpt_model_profile(model, GPT_PROFILE_CHECKED));
+            step(model, tokens, targets, &loss);
+            EXPECT(gpt_model_not_finite(model, &bad) == GPT_ERR_ARGUMENT);
+            char name[64];
+            int last = c->n_layer - 1;
+            snprintf(name, sizeof name, "h.%d.attn.proj.weight", last);
+            param_set set = read_params(model, c, GPT_TENSOR_VALUE);
+            for (int i = 0; i < set.n; i++)
+                if (strcmp(set.info[i].name, name) == 0) set.x[i][0] = NAN;
+            write_params(model, &set, GPT_TENSOR_VALUE);
+            EXPECT_OK(gpt_model_backward(model, tokens, targets, 2, 7, 1.0f, &loss));
+            EXPECT_OK(gpt_model_not_finite(model, &bad));
+            EXPECT(strcmp(bad.op, "linear_forward") == 0 && strcmp(bad.tensor, "out") == 0);
+            EXPECT(bad.layer == last && bad.index == 0 && isnan(bad.value));
+            gpt_model_free(model);
+        }
+    }
+}
+
 static void test_profile(void) {
     EACH_PLACE {
         for (int f = 0; f < families_here(); f++) {
@@ -75,4 +107,4 @@ static void test_peak(void) {
     }
 }
 
-TEST_API_MAIN({"profile", test_profile}, {"peak", test_peak})
+TEST_API_MAIN({"profile", test_profile}, {"checked", test_checked}, {"peak", test_peak})

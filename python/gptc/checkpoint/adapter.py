@@ -23,6 +23,7 @@ from gptc.engine.config import GPTConfig, Parameter
 from gptc.engine.lora import Lora
 from gptc.engine.model import Model
 from gptc.engine.options import BlockRows
+from gptc.engine.snapshot import Snapshot
 from gptc.errors import GptcError
 from gptc.files.words import quoted
 from gptc.formats import peft
@@ -120,7 +121,7 @@ def fingerprint(file: ModelFile) -> str:
 
 def save_adapter(
     path: str | Path,
-    model: Model,
+    model: Model | Snapshot,
     base: ModelFile,
     *,
     tokenizer: Tokenizer | None = None,

@@ -37,7 +37,8 @@ def _evaluation(value: Any) -> bool:
 
 def _options(value: Any) -> bool:
     """The options; the run that is resumed checks each by its declaration."""
-    named = isinstance(value, dict) and _text(value.get("data"))
+    data = value.get("data") if isinstance(value, dict) else None
+    named = _text(data) or (isinstance(data, list) and bool(data) and all(map(_text, data)))
     return named and _count(value.get("steps"))
 
 

@@ -26,6 +26,7 @@ from gptc.checkpoint.names import (
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig, Parameter
 from gptc.engine.model import Model
+from gptc.engine.snapshot import Snapshot
 from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
 from gptc.files.whole import restore, whole_folder, write_chunks
@@ -41,7 +42,7 @@ Chunks = Iterable[bytes | memoryview]
 
 def save(
     path: str | Path,
-    model: Model | ModelFile,
+    model: Model | Snapshot | ModelFile,
     *,
     tokenizer: Tokenizer | None = None,
     trainer: Mapping[str, Any] | None = None,
@@ -61,7 +62,7 @@ def save(
     """
     config = model.config
     description = hf.config_to_json(config, special_ids(tokenizer), codec)
-    read = model.get if isinstance(model, Model) else model.read
+    read = model.read if isinstance(model, ModelFile) else model.get
 
     def files() -> Iterator[tuple[str, Chunks]]:
         yield CONFIG, [_json(description)]
@@ -93,7 +94,7 @@ def save(
 
 def write_folder(
     path: str | Path,
-    model: Model | ModelFile,
+    model: Model | Snapshot | ModelFile,
     files: Callable[[], Iterator[tuple[str, Chunks]]],
     *,
     tokenizer: Tokenizer | None,
@@ -134,9 +135,9 @@ def write_folder(
         raise GptcError(f"cannot save {path}: {_explain(error, path, needed)}") from error
 
 
-def _trained(model: Model | ModelFile) -> Iterable[Parameter]:
+def _trained(model: Model | Snapshot | ModelFile) -> Iterable[Parameter]:
     """The parameters that a checkpoint stores, with moments where it is of a run."""
-    return model.trained if isinstance(model, Model) else model.config.parameters()
+    return model.config.parameters() if isinstance(model, ModelFile) else model.trained
 
 
 def size_of(parameters: Iterable[Parameter], training: bool) -> int:
@@ -157,12 +158,12 @@ def _hf_files(tokenizer: Tokenizer, config: GPTConfig, notes: list[str] | None) 
 
 
 def _optimizer_chunks(
-    model: Model | ModelFile, own: Mapping[str, FloatArray]
+    model: Model | Snapshot | ModelFile, own: Mapping[str, FloatArray]
 ) -> Iterator[bytes | memoryview]:
     shapes: dict[str, tuple[int, ...]] = {}
     states: dict[str, str] = {}
     for name, shape, _ in _trained(model):
-        known = model.states(name) if isinstance(model, Model) else ("moment1", "moment2")
+        known = ("moment1", "moment2") if isinstance(model, ModelFile) else model.states(name)
         for state in known:
             stored = f"{MOMENTS[state]}.{name}"
             shapes[stored], states[stored] = shape, state

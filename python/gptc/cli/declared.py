@@ -58,12 +58,19 @@ def _option(declaration: Declared, default: Any) -> Callable[[_Command], _Comman
         attributes["metavar"] = declaration.placeholder
     if declaration.placeholder in _PATHS or declaration.name == "preset":
         attributes["shell_complete"] = complete
+    if declaration.several:
+        attributes |= {"multiple": True, "default": (), "callback": _one_or_several}
     if declaration.kind is tuple:
         attributes |= {"multiple": True, "default": ()}
         attributes["type"] = TokenBias() if declaration.name == "bias" else str
     else:
         attributes["type"] = _type(declaration)
     return click.option(f"--{declaration.flag}", declaration.name, **attributes)
+
+
+def _one_or_several(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> Any:
+    """None, a value, or all of them."""
+    return value if len(value) > 1 else next(iter(value), None)
 
 
 def _type(declaration: Declared) -> Any:

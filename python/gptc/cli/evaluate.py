@@ -232,7 +232,11 @@ def _dataset(checkpoint: ModelFile, data: str | None) -> tuple[Dataset, str]:
         trained = _trained_data(checkpoint)
         if trained is None:
             raise GptcError(f"{checkpoint.path} records no dataset: give one with --data")
-        data = trained
+        if len(trained) > 1:
+            raise UsageError(
+                f"the run was trained on {', '.join(trained)}: name one of these with --data"
+            )
+        data = trained[0]
     own = checkpoint.tokenizer()
     if is_chat_file(data):
         return resolve_chats(data, own, notify=lambda line: click.echo(line, err=True)), data
@@ -242,18 +246,21 @@ def _dataset(checkpoint: ModelFile, data: str | None) -> tuple[Dataset, str]:
     return dataset, data
 
 
-def _trained_data(checkpoint: ModelFile) -> str | None:
+def _trained_data(checkpoint: ModelFile) -> list[str] | None:
     """The data that the checkpoint's run was trained on, as in --data; None = not known."""
     from gptc.checkpoint.reader import Checkpoint
 
     trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
-    return str(trainer["options"]["data"]) if trainer and "options" in trainer else None
+    data = trainer["options"]["data"] if trainer and "options" in trainer else None
+    return None if data is None else [data] if isinstance(data, str) else data
 
 
 def _is_training_data(checkpoint: ModelFile, data: str | None) -> bool:
     """Whether --data (None = not given) is the data of the checkpoint's run."""
     trained = _trained_data(checkpoint)
-    return trained is not None and (data is None or Path(data).resolve() == Path(trained).resolve())
+    if trained is None or len(trained) > 1:
+        return False
+    return data is None or Path(data).resolve() == Path(trained[0]).resolve()
 
 
 def _progress(quiet: bool, dtype: str, unit: str = " tokens") -> Any:

@@ -141,7 +141,8 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     if trainer is not None and "options" in trainer:
         names = ("step", "tokens", "elapsed_s", "evaluation", "best_val_loss", "gptc_version")
         described["training"] = {name: trainer[name] for name in names}
-        described["training"]["data"] = trainer["options"]["data"]
+        data = trainer["options"]["data"]
+        described["training"]["data"] = data if isinstance(data, str) else ", ".join(data)
         described["training"]["steps"] = trainer["options"]["steps"]
     return described
 

@@ -155,11 +155,14 @@ class Loader:
         return self._starts[i]
 
     def _chunk_starts(self, chunk: int) -> list[int]:
-        positions = np.arange(_CHUNK, dtype=np.uint64) + np.uint64(chunk * _CHUNK)
+        return self.starts(np.arange(_CHUNK, dtype=np.uint64) + np.uint64(chunk * _CHUNK))
+
+    def starts(self, positions: _U64) -> list[int]:
+        """Where in the split the sequences at these positions of the stream begin."""
         epoch, window = np.divmod(positions, np.uint64(self.n_windows))
         offset = np.zeros_like(window)
         if self.order == "random":
-            seed = np.full(_CHUNK, self.seed % 2**64, dtype=np.uint64)
+            seed = np.full(len(positions), self.seed % 2**64, dtype=np.uint64)
             key = mix(seed, epoch)
             offset = mix(key, 0) % np.uint64(self._n_offsets)
             window = permute(window, self.n_windows, key)
@@ -235,6 +238,13 @@ def _batch(dataset: Dataset, split: str, starts: Sequence[int], seq_len: int) ->
         x[b] = row[:-1]
         y[b] = row[1:]
     return x, y
+
+
+def rows_of(dataset: Dataset, split: str, start: int, seq_len: int) -> Batch:
+    """The inputs and targets, int32 (T,) each, of the window that begins at a token."""
+    row = np.empty(seq_len + 1, dtype=np.int32)
+    dataset.read(split, start, row)
+    return row[:-1], row[1:]
 
 
 def mix(key: _U64, value: _U64 | int) -> _U64:

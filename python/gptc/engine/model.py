@@ -88,6 +88,16 @@ class ProductTime:
     bytes: float
 
 
+class NotFinite(NamedTuple):
+    """A number that is not finite, in an output of an op."""
+
+    op: str  # such as "attention_forward"
+    tensor: str  # the field of csrc/ops.h
+    layer: int | None  # None: outside of layers
+    at: int  # index in the tensor
+    value: float
+
+
 class Profile(NamedTuple):
     """The time of a block: by op, by GEMM of the device's library, and the busy time of threads."""
 
@@ -214,13 +224,19 @@ class Model(Uncopied):
         raw = self._ffi.from_buffer(data)
         self._call("gpt_model_write_blocks", index, whole(part, "part"), raw, data.nbytes)
 
-    def read(self, name: str, tensor: str) -> FloatArray:
-        """A copy of a parameter's "value", "grad", or one of `states`.
+    def read(self, name: str, tensor: str, out: FloatArray | None = None) -> FloatArray:
+        """A copy of a parameter's "value", "grad", or one of `states`; in `out` if given.
 
         EngineError for a matrix of an inference model in bf16, int8 or int4: it is rounded.
         """
         index, shape = self._find(name)
-        out = np.empty(shape, np.float32)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise GptcError(
+                f"out has the shape {out.shape} of {out.dtype}; {name} needs {shape} of float32, "
+                "in C order"
+            )
         which = self._tensor(tensor)
         self._call("gpt_model_read", index, which, floats(out), out.size)
         return out
@@ -506,6 +522,19 @@ class Model(Uncopied):
                 profile.busy_s.append(float(seconds[0]))
         finally:
             self._call("gpt_model_profile", 0)
+
+    def check_ops(self, on: bool = True) -> None:
+        """From now on, or no longer, looks at the outputs of every op, which takes time."""
+        self._call("gpt_model_profile", self._lib.GPT_PROFILE_CHECKED if on else 0)
+
+    def not_finite(self) -> NotFinite | None:
+        """The first number in an output of an op, since `check_ops`, that is not finite."""
+        out = self._ffi.new("gpt_not_finite *")
+        if self._value("gpt_model_not_finite", out):
+            return None
+        op, tensor = (self._ffi.string(text).decode() for text in (out.op, out.tensor))
+        layer = None if out.layer < 0 else int(out.layer)
+        return NotFinite(op, tensor, layer, int(out.index), float(out.value))
 
     def _products(self) -> Iterator[ProductTime]:
         """What was measured of the library's GEMMs."""

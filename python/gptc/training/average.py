@@ -7,7 +7,7 @@ forgotten. It is a function of the steps alone, so resuming is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -23,6 +23,11 @@ class Average:
         """Begins with the model's weights."""
         self._model, self._decay = model, decay
         self._weights = _weights(model)
+
+    @property
+    def weights(self) -> Mapping[str, FloatArray]:
+        """The average; `update` changes its arrays."""
+        return self._weights
 
     def update(self, step: int) -> None:
         """Takes the weights after a step in."""

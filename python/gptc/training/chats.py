@@ -32,13 +32,13 @@ def open_chats(
         name = options.tokenizer or "bytes"
         if name == "char" or bpe_size(name) is not None:
             raise UsageError(
-                f"--tokenizer {name} learns from a text, and {options.data} has conversations: "
-                "give that of a model"
+                f"--tokenizer {name} learns from a text, and {options.named_data} has "
+                "conversations: give that of a model"
             )
         own = make_tokenizer(tokenizer_name(name))
         options = replace(options, tokenizer=name)
     dataset = resolve_chats(
-        options.data,
+        options.named_data,
         own,
         chat_template=None if resumed else options.chat_template,
         on_bad_row=options.on_bad_row,

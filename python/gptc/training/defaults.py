@@ -86,7 +86,7 @@ def default_tokenizer(options: TrainOptions) -> str:
 
     On the built-in stories, a small model learns words sooner with subword tokens.
     """
-    return "bpe:2048" if options.data in STORIES and options.preset != "byte" else "bytes"
+    return "bpe:2048" if options.named_data in STORIES and options.preset != "byte" else "bytes"
 
 
 def defaults_for(preset: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from gptc.checkpoint.adapter import save_adapter
 from gptc.checkpoint.find import open_checkpoint
@@ -27,8 +27,12 @@ from gptc.checkpoint.names import (
 from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import save, size_of
 from gptc.data.known import KNOWN_DATASETS
+from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
+from gptc.engine.snapshot import Snapshot, snapshot_bytes
 from gptc.errors import GptcError, UsageError
+from gptc.files.behind import Behind
+from gptc.files.memory import available_bytes
 from gptc.files.whole import clean_up, discard, write_file
 from gptc.files.words import amount, plural, quoted
 from gptc.settings import to_toml
@@ -39,6 +43,15 @@ from gptc.training.state import State
 _LONGEST_PART = 60  # characters of a model's or dataset's name in that of a run's folder
 
 
+class _Checkpoint(NamedTuple):
+    """A checkpoint to write, apart from the model."""
+
+    path: Path
+    options: TrainOptions
+    trainer: Mapping[str, Any]
+    best: Path | None  # the one with the lowest loss
+
+
 class RunFolder:
     """The folder of the current run, locked until `close`."""
 
@@ -46,6 +59,9 @@ class RunFolder:
         self.path = path
         self._metrics = metrics
         self._written = options  # the content of config.toml
+        self._behind = Behind("gptc-checkpoint")
+        self._saving: Path | None = None  # the checkpoint that was begun last
+        self._snapshot: Snapshot | None = None
 
     @classmethod
     def open(cls, chosen: Path | None, options: TrainOptions, step: int) -> RunFolder:
@@ -80,7 +96,8 @@ class RunFolder:
         return folder
 
     def close(self) -> None:
-        """Unlocks the folder."""
+        """Waits for the checkpoint being written, and unlocks the folder."""
+        self._behind.wait()
         with suppress(OSError):  # a full disk: `write_metrics` has said so
             self._metrics.close()
 
@@ -95,42 +112,91 @@ class RunFolder:
                 f"gptc train --resume {quoted(self.path)}"
             ) from error
 
-    def save(self, setup: Setup) -> None:
+    def go_back(self, step: int) -> None:
+        """Removes the metrics after a step."""
+        try:
+            self._metrics.flush()
+            with (self.path / METRICS).open("rb") as lines:
+                self._metrics.truncate(end_of(lines, step))
+        except OSError as error:
+            raise GptcError(f"cannot write {self.path / METRICS}: {error.strerror}") from error
+
+    def check(self) -> None:
+        """Raises the error of a checkpoint that could not be written; does not wait."""
+        self._behind.check()
+
+    def finish(self) -> None:
+        """Waits for the checkpoint being written, and raises its error."""
+        self._behind.finish()
+
+    def save(self, setup: Setup, now: bool = False) -> None:
         """Writes a checkpoint of the current step, and removes those beyond --keep-last.
 
-        The best one stays, with a link to it.
+        The best one stays, with a link to it. A thread writes a copy of the model while training
+        continues; with `now`, or without memory for a copy, the checkpoint is there on return.
         """
-        state = setup.state
-        path = self.path / checkpoint_name(state.step)
-        if state.saved == path:
+        path = self.path / checkpoint_name(setup.state.step)
+        if path in (setup.state.saved, self._saving):
+            if now:
+                self.finish()
             return
+        self.finish()
         # With --minutes, the number of steps changes during the run.
         options = replace(setup.options, steps=setup.horizon.steps)
         trainer = {
-            **state.to_json(),
+            **setup.state.to_json(),
             "loader_position": setup.loader.position,
             "tokenizer_fingerprint": setup.tokenizer.fingerprint(),
             **setup.circumstances(),
             "config": setup.model.config.to_dict(),
             "options": asdict(options),
         }
+        best_step = setup.state.best_step
+        best = None if best_step is None else self.path / checkpoint_name(best_step)
+        made = _Checkpoint(path, options, trainer, best)
+        self._saving = path
+        snapshot = None if now else self._copied(setup)
+        if snapshot is None:
+            with setup.averaged() as own:
+                self._write(made, setup, setup.model, own)
+        else:
+            self._behind.start(lambda: self._write(made, setup, snapshot, snapshot.own))
+
+    def _copied(self, setup: Setup) -> Snapshot | None:
+        """A copy of the model; None without memory for it."""
+        average = setup.average
+        if self._snapshot is None:
+            free, averaged = available_bytes(), average is not None
+            if free is not None and snapshot_bytes(setup.model, averaged) > free:
+                return None
+            self._snapshot = Snapshot(setup.model, averaged)
+        self._snapshot.take(setup.model, average.weights if average else None)
+        return self._snapshot
+
+    def _write(
+        self,
+        made: _Checkpoint,
+        setup: Setup,
+        model: Model | Snapshot,
+        own: Mapping[str, FloatArray] | None,
+    ) -> None:
+        """Writes a checkpoint, which is then the newest; links the best, and removes others."""
+        state, path = setup.state, made.path
         try:
-            if options != self._written:
-                self._write_config(options)
+            if made.options != self._written:
+                self._write_config(made.options)
             os.fsync(self._metrics.fileno())
             # An existing folder of this name is damaged: a run resumes from the newest whole one.
-            model = setup.model
-            with setup.averaged() as own:
-                also: dict[str, Any] = {
-                    "tokenizer": setup.tokenizer,
-                    "trainer": trainer,
-                    "replace": True,
-                    "own": own,
-                }
-                if model.options.lora:
-                    save_adapter(path, model, setup.adapted, **also)
-                else:
-                    save(path, model, **also)
+            also: dict[str, Any] = {
+                "tokenizer": setup.tokenizer,
+                "trainer": made.trainer,
+                "replace": True,
+                "own": own,
+            }
+            if model.options.lora:
+                save_adapter(path, model, setup.adapted, **also)
+            else:
+                save(path, model, **also)
         except (GptcError, OSError) as error:
             resume = f"gptc train --resume {quoted(self.path)}"
             kept = (
@@ -139,12 +205,11 @@ class RunFolder:
                 else "no checkpoint is saved yet: free disk space or choose another --out"
             )
             raise GptcError(f"{error}; {kept}") from error
-        state.saved = path
-        best = None if state.best_step is None else self.path / checkpoint_name(state.best_step)
+        state.saved, best, keep = path, made.best, made.options.keep_last
         if best is not None and best.is_dir():
             _link(self.path / BEST, best.name)
-        if options.keep_last:
-            for old in list_checkpoints(self.path)[: -options.keep_last]:
+        if keep:
+            for old in list_checkpoints(self.path)[:-keep]:
                 if old != best:
                     discard(old)
 
@@ -194,7 +259,16 @@ class OthersFolder:
     def write_metrics(self, record: Mapping[str, Any]) -> None:
         """Does nothing."""
 
-    def save(self, setup: Setup) -> None:
+    def go_back(self, step: int) -> None:
+        """Does nothing."""
+
+    def check(self) -> None:
+        """Does nothing."""
+
+    def finish(self) -> None:
+        """Does nothing."""
+
+    def save(self, setup: Setup, now: bool = False) -> None:
         """Notes the checkpoint, which rank 0 writes."""
         setup.state.saved = self.path / checkpoint_name(setup.state.step)
 
@@ -225,8 +299,8 @@ def choose_folder(options: TrainOptions, base: Checkpoint | None) -> Path | None
 
 def default_name(options: TrainOptions) -> str:
     """The name of a run's folder under runs/: MODEL-DATASET."""
-    data = options.data
-    dataset = data if data in KNOWN_DATASETS else Path(data).resolve().stem
+    names = [one.name for one in options.mixture] or [options.named_data]
+    dataset = "+".join(n if n in KNOWN_DATASETS else Path(n).resolve().stem for n in names)
     what = options.preset
     if options.init_from is not None:
         what = Path(options.init_from).name

@@ -82,6 +82,22 @@ def _check_that_steps_remain(steps: int, options: TrainOptions, state: State) ->
         )
 
 
+def count_saves(options: TrainOptions, first: int, last: int, has_val: bool) -> int:
+    """Checkpoints after step `first` up to `last`, if each evaluation is better than before."""
+    save_every = options.save_every or options.eval_every
+    return count_multiples(first, last, save_every, options.eval_every if has_val else save_every)
+
+
+def count_multiples(first: int, last: int, every: int, other: int | None = None) -> int:
+    """How many steps after `first` up to `last` are multiples of either, or the last one."""
+    other = other or every
+    if last <= first:
+        return 0
+    both, ends = math.lcm(every, other), last % every == 0 or last % other == 0
+    each, others, shared = (last // n - first // n for n in (every, other, both))
+    return each + others - shared + (not ends)
+
+
 def time_step(model: Model, loader: Loader, grad_accum: int) -> float:
     """Seconds per step, measured on a few passes whose gradients are discarded.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from gptc.data.options import LONG_ROWS, PACKING, TRAIN_ON
+from gptc.data.weights import Weighted, check_alone, weighted
 from gptc.engine.lora import KINDS
 from gptc.engine.options import DTYPES, OPTIMIZERS, RECOMPUTE, DeviceOptions
 from gptc.errors import UsageError
@@ -43,9 +44,10 @@ class TrainOptions(DeviceOptions):
         least=0,
     )
 
-    data: str = option(
+    data: str | tuple[str, ...] = option(
         "stories",
-        "Dataset folder, text file, or dataset name (see gptc prepare --help).",
+        "Dataset folder, text file, or dataset name (see gptc prepare --help); several as "
+        "DIR:WEIGHT each, such as --data a:0.7 --data b:0.3.",
         section=_WHAT,
         metavar="DIR",
     )
@@ -206,10 +208,17 @@ class TrainOptions(DeviceOptions):
     )
     on_nan: str = option(
         "stop",
-        "Treatment of a step whose gradients are not finite: end the run, or skip its batches. "
-        "Its weights never change, and its batches are kept in the run's folder.",
+        "Treatment of a step whose gradients are not finite: end the run, skip its batches, or go "
+        "back to the last checkpoint and skip all batches since. Its weights never change, and its "
+        "batches are kept in the run's folder.",
         section=_STEP,
-        choices=("stop", "skip"),
+        choices=("stop", "skip", "rollback"),
+    )
+    debug_nans: bool = option(
+        False,
+        "Check the outputs of every op of a step, and name the first that is not finite. A step "
+        "takes several times as long.",
+        section=_STEP,
     )
     dropout: float = option(0.0, "Dropout probability.", section=_STEP, least=0, below=1)
     label_smoothing: float = option(
@@ -335,6 +344,21 @@ class TrainOptions(DeviceOptions):
         None, "Biases in linear layers and LayerNorms.", section=_SHAPE, shown="by preset"
     )
 
+    def __post_init__(self) -> None:
+        """Makes a tuple of a list, which files have."""
+        if isinstance(self.data, list):
+            object.__setattr__(self, "data", tuple(self.data))
+
+    @property
+    def mixture(self) -> list[Weighted]:
+        """The datasets that are mixed; none with a single one."""
+        return [] if isinstance(self.data, str) else weighted(self.data)
+
+    @property
+    def named_data(self) -> str:
+        """The data in words."""
+        return self.data if isinstance(self.data, str) else ", ".join(self.data)
+
     @property
     def step_tokens(self) -> int:
         """Tokens of all micro-batches of a step."""
@@ -354,6 +378,7 @@ class TrainOptions(DeviceOptions):
                 f"x --grad-accum {self.grad_accum} is {self.step_tokens:,} tokens; "
                 f"it must be at most {MOST_TOKENS:,}"
             )
+        self._check_data()
         if self.lora_rank and self.init_from is None:
             raise UsageError(
                 f"--lora-rank {self.lora_rank} needs --init-from: adapters change a trained model"
@@ -373,6 +398,19 @@ class TrainOptions(DeviceOptions):
             )
         if self.min_lr is not None and self.min_lr > self.lr:
             raise UsageError(f"--min-lr is {self.min_lr}; it must be at most --lr ({self.lr})")
+
+    def _check_data(self) -> None:
+        if isinstance(self.data, str):
+            check_alone(self.data)
+            return
+        weighted(self.data)
+        if self.epochs is not None:
+            raise UsageError(
+                f"--epochs {self.epochs:g} is of one dataset, and --data names "
+                f"{len(self.data)}: use --steps or --tokens"
+            )
+        if self.dpo:
+            raise UsageError("--dpo takes one --data, of pairs: leave the others out")
 
     def _check_preference(self) -> None:
         if self.init_from is None:

@@ -19,14 +19,18 @@ import numpy as np
 
 from gptc.checkpoint.writer import save, size_of
 from gptc.data.chat_loader import all_batches
+from gptc.data.dataset import Dataset
+from gptc.data.mixture import parts_of
 from gptc.engine import library
 from gptc.engine.optim import AdamW, Muon
 from gptc.engine.options import plan_for
+from gptc.engine.snapshot import Snapshot
 from gptc.errors import GptcError
 from gptc.files.checksum import file_checksum
 from gptc.files.memory import available_bytes, peak_resident_bytes
 from gptc.files.whole import write_chunks
 from gptc.files.words import amount, duration, few, plural
+from gptc.training.horizon import count_multiples, count_saves
 from gptc.training.options import MOST_TOKENS
 from gptc.training.report import planned_bytes
 from gptc.training.setup import Setup
@@ -44,7 +48,8 @@ class Costs:
     pass_positions: float  # of its rows, which conversations do not fill
     update_s: float  # with that of --ema
     eval_s: float  # a batch of an evaluation
-    save_s: float  # a checkpoint
+    save_s: float  # the share of a checkpoint that training waits for, or loses to its thread
+    last_save_s: float  # the last checkpoint, which the run waits for
 
     def step_s(self, grad_accum: int) -> float:
         """Seconds of a step."""
@@ -87,13 +92,15 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path) -> Forecast:
     costs = _measure(setup, folder)
     steps = setup.horizon.steps - state.step
     step_s = costs.step_s(options.grad_accum)
-    n_batches, n_saves = _evaluations(setup), _saves(setup)
-    rest_s = n_batches * costs.eval_s + n_saves * costs.save_s
+    n_batches = _evaluations(setup)
+    n_saves = count_saves(options, state.step, setup.horizon.steps, setup.has_val)
+    rest_s = n_batches * costs.eval_s + max(0, n_saves - 1) * costs.save_s
+    rest_s += costs.last_save_s if n_saves else 0.0
     if (budget_s := setup.horizon.budget_s) is not None:
         steps = min(steps, max(1, int((budget_s - rest_s) / step_s)))
     positions = costs.pass_positions * options.grad_accum
     tokens = round(steps * positions)
-    plan, planned = setup.plan, planned_bytes(setup, trainer.sample_bytes())
+    plan, planned = setup.plan, planned_bytes(setup, trainer.sample_bytes(), state.step)
     flops = plan.train_flops_per_token + plan.update_flops / options.step_tokens
     return Forecast(
         n_params=plan.n_params,
@@ -126,7 +133,8 @@ def described(found: Forecast) -> Iterator[str]:
         f"  time    {_about(found.seconds)}: {plural(found.steps, 'step')} of "
         f"{few(1e3 * found.step_s)} ms, {plural(found.n_eval_batches, 'batch', 'batches')} to "
         f"evaluate of {few(1e3 * costs.eval_s)} ms, {plural(found.n_saves, 'checkpoint')} of "
-        f"{few(1e3 * costs.save_s)} ms (measured in {found.calibration_s:.1f} s)"
+        f"{few(1e3 * costs.save_s)} ms, {few(1e3 * costs.last_save_s)} ms at the end (measured in "
+        f"{found.calibration_s:.1f} s)"
     )
     yield (
         f"  pace    {found.tokens_per_s:,.0f} tokens/s, {found.mfu:.0%} of the peak; a step is "
@@ -188,7 +196,7 @@ def _measure(setup: Setup, folder: Path) -> Costs:
         float(np.mean(sizes)),
         float(np.mean(updates)),
         _eval_s(setup),
-        _save_s(setup, folder),
+        *_save_s(setup, folder),
     )
 
 
@@ -198,16 +206,24 @@ def _eval_s(setup: Setup) -> float:
     if not setup.has_val:
         return 0.0
     found, begin = [], time.perf_counter()
-    for x, y in all_batches(setup.dataset, "val", options.batch_size, options.seq_len, None):
+    data = next(parts_of(setup.dataset)).dataset
+    for x, y in all_batches(data, "val", options.batch_size, options.seq_len, None):
         found.append(_timed(lambda x=x, y=y: model.loss(x, y)))  # type: ignore[misc]
         if len(found) > 1 and time.perf_counter() - begin > 0.1 * CALIBRATION_S:
             break
     return float(np.mean(found[1:] or found))
 
 
-def _save_s(setup: Setup, folder: Path) -> float:
-    """Seconds of a checkpoint: of a whole one, or in proportion if it is large."""
+def _save_s(setup: Setup, folder: Path) -> tuple[float, float]:
+    """Seconds of a checkpoint for a run that continues, and for one that waits.
+
+    Of a whole one, or in proportion if it is large. A run that continues waits for the copy of the
+    model, and shares its threads with the one that writes.
+    """
     model, n_bytes = setup.model, size_of(setup.model.trained, training=True)
+    snapshot = Snapshot(model)
+    snapshot.take(model)  # whose memory is then there
+    copied_s = _timed(lambda: snapshot.take(model))
     above = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     try:
         place = tempfile.TemporaryDirectory(dir=above, prefix=".gptc-plan-")
@@ -218,7 +234,10 @@ def _save_s(setup: Setup, folder: Path) -> float:
     with place as name:
         if n_bytes <= _WRITTEN and model.options.lora is None:
             whole = {"tokenizer": setup.tokenizer, "trainer": {"step": 1}}
-            return _timed(lambda: save(Path(name) / "ckpt", model, **whole))  # type: ignore[arg-type]
+            busy_s = -time.thread_time()
+            waited_s = _timed(lambda: save(Path(name) / "ckpt", snapshot, **whole))  # type: ignore[arg-type]
+            busy_s += time.thread_time()
+            return copied_s + busy_s / model.threads, waited_s
         part, block = min(n_bytes, _WRITTEN), bytes(1 << 20)
         file = Path(name) / "part"
 
@@ -226,7 +245,10 @@ def _save_s(setup: Setup, folder: Path) -> float:
             write_chunks(file, (block for _ in range(math.ceil(part / len(block)))))
             file_checksum(file)
 
-        return _timed(write) * n_bytes / part
+        busy_s = -time.thread_time()
+        waited_s = _timed(write) * n_bytes / part
+        busy_s = (busy_s + time.thread_time()) * n_bytes / part
+        return copied_s + busy_s / model.threads, waited_s
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -240,32 +262,21 @@ def _evaluations(setup: Setup) -> int:
     options, first, last = setup.options, setup.state.step, setup.horizon.steps
     if not setup.has_val or last <= first:
         return 0
-    data, n_val, n_sampled = setup.dataset, setup.n_val, options.eval_batches * options.batch_size
-    rest = 0 if data.is_chats else (data.n_tokens("val") - 1) % options.seq_len
-    whole = math.ceil(n_val / options.batch_size) + (rest > 0)
-    sampled = options.eval_batches if 0 < n_sampled < n_val else whole
-    n = _n_multiples(first, last, options.eval_every)
-    at_end = whole if 0 < n_sampled < n_val <= n_sampled * WHOLE_AT_END else 0
+    parts = [part.dataset for part in parts_of(setup.dataset)]
+    n_val, n_sampled = setup.n_val, options.eval_batches * options.batch_size * len(parts)
+    is_sampled = 0 < n_sampled < n_val
+    each = [_all_batches(setup, part) for part in parts]
+    sampled = sum(min(n, options.eval_batches) if is_sampled else n for n in each)
+    n = count_multiples(first, last, options.eval_every)
+    at_end = sum(each) if is_sampled and n_val <= n_sampled * WHOLE_AT_END else 0
     return n * sampled + at_end
 
 
-def _saves(setup: Setup) -> int:
-    """Checkpoints, if each evaluation is better than the one before."""
-    options, first, last = setup.options, setup.state.step, setup.horizon.steps
-    save_every = options.save_every or options.eval_every
-    return _n_multiples(
-        first, last, save_every, options.eval_every if setup.has_val else save_every
-    )
-
-
-def _n_multiples(first: int, last: int, every: int, other: int | None = None) -> int:
-    """How many steps after `first` up to `last` are multiples of either, or the last one."""
-    other = other or every
-    if last <= first:
-        return 0
-    both, ends = math.lcm(every, other), last % every == 0 or last % other == 0
-    each, others, shared = (last // n - first // n for n in (every, other, both))
-    return each + others - shared + (not ends)
+def _all_batches(setup: Setup, data: Dataset) -> int:
+    """Batches of the whole validation split."""
+    options = setup.options
+    rest = 0 if data.is_chats else (data.n_tokens("val") - 1) % options.seq_len
+    return math.ceil(setup.n_val_of(data) / options.batch_size) + (rest > 0)
 
 
 def _about(seconds: float) -> str:

@@ -60,6 +60,9 @@ def described(evaluation: Mapping[str, float]) -> str:
     parts = [f"val loss {evaluation['val_loss']:.4f}"]
     if "val_bpb" in evaluation:
         parts.append(f"val bpb {evaluation['val_bpb']:.3f}")
+    parts += [
+        f"{name.partition('/')[2]} {value:.4f}" for name, value in evaluation.items() if "/" in name
+    ]
     return "  ".join([*parts, *in_words(evaluation)])
 
 

@@ -12,13 +12,16 @@ import numpy as np
 
 from gptc.data.dataset import Dataset
 from gptc.data.description import SPLITS
+from gptc.data.mixture import Mixture
 from gptc.engine import library
 from gptc.engine.options import Plan
+from gptc.engine.snapshot import snapshot_bytes
 from gptc.files.memory import peak_resident_bytes
 from gptc.files.words import amount, count, duration, few, plural
 from gptc.formats import families
 from gptc.tokenizer.base import END_OF_TEXT
 from gptc.training.held_out import chat_notes
+from gptc.training.horizon import count_saves
 from gptc.training.options import SHAPE
 from gptc.training.schedule import constant_rate, learning_rate, lowest_rate
 from gptc.training.setup import Setup
@@ -57,7 +60,7 @@ class Summary:
     resident_before_bytes: int
     engine_bytes: int
     peak_resident_bytes: int
-    planned_peak_bytes: int  # resident before, engine, BLAS, sampling or saving
+    planned_peak_bytes: int  # resident before, engine, BLAS, a copy to save, sampling or saving
     sample: str | None = None
     prompt: str = ""  # words of the training text
     chats: bool = False  # the data are conversations
@@ -85,9 +88,15 @@ def header(setup: Setup) -> Iterator[str]:
             f"of {', '.join(lora.targets)}: {trained:,} parameters are trained"
         )
     yield (
-        f"  data    {options.data}: {n_train:,} training tokens, {n_val:,} for validation, "
+        f"  data    {options.named_data}: {n_train:,} training tokens, {n_val:,} for validation, "
         f"{setup.tokenizer.kind} tokenizer"
     )
+    for part in data.parts if isinstance(data, Mixture) else ():
+        n = part.dataset.n_tokens("train")
+        yield (
+            f"          {part.weight:.3g} of {part.label}: {n:,} training tokens, "
+            f"{few(part.weight * total / n)} epochs"
+        )
     if data.is_chats:
         train, val = (data.meta["splits"][split] for split in SPLITS)
         yield (
@@ -229,8 +238,7 @@ def summarize(
 ) -> Summary:
     """The summary of a run in `out` that began at `first_step` and trained for `trained_s`."""
     state, model, plan = setup.state, setup.model, setup.plan
-    n_tokens = (state.step - first_step) * trainer.positions_per_step
-    pace = n_tokens / trained_s if trained_s else None
+    pace = trainer.n_positions / trained_s if trained_s and trainer.n_positions else None
     return Summary(
         out=str(out),
         checkpoint=str(state.saved) if state.saved else None,
@@ -258,7 +266,7 @@ def summarize(
         resident_before_bytes=setup.resident_before,
         engine_bytes=plan.total_bytes,
         peak_resident_bytes=peak_resident_bytes(),
-        planned_peak_bytes=planned_bytes(setup, trainer.sample_bytes()),
+        planned_peak_bytes=planned_bytes(setup, trainer.sample_bytes(), first_step),
         sample=sample,
         prompt=_prompt(setup.dataset, model.config.block_size),
         chats=setup.dataset.is_chats,
@@ -268,13 +276,16 @@ def summarize(
     )
 
 
-def planned_bytes(setup: Setup, session: int) -> int:
-    """The expected peak of this process's resident memory."""
+def planned_bytes(setup: Setup, session: int, first_step: int) -> int:
+    """The expected peak of this process's resident memory in a run from `first_step` on."""
     engine = setup.plan.total_bytes + setup.plan.library_bytes
     if setup.model.device != "cpu":
         engine = session = 0  # they use GPU memory
     shapes = [shape for _, shape, _ in setup.model.config.parameters()]
     saving = 4 * max(int(math.prod(shape)) for shape in shapes)  # one tensor at a time
+    n_saves = count_saves(setup.options, first_step, setup.horizon.steps, setup.has_val)
+    # The last one is written from the model itself.
+    copy = snapshot_bytes(setup.model, setup.average is not None) if n_saves > 1 else 0
     n_trained = sum(math.prod(shape) for _, shape, _ in setup.model.trained)
     averages = 4 * 2 * n_trained if setup.average is not None else 0  # and the weights meanwhile
-    return setup.resident_before + engine + max(session, saving) + averages
+    return setup.resident_before + engine + max(session, saving) + copy + averages

@@ -49,6 +49,7 @@ from gptc.training.schedule import longer
 from gptc.training.setup import prepare_data, set_up
 from gptc.training.signals import Received, StepDropped, heard_signals
 from gptc.training.trainer import Trainer
+from gptc.training.trouble import MOST_ROLLBACKS, Diverged, advised
 
 MOST_LINES = 20_000  # of metrics.jsonl, but for evaluations
 
@@ -135,6 +136,7 @@ class Run:
             if world.size > 1:
                 show.note(described(world, self.setup.model.threads))
             preference = prepare_preference(self.setup, self.folder.path, show)
+            self._went_back: tuple[Path | None, int] = (None, 0)  # to a checkpoint, so often
             self.trainer = Trainer(self.setup, show, self.folder.path, preference, world)
             n_steps = self.setup.horizon.steps - state.step
             if note := self.folder.disk_note(self.setup.model, settled, n_steps):
@@ -244,17 +246,21 @@ class Run:
         """Runs steps until the last one or a signal; returns the seconds spent in them."""
         setup, trainer, folder = self.setup, self.trainer, self.folder
         state, horizon, options = setup.state, setup.horizon, setup.options
-        first, begin, elapsed_before = state.step, time.perf_counter(), state.elapsed_s
+        begin, elapsed_before = time.perf_counter(), state.elapsed_s
         trained_s = 0.0
         while state.step < horizon.steps and not state.out_of_patience(options):
             started = time.perf_counter()
             try:
                 record = trainer.step(signals.check)
+            except Diverged as trouble:
+                self._roll_back(trouble)
+                continue
             except StepDropped:
                 settle(self.world, signals, horizon)
                 if state.step:
-                    folder.save(setup)
+                    folder.save(setup, now=True)
                 break
+            folder.check()
             step_s = time.perf_counter() - started
             trained_s += step_s
             measures = {name: record[name] for name in MEASURES if name in record}
@@ -265,11 +271,11 @@ class Run:
             record["elapsed_s"] = round(state.elapsed_s, 3)
             record["tokens_per_s"] = round(rate, 1)
             record["mfu"] = trainer.mfu(rate)
-            horizon.follow_clock(state.step, state.elapsed_s - elapsed_before, state.step - first)
+            horizon.follow_clock(state.step, state.elapsed_s - elapsed_before, trainer.n_steps)
             settle(self.world, signals, horizon)
             report = trainer.report(meter, record["lr"])
             self.show.update(report)
-            if state.step == first + 1:
+            if trainer.n_steps == 1:
                 self._note_pace(report)
             last, best = state.step == horizon.steps, False
             if setup.has_val and (state.step % options.eval_every == 0 or last):
@@ -286,10 +292,28 @@ class Run:
             last = last or state.out_of_patience(options)
             every = options.save_every or options.eval_every
             if last or stop or best or state.step % every == 0:
-                folder.save(setup)
+                folder.save(setup, now=last or stop)
             if stop:
                 break
         return trained_s
+
+    def _roll_back(self, trouble: Diverged) -> None:
+        """With --on-nan rollback, goes back to the last checkpoint; else GptcError."""
+        setup, world, state = self.setup, self.world, self.setup.state
+        world.together(self.folder.finish)
+        n_before = self._went_back[1] if self._went_back[0] == state.saved else 0
+        wanted = setup.options.on_nan == "rollback" and state.saved is not None
+        if not wanted or n_before == MOST_ROLLBACKS:
+            problem = advised(trouble, state, setup.options)
+            after = f"after {plural(n_before, 'rollback')} to {state.saved}: " if n_before else ""
+            raise world.refusal(after + problem) from None
+        self._went_back = (state.saved, n_before + 1)
+        self.show.note(
+            f"note: the loss is not finite at step {state.step + 1} ({trouble}): going back to "
+            f"{state.saved}; the batches since then are skipped"
+        )
+        world.together(setup.go_back)
+        self.folder.go_back(state.step)
 
     def _note_pace(self, report: StepReport) -> None:
         if report.left_s > DAY_S:

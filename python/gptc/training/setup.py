@@ -22,7 +22,7 @@ from gptc.checkpoint.compatible import (
     tokenizer_argument,
 )
 from gptc.checkpoint.facade import Model
-from gptc.checkpoint.find import open_checkpoint, tokenizer_name
+from gptc.checkpoint.find import open_checkpoint, open_folder, tokenizer_name
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.chat_cache import is_chat_file
 from gptc.data.chat_loader import make_loader, n_windows
@@ -30,6 +30,7 @@ from gptc.data.dataset import Dataset
 from gptc.data.description import SPLITS
 from gptc.data.known import KNOWN_DATASETS
 from gptc.data.loader import Loader
+from gptc.data.mixture import MixedLoader, Mixture, not_mixed, parts_of
 from gptc.data.pairs import PairLoader, Pairs
 from gptc.data.preparation import resolve_dataset
 from gptc.engine import library
@@ -86,15 +87,19 @@ class Setup:
 
     @property
     def has_val(self) -> bool:
-        """Whether the validation split holds at least one window."""
-        return self.n_val > 0
+        """Whether the validation split, of each dataset of a mixture, holds at least one window."""
+        return all(self.n_val_of(part.dataset) > 0 for part in parts_of(self.dataset))
 
     @property
     def n_val(self) -> int:
-        """Windows of the validation split, or pairs."""
+        """Windows of the validation split, of all datasets of a mixture; or pairs."""
+        return sum(self.n_val_of(part.dataset) for part in parts_of(self.dataset))
+
+    def n_val_of(self, dataset: Dataset) -> int:
+        """Windows of the validation split of a dataset, or pairs."""
         if self.options.dpo:
-            return len(Pairs(self.dataset, "val", self.options.seq_len))
-        return n_windows(self.dataset, "val", self.options.seq_len)
+            return len(Pairs(dataset, "val", self.options.seq_len))
+        return n_windows(dataset, "val", self.options.seq_len)
 
     @contextmanager
     def averaged(self) -> Iterator[dict[str, FloatArray] | None]:
@@ -104,6 +109,18 @@ class Setup:
             return
         with self.average.applied() as own:
             yield own
+
+    def go_back(self) -> None:
+        """Gives the model, its average and the state those of the newest checkpoint.
+
+        The loader stays: the batches since then are not drawn again.
+        """
+        assert self.state.saved is not None
+        base = open_folder(self.state.saved, self.adapted if self.options.lora_rank else None)
+        for parameter in base.trained():
+            self.model.set(parameter.name, base.read(parameter.name))
+        self.average = _restored(base, self.model, self.options)
+        self.state.go_back(base)
 
     def close(self) -> None:
         """Frees the model and the data."""
@@ -164,9 +181,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress, ranks
         state, average = State(), None
         if base is not None:
             base.load_into(model)
-            average = _average(options, model)  # a checkpoint's weights are the average
-            base.restore_own(model)
-            base.restore_optimizer(model)
+            average = _restored(base, model, options)
             state = State.of(base)
             trainer = base.trainer()
             assert trainer is not None
@@ -205,6 +220,14 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress, ranks
         raise
 
 
+def _restored(base: Checkpoint, model: Model, options: TrainOptions) -> Average | None:
+    """The average of the weights, if any; gives the model the rest of a checkpoint."""
+    average = _average(options, model)  # a checkpoint's weights are the average
+    base.restore_own(model)
+    base.restore_optimizer(model)
+    return average
+
+
 def _average(options: TrainOptions, model: Model) -> Average | None:
     return Average(model, options.ema) if options.ema else None
 
@@ -214,6 +237,8 @@ def _loader(options: TrainOptions, dataset: Dataset) -> Loader:
     sizes, n_ahead = (options.batch_size, options.seq_len, options.seed), options.grad_accum
     if options.dpo:
         return PairLoader(dataset, "train", *sizes, n_ahead=n_ahead)
+    if isinstance(dataset, Mixture):
+        return MixedLoader(dataset, "train", *sizes, n_ahead=n_ahead)
     return make_loader(dataset, "train", *sizes, n_ahead=n_ahead, packing=options.packing)
 
 
@@ -226,11 +251,15 @@ def _open_dataset(
     """
     known, name = base or initial, options.tokenizer
     own = own_tokenizer(known) if known is not None else None
-    if is_chat_file(options.data):
+    names = [one.name for one in options.mixture] or [options.named_data]
+    for one in options.mixture:
+        if is_chat_file(one.name):
+            raise not_mixed(one.name)
+    if is_chat_file(options.named_data):
         return open_chats(options, known, own, show, resumed=base is not None)
     own_name = None
     if own and known and (name is None or base is not None):
-        own_name = tokenizer_argument(own, known, options.data)
+        own_name = tokenizer_argument(own, known, options.named_data)
     if name is None:
         name = own_name or default_tokenizer(options)
     elif base is not None and not is_kind(name):
@@ -242,14 +271,20 @@ def _open_dataset(
     def report(action: str, n_done: int, n_bytes: int | None) -> None:
         if action not in noted:
             noted.add(action)
-            show.note(f"preparing {options.data}: {action}")
+            show.note(f"preparing {options.named_data}: {action}")
 
-    dataset = resolve_dataset(options.data, name, progress=report, notify=show.note)
+    def resolved(tokenizer: str) -> Dataset:
+        found = [
+            resolve_dataset(one, tokenizer, progress=report, notify=show.note) for one in names
+        ]
+        return Mixture(options.mixture, found) if options.mixture else found[0]
+
+    dataset = resolved(name)
     if base is not None and own and own_name and not same_tokenizer(own, dataset):
         # The text has changed, so a tokenizer learned from it has changed too.
-        dataset = resolve_dataset(options.data, own_name, progress=report, notify=show.note)
+        dataset = resolved(own_name)
     if base is None:
-        if dataset.folder == Path(options.data):
+        if str(dataset.folder) in names:
             name = prepared_with(dataset, options.tokenizer)
         options = replace(options, tokenizer=name if is_kind(name) else str(Path(name).resolve()))
     if known is not None:
@@ -386,11 +421,18 @@ def _settle(options: TrainOptions, steps: int) -> TrainOptions:
         table = defaults_for("init-from" if options.init_from else options.preset)
         changes["warmup_steps"] = min(int(table["warmup_steps"]), steps // 10)
     # A run may be resumed from a different folder: make paths absolute.
-    if options.data not in KNOWN_DATASETS:
-        changes["data"] = str(Path(options.data).resolve())
+    if isinstance(options.data, str):
+        changes["data"] = _absolute(options.data)
+    else:
+        found = [(_absolute(one.name), one.weight) for one in options.mixture]
+        changes["data"] = tuple(f"{name}:{weight!r}" for name, weight in found)
     if options.init_from is not None and Path(options.init_from).exists():
         changes["init_from"] = str(Path(options.init_from).resolve())
     return replace(options, **changes)
+
+
+def _absolute(data: str) -> str:
+    return data if data in KNOWN_DATASETS else str(Path(data).resolve())
 
 
 def _note_changes(setup: Setup, base: Checkpoint, show: Progress) -> None:
@@ -401,7 +443,7 @@ def _note_changes(setup: Setup, base: Checkpoint, show: Progress) -> None:
         if (before := trainer.get(name, 1)) != value:  # older checkpoints are of one rank
             changed = f"{spelled(name)} was {before} and is {value} now"
             if name == "data_sha256":
-                changed = f"{setup.options.data} has changed"
+                changed = f"{setup.options.named_data} has changed"
             show.note(
                 f"note: {changed}, so the result will not match an uninterrupted run bit for bit"
             )

@@ -114,8 +114,10 @@ def run_attempts(
     options: Mapping[str, Any], measure: str, seeds: int, folder: Path
 ) -> Iterator[Attempt]:
     """Runs the options with seeds 1 to `seeds`, each in another process and folder."""
+    if not isinstance(options["data"], str):
+        raise UsageError("gptc speedrun takes one --data: leave the others out")
     known = TrainOptions(data=str(options["data"]), preset=str(options["preset"]))
-    resolve_dataset(known.data, options.get("tokenizer") or default_tokenizer(known))
+    resolve_dataset(known.named_data, options.get("tokenizer") or default_tokenizer(known))
     for seed in range(1, seeds + 1):
         out = folder / f"seed-{seed}"
         if out.exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class State:
             evaluation=trainer["evaluation"],
             saved=base.path,
         )
+
+    def go_back(self, base: Checkpoint) -> None:
+        """Takes the values of an earlier checkpoint, but for the time, which has passed."""
+        vars(self).update(vars(replace(State.of(base), elapsed_s=self.elapsed_s)))
 
     def to_json(self) -> dict[str, Any]:
         """The values for trainer.json."""

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from gptc.data.loader import Rows
+from gptc.data.mixture import parts_of
 from gptc.engine import library
 from gptc.engine.model import StepResult
 from gptc.engine.optim import AdamW, Muon
 from gptc.engine.session import session_bytes
 from gptc.engine.world import World
-from gptc.errors import EngineError, GptcError
+from gptc.errors import EngineError
 from gptc.eval.loss import bits_per_byte, evaluate
-from gptc.files.words import plural, quoted
+from gptc.files.words import plural
 from gptc.generation.decoder import Generation
 from gptc.generation.options import Sampling
 from gptc.generation.request import prompt_tokens
@@ -29,7 +30,7 @@ from gptc.training.progress import Meter, Progress, StepReport, described, step_
 from gptc.training.schedule import learning_rate, momentum
 from gptc.training.setup import Setup
 from gptc.training.signals import StepDropped
-from gptc.training.trouble import MOST_SKIPPED, first_bad, save_batches
+from gptc.training.trouble import MOST_SKIPPED, Diverged, first_bad, first_output, save_batches
 
 SAMPLE_TOKENS = 300
 SAMPLE_TEMPERATURE = 0.5
@@ -72,7 +73,8 @@ class Trainer:
         """Runs a step; returns its record for metrics.jsonl.
 
         An exception from `check` drops the step. It is called between micro-batches, and on a CPU
-        between layers.
+        between layers. Diverged: its loss is not finite, and neither are those of the batches that
+        --on-nan skip took instead.
         """
         setup, state, options = self._setup, self._setup.state, self._setup.options
         position = setup.loader.position
@@ -80,6 +82,8 @@ class Trainer:
         measures: dict[str, float] = {}
         for n_skipped in range(MOST_SKIPPED + 1):
             at = setup.loader.position
+            if options.debug_nans:
+                setup.model.check_ops()  # from nothing
             batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
             try:
                 with self._ended_by(check):
@@ -92,14 +96,18 @@ class Trainer:
                 if error.status != library.GPT_ERR_NUMERIC:
                     raise
                 trouble = self._trouble(batches, n_skipped)
-                if options.on_nan == "stop" or n_skipped == MOST_SKIPPED:
-                    raise self._diverged(trouble) from None
+                if options.on_nan != "skip" or n_skipped == MOST_SKIPPED:
+                    raise Diverged(trouble) from None
                 self._show.note(
                     f"note: the loss is not finite at step {state.step + 1} ({trouble}): "
                     "its batches are skipped"
                 )
         if not math.isfinite(result.loss):
-            raise self._diverged("each gradient is finite")
+            raise Diverged("each gradient is finite")
+        if options.debug_nans and (found := setup.model.not_finite()) is not None:
+            self._show.note(
+                f"note: {first_output(found)} of step {state.step + 1}, whose gradients are finite"
+            )
         state.step += 1
         if setup.average is not None:
             setup.average.update(state.step)
@@ -152,20 +160,6 @@ class Trainer:
         file = save_batches(self._folder, self._setup.state.step + 1, batches, n_skipped)
         return f"{first_bad(self._setup.model)}; the batch is in {file}"
 
-    def _diverged(self, trouble: str) -> GptcError:
-        state, options = self._setup.state, self._setup.options
-        lr = f"{options.lr / 3:.2g}"
-        if options.min_lr is not None and options.min_lr > float(lr):
-            lr += f" --min-lr {options.min_lr / 3:.2g}"
-        advice = (
-            f"the last checkpoint is {state.saved}; continue from it with "
-            f"gptc train --resume {quoted(state.saved.parent)} --lr {lr}"
-            if state.saved
-            else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
-        )
-        found = f"the loss is not finite at step {state.step + 1} ({trouble})"
-        return self._world.refusal(f"{found}; {advice}")  # all ranks of a job have the same loss
-
     def evaluate(self, last: bool) -> dict[str, float]:
         """The loss on the validation split, in nats per token and in bits per byte.
 
@@ -175,7 +169,7 @@ class Trainer:
         setup, state, options = self._setup, self._setup.state, self._setup.options
         n_batches = options.eval_batches
         n_all = setup.n_val
-        n_sampled = n_batches * options.batch_size
+        n_sampled = n_batches * options.batch_size * len(list(parts_of(setup.dataset)))
         if n_all <= n_sampled:
             n_batches = 0
         with setup.averaged():
@@ -198,15 +192,26 @@ class Trainer:
         setup, options = self._setup, self._setup.options
         if self.preference is not None:
             return self.preference.evaluate(n_batches or None)
-        found = evaluate(
-            setup.model,
-            setup.dataset,
-            batch_size=options.batch_size,
-            seq_len=options.seq_len,
-            n_batches=n_batches or None,
-            world=self._world,
-        )
-        return {"val_loss": found.loss, "val_bpb": found.bpb}
+        parts = list(parts_of(setup.dataset))
+        losses = []
+        for part in parts:
+            found = evaluate(
+                setup.model,
+                part.dataset,
+                batch_size=options.batch_size,
+                seq_len=options.seq_len,
+                n_batches=n_batches or None,
+                world=self._world,
+            )
+            losses.append(found.loss)
+        if len(parts) == 1:
+            return {"val_loss": found.loss, "val_bpb": found.bpb}
+        loss = sum(part.weight * one for part, one in zip(parts, losses, strict=True))
+        return {
+            "val_loss": loss,
+            "val_bpb": bits_per_byte(loss, setup.dataset, "val"),
+            **{f"val_loss/{part.label}": one for part, one in zip(parts, losses, strict=True)},
+        }
 
     def _rise(self, val_loss: float) -> str | None:
         """A note when the loss has risen past its best by a margin; once for each best."""

@@ -9,24 +9,55 @@ from pathlib import Path
 import numpy as np
 
 from gptc.data.loader import Rows
-from gptc.engine.model import Model
+from gptc.engine.model import Model, NotFinite
 from gptc.files.whole import write_file
+from gptc.files.words import quoted
+from gptc.training.options import TrainOptions
+from gptc.training.state import State
 
 MOST_SKIPPED = 10  # steps' batches in a row: more are not the data's fault
+MOST_ROLLBACKS = 3  # to one checkpoint: its weights may be the cause
+
+
+class Diverged(Exception):
+    """A step without a finite loss; the message says what was not finite, and names the batches."""
+
+
+def first_output(found: NotFinite) -> str:
+    """The output of an op that was not finite, in words."""
+    layer = "" if found.layer is None else f" in layer {found.layer}"
+    return f"{found.tensor}[{found.at}] of {found.op}{layer} is {found.value:g}, the first"
 
 
 def first_bad(model: Model) -> str:
-    """The first tensor with numbers that are not finite: of weights, else of gradients.
+    """The first tensor with numbers that are not finite: of weights, of ops, else of gradients.
 
-    Gradients are in the order of the backward pass, so that the first one made the others bad.
+    Outputs of ops are known with --debug-nans. Gradients are in the order of the backward pass, so
+    that the first one made the others bad.
     """
     for parameter in model.trained:
         if not np.isfinite(model.get(parameter.name)).all():
             return f"{parameter.name} itself is not finite"
+    if (found := model.not_finite()) is not None:
+        return first_output(found)
     for parameter in reversed(model.trained):
         if not np.isfinite(model.read(parameter.name, "grad")).all():
             return f"the gradient of {parameter.name} was the first"
     return "each gradient is finite, but not their norm"
+
+
+def advised(trouble: Diverged, state: State, options: TrainOptions) -> str:
+    """The error that ends a run, with what to do."""
+    lr = f"{options.lr / 3:.2g}"
+    if options.min_lr is not None and options.min_lr > float(lr):
+        lr += f" --min-lr {options.min_lr / 3:.2g}"
+    advice = (
+        f"the last checkpoint is {state.saved}; continue from it with "
+        f"gptc train --resume {quoted(state.saved.parent)} --lr {lr}"
+        if state.saved
+        else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
+    )
+    return f"the loss is not finite at step {state.step + 1} ({trouble}); {advice}"
 
 
 def save_batches(folder: Path, step: int, batches: Sequence[Rows], skipped: int = 0) -> Path:

@@ -89,7 +89,7 @@ def test_train_eval_and_info_agree(gptc: Gptc, rows: Path, arguments: list[str])
     data = rows.parent / "d"
     assert gptc("prepare", rows, "--out", data, "--tokenizer", "bpe:270").code == 0
     arguments[arguments.index("--eval-batches") + 1] = "0"
-    ran = gptc("train", *arguments, "--data", data, "--dtype", "fp32", "--json")
+    ran = gptc("train", *arguments[2:], "--data", data, "--dtype", "fp32", "--json")
     trained = json.loads(ran.out)
     run = arguments[arguments.index("--out") + 1]
     result = json.loads(gptc("eval", "-m", run, "--json").out)["results"][0]

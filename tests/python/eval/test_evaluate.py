@@ -144,7 +144,7 @@ def test_a_model_in_a_file_with_a_tokenizer_of_its_own(
     data, other, file = tmp_path / "d", tmp_path / "other", tmp_path / "m.gguf"
     assert gptc("prepare", text_file, "--out", data, "--tokenizer", "bpe:300").code == 0
     assert gptc("prepare", text_file, "--out", other, "--tokenizer", "char").code == 0
-    assert gptc("train", *arguments, "--data", data, "--steps", 1).code == 0
+    assert gptc("train", *arguments[2:], "--data", data, "--steps", 1).code == 0
     assert gptc("export", "-m", tmp_path / "run", "--to", "gguf", "--out", file).code == 0
 
     sizes = ("--steps", 1, "--batch-size", 2, "--seq-len", 16)

@@ -117,7 +117,7 @@ def test_the_own_text_of_a_run(
     gptc: Gptc, text_file: Path, arguments: list[str], tmp_path: Path
 ) -> None:
     """Without --data, the validation split of the run; the whole only if asked for, with a note."""
-    assert gptc("train", *arguments, "--data", text_file).code == 0
+    assert gptc("train", *arguments[2:], "--data", text_file).code == 0
     run, n = tmp_path / "run", len(text_file.read_bytes())
     ran = gptc("eval", "-m", run, "--json")
     assert (json.loads(ran.out)["split"], ran.err) == ("val", "")

@@ -15,6 +15,7 @@ from gptc.cli.train import given_options
 from gptc.engine.options import plan_for
 from gptc.errors import GptcError, UsageError
 from gptc.training import plan as planning
+from gptc.training.horizon import count_multiples
 from gptc.training.options import TrainOptions
 from gptc.training.plan import Costs, Forecast, forecast
 from gptc.training.progress import PlainProgress
@@ -25,7 +26,9 @@ from gptc.training.trainer import Trainer
 
 Options = dict[str, Any]
 Gptc = Callable[..., Any]
-COSTS = Costs(pass_s=0.5, pass_positions=32.0, update_s=0.25, eval_s=0.125, save_s=2.0)
+COSTS = Costs(
+    pass_s=0.5, pass_positions=32.0, update_s=0.25, eval_s=0.125, save_s=2.0, last_save_s=4.0
+)
 
 
 @contextmanager
@@ -73,7 +76,7 @@ def test_the_plan_is_what_a_run_then_does(
     assert found.n_saves == len(list_checkpoints(Path(options["out"])))
     step_s = 0.5 * options.get("grad_accum", 1) + 0.25
     assert found.step_s == step_s
-    rest_s = found.n_eval_batches * 0.125 + found.n_saves * 2.0
+    rest_s = found.n_eval_batches * 0.125 + found.n_saves * 2.0 + 2.0
     assert found.seconds == found.steps * step_s + rest_s
 
 
@@ -156,8 +159,8 @@ def test_the_head_of_a_run_has_its_flops(
 def test_steps_are_counted_as_they_come(first: int, last: int, every: int, other: int) -> None:
     steps = range(first + 1, last + 1)
     hits = [n for n in steps if n % every == 0 or n % other == 0 or n == last]
-    assert planning._n_multiples(first, last, every, other) == len(hits)
-    assert planning._n_multiples(0, 10**15, 1) == 10**15
+    assert count_multiples(first, last, every, other) == len(hits)
+    assert count_multiples(0, 10**15, 1) == 10**15
 
 
 def test_the_command_line_replaces_what_a_file_sets_otherwise(tmp_path: Path) -> None:

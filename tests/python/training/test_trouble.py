@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from gptc import Model
 from gptc.data.loader import Rows
-from gptc.training.trouble import first_bad, save_batches
+from gptc.errors import GptcError
+from gptc.training.run import train
+from gptc.training.trouble import first_bad, first_output, save_batches
 from small_models import batch, make_config
 
 
@@ -36,3 +40,68 @@ def test_batches_of_two_lengths_are_kept(tmp_path: Path) -> None:
     assert kept["inputs"].tolist()[1][0] == [5] * 5
     files = {save_batches(tmp_path, 7, rows, n) for n in range(3)}
     assert len(files) == len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "byte"])
+def test_checked_ops_name_the_first_output(family: str, dtype: str) -> None:
+    """A weight of layer 1 is not finite: whatever comes before in the pass is not named."""
+    x, y = batch()
+    config = make_config(family)
+    with Model.create(config, threads=2, dtype=dtype, max_batch=len(x), seed=1) as model:
+        model.check_ops()
+        model.backward(x, y)
+        assert model.not_finite() is None
+        weights = model.get("h.1.attn.proj.weight")
+        weights[3, 0] = np.inf
+        model.set("h.1.attn.proj.weight", weights)
+        model.backward(x, y)
+        found = model.not_finite()
+        assert found is not None
+        assert (found.op, found.tensor, found.layer) == ("linear_forward", "out", 1)
+        assert found.at == 3
+        assert not np.isfinite(found.value)
+        assert first_output(found).startswith("out[3] of linear_forward in layer 1 is ")
+        model.check_ops()  # from nothing
+        assert model.not_finite() is None
+        model.check_ops(False)
+        model.backward(x, y)
+        assert model.not_finite() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "tensor"),
+    [
+        ("h.0.attn.qkv.weight", "linear_backward", "dw"),
+        ("h.1.mlp.fc.weight", "linear_backward", "dw"),
+        ("norm_f.weight", "residual_norm_backward", "dw"),
+    ],
+)
+def test_checked_ops_look_at_gradients(name: str, op: str, tensor: str) -> None:
+    x, y = batch()
+    with Model.create(make_config("gpt2"), threads=1, max_batch=len(x), seed=1) as model:
+        model.backward(x, y)
+        bad = model.read(name, "grad")
+        bad.flat[5] = np.nan
+        model.write(name, "grad", bad)  # to which the next pass adds
+        model.check_ops()
+        model.backward(x, y)
+        found = model.not_finite()
+        assert found is not None
+        assert (found.op, found.tensor, found.at) == (op, tensor, 5)
+        assert found.layer == (int(name[2]) if name.startswith("h.") else None)
+
+
+def test_a_run_names_the_output(options: dict[str, Any], capsys: Any) -> None:
+    def poison(step: int, model: Model) -> None:
+        if step == 2:
+            name = "h.1.mlp.fc.weight"
+            model.set(name, np.full_like(model.get(name), 1e38))
+
+    with pytest.raises(
+        GptcError, match=r"step 3 \(\w+\[\d+\] of linear_forward in layer 1 is -?(inf|nan), "
+    ):
+        train({**options, "dtype": "fp32", "debug_nans": True}, on_step=poison)
+    given = {**options, "out": options["out"] + "-2", "steps": 2, "debug_nans": True}
+    train(given)
+    assert "the first" not in capsys.readouterr().err
