@@ -37,6 +37,7 @@ from gptc.training.parallel import (
     check_sequences,
     described,
     lost_ranks,
+    outer_optimizer,
     settle,
     shared_threads,
 )
@@ -121,12 +122,14 @@ class Run:
                 world.together(
                     lambda: None if world.local_rank else prepare_data(options, base, show)
                 )
-            made = world.together(lambda: set_up(options, base, show, world.size))
+            made = world.together(lambda: set_up(options, base, show, world.size, world.rank))
             self.setup = undo.enter_context(closing(made))
+            world.share_state(self.setup.model)
             check_same(self.setup, world)
             adopt(self.setup, world)
+            self.setup.outer = world.together(lambda: outer_optimizer(self.setup, world))
             state, settled = self.setup.state, self.setup.options
-            world.together(lambda: check_sequences(settled, world))
+            world.together(lambda: check_sequences(settled, world.size))
             self.folder = undo.enter_context(closing(self._open_folder(chosen)))
             done = "resuming" if base else "training"
             show.note(f"gptc {__version__}: {done} in {self.folder.path}")
@@ -137,7 +140,7 @@ class Run:
             preference = prepare_preference(self.setup, self.folder.path, show)
             self.trainer = Trainer(self.setup, show, self.folder.path, preference, world)
             n_steps = self.setup.horizon.steps - state.step
-            if note := self.folder.disk_note(self.setup.model, settled, n_steps):
+            if note := self.folder.disk_note(self.setup.model, settled, n_steps, world.size):
                 show.note(note)
             self._opened = undo.pop_all()
 
@@ -266,7 +269,8 @@ class Run:
             record["tokens_per_s"] = round(rate, 1)
             record["mfu"] = trainer.mfu(rate)
             horizon.follow_clock(state.step, state.elapsed_s - elapsed_before, state.step - first)
-            settle(self.world, signals, horizon)
+            if setup.in_step:
+                settle(self.world, signals, horizon)
             report = trainer.report(meter, record["lr"])
             self.show.update(report)
             if state.step == first + 1:
@@ -282,7 +286,7 @@ class Run:
             shown = options.sample_every and state.step % options.sample_every == 0
             if shown and not last and not self.world.rank:
                 self.show.note(f"sample at step {state.step}:\n{trainer.sample()}\n")
-            stop = signals.ending is not None
+            stop = setup.in_step and signals.ending is not None
             last = last or state.out_of_patience(options)
             every = options.save_every or options.eval_every
             if last or stop or best or state.step % every == 0:

@@ -50,7 +50,8 @@ class Trainer:
     ) -> None:
         self._setup = setup
         self._world = world or World()
-        self._parallel = Parallel(setup, self._world) if self._world.size > 1 else None
+        shared = self._world.size > 1 or setup.outer is not None
+        self._parallel = Parallel(setup, self._world) if shared else None
         self._folder = folder  # for the batches of a step that has failed
         self._show = show
         self.peak_flops = setup.peak_flops * setup.ranks
@@ -140,7 +141,7 @@ class Trainer:
 
     def _trouble(self, batches: list[Rows], n_skipped: int) -> str:
         """What was not finite, and the file with the batches."""
-        if self._world.rank:
+        if self._world.rank and self._setup.outer is None:
             return "rank 0 says where"
         file = save_batches(self._folder, self._setup.state.step + 1, batches, n_skipped)
         return f"{first_bad(self._setup.model)}; the batch is in {file}"
@@ -157,7 +158,9 @@ class Trainer:
             else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
         )
         found = f"the loss is not finite at step {state.step + 1} ({trouble})"
-        return self._world.refusal(f"{found}; {advice}")  # all ranks of a job have the same loss
+        if self._setup.outer is not None:  # this rank alone has that loss
+            return GptcError(f"{found}; {advice}")
+        return self._world.refusal(f"{found}; {advice}")
 
     def evaluate(self, last: bool) -> dict[str, float]:
         """The loss on the validation split, in nats per token and in bits per byte.
