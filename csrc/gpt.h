@@ -698,8 +698,8 @@ void gpt_comm_abort(gpt_comm *comm, int code);
  * `row` on. They are dropped out as in that batch. A call that is refused counts. */
 int gpt_model_place(gpt_model *model, int64_t micro, int64_t row);
 /* Adds the gradients of all ranks, and their losses since the last update. Before gpt_model_update; a rank
- * that had no backward adds zero. After an error the gradients are gone. A model with n_shards gets the sums of
- * its own part, and the norm of all. */
+ * that had no backward adds zero. After an error the gradients are gone. A model with n_shards gets the sums
+ * of its part, and the norm of all. */
 int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm);
 /* With n_shards: after gpt_model_update, which has changed the parameters of the own part, those of all ranks
  * come to each. Until then the model computes nothing. The gradients are gone. */

@@ -6,7 +6,7 @@
 
 enum { T = 7, STEPS = 3, OTHER = 1000 };
 
-/* A job in which each rank makes steps on a row of its own. */
+/* A job in which each rank makes steps on another row. */
 typedef struct task {
     const gpt_config *config;
     const int32_t *tokens; /* (STEPS, ranks, T) */
