@@ -125,6 +125,7 @@ static int count_wanted(const int32_t *seqs, const uint8_t *want, int n) {
 static int check_tokens_of(const gpt_session *s, const int32_t *tokens, const int32_t *seqs,
                            int n) {
     if (n < 1) return fail(GPT_ERR_ARGUMENT, "a step needs at least 1 token, not %d", n);
+    TRY(check_gathered(s->model));
     TRY(check_tokens(s->model, "token", tokens, n, 0));
     return check_step(s, seqs, n);
 }

@@ -149,6 +149,10 @@ typedef struct params_layout {
     int64_t n_params; /* learned numbers */
     int64_t n_grads;  /* numbers in the gradients: of parameters that are not frozen */
     int64_t n_states[N_OPTIMIZERS]; /* numbers in each state buffer of an optimizer */
+    int n_shards;                   /* of the state; at most 1: it is whole */
+    int64_t shard_begin, shard_end; /* the gradients whose state there is */
+    gpt_segment *shard_segments;    /* (n_shard_segments) what those update, without packed forms */
+    int n_shard_segments;
 } params_layout;
 
 enum { EMBEDDING = 0 }; /* wte is the first tensor */
@@ -340,9 +344,13 @@ struct gpt_model {
     batch_place place;
     int forward_B, forward_T; /* the batch of a forward pass that waits for its weights; 0: none */
     bool grads_stale;         /* the next backward starts from zero */
-    bool interrupted;         /* the computation under way has stopped between two layers */
-    bool lost_rows;           /* because rows of a lent embedding could not be read */
-    int forks;                /* fork_count() of the process that made it */
+    bool
+        shard_summed; /* the gradients of the own part are sums of all ranks, and shard_norm theirs */
+    bool shard_updated; /* parameters of other parts are those before the update */
+    float shard_norm;
+    bool interrupted; /* the computation under way has stopped between two layers */
+    bool lost_rows;   /* because rows of a lent embedding could not be read */
+    int forks;        /* fork_count() of the process that made it */
 };
 
 /* The kind of the norms before the branches. */
@@ -480,6 +488,21 @@ void session_fork(gpt_session *s, int from, int to, int length);
 void model_update(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS]);
 /* Of the products of an update. */
 double update_flops(const params_layout *layout);
+
+/* ---- shard.c ---- */
+
+static inline bool is_sharded(const params_layout *layout) {
+    return layout->n_shards > 1;
+}
+/* The first gradient in a part of the state; of part n_shards: n_grads. */
+int64_t shard_bound(const params_layout *layout, int shard);
+/* Where it is in parameter i; 0 and its size where it is outside. */
+int64_t shard_bound_in(const params_layout *layout, int i, int shard);
+/* Gives the state of each segment its place in the part that options name. After the gradients have theirs. */
+int shard_lay_out(const gpt_options *o, params_layout *layout);
+/* Gradients begin to end = parameters, and the reverse. On a CPU. */
+void shard_export(gpt_model *m, int64_t begin, int64_t end);
+void shard_import(gpt_model *m, int64_t begin, int64_t end);
 
 /* ---- rows.c ---- */
 

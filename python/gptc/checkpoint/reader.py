@@ -206,6 +206,10 @@ class Checkpoint(ModelFile):
                 model.write(name, state, tensors.read(stored))
         model.step = trainer["step"]
 
+    def state(self, stored: str) -> FloatArray | None:
+        """A tensor of the file of the optimizer's state; None if it is not there."""
+        return self._moments.read(stored) if stored in self._moments.shapes else None
+
     def trained(self) -> tuple[Parameter, ...]:
         """The parameters that have moments."""
         return self.config.parameters()

@@ -52,7 +52,8 @@ class Trainer:
     ) -> None:
         self._setup = setup
         self._world = world or World()
-        self._parallel = Parallel(setup, self._world) if self._world.size > 1 else None
+        shared = self._world.size > 1 or setup.outer is not None
+        self._parallel = Parallel(setup, self._world) if shared else None
         self._folder = folder  # for the batches of a step that has failed
         self._show = show
         self.peak_flops = setup.peak_flops * setup.ranks
@@ -155,7 +156,7 @@ class Trainer:
 
     def _trouble(self, batches: list[Rows], n_skipped: int) -> str:
         """What was not finite, and the file with the batches."""
-        if self._world.rank:
+        if self._world.rank and self._setup.outer is None:
             return "rank 0 says where"
         file = save_batches(self._folder, self._setup.state.step + 1, batches, n_skipped)
         return f"{first_bad(self._setup.model)}; the batch is in {file}"
