@@ -27,11 +27,8 @@ with atheris.instrument_imports(include=["gptc"]):
 KEPT = Path(tempfile.gettempdir())
 
 
-def fuzz_one(name: str, folder: Path, seconds: int) -> None:
-    """Fuzzes a format in `folder`, then ends the process."""
-    target = fuzz.targets(folder)[name]
-    seeds = folder / "seeds"
-    seeds.mkdir()
+def fuzz_one(name: str, target: fuzz.Target, seeds: Path, seconds: int) -> None:
+    """Fuzzes a format from the files in the folder `seeds`, then ends the process."""
     shutil.copy(target.file, seeds)
     options = [f"-max_total_time={seconds}", "-print_final_stats=1", "-timeout=60"]
     options.append(f"-artifact_prefix={KEPT}/fuzz-{name}-")
@@ -39,32 +36,26 @@ def fuzz_one(name: str, folder: Path, seconds: int) -> None:
     atheris.Fuzz()
 
 
-def fuzz_apart(name: str, seconds: int) -> tuple[int, str]:
+def fuzz_apart(name: str, target: fuzz.Target, seconds: int) -> tuple[int, str]:
     """`fuzz_one` in a forked process, which saves the imports: exit code and output."""
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryDirectory() as seeds, tempfile.TemporaryFile() as output:
         child = os.fork()
         if not child:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-            fuzz_one(name, Path(folder), seconds)
+            fuzz_one(name, target, Path(seeds), seconds)
             os._exit(2)  # not reached
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         output.seek(0)
         return code, output.read().decode(errors="replace")
 
 
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=1, help="total time, for all formats")
-    parser.add_argument("--formats", nargs="*")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        names = options.formats or list(fuzz.targets(Path(folder)))
+def fuzz_all(targets: dict[str, fuzz.Target], minutes: float) -> int:
+    """Fuzzes formats in turn, each its share of the time; the exit code."""
     n_all = 0
-    for name in names:
-        seconds = max(1, round(60 * options.minutes / len(names)))
-        code, said = fuzz_apart(name, seconds)
+    for name, target in targets.items():
+        seconds = max(1, round(60 * minutes / len(targets)))
+        code, said = fuzz_apart(name, target, seconds)
         n = re.search(r"stat::number_of_executed_units: (\d+)", said)
         if code or not n:
             print(f"{name} failed:\n{said[-4000:]}", file=sys.stderr)
@@ -74,6 +65,19 @@ def main() -> int:
         n_all += int(n[1])
     print(f"in all {n_all} cases, no failure")
     return 0
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=1, help="total time, for all formats")
+    parser.add_argument("--formats", nargs="*")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        targets = fuzz.targets(Path(folder))
+        return fuzz_all(
+            {name: targets[name] for name in options.formats or targets}, options.minutes
+        )
 
 
 if __name__ == "__main__":
