@@ -591,7 +591,7 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
                        int T, float scale, float *loss);
 /* A training step whose gradient depends on the losses, in two calls: the forward pass of training gives
  * the losses (B, T), 0 where the target is -1; then the gradient of the sum of weights (B, T) times losses is
- * added to the gradients, as gpt_model_backward adds it. Weights are finite numbers. The second call belongs
+ * added to the gradients, as gpt_model_backward adds it, without label_smoothing and z_loss. Weights are finite. The second call belongs
  * to the last call of the model, which must be the first with the same B and T; no parameter is written between. */
 int gpt_model_forward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
                       float *losses);
@@ -700,7 +700,8 @@ int gpt_logprobs(const float *logits, int32_t vocab_size, int32_t token, float *
  *
  * All ranks make the same calls in the same order, with the same sizes. */
 int gpt_comm_create(int kind, const char *library, double timeout_s, gpt_comm **out);
-void gpt_comm_free(gpt_comm *comm); /* NULL is harmless */
+/* NULL is harmless. Where a call has failed, receives that do not end when they are cancelled keep their memory. */
+void gpt_comm_free(gpt_comm *comm);
 int gpt_comm_rank(const gpt_comm *comm);
 int gpt_comm_size(const gpt_comm *comm);
 /* The host of a rank; "" for a number of none. */

@@ -94,12 +94,22 @@ void gpt_comm_abort(gpt_comm *comm, int code) {
 
 /* ---- gradients ---- */
 
+/* The rows of which every element that dropout draws for has a number of 64 bits. */
+static int64_t most_rows(const gpt_model *m) {
+    const gpt_config *c = &m->config;
+    int64_t T = m->options.max_seq, width = c->n_head * T + c->n_embd + 2 * (int64_t)c->n_ff;
+    return INT64_MAX / (T * width) - m->options.max_batch;
+}
+
 int gpt_model_place(gpt_model *model, int64_t micro, int64_t row) {
     REQUIRE_MODEL(model);
     model->place = (batch_place){0};
     if (micro < 0 || row < 0)
         return fail(GPT_ERR_ARGUMENT, "row %lld of batch %lld; both are 0 or above", (long long)row,
                     (long long)micro);
+    if (row > most_rows(model))
+        return fail(GPT_ERR_ARGUMENT, "row %lld is too large; this model has rows up to %lld",
+                    (long long)row, (long long)most_rows(model));
     model->place = (batch_place){true, micro, row};
     return GPT_OK;
 }

@@ -23,11 +23,14 @@ enum {
     NAP_NS = 100 * 1000,
 };
 
+/* For messages that are cancelled to end. */
+static const double CANCEL_S = 1;
+
 /* A message under way, of a rank that is awaited. */
 typedef struct message {
     link_request request;
     int rank;
-    bool under_way;
+    bool sends, under_way;
 } message;
 
 typedef struct linked {
@@ -50,9 +53,13 @@ static int begin(linked *l, int rank, void *data, int64_t n_bytes, bool sends) {
     const link_ops *ops = l->links->ops;
     if (n_bytes <= 0) return GPT_OK;
     message *m = &l->messages[l->n_messages++];
-    *m = (message){.rank = rank, .under_way = true};
-    if (sends) return ops->send(l->links, rank, data, n_bytes, &m->request);
-    return ops->receive(l->links, rank, data, n_bytes, &m->request);
+    *m = (message){.rank = rank, .sends = sends};
+    if (sends)
+        TRY(ops->send(l->links, rank, data, n_bytes, &m->request));
+    else
+        TRY(ops->receive(l->links, rank, data, n_bytes, &m->request));
+    m->under_way = true;
+    return GPT_OK;
 }
 
 /* Names the ranks that have not answered. */
@@ -70,6 +77,34 @@ static int lost(linked *l) {
     return fail(GPT_ERR_COMM, "no answer from %s for %g s", names, l->comm.timeout_s);
 }
 
+static int test_message(linked *l, message *m) {
+    bool done = false;
+    int status = l->links->ops->test(l->links, &m->request, &done);
+    if (status != GPT_OK || done) m->under_way = false;
+    return status;
+}
+
+/* Receives that have not ended: they may write yet. */
+static int receives_left(const linked *l) {
+    int n = 0;
+    for (int i = 0; i < l->n_messages; i++) n += l->messages[i].under_way && !l->messages[i].sends;
+    return n;
+}
+
+/* After a failure, so that nothing arrives in memory that its owner has again. */
+static void cancel_receives(linked *l) {
+    double since = seconds();
+    for (int i = 0; i < l->n_messages; i++) {
+        message *m = &l->messages[i];
+        if (m->under_way && !m->sends) l->links->ops->cancel(l->links, &m->request);
+    }
+    while (receives_left(l) && seconds() - since < CANCEL_S) {
+        for (int i = 0; i < l->n_messages; i++)
+            if (l->messages[i].under_way && !l->messages[i].sends) test_message(l, &l->messages[i]);
+        if (receives_left(l)) nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+    }
+}
+
 /* Until all messages have arrived. The time that may pass begins again with each that does. */
 static int wait_for_all(linked *l) {
     double since = seconds();
@@ -77,11 +112,10 @@ static int wait_for_all(linked *l) {
     for (int n_idle = 0; n_left > 0; n_idle++) {
         for (int i = 0; i < l->n_messages; i++) {
             message *m = &l->messages[i];
-            bool done = false;
             if (!m->under_way) continue;
-            TRY(l->links->ops->test(l->links, &m->request, &done));
-            if (!done) continue;
-            m->under_way = false, n_left--, n_idle = 0, since = seconds();
+            TRY(test_message(l, m));
+            if (m->under_way) continue;
+            n_left--, n_idle = 0, since = seconds();
         }
         if (!n_left) break;
         if (n_idle < EAGER_TESTS) {
@@ -98,7 +132,10 @@ static int wait_for_all(linked *l) {
 
 /* The result of a call, and whether there can be others. */
 static int ended(linked *l, int status) {
-    l->links->broken |= status != GPT_OK;
+    if (status != GPT_OK) {
+        l->links->broken = true;
+        cancel_receives(l);
+    }
     return status;
 }
 
@@ -231,11 +268,12 @@ static void end_job(gpt_comm *comm, int code) {
 
 static void release(gpt_comm *comm) {
     linked *l = (linked *)comm;
+    bool is_written = receives_left(l); /* then room stays, for good */
     if (l->links) l->links->ops->free(l->links);
     free(l->messages);
     free(l->offsets);
     free(l->slices);
-    free(l->room);
+    if (!is_written) free(l->room);
     comm_release(comm);
 }
 

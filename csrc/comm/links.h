@@ -15,6 +15,7 @@ typedef struct link_ops {
     int (*send)(links *l, int rank, const void *data, int64_t n_bytes, link_request *out);
     int (*receive)(links *l, int rank, void *data, int64_t n_bytes, link_request *out);
     int (*test)(links *l, link_request *request, bool *done);
+    void (*cancel)(links *l, link_request *request); /* a receive; `test` says when it has ended */
     void (*end_job)(links *l, int code);
     void (*free)(links *l); /* and l itself */
 } link_ops;

@@ -37,6 +37,7 @@ typedef struct mpi {
     int (*Isend)(const void *, int, handle, int, int, handle, link_request *);
     int (*Irecv)(void *, int, handle, int, int, handle, link_request *);
     int (*Test)(link_request *, int *, void *);
+    int (*Cancel)(link_request *);
     int (*Get_library_version)(char *, int *);
 } mpi;
 
@@ -61,6 +62,7 @@ static int find_functions(mpi *m) {
     TRY(find(m, "MPI_Isend", &m->Isend));
     TRY(find(m, "MPI_Irecv", &m->Irecv));
     TRY(find(m, "MPI_Test", &m->Test));
+    TRY(find(m, "MPI_Cancel", &m->Cancel));
     return find(m, "MPI_Get_library_version", &m->Get_library_version);
 }
 
@@ -130,6 +132,11 @@ static int mpi_test(links *l, link_request *request, bool *done) {
     return GPT_OK;
 }
 
+static void mpi_cancel(links *l, link_request *request) {
+    const mpi *m = (const mpi *)l;
+    m->Cancel(request);
+}
+
 static void mpi_end_job(links *l, int code) {
     const mpi *m = (const mpi *)l;
     m->Abort(m->world, code);
@@ -159,7 +166,8 @@ static int join(mpi *m, handle errors) {
 }
 
 int comm_mpi(const char *library, double timeout_s, gpt_comm **out) {
-    static const link_ops ops = {mpi_send, mpi_receive, mpi_test, mpi_end_job, mpi_free};
+    static const link_ops ops = {mpi_send,   mpi_receive, mpi_test,
+                                 mpi_cancel, mpi_end_job, mpi_free};
     handle errors = 0;
     mpi *m = calloc(1, sizeof *m);
     if (!m) return fail(GPT_ERR_MEMORY, "out of memory for the ranks of a job");

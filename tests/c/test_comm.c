@@ -127,6 +127,21 @@ static void test_a_missing_rank(void) {
     EXPECT(j.status[0] == GPT_ERR_COMM && j.again[0] == GPT_ERR_COMM);
 }
 
+/* What a failed call received with is freed when nothing arrives there any more: a receive is cancelled, or
+ * else its memory stays. */
+static void test_messages_under_way(void) {
+    for (int i = 0; i < 2; i++) {
+        cancels = i == 0;
+        test_case("a receive %s", cancels ? "is cancelled" : "goes on");
+        job j = new_job(do_all_reduce, 2, 100);
+        j.timeout_s = 0.05, j.missing = 1;
+        run_job(&j);
+        EXPECT(j.status[0] == GPT_ERR_COMM && j.left[0] == !cancels);
+        if (late.to) memset(late.to, 1, (size_t)late.n_bytes);
+    }
+    cancels = true;
+}
+
 static void test_arguments(void) {
     gpt_comm *comm = NULL;
     float x[3] = {1, 2, 3};
@@ -258,6 +273,9 @@ static void check_micro(const family *f) {
     EXPECT(loss[0] == loss[1]);
     EXPECT(loss[0] != loss[2]); /* the place was that of the call that was refused */
     EXPECT(gpt_model_place(m, -1, 0) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_model_place(m, 0, INT64_MAX / T) ==
+           GPT_ERR_ARGUMENT); /* elements without a number */
+    EXPECT_OK(gpt_model_place(m, INT64_MAX, INT32_MAX));
     EXPECT_OK(gpt_model_zero_grads(m));
     EXPECT_OK(gpt_model_place(m, 1, 0));
     EXPECT_OK(gpt_model_zero_grads(m)); /* a step is given up, and its place with it */
@@ -305,5 +323,6 @@ static void test_shares(void) {
 
 TEST_API_MAIN({"all-reduce", test_all_reduce}, {"reduce-scatter", test_reduce_scatter},
               {"gather and broadcast", test_gather_and_broadcast},
-              {"a missing rank", test_a_missing_rank}, {"arguments", test_arguments},
+              {"a missing rank", test_a_missing_rank},
+              {"messages under way", test_messages_under_way}, {"arguments", test_arguments},
               {"shares of a batch", test_shares})

@@ -359,6 +359,7 @@ static void test_weighted(void) {
             name_case(&families[f], B, T);
             gpt_model *model = new_model(c, 1, B, T, 0.0f);
             write_random_params(model, c);
+            param_set params = read_params(model, c, GPT_TENSOR_VALUE);
             int32_t *tokens = random_ints(N, c->vocab_size);
             int32_t *targets = random_targets(N, c->vocab_size);
             float loss, losses[N], weights[N], rows[B] = {0.5f, -2.0f, 0.0f};
@@ -390,6 +391,17 @@ static void test_weighted(void) {
             EXPECT_OK(gpt_model_backward_weighted(model, weights, B, T));
             param_set got = read_params(model, c, GPT_TENSOR_GRAD);
             expect_close_sets("weighted gradients", &got, &parts, 1.0, test_tols(2e-5, 5e-2));
+            gpt_model_free(model);
+
+            gpt_options options = place.options; /* which a mean loss would have */
+            options.training = 1, options.max_batch = B, options.max_seq = T;
+            options.label_smoothing = 0.3f, options.z_loss = 2;
+            EXPECT_OK(gpt_model_create(c, &options, &model));
+            write_params(model, &params, GPT_TENSOR_VALUE);
+            EXPECT_OK(gpt_model_forward(model, tokens, targets, B, T, losses));
+            EXPECT_OK(gpt_model_backward_weighted(model, weights, B, T));
+            param_set plain = read_params(model, c, GPT_TENSOR_GRAD);
+            expect_close_sets("gradients without z-loss", &plain, &got, 1.0, 0);
             gpt_model_free(model);
         }
     }

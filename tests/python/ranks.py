@@ -1,7 +1,7 @@
 """A rank of a test's job, run by mpirun with the folder for its results and training options.
 
-It trains, then makes one step by hand, whose sums the test knows; or it hangs; or it trains with a
-sharded state and by DiLoCo, and resumes such runs; or it runs commands.
+It trains, then makes one step by hand, whose sums the test knows; or it hangs, or joins again; or it
+trains with a sharded state and by DiLoCo, and resumes such runs; or it runs commands.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from gptc.checkpoint.names import checkpoint_name
 from gptc.cli import run
+from gptc.engine import world as world_module
 from gptc.engine.model import Model, Share, StepResult
 from gptc.engine.optim import AdamW
 from gptc.engine.world import World, join
@@ -107,6 +108,12 @@ def main(out: Path, options: dict[str, object], what: str) -> None:
     if what == "hang":
         with errors_as_the_command_line():
             train(options, on_step=hang)
+        return
+    if what == "again":
+        join().leave()
+        world_module._joined = None
+        with errors_as_the_command_line():
+            join()
         return
     world, summary = join(), train(options)
     found = {

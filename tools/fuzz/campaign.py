@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import mmap
 import os
@@ -29,6 +30,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -97,14 +99,18 @@ def read_cases(
     os.sync = os.fsync = lambda *_: None  # the files are in memory, and others use the disk
     _try_here(at)
     file = os.open(target.file, os.O_WRONLY)
+    n_bytes = os.fstat(file).st_size
     base = _resident()
+    gc.freeze()  # what is there stays, and no collection looks at it
     for case in cases:
         if time.monotonic() > until:
             return
         at["case"] = case
         content = mutate(case)
-        os.ftruncate(file, 0)
         os.pwrite(file, content, 0)
+        if len(content) < n_bytes:
+            os.ftruncate(file, len(content))
+        n_bytes = len(content)
         _forget_peak()  # of the damage, and of the case before it
         signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)
         try:
@@ -137,9 +143,13 @@ def _resident() -> int:
 
 def _forget_peak() -> None:
     with contextlib.suppress(OSError):
-        file = os.open("/proc/self/clear_refs", os.O_WRONLY)
-        os.write(file, b"5")
-        os.close(file)
+        os.pwrite(_clear_refs(os.getpid()), b"5", 0)
+
+
+@cache
+def _clear_refs(process: int) -> int:
+    """The file by which this process, and none that forked it, forgets its peak."""
+    return os.open(f"/proc/{process}/clear_refs", os.O_WRONLY)
 
 
 def _try_here(at: Shared) -> None:
@@ -250,6 +260,12 @@ def in_all(counts: dict[str, dict[str, int]]) -> dict[str, int]:
     return sums
 
 
+def _children_s() -> float:
+    """CPU seconds of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -270,6 +286,7 @@ def main() -> int:
         os.environ["XDG_CACHE_HOME"] = folder
         found = fuzz.targets(Path(folder))
         names = options.formats or list(found)
+        n_read, began_s = 0, _children_s()
         while time.monotonic() < end and any(
             known.get(name, {}).get("next", 0) < options.cases for name in names
         ):
@@ -279,12 +296,16 @@ def main() -> int:
                     break
                 before = known.get(name, {})
                 cases = range(before.get("next", 0), options.cases)
+                n_read -= before.get("inputs", 0)
                 then, counts = slice_of(name, found[name], cases, options.seed, seconds, kept)
                 known[name] = {"seed": options.seed, "next": then, **added(before, counts)}
+                n_read += known[name]["inputs"]
                 if path:
                     write_file(path, (json.dumps(known, indent=1) + "\n").encode())
     for name in names:
         print(name, json.dumps(known.get(name, {})))
+    rate = n_read / max(_children_s() - began_s, 1e-3)
+    print(f"{rate:,.0f} inputs for each CPU second")
     print("in all", json.dumps(in_all(known)))
     return 1 if any(in_all(known)[outcome] for outcome in FAILURES) else 0
 

@@ -113,6 +113,32 @@ def test_memory_for_the_damage_is_not_counted(
         assert counts["memory"] == n_failures
 
 
+def test_a_file_is_the_damage_and_no_more(tmp_path: Path) -> None:
+    """Whatever was there before, and was longer or shorter."""
+    path = tmp_path / "x"
+    path.write_bytes(b"whole" * 20)
+
+    def structure(data: bytes) -> Callable[[Random], bytes]:
+        return lambda random: bytes([n := random.randrange(90)]) * n
+
+    def read() -> None:
+        content = path.read_bytes()
+        if content != content[:1] * (content or b"\0")[0]:
+            raise AssertionError(content)
+
+    target = Target(path, read, structure)
+    _, counts = campaign.slice_of("x", target, range(100), 1, 60, None)
+    assert counts["read"] > 20
+    assert counts["tracebacks"] == n_of_bytes(target, 100)
+
+
+def n_of_bytes(target: Target, n: int) -> int:
+    """The cases whose bytes were damaged, and not their structure: they are not read."""
+    mutate = campaign.mutator(target.structure, target.file.read_bytes())
+    contents = [mutate(Random(f"1 x {case}")) for case in range(n)]
+    return sum(content != content[:1] * (content or b"\0")[0] for content in contents)
+
+
 def test_an_end_during_a_trial_is_a_refusal(tmp_path: Path) -> None:
     """gptc tries a definition in another process, which may end."""
     from gptc.tokenizer.libraries import try_out

@@ -203,6 +203,29 @@ def test_ranks_that_differ_are_refused(arguments: list[str], tmp_path: Path) -> 
 
 
 @needs_mpi
+def test_an_option_that_ranks_cannot_share_is_refused_once(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    command = ["-m", "gptc", "train", *arguments, "--device", "cpu", "--batch-size", "1"]
+    ran = subprocess.run(
+        mpirun([2, *command, "--grad-accum", "1"]),
+        env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    (line,) = ours(ran.stderr)
+    assert "2 ranks" in line
+    assert not (tmp_path / "run").exists()
+
+
+@needs_mpi
+def test_a_process_joins_once(tmp_path: Path) -> None:
+    ran = job(tmp_path, {}, "again")
+    assert ran.returncode == 1
+    (line,) = ours(ran.stderr)
+    assert "MPI has ended in this process: it can join only once" in line
+
+
+@needs_mpi
 def test_a_rank_that_hangs_ends_the_job(options: dict[str, Any], tmp_path: Path) -> None:
     ran = job(tmp_path, options | {"steps": 100, "save_every": 4, "device": "cpu"}, "hang")
     assert ran.returncode == 1
