@@ -317,6 +317,28 @@ static int32_t draw(const int32_t *c, int32_t n, const uint32_t *p, int32_t V, u
     }
 }
 
+/* Of all V, as where no filter is set. */
+static int32_t draw_from_all(const uint32_t *p, int32_t V, uint32_t number) {
+    enum { TOGETHER = 64 };
+    uint64_t sum = 0;
+    for (int32_t i = 0; i < V; i++) sum += p[i];
+    uint64_t place = place_in(sum, number);
+    int32_t first = 0;
+    for (; first + TOGETHER <= V; first += TOGETHER) {
+        uint64_t some = 0;
+        for (int32_t k = 0; k < TOGETHER; k++) some += p[first + k];
+        if (place < some) break;
+        place -= some;
+    }
+    while (place >= p[first]) place -= p[first++];
+    return first;
+}
+
+static bool is_filtered(const sample_row *s) {
+    return (s->top_k > 0 && s->top_k < s->vocab_size) || s->typical_p < 1 || s->top_p < 1 ||
+           s->min_p > 0;
+}
+
 /* ---- log-probabilities ---- */
 
 static double log_normalizer(const float *logits, int32_t V) {
@@ -364,19 +386,21 @@ size_t sample_scratch_bytes(int V) {
     return (3 * sizeof(uint32_t) * (size_t)V + (size_t)V / 8 + 64) / 64 * 64;
 }
 
-static int32_t draw_adjusted(const float *z, const sample_row *s, void *scratch) {
+static int32_t draw_adjusted(const float *z, const sample_row *s, void *scratch,
+                             sample_weigh *weigh) {
     int32_t V = s->vocab_size, *c = scratch, failure = adjusted_failure(z, V);
     uint32_t *p = (uint32_t *)(c + V), *key = p + V;
     if (failure) return failure;
     int32_t best = most_likely(z, V);
     if (s->steepness == 0) return best;
-    for (int32_t i = 0; i < V; i++) p[i] = chance_after(halvings(z[i], z[best], s->steepness));
+    weigh(p, z, V, z[best], s->steepness);
+    if (!is_filtered(s)) return draw_from_all(p, V, s->number);
     weighing w = {z, z[best], s->steepness, p, key};
     int32_t n = filter(c, &w, V, s);
     return draw(c, n, p, V, (uint8_t *)(key + V), s->number);
 }
 
-void sample_one(const sample *op, int n, void *scratch) {
+void sample_one(const sample *op, int n, void *scratch, sample_weigh *weigh) {
     const sample_row *s = op->rows + n;
     float *z = op->logits + (int64_t)n * op->stride;
     sample_adjustment *list = op->adjustments + s->adjustments;
@@ -389,7 +413,7 @@ void sample_one(const sample *op, int n, void *scratch) {
         list_top(z, s->vocab_size, normalizer, s->n_top, r->top_tokens, r->top_logprobs);
     }
     adjust(z, s, list);
-    r->token = draw_adjusted(z, s, scratch);
+    r->token = draw_adjusted(z, s, scratch, weigh);
     if (s->n_top < 0 || r->token < 0) return;
     float raw = z[r->token];
     for (int32_t i = 0; i < s->n_adjustments; i++)
@@ -422,7 +446,7 @@ int gpt_sample(const float *logits, int32_t vocab_size, const gpt_sampling *samp
                      .N = 1,
                      .V = vocab_size,
                      .stride = vocab_size};
-        sample_one(&op, 0, marks);
+        sample_one(&op, 0, marks, sample_chances);
         status = sample_status(&result);
     }
     if (status == GPT_OK) *token = result.token;

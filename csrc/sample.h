@@ -31,6 +31,17 @@ GPT_EVERYWHERE static inline uint32_t chance_after(uint32_t n) {
     return (x + (((uint32_t)1 << whole) >> 1)) >> whole;
 }
 
+/* Chances p (V) of logits z (V). The same as of halvings, in a form that a compiler makes vectors of. */
+static inline void sample_chances(uint32_t *p, const float *z, int32_t V, float best,
+                                  float steepness) {
+    for (int32_t i = 0; i < V; i++) {
+        float n = (best - z[i]) * steepness, within = n < (float)MOST_HALVINGS ? n : MOST_HALVINGS;
+        uint32_t chance = chance_after((uint32_t)(int32_t)(within * (float)(1 << HALVING_BITS)));
+        p[i] = n <= (float)MOST_HALVINGS ? chance : 0;
+    }
+}
+typedef void sample_weigh(uint32_t *p, const float *z, int32_t V, float best, float steepness);
+
 /* ---- keys: tokens are kept in falling order of a key, those of one key in rising order ---- */
 
 /* What typical_p orders tokens by: how near n is to the mean of halvings, in units of 2^-14, so that
@@ -87,7 +98,7 @@ void sample_prepare(sample_row *out, sample_adjustment *list, int32_t *n, int32_
 int sample_status(const sample_result *result);
 
 size_t sample_scratch_bytes(int V);
-/* Row n of the op. */
-void sample_one(const sample *op, int n, void *scratch);
+/* Row n of the op; `weigh` is sample_chances as the caller's instruction set has it. */
+void sample_one(const sample *op, int n, void *scratch, sample_weigh *weigh);
 
 #endif

@@ -12,10 +12,14 @@ typedef struct sample_task {
     char *scratch; /* of each thread */
 } sample_task;
 
+static void weigh(uint32_t *p, const float *z, int32_t V, float best, float steepness) {
+    sample_chances(p, z, V, best, steepness);
+}
+
 static void sample_rows(void *p, int thread, int64_t begin, int64_t end) {
     const sample_task *task = p;
     char *scratch = task->scratch + sample_scratch_bytes(task->op->V) * (size_t)thread;
-    for (int64_t n = begin; n < end; n++) sample_one(task->op, (int)n, scratch);
+    for (int64_t n = begin; n < end; n++) sample_one(task->op, (int)n, scratch, weigh);
 }
 
 CPU_OP(sample) {
