@@ -24,6 +24,7 @@ from gptc.checkpoint.compatible import (
 from gptc.checkpoint.facade import Model
 from gptc.checkpoint.find import open_checkpoint, open_folder, tokenizer_name
 from gptc.checkpoint.reader import Checkpoint
+from gptc.checkpoint.writer import get_ready
 from gptc.data.chat_cache import is_chat_file
 from gptc.data.chat_loader import make_loader, n_windows
 from gptc.data.dataset import SPLITS, Dataset
@@ -173,6 +174,7 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress, ranks
     options = _fill_step(_fit_context(options, config, show))
     loader = _loader(options, dataset)
     settings, plan = _settings(options, base, base or initial, config)
+    get_ready(dataset.tokenizer, config)
     resident_before = resident_bytes()
     model = _create_model(options, base, config, settings)
     try:
