@@ -324,6 +324,9 @@ typedef struct gpt_options {
     /* Of the gradient alone: losses stay cross-entropy. The share of a target that all tokens get
      * alike, 0 <= label_smoothing < 1; and the factor of the squared logarithm of the softmax's sum. */
     float label_smoothing, z_loss;
+    /* The state of AdamW, the only optimizer then, is of part `shard` of n_shards alone, on a CPU: ZeRO-1
+     * (Rajbhandari et al. 2020). Each rank of a job has one part, that of its number. 0 or 1: of all. */
+    int32_t n_shards, shard;
 } gpt_options;
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */
@@ -483,6 +486,7 @@ typedef struct gpt_device_info {
 
 typedef struct gpt_model gpt_model;
 typedef struct gpt_session gpt_session;
+typedef struct gpt_adapter gpt_adapter;
 typedef struct gpt_comm gpt_comm;
 
 /* ---- library ---- */
@@ -662,6 +666,19 @@ int gpt_session_rewind(gpt_session *session, int seq, int length);
 /* Sequence `to` becomes a copy of the first length tokens of `from`; what it held is forgotten. */
 int gpt_session_fork(gpt_session *session, int from, int to, int length);
 
+/* ---- several adapters in one step of a session ---- */
+
+/* The numbers that the model's adapters have now, as a copy on its device; or with `none` 1, an adapter that
+ * changes nothing. For a model with gpt_options.lora, whose other parameters then stay as they are. */
+int gpt_adapter_create(gpt_model *model, int none, gpt_adapter **out);
+/* NULL is harmless; free it before its model, and after sequences that have it were given another one. */
+void gpt_adapter_free(gpt_adapter *adapter);
+/* Tokens that are appended to sequence seq from now on go through this adapter of the session's model; NULL, as
+ * at first: through the parameters of the model. What the sequence holds stays. A step may have sequences
+ * of several adapters; their logits are those of a step with one. It is fastest if sequences of the same adapter
+ * are neighbours. gpt_session_fork copies no adapter. */
+int gpt_session_adapt(gpt_session *session, int seq, const gpt_adapter *adapter);
+
 /* ---- sampling ---- */
 
 /* Draws a token from logits (V), as a function of (seed, position). history (n_history), which
@@ -708,8 +725,15 @@ void gpt_comm_abort(gpt_comm *comm, int code);
  * `row` on. They are dropped out as in that batch. A call that is refused counts. */
 int gpt_model_place(gpt_model *model, int64_t micro, int64_t row);
 /* Adds the gradients of all ranks, and their losses since the last update. Before gpt_model_update; a rank
- * that had no backward adds zero. After an error the gradients are gone. */
+ * that had no backward adds zero. After an error the gradients are gone. A model with n_shards gets the sums
+ * of its part, and the norm of all. */
 int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm);
+/* With n_shards: after gpt_model_update, which has changed the parameters of the own part, those of all ranks
+ * come to each. Until then the model computes nothing. The gradients are gone. */
+int gpt_model_gather(gpt_model *model, gpt_comm *comm);
+/* With n_shards: state slot k of parameter i (n), of which each rank has a part, on all of them.
+ * gpt_model_read fails for it, and gpt_model_write keeps this rank's part. */
+int gpt_model_gather_state(gpt_model *model, gpt_comm *comm, int i, int k, float *out, int64_t n);
 
 /* ==== binding: end ==== */
 

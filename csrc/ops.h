@@ -539,9 +539,13 @@ typedef struct sample {
 
 /* ---- grad_norm.c ---- */
 
+enum { GRAD_BLOCK = 1 << 15 }; /* numbers whose squares are added apart on a CPU */
+
 /* norm = sqrt(sum of squares), in a fixed order. */
 typedef struct grad_norm {
-    float *norm;        /* (1) = */
+    float *norm; /* (1) =, unless there are squares */
+    double *
+        squares; /* (n / GRAD_BLOCK, rounded up) = the sum of each block; NULL: the norm; on a CPU */
     const float *grads; /* (n) */
     int64_t n;
 } grad_norm;

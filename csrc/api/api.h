@@ -25,6 +25,9 @@
 int check_tokens(const gpt_model *m, const char *what, const int32_t *tokens, int64_t n,
                  int32_t least);
 
+/* Whether the parameters of all parts of a sharded model are there. */
+int check_gathered(const gpt_model *m);
+
 /* GPT_ERR_DEVICE in a child of the process that made a model on a GPU. */
 int check_process(const gpt_model *m);
 

@@ -1,8 +1,9 @@
-/* comm.c: the ranks of a job, and the sum of their gradients. */
+/* comm.c: the ranks of a job, the sum of their gradients, and the parts of a sharded model. */
 #include "comm/comm.h"
 #include "api.h"
 
 #include <math.h>
+#include <string.h>
 
 static int check_timeout(double timeout_s) {
     if (timeout_s >= 0 && isfinite(timeout_s)) return GPT_OK;
@@ -63,7 +64,8 @@ int gpt_comm_all_reduce(gpt_comm *comm, float *x, int64_t n) {
 
 int gpt_comm_reduce_scatter(gpt_comm *comm, float *x, int64_t n) {
     TRY(check_numbers(comm, x, n));
-    return comm->ops->reduce_scatter(comm, x, n);
+    for (int rank = 0; rank <= comm->size; rank++) comm->bounds[rank] = comm_slice(comm, n, rank);
+    return comm->ops->reduce_scatter(comm, x, comm->bounds);
 }
 
 int gpt_comm_all_gather(gpt_comm *comm, void *x, const int64_t *offsets) {
@@ -117,18 +119,98 @@ static int reduce_on(gpt_model *m, gpt_comm *comm, float *x, int64_t n) {
     return GPT_OK;
 }
 
+/* ---- a part of the optimizer's state ---- */
+
+static int check_part(const gpt_model *m, const gpt_comm *comm) {
+    if (!is_sharded(&m->layout))
+        return fail(GPT_ERR_ARGUMENT, "the model was created without n_shards: its state is whole");
+    if (m->layout.n_shards == comm->size && m->options.shard == comm->rank) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "the model has part %d of %d; this is rank %d of %d",
+                m->options.shard, m->layout.n_shards, comm->rank, comm->size);
+}
+
+/* comm->bounds: those of the parts in the gradients, of so many bytes each. */
+static void bounds_of_parts(const gpt_model *m, gpt_comm *comm, int64_t each) {
+    for (int rank = 0; rank <= comm->size; rank++)
+        comm->bounds[rank] = shard_bound(&m->layout, rank) * each;
+}
+
+/* The sums of the own part, and the norm of all: as grad_norm adds its blocks. */
+static int reduce_part(gpt_model *m, gpt_comm *comm) {
+    const params_layout *layout = &m->layout;
+    double *squares = m->workspace, total = 0;
+    int64_t begin = layout->shard_begin;
+    bounds_of_parts(m, comm, 1);
+    TRY(comm->ops->reduce_scatter(comm, m->grads, comm->bounds));
+    m->ops->ctx_set_workspace(m->ctx, m->workspace);
+    m->ops->grad_norm(m->ctx, &(grad_norm){.squares = squares + begin / GRAD_BLOCK,
+                                           .grads = m->grads + begin,
+                                           .n = layout->shard_end - begin});
+    for (int rank = 0; rank <= comm->size; rank++)
+        comm->bounds[rank] = (comm->bounds[rank] + GRAD_BLOCK - 1) / GRAD_BLOCK;
+    int64_t n = comm->bounds[comm->size];
+    for (int rank = 0; rank <= comm->size; rank++) comm->bounds[rank] *= (int64_t)sizeof *squares;
+    TRY(comm->ops->all_gather(comm, squares, comm->bounds));
+    for (int64_t i = 0; i < n; i++) total += squares[i];
+    m->shard_norm = (float)sqrt(total);
+    return GPT_OK;
+}
+
 int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm) {
     REQUIRE_MODEL(model);
     REQUIRE(comm);
     if (!model->grads)
         return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
     if (model->grads_stale) TRY(gpt_model_zero_grads(model));
+    if (is_sharded(&model->layout)) TRY(check_part(model, comm));
     TRY(model->ops->sync(model->ctx));
-    int status = reduce_on(model, comm, model->grads, model->layout.n_grads);
+    int status = is_sharded(&model->layout)
+                     ? reduce_part(model, comm)
+                     : reduce_on(model, comm, model->grads, model->layout.n_grads);
     if (status == GPT_OK) status = reduce_on(model, comm, &model->state->report.loss, 1);
     if (status != GPT_OK)
         model->grads_stale = true, model->n_micro = 0; /* some are sums, and some are not */
     else if (!model->n_micro)
         model->n_micro = 1; /* there is something to apply */
+    model->shard_summed = status == GPT_OK && is_sharded(&model->layout);
     return status;
+}
+
+int gpt_model_gather(gpt_model *model, gpt_comm *comm) {
+    REQUIRE_MODEL(model);
+    REQUIRE(comm);
+    TRY(check_part(model, comm));
+    if (!model->shard_updated)
+        return fail(GPT_ERR_ARGUMENT, "there was no update since the last gpt_model_gather");
+    const params_layout *layout = &model->layout;
+    shard_export(model, layout->shard_begin, layout->shard_end);
+    bounds_of_parts(model, comm, sizeof(float));
+    TRY(comm->ops->all_gather(comm, model->grads, comm->bounds));
+    shard_import(model, 0, layout->shard_begin);
+    shard_import(model, layout->shard_end, layout->n_grads);
+    model->pack_stale = true;
+    model->dora.stale = true;
+    model->shard_updated = false;
+    return GPT_OK;
+}
+
+int gpt_model_gather_state(gpt_model *model, gpt_comm *comm, int i, int k, float *out, int64_t n) {
+    REQUIRE_MODEL(model);
+    REQUIRE(comm);
+    REQUIRE(out);
+    TRY(check_part(model, comm));
+    if (k < 0 || k >= gpt_model_state_count(model, i))
+        return fail(GPT_ERR_ARGUMENT, "parameter %d has no state slot %d", i, k);
+    if (n != model->layout.slots[i].info.size)
+        return fail(GPT_ERR_ARGUMENT, "parameter %d has %lld numbers, not %lld", i,
+                    (long long)model->layout.slots[i].info.size, (long long)n);
+    const gpt_segment *s = &model->layout.segments[i];
+    const float *state = model->optimizer_state[s->optimizer][k];
+    for (int rank = 0; rank <= comm->size; rank++)
+        comm->bounds[rank] = shard_bound_in(&model->layout, i, rank) * (int64_t)sizeof *out;
+    int64_t first = shard_bound_in(&model->layout, i, comm->rank);
+    int64_t end = shard_bound_in(&model->layout, i, comm->rank + 1);
+    if (first < end)
+        memcpy(out + first, state + (s->state + first), sizeof *out * (size_t)(end - first));
+    return comm->ops->all_gather(comm, out, comm->bounds);
 }

@@ -103,6 +103,16 @@ static int check_block_rows(const gpt_config *c, const gpt_options *o) {
     return GPT_OK;
 }
 
+static int check_shards(const gpt_options *o) {
+    if (o->n_shards < 0 || o->shard < 0 || (o->shard > 0 && o->shard >= o->n_shards))
+        return fail(GPT_ERR_ARGUMENT, "shard is %d of %d; it must be from 0 on and below n_shards",
+                    o->shard, o->n_shards);
+    if (o->n_shards > 1 && o->device != GPT_DEVICE_CPU)
+        return fail(GPT_ERR_ARGUMENT,
+                    "the optimizer's state is in parts on a CPU only: use its device");
+    return GPT_OK;
+}
+
 static int check_options(const gpt_config *c, const gpt_options *given, gpt_options *out) {
     *out = *given;
     if (out->max_seq == 0) out->max_seq = c->block_size;
@@ -143,6 +153,7 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (out->optimizer < GPT_OPTIMIZER_DEFAULT || out->optimizer > GPT_OPTIMIZER_MUON)
         return fail(GPT_ERR_ARGUMENT, "optimizer is %d; it must be an enum gpt_optimizer_kind",
                     out->optimizer);
+    TRY(check_shards(out));
     if (out->n_groups < 0 || (out->n_groups > 0 && !out->groups))
         return fail(GPT_ERR_ARGUMENT, "n_groups is %d; it must be the number of groups",
                     out->n_groups);
@@ -403,6 +414,7 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
         return fail(GPT_ERR_ARGUMENT, "parameter %s is frozen: it has no gradient or moments",
                     slot->info.name);
     int k = tensor - GPT_TENSOR_STATE0;
+    if (k >= 0 && is_sharded(&m->layout) && k < optimizer_states(s->optimizer)) return GPT_OK;
     if (k >= optimizer_states(s->optimizer))
         return fail(GPT_ERR_ARGUMENT, "the optimizer of parameter %s has no state slot %d",
                     slot->info.name, k);
@@ -420,6 +432,9 @@ int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
         model->ops->blocks_unpack(model->ctx, out, s, NULL, (int)(n / s->cols));
         return model->ops->sync(model->ctx);
     }
+    if (tensor >= GPT_TENSOR_STATE0 && !place)
+        return fail(GPT_ERR_ARGUMENT, "the state is in %d parts; call gpt_model_gather_state",
+                    model->layout.n_shards);
     if (!place)
         return fail(GPT_ERR_ARGUMENT,
                     "the model holds %s only in packed form; to read it, create the model with "
@@ -429,6 +444,17 @@ int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
         return lent_read(model, 0, n, out);
     model->ops->download(model->ctx, out, place, sizeof(float) * (size_t)n);
     return model->ops->sync(model->ctx);
+}
+
+/* Keeps the own part of a state. */
+static void write_shard(gpt_model *m, int i, int k, const float *values) {
+    const gpt_segment *s = &m->layout.segments[i];
+    int64_t first = shard_bound_in(&m->layout, i, m->options.shard);
+    int64_t end = shard_bound_in(&m->layout, i, m->options.shard + 1);
+    float *state = m->optimizer_state[s->optimizer][k];
+    if (first < end)
+        m->ops->upload(m->ctx, state + (s->state + first), values + first,
+                       sizeof(float) * (size_t)(end - first));
 }
 
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n) {
@@ -443,6 +469,8 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
     if (tensor == GPT_TENSOR_VALUE) {
         TRY(check_floats(model, i));
         write_value(model, i, values, n);
+    } else if (!place) {
+        write_shard(model, i, tensor - GPT_TENSOR_STATE0, values);
     } else {
         model->ops->upload(model->ctx, place, values, sizeof(float) * (size_t)n);
     }

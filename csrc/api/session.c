@@ -49,9 +49,10 @@ static int create_session_parts(gpt_session *s) {
     gpt_model *m = s->model;
     s->max_rows = session_max_rows(s->n_seq, s->n_ctx);
     s->length = calloc((size_t)s->n_seq, sizeof *s->length);
+    s->adapters = calloc((size_t)s->n_seq, sizeof(const gpt_adapter *));
     s->rows = calloc(STEP_INTS * (size_t)s->max_rows, sizeof *s->rows);
     s->acts.layers = calloc((size_t)m->config.n_layer, sizeof *s->acts.layers);
-    if (!s->length || !s->rows || !s->acts.layers)
+    if (!s->length || !s->adapters || !s->rows || !s->acts.layers)
         return fail(GPT_ERR_MEMORY, "no memory for the session's tables");
     s->arena_bytes = session_plan(m, s->n_seq, s->n_ctx, s->kv, NULL, NULL);
     s->arena = m->ops->buffer_alloc(m->ctx, s->arena_bytes);
@@ -88,6 +89,7 @@ void gpt_session_free(gpt_session *s) {
     if (s->arena && check_process(s->model) == GPT_OK)
         s->model->ops->buffer_free(s->model->ctx, s->arena, s->arena_bytes);
     free(s->length);
+    free(s->adapters);
     free(s->rows);
     free(s->draws);
     free(s->acts.layers);
@@ -123,6 +125,7 @@ static int count_wanted(const int32_t *seqs, const uint8_t *want, int n) {
 static int check_tokens_of(const gpt_session *s, const int32_t *tokens, const int32_t *seqs,
                            int n) {
     if (n < 1) return fail(GPT_ERR_ARGUMENT, "a step needs at least 1 token, not %d", n);
+    TRY(check_gathered(s->model));
     TRY(check_tokens(s->model, "token", tokens, n, 0));
     return check_step(s, seqs, n);
 }
@@ -272,6 +275,16 @@ int gpt_session_length(const gpt_session *session, int seq) {
 static int check_seq(const gpt_session *s, int seq) {
     if (seq >= 0 && seq < s->n_seq) return GPT_OK;
     return fail(GPT_ERR_ARGUMENT, "sequence %d does not exist; the session has %d", seq, s->n_seq);
+}
+
+int gpt_session_adapt(gpt_session *session, int seq, const gpt_adapter *adapter) {
+    REQUIRE(session);
+    TRY(check_process(session->model));
+    TRY(check_seq(session, seq));
+    if (adapter && adapter->model != session->model)
+        return fail(GPT_ERR_ARGUMENT, "the adapter is of another model than the session");
+    session->adapters[seq] = adapter;
+    return GPT_OK;
 }
 
 int gpt_session_fork(gpt_session *session, int from, int to, int length) {

@@ -4,6 +4,13 @@
 #include <math.h>
 #include <string.h>
 
+int check_gathered(const gpt_model *m) {
+    if (!m->shard_updated) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT,
+                "the parameters of other parts are missing since the update; call "
+                "gpt_model_gather");
+}
+
 static int check_batch(const gpt_model *m, int B, int T) {
     const gpt_options *o = &m->options;
     if (o->max_batch == 0)
@@ -14,7 +21,7 @@ static int check_batch(const gpt_model *m, int B, int T) {
     if (T < 1 || T > o->max_seq)
         return fail(GPT_ERR_ARGUMENT, "sequence length %d; the model was created for 1 to %d", T,
                     o->max_seq);
-    return GPT_OK;
+    return check_gathered(m);
 }
 
 int check_tokens(const gpt_model *m, const char *what, const int32_t *tokens, int64_t n,
@@ -192,7 +199,7 @@ int gpt_model_zero_grads(gpt_model *model) {
     TRY(check_trains(model));
     model->ops->zero(model->ctx, model->grads, sizeof(float) * (size_t)model->layout.n_grads);
     model->ops->zero(model->ctx, &model->state->report, sizeof model->state->report);
-    model->grads_stale = false;
+    model->grads_stale = model->shard_summed = false;
     model->n_micro = 0;
     model->place = (batch_place){0};
     return model->ops->sync(model->ctx);
@@ -232,6 +239,7 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
         .B = B, .T = T, .N = N, .training = true, .first = model->grads_stale, .row = place.row};
     forward_backward(model, &x, place.given ? place.micro : model->n_micro, scale / (float)n_valid);
     model->grads_stale = model->interrupted;
+    model->shard_summed = false;
     model->n_micro = model->interrupted ? 0 : model->n_micro + 1;
     TRY(check_interrupted(model));
     return loss ? mean_loss(model, N, n_valid, loss, NULL) : GPT_OK;
@@ -282,6 +290,7 @@ int gpt_model_backward_weighted(gpt_model *model, const float *weights, int B, i
     if (model->grads_stale) model->n_micro = 0;
     model_backward(model, &model->acts, &x, 1);
     model->grads_stale = model->interrupted;
+    model->shard_summed = false;
     model->n_micro = model->interrupted ? 0 : model->n_micro + 1;
     return check_interrupted(model);
 }
@@ -366,6 +375,9 @@ int gpt_model_update(gpt_model *model, const gpt_optimizer *optimizers, int n_op
     TRY(check_trains(model));
     if (model->n_micro == 0)
         return fail(GPT_ERR_ARGUMENT, "no gradients to apply; call backward first");
+    if (is_sharded(&model->layout) && !model->shard_summed)
+        return fail(GPT_ERR_ARGUMENT, "the state is in %d parts; call gpt_model_all_reduce first",
+                    model->layout.n_shards);
     step_report report;
     model->ops->ctx_set_workspace(model->ctx, model->workspace);
     model->forward_B = model->forward_T = 0;
@@ -377,6 +389,7 @@ int gpt_model_update(gpt_model *model, const gpt_optimizer *optimizers, int n_op
     if (loss) *loss = report.loss;
     if (grad_norm) *grad_norm = report.grad_norm;
     model->grads_stale = true;
+    model->shard_summed = false;
     model->n_micro = 0;
     if (!isfinite(report.grad_norm))
         return fail(GPT_ERR_NUMERIC,
@@ -384,5 +397,6 @@ int gpt_model_update(gpt_model *model, const gpt_optimizer *optimizers, int n_op
                     "learning rate or a longer warm-up",
                     report.grad_norm, (long long)model->step);
     model->step++;
+    model->shard_updated = is_sharded(&model->layout);
     return GPT_OK;
 }

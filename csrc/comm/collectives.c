@@ -35,7 +35,8 @@ typedef struct linked {
     links *links;
     message *messages; /* (2 size) */
     int n_messages;
-    int64_t *offsets; /* (size + 1) */
+    int64_t *offsets; /* (size + 1) in bytes */
+    int64_t *slices;  /* (size + 1) of an all-reduce, in numbers */
     float *room;      /* (size, REDUCE_PIECE) */
 } linked;
 
@@ -133,14 +134,14 @@ static void add_up(const linked *l, float *x, int64_t n) {
 }
 
 /* Piece `first` to first + REDUCE_PIECE of every slice. */
-static int reduce_pieces(linked *l, float *x, int64_t n, int64_t first) {
+static int reduce_pieces(linked *l, float *x, const int64_t *bounds, int64_t first) {
     const gpt_comm *comm = &l->comm;
-    int64_t own = comm_slice(comm, n, comm->rank) + first;
-    int64_t n_own = least(comm_slice(comm, n, comm->rank + 1) - own, REDUCE_PIECE);
+    int64_t own = bounds[comm->rank] + first;
+    int64_t n_own = least(bounds[comm->rank + 1] - own, REDUCE_PIECE);
     for (int i = 1; i < comm->size; i++) {
         int to = (comm->rank + i) % comm->size, from = (comm->rank - i + comm->size) % comm->size;
-        int64_t theirs = comm_slice(comm, n, to) + first;
-        int64_t n_theirs = least(comm_slice(comm, n, to + 1) - theirs, REDUCE_PIECE);
+        int64_t theirs = bounds[to] + first;
+        int64_t n_theirs = least(bounds[to + 1] - theirs, REDUCE_PIECE);
         TRY(begin(l, from, l->room + (int64_t)from * REDUCE_PIECE, n_own * (int64_t)sizeof *x,
                   false));
         TRY(begin(l, to, x + theirs, n_theirs * (int64_t)sizeof *x, true));
@@ -150,21 +151,19 @@ static int reduce_pieces(linked *l, float *x, int64_t n, int64_t first) {
     return GPT_OK;
 }
 
-static int64_t longest_slice(const gpt_comm *comm, int64_t n) {
+static int64_t longest_slice(const gpt_comm *comm, const int64_t *bounds) {
     int64_t longest = 0;
-    for (int rank = 0; rank < comm->size; rank++) {
-        int64_t size = comm_slice(comm, n, rank + 1) - comm_slice(comm, n, rank);
-        if (size > longest) longest = size;
-    }
+    for (int rank = 0; rank < comm->size; rank++)
+        if (bounds[rank + 1] - bounds[rank] > longest) longest = bounds[rank + 1] - bounds[rank];
     return longest;
 }
 
-static int reduce_scatter(gpt_comm *comm, float *x, int64_t n) {
+static int reduce_scatter(gpt_comm *comm, float *x, const int64_t *bounds) {
     linked *l = (linked *)comm;
-    int64_t longest = longest_slice(comm, n);
+    int64_t longest = longest_slice(comm, bounds);
     TRY(check_whole(l));
     for (int64_t first = 0; first < longest; first += REDUCE_PIECE)
-        TRY(ended(l, reduce_pieces(l, x, n, first)));
+        TRY(ended(l, reduce_pieces(l, x, bounds, first)));
     return GPT_OK;
 }
 
@@ -187,11 +186,8 @@ static int gather_pieces(linked *l, char *x, const int64_t *offsets, int64_t fir
 
 static int all_gather(gpt_comm *comm, void *x, const int64_t *offsets) {
     linked *l = (linked *)comm;
-    int64_t longest = 0;
+    int64_t longest = longest_slice(comm, offsets);
     TRY(check_whole(l));
-    for (int rank = 0; rank < comm->size; rank++)
-        if (offsets[rank + 1] - offsets[rank] > longest)
-            longest = offsets[rank + 1] - offsets[rank];
     for (int64_t first = 0; first < longest; first += GATHER_PIECE)
         TRY(ended(l, gather_pieces(l, x, offsets, first)));
     return GPT_OK;
@@ -218,9 +214,11 @@ static int broadcast(gpt_comm *comm, void *x, int64_t n_bytes, int root) {
 
 static int all_reduce(gpt_comm *comm, float *x, int64_t n) {
     linked *l = (linked *)comm;
-    TRY(reduce_scatter(comm, x, n));
-    for (int rank = 0; rank <= comm->size; rank++)
-        l->offsets[rank] = comm_slice(comm, n, rank) * (int64_t)sizeof *x;
+    for (int rank = 0; rank <= comm->size; rank++) {
+        l->slices[rank] = comm_slice(comm, n, rank);
+        l->offsets[rank] = l->slices[rank] * (int64_t)sizeof *x;
+    }
+    TRY(reduce_scatter(comm, x, l->slices));
     return all_gather(comm, x, l->offsets);
 }
 
@@ -236,6 +234,7 @@ static void release(gpt_comm *comm) {
     if (l->links) l->links->ops->free(l->links);
     free(l->messages);
     free(l->offsets);
+    free(l->slices);
     free(l->room);
     comm_release(comm);
 }
@@ -265,8 +264,9 @@ int comm_over_links(links *links, double timeout_s, gpt_comm **out) {
     l->links = links, comm->ops = &ops;
     l->messages = calloc(2 * size, sizeof *l->messages);
     l->offsets = calloc(size + 1, sizeof *l->offsets);
+    l->slices = calloc(size + 1, sizeof *l->slices);
     l->room = malloc(sizeof *l->room * size * REDUCE_PIECE);
-    if (!l->messages || !l->offsets || !l->room)
+    if (!l->messages || !l->offsets || !l->slices || !l->room)
         status = fail(GPT_ERR_MEMORY, "out of memory for %d ranks", links->size);
     else
         status = exchange_hosts(comm);

@@ -14,8 +14,9 @@ typedef struct comm_ops {
     /* x (n) becomes the sum over ranks, added in the order of ranks: the same bits on all of them, and in
      * every run. */
     int (*all_reduce)(gpt_comm *comm, float *x, int64_t n);
-    /* The same for the slice of this rank (comm_slice); the rest of x keeps its numbers. */
-    int (*reduce_scatter)(gpt_comm *comm, float *x, int64_t n);
+    /* The same for the slice of this rank, numbers bounds[rank] to bounds[rank + 1]; the rest of x keeps its
+     * numbers. bounds (size + 1). */
+    int (*reduce_scatter)(gpt_comm *comm, float *x, const int64_t *bounds);
     /* Bytes offsets[r] to offsets[r + 1] of x are those of rank r, for each r. offsets (size + 1). */
     int (*all_gather)(gpt_comm *comm, void *x, const int64_t *offsets);
     /* x (n_bytes) becomes that of rank `root`. */
@@ -34,6 +35,7 @@ struct gpt_comm {
     bool *lost;                     /* (size) ranks that have not answered */
     char (*hosts)[COMM_HOST_BYTES]; /* (size) */
     float *stage;                   /* (COMM_STAGE) numbers of a device on their way */
+    int64_t *bounds;                /* (size + 1) of a caller's slices */
 };
 
 /* The first of n numbers in the slice of a rank; of `size`: n. Slices begin at multiples of 16 numbers. */

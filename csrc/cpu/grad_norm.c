@@ -4,11 +4,9 @@
 
 #include <math.h>
 
-enum { BLOCK = 1 << 15 };
-
 CPU_WORKSPACE(grad_norm_workspace) {
     (void)n_threads;
-    return shape->training ? sizeof(double) * (size_t)cpu_div_up(shape->n_params, BLOCK) : 0;
+    return shape->training ? sizeof(double) * (size_t)cpu_div_up(shape->n_params, GRAD_BLOCK) : 0;
 }
 
 typedef struct norm_task {
@@ -21,8 +19,9 @@ static void square_sums(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const norm_task *a = p;
     for (int64_t block = begin; block < end; block++) {
-        const float *g = a->grads + block * BLOCK;
-        int size = (int)(a->n - block * BLOCK < BLOCK ? a->n - block * BLOCK : BLOCK);
+        const float *g = a->grads + block * GRAD_BLOCK;
+        int size =
+            (int)(a->n - block * GRAD_BLOCK < GRAD_BLOCK ? a->n - block * GRAD_BLOCK : GRAD_BLOCK);
         vf sum[4] = {{0}};
         int i = 0;
         for (; i + 4 * LANES <= size; i += 4 * LANES)
@@ -37,9 +36,10 @@ static void square_sums(void *p, int thread, int64_t begin, int64_t end) {
 }
 
 CPU_OP(grad_norm) {
-    norm_task task = {op->grads, ctx->workspace, op->n};
-    int64_t blocks = cpu_div_up(op->n, BLOCK);
+    norm_task task = {op->grads, op->squares ? op->squares : ctx->workspace, op->n};
+    int64_t blocks = cpu_div_up(op->n, GRAD_BLOCK);
     cpu_parallel(ctx, square_sums, &task, blocks, 4);
+    if (op->squares) return;
     double total = 0;
     for (int64_t i = 0; i < blocks; i++) total += task.sums[i];
     *op->norm = (float)sqrt(total);

@@ -348,9 +348,11 @@ static inline vi quad_dot(vi sum, vb u, int32_t a) {
 #else
     int8_t x[QUAD];
     memcpy(x, &a, sizeof x);
-    for (int lane = 0; lane < LANES; lane++)
-        for (int h = 0; h < QUAD; h++) sum[lane] += (int)u[lane * QUAD + h] * x[h];
-    return sum;
+    /* Bytes 0 and 2 of each lane, then 1 and 3: 255 times 127 fits 16 bits. */
+    vs even = (vs)((vu)u & 0xff00ff) * pairs_of((vi){0} + x[0], (vi){0} + x[2]);
+    vs odd = (vs)((vu)u >> 8 & 0xff00ff) * pairs_of((vi){0} + x[1], (vi){0} + x[3]);
+    sum += ((vi)even >> 16) + ((vi)((vu)even << 16) >> 16);
+    return sum + ((vi)odd >> 16) + ((vi)((vu)odd << 16) >> 16);
 #endif
 }
 

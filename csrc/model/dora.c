@@ -157,6 +157,15 @@ static void measure(gpt_model *m, int l, int matrix) {
     m->ops->dora_gain(m->ctx, &op);
 }
 
+size_t dora_workspace(const gpt_model *m) {
+    gpt_shape shape = config_shape(&m->config);
+    shape.N = dora_rows(&m->options.lora);
+    shape.T = shape.n_ctx = 1;
+    shape.lora_rank = m->options.lora.rank;
+    shape.dora = 1;
+    return shape.N ? m->ops->workspace_bytes(m->ctx, &shape) : 0;
+}
+
 void dora_measure(gpt_model *m) {
     for (int l = 0; m->dora.stale && m->dora.of && l < m->config.n_layer; l++)
         for (int matrix = 0; matrix < LORA_MATRICES; matrix++) measure(m, l, matrix);

@@ -146,6 +146,7 @@ adapter adapter_of(const gpt_model *m, const acts *a, const batch *x, int l, int
     if (!m->w.layers[l].lora_a[matrix]) return (adapter){0};
     dora_rows_of rows = dora_of(m, l, matrix);
     return (adapter){.shape = lora_shape_of(&m->config, o, matrix),
+                     .index = l * LORA_MATRICES + matrix,
                      .a = m->w.layers[l].lora_a[matrix],
                      .b = m->w.layers[l].lora_b[matrix],
                      .gain = rows.gain,

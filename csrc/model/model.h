@@ -149,6 +149,10 @@ typedef struct params_layout {
     int64_t n_params; /* learned numbers */
     int64_t n_grads;  /* numbers in the gradients: of parameters that are not frozen */
     int64_t n_states[N_OPTIMIZERS]; /* numbers in each state buffer of an optimizer */
+    int n_shards;                   /* of the state; at most 1: it is whole */
+    int64_t shard_begin, shard_end; /* the gradients whose state there is */
+    gpt_segment *shard_segments;    /* (n_shard_segments) what those update, without packed forms */
+    int n_shard_segments;
 } params_layout;
 
 enum { EMBEDDING = 0 }; /* wte is the first tensor */
@@ -340,15 +344,31 @@ struct gpt_model {
     batch_place place;
     int forward_B, forward_T; /* the batch of a forward pass that waits for its weights; 0: none */
     bool grads_stale;         /* the next backward starts from zero */
-    bool interrupted;         /* the computation under way has stopped between two layers */
-    bool lost_rows;           /* because rows of a lent embedding could not be read */
-    int forks;                /* fork_count() of the process that made it */
+    bool
+        shard_summed; /* the gradients of the own part are sums of all ranks, and shard_norm theirs */
+    bool shard_updated; /* parameters of other parts are those before the update */
+    float shard_norm;
+    bool interrupted; /* the computation under way has stopped between two layers */
+    bool lost_rows;   /* because rows of a lent embedding could not be read */
+    int forks;        /* fork_count() of the process that made it */
 };
 
 /* The kind of the norms before the branches. */
 static inline int norm_before(const gpt_model *m, int l) {
     return norms_before(&m->config) ? m->layers[l].norm : NORM_NONE;
 }
+
+/* The numbers of a matrix's adapters; a is NULL where it has none. */
+typedef struct adapter_numbers {
+    const float *a, *b, *gain;
+} adapter_numbers;
+
+struct gpt_adapter {
+    gpt_model *model;
+    void *arena; /* NULL: it changes nothing */
+    size_t arena_bytes;
+    adapter_numbers *of; /* (L, LORA_MATRICES) */
+};
 
 struct gpt_session {
     gpt_model *model;
@@ -357,8 +377,9 @@ struct gpt_session {
     void *workspace;
     acts acts;
     int n_seq, n_ctx, max_rows;
-    int kv;            /* enum gpt_kv */
-    int32_t *length;   /* (n_seq) tokens in the cache */
+    int kv;                       /* enum gpt_kv */
+    int32_t *length;              /* (n_seq) tokens in the cache */
+    const gpt_adapter **adapters; /* (n_seq) NULL: the model's parameters */
     int32_t *rows;     /* (STEP_INTS, max_rows at most) of a step, to be uploaded as one */
     sample_row *draws; /* (acts.logit_rows) */
 };
@@ -410,12 +431,24 @@ gpt_dropout_site dropout_of_adapter(const gpt_model *m, const batch *x, int laye
 /* The adapters of a matrix of a layer; a is NULL where it has none. */
 typedef struct adapter {
     lora_shape shape;
+    int index; /* of the matrix, as in gpt_adapter.of */
     const float *a, *b, *gain, *per_norm;
     float *da, *db, *dm, *u;
     act *v;
     gpt_dropout_site dropout;
 } adapter;
 adapter adapter_of(const gpt_model *m, const acts *a, const batch *x, int l, int matrix);
+/* Runs the op: in a session, row by row with the adapters of the rows' sequences, neighbours together. */
+void adapter_run(gpt_model *m, const batch *x, int index, const lora_forward *op);
+
+/* ---- adapters.c ---- */
+
+/* Bytes of a copy of the model's adapters; with a base, points out->of into it. */
+size_t adapter_plan(const gpt_model *m, char *base, gpt_adapter *out);
+/* Copies them. */
+void adapter_copy(gpt_model *m, gpt_adapter *to);
+/* The adapter that all of n sequences have, where they have the same: *same. */
+const gpt_adapter *adapter_of_all(const gpt_session *s, const int32_t *seqs, int n, bool *same);
 
 /* ---- dora.c ---- */
 
@@ -432,6 +465,8 @@ int dora_written_blocks(gpt_model *m, int i, int part);
 void dora_init(gpt_model *m, int i, float *values);
 /* Brings the gains up to date with the parameters, where those were written. Uses the workspace. */
 void dora_measure(gpt_model *m);
+/* Bytes of a workspace for that; 0 without DoRA. */
+size_t dora_workspace(const gpt_model *m);
 
 /* What a step gives for each wanted token, in order: its state, its logits, or a draw by its settings. */
 typedef struct step_output {
@@ -453,6 +488,21 @@ void session_fork(gpt_session *s, int from, int to, int length);
 void model_update(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS]);
 /* Of the products of an update. */
 double update_flops(const params_layout *layout);
+
+/* ---- shard.c ---- */
+
+static inline bool is_sharded(const params_layout *layout) {
+    return layout->n_shards > 1;
+}
+/* The first gradient in a part of the state; of part n_shards: n_grads. */
+int64_t shard_bound(const params_layout *layout, int shard);
+/* Where it is in parameter i; 0 and its size where it is outside. */
+int64_t shard_bound_in(const params_layout *layout, int i, int shard);
+/* Gives the state of each segment its place in the part that options name. After the gradients have theirs. */
+int shard_lay_out(const gpt_options *o, params_layout *layout);
+/* Gradients begin to end = parameters, and the reverse. On a CPU. */
+void shard_export(gpt_model *m, int64_t begin, int64_t end);
+void shard_import(gpt_model *m, int64_t begin, int64_t end);
 
 /* ---- rows.c ---- */
 

@@ -64,12 +64,17 @@ void model_update(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS
                            .step = &m->state->muon,
                            .segments = m->layout.segments,
                            .n_segments = m->layout.n_slots};
+    if (is_sharded(&m->layout)) {
+        by_adamw.segments = m->layout.shard_segments;
+        by_adamw.n_segments = m->layout.n_shard_segments;
+        m->state->report.grad_norm = m->shard_norm;
+    }
     model_pack(m); /* so that a step that is refused leaves both forms alike */
     upload_settings(m, settings);
     m->dora.stale = true;
     if (ops->replay_begin && ops->replay_begin(m->ctx, key, sizeof key / sizeof *key)) return;
     do {
-        ops->grad_norm(m->ctx, &norm);
+        if (!is_sharded(&m->layout)) ops->grad_norm(m->ctx, &norm);
         if (settings[GPT_OPTIMIZER_ADAMW]) ops->adamw_update(m->ctx, &by_adamw);
         if (settings[GPT_OPTIMIZER_SGD]) ops->sgd_update(m->ctx, &by_sgd);
         if (settings[GPT_OPTIMIZER_MUON]) ops->muon_update(m->ctx, &by_muon);

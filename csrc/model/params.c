@@ -372,6 +372,7 @@ int params_layout_create(const gpt_config *c, const gpt_ops *ops, const gpt_opti
         status = lay_out_slot(c, ops, o, i, out);
     if (status == GPT_OK) place_gradients(out);
     if (status == GPT_OK && o->training) status = check_groups(o, out);
+    if (status == GPT_OK && o->training) status = shard_lay_out(o, out);
     if (status != GPT_OK) params_layout_free(out);
     return status;
 }
@@ -379,6 +380,7 @@ int params_layout_create(const gpt_config *c, const gpt_ops *ops, const gpt_opti
 void params_layout_free(params_layout *layout) {
     free(layout->slots);
     free(layout->segments);
+    free(layout->shard_segments);
     memset(layout, 0, sizeof *layout);
 }
 

@@ -127,21 +127,24 @@ static void check(int form, int rows, int panels, int K) {
     float *c = host_floats((int64_t)rows * COLS);
     double *want = host_zeros((int64_t)rows * COLS), *got = host_zeros((int64_t)rows * COLS);
     for (int i = 0; i < rows * COLS; i++) want[i] = c[i] = (float)random_normal();
-    for (int r = 0; r < rows; r++)
-        for (int n = 0; n < panels * PANEL; n++)
-            for (int k = 0; k < groups * QUANT_GROUP; k += f.group) {
-                const uint8_t *panel = b + n / PANEL * size;
-                double sum = 0, all = 0;
-                for (int h = k; h < k + f.group; h++) {
-                    int u = integer_at(f, panel + h / QUANT_GROUP * f.bits * 64, h % QUANT_GROUP,
-                                       n % PANEL);
-                    sum += (u - f.zero) * a->q[r][h];
-                    all += a->q[r][h];
+    for (int n = 0; n < panels * PANEL; n++)
+        for (int k = 0; k < groups * QUANT_GROUP; k += f.group) {
+            const uint8_t *panel = b + n / PANEL * size;
+            double scale = scale_at(f, panel, K, k / f.group, 0, n % PANEL), least = 0;
+            if (f.rows == 2) least = scale_at(f, panel, K, k / f.group, 1, n % PANEL);
+            int u[QUANT_GROUP];
+            for (int h = 0; h < f.group; h++)
+                u[h] = integer_at(f, panel + k / QUANT_GROUP * f.bits * 64, (k + h) % QUANT_GROUP,
+                                  n % PANEL);
+            for (int r = 0; r < rows; r++) {
+                int sum = 0, all = 0;
+                for (int h = 0; h < f.group; h++) {
+                    sum += (u[h] - f.zero) * a->q[r][k + h];
+                    all += a->q[r][k + h];
                 }
-                sum *= scale_at(f, panel, K, k / f.group, 0, n % PANEL);
-                if (f.rows == 2) sum += all * scale_at(f, panel, K, k / f.group, 1, n % PANEL);
-                want[r * COLS + n] += sum * a->scale[r][k / QUANT_GROUP];
+                want[r * COLS + n] += (sum * scale + all * least) * a->scale[r][k / QUANT_GROUP];
             }
+        }
     int together = panels == level->band_panels ? panels : 1;
     for (int p = 0; p < panels; p += together)
         level->kernels[form](c + p * PANEL, a, rows, parts + p, groups, together);

@@ -16,8 +16,9 @@
  * The loop visits every table of backend_ops_at() (those whose name contains GPTC_TEST_TABLES, where
  * that is set) with 1, 2 and 3 threads, a device and more than one thread twice:
  * the second visit starts from other garbage in the workspace and must repeat every compared number
- * bit for bit. Entries run once for each element size that a table has, because inputs are rounded
- * to that type before the answer is computed.
+ * bit for bit. Under AddressSanitizer a case visits a table once (test_is_turn). Entries run once for
+ * each element size that a table has, because inputs are rounded to that type before the answer is
+ * computed.
  *
  * All data moves through buffer_alloc, upload and download, so that nothing here knows a device.
  * Device buffers carry a guard of NaNs, so that a stray write is seen and a stray read spoils the
@@ -43,9 +44,11 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
-enum { TEST_PASSES = 1 }; /* whether an op repeats itself is another build's question */
+/* Whether an op repeats itself, and the numbers of each case with each number of threads, are another
+ * build's question: here a case visits a table once, with the next number of threads each time. */
+enum { TEST_PASSES = 1, TEST_ROTATES = 1 };
 #else
-enum { TEST_PASSES = 2 };
+enum { TEST_PASSES = 2, TEST_ROTATES = 0 };
 #define ASAN_POISON_MEMORY_REGION(data, bytes)   ((void)(data), (void)(bytes))
 #define ASAN_UNPOISON_MEMORY_REGION(data, bytes) ((void)(data), (void)(bytes))
 #endif
@@ -78,6 +81,7 @@ static struct {
     gpt_ctx *contexts[TEST_MAX_TABLES][TEST_MAX_THREADS];
     int n_tables;
     int visit; /* counts (table, threads, pass) in an EACH_BACKEND loop; -1 outside */
+    int n_cases;
 
     test_block *host, *host_before; /* as it was when the visit began */
     test_block *kept;               /* large host memory that was freed */
@@ -233,6 +237,7 @@ __attribute__((format(printf, 1, 2))) static inline void test_case(const char *f
     test_free_list(&test.host);
     test_free_spare();
     test.counter = 0;
+    test.n_cases++;
 }
 
 /* ---- random inputs, from a counter ---- */
@@ -629,6 +634,13 @@ static inline void test_backend_leave(void) {
     test.ops = NULL;
 }
 
+/* Every pair of a case, a table and a number of threads is met where three tables have the element
+ * type, but not every three of them. Few tables are visited with each number of threads. */
+static inline int test_is_turn(int table) {
+    if (!TEST_ROTATES || test.n_tables <= 2 || !test_on_cpu()) return 1;
+    return test.threads == 1 + (test.n_cases + table) % TEST_MAX_THREADS;
+}
+
 static inline int test_backend_next(void) {
     test_backend_leave();
     for (test.visit++;; test.visit++) {
@@ -639,6 +651,7 @@ static inline int test_backend_next(void) {
         test.threads = test.visit / TEST_PASSES % TEST_MAX_THREADS + 1;
         if (test.threads > 1 && !test_on_cpu()) continue; /* threads are the CPU's */
         if (test_on_cpu() && test.threads == 1 && test.visit % TEST_PASSES > 0) continue;
+        if (!test_is_turn(table)) continue;
         test.ctx = test.contexts[table][test.threads - 1];
         if (test.visit % TEST_PASSES == 0) test_free_list(&test.recorded);
         test.recorded_at = &test.recorded;

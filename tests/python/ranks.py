@@ -1,20 +1,25 @@
 """A rank of a test's job, run by mpirun with the folder for its results and training options.
 
-It trains, then makes one step by hand, whose sums the test knows; or it hangs.
+It trains, then makes one step by hand, whose sums the test knows; or it hangs; or it trains with a
+sharded state and by DiLoCo, and resumes such runs; or it runs commands.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 
+from gptc.checkpoint.names import checkpoint_name
+from gptc.cli import run
 from gptc.engine.model import Model, Share, StepResult
 from gptc.engine.optim import AdamW
 from gptc.engine.world import World, join
@@ -63,8 +68,41 @@ def hang(step: int, model: Model) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def train_in_all_ways(out: Path, options: dict[str, object]) -> None:
+    """Runs with a whole state, a sharded one, and DiLoCo; the latter two also in two parts."""
+    world = join()
+    ways: dict[str, dict[str, object]] = {"whole": {}, "sharded": {"zero": 1}}
+    ways["diloco"] = {"sync_every": options["save_every"]}
+    for name, changes in ways.items():
+        train({**options, **changes, "out": str(out / name)})
+        if name != "whole":
+            part = out / f"{name}-in-parts"
+            if not world.rank:
+                first = checkpoint_name(int(str(options["save_every"])))
+                shutil.copytree(out / name / first, part / first)
+            world.gather(b"")  # it is there
+            train({}, resume=part)
+
+
+def run_commands(out: Path, commands: dict[str, list[str]]) -> None:
+    """Runs commands by name; a rank writes the exit code and the output of each."""
+    found = {}
+    for name, arguments in commands.items():
+        printed, complaints = io.StringIO(), io.StringIO()
+        with redirect_stdout(printed), redirect_stderr(complaints):
+            code = run(arguments)
+        found[name] = [code, printed.getvalue(), complaints.getvalue()]
+    (out / f"rank{join().rank}.json").write_text(json.dumps(found))
+
+
 def main(out: Path, options: dict[str, object], what: str) -> None:
     """Trains; a rank writes its results, or hangs."""
+    if what == "commands":
+        run_commands(out, options)  # type: ignore[arg-type]
+        return
+    if what == "ways":
+        train_in_all_ways(out, options)
+        return
     options = {**options, "out": str(out / "run")}
     if what == "hang":
         with errors_as_the_command_line():

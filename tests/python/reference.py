@@ -269,6 +269,20 @@ ARCHITECTURES = [
         1,
         25,
     ),
+    Case(
+        "phi3",
+        "phi3",
+        _like_llama(
+            "phi3",
+            hidden_size=64,
+            partial_rotary_factor=0.75,
+            sliding_window=9,
+            pad_token_id=None,
+            tie_word_embeddings=True,
+        ),
+        2,
+        26,
+    ),
     Case("olmo2", "olmo2", _like_llama("olmo2", num_key_value_heads=4, pad_token_id=None), 2, 22),
     Case(
         "gemma3",

@@ -154,7 +154,7 @@ def test_imports_point_downward() -> None:
         (
             "data/shards.py",
             "from gptc.data.loader import Loader",
-            "circle: gptc.data.dataset, gptc.data.shards, gptc.data.loader, gptc.data.dataset",
+            "circle: gptc.data.shards, gptc.data.loader, gptc.data.dataset, gptc.data.shards",
         ),
         (
             "data/shards.py",

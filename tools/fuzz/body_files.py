@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 import mutate
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
-from gptc.serve import tables
 from gptc.serve.options import ServeOptions
 from gptc.serve.problems import Problem
 from gptc.serve.schema import check_fields
@@ -60,9 +59,19 @@ _BODIES: dict[str, dict[str, Any]] = {
         "input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}],
         "instructions": "Be kind.", "max_output_tokens": 9, "temperature": 0.5, "seed": 3,
     },
+    "embedding": {
+        "model": "tiny", "input": ["Once", "Twice"], "encoding_format": "base64", "dimensions": 16,
+        "pooling": "last", "priority": 1, "user": "me",
+    },
+    "embedding-ids": {"input": [[65, 66], [67]]},
     "tokenize": {"content": "the cat \u65e5", "add_special": True},
     "detokenize": {"tokens": [65, 66, 255]},
 }  # fmt: skip
+PATHS = {
+    "completion": "/v1/completions", "chat": "/v1/chat/completions", "response": "/v1/responses",
+    "embedding": "/v1/embeddings", "tokenize": "/tokenize", "detokenize": "/detokenize",
+}  # fmt: skip
+"""The endpoint of a body, by the name's first word."""
 
 
 def targets(folder: Path) -> dict[str, Target]:
@@ -110,24 +119,18 @@ def _service() -> Any:
 
 def ask(name: str, path: Path) -> None:
     """Reads a body, checks its fields and makes the requests, as the endpoint does."""
-    from gptc.serve import chat, completions, responses
+    from gptc.serve import chat, completions, embeddings, responses
     from gptc.serve.bodies import read_json
 
     kind = name.partition("-")[0]
-    options = ServeOptions()
-    modules: dict[str, tuple[Callable[[ServeOptions], Any], Any]] = {
-        "completion": (tables.completion_fields, completions),
-        "chat": (tables.chat_fields, chat),
-        "response": (tables.response_fields, responses),
-        "tokenize": (tables.tokenize_fields, None),
-        "detokenize": (tables.detokenize_fields, None),
-    }
-    fields_of, module = modules[kind]
+    modules = {
+        "completion": completions, "chat": chat, "response": responses, "embedding": embeddings,
+    }  # fmt: skip
     http: Any = _Http(path.read_bytes())
     try:
-        fields = check_fields(fields_of(options), _loop().run_until_complete(read_json(http, 60)))
-        if module is not None:
-            module.prepare(_service(), fields)
+        fields = check_fields(_fields(kind), _loop().run_until_complete(read_json(http, 60)))
+        if kind in modules:
+            modules[kind].prepare(_service(), fields)
             return
         tokenizer = _service().scheduler.tokenizer
         if kind == "tokenize":
@@ -139,6 +142,15 @@ def ask(name: str, path: Path) -> None:
         if problem.status >= 500 or not str(problem) or "\n" in str(problem):
             raise
         raise GptcError(str(problem)) from None
+
+
+@cache
+def _fields(kind: str) -> Any:
+    """The fields of an endpoint's body."""
+    from gptc.serve.app import endpoints
+
+    (found,) = [each for each in endpoints(_service()) if each.path == PATHS[kind]]
+    return found.fields
 
 
 @cache

@@ -10,9 +10,10 @@ import json
 import lzma
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,13 +53,29 @@ def targets(folder: Path) -> dict[str, Target]:
     return found
 
 
+class Unchecked(Dataset):
+    """A dataset whose shards and masks have other contents than their checksums say."""
+
+    def _check_content(self, record: Mapping[str, Any], found: str) -> None:
+        pass
+
+
+def unchecked(dataset: Path) -> Path:
+    """The dataset.json of a dataset, from now on without a checksum, so that damage is read."""
+    file = dataset / "dataset.json"
+    meta = json.loads(file.read_bytes())
+    del meta["checksum"]
+    file.write_text(json.dumps(meta, indent=2))
+    return file
+
+
 def _of_dataset(folder: Path, text: Path, found: dict[str, Target]) -> None:
     dataset = folder / "dataset"
     prepare([str(text)], dataset, tokenizer="bytes")
-    file = dataset / "dataset.json"
+    file = unchecked(dataset)
 
     def describe() -> None:
-        opened = Dataset.open(dataset)
+        opened = Unchecked.open(dataset)
         json.dumps(opened.describe())
 
     found["dataset.json"] = Target(file, partial(verify, dataset), mutate.json_value)

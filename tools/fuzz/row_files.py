@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import mutate
+from data_files import Unchecked, unchecked
 from gptc.convert.verify import verify
 from gptc.data import json_array
 from gptc.data.chat_cache import check_rows, is_chat_file
 from gptc.data.chat_loader import all_batches, make_loader, n_windows
 from gptc.data.chats import COLUMNS, recognised
-from gptc.data.dataset import SPLITS, Dataset
+from gptc.data.dataset import Dataset
+from gptc.data.description import SPLITS
 from gptc.data.objects import objects
 from gptc.data.preparation import prepare
 from gptc.data.readers import Reading
@@ -148,14 +150,14 @@ def _prepared(folder: Path, found: dict[str, Target]) -> None:
     (mask,) = Dataset.open(dataset).masks("train")
     found["mask"] = Target(mask, read, mutate.same_size)
     found["mask-verify"] = Target(mask, partial(verify, dataset), mutate.same_size)
-    found["dataset.json-chats"] = Target(dataset / "dataset.json", read, mutate.json_value)
+    found["dataset.json-chats"] = Target(unchecked(dataset), read, mutate.json_value)
     tokens = mask.with_suffix(".bin")
     found["shard-chats"] = Target(tokens, read, mutate.same_size)
 
 
 def read_dataset(path: Path) -> None:
     """Reads all windows of a dataset of conversations, and draws a batch."""
-    dataset = Dataset.open(path)
+    dataset = Unchecked.open(path)
     json.dumps(dataset.describe())
     for split in SPLITS:
         n_windows(dataset, split, 200)

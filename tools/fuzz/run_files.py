@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 import mutate
+from data_files import Unchecked, unchecked
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.find import open_checkpoint
 from gptc.checkpoint.reader import Checkpoint
 from gptc.data.dataset import Dataset
 from gptc.data.pairs import PairLoader, Pairs
 from gptc.data.preparation import prepare
+from gptc.errors import GptcError
 from gptc.formats.safetensors import tensor_chunks
 from gptc.serve import server
 from gptc.training import reference
@@ -64,22 +66,31 @@ def _of_pairs(folder: Path, found: dict[str, Target]) -> None:
     (mask,) = Dataset.open(dataset).masks("train")
     found["pairs-mask"] = Target(mask, read, mutate.same_size)
     found["pairs-shard"] = Target(mask.with_suffix(".bin"), read, mutate.same_size)
-    found["dataset.json-pairs"] = Target(dataset / "dataset.json", read, mutate.json_value)
+    found["dataset.json-pairs"] = Target(unchecked(dataset), read, mutate.json_value)
     splits = {split: Pairs(Dataset.open(dataset), split, _LENGTH) for split in ("train", "val")}
     of = np.arange(17, dtype=np.float32)
     tensors = {split: np.zeros((len(pairs), 2), np.float32) for split, pairs in splits.items()}
     tensors["of"] = of
+    file, old = folder / "reference.safetensors", folder / "reference-old.safetensors"
+    reference._write(file, tensors)
     shapes = {name: values.shape for name, values in tensors.items()}
-    file = folder / "reference.safetensors"
-    file.write_bytes(b"".join(tensor_chunks(shapes, tensors.__getitem__)))
-    assert reference._read(file, splits, of) is not None
-    read = partial(reference._read, file, splits, of)
-    found["reference.safetensors"] = Target(file, read, mutate.safetensors)
+    old.write_bytes(b"".join(tensor_chunks(shapes, tensors.__getitem__)))
+
+    def read_reference(path: Path, is_checked: bool) -> None:
+        read = reference._read(path, splits, of)
+        if read is None:  # it would be computed again
+            raise GptcError(f"{path} is damaged")
+        if is_checked:
+            assert all(np.array_equal(read[name], tensors[name]) for name in splits)
+
+    for path, is_checked in ((file, True), (old, False)):
+        read = partial(read_reference, path, is_checked)
+        found[path.name] = Target(path, read, mutate.safetensors)
 
 
 def read_pairs(path: Path) -> None:
     """Reads all pairs of a dataset of preferences, whole and cut, and draws batches."""
-    dataset = Dataset.open(path)
+    dataset = Unchecked.open(path)
     json.dumps(dataset.describe())
     for length in (_LENGTH, 12):
         for split in ("train", "val"):

@@ -17,7 +17,7 @@ from typing import Any
 
 from gptc.checkpoint.names import ADAPTER, ADAPTER_WEIGHTS, BASE, logger
 from gptc.checkpoint.reader import Checkpoint, read_json_object
-from gptc.checkpoint.writer import write_folder
+from gptc.checkpoint.writer import MoreState, write_folder
 from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig, Parameter
 from gptc.engine.lora import Lora
@@ -128,6 +128,7 @@ def save_adapter(
     trainer: Mapping[str, Any] | None = None,
     replace: bool = False,
     own: Mapping[str, FloatArray] | None = None,
+    more: MoreState | None = None,
 ) -> None:
     """Writes the adapters of a model as a folder; as `save`, it appears whole or not at all."""
     lora = model.options.lora
@@ -143,7 +144,8 @@ def save_adapter(
         read = peft.tensor_reader(model.config, lora, model.get)
         yield ADAPTER_WEIGHTS, tensor_chunks(shapes, read, F32)
 
-    write_folder(path, model, files, tokenizer=tokenizer, trainer=trainer, replace=replace, own=own)
+    also: dict[str, Any] = {"trainer": trainer, "replace": replace, "own": own, "more": more}
+    write_folder(path, model, files, tokenizer=tokenizer, **also)
 
 
 def _json(data: Mapping[str, Any]) -> list[bytes]:

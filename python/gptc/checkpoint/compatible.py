@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptc.checkpoint.find import tokenizer_name
-from gptc.data.dataset import DATASET_FILE, Dataset
+from gptc.data.dataset import Dataset
+from gptc.data.description import DATASET_FILE
 from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer, UsageError
 from gptc.files.words import quoted
 from gptc.formats.model_file import ModelFile

@@ -66,9 +66,13 @@ class Checkpoint(ModelFile):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._open(CONFIG)
-        self.config = hf.config_from_json(read_json_object(path / CONFIG), str(path / CONFIG))
+        data = read_json_object(path / CONFIG)
+        self.config = hf.config_from_json(data, str(path / CONFIG))
+        self.family = hf.family_of(data)
         if self.config.tied and WEIGHTS not in self._recorded and _has_tensors(path):
-            self.config = replace(self.config, tied=hf.is_tied(self.config, self.tensors))
+            self.config = replace(
+                self.config, tied=hf.is_tied(self.config, self.family, self.tensors)
+            )
 
     def _open(self, config: str) -> None:
         """Checks the sizes of the files; `config` is the name of the one that is read first."""
@@ -146,12 +150,12 @@ class Checkpoint(ModelFile):
         return found
 
     def parts(self) -> list[Part]:
-        return hf.parts(self.config)
+        return hf.parts(self.config, self.family)
 
     @cached_property
     def placement(self) -> Placement:
         try:
-            return hf.place(self.config, self.tensors, str(self.tensors.path))
+            return hf.place(self.config, self.family, self.tensors, str(self.tensors.path))
         except GptcError:
             _ = self._weights_are_whole  # says more, where they are not
             raise
@@ -201,6 +205,10 @@ class Checkpoint(ModelFile):
                     )
                 model.write(name, state, tensors.read(stored))
         model.step = trainer["step"]
+
+    def state(self, stored: str) -> FloatArray | None:
+        """A tensor of the file of the optimizer's state; None if it is not there."""
+        return self._moments.read(stored) if stored in self._moments.shapes else None
 
     def trained(self) -> tuple[Parameter, ...]:
         """The parameters that have moments."""

@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gptc._version import __version__
 from gptc.checkpoint.names import (
@@ -40,6 +40,17 @@ from gptc.tokenizer.base import Tokenizer
 Chunks = Iterable[bytes | memoryview]
 
 
+class MoreState(Protocol):
+    """State that resuming needs in addition to the optimizer's, as tensors by name."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes, in the order in which `read` is called."""
+
+    def read(self, stored: str) -> FloatArray:
+        """A tensor."""
+
+
 def save(
     path: str | Path,
     model: Model | Snapshot | ModelFile,
@@ -51,6 +62,7 @@ def save(
     packed: bool = False,
     notes: list[str] | None = None,
     own: Mapping[str, FloatArray] | None = None,
+    more: MoreState | None = None,
 ) -> None:
     """Writes a checkpoint folder; with `trainer`, also the state that resuming needs.
 
@@ -58,7 +70,8 @@ def save(
     existing folder untouched; a full disk is a GptcError that says so. `replace` allows a
     folder of that name to exist, `codec` stores other numbers than float32, and `packed` the
     tensors of a GGUF file as they are. What Hugging Face's files cannot hold is added to `notes`,
-    or logged. `own` are the weights that training continues with, if the model has others now.
+    or logged. `own` are the weights that training continues with, if the model has others now;
+    `more` is further state for resuming.
     """
     config = model.config
     description = hf.config_to_json(config, special_ids(tokenizer), codec)
@@ -89,6 +102,7 @@ def save(
         replace=replace,
         notes=notes,
         own=own,
+        more=more,
     )
 
 
@@ -102,6 +116,7 @@ def write_folder(
     replace: bool,
     notes: list[str] | None = None,
     own: Mapping[str, FloatArray] | None = None,
+    more: MoreState | None = None,
 ) -> None:
     """Writes the named files of a model, then those that all checkpoints have."""
     path = Path(path)
@@ -127,7 +142,7 @@ def write_folder(
             if trainer is not None:
                 stamp = {"version": TRAINER_VERSION, "gptc_version": __version__}
                 write_chunks(folder / TRAINER, [_json({**stamp, **trainer})])
-                write_chunks(folder / OPTIMIZER, _optimizer_chunks(model, own or {}))
+                write_chunks(folder / OPTIMIZER, _optimizer_chunks(model, own or {}, more))
             sums = {file.name: _record(file) for file in sorted(folder.iterdir())}
             write_chunks(folder / CHECKSUMS, [_json({"version": CHECKSUMS_VERSION, "files": sums})])
     except OSError as error:
@@ -167,7 +182,7 @@ def _hf_files(tokenizer: Tokenizer, config: GPTConfig, notes: list[str] | None) 
 
 
 def _optimizer_chunks(
-    model: Model | Snapshot | ModelFile, own: Mapping[str, FloatArray]
+    model: Model | Snapshot | ModelFile, own: Mapping[str, FloatArray], more: MoreState | None
 ) -> Iterator[bytes | memoryview]:
     shapes: dict[str, tuple[int, ...]] = {}
     states: dict[str, str] = {}
@@ -178,8 +193,12 @@ def _optimizer_chunks(
             shapes[stored], states[stored] = shape, state
         if name in own:
             shapes[f"{OWN}.{name}"] = shape
+    if more:
+        shapes.update(more.shapes)
 
     def read(stored: str) -> Any:
+        if more and stored in more.shapes:
+            return more.read(stored)
         prefix, _, name = stored.partition(".")
         if prefix == OWN:
             return own[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from gptc.cli.command import Command
 from gptc.cli.complete import complete
 from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
+from gptc.cli.ranks import agreed_model, agreed_threads
 from gptc.cli.tasks import run_tasks
 from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.errors import GptcError, UsageError
@@ -32,6 +34,7 @@ Examples:
   gptc eval --kv-dtype int8                         the cost of a rounded KV cache
   gptc eval --ngram 5                               the loss next to that of counting n-grams
   gptc eval --task hellaswag_val.jsonl --task stories    accuracy on multiple choice
+  mpirun -n 4 gptc eval                             the same figure, by four processes
 """
 
 
@@ -113,8 +116,12 @@ def eval_command(
     """
     from gptc.checkpoint.facade import load_model, on_newest
     from gptc.data.preparation import is_text_file
+    from gptc.engine.world import join
     from gptc.eval.loss import check_windows, evaluate
 
+    world = join()
+    if tasks and world.size > 1:
+        raise world.refusal("--task asks its questions in one process: leave out mpirun")
     if tasks:
         given = {"--data": data, "--split": split, "--quantize": quantize, "--ngram": ngram,
                  "--stride": stride, "--batches": batches, "--seq-len": seq_len}  # fmt: skip
@@ -129,20 +136,30 @@ def eval_command(
         raise UsageError(
             f"--ngram counts the training split, which --split {split} contains: use --split val"
         )
+    world.together(lambda: world.check_device(device, "evaluate"))
+    threads, model = agreed_threads(world, threads), agreed_model(world, model)
     loading = {"device": device, "threads": threads, "max_batch": batch_size, "kv_dtype": kv_dtype}
+    quiet = as_json or world.rank > 0
     caches = (None,) if kv_dtype == "auto" else ("auto", kv_dtype)
 
-    def measure(checkpoint: ModelFile) -> tuple[ModelFile, Dataset, str, list[dict[str, Any]]]:
-        dataset, name = _dataset(checkpoint, data)
+    def open_data(checkpoint: ModelFile) -> tuple[Dataset, str]:
+        dataset, name = _dataset(checkpoint, data, world.rank > 0)
         context = checkpoint.config.block_size
         if seq_len is not None and seq_len > context:
             raise UsageError(
                 f"--seq-len is {seq_len}; the model's context allows at most {context}"
             )
         check_windows(dataset, split, seq_len or context, name)
+        return dataset, name
+
+    def measure(checkpoint: ModelFile) -> tuple[ModelFile, Dataset, str, list[dict[str, Any]]]:
+        if world.size > 1:  # ranks of a host share its files
+            world.together(lambda: None if world.local_rank else open_data(checkpoint))
+        dataset, name = world.together(lambda: open_data(checkpoint))
         rows: list[dict[str, Any]] = []
         for kind in (dtype, *dict.fromkeys(quantize)):
-            with load_model(checkpoint, dtype=kind, **loading) as gpt:
+            load = partial(load_model, checkpoint, dtype=kind, **loading)
+            with world.together(load) as gpt:
                 for cache in caches:
                     result = evaluate(
                         gpt,
@@ -153,12 +170,16 @@ def eval_command(
                         n_batches=batches,
                         kv_dtype=cache,
                         stride=stride,
-                        progress=_progress(as_json, gpt.dtype),
+                        world=world,
+                        progress=_progress(quiet, gpt.dtype),
                     )
                     rows.append(_row(gpt.dtype, cache, result, rows[0]["bpb"] if rows else None))
         return checkpoint, dataset, name, rows
 
-    checkpoint, dataset, name, rows = on_newest(model, measure)
+    with world.ending_together():
+        checkpoint, dataset, name, rows = on_newest(model, measure)
+    if world.rank:
+        return
     if split == "all" and _is_training_data(checkpoint, data):
         click.echo(
             "note: the model was trained on a part of this text; --split val measures the rest",
@@ -222,11 +243,15 @@ def _print_ngrams(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _dataset(checkpoint: ModelFile, data: str | None) -> tuple[Dataset, str]:
+def _dataset(checkpoint: ModelFile, data: str | None, quiet: bool) -> tuple[Dataset, str]:
     """The named dataset, else that of the checkpoint's run, in the model's tokens; and its name."""
     from gptc.checkpoint.compatible import check_vocabulary, tokenizer_argument
     from gptc.data.chat_cache import is_chat_file, resolve_chats
     from gptc.data.preparation import resolve_dataset
+
+    def notify(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
 
     if data is None:
         trained = _trained_data(checkpoint)
@@ -239,9 +264,9 @@ def _dataset(checkpoint: ModelFile, data: str | None) -> tuple[Dataset, str]:
         data = trained[0]
     own = checkpoint.tokenizer()
     if is_chat_file(data):
-        return resolve_chats(data, own, notify=lambda line: click.echo(line, err=True)), data
+        return resolve_chats(data, own, notify=notify), data
     argument = tokenizer_argument(own, checkpoint, data)
-    dataset = resolve_dataset(data, argument, notify=lambda line: click.echo(line, err=True))
+    dataset = resolve_dataset(data, argument, notify=notify)
     check_vocabulary(checkpoint, own, dataset)
     return dataset, data
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import click
 
 from gptc.cli.declared import SectionedCommand, options_of
 from gptc.cli.params import COUNT
+from gptc.cli.ranks import agreed_model, agreed_threads
 from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.errors import GptcError, UsageError
 from gptc.files.limits import limit, read_any, refuse
@@ -32,6 +34,7 @@ from gptc.settings import declared
 
 if TYPE_CHECKING:
     from gptc.engine.model import Model
+    from gptc.engine.world import World
     from gptc.formats.model_file import ModelFile
     from gptc.generation.batch import Draft
     from gptc.tokenizer.base import Tokenizer
@@ -46,6 +49,7 @@ Examples:
   gptc infer -m SmolLM2-135M-Instruct.gguf --chat --system "Be brief."
   gptc infer -m SmolLM2-135M-Instruct.gguf --messages question.json > answer.txt
   gptc infer --prompts questions.jsonl > answers.jsonl
+  mpirun -n 4 gptc infer --prompts questions.jsonl      the same answers, by four processes
   gptc infer -p "Her name is" --regex " [A-Z][a-z]+[.]"    text that matches
   echo "The king" | gptc infer -m runs/tiny-shakespeare
 """
@@ -180,7 +184,13 @@ def infer_command(
     from gptc.checkpoint.merged import AdapterSet
     from gptc.cli.prompts import answer
     from gptc.cli.writer import Writer
+    from gptc.engine.world import join
 
+    world = join()
+    if world.size > 1:
+        world.together(lambda: _check_ranks(world, prompts, device))
+        options = {**options, "sampling": _agreed_seed(world, options["sampling"])}
+    threads, model = agreed_threads(world, threads), agreed_model(world, model)
     # Only sessions compute here: the model needs no memory for batches.
     loading = {"device": device, "threads": threads, "max_batch": 0, "kv_dtype": kv_dtype}
 
@@ -201,17 +211,20 @@ def infer_command(
         return file, tokenizer, gpt, several
 
     with ExitStack() as stack:
-        file, tokenizer, gpt, several = on_newest(model, load)
+        stack.enter_context(world.ending_together())
+        file, tokenizer, gpt, several = world.together(lambda: on_newest(model, load))
         stack.enter_context(gpt)
         writer = Writer(gpt, tokenizer, file.path, options, beams, random_seed)
         if draft:
+            from gptc.cli.drafts import open_draft
+
             n_seq = batch_size if prompts else options["num_samples"]
             loading["dtype"] = dtype
-            writer.draft = _open_draft(stack, draft, gpt, tokenizer, n_seq, loading)
+            writer.draft = open_draft(stack, draft, gpt, tokenizer, n_seq, loading)(0)
         if conversing:
             _converse(gpt, tokenizer, talk, begin, writer.draft, options, random_seed)
         elif prompts:
-            answer(prompts, gpt, tokenizer, options, batch_size, writer.draft, several)
+            answer(prompts, gpt, tokenizer, options, batch_size, writer.draft, several, world)
         elif asks:
             if tokenizer.marks.templates:
                 click.echo("note: this model was taught to talk; add --chat for that", err=True)
@@ -222,6 +235,20 @@ def infer_command(
             writer.write_raw(text, echo=not no_echo)
         else:
             writer.write(text, echo="" if no_echo else text)
+
+
+def _check_ranks(world: World, prompts: Path | None, device: str) -> None:
+    """GptcError for what several ranks cannot share."""
+    world.check_device(device, "answer")
+    if prompts is None or str(prompts) == "-":
+        raise GptcError(
+            f"{world.size} ranks share the lines of a file: give one with --prompts FILE, or leave "
+            "out mpirun"
+        )
+
+
+def _agreed_seed(world: World, sampling: Sampling) -> Sampling:
+    return replace(sampling, seed=world.gather_json(sampling.seed)[0])
 
 
 def _check_talk(context: click.Context, talk: ChatOptions, others: dict[str, bool]) -> None:
@@ -360,30 +387,6 @@ def _exclusive(given: dict[str, bool]) -> None:
     names = [name for name, is_given in given.items() if is_given]
     if len(names) > 1:
         raise UsageError(f"{' and '.join(names)} exclude each other: give one of them")
-
-
-def _open_draft(
-    stack: ExitStack,
-    name: str,
-    gpt: Model,
-    tokenizer: Tokenizer,
-    n_seq: int,
-    loading: dict[str, Any],
-) -> Draft:
-    from gptc.generation.drafts import ModelDraft, NgramDraft, check_draft
-
-    if name == "ngram":
-        return NgramDraft()
-    from gptc.checkpoint.facade import load_model, on_newest
-
-    def load(file: ModelFile) -> tuple[Model, Tokenizer]:
-        own = file.tokenizer()
-        return load_model(file, **loading), own
-
-    small, own = on_newest(name, load)
-    stack.enter_context(small)
-    check_draft(gpt, tokenizer, small, own)
-    return ModelDraft(small, tokenizer, n_seq)
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:

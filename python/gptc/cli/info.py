@@ -56,7 +56,8 @@ def info_command(path: Path, as_json: bool, show_mask: bool, train_on: TrainOn) 
 def describe(path: Path) -> dict[str, Any]:
     """The facts about `path`; "kind" says whether it is a run, a model, and so on."""
     from gptc.checkpoint.names import ADAPTER, CONFIG, list_checkpoints
-    from gptc.data.dataset import DATASET_FILE, Dataset
+    from gptc.data.dataset import Dataset
+    from gptc.data.description import DATASET_FILE
     from gptc.files.whole import restore
     from gptc.formats.registry import is_foreign, open_model
 

@@ -21,7 +21,8 @@ _MOST_TOKENS = 600  # of a row
 
 def show_masks(path: Path, train_on: TrainOn) -> None:
     """Prints the first rows of a dataset: learned tokens plain or in brackets, others dim."""
-    from gptc.data.dataset import DATASET_FILE, Dataset
+    from gptc.data.dataset import Dataset
+    from gptc.data.description import DATASET_FILE
 
     if not (path / DATASET_FILE).is_file() or not (dataset := Dataset.open(path)).is_chats:
         raise UsageError(

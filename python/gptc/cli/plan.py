@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from gptc.cli.declared import SectionedCommand, options_of
+from gptc.cli.params import COUNT
 from gptc.cli.train import given_options
 from gptc.training.options import TrainOptions
 
@@ -18,6 +19,7 @@ _EPILOG = """\b
 Examples:
   gptc plan                                         the run of gptc train
   gptc plan --preset gpt2 --data data/books --tokens-per-step 64K
+  gptc plan --preset gpt2 --ranks 4 --link 10G --latency 30
   gptc plan --config runs/tiny-book/config.toml --steps 20K --json
 """
 
@@ -36,15 +38,33 @@ class PlanCommand(SectionedCommand):
     metavar="FILE",
     help="TOML file of options; the command line overrides it.",
 )
+@click.option("--ranks", type=COUNT, metavar="N", help="Number of ranks: the memory of each.  [1]")
+@click.option(
+    "--link",
+    type=click.Choice(["1G", "10G", "100G", "nvlink"]),
+    help="Network between ranks, in bits a second: the time of a step, by a formula.",
+)
+@click.option(
+    "--latency", type=float, default=50.0, metavar="US", help="Latency of a message.  [50]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan_command(config: Path | None, as_json: bool, **values: Any) -> None:
+def plan_command(
+    config: Path | None,
+    ranks: int | None,
+    link: str | None,
+    latency: float,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Print the plan of a training run: parameters, FLOPs, memory, time.
 
     Takes the options of gptc train. Data that is not prepared yet is prepared. Two seconds of
-    training, which are discarded, give the time.
+    training, which are discarded, give the time. With --ranks, also the memory of each rank; with
+    --link, the time of their steps.
     """
     from gptc.checkpoint.names import ROOT
     from gptc.engine.options import Options
+    from gptc.training import cluster
     from gptc.training.folder import default_name
     from gptc.training.plan import described, forecast
     from gptc.training.progress import PlainProgress
@@ -53,14 +73,19 @@ def plan_command(config: Path | None, as_json: bool, **values: Any) -> None:
     from gptc.training.setup import set_up
     from gptc.training.trainer import Trainer
 
+    cluster.check_link(link, ranks)
     options, show = new_options(given_options(config, values)), PlainProgress()
     Options(options.device).resolved()  # fail on a missing device before preparing data
     with closing(set_up(options, None, show)) as setup:
         folder = Path(options.out or ROOT / default_name(setup.options))
         lines = list(header(setup))
         found = forecast(setup, Trainer(setup, show, folder), folder)
+        several = cluster.predict(setup, found.costs, ranks, link, latency) if ranks else None
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+        more = {"cluster": asdict(several)} if several else {}
+        click.echo(json.dumps({**asdict(found), **more}, indent=2))
         return
     for line in (*lines, *described(found)):
+        click.echo(line)
+    for line in cluster.described(several, link, options.sync_every) if several else ():
         click.echo(line)

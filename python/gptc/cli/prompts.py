@@ -24,6 +24,7 @@ from gptc.settings import declared
 if TYPE_CHECKING:
     from gptc.checkpoint.merged import AdapterSet
     from gptc.engine.model import Model
+    from gptc.engine.world import World
     from gptc.generation.batch import Draft
     from gptc.generation.request import Request, Sample
     from gptc.tokenizer.base import Tokenizer
@@ -67,9 +68,13 @@ def sample_json(sample: Sample, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 class _Answers:
-    """Prints answers in the order of their prompts, each as soon as all before it are printed."""
+    """Prints answers in the order of their prompts, each as soon as all before it are printed.
 
-    def __init__(self, tokenizer: Tokenizer, out: TextIO) -> None:
+    Several ranks answer every N-th line each, and rank 0 prints all at the end.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, out: TextIO, world: World) -> None:
+        self._world = world
         self.n_prompts = self.n_failed = self.n_tokens = 0
         self._tokenizer = tokenizer
         self._out = out
@@ -80,8 +85,17 @@ class _Answers:
 
     def failed(self, line: dict[str, Any], error: GptcError) -> None:
         """Answers the line with an error."""
-        self.n_failed += 1
-        self._give(self.n_prompts, {**line, "error": str(error)})
+        if self.is_own():
+            self.n_failed += 1
+            self._give(self.n_prompts, {**line, "error": str(error)})
+        self.n_prompts += 1
+
+    def is_own(self) -> bool:
+        """Whether this rank answers the next line."""
+        return self.n_prompts % self._world.size == self._world.rank
+
+    def passed(self) -> None:
+        """Counts a line that another rank answers."""
         self.n_prompts += 1
 
     def begun(self, line: dict[str, Any], request: Request, adapter: str | None) -> None:
@@ -110,8 +124,22 @@ class _Answers:
         else:
             self._give(number, {**line, "seed": request.sampling.seed, "samples": listed})
 
+    def exchange(self) -> None:
+        """Gives rank 0 the answers of the others, which it prints, and adds up the counts."""
+        world, own = self._world, {str(n): answer for n, answer in self._ready.items()}
+        every = world.gather_json([own, self.n_failed, self.n_tokens])
+        self.n_failed = sum(n_failed for _, n_failed, _ in every)
+        self.n_tokens = sum(n_tokens for *_, n_tokens in every)
+        self._ready = {int(n): answer for part, *_ in every for n, answer in part.items()}
+        if not world.rank:
+            self._print()
+
     def _give(self, number: int, answer: dict[str, Any]) -> None:
         self._ready[number] = answer
+        if self._world.size == 1:
+            self._print()
+
+    def _print(self) -> None:
         while self._next in self._ready:
             self._out.write(as_text(self._ready.pop(self._next)) + "\n")
             self._out.flush()
@@ -125,19 +153,21 @@ def answer(
     options: dict[str, Any],
     batch_size: int,
     draft: Draft | None,
-    adapters: AdapterSet | None = None,
+    adapters: AdapterSet | None,
+    world: World,
 ) -> None:
     """Continues every prompt of the file, batch_size samples at a time.
 
     With `adapters`, a line may name one; lines that follow one another with the same are decoded
     together.
 
-    A line that fails is printed with its error, and the command exits with 1.
+    A line that fails is printed with its error, and the command exits with 1. The ranks of a
+    `world` share the lines.
     """
     from gptc.files.words import plural
     from gptc.generation.decoder import Decoder
 
-    answers = _Answers(tokenizer, sys.stdout)
+    answers = _Answers(tokenizer, sys.stdout, world)
     begin = time.perf_counter()
     samples = _samples(file, gpt, tokenizer, options, answers, adapters)
     for adapter, group in groupby(samples, answers.adapter):
@@ -146,7 +176,9 @@ def answer(
         for sample, _ in Decoder(gpt, tokenizer, batch_size, draft=draft).run(group):
             if sample.finish:
                 answers.ended(sample)
-    if sys.stderr.isatty():
+    if world.size > 1:
+        answers.exchange()
+    if sys.stderr.isatty() and not world.rank:
         speed = answers.n_tokens / (time.perf_counter() - begin)
         click.echo(
             f"{plural(answers.n_prompts, 'prompt')}, {plural(answers.n_tokens, 'token')}, "
@@ -155,7 +187,9 @@ def answer(
         )
     if answers.n_failed:
         n_prompts = plural(answers.n_prompts, "prompt")
-        raise GptcError(f"{answers.n_failed} of {n_prompts} failed: see the errors in their lines")
+        raise world.refusal(
+            f"{answers.n_failed} of {n_prompts} failed: see the errors in their lines"
+        )
 
 
 def _samples(
@@ -182,6 +216,9 @@ def _samples(
             answers.failed(given, _by_key(error))
             continue
         seed = (seed + request.options.num_samples) % 2**63
+        if not answers.is_own():
+            answers.passed()
+            continue
         answers.begun(given, request, adapter)
         yield from request.samples(tokenizer)
 

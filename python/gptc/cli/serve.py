@@ -18,7 +18,6 @@ from gptc.serve.options import ServeOptions
 from gptc.settings import declared, read_toml
 
 if TYPE_CHECKING:
-    from gptc.generation.batch import Draft
     from gptc.tokenizer.base import Tokenizer
 
 _EPILOG = """\b
@@ -50,15 +49,10 @@ class ServeCommand(SectionedCommand):
     help="Model: a run, folder, file or hub name.  [the newest run]",
 )
 @click.option(
-    "--adapter",
-    "adapters",
-    metavar="[NAME=]PATH",
+    "--draft",
+    metavar="MODEL",
     type=click.Path(),
-    multiple=True,
-    help="Adapter (LoRA) of the model, for requests that name it as their model. May be repeated.",
-)
-@click.option(
-    "--draft", metavar="ngram", type=click.Choice(["ngram"]), help="Speculative decoding."
+    help="Draft model for speculative decoding, or ngram.",
 )
 @click.option(
     "--quantize", type=click.Choice(["int8", "int4"]), help="Quantized weights, for speed."
@@ -75,7 +69,6 @@ class ServeCommand(SectionedCommand):
 @options_of(CacheOptions)
 def serve_command(
     model: str | None,
-    adapters: tuple[str, ...],
     draft: str | None,
     device: str,
     dtype: str,
@@ -102,26 +95,33 @@ def serve_command(
     check_security(options)  # before the weights are read
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("gptc.serve").setLevel(logging.INFO)
+    loading: dict[str, Any] = {
+        "device": device, "threads": threads, "max_batch": 0, "kv_dtype": kv_dtype,
+    }  # fmt: skip
     with ExitStack() as stack:
 
         def load(file: Any) -> Any:
-            loading = {"device": device, "threads": threads, "max_batch": 0, "kv_dtype": kv_dtype}
-            paths, names = parse_adapters(adapters)
+            paths, names = parse_adapters(options.adapter)
             read = (lambda: AdapterSet(file, paths, names)) if paths else None
-            if read:
-                loading["lora"] = read().lora
-            gpt = load_model(file, dtype=quantize or dtype, **loading)
+            lora = {"lora": read().lora} if read else {}
+            gpt = load_model(file, dtype=quantize or dtype, **loading, **lora)
             return file, file.tokenizer(), gpt, read
 
         file, tokenizer, gpt, read = on_newest(model, load)
         stack.enter_context(gpt)
+        guesses = None
+        if draft:
+            from gptc.cli.drafts import open_draft
+
+            loading |= {"dtype": dtype}
+            guesses = open_draft(stack, draft, gpt, tokenizer, options.parallel, loading)
         service = make_service(
             gpt,
             tokenizer,
             options,
             name=options.name or model_name(Path(file.path)),
             chat_template=_template(tokenizer, options.chat_template),
-            draft=_draft(draft),
+            draft=guesses,
             adapters=read,
         )
         scheduler = service.scheduler
@@ -167,12 +167,6 @@ def _template(tokenizer: Tokenizer, given: str | None) -> str | None:
     from gptc.cli.chat import find_template
 
     return None if given is None else find_template(tokenizer, given, None)
-
-
-def _draft(name: str | None) -> Draft | None:
-    from gptc.generation.drafts import NgramDraft
-
-    return NgramDraft() if name else None
 
 
 def _answer_once(service: Any) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.find import find_checkpoint, open_checkpoint, open_folder
 from gptc.checkpoint.names import ADAPTER, CONFIG, RUN_CONFIG, list_checkpoints
-from gptc.data.dataset import DATASET_FILE, SPLITS, Dataset
+from gptc.data.dataset import Dataset
+from gptc.data.description import DATASET_FILE, SPLITS
 from gptc.data.shards import is_shard, open_shard
 from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer
 from gptc.files.whole import restore

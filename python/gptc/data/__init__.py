@@ -15,7 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptc.data.dataset import DATASET_FILE, SPLITS, Dataset
+    from gptc.data.dataset import Dataset
+    from gptc.data.description import DATASET_FILE, SPLITS
     from gptc.data.known import KNOWN_DATASETS
     from gptc.data.loader import Batch, Loader, Order, eval_batches
     from gptc.data.options import SHARD_TOKENS, STORIES_BYTES, PrepareOptions
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 # Imported when first used, so that `gptc prepare --help` does not wait for NumPy.
 _LAZY = {
-    "DATASET_FILE": "dataset",
+    "DATASET_FILE": "description",
     "KNOWN_DATASETS": "known",
     "SHARD_TOKENS": "options",
-    "SPLITS": "dataset",
+    "SPLITS": "description",
     "STORIES_BYTES": "options",
     "Batch": "loader",
     "Dataset": "dataset",

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from gptc.data.chat_job import first_row, layout_of, unknown_layout
-from gptc.data.dataset import CHATS_VERSION, Dataset
+from gptc.data.dataset import Dataset
+from gptc.data.description import CHATS_VERSION
 from gptc.data.preparation import prepare
 from gptc.data.readers import VERSION, Reading, suffixes
 from gptc.data.sources import SourceFile

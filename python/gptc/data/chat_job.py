@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from gptc._version import __version__
 from gptc.data.chats import COLUMNS, KINDS, Chat, Kind, recognised
-from gptc.data.dataset import CHATS_VERSION
+from gptc.data.description import CHATS_VERSION
 from gptc.data.job import WORK_FOLDER, install, occupied
 from gptc.data.json_array import is_json
 from gptc.data.kinds import REJECTED

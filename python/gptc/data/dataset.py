@@ -6,10 +6,9 @@ the rest is whole.
 
 from __future__ import annotations
 
-import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,25 +17,19 @@ from typing import Any
 
 import numpy as np
 
+from gptc.data.description import DATASET_FILE, DATASET_VERSION, SPLITS, read_meta
 from gptc.data.kinds import is_target
 from gptc.data.options import LongRows, TrainOn
 from gptc.data.shards import HEADER_BYTES, OpenShard, Shard, open_shard, read_shard, shard_format
-from gptc.errors import UPGRADE, GptcError, without_secrets
-from gptc.files.checksum import file_checksum, recorded_checksum
+from gptc.errors import GptcError
+from gptc.files.checksum import Checksum, file_checksum, recorded_checksum
 from gptc.files.download import ProgressCallback
 from gptc.files.words import plural, quoted
 from gptc.tokenizer.base import FILE_NAME, Tokenizer, Tokens
 from gptc.tokenizer.conversations import FIRST, Kinds
 from gptc.tokenizer.registry import read_tokenizer
 
-SPLITS = ("train", "val")
-ALL = "all"  # both, one after the other: the whole text
-DATASET_FILE = "dataset.json"
-# Version 1 recorded the SHA-256 of shards, 2 counted the bytes of some end-of-text marks.
-DATASET_VERSION = 3
-CHATS_VERSION = 4  # of a dataset of conversations, whose shards have masks
-
-_MOST = 1 << 62  # of a count
+ALL = "all"  # both splits, one after the other: the whole text
 
 
 class Dataset:
@@ -71,6 +64,7 @@ class Dataset:
             split: meta["splits"][split]["shards"] for split in SPLITS
         }
         self._shards[ALL] = [shard for split in SPLITS for shard in self._shards[split]]
+        self._records = {shard["file"]: shard for shard in self._shards[ALL]}
         self._begins = {
             split: [0, *accumulate(int(shard["tokens"]) for shard in shards)]
             for split, shards in self._shards.items()
@@ -159,6 +153,10 @@ class Dataset:
         """
         if split not in self._kinds:
             parts = [np.fromfile(path, np.uint8) for path in self.masks(split)]
+            for shard, part in zip(self._shards[split], parts, strict=True):
+                checksum = Checksum(recorded_checksum(shard["mask"]).partition(":")[0])
+                checksum.update(part.data)
+                self._check_content(shard["mask"], checksum.value())
             kinds = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
             if len(kinds) != self.n_tokens(split) or not (kinds[:1] & FIRST).all():
                 raise GptcError(
@@ -222,7 +220,8 @@ class Dataset:
     def shard(self, split: str, i: int) -> Shard:
         """The tokens of the i-th shard of a split (N_i,), read-only. `read` gives parts of them.
 
-        They are compared with vocab_size at the first call; GptcError names a shard that fails.
+        They are compared with vocab_size and the shard's checksum at the first call; GptcError
+        names a shard that fails.
         """
         return read_shard(self._opened(self.shards(split)[i]).path)
 
@@ -238,20 +237,28 @@ class Dataset:
             yield from self._opened(path).blocks()
 
     def _opened(self, path: Path) -> OpenShard:
-        """A shard, whose tokens are compared with vocab_size at the first call."""
+        """A shard, whose content is checked at the first call."""
         with self._lock:  # training reads in another thread
             if path in self._open:
                 return self._open[path]
-            shard = open_shard(path)
-            if self.vocab_size <= np.iinfo(shard.dtype).max:
-                largest = shard.largest()
-                if largest >= self.vocab_size:
-                    raise GptcError(
-                        f"the shard {path} holds token {largest}, outside the vocabulary of "
-                        f"{self.vocab_size}: prepare the dataset again with --force"
-                    )
+            shard, record = open_shard(path), self._records[path.name]
+            largest, found = shard.measured(recorded_checksum(record).partition(":")[0])
+            if largest >= self.vocab_size:
+                raise GptcError(
+                    f"the shard {path} holds token {largest}, outside the vocabulary of "
+                    f"{self.vocab_size}: prepare the dataset again with --force"
+                )
+            self._check_content(record, found)
             self._open[path] = shard
             return shard
+
+    def _check_content(self, record: Mapping[str, Any], found: str) -> None:
+        """GptcError unless the checksum of a shard's or mask's content is the recorded one."""
+        if found != recorded_checksum(record):
+            raise GptcError(
+                f"the shard {self.folder / record['file']} is damaged (wrong checksum): copy the "
+                "dataset again, or prepare it again with --force"
+            )
 
     def read(self, split: str, begin: int, out: Tokens) -> None:
         """Fills `out` (n,) with the tokens of a split from position `begin` on, across shards."""
@@ -314,12 +321,8 @@ class Dataset:
             for i, path in enumerate(self.shards(split)):
                 shard = self.meta["splits"][split]["shards"][i]
                 for file in (shard, shard["mask"]) if self.is_chats else (shard,):
-                    recorded, found = recorded_checksum(file), self.folder / file["file"]
-                    if file_checksum(found, like=recorded) != recorded:
-                        raise GptcError(
-                            f"the shard {found} is damaged (wrong checksum): copy the dataset "
-                            "again, or prepare it again with --force"
-                        )
+                    found = self.folder / file["file"]
+                    self._check_content(file, file_checksum(found, like=recorded_checksum(file)))
                 self._opened(path)
                 n_done += path.stat().st_size
                 if progress:
@@ -356,74 +359,3 @@ def drawn(split: dict[str, Any]) -> str:
         return f", {plural(split['rows'], 'row')}, {split['said']:,} tokens of answers"
     n = split.get("documents")
     return "" if n is None else f", {plural(n, 'document')} drawn at random"
-
-
-def read_meta(folder: Path) -> dict[str, Any] | None:
-    """The content of dataset.json, None without such a file."""
-    path = folder / DATASET_FILE
-    try:
-        meta = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as e:
-        raise GptcError(f"cannot read {path}: {e.strerror}") from None
-    except (ValueError, RecursionError):
-        meta = None
-    damaged = GptcError(f"{path} is damaged: prepare the dataset again with --force")
-    if not isinstance(meta, dict) or "version" not in meta:
-        raise damaged
-    if meta["version"] not in range(1, CHATS_VERSION + 1):
-        raise GptcError(
-            f"{path} has version {meta['version']}, and this gptc knows {CHATS_VERSION}: {UPGRADE}"
-        )
-    try:
-        _check_meta(meta)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise damaged from None
-    for source in meta["sources"]:
-        source["source"] = without_secrets(source["source"])  # which older versions kept
-    return meta
-
-
-def _check_meta(meta: dict[str, Any]) -> None:
-    """KeyError, TypeError or ValueError for a content that `prepare` would not have written."""
-    _check(meta, created_by=str, vocab_size=int, sources=list, options=dict)
-    _check(meta["tokenizer"], kind=str, fingerprint=str)
-    if (meta["version"] == CHATS_VERSION) != ("chats" in meta):
-        raise ValueError("chats")
-    if "chats" in meta:
-        _check(meta["chats"], layout=str, template=str, left_out=int, sequences=int)
-    if not meta["sources"]:
-        raise ValueError("sources")
-    for source in meta["sources"]:
-        recorded_checksum(source)
-        _check(source, source=str, bytes=int)
-        _check_there(source, files=int, documents=int, rows_without_text=int, licence=str)
-    for split in SPLITS:
-        found = meta["splits"][split]
-        _check(found, bytes=int, shards=list)
-        _check_there(found, documents=int, rows=int, said=int)
-        if "chats" in meta:
-            _check(found, rows=int, said=int)
-        for shard in found["shards"]:
-            recorded_checksum(shard)
-            _check(shard, file=str, tokens=int)
-            files = [shard["file"]]
-            if "chats" in meta:
-                recorded_checksum(shard["mask"])
-                _check(shard["mask"], file=str)
-                files.append(shard["mask"]["file"])
-            if any("/" in file for file in files):
-                raise ValueError(files)
-
-
-def _check(values: dict[str, Any], **types: type) -> None:
-    """KeyError or TypeError unless each of these values is there, of its type, and not below 0."""
-    for name, kind in types.items():
-        if type(values[name]) is not kind or (kind is int and not 0 <= values[name] < _MOST):
-            raise TypeError(name)
-
-
-def _check_there(values: dict[str, Any], **types: type) -> None:
-    """The same for values that need not be there."""
-    _check(values, **{name: kind for name, kind in types.items() if name in values})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gptc._version import __version__
-from gptc.data.dataset import DATASET_FILE, DATASET_VERSION, SPLITS
+from gptc.data.description import DATASET_FILE, DATASET_VERSION, SPLITS, with_checksum
 from gptc.data.encode import SplitWriter, count_tokens, encode_text, move_tail
 from gptc.data.journal import intact, line_of, read_lines
 from gptc.data.known import licence, validates
@@ -300,7 +300,7 @@ def _start(tokenizer: Tokenizer, marked: bool) -> str:
 
 def install(built: Path, out: Path, meta: dict[str, Any]) -> None:
     """Moves a finished dataset to its place; dataset.json leaves first and arrives last."""
-    description = (json.dumps(meta, indent=2) + "\n").encode()
+    description = (json.dumps(with_checksum(meta), indent=2) + "\n").encode()
     there = out / DATASET_FILE
     if there.exists() and there.read_bytes() != description:
         # If it is the same, another process was faster and may use the files.

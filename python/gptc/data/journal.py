@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptc.data.shards import HEADER_BYTES, shard_format
-from gptc.files.checksum import Checksum, file_checksum
+from gptc.files.checksum import file_checksum, value_checksum
 from gptc.tokenizer.base import Tokenizer
 
 _TYPES = {"split": str, "file": str, "tokens": int, "bytes": int, "checksum": str}
@@ -28,7 +28,7 @@ def shard_name(split: str, number: int) -> str:
 def line_of(entry: dict[str, Any]) -> str:
     """The line of a finished shard: all of _TYPES, and the line's checksum."""
     content = {name: entry[name] for name in _TYPES}
-    return json.dumps({**content, _SUM: _checksum(content)}) + "\n"
+    return json.dumps({**content, _SUM: value_checksum(content)}) + "\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -58,13 +58,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     entry = {name: saved[name] for name in _TYPES}
     if any(type(entry[name]) is not kind for name, kind in _TYPES.items()):
         return None
-    return entry if saved[_SUM] == _checksum(entry) else None
-
-
-def _checksum(entry: dict[str, Any]) -> str:
-    checksum = Checksum()
-    checksum.update(json.dumps(entry).encode())
-    return checksum.value()
+    return entry if saved[_SUM] == value_checksum(entry) else None
 
 
 def intact(

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptc.data.dataset import SPLITS, Dataset
+from gptc.data.dataset import Dataset
+from gptc.data.description import SPLITS
 from gptc.data.loader import Loader, Rows, mix, permute, rows_of
 from gptc.data.weights import Weighted
 from gptc.errors import UsageError

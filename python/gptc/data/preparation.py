@@ -23,7 +23,8 @@ from typing import Any
 from gptc.data import stories
 from gptc.data.chat_job import ChatJob, has_chats
 from gptc.data.choice import Choice
-from gptc.data.dataset import DATASET_FILE, DATASET_VERSION, Dataset, read_meta
+from gptc.data.dataset import Dataset
+from gptc.data.description import DATASET_FILE, DATASET_VERSION, read_meta
 from gptc.data.job import WORK_FOLDER, Job, occupied, source_notes
 from gptc.data.known import KNOWN_DATASETS, STORIES, validates
 from gptc.data.options import STORIES_BYTES, VAL_FRACTION, Errors, PrepareOptions

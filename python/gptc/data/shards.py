@@ -124,6 +124,7 @@ class OpenShard(NamedTuple):
     """A shard whose header was checked. Tokens are read, not mapped: see formats/binary.py."""
 
     path: Path
+    header: bytes
     dtype: np.dtype[np.unsignedinteger[Any]]
     n_tokens: int
 
@@ -157,18 +158,27 @@ class OpenShard(NamedTuple):
         """The largest token; -1 where there is none."""
         return max((int(tokens.max()) for tokens in self.blocks()), default=-1)
 
+    def measured(self, algorithm: str) -> tuple[int, str]:
+        """The largest token, or -1, and the checksum of the file, in one reading."""
+        largest, checksum = -1, Checksum(algorithm)
+        checksum.update(self.header)
+        for tokens in self.blocks():
+            largest = max(largest, int(tokens.max()))
+            checksum.update(tokens.data)
+        return largest, checksum.value()
+
 
 def open_shard(path: Path) -> OpenShard:
     """A shard whose header is right. GptcError names the file and what is wrong with it."""
     try:
         with path.open("rb") as file:
-            header = np.frombuffer(file.read(HEADER_BYTES), dtype=np.uint8)
+            header = file.read(HEADER_BYTES)
             n_bytes = os.fstat(file.fileno()).st_size
     except OSError as e:
         raise GptcError(f"cannot read the shard {path}: {e.strerror}") from None
     if len(header) < HEADER_BYTES:
         raise GptcError(f"{path} is not a token shard: it has {n_bytes} bytes, fewer than a header")
-    magic, version, n_tokens = (int(n) for n in header.view("<i4")[:3])
+    magic, version, n_tokens = (int(n) for n in np.frombuffer(header, "<i4")[:3])
     formats = {known: (number, dtype) for known, number, dtype in (_NARROW, _WIDE)}
     if magic not in formats:
         raise GptcError(
@@ -183,4 +193,4 @@ def open_shard(path: Path) -> OpenShard:
             f"{path} is damaged: its header promises {n_tokens} tokens, {expected} bytes, and it "
             f"has {n_bytes} bytes: copy it again, or prepare the dataset again"
         )
-    return OpenShard(path, dtype, n_tokens)
+    return OpenShard(path, header, dtype, n_tokens)

@@ -12,7 +12,8 @@ import os
 import re
 import sysconfig
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -186,6 +187,7 @@ def load() -> Library:
 
 _SIGNALS_EVERY_S = 0.1
 _raised: dict[int, BaseException] = {}  # by thread: a signal's handler, during a call
+_checks: dict[int, Callable[[], None]] = {}  # by thread: that of `ended_by`
 _ending = False  # the interpreter: threads other than the main one are done
 
 
@@ -199,6 +201,7 @@ def _let_signals_in(ffi: Any, lib: Any) -> None:
     def handle_signals() -> int:
         for _ in range(2):  # the interpreter looks for signals where a loop jumps back
             pass
+        _ask()
         return int(_must_end())
 
     def keep(kind: type[BaseException], error: BaseException, trace: Any) -> int:
@@ -208,6 +211,24 @@ def _let_signals_in(ffi: Any, lib: Any) -> None:
     function = ffi.callback("int(void)", handle_signals, onerror=keep)
     _kept_alive.append(function)
     lib.gpt_set_interrupt(function, _SIGNALS_EVERY_S)
+
+
+@contextmanager
+def ended_by(check: Callable[[], None]) -> Iterator[None]:
+    """Calls `check` between layers too, while the library computes for this thread on a CPU.
+
+    An exception from it ends the call, which raises it. At most one `check` a thread.
+    """
+    _checks[get_ident()] = check
+    try:
+        yield
+    finally:
+        del _checks[get_ident()]
+
+
+def _ask() -> None:
+    if check := _checks.get(get_ident()):
+        check()
 
 
 def _must_end() -> bool:

@@ -36,7 +36,7 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora
 from gptc.engine.optim import AdamW, Muon
 from gptc.engine.options import BlockRows, Options, plan_for
-from gptc.engine.session import Session
+from gptc.engine.session import AdapterCopy, Session
 from gptc.engine.turns import Turns
 from gptc.errors import GptcError, Uncopied, UsageError
 
@@ -61,6 +61,7 @@ class Share:
     n_targets: int  # of all ranks
     places: Sequence[tuple[int, int]]  # of each micro-batch: its number in the step, its first row
     meet: Callable[[], None]  # adds the gradients of all ranks
+    after: Callable[[], None] = lambda: None  # follows the update
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class Model(Uncopied):
         library.call("gpt_model_create", config.to_c(), self.options.to_c(), out)
         self._handle = ffi.gc(out[0], lib.gpt_model_free)
         self._closed = False
+        self.comm: Any = None
+        """The ranks that have the parts of a sharded state: a gpt_comm."""
         lora = self.options.lora
         adapters = lora.parameters(config) if lora else ()
         every = (*config.parameters(), *adapters)
@@ -132,7 +135,7 @@ class Model(Uncopied):
         self.trained = adapters or every
         """The parameters that training changes: the adapters, or all."""
         self._turns = Turns()
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._parts: weakref.WeakSet[Session | AdapterCopy] = weakref.WeakSet()
 
     @classmethod
     def create(
@@ -227,7 +230,8 @@ class Model(Uncopied):
     def read(self, name: str, tensor: str, out: FloatArray | None = None) -> FloatArray:
         """A copy of a parameter's "value", "grad", or one of `states`; in `out` if given.
 
-        EngineError for a matrix of an inference model in bf16, int8 or int4: it is rounded.
+        EngineError for a matrix of an inference model in bf16, int8 or int4: it is rounded. A
+        sharded state comes from all ranks, which have to call this together.
         """
         index, shape = self._find(name)
         if out is None:
@@ -238,6 +242,10 @@ class Model(Uncopied):
                 "in C order"
             )
         which = self._tensor(tensor)
+        slot = which - self._lib.GPT_TENSOR_STATE0
+        if slot >= 0 and self.comm is not None and self.options.n_shards > 1:
+            self._call("gpt_model_gather_state", self.comm, index, slot, floats(out), out.size)
+            return out
         self._call("gpt_model_read", index, which, floats(out), out.size)
         return out
 
@@ -308,7 +316,10 @@ class Model(Uncopied):
                 self.zero_gradients()
                 raise
             adamw = AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip)
-            return self._update(adamw, Muon(lr, momentum, weight_decay, grad_clip))
+            result = self._update(adamw, Muon(lr, momentum, weight_decay, grad_clip))
+            if share:
+                share.after()
+            return result
 
     def backward(
         self,
@@ -384,6 +395,10 @@ class Model(Uncopied):
     def all_reduce(self, comm: Any) -> None:
         """Adds the gradients of all ranks, and their losses since the last update."""
         self._call("gpt_model_all_reduce", comm)
+
+    def gather(self) -> None:
+        """After an update with a sharded state: each rank gets the parameters of all."""
+        self._call("gpt_model_gather", self.comm)
 
     def zero_gradients(self) -> None:
         """Sets the gradients to zero."""
@@ -464,7 +479,7 @@ class Model(Uncopied):
         """
         session = Session(self, n_seq, n_ctx, kv_dtype)
         with self._turns.lock:
-            self._sessions.add(session)
+            self._parts.add(session)
         return session
 
     # ---- state ----
@@ -560,8 +575,8 @@ class Model(Uncopied):
     def _release(self) -> None:
         if self._closed:
             return
-        for session in list(self._sessions):
-            session.close()
+        for part in list(self._parts):
+            part._release()
         self._closed = True
         self._ffi.release(self._handle)
 

@@ -81,7 +81,8 @@ class Options:
     keep less: the first feed-forward layer ("mlp"), or each layer ("block"). `kv_dtype` is that of
     its sessions' KV caches: "int8", on a CPU, or "auto", the dtype of activations. `optimizer`
     "muon" trains the matrices of layers by Muon, and the other parameters by AdamW.
-    `label_smoothing` and `z_loss` change the gradient alone: losses stay cross-entropy.
+    `label_smoothing` and `z_loss` change the gradient alone: losses stay cross-entropy. With
+    `n_shards`, the model has part number `shard` of AdamW's state alone (ZeRO-1), on a CPU.
     """
 
     device: str = "auto"
@@ -100,6 +101,8 @@ class Options:
     optimizer: str = "adamw"
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    n_shards: int = 0
+    shard: int = 0
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -158,6 +161,8 @@ class Options:
             seed=self.seed,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
+            n_shards=self.n_shards,
+            shard=self.shard,
             recompute=RECOMPUTE.index(self.recompute),
             optimizer=getattr(lib, f"GPT_OPTIMIZER_{self.optimizer.upper()}"),
         )

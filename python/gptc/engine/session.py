@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +23,41 @@ class OpenModel(Protocol):
     config: GPTConfig
     options: Options
     _turns: Turns
+    _parts: WeakSet[Any]
 
     def _open(self) -> Any:
         """The engine's handle. GptcError once the model is closed."""
+
+
+class AdapterCopy(Uncopied):
+    """The numbers that a model's adapters have now, for sequences of its sessions.
+
+    With `none`, an adapter that changes nothing. Garbage collection frees it, or its model's end.
+    """
+
+    def __init__(self, model: OpenModel, none: bool = False) -> None:
+        ffi, lib, _ = library.load()
+        out = ffi.new("gpt_adapter **")
+        turns, owner = model._turns, model._open()
+        library.check(turns.call("gpt_adapter_create", model._open, int(none), out))
+
+        def free(adapter: Any, _owner: Any = owner) -> None:  # which keeps the model alive
+            turns.free(lambda: lib.gpt_adapter_free(adapter) if _owner else None)
+
+        self._handle = ffi.gc(out[0], free)
+        self._closed = False
+        with turns.lock:
+            model._parts.add(self)
+
+    def _release(self) -> None:
+        if not self._closed:
+            self._closed = True
+            library.load().ffi.release(self._handle)
+
+    def _open(self) -> Any:
+        if self._closed:
+            raise GptcError("the model of this adapter is closed: load both again")
+        return self._handle
 
 
 class Session(Uncopied):
@@ -51,6 +84,7 @@ class Session(Uncopied):
         self._handle = ffi.gc(out[0], free)
         self._model = model
         self._closed = False
+        self._adapters: list[AdapterCopy | None] = [None] * n_seq  # none is freed while it is used
         self.n_seq = n_seq
         self.n_ctx = n_ctx or model.config.block_size
         self.kv_dtype = KV_DTYPES[kv]
@@ -157,6 +191,17 @@ class Session(Uncopied):
             seq, to = whole(seq, "seq"), whole(to, "to")
             n = self.length(seq) if length is None else whole(length, "length")
             self._call("gpt_session_fork", seq, to, n)
+
+    def adapt(self, seq: int, adapter: AdapterCopy | None) -> None:
+        """Lets the tokens that follow in a sequence go through an adapter; None = the model's own.
+
+        A step may have sequences of several adapters. What the sequence holds stays.
+        """
+        with self._model._turns.lock:
+            seq = whole(seq, "seq")
+            handle = adapter._open() if adapter else self._ffi.NULL
+            self._call("gpt_session_adapt", seq, handle)
+            self._adapters[seq] = adapter
 
     def close(self) -> None:
         """Frees the session, after the call under way; twice is harmless."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from gptc.engine import library
+from gptc.engine.arrays import FloatArray, floats
 from gptc.engine.launch import Place, launched, mpi_library
 from gptc.engine.model import Model
 from gptc.errors import EngineError, GptcError
@@ -50,6 +52,26 @@ class World:
         """A rank and its host, for a message."""
         return f"rank {rank} ({self.host(rank)})"
 
+    def share_of_cores(self) -> int:
+        """The cores of a rank: its part of those that ranks of its host may use.
+
+        All ranks have the same number, since the order of sums depends on it.
+        """
+        cores = sorted(os.sched_getaffinity(0))
+        every = self.gather_json([self.host(self.rank), cores])
+        counts = [len(own) // every.count([host, own]) for host, own in every]
+        return max(1, min(counts))
+
+    def check_device(self, device: str, work: str) -> None:
+        """GptcError where several ranks would use a GPU; `work` is what they do."""
+        if self.size == 1 or device == "cpu":
+            return
+        if device == "cuda" or library.gpu().problem is None:
+            raise GptcError(
+                f"{self.size} ranks {work} on CPUs only: use --device cpu, or one process for the "
+                "GPU"
+            )
+
     def set_timeout(self, seconds: float) -> None:
         """Sets the time of silence after which a rank counts as lost; 0: never."""
         if self.size > 1:
@@ -84,6 +106,22 @@ class World:
         """Gives each rank the sum of all gradients and losses."""
         if self.size > 1:
             model.all_reduce(self._comm)
+
+    def add(self, values: FloatArray) -> None:
+        """An array becomes the sum over ranks, in their order."""
+        if self.size > 1:
+            library.call("gpt_comm_all_reduce", self._comm, floats(values), values.size)
+
+    def broadcast(self, values: FloatArray, root: int) -> None:
+        """An array becomes that of rank `root`."""
+        if self.size > 1:
+            data = library.load().ffi.from_buffer(values)
+            library.call("gpt_comm_broadcast", self._comm, data, values.nbytes, root)
+
+    def share_state(self, model: Model) -> None:
+        """Lets a model with a sharded state find the other parts."""
+        if model.options.n_shards > 1:
+            model.comm = self._comm
 
     def together(self, work: Callable[[], _T]) -> _T:
         """The result of `work`, which every rank does; if one fails, all raise its JobError."""

@@ -10,6 +10,7 @@ against tampering; downloads are compared with their published SHA-256.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ def file_checksum(path: Path, like: str = "xxh3_128:") -> str:
     with path.open("rb", buffering=0) as file:
         while n := file.readinto(buffer):
             checksum.update(buffer[:n])
+    return checksum.value()
+
+
+def value_checksum(value: Any) -> str:
+    """The checksum of a value of JSON, whose objects have their names in order."""
+    checksum = Checksum()
+    checksum.update(json.dumps(value).encode())
     return checksum.value()
 
 

@@ -43,6 +43,7 @@ class Family:
     attn_proj_bias: bool | str = False
     mlp_bias: bool | str = False
     norm_bias: bool = False
+    free_biases: bool = False  # llama.cpp has them or not, as a file has; else as defaults say
     qk_norm: bool = False
     wide_qk_norm: bool = False  # over all queries, and all keys, of a token
     norm_at: NormAt = "before"
@@ -177,6 +178,7 @@ FAMILIES = (
         qkv_bias="attention_bias",
         attn_proj_bias="attention_bias",
         mlp_bias="mlp_bias",
+        free_biases=True,
         paired=True,
     ),
     Family(
@@ -267,6 +269,7 @@ FAMILIES = (
         eps_key="layer_norm_eps",
         divided=True,
         qkv_bias="use_qkv_bias",
+        free_biases=True,
         norm_bias=True,
         rotary_key="partial_rotary_factor",
         defaults={
@@ -275,6 +278,20 @@ FAMILIES = (
             "partial_rotary_factor": 0.25,
         },
         plain={"use_parallel_residual": False, "qk_layernorm": False},
+    ),
+    # Also Phi-4 mini. One that turns whole heads computes as a Llama or Mistral, and is written so.
+    Family(
+        "phi3",
+        "Phi3ForCausalLM",
+        "phi3",
+        "Abdin et al. 2024, arXiv 2404.14219; Phi-4 mini: Abouelenin et al. 2025, arXiv 2503.01743",
+        stems=family_names.PHI3,
+        gguf_stems=family_names.GGUF_JOINED,
+        divided=True,
+        rotary_key="partial_rotary_factor",
+        window=True,
+        pad=True,
+        defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
     ),
     Family(
         "olmo2",

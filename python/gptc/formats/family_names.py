@@ -35,6 +35,11 @@ LLAMA: Stems = {
     "norm_f": "model.norm",
     "lm_head": "lm_head",
 }
+PHI3: Stems = {
+    **LLAMA,
+    "attn.qkv": "model.layers.{}.self_attn.qkv_proj",
+    "mlp.fc": "model.layers.{}.mlp.gate_up_proj",
+}
 GPT_NEOX: Stems = {
     "norm_1": "gpt_neox.layers.{}.input_layernorm",
     "norm_2": "gpt_neox.layers.{}.post_attention_layernorm",

@@ -23,7 +23,11 @@ _LLAMA3_ORIGINALS = tuple(1 << n for n in range(13, 4, -1))
 # Keys that change the scaling, and the values with which they do not; the first for "yarn" alone.
 _PLAIN_YARN = {"yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
 _PLAIN = {"attn_factor": 1.0}
-_BETAS = {"rope_high_freq": ("yarn_beta_fast", 32.0), "rope_low_freq": ("yarn_beta_slow", 1.0)}
+YARN_BETAS = (32.0, 1.0)  # those of models without keys for them; llama.cpp reads none
+_BETAS = {
+    "rope_high_freq": ("yarn_beta_fast", YARN_BETAS[0]),
+    "rope_low_freq": ("yarn_beta_slow", YARN_BETAS[1]),
+}
 
 
 class RopeReader:

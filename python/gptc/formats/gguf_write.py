@@ -10,10 +10,11 @@ from gptc._version import __version__
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats import families, gguf_rope, gguf_tokenizer, layout
-from gptc.formats.families import Family
+from gptc.formats.families import BIASES, Family
 from gptc.formats.format import Export, Output
 from gptc.formats.gguf_container import ALIGNMENT, header
 from gptc.formats.gguf_names import naming
+from gptc.formats.gguf_rope import YARN_BETAS
 from gptc.formats.gguf_types import FILE_TYPES, MIXES, PACKED, codec_of
 from gptc.formats.layout import Part
 from gptc.formats.model_file import ModelFile, StoredRows
@@ -48,6 +49,15 @@ def _lost(config: GPTConfig) -> list[str]:
         notes.append(
             f"llama.cpp computes these models without attention windows: texts of more than "
             f"{config.window:,} tokens differ there"
+        )
+    if (
+        config.rope_scaling == "yarn"
+        and (config.rope_high_freq, config.rope_low_freq) != YARN_BETAS
+    ):
+        notes.append(
+            f"llama.cpp computes these models with beta_fast {YARN_BETAS[0]:g} and beta_slow "
+            f"{YARN_BETAS[1]:g}, this one has {config.rope_high_freq:g} and "
+            f"{config.rope_low_freq:g}: texts differ there"
         )
     if config.rope_scaling == "dynamic":
         notes.append(
@@ -92,21 +102,28 @@ def model_chunks(
 
 def _check_expressible(config: GPTConfig, family: Family) -> None:
     """GptcError for a model of a family of which llama.cpp computes others only."""
-    lacks = ""
+    for lacks in _lacking(config, family):
+        raise GptcError(f"llama.cpp lacks {lacks}; export it with --to hf")
+
+
+def _lacking(config: GPTConfig, family: Family) -> Iterator[str]:
     first = next(iter(family.activations.values()))
     if config.activation != first:
-        lacks = f"the activation {config.activation} in {family.model_type}, only {first}"
-    elif config.score_by_layer:
-        lacks = f"scores divided by the layer's number ({family.by_layer_key})"
-    elif config.score_scale:
-        lacks = f"another scale of scores ({family.score_key} other than the head size)"
-    elif family.no_rope or config.layers:
+        yield f"the activation {config.activation} in {family.model_type}, only {first}"
+    if config.score_by_layer:
+        yield f"scores divided by the layer's number ({family.by_layer_key})"
+    if config.score_scale:
+        yield f"another scale of scores ({family.score_key} other than the head size)"
+    if family.no_rope or config.layers:
         usual = families.records(family, config.n_layer, config.rope_theta, config.window)
         if [layer._asdict() for layer in config.layers] != usual:
             key = "no_rope_layers" if family.no_rope else "layer_types"
-            lacks = f"these {key}, only each {family.period or families.NO_ROPE_INTERVAL}th layer"
-    if lacks:
-        raise GptcError(f"llama.cpp lacks {lacks}; export it with --to hf")
+            yield f"these {key}, only each {family.period or families.NO_ROPE_INTERVAL}th layer"
+    for name in () if family.free_biases else BIASES:
+        key = getattr(family, name)
+        usual_bias = isinstance(key, str) and bool(family.defaults.get(key, False))
+        if isinstance(key, str) and (config.bias or getattr(config, name)) != usual_bias:
+            yield f"{family.model_type} with {key} {str(not usual_bias).lower()}"
 
 
 class _Tensor(NamedTuple):

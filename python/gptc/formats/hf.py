@@ -52,54 +52,52 @@ def naming(family: Family) -> Naming:
     )
 
 
-def parts(config: GPTConfig) -> list[Part]:
-    """The tensors of this model's file, in order, with their rows of our parameters."""
-    family = families.of(config)
+def parts(config: GPTConfig, family: Family | None = None) -> list[Part]:
+    """The tensors of a model's file, in order, with their rows of our parameters.
+
+    `family` is that of the file; without it, the one as which the model is written. They differ
+    where two families compute the same: a Phi-3 may be a Mistral.
+    """
+    family = family or families.of(config)
     if family is not None:
         return layout.parts(config, naming(family))
     return [Part(name, name, shape, slice(0, shape[0])) for name, shape, _ in config.parameters()]
 
 
-def embedding_name(config: GPTConfig) -> str:
-    """The name of the embedding in a model's file."""
-    return parts(config)[0].name
-
-
-def head_name(config: GPTConfig) -> str:
+def head_name(family: Family | None) -> str:
     """The name of the matrix of the logits in a model's file, which may be the embedding's."""
-    family = families.of(config)
     return f"{family.stems['lm_head'] if family else 'lm_head'}.weight"
 
 
-def is_tied(config: GPTConfig, tensors: Tensors) -> bool:
+def is_tied(config: GPTConfig, family: Family | None, tensors: Tensors) -> bool:
     """Whether the head is the embedding, as `config` says, or another matrix that is stored too.
 
     transformers does not tie a head that differs.
     """
-    full = embedding_name(config)
+    full = parts(config, family)[0].name
     names = [name for name in (full, full.partition(".")[2]) if name in tensors.shapes]
-    head = head_name(config)
+    head = head_name(family)
     if not config.tied or not names or head not in tensors.shapes:
         return config.tied
     return tensors.same(names[0], head)
 
 
-def place(config: GPTConfig, tensors: Tensors, where: str) -> Placement:
-    """A file's tensors matched with our parameters."""
+def place(config: GPTConfig, family: Family | None, tensors: Tensors, where: str) -> Placement:
+    """The tensors of a file of a family, or under our own names, matched with our parameters."""
     # Some published GPT-2 files hold the bare transformer: names without their first part.
     aliases = {}
     for prefix in ("transformer.", "model."):
         aliases.update({prefix + name: name for name in tensors.shapes})
     aliases = {theirs: name for theirs, name in aliases.items() if theirs not in tensors.shapes}
-    embedding = embedding_name(config)
+    found, head = parts(config, family), head_name(family)
+    embedding = found[0].name
     if config.tied and aliases.get(embedding, embedding) not in tensors.shapes:
-        aliases[embedding] = head_name(config)  # one matrix under either of its two names
+        aliases[embedding] = head  # one matrix under either of its two names
 
     def ignored(name: str) -> bool:
-        tied_head = config.tied and name == head_name(config)
-        return tied_head or _IGNORED.search(name) is not None
+        return (config.tied and name == head) or _IGNORED.search(name) is not None
 
-    return Placement(config, parts(config), tensors, where, aliases, ignored)
+    return Placement(config, found, tensors, where, aliases, ignored)
 
 
 def import_tensors(
@@ -109,7 +107,7 @@ def import_tensors(
 
     A tensor that is missing, has another shape, or belongs to no parameter is a GptcError.
     """
-    placed = place(config, tensors, where)
+    placed = place(config, families.of(config), tensors, where)
     for name, _, _ in config.parameters():
         store(name, placed.read(name))
 
@@ -176,18 +174,23 @@ def config_to_json(
     }
 
 
+def family_of(data: Mapping[str, Any]) -> Family | None:
+    """The family of a config.json; None for our own names, and for one that gptc lacks."""
+    return families.by_model_type(data.get("model_type"), data.get("architectures"))
+
+
 def config_from_json(data: Mapping[str, Any], where: str) -> GPTConfig:
     """The model that a config.json describes. `where` names the file in errors."""
-    kind = data.get("model_type")
-    if kind == "gptc":
+    if data.get("model_type") == "gptc":
         version = data.get("gptc_config_version")
         if version != VERSION:
             raise GptcError(f"{where} has version {version}, this gptc reads {VERSION}: {UPGRADE}")
         known = {"model_type", "gptc_config_version"}
         return checked({k: v for k, v in data.items() if k not in known}, where)
-    family = families.by_model_type(kind, data.get("architectures"))
+    family = family_of(data)
     if family is None:
-        names, missing = f"{families.NAMES}, gptc", families.missing_features(data)
+        kind, names = data.get("model_type"), f"{families.NAMES}, gptc"
+        missing = families.missing_features(data)
         raise GptcError(f"{where}: {families.unknown('model_type', kind, missing, names)}")
 
     _refuse_quantized(data.get("quantization_config"), where)

@@ -12,15 +12,15 @@ A step reads the tokens that each sample has not yet in its cache, and draws its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
-from gptc.errors import DeadEnd, GptcError
+from gptc.errors import GptcError
+from gptc.generation.drafts import Wanted
 from gptc.generation.prefixes import n_reusable
 from gptc.generation.request import Request, Sample
 from gptc.generation.sampling import Draw, TokenLogprob, draw_tokens
@@ -28,7 +28,7 @@ from gptc.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
     from gptc.engine.arrays import FloatArray, TokenArray
-    from gptc.engine.session import Session
+    from gptc.engine.session import AdapterCopy, Session
 
 # What a step gives for a row: its logits, or the token that was drawn from them.
 _Given: TypeAlias = "FloatArray | tuple[int, TokenLogprob | None]"
@@ -44,8 +44,8 @@ class Draft(Protocol):
     n_guessed: int
     n_right: int
 
-    def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
-        """At most `most` draft tokens, perhaps none. A slot holds one sample at a time."""
+    def guess(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        """The draft tokens of each, perhaps none. A slot holds one sample at a time."""
         ...
 
     def learn(self, n_guessed: int, n_right: int) -> None:
@@ -59,6 +59,7 @@ class _Slot:
 
     index: int
     sample: Sample | None = None
+    adapter: AdapterCopy | None = None
     begin: int = 0  # position in the sample's sequence at which the cache begins
     last: Sample | None = None  # the sample whose tokens are in the cache, ended or not
     prompt_of: Request | None = None  # the request whose prompt begins the cache
@@ -125,8 +126,7 @@ class Batch:
     The sample of a request with `pooling` is an embedding: it ends when its prompt is read. Its
     blocks are a call of the session after that of the texts.
 
-    A step is of samples with the same adapter, which `adapt` gives to the model first; adapters
-    take turns.
+    Samples of several adapters, or of none, are in one step.
     """
 
     def __init__(
@@ -138,7 +138,6 @@ class Batch:
         keep: bool = False,
         chunk: int | None = None,
         masks: Executor | None = None,
-        adapt: Callable[[Hashable], None] = lambda adapter: None,
     ) -> None:
         self.session = session
         self._tokenizer = tokenizer
@@ -146,9 +145,6 @@ class Batch:
         self._keep = keep
         self._chunk = chunk
         self._masks = masks
-        self._adapt = adapt
-        self._last_turn: dict[Hashable, int] = {}  # the last step of each adapter that has samples
-        self._n_steps = 0
         self._slots = [_Slot(i) for i in range(session.n_seq)]
         self._prompts: dict[Request, _Prompt] = {}
         self._n_joined = 0
@@ -192,6 +188,9 @@ class Batch:
             self.session.fork(source.index, slot.index, n_known)
         else:
             self.session.rewind(slot.index, n_known if source is slot else 0)
+        if request.adapter is not slot.adapter:
+            self.session.adapt(slot.index, request.adapter)
+            slot.adapter = request.adapter
         slot.sample, slot.begin, slot.last = sample, 0, sample
         if known:
             sample.prompt_logprobs = list(known.scores)
@@ -224,6 +223,14 @@ class Batch:
             slot.last = None
             self.session.rewind(slot.index, 0)
 
+    def keep_only(self, adapters: Collection[AdapterCopy]) -> None:
+        """Empties the caches of other adapters that no sample uses, so that those can be freed."""
+        for slot in self._slots:
+            if not slot.sample and slot.adapter and slot.adapter not in adapters:
+                self.session.rewind(slot.index, 0)
+                self.session.adapt(slot.index, None)
+                slot.last = slot.adapter = slot.prompt_of = None
+
     def forget(self, request: Request) -> None:
         """Drops the logits kept for samples of a request that will not join."""
         self._prompts.pop(request, None)
@@ -248,14 +255,14 @@ class Batch:
         prompt, adapter, block = sample.request.prompt, sample.request.adapter, self._chunk or 1
         shared = [(n_reusable(self._cached(s, adapter), prompt, block), s) for s in self._slots]
         n_known, source = max(shared, key=lambda pair: pair[0])
-        return source, n_known
+        return (source, n_known) if n_known else (None, 0)
 
-    def _cached(self, slot: _Slot, adapter: Hashable) -> list[int]:
+    def _cached(self, slot: _Slot, adapter: AdapterCopy | None) -> list[int]:
         """The tokens of a cache that another prompt of this adapter may use.
 
         The last token of a sequence was never read; in its place there may be those of a draft.
         """
-        if slot.last is None or slot.begin or slot.last.request.adapter != adapter:
+        if slot.last is None or slot.begin or slot.last.request.adapter is not adapter:
             return []
         sequence = slot.last.sequence
         n_sure = min(self.session.length(slot.index), len(sequence) - 1)
@@ -267,23 +274,13 @@ class Batch:
 
     def step(self) -> Iterator[tuple[Sample, str]]:
         """Yields (sample, piece of text) as pieces are decoded, and once when a sample ends."""
-        feeds = self._feeds(self._turn())
+        feeds = self._feeds([slot for slot in self._slots if slot.sample])
         texts = [feed for feed in feeds if not feed.pooling]
         pools = [feed for feed in feeds if feed.pooling]
         if texts:
             yield from self._write(texts)
         if pools:
             yield from self._pool(pools)
-
-    def _turn(self) -> list[_Slot]:
-        """The slots of the adapter that had its last step longest ago; the model has it now."""
-        of_slot = {slot: slot.sample.request.adapter for slot in self._slots if slot.sample}
-        last = {adapter: self._last_turn.get(adapter, 0) for adapter in of_slot.values()}
-        chosen = min(last, key=last.__getitem__)
-        self._n_steps += 1
-        self._last_turn = {**last, chosen: self._n_steps}
-        self._adapt(chosen)
-        return [slot for slot, adapter in of_slot.items() if adapter == chosen]
 
     def _pool(self, feeds: list[_Feed]) -> Iterator[tuple[Sample, str]]:
         """Reads the prompts of embeddings; yields those that have ended."""
@@ -333,12 +330,16 @@ class Batch:
                 n = min(n, self._chunk)
                 room = room - n if room - n >= self._chunk else 0
             feed = _Feed(slot, tokens[:n], [], n == len(tokens))
-            if feed.ends and not feed.pooling:
-                feed.guess = self._guess(slot, slot.sample, feed.tokens)
             if slot.sample.n_tokens == 0:
                 self.n_read += n
             feeds[slot.index] = feed
-        return [feeds[index] for index in sorted(feeds)]
+        self._guess(list(feeds.values()))
+        first: dict[AdapterCopy | None, int] = {}
+        for index in sorted(feeds):
+            first.setdefault(self._slots[index].adapter, index)
+        # Those of an adapter are neighbours.
+        order = sorted(feeds, key=lambda index: (first[self._slots[index].adapter], index))
+        return [feeds[index] for index in order]
 
     def _unread(self, slot: _Slot) -> list[int]:
         """The tokens of the sample that are not yet in the cache."""
@@ -354,14 +355,24 @@ class Batch:
             return half
         return sample.sequence[slot.begin + self.session.length(slot.index) :]
 
-    def _guess(self, slot: _Slot, sample: Sample, feed: list[int]) -> list[int]:
-        room = self.session.n_ctx - (len(sample.sequence) - slot.begin)
-        most = min(room, sample.request.options.max_tokens - sample.n_tokens - 1)
-        if not self._draft or len(feed) != 1 or most < 1:
-            return []
-        with suppress(DeadEnd):  # of the draft only; the sample may still continue
-            return self._draft.guess(slot.index, sample, most)
-        return []
+    def _guess(self, feeds: list[_Feed]) -> None:
+        """Adds drafts to the feeds of one token, as far as the step has room for their rows."""
+        alone = [feed for feed in feeds if len(feed.tokens) == 1 and not feed.pooling]
+        if not self._draft or not alone:
+            return
+        room = (MOST_ROWS - sum(len(feed.tokens) for feed in feeds)) // len(alone)
+        wanted, guessing = [], []
+        for feed in alone:
+            slot, sample = feed.slot, feed.slot.sample
+            assert sample
+            left = self.session.n_ctx - (len(sample.sequence) - slot.begin)
+            most = min(room, left, sample.request.options.max_tokens - sample.n_tokens - 1)
+            if feed.ends and most > 0:
+                wanted.append(Wanted(slot.index, sample, most))
+                guessing.append(feed)
+        if wanted:
+            for feed, guess in zip(guessing, self._draft.guess(wanted), strict=True):
+                feed.guess = guess
 
     def _draws(self, feeds: list[_Feed]) -> list[Draw] | None:
         """A draw for each row of the step; None if the logits of one are needed here."""

@@ -7,20 +7,32 @@ without a draft, only faster.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gptc.errors import UsageError
-from gptc.generation.sampling import sample_token
+from gptc.errors import DeadEnd, UsageError
+from gptc.generation.prefixes import n_common
+from gptc.generation.sampling import Draw, draw_tokens, sample_token
 from gptc.tokenizer.compare import same_tokens
 
 if TYPE_CHECKING:
+    from gptc.engine.arrays import FloatArray
     from gptc.engine.model import Model
     from gptc.generation.request import Sample
     from gptc.tokenizer.base import Tokenizer
 
 MOST = 8  # tokens of a draft
+
+
+class Wanted(NamedTuple):
+    """A sample that a draft is wanted for, of at most so many tokens."""
+
+    slot: int
+    sample: Sample
+    most: int
 
 
 class _Adaptive:
@@ -51,8 +63,11 @@ class NgramDraft(_Adaptive):
         self._after: dict[int, dict[tuple[int, ...], int]] = {}
         self._n_seen: dict[int, int] = {}
 
-    def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
+    def guess(self, wanted: Sequence[Wanted]) -> list[list[int]]:
         """The tokens after the last occurrence of the longest repeated suffix; else none."""
+        return [self._continue(*each) for each in wanted]
+
+    def _continue(self, slot: int, sample: Sample, most: int) -> list[int]:
         if self._samples.get(slot) is not sample:
             self._samples[slot], self._after[slot], self._n_seen[slot] = sample, {}, 0
         text, after = sample.sequence, self._after[slot]
@@ -82,38 +97,95 @@ class ModelDraft(_Adaptive):
         self._vocab_size = tokenizer.vocab_size
         self._texts: list[list[int]] = [[] for _ in range(n_seq)]
 
-    def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
-        """The draft model's continuation; nothing if the text is longer than its context."""
-        text = list(sample.sequence)
-        length = min(most, self._length, self._n_ctx - len(text))
-        if length < 1:
-            return []
-        held, same = self._texts[slot], 0
-        while same < min(len(held), len(text) - 1) and held[same] == text[same]:
-            same += 1
-        self._session.rewind(slot, same)
-        self._texts[slot] = text[:same]  # matches the cache at all times, even when interrupted
-        grammar = sample.grammar
-        n_taken = grammar.length if grammar else 0
+    def guess(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        """The draft model's continuations, in one step for all samples a token.
+
+        None for a text that is longer than its context.
+        """
+        drafts = [_Growing(each, self._length_of(each)) for each in wanted]
+        for draft in drafts:
+            self._keep_common(draft)
         try:
-            for _ in range(length):
-                if grammar and (grammar.ended or not len(grammar.allowed)):
-                    break
-                feed = text[len(self._texts[slot]) :]
-                logits = self._session.decode(np.array(feed, np.int32), slot)
-                self._texts[slot] += feed
-                allowed = (grammar.allowed,) if grammar else ()
-                text.append(
-                    sample_token(
-                        logits, sample.sampling, len(text), self._vocab_size, text, *allowed
-                    )
-                )
-                if grammar:
-                    grammar.take(text[-1])
+            while open := [draft for draft in drafts if draft.is_open]:
+                self._grow(open)
         finally:
-            if grammar:
-                grammar.rewind(n_taken)
-        return text[len(sample.sequence) :]
+            for draft in drafts:
+                draft.end()
+        return [draft.text[len(draft.sample.sequence) :] for draft in drafts]
+
+    def _length_of(self, wanted: Wanted) -> int:
+        return min(wanted.most, self._length, self._n_ctx - len(wanted.sample.sequence))
+
+    def _keep_common(self, draft: _Growing) -> None:
+        """Rewinds the slot's cache to the tokens that it has in common with the sample."""
+        same = min(n_common(self._texts[draft.slot], draft.text), len(draft.text) - 1)
+        self._session.rewind(draft.slot, same)
+        # Matches the cache at all times, even when interrupted.
+        self._texts[draft.slot] = draft.text[:same]
+
+    def _grow(self, drafts: list[_Growing]) -> None:
+        """Appends a token to each draft."""
+        feeds = [draft.text[len(self._texts[draft.slot]) :] for draft in drafts]
+        tokens = np.array([token for feed in feeds for token in feed], np.int32)
+        slots = [draft.slot for draft in drafts]
+        seqs = np.repeat(slots, [len(feed) for feed in feeds]).astype(np.int32)
+        want = np.append(seqs[1:] != seqs[:-1], True)
+        if any(draft.sample.grammar for draft in drafts):
+            rows = self._session.decode(tokens, seqs, want)
+            found = [
+                draft.drawn(row, self._vocab_size) for draft, row in zip(drafts, rows, strict=True)
+            ]
+        else:
+            draws = [draft.draw(self._vocab_size) for draft in drafts]
+            drawn = draw_tokens(self._session, tokens, seqs, want, draws)
+            found = [token for token, _ in drawn]
+        for draft, feed, token in zip(drafts, feeds, found, strict=True):
+            self._texts[draft.slot] += feed
+            draft.take(token)
+
+
+class _Growing:
+    """A draft while a model writes it. With a grammar, it follows that of the sample."""
+
+    def __init__(self, wanted: Wanted, length: int) -> None:
+        self.slot, self.sample = wanted.slot, wanted.sample
+        self.text = list(wanted.sample.sequence)
+        self._end = len(self.text) + length
+        self._grammar = wanted.sample.grammar
+        self._n_taken = self._grammar.length if self._grammar else 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another token is wanted, and possible."""
+        if len(self.text) >= self._end:
+            return False
+        if not self._grammar:
+            return True
+        with suppress(DeadEnd):  # of the draft only; the sample may still continue
+            return not self._grammar.ended and len(self._grammar.allowed) > 0
+        return False
+
+    def draw(self, vocab_size: int) -> Draw:
+        """The draw of the next token: with the sample's seed, at its position."""
+        return Draw(self.sample.sampling, len(self.text), vocab_size, list(self.text), None)
+
+    def drawn(self, logits: FloatArray, vocab_size: int) -> int:
+        """The same, of logits."""
+        allowed = (self._grammar.allowed,) if self._grammar else ()
+        return sample_token(
+            logits, self.sample.sampling, len(self.text), vocab_size, self.text, *allowed
+        )
+
+    def take(self, token: int) -> None:
+        """Appends a token."""
+        self.text.append(token)
+        if self._grammar:
+            self._grammar.take(token)
+
+    def end(self) -> None:
+        """Leaves the sample's grammar as it was."""
+        if self._grammar:
+            self._grammar.rewind(self._n_taken)
 
 
 def check_draft(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ from gptc.settings import declared
 from gptc.tokenizer.base import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
+    from gptc.engine.session import AdapterCopy
     from gptc.generation.constraint import Constraint
 
 Finish = Literal["stop", "length", "context", "error"]
@@ -40,7 +41,7 @@ class Request:
     options: TextOptions
     constraint: Constraint | None = None  # that the text must match
     prompt_logprobs: int | None = None  # as `options.logprobs`, of the prompt's tokens
-    adapter: Hashable = None  # what the model computes with, as `Batch` is told
+    adapter: AdapterCopy | None = None  # None: the model's own parameters
     pooling: Pooling | None = None  # of an embedding: the prompt's states, and no text
 
     def n_ctx(self, block_size: int) -> int:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptc.engine.session import AdapterCopy
 from gptc.errors import GptcError
 
 if TYPE_CHECKING:
     from gptc.checkpoint.merged import AdapterSet
-    from gptc.engine.arrays import FloatArray
     from gptc.engine.model import Model
-
-
-@dataclass(eq=False)
-class Adapter:
-    """The numbers of an adapter, as the model has them. Read again, it is another adapter."""
-
-    name: str
-    values: dict[str, FloatArray] = field(repr=False)
+    from gptc.serve.scheduler import Scheduler
 
 
 class Adapters:
@@ -28,40 +20,26 @@ class Adapters:
 
     def __init__(self, model: Model, read: Callable[[], AdapterSet]) -> None:
         self._model, self._read = model, read
-        self._used: Adapter | None = None
-        self._none, self._named = self._load(read())
+        self._none = AdapterCopy(model, none=True)
+        self._named = self._load(read())
 
-    def _load(self, files: AdapterSet) -> tuple[Adapter, dict[str, Adapter]]:
-        def taken(name: str | None) -> Adapter:
+    def _load(self, files: AdapterSet) -> dict[str, AdapterCopy]:
+        def taken(name: str) -> AdapterCopy:
             files.use(self._model, name)
-            values = {p.name: self._model.get(p.name) for p in self._model.trained}
-            return Adapter(name or "", values)
+            return AdapterCopy(self._model)
 
-        named = {name: taken(name) for name in files.names}
-        self._used = taken(None)
-        return self._used, named
+        return {name: taken(name) for name in files.names}
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._named)
 
-    def find(self, name: str) -> Adapter | None:
-        """The adapter of this name, which a request keeps until it ends; None = the base."""
-        return self._named.get(name)
+    def find(self, name: str) -> AdapterCopy:
+        """The adapter of this name, which a request keeps until it ends; else that of none."""
+        return self._named.get(name, self._none)
 
-    def use(self, adapter: Hashable) -> None:
-        """Lets the model compute with an adapter, or with none. For the engine's thread."""
-        wanted = adapter if isinstance(adapter, Adapter) else self._none
-        if wanted is not self._used:
-            for name, values in wanted.values.items():
-                self._model.set(name, values)
-            self._used = wanted
-
-    def reload(self, between: Callable[[Callable[[], None]], None]) -> None:
-        """Reads all again, for requests that come from now on. GptcError: none has changed.
-
-        `between` calls a function when no step is under way, and waits for it.
-        """
+    def reload(self, scheduler: Scheduler) -> None:
+        """Reads all again, for requests that come from now on. GptcError: none has changed."""
         files = self._read()
         if files.lora != self._model.options.lora:
             raise GptcError(
@@ -70,12 +48,10 @@ class Adapters:
             )
 
         def swap() -> None:
-            try:
-                self._none, self._named = self._load(files)
-            finally:
-                self._used = None  # whatever the model has, the next step gives it its own
+            self._named = self._load(files)
+            scheduler.keep_only([self._none, *self._named.values()])
 
-        between(swap)
+        scheduler.between_steps(swap)
 
 
 def parse_adapters(given: Sequence[str]) -> tuple[list[Path], list[str | None]]:

@@ -61,6 +61,9 @@ class _Scheduled:
             ("gptc_prompt_tokens_read", "Tokens of prompts computed.", counts.prompt_tokens_read),
             ("gptc_prompt_tokens_reused", "Tokens of prompts that a cache held.",
              counts.prompt_tokens_reused),
+            ("gptc_draft_tokens", "Tokens that a draft proposed.", counts.draft_tokens),
+            ("gptc_draft_tokens_accepted", "Tokens of drafts that texts have.",
+             counts.draft_tokens_accepted),
             ("gptc_cancelled", "Requests whose client left.", counts.cancelled),
             ("gptc_failed", "Requests that the engine could not answer.", counts.failed),
         ):  # fmt: skip

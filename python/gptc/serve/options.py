@@ -27,6 +27,12 @@ class ServeOptions:
         section="Address",
         metavar="FILE",
     )
+    adapter: tuple[str, ...] = option(
+        (),
+        "Adapter (LoRA) of the model, for requests that name it as their model. May be repeated.",
+        section="Address",
+        metavar="[NAME=]PATH",
+    )
     parallel: int = option(
         16, "Number of sequences decoded together.", section="Sequences", least=1, most=1024
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from gptc.serve.queue import FairQueue
 
 if TYPE_CHECKING:
     from gptc.engine.model import Model
+    from gptc.engine.session import AdapterCopy
     from gptc.generation.request import Request, Sample
     from gptc.tokenizer.base import Tokenizer
 
@@ -52,6 +53,8 @@ class Counts:
     tokens: int = 0  # generated
     prompt_tokens_read: int = 0
     prompt_tokens_reused: int = 0
+    draft_tokens: int = 0  # proposed
+    draft_tokens_accepted: int = 0
     cancelled: int = 0
     failed: int = 0
 
@@ -59,7 +62,7 @@ class Counts:
 class Scheduler:
     """A session of n_seq sequences of n_ctx tokens, shared by all requests.
 
-    At most `most_waiting` requests wait. `adapt` is that of `Batch`. `on_step` is told the seconds
+    At most `most_waiting` requests wait. `on_step` is told the seconds
     and samples of each step. `post` is given a function after each step, which calls the listeners:
     in another thread if that is where they belong.
     """
@@ -74,16 +77,14 @@ class Scheduler:
         chunk: int = CHUNK,
         most_waiting: int = 1024,
         draft: Draft | None = None,
-        adapt: Callable[[Hashable], None] = lambda adapter: None,
         on_step: Callable[[float, int], None] = lambda seconds, n_samples: None,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self._draft = model, tokenizer, draft
         self._session = model.session(n_seq, n_ctx)
         self._masks = ThreadPoolExecutor(_MASK_THREADS, thread_name_prefix="gptc-masks")
         self._batch = Batch(
-            self._session, tokenizer, draft=draft, keep=True, chunk=chunk, masks=self._masks,
-            adapt=adapt,
-        )  # fmt: skip
+            self._session, tokenizer, draft=draft, keep=True, chunk=chunk, masks=self._masks
+        )
         self.n_seq, self.n_ctx = n_seq, self._session.n_ctx
         self._most_waiting = most_waiting
         self._on_step = on_step
@@ -140,6 +141,10 @@ class Scheduler:
             self._calls.append((done, function))
             self._changed.notify()
         done.result()
+
+    def keep_only(self, adapters: Collection[AdapterCopy]) -> None:
+        """As `Batch.keep_only`. For the engine's thread, as in `between_steps`."""
+        self._batch.keep_only(adapters)
 
     @property
     def ready(self) -> bool:
@@ -263,6 +268,9 @@ class Scheduler:
         counts.tokens += sum(sample.n_tokens for sample in active) - before
         counts.prompt_tokens_read = self._batch.n_read
         counts.prompt_tokens_reused = self._batch.n_reused
+        if self._draft:
+            counts.draft_tokens = self._draft.n_guessed
+            counts.draft_tokens_accepted = self._draft.n_right
         self._on_step(time.monotonic() - begin, len(active))
 
     def _tell(self, sample: Sample, piece: str) -> None:

@@ -111,12 +111,13 @@ def make_service(
     *,
     name: str,
     chat_template: str | None = None,
-    draft: Draft | None = None,
+    draft: Callable[[int], Draft] | None = None,
     adapters: Callable[[], AdapterSet] | None = None,
 ) -> Service:
     """The service of a model. GptcError if its sequences do not fit into memory.
 
-    `adapters` opens those of a model that was created with room for them.
+    `adapters` opens those of a model that was created with room for them. `draft` makes that of
+    sequences of so many tokens.
     """
     from gptc.engine.session import session_bytes
 
@@ -125,11 +126,11 @@ def make_service(
     if several and name in several.names:
         raise UsageError(f"an adapter and the model are both named {name}: give one another name")
     n_ctx = choose_context(model, options)
+    guesses = draft(n_ctx) if draft else None
     try:
         scheduler = Scheduler(
             model, tokenizer, options.parallel, n_ctx, chunk=options.prefill_chunk,
-            most_waiting=options.max_waiting, draft=draft, on_step=metrics.step,
-            **({"adapt": several.use} if several else {}),
+            most_waiting=options.max_waiting, draft=guesses, on_step=metrics.step,
         )  # fmt: skip
     except GptcError as error:
         size = amount(session_bytes(model, options.parallel, n_ctx))
@@ -221,7 +222,7 @@ class Server:
             log.info("there are no adapters to read again")
             return
         try:
-            self.service.adapters.reload(self.service.scheduler.between_steps)
+            self.service.adapters.reload(self.service.scheduler)
         except (GptcError, OSError) as error:
             log.error("the adapters stay as they were: %s", error)
         else:

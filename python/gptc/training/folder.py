@@ -163,8 +163,11 @@ class RunFolder:
             self._behind.start(lambda: self._write(made, setup, snapshot, snapshot.own))
 
     def _copied(self, setup: Setup) -> Snapshot | None:
-        """A copy of the model; None without memory for it."""
+        """A copy of the model; None without memory for it, and where ranks have parts of a state,
+        which they give in the order in which it is written."""
         average = setup.average
+        if setup.outer is not None or setup.model.options.n_shards > 1:
+            return None
         if self._snapshot is None:
             free, averaged = available_bytes(), average is not None
             if free is not None and snapshot_bytes(setup.model, averaged) > free:
@@ -192,6 +195,7 @@ class RunFolder:
                 "trainer": made.trainer,
                 "replace": True,
                 "own": own,
+                "more": setup.outer,
             }
             if model.options.lora:
                 save_adapter(path, model, setup.adapted, **also)
@@ -223,7 +227,9 @@ class RunFolder:
         link = self.path / BEST
         return link if link.is_symlink() and link.samefile(folder) else folder
 
-    def disk_note(self, model: Model, options: TrainOptions, n_steps: int) -> str | None:
+    def disk_note(
+        self, model: Model, options: TrainOptions, n_steps: int, n_ranks: int = 1
+    ) -> str | None:
         """A note if the disk is too small for the checkpoints of `n_steps`; else None."""
         # The best is kept too.
         n = math.ceil(n_steps / min(options.save_every or options.eval_every, options.eval_every))
@@ -233,6 +239,8 @@ class RunFolder:
         needed = n * size_of(model.trained, training=True)
         if options.ema:  # also the weights themselves
             needed += n * size_of(model.trained, training=False)
+        if options.sync_every:  # also the outer momentum, and two moments of each other rank
+            needed += (2 * n_ranks - 1) * n * size_of(model.trained, training=False)
         free = shutil.disk_usage(self.path).free
         if needed <= free:
             return None
@@ -269,14 +277,24 @@ class OthersFolder:
         """Does nothing."""
 
     def save(self, setup: Setup, now: bool = False) -> None:
-        """Notes the checkpoint, which rank 0 writes."""
-        setup.state.saved = self.path / checkpoint_name(setup.state.step)
+        """Notes the checkpoint, which rank 0 writes, and gives it this rank's part of a state."""
+        path, model = self.path / checkpoint_name(setup.state.step), setup.model
+        if setup.state.saved != path:  # in the order in which rank 0 writes them
+            for parameter in model.trained if model.options.n_shards > 1 else ():
+                for state in model.states(parameter.name):
+                    model.read(parameter.name, state)
+            if (outer := setup.outer) is not None:
+                for stored in outer.shapes:
+                    outer.read(stored)
+        setup.state.saved = path
 
     def best(self, state: State) -> Path | None:
         """None: rank 0 names it."""
         return None
 
-    def disk_note(self, model: Model, options: TrainOptions, n_steps: int) -> str | None:
+    def disk_note(
+        self, model: Model, options: TrainOptions, n_steps: int, n_ranks: int = 1
+    ) -> str | None:
         """None: rank 0 notes it."""
         return None
 

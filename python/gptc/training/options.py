@@ -10,7 +10,7 @@ from gptc.data.weights import Weighted, check_alone, weighted
 from gptc.engine.lora import KINDS
 from gptc.engine.options import DTYPES, OPTIMIZERS, RECOMPUTE, DeviceOptions
 from gptc.errors import UsageError
-from gptc.settings import check, option
+from gptc.settings import check, option, spelled
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
 MOST_TOKENS = 2**28  # of a step: all its batches are drawn before it begins
@@ -18,6 +18,7 @@ MOST_TOKENS = 2**28  # of a step: all its batches are drawn before it begins
 _WHAT = "Data, model and output"
 _LONG = "Length (the first limit reached ends the run)"
 _STEP = "Batches and optimizer (defaults by preset)"
+_RANKS = "Several ranks"
 _LORA = "Adapters (LoRA)"
 _SAVE = "Reports and checkpoints"
 _SHAPE = "Model shape (overrides the preset)"
@@ -27,7 +28,9 @@ _SHAPE = "Model shape (overrides the preset)"
 class TrainOptions(DeviceOptions):
     """The options of a run. Command line, TOML files and checkpoints use these names."""
 
-    SECTIONS: ClassVar[tuple[str, ...]] = (_WHAT, "Device", _LONG, _STEP, _LORA, _SAVE, _SHAPE)
+    SECTIONS: ClassVar[tuple[str, ...]] = (
+        _WHAT, "Device", _LONG, _STEP, _RANKS, _LORA, _SAVE, _SHAPE,
+    )  # fmt: skip
 
     dtype: str = option(
         "auto",
@@ -35,13 +38,6 @@ class TrainOptions(DeviceOptions):
         "also int8, int4, or packed: the matrices as a GGUF file has them, which is then auto.",
         section="Device",
         choices=("auto", *DTYPES),
-    )
-
-    comm_timeout: float = option(
-        600.0,
-        "Seconds without an answer after which a rank of several counts as lost; 0 = never.",
-        section="Device",
-        least=0,
     )
 
     data: str | tuple[str, ...] = option(
@@ -277,6 +273,37 @@ class TrainOptions(DeviceOptions):
         choices=RECOMPUTE,
     )
 
+    zero: int = option(
+        0,
+        "Sharding of AdamW's state (ZeRO): 1 = a part on each rank, 0 = all of it on each.",
+        section=_RANKS,
+        least=0,
+        most=1,
+    )
+    sync_every: int = option(
+        0,
+        "Steps that ranks train apart until they take an outer step together (DiLoCo); 0 = they "
+        "add their gradients in each step.",
+        section=_RANKS,
+        least=0,
+    )
+    outer_lr: float = option(
+        0.7, "Learning rate of the outer step, with --sync-every.", section=_RANKS, above=0
+    )
+    outer_momentum: float = option(
+        0.9,
+        "Decay rate of the outer step's momentum (Nesterov's), with --sync-every.",
+        section=_RANKS,
+        least=0,
+        below=1,
+    )
+    comm_timeout: float = option(
+        600.0,
+        "Seconds without an answer after which a rank counts as lost; 0 = never.",
+        section=_RANKS,
+        least=0,
+    )
+
     lora_rank: int = option(
         0,
         "Rank of adapters of the --init-from model, which stays as it is; 0 = train all weights.",
@@ -394,6 +421,8 @@ class TrainOptions(DeviceOptions):
             raise UsageError("--dora is of adapters: add --lora-rank 16")
         if self.dpo:
             self._check_preference()
+        if self.sync_every:
+            self._check_sync()
         if self.lora_rank and self.optimizer != "adamw":
             raise UsageError(
                 f"--optimizer {self.optimizer} trains all weights: with --lora-rank use adamw"
@@ -418,6 +447,23 @@ class TrainOptions(DeviceOptions):
             )
         if self.dpo:
             raise UsageError("--dpo takes one --data, of pairs: leave the others out")
+
+    def _check_sync(self) -> None:
+        every = self.sync_every
+        for name in ("eval_every", "save_every", "sample_every"):
+            if rest := (value := getattr(self, name) or 0) % every:
+                raise UsageError(
+                    f"--{spelled(name)} is {value}, and ranks have one model at multiples of "
+                    f"--sync-every {every}: use --{spelled(name)} {value - rest + every}"
+                )
+        refused = {
+            "--zero 1 (the state of each rank is another)": self.zero,
+            "--ema (weights differ between outer steps)": self.ema,
+            "--minutes (ranks would count other steps)": self.minutes,
+            f"--on-nan {self.on_nan} (ranks would draw other batches)": self.on_nan != "stop",
+        }
+        if wrong := next((name for name, given in refused.items() if given), None):
+            raise UsageError(f"--sync-every {every} excludes {wrong}: leave one out")
 
     def _check_preference(self) -> None:
         if self.init_from is None:

@@ -7,7 +7,6 @@ targets need no messages. Letters: S sequences of a step, B of a micro-batch.
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from gptc.engine.optim import AdamW, Muon
 from gptc.engine.world import World
 from gptc.errors import EngineError, GptcError
 from gptc.files.words import plural, quoted
+from gptc.training.diloco import Diloco
 from gptc.training.horizon import Horizon
 from gptc.training.options import TrainOptions
 from gptc.training.setup import Setup
@@ -56,14 +56,14 @@ def parts_of(rank: int, size: int, n_micro: int, n_rows: int) -> list[Part]:
     return parts
 
 
-def check_sequences(options: TrainOptions, world: World) -> None:
+def check_sequences(options: TrainOptions, n_ranks: int) -> None:
     """GptcError for steps whose sequences the ranks cannot share equally."""
     n_sequences = options.batch_size * options.grad_accum
-    if n_sequences % world.size:
-        whole = -(-n_sequences // world.size) * world.size
+    if n_sequences % n_ranks:
+        whole = -(-n_sequences // n_ranks) * n_ranks
         raise GptcError(
             f"a step has {n_sequences} sequences (--batch-size {options.batch_size} x --grad-accum "
-            f"{options.grad_accum}), which {world.size} ranks cannot share equally: use "
+            f"{options.grad_accum}), which {n_ranks} ranks cannot share equally: use "
             f"--batch-size {whole} --grad-accum 1, or another number of ranks"
         )
 
@@ -73,28 +73,24 @@ def check_options(options: TrainOptions, world: World) -> None:
     if world.size == 1:
         return
     if not options.tokens_per_step:  # else --grad-accum is not known yet
-        check_sequences(options, world)
+        check_sequences(options, world.size)
+    if options.zero and options.optimizer != "adamw":
+        raise GptcError(
+            f"--zero {options.zero} shards the state of AdamW alone: use --optimizer adamw, or "
+            f"--zero 0 with --optimizer {options.optimizer}"
+        )
     if options.dpo:
         raise GptcError(
             f"--dpo trains in one process; {world.size} ranks have been started: leave out mpirun"
         )
-    if options.device != "cpu" and (options.device == "cuda" or library.gpu().problem is None):
-        raise GptcError(
-            f"{world.size} ranks train on CPUs only: use --device cpu, or one process for the GPU"
-        )
+    world.check_device(options.device, "train")
 
 
 def shared_threads(options: TrainOptions, world: World) -> TrainOptions:
-    """With --threads 0, those of a rank: its part of the cores that ranks of its host may use.
-
-    All ranks have the same number, since the order of sums depends on it.
-    """
+    """With --threads 0, those of a rank."""
     if world.size == 1 or options.threads:
         return options
-    cores = sorted(os.sched_getaffinity(0))
-    every = world.gather_json([world.host(world.rank), cores])
-    counts = [len(own) // every.count([host, own]) for host, own in every]
-    return replace(options, threads=max(1, min(counts)))
+    return replace(options, threads=world.share_of_cores())
 
 
 def described(world: World, threads: int) -> str:
@@ -149,8 +145,10 @@ def _circumstances(setup: Setup) -> dict[str, object]:
 def _weights(setup: Setup) -> int:
     """A checksum of all parameters that are trained, and of their optimizer's state."""
     total, model = 0, setup.model
+    apart = model.options.n_shards or setup.options.sync_every  # each rank has another state
+    same_state = setup.state.step and not apart
     for parameter in model.trained:
-        states = model.states(parameter.name) if setup.state.step else ()
+        states = model.states(parameter.name) if same_state else ()
         for tensor in ("value", *states):
             total = zlib.crc32(model.read(parameter.name, tensor).data, total)
     return total
@@ -172,6 +170,20 @@ def adopt(setup: Setup, world: World) -> None:
     setup.options = replace(setup.options, steps=steps, warmup_steps=warmup)
 
 
+def outer_optimizer(setup: Setup, world: World) -> Diloco | None:
+    """The outer optimizer of a run, new or as its checkpoint has it; None without --sync-every."""
+    options = setup.options
+    if not options.sync_every:
+        return None
+    settings = options.sync_every, options.outer_lr, options.outer_momentum
+    outer = Diloco(setup.model, world, *settings)
+    if setup.base is not None:
+        trainer = setup.base.trainer()
+        assert trainer is not None
+        outer.restore(setup.base, trainer.get("ranks", 1))
+    return outer
+
+
 # ---- a step ----
 
 
@@ -190,8 +202,8 @@ class Parallel:
 
         StepDropped on all ranks if `check` raises it on one; the model is then unchanged.
         """
-        own = [_rows(batches[part.micro], part) for part in self._parts]
-        places = [rows.positions for rows in own if rows.positions is not None]
+        if self._setup.outer is not None:
+            return self._step_apart(self._setup.outer, batches, adamw, muon)
         dropped = False
 
         def note_signal() -> None:
@@ -209,15 +221,53 @@ class Parallel:
             self._world.add_gradients(self._setup.model)
 
         n_targets = sum(count_targets(rows.targets) for rows in batches)
+        share = Share(n_targets, [part[:2] for part in self._parts], meet, self._after)
+        return self._train(batches, adamw, muon, note_signal, share)
+
+    def _step_apart(
+        self, outer: Diloco, batches: Sequence[Rows], adamw: AdamW, muon: Muon
+    ) -> StepResult:
+        """A step of this rank alone on its part, and the outer step if one is due.
+
+        A signal is heeded when all ranks have one model again. The loss is that of the part.
+        """
+        setup = self._setup
+        n_targets = sum(count_targets(rows.targets) for rows in self._own(batches))
+        result, step = StepResult(0.0, 0.0), setup.state.step + 1
+        if n_targets:
+            share = Share(n_targets, [part[:2] for part in self._parts], lambda: None)
+            result = self._train(batches, adamw, muon, lambda: None, share)
+        setup.model.step = step  # also of a rank whose part has no target
+        if outer.due(step, setup.horizon.steps):
+            outer.step()
+        return result
+
+    def _own(self, batches: Sequence[Rows]) -> list[Rows]:
+        return [_rows(batches[part.micro], part) for part in self._parts]
+
+    def _train(
+        self,
+        batches: Sequence[Rows],
+        adamw: AdamW,
+        muon: Muon,
+        check: Callable[[], None],
+        share: Share,
+    ) -> StepResult:
+        own = self._own(batches)
+        places = [rows.positions for rows in own if rows.positions is not None]
         return self._setup.model.train_step(
             [rows.inputs for rows in own],
             [rows.targets for rows in own],
             positions=places or None,
             momentum=muon.momentum,
-            check=note_signal,
-            share=Share(n_targets, [part[:2] for part in self._parts], meet),
+            check=check,
+            share=share,
             **vars(adamw),
         )
+
+    def _after(self) -> None:
+        if self._setup.model.options.n_shards > 1:
+            self._setup.model.gather()
 
 
 def _rows(rows: Rows, part: Part) -> Rows:

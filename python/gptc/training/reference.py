@@ -12,6 +12,7 @@ from gptc.data.pairs import PairLoader, Pairs
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
 from gptc.errors import GptcError
+from gptc.files.checksum import Checksum
 from gptc.files.whole import write_file
 from gptc.formats.safetensors import TensorFile, tensor_chunks
 from gptc.training.preference import Preference, reference_of
@@ -19,13 +20,14 @@ from gptc.training.progress import Progress
 from gptc.training.setup import Setup
 
 REFERENCE = "reference.safetensors"  # in a run's folder
+_CHECKSUM = "checksum"
 
 
 def prepare_preference(setup: Setup, folder: Path, show: Progress) -> Preference | None:
     """What a run with --dpo needs; None for another run.
 
     A new run computes the reference and stores it. A resumed one reads it, or computes it again
-    with its adapters switched off if the file is missing or of other data.
+    with its adapters switched off if the file is missing, damaged or of other data.
     """
     options = setup.options
     if not options.dpo:
@@ -41,8 +43,8 @@ def prepare_preference(setup: Setup, folder: Path, show: Progress) -> Preference
     if found is None:
         if setup.state.step and not setup.model.options.lora:
             raise GptcError(
-                f"{path} is missing or of other data: restore it, since all weights were trained "
-                "and the model before training is not there; or start a new run"
+                f"{path} is missing, damaged or of other data: restore it, since all weights were "
+                "trained and the model before training is not there; or start a new run"
             )
         show.note("computing the log-probabilities of all answers by the model before training")
         with without_adapters(setup.model):
@@ -50,10 +52,24 @@ def prepare_preference(setup: Setup, folder: Path, show: Progress) -> Preference
                 split: reference_of(setup.model, pairs, options.batch_size)
                 for split, pairs in splits.items()
             }
-        tensors = {"of": of} | {split: values for split, values in found.items() if values.size}
-        shapes = {name: values.shape for name, values in tensors.items()}
-        write_file(path, b"".join(tensor_chunks(shapes, tensors.__getitem__)))
+        _write(path, {"of": of} | {split: values for split, values in found.items() if values.size})
     return Preference(setup.model, loader, val, options, found)
+
+
+def _write(path: Path, tensors: dict[str, FloatArray]) -> None:
+    """Writes the reference, with a checksum as another tensor."""
+    tensors = {**tensors, _CHECKSUM: _checksum(tensors)}
+    shapes = {name: values.shape for name, values in tensors.items()}
+    write_file(path, b"".join(tensor_chunks(shapes, tensors.__getitem__)))
+
+
+def _checksum(tensors: dict[str, FloatArray]) -> FloatArray:
+    """The digits of the checksum of tensors and their names (32,)."""
+    checksum = Checksum()
+    for name in sorted(tensors):
+        checksum.update(f"{name} {tensors[name].shape}".encode())
+        checksum.update(tensors[name].tobytes())
+    return np.array([int(digit, 16) for digit in checksum.value().partition(":")[2]], np.float32)
 
 
 def _read(path: Path, splits: dict[str, Pairs], of: FloatArray) -> dict[str, FloatArray] | None:
@@ -63,7 +79,10 @@ def _read(path: Path, splits: dict[str, Pairs], of: FloatArray) -> dict[str, Flo
         found = {name: file.read(name) for name in file.shapes}
     except (OSError, GptcError):
         return None
-    if not np.array_equal(found.get("of", of * 0), of):
+    checksum = found.pop(_CHECKSUM, None)  # files of older versions have none
+    if checksum is not None and not np.array_equal(checksum, _checksum(found)):
+        return None
+    if found.keys() - {"of", *splits} or not np.array_equal(found.get("of", of * 0), of):
         return None
     found |= {split: np.empty((0, 2), np.float32) for split in splits if split not in found}
     for split, pairs in splits.items():

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gptc.data.dataset import SPLITS, Dataset
+from gptc.data.dataset import Dataset
+from gptc.data.description import SPLITS
 from gptc.data.mixture import Mixture
 from gptc.engine import library
 from gptc.engine.options import Plan

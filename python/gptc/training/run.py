@@ -37,6 +37,7 @@ from gptc.training.parallel import (
     check_sequences,
     described,
     lost_ranks,
+    outer_optimizer,
     settle,
     shared_threads,
 )
@@ -122,12 +123,14 @@ class Run:
                 world.together(
                     lambda: None if world.local_rank else prepare_data(options, base, show)
                 )
-            made = world.together(lambda: set_up(options, base, show, world.size))
+            made = world.together(lambda: set_up(options, base, show, world.size, world.rank))
             self.setup = undo.enter_context(closing(made))
+            world.share_state(self.setup.model)
             check_same(self.setup, world)
             adopt(self.setup, world)
+            self.setup.outer = world.together(lambda: outer_optimizer(self.setup, world))
             state, settled = self.setup.state, self.setup.options
-            world.together(lambda: check_sequences(settled, world))
+            world.together(lambda: check_sequences(settled, world.size))
             self.folder = undo.enter_context(closing(self._open_folder(chosen)))
             done = "resuming" if base else "training"
             show.note(f"gptc {__version__}: {done} in {self.folder.path}")
@@ -139,7 +142,7 @@ class Run:
             self._went_back: tuple[Path | None, int] = (None, 0)  # to a checkpoint, so often
             self.trainer = Trainer(self.setup, show, self.folder.path, preference, world)
             n_steps = self.setup.horizon.steps - state.step
-            if note := self.folder.disk_note(self.setup.model, settled, n_steps):
+            if note := self.folder.disk_note(self.setup.model, settled, n_steps, world.size):
                 show.note(note)
             self._opened = undo.pop_all()
 
@@ -272,7 +275,8 @@ class Run:
             record["tokens_per_s"] = round(rate, 1)
             record["mfu"] = trainer.mfu(rate)
             horizon.follow_clock(state.step, state.elapsed_s - elapsed_before, trainer.n_steps)
-            settle(self.world, signals, horizon)
+            if setup.in_step:
+                settle(self.world, signals, horizon)
             report = trainer.report(meter, record["lr"])
             self.show.update(report)
             if trainer.n_steps == 1:
@@ -288,7 +292,7 @@ class Run:
             shown = options.sample_every and state.step % options.sample_every == 0
             if shown and not last and not self.world.rank:
                 self.show.note(f"sample at step {state.step}:\n{trainer.sample()}\n")
-            stop = signals.ending is not None
+            stop = setup.in_step and signals.ending is not None
             last = last or state.out_of_patience(options)
             every = options.save_every or options.eval_every
             if last or stop or best or state.step % every == 0:
@@ -300,6 +304,8 @@ class Run:
     def _roll_back(self, trouble: Diverged) -> None:
         """With --on-nan rollback, goes back to the last checkpoint; else GptcError."""
         setup, world, state = self.setup, self.world, self.setup.state
+        if setup.outer is not None:  # this rank alone has that loss
+            raise GptcError(advised(trouble, state, setup.options)) from None
         world.together(self.folder.finish)
         n_before = self._went_back[1] if self._went_back[0] == state.saved else 0
         wanted = setup.options.on_nan == "rollback" and state.saved is not None

@@ -27,7 +27,8 @@ from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import get_ready
 from gptc.data.chat_cache import is_chat_file
 from gptc.data.chat_loader import make_loader, n_windows
-from gptc.data.dataset import SPLITS, Dataset
+from gptc.data.dataset import Dataset
+from gptc.data.description import SPLITS
 from gptc.data.known import KNOWN_DATASETS
 from gptc.data.loader import Loader
 from gptc.data.mixture import MixedLoader, Mixture, not_mixed, parts_of
@@ -48,6 +49,7 @@ from gptc.tokenizer.base import Tokenizer
 from gptc.training.average import Average
 from gptc.training.chats import open_chats
 from gptc.training.defaults import default_alpha, default_tokenizer, defaults_for
+from gptc.training.diloco import Diloco
 from gptc.training.fitting import what_fits
 from gptc.training.horizon import Horizon, time_step
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
@@ -72,6 +74,12 @@ class Setup:
     horizon: Horizon
     average: Average | None  # of the weights, with --ema
     ranks: int = 1
+    outer: Diloco | None = None  # with --sync-every
+
+    @property
+    def in_step(self) -> bool:
+        """Whether all ranks have one model now."""
+        return self.outer is None or self.outer.due(self.state.step, self.horizon.steps)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -165,7 +173,13 @@ def _initial(options: TrainOptions, base: Checkpoint | None) -> ModelFile | None
     return initial
 
 
-def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress, ranks: int = 1) -> Setup:
+def set_up(
+    options: TrainOptions,
+    base: Checkpoint | None,
+    show: Progress,
+    ranks: int = 1,
+    rank: int = 0,
+) -> Setup:
     """Opens the data, makes the model and sets its weights. `ranks` train it together."""
     initial = _initial(options, base)
     options, dataset = _open_dataset(options, base, initial, show)
@@ -173,7 +187,8 @@ def set_up(options: TrainOptions, base: Checkpoint | None, show: Progress, ranks
     config = _shape(options, base or initial, dataset)
     options = _fill_step(_fit_context(options, config, show))
     loader = _loader(options, dataset)
-    settings, plan = _settings(options, base, base or initial, config)
+    part = (ranks, rank) if options.zero and ranks > 1 else (0, 0)
+    settings, plan = _settings(options, base, base or initial, config, part)
     get_ready(dataset.tokenizer, config)
     resident_before = resident_bytes()
     model = _create_model(options, base, config, settings)
@@ -354,9 +369,16 @@ def _packing(options: TrainOptions, dtype: str, known: ModelFile | None) -> tupl
 
 
 def _settings(
-    options: TrainOptions, base: Checkpoint | None, known: ModelFile | None, config: GPTConfig
+    options: TrainOptions,
+    base: Checkpoint | None,
+    known: ModelFile | None,
+    config: GPTConfig,
+    part: tuple[int, int],
 ) -> tuple[Options, Plan]:
-    """The model's options and memory plan. GptcError if the memory is not available."""
+    """The model's options and memory plan. GptcError if the memory is not available.
+
+    `part` is the number of parts of the optimizer's state, and that of this rank.
+    """
     threads, dtype = options.threads, options.dtype
     if base is not None:
         # Bit-for-bit resuming needs the same threads and dtype: the order of sums depends on the
@@ -382,6 +404,8 @@ def _settings(
         optimizer=options.optimizer,
         label_smoothing=options.label_smoothing,
         z_loss=options.z_loss,
+        n_shards=part[0],
+        shard=part[1],
     ).resolved()
     try:
         plan = plan_for(config, settings)

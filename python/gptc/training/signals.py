@@ -32,7 +32,7 @@ class Received:
         return self.received if self._n_ranks == 1 else self.agreed
 
     def check(self) -> None:
-        """Raises StepDropped after a signal. Called between micro-batches."""
+        """Raises StepDropped after a signal. Called during a step."""
         if self.received is not None:
             raise StepDropped
 

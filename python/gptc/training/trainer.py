@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class Trainer:
     ) -> None:
         self._setup = setup
         self._world = world or World()
-        self._parallel = Parallel(setup, self._world) if self._world.size > 1 else None
+        shared = self._world.size > 1 or setup.outer is not None
+        self._parallel = Parallel(setup, self._world) if shared else None
         self._folder = folder  # for the batches of a step that has failed
         self._show = show
         self.peak_flops = setup.peak_flops * setup.ranks
@@ -71,8 +73,9 @@ class Trainer:
     def step(self, check: Callable[[], None]) -> dict[str, Any]:
         """Runs a step; returns its record for metrics.jsonl.
 
-        An exception from `check`, called between micro-batches, drops the step. Diverged if its
-        loss is not, or those of the batches that --on-nan skip took instead.
+        An exception from `check` drops the step. It is called between micro-batches, and on a CPU
+        between layers. Diverged: its loss is not finite, and neither are those of the batches that
+        --on-nan skip took instead.
         """
         setup, state, options = self._setup, self._setup.state, self._setup.options
         position = setup.loader.position
@@ -84,7 +87,8 @@ class Trainer:
                 setup.model.check_ops()  # from nothing
             batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
             try:
-                result, measures = self._apply(at, batches, lr, check)
+                with self._ended_by(check):
+                    result, measures = self._apply(at, batches, lr, check)
                 break
             except StepDropped:
                 setup.loader.position = position  # so that its batches are drawn again
@@ -123,6 +127,10 @@ class Trainer:
             **{name: _short(value) for name, value in measures.items()},
         }
 
+    def _ended_by(self, check: Callable[[], None]) -> AbstractContextManager[None]:
+        """Lets `check` end a pass too, unless other ranks would wait for its result."""
+        return library.ended_by(check) if self._world.size == 1 else nullcontext()
+
     def _apply(
         self, position: int, batches: list[Rows], lr: float, check: Callable[[], None]
     ) -> tuple[StepResult, dict[str, float]]:
@@ -148,7 +156,7 @@ class Trainer:
 
     def _trouble(self, batches: list[Rows], n_skipped: int) -> str:
         """What was not finite, and the file with the batches."""
-        if self._world.rank:
+        if self._world.rank and self._setup.outer is None:
             return "rank 0 says where"
         file = save_batches(self._folder, self._setup.state.step + 1, batches, n_skipped)
         return f"{first_bad(self._setup.model)}; the batch is in {file}"

@@ -60,6 +60,12 @@ def test_bad_options_are_refused_in_one_line(
     assert len(ran.err.strip().splitlines()) <= 3
 
 
+@pytest.mark.parametrize("draft", ["ngram", None])
+def test_a_draft_may_be_a_model(gptc: Gptc, saved: Path, draft: str | None) -> None:
+    ran = gptc("serve", "-m", saved, "--check", "--draft", draft or saved)
+    assert (ran.code, ran.err.splitlines()[-1]) == (0, "ok"), ran
+
+
 def test_check_loads_and_answers(gptc: Gptc, saved: Path, tmp_path: Path) -> None:
     config = tmp_path / "serve.toml"
     config.write_text('parallel = 3\ncontext = 40\ncors = ["https://ours.org"]\n')
@@ -118,7 +124,9 @@ def test_a_signal_ends_it_and_a_taken_port_is_named(saved: Path, number: int, gp
 
 def test_adapters_are_listed_and_read_again_at_sighup(saved: Path, tmp_path: Path) -> None:
     one = make_adapter(tmp_path / "one", saved, "all", 2)
-    process, url = start("-m", saved, "--adapter", f"poems={one}", "--adapter", one)
+    config = tmp_path / "serve.toml"
+    config.write_text(f'adapter = ["poems={one}", "{one}"]\n')
+    process, url = start("-m", saved, "--config", config)
     assert process.stderr
     with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
         names = [model["id"] for model in json.load(answer)["data"]]

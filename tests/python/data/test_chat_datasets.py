@@ -185,6 +185,8 @@ def test_damage_is_named(tmp_path: Path) -> None:
     mask.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     with pytest.raises(GptcError, match=r"train_000000\.mask is damaged \(wrong checksum\)"):
         Dataset.open(dataset.folder).verify()
+    with pytest.raises(GptcError, match=r"train_000000\.mask is damaged \(wrong checksum\)"):
+        Dataset.open(dataset.folder).kinds("train")
     mask.write_bytes(good[:-1])
     with pytest.raises(GptcError, match=r"mask .* has \d+ bytes instead of \d+"):
         Dataset.open(dataset.folder)
@@ -194,7 +196,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     mask.write_bytes(good)
     Dataset.open(dataset.folder).verify()
     described = json.loads((dataset.folder / "dataset.json").read_text())
-    del described["splits"]["train"]["shards"][0]["mask"]
+    del described["splits"]["train"]["shards"][0]["mask"], described["checksum"]
     (dataset.folder / "dataset.json").write_text(json.dumps(described))
     with pytest.raises(GptcError, match="is damaged"):
         Dataset.open(dataset.folder)

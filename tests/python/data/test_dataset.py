@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import xxhash
 
 from corpus import counting, write_source
 from gptc.data.dataset import Dataset, counts, drawn
+from gptc.data.description import DATASET_FILE, SPLITS
 from gptc.data.loader import eval_batches
 from gptc.data.preparation import prepare
 from gptc.data.shards import write_shard
@@ -43,6 +45,7 @@ def test_datasets_of_before_xxh3_are_still_read(tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare([write_source(tmp_path, "text " * 100)], out)
     meta = json.loads((out / "dataset.json").read_text()) | {"version": 1}
+    del meta["checksum"]
     for split in meta["splits"].values():
         for shard in split["shards"]:
             del shard["checksum"]
@@ -86,6 +89,8 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path) -> None:
     damaged("dataset.json", good[out / "dataset.json"][:-20], "damaged")
     damaged("dataset.json", b"{}", "damaged")
     meta = json.loads(good[out / "dataset.json"])
+    damaged("dataset.json", json.dumps(meta | {"created_by": "x"}).encode(), "is damaged")
+    del meta["checksum"]
     damaged("dataset.json", json.dumps(meta | {"splits": {}}).encode(), "is damaged")
     damaged("dataset.json", json.dumps(meta | {"sources": [{"bytes": 3}]}).encode(), "is damaged")
     damaged("dataset.json", json.dumps(meta | {"version": 5}).encode(), "version 5")
@@ -93,6 +98,30 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path) -> None:
     CharTokenizer("ab").save(out)
     damaged("gptc_tokenizer.json", (out / "gptc_tokenizer.json").read_bytes(), "not the tokenizer")
     Dataset.open(out).verify()
+
+
+def test_a_flipped_bit_of_a_file_of_a_dataset_is_noticed(tmp_path: Path) -> None:
+    """A number of dataset.json stays a number, and a token stays in the vocabulary."""
+    out = tmp_path / "out"
+    whole = prepare([write_source(tmp_path, "text " * 100)], out, shard_tokens=300).meta
+    del whole["checksum"]
+    for path in sorted(out.iterdir()):
+        good = path.read_bytes()
+        step = 1 if path.name == DATASET_FILE else len(good) // 9
+        for at in range(0, len(good), step):
+            path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+            with suppress(GptcError):
+                dataset = Dataset.open(out)
+                for split in SPLITS:
+                    for i in range(len(dataset.shards(split))):
+                        dataset.shard(split, i)
+                assert {name: dataset.meta[name] for name in whole} == whole, at
+                assert path.name == DATASET_FILE  # spaces between its values, or "checksum" itself
+        path.write_bytes(good)
+    shard = out / "val_000000.bin"
+    shard.write_bytes(shard.read_bytes()[:-2] + b"\1\0")
+    with pytest.raises(GptcError, match=r"val_000000.bin is damaged \(wrong checksum\)"):
+        Dataset.open(out).shard("val", 0)
 
 
 WRONG = (None, True, -1, 2**63, 1.5, "x", "", [], ["x"], {}, {"a": 1})
@@ -115,6 +144,7 @@ def test_a_wrong_value_in_dataset_json_is_one_line(tmp_path: Path, field: str) -
     refused = 0
     for value in WRONG:
         meta = json.loads(whole)
+        del meta["checksum"]
         inside = meta
         for key in path:
             inside = inside[key]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from gptc import GPTConfig, Model
+from gptc.engine import library
 
 T = 256
 
@@ -66,6 +67,27 @@ def test_a_training_step_is_interrupted(model: Model, tokens: np.ndarray) -> Non
     assert model.step == 0
     assert model.loss(small, small) == before
     assert np.isfinite(model.train_step(small, small, lr=1e-3).loss)
+
+
+def test_a_check_ends_a_step(model: Model, tokens: np.ndarray) -> None:
+    """Between two layers of its first pass; outside of `ended_by` nothing is asked."""
+
+    class Ended(Exception):
+        pass
+
+    asked = []
+
+    def check() -> None:
+        asked.append(time.monotonic())
+        raise Ended
+
+    small = tokens[:1, :16]
+    before, step = model.loss(small, small), model.step
+    with library.ended_by(check), pytest.raises(Ended):
+        model.train_step(tokens, tokens, lr=1e-3)
+    assert (len(asked), model.step, model.loss(small, small)) == (1, step, before)
+    assert np.isfinite(model.loss(tokens, tokens))
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("name", ["loss", "logits"])

@@ -38,7 +38,8 @@ NOT_IN_GGUF = {
 
 def published(case: reference.Case, folder: Path) -> dict[str, Any]:
     """Writes a folder as another program would; returns its tensors."""
-    shapes = {part.name: part.shape for part in hf.parts(hf.config_from_json(case.config, "x"))}
+    parts = hf.parts(hf.config_from_json(case.config, "x"), hf.family_of(case.config))
+    shapes = {part.name: part.shape for part in parts}
     tensors = reference.weights(shapes)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(case.config))
@@ -78,6 +79,40 @@ def test_a_gguf_file_has_the_model_or_names_what_is_lacking(
     assert back.config == source.config
     for name, _, _ in source.config.parameters():
         assert np.array_equal(back.read(name), source.read(name)), name
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("smollm3", "attention_bias", True),
+        ("smollm3", "mlp_bias", True),
+        ("olmo2", "attention_bias", True),
+        ("gemma3", "attention_bias", True),
+        ("pythia", "attention_bias", False),
+    ],
+)
+def test_biases_that_llama_cpp_does_not_read_are_refused(
+    name: str, key: str, value: bool, tmp_path: Path
+) -> None:
+    case = case_of(name)
+    published(case._replace(config={**case.config, key: value}), tmp_path / "model")
+    wanted = f"llama.cpp lacks {case.kind} with {key} {str(value).lower()}; export it with --to hf"
+    with pytest.raises(GptcError, match=wanted):
+        export_model(Checkpoint(tmp_path / "model"), "gguf", tmp_path / "m", weights_only=True)
+
+
+def test_a_phi3_that_turns_whole_heads_is_a_mistral(tmp_path: Path) -> None:
+    case = case_of("phi3")
+    whole = {key: v for key, v in case.config.items() if key != "partial_rotary_factor"}
+    tensors = published(case._replace(config=whole), tmp_path / "model")
+    source = Checkpoint(tmp_path / "model")
+    assert hf.model_type(source.config) == "mistral"
+    export_model(source, "hf", tmp_path / "again", weights_only=True)
+    stored = load_file(tmp_path / "again/model.safetensors")
+    for fused, names in (("mlp.gate_up", ("gate", "up")), ("self_attn.qkv", ("q", "k", "v"))):
+        kind = fused.partition(".")[0]
+        parts = [stored[f"model.layers.1.{kind}.{name}_proj.weight"] for name in names]
+        assert np.array_equal(np.concatenate(parts), tensors[f"model.layers.1.{fused}_proj.weight"])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -122,6 +157,7 @@ def case_of(name: str) -> reference.Case:
         ("gemma3", {"layer_types": ["full_attention"]}, "layer_types must be full_attention or"),
         ("gemma3", {"rope_local_base_freq": 5e3}, "rotary base of 5000.0 of windowed layers"),
         ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_type 'linear'"),
+        ("phi3", {"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope' is not supported"),
         ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual True is not"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm True is not supported"),
     ],

@@ -69,7 +69,12 @@ def test_a_folder_a_gguf_file_and_back(case: reference.Case, tmp_path: Path) -> 
     assert all(np.array_equal(stored[name], tensors[name]) for name in tensors)
     assert error(plain_llama.logits(again, stored, tokens), wanted) < 1e-6
 
+    if case.name == "qwen3-biases":
+        with pytest.raises(GptcError, match=r"llama\.cpp lacks qwen3 with attention_bias true"):
+            export_model(source, "gguf", tmp_path / "m.gguf", weights_only=True)
+        return
     notes = export_model(source, "gguf", tmp_path / "m.gguf", weights_only=True).notes
+    assert any("beta_fast 32" in note for note in notes) == (case.name == "qwen3-yarn")
     if source.config.rope_scaling == "dynamic":  # which llama.cpp lacks
         assert any("no dynamic rotary scaling" in note for note in notes)
         assert open_model(tmp_path / "m.gguf").config.block_size == source.config.rope_original

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fuzzing import fuzz
+from fuzzing import body_files, fuzz
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.find import open_checkpoint
 from gptc.convert.verify import verify
@@ -59,6 +59,16 @@ def test_what_is_whole_of_other_targets_is_read(targets: dict[str, Any]) -> None
     assert len(chosen) > 50
     for name in chosen:
         targets[name].read()
+
+
+def test_every_body_of_a_request_is_a_target(targets: dict[str, Any]) -> None:
+    """The endpoints with a body are those of the server."""
+    pytest.importorskip("starlette")
+    from gptc.serve.app import endpoints
+
+    posts = {each.path for each in endpoints(body_files._service()) if each.method == "POST"}
+    assert posts == set(body_files.PATHS.values())
+    assert {f"body-{name}" for name in body_files.PATHS} <= targets.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)

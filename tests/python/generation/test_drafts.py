@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,9 +12,9 @@ from gptc import Model
 from gptc.engine.config import GPTConfig
 from gptc.errors import UsageError
 from gptc.generation.decoder import generate
-from gptc.generation.drafts import ModelDraft, NgramDraft, check_draft
+from gptc.generation.drafts import ModelDraft, NgramDraft, Wanted, check_draft
 from gptc.generation.request import Sample, make_request
-from gptc.generation.sampling import sample_token
+from gptc.generation.sampling import draw_tokens
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.registry import make_tokenizer
 from small_models import varied
@@ -35,7 +35,10 @@ class Tally:
         self.text, self.wrong_every = text, wrong_every
         self.n_guessed = self.n_right = 0
 
-    def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
+    def guess(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        return [self.continuation(sample, most) for _, sample, most in wanted]
+
+    def continuation(self, sample: Sample, most: int) -> list[int]:
         at = len(sample.sequence)
         guess = list(self.text[at : at + min(most, 5)])
         return [(t + ((at + i) % self.wrong_every == 0)) % 256 for i, t in enumerate(guess)]
@@ -71,15 +74,18 @@ def test_what_stood_there_before_is_guessed_again() -> None:
     def sample(text: list[int]) -> Any:
         return type("Text", (), {"sequence": text})()
 
+    def guess(slot: int, text: Any, most: int) -> list[int]:
+        return draft.guess([Wanted(slot, text, most)])[0]
+
     draft, text = NgramDraft(longest=3), sample([1, 2, 3, 4, 5, 1, 2])
-    assert draft.guess(0, text, 8) == [3, 4, 5, 1, 2]
-    assert draft.guess(0, text, 2) == [3, 4]
+    assert guess(0, text, 8) == [3, 4, 5, 1, 2]
+    assert guess(0, text, 2) == [3, 4]
     text.sequence += [3, 9]
-    assert draft.guess(0, text, 8) == []
+    assert guess(0, text, 8) == []
     text.sequence += [2, 3]  # occurred before 4, and later before 9
-    assert draft.guess(0, text, 2) == [9, 2]
-    assert draft.guess(0, sample([7, 8, 7]), 8) == [8, 7]  # independent of other texts
-    assert draft.guess(1, sample([1, 2, 4]), 8) == []
+    assert guess(0, text, 2) == [9, 2]
+    assert guess(0, sample([7, 8, 7]), 8) == [8, 7]  # independent of other texts
+    assert guess(1, sample([1, 2, 4]), 8) == []
 
 
 def test_a_draft_of_other_tokens_is_refused(writer: Model, tokenizer: Tokenizer) -> None:
@@ -97,17 +103,17 @@ def test_a_draft_that_was_interrupted_goes_on(
     draft = ModelDraft(writer, tokenizer)
     options: dict[str, Any] = {"max_tokens": 20, "stop": (), "draft": draft, "seed": 3}
     expected = generate(writer, tokenizer, "abc", **options)
-    real, calls = sample_token, itertools.count()
+    real, calls = draw_tokens, itertools.count()
 
-    def interrupted(*arguments: Any) -> int:
+    def interrupted(*arguments: Any) -> Any:
         if next(calls) == 2:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(speculative, "sample_token", interrupted)
+    monkeypatch.setattr(speculative, "draw_tokens", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(writer, tokenizer, "abc", **options)
-    monkeypatch.setattr(speculative, "sample_token", real)
+    monkeypatch.setattr(speculative, "draw_tokens", real)
     assert generate(writer, tokenizer, "ab", **options) == generate(
         writer, tokenizer, "ab", **{**options, "draft": None}
     )

@@ -251,7 +251,8 @@ def test_tokens_models_health_metrics_and_docs(server: Any) -> None:
     complete(server, prompt="Once" * 20)
     metrics = call(url, "/metrics").body.decode()
     for name in ("gptc_waiting", "gptc_tokens_total", "gptc_time_to_first_token_seconds_bucket",
-                 "gptc_batch_size_bucket", "gptc_prompt_tokens_reused_total"):  # fmt: skip
+                 "gptc_batch_size_bucket", "gptc_prompt_tokens_reused_total",
+                 "gptc_draft_tokens_accepted_total"):  # fmt: skip
         assert name in metrics
     document = call(url, "/openapi.json").json
     assert set(document["paths"]) >= {COMPLETIONS, CHAT, "/tokenize", "/health"}

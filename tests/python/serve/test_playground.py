@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gptc.checkpoint.facade import load_model
+from gptc.checkpoint.find import open_checkpoint
+from gptc.checkpoint.merged import AdapterSet
+from small_models import make_adapter, make_checkpoint, make_config
 
 ROOT = Path(__file__).resolve().parents[3]
 STATIC = ROOT / "python" / "gptc" / "serve" / "static"
@@ -41,16 +48,24 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, server: Any) -> Iterator[Any]:
+def page(browser: Any, server: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    with opened(browser, server.url, request.node.name) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser: Any, url: str, name: str) -> Iterator[Any]:
+    """The page, which has no error; its end is kept as build/screenshots/NAME.png."""
     context = browser.new_context(viewport={"width": 360, "height": 740})
     page = context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
     page.set_default_timeout(60_000)
-    page.goto(server.url)
+    page.goto(url)
     page.wait_for_selector("body[data-ready=yes]")
     yield page
+    page.screenshot(path=ROOT / "build" / "screenshots" / f"{name}.png", full_page=True)
     assert problems == []
     context.close()
 
@@ -83,6 +98,7 @@ def wide(page: Any) -> int:
 
 def test_a_completion_with_alternatives_by_keyboard(page: Any) -> None:
     assert wide(page) <= 360
+    assert page.locator("#models").is_hidden()  # there is one model
     page.fill("#option-max_tokens", "12")
     page.fill("#option-n", "2")
     page.focus("#prompt")
@@ -126,6 +142,33 @@ def test_a_conversation(page: Any) -> None:
     page.click("#run")
     says(page, "5 tokens")
     assert page.locator("#messages li").count() == 2
+
+
+def test_an_adapter_is_chosen(browser: Any, own_server: Any, tmp_path: Path) -> None:
+    """The name of an adapter goes with the request; the page remembers it."""
+    base = make_checkpoint(make_config("llama"), folder=tmp_path / "base").path
+    one = make_adapter(tmp_path / "one", base, "all", 2)
+
+    def adapters() -> AdapterSet:
+        return AdapterSet(open_checkpoint(base), [one], [None])
+
+    model = load_model(open_checkpoint(base), lora=adapters().lora, dtype="fp32", threads=1)
+    with (
+        own_server(model=model, adapters=adapters) as server,
+        opened(browser, server.url, "an_adapter") as page,
+    ):
+        assert page.locator("#name option").all_text_contents() == ["tiny", "one"]
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.post_data or ""))
+        page.select_option("#name", "one")
+        page.fill("#option-max_tokens", "3")
+        page.click("#run")
+        says(page, "3 tokens")
+        assert [json.loads(body)["model"] for body in asked] == ["one"]
+        page.reload()
+        page.wait_for_selector("body[data-ready=yes]")
+        assert page.input_value("#name") == "one"
+        assert wide(page) <= 360
 
 
 def test_a_message_without_an_answer_can_be_sent_again(page: Any) -> None:

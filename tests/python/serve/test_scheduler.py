@@ -12,6 +12,7 @@ import pytest
 from gptc import Model
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
+from gptc.generation.drafts import ModelDraft, NgramDraft
 from gptc.generation.options import Sampling
 from gptc.generation.request import Request, make_request
 from gptc.serve.jobs import Event, Job
@@ -296,3 +297,44 @@ def test_masks_of_grammars_and_prompt_logprobs_share_a_batch_with_plain_texts(
             one_by_one.append(token_logprob(row, then, 1, 256).logprob)
     found = [x.logprob for x in logprobs]
     assert found == pytest.approx(one_by_one, abs=0.05)
+
+
+@pytest.mark.parametrize("ngram", [False, True])
+def test_texts_with_a_draft_are_those_without(
+    make: Callable[..., Scheduler], writer: Model, tokenizer: Tokenizer, ngram: bool,
+    config: Callable[..., GPTConfig],
+) -> None:  # fmt: skip
+    requests = asks(writer, tokenizer, 12)
+    plain, heard = alone(make, requests), [Heard(r.options.num_samples) for r in requests]
+    with varied(config(block_size=128, n_layer=1), seed=9) as small:
+        draft = NgramDraft() if ngram else ModelDraft(small, tokenizer, 4)
+        scheduler = make(draft=draft)
+        for request, listener in zip(requests, heard, strict=True):
+            scheduler.submit(request, listener)
+        assert [listener.texts() for listener in heard] == plain
+        scheduler.close()
+        counts = scheduler.counts
+        assert counts.draft_tokens > counts.draft_tokens_accepted
+        assert counts.draft_tokens_accepted > 0 or not ngram
+
+
+def test_a_draft_that_is_right_saves_steps(
+    make: Callable[..., Scheduler], writer: Model, tokenizer: Tokenizer
+) -> None:
+    """The step has room for the rows of 4 drafts; all of them are accepted."""
+    requests = [
+        make_request(
+            writer, tokenizer, "ab", sampling=Sampling(1.0, seed=seed), stop=(), max_tokens=41
+        )
+        for seed in range(4)
+    ]
+    scheduler = make(draft=ModelDraft(writer, tokenizer, 4))
+    heard = [Heard() for _ in requests]
+    for request, listener in zip(requests, heard, strict=True):
+        scheduler.submit(request, listener)
+    for listener in heard:
+        listener.texts()
+    scheduler.close()
+    counts = scheduler.counts
+    assert counts.draft_tokens_accepted == counts.draft_tokens > 4 * 20
+    assert counts.steps < 40

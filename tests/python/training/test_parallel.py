@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,20 +17,13 @@ import pytest
 
 import ranks
 from gptc import GptcError
-from gptc.engine.launch import STARTERS, launched, mpi_library
+from gptc.engine.launch import STARTERS, launched
 from gptc.engine.world import World
 from gptc.training.options import TrainOptions
 from gptc.training.parallel import check_options, parts_of, settle
 from gptc.training.run import train
 from gptc.training.signals import Received
-
-TESTS = Path(__file__).resolve().parents[1]
-MPIRUN = shutil.which("mpirun")
-needs_mpi = pytest.mark.skipif(
-    MPIRUN is None or mpi_library(STARTERS[0]) is None,
-    reason="needs Open MPI's mpirun and library: pip install gptc[mpi]",
-)
-
+from mpi_jobs import environment, job, lines_of, mpirun, needs_mpi, ours, world_of
 
 # ---- without MPI ----
 
@@ -52,12 +44,6 @@ def test_ranks_share_the_rows_of_a_step_in_their_order(
     ]
     assert rows == [(micro, row) for micro in range(n_micro) for row in range(n_rows)]
     assert len({sum(part.end - part.first for part in share) for share in shares}) == 1
-
-
-def world_of(size: int) -> World:
-    world = World()
-    world.size = size
-    return world
 
 
 @pytest.mark.parametrize(
@@ -144,37 +130,6 @@ def test_without_mpi_rank_0_says_so(tmp_path: Path, rank: int, spoken: bool) -> 
 
 
 # ---- with MPI ----
-
-
-def mpirun(*parts: list[object]) -> list[str]:
-    """A command of mpirun: the parts are numbers of ranks with their arguments of Python."""
-    command = [str(MPIRUN), "--oversubscribe", "--allow-run-as-root", "--bind-to", "none"]
-    for i, (n, *arguments) in enumerate(parts):
-        command += [":"] * bool(i) + ["-n", str(n), sys.executable, *map(str, arguments)]
-    return command
-
-
-def environment() -> dict[str, str]:
-    paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    }
-
-
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def job(folder: Path, options: dict[str, Any], what: str) -> subprocess.CompletedProcess[str]:
-    """Two ranks of ranks.py."""
-    command = mpirun([2, TESTS / "ranks.py", folder, json.dumps(options), what])
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-
-
-def ours(stderr: str) -> list[str]:
-    """The errors of gptc; mpirun adds its own lines about the exit code."""
-    return [line for line in stderr.splitlines() if "gptc: error: " in line]
 
 
 @needs_mpi

@@ -21,6 +21,8 @@ from gptc.data.chat_cache import resolve_chats
 from gptc.data.pairs import Pairs
 from gptc.engine.lora import Lora
 from gptc.errors import GptcError, UsageError
+from gptc.formats.safetensors import tensor_chunks
+from gptc.training import reference
 from gptc.training.curves import read_curves
 from gptc.training.plot import draw
 from gptc.training.preference import backward, log_probabilities, pair_losses
@@ -152,9 +154,32 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 def test_all_weights_need_the_file_of_the_reference(options: dict[str, Any]) -> None:
     train(options | {"lora_rank": 0, "steps": 3})
     assert train({"steps": 4}, resume=options["out"]).finished
-    (Path(options["out"]) / REFERENCE).unlink()
-    with pytest.raises(GptcError, match="is missing or of other data"):
-        train({"steps": 5}, resume=options["out"])
+    path = Path(options["out"]) / REFERENCE
+    good = path.read_bytes()
+    path.write_bytes(good[:-152] + bytes([good[-152] ^ 1]) + good[-151:])
+    for _ in range(2):
+        with pytest.raises(GptcError, match="is missing, damaged or of other data"):
+            train({"steps": 5}, resume=options["out"])
+        path.unlink(missing_ok=True)
+
+
+def test_a_flipped_bit_of_the_reference_is_noticed(tmp_path: Path) -> None:
+    """A number that stays finite too; a file of an older version, without a checksum, is read."""
+    path, of = tmp_path / REFERENCE, np.arange(65, dtype=np.float32)
+    values = np.random.default_rng(0).normal(-9, 3, (6, 2)).astype(np.float32)
+    splits: Any = {"train": range(4), "val": range(2)}
+    tensors = {"of": of, "train": values[:4], "val": values[4:]}
+    reference._write(path, tensors)
+    good = path.read_bytes()
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        found = reference._read(path, splits, of)
+        for split in splits if found else ():
+            assert np.array_equal(found[split], tensors[split]), (split, at)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    path.write_bytes(b"".join(tensor_chunks(shapes, tensors.__getitem__)))
+    found = reference._read(path, splits, of)
+    assert np.array_equal(found["train"], values[:4])
 
 
 def test_pairs_that_are_cut_to_the_same_answer_are_left_out(options: dict[str, Any]) -> None:

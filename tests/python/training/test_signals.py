@@ -13,6 +13,7 @@ import pytest
 from gptc import Model
 from gptc.checkpoint.find import find_checkpoint
 from gptc.checkpoint.names import list_checkpoints
+from gptc.engine import library
 from gptc.training.run import train
 from runs import content, metrics, reproducible
 
@@ -50,6 +51,24 @@ def test_an_interrupted_step_is_dropped_and_done_again(
     last = "ckpt-000008"
     assert content(tmp_path / "whole" / last) == content(tmp_path / "parts" / last)
     assert reproducible(metrics(parts["out"])) == reproducible(metrics(whole["out"]))
+
+
+def test_a_pass_is_dropped_too(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only pass of a step may take a minute: the library asks between its layers."""
+    really, count = Model._backward, 0
+
+    def backward(model: Model, *args: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            signal.raise_signal(signal.SIGINT)
+            library._ask()  # as it does between two layers
+        really(model, *args)
+
+    monkeypatch.setattr(Model, "_backward", backward)
+    summary = train({**options, "grad_accum": 1})
+    assert (summary.signal, summary.step, count) == (signal.SIGINT, 2, 3)
+    assert find_checkpoint(options["out"]).name == "ckpt-000002"
 
 
 def test_sigterm_saves(options: Options) -> None:

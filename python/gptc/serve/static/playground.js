@@ -9,6 +9,7 @@ const TEXTS = new Set(["stop", "regex", "grammar"]);
 const ALTERNATIVES = 5;
 let running = null; // the AbortController of the text under way
 let messages = [];
+let chosen = ""; // the model's name, or an adapter's, once one was chosen
 
 function element(name, text, attributes = {}) {
   const made = document.createElement(name);
@@ -55,7 +56,7 @@ function mode() {
 function save() {
   const options = Object.fromEntries(SHOWN.map((n) => [n, byId(`option-${n}`)?.value ?? ""]));
   const theme = document.documentElement.dataset.theme ?? "";
-  const kept = { mode: mode(), prompt: byId("prompt").value, options, messages, theme };
+  const kept = { mode: mode(), prompt: byId("prompt").value, options, messages, theme, chosen };
   try {
     localStorage.setItem(STORE, JSON.stringify(kept));
   } catch { /* the browser keeps nothing */ }
@@ -74,6 +75,7 @@ function restore() {
     const input = byId(`option-${name}`);
     if (input && kept.options?.[name] !== undefined) input.value = kept.options[name];
   }
+  if (typeof kept.chosen === "string") chosen = kept.chosen;
   if (Array.isArray(kept.messages)) messages = kept.messages;
   if (kept.theme) document.documentElement.dataset.theme = kept.theme;
 }
@@ -84,6 +86,17 @@ function headers() {
   const found = { "Content-Type": "application/json" };
   if (byId("key").value) found.Authorization = `Bearer ${byId("key").value}`;
   return found;
+}
+
+// Shows the names that a request may have, if there are several.
+async function listModels() {
+  const response = await fetch("/v1/models", { headers: headers() });
+  if (!response.ok) return; // the key is missing, or another one
+  const names = (await response.json()).data.map((model) => model.id);
+  if (!names.includes(chosen)) chosen = names[0];
+  byId("name").replaceChildren(...names.map((name) => element("option", name, { value: name })));
+  byId("name").value = chosen;
+  byId("models").hidden = names.length < 2;
 }
 
 async function* events(response) {
@@ -121,6 +134,7 @@ async function run(prompt) {
   const chat = mode() === "chat";
   const options = optionValues();
   const body = { ...options, stream: true, stream_options: { include_usage: true } };
+  if (chosen) body.model = chosen;
   if (chat) {
     messages.push({ role: "user", content: prompt });
     byId("prompt").value = "";
@@ -262,6 +276,7 @@ async function begin() {
   for (const name of SHOWN) addField(name, fields[name]);
   byId("model").textContent = document_.info.title.replace("gptc serve: ", "");
   restore();
+  await listModels();
   showMessages();
   byId("run").addEventListener("click", () => run(byId("prompt").value));
   byId("stop").addEventListener("click", () => running?.abort());
@@ -282,7 +297,9 @@ async function begin() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(byId("prompt").value);
     if (event.key === "Escape") running?.abort();
   });
-  document.addEventListener("change", () => {
+  document.addEventListener("change", (event) => {
+    if (event.target.id === "name") chosen = event.target.value;
+    if (event.target.id === "key") listModels();
     showMessages();
     save();
   });

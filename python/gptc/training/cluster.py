@@ -1,0 +1,129 @@
+"""Predicted steps of several ranks: compute as measured here, messages by a formula.
+
+A rank computes 1/N of a step's passes, as fast as this process. Messages of n bytes take
+(N - 1)/N n / link for a rank's part of a sum, as much for the copies of all parts, and a latency
+for each message that waits for another (csrc/comm/collectives.c): one of `PIECE` numbers in a sum,
+of `COPIED` bytes in a copy. Nothing overlaps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from gptc.engine.options import plan_for
+from gptc.errors import GptcError
+from gptc.files.words import amount, few, plural
+from gptc.training.parallel import check_sequences
+from gptc.training.plan import Costs
+from gptc.training.setup import Setup
+
+LINKS = {"1G": 1e9 / 8, "10G": 1e10 / 8, "100G": 1e11 / 8, "nvlink": 450e9}
+"""Bytes a second that a rank sends; NVLink's of the fourth generation."""
+SYNC_EVERY = 50  # of DiLoCo, unless --sync-every is given
+PIECE, COPIED = 1 << 16, 1 << 22
+MOST_RANKS = 1024
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train on several ranks."""
+
+    name: str
+    step_s: float
+    efficiency: float  # the speed of N processes alone / that of N ranks, inverted
+    best_ranks: int  # beyond which no step is shorter
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The memory of each rank, and its steps."""
+
+    ranks: int
+    engine_bytes: int  # of the rank that needs most
+    optimizer_bytes: int
+    sharded_engine_bytes: int  # with --zero 1; the same if its optimizer cannot be sharded
+    sharded_optimizer_bytes: int
+    methods: list[Method]
+
+
+def predict(
+    setup: Setup, costs: Costs, n_ranks: int, link: str | None, latency_us: float
+) -> Cluster:
+    """The plan of the same run on `n_ranks`; without a `link`, of its memory alone."""
+    options, model = setup.options, setup.model
+    check_sequences(options, n_ranks)
+    whole = sharded = setup.plan
+    if options.optimizer == "adamw":
+        settings = replace(model.options, n_shards=n_ranks, shard=n_ranks - 1)
+        sharded = plan_for(model.config, settings)
+    methods = [] if link is None else list(_methods(setup, costs, n_ranks, link, latency_us / 1e6))
+    return Cluster(
+        n_ranks,
+        whole.total_bytes,
+        whole.optimizer_bytes,
+        sharded.total_bytes,
+        sharded.optimizer_bytes,
+        methods,
+    )
+
+
+def exchange_s(n_numbers: int, n_ranks: int, bytes_per_s: float, latency_s: float) -> float:
+    """Seconds of a sum on all ranks: its parts, then their copies."""
+    part = math.ceil(n_numbers / n_ranks)
+    rounds = math.ceil(part / PIECE) + math.ceil(4 * part / COPIED)
+    moved = 2 * (n_ranks - 1) * 4 * part
+    return (moved / bytes_per_s + rounds * latency_s) if n_ranks > 1 else 0.0
+
+
+def _methods(
+    setup: Setup, costs: Costs, n_ranks: int, link: str, latency_s: float
+) -> Iterator[Method]:
+    options, speed = setup.options, LINKS[link]
+    passes_s, update_s = options.grad_accum * costs.pass_s, costs.update_s
+    n_numbers = sum(math.prod(shape) for _, shape, _ in setup.model.trained)
+    every = options.sync_every or SYNC_EVERY
+
+    def step_s(name: str, n: int) -> float:
+        exchanged = exchange_s(n_numbers, n, speed, latency_s)
+        if name == "ZeRO-1":
+            return passes_s / n + update_s / n + exchanged
+        if name == "DiLoCo":
+            return passes_s / n + update_s + exchanged / every
+        return passes_s / n + update_s + exchanged
+
+    for name in ("data parallel", "ZeRO-1", "DiLoCo"):
+        if name == "ZeRO-1" and options.optimizer != "adamw":
+            continue
+        found = step_s(name, n_ranks)
+        most = min(MOST_RANKS, options.batch_size * options.grad_accum)
+        best = min(range(1, most + 1), key=lambda n: step_s(name, n))
+        yield Method(name, found, (passes_s + update_s) / (n_ranks * found), best)
+
+
+def described(found: Cluster, link: str | None, every: int) -> Iterator[str]:
+    """The lines of a plan about ranks."""
+    line = (
+        f"  ranks   {found.ranks}: {amount(found.engine_bytes)} for each engine, "
+        f"{amount(found.optimizer_bytes)} of it for the optimizer"
+    )
+    if found.sharded_engine_bytes != found.engine_bytes:
+        line += (
+            f"; with --zero 1 {amount(found.sharded_engine_bytes)}, "
+            f"{amount(found.sharded_optimizer_bytes)} of it"
+        )
+    yield line
+    for method in found.methods:
+        how = f" with --sync-every {every or SYNC_EVERY}" if method.name == "DiLoCo" else ""
+        yield (
+            f"  {link:<7} {method.name}{how}: {few(1e3 * method.step_s)} ms a step, "
+            f"{method.efficiency:.0%} of the speed without messages; "
+            f"at most {plural(method.best_ranks, 'rank')} pay"
+        )
+
+
+def check_link(link: str | None, n_ranks: int | None) -> None:
+    """GptcError for a link without ranks."""
+    if link is not None and n_ranks is None:
+        raise GptcError(f"--link {link} is of several ranks: add --ranks 4")

@@ -1,0 +1,190 @@
+/* Models whose optimizer state is in parts (ZeRO-1), among threads that stand in for ranks. */
+#include "testing.h"
+
+#include "models.h"
+#include "thread_ranks.h"
+
+enum { T = 7, STEPS = 3, OTHER = 1000 };
+
+/* A job in which each rank makes steps on another row. */
+typedef struct task {
+    const gpt_config *config;
+    const int32_t *tokens; /* (STEPS, ranks, T) */
+    bool sharded;
+    float dropout;
+} task;
+
+static gpt_model *rank_model(const task *t, int rank, int size, int *status) {
+    gpt_options options = place.options;
+    gpt_model *model = NULL;
+    options.training = 1, options.max_batch = 1, options.max_seq = T, options.seed = 7;
+    options.dropout = t->dropout;
+    if (t->sharded) options.n_shards = size, options.shard = rank;
+    *status = gpt_model_create(t->config, &options, &model);
+    if (*status == GPT_OK) *status = gpt_model_init(model, 3);
+    return model;
+}
+
+static int do_step(const task *t, gpt_model *m, gpt_comm *comm, int step, float *results) {
+    int rank = gpt_comm_rank(comm), size = gpt_comm_size(comm);
+    const int32_t *tokens = t->tokens + (step * size + rank) * T;
+    TRY(gpt_model_place(m, 0, rank));
+    TRY(gpt_model_backward(m, tokens, tokens, 1, T, 1.0f / (float)size, NULL));
+    TRY(gpt_model_all_reduce(m, comm));
+    TRY(update_adamw(m, &adamw, &results[0], &results[1]));
+    if (!t->sharded) return GPT_OK;
+    if (gpt_model_loss(m, tokens, tokens, 1, T, results, NULL) != GPT_ERR_ARGUMENT) return OTHER;
+    return gpt_model_gather(m, comm);
+}
+
+/* All values and both states of a model, one after the other. */
+static int read_all(const task *t, gpt_model *m, gpt_comm *comm, float *out) {
+    for (int i = 0; i < gpt_config_param_count(t->config); i++) {
+        gpt_param info;
+        TRY(gpt_config_param(t->config, i, &info));
+        for (int k = -1; k < 2; k++, out += info.size) {
+            int tensor = k < 0 ? GPT_TENSOR_VALUE : GPT_TENSOR_STATE0 + k;
+            if (k < 0 || !t->sharded)
+                TRY(gpt_model_read(m, i, tensor, out, info.size));
+            else if (gpt_model_read(m, i, tensor, out, info.size) != GPT_ERR_ARGUMENT)
+                return OTHER;
+            else
+                TRY(gpt_model_gather_state(m, comm, i, k, out, info.size));
+        }
+    }
+    return GPT_OK;
+}
+
+static int write_all(const task *t, gpt_model *m, const float *x) {
+    for (int i = 0; i < gpt_config_param_count(t->config); i++) {
+        gpt_param info;
+        TRY(gpt_config_param(t->config, i, &info));
+        for (int k = -1; k < 2; k++, x += info.size)
+            TRY(gpt_model_write(m, i, k < 0 ? GPT_TENSOR_VALUE : GPT_TENSOR_STATE0 + k, x,
+                                info.size));
+    }
+    return gpt_model_set_step(m, STEPS - 1);
+}
+
+/* All steps but the last; that one by another model, which is given what the first one has. */
+static int train_rank(job *j, gpt_comm *comm, int rank, gpt_model *models[2]) {
+    const task *t = j->given;
+    float *x = j->x[rank], *results = x + j->n - 2 * STEPS;
+    for (int step = 0; step < STEPS; step++) {
+        if (step == STEPS - 1) {
+            TRY(read_all(t, models[0], comm, x));
+            TRY(write_all(t, models[1], x));
+        }
+        TRY(do_step(t, models[step == STEPS - 1], comm, step, results + 2 * step));
+    }
+    return read_all(t, models[1], comm, x);
+}
+
+static void run_rank(job *j, gpt_comm *comm, int rank) {
+    gpt_model *models[2] = {NULL};
+    int *status = &j->status[rank];
+    for (int i = 0; i < 2 && *status == GPT_OK; i++)
+        models[i] = rank_model(j->given, rank, j->size, status);
+    if (*status == GPT_OK) *status = train_rank(j, comm, rank, models);
+    gpt_model_free(models[0]);
+    gpt_model_free(models[1]);
+}
+
+/* Numbers of the parameters. */
+static int64_t n_params(const gpt_config *c) {
+    int64_t n = 0;
+    for (int i = 0; i < gpt_config_param_count(c); i++) {
+        gpt_param info;
+        EXPECT_OK(gpt_config_param(c, i, &info));
+        n += info.size;
+    }
+    return n;
+}
+
+/* Losses, norms, values and states of a sharded job have the bits of one in which each rank has all. */
+static void check_bits(const gpt_config *c, const char *name, int size, float dropout) {
+    task whole = {.config = c, .dropout = dropout}, parts;
+    test_case("%s, %d ranks, dropout %g", name, size, dropout);
+    whole.tokens = random_ints(STEPS * size * T, c->vocab_size);
+    parts = whole, parts.sharded = true;
+    int64_t n = 3 * n_params(c) + 2 * STEPS;
+    job one = new_job(run_rank, size, n), other = new_job(run_rank, size, n);
+    one.given = &whole, other.given = &parts;
+    run_job(&one);
+    run_job(&other);
+    for (int rank = 0; rank < size; rank++) {
+        int64_t wrong = 0;
+        EXPECT(one.status[rank] == GPT_OK && other.status[rank] == GPT_OK);
+        if (other.status[rank] != GPT_OK) test_case("%s", other.sentence[rank]);
+        for (int64_t i = 0; i < n; i++) wrong += one.x[0][i] != other.x[rank][i];
+        EXPECT(wrong == 0);
+    }
+}
+
+static gpt_config wide(const family *f) {
+    gpt_config c = f->config;
+    c.vocab_size = 3000; /* so that there are several blocks of gradients */
+    return c;
+}
+
+static void test_bits(void) {
+    EACH_PLACE {
+        if (place.options.device != GPT_DEVICE_CPU) continue;
+        for (int f = 0; f < 2; f++) {
+            gpt_config c = wide(&families[f]);
+            check_bits(&c, families[f].name, 2 + f, f ? 0.3f : 0);
+        }
+        check_bits(&families[0].config, families[0].name, 2, 0); /* one block: a rank has no part */
+    }
+}
+
+static int create(gpt_options o) {
+    gpt_model *model = NULL;
+    int status = gpt_model_create(&families[0].config, &o, &model);
+    gpt_model_free(model);
+    return status;
+}
+
+static void test_arguments(void) {
+    gpt_options o = {.training = 1, .max_batch = 1, .max_seq = T, .n_shards = 2, .n_threads = 1};
+    const gpt_config c = wide(&families[0]);
+    gpt_plan plan[3];
+    gpt_comm *comm;
+    gpt_model *model;
+    int32_t tokens[T] = {0};
+    float out[1];
+    test_case("arguments");
+    for (int shard = -1; shard < 3; shard++) {
+        o.shard = shard;
+        EXPECT((create(o) == GPT_OK) == (shard == 0 || shard == 1));
+    }
+    o.shard = 0, o.n_shards = -1;
+    EXPECT(create(o) == GPT_ERR_ARGUMENT);
+    o.n_shards = 2, o.optimizer = GPT_OPTIMIZER_MUON;
+    EXPECT(create(o) == GPT_ERR_ARGUMENT && strstr(gpt_last_error(), "h.0.attn.qkv.weight is not"));
+    o.optimizer = GPT_OPTIMIZER_ADAMW, o.device = GPT_DEVICE_CUDA;
+    EXPECT(create(o) == GPT_ERR_ARGUMENT);
+    o.device = GPT_DEVICE_CPU;
+    for (int n = 0; n < 2; n++) {
+        o.shard = n;
+        EXPECT_OK(gpt_plan_memory(&c, &o, &plan[n]));
+    }
+    o.n_shards = o.shard = 0;
+    EXPECT_OK(gpt_plan_memory(&c, &o, &plan[2]));
+    EXPECT(plan[0].optimizer_bytes < plan[2].optimizer_bytes);
+    EXPECT(plan[0].optimizer_bytes + plan[1].optimizer_bytes <= plan[2].optimizer_bytes + 1024);
+    o.n_shards = 2;
+    EXPECT_OK(gpt_comm_create(GPT_COMM_NONE, NULL, 0, &comm));
+    EXPECT_OK(gpt_model_create(&c, &o, &model));
+    EXPECT_OK(gpt_model_backward(model, tokens, tokens, 1, T, 1, NULL));
+    EXPECT(update_adamw(model, &adamw, NULL, NULL) == GPT_ERR_ARGUMENT);
+    EXPECT(strstr(gpt_last_error(), "call gpt_model_all_reduce first"));
+    EXPECT(gpt_model_all_reduce(model, comm) == GPT_ERR_ARGUMENT);
+    EXPECT(!strcmp(gpt_last_error(), "the model has part 0 of 2; this is rank 0 of 1"));
+    EXPECT(gpt_model_gather(model, comm) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_model_gather_state(model, comm, 0, 0, out, 1) == GPT_ERR_ARGUMENT);
+    gpt_model_free(model);
+    gpt_comm_free(comm);
+}
+
+TEST_API_MAIN({"bits of a whole state", test_bits}, {"arguments", test_arguments})

@@ -1,0 +1,168 @@
+/* thread_ranks.h: threads that stand in for the ranks of a job, with a queue of messages for each pair. */
+#ifndef THREAD_RANKS_H
+#define THREAD_RANKS_H
+
+#include "testing.h"
+
+#include "comm/links.h"
+#include "error.h"
+
+#include <pthread.h>
+
+enum { MOST_RANKS = 5 };
+
+typedef struct letter {
+    struct letter *next;
+    int64_t n_bytes;
+    char data[];
+} letter;
+
+/* A receive that waits for its letter. */
+typedef struct slot {
+    void *to;
+    int64_t n_bytes;
+    int from;
+} slot;
+
+typedef struct post {
+    pthread_mutex_t lock;
+    letter *first[MOST_RANKS][MOST_RANKS]; /* by sender and receiver */
+    letter **last[MOST_RANKS][MOST_RANKS];
+} post;
+
+typedef struct thread_links {
+    links links;
+    post *post;
+    slot slots[2 * MOST_RANKS];
+} thread_links;
+
+static inline int post_send(links *l, int rank, const void *data, int64_t n_bytes,
+                            link_request *out) {
+    post *p = ((thread_links *)l)->post;
+    letter *new = malloc(sizeof *new + (size_t)n_bytes);
+    *new = (letter){.n_bytes = n_bytes};
+    memcpy(new->data, data, (size_t)n_bytes);
+    pthread_mutex_lock(&p->lock);
+    *p->last[l->rank][rank] = new;
+    p->last[l->rank][rank] = &new->next;
+    pthread_mutex_unlock(&p->lock);
+    *out = -1;
+    return GPT_OK;
+}
+
+static inline int post_receive(links *l, int rank, void *data, int64_t n_bytes, link_request *out) {
+    thread_links *t = (thread_links *)l;
+    int i = 0;
+    while (t->slots[i].to) i++;
+    t->slots[i] = (slot){data, n_bytes, rank};
+    *out = i;
+    return GPT_OK;
+}
+
+static inline int post_test(links *l, link_request *request, bool *done) {
+    thread_links *t = (thread_links *)l;
+    *done = *request < 0;
+    if (*done) return GPT_OK;
+    slot *s = &t->slots[*request];
+    int status = GPT_OK;
+    pthread_mutex_lock(&t->post->lock);
+    letter **at = &t->post->first[s->from][l->rank], *found = *at;
+    if (found) {
+        if (found->n_bytes != s->n_bytes)
+            status = fail(GPT_ERR_COMM, "%lld bytes came; %lld were expected",
+                          (long long)found->n_bytes, (long long)s->n_bytes);
+        else
+            memcpy(s->to, found->data, (size_t)s->n_bytes);
+        *at = found->next;
+        if (!*at) t->post->last[s->from][l->rank] = at;
+        free(found);
+        s->to = NULL;
+        *done = true;
+    }
+    pthread_mutex_unlock(&t->post->lock);
+    return status;
+}
+
+static inline void post_end(links *l, int code) {
+    (void)l, (void)code;
+}
+
+static inline void post_free(links *l) {
+    free(l);
+}
+
+/* ---- jobs ---- */
+
+typedef struct job job;
+typedef void job_function(job *j, gpt_comm *comm, int rank);
+
+struct job {
+    job_function *run;
+    int size;
+    int64_t n;
+    double timeout_s;
+    int missing; /* this rank makes no call; -1: none */
+    post post;
+    float *x[MOST_RANKS];                      /* (n) of each rank */
+    int status[MOST_RANKS], again[MOST_RANKS]; /* of the call, and of another after it */
+    int lost[MOST_RANKS];                      /* bits of lost ranks */
+    const void *given;                         /* what `run` is about */
+    char sentence[MOST_RANKS][200], host[MOST_RANKS][COMM_HOST_BYTES];
+};
+
+typedef struct member {
+    job *job;
+    int rank;
+} member;
+
+static inline void *run_member(void *p) {
+    static const link_ops ops = {post_send, post_receive, post_test, post_end, post_free};
+    member *me = p;
+    job *j = me->job;
+    thread_links *t = calloc(1, sizeof *t);
+    t->links = (links){.ops = &ops, .rank = me->rank, .size = j->size};
+    t->post = &j->post;
+    gpt_comm *comm = NULL;
+    j->status[me->rank] = comm_over_links(&t->links, 20, &comm);
+    if (j->status[me->rank] != GPT_OK) return NULL;
+    gpt_comm_set_timeout(comm, j->timeout_s);
+    if (me->rank != j->missing) j->run(j, comm, me->rank);
+    snprintf(j->sentence[me->rank], sizeof j->sentence[0], "%s", gpt_last_error());
+    snprintf(j->host[me->rank], sizeof j->host[0], "%s", gpt_comm_host(comm, j->size - 1));
+    for (int rank = 0; rank < j->size; rank++)
+        j->lost[me->rank] |= gpt_comm_lost(comm, rank) << rank;
+    gpt_comm_free(comm);
+    return NULL;
+}
+
+static inline void run_job(job *j) {
+    pthread_t threads[MOST_RANKS];
+    member members[MOST_RANKS];
+    pthread_mutex_init(&j->post.lock, NULL);
+    for (int a = 0; a < j->size; a++)
+        for (int b = 0; b < j->size; b++) j->post.last[a][b] = &j->post.first[a][b];
+    for (int rank = 0; rank < j->size; rank++) {
+        members[rank] = (member){j, rank};
+        pthread_create(&threads[rank], NULL, run_member, &members[rank]);
+    }
+    for (int rank = 0; rank < j->size; rank++) pthread_join(threads[rank], NULL);
+    for (int a = 0; a < j->size; a++)
+        for (int b = 0; b < j->size; b++)
+            while (j->post.first[a][b]) {
+                letter *next = j->post.first[a][b]->next;
+                free(j->post.first[a][b]);
+                j->post.first[a][b] = next;
+            }
+    pthread_mutex_destroy(&j->post.lock);
+}
+
+static inline job new_job(job_function *run, int size, int64_t n) {
+    job j = {.run = run, .size = size, .n = n, .timeout_s = 20, .missing = -1};
+    for (int rank = 0; rank < size; rank++) {
+        j.x[rank] = host_floats(n + 1);
+        for (int64_t i = 0; i < n; i++) j.x[rank][i] = (float)random_normal();
+    }
+    return j;
+}
+
+#endif

@@ -1,0 +1,58 @@
+"""The plan of several ranks: the memory of each, and the formula of their steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptc.training.cluster import LINKS, exchange_s
+
+MB = 1_000_000
+
+
+def test_a_sum_costs_what_its_messages_cost() -> None:
+    """Of 4 ranks, each sends three quarters of 400 MB, twice; one of them waits for each piece."""
+    n = 100 * MB
+    sent = 2 * 0.75 * 4 * n / LINKS["1G"]
+    assert exchange_s(n, 4, LINKS["1G"], 0) == pytest.approx(sent)
+    assert sent == pytest.approx(4.8)
+    pieces = 382 + 24  # of a slice of 25 million numbers: 2^16 in a sum, 2^20 in a copy
+    assert exchange_s(n, 4, LINKS["1G"], 0.02) == pytest.approx(sent + 0.02 * pieces)
+    assert exchange_s(n, 1, LINKS["1G"], 0.02) == 0
+
+
+def test_the_plan_of_ranks(
+    gptc: Callable[..., Any], options: dict[str, Any], tmp_path: Path
+) -> None:
+    given = {**options, "n_embd": 64, "batch_size": 4, "device": "cpu", "out": tmp_path / "r"}
+    arguments = [part for k, v in given.items() for part in (f"--{k.replace('_', '-')}", v)]
+    ran = gptc("plan", *arguments, "--ranks", 2, "--link", "1G", "--latency", 100, "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)["cluster"]
+    assert 0 < found["sharded_optimizer_bytes"] < 0.7 * found["optimizer_bytes"]
+    saved = found["optimizer_bytes"] - found["sharded_optimizer_bytes"]
+    assert found["engine_bytes"] - found["sharded_engine_bytes"] == saved
+    plain, sharded, apart = found["methods"]
+    assert [m["name"] for m in found["methods"]] == ["data parallel", "ZeRO-1", "DiLoCo"]
+    assert sharded["step_s"] < plain["step_s"]  # a part of the update
+    assert apart["step_s"] < plain["step_s"]
+    assert all(0 < m["efficiency"] < 1.01 and 1 <= m["best_ranks"] <= 4 for m in (plain, apart))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--link", "1G"], "--link 1G is of several ranks: add --ranks 4"),
+        (["--ranks", 3], "3 ranks cannot share equally"),
+    ],
+)
+def test_plans_of_ranks_that_are_refused(
+    gptc: Callable[..., Any], arguments: list[str], extra: list[Any], message: str
+) -> None:
+    ran = gptc("plan", *arguments, "--device", "cpu", *extra)
+    assert (ran.code, len(ran.err.splitlines())) == (1, 1)
+    assert message in ran.err
