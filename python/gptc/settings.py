@@ -87,6 +87,7 @@ class Declared:
     shown: str | None  # the default in words, if it is not a plain value
     metavar: str | None
     flag: str  # the name on the command line, without --
+    words: Mapping[str, int]  # that stand for numbers, on the command line and in files
     several: bool = False  # a list of such values is allowed, too
 
     @property
@@ -158,6 +159,7 @@ def option(
     shown: str | None = None,
     metavar: str | None = None,
     flag: str | None = None,
+    words: Mapping[str, int] | None = None,
 ) -> Any:
     """A dataclass field that declares an option; `Declared` documents the arguments."""
     facts = {
@@ -168,6 +170,7 @@ def option(
         "shown": shown,
         "metavar": metavar,
         "flag": flag,
+        "words": words or {},
     }
     return field(default=default, metadata={"option": facts})
 
@@ -252,6 +255,8 @@ def _sized(declaration: Declared | None, value: Any) -> Any:
     """The number of a size given as text, such as "64K"; other values unchanged."""
     if declaration is None or declaration.kind is not int or not isinstance(value, str):
         return value
+    if value in declaration.words:
+        return declaration.words[value]
     try:
         return parse_size(value)
     except ValueError as error:

@@ -3,6 +3,7 @@
     python tools/measure/plan.py --out /tmp/plans
 
 Each is a process of `gptc plan --json`, then one of `gptc train --json`. Writes a Markdown table.
+With --memory, runs are of four steps, and the table has the memory alone.
 On a machine that does other work too, times differ by that work.
 """
 
@@ -41,6 +42,18 @@ def gptc(*arguments: str) -> dict[str, Any]:
     return found
 
 
+SHORT = ["--steps", "4", "--eval-every", "2", "--eval-batches", "1", "--minutes", "60"]
+
+
+def memory_row(name: str, arguments: list[str], out: Path) -> str:
+    """The row of a configuration whose run has only a few steps, with the memory alone."""
+    shutil.rmtree(out, ignore_errors=True)
+    given = ["--data", "stories", *arguments, *SHORT, "--out", str(out)]
+    planned = gptc("plan", *given)["planned_peak_bytes"]
+    peak = gptc("train", *given)["peak_resident_bytes"]
+    return f"| {name} | {planned / 1e6:.1f} | {peak / 1e6:.1f} | {peak / planned - 1:+.1%} |"
+
+
 def row(name: str, arguments: list[str], out: Path) -> str:
     """The table's row of a configuration."""
     shutil.rmtree(out, ignore_errors=True)
@@ -62,7 +75,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, emptied")
     parser.add_argument("--only", help="one configuration by a part of its name")
+    parser.add_argument("--memory", action="store_true", help="memory alone, of runs of 4 steps")
     options = parser.parse_args()
+    if options.memory:
+        print("| run | MB planned | MB peak | off |\n| --- | --- | --- | --- |")
+        for i, (name, arguments) in enumerate(CONFIGURATIONS.items()):
+            if options.only is None or options.only in name:
+                print(memory_row(name, arguments, options.out / f"run-{i}"), flush=True)
+        return
     heads = "run, parameters, MFLOP per token, MB planned, MB peak, off, steps planned, steps"
     print(f"| {heads.replace(', ', ' | ')} | s planned | s | off |")
     print("|" + " --- |" * 11)

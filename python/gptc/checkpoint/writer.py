@@ -161,6 +161,15 @@ def size_of(parameters: Iterable[Parameter], training: bool) -> int:
     return 4 * (3 if training else 1) * n_numbers
 
 
+def get_ready(tokenizer: Tokenizer, config: GPTConfig) -> None:
+    """Makes now what the first `save` would: libraries, and files of the tokenizer that are kept.
+
+    So a plan that measures this process's memory has them.
+    """
+    if hf.model_type(config) != "gptc":
+        _hf_files(tokenizer, config, [])
+
+
 def _hf_files(tokenizer: Tokenizer, config: GPTConfig, notes: list[str] | None) -> dict[str, bytes]:
     try:
         return hf_files(tokenizer, config.block_size)

@@ -77,7 +77,7 @@ def _type(declaration: Declared) -> Any:
     if declaration.choices:
         return click.Choice(declaration.choices)
     if declaration.kind is int:
-        return SizeParam(min=int(declaration.range.least or 0))
+        return SizeParam(int(declaration.range.least or 0), declaration.words)
     return declaration.kind
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -21,14 +22,16 @@ class SizeParam(_IntParam):
 
     name = "size"
 
-    def __init__(self, min: int = 0) -> None:
-        self.min = min
+    def __init__(self, min: int = 0, words: Mapping[str, int] | None = None) -> None:
+        self.min, self._words = min, words or {}
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
         if isinstance(value, int):
             number = value
+        elif value in self._words:
+            return self._words[str(value)]
         else:
             if re.fullmatch(r"-[0-9]+", str(value).strip()):
                 self.fail(f"{value} is less than {self.min}", param, ctx)

@@ -61,6 +61,6 @@ def check_alone(name: str) -> None:
     exists = known in KNOWN_DATASETS or (known and Path(known).exists())
     if exists and _is_weight(weight) and not Path(name).exists():
         raise UsageError(
-            f"--data {quoted(name)} has a weight, and there is no other dataset: leave out "
+            f"--data {quoted(name)} has a weight, but is the only dataset: leave out "
             f":{weight}, or add another --data"
         )

@@ -151,7 +151,12 @@ class TrainOptions(DeviceOptions):
         shown="by preset",
     )
     grad_accum: int = option(
-        1, "Micro-batches per step.", section=_STEP, least=1, shown="by preset"
+        1,
+        "Micro-batches per step; auto (0) = as many as --tokens-per-step needs.",
+        section=_STEP,
+        least=0,
+        shown="by preset",
+        words={"auto": 0},
     )
     tokens_per_step: int | None = option(
         None,
@@ -406,6 +411,8 @@ class TrainOptions(DeviceOptions):
                 f"it must be at most {MOST_TOKENS:,}"
             )
         self._check_data()
+        if not self.grad_accum and self.tokens_per_step is None:
+            raise UsageError("--grad-accum auto needs --tokens-per-step: add it, such as 64K")
         if self.lora_rank and self.init_from is None:
             raise UsageError(
                 f"--lora-rank {self.lora_rank} needs --init-from: adapters change a trained model"

@@ -98,7 +98,8 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
 def _check_sets(given: Mapping[str, Any]) -> None:
     """UsageError for an option that sets another, given too."""
     for name, other in SETS:
-        if given.get(name) is not None and given.get(other) is not None:
+        is_auto = other == "grad_accum" and given.get(other) == 0
+        if given.get(name) is not None and given.get(other) is not None and not is_auto:
             raise UsageError(
                 f"--{spelled(name)} {given[name]} sets --{spelled(other)}: leave out "
                 f"--{spelled(other)} {given[other]}"

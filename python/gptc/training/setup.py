@@ -24,6 +24,7 @@ from gptc.checkpoint.compatible import (
 from gptc.checkpoint.facade import Model
 from gptc.checkpoint.find import open_checkpoint, open_folder, tokenizer_name
 from gptc.checkpoint.reader import Checkpoint
+from gptc.checkpoint.writer import get_ready
 from gptc.data.chat_cache import is_chat_file
 from gptc.data.chat_loader import make_loader, n_windows
 from gptc.data.dataset import Dataset
@@ -188,6 +189,7 @@ def set_up(
     loader = _loader(options, dataset)
     part = (ranks, rank) if options.zero and ranks > 1 else (0, 0)
     settings, plan = _settings(options, base, base or initial, config, part)
+    get_ready(dataset.tokenizer, config)
     resident_before = resident_bytes()
     model = _create_model(options, base, config, settings)
     try:

@@ -116,7 +116,9 @@ def test_a_path_with_a_colon(tmp_path: Path) -> None:
     Path(path).mkdir()
     assert weighted([f"{path}:0.25", "stories:0.75"])[0] == Weighted(path, 0.25)
     check_alone(path)
-    with pytest.raises(UsageError, match=r"has a weight, and .*: leave out :0.5, or add"):
+    with pytest.raises(
+        UsageError, match=r"has a weight, but is the only dataset: leave out :0.5, or add"
+    ):
         check_alone(f"{tmp_path}:0.5")
 
 

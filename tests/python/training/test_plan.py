@@ -132,10 +132,24 @@ def test_tokens_per_step_set_the_micro_batches(options: Options) -> None:
     assert train({"tokens_per_step": 64, "steps": 3}, resume=options["out"]).tokens == 192 + 64
 
 
+def test_auto_is_a_word_for_as_many_as_needed(
+    options: Options, gptc: Gptc, arguments: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('grad-accum = "auto"\ntokens-per-step = "70"\n')
+    ran = gptc("train", *arguments, "--steps", 2, "--config", file, "--json")
+    assert json.loads(ran.out)["options"]["grad_accum"] == 3
+    given = ["--steps", 2, "--grad-accum", "auto", "--out", tmp_path / "two", "--json"]
+    ran = gptc("train", *arguments, *given, "--tokens-per-step", 70)
+    assert json.loads(ran.out)["options"]["grad_accum"] == 3
+    assert "auto needs --tokens-per-step" in gptc("train", *arguments, *given).err
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"tokens_per_step": 70, "grad_accum": 2}, "sets --grad-accum: leave out --grad-accum 2"),
+        ({"grad_accum": 0}, "--grad-accum auto needs --tokens-per-step"),
         ({"tokens_per_step": 31}, "2 x 16 tokens is more: use --batch-size 1 or less"),
         ({"tokens_per_step": 2**30}, "tokens; it must be at most"),
     ],
