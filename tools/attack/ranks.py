@@ -3,7 +3,8 @@
     python tools/attack/ranks.py --jobs 20
 
 Each job has to end within the time that a lost rank may be silent, with its newest checkpoint
-whole. Two ranks then continue the run to its end.
+whole. Two ranks then continue the run to its end. Jobs take turns: with a whole optimizer state, a
+sharded one, and DiLoCo.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ from gptc.convert.verify import verify
 
 TIMEOUT_S = 5
 STEPS = 400
+_WAYS: dict[str, list[str]] = {
+    "whole state": [],
+    "--zero 1": ["--zero", "1"],
+    "--sync-every 5": ["--sync-every", "5"],
+}
 _MPIRUN = ["mpirun", "--oversubscribe", "--allow-run-as-root", "--bind-to", "none"]
 _GRACE_S = 30  # to end processes, on a machine that others use
 
@@ -39,21 +45,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="random seed")
     args = parser.parse_args()
     rng = random.Random(args.seed)
-    losses, slowest, n_saving = [], 0.0, 0
+    losses: dict[str, list[float]] = {way: [] for way in _WAYS}
+    slowest, n_saving = 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
         for job in range(args.jobs):
             run = Path(folder) / f"run-{job}"
-            seconds, saving = kill_one(run, folder, rng)
+            way = list(_WAYS)[job % len(_WAYS)]
+            seconds, saving = kill_one(run, folder, rng, _WAYS[way])
             slowest, n_saving = max(slowest, seconds), n_saving + saving
-            losses.append(finish(run))
+            losses[way].append(finish(run))
             shutil.rmtree(run)
     print(
         f"{args.jobs} jobs, {n_saving} killed while a checkpoint was written: the slowest ended "
-        f"after {slowest:.1f} s; final losses {min(losses):.4f} to {max(losses):.4f}"
+        f"after {slowest:.1f} s"
     )
+    for way, found in losses.items():
+        if found:
+            print(f"  {way}: final losses {min(found):.4f} to {max(found):.4f}")
 
 
-def kill_one(run: Path, folder: str, rng: random.Random) -> tuple[float, bool]:
+def kill_one(run: Path, folder: str, rng: random.Random, more: list[str]) -> tuple[float, bool]:
     """Kills a rank of three; seconds until all are gone, and if a checkpoint was written then."""
     options = {
         "data": text(folder), "tokenizer": "bytes", "preset": "tiny", "n-layer": 1, "n-embd": 32,
@@ -64,6 +75,7 @@ def kill_one(run: Path, folder: str, rng: random.Random) -> tuple[float, bool]:
     command = [*_MPIRUN, "-n", "3", sys.executable, "-m", "gptc", "train"]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
+    command += more
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not list_checkpoints(run):
         if process.poll() is not None:

@@ -66,6 +66,7 @@ def plan_command(
     from gptc.engine.options import Options
     from gptc.training import cluster
     from gptc.training.folder import default_name
+    from gptc.training.parallel import check_sequences
     from gptc.training.plan import described, forecast
     from gptc.training.progress import PlainProgress
     from gptc.training.report import header
@@ -77,6 +78,8 @@ def plan_command(
     options, show = new_options(given_options(config, values)), PlainProgress()
     Options(options.device).resolved()  # fail on a missing device before preparing data
     with closing(set_up(options, None, show)) as setup:
+        if ranks:
+            check_sequences(setup.options, ranks)
         folder = Path(options.out or ROOT / default_name(setup.options))
         lines = list(header(setup))
         found = forecast(setup, Trainer(setup, show, folder), folder)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from gptc.engine.options import plan_for
 from gptc.errors import GptcError
 from gptc.files.words import amount, few, plural
-from gptc.training.parallel import check_sequences
 from gptc.training.plan import Costs
 from gptc.training.setup import Setup
 
@@ -53,7 +52,6 @@ def predict(
 ) -> Cluster:
     """The plan of the same run on `n_ranks`; without a `link`, of its memory alone."""
     options, model = setup.options, setup.model
-    check_sequences(options, n_ranks)
     whole = sharded = setup.plan
     if options.optimizer == "adamw":
         settings = replace(model.options, n_shards=n_ranks, shard=n_ranks - 1)

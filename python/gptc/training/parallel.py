@@ -93,12 +93,17 @@ def shared_threads(options: TrainOptions, world: World) -> TrainOptions:
     return replace(options, threads=world.share_of_cores())
 
 
-def described(world: World, threads: int) -> str:
+def described(world: World, threads: int, options: TrainOptions) -> str:
     """The line about ranks at the start of a run."""
     hosts = len({world.host(rank) for rank in range(world.size)})
+    how = "sums in the order of ranks"
+    if options.zero:
+        how += ", AdamW's state in parts (ZeRO-1)"
+    if options.sync_every:
+        how = f"apart for {plural(options.sync_every, 'step')} at a time (DiLoCo)"
     return (
         f"  ranks   {world.size} on {plural(hosts, 'host')}, {plural(threads, 'thread')} each; "
-        "MPI, sums in the order of ranks"
+        f"MPI, {how}"
     )
 
 

@@ -137,7 +137,7 @@ class Run:
             for line in header(self.setup):
                 show.note(line)
             if world.size > 1:
-                show.note(described(world, self.setup.model.threads))
+                show.note(described(world, self.setup.model.threads, settled))
             preference = prepare_preference(self.setup, self.folder.path, show)
             self._went_back: tuple[Path | None, int] = (None, 0)  # to a checkpoint, so often
             self.trainer = Trainer(self.setup, show, self.folder.path, preference, world)
