@@ -74,7 +74,7 @@ class Options:
 
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
     stay fp32), "int8" or "int4" (weights rounded in groups of 32, inference only), "packed" (the
-    matrices of `blocks` as a GGUF file has them, others in bf16; on a CPU, inference only) or
+    matrices of `blocks` as a GGUF file has them, others in bf16; inference only) or
     "auto": bf16 on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core;
     `pin` pins each thread to a core; `max_seq` None = the block size. With `lora`, training changes
     adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
@@ -117,14 +117,6 @@ class Options:
                     f"{name} {value!r} is unknown; it must be one of {', '.join(choices)}"
                 )
         device, dtype = self.device, self.dtype
-        if self.lora and device == "cuda":
-            if self.lora.dora:
-                raise UsageError("DoRA is computed on a CPU only: use --device cpu")
-            if self.training and dtype in DTYPES[2:]:
-                raise UsageError(
-                    f"adapters over --dtype {dtype} are trained on a CPU only: use --device cpu, "
-                    "or bf16"
-                )
         if self.kv_dtype == "int8" and device == "cuda":
             raise UsageError("a KV cache in int8 is read on a CPU only: use --device cpu")
         if device == "auto" and (self.lora or self.kv_dtype == "int8"):
