@@ -100,7 +100,7 @@ enum gpt_dtype {
 /* How a session keeps keys and values. */
 enum gpt_kv {
     GPT_KV_ACTIVATIONS = 0, /* in the dtype of activations: float32, or bf16 */
-    /* A vector of a head as int8 and one float32 scale, which is its largest number / 127; on a CPU. */
+    /* A vector of a head as int8 and one float32 scale, which is its largest number / 127. */
     GPT_KV_INT8 = 1,
 };
 

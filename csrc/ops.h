@@ -438,7 +438,7 @@ typedef struct attention_decode {
     void *
         cache_k; /* (n_seq, NKV, n_ctx, HS) act, or int8 where there are scales; the rows' places = */
     void *cache_v;            /* the same */
-    float *scale_k;           /* (n_seq, NKV, n_ctx), the rows' places =; or NULL. On a CPU */
+    float *scale_k;           /* (n_seq, NKV, n_ctx), the rows' places =; or NULL */
     float *scale_v;           /* the same */
     const act *qkv;           /* (N, QKV) */
     const int32_t *seqs;      /* (N) */

@@ -61,8 +61,7 @@ class CacheOptions:
 
     kv_dtype: str = option(
         "auto",
-        "Data type of the KV cache; int8 = half the memory of bf16, on a CPU; "
-        "auto = that of activations.",
+        "Data type of the KV cache; int8 = half the memory of bf16; auto = that of activations.",
         section="Device",
         choices=KV_DTYPES,
     )
@@ -79,7 +78,7 @@ class Options:
     `pin` pins each thread to a core; `max_seq` None = the block size. With `lora`, training changes
     adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
     keep less: the first feed-forward layer ("mlp"), or each layer ("block"). `kv_dtype` is that of
-    its sessions' KV caches: "int8", on a CPU, or "auto", the dtype of activations. `optimizer`
+    its sessions' KV caches: "int8" or "auto", the dtype of activations. `optimizer`
     "muon" trains the matrices of layers by Muon, and the other parameters by AdamW.
     `label_smoothing` and `z_loss` change the gradient alone: losses stay cross-entropy.
     """
@@ -117,10 +116,8 @@ class Options:
                     f"{name} {value!r} is unknown; it must be one of {', '.join(choices)}"
                 )
         device, dtype = self.device, self.dtype
-        if self.kv_dtype == "int8" and device == "cuda":
-            raise UsageError("a KV cache in int8 is read on a CPU only: use --device cpu")
         if device == "auto" and (self.lora or self.kv_dtype == "int8"):
-            device = "cpu"  # adapters have been measured there only
+            device = "cpu"  # both have been measured there only
         if device == "auto" and dtype in DTYPES[2:]:
             device = "cpu"  # quantized weights have been measured there only
         problem = None if device == "cpu" else library.gpu().problem
