@@ -33,9 +33,9 @@ DECLARE_BF16(avx512bf16);
 DECLARE_BF16(amx);
 #endif
 #ifdef GPTC_HAS_CUDA
-extern const gpt_ops cuda_fp32_ops, cuda_bf16_ops, cuda_int8_ops, cuda_int4_ops;
+extern const gpt_ops cuda_fp32_ops, cuda_bf16_ops, cuda_int8_ops, cuda_int4_ops, cuda_packed_ops;
 static const gpt_ops *const cuda_ops[] = {&cuda_fp32_ops, &cuda_bf16_ops, &cuda_int8_ops,
-                                          &cuda_int4_ops};
+                                          &cuda_int4_ops, &cuda_packed_ops};
 enum { N_CUDA_DTYPES = sizeof cuda_ops / sizeof *cuda_ops };
 #endif
 
@@ -186,10 +186,6 @@ int backend_ops(int device, int dtype, const gpt_ops **out) {
     if (device == GPT_DEVICE_CUDA) {
 #ifdef GPTC_HAS_CUDA
         TRY(cuda_check());
-        if (dtype >= N_CUDA_DTYPES)
-            return fail(GPT_ERR_DEVICE,
-                        "a GPU does not multiply packed weights: take bf16 there, or "
-                        "a CPU");
         *out = cuda_ops[dtype];
         return GPT_OK;
 #else

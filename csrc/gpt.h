@@ -93,14 +93,14 @@ enum gpt_dtype {
     GPT_DTYPE_INT8 = 2,
     GPT_DTYPE_INT4 = 3,
     /* Matrices as the blocks that gpt_options.block_rows names, others in bf16, and bf16 activations;
-     * on a CPU, not for training. */
+     * for training of adapters alone. */
     GPT_DTYPE_PACKED = 4,
 };
 
 /* How a session keeps keys and values. */
 enum gpt_kv {
     GPT_KV_ACTIVATIONS = 0, /* in the dtype of activations: float32, or bf16 */
-    /* A vector of a head as int8 and one float32 scale, which is its largest number / 127; on a CPU. */
+    /* A vector of a head as int8 and one float32 scale, which is its largest number / 127. */
     GPT_KV_INT8 = 1,
 };
 
@@ -319,7 +319,7 @@ typedef struct gpt_options {
      * be given as blocks; gates and ups of SwiGLU in two entries. */
     int32_t n_block_rows;
     const gpt_block_rows *block_rows;
-    gpt_lora lora;     /* with DoRA, or over quantized weights in training: on a CPU */
+    gpt_lora lora;
     int32_t recompute; /* enum gpt_recompute; unused without training */
     /* Of the gradient alone: losses stay cross-entropy. The share of a target that all tokens get
      * alike, 0 <= label_smoothing < 1; and the factor of the squared logarithm of the softmax's sum. */

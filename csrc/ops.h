@@ -132,7 +132,7 @@ typedef struct gpt_segment {
 #define GPT_WEIGHT_OPS(X) GPT_PRODUCT_OPS(X) X(weights_pack)
 /* Ops of adapters, which touch activations and float32 parameters. */
 #define GPT_LORA_OPS(X) X(lora_forward) X(lora_backward)
-/* Those of DoRA; NULL in the tables of CUDA. */
+/* Those of DoRA. */
 #define GPT_DORA_OPS(X) X(dora_inputs) X(dora_gain) X(dora_backward)
 #define GPT_OPS(X)      GPT_ACT_OPS(X) GPT_LORA_OPS(X) GPT_DORA_OPS(X) GPT_WEIGHT_OPS(X)
 
@@ -438,7 +438,7 @@ typedef struct attention_decode {
     void *
         cache_k; /* (n_seq, NKV, n_ctx, HS) act, or int8 where there are scales; the rows' places = */
     void *cache_v;            /* the same */
-    float *scale_k;           /* (n_seq, NKV, n_ctx), the rows' places =; or NULL. On a CPU */
+    float *scale_k;           /* (n_seq, NKV, n_ctx), the rows' places =; or NULL */
     float *scale_v;           /* the same */
     const act *qkv;           /* (N, QKV) */
     const int32_t *seqs;      /* (N) */
@@ -687,11 +687,11 @@ typedef struct gpt_ops {
      * read the parameters as they are. Without training it leaves out what only backward reads. */
     size_t (*weights_bytes)(int rows, int cols, int parts, int training);
     /* Those of a matrix that is there; NULL where they follow from its shape. */
-    size_t (*weight_bytes)(const weight *w);
+    size_t (*weight_bytes)(gpt_ctx *ctx, const weight *w);
     /* Matrices that are given as blocks; NULL where the table has none. Bytes of the products' form, 0
      * where a type is not known or its blocks do not fill rows, and of the blocks of run `part` of the
      * rows; that form of the run, whose blocks are row by row; and the float32 numbers of some rows
-     * (n, cols), NULL: of the first. */
+     * (n, cols), NULL: of the first, in the device's memory. Blocks and the rows' numbers are the host's. */
     size_t (*blocks_bytes)(const gpt_segment *segment);
     size_t (*blocks_given)(const gpt_segment *segment, int part);
     void (*blocks_pack)(gpt_ctx *ctx, const gpt_segment *segment, int part, const void *blocks);

@@ -79,7 +79,7 @@ static double floats(double n) {
 }
 /* Bytes of a matrix of weights as products read it. */
 static double weights(const gpt_ctx *p, const weight *w, int rows, int cols, int parts) {
-    if (p->ops->weight_bytes) return (double)p->ops->weight_bytes(w);
+    if (p->ops->weight_bytes) return (double)p->ops->weight_bytes(p->inner, w);
     size_t packed = p->ops->weights_bytes(rows, cols, parts, 0);
     return packed ? (double)packed : floats((double)rows * cols);
 }

@@ -126,12 +126,6 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
         return fail(GPT_ERR_ARGUMENT,
                     "quantized weights cannot be trained: use fp32 or bf16, or train adapters");
     TRY(lora_check(c, &out->lora));
-    if (out->lora.rank && out->lora.dora && out->device != GPT_DEVICE_CPU)
-        return fail(GPT_ERR_ARGUMENT, "DoRA is computed on a CPU only: use its device");
-    if (out->training && out->dtype >= GPT_DTYPE_INT8 && out->device != GPT_DEVICE_CPU)
-        return fail(GPT_ERR_ARGUMENT,
-                    "adapters of quantized weights are trained on a CPU only: use its device, or "
-                    "bf16");
     if (out->recompute < GPT_RECOMPUTE_NONE || out->recompute > GPT_RECOMPUTE_BLOCK)
         return fail(GPT_ERR_ARGUMENT, "recompute is %d; it must be an enum gpt_recompute",
                     out->recompute);
@@ -429,7 +423,7 @@ int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
     TRY(find_tensor(model, i, tensor, n, &place));
     const gpt_segment *s = &model->layout.segments[i];
     if (tensor == GPT_TENSOR_VALUE && s->n_stacked) {
-        model->ops->blocks_unpack(model->ctx, out, s, NULL, (int)(n / s->cols));
+        TRY(rows_read(model, s, 0, (int)(n / s->cols), out));
         return model->ops->sync(model->ctx);
     }
     if (tensor >= GPT_TENSOR_STATE0 && !place)

@@ -10,10 +10,6 @@ static int check_session(const gpt_model *m, int n_seq, int *n_ctx, int kv) {
     int block = m->config.block_size;
     if (kv != GPT_KV_ACTIVATIONS && kv != GPT_KV_INT8)
         return fail(GPT_ERR_ARGUMENT, "kv is %d; it must be an enum gpt_kv", kv);
-    if (kv == GPT_KV_INT8 && m->options.device != GPT_DEVICE_CPU)
-        return fail(GPT_ERR_ARGUMENT,
-                    "a KV cache in int8 is read on a CPU only: use its device, or the dtype of "
-                    "activations");
     if (*n_ctx == 0) *n_ctx = block;
     if (*n_ctx < 1 || *n_ctx > block)
         return fail(GPT_ERR_ARGUMENT, "n_ctx is %d; it must be between 1 and block_size %d", *n_ctx,

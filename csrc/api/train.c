@@ -104,6 +104,16 @@ static int check_trains(const gpt_model *m) {
 }
 
 /* Where rows are looked up, a token is the number of its row among those that are looked up. */
+static void number_tokens(gpt_model *m, int N) {
+    enum { SOME = 256 };
+    int32_t numbers[SOME];
+    for (int first = 0, n; first < N; first += n) {
+        n = N - first < SOME ? N - first : SOME;
+        for (int i = 0; i < n; i++) numbers[i] = first + i;
+        m->ops->upload(m->ctx, m->acts.tokens + first, numbers, sizeof *numbers * (size_t)n);
+    }
+}
+
 static int set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *targets, int B, int T) {
     int N = B * T, longest = m->acts.positions ? m->documents_longest : T;
     size_t bytes = sizeof(int32_t) * (size_t)N;
@@ -114,7 +124,7 @@ static int set_tokens(gpt_model *m, const int32_t *tokens, const int32_t *target
     rope_reach(m, &m->acts, 0, longest, longest);
     if (rows_are_looked_up(m)) {
         TRY(rows_look_up(m, &m->acts, tokens, N));
-        for (int i = 0; i < N; i++) m->acts.tokens[i] = i; /* which is the host's memory */
+        number_tokens(m, N);
     } else {
         m->ops->upload(m->ctx, m->acts.tokens, tokens, bytes);
     }

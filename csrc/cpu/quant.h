@@ -23,56 +23,16 @@
 #ifndef CPU_QUANT_H
 #define CPU_QUANT_H
 
+#include "block_types.h"
 #include "pack.h"
 
 #include <float.h>
 
 enum {
     QUAD = 4,
-    QUANT_GROUP = 32,
     QUADS = QUANT_GROUP / QUAD,
-    QUANT_BLOCK = 256,
     CHUNK_BYTES = PANEL * QUAD,
     VECTORS = PANEL / LANES,
-};
-
-/* How scales are stored. */
-enum { SCALE_BF16, SCALE_FP16, SCALE_INT8 };
-
-typedef struct quant_form {
-    int bits, zero;
-    int group; /* terms of a scale: 32 or 16 */
-    int scale; /* SCALE_BF16 or another */
-    int rows;  /* of a group's scales: 2 with minima, else 1 */
-} quant_form;
-
-/* name, bits, zero, group, scale, rows. The first two are ours, the others those of GGUF's types. */
-#define QUANT_FORMS(X)                                                                             \
-    X(INT8, 8, 128, 32, SCALE_BF16, 1)                                                             \
-    X(INT4, 4, 8, 32, SCALE_BF16, 1)                                                               \
-    X(Q4_0, 4, 8, 32, SCALE_FP16, 1)                                                               \
-    X(Q4_1, 4, 0, 32, SCALE_FP16, 2)                                                               \
-    X(Q5_0, 5, 16, 32, SCALE_FP16, 1)                                                              \
-    X(Q5_1, 5, 0, 32, SCALE_FP16, 2)                                                               \
-    X(Q8_0, 8, 128, 32, SCALE_FP16, 1) /* IQ4_NL too */                                            \
-    X(Q2_K, 4, 0, 16, SCALE_INT8, 2)                                                               \
-    X(Q3_K, 4, 4, 16, SCALE_INT8, 1)                                                               \
-    X(Q4_K, 4, 0, 32, SCALE_INT8, 2)                                                               \
-    X(Q5_K, 5, 0, 32, SCALE_INT8, 2)                                                               \
-    X(Q6_K, 6, 32, 16, SCALE_INT8, 1)                                                              \
-    X(IQ4_XS, 8, 128, 32, SCALE_INT8, 1)
-
-enum {
-#define FORM(name, ...) FORM_##name,
-    QUANT_FORMS(FORM)
-#undef FORM
-        FORM_BF16, /* a matrix that is not rounded: as pack.h has it */
-};
-
-static const quant_form quant_forms[] = {
-#define FORM(name, ...) {__VA_ARGS__},
-    QUANT_FORMS(FORM)
-#undef FORM
 };
 
 /* ---- a matrix in memory ---- */

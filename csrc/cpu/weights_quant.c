@@ -125,6 +125,7 @@ void quant_round(gpt_ctx *ctx, int form, const weights_pack *op) {
     cpu_parallel(ctx, pack_quantized, &a, s->parts * quant_panels(part_rows), 4);
 }
 
-size_t quant_weight_bytes(const weight *w) {
+size_t quant_weight_bytes(gpt_ctx *ctx, const weight *w) {
+    (void)ctx;
     return (size_t)((const quant_head *)w)->bytes;
 }

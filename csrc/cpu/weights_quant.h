@@ -23,7 +23,7 @@ size_t quant_rounded_bytes(int form, int rows, int cols, int parts);
 void quant_round(gpt_ctx *ctx, int form, const weights_pack *op);
 
 /* Slots of gpt_ops. */
-size_t quant_weight_bytes(const weight *w);
+size_t quant_weight_bytes(gpt_ctx *ctx, const weight *w);
 size_t quant_blocks_bytes(const gpt_segment *segment);
 size_t quant_blocks_given(const gpt_segment *segment, int part);
 void quant_blocks_pack(gpt_ctx *ctx, const gpt_segment *segment, int part, const void *blocks);

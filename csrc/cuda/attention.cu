@@ -228,7 +228,7 @@ CUDA_WORKSPACE(attention_workspace) {
     const gpt_shape *s = shape;
     backward_memory m;
     if (s->training) return lay_out(&m, NULL, s->N, s->NH, (s->NH + 2 * s->NKV) * s->HS);
-    return s->n_ctx > 0 ? attention_decode_bytes(s) : 0;
+    return s->n_ctx > 0 && !s->kv_int8 ? attention_decode_bytes(s) : 0;
 }
 
 /* A warp for each of so many rows. */
@@ -325,6 +325,10 @@ static void store_cache(gpt_ctx *ctx, const attention_decode *op) {
 
 CUDA_OP(attention_decode) {
     int is_stored = 0, has_tiles = 0;
+    if (op->scale_k) {
+        attention_decode_int8(ctx, *op);
+        return;
+    }
 #ifdef CUDA_BF16
     /* Single rows of many sequences, or a short prompt, are not worth the launch. */
     if (op->N > ATTENTION_TILE) {

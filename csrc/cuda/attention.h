@@ -105,6 +105,10 @@ int attention_decode_pieces(gpt_ctx *ctx, const attention_decode &op, int has_ti
 /* Its workspace. */
 size_t attention_decode_bytes(const gpt_shape *shape);
 
+/* attention_int8.cu: a decoding step with a cache in int8. */
+#define attention_decode_int8 CUDA_NAME(attention_decode_int8)
+void attention_decode_int8(gpt_ctx *ctx, const attention_decode &op);
+
 #ifdef CUDA_BF16
 /* attention_bf16.cu: on tensor cores; 0 where it has no tiles for this size of head: they are
  * for multiples of 8, up to 128. */

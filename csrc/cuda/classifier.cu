@@ -28,10 +28,11 @@ static size_t logits_bytes(int N, int Vp) {
     return align_up(sizeof(elem) * (size_t)most_chunk_rows(N, Vp) * (size_t)Vp);
 }
 
-/* Logits, and quantized weights as bf16 again. */
+/* Logits, and quantized weights as bf16 again: all of them for gradients. */
 CUDA_WORKSPACE(classifier_workspace) {
-    return logits_bytes(shape->N, shape->Vp) +
-           align_up(sizeof(elem) * weight_numbers(shape->Vp, shape->C));
+    size_t numbers =
+        shape->training ? weight_numbers(shape->Vp, shape->C) : slab_numbers(shape->Vp, shape->C);
+    return logits_bytes(shape->N, shape->Vp) + align_up(sizeof(elem) * numbers);
 }
 
 /* e to the x, for x up to 0: within 1e-6 of the largest. */
@@ -194,11 +195,13 @@ static __global__ void total_kernel(float *total, const float *losses, const flo
 }
 
 /* Without dx: the losses alone. */
-static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
+static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
     int N = op->N, C = op->C, V = op->V, Vp = op->Vp;
-    const elem *x = (const elem *)op->x, *wte = (const elem *)op->wte;
+    const elem *x = (const elem *)op->x;
     elem *dx = (elem *)op->dx;
     elem *logits = (elem *)ctx->workspace;
+    elem *room = (elem *)((char *)logits + logits_bytes(N, Vp));
+    const void *wte = dx ? whole_weight(ctx, op->wte, room, Vp, C) : op->wte;
     int rows = chunk_rows(N, Vp);
     for (int row = 0; row < N; row += rows) {
         int n = least(rows, N - row);
@@ -214,7 +217,10 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                         .out = logits,
                         .a = x_chunk,
                         .b = wte};
-        weight_product(ctx, &head, (elem *)((char *)logits + logits_bytes(N, Vp)));
+        if (dx)
+            weight_product(ctx, &head, room, 1);
+        else
+            slab_product(ctx, &head, room, exact);
         const float *weights = op->weights ? op->weights + row : NULL;
         losses_of_logits(ctx, {op->losses + row, logits, op->targets + row, weights, op->scale,
                                op->label_smoothing, op->z_loss, dx != NULL, n, V, Vp});
@@ -259,11 +265,11 @@ CUDA_OP(classifier_forward) {
     losses.C = op->C;
     losses.V = op->V;
     losses.Vp = op->Vp;
-    classifier(ctx, &losses);
+    classifier(ctx, &losses, op->exact);
 }
 
 CUDA_OP(classifier_backward) {
-    classifier(ctx, op);
+    classifier(ctx, op, 1);
     launch(ctx, total_kernel, dim3(1), TOTAL_THREADS, sizeof(double) * TOTAL_THREADS, op->total,
            (const float *)op->losses, op->weights, op->scale, op->add, op->N);
 }

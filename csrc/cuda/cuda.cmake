@@ -80,6 +80,8 @@ foreach(bits 8 4)
   target_compile_definitions(cuda_int${bits} PRIVATE CUDA_DTYPE=int${bits} CUDA_BF16
     CUDA_QUANT=${bits})
 endforeach()
+add_cuda(cuda_packed ${cuda_packed_sources})
+target_compile_definitions(cuda_packed PRIVATE CUDA_DTYPE=packed CUDA_BF16 CUDA_QUANT CUDA_PACKED)
 
 target_compile_definitions(gpt_objects PRIVATE GPTC_HAS_CUDA)
 target_link_libraries(gpt_objects PUBLIC CUDA::cudart_static ${CMAKE_DL_LIBS} rt)

@@ -2,7 +2,7 @@
  *
  * Every file here but boxes.cu, context.cu, graph.cu, plan_store.cu, product.cu and product_plain.cu is compiled
  * once for each dtype (CUDA_DTYPE: see cuda.cmake), so that `elem` and the names below are that dtype's, as in
- * cpu/cpu.h. A file ending in _bf16 or _quant is compiled for that dtype alone; grad_norm.cu and
+ * cpu/cpu.h. A file ending in _bf16, _quant or _packed is compiled for that dtype alone; grad_norm.cu and
  * sample.cu see float32 in every dtype, and are compiled for fp32 alone. The small ones are compiled as one
  * file (sources.cmake).
  *
@@ -26,7 +26,7 @@
 #define CUDA_JOIN(dtype, name)  CUDA_JOIN2(dtype, name)
 #define CUDA_NAME(name)         CUDA_JOIN(CUDA_DTYPE, name)
 
-/* As on the CPU, quantized tables (CUDA_QUANT: bits of a weight) take from the bf16 table all
+/* As on the CPU, quantized tables (CUDA_QUANT: bits of a weight, or with CUDA_PACKED nothing) take from the bf16 table all
  * functions that see no weights. */
 #ifdef CUDA_QUANT
 #define CUDA_ACTS_NAME(name) CUDA_JOIN(bf16, name)
@@ -75,6 +75,7 @@ extern "C" {
 GPT_WEIGHT_OPS(CUDA_DECLARE)
 GPT_ACT_OPS(CUDA_DECLARE_ACTS)
 GPT_LORA_OPS(CUDA_DECLARE_ACTS)
+GPT_DORA_OPS(CUDA_DECLARE_ACTS)
 CUDA_WEIGHT_WORKSPACES(CUDA_DECLARE_WORKSPACE)
 CUDA_ACT_WORKSPACES(CUDA_DECLARE_ACTS_WORKSPACE)
 int cuda_peak(gpt_ctx *ctx, double *flops, double *bytes);

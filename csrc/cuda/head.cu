@@ -1,9 +1,9 @@
 /* head.cu: the output head, which gives logits in float32. */
 #include "weights.h"
 
-/* Quantized weights as bf16 again. */
+/* A slab of quantized weights as bf16 again. */
 CUDA_WORKSPACE(head_workspace) {
-    return align_up(sizeof(elem) * weight_numbers(shape->Vp, shape->C));
+    return align_up(sizeof(elem) * slab_numbers(shape->Vp, shape->C));
 }
 
 /* Whole rows of Vp: the library's fast products want rows that are aligned. */
@@ -20,5 +20,5 @@ CUDA_OP(head_forward) {
                  .out = op->logits,
                  .a = op->x,
                  .b = op->wte};
-    weight_product(ctx, &p, (elem *)ctx->workspace);
+    slab_product(ctx, &p, (elem *)ctx->workspace, 0);
 }

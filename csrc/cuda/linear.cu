@@ -100,16 +100,16 @@ CUDA_OP(linear_forward) {
                  .pre = pre};
     if (activation == GPT_ACT_GELU && IS_BF16) {
         p.epilogue = EPILOGUE_GELU;
-        if (weight_product(ctx, &p, m.weights)) return;
+        if (weight_product(ctx, &p, m.weights, op->exact)) return;
     }
     p.out = pre ? pre : gated ? m.product : op->out;
     p.pre = NULL;
     p.epilogue = EPILOGUE_BIAS;
-    int has_bias = op->b && weight_product(ctx, &p, m.weights);
+    int has_bias = op->b && weight_product(ctx, &p, m.weights, op->exact);
     if (!has_bias) {
         p.bias = NULL;
         p.epilogue = EPILOGUE_NONE;
-        weight_product(ctx, &p, m.weights);
+        weight_product(ctx, &p, m.weights, op->exact);
     }
     activation_args a = {(elem *)op->out,
                          (elem *)pre,
@@ -153,7 +153,8 @@ CUDA_OP(linear_backward) {
     int activation = op->activation, N = op->N, IC = op->IC, OC = op->OC;
     int gated = is_gated(activation);
     linear_memory m;
-    lay_out(&m, (char *)ctx->workspace, 0, product_numbers(activation, N, IC), 0);
+    lay_out(&m, (char *)ctx->workspace, weight_numbers(OC, IC), product_numbers(activation, N, IC),
+            0);
     product dinput = {.kind = PRODUCT_NN,
                       .bf16 = IS_BF16,
                       .M = N,
@@ -164,7 +165,7 @@ CUDA_OP(linear_backward) {
                       .ldo = IC,
                       .out = gated ? m.product : op->din,
                       .a = op->dout,
-                      .b = op->w};
+                      .b = whole_weight(ctx, op->w, m.weights, OC, IC)};
     int done = 0;
     if (activation == GPT_ACT_GELU && IS_BF16) {
         dinput.epilogue = EPILOGUE_GELU_BACKWARD;

@@ -1,6 +1,7 @@
 /* lora.cu: adapters of linear layers, in float32 as on the CPU. A thread has an element of an activation, or
  * a few of a gradient, and sums over rows in their order. */
 #include "activation.h"
+#include "lora.h"
 
 enum {
     LORA_ROWS = 4,  /* that a warp multiplies with a row of A or B */
@@ -8,38 +9,10 @@ enum {
     LORA_WARPS = BLOCK_THREADS / WARP,
 };
 
-/* Those of parts, in their order; `before`: rows of the parts before. */
-typedef struct lora_rows {
-    lora_part parts[GPT_MAX_STACKED];
-    int before[GPT_MAX_STACKED + 1], n_parts;
-} lora_rows;
-
-template <typename op_type> static lora_rows lora_rows_of(const op_type *op) {
-    lora_rows rows = {};
-    rows.n_parts = op->n_parts;
-    for (int i = 0; i < op->n_parts; i++) {
-        rows.parts[i] = op->parts[i];
-        rows.before[i + 1] = rows.before[i] + op->parts[i].rows;
-    }
-    return rows;
-}
-
-/* The part that column col of the layer's products is in; -1: none. */
-static __device__ inline int lora_part_at(const lora_rows &rows, int col) {
-    for (int i = 0; i < rows.n_parts; i++)
-        if (col >= rows.parts[i].first && col < rows.parts[i].first + rows.parts[i].rows) return i;
-    return -1;
-}
-
-/* The part that row `row` of B is in. */
-static __device__ inline int lora_part_of(const lora_rows &rows, int row) {
-    int i = 0;
-    while (row >= rows.before[i + 1]) i++;
-    return i;
-}
-
+/* du; or A A^T of each part for dora_gain. */
 CUDA_WORKSPACE(lora_workspace) {
-    return sizeof(float) * (size_t)shape->N * GPT_MAX_STACKED * (size_t)shape->lora_rank;
+    size_t R = (size_t)shape->lora_rank;
+    return sizeof(float) * GPT_MAX_STACKED * R * most((size_t)shape->N, shape->dora ? R : 0);
 }
 
 /* ---- what the adapter reads ---- */
@@ -89,7 +62,7 @@ static __global__ void lora_project_kernel(float *u, lora_source x, const float 
     }
 }
 
-/* Column col of y, and what its adapter adds. */
+/* Column col of y, with what its adapter does. */
 static __device__ inline float lora_adapted(const lora_forward &a, const lora_rows &rows,
                                             const elem *y, int64_t row, int col) {
     int part = lora_part_at(rows, col);
@@ -98,7 +71,13 @@ static __device__ inline float lora_adapted(const lora_forward &a, const lora_ro
     const float *u = a.u + (row * rows.n_parts + part) * a.R;
     const float *b = a.b + (int64_t)(rows.before[part] + col - rows.parts[part].first) * a.R;
     for (int j = 0; j < a.R; j++) sum = fmaf(u[j], b[j], sum);
-    return to_float(y[col]) + a.scale * sum;
+    float x = to_float(y[col]) + a.scale * sum;
+    if (!a.gain) return x;
+    float bias = a.bias ? to_float(((const elem *)a.bias)[col]) : 0;
+    int at = rows.before[part] + col - rows.parts[part].first;
+    x -= bias;
+    if (a.v) ((elem *)a.v)[row * rows.before[rows.n_parts] + at] = from_float<elem>(x);
+    return a.gain[at] * x + bias;
 }
 
 static __global__ void lora_forward_kernel(const __grid_constant__ lora_forward a,

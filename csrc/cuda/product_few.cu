@@ -79,23 +79,27 @@ static __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS)
     if (part == 0 && n < p.N && lane < M) finish<T>(p, lane, n, mine + bias);
 }
 
-template <typename T> static inline void start(gpt_ctx *ctx, const product *p) {
+template <typename T> static inline void start(gpt_ctx *ctx, const product *p, bool early) {
     static void (*const kernels[FEW_ROWS])(product, int) = {
         few_product_kernel<T, 1>, few_product_kernel<T, 2>, few_product_kernel<T, 3>,
         few_product_kernel<T, 4>, few_product_kernel<T, 5>, few_product_kernel<T, 6>,
         few_product_kernel<T, 7>, few_product_kernel<T, 8>};
     int log2_warps = log2_column_warps(p->K);
-    launch_early(ctx, kernels[p->M - 1], dim3((unsigned)div_up(p->N, WARPS >> log2_warps)), THREADS,
-                 sizeof(float) * (size_t)(WARPS * p->M), *p, log2_warps);
+    dim3 grid((unsigned)div_up(p->N, WARPS >> log2_warps));
+    size_t shared_bytes = sizeof(float) * (size_t)(WARPS * p->M);
+    if (early)
+        launch_early(ctx, kernels[p->M - 1], grid, THREADS, shared_bytes, *p, log2_warps);
+    else
+        launch(ctx, kernels[p->M - 1], grid, THREADS, shared_bytes, *p, log2_warps);
 }
 
-int cuda_few_product(gpt_ctx *ctx, const product *p) {
+int cuda_few_product(gpt_ctx *ctx, const product *p, bool early) {
     if (p->M > FEW_ROWS || p->kind != PRODUCT_NT || p->add) return 0;
     bool aligned = ((uintptr_t)p->a | (uintptr_t)p->b) % sizeof(chunk) == 0;
     if (!aligned || p->K % PACK || p->lda % PACK || p->ldb % PACK) return 0;
     if (p->float_out)
-        start<float>(ctx, p);
+        start<float>(ctx, p, early);
     else
-        start<elem>(ctx, p);
+        start<elem>(ctx, p, early);
     return 1;
 }

@@ -4,21 +4,23 @@
 
 enum { WARPS = BLOCK_THREADS / WARP, FEW_ROWS = 8 };
 
-/* The weights as the bf16 table has them. A thread a group. */
-static __global__ void unpack_kernel(elem *to, const uint8_t *w, int rows, int K) {
+/* Rows of w, from `first` on, as the bf16 table has them. A thread a group. */
+static __global__ void unpack_kernel(elem *to, const uint8_t *w, int first, int n, int rows,
+                                     int K) {
     int64_t i = (int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x, G = quant_groups(K);
-    if (i >= rows * G) return;
-    int row = (int)(i / G), first = (int)(i % G) * QUANT_GROUP;
-    float q[QUANT_GROUP], scale = to_float(((const elem *)(w + quant_scales_at(rows, K)))[i]);
-    unpack_group(q, w + i * QUANT_BYTES);
+    if (i >= n * G) return;
+    int64_t at = first * G + i;
+    int row = (int)(i / G), k0 = (int)(i % G) * QUANT_GROUP;
+    float q[QUANT_GROUP], scale = to_float(((const elem *)(w + quant_scales_at(rows, K)))[at]);
+    unpack_group(q, w + at * QUANT_BYTES);
 #pragma unroll
     for (int k = 0; k < QUANT_GROUP; k++)
-        if (first + k < K) to[(int64_t)row * K + first + k] = from_float<elem>(scale * q[k]);
+        if (k0 + k < K) to[(int64_t)row * K + k0 + k] = from_float<elem>(scale * q[k]);
 }
 
-void cuda_unpack(gpt_ctx *ctx, elem *to, const void *w, int rows, int K) {
-    launch(ctx, unpack_kernel, dim3((unsigned)div_up(rows * quant_groups(K), BLOCK_THREADS)),
-           BLOCK_THREADS, 0, to, w, rows, K);
+void cuda_unpack(gpt_ctx *ctx, elem *to, const void *w, int first, int n, int rows, int K) {
+    launch(ctx, unpack_kernel, dim3((unsigned)div_up(n * quant_groups(K), BLOCK_THREADS)),
+           BLOCK_THREADS, 0, to, w, first, n, rows, K);
 }
 
 /* A warp an output, a lane a group at a time, for all M rows of a. T is what the output holds. */
@@ -64,7 +66,7 @@ template <typename T> static __global__ void few_product_kernel(product p) {
     if (lane < M) finish<T>(p, lane, n, mine + bias);
 }
 
-int cuda_few_product(gpt_ctx *ctx, const product *p) {
+int cuda_quant_product(gpt_ctx *ctx, const product *p) {
     if (p->M > FEW_ROWS) return 0;
     launch(ctx, p->float_out ? few_product_kernel<float> : few_product_kernel<elem>,
            dim3((unsigned)div_up(p->N, WARPS)), BLOCK_THREADS, 0, *p);

@@ -37,8 +37,8 @@ static __device__ inline void unpack_group(float (&q)[QUANT_GROUP], const uint8_
     }
 }
 
-/* The weights w in this form as the bf16 table has them: to (rows, K). */
+/* Rows first to first + n - 1 of w (rows, K) as the bf16 table has them: to (n, K). */
 #define cuda_unpack CUDA_NAME(unpack)
-void cuda_unpack(gpt_ctx *ctx, elem *to, const void *w, int rows, int K);
+void cuda_unpack(gpt_ctx *ctx, elem *to, const void *w, int first, int n, int rows, int K);
 
 #endif

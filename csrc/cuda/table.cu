@@ -1,5 +1,8 @@
 /* table.cu: the CUDA backend's table of ops, one for each dtype. */
 #include "product.h"
+#ifdef CUDA_PACKED
+#include "packed.h"
+#endif
 
 #define CUDA_STRING2(x) #x
 #define CUDA_STRING(x)  CUDA_STRING2(x)
@@ -17,6 +20,17 @@ static size_t workspace_bytes(const gpt_ctx *ctx, const gpt_shape *shape) {
 static void ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
     ctx->workspace = workspace;
 }
+
+#ifdef CUDA_PACKED
+#define BLOCKS                                                                                     \
+    .weight_bytes = cuda_weight_bytes, .blocks_bytes = cuda_blocks_bytes,                          \
+    .blocks_given = cuda_blocks_given, .blocks_pack = cuda_blocks_pack,                            \
+    .blocks_unpack = cuda_blocks_unpack,
+#else
+#define BLOCKS                                                                                     \
+    .weight_bytes = NULL, .blocks_bytes = NULL, .blocks_given = NULL, .blocks_pack = NULL,         \
+    .blocks_unpack = NULL,
+#endif
 
 const gpt_ops cuda_ops = {.name = "cuda " CUDA_STRING(CUDA_DTYPE),
                           .act_bytes = sizeof(elem),
@@ -48,14 +62,8 @@ const gpt_ops cuda_ops = {.name = "cuda " CUDA_STRING(CUDA_DTYPE),
                           .copy = cuda_copy,
                           .zero = cuda_zero,
                           .weights_bytes = cuda_weights_bytes,
-                          .weight_bytes = NULL,
-                          .blocks_bytes = NULL,
-                          .blocks_given = NULL,
-                          .blocks_pack = NULL,
-                          .blocks_unpack = NULL,
+                          BLOCKS
 #define FILL(name)      .name = CUDA_NAME(name),
 #define FILL_ACTS(name) .name = CUDA_ACTS_NAME(name),
-                          GPT_ACT_OPS(FILL_ACTS) GPT_LORA_OPS(FILL_ACTS).dora_inputs = NULL,
-                          .dora_gain = NULL,
-                          .dora_backward = NULL,
-                          GPT_WEIGHT_OPS(FILL)};
+                              GPT_ACT_OPS(FILL_ACTS) GPT_LORA_OPS(FILL_ACTS) GPT_DORA_OPS(FILL_ACTS)
+                                  GPT_WEIGHT_OPS(FILL)};

@@ -112,7 +112,8 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->losses = take_floats(&p, !session, N, 1);
     out->weights = take_floats(&p, training, N, 1);
     bool is_fixed = !training || s->lora.rank > 0;
-    out->wte_rows = take_floats(&p, is_fixed && ops->packs_host_memory, N, C);
+    bool may_look_up = ops->packs_host_memory || ops->blocks_pack;
+    out->wte_rows = take_floats(&p, is_fixed && may_look_up, N, C);
     out->rope = take_floats(&p, true, (int64_t)rope_table_count(c) * s->T, 2 * rope_pairs(c));
     out->rope_rows = s->T;
     out->branch = take_acts(&p, true, N, C);

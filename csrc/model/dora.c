@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows of blocks that are widened at once. */
-enum { WIDENED_ROWS = 64 };
+/* Rows of blocks that are widened at once, and whose lengths leave together. */
+enum { WIDENED_ROWS = 256, UPLOADED_ROWS = 256 };
 
 int dora_rows(const gpt_lora *o) {
     return o->rank && o->dora ? GPT_MAX_STACKED * o->rank : 0;
@@ -57,17 +57,28 @@ static bool is_adapted(const gpt_model *m, int i, int *l, int *matrix) {
     return of_model && lora_matrix_of(m->layout.slots[i].info.name, l, matrix);
 }
 
-/* The squared length of row `row` of a matrix, if an adapter changes it. */
-static void set_square(gpt_model *m, int l, int matrix, int row, const float *values, int64_t n) {
+static double square_of(const float *values, int64_t n) {
+    double sum = 0;
+    for (int64_t k = 0; k < n; k++) sum += (double)values[k] * values[k];
+    return sum;
+}
+
+/* The squared lengths of n rows of a matrix from `first` on, of those that an adapter changes. */
+static void set_squares(gpt_model *m, int l, int matrix, int first, int n, const float *values,
+                        int64_t cols) {
     lora_shape shape = lora_shape_of(&m->config, &m->options.lora, matrix);
     for (int i = 0, before = 0; i < shape.n_parts; before += shape.parts[i++].rows) {
-        int in_part = row - shape.parts[i].first;
-        if (in_part < 0 || in_part >= shape.parts[i].rows) continue;
-        double sum = 0;
-        for (int64_t k = 0; k < n; k++) sum += (double)values[k] * values[k];
-        float square = (float)sum;
-        float *to = dora_of(m, l, matrix).squares + before + in_part;
-        m->ops->upload(m->ctx, to, &square, sizeof square);
+        const lora_part *part = &shape.parts[i];
+        int begin = first > part->first ? first : part->first, end = part->first + part->rows;
+        if (end > first + n) end = first + n;
+        for (int some; begin < end; begin += some) {
+            float squares[UPLOADED_ROWS];
+            some = end - begin < UPLOADED_ROWS ? end - begin : UPLOADED_ROWS;
+            for (int k = 0; k < some; k++)
+                squares[k] = (float)square_of(values + (begin - first + k) * cols, cols);
+            float *to = dora_of(m, l, matrix).squares + before + begin - part->first;
+            m->ops->upload(m->ctx, to, squares, sizeof *squares * (size_t)some);
+        }
     }
 }
 
@@ -76,27 +87,25 @@ void dora_written(gpt_model *m, int i, const float *values, int64_t n) {
     m->dora.stale = true;
     if (!is_adapted(m, i, &l, &matrix)) return;
     int64_t cols = m->layout.segments[i].cols;
-    for (int64_t row = 0; row < n / cols; row++)
-        set_square(m, l, matrix, (int)row, values + row * cols, cols);
+    set_squares(m, l, matrix, 0, (int)(n / cols), values, cols);
 }
 
 int dora_written_blocks(gpt_model *m, int i, int part) {
     const gpt_segment *s = &m->layout.segments[i];
-    int l, matrix, first = 0;
+    int l, matrix, first = 0, status = GPT_OK;
     m->dora.stale = true;
     if (!is_adapted(m, i, &l, &matrix)) return GPT_OK;
     float *values = malloc(sizeof(float) * WIDENED_ROWS * (size_t)s->cols);
     if (!values) return fail(GPT_ERR_MEMORY, "no memory to widen %d rows", WIDENED_ROWS);
     for (int k = 0; k < part; k++) first += s->stacked[k].rows;
-    for (int row = first, end = first + s->stacked[part].rows; row < end; row += WIDENED_ROWS) {
-        int32_t rows[WIDENED_ROWS], n = end - row < WIDENED_ROWS ? end - row : WIDENED_ROWS;
-        for (int k = 0; k < n; k++) rows[k] = row + k;
-        m->ops->blocks_unpack(m->ctx, values, s, rows, n);
-        for (int k = 0; k < n; k++)
-            set_square(m, l, matrix, row + k, values + (int64_t)k * s->cols, s->cols);
+    int end = first + s->stacked[part].rows;
+    for (int row = first; row < end && status == GPT_OK; row += WIDENED_ROWS) {
+        int n = end - row < WIDENED_ROWS ? end - row : WIDENED_ROWS;
+        status = rows_read(m, s, row, n, values);
+        if (status == GPT_OK) set_squares(m, l, matrix, row, n, values, s->cols);
     }
     free(values);
-    return GPT_OK;
+    return status;
 }
 
 void dora_init(gpt_model *m, int i, float *values) {

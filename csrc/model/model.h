@@ -511,6 +511,8 @@ void shard_import(gpt_model *m, int64_t begin, int64_t end);
 bool rows_are_looked_up(const gpt_model *m);
 /* Those of n tokens, to a->wte_rows. */
 int rows_look_up(const gpt_model *m, const acts *a, const int32_t *tokens, int n);
+/* Rows first to first + n - 1 of a matrix that is kept as blocks, to the host. */
+int rows_read(const gpt_model *m, const gpt_segment *s, int first, int n, float *out);
 
 /* (rows, cols) numbers of a file from byte `offset` on, which has them as (cols, rows) with
  * `transposed`. GPT_ERR_FILE where the file ends before. */

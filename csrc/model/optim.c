@@ -8,7 +8,7 @@ void model_pack(gpt_model *m) {
         const gpt_segment *s = &m->layout.segments[i];
         weights_pack op = {
             .w = m->params + s->offset, .segment = s, .training = m->options.training};
-        if (s->packed) m->ops->weights_pack(m->ctx, &op);
+        if (s->packed && !s->n_stacked) m->ops->weights_pack(m->ctx, &op);
     }
     m->pack_stale = false;
 }

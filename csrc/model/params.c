@@ -350,8 +350,9 @@ static int lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_optio
     if (row && is_product_bias(row) && ops->packs_biases) s->parts = 0;
     TRY(stack_rows(ops, o, i, slot, row && row->cols != ONE && row->rows != BLOCK, s));
     bool read_too = row && row->place == FIRST && !s->n_stacked;
-    slot->kept = !weights_are_fixed(o) || !form_bytes(ops, s, o->training) || read_too ||
-                 !ops->packs_host_memory;
+    bool packs_host_memory = ops->packs_host_memory || s->n_stacked;
+    slot->kept =
+        !weights_are_fixed(o) || !form_bytes(ops, s, o->training) || read_too || !packs_host_memory;
     out->n_params += slot->info.size;
     if (slot->kept) out->n_stored += aligned(slot->stored);
     if (o->training) train_segment(o, slot->info.name, row, s, out);

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { STRIP = 32, TILE = 8 };
+enum { STRIP = 32, TILE = 8, READ_ROWS = 256 };
 
 static int check_open(int descriptor) {
     if (fcntl(descriptor, F_GETFD) >= 0) return GPT_OK;
@@ -107,5 +107,23 @@ int rows_look_up(const gpt_model *m, const acts *a, const int32_t *tokens, int n
         return GPT_OK;
     }
     for (int i = 0; i < n; i++) TRY(lent_read(m, tokens[i] * C, C, a->wte_rows + i * C));
+    return GPT_OK;
+}
+
+int rows_read(const gpt_model *m, const gpt_segment *s, int first, int n, float *out) {
+    const gpt_ops *ops = m->ops;
+    int32_t rows[READ_ROWS];
+    int64_t most = n < READ_ROWS ? n : READ_ROWS;
+    size_t row_bytes = sizeof *out * (size_t)s->cols, bytes = row_bytes * (size_t)most;
+    float *there = ops->packs_host_memory ? out : ops->buffer_alloc(m->ctx, bytes);
+    if (!there) return fail(GPT_ERR_MEMORY, "no memory to read %lld rows", (long long)most);
+    for (int done = 0, some; done < n; done += some) {
+        float *to = out + (int64_t)done * s->cols;
+        some = n - done < most ? n - done : (int)most;
+        for (int i = 0; i < some; i++) rows[i] = first + done + i;
+        ops->blocks_unpack(m->ctx, there == out ? to : there, s, rows, some);
+        if (there != out) ops->download(m->ctx, to, there, row_bytes * (size_t)some);
+    }
+    if (there != out) ops->buffer_free(m->ctx, there, bytes);
     return GPT_OK;
 }

@@ -161,14 +161,13 @@ static void check_merged(const family *f, int kind) {
 
 static void test_merged(void) {
     EACH_PLACE {
-        for (int f = 0; is_cpu() && f < families_here(); f++) check_merged(&families[f], f % 3);
+        for (int f = 0; f < families_here(); f++) check_merged(&families[f], f % 3);
     }
 }
 
 /* A model begins as its base; updates change magnitudes, and what reads the gains sees each of them. */
 static void test_training(void) {
     EACH_PLACE {
-        if (!is_cpu()) continue;
         const gpt_config *c = &families[1].config;
         gpt_lora lora = dora_of(c, 0);
         test_case("training");
@@ -209,7 +208,6 @@ static void test_training(void) {
 /* Recomputing gives the same bits, with dropouts. */
 static void test_recompute(void) {
     EACH_PLACE {
-        if (!is_cpu()) continue;
         const gpt_config *c = &families[1].config;
         gpt_lora lora = dora_of(c, 0);
         lora.dropout = 0.3f;
@@ -236,20 +234,21 @@ static void test_recompute(void) {
 }
 
 /* Packed matrices: a step is that of a bf16 model with their numbers. */
-static void test_packed(void) {
+static void check_packed(void) {
     const gpt_config config = {
         300, 24, 2,     4,     2,         64, 72, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU,
         0,   1,  1e-5f, 10000, NO_SCALING};
     const gpt_config *c = &config;
     gpt_block_rows rows[MAX_PARAMS];
     gpt_lora lora = dora_of(c, 0);
+    gpt_options here = place.options;
     test_case("packed");
-    place.options = (gpt_options){.n_threads = 2, .dtype = GPT_DTYPE_PACKED};
+    place.options.dtype = GPT_DTYPE_PACKED;
     int n_rows = place.options.n_block_rows = block_rows(c, rows);
     place.options.block_rows = rows;
     gpt_model *packed = adapted_model(c, lora, 1, GPT_RECOMPUTE_MLP, 0);
     write_blocks(packed, c, rows, n_rows);
-    place.options = (gpt_options){.n_threads = 2, .dtype = GPT_DTYPE_BF16};
+    place.options = here;
     gpt_model *plain = adapted_model(c, lora, 1, 0, 0);
     param_set params = random_params(c);
     adapters set = random_adapters(c, &lora);
@@ -277,6 +276,12 @@ static void test_packed(void) {
     EXPECT(!memcmp(grads, wanted, sizeof(float) * (size_t)n));
     gpt_model_free(packed);
     gpt_model_free(plain);
+}
+
+static void test_packed(void) {
+    EACH_PLACE {
+        if (place.options.dtype == GPT_DTYPE_BF16) check_packed();
+    }
 }
 
 static void test_refused(void) {

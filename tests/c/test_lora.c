@@ -89,7 +89,7 @@ static void check_forward(const sizes *s, int activation, gpt_dropout_site site,
               s->R, s->n_parts, activation, site.p, scales ? ", scaled" : "");
     problem p = new_problem(s, width, site);
     double *y = host_copy(p.y, n_pre), *want = host_zeros(n_out), *u = adapt(&p, y);
-    double *gain = random_f32(p.rows, 1.0), *bias = random_f32(width, 1.0);
+    double *gain = random_f32(p.rows, 1.0), *bias = random_act(width, 1.0);
     double *v = host_zeros((int64_t)s->N * p.rows);
     for (int i = 0, row = 0; scales && i < s->n_parts; i++)
         for (int o = 0; o < s->parts[i].rows; o++, row++)
@@ -103,7 +103,7 @@ static void check_forward(const sizes *s, int activation, gpt_dropout_site site,
     int W = s->n_parts * s->R, activates = activation != GPT_ACT_NONE;
     gpt_shape shape = shape_of(s, activation);
     EACH_BACKEND {
-        if (!test.ops->lora_forward || (scales && !test.ops->dora_gain)) continue;
+        if (!test.ops->lora_forward) continue;
         void *pre = device_act(p.y, n_pre), *out = activates ? device_act(NULL, n_out) : pre;
         void *device_u = device_f32(NULL, (int64_t)s->N * W);
         void *device_v = device_act(NULL, (int64_t)s->N * p.rows);
@@ -113,7 +113,7 @@ static void check_forward(const sizes *s, int activation, gpt_dropout_site site,
                            .u = device_u,
                            .v = scales ? device_v : NULL,
                            .gain = scales ? device_f32(gain, p.rows) : NULL,
-                           .bias = scales ? device_f32(bias, width) : NULL,
+                           .bias = scales ? device_bias(bias, width) : NULL,
                            .in = device_act(p.in, (int64_t)s->N * s->IC),
                            .a = device_f32(p.a, (int64_t)W * s->IC),
                            .b = device_f32(p.b, (int64_t)p.rows * s->R),
@@ -259,7 +259,6 @@ static void check_gain(const sizes *s) {
     gpt_shape shape = shape_of(s, GPT_ACT_NONE);
     shape.dora = 1;
     EACH_BACKEND {
-        if (!test.ops->dora_gain) continue;
         float *got = device_f32(NULL, p.rows), *inverse = device_f32(NULL, p.rows);
         test_workspace(&shape);
         dora_gain op = {.gain = got,
@@ -297,7 +296,6 @@ static void check_rows_backward(const sizes *s) {
                 dv[at] *= gain[row];
             }
     EACH_BACKEND {
-        if (!test.ops->dora_backward) continue;
         void *got = device_act(NULL, n);
         float *got_m = device_f32(before, rows);
         dora_backward op = {.dv = got,

@@ -1,7 +1,7 @@
 """A rank of a test's job, run by mpirun with the folder for its results and training options.
 
-It trains, then makes one step by hand, whose sums the test knows; or it hangs, or joins again; or it
-trains with a sharded state and by DiLoCo, and resumes such runs; or it runs commands.
+It trains, then makes one step by hand, whose sums the test knows; or it hangs, or joins again; or
+it trains with a sharded state and by DiLoCo, and resumes such runs; or it runs commands.
 """
 
 from __future__ import annotations

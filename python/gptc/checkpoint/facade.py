@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from gptc.checkpoint.adapter import save_adapter
 from gptc.checkpoint.find import open_checkpoint
-from gptc.checkpoint.names import ROOT, folders_in, list_checkpoints, logger
+from gptc.checkpoint.names import ROOT, folders_in, list_checkpoints
 from gptc.checkpoint.writer import save
 from gptc.engine import model as engine
 from gptc.engine.options import Options
@@ -111,11 +111,6 @@ def _packing(file: ModelFile, settings: Mapping[str, Any]) -> dict[str, Any]:
     trains_all = settings["training"] and not settings.get("lora")
     if not blocks or trains_all or dtype not in ("auto", "packed"):
         return {}
-    if dtype == "auto" and Options(settings.get("device", "auto")).resolved().device != "cpu":
-        logger.warning(
-            "note: a GPU computes with the quantized matrices of %s in bf16; --device cpu keeps "
-            "them as they are",
-            file.path,
-        )
-        return {"dtype": "bf16"}
-    return {"dtype": "packed", "device": "cpu", "blocks": blocks}
+    names = ("device", "lora", "kv_dtype")
+    device = Options(**{k: settings[k] for k in names if k in settings}).resolved().device
+    return {"dtype": "packed", "device": device, "blocks": blocks}

@@ -96,7 +96,7 @@ def finetune_command(
 def finetune_options(given: dict[str, Any]) -> dict[str, Any]:
     """The options that are given, with the defaults of `gptc finetune`.
 
-    Adapters are trained, and on a GPU, which does not train them yet, all parameters.
+    Adapters are trained, but all parameters on a GPU that "auto" chooses.
     """
     from gptc.engine.options import Options
 
@@ -104,7 +104,8 @@ def finetune_options(given: dict[str, Any]) -> dict[str, Any]:
     options = {name: table[name] for name in table if name not in ("steps", "warmup_steps")}
     if any(given.get(name) is not None for name in LIMITS):
         del options["epochs"]
-    if Options(given.get("device", "auto")).resolved().device != "cpu":
+    device = given.get("device", "auto")
+    if device == "auto" and Options(device).resolved().device != "cpu":
         options["lora_rank"] = 0
     full = not given.get("lora_rank", options["lora_rank"])
     if given.get("dpo"):

@@ -61,8 +61,7 @@ class CacheOptions:
 
     kv_dtype: str = option(
         "auto",
-        "Data type of the KV cache; int8 = half the memory of bf16, on a CPU; "
-        "auto = that of activations.",
+        "Data type of the KV cache; int8 = half the memory of bf16; auto = that of activations.",
         section="Device",
         choices=KV_DTYPES,
     )
@@ -74,12 +73,12 @@ class Options:
 
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
     stay fp32), "int8" or "int4" (weights rounded in groups of 32, inference only), "packed" (the
-    matrices of `blocks` as a GGUF file has them, others in bf16; on a CPU, inference only) or
+    matrices of `blocks` as a GGUF file has them, others in bf16; inference only) or
     "auto": bf16 on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core;
     `pin` pins each thread to a core; `max_seq` None = the block size. With `lora`, training changes
     adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
     keep less: the first feed-forward layer ("mlp"), or each layer ("block"). `kv_dtype` is that of
-    its sessions' KV caches: "int8", on a CPU, or "auto", the dtype of activations. `optimizer`
+    its sessions' KV caches: "int8" or "auto", the dtype of activations. `optimizer`
     "muon" trains the matrices of layers by Muon, and the other parameters by AdamW.
     `label_smoothing` and `z_loss` change the gradient alone: losses stay cross-entropy. With
     `n_shards`, the model has part number `shard` of AdamW's state alone (ZeRO-1), on a CPU.
@@ -120,18 +119,8 @@ class Options:
                     f"{name} {value!r} is unknown; it must be one of {', '.join(choices)}"
                 )
         device, dtype = self.device, self.dtype
-        if self.lora and device == "cuda":
-            if self.lora.dora:
-                raise UsageError("DoRA is computed on a CPU only: use --device cpu")
-            if self.training and dtype in DTYPES[2:]:
-                raise UsageError(
-                    f"adapters over --dtype {dtype} are trained on a CPU only: use --device cpu, "
-                    "or bf16"
-                )
-        if self.kv_dtype == "int8" and device == "cuda":
-            raise UsageError("a KV cache in int8 is read on a CPU only: use --device cpu")
         if device == "auto" and (self.lora or self.kv_dtype == "int8"):
-            device = "cpu"  # adapters have been measured there only
+            device = "cpu"  # both have been measured there only
         if device == "auto" and dtype in DTYPES[2:]:
             device = "cpu"  # quantized weights have been measured there only
         problem = None if device == "cpu" else library.gpu().problem

@@ -18,6 +18,7 @@ from gptc.checkpoint.find import find_checkpoint, open_checkpoint, open_folder
 from gptc.checkpoint.merged import AdapterSet, merged
 from gptc.convert.export_adapter import export_adapter
 from gptc.convert.export_model import export_model
+from gptc.engine import library
 from gptc.engine.lora import targets_named
 from gptc.engine.options import Options
 from gptc.errors import GptcError, UsageError
@@ -51,13 +52,13 @@ def logits(path: Path) -> Any:
         return model.logits(batch(B=1)[0])
 
 
-def test_what_a_gpu_does_not_train_is_refused() -> None:
-    lora, dora = (Lora(2, 4.0, ("qkv",), dora=dora) for dora in (False, True))
-    with pytest.raises(UsageError, match="DoRA is computed on a CPU only"):
-        Options("cuda", lora=dora).resolved()
-    with pytest.raises(UsageError, match="over --dtype int8 are trained on a CPU only"):
-        Options("cuda", "int8", lora=lora).resolved()
+def test_adapters_run_on_a_gpu_if_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = library.gpu()._replace(problem=None)
+    monkeypatch.setattr(library, "gpu", lambda: found)
+    lora = Lora(2, 4.0, ("qkv",), dora=True)
     assert Options(lora=lora).resolved().device == "cpu"
+    for dtype in ("bf16", "int8", "packed"):
+        assert Options("cuda", dtype, lora=lora).resolved().device == "cuda"
 
 
 def test_a_model_switches_between_adapters_and_none(base: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from conversing import rows, write_base, write_rows
 from gptc.cli.finetune import finetune_options
+from gptc.engine import library
 from gptc.training.options import LIMITS
 
 
@@ -40,6 +41,13 @@ def test_a_model_is_fine_tuned(
     assert answer.code == 0, answer.err
     again = gptc("finetune", "-m", base, "--data", chats, "--out", out, "--steps", 4)
     assert (again.code, "--resume" in again.err) == (2, True)
+
+
+def test_a_gpu_that_is_named_trains_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = library.gpu()._replace(problem=None)
+    monkeypatch.setattr(library, "gpu", lambda: found)
+    assert finetune_options({})["lora_rank"] == 0
+    assert finetune_options({"device": "cuda"})["lora_rank"] == 16
 
 
 def test_defaults_follow_the_options() -> None:

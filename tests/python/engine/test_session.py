@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gptc import Model
+from gptc.engine import library
 from gptc.engine.config import GPTConfig
 from gptc.engine.options import Options
 from gptc.engine.session import session_bytes
@@ -97,9 +98,10 @@ def test_an_int8_cache_takes_half_of_the_memory(config: Config) -> None:
         assert model.session().kv_dtype == "int8"
 
 
-def test_an_int8_cache_is_for_a_cpu() -> None:
+def test_an_int8_cache_is_on_a_gpu_if_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = library.gpu()._replace(problem=None)
+    monkeypatch.setattr(library, "gpu", lambda: found)
     assert Options(device="auto", kv_dtype="int8").resolved().device == "cpu"
-    with pytest.raises(UsageError, match="a KV cache in int8 is read on a CPU only: use --device"):
-        Options(device="cuda", kv_dtype="int8").resolved()
+    assert Options(device="cuda", kv_dtype="int8").resolved().device == "cuda"
     with pytest.raises(UsageError, match="kv_dtype 'fp8' is unknown"):
         Options(kv_dtype="fp8").resolved()

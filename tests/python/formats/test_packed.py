@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptc import GPTConfig, Model
 from gptc.checkpoint.facade import load_model
 from gptc.cli.info import describe
+from gptc.engine import library
 from gptc.errors import EngineError, GptcError, UsageError
 from gptc.formats.blocks import BLOCKS, Blocks
 from gptc.formats.gguf import GgufModel
@@ -85,6 +87,24 @@ def test_blocks_are_widened_only_when_asked(tmp_path: Path) -> None:
         assert model.dtype == "fp32"
     with load_model(file) as model, pytest.raises(EngineError, match="is kept as blocks"):
         model.set("wte.weight", np.zeros((96, 256), np.float32))
+
+
+def test_blocks_stay_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+
+    def create(config: GPTConfig, **options: object) -> Model:
+        given.update(options)
+        raise GptcError("no card is needed")
+
+    found = library.gpu()._replace(problem=None)
+    monkeypatch.setattr(library, "gpu", lambda: found)
+    monkeypatch.setattr(Model, "create", create)
+    file = write_gguf(tmp_path / "m.gguf", MIXED, "Q4_K")
+    for device in ("auto", "cuda"):
+        with pytest.raises(GptcError, match="no card"):
+            load_model(file, device=device)
+        assert (given["device"], given["dtype"]) == ("cuda", "packed")
+        assert given["blocks"] == file.packing()
 
 
 def test_a_file_without_blocks_cannot_be_packed(tmp_path: Path) -> None:
