@@ -166,7 +166,8 @@ static const int windows[] = {1, 5, 15, 16, 17, 33, 63, 64, 65, 128, 1000};
 
 static void test_window(void) {
     for (int i = 0; i < TEST_COUNT(cases); i++) {
-        for (int k = i % 4; k < TEST_COUNT(windows); k += 4) {
+        int step = test_is_short() ? TEST_COUNT(windows) : 4;
+        for (int k = i % step; k < TEST_COUNT(windows); k += step) {
             float p = (i + k) % 3 ? 0.0f : 0.3f;
             sizes s = cases[i];
             s.window = windows[k];
@@ -191,7 +192,8 @@ static int32_t *random_documents(sizes s, int most) {
 static void test_documents(void) {
     static const int most[] = {1, 3, 20, 70, 300};
     for (int i = 0; i < TEST_COUNT(cases); i++) {
-        for (int k = i % 2; k < TEST_COUNT(most); k += 2) {
+        int step = test_is_short() ? TEST_COUNT(most) : 2;
+        for (int k = i % step; k < TEST_COUNT(most); k += step) {
             sizes s = cases[i];
             float p = (i + k) % 3 ? 0.0f : 0.3f;
             if ((i + k) % 4 == 0) s.window = 19;

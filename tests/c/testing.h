@@ -666,6 +666,13 @@ static inline int test_backend_next(void) {
 /* Runs what follows for each table, thread count and pass. Do not leave it with break. */
 #define EACH_BACKEND for (test_backend_begin(); test_backend_next();)
 
+/* Whether lists of sizes and of something else are crossed in part: each of both is met, but few pairs.
+ * For builds that take long (GPTC_TEST_SIZES=short); a plain build meets the pairs. */
+static inline int test_is_short(void) {
+    const char *sizes = getenv("GPTC_TEST_SIZES");
+    return sizes && strcmp(sizes, "short") == 0;
+}
+
 /* ---- main ---- */
 
 typedef struct test_entry {
