@@ -9,12 +9,9 @@
         (void)op;                                                                                  \
         memcpy(out, list, sizeof list);                                                            \
     }
-#define ACTS(field, count)                                                                         \
-    { .name = #field, .data = op->field, .n = (int64_t)(count), .is_act = 1 }
-#define FLOATS(field, count)                                                                       \
-    { .name = #field, .data = op->field, .n = (int64_t)(count) }
-#define NONE                                                                                       \
-    { .name = NULL }
+#define ACTS(field, count)   {.name = #field, .data = op->field, .n = (int64_t)(count), .is_act = 1}
+#define FLOATS(field, count) {.name = #field, .data = op->field, .n = (int64_t)(count)}
+#define NONE                 {.name = NULL}
 
 #define N          ((int64_t)op->N)
 #define QKV        (((int64_t)op->NH + 2 * op->NKV) * op->HS)

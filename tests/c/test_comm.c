@@ -132,7 +132,7 @@ static void test_a_missing_rank(void) {
 static void test_messages_under_way(void) {
     for (int i = 0; i < 2; i++) {
         cancels = i == 0;
-        test_case("a receive %s", cancels ? "is cancelled" : "goes on");
+        test_case("a receive %s", cancels ? "is cancelled" : "stays");
         job j = new_job(do_all_reduce, 2, 100);
         j.timeout_s = 0.05, j.missing = 1;
         run_job(&j);
