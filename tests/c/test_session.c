@@ -120,13 +120,6 @@ static void test_int8(void) {
             gpt_model *model = new_model(c, 0, 1, N_CTX, 0.0f);
             write_random_params(model, c);
             gpt_session *s;
-            if (place.options.device != GPT_DEVICE_CPU) {
-                EXPECT(gpt_session_create(model, N_SEQ, N_CTX, GPT_KV_INT8, &s) ==
-                       GPT_ERR_ARGUMENT);
-                EXPECT(strstr(gpt_last_error(), "on a CPU") != NULL);
-                gpt_model_free(model);
-                continue;
-            }
             EXPECT_OK(gpt_session_create(model, N_SEQ, N_CTX, GPT_KV_INT8, &s));
             uint64_t exact_bytes, bytes;
             EXPECT_OK(gpt_session_bytes(model, 64, N_CTX, GPT_KV_ACTIVATIONS, &exact_bytes));
