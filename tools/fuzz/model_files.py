@@ -34,8 +34,6 @@ _SHAPES = {
         **_LLAMA,
         "head_dim": 4,
         "qk_norm": True,
-        "qkv_bias": True,
-        "attn_proj_bias": True,
         "window": 5,
         "rope_scaling": "yarn",
         "rope_factor": 4.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from gptc.bench.train import import_torch, random_batch
@@ -32,7 +32,8 @@ def bench_ops(
     gemms: dict[tuple[str, str, str], ProductTime] = {}
     theirs: dict[str, list[float]] = {}
     seconds = peak_flops = peak_bytes = 0.0
-    with Model.create(config, **asdict(options)) as model:
+    with Model(config, options) as model:
+        model.init(options.seed)
         products: dict[str, Callable[[], object]] = {}
         busy = [0.0] * model.threads
         for turn in range(-2, steps):  # two to warm up

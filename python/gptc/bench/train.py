@@ -60,7 +60,8 @@ def bench_train(
     options = options.resolved()
     inputs, targets = random_batch(config, options)
     B, T = inputs.shape
-    with Model.create(config, **asdict(options)) as model:
+    with Model(config, options) as model:
+        model.init(options.seed)
         contenders: dict[str, Step] = {
             "gptc": lambda: model.train_step(inputs, targets, lr=1e-4).loss
         }

@@ -6,7 +6,7 @@ or turns that are left out), and a history that an interrupt or an error leaves 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -18,9 +18,8 @@ from gptc.engine.config import GPTConfig
 from gptc.engine.session import Session
 from gptc.errors import GptcError, UsageError
 from gptc.generation.chat import Conversation, chat
-from gptc.generation.drafts import NgramDraft
+from gptc.generation.drafts import NgramDraft, Wanted
 from gptc.generation.options import Sampling
-from gptc.generation.request import Sample
 from gptc.tokenizer.base import Tokenizer
 from gptc.tokenizer.chat import chat_prompt
 from gptc.tokenizer.marks import Marks
@@ -67,8 +66,8 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 class Wrong(NgramDraft):
     """Its guesses stay in the cache, in the place of tokens that were drawn."""
 
-    def guess(self, slot: int, sample: Sample, most: int) -> list[int]:
-        return [7, 7][:most]
+    def guess(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        return [[7, 7][: each.most] for each in wanted]
 
 
 def conversation(model: Model, tokenizer: Tokenizer, **options: Any) -> Conversation:
