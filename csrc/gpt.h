@@ -623,7 +623,8 @@ int gpt_model_set_step(gpt_model *model, int64_t step);
  * it takes 128 MB for a moment; bytes may be NULL. */
 int gpt_model_peak(gpt_model *model, double *flops, double *bytes);
 /* From now on (on: 1), or no longer (0), every op is timed. Turning it on starts from nothing. With
- * GPT_PROFILE_CHECKED the outputs of every op are looked at, too. */
+ * GPT_PROFILE_CHECKED outputs of ops are looked at, too: of the logits the first row, and no drawn tokens, updated
+ * parameters or caches. */
 enum { GPT_PROFILE_CHECKED = 2 };
 int gpt_model_profile(gpt_model *model, int on);
 /* The first number that was not finite since then; GPT_ERR_ARGUMENT where there is none. */
@@ -700,7 +701,8 @@ int gpt_logprobs(const float *logits, int32_t vocab_size, int32_t token, float *
  *
  * All ranks make the same calls in the same order, with the same sizes. */
 int gpt_comm_create(int kind, const char *library, double timeout_s, gpt_comm **out);
-/* NULL is harmless. Where a call has failed, receives that do not end when they are cancelled keep their memory. */
+/* NULL is harmless. Where a call has failed, a receive that does not end when it is cancelled keeps the memory that
+ * is the library's; what was given to that call has to stay valid until the process ends. */
 void gpt_comm_free(gpt_comm *comm);
 int gpt_comm_rank(const gpt_comm *comm);
 int gpt_comm_size(const gpt_comm *comm);
@@ -730,7 +732,8 @@ int gpt_model_place(gpt_model *model, int64_t micro, int64_t row);
  * of its part, and the norm of all. */
 int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm);
 /* With n_shards: after gpt_model_update, which has changed the parameters of the own part, those of all ranks
- * come to each. Until then the model computes nothing. The gradients are gone. */
+ * come to each. Until then the model computes nothing, and its parameters are not read or written. The
+ * gradients are gone. */
 int gpt_model_gather(gpt_model *model, gpt_comm *comm);
 /* With n_shards: state slot k of parameter i (n), of which each rank has a part, on all of them.
  * gpt_model_read fails for it, and gpt_model_write keeps this rank's part. */

@@ -40,6 +40,7 @@ static int fill_adapter(gpt_adapter *a) {
 int gpt_adapter_create(gpt_model *model, int none, gpt_adapter **out) {
     REQUIRE_MODEL(model);
     REQUIRE(out);
+    TRY(check_gathered(model));
     if (none != 0 && none != 1)
         return fail(GPT_ERR_ARGUMENT, "none is %d; it must be 0 or 1", none);
     if (!model->options.lora.rank)

@@ -193,12 +193,15 @@ int gpt_model_gather(gpt_model *model, gpt_comm *comm) {
     if (!model->shard_updated)
         return fail(GPT_ERR_ARGUMENT, "there was no update since the last gpt_model_gather");
     const params_layout *layout = &model->layout;
+    model->grads_stale = true; /* parameters come through their buffer */
+    model->shard_summed = false;
+    model->n_micro = 0;
     shard_export(model, layout->shard_begin, layout->shard_end);
     bounds_of_parts(model, comm, sizeof(float));
     TRY(comm->ops->all_gather(comm, model->grads, comm->bounds));
     shard_import(model, 0, layout->shard_begin);
     shard_import(model, layout->shard_end, layout->n_grads);
-    model->pack_stale = true;
+    if (!weights_are_fixed(&model->options)) model->pack_stale = true;
     model->dora.stale = true;
     model->shard_updated = false;
     return GPT_OK;

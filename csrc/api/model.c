@@ -280,6 +280,7 @@ int gpt_model_create(const gpt_config *config, const gpt_options *options, gpt_m
     TRY(check_options(config, options, &o));
     gpt_model *m = calloc(1, sizeof *m);
     if (!m) return fail(GPT_ERR_MEMORY, "no memory for the model");
+    m->layer = -1;
     m->config = *config;
     m->options = o;
     m->forks = fork_count();
@@ -374,6 +375,7 @@ static int init_from(gpt_model *model, int first, uint64_t seed) {
 
 int gpt_model_init(gpt_model *model, uint64_t seed) {
     REQUIRE_MODEL(model);
+    TRY(check_gathered(model));
     for (int i = 0; i < model->layout.n_slots; i++) TRY(check_floats(model, i));
     return init_from(model, 0, seed);
 }
@@ -421,6 +423,7 @@ int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
     REQUIRE(out);
     float *place = NULL;
     TRY(find_tensor(model, i, tensor, n, &place));
+    if (tensor == GPT_TENSOR_VALUE) TRY(check_gathered(model));
     const gpt_segment *s = &model->layout.segments[i];
     if (tensor == GPT_TENSOR_VALUE && s->n_stacked) {
         TRY(rows_read(model, s, 0, (int)(n / s->cols), out));
@@ -461,6 +464,7 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
         if (model->n_micro == 0) model->n_micro = 1; /* there is something to apply */
     }
     if (tensor == GPT_TENSOR_VALUE) {
+        TRY(check_gathered(model));
         TRY(check_floats(model, i));
         write_value(model, i, values, n);
     } else if (!place) {
@@ -514,6 +518,7 @@ int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t o
     if (transposed != 0 && transposed != 1)
         return fail(GPT_ERR_ARGUMENT, "transposed is %d; it must be 0 or 1", transposed);
     const gpt_segment *s = &model->layout.segments[i];
+    TRY(check_gathered(model));
     TRY(check_floats(model, i));
     /* Products that read the parameters themselves would read padding rows, too. */
     bool lend =

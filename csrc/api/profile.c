@@ -14,6 +14,8 @@ int gpt_model_peak(gpt_model *model, double *flops, double *bytes) {
 
 int gpt_model_profile(gpt_model *model, int on) {
     REQUIRE_MODEL(model);
+    if (on < 0 || on > GPT_PROFILE_CHECKED)
+        return fail(GPT_ERR_ARGUMENT, "on is %d; it must be 0, 1 or %d", on, GPT_PROFILE_CHECKED);
     if (model->profiled) profile_free(model->ctx, &model->ops, &model->ctx);
     model->profiled = false;
     if (on) {

@@ -172,6 +172,6 @@ CPU_WORKSPACE(linear_workspace) {
     if (is_gated(shape->activation)) twice = sizeof(float) * (size_t)shape->N * (size_t)fc;
 #endif
     int widest = cpu_max(cpu_max(fc, (shape->NH + 2 * shape->NKV) * shape->HS), shape->C);
-    if (shape->training) most = cpu_product_workspace(widest, shape->N);
+    if (shape->training || shape->dora) most = cpu_product_workspace(widest, shape->N);
     return twice > most ? twice : most;
 }

@@ -222,7 +222,8 @@ static void session_rows(gpt_session *s, step *t, int begin, int n) {
     bool same;
     const gpt_adapter *adapter = adapter_of_all(s, t->seqs + begin, n, &same);
     int64_t numbers = !adapter ? 0 : adapter->arena ? (int64_t)(intptr_t)adapter->arena : -1;
-    const int64_t key[] = {(int64_t)(intptr_t)s->arena, s->n_seq, s->n_ctx, n, draws, numbers};
+    const int64_t key[] = {
+        (int64_t)(intptr_t)s->arena, s->n_seq, s->n_ctx, s->kv, n, draws, numbers};
     bool replays = ops->replay_begin && !states && n == t->n && one_each(t) && same &&
                    (!draws || draws_that_fit(s, t, n) == n);
     if (replays && draws) upload_draws(s, t, n);

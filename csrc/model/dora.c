@@ -176,7 +176,11 @@ size_t dora_workspace(const gpt_model *m) {
 }
 
 void dora_measure(gpt_model *m) {
-    for (int l = 0; m->dora.stale && m->dora.of && l < m->config.n_layer; l++)
+    int before = m->layer;
+    for (int l = 0; m->dora.stale && m->dora.of && l < m->config.n_layer; l++) {
+        m->layer = l;
         for (int matrix = 0; matrix < LORA_MATRICES; matrix++) measure(m, l, matrix);
+    }
+    m->layer = before;
     m->dora.stale = false;
 }

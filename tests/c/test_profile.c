@@ -21,6 +21,7 @@ static void test_checked(void) {
             gpt_not_finite bad;
             float loss;
             EXPECT(gpt_model_not_finite(model, &bad) == GPT_ERR_ARGUMENT);
+            EXPECT(gpt_model_profile(model, GPT_PROFILE_CHECKED + 1) == GPT_ERR_ARGUMENT);
             EXPECT_OK(gpt_model_profile(model, GPT_PROFILE_CHECKED));
             step(model, tokens, targets, &loss);
             EXPECT(gpt_model_not_finite(model, &bad) == GPT_ERR_ARGUMENT);

@@ -1,10 +1,10 @@
 /* Models whose optimizer state is in parts (ZeRO-1), among threads that stand in for ranks. */
 #include "testing.h"
 
-#include "models.h"
+#include "adapters.h"
 #include "thread_ranks.h"
 
-enum { T = 7, STEPS = 3, OTHER = 1000 };
+enum { STEPS = 3, OTHER = 1000 };
 
 /* A job in which each rank makes steps on another row. */
 typedef struct task {
@@ -12,16 +12,18 @@ typedef struct task {
     const int32_t *tokens; /* (STEPS, ranks, T) */
     bool sharded;
     float dropout;
+    gpt_lora lora; /* rank 0: all parameters are trained */
 } task;
 
 static gpt_model *rank_model(const task *t, int rank, int size, int *status) {
     gpt_options options = place.options;
     gpt_model *model = NULL;
     options.training = 1, options.max_batch = 1, options.max_seq = T, options.seed = 7;
-    options.dropout = t->dropout;
+    options.dropout = t->dropout, options.lora = t->lora;
     if (t->sharded) options.n_shards = size, options.shard = rank;
     *status = gpt_model_create(t->config, &options, &model);
     if (*status == GPT_OK) *status = gpt_model_init(model, 3);
+    if (*status == GPT_OK && t->lora.rank) *status = gpt_model_init_lora(model, 5);
     return model;
 }
 
@@ -33,7 +35,17 @@ static int do_step(const task *t, gpt_model *m, gpt_comm *comm, int step, float 
     TRY(gpt_model_all_reduce(m, comm));
     TRY(update_adamw(m, &adamw, &results[0], &results[1]));
     if (!t->sharded) return GPT_OK;
-    if (gpt_model_loss(m, tokens, tokens, 1, T, results, NULL) != GPT_ERR_ARGUMENT) return OTHER;
+    gpt_param info;
+    TRY(gpt_config_param(t->config, 0, &info));
+    float *x = malloc(sizeof *x * (size_t)info.size);
+    int early[] = {gpt_model_loss(m, tokens, tokens, 1, T, results, NULL),
+                   gpt_model_read(m, 0, GPT_TENSOR_VALUE, x, info.size),
+                   gpt_model_write(m, 0, GPT_TENSOR_VALUE, x, info.size), gpt_model_init(m, 3)};
+    free(x);
+    for (int i = 0; i < TEST_COUNT(early); i++)
+        if (early[i] != GPT_ERR_ARGUMENT) return OTHER;
+    TRY(gpt_model_zero_grads(
+        m)); /* the parameters come through the gradients' buffer, and leave nothing there */
     return gpt_model_gather(m, comm);
 }
 
@@ -71,13 +83,17 @@ static int train_rank(job *j, gpt_comm *comm, int rank, gpt_model *models[2]) {
     const task *t = j->given;
     float *x = j->x[rank], *results = x + j->n - 2 * STEPS;
     for (int step = 0; step < STEPS; step++) {
+        if (t->lora.rank) {
+            TRY(do_step(t, models[0], comm, step, results + 2 * step));
+            continue;
+        }
         if (step == STEPS - 1) {
             TRY(read_all(t, models[0], comm, x));
             TRY(write_all(t, models[1], x));
         }
         TRY(do_step(t, models[step == STEPS - 1], comm, step, results + 2 * step));
     }
-    return read_all(t, models[1], comm, x);
+    return t->lora.rank ? GPT_OK : read_all(t, models[1], comm, x);
 }
 
 static void run_rank(job *j, gpt_comm *comm, int rank) {
@@ -102,12 +118,14 @@ static int64_t n_params(const gpt_config *c) {
 }
 
 /* Losses, norms, values and states of a sharded job have the bits of one in which each rank has all. */
-static void check_bits(const gpt_config *c, const char *name, int size, float dropout) {
-    task whole = {.config = c, .dropout = dropout}, parts;
-    test_case("%s, %d ranks, dropout %g", name, size, dropout);
+static void check_bits(const gpt_config *c, const char *name, int size, float dropout,
+                       gpt_lora lora) {
+    task whole = {.config = c, .dropout = dropout, .lora = lora}, parts;
+    test_case("%s, %d ranks, dropout %g, adapters of rank %d, DoRA %d", name, size, dropout,
+              lora.rank, lora.dora);
     whole.tokens = random_ints(STEPS * size * T, c->vocab_size);
     parts = whole, parts.sharded = true;
-    int64_t n = 3 * n_params(c) + 2 * STEPS;
+    int64_t n = (lora.rank ? 0 : 3 * n_params(c)) + 2 * STEPS;
     job one = new_job(run_rank, size, n), other = new_job(run_rank, size, n);
     one.given = &whole, other.given = &parts;
     run_job(&one);
@@ -128,13 +146,18 @@ static gpt_config wide(const family *f) {
 }
 
 static void test_bits(void) {
+    const gpt_lora none = {.rank = 0};
     EACH_PLACE {
         if (place.options.device != GPT_DEVICE_CPU) continue;
         for (int f = 0; f < 2; f++) {
             gpt_config c = wide(&families[f]);
-            check_bits(&c, families[f].name, 2 + f, f ? 0.3f : 0);
+            check_bits(&c, families[f].name, 2 + f, f ? 0.3f : 0, none);
+            gpt_lora lora = lora_of(&c, f, 0);
+            lora.dora = f;
+            check_bits(&c, families[f].name, 2, 0, lora);
         }
-        check_bits(&families[0].config, families[0].name, 2, 0); /* one block: a rank has no part */
+        /* One block: a rank has no part. */
+        check_bits(&families[0].config, families[0].name, 2, 0, none);
     }
 }
 
