@@ -239,7 +239,7 @@ struct left {
 /* f(token, chance) for each that is left. */
 template <typename F> static __device__ inline void for_left(const room *m, F f) {
     left left(m);
-    for_tokens<4>(m->chances, m->V, [&](int i, uint32_t chance) {
+    for_tokens<3>(m->chances, m->V, [&](int i, uint32_t chance) {
         if (left.has(i, chance)) f(i, chance);
     });
 }
@@ -407,25 +407,33 @@ static __device__ inline bool begins_in_pieces(const sample_row &s) {
     return has_top_k(s) || begins_with_top_p(s);
 }
 
+/* The filters that keep the first tokens of an order. */
+enum by_order { TOP_K, TYPICAL_P, TOP_P, BY_ORDER };
+
+static __device__ inline bool is_asked(const sample_row &s, int by, bool has_first) {
+    if (by == TOP_K) return has_top_k(s) && !has_first;
+    if (by == TYPICAL_P) return s.typical_p < 1;
+    return s.top_p < 1 && !(begins_with_top_p(s) && has_first);
+}
+
 /* All filters, or those after the first. */
 static __device__ inline void filter(room *m, const sample_row &s, bool has_first) {
-    auto left = [&] { return sum_left(m, m->pieces, m->V); };
-    if (has_top_k(s) && !has_first) {
-        keep_first(m, BY_CHANCE, (uint64_t)s.top_k, ALL);
-        sum_pieces(m);
-    }
-    if (s.typical_p < 1) {
-        uint32_t mean = mean_halvings(m);
-        if (threadIdx.x == 0) {
-            m->mean = mean;
-            m->typical = true;
+#pragma unroll 1 /* keep_first is long, and compiled once for all */
+    for (int by = TOP_K; by < BY_ORDER; by++) {
+        if (!is_asked(s, by, has_first)) continue;
+        if (by == TYPICAL_P) {
+            uint32_t mean = mean_halvings(m);
+            if (threadIdx.x == 0) {
+                m->mean = mean;
+                m->typical = true;
+            }
+            __syncthreads();
         }
-        __syncthreads();
-        keep_first(m, BY_TYPICAL, ALL, share_of(left(), s.typical_p));
-        sum_pieces(m);
-    }
-    if (s.top_p < 1 && !(begins_with_top_p(s) && has_first)) {
-        keep_first(m, BY_CHANCE, ALL, share_of(left(), s.top_p));
+        uint64_t tokens = by == TOP_K ? (uint64_t)s.top_k : ALL, enough = ALL;
+        if (by != TOP_K)
+            enough =
+                share_of(sum_left(m, m->pieces, m->V), by == TYPICAL_P ? s.typical_p : s.top_p);
+        keep_first(m, by == TYPICAL_P ? BY_TYPICAL : BY_CHANCE, tokens, enough);
         sum_pieces(m);
     }
     if (s.min_p > 0) {
