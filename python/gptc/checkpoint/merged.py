@@ -12,6 +12,7 @@ import numpy as np
 
 from gptc.checkpoint.adapter import AdapterCheckpoint
 from gptc.checkpoint.find import find_checkpoint, open_folder
+from gptc.checkpoint.names import adapter_name
 from gptc.engine.arrays import FloatArray
 from gptc.engine.lora import Lora, adapters_of
 from gptc.engine.model import Model
@@ -48,14 +49,14 @@ class AdapterSet:
     def __init__(
         self, base: ModelFile, folders: Sequence[str | Path], names: Sequence[str | None] = ()
     ) -> None:
-        """Opens them; GptcError where one is of another base. Without a name: its folder's."""
+        """Opens them; GptcError where one is of another base. Without a name: `adapter_name`."""
         self._files: dict[str, Adapters] = {}
         for path, given in zip_longest(folders, names):
             folder = Path(path)
             file = open_adapters(folder, base)
-            name = given or folder.resolve().name
+            name = given or adapter_name(folder)
             if name in self._files:
-                raise UsageError(f"two adapters are named {name}: give their folders other names")
+                raise UsageError(f"two adapters are named {name}: give one as NAME=PATH")
             self._files[name] = file
         self._config = base.config
 
@@ -146,6 +147,18 @@ class MergedModel(ModelFile):
     def load_into(self, model: Model) -> None:
         for name, _, _ in self.config.parameters():
             model.set(name, self.read(name))
+
+
+def parse_adapters(given: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The paths and names of `NAME=PATH`, or of paths alone, which may have a = in them."""
+    paths: list[Path] = []
+    names: list[str] = []
+    for text in given:
+        name, sign, path = text.partition("=")
+        named = bool(sign and name and path) and not Path(text).exists()
+        paths.append(Path(path if named else text))
+        names.append(name if named else adapter_name(paths[-1]))
+    return paths, names
 
 
 def adapted(file: ModelFile, adapter: str | Path | None) -> tuple[ModelFile, Adapters | None]:

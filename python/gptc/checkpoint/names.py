@@ -39,6 +39,15 @@ def model_name(path: Path) -> str:
     return path.parent.name if path.name.startswith("ckpt-") else path.name
 
 
+def adapter_name(path: Path) -> str:
+    """The name of an adapter: that of its run, folder or file, as the path says it.
+
+    A link is not followed, so that the name stays the same when its target is another one.
+    """
+    path = path.resolve() if ".." in path.parts else path.absolute()
+    return path.parent.name if path.name == BEST or path.name.startswith("ckpt-") else path.name
+
+
 def step_of(checkpoint: Path) -> int:
     """The step in a name that `checkpoint_name` made."""
     return int(checkpoint.name.removeprefix("ckpt-"))

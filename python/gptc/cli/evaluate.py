@@ -272,20 +272,22 @@ def _dataset(checkpoint: ModelFile, data: str | None, quiet: bool) -> tuple[Data
 
 
 def _trained_data(checkpoint: ModelFile) -> list[str] | None:
-    """The data that the checkpoint's run was trained on, as in --data; None = not known."""
+    """The datasets that the checkpoint's run was trained on, without weights; None = not known."""
     from gptc.checkpoint.reader import Checkpoint
 
     trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
     data = trainer["options"]["data"] if trainer and "options" in trainer else None
-    return None if data is None else [data] if isinstance(data, str) else data
+    if data is None or isinstance(data, str):
+        return None if data is None else [data]
+    return [text.rpartition(":")[0] for text in data]
 
 
 def _is_training_data(checkpoint: ModelFile, data: str | None) -> bool:
-    """Whether --data (None = not given) is the data of the checkpoint's run."""
-    trained = _trained_data(checkpoint)
-    if trained is None or len(trained) > 1:
-        return False
-    return data is None or Path(data).resolve() == Path(trained[0]).resolve()
+    """Whether --data (None = not given) is data of the checkpoint's run, or a part of it."""
+    trained = _trained_data(checkpoint) or []
+    return bool(trained) and (
+        data is None or Path(data).resolve() in [Path(name).resolve() for name in trained]
+    )
 
 
 def _progress(quiet: bool, dtype: str, unit: str = " tokens") -> Any:

@@ -81,11 +81,11 @@ class InferCommand(SectionedCommand):
 @click.option(
     "--adapter",
     "adapters",
-    metavar="DIR",
+    metavar="[NAME=]DIR",
     type=click.Path(),
     multiple=True,
     help="Adapter (LoRA) of the model. May be repeated: the first one is used, or the one that a "
-    'line of --prompts names, such as {"adapter": "DIR"}.',
+    'line of --prompts names, such as {"adapter": "NAME"}.',
 )
 @click.option(
     "-p", "--prompt", metavar="TEXT", multiple=True, callback=_once, help="Prompt to continue."
@@ -181,7 +181,7 @@ def infer_command(
     text = "" if prompts or asks or conversing else _read_prompt(prompt, prompt_file)
     begin = _read_messages(talk)
     from gptc.checkpoint.facade import load_model, on_newest
-    from gptc.checkpoint.merged import AdapterSet
+    from gptc.checkpoint.merged import AdapterSet, parse_adapters
     from gptc.cli.prompts import answer
     from gptc.cli.writer import Writer
     from gptc.engine.world import join
@@ -195,7 +195,7 @@ def infer_command(
     loading = {"device": device, "threads": threads, "max_batch": 0, "kv_dtype": kv_dtype}
 
     def load(file: ModelFile) -> tuple[ModelFile, Tokenizer, Model, AdapterSet | None]:
-        several = AdapterSet(file, adapters) if adapters else None
+        several = AdapterSet(file, *parse_adapters(adapters)) if adapters else None
         tokenizer = file.tokenizer()
         if conversing:  # before the weights are read
             from gptc.cli.chat import find_template
@@ -220,7 +220,7 @@ def infer_command(
 
             n_seq = batch_size if prompts else options["num_samples"]
             loading["dtype"] = dtype
-            writer.draft = open_draft(stack, draft, gpt, tokenizer, n_seq, loading)(0)
+            writer.draft = open_draft(stack, draft, gpt, tokenizer, n_seq, loading).make(0)
         if conversing:
             _converse(gpt, tokenizer, talk, begin, writer.draft, options, random_seed)
         elif prompts:

@@ -87,9 +87,8 @@ def serve_command(
     options = _options(config, given)
     _check_packages()
     from gptc.checkpoint.facade import load_model, on_newest
-    from gptc.checkpoint.merged import AdapterSet
+    from gptc.checkpoint.merged import AdapterSet, parse_adapters
     from gptc.checkpoint.names import model_name
-    from gptc.serve.adapters import parse_adapters
     from gptc.serve.server import Server, check_security, make_service
 
     check_security(options)  # before the weights are read

@@ -1,8 +1,10 @@
 """Several datasets drawn from by weights, as one.
 
 The sequence at a position of the stream is a function of the weights, the seed and the position.
-Of each 1,024 positions, a dataset has as many as its weight says, in random order; what it has so
-far is within one of its share. Letters: B is batch_size, T is seq_len.
+Of each block of 1,024 positions, a dataset has its share, rounded down or up, in random order: a
+part of a block has its share on average. The blocks in which it is rounded up are spread evenly (a
+Kronecker sequence of the golden ratio), so that over many the shares are the weights. Letters: B is
+batch_size, T is seq_len.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from gptc.files.words import quoted
 from gptc.tokenizer.base import Tokenizer, Tokens
 
 _BLOCK = 1024  # positions in which each dataset has its share
-_UNIT = 1 << 32  # weights are whole numbers of this: sums are then exact
+_UNIT = 1 << 32  # of weights: sums of whole numbers are exact
+_GOLDEN = 2654435769  # _UNIT over the golden ratio: its multiples are spread evenly
 
 
 class Part(NamedTuple):
@@ -109,11 +112,15 @@ class MixedLoader(Loader):
         self._block, self._places = -1, [(0, 0)]
 
     def counts(self, n: int) -> list[int]:
-        """How many of the first `n` blocks' sequences each part has."""
-        largest = max(range(len(self._weights)), key=self._weights.__getitem__)
-        counts = [_BLOCK * n * weight // _UNIT for weight in self._weights]
-        counts[largest] += _BLOCK * n - sum(counts)
-        return counts
+        """How many of the first `n` blocks' sequences each part has.
+
+        In block m the parts that end at x, in positions, end at floor(x + u), where u is the
+        fractional part of m / golden ratio.
+        """
+        ends = _BLOCK * np.cumsum(self._weights, dtype=object)
+        before = _floor_sum(n, _GOLDEN, 0)
+        found = [_floor_sum(n, _GOLDEN, end) - before for end in ends]
+        return [end - begin for begin, end in zip([0, *found], found, strict=False)]
 
     def _draw(self, position: int) -> Rows:
         places = [self._place(position + b) for b in range(self.batch_size)]
@@ -146,7 +153,21 @@ def _seed(seed: int, part: int) -> int:
 
 
 def _whole(weights: Sequence[float]) -> list[int]:
-    return [round(weight * _UNIT) for weight in weights]
+    """The weights in _UNIT, whose sum is then 1; the largest has the rounding of all."""
+    found = [round(weight * _UNIT) for weight in weights]
+    found[found.index(max(found))] += _UNIT - sum(found)
+    return found
+
+
+def _floor_sum(n: int, a: int, b: int) -> int:
+    """The sum of floor((a i + b) / _UNIT) over i < n, by the steps of Euclid's algorithm."""
+    total, m = 0, _UNIT
+    while n:
+        total += n * (n - 1) // 2 * (a // m) + n * (b // m)
+        a, b = a % m, b % m
+        n, b = divmod(a * n + b, m)
+        a, m = m, a
+    return total
 
 
 def parts_of(dataset: Dataset) -> Iterator[Part]:

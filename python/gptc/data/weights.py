@@ -10,7 +10,7 @@ from gptc.data.known import KNOWN_DATASETS
 from gptc.errors import UsageError
 from gptc.files.words import quoted
 
-MOST_DATASETS = 32  # the one with the largest weight has room for the rounding of others
+MOST_DATASETS = 32
 _ROUNDING = 1e-6  # of the sum of weights
 
 

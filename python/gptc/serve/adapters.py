@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gptc.engine.session import AdapterCopy
 from gptc.errors import GptcError
+from gptc.serve.problems import NotFound
 
 if TYPE_CHECKING:
     from gptc.checkpoint.merged import AdapterSet
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 
 class Adapters:
-    """The adapters that `read` gives, all in memory. The model must be in nobody else's use."""
+    """The adapters that `read` gives, all in memory. The model must be in nobody else's use.
+
+    Their names stay the same.
+    """
 
     def __init__(self, model: Model, read: Callable[[], AdapterSet]) -> None:
         self._model, self._read = model, read
-        self._none = AdapterCopy(model, none=True)
+        self.none = AdapterCopy(model, none=True)
+        """That of the model alone."""
         self._named = self._load(read())
 
     def _load(self, files: AdapterSet) -> dict[str, AdapterCopy]:
@@ -35,12 +39,19 @@ class Adapters:
         return tuple(self._named)
 
     def find(self, name: str) -> AdapterCopy:
-        """The adapter of this name, which a request keeps until it ends; else that of none."""
-        return self._named.get(name, self._none)
+        """The adapter of this name, which a request keeps until it ends. NotFound if none is."""
+        if name not in self._named:
+            raise NotFound(f"the adapter {name!r:.60} is not here", param="model")
+        return self._named[name]
 
     def reload(self, scheduler: Scheduler) -> None:
         """Reads all again, for requests that come from now on. GptcError: none has changed."""
         files = self._read()
+        if files.names != self.names:
+            raise GptcError(
+                f"the adapters are {', '.join(files.names)}, and were {', '.join(self.names)} at "
+                "the start: start the server again"
+            )
         if files.lora != self._model.options.lora:
             raise GptcError(
                 "the ranks or matrices of the adapters are others than at the start: start the "
@@ -49,18 +60,6 @@ class Adapters:
 
         def swap() -> None:
             self._named = self._load(files)
-            scheduler.keep_only([self._none, *self._named.values()])
+            scheduler.keep_only([self.none, *self._named.values()])
 
         scheduler.between_steps(swap)
-
-
-def parse_adapters(given: Sequence[str]) -> tuple[list[Path], list[str | None]]:
-    """The paths and names of `NAME=PATH`, or of paths alone, which may have a = in them."""
-    paths: list[Path] = []
-    names: list[str | None] = []
-    for text in given:
-        name, sign, path = text.partition("=")
-        named = bool(sign and name and path) and not Path(text).exists()
-        paths.append(Path(path if named else text))
-        names.append(name if named else None)
-    return paths, names

@@ -64,7 +64,9 @@ class Service:
     def adapt(self, request: Request, fields: Mapping[str, Any]) -> Request:
         """The request, with the adapter that the body asks for."""
         name = self.model_of(fields)
-        request.adapter = self.adapters.find(name) if self.adapters else None
+        if self.adapters:
+            own = name == self.name
+            request.adapter = self.adapters.none if own else self.adapters.find(name)
         return request
 
     def make_request(

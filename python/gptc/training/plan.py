@@ -201,15 +201,21 @@ def _measure(setup: Setup, folder: Path) -> Costs:
 
 
 def _eval_s(setup: Setup) -> float:
-    """Seconds of a batch of an evaluation; 0 without one."""
-    options, model = setup.options, setup.model
+    """Seconds of a batch of an evaluation, the mean over those of all datasets; 0 without one."""
     if not setup.has_val:
         return 0.0
+    parts = [part.dataset for part in parts_of(setup.dataset)]
+    seconds = [_eval_s_of(setup, part, 0.1 * CALIBRATION_S / len(parts)) for part in parts]
+    return float(np.average(seconds, weights=_sampled_batches(setup)))
+
+
+def _eval_s_of(setup: Setup, data: Dataset, most_s: float) -> float:
+    """The same of a dataset, measured for `most_s` seconds."""
+    options, model = setup.options, setup.model
     found, begin = [], time.perf_counter()
-    data = next(parts_of(setup.dataset)).dataset
     for x, y in all_batches(data, "val", options.batch_size, options.seq_len, None):
         found.append(_timed(lambda x=x, y=y: model.loss(x, y)))  # type: ignore[misc]
-        if len(found) > 1 and time.perf_counter() - begin > 0.1 * CALIBRATION_S:
+        if len(found) > 1 and time.perf_counter() - begin > most_s:
             break
     return float(np.mean(found[1:] or found))
 
@@ -262,14 +268,28 @@ def _evaluations(setup: Setup) -> int:
     options, first, last = setup.options, setup.state.step, setup.horizon.steps
     if not setup.has_val or last <= first:
         return 0
-    parts = [part.dataset for part in parts_of(setup.dataset)]
-    n_val, n_sampled = setup.n_val, options.eval_batches * options.batch_size * len(parts)
-    is_sampled = 0 < n_sampled < n_val
-    each = [_all_batches(setup, part) for part in parts]
-    sampled = sum(min(n, options.eval_batches) if is_sampled else n for n in each)
     n = count_multiples(first, last, options.eval_every)
-    at_end = sum(each) if is_sampled and n_val <= n_sampled * WHOLE_AT_END else 0
-    return n * sampled + at_end
+    at_end = 0
+    if _is_sampled(setup) and setup.n_val <= _n_sampled(setup) * WHOLE_AT_END:
+        at_end = sum(_all_batches(setup, part.dataset) for part in parts_of(setup.dataset))
+    return n * sum(_sampled_batches(setup)) + at_end
+
+
+def _n_sampled(setup: Setup) -> int:
+    """Windows that --eval-batches asks for, of all datasets."""
+    options = setup.options
+    return options.eval_batches * options.batch_size * len(list(parts_of(setup.dataset)))
+
+
+def _is_sampled(setup: Setup) -> bool:
+    return 0 < _n_sampled(setup) < setup.n_val
+
+
+def _sampled_batches(setup: Setup) -> list[int]:
+    """Batches of each dataset in an evaluation."""
+    each = [_all_batches(setup, part.dataset) for part in parts_of(setup.dataset)]
+    most = setup.options.eval_batches
+    return [min(n, most) for n in each] if _is_sampled(setup) else each
 
 
 def _all_batches(setup: Setup, data: Dataset) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gptc.data.dataset import Dataset
-from gptc.data.mixture import _BLOCK, MixedLoader, Mixture
+from gptc.data.mixture import _BLOCK, _UNIT, MixedLoader, Mixture, _floor_sum
 from gptc.data.preparation import prepare
 from gptc.data.weights import Weighted, check_alone, weighted
 from gptc.errors import UsageError
@@ -47,8 +47,9 @@ def test_each_has_its_share_of_every_block(mixture: Mixture) -> None:
     drawn = np.array(_drawn(loader, 4 * _BLOCK)).reshape(4, _BLOCK)
     for n in range(1, 5):
         counts = np.bincount(drawn[:n].ravel(), minlength=3)
-        np.testing.assert_allclose(counts, _BLOCK * n * np.array(_WEIGHTS), atol=2)
         assert counts.tolist() == loader.counts(n)
+        own = np.bincount(drawn[n - 1], minlength=3)
+        assert (abs(own - _BLOCK * np.array(_WEIGHTS)) < 1).all()
     assert (drawn[0] != drawn[1]).any()  # the order is another one in each block
     assert len(set(drawn[0][:64].tolist())) == 3
     loader.close()
@@ -68,16 +69,29 @@ def test_an_order_of_the_position_alone(mixture: Mixture) -> None:
         loader.close()
 
 
-def test_many_small_weights_have_room(folders: list[Path]) -> None:
-    dataset = Dataset.open(folders[0])
-    weights = [1 / 31 - 2**-40] * 30
-    weights.append(1 - sum(weights))
-    mixture = Mixture([Weighted(str(i), w) for i, w in enumerate(weights)], [dataset] * 31)
-    loader = MixedLoader(mixture, "train", 1, 8)
-    for n in range(1000):
-        before, after = loader.counts(n), loader.counts(n + 1)
-        assert all(a >= b for a, b in zip(after, before, strict=True))
-        assert sum(after) == _BLOCK * (n + 1)
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1 / 31 - 2**-40] * 30 + [1 / 31 + 30 * 2**-40],
+        [1 / 32 + 1 / 2500] * 31 + [1 / 32 - 31 / 2500],  # each is rounded up, but the last
+        [0.5 - 1e-4, 0.25, 0.25, 1e-4],
+        [0.7000004, 0.3000004],  # a sum that is 1 after rounding
+    ],
+)
+def test_each_block_has_every_share_within_one(folders: list[Path], weights: list[float]) -> None:
+    dataset, n = Dataset.open(folders[0]), 2000
+    found = [Weighted(str(i), w) for i, w in enumerate(weights)]
+    loader = MixedLoader(Mixture(found, [dataset] * len(weights)), "train", 1, 8)
+    counts = np.array([loader.counts(i) for i in range(n + 1)])
+    shares = _BLOCK * np.array(weights) / sum(weights)
+    assert (counts.sum(axis=1) == _BLOCK * np.arange(n + 1)).all()
+    assert (abs(np.diff(counts, axis=0) - shares) < 1).all()
+    assert (abs(counts - np.arange(n + 1)[:, None] * shares) < 4).all()
+
+
+def test_a_sum_of_floors() -> None:
+    for n, a, b in ((0, 3, 5), (900, 2654435769, 3 << 40), (77, 0, _UNIT), (50, _UNIT - 1, 1)):
+        assert _floor_sum(n, a, b) == sum((a * i + b) // _UNIT for i in range(n))
 
 
 def test_counts_are_sums_and_bytes_are_weighted(mixture: Mixture) -> None:

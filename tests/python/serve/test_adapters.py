@@ -17,8 +17,10 @@ from clients import call, events
 from gptc import embed, generate
 from gptc.checkpoint.facade import load_model
 from gptc.checkpoint.find import open_checkpoint
-from gptc.checkpoint.merged import AdapterSet
-from gptc.errors import UsageError
+from gptc.checkpoint.merged import AdapterSet, parse_adapters
+from gptc.errors import GptcError, UsageError
+from gptc.serve.adapters import Adapters
+from gptc.serve.problems import NotFound
 from gptc.tokenizer.registry import make_tokenizer
 from small_models import make_adapter, make_checkpoint, make_config
 
@@ -184,15 +186,35 @@ def test_adapters_are_read_again(
 
 
 def test_names_and_paths(own_server: Any, folders: dict[str, Path], tmp_path: Path) -> None:
-    pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
-    from gptc.serve.adapters import parse_adapters
-
     odd = tmp_path / "a=b"
     odd.mkdir()
     given = [str(folders["one"]), f"x={folders['two']}", str(odd)]
-    assert parse_adapters(given) == ([folders["one"], folders["two"], odd], [None, "x", None])
+    assert parse_adapters(given) == ([folders["one"], folders["two"], odd], ["one", "x", "a=b"])
+    run, latest = tmp_path / "poems", tmp_path / "latest"
+    shutil.copytree(folders["one"], run / "ckpt-000004")
+    (run / "best").symlink_to("ckpt-000004")
+    latest.symlink_to("poems")
+    for path, name in ((run / "best", "poems"), (run / "ckpt-000004", "poems"), (run, "poems"),
+                       (latest, "latest"), (latest / "best", "latest")):  # fmt: skip
+        assert parse_adapters([str(path)])[1] == [name]
     file = open_checkpoint(folders["base"])
+    assert AdapterSet(file, [run / "best"]).names == ("poems",)
     same = lambda: AdapterSet(file, [folders["one"]], ["tiny"])  # noqa: E731
     model = load_model(file, lora=same().lora, dtype="fp32", threads=1)
     with pytest.raises(UsageError, match="both named tiny"), own_server(model=model, adapters=same):
         pass
+
+
+def test_names_stay_as_they_were_at_the_start(folders: dict[str, Path]) -> None:
+    """Else a request would have the text of the model alone, or of an adapter of its name."""
+    file, names = open_checkpoint(folders["base"]), ["one"]
+    read = lambda: AdapterSet(file, [folders["one"]], names)  # noqa: E731
+    with load_model(file, lora=read().lora, dtype="fp32", threads=1) as model:
+        adapters = Adapters(model, read)
+        assert adapters.find("one") is not adapters.none
+        with pytest.raises(NotFound, match="'tiny' is not here"):
+            adapters.find("tiny")
+        names[0] = "tiny"
+        with pytest.raises(GptcError, match="are tiny, and were one at the start"):
+            adapters.reload(None)  # type: ignore[arg-type]
+        assert adapters.names == ("one",)

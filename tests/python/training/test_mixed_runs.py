@@ -11,7 +11,7 @@ import pytest
 
 from gptc.data.preparation import prepare
 from gptc.errors import UsageError
-from gptc.training.plan import _evaluations
+from gptc.training.plan import _eval_s, _evaluations
 from gptc.training.progress import SilentProgress
 from gptc.training.resolve import new_options
 from gptc.training.run import train
@@ -60,21 +60,41 @@ def test_a_mixture_resumes_exactly_and_evaluates_each(
     assert stored == list(mixed["data"])
 
 
-def test_the_plan_counts_the_evaluations_of_each(mixed: Options) -> None:
-    show = SilentProgress()
-    for n_batches, expected in ((2, 2 * 2 * 2), (0, None)):
-        setup = set_up(new_options({**mixed, "eval_batches": n_batches}), None, show)
-        try:
-            found = _evaluations(setup)
-            at_end = 0
-            if expected is None:
-                each = [(d.n_tokens("val") - 1) for d in (p.dataset for p in setup.dataset.parts)]
-                expected = 2 * sum(-(-(n // 16) // 2) + (n % 16 > 0) for n in each)
-            elif setup.n_val <= 10 * 2 * 2 * 2:
-                at_end = found - expected
-            assert found == expected + at_end
-        finally:
-            setup.close()
+@pytest.mark.parametrize(("eval_batches", "is_whole_at_end"), [(2, False), (6, True), (0, False)])
+def test_the_plan_counts_the_evaluations_of_each(
+    mixed: Options, eval_batches: int, is_whole_at_end: bool
+) -> None:
+    """Two evaluations, of B = 2 and T = 16; the last one covers all if that is cheap."""
+    setup = set_up(new_options({**mixed, "eval_batches": eval_batches}), None, SilentProgress())
+    try:
+        sizes = [part.dataset.n_tokens("val") - 1 for part in setup.dataset.parts]
+        windows, whole = sum(n // 16 for n in sizes), sum(-(-(n // 16) // 2) + 1 for n in sizes)
+        assert all(n % 16 for n in sizes)  # a batch of the rest
+        assert (windows <= 10 * 2 * 2 * eval_batches) == is_whole_at_end
+        sampled = 2 * eval_batches if eval_batches else whole
+        assert _evaluations(setup) == 2 * sampled + (whole if is_whole_at_end else 0)
+    finally:
+        setup.close()
+
+
+def test_the_plan_times_the_evaluations_of_each(
+    mixed: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch takes a second for each row: two in one dataset, one in the other."""
+    text = tmp_path / "short.txt"
+    text.write_text("a king saw the fox " * 13)
+    prepare([str(text)], tmp_path / "short", tokenizer="bytes")
+    data = (mixed["data"][0], f"{tmp_path / 'short'}:0.3")
+    setup = set_up(new_options({**mixed, "data": data, "eval_batches": 3}), None, SilentProgress())
+    try:
+        short = setup.dataset.parts[1].dataset
+        assert 16 < short.n_tokens("val") - 1 < 2 * 16  # a window, and the rest
+        monkeypatch.setattr(setup.model, "loss", lambda x, y: len(x))
+        monkeypatch.setattr("gptc.training.plan._timed", lambda call: float(call()))
+        monkeypatch.setattr("gptc.training.plan.CALIBRATION_S", 0.0)
+        assert _eval_s(setup) == (3 * 2 + 2 * 1) / 5
+    finally:
+        setup.close()
 
 
 @pytest.mark.parametrize(
@@ -113,5 +133,10 @@ def test_the_command_line_and_a_file_name_the_same(
     assert content(one) == content(two)
     ran = gptc("eval", "-m", one)
     assert ran.code == 2
-    assert "name one of these with --data" in ran.err
+    names = [text.rpartition(":")[0] for text in mixed["data"]]
+    assert f"trained on {names[0]}, {names[1]}: name one of these with --data" in ran.err
+    for name in names:
+        ran = gptc("eval", "-m", one, "--data", name, "--split", "all")
+        assert ran.code == 0
+        assert "note: the model was trained on a part of this text" in ran.err
     assert f"{mixed['data'][0]}, {mixed['data'][1]}" in gptc("info", one).out
