@@ -23,6 +23,7 @@ from gptc.checkpoint.names import (
     checkpoint_name,
     list_checkpoints,
     model_name,
+    step_of,
 )
 from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import save, size_of
@@ -213,7 +214,9 @@ class RunFolder:
         if best is not None and best.is_dir():
             _link(self.path / BEST, best.name)
         if keep:
-            for old in list_checkpoints(self.path)[:-keep]:
+            # Later ones are damaged, since the run did not resume from them: none to count on.
+            known = [old for old in list_checkpoints(self.path) if step_of(old) <= step_of(path)]
+            for old in known[:-keep]:
                 if old != best:
                     discard(old)
 

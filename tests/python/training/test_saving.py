@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from gptc import Model
-from gptc.checkpoint.names import list_checkpoints, step_of
+from gptc.checkpoint.find import open_checkpoint
+from gptc.checkpoint.names import WEIGHTS, list_checkpoints, step_of
 from gptc.engine.snapshot import Snapshot, snapshot_bytes
 from gptc.errors import GptcError
 from gptc.files.behind import Behind
@@ -113,6 +114,24 @@ def test_an_error_of_the_run_waits_for_the_checkpoint(
         train({**options, "eval_every": 100, "save_every": 2}, on_step=crash)
     assert [step_of(path) for path in list_checkpoints(Path(options["out"]))] == [2]
     assert not _writers()
+
+
+def test_a_damaged_newer_checkpoint_is_not_what_is_kept(options: Options) -> None:
+    """A run that resumes from an older one keeps what it saves until it is past the damage."""
+    train({**options, "eval_every": 100, "save_every": 4, "keep_last": 0})
+    run = Path(options["out"])
+    os.truncate(run / "ckpt-000008" / WEIGHTS, 1000)
+    found: dict[int, list[int]] = {}
+
+    def on_step(step: int, model: Model) -> None:
+        for thread in _writers():
+            thread.join(_LONG_S)
+        found[step] = [step_of(path) for path in list_checkpoints(run)]
+
+    train({"save_every": 1, "keep_last": 1}, resume=run, on_step=on_step)
+    assert found == {5: [4, 8], 6: [5, 8], 7: [6, 8], 8: [7, 8]}
+    assert [step_of(path) for path in list_checkpoints(run)] == [8]
+    assert open_checkpoint(run).verify()
 
 
 def test_a_snapshot_is_a_copy(model: Model) -> None:
