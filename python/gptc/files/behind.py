@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+_POLL_S = 0.5
+
 
 class Abandoned(Exception):
     """Raised in a piece for which its caller does not wait any more."""
@@ -69,7 +71,9 @@ class Behind:
         if self._thread is None or self._abandoned:
             return
         try:
-            self._ended.wait()
+            # A signal that comes just before a wait begins does not interrupt it: hence short ones.
+            while not self._ended.wait(_POLL_S):
+                pass
             self._thread.join()
         except BaseException:
             self._abandoned = True
