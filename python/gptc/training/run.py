@@ -283,7 +283,11 @@ class Run:
                 self._note_pace(report)
             last, best = state.step == horizon.steps, False
             if setup.has_val and (state.step % options.eval_every == 0 or last):
-                record |= trainer.evaluate(last)
+                try:
+                    record |= trainer.evaluate(last)
+                except Diverged as trouble:
+                    self._roll_back(trouble)
+                    continue
                 best = state.best_step == state.step
             if "val_loss" in record or self._logged(state.step):
                 folder.write_metrics(record)
@@ -315,7 +319,7 @@ class Run:
             raise world.refusal(after + problem) from None
         self._went_back = (state.saved, n_before + 1)
         self.show.note(
-            f"note: the loss is not finite at step {state.step + 1} ({trouble}): going back to "
+            f"note: the loss is not finite at step {trouble.step} ({trouble}): going back to "
             f"{state.saved}; the batches since then are skipped"
         )
         world.together(setup.go_back)
