@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,7 @@ def save_adapter(
     replace: bool = False,
     own: Mapping[str, FloatArray] | None = None,
     more: MoreState | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Writes the adapters of a model as a folder; as `save`, it appears whole or not at all."""
     lora = model.options.lora
@@ -145,7 +146,7 @@ def save_adapter(
         yield ADAPTER_WEIGHTS, tensor_chunks(shapes, read, F32)
 
     also: dict[str, Any] = {"trainer": trainer, "replace": replace, "own": own, "more": more}
-    write_folder(path, model, files, tokenizer=tokenizer, **also)
+    write_folder(path, model, files, tokenizer=tokenizer, check=check, **also)
 
 
 def _json(data: Mapping[str, Any]) -> list[bytes]:

@@ -63,6 +63,7 @@ def save(
     notes: list[str] | None = None,
     own: Mapping[str, FloatArray] | None = None,
     more: MoreState | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Writes a checkpoint folder; with `trainer`, also the state that resuming needs.
 
@@ -71,7 +72,8 @@ def save(
     folder of that name to exist, `codec` stores other numbers than float32, and `packed` the
     tensors of a GGUF file as they are. What Hugging Face's files cannot hold is added to `notes`,
     or logged. `own` are the weights that training continues with, if the model has others now;
-    `more` is further state for resuming.
+    `more` is further state for resuming. `check` is called before the folder gets its name: its
+    exception is a failure.
     """
     config = model.config
     description = hf.config_to_json(config, special_ids(tokenizer), codec)
@@ -103,6 +105,7 @@ def save(
         notes=notes,
         own=own,
         more=more,
+        check=check,
     )
 
 
@@ -117,6 +120,7 @@ def write_folder(
     notes: list[str] | None = None,
     own: Mapping[str, FloatArray] | None = None,
     more: MoreState | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Writes the named files of a model, then those that all checkpoints have."""
     path = Path(path)
@@ -131,7 +135,7 @@ def write_folder(
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_folder(path) as folder:
+        with whole_folder(path, check) as folder:
             for name, chunks in files():
                 write_chunks(folder / name, chunks)
             if tokenizer is not None:

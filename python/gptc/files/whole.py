@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -87,13 +87,18 @@ def _put(file: BinaryIO, chunks: Iterable[bytes | memoryview]) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that replaces `path` when the block ends without an error."""
+def whole_folder(path: Path, check: Callable[[], None] | None = None) -> Iterator[Path]:
+    """A temporary folder that replaces `path` when the block ends without an error.
+
+    `check` is called just before that; its exception leaves `path` as it is.
+    """
     with scratch_folder(path) as work:
         folder = work / path.name
         folder.mkdir()
         yield folder
         sync_folder(folder)
+        if check is not None:
+            check()
         move(folder, path)
 
 

@@ -23,6 +23,7 @@ from gptc.checkpoint.names import (
     checkpoint_name,
     list_checkpoints,
     model_name,
+    step_of,
 )
 from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import save, size_of
@@ -96,10 +97,16 @@ class RunFolder:
         return folder
 
     def close(self) -> None:
-        """Waits for the checkpoint being written, and unlocks the folder."""
-        self._behind.wait()
-        with suppress(OSError):  # a full disk: `write_metrics` has said so
-            self._metrics.close()
+        """Waits for the checkpoint being written, and unlocks the folder.
+
+        After a KeyboardInterrupt in a wait, here or before, it does not wait: that checkpoint never
+        gets its name.
+        """
+        try:
+            self._behind.wait()
+        finally:
+            with suppress(OSError):  # a full disk: `write_metrics` has said so
+                self._metrics.close()
 
     def write_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
@@ -186,6 +193,7 @@ class RunFolder:
         """Writes a checkpoint, which is then the newest; links the best, and removes others."""
         state, path = setup.state, made.path
         try:
+            self._behind.check_wanted()
             if made.options != self._written:
                 self._write_config(made.options)
             os.fsync(self._metrics.fileno())
@@ -196,6 +204,7 @@ class RunFolder:
                 "replace": True,
                 "own": own,
                 "more": setup.outer,
+                "check": self._behind.check_wanted,
             }
             if model.options.lora:
                 save_adapter(path, model, setup.adapted, **also)
@@ -210,11 +219,15 @@ class RunFolder:
             )
             raise GptcError(f"{error}; {kept}") from error
         state.saved, best, keep = path, made.best, made.options.keep_last
+        self._behind.check_wanted()
         if best is not None and best.is_dir():
             _link(self.path / BEST, best.name)
         if keep:
-            for old in list_checkpoints(self.path)[:-keep]:
+            # Later ones are damaged, since the run did not resume from them: none to count on.
+            known = [old for old in list_checkpoints(self.path) if step_of(old) <= step_of(path)]
+            for old in known[:-keep]:
                 if old != best:
+                    self._behind.check_wanted()
                     discard(old)
 
     def best(self, state: State) -> Path | None:

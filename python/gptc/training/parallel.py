@@ -282,13 +282,17 @@ def _rows(rows: Rows, part: Part) -> Rows:
 
 
 @contextmanager
-def lost_ranks(state: State, run: Path) -> Iterator[None]:
-    """Says in the error for a lost rank how to continue."""
+def lost_ranks(state: State, run: Path, rank: int = 0) -> Iterator[None]:
+    """Says in the error for a lost rank how to continue.
+
+    Ranks above 0 name no checkpoint, since rank 0 may not have written it yet.
+    """
     try:
         yield
     except EngineError as error:
         if error.status == library.GPT_ERR_COMM:
-            resume = f"continue from {state.saved} with gptc train --resume {quoted(run)}"
+            source = "" if rank else f" from {state.saved}"
+            resume = f"continue{source} with gptc train --resume {quoted(run)}"
             error.args = (f"{error}; {resume if state.saved else 'no checkpoint is saved yet'}",)
         raise
 

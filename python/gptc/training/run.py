@@ -187,7 +187,7 @@ class Run:
             self.trainer.held_out.remember()
         self.show.start(state.step, horizon.steps)
         hearing = heard_signals(self.world.size, quiet=self.world.rank > 0)
-        with hearing as signals, lost_ranks(state, self.folder.path):
+        with hearing as signals, lost_ranks(state, self.folder.path, self.world.rank):
             trained_s = self._steps(signals, meter, on_step)
         self.show.close()
         if state.step > first_step and state.out_of_patience(self.setup.options):
@@ -283,7 +283,11 @@ class Run:
                 self._note_pace(report)
             last, best = state.step == horizon.steps, False
             if setup.has_val and (state.step % options.eval_every == 0 or last):
-                record |= trainer.evaluate(last)
+                try:
+                    record |= trainer.evaluate(last)
+                except Diverged as trouble:
+                    self._roll_back(trouble)
+                    continue
                 best = state.best_step == state.step
             if "val_loss" in record or self._logged(state.step):
                 folder.write_metrics(record)
@@ -315,7 +319,7 @@ class Run:
             raise world.refusal(after + problem) from None
         self._went_back = (state.saved, n_before + 1)
         self.show.note(
-            f"note: the loss is not finite at step {state.step + 1} ({trouble}): going back to "
+            f"note: the loss is not finite at step {trouble.step} ({trouble}): going back to "
             f"{state.saved}; the batches since then are skipped"
         )
         world.together(setup.go_back)

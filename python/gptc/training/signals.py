@@ -56,7 +56,7 @@ def heard_signals(n_ranks: int = 1, quiet: bool = False) -> Iterator[Received]:
         # Not through the progress display: this may interrupt it.
         if not quiet:
             with suppress(OSError):  # the terminal may be gone
-                os.write(2, b"\nstopping and saving; a second signal aborts at once\n")
+                os.write(2, b"\nstopping and saving; a second signal ends it without saving\n")
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,10 @@ class State:
         }
 
     def compare(self, val_loss: float) -> None:
-        """Updates the best loss with that of an evaluation at the current step."""
-        if self.best_val_loss is None or not val_loss >= self.best_val_loss:
+        """Updates the best loss, which is finite, with that of an evaluation at this step."""
+        best = self.best_val_loss
+        is_first = best is None or not math.isfinite(best)
+        if math.isfinite(val_loss) and (is_first or val_loss < best):  # type: ignore[operator]
             self.best_val_loss, self.best_step, self.since_best = val_loss, self.step, 0
         else:
             self.since_best += 1

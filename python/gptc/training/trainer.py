@@ -98,13 +98,13 @@ class Trainer:
                     raise
                 trouble = self._trouble(batches, n_skipped)
                 if options.on_nan != "skip" or n_skipped == MOST_SKIPPED:
-                    raise Diverged(trouble) from None
+                    raise Diverged(trouble, state.step + 1) from None
                 self._show.note(
                     f"note: the loss is not finite at step {state.step + 1} ({trouble}): "
                     "its batches are skipped"
                 )
         if not math.isfinite(result.loss):
-            raise Diverged("each gradient is finite")
+            raise Diverged("each gradient is finite", state.step + 1)
         if options.debug_nans and (found := setup.model.not_finite()) is not None:
             self._show.note(
                 f"note: {first_output(found)} of step {state.step + 1}, whose gradients are finite"
@@ -165,7 +165,7 @@ class Trainer:
         """The loss on the validation split, in nats per token and in bits per byte.
 
         After the last step it covers the whole split, as in `gptc eval`, if that is cheap. The
-        losses that are compared are always of the same batches.
+        losses that are compared are always of the same batches. Diverged: one is not finite.
         """
         setup, state, options = self._setup, self._setup.state, self._setup.options
         n_batches = options.eval_batches
@@ -190,6 +190,12 @@ class Trainer:
         return state.evaluation
 
     def _evaluated(self, n_batches: int) -> dict[str, float]:
+        result = self._measured(n_batches)
+        if not math.isfinite(loss := result["val_loss"]):
+            raise Diverged(f"the validation loss is {loss:g}", self._setup.state.step)
+        return result
+
+    def _measured(self, n_batches: int) -> dict[str, float]:
         setup, options = self._setup, self._setup.options
         if self.preference is not None:
             return self.preference.evaluate(n_batches or None)

@@ -22,6 +22,10 @@ MOST_ROLLBACKS = 3  # to one checkpoint: its weights may be the cause
 class Diverged(Exception):
     """A step without a finite loss; the message says what was not finite, and names the batches."""
 
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
 
 def first_output(found: NotFinite) -> str:
     """The output of an op that was not finite, in words."""
@@ -57,7 +61,7 @@ def advised(trouble: Diverged, state: State, options: TrainOptions) -> str:
         if state.saved
         else f"try a smaller --lr than {options.lr:g} or more --warmup-steps"
     )
-    return f"the loss is not finite at step {state.step + 1} ({trouble}); {advice}"
+    return f"the loss is not finite at step {trouble.step} ({trouble}); {advice}"
 
 
 def save_batches(folder: Path, step: int, batches: Sequence[Rows], skipped: int = 0) -> Path:

@@ -17,12 +17,15 @@ import pytest
 
 import ranks
 from gptc import GptcError
+from gptc.engine import library
 from gptc.engine.launch import STARTERS, launched
 from gptc.engine.world import World
+from gptc.errors import EngineError
 from gptc.training.options import TrainOptions
-from gptc.training.parallel import check_options, parts_of, settle
+from gptc.training.parallel import check_options, lost_ranks, parts_of, settle
 from gptc.training.run import train
 from gptc.training.signals import Received
+from gptc.training.state import State
 from mpi_jobs import environment, job, lines_of, mpirun, needs_mpi, ours, world_of
 
 # ---- without MPI ----
@@ -235,3 +238,12 @@ def test_a_rank_that_hangs_ends_the_job(options: dict[str, Any], tmp_path: Path)
     assert sorted(path.name for path in (tmp_path / "run").glob("ckpt*")) == ["ckpt-000004"]
     resumed = train({"steps": 6}, resume=tmp_path / "run")
     assert (resumed.first_step, resumed.step) == (4, 6)
+
+
+@pytest.mark.parametrize(("rank", "named"), [(0, " from run/ckpt-000004"), (1, "")])
+def test_only_rank_0_names_the_checkpoint_to_continue_from(rank: int, named: str) -> None:
+    state = State(step=5, saved=Path("run/ckpt-000004"))
+    lost = EngineError("rank 0 is lost", library.GPT_ERR_COMM)
+    with pytest.raises(EngineError) as caught, lost_ranks(state, Path("run"), rank):
+        raise lost
+    assert str(caught.value).endswith(f"; continue{named} with gptc train --resume run")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from gptc import Model
-from gptc.checkpoint.names import CHECKSUMS, TRAINER
+from gptc.checkpoint.names import CHECKSUMS, TRAINER, list_checkpoints, step_of
 from gptc.checkpoint.writer import _record
 from gptc.data.loader import Loader
 from gptc.errors import GptcError
 from gptc.training.run import train
+from gptc.training.trainer import Trainer
 from gptc.training.trouble import MOST_ROLLBACKS
 from runs import content, metrics
 
@@ -99,3 +100,27 @@ def test_it_goes_back_so_often_and_not_without_a_checkpoint(
     other = {**given, "out": given["out"] + "-2"}
     with pytest.raises(GptcError, match=r"at step 3 \(.*\); try a smaller --lr"):
         train(other, on_step=_poison(at=2, times=100))
+
+
+def test_a_validation_loss_that_is_not_finite_is_never_saved(
+    options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, seen = Trainer._measured, [0]
+
+    def measured(trainer: Trainer, n_batches: int) -> dict[str, float]:
+        seen[0] += 1
+        return {**real(trainer, n_batches), **({"val_loss": np.nan} if seen[0] == 2 else {})}
+
+    monkeypatch.setattr(Trainer, "_measured", measured)
+    given = {**options, "on_nan": "rollback", "eval_every": 4, "save_every": 2}
+    summary = train(given)
+    assert summary.finished
+    assert summary.best_val_loss is not None
+    assert np.isfinite(summary.best_val_loss)
+    shown = capsys.readouterr().err
+    assert "not finite at step 8 (the validation loss is nan): going back to" in shown
+    seen[0] = 0
+    other = {**given, "on_nan": "stop", "out": given["out"] + "-2"}
+    with pytest.raises(GptcError, match=r"at step 8 \(the validation loss is nan\); the last "):
+        train(other)
+    assert [step_of(path) for path in list_checkpoints(Path(other["out"]))][-1] == 6

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gptc import Model
-from gptc.checkpoint.names import list_checkpoints, step_of
+from gptc.checkpoint.find import open_checkpoint
+from gptc.checkpoint.names import WEIGHTS, list_checkpoints, step_of
 from gptc.engine.snapshot import Snapshot, snapshot_bytes
 from gptc.errors import GptcError
 from gptc.files.behind import Behind
@@ -113,6 +118,96 @@ def test_an_error_of_the_run_waits_for_the_checkpoint(
         train({**options, "eval_every": 100, "save_every": 2}, on_step=crash)
     assert [step_of(path) for path in list_checkpoints(Path(options["out"]))] == [2]
     assert not _writers()
+
+
+def test_a_damaged_newer_checkpoint_is_not_what_is_kept(options: Options) -> None:
+    """A run that resumes from an older one keeps what it saves until it is past the damage."""
+    train({**options, "eval_every": 100, "save_every": 4, "keep_last": 0})
+    run = Path(options["out"])
+    os.truncate(run / "ckpt-000008" / WEIGHTS, 1000)
+    found: dict[int, list[int]] = {}
+
+    def on_step(step: int, model: Model) -> None:
+        for thread in _writers():
+            thread.join(_LONG_S)
+        found[step] = [step_of(path) for path in list_checkpoints(run)]
+
+    train({"save_every": 1, "keep_last": 1}, resume=run, on_step=on_step)
+    assert found == {5: [4, 8], 6: [5, 8], 7: [6, 8], 8: [7, 8]}
+    assert [step_of(path) for path in list_checkpoints(run)] == [8]
+    assert open_checkpoint(run).verify()
+
+
+def test_an_abandoned_checkpoint_changes_nothing(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C twice while a checkpoint is written: the folder is free, and its thread leaves it."""
+    opened, real = threading.Event(), run_folder.save
+    threads: list[threading.Thread] = []
+
+    def save(*args: Any, **named: Any) -> None:
+        threads.append(threading.current_thread())
+        _interrupt_the_wait(twice=True)
+        assert opened.wait(_LONG_S)
+        real(*args, **named)
+
+    run = Path(options["out"])
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            train({**options, "eval_every": 100, "save_every": 4})
+    assert [thread.is_alive() for thread in threads] == [True]
+    train({**options, "eval_every": 100, "save_every": 2, "keep_last": 1})  # it is unlocked
+    before = sorted(path.name for path in run.iterdir())
+    opened.set()
+    threads[0].join(_LONG_S)
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def _interrupt_the_wait(twice: bool = False) -> None:
+    """Sends SIGINT to the main thread once it waits for a piece."""
+    main = threading.main_thread()
+    assert main.ident is not None
+    for _ in range(1 + twice):
+        before = signal.getsignal(signal.SIGINT)
+        while not _waits(sys._current_frames()[main.ident]):
+            time.sleep(0.001)
+        signal.pthread_kill(main.ident, signal.SIGINT)
+        while twice and signal.getsignal(signal.SIGINT) is before:  # not heard yet
+            if before is signal.default_int_handler:
+                return
+            time.sleep(0.001)
+
+
+def _waits(frame: FrameType | None) -> bool:
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "wait" and code.co_filename.endswith("behind.py"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def test_an_interrupted_wait_abandons_the_piece() -> None:
+    behind, opened, done = Behind("a test"), threading.Event(), []
+
+    def work() -> None:
+        _interrupt_the_wait()
+        assert opened.wait(_LONG_S)
+        done.append("waited")
+        behind.check_wanted()
+        done.append("wanted")
+
+    behind.start(work)
+    thread = next(one for one in threading.enumerate() if one.name == "a test")
+    with pytest.raises(KeyboardInterrupt):
+        behind.finish()
+    behind.finish()
+    behind.check()
+    assert thread.is_alive()
+    opened.set()
+    thread.join(_LONG_S)
+    assert done == ["waited"]
 
 
 def test_a_snapshot_is_a_copy(model: Model) -> None:
