@@ -82,6 +82,7 @@ def test_the_plan_counts_the_evaluations_of_each(mixed: Options) -> None:
     [
         ({"steps": None, "epochs": 1.0}, "--epochs 1 is of one dataset, and --data names 2"),
         ({"data": ("a:0.5", "b:0.4")}, "sum to 0.9"),
+        ({"data": []}, "--data names no dataset: name one"),
     ],
 )
 def test_options_that_contradict_a_mixture(mixed: Options, given: Options, message: str) -> None:
