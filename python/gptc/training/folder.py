@@ -212,6 +212,8 @@ class RunFolder:
         state.saved, best, keep = path, made.best, made.options.keep_last
         if best is not None and best.is_dir():
             _link(self.path / BEST, best.name)
+        elif best is None:  # one before was of other data
+            (self.path / BEST).unlink(missing_ok=True)
         if keep:
             for old in list_checkpoints(self.path)[:-keep]:
                 if old != best:

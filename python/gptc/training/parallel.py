@@ -148,6 +148,7 @@ def _circumstances(setup: Setup) -> dict[str, object]:
         "the version of gptc": __version__,
         "the version of libgpt.so": library.version(),
         "the data": setup.circumstances()["data_sha256"],
+        "the weights of --data": setup.data_weights,
         "the tokenizer": setup.tokenizer.fingerprint(),
         "the model's shape": setup.model.config.to_dict(),
         **{
