@@ -122,6 +122,7 @@ def eval_command(
     world = join()
     if tasks and world.size > 1:
         raise world.refusal("--task asks its questions in one process: leave out mpirun")
+    world.set_timeout(0)  # ranks work for as long as they need; a starter ends those that are left
     if tasks:
         given = {"--data": data, "--split": split, "--quantize": quantize, "--ngram": ngram,
                  "--stride": stride, "--batches": batches, "--seq-len": seq_len}  # fmt: skip
@@ -132,11 +133,17 @@ def eval_command(
         return
     if split is None:
         split = "all" if data is not None and is_text_file(data) else "val"
-    if ngram and split != "val":
-        raise UsageError(
-            f"--ngram counts the training split, which --split {split} contains: use --split val"
-        )
-    world.together(lambda: world.check_device(device, "evaluate"))
+    chosen = split
+
+    def check() -> None:
+        world.check_device(device, "evaluate")
+        if ngram and chosen != "val":
+            raise UsageError(
+                f"--ngram counts the training split, which --split {chosen} contains: use --split "
+                "val"
+            )
+
+    world.together(check)
     threads, model = agreed_threads(world, threads), agreed_model(world, model)
     loading = {"device": device, "threads": threads, "max_batch": batch_size, "kv_dtype": kv_dtype}
     quiet = as_json or world.rank > 0

@@ -156,25 +156,38 @@ def infer_command(
     a terminal; elsewhere the model begins a new document. The text goes to standard output, all
     else to standard error. With --chat or --messages, a model that was taught to talk answers.
     """
+    from gptc.engine.world import join
+
     talk = ChatOptions(**{name: given.pop(name) for name in declared(ChatOptions)})
-    outputs = {"--json": as_json, "--raw": raw, "--prompts": prompts is not None}
-    _check_outputs(outputs, given)
-    _exclusive({"--no-echo": no_echo, "--json or --prompts": as_json or prompts is not None})
     conversing = talk.chat or talk.messages is not None
-    if conversing:
-        _check_talk(context, talk, outputs | {"--no-echo": no_echo, "--beams": beams is not None})
-    elif talk.system is not None or talk.chat_template is not None:
-        name = "--chat-template" if talk.system is None else "--system"
-        raise UsageError(f"{name} is for conversations: add --chat or --messages FILE")
-    if beams:
-        _refuse_with_beams(context, outputs | {"--draft": draft is not None})
-    random_seed = given["seed"] is None and given["temperature"] > 0 and not beams
-    if conversing and _is_default(context, "max_tokens"):
-        given["max_tokens"] = ANSWER_TOKENS
-    options = _options(given, () if raw else ANSWER_STOP if conversing else DEFAULT_STOP)
     prompted = {"-p": prompt, "--prompt-file": prompt_file, "--prompts": prompts}
     named = {name: value is not None for name, value in prompted.items()}
-    _exclusive(named | {"--chat": talk.chat, "--messages": conversing and not talk.chat})
+
+    def checked() -> dict[str, Any]:
+        """The checked options of `make_request`."""
+        if world.size > 1:
+            _check_ranks(world, prompts, device)
+        outputs = {"--json": as_json, "--raw": raw, "--prompts": prompts is not None}
+        _check_outputs(outputs, given)
+        _exclusive({"--no-echo": no_echo, "--json or --prompts": as_json or prompts is not None})
+        if conversing:
+            others = outputs | {"--no-echo": no_echo, "--beams": beams is not None}
+            _check_talk(context, talk, others)
+        elif talk.system is not None or talk.chat_template is not None:
+            name = "--chat-template" if talk.system is None else "--system"
+            raise UsageError(f"{name} is for conversations: add --chat or --messages FILE")
+        if beams:
+            _refuse_with_beams(context, outputs | {"--draft": draft is not None})
+        if conversing and _is_default(context, "max_tokens"):
+            given["max_tokens"] = ANSWER_TOKENS
+        options = _options(given, () if raw else ANSWER_STOP if conversing else DEFAULT_STOP)
+        _exclusive(named | {"--chat": talk.chat, "--messages": conversing and not talk.chat})
+        return options
+
+    world = join()
+    world.set_timeout(0)  # ranks work for as long as they need; a starter ends those that are left
+    random_seed = given["seed"] is None and given["temperature"] > 0 and not beams
+    options = world.together(checked)
     from gptc.cli.interactive import converse, is_terminal
 
     asks = not (any(named.values()) or as_json or raw or conversing) and is_terminal()
@@ -184,11 +197,8 @@ def infer_command(
     from gptc.checkpoint.merged import AdapterSet, parse_adapters
     from gptc.cli.prompts import answer
     from gptc.cli.writer import Writer
-    from gptc.engine.world import join
 
-    world = join()
     if world.size > 1:
-        world.together(lambda: _check_ranks(world, prompts, device))
         options = {**options, "sampling": _agreed_seed(world, options["sampling"])}
     threads, model = agreed_threads(world, threads), agreed_model(world, model)
     # Only sessions compute here: the model needs no memory for batches.
@@ -220,7 +230,10 @@ def infer_command(
 
             n_seq = batch_size if prompts else options["num_samples"]
             loading["dtype"] = dtype
-            writer.draft = open_draft(stack, draft, gpt, tokenizer, n_seq, loading).make(0)
+            opened = world.together(
+                lambda: open_draft(stack, draft, gpt, tokenizer, n_seq, loading)
+            )
+            writer.draft = opened.make(0)
         if conversing:
             _converse(gpt, tokenizer, talk, begin, writer.draft, options, random_seed)
         elif prompts:

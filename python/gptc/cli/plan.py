@@ -42,17 +42,18 @@ class PlanCommand(SectionedCommand):
 @click.option(
     "--link",
     type=click.Choice(["1G", "10G", "100G", "nvlink"]),
-    help="Network between ranks, in bits a second: the time of a step, by a formula.",
+    help="Network between ranks: 1, 10 or 100 Gbit/s, or NVLink of 450 GB/s. Adds the time of a "
+    "step, by a formula.",
 )
 @click.option(
-    "--latency", type=float, default=50.0, metavar="US", help="Latency of a message.  [50]"
+    "--latency", type=float, metavar="US", help="Latency of a message, with --link.  [50]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan_command(
     config: Path | None,
     ranks: int | None,
     link: str | None,
-    latency: float,
+    latency: float | None,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -66,7 +67,7 @@ def plan_command(
     from gptc.engine.options import Options
     from gptc.training import cluster
     from gptc.training.folder import default_name
-    from gptc.training.parallel import check_sequences
+    from gptc.training.parallel import check_ranks, check_sequences, without_effect
     from gptc.training.plan import described, forecast
     from gptc.training.progress import PlainProgress
     from gptc.training.report import header
@@ -74,8 +75,11 @@ def plan_command(
     from gptc.training.setup import set_up
     from gptc.training.trainer import Trainer
 
-    cluster.check_link(link, ranks)
+    cluster.check_link(link, latency, ranks)
     options, show = new_options(given_options(config, values)), PlainProgress()
+    check_ranks(options, ranks or 1)
+    for note in without_effect(options, ranks or 1):
+        show.note(note)
     Options(options.device).resolved()  # fail on a missing device before preparing data
     with closing(set_up(options, None, show)) as setup:
         if ranks:
@@ -83,6 +87,7 @@ def plan_command(
         folder = Path(options.out or ROOT / default_name(setup.options))
         lines = list(header(setup))
         found = forecast(setup, Trainer(setup, show, folder), folder)
+        latency = cluster.LATENCY_US if latency is None else latency
         several = cluster.predict(setup, found.costs, ranks, link, latency) if ranks else None
     if as_json:
         more = {"cluster": asdict(several)} if several else {}

@@ -23,6 +23,8 @@ class Weighted(NamedTuple):
 
 def weighted(data: Sequence[str]) -> list[Weighted]:
     """The datasets and weights of several --data NAME:WEIGHT. UsageError for a contradiction."""
+    if not data:
+        raise UsageError("--data names no dataset: name one, or leave it out")
     found = [_weighted(text) for text in data]
     if len(found) > MOST_DATASETS:
         raise UsageError(f"--data names {len(found)} datasets; at most {MOST_DATASETS} are mixed")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gptc.engine.options import plan_for
-from gptc.errors import GptcError
+from gptc.errors import UsageError
 from gptc.files.words import amount, few, plural
 from gptc.training.plan import Costs
 from gptc.training.setup import Setup
@@ -21,6 +21,7 @@ from gptc.training.setup import Setup
 LINKS = {"1G": 1e9 / 8, "10G": 1e10 / 8, "100G": 1e11 / 8, "nvlink": 450e9}
 """Bytes a second that a rank sends; NVLink's of the fourth generation."""
 SYNC_EVERY = 50  # of DiLoCo, unless --sync-every is given
+LATENCY_US = 50.0  # unless --latency is given
 PIECE, COPIED = 1 << 16, 1 << 22
 MOST_RANKS = 1024
 
@@ -117,11 +118,17 @@ def described(found: Cluster, link: str | None, every: int) -> Iterator[str]:
         yield (
             f"  {link:<7} {method.name}{how}: {few(1e3 * method.step_s)} ms a step, "
             f"{method.efficiency:.0%} of the speed without messages; "
-            f"at most {plural(method.best_ranks, 'rank')} pay"
+            f"at most {plural(method.best_ranks, 'rank pays', 'ranks pay')}"
         )
 
 
-def check_link(link: str | None, n_ranks: int | None) -> None:
-    """GptcError for a link without ranks."""
+def check_link(link: str | None, latency_us: float | None, n_ranks: int | None) -> None:
+    """UsageError for a link without ranks, and a latency without a link or out of range."""
     if link is not None and n_ranks is None:
-        raise GptcError(f"--link {link} is of several ranks: add --ranks 4")
+        raise UsageError(f"--link {link} is of several ranks: add --ranks 4")
+    if latency_us is None:
+        return
+    if not 0 <= latency_us < math.inf:
+        raise UsageError(f"--latency is {latency_us:g}; it must be 0 or more, and finite")
+    if link is None:
+        raise UsageError(f"--latency {latency_us:g} is of a network: add --link 10G")

@@ -222,6 +222,8 @@ class RunFolder:
         self._behind.check_wanted()
         if best is not None and best.is_dir():
             _link(self.path / BEST, best.name)
+        elif best is None:  # one before was of other data
+            (self.path / BEST).unlink(missing_ok=True)
         if keep:
             # Later ones are damaged, since the run did not resume from them: none to count on.
             known = [old for old in list_checkpoints(self.path) if step_of(old) <= step_of(path)]

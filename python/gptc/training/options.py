@@ -210,8 +210,8 @@ class TrainOptions(DeviceOptions):
     on_nan: str = option(
         "stop",
         "Treatment of a step whose gradients are not finite: end the run, skip its batches, or go "
-        "back to the last checkpoint and skip all batches since. Its weights never change, and its "
-        "batches are kept in the run's folder.",
+        "back to the last checkpoint and skip all batches since. The step itself changes no "
+        "weight, and its batches are kept in the run's folder.",
         section=_STEP,
         choices=("stop", "skip", "rollback"),
     )

@@ -24,6 +24,7 @@ from gptc.engine.optim import AdamW, Muon
 from gptc.engine.world import World
 from gptc.errors import EngineError, GptcError
 from gptc.files.words import plural, quoted
+from gptc.settings import spelled
 from gptc.training.diloco import Diloco
 from gptc.training.horizon import Horizon
 from gptc.training.options import TrainOptions
@@ -69,11 +70,17 @@ def check_sequences(options: TrainOptions, n_ranks: int) -> None:
 
 
 def check_options(options: TrainOptions, world: World) -> None:
-    """GptcError for options with which several ranks cannot train."""
-    if world.size == 1:
+    """GptcError for options with which the ranks of this job cannot train."""
+    check_ranks(options, world.size)
+    world.check_device(options.device, "train")
+
+
+def check_ranks(options: TrainOptions, n_ranks: int) -> None:
+    """GptcError for options with which so many ranks cannot train."""
+    if n_ranks == 1:
         return
     if not options.tokens_per_step:  # else --grad-accum is not known yet
-        check_sequences(options, world.size)
+        check_sequences(options, n_ranks)
     if options.zero and options.optimizer != "adamw":
         raise GptcError(
             f"--zero {options.zero} shards the state of AdamW alone: use --optimizer adamw, or "
@@ -81,9 +88,19 @@ def check_options(options: TrainOptions, world: World) -> None:
         )
     if options.dpo:
         raise GptcError(
-            f"--dpo trains in one process; {world.size} ranks have been started: leave out mpirun"
+            f"--dpo trains in one process, and {n_ranks} ranks are wanted: leave out mpirun or "
+            "--ranks"
         )
-    world.check_device(options.device, "train")
+
+
+def without_effect(options: TrainOptions, n_ranks: int) -> Iterator[str]:
+    """Notes about options of ranks that this run does not use."""
+    if options.zero and n_ranks == 1:
+        yield f"note: --zero {options.zero} has no effect in one process"
+    for name in ("outer_lr", "outer_momentum"):
+        value = getattr(options, name)
+        if not options.sync_every and value != getattr(TrainOptions, name):
+            yield f"note: --{spelled(name)} {value:g} has no effect without --sync-every"
 
 
 def shared_threads(options: TrainOptions, world: World) -> TrainOptions:
@@ -131,6 +148,7 @@ def _circumstances(setup: Setup) -> dict[str, object]:
         "the version of gptc": __version__,
         "the version of libgpt.so": library.version(),
         "the data": setup.circumstances()["data_sha256"],
+        "the weights of --data": setup.data_weights,
         "the tokenizer": setup.tokenizer.fingerprint(),
         "the model's shape": setup.model.config.to_dict(),
         **{

@@ -40,6 +40,7 @@ from gptc.training.parallel import (
     outer_optimizer,
     settle,
     shared_threads,
+    without_effect,
 )
 from gptc.training.preference import MEASURES
 from gptc.training.progress import Meter, PlainProgress, Progress, SilentProgress, StepReport
@@ -138,6 +139,8 @@ class Run:
                 show.note(line)
             if world.size > 1:
                 show.note(described(world, self.setup.model.threads, settled))
+            for line in without_effect(settled, world.size):
+                show.note(line)
             preference = prepare_preference(self.setup, self.folder.path, show)
             self._went_back: tuple[Path | None, int] = (None, 0)  # to a checkpoint, so often
             self.trainer = Trainer(self.setup, show, self.folder.path, preference, world)

@@ -54,6 +54,7 @@ from gptc.training.fitting import what_fits
 from gptc.training.horizon import Horizon, time_step
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
 from gptc.training.progress import Progress
+from gptc.training.resolve import stored_options
 from gptc.training.state import State
 
 
@@ -129,11 +130,29 @@ class Setup:
             self.model.set(parameter.name, base.read(parameter.name))
         self.average = _restored(base, self.model, self.options)
         self.state.go_back(base)
+        if self.other_data(base):
+            self.state.forget_best()
 
     def close(self) -> None:
         """Frees the model and the data."""
         self.loader.close()
         self.model.close()
+
+    @property
+    def data_weights(self) -> list[float]:
+        """The weights of --data; none of a single dataset."""
+        return [one.weight for one in self.options.mixture]
+
+    def other_data(self, base: Checkpoint) -> str | None:
+        """How the data differs from that of a checkpoint, whose losses are then not comparable."""
+        trainer = base.trainer()
+        assert trainer is not None
+        if trainer["data_sha256"] != self.circumstances()["data_sha256"]:
+            return f"{self.options.named_data} has changed"
+        before = [one.weight for one in stored_options(base).mixture]
+        if before != self.data_weights:
+            return f"the weights of --data were {before} and are {self.data_weights} now"
+        return None
 
     def circumstances(self) -> dict[str, Any]:
         """The values on which bit-for-bit resuming depends."""
@@ -461,14 +480,17 @@ def _absolute(data: str) -> str:
 
 
 def _note_changes(setup: Setup, base: Checkpoint, show: Progress) -> None:
-    """Notes the circumstances that have changed since the checkpoint."""
+    """Notes what has changed since the checkpoint. The best loss is of the same data alone."""
     trainer = base.trainer()
     assert trainer is not None
-    for name, value in setup.circumstances().items():
-        if (before := trainer.get(name, 1)) != value:  # older checkpoints are of one rank
-            changed = f"{spelled(name)} was {before} and is {value} now"
-            if name == "data_sha256":
-                changed = f"{setup.options.named_data} has changed"
-            show.note(
-                f"note: {changed}, so the result will not match an uninterrupted run bit for bit"
-            )
+    changes = [
+        f"{spelled(name)} was {before} and is {value} now"
+        for name, value in setup.circumstances().items()
+        if name != "data_sha256"
+        and (before := trainer.get(name, 1)) != value  # older checkpoints are of one rank
+    ]
+    if (other := setup.other_data(base)) is not None:
+        changes.append(other)
+        setup.state.forget_best()
+    for changed in changes:
+        show.note(f"note: {changed}, so the result will not match an uninterrupted run bit for bit")

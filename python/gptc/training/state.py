@@ -69,6 +69,10 @@ class State:
         else:
             self.since_best += 1
 
+    def forget_best(self) -> None:
+        """Makes the next evaluation the best: those before are of other data."""
+        self.best_val_loss, self.best_step, self.since_best = None, None, 0
+
     def out_of_patience(self, options: TrainOptions) -> bool:
         """Whether --patience ends the run."""
         return 0 < options.patience <= self.since_best

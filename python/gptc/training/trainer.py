@@ -156,10 +156,12 @@ class Trainer:
 
     def _trouble(self, batches: list[Rows], n_skipped: int) -> str:
         """What was not finite, and the file with the batches."""
-        if self._world.rank and self._setup.outer is None:
-            return "rank 0 says where"
+        alone = self._setup.outer is not None  # this rank alone has that loss
+        found = first_bad(self._setup.model, None if alone else self._world)
+        if self._world.rank and not alone:
+            return found  # which rank 0 says, with the file
         file = save_batches(self._folder, self._setup.state.step + 1, batches, n_skipped)
-        return f"{first_bad(self._setup.model)}; the batch is in {file}"
+        return f"{found}; the batch is in {file}"
 
     def evaluate(self, last: bool) -> dict[str, float]:
         """The loss on the validation split, in nats per token and in bits per byte.

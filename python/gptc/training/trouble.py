@@ -10,6 +10,7 @@ import numpy as np
 
 from gptc.data.loader import Rows
 from gptc.engine.model import Model, NotFinite
+from gptc.engine.world import World
 from gptc.files.whole import write_file
 from gptc.files.words import quoted
 from gptc.training.options import TrainOptions
@@ -33,21 +34,34 @@ def first_output(found: NotFinite) -> str:
     return f"{found.tensor}[{found.at}] of {found.op}{layer} is {found.value:g}, the first"
 
 
-def first_bad(model: Model) -> str:
+def first_bad(model: Model, world: World | None = None) -> str:
     """The first tensor with numbers that are not finite: of weights, of ops, else of gradients.
 
     Outputs of ops are known with --debug-nans. Gradients are in the order of the backward pass, so
-    that the first one made the others bad.
+    that the first one made the others bad. All ranks of a `world` call this and have one answer:
+    the earliest tensor, of the first rank that has it.
     """
+    world = world or World()
+    every = world.gather_json(_own_first_bad(model))
+    rank = min(range(world.size), key=lambda r: (every[r][0], r))
+    text = str(every[rank][1])
+    shared = all(found[1] == text for found in every)  # such as weights, and sums of gradients
+    return text if shared else f"{text}, of {world.named(rank)}"
+
+
+def _own_first_bad(model: Model) -> tuple[tuple[int, int], str]:
+    """The first bad tensor of this rank, and its place in the order of a step."""
     for parameter in model.trained:
         if not np.isfinite(model.get(parameter.name)).all():
-            return f"{parameter.name} itself is not finite"
-    if (found := model.not_finite()) is not None:
-        return first_output(found)
-    for parameter in reversed(model.trained):
+            return (0, 0), f"{parameter.name} itself is not finite"
+    found = model.not_finite()
+    # The norm is taken of the sums over ranks, and is bad if any gradient is.
+    if found is not None and found.op != "grad_norm":
+        return (1, 0), first_output(found)
+    for i, parameter in enumerate(reversed(model.trained)):
         if not np.isfinite(model.read(parameter.name, "grad")).all():
-            return f"the gradient of {parameter.name} was the first"
-    return "each gradient is finite, but not their norm"
+            return (2, i), f"the gradient of {parameter.name} was the first"
+    return (3, 0), "each gradient is finite, but not their norm"
 
 
 def advised(trouble: Diverged, state: State, options: TrainOptions) -> str:

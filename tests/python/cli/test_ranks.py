@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from gptc.engine.world import World
 from mpi_jobs import job, needs_mpi
 
 
@@ -24,15 +27,30 @@ def test_two_ranks_print_what_one_process_prints(
         "infer": [*answering, str(prompts)],
         "stdin": [*answering, "-"],
         "lost": ["eval", *shared, "--data", str(tmp_path / "none")],
+        "ngram": ["eval", *shared, "--ngram", "5", "--split", "all"],
+        "chat": [*answering, str(prompts), "--chat"],
     }
     ran = job(tmp_path, commands, "commands")
     assert ran.returncode == 0, ran.stderr
     first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
     assert all(found[1:] == ["", ""] for found in second.values())
-    for name, code in {"eval": 0, "infer": 1, "stdin": 1, "lost": 1}.items():
+    for name, code in {"eval": 0, "infer": 1, "stdin": 1, "lost": 1, "ngram": 1, "chat": 1}.items():
         assert first[name][0] == second[name][0] == code
         assert len(first[name][2].splitlines()) == code
-        if name != "stdin":  # which one process reads
+        if name in ("ngram", "chat"):  # as by one process, but for its code
+            assert first[name][1:] == ["", gptc(*commands[name]).err]
+        elif name != "stdin":  # which one process reads
             alone = gptc(*commands[name])
             assert first[name] == [alone.code, alone.out, alone.err]
     assert "2 ranks share the lines of a file" in first["stdin"][2]
+
+
+def test_ranks_wait_for_each_other_without_limit(
+    gptc: Callable[..., Any], saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines may take one rank longer than another by any time."""
+    limits: list[float] = []
+    monkeypatch.setattr(World, "set_timeout", lambda self, seconds: limits.append(seconds))
+    for command in (["infer", "--prompts", tmp_path / "none"], ["eval", "--data", tmp_path / "no"]):
+        assert gptc(command[0], "-m", saved, "--device", "cpu", *command[1:]).code == 1
+    assert limits == [0, 0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gptc.training.cluster import LINKS, exchange_s
+from gptc.training.cluster import LINKS, Cluster, Method, described, exchange_s
 
 MB = 1_000_000
 
@@ -43,16 +43,28 @@ def test_the_plan_of_ranks(
     assert all(0 < m["efficiency"] < 1.01 and 1 <= m["best_ranks"] <= 4 for m in (plain, apart))
 
 
+def test_one_rank_pays_and_two_pay() -> None:
+    methods = [Method("data parallel", 0.1, 0.5, n) for n in (1, 2)]
+    lines = list(described(Cluster(2, 10, 5, 10, 5, methods), "1G", 0))
+    assert [line.rpartition("; ")[2] for line in lines[1:]] == [
+        "at most 1 rank pays", "at most 2 ranks pay",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("extra", "message"),
+    ("extra", "code", "message"),
     [
-        (["--link", "1G"], "--link 1G is of several ranks: add --ranks 4"),
-        (["--ranks", 3], "3 ranks cannot share equally"),
+        (["--link", "1G"], 2, "--link 1G is of several ranks: add --ranks 4"),
+        (["--ranks", 3], 1, "3 ranks cannot share equally"),
+        (["--ranks", 2, "--latency", 9], 2, "--latency 9 is of a network: add --link 10G"),
+        (["--ranks", 2, "--link", "1G", "--latency", "nan"], 2, "--latency is nan; it must be 0"),
+        (["--ranks", 2, "--link", "1G", "--latency", -1], 2, "--latency is -1; it must be 0"),
+        (["--ranks", 2, "--zero", 1, "--optimizer", "muon"], 1, "the state of AdamW alone"),
     ],
 )
 def test_plans_of_ranks_that_are_refused(
-    gptc: Callable[..., Any], arguments: list[str], extra: list[Any], message: str
+    gptc: Callable[..., Any], arguments: list[str], extra: list[Any], code: int, message: str
 ) -> None:
     ran = gptc("plan", *arguments, "--device", "cpu", *extra)
-    assert (ran.code, len(ran.err.splitlines())) == (1, 1)
+    assert (ran.code, len(ran.err.splitlines())) == (code, 1)
     assert message in ran.err

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gptc.checkpoint.names import CHECKSUMS, TRAINER
+from gptc.checkpoint.writer import _record
 from gptc.data.preparation import prepare
-from gptc.errors import UsageError
+from gptc.engine.world import World
+from gptc.errors import GptcError, UsageError
+from gptc.training.parallel import _circumstances, check_same
 from gptc.training.plan import _eval_s, _evaluations
 from gptc.training.progress import SilentProgress
 from gptc.training.resolve import new_options
@@ -97,11 +102,64 @@ def test_the_plan_times_the_evaluations_of_each(
         setup.close()
 
 
+def test_other_weights_are_noticed(mixed: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    first = train({**mixed, "eval_every": 4, "patience": 1})
+    run, data = Path(mixed["out"]), [one.rpartition(":")[0] for one in mixed["data"]]
+    assert (run / "best").exists() or first.best_step == first.step
+    # A loss of other weights that the run would not reach again.
+    trainer = run / f"ckpt-{first.step:06d}" / TRAINER
+    stored = json.loads(trainer.read_text())
+    stored |= {"best_val_loss": 0.5, "best_step": 4, "since_best": 1}
+    trainer.write_text(json.dumps(stored))
+    sums = json.loads((trainer.parent / CHECKSUMS).read_text())
+    sums["files"][TRAINER] = _record(trainer)
+    (trainer.parent / CHECKSUMS).write_text(json.dumps(sums))
+    capsys.readouterr()
+    other = (f"{data[0]}:0.4", f"{data[1]}:0.6")
+    last = train({"data": other, "steps": first.step + 4}, resume=run)
+    shown = capsys.readouterr().err
+    assert "the weights of --data were [0.7, 0.3] and are [0.4, 0.6] now" in shown
+    assert last.best_val_loss == pytest.approx(last.val_loss)
+    assert last.best_step == last.step == first.step + 4
+    train({"data": other}, resume=run)
+    assert "weights of --data" not in capsys.readouterr().err
+
+
+class Told(World):
+    """Two ranks, the other of which has told its circumstances."""
+
+    def __init__(self, other: dict[str, object]) -> None:
+        super().__init__()
+        self.size, self._other = 2, other
+
+    def gather_json(self, value: Any) -> list[Any]:
+        return [value, self._other]
+
+    def named(self, rank: int) -> str:
+        return f"rank {rank}"
+
+
+def test_ranks_with_other_weights_are_refused(mixed: Options) -> None:
+    data = [one.rpartition(":")[0] for one in mixed["data"]]
+    given = {**mixed, "data": (f"{data[0]}:0.6", f"{data[1]}:0.4")}
+    show = SilentProgress()
+    with (
+        closing(set_up(new_options(mixed), None, show)) as one,
+        closing(set_up(new_options(given), None, show)) as two,
+    ):
+        check_same(one, Told(_circumstances(one)))
+        with pytest.raises(
+            GptcError, match=r"rank 1 .* in the weights of --data: \[0.6, 0.4\] and"
+        ):
+            check_same(one, Told(_circumstances(two)))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"steps": None, "epochs": 1.0}, "--epochs 1 is of one dataset, and --data names 2"),
         ({"data": ("a:0.5", "b:0.4")}, "sum to 0.9"),
+        ({"data": []}, "--data names no dataset: name one"),
     ],
 )
 def test_options_that_contradict_a_mixture(mixed: Options, given: Options, message: str) -> None:

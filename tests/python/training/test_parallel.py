@@ -22,7 +22,7 @@ from gptc.engine.launch import STARTERS, launched
 from gptc.engine.world import World
 from gptc.errors import EngineError
 from gptc.training.options import TrainOptions
-from gptc.training.parallel import check_options, lost_ranks, parts_of, settle
+from gptc.training.parallel import check_options, lost_ranks, parts_of, settle, without_effect
 from gptc.training.run import train
 from gptc.training.signals import Received
 from gptc.training.state import State
@@ -62,6 +62,15 @@ def test_options_that_ranks_cannot_share(changes: dict[str, Any], message: str) 
     with pytest.raises(GptcError, match=message):
         check_options(options, world_of(3))
     check_options(options, World())
+
+
+def test_options_of_ranks_without_effect_are_noted() -> None:
+    options = TrainOptions(zero=1, outer_lr=0.5)
+    zero, outer = without_effect(options, 1)
+    assert "--zero 1 has no effect in one process" in zero
+    assert "--outer-lr 0.5 has no effect without --sync-every" in outer
+    assert list(without_effect(options, 2)) == [outer]
+    assert list(without_effect(TrainOptions(zero=0, sync_every=5, outer_lr=0.5), 1)) == []
 
 
 class Late(World):

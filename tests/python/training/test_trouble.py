@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from gptc import Model
 from gptc.data.loader import Rows
-from gptc.errors import GptcError
+from gptc.engine.optim import AdamW
+from gptc.engine.world import World
+from gptc.errors import EngineError, GptcError
 from gptc.training.run import train
 from gptc.training.trouble import first_bad, first_output, save_batches
 from small_models import batch, make_config
@@ -30,6 +33,46 @@ def test_the_first_bad_gradient_is_the_last_layer_s() -> None:
         weights[0] = np.nan
         model.set("norm_f.weight", weights)
         assert first_bad(model) == "norm_f.weight itself is not finite"
+
+
+class Told(World):
+    """Two ranks; this is the first, and the other one has found this."""
+
+    def __init__(self, place: list[int], text: str) -> None:
+        super().__init__()
+        self.size, self._other = 2, [place, text]
+
+    def gather_json(self, value: Any) -> list[Any]:
+        return [json.loads(json.dumps(value)), self._other]
+
+    def named(self, rank: int) -> str:
+        return f"rank {rank}"
+
+
+def test_ranks_name_the_first_one_with_a_bad_output() -> None:
+    """Rank 0 has a bad norm, of the sums over ranks; the rows of rank 1 have made them bad."""
+    x, y = batch()
+    output, gradient = (
+        "out[3] of linear_forward is nan, the first",
+        "the gradient of w was the first",
+    )
+    with Model.create(make_config("llama"), threads=1, max_batch=len(x)) as model:
+        model.check_ops()
+        model.backward(x, y)
+        bad = model.read("h.1.mlp.fc.weight", "grad")
+        bad.flat[1] = np.inf
+        model.write("h.1.mlp.fc.weight", "grad", bad)
+        with pytest.raises(EngineError):
+            model.update(AdamW(1e-3))
+        found = model.not_finite()
+        assert found is not None
+        assert found.op == "grad_norm"
+        own = first_bad(model)
+        assert own == "the gradient of h.1.mlp.fc.weight was the first"
+        assert first_bad(model, Told([1, 0], output)) == f"{output}, of rank 1"
+        assert first_bad(model, Told([2, 0], gradient)) == f"{gradient}, of rank 1"
+        assert first_bad(model, Told([2, 99], gradient)) == f"{own}, of rank 0"
+        assert first_bad(model, Told([2, 5], own)) == own  # the sums, which all ranks have
 
 
 def test_batches_of_two_lengths_are_kept(tmp_path: Path) -> None:
