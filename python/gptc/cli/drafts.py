@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptc.engine.model import Model
     from gptc.formats.model_file import ModelFile
-    from gptc.generation.batch import Draft
+    from gptc.generation.drafts import DraftPlan
     from gptc.tokenizer.base import Tokenizer
 
 
@@ -20,16 +19,16 @@ def open_draft(
     tokenizer: Tokenizer,
     n_seq: int,
     loading: dict[str, Any],
-) -> Callable[[int], Draft]:
-    """Makes the draft for n_seq sequences of so many tokens; 0 = those of its context.
+) -> DraftPlan:
+    """The draft for n_seq sequences.
 
     UsageError for a model with other tokens. `stack` closes it; `loading` are options of
     `load_model`.
     """
-    from gptc.generation.drafts import ModelDraft, NgramDraft, check_draft
+    from gptc.generation.drafts import DraftPlan, check_draft
 
     if name == "ngram":
-        return lambda n_ctx: NgramDraft()
+        return DraftPlan()
     from gptc.checkpoint.facade import load_model, on_newest
 
     def load(file: ModelFile) -> tuple[Model, Tokenizer]:
@@ -39,4 +38,4 @@ def open_draft(
     small, own = on_newest(name, load)
     stack.enter_context(small)
     check_draft(gpt, tokenizer, small, own)
-    return lambda n_ctx: ModelDraft(small, tokenizer, n_seq, n_ctx)
+    return DraftPlan(small, tokenizer, n_seq)

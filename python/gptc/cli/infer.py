@@ -220,7 +220,7 @@ def infer_command(
 
             n_seq = batch_size if prompts else options["num_samples"]
             loading["dtype"] = dtype
-            writer.draft = open_draft(stack, draft, gpt, tokenizer, n_seq, loading)(0)
+            writer.draft = open_draft(stack, draft, gpt, tokenizer, n_seq, loading).make(0)
         if conversing:
             _converse(gpt, tokenizer, talk, begin, writer.draft, options, random_seed)
         elif prompts:

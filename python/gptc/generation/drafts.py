@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gptc.engine.session import session_bytes
 from gptc.errors import DeadEnd, UsageError
 from gptc.generation.prefixes import n_common
 from gptc.generation.sampling import Draw, draw_tokens, sample_token
@@ -142,6 +144,27 @@ class ModelDraft(_Adaptive):
         for draft, feed, token in zip(drafts, feeds, found, strict=True):
             self._texts[draft.slot] += feed
             draft.take(token)
+
+
+@dataclass(frozen=True)
+class DraftPlan:
+    """A draft of `n_seq` sequences, whose length is chosen later. Without a model: n-grams."""
+
+    model: Model | None = None
+    tokenizer: Tokenizer | None = None
+    n_seq: int = 1
+
+    def make(self, n_ctx: int) -> NgramDraft | ModelDraft:
+        """The draft for sequences of so many tokens; 0 = those of the model's context."""
+        if self.model is None or self.tokenizer is None:
+            return NgramDraft()
+        return ModelDraft(self.model, self.tokenizer, self.n_seq, n_ctx)
+
+    def session_bytes(self, n_ctx: int) -> int:
+        """Number of bytes that `make` allocates for its caches."""
+        if self.model is None:
+            return 0
+        return session_bytes(self.model, self.n_seq, min(n_ctx, self.model.config.block_size))
 
 
 class _Growing:

@@ -30,7 +30,7 @@ from gptc.serve.service import Service
 if TYPE_CHECKING:
     from gptc.checkpoint.merged import AdapterSet
     from gptc.engine.model import Model
-    from gptc.generation.batch import Draft
+    from gptc.generation.drafts import DraftPlan
     from gptc.tokenizer.base import Tokenizer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -83,10 +83,8 @@ def _read_keys(path: Path) -> list[bytes]:
     return keys
 
 
-def choose_context(model: Model, options: ServeOptions) -> int:
+def choose_context(model: Model, options: ServeOptions, draft: DraftPlan | None = None) -> int:
     """Tokens of a sequence: as asked, else as many as half of the free memory holds."""
-    from gptc.engine.session import session_bytes
-
     size = model.config.block_size
     if options.context is not None:
         if options.context > size:
@@ -98,10 +96,18 @@ def choose_context(model: Model, options: ServeOptions) -> int:
     while (
         free is not None
         and n_ctx > _LEAST_CTX
-        and session_bytes(model, options.parallel, n_ctx) > free / 2
+        and _cache_bytes(model, options, draft, n_ctx) > free / 2
     ):
         n_ctx //= 2
     return n_ctx
+
+
+def _cache_bytes(model: Model, options: ServeOptions, draft: DraftPlan | None, n_ctx: int) -> int:
+    """Number of bytes of all sequences of the model and its draft."""
+    from gptc.engine.session import session_bytes
+
+    own = session_bytes(model, options.parallel, n_ctx)
+    return own + (draft.session_bytes(n_ctx) if draft else 0)
 
 
 def make_service(
@@ -111,29 +117,26 @@ def make_service(
     *,
     name: str,
     chat_template: str | None = None,
-    draft: Callable[[int], Draft] | None = None,
+    draft: DraftPlan | None = None,
     adapters: Callable[[], AdapterSet] | None = None,
 ) -> Service:
     """The service of a model. GptcError if its sequences do not fit into memory.
 
-    `adapters` opens those of a model that was created with room for them. `draft` makes that of
-    sequences of so many tokens.
+    `adapters` opens those of a model that was created with room for them.
     """
-    from gptc.engine.session import session_bytes
-
     keys, metrics = check_security(options), Metrics()
     several = Adapters(model, adapters) if adapters else None
     if several and name in several.names:
         raise UsageError(f"an adapter and the model are both named {name}: give one another name")
-    n_ctx = choose_context(model, options)
-    guesses = draft(n_ctx) if draft else None
+    n_ctx = choose_context(model, options, draft)
     try:
+        guesses = draft.make(n_ctx) if draft else None
         scheduler = Scheduler(
             model, tokenizer, options.parallel, n_ctx, chunk=options.prefill_chunk,
             most_waiting=options.max_waiting, draft=guesses, on_step=metrics.step,
         )  # fmt: skip
     except GptcError as error:
-        size = amount(session_bytes(model, options.parallel, n_ctx))
+        size = amount(_cache_bytes(model, options, draft, n_ctx))
         raise GptcError(
             f"{options.parallel} sequences of {n_ctx:,} tokens need {size}: give less with "
             f"--parallel or --context ({error})"
