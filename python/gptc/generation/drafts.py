@@ -23,7 +23,6 @@ from gptc.tokenizer.compare import same_tokens
 if TYPE_CHECKING:
     from gptc.engine.arrays import FloatArray
     from gptc.engine.model import Model
-    from gptc.generation.batch import Draft
     from gptc.generation.request import Sample
     from gptc.tokenizer.base import Tokenizer
 
@@ -155,7 +154,7 @@ class DraftPlan:
     tokenizer: Tokenizer | None = None
     n_seq: int = 1
 
-    def make(self, n_ctx: int) -> Draft:
+    def make(self, n_ctx: int) -> NgramDraft | ModelDraft:
         """The draft for sequences of so many tokens; 0 = those of the model's context."""
         if self.model is None or self.tokenizer is None:
             return NgramDraft()
