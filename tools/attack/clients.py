@@ -165,7 +165,8 @@ class Attack:
         child.stdin.close()
         await child.stdout.readline()
         await asyncio.sleep(self.rng.random() * 0.2)
-        os.kill(child.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # its stream was short, and it has ended
+            os.kill(child.pid, signal.SIGKILL)
         await child.wait()
 
     async def half_body(self) -> None:
@@ -311,8 +312,10 @@ class Attack:
                 await client()
                 report(i + 1)
 
-        await asyncio.gather(*(attacker() for _ in range(at_once)))
-        ended.set()
+        try:
+            await asyncio.gather(*(attacker() for _ in range(at_once)))
+        finally:
+            ended.set()  # a reader that is cancelled while a line arrives would not end
         await watching
         return self.found
 
