@@ -268,8 +268,7 @@ static void end_job(gpt_comm *comm, int code) {
 
 static void release(gpt_comm *comm) {
     linked *l = (linked *)comm;
-    bool is_written = receives_left(l); /* then what they write to stays, for good */
-    if (is_written) comm->hosts = NULL;
+    bool is_written = receives_left(l); /* then room stays, for good */
     if (l->links) l->links->ops->free(l->links);
     free(l->messages);
     free(l->offsets);
