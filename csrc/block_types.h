@@ -3,7 +3,7 @@
 #ifndef GPT_BLOCK_TYPES_H
 #define GPT_BLOCK_TYPES_H
 
-#include "gpt.h"
+#include "ops.h"
 
 #include <string.h>
 
@@ -208,6 +208,25 @@ static inline const block_type *block_type_of(int type) {
     for (size_t i = 0; i < sizeof block_types / sizeof *block_types; i++)
         if (block_types[i].type == type) return &block_types[i];
     return NULL;
+}
+
+/* Bytes of the blocks of run `part` of a matrix's rows. */
+static inline size_t block_bytes(const gpt_segment *s, int part) {
+    const block_type *t = block_type_of(s->stacked[part].block);
+    return (size_t)s->stacked[part].rows * (size_t)(s->cols / t->size * t->bytes);
+}
+
+/* A float16 number. */
+GPT_EVERYWHERE static inline float half_float(uint16_t x) {
+    uint32_t sign = (uint32_t)(x & 0x8000) << 16, size = (uint32_t)(x & 0x7fff) << 13;
+    float value;
+    memcpy(&value, &size, sizeof value);
+    value *= 0x1p112f; /* the difference of the exponents' biases; subnormal numbers too */
+    memcpy(&size, &value, sizeof size);
+    if ((x & 0x7c00) == 0x7c00) size |= 0x7f800000; /* infinite, or not a number */
+    size |= sign;
+    memcpy(&value, &size, sizeof value);
+    return value;
 }
 
 #endif

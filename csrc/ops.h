@@ -689,11 +689,10 @@ typedef struct gpt_ops {
     /* Those of a matrix that is there; NULL where they follow from its shape. */
     size_t (*weight_bytes)(gpt_ctx *ctx, const weight *w);
     /* Matrices that are given as blocks; NULL where the table has none. Bytes of the products' form, 0
-     * where a type is not known or its blocks do not fill rows, and of the blocks of run `part` of the
-     * rows; that form of the run, whose blocks are row by row; and the float32 numbers of some rows
+     * where a type is not known or its blocks do not fill rows; that form of run `part` of the rows,
+     * whose blocks are row by row; and the float32 numbers of some rows
      * (n, cols), NULL: of the first, in the device's memory. Blocks and the rows' numbers are the host's. */
     size_t (*blocks_bytes)(const gpt_segment *segment);
-    size_t (*blocks_given)(const gpt_segment *segment, int part);
     void (*blocks_pack)(gpt_ctx *ctx, const gpt_segment *segment, int part, const void *blocks);
     void (*blocks_unpack)(gpt_ctx *ctx, float *out, const gpt_segment *segment, const int32_t *rows,
                           int n);

@@ -1,6 +1,7 @@
 /* model.c: configurations, plans, models, and their parameters. */
 #include "api.h"
 #include "backend.h"
+#include "block_types.h"
 #include "fork.h"
 #include "profile.h"
 
@@ -483,7 +484,7 @@ int gpt_model_write_blocks(gpt_model *model, int i, int part, const void *blocks
         part >= model->layout.segments[i].n_stacked)
         return fail(GPT_ERR_ARGUMENT, "parameter %d has no entry %d of blocks", i, part);
     const gpt_segment *s = &model->layout.segments[i];
-    uint64_t wanted = model->ops->blocks_given(s, part);
+    uint64_t wanted = block_bytes(s, part);
     if (n_bytes != wanted)
         return fail(GPT_ERR_ARGUMENT, "entry %d of %s has %llu bytes of blocks, not %llu", part,
                     model->layout.slots[i].info.name, (unsigned long long)wanted,

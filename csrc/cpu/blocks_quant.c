@@ -20,11 +20,6 @@ size_t quant_blocks_bytes(const gpt_segment *s) {
     return (size_t)lay_out(s).bytes;
 }
 
-size_t quant_blocks_given(const gpt_segment *s, int part) {
-    const block_type *t = block_type_of(s->stacked[part].block);
-    return (size_t)s->stacked[part].rows * (size_t)(s->cols / t->size * t->bytes);
-}
-
 /* ---- packing ---- */
 
 typedef struct packing {

@@ -185,6 +185,19 @@ static inline panel_part panel_from(quant_form f, const uint8_t *panel, int64_t 
                         .blocks = (const uint16_t *)(panel + quant_blocks_at(f, K) + in_blocks)};
 }
 
+/* LANES float16 numbers. */
+static inline vf vf_from_half(const uint16_t *p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__F16C__)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    vf v;
+    for (int i = 0; i < LANES; i++) v[i] = half_float(p[i]);
+    return v;
+#endif
+}
+
 /* Where forms of 256 have the scales (row 0) or minima (row 1) of group g, of LANES columns from vector v
  * on: as integers, and what multiplies these. */
 static inline vi quant_integers(quant_form f, const panel_part *b, int g, int row, int v) {

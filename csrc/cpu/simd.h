@@ -260,33 +260,6 @@ static inline void vh_store_n(bf16 *p, vh v, int n) {
 #endif
 }
 
-/* ---- float16 ---- */
-
-static inline float half_float(uint16_t x) {
-    uint32_t sign = (uint32_t)(x & 0x8000) << 16, size = (uint32_t)(x & 0x7fff) << 13;
-    float value;
-    memcpy(&value, &size, sizeof value);
-    value *= 0x1p112f; /* the difference of the exponents' biases; subnormal numbers too */
-    memcpy(&size, &value, sizeof size);
-    if ((x & 0x7c00) == 0x7c00) size |= 0x7f800000; /* infinite, or not a number */
-    size |= sign;
-    memcpy(&value, &size, sizeof value);
-    return value;
-}
-
-/* LANES of them. */
-static inline vf vf_from_half(const uint16_t *p) {
-#if defined(__AVX512F__)
-    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-#elif defined(__F16C__)
-    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
-#else
-    vf v;
-    for (int i = 0; i < LANES; i++) v[i] = half_float(p[i]);
-    return v;
-#endif
-}
-
 /* LANES bytes as integers. */
 static inline vi vi_from_bytes(const int8_t *p) {
 #if defined(__AVX512F__)

@@ -73,8 +73,7 @@ ROUNDS(int8, FORM_INT8);
 ROUNDS(int4, FORM_INT4);
 
 QUANT_TABLE(packed, quant_bf16_bytes, quant_bf16_pack, .blocks_bytes = quant_blocks_bytes,
-            .blocks_given = quant_blocks_given, .blocks_pack = quant_blocks_pack,
-            .blocks_unpack = quant_blocks_unpack);
+            .blocks_pack = quant_blocks_pack, .blocks_unpack = quant_blocks_unpack);
 
 #else
 

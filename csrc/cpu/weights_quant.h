@@ -10,7 +10,6 @@
 #define quant_round         CPU_NAME(quant_round)
 #define quant_weight_bytes  CPU_NAME(quant_weight_bytes)
 #define quant_blocks_bytes  CPU_NAME(quant_blocks_bytes)
-#define quant_blocks_given  CPU_NAME(quant_blocks_given)
 #define quant_blocks_pack   CPU_NAME(quant_blocks_pack)
 #define quant_blocks_unpack CPU_NAME(quant_blocks_unpack)
 
@@ -25,7 +24,6 @@ void quant_round(gpt_ctx *ctx, int form, const weights_pack *op);
 /* Slots of gpt_ops. */
 size_t quant_weight_bytes(gpt_ctx *ctx, const weight *w);
 size_t quant_blocks_bytes(const gpt_segment *segment);
-size_t quant_blocks_given(const gpt_segment *segment, int part);
 void quant_blocks_pack(gpt_ctx *ctx, const gpt_segment *segment, int part, const void *blocks);
 void quant_blocks_unpack(gpt_ctx *ctx, float *out, const gpt_segment *segment, const int32_t *rows,
                          int n);

@@ -45,11 +45,6 @@ size_t cuda_blocks_bytes(const gpt_segment *s) {
     return (size_t)lay_out(s).bytes;
 }
 
-size_t cuda_blocks_given(const gpt_segment *s, int part) {
-    const block_type *t = block_type_of(s->stacked[part].block);
-    return (size_t)s->stacked[part].rows * (size_t)(s->cols / t->size * t->bytes);
-}
-
 size_t cuda_weight_bytes(gpt_ctx *ctx, const weight *w) {
     packed_head head;
     cuda_download(ctx, &head, w, sizeof head);

@@ -52,19 +52,6 @@ static __device__ inline packed_row packed_row_of(const packed_head *head, int r
     return {};
 }
 
-/* As half_float of cpu/simd.h. */
-static __device__ inline float half_float(uint16_t x) {
-    uint32_t sign = (uint32_t)(x & 0x8000) << 16, size = (uint32_t)(x & 0x7fff) << 13;
-    float value;
-    memcpy(&value, &size, sizeof value);
-    value *= 0x1p112f; /* the difference of the exponents' biases; subnormal numbers too */
-    memcpy(&size, &value, sizeof size);
-    if ((x & 0x7c00) == 0x7c00) size |= 0x7f800000; /* infinite, or not a number */
-    size |= sign;
-    memcpy(&value, &size, sizeof value);
-    return value;
-}
-
 /* The scale of 16 terms, or their minimum, at entry `at` of a row's. */
 static __device__ inline float packed_scale(const packed_part &p, const uint8_t *row, int at,
                                             int block) {
@@ -163,7 +150,6 @@ void cuda_unpack(gpt_ctx *ctx, elem *to, const void *w, int first, int n, int ro
 /* blocks_packed.cu: slots of gpt_ops. */
 extern "C" {
 size_t cuda_blocks_bytes(const gpt_segment *segment);
-size_t cuda_blocks_given(const gpt_segment *segment, int part);
 void cuda_blocks_pack(gpt_ctx *ctx, const gpt_segment *segment, int part, const void *blocks);
 void cuda_blocks_unpack(gpt_ctx *ctx, float *out, const gpt_segment *segment, const int32_t *rows,
                         int n);

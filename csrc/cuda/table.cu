@@ -24,12 +24,10 @@ static void ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
 #ifdef CUDA_PACKED
 #define BLOCKS                                                                                     \
     .weight_bytes = cuda_weight_bytes, .blocks_bytes = cuda_blocks_bytes,                          \
-    .blocks_given = cuda_blocks_given, .blocks_pack = cuda_blocks_pack,                            \
-    .blocks_unpack = cuda_blocks_unpack,
+    .blocks_pack = cuda_blocks_pack, .blocks_unpack = cuda_blocks_unpack,
 #else
 #define BLOCKS                                                                                     \
-    .weight_bytes = NULL, .blocks_bytes = NULL, .blocks_given = NULL, .blocks_pack = NULL,         \
-    .blocks_unpack = NULL,
+    .weight_bytes = NULL, .blocks_bytes = NULL, .blocks_pack = NULL, .blocks_unpack = NULL,
 #endif
 
 const gpt_ops cuda_ops = {.name = "cuda " CUDA_STRING(CUDA_DTYPE),

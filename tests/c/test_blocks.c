@@ -3,13 +3,15 @@
 #define TEST_QUANTIZED TEST_HAS_BLOCKS
 #include "testing.h"
 
+#include "block_types.h"
+
 #include "reference.h"
 
-typedef struct block_type {
+typedef struct known_type {
     int type, size, bytes, half[2]; /* where its float16 are; -1: there is none */
-} block_type;
+} known_type;
 
-static const block_type types[] = {
+static const known_type types[] = {
     {GPT_BLOCK_Q4_0, 32, 18, {0, -1}},     {GPT_BLOCK_Q4_1, 32, 20, {0, 2}},
     {GPT_BLOCK_Q5_0, 32, 22, {0, -1}},     {GPT_BLOCK_Q5_1, 32, 24, {0, 2}},
     {GPT_BLOCK_Q8_0, 32, 34, {0, -1}},     {GPT_BLOCK_IQ4_NL, 32, 18, {0, -1}},
@@ -18,8 +20,8 @@ static const block_type types[] = {
     {GPT_BLOCK_Q6_K, 256, 210, {208, -1}}, {GPT_BLOCK_IQ4_XS, 256, 136, {0, -1}},
 };
 
-static const block_type *type_of(int type) {
-    const block_type *t = types;
+static const known_type *type_of(int type) {
+    const known_type *t = types;
     while (t->type != type) t++;
     return t;
 }
@@ -91,7 +93,7 @@ static double number_of_256(int type, const uint8_t *b, int k) {
 }
 
 /* Random blocks of a matrix, and its numbers. Float16 are below 2^-3. */
-static uint8_t *random_blocks(const block_type *t, double *w, int rows, int cols) {
+static uint8_t *random_blocks(const known_type *t, double *w, int rows, int cols) {
     int64_t n = (int64_t)rows * cols / t->size;
     uint8_t *blocks = test_alloc(&test.host, (size_t)(n * t->bytes));
     for (int64_t i = 0; i < n; i++) {
@@ -121,7 +123,7 @@ static matrix random_matrix(int n, const gpt_stack *stacked, int cols) {
     m.w = host_zeros(m.segment.size);
     double *w = m.w;
     for (int part = 0; part < n; part++) {
-        const block_type *t = type_of(stacked[part].block);
+        const known_type *t = type_of(stacked[part].block);
         m.segment.stacked[part] = stacked[part];
         m.blocks[part] = random_blocks(t, w, stacked[part].rows, cols);
         w += (int64_t)stacked[part].rows * cols;
@@ -134,8 +136,8 @@ static gpt_segment device_blocks(const matrix *m) {
     size_t bytes = test.ops->blocks_bytes(&s);
     s.packed = test_device_alloc(bytes, TEST_GARBAGE);
     for (int part = 0; part < s.n_stacked; part++) {
-        const block_type *t = type_of(s.stacked[part].block);
-        EXPECT(test.ops->blocks_given(&s, part) ==
+        const known_type *t = type_of(s.stacked[part].block);
+        EXPECT(block_bytes(&s, part) ==
                (size_t)(s.stacked[part].rows * (s.cols / t->size) * t->bytes));
         test.ops->blocks_pack(test.ctx, &s, part, m->blocks[part]);
     }
@@ -220,7 +222,7 @@ static void test_types(void) {
     static const int widths[] = {1, 17, 64, 300};
     for (int i = 0; i < TEST_COUNT(types); i++)
         for (int k = 0; k < TEST_COUNT(rows_of); k++) {
-            const block_type *t = &types[i];
+            const known_type *t = &types[i];
             int cols = t->size * (k == 1 ? 4096 / t->size + 1 : 1 + k % 3);
             int rows = widths[(i + k) % TEST_COUNT(widths)];
             test_case("type %d, N=%d, %d x %d", t->type, rows_of[k], rows, cols);

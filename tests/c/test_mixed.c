@@ -104,7 +104,7 @@ static void test_mixed(void) {
     }
 }
 
-/* A sequence that gets another adapter goes on with that; what it holds stays. */
+/* A sequence may get another adapter: its cache stays, and its next tokens are computed with that. */
 static void test_changed(void) {
     EACH_PLACE {
         const gpt_config *c = &families[1].config;
