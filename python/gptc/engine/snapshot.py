@@ -9,6 +9,7 @@ import numpy as np
 
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
+from gptc.files.memory import available_bytes
 
 
 class Snapshot:
@@ -59,3 +60,9 @@ def snapshot_bytes(model: Model, averaged: bool) -> int:
     return 4 * sum(
         math.prod(p.shape) * (1 + len(model.states(p.name)) + averaged) for p in model.trained
     )
+
+
+def fits(n_bytes: int) -> bool:
+    """Whether so much memory is free, or it is not known how much is."""
+    free = available_bytes()
+    return free is None or n_bytes <= free

@@ -30,10 +30,9 @@ from gptc.checkpoint.writer import save, size_of
 from gptc.data.known import KNOWN_DATASETS
 from gptc.engine.arrays import FloatArray
 from gptc.engine.model import Model
-from gptc.engine.snapshot import Snapshot, snapshot_bytes
+from gptc.engine.snapshot import Snapshot
 from gptc.errors import GptcError, UsageError
 from gptc.files.behind import Behind
-from gptc.files.memory import available_bytes
 from gptc.files.whole import clean_up, discard, write_file
 from gptc.files.words import amount, plural, quoted
 from gptc.settings import to_toml
@@ -170,16 +169,12 @@ class RunFolder:
             self._behind.start(lambda: self._write(made, setup, snapshot, snapshot.own))
 
     def _copied(self, setup: Setup) -> Snapshot | None:
-        """A copy of the model; None without memory for it, and where ranks have parts of a state,
-        which they give in the order in which it is written."""
+        """A copy of the model; None without memory for it, and where a run has none."""
         average = setup.average
-        if setup.outer is not None or setup.model.options.n_shards > 1:
-            return None
         if self._snapshot is None:
-            free, averaged = available_bytes(), average is not None
-            if free is not None and snapshot_bytes(setup.model, averaged) > free:
+            if not setup.has_copy():
                 return None
-            self._snapshot = Snapshot(setup.model, averaged)
+            self._snapshot = Snapshot(setup.model, average is not None)
         self._snapshot.take(setup.model, average.weights if average else None)
         return self._snapshot
 

@@ -22,6 +22,7 @@ from gptc.data.chat_loader import all_batches
 from gptc.data.dataset import Dataset
 from gptc.data.mixture import parts_of
 from gptc.engine import library
+from gptc.engine.model import Model
 from gptc.engine.optim import AdamW, Muon
 from gptc.engine.options import plan_for
 from gptc.engine.snapshot import Snapshot
@@ -227,9 +228,12 @@ def _save_s(setup: Setup, folder: Path) -> tuple[float, float]:
     model, and shares its threads with the one that writes.
     """
     model, n_bytes = setup.model, size_of(setup.model.trained, training=True)
-    snapshot = Snapshot(model)
-    snapshot.take(model)  # whose memory is then there
-    copied_s = _timed(lambda: snapshot.take(model))
+    copied: Model | Snapshot = model
+    copied_s = 0.0
+    if has_copy := setup.has_copy():
+        copied = snapshot = Snapshot(model)
+        snapshot.take(model)  # whose memory is then there
+        copied_s = _timed(lambda: snapshot.take(model))
     above = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     try:
         place = tempfile.TemporaryDirectory(dir=above, prefix=".gptc-plan-")
@@ -241,9 +245,9 @@ def _save_s(setup: Setup, folder: Path) -> tuple[float, float]:
         if n_bytes <= _WRITTEN and model.options.lora is None:
             whole = {"tokenizer": setup.tokenizer, "trainer": {"step": 1}}
             busy_s = -time.thread_time()
-            waited_s = _timed(lambda: save(Path(name) / "ckpt", snapshot, **whole))  # type: ignore[arg-type]
+            waited_s = _timed(lambda: save(Path(name) / "ckpt", copied, **whole))  # type: ignore[arg-type]
             busy_s += time.thread_time()
-            return copied_s + busy_s / model.threads, waited_s
+            return (copied_s + busy_s / model.threads if has_copy else waited_s), waited_s
         part, block = min(n_bytes, _WRITTEN), bytes(1 << 20)
         file = Path(name) / "part"
 
@@ -254,7 +258,7 @@ def _save_s(setup: Setup, folder: Path) -> tuple[float, float]:
         busy_s = -time.thread_time()
         waited_s = _timed(write) * n_bytes / part
         busy_s = (busy_s + time.thread_time()) * n_bytes / part
-        return copied_s + busy_s / model.threads, waited_s
+        return (copied_s + busy_s / model.threads if has_copy else waited_s), waited_s
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -15,7 +15,6 @@ from gptc.data.description import SPLITS
 from gptc.data.mixture import Mixture
 from gptc.engine import library
 from gptc.engine.options import Plan
-from gptc.engine.snapshot import snapshot_bytes
 from gptc.files.memory import peak_resident_bytes
 from gptc.files.words import amount, count, duration, few, plural
 from gptc.formats import families
@@ -285,7 +284,7 @@ def planned_bytes(setup: Setup, session: int, first_step: int) -> int:
     saving = 4 * max(int(math.prod(shape)) for shape in shapes)  # one tensor at a time
     n_saves = count_saves(setup.options, first_step, setup.horizon.steps, setup.has_val)
     # The last one is written from the model itself.
-    copy = snapshot_bytes(setup.model, setup.average is not None) if n_saves > 1 else 0
+    copy = setup.copy_bytes if n_saves > 1 else 0
     n_trained = sum(math.prod(shape) for _, shape, _ in setup.model.trained)
     averages = 4 * 2 * n_trained if setup.average is not None else 0  # and the weights meanwhile
     return setup.resident_before + engine + max(session, saving) + copy + averages

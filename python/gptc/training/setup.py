@@ -39,6 +39,7 @@ from gptc.engine.arrays import FloatArray
 from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora, targets_named
 from gptc.engine.options import BlockRows, Options, Plan, plan_for
+from gptc.engine.snapshot import fits, snapshot_bytes
 from gptc.errors import EngineError, GptcError, UsageError
 from gptc.files.checksum import recorded_checksum
 from gptc.files.memory import available_bytes, resident_bytes
@@ -81,6 +82,20 @@ class Setup:
     def in_step(self) -> bool:
         """Whether all ranks have one model now."""
         return self.outer is None or self.outer.due(self.state.step, self.horizon.steps)
+
+    @property
+    def copy_bytes(self) -> int:
+        """The memory of a copy of the model, from which a thread writes checkpoints.
+
+        0: there is none, where ranks have parts of a state, which they give as it is written.
+        """
+        if self.outer is not None or self.model.options.n_shards > 1:
+            return 0
+        return snapshot_bytes(self.model, self.average is not None)
+
+    def has_copy(self) -> bool:
+        """Whether there is such a copy, and memory for it now."""
+        return self.copy_bytes > 0 and fits(self.copy_bytes)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -19,6 +19,7 @@ from gptc.training.horizon import count_multiples
 from gptc.training.options import TrainOptions
 from gptc.training.plan import Costs, Forecast, forecast
 from gptc.training.progress import PlainProgress
+from gptc.training.report import planned_bytes
 from gptc.training.resolve import new_options
 from gptc.training.run import train
 from gptc.training.setup import Setup, set_up
@@ -123,6 +124,23 @@ def test_a_calibration_leaves_nothing(
     assert "FLOPs per token" in shown
     assert "8 steps of" in shown
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_checkpoint_is_timed_without_a_copy_where_a_run_makes_none(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _ready(options) as setup:
+        folder = Path(options["out"])
+        assert setup.has_copy()
+        monkeypatch.setattr("gptc.engine.snapshot.available_bytes", lambda: setup.copy_bytes - 1)
+        monkeypatch.setattr(planning, "Snapshot", None)  # none is made
+        while_running, at_end = planning._save_s(setup, folder)
+        assert while_running == at_end > 0
+        planned = planned_bytes(setup, 0, 0)
+        own = setup.copy_bytes
+        setup.outer = object()  # type: ignore[assignment]  # ranks that train apart
+        assert setup.copy_bytes == 0
+        assert planned_bytes(setup, 0, 0) == planned - own
 
 
 def test_tokens_per_step_set_the_micro_batches(options: Options) -> None:

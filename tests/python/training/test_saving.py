@@ -68,7 +68,7 @@ def test_training_continues_while_a_checkpoint_is_written(
     threads.clear()
     monkeypatch.undo()
     other = {**given, "out": options["out"] + "-2"}
-    monkeypatch.setattr(run_folder, "available_bytes", lambda: 0)  # no memory for a copy
+    monkeypatch.setattr("gptc.engine.snapshot.available_bytes", lambda: 0)  # no memory for a copy
     train(other, on_step=lambda step, model: threads.extend(_writers()))
     assert not threads
     for step in (2, 4, 6, 8):
