@@ -21,9 +21,7 @@ from gptc.training.options import TrainOptions
 ROOT = Path(__file__).resolve().parents[2]
 
 # The only lines that a contributor adds.
-NEW_OPTION = (
-    '    slack: int = option(3, "Evaluations without progress.", section=SAVE, least=1)\n'
-)
+NEW_OPTION = '    slack: int = option(3, "Evaluations without progress.", section=SAVE, least=1)\n'
 
 
 def run(package: Path, *words: str) -> subprocess.CompletedProcess[str]:

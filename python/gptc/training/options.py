@@ -147,6 +147,11 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
         return self.data if isinstance(self.data, str) else ", ".join(self.data)
 
     @property
+    def trackers(self) -> list[str]:
+        """The programs of others that the run writes for."""
+        return [name for name in TRACKED if getattr(self, name)]
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of all micro-batches of a step."""
         return self.rows * self.seq_len * self.grad_accum
@@ -242,6 +247,7 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
 
 
 SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", "bias")
+TRACKED = ("tensorboard", "wandb", "trackio")  # rows of gptc.training.trackers
 LIMITS = ("steps", "tokens", "epochs", "minutes")
 # Options that cannot change on --resume: the model, and the stream of batches.
 FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)

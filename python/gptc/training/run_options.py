@@ -103,6 +103,15 @@ class RunOptions:
     save_every: int | None = option(
         None, "Steps between checkpoints.", section=SAVE, least=1, shown="as --eval-every"
     )
+    tensorboard: bool = option(
+        False,
+        "TensorBoard event files in the run's folder. Needs tensorboardX or tensorboard.",
+        section=SAVE,
+    )
+    wandb: bool = option(
+        False, "Numbers and samples to Weights & Biases. Needs wandb.", section=SAVE
+    )
+    trackio: bool = option(False, "Numbers and samples to Trackio. Needs trackio.", section=SAVE)
     keep_last: int = option(
         2, "Number of newest checkpoints to keep, with the best; 0 = all.", section=SAVE, least=0
     )
