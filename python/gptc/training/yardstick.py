@@ -36,8 +36,8 @@ class Gain(NamedTuple):
 def gain_of(run: Curves, order: int) -> Gain:
     """The gain of a run over n-grams of its training split; both losses on its validation split.
 
-    The run's loss may be of a part of the split, as its evaluations are. GptcError if there is no
-    such loss, if its data has gone, and for several datasets.
+    The run's loss may be of a part of the split, as its evaluations are. GptcError without such a
+    loss, if its data has gone, and for several datasets.
     """
     last, options = run.final(), (run.trainer or {}).get("options")
     if last is None or "val_bpb" not in last:
