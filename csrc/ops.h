@@ -89,6 +89,7 @@ typedef struct gpt_segment {
     int64_t offset, size; /* size = rows cols */
     int64_t grad;         /* its offset in the gradients; -1: it is frozen */
     int64_t state;        /* its offset in each state buffer of its optimizer */
+    int64_t row_state;    /* that of its (rows) in Muon's buffer; 0: none */
     int32_t optimizer;    /* enum gpt_optimizer_kind; DEFAULT: none */
     float lr_scale;
     int32_t decay;
@@ -591,10 +592,14 @@ typedef struct sgd_update {
  *     m = momentum m + (1 - momentum) grad;  u = (1 - momentum) grad + momentum m
  *     X = u / |u|, then five times X = a X + (b A + c A^2) X with A = X X^T (or X^T X from the right)
  *     w = (1 - lr weight_decay) w - lr 0.2 sqrt(max(rows, columns)) X
+ * With v (rows) in the state, of row r of X the last line has, before (Li et al. 2025, "NorMuon", algorithm 1):
+ *     v[r] = beta2 v[r] + (1 - beta2) |X[r]|^2 / columns;  X[r] = X[r] / (sqrt(v[r]) + 1e-8)
+ *     X = X sqrt(rows columns / max(rows, columns)) / |X|
+ * With cautious, a number whose X has the other sign does not decay (Chen et al. 2025, "Cautious Weight Decay").
  * Products are in the table's dtype. A matrix of zeros has a step of zeros. */
 typedef struct muon_update {
     float *w;                    /* at each segment's offset, in place */
-    float *momentum;             /* at its state, in place */
+    float *momentum;             /* at its state, in place; v at its row_state */
     const float *grads;          /* at its grad */
     const float *norm;           /* (1) */
     const gpt_muon *step;        /* (1), in the device's memory */
@@ -618,6 +623,8 @@ enum { MUON_ITERATIONS = 5 };
             2.3465413258596377f, -1.7097828382687081f, 0.42323551169305323f                        \
         }                                                                                          \
     }
+
+#define MUON_ROW_EPS 1e-8f
 
 /* The factor of the step. */
 static inline float muon_scale(int rows, int cols) {

@@ -342,6 +342,11 @@ static int check_settings(const gpt_optimizer *o) {
     case GPT_OPTIMIZER_SGD:
         return check_momentum(o->sgd.lr, o->sgd.momentum, o->sgd.weight_decay, o->sgd.grad_clip);
     case GPT_OPTIMIZER_MUON:
+        if (!(o->muon.beta2 >= 0 && o->muon.beta2 < 1))
+            return fail(GPT_ERR_ARGUMENT, "beta2 is %g; it must be at least 0 and below 1",
+                        o->muon.beta2);
+        if (o->muon.cautious != 0 && o->muon.cautious != 1)
+            return fail(GPT_ERR_ARGUMENT, "cautious is %d; it must be 0 or 1", o->muon.cautious);
         return check_momentum(o->muon.lr, o->muon.momentum, o->muon.weight_decay,
                               o->muon.grad_clip);
     }

@@ -187,6 +187,11 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
             raise UsageError(
                 f"--optimizer {self.optimizer} trains all weights: with --lora-rank use adamw"
             )
+        for name in ("muon_rows", "muon_cautious"):
+            if getattr(self, name) and self.optimizer != "muon":
+                raise UsageError(
+                    f"--{spelled(name)} is of Muon: add --optimizer muon, or leave it out"
+                )
         if self.dtype in DTYPES[2:] and not self.lora_rank:
             raise UsageError(
                 f"--dtype {self.dtype} is not for training all weights: use fp32 or bf16, or train "
@@ -251,5 +256,6 @@ TRACKED = ("tensorboard", "wandb", "trackio")  # rows of gptc.training.trackers
 LIMITS = ("steps", "tokens", "epochs", "minutes")
 # Options that cannot change on --resume: the model, and the stream of batches.
 FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)
+MUON = ("muon_rows",)
 LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_kind", "dora")
 FIXED_CHATS = ("dpo", "dpo_beta", "train_on", "long_rows", "packing", "on_bad_row", "chat_template")

@@ -113,6 +113,7 @@ def model_settings(
         lora=_lora(options, config),
         recompute=options.recompute,
         optimizer=options.optimizer,
+        muon_rows=options.muon_rows,
         label_smoothing=options.label_smoothing,
         z_loss=options.z_loss,
         n_shards=part[0],

@@ -135,6 +135,19 @@ class StepOptions:
         below=1,
         shown="by preset",
     )
+    muon_rows: bool = option(
+        False,
+        "Muon's steps with rows of like size (NorMuon): each is divided by an average of its size.",
+        section=STEP,
+    )
+    muon_beta2: float = option(
+        0.95, "Decay rate of the averages of --muon-rows.", section=STEP, least=0, below=1
+    )
+    muon_cautious: bool = option(
+        False,
+        "Weight decay only of numbers that Muon's step does not make larger.",
+        section=STEP,
+    )
     momentum_warmup: int = option(
         300,
         "Steps in which Muon's momentum rises to --momentum from 0.85, if that is more.",

@@ -147,7 +147,14 @@ class Trainer:
         setup, state, options = self._setup, self._setup.state, self._setup.options
         decay, clip = options.weight_decay, options.grad_clip
         adamw = AdamW(lr, options.beta1, options.beta2, options.eps, decay, clip)
-        muon = Muon(lr, momentum(state.step, options), decay, clip)
+        muon = Muon(
+            lr,
+            momentum(state.step, options),
+            decay,
+            clip,
+            options.muon_beta2,
+            options.muon_cautious,
+        )
         if self.preference is not None:
             return self.preference.step(position, batches, adamw, muon, check)
         if self._parallel is not None:
@@ -157,7 +164,7 @@ class Trainer:
             [rows.inputs for rows in batches],
             [rows.targets for rows in batches],
             positions=places or None,
-            momentum=muon.momentum,
+            muon=muon,
             check=check,
             **vars(adamw),
         )
