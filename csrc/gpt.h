@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 15
+#define GPT_ABI_VERSION 16
 
 enum gpt_status {
     GPT_OK = 0,
@@ -232,7 +232,18 @@ typedef struct gpt_config {
     float score_scale;      /* factor of the scores; 0: 1 / sqrt(head size) */
     int32_t score_by_layer; /* 1: that of layer l, from 0 on, is also divided by l + 1 */
     float embedding_scale;  /* factor of the token embedding as layers read it; 0: 1 */
+    /* Experts of each feed-forward layer, each n_ff wide and without biases: Shazeer et al. 2017; 0: one
+     * layer for all tokens. On a CPU. */
+    int32_t n_expert;
+    int32_t n_expert_used; /* experts of a token, the likeliest by a softmax over all; 0 without */
+    /* 1: their weights are divided by their sum, as in Mixtral (Jiang et al. 2024, section 2.1) */
+    int32_t expert_norm;
+    /* Factor of the load-balance loss in the gradient: Fedus et al. 2021, equations 4 to 6, with all
+     * layers' tokens together, as in transformers. Losses stay cross-entropy. */
+    float router_loss;
 } gpt_config;
+
+enum { GPT_MAX_EXPERTS = 128 };
 
 /* The optimizer of a parameter. */
 enum gpt_optimizer_kind {
@@ -331,7 +342,8 @@ typedef struct gpt_options {
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */
 typedef struct gpt_plan {
-    int64_t n_params; /* learned numbers, tied ones once, without padding rows */
+    int64_t n_params;        /* learned numbers, tied ones once, without padding rows */
+    int64_t n_active_params; /* those that a token reads: fewer where there are experts */
     uint64_t param_bytes;
     uint64_t grad_bytes;
     uint64_t optimizer_bytes;

@@ -138,6 +138,10 @@ static const char *const our_fields[] = {
     "score_scale",
     "score_by_layer",
     "embedding_scale",
+    "n_expert",
+    "n_expert_used",
+    "expert_norm",
+    "router_loss",
 };
 enum { N_OUR_FIELDS = sizeof our_fields / sizeof *our_fields, N_REQUIRED = 17 };
 
@@ -174,6 +178,10 @@ static int read_branches(source s, gpt_config *c) {
     TRY(get_float(s, "score_scale", &c->score_scale));
     TRY(get_bool(s, "score_by_layer", &c->score_by_layer));
     TRY(get_float(s, "embedding_scale", &c->embedding_scale));
+    TRY(get_int(s, "n_expert", &c->n_expert));
+    TRY(get_int(s, "n_expert_used", &c->n_expert_used));
+    TRY(get_bool(s, "expert_norm", &c->expert_norm));
+    TRY(get_float(s, "router_loss", &c->router_loss));
     if (wide) c->qk_norm = GPT_QK_NORM_WIDTH;
     if (norm_bias) c->bias |= GPT_BIAS_NORM;
     return GPT_OK;

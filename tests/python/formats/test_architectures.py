@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ NOT_IN_GGUF = {
     "smollm3-list": "these no_rope_layers, only each 4th layer",
     "neox-in-turn": "the activation gelu in gpt_neox, only gelu_erf",
     "gemma3-types": "another scale of scores",
+    "qwen3-moe-odds": "qwen3_moe with norm_topk_prob false",
 }
 
 
@@ -76,7 +78,7 @@ def test_a_gguf_file_has_the_model_or_names_what_is_lacking(
         return
     export_model(source, "gguf", tmp_path / "m.gguf", weights_only=True)
     back = open_model(tmp_path / "m.gguf")
-    assert back.config == source.config
+    assert back.config == replace(source.config, router_loss=0.0)  # which is of training alone
     for name, _, _ in source.config.parameters():
         assert np.array_equal(back.read(name), source.read(name)), name
 
