@@ -235,7 +235,18 @@ typedef struct gpt_config {
     /* Soft caps: a number x becomes cap tanh(x / cap), as in Gemma 2 (2024), section 2. 0: none. */
     float score_cap; /* of scores, after their factor */
     float logit_cap;
+    /* Experts of each feed-forward layer, each n_ff wide and without biases: Shazeer et al. 2017; 0: one
+     * layer for all tokens. On a CPU. */
+    int32_t n_expert;
+    int32_t n_expert_used; /* experts of a token, the likeliest by a softmax over all; 0 without */
+    /* 1: their weights are divided by their sum, as in Mixtral (Jiang et al. 2024, section 2.1) */
+    int32_t expert_norm;
+    /* Factor of the load-balance loss in the gradient: Fedus et al. 2021, equations 4 to 6, with all
+     * layers' tokens together, as in transformers. Losses stay cross-entropy. */
+    float router_loss;
 } gpt_config;
+
+enum { GPT_MAX_EXPERTS = 128 };
 
 /* The optimizer of a parameter. */
 enum gpt_optimizer_kind {
@@ -336,7 +347,8 @@ typedef struct gpt_options {
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */
 typedef struct gpt_plan {
-    int64_t n_params; /* learned numbers, tied ones once, without padding rows */
+    int64_t n_params;        /* learned numbers, tied ones once, without padding rows */
+    int64_t n_active_params; /* those that a token reads: fewer where there are experts */
     uint64_t param_bytes;
     uint64_t grad_bytes;
     uint64_t optimizer_bytes;
@@ -609,9 +621,10 @@ int gpt_model_forward(gpt_model *model, const int32_t *tokens, const int32_t *ta
 int gpt_model_backward_weighted(gpt_model *model, const float *weights, int B, int T);
 int gpt_model_zero_grads(gpt_model *model);
 /* The gradients of all parameters that are not frozen as one array of n numbers: of matrices that
- * products read, then of the others, each in the order of parameters, with zeros between them, so that a sum over several models needs one call. It is memory of
- * the model's device: on a GPU, a device pointer. It stays where it is until the model is freed, and
- * holds gradients from a backward to the next update. Waits for the device. */
+ * products read, then of the others, each in the order of parameters, with zeros between them, so that
+ * a sum over several models needs one call. It is memory of the model's device: on a GPU, a device
+ * pointer. It stays where it is until the model is freed, and holds gradients from a backward to the
+ * next update. Waits for the device. */
 int gpt_model_grads(gpt_model *model, float **grads, int64_t *n);
 /* State slots of parameter i, which GPT_TENSOR_STATE0 + k reaches; 0 where it is not trained, -1 where
  * there is no such parameter. */

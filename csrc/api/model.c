@@ -162,6 +162,7 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
                       const params_layout *layout, gpt_plan *out) {
     *out = (gpt_plan){
         .n_params = layout->n_params,
+        .n_active_params = layout->n_active,
         .param_bytes = p->params + p->packed,
         .grad_bytes = p->grads,
         .optimizer_bytes = p->states,
@@ -174,6 +175,12 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
     out->update_flops = update_flops(layout);
 }
 
+/* Whether the device computes the model. */
+static int check_device(const gpt_config *c, const gpt_ops *ops) {
+    if (!c->n_expert || ops->route_forward) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "a GPU does not compute models with experts: use --device cpu");
+}
+
 int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_plan *out) {
     REQUIRE(options);
     REQUIRE(out);
@@ -184,6 +191,7 @@ int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_pl
     params_layout layout;
     TRY(check_options(config, options, &o));
     TRY(backend_ops(o.device, o.dtype, &ops));
+    TRY(check_device(config, ops));
     TRY(params_layout_create(config, ops, &o, &layout));
     int status = ops->ctx_create(&ctx, o.n_threads, 0);
     if (status == GPT_OK) {
@@ -255,6 +263,7 @@ static int create_parts(gpt_model *m) {
     for (int l = 0; l < m->config.n_layer; l++) m->layers[l] = config_layer(&m->config, l);
     m->config.layers = m->layers;
     TRY(backend_ops(m->options.device, m->options.dtype, &m->ops));
+    TRY(check_device(&m->config, m->ops));
     TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads, m->options.pin_threads));
     TRY(params_layout_create(&m->config, m->ops, &m->options, &m->layout));
     if (dora_rows(&m->options.lora)) {

@@ -247,8 +247,13 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     TRY(check_targets(model, targets, N, &n_valid));
     if (model->grads_stale) model->n_micro = 0;
     TRY(set_tokens(model, tokens, targets, B, T));
-    batch x = {
-        .B = B, .T = T, .N = N, .training = true, .first = model->grads_stale, .row = place.row};
+    batch x = {.B = B,
+               .T = T,
+               .N = N,
+               .training = true,
+               .first = model->grads_stale,
+               .row = place.row,
+               .balance = model->config.router_loss * scale};
     forward_backward(model, &x, place.given ? place.micro : model->n_micro, scale / (float)n_valid);
     model->grads_stale = model->interrupted;
     model->shard_summed = false;

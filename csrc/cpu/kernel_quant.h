@@ -432,7 +432,6 @@ typedef struct quant_level {
     void (*round_row)(rounded_rows *out, int row, const bf16 *a, int K);
     int band_panels;
 } quant_level;
-#define QUANT_LEVEL                                                                                \
-    { quant_kernels, round_row, BAND_PANELS }
+#define QUANT_LEVEL {quant_kernels, round_row, BAND_PANELS}
 
 #endif

@@ -172,6 +172,7 @@ class Plan:
     """A model's memory and arithmetic, known before any allocation. Bytes are exact."""
 
     n_params: int  # tied ones counted once
+    n_active_params: int  # those that a token reads: fewer with experts
     param_bytes: int
     grad_bytes: int
     optimizer_bytes: int
