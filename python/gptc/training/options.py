@@ -372,6 +372,23 @@ class TrainOptions(DeviceOptions):
     )
     n_embd: int | None = option(None, "Embedding width.", section=_SHAPE, least=1)
     n_ff: int | None = option(None, "Feed-forward width.", section=_SHAPE, least=1)
+    n_expert: int | None = option(
+        None,
+        "Number of experts of each feed-forward layer, each that wide.",
+        section=_SHAPE,
+        least=1,
+        shown="no experts",
+    )
+    n_expert_used: int | None = option(
+        None, "Number of experts of a token.", section=_SHAPE, least=1, shown="2 with --n-expert"
+    )
+    router_loss: float | None = option(
+        None,
+        "Factor of the load-balance loss of experts in the gradient.",
+        section=_SHAPE,
+        least=0,
+        shown="0.01 with --n-expert",
+    )
     bias: bool | None = option(
         None, "Biases in linear layers and LayerNorms.", section=_SHAPE, shown="by preset"
     )
@@ -486,7 +503,8 @@ class TrainOptions(DeviceOptions):
                 )
 
 
-SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", "bias")
+_EXPERTS = ("n_expert", "n_expert_used", "router_loss")
+SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", *_EXPERTS, "bias")
 LIMITS = ("steps", "tokens", "epochs", "minutes")
 # Options that cannot change on --resume: the model, and the stream of batches.
 FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)
