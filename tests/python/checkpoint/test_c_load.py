@@ -66,6 +66,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "wide_qk_norm": True, "norm": "layernorm", "norm_bias": True,
     },
     "byte": {"family": "byte"},
+    "experts": {"family": "byte", "n_expert": 3, "n_expert_used": 1, "expert_norm": False},
     "crossed": {
         "family": "byte", "norm": "layernorm", "norm_weight": True, "pos": "rope", "bias": True,
         "rope_scaling": "linear", "rope_factor": 4.0, "norm_eps": 3e-4,

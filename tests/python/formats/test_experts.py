@@ -132,6 +132,7 @@ def test_quantized_experts_are_computed_as_they_are_stored(
     export_model(source, "gguf", tmp_path / "m.gguf", dtype="q8_0", weights_only=True)
     packed = open_model(tmp_path / "m.gguf")
     assert len(packed.packing()) == 2 * (4 + 4 * 3) + 2
+    assert dict(packed.types())["F32"][0] == 2 * 3 + 1  # norms, and the routers as in llama.cpp
     assert distance(logits(tmp_path / "m.gguf", dtype="packed"), want) < 0.07
     export_model(packed, "gguf", tmp_path / "again.gguf", dtype="packed", weights_only=True)
     again = open_model(tmp_path / "again.gguf")
