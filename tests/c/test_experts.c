@@ -67,6 +67,8 @@ static void check_route(sizes s) {
     int R = s.N * s.K;
     test_case("N=%d C=%d E=%d K=%d norm=%d", s.N, s.C, s.E, s.K, s.norm);
     double *x = random_act(s.N * s.C, 1.0), *w = random_f32(s.E * s.C, 2 / sqrt(s.C));
+    /* The last expert is as likely as the first. */
+    memcpy(w + (s.E - 1) * s.C, w, sizeof *w * (size_t)s.C);
     double *dgates = random_f32(R, 1.0), *before = random_act(s.N * s.C, 1.0);
     routed r = route(s, x, w);
     double *din = host_copy(before, s.N * s.C), *dw_before = random_f32(s.E * s.C, 1.0);

@@ -255,13 +255,19 @@ static void check_plan(const gpt_config *c, int training, int max_batch, int max
     EXPECT(p.train_flops_per_token == 3 * p.forward_flops_per_token);
 }
 
-/* A token reads the experts that it has, and everything else. */
+/* A token reads the experts that it has, and everything else. A GPU has no experts. */
 static void test_active_parameters(void) {
     EACH_PLACE {
-        if (place.options.device != GPT_DEVICE_CPU) continue;
         gpt_config c = families[TEST_COUNT(families) - 1].config;
         gpt_plan all, some;
+        gpt_model *model = NULL;
         test_case("experts");
+        if (place.options.device != GPT_DEVICE_CPU) {
+            EXPECT(gpt_plan_memory(&c, &place.options, &all) == GPT_ERR_ARGUMENT);
+            EXPECT(gpt_model_create(&c, &place.options, &model) == GPT_ERR_ARGUMENT);
+            EXPECT(strstr(gpt_last_error(), "use --device cpu"));
+            continue;
+        }
         EXPECT_OK(gpt_plan_memory(&c, &place.options, &all));
         EXPECT(all.n_active_params == all.n_params);
         c.n_expert_used = 1;

@@ -272,6 +272,12 @@ def _measures(evaluation: dict[str, Any]) -> str:
     return f", accuracy {evaluation['val_accuracy']:.0%}, margin {evaluation['val_margin']:.3f}"
 
 
+def _experts(config: dict[str, Any]) -> str:
+    if not config.get("n_expert"):
+        return ""
+    return f"{config['n_expert_used']} of {config['n_expert']} experts of "
+
+
 def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     from gptc.files.words import amount, plural
     from gptc.formats.families import FAMILIES
@@ -290,7 +296,7 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "shape",
             f"{plural(config['n_layer'], 'layer')}, {heads}, width {config['n_embd']}, "
-            f"feed-forward {config['n_ff']}, context {config['block_size']}",
+            f"feed-forward {_experts(config)}{config['n_ff']}, context {config['block_size']}",
         ),
         (
             "layers",

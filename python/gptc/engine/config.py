@@ -136,7 +136,8 @@ class GPTConfig:
         """A named shape, with some fields replaced.
 
         An overridden `n_embd` scales `n_ff`, and an overridden `n_head` scales `n_kv_head`, unless
-        these are given too.
+        these are given too. With `n_expert`, a token has two experts whose weights add up to 1, and
+        the load-balance loss has the factor 0.01, unless other fields say so.
         """
         struct = library.load().ffi.new("gpt_config *")
         if name not in presets():
@@ -153,6 +154,9 @@ class GPTConfig:
             overrides["n_ff"] = max(multiple, round(n_ff / multiple) * multiple)
         if "n_head" in overrides and "n_kv_head" not in overrides:
             overrides["n_kv_head"] = max(1, overrides["n_head"] * base.n_kv_head // base.n_head)
+        if "n_expert" in overrides:
+            usual = {"n_expert_used": min(2, overrides["n_expert"]), "router_loss": 0.01}
+            overrides = {**usual, "expert_norm": True, **overrides}
         return replace(base, **overrides)
 
     @classmethod

@@ -125,6 +125,27 @@ class RunOptions:
     )
     n_embd: int | None = option(None, "Embedding width.", section=MODEL_SHAPE, least=1)
     n_ff: int | None = option(None, "Feed-forward width.", section=MODEL_SHAPE, least=1)
+    n_expert: int | None = option(
+        None,
+        "Number of experts of each feed-forward layer, each that wide.",
+        section=MODEL_SHAPE,
+        least=1,
+        shown="no experts",
+    )
+    n_expert_used: int | None = option(
+        None,
+        "Number of experts of a token.",
+        section=MODEL_SHAPE,
+        least=1,
+        shown="2 with --n-expert",
+    )
+    router_loss: float | None = option(
+        None,
+        "Factor of the load-balance loss of experts in the gradient.",
+        section=MODEL_SHAPE,
+        least=0,
+        shown="0.01 with --n-expert",
+    )
     bias: bool | None = option(
         None, "Biases in linear layers and LayerNorms.", section=MODEL_SHAPE, shown="by preset"
     )

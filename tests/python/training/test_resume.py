@@ -44,8 +44,9 @@ def test_a_damaged_checkpoint_is_skipped_and_said_once(
         {"dropout": 0.2, "grad_accum": 3, "schedule": "linear", "eval_every": 3},
         {"preset": "gpt2", "n_ff": 64, "schedule": "wsd", "save_every": 1, "keep_last": 0},
         {"optimizer": "muon", "momentum_warmup": 6, "batch_size": 3},
+        {"n_expert": 3, "n_expert_used": 1, "router_loss": 0.1, "grad_accum": 2},
     ],
-    ids=["plain", "dropout and micro-batches", "gpt2", "muon"],
+    ids=["plain", "dropout and micro-batches", "gpt2", "muon", "experts"],
 )
 def test_an_interrupted_run_ends_with_the_same_bits(
     options: Options, changes: Options, tmp_path: Path
