@@ -232,6 +232,9 @@ typedef struct gpt_config {
     float score_scale;      /* factor of the scores; 0: 1 / sqrt(head size) */
     int32_t score_by_layer; /* 1: that of layer l, from 0 on, is also divided by l + 1 */
     float embedding_scale;  /* factor of the token embedding as layers read it; 0: 1 */
+    /* Soft caps: a number x becomes cap tanh(x / cap), as in Gemma 2 (2024), section 2. 0: none. */
+    float score_cap; /* of scores, after their factor */
+    float logit_cap;
 } gpt_config;
 
 /* The optimizer of a parameter. */

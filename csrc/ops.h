@@ -72,6 +72,7 @@ typedef struct gpt_shape {
     int32_t C, V, Vp, NH, NKV, HS, F;
     int32_t QK; /* numbers that a norm of queries is over; 0: HS */
     int32_t activation;
+    int32_t logit_cap; /* 1: logits have a soft cap */
     int32_t training;
     int32_t lora_rank; /* 0: there are no adapters */
     int32_t dora;      /* 1: they have magnitudes */
@@ -335,11 +336,12 @@ typedef struct dora_backward {
 
 /* ---- head.c ---- */
 
-/* logits = x wte^T in float32, the first V rows of wte only. */
+/* logits = x wte^T in float32, the first V rows of wte only; with a cap then cap tanh(logits / cap). */
 typedef struct head_forward {
     float *logits;     /* (N, V) =, or the first V columns of (N, Vp) where the table pads logits */
     const act *x;      /* (N, C) */
     const weight *wte; /* (Vp, C) */
+    float cap;         /* 0: none */
     int N, C, V, Vp;
 } head_forward;
 
@@ -412,6 +414,8 @@ typedef struct attention_forward {
     gpt_dropout_site dropout;
     int window;  /* 0: all keys up to the query's */
     float scale; /* of the scores; 0: 1 / sqrt(HS) */
+    float
+        cap; /* a scaled score x becomes cap tanh(x / cap): Gemma 2 (2024), section 2; 0: it does not */
     int B, T, NH, NKV, HS;
 } attention_forward;
 
@@ -427,6 +431,7 @@ typedef struct attention_backward {
     gpt_dropout_site dropout;
     int window;  /* as in forward */
     float scale; /* as in forward */
+    float cap;   /* as in forward */
     int B, T, NH, NKV, HS;
 } attention_backward;
 
@@ -446,18 +451,20 @@ typedef struct attention_decode {
     const int32_t *positions; /* (N) */
     int window;               /* as in forward */
     float scale;              /* as in forward */
+    float cap;                /* as in forward */
     int N, n_ctx, NH, NKV, HS;
 } attention_decode;
 
 /* ---- classifier.c ---- */
 
-/* losses[n] = -log softmax(x[n] wte^T)[targets[n]]; 0 where targets[n] is -1. Works through the
- * rows in chunks: neither logits nor probabilities of all rows ever exist. */
+/* losses[n] = -log softmax(x[n] wte^T)[targets[n]]; 0 where targets[n] is -1. With a cap, a logit z is
+ * cap tanh(z / cap) of its product. Works through the rows in chunks: neither logits nor probabilities of all rows ever exist. */
 typedef struct classifier_forward {
     float *losses;          /* (N) = */
     const act *x;           /* (N, C) */
     const weight *wte;      /* (Vp, C) */
     const int32_t *targets; /* (N) */
+    float cap;              /* of logits; 0: none */
     int exact;              /* as in linear_forward */
     int N, C, V, Vp;
 } classifier_forward;
@@ -482,6 +489,7 @@ typedef struct classifier_backward {
     const float *weights;   /* (N) of the losses; NULL: each is 1 */
     float scale;
     float label_smoothing, z_loss; /* e and c */
+    float cap;                     /* as in forward */
     int add;
     int N, C, V, Vp;
 } classifier_backward;

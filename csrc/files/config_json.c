@@ -138,6 +138,8 @@ static const char *const our_fields[] = {
     "score_scale",
     "score_by_layer",
     "embedding_scale",
+    "score_cap",
+    "logit_cap",
 };
 enum { N_OUR_FIELDS = sizeof our_fields / sizeof *our_fields, N_REQUIRED = 17 };
 
@@ -174,6 +176,8 @@ static int read_branches(source s, gpt_config *c) {
     TRY(get_float(s, "score_scale", &c->score_scale));
     TRY(get_bool(s, "score_by_layer", &c->score_by_layer));
     TRY(get_float(s, "embedding_scale", &c->embedding_scale));
+    TRY(get_float(s, "score_cap", &c->score_cap));
+    TRY(get_float(s, "logit_cap", &c->logit_cap));
     if (wide) c->qk_norm = GPT_QK_NORM_WIDTH;
     if (norm_bias) c->bias |= GPT_BIAS_NORM;
     return GPT_OK;

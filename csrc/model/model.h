@@ -54,7 +54,8 @@ static inline gpt_shape config_shape(const gpt_config *c) {
                        .HS = head_size(c),
                        .QK = qk_norm_size(c),
                        .F = c->n_ff,
-                       .activation = c->activation};
+                       .activation = c->activation,
+                       .logit_cap = c->logit_cap > 0};
 }
 
 /* The record of layer l. */

@@ -367,7 +367,13 @@ def _attention_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
     found += [text for name, text in words.items() if config.get(name)]
     if at := config.get("norm_at"):
         found.append("norms after the branches" if at == "after" else "norms around the branches")
-    for name, text in (("rope_dim", "rotated channels"), ("score_scale", "as scale of scores")):
+    numbers = {
+        "rope_dim": "rotated channels",
+        "score_scale": "as scale of scores",
+        "score_cap": "as soft cap of scores",
+        "logit_cap": "as soft cap of logits",
+    }
+    for name, text in numbers.items():
         if value := config.get(name):
             found.append(f"{value:g} {text}")
     if layers := config.get("layers"):
