@@ -85,9 +85,9 @@ typedef struct joins {
 
 /* sums (groups of 32 terms, rows, vectors) of group g: u times q. If scales join, the sums of both halves
  * are one. Where asked, lines of later groups are asked for. */
-__attribute__((always_inline)) static inline void group_sums(
-    quant_form f, vi sums[2][BAND][MOST_VECTORS], const joins *join, const rounded_rows *a, int row,
-    const panel_part *b, const panel_part *ask, int asks, int g, int M, int n) {
+SPECIALIZED void group_sums(quant_form f, vi sums[2][BAND][MOST_VECTORS], const joins *join,
+                            const rounded_rows *a, int row, const panel_part *b,
+                            const panel_part *ask, int asks, int g, int M, int n) {
     int in_pairs = quads_in_pairs(f), last = QUANT_GROUP / f.group - 1, held = 0;
     vs pairs[2][BAND][MOST_VECTORS] = {0};
     UNROLL
@@ -138,9 +138,9 @@ __attribute__((always_inline)) static inline void group_sums(
 }
 
 /* total (M rows, n vectors) += the sums of group g, by the scales of each of its halves. */
-__attribute__((always_inline)) static inline void add_halves(
-    quant_form f, vf total[BAND][MOST_VECTORS], vi sums[2][BAND][MOST_VECTORS],
-    const rounded_rows *a, int row, const panel_part *b, int g, int M, int n) {
+SPECIALIZED void add_halves(quant_form f, vf total[BAND][MOST_VECTORS],
+                            vi sums[2][BAND][MOST_VECTORS], const rounded_rows *a, int row,
+                            const panel_part *b, int g, int M, int n) {
     int halves = QUANT_GROUP / f.group;
     UNROLL
     for (int half = 0; half < halves; half++) {
@@ -163,9 +163,9 @@ __attribute__((always_inline)) static inline void add_halves(
 }
 
 /* The same of sums that have met their integer scales. */
-__attribute__((always_inline)) static inline void add_joined(
-    quant_form f, vf total[BAND][MOST_VECTORS], vi sums[BAND][MOST_VECTORS], const rounded_rows *a,
-    int row, const panel_part *b, int g, int M, int n) {
+SPECIALIZED void add_joined(quant_form f, vf total[BAND][MOST_VECTORS], vi sums[BAND][MOST_VECTORS],
+                            const rounded_rows *a, int row, const panel_part *b, int g, int M,
+                            int n) {
     int halves = QUANT_GROUP / f.group, first = g * halves, last = first + halves - 1;
     UNROLL
     for (int v = 0; v < n; v++) {
@@ -187,11 +187,9 @@ __attribute__((always_inline)) static inline void add_joined(
 
 /* c (M rows, `panels` panels) += a b over n_groups groups of 32 terms, while the `asks` parts `ask`
  * are asked for. The form, M and panels are constants where this is inlined. */
-__attribute__((always_inline)) static inline void quant_band(quant_form f, float *c,
-                                                             const rounded_rows *a, int row,
-                                                             const panel_part *b,
-                                                             const panel_part *ask, int asks,
-                                                             int n_groups, int M, int panels) {
+SPECIALIZED void quant_band(quant_form f, float *c, const rounded_rows *a, int row,
+                            const panel_part *b, const panel_part *ask, int asks, int n_groups,
+                            int M, int panels) {
     vf total[BAND][MOST_VECTORS];
     int n = panels * VECTORS, halves = QUANT_GROUP / f.group;
     UNROLL
@@ -246,9 +244,8 @@ static inline const uint8_t *whole_quads(quant_form f, uint8_t *room, const uint
 
 /* c (16 rows, one panel) += a b over n_groups groups of 32: each of the form's is one product of
  * tiles, whose sums then meet their scales. */
-__attribute__((always_inline)) static inline void quant_tiles(quant_form f, float *c,
-                                                              const rounded_rows *a, int row,
-                                                              const panel_part *b, int n_groups) {
+SPECIALIZED void quant_tiles(quant_form f, float *c, const rounded_rows *a, int row,
+                             const panel_part *b, int n_groups) {
     int32_t sums[TILE_ROWS][PANEL];
     uint8_t room[QUADS * CHUNK_BYTES];
     int halves = QUANT_GROUP / f.group;
@@ -283,10 +280,8 @@ __attribute__((always_inline)) static inline void quant_tiles(quant_form f, floa
 
 #endif
 
-__attribute__((always_inline)) static inline void quant_bands(quant_form f, float *c,
-                                                              const rounded_rows *a, int rows,
-                                                              const panel_part *b, int n_groups,
-                                                              int panels) {
+SPECIALIZED void quant_bands(quant_form f, float *c, const rounded_rows *a, int rows,
+                             const panel_part *b, int n_groups, int panels) {
     int row = 0;
 #ifdef CPU_AMX
     if (rows >= TILE_ROWS) {
