@@ -113,8 +113,7 @@ typedef struct joins {
     vs by[2][MOST_VECTORS];
 } joins;
 
-__attribute__((always_inline)) static inline joins joins_of(quant_form f, const band_section *s,
-                                                            int g, int n) {
+SPECIALIZED joins joins_of(quant_form f, const band_section *s, int g, int n) {
     joins join;
     UNROLL
     for (int half = 0; half < quant_halves(f); half++) {
@@ -129,8 +128,7 @@ __attribute__((always_inline)) static inline joins joins_of(quant_form f, const 
 }
 
 /* Row 0: its sums of upper quads, which are 16 times what they should be, join the others or stay. */
-__attribute__((always_inline)) static inline void join_shifted(band_integers *sums, int stay,
-                                                               int n) {
+SPECIALIZED void join_shifted(band_integers *sums, int stay, int n) {
     UNROLL
     for (int v = 0; v < n; v++) {
         vi upper = sums->x[1][0][v] >> 4;
@@ -143,9 +141,7 @@ __attribute__((always_inline)) static inline void join_shifted(band_integers *su
 
 /* The sums of u times q of group g: of its halves, or of all where the form has one scale, or where the
  * integer scales join. Where asked, lines of later groups are asked for. */
-__attribute__((always_inline)) static inline band_integers group_sums(quant_form f,
-                                                                      const band_section *s, int g,
-                                                                      int M, int n) {
+SPECIALIZED band_integers group_sums(quant_form f, const band_section *s, int g, int M, int n) {
     int in_pairs = quads_in_pairs(f), last = quant_halves(f) - 1, held = 0;
     int shifted = M == 1 && !HAS_PAIRS && f.bits == 4; /* upper quads are 16 times what they are */
     int upper_to = shifted ? 1 : last;
@@ -209,9 +205,8 @@ static inline vi joined_zeros(quant_form f, const band_section *s, int g, int m,
 }
 
 /* sums += those of group g, by scales and without the factor of the block. */
-__attribute__((always_inline)) static inline void add_group(quant_form f, band_sums *sums,
-                                                            const band_section *s, int g, int M,
-                                                            int n) {
+SPECIALIZED void add_group(quant_form f, band_sums *sums, const band_section *s, int g, int M,
+                           int n) {
     band_integers group = group_sums(f, s, g, M, n);
     int halves = scales_join(f) ? 1 : quant_halves(f);
     UNROLL
@@ -238,8 +233,7 @@ __attribute__((always_inline)) static inline void add_group(quant_form f, band_s
 }
 
 /* sums += the minima of all groups, without the factor of the block. */
-__attribute__((always_inline)) static inline void add_minima(quant_form f, band_sums *sums,
-                                                             const band_section *s, int M, int n) {
+SPECIALIZED void add_minima(quant_form f, band_sums *sums, const band_section *s, int M, int n) {
     for (int g = 0; g < s->groups; g++) {
         UNROLL
         for (int half = 0; half < quant_halves(f); half++) {
@@ -255,9 +249,7 @@ __attribute__((always_inline)) static inline void add_minima(quant_form f, band_
 }
 
 /* c (M rows, n vectors) += a section. */
-__attribute__((always_inline)) static inline void quant_section(quant_form f, float *c,
-                                                                const band_section *s, int M,
-                                                                int n) {
+SPECIALIZED void quant_section(quant_form f, float *c, const band_section *s, int M, int n) {
     int of_block = f.scale == SCALE_INT8;
     band_sums sums = {0}, minima = {0};
     UNROLL
@@ -292,11 +284,9 @@ __attribute__((always_inline)) static inline void quant_section(quant_form f, fl
 
 /* c (M rows, `panels` panels) += a b over n_groups groups of 32 terms, while the `asks` parts `ask`
  * are asked for. The form, M and panels are constants where this is inlined. */
-__attribute__((always_inline)) static inline void quant_band(quant_form f, float *c,
-                                                             const rounded_rows *a, int row,
-                                                             const panel_part *b,
-                                                             const panel_part *ask, int asks,
-                                                             int n_groups, int M, int panels) {
+SPECIALIZED void quant_band(quant_form f, float *c, const rounded_rows *a, int row,
+                            const panel_part *b, const panel_part *ask, int asks, int n_groups,
+                            int M, int panels) {
     band_section s = {.a = a, .row = row, .asks = asks};
     int64_t at = 0;
     for (; s.group < n_groups; s.group += SECTION, at += quant_section_bytes(f, SECTION)) {
@@ -328,11 +318,9 @@ static inline const uint8_t *whole_quads(quant_form f, uint8_t *room, const uint
 }
 
 /* y (16 rows) += sums, by the scales of half `half` of group g of a section that begins at `at`. */
-__attribute__((always_inline)) static inline void add_tile(quant_form f, float *y,
-                                                           int32_t sums[TILE_ROWS][PANEL],
-                                                           const rounded_rows *a, int row,
-                                                           const uint8_t *at, const uint8_t *scales,
-                                                           int g, int half) {
+SPECIALIZED void add_tile(quant_form f, float *y, int32_t sums[TILE_ROWS][PANEL],
+                          const rounded_rows *a, int row, const uint8_t *at, const uint8_t *scales,
+                          int g, int half) {
     UNROLL
     for (int v = 0; v < VECTORS; v++) {
         vf scale = quant_scale(f, scales, half, 0, v), least = {0};
@@ -353,9 +341,8 @@ __attribute__((always_inline)) static inline void add_tile(quant_form f, float *
 
 /* c (16 rows, one panel) += a b over n_groups groups of 32: each of the form's is one product of
  * tiles, whose sums then meet their scales. */
-__attribute__((always_inline)) static inline void quant_tiles(quant_form f, float *c,
-                                                              const rounded_rows *a, int row,
-                                                              const panel_part *b, int n_groups) {
+SPECIALIZED void quant_tiles(quant_form f, float *c, const rounded_rows *a, int row,
+                             const panel_part *b, int n_groups) {
     int32_t sums[TILE_ROWS][PANEL];
     uint8_t room[QUADS * CHUNK_BYTES];
     for (int g = 0; g < n_groups; g++) {
@@ -379,10 +366,8 @@ __attribute__((always_inline)) static inline void quant_tiles(quant_form f, floa
 
 #endif
 
-__attribute__((always_inline)) static inline void quant_bands(quant_form f, float *c,
-                                                              const rounded_rows *a, int rows,
-                                                              const panel_part *b, int n_groups,
-                                                              int panels) {
+SPECIALIZED void quant_bands(quant_form f, float *c, const rounded_rows *a, int rows,
+                             const panel_part *b, int n_groups, int panels) {
     int row = 0;
 #ifdef CPU_AMX
     if (rows >= TILE_ROWS) {

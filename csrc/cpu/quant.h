@@ -253,8 +253,7 @@ typedef struct quad_pair {
     vb lower, upper;
 } quad_pair;
 
-__attribute__((always_inline)) static inline quad_pair quad_load(quant_form f, const uint8_t *p,
-                                                                 int i, int shifted) {
+SPECIALIZED quad_pair quad_load(quant_form f, const uint8_t *p, int i, int shifted) {
     vb x = vb_load(p + i * CHUNK_BYTES);
     if (f.bits == 8) return (quad_pair){x, vb_load(p + (i + 4) * CHUNK_BYTES)};
     if (shifted) return (quad_pair){x & 15, x & 240};
