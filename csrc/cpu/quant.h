@@ -148,7 +148,7 @@ static inline float quant_scale_at(quant_form f, const uint8_t *panel, quant_pla
     return half_float(blocks[row * PANEL + j]) * (float)(int8_t)scales[at];
 }
 
-/* The 32 weights of column j from term k on. */
+/* The 32 weights of column j from term k on; zeros past the end. */
 static inline void quant_terms(quant_form f, const uint8_t *panel, int K, int k, int j,
                                float *out) {
     uint8_t u[QUANT_GROUP];
@@ -162,6 +162,7 @@ static inline void quant_terms(quant_form f, const uint8_t *panel, int K, int k,
             out[h] = f.rows == 2 ? product + least : product;
         }
     }
+    for (int h = cpu_min(K - k, QUANT_GROUP); h < QUANT_GROUP; h++) out[h] = 0;
 }
 
 /* The panel of row `row` of the matrix, whose column in it is row % PANEL of *in_part; NULL past the end. */

@@ -70,7 +70,7 @@ static void ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
     }                                                                                              \
     QUANT_TABLE(dtype, dtype##_bytes, dtype##_pack)
 ROUNDS(int8, FORM_INT8);
-ROUNDS(int4, FORM_INT4);
+ROUNDS(int4, FORM_Q4_K);
 
 QUANT_TABLE(packed, quant_bf16_bytes, quant_bf16_pack, .blocks_bytes = quant_blocks_bytes,
             .blocks_pack = quant_blocks_pack, .blocks_unpack = quant_blocks_unpack);

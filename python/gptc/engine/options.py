@@ -72,8 +72,8 @@ class Options:
     """The device, dtype and largest sizes of a model.
 
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
-    stay fp32), "int8" or "int4" (weights rounded in groups of 32, inference only), "packed" (the
-    matrices of `blocks` as a GGUF file has them, others in bf16; inference only) or
+    stay fp32), "int8" (weights rounded in groups of 32) or "int4" (to Q4_K; both inference only),
+    "packed" (the matrices of `blocks` as a GGUF file has them, others in bf16; inference only) or
     "auto": bf16 on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core;
     `pin` pins each thread to a core; `max_seq` None = the block size. With `lora`, training changes
     adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
