@@ -161,6 +161,7 @@ bool params_slot(const gpt_config *c, int i, param_slot *out) {
     if (!row) return false;
     memset(out, 0, sizeof *out);
     gpt_param *info = &out->info;
+    out->layer = row->place == LAST ? c->n_layer : layer;
     if (layer >= 0)
         snprintf(info->name, sizeof info->name, "h.%d.%s", layer, row->name);
     else

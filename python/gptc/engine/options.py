@@ -18,6 +18,7 @@ DTYPES = ("fp32", "bf16", "int8", "int4", "packed")  # the first two also for tr
 KV_DTYPES = ("auto", "int8")
 RECOMPUTE = ("none", "mlp", "block")
 OPTIMIZERS = ("adamw", "muon")
+WIRES = ("fp32", "bf16", "int8")
 
 
 class BlockRows(NamedTuple):
@@ -81,7 +82,9 @@ class Options:
     its sessions' KV caches: "int8" or "auto", the dtype of activations. `optimizer`
     "muon" trains the matrices of layers by Muon, and the other parameters by AdamW.
     `label_smoothing` and `z_loss` change the gradient alone: losses stay cross-entropy. With
-    `n_shards`, the model has part number `shard` of AdamW's state alone (ZeRO-1), on a CPU.
+    `n_shards`, the model has part number `shard` of AdamW's state alone (ZeRO-1), on a CPU. `wire`
+    is the form in which ranks send gradients: "fp32", or, on a CPU and with error feedback, "bf16"
+    or "int8".
     """
 
     device: str = "auto"
@@ -102,6 +105,7 @@ class Options:
     z_loss: float = 0.0
     n_shards: int = 0
     shard: int = 0
+    wire: str = "fp32"
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -112,6 +116,7 @@ class Options:
                     f"{name} {value!r} is unknown; it must be one of auto, {', '.join(known)}"
                 )
         few = {"recompute": RECOMPUTE, "kv_dtype": KV_DTYPES, "optimizer": OPTIMIZERS}
+        few["wire"] = WIRES
         for name, choices in few.items():
             value = getattr(self, name)
             if value not in choices:
@@ -152,6 +157,7 @@ class Options:
             z_loss=self.z_loss,
             n_shards=self.n_shards,
             shard=self.shard,
+            wire=WIRES.index(self.wire),
             recompute=RECOMPUTE.index(self.recompute),
             optimizer=getattr(lib, f"GPT_OPTIMIZER_{self.optimizer.upper()}"),
         )

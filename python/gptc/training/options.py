@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from gptc.data.options import LONG_ROWS, PACKING, TRAIN_ON
 from gptc.data.weights import Weighted, check_alone, weighted
 from gptc.engine.lora import KINDS
-from gptc.engine.options import DTYPES, OPTIMIZERS, RECOMPUTE, DeviceOptions
+from gptc.engine.options import DTYPES, OPTIMIZERS, RECOMPUTE, WIRES, DeviceOptions
 from gptc.errors import UsageError
 from gptc.settings import check, option, spelled
 
@@ -280,6 +280,13 @@ class TrainOptions(DeviceOptions):
         least=0,
         most=1,
     )
+    wire: str = option(
+        "fp32",
+        "Form in which ranks send gradients; bf16 = half the bytes, int8 = about a quarter, both "
+        "with error feedback.",
+        section=_RANKS,
+        choices=WIRES,
+    )
     sync_every: int = option(
         0,
         "Steps that ranks train apart until they take an outer step together (DiLoCo); 0 = they "
@@ -458,6 +465,7 @@ class TrainOptions(DeviceOptions):
                 )
         refused = {
             "--zero 1 (the state of each rank is another)": self.zero,
+            f"--wire {self.wire} (it is for gradients of each step)": self.wire != "fp32",
             "--ema (weights differ between outer steps)": self.ema,
             "--minutes (ranks would count other steps)": self.minutes,
             f"--on-nan {self.on_nan} (ranks would draw other batches)": self.on_nan != "stop",

@@ -55,6 +55,7 @@ from gptc.training.fitting import what_fits
 from gptc.training.horizon import Horizon, time_step
 from gptc.training.options import LIMITS, SHAPE, TrainOptions
 from gptc.training.progress import Progress
+from gptc.training.residual import Residuals
 from gptc.training.resolve import stored_options
 from gptc.training.state import State
 
@@ -77,6 +78,7 @@ class Setup:
     average: Average | None  # of the weights, with --ema
     ranks: int = 1
     outer: Diloco | None = None  # with --sync-every
+    residuals: Residuals | None = None  # of several ranks with --wire
 
     @property
     def in_step(self) -> bool:
@@ -84,12 +86,17 @@ class Setup:
         return self.outer is None or self.outer.due(self.state.step, self.horizon.steps)
 
     @property
+    def of_ranks(self) -> Diloco | Residuals | None:
+        """State of all ranks that a checkpoint has in addition."""
+        return self.outer or self.residuals
+
+    @property
     def copy_bytes(self) -> int:
         """The memory of a copy of the model, from which a thread writes checkpoints.
 
         0: there is none, where ranks have parts of a state, which they give as it is written.
         """
-        if self.outer is not None or self.model.options.n_shards > 1:
+        if self.of_ranks is not None or self.model.options.n_shards > 1:
             return 0
         return snapshot_bytes(self.model, self.average is not None)
 
@@ -144,6 +151,8 @@ class Setup:
         for parameter in base.trained():
             self.model.set(parameter.name, base.read(parameter.name))
         self.average = _restored(base, self.model, self.options)
+        if self.residuals is not None:
+            self.residuals.restore(base, self.ranks)
         self.state.go_back(base)
         if self.other_data(base):
             self.state.forget_best()
@@ -222,7 +231,7 @@ def set_up(
     options = _fill_step(_fit_context(options, config, show))
     loader = _loader(options, dataset)
     part = (ranks, rank) if options.zero and ranks > 1 else (0, 0)
-    settings, plan = _settings(options, base, base or initial, config, part)
+    settings, plan = _settings(options, base, base or initial, config, part, ranks)
     get_ready(dataset.tokenizer, config)
     resident_before = resident_bytes()
     model = _create_model(options, base, config, settings)
@@ -408,6 +417,7 @@ def _settings(
     known: ModelFile | None,
     config: GPTConfig,
     part: tuple[int, int],
+    ranks: int,
 ) -> tuple[Options, Plan]:
     """The model's options and memory plan. GptcError if the memory is not available.
 
@@ -440,6 +450,7 @@ def _settings(
         z_loss=options.z_loss,
         n_shards=part[0],
         shard=part[1],
+        wire=options.wire if ranks > 1 else "fp32",
     ).resolved()
     try:
         plan = plan_for(config, settings)
