@@ -151,6 +151,9 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (out->muon_rows != 0 && out->muon_rows != 1)
         return fail(GPT_ERR_ARGUMENT, "muon_rows is %d; it must be 0 or 1", out->muon_rows);
     TRY(check_shards(out));
+    TRY(check_wire(out->wire));
+    if (out->wire != GPT_WIRE_FP32 && out->device != GPT_DEVICE_CPU)
+        return fail(GPT_ERR_ARGUMENT, "wire is %d on a GPU; it must be fp32", out->wire);
     if (out->n_groups < 0 || (out->n_groups > 0 && !out->groups))
         return fail(GPT_ERR_ARGUMENT, "n_groups is %d; it must be the number of groups",
                     out->n_groups);
@@ -164,7 +167,7 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
         .n_params = layout->n_params,
         .n_active_params = layout->n_active,
         .param_bytes = p->params + p->packed,
-        .grad_bytes = p->grads,
+        .grad_bytes = p->grads + p->residual,
         .optimizer_bytes = p->states,
         .activation_bytes = p->acts + p->state + p->dora,
         .workspace_bytes = p->workspace,
@@ -318,6 +321,7 @@ int check_process(const gpt_model *m) {
 
 void gpt_model_free(gpt_model *m) {
     if (!m) return;
+    drop_sums(m);
     bool here = is_of_this_process(m); /* else the GPU's memory is the parent's */
     if (here && m->ctx && m->arena) m->ops->buffer_free(m->ctx, m->arena, m->arena_bytes);
     if (here && m->ctx) m->ops->ctx_free(m->ctx);
@@ -404,7 +408,8 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
     if (i < 0 || i >= m->layout.n_slots)
         return fail(GPT_ERR_ARGUMENT, "parameter %d does not exist; the model has %d", i,
                     m->layout.n_slots);
-    if (tensor < GPT_TENSOR_VALUE || tensor >= GPT_TENSOR_STATE0 + MAX_STATES)
+    bool known = tensor >= GPT_TENSOR_VALUE && tensor < GPT_TENSOR_STATE0 + MAX_STATES;
+    if (!known && tensor != GPT_TENSOR_RESIDUAL)
         return fail(GPT_ERR_ARGUMENT, "unknown tensor kind %d", tensor);
     const param_slot *slot = &m->layout.slots[i];
     if (tensor == GPT_TENSOR_STATE0 + 1 && m->layout.segments[i].row_state) {
@@ -429,6 +434,13 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
     if (s->grad < 0)
         return fail(GPT_ERR_ARGUMENT, "parameter %s is frozen: it has no gradient or moments",
                     slot->info.name);
+    if (tensor == GPT_TENSOR_RESIDUAL) {
+        if (!m->residual)
+            return fail(GPT_ERR_ARGUMENT,
+                        "the model was created with the wire fp32: all gradients are sent");
+        *out = m->residual + s->grad;
+        return GPT_OK;
+    }
     int k = tensor - GPT_TENSOR_STATE0;
     if (k >= 0 && is_sharded(&m->layout) && k < optimizer_states(s->optimizer)) return GPT_OK;
     if (k >= optimizer_states(s->optimizer))

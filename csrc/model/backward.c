@@ -256,6 +256,11 @@ static void zero_added_gradients(gpt_model *m) {
     if (begin < end) m->ops->zero(m->ctx, m->grads + begin, sizeof(float) * (size_t)(end - begin));
 }
 
+/* The gradients of a layer are complete. */
+static void advance_sums(gpt_model *m, int layer) {
+    if (m->sums.comm) m->sums.advance(m, layer);
+}
+
 void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
     const gpt_config *c = &m->config;
     int C = c->n_embd, A = att_size(c), L = c->n_layer;
@@ -266,6 +271,7 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
     m->ops->zero(m->ctx, a->dresid, (size_t)x->N * (size_t)C * m->ops->act_bytes);
     norm(m, a, x, c->norm, m->dw.norm_f_w, m->dw.norm_f_b, m->dw.layers[L - 1].mlp_proj_b,
          a->resid_f, a->stats_f, m->w.norm_f_w, dropout_of(m, x, L - 1, SITE_MLP_PROJ));
+    advance_sums(m, L);
 
     for (int l = L - 1; l >= 0 && !model_stops(m); l--) {
         const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
@@ -295,7 +301,9 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
         if (l > 0) dropout = dropout_of(m, x, l - 1, SITE_MLP_PROJ);
         norm(m, a, x, norm_before(m, l), dw->norm_1_w, dw->norm_1_b, dbias, la->resid_1,
              la->stats_1, w->norm_1_w, dropout);
+        advance_sums(m, l);
     }
     m->layer = -1;
     embedding(m, a, x);
+    advance_sums(m, -1);
 }

@@ -137,6 +137,7 @@ typedef struct params_view {
 typedef struct param_slot {
     gpt_param info;
     int64_t offset, stored; /* in numbers; stored counts padding rows too */
+    int layer;              /* -1: before the layers, n_layer: after them */
     bool kept;              /* in the buffer; else in the form that products read alone */
     float init_std;
     float init_bound; /* uniform within */
@@ -331,6 +332,21 @@ typedef struct batch_place {
     int64_t micro, row; /* number of that batch, and its first row here */
 } batch_place;
 
+/* A range of the gradients that ranks add at once. */
+typedef struct bucket {
+    int64_t begin, end;
+    int layer; /* backward has them when it has ended this layer; -1: when it has ended */
+} bucket;
+
+/* Gradients that are added while backward computes others. */
+typedef struct gradient_sums {
+    gpt_comm *comm; /* NULL: none are */
+    /* In backward, after a layer, n_layer: after the head, -1: after all. */
+    void (*advance)(gpt_model *m, int layer);
+    bucket next;   /* the first that is not being added */
+    bool had_pass; /* the one of which they are */
+} gradient_sums;
+
 struct gpt_model {
     gpt_config config;
     gpt_layer *layers;        /* (L) config.layers */
@@ -346,6 +362,7 @@ struct gpt_model {
     void *arena; /* one allocation: everything below */
     size_t arena_bytes;
     float *params, *grads; /* (n_stored), (n_grads) */
+    float *residual;       /* (n_grads) of gradients that this rank has not sent; NULL */
     float
         *optimizer_state[N_OPTIMIZERS][MAX_STATES]; /* (n_states of the optimizer) each, or NULL */
     step_state *state;                              /* (1) */
@@ -362,6 +379,7 @@ struct gpt_model {
     int documents_B, documents_T; /* the next batch, which is of several documents; 0: it is not */
     int documents_longest;        /* tokens of the longest of them */
     batch_place place;
+    gradient_sums sums;
     int forward_B, forward_T; /* the batch of a forward pass that waits for its weights; 0: none */
     bool grads_stale;         /* the next backward starts from zero */
     bool
@@ -419,7 +437,7 @@ typedef struct batch {
 
 /* Sizes of the parts of the arena, in their order. */
 typedef struct arena_plan {
-    size_t params, packed, grads, states, state, dora, acts, workspace, total;
+    size_t params, packed, grads, residual, states, state, dora, acts, workspace, total;
 } arena_plan;
 
 arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
@@ -517,6 +535,13 @@ void session_fork(gpt_session *s, int from, int to, int length);
 void model_update(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS]);
 /* Of the products of an update. */
 double update_flops(const params_layout *layout);
+
+/* ---- buckets.c ---- */
+
+/* The first range of the gradients of which ranks make a sum, of at least so many numbers unless the next ones
+ * come later; and the one after another, or an empty one. They follow from the layout alone. */
+bucket bucket_first(const params_layout *layout, int64_t least);
+bucket bucket_after(const params_layout *layout, int64_t least, bucket b);
 
 /* ---- shard.c ---- */
 

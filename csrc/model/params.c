@@ -187,6 +187,7 @@ bool params_slot(const gpt_config *c, int i, param_slot *out) {
     if (!row) return false;
     memset(out, 0, sizeof *out);
     gpt_param *info = &out->info;
+    out->layer = row->place == LAST ? c->n_layer : at.layer;
     if (row->when == EXPERT)
         snprintf(info->name, sizeof info->name, "h.%d.mlp.experts.%d.%s", at.layer, at.expert,
                  row->name);

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 
 _Model = TypeVar("_Model", bound="Model")
+STATES = ("moment1", "moment2", "momentum", "row_moment")
 
 
 class StepResult(NamedTuple):
@@ -61,6 +62,7 @@ class Share:
     n_targets: int  # of all ranks
     places: Sequence[tuple[int, int]]  # of each micro-batch: its number in the step, its first row
     meet: Callable[[], None]  # adds the gradients of all ranks
+    begin: Callable[[], None] = lambda: None  # comes before the last backward, if there is one
     after: Callable[[], None] = lambda: None  # follows the update
 
 
@@ -231,6 +233,8 @@ class Model(Uncopied):
     def read(self, name: str, tensor: str, out: FloatArray | None = None) -> FloatArray:
         """A copy of a parameter's "value", "grad", or one of `states`; in `out` if given.
 
+        With the option `wire` there is also its "residual": gradients that were not sent.
+
         EngineError for a matrix of an inference model in bf16, int8 or int4: it is rounded. A
         sharded state comes from all ranks, which have to call this together.
         """
@@ -244,7 +248,8 @@ class Model(Uncopied):
             )
         which = self._tensor(tensor)
         slot = which - self._lib.GPT_TENSOR_STATE0
-        if slot >= 0 and self.comm is not None and self.options.n_shards > 1:
+        is_state = tensor in STATES
+        if is_state and self.comm is not None and self.options.n_shards > 1:
             self._call("gpt_model_gather_state", self.comm, index, slot, floats(out), out.size)
             return out
         self._call("gpt_model_read", index, which, floats(out), out.size)
@@ -258,8 +263,8 @@ class Model(Uncopied):
         index, shape = self._find(name)
         n_states = self._value("gpt_model_state_count", index)
         if n_states == 2 and self._value("gpt_model_state_size", index, 1) != math.prod(shape):
-            return ("momentum", "row_moment")
-        return {2: ("moment1", "moment2"), 1: ("momentum",)}.get(n_states, ())
+            return STATES[2:]
+        return {2: STATES[:2], 1: STATES[2:3]}.get(n_states, ())
 
     def state_shape(self, name: str, tensor: str) -> tuple[int, ...]:
         """The shape of a parameter's "value", "grad" or one of `states`."""
@@ -267,7 +272,7 @@ class Model(Uncopied):
         return shape[:1] if tensor == "row_moment" else shape
 
     def write(self, name: str, tensor: str, values: npt.ArrayLike) -> None:
-        """Sets a parameter's "value", "grad", or one of `states`."""
+        """Sets a parameter's "value", "grad", "residual", or one of `states`."""
         index, shape = self._find(name)[0], self.state_shape(name, tensor)
         array = as_parameter(name, values, shape)
         which = self._tensor(tensor)
@@ -314,12 +319,15 @@ class Model(Uncopied):
         n_targets = [count_targets(y) for y in wanted]
         if not (n_all := share.n_targets if share else sum(n_targets)):
             raise UsageError("all targets are -1; a step needs at least one")
+        last = max((i for i, n in enumerate(n_targets) if n), default=None)
         # No loss is read here, so that only the update waits for the device.
         with self._turns.lock:
             try:
                 for i, (x, y, at) in enumerate(zip(batches, wanted, places, strict=True)):
                     check()
                     if share and n_targets[i]:
+                        if i == last:
+                            share.begin()
                         self._call("gpt_model_place", *share.places[i])
                     if n_targets[i]:
                         self._backward(x, y, at, n_targets[i] / n_all, self._ffi.NULL)
@@ -405,6 +413,13 @@ class Model(Uncopied):
         loss, norm = self._ffi.new("float *"), self._ffi.new("float *")
         self._call("gpt_model_update", settings, len(settings), loss, norm)
         return StepResult(float(loss[0]), float(norm[0]))
+
+    def begin_all_reduce(self, comm: Any) -> None:
+        """The next backward is the last one before `all_reduce`, which has to follow.
+
+        Sums of its gradients are made meanwhile.
+        """
+        self._call("gpt_model_begin_all_reduce", comm)
 
     def all_reduce(self, comm: Any) -> None:
         """Adds the gradients of all ranks, and their losses since the last update."""
@@ -641,6 +656,7 @@ class Model(Uncopied):
         states = dict.fromkeys(("moment1", "momentum"), lib.GPT_TENSOR_STATE0)
         states |= dict.fromkeys(("moment2", "row_moment"), lib.GPT_TENSOR_STATE0 + 1)
         tensors = {"value": lib.GPT_TENSOR_VALUE, "grad": lib.GPT_TENSOR_GRAD, **states}
+        tensors["residual"] = lib.GPT_TENSOR_RESIDUAL
         if name not in tensors:
             raise GptcError(f"unknown tensor {name!r}; known: {', '.join(tensors)}")
         return int(tensors[name])

@@ -18,6 +18,7 @@ DTYPES = ("fp32", "bf16", "int8", "int4", "packed")  # the first two also for tr
 KV_DTYPES = ("auto", "int8")
 RECOMPUTE = ("none", "mlp", "block")
 OPTIMIZERS = ("adamw", "muon")
+WIRES = ("fp32", "bf16", "int8")
 
 
 class BlockRows(NamedTuple):
@@ -82,7 +83,9 @@ class Options:
     "muon" trains the matrices of layers by Muon, and the other parameters by AdamW; `muon_rows`
     scales the rows of its steps (NorMuon).
     `label_smoothing` and `z_loss` change the gradient alone: losses stay cross-entropy. With
-    `n_shards`, the model has part number `shard` of AdamW's state alone (ZeRO-1), on a CPU.
+    `n_shards`, the model has part number `shard` of AdamW's state alone (ZeRO-1), on a CPU. `wire`
+    is the form in which ranks send gradients: "fp32", or, on a CPU and with error feedback, "bf16"
+    or "int8".
     """
 
     device: str = "auto"
@@ -104,6 +107,7 @@ class Options:
     n_shards: int = 0
     shard: int = 0
     muon_rows: bool = False
+    wire: str = "fp32"
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -114,6 +118,7 @@ class Options:
                     f"{name} {value!r} is unknown; it must be one of auto, {', '.join(known)}"
                 )
         few = {"recompute": RECOMPUTE, "kv_dtype": KV_DTYPES, "optimizer": OPTIMIZERS}
+        few["wire"] = WIRES
         for name, choices in few.items():
             value = getattr(self, name)
             if value not in choices:
@@ -155,6 +160,7 @@ class Options:
             n_shards=self.n_shards,
             shard=self.shard,
             muon_rows=int(self.muon_rows),
+            wire=WIRES.index(self.wire),
             recompute=RECOMPUTE.index(self.recompute),
             optimizer=getattr(lib, f"GPT_OPTIMIZER_{self.optimizer.upper()}"),
         )

@@ -211,7 +211,7 @@ class RunFolder:
                 "trainer": made.trainer,
                 "replace": True,
                 "own": own,
-                "more": setup.outer,
+                "more": setup.of_ranks,
                 "check": self._behind.check_wanted,
             }
             if model.options.lora:
@@ -264,6 +264,8 @@ class RunFolder:
             needed += n * size_of(model.trained, training=False)
         if options.sync_every:  # also the outer momentum, and two moments of each other rank
             needed += (2 * n_ranks - 1) * n * size_of(model.trained, training=False)
+        if model.options.wire != "fp32":  # also a residual of each rank
+            needed += n_ranks * n * size_of(model.trained, training=False)
         free = shutil.disk_usage(self.path).free
         if needed <= free:
             return None
@@ -309,9 +311,9 @@ class OthersFolder:
             for parameter in model.trained if model.options.n_shards > 1 else ():
                 for state in model.states(parameter.name):
                     model.read(parameter.name, state)
-            if (outer := setup.outer) is not None:
-                for stored in outer.shapes:
-                    outer.read(stored)
+            if (more := setup.of_ranks) is not None:
+                for stored in more.shapes:
+                    more.read(stored)
         setup.state.saved = path
 
     def best(self, state: State) -> Path | None:

@@ -223,6 +223,7 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
                 )
         refused = {
             "--zero 1 (the state of each rank is another)": self.zero,
+            f"--wire {self.wire} (it is for gradients of each step)": self.wire != "fp32",
             "--ema (weights differ between outer steps)": self.ema,
             "--minutes (ranks would count other steps)": self.minutes,
             f"--on-nan {self.on_nan} (ranks would draw other batches)": self.on_nan != "stop",

@@ -39,6 +39,7 @@ from gptc.training.parallel import (
     described,
     lost_ranks,
     outer_optimizer,
+    residuals,
     settle,
     shared_threads,
     without_effect,
@@ -132,6 +133,7 @@ class Run:
             check_same(self.setup, world)
             adopt(self.setup, world)
             self.setup.outer = world.together(lambda: outer_optimizer(self.setup, world))
+            self.setup.residuals = world.together(lambda: residuals(self.setup, world))
             state, settled = self.setup.state, self.setup.options
             world.together(lambda: check_sequences(settled, world.size))
             self.folder = undo.enter_context(closing(self._open_folder(chosen)))
@@ -273,7 +275,6 @@ class Run:
                 self._roll_back(trouble)
                 continue
             except StepDropped:
-                settle(self.world, signals, horizon)
                 if state.step:
                     folder.save(setup, now=True)
                 break

@@ -85,6 +85,7 @@ def model_settings(
     known: ModelFile | None,
     config: GPTConfig,
     part: tuple[int, int],
+    ranks: int,
 ) -> tuple[Options, Plan]:
     """The model's options and memory plan. GptcError if the memory is not available.
 
@@ -118,6 +119,7 @@ def model_settings(
         z_loss=options.z_loss,
         n_shards=part[0],
         shard=part[1],
+        wire=options.wire if ranks > 1 else "fp32",
     ).resolved()
     try:
         plan = plan_for(config, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gptc.engine.lora import KINDS
+from gptc.engine.options import WIRES
 from gptc.settings import option
 
 RANKS = "Several ranks"
@@ -23,6 +24,13 @@ class RunOptions:
         section=RANKS,
         least=0,
         most=1,
+    )
+    wire: str = option(
+        "fp32",
+        "Form in which ranks send gradients; bf16 = half the bytes, int8 = about a quarter, both "
+        "with error feedback.",
+        section=RANKS,
+        choices=WIRES,
     )
     sync_every: int = option(
         0,

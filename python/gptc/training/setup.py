@@ -39,6 +39,7 @@ from gptc.training.diloco import Diloco
 from gptc.training.horizon import Horizon, time_step
 from gptc.training.options import LIMITS, TrainOptions
 from gptc.training.progress import Progress
+from gptc.training.residual import Residuals
 from gptc.training.resolve import stored_options
 from gptc.training.run_data import initial_model, open_dataset, open_loader
 from gptc.training.run_model import create_model, fill_step, fit_context, model_settings, shape_of
@@ -63,6 +64,7 @@ class Setup:
     average: Average | None  # of the weights, with --ema
     ranks: int = 1
     outer: Diloco | None = None  # with --sync-every
+    residuals: Residuals | None = None  # of several ranks with --wire
 
     @property
     def in_step(self) -> bool:
@@ -70,12 +72,17 @@ class Setup:
         return self.outer is None or self.outer.due(self.state.step, self.horizon.steps)
 
     @property
+    def of_ranks(self) -> Diloco | Residuals | None:
+        """State of all ranks that a checkpoint has in addition."""
+        return self.outer or self.residuals
+
+    @property
     def copy_bytes(self) -> int:
         """The memory of a copy of the model, from which a thread writes checkpoints.
 
         0: there is none, where ranks have parts of a state, which they give as it is written.
         """
-        if self.outer is not None or self.model.options.n_shards > 1:
+        if self.of_ranks is not None or self.model.options.n_shards > 1:
             return 0
         return snapshot_bytes(self.model, self.average is not None)
 
@@ -130,6 +137,8 @@ class Setup:
         for parameter in base.trained():
             self.model.set(parameter.name, base.read(parameter.name))
         self.average = _restored(base, self.model, self.options)
+        if self.residuals is not None:
+            self.residuals.restore(base, self.ranks)
         self.state.go_back(base)
         if self.other_data(base):
             self.state.forget_best()
@@ -195,7 +204,7 @@ def set_up(
     options = fill_step(fit_context(options, config, show))
     loader = open_loader(options, dataset)
     part = (ranks, rank) if options.zero and ranks > 1 else (0, 0)
-    settings, plan = model_settings(options, base, base or initial, config, part)
+    settings, plan = model_settings(options, base, base or initial, config, part, ranks)
     get_ready(dataset.tokenizer, config)
     resident_before = resident_bytes()
     model = create_model(options, base, config, settings)

@@ -158,7 +158,7 @@ class Trainer:
         if self.preference is not None:
             return self.preference.step(position, batches, adamw, muon, check)
         if self._parallel is not None:
-            return self._parallel.step(batches, adamw, muon, check), {}
+            return self._parallel.step(batches, adamw, muon), {}
         places = [rows.positions for rows in batches if rows.positions is not None]
         result = setup.model.train_step(
             [rows.inputs for rows in batches],
