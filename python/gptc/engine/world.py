@@ -123,7 +123,8 @@ class World:
     def spans(self) -> list[SumSpan]:
         """The sums of the last `add_gradients` that `begin_gradients` came before."""
         ffi, lib, _ = library.load()
-        out, found = ffi.new("gpt_sum_span *"), []
+        out = ffi.new("gpt_sum_span *")
+        found: list[SumSpan] = []
         while self.size > 1 and not lib.gpt_comm_sum_span(self._comm, len(found), out):
             found.append(SumSpan(out.first, out.n, out.ready_s, out.begin_s, out.end_s))
         return found

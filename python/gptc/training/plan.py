@@ -188,7 +188,8 @@ def _measure(setup: Setup, folder: Path) -> Costs:
         if setup.average:
             setup.average.update(1)
 
-    one_pass(), update()
+    one_pass()
+    update()
     sizes.clear()
     begin = time.perf_counter()
     while not passes or time.perf_counter() - begin < 0.8 * CALIBRATION_S:
