@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 16
+#define GPT_ABI_VERSION 17
 
 enum gpt_status {
     GPT_OK = 0,
@@ -232,6 +232,9 @@ typedef struct gpt_config {
     float score_scale;      /* factor of the scores; 0: 1 / sqrt(head size) */
     int32_t score_by_layer; /* 1: that of layer l, from 0 on, is also divided by l + 1 */
     float embedding_scale;  /* factor of the token embedding as layers read it; 0: 1 */
+    /* Soft caps: a number x becomes cap tanh(x / cap), as in Gemma 2 (2024), section 2. 0: none. */
+    float score_cap; /* of scores, after their factor */
+    float logit_cap;
     /* Experts of each feed-forward layer, each n_ff wide and without biases: Shazeer et al. 2017; 0: one
      * layer for all tokens. On a CPU. */
     int32_t n_expert;
@@ -250,7 +253,7 @@ enum gpt_optimizer_kind {
     GPT_OPTIMIZER_DEFAULT = 0, /* of a group: gpt_options.optimizer; there: AdamW */
     GPT_OPTIMIZER_ADAMW = 1,   /* two state slots: the moments */
     GPT_OPTIMIZER_SGD = 2,     /* one state slot: the momentum buffer */
-    /* Matrices of layers, one state slot: the momentum buffer. Other parameters have AdamW instead. */
+    /* Matrices of layers; state slots: the momentum buffer, and with muon_rows (rows). Other parameters have AdamW instead. */
     GPT_OPTIMIZER_MUON = 3,
 };
 
@@ -338,6 +341,8 @@ typedef struct gpt_options {
     /* The state of AdamW, the only optimizer then, is of part `shard` of n_shards alone, on a CPU: ZeRO-1
      * (Rajbhandari et al. 2020). Each rank of a job has one part, that of its number. 0 or 1: of all. */
     int32_t n_shards, shard;
+    /* 1: matrices with Muon have a second state slot, (rows), by which each row of a step is scaled: see gpt_muon. */
+    int32_t muon_rows;
 } gpt_options;
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */
@@ -387,12 +392,18 @@ typedef struct gpt_sgd {
 /* Muon: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A step is the orthogonal
  * matrix nearest to the momentum (Nesterov's), nearly: five products of Amsel et al. 2025. It is scaled to
  * 0.2 sqrt(max(rows, columns)) (Liu et al. 2025, section 2.2), so that its numbers are as large as AdamW's, and rate
- * and decay can be the same. Queries, keys and values, gates and ups are matrices each. */
+ * and decay can be the same. Queries, keys and values, gates and ups are matrices each.
+ * With gpt_options.muon_rows it is NorMuon (Li et al. 2025, algorithm 1): a row of the orthogonal matrix is divided by
+ * the root of a moving average of its mean square, and the whole scaled to the same mean square as before. */
 typedef struct gpt_muon {
     float lr;
     float momentum;
     float weight_decay; /* decoupled, as AdamW's */
     float grad_clip;    /* largest global gradient norm; 0: no clipping */
+    float beta2;        /* decay rate of the averages of muon_rows */
+    int32_t
+        cautious; /* 1: a number decays only where the step does not make it larger (Chen et al. 2025,
+                         * "Cautious Weight Decay") */
 } gpt_muon;
 
 /* The settings of one optimizer for one update. */
@@ -617,6 +628,8 @@ int gpt_model_grads(gpt_model *model, float **grads, int64_t *n);
 /* State slots of parameter i, which GPT_TENSOR_STATE0 + k reaches; 0 where it is not trained, -1 where
  * there is no such parameter. */
 int gpt_model_state_count(const gpt_model *model, int i);
+/* Numbers of state slot k of parameter i; 0 without that slot, -1 without that parameter. */
+int64_t gpt_model_state_size(const gpt_model *model, int i, int k);
 /* Clips and applies the gradients, by optimizers (n_optimizers): one for each kind that has parameters.
  * loss is the sum of the losses of the backward calls since the last
  * update, each times its scale; grad_norm is the norm before clipping; either may be NULL. When the

@@ -73,7 +73,8 @@ typedef struct gpt_shape {
     int32_t C, V, Vp, NH, NKV, HS, F;
     int32_t QK; /* numbers that a norm of queries is over; 0: HS */
     int32_t activation;
-    int32_t E; /* experts; 0: none */
+    int32_t E;         /* experts; 0: none */
+    int32_t logit_cap; /* 1: logits have a soft cap */
     int32_t training;
     int32_t lora_rank; /* 0: there are no adapters */
     int32_t dora;      /* 1: they have magnitudes */
@@ -91,6 +92,7 @@ typedef struct gpt_segment {
     int64_t offset, size; /* size = rows cols */
     int64_t grad;         /* its offset in the gradients; -1: it is frozen */
     int64_t state;        /* its offset in each state buffer of its optimizer */
+    int64_t row_state;    /* that of its (rows) in Muon's buffer; 0: none */
     int32_t optimizer;    /* enum gpt_optimizer_kind; DEFAULT: none */
     float lr_scale;
     int32_t decay;
@@ -423,11 +425,12 @@ typedef struct dora_backward {
 
 /* ---- head.c ---- */
 
-/* logits = x wte^T in float32, the first V rows of wte only. */
+/* logits = x wte^T in float32, the first V rows of wte only; with a cap then cap tanh(logits / cap). */
 typedef struct head_forward {
     float *logits;     /* (N, V) =, or the first V columns of (N, Vp) where the table pads logits */
     const act *x;      /* (N, C) */
     const weight *wte; /* (Vp, C) */
+    float cap;         /* 0: none */
     int N, C, V, Vp;
 } head_forward;
 
@@ -500,6 +503,8 @@ typedef struct attention_forward {
     gpt_dropout_site dropout;
     int window;  /* 0: all keys up to the query's */
     float scale; /* of the scores; 0: 1 / sqrt(HS) */
+    float
+        cap; /* a scaled score x becomes cap tanh(x / cap): Gemma 2 (2024), section 2; 0: it does not */
     int B, T, NH, NKV, HS;
 } attention_forward;
 
@@ -515,6 +520,7 @@ typedef struct attention_backward {
     gpt_dropout_site dropout;
     int window;  /* as in forward */
     float scale; /* as in forward */
+    float cap;   /* as in forward */
     int B, T, NH, NKV, HS;
 } attention_backward;
 
@@ -534,18 +540,20 @@ typedef struct attention_decode {
     const int32_t *positions; /* (N) */
     int window;               /* as in forward */
     float scale;              /* as in forward */
+    float cap;                /* as in forward */
     int N, n_ctx, NH, NKV, HS;
 } attention_decode;
 
 /* ---- classifier.c ---- */
 
-/* losses[n] = -log softmax(x[n] wte^T)[targets[n]]; 0 where targets[n] is -1. Works through the
- * rows in chunks: neither logits nor probabilities of all rows ever exist. */
+/* losses[n] = -log softmax(x[n] wte^T)[targets[n]]; 0 where targets[n] is -1. With a cap, a logit z is
+ * cap tanh(z / cap) of its product. Works through the rows in chunks: neither logits nor probabilities of all rows ever exist. */
 typedef struct classifier_forward {
     float *losses;          /* (N) = */
     const act *x;           /* (N, C) */
     const weight *wte;      /* (Vp, C) */
     const int32_t *targets; /* (N) */
+    float cap;              /* of logits; 0: none */
     int exact;              /* as in linear_forward */
     int N, C, V, Vp;
 } classifier_forward;
@@ -570,6 +578,7 @@ typedef struct classifier_backward {
     const float *weights;   /* (N) of the losses; NULL: each is 1 */
     float scale;
     float label_smoothing, z_loss; /* e and c */
+    float cap;                     /* as in forward */
     int add;
     int N, C, V, Vp;
 } classifier_backward;
@@ -680,10 +689,14 @@ typedef struct sgd_update {
  *     m = momentum m + (1 - momentum) grad;  u = (1 - momentum) grad + momentum m
  *     X = u / |u|, then five times X = a X + (b A + c A^2) X with A = X X^T (or X^T X from the right)
  *     w = (1 - lr weight_decay) w - lr 0.2 sqrt(max(rows, columns)) X
+ * With v (rows) in the state, of row r of X the last line has, before (Li et al. 2025, "NorMuon", algorithm 1):
+ *     v[r] = beta2 v[r] + (1 - beta2) |X[r]|^2 / columns;  X[r] = X[r] / (sqrt(v[r]) + 1e-8)
+ *     X = X sqrt(rows columns / max(rows, columns)) / |X|
+ * With cautious, a number whose X has the other sign does not decay (Chen et al. 2025, "Cautious Weight Decay").
  * Products are in the table's dtype. A matrix of zeros has a step of zeros. */
 typedef struct muon_update {
     float *w;                    /* at each segment's offset, in place */
-    float *momentum;             /* at its state, in place */
+    float *momentum;             /* at its state, in place; v at its row_state */
     const float *grads;          /* at its grad */
     const float *norm;           /* (1) */
     const gpt_muon *step;        /* (1), in the device's memory */
@@ -707,6 +720,8 @@ enum { MUON_ITERATIONS = 5 };
             2.3465413258596377f, -1.7097828382687081f, 0.42323551169305323f                        \
         }                                                                                          \
     }
+
+#define MUON_ROW_EPS 1e-8f
 
 /* The factor of the step. */
 static inline float muon_scale(int rows, int cols) {

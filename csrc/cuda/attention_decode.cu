@@ -20,7 +20,8 @@ typedef struct decode_args {
     attention_decode op;
     float *values; /* (N, NH, n_pieces, HS) sums of a piece; NULL: a block takes all of a row's */
     float *stats;  /* (N, NH, n_pieces, 2) maximum, and the sum of exponentials relative to it */
-    float scale;   /* of scores, whose exponentials are powers of 2 */
+    float scale;   /* of scores, whose exponentials are powers of 2, or inside the soft cap */
+    float cap;     /* of such scores; 0: none */
     int piece;     /* keys */
     int n_pieces;  /* of a row at most */
     int has_tiles;
@@ -219,7 +220,9 @@ static __device__ inline void attend(const decode_args &args, const decode_row &
                 reread(k[i]);
                 reread(v[i]);
                 float s = lanes_sum<LANES / 2, 1>(dot(query, k[i]));
-                score[i] = seen[i] ? s * args.scale : -INFINITY;
+                s *= args.scale;
+                if (args.cap > 0) s = args.cap * tanhf(s);
+                score[i] = seen[i] ? s : -INFINITY;
                 top = fmaxf(top, score[i]);
             }
             joint j = join(__shfl_sync(~0u, max, h), lanes_max<WARP / 2, LANES>(top));
@@ -391,10 +394,12 @@ size_t attention_decode_bytes(const gpt_shape *s) {
 int attention_decode_pieces(gpt_ctx *ctx, const attention_decode &op, int has_tiles) {
     int HS = op.HS, group = op.NH / op.NKV, n_chunks = (int)div_up(HS, (int)PACK * LANES);
     if (HS % PACK || n_chunks > 4) return 0;
+    scoring how = scoring_of(op);
     decode_args args = {op,
                         NULL,
                         NULL,
-                        score_scale(op.scale, HS) * LOG2E,
+                        op.cap > 0 ? how.scale / how.cap : how.scale * LOG2E,
+                        how.cap * LOG2E,
                         piece_keys(op.n_ctx),
                         most_pieces(op.n_ctx, op.window),
                         has_tiles};

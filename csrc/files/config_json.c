@@ -142,6 +142,8 @@ static const char *const our_fields[] = {
     "n_expert_used",
     "expert_norm",
     "router_loss",
+    "score_cap",
+    "logit_cap",
 };
 enum { N_OUR_FIELDS = sizeof our_fields / sizeof *our_fields, N_REQUIRED = 17 };
 
@@ -182,6 +184,8 @@ static int read_branches(source s, gpt_config *c) {
     TRY(get_int(s, "n_expert_used", &c->n_expert_used));
     TRY(get_bool(s, "expert_norm", &c->expert_norm));
     TRY(get_float(s, "router_loss", &c->router_loss));
+    TRY(get_float(s, "score_cap", &c->score_cap));
+    TRY(get_float(s, "logit_cap", &c->logit_cap));
     if (wide) c->qk_norm = GPT_QK_NORM_WIDTH;
     if (norm_bias) c->bias |= GPT_BIAS_NORM;
     return GPT_OK;

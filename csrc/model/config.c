@@ -145,6 +145,12 @@ static int check_branches(const gpt_config *c) {
     if (!(c->embedding_scale >= 0 && isfinite(c->embedding_scale)))
         return fail(GPT_ERR_ARGUMENT, "embedding_scale is %g; it must be 0 (none) or above",
                     c->embedding_scale);
+    if (!(c->score_cap >= 0 && isfinite(c->score_cap)))
+        return fail(GPT_ERR_ARGUMENT, "score_cap is %g; it must be 0 (none) or above",
+                    c->score_cap);
+    if (!(c->logit_cap >= 0 && isfinite(c->logit_cap)))
+        return fail(GPT_ERR_ARGUMENT, "logit_cap is %g; it must be 0 (none) or above",
+                    c->logit_cap);
     TRY(check_range("rope_dim", c->rope_dim, 0, head_size(c)));
     if (c->rope_dim % 2)
         return fail(GPT_ERR_ARGUMENT, "rope_dim is %d; pairs of channels turn, so it must be even",

@@ -55,7 +55,8 @@ static inline gpt_shape config_shape(const gpt_config *c) {
                        .QK = qk_norm_size(c),
                        .F = c->n_ff,
                        .activation = c->activation,
-                       .E = c->n_expert};
+                       .E = c->n_expert,
+                       .logit_cap = c->logit_cap > 0};
 }
 
 /* Rows of the feed-forward layer for N tokens: one for each expert of a token. */

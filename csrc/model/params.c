@@ -282,6 +282,10 @@ static void train_segment(const gpt_options *o, const char *name, const struct r
     s->grad = 0; /* place_gradients moves it */
     s->state = out->n_states[s->optimizer];
     out->n_states[s->optimizer] += aligned(s->size);
+    if (s->optimizer == GPT_OPTIMIZER_MUON && o->muon_rows) {
+        s->row_state = out->n_states[s->optimizer];
+        out->n_states[s->optimizer] += aligned(s->rows);
+    }
 }
 
 /* Gradients that products write come first, where the buffer is aligned best; the others are then

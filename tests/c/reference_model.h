@@ -253,6 +253,7 @@ static inline void ref_layer_forward(const ref_model *m, int l, double *out) {
 static inline double ref_model_forward(void *pointer) {
     ref_model *m = pointer;
     int C = m->c.n_embd, V = m->c.vocab_size, L = m->c.n_layer;
+    ref_score_cap = m->c.score_cap;
     ref_embedding_forward(m->layers[0].resid_1, m->tokens, NULL, ref_param(m, -1, "wte.weight"),
                           ref_param(m, -1, "wpe.weight"), m->N, m->T, C);
     for (int i = 0; m->c.embedding_scale > 0 && i < m->N * C; i++)
@@ -262,6 +263,8 @@ static inline double ref_model_forward(void *pointer) {
     }
     ref_norm(m, m->norm_f, m->stats_f, m->resid_f, -1, "norm_f.weight", "norm_f.bias");
     ref_linear_forward(m->logits, m->norm_f, ref_head(m, 0), NULL, m->N, C, V);
+    ref_logit_cap = m->c.logit_cap;
+    for (int i = 0; i < m->N * V; i++) m->logits[i] = ref_capped(m->logits[i], ref_logit_cap);
     ref_classifier(m->losses, NULL, NULL, m->norm_f, ref_head(m, 0), m->targets, 1.0, m->N, C, V);
     m->loss = 0.0;
     for (int n = 0; n < m->N; n++) m->loss += m->losses[n] / count_targets(m->targets, m->N);
@@ -352,6 +355,7 @@ static inline void ref_layer_backward(const ref_model *m, int l, double *dresid)
 /* Adds scale times the gradient of the mean loss; after ref_model_forward. */
 static inline void ref_model_backward(ref_model *m, double scale) {
     int C = m->c.n_embd, n_valid = count_targets(m->targets, m->N);
+    ref_score_cap = m->c.score_cap, ref_logit_cap = m->c.logit_cap;
     double *dnorm = host_zeros((int64_t)m->N * C), *dresid = host_zeros((int64_t)m->N * C);
     ref_classifier(m->losses, dnorm, ref_head(m, 1), m->norm_f, ref_head(m, 0), m->targets,
                    scale / n_valid, m->N, C, m->c.vocab_size);

@@ -20,7 +20,7 @@ COLUMNS += ("GGUF in", "GGUF out")
 CASES = [*reference.CASES, *reference.OTHERS, *reference.FAMILIES, *reference.ARCHITECTURES]
 # llama.cpp computes no such models; then transformers reads no GGUF files of these families.
 _NOT_IN_GGUF = ("llama-dynamic", "cerebras-gpt", "gpt2-relu", "smollm3-list", "gemma3-types")
-_NOT_IN_GGUF += ("neox-in-turn", "qwen3-biases", "qwen3-moe-odds")
+_NOT_IN_GGUF += ("neox-in-turn", "qwen3-biases", "gemma2-plain", "qwen3-moe-odds")
 _NO_READER = ("smollm3", "pythia", "olmo2", "mixtral")
 MISSING = {(name, column) for name in _NOT_IN_GGUF for column in COLUMNS[-2:]}
 MISSING |= {(name, COLUMNS[-1]) for name in _NO_READER}
@@ -29,6 +29,7 @@ _FLAGS += ("output_router_logits", "norm_topk_prob")
 _CHOICES = ("activation_function", "hidden_act", "rotary_pct", "use_parallel_residual")
 _CHOICES += ("partial_rotary_factor",)
 _CHOICES += ("no_rope_layers", "layer_types", "query_pre_attn_scalar")
+_CHOICES += ("attn_logit_softcapping", "final_logit_softcapping")
 found: dict[tuple[str, str], float | str] = {}
 
 

@@ -42,7 +42,7 @@ _RARE: tuple[str, ...] = (
     "rope_dim",
     "parallel",
 )
-_RARE += ("score_scale", "score_by_layer", "embedding_scale", "layers")
+_RARE += ("score_scale", "score_by_layer", "embedding_scale", "score_cap", "logit_cap", "layers")
 _RARE += ("n_expert", "n_expert_used", "expert_norm", "router_loss")
 MOST_EXPERTS = 128
 """GPT_MAX_EXPERTS."""
@@ -123,6 +123,8 @@ class GPTConfig:
     score_scale: float = 0.0  # factor of the scores; 0: 1 / sqrt(head size)
     score_by_layer: bool = False  # scores of layer l, from 0 on, are divided by l + 1
     embedding_scale: float = 0.0  # factor of the token embedding; 0: 1
+    score_cap: float = 0.0  # soft cap of scores, cap tanh(score / cap); 0: none
+    logit_cap: float = 0.0  # that of logits
     layers: tuple[Layer, ...] = ()  # a record for each; (): all have the fields above
     n_expert: int = 0  # of each feed-forward layer, each n_ff wide; 0: one for all tokens
     n_expert_used: int = 0  # experts of a token

@@ -18,6 +18,11 @@ from gptc.formats.family_names import Stems
 BIASES = ("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias")
 """Fields of GPTConfig, and of a row."""
 EXPERTS_KEYS = {"num_experts", "num_local_experts"}  # either, in files of any family with experts
+SOFT_CAPS = {
+    "attn_logit_softcapping": "score_cap",
+    "final_logit_softcapping": "logit_cap",
+}
+"""Keys of config.json and GGUF, and the fields of GPTConfig."""
 ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")
 
 
@@ -53,9 +58,11 @@ class Family:
     parallel: bool | str = False  # whether branches are, or the key that decides
     by_layer_key: str = ""  # whether scores are divided by the layer's number
     no_rope: bool = False  # config.json has no_rope_layers, or no_rope_layer_interval
-    local_theta: float = 0.0  # windowed layers have this rotary base, others none (layer_types)
-    period: int = 0  # without layer_types, each so-many-th layer has no window
+    period: int = 0  # some layers have a window (layer_types), by default not each so-many-th
+    local_theta: float = 0.0  # those that have one also have this rotary base
     score_key: str = ""  # scores are divided by the square root of its value
+    wide_score_layers: int = 0  # llama.cpp has n_embd / n_head for it in models of so many layers
+    soft_caps: bool = False  # of scores and logits; in GGUF always
     scaled_embedding: bool = False  # by the square root of the width
     norms_from_one: bool = False  # a folder has the weights of norms minus 1; a GGUF file has not
     interleaved: bool = False  # a folder has queries, keys and values head by head
@@ -104,6 +111,8 @@ class Family:
             return False
         if config.score_scale and not self.score_key:
             return False
+        if (config.score_cap or config.logit_cap) and not self.soft_caps:
+            return False
         return math.isclose(
             config.embedding_scale, self.embedding_scale(config.n_embd), rel_tol=1e-6
         )
@@ -115,6 +124,8 @@ class Family:
         if self.rotary_key:
             keys.add("partial_rotary_factor")
         keys |= EXPERTS_KEYS if self.experts_key else set()
+        if self.soft_caps:
+            keys |= set(SOFT_CAPS)
         return keys | ({"no_rope_layers"} if self.no_rope else set())
 
     def activation_name(self, activation: Activation) -> str:
@@ -128,8 +139,8 @@ class Family:
     def _layers_fit(self, config: GPTConfig) -> bool:
         if not config.layers:
             return True
-        if self.local_theta:
-            local = Layer(True, self.local_theta, config.window)
+        if self.period:
+            local = Layer(True, self.local_theta or config.rope_theta, config.window)
             full = Layer(True, config.rope_theta, 0)
             return bool(config.window) and set(config.layers) <= {local, full}
         plain = {layer._replace(rope=True) for layer in config.layers}
@@ -140,7 +151,7 @@ class Family:
             config.rope_original, config.rope_factor
         ):
             return False
-        if self.local_theta and bool(config.window) != bool(config.layers):
+        if self.period and bool(config.window) != bool(config.layers):
             return False
         return self.window or not config.window
 
@@ -362,6 +373,36 @@ FAMILIES = (
         pad=True,
         defaults={"rms_norm_eps": 1e-5},
     ),
+    Family(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        "gemma2",
+        "Gemma Team 2024, arXiv 2408.00118",
+        activations={"gelu_pytorch_tanh": "geglu"},
+        activation_key="hidden_activation",
+        stems=family_names.GEMMA3,
+        qkv_bias="attention_bias",
+        attn_proj_bias="attention_bias",
+        norm_at="both",
+        window=True,
+        period=2,
+        score_key="query_pre_attn_scalar",
+        wide_score_layers=46,
+        soft_caps=True,
+        scaled_embedding=True,
+        norms_from_one=True,
+        pad=True,
+        defaults={
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "tie_word_embeddings": True,
+        },
+    ),
     Family(  # of text alone
         "gemma3_text",
         "Gemma3ForCausalLM",
@@ -378,6 +419,7 @@ FAMILIES = (
         local_theta=10000.0,
         period=6,
         score_key="query_pre_attn_scalar",
+        wide_score_layers=62,
         scaled_embedding=True,
         norms_from_one=True,
         pad=True,
@@ -421,13 +463,25 @@ FEATURES: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
+def usual_score_scale(family: Family, config: Mapping[str, Any]) -> float:
+    """The field score_scale of a GGUF file, which has none: llama.cpp goes by the layers.
+
+    `config` has n_layer, n_embd, n_head and head_dim.
+    """
+    n_layer, n_embd, n_head = (config[key] for key in ("n_layer", "n_embd", "n_head"))
+    if not config["head_dim"] or n_layer != family.wide_score_layers:
+        return 0.0
+    return math.sqrt(n_head / n_embd)
+
+
 def records(family: Family, n_layer: int, theta: float, window: int) -> list[dict[str, Any]]:
     """The layers of a GGUF file of a family whose layers differ: llama.cpp has one pattern each."""
     period = family.period or NO_ROPE_INTERVAL
     found = []
     for i in range(n_layer):
         last = (i + 1) % period == 0  # of its period
-        layer = Layer(True, theta, 0) if last else Layer(True, family.local_theta, window)
+        local = Layer(True, family.local_theta or theta, window)
+        layer = Layer(True, theta, 0) if last else local
         if family.no_rope:
             layer = Layer(not last, theta, 0)
         found.append(layer._asdict())

@@ -9,7 +9,7 @@ from gptc.engine.config import GPTConfig, Layer
 from gptc.errors import GptcError
 from gptc.formats import hf_rope
 from gptc.formats.config_json import ConfigJson
-from gptc.formats.families import EXPERTS_KEYS, Family
+from gptc.formats.families import EXPERTS_KEYS, SOFT_CAPS, Family
 
 
 def read(found: ConfigJson, family: Family, head_size: int) -> dict[str, Any]:
@@ -18,10 +18,13 @@ def read(found: ConfigJson, family: Family, head_size: int) -> dict[str, Any]:
     values = hf_rope.from_json(rope, found.where)
     if family.score_key:
         values["score_scale"] = _score_scale(found, family, head_size)
+    if family.soft_caps:
+        values |= {field: _soft_cap(found, key) for key, field in SOFT_CAPS.items()}
     if family.rotary_key:
         values["rope_dim"] = _rope_dim(found, family, head_size)
-    if family.local_theta:
-        return values | _mixed(found, family, values["rope_theta"], local)
+    if family.period:
+        theta = values["rope_theta"]
+        return values | _mixed(found, family, theta, local or theta)
     values["window"] = _window(found, family)
     if family.no_rope:
         rotated = _rotated(found)
@@ -74,6 +77,11 @@ def _score_scale(found: ConfigJson, family: Family, head_size: int) -> float:
     key = family.score_key
     value = _number(found, key, found.data.get(key), 1e9)
     return 0.0 if value == head_size else 1 / math.sqrt(value)
+
+
+def _soft_cap(found: ConfigJson, key: str) -> float:
+    value = found.data.get(key)
+    return 0.0 if value is None else _number(found, key, value, 1e9)
 
 
 def _rope_dim(found: ConfigJson, family: Family, head_size: int) -> int:
@@ -223,8 +231,11 @@ def to_json(config: GPTConfig, family: Family) -> dict[str, Any]:
     if family.no_rope:
         layers = config.layers or (Layer(True, config.rope_theta, 0),) * config.n_layer
         values["no_rope_layers"] = [int(layer.rope) for layer in layers]
+    if family.soft_caps:
+        values |= {key: getattr(config, field) or None for key, field in SOFT_CAPS.items()}
     if family.local_theta:
         values["rope_local_base_freq"] = family.local_theta
+    if family.period:
         values["layer_types"] = [
             "sliding_attention" if layer.window else "full_attention" for layer in config.layers
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from gptc._version import __version__
 from gptc.engine.config import GPTConfig
 from gptc.errors import GptcError
 from gptc.formats import families, gguf_rope, gguf_tokenizer, layout
-from gptc.formats.families import BIASES, Family
+from gptc.formats.families import BIASES, SOFT_CAPS, Family
 from gptc.formats.format import Export, Output
 from gptc.formats.gguf_container import ALIGNMENT, header
 from gptc.formats.gguf_names import naming, stacked
@@ -114,8 +115,11 @@ def _lacking(config: GPTConfig, family: Family) -> Iterator[str]:
         yield f"{family.model_type} with {family.expert_norm} false"
     if config.score_by_layer:
         yield f"scores divided by the layer's number ({family.by_layer_key})"
-    if config.score_scale:
+    usual_scale = families.usual_score_scale(family, vars(config))
+    if not math.isclose(config.score_scale, usual_scale, rel_tol=1e-6):
         yield f"another scale of scores ({family.score_key} other than the head size)"
+    if family.soft_caps and not (config.score_cap and config.logit_cap):
+        yield f"{family.model_type} without soft caps of scores and logits"
     if family.no_rope or config.layers:
         usual = families.records(family, config.n_layer, config.rope_theta, config.window)
         if [layer._asdict() for layer in config.layers] != usual:
@@ -216,6 +220,8 @@ def _metadata(model: ModelFile, family: Family, file_type: int) -> dict[str, Any
     if config.head_dim or "head_dim" in family.defaults:
         values[f"{prefix}.attention.key_length"] = config.head_size
         values[f"{prefix}.attention.value_length"] = config.head_size
+    if family.soft_caps:
+        values |= {f"{prefix}.{key}": getattr(config, field) for key, field in SOFT_CAPS.items()}
     if config.window:
         values[f"{prefix}.attention.sliding_window"] = config.window
     return values | {

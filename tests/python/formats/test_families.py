@@ -223,8 +223,8 @@ def test_other_formats_refuse_what_they_cannot_hold(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma2", "final_logit_softcapping": 3.0, "hidden_activation": "quick"},
-         r"'gemma2' is not one of gpt2, llama, mistral, [^(]*gptc \(gptc lacks a soft cap on "
+        ({"model_type": "gemma", "final_logit_softcapping": 3.0, "hidden_activation": "quick"},
+         r"'gemma' is not one of gpt2, llama, mistral, [^(]*gptc \(gptc lacks a soft cap on "
          r"logits, the activation quick\)"),
         ({"model_type": "deepseek_v3", "n_routed_experts": 8}, r"'deepseek_v3' .* lacks experts"),
         ({"model_type": "mixtral", "num_local_experts": 0}, "num_local_experts is 0, not a whole"),
