@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 16
+#define GPT_ABI_VERSION 17
 
 enum gpt_status {
     GPT_OK = 0,
