@@ -102,8 +102,8 @@ static const family families[] = {
       .norm_at = GPT_NORM_BOTH,
       .score_scale = 0.21f,
       .embedding_scale = 1.3f,
-      .score_cap = 2.0f,
-      .logit_cap = 4.0f}},
+      .score_cap = 5.0f,
+      .logit_cap = 10.0f}},
 };
 
 /* ---- where models run ---- */
