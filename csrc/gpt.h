@@ -683,7 +683,8 @@ int gpt_model_profile_busy(const gpt_model *model, int thread, double *seconds);
 
 /* ---- session: decoding with a KV cache ---- */
 
-/* Room for n_seq sequences of at most n_ctx tokens each (0: block_size); kv is an enum gpt_kv. */
+/* Room for n_seq sequences of at most n_ctx tokens each (0: block_size); kv is an enum gpt_kv. Layers with a
+ * window keep only the keys and values that later tokens see, and some before them. */
 int gpt_session_create(gpt_model *model, int n_seq, int n_ctx, int kv, gpt_session **out);
 void gpt_session_free(gpt_session *session);
 /* Bytes that a session of this size allocates. */
@@ -706,9 +707,14 @@ int gpt_session_states(gpt_session *session, const int32_t *tokens, const int32_
                        const uint8_t *want, int n, float *states);
 /* Tokens held for a sequence, or -1 for a sequence that does not exist. */
 int gpt_session_length(const gpt_session *session, int seq);
-/* Forgets all but the first length tokens of a sequence. */
+/* 1 where gpt_session_rewind and gpt_session_fork can keep the first length tokens of a sequence. 0 where
+ * there are fewer, or where layers with a window no longer have what the next token would see: all but 0 tokens can
+ * be kept until a sequence is longer than the window, and after that the last 64 can be dropped at least. */
+int gpt_session_reaches(const gpt_session *session, int seq, int length);
+/* Forgets all but the first length tokens of a sequence. GPT_ERR_ARGUMENT where these are not reached. */
 int gpt_session_rewind(gpt_session *session, int seq, int length);
-/* Sequence `to` becomes a copy of the first length tokens of `from`; what it held is forgotten. */
+/* Sequence `to` becomes a copy of the first length tokens of `from`; what it held is forgotten. GPT_ERR_ARGUMENT
+ * where these are not reached. */
 int gpt_session_fork(gpt_session *session, int from, int to, int length);
 
 /* ---- several adapters in one step of a session ---- */

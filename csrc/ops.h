@@ -66,10 +66,11 @@ typedef struct gpt_dropout_site {
 
 /* The extent of a model's buffers, from which a backend sizes its workspace. */
 typedef struct gpt_shape {
-    int32_t N, T;    /* the largest number of rows, and the longest sequence, of any call */
-    int32_t n_ctx;   /* of a session's cache; 0: there is none */
-    int32_t kv_int8; /* 1: that is int8 */
-    int32_t n_draws; /* rows of logits from which tokens are drawn at once */
+    int32_t N, T;        /* the largest number of rows, and the longest sequence, of any call */
+    int32_t n_ctx;       /* rows of a session's longest cache; 0: there is none */
+    int32_t window_rows; /* rows of the caches that have fewer; 0: there are none */
+    int32_t kv_int8;     /* 1: that is int8 */
+    int32_t n_draws;     /* rows of logits from which tokens are drawn at once */
     int32_t C, V, Vp, NH, NKV, HS, F;
     int32_t QK; /* numbers that a norm of queries is over; 0: HS */
     int32_t activation;

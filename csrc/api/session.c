@@ -44,11 +44,17 @@ static int session_out_of_memory(const gpt_session *s) {
 static int create_session_parts(gpt_session *s) {
     gpt_model *m = s->model;
     s->max_rows = session_max_rows(s->n_seq, s->n_ctx);
+    s->window = cache_window(&m->config, s->n_seq, s->n_ctx);
+    for (int l = 0; l < m->config.n_layer; l++) {
+        int rows = cache_rows(&m->config, l, s->n_seq, s->n_ctx);
+        if (rows < s->n_ctx) s->window_rows = rows;
+    }
     s->length = calloc((size_t)s->n_seq, sizeof *s->length);
+    s->first = calloc((size_t)s->n_seq, sizeof *s->first);
     s->adapters = calloc((size_t)s->n_seq, sizeof(const gpt_adapter *));
     s->rows = calloc(STEP_INTS * (size_t)s->max_rows, sizeof *s->rows);
     s->acts.layers = calloc((size_t)m->config.n_layer, sizeof *s->acts.layers);
-    if (!s->length || !s->adapters || !s->rows || !s->acts.layers)
+    if (!s->length || !s->first || !s->adapters || !s->rows || !s->acts.layers)
         return fail(GPT_ERR_MEMORY, "no memory for the session's tables");
     s->arena_bytes = session_plan(m, s->n_seq, s->n_ctx, s->kv, NULL, NULL);
     s->arena = m->ops->buffer_alloc(m->ctx, s->arena_bytes);
@@ -85,6 +91,7 @@ void gpt_session_free(gpt_session *s) {
     if (s->arena && check_process(s->model) == GPT_OK)
         s->model->ops->buffer_free(s->model->ctx, s->arena, s->arena_bytes);
     free(s->length);
+    free(s->first);
     free(s->adapters);
     free(s->rows);
     free(s->draws);
@@ -283,6 +290,20 @@ int gpt_session_adapt(gpt_session *session, int seq, const gpt_adapter *adapter)
     return GPT_OK;
 }
 
+int gpt_session_reaches(const gpt_session *session, int seq, int length) {
+    if (!session || seq < 0 || seq >= session->n_seq) return 0;
+    return length >= 0 && length <= session->length[seq] && window_reaches(session, seq, length);
+}
+
+static int check_reached(const gpt_session *s, int seq, int length) {
+    if (window_reaches(s, seq, length)) return GPT_OK;
+    return fail(
+        GPT_ERR_ARGUMENT,
+        "sequence %d no longer holds what a token after its first %d sees: its windowed layers "
+        "keep positions from %d on; rewind it to 0",
+        seq, length, s->first[seq]);
+}
+
 int gpt_session_fork(gpt_session *session, int from, int to, int length) {
     REQUIRE(session);
     TRY(check_process(session->model));
@@ -291,6 +312,7 @@ int gpt_session_fork(gpt_session *session, int from, int to, int length) {
     if (length < 0 || length > session->length[from])
         return fail(GPT_ERR_ARGUMENT, "sequence %d holds %d tokens; %d of them cannot be copied",
                     from, session->length[from], length);
+    TRY(check_reached(session, from, length));
     session_fork(session, from, to, length);
     return session->model->ops->sync(session->model->ctx);
 }
@@ -302,6 +324,7 @@ int gpt_session_rewind(gpt_session *session, int seq, int length) {
     if (length < 0 || length > session->length[seq])
         return fail(GPT_ERR_ARGUMENT, "sequence %d holds %d tokens; it cannot be rewound to %d",
                     seq, session->length[seq], length);
-    session->length[seq] = length;
+    TRY(check_reached(session, seq, length));
+    window_rewind(session, seq, length);
     return GPT_OK;
 }

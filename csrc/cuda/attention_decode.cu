@@ -384,6 +384,8 @@ static size_t values_bytes(int rows, int NH, int n_pieces, int HS) {
 
 size_t attention_decode_bytes(const gpt_shape *s) {
     int rows = least<int>(s->N, SPLIT_ROWS), n_pieces = most_pieces(s->n_ctx, 0);
+    /* Shorter caches may have more pieces. */
+    if (s->window_rows) n_pieces = most(n_pieces, most_pieces(s->window_rows, 0));
     if (n_pieces < 2) return 0;
     return values_bytes(rows, s->NH, n_pieces, s->HS) + values_bytes(rows, s->NH, n_pieces, 2);
 }

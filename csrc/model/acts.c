@@ -86,7 +86,6 @@ static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, con
     layer_acts shared = {0};
     bool is_int8 = s->kv == GPT_KV_INT8;
     size_t number = is_int8 ? 1 : p->act_bytes;
-    int64_t cache = (int64_t)s->n_seq * c->n_kv_head * s->n_ctx * head_size(c);
     int64_t rows = fc_rows(c, s->N);
     int32_t *begins = take_ints(p, c->n_expert > 0, (int64_t)c->n_layer * (c->n_expert + 1));
     for (int l = 0; l < c->n_layer; l++) {
@@ -104,6 +103,8 @@ static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, con
             shared.stats_mlp = take_floats(p, keeps && norms_after(c), s->N, 2);
         }
         if (keeps_fc || l == 0) shared.fc = take_acts(p, true, rows, c->n_ff);
+        shared.cache_rows = s->n_seq ? cache_rows(c, l, s->n_seq, s->n_ctx) : 0;
+        int64_t cache = (int64_t)s->n_seq * c->n_kv_head * shared.cache_rows * head_size(c);
         shared.cache_k = take(p, true, cache, number);
         shared.cache_v = take(p, true, cache, number);
         shared.scale_k = take_floats(p, is_int8, cache / head_size(c), 1);

@@ -78,7 +78,7 @@ static lora_forward rows_of(const gpt_model *m, const lora_forward *op, int firs
 
 void adapter_run(gpt_model *m, const batch *x, int index, const lora_forward *op) {
     const gpt_session *s = x->session;
-    const int32_t *seqs = s ? s->rows + (STEP_INTS - 1) * x->N : NULL;
+    const int32_t *seqs = s ? s->rows + STEP_SEQ * x->N : NULL;
     if (!s) m->ops->lora_forward(m->ctx, op);
     for (int first = 0, n; s && first < x->N; first += n) {
         const gpt_adapter *own = s->adapters[seqs[first]];

@@ -14,10 +14,14 @@ int session_max_rows(int n_seq, int n_ctx) {
     return rows > n_seq ? rows : n_seq;
 }
 
-static gpt_shape session_shape(const gpt_model *m, int rows, int n_ctx, int kv) {
+static gpt_shape session_shape(const gpt_model *m, int rows, int n_seq, int n_ctx, int kv) {
     gpt_shape shape = config_shape(&m->config);
     shape.N = rows;
-    shape.T = shape.n_ctx = n_ctx;
+    for (int l = 0; l < m->config.n_layer; l++) {
+        int of_layer = cache_rows(&m->config, l, n_seq, n_ctx);
+        if (of_layer > shape.n_ctx) shape.T = shape.n_ctx = of_layer;
+        if (of_layer < n_ctx) shape.window_rows = of_layer;
+    }
     shape.kv_int8 = kv == GPT_KV_INT8;
     shape.lora_rank = m->options.lora.rank;
     shape.dora = dora_rows(&m->options.lora) > 0;
@@ -38,7 +42,7 @@ size_t session_plan(const gpt_model *m, int n_seq, int n_ctx, int kv, char *base
                         .logit_rows = logit_rows};
     size_t bytes = acts_plan(&m->config, m->ops, &shape, base, s ? &s->acts : &none);
     if (s) s->workspace = base + bytes;
-    gpt_shape extent = session_shape(m, rows, n_ctx, kv);
+    gpt_shape extent = session_shape(m, rows, n_seq, n_ctx, kv);
     extent.n_draws = logit_rows;
     return bytes + m->ops->workspace_bytes(m->ctx, &extent);
 }
@@ -195,13 +199,19 @@ static bool one_each(const step *t) {
 /* The rows' tokens, positions and sequences, one after the other. */
 static void upload_rows(gpt_session *s, const step *t, int begin, int n) {
     gpt_model *m = s->model;
-    int32_t *tokens = s->rows, *positions = tokens + n, *seqs = positions + n;
+    int32_t *tokens = s->rows, *positions = tokens + STEP_POSITION * n;
+    int32_t *seqs = tokens + STEP_SEQ * n, *in_cache = tokens + STEP_CACHE_POSITION * n;
     int32_t first = INT32_MAX, last = 0;
     bool looks_up = rows_are_looked_up(m);
+    for (int i = 0, run; i < n; i += run) { /* the tokens of each sequence */
+        for (run = 1; i + run < n && t->seqs[begin + i + run] == t->seqs[begin + i];) run++;
+        window_make_room(s, t->seqs[begin + i], run);
+    }
     for (int i = 0; i < n; i++) {
         tokens[i] = looks_up ? i : t->tokens[begin + i]; /* then its row of wte_rows */
         seqs[i] = t->seqs[begin + i];
         positions[i] = s->length[seqs[i]]++;
+        in_cache[i] = positions[i] - s->first[seqs[i]];
         if (positions[i] > last) last = positions[i];
         if (positions[i] < first) first = positions[i];
     }
@@ -209,8 +219,9 @@ static void upload_rows(gpt_session *s, const step *t, int begin, int n) {
     if (looks_up && rows_look_up(m, &s->acts, t->tokens + begin, n) != GPT_OK)
         m->interrupted = m->lost_rows = true;
     m->ops->upload(m->ctx, s->acts.tokens, s->rows, STEP_INTS * sizeof *s->rows * (size_t)n);
-    s->acts.positions = s->acts.tokens + n;
-    s->acts.seqs = s->acts.positions + n;
+    s->acts.positions = s->acts.tokens + STEP_POSITION * n;
+    s->acts.seqs = s->acts.tokens + STEP_SEQ * n;
+    s->acts.cache_positions = s->acts.tokens + STEP_CACHE_POSITION * n;
 }
 
 /* Tokens begin to begin + n - 1 of the step, at most max_rows. */
@@ -251,6 +262,14 @@ static int longest_after(const gpt_session *s, const int32_t *seqs, int n) {
     return longest;
 }
 
+/* Of a step that has stopped, the first n tokens leave the session; with them a sequence whose cache no longer
+ * has what they were appended to. */
+static void take_back(gpt_session *s, const int32_t *seqs, int n) {
+    for (int i = 0; i < n; i++) s->length[seqs[i]]--;
+    for (int i = 0; i < n; i++)
+        if (!window_reaches(s, seqs[i], s->length[seqs[i]])) window_rewind(s, seqs[i], 0);
+}
+
 void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, const uint8_t *want,
                   int n, const step_output *out) {
     gpt_model *m = s->model;
@@ -266,16 +285,17 @@ void session_step(gpt_session *s, const int32_t *tokens, const int32_t *seqs, co
     for (int begin = 0, rows; begin < n && !m->interrupted; begin += rows) {
         rows = rows_from(&t, begin, s->max_rows);
         session_rows(s, &t, begin, rows);
-        for (int i = 0; m->interrupted && i < begin + rows; i++) s->length[seqs[i]]--;
+        if (m->interrupted) take_back(s, seqs, begin + rows);
     }
     if (!m->interrupted) deliver(s, &t);
 }
 
 /* Copies the first `length` rows of each head of a cache, where there is one. */
-static void copy_rows(const gpt_session *s, char *cache, size_t row, int from, int to, int length) {
+static void copy_rows(const gpt_session *s, char *cache, size_t row, int cache_rows, int from,
+                      int to, int length) {
     const gpt_model *m = s->model;
     int heads = m->config.n_kv_head;
-    size_t head = row * (size_t)s->n_ctx;
+    size_t head = row * (size_t)cache_rows;
     for (int h = 0; cache && h < heads; h++)
         m->ops->copy(m->ctx, cache + head * (size_t)(to * heads + h),
                      cache + head * (size_t)(from * heads + h), row * (size_t)length);
@@ -283,15 +303,16 @@ static void copy_rows(const gpt_session *s, char *cache, size_t row, int from, i
 
 void session_fork(gpt_session *s, int from, int to, int length) {
     const gpt_model *m = s->model;
-    size_t number = s->kv == GPT_KV_INT8 ? 1 : m->ops->act_bytes;
-    size_t row = (size_t)head_size(&m->config) * number;
-    s->length[to] = length;
+    size_t row = cache_row_bytes(s);
+    s->first[to] = s->first[from];
+    window_rewind(s, to, length);
     if (from == to || length == 0) return;
     for (int l = 0; l < m->config.n_layer; l++) {
         const layer_acts *la = &s->acts.layers[l];
-        copy_rows(s, la->cache_k, row, from, to, length);
-        copy_rows(s, la->cache_v, row, from, to, length);
-        copy_rows(s, (char *)la->scale_k, sizeof(float), from, to, length);
-        copy_rows(s, (char *)la->scale_v, sizeof(float), from, to, length);
+        int rows = la->cache_rows, n = length - (rows < s->n_ctx ? s->first[from] : 0);
+        copy_rows(s, la->cache_k, row, rows, from, to, n);
+        copy_rows(s, la->cache_v, row, rows, from, to, n);
+        copy_rows(s, (char *)la->scale_k, sizeof(float), rows, from, to, n);
+        copy_rows(s, (char *)la->scale_v, sizeof(float), rows, from, to, n);
     }
 }

@@ -159,6 +159,10 @@ static void attention(gpt_model *m, const acts *a, const layer_acts *la, const b
     m->ops->attention_forward(m->ctx, &op);
 }
 
+static const int32_t *cache_positions(const acts *a, const layer_acts *la, const gpt_session *s) {
+    return la->cache_rows < s->n_ctx ? a->cache_positions : a->positions;
+}
+
 static void cached_attention(gpt_model *m, const acts *a, const layer_acts *la, const batch *x,
                              int l) {
     const gpt_config *c = &m->config;
@@ -169,12 +173,12 @@ static void cached_attention(gpt_model *m, const acts *a, const layer_acts *la, 
                            .scale_v = la->scale_v,
                            .qkv = la->qkv,
                            .seqs = a->seqs,
-                           .positions = a->positions,
+                           .positions = cache_positions(a, la, x->session),
                            .window = m->layers[l].window,
                            .scale = layer_score_scale(c, l),
                            .cap = c->score_cap,
                            .N = x->N,
-                           .n_ctx = x->session->n_ctx,
+                           .n_ctx = la->cache_rows,
                            .NH = c->n_head,
                            .NKV = c->n_kv_head,
                            .HS = head_size(c)};

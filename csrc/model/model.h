@@ -226,9 +226,10 @@ typedef struct layer_acts {
     float *stats_mlp; /* (N, 2) of that norm */
     float *lora_u[LORA_MATRICES]; /* (N, parts R) */
     act *lora_v[LORA_MATRICES];   /* (N, rows of parts), with DoRA */
-    void *cache_k;                /* (n_seq, NKV, n_ctx, HS) act, or int8 with scales */
+    int cache_rows;               /* of a sequence: see cache_rows() */
+    void *cache_k;                /* (n_seq, NKV, cache_rows, HS) act, or int8 with scales */
     void *cache_v;                /* the same */
-    float *scale_k, *scale_v;     /* (n_seq, NKV, n_ctx), or NULL */
+    float *scale_k, *scale_v;     /* (n_seq, NKV, cache_rows), or NULL */
 } layer_acts;
 
 /* Every buffer of a forward and backward pass. Without training all layers share one set, and the
@@ -244,12 +245,14 @@ typedef struct acts {
     float *rope;        /* (number of tables, rope_rows, pairs, 2), as rope_forward reads them */
     int rope_rows;      /* positions that there is room for */
     int rope_filled;    /* and those that are filled for sequences of any length */
-    act *branch;        /* (N, C) to be added to the residual stream */
-    act *expert_in;     /* (N K, C) */
-    act *resid_f;       /* (N, C) as the final norm reads it */
-    act *norm_f;        /* (N, C) */
-    float *stats_f;     /* (N, 2) */
-    float *logits;      /* (logit_rows, V), or Vp where the table pads them */
+    const int32_t
+        *cache_positions; /* (N) of a session's rows in caches with fewer rows than n_ctx */
+    act *branch;          /* (N, C) to be added to the residual stream */
+    act *expert_in;       /* (N K, C) */
+    act *resid_f;         /* (N, C) as the final norm reads it */
+    act *norm_f;          /* (N, C) */
+    float *stats_f;       /* (N, 2) */
+    float *logits;        /* (logit_rows, V), or Vp where the table pads them */
     int logit_rows;
     /* of a session, for rows of logits that a token is drawn from */
     sample_row *draws;              /* (logit_rows) */
@@ -270,7 +273,8 @@ typedef struct acts {
     layer_acts *layers; /* (L) */
 } acts;
 
-enum { STEP_INTS = 3 }; /* of a row: its token, position and sequence */
+/* Of a row: its token, position and sequence, and its position in caches that have fewer rows. */
+enum { STEP_TOKEN, STEP_POSITION, STEP_SEQ, STEP_CACHE_POSITION, STEP_INTS };
 
 /* The purpose of a set of activations. */
 typedef struct acts_shape {
@@ -415,6 +419,8 @@ struct gpt_session {
     void *workspace;
     acts acts;
     int n_seq, n_ctx, max_rows;
+    int window, window_rows;      /* cache_window(), and the rows of such caches */
+    int32_t *first;               /* (n_seq) the position of their first row */
     int kv;                       /* enum gpt_kv */
     int32_t *length;              /* (n_seq) tokens in the cache */
     const gpt_adapter **adapters; /* (n_seq) NULL: the model's parameters */
@@ -523,6 +529,26 @@ typedef struct step_output {
     const sample_row *draws;        /* (number wanted) */
     sample_adjustment *adjustments; /* of all draws, in order */
 } step_output;
+
+/* ---- window.c ---- */
+
+/* The widest window of layers whose caches have fewer rows than n_ctx; 0: there are none. */
+int cache_window(const gpt_config *c, int n_seq, int n_ctx);
+/* Rows of a sequence in the cache of layer l. */
+int cache_rows(const gpt_config *c, int l, int n_seq, int n_ctx);
+/* Whether the caches have all that a token sees which follows the first `length`. */
+bool window_reaches(const gpt_session *s, int seq, int length);
+/* Forgets all but the first `length`, which are reached. */
+void window_rewind(gpt_session *s, int seq, int length);
+/* Moves rows so that n tokens, at most max_rows, can be appended. */
+void window_make_room(gpt_session *s, int seq, int n);
+/* Bytes of a row of a cache. */
+static inline size_t cache_row_bytes(const gpt_session *s) {
+    size_t number = s->kv == GPT_KV_INT8 ? 1 : s->model->ops->act_bytes;
+    return (size_t)head_size(&s->model->config) * number;
+}
+
+/* ---- decode.c ---- */
 
 /* The number of rows that a session of this size takes at once. */
 int session_max_rows(int n_seq, int n_ctx);

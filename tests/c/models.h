@@ -102,8 +102,8 @@ static const family families[] = {
       .norm_at = GPT_NORM_BOTH,
       .score_scale = 0.21f,
       .embedding_scale = 1.3f,
-      .score_cap = 2.0f,
-      .logit_cap = 4.0f}},
+      .score_cap = 5.0f,
+      .logit_cap = 10.0f}},
     /* Each token has all of its experts: rounded to bf16, it may choose others. */
     {"experts",
      {63, 24, 2, 2, 1, 20, 19, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU, 0, 0, 1e-5f, 100,

@@ -305,6 +305,71 @@ static void test_several_sessions(void) {
     }
 }
 
+/* Layers with windows keep part of a long text: it goes on as the whole text does, in pieces and token by token, with
+ * copies and what can be rewound; what cannot is refused, and leaves the session as it was. */
+static void check_long_text(gpt_model *model, const gpt_config *c, int kv) {
+    enum { N_SEQ = 2, N_CTX = 640, FIRST = 600 };
+    int V = c->vocab_size;
+    gpt_session *s;
+    int32_t *tokens = random_ints(N_CTX, V), *seqs = host_ints(N_CTX);
+    for (int i = 0; i < N_CTX; i++) seqs[i] = 1;
+    double *want = read_logits(model, c, tokens, 1, N_CTX);
+    float *logits = host_floats(V);
+    double tol = kv == GPT_KV_INT8 ? 0.1 : test_tols(2e-5, 0.1);
+    EXPECT_OK(gpt_session_create(model, N_SEQ, N_CTX, kv, &s));
+    for (int at = 0, k = 0, n; at < FIRST; at += n) {
+        /* Up to what fits; then a token that needs room, and sees rows that have moved. */
+        static const int pieces[] = {150, 1, 40, 250, 7, 1, 1, 50, 1};
+        n = pieces[k++ % TEST_COUNT(pieces)];
+        if (at + n > FIRST) n = FIRST - at;
+        EXPECT_OK(gpt_session_decode(s, tokens + at, seqs + at, NULL, n, logits));
+        EXPECT_CLOSE("logits", doubles_of(logits, V), want + (int64_t)(at + n - 1) * V, 1, V, tol);
+    }
+    EXPECT(!gpt_session_reaches(s, 1, 100) && !gpt_session_reaches(s, 1, FIRST + 1));
+    EXPECT(gpt_session_reaches(s, 1, 0) && gpt_session_reaches(s, 1, FIRST - 64));
+    EXPECT(gpt_session_rewind(s, 1, 100) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_session_fork(s, 1, 0, 100) == GPT_ERR_ARGUMENT);
+    EXPECT(gpt_session_length(s, 1) == FIRST && gpt_session_length(s, 0) == 0);
+    EXPECT_OK(gpt_session_fork(s, 1, 0, FIRST - 30));
+    EXPECT_OK(gpt_session_rewind(s, 1, FIRST - 64));
+    for (int seq = 0; seq < N_SEQ; seq++) {
+        int at = gpt_session_length(s, seq), n = N_CTX - at;
+        for (int i = 0; i < N_CTX; i++) seqs[i] = seq;
+        EXPECT_OK(gpt_session_decode(s, tokens + at, seqs, NULL, n, logits));
+        EXPECT_CLOSE("after it", doubles_of(logits, V), want + (int64_t)(N_CTX - 1) * V, 1, V, tol);
+        EXPECT_OK(gpt_session_rewind(s, seq, 0));
+        EXPECT_OK(gpt_session_decode(s, tokens, seqs, NULL, 9, logits));
+        EXPECT_CLOSE("from 0", doubles_of(logits, V), want + (int64_t)8 * V, 1, V, tol);
+    }
+    gpt_session_free(s);
+}
+
+static void test_windows(void) {
+    static const gpt_layer layers[] = {
+        {GPT_NORM_RMSNORM, 1, 100.0f, 20},
+        {GPT_NORM_RMSNORM, 0, 0.0f, 0},
+        {GPT_NORM_RMSNORM, 1, 1000.0f, 33},
+    };
+    EACH_PLACE {
+        for (int k = 0; k < 2; k++) {
+            gpt_config c = families[1].config; /* a Llama */
+            c.block_size = 5000, c.n_layer = 2 + k, c.window = 33;
+            if (k) c.layers = layers;
+            test_case("window, %s", k ? "of some layers" : "of all");
+            gpt_model *model = new_model(&c, 0, 1, 640, 0.0f);
+            write_random_params(model, &c);
+            check_long_text(model, &c, k ? GPT_KV_INT8 : GPT_KV_ACTIVATIONS);
+            uint64_t bytes, more, row = 2 * (uint64_t)(c.n_kv_head * c.n_embd / c.n_head);
+            EXPECT_OK(gpt_session_bytes(model, 4, 1000, GPT_KV_ACTIVATIONS, &bytes));
+            EXPECT_OK(gpt_session_bytes(model, 4, 2000, GPT_KV_ACTIVATIONS, &more));
+            /* Of all that, the layer without a window, tables of rotations and lists of draws. */
+            uint64_t grows = 4 * 1000 * row * test.act_bytes * (uint64_t)k;
+            EXPECT(more - bytes >= grows && more - bytes < grows + 1000 * 150);
+            gpt_model_free(model);
+        }
+    }
+}
+
 /* A model that only generates needs no batch buffers, and a session may be shorter than it. */
 static void test_session_only(void) {
     EACH_PLACE {
@@ -394,4 +459,5 @@ static void test_drawing(void) {
 TEST_API_MAIN({"sessions", test_sessions}, {"int8 cache", test_int8},
               {"long prompts", test_long_prompts}, {"several sessions", test_several_sessions},
               {"several texts", test_several_texts}, {"several prompts", test_several_prompts},
-              {"session only", test_session_only}, {"drawing", test_drawing})
+              {"windows", test_windows}, {"session only", test_session_only},
+              {"drawing", test_drawing})

@@ -180,8 +180,19 @@ class Session(Uncopied):
             raise GptcError(f"no sequence {seq}: this session has {self.n_seq}")
         return length
 
+    def reachable(self, seq: int, length: int) -> int:
+        """`length`, or 0 if `rewind` and `fork` cannot keep so many tokens of a sequence.
+
+        Layers with a window keep only what later tokens see, and 64 tokens before them at least.
+        """
+        reaches = self._value("gpt_session_reaches", whole(seq, "seq"), whole(length, "length"))
+        return length if reaches else 0
+
     def rewind(self, seq: int = 0, length: int = 0) -> None:
-        """Keeps the first `length` tokens of a sequence and drops the others."""
+        """Keeps the first `length` tokens of a sequence and drops the others.
+
+        GptcError where `reachable` says 0 for another length.
+        """
         seq, length = whole(seq, "seq"), whole(length, "length")
         self._call("gpt_session_rewind", seq, length)
 

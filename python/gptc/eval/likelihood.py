@@ -46,7 +46,7 @@ class Scorer:
         tokens = [*context, *continuation][-(self._room + 1) :]
         wanted, tokens = np.asarray(tokens[-n:]), tokens[:-1]
         first = len(tokens) - n  # the row of logits for the first token of the continuation
-        begin = min(_alike(tokens, self._cached), first)
+        begin = self._session.reachable(0, min(_alike(tokens, self._cached), first))
         self._session.rewind(0, begin)
         self._cached = tokens[:begin]
         logprob, greedy = 0.0, True

@@ -178,8 +178,10 @@ class Batch:
                 "shorten it, or use a longer n_ctx"
             )
         known = self._prompts.get(request)
-        with_prompt = next((s for s in self._slots if s.prompt_of is request), None)
-        source, n_known = (with_prompt, len(request.prompt)) if known else self._held(sample)
+        n_prompt, reachable = len(request.prompt), self.session.reachable
+        having = (slot for slot in self._slots if slot.prompt_of is request)
+        with_prompt = next((s for s in having if reachable(s.index, n_prompt)), None)
+        source, n_known = (with_prompt, n_prompt) if known else self._held(sample)
         slot = self._choose(source, n_known)
         self._n_joined += 1
         slot.used = self._n_joined
@@ -254,6 +256,7 @@ class Batch:
             return None, 0
         prompt, adapter, block = sample.request.prompt, sample.request.adapter, self._chunk or 1
         shared = [(n_reusable(self._cached(s, adapter), prompt, block), s) for s in self._slots]
+        shared = [(self.session.reachable(slot.index, n), slot) for n, slot in shared]
         n_known, source = max(shared, key=lambda pair: pair[0])
         return (source, n_known) if n_known else (None, 0)
 

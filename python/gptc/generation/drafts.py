@@ -121,6 +121,7 @@ class ModelDraft(_Adaptive):
     def _keep_common(self, draft: _Growing) -> None:
         """Rewinds the slot's cache to the tokens that it has in common with the sample."""
         same = min(n_common(self._texts[draft.slot], draft.text), len(draft.text) - 1)
+        same = self._session.reachable(draft.slot, same)
         self._session.rewind(draft.slot, same)
         # Matches the cache at all times, even when interrupted.
         self._texts[draft.slot] = draft.text[:same]
