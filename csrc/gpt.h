@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 15
+#define GPT_ABI_VERSION 16
 
 enum gpt_status {
     GPT_OK = 0,
@@ -232,14 +232,28 @@ typedef struct gpt_config {
     float score_scale;      /* factor of the scores; 0: 1 / sqrt(head size) */
     int32_t score_by_layer; /* 1: that of layer l, from 0 on, is also divided by l + 1 */
     float embedding_scale;  /* factor of the token embedding as layers read it; 0: 1 */
+    /* Soft caps: a number x becomes cap tanh(x / cap), as in Gemma 2 (2024), section 2. 0: none. */
+    float score_cap; /* of scores, after their factor */
+    float logit_cap;
+    /* Experts of each feed-forward layer, each n_ff wide and without biases: Shazeer et al. 2017; 0: one
+     * layer for all tokens. On a CPU. */
+    int32_t n_expert;
+    int32_t n_expert_used; /* experts of a token, the likeliest by a softmax over all; 0 without */
+    /* 1: their weights are divided by their sum, as in Mixtral (Jiang et al. 2024, section 2.1) */
+    int32_t expert_norm;
+    /* Factor of the load-balance loss in the gradient: Fedus et al. 2021, equations 4 to 6, with all
+     * layers' tokens together, as in transformers. Losses stay cross-entropy. */
+    float router_loss;
 } gpt_config;
+
+enum { GPT_MAX_EXPERTS = 128 };
 
 /* The optimizer of a parameter. */
 enum gpt_optimizer_kind {
     GPT_OPTIMIZER_DEFAULT = 0, /* of a group: gpt_options.optimizer; there: AdamW */
     GPT_OPTIMIZER_ADAMW = 1,   /* two state slots: the moments */
     GPT_OPTIMIZER_SGD = 2,     /* one state slot: the momentum buffer */
-    /* Matrices of layers, one state slot: the momentum buffer. Other parameters have AdamW instead. */
+    /* Matrices of layers; state slots: the momentum buffer, and with muon_rows (rows). Other parameters have AdamW instead. */
     GPT_OPTIMIZER_MUON = 3,
 };
 
@@ -327,11 +341,14 @@ typedef struct gpt_options {
     /* The state of AdamW, the only optimizer then, is of part `shard` of n_shards alone, on a CPU: ZeRO-1
      * (Rajbhandari et al. 2020). Each rank of a job has one part, that of its number. 0 or 1: of all. */
     int32_t n_shards, shard;
+    /* 1: matrices with Muon have a second state slot, (rows), by which each row of a step is scaled: see gpt_muon. */
+    int32_t muon_rows;
 } gpt_options;
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */
 typedef struct gpt_plan {
-    int64_t n_params; /* learned numbers, tied ones once, without padding rows */
+    int64_t n_params;        /* learned numbers, tied ones once, without padding rows */
+    int64_t n_active_params; /* those that a token reads: fewer where there are experts */
     uint64_t param_bytes;
     uint64_t grad_bytes;
     uint64_t optimizer_bytes;
@@ -375,12 +392,18 @@ typedef struct gpt_sgd {
 /* Muon: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A step is the orthogonal
  * matrix nearest to the momentum (Nesterov's), nearly: five products of Amsel et al. 2025. It is scaled to
  * 0.2 sqrt(max(rows, columns)) (Liu et al. 2025, section 2.2), so that its numbers are as large as AdamW's, and rate
- * and decay can be the same. Queries, keys and values, gates and ups are matrices each. */
+ * and decay can be the same. Queries, keys and values, gates and ups are matrices each.
+ * With gpt_options.muon_rows it is NorMuon (Li et al. 2025, algorithm 1): a row of the orthogonal matrix is divided by
+ * the root of a moving average of its mean square, and the whole scaled to the same mean square as before. */
 typedef struct gpt_muon {
     float lr;
     float momentum;
     float weight_decay; /* decoupled, as AdamW's */
     float grad_clip;    /* largest global gradient norm; 0: no clipping */
+    float beta2;        /* decay rate of the averages of muon_rows */
+    int32_t
+        cautious; /* 1: a number decays only where the step does not make it larger (Chen et al. 2025,
+                         * "Cautious Weight Decay") */
 } gpt_muon;
 
 /* The settings of one optimizer for one update. */
@@ -598,13 +621,16 @@ int gpt_model_forward(gpt_model *model, const int32_t *tokens, const int32_t *ta
 int gpt_model_backward_weighted(gpt_model *model, const float *weights, int B, int T);
 int gpt_model_zero_grads(gpt_model *model);
 /* The gradients of all parameters that are not frozen as one array of n numbers: of matrices that
- * products read, then of the others, each in the order of parameters, with zeros between them, so that a sum over several models needs one call. It is memory of
- * the model's device: on a GPU, a device pointer. It stays where it is until the model is freed, and
- * holds gradients from a backward to the next update. Waits for the device. */
+ * products read, then of the others, each in the order of parameters, with zeros between them, so that
+ * a sum over several models needs one call. It is memory of the model's device: on a GPU, a device
+ * pointer. It stays where it is until the model is freed, and holds gradients from a backward to the
+ * next update. Waits for the device. */
 int gpt_model_grads(gpt_model *model, float **grads, int64_t *n);
 /* State slots of parameter i, which GPT_TENSOR_STATE0 + k reaches; 0 where it is not trained, -1 where
  * there is no such parameter. */
 int gpt_model_state_count(const gpt_model *model, int i);
+/* Numbers of state slot k of parameter i; 0 without that slot, -1 without that parameter. */
+int64_t gpt_model_state_size(const gpt_model *model, int i, int k);
 /* Clips and applies the gradients, by optimizers (n_optimizers): one for each kind that has parameters.
  * loss is the sum of the losses of the backward calls since the last
  * update, each times its scale; grad_norm is the norm before clipping; either may be NULL. When the

@@ -148,6 +148,8 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (out->optimizer < GPT_OPTIMIZER_DEFAULT || out->optimizer > GPT_OPTIMIZER_MUON)
         return fail(GPT_ERR_ARGUMENT, "optimizer is %d; it must be an enum gpt_optimizer_kind",
                     out->optimizer);
+    if (out->muon_rows != 0 && out->muon_rows != 1)
+        return fail(GPT_ERR_ARGUMENT, "muon_rows is %d; it must be 0 or 1", out->muon_rows);
     TRY(check_shards(out));
     if (out->n_groups < 0 || (out->n_groups > 0 && !out->groups))
         return fail(GPT_ERR_ARGUMENT, "n_groups is %d; it must be the number of groups",
@@ -160,6 +162,7 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
                       const params_layout *layout, gpt_plan *out) {
     *out = (gpt_plan){
         .n_params = layout->n_params,
+        .n_active_params = layout->n_active,
         .param_bytes = p->params + p->packed,
         .grad_bytes = p->grads,
         .optimizer_bytes = p->states,
@@ -172,6 +175,12 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
     out->update_flops = update_flops(layout);
 }
 
+/* Whether the device computes the model. */
+static int check_device(const gpt_config *c, const gpt_ops *ops) {
+    if (!c->n_expert || ops->route_forward) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "a GPU does not compute models with experts: use --device cpu");
+}
+
 int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_plan *out) {
     REQUIRE(options);
     REQUIRE(out);
@@ -182,6 +191,7 @@ int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_pl
     params_layout layout;
     TRY(check_options(config, options, &o));
     TRY(backend_ops(o.device, o.dtype, &ops));
+    TRY(check_device(config, ops));
     TRY(params_layout_create(config, ops, &o, &layout));
     int status = ops->ctx_create(&ctx, o.n_threads, 0);
     if (status == GPT_OK) {
@@ -253,6 +263,7 @@ static int create_parts(gpt_model *m) {
     for (int l = 0; l < m->config.n_layer; l++) m->layers[l] = config_layer(&m->config, l);
     m->config.layers = m->layers;
     TRY(backend_ops(m->options.device, m->options.dtype, &m->ops));
+    TRY(check_device(&m->config, m->ops));
     TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads, m->options.pin_threads));
     TRY(params_layout_create(&m->config, m->ops, &m->options, &m->layout));
     if (dora_rows(&m->options.lora)) {
@@ -396,6 +407,14 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
     if (tensor < GPT_TENSOR_VALUE || tensor >= GPT_TENSOR_STATE0 + MAX_STATES)
         return fail(GPT_ERR_ARGUMENT, "unknown tensor kind %d", tensor);
     const param_slot *slot = &m->layout.slots[i];
+    if (tensor == GPT_TENSOR_STATE0 + 1 && m->layout.segments[i].row_state) {
+        const gpt_segment *s = &m->layout.segments[i];
+        if (n != s->rows)
+            return fail(GPT_ERR_ARGUMENT, "state slot 1 of parameter %s has %d numbers, not %lld",
+                        slot->info.name, s->rows, (long long)n);
+        *out = m->optimizer_state[s->optimizer][0] + s->row_state;
+        return GPT_OK;
+    }
     if (n != slot->info.size)
         return fail(GPT_ERR_ARGUMENT, "parameter %s has %lld numbers, not %lld", slot->info.name,
                     (long long)slot->info.size, (long long)n);
@@ -537,7 +556,15 @@ int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t o
 
 int gpt_model_state_count(const gpt_model *model, int i) {
     if (!model || i < 0 || i >= model->layout.n_slots) return -1;
-    return optimizer_states(model->layout.segments[i].optimizer);
+    const gpt_segment *s = &model->layout.segments[i];
+    return optimizer_states(s->optimizer) + (s->row_state > 0);
+}
+
+int64_t gpt_model_state_size(const gpt_model *model, int i, int k) {
+    int n = gpt_model_state_count(model, i);
+    if (n < 0 || k < 0 || k >= n) return n < 0 ? -1 : 0;
+    const gpt_segment *s = &model->layout.segments[i];
+    return k == 1 && s->row_state ? s->rows : model->layout.slots[i].info.size;
 }
 
 int64_t gpt_model_step(const gpt_model *model) {

@@ -164,6 +164,7 @@ int gpt_model_logits(gpt_model *model, const int32_t *tokens, int B, int T, floa
                                  &(head_forward){.logits = model->acts.logits,
                                                  .x = rows,
                                                  .wte = model->w.head,
+                                                 .cap = model->config.logit_cap,
                                                  .N = n,
                                                  .C = C,
                                                  .V = V,
@@ -178,6 +179,7 @@ static void classifier_losses(gpt_model *m, int N, int exact) {
     m->ops->classifier_forward(m->ctx, &(classifier_forward){.losses = m->acts.losses,
                                                              .x = m->acts.norm_f,
                                                              .wte = m->w.head,
+                                                             .cap = m->config.logit_cap,
                                                              .targets = m->acts.targets,
                                                              .exact = exact,
                                                              .N = N,
@@ -245,8 +247,13 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     TRY(check_targets(model, targets, N, &n_valid));
     if (model->grads_stale) model->n_micro = 0;
     TRY(set_tokens(model, tokens, targets, B, T));
-    batch x = {
-        .B = B, .T = T, .N = N, .training = true, .first = model->grads_stale, .row = place.row};
+    batch x = {.B = B,
+               .T = T,
+               .N = N,
+               .training = true,
+               .first = model->grads_stale,
+               .row = place.row,
+               .balance = model->config.router_loss * scale};
     forward_backward(model, &x, place.given ? place.micro : model->n_micro, scale / (float)n_valid);
     model->grads_stale = model->interrupted;
     model->shard_summed = false;
@@ -342,6 +349,11 @@ static int check_settings(const gpt_optimizer *o) {
     case GPT_OPTIMIZER_SGD:
         return check_momentum(o->sgd.lr, o->sgd.momentum, o->sgd.weight_decay, o->sgd.grad_clip);
     case GPT_OPTIMIZER_MUON:
+        if (!(o->muon.beta2 >= 0 && o->muon.beta2 < 1))
+            return fail(GPT_ERR_ARGUMENT, "beta2 is %g; it must be at least 0 and below 1",
+                        o->muon.beta2);
+        if (o->muon.cautious != 0 && o->muon.cautious != 1)
+            return fail(GPT_ERR_ARGUMENT, "cautious is %d; it must be 0 or 1", o->muon.cautious);
         return check_momentum(o->muon.lr, o->muon.momentum, o->muon.weight_decay,
                               o->muon.grad_clip);
     }

@@ -42,7 +42,7 @@ static void attention_forward_heads(void *p, int thread, int64_t begin, int64_t 
                                 .q0 = q0,
                                 .nq = cpu_min(TILE_Q, T - q0),
                                 .sight = sight_of(a->window, a->positions, b, T),
-                                .scale = score_scale(a->scale, HS),
+                                .scoring = scoring_of(a->scale, a->cap, HS),
                                 .dropout = task->dropout,
                                 .index = (uint64_t)row * (uint64_t)T};
                 forward_tile(&t, &w);
@@ -64,25 +64,20 @@ typedef struct backward_task {
     const attention_backward *op;
     gpt_dropout dropout;
     head_shape head;
-    float scale;
+    scoring scoring;
 } backward_task;
 
-/* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row; the columns up to nk16 are 0
+/* p and the gradients of the products, row by row; the columns up to nk16 are 0
  * where the query does not see them. In place: ds held dp. w->sum is delta. */
 static void backward_rows(const backward_task *task, buffers *w, sight sight, const float *lse,
                           int q0, int nq, int k0, int nk16) {
-    float scale = task->scale;
     for (int r = 0; r < nq; r++) {
         float *s = w->s + r * TILE_K, *ds = w->ds + r * TILE_K;
         seen_keys seen = keys_seen(sight, q0 + r, k0, nk16);
         for (int j = 0; j < seen.begin; j++) s[j] = ds[j] = 0;
         for (int j = seen.end; j < nk16; j++) s[j] = ds[j] = 0;
-        s += seen.begin, ds += seen.begin;
-        FOR_LANES (j, k, seen.end - seen.begin) {
-            vf prob = vf_exp(vf_get(s + j, k) * scale - lse[r]);
-            vf_put(ds + j, prob * (vf_get(ds + j, k) - w->sum[r]) * scale, k);
-            vf_put(s + j, prob, k);
-        }
+        softmax_gradient_row(s + seen.begin, ds + seen.begin, seen.end - seen.begin, task->scoring,
+                             lse[r], w->sum[r]);
     }
 }
 
@@ -191,6 +186,6 @@ static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t
 
 CPU_OP(attention_backward) {
     backward_task task = {ctx, op, dropout_at(op->dropout), shape_of(op->T, op->HS),
-                          score_scale(op->scale, op->HS)};
+                          scoring_of(op->scale, op->cap, op->HS)};
     cpu_parallel(ctx, attention_backward_heads, &task, (int64_t)op->B * op->NKV, 1);
 }

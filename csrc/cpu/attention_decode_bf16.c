@@ -81,7 +81,7 @@ static void decode_query(const query_tile *t, const bf16 *k, const bf16 *v, cons
         int nk = cpu_min(TILE_K, n_keys - k0);
         const bf16 *keys = k + (int64_t)k0 * HS, *values = v + (int64_t)k0 * HS;
         dot_keys(w->s, t->q, keys, nk, HS, values);
-        float shrink = softmax_row(w->s, nk, nk, t->scale, &max, &sum);
+        float shrink = softmax_row(w->s, nk, nk, t->scoring, &max, &sum);
         add_values(w->sum_q, shrink, w->s, values, nk, HS,
                    k0 + nk < n_keys ? keys + (int64_t)nk * HS : next);
     }
@@ -118,7 +118,7 @@ static void pack_int8(buffers *w, const int8_head *x, int n, head_shape head) {
 /* One query; the first row of sum_q is its result, the others are free. */
 static void int8_decode_query(const query_tile *t, int8_head head, const int8_t *next, buffers *w) {
     int HS = t->head.HS;
-    float factor = int8_attend(w->sum_q, t->q, head, t->sight, t->q0, t->scale, HS, w->s, TILE_K,
+    float factor = int8_attend(w->sum_q, t->q, head, t->sight, t->q0, t->scoring, HS, w->s, TILE_K,
                                w->sum_q + 4 * t->head.HS16, next);
     round_row(t->out, w->sum_q, factor, HS);
 }
@@ -170,7 +170,7 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
                     .ldq = (int64_t)(a->NH + 2 * a->NKV) * a->HS,
                     .head = head,
                     .sight = {a->window, NULL},
-                    .scale = score_scale(a->scale, a->HS)};
+                    .scoring = scoring_of(a->scale, a->cap, a->HS)};
     kernel_begin();
     for (int64_t h = begin; h < end; h++) {
         for (int n = 0, run; n < a->N; n += run) {

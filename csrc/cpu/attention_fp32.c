@@ -43,7 +43,7 @@ typedef struct query_tile {
     int ldo, ldq, ldk, ldv;
     int q0, nq, HS;
     sight sight;
-    float scale; /* of the scores */
+    scoring scoring;
     gpt_dropout dropout;
     uint64_t index; /* of the probability (q0, key 0), for dropout */
     int T;          /* distance of two rows of probabilities in that index */
@@ -95,7 +95,7 @@ static void forward_tile(const query_tile *t, scratch w) {
             }
             for (int j = 0; j < seen.begin; j++) s[j] = 0;
             float shrink = softmax_row(s + seen.begin, seen.end - seen.begin, nk - seen.begin,
-                                       t->scale, &w.max[r], &w.sum[r]);
+                                       t->scoring, &w.max[r], &w.sum[r]);
             float *out = t->out + (int64_t)r * t->ldo;
             if (k0 > first && shrink != 1)
                 FOR_LANES (c, k, HS) vf_put(out + c, vf_get(out + c, k) * shrink, k);
@@ -144,7 +144,7 @@ static void attention_forward_tiles(void *p, int thread, int64_t begin, int64_t 
             .nq = cpu_min(TILE_Q, T - q0),
             .HS = HS,
             .sight = sight_of(a->window, a->positions, b, T),
-            .scale = score_scale(a->scale, HS),
+            .scoring = scoring_of(a->scale, a->cap, HS),
             .dropout = task->dropout,
             .index = (((uint64_t)b * NH + h) * T + q0) * T,
             .T = T,
@@ -162,24 +162,19 @@ typedef struct backward_task {
     gpt_ctx *ctx;
     const attention_backward *op;
     gpt_dropout dropout;
-    float scale;
+    scoring scoring;
 } backward_task;
 
-/* p = exp(scale s - lse) and ds = p (dp - delta) scale, row by row. In place: ds held dp. */
+/* p and the gradients of the products, row by row. In place: ds held dp. */
 static void backward_rows(const backward_task *task, scratch w, sight sight, const float *lse,
                           int q0, int nq, int k0, int nk) {
-    float scale = task->scale;
     for (int r = 0; r < nq; r++) {
         float *s = w.s + r * TILE_K, *ds = w.ds + r * TILE_K;
         seen_keys seen = keys_seen(sight, q0 + r, k0, nk);
         for (int j = 0; j < seen.begin; j++) s[j] = ds[j] = 0;
         for (int j = seen.end; j < nk; j++) s[j] = ds[j] = 0;
-        s += seen.begin, ds += seen.begin;
-        FOR_LANES (j, k, seen.end - seen.begin) {
-            vf prob = vf_exp(vf_get(s + j, k) * scale - lse[r]);
-            vf_put(ds + j, prob * (vf_get(ds + j, k) - w.delta[r]) * scale, k);
-            vf_put(s + j, prob, k);
-        }
+        softmax_gradient_row(s + seen.begin, ds + seen.begin, seen.end - seen.begin, task->scoring,
+                             lse[r], w.delta[r]);
     }
 }
 
@@ -241,7 +236,7 @@ static void attention_backward_heads(void *p, int thread, int64_t begin, int64_t
 }
 
 CPU_OP(attention_backward) {
-    backward_task task = {ctx, op, dropout_at(op->dropout), score_scale(op->scale, op->HS)};
+    backward_task task = {ctx, op, dropout_at(op->dropout), scoring_of(op->scale, op->cap, op->HS)};
     cpu_parallel(ctx, attention_backward_heads, &task, (int64_t)op->B * op->NKV, 1);
 }
 
@@ -252,8 +247,8 @@ typedef struct decode_task {
 
 /* One query of an int8 cache. */
 static void int8_decode_query(const query_tile *t, const int8_t *next, scratch w) {
-    float factor = int8_attend(t->out, t->q, t->int8, t->sight, t->q0, t->scale, t->HS, w.s, TILE_K,
-                               w.rows, next);
+    float factor = int8_attend(t->out, t->q, t->int8, t->sight, t->q0, t->scoring, t->HS, w.s,
+                               TILE_K, w.rows, next);
     FOR_LANES (c, k, t->HS) vf_put(t->out + c, vf_get(t->out + c, k) * factor, k);
 }
 
@@ -283,7 +278,7 @@ static void decode_heads(void *p, int thread, int64_t begin, int64_t end) {
                             .nq = nq,
                             .HS = HS,
                             .sight = {a->window, NULL},
-                            .scale = score_scale(a->scale, HS)};
+                            .scoring = scoring_of(a->scale, a->cap, HS)};
             if (a->scale_k && nq == 1)
                 int8_decode_query(&t, int8_head_of(a, n + 1 < a->N ? n + 1 : n, kv).k, w);
             else

@@ -184,7 +184,7 @@ static inline void int8_add_values(float *sum, float shrink, const float *p, con
 /* Returns 1 / the sum of exponentials, which multiplies sum (HS), of a query at a position. s has room for
  * `tile` scores, and memory is that of int8_query_bytes. `next` are the keys that are read next. */
 static inline float int8_attend(float *sum, const elem *q, int8_head head, sight sight,
-                                int position, float scale, int HS, float *s, int tile, void *memory,
+                                int position, scoring how, int HS, float *s, int tile, void *memory,
                                 const int8_t *next) {
     int n_keys = position + 1;
     int8_query query = int8_query_of(q, HS, memory);
@@ -194,7 +194,7 @@ static inline float int8_attend(float *sum, const elem *q, int8_head head, sight
         nk = cpu_min(tile, n_keys - k0);
         const int8_t *keys = head.k + (int64_t)k0 * HS, *values = head.v + (int64_t)k0 * HS;
         int8_dot_keys(s, &query, keys, head.scale_k + k0, nk, HS, values);
-        float shrink = softmax_row(s, nk, nk, scale, &max, &total);
+        float shrink = softmax_row(s, nk, nk, how, &max, &total);
         scale_by(s, head.scale_v + k0, nk);
         int8_add_values(sum, shrink, s, values, nk, HS,
                         k0 + nk < n_keys ? keys + (int64_t)nk * HS : next);

@@ -122,7 +122,7 @@ typedef struct query_tile {
     head_shape head;
     int q0, nq;
     sight sight;
-    float scale;                    /* of the scores */
+    scoring scoring;
     const float *scale_k, *scale_v; /* (T) of the keys and values, or NULL: see attention_int8.h */
     gpt_dropout dropout;
     uint64_t index; /* of the probability (q0, key 0), for dropout */
@@ -149,7 +149,7 @@ static inline void forward_tile(const query_tile *t, buffers *w) {
             for (int j = 0; j < seen.begin; j++) s[j] = 0;
             if (t->scale_k) scale_by(s, t->scale_k + k0, seen.end);
             float shrink = softmax_row(s + seen.begin, seen.end - seen.begin, nk - seen.begin,
-                                       t->scale, &w->max[r], &w->sum[r]);
+                                       t->scoring, &w->max[r], &w->sum[r]);
             if (k0 > first && shrink != 1)
                 FOR_LANES (c, k, HS16) vf_put(sum + c, vf_get(sum + c, k) * shrink, k);
         }

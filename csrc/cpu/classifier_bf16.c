@@ -11,15 +11,16 @@
  * columns of a chunk become a gradient and are used up while they are in cache. */
 enum { CHUNK_BYTES = 112 << 20, MIN_CHUNK_ROWS = 64, BLOCK = 32, SLICE = 2048 };
 
-/* A row has its logits, its dx and its packed x. */
-static int most_rows(int C, int Vp) {
-    int64_t row_bytes = (int64_t)sizeof(bf16) * (Vp + C) + (int64_t)sizeof(float) * C;
+/* A row has its logits, with a cap as many slopes, its dx and its packed x. */
+static int most_rows(int C, int Vp, int capped) {
+    int64_t row_bytes =
+        (int64_t)sizeof(bf16) * ((1 + capped) * Vp + C) + (int64_t)sizeof(float) * C;
     return cpu_max((int)(CHUNK_BYTES / row_bytes), MIN_CHUNK_ROWS);
 }
 
 /* Chunks of about the same number of rows, as many as the bound asks for. */
-static int chunk_rows(int N, int C, int Vp) {
-    int most = most_rows(C, Vp), n_chunks = (int)cpu_div_up(N, most);
+static int chunk_rows(int N, int C, int Vp, int capped) {
+    int most = most_rows(C, Vp, capped), n_chunks = (int)cpu_div_up(N, most);
     return cpu_min(most, (int)cpu_round_up(cpu_div_up(N, n_chunks), 8));
 }
 
@@ -30,12 +31,14 @@ typedef struct chunk_task {
     float *picked;    /* (n) the target's logit */
     float *dx;        /* (n, C) */
     bf16 *x_panels;
+    bf16 *slopes; /* (n, Vp) derivatives of capped logits; NULL without a cap */
     float *losses;
     const int32_t *targets;
     bf16 *dx_out;
     const float *weights; /* or NULL */
     float scale;          /* of the gradient */
     float label_smoothing, z_loss;
+    float cap; /* 0: none */
     int C, V, Vp, n_blocks, gradient;
     int slice, slice_end; /* columns */
 } chunk_task;
@@ -47,7 +50,8 @@ static size_t lay_out(chunk_task *a, char *base, int rows) {
                              (int64_t)sizeof(float) * blocks,
                              (int64_t)sizeof(float) * rows,
                              a->gradient ? (int64_t)sizeof(float) * rows * a->C : 0,
-                             a->gradient ? (int64_t)cpu_packed_operand_bytes(a->C, rows) : 0};
+                             a->gradient ? (int64_t)cpu_packed_operand_bytes(a->C, rows) : 0,
+                             a->gradient && a->cap > 0 ? (int64_t)sizeof(bf16) * rows * a->Vp : 0};
     void *places[sizeof bytes / sizeof *bytes];
     size_t used = a->gradient ? cpu_product_room(cpu_max(a->C, SLICE)) : 0;
     for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++) {
@@ -60,6 +64,7 @@ static size_t lay_out(chunk_task *a, char *base, int rows) {
     a->picked = places[3];
     a->dx = places[4];
     a->x_panels = places[5];
+    a->slopes = a->gradient && a->cap > 0 ? places[6] : NULL;
     return used;
 }
 
@@ -68,17 +73,33 @@ CPU_WORKSPACE(classifier_workspace) {
     chunk_task a = {.C = shape->C,
                     .Vp = shape->Vp,
                     .n_blocks = (int)cpu_div_up(shape->Vp, BLOCK),
+                    .cap = (float)shape->logit_cap,
                     .gradient = shape->training};
-    return lay_out(&a, NULL, cpu_min(shape->N, most_rows(shape->C, shape->Vp)));
+    return lay_out(&a, NULL, cpu_min(shape->N, most_rows(shape->C, shape->Vp, shape->logit_cap)));
+}
+
+/* The capped logits z of a block's y, and their slopes for backward. */
+static const float *cap_block(const chunk_task *a, float *z, const float *y, int row, int col,
+                              int cols) {
+    float inverse = 1 / a->cap;
+    FOR_LANES (c, k, cols) {
+        vf t = vf_tanh(vf_get(y + c, k) * inverse);
+        vf_put(z + c, t * a->cap, k);
+        if (a->slopes) vf_put(a->slopes + (int64_t)row * a->Vp + col + c, 1.0f - t * t, k);
+    }
+    return z;
 }
 
 /* Logits y become exponentials; columns start at a multiple of BLOCK. */
-static void exponentials(void *p, const float *y, const float *y_twin, int ldy, int row, int rows,
-                         int col, int cols) {
+static void exponentials(void *p, const float *products, const float *y_twin, int ldy, int row,
+                         int rows, int col, int cols) {
     (void)y_twin;
     const chunk_task *a = p;
-    for (int r = row; r < row + rows; r++, y += ldy) {
+    float capped[BLOCK];
+    for (int r = row; r < row + rows; r++) {
         int64_t block = (int64_t)r * a->n_blocks + col / BLOCK;
+        const float *y = products + (int64_t)(r - row) * ldy;
+        if (a->cap > 0) y = cap_block(a, capped, y, r, col, cols);
         int target = a->targets[r] - col;
         if (target >= 0 && target < cols) a->picked[r] = y[target];
         bf16 *e_out = a->gradient ? a->dlogits + (int64_t)r * a->Vp + col : NULL;
@@ -127,6 +148,10 @@ static void finish_rows(void *p, int thread, int64_t begin, int64_t end) {
     }
 }
 
+static float square(float x) {
+    return x * x;
+}
+
 /* The columns of a slice become gradients: ops.h has the formula. Those from V on are 0. */
 static void gradient_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
@@ -134,16 +159,21 @@ static void gradient_rows(void *p, int thread, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; n++) {
         bf16 *x = a->dlogits + n * a->Vp;
         const float *factor = a->max + n * a->n_blocks;
+        const bf16 *slopes = a->slopes ? a->slopes + n * a->Vp : NULL;
         int target = a->targets[n], here = target >= a->slice && target < a->slice_end;
         float smoothed = target < 0 ? 0 : row_scale(a, n) * a->label_smoothing;
         float everywhere = smoothed / (float)a->V, at_target = 0;
         if (here)
             at_target = bf16_float(x[target]) * factor[target / BLOCK] - everywhere -
                         (row_scale(a, n) - smoothed);
+        if (here && slopes) at_target *= 1 - square(a->picked[n] / a->cap);
         for (int c = a->slice, end = cpu_min(a->slice_end, a->V); c < end; c += BLOCK) {
             float f = factor[c / BLOCK];
             int width = cpu_min(BLOCK, end - c);
-            FOR_LANES (i, k, width) vf_put(x + c + i, vf_get(x + c + i, k) * f - everywhere, k);
+            FOR_LANES (i, k, width) {
+                vf dz = vf_get(x + c + i, k) * f - everywhere;
+                vf_put(x + c + i, slopes ? dz * vf_get(slopes + c + i, k) : dz, k);
+            }
         }
         if (here) x[target] = bf16_round(at_target);
     }
@@ -192,7 +222,8 @@ static void chunk_gradients(gpt_ctx *ctx, chunk_task *a, const classifier_backwa
 
 /* Without dx: the losses alone. */
 static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
-    int N = op->N, C = op->C, V = op->V, Vp = op->Vp, rows = cpu_min(N, chunk_rows(N, C, Vp));
+    int N = op->N, C = op->C, V = op->V, Vp = op->Vp, capped = op->cap > 0;
+    int rows = cpu_min(N, chunk_rows(N, C, Vp, capped));
     const bf16 *x = op->x;
     bf16 *dx = op->dx;
     chunk_task a = {.C = C,
@@ -202,6 +233,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
                     .scale = op->scale,
                     .label_smoothing = op->label_smoothing,
                     .z_loss = op->z_loss,
+                    .cap = op->cap,
                     .gradient = dx != NULL};
     lay_out(&a, ctx->workspace, rows);
     for (int row = 0; row < N; row += rows) {
@@ -231,6 +263,7 @@ CPU_OP(classifier_forward) {
                                   .x = op->x,
                                   .wte = op->wte,
                                   .targets = op->targets,
+                                  .cap = op->cap,
                                   .N = op->N,
                                   .C = op->C,
                                   .V = op->V,

@@ -1,6 +1,6 @@
 /* classifier_fp32.c: the output head fused with softmax cross-entropy, over chunks of rows. */
 #include "product.h"
-#include "simd.h"
+#include "softmax.h"
 
 #include <math.h>
 
@@ -33,6 +33,7 @@ typedef struct chunk_task {
     const float *weights; /* or NULL */
     float scale;          /* of the gradient */
     float label_smoothing, z_loss;
+    float cap;
     int V, stride, gradient;
 } chunk_task;
 
@@ -43,6 +44,19 @@ static float row_max(const float *x, int V) {
     float m = vf_max_lane(biggest);
     for (; v < V; v++) m = x[v] > m ? x[v] : m;
     return m;
+}
+
+/* Capped logits become gradients of the products, where those of all tokens but the target are
+ * e^(z - max) factor - everywhere, and the target's is less by `hot`. */
+static void capped_gradient(const chunk_task *a, float *x, int target, float max, float factor,
+                            float everywhere, float hot) {
+    float inverse = 1 / a->cap, t = x[target] * inverse;
+    FOR_LANES (v, k, a->V) {
+        vf z = vf_get(x + v, k), tanh = z * inverse;
+        vf dz = vf_exp(z - max) * factor - everywhere;
+        vf_put(x + v, dz * (1.0f - tanh * tanh), k);
+    }
+    x[target] -= hot * (1 - t * t);
 }
 
 /* The loss of each row; with gradient, its logits become that: ops.h has the formula. */
@@ -57,11 +71,13 @@ static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
             if (a->gradient) memset(x, 0, sizeof(float) * (size_t)a->V);
             continue;
         }
+        if (a->cap > 0) cap_row(x, a->V, (scoring){1, a->cap});
+        int keeps = a->gradient && a->cap == 0; /* exponentials, in place of logits */
         float max = row_max(x, a->V), picked = x[target] - max;
         vf sum = {0};
         FOR_LANES (v, k, a->V) {
             vf e = vf_exp(vf_get(x + v, k) - max);
-            if (a->gradient) vf_put(x + v, e, k);
+            if (keeps) vf_put(x + v, e, k);
             if (k < LANES) {
                 float tail[LANES];
                 vf_store(tail, e);
@@ -76,8 +92,13 @@ static void softmax_rows(void *p, int thread, int64_t begin, int64_t end) {
         float scale = a->weights ? a->scale * a->weights[n] : a->scale;
         float factor = scale * (1 + 2 * a->z_loss * (max + log_total)) / total;
         float everywhere = scale * a->label_smoothing / (float)a->V;
+        float hot = scale * (1 - a->label_smoothing);
+        if (!keeps) {
+            capped_gradient(a, x, target, max, factor, everywhere, hot);
+            continue;
+        }
         FOR_LANES (v, k, a->V) vf_put(x + v, vf_get(x + v, k) * factor - everywhere, k);
-        x[target] -= scale * (1 - a->label_smoothing);
+        x[target] -= hot;
     }
 }
 
@@ -108,6 +129,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op) {
                            .scale = op->scale,
                            .label_smoothing = op->label_smoothing,
                            .z_loss = op->z_loss,
+                           .cap = op->cap,
                            .V = V,
                            .stride = stride,
                            .gradient = dx != NULL};
@@ -144,6 +166,7 @@ CPU_OP(classifier_forward) {
                                   .x = op->x,
                                   .wte = op->wte,
                                   .targets = op->targets,
+                                  .cap = op->cap,
                                   .N = op->N,
                                   .C = op->C,
                                   .V = op->V,

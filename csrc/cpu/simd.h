@@ -192,6 +192,15 @@ static inline vf vf_sigmoid(vf x) {
     return vf_reciprocal(1.0f + vf_exp(-x));
 }
 
+/* Within 4 ulp: Lambert's continued fraction up to 1, and 1 - 2 / (e^2x + 1) above. NaN stays NaN. */
+static inline vf vf_tanh(vf x) {
+    vf square = x * x, size = vf_max(x, -x);
+    vf near =
+        x * ((square + 105.0f) * square + 945.0f) / ((square * 15.0f + 420.0f) * square + 945.0f);
+    vf far = 1.0f - 2.0f * vf_reciprocal(vf_exp(size + size) + 1.0f);
+    return vf_select(size > 1.0f, vf_select(x < 0.0f, -far, far), near);
+}
+
 /* The lanes below n, n > 0, of v; `other` in the rest. */
 static inline vf vf_first(vf v, int n, float other) {
 #if defined(__AVX512F__)

@@ -42,9 +42,26 @@ static inline seen_keys keys_seen(sight s, int query, int k0, int nk) {
     return (seen_keys){begin, end};
 }
 
+/* What is made of a product of a query and a key before its exponential. */
+typedef struct scoring {
+    float scale, cap; /* as in attention_forward */
+} scoring;
+
+static inline scoring scoring_of(float scale, float cap, int HS) {
+    return (scoring){score_scale(scale, HS), cap};
+}
+
+/* s = cap tanh(scale s / cap), n numbers. */
+static inline void cap_row(float *s, int n, scoring how) {
+    float inner = how.scale / how.cap;
+    FOR_LANES (j, k, n) vf_put(s + j, vf_tanh(vf_get(s + j, k) * inner) * how.cap, k);
+}
+
 /* The first `valid` of nk scores become exponentials relative to the running maximum, the others 0.
  * Returns the factor by which what was summed before must shrink. */
-static inline float softmax_row(float *s, int valid, int nk, float scale, float *max, float *sum) {
+static inline float softmax_row(float *s, int valid, int nk, scoring how, float *max, float *sum) {
+    float scale = how.scale;
+    if (how.cap > 0) cap_row(s, valid, how), scale = 1;
     vf biggest = vf_set(-INFINITY);
     FOR_LANES (j, k, valid) biggest = vf_max(biggest, vf_first(vf_get(s + j, k), k, -INFINITY));
     float m = vf_max_lane(biggest) * scale;
@@ -60,6 +77,26 @@ static inline float softmax_row(float *s, int valid, int nk, float scale, float 
     *sum = *sum * shrink + vf_sum(total);
     *max = m;
     return shrink;
+}
+
+/* Of n products s and gradients ds of probabilities: s = p, the probability by lse, and
+ * ds = p (ds - delta) times the derivative of the score. */
+static inline void softmax_gradient_row(float *s, float *ds, int n, scoring how, float lse,
+                                        float delta) {
+    float scale = how.scale, inner = how.cap > 0 ? scale / how.cap : 0;
+    if (how.cap > 0) {
+        FOR_LANES (j, k, n) {
+            vf t = vf_tanh(vf_get(s + j, k) * inner), p = vf_exp(t * how.cap - lse);
+            vf_put(ds + j, p * (vf_get(ds + j, k) - delta) * (1.0f - t * t) * scale, k);
+            vf_put(s + j, p, k);
+        }
+        return;
+    }
+    FOR_LANES (j, k, n) {
+        vf p = vf_exp(vf_get(s + j, k) * scale - lse);
+        vf_put(ds + j, p * (vf_get(ds + j, k) - delta) * scale, k);
+        vf_put(s + j, p, k);
+    }
 }
 
 #endif

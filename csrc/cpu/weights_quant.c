@@ -84,7 +84,6 @@ static void pack_quantized(void *p, int thread, int64_t begin, int64_t end) {
     int part_rows = s->rows / s->parts, per_part = (int)quant_panels(part_rows), K = s->cols;
     for (int64_t i = begin; i < end; i++) {
         uint8_t *panel = (uint8_t *)a->head + a->head->parts[0].at + i * quant_panel_bytes(f, K);
-        bf16 *scales = (bf16 *)(panel + quant_scales_at(f, K));
         int in_part = (int)i % per_part * PANEL, first = (int)i / per_part * part_rows + in_part;
         memset(panel, 0, (size_t)quant_panel_bytes(f, K));
         for (int k = 0; k < K; k += QUANT_GROUP)
@@ -98,8 +97,9 @@ static void pack_quantized(void *p, int thread, int64_t begin, int64_t end) {
                     scale = round_group(&g, a->form);
                 }
                 for (int h = 0; h < QUANT_GROUP; h++) u[h] = (uint8_t)(g.q[h] + f.zero);
-                quant_put(f, panel + k / QUANT_GROUP * quant_chunk_bytes(f), u, j);
-                scales[k / QUANT_GROUP * PANEL + j] = bf16_round(scale);
+                quant_place p = quant_place_of(f, K, k / QUANT_GROUP);
+                quant_put(f, panel + p.chunks, u, j);
+                ((bf16 *)(panel + p.scales))[j] = bf16_round(scale);
             }
     }
 }

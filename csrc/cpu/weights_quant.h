@@ -12,6 +12,7 @@
 #define quant_blocks_bytes  CPU_NAME(quant_blocks_bytes)
 #define quant_blocks_pack   CPU_NAME(quant_blocks_pack)
 #define quant_blocks_unpack CPU_NAME(quant_blocks_unpack)
+#define quant_put_block     CPU_NAME(quant_put_block)
 
 /* A matrix as the bf16 table has it, with a head. */
 size_t quant_bf16_bytes(int rows, int cols, int parts, int training);
@@ -20,6 +21,10 @@ void quant_bf16_pack(gpt_ctx *ctx, const weights_pack *op);
 /* A matrix rounded to FORM_INT8 or FORM_INT4. */
 size_t quant_rounded_bytes(int form, int rows, int cols, int parts);
 void quant_round(gpt_ctx *ctx, int form, const weights_pack *op);
+
+/* Column j of a panel from term `first` on, of `size` terms: whole groups of 32. The panel is zero there. */
+void quant_put_block(quant_form f, uint8_t *panel, int K, int j, int first, int size,
+                     const block_parts *b);
 
 /* Slots of gpt_ops. */
 size_t quant_weight_bytes(gpt_ctx *ctx, const weight *w);

@@ -57,10 +57,10 @@ typedef struct online {
 /* Takes in keys first to first + WARP - 1, those below end, whose rows are `stride` apart. q is in
  * row_1, the weighted sum of values in sum_1. factor multiplies this lane's probability. */
 static __device__ inline online attend(warp_memory m, online o, const elem *k, const elem *v,
-                                       int64_t stride, int first, int end, float scale,
+                                       int64_t stride, int first, int end, scoring how,
                                        float factor, int HS) {
     int lane = (int)threadIdx.x % WARP, key = first + lane, n = least<int>(WARP, end - first);
-    float score = key < end ? scale * dot(m.row_1, k + key * stride, HS) : -INFINITY;
+    float score = key < end ? score_of(how, dot(m.row_1, k + key * stride, HS)) : -INFINITY;
     float max = fmaxf(o.max, warp_max(score)), p = key < end ? expf(score - max) : 0;
     float shrink = o.sum > 0 ? expf(o.max - max) : 0;
     o.sum = o.sum * shrink + warp_sum(p);
@@ -76,7 +76,7 @@ static __device__ inline online attend(warp_memory m, online o, const elem *k, c
     return o;
 }
 
-static __global__ void attention_forward_kernel(attention_forward a, float scale) {
+static __global__ void attention_forward_kernel(attention_forward a, scoring how) {
     int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP; /* of (B, NH, T) */
     if (row >= (int64_t)a.B * a.NH * a.T) return;
     int i = (int)(row % a.T), h = (int)(row / a.T % a.NH), b = (int)(row / a.T / a.NH);
@@ -92,7 +92,7 @@ static __global__ void attention_forward_kernel(attention_forward a, float scale
     for (int first = first_key(sight_of(a, b), i); first <= i; first += WARP) {
         float factor = 1;
         if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(row * a.T + first + lane));
-        o = attend(m, o, k, v, row_stride(a), first, i + 1, scale, factor, a.HS);
+        o = attend(m, o, k, v, row_stride(a), first, i + 1, how, factor, a.HS);
     }
     elem *to = (elem *)a.out + out_at(a, b, i, h);
     for (int s = lane; s < a.HS; s += WARP) to[s] = from_float<elem>(m.sum_1[s] / o.sum);
@@ -115,13 +115,17 @@ static __global__ void attention_delta_kernel(float *delta /* (B, NH, T) */, att
     if (threadIdx.x % WARP == 0) delta[row] = sum;
 }
 
-/* The probability of a pair from its score, and the gradient of the score. p is with its dropout. */
-static __device__ inline float score_gradient(const backward_args &a, gpt_dropout dropout,
-                                              int64_t row, int j, float score, float dp, float *p) {
+/* The probability of a pair from the product of its query and key, and the gradient of that. p is with its
+ * dropout. */
+static __device__ inline float product_gradient(const backward_args &a, gpt_dropout dropout,
+                                                int64_t row, int j, float product, float dp,
+                                                float *p) {
+    scoring how = {a.scale, a.op.cap};
+    float score = score_of(how, product);
     float probability = expf(score - a.op.lse[row]), factor = 1;
     if (dropout.p > 0) factor = dropout_factor(dropout, (uint64_t)(row * a.op.T + j));
     *p = probability * factor;
-    return probability * (dp * factor - a.delta[row]) * a.scale;
+    return probability * (dp * factor - a.delta[row]) * slope_of(how, score);
 }
 
 /* A warp a query: dq. */
@@ -143,9 +147,8 @@ static __global__ void attention_backward_queries_kernel(backward_args args) {
         int j = first + lane, n = least<int>(WARP, i + 1 - first);
         float ds = 0, p;
         if (j <= i)
-            ds = score_gradient(args, dropout, row, j,
-                                args.scale * dot(m.row_1, k + j * stride, a.HS),
-                                dot(m.row_2, v + j * stride, a.HS), &p);
+            ds = product_gradient(args, dropout, row, j, dot(m.row_1, k + j * stride, a.HS),
+                                  dot(m.row_2, v + j * stride, a.HS), &p);
         m.lane_1[lane] = ds;
         __syncwarp();
         for (int s = lane; s < a.HS; s += WARP) {
@@ -181,9 +184,9 @@ static __global__ void attention_backward_keys_kernel(backward_args args) {
             int i = first + lane, n = least<int>(WARP, end - first);
             float ds = 0, p = 0;
             if (i < end)
-                ds = score_gradient(args, dropout, row0 + i, j,
-                                    args.scale * dot(m.row_1, q + i * stride, a.HS),
-                                    dot(m.row_2, dout + i * out_stride, a.HS), &p);
+                ds =
+                    product_gradient(args, dropout, row0 + i, j, dot(m.row_1, q + i * stride, a.HS),
+                                     dot(m.row_2, dout + i * out_stride, a.HS), &p);
             m.lane_1[lane] = ds;
             m.lane_2[lane] = p;
             __syncwarp();
@@ -241,7 +244,7 @@ CUDA_OP(attention_forward) {
     if (attention_tiles_forward(ctx, *op)) return;
 #endif
     launch(ctx, attention_forward_kernel, warp_grid((int64_t)op->B * op->NH * op->T), THREADS,
-           shared_bytes(op->HS), *op, score_scale(op->scale, op->HS));
+           shared_bytes(op->HS), *op, scoring_of(*op));
 }
 
 CUDA_OP(attention_backward) {
@@ -284,7 +287,7 @@ template <int W> static __global__ void store_cache_kernel(attention_decode a) {
 }
 
 /* A block for each row and query head: its warps take turns at the keys and then join. */
-static __global__ void attention_decode_kernel(attention_decode a, float scale) {
+static __global__ void attention_decode_kernel(attention_decode a, scoring how) {
     int h = (int)(blockIdx.x % a.NH), n = (int)(blockIdx.x / a.NH), end = a.positions[n] + 1;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, HS = a.HS;
     int64_t start = cache_at(a, a.seqs[n], h);
@@ -296,7 +299,7 @@ static __global__ void attention_decode_kernel(attention_decode a, float scale) 
     online o = {-INFINITY, 0};
     int begin = first_key(sight{a.window, NULL, 0}, end - 1);
     for (int first = begin + warp * WARP; first < end; first += THREADS)
-        o = attend(m, o, k, v, HS, first, end, scale, 1, HS);
+        o = attend(m, o, k, v, HS, first, end, how, 1, HS);
     if (lane == 0) {
         m.lane_1[0] = o.max;
         m.lane_2[0] = o.sum;
@@ -340,5 +343,5 @@ CUDA_OP(attention_decode) {
     if (attention_decode_pieces(ctx, *op, has_tiles)) return;
     if (!is_stored) store_cache(ctx, op);
     launch(ctx, attention_decode_kernel, dim3((unsigned)(op->N * op->NH)), THREADS,
-           shared_bytes(op->HS), *op, score_scale(op->scale, op->HS));
+           shared_bytes(op->HS), *op, scoring_of(*op));
 }

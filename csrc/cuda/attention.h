@@ -70,6 +70,25 @@ static __device__ inline int end_query(sight s, int key) {
     return end;
 }
 
+/* What is made of a product of a query and a key before its exponential. */
+typedef struct scoring {
+    float scale, cap; /* as in attention_forward */
+} scoring;
+
+template <typename Op> static inline scoring scoring_of(const Op &a) {
+    return {score_scale(a.scale, a.HS), a.cap};
+}
+/* As the soft cap has it, where there is one. */
+static __device__ inline float score_of(scoring s, float product) {
+    float x = s.scale * product;
+    return s.cap > 0 ? s.cap * tanhf(x / s.cap) : x;
+}
+/* The derivative of a score by the product. */
+static __device__ inline float slope_of(scoring s, float score) {
+    float t = s.cap > 0 ? score / s.cap : 0;
+    return s.scale * (1 - t * t);
+}
+
 /* Arguments of the kernels of backward. */
 typedef struct backward_args {
     attention_backward op;
@@ -97,7 +116,7 @@ static __device__ inline int is_whole_tile(const attention_decode &a, int first)
     return a.seqs[first] == a.seqs[least(first + ATTENTION_TILE, a.N) - 1];
 }
 
-/* attention_decode.cu: a decoding step, for heads of whole vectors; else 0. It stores the rows in the cache
+/* attention_decode.cu: a decoding step, for heads of whole vectors without a soft cap; else 0. It stores the rows in the cache
  * itself. With tiles, whole ones were computed, and stored, before. */
 #define attention_decode_pieces CUDA_NAME(attention_decode_pieces)
 #define attention_decode_bytes  CUDA_NAME(attention_decode_bytes)
@@ -111,7 +130,7 @@ void attention_decode_int8(gpt_ctx *ctx, const attention_decode &op);
 
 #ifdef CUDA_BF16
 /* attention_bf16.cu: on tensor cores; 0 where it has no tiles for this size of head: they are
- * for multiples of 8, up to 128. */
+ * for multiples of 8, up to 128, without a soft cap. */
 int attention_tiles_forward(gpt_ctx *ctx, const attention_forward &op);
 /* The whole tiles of a decoding step, whose rows are in the cache by now. */
 int attention_tiles_prefill(gpt_ctx *ctx, const attention_decode &op);

@@ -579,8 +579,9 @@ static void start_backward_keys(gpt_ctx *ctx, const backward_args &all) {
                               map_of<T>(ctx, a.dout, a, a.NH)});
 }
 
-static bool has_tiles(int HS) {
-    return HS <= 128 && HS % 8 == 0;
+/* Not with a soft cap: its exponentials are of scores times a constant. */
+template <typename Op> static bool has_tiles(const Op &a) {
+    return a.HS <= 128 && a.HS % 8 == 0 && a.cap == 0;
 }
 
 template <bool MORE> static void forward_of(gpt_ctx *ctx, const attention_forward &op) {
@@ -617,7 +618,7 @@ template <bool MORE> static void backward_of(gpt_ctx *ctx, const backward_args &
 }
 
 int attention_tiles_forward(gpt_ctx *ctx, const attention_forward &op) {
-    if (!has_tiles(op.HS)) return 0;
+    if (!has_tiles(op)) return 0;
     needs_more(op.dropout.p, op.window, op.positions) ? forward_of<true>(ctx, op)
                                                       : forward_of<false>(ctx, op);
     return 1;
@@ -625,14 +626,14 @@ int attention_tiles_forward(gpt_ctx *ctx, const attention_forward &op) {
 
 int attention_tiles_backward(gpt_ctx *ctx, const backward_args &args) {
     const attention_backward &op = args.op;
-    if (!has_tiles(op.HS)) return 0;
+    if (!has_tiles(op)) return 0;
     needs_more(op.dropout.p, op.window, op.positions) ? backward_of<true>(ctx, args)
                                                       : backward_of<false>(ctx, args);
     return 1;
 }
 
 int attention_tiles_prefill(gpt_ctx *ctx, const attention_decode &op) {
-    if (!has_tiles(op.HS)) return 0;
+    if (!has_tiles(op)) return 0;
     if (op.HS <= 32)
         start_prefill<warp_tiles<32>>(ctx, op);
     else if (op.HS <= 64)

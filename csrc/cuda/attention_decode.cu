@@ -390,7 +390,8 @@ size_t attention_decode_bytes(const gpt_shape *s) {
 
 int attention_decode_pieces(gpt_ctx *ctx, const attention_decode &op, int has_tiles) {
     int HS = op.HS, group = op.NH / op.NKV, n_chunks = (int)div_up(HS, (int)PACK * LANES);
-    if (HS % PACK || n_chunks > 4) return 0;
+    /* A soft cap takes more registers than there are for three blocks. */
+    if (HS % PACK || n_chunks > 4 || op.cap > 0) return 0;
     decode_args args = {op,
                         NULL,
                         NULL,

@@ -70,7 +70,7 @@ static __device__ inline float dot_int8(const float *q, const int8_t *k, int HS)
 }
 
 /* A block for each row and query head: its warps take turns at the keys and then join. */
-static __global__ void decode_int8_kernel(attention_decode a, float scale) {
+static __global__ void decode_int8_kernel(attention_decode a, scoring how) {
     int h = (int)(blockIdx.x % a.NH), n = (int)(blockIdx.x / a.NH), end = a.positions[n] + 1;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, HS = a.HS;
     int8_memory m = int8_memory_of(HS);
@@ -87,7 +87,8 @@ static __global__ void decode_int8_kernel(attention_decode a, float scale) {
     for (int first = begin + warp * WARP; first < end; first += THREADS) {
         int key = first + lane, n_keys = least<int>(WARP, end - first);
         float score = -INFINITY;
-        if (key < end) score = scale * scale_k[key] * dot_int8(m.q, k + (int64_t)key * HS, HS);
+        if (key < end)
+            score = score_of(how, scale_k[key] * dot_int8(m.q, k + (int64_t)key * HS, HS));
         float top = fmaxf(max, warp_max(score)), p = key < end ? expf(score - top) : 0;
         float shrink = sum > 0 ? expf(max - top) : 0;
         sum = sum * shrink + warp_sum(p);
@@ -124,5 +125,5 @@ void attention_decode_int8(gpt_ctx *ctx, const attention_decode &op) {
     launch(ctx, store_int8_kernel, dim3((unsigned)div_up((int64_t)op.N * 2 * op.NKV, WARPS)),
            THREADS, 0, op);
     launch(ctx, decode_int8_kernel, dim3((unsigned)(op.N * op.NH)), THREADS,
-           int8_shared_bytes(op.HS), op, score_scale(op.scale, op.HS));
+           int8_shared_bytes(op.HS), op, scoring_of(op));
 }

@@ -86,6 +86,7 @@ typedef struct classifier_args {
     const int32_t *targets; /* (n) */
     const float *weights;   /* (n) or NULL */
     float scale, label_smoothing, z_loss;
+    float cap; /* 0: none */
     int gradient, n, V, Vp;
 } classifier_args;
 
@@ -101,17 +102,25 @@ template <int W> static __device__ inline void softmax_add(softmax_state *s, flo
     s->sum = sum;
 }
 
+static __device__ inline float capped(float x, float cap) {
+    return cap * tanhf(x / cap);
+}
+
 /* The logits from V on take no part: their exponentials are 0. */
-template <int W>
-static __device__ inline void load_logits(float (&y)[W], const elem *x, int v, int V) {
+template <bool CAPPED, int W>
+static __device__ inline void load_logits(float (&y)[W], const elem *x, int v, int V, float cap) {
     load(y, x + v);
+    if (CAPPED)
+#pragma unroll
+        for (int k = 0; k < W; k++) y[k] = capped(y[k], cap);
     if (v + W <= V) return;
 #pragma unroll
     for (int k = 0; k < W; k++)
         if (v + k >= V) y[k] = -INFINITY;
 }
 
-template <int W, row_place PLACE>
+/* Soft caps have kernels of their own, since they take registers. */
+template <bool CAPPED, int W, row_place PLACE>
 static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifier_args a) {
     const int LANES = PLACE == ROW_OF_WARP ? (int)WARP : (int)THREADS, STRIDE = LANES * W;
     int thread = (int)threadIdx.x, lane = thread % LANES;
@@ -122,6 +131,7 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
     const elem *x = out;
     softmax_state *warps = shared_memory<softmax_state>(); /* (WARPS) */
     float hot = lane == 0 && target >= 0 ? to_float(x[target]) : 0;
+    if (CAPPED) hot = capped(hot, a.cap);
     if (PLACE == ROW_IN_SHARED) {
         elem *copy = (elem *)(warps + WARPS); /* (Vp), of which each thread reads what it wrote */
         for (int v = lane * W; v < V; v += STRIDE) copy_async(copy + v, x + v, true);
@@ -131,7 +141,7 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
     softmax_state s = {-INFINITY, 0};
     float y[W];
     for (int v = lane * W; v < V; v += STRIDE) {
-        load_logits(y, x, v, V);
+        load_logits<CAPPED>(y, x, v, V, a.cap);
         softmax_add(&s, y);
     }
     s = merge_warp(s);
@@ -153,11 +163,15 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
 #pragma unroll
         for (int k = 0; k < W; k++) y[k] = 0;
         if (target >= 0 && v < V) {
-            load_logits(y, x, v, V);
+            load_logits<CAPPED>(y, x, v, V, a.cap);
 #pragma unroll
-            for (int k = 0; k < W; k++)
-                y[k] = v + k < V ? exp_of(y[k] - s.max) * factor - everywhere : 0;
-            if (target >= v && target < v + W)
+            for (int k = 0; k < W; k++) {
+                float t = CAPPED ? y[k] / a.cap : 0;
+                float dz = exp_of(y[k] - s.max) * factor - everywhere;
+                if (CAPPED && v + k == target) dz -= scale - smoothed;
+                y[k] = v + k < V ? dz * (1 - t * t) : 0;
+            }
+            if (!CAPPED && target >= v && target < v + W)
 #pragma unroll
                 for (int k = 0; k < W; k++)
                     if (v + k == target) y[k] -= scale - smoothed;
@@ -169,8 +183,8 @@ static __global__ void __launch_bounds__(THREADS, 2) classifier_kernel(classifie
 template <int W, row_place PLACE>
 static void launch_classifier(gpt_ctx *ctx, const classifier_args &a) {
     int rows = PLACE == ROW_OF_WARP ? (int)WARPS : 1;
-    launch(ctx, classifier_kernel<W, PLACE>, dim3((unsigned)div_up(a.n, rows)), THREADS,
-           classifier_shared_bytes<PLACE>(a.Vp), a);
+    launch(ctx, a.cap > 0 ? classifier_kernel<true, W, PLACE> : classifier_kernel<false, W, PLACE>,
+           dim3((unsigned)div_up(a.n, rows)), THREADS, classifier_shared_bytes<PLACE>(a.Vp), a);
 }
 
 static void losses_of_logits(gpt_ctx *ctx, const classifier_args &a) {
@@ -223,7 +237,7 @@ static void classifier(gpt_ctx *ctx, const classifier_backward *op, int exact) {
             slab_product(ctx, &head, room, exact);
         const float *weights = op->weights ? op->weights + row : NULL;
         losses_of_logits(ctx, {op->losses + row, logits, op->targets + row, weights, op->scale,
-                               op->label_smoothing, op->z_loss, dx != NULL, n, V, Vp});
+                               op->label_smoothing, op->z_loss, op->cap, dx != NULL, n, V, Vp});
         if (!dx) continue;
         product dinput = {.kind = PRODUCT_NN,
                           .bf16 = IS_BF16,
@@ -261,6 +275,7 @@ CUDA_OP(classifier_forward) {
     losses.x = op->x;
     losses.wte = op->wte;
     losses.targets = op->targets;
+    losses.cap = op->cap;
     losses.N = op->N;
     losses.C = op->C;
     losses.V = op->V;

@@ -6,6 +6,13 @@ CUDA_WORKSPACE(head_workspace) {
     return align_up(sizeof(elem) * slab_numbers(shape->Vp, shape->C));
 }
 
+enum { CAP_THREADS = 256 };
+
+static __global__ void cap_logits_kernel(float *logits, float cap, int64_t n) {
+    int64_t i = (int64_t)blockIdx.x * CAP_THREADS + threadIdx.x;
+    if (i < n) logits[i] = cap * tanhf(logits[i] / cap);
+}
+
 /* Whole rows of Vp: the library's fast products want rows that are aligned. */
 CUDA_OP(head_forward) {
     product p = {.kind = PRODUCT_NT,
@@ -21,4 +28,8 @@ CUDA_OP(head_forward) {
                  .a = op->x,
                  .b = op->wte};
     slab_product(ctx, &p, (elem *)ctx->workspace, 0);
+    int64_t n = (int64_t)op->N * op->Vp;
+    if (op->cap > 0)
+        launch(ctx, cap_logits_kernel, dim3((unsigned)div_up(n, CAP_THREADS)), CAP_THREADS, 0,
+               op->logits, op->cap, n);
 }

@@ -16,6 +16,7 @@ static void classifier(gpt_model *m, const acts *a, const batch *x, float scale)
                               .scale = scale,
                               .label_smoothing = x->weighted ? 0 : m->options.label_smoothing,
                               .z_loss = x->weighted ? 0 : m->options.z_loss,
+                              .cap = c->logit_cap,
                               .add = !x->first,
                               .N = x->N,
                               .C = c->n_embd,
@@ -201,12 +202,30 @@ static void attention(gpt_model *m, const acts *a, const layer_acts *la, const b
                              .dropout = dropout_of(m, x, l, SITE_ATTENTION),
                              .window = m->layers[l].window,
                              .scale = layer_score_scale(c, l),
+                             .cap = c->score_cap,
                              .B = x->B,
                              .T = x->T,
                              .NH = c->n_head,
                              .NKV = c->n_kv_head,
                              .HS = head_size(c)};
     m->ops->attention_backward(m->ctx, &op);
+}
+
+/* Both products of the feed-forward layer, contract and expand. */
+static void feed_forward(gpt_model *m, const acts *a, const batch *x, int l, const act *dbranch) {
+    const gpt_config *c = &m->config;
+    const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
+    const layer_acts *la = &a->layers[l];
+    const act *fc = m->ops->makes_activations ? NULL : la->fc;
+    if (c->n_expert) {
+        experts_backward(m, a, x, l, dbranch);
+        return;
+    }
+    linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), a->dfc, dw->mlp_proj_w,
+           branch_bias(m, dw->mlp_proj_b), dbranch, fc, w->mlp_proj_w, la->fc_pre, c->activation,
+           c->n_ff, c->n_embd);
+    linear(m, x, adapter_of(m, a, x, l, LORA_FC), a->dnorm, dw->fc_w, dw->fc_b, a->dfc, la->norm_2,
+           w->fc_w, NULL, GPT_ACT_NONE, c->n_embd, fc_size(c));
 }
 
 static void embedding(gpt_model *m, const acts *a, const batch *x) {
@@ -239,7 +258,7 @@ static void zero_added_gradients(gpt_model *m) {
 
 void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
     const gpt_config *c = &m->config;
-    int C = c->n_embd, A = att_size(c), F = c->n_ff, L = c->n_layer;
+    int C = c->n_embd, A = att_size(c), L = c->n_layer;
 
     if (model_stops(m)) return;
     if (x->first) zero_added_gradients(m);
@@ -254,14 +273,9 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
 
         m->layer = l;
         model_remake(m, a, x, l);
-        const act *fc = m->ops->makes_activations ? NULL : la->fc, *dbranch;
-        dbranch =
+        const act *dbranch =
             branch_norm(m, a, x, l, dw->mlp_norm_w, la->mlp_out, la->stats_mlp, w->mlp_norm_w);
-        linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), a->dfc, dw->mlp_proj_w,
-               branch_bias(m, dw->mlp_proj_b), dbranch, fc, w->mlp_proj_w, la->fc_pre,
-               c->activation, F, C);
-        linear(m, x, adapter_of(m, a, x, l, LORA_FC), a->dnorm, dw->fc_w, dw->fc_b, a->dfc,
-               la->norm_2, w->fc_w, NULL, GPT_ACT_NONE, C, fc_size(c));
+        feed_forward(m, a, x, l, dbranch);
         join(m, a, x, l);
 
         dbranch =

@@ -147,6 +147,7 @@ static void head(gpt_session *s, step *t, int first, int n) {
         head_forward op = {.logits = s->acts.logits + (int64_t)t->held * logit_stride(c, m->ops),
                            .x = row_of(m, s->acts.norm_f, first),
                            .wte = m->w.head,
+                           .cap = c->logit_cap,
                            .N = rows,
                            .C = c->n_embd,
                            .V = c->vocab_size,

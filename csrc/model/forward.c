@@ -150,6 +150,7 @@ static void attention(gpt_model *m, const acts *a, const layer_acts *la, const b
                             .dropout = dropout_of(m, x, l, SITE_ATTENTION),
                             .window = m->layers[l].window,
                             .scale = layer_score_scale(c, l),
+                            .cap = c->score_cap,
                             .B = x->B,
                             .T = x->T,
                             .NH = c->n_head,
@@ -171,6 +172,7 @@ static void cached_attention(gpt_model *m, const acts *a, const layer_acts *la, 
                            .positions = a->positions,
                            .window = m->layers[l].window,
                            .scale = layer_score_scale(c, l),
+                           .cap = c->score_cap,
                            .N = x->N,
                            .n_ctx = x->session->n_ctx,
                            .NH = c->n_head,
@@ -232,8 +234,11 @@ static void expand(gpt_model *m, const acts *a, const batch *x, int l) {
     const gpt_config *c = &m->config;
     const layer_view *w = &m->w.layers[l];
     const layer_acts *la = &a->layers[l];
-    linear(m, x, adapter_of(m, a, x, l, LORA_FC), la->fc, la->fc_pre, la->norm_2, w->fc_w, w->fc_b,
-           c->activation, c->n_embd, c->n_ff);
+    if (c->n_expert)
+        experts_expand(m, a, x, l);
+    else
+        linear(m, x, adapter_of(m, a, x, l, LORA_FC), la->fc, la->fc_pre, la->norm_2, w->fc_w,
+               w->fc_b, c->activation, c->n_embd, c->n_ff);
 }
 
 /* The rest of that branch. */
@@ -241,8 +246,11 @@ static void contract(gpt_model *m, const acts *a, const batch *x, int l) {
     const gpt_config *c = &m->config;
     const layer_view *w = &m->w.layers[l];
     const layer_acts *la = &a->layers[l];
-    linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), la->mlp_out, NULL, la->fc, w->mlp_proj_w,
-           w->mlp_proj_b, GPT_ACT_NONE, c->n_ff, c->n_embd);
+    if (c->n_expert)
+        experts_contract(m, a, x, l);
+    else
+        linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), la->mlp_out, NULL, la->fc,
+               w->mlp_proj_w, w->mlp_proj_b, GPT_ACT_NONE, c->n_ff, c->n_embd);
     branch_norm(m, a, x, l, la->stats_mlp, la->mlp_out, w->mlp_norm_w);
 }
 
@@ -263,6 +271,7 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
              w->norm_1_w, w->norm_1_b, dropout);
         attend(m, a, x, l);
         join(m, a, x, l);
+        experts_route(m, a, x, l);
         expand(m, a, x, l);
         contract(m, a, x, l);
 

@@ -220,6 +220,41 @@ static inline void ref_linear_backward(double *din, double *dw, double *db /* or
 
 /* ---- rope ---- */
 
+/* The experts of one token: probabilities, gates and choices. */
+static inline void ref_route(double *probs /* (E) */, double *gates /* (K) */,
+                             int32_t *choices /* (K) */, const double *x /* (C) */,
+                             const double *w /* (E, C) */, int norm, int C, int E, int K) {
+    double sum = 0, chosen = 0;
+    ref_linear_forward(probs, x, w, NULL, 1, C, E);
+    for (int e = 0; e < E; e++) sum += exp(probs[e]);
+    for (int e = 0; e < E; e++) probs[e] = exp(probs[e]) / sum;
+    for (int e = 0; e < E; e++) {
+        int rank = 0;
+        for (int j = 0; j < E; j++) rank += probs[j] > probs[e] || (probs[j] == probs[e] && j < e);
+        if (rank < K) choices[rank] = e;
+    }
+    for (int k = 0; k < K; k++) chosen += probs[choices[k]];
+    for (int k = 0; k < K; k++) gates[k] = probs[choices[k]] / (norm ? chosen : 1);
+}
+
+/* dprobs has the gradient of probabilities from elsewhere, and is spoilt. dx += and dw +=. */
+static inline void ref_route_backward(double *dx, double *dw, double *dprobs /* (E) */,
+                                      const double *dgates /* (K) */, const double *probs,
+                                      const int32_t *choices, const double *x, const double *w,
+                                      int norm, int C, int E, int K) {
+    double chosen = 0, dot = 0, dlogits;
+    for (int k = 0; k < K; k++) chosen += probs[choices[k]];
+    for (int k = 0; k < K; k++) dot += dgates[k] * probs[choices[k]] / chosen;
+    for (int k = 0; k < K; k++) dprobs[choices[k]] += norm ? (dgates[k] - dot) / chosen : dgates[k];
+    dot = 0;
+    for (int e = 0; e < E; e++) dot += dprobs[e] * probs[e];
+    for (int e = 0; e < E; e++) {
+        dlogits = probs[e] * (dprobs[e] - dot);
+        for (int c = 0; c < C; c++) dx[c] += dlogits * w[e * C + c];
+        for (int c = 0; c < C; c++) dw[e * C + c] += dlogits * x[c];
+    }
+}
+
 /* The angle by which pair i of head h turns at position t, with head size HS of C channels. */
 static inline double ref_rope_angle(int pos, double theta, int t, int h, int i, int HS, int C) {
     if (pos == GPT_POS_ROPE_WIDE) return t * pow(theta, -2.0 * (h * HS / 2 + i) / C);
@@ -295,6 +330,27 @@ static inline int ref_value_at(int n, int h, int NH, int NKV, int HS) {
 }
 
 /* The factor of probability (b, h, i, j). */
+/* Soft caps of scores and logits, 0: none. */
+static double ref_score_cap, ref_logit_cap;
+
+static inline double ref_capped(double x, double cap) {
+    return cap > 0 ? cap * tanh(x / cap) : x;
+}
+/* Its derivative, from what it gave. */
+static inline double ref_cap_slope(double capped, double cap) {
+    return cap > 0 ? 1 - capped / cap * (capped / cap) : 1;
+}
+
+/* The score of query i and key j. */
+static inline double ref_score(const double *qkv, int b, int h, int i, int j, int T, int NH,
+                               int NKV, int HS) {
+    double sum = 0;
+    for (int s = 0; s < HS; s++)
+        sum += qkv[ref_query_at(b * T + i, h, NH, NKV, HS) + s] *
+               qkv[ref_key_at(b * T + j, h, NH, NKV, HS) + s] / sqrt(HS);
+    return ref_capped(sum, ref_score_cap);
+}
+
 static inline double ref_attention_factor(gpt_dropout dropout, int b, int h, int i, int j, int NH,
                                           int T) {
     return dropout_factor(dropout, (((uint64_t)b * NH + h) * T + i) * T + j);
@@ -307,11 +363,7 @@ static inline double ref_attention_row(double *p /* (T) */, const double *qkv, i
                                        int HS) {
     double max = -INFINITY, sum = 0.0;
     for (int j = 0; j <= i; j++) {
-        p[j] = 0.0;
-        for (int s = 0; s < HS; s++) {
-            p[j] += qkv[ref_query_at(b * T + i, h, NH, NKV, HS) + s] *
-                    qkv[ref_key_at(b * T + j, h, NH, NKV, HS) + s] / sqrt(HS);
-        }
+        p[j] = ref_score(qkv, b, h, i, j, T, NH, NKV, HS);
         if (window > 0 && i - j >= window) p[j] = -INFINITY;
         if (positions && i - j > positions[b * T + i]) p[j] = -INFINITY;
         max = fmax(max, p[j]);
@@ -365,6 +417,8 @@ static inline void ref_attention_backward_row(double *dqkv, double *dp /* (T) */
     for (int j = 0; j <= i; j++) {
         int k = ref_key_at(b * T + j, h, NH, NKV, HS);
         double dscore = p[j] * (dp[j] - mean) / sqrt(HS);
+        if (ref_score_cap > 0)
+            dscore *= ref_cap_slope(ref_score(qkv, b, h, i, j, T, NH, NKV, HS), ref_score_cap);
         for (int s = 0; s < HS; s++) {
             dqkv[q + s] += dscore * qkv[k + s];
             dqkv[k + s] += dscore * qkv[q + s];
@@ -403,12 +457,14 @@ static inline void ref_classifier(double *losses /* (N) */, double *dx /* (N, C)
         losses[n] = 0.0;
         if (targets[n] == -1) continue;
         ref_linear_forward(p, x + n * C, wte, NULL, 1, C, V);
+        for (int v = 0; v < V; v++) p[v] = ref_capped(p[v], ref_logit_cap);
         for (int v = 0; v < V; v++) max = fmax(max, p[v]);
         for (int v = 0; v < V; v++) sum += exp(p[v] - max);
         losses[n] = max + log(sum) - p[targets[n]];
         if (!dx) continue;
         for (int v = 0; v < V; v++) {
-            p[v] = scale * (exp(p[v] - max) / sum - (v == targets[n]));
+            double slope = ref_cap_slope(p[v], ref_logit_cap);
+            p[v] = slope * scale * (exp(p[v] - max) / sum - (v == targets[n]));
         }
         ref_linear_backward(dx + n * C, dwte, NULL, p, x + n * C, wte, 1, C, V);
     }

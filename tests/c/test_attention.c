@@ -83,6 +83,7 @@ static void check_forward(sizes s, const answer *a, gpt_dropout_site dropout, in
                                                      .positions = device_positions(s),
                                                      .dropout = device_dropout(dropout),
                                                      .window = s.window,
+                                                     .cap = (float)ref_score_cap,
                                                      .B = s.B,
                                                      .T = s.T,
                                                      .NH = s.NH,
@@ -119,6 +120,7 @@ static void check_backward(sizes s, const answer *a, gpt_dropout_site dropout, d
                                                        .positions = device_positions(s),
                                                        .dropout = device_dropout(dropout),
                                                        .window = s.window,
+                                                       .cap = (float)ref_score_cap,
                                                        .B = s.B,
                                                        .T = s.T,
                                                        .NH = s.NH,
@@ -218,6 +220,7 @@ static void test_whole_window(void) {
                                          .lse = device_f32(NULL, lse_size(s)),
                                          .qkv = device_act(qkv, qkv_size(s)),
                                          .window = k ? s.T : 0,
+                                         .cap = (float)ref_score_cap,
                                          .B = s.B,
                                          .T = s.T,
                                          .NH = s.NH,
@@ -229,6 +232,7 @@ static void test_whole_window(void) {
                                            .out = forward.out,
                                            .lse = forward.lse,
                                            .window = forward.window,
+                                           .cap = (float)ref_score_cap,
                                            .B = s.B,
                                            .T = s.T,
                                            .NH = s.NH,
@@ -297,6 +301,7 @@ static void test_causal(void) {
                                                          .qkv = device_act(changed, qkv_size(s)),
                                                          .dropout = (gpt_dropout_site){0},
                                                          .window = s.window,
+                                                         .cap = (float)ref_score_cap,
                                                          .B = s.B,
                                                          .T = s.T,
                                                          .NH = s.NH,
@@ -403,6 +408,7 @@ static double *decode_rows(sizes s, const double *qkv, const caches *c, call ste
                                                    .seqs = device_i32(slots, N),
                                                    .positions = device_i32(step.positions, N),
                                                    .window = s.window,
+                                                   .cap = (float)ref_score_cap,
                                                    .N = N,
                                                    .n_ctx = c->n_ctx,
                                                    .NH = s.NH,
@@ -468,6 +474,33 @@ static void test_decode_window(void) {
     check_decode((sizes){2, 330, 2, 1, 6, 20}, 100, 331);
     check_decode((sizes){2, 200, 4, 2, 64, 70}, 130, 201);
     check_decode((sizes){1, 190, 1, 1, 128, 10}, 100, 190);
+}
+
+/* Soft caps that bend most scores, or few; with windows, dropout and documents, and in decoding. */
+static void test_soft_cap(void) {
+    static const double caps[] = {0.5, 4.0, 50.0};
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        sizes s = cases[i];
+        float p = i % 3 ? 0.0f : 0.3f;
+        if (i % 2) s.window = windows[i % TEST_COUNT(windows)];
+        ref_score_cap = caps[i % TEST_COUNT(caps)];
+        test_case("soft cap %g, case %d", ref_score_cap, i);
+        if (i % 5 == 4) positions = random_documents(s, 20);
+        check(s, p, random_act(qkv_size(s), 1.0), 5e-6, 1e-5);
+        positions = NULL;
+        if (i % 4 == 0) check_decode(s, s.T > 100 ? s.T : 70, s.T + i % 3);
+        if (i % 4 == 2) check_decode(s, 9, s.T);
+    }
+    check_decode((sizes){1, 90, 10, 1, 256, 20}, 50, 2190);
+    /* Scores that tanh takes to its ends. */
+    sizes s = {1, 70, 2, 1, 16, 0};
+    ref_score_cap = 20.0;
+    name_case(s, 0.0, " large scores with a soft cap");
+    double *qkv = random_act(qkv_size(s), 1.0);
+    for (int64_t i = 0; i < qkv_size(s); i++)
+        if (i % row_size(s) < (s.NH + s.NKV) * s.HS) qkv[i] = round_act(10.0 * qkv[i]);
+    check(s, 0.0f, qkv, 2e-4, 4e-4);
+    ref_score_cap = 0.0;
 }
 
 /* Heads of every number of vectors, more heads of a group than a block takes, and keys in several pieces
@@ -543,16 +576,18 @@ static double loss_of(void *pointer) {
 }
 
 static void test_reference(void) {
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < 5; k++) {
         sizes s = {2, 5, 4, 2, 3, k == 2 ? 3 : 0};
+        ref_score_cap = k == 4 ? 0.8 : 0;
         gpt_dropout dropout = {k ? 0.4f : 0.0f, 99};
         name_case(s, dropout.p, "");
-        if (k == 3) positions = random_documents(s, 3);
+        positions = k == 3 ? random_documents(s, 3) : NULL;
         answer a = answer_of(s, random_f32(qkv_size(s), 1.0), dropout);
         state p = {a.qkv, a.dout, a.out, a.lse, a.p, dropout, s};
         EXPECT_GRADIENT("dqkv", loss_of, &p, p.qkv, a.dqkv, qkv_size(s));
     }
     positions = NULL;
+    ref_score_cap = 0;
 }
 
 TEST_OPS_MAIN({"reference", test_reference}, {"attention", test_attention},
@@ -560,4 +595,5 @@ TEST_OPS_MAIN({"reference", test_reference}, {"attention", test_attention},
               {"trend", test_trend}, {"causal", test_causal}, {"decode", test_decode},
               {"window", test_window}, {"window of all", test_whole_window},
               {"documents", test_documents}, {"decode, window", test_decode_window},
-              {"decode, pieces", test_decode_pieces}, {"decode, alone", test_decode_alone})
+              {"decode, pieces", test_decode_pieces}, {"decode, alone", test_decode_alone},
+              {"soft cap", test_soft_cap})

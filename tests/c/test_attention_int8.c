@@ -75,6 +75,7 @@ static double *decode(sizes s, const double *qkv, const caches *c, const int32_t
                                                    .seqs = device_i32(slots, N),
                                                    .positions = device_i32(positions, N),
                                                    .window = s.window,
+                                                   .cap = (float)ref_score_cap,
                                                    .N = N,
                                                    .n_ctx = c->n_ctx,
                                                    .NH = s.NH,

@@ -26,6 +26,7 @@ static gpt_shape shape_of(sizes s, int training) {
                        .HS = s.C,
                        .F = s.C,
                        .activation = GPT_ACT_GELU,
+                       .logit_cap = ref_logit_cap > 0,
                        .training = training,
                        .n_params = (int64_t)s.Vp * s.C};
 }
@@ -68,6 +69,7 @@ static void check_forward(sizes s, const double *x, const double *wte, const int
                                                            .targets = device_i32(targets, s.N),
                                                            .N = s.N,
                                                            .C = s.C,
+                                                           .cap = (float)ref_logit_cap,
                                                            .V = s.V,
                                                            .Vp = s.Vp});
         double *got = read_f32(losses, s.N);
@@ -102,6 +104,7 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
                                              .add = 1,
                                              .N = s.N,
                                              .C = s.C,
+                                             .cap = (float)ref_logit_cap,
                                              .V = s.V,
                                              .Vp = s.Vp});
         double *got = read_f32(losses, s.N), *got_dx = read_act(dx, x_size);
@@ -127,6 +130,7 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
                                              .add = 0,
                                              .N = s.N,
                                              .C = s.C,
+                                             .cap = (float)ref_logit_cap,
                                              .V = s.V,
                                              .Vp = s.Vp});
         got = read_f32(device_dwte, used);
@@ -145,6 +149,7 @@ static void check_backward(sizes s, const double *x, const double *wte, const in
                                              .scale = (float)scale,
                                              .N = s.N,
                                              .C = s.C,
+                                             .cap = (float)ref_logit_cap,
                                              .V = s.V,
                                              .Vp = s.Vp});
         EXPECT_SAME("dx alone", read_act(alone, x_size), got_dx, x_size);
@@ -206,6 +211,7 @@ static void check_weights(sizes s) {
                                              .add = 1,
                                              .N = s.N,
                                              .C = s.C,
+                                             .cap = (float)ref_logit_cap,
                                              .V = s.V,
                                              .Vp = s.Vp});
         EXPECT_CLOSE("losses", read_f32(losses, s.N), want, 1, s.N, test_tol(1e-5));
@@ -245,8 +251,10 @@ static void check_regularised(sizes s, double e, double c) {
         if (targets[n] < 0) continue;
         double *dz = host_zeros(s.V);
         ref_linear_forward(z, x + n * s.C, wte, NULL, 1, s.C, s.V);
+        for (int v = 0; v < s.V; v++) z[v] = ref_capped(z[v], ref_logit_cap);
         regularised(z, dz, s.V, targets[n], e, c);
-        for (int v = 0; v < s.V; v++) dz[v] *= scale * weights[n];
+        for (int v = 0; v < s.V; v++)
+            dz[v] *= scale * weights[n] * ref_cap_slope(z[v], ref_logit_cap);
         ref_linear_backward(want_dx + n * s.C, want_dwte, NULL, dz, x + n * s.C, wte, 1, s.C, s.V);
     }
     gpt_shape shape = shape_of(s, 1);
@@ -268,6 +276,7 @@ static void check_regularised(sizes s, double e, double c) {
                                              .z_loss = (float)c,
                                              .N = s.N,
                                              .C = s.C,
+                                             .cap = (float)ref_logit_cap,
                                              .V = s.V,
                                              .Vp = s.Vp});
         EXPECT_CLOSE("losses", read_f32(losses, s.N), want, 1, s.N, test_tol(1e-5));
@@ -298,6 +307,27 @@ static void test_regularised(void) {
     check_regularised((sizes){65, 33, 65, 66}, 0.125, 0.0625);
     check_regularised((sizes){5, 7, 2101, 2112}, 0.5, 0.0);
     check_regularised((sizes){5, 7, 2101, 2112}, 0.125, 0.25);
+}
+
+static void test_soft_cap(void) {
+    static const double caps[] = {0.5, 4.0, 30.0};
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        sizes s = cases[i];
+        int64_t x_size = (int64_t)s.N * s.C;
+        ref_logit_cap = caps[i % TEST_COUNT(caps)];
+        test_case("soft cap %g, N=%d C=%d V=%d", ref_logit_cap, s.N, s.C, s.V);
+        double *x = random_act(x_size, 1.0), *wte = random_wte(s, i % 2 ? 3.0 / sqrt(s.C) : 1.0);
+        int32_t *targets = random_targets(s, i % 3);
+        double *want = host_zeros(s.N);
+        ref_classifier(want, NULL, NULL, x, wte, targets, 1.0, s.N, s.C, s.V);
+        check_forward(s, x, wte, targets, want);
+        check_backward(s, x, wte, targets, 0.5);
+    }
+    ref_logit_cap = 2.0;
+    check_weights((sizes){5, 7, 2101, 2112});
+    check_regularised((sizes){65, 33, 65, 66}, 0.125, 0.0625);
+    check_regularised((sizes){5, 7, 2101, 2112}, 0.5, 0.25);
+    ref_logit_cap = 0.0;
 }
 
 static void test_weights(void) {
@@ -353,6 +383,7 @@ static void check_not_finite(sizes s, const double *x, const double *wte, int al
                                                                      .add = 1,
                                                                      .N = s.N,
                                                                      .C = s.C,
+                                                                     .cap = (float)ref_logit_cap,
                                                                      .V = s.V,
                                                                      .Vp = s.Vp});
             } else {
@@ -363,6 +394,7 @@ static void check_not_finite(sizes s, const double *x, const double *wte, int al
                                                                    .targets = device_targets,
                                                                    .N = s.N,
                                                                    .C = s.C,
+                                                                   .cap = (float)ref_logit_cap,
                                                                    .V = s.V,
                                                                    .Vp = s.Vp});
             }
@@ -429,6 +461,7 @@ static void test_chunks(void) {
                                              .add = 1,
                                              .N = s.N,
                                              .C = s.C,
+                                             .cap = (float)ref_logit_cap,
                                              .V = s.V,
                                              .Vp = s.Vp});
         EXPECT_CLOSE("losses", read_f32(losses, s.N), want, 1, s.N, test_tol(2e-4));
@@ -472,9 +505,14 @@ static void test_reference(void) {
     ref_classifier(p.losses, dx, dwte, p.x, p.wte, p.targets, p.scale, s.N, s.C, s.V);
     EXPECT_GRADIENT("dx", loss_of, &p, p.x, dx, s.N * s.C);
     EXPECT_GRADIENT("dwte", loss_of, &p, p.wte, dwte, s.V * s.C);
+    ref_logit_cap = 1.5;
+    dx = host_zeros(s.N * s.C);
+    ref_classifier(p.losses, dx, dwte, p.x, p.wte, p.targets, p.scale, s.N, s.C, s.V);
+    EXPECT_GRADIENT("dx, capped", loss_of, &p, p.x, dx, s.N * s.C);
+    ref_logit_cap = 0;
 }
 
 TEST_OPS_MAIN({"reference", test_reference}, {"classifier", test_classifier},
               {"weights", test_weights}, {"regularised", test_regularised},
-              {"large logits", test_large_logits}, {"not finite", test_not_finite},
-              {"chunks", test_chunks})
+              {"soft cap", test_soft_cap}, {"large logits", test_large_logits},
+              {"not finite", test_not_finite}, {"chunks", test_chunks})

@@ -58,6 +58,7 @@ def describe(path: Path) -> dict[str, Any]:
     from gptc.checkpoint.names import ADAPTER, CONFIG, list_checkpoints
     from gptc.data.dataset import Dataset
     from gptc.data.description import DATASET_FILE
+    from gptc.eval.ngram_file import is_ngrams, open_ngrams
     from gptc.files.whole import restore
     from gptc.formats.registry import is_foreign, open_model
 
@@ -70,6 +71,8 @@ def describe(path: Path) -> dict[str, Any]:
         return {"kind": "checkpoint", **_describe_checkpoint(path)}
     if is_foreign(path):
         return {"kind": "model", **_describe_model(open_model(path))}
+    if is_ngrams(path):
+        return {"kind": "n-grams", **open_ngrams(path).describe()}
     if (path / DATASET_FILE).is_file():
         return {"kind": "dataset", **Dataset.open(path).describe()}
     if list_checkpoints(path) or (path / "metrics.jsonl").is_file():
@@ -229,6 +232,16 @@ def _table(found: dict[str, Any]) -> str:
         rows += _checkpoint_rows(found)
     elif kind == "dataset":
         rows = _dataset_rows(found)
+    elif kind == "n-grams":
+        sizes = ", ".join(f"{size:,}" for size in found["ngrams"])
+        rows = [
+            ("n-grams", found["path"]),
+            ("order", f"{found['order']}, Kneser-Ney"),
+            ("made by", found["created_by"]),
+            ("data", f"{found['counted_tokens']:,} tokens of {found['data']}"),
+            ("tokenizer", f"{found['tokenizer']}, {found['vocab_size']:,} tokens"),
+            ("different", f"{sizes} by order"),
+        ]
     elif kind == "shard":
         rows = [
             ("shard", found["path"]),
@@ -354,7 +367,13 @@ def _attention_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
     found += [text for name, text in words.items() if config.get(name)]
     if at := config.get("norm_at"):
         found.append("norms after the branches" if at == "after" else "norms around the branches")
-    for name, text in (("rope_dim", "rotated channels"), ("score_scale", "as scale of scores")):
+    numbers = {
+        "rope_dim": "rotated channels",
+        "score_scale": "as scale of scores",
+        "score_cap": "as soft cap of scores",
+        "logit_cap": "as soft cap of logits",
+    }
+    for name, text in numbers.items():
         if value := config.get(name):
             found.append(f"{value:g} {text}")
     if layers := config.get("layers"):

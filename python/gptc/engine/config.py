@@ -42,7 +42,10 @@ _RARE: tuple[str, ...] = (
     "rope_dim",
     "parallel",
 )
-_RARE += ("score_scale", "score_by_layer", "embedding_scale", "layers")
+_RARE += ("score_scale", "score_by_layer", "embedding_scale", "score_cap", "logit_cap", "layers")
+_RARE += ("n_expert", "n_expert_used", "expert_norm", "router_loss")
+MOST_EXPERTS = 128
+"""GPT_MAX_EXPERTS."""
 GATED = ("swiglu", "geglu")
 """Activations with gates and ups."""
 
@@ -76,8 +79,10 @@ class GPTConfig:
     `bias` gives all layers biases, `qkv_bias`, `attn_proj_bias` and `mlp_bias` only some of them.
     `qk_norm` normalises each head of queries and keys, `wide_qk_norm` all of a token's together;
     `window` is the number of keys that a query sees, `rope_dim` that of the channels of a head that
-    turn. Branches have their norms before, after or on both sides (`norm_at`), and with `parallel`
-    both read the layer's input. `layers` is for models whose layers differ.
+    turn. With `n_expert`, a token has `n_expert_used` of so many feed-forward layers, and
+    `router_loss` keeps them equally busy in training. Branches have their norms before, after or on
+    both sides (`norm_at`), and with `parallel` both read the layer's input. `layers` is for models
+    whose layers differ.
     `check()` raises UsageError for an invalid shape.
     """
 
@@ -118,7 +123,13 @@ class GPTConfig:
     score_scale: float = 0.0  # factor of the scores; 0: 1 / sqrt(head size)
     score_by_layer: bool = False  # scores of layer l, from 0 on, are divided by l + 1
     embedding_scale: float = 0.0  # factor of the token embedding; 0: 1
+    score_cap: float = 0.0  # soft cap of scores, cap tanh(score / cap); 0: none
+    logit_cap: float = 0.0  # that of logits
     layers: tuple[Layer, ...] = ()  # a record for each; (): all have the fields above
+    n_expert: int = 0  # of each feed-forward layer, each n_ff wide; 0: one for all tokens
+    n_expert_used: int = 0  # experts of a token
+    expert_norm: bool = False  # their weights are divided by their sum
+    router_loss: float = 0.0  # factor of the load-balance loss in the gradient
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:

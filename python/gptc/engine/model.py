@@ -158,6 +158,7 @@ class Model(Uncopied):
         optimizer: str = "adamw",
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        muon_rows: bool = False,
         init: bool = True,
     ) -> _Model:
         """A new model with random weights from `seed`; without `init` they are zero.
@@ -169,7 +170,7 @@ class Model(Uncopied):
         sizes, given = (training, max_batch, max_seq), tuple(blocks)
         options = Options(
             device, dtype, threads, *sizes, dropout, seed, pin, given, lora, recompute,
-            kv_dtype, optimizer, label_smoothing, z_loss,
+            kv_dtype, optimizer, label_smoothing, z_loss, muon_rows=muon_rows,
         )  # fmt: skip
         model = cls(config, options)
         if init:
@@ -233,7 +234,7 @@ class Model(Uncopied):
         EngineError for a matrix of an inference model in bf16, int8 or int4: it is rounded. A
         sharded state comes from all ranks, which have to call this together.
         """
-        index, shape = self._find(name)
+        index, shape = self._find(name)[0], self.state_shape(name, tensor)
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
@@ -250,14 +251,24 @@ class Model(Uncopied):
         return out
 
     def states(self, name: str) -> tuple[str, ...]:
-        """The state of a parameter's optimizer: AdamW's two moments, or Muon's momentum."""
-        index, _ = self._find(name)
+        """The state of a parameter's optimizer: AdamW's two moments, or Muon's momentum.
+
+        With `muon_rows`, Muon also has the averages of rows, "row_moment".
+        """
+        index, shape = self._find(name)
         n_states = self._value("gpt_model_state_count", index)
+        if n_states == 2 and self._value("gpt_model_state_size", index, 1) != math.prod(shape):
+            return ("momentum", "row_moment")
         return {2: ("moment1", "moment2"), 1: ("momentum",)}.get(n_states, ())
+
+    def state_shape(self, name: str, tensor: str) -> tuple[int, ...]:
+        """The shape of a parameter's "value", "grad" or one of `states`."""
+        shape = self._find(name)[1]
+        return shape[:1] if tensor == "row_moment" else shape
 
     def write(self, name: str, tensor: str, values: npt.ArrayLike) -> None:
         """Sets a parameter's "value", "grad", or one of `states`."""
-        index, shape = self._find(name)
+        index, shape = self._find(name)[0], self.state_shape(name, tensor)
         array = as_parameter(name, values, shape)
         which = self._tensor(tensor)
         self._call("gpt_model_write", index, which, floats(array), array.size)
@@ -277,6 +288,7 @@ class Model(Uncopied):
         weight_decay: float = 0.1,
         grad_clip: float = 1.0,
         momentum: float = 0.95,
+        muon: Muon | None = None,
         check: Callable[[], None] = lambda: None,
         share: Share | None = None,
     ) -> StepResult:
@@ -284,9 +296,10 @@ class Model(Uncopied):
 
         The loss is the mean over all targets that are not -1, of all micro-batches together; one
         without a target is passed over. `positions` are as many as inputs, as `backward` takes
-        them. `check` is called before each; an exception from it drops the step and leaves the
-        model unchanged. UsageError without any target. With a `share`, they are a rank's part of a
-        step of several ranks.
+        them. `muon` has the settings of the optimizer "muon"; None: AdamW's, and `momentum`.
+        `check` is called before each; an exception from it drops the step and leaves the model
+        unchanged. UsageError without any target. With a `share`, they are a rank's part of a step
+        of several ranks.
         """
         batches = micro_batches(inputs, "inputs")
         wanted = micro_batches(targets, "targets")
@@ -316,7 +329,8 @@ class Model(Uncopied):
                 self.zero_gradients()
                 raise
             adamw = AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip)
-            result = self._update(adamw, Muon(lr, momentum, weight_decay, grad_clip))
+            same = Muon(lr, momentum, weight_decay, grad_clip)
+            result = self._update(adamw, muon or same)
             if share:
                 share.after()
             return result
@@ -625,7 +639,7 @@ class Model(Uncopied):
     def _tensor(self, name: str) -> int:
         lib = self._lib
         states = dict.fromkeys(("moment1", "momentum"), lib.GPT_TENSOR_STATE0)
-        states["moment2"] = lib.GPT_TENSOR_STATE0 + 1
+        states |= dict.fromkeys(("moment2", "row_moment"), lib.GPT_TENSOR_STATE0 + 1)
         tensors = {"value": lib.GPT_TENSOR_VALUE, "grad": lib.GPT_TENSOR_GRAD, **states}
         if name not in tensors:
             raise GptcError(f"unknown tensor {name!r}; known: {', '.join(tensors)}")

@@ -79,7 +79,8 @@ class Options:
     adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
     keep less: the first feed-forward layer ("mlp"), or each layer ("block"). `kv_dtype` is that of
     its sessions' KV caches: "int8" or "auto", the dtype of activations. `optimizer`
-    "muon" trains the matrices of layers by Muon, and the other parameters by AdamW.
+    "muon" trains the matrices of layers by Muon, and the other parameters by AdamW; `muon_rows`
+    scales the rows of its steps (NorMuon).
     `label_smoothing` and `z_loss` change the gradient alone: losses stay cross-entropy. With
     `n_shards`, the model has part number `shard` of AdamW's state alone (ZeRO-1), on a CPU.
     """
@@ -102,6 +103,7 @@ class Options:
     z_loss: float = 0.0
     n_shards: int = 0
     shard: int = 0
+    muon_rows: bool = False
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -152,6 +154,7 @@ class Options:
             z_loss=self.z_loss,
             n_shards=self.n_shards,
             shard=self.shard,
+            muon_rows=int(self.muon_rows),
             recompute=RECOMPUTE.index(self.recompute),
             optimizer=getattr(lib, f"GPT_OPTIMIZER_{self.optimizer.upper()}"),
         )
@@ -169,6 +172,7 @@ class Plan:
     """A model's memory and arithmetic, known before any allocation. Bytes are exact."""
 
     n_params: int  # tied ones counted once
+    n_active_params: int  # those that a token reads: fewer with experts
     param_bytes: int
     grad_bytes: int
     optimizer_bytes: int

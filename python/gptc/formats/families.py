@@ -17,6 +17,12 @@ from gptc.formats.family_names import Stems
 
 BIASES = ("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias")
 """Fields of GPTConfig, and of a row."""
+SOFT_CAPS = {
+    "attn_logit_softcapping": "score_cap",
+    "final_logit_softcapping": "logit_cap",
+}
+"""Keys of config.json and GGUF, and the fields of GPTConfig."""
+EXPERTS_KEYS = {"num_experts", "num_local_experts"}  # either, in files of any family with experts
 ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")
 
 
@@ -52,9 +58,11 @@ class Family:
     parallel: bool | str = False  # whether branches are, or the key that decides
     by_layer_key: str = ""  # whether scores are divided by the layer's number
     no_rope: bool = False  # config.json has no_rope_layers, or no_rope_layer_interval
-    local_theta: float = 0.0  # windowed layers have this rotary base, others none (layer_types)
-    period: int = 0  # without layer_types, each so-many-th layer has no window
+    period: int = 0  # some layers have a window (layer_types), by default not each so-many-th
+    local_theta: float = 0.0  # those that have one also have this rotary base
     score_key: str = ""  # scores are divided by the square root of its value
+    wide_score_layers: int = 0  # llama.cpp has n_embd / n_head for it in models of so many layers
+    soft_caps: bool = False  # of scores and logits; in GGUF always
     scaled_embedding: bool = False  # by the square root of the width
     norms_from_one: bool = False  # a folder has the weights of norms minus 1; a GGUF file has not
     interleaved: bool = False  # a folder has queries, keys and values head by head
@@ -63,6 +71,9 @@ class Family:
     paired: bool = False  # in GGUF, rotary channels 2i and 2i + 1 turn together
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of a config.json without these keys
     plain: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value
+    experts_key: str = ""  # of the number of experts
+    expert_width_key: str = "intermediate_size"
+    expert_norm: bool | str = False  # whether their weights add up to 1, or the key that decides
     pad: bool = False  # the class has a pad token, which it does not train, unless a key says null
 
     def fits(self, config: GPTConfig) -> bool:
@@ -90,11 +101,17 @@ class Family:
     def _branches_fit(self, config: GPTConfig) -> bool:
         if not isinstance(self.parallel, str) and config.parallel != self.parallel:
             return False
+        if bool(config.n_expert) != bool(self.experts_key):
+            return False
+        if not isinstance(self.expert_norm, str) and config.expert_norm != self.expert_norm:
+            return False
         if config.rope_dim and not self.rotary_key:
             return False
         if config.score_by_layer and not self.by_layer_key:
             return False
         if config.score_scale and not self.score_key:
+            return False
+        if (config.score_cap or config.logit_cap) and not self.soft_caps:
             return False
         return math.isclose(
             config.embedding_scale, self.embedding_scale(config.n_embd), rel_tol=1e-6
@@ -106,6 +123,9 @@ class Family:
         keys = {self.rotary_key, self.score_key}
         if self.rotary_key:
             keys.add("partial_rotary_factor")
+        if self.soft_caps:
+            keys |= set(SOFT_CAPS)
+        keys |= EXPERTS_KEYS if self.experts_key else set()
         return keys | ({"no_rope_layers"} if self.no_rope else set())
 
     def activation_name(self, activation: Activation) -> str:
@@ -119,8 +139,8 @@ class Family:
     def _layers_fit(self, config: GPTConfig) -> bool:
         if not config.layers:
             return True
-        if self.local_theta:
-            local = Layer(True, self.local_theta, config.window)
+        if self.period:
+            local = Layer(True, self.local_theta or config.rope_theta, config.window)
             full = Layer(True, config.rope_theta, 0)
             return bool(config.window) and set(config.layers) <= {local, full}
         plain = {layer._replace(rope=True) for layer in config.layers}
@@ -131,7 +151,7 @@ class Family:
             config.rope_original, config.rope_factor
         ):
             return False
-        if self.local_theta and bool(config.window) != bool(config.layers):
+        if self.period and bool(config.window) != bool(config.layers):
             return False
         return self.window or not config.window
 
@@ -191,6 +211,27 @@ FAMILIES = (
         defaults={"num_key_value_heads": 8, "sliding_window": 4096},
     ),
     Family(
+        "mixtral",
+        "MixtralForCausalLM",
+        "llama",
+        "Jiang et al. 2024, arXiv 2401.04088",
+        stems=family_names.MIXTRAL,
+        gguf_stems=family_names.GGUF_EXPERTS,
+        window=True,
+        paired=True,
+        experts_key="num_local_experts",
+        expert_norm=True,
+        defaults={
+            "num_key_value_heads": 8,
+            "rope_theta": 1000000.0,
+            "rms_norm_eps": 1e-5,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "router_aux_loss_coef": 0.001,
+        },
+        plain={"router_jitter_noise": 0.0},
+    ),
+    Family(
         "qwen2",
         "Qwen2ForCausalLM",
         "qwen2",
@@ -211,6 +252,31 @@ FAMILIES = (
         window=True,
         window_switch=True,
         defaults={**_QWEN, "head_dim": 128},
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        "qwen3moe",
+        "Yang et al. 2025, arXiv 2505.09388",
+        stems=family_names.QWEN3_MOE,
+        gguf_stems=family_names.GGUF_EXPERTS,
+        qkv_bias="attention_bias",
+        attn_proj_bias="attention_bias",
+        qk_norm=True,
+        window=True,
+        window_switch=True,
+        experts_key="num_experts",
+        expert_width_key="moe_intermediate_size",
+        expert_norm="norm_topk_prob",
+        defaults={
+            "num_key_value_heads": 4,
+            "sliding_window": 4096,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+            "router_aux_loss_coef": 0.001,
+        },
+        plain={"decoder_sparse_step": 1},
     ),
     Family(
         "smollm3",
@@ -307,6 +373,36 @@ FAMILIES = (
         pad=True,
         defaults={"rms_norm_eps": 1e-5},
     ),
+    Family(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        "gemma2",
+        "Gemma Team 2024, arXiv 2408.00118",
+        activations={"gelu_pytorch_tanh": "geglu"},
+        activation_key="hidden_activation",
+        stems=family_names.GEMMA3,
+        qkv_bias="attention_bias",
+        attn_proj_bias="attention_bias",
+        norm_at="both",
+        window=True,
+        period=2,
+        score_key="query_pre_attn_scalar",
+        wide_score_layers=46,
+        soft_caps=True,
+        scaled_embedding=True,
+        norms_from_one=True,
+        pad=True,
+        defaults={
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "tie_word_embeddings": True,
+        },
+    ),
     Family(  # of text alone
         "gemma3_text",
         "Gemma3ForCausalLM",
@@ -323,6 +419,7 @@ FAMILIES = (
         local_theta=10000.0,
         period=6,
         score_key="query_pre_attn_scalar",
+        wide_score_layers=62,
         scaled_embedding=True,
         norms_from_one=True,
         pad=True,
@@ -366,13 +463,25 @@ FEATURES: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
+def usual_score_scale(family: Family, config: Mapping[str, Any]) -> float:
+    """The field score_scale of a GGUF file, which has none: llama.cpp goes by the layers.
+
+    `config` has n_layer, n_embd, n_head and head_dim.
+    """
+    n_layer, n_embd, n_head = (config[key] for key in ("n_layer", "n_embd", "n_head"))
+    if not config["head_dim"] or n_layer != family.wide_score_layers:
+        return 0.0
+    return math.sqrt(n_head / n_embd)
+
+
 def records(family: Family, n_layer: int, theta: float, window: int) -> list[dict[str, Any]]:
     """The layers of a GGUF file of a family whose layers differ: llama.cpp has one pattern each."""
     period = family.period or NO_ROPE_INTERVAL
     found = []
     for i in range(n_layer):
         last = (i + 1) % period == 0  # of its period
-        layer = Layer(True, theta, 0) if last else Layer(True, family.local_theta, window)
+        local = Layer(True, family.local_theta or theta, window)
+        layer = Layer(True, theta, 0) if last else local
         if family.no_rope:
             layer = Layer(not last, theta, 0)
         found.append(layer._asdict())
@@ -397,9 +506,11 @@ def by_model_type(kind: Any, classes: Any = None) -> Family | None:
     return next((family for family in FAMILIES if family.model_type == kind), None)
 
 
-def by_gguf(architecture: Any) -> Family | None:
-    """The family of a GGUF file."""
-    return next((family for family in FAMILIES if family.gguf == architecture), None)
+def by_gguf(architecture: Any, experts: bool = False) -> Family | None:
+    """The family of a GGUF file, if it has one with experts, or without."""
+    named = [family for family in FAMILIES if family.gguf == architecture]
+    fitting = [family for family in named if bool(family.experts_key) == experts]
+    return next(iter(fitting or named), None)
 
 
 def unknown(key: str, kind: Any, missing: Iterable[str], names: str = NAMES) -> str:

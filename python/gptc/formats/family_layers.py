@@ -9,7 +9,7 @@ from gptc.engine.config import GPTConfig, Layer
 from gptc.errors import GptcError
 from gptc.formats import hf_rope
 from gptc.formats.config_json import ConfigJson
-from gptc.formats.families import Family
+from gptc.formats.families import EXPERTS_KEYS, SOFT_CAPS, Family
 
 
 def read(found: ConfigJson, family: Family, head_size: int) -> dict[str, Any]:
@@ -18,10 +18,13 @@ def read(found: ConfigJson, family: Family, head_size: int) -> dict[str, Any]:
     values = hf_rope.from_json(rope, found.where)
     if family.score_key:
         values["score_scale"] = _score_scale(found, family, head_size)
+    if family.soft_caps:
+        values |= {field: _soft_cap(found, key) for key, field in SOFT_CAPS.items()}
     if family.rotary_key:
         values["rope_dim"] = _rope_dim(found, family, head_size)
-    if family.local_theta:
-        return values | _mixed(found, family, values["rope_theta"], local)
+    if family.period:
+        theta = values["rope_theta"]
+        return values | _mixed(found, family, theta, local or theta)
     values["window"] = _window(found, family)
     if family.no_rope:
         rotated = _rotated(found)
@@ -74,6 +77,11 @@ def _score_scale(found: ConfigJson, family: Family, head_size: int) -> float:
     key = family.score_key
     value = _number(found, key, found.data.get(key), 1e9)
     return 0.0 if value == head_size else 1 / math.sqrt(value)
+
+
+def _soft_cap(found: ConfigJson, key: str) -> float:
+    value = found.data.get(key)
+    return 0.0 if value is None else _number(found, key, value, 1e9)
 
 
 def _rope_dim(found: ConfigJson, family: Family, head_size: int) -> int:
@@ -177,6 +185,42 @@ def _window(found: ConfigJson, family: Family) -> int:
     )
 
 
+def experts(found: ConfigJson, family: Family) -> dict[str, Any]:
+    """Our fields of a family with experts in each layer."""
+    data = found.data
+    key = next((key for key in EXPERTS_KEYS if key in data and key != family.experts_key), None)
+    n_expert, used = found.need(key or family.experts_key), found.need("num_experts_per_tok")
+    if used > n_expert:
+        raise GptcError(
+            f"{found.where}: num_experts_per_tok is {used}, and there are {n_expert} experts"
+        )
+    found.only("mlp_only_layers", [], None)
+    coefficient = data.get("router_aux_loss_coef")
+    loss = 0.0
+    if found.flag("output_router_logits") and coefficient:
+        loss = _number(found, "router_aux_loss_coef", coefficient, 1e9)
+    return {
+        "n_expert": n_expert,
+        "n_expert_used": used,
+        "expert_norm": found.choice(family.expert_norm),
+        "router_loss": loss,
+    }
+
+
+def _experts_to_json(config: GPTConfig, family: Family) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        family.experts_key: config.n_expert,
+        family.expert_width_key: config.n_ff,
+        "num_experts_per_tok": config.n_expert_used,
+        "output_router_logits": config.router_loss > 0,
+        "router_aux_loss_coef": config.router_loss,
+        **family.plain,
+    }
+    if isinstance(family.expert_norm, str):
+        values[family.expert_norm] = config.expert_norm
+    return values
+
+
 def to_json(config: GPTConfig, family: Family) -> dict[str, Any]:
     """The keys of a config.json."""
     values = {family.theta_key: config.rope_theta, **hf_rope.to_json(config)}
@@ -187,11 +231,16 @@ def to_json(config: GPTConfig, family: Family) -> dict[str, Any]:
     if family.no_rope:
         layers = config.layers or (Layer(True, config.rope_theta, 0),) * config.n_layer
         values["no_rope_layers"] = [int(layer.rope) for layer in layers]
+    if family.soft_caps:
+        values |= {key: getattr(config, field) or None for key, field in SOFT_CAPS.items()}
     if family.local_theta:
         values["rope_local_base_freq"] = family.local_theta
+    if family.period:
         values["layer_types"] = [
             "sliding_attention" if layer.window else "full_attention" for layer in config.layers
         ]
+    if family.experts_key:
+        values |= _experts_to_json(config, family)
     return values | _window_to_json(config, family)
 
 

@@ -6,6 +6,7 @@ rotary positions. gguf_container.py has the layout.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gptc.errors import GptcError
 from gptc.files.words import quoted
 from gptc.formats import families, gguf_rope, gguf_tokenizer, layout
 from gptc.formats.blocks import Blocks
-from gptc.formats.families import BIASES, Family
+from gptc.formats.families import BIASES, SOFT_CAPS, Family
 from gptc.formats.format import Format
 from gptc.formats.gguf_container import (
     CODES,
@@ -97,7 +98,7 @@ class GgufModel(ModelFile):
         for ours, shape, _ in self.config.parameters():
             parts = self.placement.parts(ours)
             codecs = [self._table.entries[name].codec for _, name in parts]
-            if len(shape) == 2 and ours != "wpe.weight":
+            if len(shape) == 2 and not ours.endswith(("wpe.weight", "router.weight")):
                 kinds = [codec for codec in codecs if isinstance(codec, Blocks)]
                 if len(kinds) == len(parts):
                     found[ours] = [(*part, kind) for part, kind in zip(parts, kinds, strict=True)]
@@ -192,6 +193,8 @@ class GgufModel(ModelFile):
         head_size = self._head_size(n_embd, n_head)
         self._refuse_others(head_size)
         rope = gguf_rope.RopeReader(prefix, self.metadata, self._float)
+        if family.soft_caps:
+            values |= {field: self._soft_cap(key) for key, field in SOFT_CAPS.items()}
         values |= {
             "head_dim": 0 if head_size * n_head == n_embd else head_size,
             "qk_norm": family.qk_norm,
@@ -200,14 +203,16 @@ class GgufModel(ModelFile):
             "parallel": self._parallel(),
             "rope_dim": self._rope_dim(head_size),
             "embedding_scale": family.embedding_scale(n_embd),
+            **self._experts(),
             **rope.read(self._table, head_size, context, str(self.path)),
         }
+        values["score_scale"] = families.usual_score_scale(family, values)
         return values | self._layers(values)
 
     @cached_property
     def _family(self) -> Family:
         name = self.metadata.get("general.architecture")
-        family = families.by_gguf(name)
+        family = families.by_gguf(name, bool(self.metadata.get(f"{name}.expert_count")))
         if family is None:
             missing = self._other_features(name) if isinstance(name, str) else ()
             names = ", ".join(dict.fromkeys(family.gguf for family in families.FAMILIES))
@@ -230,9 +235,24 @@ class GgufModel(ModelFile):
             raise GptcError(f"{self.path}: {family.gguf}.block_count is {n_layer}, above 4,096")
         if family.no_rope:
             return {"layers": families.records(family, n_layer, theta, window)}
-        if family.local_theta and window:
+        if family.period and window:
             return {"layers": families.records(family, n_layer, theta, window), "window": window}
         return {"window": window}
+
+    def _experts(self) -> dict[str, Any]:
+        """llama.cpp divides the weights of these families' experts by their sum."""
+        family, prefix = self._family, self._family.gguf
+        if not family.experts_key:
+            return {}
+        number, used = (self._size(f"{prefix}.expert_{kind}") for kind in ("count", "used_count"))
+        if used > number:
+            raise GptcError(
+                f"{self.path}: {prefix}.expert_used_count is {used}, and there are {number} experts"
+            )
+        values = {"n_expert": number, "n_expert_used": used, "expert_norm": True}
+        if family.expert_width_key != "intermediate_size":
+            values["n_ff"] = self._size(f"{prefix}.expert_feed_forward_length")
+        return values
 
     def _parallel(self) -> bool:
         choice = self._family.parallel
@@ -287,8 +307,10 @@ class GgufModel(ModelFile):
                 f"the head size {head_size} is supported"
             )
         for key, (plain, _) in _PLAIN.items():
+            if self._family.soft_caps and key in SOFT_CAPS:
+                continue
             value = self.metadata.get(f"{prefix}.{key}", plain)
-            if value != plain:
+            if value != plain and not (self._family.experts_key and key == "expert_count"):
                 raise GptcError(
                     f"{self.path}: {prefix}.{key} is {value!r}, and only {plain!r} is supported"
                 )
@@ -304,6 +326,14 @@ class GgufModel(ModelFile):
         if not isinstance(value, float):
             raise GptcError(f"{self.path}: {key} is {value!r}, not a number")
         return float(f"{value:.7g}")  # 1e-05, where the float32 reads 9.99999974e-06
+
+    def _soft_cap(self, key: str) -> float:
+        """As the family has it, where a file does not say."""
+        name = f"{self._family.gguf}.{key}"
+        value = self._float(name, self._family.defaults[key])
+        if not 0 < value < math.inf:
+            raise GptcError(f"{self.path}: {name} is {value!r}, not a number above 0")
+        return value
 
     def _is_tied(self) -> bool:
         """Whether the head is the embedding: not stored, or stored as the same bytes."""

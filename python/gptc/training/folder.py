@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TextIO
 
 from gptc.checkpoint.adapter import save_adapter
 from gptc.checkpoint.find import open_checkpoint
-from gptc.checkpoint.metrics import METRICS, end_of
+from gptc.checkpoint.metrics import LONGEST_SAMPLE, METRICS, SAMPLES, end_of, sample_of
 from gptc.checkpoint.names import (
     BEST,
     ROOT,
@@ -81,6 +81,7 @@ class RunFolder:
             fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with (path / METRICS).open("rb") as lines:
                 metrics.truncate(end_of(lines, step))
+            folder._cut_samples(step)
             clean_up(path)
             if not (path / BEST).exists():  # a link to a checkpoint that was removed
                 (path / BEST).unlink(missing_ok=True)
@@ -118,9 +119,21 @@ class RunFolder:
                 f"gptc train --resume {quoted(self.path)}"
             ) from error
 
+    def write_sample(self, step: int, text: str) -> None:
+        """Appends a sample to samples.jsonl, cut to 5,000 characters, unless the disk is full."""
+        line = json.dumps({"step": step, "text": text[:LONGEST_SAMPLE]})
+        with suppress(OSError), (self.path / SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def _cut_samples(self, step: int) -> None:
+        """Removes the samples after a step."""
+        with suppress(FileNotFoundError), (self.path / SAMPLES).open("r+b") as file:
+            file.truncate(end_of(file, step, sample_of))
+
     def go_back(self, step: int) -> None:
-        """Removes the metrics after a step."""
+        """Removes the metrics and samples after a step."""
         try:
+            self._cut_samples(step)
             self._metrics.flush()
             with (self.path / METRICS).open("rb") as lines:
                 self._metrics.truncate(end_of(lines, step))
@@ -275,6 +288,9 @@ class OthersFolder:
         """Does nothing."""
 
     def write_metrics(self, record: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def write_sample(self, step: int, text: str) -> None:
         """Does nothing."""
 
     def go_back(self, step: int) -> None:

@@ -282,7 +282,7 @@ class Parallel:
             [rows.inputs for rows in own],
             [rows.targets for rows in own],
             positions=places or None,
-            momentum=muon.momentum,
+            muon=muon,
             check=check,
             share=share,
             **vars(adamw),

@@ -63,7 +63,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "norms around": {
         "family": "llama", "norm_at": "both", "activation": "geglu", "n_head": 4, "n_kv_head": 4,
-        "wide_qk_norm": True, "norm": "layernorm", "norm_bias": True,
+        "wide_qk_norm": True, "norm": "layernorm", "norm_bias": True, "score_cap": 1.5,
+        "logit_cap": 2.5,
     },
     "byte": {"family": "byte"},
     "crossed": {

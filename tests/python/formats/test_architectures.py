@@ -6,8 +6,10 @@ test_parity.py compares them with golden files of transformers.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from gptc import Model
 from gptc.checkpoint.reader import Checkpoint
 from gptc.convert.export_model import export_model
 from gptc.engine.config import GPTConfig
-from gptc.errors import GptcError
-from gptc.formats import hf
+from gptc.errors import GptcError, UsageError
+from gptc.formats import gguf_write, hf
 from gptc.formats.registry import open_model
 
 ROOT = Path(__file__).parents[3]
@@ -32,7 +34,9 @@ NOT_IN_GGUF = {
     "gpt2-relu": "the activation relu in gpt2",
     "smollm3-list": "these no_rope_layers, only each 4th layer",
     "neox-in-turn": "the activation gelu in gpt_neox, only gelu_erf",
+    "gemma2-plain": "another scale of scores",
     "gemma3-types": "another scale of scores",
+    "qwen3-moe-odds": "qwen3_moe with norm_topk_prob false",
 }
 
 
@@ -76,7 +80,7 @@ def test_a_gguf_file_has_the_model_or_names_what_is_lacking(
         return
     export_model(source, "gguf", tmp_path / "m.gguf", weights_only=True)
     back = open_model(tmp_path / "m.gguf")
-    assert back.config == source.config
+    assert back.config == replace(source.config, router_loss=0.0)  # which is of training alone
     for name, _, _ in source.config.parameters():
         assert np.array_equal(back.read(name), source.read(name)), name
 
@@ -87,6 +91,7 @@ def test_a_gguf_file_has_the_model_or_names_what_is_lacking(
         ("smollm3", "attention_bias", True),
         ("smollm3", "mlp_bias", True),
         ("olmo2", "attention_bias", True),
+        ("gemma2", "attention_bias", True),
         ("gemma3", "attention_bias", True),
         ("pythia", "attention_bias", False),
     ],
@@ -99,6 +104,55 @@ def test_biases_that_llama_cpp_does_not_read_are_refused(
     wanted = f"llama.cpp lacks {case.kind} with {key} {str(value).lower()}; export it with --to hf"
     with pytest.raises(GptcError, match=wanted):
         export_model(Checkpoint(tmp_path / "model"), "gguf", tmp_path / "m", weights_only=True)
+
+
+def test_scores_of_models_that_llama_cpp_scales_by_the_width(tmp_path: Path) -> None:
+    """Gemma 2 27B, which llama.cpp knows by its 46 layers."""
+    case = case_of("gemma2")
+    sizes = {"num_hidden_layers": 46, "query_pre_attn_scalar": 10}  # 40 / 4, and heads of 16
+    published(case._replace(config={**case.config, **sizes}), tmp_path / "model")
+    source = Checkpoint(tmp_path / "model")
+    assert source.config.score_scale == pytest.approx(10**-0.5)
+    export_model(source, "gguf", tmp_path / "m.gguf", weights_only=True)
+    found = open_model(tmp_path / "m.gguf").config.score_scale
+    assert found == pytest.approx(source.config.score_scale, rel=1e-7)
+    sizes["query_pre_attn_scalar"] = 16  # the head size, of which 46 layers make another scale
+    published(case._replace(config={**case.config, **sizes}), tmp_path / "other")
+    with pytest.raises(GptcError, match=r"llama.cpp lacks another scale of scores"):
+        export_model(Checkpoint(tmp_path / "other"), "gguf", tmp_path / "n", weights_only=True)
+
+
+def test_a_gemma2_without_soft_caps_has_no_gguf_file(tmp_path: Path) -> None:
+    case = case_of("gemma2")
+    config = {**case.config, "attn_logit_softcapping": None}
+    published(case._replace(config=config), tmp_path / "model")
+    wanted = "llama.cpp lacks gemma2 without soft caps of scores and logits; export it with --to hf"
+    with pytest.raises(GptcError, match=wanted):
+        export_model(Checkpoint(tmp_path / "model"), "gguf", tmp_path / "m", weights_only=True)
+
+
+@pytest.mark.parametrize("value", [0.0, -50.0, math.nan, math.inf, "x"])
+@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_soft_caps_of_a_gguf_file_are_numbers_above_0(
+    key: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(case_of("gemma2"), tmp_path / "model")
+    source, metadata = Checkpoint(tmp_path / "model"), gguf_write._metadata
+    with monkeypatch.context() as patch:
+        changed = {f"gemma2.{key}": value}
+        patch.setattr(gguf_write, "_metadata", lambda *given: {**metadata(*given), **changed})
+        (tmp_path / "m.gguf").write_bytes(b"".join(gguf_write.model_chunks(source, None)))
+    with pytest.raises(GptcError, match=rf"gemma2.{key} is {value!r}, not a number") as caught:
+        open_model(tmp_path / "m.gguf")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("field", ["score_cap", "logit_cap"])
+def test_soft_caps_of_a_shape_are_0_or_above(field: str, value: float) -> None:
+    config = hf.config_from_json(case_of("gemma2").config, "config.json")
+    with pytest.raises(UsageError, match=rf"{field} is .*; it must be 0 .none. or above"):
+        replace(config, **{field: value}).check()
 
 
 def test_a_phi3_that_turns_whole_heads_is_a_mistral(tmp_path: Path) -> None:
@@ -150,6 +204,16 @@ def case_of(name: str) -> reference.Case:
         ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
         ("smollm3", {"use_sliding_window": True}, "use_sliding_window True is not supported"),
         ("olmo2", {"num_key_value_heads": 2}, "qk_norm over the width needs n_kv_head equal"),
+        (
+            "gemma2",
+            {"attn_logit_softcapping": 0},
+            "attn_logit_softcapping is 0, not a number above",
+        ),
+        ("gemma2", {"attn_logit_softcapping": math.nan}, "attn_logit_softcapping is nan, not a"),
+        ("gemma2", {"final_logit_softcapping": -1.0}, "final_logit_softcapping is -1.0, not a"),
+        ("gemma2", {"final_logit_softcapping": math.inf}, "final_logit_softcapping is inf, not a"),
+        ("gemma2", {"final_logit_softcapping": True}, "final_logit_softcapping is True, not a"),
+        ("gemma2", {"sliding_window": 0}, "sliding_window is 0, not a whole number above 0"),
         ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not"),
         ("gemma3", {"sliding_window": 0}, "sliding_window is 0, not a whole number above 0"),

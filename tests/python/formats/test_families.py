@@ -223,10 +223,21 @@ def test_other_formats_refuse_what_they_cannot_hold(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma2", "final_logit_softcapping": 3.0, "hidden_activation": "quick"},
-         r"'gemma2' is not one of gpt2, llama, mistral, [^(]*gptc \(gptc lacks a soft cap on "
+        ({"model_type": "gemma", "final_logit_softcapping": 3.0, "hidden_activation": "quick"},
+         r"'gemma' is not one of gpt2, llama, mistral, [^(]*gptc \(gptc lacks a soft cap on "
          r"logits, the activation quick\)"),
-        ({"model_type": "mixtral", "num_local_experts": 8}, r"'mixtral' is .* lacks experts\)"),
+        ({"model_type": "deepseek_v3", "n_routed_experts": 8}, r"'deepseek_v3' .* lacks experts"),
+        ({"model_type": "mixtral", "num_local_experts": 0}, "num_local_experts is 0, not a whole"),
+        ({"model_type": "mixtral", "num_experts": 3, "num_experts_per_tok": 4},
+         "num_experts_per_tok is 4, and there are 3 experts"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 0}, "num_experts_per_tok is 0, not a wh"),
+        ({"model_type": "mixtral", "num_local_experts": 129}, "n_expert is 129; it must be betw"),
+        ({"model_type": "mixtral", "router_jitter_noise": 0.1}, "router_jitter_noise 0.1 is not"),
+        ({"model_type": "mixtral", "output_router_logits": True, "router_aux_loss_coef": "x"},
+         "router_aux_loss_coef is 'x', not a number above 0"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [0]}, r"mlp_only_layers \[0\] is not supp"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "decoder_sparse_step 2 is not"),
+        ({"model_type": "qwen3_moe", "norm_topk_prob": 1}, "norm_topk_prob is 1, not true"),
         ({"model_type": "phi"}, r"'phi' is not one of [^(]*, gptc$"),
         ({"num_experts": 8}, "num_experts 8 is not supported, only None"),
         ({"attention_chunk_size": 8192}, "attention_chunk_size 8192 is not supported"),
@@ -264,7 +275,7 @@ def test_a_config_json_with_other_features(changes: dict[str, Any], message: str
     [
         ({"general.architecture": "gemma", "gemma.final_logit_softcapping": 30.0},
          r"architecture is 'gemma', not one of gpt2, llama, [^(]* \(gptc lacks a soft cap"),
-        ({"llama.expert_count": 8}, "llama.expert_count is 8, and only 0 is supported"),
+        ({"llama.expert_count": 8}, "llama.expert_used_count is None, not a whole number"),
         ({"llama.attention.scale": 0.5}, "llama.attention.scale is 0.5"),
         ({"llama.attention.sliding_window": "x"}, "sliding_window is 'x', not a whole number"),
         ({"llama.rope.scaling.type": "longrope"}, "scaling.type 'longrope' is not supported"),

@@ -222,3 +222,21 @@ def test_a_run_with_muon_is_imported_without_its_optimizer(
     assert any("moments, every number finite" in line for line in found.check())
     assert import_model(found.path, tmp_path / "imported").optimizer_step is None
     export_model(found, "heimerl", tmp_path / "model_gpt.bin")
+
+
+def test_a_run_of_scaled_rows_resumes_bit_for_bit(options: dict[str, Any]) -> None:
+    """NorMuon's averages are saved; cautious decay has no state."""
+    own = {"optimizer": "muon", "muon_rows": True, "muon_cautious": True, "weight_decay": 0.5}
+    own["schedule"] = "constant"
+    whole, cut = options["out"] + "-whole", options["out"] + "-cut"
+    train({**options, **own, "out": whole})
+    train({**options, **own, "out": cut, "steps": 4})
+    train({"steps": 8}, resume=cut)
+    ends = [Path(run) / "ckpt-000008" for run in (whole, cut)]
+    assert content(ends[0]) == content(ends[1])
+    rows = Checkpoint(ends[0]).state("rows.h.0.attn.qkv.weight")
+    assert rows is not None
+    assert rows.shape == (96,)
+    assert (rows > 0).all()
+    with pytest.raises(UsageError, match="--muon-rows cannot change on --resume"):
+        train({"steps": 9, "muon_rows": False}, resume=cut)
