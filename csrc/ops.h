@@ -75,7 +75,7 @@ typedef struct gpt_shape {
     int32_t QK; /* numbers that a norm of queries is over; 0: HS */
     int32_t activation;
     int32_t logit_cap; /* 1: logits have a soft cap */
-    int32_t E; /* experts; 0: none */
+    int32_t E;         /* experts; 0: none */
     int32_t training;
     int32_t lora_rank; /* 0: there are no adapters */
     int32_t dora;      /* 1: they have magnitudes */
