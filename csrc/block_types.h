@@ -20,10 +20,9 @@ typedef struct quant_form {
     int rows;  /* of a group's scales: 2 with minima, else 1 */
 } quant_form;
 
-/* name, bits, zero, group, scale, rows. The first two are ours, the others those of GGUF's types. */
+/* name, bits, zero, group, scale, rows. The first is ours, the others those of GGUF's types. */
 #define QUANT_FORMS(X)                                                                             \
     X(INT8, 8, 128, 32, SCALE_BF16, 1)                                                             \
-    X(INT4, 4, 8, 32, SCALE_BF16, 1)                                                               \
     X(Q4_0, 4, 8, 32, SCALE_FP16, 1)                                                               \
     X(Q4_1, 4, 0, 32, SCALE_FP16, 2)                                                               \
     X(Q5_0, 5, 16, 32, SCALE_FP16, 1)                                                              \
@@ -227,6 +226,17 @@ GPT_EVERYWHERE static inline float half_float(uint16_t x) {
     size |= sign;
     memcpy(&value, &size, sizeof value);
     return value;
+}
+
+/* The nearest float16 of x >= 0; infinity from 65520 on. */
+GPT_EVERYWHERE static inline uint16_t half_of(float x) {
+    uint32_t bits;
+    int subnormal = x < 0x1p-14f;
+    if (subnormal) x = x * 0x1p24f + 0x1p23f; /* whose lower bits are an integer */
+    memcpy(&bits, &x, sizeof bits);
+    if (subnormal) return (uint16_t)bits;
+    if (!(x < 65520)) return 0x7c00;
+    return (uint16_t)((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
 }
 
 #endif

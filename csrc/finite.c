@@ -57,6 +57,12 @@ OUTPUTS(dora_backward, FLOATS(dm, ROWS), ACTS(dv, N * op->OC))
 OUTPUTS(linear_forward, ACTS(pre, N *GATED(OC)), ACTS(out, N * op->OC))
 OUTPUTS(linear_backward, FLOATS(dw, (int64_t)op->OC * op->IC), FLOATS(db, op->OC),
         ACTS(din, N *GATED(IC)))
+OUTPUTS(route_forward, FLOATS(probs, N * op->E), FLOATS(gates, N * op->K))
+OUTPUTS(route_backward, FLOATS(dw, (int64_t)op->E * op->C), ACTS(din, N * op->C))
+OUTPUTS(expert_spread, FLOATS(dgates, N * op->K), ACTS(out, N * op->K * op->C))
+OUTPUTS(expert_combine, ACTS(out, N * op->C))
+OUTPUTS(expert_forward, ACTS(out, (int64_t)op->R * op->OC))
+OUTPUTS(expert_backward, ACTS(din, (int64_t)op->R *GATED(IC)))
 OUTPUTS(head_forward, FLOATS(logits, op->V)) /* the first row: others may be padded */
 OUTPUTS(classifier_forward, FLOATS(losses, N))
 OUTPUTS(classifier_backward, FLOATS(losses, N), FLOATS(total, 1), ACTS(dx, N * op->C),

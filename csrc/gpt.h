@@ -83,6 +83,14 @@ enum gpt_status {
 /* How the ranks of a job exchange numbers. */
 enum gpt_comm_kind { GPT_COMM_NONE = 0, GPT_COMM_MPI = 1 };
 
+/* The form in which ranks send gradients. A rounded one comes with error feedback: a rank adds to its next
+ * numbers what rounding has left out (Seide et al. 2014), also of sums (Tang et al. 2019). */
+enum gpt_wire {
+    GPT_WIRE_FP32 = 0,
+    GPT_WIRE_BF16 = 1,
+    GPT_WIRE_INT8 = 2, /* 8 bits, and a float32 scale for 256 numbers: their largest / 127 */
+};
+
 enum gpt_device { GPT_DEVICE_CPU = 0, GPT_DEVICE_CUDA = 1 };
 
 enum gpt_dtype {
@@ -235,14 +243,25 @@ typedef struct gpt_config {
     /* Soft caps: a number x becomes cap tanh(x / cap), as in Gemma 2 (2024), section 2. 0: none. */
     float score_cap; /* of scores, after their factor */
     float logit_cap;
+    /* Experts of each feed-forward layer, each n_ff wide and without biases: Shazeer et al. 2017; 0: one
+     * layer for all tokens. On a CPU. */
+    int32_t n_expert;
+    int32_t n_expert_used; /* experts of a token, the likeliest by a softmax over all; 0 without */
+    /* 1: their weights are divided by their sum, as in Mixtral (Jiang et al. 2024, section 2.1) */
+    int32_t expert_norm;
+    /* Factor of the load-balance loss in the gradient: Fedus et al. 2021, equations 4 to 6, with all
+     * layers' tokens together, as in transformers. Losses stay cross-entropy. */
+    float router_loss;
 } gpt_config;
+
+enum { GPT_MAX_EXPERTS = 128 };
 
 /* The optimizer of a parameter. */
 enum gpt_optimizer_kind {
     GPT_OPTIMIZER_DEFAULT = 0, /* of a group: gpt_options.optimizer; there: AdamW */
     GPT_OPTIMIZER_ADAMW = 1,   /* two state slots: the moments */
     GPT_OPTIMIZER_SGD = 2,     /* one state slot: the momentum buffer */
-    /* Matrices of layers, one state slot: the momentum buffer. Other parameters have AdamW instead. */
+    /* Matrices of layers; state slots: the momentum buffer, and with muon_rows (rows). Other parameters have AdamW instead. */
     GPT_OPTIMIZER_MUON = 3,
 };
 
@@ -330,11 +349,16 @@ typedef struct gpt_options {
     /* The state of AdamW, the only optimizer then, is of part `shard` of n_shards alone, on a CPU: ZeRO-1
      * (Rajbhandari et al. 2020). Each rank of a job has one part, that of its number. 0 or 1: of all. */
     int32_t n_shards, shard;
+    /* 1: matrices with Muon have a second state slot, (rows), by which each row of a step is scaled: see
+     * gpt_muon. */
+    int32_t muon_rows;
+    int32_t wire; /* enum gpt_wire, of gpt_model_all_reduce; on a CPU where it is not fp32 */
 } gpt_options;
 
 /* The memory and work of a model, before anything is allocated. Bytes are exact, but for library_bytes. */
 typedef struct gpt_plan {
-    int64_t n_params; /* learned numbers, tied ones once, without padding rows */
+    int64_t n_params;        /* learned numbers, tied ones once, without padding rows */
+    int64_t n_active_params; /* those that a token reads: fewer where there are experts */
     uint64_t param_bytes;
     uint64_t grad_bytes;
     uint64_t optimizer_bytes;
@@ -378,12 +402,18 @@ typedef struct gpt_sgd {
 /* Muon: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A step is the orthogonal
  * matrix nearest to the momentum (Nesterov's), nearly: five products of Amsel et al. 2025. It is scaled to
  * 0.2 sqrt(max(rows, columns)) (Liu et al. 2025, section 2.2), so that its numbers are as large as AdamW's, and rate
- * and decay can be the same. Queries, keys and values, gates and ups are matrices each. */
+ * and decay can be the same. Queries, keys and values, gates and ups are matrices each.
+ * With gpt_options.muon_rows it is NorMuon (Li et al. 2025, algorithm 1): a row of the orthogonal matrix is divided by
+ * the root of a moving average of its mean square, and the whole scaled to the same mean square as before. */
 typedef struct gpt_muon {
     float lr;
     float momentum;
     float weight_decay; /* decoupled, as AdamW's */
     float grad_clip;    /* largest global gradient norm; 0: no clipping */
+    float beta2;        /* decay rate of the averages of muon_rows */
+    int32_t
+        cautious; /* 1: a number decays only where the step does not make it larger (Chen et al. 2025,
+                         * "Cautious Weight Decay") */
 } gpt_muon;
 
 /* The settings of one optimizer for one update. */
@@ -442,7 +472,8 @@ typedef struct gpt_draw {
 enum gpt_tensor {
     GPT_TENSOR_VALUE = 0,
     GPT_TENSOR_GRAD = 1,
-    GPT_TENSOR_STATE0 = 2, /* + k: state slot k of the parameter's optimizer */
+    GPT_TENSOR_STATE0 = 2,    /* + k: state slot k of the parameter's optimizer */
+    GPT_TENSOR_RESIDUAL = 16, /* gradients that this rank has not sent: with gpt_options.wire */
 };
 
 /* The cost so far of one kind of call: an op of csrc/ops.h at one shape. */
@@ -491,6 +522,13 @@ typedef struct gpt_model gpt_model;
 typedef struct gpt_session gpt_session;
 typedef struct gpt_adapter gpt_adapter;
 typedef struct gpt_comm gpt_comm;
+
+/* A sum of gradients, n from `first` on, in seconds since gpt_model_begin_all_reduce: the rank had computed
+ * them, their exchange began, and it ended. The last sum is ready when backward ends. */
+typedef struct gpt_sum_span {
+    int64_t first, n;
+    double ready_s, begin_s, end_s;
+} gpt_sum_span;
 
 /* ---- library ---- */
 
@@ -601,13 +639,16 @@ int gpt_model_forward(gpt_model *model, const int32_t *tokens, const int32_t *ta
 int gpt_model_backward_weighted(gpt_model *model, const float *weights, int B, int T);
 int gpt_model_zero_grads(gpt_model *model);
 /* The gradients of all parameters that are not frozen as one array of n numbers: of matrices that
- * products read, then of the others, each in the order of parameters, with zeros between them, so that a sum over several models needs one call. It is memory of
- * the model's device: on a GPU, a device pointer. It stays where it is until the model is freed, and
- * holds gradients from a backward to the next update. Waits for the device. */
+ * products read, then of the others, each in the order of parameters, with zeros between them, so that
+ * a sum over several models needs one call. It is memory of the model's device: on a GPU, a device
+ * pointer. It stays where it is until the model is freed, and holds gradients from a backward to the
+ * next update. Waits for the device. */
 int gpt_model_grads(gpt_model *model, float **grads, int64_t *n);
 /* State slots of parameter i, which GPT_TENSOR_STATE0 + k reaches; 0 where it is not trained, -1 where
  * there is no such parameter. */
 int gpt_model_state_count(const gpt_model *model, int i);
+/* Numbers of state slot k of parameter i; 0 without that slot, -1 without that parameter. */
+int64_t gpt_model_state_size(const gpt_model *model, int i, int k);
 /* Clips and applies the gradients, by optimizers (n_optimizers): one for each kind that has parameters.
  * loss is the sum of the losses of the backward calls since the last
  * update, each times its scale; grad_norm is the norm before clipping; either may be NULL. When the
@@ -722,7 +763,10 @@ int gpt_comm_lost(const gpt_comm *comm, int rank);
 int gpt_comm_set_timeout(gpt_comm *comm, double timeout_s);
 /* x (n) becomes the sum over ranks, added in the order of ranks: the same bits on all, and in every run. */
 int gpt_comm_all_reduce(gpt_comm *comm, float *x, int64_t n);
-/* The same for the slice of this rank; the rest of x keeps its numbers. */
+/* The same, with numbers and sums in the form of wire, an enum gpt_wire. residual (n) is what this rank has
+ * not sent in earlier calls with the same n, zero at first; unused for fp32. */
+int gpt_comm_all_reduce_coded(gpt_comm *comm, int wire, float *x, float *residual, int64_t n);
+/* gpt_comm_all_reduce for the slice of this rank; the rest of x keeps its numbers. */
 int gpt_comm_reduce_scatter(gpt_comm *comm, float *x, int64_t n);
 /* The first of n numbers in the slice of a rank; with the number of ranks, n. */
 int64_t gpt_comm_slice(const gpt_comm *comm, int64_t n, int rank);
@@ -736,10 +780,18 @@ void gpt_comm_abort(gpt_comm *comm, int code);
 /* The next gpt_model_backward has rows of a larger batch, which is number `micro` of the step: those from
  * `row` on. They are dropped out as in that batch. A call that is refused counts. */
 int gpt_model_place(gpt_model *model, int64_t micro, int64_t row);
+/* The next gpt_model_backward is the last one of this rank before gpt_model_all_reduce, which has to follow. A
+ * thread then adds the gradients of layers while those below are computed; until gpt_model_all_reduce has
+ * returned, no other call may use comm. The sums have the same bits without this call. On a GPU, and with
+ * n_shards, it changes nothing. */
+int gpt_model_begin_all_reduce(gpt_model *model, gpt_comm *comm);
 /* Adds the gradients of all ranks, and their losses since the last update. Before gpt_model_update; a rank
  * that had no backward adds zero. After an error the gradients are gone. A model with n_shards gets the sums
  * of its part, and the norm of all. */
 int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm);
+/* The i-th sum of the last gpt_model_all_reduce that gpt_model_begin_all_reduce came before. GPT_ERR_ARGUMENT
+ * past the last one, without a sentence. */
+int gpt_comm_sum_span(const gpt_comm *comm, int i, gpt_sum_span *out);
 /* With n_shards: after gpt_model_update, which has changed the parameters of the own part, those of all ranks
  * come to each. Until then the model computes nothing, and its parameters are not read or written. The
  * gradients are gone. */

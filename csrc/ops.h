@@ -12,6 +12,7 @@
  *     C    n_embd                    NKV  n_kv_head (NKV divides NH)
  *     F    n_ff                      HS   head size, C / NH unless a model says otherwise
  *     L    n_layer                   QKV  (NH + 2 NKV) HS, packed queries, keys, values
+ *     E    n_expert                  K    n_expert_used
  *
  * Conventions
  *  - An op takes its context and one struct, which has the op's name. Its fields are outputs, inputs
@@ -74,6 +75,7 @@ typedef struct gpt_shape {
     int32_t QK; /* numbers that a norm of queries is over; 0: HS */
     int32_t activation;
     int32_t logit_cap; /* 1: logits have a soft cap */
+    int32_t E; /* experts; 0: none */
     int32_t training;
     int32_t lora_rank; /* 0: there are no adapters */
     int32_t dora;      /* 1: they have magnitudes */
@@ -91,6 +93,7 @@ typedef struct gpt_segment {
     int64_t offset, size; /* size = rows cols */
     int64_t grad;         /* its offset in the gradients; -1: it is frozen */
     int64_t state;        /* its offset in each state buffer of its optimizer */
+    int64_t row_state;    /* that of its (rows) in Muon's buffer; 0: none */
     int32_t optimizer;    /* enum gpt_optimizer_kind; DEFAULT: none */
     float lr_scale;
     int32_t decay;
@@ -136,7 +139,13 @@ typedef struct gpt_segment {
 #define GPT_LORA_OPS(X) X(lora_forward) X(lora_backward)
 /* Those of DoRA. */
 #define GPT_DORA_OPS(X) X(dora_inputs) X(dora_gain) X(dora_backward)
-#define GPT_OPS(X)      GPT_ACT_OPS(X) GPT_LORA_OPS(X) GPT_DORA_OPS(X) GPT_WEIGHT_OPS(X)
+/* Those of experts: what touches activations and float32 parameters, and the products. A backend without
+ * them has NULL in all of their slots. */
+#define GPT_ROUTE_OPS(X)  X(route_forward) X(route_backward) X(expert_spread) X(expert_combine)
+#define GPT_EXPERT_OPS(X) X(expert_forward) X(expert_backward)
+#define GPT_OPS(X)                                                                                 \
+    GPT_ACT_OPS(X)                                                                                 \
+    GPT_LORA_OPS(X) GPT_DORA_OPS(X) GPT_ROUTE_OPS(X) GPT_EXPERT_OPS(X) GPT_WEIGHT_OPS(X)
 
 /* ---- embedding.c ---- */
 
@@ -246,6 +255,87 @@ typedef struct linear_backward {
     int add;
     int N, IC, OC;
 } linear_backward;
+
+/* ---- route.c ---- */
+
+/* The experts of each token (Shazeer et al. 2017, section 2.1): with p = softmax(in w^T) over E experts, the K
+ * likeliest, the first of equal ones first. Choices are then ordered by expert, and those of one by token: a choice
+ * has a row there, of N K. */
+typedef struct route_forward {
+    float *probs;     /* (N, E) = p */
+    float *gates;     /* (N, K) = p of the chosen, with `norm` divided by their sum */
+    int32_t *choices; /* (N, K) = their experts, the likeliest first */
+    int32_t *places;  /* (N, K) = their rows */
+    int32_t *begins;  /* (E + 1) = the first row of each expert, and N K */
+    const act *in;    /* (N, C) */
+    const float *w;   /* (E, C) */
+    int norm;
+    int N, C, E, K;
+} route_forward;
+
+/* The gradient of the logits, from that of the gates and from the load-balance loss E sum(f P): f is the number of an
+ * expert's tokens, P the sum of its probabilities, in all layers, each divided by N L. f has no gradient. */
+typedef struct route_backward {
+    act *din;                   /* (N, C) += */
+    float *dw;                  /* (E, C) +=, or NULL */
+    const float *dgates;        /* (N, K) */
+    const act *in;              /* (N, C) */
+    const float *w;             /* (E, C) */
+    const float *probs, *gates; /* of forward */
+    const int32_t *choices;
+    const int32_t *begins; /* (L, E + 1) of all layers */
+    float balance;         /* factor of that loss */
+    int norm;
+    int N, C, E, K, L;
+} route_backward;
+
+/* out[places[n][k]] = gates[n][k] in[n]; and dgates[n][k] = in[n] . values[places[n][k]], where those are asked for. */
+typedef struct expert_spread {
+    act *out;              /* (N K, C) = */
+    float *dgates;         /* (N, K) =, or NULL */
+    const act *in;         /* (N, C) */
+    const act *values;     /* (N K, C), or NULL without dgates */
+    const float *gates;    /* (N, K); NULL: each is 1 */
+    const int32_t *places; /* (N, K) */
+    int N, C, K;
+} expert_spread;
+
+/* out[n] = sum over k of gates[n][k] in[places[n][k]], in the order of k. */
+typedef struct expert_combine {
+    act *out;              /* (N, C) = */
+    const act *in;         /* (N K, C) */
+    const float *gates;    /* (N, K); NULL: each is 1 */
+    const int32_t *places; /* (N, K) */
+    int N, C, K;
+} expert_combine;
+
+/* ---- experts.c ---- */
+
+/* linear_forward without a bias, of rows begins[e] to begins[e + 1] - 1 with w[e]. The weights of an expert without
+ * rows are not read. */
+typedef struct expert_forward {
+    act *out;              /* (R, OC) = */
+    act *pre;              /* as in linear_forward */
+    const act *in;         /* (R, IC) */
+    weight *const *w;      /* (E), on the host */
+    const int32_t *begins; /* (E + 1) */
+    int activation, exact; /* as in linear_forward */
+    int R, E, IC, OC;
+} expert_forward;
+
+/* Likewise linear_backward. Without add, the gradient of an expert without rows is 0. */
+typedef struct expert_backward {
+    act *din;          /* (R, IC), or (R, 2 IC) for SwiGLU, = */
+    weight *const *dw; /* (E), on the host, of float (OC, IC) +=, or = without add; or NULL each */
+    const act *dout;   /* (R, OC) */
+    const act *in;     /* as in linear_backward */
+    weight *const *w;  /* (E), on the host */
+    const act *pre;    /* as in linear_backward */
+    const int32_t *begins; /* (E + 1) */
+    int activation;        /* as in linear_backward */
+    int add;
+    int R, E, IC, OC;
+} expert_backward;
 
 /* ---- lora.c ---- */
 
@@ -600,10 +690,14 @@ typedef struct sgd_update {
  *     m = momentum m + (1 - momentum) grad;  u = (1 - momentum) grad + momentum m
  *     X = u / |u|, then five times X = a X + (b A + c A^2) X with A = X X^T (or X^T X from the right)
  *     w = (1 - lr weight_decay) w - lr 0.2 sqrt(max(rows, columns)) X
+ * With v (rows) in the state, of row r of X the last line has, before (Li et al. 2025, "NorMuon", algorithm 1):
+ *     v[r] = beta2 v[r] + (1 - beta2) |X[r]|^2 / columns;  X[r] = X[r] / (sqrt(v[r]) + 1e-8)
+ *     X = X sqrt(rows columns / max(rows, columns)) / |X|
+ * With cautious, a number whose X has the other sign does not decay (Chen et al. 2025, "Cautious Weight Decay").
  * Products are in the table's dtype. A matrix of zeros has a step of zeros. */
 typedef struct muon_update {
     float *w;                    /* at each segment's offset, in place */
-    float *momentum;             /* at its state, in place */
+    float *momentum;             /* at its state, in place; v at its row_state */
     const float *grads;          /* at its grad */
     const float *norm;           /* (1) */
     const gpt_muon *step;        /* (1), in the device's memory */
@@ -627,6 +721,8 @@ enum { MUON_ITERATIONS = 5 };
             2.3465413258596377f, -1.7097828382687081f, 0.42323551169305323f                        \
         }                                                                                          \
     }
+
+#define MUON_ROW_EPS 1e-8f
 
 /* The factor of the step. */
 static inline float muon_scale(int rows, int cols) {

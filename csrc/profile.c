@@ -224,6 +224,57 @@ COST(attention_decode) {
                   .bytes = op->scale_k ? numbers + floats(2.0 * keys * op->NKV) : acts(p, numbers)};
 }
 
+COST(route_forward) {
+    return (cost){.flops = 2.0 * op->N * op->C * op->E,
+                  .bytes = acts(p, (double)op->N * op->C) + floats((double)op->E * op->C)};
+}
+
+COST(route_backward) {
+    return (cost){.flops = (op->dw ? 4.0 : 2.0) * op->N * op->C * op->E,
+                  .bytes = acts(p, 3.0 * op->N * op->C) + floats(3.0 * op->E * op->C)};
+}
+
+COST(expert_spread) {
+    return (cost){.bytes = acts(p, (1.0 + (op->dgates ? 2 : 1) * op->K) * op->N * op->C)};
+}
+
+COST(expert_combine) {
+    return (cost){.bytes = acts(p, (1.0 + op->K) * op->N * op->C)};
+}
+
+/* Bytes of the matrices of experts that have rows. */
+static double used_experts(gpt_ctx *p, const int32_t *begins, weight *const *w, int E, int rows,
+                           int cols, int parts) {
+    int32_t found[GPT_MAX_EXPERTS + 1];
+    double bytes = 0;
+    p->ops->download(p->inner, found, begins, sizeof *found * (size_t)(E + 1));
+    for (int e = 0; e < E; e++)
+        if (found[e + 1] > found[e]) bytes += weights(p, w[e], rows, cols, parts);
+    return bytes;
+}
+
+COST(expert_forward) {
+    int parts = is_gated(op->activation) ? 2 : 1, width = parts * op->OC;
+    double kept = op->pre ? width : 0;
+    return (cost){.flops = 2.0 * op->R * op->IC * width,
+                  .bytes = acts(p, (double)op->R * (op->IC + op->OC + kept)) +
+                           used_experts(p, op->begins, op->w, op->E, width, op->IC, parts),
+                  .a = op->IC,
+                  .b = width};
+}
+
+COST(expert_backward) {
+    double width = is_gated(op->activation) ? 2.0 * op->IC : op->IC, written = 0;
+    for (int e = 0; e < op->E; e++)
+        if (op->dw[e]) written += (op->add ? 2.0 : 1.0) * op->IC * op->OC;
+    return (cost){.flops = (written > 0 ? 4.0 : 2.0) * op->R * op->IC * op->OC,
+                  .bytes = acts(p, (double)op->R * (op->OC + op->IC + 2 * width)) +
+                           used_experts(p, op->begins, op->w, op->E, op->OC, op->IC, 1) +
+                           floats(written),
+                  .a = op->IC,
+                  .b = op->OC};
+}
+
 COST(classifier_forward) {
     return (cost){.flops = 2.0 * op->N * op->C * op->V,
                   .bytes = acts(p, (double)op->N * op->C) + weights(p, op->wte, op->V, op->C, 1),

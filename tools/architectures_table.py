@@ -28,7 +28,7 @@ that decides. [CONTRIBUTING.md](../CONTRIBUTING.md#add-an-architecture) tells ho
 # Of a row: those that say how files are written, and those that have columns.
 _FILES = {"model_type", "model_class", "gguf", "paper", "activation_key", "eps_key", "theta_key"}
 _FILES |= {"stems", "gguf_stems", "defaults", "paired", "interleaved", "pad", "divided", "period"}
-_FILES |= {"window_switch", "norms_from_one", "plain"}
+_FILES |= {"window_switch", "norms_from_one", "plain", "expert_width_key"}
 _SHOWN = {"norm", "pos", "activations", "norm_at", *BIASES}
 
 

@@ -28,6 +28,21 @@ int check_tokens(const gpt_model *m, const char *what, const int32_t *tokens, in
 /* Whether the parameters of all parts of a sharded model are there. */
 int check_gathered(const gpt_model *m);
 
+/* Whether there are gradients, or why not. */
+int check_trains(const gpt_model *m);
+
+/* An enum gpt_wire. */
+int check_wire(int wire);
+
+/* Whether the calling thread may use comm. */
+int check_idle(const gpt_comm *comm);
+
+/* Gives up sums that gpt_model_all_reduce has not ended; ranks are apart then. */
+void drop_sums(gpt_model *m);
+
+/* Gradients and losses of no backward. */
+int zero_grads(gpt_model *m);
+
 /* GPT_ERR_DEVICE in a child of the process that made a model on a GPU. */
 int check_process(const gpt_model *m);
 

@@ -1,6 +1,6 @@
-/* comm.c: the ranks of a job, the sum of their gradients, and the parts of a sharded model. */
-#include "comm/comm.h"
+/* comm.c: the ranks of a job, and their calls. */
 #include "api.h"
+#include "comm/background.h"
 
 #include <math.h>
 #include <string.h>
@@ -19,7 +19,9 @@ int gpt_comm_create(int kind, const char *library, double timeout_s, gpt_comm **
 }
 
 void gpt_comm_free(gpt_comm *comm) {
-    if (comm) comm->ops->free(comm);
+    if (!comm) return;
+    background_stop(comm);
+    comm->ops->free(comm);
 }
 
 int gpt_comm_rank(const gpt_comm *comm) {
@@ -49,23 +51,40 @@ int64_t gpt_comm_slice(const gpt_comm *comm, int64_t n, int rank) {
     return comm && n >= 0 && rank >= 0 ? comm_slice(comm, n, rank) : -1;
 }
 
+int check_idle(const gpt_comm *comm) {
+    if (!background_is_busy(comm)) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "gradients are being added; call gpt_model_all_reduce first");
+}
+
 static int check_numbers(const gpt_comm *comm, const float *x, int64_t n) {
     REQUIRE(comm);
     if (n < 0)
         return fail(GPT_ERR_ARGUMENT, "the count is %lld; it must be 0 or above", (long long)n);
     if (n > 0) REQUIRE(x);
-    return GPT_OK;
+    return check_idle(comm);
+}
+
+int check_wire(int wire) {
+    if (wire >= GPT_WIRE_FP32 && wire <= GPT_WIRE_INT8) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "unknown form of gradients %d", wire);
 }
 
 int gpt_comm_all_reduce(gpt_comm *comm, float *x, int64_t n) {
     TRY(check_numbers(comm, x, n));
-    return comm->ops->all_reduce(comm, x, n);
+    return comm->ops->all_reduce(comm, x, n, (coding){0});
+}
+
+int gpt_comm_all_reduce_coded(gpt_comm *comm, int wire, float *x, float *residual, int64_t n) {
+    TRY(check_numbers(comm, x, n));
+    TRY(check_wire(wire));
+    if (wire != GPT_WIRE_FP32 && n > 0) REQUIRE(residual);
+    return comm->ops->all_reduce(comm, x, n, (coding){wire, residual});
 }
 
 int gpt_comm_reduce_scatter(gpt_comm *comm, float *x, int64_t n) {
     TRY(check_numbers(comm, x, n));
     for (int rank = 0; rank <= comm->size; rank++) comm->bounds[rank] = comm_slice(comm, n, rank);
-    return comm->ops->reduce_scatter(comm, x, comm->bounds);
+    return comm->ops->reduce_scatter(comm, x, comm->bounds, (coding){0});
 }
 
 int gpt_comm_all_gather(gpt_comm *comm, void *x, const int64_t *offsets) {
@@ -76,6 +95,7 @@ int gpt_comm_all_gather(gpt_comm *comm, void *x, const int64_t *offsets) {
         if (offsets[rank] < 0 || offsets[rank + 1] < offsets[rank])
             return fail(GPT_ERR_ARGUMENT, "the part of rank %d is bytes %lld to %lld", rank,
                         (long long)offsets[rank], (long long)offsets[rank + 1]);
+    TRY(check_idle(comm));
     return comm->ops->all_gather(comm, x, offsets);
 }
 
@@ -85,6 +105,7 @@ int gpt_comm_broadcast(gpt_comm *comm, void *x, int64_t n_bytes, int root) {
         return fail(GPT_ERR_ARGUMENT, "%lld bytes of rank %d; there are ranks 0 to %d",
                     (long long)n_bytes, root, comm->size - 1);
     if (n_bytes > 0) REQUIRE(x);
+    TRY(check_idle(comm));
     return comm->ops->broadcast(comm, x, n_bytes, root);
 }
 
@@ -92,138 +113,8 @@ void gpt_comm_abort(gpt_comm *comm, int code) {
     if (comm) comm->ops->end_job(comm, code);
 }
 
-/* ---- gradients ---- */
-
-/* The rows of which every element that dropout draws for has a number of 64 bits. */
-static int64_t most_rows(const gpt_model *m) {
-    const gpt_config *c = &m->config;
-    int64_t T = m->options.max_seq, width = c->n_head * T + c->n_embd + 2 * (int64_t)c->n_ff;
-    return INT64_MAX / (T * width) - m->options.max_batch;
-}
-
-int gpt_model_place(gpt_model *model, int64_t micro, int64_t row) {
-    REQUIRE_MODEL(model);
-    model->place = (batch_place){0};
-    if (micro < 0 || row < 0)
-        return fail(GPT_ERR_ARGUMENT, "row %lld of batch %lld; both are 0 or above", (long long)row,
-                    (long long)micro);
-    if (row > most_rows(model))
-        return fail(GPT_ERR_ARGUMENT, "row %lld is too large; this model has rows up to %lld",
-                    (long long)row, (long long)most_rows(model));
-    model->place = (batch_place){true, micro, row};
-    return GPT_OK;
-}
-
-/* x (n) of the device, through the host where that has other memory. */
-static int reduce_on(gpt_model *m, gpt_comm *comm, float *x, int64_t n) {
-    if (m->options.device == GPT_DEVICE_CPU) return comm->ops->all_reduce(comm, x, n);
-    for (int64_t first = 0; first < n; first += COMM_STAGE) {
-        int64_t size = n - first < COMM_STAGE ? n - first : COMM_STAGE;
-        size_t bytes = sizeof *x * (size_t)size;
-        m->ops->download(m->ctx, comm->stage, x + first, bytes);
-        TRY(m->ops->sync(m->ctx));
-        TRY(comm->ops->all_reduce(comm, comm->stage, size));
-        m->ops->upload(m->ctx, x + first, comm->stage, bytes);
-        TRY(m->ops->sync(m->ctx));
-    }
-    return GPT_OK;
-}
-
-/* ---- a part of the optimizer's state ---- */
-
-static int check_part(const gpt_model *m, const gpt_comm *comm) {
-    if (!is_sharded(&m->layout))
-        return fail(GPT_ERR_ARGUMENT, "the model was created without n_shards: its state is whole");
-    if (m->layout.n_shards == comm->size && m->options.shard == comm->rank) return GPT_OK;
-    return fail(GPT_ERR_ARGUMENT, "the model has part %d of %d; this is rank %d of %d",
-                m->options.shard, m->layout.n_shards, comm->rank, comm->size);
-}
-
-/* comm->bounds: those of the parts in the gradients, of so many bytes each. */
-static void bounds_of_parts(const gpt_model *m, gpt_comm *comm, int64_t each) {
-    for (int rank = 0; rank <= comm->size; rank++)
-        comm->bounds[rank] = shard_bound(&m->layout, rank) * each;
-}
-
-/* The sums of the own part, and the norm of all: as grad_norm adds its blocks. */
-static int reduce_part(gpt_model *m, gpt_comm *comm) {
-    const params_layout *layout = &m->layout;
-    double *squares = m->workspace, total = 0;
-    int64_t begin = layout->shard_begin;
-    bounds_of_parts(m, comm, 1);
-    TRY(comm->ops->reduce_scatter(comm, m->grads, comm->bounds));
-    m->ops->ctx_set_workspace(m->ctx, m->workspace);
-    m->ops->grad_norm(m->ctx, &(grad_norm){.squares = squares + begin / GRAD_BLOCK,
-                                           .grads = m->grads + begin,
-                                           .n = layout->shard_end - begin});
-    for (int rank = 0; rank <= comm->size; rank++)
-        comm->bounds[rank] = (comm->bounds[rank] + GRAD_BLOCK - 1) / GRAD_BLOCK;
-    int64_t n = comm->bounds[comm->size];
-    for (int rank = 0; rank <= comm->size; rank++) comm->bounds[rank] *= (int64_t)sizeof *squares;
-    TRY(comm->ops->all_gather(comm, squares, comm->bounds));
-    for (int64_t i = 0; i < n; i++) total += squares[i];
-    m->shard_norm = (float)sqrt(total);
-    return GPT_OK;
-}
-
-int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm) {
-    REQUIRE_MODEL(model);
-    REQUIRE(comm);
-    if (!model->grads)
-        return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
-    if (model->grads_stale) TRY(gpt_model_zero_grads(model));
-    if (is_sharded(&model->layout)) TRY(check_part(model, comm));
-    TRY(model->ops->sync(model->ctx));
-    int status = is_sharded(&model->layout)
-                     ? reduce_part(model, comm)
-                     : reduce_on(model, comm, model->grads, model->layout.n_grads);
-    if (status == GPT_OK) status = reduce_on(model, comm, &model->state->report.loss, 1);
-    if (status != GPT_OK)
-        model->grads_stale = true, model->n_micro = 0; /* some are sums, and some are not */
-    else if (!model->n_micro)
-        model->n_micro = 1; /* there is something to apply */
-    model->shard_summed = status == GPT_OK && is_sharded(&model->layout);
-    return status;
-}
-
-int gpt_model_gather(gpt_model *model, gpt_comm *comm) {
-    REQUIRE_MODEL(model);
-    REQUIRE(comm);
-    TRY(check_part(model, comm));
-    if (!model->shard_updated)
-        return fail(GPT_ERR_ARGUMENT, "there was no update since the last gpt_model_gather");
-    const params_layout *layout = &model->layout;
-    model->grads_stale = true; /* parameters come through their buffer */
-    model->shard_summed = false;
-    model->n_micro = 0;
-    shard_export(model, layout->shard_begin, layout->shard_end);
-    bounds_of_parts(model, comm, sizeof(float));
-    TRY(comm->ops->all_gather(comm, model->grads, comm->bounds));
-    shard_import(model, 0, layout->shard_begin);
-    shard_import(model, layout->shard_end, layout->n_grads);
-    if (!weights_are_fixed(&model->options)) model->pack_stale = true;
-    model->dora.stale = true;
-    model->shard_updated = false;
-    return GPT_OK;
-}
-
-int gpt_model_gather_state(gpt_model *model, gpt_comm *comm, int i, int k, float *out, int64_t n) {
-    REQUIRE_MODEL(model);
+int gpt_comm_sum_span(const gpt_comm *comm, int i, gpt_sum_span *out) {
     REQUIRE(comm);
     REQUIRE(out);
-    TRY(check_part(model, comm));
-    if (k < 0 || k >= gpt_model_state_count(model, i))
-        return fail(GPT_ERR_ARGUMENT, "parameter %d has no state slot %d", i, k);
-    if (n != model->layout.slots[i].info.size)
-        return fail(GPT_ERR_ARGUMENT, "parameter %d has %lld numbers, not %lld", i,
-                    (long long)model->layout.slots[i].info.size, (long long)n);
-    const gpt_segment *s = &model->layout.segments[i];
-    const float *state = model->optimizer_state[s->optimizer][k];
-    for (int rank = 0; rank <= comm->size; rank++)
-        comm->bounds[rank] = shard_bound_in(&model->layout, i, rank) * (int64_t)sizeof *out;
-    int64_t first = shard_bound_in(&model->layout, i, comm->rank);
-    int64_t end = shard_bound_in(&model->layout, i, comm->rank + 1);
-    if (first < end)
-        memcpy(out + first, state + (s->state + first), sizeof *out * (size_t)(end - first));
-    return comm->ops->all_gather(comm, out, comm->bounds);
+    return background_span(comm, i, out);
 }

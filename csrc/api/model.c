@@ -148,7 +148,12 @@ static int check_options(const gpt_config *c, const gpt_options *given, gpt_opti
     if (out->optimizer < GPT_OPTIMIZER_DEFAULT || out->optimizer > GPT_OPTIMIZER_MUON)
         return fail(GPT_ERR_ARGUMENT, "optimizer is %d; it must be an enum gpt_optimizer_kind",
                     out->optimizer);
+    if (out->muon_rows != 0 && out->muon_rows != 1)
+        return fail(GPT_ERR_ARGUMENT, "muon_rows is %d; it must be 0 or 1", out->muon_rows);
     TRY(check_shards(out));
+    TRY(check_wire(out->wire));
+    if (out->wire != GPT_WIRE_FP32 && out->device != GPT_DEVICE_CPU)
+        return fail(GPT_ERR_ARGUMENT, "wire is %d on a GPU; it must be fp32", out->wire);
     if (out->n_groups < 0 || (out->n_groups > 0 && !out->groups))
         return fail(GPT_ERR_ARGUMENT, "n_groups is %d; it must be the number of groups",
                     out->n_groups);
@@ -160,8 +165,9 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
                       const params_layout *layout, gpt_plan *out) {
     *out = (gpt_plan){
         .n_params = layout->n_params,
+        .n_active_params = layout->n_active,
         .param_bytes = p->params + p->packed,
-        .grad_bytes = p->grads,
+        .grad_bytes = p->grads + p->residual,
         .optimizer_bytes = p->states,
         .activation_bytes = p->acts + p->state + p->dora,
         .workspace_bytes = p->workspace,
@@ -170,6 +176,12 @@ static void fill_plan(const gpt_config *c, const gpt_options *o, const arena_pla
     };
     out->train_flops_per_token = 3 * out->forward_flops_per_token;
     out->update_flops = update_flops(layout);
+}
+
+/* Whether the device computes the model. */
+static int check_device(const gpt_config *c, const gpt_ops *ops) {
+    if (!c->n_expert || ops->route_forward) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "a GPU does not compute models with experts: use --device cpu");
 }
 
 int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_plan *out) {
@@ -182,6 +194,7 @@ int gpt_plan_memory(const gpt_config *config, const gpt_options *options, gpt_pl
     params_layout layout;
     TRY(check_options(config, options, &o));
     TRY(backend_ops(o.device, o.dtype, &ops));
+    TRY(check_device(config, ops));
     TRY(params_layout_create(config, ops, &o, &layout));
     int status = ops->ctx_create(&ctx, o.n_threads, 0);
     if (status == GPT_OK) {
@@ -253,6 +266,7 @@ static int create_parts(gpt_model *m) {
     for (int l = 0; l < m->config.n_layer; l++) m->layers[l] = config_layer(&m->config, l);
     m->config.layers = m->layers;
     TRY(backend_ops(m->options.device, m->options.dtype, &m->ops));
+    TRY(check_device(&m->config, m->ops));
     TRY(m->ops->ctx_create(&m->ctx, m->options.n_threads, m->options.pin_threads));
     TRY(params_layout_create(&m->config, m->ops, &m->options, &m->layout));
     if (dora_rows(&m->options.lora)) {
@@ -307,6 +321,7 @@ int check_process(const gpt_model *m) {
 
 void gpt_model_free(gpt_model *m) {
     if (!m) return;
+    drop_sums(m);
     bool here = is_of_this_process(m); /* else the GPU's memory is the parent's */
     if (here && m->ctx && m->arena) m->ops->buffer_free(m->ctx, m->arena, m->arena_bytes);
     if (here && m->ctx) m->ops->ctx_free(m->ctx);
@@ -393,9 +408,18 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
     if (i < 0 || i >= m->layout.n_slots)
         return fail(GPT_ERR_ARGUMENT, "parameter %d does not exist; the model has %d", i,
                     m->layout.n_slots);
-    if (tensor < GPT_TENSOR_VALUE || tensor >= GPT_TENSOR_STATE0 + MAX_STATES)
+    bool known = tensor >= GPT_TENSOR_VALUE && tensor < GPT_TENSOR_STATE0 + MAX_STATES;
+    if (!known && tensor != GPT_TENSOR_RESIDUAL)
         return fail(GPT_ERR_ARGUMENT, "unknown tensor kind %d", tensor);
     const param_slot *slot = &m->layout.slots[i];
+    if (tensor == GPT_TENSOR_STATE0 + 1 && m->layout.segments[i].row_state) {
+        const gpt_segment *s = &m->layout.segments[i];
+        if (n != s->rows)
+            return fail(GPT_ERR_ARGUMENT, "state slot 1 of parameter %s has %d numbers, not %lld",
+                        slot->info.name, s->rows, (long long)n);
+        *out = m->optimizer_state[s->optimizer][0] + s->row_state;
+        return GPT_OK;
+    }
     if (n != slot->info.size)
         return fail(GPT_ERR_ARGUMENT, "parameter %s has %lld numbers, not %lld", slot->info.name,
                     (long long)slot->info.size, (long long)n);
@@ -410,6 +434,13 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
     if (s->grad < 0)
         return fail(GPT_ERR_ARGUMENT, "parameter %s is frozen: it has no gradient or moments",
                     slot->info.name);
+    if (tensor == GPT_TENSOR_RESIDUAL) {
+        if (!m->residual)
+            return fail(GPT_ERR_ARGUMENT,
+                        "the model was created with the wire fp32: all gradients are sent");
+        *out = m->residual + s->grad;
+        return GPT_OK;
+    }
     int k = tensor - GPT_TENSOR_STATE0;
     if (k >= 0 && is_sharded(&m->layout) && k < optimizer_states(s->optimizer)) return GPT_OK;
     if (k >= optimizer_states(s->optimizer))
@@ -537,7 +568,15 @@ int gpt_model_lend(gpt_model *model, int i, int64_t n, int descriptor, int64_t o
 
 int gpt_model_state_count(const gpt_model *model, int i) {
     if (!model || i < 0 || i >= model->layout.n_slots) return -1;
-    return optimizer_states(model->layout.segments[i].optimizer);
+    const gpt_segment *s = &model->layout.segments[i];
+    return optimizer_states(s->optimizer) + (s->row_state > 0);
+}
+
+int64_t gpt_model_state_size(const gpt_model *model, int i, int k) {
+    int n = gpt_model_state_count(model, i);
+    if (n < 0 || k < 0 || k >= n) return n < 0 ? -1 : 0;
+    const gpt_segment *s = &model->layout.segments[i];
+    return k == 1 && s->row_state ? s->rows : model->layout.slots[i].info.size;
 }
 
 int64_t gpt_model_step(const gpt_model *model) {

@@ -96,8 +96,7 @@ static int take_documents(gpt_model *m, int B, int T) {
     return GPT_OK;
 }
 
-/* Whether there are gradients, or why not. */
-static int check_trains(const gpt_model *m) {
+int check_trains(const gpt_model *m) {
     if (!m->grads)
         return fail(GPT_ERR_ARGUMENT, "the model was created without training: no gradients");
     return GPT_OK;
@@ -206,15 +205,29 @@ int gpt_model_loss(gpt_model *model, const int32_t *tokens, const int32_t *targe
     return mean_loss(model, N, n_valid, loss, losses);
 }
 
+int zero_grads(gpt_model *m) {
+    m->ops->zero(m->ctx, m->grads, sizeof(float) * (size_t)m->layout.n_grads);
+    m->ops->zero(m->ctx, &m->state->report, sizeof m->state->report);
+    m->grads_stale = m->shard_summed = false;
+    m->n_micro = 0;
+    m->place = (batch_place){0};
+    return m->ops->sync(m->ctx);
+}
+
 int gpt_model_zero_grads(gpt_model *model) {
     REQUIRE_MODEL(model);
     TRY(check_trains(model));
-    model->ops->zero(model->ctx, model->grads, sizeof(float) * (size_t)model->layout.n_grads);
-    model->ops->zero(model->ctx, &model->state->report, sizeof model->state->report);
-    model->grads_stale = model->shard_summed = false;
-    model->n_micro = 0;
-    model->place = (batch_place){0};
-    return model->ops->sync(model->ctx);
+    drop_sums(model);
+    return zero_grads(model);
+}
+
+/* The pass of which gradients are added at once is the last one. */
+static int begin_sums(gpt_model *m) {
+    if (!m->sums.comm) return GPT_OK;
+    if (m->sums.had_pass)
+        return fail(GPT_ERR_ARGUMENT, "gradients are being added; call gpt_model_all_reduce first");
+    m->sums.had_pass = true;
+    return GPT_OK;
 }
 
 static void forward_backward(gpt_model *m, const batch *x, int64_t micro, float scale) {
@@ -245,10 +258,16 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
     int N = B * T, n_valid;
     TRY(check_tokens(model, "token", tokens, N, 0));
     TRY(check_targets(model, targets, N, &n_valid));
+    TRY(begin_sums(model));
     if (model->grads_stale) model->n_micro = 0;
     TRY(set_tokens(model, tokens, targets, B, T));
-    batch x = {
-        .B = B, .T = T, .N = N, .training = true, .first = model->grads_stale, .row = place.row};
+    batch x = {.B = B,
+               .T = T,
+               .N = N,
+               .training = true,
+               .first = model->grads_stale,
+               .row = place.row,
+               .balance = model->config.router_loss * scale};
     forward_backward(model, &x, place.given ? place.micro : model->n_micro, scale / (float)n_valid);
     model->grads_stale = model->interrupted;
     model->shard_summed = false;
@@ -294,6 +313,7 @@ int gpt_model_backward_weighted(gpt_model *model, const float *weights, int B, i
     for (int i = 0; i < N; i++)
         if (!isfinite(weights[i]))
             return fail(GPT_ERR_ARGUMENT, "weight %d is %g; it must be finite", i, weights[i]);
+    TRY(begin_sums(model));
     model->forward_B = model->forward_T = 0;
     model->ops->ctx_set_workspace(model->ctx, model->workspace);
     model->ops->upload(model->ctx, model->acts.weights, weights, sizeof(float) * (size_t)N);
@@ -344,6 +364,11 @@ static int check_settings(const gpt_optimizer *o) {
     case GPT_OPTIMIZER_SGD:
         return check_momentum(o->sgd.lr, o->sgd.momentum, o->sgd.weight_decay, o->sgd.grad_clip);
     case GPT_OPTIMIZER_MUON:
+        if (!(o->muon.beta2 >= 0 && o->muon.beta2 < 1))
+            return fail(GPT_ERR_ARGUMENT, "beta2 is %g; it must be at least 0 and below 1",
+                        o->muon.beta2);
+        if (o->muon.cautious != 0 && o->muon.cautious != 1)
+            return fail(GPT_ERR_ARGUMENT, "cautious is %d; it must be 0 or 1", o->muon.cautious);
         return check_momentum(o->muon.lr, o->muon.momentum, o->muon.weight_decay,
                               o->muon.grad_clip);
     }
@@ -387,6 +412,8 @@ int gpt_model_update(gpt_model *model, const gpt_optimizer *optimizers, int n_op
     TRY(check_trains(model));
     if (model->n_micro == 0)
         return fail(GPT_ERR_ARGUMENT, "no gradients to apply; call backward first");
+    if (model->sums.comm)
+        return fail(GPT_ERR_ARGUMENT, "gradients are being added; call gpt_model_all_reduce first");
     if (is_sharded(&model->layout) && !model->shard_summed)
         return fail(GPT_ERR_ARGUMENT, "the state is in %d parts; call gpt_model_all_reduce first",
                     model->layout.n_shards);

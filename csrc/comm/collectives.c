@@ -2,145 +2,52 @@
  *
  * MPI's own MPI_Allreduce may add in any order, so that a run would not repeat its bits. Here a rank owns a
  * slice of the numbers, receives everybody's, and adds them in the order of ranks. Each number travels as
- * often as in a ring: (size - 1) / size of them leave a rank, and as many sums. */
+ * often as in a ring: (size - 1) / size of them leave a rank, and as many sums.
+ *
+ * Slices travel in pieces, of which DEPTH are under way at a time, so that a call waits for the latency of
+ * the network once for its numbers and once for its sums. All ranks begin the messages of a piece at the same
+ * place of the same sequence, so that messages between two ranks match in their order. */
 #define _GNU_SOURCE
 #include "error.h"
-#include "interrupt.h"
-#include "links.h"
+#include "messages.h"
+#include "wire.h"
 
-#include <sched.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
-    REDUCE_PIECE =
-        1 << 16, /* numbers of a message that is added; a rank has room for one of each other */
-    GATHER_PIECE = 1 << 22, /* bytes of a message that is not */
-    EAGER_TESTS = 2000,     /* before a wait begins to sleep */
-    NAP_NS = 100 * 1000,
+    DEPTH = 8, /* pieces of a slice that are under way at a time */
+    /* Numbers that may be under way to a rank together: 8 MiB, 64 ms of 1 Gbit/s. */
+    ROOM = 1 << 21,
+    LEAST_PIECE = 1 << 12,  /* numbers */
+    COPIED_PIECE = 1 << 20, /* bytes */
+    CODED_BYTES = 2,        /* of a number that is not sent as float32, at most */
+    NUMBERS = 0,
+    SUMS = DEPTH, /* lists of messages: one of each kind for a piece under way */
 };
 
-/* For messages that are cancelled to end. */
-static const double CANCEL_S = 1;
-
-/* A message under way, of a rank that is awaited. */
-typedef struct message {
-    link_request request;
-    int rank;
-    bool sends, under_way;
-} message;
-
-typedef struct linked {
-    gpt_comm comm;
-    links *links;
-    message *messages; /* (2 size) */
-    int n_messages;
+typedef struct exchanger {
+    linked l;
     int64_t *offsets; /* (size + 1) in bytes */
     int64_t *slices;  /* (size + 1) of an all-reduce, in numbers */
-    float *room;      /* (size, REDUCE_PIECE) */
-} linked;
+    float *room;      /* (DEPTH, size - 1, piece) numbers that have arrived */
+    char *coded;      /* (DEPTH, size - 1, CODED_BYTES piece) numbers on their way */
+    char
+        *sums; /* (DEPTH, size, CODED_BYTES piece) sums on their way, and those that have arrived */
+} exchanger;
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+/* A call: parts of x, one a rank, are added or copied. */
+typedef struct exchange {
+    char *x;
+    const int64_t *bounds; /* (size + 1) of the parts, in units */
+    int64_t unit, piece;   /* bytes, and units */
+    bool adds, copies;     /* numbers go to the owner of a part; what it has then goes to all */
+    coding coding;         /* of numbers that are added, and of their sums */
+} exchange;
 
-static int begin(linked *l, int rank, void *data, int64_t n_bytes, bool sends) {
-    const link_ops *ops = l->links->ops;
-    if (n_bytes <= 0) return GPT_OK;
-    message *m = &l->messages[l->n_messages++];
-    *m = (message){.rank = rank, .sends = sends};
-    if (sends)
-        TRY(ops->send(l->links, rank, data, n_bytes, &m->request));
-    else
-        TRY(ops->receive(l->links, rank, data, n_bytes, &m->request));
-    m->under_way = true;
-    return GPT_OK;
-}
-
-/* Names the ranks that have not answered. */
-static int lost(linked *l) {
-    char names[400] = "";
-    int n = 0;
-    for (int i = 0; i < l->n_messages; i++)
-        if (l->messages[i].under_way) l->comm.lost[l->messages[i].rank] = true;
-    for (int rank = 0; rank < l->comm.size; rank++) {
-        size_t used = strlen(names);
-        if (l->comm.lost[rank] && used < sizeof names - 100)
-            snprintf(names + used, sizeof names - used, "%srank %d (%s)", n++ ? ", " : "", rank,
-                     l->comm.hosts[rank]);
-    }
-    return fail(GPT_ERR_COMM, "no answer from %s for %g s", names, l->comm.timeout_s);
-}
-
-static int test_message(linked *l, message *m) {
-    bool done = false;
-    int status = l->links->ops->test(l->links, &m->request, &done);
-    if (status != GPT_OK || done) m->under_way = false;
-    return status;
-}
-
-/* Receives that have not ended: they may write yet. */
-static int receives_left(const linked *l) {
-    int n = 0;
-    for (int i = 0; i < l->n_messages; i++) n += l->messages[i].under_way && !l->messages[i].sends;
-    return n;
-}
-
-/* After a failure, so that nothing arrives in memory that its owner has again. */
-static void cancel_receives(linked *l) {
-    double since = seconds();
-    for (int i = 0; i < l->n_messages; i++) {
-        message *m = &l->messages[i];
-        if (m->under_way && !m->sends) l->links->ops->cancel(l->links, &m->request);
-    }
-    while (receives_left(l) && seconds() - since < CANCEL_S) {
-        for (int i = 0; i < l->n_messages; i++)
-            if (l->messages[i].under_way && !l->messages[i].sends) test_message(l, &l->messages[i]);
-        if (receives_left(l)) nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
-    }
-}
-
-/* Until all messages have arrived. The time that may pass begins again with each that does. */
-static int wait_for_all(linked *l) {
-    double since = seconds();
-    int n_left = l->n_messages;
-    for (int n_idle = 0; n_left > 0; n_idle++) {
-        for (int i = 0; i < l->n_messages; i++) {
-            message *m = &l->messages[i];
-            if (!m->under_way) continue;
-            TRY(test_message(l, m));
-            if (m->under_way) continue;
-            n_left--, n_idle = 0, since = seconds();
-        }
-        if (!n_left) break;
-        if (n_idle < EAGER_TESTS) {
-            sched_yield(); /* ranks may outnumber cores */
-            continue;
-        }
-        nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
-        if (interrupt_wanted()) return fail(GPT_ERR_INTERRUPTED, "interrupted");
-        if (l->comm.timeout_s > 0 && seconds() - since > l->comm.timeout_s) return lost(l);
-    }
-    l->n_messages = 0;
-    return GPT_OK;
-}
-
-/* The result of a call, and whether there can be others. */
-static int ended(linked *l, int status) {
-    if (status != GPT_OK) {
-        l->links->broken = true;
-        cancel_receives(l);
-    }
-    return status;
-}
-
-static int check_whole(const linked *l) {
-    if (!l->links->broken) return GPT_OK;
+static int check_whole(const exchanger *e) {
+    if (!e->l.links->broken && !atomic_load(&e->l.given_up)) return GPT_OK;
     return fail(GPT_ERR_COMM, "the ranks are apart since a call that failed");
 }
 
@@ -148,118 +55,218 @@ static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* ---- sums ---- */
-
-/* The numbers of a rank for the piece x (n) of this rank's slice. */
-static const float *numbers_of(const linked *l, int rank, const float *x) {
-    return rank == l->comm.rank ? x : l->room + (int64_t)rank * REDUCE_PIECE;
+static int64_t most(int64_t a, int64_t b) {
+    return a > b ? a : b;
 }
 
-/* x (n) becomes the sum over ranks, in their order. */
-static void add_up(const linked *l, float *x, int64_t n) {
-    enum { BLOCK = 512 };
-    float sum[BLOCK];
+/* ---- pieces ---- */
+
+/* Piece k of a rank's part: where it begins in x, in units, and its units. */
+static int64_t piece_at(const exchange *x, int rank, int64_t k) {
+    return x->bounds[rank] + k * x->piece;
+}
+
+static int64_t piece_size(const exchange *x, int rank, int64_t k) {
+    return most(least(x->bounds[rank + 1] - piece_at(x, rank, k), x->piece), 0);
+}
+
+static char *place_of(const exchange *x, int rank, int64_t k) {
+    return x->x + piece_at(x, rank, k) * x->unit;
+}
+
+static int64_t message_bytes(const exchange *x, int64_t n) {
+    return x->unit == 1 ? n : wire_bytes(x->coding.wire, n);
+}
+
+static bool is_coded(const exchange *x) {
+    return x->coding.wire != GPT_WIRE_FP32;
+}
+
+static float *residual_of(const exchange *x, int rank, int64_t k) {
+    return x->coding.residual + piece_at(x, rank, k);
+}
+
+/* The place of another rank in the room of a piece: 0 to size - 2. */
+static int64_t seat(const exchanger *e, int rank, int64_t k) {
+    int size = e->l.comm.size, others = (rank - e->l.comm.rank - 1 + size) % size;
+    return k % DEPTH * (size - 1) + others;
+}
+
+static float *room_of(const exchanger *e, int rank, int64_t k) {
+    return e->room + seat(e, rank, k) * e->l.comm.piece;
+}
+
+static char *coded_for(const exchanger *e, int rank, int64_t k) {
+    return e->coded + seat(e, rank, k) * e->l.comm.piece * CODED_BYTES;
+}
+
+static char *sums_of(const exchanger *e, int rank, int64_t k) {
+    return e->sums + (k % DEPTH * e->l.comm.size + rank) * e->l.comm.piece * CODED_BYTES;
+}
+
+/* ---- numbers go to the owners of parts ---- */
+
+static int send_numbers(exchanger *e, const exchange *x, int64_t k) {
+    const gpt_comm *comm = &e->l.comm;
+    message_list *list = &e->l.lists[NUMBERS + k % DEPTH];
+    int64_t n_own = piece_size(x, comm->rank, k);
+    for (int i = 1; i < comm->size; i++) {
+        int to = (comm->rank + i) % comm->size, from = (comm->rank - i + comm->size) % comm->size;
+        int64_t n = piece_size(x, to, k);
+        void *sent = place_of(x, to, k);
+        TRY(message_begin(&e->l, list, from, room_of(e, from, k), message_bytes(x, n_own), false));
+        if (is_coded(x) && n) {
+            wire_encode(x->coding.wire, coded_for(e, to, k), sent, residual_of(x, to, k), n);
+            sent = coded_for(e, to, k);
+        }
+        TRY(message_begin(&e->l, list, to, sent, message_bytes(x, n), true));
+    }
+    return GPT_OK;
+}
+
+/* Numbers first to first + size of a rank's, for piece k (n) of this rank's part. */
+static const float *numbers_of(const exchanger *e, const exchange *x, int rank, int64_t k,
+                               int64_t n, int64_t first, int64_t size, float *decoded) {
+    int own = e->l.comm.rank;
+    if (rank == own) return (const float *)(const void *)place_of(x, own, k) + first;
+    if (!is_coded(x)) return room_of(e, rank, k) + first;
+    wire_decode(x->coding.wire, decoded, room_of(e, rank, k), n, first, size);
+    return decoded;
+}
+
+/* Piece k of this rank's part becomes the sum over ranks, in their order. */
+static void add_up(const exchanger *e, const exchange *x, int64_t k) {
+    enum { BLOCK = 2 * WIRE_BLOCK };
+    float sum[BLOCK], decoded[BLOCK];
+    int own = e->l.comm.rank;
+    int64_t n = piece_size(x, own, k);
+    float *out = (float *)(void *)place_of(x, own, k);
     for (int64_t first = 0; first < n; first += BLOCK) {
         int64_t size = least(n - first, BLOCK);
-        memcpy(sum, numbers_of(l, 0, x) + first, sizeof *sum * (size_t)size);
-        for (int rank = 1; rank < l->comm.size; rank++) {
-            const float *part = numbers_of(l, rank, x) + first;
-            for (int64_t i = 0; i < size; i++) sum[i] += part[i];
+        for (int rank = 0; rank < e->l.comm.size; rank++) {
+            const float *part = numbers_of(e, x, rank, k, n, first, size, decoded);
+            if (rank == 0)
+                memcpy(sum, part, sizeof *sum * (size_t)size);
+            else
+                for (int64_t i = 0; i < size; i++) sum[i] += part[i];
         }
-        memcpy(x + first, sum, sizeof *sum * (size_t)size);
+        memcpy(out + first, sum, sizeof *sum * (size_t)size);
     }
+    if (!is_coded(x) || x->copies) return;
+    float *residual = residual_of(x, own, k); /* of an earlier call, which had other parts */
+    for (int64_t i = 0; i < n; i++) out[i] += residual[i], residual[i] = 0;
 }
 
-/* Piece `first` to first + REDUCE_PIECE of every slice. */
-static int reduce_pieces(linked *l, float *x, const int64_t *bounds, int64_t first) {
-    const gpt_comm *comm = &l->comm;
-    int64_t own = bounds[comm->rank] + first;
-    int64_t n_own = least(bounds[comm->rank + 1] - own, REDUCE_PIECE);
+/* ---- what owners have goes to all ---- */
+
+/* The own piece, which is then the one that others get. */
+static void *encode_sums(exchanger *e, const exchange *x, int64_t k) {
+    int own = e->l.comm.rank;
+    int64_t n = piece_size(x, own, k);
+    float *place = (float *)(void *)place_of(x, own, k);
+    wire_encode(x->coding.wire, sums_of(e, own, k), place, residual_of(x, own, k), n);
+    wire_decode(x->coding.wire, place, sums_of(e, own, k), n, 0, n);
+    return sums_of(e, own, k);
+}
+
+static int send_copies(exchanger *e, const exchange *x, int64_t k) {
+    const gpt_comm *comm = &e->l.comm;
+    message_list *list = &e->l.lists[SUMS + k % DEPTH];
+    int64_t n_own = piece_size(x, comm->rank, k);
+    void *sent = place_of(x, comm->rank, k);
+    if (is_coded(x) && n_own) sent = encode_sums(e, x, k);
     for (int i = 1; i < comm->size; i++) {
         int to = (comm->rank + i) % comm->size, from = (comm->rank - i + comm->size) % comm->size;
-        int64_t theirs = bounds[to] + first;
-        int64_t n_theirs = least(bounds[to + 1] - theirs, REDUCE_PIECE);
-        TRY(begin(l, from, l->room + (int64_t)from * REDUCE_PIECE, n_own * (int64_t)sizeof *x,
-                  false));
-        TRY(begin(l, to, x + theirs, n_theirs * (int64_t)sizeof *x, true));
+        void *place = is_coded(x) ? sums_of(e, from, k) : place_of(x, from, k);
+        int64_t n_bytes = message_bytes(x, piece_size(x, from, k));
+        TRY(message_begin(&e->l, list, from, place, n_bytes, false));
+        TRY(message_begin(&e->l, list, to, sent, message_bytes(x, n_own), true));
     }
-    TRY(wait_for_all(l));
-    if (n_own > 0) add_up(l, x + own, n_own);
     return GPT_OK;
 }
 
-static int64_t longest_slice(const gpt_comm *comm, const int64_t *bounds) {
+/* Waits for the copies of piece k, which may be before the first. */
+static int end_copies(exchanger *e, const exchange *x, int64_t k) {
+    if (k < 0 || !x->copies) return GPT_OK;
+    TRY(messages_wait(&e->l, &e->l.lists[SUMS + k % DEPTH]));
+    for (int rank = 0; rank < e->l.comm.size && is_coded(x); rank++) {
+        int64_t n = piece_size(x, rank, k);
+        float *place = (float *)(void *)place_of(x, rank, k);
+        if (rank != e->l.comm.rank)
+            wire_decode(x->coding.wire, place, sums_of(e, rank, k), n, 0, n);
+    }
+    return GPT_OK;
+}
+
+/* ---- calls ---- */
+
+static int run(exchanger *e, const exchange *x) {
     int64_t longest = 0;
-    for (int rank = 0; rank < comm->size; rank++)
-        if (bounds[rank + 1] - bounds[rank] > longest) longest = bounds[rank + 1] - bounds[rank];
-    return longest;
-}
-
-static int reduce_scatter(gpt_comm *comm, float *x, const int64_t *bounds) {
-    linked *l = (linked *)comm;
-    int64_t longest = longest_slice(comm, bounds);
-    TRY(check_whole(l));
-    for (int64_t first = 0; first < longest; first += REDUCE_PIECE)
-        TRY(ended(l, reduce_pieces(l, x, bounds, first)));
+    for (int rank = 0; rank < e->l.comm.size; rank++)
+        longest = most(longest, x->bounds[rank + 1] - x->bounds[rank]);
+    int64_t n = (longest + x->piece - 1) / x->piece;
+    for (int64_t k = 0; k < least(n, DEPTH) && x->adds; k++) TRY(send_numbers(e, x, k));
+    for (int64_t k = 0; k < n; k++) {
+        if (x->adds) {
+            TRY(messages_wait(&e->l, &e->l.lists[NUMBERS + k % DEPTH]));
+            add_up(e, x, k);
+        }
+        TRY(end_copies(e, x, k - DEPTH));
+        if (x->copies) TRY(send_copies(e, x, k));
+        if (x->adds && k + DEPTH < n) TRY(send_numbers(e, x, k + DEPTH));
+    }
+    for (int64_t k = n - DEPTH; k < n; k++) TRY(end_copies(e, x, k));
     return GPT_OK;
 }
 
-/* ---- copies ---- */
+static int call(exchanger *e, const exchange *x) {
+    TRY(check_whole(e));
+    return messages_ended(&e->l, run(e, x));
+}
 
-/* Bytes first to first + GATHER_PIECE of everybody's part. */
-static int gather_pieces(linked *l, char *x, const int64_t *offsets, int64_t first) {
-    const gpt_comm *comm = &l->comm;
-    int64_t own = offsets[comm->rank] + first;
-    int64_t n_own = least(offsets[comm->rank + 1] - own, GATHER_PIECE);
-    for (int i = 1; i < comm->size; i++) {
-        int to = (comm->rank + i) % comm->size, from = (comm->rank - i + comm->size) % comm->size;
-        int64_t theirs = offsets[from] + first;
-        int64_t n_theirs = least(offsets[from + 1] - theirs, GATHER_PIECE);
-        TRY(begin(l, from, x + theirs, n_theirs, false));
-        TRY(begin(l, to, x + own, n_own, true));
-    }
-    return wait_for_all(l);
+static int reduce_scatter(gpt_comm *comm, float *x, const int64_t *bounds, coding coding) {
+    exchanger *e = (exchanger *)comm;
+    return call(e, &(exchange){.x = (char *)x,
+                               .bounds = bounds,
+                               .unit = sizeof *x,
+                               .piece = comm->piece,
+                               .adds = true,
+                               .coding = coding});
+}
+
+static int all_reduce(gpt_comm *comm, float *x, int64_t n, coding coding) {
+    exchanger *e = (exchanger *)comm;
+    for (int rank = 0; rank <= comm->size; rank++) e->slices[rank] = comm_slice(comm, n, rank);
+    return call(e, &(exchange){.x = (char *)x,
+                               .bounds = e->slices,
+                               .unit = sizeof *x,
+                               .piece = comm->piece,
+                               .adds = true,
+                               .copies = true,
+                               .coding = coding});
 }
 
 static int all_gather(gpt_comm *comm, void *x, const int64_t *offsets) {
-    linked *l = (linked *)comm;
-    int64_t longest = longest_slice(comm, offsets);
-    TRY(check_whole(l));
-    for (int64_t first = 0; first < longest; first += GATHER_PIECE)
-        TRY(ended(l, gather_pieces(l, x, offsets, first)));
-    return GPT_OK;
+    exchange gather = {.x = x, .bounds = offsets, .unit = 1, .piece = comm->copied, .copies = true};
+    return call((exchanger *)comm, &gather);
 }
 
-static int broadcast_piece(linked *l, char *x, int64_t n_bytes, int root) {
-    if (l->comm.rank != root) {
-        TRY(begin(l, root, x, n_bytes, false));
-    } else {
-        for (int rank = 0; rank < l->comm.size; rank++)
-            if (rank != root) TRY(begin(l, rank, x, n_bytes, true));
-    }
-    return wait_for_all(l);
-}
-
+/* All bytes are the part of one rank. */
 static int broadcast(gpt_comm *comm, void *x, int64_t n_bytes, int root) {
-    linked *l = (linked *)comm;
-    TRY(check_whole(l));
-    for (int64_t first = 0; first < n_bytes; first += GATHER_PIECE)
-        TRY(ended(
-            l, broadcast_piece(l, (char *)x + first, least(n_bytes - first, GATHER_PIECE), root)));
-    return GPT_OK;
-}
-
-static int all_reduce(gpt_comm *comm, float *x, int64_t n) {
-    linked *l = (linked *)comm;
-    for (int rank = 0; rank <= comm->size; rank++) {
-        l->slices[rank] = comm_slice(comm, n, rank);
-        l->offsets[rank] = l->slices[rank] * (int64_t)sizeof *x;
-    }
-    TRY(reduce_scatter(comm, x, l->slices));
-    return all_gather(comm, x, l->offsets);
+    exchanger *e = (exchanger *)comm;
+    for (int rank = 0; rank <= comm->size; rank++) e->offsets[rank] = rank > root ? n_bytes : 0;
+    return all_gather(comm, x, e->offsets);
 }
 
 /* ---- a job ---- */
+
+static void be_patient(gpt_comm *comm, bool patient) {
+    ((linked *)comm)->patient = patient;
+}
+
+static void give_up(gpt_comm *comm) {
+    atomic_store(&((linked *)comm)->given_up, true);
+}
 
 static void end_job(gpt_comm *comm, int code) {
     links *links = ((linked *)comm)->links;
@@ -267,47 +274,56 @@ static void end_job(gpt_comm *comm, int code) {
 }
 
 static void release(gpt_comm *comm) {
-    linked *l = (linked *)comm;
-    bool is_written = receives_left(l); /* then room stays, for good */
-    if (l->links) l->links->ops->free(l->links);
-    free(l->messages);
-    free(l->offsets);
-    free(l->slices);
-    if (!is_written) free(l->room);
+    exchanger *e = (exchanger *)comm;
+    bool is_used = e->l.lists && messages_left(&e->l); /* then room stays, for good */
+    if (e->l.links) e->l.links->ops->free(e->l.links);
+    messages_free(&e->l);
+    free(e->offsets);
+    free(e->slices);
+    if (!is_used) free(e->room), free(e->coded), free(e->sums);
     comm_release(comm);
 }
 
 /* Everybody's host, for errors. */
 static int exchange_hosts(gpt_comm *comm) {
-    linked *l = (linked *)comm;
+    exchanger *e = (exchanger *)comm;
     gethostname(comm->hosts[comm->rank], COMM_HOST_BYTES - 1);
     for (int rank = 0; rank <= comm->size; rank++)
-        l->offsets[rank] = (int64_t)rank * COMM_HOST_BYTES;
-    TRY(all_gather(comm, comm->hosts, l->offsets));
+        e->offsets[rank] = (int64_t)rank * COMM_HOST_BYTES;
+    TRY(all_gather(comm, comm->hosts, e->offsets));
     for (int rank = 0; rank < comm->size; rank++) comm->hosts[rank][COMM_HOST_BYTES - 1] = 0;
     return GPT_OK;
 }
 
+static int allocate(exchanger *e, int size) {
+    int64_t others = most(size - 1, 1);
+    int64_t piece = most(ROOM / DEPTH / others / WIRE_BLOCK * WIRE_BLOCK, LEAST_PIECE);
+    size_t numbers = (size_t)(DEPTH * others * piece);
+    e->l.comm.piece = piece, e->l.comm.copied = COPIED_PIECE;
+    TRY(messages_allocate(&e->l, 2 * DEPTH));
+    e->offsets = calloc((size_t)size + 1, sizeof *e->offsets);
+    e->slices = calloc((size_t)size + 1, sizeof *e->slices);
+    e->room = malloc(sizeof *e->room * numbers);
+    e->coded = malloc(CODED_BYTES * numbers);
+    e->sums = malloc(CODED_BYTES * (size_t)(DEPTH * size * piece));
+    if (!e->offsets || !e->slices || !e->room || !e->coded || !e->sums)
+        return fail(GPT_ERR_MEMORY, "out of memory for %d ranks", size);
+    return GPT_OK;
+}
+
 int comm_over_links(links *links, double timeout_s, gpt_comm **out) {
-    static const comm_ops ops = {all_reduce, reduce_scatter, all_gather,
-                                 broadcast,  end_job,        release};
+    static const comm_ops ops = {all_reduce, reduce_scatter, all_gather, broadcast,
+                                 be_patient, give_up,        end_job,    release};
     gpt_comm *comm = NULL;
-    int status = comm_allocate(sizeof(linked), links->rank, links->size, timeout_s, &comm);
+    int status = comm_allocate(sizeof(exchanger), links->rank, links->size, timeout_s, &comm);
     if (status != GPT_OK) {
         links->ops->free(links);
         return status;
     }
-    linked *l = (linked *)comm;
-    size_t size = (size_t)links->size;
-    l->links = links, comm->ops = &ops;
-    l->messages = calloc(2 * size, sizeof *l->messages);
-    l->offsets = calloc(size + 1, sizeof *l->offsets);
-    l->slices = calloc(size + 1, sizeof *l->slices);
-    l->room = malloc(sizeof *l->room * size * REDUCE_PIECE);
-    if (!l->messages || !l->offsets || !l->slices || !l->room)
-        status = fail(GPT_ERR_MEMORY, "out of memory for %d ranks", links->size);
-    else
-        status = exchange_hosts(comm);
+    exchanger *e = (exchanger *)comm;
+    e->l.links = links, comm->ops = &ops;
+    status = allocate(e, links->size);
+    if (status == GPT_OK) status = exchange_hosts(comm);
     if (status != GPT_OK)
         release(comm);
     else

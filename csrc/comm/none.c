@@ -14,6 +14,7 @@ int comm_allocate(size_t bytes, int rank, int size, double timeout_s, gpt_comm *
     gpt_comm *comm = calloc(1, bytes);
     if (!comm) return fail(GPT_ERR_MEMORY, "out of memory for the ranks of a job");
     comm->rank = rank, comm->size = size, comm->timeout_s = timeout_s;
+    comm->bucket = COMM_BUCKET;
     comm->lost = calloc((size_t)size, sizeof *comm->lost);
     comm->hosts = calloc((size_t)size, sizeof *comm->hosts);
     comm->stage = malloc(sizeof *comm->stage * COMM_STAGE);
@@ -34,13 +35,13 @@ void comm_release(gpt_comm *comm) {
     free(comm);
 }
 
-static int numbers_alone(gpt_comm *comm, float *x, int64_t n) {
-    (void)comm, (void)x, (void)n;
+static int numbers_alone(gpt_comm *comm, float *x, int64_t n, coding coding) {
+    (void)comm, (void)x, (void)n, (void)coding;
     return GPT_OK;
 }
 
-static int scatter_alone(gpt_comm *comm, float *x, const int64_t *bounds) {
-    (void)comm, (void)x, (void)bounds;
+static int scatter_alone(gpt_comm *comm, float *x, const int64_t *bounds, coding coding) {
+    (void)comm, (void)x, (void)bounds, (void)coding;
     return GPT_OK;
 }
 
@@ -54,6 +55,14 @@ static int broadcast_alone(gpt_comm *comm, void *x, int64_t n_bytes, int root) {
     return GPT_OK;
 }
 
+static void be_the_same(gpt_comm *comm, bool patient) {
+    (void)comm, (void)patient;
+}
+
+static void give_up_nothing(gpt_comm *comm) {
+    (void)comm;
+}
+
 static void end_nothing(gpt_comm *comm, int code) {
     (void)comm, (void)code;
 }
@@ -63,6 +72,8 @@ int comm_none(gpt_comm **out) {
                                  .reduce_scatter = scatter_alone,
                                  .all_gather = gather_alone,
                                  .broadcast = broadcast_alone,
+                                 .be_patient = be_the_same,
+                                 .give_up = give_up_nothing,
                                  .end_job = end_nothing,
                                  .free = comm_release};
     TRY(comm_allocate(sizeof **out, 0, 1, 0, out));

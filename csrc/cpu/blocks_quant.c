@@ -29,30 +29,29 @@ typedef struct packing {
     int rows, cols;
 } packing;
 
-/* Scales, or minima in row 1, of column j. */
-static void put_scale(quant_form f, uint8_t *panel, int K, int group, int row, int j, int value) {
-    int64_t at = (int64_t)(group * f.rows + row) * PANEL + j;
-    uint8_t *scales = panel + quant_scales_at(f, K);
-    if (f.scale == SCALE_INT8)
-        scales[at] = (uint8_t)value;
-    else
-        ((uint16_t *)scales)[at] = (uint16_t)value;
+/* The scale, or minimum in row 1, of half `half` of a group, and of its block. */
+static void put_scale(quant_form f, uint8_t *panel, quant_place p, int half, int row, int j,
+                      int integer, uint16_t number) {
+    int at = (half * f.rows + row) * PANEL + j;
+    if (f.scale == SCALE_INT8) {
+        panel[p.scales + at] = (uint8_t)integer;
+        ((uint16_t *)(panel + p.blocks))[row * PANEL + j] = number;
+    } else {
+        ((uint16_t *)(panel + p.scales))[at] = number;
+    }
 }
 
-static void put_block(const packing *a, uint8_t *panel, int j, int first, const block_parts *b) {
-    quant_form f = quant_forms[a->type->form];
-    for (int k = 0; k < a->type->size; k += QUANT_GROUP)
-        quant_put(f, panel + (first + k) / QUANT_GROUP * quant_chunk_bytes(f), b->u + k, j);
-    for (int g = 0; g < a->type->size / f.group; g++) {
-        int at = first / f.group + g, whole = f.scale == SCALE_INT8;
-        put_scale(f, panel, a->cols, at, 0, j, whole ? b->scale[g] : b->d);
-        if (f.rows == 2) put_scale(f, panel, a->cols, at, 1, j, whole ? b->least[g] : b->d_least);
+void quant_put_block(quant_form f, uint8_t *panel, int K, int j, int first, int size,
+                     const block_parts *b) {
+    for (int k = 0; k < size; k += QUANT_GROUP) {
+        quant_place p = quant_place_of(f, K, (first + k) / QUANT_GROUP);
+        quant_put(f, panel + p.chunks, b->u + k, j);
+        for (int half = 0; half < quant_halves(f); half++) {
+            int g = k / f.group + half;
+            put_scale(f, panel, p, half, 0, j, b->scale[g], b->d);
+            if (f.rows == 2) put_scale(f, panel, p, half, 1, j, b->least[g], b->d_least);
+        }
     }
-    if (f.scale != SCALE_INT8) return;
-    uint16_t *blocks = (uint16_t *)(panel + quant_blocks_at(f, a->cols)) +
-                       (int64_t)first / QUANT_BLOCK * f.rows * PANEL;
-    blocks[j] = b->d;
-    if (f.rows == 2) blocks[PANEL + j] = b->d_least;
 }
 
 static void pack_quantized(void *p, int thread, int64_t begin, int64_t end) {
@@ -69,7 +68,7 @@ static void pack_quantized(void *p, int thread, int64_t begin, int64_t end) {
             for (int k = 0; k < a->cols; k += t->size, block += t->bytes) {
                 block_parts b = {0};
                 t->take(block, &b);
-                put_block(a, panel, j, k, &b);
+                quant_put_block(quant_forms[t->form], panel, a->cols, j, k, t->size, &b);
             }
         }
     }

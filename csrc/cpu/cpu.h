@@ -38,6 +38,8 @@ GPT_WEIGHT_OPS(CPU_DECLARE)
 GPT_ACT_OPS(CPU_DECLARE_ACTS)
 GPT_LORA_OPS(CPU_DECLARE_ACTS)
 GPT_DORA_OPS(CPU_DECLARE_ACTS)
+GPT_ROUTE_OPS(CPU_DECLARE_ACTS)
+GPT_EXPERT_OPS(CPU_DECLARE)
 
 /* Bytes of workspace that the ops of one file need at most; an op lays it out itself. The files of
  * CPU_ACT_WORKSPACES have GPT_ACT_OPS, the others GPT_WEIGHT_OPS. */
@@ -45,6 +47,7 @@ GPT_DORA_OPS(CPU_DECLARE_ACTS)
     X(norm_workspace)                                                                              \
     X(qk_norm_workspace)                                                                           \
     X(lora_workspace)                                                                              \
+    X(route_workspace)                                                                             \
     X(attention_workspace) X(grad_norm_workspace) X(muon_workspace) X(sample_workspace)
 #define CPU_WEIGHT_WORKSPACES(X) X(linear_workspace) X(classifier_workspace)
 #define CPU_WORKSPACE(name)      size_t CPU_NAME(name)(const gpt_shape *shape, int n_threads)

@@ -18,9 +18,7 @@ enum { TILE_ROWS = 16, TILE_TERMS = 32 };
     } while (0)
 
 /* rows is 16 or 32, panels 1 or 2: constants where this is inlined. K is a multiple of 32. */
-__attribute__((always_inline)) static inline void kernel_tiles_block(const kernel_operands *o,
-                                                                     int rows, int panels,
-                                                                     int add) {
+SPECIALIZED void kernel_tiles_block(const kernel_operands *o, int rows, int panels, int add) {
     int64_t lda = o->lda * (int64_t)sizeof(bf16), ldb = PANEL * PAIR * (int64_t)sizeof(bf16);
     int64_t ldc = o->ldc * (int64_t)sizeof(float);
     float *c = o->c;
@@ -54,8 +52,7 @@ __attribute__((always_inline)) static inline void kernel_tiles_block(const kerne
     }
 }
 
-__attribute__((always_inline)) static inline void kernel_tiles_rows(kernel_operands o, int rows,
-                                                                    int panels, int add) {
+SPECIALIZED void kernel_tiles_rows(kernel_operands o, int rows, int panels, int add) {
     for (int done; rows >= TILE_ROWS; rows -= done) {
         if (rows >= 2 * TILE_ROWS)
             kernel_tiles_block(&o, done = 2 * TILE_ROWS, panels, add);

@@ -65,8 +65,7 @@ static inline vf pairs_dot(vf sum, pairs a, pairs b) {
 
 /* One band: M rows by `panels` panels. Both are constants where this is inlined, and so is `ask`: so
  * many of the next panels are asked for. */
-__attribute__((always_inline)) static inline void kernel_band(const kernel_operands *o, int M,
-                                                              int panels, int add, int ask) {
+SPECIALIZED void kernel_band(const kernel_operands *o, int M, int panels, int add, int ask) {
     vf sum[BAND][BAND_PANELS * VECTORS];
     int n = panels * VECTORS;
     UNROLL
@@ -109,8 +108,7 @@ __attribute__((always_inline)) static inline void kernel_band(const kernel_opera
 }
 
 /* The rows of one group of panels: whole bands, then what is left in ever smaller ones. */
-__attribute__((always_inline)) static inline void kernel_bands(kernel_operands o, int rows,
-                                                               int panels, int add, int ask) {
+SPECIALIZED void kernel_bands(kernel_operands o, int rows, int panels, int add, int ask) {
     for (int left = rows, done; left > 0; left -= done) {
         if (left >= BAND && !(ask && left == 16)) /* twice 8 ask evenly */
             kernel_band(&o, done = BAND, panels, add, ask);

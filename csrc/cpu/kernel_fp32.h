@@ -27,8 +27,7 @@ typedef struct kernel_operands {
 } kernel_operands;
 
 /* One band of M rows by one panel of n0 + n1 columns. M is a constant where this is inlined. */
-__attribute__((always_inline)) static inline void kernel_band(const kernel_operands *o, int M,
-                                                              int n0, int n1, int add) {
+SPECIALIZED void kernel_band(const kernel_operands *o, int M, int n0, int n1, int add) {
     vf sum[BAND][2];
     UNROLL
     for (int m = 0; m < M; m++) sum[m][0] = sum[m][1] = vf_set(0);
@@ -55,8 +54,7 @@ __attribute__((always_inline)) static inline void kernel_band(const kernel_opera
 }
 
 /* The rows of one panel: whole bands, then what is left in ever smaller ones. */
-__attribute__((always_inline)) static inline void kernel_rows(kernel_operands o, int rows, int n0,
-                                                              int n1, int add) {
+SPECIALIZED void kernel_rows(kernel_operands o, int rows, int n0, int n1, int add) {
     for (int left = rows, done; left > 0; left -= done) {
         if (left >= BAND)
             kernel_band(&o, done = BAND, n0, n1, add);
@@ -108,9 +106,8 @@ enum { AHEAD = 2048 };
 
 /* sums[m][n] = the terms of a's row m times b's row n, lane by lane. M, N and ask are constants where
  * this is inlined. */
-__attribute__((always_inline)) static inline void dot_block(vf (*sums)[LANES],
-                                                            const kernel_operands *o,
-                                                            const float *b, int M, int N, int ask) {
+SPECIALIZED void dot_block(vf (*sums)[LANES], const kernel_operands *o, const float *b, int M,
+                           int N, int ask) {
     const float *a = o->a;
     int K = o->K, lda = o->a_row, ldb = o->ldb, k = 0;
     vf sum[DOT_ROWS][DOT_COLS];
@@ -143,8 +140,7 @@ __attribute__((always_inline)) static inline void dot_block(vf (*sums)[LANES],
 
 /* c (M, cols) = a b^T with b (cols, K), for at most LANES columns. They are taken one by one where b
  * comes from memory, which is fastest from one end to the other. */
-__attribute__((always_inline)) static inline void dot_rows(const kernel_operands *o, int M,
-                                                           int cols, int from_memory) {
+SPECIALIZED void dot_rows(const kernel_operands *o, int M, int cols, int from_memory) {
     vf sums[DOT_ROWS][LANES];
     int n = 0;
     for (; !from_memory && n + DOT_COLS <= cols; n += DOT_COLS)
@@ -158,8 +154,7 @@ __attribute__((always_inline)) static inline void dot_rows(const kernel_operands
     }
 }
 
-__attribute__((always_inline)) static inline void dot_band(const kernel_operands *o, int rows,
-                                                           int cols, int from_memory) {
+SPECIALIZED void dot_band(const kernel_operands *o, int rows, int cols, int from_memory) {
     switch (rows) {
     case 1:
         dot_rows(o, 1, cols, from_memory);

@@ -28,11 +28,8 @@
     }
 
 /* pre = y + b, out = activation(pre). The activation is a constant where this is inlined. */
-__attribute__((always_inline)) static inline void activate_tile(const linear_forward *a,
-                                                                int activation, const float *y,
-                                                                const float *y_twin, int ldy,
-                                                                int row, int rows, int col,
-                                                                int cols) {
+SPECIALIZED void activate_tile(const linear_forward *a, int activation, const float *y,
+                               const float *y_twin, int ldy, int row, int rows, int col, int cols) {
     int twin = is_gated(activation) ? a->OC : 0;
     const float *bias = a->b;
     elem *all_out = a->out, *all_pre = activation == GPT_ACT_NONE ? NULL : a->pre;
@@ -62,10 +59,8 @@ static void forward_epilogue(void *p, const float *y, const float *y_twin, int l
 }
 
 /* din = y through the activation; of a gated one, y fills the gates and the ups. */
-__attribute__((always_inline)) static inline void deactivate_tile(const linear_backward *a,
-                                                                  int activation, const float *y,
-                                                                  int ldy, int row, int rows,
-                                                                  int col, int cols) {
+SPECIALIZED void deactivate_tile(const linear_backward *a, int activation, const float *y, int ldy,
+                                 int row, int rows, int col, int cols) {
     int twin = is_gated(activation) ? a->IC : 0;
     int64_t stride = a->IC + twin;
     elem *all_din = a->din;

@@ -14,10 +14,8 @@ enum {
 /* ---- the three loops ---- */
 
 /* sums[i] (R) of each row += x[i] (n) w (R, n)^T for two rows of w, or one. */
-__attribute__((always_inline)) static inline void dot_tile(float *sums, int64_t stride,
-                                                           const float x[ROWS][COLS],
-                                                           const float *w, int64_t ldw, int n,
-                                                           int n_w) {
+SPECIALIZED void dot_tile(float *sums, int64_t stride, const float x[ROWS][COLS], const float *w,
+                          int64_t ldw, int n, int n_w) {
     vf s[ROWS][2] = {{{0}}};
     FOR_LANES (c, k, n) {
         vf w0 = vf_get(w + c, k), w1 = n_w > 1 ? vf_get(w + ldw + c, k) : w0;
@@ -52,9 +50,8 @@ static void combine(float y[ROWS][COLS], const float *sums, int64_t stride, cons
 }
 
 /* dw (4 rows, ldw), two vectors of it, += u (rows, 4)^T x (rows): up to `n_u` of the 4. */
-__attribute__((always_inline)) static inline void outer_tile(float *dw, int64_t ldw, const float *u,
-                                                             int64_t ldu, const float x[][GRADIENT],
-                                                             int rows, int n, int n_u) {
+SPECIALIZED void outer_tile(float *dw, int64_t ldw, const float *u, int64_t ldu,
+                            const float x[][GRADIENT], int rows, int n, int n_u) {
     vf s[4][2] = {{{0}}};
     for (int r = 0; r < rows; r++) {
         vf x0 = vf_load(x[r]), x1 = vf_load(x[r] + LANES);

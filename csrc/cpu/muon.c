@@ -13,6 +13,7 @@ enum { MOST_ALONE = 1 << 20 };
 
 typedef struct matrix {
     float *w, *momentum;
+    float *v; /* (rows) or NULL */
     const float *grad;
     const gpt_segment *segment;
     int rows, cols;
@@ -22,11 +23,13 @@ typedef struct matrix {
 static int matrix_at(const muon_update *op, int i, matrix *out) {
     for (const gpt_segment *s = op->segments; s < op->segments + op->n_segments; s++) {
         if (s->optimizer != GPT_OPTIMIZER_MUON) continue;
-        int64_t first = 0;
-        for (int k = 0; k < s->n_matrices; first += (int64_t)s->matrix_rows[k++] * s->cols)
+        int64_t row = 0;
+        for (int k = 0; k < s->n_matrices; row += s->matrix_rows[k++])
             if (i-- == 0) {
+                int64_t first = row * s->cols;
                 *out = (matrix){.w = op->w + s->offset + first,
                                 .momentum = op->momentum + s->state + first,
+                                .v = s->row_state ? op->momentum + s->row_state + row : NULL,
                                 .grad = op->grads + s->grad + first,
                                 .segment = s,
                                 .rows = s->matrix_rows[k],
@@ -40,7 +43,7 @@ static int matrix_at(const muon_update *op, int i, matrix *out) {
 /* ---- memory of one matrix ---- */
 
 typedef struct buffers {
-    double *sums;      /* (rows) of squares */
+    double *sums;      /* (rows) of squares, of the momentum and then of the step */
     elem *x, *next;    /* (rows, cols) */
     elem *gram, *poly; /* (least, least) of rows and cols */
 #ifdef CPU_BF16
@@ -226,6 +229,8 @@ typedef struct row_task {
     float g, momentum; /* factors of the gradient and of the momentum buffer */
     float scale;       /* of x */
     float keep, rate;  /* factors of w, and of the step */
+    float beta2;
+    int cautious;
 } row_task;
 
 static vf mix(const row_task *t, int64_t i, int k) {
@@ -257,17 +262,45 @@ static void scale_rows(void *args, int thread, int64_t begin, int64_t end) {
     }
 }
 
+static float row_factor(const row_task *t, int64_t row) {
+    return 1 / (sqrtf(t->at.v[row]) + MUON_ROW_EPS);
+}
+
+/* The average of each row's mean square, and the sum of squares of the row that it scales. */
+static void average_rows(void *args, int thread, int64_t begin, int64_t end) {
+    (void)thread;
+    const row_task *t = args;
+    for (int64_t row = begin; row < end; row++) {
+        const elem *x = t->m.x + row * t->at.cols;
+        vf sum = {0};
+        FOR_LANES (c, k, t->at.cols) {
+            vf u = vf_get(x + c, k);
+            sum += u * u;
+        }
+        float squares = vf_sum(sum), *v = &t->at.v[row];
+        *v = t->beta2 * *v + (1 - t->beta2) * (squares / (float)t->at.cols);
+        t->m.sums[row] = (double)squares * row_factor(t, row) * row_factor(t, row);
+    }
+}
+
 static void step_rows(void *args, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const row_task *t = args;
     for (int64_t row = begin; row < end; row++) {
         int64_t first = row * t->at.cols;
-        float *w = t->at.w + first;
+        float *w = t->at.w + first, rate = t->at.v ? t->rate * row_factor(t, row) : t->rate;
         FOR_LANES (c, k, t->at.cols) {
-            vf x = vf_get(t->m.x + first + c, k);
-            vf_put(w + c, vf_get(w + c, k) * t->keep - x * t->rate, k);
+            vf x = vf_get(t->m.x + first + c, k), now = vf_get(w + c, k), keep = vf_set(t->keep);
+            if (t->cautious) keep = vf_select(x * now >= 0.0f, keep, vf_set(1.0f));
+            vf_put(w + c, now * keep - x * rate, k);
         }
     }
+}
+
+static double sum_of(const row_task *t) {
+    double sum = 0;
+    for (int row = 0; row < t->at.rows; row++) sum += t->m.sums[row];
+    return sum;
 }
 
 static void update_matrix(gpt_ctx *ctx, const muon_task *all, matrix at, void *memory) {
@@ -278,14 +311,20 @@ static void update_matrix(gpt_ctx *ctx, const muon_task *all, matrix at, void *m
                   .g = all->clip * (1 - s->momentum),
                   .momentum = s->momentum,
                   .keep = 1 - lr * (at.segment->decay ? s->weight_decay : 0),
-                  .rate = lr * muon_scale(at.rows, at.cols)};
+                  .rate = lr * muon_scale(at.rows, at.cols),
+                  .beta2 = s->beta2,
+                  .cautious = s->cautious};
     lay_out(memory, at.rows, at.cols, &t.m);
     cpu_parallel(ctx, gather_rows, &t, at.rows, 16);
-    double sum = 0;
-    for (int row = 0; row < at.rows; row++) sum += t.m.sums[row];
+    double sum = sum_of(&t);
     t.scale = sum > MUON_LEAST * at.rows * at.cols ? (float)(1 / (MUON_MARGIN * sqrt(sum))) : 0;
     cpu_parallel(ctx, scale_rows, &t, at.rows, 16);
     for (int i = 0; i < MUON_ITERATIONS; i++) iterate(ctx, &t.m, at.rows, at.cols, polynomials[i]);
+    if (at.v) {
+        cpu_parallel(ctx, average_rows, &t, at.rows, 16);
+        double size = (double)cpu_min(at.rows, at.cols), scaled = sum_of(&t);
+        t.rate *= scaled > 0 ? (float)sqrt(size / scaled) : 0;
+    }
     cpu_parallel(ctx, step_rows, &t, at.rows, 16);
 }
 

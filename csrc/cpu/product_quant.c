@@ -68,9 +68,8 @@ static void multiply(const product_tiles *t, float *sums, const rounded_rows *a,
         int panels = cpu_min(BAND_PANELS, (int)quant_panels(at->cols - c));
         for (int i = 0; i < panels; i++) {
             int64_t panel = (at->in_part + c) / PANEL + i;
-            b[i] =
-                panel_from(f, (const uint8_t *)t->w + w->at + panel * size, p->K, k / QUANT_GROUP);
-            b[i].next = p->M > FEW ? NULL : b[i].chunks + (p->M == 1 ? NEAR : BAND_PANELS * size);
+            b[i] = panel_from(f, (const uint8_t *)t->w + w->at + panel * size, k / QUANT_GROUP);
+            b[i].next = p->M > FEW ? NULL : b[i].at + (p->M == 1 ? NEAR : BAND_PANELS * size);
         }
         for (int i = 0; i < panels; i += panels == BAND_PANELS ? BAND_PANELS : 1)
             quant_kernels[w->form](sums + c + i * PANEL, a, at->rows, b + i,

@@ -16,10 +16,11 @@
  * bits 2 i and 2 i + 1 those of quad i of the lower, or upper, four. So 32 terms are as many chunks as
  * a weight has bits.
  *
- * A panel is the chunks of all its terms, then the scales of a group in a row, followed by its minima
- * where the form has them: [groups][1 or 2][16]. They are 16-bit floats, or in forms of 256 terms
- * ("K") int8 that the float16 of a block multiplies: these, [K/256][1 or 2][16], come last. Weights past
- * the end of w are zero. */
+ * A panel is sections of 256 terms, which are read one after another; the last may be of fewer. A section
+ * is, in forms of 256 terms ("K"), the float16 of a block, [1 or 2][16]; then the scales of each group in
+ * a row, followed by its minima where the form has them: [groups][1 or 2][16], 16-bit floats, or int8 that
+ * the float16 of the block multiplies; then the chunks of its groups. Weights past the end of a row count
+ * for nothing, as activations there are zeros. */
 #ifndef CPU_QUANT_H
 #define CPU_QUANT_H
 
@@ -31,6 +32,7 @@
 enum {
     QUAD = 4,
     QUADS = QUANT_GROUP / QUAD,
+    SECTION = QUANT_BLOCK / QUANT_GROUP, /* groups */
     CHUNK_BYTES = PANEL * QUAD,
     VECTORS = PANEL / LANES,
 };
@@ -68,18 +70,41 @@ static inline int64_t quant_scale_bytes(quant_form f) {
 static inline int64_t quant_block_bytes(quant_form f) {
     return f.scale == SCALE_INT8 ? f.rows * PANEL * (int64_t)sizeof(uint16_t) : 0;
 }
-static inline int64_t quant_scales_at(quant_form f, int64_t K) {
-    return quant_groups(K) * quant_chunk_bytes(f);
+/* Scales of 32 terms. */
+static inline int quant_halves(quant_form f) {
+    return QUANT_GROUP / f.group;
 }
-static inline int64_t quant_blocks_at(quant_form f, int64_t K) {
-    return quant_scales_at(f, K) + quant_groups(K) * (QUANT_GROUP / f.group) * quant_scale_bytes(f);
+/* Bytes of a section of so many groups of 32 terms. */
+static inline int64_t quant_section_bytes(quant_form f, int64_t groups) {
+    return quant_block_bytes(f) +
+           groups * (quant_halves(f) * quant_scale_bytes(f) + quant_chunk_bytes(f));
 }
 static inline int64_t quant_panel_bytes(quant_form f, int64_t K) {
-    int64_t blocks = cpu_div_up(K, QUANT_BLOCK) * quant_block_bytes(f);
-    return cpu_round_up(quant_blocks_at(f, K) + blocks, 64);
+    int64_t groups = quant_groups(K), whole = groups / SECTION, rest = groups % SECTION;
+    int64_t bytes = whole * quant_section_bytes(f, SECTION);
+    return cpu_round_up(bytes + (rest ? quant_section_bytes(f, rest) : 0), 64);
 }
 static inline int64_t quant_part_bytes(quant_form f, int64_t rows, int64_t K) {
     return quant_panels(rows) * quant_panel_bytes(f, K);
+}
+
+/* Bytes from a section's begin, of a panel's begin for quant_place_of, to these parts of a group. */
+typedef struct quant_place {
+    int64_t blocks, scales, chunks;
+} quant_place;
+
+/* Group `group` of a section of `groups`. */
+static inline quant_place quant_in_section(quant_form f, int64_t groups, int64_t group) {
+    int64_t scales = quant_halves(f) * quant_scale_bytes(f), first = quant_block_bytes(f);
+    return (quant_place){.scales = first + group * scales,
+                         .chunks = first + groups * scales + group * quant_chunk_bytes(f)};
+}
+/* Group `group` of a row of K terms. */
+static inline quant_place quant_place_of(quant_form f, int64_t K, int64_t group) {
+    int64_t section = group / SECTION, rest = quant_groups(K) - section * SECTION;
+    int64_t at = section * quant_section_bytes(f, SECTION);
+    quant_place p = quant_in_section(f, rest < SECTION ? rest : SECTION, group % SECTION);
+    return (quant_place){at, at + p.scales, at + p.chunks};
 }
 
 /* The 32 integers u become column j of their chunks, which are zero there. */
@@ -112,32 +137,32 @@ static inline void quant_get(quant_form f, const uint8_t *chunks, uint8_t *u, in
     }
 }
 
-/* The scale of column j, or in row 1 its minimum. */
-static inline float quant_scale_at(quant_form f, const uint8_t *panel, int K, int group, int row,
-                                   int j) {
-    int64_t at = (int64_t)(group * f.rows + row) * PANEL + j;
-    const uint8_t *scales = panel + quant_scales_at(f, K);
+/* The scale of column j, or in row 1 its minimum: of half 0 or 1 of 32 terms. */
+static inline float quant_scale_at(quant_form f, const uint8_t *panel, quant_place p, int half,
+                                   int row, int j) {
+    int at = (half * f.rows + row) * PANEL + j;
+    const uint8_t *scales = panel + p.scales;
     if (f.scale == SCALE_BF16) return bf16_float(((const uint16_t *)scales)[at]);
     if (f.scale == SCALE_FP16) return half_float(((const uint16_t *)scales)[at]);
-    const uint16_t *blocks = (const uint16_t *)(panel + quant_blocks_at(f, K)) +
-                             (int64_t)group * f.group / QUANT_BLOCK * f.rows * PANEL;
+    const uint16_t *blocks = (const uint16_t *)(panel + p.blocks);
     return half_float(blocks[row * PANEL + j]) * (float)(int8_t)scales[at];
 }
 
-/* The 32 weights of column j from term k on. */
+/* The 32 weights of column j from term k on; zeros past the end. */
 static inline void quant_terms(quant_form f, const uint8_t *panel, int K, int k, int j,
                                float *out) {
     uint8_t u[QUANT_GROUP];
-    quant_get(f, panel + k / QUANT_GROUP * quant_chunk_bytes(f), u, j);
-    for (int first = 0; first < QUANT_GROUP; first += f.group) {
-        int g = (k + first) / f.group;
-        float scale = quant_scale_at(f, panel, K, g, 0, j);
-        float least = f.rows == 2 ? quant_scale_at(f, panel, K, g, 1, j) : 0;
-        for (int h = first; h < first + f.group; h++) {
+    quant_place p = quant_place_of(f, K, k / QUANT_GROUP);
+    quant_get(f, panel + p.chunks, u, j);
+    for (int half = 0; half < quant_halves(f); half++) {
+        float scale = quant_scale_at(f, panel, p, half, 0, j);
+        float least = f.rows == 2 ? quant_scale_at(f, panel, p, half, 1, j) : 0;
+        for (int h = half * f.group; h < (half + 1) * f.group; h++) {
             float product = scale * (float)(u[h] - f.zero);
             out[h] = f.rows == 2 ? product + least : product;
         }
     }
+    for (int h = cpu_min(K - k, QUANT_GROUP); h < QUANT_GROUP; h++) out[h] = 0;
 }
 
 /* The panel of row `row` of the matrix, whose column in it is row % PANEL of *in_part; NULL past the end. */
@@ -169,20 +194,15 @@ static inline float scale_inverse(float scale) {
     return size >= FLT_MIN && size <= FLT_MAX ? 1 / scale : 0;
 }
 
-/* Where a panel's parts are for terms from some group of 32 on. */
+/* A panel from some section on. */
 typedef struct panel_part {
-    const uint8_t *chunks;
-    const uint8_t *next; /* asked for meanwhile; NULL: what is in cache already */
-    const uint8_t *scales;
-    const uint16_t *blocks;
+    const uint8_t *at;
+    const uint8_t *next; /* asked for meanwhile, as far as `at` is read; NULL: nothing */
 } panel_part;
 
-static inline panel_part panel_from(quant_form f, const uint8_t *panel, int64_t K, int64_t group) {
-    int64_t in_scales = group * (QUANT_GROUP / f.group) * quant_scale_bytes(f);
-    int64_t in_blocks = group * QUANT_GROUP / QUANT_BLOCK * quant_block_bytes(f);
-    return (panel_part){.chunks = panel + group * quant_chunk_bytes(f),
-                        .scales = panel + quant_scales_at(f, K) + in_scales,
-                        .blocks = (const uint16_t *)(panel + quant_blocks_at(f, K) + in_blocks)};
+/* The sections of a panel from `group` of 32 terms on, the first of one. */
+static inline panel_part panel_from(quant_form f, const uint8_t *panel, int64_t group) {
+    return (panel_part){.at = panel + group / SECTION * quant_section_bytes(f, SECTION)};
 }
 
 /* LANES float16 numbers. */
@@ -198,23 +218,21 @@ static inline vf vf_from_half(const uint16_t *p) {
 #endif
 }
 
-/* Where forms of 256 have the scales (row 0) or minima (row 1) of group g, of LANES columns from vector v
- * on: as integers, and what multiplies these. */
-static inline vi quant_integers(quant_form f, const panel_part *b, int g, int row, int v) {
-    return vi_from_bytes((const int8_t *)b->scales + (g * f.rows + row) * PANEL + v * LANES);
+/* Scales (row 0) or minima (row 1) of LANES columns from vector v on, where forms of 256 have them: as
+ * integers, of a group's half, and what multiplies these. */
+static inline vi quant_integers(quant_form f, const uint8_t *scales, int half, int row, int v) {
+    return vi_from_bytes((const int8_t *)scales + (half * f.rows + row) * PANEL + v * LANES);
 }
-static inline vf quant_block_scale(quant_form f, const panel_part *b, int g, int row, int v) {
-    int block = g * f.group / QUANT_BLOCK;
-    return vf_from_half(b->blocks + (block * f.rows + row) * PANEL + v * LANES);
+static inline vf quant_block_scale(const uint8_t *blocks, int row, int v) {
+    return vf_from_half((const uint16_t *)blocks + row * PANEL + v * LANES);
 }
 
-/* The scales or minima themselves. */
-static inline vf quant_scale(quant_form f, const panel_part *b, int g, int row, int v) {
-    const uint16_t *halves = (const uint16_t *)b->scales + (g * f.rows + row) * PANEL + v * LANES;
+/* The same as numbers, without the factor of the block. */
+static inline vf quant_scale(quant_form f, const uint8_t *scales, int half, int row, int v) {
+    const uint16_t *halves = (const uint16_t *)scales + (half * f.rows + row) * PANEL + v * LANES;
     if (f.scale == SCALE_BF16) return vf_get_bf16(halves, LANES);
     if (f.scale == SCALE_FP16) return vf_from_half(halves);
-    return quant_block_scale(f, b, g, row, v) *
-           __builtin_convertvector(quant_integers(f, b, g, row, v), vf);
+    return __builtin_convertvector(quant_integers(f, scales, half, row, v), vf);
 }
 
 /* ---- a group's integer products ---- */
@@ -230,15 +248,16 @@ static inline vb vb_load(const uint8_t *p) {
     return v;
 }
 
-/* Quad i < 4 of 32 terms, and quad i + 4. i and the form are constants where this is inlined. */
+/* Quad i < 4 of 32 terms, and quad i + 4, or where `shifted` (4 bits) 16 times that. All but p are constants
+ * where this is inlined. */
 typedef struct quad_pair {
     vb lower, upper;
 } quad_pair;
 
-__attribute__((always_inline)) static inline quad_pair quad_load(quant_form f, const uint8_t *p,
-                                                                 int i) {
+SPECIALIZED quad_pair quad_load(quant_form f, const uint8_t *p, int i, int shifted) {
     vb x = vb_load(p + i * CHUNK_BYTES);
     if (f.bits == 8) return (quad_pair){x, vb_load(p + (i + 4) * CHUNK_BYTES)};
+    if (shifted) return (quad_pair){x & 15, x & 240};
     vb lower = x & 15, upper = (vb)((vu)x >> 4) & 15;
     if (f.bits == 5) {
         vu fifth = (vu)vb_load(p + 4 * CHUNK_BYTES);

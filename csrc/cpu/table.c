@@ -50,15 +50,15 @@ static void ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
 /* A table whose weights are packed otherwise. */
 #define QUANT_TABLE(dtype, bytes, pack, ...)                                                       \
     extern const gpt_ops CPU_JOIN(dtype, CPU_LEVEL, ops);                                          \
-    const gpt_ops CPU_JOIN(dtype, CPU_LEVEL,                                                       \
-                           ops) = {.name = "cpu " #dtype " " CPU_STRING(CPU_LEVEL),                \
-                                   SLOTS,                                                          \
-                                   GPT_PRODUCT_OPS(FILL) GPT_ACT_OPS(FILL_ACTS)                    \
-                                       GPT_LORA_OPS(FILL_ACTS) GPT_DORA_OPS(FILL_ACTS)             \
-                                           .weights_bytes = bytes,                                 \
-                                   .weights_pack = pack,                                           \
-                                   .weight_bytes = quant_weight_bytes,                             \
-                                   __VA_ARGS__}
+    const gpt_ops CPU_JOIN(dtype, CPU_LEVEL, ops) = {                                              \
+        .name = "cpu " #dtype " " CPU_STRING(CPU_LEVEL),                                           \
+        SLOTS,                                                                                     \
+        GPT_PRODUCT_OPS(FILL) GPT_ACT_OPS(FILL_ACTS) GPT_LORA_OPS(FILL_ACTS)                       \
+            GPT_DORA_OPS(FILL_ACTS) GPT_ROUTE_OPS(FILL_ACTS) GPT_EXPERT_OPS(FILL)                  \
+                .weights_bytes = bytes,                                                            \
+        .weights_pack = pack,                                                                      \
+        .weight_bytes = quant_weight_bytes,                                                        \
+        __VA_ARGS__}
 
 #define ROUNDS(dtype, form)                                                                        \
     static size_t dtype##_bytes(int rows, int cols, int parts, int training) {                     \
@@ -70,7 +70,7 @@ static void ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
     }                                                                                              \
     QUANT_TABLE(dtype, dtype##_bytes, dtype##_pack)
 ROUNDS(int8, FORM_INT8);
-ROUNDS(int4, FORM_INT4);
+ROUNDS(int4, FORM_Q4_K);
 
 QUANT_TABLE(packed, quant_bf16_bytes, quant_bf16_pack, .blocks_bytes = quant_blocks_bytes,
             .blocks_pack = quant_blocks_pack, .blocks_unpack = quant_blocks_unpack);
@@ -82,6 +82,6 @@ const gpt_ops cpu_ops = {.name = "cpu " CPU_STRING(CPU_DTYPE) " " CPU_STRING(CPU
                          SLOTS,
                          .weights_bytes = cpu_weights_bytes,
                          GPT_WEIGHT_OPS(FILL) GPT_ACT_OPS(FILL_ACTS) GPT_LORA_OPS(FILL_ACTS)
-                             GPT_DORA_OPS(FILL_ACTS)};
+                             GPT_DORA_OPS(FILL_ACTS) GPT_ROUTE_OPS(FILL_ACTS) GPT_EXPERT_OPS(FILL)};
 
 #endif

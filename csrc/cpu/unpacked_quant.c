@@ -42,6 +42,35 @@ static void unpack_block(const unpacking *a, int row, int rows, int k,
     }
 }
 
+/* Terms k to k + 31 of all columns of a panel of w, as pairs of terms of each. */
+static void unpack_panel(quant_form f, const uint8_t *panel, int K, int k, pair out[PANEL][PANEL]) {
+    quant_place p = quant_place_of(f, K, k / QUANT_GROUP);
+    for (int v = 0; v < VECTORS; v++)
+        for (int i = 0; i < 4; i++) {
+            quad_pair u = quad_load(f, panel + p.chunks + v * LANES * QUAD, i, 0);
+            for (int upper = 0; upper < 2; upper++) {
+                int half = upper * (quant_halves(f) - 1);
+                const uint8_t *scales = panel + p.scales;
+                vf scale = quant_scale(f, scales, half, 0, v), least = {0};
+                if (f.rows == 2) least = quant_scale(f, scales, half, 1, v);
+                if (f.scale == SCALE_INT8) scale *= quant_block_scale(panel + p.blocks, 0, v);
+                if (f.scale == SCALE_INT8 && f.rows == 2)
+                    least *= quant_block_scale(panel + p.blocks, 1, v);
+                vu bytes = (vu)(upper ? u.upper : u.lower);
+                for (int t = 0; t < QUAD; t += PAIR) {
+                    bf16 terms[PAIR][LANES];
+                    for (int h = 0; h < PAIR; h++) {
+                        vi integer = (vi)(bytes >> 8 * (t + h) & 255) - f.zero;
+                        vf product = scale * __builtin_convertvector(integer, vf);
+                        vf_put(terms[h], f.rows == 2 ? product + least : product, LANES);
+                    }
+                    pair *to = &out[upper * 8 + i * 2 + t / PAIR][v * LANES];
+                    for (int j = 0; j < LANES; j++) to[j] = terms[0][j] | (pair)terms[1][j] << 16;
+                }
+            }
+        }
+}
+
 /* Panels of the form that forward reads: 16 rows of w each, those of a twin behind the others. */
 static void unpack_forward(void *args, int thread, int64_t begin, int64_t end) {
     (void)thread;
@@ -51,10 +80,19 @@ static void unpack_forward(void *args, int thread, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
         int in_half = (int)(i % per_half) * PANEL;
         int row = a->first + in_half + (i >= per_half ? a->p->twin : 0);
+        int rows = cpu_min(PANEL, a->cols - in_half), in_part = 0, last = 0;
+        quant_form f = {0}, f_last;
+        const uint8_t *from = quant_panel_of(a->w, K, row, &f, &in_part);
+        int whole = rows == PANEL && in_part % PANEL == 0 &&
+                    from == quant_panel_of(a->w, K, row + PANEL - 1, &f_last, &last);
         for (int k = 0; k < K; k += QUANT_GROUP) {
+            if (from && whole && K - k >= QUANT_GROUP) {
+                unpack_panel(f, from, K, k, (pair(*)[PANEL])(a->slab + i * panel + k * PANEL));
+                continue;
+            }
             bf16 block[PANEL][QUANT_GROUP];
             pair turned[PANEL][PANEL];
-            unpack_block(a, row, cpu_min(PANEL, a->cols - in_half), k, block);
+            unpack_block(a, row, rows, k, block);
             transpose_pairs(turned[0], PANEL, (const pair *)block, PANEL);
             memcpy(a->slab + i * panel + k * PANEL, turned,
                    sizeof turned[0] * (size_t)pack_pairs(cpu_min(QUANT_GROUP, K - k)));

@@ -30,13 +30,8 @@ void quant_bf16_pack(gpt_ctx *ctx, const weights_pack *op) {
 /* A group of one row: numbers with zeros past its end, and what they become. */
 typedef struct group {
     float x[QUANT_GROUP];
-    int32_t q[QUANT_GROUP]; /* -largest - 1 to largest */
+    int32_t q[QUANT_GROUP]; /* -127 to 127 */
 } group;
-
-/* The largest integer. */
-static int largest_of(int form) {
-    return form == FORM_INT8 ? 127 : 7;
-}
 
 /* Up to the next bf16, so that nothing grows past the largest integer. */
 static float scale_above(float x) {
@@ -44,26 +39,21 @@ static float scale_above(float x) {
     return fabsf(scale) < fabsf(x) ? bf16_float((bf16)(bf16_round(x) + 1)) : scale;
 }
 
-/* q, and the scale: the largest number becomes the largest integer, with 4 bits that of the longer
- * side. (Searching for the scale with the least error made no model better that was tried.) */
-static float round_group(group *g, int form) {
+/* q, and the scale: the largest number becomes the largest integer. */
+static float round_group(group *g) {
     const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    float most = (float)largest_of(form);
-    vf above = vf_set(0), below = vf_set(0);
+    vf largest = vf_set(0);
     vi bad = {0};
     for (int i = 0; i < QUANT_GROUP; i += LANES) {
-        above = vf_max(above, vf_load(g->x + i));
-        below = vf_max(below, -vf_load(g->x + i));
-        bad |= not_finite(vf_load(g->x + i));
+        vf x = vf_load(g->x + i);
+        largest = vf_max(largest, vf_max(x, -x));
+        bad |= not_finite(x);
     }
     if (any_lane(bad)) return NAN; /* as all sums with this group are */
-    float largest = vf_max_lane(above), least = -vf_max_lane(below);
-    float extreme = largest > -least ? largest : least;
-    float scale = scale_above(form == FORM_INT8 ? extreme / most : extreme / -(most + 1));
+    float scale = scale_above(vf_max_lane(largest) / 127);
     vf inverse = vf_set(scale_inverse(scale));
     for (int i = 0; i < QUANT_GROUP; i += LANES) {
-        vf n = vf_load(g->x + i) * inverse + shift - shift;
-        vi q = __builtin_convertvector(-vf_max(-n, vf_set(-most)), vi);
+        vi q = __builtin_convertvector(vf_load(g->x + i) * inverse + shift - shift, vi);
         memcpy(g->q + i, &q, sizeof q);
     }
     return scale;
@@ -76,31 +66,46 @@ typedef struct rounding {
     quant_head *head;
 } rounding;
 
+/* Row j of a panel, from w (K). */
+static void put_groups(uint8_t *panel, int j, const float *w, int K) {
+    quant_form f = quant_forms[FORM_INT8];
+    for (int k = 0; k < K; k += QUANT_GROUP) {
+        group g = {{0}, {0}};
+        uint8_t u[QUANT_GROUP];
+        memcpy(g.x, w + k, sizeof(float) * (size_t)cpu_min(QUANT_GROUP, K - k));
+        float scale = round_group(&g);
+        for (int h = 0; h < QUANT_GROUP; h++) u[h] = (uint8_t)(g.q[h] + f.zero);
+        quant_place p = quant_place_of(f, K, k / QUANT_GROUP);
+        quant_put(f, panel + p.chunks, u, j);
+        ((bf16 *)(panel + p.scales))[j] = bf16_round(scale);
+    }
+}
+
+/* The rows of a panel, from w (rows, K). The last blocks may be of fewer than 256 terms. */
+static void put_blocks(uint8_t *panel, int rows, const float *w, int K) {
+    for (int k = 0; k < K; k += QUANT_BLOCK) {
+        block_parts b[PANEL] = {0};
+        int n = cpu_min(QUANT_BLOCK, K - k);
+        quant_search_blocks(b, w + k, K, rows, n);
+        for (int j = 0; j < rows; j++)
+            quant_put_block(quant_forms[FORM_Q4_K], panel, K, j, k, n, &b[j]);
+    }
+}
+
 static void pack_quantized(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const rounding *a = p;
     const gpt_segment *s = a->op->segment;
-    quant_form f = quant_forms[a->form];
     int part_rows = s->rows / s->parts, per_part = (int)quant_panels(part_rows), K = s->cols;
+    int64_t size = quant_panel_bytes(quant_forms[a->form], K);
     for (int64_t i = begin; i < end; i++) {
-        uint8_t *panel = (uint8_t *)a->head + a->head->parts[0].at + i * quant_panel_bytes(f, K);
-        bf16 *scales = (bf16 *)(panel + quant_scales_at(f, K));
-        int in_part = (int)i % per_part * PANEL, first = (int)i / per_part * part_rows + in_part;
-        memset(panel, 0, (size_t)quant_panel_bytes(f, K));
-        for (int k = 0; k < K; k += QUANT_GROUP)
-            for (int j = 0; j < PANEL; j++) {
-                group g = {{0}, {0}};
-                uint8_t u[QUANT_GROUP];
-                float scale = 0;
-                if (in_part + j < part_rows) {
-                    memcpy(g.x, a->op->w + (int64_t)(first + j) * K + k,
-                           sizeof(float) * (size_t)cpu_min(QUANT_GROUP, K - k));
-                    scale = round_group(&g, a->form);
-                }
-                for (int h = 0; h < QUANT_GROUP; h++) u[h] = (uint8_t)(g.q[h] + f.zero);
-                quant_put(f, panel + k / QUANT_GROUP * quant_chunk_bytes(f), u, j);
-                scales[k / QUANT_GROUP * PANEL + j] = bf16_round(scale);
-            }
+        uint8_t *panel = (uint8_t *)a->head + a->head->parts[0].at + i * size;
+        int in_part = (int)i % per_part * PANEL, rows = cpu_min(PANEL, part_rows - in_part);
+        const float *w = a->op->w + (int64_t)((int)i / per_part * part_rows + in_part) * K;
+        memset(panel, 0, (size_t)size);
+        if (a->form == FORM_Q4_K) put_blocks(panel, rows, w, K);
+        for (int j = 0; j < rows && a->form == FORM_INT8; j++)
+            put_groups(panel, j, w + (int64_t)j * K, K);
     }
 }
 

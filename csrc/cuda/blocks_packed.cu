@@ -6,26 +6,6 @@ extern "C" CUDA_ACTS_OP(weights_pack);
 
 /* ---- the form ---- */
 
-static packed_part part_of(const block_type *t, int rows, int cols, int64_t at) {
-    quant_form f = quant_forms[t->form];
-    int groups = cols / QUANT_GROUP, scales = groups * (QUANT_GROUP / f.group) * f.rows;
-    bool of_block = f.scale == SCALE_INT8;
-    packed_part p = {};
-    p.at = at;
-    p.rows = rows;
-    p.bits = f.bits;
-    p.zero = f.zero;
-    p.upper = groups * (f.bits == 8 ? 32 : 16);
-    p.scales = p.upper + groups * (f.bits == 5 ? 4 : f.bits == 6 ? 8 : 0);
-    p.blocks = p.scales + scales * (of_block ? 1 : (int)sizeof(uint16_t));
-    p.of_16 = f.group == 16;
-    p.of_block = of_block;
-    p.has_minima = f.rows == 2;
-    int blocks = of_block ? cols / QUANT_BLOCK * f.rows * (int)sizeof(uint16_t) : 0;
-    p.row_bytes = div_up(p.blocks + blocks, 16) * 16;
-    return p;
-}
-
 /* Without bytes where a type is not known, or its blocks do not fill rows. */
 static packed_head lay_out(const gpt_segment *s) {
     packed_head head = {}, none = {};
@@ -34,7 +14,7 @@ static packed_head lay_out(const gpt_segment *s) {
     for (int part = 0; part < s->n_stacked; part++) {
         const block_type *t = block_type_of(s->stacked[part].block);
         if (!t || s->cols % t->size) return none;
-        head.parts[part] = part_of(t, s->stacked[part].rows, s->cols, at);
+        head.parts[part] = packed_part_of(quant_forms[t->form], s->stacked[part].rows, s->cols, at);
         at += head.parts[part].rows * head.parts[part].row_bytes;
     }
     head.bytes = at;

@@ -75,14 +75,14 @@ target_compile_definitions(cuda_fp32 PRIVATE CUDA_DTYPE=fp32 CUDA_FP32)
 add_cuda(cuda_bf16 ${cuda_bf16_sources})
 target_compile_definitions(cuda_bf16 PRIVATE CUDA_DTYPE=bf16 CUDA_BF16)
 
-foreach(bits 8 4)
-  add_cuda(cuda_int${bits} ${cuda_quant_sources})
-  target_compile_definitions(cuda_int${bits} PRIVATE CUDA_DTYPE=int${bits} CUDA_BF16
-    CUDA_QUANT=${bits})
-endforeach()
+add_cuda(cuda_int8 ${cuda_quant_sources})
+target_compile_definitions(cuda_int8 PRIVATE CUDA_DTYPE=int8 CUDA_BF16 CUDA_QUANT)
 add_cuda(cuda_packed ${cuda_packed_sources})
 target_compile_definitions(cuda_packed PRIVATE CUDA_DTYPE=packed CUDA_BF16 CUDA_QUANT CUDA_PACKED)
 
+add_cuda(cuda_int4 ${cuda_int4_sources})
+target_compile_definitions(cuda_int4 PRIVATE CUDA_DTYPE=int4 CUDA_BF16 CUDA_QUANT CUDA_PACKED
+  CUDA_ROUNDS)
 target_compile_definitions(gpt_objects PRIVATE GPTC_HAS_CUDA)
 target_link_libraries(gpt_objects PUBLIC CUDA::cudart_static ${CMAKE_DL_LIBS} rt)
 set(GPTC_HAS_CUDA TRUE)

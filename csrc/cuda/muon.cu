@@ -8,6 +8,7 @@ enum { MOST_BLOCKS = 1024 };
 /* A matrix as the kernels see it. */
 typedef struct muon_matrix {
     float *w, *momentum;
+    float *v; /* (rows) or NULL */
     const float *grad;
     elem *packed;         /* the form of w that products read, or NULL */
     const float *norm;    /* (1) of all gradients */
@@ -17,7 +18,7 @@ typedef struct muon_matrix {
 } muon_matrix;
 
 typedef struct muon_buffers {
-    double *sums;      /* (MOST_BLOCKS) of squares */
+    double *sums;      /* (most of MOST_BLOCKS and rows) of squares */
     float *factor;     /* (1) of x */
     elem *x, *next;    /* (rows, cols) */
     elem *gram, *poly; /* (least, least) of rows and cols */
@@ -33,7 +34,8 @@ static void *take_bytes(char *base, size_t *used, size_t bytes) {
 /* Lays the buffers out from base (NULL: only counts). Returns the bytes. */
 static size_t muon_lay_out(char *base, int rows, int cols, muon_buffers *out) {
     size_t used = 0, n = (size_t)rows * (size_t)cols, side = (size_t)least(rows, cols);
-    out->sums = (double *)take_bytes(base, &used, sizeof(double) * MOST_BLOCKS);
+    out->sums =
+        (double *)take_bytes(base, &used, sizeof(double) * most<size_t>(MOST_BLOCKS, (size_t)rows));
     out->factor = (float *)take_bytes(base, &used, sizeof(float));
     out->x = (elem *)take_bytes(base, &used, sizeof(elem) * n);
     out->next = (elem *)take_bytes(base, &used, sizeof(elem) * n);
@@ -118,13 +120,45 @@ static __global__ void muon_sum_kernel(muon_sum s) {
     }
 }
 
-static __global__ void muon_step_kernel(const elem *x, muon_matrix a) {
+static __device__ inline float row_factor(const muon_matrix &a, int64_t row) {
+    return 1 / (sqrtf(a.v[row]) + MUON_ROW_EPS);
+}
+
+/* The average of each row's mean square, and the sum of squares of the row that it scales: a block each. */
+static __global__ void muon_rows_kernel(double *sums, const elem *x, muon_matrix a) {
+    int64_t row = blockIdx.x;
+    double sum = 0;
+    if (!isfinite(*a.norm)) return;
+    for (int c = (int)threadIdx.x; c < a.cols; c += BLOCK_THREADS) {
+        float u = to_float(x[row * a.cols + c]);
+        sum += (double)u * u;
+    }
+    sum = block_sum<BLOCK_THREADS>(sum);
+    if (threadIdx.x != 0) return;
+    float beta2 = a.step->beta2;
+    a.v[row] = beta2 * a.v[row] + (1 - beta2) * ((float)sum / (float)a.cols);
+    sums[row] = sum * row_factor(a, row) * row_factor(a, row);
+}
+
+/* The factor of such rows with which the step is as large as without. */
+static __global__ void muon_size_kernel(float *factor, const double *sums, int n, double size) {
+    double sum = 0;
+    for (int i = (int)threadIdx.x; i < n; i += BLOCK_THREADS) sum += sums[i];
+    sum = block_sum<BLOCK_THREADS>(sum);
+    if (threadIdx.x == 0) *factor = sum > 0 ? (float)sqrt(size / sum) : 0;
+}
+
+/* factor: of rows that v scales. */
+static __global__ void muon_step_kernel(const elem *x, const float *factor, muon_matrix a) {
     int64_t n = (int64_t)a.rows * a.cols;
     float lr = a.step->lr * a.lr_scale;
-    float keep = 1 - lr * (a.decay ? a.step->weight_decay : 0), rate = lr * a.scale;
+    float decayed = 1 - lr * (a.decay ? a.step->weight_decay : 0), rate = lr * a.scale;
     if (!isfinite(*a.norm)) return;
+    if (a.v) rate *= *factor;
     for (int64_t i = first_number(); i < n; i += next_number()) {
-        float w = a.w[i] * keep - to_float(x[i]) * rate;
+        float step = to_float(x[i]), now = a.w[i];
+        float keep = a.step->cautious && step * now < 0 ? 1 : decayed;
+        float w = now * keep - step * (a.v ? rate * row_factor(a, i / a.cols) : rate);
         a.w[i] = w;
         if (a.packed) a.packed[i] = from_float<elem>(w);
     }
@@ -175,15 +209,24 @@ static void update_matrix(gpt_ctx *ctx, const muon_matrix &a) {
            (const double *)m.sums, (int)blocks.x, MUON_LEAST * a.rows * a.cols);
     launch(ctx, muon_scale_kernel, blocks, BLOCK_THREADS, 0, m.x, (const float *)m.factor, a);
     for (const auto &abc : polynomials) muon_iterate(ctx, &m, a.rows, a.cols, abc);
-    launch(ctx, muon_step_kernel, blocks, BLOCK_THREADS, 0, (const elem *)m.x, a);
+    if (a.v) {
+        launch(ctx, muon_rows_kernel, dim3((unsigned)a.rows), BLOCK_THREADS, shared_bytes, m.sums,
+               (const elem *)m.x, a);
+        launch(ctx, muon_size_kernel, dim3(1), BLOCK_THREADS, shared_bytes, m.factor,
+               (const double *)m.sums, a.rows, (double)least(a.rows, a.cols));
+    }
+    launch(ctx, muon_step_kernel, blocks, BLOCK_THREADS, 0, (const elem *)m.x,
+           (const float *)m.factor, a);
 }
 
 CUDA_OP(muon_update) {
     for (const gpt_segment *s = op->segments; s < op->segments + op->n_segments; s++) {
         if (s->optimizer != GPT_OPTIMIZER_MUON) continue;
-        int64_t first = 0;
-        for (int k = 0; k < s->n_matrices; first += (int64_t)s->matrix_rows[k++] * s->cols) {
+        int64_t row = 0;
+        for (int k = 0; k < s->n_matrices; row += s->matrix_rows[k++]) {
+            int64_t first = row * s->cols;
             muon_matrix a = {};
+            a.v = s->row_state ? op->momentum + s->row_state + row : NULL;
             a.w = op->w + s->offset + first;
             a.momentum = op->momentum + s->state + first;
             a.grad = op->grads + s->grad + first;

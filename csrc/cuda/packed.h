@@ -37,6 +37,26 @@ typedef struct alignas(16) packed_head {
 } packed_head;
 static_assert(sizeof(packed_head) == 256, "rows are aligned as the head is");
 
+/* Rows of a form; the last block of each may be of fewer than 256 terms. */
+static inline packed_part packed_part_of(quant_form f, int rows, int cols, int64_t at) {
+    int groups = (int)div_up(cols, QUANT_GROUP), scales = groups * (QUANT_GROUP / f.group) * f.rows;
+    bool of_block = f.scale == SCALE_INT8;
+    packed_part p = {};
+    p.at = at;
+    p.rows = rows;
+    p.bits = f.bits;
+    p.zero = f.zero;
+    p.upper = groups * (f.bits == 8 ? 32 : 16);
+    p.scales = p.upper + groups * (f.bits == 5 ? 4 : f.bits == 6 ? 8 : 0);
+    p.blocks = p.scales + scales * (of_block ? 1 : (int)sizeof(uint16_t));
+    p.of_16 = f.group == 16;
+    p.of_block = of_block;
+    p.has_minima = f.rows == 2;
+    int64_t blocks = of_block ? div_up(cols, QUANT_BLOCK) * f.rows * (int64_t)sizeof(uint16_t) : 0;
+    p.row_bytes = div_up(p.blocks + blocks, 16) * 16;
+    return p;
+}
+
 /* The place of a row, and its part; without bits past the end, where rows are zeros. */
 typedef struct packed_row {
     packed_part part;

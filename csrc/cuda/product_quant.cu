@@ -1,4 +1,4 @@
-/* product_quant.cu: products with weights of 8 or 4 bits, see quant.h. */
+/* product_quant.cu: products with weights of 8 bits, see quant.h. */
 #include "epilogue.h"
 #include "weights.h"
 
@@ -12,7 +12,7 @@ static __global__ void unpack_kernel(elem *to, const uint8_t *w, int first, int 
     int64_t at = first * G + i;
     int row = (int)(i / G), k0 = (int)(i % G) * QUANT_GROUP;
     float q[QUANT_GROUP], scale = to_float(((const elem *)(w + quant_scales_at(rows, K)))[at]);
-    unpack_group(q, w + at * QUANT_BYTES);
+    unpack_group(q, w + at * QUANT_GROUP);
 #pragma unroll
     for (int k = 0; k < QUANT_GROUP; k++)
         if (k0 + k < K) to[(int64_t)row * K + k0 + k] = from_float<elem>(scale * q[k]);
@@ -35,7 +35,7 @@ template <typename T> static __global__ void few_product_kernel(product p) {
     float sum[FEW_ROWS] = {}, bias = bias_of(p, n);
     for (int64_t g = lane; g < G; g += WARP) {
         float q[QUANT_GROUP], scale = to_float(scales[n * G + g]);
-        unpack_group(q, w + (n * G + g) * QUANT_BYTES);
+        unpack_group(q, w + (n * G + g) * QUANT_GROUP);
         for (int m = 0; m < M; m++) {
             const elem *x = a + (int64_t)m * lda + g * QUANT_GROUP;
             float dot = 0;

@@ -21,7 +21,7 @@ static void ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
     ctx->workspace = workspace;
 }
 
-#ifdef CUDA_PACKED
+#if defined CUDA_PACKED && !defined CUDA_ROUNDS
 #define BLOCKS                                                                                     \
     .weight_bytes = cuda_weight_bytes, .blocks_bytes = cuda_blocks_bytes,                          \
     .blocks_pack = cuda_blocks_pack, .blocks_unpack = cuda_blocks_unpack,

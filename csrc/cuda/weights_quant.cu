@@ -1,4 +1,4 @@
-/* weights_quant.cu: weight matrices rounded to 8 or 4 bits, as quant.h describes. */
+/* weights_quant.cu: weight matrices rounded to 8 bits, as quant.h describes. */
 #include "quant.h"
 
 extern "C" CUDA_ACTS_OP(weights_pack);
@@ -17,8 +17,7 @@ static __device__ inline __nv_bfloat16 scale_above(float x) {
     return fabsf(to_float(scale)) < fabsf(x) ? __float2bfloat16(x * (1 + 0x1p-7f)) : scale;
 }
 
-/* A thread a group: the largest number becomes the largest integer, with 4 bits that of the longer
- * side. */
+/* A thread a group: the largest number becomes the largest integer. */
 static __global__ void weights_pack_kernel(uint8_t *to, const float *w, int rows, int K) {
     int64_t i = (int64_t)blockIdx.x * BLOCK_THREADS + threadIdx.x, G = quant_groups(K);
     if (i >= rows * G) return;
@@ -28,18 +27,12 @@ static __global__ void weights_pack_kernel(uint8_t *to, const float *w, int rows
     float extreme = 0;
     for (int k = 0; k < n; k++)
         if (fabsf(x[k]) > fabsf(extreme)) extreme = x[k];
-    __nv_bfloat16 scale =
-        scale_above(extreme / (CUDA_QUANT == 8 ? (float)LARGEST : -(float)LARGEST - 1));
+    __nv_bfloat16 scale = scale_above(extreme / (float)LARGEST);
     float inverse = to_float(scale) != 0 ? 1 / to_float(scale) : 0;
-    uint8_t *bytes = to + i * QUANT_BYTES;
+    uint8_t *bytes = to + i * QUANT_GROUP;
     for (int k = 0; k < QUANT_GROUP; k++) {
         int q = k < n ? least<int>((int)rintf(x[k] * inverse), LARGEST) : 0;
-        if (CUDA_QUANT == 8)
-            bytes[k] = (uint8_t)q;
-        else if (k < QUANT_BYTES)
-            bytes[k] = (uint8_t)(q + 8);
-        else
-            bytes[k - QUANT_BYTES] |= (uint8_t)((q + 8) << 4);
+        bytes[k] = (uint8_t)q;
     }
     ((__nv_bfloat16 *)(to + quant_scales_at(rows, K)))[i] = scale;
 }

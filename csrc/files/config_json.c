@@ -140,6 +140,10 @@ static const char *const our_fields[] = {
     "embedding_scale",
     "score_cap",
     "logit_cap",
+    "n_expert",
+    "n_expert_used",
+    "expert_norm",
+    "router_loss",
 };
 enum { N_OUR_FIELDS = sizeof our_fields / sizeof *our_fields, N_REQUIRED = 17 };
 
@@ -178,6 +182,10 @@ static int read_branches(source s, gpt_config *c) {
     TRY(get_float(s, "embedding_scale", &c->embedding_scale));
     TRY(get_float(s, "score_cap", &c->score_cap));
     TRY(get_float(s, "logit_cap", &c->logit_cap));
+    TRY(get_int(s, "n_expert", &c->n_expert));
+    TRY(get_int(s, "n_expert_used", &c->n_expert_used));
+    TRY(get_bool(s, "expert_norm", &c->expert_norm));
+    TRY(get_float(s, "router_loss", &c->router_loss));
     if (wide) c->qk_norm = GPT_QK_NORM_WIDTH;
     if (norm_bias) c->bias |= GPT_BIAS_NORM;
     return GPT_OK;

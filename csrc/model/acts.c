@@ -64,6 +64,19 @@ static void plan_branches(planner *p, const gpt_config *c, const acts_shape *s, 
     a->lora_u[LORA_FC] = take_floats(p, true, N, lora_width(c, &s->lora, LORA_FC));
 }
 
+/* The choices of a layer's experts, which backward reads in any case, and their outputs. */
+static void plan_experts(planner *p, const gpt_config *c, const acts_shape *s, int l,
+                         int32_t *begins, layer_acts *a) {
+    bool wanted = c->n_expert > 0;
+    int64_t R = fc_rows(c, s->N);
+    a->probs = take_floats(p, wanted, s->N, c->n_expert);
+    a->gates = take_floats(p, wanted, R, 1);
+    a->choices = take_ints(p, wanted, R);
+    a->places = take_ints(p, wanted, R);
+    a->begins = begins ? begins + (int64_t)l * (c->n_expert + 1) : NULL;
+    a->expert_out = take_acts(p, wanted, R, c->n_embd);
+}
+
 static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, const acts_shape *s,
                         act *branch, layer_acts *layers) {
     bool keeps = s->training, keeps_branches = keeps && s->recompute != GPT_RECOMPUTE_BLOCK;
@@ -73,6 +86,8 @@ static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, con
     layer_acts shared = {0};
     bool is_int8 = s->kv == GPT_KV_INT8;
     size_t number = is_int8 ? 1 : p->act_bytes;
+    int64_t rows = fc_rows(c, s->N);
+    int32_t *begins = take_ints(p, c->n_expert > 0, (int64_t)c->n_layer * (c->n_expert + 1));
     for (int l = 0; l < c->n_layer; l++) {
         if (keeps || l == 0) shared.resid_1 = take_acts(p, true, s->N, c->n_embd);
         if (keeps_branches || l == 0) plan_branches(p, c, s, branch, &shared);
@@ -81,12 +96,13 @@ static void plan_layers(planner *p, const gpt_config *c, const gpt_ops *ops, con
         if (keeps || l == 0) /* the last matrix's are never computed again */
             plan_adapter(p, c, s, LORA_MLP_PROJ, &shared);
         if (keeps_pre || l == 0) plan_rows(p, c, s, LORA_FC, &shared);
-        if (keeps_pre || l == 0) shared.fc_pre = take_acts(p, has_pre, s->N, fc_size(c));
+        if (keeps || l == 0) plan_experts(p, c, s, l, begins, &shared);
+        if (keeps_pre || l == 0) shared.fc_pre = take_acts(p, has_pre, rows, fc_size(c));
         if (keeps || l == 0) { /* nor is its result */
             shared.mlp_out = norms_after(c) ? take_acts(p, true, s->N, c->n_embd) : branch;
             shared.stats_mlp = take_floats(p, keeps && norms_after(c), s->N, 2);
         }
-        if (keeps_fc || l == 0) shared.fc = take_acts(p, true, s->N, c->n_ff);
+        if (keeps_fc || l == 0) shared.fc = take_acts(p, true, rows, c->n_ff);
         shared.cache_rows = s->n_seq ? cache_rows(c, l, s->n_seq, s->n_ctx) : 0;
         int64_t cache = (int64_t)s->n_seq * c->n_kv_head * shared.cache_rows * head_size(c);
         shared.cache_k = take(p, true, cache, number);
@@ -118,6 +134,9 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->rope = take_floats(&p, true, (int64_t)rope_table_count(c) * s->T, 2 * rope_pairs(c));
     out->rope_rows = s->T;
     out->branch = take_acts(&p, true, N, C);
+    bool experts = c->n_expert > 0;
+    int64_t R = fc_rows(c, N);
+    out->expert_in = take_acts(&p, experts, R, C);
     plan_layers(&p, c, ops, s, out->branch, layers);
     /* Without backward the stream of the layers is also the stream of the final norm. */
     out->resid_f = training ? take_acts(&p, true, N, C) : layers ? layers[0].resid_1 : NULL;
@@ -139,7 +158,9 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->dnorm = take_acts(&p, training, N, C);
     out->dqkv = take_acts(&p, training, N, qkv_size(c));
     out->datt = take_acts(&p, training, N, att_size(c));
-    out->dfc = take_acts(&p, training, N, fc_size(c));
+    out->dfc = take_acts(&p, training, R, fc_size(c));
+    out->dexperts = take_acts(&p, training && experts, R, C);
+    out->dgates = take_floats(&p, training && experts, R, 1);
     int64_t widest = fc_size(c) > qkv_size(c) ? fc_size(c) : qkv_size(c);
     out->dv = take_acts(&p, training && dora_rows(&s->lora) > 0, N, widest > C ? widest : C);
     return p.used;

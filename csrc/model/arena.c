@@ -42,13 +42,15 @@ arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_op
     p.params = align_buffer((size_t)n_stored * sizeof(float));
     p.packed = params_plan_packed(ops, o->training, NULL, layout);
     p.grads = align_buffer((size_t)layout->n_grads * sizeof(float));
+    p.residual = o->wire == GPT_WIRE_FP32 ? 0 : p.grads;
     for (int kind = 0; kind < N_OPTIMIZERS; kind++)
         p.states += (size_t)optimizer_states(kind) * state_bytes(layout, kind);
     p.state = align_buffer(sizeof(step_state));
     p.dora = dora_plan(c, o, ops, NULL, NULL);
     p.acts = acts_plan(c, ops, &shape, NULL, &none);
     p.workspace = extent.N ? align_buffer(ops->workspace_bytes(ctx, &extent)) : 0;
-    p.total = p.params + p.packed + p.grads + p.states + p.state + p.dora + p.acts + p.workspace;
+    p.total = p.params + p.packed + p.grads + p.residual + p.states + p.state + p.dora + p.acts +
+              p.workspace;
     return p;
 }
 
@@ -68,6 +70,7 @@ void arena_lay_out(gpt_model *m, const arena_plan *p) {
     m->params = (float *)at, at += p->params;
     params_plan_packed(m->ops, m->options.training, at, &m->layout), at += p->packed;
     m->grads = p->grads ? (float *)at : NULL, at += p->grads;
+    m->residual = p->residual ? (float *)at : NULL, at += p->residual;
     for (int kind = 0; kind < N_OPTIMIZERS; kind++)
         for (int k = 0; k < optimizer_states(kind) && m->layout.n_states[kind]; k++)
             m->optimizer_state[kind][k] = (float *)at, at += state_bytes(&m->layout, kind);

@@ -211,6 +211,23 @@ static void attention(gpt_model *m, const acts *a, const layer_acts *la, const b
     m->ops->attention_backward(m->ctx, &op);
 }
 
+/* Both products of the feed-forward layer, contract and expand. */
+static void feed_forward(gpt_model *m, const acts *a, const batch *x, int l, const act *dbranch) {
+    const gpt_config *c = &m->config;
+    const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
+    const layer_acts *la = &a->layers[l];
+    const act *fc = m->ops->makes_activations ? NULL : la->fc;
+    if (c->n_expert) {
+        experts_backward(m, a, x, l, dbranch);
+        return;
+    }
+    linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), a->dfc, dw->mlp_proj_w,
+           branch_bias(m, dw->mlp_proj_b), dbranch, fc, w->mlp_proj_w, la->fc_pre, c->activation,
+           c->n_ff, c->n_embd);
+    linear(m, x, adapter_of(m, a, x, l, LORA_FC), a->dnorm, dw->fc_w, dw->fc_b, a->dfc, la->norm_2,
+           w->fc_w, NULL, GPT_ACT_NONE, c->n_embd, fc_size(c));
+}
+
 static void embedding(gpt_model *m, const acts *a, const batch *x) {
     const gpt_config *c = &m->config;
     dropout_apply drop = {
@@ -239,9 +256,14 @@ static void zero_added_gradients(gpt_model *m) {
     if (begin < end) m->ops->zero(m->ctx, m->grads + begin, sizeof(float) * (size_t)(end - begin));
 }
 
+/* The gradients of a layer are complete. */
+static void advance_sums(gpt_model *m, int layer) {
+    if (m->sums.comm) m->sums.advance(m, layer);
+}
+
 void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
     const gpt_config *c = &m->config;
-    int C = c->n_embd, A = att_size(c), F = c->n_ff, L = c->n_layer;
+    int C = c->n_embd, A = att_size(c), L = c->n_layer;
 
     if (model_stops(m)) return;
     if (x->first) zero_added_gradients(m);
@@ -249,6 +271,7 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
     m->ops->zero(m->ctx, a->dresid, (size_t)x->N * (size_t)C * m->ops->act_bytes);
     norm(m, a, x, c->norm, m->dw.norm_f_w, m->dw.norm_f_b, m->dw.layers[L - 1].mlp_proj_b,
          a->resid_f, a->stats_f, m->w.norm_f_w, dropout_of(m, x, L - 1, SITE_MLP_PROJ));
+    advance_sums(m, L);
 
     for (int l = L - 1; l >= 0 && !model_stops(m); l--) {
         const layer_view *w = &m->w.layers[l], *dw = &m->dw.layers[l];
@@ -256,14 +279,9 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
 
         m->layer = l;
         model_remake(m, a, x, l);
-        const act *fc = m->ops->makes_activations ? NULL : la->fc, *dbranch;
-        dbranch =
+        const act *dbranch =
             branch_norm(m, a, x, l, dw->mlp_norm_w, la->mlp_out, la->stats_mlp, w->mlp_norm_w);
-        linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), a->dfc, dw->mlp_proj_w,
-               branch_bias(m, dw->mlp_proj_b), dbranch, fc, w->mlp_proj_w, la->fc_pre,
-               c->activation, F, C);
-        linear(m, x, adapter_of(m, a, x, l, LORA_FC), a->dnorm, dw->fc_w, dw->fc_b, a->dfc,
-               la->norm_2, w->fc_w, NULL, GPT_ACT_NONE, C, fc_size(c));
+        feed_forward(m, a, x, l, dbranch);
         join(m, a, x, l);
 
         dbranch =
@@ -283,7 +301,9 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
         if (l > 0) dropout = dropout_of(m, x, l - 1, SITE_MLP_PROJ);
         norm(m, a, x, norm_before(m, l), dw->norm_1_w, dw->norm_1_b, dbias, la->resid_1,
              la->stats_1, w->norm_1_w, dropout);
+        advance_sums(m, l);
     }
     m->layer = -1;
     embedding(m, a, x);
+    advance_sums(m, -1);
 }

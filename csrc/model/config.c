@@ -160,6 +160,23 @@ static int check_branches(const gpt_config *c) {
     return GPT_OK;
 }
 
+static int check_experts(const gpt_config *c) {
+    TRY(check_range("n_expert", c->n_expert, 0, GPT_MAX_EXPERTS));
+    TRY(check_range("expert_norm", c->expert_norm, 0, 1));
+    if (!(c->router_loss >= 0 && isfinite(c->router_loss)))
+        return fail(GPT_ERR_ARGUMENT, "router_loss is %g; it must be 0 (none) or above",
+                    c->router_loss);
+    if (c->n_expert == 0) {
+        if (c->n_expert_used == 0 && c->expert_norm == 0 && c->router_loss == 0) return GPT_OK;
+        return fail(GPT_ERR_ARGUMENT,
+                    "n_expert is 0; n_expert_used, expert_norm and router_loss need experts");
+    }
+    TRY(check_range("n_expert_used", c->n_expert_used, 1, c->n_expert));
+    if (c->bias & (GPT_BIAS_FC | GPT_BIAS_MLP_PROJ))
+        return fail(GPT_ERR_ARGUMENT, "experts have no biases, and the feed-forward layer has");
+    return GPT_OK;
+}
+
 gpt_layer config_layer(const gpt_config *c, int l) {
     if (c->layers) return c->layers[l];
     int rope = c->pos != GPT_POS_LEARNED;
@@ -193,6 +210,7 @@ int gpt_config_check(const gpt_config *c) {
         return fail(GPT_ERR_ARGUMENT, "norm_eps is %g; it must be between 0 and 1", c->norm_eps);
     TRY(check_range("n_head times head_size", (int64_t)c->n_head * head_size(c), 1, MAX_WIDTH));
     TRY(check_branches(c));
+    TRY(check_experts(c));
     TRY(check_rope_scaling(c));
     for (int l = 0; c->layers && l < c->n_layer; l++) TRY(check_layer(c, l));
     if (c->pos == GPT_POS_LEARNED) return GPT_OK;
@@ -210,7 +228,8 @@ int gpt_config_check(const gpt_config *c) {
 
 double forward_flops_per_token(const gpt_config *c, int T) {
     double C = c->n_embd, A = att_size(c), keys = 0;
-    double layer = C * qkv_size(c) + A * C + C * fc_size(c) + C * c->n_ff;
+    double fc = C * fc_size(c) + C * c->n_ff, used = c->n_expert ? c->n_expert_used : 1;
+    double layer = C * qkv_size(c) + A * C + used * fc + C * c->n_expert;
     /* The keys that a query sees, on average: causality spares half of T, a window more. */
     for (int l = 0; l < c->n_layer; l++) {
         double window = config_layer(c, l).window;

@@ -238,8 +238,11 @@ static void expand(gpt_model *m, const acts *a, const batch *x, int l) {
     const gpt_config *c = &m->config;
     const layer_view *w = &m->w.layers[l];
     const layer_acts *la = &a->layers[l];
-    linear(m, x, adapter_of(m, a, x, l, LORA_FC), la->fc, la->fc_pre, la->norm_2, w->fc_w, w->fc_b,
-           c->activation, c->n_embd, c->n_ff);
+    if (c->n_expert)
+        experts_expand(m, a, x, l);
+    else
+        linear(m, x, adapter_of(m, a, x, l, LORA_FC), la->fc, la->fc_pre, la->norm_2, w->fc_w,
+               w->fc_b, c->activation, c->n_embd, c->n_ff);
 }
 
 /* The rest of that branch. */
@@ -247,8 +250,11 @@ static void contract(gpt_model *m, const acts *a, const batch *x, int l) {
     const gpt_config *c = &m->config;
     const layer_view *w = &m->w.layers[l];
     const layer_acts *la = &a->layers[l];
-    linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), la->mlp_out, NULL, la->fc, w->mlp_proj_w,
-           w->mlp_proj_b, GPT_ACT_NONE, c->n_ff, c->n_embd);
+    if (c->n_expert)
+        experts_contract(m, a, x, l);
+    else
+        linear(m, x, adapter_of(m, a, x, l, LORA_MLP_PROJ), la->mlp_out, NULL, la->fc,
+               w->mlp_proj_w, w->mlp_proj_b, GPT_ACT_NONE, c->n_ff, c->n_embd);
     branch_norm(m, a, x, l, la->stats_mlp, la->mlp_out, w->mlp_norm_w);
 }
 
@@ -269,6 +275,7 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
              w->norm_1_w, w->norm_1_b, dropout);
         attend(m, a, x, l);
         join(m, a, x, l);
+        experts_route(m, a, x, l);
         expand(m, a, x, l);
         contract(m, a, x, l);
 

@@ -55,6 +55,8 @@ int lora_check(const gpt_config *c, const gpt_lora *o) {
     if (o->targets & fc && !(known & fc))
         return fail(GPT_ERR_ARGUMENT,
                     "adapters of gates or ups need a model with gates, such as SwiGLU's");
+    if (c->n_expert && o->targets & (fc | GPT_LORA_FC | GPT_LORA_MLP_PROJ))
+        return fail(GPT_ERR_ARGUMENT, "experts have no adapters: choose targets of attention");
     if (!o->targets || o->targets & ~known)
         return fail(GPT_ERR_ARGUMENT,
                     "the targets of adapters are %d; they must be a sum of enum gpt_lora_target",

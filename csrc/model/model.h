@@ -55,7 +55,13 @@ static inline gpt_shape config_shape(const gpt_config *c) {
                        .QK = qk_norm_size(c),
                        .F = c->n_ff,
                        .activation = c->activation,
-                       .logit_cap = c->logit_cap > 0};
+                       .logit_cap = c->logit_cap > 0,
+                       .E = c->n_expert};
+}
+
+/* Rows of the feed-forward layer for N tokens: one for each expert of a token. */
+static inline int64_t fc_rows(const gpt_config *c, int64_t N) {
+    return c->n_expert ? N * c->n_expert_used : N;
 }
 
 /* The record of layer l. */
@@ -98,22 +104,25 @@ static inline bool weights_are_fixed(const gpt_options *o) {
 /* The places of the parameters of a layer, or of the whole model; the gradients have the same view.
  * A tensor that this configuration does not have is NULL. */
 typedef struct layer_view {
-    float *norm_1_w, *norm_1_b;   /* (C) */
-    weight *qkv_w;                /* (QKV, C) */
-    weight *qkv_b;                /* (QKV) */
-    float *q_norm_w, *k_norm_w;   /* (HS), or (NH HS) of a norm over the width */
-    weight *att_proj_w;           /* (C, NH HS) */
-    weight *att_proj_b;           /* (C) */
-    float *att_norm_w;            /* (C) of the norm after the branch */
-    float *norm_2_w, *norm_2_b;   /* (C) */
-    weight *fc_w;                 /* (F or 2 F, C) */
-    weight *fc_b;                 /* (F or 2 F) */
-    weight *mlp_proj_w;           /* (C, F) */
-    weight *mlp_proj_b;           /* (C) */
-    float *mlp_norm_w;            /* (C) of the norm after the branch */
-    float *lora_a[LORA_MATRICES]; /* (parts R, in) */
-    float *lora_b[LORA_MATRICES]; /* (rows of parts, R) */
-    float *lora_m[LORA_MATRICES]; /* (rows of parts), with DoRA */
+    float *norm_1_w, *norm_1_b;             /* (C) */
+    weight *qkv_w;                          /* (QKV, C) */
+    weight *qkv_b;                          /* (QKV) */
+    float *q_norm_w, *k_norm_w;             /* (HS), or (NH HS) of a norm over the width */
+    weight *att_proj_w;                     /* (C, NH HS) */
+    weight *att_proj_b;                     /* (C) */
+    float *att_norm_w;                      /* (C) of the norm after the branch */
+    float *norm_2_w, *norm_2_b;             /* (C) */
+    weight *fc_w;                           /* (F or 2 F, C) */
+    weight *fc_b;                           /* (F or 2 F) */
+    weight *mlp_proj_w;                     /* (C, F) */
+    weight *mlp_proj_b;                     /* (C) */
+    float *router_w;                        /* (E, C) */
+    weight *expert_fc_w[GPT_MAX_EXPERTS];   /* (E) of (F or 2 F, C), in place of fc_w */
+    weight *expert_proj_w[GPT_MAX_EXPERTS]; /* (E) of (C, F) */
+    float *mlp_norm_w;                      /* (C) of the norm after the branch */
+    float *lora_a[LORA_MATRICES];           /* (parts R, in) */
+    float *lora_b[LORA_MATRICES];           /* (rows of parts, R) */
+    float *lora_m[LORA_MATRICES];           /* (rows of parts), with DoRA */
 } layer_view;
 
 typedef struct params_view {
@@ -128,6 +137,7 @@ typedef struct params_view {
 typedef struct param_slot {
     gpt_param info;
     int64_t offset, stored; /* in numbers; stored counts padding rows too */
+    int layer;              /* -1: before the layers, n_layer: after them */
     bool kept;              /* in the buffer; else in the form that products read alone */
     float init_std;
     float init_bound; /* uniform within */
@@ -148,6 +158,7 @@ typedef struct params_layout {
     gpt_lora lora;
     int64_t n_stored; /* numbers in the buffer, padding included */
     int64_t n_params; /* learned numbers */
+    int64_t n_active; /* those that a token reads */
     int64_t n_grads;  /* numbers in the gradients: of parameters that are not frozen */
     int64_t n_states[N_OPTIMIZERS]; /* numbers in each state buffer of an optimizer */
     int n_shards;                   /* of the state; at most 1: it is whole */
@@ -203,8 +214,14 @@ typedef struct layer_acts {
     act *resid_2;     /* (N, C) the residual stream as norm 2 reads it */
     act *norm_2;      /* (N, C); resid_2 where no norm is before the branches */
     float *stats_2;   /* (N, 2) */
-    act *fc_pre;      /* (N, F or 2 F) */
-    act *fc;          /* (N, F); shared by all layers where backward recomputes it */
+    float *probs;     /* (N, E) of experts */
+    float *gates;     /* (N, K) */
+    int32_t *choices; /* (N, K) */
+    int32_t *places;  /* (N, K) */
+    int32_t *begins;  /* (E + 1); those of all layers one after the other */
+    act *expert_out;  /* (N K, C) */
+    act *fc_pre;      /* (N, F or 2 F), with experts (N K, F or 2 F) */
+    act *fc;          /* as many rows of F; shared by all layers where backward recomputes it */
     act *mlp_out;     /* (N, C) as the norm after the branch reads it; else acts.branch */
     float *stats_mlp; /* (N, 2) of that norm */
     float *lora_u[LORA_MATRICES]; /* (N, parts R) */
@@ -231,6 +248,7 @@ typedef struct acts {
     const int32_t
         *cache_positions; /* (N) of a session's rows in caches with fewer rows than n_ctx */
     act *branch;          /* (N, C) to be added to the residual stream */
+    act *expert_in;       /* (N K, C) */
     act *resid_f;         /* (N, C) as the final norm reads it */
     act *norm_f;          /* (N, C) */
     float *stats_f;       /* (N, 2) */
@@ -248,7 +266,9 @@ typedef struct acts {
     act *dnorm;         /* (N, C) */
     act *dqkv;          /* (N, QKV) */
     act *datt;          /* (N, NH HS) */
-    act *dfc;           /* (N, F or 2 F) */
+    act *dfc;           /* (N, F or 2 F), with experts (N K, F or 2 F) */
+    act *dexperts;      /* (N K, C) */
+    float *dgates;      /* (N, K) */
     act *dv;            /* (N, the widest of a layer's products), with DoRA */
     layer_acts *layers; /* (L) */
 } acts;
@@ -316,6 +336,21 @@ typedef struct batch_place {
     int64_t micro, row; /* number of that batch, and its first row here */
 } batch_place;
 
+/* A range of the gradients that ranks add at once. */
+typedef struct bucket {
+    int64_t begin, end;
+    int layer; /* backward has them when it has ended this layer; -1: when it has ended */
+} bucket;
+
+/* Gradients that are added while backward computes others. */
+typedef struct gradient_sums {
+    gpt_comm *comm; /* NULL: none are */
+    /* In backward, after a layer, n_layer: after the head, -1: after all. */
+    void (*advance)(gpt_model *m, int layer);
+    bucket next;   /* the first that is not being added */
+    bool had_pass; /* the one of which they are */
+} gradient_sums;
+
 struct gpt_model {
     gpt_config config;
     gpt_layer *layers;        /* (L) config.layers */
@@ -331,6 +366,7 @@ struct gpt_model {
     void *arena; /* one allocation: everything below */
     size_t arena_bytes;
     float *params, *grads; /* (n_stored), (n_grads) */
+    float *residual;       /* (n_grads) of gradients that this rank has not sent; NULL */
     float
         *optimizer_state[N_OPTIMIZERS][MAX_STATES]; /* (n_states of the optimizer) each, or NULL */
     step_state *state;                              /* (1) */
@@ -347,6 +383,7 @@ struct gpt_model {
     int documents_B, documents_T; /* the next batch, which is of several documents; 0: it is not */
     int documents_longest;        /* tokens of the longest of them */
     batch_place place;
+    gradient_sums sums;
     int forward_B, forward_T; /* the batch of a forward pass that waits for its weights; 0: none */
     bool grads_stale;         /* the next backward starts from zero */
     bool
@@ -399,13 +436,14 @@ typedef struct batch {
     bool first;           /* its gradients replace what is in the buffer */
     bool weighted;        /* its losses have the weights of acts.weights */
     int64_t row;          /* its first row in the batch that dropout is of */
+    float balance;        /* factor of its load-balance loss */
 } batch;
 
 /* ---- arena.c ---- */
 
 /* Sizes of the parts of the arena, in their order. */
 typedef struct arena_plan {
-    size_t params, packed, grads, states, state, dora, acts, workspace, total;
+    size_t params, packed, grads, residual, states, state, dora, acts, workspace, total;
 } arena_plan;
 
 arena_plan arena_plan_of(const gpt_config *c, const gpt_options *o, const gpt_ops *ops,
@@ -447,6 +485,14 @@ typedef struct adapter {
 adapter adapter_of(const gpt_model *m, const acts *a, const batch *x, int l, int matrix);
 /* Runs the op: in a session, row by row with the adapters of the rows' sequences, neighbours together. */
 void adapter_run(gpt_model *m, const batch *x, int index, const lora_forward *op);
+
+/* ---- experts.c: the feed-forward branch where there are experts, as expand and contract of forward.c ---- */
+
+void experts_route(gpt_model *m, const acts *a, const batch *x, int l);
+void experts_expand(gpt_model *m, const acts *a, const batch *x, int l);
+void experts_contract(gpt_model *m, const acts *a, const batch *x, int l);
+/* From the branch's gradient to a->dnorm. */
+void experts_backward(gpt_model *m, const acts *a, const batch *x, int l, const act *dbranch);
 
 /* ---- adapters.c ---- */
 
@@ -515,6 +561,13 @@ void session_fork(gpt_session *s, int from, int to, int length);
 void model_update(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS]);
 /* Of the products of an update. */
 double update_flops(const params_layout *layout);
+
+/* ---- buckets.c ---- */
+
+/* The first range of the gradients of which ranks make a sum, of at least so many numbers unless the next ones
+ * come later; and the one after another, or an empty one. They follow from the layout alone. */
+bucket bucket_first(const params_layout *layout, int64_t least);
+bucket bucket_after(const params_layout *layout, int64_t least, bucket b);
 
 /* ---- shard.c ---- */
 

@@ -9,11 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum dim { ONE, WIDTH, QKV, ATT, QK, FF, FC, VOCAB, BLOCK } dim;
+typedef enum dim { ONE, WIDTH, QKV, ATT, QK, FF, FC, EXPERTS, VOCAB, BLOCK } dim;
 typedef enum init { ZEROS, ONES, NORMAL, RESIDUAL } init; /* RESIDUAL: normal / sqrt(2 L) */
 typedef enum place { FIRST, LAYER, LAST } place;
 typedef enum when {
     ALWAYS,
+    NO_EXPERTS,
+    ROUTER,
+    EXPERT, /* a tensor for each expert */
     LEARNED_POS,
     NORM_WEIGHT,
     NORM_BIAS,
@@ -52,10 +55,13 @@ static const struct row {
     {LAYER, "attn.norm.weight", LAYER_FIELD(att_norm_w), WIDTH, ONE, ONES, NORM_AFTER_WEIGHT},
     {LAYER, "norm_2.weight", LAYER_FIELD(norm_2_w), WIDTH, ONE, ONES, NORM_BEFORE_WEIGHT},
     {LAYER, "norm_2.bias", LAYER_FIELD(norm_2_b), WIDTH, ONE, ZEROS, NORM_BEFORE_BIAS},
-    {LAYER, "mlp.fc.weight", LAYER_FIELD(fc_w), FC, WIDTH, NORMAL, ALWAYS},
+    {LAYER, "mlp.fc.weight", LAYER_FIELD(fc_w), FC, WIDTH, NORMAL, NO_EXPERTS},
     {LAYER, "mlp.fc.bias", LAYER_FIELD(fc_b), FC, ONE, ZEROS, FC_BIAS},
-    {LAYER, "mlp.proj.weight", LAYER_FIELD(mlp_proj_w), WIDTH, FF, RESIDUAL, ALWAYS},
+    {LAYER, "mlp.proj.weight", LAYER_FIELD(mlp_proj_w), WIDTH, FF, RESIDUAL, NO_EXPERTS},
     {LAYER, "mlp.proj.bias", LAYER_FIELD(mlp_proj_b), WIDTH, ONE, ZEROS, MLP_PROJ_BIAS},
+    {LAYER, "mlp.router.weight", LAYER_FIELD(router_w), EXPERTS, WIDTH, NORMAL, ROUTER},
+    {LAYER, "fc.weight", LAYER_FIELD(expert_fc_w), FC, WIDTH, NORMAL, EXPERT},
+    {LAYER, "proj.weight", LAYER_FIELD(expert_proj_w), WIDTH, FF, RESIDUAL, EXPERT},
     {LAYER, "mlp.norm.weight", LAYER_FIELD(mlp_norm_w), WIDTH, ONE, ONES, NORM_AFTER_WEIGHT},
     {LAST, "norm_f.weight", MODEL_FIELD(norm_f_w), WIDTH, ONE, ONES, NORM_WEIGHT},
     {LAST, "norm_f.bias", MODEL_FIELD(norm_f_b), WIDTH, ONE, ZEROS, NORM_BIAS},
@@ -73,6 +79,11 @@ static bool present(const gpt_config *c, int norm, when when) {
     switch (when) {
     case ALWAYS:
         return true;
+    case NO_EXPERTS:
+        return c->n_expert == 0;
+    case ROUTER:
+    case EXPERT:
+        return c->n_expert > 0;
     case LEARNED_POS:
         return c->pos == GPT_POS_LEARNED;
     case NORM_WEIGHT:
@@ -117,6 +128,8 @@ static int64_t extent(const gpt_config *c, dim dim) {
         return c->n_ff;
     case FC:
         return fc_size(c);
+    case EXPERTS:
+        return c->n_expert;
     case VOCAB:
         return c->vocab_size;
     case BLOCK:
@@ -125,44 +138,61 @@ static int64_t extent(const gpt_config *c, dim dim) {
     return 0;
 }
 
-/* The i-th row of a place that is present, with this norm; NULL past the last, and then *n is how many
- * there are. */
-static const struct row *row_in(const gpt_config *c, place place, int norm, int i, int *n) {
-    *n = 0;
-    for (const struct row *row = table; row < table + N_ROWS; row++)
-        if (row->place == place && present(c, norm, row->when) && (*n)++ == i) return row;
-    return NULL;
+/* A tensor: its row of the table, its layer (-1 outside layers) and, of an expert, that one's number. The row
+ * is NULL past the end, and then n is how many tensors there are. */
+typedef struct location {
+    const struct row *row;
+    int layer, expert, n;
+} location;
+
+/* The i-th tensor of a place, with this norm. */
+static location find_in(const gpt_config *c, place place, int norm, int i) {
+    location at = {.layer = -1};
+    for (const struct row *row = table; row < table + N_ROWS; row++) {
+        if (row->place != place || !present(c, norm, row->when)) continue;
+        int count = row->when == EXPERT ? c->n_expert : 1;
+        if (i >= at.n && i < at.n + count) {
+            at.row = row;
+            at.expert = i - at.n;
+            return at;
+        }
+        at.n += count;
+    }
+    return at;
 }
 
-/* Walks the tensors in their order: FIRST, the layers, LAST. Returns the row of the i-th and its
- * layer (-1 outside layers), NULL past the end, and then *n is how many there are. */
-static const struct row *row_at(const gpt_config *c, int i, int *layer, int *n) {
-    int in_layer[2], in_place;
-    for (int norm = 0; norm < 2; norm++) row_in(c, LAYER, norm, -1, &in_layer[norm]);
-    *layer = -1;
-    const struct row *row = row_in(c, FIRST, c->norm, i, n);
-    if (row) return row;
+/* Walks the tensors in their order: FIRST, the layers, LAST. */
+static location locate(const gpt_config *c, int i) {
+    location at = find_in(c, FIRST, c->norm, i);
+    int n = at.n, in_layer[2];
+    if (at.row) return at;
+    for (int norm = 0; norm < 2; norm++) in_layer[norm] = find_in(c, LAYER, norm, -1).n;
     for (int l = 0; l < c->n_layer; l++) {
         int norm = config_layer(c, l).norm;
-        if (i - *n < in_layer[norm]) {
-            *layer = l;
-            return row_in(c, LAYER, norm, i - *n, &in_place);
+        if (i - n < in_layer[norm]) {
+            at = find_in(c, LAYER, norm, i - n);
+            at.layer = l;
+            return at;
         }
-        *n += in_layer[norm];
+        n += in_layer[norm];
     }
-    row = row_in(c, LAST, c->norm, i - *n, &in_place);
-    *n += in_place;
-    return row;
+    at = find_in(c, LAST, c->norm, i - n);
+    at.n += n;
+    return at;
 }
 
 bool params_slot(const gpt_config *c, int i, param_slot *out) {
-    int layer, n;
-    const struct row *row = i < 0 ? NULL : row_at(c, i, &layer, &n);
+    location at = i < 0 ? (location){0} : locate(c, i);
+    const struct row *row = at.row;
     if (!row) return false;
     memset(out, 0, sizeof *out);
     gpt_param *info = &out->info;
-    if (layer >= 0)
-        snprintf(info->name, sizeof info->name, "h.%d.%s", layer, row->name);
+    out->layer = row->place == LAST ? c->n_layer : at.layer;
+    if (row->when == EXPERT)
+        snprintf(info->name, sizeof info->name, "h.%d.mlp.experts.%d.%s", at.layer, at.expert,
+                 row->name);
+    else if (at.layer >= 0)
+        snprintf(info->name, sizeof info->name, "h.%d.%s", at.layer, row->name);
     else
         snprintf(info->name, sizeof info->name, "%s", row->name);
     info->shape[0] = extent(c, row->rows);
@@ -179,9 +209,7 @@ bool params_slot(const gpt_config *c, int i, param_slot *out) {
 }
 
 int params_count(const gpt_config *c) {
-    int layer, n;
-    row_at(c, INT_MAX, &layer, &n);
-    return n;
+    return locate(c, INT_MAX).n;
 }
 
 /* The i-th tensor of a model, perhaps one of its adapters. */
@@ -195,7 +223,7 @@ static int64_t aligned(int64_t n) {
 
 /* Whether a product reads it: every matrix but the positions, and wte where the head is another. */
 static bool is_product(const gpt_config *c, const struct row *row) {
-    if (row->cols == ONE || row->rows == BLOCK) return false;
+    if (row->cols == ONE || row->rows == BLOCK || row->when == ROUTER) return false;
     return row->place != FIRST || c->tied;
 }
 
@@ -255,6 +283,10 @@ static void train_segment(const gpt_options *o, const char *name, const struct r
     s->grad = 0; /* place_gradients moves it */
     s->state = out->n_states[s->optimizer];
     out->n_states[s->optimizer] += aligned(s->size);
+    if (s->optimizer == GPT_OPTIMIZER_MUON && o->muon_rows) {
+        s->row_state = out->n_states[s->optimizer];
+        out->n_states[s->optimizer] += aligned(s->rows);
+    }
 }
 
 /* Gradients that products write come first, where the buffer is aligned best; the others are then
@@ -331,8 +363,8 @@ static int lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_optio
                         params_layout *out) {
     param_slot *slot = &out->slots[i];
     gpt_segment *s = &out->segments[i];
-    int layer, n;
-    const struct row *row = row_at(c, i, &layer, &n); /* NULL: an adapter */
+    location at = locate(c, i);
+    const struct row *row = at.row; /* NULL: an adapter */
     slot_of(c, o, i, slot);
     slot->offset = out->n_stored;
     int cols = slot->info.n_dim == 2 ? (int)slot->info.shape[1] : 1;
@@ -348,12 +380,15 @@ static int lay_out_slot(const gpt_config *c, const gpt_ops *ops, const gpt_optio
     if (row && row->rows == FC && row->cols != ONE && is_gated(c->activation)) s->parts = 2;
     split_rows(c, row, s);
     if (row && is_product_bias(row) && ops->packs_biases) s->parts = 0;
-    TRY(stack_rows(ops, o, i, slot, row && row->cols != ONE && row->rows != BLOCK, s));
+    bool may_be_blocks = row && (is_product(c, row) || row->rows == VOCAB);
+    TRY(stack_rows(ops, o, i, slot, may_be_blocks, s));
     bool read_too = row && row->place == FIRST && !s->n_stacked;
     bool packs_host_memory = ops->packs_host_memory || s->n_stacked;
     slot->kept =
         !weights_are_fixed(o) || !form_bytes(ops, s, o->training) || read_too || !packs_host_memory;
     out->n_params += slot->info.size;
+    bool idle = row && row->when == EXPERT && at.expert >= c->n_expert_used;
+    if (!idle) out->n_active += slot->info.size;
     if (slot->kept) out->n_stored += aligned(slot->stored);
     if (o->training) train_segment(o, slot->info.name, row, s, out);
     return GPT_OK;
@@ -403,16 +438,16 @@ typedef struct tensor_places {
 
 static void set_field(const gpt_config *c, const params_layout *layout, int i, tensor_places at,
                       params_view *view) {
-    int layer, n;
-    const struct row *row = row_at(c, i, &layer, &n);
+    location found = locate(c, i);
+    const struct row *row = found.row;
     if (!row) {
-        *lora_field(c, &layout->lora, i - n, view->layers) = at.own;
+        *lora_field(c, &layout->lora, i - found.n, view->layers) = at.own;
         return;
     }
-    char *base = layer >= 0 ? (char *)&view->layers[layer] : (char *)view;
+    char *base = found.layer >= 0 ? (char *)&view->layers[found.layer] : (char *)view;
     bool is_wte = row->field == MODEL_FIELD(wte) && row->place == FIRST;
     void *place = is_wte || !has_form(&layout->segments[i]) ? at.own : at.products;
-    memcpy(base + row->field, &place, sizeof place);
+    memcpy(base + row->field + sizeof place * (size_t)found.expert, &place, sizeof place);
     if (is_wte) view->head = at.products; /* lm_head, which comes later, where there is one */
 }
 

@@ -14,6 +14,8 @@ static inline gpt_lora lora_of(const gpt_config *c, int kind, float dropout) {
     int whole = GPT_LORA_QKV | GPT_LORA_FC | GPT_LORA_MLP_PROJ;
     int few = GPT_LORA_Q | GPT_LORA_V | (gated ? GPT_LORA_UP : 0);
     int targets[] = {all, whole, few};
+    const int mlp = GPT_LORA_MLP_PROJ | GPT_LORA_FC | GPT_LORA_GATE | GPT_LORA_UP;
+    for (int i = 0; c->n_expert && i < 3; i++) targets[i] &= ~mlp;
     return (gpt_lora){.rank = 3, .targets = targets[kind], .scale = 1.5f, .dropout = dropout};
 }
 

@@ -80,7 +80,7 @@ static const family families[] = {
      {57, 24, 3, 3, 3, 20, 17, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU, GPT_BIAS_ATT_PROJ,
       0, 1e-6f, 500, .head_size = 4, .qk_norm = GPT_QK_NORM_WIDTH, .norm_at = GPT_NORM_AFTER,
       .score_by_layer = 1}},
-    {"norms around", /* as Gemma 3, with the soft caps of Gemma 2 */
+    {"norms around", /* as Gemma 3 */
      {66,
       24,
       2,
@@ -101,9 +101,11 @@ static const family families[] = {
       .layers = around_layers,
       .norm_at = GPT_NORM_BOTH,
       .score_scale = 0.21f,
-      .embedding_scale = 1.3f,
-      .score_cap = 5.0f,
-      .logit_cap = 10.0f}},
+      .embedding_scale = 1.3f}},
+    /* Each token has all of its experts: rounded to bf16, it may choose others. */
+    {"experts",
+     {63, 24, 2, 2, 1, 20, 19, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU, 0, 0, 1e-5f, 100,
+      NO_SCALING, .n_expert = 3, .n_expert_used = 3}},
 };
 
 /* ---- where models run ---- */
@@ -173,10 +175,15 @@ static inline int place_next(void) {
 /* Runs what follows for each device, dtype and level of this machine. Do not leave it by break. */
 #define EACH_PLACE for (place_begin(); place_next();)
 
+/* How many families this place has: a GPU has no experts, which are the last. */
+static inline int families_there(void) {
+    return TEST_COUNT(families) - (place.options.device == GPT_DEVICE_CUDA);
+}
+
 /* How many families to run here. More threads change how the ops share their work, not what a model
  * makes of them, and where there are fewer cores than threads they are slow. */
 static inline int families_here(void) {
-    return places[place.at].threads > 1 ? 2 : TEST_COUNT(families);
+    return places[place.at].threads > 1 ? 2 : families_there();
 }
 
 /* ---- models ---- */

@@ -220,6 +220,41 @@ static inline void ref_linear_backward(double *din, double *dw, double *db /* or
 
 /* ---- rope ---- */
 
+/* The experts of one token: probabilities, gates and choices. */
+static inline void ref_route(double *probs /* (E) */, double *gates /* (K) */,
+                             int32_t *choices /* (K) */, const double *x /* (C) */,
+                             const double *w /* (E, C) */, int norm, int C, int E, int K) {
+    double sum = 0, chosen = 0;
+    ref_linear_forward(probs, x, w, NULL, 1, C, E);
+    for (int e = 0; e < E; e++) sum += exp(probs[e]);
+    for (int e = 0; e < E; e++) probs[e] = exp(probs[e]) / sum;
+    for (int e = 0; e < E; e++) {
+        int rank = 0;
+        for (int j = 0; j < E; j++) rank += probs[j] > probs[e] || (probs[j] == probs[e] && j < e);
+        if (rank < K) choices[rank] = e;
+    }
+    for (int k = 0; k < K; k++) chosen += probs[choices[k]];
+    for (int k = 0; k < K; k++) gates[k] = probs[choices[k]] / (norm ? chosen : 1);
+}
+
+/* dprobs has the gradient of probabilities from elsewhere, and is spoilt. dx += and dw +=. */
+static inline void ref_route_backward(double *dx, double *dw, double *dprobs /* (E) */,
+                                      const double *dgates /* (K) */, const double *probs,
+                                      const int32_t *choices, const double *x, const double *w,
+                                      int norm, int C, int E, int K) {
+    double chosen = 0, dot = 0, dlogits;
+    for (int k = 0; k < K; k++) chosen += probs[choices[k]];
+    for (int k = 0; k < K; k++) dot += dgates[k] * probs[choices[k]] / chosen;
+    for (int k = 0; k < K; k++) dprobs[choices[k]] += norm ? (dgates[k] - dot) / chosen : dgates[k];
+    dot = 0;
+    for (int e = 0; e < E; e++) dot += dprobs[e] * probs[e];
+    for (int e = 0; e < E; e++) {
+        dlogits = probs[e] * (dprobs[e] - dot);
+        for (int c = 0; c < C; c++) dx[c] += dlogits * w[e * C + c];
+        for (int c = 0; c < C; c++) dw[e * C + c] += dlogits * x[c];
+    }
+}
+
 /* The angle by which pair i of head h turns at position t, with head size HS of C channels. */
 static inline double ref_rope_angle(int pos, double theta, int t, int h, int i, int HS, int C) {
     if (pos == GPT_POS_ROPE_WIDE) return t * pow(theta, -2.0 * (h * HS / 2 + i) / C);

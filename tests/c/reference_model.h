@@ -9,6 +9,8 @@ typedef struct ref_layer {
     double *resid_1, *norm_1, *stats_1, *qkv, *heads, *stats_qk, *p, *lse, *att;
     double *resid_2, *norm_2, *stats_2, *pre, *fc;
     double *att_out, *stats_att, *mlp_out, *stats_mlp; /* of norms after the branches */
+    double *probs, *gates, *expert_out; /* (N, E), (N, K) and (N, K, C) with experts */
+    int32_t *choices;                   /* (N, K) */
     gpt_layer is;
     double *rope; /* NULL where queries and keys are not rotated */
 } ref_layer;
@@ -56,7 +58,7 @@ static inline double *ref_head(const ref_model *m, int grad) {
 }
 
 static inline void ref_model_allocate(ref_model *m) {
-    int N = m->N, C = m->c.n_embd;
+    int N = m->N, C = m->c.n_embd, K = m->c.n_expert ? m->c.n_expert_used : 1;
     m->resid_f = host_zeros(N * C), m->norm_f = host_zeros(N * C), m->stats_f = host_zeros(2 * N);
     m->branch = host_zeros(N * C);
     m->logits = host_zeros(N * m->c.vocab_size), m->losses = host_zeros(N);
@@ -71,7 +73,9 @@ static inline void ref_model_allocate(ref_model *m) {
         a->norm_2 = host_zeros(N * C), a->stats_2 = host_zeros(2 * N);
         a->att_out = host_zeros(N * C), a->mlp_out = host_zeros(N * C);
         a->stats_att = host_zeros(2 * N), a->stats_mlp = host_zeros(2 * N);
-        a->pre = host_zeros(N * m->FC), a->fc = host_zeros(N * m->c.n_ff);
+        a->pre = host_zeros(N * K * m->FC), a->fc = host_zeros(N * K * m->c.n_ff);
+        a->probs = host_zeros(N * m->c.n_expert), a->gates = host_zeros(N * K);
+        a->expert_out = host_zeros(N * K * C), a->choices = host_ints(N * K);
     }
 }
 
@@ -157,6 +161,62 @@ static inline void ref_add(double *out, const double *a, const double *b, int64_
     for (int64_t i = 0; i < n; i++) out[i] = a[i] + b[i];
 }
 
+/* A matrix of one expert, or its gradient. */
+static inline double *ref_expert(const ref_model *m, int layer, int expert, const char *name,
+                                 int grad) {
+    char full[64];
+    snprintf(full, sizeof full, "mlp.experts.%d.%s.weight", expert, name);
+    return grad ? ref_grad(m, layer, full) : ref_param(m, layer, full);
+}
+
+/* The feed-forward branch of each token by its experts, to m->branch. */
+static inline void ref_experts_forward(const ref_model *m, int l) {
+    const ref_layer *a = &m->layers[l];
+    int C = m->c.n_embd, F = m->c.n_ff, E = m->c.n_expert, K = m->c.n_expert_used;
+    memset(m->branch, 0, sizeof *m->branch * (size_t)(m->N * C));
+    for (int n = 0; n < m->N; n++) {
+        const double *x = a->norm_2 + n * C;
+        ref_route(a->probs + n * E, a->gates + n * K, a->choices + n * K, x,
+                  ref_param(m, l, "mlp.router.weight"), m->c.expert_norm, C, E, K);
+        for (int i = n * K; i < (n + 1) * K; i++) {
+            double *pre = a->pre + i * m->FC, *fc = a->fc + i * F, *y = a->expert_out + i * C;
+            int e = a->choices[i];
+            ref_linear_forward(pre, x, ref_expert(m, l, e, "fc", 0), NULL, 1, C, m->FC);
+            ref_activation_forward(fc, pre, m->c.activation, 1, F);
+            ref_linear_forward(y, fc, ref_expert(m, l, e, "proj", 0), NULL, 1, F, C);
+            for (int c = 0; c < C; c++) m->branch[n * C + c] += a->gates[i] * y[c];
+        }
+    }
+}
+
+/* The gradient of norm_2 from that of the branch. */
+static inline double *ref_experts_backward(const ref_model *m, int l, const double *dbranch) {
+    const ref_layer *a = &m->layers[l];
+    int C = m->c.n_embd, F = m->c.n_ff, E = m->c.n_expert, K = m->c.n_expert_used;
+    double *din = host_zeros(m->N * C), *dgates = host_zeros(K), *dprobs = host_zeros(E);
+    double *dy = host_zeros(C), *dfc = host_zeros(F), *dpre = host_zeros(m->FC);
+    for (int n = 0; n < m->N; n++) {
+        const double *x = a->norm_2 + n * C, *d = dbranch + n * C;
+        for (int k = 0; k < K; k++) {
+            int i = n * K + k, e = a->choices[i];
+            memset(dfc, 0, sizeof *dfc * (size_t)F);
+            memset(dpre, 0, sizeof *dpre * (size_t)m->FC);
+            dgates[k] = test_dot(d, a->expert_out + i * C, C);
+            for (int c = 0; c < C; c++) dy[c] = a->gates[i] * d[c];
+            ref_linear_backward(dfc, ref_expert(m, l, e, "proj", 1), NULL, dy, a->fc + i * F,
+                                ref_expert(m, l, e, "proj", 0), 1, F, C);
+            ref_activation_backward(dpre, dfc, a->pre + i * m->FC, m->c.activation, 1, F);
+            ref_linear_backward(din + n * C, ref_expert(m, l, e, "fc", 1), NULL, dpre, x,
+                                ref_expert(m, l, e, "fc", 0), 1, C, m->FC);
+        }
+        memset(dprobs, 0, sizeof *dprobs * (size_t)E);
+        ref_route_backward(din + n * C, ref_grad(m, l, "mlp.router.weight"), dprobs, dgates,
+                           a->probs + n * E, a->choices + n * K, x,
+                           ref_param(m, l, "mlp.router.weight"), m->c.expert_norm, C, E, K);
+    }
+    return din;
+}
+
 /* resid_1 to what leaves the layer. */
 static inline void ref_layer_forward(const ref_model *m, int l, double *out) {
     const ref_layer *a = &m->layers[l];
@@ -179,9 +239,13 @@ static inline void ref_layer_forward(const ref_model *m, int l, double *out) {
     ref_add(a->resid_2, a->resid_1, m->branch, (int64_t)m->N * C);
     ref_norm_before(m, a->norm_2, a->stats_2, m->c.parallel ? a->resid_1 : a->resid_2, l,
                     "norm_2.weight", "norm_2.bias");
-    ref_linear(m, a->pre, a->norm_2, l, "mlp.fc.weight", "mlp.fc.bias", C, m->FC);
-    ref_activation_forward(a->fc, a->pre, m->c.activation, m->N, F);
-    ref_linear(m, m->branch, a->fc, l, "mlp.proj.weight", "mlp.proj.bias", F, C);
+    if (m->c.n_expert) {
+        ref_experts_forward(m, l);
+    } else {
+        ref_linear(m, a->pre, a->norm_2, l, "mlp.fc.weight", "mlp.fc.bias", C, m->FC);
+        ref_activation_forward(a->fc, a->pre, m->c.activation, m->N, F);
+        ref_linear(m, m->branch, a->fc, l, "mlp.proj.weight", "mlp.proj.bias", F, C);
+    }
     ref_norm_after(m, m->branch, a->stats_mlp, a->mlp_out, l, "mlp.norm.weight");
     ref_add(out, a->resid_2, m->branch, (int64_t)m->N * C);
 }
@@ -255,10 +319,15 @@ static inline void ref_layer_backward(const ref_model *m, int l, double *dresid)
     int wide = m->c.qk_norm == GPT_QK_NORM_WIDTH;
     double *dbranch =
         ref_norm_after_back(m, dresid, a->mlp_out, a->stats_mlp, l, "mlp.norm.weight");
-    double *dfc = ref_linear_back(m, dbranch, a->fc, l, "mlp.proj.weight", "mlp.proj.bias", F, C);
-    ref_activation_backward(dpre, dfc, a->pre, m->c.activation, m->N, F);
-    double *dnorm =
-        ref_linear_back(m, dpre, a->norm_2, l, "mlp.fc.weight", "mlp.fc.bias", C, m->FC);
+    double *dnorm;
+    if (m->c.n_expert) {
+        dnorm = ref_experts_backward(m, l, dbranch);
+    } else {
+        double *dfc =
+            ref_linear_back(m, dbranch, a->fc, l, "mlp.proj.weight", "mlp.proj.bias", F, C);
+        ref_activation_backward(dpre, dfc, a->pre, m->c.activation, m->N, F);
+        dnorm = ref_linear_back(m, dpre, a->norm_2, l, "mlp.fc.weight", "mlp.fc.bias", C, m->FC);
+    }
     if (!m->c.parallel) /* else attention gets what the feed-forward layer does */
         ref_norm_before_back(m, dresid, dnorm, a->resid_2, a->stats_2, l, "norm_2.weight",
                              "norm_2.bias");

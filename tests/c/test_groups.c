@@ -208,7 +208,8 @@ static void test_sgd(void) {
 /* Muon lowers the loss, and has the matrices of layers; other parameters have AdamW. */
 static void test_muon(void) {
     const gpt_optimizer both[] = {
-        {.kind = GPT_OPTIMIZER_MUON, .muon = {2e-2f, 0.9f, 0.0f, 1.0f}},
+        {.kind = GPT_OPTIMIZER_MUON,
+         .muon = {.lr = 2e-2f, .momentum = 0.9f, .weight_decay = 0.0f, .grad_clip = 1.0f}},
         {.kind = GPT_OPTIMIZER_ADAMW, .adamw = {2e-2f, 0.9f, 0.95f, 1e-8f, 0.0f, 1.0f}}};
     EACH_PLACE {
         const gpt_config *c = &families[1].config;

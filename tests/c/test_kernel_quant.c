@@ -81,28 +81,40 @@ static double half_value(uint16_t x) {
     return x >> 15 ? -value : value;
 }
 
-/* The scale, or in row 1 the minimum, of a group. */
-static double scale_at(quant_form f, const uint8_t *panel, int K, int group, int row, int n) {
-    const uint8_t *scales = panel + quant_groups(K) * f.bits * 64;
-    int at = (group * f.rows + row) * PANEL + n;
-    if (f.scale == SCALE_BF16) return float_of_bf16(((const uint16_t *)scales)[at]);
-    if (f.scale == SCALE_FP16) return half_value(((const uint16_t *)scales)[at]);
-    const uint8_t *blocks = scales + quant_groups(K) * 32 / f.group * f.rows * PANEL;
-    int block = (group * f.group / 256 * f.rows + row) * PANEL + n;
-    return half_value(((const uint16_t *)blocks)[block]) * (int8_t)scales[at];
+/* Where a panel has the float16 of a block, the scales and the chunks of 32 terms: of group g of K terms. */
+typedef struct parts_of {
+    uint8_t *blocks, *scales, *chunks;
+} parts_of;
+
+static parts_of parts_at(quant_form f, uint8_t *panel, int K, int g) {
+    int of_block = f.scale == SCALE_INT8, all = (K + 31) / 32, left = all - g / 8 * 8;
+    int block_bytes = of_block ? f.rows * PANEL * 2 : 0, chunk_bytes = f.bits * 64;
+    int scale_bytes = 32 / f.group * f.rows * PANEL * (of_block ? 1 : 2);
+    uint8_t *at = panel + g / 8 * (block_bytes + 8 * (scale_bytes + chunk_bytes));
+    uint8_t *scales = at + block_bytes, *chunks = scales + (left < 8 ? left : 8) * scale_bytes;
+    return (parts_of){at, scales + g % 8 * scale_bytes, chunks + g % 8 * chunk_bytes};
+}
+
+/* The scale, or in row 1 the minimum, of the terms from k on. */
+static double scale_at(quant_form f, uint8_t *panel, int K, int k, int row, int n) {
+    parts_of p = parts_at(f, panel, K, k / 32);
+    int at = (k % 32 / f.group * f.rows + row) * PANEL + n;
+    if (f.scale == SCALE_BF16) return float_of_bf16(((uint16_t *)p.scales)[at]);
+    if (f.scale == SCALE_FP16) return half_value(((uint16_t *)p.scales)[at]);
+    return half_value(((uint16_t *)p.blocks)[row * PANEL + n]) * (int8_t)p.scales[at];
 }
 
 static uint8_t *random_panels(quant_form f, int panels, int K) {
     size_t size = (size_t)quant_panel_bytes(f, K);
     uint8_t *b = test_alloc(&test.host, size * (size_t)panels);
     for (size_t i = 0; i < size * (size_t)panels; i++) b[i] = (uint8_t)random_below(256);
-    for (int p = 0; p < panels; p++) {
-        uint16_t *scales = (uint16_t *)(b + (size_t)p * size + quant_scales_at(f, K));
-        uint16_t *blocks = (uint16_t *)(b + (size_t)p * size + quant_blocks_at(f, K));
-        for (uint16_t *x = scales; f.scale != SCALE_INT8 && x < blocks; x++)
-            *x = f.scale == SCALE_BF16 ? bf16_round((float)random_normal()) : random_half();
-        int64_t n = cpu_div_up(K, QUANT_BLOCK) * quant_block_bytes(f) / 2;
-        for (int64_t i = 0; i < n; i++) blocks[i] = random_half();
+    for (int i = 0; i < panels * (int)quant_groups(K); i++) {
+        int g = i % (int)quant_groups(K), n = f.rows * PANEL * 32 / f.group;
+        parts_of p = parts_at(f, b + size * (size_t)(i / (int)quant_groups(K)), K, g);
+        uint16_t *numbers = (uint16_t *)(f.scale == SCALE_INT8 ? p.blocks : p.scales);
+        if (f.scale == SCALE_INT8) n = f.rows * PANEL;
+        for (int j = 0; j < n; j++)
+            numbers[j] = f.scale == SCALE_BF16 ? bf16_round((float)random_normal()) : random_half();
     }
     return b;
 }
@@ -121,21 +133,20 @@ static void check(int form, int rows, int panels, int K) {
 
     panel_part parts[2];
     for (int p = 0; p < panels; p++) {
-        parts[p] = panel_from(f, b + p * size, K, 0);
-        parts[p].next = rows % 2 ? parts[p].chunks : NULL;
+        parts[p] = panel_from(f, b + p * size, 0);
+        parts[p].next = rows % 2 ? parts[p].at : NULL;
     }
     float *c = host_floats((int64_t)rows * COLS);
     double *want = host_zeros((int64_t)rows * COLS), *got = host_zeros((int64_t)rows * COLS);
     for (int i = 0; i < rows * COLS; i++) want[i] = c[i] = (float)random_normal();
     for (int n = 0; n < panels * PANEL; n++)
         for (int k = 0; k < groups * QUANT_GROUP; k += f.group) {
-            const uint8_t *panel = b + n / PANEL * size;
-            double scale = scale_at(f, panel, K, k / f.group, 0, n % PANEL), least = 0;
-            if (f.rows == 2) least = scale_at(f, panel, K, k / f.group, 1, n % PANEL);
+            uint8_t *panel = b + n / PANEL * size;
+            double scale = scale_at(f, panel, K, k, 0, n % PANEL), least = 0;
+            if (f.rows == 2) least = scale_at(f, panel, K, k, 1, n % PANEL);
             int u[QUANT_GROUP];
             for (int h = 0; h < f.group; h++)
-                u[h] = integer_at(f, panel + k / QUANT_GROUP * f.bits * 64, (k + h) % QUANT_GROUP,
-                                  n % PANEL);
+                u[h] = integer_at(f, parts_at(f, panel, K, k / 32).chunks, (k + h) % 32, n % PANEL);
             for (int r = 0; r < rows; r++) {
                 int sum = 0, all = 0;
                 for (int h = 0; h < f.group; h++) {
@@ -197,10 +208,8 @@ static float *sums_with(int form, float value, const uint16_t *as_half) {
     uint8_t *b = random_panels(f, 1, K);
     bf16 *x = test_alloc(&test.host, sizeof *x * M * K);
     for (int i = 0; i < M * K; i++) x[i] = bf16_round((float)random_normal());
-    int of_block = f.scale == SCALE_INT8;
-    uint16_t *scales = (uint16_t *)(b + (of_block ? quant_blocks_at(f, K) : quant_scales_at(f, K)));
-    int group = AT * QUANT_GROUP / (of_block ? QUANT_BLOCK : f.group);
-    uint16_t *scale = scales + group * f.rows * PANEL + COLUMN;
+    parts_of p = parts_at(f, b, K, AT);
+    uint16_t *scale = (uint16_t *)(f.scale == SCALE_INT8 ? p.blocks : p.scales) + COLUMN;
     if (as_half) *scale = f.scale == SCALE_BF16 ? bf16_round(value) : *as_half;
     for (int k = 0; !as_half && k < QUANT_GROUP; k++)
         x[ROW * K + AT * QUANT_GROUP + k] = isfinite(value) || k % 5 == 0 ? bf16_round(value) : 0;
@@ -209,7 +218,7 @@ static float *sums_with(int form, float value, const uint16_t *as_half) {
     for (int r = 0; r < M; r++) level->round_row(a, r, x + r * K, K);
     float *c = host_floats(M * COLS);
     memset(c, 0, sizeof *c * M * COLS);
-    panel_part part = panel_from(f, b, K, 0);
+    panel_part part = panel_from(f, b, 0);
     level->kernels[form](c, a, M, &part, (int)quant_groups(K), 1);
     return c;
 }

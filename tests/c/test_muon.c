@@ -28,7 +28,7 @@ enum { MATRICES = 7, SEGMENTS = 6, STEPS = 3 };
 
 /* The segments of a layer, with one of AdamW and a frozen one between them; offsets of parameters, gradients
  * and states differ. Returns the numbers of all. */
-static int64_t make_segments(shape_case s, gpt_segment *segments) {
+static int64_t make_segments(shape_case s, int scales_rows, gpt_segment *segments) {
     int A = s.NH * s.HS, KV = s.NKV * s.HS;
     const gpt_segment shapes[SEGMENTS] = {
         {.rows = A + 2 * KV, .cols = s.C, .n_matrices = 3, .matrix_rows = {A, KV, KV}},
@@ -51,6 +51,7 @@ static int64_t make_segments(shape_case s, gpt_segment *segments) {
         if (!to->n_matrices) continue;
         to->optimizer = GPT_OPTIMIZER_MUON;
         to->state = state, state += to->size;
+        if (scales_rows) to->row_state = state, state += to->rows;
     }
     return offset;
 }
@@ -85,8 +86,20 @@ static void ref_orthogonal(double *x, int R, int C) {
     }
 }
 
-static void ref_matrix(double *w, double *m, const double *grad, double clip, gpt_muon muon,
-                       const gpt_segment *s, int R) {
+/* Rows of x divided by the roots of the averages v (R) of their mean squares, then as large as before. */
+static void ref_scale_rows(double *x, double *v, int R, int C, double beta2) {
+    double sum = 0;
+    for (int r = 0; r < R; r++) {
+        v[r] = beta2 * v[r] + (1 - beta2) * test_dot(x + r * C, x + r * C, C) / C;
+        for (int c = 0; c < C; c++) x[r * C + c] /= sqrt(v[r]) + 1e-8;
+    }
+    sum = test_dot(x, x, R * C);
+    for (int i = 0; i < R * C; i++) x[i] *= sum > 0 ? sqrt((double)(R < C ? R : C) / sum) : 0;
+}
+
+/* v: (R) or NULL. */
+static void ref_matrix(double *w, double *m, double *v, const double *grad, double clip,
+                       gpt_muon muon, const gpt_segment *s, int R) {
     int C = s->cols;
     double *x = host_zeros((int64_t)R * C), mu = muon.momentum, lr = (double)muon.lr * s->lr_scale;
     for (int i = 0; i < R * C; i++) {
@@ -94,8 +107,10 @@ static void ref_matrix(double *w, double *m, const double *grad, double clip, gp
         x[i] = mu * m[i] + (1 - mu) * clip * grad[i];
     }
     ref_orthogonal(x, R, C);
+    if (v) ref_scale_rows(x, v, R, C, muon.beta2);
     for (int i = 0; i < R * C; i++) {
-        w[i] -= lr * (s->decay ? muon.weight_decay : 0) * w[i];
+        int decays = s->decay && !(muon.cautious && x[i] * w[i] < 0);
+        w[i] -= lr * (decays ? muon.weight_decay : 0) * w[i];
         w[i] -= lr * 0.2 * sqrt(R > C ? R : C) * x[i];
     }
 }
@@ -106,8 +121,9 @@ static void ref_muon(double *w, double *momentum, const double *grads, double no
     for (const gpt_segment *s = segments; s < segments + SEGMENTS; s++)
         for (int k = 0, row = 0; k < s->n_matrices; row += s->matrix_rows[k++]) {
             int64_t at = (int64_t)row * s->cols;
-            ref_matrix(w + s->offset + at, momentum + s->state + at, grads + s->grad + at, clip,
-                       muon, s, s->matrix_rows[k]);
+            ref_matrix(w + s->offset + at, momentum + s->state + at,
+                       s->row_state ? momentum + s->row_state + row : NULL, grads + s->grad + at,
+                       clip, muon, s, s->matrix_rows[k]);
         }
 }
 
@@ -143,13 +159,16 @@ static void update(void *w, void *momentum, void *grads, void *norm, gpt_muon mu
                                                    .n_segments = SEGMENTS});
 }
 
-static void check_updates(shape_case s, gpt_muon muon) {
-    test_case("C=%d NH=%d NKV=%d HS=%d F=%d momentum=%g decay=%g clip=%g", s.C, s.NH, s.NKV, s.HS,
-              s.F, muon.momentum, muon.weight_decay, muon.grad_clip);
+static void check_updates(shape_case s, gpt_muon muon, int scales_rows) {
+    test_case(
+        "C=%d NH=%d NKV=%d HS=%d F=%d momentum=%g decay=%g clip=%g beta2=%g cautious=%d rows=%d",
+        s.C, s.NH, s.NKV, s.HS, s.F, muon.momentum, muon.weight_decay, muon.grad_clip, muon.beta2,
+        muon.cautious, scales_rows);
     gpt_segment segments[SEGMENTS];
-    int64_t n = make_segments(s, segments);
-    double *w = random_f32(n, 0.1), *momentum = host_zeros(n), *grads[STEPS], norms[STEPS];
-    double *want = host_copy(w, n), *want_momentum = host_zeros(n);
+    int64_t n = make_segments(s, scales_rows, segments), n_state = n;
+    for (int i = 0; i < SEGMENTS; i++) n_state += segments[i].rows;
+    double *w = random_f32(n, 0.1), *momentum = host_zeros(n_state), *grads[STEPS], norms[STEPS];
+    double *want = host_copy(w, n), *want_momentum = host_zeros(n_state);
     for (int k = 0; k < STEPS; k++) {
         grads[k] = random_f32(n, 0.3);
         norms[k] = (float)ref_grad_norm(grads[k], n);
@@ -157,7 +176,7 @@ static void check_updates(shape_case s, gpt_muon muon) {
     }
     gpt_shape shape = shape_of(s, n);
     EACH_BACKEND {
-        void *device_w = device_f32(w, n), *device_momentum = device_f32(momentum, n);
+        void *device_w = device_f32(w, n), *device_momentum = device_f32(momentum, n_state);
         test_workspace(&shape);
         for (int i = 0; i < SEGMENTS; i++) {
             gpt_segment *at = &segments[i];
@@ -167,11 +186,16 @@ static void check_updates(shape_case s, gpt_muon muon) {
         for (int k = 0; k < STEPS; k++)
             update(device_w, device_momentum, device_f32(grads[k], n), device_f32(&norms[k], 1),
                    muon, segments);
-        double *got = read_f32(device_w, n), *got_momentum = read_f32(device_momentum, n);
-        EXPECT_CLOSE("momentum", got_momentum, want_momentum, 1, n, 2e-6);
+        double *got = read_f32(device_w, n), *got_momentum = read_f32(device_momentum, n_state);
         for (int i = 0; i < SEGMENTS; i++) {
             const gpt_segment *at = &segments[i];
             const double *now = got + at->offset, *then = w + at->offset;
+            if (at->n_matrices)
+                EXPECT_CLOSE("momentum", got_momentum + at->state, want_momentum + at->state, 1,
+                             at->size, 2e-6);
+            if (at->row_state) /* of squares: bf16 leaves singular values of few numbers a tenth off */
+                EXPECT_CLOSE("row state", got_momentum + at->row_state,
+                             want_momentum + at->row_state, 1, at->rows, test_tols(5e-5, 2.5e-1));
             if (at->n_matrices) {
                 EXPECT_CLOSE("w", now, want + at->offset, at->rows, at->cols,
                              test_tols(2e-5, 3e-2));
@@ -188,10 +212,20 @@ static const shape_case shapes[] = {
 
 static void test_updates(void) {
     static const gpt_muon settings[] = {
-        {1e-2f, 0.95f, 0.1f, 1.0f}, {2e-2f, 0.0f, 0.0f, 0.0f}, {5e-3f, 0.9f, 2.0f, 1e-3f}};
+        {.lr = 1e-2f, .momentum = 0.95f, .weight_decay = 0.1f, .grad_clip = 1.0f},
+        {.lr = 2e-2f, .momentum = 0.0f, .weight_decay = 0.0f, .grad_clip = 0.0f},
+        {.lr = 5e-3f, .momentum = 0.9f, .weight_decay = 2.0f, .grad_clip = 1e-3f}};
     for (int i = 0; i < TEST_COUNT(shapes); i++)
         for (int k = 0; k < (i == 2 ? TEST_COUNT(settings) : 1); k++)
-            check_updates(shapes[i], settings[k]);
+            check_updates(shapes[i], settings[k], 0);
+}
+
+/* NorMuon's rows and cautious decay, together and alone. */
+static void test_rows(void) {
+    for (int i = 0; i < TEST_COUNT(shapes); i++)
+        check_updates(shapes[i], (gpt_muon){1e-2f, 0.9f, 0.5f, 1.0f, 0.9f, i != 2}, 1);
+    check_updates(shapes[3], (gpt_muon){1e-2f, 0.9f, 0.0f, 0.0f, 0.0f, 0}, 1);
+    check_updates(shapes[2], (gpt_muon){5e-3f, 0.9f, 2.0f, 0.0f, 0.0f, 1}, 0);
 }
 
 /* Rows of a step of a wide matrix are nearly orthogonal: with X = U S V^T, each number of S is within a fifth
@@ -201,13 +235,13 @@ static void test_orthogonal(void) {
     shape_case s = {C, 1, 1, R, R};
     gpt_segment segments[SEGMENTS];
     test_case("R=%d C=%d", R, C);
-    int64_t n = make_segments(s, segments);
+    int64_t n = make_segments(s, 0, segments);
     double *zero = host_zeros(n), *grads = random_f32(n, 1.0),
            norm = (float)ref_grad_norm(grads, n);
     for (int i = 0; i < R * C; i++) /* of the queries: some rows are far smaller */
         if (i / C % 5 == 0) grads[i] = (float)(grads[i] * 0.03);
     gpt_shape shape = shape_of(s, n);
-    gpt_muon muon = {1.0f, 0.0f, 0.0f, 0.0f};
+    gpt_muon muon = {.lr = 1.0f, .momentum = 0.0f, .weight_decay = 0.0f, .grad_clip = 0.0f};
     EACH_BACKEND {
         void *w = device_f32(zero, n);
         test_workspace(&shape);
@@ -235,11 +269,11 @@ static void test_orthogonal(void) {
 static void test_nothing(void) {
     shape_case s = shapes[2];
     gpt_segment segments[SEGMENTS];
-    gpt_muon muon = {0.1f, 0.9f, 0.5f, 1.0f};
+    gpt_muon muon = {.lr = 0.1f, .momentum = 0.9f, .weight_decay = 0.5f, .grad_clip = 1.0f};
     static const double norms[] = {0, NAN, INFINITY};
     for (int k = 0; k < TEST_COUNT(norms); k++) {
         test_case("norm=%g", norms[k]);
-        int64_t n = make_segments(s, segments);
+        int64_t n = make_segments(s, 0, segments);
         double *w = random_f32(n, 1.0), *zero = host_zeros(n), *want = host_copy(w, n);
         if (k == 0) ref_muon(want, host_zeros(n), zero, 0, muon, segments);
         gpt_shape shape = shape_of(s, n);
@@ -258,11 +292,11 @@ static void test_nothing(void) {
 static void test_tiny(void) {
     static const double scales[] = {1e-21, 8e-24, 1e-40};
     gpt_segment segments[SEGMENTS];
-    gpt_muon muon = {0.1f, 0.0f, 0.5f, 0.0f};
+    gpt_muon muon = {.lr = 0.1f, .momentum = 0.0f, .weight_decay = 0.5f, .grad_clip = 0.0f};
     for (int k = 0; k < TEST_COUNT(scales); k++) {
         shape_case s = shapes[4];
         test_case("gradients of %g", scales[k]);
-        int64_t n = make_segments(s, segments);
+        int64_t n = make_segments(s, 0, segments);
         double *w = random_f32(n, 1.0), *zero = host_zeros(n), *want = host_copy(w, n);
         double *grads = random_f32(n, scales[k]), norm = (float)ref_grad_norm(grads, n);
         ref_muon(want, host_zeros(n), zero, 0, muon, segments);
@@ -277,5 +311,5 @@ static void test_tiny(void) {
     }
 }
 
-TEST_OPS_MAIN({"updates", test_updates}, {"orthogonal", test_orthogonal}, {"nothing", test_nothing},
-              {"tiny", test_tiny})
+TEST_OPS_MAIN({"updates", test_updates}, {"rows", test_rows}, {"orthogonal", test_orthogonal},
+              {"nothing", test_nothing}, {"tiny", test_tiny})

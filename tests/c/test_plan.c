@@ -40,6 +40,7 @@ static void test_kept_for_inference(void) {
                 float *x = host_floats(p.size);
                 bool only_products =
                     strstr(p.name, "attn.") || strstr(p.name, "mlp.") || strstr(p.name, "lm_head");
+                if (strstr(p.name, "router")) only_products = false;
                 bool refused = is_cpu && test.act_bytes == 2 && p.n_dim == 2 && only_products;
                 EXPECT(gpt_model_read(lean, i, GPT_TENSOR_VALUE, x, p.size) ==
                        (refused ? GPT_ERR_ARGUMENT : GPT_OK));
@@ -195,7 +196,8 @@ static double forward_flops(const gpt_config *c, int T) {
     int HS = head_size_of(c), C = c->n_embd;
     double qkv = (c->n_head + 2 * c->n_kv_head) * HS, A = c->n_head * HS, pairs = 0;
     double fc = ref_activation_width(c->activation, c->n_ff);
-    double weights = C * qkv + A * C + C * fc + (double)c->n_ff * C;
+    double mlp = C * fc + (double)c->n_ff * C, E = c->n_expert;
+    double weights = C * qkv + A * C + (E > 0 ? c->n_expert_used * mlp + E * C : mlp);
     for (int l = 0; l < c->n_layer; l++) {
         gpt_layer layer;
         EXPECT_OK(gpt_config_layer(c, l, &layer));
@@ -223,7 +225,7 @@ static int64_t kept_numbers(const gpt_config *c) {
     for (int i = 0; i < gpt_config_param_count(c); i++) {
         gpt_param p;
         EXPECT_OK(gpt_config_param(c, i, &p));
-        bool embeds = strstr(p.name, "wte") || strstr(p.name, "wpe");
+        bool embeds = strstr(p.name, "wte") || strstr(p.name, "wpe") || strstr(p.name, "router");
         if (p.n_dim == 1 || embeds) n += p.size;
     }
     return n;
@@ -253,9 +255,32 @@ static void check_plan(const gpt_config *c, int training, int max_batch, int max
     EXPECT(p.train_flops_per_token == 3 * p.forward_flops_per_token);
 }
 
+/* A token reads the experts that it has, and everything else. A GPU has no experts. */
+static void test_active_parameters(void) {
+    EACH_PLACE {
+        gpt_config c = families[TEST_COUNT(families) - 1].config;
+        gpt_plan all, some;
+        gpt_model *model = NULL;
+        test_case("experts");
+        if (place.options.device != GPT_DEVICE_CPU) {
+            EXPECT(gpt_plan_memory(&c, &place.options, &all) == GPT_ERR_ARGUMENT);
+            EXPECT(gpt_model_create(&c, &place.options, &model) == GPT_ERR_ARGUMENT);
+            EXPECT(strstr(gpt_last_error(), "use --device cpu"));
+            continue;
+        }
+        EXPECT_OK(gpt_plan_memory(&c, &place.options, &all));
+        EXPECT(all.n_active_params == all.n_params);
+        c.n_expert_used = 1;
+        EXPECT_OK(gpt_plan_memory(&c, &place.options, &some));
+        EXPECT(some.n_params == all.n_params);
+        EXPECT(some.n_params - some.n_active_params ==
+               (int64_t)c.n_layer * (c.n_expert - 1) * 3 * c.n_embd * c.n_ff);
+    }
+}
+
 static void test_plan(void) {
     EACH_PLACE {
-        for (int f = 0; f < TEST_COUNT(families); f++) {
+        for (int f = 0; f < families_there(); f++) {
             test_case("%s", families[f].name);
             check_plan(&families[f].config, 0, 0, 0);
             check_plan(&families[f].config, 0, 3, 7);
@@ -342,5 +367,5 @@ static void test_long_block(void) {
 TEST_API_MAIN({"kept for inference", test_kept_for_inference},
               {"lent embedding", test_lent_embedding},
               {"parameters in a file", test_parameters_in_a_file}, {"plan", test_plan},
-              {"preset sizes", test_preset_sizes}, {"session bytes", test_session_bytes},
-              {"long block", test_long_block})
+              {"active parameters", test_active_parameters}, {"preset sizes", test_preset_sizes},
+              {"session bytes", test_session_bytes}, {"long block", test_long_block})

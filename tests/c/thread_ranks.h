@@ -19,9 +19,10 @@ typedef struct letter {
 
 /* A receive that waits for its letter. */
 typedef struct slot {
-    void *to;
+    void *to; /* NULL: it has come */
     int64_t n_bytes;
-    int from;
+    int from, order;
+    bool taken; /* until its end is known */
 } slot;
 
 typedef struct post {
@@ -33,7 +34,8 @@ typedef struct post {
 typedef struct thread_links {
     links links;
     post *post;
-    slot slots[2 * MOST_RANKS];
+    slot slots[32 * MOST_RANKS];
+    int n_receives;
     int *left; /* receives that are under way when the links are freed */
 } thread_links;
 
@@ -57,9 +59,28 @@ static inline int post_send(links *l, int rank, const void *data, int64_t n_byte
 static inline int post_receive(links *l, int rank, void *data, int64_t n_bytes, link_request *out) {
     thread_links *t = (thread_links *)l;
     int i = 0;
-    while (t->slots[i].to) i++;
-    t->slots[i] = (slot){data, n_bytes, rank};
+    while (t->slots[i].taken) i++;
+    t->slots[i] = (slot){data, n_bytes, rank, t->n_receives++, true};
     *out = i;
+    return GPT_OK;
+}
+
+/* Letters of a rank are those of its receives, in their order. */
+static inline slot *oldest_slot(thread_links *t, int from) {
+    slot *oldest = NULL;
+    for (int i = 0; i < TEST_COUNT(t->slots); i++) {
+        slot *s = &t->slots[i];
+        if (s->to && s->from == from && (!oldest || s->order < oldest->order)) oldest = s;
+    }
+    return oldest;
+}
+
+static inline int deliver(slot *s, const letter *found) {
+    if (found->n_bytes != s->n_bytes)
+        return fail(GPT_ERR_COMM, "%lld bytes came; %lld were expected", (long long)found->n_bytes,
+                    (long long)s->n_bytes);
+    memcpy(s->to, found->data, (size_t)s->n_bytes);
+    s->to = NULL;
     return GPT_OK;
 }
 
@@ -67,25 +88,20 @@ static inline int post_test(links *l, link_request *request, bool *done) {
     thread_links *t = (thread_links *)l;
     *done = *request < 0;
     if (*done) return GPT_OK;
-    slot *s = &t->slots[*request];
-    int status = GPT_OK;
-    *done = !s->to;
-    if (*done) return GPT_OK;
+    slot *s = &t->slots[*request], *oldest;
+    int from = s->from, status = GPT_OK;
     pthread_mutex_lock(&t->post->lock);
-    letter **at = &t->post->first[s->from][l->rank], *found = *at;
-    if (found) {
-        if (found->n_bytes != s->n_bytes)
-            status = fail(GPT_ERR_COMM, "%lld bytes came; %lld were expected",
-                          (long long)found->n_bytes, (long long)s->n_bytes);
-        else
-            memcpy(s->to, found->data, (size_t)s->n_bytes);
+    letter **at = &t->post->first[from][l->rank], *found;
+    while ((found = *at) && (oldest = oldest_slot(t, from))) {
+        if (status == GPT_OK) status = deliver(oldest, found);
+        oldest->to = NULL;
         *at = found->next;
-        if (!*at) t->post->last[s->from][l->rank] = at;
+        if (!*at) t->post->last[from][l->rank] = at;
         free(found);
-        s->to = NULL;
-        *done = true;
     }
     pthread_mutex_unlock(&t->post->lock);
+    *done = !s->to;
+    s->taken = !*done;
     return status;
 }
 
@@ -114,7 +130,8 @@ struct job {
     int size;
     int64_t n;
     double timeout_s;
-    int missing; /* this rank makes no call; -1: none */
+    int64_t piece; /* numbers of a message; 0: as many as there is room for */
+    int missing;   /* this rank makes no call; -1: none */
     post post;
     float *x[MOST_RANKS];                      /* (n) of each rank */
     int status[MOST_RANKS], again[MOST_RANKS]; /* of the call, and of another after it */
@@ -141,6 +158,7 @@ static inline void *run_member(void *p) {
     j->status[me->rank] = comm_over_links(&t->links, 20, &comm);
     if (j->status[me->rank] != GPT_OK) return NULL;
     gpt_comm_set_timeout(comm, j->timeout_s);
+    if (j->piece) comm->piece = j->piece, comm->copied = j->piece;
     if (me->rank != j->missing) j->run(j, comm, me->rank);
     snprintf(j->sentence[me->rank], sizeof j->sentence[0], "%s", gpt_last_error());
     snprintf(j->host[me->rank], sizeof j->host[0], "%s", gpt_comm_host(comm, j->size - 1));

@@ -109,9 +109,35 @@ std::mutex device; /* one launch at a time, whoever starts it */
     __builtin_longjmp(at, 1);
 }
 
+bool can_run(const thread &t) {
+    return !t.done && !(t.waits && t.waits->turn == t.turn);
+}
+
+void run_as(int i) {
+    current = i;
+    threadIdx = dim3((unsigned)i);
+}
+
+/* The next thread of the warp, in the scheduler's order, if it can go on; else the scheduler. */
+place &next_place() {
+    int first = current / EMULATED_LANES * EMULATED_LANES, last = first + EMULATED_LANES - 1;
+    if (last > n_threads - 1) last = n_threads - 1;
+    for (int i = current, n = first; n <= last; n++) {
+        if (reversed)
+            i = i == first ? last : i - 1;
+        else
+            i = i == last ? first : i + 1;
+        if (!can_run(threads[i])) continue;
+        if (!threads[i].on) break; /* it has no stack yet */
+        run_as(i);
+        return threads[i].on->at;
+    }
+    return scheduler;
+}
+
 /* Not inlined, and no caller may know which registers it leaves alone: another fiber uses them. */
 [[gnu::noipa]] void give_way(fiber &f) {
-    if (!__builtin_setjmp(f.at)) go_to(scheduler);
+    if (!__builtin_setjmp(f.at)) go_to(next_place());
 }
 
 void release_if_all(barrier &b) {
@@ -146,11 +172,6 @@ void end_thread() {
     block.alive--, warp.alive--;
     if (warp.arrived) emulate_die("a lane ends while its warp works together");
     release_if_all(block);
-}
-
-void run_as(int i) {
-    current = i;
-    threadIdx = dim3((unsigned)i);
 }
 
 /* The next thread of the block, on a fiber that has none. */
@@ -223,7 +244,7 @@ void run_warp(int w) {
         for (int k = first; k < last; k++) {
             int i = reversed ? first + last - 1 - k : k;
             thread &t = threads[i];
-            if (t.done || (t.waits && t.waits->turn == t.turn)) continue;
+            if (!can_run(t)) continue;
             if (t.on)
                 run_as(i);
             else

@@ -20,11 +20,12 @@ COLUMNS += ("GGUF in", "GGUF out")
 CASES = [*reference.CASES, *reference.OTHERS, *reference.FAMILIES, *reference.ARCHITECTURES]
 # llama.cpp computes no such models; then transformers reads no GGUF files of these families.
 _NOT_IN_GGUF = ("llama-dynamic", "cerebras-gpt", "gpt2-relu", "smollm3-list", "gemma3-types")
-_NOT_IN_GGUF += ("neox-in-turn", "qwen3-biases", "gemma2-plain")
-_NO_READER = ("smollm3", "pythia", "olmo2")
+_NOT_IN_GGUF += ("neox-in-turn", "qwen3-biases", "gemma2-plain", "qwen3-moe-odds")
+_NO_READER = ("smollm3", "pythia", "olmo2", "mixtral")
 MISSING = {(name, column) for name in _NOT_IN_GGUF for column in COLUMNS[-2:]}
 MISSING |= {(name, COLUMNS[-1]) for name in _NO_READER}
 _FLAGS = ("attention_bias", "mlp_bias", "use_qkv_bias", "scale_attn_by_inverse_layer_idx")
+_FLAGS += ("output_router_logits", "norm_topk_prob")
 _CHOICES = ("activation_function", "hidden_act", "rotary_pct", "use_parallel_residual")
 _CHOICES += ("partial_rotary_factor",)
 _CHOICES += ("no_rope_layers", "layer_types", "query_pre_attn_scalar")
@@ -43,6 +44,8 @@ def features(case: reference.Case) -> str:
     names += [f"{key}: {config[key]}" for key in _CHOICES if key in config]
     if case.kind in ("mistral", "phi3") or config.get("use_sliding_window"):
         names.append(f"window {config['sliding_window'] or 'null'}")
+    if experts := config.get("num_local_experts", config.get("num_experts")):
+        names.append(f"{config['num_experts_per_tok']} of {experts} experts")
     for key in ("rope_scaling", "rope_parameters"):
         if rope := config.get(key):
             names.append(f"{key}: {rope.get('rope_type', rope.get('type'))}")

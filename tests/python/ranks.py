@@ -30,6 +30,7 @@ from small_models import make_config
 
 ADAMW = AdamW(1e-2)
 B, T, N_MICRO = 2, 16, 4
+N_CODED, N_CALLS = 3001, 3  # numbers of a sum in a shorter form, and sums
 
 
 def new_model() -> Model:
@@ -52,8 +53,12 @@ def step_by_hand(world: World, out: Path) -> StepResult:
     with new_model() as model:
         x, y = micro_batches(model)
         own = range(world.rank * N_MICRO // world.size, (world.rank + 1) * N_MICRO // world.size)
-        meet = lambda: world.add_gradients(model)  # noqa: E731
-        share = Share(int((y >= 0).sum()), [(i, 0) for i in own], meet)
+        share = Share(
+            int((y >= 0).sum()),
+            [(i, 0) for i in own],
+            meet=lambda: world.add_gradients(model),
+            begin=lambda: world.begin_gradients(model),
+        )
         result = model.train_step(
             [x[i] for i in own], [y[i] for i in own], share=share, **vars(ADAMW)
         )
@@ -70,10 +75,11 @@ def hang(step: int, model: Model) -> None:
 
 
 def train_in_all_ways(out: Path, options: dict[str, object]) -> None:
-    """Runs with a whole state, a sharded one, and DiLoCo; the latter two also in two parts."""
+    """Runs in these ways; all but the first also in two parts."""
     world = join()
     ways: dict[str, dict[str, object]] = {"whole": {}, "sharded": {"zero": 1}}
     ways["diloco"] = {"sync_every": options["save_every"]}
+    ways["int8"] = {"wire": "int8"}
     for name, changes in ways.items():
         train({**options, **changes, "out": str(out / name)})
         if name != "whole":
@@ -83,6 +89,26 @@ def train_in_all_ways(out: Path, options: dict[str, object]) -> None:
                 shutil.copytree(out / name / first, part / first)
             world.gather(b"")  # it is there
             train({}, resume=part)
+
+
+def add_coded(out: Path) -> None:
+    """Sums of numbers that a test knows, in the shorter forms; with the size of a rank's slice."""
+    world, found = join(), {}
+    for wire in ("bf16", "int8"):
+        residual = np.zeros(N_CODED, np.float32)
+        for call in range(N_CALLS):
+            values = coded_numbers(world.rank, call)
+            world.add_coded(values, residual, wire)
+            found[f"{wire}{call}"] = values
+        found[wire] = residual
+    np.savez(out / f"rank{world.rank}.npz", **found)
+
+
+def coded_numbers(rank: int, call: int) -> np.ndarray:
+    """Numbers of different sizes."""
+    rng = np.random.default_rng([rank, call])
+    sizes = np.exp(rng.normal(0, 3, N_CODED))
+    return np.float32(rng.normal(0, 1, N_CODED) * sizes)
 
 
 def run_commands(out: Path, commands: dict[str, list[str]]) -> None:
@@ -100,6 +126,9 @@ def main(out: Path, options: dict[str, object], what: str) -> None:
     """Trains; a rank writes its results, or hangs."""
     if what == "commands":
         run_commands(out, options)  # type: ignore[arg-type]
+        return
+    if what == "coded":
+        add_coded(out)
         return
     if what == "ways":
         train_in_all_ways(out, options)

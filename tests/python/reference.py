@@ -348,6 +348,49 @@ ARCHITECTURES = [
         2,
         15,
     ),
+    # The load-balance loss is in the gradients, but not in the losses.
+    Case(
+        "mixtral",
+        "mixtral",
+        _like_llama(
+            "mixtral",
+            intermediate_size=24,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            output_router_logits=True,
+            router_aux_loss_coef=0.7,
+        ),
+        2,
+        23,
+    ),
+    Case(
+        "qwen3-moe",
+        "qwen3_moe",
+        _like_llama(
+            "qwen3_moe",
+            head_dim=16,
+            moe_intermediate_size=24,
+            num_experts=6,
+            num_experts_per_tok=3,
+            norm_topk_prob=True,
+        ),
+        2,
+        19,
+    ),
+    Case(
+        "qwen3-moe-odds",
+        "qwen3_moe",
+        _like_llama(
+            "qwen3_moe",
+            moe_intermediate_size=20,
+            num_experts=4,
+            num_experts_per_tok=1,
+            norm_topk_prob=False,
+            tie_word_embeddings=True,
+        ),
+        1,
+        26,
+    ),
 ]
 
 # Heads of an odd size, which only learned positions allow. It has no golden file.
@@ -374,6 +417,33 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
     return out
 
 
+# Of a layer with experts: tensors in memory, and the names of their halves in files.
+_EXPERTS = {
+    "mlp.experts.gate_up_proj": ("gate_proj", "up_proj"),
+    "mlp.experts.down_proj": ("down_proj",),
+}
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+
+
+def as_stored(tensors: dict[str, Any], is_mixtral: bool) -> dict[str, Any]:
+    """The tensors by their names in files: transformers 5 joins a layer's experts in memory."""
+    found = {}
+    for name, tensor in tensors.items():
+        layer, _, rest = name.partition(".mlp.")
+        block = "block_sparse_moe" if is_mixtral else "mlp"
+        halves = _EXPERTS.get(f"mlp.{rest}")
+        if rest == "gate.weight":
+            found[f"{layer}.{block}.gate.weight"] = tensor
+        elif halves is None:
+            found[name] = tensor
+        else:
+            for i, expert in enumerate(tensor):
+                for half, rows in zip(halves, expert.chunk(len(halves)), strict=True):
+                    half = _MIXTRAL[half] if is_mixtral else half
+                    found[f"{layer}.{block}.experts.{i}.{half}.weight"] = rows
+    return found
+
+
 def run(case: Case) -> dict[str, Array]:
     """logits (B, T, V), loss, `grad.<name>` of the first batch, and the losses of STEPS updates."""
     import torch
@@ -384,19 +454,20 @@ def run(case: Case) -> dict[str, Array]:
     config = AutoConfig.for_model(
         case.kind, **settings, **(dropouts if case.kind == "gpt2" else {})
     )
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).double()
     model.train()
 
     # transformers 5 renames a matrix when it saves it.
     stored = {"lm_head.weight": "embed_out.weight"} if case.kind == "gpt_neox" else {}
-    named = {stored.get(name, name): p for name, p in model.named_parameters()}
+    parameters = {stored.get(name, name): p for name, p in model.named_parameters()}
+    named = as_stored(parameters, case.kind == "mixtral")
     values = weights({name: tuple(p.shape) for name, p in named.items()})
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(torch.from_numpy(values[name]))
-    matrices = [p for p in named.values() if p.dim() == 2]
-    vectors = [p for p in named.values() if p.dim() == 1]
+    matrices = [p for p in parameters.values() if p.dim() >= 2]
+    vectors = [p for p in parameters.values() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": ADAMW["weight_decay"]},
@@ -410,15 +481,19 @@ def run(case: Case) -> dict[str, Array]:
     out: dict[str, Array] = {}
     losses = []
     for step, tokens in enumerate(torch.from_numpy(batches(case))):
-        logits = model(tokens[:, :-1]).logits
+        outputs = model(tokens[:, :-1])
+        logits = outputs.logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        balance = 0.0
+        if case.config.get("output_router_logits"):
+            balance = case.config["router_aux_loss_coef"] * outputs.aux_loss
         optimizer.zero_grad()
-        loss.backward()
+        (loss + balance).backward()
         if step == 0:
             out["logits"] = logits.detach().numpy().astype(np.float32)
-            for name, parameter in named.items():
-                assert parameter.grad is not None
-                out[f"grad.{name}"] = parameter.grad.numpy().astype(np.float32)
+            grads = {name: p.grad for name, p in parameters.items()}
+            for name, grad in as_stored(grads, case.kind == "mixtral").items():
+                out[f"grad.{name}"] = grad.numpy().astype(np.float32)
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
         optimizer.step()
         losses.append(loss.item())

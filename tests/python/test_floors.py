@@ -189,7 +189,7 @@ C_FLOORS = {
         "files/config_json.h",
         "files/naming.h",
         "files/tensors.h",
-        "comm/comm.h",
+        "comm/background.h",
         "error.h",
         "fork.h",
     },

@@ -97,9 +97,12 @@ def test_logits_loss_and_every_gradient(
                 full = want[f"grad.{part.name}"]
                 rounding = np.linalg.norm(got[C : 2 * C] - full[C : 2 * C])
                 assert rounding < TOLERANCE * np.linalg.norm(full)
+            compared += 1
+            if not want[f"grad.{part.name}"].any():  # an expert without tokens
+                assert not got.any(), part.name
+                continue
             most = max(most, off := error(got, want[f"grad.{part.name}"]))
             assert off < TOLERANCE, part.name
-            compared += 1
         record_property("gradients", most)
         assert compared == sum(name.startswith("grad.") for name in want)
 

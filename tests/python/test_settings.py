@@ -21,9 +21,7 @@ from gptc.training.options import TrainOptions
 ROOT = Path(__file__).resolve().parents[2]
 
 # The only lines that a contributor adds.
-NEW_OPTION = (
-    '    patience: int = option(3, "Evaluations without progress.", section=_SAVE, least=1)\n'
-)
+NEW_OPTION = '    slack: int = option(3, "Evaluations without progress.", section=SAVE, least=1)\n'
 
 
 def run(package: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +41,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with one more option, declared in one line."""
     package = tmp_path_factory.mktemp("copy") / "gptc"
     shutil.copytree(ROOT / "python" / "gptc", package)
-    file = package / "training" / "options.py"
+    file = package / "training" / "run_options.py"
     before, mark, after = file.read_text().partition("    n_layer: int")
     assert mark
     file.write_text(before + NEW_OPTION + mark + after)
@@ -55,23 +53,23 @@ def test_a_new_line_is_an_option_with_help(copy: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     saving = text.partition("Reports and checkpoints:")[2].partition("Changes to the preset")[0]
-    assert "--patience N Evaluations without progress. [3]" in saving
+    assert "--slack N Evaluations without progress. [3]" in saving
 
 
 def test_a_new_line_is_a_key_of_toml_with_its_type(copy: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text('patience = "often"\n')
+    file.write_text('slack = "often"\n')
     done = run(copy, "train", "--config", str(file))
     assert done.returncode == 2
-    assert "patience: 'often' is" in done.stderr
+    assert "slack: 'often' is" in done.stderr
 
 
 def test_a_new_line_is_checked(copy: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text("patience = 0\n")
+    file.write_text("slack = 0\n")
     done = run(copy, "train", "--config", str(file))
     assert done.returncode == 2
-    assert "--patience is 0; it must be 1 or more" in done.stderr
+    assert "--slack is 0; it must be 1 or more" in done.stderr
 
 
 def test_a_new_line_is_in_the_documentation(copy: Path) -> None:

@@ -31,6 +31,7 @@ import body_files
 import chat_files
 import data_files
 import model_files
+import ngram_files
 import packed_files
 import pickled_files
 import row_files
@@ -62,6 +63,7 @@ _PARTS = (
     packed_files,
     pickled_files,
     run_files,
+    ngram_files,
 )
 
 

@@ -1,9 +1,10 @@
-"""`gptc serve` and llama-cpp-python's server with the same GGUF file, by `gptc bench serve`.
+"""`gptc serve` and other servers with the same GGUF file, by `gptc bench serve`.
 
     python3 -m venv other && other/bin/pip install 'llama-cpp-python[server]==0.3.36'   # compiles
     python tools/measure/compare_servers.py MODEL.gguf --python other/bin/python
+    python tools/measure/compare_servers.py MODEL.gguf --llama-server build/bin/llama-server
 
-The two take turns at each number of clients and length of prompts. Besides what the benchmark
+They take turns at each number of clients and length of prompts. Besides what the benchmark
 prints, it gives the CPU time of each server for a token, which depends less on other programs.
 """
 
@@ -63,24 +64,38 @@ class Server:
         self._child.wait()
 
 
-def servers(model: str, python: str, threads: int, parallel: int, n_ctx: int) -> list[Server]:
-    """Both, with the same context of a sequence; llama.cpp's has one sequence at a time."""
+def commands(given: argparse.Namespace, n_ctx: int) -> list[tuple[str, list[str], str]]:
+    """Name, command and path of gptc's server and of the named ones, with the same context.
+
+    llama-cpp-python's has one sequence at a time.
+    """
+    threads, parallel, model = str(given.threads), str(given.parallel), given.model
     ours = [
-        sys.executable, "-m", "gptc", "serve", "-m", model, "--threads", str(threads),
-        "--parallel", str(parallel), "--context", str(n_ctx),
+        sys.executable, "-m", "gptc", "serve", "-m", model, "--threads", threads,
+        "--parallel", parallel, "--context", str(n_ctx),
     ]  # fmt: skip
-    theirs = [
-        python, "-m", "llama_cpp.server", "--model", model, "--n_threads", str(threads),
-        "--n_threads_batch", str(threads), "--n_ctx", str(n_ctx), "--interrupt_requests", "false",
-    ]  # fmt: skip
-    return [Server("gptc", ours, "/ready"), Server("llama.cpp", theirs, "/v1/models")]
+    found = [("gptc", ours, "/ready")]
+    if given.python:
+        theirs = [
+            given.python, "-m", "llama_cpp.server", "--model", model, "--n_threads", threads,
+            "--n_threads_batch", threads, "--n_ctx", str(n_ctx), "--interrupt_requests", "false",
+        ]  # fmt: skip
+        found.append(("llama-cpp-python", theirs, "/v1/models"))
+    if given.llama_server:
+        theirs = [
+            given.llama_server, "-m", model, "--threads", threads, "--threads-batch", threads,
+            "--ctx-size", str(n_ctx * given.parallel), "--parallel", parallel, "--no-webui",
+        ]  # fmt: skip
+        found.append(("llama-server", theirs, "/health"))
+    return found
 
 
 def main() -> None:
     """Reads the arguments and prints a line for each server, number of clients and prompt."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--python", required=True, help="that has llama-cpp-python[server]")
+    parser.add_argument("--python", help="that has llama-cpp-python[server]")
+    parser.add_argument("--llama-server", help="llama.cpp's own server, a program")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--words", type=int, nargs="+", default=[100, 800])
     parser.add_argument("--tokens", type=int, default=64)
@@ -93,13 +108,14 @@ def main() -> None:
              "CPU ms", "failed")  # fmt: skip
     print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
     with ExitStack() as stack:
-        both = servers(given.model, given.python, given.threads, given.parallel, n_ctx)
-        for server in both:
-            stack.callback(server.close)
-            server.measure(1, 1, 8, 8)  # reads the file's pages
+        compared = []
+        for command in commands(given, n_ctx):
+            compared.append(Server(*command))
+            stack.callback(compared[-1].close)
+            compared[-1].measure(1, 1, 8, 8)  # reads the file's pages
         for words in given.words:
             for n in given.clients:
-                for server in both:
+                for server in compared:
                     row, cpu_ms = server.measure(n, given.requests, words, given.tokens)
                     numbers = (
                         row.tokens_per_s, row.first_ms, row.first_p99_ms, row.between_ms,

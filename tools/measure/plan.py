@@ -4,7 +4,9 @@
 
 Each is a process of `gptc plan --json`, then one of `gptc train --json`. Writes a Markdown table.
 With --memory, runs are of four steps, and the table has the memory alone.
-On a machine that does other work too, times differ by that work.
+On a machine that does other work too, times differ by that work. With --pairs N, the parts of a
+step as the plan times them and N steps as the run has them alternate in one process of one thread,
+and the table has the medians of their CPU seconds.
 """
 
 from __future__ import annotations
@@ -14,8 +16,18 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from gptc.engine.optim import AdamW, Muon
+from gptc.training.progress import SilentProgress
+from gptc.training.resolve import new_options
+from gptc.training.setup import set_up
+from gptc.training.trainer import Trainer
 
 CONFIGURATIONS = {
     "`tiny`": ["--steps", "2000"],
@@ -70,13 +82,61 @@ def row(name: str, arguments: list[str], out: Path) -> str:
     )
 
 
+def pairs_row(name: str, arguments: list[str], out: Path, n: int) -> str:
+    """The row of a configuration whose plan and run are compared in CPU seconds, step by step."""
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    limits = {"--steps": "1000", "--minutes": None}
+    given = {k: v for k, v in (given | limits).items() if v is not None} | {"--threads": "1"}
+    values = {
+        name[2:].replace("-", "_"): int(value) if value.isdigit() else value
+        for name, value in given.items()
+    }
+    with closing(set_up(new_options({**values, "out": str(out)}), None, SilentProgress())) as setup:
+        trainer, model, options = Trainer(setup, SilentProgress(), out), setup.model, setup.options
+        adamw = AdamW(options.lr, options.beta1, options.beta2, options.eps, 0.0, options.grad_clip)
+        muon = Muon(options.lr, options.momentum, 0.0, options.grad_clip)
+        parts: list[list[float]] = [[], [], []]
+
+        def one_pass() -> None:
+            rows = setup.loader.next_rows()
+            model.backward(rows.inputs, rows.targets, positions=rows.positions)
+
+        calls: tuple[Callable[[], object], ...] = (
+            one_pass,
+            lambda: model.update(adamw, muon),
+            lambda: trainer.step(lambda: None),
+        )
+        for i in range(n + 2):  # two to find memory and caches
+            for call, found in zip(calls, parts, strict=True):
+                begin = time.process_time()
+                call()
+                if i >= 2:
+                    found.append(1e3 * (time.process_time() - begin))
+    passed, updated, step = map(median, parts)
+    planned = options.grad_accum * passed + updated
+    return (
+        f"| {name} | {passed:.1f} | {updated:.2f} | {planned:.1f} | {step:.1f} | "
+        f"{step / planned - 1:+.1%} |"
+    )
+
+
 def main() -> None:
     """Prints the table, a row at a time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, emptied")
     parser.add_argument("--only", help="one configuration by a part of its name")
     parser.add_argument("--memory", action="store_true", help="memory alone, of runs of 4 steps")
+    parser.add_argument("--pairs", type=int, metavar="N", help="CPU seconds of N steps, in pairs")
     options = parser.parse_args()
+    if options.pairs:
+        print("| run | ms a pass | ms an update | ms planned a step | ms a step | off |")
+        print("|" + " --- |" * 6)
+        for i, (name, arguments) in enumerate(CONFIGURATIONS.items()):
+            if options.only is None or options.only in name:
+                print(
+                    pairs_row(name, arguments, options.out / f"run-{i}", options.pairs), flush=True
+                )
+        return
     if options.memory:
         print("| run | MB planned | MB peak | off |\n| --- | --- | --- | --- |")
         for i, (name, arguments) in enumerate(CONFIGURATIONS.items()):

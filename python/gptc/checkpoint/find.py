@@ -112,6 +112,8 @@ def _what_instead(folder: Path) -> str:
         )
     if (folder / "dataset.json").is_file():
         return f": it is a dataset; train on it with gptc train --data {quoted(folder)}"
+    if (folder / "ngrams.json").is_file():
+        return ": it holds n-grams, which gptc infer, eval, info and verify take"
     runs = [run for run in folders_in(folder) if list_checkpoints(run)]
     if runs:
         return f": it is a folder of runs; name one of them, such as {min(runs)}"

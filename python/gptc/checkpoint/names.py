@@ -60,6 +60,6 @@ def folders_in(parent: Path) -> list[Path]:
 TRAINER_VERSION = 1  # of trainer.json
 CHECKSUMS_VERSION = 2  # 1 recorded a SHA-256
 # Prefixes in OPTIMIZER of the state of AdamW and of Muon, by their names in a model.
-MOMENTS = {"moment1": "m", "moment2": "v", "momentum": "momentum"}
+MOMENTS = {"moment1": "m", "moment2": "v", "momentum": "momentum", "row_moment": "rows"}
 OWN = "own"  # prefix in OPTIMIZER of the weights whose average a checkpoint has
 logger = logging.getLogger("gptc")

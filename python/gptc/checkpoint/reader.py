@@ -195,9 +195,9 @@ class Checkpoint(ModelFile):
                 f"--init-from {quoted(self.path)}"
             )
         tensors = self._moments
-        for name, shape, _ in self.trained():
+        for name, _, _ in self.trained():
             for state in model.states(name):
-                stored = f"{MOMENTS[state]}.{name}"
+                stored, shape = f"{MOMENTS[state]}.{name}", model.state_shape(name, state)
                 if tensors.shapes.get(stored) != shape:
                     raise GptcError(
                         f"{tensors.path} lacks {stored} with the shape {shape}: is it the state of "

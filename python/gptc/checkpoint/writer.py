@@ -194,7 +194,8 @@ def _optimizer_chunks(
         known = ("moment1", "moment2") if isinstance(model, ModelFile) else model.states(name)
         for state in known:
             stored = f"{MOMENTS[state]}.{name}"
-            shapes[stored], states[stored] = shape, state
+            own_shape = shape[:1] if state == "row_moment" else shape
+            shapes[stored], states[stored] = own_shape, state
         if name in own:
             shapes[f"{OWN}.{name}"] = shape
     if more:

@@ -44,7 +44,7 @@ Examples:
     "--model",
     metavar="PATH",
     type=click.Path(),
-    help="Model: a run, folder, file or hub name.  [the newest run]",
+    help="Model: a run, folder, file, hub name or n-grams.  [the newest run]",
 )
 @click.option(
     "--data",
@@ -76,7 +76,7 @@ Examples:
 )
 @click.option(
     "--ngram",
-    type=click.IntRange(1, 10),
+    type=click.IntRange(1, 1000),
     metavar="N",
     help="Order up to which to compare with n-grams, counted in the training split (Kneser-Ney).",
 )
@@ -91,7 +91,10 @@ Examples:
 @options_of(DeviceOptions, without=("pin",), defaults={"dtype": "fp32"})
 @options_of(CacheOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
 def eval_command(
+    context: click.Context,
+    /,
     model: str | None,
     data: str | None,
     split: str | None,
@@ -114,6 +117,14 @@ def eval_command(
     first of all is predicted from those before it in its window, or from the last token of the
     window before. Compare models with different tokenizers by bits per byte.
     """
+    from gptc.eval.ngram_file import is_ngrams
+
+    if model is not None and is_ngrams(model):
+        from gptc.cli.counted import evaluate_counted, refuse_others
+
+        refuse_others(context, {"model", "data", "split", "as_json"})
+        evaluate_counted(Path(model), data, split, as_json)
+        return
     from gptc.checkpoint.facade import load_model, on_newest
     from gptc.data.preparation import is_text_file
     from gptc.engine.world import join

@@ -188,10 +188,16 @@ def infer_command(
     world.set_timeout(0)  # ranks work for as long as they need; a starter ends those that are left
     random_seed = given["seed"] is None and given["temperature"] > 0 and not beams
     options = world.together(checked)
+    from gptc.cli.counted import TAKEN, refuse_others, write_samples
     from gptc.cli.interactive import converse, is_terminal
+    from gptc.eval.ngram_file import is_ngrams
 
     asks = not (any(named.values()) or as_json or raw or conversing) and is_terminal()
     text = "" if prompts or asks or conversing else _read_prompt(prompt, prompt_file)
+    if model is not None and is_ngrams(model):
+        refuse_others(context, TAKEN)
+        write_samples(Path(model), text, options, as_json, not no_echo, random_seed)
+        return
     begin = _read_messages(talk)
     from gptc.checkpoint.facade import load_model, on_newest
     from gptc.checkpoint.merged import AdapterSet, parse_adapters

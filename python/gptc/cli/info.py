@@ -58,6 +58,7 @@ def describe(path: Path) -> dict[str, Any]:
     from gptc.checkpoint.names import ADAPTER, CONFIG, list_checkpoints
     from gptc.data.dataset import Dataset
     from gptc.data.description import DATASET_FILE
+    from gptc.eval.ngram_file import is_ngrams, open_ngrams
     from gptc.files.whole import restore
     from gptc.formats.registry import is_foreign, open_model
 
@@ -70,6 +71,8 @@ def describe(path: Path) -> dict[str, Any]:
         return {"kind": "checkpoint", **_describe_checkpoint(path)}
     if is_foreign(path):
         return {"kind": "model", **_describe_model(open_model(path))}
+    if is_ngrams(path):
+        return {"kind": "n-grams", **open_ngrams(path).describe()}
     if (path / DATASET_FILE).is_file():
         return {"kind": "dataset", **Dataset.open(path).describe()}
     if list_checkpoints(path) or (path / "metrics.jsonl").is_file():
@@ -229,6 +232,16 @@ def _table(found: dict[str, Any]) -> str:
         rows += _checkpoint_rows(found)
     elif kind == "dataset":
         rows = _dataset_rows(found)
+    elif kind == "n-grams":
+        sizes = ", ".join(f"{size:,}" for size in found["ngrams"])
+        rows = [
+            ("n-grams", found["path"]),
+            ("order", f"{found['order']}, Kneser-Ney"),
+            ("made by", found["created_by"]),
+            ("data", f"{found['counted_tokens']:,} tokens of {found['data']}"),
+            ("tokenizer", f"{found['tokenizer']}, {found['vocab_size']:,} tokens"),
+            ("different", f"{sizes} by order"),
+        ]
     elif kind == "shard":
         rows = [
             ("shard", found["path"]),
@@ -259,6 +272,12 @@ def _measures(evaluation: dict[str, Any]) -> str:
     return f", accuracy {evaluation['val_accuracy']:.0%}, margin {evaluation['val_margin']:.3f}"
 
 
+def _experts(config: dict[str, Any]) -> str:
+    if not config.get("n_expert"):
+        return ""
+    return f"{config['n_expert_used']} of {config['n_expert']} experts of "
+
+
 def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     from gptc.files.words import amount, plural
     from gptc.formats.families import FAMILIES
@@ -277,7 +296,7 @@ def _checkpoint_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "shape",
             f"{plural(config['n_layer'], 'layer')}, {heads}, width {config['n_embd']}, "
-            f"feed-forward {config['n_ff']}, context {config['block_size']}",
+            f"feed-forward {_experts(config)}{config['n_ff']}, context {config['block_size']}",
         ),
         (
             "layers",

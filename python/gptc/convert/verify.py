@@ -17,6 +17,7 @@ from gptc.data.dataset import Dataset
 from gptc.data.description import DATASET_FILE, SPLITS
 from gptc.data.shards import is_shard, open_shard
 from gptc.errors import GptcError, NoTokenizer, UnknownTokenizer
+from gptc.eval.ngram_file import is_ngrams, open_ngrams
 from gptc.files.whole import restore
 from gptc.formats import llmc
 from gptc.formats.binary import Binary
@@ -44,6 +45,14 @@ def _verify_folder(path: Path) -> tuple[str, list[str]]:
         dataset.verify()
         n_shards = sum(len(dataset.shards(split)) for split in SPLITS)
         return "dataset", [f"{n_shards} shards: checksums right, every token in the vocabulary"]
+    if is_ngrams(path):
+        file = open_ngrams(path)
+        n_ngrams = sum(len(order.keys) for order in file.model.orders)
+        n_tokens = file.tokenizer.vocab_size
+        return "n-grams", [
+            f"{n_ngrams:,} n-grams up to order {file.model.order}: checksum right, keys in order",
+            f"{file.tokenizer.kind} tokenizer, {n_tokens:,} tokens",
+        ]
     if (path / CONFIG).is_file() or (path / ADAPTER).is_file() or is_foreign(path):
         model = open_checkpoint(path)
         return model.format, _verify_model(model)

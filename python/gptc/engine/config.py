@@ -43,6 +43,9 @@ _RARE: tuple[str, ...] = (
     "parallel",
 )
 _RARE += ("score_scale", "score_by_layer", "embedding_scale", "score_cap", "logit_cap", "layers")
+_RARE += ("n_expert", "n_expert_used", "expert_norm", "router_loss")
+MOST_EXPERTS = 128
+"""GPT_MAX_EXPERTS."""
 GATED = ("swiglu", "geglu")
 """Activations with gates and ups."""
 
@@ -76,8 +79,10 @@ class GPTConfig:
     `bias` gives all layers biases, `qkv_bias`, `attn_proj_bias` and `mlp_bias` only some of them.
     `qk_norm` normalises each head of queries and keys, `wide_qk_norm` all of a token's together;
     `window` is the number of keys that a query sees, `rope_dim` that of the channels of a head that
-    turn. Branches have their norms before, after or on both sides (`norm_at`), and with `parallel`
-    both read the layer's input. `layers` is for models whose layers differ.
+    turn. With `n_expert`, a token has `n_expert_used` of so many feed-forward layers, and
+    `router_loss` keeps them equally busy in training. Branches have their norms before, after or on
+    both sides (`norm_at`), and with `parallel` both read the layer's input. `layers` is for models
+    whose layers differ.
     `check()` raises UsageError for an invalid shape.
     """
 
@@ -121,13 +126,18 @@ class GPTConfig:
     score_cap: float = 0.0  # soft cap of scores, cap tanh(score / cap); 0: none
     logit_cap: float = 0.0  # that of logits
     layers: tuple[Layer, ...] = ()  # a record for each; (): all have the fields above
+    n_expert: int = 0  # of each feed-forward layer, each n_ff wide; 0: one for all tokens
+    n_expert_used: int = 0  # experts of a token
+    expert_norm: bool = False  # their weights are divided by their sum
+    router_loss: float = 0.0  # factor of the load-balance loss in the gradient
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:
         """A named shape, with some fields replaced.
 
         An overridden `n_embd` scales `n_ff`, and an overridden `n_head` scales `n_kv_head`, unless
-        these are given too.
+        these are given too. With `n_expert`, a token has two experts whose weights add up to 1, and
+        the load-balance loss has the factor 0.01, unless other fields say so.
         """
         struct = library.load().ffi.new("gpt_config *")
         if name not in presets():
@@ -144,6 +154,9 @@ class GPTConfig:
             overrides["n_ff"] = max(multiple, round(n_ff / multiple) * multiple)
         if "n_head" in overrides and "n_kv_head" not in overrides:
             overrides["n_kv_head"] = max(1, overrides["n_head"] * base.n_kv_head // base.n_head)
+        if "n_expert" in overrides:
+            usual = {"n_expert_used": min(2, overrides["n_expert"]), "router_loss": 0.01}
+            overrides = {**usual, "expert_norm": True, **overrides}
         return replace(base, **overrides)
 
     @classmethod

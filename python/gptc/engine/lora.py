@@ -83,6 +83,8 @@ def adapters_of(config: GPTConfig) -> tuple[str, ...]:
 
     Where a family stores queries, keys and values as matrices of their own, so peft adapts them.
     """
+    if config.n_expert:  # which have none
+        return ("q", "k", "v", "proj")
     if config.family == "llama":
         return ("q", "k", "v", "proj", "gate", "up", "mlp_proj")
     return ("qkv", "proj", "fc", "mlp_proj")

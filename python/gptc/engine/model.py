@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 
 _Model = TypeVar("_Model", bound="Model")
+STATES = ("moment1", "moment2", "momentum", "row_moment")
 
 
 class StepResult(NamedTuple):
@@ -61,6 +62,7 @@ class Share:
     n_targets: int  # of all ranks
     places: Sequence[tuple[int, int]]  # of each micro-batch: its number in the step, its first row
     meet: Callable[[], None]  # adds the gradients of all ranks
+    begin: Callable[[], None] = lambda: None  # comes before the last backward, if there is one
     after: Callable[[], None] = lambda: None  # follows the update
 
 
@@ -158,6 +160,7 @@ class Model(Uncopied):
         optimizer: str = "adamw",
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        muon_rows: bool = False,
         init: bool = True,
     ) -> _Model:
         """A new model with random weights from `seed`; without `init` they are zero.
@@ -169,7 +172,7 @@ class Model(Uncopied):
         sizes, given = (training, max_batch, max_seq), tuple(blocks)
         options = Options(
             device, dtype, threads, *sizes, dropout, seed, pin, given, lora, recompute,
-            kv_dtype, optimizer, label_smoothing, z_loss,
+            kv_dtype, optimizer, label_smoothing, z_loss, muon_rows=muon_rows,
         )  # fmt: skip
         model = cls(config, options)
         if init:
@@ -230,10 +233,12 @@ class Model(Uncopied):
     def read(self, name: str, tensor: str, out: FloatArray | None = None) -> FloatArray:
         """A copy of a parameter's "value", "grad", or one of `states`; in `out` if given.
 
+        With the option `wire` there is also its "residual": gradients that were not sent.
+
         EngineError for a matrix of an inference model in bf16, int8 or int4: it is rounded. A
         sharded state comes from all ranks, which have to call this together.
         """
-        index, shape = self._find(name)
+        index, shape = self._find(name)[0], self.state_shape(name, tensor)
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
@@ -243,21 +248,32 @@ class Model(Uncopied):
             )
         which = self._tensor(tensor)
         slot = which - self._lib.GPT_TENSOR_STATE0
-        if slot >= 0 and self.comm is not None and self.options.n_shards > 1:
+        is_state = tensor in STATES
+        if is_state and self.comm is not None and self.options.n_shards > 1:
             self._call("gpt_model_gather_state", self.comm, index, slot, floats(out), out.size)
             return out
         self._call("gpt_model_read", index, which, floats(out), out.size)
         return out
 
     def states(self, name: str) -> tuple[str, ...]:
-        """The state of a parameter's optimizer: AdamW's two moments, or Muon's momentum."""
-        index, _ = self._find(name)
+        """The state of a parameter's optimizer: AdamW's two moments, or Muon's momentum.
+
+        With `muon_rows`, Muon also has the averages of rows, "row_moment".
+        """
+        index, shape = self._find(name)
         n_states = self._value("gpt_model_state_count", index)
-        return {2: ("moment1", "moment2"), 1: ("momentum",)}.get(n_states, ())
+        if n_states == 2 and self._value("gpt_model_state_size", index, 1) != math.prod(shape):
+            return STATES[2:]
+        return {2: STATES[:2], 1: STATES[2:3]}.get(n_states, ())
+
+    def state_shape(self, name: str, tensor: str) -> tuple[int, ...]:
+        """The shape of a parameter's "value", "grad" or one of `states`."""
+        shape = self._find(name)[1]
+        return shape[:1] if tensor == "row_moment" else shape
 
     def write(self, name: str, tensor: str, values: npt.ArrayLike) -> None:
-        """Sets a parameter's "value", "grad", or one of `states`."""
-        index, shape = self._find(name)
+        """Sets a parameter's "value", "grad", "residual", or one of `states`."""
+        index, shape = self._find(name)[0], self.state_shape(name, tensor)
         array = as_parameter(name, values, shape)
         which = self._tensor(tensor)
         self._call("gpt_model_write", index, which, floats(array), array.size)
@@ -277,6 +293,7 @@ class Model(Uncopied):
         weight_decay: float = 0.1,
         grad_clip: float = 1.0,
         momentum: float = 0.95,
+        muon: Muon | None = None,
         check: Callable[[], None] = lambda: None,
         share: Share | None = None,
     ) -> StepResult:
@@ -284,9 +301,10 @@ class Model(Uncopied):
 
         The loss is the mean over all targets that are not -1, of all micro-batches together; one
         without a target is passed over. `positions` are as many as inputs, as `backward` takes
-        them. `check` is called before each; an exception from it drops the step and leaves the
-        model unchanged. UsageError without any target. With a `share`, they are a rank's part of a
-        step of several ranks.
+        them. `muon` has the settings of the optimizer "muon"; None: AdamW's, and `momentum`.
+        `check` is called before each; an exception from it drops the step and leaves the model
+        unchanged. UsageError without any target. With a `share`, they are a rank's part of a step
+        of several ranks.
         """
         batches = micro_batches(inputs, "inputs")
         wanted = micro_batches(targets, "targets")
@@ -301,12 +319,15 @@ class Model(Uncopied):
         n_targets = [count_targets(y) for y in wanted]
         if not (n_all := share.n_targets if share else sum(n_targets)):
             raise UsageError("all targets are -1; a step needs at least one")
+        last = max((i for i, n in enumerate(n_targets) if n), default=None)
         # No loss is read here, so that only the update waits for the device.
         with self._turns.lock:
             try:
                 for i, (x, y, at) in enumerate(zip(batches, wanted, places, strict=True)):
                     check()
                     if share and n_targets[i]:
+                        if i == last:
+                            share.begin()
                         self._call("gpt_model_place", *share.places[i])
                     if n_targets[i]:
                         self._backward(x, y, at, n_targets[i] / n_all, self._ffi.NULL)
@@ -316,7 +337,8 @@ class Model(Uncopied):
                 self.zero_gradients()
                 raise
             adamw = AdamW(lr, beta1, beta2, eps, weight_decay, grad_clip)
-            result = self._update(adamw, Muon(lr, momentum, weight_decay, grad_clip))
+            same = Muon(lr, momentum, weight_decay, grad_clip)
+            result = self._update(adamw, muon or same)
             if share:
                 share.after()
             return result
@@ -391,6 +413,13 @@ class Model(Uncopied):
         loss, norm = self._ffi.new("float *"), self._ffi.new("float *")
         self._call("gpt_model_update", settings, len(settings), loss, norm)
         return StepResult(float(loss[0]), float(norm[0]))
+
+    def begin_all_reduce(self, comm: Any) -> None:
+        """The next backward is the last one before `all_reduce`, which has to follow.
+
+        Sums of its gradients are made meanwhile.
+        """
+        self._call("gpt_model_begin_all_reduce", comm)
 
     def all_reduce(self, comm: Any) -> None:
         """Adds the gradients of all ranks, and their losses since the last update."""
@@ -625,8 +654,9 @@ class Model(Uncopied):
     def _tensor(self, name: str) -> int:
         lib = self._lib
         states = dict.fromkeys(("moment1", "momentum"), lib.GPT_TENSOR_STATE0)
-        states["moment2"] = lib.GPT_TENSOR_STATE0 + 1
+        states |= dict.fromkeys(("moment2", "row_moment"), lib.GPT_TENSOR_STATE0 + 1)
         tensors = {"value": lib.GPT_TENSOR_VALUE, "grad": lib.GPT_TENSOR_GRAD, **states}
+        tensors["residual"] = lib.GPT_TENSOR_RESIDUAL
         if name not in tensors:
             raise GptcError(f"unknown tensor {name!r}; known: {', '.join(tensors)}")
         return int(tensors[name])

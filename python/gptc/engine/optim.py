@@ -27,10 +27,14 @@ class Muon:
     """The settings of one Muon update, which changes the matrices of layers: `gpt_muon` in gpt.h.
 
     `momentum` is the decay rate of the momentum buffer. The step has numbers as large as AdamW's,
-    so that `lr` and `weight_decay` can be the same. `grad_clip` is that of AdamW.
+    so that `lr` and `weight_decay` can be the same. `grad_clip` is that of AdamW. `beta2` is the
+    decay rate of the averages of rows, in a model with `muon_rows`. `cautious`: a number decays
+    only where the step does not make it larger.
     """
 
     lr: float
     momentum: float = 0.95
     weight_decay: float = 0.1
     grad_clip: float = 1.0
+    beta2: float = 0.95
+    cautious: bool = False

@@ -18,6 +18,7 @@ DTYPES = ("fp32", "bf16", "int8", "int4", "packed")  # the first two also for tr
 KV_DTYPES = ("auto", "int8")
 RECOMPUTE = ("none", "mlp", "block")
 OPTIMIZERS = ("adamw", "muon")
+WIRES = ("fp32", "bf16", "int8")
 
 
 class BlockRows(NamedTuple):
@@ -72,16 +73,19 @@ class Options:
     """The device, dtype and largest sizes of a model.
 
     `device` is "auto", "cpu" or "cuda". `dtype` is "fp32", "bf16" (mixed precision: master weights
-    stay fp32), "int8" or "int4" (weights rounded in groups of 32, inference only), "packed" (the
-    matrices of `blocks` as a GGUF file has them, others in bf16; inference only) or
+    stay fp32), "int8" (weights rounded in groups of 32) or "int4" (to Q4_K; both inference only),
+    "packed" (the matrices of `blocks` as a GGUF file has them, others in bf16; inference only) or
     "auto": bf16 on a GPU or a CPU with bf16 instructions, else fp32. `threads` 0 = one per core;
     `pin` pins each thread to a core; `max_seq` None = the block size. With `lora`, training changes
     adapters alone, and takes any dtype. `recompute` names what a training step computes twice, to
     keep less: the first feed-forward layer ("mlp"), or each layer ("block"). `kv_dtype` is that of
     its sessions' KV caches: "int8" or "auto", the dtype of activations. `optimizer`
-    "muon" trains the matrices of layers by Muon, and the other parameters by AdamW.
+    "muon" trains the matrices of layers by Muon, and the other parameters by AdamW; `muon_rows`
+    scales the rows of its steps (NorMuon).
     `label_smoothing` and `z_loss` change the gradient alone: losses stay cross-entropy. With
-    `n_shards`, the model has part number `shard` of AdamW's state alone (ZeRO-1), on a CPU.
+    `n_shards`, the model has part number `shard` of AdamW's state alone (ZeRO-1), on a CPU. `wire`
+    is the form in which ranks send gradients: "fp32", or, on a CPU and with error feedback, "bf16"
+    or "int8".
     """
 
     device: str = "auto"
@@ -102,6 +106,8 @@ class Options:
     z_loss: float = 0.0
     n_shards: int = 0
     shard: int = 0
+    muon_rows: bool = False
+    wire: str = "fp32"
 
     def resolved(self) -> Options:
         """The options with "auto" resolved for this machine. EngineError for a missing GPU."""
@@ -112,6 +118,7 @@ class Options:
                     f"{name} {value!r} is unknown; it must be one of auto, {', '.join(known)}"
                 )
         few = {"recompute": RECOMPUTE, "kv_dtype": KV_DTYPES, "optimizer": OPTIMIZERS}
+        few["wire"] = WIRES
         for name, choices in few.items():
             value = getattr(self, name)
             if value not in choices:
@@ -152,6 +159,8 @@ class Options:
             z_loss=self.z_loss,
             n_shards=self.n_shards,
             shard=self.shard,
+            muon_rows=int(self.muon_rows),
+            wire=WIRES.index(self.wire),
             recompute=RECOMPUTE.index(self.recompute),
             optimizer=getattr(lib, f"GPT_OPTIMIZER_{self.optimizer.upper()}"),
         )
@@ -169,6 +178,7 @@ class Plan:
     """A model's memory and arithmetic, known before any allocation. Bytes are exact."""
 
     n_params: int  # tied ones counted once
+    n_active_params: int  # those that a token reads: fewer with experts
     param_bytes: int
     grad_bytes: int
     optimizer_bytes: int

@@ -24,8 +24,8 @@ class Snapshot:
         shapes = {p.name: p.shape for p in model.trained}
         self._states = {name: model.states(name) for name in shapes}
         self._tensors = {
-            (name, tensor): np.empty(shape, np.float32)
-            for name, shape in shapes.items()
+            (name, tensor): np.empty(model.state_shape(name, tensor), np.float32)
+            for name in shapes
             for tensor in ("value", *self._states[name])
         }
         self.own: dict[str, FloatArray] = {}
@@ -57,9 +57,9 @@ class Snapshot:
 
 def snapshot_bytes(model: Model, averaged: bool) -> int:
     """The memory of a `Snapshot`."""
-    return 4 * sum(
-        math.prod(p.shape) * (1 + len(model.states(p.name)) + averaged) for p in model.trained
-    )
+    weights = sum(math.prod(p.shape) * (1 + averaged) for p in model.trained)
+    states = ((p.name, state) for p in model.trained for state in model.states(p.name))
+    return 4 * (weights + sum(math.prod(model.state_shape(*one)) for one in states))
 
 
 def fits(n_bytes: int) -> bool:

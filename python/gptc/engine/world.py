@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gptc.engine import library
 from gptc.engine.arrays import FloatArray, floats
@@ -29,6 +29,19 @@ _T = TypeVar("_T")
 
 class JobError(GptcError):
     """An error that the ranks of a job share; one of them prints it."""
+
+
+class SumSpan(NamedTuple):
+    """A sum of gradients, in seconds since the pass that computes them began.
+
+    This rank had computed them, their exchange began, and it ended.
+    """
+
+    first: int
+    n: int
+    ready_s: float
+    begin_s: float
+    end_s: float
 
 
 class World:
@@ -102,6 +115,20 @@ class World:
         """The values of every rank."""
         return [json.loads(data) for data in self.gather(json.dumps(value).encode())]
 
+    def begin_gradients(self, model: Model) -> None:
+        """Adds gradients during the next backward pass, the last one before `add_gradients`."""
+        if self.size > 1:
+            model.begin_all_reduce(self._comm)
+
+    def spans(self) -> list[SumSpan]:
+        """The sums of the last `add_gradients` that `begin_gradients` came before."""
+        ffi, lib, _ = library.load()
+        out = ffi.new("gpt_sum_span *")
+        found: list[SumSpan] = []
+        while self.size > 1 and not lib.gpt_comm_sum_span(self._comm, len(found), out):
+            found.append(SumSpan(out.first, out.n, out.ready_s, out.begin_s, out.end_s))
+        return found
+
     def add_gradients(self, model: Model) -> None:
         """Gives each rank the sum of all gradients and losses."""
         if self.size > 1:
@@ -111,6 +138,14 @@ class World:
         """An array becomes the sum over ranks, in their order."""
         if self.size > 1:
             library.call("gpt_comm_all_reduce", self._comm, floats(values), values.size)
+
+    def add_coded(self, values: FloatArray, residual: FloatArray, wire: str) -> None:
+        """As `add`, in the form `wire` of `Options`; `residual` is what was not sent until now."""
+        if self.size > 1:
+            lib = library.load().lib
+            form = getattr(lib, f"GPT_WIRE_{wire.upper()}")
+            arrays = floats(values), floats(residual)
+            library.call("gpt_comm_all_reduce_coded", self._comm, form, *arrays, values.size)
 
     def broadcast(self, values: FloatArray, root: int) -> None:
         """An array becomes that of rank `root`."""

@@ -22,6 +22,7 @@ SOFT_CAPS = {
     "final_logit_softcapping": "logit_cap",
 }
 """Keys of config.json and GGUF, and the fields of GPTConfig."""
+EXPERTS_KEYS = {"num_experts", "num_local_experts"}  # either, in files of any family with experts
 ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")
 
 
@@ -70,6 +71,9 @@ class Family:
     paired: bool = False  # in GGUF, rotary channels 2i and 2i + 1 turn together
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of a config.json without these keys
     plain: Mapping[str, Any] = field(default_factory=dict)  # keys that must have this value
+    experts_key: str = ""  # of the number of experts
+    expert_width_key: str = "intermediate_size"
+    expert_norm: bool | str = False  # whether their weights add up to 1, or the key that decides
     pad: bool = False  # the class has a pad token, which it does not train, unless a key says null
 
     def fits(self, config: GPTConfig) -> bool:
@@ -97,6 +101,10 @@ class Family:
     def _branches_fit(self, config: GPTConfig) -> bool:
         if not isinstance(self.parallel, str) and config.parallel != self.parallel:
             return False
+        if bool(config.n_expert) != bool(self.experts_key):
+            return False
+        if not isinstance(self.expert_norm, str) and config.expert_norm != self.expert_norm:
+            return False
         if config.rope_dim and not self.rotary_key:
             return False
         if config.score_by_layer and not self.by_layer_key:
@@ -117,6 +125,7 @@ class Family:
             keys.add("partial_rotary_factor")
         if self.soft_caps:
             keys |= set(SOFT_CAPS)
+        keys |= EXPERTS_KEYS if self.experts_key else set()
         return keys | ({"no_rope_layers"} if self.no_rope else set())
 
     def activation_name(self, activation: Activation) -> str:
@@ -202,6 +211,27 @@ FAMILIES = (
         defaults={"num_key_value_heads": 8, "sliding_window": 4096},
     ),
     Family(
+        "mixtral",
+        "MixtralForCausalLM",
+        "llama",
+        "Jiang et al. 2024, arXiv 2401.04088",
+        stems=family_names.MIXTRAL,
+        gguf_stems=family_names.GGUF_EXPERTS,
+        window=True,
+        paired=True,
+        experts_key="num_local_experts",
+        expert_norm=True,
+        defaults={
+            "num_key_value_heads": 8,
+            "rope_theta": 1000000.0,
+            "rms_norm_eps": 1e-5,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "router_aux_loss_coef": 0.001,
+        },
+        plain={"router_jitter_noise": 0.0},
+    ),
+    Family(
         "qwen2",
         "Qwen2ForCausalLM",
         "qwen2",
@@ -222,6 +252,31 @@ FAMILIES = (
         window=True,
         window_switch=True,
         defaults={**_QWEN, "head_dim": 128},
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        "qwen3moe",
+        "Yang et al. 2025, arXiv 2505.09388",
+        stems=family_names.QWEN3_MOE,
+        gguf_stems=family_names.GGUF_EXPERTS,
+        qkv_bias="attention_bias",
+        attn_proj_bias="attention_bias",
+        qk_norm=True,
+        window=True,
+        window_switch=True,
+        experts_key="num_experts",
+        expert_width_key="moe_intermediate_size",
+        expert_norm="norm_topk_prob",
+        defaults={
+            "num_key_value_heads": 4,
+            "sliding_window": 4096,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+            "router_aux_loss_coef": 0.001,
+        },
+        plain={"decoder_sparse_step": 1},
     ),
     Family(
         "smollm3",
@@ -451,9 +506,11 @@ def by_model_type(kind: Any, classes: Any = None) -> Family | None:
     return next((family for family in FAMILIES if family.model_type == kind), None)
 
 
-def by_gguf(architecture: Any) -> Family | None:
-    """The family of a GGUF file."""
-    return next((family for family in FAMILIES if family.gguf == architecture), None)
+def by_gguf(architecture: Any, experts: bool = False) -> Family | None:
+    """The family of a GGUF file, if it has one with experts, or without."""
+    named = [family for family in FAMILIES if family.gguf == architecture]
+    fitting = [family for family in named if bool(family.experts_key) == experts]
+    return next(iter(fitting or named), None)
 
 
 def unknown(key: str, kind: Any, missing: Iterable[str], names: str = NAMES) -> str:

@@ -9,7 +9,7 @@ from gptc.engine.config import GPTConfig, Layer
 from gptc.errors import GptcError
 from gptc.formats import hf_rope
 from gptc.formats.config_json import ConfigJson
-from gptc.formats.families import SOFT_CAPS, Family
+from gptc.formats.families import EXPERTS_KEYS, SOFT_CAPS, Family
 
 
 def read(found: ConfigJson, family: Family, head_size: int) -> dict[str, Any]:
@@ -185,6 +185,42 @@ def _window(found: ConfigJson, family: Family) -> int:
     )
 
 
+def experts(found: ConfigJson, family: Family) -> dict[str, Any]:
+    """Our fields of a family with experts in each layer."""
+    data = found.data
+    key = next((key for key in EXPERTS_KEYS if key in data and key != family.experts_key), None)
+    n_expert, used = found.need(key or family.experts_key), found.need("num_experts_per_tok")
+    if used > n_expert:
+        raise GptcError(
+            f"{found.where}: num_experts_per_tok is {used}, and there are {n_expert} experts"
+        )
+    found.only("mlp_only_layers", [], None)
+    coefficient = data.get("router_aux_loss_coef")
+    loss = 0.0
+    if found.flag("output_router_logits") and coefficient:
+        loss = _number(found, "router_aux_loss_coef", coefficient, 1e9)
+    return {
+        "n_expert": n_expert,
+        "n_expert_used": used,
+        "expert_norm": found.choice(family.expert_norm),
+        "router_loss": loss,
+    }
+
+
+def _experts_to_json(config: GPTConfig, family: Family) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        family.experts_key: config.n_expert,
+        family.expert_width_key: config.n_ff,
+        "num_experts_per_tok": config.n_expert_used,
+        "output_router_logits": config.router_loss > 0,
+        "router_aux_loss_coef": config.router_loss,
+        **family.plain,
+    }
+    if isinstance(family.expert_norm, str):
+        values[family.expert_norm] = config.expert_norm
+    return values
+
+
 def to_json(config: GPTConfig, family: Family) -> dict[str, Any]:
     """The keys of a config.json."""
     values = {family.theta_key: config.rope_theta, **hf_rope.to_json(config)}
@@ -203,6 +239,8 @@ def to_json(config: GPTConfig, family: Family) -> dict[str, Any]:
         values["layer_types"] = [
             "sliding_attention" if layer.window else "full_attention" for layer in config.layers
         ]
+    if family.experts_key:
+        values |= _experts_to_json(config, family)
     return values | _window_to_json(config, family)
 
 

@@ -1,7 +1,7 @@
 """The names of a family's tensors, in Hugging Face's folders and in GGUF files.
 
 A stem of ours has one of theirs, or one for each part of its rows: queries, keys and values, or
-gates and ups. {} is the layer.
+gates and ups. {} is the layer, and in the names of experts a second one the expert.
 """
 
 from __future__ import annotations
@@ -34,6 +34,21 @@ LLAMA: Stems = {
     "wte": "model.embed_tokens",
     "norm_f": "model.norm",
     "lm_head": "lm_head",
+}
+_MOE: Stems = {ours: name for ours, name in LLAMA.items() if ours not in ("mlp.fc", "mlp.proj")}
+_BLOCK = "model.layers.{}.block_sparse_moe"
+MIXTRAL: Stems = {
+    **_MOE,
+    "mlp.router": f"{_BLOCK}.gate",
+    "mlp.experts.fc": (f"{_BLOCK}.experts.{{}}.w1", f"{_BLOCK}.experts.{{}}.w3"),
+    "mlp.experts.proj": f"{_BLOCK}.experts.{{}}.w2",
+}
+_EXPERT = "model.layers.{}.mlp.experts.{}"
+QWEN3_MOE: Stems = {
+    **_MOE,
+    "mlp.router": "model.layers.{}.mlp.gate",
+    "mlp.experts.fc": (f"{_EXPERT}.gate_proj", f"{_EXPERT}.up_proj"),
+    "mlp.experts.proj": f"{_EXPERT}.down_proj",
 }
 PHI3: Stems = {
     **LLAMA,
@@ -77,4 +92,11 @@ GGUF_SPLIT: Stems = {
     "attn.q_norm": "blk.{}.attn_q_norm",
     "attn.k_norm": "blk.{}.attn_k_norm",
     "mlp.fc": ("blk.{}.ffn_gate", "blk.{}.ffn_up"),
+}
+# A file has the matrices of all experts of a layer as one tensor; here each has a name.
+GGUF_EXPERTS: Stems = {
+    **{ours: name for ours, name in GGUF_SPLIT.items() if ours not in ("mlp.fc", "mlp.proj")},
+    "mlp.router": "blk.{}.ffn_gate_inp",
+    "mlp.experts.fc": ("blk.{}.ffn_gate_exps.{}", "blk.{}.ffn_up_exps.{}"),
+    "mlp.experts.proj": "blk.{}.ffn_down_exps.{}",
 }

@@ -98,7 +98,7 @@ class GgufModel(ModelFile):
         for ours, shape, _ in self.config.parameters():
             parts = self.placement.parts(ours)
             codecs = [self._table.entries[name].codec for _, name in parts]
-            if len(shape) == 2 and ours != "wpe.weight":
+            if len(shape) == 2 and not ours.endswith(("wpe.weight", "router.weight")):
                 kinds = [codec for codec in codecs if isinstance(codec, Blocks)]
                 if len(kinds) == len(parts):
                     found[ours] = [(*part, kind) for part, kind in zip(parts, kinds, strict=True)]
@@ -203,6 +203,7 @@ class GgufModel(ModelFile):
             "parallel": self._parallel(),
             "rope_dim": self._rope_dim(head_size),
             "embedding_scale": family.embedding_scale(n_embd),
+            **self._experts(),
             **rope.read(self._table, head_size, context, str(self.path)),
         }
         values["score_scale"] = families.usual_score_scale(family, values)
@@ -211,7 +212,7 @@ class GgufModel(ModelFile):
     @cached_property
     def _family(self) -> Family:
         name = self.metadata.get("general.architecture")
-        family = families.by_gguf(name)
+        family = families.by_gguf(name, bool(self.metadata.get(f"{name}.expert_count")))
         if family is None:
             missing = self._other_features(name) if isinstance(name, str) else ()
             names = ", ".join(dict.fromkeys(family.gguf for family in families.FAMILIES))
@@ -237,6 +238,21 @@ class GgufModel(ModelFile):
         if family.period and window:
             return {"layers": families.records(family, n_layer, theta, window), "window": window}
         return {"window": window}
+
+    def _experts(self) -> dict[str, Any]:
+        """llama.cpp divides the weights of these families' experts by their sum."""
+        family, prefix = self._family, self._family.gguf
+        if not family.experts_key:
+            return {}
+        number, used = (self._size(f"{prefix}.expert_{kind}") for kind in ("count", "used_count"))
+        if used > number:
+            raise GptcError(
+                f"{self.path}: {prefix}.expert_used_count is {used}, and there are {number} experts"
+            )
+        values = {"n_expert": number, "n_expert_used": used, "expert_norm": True}
+        if family.expert_width_key != "intermediate_size":
+            values["n_ff"] = self._size(f"{prefix}.expert_feed_forward_length")
+        return values
 
     def _parallel(self) -> bool:
         choice = self._family.parallel
@@ -294,7 +310,7 @@ class GgufModel(ModelFile):
             if self._family.soft_caps and key in SOFT_CAPS:
                 continue
             value = self.metadata.get(f"{prefix}.{key}", plain)
-            if value != plain:
+            if value != plain and not (self._family.experts_key and key == "expert_count"):
                 raise GptcError(
                     f"{self.path}: {prefix}.{key} is {value!r}, and only {plain!r} is supported"
                 )

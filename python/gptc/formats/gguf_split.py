@@ -10,6 +10,7 @@ from gptc.engine.arrays import FloatArray
 from gptc.errors import GptcError
 from gptc.formats.binary import Binary
 from gptc.formats.gguf_container import ALIGNMENT, read_header, read_metadata, read_tensors
+from gptc.formats.gguf_names import split_experts
 from gptc.formats.model_file import Entry, TensorTable, same_bytes
 from gptc.formats.numbers import Bytes
 
@@ -96,9 +97,8 @@ def _read(path: Path) -> Part:
     file = Binary(path)
     n_tensors, n_keys = read_header(file)
     metadata = read_metadata(file, n_keys)
-    return Part(
-        file, metadata, TensorTable(file, read_tensors(file, n_tensors, _alignment(file, metadata)))
-    )
+    entries = read_tensors(file, n_tensors, _alignment(file, metadata))
+    return Part(file, metadata, TensorTable(file, split_experts(entries)))
 
 
 def _alignment(file: Binary, metadata: dict[str, Any]) -> int:

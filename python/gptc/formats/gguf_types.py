@@ -54,11 +54,11 @@ _SMALLER_BLOCKS: Mapping[Codec, Codec] = {Q4_K: Q5_0, Q5_K: Q5_1, Q6_K: Q8_0}
 
 
 def codec_of(part: Part, mix: Mix, config: GPTConfig) -> Codec:
-    """The type of a tensor: as in llama.cpp, vectors and positions stay float32.
+    """The type of a tensor: as in llama.cpp, vectors, positions and routers stay float32.
 
     So does a matrix whose rows are not whole blocks of any of the types.
     """
-    if len(part.shape) == 1 or part.name == "position_embd.weight":
+    if len(part.shape) == 1 or part.name == "position_embd.weight" or "ffn_gate_inp" in part.name:
         return F32
     wanted = _wanted(part.name, mix, config)
     if not wanted.fits(part.shape):

@@ -14,7 +14,7 @@ from gptc.formats import families, gguf_rope, gguf_tokenizer, layout
 from gptc.formats.families import BIASES, SOFT_CAPS, Family
 from gptc.formats.format import Export, Output
 from gptc.formats.gguf_container import ALIGNMENT, header
-from gptc.formats.gguf_names import naming
+from gptc.formats.gguf_names import naming, stacked
 from gptc.formats.gguf_rope import YARN_BETAS
 from gptc.formats.gguf_types import FILE_TYPES, MIXES, PACKED, codec_of
 from gptc.formats.layout import Part
@@ -82,7 +82,7 @@ def model_chunks(
             "and windows; export it with --to hf"
         )
     _check_expressible(config, family)
-    tensors = [_tensor(model, part, dtype) for part in layout.parts(config, naming(family))]
+    tensors = _stacked(_tensor(model, part, dtype) for part in layout.parts(config, naming(family)))
     frequencies = gguf_rope.divisors_of(config)
     if frequencies is not None:
         part = Part(gguf_rope.FREQUENCIES, "", frequencies.shape, slice(0, frequencies.shape[0]))
@@ -111,6 +111,8 @@ def _lacking(config: GPTConfig, family: Family) -> Iterator[str]:
     first = next(iter(family.activations.values()))
     if config.activation != first:
         yield f"the activation {config.activation} in {family.model_type}, only {first}"
+    if isinstance(family.expert_norm, str) and not config.expert_norm:
+        yield f"{family.model_type} with {family.expert_norm} false"
     if config.score_by_layer:
         yield f"scores divided by the layer's number ({family.by_layer_key})"
     usual_scale = families.usual_score_scale(family, vars(config))
@@ -154,6 +156,27 @@ def _tensor(model: ModelFile, part: Part, dtype: str) -> _Tensor:
     return _Tensor(part, codec, encode)
 
 
+def _stacked(tensors: Iterable[_Tensor]) -> list[_Tensor]:
+    """The matrices of a layer's experts as one tensor each."""
+    by_name: dict[str, list[_Tensor]] = {}
+    for tensor in tensors:
+        by_name.setdefault(stacked(tensor.part.name), []).append(tensor)
+    found = []
+    for name, members in by_name.items():
+        part, codec, encode = members[0]
+        if name != part.name:
+            if any(member.codec is not codec for member in members):
+                raise GptcError(f"{name} has experts of several types: choose another --dtype")
+            part = part._replace(name=name, shape=(len(members), *part.shape))
+            encode = partial(_joined, [member.encode for member in members])
+        found.append(_Tensor(part, codec, encode))
+    return found
+
+
+def _joined(parts: list[Callable[[], memoryview]]) -> memoryview:
+    return memoryview(b"".join(encode() for encode in parts))
+
+
 def _copied(stored: StoredRows, part: Part) -> memoryview:
     rows = stored.read()
     return to_bytes(layout.halves_to_pairs(rows, part.heads) if part.heads else rows)
@@ -184,6 +207,10 @@ def _metadata(model: ModelFile, family: Family, file_type: int) -> dict[str, Any
         f"{prefix}.attention.head_count": config.n_head,
         f"{prefix}.vocab_size": config.vocab_size,
     }
+    if config.n_expert:
+        values[f"{prefix}.expert_count"] = config.n_expert
+        values[f"{prefix}.expert_used_count"] = config.n_expert_used
+        values[f"{prefix}.expert_feed_forward_length"] = config.n_ff
     kind = "layer_norm_epsilon" if family.norm == "layernorm" else "layer_norm_rms_epsilon"
     values[f"{prefix}.attention.{kind}"] = config.norm_eps
     if family.pos == "learned":

@@ -259,7 +259,7 @@ def _llama_values(found: ConfigJson, family: Family) -> dict[str, Any]:
         "n_head": n_head,
         "n_kv_head": n_kv_head,
         "n_embd": n_embd,
-        "n_ff": found.need("intermediate_size"),
+        "n_ff": found.need(family.expert_width_key),
         "tied": data.get("tie_word_embeddings", False),
         "norm_eps": data.get(family.eps_key, 1e-6),
         "head_dim": 0 if head_dim * n_head == n_embd else head_dim,
@@ -269,6 +269,7 @@ def _llama_values(found: ConfigJson, family: Family) -> dict[str, Any]:
         "parallel": found.choice(family.parallel),
         "embedding_scale": family.embedding_scale(n_embd),
         **_biases(found, family),
+        **(family_layers.experts(found, family) if family.experts_key else {}),
     }
     return values | family_layers.read(found, family, head_dim or n_embd // n_head)
 

@@ -74,7 +74,7 @@ class Naming(NamedTuple):
     """How a format names and cuts our parameters.
 
     `names` goes from a parameter without its layer ("attn.qkv.weight") to the file's tensors, in
-    which {} is the layer.
+    which {} is the layer, and a second one the expert.
     """
 
     names: Mapping[str, tuple[str, ...]]
@@ -103,14 +103,16 @@ def parts(config: GPTConfig, naming: Naming, padded_vocab: int = 0) -> list[Part
     found = []
     for ours, shape, _ in config.parameters():
         layer = re.match(r"h\.(\d+)\.(.*)", ours)
-        names = naming.names.get(layer[2] if layer else ours)
+        expert = re.fullmatch(r"mlp\.experts\.(\d+)\.(.*)", layer[2]) if layer else None
+        own = f"mlp.experts.{expert[2]}" if expert else layer[2] if layer else ours
+        names = naming.names.get(own)
         if names is None:
             raise GptcError(f"this format has no place for {ours}")
         start = 0
         for name, size, heads in zip(names, *_cuts(config, names, shape[0]), strict=True):
             rows = slice(start, start + size)
             start += size
-            full = name.format(layer[1]) if layer else name
+            full = name.format(layer[1], expert and expert[1]) if layer else name
             file_shape = (size, *shape[1:])
             turned = naming.conv1d and layer is not None and len(shape) == 2
             if turned:
@@ -118,7 +120,6 @@ def parts(config: GPTConfig, naming: Naming, padded_vocab: int = 0) -> list[Part
             elif ours in ("wte.weight", "lm_head.weight") and padded_vocab:
                 file_shape = (padded_vocab, *shape[1:])
             heads = heads if naming.paired else 0
-            own = layer[2] if layer else ours
             mixed = config.n_head if naming.interleaved and own.startswith("attn.qkv.") else 0
             minus_one = naming.norms_from_one and re.search(r"norm\w*\.weight$", own) is not None
             found.append(Part(full, ours, file_shape, rows, turned, heads, mixed, minus_one))

@@ -1,9 +1,10 @@
 """Predicted steps of several ranks: compute as measured here, messages by a formula.
 
-A rank computes 1/N of a step's passes, as fast as this process. Messages of n bytes take
-(N - 1)/N n / link for a rank's part of a sum, as much for the copies of all parts, and a latency
-for each message that waits for another (csrc/comm/collectives.c): one of `PIECE` numbers in a sum,
-of `COPIED` bytes in a copy. Nothing overlaps.
+A rank computes 1/N of a step's passes, as fast as this process. Sums of n bytes take (N - 1)/N n /
+link for a rank's part, as much for the copies of all parts, and two latencies for each `BUCKET`
+of numbers (csrc/comm/). At most `WINDOW` bytes are under way in a latency. Gradients of products
+are added while the last backward pass of a rank computes, which is two thirds of the pass; a tied
+embedding's are not, nor those of a sharded state.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ LINKS = {"1G": 1e9 / 8, "10G": 1e10 / 8, "100G": 1e11 / 8, "nvlink": 450e9}
 """Bytes a second that a rank sends; NVLink's of the fourth generation."""
 SYNC_EVERY = 50  # of DiLoCo, unless --sync-every is given
 LATENCY_US = 50.0  # unless --latency is given
-PIECE, COPIED = 1 << 16, 1 << 22
+BUCKET, WINDOW = 1 << 21, 1 << 23
+NUMBER_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + 4 / 256}
+"""Bytes of a number on the wire."""
 MOST_RANKS = 1024
+EMBEDDING = "wte.weight"
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,24 @@ def predict(
     )
 
 
-def exchange_s(n_numbers: int, n_ranks: int, bytes_per_s: float, latency_s: float) -> float:
+def exchange_s(
+    n_numbers: int, n_ranks: int, bytes_per_s: float, latency_s: float, number_bytes: float = 4
+) -> float:
     """Seconds of a sum on all ranks: its parts, then their copies."""
-    part = math.ceil(n_numbers / n_ranks)
-    rounds = math.ceil(part / PIECE) + math.ceil(4 * part / COPIED)
-    moved = 2 * (n_ranks - 1) * 4 * part
-    return (moved / bytes_per_s + rounds * latency_s) if n_ranks > 1 else 0.0
+    if n_ranks == 1:
+        return 0.0
+    moved = 2 * (n_ranks - 1) / n_ranks * number_bytes * n_numbers
+    if latency_s:
+        bytes_per_s = min(bytes_per_s, WINDOW / latency_s)
+    return moved / bytes_per_s + 2 * math.ceil(n_numbers / BUCKET) * latency_s
+
+
+def exposed_s(all_s: float, last_s: float, pass_s: float) -> float:
+    """Seconds of sums that a rank waits for after its last pass, which takes `pass_s`.
+
+    Those of `last_s` begin when it ends.
+    """
+    return max(last_s, all_s - 2 / 3 * pass_s)
 
 
 def _methods(
@@ -81,16 +97,20 @@ def _methods(
 ) -> Iterator[Method]:
     options, speed = setup.options, LINKS[link]
     passes_s, update_s = options.grad_accum * costs.pass_s, costs.update_s
-    n_numbers = sum(math.prod(shape) for _, shape, _ in setup.model.trained)
-    every = options.sync_every or SYNC_EVERY
+    sizes = {name: math.prod(shape) for name, shape, _ in setup.model.trained}
+    n_numbers, config = sum(sizes.values()), setup.model.config
+    tied = sizes.get(EMBEDDING, 0) if config.tied else 0
+    every, number_bytes = options.sync_every or SYNC_EVERY, NUMBER_BYTES[options.wire]
 
     def step_s(name: str, n: int) -> float:
-        exchanged = exchange_s(n_numbers, n, speed, latency_s)
-        if name == "ZeRO-1":
+        link_s = speed, latency_s
+        if name == "ZeRO-1":  # parameters come back as fp32
+            exchanged = exchange_s(n_numbers, n, *link_s, (number_bytes + 4) / 2)
             return passes_s / n + update_s / n + exchanged
         if name == "DiLoCo":
-            return passes_s / n + update_s + exchanged / every
-        return passes_s / n + update_s + exchanged
+            return passes_s / n + update_s + exchange_s(n_numbers, n, *link_s) / every
+        sums_s, last_s = (exchange_s(k, n, *link_s, number_bytes) for k in (n_numbers, tied))
+        return passes_s / n + update_s + exposed_s(sums_s, last_s, min(costs.pass_s, passes_s / n))
 
     for name in ("data parallel", "ZeRO-1", "DiLoCo"):
         if name == "ZeRO-1" and options.optimizer != "adamw":

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptc.checkpoint.find import open_folder
-from gptc.checkpoint.metrics import METRICS, read_records
+from gptc.checkpoint.metrics import METRICS, SAMPLES, read_records, sample_of
 from gptc.checkpoint.names import list_checkpoints
 from gptc.errors import GptcError
 from gptc.files.words import quoted
@@ -24,10 +24,12 @@ _POINTS = 100  # of a smoothed curve: what each averages, at least
 
 @dataclass(frozen=True)
 class Curves:
-    """A run's name, its records, and its newest checkpoint's trainer.json, if there is one."""
+    """A run's folder, records, samples, and its newest checkpoint's trainer.json, if any."""
 
+    folder: Path
     name: str
     records: list[dict[str, Any]]
+    samples: list[dict[str, Any]]  # each has a step and a text
     trainer: dict[str, Any] | None
 
     def curve(self, key: str, x: str = "step") -> tuple[Numbers, Numbers]:
@@ -41,6 +43,10 @@ class Curves:
         """The record with the lowest validation loss; None without evaluations."""
         evaluated = [r for r in self.records if r.get("val_loss") == r.get("val_loss", "")]
         return min(evaluated, key=lambda r: r["val_loss"], default=None)
+
+    def final(self) -> dict[str, Any] | None:
+        """The last record with an evaluation; None without one."""
+        return next((r for r in reversed(self.records) if "val_loss" in r), None)
 
 
 def read_curves(run: Path | str) -> Curves:
@@ -56,7 +62,8 @@ def read_curves(run: Path | str) -> Curves:
     trainer = None
     with suppress(GptcError):  # a base that has gone: the curves are there all the same
         trainer = open_folder(checkpoints[-1]).trainer() if checkpoints else None
-    return Curves(folder.resolve().name, records, trainer)
+    samples = read_records(folder / SAMPLES, sample_of)
+    return Curves(folder, folder.resolve().name, records, samples, trainer)
 
 
 def smooth(values: Numbers) -> Numbers:

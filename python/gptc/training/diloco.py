@@ -36,9 +36,9 @@ class Diloco:
         self.shapes: dict[str, tuple[int, ...]] = {f"{_OUTER}.{n}": s for n, s in shapes.items()}
         self._places: dict[str, tuple[int, str, str]] = {}  # rank, parameter and state
         for rank in range(1, world.size):
-            for name, shape in shapes.items():
+            for name in shapes:
                 for state in model.states(name):
-                    stored = _stored(rank, name, state)
+                    stored, shape = _stored(rank, name, state), model.state_shape(name, state)
                     self.shapes[stored], self._places[stored] = shape, (rank, name, state)
 
     def due(self, step: int, last: int) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TextIO
 
 from gptc.checkpoint.adapter import save_adapter
 from gptc.checkpoint.find import open_checkpoint
-from gptc.checkpoint.metrics import METRICS, end_of
+from gptc.checkpoint.metrics import LONGEST_SAMPLE, METRICS, SAMPLES, end_of, sample_of
 from gptc.checkpoint.names import (
     BEST,
     ROOT,
@@ -81,6 +81,7 @@ class RunFolder:
             fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with (path / METRICS).open("rb") as lines:
                 metrics.truncate(end_of(lines, step))
+            folder._cut_samples(step)
             clean_up(path)
             if not (path / BEST).exists():  # a link to a checkpoint that was removed
                 (path / BEST).unlink(missing_ok=True)
@@ -118,9 +119,21 @@ class RunFolder:
                 f"gptc train --resume {quoted(self.path)}"
             ) from error
 
+    def write_sample(self, step: int, text: str) -> None:
+        """Appends a sample to samples.jsonl, cut to 5,000 characters, unless the disk is full."""
+        line = json.dumps({"step": step, "text": text[:LONGEST_SAMPLE]})
+        with suppress(OSError), (self.path / SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def _cut_samples(self, step: int) -> None:
+        """Removes the samples after a step."""
+        with suppress(FileNotFoundError), (self.path / SAMPLES).open("r+b") as file:
+            file.truncate(end_of(file, step, sample_of))
+
     def go_back(self, step: int) -> None:
-        """Removes the metrics after a step."""
+        """Removes the metrics and samples after a step."""
         try:
+            self._cut_samples(step)
             self._metrics.flush()
             with (self.path / METRICS).open("rb") as lines:
                 self._metrics.truncate(end_of(lines, step))
@@ -198,7 +211,7 @@ class RunFolder:
                 "trainer": made.trainer,
                 "replace": True,
                 "own": own,
-                "more": setup.outer,
+                "more": setup.of_ranks,
                 "check": self._behind.check_wanted,
             }
             if model.options.lora:
@@ -251,6 +264,8 @@ class RunFolder:
             needed += n * size_of(model.trained, training=False)
         if options.sync_every:  # also the outer momentum, and two moments of each other rank
             needed += (2 * n_ranks - 1) * n * size_of(model.trained, training=False)
+        if model.options.wire != "fp32":  # also a residual of each rank
+            needed += n_ranks * n * size_of(model.trained, training=False)
         free = shutil.disk_usage(self.path).free
         if needed <= free:
             return None
@@ -277,6 +292,9 @@ class OthersFolder:
     def write_metrics(self, record: Mapping[str, Any]) -> None:
         """Does nothing."""
 
+    def write_sample(self, step: int, text: str) -> None:
+        """Does nothing."""
+
     def go_back(self, step: int) -> None:
         """Does nothing."""
 
@@ -293,9 +311,9 @@ class OthersFolder:
             for parameter in model.trained if model.options.n_shards > 1 else ():
                 for state in model.states(parameter.name):
                     model.read(parameter.name, state)
-            if (outer := setup.outer) is not None:
-                for stored in outer.shapes:
-                    outer.read(stored)
+            if (more := setup.of_ranks) is not None:
+                for stored in more.shapes:
+                    more.read(stored)
         setup.state.saved = path
 
     def best(self, state: State) -> Path | None:

@@ -7,29 +7,24 @@ from typing import ClassVar, Literal
 
 from gptc.data.options import LONG_ROWS, PACKING, TRAIN_ON
 from gptc.data.weights import Weighted, check_alone, weighted
-from gptc.engine.lora import KINDS
-from gptc.engine.options import DTYPES, OPTIMIZERS, RECOMPUTE, DeviceOptions
+from gptc.engine.options import DTYPES, DeviceOptions
 from gptc.errors import UsageError
 from gptc.settings import check, option, spelled
+from gptc.training.run_options import ADAPTERS, MODEL_SHAPE, RANKS, SAVE, RunOptions
+from gptc.training.step_options import STEP, StepOptions
 
-SCHEDULES = ("cosine", "linear", "wsd", "constant")
 MOST_TOKENS = 2**28  # of a step: all its batches are drawn before it begins
 
 _WHAT = "Data, model and output"
 _LONG = "Length (the first limit reached ends the run)"
-_STEP = "Batches and optimizer (defaults by preset)"
-_RANKS = "Several ranks"
-_LORA = "Adapters (LoRA)"
-_SAVE = "Reports and checkpoints"
-_SHAPE = "Model shape (overrides the preset)"
 
 
 @dataclass(frozen=True)
-class TrainOptions(DeviceOptions):
+class TrainOptions(RunOptions, StepOptions, DeviceOptions):
     """The options of a run. Command line, TOML files and checkpoints use these names."""
 
     SECTIONS: ClassVar[tuple[str, ...]] = (
-        _WHAT, "Device", _LONG, _STEP, _RANKS, _LORA, _SAVE, _SHAPE,
+        _WHAT, "Device", _LONG, STEP, RANKS, ADAPTERS, SAVE, MODEL_SHAPE,
     )  # fmt: skip
 
     dtype: str = option(
@@ -136,246 +131,6 @@ class TrainOptions(DeviceOptions):
         least=0,
     )
 
-    batch_size: int = option(
-        8,
-        "Sequences per micro-batch; with --dpo pairs of them.",
-        section=_STEP,
-        least=1,
-        shown="by preset",
-    )
-    seq_len: int = option(
-        256,
-        "Tokens per sequence; also the context of a new model.",
-        section=_STEP,
-        least=1,
-        shown="by preset",
-    )
-    grad_accum: int = option(
-        1,
-        "Micro-batches per step; auto (0) = as many as --tokens-per-step needs.",
-        section=_STEP,
-        least=0,
-        shown="by preset",
-        words={"auto": 0},
-    )
-    tokens_per_step: int | None = option(
-        None,
-        "Tokens per step, such as 64K, at least: sets --grad-accum.",
-        section=_STEP,
-        least=1,
-    )
-    lr: float = option(6e-4, "Peak learning rate.", section=_STEP, above=0, shown="by preset")
-    min_lr: float | None = option(
-        None,
-        "Learning rate of the last step.",
-        section=_STEP,
-        least=0,
-        shown="a tenth of --lr",
-    )
-    warmup_steps: int | None = option(
-        None, "Number of linear warm-up steps.", section=_STEP, least=0, shown="by preset"
-    )
-    warmup_share: float | None = option(
-        None,
-        "Share of the steps for the warm-up: sets --warmup-steps.",
-        section=_STEP,
-        least=0,
-        most=1,
-    )
-    schedule: str = option(
-        "cosine",
-        "Learning-rate schedule after the warm-up; wsd = constant, then falls at the end.",
-        section=_STEP,
-        choices=SCHEDULES,
-    )
-    decay_share: float = option(
-        0.2, "Share of the steps in which wsd falls.", section=_STEP, above=0, most=1
-    )
-    weight_decay: float = option(
-        0.1, "Weight decay, for matrices only.", section=_STEP, least=0, shown="by preset"
-    )
-    beta1: float = option(0.9, "Decay rate of the first moment.", section=_STEP, least=0, below=1)
-    beta2: float = option(
-        0.95,
-        "Decay rate of the second moment.",
-        section=_STEP,
-        least=0,
-        below=1,
-        shown="by preset",
-    )
-    eps: float = option(1e-8, "AdamW's epsilon.", section=_STEP, above=0)
-    grad_clip: float = option(
-        1.0, "Largest gradient norm; 0 = no clipping.", section=_STEP, least=0
-    )
-    on_nan: str = option(
-        "stop",
-        "Treatment of a step whose gradients are not finite: end the run, skip its batches, or go "
-        "back to the last checkpoint and skip all batches since. The step itself changes no "
-        "weight, and its batches are kept in the run's folder.",
-        section=_STEP,
-        choices=("stop", "skip", "rollback"),
-    )
-    debug_nans: bool = option(
-        False,
-        "Check the outputs of every op of a step, and name the first that is not finite. A step "
-        "takes several times as long.",
-        section=_STEP,
-    )
-    dropout: float = option(0.0, "Dropout probability.", section=_STEP, least=0, below=1)
-    label_smoothing: float = option(
-        0.0,
-        "Share of each target that all tokens get alike. Losses shown stay those of the targets.",
-        section=_STEP,
-        least=0,
-        below=1,
-    )
-    z_loss: float = option(
-        0.0,
-        "Factor of the squared logarithm of the softmax's sum, such as 1e-4; not in losses shown.",
-        section=_STEP,
-        least=0,
-    )
-    ema: float = option(
-        0.0,
-        "Decay rate of an average of the weights, such as 0.999, which is evaluated and saved in "
-        "their place; 0 = none.",
-        section=_STEP,
-        least=0,
-        below=1,
-    )
-    optimizer: str = option(
-        "adamw",
-        "Optimizer; muon = Muon for the matrices of layers, AdamW for other parameters.",
-        section=_STEP,
-        choices=OPTIMIZERS,
-        shown="by preset",
-    )
-    momentum: float = option(
-        0.95,
-        "Decay rate of Muon's momentum.",
-        section=_STEP,
-        least=0,
-        below=1,
-        shown="by preset",
-    )
-    momentum_warmup: int = option(
-        300,
-        "Steps in which Muon's momentum rises to --momentum from 0.85, if that is more.",
-        section=_STEP,
-        least=0,
-        shown="by preset",
-    )
-    recompute: str = option(
-        "none",
-        "Activations to compute again in the backward pass, to save memory: of the first "
-        "feed-forward layers, or of whole layers.",
-        section=_STEP,
-        choices=RECOMPUTE,
-    )
-
-    zero: int = option(
-        0,
-        "Sharding of AdamW's state (ZeRO): 1 = a part on each rank, 0 = all of it on each.",
-        section=_RANKS,
-        least=0,
-        most=1,
-    )
-    sync_every: int = option(
-        0,
-        "Steps that ranks train apart until they take an outer step together (DiLoCo); 0 = they "
-        "add their gradients in each step.",
-        section=_RANKS,
-        least=0,
-    )
-    outer_lr: float = option(
-        0.7, "Learning rate of the outer step, with --sync-every.", section=_RANKS, above=0
-    )
-    outer_momentum: float = option(
-        0.9,
-        "Decay rate of the outer step's momentum (Nesterov's), with --sync-every.",
-        section=_RANKS,
-        least=0,
-        below=1,
-    )
-    comm_timeout: float = option(
-        600.0,
-        "Seconds without an answer after which a rank counts as lost; 0 = never.",
-        section=_RANKS,
-        least=0,
-    )
-
-    lora_rank: int = option(
-        0,
-        "Rank of adapters of the --init-from model, which stays as it is; 0 = train all weights.",
-        section=_LORA,
-        least=0,
-        most=4096,
-    )
-    lora_alpha: float | None = option(
-        None,
-        "Adapters are scaled by this / rank.",
-        section=_LORA,
-        above=0,
-        shown="twice the rank",
-    )
-    lora_dropout: float = option(
-        0.0, "Dropout probability of adapters' inputs.", section=_LORA, least=0, below=1
-    )
-    lora_targets: str = option(
-        "all",
-        "Layers with adapters, separated by commas: qkv, q, k, v, proj, fc, gate, up, mlp_proj, "
-        "all.",
-        section=_LORA,
-        metavar="NAMES",
-    )
-    lora_kind: str = option(
-        "plain", "Scale of adapters; rslora = alpha / sqrt(rank).", section=_LORA, choices=KINDS
-    )
-
-    dora: bool = option(
-        False, "Adapters with DoRA: learned lengths of the rows of matrices.", section=_LORA
-    )
-
-    eval_every: int = option(
-        250, "Steps between evaluations.", section=_SAVE, least=1, shown="by preset"
-    )
-    eval_batches: int = option(
-        20,
-        "Batches per evaluation; 0 = the whole split.",
-        section=_SAVE,
-        least=0,
-        shown="by preset",
-    )
-    log_every: int | None = option(
-        None,
-        "Steps between lines of metrics.jsonl.",
-        section=_SAVE,
-        least=1,
-        shown="1, or more for a run of more than 20,000 steps",
-    )
-    sample_every: int = option(
-        0, "Steps between samples; 0 = only at the end.", section=_SAVE, least=0
-    )
-    save_every: int | None = option(
-        None, "Steps between checkpoints.", section=_SAVE, least=1, shown="as --eval-every"
-    )
-    keep_last: int = option(
-        2, "Number of newest checkpoints to keep, with the best; 0 = all.", section=_SAVE, least=0
-    )
-
-    n_layer: int | None = option(None, "Number of layers.", section=_SHAPE, least=1)
-    n_head: int | None = option(
-        None, "Number of attention heads; divides --n-embd.", section=_SHAPE, least=1
-    )
-    n_kv_head: int | None = option(
-        None, "Number of key and value heads; divides --n-head.", section=_SHAPE, least=1
-    )
-    n_embd: int | None = option(None, "Embedding width.", section=_SHAPE, least=1)
-    n_ff: int | None = option(None, "Feed-forward width.", section=_SHAPE, least=1)
-    bias: bool | None = option(
-        None, "Biases in linear layers and LayerNorms.", section=_SHAPE, shown="by preset"
-    )
-
     def __post_init__(self) -> None:
         """Makes a tuple of a list, which files have."""
         if isinstance(self.data, list):
@@ -390,6 +145,11 @@ class TrainOptions(DeviceOptions):
     def named_data(self) -> str:
         """The data in words."""
         return self.data if isinstance(self.data, str) else ", ".join(self.data)
+
+    @property
+    def trackers(self) -> list[str]:
+        """The programs of others that the run writes for."""
+        return [name for name in TRACKED if getattr(self, name)]
 
     @property
     def step_tokens(self) -> int:
@@ -427,6 +187,11 @@ class TrainOptions(DeviceOptions):
             raise UsageError(
                 f"--optimizer {self.optimizer} trains all weights: with --lora-rank use adamw"
             )
+        for name in ("muon_rows", "muon_cautious"):
+            if getattr(self, name) and self.optimizer != "muon":
+                raise UsageError(
+                    f"--{spelled(name)} is of Muon: add --optimizer muon, or leave it out"
+                )
         if self.dtype in DTYPES[2:] and not self.lora_rank:
             raise UsageError(
                 f"--dtype {self.dtype} is not for training all weights: use fp32 or bf16, or train "
@@ -458,6 +223,7 @@ class TrainOptions(DeviceOptions):
                 )
         refused = {
             "--zero 1 (the state of each rank is another)": self.zero,
+            f"--wire {self.wire} (it is for gradients of each step)": self.wire != "fp32",
             "--ema (weights differ between outer steps)": self.ema,
             "--minutes (ranks would count other steps)": self.minutes,
             f"--on-nan {self.on_nan} (ranks would draw other batches)": self.on_nan != "stop",
@@ -486,9 +252,12 @@ class TrainOptions(DeviceOptions):
                 )
 
 
-SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", "bias")
+_EXPERTS = ("n_expert", "n_expert_used", "router_loss")
+SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", *_EXPERTS, "bias")
+TRACKED = ("tensorboard", "wandb", "trackio")  # rows of gptc.training.trackers
 LIMITS = ("steps", "tokens", "epochs", "minutes")
 # Options that cannot change on --resume: the model, and the stream of batches.
 FIXED = ("preset", "init_from", "tokenizer", "seq_len", "seed", "optimizer", *SHAPE)
+MUON = ("muon_rows",)
 LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_kind", "dora")
 FIXED_CHATS = ("dpo", "dpo_beta", "train_on", "long_rows", "packing", "on_bad_row", "chat_template")

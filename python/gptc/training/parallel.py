@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,8 +28,9 @@ from gptc.settings import spelled
 from gptc.training.diloco import Diloco
 from gptc.training.horizon import Horizon
 from gptc.training.options import TrainOptions
+from gptc.training.residual import Residuals
 from gptc.training.setup import Setup
-from gptc.training.signals import Received, StepDropped
+from gptc.training.signals import Received
 from gptc.training.state import State
 
 _NEWS = struct.Struct("<iq")  # a signal or 0, and the number of steps
@@ -97,6 +98,8 @@ def without_effect(options: TrainOptions, n_ranks: int) -> Iterator[str]:
     """Notes about options of ranks that this run does not use."""
     if options.zero and n_ranks == 1:
         yield f"note: --zero {options.zero} has no effect in one process"
+    if options.wire != "fp32" and n_ranks == 1:
+        yield f"note: --wire {options.wire} has no effect in one process"
     for name in ("outer_lr", "outer_momentum"):
         value = getattr(options, name)
         if not options.sync_every and value != getattr(TrainOptions, name):
@@ -116,6 +119,8 @@ def described(world: World, threads: int, options: TrainOptions) -> str:
     how = "sums in the order of ranks"
     if options.zero:
         how += ", AdamW's state in parts (ZeRO-1)"
+    if options.wire != "fp32":
+        how += f", sent as {options.wire}"
     if options.sync_every:
         how = f"apart for {plural(options.sync_every, 'step')} at a time (DiLoCo)"
     return (
@@ -207,6 +212,18 @@ def outer_optimizer(setup: Setup, world: World) -> Diloco | None:
     return outer
 
 
+def residuals(setup: Setup, world: World) -> Residuals | None:
+    """Those of a run, zero or as its checkpoint has them; None where all gradients are sent."""
+    if setup.model.options.wire == "fp32":
+        return None
+    found = Residuals(setup.model, world)
+    if setup.base is not None:
+        trainer = setup.base.trainer()
+        assert trainer is not None
+        found.restore(setup.base, trainer.get("ranks", 1))
+    return found
+
+
 # ---- a step ----
 
 
@@ -218,34 +235,23 @@ class Parallel:
         options = setup.options
         self._parts = parts_of(world.rank, world.size, options.grad_accum, options.rows)
 
-    def step(
-        self, batches: Sequence[Rows], adamw: AdamW, muon: Muon, check: Callable[[], None]
-    ) -> StepResult:
+    def step(self, batches: Sequence[Rows], adamw: AdamW, muon: Muon) -> StepResult:
         """One optimizer step of all ranks on the batches of a step.
 
-        StepDropped on all ranks if `check` raises it on one; the model is then unchanged.
+        Gradients are added while the last backward pass computes others. A signal is heeded after
+        the step, when all ranks have heard of it (`settle`).
         """
-        if self._setup.outer is not None:
-            return self._step_apart(self._setup.outer, batches, adamw, muon)
-        dropped = False
-
-        def note_signal() -> None:
-            nonlocal dropped
-            if not dropped:
-                try:
-                    check()
-                except StepDropped:
-                    dropped = True
-
-        def meet() -> None:
-            note_signal()
-            if any(map(any, self._world.gather(bytes([dropped])))):
-                raise StepDropped
-            self._world.add_gradients(self._setup.model)
-
-        n_targets = sum(count_targets(rows.targets) for rows in batches)
-        share = Share(n_targets, [part[:2] for part in self._parts], meet, self._after)
-        return self._train(batches, adamw, muon, note_signal, share)
+        setup, world = self._setup, self._world
+        if setup.outer is not None:
+            return self._step_apart(setup.outer, batches, adamw, muon)
+        share = Share(
+            sum(count_targets(rows.targets) for rows in batches),
+            [part[:2] for part in self._parts],
+            meet=lambda: world.add_gradients(setup.model),
+            begin=lambda: world.begin_gradients(setup.model),
+            after=self._after,
+        )
+        return self._train(batches, adamw, muon, share)
 
     def _step_apart(
         self, outer: Diloco, batches: Sequence[Rows], adamw: AdamW, muon: Muon
@@ -259,7 +265,7 @@ class Parallel:
         result, step = StepResult(0.0, 0.0), setup.state.step + 1
         if n_targets:
             share = Share(n_targets, [part[:2] for part in self._parts], lambda: None)
-            result = self._train(batches, adamw, muon, lambda: None, share)
+            result = self._train(batches, adamw, muon, share)
         setup.model.step = step  # also of a rank whose part has no target
         if outer.due(step, setup.horizon.steps):
             outer.step()
@@ -273,7 +279,6 @@ class Parallel:
         batches: Sequence[Rows],
         adamw: AdamW,
         muon: Muon,
-        check: Callable[[], None],
         share: Share,
     ) -> StepResult:
         own = self._own(batches)
@@ -282,8 +287,7 @@ class Parallel:
             [rows.inputs for rows in own],
             [rows.targets for rows in own],
             positions=places or None,
-            momentum=muon.momentum,
-            check=check,
+            muon=muon,
             share=share,
             **vars(adamw),
         )

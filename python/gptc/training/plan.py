@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gptc.checkpoint.writer import save, size_of
 from gptc.data.chat_loader import all_batches
@@ -169,7 +170,7 @@ def largest_batch(setup: Setup) -> int | None:
 
 
 def _measure(setup: Setup, folder: Path) -> Costs:
-    """Seconds of each part. One pass comes before, so that memory and caches are warm."""
+    """Seconds of each part. A pass and an update come before, which find memory and caches cold."""
     options, model = setup.options, setup.model
     passes: list[float] = []
     sizes: list[int] = []
@@ -187,18 +188,31 @@ def _measure(setup: Setup, folder: Path) -> Costs:
         if setup.average:
             setup.average.update(1)
 
-    _timed(one_pass)
+    one_pass()
+    update()
+    sizes.clear()
     begin = time.perf_counter()
     while not passes or time.perf_counter() - begin < 0.8 * CALIBRATION_S:
         passes.append(_timed(one_pass))
         updates.append(_timed(update))
+    kept = usual(np.divide(passes, sizes))
     return Costs(
-        float(np.mean(passes)),
-        float(np.mean(sizes)),
-        float(np.mean(updates)),
+        float(np.mean(np.array(passes)[kept])),
+        float(np.mean(np.array(sizes)[kept])),
+        float(np.mean(np.array(updates)[usual(updates)])),
         _eval_s(setup),
         *_save_s(setup, folder),
     )
+
+
+def usual(values: npt.ArrayLike) -> npt.NDArray[np.intp]:
+    """The indices of values (N,) without the tenth that are smallest and the tenth largest.
+
+    So a moment in which the machine does other work does not count.
+    """
+    order = np.argsort(np.asarray(values), kind="stable")
+    cut = len(order) // 10
+    return order[cut : len(order) - cut]
 
 
 def _eval_s(setup: Setup) -> float:
@@ -218,7 +232,8 @@ def _eval_s_of(setup: Setup, data: Dataset, most_s: float) -> float:
         found.append(_timed(lambda x=x, y=y: model.loss(x, y)))  # type: ignore[misc]
         if len(found) > 1 and time.perf_counter() - begin > most_s:
             break
-    return float(np.mean(found[1:] or found))
+    rest = np.array(found[1:] or found)
+    return float(np.mean(rest[usual(rest)]))
 
 
 def _save_s(setup: Setup, folder: Path) -> tuple[float, float]:

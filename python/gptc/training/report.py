@@ -77,7 +77,7 @@ def header(setup: Setup) -> Iterator[str]:
     epochs = total / setup.loader.epoch_tokens
     yield (
         f"  model   {_origin(setup)} ({families.name(config)}), "
-        f"{setup.plan.n_params:,} parameters: {plural(config.n_layer, 'layer')}, "
+        f"{setup.plan.n_params:,} parameters{_active(setup)}: {plural(config.n_layer, 'layer')}, "
         f"{plural(config.n_head, 'head')}, width {config.n_embd}, context {config.block_size}"
     )
     if lora := setup.model.options.lora:
@@ -142,6 +142,12 @@ def _origin(setup: Setup) -> str:
     if any(getattr(setup.options, name) is not None for name in SHAPE):
         return f"{setup.options.preset} with a modified shape"
     return setup.options.preset
+
+
+def _active(setup: Setup) -> str:
+    """The parameters that a token reads, where those are fewer."""
+    active = setup.plan.n_active_params
+    return "" if active == setup.plan.n_params else f", of which a token reads {active:,}"
 
 
 def _device(setup: Setup) -> str:

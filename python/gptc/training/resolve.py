@@ -15,7 +15,7 @@ from gptc.errors import UPGRADE, GptcError, UsageError
 from gptc.files.words import quoted
 from gptc.settings import check_types, spelled
 from gptc.training.defaults import default_alpha, defaults_for
-from gptc.training.options import FIXED, FIXED_CHATS, LIMITS, LORA, SHAPE, TrainOptions
+from gptc.training.options import FIXED, FIXED_CHATS, LIMITS, LORA, MUON, SHAPE, TrainOptions
 
 SETS = (("tokens_per_step", "grad_accum"), ("warmup_share", "warmup_steps"))
 """Options, and those that they set."""
@@ -75,7 +75,7 @@ def resumed_options(base: Checkpoint, given: Mapping[str, Any]) -> TrainOptions:
     """The options of a resumed run: the stored ones, overridden by those given."""
     check_types(TrainOptions, given)
     stored = asdict(stored_options(base))
-    for name in (*FIXED, *FIXED_CHATS, *LORA):
+    for name in (*FIXED, *FIXED_CHATS, *LORA, *MUON):
         before = getattr(base.config, name) if name in SHAPE else stored[name]
         if name == "lora_alpha" and before is None:
             before = default_alpha(stored["lora_rank"])

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from gptc.training.parallel import (
     described,
     lost_ranks,
     outer_optimizer,
+    residuals,
     settle,
     shared_threads,
     without_effect,
@@ -50,6 +52,7 @@ from gptc.training.resolve import new_options, resumed_options
 from gptc.training.schedule import longer
 from gptc.training.setup import prepare_data, set_up
 from gptc.training.signals import Received, StepDropped, heard_signals
+from gptc.training.trackers import Trackers, find_package, open_trackers
 from gptc.training.trainer import Trainer
 from gptc.training.trouble import MOST_ROLLBACKS, Diverged, advised
 
@@ -130,6 +133,7 @@ class Run:
             check_same(self.setup, world)
             adopt(self.setup, world)
             self.setup.outer = world.together(lambda: outer_optimizer(self.setup, world))
+            self.setup.residuals = world.together(lambda: residuals(self.setup, world))
             state, settled = self.setup.state, self.setup.options
             world.together(lambda: check_sequences(settled, world.size))
             self.folder = undo.enter_context(closing(self._open_folder(chosen)))
@@ -141,6 +145,7 @@ class Run:
                 show.note(described(world, self.setup.model.threads, settled))
             for line in without_effect(settled, world.size):
                 show.note(line)
+            self._trackers = undo.enter_context(world.together(self._open_trackers))
             preference = prepare_preference(self.setup, self.folder.path, show)
             self._went_back: tuple[Path | None, int] = (None, 0)  # to a checkpoint, so often
             self.trainer = Trainer(self.setup, show, self.folder.path, preference, world)
@@ -153,6 +158,8 @@ class Run:
         """The folder that was asked for, after checks that need no data."""
         Options(options.device).resolved()  # fail on a missing device before preparing data
         check_options(options, self.world)
+        for name in options.trackers:
+            find_package(name)
         return choose_folder(options, base)
 
     def _open_folder(self, chosen: Path | None) -> RunFolder | OthersFolder:
@@ -163,6 +170,12 @@ class Run:
         )
         path = world.gather_json(str(opened.path) if opened else "")[0]
         return opened or OthersFolder(Path(path))
+
+    def _open_trackers(self) -> Trackers:
+        """The programs of others that rank 0 writes for."""
+        path, options = self.folder.path, self.setup.options
+        names = [] if self.world.rank else options.trackers
+        return open_trackers(names, path.resolve().name, path, asdict(options), self.show.note)
 
     def __enter__(self) -> Run:
         return self
@@ -201,7 +214,7 @@ class Run:
         sample = None
         if state.step > first_step and signals.ending is None and not self.world.rank:
             self._take_best()
-            sample = self.trainer.sample()
+            sample = self._sample()
         return summarize(
             self.setup,
             self.trainer,
@@ -262,7 +275,6 @@ class Run:
                 self._roll_back(trouble)
                 continue
             except StepDropped:
-                settle(self.world, signals, horizon)
                 if state.step:
                     folder.save(setup, now=True)
                 break
@@ -294,11 +306,12 @@ class Run:
                 best = state.best_step == state.step
             if "val_loss" in record or self._logged(state.step):
                 folder.write_metrics(record)
+                self._trackers.record(record)
             if on_step is not None:
                 on_step(state.step, setup.model)
             shown = options.sample_every and state.step % options.sample_every == 0
             if shown and not last and not self.world.rank:
-                self.show.note(f"sample at step {state.step}:\n{trainer.sample()}\n")
+                self.show.note(f"sample at step {state.step}:\n{self._sample()}\n")
             stop = setup.in_step and signals.ending is not None
             last = last or state.out_of_patience(options)
             every = options.save_every or options.eval_every
@@ -307,6 +320,13 @@ class Run:
             if stop:
                 break
         return trained_s
+
+    def _sample(self) -> str:
+        """A sample, which samples.jsonl and the trackers get too."""
+        step, text = self.setup.state.step, self.trainer.sample()
+        self.folder.write_sample(step, text)
+        self._trackers.sample(step, text)
+        return text
 
     def _roll_back(self, trouble: Diverged) -> None:
         """With --on-nan rollback, goes back to the last checkpoint; else GptcError."""

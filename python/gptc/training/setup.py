@@ -13,49 +13,36 @@ from pathlib import Path
 from typing import Any
 
 from gptc.checkpoint.adapter import AdapterCheckpoint
-from gptc.checkpoint.compatible import (
-    check_vocabulary,
-    is_kind,
-    own_tokenizer,
-    prepared_with,
-    same_tokenizer,
-    tokenizer_argument,
-)
 from gptc.checkpoint.facade import Model
-from gptc.checkpoint.find import open_checkpoint, open_folder, tokenizer_name
+from gptc.checkpoint.find import open_folder
 from gptc.checkpoint.reader import Checkpoint
 from gptc.checkpoint.writer import get_ready
-from gptc.data.chat_cache import is_chat_file
-from gptc.data.chat_loader import make_loader, n_windows
+from gptc.data.chat_loader import n_windows
 from gptc.data.dataset import Dataset
 from gptc.data.description import SPLITS
 from gptc.data.known import KNOWN_DATASETS
 from gptc.data.loader import Loader
-from gptc.data.mixture import MixedLoader, Mixture, not_mixed, parts_of
-from gptc.data.pairs import PairLoader, Pairs
-from gptc.data.preparation import resolve_dataset
+from gptc.data.mixture import parts_of
+from gptc.data.pairs import Pairs
 from gptc.engine import library
 from gptc.engine.arrays import FloatArray
-from gptc.engine.config import GPTConfig
-from gptc.engine.lora import Lora, targets_named
-from gptc.engine.options import BlockRows, Options, Plan, plan_for
+from gptc.engine.options import Plan
 from gptc.engine.snapshot import fits, snapshot_bytes
-from gptc.errors import EngineError, GptcError, UsageError
 from gptc.files.checksum import recorded_checksum
-from gptc.files.memory import available_bytes, resident_bytes
-from gptc.files.words import amount, quoted
+from gptc.files.memory import resident_bytes
 from gptc.formats.model_file import ModelFile
 from gptc.settings import spelled
 from gptc.tokenizer.base import Tokenizer
 from gptc.training.average import Average
-from gptc.training.chats import open_chats
-from gptc.training.defaults import default_alpha, default_tokenizer, defaults_for
+from gptc.training.defaults import defaults_for
 from gptc.training.diloco import Diloco
-from gptc.training.fitting import what_fits
 from gptc.training.horizon import Horizon, time_step
-from gptc.training.options import LIMITS, SHAPE, TrainOptions
+from gptc.training.options import LIMITS, TrainOptions
 from gptc.training.progress import Progress
+from gptc.training.residual import Residuals
 from gptc.training.resolve import stored_options
+from gptc.training.run_data import initial_model, open_dataset, open_loader
+from gptc.training.run_model import create_model, fill_step, fit_context, model_settings, shape_of
 from gptc.training.state import State
 
 
@@ -77,6 +64,7 @@ class Setup:
     average: Average | None  # of the weights, with --ema
     ranks: int = 1
     outer: Diloco | None = None  # with --sync-every
+    residuals: Residuals | None = None  # of several ranks with --wire
 
     @property
     def in_step(self) -> bool:
@@ -84,12 +72,17 @@ class Setup:
         return self.outer is None or self.outer.due(self.state.step, self.horizon.steps)
 
     @property
+    def of_ranks(self) -> Diloco | Residuals | None:
+        """State of all ranks that a checkpoint has in addition."""
+        return self.outer or self.residuals
+
+    @property
     def copy_bytes(self) -> int:
         """The memory of a copy of the model, from which a thread writes checkpoints.
 
         0: there is none, where ranks have parts of a state, which they give as it is written.
         """
-        if self.outer is not None or self.model.options.n_shards > 1:
+        if self.of_ranks is not None or self.model.options.n_shards > 1:
             return 0
         return snapshot_bytes(self.model, self.average is not None)
 
@@ -144,6 +137,8 @@ class Setup:
         for parameter in base.trained():
             self.model.set(parameter.name, base.read(parameter.name))
         self.average = _restored(base, self.model, self.options)
+        if self.residuals is not None:
+            self.residuals.restore(base, self.ranks)
         self.state.go_back(base)
         if self.other_data(base):
             self.state.forget_best()
@@ -191,20 +186,7 @@ class Setup:
 
 def prepare_data(options: TrainOptions, base: Checkpoint | None, show: Progress) -> None:
     """Prepares the data, so that others find it prepared."""
-    _open_dataset(options, base, _initial(options, base), show)
-
-
-def _initial(options: TrainOptions, base: Checkpoint | None) -> ModelFile | None:
-    """The model to fine-tune."""
-    if base is not None or options.init_from is None:
-        return None
-    initial = open_checkpoint(options.init_from)
-    if initial.lora is not None:
-        raise UsageError(
-            f"{options.init_from} holds adapters: continue their run with --resume, or merge "
-            f"them first: gptc export {quoted(options.init_from)} --merge --to hf --out CKPT"
-        )
-    return initial
+    open_dataset(options, base, initial_model(options, base), show)
 
 
 def set_up(
@@ -215,17 +197,17 @@ def set_up(
     rank: int = 0,
 ) -> Setup:
     """Opens the data, makes the model and sets its weights. `ranks` train it together."""
-    initial = _initial(options, base)
-    options, dataset = _open_dataset(options, base, initial, show)
+    initial = initial_model(options, base)
+    options, dataset = open_dataset(options, base, initial, show)
     dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
-    config = _shape(options, base or initial, dataset)
-    options = _fill_step(_fit_context(options, config, show))
-    loader = _loader(options, dataset)
+    config = shape_of(options, base or initial, dataset)
+    options = fill_step(fit_context(options, config, show))
+    loader = open_loader(options, dataset)
     part = (ranks, rank) if options.zero and ranks > 1 else (0, 0)
-    settings, plan = _settings(options, base, base or initial, config, part)
+    settings, plan = model_settings(options, base, base or initial, config, part, ranks)
     get_ready(dataset.tokenizer, config)
     resident_before = resident_bytes()
-    model = _create_model(options, base, config, settings)
+    model = create_model(options, base, config, settings)
     try:
         peak_flops = model.peak_flops()
         state, average = State(), None
@@ -280,195 +262,6 @@ def _restored(base: Checkpoint, model: Model, options: TrainOptions) -> Average 
 
 def _average(options: TrainOptions, model: Model) -> Average | None:
     return Average(model, options.ema) if options.ema else None
-
-
-def _loader(options: TrainOptions, dataset: Dataset) -> Loader:
-    """The loader of the training split."""
-    sizes, n_ahead = (options.batch_size, options.seq_len, options.seed), options.grad_accum
-    if options.dpo:
-        return PairLoader(dataset, "train", *sizes, n_ahead=n_ahead)
-    if isinstance(dataset, Mixture):
-        return MixedLoader(dataset, "train", *sizes, n_ahead=n_ahead)
-    return make_loader(dataset, "train", *sizes, n_ahead=n_ahead, packing=options.packing)
-
-
-def _open_dataset(
-    options: TrainOptions, base: Checkpoint | None, initial: ModelFile | None, show: Progress
-) -> tuple[TrainOptions, Dataset]:
-    """The dataset, prepared with the tokenizer of the resumed or fine-tuned model, if any.
-
-    Also returns the options with that tokenizer.
-    """
-    known, name = base or initial, options.tokenizer
-    own = own_tokenizer(known) if known is not None else None
-    names = [one.name for one in options.mixture] or [options.named_data]
-    for one in options.mixture:
-        if is_chat_file(one.name):
-            raise not_mixed(one.name)
-    if is_chat_file(options.named_data):
-        return open_chats(options, known, own, show, resumed=base is not None)
-    own_name = None
-    if own and known and (name is None or base is not None):
-        own_name = tokenizer_argument(own, known, options.named_data)
-    if name is None:
-        name = own_name or default_tokenizer(options)
-    elif base is not None and not is_kind(name):
-        # The tokenizer's original folder may be gone; the checkpoint has a copy.
-        name = own_name or name
-    name = tokenizer_name(name)
-    noted: set[str] = set()
-
-    def report(action: str, n_done: int, n_bytes: int | None) -> None:
-        if action not in noted:
-            noted.add(action)
-            show.note(f"preparing {options.named_data}: {action}")
-
-    def resolved(tokenizer: str) -> Dataset:
-        found = [
-            resolve_dataset(one, tokenizer, progress=report, notify=show.note) for one in names
-        ]
-        return Mixture(options.mixture, found) if options.mixture else found[0]
-
-    dataset = resolved(name)
-    if base is not None and own and own_name and not same_tokenizer(own, dataset):
-        # The text has changed, so a tokenizer learned from it has changed too.
-        dataset = resolved(own_name)
-    if base is None:
-        if str(dataset.folder) in names:
-            name = prepared_with(dataset, options.tokenizer)
-        options = replace(options, tokenizer=name if is_kind(name) else str(Path(name).resolve()))
-    if known is not None:
-        check_vocabulary(known, own, dataset)
-    if own is not None:
-        dataset.adopt(own)  # as in the model's earlier training
-    return options, dataset
-
-
-def _shape(options: TrainOptions, known: ModelFile | None, dataset: Dataset) -> GPTConfig:
-    if known is not None:
-        return known.config
-    changed = {name: getattr(options, name) for name in SHAPE}
-    config = GPTConfig.preset(
-        options.preset,
-        vocab_size=dataset.vocab_size,
-        block_size=options.seq_len,
-        **{name: value for name, value in changed.items() if value is not None},
-    )
-    config.check()
-    return config
-
-
-def _fit_context(options: TrainOptions, config: GPTConfig, show: Progress) -> TrainOptions:
-    """Lowers --seq-len to the model's context."""
-    if options.seq_len <= config.block_size:
-        return options
-    if options.seq_len != defaults_for("init-from")["seq_len"]:  # given explicitly
-        show.note(f"note: --seq-len is lowered to the model's context of {config.block_size}")
-    return replace(options, seq_len=config.block_size)
-
-
-def _fill_step(options: TrainOptions) -> TrainOptions:
-    """Sets --grad-accum by --tokens-per-step."""
-    wanted, pass_tokens = options.tokens_per_step, options.rows * options.seq_len
-    if wanted is None:
-        return options
-    if wanted < pass_tokens:
-        raise UsageError(
-            f"--tokens-per-step is {wanted}; a micro-batch of {options.rows} x {options.seq_len} "
-            f"tokens is more: use --batch-size {max(1, wanted // options.seq_len)} or less"
-        )
-    filled = replace(options, grad_accum=-(-wanted // pass_tokens), tokens_per_step=None)
-    filled.check()
-    return filled
-
-
-def _lora(options: TrainOptions, config: GPTConfig) -> Lora | None:
-    """The adapters that the options ask for."""
-    rank = options.lora_rank
-    if not rank:
-        return None
-    targets = targets_named(config, options.lora_targets)
-    alpha = default_alpha(rank) if options.lora_alpha is None else options.lora_alpha
-    return Lora(rank, alpha, targets, options.lora_dropout, options.lora_kind, options.dora)
-
-
-def _packing(options: TrainOptions, dtype: str, known: ModelFile | None) -> tuple[BlockRows, ...]:
-    """The matrices that stay as a quantized file has them while adapters are trained."""
-    if not options.lora_rank or known is None or dtype not in ("auto", "packed"):
-        return ()
-    blocks = known.packing()
-    if dtype == "packed" and not blocks:
-        raise UsageError(f"{known.path} has no quantized matrices: choose another --dtype")
-    return blocks
-
-
-def _settings(
-    options: TrainOptions,
-    base: Checkpoint | None,
-    known: ModelFile | None,
-    config: GPTConfig,
-    part: tuple[int, int],
-) -> tuple[Options, Plan]:
-    """The model's options and memory plan. GptcError if the memory is not available.
-
-    `part` is the number of parts of the optimizer's state, and that of this rank.
-    """
-    threads, dtype = options.threads, options.dtype
-    if base is not None:
-        # Bit-for-bit resuming needs the same threads and dtype: the order of sums depends on the
-        # number of threads, their rounding on the dtype.
-        trainer = base.trainer()
-        assert trainer is not None
-        threads = threads or min(trainer["threads"], library.cpu_count())
-        dtype = trainer["dtype"] if dtype == "auto" else dtype
-    blocks = _packing(options, dtype, known)
-    settings = Options(
-        options.device,
-        "packed" if blocks else dtype,
-        threads,
-        training=True,
-        max_batch=options.rows,
-        max_seq=options.seq_len,
-        dropout=options.dropout,
-        seed=options.seed,
-        pin=options.pin,
-        blocks=blocks,
-        lora=_lora(options, config),
-        recompute=options.recompute,
-        optimizer=options.optimizer,
-        label_smoothing=options.label_smoothing,
-        z_loss=options.z_loss,
-        n_shards=part[0],
-        shard=part[1],
-    ).resolved()
-    try:
-        plan = plan_for(config, settings)
-    except EngineError as error:
-        if "n_threads" not in str(error):
-            raise
-        raise UsageError(str(error).replace("n_threads", "--threads")) from error
-    available = available_bytes()
-    if settings.device == "cpu" and available is not None and plan.total_bytes > available:
-        # Otherwise the kernel would kill the process later, without a message.
-        advice = what_fits(options, config, settings, available, base is not None)
-        raise GptcError(
-            f"training needs {amount(plan.total_bytes)}, but {amount(available)} are free; {advice}"
-        )
-    return settings, plan
-
-
-def _create_model(
-    options: TrainOptions, base: Checkpoint | None, config: GPTConfig, settings: Options
-) -> Model:
-    try:
-        return Model(config, settings)
-    except EngineError as error:
-        if error.status == library.GPT_ERR_MEMORY:
-            gpu = settings.device != "cpu"
-            free = library.gpu().free_bytes * 63 // 64 if gpu else available_bytes() or 0
-            advice = what_fits(options, config, settings, free, base is not None)
-            raise GptcError(f"{error}: {advice}") from error
-        raise
 
 
 def _settle(options: TrainOptions, steps: int) -> TrainOptions:

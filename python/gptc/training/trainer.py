@@ -27,6 +27,7 @@ from gptc.training.held_out import HeldOut
 from gptc.training.parallel import Parallel
 from gptc.training.preference import Preference
 from gptc.training.progress import Meter, Progress, StepReport, described, step_label
+from gptc.training.ratios import UpdateRatios
 from gptc.training.schedule import learning_rate, momentum
 from gptc.training.setup import Setup
 from gptc.training.signals import StepDropped
@@ -81,6 +82,7 @@ class Trainer:
         position = setup.loader.position
         lr = learning_rate(state.step, setup.horizon.steps, options)
         measures: dict[str, float] = {}
+        ratios = UpdateRatios(setup.model) if self._compared(state.step + 1) else None
         for n_skipped in range(MOST_SKIPPED + 1):
             at = setup.loader.position
             if options.debug_nans:
@@ -110,6 +112,7 @@ class Trainer:
                 f"note: {first_output(found)} of step {state.step + 1}, whose gradients are finite"
             )
         state.step += 1
+        sizes = ratios.measure() if ratios else {}
         if setup.average is not None:
             setup.average.update(state.step)
         state.tokens += options.step_tokens
@@ -125,7 +128,13 @@ class Trainer:
             "lr": _short(lr),
             "grad_norm": _short(result.grad_norm),
             **{name: _short(value) for name, value in measures.items()},
+            **{name: _short(value) for name, value in sizes.items()},
         }
+
+    def _compared(self, step: int) -> bool:
+        """Whether the step's update is compared with the weights: at the steps of evaluations."""
+        options, steps = self._setup.options, self._setup.horizon.steps
+        return self._world.rank == 0 and (step % options.eval_every == 0 or step == steps)
 
     def _ended_by(self, check: Callable[[], None]) -> AbstractContextManager[None]:
         """Lets `check` end a pass too, unless other ranks would wait for its result."""
@@ -138,17 +147,24 @@ class Trainer:
         setup, state, options = self._setup, self._setup.state, self._setup.options
         decay, clip = options.weight_decay, options.grad_clip
         adamw = AdamW(lr, options.beta1, options.beta2, options.eps, decay, clip)
-        muon = Muon(lr, momentum(state.step, options), decay, clip)
+        muon = Muon(
+            lr,
+            momentum(state.step, options),
+            decay,
+            clip,
+            options.muon_beta2,
+            options.muon_cautious,
+        )
         if self.preference is not None:
             return self.preference.step(position, batches, adamw, muon, check)
         if self._parallel is not None:
-            return self._parallel.step(batches, adamw, muon, check), {}
+            return self._parallel.step(batches, adamw, muon), {}
         places = [rows.positions for rows in batches if rows.positions is not None]
         result = setup.model.train_step(
             [rows.inputs for rows in batches],
             [rows.targets for rows in batches],
             positions=places or None,
-            momentum=muon.momentum,
+            muon=muon,
             check=check,
             **vars(adamw),
         )

@@ -67,6 +67,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "logit_cap": 2.5,
     },
     "byte": {"family": "byte"},
+    "experts": {"family": "byte", "n_expert": 3, "n_expert_used": 1, "expert_norm": False},
     "crossed": {
         "family": "byte", "norm": "layernorm", "norm_weight": True, "pos": "rope", "bias": True,
         "rope_scaling": "linear", "rope_factor": 4.0, "norm_eps": 3e-4,

@@ -145,7 +145,7 @@ def test_a_run_that_does_not_fit_names_sizes_that_do(
     arguments = ["--data", arguments[1], "--preset", "tiny", "--steps", "1", "--device", "cpu"]
     arguments += ["--batch-size", "64", "--seq-len", "64", "--threads", "1"]
     for available in (60_000_000, 30_000_000, 20_000_000):
-        monkeypatch.setattr("gptc.training.setup.available_bytes", lambda n=available: n)
+        monkeypatch.setattr("gptc.training.run_model.available_bytes", lambda n=available: n)
         ran = gptc("train", *arguments)
         assert ran.code == 1
         assert "are free; use --" in ran.err, ran.err
@@ -162,7 +162,7 @@ def test_a_preset_whose_weights_alone_do_not_fit(
     monkeypatch: pytest.MonkeyPatch,
     sizes: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr("gptc.training.setup.available_bytes", lambda: 150_000_000)
+    monkeypatch.setattr("gptc.training.run_model.available_bytes", lambda: 150_000_000)
     begin = ["train", "--data", dataset_folder, "--steps", 1, *sizes]
     begin += ["--device", "cpu", "--dtype", "fp32", "--out", tmp_path / "run"]
     ran = gptc(*begin, "--preset", "gpt2-xl")
@@ -187,7 +187,7 @@ def test_where_no_preset_fits_with_its_usual_sizes(
 ) -> None:
     """The advice is the smallest preset with shorter sequences, then an amount of memory."""
     available = 12_000_000
-    monkeypatch.setattr("gptc.training.setup.available_bytes", lambda: available)
+    monkeypatch.setattr("gptc.training.run_model.available_bytes", lambda: available)
     begin = ["train", "--data", dataset_folder, "--steps", 1, "--device", "cpu", "--dtype", "fp32"]
     begin += ["--threads", 1, *sizes]
     ran = gptc(*begin, "--preset", "gpt2-xl", "--out", tmp_path / "run")
@@ -211,6 +211,6 @@ def test_a_resumed_run_is_not_told_to_change_its_length(
     gptc: Gptc, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert gptc("train", *arguments).code == 0
-    monkeypatch.setattr("gptc.training.setup.available_bytes", lambda: 1000)
+    monkeypatch.setattr("gptc.training.run_model.available_bytes", lambda: 1000)
     ran = gptc("train", "--resume", tmp_path / "run", "--steps", 9)
     assert "but 1.0 kB are free; free memory, or resume on a machine with more\n" in ran.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +54,11 @@ def pieces(config: GPTConfig, name: str) -> list[int]:
 class Plain:
     """Muon and AdamW in float64."""
 
-    def __init__(self, model: Model) -> None:
-        self.config, self.step = model.config, 0
+    def __init__(self, model: Model, muon: Muon = MUON) -> None:
+        self.config, self.step, self.muon = model.config, 0, muon
+        self.rows: dict[str, Array] | None = None
+        if model.options.muon_rows:
+            self.rows = {p.name: np.zeros(p.shape[0]) for p in model.trained if is_hidden(p.name)}
         self.w = {name: w.astype(np.float64) for name, w in model.parameters().items()}
         self.m = {name: np.zeros_like(w) for name, w in self.w.items()}
         self.v = {name: np.zeros_like(w) for name, w in self.w.items()}
@@ -67,13 +71,25 @@ class Plain:
             (self._muon if is_hidden(name) else self._adamw)(name, g)
 
     def _muon(self, name: str, g: Array) -> None:
-        mu, w = MUON.momentum, self.w[name]
+        mu, w = self.muon.momentum, self.w[name]
         m = self.m[name] = mu * self.m[name] + (1 - mu) * g
-        w *= 1 - MUON.lr * MUON.weight_decay
         split = pieces(self.config, name)
         steps = np.split((1 - mu) * g + mu * m, split)
-        for rows, step in zip(np.split(w, split), steps, strict=True):
-            rows -= MUON.lr * 0.2 * np.sqrt(max(step.shape)) * orthogonal(step)
+        found = []
+        for i, step in enumerate(map(orthogonal, steps)):
+            if self.rows is not None:
+                step = self._scaled(step, np.split(self.rows[name], split)[i])
+            found.append(0.2 * np.sqrt(max(step.shape)) * step)
+        step = np.concatenate(found)
+        decays = step * w >= 0 if self.muon.cautious else np.ones_like(w)
+        w -= self.muon.lr * (step + self.muon.weight_decay * decays * w)
+
+    def _scaled(self, step: Array, v: Array) -> Array:
+        """Li et al. 2025, algorithm 1, whose last line is 0.2 sqrt(m n) / |step|; v in place."""
+        v *= self.muon.beta2
+        v += (1 - self.muon.beta2) * (step**2).mean(axis=1)
+        step = step / (np.sqrt(v) + 1e-8)[:, None]
+        return step * np.sqrt(min(step.shape)) / np.linalg.norm(step)
 
     def _adamw(self, name: str, g: Array) -> None:
         m = self.m[name] = ADAMW.beta1 * self.m[name] + (1 - ADAMW.beta1) * g
@@ -83,20 +99,40 @@ class Plain:
         self.w[name] -= ADAMW.lr * (m / (np.sqrt(v) + ADAMW.eps) + decay * self.w[name])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_ten_steps_are_those_of_a_plain_muon(config: Config, family: str) -> None:
+ROWS = replace(MUON, beta2=0.9)
+
+
+@pytest.mark.parametrize(
+    ("family", "muon", "muon_rows"),
+    [
+        ("gpt2", MUON, False),
+        ("llama", MUON, False),
+        ("llama", ROWS, True),
+        ("gpt2", replace(ROWS, cautious=True, weight_decay=1.0), True),
+        ("llama", replace(MUON, cautious=True, weight_decay=1.0), False),
+    ],
+)
+def test_ten_steps_are_those_of_a_plain_muon(
+    config: Config, family: str, muon: Muon, muon_rows: bool
+) -> None:
     x, y = batch()
-    with Model.create(config(family), threads=2, max_batch=len(x), optimizer="muon") as model:
-        before, plain = model.parameters(), Plain(model)
+    settings = {"optimizer": "muon", "muon_rows": muon_rows}
+    with Model.create(config(family), threads=2, max_batch=len(x), **settings) as model:
+        before, plain = model.parameters(), Plain(model, muon)
         for _ in range(STEPS):
             model.backward(x, y)
             plain.update({n: g.astype(np.float64) for n, g in model.gradients().items()})
-            model.update(ADAMW, MUON)
+            model.update(ADAMW, muon)
         for name, want in plain.w.items():
             change = np.abs(want - before[name]).max()
             assert np.abs(model.get(name) - want).max() < 2e-3 * change, name
-            states = ("momentum",) if is_hidden(name) else ("moment1", "moment2")
+            own = ("momentum", "row_moment") if muon_rows else ("momentum",)
+            states = own if is_hidden(name) else ("moment1", "moment2")
             assert model.states(name) == states
+            if plain.rows is not None and name in plain.rows:
+                rows = model.read(name, "row_moment")
+                assert rows.shape == want.shape[:1]
+                assert np.allclose(rows, plain.rows[name], rtol=1e-2, atol=0)
             first = plain.m[name]
             assert np.allclose(model.read(name, states[0]), first, atol=1e-4 * np.abs(first).max())
 
@@ -116,6 +152,9 @@ def test_the_plan_counts_products_and_one_state(config: Config) -> None:
             flops += 5 * 2 * (2 * least * least * most + least**3)
     assert muon.update_flops == flops
     assert adamw.optimizer_bytes - muon.optimizer_bytes == 4 * n_hidden
+    rows = plan_for(shape, Options(threads=1, optimizer="muon", muon_rows=True))
+    n_rows = sum(size[0] for name, size, _ in shape.parameters() if is_hidden(name))
+    assert 0 <= rows.optimizer_bytes - muon.optimizer_bytes - 4 * n_rows < 64 * 4 * shape.n_layer
 
 
 def test_wrong_settings_are_refused(config: Config) -> None:
@@ -126,5 +165,10 @@ def test_wrong_settings_are_refused(config: Config) -> None:
         model.backward(x, y)
         with pytest.raises(EngineError, match=r"momentum is 1; it must be at least 0 and below 1"):
             model.update(ADAMW, Muon(lr=1e-3, momentum=1.0))
+        with pytest.raises(EngineError, match=r"beta2 is 1; it must be at least 0 and below 1"):
+            model.update(ADAMW, Muon(lr=1e-3, beta2=1.0))
         with pytest.raises(GptcError, match="has no state slot 1"):
             model.read("h.0.attn.qkv.weight", "moment2")
+    refused = pytest.raises(GptcError, match=r"state slot 1 of parameter .* has \d+ numbers, not")
+    with Model.create(config(), optimizer="muon", muon_rows=True) as model, refused:
+        model.read("h.0.attn.qkv.weight", "moment2")

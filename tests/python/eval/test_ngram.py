@@ -14,7 +14,7 @@ import pytest
 
 from gptc.data.dataset import Dataset
 from gptc.errors import GptcError
-from gptc.eval.ngram import NgramModel, count_ngrams, evaluate_ngrams, write_text
+from gptc.eval.ngram import NgramModel, count_ngrams, evaluate_ngrams, most_tokens, write_text
 
 Text = list[int]
 
@@ -62,7 +62,7 @@ def text() -> Text:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_losses_are_those_of_the_definition(text: Text, order: int) -> None:
-    model = NgramModel(text, 71, order)
+    model = NgramModel.count(text, 71, order)
     held_out = [*text[100:130], 70, 5, 70, 3, 4, 5, 70]  # 70 never occurs in the text
     losses = model.losses(held_out)
     assert losses.shape == (order + 1, len(held_out))
@@ -74,7 +74,7 @@ def test_losses_are_those_of_the_definition(text: Text, order: int) -> None:
 
 
 def test_probabilities_add_up_to_one_and_agree_with_losses(text: Text) -> None:
-    model = NgramModel(text, 71, 3)
+    model = NgramModel.count(text, 71, 3)
     for history in ([], [4], text[:2], text[50:60], [70, 70], [3, 70]):
         p = model.probabilities(history)
         assert p.shape == (71,)
@@ -86,20 +86,39 @@ def test_probabilities_add_up_to_one_and_agree_with_losses(text: Text) -> None:
         assert np.allclose(-np.log(p), losses)
 
 
+def test_a_short_history_has_the_counts_of_the_text(text: Text) -> None:
+    model = NgramModel.count(text, 71, 4)
+    for history in ([], [4], [4, 5]):
+        want = [_by_hand(text, history, token, 71, len(history) + 1) for token in range(71)]
+        assert np.allclose(model.probabilities(history), want)
+
+
+def test_memory_bounds_the_tokens_that_are_counted(
+    dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert most_tokens(5) == most_tokens(10) == 10_000_000
+    assert 1_000_000 < most_tokens(200) < 2_000_000
+    dataset = Dataset.open(dataset_folder)
+    assert count_ngrams(dataset, 2, 500).orders[0].counts.sum() == 500
+    monkeypatch.setattr("gptc.eval.ngram.available_bytes", lambda: 100_000)
+    with pytest.raises(GptcError, match=r"may need 3.3 MB, and 100 kB are free: use a smaller"):
+        count_ngrams(dataset, 2)
+
+
 def test_higher_orders_are_better_on_a_text_that_has_them(text: Text) -> None:
-    losses = NgramModel(text[:2500], 71, 3).losses(text[2500:]).mean(axis=1)
+    losses = NgramModel.count(text[:2500], 71, 3).losses(text[2500:]).mean(axis=1)
     assert losses[0] > losses[1] > losses[3] + 0.3
     assert losses[2] > losses[3] + 0.3  # what follows depends on two tokens
 
 
 def test_short_texts_and_wrong_orders() -> None:
-    assert NgramModel([3], 5, 1).losses([3, 1]).shape == (2, 2)
-    assert NgramModel([1, 1, 1, 1], 5, 3).probabilities([1, 1]).sum() == pytest.approx(1)
+    assert NgramModel.count([3], 5, 1).losses([3, 1]).shape == (2, 2)
+    assert NgramModel.count([1, 1, 1, 1], 5, 3).probabilities([1, 1]).sum() == pytest.approx(1)
     with pytest.raises(GptcError, match="the text has 2 tokens, fewer than one 3-gram"):
-        NgramModel([1, 2], 5, 3)
-    for order in (0, 11):
-        with pytest.raises(GptcError, match=f"the order is {order}; it must be 1 to 10"):
-            NgramModel([1, 2], 5, order)
+        NgramModel.count([1, 2], 5, 3)
+    for order in (0, 1001):
+        with pytest.raises(GptcError, match=f"the order is {order}; it must be 1 to 1000"):
+            NgramModel.count([1, 2], 5, order)
 
 
 def test_text_has_the_probabilities_of_the_model(dataset_folder: Path) -> None:
@@ -129,4 +148,4 @@ def test_the_command(gptc: Callable[..., Any], dataset_folder: Path) -> None:
     shown = gptc("ngram", "--data", dataset_folder, "--order", 3, "--sample", 20).out
     assert f"3-gram  loss {want[3].loss:.4f}" in shown
     assert shown.endswith(f"\n\n{answer['sample']}\n")
-    assert gptc("ngram", "--data", dataset_folder, "--order", 11).code == 2
+    assert gptc("ngram", "--data", dataset_folder, "--order", 1001).code == 2

@@ -36,6 +36,7 @@ NOT_IN_GGUF = {
     "neox-in-turn": "the activation gelu in gpt_neox, only gelu_erf",
     "gemma2-plain": "another scale of scores",
     "gemma3-types": "another scale of scores",
+    "qwen3-moe-odds": "qwen3_moe with norm_topk_prob false",
 }
 
 
@@ -79,7 +80,7 @@ def test_a_gguf_file_has_the_model_or_names_what_is_lacking(
         return
     export_model(source, "gguf", tmp_path / "m.gguf", weights_only=True)
     back = open_model(tmp_path / "m.gguf")
-    assert back.config == source.config
+    assert back.config == replace(source.config, router_loss=0.0)  # which is of training alone
     for name, _, _ in source.config.parameters():
         assert np.array_equal(back.read(name), source.read(name)), name
 

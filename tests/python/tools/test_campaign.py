@@ -30,6 +30,7 @@ FORMATS = [
     "gguf-tokenizer-bpe", "c-config", "trainer.json", "metrics.jsonl", "config.toml",
     "peft-llama-adapter_config.json", "gguf-lora-llama", "chats.jsonl-messages", "mask",
     "body-completion", "chats-pieces.json", "packed-q4_0-model.gguf", "prepare-journal.jsonl",
+    "ngrams.json", "ngrams.bin",
 ]  # fmt: skip
 NEVER_REFUSED = ("metrics.jsonl", "prepare-journal.jsonl")  # of which the damaged end is left out
 

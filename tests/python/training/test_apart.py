@@ -128,7 +128,21 @@ def test_a_sharded_state_changes_no_bit(runs: Path) -> None:
 
 
 @needs_mpi
-@pytest.mark.parametrize("way", ["sharded", "diloco"])
+def test_gradients_in_8_bits_change_little(runs: Path) -> None:
+    whole, rounded = lines_of(runs / "whole"), lines_of(runs / "int8")
+    assert rounded[0]["train_loss"] == whole[0]["train_loss"]
+    for name, line in ("grad_norm", rounded[0]), ("train_loss", rounded[1]):
+        wanted = whole[line["step"] - 1][name]
+        assert line[name] != wanted
+        assert line[name] == pytest.approx(wanted, rel=1e-2)
+    tensors = TensorFile(runs / "int8" / "ckpt-000003" / "optimizer.safetensors")
+    name = "h.0.attn.qkv.weight"
+    first, second = (tensors.read(f"{rank}residual.{name}") for rank in ("", "rank1."))
+    assert np.any(first != second)
+
+
+@needs_mpi
+@pytest.mark.parametrize("way", ["sharded", "diloco", "int8"])
 def test_a_run_in_parts_ends_with_the_same_bits(runs: Path, way: str) -> None:
     assert same_files(runs / way / "ckpt-000006", runs / f"{way}-in-parts" / "ckpt-000006")
     assert (
@@ -137,7 +151,7 @@ def test_a_run_in_parts_ends_with_the_same_bits(runs: Path, way: str) -> None:
 
 
 @needs_mpi
-@pytest.mark.parametrize("way", ["sharded", "diloco"])
+@pytest.mark.parametrize("way", ["sharded", "diloco", "int8"])
 def test_one_process_continues_a_run_of_two(runs: Path, way: str, tmp_path: Path) -> None:
     run = tmp_path / "alone"
     run.mkdir()

@@ -98,3 +98,10 @@ def test_preset_defaults_and_what_overrides_them() -> None:
     assert new_options({"preset": "gpt2-medium"}).lr == 6e-4
     assert new_options({"tokens": 1000}).steps is None
     assert new_options({"beta2": 0.9, "preset": "byte"}).beta2 == 0.9
+
+
+def test_what_is_of_muon_is_refused_elsewhere() -> None:
+    for name in ("muon_rows", "muon_cautious"):
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is of Muon: add"):
+            new_options({name: True})
+        assert getattr(new_options({name: True, "optimizer": "muon"}), name)

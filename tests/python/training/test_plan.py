@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gptc.checkpoint.names import list_checkpoints
@@ -219,3 +220,38 @@ def test_the_pace_is_of_positions_that_there_are(options: Options) -> None:
     assert 0 < found.costs.pass_positions < 0.8 * found.step_tokens
     assert found.tokens == round(found.steps * found.costs.pass_positions)
     assert found.tokens_per_s == pytest.approx(found.costs.pass_positions / found.step_s)
+
+
+def test_a_moment_of_other_work_does_not_count() -> None:
+    values = [2.0] * 16 + [50.0, 0.1, 3.0, 1.0]
+    kept = np.array(values)[planning.usual(values)]
+    assert sorted(kept) == [2.0] * 16
+    assert planning.usual([3.0, 9.0]).tolist() == [0, 1]  # so few are all of them
+
+
+def test_what_is_cold_is_not_timed(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pass and the first update find memory that no one has used."""
+    done: list[str] = []
+
+    def timed(call: Callable[[], object]) -> float:
+        call()
+        timed_at.append(len(done))
+        return 1.0
+
+    timed_at: list[int] = []
+    monkeypatch.setattr(planning, "CALIBRATION_S", 0.0)
+    monkeypatch.setattr(planning, "_timed", timed)
+    with _ready(options) as setup:
+        for name in ("backward", "update"):
+            real = getattr(setup.model, name)
+            monkeypatch.setattr(
+                setup.model,
+                name,
+                lambda *given, _real=real, _name=name, **more: (
+                    done.append(_name),
+                    _real(*given, **more),
+                )[1],
+            )
+        planning._measure(setup, Path(options["out"]))
+    assert done[:4] == ["backward", "update", "backward", "update"]
+    assert timed_at[:2] == [3, 4]

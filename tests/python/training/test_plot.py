@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import html
 import json
 import re
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import pytest
 
 from gptc.errors import GptcError
 from gptc.training.curves import read_curves, smooth
-from gptc.training.plot import draw
+from gptc.training.plot import _label, draw
+from gptc.training.yardstick import Gain, gain_of
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install matplotlib")
 
@@ -31,7 +33,12 @@ def _write(folder: Path, n: int, *, loss: float = 4.0) -> Path:
         record |= {"train_loss": loss / step, "grad_norm": 1.0, "tokens_per_s": 20.0}
         if step % 3 == 0:
             record |= {"val_loss": loss / step + (step > n // 2), "val_bpb": 1 / step}
+            record |= {"update_ratio/mlp.fc": 1e-3 * step, "update_ratio/wte": 2e-3}
         lines.append(json.dumps(record) + "\n")
+    for step in (3, 6, 9):
+        sample = json.dumps({"step": step, "text": f"<script>{step}</script> & so on"})
+        lines.append(sample + "\n")
+    (folder / "samples.jsonl").write_text("".join(lines[-3:]) + '{"step": 9, "text": 1}\n{"st')
     (folder / "metrics.jsonl").write_text("".join(lines) + '{"step": dam')
     return folder
 
@@ -76,16 +83,52 @@ def test_a_page_needs_nothing_else_and_names_what_differs(tmp_path: Path) -> Non
         kind = {"device": "cpu", "cpu_level": "avx2", "threads": 2, "dtype": "fp32"}
         object.__setattr__(run, "trainer", {"options": options, **kind})
     out = tmp_path / "page.html"
-    draw(runs, out, "time")
+    draw(runs, out, "time", {runs[0].folder: Gain(5, 1.5, 2.0)})
     page = out.read_text()
+    assert "<td>25.0% below a 5-gram (1.500 and 2.000 bits per byte)</td><td></td>" in page
+    assert page.count("<h3>&lt;a&gt;, step ") == 3
+    assert page.count("<pre>&lt;script&gt;9&lt;/script&gt; &amp; so on</pre>") == 2  # of each run
+    assert "<script" not in page
+    assert "mlp.fc" in page  # in the picture
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)|@import|url\((?!#)""", page)
     assert "&lt;a&gt;" in page
     assert "<a>" not in page
     assert "<td>0.1</td><td>0.2</td>" in page
     assert "<th>steps</th><td>9</td><td>9</td>" in page  # a result
     assert page.count("<th>steps</th>") == 1  # and an option in which they do not differ
+    assert "<th>final validation loss</th><td>1.4444</td><td>1.3333</td>" in page
     assert "<td>1.3333</td><td>1.0000</td>" in page  # best validation losses
     ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    """A formula that is not one would end matplotlib; a name that begins with _ is hidden."""
+    names = ["$a^{b$", "_hidden", "a\udcff", "&amp;\x01"]
+    draw([read_curves(_write(tmp_path / name, 9)) for name in names], tmp_path / "page.html")
+    shown = html.escape(", ".join(names).encode("utf-8", "replace").decode())
+    assert f"<h1>{shown}</h1>" in (tmp_path / "page.html").read_text()
+    assert _label("_hidden") == " _hidden"
+
+
+def test_the_gain_is_over_the_ngrams_of_the_runs_own_data(
+    gptc: Gptc, arguments: list[str], options: dict[str, Any], tmp_path: Path
+) -> None:
+    assert gptc("train", *arguments).code == 0
+    run = read_curves(options["out"])
+    gain = gain_of(run, 2)
+    counted = json.loads(gptc("ngram", "--data", options["data"], "--order", 2, "--json").out)
+    assert gain.counted == counted["results"][2]["bpb"]
+    assert gain.model == run.records[-1]["val_bpb"]
+    page = tmp_path / "page.html"
+    assert gptc("plot", options["out"], "--out", page, "--ngram", 2).code == 0
+    assert f"<th>gain over counting</th><td>{gain}</td>" in page.read_text()
+    run.records[-1].pop("val_bpb")
+    with pytest.raises(GptcError, match="has no evaluation in bits per byte"):
+        gain_of(run, 2)
+    object.__setattr__(run, "records", [{"step": 1, "val_loss": 1.0, "val_bpb": 1.0}])
+    run.trainer["options"]["data"] = ["a:0.5", "b:0.5"]
+    with pytest.raises(GptcError, match="is of several datasets"):
+        gain_of(run, 2)
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
@@ -120,5 +163,9 @@ def test_the_command_draws_a_run(gptc: Gptc, arguments: list[str], options: dict
     assert ran.code == 0, ran.err
     assert ran.out == f"wrote {options['out']}/curves.png\n"
     page = Path(options["out"]) / "page.html"
-    assert gptc("plot", options["out"], "--out", page).code == 0
-    assert "cpu (" in page.read_text()
+    assert gptc("plot", options["out"], "--out", page, "--ngram", 0).code == 0
+    text = page.read_text()
+    assert "cpu (" in text
+    assert "<th>n_embd</th><td>32</td>" in text
+    assert "<h3>run, step 8</h3>" in text
+    assert "gain over counting" not in text

@@ -44,8 +44,9 @@ def test_a_damaged_checkpoint_is_skipped_and_said_once(
         {"dropout": 0.2, "grad_accum": 3, "schedule": "linear", "eval_every": 3},
         {"preset": "gpt2", "n_ff": 64, "schedule": "wsd", "save_every": 1, "keep_last": 0},
         {"optimizer": "muon", "momentum_warmup": 6, "batch_size": 3},
+        {"n_expert": 3, "n_expert_used": 1, "router_loss": 0.1, "grad_accum": 2},
     ],
-    ids=["plain", "dropout and micro-batches", "gpt2", "muon"],
+    ids=["plain", "dropout and micro-batches", "gpt2", "muon", "experts"],
 )
 def test_an_interrupted_run_ends_with_the_same_bits(
     options: Options, changes: Options, tmp_path: Path
@@ -222,3 +223,21 @@ def test_a_run_with_muon_is_imported_without_its_optimizer(
     assert any("moments, every number finite" in line for line in found.check())
     assert import_model(found.path, tmp_path / "imported").optimizer_step is None
     export_model(found, "heimerl", tmp_path / "model_gpt.bin")
+
+
+def test_a_run_of_scaled_rows_resumes_bit_for_bit(options: dict[str, Any]) -> None:
+    """NorMuon's averages are saved; cautious decay has no state."""
+    own = {"optimizer": "muon", "muon_rows": True, "muon_cautious": True, "weight_decay": 0.5}
+    own["schedule"] = "constant"
+    whole, cut = options["out"] + "-whole", options["out"] + "-cut"
+    train({**options, **own, "out": whole})
+    train({**options, **own, "out": cut, "steps": 4})
+    train({"steps": 8}, resume=cut)
+    ends = [Path(run) / "ckpt-000008" for run in (whole, cut)]
+    assert content(ends[0]) == content(ends[1])
+    rows = Checkpoint(ends[0]).state("rows.h.0.attn.qkv.weight")
+    assert rows is not None
+    assert rows.shape == (96,)
+    assert (rows > 0).all()
+    with pytest.raises(UsageError, match="--muon-rows cannot change on --resume"):
+        train({"steps": 9, "muon_rows": False}, resume=cut)

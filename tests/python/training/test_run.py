@@ -38,7 +38,9 @@ def test_a_run_learns_and_reports(options: Options, capsys: pytest.CaptureFixtur
     numbers = ["train_loss", "lr", "grad_norm", "tokens_per_s", "mfu"]
     keys = ["step", "tokens", "elapsed_s", "time", *numbers]
     assert list(lines[0]) == keys
-    assert list(lines[19]) == [*keys, "val_loss", "val_bpb"]
+    kinds = ["wte", "attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"]
+    ratios = [f"update_ratio/{kind}" for kind in kinds]
+    assert list(lines[19]) == [*keys[:-2], *ratios, *keys[-2:], "val_loss", "val_bpb"]
     assert lines[-1]["tokens"] == 60 * 2 * 16
     assert lines[0]["train_loss"] == pytest.approx(math.log(256), abs=0.3)
     assert lines[-1]["val_loss"] < lines[19]["val_loss"] < 5

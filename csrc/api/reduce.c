@@ -1,0 +1,194 @@
+/* reduce.c: the sum of the gradients of all ranks, and the parts of a sharded model. */
+#include "comm/background.h"
+
+#include "api.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- gradients ---- */
+
+/* The rows of which every element that dropout draws for has a number of 64 bits. */
+static int64_t most_rows(const gpt_model *m) {
+    const gpt_config *c = &m->config;
+    int64_t T = m->options.max_seq, width = c->n_head * T + c->n_embd + 2 * (int64_t)c->n_ff;
+    return INT64_MAX / (T * width) - m->options.max_batch;
+}
+
+int gpt_model_place(gpt_model *model, int64_t micro, int64_t row) {
+    REQUIRE_MODEL(model);
+    model->place = (batch_place){0};
+    if (micro < 0 || row < 0)
+        return fail(GPT_ERR_ARGUMENT, "row %lld of batch %lld; both are 0 or above", (long long)row,
+                    (long long)micro);
+    if (row > most_rows(model))
+        return fail(GPT_ERR_ARGUMENT, "row %lld is too large; this model has rows up to %lld",
+                    (long long)row, (long long)most_rows(model));
+    model->place = (batch_place){true, micro, row};
+    return GPT_OK;
+}
+
+/* x (n) of the device, through the host where that has other memory. */
+static int reduce_on(gpt_model *m, gpt_comm *comm, float *x, int64_t n, coding coding) {
+    if (m->options.device == GPT_DEVICE_CPU) return comm->ops->all_reduce(comm, x, n, coding);
+    for (int64_t first = 0; first < n; first += COMM_STAGE) {
+        int64_t size = n - first < COMM_STAGE ? n - first : COMM_STAGE;
+        size_t bytes = sizeof *x * (size_t)size;
+        m->ops->download(m->ctx, comm->stage, x + first, bytes);
+        TRY(m->ops->sync(m->ctx));
+        TRY(comm->ops->all_reduce(comm, comm->stage, size, coding));
+        m->ops->upload(m->ctx, x + first, comm->stage, bytes);
+        TRY(m->ops->sync(m->ctx));
+    }
+    return GPT_OK;
+}
+
+static coding coding_at(const gpt_model *m, int64_t first) {
+    return (coding){m->options.wire, m->residual ? m->residual + first : NULL};
+}
+
+/* In backward: the gradients down to this layer are complete. */
+static void advance(gpt_model *m, int layer) {
+    gradient_sums *sums = &m->sums;
+    bucket b = sums->next;
+    for (; b.begin < b.end && b.layer >= layer; b = bucket_after(&m->layout, sums->comm->bucket, b))
+        background_add(sums->comm, m->grads + b.begin, b.begin, b.end - b.begin,
+                       coding_at(m, b.begin));
+    sums->next = b;
+}
+
+/* Whole gradients, in ranges that follow from the layout: what a rounded form leaves out depends on them. */
+static int reduce_whole(gpt_model *m, gpt_comm *comm) {
+    if (m->sums.comm) {
+        advance(m, -1);
+        m->sums.comm = NULL;
+        return background_wait(comm);
+    }
+    bucket b = bucket_first(&m->layout, comm->bucket);
+    for (; b.begin < b.end; b = bucket_after(&m->layout, comm->bucket, b))
+        TRY(reduce_on(m, comm, m->grads + b.begin, b.end - b.begin, coding_at(m, b.begin)));
+    return GPT_OK;
+}
+
+void drop_sums(gpt_model *m) {
+    if (m->sums.comm) background_give_up(m->sums.comm);
+    m->sums.comm = NULL;
+}
+
+int gpt_model_begin_all_reduce(gpt_model *model, gpt_comm *comm) {
+    REQUIRE_MODEL(model);
+    REQUIRE(comm);
+    TRY(check_trains(model));
+    TRY(check_idle(comm));
+    if (model->options.device != GPT_DEVICE_CPU || is_sharded(&model->layout)) return GPT_OK;
+    TRY(background_start(comm));
+    background_begin(comm);
+    model->sums = (gradient_sums){
+        .comm = comm, .advance = advance, .next = bucket_first(&model->layout, comm->bucket)};
+    return GPT_OK;
+}
+
+/* ---- a part of the optimizer's state ---- */
+
+static int check_part(const gpt_model *m, const gpt_comm *comm) {
+    if (!is_sharded(&m->layout))
+        return fail(GPT_ERR_ARGUMENT, "the model was created without n_shards: its state is whole");
+    if (m->layout.n_shards == comm->size && m->options.shard == comm->rank) return GPT_OK;
+    return fail(GPT_ERR_ARGUMENT, "the model has part %d of %d; this is rank %d of %d",
+                m->options.shard, m->layout.n_shards, comm->rank, comm->size);
+}
+
+/* comm->bounds: those of the parts in the gradients, of so many bytes each. */
+static void bounds_of_parts(const gpt_model *m, gpt_comm *comm, int64_t each) {
+    for (int rank = 0; rank <= comm->size; rank++)
+        comm->bounds[rank] = shard_bound(&m->layout, rank) * each;
+}
+
+/* The sums of the own part, and the norm of all: as grad_norm adds its blocks. */
+static int reduce_part(gpt_model *m, gpt_comm *comm) {
+    const params_layout *layout = &m->layout;
+    double *squares = m->workspace, total = 0;
+    int64_t begin = layout->shard_begin;
+    bounds_of_parts(m, comm, 1);
+    TRY(comm->ops->reduce_scatter(comm, m->grads, comm->bounds, coding_at(m, 0)));
+    m->ops->ctx_set_workspace(m->ctx, m->workspace);
+    m->ops->grad_norm(m->ctx, &(grad_norm){.squares = squares + begin / GRAD_BLOCK,
+                                           .grads = m->grads + begin,
+                                           .n = layout->shard_end - begin});
+    for (int rank = 0; rank <= comm->size; rank++)
+        comm->bounds[rank] = (comm->bounds[rank] + GRAD_BLOCK - 1) / GRAD_BLOCK;
+    int64_t n = comm->bounds[comm->size];
+    for (int rank = 0; rank <= comm->size; rank++) comm->bounds[rank] *= (int64_t)sizeof *squares;
+    TRY(comm->ops->all_gather(comm, squares, comm->bounds));
+    for (int64_t i = 0; i < n; i++) total += squares[i];
+    m->shard_norm = (float)sqrt(total);
+    return GPT_OK;
+}
+
+/* Whether the gradients that are there may be added with these ranks. */
+static int check_sums(gpt_model *m, gpt_comm *comm) {
+    TRY(check_trains(m));
+    if (m->sums.comm != comm && (m->sums.comm || background_is_busy(comm)))
+        return fail(GPT_ERR_ARGUMENT,
+                    "gradients are being added with other ranks or another model");
+    return is_sharded(&m->layout) ? check_part(m, comm) : GPT_OK;
+}
+
+int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm) {
+    REQUIRE_MODEL(model);
+    REQUIRE(comm);
+    TRY(check_sums(model, comm));
+    if (model->grads_stale) TRY(zero_grads(model));
+    TRY(model->ops->sync(model->ctx));
+    int status = is_sharded(&model->layout) ? reduce_part(model, comm) : reduce_whole(model, comm);
+    if (status == GPT_OK)
+        status = reduce_on(model, comm, &model->state->report.loss, 1, (coding){0});
+    if (status != GPT_OK)
+        model->grads_stale = true, model->n_micro = 0; /* some are sums, and some are not */
+    else if (!model->n_micro)
+        model->n_micro = 1; /* there is something to apply */
+    model->shard_summed = status == GPT_OK && is_sharded(&model->layout);
+    return status;
+}
+
+int gpt_model_gather(gpt_model *model, gpt_comm *comm) {
+    REQUIRE_MODEL(model);
+    REQUIRE(comm);
+    TRY(check_part(model, comm));
+    if (!model->shard_updated)
+        return fail(GPT_ERR_ARGUMENT, "there was no update since the last gpt_model_gather");
+    const params_layout *layout = &model->layout;
+    model->grads_stale = true; /* parameters come through their buffer */
+    model->shard_summed = false;
+    model->n_micro = 0;
+    shard_export(model, layout->shard_begin, layout->shard_end);
+    bounds_of_parts(model, comm, sizeof(float));
+    TRY(comm->ops->all_gather(comm, model->grads, comm->bounds));
+    shard_import(model, 0, layout->shard_begin);
+    shard_import(model, layout->shard_end, layout->n_grads);
+    if (!weights_are_fixed(&model->options)) model->pack_stale = true;
+    model->dora.stale = true;
+    model->shard_updated = false;
+    return GPT_OK;
+}
+
+int gpt_model_gather_state(gpt_model *model, gpt_comm *comm, int i, int k, float *out, int64_t n) {
+    REQUIRE_MODEL(model);
+    REQUIRE(comm);
+    REQUIRE(out);
+    TRY(check_part(model, comm));
+    if (k < 0 || k >= gpt_model_state_count(model, i))
+        return fail(GPT_ERR_ARGUMENT, "parameter %d has no state slot %d", i, k);
+    if (n != model->layout.slots[i].info.size)
+        return fail(GPT_ERR_ARGUMENT, "parameter %d has %lld numbers, not %lld", i,
+                    (long long)model->layout.slots[i].info.size, (long long)n);
+    const gpt_segment *s = &model->layout.segments[i];
+    const float *state = model->optimizer_state[s->optimizer][k];
+    for (int rank = 0; rank <= comm->size; rank++)
+        comm->bounds[rank] = shard_bound_in(&model->layout, i, rank) * (int64_t)sizeof *out;
+    int64_t first = shard_bound_in(&model->layout, i, comm->rank);
+    int64_t end = shard_bound_in(&model->layout, i, comm->rank + 1);
+    if (first < end)
+        memcpy(out + first, state + (s->state + first), sizeof *out * (size_t)(end - first));
+    return comm->ops->all_gather(comm, out, comm->bounds);
+}
