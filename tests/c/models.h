@@ -80,7 +80,7 @@ static const family families[] = {
      {57, 24, 3, 3, 3, 20, 17, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU, GPT_BIAS_ATT_PROJ,
       0, 1e-6f, 500, .head_size = 4, .qk_norm = GPT_QK_NORM_WIDTH, .norm_at = GPT_NORM_AFTER,
       .score_by_layer = 1}},
-    {"norms around", /* as Gemma 3, with the soft caps of Gemma 2 */
+    {"norms around", /* as Gemma 3 */
      {66,
       24,
       2,
@@ -102,8 +102,8 @@ static const family families[] = {
       .norm_at = GPT_NORM_BOTH,
       .score_scale = 0.21f,
       .embedding_scale = 1.3f,
-      .score_cap = 5.0f,
-      .logit_cap = 10.0f}},
+      .score_cap = 20.0f,
+      .logit_cap = 30.0f}},
     /* Each token has all of its experts: rounded to bf16, it may choose others. */
     {"experts",
      {63, 24, 2, 2, 1, 20, 19, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU, 0, 0, 1e-5f, 100,
