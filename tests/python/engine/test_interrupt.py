@@ -42,11 +42,11 @@ def tokens(model: Model) -> np.ndarray:
 
 
 def interrupt_after(seconds: float, call: Callable[[], object]) -> float:
-    """Sends SIGINT during `call`; returns how much later it ended."""
+    """Sends SIGINT during `call`; returns after how much CPU time it ended."""
     sent = []
 
     def send() -> None:
-        sent.append(time.monotonic())
+        sent.append(time.process_time())
         os.kill(os.getpid(), signal.SIGINT)
 
     timer = threading.Timer(seconds, send)
@@ -54,7 +54,7 @@ def interrupt_after(seconds: float, call: Callable[[], object]) -> float:
     try:
         with pytest.raises(KeyboardInterrupt):
             call()
-        return time.monotonic() - sent[0]
+        return time.process_time() - sent[0]
     finally:
         timer.join()
 
@@ -63,7 +63,7 @@ def test_a_training_step_is_interrupted(model: Model, tokens: np.ndarray) -> Non
     small = tokens[:1, :16]
     before = model.loss(small, small)
     late = interrupt_after(0.5, lambda: model.train_step(tokens, tokens, lr=1e-3))
-    assert late < 2  # a second, and one more for a machine that others use
+    assert late < 1
     assert model.step == 0
     assert model.loss(small, small) == before
     assert np.isfinite(model.train_step(small, small, lr=1e-3).loss)
