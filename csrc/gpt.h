@@ -96,8 +96,8 @@ enum gpt_device { GPT_DEVICE_CPU = 0, GPT_DEVICE_CUDA = 1 };
 enum gpt_dtype {
     GPT_DTYPE_FP32 = 0,
     GPT_DTYPE_BF16 = 1, /* float32 parameters; products of bf16 with float32 sums */
-    /* Matrices rounded to 8 or 4 bits in groups of 32 with a scale each, and bf16 activations; not
-     * for training. */
+    /* Matrices rounded to 8 bits in groups of 32 with a scale each, or to Q4_K's 4 bits in blocks of 256 with
+     * a scale and a minimum for each 32, and bf16 activations; for training of adapters alone. */
     GPT_DTYPE_INT8 = 2,
     GPT_DTYPE_INT4 = 3,
     /* Matrices as the blocks that gpt_options.block_rows names, others in bf16, and bf16 activations;
@@ -250,7 +250,7 @@ typedef struct gpt_config {
     /* 1: their weights are divided by their sum, as in Mixtral (Jiang et al. 2024, section 2.1) */
     int32_t expert_norm;
     /* Factor of the load-balance loss in the gradient: Fedus et al. 2021, equations 4 to 6, with all
-     * layers' tokens together, as in transformers. Losses stay cross-entropy. */
+     * layers' tokens together, as in transformers. Losses stay cross-entropy. Not for weighted losses. */
     float router_loss;
 } gpt_config;
 
@@ -632,11 +632,13 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
                        int T, float scale, float *loss);
 /* A training step whose gradient depends on the losses, in two calls: the forward pass of training gives
  * the losses (B, T), 0 where the target is -1; then the gradient of the sum of weights (B, T) times losses is
- * added to the gradients, as gpt_model_backward adds it, without label_smoothing and z_loss. Weights are finite. The second call belongs
- * to the last call of the model, which must be the first with the same B and T; no parameter is written between. */
+ * added to the gradients, as gpt_model_backward adds it, without label_smoothing, z_loss and router_loss.
+ * Weights are finite. The second call belongs to the last call of the model, which must be the first with
+ * the same B and T; no parameter is written between. */
 int gpt_model_forward(gpt_model *model, const int32_t *tokens, const int32_t *targets, int B, int T,
                       float *losses);
 int gpt_model_backward_weighted(gpt_model *model, const float *weights, int B, int T);
+/* After gpt_model_begin_all_reduce, its ranks are apart: their later calls fail. */
 int gpt_model_zero_grads(gpt_model *model);
 /* The gradients of all parameters that are not frozen as one array of n numbers: of matrices that
  * products read, then of the others, each in the order of parameters, with zeros between them, so that

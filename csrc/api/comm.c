@@ -20,6 +20,7 @@ int gpt_comm_create(int kind, const char *library, double timeout_s, gpt_comm **
 
 void gpt_comm_free(gpt_comm *comm) {
     if (!comm) return;
+    if (comm->adding) drop_sums(comm->adding);
     background_stop(comm);
     comm->ops->free(comm);
 }

@@ -62,6 +62,7 @@ static int reduce_whole(gpt_model *m, gpt_comm *comm) {
     if (m->sums.comm) {
         advance(m, -1);
         m->sums.comm = NULL;
+        comm->adding = NULL;
         return background_wait(comm);
     }
     bucket b = bucket_first(&m->layout, comm->bucket);
@@ -71,7 +72,10 @@ static int reduce_whole(gpt_model *m, gpt_comm *comm) {
 }
 
 void drop_sums(gpt_model *m) {
-    if (m->sums.comm) background_give_up(m->sums.comm);
+    gpt_comm *comm = m->sums.comm;
+    if (!comm) return;
+    background_give_up(comm);
+    comm->adding = NULL;
     m->sums.comm = NULL;
 }
 
@@ -80,9 +84,11 @@ int gpt_model_begin_all_reduce(gpt_model *model, gpt_comm *comm) {
     REQUIRE(comm);
     TRY(check_trains(model));
     TRY(check_idle(comm));
+    if (model->sums.comm) TRY(check_idle(model->sums.comm));
     if (model->options.device != GPT_DEVICE_CPU || is_sharded(&model->layout)) return GPT_OK;
     TRY(background_start(comm));
     background_begin(comm);
+    comm->adding = model;
     model->sums = (gradient_sums){
         .comm = comm, .advance = advance, .next = bucket_first(&model->layout, comm->bucket)};
     return GPT_OK;
@@ -91,6 +97,7 @@ int gpt_model_begin_all_reduce(gpt_model *model, gpt_comm *comm) {
 /* ---- a part of the optimizer's state ---- */
 
 static int check_part(const gpt_model *m, const gpt_comm *comm) {
+    TRY(check_idle(comm));
     if (!is_sharded(&m->layout))
         return fail(GPT_ERR_ARGUMENT, "the model was created without n_shards: its state is whole");
     if (m->layout.n_shards == comm->size && m->options.shard == comm->rank) return GPT_OK;

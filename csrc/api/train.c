@@ -230,6 +230,15 @@ static int begin_sums(gpt_model *m) {
     return GPT_OK;
 }
 
+/* After a pass. One that was interrupted leaves no gradients, so that none are sent. */
+static int end_pass(gpt_model *m) {
+    if (m->interrupted) drop_sums(m);
+    m->grads_stale = m->interrupted;
+    m->shard_summed = false;
+    m->n_micro = m->interrupted ? 0 : m->n_micro + 1;
+    return check_interrupted(m);
+}
+
 static void forward_backward(gpt_model *m, const batch *x, int64_t micro, float scale) {
     const gpt_ops *ops = m->ops;
     int32_t scale_bits;
@@ -269,10 +278,7 @@ int gpt_model_backward(gpt_model *model, const int32_t *tokens, const int32_t *t
                .row = place.row,
                .balance = model->config.router_loss * scale};
     forward_backward(model, &x, place.given ? place.micro : model->n_micro, scale / (float)n_valid);
-    model->grads_stale = model->interrupted;
-    model->shard_summed = false;
-    model->n_micro = model->interrupted ? 0 : model->n_micro + 1;
-    TRY(check_interrupted(model));
+    TRY(end_pass(model));
     return loss ? mean_loss(model, N, n_valid, loss, NULL) : GPT_OK;
 }
 
@@ -321,10 +327,7 @@ int gpt_model_backward_weighted(gpt_model *model, const float *weights, int B, i
         .B = B, .T = T, .N = N, .training = true, .first = model->grads_stale, .weighted = true};
     if (model->grads_stale) model->n_micro = 0;
     model_backward(model, &model->acts, &x, 1);
-    model->grads_stale = model->interrupted;
-    model->shard_summed = false;
-    model->n_micro = model->interrupted ? 0 : model->n_micro + 1;
-    return check_interrupted(model);
+    return end_pass(model);
 }
 
 static int check_adamw(const gpt_adamw *a) {

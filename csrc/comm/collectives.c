@@ -29,12 +29,12 @@ enum {
 
 typedef struct exchanger {
     linked l;
-    int64_t *offsets; /* (size + 1) in bytes */
-    int64_t *slices;  /* (size + 1) of an all-reduce, in numbers */
-    float *room;      /* (DEPTH, size - 1, piece) numbers that have arrived */
-    char *coded;      /* (DEPTH, size - 1, CODED_BYTES piece) numbers on their way */
-    char
-        *sums; /* (DEPTH, size, CODED_BYTES piece) sums on their way, and those that have arrived */
+    int64_t *offsets;       /* (size + 1) in bytes */
+    int64_t *slices;        /* (size + 1) of an all-reduce, in numbers */
+    float *room;            /* (DEPTH, size - 1, piece) numbers that have arrived */
+    char *coded;            /* (DEPTH, size - 1, CODED_BYTES piece) numbers on their way */
+    char *sums;             /* (DEPTH, size, CODED_BYTES piece) sums that leave and arrive */
+    struct exchanger *next; /* in the list of those that are kept */
 } exchanger;
 
 /* A call: parts of x, one a rank, are added or copied. */
@@ -273,14 +273,23 @@ static void end_job(gpt_comm *comm, int code) {
     links->ops->end_job(links, code);
 }
 
+/* Where messages are left, memory that they read or write stays for good, in this list. */
+static _Atomic(exchanger *) kept;
+
 static void release(gpt_comm *comm) {
     exchanger *e = (exchanger *)comm;
-    bool is_used = e->l.lists && messages_left(&e->l); /* then room stays, for good */
+    bool is_used = e->l.lists && messages_left(&e->l);
     if (e->l.links) e->l.links->ops->free(e->l.links);
     messages_free(&e->l);
     free(e->offsets);
     free(e->slices);
-    if (!is_used) free(e->room), free(e->coded), free(e->sums);
+    if (is_used) {
+        e->next = atomic_exchange(&kept, e);
+        return;
+    }
+    free(e->room);
+    free(e->coded);
+    free(e->sums);
     comm_release(comm);
 }
 

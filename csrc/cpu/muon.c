@@ -90,7 +90,8 @@ static int is_alone(int n_threads, int rows, int cols) {
 
 CPU_WORKSPACE(muon_workspace) {
     int A = shape->NH * shape->HS, KV = shape->NKV * shape->HS, C = shape->C, F = shape->F;
-    int sizes[][2] = {{A, C}, {KV, C}, {C, A}, {F, C}, {C, F}};
+    int E = shape->E; /* rows of a router */
+    int sizes[][2] = {{A, C}, {KV, C}, {C, A}, {F, C}, {C, F}, {E, C}};
     size_t most = 0;
     for (int i = 0; shape->muon && i < (int)(sizeof sizes / sizeof *sizes); i++) {
         buffers none;

@@ -305,5 +305,5 @@ void model_backward(gpt_model *m, const acts *a, const batch *x, float scale) {
     }
     m->layer = -1;
     embedding(m, a, x);
-    advance_sums(m, -1);
+    if (!m->interrupted) advance_sums(m, -1);
 }

@@ -240,6 +240,31 @@ static void test_muon(void) {
     }
 }
 
+/* A router with more rows than another matrix has: Muon's workspace has room for it. */
+static void test_router(void) {
+    EACH_PLACE {
+        if (place.options.device != GPT_DEVICE_CPU) continue;
+        test_case("Muon and 100 experts");
+        gpt_config c = families[0].config;
+        c.n_embd = 256, c.n_head = c.n_kv_head = 2, c.head_size = 8, c.n_ff = 12;
+        c.norm = GPT_NORM_RMSNORM, c.norm_weight = 1, c.activation = GPT_ACT_SWIGLU;
+        c.bias = 0, c.n_expert = 100, c.n_expert_used = 1;
+        const gpt_optimizer both[] = {
+            {.kind = GPT_OPTIMIZER_MUON, .muon = {.lr = 2e-2f, .momentum = 0.9f}},
+            {.kind = GPT_OPTIMIZER_ADAMW, .adamw = {2e-2f, 0.9f, 0.95f, 1e-8f, 0.0f, 1.0f}}};
+        gpt_options options = place.options;
+        options.training = 1, options.max_batch = B, options.max_seq = T;
+        options.optimizer = GPT_OPTIMIZER_MUON;
+        gpt_model *model = NULL;
+        EXPECT_OK(gpt_model_create(&c, &options, &model));
+        EXPECT_OK(gpt_model_init(model, 3));
+        int32_t *tokens = random_ints(B * T, c.vocab_size);
+        EXPECT_OK(gpt_model_backward(model, tokens, tokens, B, T, 1.0f, NULL));
+        EXPECT_OK(gpt_model_update(model, both, 2, NULL, NULL));
+        gpt_model_free(model);
+    }
+}
+
 /* A matrix that products read, in GPT-2. */
 static int is_product(const gpt_param *p) {
     return p->n_dim == 2 && strcmp(p->name, "wpe.weight") != 0;
@@ -309,4 +334,5 @@ static void test_refusals(void) {
 }
 
 TEST_API_MAIN({"frozen", test_frozen}, {"settings", test_settings}, {"sgd", test_sgd},
-              {"muon", test_muon}, {"grads", test_grads}, {"refusals", test_refusals})
+              {"muon", test_muon}, {"router", test_router}, {"grads", test_grads},
+              {"refusals", test_refusals})

@@ -214,6 +214,47 @@ static void test_half(void) {
     EXPECT(strstr(j.sentence[2], "no answer from rank") != NULL);
 }
 
+static int ends_there(void) {
+    return ++n_questions >= last_question;
+}
+
+static int64_t numbers_added(const gpt_comm *comm) {
+    gpt_sum_span span;
+    int64_t n = 0;
+    for (int i = 0; gpt_comm_sum_span(comm, i, &span) == GPT_OK; i++) n += span.n;
+    return n;
+}
+
+/* A pass that ends between layers sends no more, and ranks and models are freed in any order. */
+static void test_ends(void) {
+    const gpt_config *c = &families[0].config;
+    int32_t tokens[T] = {0};
+    gpt_options options = {.training = 1, .max_batch = 1, .max_seq = T, .n_threads = 1};
+    gpt_model *m = NULL;
+    gpt_comm *one = NULL, *other = NULL;
+    EXPECT_OK(gpt_model_create(c, &options, &m));
+    EXPECT_OK(gpt_comm_create(GPT_COMM_NONE, NULL, 0, &one));
+    EXPECT_OK(gpt_comm_create(GPT_COMM_NONE, NULL, 0, &other));
+    test_case("an interrupted pass");
+    one->bucket = 100;
+    n_questions = 0, last_question = 2 * c->n_layer;
+    EXPECT_OK(gpt_model_begin_all_reduce(m, one));
+    gpt_set_interrupt(ends_there, 0);
+    EXPECT(gpt_model_backward(m, tokens, tokens, 1, T, 1, NULL) == GPT_ERR_INTERRUPTED);
+    gpt_set_interrupt(NULL, 0);
+    EXPECT(numbers_added(one) < n_params(c));
+    test_case("ranks of another job");
+    EXPECT_OK(gpt_model_begin_all_reduce(m, one));
+    EXPECT(gpt_model_begin_all_reduce(m, other) == GPT_ERR_ARGUMENT);
+    test_case("ranks freed before the model");
+    gpt_comm_free(one);
+    EXPECT_OK(gpt_model_zero_grads(m));
+    EXPECT_OK(gpt_model_all_reduce(m, other));
+    EXPECT_OK(gpt_model_begin_all_reduce(m, other));
+    gpt_model_free(m);
+    gpt_comm_free(other);
+}
+
 /* ---- shorter forms ---- */
 
 enum { CALLS = 4 };
@@ -332,6 +373,6 @@ static void test_not_finite(void) {
 }
 
 TEST_API_MAIN({"bits of overlapped sums", test_bits}, {"sums meanwhile", test_meanwhile},
-              {"a step given up", test_half}, {"shorter forms", test_coded},
+              {"a step given up", test_half}, {"ends", test_ends}, {"shorter forms", test_coded},
               {"shorter forms of parts", test_scattered},
               {"numbers that are not finite", test_not_finite})

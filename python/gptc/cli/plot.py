@@ -34,7 +34,7 @@ Examples:
 )
 @click.option(
     "--ngram",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 1000),
     default=5,
     metavar="N",
     help="Order of the n-grams that a page compares with; 0 = none.  [5]",

@@ -209,7 +209,8 @@ def count_ngrams(dataset: Dataset, order: int, n_tokens: int | None = None) -> N
     if free is not None and needed > free:
         raise GptcError(
             f"n-grams up to order {order} of {n:,} tokens may need {amount(needed)}, and "
-            f"{amount(free)} are free: use a smaller --order, or gptc ngram --tokens {n // 2:,}"
+            f"{amount(free)} are free: use a smaller order, or fewer tokens (gptc ngram --tokens "
+            f"{n // 2:,})"
         )
     return NgramModel.count(_tokens(dataset, "train", n), dataset.vocab_size, order)
 

@@ -17,7 +17,7 @@ import numpy as np
 from gptc._version import __version__
 from gptc.errors import UPGRADE, GptcError
 from gptc.eval.ngram import MOST_ORDER, NgramModel, Order
-from gptc.files.checksum import file_checksum
+from gptc.files.checksum import file_checksum, recorded_checksum
 from gptc.files.limits import read_file
 from gptc.files.values import parse_json
 from gptc.files.whole import whole_folder, write_chunks
@@ -150,6 +150,10 @@ def _meta(file: Path) -> dict[str, Any]:
     for name in ("data", "checksum", "tokenizer", "created_by"):
         if not isinstance(meta.get(name), str):
             raise _damaged(file, f"{name} is {meta.get(name)!r}")
+    try:
+        recorded_checksum(meta)
+    except ValueError as error:
+        raise _damaged(file, str(error)) from None
     ranges = {"tokens": (1, 2**32 - 1), "vocab_size": (1, _MOST_VOCABULARY)}
     for name, (least, most) in ranges.items():
         if not _is_within(meta.get(name), least, most):

@@ -252,8 +252,8 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
                 )
 
 
-_EXPERTS = ("n_expert", "n_expert_used", "router_loss")
-SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", *_EXPERTS, "bias")
+EXPERTS = ("n_expert", "n_expert_used", "router_loss")
+SHAPE = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_ff", *EXPERTS, "bias")
 TRACKED = ("tensorboard", "wandb", "trackio")  # rows of gptc.training.trackers
 LIMITS = ("steps", "tokens", "epochs", "minutes")
 # Options that cannot change on --resume: the model, and the stream of batches.

@@ -218,9 +218,7 @@ def residuals(setup: Setup, world: World) -> Residuals | None:
         return None
     found = Residuals(setup.model, world)
     if setup.base is not None:
-        trainer = setup.base.trainer()
-        assert trainer is not None
-        found.restore(setup.base, trainer.get("ranks", 1))
+        found.restore(setup.base)
     return found
 
 

@@ -46,7 +46,7 @@ class UpdateRatios:
 
 def kind_of(name: str) -> str:
     """The name of a parameter without its layer, such as attn.qkv."""
-    return re.sub(r"^h\.\d+\.", "", name).removesuffix(".weight")
+    return re.sub(r"^h\.\d+\.|(?<=experts\.)\d+\.", "", name).removesuffix(".weight")
 
 
 def _sampled(model: Model, name: str) -> FloatArray:

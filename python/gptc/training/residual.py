@@ -32,11 +32,14 @@ class Residuals:
         self._world.broadcast(values, rank)
         return values
 
-    def restore(self, base: Checkpoint, n_ranks: int) -> None:
-        """Takes this rank's share of a checkpoint that `n_ranks` have made; zero where it has none.
+    def restore(self, base: Checkpoint) -> None:
+        """Takes this rank's share of a checkpoint's; zero where it has none.
 
         A run without rounding leaves none.
         """
+        trainer = base.trainer()
+        assert trainer is not None
+        n_ranks = trainer.get("ranks", 1)  # that made it
         for parameter in self._model.trained:
             total = np.zeros(parameter.shape, np.float32)
             for rank in range(self._world.rank, n_ranks, self._world.size):

@@ -15,7 +15,16 @@ from gptc.errors import UPGRADE, GptcError, UsageError
 from gptc.files.words import quoted
 from gptc.settings import check_types, spelled
 from gptc.training.defaults import default_alpha, defaults_for
-from gptc.training.options import FIXED, FIXED_CHATS, LIMITS, LORA, MUON, SHAPE, TrainOptions
+from gptc.training.options import (
+    EXPERTS,
+    FIXED,
+    FIXED_CHATS,
+    LIMITS,
+    LORA,
+    MUON,
+    SHAPE,
+    TrainOptions,
+)
 
 SETS = (("tokens_per_step", "grad_accum"), ("warmup_share", "warmup_steps"))
 """Options, and those that they set."""
@@ -59,7 +68,7 @@ def stored_options(base: Checkpoint) -> TrainOptions:
             f"{base.path} has options unknown to this gptc ({', '.join(sorted(unknown))}): "
             f"{UPGRADE}"
         )
-    missing = set(FIXED) - set(stored)
+    missing = set(FIXED) - set(EXPERTS) - set(stored)  # older runs had none
     if missing:
         raise GptcError(f"{file} is damaged: its options lack {', '.join(sorted(missing))}")
     try:

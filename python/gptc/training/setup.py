@@ -138,7 +138,7 @@ class Setup:
             self.model.set(parameter.name, base.read(parameter.name))
         self.average = _restored(base, self.model, self.options)
         if self.residuals is not None:
-            self.residuals.restore(base, self.ranks)
+            self.residuals.restore(base)
         self.state.go_back(base)
         if self.other_data(base):
             self.state.forget_best()

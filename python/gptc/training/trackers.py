@@ -120,6 +120,8 @@ def find_package(name: str) -> Any:
             return found
         except ImportError:
             continue
+        except Exception as error:  # a package that does not fit those it needs
+            raise GptcError(f"--{name}: {package} cannot be imported: {_line(error)}") from error
     raise GptcError(f"--{name} needs {' or '.join(packages)}: {pip_install(packages[0])}")
 
 

@@ -20,6 +20,7 @@ Options = dict[str, Any]
 
 def test_kinds_are_names_without_layers() -> None:
     assert kind_of("h.11.attn.qkv.weight") == "attn.qkv"
+    assert kind_of("h.11.mlp.experts.12.fc.weight") == "mlp.experts.fc"
     assert kind_of("wte.weight") == "wte"
 
 

@@ -78,6 +78,12 @@ def test_rounded_sums_are_those_of_numpy(tmp_path: Path) -> None:
 class Fixed:
     """A checkpoint of so many ranks, whose residuals are numbers of the rank."""
 
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+
+    def trainer(self) -> dict[str, int]:
+        return {"ranks": self.ranks}
+
     def state(self, stored: str) -> np.ndarray | None:
         rank = int(stored[4]) if stored.startswith("rank") else 0
         return np.float32(10**rank)
@@ -93,7 +99,7 @@ def test_another_number_of_ranks_shares_residuals(
     world = world_of(n_ranks)
     for rank in range(n_ranks):
         world.rank, found = rank, {}
-        Residuals(Writes(found), world).restore(Fixed(), before)  # type: ignore[arg-type]
+        Residuals(Writes(found), world).restore(Fixed(before))  # type: ignore[arg-type]
         assert {float(values.max()) for values in found.values()} == {wanted[rank]}
         assert len(found) == len(make_config().parameters())
 
