@@ -504,9 +504,8 @@ typedef struct attention_forward {
     gpt_dropout_site dropout;
     int window;  /* 0: all keys up to the query's */
     float scale; /* of the scores; 0: 1 / sqrt(HS) */
-    float
-        cap; /* a scaled score x becomes cap tanh(x / cap): Gemma 2 (2024), section 2; 0: it does not */
     int B, T, NH, NKV, HS;
+    float cap; /* a scaled score x becomes cap tanh(x / cap): Gemma 2 (2024), section 2; 0: none */
 } attention_forward;
 
 /* Recomputes the probabilities from lse: Dao et al. 2022, algorithm 4. */
@@ -521,8 +520,8 @@ typedef struct attention_backward {
     gpt_dropout_site dropout;
     int window;  /* as in forward */
     float scale; /* as in forward */
-    float cap;   /* as in forward */
     int B, T, NH, NKV, HS;
+    float cap; /* as in forward */
 } attention_backward;
 
 /* Decoding: first stores the keys and values of each row n in the cache at (seqs[n], positions[n]),
