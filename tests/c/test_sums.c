@@ -25,8 +25,9 @@ typedef struct task {
 } task;
 
 static gpt_model *rank_model(const task *t, int *status) {
-    gpt_options options = place.options;
+    gpt_options options = place.options; /* of the last place, where a test visits none */
     gpt_model *model = NULL;
+    options.device = GPT_DEVICE_CPU;
     options.training = 1, options.max_batch = 1, options.max_seq = T, options.seed = 7;
     options.dropout = 0.2f, options.wire = t->wire;
     *status = gpt_model_create(t->config, &options, &model);
