@@ -261,7 +261,8 @@ enum gpt_optimizer_kind {
     GPT_OPTIMIZER_DEFAULT = 0, /* of a group: gpt_options.optimizer; there: AdamW */
     GPT_OPTIMIZER_ADAMW = 1,   /* two state slots: the moments */
     GPT_OPTIMIZER_SGD = 2,     /* one state slot: the momentum buffer */
-    /* Matrices of layers; state slots: the momentum buffer, and with muon_rows (rows). Other parameters have AdamW instead. */
+    /* Matrices of layers; state slots: the momentum buffer, and with muon_rows (rows). Other parameters have
+     * AdamW instead. */
     GPT_OPTIMIZER_MUON = 3,
 };
 

@@ -547,7 +547,8 @@ typedef struct attention_decode {
 /* ---- classifier.c ---- */
 
 /* losses[n] = -log softmax(x[n] wte^T)[targets[n]]; 0 where targets[n] is -1. With a cap, a logit z is
- * cap tanh(z / cap) of its product. Works through the rows in chunks: neither logits nor probabilities of all rows ever exist. */
+ * cap tanh(z / cap) of its product. Works through the rows in chunks: neither logits nor probabilities of
+ * all rows ever exist. */
 typedef struct classifier_forward {
     float *losses;          /* (N) = */
     const act *x;           /* (N, C) */

@@ -116,8 +116,8 @@ static __device__ inline int is_whole_tile(const attention_decode &a, int first)
     return a.seqs[first] == a.seqs[least(first + ATTENTION_TILE, a.N) - 1];
 }
 
-/* attention_decode.cu: a decoding step, for heads of whole vectors without a soft cap; else 0. It stores the rows in the cache
- * itself. With tiles, whole ones were computed, and stored, before. */
+/* attention_decode.cu: a decoding step, for heads of whole vectors without a soft cap; else 0. It stores
+ * the rows in the cache itself. With tiles, whole ones were computed, and stored, before. */
 #define attention_decode_pieces CUDA_NAME(attention_decode_pieces)
 #define attention_decode_bytes  CUDA_NAME(attention_decode_bytes)
 int attention_decode_pieces(gpt_ctx *ctx, const attention_decode &op, int has_tiles);

@@ -26,8 +26,9 @@
 #define CUDA_JOIN(dtype, name)  CUDA_JOIN2(dtype, name)
 #define CUDA_NAME(name)         CUDA_JOIN(CUDA_DTYPE, name)
 
-/* As on the CPU, quantized tables (CUDA_QUANT; with CUDA_PACKED those whose weights are those of packed.h, CUDA_ROUNDS where they are
- * rounded to it) take from the bf16 table all functions that see no weights. */
+/* As on the CPU, quantized tables take all functions that see no weights from the bf16 table. CUDA_QUANT is
+ * defined for them; with CUDA_PACKED their weights have the layout of packed.h, and with CUDA_ROUNDS they are
+ * rounded to it. */
 #ifdef CUDA_QUANT
 #define CUDA_ACTS_NAME(name) CUDA_JOIN(bf16, name)
 #else

@@ -305,8 +305,9 @@ static void test_several_sessions(void) {
     }
 }
 
-/* Layers with windows keep part of a long text: it goes on as the whole text does, in pieces and token by token, with
- * copies and what can be rewound; what cannot is refused, and leaves the session as it was. */
+/* Layers with windows keep the end of a long text. The session's logits are those of the whole text: for
+ * prompts in pieces, for single tokens, for copies and after rewinding. A rewind too far back is refused, and
+ * leaves the session as it was. */
 static void check_long_text(gpt_model *model, const gpt_config *c, int kv) {
     enum { N_SEQ = 2, N_CTX = 640, FIRST = 600 };
     int V = c->vocab_size;

@@ -308,7 +308,8 @@ static void test_coded(void) {
             for (int k = 0; k < TEST_COUNT(sizes); k++) check_coded(size, wire, sizes[k]);
 }
 
-/* x: numbers, their sums in the own slice, a residual, and what is left of it. */
+/* x has four arrays of n: the rank's numbers, the sums of its slice, the residual before the call, and the
+ * residual after it. */
 static void do_scattered(job *j, gpt_comm *comm, int rank) {
     int64_t n = j->n / 4, bounds[MOST_RANKS + 1];
     float *x = j->x[rank];
