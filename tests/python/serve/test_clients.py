@@ -87,6 +87,10 @@ def test_the_benchmark_of_servers(server: Any) -> None:
     assert [row.clients for row in rows] == [1, 3]
     assert all(row.tokens_per_s > 0 and row.failed == 0 and row.first_ms > 0 for row in rows)
     assert len(table(rows).splitlines()) == 3
+    counted = server.service.metrics.requests.labels("/v1/completions", "200")._value
+    before = counted.get()
+    bench_serve(server.url, clients=(3,), requests=9, prompt_words=5, max_tokens=2, seconds=0)
+    assert counted.get() == before + 3
     with pytest.raises(UsageError, match="http://127"):
         bench_serve("127.0.0.1")
     with pytest.raises(GptcError, match="no request succeeded"):
