@@ -21,6 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gptc.errors import GptcError
 from gptc.generation.batch import Batch, Draft
 from gptc.serve.jobs import Event, Job
@@ -81,6 +83,7 @@ class Scheduler:
     ) -> None:
         self.model, self.tokenizer, self._draft = model, tokenizer, draft
         self._session = model.session(n_seq, n_ctx)
+        self._touch()
         self._masks = ThreadPoolExecutor(_MASK_THREADS, thread_name_prefix="gptc-masks")
         self._batch = Batch(
             self._session, tokenizer, draft=draft, keep=True, chunk=chunk, masks=self._masks
@@ -99,6 +102,17 @@ class Scheduler:
         self.counts = Counts()
         self._thread = threading.Thread(target=self._run, name="gptc-engine", daemon=True)
         self._thread.start()
+
+    def _touch(self) -> None:
+        """Decodes a token of each sequence.
+
+        The system gives memory when it is used first, which would hold up a step of other texts for
+        tens of milliseconds whenever a sequence has its first text.
+        """
+        n = self._session.n_seq
+        self._session.decode(np.zeros(n, np.int32), np.arange(n, dtype=np.int32), np.arange(n) == 0)
+        for seq in range(n):
+            self._session.rewind(seq, 0)
 
     # ---- from any thread ----
 

@@ -11,6 +11,7 @@ import pytest
 
 from gptc import Model
 from gptc.engine.config import GPTConfig
+from gptc.engine.session import Session
 from gptc.errors import GptcError
 from gptc.generation.drafts import ModelDraft, NgramDraft
 from gptc.generation.options import Sampling
@@ -87,6 +88,22 @@ def alone(make: Callable[..., Scheduler], requests: list[Request]) -> list[list[
         found.append(heard.texts())
         scheduler.close()
     return found
+
+
+def test_all_sequences_have_their_memory_before_the_first_text(
+    make: Callable[..., Scheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    real = Session.decode
+
+    def decode(session: Session, tokens: Any, seq: Any, want: Any) -> Any:
+        used.extend(seq)
+        return real(session, tokens, seq, want)
+
+    monkeypatch.setattr(Session, "decode", decode)
+    scheduler = make(5)
+    assert used == [0, 1, 2, 3, 4]
+    assert [scheduler._session.length(seq) for seq in range(5)] == [0] * 5
 
 
 @pytest.mark.parametrize("n_seq", [2, 5, 16])
