@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -132,7 +133,12 @@ def serve_command(
         if checks:
             _answer_once(service)
             return
-        server = Server(service, lambda url: click.echo(f"listening on {url}", err=True))
+
+        def begun(url: str) -> None:
+            click.echo(f"listening on {url}", err=True)
+            threading.Thread(target=scheduler.warm, name="gptc-warm", daemon=True).start()
+
+        server = Server(service, begun)
         with _collecting_new_objects():
             complete = server.run()
         if not complete:
@@ -189,8 +195,6 @@ def _template(tokenizer: Tokenizer, given: str | None) -> str | None:
 
 def _answer_once(service: Any) -> None:
     """Decodes a token, so that a server that starts will also answer."""
-    import threading
-
     ended, events = threading.Event(), []
 
     def tell(event: Any) -> None:

@@ -19,12 +19,12 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gptc.errors import GptcError
-from gptc.generation.batch import Batch, Draft
+from gptc.generation.batch import Batch
+from gptc.generation.drafts import Draft
 from gptc.serve.jobs import Event, Job
 from gptc.serve.queue import FairQueue
 
@@ -83,7 +83,6 @@ class Scheduler:
     ) -> None:
         self.model, self.tokenizer, self._draft = model, tokenizer, draft
         self._session = model.session(n_seq, n_ctx)
-        self._touch()
         self._masks = ThreadPoolExecutor(_MASK_THREADS, thread_name_prefix="gptc-masks")
         self._batch = Batch(
             self._session, tokenizer, draft=draft, keep=True, chunk=chunk, masks=self._masks
@@ -102,17 +101,6 @@ class Scheduler:
         self.counts = Counts()
         self._thread = threading.Thread(target=self._run, name="gptc-engine", daemon=True)
         self._thread.start()
-
-    def _touch(self) -> None:
-        """Decodes a token of each sequence.
-
-        The system gives memory when it is used first, which would hold up a step of other texts for
-        tens of milliseconds whenever a sequence has its first text.
-        """
-        n = self._session.n_seq
-        self._session.decode(np.zeros(n, np.int32), np.arange(n, dtype=np.int32), np.arange(n) == 0)
-        for seq in range(n):
-            self._session.rewind(seq, 0)
 
     # ---- from any thread ----
 
@@ -159,6 +147,16 @@ class Scheduler:
     def keep_only(self, adapters: Collection[AdapterCopy]) -> None:
         """As `Batch.keep_only`. For the engine's thread, as in `between_steps`."""
         self._batch.keep_only(adapters)
+
+    def warm(self) -> None:
+        """Uses each sequence once, between steps. Returns early if the scheduler is closed.
+
+        The system gives memory when it is used first, which would hold up all texts for tens of
+        milliseconds whenever a sequence has its first one.
+        """
+        with suppress(GptcError):  # one of the engine will meet the first request too
+            for seq in range(self.n_seq):
+                self.between_steps(partial(self._batch.touch, seq))
 
     @property
     def ready(self) -> bool:
