@@ -276,25 +276,70 @@ static int32_t at_least(int32_t *c, int32_t n, const uint32_t *p, uint32_t least
     return kept;
 }
 
-/* Lists the tokens that remain of V in c, and returns their number. */
+enum { BLOCK = 64 }; /* tokens whose largest chance is found by vectors */
+
+static uint32_t larger(uint32_t a, uint32_t b) {
+    return a > b ? a : b;
+}
+
+static uint32_t most_of(const uint32_t *p, int32_t n) {
+    uint32_t most = 0;
+    for (int32_t i = 0; i < n; i++) most = larger(most, p[i]);
+    return most;
+}
+
+/* A chance that at least `most` of V tokens have: so many blocks have one that is as large. */
+static uint32_t chance_of_many(const uint32_t *p, int32_t V, int32_t most) {
+    int32_t counts[KEY_STEPS] = {0}, n = 0, step = KEY_STEPS;
+    for (int32_t i = 0; i < V; i += BLOCK)
+        counts[key_step(most_of(p + i, V - i < BLOCK ? V - i : BLOCK))]++;
+    while (step > 0 && n < most) n += counts[--step];
+    return n < most ? 0 : (uint32_t)first_key_of(step);
+}
+
+/* Lists the tokens of V with a chance of at least `least`. */
+static int32_t list_likely(int32_t *c, const uint32_t *p, int32_t V, uint32_t least) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < V; i += BLOCK) {
+        int32_t end = V - i < BLOCK ? V : i + BLOCK;
+        if (most_of(p + i, end - i) < least) continue;
+        for (int32_t k = i; k < end; k++) c[n] = k, n += p[k] >= least;
+    }
+    return n;
+}
+
+static uint64_t sum_of_all(const uint32_t *p, int32_t V) {
+    uint64_t sum = 0;
+    for (int32_t i = 0; i < V; i++) sum += p[i];
+    return sum;
+}
+
+/* Lists the tokens that remain of V in c, and returns their number. Those without a chance are never
+ * drawn, and are left out at the start. */
 static int32_t filter(int32_t *c, const weighing *w, int32_t V, const sample_row *s) {
     const uint32_t *p = w->p;
-    int32_t n = V;
-    for (int32_t i = 0; i < V; i++) c[i] = i;
-    if (s->top_k > 0 && s->top_k < n) n = keep_first(c, n, p, s->top_k, p, UINT64_MAX);
-    if (s->typical_p < 1) {
+    bool by_number = s->top_k > 0 && s->top_k < V, typical = s->typical_p < 1;
+    uint64_t enough = 0;
+    uint32_t least = 1, bound = by_number ? chance_of_many(p, V, s->top_k) : 0;
+    if (!by_number && !typical) {
+        least = larger(least, (uint32_t)share_of(most_of(p, V), s->min_p));
+        enough = share_of(sum_of_all(p, V), s->top_p);
+        /* Together, tokens below this have less than what top_p leaves out: none of them is in. */
+        bound = (uint32_t)((1 - (double)s->top_p) * (double)enough / V);
+    }
+    int32_t n = list_likely(c, p, V, larger(least, bound));
+    if (by_number && s->top_k < n) n = keep_first(c, n, p, s->top_k, p, UINT64_MAX);
+    if (typical) {
         typicality(w, c, n);
         n = keep_first(c, n, w->key, n, p, share_of(sum_of(c, n, p), s->typical_p));
     }
     if (s->top_p < 1) {
-        uint64_t enough = share_of(sum_of(c, n, p), s->top_p);
-        /* Together, tokens below this have less than what top_p leaves out: none of them is in. */
-        if (n == V) n = at_least(c, n, p, (uint32_t)((1 - (double)s->top_p) * (double)enough / V));
+        if (by_number || typical) enough = share_of(sum_of(c, n, p), s->top_p);
         n = keep_first(c, n, p, n, p, enough);
     }
-    if (s->min_p > 0) {
+    if (s->min_p > 0 && (by_number || typical)) {
         uint32_t top = 0;
-        for (int32_t i = 0; i < n; i++) top = p[c[i]] > top ? p[c[i]] : top;
+        for (int32_t i = 0; i < n; i++) top = larger(top, p[c[i]]);
         n = at_least(c, n, p, (uint32_t)share_of(top, s->min_p));
     }
     return n;
@@ -320,9 +365,7 @@ static int32_t draw(const int32_t *c, int32_t n, const uint32_t *p, int32_t V, u
 /* Of all V, as where no filter is set. */
 static int32_t draw_from_all(const uint32_t *p, int32_t V, uint32_t number) {
     enum { TOGETHER = 64 };
-    uint64_t sum = 0;
-    for (int32_t i = 0; i < V; i++) sum += p[i];
-    uint64_t place = place_in(sum, number);
+    uint64_t place = place_in(sum_of_all(p, V), number);
     int32_t first = 0;
     for (; first + TOGETHER <= V; first += TOGETHER) {
         uint64_t some = 0;
@@ -388,7 +431,8 @@ size_t sample_scratch_bytes(int V) {
 
 static int32_t draw_adjusted(const float *z, const sample_row *s, void *scratch,
                              sample_weigh *weigh) {
-    int32_t V = s->vocab_size, *c = scratch, failure = adjusted_failure(z, V);
+    int32_t V = s->vocab_size, *c = scratch;
+    int32_t failure = s->n_adjustments > 0 ? adjusted_failure(z, V) : 0;
     uint32_t *p = (uint32_t *)(c + V), *key = p + V;
     if (failure) return failure;
     int32_t best = most_likely(z, V);

@@ -275,6 +275,28 @@ static void test_wide(void) {
     check_distribution(logits, 257, filters(1.3f, 0, 0.95f, 0.0f, 22), DRAWS / 5);
 }
 
+/* top_k and min_p keep exactly the likely tokens, which are far from each other in a large vocabulary. */
+static void test_scattered(void) {
+    enum { V = 5003, LIKELY = 40, APART = 123 };
+    const gpt_sampling settings[] = {filters(1, LIKELY, 1, 0, 23), filters(1, 0, 1, 0.5f, 24),
+                                     filters(1, 0, 0.999f, 0.5f, 25)};
+    static float logits[V];
+    for (int i = 0; i < V; i++) logits[i] = -(float)random_below(3000) * 0.001f;
+    for (int i = 0; i < LIKELY; i++) logits[7 + i * APART] = 1 + 0.001f * (float)i;
+    for (int k = 0; k < TEST_COUNT(settings); k++) {
+        int seen[LIKELY] = {0}, n = 0;
+        test_case("top_k %d, min_p %g", settings[k].top_k, settings[k].min_p);
+        for (uint64_t i = 0; i < 40 * LIKELY; i++) {
+            int token = draw(logits, V, &settings[k], i) - 7;
+            int likely = token >= 0 && token % APART == 0 && token / APART < LIKELY;
+            EXPECT(likely);
+            if (likely) seen[token / APART] = 1;
+        }
+        for (int i = 0; i < LIKELY; i++) n += seen[i];
+        EXPECT(n == LIKELY);
+    }
+}
+
 static void test_equal_logits(void) {
     static const float logits[] = {0.5f, 0.5f, 0.5f, 0.5f, 0.5f};
     check_distribution(logits, 5, plain, DRAWS);
@@ -411,7 +433,7 @@ static void test_refusals(void) {
 
 TEST_API_MAIN({"distribution", test_distribution}, {"typical", test_typical}, {"flat", test_flat},
               {"bias and penalties", test_bias_and_penalties}, {"log-probabilities", test_logprobs},
-              {"wide", test_wide}, {"equal logits", test_equal_logits},
-              {"most likely", test_most_likely}, {"hot", test_hot}, {"repeatable", test_repeatable},
-              {"independent", test_independent}, {"not finite", test_not_finite},
-              {"refusals", test_refusals})
+              {"wide", test_wide}, {"scattered", test_scattered},
+              {"equal logits", test_equal_logits}, {"most likely", test_most_likely},
+              {"hot", test_hot}, {"repeatable", test_repeatable}, {"independent", test_independent},
+              {"not finite", test_not_finite}, {"refusals", test_refusals})

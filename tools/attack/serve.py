@@ -44,7 +44,13 @@ async def ask(host: str, port: int, body: bytes, leaves: bool = False) -> str | 
                 + body
             )
             await writer.drain()
-            status = int((await reader.readline()).split()[1])
+            line = await reader.readline()
+            if not line:
+                raise SystemExit(
+                    "a connection was closed without an answer: its request took longer than the "
+                    "server's --timeout, or the server failed"
+                )
+            status = int(line.split()[1])
             if leaves:
                 return None
             data = await reader.read()

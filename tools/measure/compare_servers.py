@@ -4,8 +4,10 @@
     python tools/measure/compare_servers.py MODEL.gguf --python other/bin/python
     python tools/measure/compare_servers.py MODEL.gguf --llama-server build/bin/llama-server
 
-They take turns at each number of clients and length of prompts. Besides what the benchmark
-prints, it gives the CPU time of each server for a token, which depends less on other programs.
+Prompts have 128 and 1,024 words, of a token each with most tokenizers. The servers take turns at
+each number of clients and length of prompts. A row takes about --seconds, or as long as a request
+of each client. Besides what the benchmark prints, it gives the CPU time of each server for a token,
+which depends less on other programs.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import time
 import urllib.request
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from gptc.bench.serve import CLIENTS, Row, bench_serve
 
@@ -49,12 +52,10 @@ class Server:
         fields = Path(f"/proc/{self._child.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def measure(self, clients: int, requests: int, words: int, tokens: int) -> tuple[Row, float]:
+    def measure(self, clients: int, **options: Any) -> tuple[Row, float]:
         """A row of the benchmark, and the CPU time in ms a token."""
         begin_cpu, begin = self.cpu_s(), time.perf_counter()
-        (row,) = bench_serve(
-            self.url, clients=[clients], requests=requests, prompt_words=words, max_tokens=tokens
-        )
+        (row,) = bench_serve(self.url, clients=[clients], **options)
         n_tokens = row.tokens_per_s * (time.perf_counter() - begin)
         return row, 1000 * (self.cpu_s() - begin_cpu) / n_tokens
 
@@ -97,9 +98,10 @@ def main() -> None:
     parser.add_argument("--python", help="that has llama-cpp-python[server]")
     parser.add_argument("--llama-server", help="llama.cpp's own server, a program")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
-    parser.add_argument("--words", type=int, nargs="+", default=[100, 800])
+    parser.add_argument("--words", type=int, nargs="+", default=[128, 1024])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--requests", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--parallel", type=int, default=16)
     given = parser.parse_args()
@@ -112,11 +114,14 @@ def main() -> None:
         for command in commands(given, n_ctx):
             compared.append(Server(*command))
             stack.callback(compared[-1].close)
-            compared[-1].measure(1, 1, 8, 8)  # reads the file's pages
+            compared[-1].measure(1, prompt_words=8, max_tokens=8)  # reads the file's pages
         for words in given.words:
             for n in given.clients:
                 for server in compared:
-                    row, cpu_ms = server.measure(n, given.requests, words, given.tokens)
+                    row, cpu_ms = server.measure(
+                        n, requests=given.requests, prompt_words=words, max_tokens=given.tokens,
+                        seconds=given.seconds,
+                    )  # fmt: skip
                     numbers = (
                         row.tokens_per_s, row.first_ms, row.first_p99_ms, row.between_ms,
                         row.between_p99_ms, cpu_ms,

@@ -2,7 +2,7 @@
 
     python tools/measure/draws.py MODEL [--rows 16] [--turns 4]
 
-Prints milliseconds a step, the best of the turns, without a filter and with top_p. GPTC_LIBRARY
+Prints milliseconds a step, the best of the turns, without a filter and with several. GPTC_LIBRARY
 names another build.
 """
 
@@ -18,12 +18,18 @@ from gptc.generation.options import Sampling
 from gptc.generation.sampling import Draw, draw_tokens
 
 STEPS = 6
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 1.0}, {"temperature": 0.8, "top_p": 0.95}, {"temperature": 0.8, "min_p": 0.05},
+    {"temperature": 0.8, "top_k": 40, "top_p": 0.95},
+)  # fmt: skip
 
 
-def measured(model: Any, vocab_size: int, rows: int, top_p: float) -> tuple[float, float]:
+def measured(
+    model: Any, vocab_size: int, rows: int, settings: dict[str, Any]
+) -> tuple[float, float]:
     """Milliseconds a step: of draws, and of all ops."""
     tokens, seqs = np.full(rows, 50, np.int32), np.arange(rows, dtype=np.int32)
-    draw = Draw(Sampling(temperature=1.0, top_p=top_p), 5, vocab_size, [], None)
+    draw = Draw(Sampling(**settings), 5, vocab_size, [], None)
     with model.session(rows, 64) as session, model.profile() as profile:
         for _ in range(STEPS):
             draw_tokens(session, tokens, seqs, [True] * rows, [draw] * rows)
@@ -42,12 +48,13 @@ def main() -> None:
         return load_model(file, dtype="bf16", threads=1, max_batch=0), file.tokenizer()
 
     model, tokenizer = on_newest(given.model, load)
-    for top_p in (1.0, 0.9):
+    for settings in SETTINGS:
         turns = [
-            measured(model, tokenizer.vocab_size, given.rows, top_p) for _ in range(given.turns)
+            measured(model, tokenizer.vocab_size, given.rows, settings) for _ in range(given.turns)
         ]
         draws, every = (min(column) for column in zip(*turns, strict=True))
-        print(f"top_p {top_p}: draws {draws:.2f} ms, all ops {every:.2f} ms a step")
+        told = ", ".join(f"{name} {value}" for name, value in settings.items())
+        print(f"{told}: draws {draws:.2f} ms, all ops {every:.2f} ms a step")
 
 
 if __name__ == "__main__":

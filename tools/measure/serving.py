@@ -1,9 +1,10 @@
-"""CPU time of a token: of `gptc serve`, of a batch in the same process, and of the session alone.
+"""The cost of a token: of `gptc serve`, of a batch in the same process, and of the session alone.
 
     python tools/measure/serving.py SmolLM2-135M-Instruct.gguf --dtype bf16 --clients 1 4 16
 
 The three take turns and do the same work: so many prompts, read in blocks, and then a token for
-each text and step. The CPU time of the server is that of its process; its clients are in this one.
+each text and step. The CPU time of the server is that of its process; its clients are in this one,
+and take time of the cores too. Of CPU time, and of tokens a second, the best of the turns counts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,7 +43,8 @@ class Served:
 
     name = "serve"
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], ends: Collection[int]) -> None:
+        self.bias = dict.fromkeys(map(str, ends), -100)  # so that all texts have the same length
         command = [sys.executable, "-m", "gptc", "serve", "--port", "0", *arguments]
         self.child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.child.stderr
@@ -63,6 +66,7 @@ class Served:
         def client(i: int) -> None:
             body = {
                 "prompt": texts[i], "max_tokens": n_tokens, "temperature": 0.8, "seed": i,
+                "logit_bias": self.bias,
                 "stream": True, "stream_options": {"include_usage": True},
             }  # fmt: skip
             connection = http.client.HTTPConnection(self.netloc)
@@ -95,7 +99,8 @@ class InProcess:
         begin = time.process_time()
         samples = []
         for i, text in enumerate(texts):
-            sampling = Sampling(temperature=0.8, seed=i)
+            bias = tuple((token, -100.0) for token in sorted(self.tokenizer.ends))
+            sampling = Sampling(temperature=0.8, seed=i, bias=bias)
             request = make_request(
                 self.model, self.tokenizer, text, sampling=sampling, max_tokens=n_tokens
             )
@@ -128,6 +133,12 @@ class Bare:
         return time.process_time() - begin, n * n_tokens
 
 
+def shares(cost: dict[str, float]) -> str:
+    """How near the server is to the others."""
+    ratios = (f"{cost[name] / cost['serve']:.0%} of the {name}" for name in ("session", "batch"))
+    return ", ".join(ratios)
+
+
 def main() -> None:
     """Reads the arguments and prints a line for each number of clients."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -139,28 +150,35 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
     n_seq, n_ctx = max(given.clients), 1024
-    served = Served(
-        ["-m", given.model, "--dtype", given.dtype, "--parallel", str(n_seq),
-         "--context", str(n_ctx)]
-    )  # fmt: skip
 
     def load(file: Any) -> Any:
         return file.tokenizer(), load_model(file, dtype=given.dtype, max_batch=0)
 
     tokenizer, model = on_newest(given.model, load)
+    served = Served(
+        ["-m", given.model, "--dtype", given.dtype, "--parallel", str(n_seq),
+         "--context", str(n_ctx)],
+        tokenizer.ends,
+    )  # fmt: skip
     contenders = [served, *(kind(model, tokenizer, n_seq, n_ctx) for kind in (InProcess, Bare))]
     try:
         for n in given.clients:
             cost: dict[str, list[float]] = {}
+            speed: dict[str, float] = {}
             for turn in range(given.turns):
                 texts = prompts(n, given.words, turn)
                 for contender in contenders:
+                    begin = time.perf_counter()
                     seconds, n_tokens = contender.run(texts, given.tokens)
+                    rate = n_tokens / (time.perf_counter() - begin)
+                    speed[contender.name] = max(rate, speed.get(contender.name, 0.0))
                     cost.setdefault(contender.name, []).append(1000 * seconds / n_tokens)
             best = {name: min(values) for name, values in cost.items()}
             told = ", ".join(f"{name} {ms:.2f}" for name, ms in best.items())
-            print(f"{n} clients: CPU ms a token {told}; "
-                  f"{best['batch'] / best['serve']:.0%} of the batch", flush=True)  # fmt: skip
+            print(f"{n} clients: CPU ms a token {told}; {shares(best)}")
+            times = {name: 1 / rate for name, rate in speed.items()}
+            told = ", ".join(f"{name} {rate:.0f}" for name, rate in speed.items())
+            print(f"{n} clients: tokens/s {told}; {shares(times)}", flush=True)
     finally:
         served.child.terminate()
         served.child.wait()

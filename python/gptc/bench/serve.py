@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import random
 import statistics
 import threading
@@ -54,24 +55,31 @@ def bench_serve(
     requests: int = 2,
     prompt_words: int = 100,
     max_tokens: int = 64,
+    seconds: float = math.inf,
     model: str | None = None,
     key: str | None = None,
     report: Callable[[str], object] = lambda text: None,
 ) -> list[Row]:
-    """Lets so many clients at once send `requests` requests each. GptcError if none succeeds."""
+    """Lets so many clients at once send `requests` requests each. GptcError if none succeeds.
+
+    After so many seconds no client begins another request; each sends one at least.
+    """
     ask = _Asker(url, prompt_words, max_tokens, model, key)
     rows = []
     for n in clients:
         report(f"{n} clients, {requests} requests each")
-        rows.append(_row(n, *_together(ask, n, requests)))
+        rows.append(_row(n, *_together(ask, n, requests, seconds)))
     return rows
 
 
-def _together(ask: _Asker, n: int, requests: int) -> tuple[_Times, float]:
+def _together(ask: _Asker, n: int, requests: int, seconds: float) -> tuple[_Times, float]:
     times, lock = _Times(), threading.Lock()
+    end = time.perf_counter() + seconds
 
     def client(i: int) -> None:
         for k in range(requests):
+            if k > 0 and time.perf_counter() > end:
+                return
             try:
                 first, between, n_tokens = ask(1000 * n + requests * i + k)
             except (OSError, http.client.HTTPException, GptcError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 
@@ -235,6 +236,10 @@ Examples:
 @click.option("--requests", type=COUNT, default=2, show_default=True, help="Of each client.")
 @click.option("--prompt-words", type=COUNT, default=100, show_default=True, metavar="N")
 @click.option("--max-tokens", type=COUNT, default=64, show_default=True, metavar="N")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), metavar="X", default=math.inf,
+    help="Time after which clients begin no further request.  [no limit]",
+)  # fmt: skip
 @click.option("--model", metavar="NAME", help="Name of the model, if the server needs it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_serve_command(
@@ -243,6 +248,7 @@ def bench_serve_command(
     requests: int,
     prompt_words: int,
     max_tokens: int,
+    seconds: float,
     model: str | None,
     as_json: bool,
 ) -> None:
@@ -260,6 +266,7 @@ def bench_serve_command(
         requests=requests,
         prompt_words=prompt_words,
         max_tokens=max_tokens,
+        seconds=seconds,
         model=model,
         key=os.environ.get("OPENAI_API_KEY"),
         report=lambda text: click.echo(text, err=True) if not as_json else None,

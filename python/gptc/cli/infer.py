@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gptc.engine.model import Model
     from gptc.engine.world import World
     from gptc.formats.model_file import ModelFile
-    from gptc.generation.batch import Draft
+    from gptc.generation.drafts import Draft
     from gptc.tokenizer.base import Tokenizer
 
 _EPILOG = """\b

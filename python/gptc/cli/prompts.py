@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gptc.checkpoint.merged import AdapterSet
     from gptc.engine.model import Model
     from gptc.engine.world import World
-    from gptc.generation.batch import Draft
+    from gptc.generation.drafts import Draft
     from gptc.generation.request import Request, Sample
     from gptc.tokenizer.base import Tokenizer
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +133,31 @@ def serve_command(
         if checks:
             _answer_once(service)
             return
-        server = Server(service, lambda url: click.echo(f"listening on {url}", err=True))
-        if not server.run():
+
+        def begun(url: str) -> None:
+            click.echo(f"listening on {url}", err=True)
+            threading.Thread(target=scheduler.warm, name="gptc-warm", daemon=True).start()
+
+        server = Server(service, begun)
+        with _collecting_new_objects():
+            complete = server.run()
+        if not complete:
             click.echo("some texts were cut off; give them longer with --drain-seconds", err=True)
+
+
+@contextmanager
+def _collecting_new_objects() -> Iterator[None]:
+    """Garbage is sought among objects made from now on.
+
+    Those of the program and of a large vocabulary take tens of milliseconds to look through, and
+    every stream would wait.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _options(config: Path | None, given: dict[str, Any]) -> ServeOptions:
@@ -170,8 +195,6 @@ def _template(tokenizer: Tokenizer, given: str | None) -> str | None:
 
 def _answer_once(service: Any) -> None:
     """Decodes a token, so that a server that starts will also answer."""
-    import threading
-
     ended, events = threading.Event(), []
 
     def tell(event: Any) -> None:

@@ -13,9 +13,9 @@ import click
 
 from gptc.cli.prompts import as_text, sample_json
 from gptc.engine.model import Model
-from gptc.generation.batch import Draft
 from gptc.generation.beam import beam_search
 from gptc.generation.decoder import start
+from gptc.generation.drafts import Draft
 from gptc.generation.request import Request, Sample, make_request
 from gptc.tokenizer.base import Tokenizer
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from gptc.errors import GptcError
-from gptc.generation.drafts import Wanted
+from gptc.generation.drafts import Draft, Wanted
 from gptc.generation.prefixes import n_reusable
 from gptc.generation.request import Request, Sample
 from gptc.generation.sampling import Draw, TokenLogprob, draw_tokens
@@ -36,21 +36,6 @@ _Given: TypeAlias = "FloatArray | tuple[int, TokenLogprob | None]"
 # Rows of a step that read prompts, with those that decode. Above it, the products in fp32 are those
 # of a library, whose results for a row depend on the number of rows.
 MOST_ROWS = 64
-
-
-class Draft(Protocol):
-    """Proposes the next tokens of a sample, for the model to check in one step."""
-
-    n_guessed: int
-    n_right: int
-
-    def guess(self, wanted: Sequence[Wanted]) -> list[list[int]]:
-        """The draft tokens of each, perhaps none. A slot holds one sample at a time."""
-        ...
-
-    def learn(self, n_guessed: int, n_right: int) -> None:
-        """Reports that `n_right` of `n_guessed` draft tokens were accepted."""
-        ...
 
 
 @dataclass(eq=False)
@@ -232,6 +217,12 @@ class Batch:
                 self.session.rewind(slot.index, 0)
                 self.session.adapt(slot.index, None)
                 slot.last = slot.adapter = slot.prompt_of = None
+
+    def touch(self, index: int) -> None:
+        """Decodes a token in a sequence that never had a text, and drops it."""
+        if not self._slots[index].used:
+            self.session.decode([0], index, [False])
+            self.session.rewind(index, 0)
 
     def forget(self, request: Request) -> None:
         """Drops the logits kept for samples of a request that will not join."""

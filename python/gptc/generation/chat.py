@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gptc.errors import python_names
-from gptc.generation.batch import Draft
 from gptc.generation.decoder import Decoder, start
+from gptc.generation.drafts import Draft
 from gptc.generation.options import ANSWER_STOP, ANSWER_TOKENS, Sampling
 from gptc.generation.request import Request, Sample, make_request, split_options
 from gptc.tokenizer.base import Tokenizer

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gptc.errors import python_names
-from gptc.generation.batch import Batch, Draft
+from gptc.generation.batch import Batch
+from gptc.generation.drafts import Draft
 from gptc.generation.request import Request, Sample, make_request, split_options
 from gptc.generation.sampling import TokenLogprob
 from gptc.tokenizer.base import Tokenizer

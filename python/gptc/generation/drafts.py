@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -35,6 +35,21 @@ class Wanted(NamedTuple):
     slot: int
     sample: Sample
     most: int
+
+
+class Draft(Protocol):
+    """Proposes the next tokens of a sample, for the model to check in one step."""
+
+    n_guessed: int
+    n_right: int
+
+    def guess(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        """The draft tokens of each, perhaps none. A slot holds one sample at a time."""
+        ...
+
+    def learn(self, n_guessed: int, n_right: int) -> None:
+        """Reports that `n_right` of `n_guessed` draft tokens were accepted."""
+        ...
 
 
 class _Adaptive:

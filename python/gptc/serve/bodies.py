@@ -21,7 +21,9 @@ async def read_json(http: HttpRequest, timeout_s: float) -> Any:
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Only this type makes browsers ask before they send another site's request.
-        raise NotJson(f"the content type is {kind!r:.60}; it must be application/json")
+        raise NotJson(
+            f"the content type is {kind!r:.60}; send the header Content-Type: application/json"
+        )
     try:
         data = await asyncio.wait_for(_read(http), timeout_s)
     except (asyncio.TimeoutError, TimeoutError):

@@ -19,10 +19,12 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gptc.errors import GptcError
-from gptc.generation.batch import Batch, Draft
+from gptc.generation.batch import Batch
+from gptc.generation.drafts import Draft
 from gptc.serve.jobs import Event, Job
 from gptc.serve.queue import FairQueue
 
@@ -146,6 +148,18 @@ class Scheduler:
         """As `Batch.keep_only`. For the engine's thread, as in `between_steps`."""
         self._batch.keep_only(adapters)
 
+    def warm(self) -> None:
+        """Uses each sequence once while no text runs. Returns early if the scheduler is closed.
+
+        The system gives memory when it is used first, which would hold up all texts for tens of
+        milliseconds whenever a sequence has its first one.
+        """
+        with suppress(GptcError):  # one of the engine will meet the first request too
+            for seq in range(self.n_seq):
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping or self._is_idle())
+                self.between_steps(partial(self._batch.touch, seq))
+
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
@@ -169,11 +183,11 @@ class Scheduler:
         end = time.monotonic() + drain_s
         with self._changed:
             self._closing = True
-            while (self._running or len(self._queue)) and not self._hurried:
+            while not self._is_idle() and not self._hurried:
                 if (left := end - time.monotonic()) <= 0:
                     break
                 self._changed.wait(min(left, 0.1))
-            complete = not self._running and not len(self._queue)
+            complete = self._is_idle()
             self._stopping = True
             self._changed.notify_all()
         self._thread.join()
@@ -226,6 +240,9 @@ class Scheduler:
     def _has_work(self) -> bool:
         waits = self._cancelled or self._running or self._calls or len(self._queue)
         return bool(self._stopping or waits)
+
+    def _is_idle(self) -> bool:
+        return not self._running and not len(self._queue)
 
     def _post_news(self) -> None:
         """Tells the listeners, in one call, what has happened since the last one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import json
 import os
 import re
@@ -73,6 +74,24 @@ def test_check_loads_and_answers(gptc: Gptc, saved: Path, tmp_path: Path) -> Non
                "--host", "0.0.0.0")  # fmt: skip
     assert (ran.code, ran.out) == (0, "")
     assert f"{saved.name}: 2 sequences of 40 tokens\nok" in ran.err
+
+
+def test_garbage_is_not_sought_among_what_the_server_keeps(
+    gptc: Gptc, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptc.serve.server import Server
+
+    frozen = []
+
+    def run(server: Server) -> bool:
+        server.service.scheduler.close()
+        frozen.append(any(server is one for one in gc.get_objects()))
+        return True
+
+    monkeypatch.setattr(Server, "run", run)
+    assert gptc("serve", "-m", saved, "--port", 0).code == 0
+    assert frozen == [False]
+    assert gc.get_freeze_count() == 0
 
 
 def test_without_the_packages_it_says_what_to_install(

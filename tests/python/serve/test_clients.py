@@ -1,9 +1,11 @@
-"""Clients that others wrote work: the openai package, and gptc's own benchmark of servers."""
+"""Clients of others work: the openai package and curl, and gptc's own benchmark of servers."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -87,7 +89,25 @@ def test_the_benchmark_of_servers(server: Any) -> None:
     assert [row.clients for row in rows] == [1, 3]
     assert all(row.tokens_per_s > 0 and row.failed == 0 and row.first_ms > 0 for row in rows)
     assert len(table(rows).splitlines()) == 3
+    counted = server.service.metrics.requests.labels("/v1/completions", "200")._value
+    before = counted.get()
+    bench_serve(server.url, clients=(3,), requests=9, prompt_words=5, max_tokens=2, seconds=0)
+    assert counted.get() == before + 3
     with pytest.raises(UsageError, match="http://127"):
         bench_serve("127.0.0.1")
     with pytest.raises(GptcError, match="no request succeeded"):
         bench_serve(f"{server.url}/nothing", clients=(1,))
+
+
+def test_curl(server: Any) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("apt install curl")
+    body = json.dumps({"prompt": "Once", "max_tokens": 5, "seed": 1, "stream": True})
+    command = [
+        "curl", "-sSN", "--fail", "-H", "Content-Type: application/json", "-d", body,
+        f"{server.url}/v1/completions",
+    ]  # fmt: skip
+    said = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
+    events = [json.loads(line[6:]) for line in said.split("\n") if line.startswith("data: {")]
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    assert said.endswith("data: [DONE]\n\n")

@@ -1,16 +1,15 @@
-"""Clients of many users work against the server: litellm, lm-eval, langchain, curl, schemathesis.
+"""Clients of many users work against the server: litellm, lm-eval, langchain, schemathesis.
 
     pip install litellm 'lm-eval[api]' transformers langchain-openai schemathesis
     pytest -m clients
 
-The openai package has its tests in test_clients.py.
+The openai package and curl have their tests in test_clients.py.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +86,15 @@ def test_embeddings_of_langchain_and_litellm(server: Any, monkeypatch: pytest.Mo
     np.testing.assert_allclose([e["embedding"] for e in found.data], expected, atol=1e-5)
 
 
-def test_curl(server: Any) -> None:
-    if not shutil.which("curl"):
-        pytest.fail("apt install curl")
-    body = json.dumps({"prompt": "Once", "max_tokens": 5, "seed": 1, "stream": True})
+def test_schemathesis_finds_no_error_of_the_server(server: Any, tmp_path: Path) -> None:
     command = [
-        "curl", "-sSN", "--fail", "-H", "Content-Type: application/json", "-d", body,
-        f"{server.url}/v1/completions",
+        Path(sys.executable).with_name("st"), "run", f"{server.url}/openapi.json", "--seed", "1",
+        "--checks", "not_a_server_error", "--phases", "coverage,fuzzing", "--max-examples", "5",
+        "--generation-database", "none",
     ]  # fmt: skip
-    said = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
-    events = [json.loads(line[6:]) for line in said.split("\n") if line.startswith("data: {")]
-    assert events[-1]["choices"][0]["finish_reason"] == "length"
-    assert said.endswith("data: [DONE]\n\n")
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert ran.returncode == 0, ran.stdout
+    assert "10 passed" in ran.stdout
 
 
 # ---- lm-eval ----

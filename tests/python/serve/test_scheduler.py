@@ -11,6 +11,7 @@ import pytest
 
 from gptc import Model
 from gptc.engine.config import GPTConfig
+from gptc.engine.session import Session
 from gptc.errors import GptcError
 from gptc.generation.drafts import ModelDraft, NgramDraft
 from gptc.generation.options import Sampling
@@ -87,6 +88,30 @@ def alone(make: Callable[..., Scheduler], requests: list[Request]) -> list[list[
         found.append(heard.texts())
         scheduler.close()
     return found
+
+
+def test_sequences_without_a_text_have_their_memory_before_one_comes(
+    make: Callable[..., Scheduler], writer: Model, tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    scheduler, heard, used = make(5), Heard(), []
+    scheduler.submit(asks(writer, tokenizer)[3], heard)
+    heard.texts()
+    lengths = [scheduler._session.length(seq) for seq in range(5)]
+    real = Session.decode
+
+    def decode(session: Session, tokens: Any, seq: Any, want: Any) -> Any:
+        used.append(seq)
+        return real(session, tokens, seq, want)
+
+    monkeypatch.setattr(Session, "decode", decode)
+    scheduler.warm()
+    assert lengths[0] > 0
+    assert used == [1, 2, 3, 4]
+    assert [scheduler._session.length(seq) for seq in range(5)] == lengths
+    scheduler.close()
+    scheduler.warm()
+    assert used == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("n_seq", [2, 5, 16])
