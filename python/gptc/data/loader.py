@@ -144,7 +144,8 @@ class Loader:
 
     def _draw(self, position: int) -> Rows:
         starts = [self._start(position + b) for b in range(self.batch_size)]
-        return Rows(*_batch(self.dataset, self.split, starts, self.seq_len))
+        inputs, targets = _batch(self.dataset, self.split, starts, self.seq_len)
+        return Rows(inputs, targets, self.dataset.positions(inputs))
 
     def _start(self, position: int) -> int:
         """Where in the split the sequence at `position` of the stream begins."""

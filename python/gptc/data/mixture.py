@@ -72,6 +72,11 @@ class Mixture(Dataset):
         for part in self.parts:
             part.dataset.adopt(own)
 
+    def keep_apart(self) -> None:
+        for part in self.parts:
+            part.dataset.keep_apart()
+        super().keep_apart()
+
     def n_bytes(self, split: str) -> int:
         return sum(part.dataset.n_bytes(split) for part in self.parts)
 
@@ -128,7 +133,8 @@ class MixedLoader(Loader):
             rows_of(self._parts[part].dataset, self.split, start, self.seq_len)
             for part, start in places
         ]
-        return Rows(*(np.stack(column) for column in zip(*rows, strict=True)))
+        inputs, targets = (np.stack(column) for column in zip(*rows, strict=True))
+        return Rows(inputs, targets, self.dataset.positions(inputs))
 
     def _place(self, position: int) -> tuple[int, int]:
         """The part of the sequence at a position, and where in its split it begins."""

@@ -104,12 +104,13 @@ def time_step(model: Model, loader: Loader, grad_accum: int) -> float:
     Batches of conversations differ in length, so each pass has another one.
     """
     position = loader.position
-    batches = [loader.next() for _ in range(3)]
+    batches = [loader.next_rows() for _ in range(3)]
     loader.position = position
-    model.backward(*batches.pop())
+    last = batches.pop()
+    model.backward(last.inputs, last.targets, positions=last.positions)
     begin = time.perf_counter()
-    for x, y in batches:
-        model.backward(x, y)
+    for rows in batches:
+        model.backward(rows.inputs, rows.targets, positions=rows.positions)
     seconds = (time.perf_counter() - begin) / len(batches)
     model.zero_gradients()
     return max(seconds * grad_accum, 1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from gptc.data.options import LONG_ROWS, PACKING, TRAIN_ON
+from gptc.data.options import LONG_ROWS, PACKING, TEXT_PACKING, TRAIN_ON
 from gptc.data.weights import Weighted, check_alone, weighted
 from gptc.engine.options import DTYPES, DeviceOptions
 from gptc.errors import UsageError
@@ -77,11 +77,13 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
         section=_WHAT,
         choices=LONG_ROWS,
     )
-    packing: Literal["pad", "fit"] = option(
-        "pad",
-        "Conversations in a row of a batch: one, or as many as fit, apart in attention.",
+    packing: Literal["auto", "pad", "fit", "stream", "documents"] = option(
+        "auto",
+        "Rows of a batch. Of conversations: one (pad), or as many as fit, apart in attention. Of "
+        "texts: the next tokens (stream), or these with documents apart in attention.",
         section=_WHAT,
-        choices=PACKING,
+        choices=("auto", *PACKING, *TEXT_PACKING),
+        shown="pad; of texts stream",
     )
     on_bad_row: str = option(
         "stop",
@@ -246,7 +248,7 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
                     "leave it out"
                 )
         for name, value in ("train-on", self.train_on), ("packing", self.packing):
-            if value not in ("assistant", "completion", "pad"):
+            if value not in ("assistant", "completion", "auto", "pad"):
                 raise UsageError(
                     f"--{name} {value} excludes --dpo, which compares the last answers of pairs"
                 )

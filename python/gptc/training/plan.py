@@ -229,7 +229,8 @@ def _eval_s_of(setup: Setup, data: Dataset, most_s: float) -> float:
     options, model = setup.options, setup.model
     found, begin = [], time.perf_counter()
     for x, y in all_batches(data, "val", options.batch_size, options.seq_len, None):
-        found.append(_timed(lambda x=x, y=y: model.loss(x, y)))  # type: ignore[misc]
+        at = data.positions(x)
+        found.append(_timed(lambda x=x, y=y, at=at: model.loss(x, y, at)))  # type: ignore[misc]
         if len(found) > 1 and time.perf_counter() - begin > most_s:
             break
     rest = np.array(found[1:] or found)

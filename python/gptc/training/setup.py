@@ -41,7 +41,7 @@ from gptc.training.options import LIMITS, TrainOptions
 from gptc.training.progress import Progress
 from gptc.training.residual import Residuals
 from gptc.training.resolve import stored_options
-from gptc.training.run_data import initial_model, open_dataset, open_loader
+from gptc.training.run_data import initial_model, open_dataset, open_loader, settle_packing
 from gptc.training.run_model import create_model, fill_step, fit_context, model_settings, shape_of
 from gptc.training.state import State
 
@@ -200,6 +200,7 @@ def set_up(
     initial = initial_model(options, base)
     options, dataset = open_dataset(options, base, initial, show)
     dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
+    options = settle_packing(options, dataset, resumed=base is not None)
     config = shape_of(options, base or initial, dataset)
     options = fill_step(fit_context(options, config, show))
     loader = open_loader(options, dataset)
