@@ -127,8 +127,8 @@ class MixedLoader(Loader):
         found = [_floor_sum(n, _GOLDEN, end) - before for end in ends]
         return [end - begin for begin, end in zip([0, *found], found, strict=False)]
 
-    def _draw(self, position: int) -> Rows:
-        places = [self._place(position + b) for b in range(self.batch_size)]
+    def _draw(self, position: int, n_rows: int) -> Rows:
+        places = [self._place(position + b) for b in range(n_rows)]
         rows = [
             rows_of(self._parts[part].dataset, self.split, start, self.seq_len)
             for part, start in places

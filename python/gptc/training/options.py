@@ -199,6 +199,11 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
                 f"--dtype {self.dtype} is not for training all weights: use fp32 or bf16, or train "
                 "adapters with --lora-rank 16"
             )
+        if self.seq_len_warmup and self.seq_len % 2:
+            raise UsageError(
+                f"--seq-len-warmup halves rows, and --seq-len {self.seq_len} is odd: use "
+                f"--seq-len {self.seq_len + 1}"
+            )
         if self.min_lr is not None and self.min_lr > self.lr:
             raise UsageError(f"--min-lr is {self.min_lr}; it must be at most --lr ({self.lr})")
 
@@ -246,6 +251,12 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
                 raise UsageError(
                     f"--{name} {rate:g} changes the loss of tokens, and --dpo has one of pairs: "
                     "leave it out"
+                )
+        for name in ("batch_size_warmup", "seq_len_warmup"):
+            if getattr(self, name):
+                raise UsageError(
+                    f"--{spelled(name)} {getattr(self, name)} excludes --dpo, whose steps have the "
+                    "same number of pairs: leave it out"
                 )
         for name, value in ("train-on", self.train_on), ("packing", self.packing):
             if value not in ("assistant", "completion", "auto", "pad"):

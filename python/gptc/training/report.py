@@ -19,6 +19,7 @@ from gptc.files.memory import peak_resident_bytes
 from gptc.files.words import amount, count, duration, few, plural
 from gptc.formats import families
 from gptc.tokenizer.base import END_OF_TEXT
+from gptc.training import growth
 from gptc.training.held_out import chat_notes
 from gptc.training.horizon import count_saves
 from gptc.training.options import SHAPE
@@ -73,7 +74,7 @@ def header(setup: Setup) -> Iterator[str]:
     options, config, data = setup.options, setup.model.config, setup.dataset
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
-    total = setup.horizon.steps * options.step_tokens
+    total = growth.Growth(options).tokens(0, setup.horizon.steps)
     epochs = total / setup.loader.epoch_tokens
     yield (
         f"  model   {_origin(setup)} ({families.name(config)}), "
@@ -118,6 +119,7 @@ def header(setup: Setup) -> Iterator[str]:
         f"  steps   {_steps(setup)} of {options.rows} x {options.seq_len}{accum} tokens: "
         f"{count(total)} tokens, {few(epochs)} epochs"
     )
+    yield from growth.described(options)
     yield f"  compute {_compute(setup, total)}"
     yield f"  rate    {_rate(setup)}"
     if note := _rate_note(setup):

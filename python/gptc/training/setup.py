@@ -36,6 +36,7 @@ from gptc.tokenizer.base import Tokenizer
 from gptc.training.average import Average
 from gptc.training.defaults import defaults_for
 from gptc.training.diloco import Diloco
+from gptc.training.growth import check_growth
 from gptc.training.horizon import Horizon, time_step
 from gptc.training.options import LIMITS, TrainOptions
 from gptc.training.progress import Progress
@@ -229,6 +230,8 @@ def set_up(
         step_s = time_step(model, loader, options.grad_accum) if options.minutes else None
         step_s = step_s and step_s / ranks
         horizon = Horizon(options, state, loader.epoch_tokens, step_s)
+        ends = base is None and horizon.budget_s is None
+        check_growth(options, dataset, horizon.steps if ends else None)
         setup = Setup(
             options=_settle(options, horizon.steps),
             base=base,

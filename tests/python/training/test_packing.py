@@ -7,7 +7,6 @@ interrupt.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,28 +16,17 @@ import numpy as np
 import pytest
 
 from conversing import rows, write_rows
+from corpus import write_documents
 from gptc import Model
 from gptc.data.dataset import Dataset
 from gptc.data.loader import Loader
 from gptc.data.mixture import MixedLoader, Mixture
-from gptc.data.preparation import prepare
 from gptc.data.weights import Weighted
 from gptc.errors import UsageError
 from gptc.training.run import train
 from runs import content, metrics, reproducible
 
 Options = dict[str, Any]
-WORDS = ["a", "king", "saw", "the", "fox", "and", "the", "owl", "under", "an", "old", "tree"]
-
-
-def write_documents(folder: Path, seed: int = 1) -> Path:
-    """A dataset of 400 documents of 3 to 30 words, of a tokenizer that it learns."""
-    rng = random.Random(seed)
-    texts = [" ".join(rng.choices(WORDS, k=rng.randint(3, 30))) for _ in range(400)]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "text.txt").write_text("<|endoftext|>".join(texts))
-    prepare([str(folder / "text.txt")], folder / "data", tokenizer="bpe:280")
-    return folder / "data"
 
 
 @pytest.fixture(scope="module")
