@@ -104,6 +104,13 @@ class StepOptions:
         section=STEP,
         choices=("stop", "skip", "rollback"),
     )
+    spike_sigmas: float = option(
+        6.0,
+        "Standard deviations above the mean of the last losses from which a loss is noted; 0 = "
+        "never.",
+        section=STEP,
+        least=0,
+    )
     debug_nans: bool = option(
         False,
         "Check the outputs of every op of a step, and name the first that is not finite. A step "
