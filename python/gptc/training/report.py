@@ -23,7 +23,7 @@ from gptc.training import growth
 from gptc.training.held_out import chat_notes
 from gptc.training.horizon import count_saves
 from gptc.training.options import SHAPE
-from gptc.training.schedule import constant_rate, learning_rate, lowest_rate
+from gptc.training.schedule import constant_rate, idle, learning_rate, lowest_rate
 from gptc.training.setup import Setup
 from gptc.training.trainer import Trainer
 
@@ -124,6 +124,8 @@ def header(setup: Setup) -> Iterator[str]:
     yield f"  rate    {_rate(setup)}"
     if note := _rate_note(setup):
         yield note
+    if setup.horizon.budget_s is None:
+        yield from idle(options, setup.horizon.steps)
     if setup.model.dtype == "bf16" and setup.model.device == "cpu" and library.cpu_notice():
         yield f"note: {library.cpu_notice()}"
     if epochs > MANY_EPOCHS:
