@@ -17,6 +17,8 @@ from gptc.data.preparation import prepare
 DOWNLOADS = Path(__file__).parents[3] / "shared" / "data"
 SHAKESPEARE = DOWNLOADS / "tinyshakespeare.txt"
 
+_WORDS = ["a", "king", "saw", "the", "fox", "and", "the", "owl", "under", "an", "old", "tree"]
+
 MIXED = "Naïve café, 東京 😀 don't <|endoftext|>\n\n  Zoë's 12345\t\u3000x\r\n"
 
 
@@ -33,6 +35,16 @@ def write_source(folder: Path, content: str | bytes, name: str = "text.txt") -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(path)
+
+
+def write_documents(folder: Path, seed: int = 1) -> Path:
+    """A dataset of 400 documents of 3 to 30 words, with a tokenizer learned from them."""
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices(_WORDS, k=rng.randint(3, 30))) for _ in range(400)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "text.txt").write_text("<|endoftext|>".join(texts))
+    prepare([str(folder / "text.txt")], folder / "data", tokenizer="bpe:280")
+    return folder / "data"
 
 
 def tokens_of(dataset: Dataset, split: str) -> list[int]:

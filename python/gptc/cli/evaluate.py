@@ -17,6 +17,7 @@ from gptc.cli.declared import options_of
 from gptc.cli.params import COUNT
 from gptc.cli.ranks import agreed_model, agreed_threads
 from gptc.cli.tasks import run_tasks
+from gptc.data.options import TEXT_PACKING
 from gptc.engine.options import CacheOptions, DeviceOptions
 from gptc.errors import GptcError, UsageError
 
@@ -67,6 +68,12 @@ Examples:
     metavar="N",
     help="Tokens between the begins of windows, which then overlap.  [the window]",
 )
+@click.option(
+    "--packing",
+    type=click.Choice(TEXT_PACKING),
+    help="Context of a token: all of its window before it (stream), or of its document alone "
+    "(documents).  [as the model was trained]",
+)
 @click.option("--batches", type=COUNT, metavar="N", help="Number of batches, spread evenly.  [all]")
 @click.option(
     "--quantize",
@@ -101,6 +108,7 @@ def eval_command(
     batch_size: int,
     seq_len: int | None,
     stride: int | None,
+    packing: str | None,
     batches: int | None,
     quantize: tuple[str, ...],
     ngram: int | None,
@@ -115,7 +123,8 @@ def eval_command(
 
     The text is cut into windows that do not overlap, unless --stride is given. Each token but the
     first of all is predicted from those before it in its window, or from the last token of the
-    window before. Compare models with different tokenizers by bits per byte.
+    window before; with --packing documents, from those of its document alone. Compare models with
+    different tokenizers by bits per byte.
     """
     from gptc.eval.ngram_file import is_ngrams
 
@@ -136,7 +145,8 @@ def eval_command(
     world.set_timeout(0)  # ranks work for as long as they need; a starter ends those that are left
     if tasks:
         given = {"--data": data, "--split": split, "--quantize": quantize, "--ngram": ngram,
-                 "--stride": stride, "--batches": batches, "--seq-len": seq_len}  # fmt: skip
+                 "--stride": stride, "--batches": batches, "--seq-len": seq_len,
+                 "--packing": packing}  # fmt: skip
         if wrong := [name for name, value in given.items() if value]:
             raise UsageError(f"{wrong[0]} is for a loss, and --task has questions: leave one out")
         options = {"device": device, "dtype": dtype, "threads": threads, "kv_dtype": kv_dtype}
@@ -168,6 +178,10 @@ def eval_command(
                 f"--seq-len is {seq_len}; the model's context allows at most {context}"
             )
         check_windows(dataset, split, seq_len or context, name)
+        if dataset.is_chats and packing:
+            raise UsageError(f"--packing {packing} is for texts, and {name} has conversations")
+        if not dataset.is_chats and (packing or _trained_packing(checkpoint)) == "documents":
+            dataset.keep_apart()
         return dataset, name
 
     def measure(checkpoint: ModelFile) -> tuple[ModelFile, Dataset, str, list[dict[str, Any]]]:
@@ -298,6 +312,15 @@ def _trained_data(checkpoint: ModelFile) -> list[str] | None:
     if data is None or isinstance(data, str):
         return None if data is None else [data]
     return [text.rpartition(":")[0] for text in data]
+
+
+def _trained_packing(checkpoint: ModelFile) -> str | None:
+    """The --packing of the checkpoint's run; None = not known."""
+    from gptc.checkpoint.reader import Checkpoint
+
+    trainer = checkpoint.trainer() if isinstance(checkpoint, Checkpoint) else None
+    packing = (trainer or {}).get("options", {}).get("packing")
+    return None if packing is None else str(packing)
 
 
 def _is_training_data(checkpoint: ModelFile, data: str | None) -> bool:

@@ -20,6 +20,7 @@ Examples:
   gptc plan                                         the run of gptc train
   gptc plan --preset gpt2 --data data/books --tokens-per-step 64K
   gptc plan --preset gpt2 --ranks 4 --link 10G --latency 30
+  gptc plan --data data/books --find-lr rates.png   the loss while the learning rate rises
   gptc plan --config runs/tiny-book/config.toml --steps 20K --json
 """
 
@@ -48,25 +49,34 @@ class PlanCommand(SectionedCommand):
 @click.option(
     "--latency", type=float, metavar="US", help="Latency of a message, with --link.  [50]"
 )
+@click.option(
+    "--find-lr",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Picture (.png, .svg, .pdf) of the loss in 120 steps whose learning rate rises.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan_command(
     config: Path | None,
     ranks: int | None,
     link: str | None,
     latency: float | None,
+    find_lr: Path | None,
     as_json: bool,
     **values: Any,
 ) -> None:
     """Print the plan of a training run: parameters, FLOPs, memory, time.
 
     Takes the options of gptc train. Data that is not prepared yet is prepared. Two seconds of
-    training, which are discarded, give the time. With --ranks, also the memory of each rank; with
+    training, which are discarded, give the time. With --find-lr, 120 more steps give the range of
+    learning rates. With --ranks, also the memory of each rank; with
     --link, the time of their steps.
     """
     from gptc.checkpoint.names import ROOT
     from gptc.engine.options import Options
     from gptc.training import cluster
     from gptc.training.folder import default_name
+    from gptc.training.lr_range import check_picture, draw_range, find_range
     from gptc.training.parallel import check_ranks, check_sequences, without_effect
     from gptc.training.plan import described, forecast
     from gptc.training.progress import PlainProgress
@@ -81,6 +91,12 @@ def plan_command(
     for note in without_effect(options, ranks or 1):
         show.note(note)
     Options(options.device).resolved()  # fail on a missing device before preparing data
+    rates = None
+    if find_lr is not None:
+        check_picture(find_lr)
+        with closing(set_up(options, None, show)) as setup:
+            rates = find_range(setup)
+        draw_range(rates, find_lr)
     with closing(set_up(options, None, show)) as setup:
         if ranks:
             check_sequences(setup.options, ranks)
@@ -91,9 +107,12 @@ def plan_command(
         several = cluster.predict(setup, found.costs, ranks, link, latency) if ranks else None
     if as_json:
         more = {"cluster": asdict(several)} if several else {}
+        more |= {"lr_range": asdict(rates)} if rates else {}
         click.echo(json.dumps({**asdict(found), **more}, indent=2))
         return
     for line in (*lines, *described(found)):
         click.echo(line)
+    if rates:
+        click.echo(f"{rates} ({find_lr})")
     for line in cluster.described(several, link, options.sync_every) if several else ():
         click.echo(line)

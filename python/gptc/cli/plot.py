@@ -35,15 +35,14 @@ Examples:
 @click.option(
     "--ngram",
     type=click.IntRange(0, 1000),
-    default=5,
     metavar="N",
-    help="Order of the n-grams that a page compares with; 0 = none.  [5]",
+    help="Order of the n-grams that a page compares with; 0 = none.  [5, of the first 1M tokens]",
 )
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files of each run.")
 @click.option("--wandb", is_flag=True, help="Send the runs to Weights & Biases.")
 @click.option("--trackio", is_flag=True, help="Send the runs to Trackio.")
 def plot_command(
-    runs: tuple[Path, ...], out: Path | None, x: str, ngram: int, **trackers: bool
+    runs: tuple[Path, ...], out: Path | None, x: str, ngram: int | None, **trackers: bool
 ) -> None:
     """Draw the curves of runs: loss, learning rate, gradient norm, speed, size of updates.
 
@@ -52,25 +51,28 @@ def plot_command(
     """
     from gptc.checkpoint.find import find_checkpoint
     from gptc.training.curves import read_curves
-    from gptc.training.plot import PAGE, draw
-    from gptc.training.trackers import find_package, replay
-    from gptc.training.yardstick import gain_of
+    from gptc.training.plot import PAGE, check_out, draw
+    from gptc.training.trackers import check_replay, find_package, replay
+    from gptc.training.yardstick import UNASKED_ORDER, UNASKED_TOKENS, gain_of
 
     def show(line: str) -> None:
         click.echo(line, err=True)
 
     folders = runs or (find_checkpoint().parent,)
     out = out or folders[0] / "curves.png"
-    for name, chosen in trackers.items():
-        if chosen:
-            find_package(name)
+    names = [name for name, chosen in trackers.items() if chosen]
+    for name in names:
+        find_package(name)
     curves, gains = [read_curves(folder) for folder in folders], {}
-    for run in curves if ngram and out.suffix.lower() == PAGE else ():
+    for run in curves:
+        check_replay(run, names)
+    order, most = (UNASKED_ORDER, UNASKED_TOKENS) if ngram is None else (ngram, None)
+    for run in curves if check_out(out) == PAGE and order else ():
         try:
-            gains[run.folder] = gain_of(run, ngram)
+            gains[run.folder] = gain_of(run, order, most)
         except GptcError as error:
             show(f"note: no comparison with n-grams: {error}")
     draw(curves, out, x, gains)
     for run in curves:
-        replay(run, [name for name, chosen in trackers.items() if chosen], show)
+        replay(run, names, show)
     click.echo(f"wrote {out}")

@@ -58,11 +58,11 @@ class ChatLoader(Loader):
             raise no_targets(dataset, split, seq_len)
         self.epoch_tokens = self.n_windows * seq_len
 
-    def _draw(self, position: int) -> Rows:
-        return self.windows.batch(self._windows_at(position))
+    def _draw(self, position: int, n_rows: int) -> Rows:
+        return self.windows.batch(self._windows_at(position, n_rows))
 
-    def _windows_at(self, position: int) -> list[int]:
-        at = np.arange(position, position + self.batch_size, dtype=np.uint64)
+    def _windows_at(self, position: int, n_rows: int) -> list[int]:
+        at = np.arange(position, position + n_rows, dtype=np.uint64)
         epochs, windows = np.divmod(at, np.uint64(self.n_windows))
         if self.order == "random":
             key = mix(np.full(len(at), self.seed % 2**64, dtype=np.uint64), epochs)

@@ -21,7 +21,7 @@ from gptc.data.description import DATASET_FILE, DATASET_VERSION, SPLITS, read_me
 from gptc.data.kinds import is_target
 from gptc.data.options import LongRows, TrainOn
 from gptc.data.shards import HEADER_BYTES, OpenShard, Shard, open_shard, read_shard, shard_format
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 from gptc.files.checksum import Checksum, file_checksum, recorded_checksum
 from gptc.files.download import ProgressCallback
 from gptc.files.words import plural, quoted
@@ -49,6 +49,8 @@ class Dataset:
     """The tokens of conversations that are targets."""
     long_rows: LongRows = "cut"
     """What becomes of conversations that are longer than a row of a batch."""
+    document_end: int | None = None
+    """The token between documents whose contexts are kept apart; None: they are not."""
 
     def __init__(self, folder: Path, meta: dict[str, Any], tokenizer: Tokenizer) -> None:
         self.folder = folder
@@ -141,6 +143,30 @@ class Dataset:
                 chat_template=marks.chat_template,
                 named_templates=marks.named_templates,
             )
+
+    def keep_apart(self) -> None:
+        """Lets the contexts of rows not read across documents: see `positions`.
+
+        UsageError where no token ends documents.
+        """
+        if self.tokenizer.end_of_text is None:
+            raise UsageError(
+                f"--packing documents needs a token between documents, and the tokenizer of "
+                f"{self.folder} has none: prepare the text with another --tokenizer, such as "
+                "bpe:2048 or gpt2, or use --packing stream"
+            )
+        self.document_end = self.tokenizer.end_of_text
+
+    def positions(self, inputs: Tokens) -> Tokens | None:
+        """The positions (B, T) of tokens (B, T) in their documents; None if these are not apart.
+
+        The end of a document is the first token of the next one. A row may begin inside of one.
+        """
+        if self.document_end is None:
+            return None
+        at = np.arange(inputs.shape[-1], dtype=np.int32)
+        begins = np.where(inputs == self.document_end, at, np.int32(0))
+        return at - np.maximum.accumulate(begins, axis=-1)
 
     def masks(self, split: str) -> list[Path]:
         """The files with the kinds of the tokens of a split, in order; see data/sequences.py."""

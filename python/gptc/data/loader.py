@@ -51,6 +51,8 @@ class Loader:
 
     position: int
     """Number of sequences given out. Set it to resume from there."""
+    batch_size: int
+    """Sequences of the next batch. It may change between batches."""
     n_windows: int
     """Sequences in an epoch."""
     epoch_tokens: int
@@ -103,7 +105,7 @@ class Loader:
         self.order = order
         self.position = 0
         self._n_ahead = n_ahead
-        self._ahead: deque[tuple[int, Future[Rows]]] = deque()  # by position
+        self._ahead: deque[tuple[int, int, Future[Rows]]] = deque()  # position, size
         self._thread: ThreadPoolExecutor | None = None
         self._process = os.getpid()
         self._chunk = -1
@@ -121,12 +123,13 @@ class Loader:
             self._ahead.clear()
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "gptc-loader")
-        if self._ahead and self._ahead[0][0] != self.position:
+        if self._ahead and self._ahead[0][:2] != (self.position, self.batch_size):
             self._forget()
         while len(self._ahead) <= self._n_ahead:
             position = self.position + len(self._ahead) * self.batch_size
-            self._ahead.append((position, self._thread.submit(self._draw, position)))
-        batch = self._ahead.popleft()[1].result()
+            drawn = self._thread.submit(self._draw, position, self.batch_size)
+            self._ahead.append((position, self.batch_size, drawn))
+        batch = self._ahead.popleft()[2].result()
         self.position += self.batch_size
         return batch
 
@@ -138,13 +141,14 @@ class Loader:
             self._thread = None
 
     def _forget(self) -> None:
-        for _, batch in self._ahead:
+        for _, _, batch in self._ahead:
             batch.cancel()
         self._ahead.clear()
 
-    def _draw(self, position: int) -> Rows:
-        starts = [self._start(position + b) for b in range(self.batch_size)]
-        return Rows(*_batch(self.dataset, self.split, starts, self.seq_len))
+    def _draw(self, position: int, n_rows: int) -> Rows:
+        starts = [self._start(position + b) for b in range(n_rows)]
+        inputs, targets = _batch(self.dataset, self.split, starts, self.seq_len)
+        return Rows(inputs, targets, self.dataset.positions(inputs))
 
     def _start(self, position: int) -> int:
         """Where in the split the sequence at `position` of the stream begins."""

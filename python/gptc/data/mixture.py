@@ -72,6 +72,11 @@ class Mixture(Dataset):
         for part in self.parts:
             part.dataset.adopt(own)
 
+    def keep_apart(self) -> None:
+        for part in self.parts:
+            part.dataset.keep_apart()
+        super().keep_apart()
+
     def n_bytes(self, split: str) -> int:
         return sum(part.dataset.n_bytes(split) for part in self.parts)
 
@@ -122,13 +127,14 @@ class MixedLoader(Loader):
         found = [_floor_sum(n, _GOLDEN, end) - before for end in ends]
         return [end - begin for begin, end in zip([0, *found], found, strict=False)]
 
-    def _draw(self, position: int) -> Rows:
-        places = [self._place(position + b) for b in range(self.batch_size)]
+    def _draw(self, position: int, n_rows: int) -> Rows:
+        places = [self._place(position + b) for b in range(n_rows)]
         rows = [
             rows_of(self._parts[part].dataset, self.split, start, self.seq_len)
             for part, start in places
         ]
-        return Rows(*(np.stack(column) for column in zip(*rows, strict=True)))
+        inputs, targets = (np.stack(column) for column in zip(*rows, strict=True))
+        return Rows(inputs, targets, self.dataset.positions(inputs))
 
     def _place(self, position: int) -> tuple[int, int]:
         """The part of the sequence at a position, and where in its split it begins."""

@@ -12,10 +12,12 @@ Errors: TypeAlias = Literal["strict", "replace", "bytes"]
 TrainOn: TypeAlias = Literal["assistant", "completion", "all"]
 LongRows: TypeAlias = Literal["cut", "drop"]
 Packing: TypeAlias = Literal["pad", "fit"]
+TextPacking: TypeAlias = Literal["stream", "documents"]
 
 TRAIN_ON: tuple[TrainOn, ...] = get_args(TrainOn)
 LONG_ROWS: tuple[LongRows, ...] = get_args(LongRows)
 PACKING: tuple[Packing, ...] = get_args(Packing)
+TEXT_PACKING: tuple[TextPacking, ...] = get_args(TextPacking)
 
 MAX_SHARD_TOKENS = 2**31 - 1  # the count in the header is an int32
 SHARD_TOKENS = 100_000_000

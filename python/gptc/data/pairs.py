@@ -107,4 +107,4 @@ class PairLoader(ChatLoader):
 
     def pairs(self, position: int) -> list[int]:
         """The numbers of the pairs of the batch at a position (B,)."""
-        return self._windows_at(position)
+        return self._windows_at(position, self.batch_size)

@@ -15,7 +15,7 @@ from gptc.data.loader import sliding_batches
 from gptc.engine.arrays import TokenArray, count_targets
 from gptc.engine.model import Model
 from gptc.engine.world import World
-from gptc.errors import GptcError
+from gptc.errors import GptcError, UsageError
 from gptc.eval.cached import cached_loss
 from gptc.files.words import plural
 
@@ -53,7 +53,8 @@ def evaluate(
     that many batches, spread evenly. `seq_len` None = the model's block size, or less for a shorter
     split. With a `kv_dtype`, windows go through a session with such a cache. With a `stride`,
     windows begin so many tokens apart, and each predicts its last ones alone, so that they have at
-    least seq_len - stride tokens before them. Calls progress(tokens done, tokens in all). The ranks
+    least seq_len - stride tokens before them. Contexts stay within documents if the dataset keeps
+    these apart, which excludes a `kv_dtype`. Calls progress(tokens done, tokens in all). The ranks
     of a `world` share the batches; the result is that of one process.
     """
     rank, size = (world.rank, world.size) if world else (0, 1)
@@ -63,8 +64,14 @@ def evaluate(
     total = min(n_targets, (n_batches or n_targets) * batch_size * (stride or seq_len))
     losses, n = array("d"), 0
     with ExitStack() as stack:
-        measure: Callable[[TokenArray, TokenArray], float] = model.loss
+        measure: Callable[[TokenArray, TokenArray], float] = lambda x, y: model.loss(  # noqa: E731
+            x, y, dataset.positions(x)
+        )
         if kv_dtype is not None:
+            if dataset.document_end is not None:
+                raise UsageError(
+                    f"--kv-dtype {kv_dtype} decodes a window as one text: use --packing stream"
+                )
             session = stack.enter_context(model.session(1, seq_len, kv_dtype))
             measure = partial(cached_loss, session)
         batches = all_batches(dataset, split, batch_size, seq_len, n_batches)

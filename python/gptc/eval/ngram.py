@@ -216,14 +216,18 @@ def count_ngrams(dataset: Dataset, order: int, n_tokens: int | None = None) -> N
 
 
 def evaluate_ngrams(
-    dataset: Dataset, order: int, split: str = "val", model: NgramModel | None = None
+    dataset: Dataset,
+    order: int,
+    split: str = "val",
+    model: NgramModel | None = None,
+    most: int = MOST_TOKENS,
 ) -> list[Evaluation]:
     """The loss on a split of n-grams of the training split: uniform, then orders 1 to `order`.
 
-    `model` are n-grams counted before. Of longer splits, the first MOST_TOKENS are read. Of
+    `model` are n-grams counted before. Of longer splits, the first `most` tokens are read. Of
     conversations all tokens are counted, and the loss is that of the targets, as a model's is.
     """
-    held_out = _tokens(dataset, split, MOST_TOKENS)
+    held_out = _tokens(dataset, split, most)
     chosen: slice | npt.NDArray[np.bool_] = slice(None)
     if dataset.is_chats:
         chosen = _targets(dataset, split)[: len(held_out)]

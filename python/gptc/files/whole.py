@@ -41,6 +41,15 @@ def write_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> Non
         raise
 
 
+def check_place(path: Path) -> None:
+    """OSError if `write_file` cannot make a file here, before its content is there."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    file, partial = _new_partial(path)
+    file.close()
+    remove(partial)
+
+
 def _new_partial(path: Path) -> tuple[BinaryIO, Path]:
     """A temporary file next to `path`, locked as long as this process writes it."""
     while True:

@@ -9,6 +9,7 @@ import time
 from gptc.checkpoint.facade import Model
 from gptc.data.loader import Loader
 from gptc.errors import UsageError
+from gptc.training.growth import Growth
 from gptc.training.options import LIMITS, TrainOptions
 from gptc.training.schedule import constant_rate
 from gptc.training.state import State
@@ -27,12 +28,14 @@ class Horizon:
         """`step_s` is the measured time of a step, needed with `minutes` only."""
         self.budget_s = None if options.minutes is None else options.minutes * 60
         self._spent_s = 0.0
+        self._growth = Growth(options)
         self.most = _most_steps(options, state, n_train_tokens)
         self.steps = self.most
         if self.budget_s is not None:
             assert step_s is not None
             # A tenth of the time is left for updates, evaluations and saving.
-            n_steps = math.ceil(0.9 * self.budget_s / step_s)
+            tokens = 0.9 * self.budget_s / step_s * options.step_tokens
+            n_steps = self._growth.steps_for(state.step, tokens)
             self.steps = min(self.most, state.step + n_steps)
         _check_that_steps_remain(self.steps, options, state)
 
@@ -43,7 +46,9 @@ class Horizon:
         """
         self._spent_s = spent_s
         if self.budget_s is not None:
-            n_left = max(0, round((self.budget_s - spent_s) * n_done / spent_s))
+            done = self._growth.tokens(step - n_done, step)
+            left = (self.budget_s - spent_s) * done / spent_s
+            n_left = self._growth.steps_for(step, left - self._growth.tokens(step, step + 1) / 2)
             self.steps = min(self.most, step + n_left)
 
     def left_s(self, step: int, step_s: float) -> float:
@@ -60,13 +65,13 @@ class Horizon:
 def _most_steps(options: TrainOptions, state: State, n_train_tokens: int) -> int:
     """The least number of steps of all limits but time."""
     limits = [] if options.steps is None else [options.steps]
-    remaining = []
+    remaining: list[float] = []
     if options.tokens is not None:
-        remaining.append((options.tokens - state.tokens) / options.step_tokens)
+        remaining.append(options.tokens)
     if options.epochs is not None:
-        tokens = options.epochs * n_train_tokens
-        remaining.append((tokens - state.tokens) / options.step_tokens)
-    limits += [state.step + max(0, math.ceil(n)) for n in remaining]
+        remaining.append(options.epochs * n_train_tokens)
+    growth = Growth(options)
+    limits += [state.step + growth.steps_for(state.step, n - state.tokens) for n in remaining]
     return max(1, min(limits)) if limits else sys.maxsize
 
 
@@ -104,12 +109,13 @@ def time_step(model: Model, loader: Loader, grad_accum: int) -> float:
     Batches of conversations differ in length, so each pass has another one.
     """
     position = loader.position
-    batches = [loader.next() for _ in range(3)]
+    batches = [loader.next_rows() for _ in range(3)]
     loader.position = position
-    model.backward(*batches.pop())
+    last = batches.pop()
+    model.backward(last.inputs, last.targets, positions=last.positions)
     begin = time.perf_counter()
-    for x, y in batches:
-        model.backward(x, y)
+    for rows in batches:
+        model.backward(rows.inputs, rows.targets, positions=rows.positions)
     seconds = (time.perf_counter() - begin) / len(batches)
     model.zero_gradients()
     return max(seconds * grad_accum, 1e-6)

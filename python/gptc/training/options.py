@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from gptc.data.options import LONG_ROWS, PACKING, TRAIN_ON
+from gptc.data.options import LONG_ROWS, PACKING, TEXT_PACKING, TRAIN_ON
 from gptc.data.weights import Weighted, check_alone, weighted
 from gptc.engine.options import DTYPES, DeviceOptions
 from gptc.errors import UsageError
@@ -77,11 +77,13 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
         section=_WHAT,
         choices=LONG_ROWS,
     )
-    packing: Literal["pad", "fit"] = option(
-        "pad",
-        "Conversations in a row of a batch: one, or as many as fit, apart in attention.",
+    packing: Literal["auto", "pad", "fit", "stream", "documents"] = option(
+        "auto",
+        "Rows of a batch. Of conversations: one (pad), or as many as fit, apart in attention. Of "
+        "texts: the next tokens (stream), or these with documents apart in attention.",
         section=_WHAT,
-        choices=PACKING,
+        choices=("auto", *PACKING, *TEXT_PACKING),
+        shown="pad; of texts stream",
     )
     on_bad_row: str = option(
         "stop",
@@ -197,6 +199,11 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
                 f"--dtype {self.dtype} is not for training all weights: use fp32 or bf16, or train "
                 "adapters with --lora-rank 16"
             )
+        if self.seq_len_warmup and self.seq_len % 2:
+            raise UsageError(
+                f"--seq-len-warmup halves rows, and --seq-len {self.seq_len} is odd: use "
+                f"--seq-len {self.seq_len + 1}"
+            )
         if self.min_lr is not None and self.min_lr > self.lr:
             raise UsageError(f"--min-lr is {self.min_lr}; it must be at most --lr ({self.lr})")
 
@@ -245,8 +252,14 @@ class TrainOptions(RunOptions, StepOptions, DeviceOptions):
                     f"--{name} {rate:g} changes the loss of tokens, and --dpo has one of pairs: "
                     "leave it out"
                 )
+        for name in ("batch_size_warmup", "seq_len_warmup"):
+            if getattr(self, name):
+                raise UsageError(
+                    f"--{spelled(name)} {getattr(self, name)} excludes --dpo, whose steps have the "
+                    "same number of pairs: leave it out"
+                )
         for name, value in ("train-on", self.train_on), ("packing", self.packing):
-            if value not in ("assistant", "completion", "pad"):
+            if value not in ("assistant", "completion", "auto", "pad"):
                 raise UsageError(
                     f"--{name} {value} excludes --dpo, which compares the last answers of pairs"
                 )

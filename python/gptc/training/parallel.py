@@ -1,8 +1,9 @@
 """Data parallel training: a rank's share of a step, and what ranks agree on.
 
 The sequences of a step are those of one process, in the same order; rank r of N has the r-th of N
-equal parts. Each rank draws all batches, which is cheap, so that their order and the number of
-targets need no messages. Letters: S sequences of a step, B of a micro-batch.
+equal parts; while batches grow, parts differ by a sequence at most. Each rank draws all batches,
+which is cheap, so that their order and the number of targets need no messages. Letters: S sequences
+of a step, B of a micro-batch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from gptc._version import __version__
 from gptc.data.loader import Rows
@@ -48,9 +51,8 @@ class Part(NamedTuple):
 
 
 def parts_of(rank: int, size: int, n_micro: int, n_rows: int) -> list[Part]:
-    """The rows of a rank among those of a step, S = n_micro n_rows; `size` divides S."""
-    each = n_micro * n_rows // size
-    begin, end = rank * each, (rank + 1) * each
+    """The rows of a rank among those of a step, S = n_micro n_rows: equal parts within one."""
+    begin, end = (n * n_micro * n_rows // size for n in (rank, rank + 1))
     parts = []
     for micro in range(begin // n_rows, -(-end // n_rows)):
         base = micro * n_rows
@@ -230,8 +232,6 @@ class Parallel:
 
     def __init__(self, setup: Setup, world: World) -> None:
         self._setup, self._world = setup, world
-        options = setup.options
-        self._parts = parts_of(world.rank, world.size, options.grad_accum, options.rows)
 
     def step(self, batches: Sequence[Rows], adamw: AdamW, muon: Muon) -> StepResult:
         """One optimizer step of all ranks on the batches of a step.
@@ -242,14 +242,15 @@ class Parallel:
         setup, world = self._setup, self._world
         if setup.outer is not None:
             return self._step_apart(setup.outer, batches, adamw, muon)
+        own, places = self._own(batches)
         share = Share(
             sum(count_targets(rows.targets) for rows in batches),
-            [part[:2] for part in self._parts],
+            places,
             meet=lambda: world.add_gradients(setup.model),
             begin=lambda: world.begin_gradients(setup.model),
             after=self._after,
         )
-        return self._train(batches, adamw, muon, share)
+        return self._train(own, adamw, muon, share)
 
     def _step_apart(
         self, outer: Diloco, batches: Sequence[Rows], adamw: AdamW, muon: Muon
@@ -259,27 +260,36 @@ class Parallel:
         A signal is heeded when all ranks have one model again. The loss is that of the part.
         """
         setup = self._setup
-        n_targets = sum(count_targets(rows.targets) for rows in self._own(batches))
+        own, places = self._own(batches)
+        n_targets = sum(count_targets(rows.targets) for rows in own)
         result, step = StepResult(0.0, 0.0), setup.state.step + 1
         if n_targets:
-            share = Share(n_targets, [part[:2] for part in self._parts], lambda: None)
-            result = self._train(batches, adamw, muon, share)
+            share = Share(n_targets, places, lambda: None)
+            result = self._train(own, adamw, muon, share)
         setup.model.step = step  # also of a rank whose part has no target
         if outer.due(step, setup.horizon.steps):
             outer.step()
         return result
 
-    def _own(self, batches: Sequence[Rows]) -> list[Rows]:
-        return [_rows(batches[part.micro], part) for part in self._parts]
+    def _own(self, batches: Sequence[Rows]) -> tuple[list[Rows], list[tuple[int, int]]]:
+        """The rows of this rank, and the place in the step of each part.
+
+        A rank without a row, in a step that is still small, has one without a target.
+        """
+        world, n_rows = self._world, len(batches[0].inputs)
+        parts = parts_of(world.rank, world.size, len(batches), n_rows)
+        if not parts:
+            row = _rows(batches[0], Part(0, 0, 1))
+            return [row._replace(targets=np.full_like(row.targets, -1))], [(0, 0)]
+        return [_rows(batches[part.micro], part) for part in parts], [p[:2] for p in parts]
 
     def _train(
         self,
-        batches: Sequence[Rows],
+        own: Sequence[Rows],
         adamw: AdamW,
         muon: Muon,
         share: Share,
     ) -> StepResult:
-        own = self._own(batches)
         places = [rows.positions for rows in own if rows.positions is not None]
         return self._setup.model.train_step(
             [rows.inputs for rows in own],

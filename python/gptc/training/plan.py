@@ -32,6 +32,7 @@ from gptc.files.checksum import file_checksum
 from gptc.files.memory import available_bytes, peak_resident_bytes
 from gptc.files.whole import write_chunks
 from gptc.files.words import amount, duration, few, plural
+from gptc.training.growth import Growth
 from gptc.training.horizon import count_multiples, count_saves
 from gptc.training.options import MOST_TOKENS
 from gptc.training.report import planned_bytes
@@ -98,10 +99,15 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path) -> Forecast:
     n_saves = count_saves(options, state.step, setup.horizon.steps, setup.has_val)
     rest_s = n_batches * costs.eval_s + max(0, n_saves - 1) * costs.save_s
     rest_s += costs.last_save_s if n_saves else 0.0
+    growth = Growth(options)
     if (budget_s := setup.horizon.budget_s) is not None:
-        steps = min(steps, max(1, int((budget_s - rest_s) / step_s)))
+        whole = (budget_s - rest_s) / step_s * options.step_tokens
+        fitting = growth.steps_for(state.step, whole - options.step_tokens + 1)
+        steps = min(steps, max(1, fitting))
     positions = costs.pass_positions * options.grad_accum
-    tokens = round(steps * positions)
+    # What steps that are still growing have, in whole ones.
+    n_whole = growth.tokens(state.step, state.step + steps) / options.step_tokens
+    tokens = round(n_whole * positions)
     plan, planned = setup.plan, planned_bytes(setup, trainer.sample_bytes(), state.step)
     flops = plan.train_flops_per_token + plan.update_flops / options.step_tokens
     return Forecast(
@@ -114,12 +120,12 @@ def forecast(setup: Setup, trainer: Trainer, folder: Path) -> Forecast:
         steps=steps,
         step_tokens=options.step_tokens,
         tokens=tokens,
-        epochs=steps * options.step_tokens / setup.loader.epoch_tokens,
+        epochs=n_whole * options.step_tokens / setup.loader.epoch_tokens,
         costs=costs,
         step_s=step_s,
         n_eval_batches=n_batches,
         n_saves=n_saves,
-        seconds=steps * step_s + rest_s,
+        seconds=n_whole * options.grad_accum * costs.pass_s + steps * costs.update_s + rest_s,
         tokens_per_s=positions / step_s,
         mfu=trainer.mfu(positions / step_s),
         largest_batch=largest_batch(setup),
@@ -229,7 +235,8 @@ def _eval_s_of(setup: Setup, data: Dataset, most_s: float) -> float:
     options, model = setup.options, setup.model
     found, begin = [], time.perf_counter()
     for x, y in all_batches(data, "val", options.batch_size, options.seq_len, None):
-        found.append(_timed(lambda x=x, y=y: model.loss(x, y)))  # type: ignore[misc]
+        at = data.positions(x)
+        found.append(_timed(lambda x=x, y=y, at=at: model.loss(x, y, at)))  # type: ignore[misc]
         if len(found) > 1 and time.perf_counter() - begin > most_s:
             break
     rest = np.array(found[1:] or found)

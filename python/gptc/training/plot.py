@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptc.errors import GptcError
-from gptc.files.whole import write_file
+from gptc.files.whole import check_place, write_file
 from gptc.files.words import pip_install
 from gptc.training.curves import Curves, smooth
 from gptc.training.page import page_of
@@ -44,9 +44,7 @@ def draw(
 
     GptcError for another suffix, and if matplotlib is missing.
     """
-    suffix = out.suffix.lower()
-    if suffix not in (*IMAGES, PAGE):
-        raise GptcError(f"{out} has no known suffix: use {', '.join((*IMAGES, PAGE))}")
+    suffix = check_out(out)
     figure = _figure(runs, x)
     image = io.BytesIO()
     kind = "svg" if suffix == PAGE else suffix[1:]
@@ -57,11 +55,27 @@ def draw(
     write_file(out, page_of(runs, data.decode(), gains or {}) if suffix == PAGE else data)
 
 
-def _figure(runs: Sequence[Curves], x: str) -> Any:
+def check_out(out: Path) -> str:
+    """The suffix of a picture. GptcError for another, without matplotlib, or a place to write."""
+    suffix = out.suffix.lower()
+    if suffix not in (*IMAGES, PAGE):
+        raise GptcError(f"{out} has no known suffix: use {', '.join((*IMAGES, PAGE))}")
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError:
         raise GptcError(f"pictures need matplotlib: {pip_install('matplotlib')}") from None
+    try:
+        check_place(out)
+    except OSError as error:
+        raise GptcError(
+            f"cannot write {out} ({error.strerror}): choose another file with --out"
+        ) from None
+    return suffix
+
+
+def _figure(runs: Sequence[Curves], x: str) -> Any:
+    from matplotlib.figure import Figure
+
     panels = [panel for panel in _PANELS if _has(runs, panel[1:3])]
     ratios = list(dict.fromkeys(key for run in runs for r in run.records for key in _ratios(r)))
     n = len(panels) + bool(ratios)

@@ -19,10 +19,11 @@ from gptc.files.memory import peak_resident_bytes
 from gptc.files.words import amount, count, duration, few, plural
 from gptc.formats import families
 from gptc.tokenizer.base import END_OF_TEXT
+from gptc.training import growth
 from gptc.training.held_out import chat_notes
 from gptc.training.horizon import count_saves
 from gptc.training.options import SHAPE
-from gptc.training.schedule import constant_rate, learning_rate, lowest_rate
+from gptc.training.schedule import constant_rate, idle, learning_rate, lowest_rate
 from gptc.training.setup import Setup
 from gptc.training.trainer import Trainer
 
@@ -73,7 +74,7 @@ def header(setup: Setup) -> Iterator[str]:
     options, config, data = setup.options, setup.model.config, setup.dataset
     n_train, n_val = data.n_tokens("train"), data.n_tokens("val")
     accum = f" x {options.grad_accum}" if options.grad_accum > 1 else ""
-    total = setup.horizon.steps * options.step_tokens
+    total = growth.Growth(options).tokens(0, setup.horizon.steps)
     epochs = total / setup.loader.epoch_tokens
     yield (
         f"  model   {_origin(setup)} ({families.name(config)}), "
@@ -118,10 +119,13 @@ def header(setup: Setup) -> Iterator[str]:
         f"  steps   {_steps(setup)} of {options.rows} x {options.seq_len}{accum} tokens: "
         f"{count(total)} tokens, {few(epochs)} epochs"
     )
+    yield from growth.described(options)
     yield f"  compute {_compute(setup, total)}"
     yield f"  rate    {_rate(setup)}"
     if note := _rate_note(setup):
         yield note
+    if setup.horizon.budget_s is None:
+        yield from idle(options, setup.horizon.steps)
     if setup.model.dtype == "bf16" and setup.model.device == "cpu" and library.cpu_notice():
         yield f"note: {library.cpu_notice()}"
     if epochs > MANY_EPOCHS:

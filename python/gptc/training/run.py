@@ -52,6 +52,7 @@ from gptc.training.resolve import new_options, resumed_options
 from gptc.training.schedule import longer
 from gptc.training.setup import prepare_data, set_up
 from gptc.training.signals import Received, StepDropped, heard_signals
+from gptc.training.spikes import Spikes
 from gptc.training.trackers import Trackers, find_package, open_trackers
 from gptc.training.trainer import Trainer
 from gptc.training.trouble import MOST_ROLLBACKS, Diverged, advised
@@ -266,7 +267,7 @@ class Run:
         setup, trainer, folder = self.setup, self.trainer, self.folder
         state, horizon, options = setup.state, setup.horizon, setup.options
         begin, elapsed_before = time.perf_counter(), state.elapsed_s
-        trained_s = 0.0
+        trained_s, spikes = 0.0, Spikes(options.spike_sigmas)
         while state.step < horizon.steps and not state.out_of_patience(options):
             started = time.perf_counter()
             try:
@@ -283,6 +284,8 @@ class Run:
             trained_s += step_s
             measures = {name: record[name] for name in MEASURES if name in record}
             meter.add(record["train_loss"], step_s, measures)
+            if note := spikes.add(state.step, record["train_loss"]):
+                self.show.note(note)
             state.elapsed_s = elapsed_before + time.perf_counter() - begin
             trainer.measure_peak()
             rate = trainer.positions_per_step / step_s

@@ -20,6 +20,7 @@ from gptc.data.chat_loader import make_loader
 from gptc.data.dataset import Dataset
 from gptc.data.loader import Loader
 from gptc.data.mixture import MixedLoader, Mixture, not_mixed
+from gptc.data.options import PACKING, TEXT_PACKING, Packing
 from gptc.data.pairs import PairLoader
 from gptc.data.preparation import resolve_dataset
 from gptc.errors import UsageError
@@ -51,7 +52,28 @@ def open_loader(options: TrainOptions, dataset: Dataset) -> Loader:
         return PairLoader(dataset, "train", *sizes, n_ahead=n_ahead)
     if isinstance(dataset, Mixture):
         return MixedLoader(dataset, "train", *sizes, n_ahead=n_ahead)
-    return make_loader(dataset, "train", *sizes, n_ahead=n_ahead, packing=options.packing)
+    packing: Packing = "fit" if options.packing == "fit" else "pad"
+    return make_loader(dataset, "train", *sizes, n_ahead=n_ahead, packing=packing)
+
+
+def settle_packing(options: TrainOptions, dataset: Dataset, resumed: bool) -> TrainOptions:
+    """Gives the options the packing that suits the data, and the data theirs.
+
+    UsageError for one of the other sort of data. Older runs have recorded one for any.
+    """
+    kinds = PACKING if dataset.is_chats else TEXT_PACKING
+    packing = options.packing
+    if packing not in kinds:
+        if packing != "auto" and not resumed:
+            sort, other = ("conversations", "texts")[:: 1 if dataset.is_chats else -1]
+            raise UsageError(
+                f"--packing {packing} is for {other}, and {options.named_data} has {sort}: use "
+                f"{' or '.join(kinds)}"
+            )
+        packing = kinds[0]
+    if packing == "documents":
+        dataset.keep_apart()
+    return replace(options, packing=packing)
 
 
 def open_dataset(

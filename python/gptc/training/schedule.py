@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
-from gptc.files.words import quoted
+from gptc.files.words import plural, quoted
+from gptc.settings import spelled
+from gptc.training.defaults import defaults_for
 from gptc.training.options import TrainOptions
 
 
@@ -39,6 +42,29 @@ def momentum(step: int, options: TrainOptions) -> float:
     if step >= options.momentum_warmup:
         return last
     return first + (last - first) * step / options.momentum_warmup
+
+
+def idle(options: TrainOptions, steps: int) -> Iterator[str]:
+    """Notes about options of the schedule that a run of so many steps does not use."""
+    warmup = options.warmup_steps or 0
+    if warmup > steps:
+        yield (
+            f"note: --warmup-steps {warmup} is more than the run's {plural(steps, 'step')}, so "
+            f"that the learning rate never reaches --lr {options.lr:g}"
+        )
+    if options.schedule != "wsd" and options.decay_share != TrainOptions.decay_share:
+        yield (
+            f"note: --decay-share {options.decay_share:g} has no effect with --schedule "
+            f"{options.schedule}: it is of wsd"
+        )
+    usual = defaults_for("init-from" if options.init_from else options.preset)
+    for name in ("momentum", "momentum_warmup", "muon_beta2"):
+        value, default = getattr(options, name), getattr(TrainOptions, name)
+        if options.optimizer != "muon" and value not in (default, usual.get(name, default)):
+            yield (
+                f"note: --{spelled(name)} {value:g} has no effect with --optimizer "
+                f"{options.optimizer}: it is of muon"
+            )
 
 
 def lowest_rate(options: TrainOptions) -> float:

@@ -36,12 +36,13 @@ from gptc.tokenizer.base import Tokenizer
 from gptc.training.average import Average
 from gptc.training.defaults import defaults_for
 from gptc.training.diloco import Diloco
+from gptc.training.growth import check_growth
 from gptc.training.horizon import Horizon, time_step
 from gptc.training.options import LIMITS, TrainOptions
 from gptc.training.progress import Progress
 from gptc.training.residual import Residuals
 from gptc.training.resolve import stored_options
-from gptc.training.run_data import initial_model, open_dataset, open_loader
+from gptc.training.run_data import initial_model, open_dataset, open_loader, settle_packing
 from gptc.training.run_model import create_model, fill_step, fit_context, model_settings, shape_of
 from gptc.training.state import State
 
@@ -200,6 +201,7 @@ def set_up(
     initial = initial_model(options, base)
     options, dataset = open_dataset(options, base, initial, show)
     dataset.train_on, dataset.long_rows = options.train_on, options.long_rows
+    options = settle_packing(options, dataset, resumed=base is not None)
     config = shape_of(options, base or initial, dataset)
     options = fill_step(fit_context(options, config, show))
     loader = open_loader(options, dataset)
@@ -228,6 +230,8 @@ def set_up(
         step_s = time_step(model, loader, options.grad_accum) if options.minutes else None
         step_s = step_s and step_s / ranks
         horizon = Horizon(options, state, loader.epoch_tokens, step_s)
+        ends = base is None and horizon.budget_s is None
+        check_growth(options, dataset, horizon.steps if ends else None)
         setup = Setup(
             options=_settle(options, horizon.steps),
             base=base,

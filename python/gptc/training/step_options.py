@@ -43,6 +43,18 @@ class StepOptions:
         section=STEP,
         least=1,
     )
+    batch_size_warmup: int = option(
+        0,
+        "Steps in which the sequences of a step grow from an eighth to all.",
+        section=STEP,
+        least=0,
+    )
+    seq_len_warmup: int = option(
+        0,
+        "Steps in which texts are cut into rows of an eighth, a fourth and a half of --seq-len.",
+        section=STEP,
+        least=0,
+    )
     lr: float = option(6e-4, "Peak learning rate.", section=STEP, above=0, shown="by preset")
     min_lr: float | None = option(
         None,
@@ -91,6 +103,13 @@ class StepOptions:
         "weight, and its batches are kept in the run's folder.",
         section=STEP,
         choices=("stop", "skip", "rollback"),
+    )
+    spike_sigmas: float = option(
+        6.0,
+        "Standard deviations above the mean of the last losses from which a loss is noted; 0 = "
+        "never.",
+        section=STEP,
+        least=0,
     )
     debug_nans: bool = option(
         False,

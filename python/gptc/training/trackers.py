@@ -143,6 +143,15 @@ def open_trackers(
     return Trackers(writers, note)
 
 
+def check_replay(run: Curves, names: Sequence[str]) -> None:
+    """GptcError if a run has event files, in which each step would be there twice."""
+    folder = run.folder / "tensorboard"
+    if "tensorboard" in names and any(folder.glob("events.out.tfevents.*")):
+        raise GptcError(
+            f"{folder} has event files of this run already: remove that folder to write them again"
+        )
+
+
 def replay(run: Curves, names: Sequence[str], note: Callable[[str], object]) -> None:
     """Writes a run that is there for these trackers, step by step."""
     options = (run.trainer or {}).get("options", {})

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gptc.data.mixture import parts_of
 from gptc.engine import library
 from gptc.engine.model import StepResult
 from gptc.engine.optim import AdamW, Muon
+from gptc.engine.options import plan_for
 from gptc.engine.session import session_bytes
 from gptc.engine.world import World
 from gptc.errors import EngineError
@@ -23,6 +25,7 @@ from gptc.files.words import plural
 from gptc.generation.decoder import Generation
 from gptc.generation.options import Sampling
 from gptc.generation.request import prompt_tokens
+from gptc.training.growth import Growth, pieces
 from gptc.training.held_out import HeldOut
 from gptc.training.parallel import Parallel
 from gptc.training.preference import Preference
@@ -61,14 +64,19 @@ class Trainer:
         self._rise_noted: int | None = None  # the best step when a rise was noted
         self._peak_at = time.monotonic()
         self.n_steps = self.n_positions = 0  # of this process
+        self._growth = Growth(setup.options)
+        self._step_positions = setup.options.step_tokens  # of the last step
         self.preference = preference
         self.held_out = HeldOut(setup) if setup.dataset.is_chats else None
 
     @property
     def positions_per_step(self) -> float:
-        """Positions of a step, with the padding of rows; the mean of this process."""
-        if not self.n_steps:
-            return self._setup.options.step_tokens
+        """Positions of a step, with the padding of rows.
+
+        Of the last one; of conversations, whose rows differ in length, the mean of this process.
+        """
+        if not self.n_steps or not self._setup.dataset.is_chats:
+            return self._step_positions
         return self.n_positions / self.n_steps
 
     def step(self, check: Callable[[], None]) -> dict[str, Any]:
@@ -87,7 +95,7 @@ class Trainer:
             at = setup.loader.position
             if options.debug_nans:
                 setup.model.check_ops()  # from nothing
-            batches = [setup.loader.next_rows() for _ in range(options.grad_accum)]
+            batches = self._draw(state.step)
             try:
                 with self._ended_by(check):
                     result, measures = self._apply(at, batches, lr, check)
@@ -115,9 +123,10 @@ class Trainer:
         sizes = ratios.measure() if ratios else {}
         if setup.average is not None:
             setup.average.update(state.step)
-        state.tokens += options.step_tokens
+        state.tokens += self._growth.tokens(state.step - 1, state.step)
         self.n_steps += 1
-        self.n_positions += sum(rows.inputs.size for rows in batches)
+        self._step_positions = sum(rows.inputs.size for rows in batches)
+        self.n_positions += self._step_positions
         state.lr = lr
         return {
             "step": state.step,
@@ -130,6 +139,13 @@ class Trainer:
             **{name: _short(value) for name, value in measures.items()},
             **{name: _short(value) for name, value in sizes.items()},
         }
+
+    def _draw(self, step: int) -> list[Rows]:
+        """The micro-batches of step `step` (from 0)."""
+        loader, size = self._setup.loader, self._growth.size(step)
+        loader.batch_size = size.rows
+        drawn = (loader.next_rows() for _ in range(size.batches))
+        return [part for rows in drawn for part in pieces(rows, size.cuts, self._setup.dataset)]
 
     def _compared(self, step: int) -> bool:
         """Whether the step's update is compared with the weights: at the steps of evaluations."""
@@ -295,8 +311,11 @@ class Trainer:
 
     def mfu(self, tokens_per_s: float) -> float:
         """Model FLOPs utilization: the model's arithmetic as a share of the machine's peak."""
-        plan, step_tokens = self._setup.plan, self._setup.options.step_tokens
-        flops_per_token = plan.train_flops_per_token + plan.update_flops / step_tokens
+        options, model = self._setup.options, self._setup.model
+        plan, step = self._setup.plan, self._setup.state.step
+        if self.n_steps and (cuts := self._growth.cuts(step - 1)) > 1:
+            plan = plan_for(model.config, replace(model.options, max_seq=options.seq_len // cuts))
+        flops_per_token = plan.train_flops_per_token + plan.update_flops / self._step_positions
         flops = flops_per_token * tokens_per_s
         return round(flops / self.peak_flops, 4)
 

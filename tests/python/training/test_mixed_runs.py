@@ -94,7 +94,7 @@ def test_the_plan_times_the_evaluations_of_each(
     try:
         short = setup.dataset.parts[1].dataset
         assert 16 < short.n_tokens("val") - 1 < 2 * 16  # a window, and the rest
-        monkeypatch.setattr(setup.model, "loss", lambda x, y: len(x))
+        monkeypatch.setattr(setup.model, "loss", lambda x, y, at: len(x))
         monkeypatch.setattr("gptc.training.plan._timed", lambda call: float(call()))
         monkeypatch.setattr("gptc.training.plan.CALIBRATION_S", 0.0)
         assert _eval_s(setup) == (3 * 2 + 2 * 1) / 5

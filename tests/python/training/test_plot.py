@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from gptc.errors import GptcError
+from gptc.training import yardstick
 from gptc.training.curves import read_curves, smooth
-from gptc.training.plot import _label, draw
+from gptc.training.plot import _label, check_out, draw
 from gptc.training.yardstick import Gain, gain_of
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install matplotlib")
@@ -129,6 +130,48 @@ def test_the_gain_is_over_the_ngrams_of_the_runs_own_data(
     run.trainer["options"]["data"] = ["a:0.5", "b:0.5"]
     with pytest.raises(GptcError, match="is of several datasets"):
         gain_of(run, 2)
+
+
+def test_unasked_ngrams_are_of_the_first_tokens(
+    gptc: Gptc, arguments: list[str], options: dict[str, Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert gptc("train", *arguments).code == 0
+    monkeypatch.setattr(yardstick, "UNASKED_TOKENS", 5000)
+    page = tmp_path / "page.html"
+    assert gptc("plot", options["out"], "--out", page).code == 0
+    gain = gain_of(read_curves(options["out"]), 5, 5000)
+    assert "a 5-gram of the first 5.0K tokens (" in str(gain)
+    assert f"<th>gain over counting</th><td>{gain}</td>" in page.read_text()
+    tokens = ("--tokens", 5000, "--order", 5, "--json")
+    counted = json.loads(gptc("ngram", "--data", options["data"], *tokens).out)
+    assert gain.counted == counted["results"][5]["bpb"]
+    whole = gain_of(read_curves(options["out"]), 5, 10**6)
+    assert "of the first" not in str(whole)
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(
+    gptc: Gptc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _write(tmp_path / "run", 9)
+    monkeypatch.setattr(yardstick, "gain_of", None)  # it would be called
+    for out, why in (tmp_path / "none" / "page.html", "No such file"), (run, "is a directory"):
+        ran = gptc("plot", run, "--out", out)
+        assert ran.code != 0
+        assert why in ran.err
+    assert gptc("plot", run, "--out", tmp_path / "none" / "x.png").err.startswith(
+        f"gptc: error: cannot write {tmp_path / 'none' / 'x.png'} (No such file or directory): "
+    )
+    with pytest.raises(GptcError, match="Is a directory"):
+        check_out(_folder(tmp_path / "x.png"))
+    assert [path.name for path in tmp_path.iterdir() if ".partial" in path.name] == []
+    check_out(tmp_path / "new.svg")
+    assert not (tmp_path / "new.svg").exists()
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:

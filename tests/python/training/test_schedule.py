@@ -14,7 +14,7 @@ from gptc.errors import UsageError
 from gptc.training.options import TrainOptions
 from gptc.training.resolve import new_options
 from gptc.training.run import train
-from gptc.training.schedule import learning_rate
+from gptc.training.schedule import idle, learning_rate
 from runs import metrics
 
 Options = dict[str, Any]
@@ -73,3 +73,32 @@ def test_a_short_run_has_a_short_warm_up(options: Options) -> None:
     stored = Checkpoint(find_checkpoint(options["out"])).trainer()
     assert stored is not None
     assert stored["options"]["warmup_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"preset": "modern", "optimizer": "adamw"}, None),  # the preset's momentum
+        ({"schedule": "wsd", "decay_share": 0.5, "optimizer": "muon", "momentum": 0.5}, None),
+        ({"warmup_steps": 9}, "--warmup-steps 9 is more than the run's 8 steps, so that the learn"),
+        ({"decay_share": 0.5}, "--decay-share 0.5 has no effect with --schedule cosine"),
+        ({"momentum": 0.5}, "--momentum 0.5 has no effect with --optimizer adamw"),
+        ({"momentum_warmup": 7}, "--momentum-warmup 7 has no effect with --optimizer adamw"),
+        ({"muon_beta2": 0.5}, "--muon-beta2 0.5 has no effect with --optimizer adamw"),
+    ],
+)
+def test_an_option_that_the_schedule_does_not_use_is_noted(
+    changes: Options, message: str | None
+) -> None:
+    notes = list(idle(new_options(changes), 8))
+    assert len(notes) == (message is not None)
+    assert all(note.startswith(f"note: {message}") for note in notes)
+
+
+def test_a_run_notes_it_before_its_steps(
+    options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train({**options, "warmup_steps": 9, "steps": 2})
+    shown = capsys.readouterr().err
+    assert 0 < shown.index("note: --warmup-steps 9 is more") < shown.index("val loss")

@@ -104,6 +104,24 @@ def test_event_files_are_in_the_folder_of_the_run(
     assert [(tag, step) for tag, _, step in events.texts] == [("sample", 8)]
 
 
+def test_a_run_with_event_files_is_not_written_twice(
+    gptc: Gptc, arguments: list[str], options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", Events())
+    assert gptc("train", *arguments).code == 0
+    out = Path(options["out"])
+    command = ("plot", out, "--tensorboard", "--out", out / "x.png")
+    assert gptc(*command).code == 0
+    (out / "tensorboard").mkdir()
+    (out / "tensorboard" / "events.out.tfevents.1.here").touch()
+    (out / "x.png").unlink()
+    again = gptc(*command)
+    assert again.code == 1
+    assert f"{out / 'tensorboard'} has event files of this run already: remove" in again.err
+    assert not (out / "x.png").exists()
+    assert gptc("plot", out, "--out", out / "x.png").code == 0
+
+
 def test_a_board_that_fails_is_left_out_and_training_continues(
     options: Options, board: Board, capsys: pytest.CaptureFixture[str]
 ) -> None:
