@@ -15,6 +15,11 @@ enum { ROWS = 48, COLS = 256, TERMS = 4096, HALF_GROUP = QUANT_GROUP / 2 };
 enum {
     BAND = LANES >= 8 ? 4 : 1, /* rows whose sums fit the registers */
     BAND_PANELS = LANES == 16 ? 2 : 1,
+#ifdef CPU_AMX
+    EVEN_ROWS = 16, /* of a tile, so that few are left over */
+#else
+    EVEN_ROWS = BAND,
+#endif
 };
 
 /* Rows of `a`, rounded by groups. The few rows of decoding are rounded once for all tiles. */
@@ -24,6 +29,8 @@ typedef struct rounded_rows {
     float scale[ROWS][TERMS / QUANT_GROUP];
     int16_t sum[ROWS][TERMS / HALF_GROUP];  /* of q in each half of a group */
     float total[ROWS][TERMS / QUANT_GROUP]; /* of a group, times its scale */
+    int16_t apart[ROWS]; /* the term that is multiplied as it is, and 0 in q; -1: there is none */
+    float apart_x[ROWS];
 } rounded_rows;
 
 /* One group of n numbers. One that is not finite makes the scale, and so all that the row gives, NaN. */
@@ -61,10 +68,46 @@ static void round_group(rounded_rows *out, int row, int k, const bf16 *a, int n)
     out->total[row][k / QUANT_GROUP] = scale * (float)both;
 }
 
+/* The error of a group's rounding is as its scale, which one large number makes large: models have channels
+ * of the residual stream that are 100 times the others (Dettmers et al. 2022, section 3.2). Without the largest
+ * number of the row's largest group, squared scales add up to less: by a quarter, or it stays. */
+static void set_apart(rounded_rows *out, int row, const bf16 *a, int K) {
+    const float least_gain = 0.25f;
+    float *scale = out->scale[row];
+    vf squares = {0}, biggest = {0};
+    FOR_LANES (g, k, (int)quant_groups(K)) {
+        vf x = vf_get(scale + g, k);
+        squares += x * x;
+        biggest = vf_max(biggest, x);
+    }
+    float most = vf_max_lane(biggest), needed = least_gain * vf_sum(squares);
+    out->apart[row] = -1;
+    if (!(most * most > needed)) return; /* or one of them is a NaN */
+    int g = 0;
+    while (scale[g] != most) g++;
+    bf16 x[QUANT_GROUP] = {0};
+    int n = cpu_min(QUANT_GROUP, K - g * QUANT_GROUP), at = 0, first = 0, second = 0;
+    memcpy(x, a + g * QUANT_GROUP, sizeof *x * (size_t)n);
+    for (int k = 0; k < n; k++) {
+        int size = x[k] & 0x7fff; /* ordered as the numbers are */
+        if (size > first)
+            second = first, first = size, at = k;
+        else if (size > second)
+            second = size;
+    }
+    float rest = bf16_float((bf16)second) / 127;
+    if (!(most * most - rest * rest > needed)) return;
+    out->apart[row] = (int16_t)(g * QUANT_GROUP + at);
+    out->apart_x[row] = bf16_float(x[at]);
+    x[at] = 0;
+    round_group(out, row, g * QUANT_GROUP, x, n);
+}
+
 static void round_row(rounded_rows *out, int row, const bf16 *a, int K) {
     int k = 0;
     for (; k + QUANT_GROUP <= K; k += QUANT_GROUP) round_group(out, row, k, a + k, QUANT_GROUP);
     if (k < K) round_group(out, row, k, a + k, K - k);
+    set_apart(out, row, a, K);
 }
 
 /* The sum of q in group g of the form. */
@@ -390,6 +433,40 @@ SPECIALIZED void quant_bands(quant_form f, float *c, const rounded_rows *a, int 
         quant_band(f, c + row * COLS, a, row, b, ask, ask < end, n_groups, 1, panels);
 }
 
+/* Term k of LANES columns from vector v on, of a panel from which n_groups groups are read. */
+SPECIALIZED vf quant_term(quant_form f, const uint8_t *panel, int n_groups, int k, int v) {
+    int g = k / QUANT_GROUP, quad = k % QUANT_GROUP / QUAD, half = k % QUANT_GROUP / f.group;
+    const uint8_t *at = panel + g / SECTION * quant_section_bytes(f, SECTION);
+    quant_place p =
+        quant_in_section(f, cpu_min(SECTION, n_groups - g / SECTION * SECTION), g % SECTION);
+    quad_pair u = quad_load(f, at + p.chunks + v * LANES * QUAD, quad % 4, 0);
+    vi x = (vi)((vu)(quad < 4 ? u.lower : u.upper) >> 8 * (k % QUAD)) & 255;
+    vf scale = quant_scale(f, at + p.scales, half, 0, v), least = {0};
+    if (f.rows == 2) least = quant_scale(f, at + p.scales, half, 1, v);
+    if (f.scale == SCALE_INT8) scale *= quant_block_scale(at, 0, v);
+    if (f.scale == SCALE_INT8 && f.rows == 2) least *= quant_block_scale(at, 1, v);
+    return __builtin_convertvector(x - f.zero, vf) * scale + least;
+}
+
+/* c (rows, panels) += the rows' terms apart. Mostly it is the same one in all rows. */
+SPECIALIZED void add_apart(quant_form f, float *c, const rounded_rows *a, int rows,
+                           const panel_part *b, int n_groups, int panels) {
+    vf w[MOST_VECTORS];
+    for (int row = 0, known = -1; row < rows; row++, c += COLS) {
+        int k = a->apart[row];
+        if (k < 0) continue;
+        if (k != known) {
+            UNROLL
+            for (int v = 0; v < panels * VECTORS; v++)
+                w[v] = quant_term(f, b[v / VECTORS].at, n_groups, k, v % VECTORS);
+            known = k;
+        }
+        UNROLL
+        for (int v = 0; v < panels * VECTORS; v++)
+            vf_store(c + v * LANES, vf_load(c + v * LANES) + a->apart_x[row] * w[v]);
+    }
+}
+
 /* One function for each form: c (rows, panels) += a b. `panels` is 1 or BAND_PANELS. */
 typedef void quant_kernel(float *c, const rounded_rows *a, int rows, const panel_part *b,
                           int n_groups, int panels);
@@ -397,10 +474,13 @@ typedef void quant_kernel(float *c, const rounded_rows *a, int rows, const panel
     static void kernel_##name(float *c, const rounded_rows *a, int rows, const panel_part *b,      \
                               int n_groups, int panels) {                                          \
         const quant_form f = {__VA_ARGS__};                                                        \
-        if (panels == BAND_PANELS)                                                                 \
+        if (panels == BAND_PANELS) {                                                               \
             quant_bands(f, c, a, rows, b, n_groups, BAND_PANELS);                                  \
-        else                                                                                       \
+            add_apart(f, c, a, rows, b, n_groups, BAND_PANELS);                                    \
+        } else {                                                                                   \
             quant_bands(f, c, a, rows, b, n_groups, 1);                                            \
+            add_apart(f, c, a, rows, b, n_groups, 1);                                              \
+        }                                                                                          \
     }
 QUANT_FORMS(KERNEL)
 #undef KERNEL
@@ -417,6 +497,7 @@ typedef struct quant_level {
     void (*round_row)(rounded_rows *out, int row, const bf16 *a, int K);
     int band_panels;
 } quant_level;
-#define QUANT_LEVEL {quant_kernels, round_row, BAND_PANELS}
+#define QUANT_LEVEL                                                                                \
+    { quant_kernels, round_row, BAND_PANELS }
 
 #endif
