@@ -158,6 +158,7 @@ typedef struct embedding_forward {
     const float *wpe;         /* (block_size, C), or NULL: no learned positions */
     float scale;              /* of wte; 0: 1 */
     int N, T, C;
+    act *rest; /* (N, C) = what out lacks of the sum, or NULL. On a CPU in bf16. */
 } embedding_forward;
 
 /* The order of additions is fixed, so the result is deterministic. */
@@ -201,6 +202,8 @@ typedef struct residual_norm_forward {
     int norm; /* enum gpt_norm, or NORM_NONE */
     float eps;
     int N, C;
+    /* (N, C) in place, or NULL: is added to resid, then what resid_out lacks of the sum. On a CPU in bf16. */
+    act *rest;
 } residual_norm_forward;
 
 /* dresid += the norm's gradient. Then, where dbranch is not NULL, dbranch = dropout(dresid): with
@@ -741,6 +744,7 @@ typedef struct gpt_ops {
     const char *name;      /* such as "cpu fp32 avx512" */
     size_t act_bytes;      /* one element of act */
     int makes_activations; /* 1: linear_backward needs no in where it has pre */
+    int keeps_rest; /* 1: without training the residual stream is two numbers of type act each */
     /* 1: weights_pack reads the host's memory, so that without training what only products read has
      * to be kept in their form alone. */
     int packs_host_memory;

@@ -74,7 +74,7 @@ struct gpt_ctx {
     double *busy;   /* (n_threads) seconds at work, while they are measured; else NULL */
     double *busy_memory;
     void *workspace; /* shared by the threads of an op */
-    void *scratch;   /* n_threads x CPU_SCRATCH */
+    void *scratch;   /* n_threads x CPU_SCRATCH, and CPU_ROUNDED */
 };
 
 /* The scratch memory of each thread within an op, a whole number of pages. */
@@ -82,6 +82,13 @@ struct gpt_ctx {
 enum { CPU_SCRATCH = 512 << 10 };
 #else
 enum { CPU_SCRATCH = 0 };
+#endif
+/* Behind that of all threads: rows that product_quant.c rounds once for all its tiles, as many as a piece of a
+ * prompt has. */
+#ifdef CPU_QUANT
+enum { CPU_ROUNDED = 2 << 20 };
+#else
+enum { CPU_ROUNDED = 0 };
 #endif
 
 static inline void *cpu_scratch(const gpt_ctx *ctx, int thread) {

@@ -3,21 +3,28 @@
 
 #include "simd.h"
 
+/* Channels of a row from c on: x, and in `rest` what the rounded ones lack. */
+static inline void put_sum(elem *out, elem *rest, vf x, int c, int k) {
+    vf_put(out + c, x, k);
+    if (rest) vf_put(rest + c, x - vf_get(out + c, k), k);
+}
+
 static void embedding_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const embedding_forward *a = p;
-    elem *all_out = a->out;
+    elem *all_out = a->out, *all_rest = a->rest;
     float scale = a->scale > 0 ? a->scale : 1;
     for (int64_t n = begin; n < end; n++) {
-        elem *out = all_out + n * a->C;
+        elem *out = all_out + n * a->C, *rest = all_rest ? all_rest + n * a->C : NULL;
         const float *wte = a->wte + (int64_t)a->tokens[n] * a->C;
         if (!a->wpe) {
-            FOR_LANES (c, k, a->C) vf_put(out + c, vf_get(wte + c, k) * scale, k);
+            FOR_LANES (c, k, a->C) put_sum(out, rest, vf_get(wte + c, k) * scale, c, k);
             continue;
         }
         int64_t t = a->positions ? a->positions[n] : n % a->T;
         const float *wpe = a->wpe + t * a->C;
-        FOR_LANES (c, k, a->C) vf_put(out + c, vf_get(wte + c, k) * scale + vf_get(wpe + c, k), k);
+        FOR_LANES (c, k, a->C)
+            put_sum(out, rest, vf_get(wte + c, k) * scale + vf_get(wpe + c, k), c, k);
     }
 }
 

@@ -3,69 +3,11 @@
 #ifndef CPU_KERNEL_QUANT_H
 #define CPU_KERNEL_QUANT_H
 
-#include "quant.h"
+#include "round_quant.h"
 
-#include <math.h>
 #ifdef CPU_AMX
 #include "tiles.h"
 #endif
-
-/* A tile: its rows are rounded once, and its sums wait until all terms are in. */
-enum { ROWS = 48, COLS = 256, TERMS = 4096, HALF_GROUP = QUANT_GROUP / 2 };
-enum {
-    BAND = LANES >= 8 ? 4 : 1, /* rows whose sums fit the registers */
-    BAND_PANELS = LANES == 16 ? 2 : 1,
-};
-
-/* Rows of `a`, rounded by groups. The few rows of decoding are rounded once for all tiles. */
-typedef struct rounded_rows {
-    /* Rows whose distance is not a power of two are in different cache sets. */
-    int8_t q[ROWS][TERMS + 64];
-    float scale[ROWS][TERMS / QUANT_GROUP];
-    int16_t sum[ROWS][TERMS / HALF_GROUP];  /* of q in each half of a group */
-    float total[ROWS][TERMS / QUANT_GROUP]; /* of a group, times its scale */
-} rounded_rows;
-
-/* One group of n numbers. One that is not finite makes the scale, and so all that the row gives, NaN. */
-static void round_group(rounded_rows *out, int row, int k, const bf16 *a, int n) {
-    enum { N = QUANT_GROUP / LANES };
-    vf x[N], biggest = {0};
-    vi bad = {0};
-    UNROLL
-    for (int i = 0; i < N; i++) {
-        int m = cpu_max(0, cpu_min(LANES, n - i * LANES));
-        x[i] = vf_get(a + i * LANES, m);
-        biggest = vf_max(biggest, vf_max(x[i], -x[i]));
-        bad |= not_finite(x[i]);
-    }
-    float scale = any_lane(bad) ? NAN : vf_max_lane(biggest) / 127;
-    float inverse = scale_inverse(scale);
-    vi sum[2] = {{0}, {0}};
-    UNROLL
-    for (int i = 0; i < N; i++) {
-        vf scaled = inverse != 0 ? x[i] * inverse : (vf){0};
-        vi q = __builtin_convertvector(scaled + vf_select(scaled < 0, vf_set(-0.5f), vf_set(0.5f)),
-                                       vi);
-        vc bytes = __builtin_convertvector(q, vc);
-        memcpy(&out->q[row][k + i * LANES], &bytes, sizeof bytes);
-        sum[i * LANES / HALF_GROUP] += q;
-    }
-    int32_t both = 0;
-    for (int half = 0; half < 2; half++) {
-        int32_t total = 0;
-        for (int i = 0; i < LANES; i++) total += sum[half][i];
-        out->sum[row][k / HALF_GROUP + half] = (int16_t)total;
-        both += total;
-    }
-    out->scale[row][k / QUANT_GROUP] = scale;
-    out->total[row][k / QUANT_GROUP] = scale * (float)both;
-}
-
-static void round_row(rounded_rows *out, int row, const bf16 *a, int K) {
-    int k = 0;
-    for (; k + QUANT_GROUP <= K; k += QUANT_GROUP) round_group(out, row, k, a + k, QUANT_GROUP);
-    if (k < K) round_group(out, row, k, a + k, K - k);
-}
 
 /* The sum of q in group g of the form. */
 static inline int32_t sum_of(quant_form f, const rounded_rows *a, int row, int g) {
@@ -390,6 +332,40 @@ SPECIALIZED void quant_bands(quant_form f, float *c, const rounded_rows *a, int 
         quant_band(f, c + row * COLS, a, row, b, ask, ask < end, n_groups, 1, panels);
 }
 
+/* Term k of LANES columns from vector v on, of a panel from which n_groups groups are read. */
+SPECIALIZED vf quant_term(quant_form f, const uint8_t *panel, int n_groups, int k, int v) {
+    int g = k / QUANT_GROUP, quad = k % QUANT_GROUP / QUAD, half = k % QUANT_GROUP / f.group;
+    const uint8_t *at = panel + g / SECTION * quant_section_bytes(f, SECTION);
+    quant_place p =
+        quant_in_section(f, cpu_min(SECTION, n_groups - g / SECTION * SECTION), g % SECTION);
+    quad_pair u = quad_load(f, at + p.chunks + v * LANES * QUAD, quad % 4, 0);
+    vi x = (vi)((vu)(quad < 4 ? u.lower : u.upper) >> 8 * (k % QUAD)) & 255;
+    vf scale = quant_scale(f, at + p.scales, half, 0, v), least = {0};
+    if (f.rows == 2) least = quant_scale(f, at + p.scales, half, 1, v);
+    if (f.scale == SCALE_INT8) scale *= quant_block_scale(at, 0, v);
+    if (f.scale == SCALE_INT8 && f.rows == 2) least *= quant_block_scale(at, 1, v);
+    return __builtin_convertvector(x - f.zero, vf) * scale + least;
+}
+
+/* c (rows, panels) += the rows' terms apart. Mostly it is the same one in all rows. */
+SPECIALIZED void add_apart(quant_form f, float *c, const rounded_rows *a, int rows,
+                           const panel_part *b, int n_groups, int panels) {
+    vf w[MOST_VECTORS] = {0};
+    for (int row = 0, known = -1; row < rows; row++, c += COLS) {
+        int k = a->apart[row];
+        if (k < 0) continue;
+        if (k != known) {
+            UNROLL
+            for (int v = 0; v < panels * VECTORS; v++)
+                w[v] = quant_term(f, b[v / VECTORS].at, n_groups, k, v % VECTORS);
+            known = k;
+        }
+        UNROLL
+        for (int v = 0; v < panels * VECTORS; v++)
+            vf_store(c + v * LANES, vf_load(c + v * LANES) + a->apart_x[row] * w[v]);
+    }
+}
+
 /* One function for each form: c (rows, panels) += a b. `panels` is 1 or BAND_PANELS. */
 typedef void quant_kernel(float *c, const rounded_rows *a, int rows, const panel_part *b,
                           int n_groups, int panels);
@@ -397,10 +373,13 @@ typedef void quant_kernel(float *c, const rounded_rows *a, int rows, const panel
     static void kernel_##name(float *c, const rounded_rows *a, int rows, const panel_part *b,      \
                               int n_groups, int panels) {                                          \
         const quant_form f = {__VA_ARGS__};                                                        \
-        if (panels == BAND_PANELS)                                                                 \
+        if (panels == BAND_PANELS) {                                                               \
             quant_bands(f, c, a, rows, b, n_groups, BAND_PANELS);                                  \
-        else                                                                                       \
+            add_apart(f, c, a, rows, b, n_groups, BAND_PANELS);                                    \
+        } else {                                                                                   \
             quant_bands(f, c, a, rows, b, n_groups, 1);                                            \
+            add_apart(f, c, a, rows, b, n_groups, 1);                                              \
+        }                                                                                          \
     }
 QUANT_FORMS(KERNEL)
 #undef KERNEL

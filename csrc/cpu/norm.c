@@ -18,14 +18,23 @@ CPU_WORKSPACE(norm_workspace) {
     return shape->training ? sizeof(float) * MAX_BLOCKS * 2 * (size_t)shape->C : 0;
 }
 
-/* sum = resid + dropout(branch), one row. */
-static void residual_row(elem *sum, const elem *resid, const elem *branch, gpt_dropout dropout,
-                         int64_t row, int C) {
+/* sum = resid + dropout(branch), one row; with `rest` as residual_norm_forward says. */
+static void residual_row(elem *sum, elem *rest, const elem *resid, const elem *branch,
+                         gpt_dropout dropout, int64_t row, int C) {
     FOR_LANES (c, k, C) {
         vf x = vf_get(branch + c, k);
         if (dropout.p > 0) x *= dropout_lanes(dropout, (uint64_t)(row * C + c));
-        vf_put(sum + c, vf_get(resid + c, k) + x, k);
+        x += vf_get(resid + c, k);
+        if (rest) x += vf_get(rest + c, k);
+        vf_put(sum + c, x, k);
+        if (rest) vf_put(rest + c, x - vf_get(sum + c, k), k);
     }
+}
+
+/* Channels of a row from c on, with what they lack. */
+static inline vf whole(const elem *x, const elem *rest, int c, int k) {
+    vf v = vf_get(x + c, k);
+    return rest ? v + vf_get(rest + c, k) : v;
 }
 
 typedef struct forward_task {
@@ -38,25 +47,26 @@ static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
     const forward_task *task = p;
     const residual_norm_forward *a = task->op;
     const elem *resid = a->resid, *branch = a->branch;
-    elem *resid_out = a->resid_out, *all_out = a->out;
+    elem *resid_out = a->resid_out, *all_out = a->out, *all_rest = a->rest;
     int C = a->C;
     for (int64_t row = begin; row < end; row++) {
         const elem *x = resid + row * C;
-        elem *out = all_out + row * C;
+        elem *out = all_out + row * C, *rest = all_rest ? all_rest + row * C : NULL;
         if (branch) {
             elem *sum = resid_out + row * C;
-            residual_row(sum, x, branch + row * C, task->dropout, row, C);
+            residual_row(sum, rest, x, branch + row * C, task->dropout, row, C);
             x = sum;
         }
+        if (rest && out == x) continue; /* NORM_NONE: it is there, and has lost nothing more */
         float mean = 0;
         if (a->norm == GPT_NORM_LAYERNORM) {
             vf s = {0};
-            FOR_LANES (c, k, C) s += vf_get(x + c, k);
+            FOR_LANES (c, k, C) s += whole(x, rest, c, k);
             mean = vf_sum(s) / (float)C;
         }
         vf s = {0};
         FOR_LANES (c, k, C) {
-            vf d = vf_get(x + c, k) - mean;
+            vf d = whole(x, rest, c, k) - mean;
             if (k < LANES) { /* the lanes past the end hold 0 - mean */
                 float tail[LANES];
                 vf_store(tail, d);
@@ -66,7 +76,7 @@ static void norm_forward_rows(void *p, int thread, int64_t begin, int64_t end) {
         }
         float rstd = a->norm == NORM_NONE ? 1 : 1.0f / sqrtf(vf_sum(s) / (float)C + a->eps);
         FOR_LANES (c, k, C) {
-            vf y = (vf_get(x + c, k) - mean) * rstd;
+            vf y = (whole(x, rest, c, k) - mean) * rstd;
             if (a->w) y *= vf_get(a->w + c, k);
             if (a->b) y += vf_get(a->b + c, k);
             vf_put(out + c, y, k);

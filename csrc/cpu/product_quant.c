@@ -14,12 +14,13 @@ typedef struct tile_memory {
     rounded_rows rows;
 } tile_memory;
 _Static_assert(sizeof(tile_memory) <= CPU_SCRATCH, "scratch");
+enum { ROUNDED_TILES = CPU_ROUNDED / sizeof(rounded_rows) };
 
 typedef struct product_tiles {
     gpt_ctx *ctx;
     const product *p;
     const quant_head *w;
-    rounded_rows *all;      /* every row, rounded beforehand; NULL: each tile rounds its own */
+    rounded_rows *all;      /* (n_rows) rounded beforehand; NULL: each tile rounds its own */
     int rows, cols, n_rows; /* of a tile; tiles below one another */
 } product_tiles;
 
@@ -94,8 +95,8 @@ static void run_tile(const product_tiles *t, tile_memory *m, const tile *at) {
         for (int r = 0; r < at->rows && !t->all; r++)
             round_row(&m->rows, r, p->a + (int64_t)(at->row + r) * p->lda + k, terms);
         for (int half = 0; half < halves; half++)
-            multiply(t, m->sums[half][0], t->all ? t->all : &m->rows, at->part + half, at, k,
-                     terms);
+            multiply(t, m->sums[half][0], t->all ? t->all + at->row / t->rows : &m->rows,
+                     at->part + half, at, k, terms);
     }
     for (int c = 0; c < at->cols; c += BLOCK) {
         int n = cpu_min(BLOCK, at->cols - c);
@@ -122,7 +123,7 @@ static void round_rows(void *args, int thread, int64_t begin, int64_t end) {
     const product_tiles *t = args;
     const product *p = t->p;
     for (int64_t row = begin; row < end; row++)
-        round_row(t->all, (int)row, p->a + row * p->lda, p->K);
+        round_row(t->all + row / t->rows, (int)(row % t->rows), p->a + row * p->lda, p->K);
 }
 
 void cpu_product(gpt_ctx *ctx, product *p) {
@@ -138,10 +139,10 @@ void cpu_product(gpt_ctx *ctx, product *p) {
         quant_unpacked_product(ctx, p);
         return;
     }
-    t.n_rows = (int)cpu_div_up(p->M, ROWS);
-    t.rows = (int)cpu_div_up(p->M, t.n_rows);
-    if (p->M <= ROWS && p->K <= TERMS) {
-        t.all = &((tile_memory *)cpu_scratch(ctx, 0))->rows;
+    t.rows = (int)cpu_round_up(cpu_div_up(p->M, cpu_div_up(p->M, ROWS)), EVEN_ROWS);
+    t.n_rows = (int)cpu_div_up(p->M, t.rows);
+    if (t.n_rows <= ROUNDED_TILES && p->K <= TERMS) {
+        t.all = cpu_scratch(ctx, ctx->n_threads);
         cpu_parallel(ctx, round_rows, &t, p->M, 4);
     }
     while (t.cols > 2 * BLOCK && count_tiles(&t) < 8 * ctx->n_threads) t.cols /= 2;

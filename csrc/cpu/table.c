@@ -19,12 +19,13 @@ static size_t workspace_bytes(const gpt_ctx *ctx, const gpt_shape *shape) {
 #define MOST_ACTS(name) most = larger(most, CPU_ACTS_NAME(name)(shape, ctx->n_threads));
     CPU_WEIGHT_WORKSPACES(MOST)
     CPU_ACT_WORKSPACES(MOST_ACTS)
-    return most + CPU_SCRATCH * (size_t)ctx->n_threads;
+    return most + CPU_SCRATCH * (size_t)ctx->n_threads + CPU_ROUNDED;
 }
 
 static void ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
     ctx->scratch = workspace;
-    ctx->workspace = workspace ? (char *)workspace + CPU_SCRATCH * (size_t)ctx->n_threads : NULL;
+    size_t before = CPU_SCRATCH * (size_t)ctx->n_threads + CPU_ROUNDED;
+    ctx->workspace = workspace ? (char *)workspace + before : NULL;
 }
 
 #ifdef CPU_BF16
@@ -53,6 +54,7 @@ static void ctx_set_workspace(gpt_ctx *ctx, void *workspace) {
     const gpt_ops CPU_JOIN(dtype, CPU_LEVEL, ops) = {                                              \
         .name = "cpu " #dtype " " CPU_STRING(CPU_LEVEL),                                           \
         SLOTS,                                                                                     \
+        .keeps_rest = 1,                                                                           \
         GPT_PRODUCT_OPS(FILL) GPT_ACT_OPS(FILL_ACTS) GPT_LORA_OPS(FILL_ACTS)                       \
             GPT_DORA_OPS(FILL_ACTS) GPT_ROUTE_OPS(FILL_ACTS) GPT_EXPERT_OPS(FILL)                  \
                 .weights_bytes = bytes,                                                            \

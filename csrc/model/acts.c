@@ -134,6 +134,7 @@ size_t acts_plan(const gpt_config *c, const gpt_ops *ops, const acts_shape *s, c
     out->rope = take_floats(&p, true, (int64_t)rope_table_count(c) * s->T, 2 * rope_pairs(c));
     out->rope_rows = s->T;
     out->branch = take_acts(&p, true, N, C);
+    out->rest = take_acts(&p, ops->keeps_rest && !training, N, C);
     bool experts = c->n_expert > 0;
     int64_t R = fc_rows(c, N);
     out->expert_in = take_acts(&p, experts, R, C);

@@ -46,7 +46,8 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
                             .N = x->N,
                             .T = x->T,
                             .scale = m->config.embedding_scale,
-                            .C = C};
+                            .C = C,
+                            .rest = a->rest};
     dropout_apply drop = {
         .x = op.out, .dropout = dropout_of_embedding(m, x), .n = (int64_t)x->N * C};
     m->ops->embedding_forward(m->ctx, &op);
@@ -54,8 +55,8 @@ static void embedding(gpt_model *m, const acts *a, const batch *x) {
 }
 
 /* The residual stream takes in the branch, and is normalised. */
-static void norm(gpt_model *m, const batch *x, int kind, act *resid_out, act *out, float *stats,
-                 const act *resid, const act *branch, const float *w, const float *b,
+static void norm(gpt_model *m, const batch *x, int kind, act *resid_out, act *rest, act *out,
+                 float *stats, const act *resid, const act *branch, const float *w, const float *b,
                  gpt_dropout_site dropout) {
     residual_norm_forward op = {.resid_out = resid_out,
                                 .out = out,
@@ -68,7 +69,8 @@ static void norm(gpt_model *m, const batch *x, int kind, act *resid_out, act *ou
                                 .norm = kind,
                                 .eps = m->config.norm_eps,
                                 .N = x->N,
-                                .C = m->config.n_embd};
+                                .C = m->config.n_embd,
+                                .rest = rest};
     m->ops->residual_norm_forward(m->ctx, &op);
 }
 
@@ -195,7 +197,7 @@ bool model_stops(gpt_model *m) {
 static void branch_norm(gpt_model *m, const acts *a, const batch *x, int l, float *stats,
                         const act *in, const float *w) {
     if (norms_after(&m->config))
-        norm(m, x, m->layers[l].norm, NULL, a->branch, stats, in, NULL, w, NULL,
+        norm(m, x, m->layers[l].norm, NULL, NULL, a->branch, stats, in, NULL, w, NULL,
              (gpt_dropout_site){0});
 }
 
@@ -223,14 +225,14 @@ static void join(gpt_model *m, const acts *a, const batch *x, int l) {
     const layer_view *w = &m->w.layers[l];
     const layer_acts *la = &a->layers[l];
     if (!m->config.parallel) {
-        norm(m, x, norm_before(m, l), la->resid_2, la->norm_2, la->stats_2, la->resid_1, a->branch,
-             w->norm_2_w, w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
+        norm(m, x, norm_before(m, l), la->resid_2, a->rest, la->norm_2, la->stats_2, la->resid_1,
+             a->branch, w->norm_2_w, w->norm_2_b, dropout_of(m, x, l, SITE_ATT_PROJ));
         return;
     }
-    norm(m, x, norm_before(m, l), NULL, la->norm_2, la->stats_2, la->resid_1, NULL, w->norm_2_w,
-         w->norm_2_b, (gpt_dropout_site){0});
-    norm(m, x, NORM_NONE, la->resid_2, la->resid_2, NULL, la->resid_1, a->branch, NULL, NULL,
-         dropout_of(m, x, l, SITE_MLP_PROJ));
+    norm(m, x, norm_before(m, l), NULL, a->rest, la->norm_2, la->stats_2, la->resid_1, NULL,
+         w->norm_2_w, w->norm_2_b, (gpt_dropout_site){0});
+    norm(m, x, NORM_NONE, la->resid_2, a->rest, la->resid_2, NULL, la->resid_1, a->branch, NULL,
+         NULL, dropout_of(m, x, l, SITE_MLP_PROJ));
 }
 
 /* The hidden channels of the feed-forward layer, from norm 2. */
@@ -271,7 +273,7 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
         const layer_acts *la = &a->layers[l];
 
         m->layer = l;
-        norm(m, x, norm_before(m, l), la->resid_1, la->norm_1, la->stats_1, resid, branch,
+        norm(m, x, norm_before(m, l), la->resid_1, a->rest, la->norm_1, la->stats_1, resid, branch,
              w->norm_1_w, w->norm_1_b, dropout);
         attend(m, a, x, l);
         join(m, a, x, l);
@@ -284,7 +286,7 @@ void model_forward(gpt_model *m, const acts *a, const batch *x) {
         dropout = dropout_of(m, x, l, SITE_MLP_PROJ);
     }
     m->layer = -1;
-    norm(m, x, c->norm, a->resid_f, a->norm_f, a->stats_f, resid, branch, m->w.norm_f_w,
+    norm(m, x, c->norm, a->resid_f, a->rest, a->norm_f, a->stats_f, resid, branch, m->w.norm_f_w,
          m->w.norm_f_b, dropout);
 }
 
@@ -293,8 +295,8 @@ void model_remake(gpt_model *m, const acts *a, const batch *x, int l) {
     const layer_acts *la = &a->layers[l];
     if (m->options.recompute == GPT_RECOMPUTE_NONE) return;
     if (m->options.recompute == GPT_RECOMPUTE_BLOCK) {
-        norm(m, x, norm_before(m, l), NULL, la->norm_1, la->stats_1, la->resid_1, NULL, w->norm_1_w,
-             w->norm_1_b, (gpt_dropout_site){0});
+        norm(m, x, norm_before(m, l), NULL, NULL, la->norm_1, la->stats_1, la->resid_1, NULL,
+             w->norm_1_w, w->norm_1_b, (gpt_dropout_site){0});
         attend(m, a, x, l);
         join(m, a, x, l);
     }

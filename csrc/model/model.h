@@ -248,6 +248,7 @@ typedef struct acts {
     const int32_t
         *cache_positions; /* (N) of a session's rows in caches with fewer rows than n_ctx */
     act *branch;          /* (N, C) to be added to the residual stream */
+    act *rest;            /* (N, C) what that stream lacks, or NULL: see ops.h */
     act *expert_in;       /* (N K, C) */
     act *resid_f;         /* (N, C) as the final norm reads it */
     act *norm_f;          /* (N, C) */

@@ -154,6 +154,9 @@ static void check(int form, int rows, int panels, int K) {
                     all += a->q[r][k + h];
                 }
                 want[r * COLS + n] += (sum * scale + all * least) * a->scale[r][k / QUANT_GROUP];
+                int apart = a->apart[r] - k;
+                if (apart >= 0 && apart < f.group)
+                    want[r * COLS + n] += ((u[apart] - f.zero) * scale + least) * a->apart_x[r];
             }
         }
     int together = panels == level->band_panels ? panels : 1;
@@ -163,7 +166,7 @@ static void check(int form, int rows, int panels, int K) {
     EXPECT_CLOSE("c", got, want, rows, COLS, 2e-6);
 }
 
-/* Rounding: to the nearest of 127 steps of the largest of each group. */
+/* Rounding: to the nearest of 127 steps of the largest of each group, but for the term apart. */
 static void check_rounding(void) {
     enum { K = 3 * QUANT_GROUP + 5 };
     test_case("rounding");
@@ -176,16 +179,46 @@ static void check_rounding(void) {
     for (int g = 0; g < quant_groups(K); g++) {
         int n = cpu_min(QUANT_GROUP, K - g * QUANT_GROUP), sum[2] = {0, 0};
         double largest = 0, scale = a->scale[1][g];
-        for (int k = 0; k < n; k++)
-            largest = fmax(largest, fabs(bf16_float(x[g * QUANT_GROUP + k])));
+        for (int k = g * QUANT_GROUP; k < g * QUANT_GROUP + n; k++)
+            if (k != a->apart[1]) largest = fmax(largest, fabs(bf16_float(x[k])));
         EXPECT_NEAR("scale", scale, largest / 127, 1e-6 * largest);
         for (int k = 0; k < QUANT_GROUP; k++) {
             int q = a->q[1][g * QUANT_GROUP + k];
             double value = k < n ? bf16_float(x[g * QUANT_GROUP + k]) : 0;
+            if (g * QUANT_GROUP + k == a->apart[1]) {
+                EXPECT(q == 0 && a->apart_x[1] == value);
+                continue;
+            }
             EXPECT(fabs(q * scale - value) <= 0.501 * scale);
             sum[k / HALF_GROUP] += q;
         }
         EXPECT(a->sum[1][2 * g] == sum[0] && a->sum[1][2 * g + 1] == sum[1]);
+    }
+}
+
+/* The largest term is apart if squared scales are less by a quarter without it. */
+static void check_apart(void) {
+    enum { K = 3 * QUANT_GROUP + 5, AT = QUANT_GROUP + 7, LAST = K - 1 };
+    static const struct {
+        int at, other; /* terms of these sizes; the others are 1 */
+        float x, y;
+        int want;
+    } cases[] = {{AT, 0, 1, 1, -1},         {AT, 0, -50, 1, AT},       {LAST, 0, 3, 1, LAST},
+                 {AT, AT + 1, 50, -50, -1}, {AT, AT + 1, 50, -45, -1}, {AT, AT + 1, 50, 20, AT},
+                 {AT, LAST, 50, 50, AT},    {AT, LAST, 50, 100, LAST}, {AT, 0, 1.2f, 1, -1},
+                 {AT, 0, NAN, 1, -1},       {AT, 0, INFINITY, 1, -1},  {AT, LAST, 50, NAN, -1}};
+    rounded_rows *a = test_alloc(&test.host, sizeof *a);
+    for (int i = 0; i < TEST_COUNT(cases); i++) {
+        test_case("apart, case %d", i);
+        bf16 x[K];
+        for (int k = 0; k < K; k++) x[k] = bf16_round(k % 2 ? 1.0f : -1.0f);
+        x[cases[i].other] = bf16_round(cases[i].y), x[cases[i].at] = bf16_round(cases[i].x);
+        memset(a, TEST_GARBAGE, sizeof *a);
+        level->round_row(a, 1, x, K);
+        EXPECT(a->apart[1] == cases[i].want);
+        if (cases[i].want < 0) continue;
+        EXPECT(a->apart_x[1] == bf16_float(x[cases[i].want]));
+        EXPECT(a->q[1][cases[i].want] == 0);
     }
 }
 
@@ -274,7 +307,7 @@ static void test_chunks(void) {
 }
 
 static void test_rounding(void) {
-    EACH_LEVEL check_rounding();
+    EACH_LEVEL check_rounding(), check_apart();
 }
 
 static void test_products(void) {

@@ -3,8 +3,8 @@
     pip install llama-cpp-python                        # compiles for some minutes
     python tools/measure/compare_quantized.py model.gguf --text book.txt --threads 1
 
-Both programs round activations to 8 bits, in other groups, and keep other numbers in 16 bits. So
-logits are compared with those of gptc's fp32 products of the file's numbers, which round neither.
+Both programs round activations to 8 bits, and other numbers to 16 bits. So both are compared with
+gptc's fp32 products of the file's numbers, which round neither.
 Speeds are tokens per second of CPU time, so that other programs disturb less.
 """
 
@@ -162,49 +162,52 @@ class Theirs:
         return speeds
 
 
-def nats(logits: FloatArray, tokens: TokenArray) -> tuple[float, int]:
-    """The summed cross-entropy of each token but the first, and their number."""
+def nats(logits: FloatArray, tokens: TokenArray) -> FloatArray:
+    """The cross-entropy of each token but the first."""
     rows = logits[: len(tokens) - 1].astype(np.float64)
     top = rows.max(axis=1)
     sums = top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
-    return float((sums - rows[np.arange(len(rows)), tokens[1:]]).sum()), len(rows)
+    return np.asarray(sums - rows[np.arange(len(rows)), tokens[1:]])
 
 
-def distance(a: FloatArray, b: FloatArray) -> float:
-    """In parts of the norm of b."""
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+def compare_greedy(ours: Ours, theirs: Theirs, wide: Ours, prompt: TokenArray, n: int) -> None:
+    """Prints how long greedy texts are the same."""
+    exact, gaps = wide.greedy(prompt, n)
+    found = {"gptc": ours.greedy(prompt, n)[0], "llama.cpp": theirs.greedy(prompt, n)}
+    for name, tokens in found.items():
+        pairs = zip(tokens, exact, strict=True)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), n)
+        gap = "" if same == n else f", where fp32's two best logits are {gaps[same]:.2g} apart"
+        print(f"greedy, {name} and fp32: the same {same} of {n} tokens{gap}")
+    pairs = zip(*found.values(), strict=True)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), n)
+    print(f"greedy, gptc and llama.cpp: the same {same} of {n} tokens", flush=True)
 
 
-def compare_text(
-    ours: Ours, theirs: Theirs, wide: Ours, text: TokenArray, prompt: TokenArray, n: int
-) -> None:
-    """Prints what greedy decoding, logits and perplexity have in common."""
-    found, gaps = ours.greedy(prompt, n)
-    other = theirs.greedy(prompt, n)
-    same = next((i for i, (a, b) in enumerate(zip(found, other, strict=True)) if a != b), n)
-    gap = "" if same == n else f", where our two best logits are {gaps[same]:.2g} apart"
-    print(f"greedy: the same {same} of {n} tokens{gap}", flush=True)
-    totals, count, apart = np.zeros(3), 0, np.zeros(3)
-    windows = [text[i : i + WINDOW] for i in range(0, len(text) - 1, WINDOW)]
-    for k, window in enumerate(windows):
-        logits = [ours.logits(window), theirs.logits(window)]
-        if k < 2:
-            reference = wide.logits(window)
-            apart += [distance(x, reference) / 2 for x in logits] + [distance(*logits) / 2]
-        for i, x in enumerate(logits):
-            total, n_rows = nats(x, window)
-            totals[i] += total
-        count += n_rows
-    print(
-        f"logits: ours {apart[0]:.4f} from fp32 products, llama.cpp's {apart[1]:.4f}, each other "
-        f"{apart[2]:.4f} (parts of the norm)"
-    )
-    own, their = np.exp(totals[:2] / count)
-    print(
-        f"perplexity of {count:,} tokens in windows of {WINDOW}: ours {own:.4f}, llama.cpp's "
-        f"{their:.4f}: {own / their - 1:+.3%}",
-        flush=True,
-    )
+def compare_text(ours: Ours, theirs: Theirs, wide: Ours, text: TokenArray) -> None:
+    """Prints the perplexity of both and of fp32 products, and how far they are from these."""
+    programs: dict[str, Any] = {"fp32 products": wide, "gptc": ours, "llama.cpp": theirs}
+    losses: dict[str, list[FloatArray]] = {name: [] for name in programs}
+    errors, size = dict.fromkeys(programs, 0.0), 0.0
+    for i in range(0, len(text) - 1, WINDOW):
+        window = text[i : i + WINDOW]
+        found = {name: program.logits(window) for name, program in programs.items()}
+        exact = found["fp32 products"]
+        size += float(np.square(exact, dtype=np.float64).sum())
+        for name, logits in found.items():
+            losses[name].append(nats(logits, window))
+            errors[name] += float(np.square(logits - exact, dtype=np.float64).sum())
+    exact = np.concatenate(losses["fp32 products"])
+    print(f"{len(exact):,} tokens in windows of {WINDOW}; errors are from fp32 products")
+    for name, of_windows in losses.items():
+        apart = np.concatenate(of_windows) - exact
+        perplexity, error = np.exp((exact + apart).mean()), apart.std() / len(apart) ** 0.5
+        print(
+            f"{name}: perplexity {perplexity:.4f} ({np.expm1(apart.mean()):+.3%} +- {error:.3%}); "
+            f"a token's loss off by {np.sqrt((apart**2).mean()):.4f} nats (root mean square), "
+            f"logits by {(errors[name] / size) ** 0.5:.4f} of their norm",
+            flush=True,
+        )
 
 
 def main() -> int:
@@ -224,7 +227,8 @@ def main() -> int:
         text = theirs.tokens(options.text.read_bytes()[: options.bytes])
         wide = Ours(file, options.threads, "fp32")
         prompt = theirs.tokens(options.prompt.encode())
-        compare_text(ours, theirs, wide, text, prompt, options.tokens)
+        compare_greedy(ours, theirs, wide, prompt, options.tokens)
+        compare_text(ours, theirs, wide, text)
     prompt = np.arange(WINDOW - 64, dtype=np.int32) * 7919 % file.config.vocab_size
     own, their = (x.speeds(prompt.astype(np.int32), 16, options.repeats) for x in (ours, theirs))
     for name, speed in own.items():

@@ -29,7 +29,9 @@ def work(options: argparse.Namespace) -> None:
     from gptc import GPTConfig, Model
 
     config = GPTConfig.preset(options.preset, vocab_size=options.vocab_size)
-    T = min(options.seq_len, config.block_size)
+    T = min(max(options.seq_len, options.prompt), config.block_size)
+    if options.prompt > T:
+        sys.exit(f"two_builds: --prompt {options.prompt} is more than the {T} tokens of a context")
     training = not (options.decode or options.prompt)
     model = Model.create(
         config, dtype=options.dtype, training=training, max_batch=options.batch_size, max_seq=T,

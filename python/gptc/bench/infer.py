@@ -186,8 +186,9 @@ def bench_infer(
                 which = "warming up" if turn < 0 else f"turn {turn + 1} of {turns}:"
                 report(f"{which} {c.name}")
                 took = [c.decode(n, _steps(n)) / _steps(n) for n in batches]
+                took.append(c.prefill(n_prompt))
                 if turn >= 0:
-                    times[c.name].append([*took, c.prefill(n_prompt)])
+                    times[c.name].append(took)
         return {
             "config": config.to_dict(),
             "threads": weights.threads,
