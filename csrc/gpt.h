@@ -754,6 +754,12 @@ int gpt_logprobs(const float *logits, int32_t vocab_size, int32_t token, float *
  *
  * All ranks make the same calls in the same order, with the same sizes. */
 int gpt_comm_create(int kind, const char *library, double timeout_s, gpt_comm **out);
+/* Lets gpt_model_all_reduce add gradients on GPUs, one a rank, by NCCL. Each rank opens the library: libnccl.so.2 by
+ * its name, NULL: the linker's. GPT_ERR_DEVICE where it does not load. If all ranks have it, they then join
+ * together, which has no time limit; CUDA_VISIBLE_DEVICES gives a rank its GPU. Without these calls gradients of
+ * GPUs are added by the hosts. */
+int gpt_comm_open_nccl(gpt_comm *comm, const char *library);
+int gpt_comm_join_gpus(gpt_comm *comm);
 /* NULL is harmless. Where a call has failed, a receive that does not end when it is cancelled keeps the memory that
  * is the library's; what was given to that call has to stay valid until the process ends. */
 void gpt_comm_free(gpt_comm *comm);
@@ -789,7 +795,7 @@ int gpt_model_place(gpt_model *model, int64_t micro, int64_t row);
  * n_shards, it changes nothing. */
 int gpt_model_begin_all_reduce(gpt_model *model, gpt_comm *comm);
 /* Adds the gradients of all ranks, and their losses since the last update. Before gpt_model_update; a rank
- * that had no backward adds zero. After an error the gradients are gone. A model with n_shards gets the sums
+ * that had no backward adds zero. Where NCCL adds, the order of additions is its own. After an error the gradients are gone. A model with n_shards gets the sums
  * of its part, and the norm of all. */
 int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm);
 /* The i-th sum of the last gpt_model_all_reduce that gpt_model_begin_all_reduce came before. GPT_ERR_ARGUMENT

@@ -1,5 +1,6 @@
 /* reduce.c: the sum of the gradients of all ranks, and the parts of a sharded model. */
 #include "comm/background.h"
+#include "comm/nccl.h"
 
 #include "api.h"
 
@@ -41,6 +42,19 @@ static int reduce_on(gpt_model *m, gpt_comm *comm, float *x, int64_t n, coding c
         TRY(m->ops->sync(m->ctx));
     }
     return GPT_OK;
+}
+
+static int queue_is_busy(void *model) {
+    const gpt_model *m = model;
+    return m->ops->is_busy(m->ctx);
+}
+
+/* Gradients where they are. The loss goes first and by messages between hosts: a rank that does not come is named
+ * there, and GPUs begin with all ranks at the same place. */
+static int reduce_on_gpus(gpt_model *m, gpt_comm *comm) {
+    device_queue queue = {m->ops->stream(m->ctx), queue_is_busy, m};
+    TRY(reduce_on(m, comm, &m->state->report.loss, 1, (coding){0}));
+    return nccl_all_reduce(comm, m->grads, m->layout.n_grads, queue);
 }
 
 static coding coding_at(const gpt_model *m, int64_t first) {
@@ -141,15 +155,20 @@ static int check_sums(gpt_model *m, gpt_comm *comm) {
     return is_sharded(&m->layout) ? check_part(m, comm) : GPT_OK;
 }
 
+/* Gradients and losses. */
+static int reduce(gpt_model *m, gpt_comm *comm) {
+    if (m->ops->stream && nccl_is_there(comm)) return reduce_on_gpus(m, comm);
+    TRY(is_sharded(&m->layout) ? reduce_part(m, comm) : reduce_whole(m, comm));
+    return reduce_on(m, comm, &m->state->report.loss, 1, (coding){0});
+}
+
 int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm) {
     REQUIRE_MODEL(model);
     REQUIRE(comm);
     TRY(check_sums(model, comm));
     if (model->grads_stale) TRY(zero_grads(model));
     TRY(model->ops->sync(model->ctx));
-    int status = is_sharded(&model->layout) ? reduce_part(model, comm) : reduce_whole(model, comm);
-    if (status == GPT_OK)
-        status = reduce_on(model, comm, &model->state->report.loss, 1, (coding){0});
+    int status = reduce(model, comm);
     if (status != GPT_OK)
         model->grads_stale = true, model->n_micro = 0; /* some are sums, and some are not */
     else if (!model->n_micro)

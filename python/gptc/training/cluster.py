@@ -57,10 +57,10 @@ def predict(
 ) -> Cluster:
     """The plan of the same run on `n_ranks`; without a `link`, of its memory alone."""
     options, model = setup.options, setup.model
-    whole = sharded = setup.plan
+    each = replace(model.options, wire=options.wire)  # which one process has no use for
+    whole = sharded = plan_for(model.config, each)
     if options.optimizer == "adamw":
-        settings = replace(model.options, n_shards=n_ranks, shard=n_ranks - 1)
-        sharded = plan_for(model.config, settings)
+        sharded = plan_for(model.config, replace(each, n_shards=n_ranks, shard=n_ranks - 1))
     methods = [] if link is None else list(_methods(setup, costs, n_ranks, link, latency_us / 1e6))
     return Cluster(
         n_ranks,
