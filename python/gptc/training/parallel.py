@@ -83,11 +83,6 @@ def check_ranks(options: TrainOptions, n_ranks: int) -> None:
         return
     if not options.tokens_per_step:  # else --grad-accum is not known yet
         check_sequences(options, n_ranks)
-    if options.zero and options.optimizer != "adamw":
-        raise GptcError(
-            f"--zero {options.zero} shards the state of AdamW alone: use --optimizer adamw, or "
-            f"--zero 0 with --optimizer {options.optimizer}"
-        )
     for name, value in {"zero": str(options.zero or ""), "wire": options.wire}.items():
         if options.device == "cuda" and value not in ("", "fp32"):
             raise GptcError(
@@ -134,7 +129,7 @@ def described(world: World, threads: int, device: str, options: TrainOptions) ->
     if device == "cuda":
         how = "sums by NCCL"
     if options.zero:
-        how += ", AdamW's state in parts (ZeRO-1)"
+        how += ", the optimizer's state in parts (ZeRO-1)"
     if options.wire != "fp32":
         how += f", sent as {options.wire}"
     if options.sync_every:

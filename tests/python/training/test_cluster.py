@@ -84,7 +84,6 @@ def test_one_rank_pays_and_two_pay() -> None:
         (["--ranks", 2, "--latency", 9], 2, "--latency 9 is of a network: add --link 10G"),
         (["--ranks", 2, "--link", "1G", "--latency", "nan"], 2, "--latency is nan; it must be 0"),
         (["--ranks", 2, "--link", "1G", "--latency", -1], 2, "--latency is -1; it must be 0"),
-        (["--ranks", 2, "--zero", 1, "--optimizer", "muon"], 1, "the state of AdamW alone"),
     ],
 )
 def test_plans_of_ranks_that_are_refused(
