@@ -101,12 +101,13 @@ class World:
             os.environ[_GPUS] = names[0] if names else "-1"
 
     def check_gpus(self, device: str) -> None:
-        """JobError for a host with fewer GPUs than ranks. All ranks call this."""
-        if self.size == 1 or device == "cpu":
+        """JobError for a host with fewer GPUs than ranks that want one. All ranks call this."""
+        if self.size == 1:
             return
-        every = self.gather_json([self.host(self.rank), library.gpu().problem is None])
+        has_gpu = None if device == "cpu" else library.gpu().problem is None
+        every = self.gather_json([self.host(self.rank), has_gpu])
         for host in dict(every):
-            found = [has_gpu for name, has_gpu in every if name == host]
+            found = [has for name, has in every if name == host and has is not None]
             if any(found) and not all(found):
                 raise self.refusal(
                     f"{plural(len(found), 'rank')} on {host}, which has "

@@ -60,7 +60,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(JobError, match=r"^3 ranks on b, which has 2 GPUs, and each needs one: "):
         Ranks(1, "abbb", [True, True, True, False]).check_gpus("auto")
     Ranks(1, "abbb", [True] * 4).check_gpus("cuda")
-    Ranks(1, "abbb", [True, True, True, False]).check_gpus("cpu")
+    Ranks(1, "abb", [True, None, False]).check_gpus("cpu")  # refused later: devices differ
     Ranks(1, "abbb", [False, True, True, True]).check_gpus("cuda")  # another error
     monkeypatch.setattr(library, "gpu", lambda: SimpleNamespace(problem="none"))
     Ranks(1, "ab", [False, False]).check_gpus("auto")
