@@ -347,8 +347,8 @@ typedef struct gpt_options {
     /* Of the gradient alone: losses stay cross-entropy. The share of a target that all tokens get
      * alike, 0 <= label_smoothing < 1; and the factor of the squared logarithm of the softmax's sum. */
     float label_smoothing, z_loss;
-    /* The state of AdamW, the only optimizer then, is of part `shard` of n_shards alone, on a CPU: ZeRO-1
-     * (Rajbhandari et al. 2020). Each rank of a job has one part, that of its number. 0 or 1: of all. */
+    /* The optimizer's state is of part `shard` of n_shards alone, on a CPU: ZeRO-1 (Rajbhandari et al. 2020).
+     * Matrices of Muon are in one part each. Each rank of a job has one part, that of its number. 0 or 1: of all. */
     int32_t n_shards, shard;
     /* 1: matrices with Muon have a second state slot, (rows), by which each row of a step is scaled: see
      * gpt_muon. */
@@ -754,6 +754,12 @@ int gpt_logprobs(const float *logits, int32_t vocab_size, int32_t token, float *
  *
  * All ranks make the same calls in the same order, with the same sizes. */
 int gpt_comm_create(int kind, const char *library, double timeout_s, gpt_comm **out);
+/* Lets gpt_model_all_reduce add gradients on GPUs, one a rank, by NCCL. Each rank opens the library: libnccl.so.2 by
+ * its name, NULL: the linker's. GPT_ERR_DEVICE where it does not load. If all ranks have it, they then join
+ * together, which has no time limit; CUDA_VISIBLE_DEVICES gives a rank its GPU. Without these calls gradients of
+ * GPUs are added by the hosts. */
+int gpt_comm_open_nccl(gpt_comm *comm, const char *library);
+int gpt_comm_join_gpus(gpt_comm *comm);
 /* NULL is harmless. Where a call has failed, a receive that does not end when it is cancelled keeps the memory that
  * is the library's; what was given to that call has to stay valid until the process ends. */
 void gpt_comm_free(gpt_comm *comm);
@@ -785,11 +791,11 @@ void gpt_comm_abort(gpt_comm *comm, int code);
 int gpt_model_place(gpt_model *model, int64_t micro, int64_t row);
 /* The next gpt_model_backward is the last one of this rank before gpt_model_all_reduce, which has to follow. A
  * thread then adds the gradients of layers while those below are computed; until gpt_model_all_reduce has
- * returned, no other call may use comm. The sums have the same bits without this call. On a GPU, and with
- * n_shards, it changes nothing. */
+ * returned, no other call may use comm. The sums have the same bits without this call. On a GPU it changes
+ * nothing. */
 int gpt_model_begin_all_reduce(gpt_model *model, gpt_comm *comm);
 /* Adds the gradients of all ranks, and their losses since the last update. Before gpt_model_update; a rank
- * that had no backward adds zero. After an error the gradients are gone. A model with n_shards gets the sums
+ * that had no backward adds zero. Where NCCL adds, the order of additions is its own. After an error the gradients are gone. A model with n_shards gets the sums
  * of its part, and the norm of all. */
 int gpt_model_all_reduce(gpt_model *model, gpt_comm *comm);
 /* The i-th sum of the last gpt_model_all_reduce that gpt_model_begin_all_reduce came before. GPT_ERR_ARGUMENT

@@ -778,6 +778,10 @@ typedef struct gpt_ops {
     void (*ctx_set_workspace)(gpt_ctx *ctx, void *workspace);
     /* Waits for all ops; a device's remembered error. */
     int (*sync)(gpt_ctx *ctx);
+    /* A device's queue of work for a library that adds to it (a cudaStream_t), and whether it has work that
+     * has not ended. NULL where the host computes. */
+    void *(*stream)(gpt_ctx *ctx);
+    int (*is_busy)(gpt_ctx *ctx);
 
     /* Bytes that buffer_alloc has left to give; SIZE_MAX where that is not known. */
     size_t (*memory_free)(void);

@@ -395,6 +395,12 @@ static int profile_sync(gpt_ctx *p) {
     p->status = GPT_OK;
     return status == GPT_OK ? GPT_OK : fail(status, "%s", p->message);
 }
+static void *profile_stream(gpt_ctx *p) {
+    return p->ops->stream(p->inner);
+}
+static int profile_is_busy(gpt_ctx *p) {
+    return p->ops->is_busy(p->inner);
+}
 static void *profile_alloc(gpt_ctx *p, size_t bytes) {
     return p->ops->buffer_alloc(p->inner, bytes);
 }
@@ -440,6 +446,8 @@ int profile_create(const gpt_ops *ops, gpt_ctx *ctx, const int *layer, const gpt
     p->table.workspace_bytes = profile_workspace_bytes;
     p->table.ctx_set_workspace = profile_set_workspace;
     p->table.sync = profile_sync;
+    p->table.stream = ops->stream ? profile_stream : NULL;
+    p->table.is_busy = profile_is_busy;
     p->table.buffer_alloc = profile_alloc;
     p->table.buffer_free = profile_free_buffer;
     p->table.upload = profile_upload;

@@ -1,6 +1,7 @@
 /* comm.c: the ranks of a job, and their calls. */
 #include "api.h"
 #include "comm/background.h"
+#include "comm/nccl.h"
 
 #include <math.h>
 #include <string.h>
@@ -22,7 +23,19 @@ void gpt_comm_free(gpt_comm *comm) {
     if (!comm) return;
     if (comm->adding) drop_sums(comm->adding);
     background_stop(comm);
+    nccl_close(comm);
     comm->ops->free(comm);
+}
+
+int gpt_comm_open_nccl(gpt_comm *comm, const char *library) {
+    REQUIRE(comm);
+    return nccl_open(comm, library);
+}
+
+int gpt_comm_join_gpus(gpt_comm *comm) {
+    REQUIRE(comm);
+    TRY(check_idle(comm));
+    return nccl_join(comm);
 }
 
 int gpt_comm_rank(const gpt_comm *comm) {

@@ -417,7 +417,7 @@ static int find_tensor(gpt_model *m, int i, int tensor, int64_t n, float **out) 
         if (n != s->rows)
             return fail(GPT_ERR_ARGUMENT, "state slot 1 of parameter %s has %d numbers, not %lld",
                         slot->info.name, s->rows, (long long)n);
-        *out = m->optimizer_state[s->optimizer][0] + s->row_state;
+        if (!is_sharded(&m->layout)) *out = m->optimizer_state[s->optimizer][0] + s->row_state;
         return GPT_OK;
     }
     if (n != slot->info.size)
@@ -475,17 +475,6 @@ int gpt_model_read(gpt_model *model, int i, int tensor, float *out, int64_t n) {
     return model->ops->sync(model->ctx);
 }
 
-/* Keeps the own part of a state. */
-static void write_shard(gpt_model *m, int i, int k, const float *values) {
-    const gpt_segment *s = &m->layout.segments[i];
-    int64_t first = shard_bound_in(&m->layout, i, m->options.shard);
-    int64_t end = shard_bound_in(&m->layout, i, m->options.shard + 1);
-    float *state = m->optimizer_state[s->optimizer][k];
-    if (first < end)
-        m->ops->upload(m->ctx, state + (s->state + first), values + first,
-                       sizeof(float) * (size_t)(end - first));
-}
-
 int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, int64_t n) {
     REQUIRE_MODEL(model);
     REQUIRE(values);
@@ -500,7 +489,7 @@ int gpt_model_write(gpt_model *model, int i, int tensor, const float *values, in
         TRY(check_floats(model, i));
         write_value(model, i, values, n);
     } else if (!place) {
-        write_shard(model, i, tensor - GPT_TENSOR_STATE0, values);
+        shard_state_set(model, i, tensor - GPT_TENSOR_STATE0, values, n);
     } else {
         model->ops->upload(model->ctx, place, values, sizeof(float) * (size_t)n);
     }

@@ -16,6 +16,7 @@ enum { MOST_SUMS = 1024, SENTENCE_BYTES = 512 };
 typedef struct wanted_sum {
     float *x;
     int64_t n;
+    const int64_t *bounds;
     coding coding;
 } wanted_sum;
 
@@ -42,7 +43,8 @@ static double seconds(void) {
 static int add_one(gpt_comm *comm, background *b, int i) {
     const wanted_sum *sum = &b->sums[i];
     b->spans[i].begin_s = seconds() - b->since;
-    int status = comm->ops->all_reduce(comm, sum->x, sum->n, sum->coding);
+    int status = sum->bounds ? comm->ops->reduce_scatter(comm, sum->x, sum->bounds, sum->coding)
+                             : comm->ops->all_reduce(comm, sum->x, sum->n, sum->coding);
     b->spans[i].end_s = seconds() - b->since;
     if (status != GPT_OK) snprintf(b->sentence, sizeof b->sentence, "%s", gpt_last_error());
     return status;
@@ -95,11 +97,14 @@ void background_begin(gpt_comm *comm) {
     pthread_mutex_unlock(&b->mutex);
 }
 
-void background_add(gpt_comm *comm, float *x, int64_t first, int64_t n, coding coding) {
+void background_add(gpt_comm *comm, float *x, int64_t first, int64_t n, const int64_t *bounds,
+                    coding coding) {
+    if (!bounds) x += first;
+    if (!bounds && coding.residual) coding.residual += first;
     background *b = comm->background;
     pthread_mutex_lock(&b->mutex);
     int i = b->n_wanted++;
-    b->sums[i] = (wanted_sum){x, n, coding};
+    b->sums[i] = (wanted_sum){x, n, bounds, coding};
     b->spans[i] = (gpt_sum_span){.first = first, .n = n, .ready_s = seconds() - b->since};
     pthread_cond_broadcast(&b->change);
     pthread_mutex_unlock(&b->mutex);

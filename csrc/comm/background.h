@@ -10,8 +10,10 @@ typedef struct background background;
 int background_start(gpt_comm *comm);
 /* Begins a series of sums: time counts from here, and nothing else may use comm until background_wait. */
 void background_begin(gpt_comm *comm);
-/* Adds x (n) after the sums that were wanted before: numbers `first` and so on of a buffer. */
-void background_add(gpt_comm *comm, float *x, int64_t first, int64_t n, coding coding);
+/* Adds numbers first to first + n of x after the sums that were wanted before. With bounds (size + 1), which have to
+ * stay, a rank gets the sums of numbers bounds[rank] to bounds[rank + 1]; NULL: all. coding has the residual of x. */
+void background_add(gpt_comm *comm, float *x, int64_t first, int64_t n, const int64_t *bounds,
+                    coding coding);
 /* Until all have been added, or one has failed. */
 int background_wait(gpt_comm *comm);
 /* The same, and lets the one under way fail. */

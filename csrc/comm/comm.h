@@ -47,6 +47,7 @@ struct gpt_comm {
     float *stage;                   /* (COMM_STAGE) numbers of a device on their way */
     int64_t *bounds;                /* (size + 1) of a caller's slices */
     struct background *background;  /* NULL until it is wanted */
+    struct nccl *nccl;              /* NULL until it is opened */
     gpt_model *adding;              /* whose gradients it adds, or NULL */
     int64_t piece, copied; /* numbers, and bytes, of a message; there is room for no more */
     int64_t bucket;        /* numbers of a sum that begins while others are computed */

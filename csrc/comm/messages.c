@@ -64,8 +64,9 @@ static int lost(linked *l, const message_list *list) {
     for (int rank = 0; rank < l->comm.size; rank++) {
         size_t used = strlen(names);
         if (l->comm.lost[rank] && used < sizeof names - 100)
-            snprintf(names + used, sizeof names - used, "%srank %d (%s)", n++ ? ", " : "", rank,
-                     l->comm.hosts[rank]);
+            snprintf(names + used, sizeof names - used,
+                     l->comm.hosts[rank][0] ? "%srank %d (%s)" : "%srank %d%s", n++ ? ", " : "",
+                     rank, l->comm.hosts[rank]);
     }
     return fail(GPT_ERR_COMM, "no answer from %s for %g s", names, l->comm.timeout_s);
 }

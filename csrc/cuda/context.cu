@@ -165,6 +165,20 @@ int cuda_sync(gpt_ctx *ctx) {
     return fail(GPT_ERR_DEVICE, "the GPU failed: %s", cudaGetErrorString(error));
 }
 
+void *cuda_stream(gpt_ctx *ctx) {
+    return ctx->stream;
+}
+
+int cuda_is_busy(gpt_ctx *ctx) {
+    cudaError_t error = cudaStreamQuery(ctx->stream);
+    if (error == cudaErrorNotReady) {
+        cudaGetLastError(); /* it is answered here */
+        return 1;
+    }
+    cuda_remember(ctx, error);
+    return 0;
+}
+
 /* ---- memory ---- */
 
 size_t cuda_memory_free(void) {

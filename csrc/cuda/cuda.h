@@ -107,6 +107,8 @@ int cuda_ctx_threads(const gpt_ctx *ctx);
 void cuda_ctx_measure(gpt_ctx *ctx, int on);
 double cuda_ctx_busy_seconds(const gpt_ctx *ctx, int thread);
 int cuda_sync(gpt_ctx *ctx);
+void *cuda_stream(gpt_ctx *ctx);
+int cuda_is_busy(gpt_ctx *ctx);
 size_t cuda_memory_free(void);
 void *cuda_buffer_alloc(gpt_ctx *ctx, size_t bytes);
 void cuda_buffer_free(gpt_ctx *ctx, void *buffer, size_t bytes);

@@ -162,8 +162,16 @@ typedef struct params_layout {
     int64_t n_grads;  /* numbers in the gradients: of parameters that are not frozen */
     int64_t n_states[N_OPTIMIZERS]; /* numbers in each state buffer of an optimizer */
     int n_shards;                   /* of the state; at most 1: it is whole */
-    int64_t shard_begin, shard_end; /* the gradients whose state there is */
-    gpt_segment *shard_segments;    /* (n_shard_segments) what those update, without packed forms */
+    int shard;                      /* the part that there is */
+    struct bucket *shard_ranges;    /* (n_shard_ranges) by place; each has a piece for each part */
+    int64_t *shard_bounds; /* (n_shard_ranges, n_shards + 1) of the pieces, in the gradients */
+    int64_t *shard_blocks; /* (n_shard_ranges, n_shards) a piece's first block in shard_squares */
+    double *shard_squares; /* (n_shard_blocks) sums for the norm; those of a part are neighbours */
+    int n_shard_ranges;
+    bool shard_tail; /* backward completes the last range after all others */
+    int64_t n_shard_blocks;
+    gpt_segment
+        *shard_segments; /* (n_shard_segments) what the own pieces update, without packed forms */
     int n_shard_segments;
 } params_layout;
 
@@ -348,8 +356,9 @@ typedef struct gradient_sums {
     gpt_comm *comm; /* NULL: none are */
     /* In backward, after a layer, n_layer: after the head, -1: after all. */
     void (*advance)(gpt_model *m, int layer);
-    bucket next;   /* the first that is not being added */
-    bool had_pass; /* the one of which they are */
+    bucket next;    /* the first that is not being added */
+    int next_range; /* the same of a sharded state: see shard_range_at */
+    bool had_pass;  /* the one of which they are */
 } gradient_sums;
 
 struct gpt_model {
@@ -575,15 +584,30 @@ bucket bucket_after(const params_layout *layout, int64_t least, bucket b);
 static inline bool is_sharded(const params_layout *layout) {
     return layout->n_shards > 1;
 }
-/* The first gradient in a part of the state; of part n_shards: n_grads. */
-int64_t shard_bound(const params_layout *layout, int shard);
-/* Where it is in parameter i; 0 and its size where it is outside. */
-int64_t shard_bound_in(const params_layout *layout, int i, int shard);
-/* Gives the state of each segment its place in the part that options name. After the gradients have theirs. */
+/* Bounds (n_shards + 1) of the pieces of range i: those of part r are gradients [r] to [r + 1]. */
+static inline const int64_t *shard_bounds_of(const params_layout *layout, int i) {
+    return layout->shard_bounds + (ptrdiff_t)i * (layout->n_shards + 1);
+}
+/* The k-th range in the order in which backward completes them. */
+static inline int shard_range_at(const params_layout *layout, int k) {
+    int n = layout->n_shard_ranges - layout->shard_tail;
+    return k < n ? n - 1 - k : k;
+}
+/* The blocks of squares of a piece. */
+int64_t shard_blocks_in(const params_layout *layout, int i, int shard);
+/* Cuts the gradients, and gives the state of the part that options name its place. After the gradients have
+ * theirs. */
 int shard_lay_out(const gpt_options *o, params_layout *layout);
+void shard_layout_free(params_layout *layout);
 /* Gradients begin to end = parameters, and the reverse. On a CPU. */
 void shard_export(gpt_model *m, int64_t begin, int64_t end);
 void shard_import(gpt_model *m, int64_t begin, int64_t end);
+/* State slot k of parameter i (n) = that of the own pieces, or the reverse; other numbers stay. On a CPU. */
+void shard_state_get(const gpt_model *m, int i, int k, float *out, int64_t n);
+void shard_state_set(gpt_model *m, int i, int k, const float *values, int64_t n);
+/* bounds (n_shards + 1) = where the pieces of range i are in state slot k of a parameter, in numbers (n). */
+void shard_state_bounds(const params_layout *layout, int i, int param, int k, int64_t n,
+                        int64_t *bounds);
 
 /* ---- rows.c ---- */
 

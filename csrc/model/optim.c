@@ -65,8 +65,8 @@ void model_update(gpt_model *m, const gpt_optimizer *const settings[N_OPTIMIZERS
                            .segments = m->layout.segments,
                            .n_segments = m->layout.n_slots};
     if (is_sharded(&m->layout)) {
-        by_adamw.segments = m->layout.shard_segments;
-        by_adamw.n_segments = m->layout.n_shard_segments;
+        by_adamw.segments = by_sgd.segments = by_muon.segments = m->layout.shard_segments;
+        by_adamw.n_segments = by_sgd.n_segments = by_muon.n_segments = m->layout.n_shard_segments;
         m->state->report.grad_norm = m->shard_norm;
     }
     model_pack(m); /* so that a step that is refused leaves both forms alike */

@@ -416,7 +416,7 @@ int params_layout_create(const gpt_config *c, const gpt_ops *ops, const gpt_opti
 void params_layout_free(params_layout *layout) {
     free(layout->slots);
     free(layout->segments);
-    free(layout->shard_segments);
+    shard_layout_free(layout);
     memset(layout, 0, sizeof *layout);
 }
 

@@ -1,12 +1,19 @@
 /* shard.c: the part of the optimizer's state that a rank has: ZeRO-1, Rajbhandari et al. 2020.
  *
- * A part is a range of the gradients. Its borders are those of blocks of grad_norm, so that the norm of all
- * ranks has the bits of one. */
+ * The gradients are ranges, which backward completes one after the other, so that ranks can add one while
+ * it computes the next. Each range has a piece for each part. The borders are those of blocks of grad_norm, so that
+ * the norm of all ranks has the bits of one. Muon needs whole matrices: then there is one range, and a border
+ * within a matrix moves to its nearer end. */
 #include "error.h"
 #include "model.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+enum {
+    RANGE = 1 << 21, /* numbers of a range, or more */
+    UNIT = 16,       /* a piece of state begins at a multiple */
+};
 
 static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -16,15 +23,83 @@ static int64_t most(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-int64_t shard_bound(const params_layout *layout, int shard) {
-    int64_t blocks = (layout->n_grads + GRAD_BLOCK - 1) / GRAD_BLOCK;
-    return least(blocks * shard / layout->n_shards * GRAD_BLOCK, layout->n_grads);
+static int64_t n_blocks(int64_t n) {
+    return (n + GRAD_BLOCK - 1) / GRAD_BLOCK;
 }
 
-int64_t shard_bound_in(const params_layout *layout, int i, int shard) {
-    int64_t size = layout->slots[i].info.size;
-    return least(most(shard_bound(layout, shard) - layout->segments[i].grad, 0), size);
+static int64_t rounded_up(int64_t n) {
+    return n_blocks(n) * GRAD_BLOCK;
 }
+
+int64_t shard_blocks_in(const params_layout *layout, int i, int shard) {
+    const int64_t *bounds = shard_bounds_of(layout, i);
+    return n_blocks(bounds[shard + 1] - bounds[shard]);
+}
+
+/* ---- ranges ---- */
+
+/* One range, or the buckets with their borders at those of blocks. A block of two buckets is in that which
+ * backward completes later. */
+static int find_ranges(params_layout *l) {
+    int n = 0, is_whole = l->n_states[GPT_OPTIMIZER_MUON] > 0;
+    bucket all = {0, l->n_grads, -1}, last = all;
+    for (bucket b = bucket_first(l, RANGE); b.begin < b.end && !is_whole;
+         b = bucket_after(l, RANGE, b))
+        n++, last = b;
+    l->n_shard_ranges = n > 1 ? n : 1;
+    l->shard_ranges = calloc((size_t)l->n_shard_ranges, sizeof *l->shard_ranges);
+    if (!l->shard_ranges) return fail(GPT_ERR_MEMORY, "no memory for the parts of the gradients");
+    l->shard_tail = n > 1 && last.end == l->n_grads;
+    l->shard_ranges[l->n_shard_ranges - 1] = all;
+    if (n <= 1) return GPT_OK;
+    int64_t top = l->shard_tail ? last.begin / GRAD_BLOCK * GRAD_BLOCK : l->n_grads;
+    bucket b = bucket_first(l, RANGE);
+    for (int k = 0; k < n - l->shard_tail; k++, b = bucket_after(l, RANGE, b))
+        l->shard_ranges[shard_range_at(l, k)] =
+            (bucket){least(rounded_up(b.begin), top), least(rounded_up(b.end), top), b.layer};
+    if (l->shard_tail) l->shard_ranges[n - 1] = (bucket){top, l->n_grads, -1};
+    return GPT_OK;
+}
+
+/* The border, moved to the nearer end of the matrix of Muon that it is in. */
+static int64_t outside_matrices(const params_layout *l, int64_t border) {
+    for (const gpt_segment *s = l->segments; s < l->segments + l->n_slots; s++) {
+        if (s->optimizer != GPT_OPTIMIZER_MUON || border <= s->grad || border >= s->grad + s->size)
+            continue;
+        int64_t begin = s->grad, end = begin;
+        for (int k = 0; k < s->n_matrices; k++, begin = end) {
+            end = begin + (int64_t)s->matrix_rows[k] * s->cols;
+            if (border < end) return border - begin < end - border ? begin : end;
+        }
+    }
+    return border;
+}
+
+static int cut_ranges(params_layout *l) {
+    size_t n = (size_t)l->n_shard_ranges, parts = (size_t)l->n_shards;
+    l->shard_bounds = calloc(n * (parts + 1), sizeof *l->shard_bounds);
+    l->shard_blocks = calloc(n * parts, sizeof *l->shard_blocks);
+    if (!l->shard_bounds || !l->shard_blocks)
+        return fail(GPT_ERR_MEMORY, "no memory for the parts of the gradients");
+    for (int i = 0; i < l->n_shard_ranges; i++) {
+        bucket range = l->shard_ranges[i];
+        int64_t blocks = n_blocks(range.end - range.begin);
+        for (int r = 0; r <= l->n_shards; r++) {
+            int64_t border = range.begin + blocks * r / l->n_shards * GRAD_BLOCK;
+            l->shard_bounds[i * (l->n_shards + 1) + r] =
+                outside_matrices(l, least(border, range.end));
+        }
+    }
+    for (int r = 0; r < l->n_shards; r++)
+        for (int i = 0; i < l->n_shard_ranges; i++) {
+            l->shard_blocks[i * l->n_shards + r] = l->n_shard_blocks;
+            l->n_shard_blocks += shard_blocks_in(l, i, r);
+        }
+    l->shard_squares = calloc((size_t)l->n_shard_blocks, sizeof *l->shard_squares);
+    return l->shard_squares ? GPT_OK : fail(GPT_ERR_MEMORY, "no memory for the gradients' norm");
+}
+
+/* ---- state ---- */
 
 /* The numbers of a segment whose gradients are begin to end, as a segment; false where there are none. */
 static bool cut(const gpt_segment *s, int64_t begin, int64_t end, gpt_segment *out) {
@@ -33,7 +108,6 @@ static bool cut(const gpt_segment *s, int64_t begin, int64_t end, gpt_segment *o
     *out = (gpt_segment){.offset = s->offset + first,
                          .size = last - first,
                          .grad = s->grad + first,
-                         .state = s->state + first,
                          .optimizer = s->optimizer,
                          .lr_scale = s->lr_scale,
                          .decay = s->decay,
@@ -43,26 +117,57 @@ static bool cut(const gpt_segment *s, int64_t begin, int64_t end, gpt_segment *o
     return true;
 }
 
-int shard_lay_out(const gpt_options *o, params_layout *layout) {
-    layout->n_shards = o->n_shards;
-    if (!is_sharded(layout)) return GPT_OK;
-    layout->shard_segments = calloc((size_t)layout->n_slots, sizeof *layout->shard_segments);
-    if (!layout->shard_segments) return fail(GPT_ERR_MEMORY, "no memory for the parameter table");
-    layout->shard_begin = shard_bound(layout, o->shard);
-    layout->shard_end = shard_bound(layout, o->shard + 1);
-    for (int i = 0; i < layout->n_slots; i++) {
-        gpt_segment *s = &layout->segments[i];
-        if (s->grad >= 0 && s->optimizer != GPT_OPTIMIZER_ADAMW)
-            return fail(GPT_ERR_ARGUMENT,
-                        "the optimizer of %s is not AdamW, whose state alone can be in %d parts",
-                        layout->slots[i].info.name, o->n_shards);
-        s->state = s->grad - layout->shard_begin;
-        gpt_segment *part = &layout->shard_segments[layout->n_shard_segments];
-        layout->n_shard_segments += cut(s, layout->shard_begin, layout->shard_end, part);
+/* The matrices of s that are in the piece. */
+static void cut_matrices(const gpt_segment *s, gpt_segment *piece) {
+    int64_t at = s->grad, end = piece->grad + piece->size;
+    piece->cols = s->cols, piece->rows = (int)(piece->size / s->cols);
+    for (int k = 0; k < s->n_matrices; at += (int64_t)s->matrix_rows[k++] * s->cols)
+        if (at >= piece->grad && at < end)
+            piece->matrix_rows[piece->n_matrices++] = s->matrix_rows[k];
+}
+
+static int64_t take(params_layout *l, int optimizer, int64_t n) {
+    int64_t at = l->n_states[optimizer];
+    l->n_states[optimizer] += (n + UNIT - 1) / UNIT * UNIT;
+    return at;
+}
+
+/* What the own piece of a range updates, and the places of its state. */
+static void lay_out_piece(params_layout *l, const int64_t *bounds) {
+    for (const gpt_segment *s = l->segments; s < l->segments + l->n_slots; s++) {
+        gpt_segment *piece = &l->shard_segments[l->n_shard_segments];
+        if (!cut(s, bounds[l->shard], bounds[l->shard + 1], piece)) continue;
+        if (s->optimizer == GPT_OPTIMIZER_MUON) cut_matrices(s, piece);
+        piece->state = take(l, s->optimizer, piece->size);
+        if (s->row_state) piece->row_state = take(l, s->optimizer, piece->rows);
+        l->n_shard_segments++;
     }
-    layout->n_states[GPT_OPTIMIZER_ADAMW] = layout->shard_end - layout->shard_begin;
+}
+
+int shard_lay_out(const gpt_options *o, params_layout *layout) {
+    layout->n_shards = o->n_shards, layout->shard = o->shard;
+    if (!is_sharded(layout)) return GPT_OK;
+    TRY(find_ranges(layout));
+    TRY(cut_ranges(layout));
+    /* The pieces of a range cut one segment at their begin, and one at their end. */
+    size_t n = (size_t)layout->n_slots + 2 * (size_t)layout->n_shard_ranges;
+    layout->shard_segments = calloc(n, sizeof *layout->shard_segments);
+    if (!layout->shard_segments) return fail(GPT_ERR_MEMORY, "no memory for the parameter table");
+    memset(layout->n_states, 0, sizeof layout->n_states);
+    for (int i = 0; i < layout->n_shard_ranges; i++)
+        lay_out_piece(layout, shard_bounds_of(layout, i));
     return GPT_OK;
 }
+
+void shard_layout_free(params_layout *layout) {
+    free(layout->shard_ranges);
+    free(layout->shard_bounds);
+    free(layout->shard_blocks);
+    free(layout->shard_squares);
+    free(layout->shard_segments);
+}
+
+/* ---- numbers ---- */
 
 static void copy(gpt_model *m, int64_t begin, int64_t end, bool exports) {
     gpt_segment part;
@@ -79,4 +184,53 @@ void shard_export(gpt_model *m, int64_t begin, int64_t end) {
 
 void shard_import(gpt_model *m, int64_t begin, int64_t end) {
     copy(m, begin, end, false);
+}
+
+/* Whether slot k has a number for each row. */
+static bool is_of_rows(const gpt_segment *s, int k) {
+    return k == 1 && s->row_state;
+}
+
+/* The state of a piece, with its place in that of the whole parameter; its numbers, or 0. */
+static int64_t state_of(const gpt_model *m, int i, int k, int64_t n, const gpt_segment *piece,
+                        int64_t *first, float **state) {
+    const gpt_segment *s = &m->layout.segments[i];
+    if (piece->offset < s->offset || piece->offset >= s->offset + s->size) return 0;
+    *first = piece->offset - s->offset;
+    if (is_of_rows(s, k)) {
+        *first /= s->cols;
+        *state = m->optimizer_state[s->optimizer][0] + piece->row_state;
+        return piece->rows;
+    }
+    *state = m->optimizer_state[s->optimizer][k] + piece->state;
+    return least(piece->size, n - *first); /* less than all where there are rows of padding */
+}
+
+void shard_state_get(const gpt_model *m, int i, int k, float *out, int64_t n) {
+    const params_layout *l = &m->layout;
+    int64_t first = 0;
+    float *state = NULL;
+    for (int p = 0; p < l->n_shard_segments; p++) {
+        int64_t size = state_of(m, i, k, n, &l->shard_segments[p], &first, &state);
+        if (size > 0) memcpy(out + first, state, sizeof *out * (size_t)size);
+    }
+}
+
+void shard_state_set(gpt_model *m, int i, int k, const float *values, int64_t n) {
+    const params_layout *l = &m->layout;
+    int64_t first = 0;
+    float *state = NULL;
+    for (int p = 0; p < l->n_shard_segments; p++) {
+        int64_t size = state_of(m, i, k, n, &l->shard_segments[p], &first, &state);
+        if (size > 0) memcpy(state, values + first, sizeof *values * (size_t)size);
+    }
+}
+
+void shard_state_bounds(const params_layout *layout, int i, int param, int k, int64_t n,
+                        int64_t *bounds) {
+    const gpt_segment *s = &layout->segments[param];
+    for (int r = 0; r <= layout->n_shards; r++) {
+        int64_t at = most(shard_bounds_of(layout, i)[r] - s->grad, 0);
+        bounds[r] = least(is_of_rows(s, k) ? at / s->cols : at, n);
+    }
 }

@@ -152,6 +152,7 @@ typedef enum cudaError_t {
     cudaErrorMemoryAllocation,
     cudaErrorInsufficientDriver,
     cudaErrorNoDevice,
+    cudaErrorNotReady,
     cudaErrorNotSupported,
     cudaErrorLaunchFailure,
     cudaErrorStreamCaptureUnsupported,
@@ -176,9 +177,11 @@ typedef struct cudaFuncAttributes {
 } cudaFuncAttributes;
 enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
 
+/* Of a machine with two, of which CUDA_VISIBLE_DEVICES may name one. */
 static inline cudaError_t cudaGetDeviceCount(int *n) {
-    *n = 1;
-    return cudaSuccess;
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    *n = !visible || !strcmp(visible, "0") || !strcmp(visible, "1");
+    return *n ? cudaSuccess : cudaErrorNoDevice;
 }
 static inline cudaError_t cudaDriverGetVersion(int *version) {
     *version = 13000;
@@ -227,6 +230,7 @@ static inline cudaError_t cudaStreamDestroy(cudaStream_t) {
 cudaError_t cudaMallocHost(void **out, size_t bytes);
 cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaStreamSynchronize(cudaStream_t);
+cudaError_t cudaStreamQuery(cudaStream_t);
 cudaError_t cudaDeviceSynchronize();
 extern "C" long emulate_waits(void);
 

@@ -75,14 +75,16 @@ def hang(step: int, model: Model) -> None:
 
 
 def train_in_all_ways(out: Path, options: dict[str, object]) -> None:
-    """Runs in these ways; all but the first also in two parts."""
+    """Runs in these ways; all but those with a whole state also in two parts."""
     world = join()
     ways: dict[str, dict[str, object]] = {"whole": {}, "sharded": {"zero": 1}}
     ways["diloco"] = {"sync_every": options["save_every"]}
     ways["int8"] = {"wire": "int8"}
+    ways["muon"] = {"optimizer": "muon", "muon_rows": True}
+    ways["sharded-muon"] = {**ways["muon"], "zero": 1}
     for name, changes in ways.items():
         train({**options, **changes, "out": str(out / name)})
-        if name != "whole":
+        if name not in ("whole", "muon"):
             part = out / f"{name}-in-parts"
             if not world.rank:
                 first = checkpoint_name(int(str(options["save_every"])))

@@ -190,6 +190,7 @@ C_FLOORS = {
         "files/naming.h",
         "files/tensors.h",
         "comm/background.h",
+        "comm/nccl.h",
         "error.h",
         "fork.h",
     },

@@ -22,11 +22,12 @@ import time
 from pathlib import Path
 
 from gptc.checkpoint.find import find_checkpoint, open_checkpoint
-from gptc.checkpoint.names import list_checkpoints
+from gptc.checkpoint.names import list_checkpoints, step_of
 from gptc.convert.verify import verify
 
-TIMEOUT_S = 5
-STEPS = 400
+TIMEOUT_S = 60  # of silence: a loaded machine may take seconds to write a checkpoint
+STEPS, SAVE_EVERY = 120, 5
+Job = subprocess.Popen[bytes]
 _WAYS: dict[str, list[str]] = {
     "whole state": [],
     "--zero 1": ["--zero", "1"],
@@ -34,6 +35,7 @@ _WAYS: dict[str, list[str]] = {
 }
 _MPIRUN = ["mpirun", "--oversubscribe", "--allow-run-as-root", "--bind-to", "none"]
 _GRACE_S = 30  # to end processes, on a machine that others use
+_STALL_S = 300  # without a new checkpoint; no limit on a whole job, since machines differ
 
 
 def main() -> None:
@@ -68,7 +70,8 @@ def kill_one(run: Path, folder: str, rng: random.Random, more: list[str]) -> tup
     """Kills a rank of three; seconds until all are gone, and if a checkpoint was written then."""
     options = {
         "data": text(folder), "tokenizer": "bytes", "preset": "tiny", "n-layer": 1, "n-embd": 32,
-        "n-head": 2, "n-ff": 48, "seq-len": 32, "batch-size": 6, "steps": STEPS, "eval-every": 5,
+        "n-head": 2, "n-ff": 48, "seq-len": 32, "batch-size": 6, "steps": STEPS,
+        "eval-every": SAVE_EVERY, "save-every": SAVE_EVERY,
         "eval-batches": 2, "threads": 1, "device": "cpu", "dtype": "fp32", "lr": 1e-3,
         "comm-timeout": TIMEOUT_S, "out": run,
     }  # fmt: skip
@@ -76,16 +79,19 @@ def kill_one(run: Path, folder: str, rng: random.Random, more: list[str]) -> tup
     for name, value in options.items():
         command += [f"--{name}", str(value)]
     command += more
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not list_checkpoints(run):
-        if process.poll() is not None:
-            raise SystemExit(f"{run}: the job ended by itself with {process.returncode}")
-        time.sleep(0.02)
-    time.sleep(rng.random())
+    complaints = Path(folder) / "stderr"
+    with complaints.open("w") as errors:
+        process = subprocess.Popen(command, stderr=errors, stdout=subprocess.DEVNULL)
+    # At a random moment between two checkpoints, by the time that they take here.
+    step = SAVE_EVERY * rng.randrange(1, STEPS // SAVE_EVERY // 2)
+    wait_for_step(run, step, process, complaints)
+    since = time.monotonic()
+    wait_for_step(run, step + SAVE_EVERY, process, complaints)
+    time.sleep(rng.random() * (time.monotonic() - since))
     victim = rng.choice(ranks_of(run))
     # Half of the kills wait for a checkpoint that is being written.
-    deadline = time.monotonic() + (2 if rng.random() < 0.5 else 0)
-    while time.monotonic() < deadline and not list(run.glob(".*.tmp-*")):
+    waits = rng.random() < 0.5
+    while waits and process.poll() is None and not list(run.glob(".*.tmp-*")):
         pass
     saving = bool(list(run.glob(".*.tmp-*")))
     began = time.monotonic()
@@ -97,6 +103,39 @@ def kill_one(run: Path, folder: str, rng: random.Random, more: list[str]) -> tup
         time.sleep(0.02)
     verify(find_checkpoint(run))
     return time.monotonic() - began, saving
+
+
+def wait_for_step(run: Path, step: int, process: Job, complaints: Path) -> None:
+    """Until the run has a checkpoint of this step, or a later one."""
+    newest, since = -1, time.monotonic()
+    while newest < step:
+        found = newest_step(run)
+        if found > newest:
+            newest, since = found, time.monotonic()
+        if process.poll() is not None:
+            raise SystemExit(
+                f"{run}: the job ended by itself at step {newest} with {process.returncode}: "
+                f"{complaints.read_text()}"
+            )
+        if time.monotonic() - since > _STALL_S:
+            raise SystemExit(f"{run}: no step after {newest} for {_STALL_S} s{states(run)}")
+        time.sleep(0.02)
+
+
+def newest_step(run: Path) -> int:
+    """That of the newest checkpoint; -1 if there is none."""
+    return max((step_of(found) for found in list_checkpoints(run)), default=-1)
+
+
+def states(run: Path) -> str:
+    """What the processes of a run are doing, for a report."""
+    lines = []
+    for pid in ranks_of(run):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            state = (task / "stat").read_text().rpartition(")")[2].split()
+            where = (task / "wchan").read_text()
+            lines.append(f"\n  process {pid}, thread {task.name}: {state[0]}, in {where}")
+    return "".join(lines)
 
 
 def ranks_of(run: Path) -> list[int]:
@@ -128,10 +167,19 @@ def finish(run: Path) -> float:
         str(run),
         "--json",
     ]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if ran.returncode:
-        raise SystemExit(f"{run}: did not continue from step {step}: {ran.stderr}")
-    summary = json.loads(ran.stdout)
+    printed, complaints = run.parent / "stdout", run.parent / "stderr"
+    with printed.open("w") as out, complaints.open("w") as errors:
+        process = subprocess.Popen(command, stdout=out, stderr=errors)
+    newest, since = step, time.monotonic()
+    while process.poll() is None:
+        if newest_step(run) > newest:
+            newest, since = newest_step(run), time.monotonic()
+        if time.monotonic() - since > _STALL_S:
+            raise SystemExit(f"{run}: continued from {step}, stalled at {newest}{states(run)}")
+        time.sleep(0.1)
+    if process.returncode:
+        raise SystemExit(f"{run}: did not continue from step {step}: {complaints.read_text()}")
+    summary = json.loads(printed.read_text())
     assert (summary["first_step"], summary["step"]) == (step, STEPS), summary
     return float(summary["val_loss"])
 

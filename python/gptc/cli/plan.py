@@ -42,7 +42,7 @@ class PlanCommand(SectionedCommand):
 @click.option("--ranks", type=COUNT, metavar="N", help="Number of ranks: the memory of each.  [1]")
 @click.option(
     "--link",
-    type=click.Choice(["1G", "10G", "100G", "nvlink"]),
+    type=click.Choice(["100M", "1G", "10G", "100G", "nvlink"]),
     help="Network between ranks: 1, 10 or 100 Gbit/s, or NVLink of 450 GB/s. Adds the time of a "
     "step, by a formula.",
 )

@@ -9,11 +9,12 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 _OPEN_MPI, _MPICH = "libmpi.so.40", "libmpi.so.12"  # their files; MPICH's also of its ABI
-_FILE = "GPTC_MPI"  # names libmpi.so
+_FILE, _NCCL_FILE = "GPTC_MPI", "GPTC_NCCL"  # they name libmpi.so and libnccl.so.2
 
 
 class Starter(NamedTuple):
@@ -78,6 +79,18 @@ def mpi_library(starter: Starter) -> str | None:
         for name in starter.libraries:
             if (folder / name).is_file():
                 return str(folder / name)
+    return None
+
+
+def nccl_library() -> str | None:
+    """The file of NCCL, of a package (`pip install nvidia-nccl-cu13`); None: the linker's."""
+    if named := os.environ.get(_NCCL_FILE):
+        return named
+    package = find_spec("nvidia")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        file = Path(folder, "nccl", "lib", "libnccl.so.2")
+        if file.is_file():
+            return str(file)
     return None
 
 

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from gptc.engine import library
 from gptc.engine.arrays import FloatArray, floats
-from gptc.engine.launch import Place, launched, mpi_library
+from gptc.engine.launch import Place, launched, mpi_library, nccl_library
 from gptc.engine.model import Model
 from gptc.errors import EngineError, GptcError
-from gptc.files.words import pip_install
+from gptc.files.words import pip_install, plural
 
 TIMEOUT_S = 600.0
+_GPUS = "CUDA_VISIBLE_DEVICES"
 _GRACE_S = 2.0  # for the rank that prints, before another one ends the job
 
 _T = TypeVar("_T")
@@ -84,6 +85,47 @@ class World:
                 f"{self.size} ranks {work} on CPUs only: use --device cpu, or one process for the "
                 "GPU"
             )
+
+    def take_gpu(self) -> None:
+        """Lets this process see one GPU: that with its number among the ranks of its host.
+
+        Before CUDA starts. A starter may have given ranks their own ones already; a rank beyond the
+        host's GPUs sees none. All ranks call this.
+        """
+        every = self.gather_json([self.host(self.rank), os.environ.get(_GPUS)])
+        host, visible = every[self.rank]
+        of_host = [given for name, given in every if name == host]
+        local = [name for name, _ in every[: self.rank]].count(host)
+        if len(set(of_host)) == 1:
+            names = [str(local)] if visible is None else visible.split(",")[local : local + 1]
+            os.environ[_GPUS] = names[0] if names else "-1"
+
+    def check_gpus(self, device: str) -> None:
+        """JobError for a host with fewer GPUs than ranks that want one. All ranks call this."""
+        if self.size == 1:
+            return
+        has_gpu = None if device == "cpu" else library.gpu().problem is None
+        every = self.gather_json([self.host(self.rank), has_gpu])
+        for host in dict(every):
+            found = [has for name, has in every if name == host and has is not None]
+            if any(found) and not all(found):
+                raise self.refusal(
+                    f"{plural(len(found), 'rank')} on {host}, which has "
+                    f"{plural(sum(found), 'GPU')}, and each needs one: start fewer ranks, or use "
+                    "--device cpu"
+                )
+
+    def open_nccl(self) -> None:
+        """Opens the library that adds gradients on GPUs. EngineError if it is not there."""
+        ffi, file = library.load().ffi, nccl_library()
+        name = ffi.NULL if file is None else ffi.new("char[]", file.encode())
+        if self.size > 1:
+            library.call("gpt_comm_open_nccl", self._comm, name)
+
+    def join_gpus(self) -> None:
+        """Lets `add_gradients` add on GPUs. All ranks call this after `open_nccl`."""
+        if self.size > 1:
+            library.call("gpt_comm_join_gpus", self._comm)
 
     def set_timeout(self, seconds: float) -> None:
         """Sets the time of silence after which a rank counts as lost; 0: never."""
@@ -249,7 +291,9 @@ def _join(place: Place) -> World:
             f"{place.starter.name} has started {place.size} ranks, but MPI knows of {found[1]}: "
             f"{_advice(place)}",
         )
-    return World(place, comm)
+    world = World(place, comm)
+    world.take_gpu()
+    return world
 
 
 def _advice(place: Place) -> str:

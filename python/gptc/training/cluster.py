@@ -4,7 +4,7 @@ A rank computes 1/N of a step's passes, as fast as this process. Sums of n bytes
 link for a rank's part, as much for the copies of all parts, and two latencies for each `BUCKET`
 of numbers (csrc/comm/). At most `WINDOW` bytes are under way in a latency. Gradients of products
 are added while the last backward pass of a rank computes, which is two thirds of the pass; a tied
-embedding's are not, nor those of a sharded state.
+embedding's are not. With a sharded state, that is half of the sums, and then parameters come back.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from gptc.engine.options import plan_for
+from gptc.engine.config import GPTConfig
+from gptc.engine.options import Options, Plan, plan_for
 from gptc.errors import UsageError
 from gptc.files.words import amount, few, plural
 from gptc.training.plan import Costs
 from gptc.training.setup import Setup
 
-LINKS = {"1G": 1e9 / 8, "10G": 1e10 / 8, "100G": 1e11 / 8, "nvlink": 450e9}
+LINKS = {"100M": 1e8 / 8, "1G": 1e9 / 8, "10G": 1e10 / 8, "100G": 1e11 / 8, "nvlink": 450e9}
 """Bytes a second that a rank sends; NVLink's of the fourth generation."""
 SYNC_EVERY = 50  # of DiLoCo, unless --sync-every is given
 LATENCY_US = 50.0  # unless --latency is given
@@ -47,7 +48,7 @@ class Cluster:
     ranks: int
     engine_bytes: int  # of the rank that needs most
     optimizer_bytes: int
-    sharded_engine_bytes: int  # with --zero 1; the same if its optimizer cannot be sharded
+    sharded_engine_bytes: int  # with --zero 1; the same on GPUs, which have no parts
     sharded_optimizer_bytes: int
     methods: list[Method]
 
@@ -57,10 +58,9 @@ def predict(
 ) -> Cluster:
     """The plan of the same run on `n_ranks`; without a `link`, of its memory alone."""
     options, model = setup.options, setup.model
-    whole = sharded = setup.plan
-    if options.optimizer == "adamw":
-        settings = replace(model.options, n_shards=n_ranks, shard=n_ranks - 1)
-        sharded = plan_for(model.config, settings)
+    each = replace(model.options, wire=options.wire)  # which one process has no use for
+    whole = plan_for(model.config, each)
+    sharded = _largest_part(model.config, each, n_ranks) if each.device == "cpu" else whole
     methods = [] if link is None else list(_methods(setup, costs, n_ranks, link, latency_us / 1e6))
     return Cluster(
         n_ranks,
@@ -70,6 +70,13 @@ def predict(
         sharded.optimizer_bytes,
         methods,
     )
+
+
+def _largest_part(config: GPTConfig, options: Options, n_ranks: int) -> Plan:
+    """The plan of the rank that needs most; whole matrices of Muon are not of one size."""
+    parts = range(n_ranks) if options.optimizer == "muon" else [n_ranks - 1]
+    plans = [plan_for(config, replace(options, n_shards=n_ranks, shard=r)) for r in parts]
+    return max(plans, key=lambda plan: plan.total_bytes)
 
 
 def exchange_s(
@@ -104,16 +111,18 @@ def _methods(
 
     def step_s(name: str, n: int) -> float:
         link_s = speed, latency_s
-        if name == "ZeRO-1":  # parameters come back as fp32
-            exchanged = exchange_s(n_numbers, n, *link_s, (number_bytes + 4) / 2)
-            return passes_s / n + update_s / n + exchanged
         if name == "DiLoCo":
             return passes_s / n + update_s + exchange_s(n_numbers, n, *link_s) / every
         sums_s, last_s = (exchange_s(k, n, *link_s, number_bytes) for k in (n_numbers, tied))
-        return passes_s / n + update_s + exposed_s(sums_s, last_s, min(costs.pass_s, passes_s / n))
+        last_pass_s = min(costs.pass_s, passes_s / n)
+        if name == "ZeRO-1":  # parameters come back as fp32
+            hides_s = last_pass_s if options.optimizer == "adamw" else 0
+            waits_s = exposed_s(sums_s / 2, last_s / 2, hides_s)
+            return passes_s / n + update_s / n + waits_s + exchange_s(n_numbers, n, *link_s) / 2
+        return passes_s / n + update_s + exposed_s(sums_s, last_s, last_pass_s)
 
     for name in ("data parallel", "ZeRO-1", "DiLoCo"):
-        if name == "ZeRO-1" and options.optimizer != "adamw":
+        if name == "ZeRO-1" and setup.model.options.device != "cpu":
             continue
         found = step_s(name, n_ranks)
         most = min(MOST_RANKS, options.batch_size * options.grad_accum)

@@ -75,7 +75,8 @@ def check_sequences(options: TrainOptions, n_ranks: int) -> None:
 def check_options(options: TrainOptions, world: World) -> None:
     """GptcError for options with which the ranks of this job cannot train."""
     check_ranks(options, world.size)
-    world.check_device(options.device, "train")
+    if options.device == "cuda" and not options.sync_every:
+        world.open_nccl()
 
 
 def check_ranks(options: TrainOptions, n_ranks: int) -> None:
@@ -84,11 +85,11 @@ def check_ranks(options: TrainOptions, n_ranks: int) -> None:
         return
     if not options.tokens_per_step:  # else --grad-accum is not known yet
         check_sequences(options, n_ranks)
-    if options.zero and options.optimizer != "adamw":
-        raise GptcError(
-            f"--zero {options.zero} shards the state of AdamW alone: use --optimizer adamw, or "
-            f"--zero 0 with --optimizer {options.optimizer}"
-        )
+    for name, value in {"zero": str(options.zero or ""), "wire": options.wire}.items():
+        if options.device == "cuda" and value not in ("", "fp32"):
+            raise GptcError(
+                f"--{name} {value} is for ranks on CPUs: use --device cpu, or leave out --{name}"
+            )
     if options.dpo:
         raise GptcError(
             f"--dpo trains in one process, and {n_ranks} ranks are wanted: leave out mpirun or "
@@ -108,6 +109,14 @@ def without_effect(options: TrainOptions, n_ranks: int) -> Iterator[str]:
             yield f"note: --{spelled(name)} {value:g} has no effect without --sync-every"
 
 
+def join_gpus(setup: Setup, world: World) -> None:
+    """Lets ranks add gradients on GPUs, if their models are there."""
+    if world.size == 1 or setup.model.options.device != "cuda" or setup.options.sync_every:
+        return
+    world.together(world.open_nccl)
+    world.together(world.join_gpus)
+
+
 def shared_threads(options: TrainOptions, world: World) -> TrainOptions:
     """With --threads 0, those of a rank."""
     if world.size == 1 or options.threads:
@@ -115,19 +124,21 @@ def shared_threads(options: TrainOptions, world: World) -> TrainOptions:
     return replace(options, threads=world.share_of_cores())
 
 
-def described(world: World, threads: int, options: TrainOptions) -> str:
-    """The line about ranks at the start of a run."""
+def described(world: World, threads: int, device: str, options: TrainOptions) -> str:
+    """The line about ranks at the start of a run, whose models are on `device`."""
     hosts = len({world.host(rank) for rank in range(world.size)})
     how = "sums in the order of ranks"
+    if device == "cuda":
+        how = "sums by NCCL"
     if options.zero:
-        how += ", AdamW's state in parts (ZeRO-1)"
+        how += ", the optimizer's state in parts (ZeRO-1)"
     if options.wire != "fp32":
         how += f", sent as {options.wire}"
     if options.sync_every:
         how = f"apart for {plural(options.sync_every, 'step')} at a time (DiLoCo)"
     return (
-        f"  ranks   {world.size} on {plural(hosts, 'host')}, {plural(threads, 'thread')} each; "
-        f"MPI, {how}"
+        f"  ranks   {world.size} on {plural(hosts, 'host')}, "
+        f"{plural(threads, 'thread' if device == 'cpu' else 'GPU')} each; MPI, {how}"
     )
 
 

@@ -37,6 +37,7 @@ from gptc.training.parallel import (
     check_same,
     check_sequences,
     described,
+    join_gpus,
     lost_ranks,
     outer_optimizer,
     residuals,
@@ -121,6 +122,7 @@ class Run:
         self, options: TrainOptions, base: Checkpoint | None, show: Progress, world: World
     ) -> None:
         self.show, self.world = show, world
+        world.check_gpus(options.device)
         chosen = world.together(lambda: self._checked(options, base))
         options = shared_threads(options, world)
         with ExitStack() as undo:
@@ -132,6 +134,7 @@ class Run:
             self.setup = undo.enter_context(closing(made))
             world.share_state(self.setup.model)
             check_same(self.setup, world)
+            join_gpus(self.setup, world)
             adopt(self.setup, world)
             self.setup.outer = world.together(lambda: outer_optimizer(self.setup, world))
             self.setup.residuals = world.together(lambda: residuals(self.setup, world))
@@ -143,7 +146,8 @@ class Run:
             for line in header(self.setup):
                 show.note(line)
             if world.size > 1:
-                show.note(described(world, self.setup.model.threads, settled))
+                model = self.setup.model
+                show.note(described(world, model.threads, model.options.device, settled))
             for line in without_effect(settled, world.size):
                 show.note(line)
             self._trackers = undo.enter_context(world.together(self._open_trackers))

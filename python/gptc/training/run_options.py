@@ -20,7 +20,7 @@ class RunOptions:
 
     zero: int = option(
         0,
-        "Sharding of AdamW's state (ZeRO): 1 = a part on each rank, 0 = all of it on each.",
+        "Sharding of the optimizer's state (ZeRO): 1 = a part on each rank, 0 = all of it on each.",
         section=RANKS,
         least=0,
         most=1,

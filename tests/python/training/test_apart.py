@@ -10,33 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptc import GptcError, Model, UsageError
+from gptc import Model, UsageError
 from gptc.checkpoint.find import open_checkpoint
 from gptc.engine.model import Share
 from gptc.engine.options import Options, plan_for
-from gptc.engine.world import World
 from gptc.formats.safetensors import TensorFile
 from gptc.training.options import TrainOptions
-from gptc.training.parallel import check_options, parts_of
+from gptc.training.parallel import parts_of
 from gptc.training.progress import SilentProgress
 from gptc.training.resolve import new_options
 from gptc.training.run import train
 from gptc.training.schedule import learning_rate
 from gptc.training.setup import set_up
-from mpi_jobs import job, lines_of, needs_mpi, world_of
+from mpi_jobs import job, lines_of, needs_mpi
 from small_models import make_config
 
 OUTER_LR, OUTER_MOMENTUM = np.float32(0.7), np.float32(0.9)
 
 
 # ---- without MPI ----
-
-
-def test_muon_is_refused_with_a_sharded_state() -> None:
-    options = TrainOptions(device="cpu", batch_size=2, zero=1, optimizer="muon")
-    with pytest.raises(GptcError, match="--zero 1 shards the state of AdamW alone"):
-        check_options(options, world_of(2))
-    check_options(options, World())
 
 
 def test_parts_of_a_state_take_that_much_less_memory() -> None:
@@ -128,6 +120,23 @@ def test_a_sharded_state_changes_no_bit(runs: Path) -> None:
 
 
 @needs_mpi
+def test_parts_of_muon_are_whole_matrices(runs: Path) -> None:
+    """The blocks of which the norm is added are others, so that its last bits may differ."""
+    whole, sharded = lines_of(runs / "muon"), lines_of(runs / "sharded-muon")
+    assert len(whole) == len(sharded) == 6
+    for a, b in zip(whole, sharded, strict=True):
+        for name in ("train_loss", "grad_norm", *(a.keys() & {"val_loss"})):
+            assert a[name] == pytest.approx(b[name], rel=1e-6)
+    one, other = (
+        TensorFile(runs / way / "ckpt-000006" / "optimizer.safetensors")
+        for way in ("muon", "sharded-muon")
+    )
+    assert one.shapes == other.shapes
+    for name in one.shapes:
+        np.testing.assert_allclose(one.read(name), other.read(name), rtol=1e-4, atol=1e-7)
+
+
+@needs_mpi
 def test_gradients_in_8_bits_change_little(runs: Path) -> None:
     whole, rounded = lines_of(runs / "whole"), lines_of(runs / "int8")
     assert rounded[0]["train_loss"] == whole[0]["train_loss"]
@@ -142,7 +151,7 @@ def test_gradients_in_8_bits_change_little(runs: Path) -> None:
 
 
 @needs_mpi
-@pytest.mark.parametrize("way", ["sharded", "diloco", "int8"])
+@pytest.mark.parametrize("way", ["sharded", "sharded-muon", "diloco", "int8"])
 def test_a_run_in_parts_ends_with_the_same_bits(runs: Path, way: str) -> None:
     assert same_files(runs / way / "ckpt-000006", runs / f"{way}-in-parts" / "ckpt-000006")
     assert (
@@ -151,7 +160,7 @@ def test_a_run_in_parts_ends_with_the_same_bits(runs: Path, way: str) -> None:
 
 
 @needs_mpi
-@pytest.mark.parametrize("way", ["sharded", "diloco", "int8"])
+@pytest.mark.parametrize("way", ["sharded", "sharded-muon", "diloco", "int8"])
 def test_one_process_continues_a_run_of_two(runs: Path, way: str, tmp_path: Path) -> None:
     run = tmp_path / "alone"
     run.mkdir()

@@ -54,7 +54,8 @@ def test_ranks_share_the_rows_of_a_step_in_their_order(
     [
         ({"batch_size": 4, "grad_accum": 2}, "8 sequences .* 3 ranks .* --batch-size 9"),
         ({"batch_size": 3, "dpo": True}, "--dpo trains in one process"),
-        ({"batch_size": 3, "device": "cuda"}, "3 ranks train on CPUs only"),
+        ({"batch_size": 3, "device": "cuda", "zero": 1}, "--zero 1 is for ranks on CPUs"),
+        ({"batch_size": 3, "device": "cuda", "wire": "int8"}, "--wire int8 is for ranks on CPUs"),
     ],
 )
 def test_options_that_ranks_cannot_share(changes: dict[str, Any], message: str) -> None:
