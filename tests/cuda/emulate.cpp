@@ -22,8 +22,8 @@ enum {
     MAX_THREADS = 1024,
     MAX_WARPS = MAX_THREADS / EMULATED_LANES,
     MAX_GRID_YZ = 65535,
-    /* An odd number of cache lines, so that stacks do not share the cache's same few sets. */
-    STACK_BYTES = (128 << 10) + 64,
+    /* Spreads what a warp's stacks use over all sets of the cache. */
+    STACK_BYTES = (128 << 10) + 39 * 64,
     MAX_SHARED_BYTES = 227 << 10,
 };
 
@@ -52,9 +52,7 @@ struct box_barrier {
 
 /* A stack, which runs one thread after another until one of them waits. */
 struct fiber {
-    ucontext_t start;
     place at;
-    bool made;
 };
 
 /* A product of a warpgroup that is under way: what d will be, and what its matrices were. */
@@ -68,11 +66,16 @@ struct product {
     int group;
 };
 
+/* Few bytes, which a change of threads reads. */
 struct thread {
-    fiber *on; /* NULL: it has not begun */
-    bool done;
+    fiber *on;            /* NULL: it has not begun */
     const barrier *waits; /* until its turn is over; NULL: it can go on */
     long turn;
+    bool done;
+};
+
+/* What a thread has under way. */
+struct transfers {
     std::vector<copy> copies;
     std::vector<product> products;
     int product_groups;
@@ -85,15 +88,16 @@ struct warp_slots {
 };
 
 fiber fibers[MAX_THREADS];
+int n_fibers; /* those that have been made */
 fiber *idle[MAX_THREADS];
 int n_idle;
 thread threads[MAX_THREADS];
+transfers under_way[MAX_THREADS];
 int n_threads, n_begun; /* of this block */
 warp_slots slots[MAX_WARPS];
 barrier block, warps[MAX_WARPS];
 std::map<uint64_t *, box_barrier> box_barriers;
 long turns[MAX_THREADS]; /* exchanges a lane has made */
-ucontext_t scheduler_start;
 place scheduler;
 int current;
 long progress; /* counts arrivals, releases and ends */
@@ -115,10 +119,28 @@ bool can_run(const thread &t) {
 
 void run_as(int i) {
     current = i;
-    threadIdx = dim3((unsigned)i);
+    threadIdx.x = (unsigned)i;
 }
 
-/* The next thread of the warp, in the scheduler's order, if it can go on; else the scheduler. */
+/* The next thread of the block, on a fiber that has none. */
+void begin_next(fiber *on) {
+    int i = reversed ? n_threads - 1 - n_begun : n_begun;
+    n_begun++;
+    threads[i].on = on;
+    run_as(i);
+}
+
+/* Thread i, which can run: the place where it goes on. One that has not begun is the next to begin. */
+place &place_of(int i) {
+    thread &t = threads[i];
+    if (t.on)
+        run_as(i);
+    else
+        begin_next(idle[--n_idle]);
+    return t.on->at;
+}
+
+/* The next thread of the warp, in the scheduler's order, that can go on; else the scheduler. */
 place &next_place() {
     int first = current / EMULATED_LANES * EMULATED_LANES, last = first + EMULATED_LANES - 1;
     if (last > n_threads - 1) last = n_threads - 1;
@@ -127,10 +149,7 @@ place &next_place() {
             i = i == first ? last : i - 1;
         else
             i = i == last ? first : i + 1;
-        if (!can_run(threads[i])) continue;
-        if (!threads[i].on) break; /* it has no stack yet */
-        run_as(i);
-        return threads[i].on->at;
+        if (can_run(threads[i])) return place_of(i);
     }
     return scheduler;
 }
@@ -148,7 +167,8 @@ void release_if_all(barrier &b) {
     }
 }
 
-void wait(barrier &b) {
+/* Inline: a change of threads reads one frame less on each stack. */
+[[gnu::always_inline]] inline void wait(barrier &b) {
     thread &t = threads[current];
     t.waits = &b;
     t.turn = b.turn;
@@ -156,17 +176,16 @@ void wait(barrier &b) {
     progress++;
     release_if_all(b);
     if (b.turn == t.turn) give_way(*t.on);
-    t.waits = NULL;
 }
 
 void end_thread() {
-    thread &t = threads[current];
-    if (!t.copies.empty()) emulate_die("a thread ends before its copies have arrived");
-    if (!t.products.empty()) emulate_die("a thread ends before its products are done");
+    const transfers &own = under_way[current];
+    if (!own.copies.empty()) emulate_die("a thread ends before its copies have arrived");
+    if (!own.products.empty()) emulate_die("a thread ends before its products are done");
     for (const auto &[place, b] : box_barriers)
         if (!b.boxes.empty() || !b.there.empty())
             emulate_die("a thread ends before its block's boxes have arrived");
-    t.done = true;
+    threads[current].done = true;
     progress++;
     barrier &warp = warps[current / EMULATED_LANES];
     block.alive--, warp.alive--;
@@ -174,16 +193,13 @@ void end_thread() {
     release_if_all(block);
 }
 
-/* The next thread of the block, on a fiber that has none. */
-void begin_next(fiber *on) {
-    int i = reversed ? n_threads - 1 - n_begun : n_begun;
-    n_begun++;
-    threads[i].on = on;
-    run_as(i);
+[[gnu::noipa]] void park(fiber &f) {
+    if (!__builtin_setjmp(f.at)) go_to(scheduler);
 }
 
 /* To begin the next thread here saves a kernel that never waits every change of stacks. */
 void fiber_main() {
+    park(fibers[n_fibers]);
     for (;;) {
         fiber *self = threads[current].on;
         for (;;) {
@@ -197,19 +213,18 @@ void fiber_main() {
     }
 }
 
-void enter(fiber &f) {
-    f.made = true;
-    getcontext(&f.start);
-    f.start.uc_stack = {stacks + (size_t)(&f - fibers) * STACK_BYTES, 0, STACK_BYTES};
-    f.start.uc_link = NULL;
-    makecontext(&f.start, fiber_main, 0);
-    swapcontext(&scheduler_start, &f.start);
+[[gnu::noipa]] void make_fiber() {
+    static ucontext_t start, left;
+    if (__builtin_setjmp(scheduler)) return;
+    getcontext(&start);
+    start.uc_stack = {stacks + (size_t)n_fibers * STACK_BYTES, 0, STACK_BYTES};
+    start.uc_link = NULL;
+    makecontext(&start, fiber_main, 0);
+    swapcontext(&left, &start);
 }
 
-[[gnu::noipa]] void resume(fiber &f) {
-    if (__builtin_setjmp(scheduler)) return;
-    if (f.made) go_to(f.at);
-    enter(f);
+[[gnu::noipa]] void resume(place &at) {
+    if (!__builtin_setjmp(scheduler)) go_to(at);
 }
 
 void begin_block(int size) {
@@ -221,16 +236,15 @@ void begin_block(int size) {
         warps[w] = {lanes < EMULATED_LANES ? lanes : EMULATED_LANES, 0, 0};
     }
     box_barriers.clear();
+    for (; n_fibers < n_threads; n_fibers++) make_fiber();
     n_idle = 0;
     for (int i = 0; i < n_threads; i++) {
         idle[n_idle++] = &fibers[n_threads - 1 - i];
-        threads[i].on = NULL;
-        threads[i].done = false;
-        threads[i].waits = NULL;
-        threads[i].copies.clear();
-        threads[i].products.clear();
-        threads[i].product_groups = 0;
-        threads[i].published = true;
+        threads[i] = {NULL, NULL, 0, false};
+        under_way[i].copies.clear();
+        under_way[i].products.clear();
+        under_way[i].product_groups = 0;
+        under_way[i].published = true;
         turns[i] = 0;
     }
 }
@@ -239,18 +253,11 @@ void begin_block(int size) {
 void run_warp(int w) {
     int first = w * EMULATED_LANES, last = first + EMULATED_LANES;
     if (last > n_threads) last = n_threads;
-    for (long before = progress - 1; before != progress;) {
-        before = progress;
-        for (int k = first; k < last; k++) {
-            int i = reversed ? first + last - 1 - k : k;
-            thread &t = threads[i];
-            if (!can_run(t)) continue;
-            if (t.on)
-                run_as(i);
-            else
-                begin_next(idle[--n_idle]);
-            resume(*t.on);
-        }
+    for (int k = first; k < last; k++) {
+        int i = reversed ? first + last - 1 - k : k;
+        if (!can_run(threads[i])) continue;
+        resume(place_of(i));
+        if (current / EMULATED_LANES == w) return; /* next_place found no other of this warp */
     }
 }
 
@@ -336,7 +343,10 @@ const unsigned char *emulate_exchange(const void *mine, size_t bytes) {
     /* Two sets in turn: a lane that is ahead cannot overwrite what another has yet to read. */
     unsigned char *given = slots[w].given[turns[current]++ % 2];
     if (bytes > EMULATED_SLOT_BYTES) emulate_die("an exchange of more than a slot");
-    memcpy(given + lane * EMULATED_SLOT_BYTES, mine, bytes);
+    if (bytes == 4)
+        memcpy(given + lane * EMULATED_SLOT_BYTES, mine, 4);
+    else
+        memcpy(given + lane * EMULATED_SLOT_BYTES, mine, bytes);
     wait(warps[w]);
     return given;
 }
@@ -344,11 +354,11 @@ const unsigned char *emulate_exchange(const void *mine, size_t bytes) {
 void emulate_copy_async(void *to, const void *from, size_t bytes) {
     if ((uintptr_t)to % bytes || (uintptr_t)from % bytes)
         emulate_die("a misaligned asynchronous copy");
-    threads[current].copies.push_back({to, from, bytes});
+    under_way[current].copies.push_back({to, from, bytes});
 }
 
 void emulate_copy_wait() {
-    thread &t = threads[current];
+    transfers &t = under_way[current];
     for (const copy &c : t.copies) {
         if (c.bytes == 16) t.published = false; /* single floats are not for tensor cores */
         if (c.from)
@@ -471,6 +481,7 @@ void emulate_copy_box(void *to, const box_map *map, int col, int head, int row, 
 
 namespace {
 
+/* Word i of the words that a lane gave. */
 uint32_t word(const unsigned char *given, int lane, int i) {
     uint32_t x;
     memcpy(&x, given + lane * EMULATED_SLOT_BYTES + 4 * i, sizeof x);
@@ -558,7 +569,7 @@ uint64_t sum_of(const product &p, bool has_a) {
 
 void emulate_group_multiply(float *d, int n, const uint32_t *a, uint64_t a_matrix, uint64_t b,
                             bool transposed, bool add) {
-    thread &t = threads[current];
+    transfers &t = under_way[current];
     int lane = current % EMULATED_LANES, warp = current / EMULATED_LANES;
     if (blockDim.x % 128) emulate_die("a warpgroup's product without four warps");
     if (a_matrix >> 62 != !a || b >> 62 != 1) emulate_die("a matrix that is not swizzled");
@@ -566,7 +577,7 @@ void emulate_group_multiply(float *d, int n, const uint32_t *a, uint64_t a_matri
         d, std::vector<float>(4 * (size_t)n), a_matrix, b, n, transposed, 0, t.product_groups};
     if (current % 128 == 0) {
         for (int i = 0; i < n_threads; i++)
-            if (!threads[i].published) emulate_die("a product of copies that were not published");
+            if (!under_way[i].published) emulate_die("a product of copies that were not published");
         p.seen = sum_of(p, !a);
     }
     /* The lanes share the reading of matrices. Two sets in turn, as in emulate_exchange. */
@@ -598,11 +609,11 @@ void emulate_group_multiply(float *d, int n, const uint32_t *a, uint64_t a_matri
 }
 
 void emulate_group_commit() {
-    threads[current].product_groups++;
+    under_way[current].product_groups++;
 }
 
 void emulate_group_wait(int n) {
-    thread &t = threads[current];
+    transfers &t = under_way[current];
     std::vector<product> later;
     for (const product &p : t.products) {
         if (p.group >= t.product_groups - n) {
@@ -617,7 +628,7 @@ void emulate_group_wait(int n) {
 }
 
 void emulate_group_publish() {
-    threads[current].published = true;
+    under_way[current].published = true;
 }
 
 void emulate_capability(int major) {

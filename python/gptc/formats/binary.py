@@ -86,13 +86,19 @@ class Binary(Uncopied):
 
     def skip_strings(self, count: int, field: str) -> None:
         """Skips strings that begin with their length as 8 bytes."""
-        at, size, length = self.at, self.size, struct.Struct("<Q")
+        at, size, length_at = self.at, self.size, struct.Struct("<Q").unpack_from
+        first, window, last = self._window
         for i in range(count):
-            if at + 8 <= size:
-                at += 8 + length.unpack(self.peek(at, at + 8))[0]
-            if at > size or at == self.at:
-                raise self.damaged(f"string {i} of {field}", "ends past the end of the file")
             self.at = at
+            if not first <= at <= last - 8:
+                if at > size - 8:
+                    raise self.damaged(f"string {i} of {field}", "ends past the end of the file")
+                self.peek(at, at + 8)
+                first, window, last = self._window
+            at += 8 + length_at(window, at - first)[0]
+            if at > size:
+                raise self.damaged(f"string {i} of {field}", "ends past the end of the file")
+        self.at = at
 
     def raw(self, offset: int, n_bytes: int) -> npt.NDArray[np.uint8]:
         """Bytes that were checked to be within the file. GptcError if it has become shorter."""
