@@ -66,7 +66,7 @@ extern "C" {
 /* ==== binding: begin ==== */
 
 /* Changes with the meaning of any declaration below; gpt_abi_version() returns the library's. */
-#define GPT_ABI_VERSION 17
+#define GPT_ABI_VERSION 18
 
 enum gpt_status {
     GPT_OK = 0,
@@ -252,6 +252,10 @@ typedef struct gpt_config {
     /* Factor of the load-balance loss in the gradient: Fedus et al. 2021, equations 4 to 6, with all
      * layers' tokens together, as in transformers. Losses stay cross-entropy. Not for weighted losses. */
     float router_loss;
+    /* 1: parallel layers lack norm_2, and both branches read norm_1, as in GPT-J (Wang and Komatsuzaki
+     * 2021). */
+    int32_t one_norm;
+    int32_t head_bias; /* 1: logits have a bias */
 } gpt_config;
 
 enum { GPT_MAX_EXPERTS = 128 };

@@ -144,6 +144,8 @@ static const char *const our_fields[] = {
     "n_expert_used",
     "expert_norm",
     "router_loss",
+    "one_norm",
+    "head_bias",
 };
 enum { N_OUR_FIELDS = sizeof our_fields / sizeof *our_fields, N_REQUIRED = 17 };
 
@@ -186,6 +188,8 @@ static int read_branches(source s, gpt_config *c) {
     TRY(get_int(s, "n_expert_used", &c->n_expert_used));
     TRY(get_bool(s, "expert_norm", &c->expert_norm));
     TRY(get_float(s, "router_loss", &c->router_loss));
+    TRY(get_bool(s, "one_norm", &c->one_norm));
+    TRY(get_bool(s, "head_bias", &c->head_bias));
     if (wide) c->qk_norm = GPT_QK_NORM_WIDTH;
     if (norm_bias) c->bias |= GPT_BIAS_NORM;
     return GPT_OK;

@@ -135,6 +135,9 @@ static int check_branches(const gpt_config *c) {
     if (c->qk_norm == GPT_QK_NORM_WIDTH && c->n_kv_head != c->n_head)
         return fail(GPT_ERR_ARGUMENT, "qk_norm over the width needs n_kv_head equal to n_head");
     TRY(check_range("parallel", c->parallel, 0, 1));
+    TRY(check_range("one_norm", c->one_norm, 0, 1));
+    if (c->one_norm && !c->parallel)
+        return fail(GPT_ERR_ARGUMENT, "one_norm needs parallel branches");
     TRY(check_range("norm_at", c->norm_at, GPT_NORM_BEFORE, GPT_NORM_BOTH));
     if (c->parallel && c->norm_at != GPT_NORM_BEFORE)
         return fail(GPT_ERR_ARGUMENT, "norm_at must be 0 (before the branches): they are parallel");
@@ -199,6 +202,7 @@ int gpt_config_check(const gpt_config *c) {
     TRY(check_range("activation", c->activation, GPT_ACT_GELU, GPT_ACT_GEGLU));
     TRY(check_range("bias", c->bias, 0, GPT_BIAS_ALL));
     TRY(check_range("tied", c->tied, 0, 1));
+    TRY(check_range("head_bias", c->head_bias, 0, 1));
     TRY(check_range("head_size", c->head_size, 0, MAX_WIDTH));
     TRY(check_range("window", c->window, 0, INT32_MAX));
     if (c->head_size == 0 && c->n_embd % c->n_head)

@@ -76,6 +76,9 @@ static const family families[] = {
     {"parallel", /* as GPT-NeoX */
      {63, 24, 2, 3, 3, 24, 19, GPT_NORM_LAYERNORM, 1, GPT_POS_ROPE, GPT_ACT_GELU_ERF, GPT_BIAS_ALL,
       0, 1e-5f, 10000, .rope_dim = 2, .parallel = 1}},
+    {"one norm", /* as GPT-J, with the biases of Phi-1.5 */
+     {63, 24, 2, 3, 3, 24, 19, GPT_NORM_LAYERNORM, 1, GPT_POS_ROPE, GPT_ACT_GELU, GPT_BIAS_ALL, 0,
+      1e-5f, 10000, .rope_dim = 4, .parallel = 1, .one_norm = 1, .head_bias = 1}},
     {"norms after", /* as OLMo 2, with the scores of a Cerebras-GPT */
      {57, 24, 3, 3, 3, 20, 17, GPT_NORM_RMSNORM, 1, GPT_POS_ROPE, GPT_ACT_SWIGLU, GPT_BIAS_ATT_PROJ,
       0, 1e-6f, 500, .head_size = 4, .qk_norm = GPT_QK_NORM_WIDTH, .norm_at = GPT_NORM_AFTER,

@@ -18,6 +18,9 @@ STEPS = 10
 ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 GRAD_CLIP = 1.0
 
+# Families whose config.json has GPT-2's keys, such as n_positions.
+GPT2_KEYS = ("gpt2", "gptj")
+
 Array = npt.NDArray[Any]
 
 
@@ -283,6 +286,37 @@ ARCHITECTURES = [
         2,
         26,
     ),
+    Case(
+        "phi",
+        "phi",
+        _like_llama("phi", **_NEOX, hidden_act="gelu_new", partial_rotary_factor=0.5),
+        2,
+        19,
+    ),
+    # Shared keys, whole heads that turn, and the embedding as head, which has a bias all the same.
+    Case(
+        "phi-grouped",
+        "phi",
+        _like_llama("phi", partial_rotary_factor=1.0, tie_word_embeddings=True),
+        1,
+        23,
+    ),
+    Case(
+        "gptj",
+        "gptj",
+        {
+            "model_type": "gptj",
+            "vocab_size": 83,
+            "n_positions": 32,
+            "n_embd": 48,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_inner": 56,
+            "rotary_dim": 8,
+        },
+        2,
+        21,
+    ),
     Case("olmo2", "olmo2", _like_llama("olmo2", num_key_value_heads=4, pad_token_id=None), 2, 22),
     # Small soft caps, so that both bend these scores and logits.
     Case(
@@ -452,7 +486,7 @@ def run(case: Case) -> dict[str, Array]:
     settings = {k: v for k, v in case.config.items() if k != "model_type"}
     dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     config = AutoConfig.for_model(
-        case.kind, **settings, **(dropouts if case.kind == "gpt2" else {})
+        case.kind, **settings, **(dropouts if case.kind in GPT2_KEYS else {})
     )
     config._attn_implementation = config._experts_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).double()

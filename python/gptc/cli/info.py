@@ -368,6 +368,7 @@ def _attention_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
     words = {
         "wide_qk_norm": "norms of all queries and all keys",
         "parallel": "parallel to the feed-forward layer",
+        "one_norm": "with one norm for both",
         "score_by_layer": "scores divided by the layer's number",
     }
     found += [text for name, text in words.items() if config.get(name)]

@@ -43,7 +43,7 @@ _RARE: tuple[str, ...] = (
     "parallel",
 )
 _RARE += ("score_scale", "score_by_layer", "embedding_scale", "score_cap", "logit_cap", "layers")
-_RARE += ("n_expert", "n_expert_used", "expert_norm", "router_loss")
+_RARE += ("n_expert", "n_expert_used", "expert_norm", "router_loss", "one_norm", "head_bias")
 MOST_EXPERTS = 128
 """GPT_MAX_EXPERTS."""
 GATED = ("swiglu", "geglu")
@@ -81,8 +81,8 @@ class GPTConfig:
     `window` is the number of keys that a query sees, `rope_dim` that of the channels of a head that
     turn. With `n_expert`, a token has `n_expert_used` of so many feed-forward layers, and
     `router_loss` keeps them equally busy in training. Branches have their norms before, after or on
-    both sides (`norm_at`), and with `parallel` both read the layer's input. `layers` is for models
-    whose layers differ.
+    both sides (`norm_at`), and with `parallel` both read the layer's input, with `one_norm` through
+    one norm. `head_bias` gives logits a bias. `layers` is for models whose layers differ.
     `check()` raises UsageError for an invalid shape.
     """
 
@@ -130,6 +130,8 @@ class GPTConfig:
     n_expert_used: int = 0  # experts of a token
     expert_norm: bool = False  # their weights are divided by their sum
     router_loss: float = 0.0  # factor of the load-balance loss in the gradient
+    one_norm: bool = False  # parallel branches read one norm
+    head_bias: bool = False  # logits have a bias
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:

@@ -108,11 +108,15 @@ def _check_expressible(config: GPTConfig, family: Family) -> None:
 
 
 def _lacking(config: GPTConfig, family: Family) -> Iterator[str]:
+    if not family.gguf:
+        yield f"models of the family {family.model_type}"
     first = next(iter(family.activations.values()))
     if config.activation != first:
         yield f"the activation {config.activation} in {family.model_type}, only {first}"
     if isinstance(family.expert_norm, str) and not config.expert_norm:
         yield f"{family.model_type} with {family.expert_norm} false"
+    if family.own_head and config.tied:
+        yield f"{family.model_type} with tie_word_embeddings true"
     if config.score_by_layer:
         yield f"scores divided by the layer's number ({family.by_layer_key})"
     usual_scale = families.usual_score_scale(family, vars(config))

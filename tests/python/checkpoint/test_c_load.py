@@ -61,6 +61,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "family": "llama", "parallel": True, "rope_dim": 4, "score_scale": 0.3,
         "embedding_scale": 2.0, "score_by_layer": True, "activation": "gelu_erf",
     },
+    "one norm": {
+        "family": "llama", "parallel": True, "one_norm": True, "head_bias": True,
+        "norm": "layernorm", "norm_bias": True, "activation": "gelu",
+    },
     "norms around": {
         "family": "llama", "norm_at": "both", "activation": "geglu", "n_head": 4, "n_kv_head": 4,
         "wide_qk_norm": True, "norm": "layernorm", "norm_bias": True, "score_cap": 1.5,

@@ -10,6 +10,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ from gptc import Model
 from gptc.checkpoint.reader import Checkpoint
 from gptc.convert.export_model import export_model
 from gptc.engine.config import GPTConfig
+from gptc.engine.lora import Lora
 from gptc.errors import GptcError, UsageError
-from gptc.formats import gguf_write, hf
+from gptc.formats import gguf_names, gguf_write, hf, peft
 from gptc.formats.registry import open_model
 
 ROOT = Path(__file__).parents[3]
 CASES = [pytest.param(case, id=case.name) for case in reference.ARCHITECTURES]
 NOT_IN_GGUF = {
+    "gptj": "models of the family gptj",
+    "phi-grouped": "phi with tie_word_embeddings true",
     "cerebras-gpt": "the activation gelu_erf in gpt2, only gelu",
     "gpt2-relu": "the activation relu in gpt2",
     "smollm3-list": "these no_rope_layers, only each 4th layer",
@@ -83,6 +87,27 @@ def test_a_gguf_file_has_the_model_or_names_what_is_lacking(
     assert back.config == replace(source.config, router_loss=0.0)  # which is of training alone
     for name, _, _ in source.config.parameters():
         assert np.array_equal(back.read(name), source.read(name)), name
+
+
+def test_an_older_file_of_phi2_has_joined_queries_keys_and_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(case_of("phi"), tmp_path / "model")
+    source = Checkpoint(tmp_path / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_write, "naming", partial(gguf_names.naming, joined=True))
+        export_model(source, "gguf", tmp_path / "m.gguf", weights_only=True)
+    back = open_model(tmp_path / "m.gguf")
+    assert "blk.1.attn_qkv.bias" in back.tensors.shapes
+    for name, _, _ in source.config.parameters():
+        assert np.array_equal(back.read(name), source.read(name)), name
+
+
+def test_adapters_of_channels_in_another_order_are_refused() -> None:
+    config = hf.config_from_json(case_of("gptj").config, "config.json")
+    with pytest.raises(GptcError, match=r"adapters of .*q_proj.weight are not supported"):
+        peft.places(config, Lora(2, 4.0, ("q",)))
+    assert len(peft.places(config, Lora(2, 4.0, ("proj", "fc", "mlp_proj")))) == 6
 
 
 @pytest.mark.parametrize(
@@ -203,6 +228,16 @@ def case_of(name: str) -> reference.Case:
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers is not a list of 0 or 1"),
         ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
         ("smollm3", {"use_sliding_window": True}, "use_sliding_window True is not supported"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm True is not supported, only False"),
+        ("phi", {"partial_rotary_factor": 0.3}, "partial_rotary_factor 0.3 turns 3 of 12 channels"),
+        (
+            "gptj",
+            {"rotary_dim": 5},
+            "rotary_dim is 5; it must be even, and at most the 12",
+        ),
+        ("gptj", {"rotary_dim": 14}, "rotary_dim is 14; it must be even, and at most the 12"),
+        ("gptj", {"rotary_dim": None}, "lacks rotary_dim"),
+        ("gptj", {"n_head": 5}, "n_head 5 does not divide n_embd 48"),
         ("olmo2", {"num_key_value_heads": 2}, "qk_norm over the width needs n_kv_head equal"),
         (
             "gemma2",
