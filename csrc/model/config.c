@@ -82,11 +82,25 @@ static int check_range(const char *field, int64_t value, int64_t least, int64_t 
                 (long long)value, (long long)least, (long long)most);
 }
 
+static int check_longrope(const gpt_config *c) {
+    TRY(check_range("rope_original", c->rope_original, 1, MAX_BLOCK));
+    if (!(c->rope_attention > 0 && isfinite(c->rope_attention)))
+        return fail(GPT_ERR_ARGUMENT, "rope_attention is %g; it must be above 0",
+                    c->rope_attention);
+    if (!c->rope_divisors) return fail(GPT_ERR_ARGUMENT, "longrope needs rope_divisors");
+    for (int64_t i = 0; i < 2 * rope_pairs(c); i++)
+        if (!(c->rope_divisors[i] > 0 && isfinite(c->rope_divisors[i])))
+            return fail(GPT_ERR_ARGUMENT, "number %d of rope_divisors is %g; it must be above 0",
+                        (int)i, c->rope_divisors[i]);
+    return GPT_OK;
+}
+
 static int check_rope_scaling(const gpt_config *c) {
-    TRY(check_range("rope_scaling", c->rope_scaling, GPT_ROPE_NONE, GPT_ROPE_DYNAMIC));
+    TRY(check_range("rope_scaling", c->rope_scaling, GPT_ROPE_NONE, GPT_ROPE_LONGROPE));
     if (c->rope_scaling == GPT_ROPE_NONE) return GPT_OK;
     if (c->pos != GPT_POS_ROPE)
         return fail(GPT_ERR_ARGUMENT, "rope_scaling needs rotary positions within heads");
+    if (c->rope_scaling == GPT_ROPE_LONGROPE) return check_longrope(c);
     if (!(c->rope_factor >= 1 && isfinite(c->rope_factor)))
         return fail(GPT_ERR_ARGUMENT, "rope_factor is %g; it must be at least 1", c->rope_factor);
     if (c->rope_scaling == GPT_ROPE_LINEAR) return GPT_OK;

@@ -357,7 +357,7 @@ struct gpt_model {
     gpt_config config;
     gpt_layer *layers;        /* (L) config.layers */
     int *rope;                /* (L) the index of a layer's rotary table, -1 where it has none */
-    double *rope_frequencies; /* (number of tables, pairs) radians a position */
+    double *rope_frequencies; /* (rope_sets, number of tables, pairs) radians a position */
     gpt_options options;      /* with defaults in place of 0 */
     const gpt_ops *ops;
     gpt_ctx *ctx;
@@ -613,7 +613,9 @@ int rope_index(const gpt_config *c, int l);
 int rope_table_count(const gpt_config *c);
 /* Pairs of channels that a table turns: 0 with learned positions. */
 int64_t rope_pairs(const gpt_config *c);
-/* Radians a position: (number of tables, pairs). */
+/* Sets of frequencies: for short and for long contexts, or one. */
+int rope_sets(const gpt_config *c);
+/* Radians a position: (rope_sets, number of tables, pairs). */
 void rope_frequencies(const gpt_config *c, double *out);
 /* The table of layer l, NULL where it has none. */
 const float *rope_table(const gpt_model *m, const acts *a, int l);

@@ -294,6 +294,17 @@ static inline void ref_yarn_table(double *table, double theta, double factor, do
     }
 }
 
+/* The same with frequencies divided by their own numbers: Ding et al. 2024, equation 3. */
+static inline void ref_divided_table(double *table, double theta, const float *divisors,
+                                     double attention, int T, int HS) {
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < HS / 2; i++) {
+            double angle = t / (divisors[i] * pow(theta, 2.0 * i / HS));
+            table[(t * (HS / 2) + i) * 2] = attention * cos(angle);
+            table[(t * (HS / 2) + i) * 2 + 1] = attention * sin(angle);
+        }
+}
+
 /* In place; sign 1 rotates forward, -1 back. Within heads, only the first `turned` channels. */
 static inline void ref_rope(double *qkv /* (N, QKV) */, const double *table,
                             const int32_t *positions /* or NULL */, int pos, int sign, int N, int T,

@@ -103,6 +103,9 @@ static inline ref_model ref_model_of(gpt_model *model, const gpt_config *config,
         a->rope = host_zeros((int64_t)T * m.ATT);
         int width = config->pos == GPT_POS_ROPE ? m.turned : m.HS;
         ref_rope_table(a->rope, config->pos, a->is.rope_theta, T, width, m.ATT);
+        if (config->rope_scaling == GPT_ROPE_LONGROPE)
+            ref_divided_table(a->rope, a->is.rope_theta, rope_divisors + width / 2,
+                              config->rope_attention, T, width);
         if (config->rope_scaling == GPT_ROPE_YARN)
             ref_yarn_table(a->rope, a->is.rope_theta, config->rope_factor, config->rope_low_freq,
                            config->rope_high_freq, config->rope_original,

@@ -43,7 +43,7 @@ def features(case: reference.Case) -> str:
     elif case.kind in reference.GPT2_KEYS:
         names.append(f"heads of {config['n_embd'] // config['n_head']}")
     names += [f"{key}: {config[key]}" for key in _CHOICES if key in config]
-    if case.kind in ("mistral", "phi3") or config.get("use_sliding_window"):
+    if "sliding_window" in config and case.kind not in ("gemma2", "gemma3_text"):
         names.append(f"window {config['sliding_window'] or 'null'}")
     if experts := config.get("num_local_experts", config.get("num_experts")):
         names.append(f"{config['num_experts_per_tok']} of {experts} experts")

@@ -6,6 +6,7 @@ whose stream is frozen, so that a golden file needs to hold results only.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,6 +220,14 @@ FAMILIES = [
 
 # Families whose layers differ from Llama's; each has a golden file.
 _NEOX = {"num_key_value_heads": None, "hidden_size": 48, "layer_norm_eps": 1e-5}
+_LONGROPE = {
+    "original_max_position_embeddings": 6,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.0, 1.25, 1.5, 2.0, 3.0],
+        "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0],
+    },
+}
 ARCHITECTURES = [
     Case(
         "cerebras-gpt",
@@ -285,6 +294,21 @@ ARCHITECTURES = [
         ),
         2,
         26,
+    ),
+    # A context of 48 tokens, after one of 6; and sequences that fit into the original one.
+    Case("phi3-long", "phi3", _like_llama("phi3", **_LONGROPE, pad_token_id=None), 1, 21),
+    Case(
+        "phi3-short",
+        "phi3",
+        _like_llama(
+            "phi3",
+            **{**_LONGROPE, "original_max_position_embeddings": 30},
+            partial_rotary_factor=1.0,
+            pad_token_id=None,
+            tie_word_embeddings=True,
+        ),
+        2,
+        14,
     ),
     Case(
         "phi",
@@ -483,7 +507,8 @@ def run(case: Case) -> dict[str, Array]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = {k: v for k, v in case.config.items() if k != "model_type"}
+    # Copies, since transformers writes to what it is given.
+    settings = {k: deepcopy(v) for k, v in case.config.items() if k != "model_type"}
     dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     config = AutoConfig.for_model(
         case.kind, **settings, **(dropouts if case.kind in GPT2_KEYS else {})

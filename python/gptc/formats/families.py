@@ -59,6 +59,7 @@ class Family:
     rotary_size_key: str = ""  # or of their number
     theta_key: str = "rope_theta"
     fixed_theta: float = 0.0  # the only rotary base
+    longrope: bool = False
     parallel: bool | str = False  # whether branches are, or the key that decides
     one_norm: bool = False  # both of them read norm 1
     head_bias: bool = False
@@ -166,6 +167,8 @@ class Family:
             config.rope_original, config.rope_factor
         ):
             return False
+        if config.rope_scaling == "longrope" and not self.longrope:
+            return False
         if self.period and bool(config.window) != bool(config.layers):
             return False
         return self.window or not config.window
@@ -204,28 +207,6 @@ FAMILIES = (
         gpt2_keys=True,
         defaults={"tie_word_embeddings": True},
         **_ALL_BIASES,
-    ),
-    Family(
-        "gptj",
-        "GPTJForCausalLM",
-        "",
-        "Wang and Komatsuzaki 2021, GPT-J-6B (github.com/kingoflolz/mesh-transformer-jax)",
-        norm="layernorm",
-        activations={"gelu_new": "gelu", "gelu": "gelu_erf", "relu": "relu"},
-        activation_key="activation_function",
-        stems=family_names.GPTJ,
-        grouped=False,
-        divided=True,
-        mlp_bias=True,
-        norm_bias=True,
-        rotary_size_key="rotary_dim",
-        fixed_theta=10000.0,
-        parallel=True,
-        one_norm=True,
-        head_bias=True,
-        paired_folder=True,
-        gpt2_keys=True,
-        defaults={"rotary_dim": 64},
     ),
     Family(  # also TinyLlama and SmolLM2
         "llama",
@@ -408,6 +389,29 @@ FAMILIES = (
         plain={"qk_layernorm": False},
         **_ALL_BIASES,
     ),
+    Family(
+        "gptj",
+        "GPTJForCausalLM",
+        "",
+        "Wang and Komatsuzaki 2021, GPT-J-6B (github.com/kingoflolz/mesh-transformer-jax); "
+        "rotation: Su et al. 2021, arXiv 2104.09864",
+        norm="layernorm",
+        activations={"gelu_new": "gelu", "gelu": "gelu_erf", "relu": "relu"},
+        activation_key="activation_function",
+        stems=family_names.GPTJ,
+        grouped=False,
+        divided=True,
+        mlp_bias=True,
+        norm_bias=True,
+        rotary_size_key="rotary_dim",
+        fixed_theta=10000.0,
+        parallel=True,
+        one_norm=True,
+        head_bias=True,
+        paired_folder=True,
+        gpt2_keys=True,
+        defaults={"rotary_dim": 64},
+    ),
     # Also Phi-4 mini. One that turns whole heads computes as a Llama or Mistral, and is written so.
     Family(
         "phi3",
@@ -418,6 +422,7 @@ FAMILIES = (
         gguf_stems=family_names.GGUF_JOINED,
         divided=True,
         rotary_key="partial_rotary_factor",
+        longrope=True,
         window=True,
         pad=True,
         defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
@@ -571,7 +576,7 @@ def by_model_type(kind: Any, classes: Any = None) -> Family | None:
 
 def by_gguf(architecture: Any, experts: bool = False) -> Family | None:
     """The family of a GGUF file, if it has one with experts, or without."""
-    named = [family for family in FAMILIES if family.gguf == architecture]
+    named = [family for family in FAMILIES if family.gguf and family.gguf == architecture]
     fitting = [family for family in named if bool(family.experts_key) == experts]
     return next(iter(fitting or named), None)
 

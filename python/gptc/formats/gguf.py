@@ -87,7 +87,7 @@ class GgufModel(ModelFile):
     def placement(self) -> Placement:
         def ignored(name: str) -> bool:
             tied_head = name == "output.weight" and self.config.tied
-            return tied_head or name == gguf_rope.FREQUENCIES
+            return tied_head or name in (gguf_rope.FREQUENCIES, *gguf_rope.LONGROPE)
 
         where = str(self.path)
         return Placement(self.config, self.parts(), self.tensors, where, ignored=ignored)

@@ -83,10 +83,9 @@ def model_chunks(
         )
     _check_expressible(config, family)
     tensors = _stacked(_tensor(model, part, dtype) for part in layout.parts(config, naming(family)))
-    frequencies = gguf_rope.divisors_of(config)
-    if frequencies is not None:
-        part = Part(gguf_rope.FREQUENCIES, "", frequencies.shape, slice(0, frequencies.shape[0]))
-        tensors.append(_Tensor(part, F32, partial(F32.encode, frequencies)))
+    for name, divisors in gguf_rope.tensors_of(config).items():
+        part = Part(name, "", divisors.shape, slice(0, divisors.shape[0]))
+        tensors.append(_Tensor(part, F32, partial(F32.encode, divisors)))
     mix = MIXES.get(dtype)
     values = _metadata(model, family, mix.file_type if mix else _file_type(tensors))
     if tokenizer is None:

@@ -23,6 +23,7 @@ import reference
 from gptc import Model
 from gptc.checkpoint.reader import Checkpoint
 from gptc.convert.export_model import export_model
+from gptc.convert.import_model import import_model
 from gptc.engine.config import GPTConfig
 from gptc.engine.lora import Lora
 from gptc.errors import GptcError, UsageError
@@ -101,6 +102,18 @@ def test_an_older_file_of_phi2_has_joined_queries_keys_and_values(
     assert "blk.1.attn_qkv.bias" in back.tensors.shapes
     for name, _, _ in source.config.parameters():
         assert np.array_equal(back.read(name), source.read(name)), name
+
+
+def test_longrope_goes_by_the_context_and_says_so(tmp_path: Path) -> None:
+    published(case_of("phi3-short"), tmp_path / "model")
+    imported = import_model(tmp_path / "model", tmp_path / "copy")
+    assert any("more than 30 tokens, shorter texts" in note for note in imported.notes)
+    tokens = np.arange(8, dtype=np.int32)
+    with Model.load(tmp_path / "model", threads=1, max_batch=1, max_seq=30) as model:
+        short = model.logits(tokens[None])[0, -1]
+        assert np.allclose(model.session(1, 30).decode(tokens), short, atol=1e-5)
+        longer = model.session(1, 31).decode(tokens)
+    assert np.abs(longer - short).max() > 0.01
 
 
 def test_adapters_of_channels_in_another_order_are_refused() -> None:
@@ -256,7 +269,27 @@ def case_of(name: str) -> reference.Case:
         ("gemma3", {"layer_types": ["full_attention"]}, "layer_types must be full_attention or"),
         ("gemma3", {"rope_local_base_freq": 5e3}, "rotary base of 5000.0 of windowed layers"),
         ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_type 'linear'"),
-        ("phi3", {"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope' is not supported"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope"}},
+            "needs short_factor and long_factor, lists",
+        ),
+        (
+            "phi3-long",
+            {"original_max_position_embeddings": 0},
+            "embeddings is 0, not a whole number",
+        ),
+        (
+            "phi3-long",
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": 5}},
+            "needs short_factor and long_factor, lists",
+        ),
+        ("phi3-long", {"head_dim": 8}, "rope_divisors has 10 numbers, not 8"),
+        (
+            "phi3-long",
+            {"rope_scaling": {"type": "su", "short_factor": [1.0, 0], "long_factor": [1.0, 1.0]}},
+            "short_factor of rope_scaling is 0, not a number above 0",
+        ),
         ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual True is not"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm True is not supported"),
     ],
